@@ -1,0 +1,596 @@
+"""Counting a transformer: parameters, bytes on each rank, KV bytes a token, matrices a step multiplies.
+
+Everything is integer arithmetic on an `Architecture`, by the rules with which vLLM lays a model out (its
+`model_executor/layers/vocab_parallel_embedding.py` and `distributed/utils.py`, read in public copies, 2025;
+the linear layers as its documentation describes them):
+
+- query heads, MLP widths and experts' widths are split over tensor-parallel ranks;
+- KV heads are split down to one a rank and replicated beyond;
+- MLA's down-projections and its latent cache, routers, norms and the biases of row-parallel layers are
+  replicated;
+- the vocabulary is padded to a multiple of 64 and split; embeddings live on the first pipeline stage, the LM
+  head on the last (a tied table is held by both);
+- layers that do not divide by the stages go one each to the stages before the last.
+
+Names for reading a model (`load_architecture`, `architecture_from_config`) are re-exported here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from engine_models.blocks import (
+    Architecture,
+    AttentionBlock,
+    AttentionKind,
+    MlpBlock,
+    parts_left_by_format,
+)
+from engine_models.formats import FORMATS, Format
+from engine_models.hf_config import architecture_from_config, load_architecture
+from hardware_profiles.errors import InputError
+
+__all__ = [
+    "Architecture",
+    "AttentionBlock",
+    "Gemm",
+    "KvGroup",
+    "MlpBlock",
+    "MoeShape",
+    "active_parameters",
+    "architecture_from_config",
+    "check_parallelism",
+    "format_of_part",
+    "gemm_shapes",
+    "kv_bytes_per_token",
+    "kv_groups",
+    "load_architecture",
+    "mla_absorbed_bytes_per_rank",
+    "moe_shapes",
+    "parameters",
+    "pipeline_layers",
+    "stages",
+    "state_elements_per_sequence",
+    "tensor_parallel_sizes",
+    "weight_bytes",
+    "weight_bytes_per_rank",
+]
+
+# Rows the vocabulary is padded to before it is split (vLLM DEFAULT_VOCAB_PADDING_SIZE; 2025; datasheet).
+VOCAB_PADDING = 64
+
+# Parts that stay in the model's dtype in every quantized checkpoint that engines load.
+ALWAYS_UNQUANTIZED = frozenset({"embedding", "lm_head", "router", "norm", "bias"})
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """One matrix multiplication of a rank: an [m, k] activation times a [k, n] weight.
+
+    m is the number of tokens of the step (per == "token") or of sequences that yield a token ("sequence");
+    it occurs in `layers` layers of the architecture given. `part` names what it belongs to, for its format
+    (`format_of_part`).
+    """
+
+    name: str
+    n: int
+    k: int
+    layers: int
+    per: Literal["token", "sequence"] = "token"
+    part: str = "attention"
+
+
+@dataclass(frozen=True)
+class MoeShape:
+    """The routed experts of `layers` layers: `tp` splits each expert's width, `ep` the set of experts.
+
+    intermediate is the whole width of an expert, as kernel tables name it.
+    """
+
+    hidden: int
+    intermediate: int
+    experts: int
+    topk: int
+    tp: int
+    ep: int
+    layers: int
+    gated: bool = True
+
+
+@dataclass(frozen=True)
+class KvGroup:
+    """Layers whose cache lives alike: bytes_per_token_per_rank is summed over the `layers` of one rank."""
+
+    kind: AttentionKind
+    window_tokens: int
+    layers: int
+    bytes_per_token_per_rank: int
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """`count` parameters of one part of the model."""
+
+    part: str
+    count: int
+
+
+def _split(width: int, ranks: int) -> int:
+    return -(-width // ranks)
+
+
+def _padded_vocab(arch: Architecture) -> int:
+    return -(-arch.vocab // VOCAB_PADDING) * VOCAB_PADDING
+
+
+def _attention_weights(block: AttentionBlock, hidden: int, tp: int) -> list[_Weights]:
+    """Parameters of one attention layer on one rank (norms of the layer's input are counted elsewhere)."""
+    heads = _split(block.heads, tp)
+    kv_heads = max(1, _split(block.kv_heads, tp)) if block.kv_heads else 0
+    if block.kind == "mla":
+        q_width = heads * (block.qk_nope_head_dim + block.qk_rope_head_dim)
+        latent = block.kv_lora_rank
+        query = hidden * q_width
+        norms = latent
+        if block.q_lora_rank:
+            query = hidden * block.q_lora_rank + block.q_lora_rank * q_width
+            norms += block.q_lora_rank
+        matrices = (
+            query
+            + hidden * (latent + block.qk_rope_head_dim)
+            + latent * heads * (block.qk_nope_head_dim + block.v_head_dim)
+            + heads * block.v_head_dim * hidden
+        )
+        biases = (latent + block.qk_rope_head_dim + block.q_lora_rank) if block.qkv_bias else 0
+        biases += hidden if block.out_bias else 0
+        return [_Weights("attention", matrices), _Weights("norm", norms), _Weights("bias", biases)]
+    if block.kind == "linear":
+        key_width, value_width = kv_heads * block.head_dim, heads * block.v_head_dim
+        inputs = 2 * key_width + 2 * value_width
+        if block.conv_kernel:  # gated delta net: q, k, v, z and the two scalars a value head
+            inputs += 2 * heads
+        matrices = hidden * inputs + value_width * hidden
+        small = block.conv_kernel * (2 * key_width + value_width)
+        small += 2 * heads + block.v_head_dim if block.conv_kernel else value_width
+        return [_Weights("linear_attention", matrices), _Weights("norm", small)]
+    q_width, k_width, v_width = heads * block.head_dim, kv_heads * block.head_dim, kv_heads * block.v_head_dim
+    gate_width = q_width if block.output_gate else 0
+    qkv_width = q_width + gate_width + k_width + v_width
+    matrices = hidden * qkv_width + heads * block.v_head_dim * hidden
+    biases = (qkv_width if block.qkv_bias else 0) + (hidden if block.out_bias else 0)
+    biases += heads if block.sinks else 0
+    norms = {"none": 0, "head": 2 * block.head_dim, "full": q_width + k_width}[block.qk_norm]
+    return [_Weights("attention", matrices), _Weights("norm", norms), _Weights("bias", biases)]
+
+
+def _mlp_weights(block: MlpBlock, hidden: int, tp: int, moe_tp: int, ep: int, routed: int) -> list[_Weights]:
+    """Parameters of one MLP layer on one rank; `routed` of the experts are counted before splitting by ep."""
+    inputs = 2 if block.gated else 1
+    if block.kind == "dense":
+        width = _split(block.intermediate, tp)
+        biases = inputs * width + hidden if block.bias else 0
+        return [_Weights("mlp", (inputs + 1) * hidden * width), _Weights("bias", biases)]
+    experts = _split(routed, ep)
+    width = _split(block.expert_intermediate, moe_tp)
+    biases = experts * (inputs * width + hidden) if block.bias else 0
+    biases += block.experts if block.router_bias else 0
+    shared = (inputs + 1) * hidden * _split(block.shared_intermediate, tp)
+    return [
+        _Weights("experts", experts * (inputs + 1) * hidden * width),
+        _Weights("shared_expert", shared),
+        _Weights("router", hidden * block.experts + (hidden if block.shared_gate else 0)),
+        _Weights("bias", biases),
+    ]
+
+
+def _moe_split(tp: int, ep: int, dp: int) -> int:
+    """How many ways each expert's width is split: the ranks of the MoE group that EP does not use."""
+    return max(1, tp * dp // ep)
+
+
+def _counts(
+    arch: Architecture, tp: int, ep: int, dp: int, *, padded: bool, only_active: bool = False
+) -> Counter[str]:
+    """Parameters by part on the largest rank of the stage `arch` (all ranks are alike but for remainders)."""
+    counts: Counter[str] = Counter()
+    moe_tp = _moe_split(tp, ep, dp)
+    for attention in arch.attention:
+        for weights in _attention_weights(attention, arch.hidden, tp):
+            counts[weights.part] += weights.count * attention.layers
+    for mlp in arch.mlp:
+        routed = mlp.experts_per_token if only_active else mlp.experts
+        for weights in _mlp_weights(mlp, arch.hidden, tp, moe_tp, ep, routed):
+            counts[weights.part] += weights.count * mlp.layers
+    norm_width = arch.hidden * (2 if arch.norm_bias else 1)
+    final_norms = arch.final_norms if arch.has_lm_head else 0
+    counts["norm"] += norm_width * (arch.norms_per_layer * arch.layers + final_norms)
+    rows = _padded_vocab(arch) if padded else arch.vocab
+    table = _split(rows, tp) * arch.hidden
+    if arch.has_embedding:
+        counts["embedding"] += table + arch.positions * arch.hidden
+    if arch.has_lm_head and not (arch.tied_embeddings and arch.has_embedding):
+        counts["lm_head"] += table
+    if arch.has_lm_head and arch.lm_head_bias:
+        counts["bias"] += _split(rows, tp)
+    return counts
+
+
+def parameters(arch: Architecture) -> int:
+    """Return the number of parameters of the language model, norms, biases and embeddings included.
+
+    Equal to the sum of the checkpoint's tensors, less vision towers and multi-token-prediction layers.
+    """
+    return sum(_counts(arch, 1, 1, 1, padded=False).values())
+
+
+def active_parameters(arch: Architecture) -> int:
+    """Return the parameters that take part in one token: all but the experts it is not routed to.
+
+    The input embedding, of which one row is read, is counted only where the LM head shares it. This is the
+    rule of the gpt-oss model card (arXiv:2508.10925, table 1); cards that count both tables give
+    vocab * hidden more.
+    """
+    counts = _counts(arch, 1, 1, 1, padded=False, only_active=True)
+    unread = 0 if arch.tied_embeddings else counts["embedding"]
+    return sum(counts.values()) - unread
+
+
+def format_of_part(arch: Architecture, weights: Format, part: str) -> Format:
+    """Return the format in which `part` of the model is held when the model is served in `weights`.
+
+    A checkpoint stored in `weights` says itself what it leaves alone; otherwise the rule of the format holds.
+    """
+    kept = ALWAYS_UNQUANTIZED
+    if weights.name == arch.quantization:
+        kept = kept | frozenset(arch.unquantized)
+    else:
+        kept = kept | parts_left_by_format(weights.name, arch)
+    plain = weights if weights.name in ("bf16", "fp16", "fp32") else FORMATS[arch.dtype]
+    return plain if part in kept else weights
+
+
+def _bytes(arch: Architecture, weights: Format, counts: Counter[str]) -> int:
+    own_bits = arch.quantization_bits if weights.name == arch.quantization else 0.0
+    bits = 0.0
+    for part, count in counts.items():
+        held = format_of_part(arch, weights, part)
+        bits += count * (own_bits if own_bits and held is weights else held.bits_per_weight)
+    return math.ceil(bits / 8)
+
+
+def weight_bytes(arch: Architecture, weights: Format) -> int:
+    """Return the bytes of all weights once, without padding or replication [bytes]."""
+    return _bytes(arch, weights, _counts(arch, 1, 1, 1, padded=False))
+
+
+def weight_bytes_per_rank(
+    arch: Architecture,
+    weights: Format,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    expert_parallel: int = 1,
+    data_parallel: int = 1,
+) -> int:
+    """Return the bytes of weights on the fullest rank [bytes].
+
+    expert_parallel : ranks over which whole experts are spread; the remaining factor of
+        tensor_parallel * data_parallel splits each expert's width.
+    data_parallel : ranks that share the experts of a MoE layer though each holds its own attention
+        (1 where replicas are independent).
+
+    Raises InputError if the model cannot be split so.
+    """
+    check_parallelism(arch, tensor_parallel, pipeline_parallel, expert_parallel, data_parallel=data_parallel)
+    return max(
+        _bytes(arch, weights, _counts(stage, tensor_parallel, expert_parallel, data_parallel, padded=True))
+        for stage in stages(arch, pipeline_parallel)
+    )
+
+
+def mla_absorbed_bytes_per_rank(
+    arch: Architecture, tensor_parallel: int = 1, pipeline_parallel: int = 1
+) -> int:
+    """Return the bytes of the second copy of MLA's up-projection that absorbed decoding keeps [bytes].
+
+    vLLM derives W_UK^T and W_UV from kv_b_proj after loading, in the model's dtype, beside the original
+    (`v1/attention/backends/mla/common.py`, read in a public copy of 2025-10); 0 for models without MLA.
+    """
+
+    def stage_bytes(stage: Architecture) -> int:
+        return sum(
+            b.layers
+            * b.kv_lora_rank
+            * _split(b.heads, tensor_parallel)
+            * (b.qk_nope_head_dim + b.v_head_dim)
+            * 2
+            for b in stage.attention
+            if b.kind == "mla"
+        )
+
+    return max(stage_bytes(stage) for stage in stages(arch, pipeline_parallel))
+
+
+def pipeline_layers(layers: int, pipeline_parallel: int) -> tuple[int, ...]:
+    """Return the layers of each stage; a remainder goes one each to the stages before the last.
+
+    >>> pipeline_layers(61, 4)
+    (15, 15, 16, 15)
+    """
+    base, rest = divmod(layers, pipeline_parallel)
+    sizes = [base] * pipeline_parallel
+    for i in range(2, rest + 2):
+        sizes[-i] += 1
+    return tuple(sizes)
+
+
+def stages(arch: Architecture, pipeline_parallel: int) -> tuple[Architecture, ...]:
+    """Return each pipeline stage as an architecture of its own, so that every count applies to it."""
+    if pipeline_parallel == 1:
+        return (arch,)
+    found = []
+    start = 0
+    sizes = pipeline_layers(arch.layers, pipeline_parallel)
+    for index, size in enumerate(sizes):
+        layout = arch.layout[start : start + size]
+        start += size
+        of_attention = Counter(a for a, _ in layout)
+        of_mlp = Counter(m for _, m in layout)
+        attention_ids, mlp_ids = sorted(of_attention), sorted(of_mlp)
+        found.append(
+            replace(
+                arch,
+                layers=size,
+                attention=tuple(replace(arch.attention[i], layers=of_attention[i]) for i in attention_ids),
+                mlp=tuple(replace(arch.mlp[i], layers=of_mlp[i]) for i in mlp_ids),
+                layout=tuple((attention_ids.index(a), mlp_ids.index(m)) for a, m in layout),
+                has_embedding=arch.has_embedding and index == 0,
+                has_lm_head=arch.has_lm_head and index == len(sizes) - 1,
+            )
+        )
+    return tuple(found)
+
+
+def _kv_groups_of(arch: Architecture, kv_format: Format, tp: int) -> list[KvGroup]:
+    layers: Counter[tuple[AttentionKind, int]] = Counter()
+    bits: Counter[tuple[AttentionKind, int]] = Counter()
+    for block in arch.attention:
+        if block.kind == "linear":
+            continue
+        if block.kind == "mla":
+            elements = block.kv_lora_rank + block.qk_rope_head_dim
+        else:
+            elements = max(1, _split(block.kv_heads, tp)) * (block.head_dim + block.v_head_dim)
+        key = (block.kind, block.window_tokens)
+        layers[key] += block.layers
+        bits[key] += math.ceil(block.layers * elements * kv_format.bits_per_weight)
+    return [
+        KvGroup(kind, window, layers[kind, window], -(-bits[kind, window] // 8)) for kind, window in layers
+    ]
+
+
+def kv_groups(
+    arch: Architecture, kv_format: Format, tensor_parallel: int = 1, pipeline_parallel: int = 1
+) -> list[KvGroup]:
+    """Return the KV groups of the pipeline stage that holds the most KV bytes a token.
+
+    K and V of each KV head on the rank (at least one); MLA one latent of kv_lora_rank + qk_rope_head_dim
+    values on every rank. Linear attention keeps no cache by token (`state_elements_per_sequence`).
+
+    Raises InputError if the format is not one for a KV cache.
+    """
+    if not kv_format.kv_cache:
+        known = ", ".join(f.name for f in FORMATS.values() if f.kv_cache)
+        raise InputError(f"'{kv_format.name}' is not a KV cache format", mend=f"use one of {known}")
+    found = [_kv_groups_of(stage, kv_format, tensor_parallel) for stage in stages(arch, pipeline_parallel)]
+    return max(found, key=lambda groups: sum(g.bytes_per_token_per_rank for g in groups))
+
+
+def kv_bytes_per_token(
+    arch: Architecture, kv_format: Format, tensor_parallel: int = 1, pipeline_parallel: int = 1
+) -> int:
+    """Return the KV bytes of one token on one rank, over all layers that cache it, windowed or not [bytes].
+
+    2 * layers * kv_heads * head_dim * bytes for plain attention.
+
+    >>> from engine_models.formats import format_named
+    >>> kv_bytes_per_token(load_architecture("Llama-3.1-8B"), format_named("bf16"))
+    131072
+    """
+    groups = kv_groups(arch, kv_format, tensor_parallel, pipeline_parallel)
+    return sum(g.bytes_per_token_per_rank for g in groups)
+
+
+def state_elements_per_sequence(
+    arch: Architecture, tensor_parallel: int = 1, pipeline_parallel: int = 1
+) -> int:
+    """Return the values of recurrent state that linear-attention layers keep for a sequence on one rank.
+
+    Per layer heads * head_dim * v_head_dim, and (conv_kernel - 1) past inputs of the convolution.
+    """
+
+    def of_stage(stage: Architecture) -> int:
+        total = 0
+        for b in stage.attention:
+            if b.kind == "linear":
+                heads, keys = _split(b.heads, tensor_parallel), _split(b.kv_heads, tensor_parallel)
+                past = max(0, b.conv_kernel - 1) * (2 * keys * b.head_dim + heads * b.v_head_dim)
+                total += b.layers * (heads * b.head_dim * b.v_head_dim + past)
+        return total
+
+    return max(of_stage(stage) for stage in stages(arch, pipeline_parallel))
+
+
+def _attention_gemms(block: AttentionBlock, hidden: int, tp: int) -> list[Gemm]:
+    layers = block.layers
+    heads = _split(block.heads, tp)
+    kv_heads = max(1, _split(block.kv_heads, tp)) if block.kv_heads else 0
+    if block.kind == "mla":
+        q_width = heads * (block.qk_nope_head_dim + block.qk_rope_head_dim)
+        latent, rope = block.kv_lora_rank, block.qk_rope_head_dim
+        if block.q_lora_rank:
+            inputs = [
+                Gemm("mla_qkv_a", block.q_lora_rank + latent + rope, hidden, layers),
+                Gemm("mla_q_b", q_width, block.q_lora_rank, layers),
+            ]
+        else:
+            inputs = [
+                Gemm("mla_q", q_width, hidden, layers),
+                Gemm("mla_kv_a", latent + rope, hidden, layers),
+            ]
+        kv_b = Gemm("mla_kv_b", heads * (block.qk_nope_head_dim + block.v_head_dim), latent, layers)
+        return [*inputs, kv_b, Gemm("o", hidden, heads * block.v_head_dim, layers)]
+    if block.kind == "linear":
+        key_width, value_width = kv_heads * block.head_dim, heads * block.v_head_dim
+        part = "linear_attention"
+        width = 2 * key_width + 2 * value_width + (2 * heads if block.conv_kernel else 0)
+        return [
+            Gemm("linear_in", width, hidden, layers, part=part),
+            Gemm("linear_out", hidden, value_width, layers, part=part),
+        ]
+    gates = 2 if block.output_gate else 1
+    qkv = gates * heads * block.head_dim + kv_heads * (block.head_dim + block.v_head_dim)
+    return [Gemm("qkv", qkv, hidden, layers), Gemm("o", hidden, heads * block.v_head_dim, layers)]
+
+
+def gemm_shapes(arch: Architecture, tensor_parallel: int = 1, expert_parallel: int = 1) -> list[Gemm]:
+    """Return the linear layers of one rank of `arch`, QKV and gate/up fused as engines fuse them.
+
+    Routed experts are in `moe_shapes`. With pipeline parallelism call it for each of `stages(arch, pp)`.
+    MLA's kv_b is the up-projection of prefill; absorbed decoding multiplies by the same matrix in two parts.
+    expert_parallel does not change these layers: routers are replicated and shared experts split by TP.
+    """
+    del expert_parallel
+    tp, hidden = tensor_parallel, arch.hidden
+    found = [g for block in arch.attention for g in _attention_gemms(block, hidden, tp)]
+    for block in arch.mlp:
+        inputs = 2 if block.gated else 1
+        first = "gate_up" if block.gated else "up"
+        if block.kind == "dense":
+            width = _split(block.intermediate, tp)
+            found.append(Gemm(first, inputs * width, hidden, block.layers, part="mlp"))
+            found.append(Gemm("down", hidden, width, block.layers, part="mlp"))
+            continue
+        found.append(Gemm("router", block.experts, hidden, block.layers, part="router"))
+        if block.shared_intermediate:
+            width = _split(block.shared_intermediate, tp)
+            part = "shared_expert"
+            found.append(Gemm(f"shared_{first}", inputs * width, hidden, block.layers, part=part))
+            found.append(Gemm("shared_down", hidden, width, block.layers, part=part))
+    if arch.has_lm_head:
+        found.append(
+            Gemm("lm_head", _split(_padded_vocab(arch), tp), hidden, 1, per="sequence", part="lm_head")
+        )
+    return found
+
+
+def moe_shapes(
+    arch: Architecture, tensor_parallel: int = 1, expert_parallel: int = 1, data_parallel: int = 1
+) -> list[MoeShape]:
+    """Return the routed experts of `arch`, one entry a distinct MoE block (none for a dense model)."""
+    moe_tp = _moe_split(tensor_parallel, expert_parallel, data_parallel)
+    return [
+        MoeShape(
+            arch.hidden,
+            block.expert_intermediate,
+            block.experts,
+            block.experts_per_token,
+            moe_tp,
+            expert_parallel,
+            block.layers,
+            block.gated,
+        )
+        for block in arch.mlp
+        if block.kind == "moe"
+    ]
+
+
+def _tensor_parallel_fault(arch: Architecture, tp: int, moe_tp: int) -> str | None:
+    for block in arch.attention:
+        if block.heads % tp:
+            return f"{block.heads} attention heads"
+        if block.kind in ("full", "sliding") and (
+            block.kv_heads % tp if block.kv_heads >= tp else tp % block.kv_heads
+        ):
+            return f"{block.kv_heads} KV heads"
+        if block.kind == "linear" and block.kv_heads % tp:
+            return f"{block.kv_heads} key heads of linear attention"
+    for mlp in arch.mlp:
+        if mlp.intermediate % tp:
+            return f"an MLP of width {mlp.intermediate}"
+        if mlp.expert_intermediate % moe_tp:
+            return f"experts of width {mlp.expert_intermediate}"
+        if mlp.shared_intermediate % tp:
+            return f"shared experts of width {mlp.shared_intermediate}"
+    if _padded_vocab(arch) % tp:
+        return f"a vocabulary of {_padded_vocab(arch)} padded rows"
+    return None
+
+
+def tensor_parallel_sizes(arch: Architecture, at_most: int = 64) -> list[int]:
+    """Return the tensor-parallel sizes up to `at_most` that the heads and widths of the model allow."""
+    return [tp for tp in range(1, at_most + 1) if _tensor_parallel_fault(arch, tp, tp) is None]
+
+
+def check_parallelism(
+    arch: Architecture,
+    tensor_parallel: int,
+    pipeline_parallel: int = 1,
+    expert_parallel: int = 1,
+    *,
+    data_parallel: int = 1,
+    where: str | None = None,
+) -> None:
+    """Raise InputError, with the valid sizes, if the model cannot be split so.
+
+    Query heads and MLP widths must divide by TP; KV heads must divide by TP or TP by them (replication);
+    stages may not outnumber layers; EP needs experts, at most one rank each, and must divide the ranks of
+    the MoE group or be a multiple of them.
+    """
+    sizes = {
+        "tensor_parallel": tensor_parallel,
+        "pipeline_parallel": pipeline_parallel,
+        "expert_parallel": expert_parallel,
+        "data_parallel": data_parallel,
+    }
+    for key, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{key} is {size}", where=where, mend=f"give {key} a whole number from 1")
+    if pipeline_parallel > arch.layers:
+        raise InputError(
+            f"pipeline_parallel {pipeline_parallel} exceeds the {arch.layers} layers of {arch.name}",
+            where=where,
+            mend=f"use at most {arch.layers} stages",
+        )
+    if expert_parallel > 1:
+        experts = [m.experts for m in arch.mlp if m.kind == "moe"]
+        if not experts:
+            raise InputError(
+                f"expert_parallel {expert_parallel} for {arch.name}, which has no experts",
+                where=where,
+                mend="leave expert_parallel at 1 for a dense model",
+            )
+        if expert_parallel > min(experts):
+            raise InputError(
+                f"expert_parallel {expert_parallel} exceeds the {min(experts)} experts of {arch.name}",
+                where=where,
+                mend=f"use at most {min(experts)}",
+            )
+        ranks = tensor_parallel * data_parallel
+        if ranks % expert_parallel and expert_parallel % ranks:
+            raise InputError(
+                f"expert_parallel {expert_parallel} does not fit {ranks} ranks (tensor x data parallel)",
+                where=where,
+                mend=f"use 1 or {ranks}, or a divisor of {ranks}",
+            )
+    moe_tp = _moe_split(tensor_parallel, expert_parallel, data_parallel)
+    fault = _tensor_parallel_fault(arch, tensor_parallel, moe_tp)
+    if fault:
+        valid = ", ".join(str(tp) for tp in tensor_parallel_sizes(arch))
+        raise InputError(
+            f"tensor_parallel {tensor_parallel} does not divide {fault} of {arch.name}",
+            where=where,
+            mend=f"use one of {valid}",
+        )

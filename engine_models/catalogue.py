@@ -1,0 +1,137 @@
+"""The models known by name: Hugging Face config keys in ``catalogue/models.json``, read when first needed.
+
+Each entry is keyed by its Hugging Face id and holds the keys of its ``config.json`` that matter, ``source``
+(where the values were checked) and, if wanted, ``aliases``. An entry with ``like`` takes the other keys of
+the entry it names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+MODELS_FILE = Path(__file__).parent / "catalogue" / "models.json"
+
+# Suffixes of repository names that say how the weights are stored, longest first.
+_FORMAT_SUFFIXES = {
+    "-fp8-dynamic": "fp8",
+    "-fp8-block": "fp8_block",
+    "-gptq-int4": "gptq",
+    "-awq-int4": "awq",
+    "-quantized.w8a8": "int8",
+    "-quantized.w4a16": "int4",
+    "-fp8-kv": "fp8",
+    "-nvfp4": "nvfp4",
+    "-mxfp4": "mxfp4",
+    "-w8a8": "int8",
+    "-w4a16": "int4",
+    "-bf16": "bf16",
+    "-gptq": "gptq",
+    "-int8": "int8",
+    "-int4": "int4",
+    "-fp8": "fp8",
+    "-fp4": "nvfp4",
+    "-awq": "awq",
+}
+
+# Organisations whose own "-FP8" repositories scale by 128 x 128 blocks (their model cards).
+_BLOCK_FP8_ORGANISATIONS = ("qwen", "deepseek-ai", "zai-org", "minimaxai", "moonshotai")
+
+# Suffixes of variants with the same shapes.
+_VARIANT = re.compile(
+    r"-(instruct|it|hf|chat|base|pt|thinking|preview|v\d+(\.\d+)?|2[45]\d\d|0324|0528|0905)$"
+)
+
+
+@dataclass(frozen=True)
+class CatalogueModel:
+    """An entry found by name: its id, its config, and the format the name's suffix states (None: none)."""
+
+    key: str
+    config: dict[str, Any]
+    quantization: str | None
+
+
+@lru_cache(maxsize=1)
+def catalogue() -> dict[str, dict[str, Any]]:
+    """Return all entries by Hugging Face id."""
+    stored: dict[str, dict[str, Any]] = json.loads(MODELS_FILE.read_text(encoding="utf-8"))
+    return {key: _whole(entry, stored) for key, entry in stored.items()}
+
+
+def _whole(entry: dict[str, Any], stored: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    if "like" not in entry:
+        return entry
+    inherited = {key: value for key, value in stored[entry["like"]].items() if key != "aliases"}
+    return {**inherited, **{key: value for key, value in entry.items() if key != "like"}}
+
+
+def model_names() -> list[str]:
+    """Return the Hugging Face ids of the catalogue, sorted."""
+    return sorted(catalogue(), key=str.lower)
+
+
+@lru_cache(maxsize=1)
+def _index() -> dict[str, str]:
+    """Every forgiven spelling of a model and the id it means; exact names win over shortened ones."""
+    exact: dict[str, str] = {}
+    short: dict[str, str] = {}
+    for key, entry in catalogue().items():
+        for name in (key, key.split("/")[-1], *entry.get("aliases", ())):
+            exact.setdefault(_plain(name), key)
+            for spelling in _shortened(_plain(name)):
+                short.setdefault(spelling, key)
+    return short | exact
+
+
+def _plain(name: str) -> str:
+    plain = name.strip().lower().replace("_", "-").replace(" ", "-")
+    return re.sub(r"(^|/)meta-llama-", r"\1llama-", plain)
+
+
+def _shortened(name: str) -> list[str]:
+    """The name without its organisation, then with one variant suffix after another taken off.
+
+    A version goes only where the size stays: deepseek-v3.2 is another model than deepseek-v3.
+    """
+    found = [name.split("/")[-1]]
+    while (match := _VARIANT.search(found[-1])) is not None:
+        rest = found[-1][: match.start()]
+        if match.group(1).startswith("v") and re.search(r"\d[bm]\b", rest) is None:
+            break
+        found.append(rest)
+    return found
+
+
+def find_model(name: str) -> CatalogueModel | None:
+    """Return the entry that `name` means, or None.
+
+    Case, organisation, format suffixes and variant suffixes are forgiven.
+
+    >>> find_model("nvidia/Llama-3.3-70B-Instruct-FP4").key
+    'meta-llama/Llama-3.3-70B-Instruct'
+    """
+    index = _index()
+    plain = _plain(name)
+    if plain in index:
+        return _entry(index[plain], None)
+    organisation = plain.split("/")[0] if "/" in plain else ""
+    quantization = None
+    for suffix, stored in _FORMAT_SUFFIXES.items():
+        if plain.endswith(suffix):
+            plain, quantization = plain[: -len(suffix)], stored
+            break
+    if quantization == "fp8" and organisation in _BLOCK_FP8_ORGANISATIONS:
+        quantization = "fp8_block"
+    for spelling in (plain, *_shortened(plain)):
+        if spelling in index:
+            return _entry(index[spelling], quantization)
+    return None
+
+
+def _entry(key: str, quantization: str | None) -> CatalogueModel:
+    return CatalogueModel(key, catalogue()[key], quantization)

@@ -1,0 +1,83 @@
+"""What an engine's declaration yields for one pool: everything a replica is built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine_models.blocks import Architecture
+from engine_models.parts.continuous import ContinuousRules, ContinuousScheduler
+from engine_models.parts.paged_kv import PagedKV
+from engine_models.step_time import Formats, HostOverhead
+
+
+@dataclass(frozen=True)
+class PoolRequest:
+    """What a scenario asks of an engine for one pool.
+
+    `flags` are the engine's own flags by snake_case name, already parsed. `device_memory_bytes` is what the driver
+    reports; `device_name` serves defaults that engines key to a product.
+    """
+
+    arch: Architecture
+    formats: Formats
+    device_name: str
+    device_memory_bytes: int
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    data_parallel: int = 1
+    expert_parallel: int = 1
+    flags: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """Bytes of one device: what the engine may use, what it needs besides the KV cache, what is left."""
+
+    device_bytes: int
+    usable_bytes: int
+    weight_bytes: int
+    activation_bytes: int
+    other_bytes: int
+    graph_bytes: int
+    kv_bytes: int
+    kv_bytes_per_token: float
+    block_bytes: int
+    blocks: int
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache of one replica holds."""
+        return 0 if not self.block_bytes else self.blocks * round(self.block_bytes / self.kv_bytes_per_token)
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """One pool's engine, resolved: scheduler rules, KV cache, executor, overheads, and what was assumed."""
+
+    engine: str
+    version: str
+    rules: ContinuousRules
+    memory: MemoryBudget
+    capacity_blocks: int
+    block_tokens: int
+    prefix_caching: bool
+    unhashed_to_head: bool
+    depth: int
+    graph_sizes: tuple[int, ...]
+    host: HostOverhead
+    front_end_s: float
+    per_request_s: float
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    sources: tuple[dict[str, Any], ...] = ()
+
+    def scheduler(self, *, aggregate: bool = True, record_rows: bool = False) -> ContinuousScheduler:
+        """Build a fresh scheduler with its KV cache."""
+        kv = PagedKV(
+            self.capacity_blocks,
+            self.block_tokens,
+            prefix_caching=self.prefix_caching,
+            unhashed_to_head=self.unhashed_to_head,
+        )
+        return ContinuousScheduler(self.rules, kv, aggregate=aggregate, record_rows=record_rows)

@@ -1,0 +1,90 @@
+"""Number formats of weights, activations and KV cache: the bits a value takes, the arithmetic it needs.
+
+`FORMATS` is a plain dict; a further family of formats (GGUF, EXL2, MLX) is more entries of the same kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hardware_profiles.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Format:
+    """One number format.
+
+    name : the name a scenario uses.
+    bits_per_weight : stored bits per value, scales and zero points included [bits].
+    compute : the arithmetic the matrix units run, a name of the hardware profile ("bf16", "fp8", ...).
+    weight_only : the values are widened before the multiplication, so that only memory traffic shrinks.
+    kv_cache : engines offer the format for the KV cache too.
+    """
+
+    name: str
+    bits_per_weight: float
+    compute: str
+    weight_only: bool
+    kv_cache: bool = False
+
+
+# Bits follow from the storage layouts (kind: datasheet, by arithmetic; read 2025-11):
+#   fp8        one scale a tensor or channel, < 0.01 bit a weight, taken as 0 (vLLM docs, FP8 W8A8)
+#   fp8_block  one fp32 scale per 128 x 128 block: 8 + 32/16384 (DeepSeek-V3 report, arXiv:2412.19437, 3.3.2)
+#   int8       one scale a channel, taken as 0 (vLLM docs, INT8 W8A8)
+#   int4       group of 128, one 16-bit scale, symmetric: 4 + 16/128 (compressed-tensors W4A16 default)
+#   awq, gptq  group of 128, one 16-bit scale and one 4-bit zero: 4 + 20/128
+#              (AWQ arXiv:2306.00978; GPTQ arXiv:2210.17323; the files' qweight, qzeros, scales)
+#   nvfp4      group of 16, one fp8 scale: 4 + 8/16 (NVIDIA NVFP4; the fp32 scale of a tensor is < 1e-6)
+#   mxfp4      group of 32, one 8-bit exponent: 4 + 8/32 (OCP Microscaling Formats v1.0, 2023-09)
+# A checkpoint that states another group size carries its own bits (`Architecture.quantization_bits`).
+FORMATS: dict[str, Format] = {
+    f.name: f
+    for f in (
+        Format("fp32", 32.0, "fp32", weight_only=False, kv_cache=True),
+        Format("bf16", 16.0, "bf16", weight_only=False, kv_cache=True),
+        Format("fp16", 16.0, "fp16", weight_only=False, kv_cache=True),
+        Format("fp8", 8.0, "fp8", weight_only=False, kv_cache=True),
+        Format("fp8_block", 8.0 + 32.0 / (128 * 128), "fp8", weight_only=False),
+        Format("int8", 8.0, "int8", weight_only=False, kv_cache=True),
+        Format("int4", 4.0 + 16.0 / 128, "bf16", weight_only=True),
+        Format("awq", 4.0 + 20.0 / 128, "bf16", weight_only=True),
+        Format("gptq", 4.0 + 20.0 / 128, "bf16", weight_only=True),
+        Format("nvfp4", 4.0 + 8.0 / 16, "fp4", weight_only=False, kv_cache=True),
+        Format("mxfp4", 4.0 + 8.0 / 32, "fp4", weight_only=False),
+    )
+}
+
+# Spellings of engines and checkpoints for the same formats.
+_ALIASES = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "float32": "fp32",
+    "float": "fp32",
+    "fp8_e4m3": "fp8",
+    "fp8_e5m2": "fp8",
+    "float8_e4m3fn": "fp8",
+    "w8a8": "int8",
+    "w4a16": "int4",
+    "fp4": "nvfp4",
+}
+
+
+def format_named(name: str, *, where: str | None = None) -> Format:
+    """Return the format called `name` (case, dashes and common spellings forgiven).
+
+    Raises InputError naming the nearest known format.
+
+    >>> format_named("NVFP4").bits_per_weight
+    4.5
+    """
+    key = str(name).strip().lower().replace("-", "_")
+    found = FORMATS.get(_ALIASES.get(key, key))
+    if found is None:
+        near = nearest(key, list(FORMATS))
+        hint = f"did you mean '{near}'? " if near else ""
+        raise InputError(
+            f"unknown number format '{name}'", where=where, mend=f"{hint}known formats: {', '.join(FORMATS)}"
+        )
+    return found

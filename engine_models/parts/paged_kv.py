@@ -1,0 +1,278 @@
+"""Paged KV cache with a hash-chain prefix index, as vLLM keeps it, by counts where counts suffice.
+
+The allocator owns `capacity_blocks` blocks of `block_tokens` tokens. A block is *hashed* once every token in it is
+known; a hashed block can be found by a later request whose first tokens are the same. Free blocks form one
+queue: blocks are taken from its head, and a hashed block that is taken leaves the prefix index at that moment.
+
+What makes this cheap is that most blocks have no identity that matters. A request's prompt is split into the
+leading part that other requests may share (known from the workload's content) and the private rest. Shared blocks are
+objects with a key; private blocks are counts, and once free they are one entry of the queue however many they are.
+A private request that is preempted may later find its own blocks again: it is given keys at that moment.
+
+Sources: the behaviour is that of vLLM's block pool and KV manager (0.11 to 0.33, see docs/engines/vllm.md).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from itertools import count
+
+from engine_models.parts.sequence import Sequence
+
+
+class Block:
+    """A hashed block: its chain key and how many requests hold it."""
+
+    __slots__ = ("holders", "key")
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self.holders = 1
+
+
+class FreeRun:
+    """Several free blocks with one place in the queue: private hashed ones, or unhashed ones."""
+
+    __slots__ = ("blocks",)
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+
+
+class ChainKeys:
+    """Integer names of block contents: equal exactly when all tokens up to the end of the block are equal."""
+
+    def __init__(self, block_tokens: int) -> None:
+        self.block_tokens = block_tokens
+        self._fresh = count(1)
+        self._lines: dict[tuple[int, int, int], list[int]] = {}
+        self._mixed: dict[tuple[int, tuple[tuple[int, int, int], ...]], int] = {}
+
+    def fresh(self) -> int:
+        """Return a key that no other block has."""
+        return next(self._fresh)
+
+    def keys(self, runs: tuple[tuple[int, int, int], ...], blocks: int) -> list[int]:
+        """Keys of the first `blocks` full blocks of a content given as runs (segment, offset, length)."""
+        size = self.block_tokens
+        out: list[int] = []
+        parent = 0
+        pieces: list[tuple[int, int, int]] = []
+        filled = 0
+        for segment, offset, length in runs:
+            if filled:  # complete the block that spans runs
+                take = min(size - filled, length)
+                pieces.append((segment, offset, take))
+                filled += take
+                offset += take
+                length -= take
+                if filled < size:
+                    continue
+                name = (parent, tuple(pieces))
+                key = self._mixed.get(name)
+                if key is None:
+                    key = self._mixed[name] = next(self._fresh)
+                out.append(key)
+                parent = key
+                pieces = []
+                filled = 0
+            whole = length // size
+            if whole:
+                line = self._lines.setdefault((parent, segment, offset), [])
+                while len(line) < whole:
+                    line.append(next(self._fresh))
+                out.extend(line[:whole])
+                parent = line[whole - 1]
+                offset += whole * size
+                length -= whole * size
+            if length:
+                pieces = [(segment, offset, length)]
+                filled = length
+            if len(out) >= blocks:
+                break
+        return out[:blocks]
+
+
+class PagedKV:
+    """Blocks of one replica, all layers sharing one block id (a single KV group).
+
+    Parameters
+    ----------
+    capacity_blocks : usable blocks (vLLM: `num_gpu_blocks` - 1, the null block is never used).
+    block_tokens : tokens a block.
+    prefix_caching : whether hashed blocks can be found again.
+    unhashed_to_head : where freed blocks without a hash go: the head of the free queue (vLLM from 0.24), where
+        they are reused first, or its tail.
+    """
+
+    def __init__(
+        self, capacity_blocks: int, block_tokens: int, *, prefix_caching: bool, unhashed_to_head: bool = True
+    ) -> None:
+        self.capacity_blocks = capacity_blocks
+        self.block_tokens = block_tokens
+        self.prefix_caching = prefix_caching
+        self.unhashed_to_head = unhashed_to_head
+        self.free_blocks = capacity_blocks
+        self.chain = ChainKeys(block_tokens)
+        self._plain_head = capacity_blocks  # free, unhashed, at the head of the queue
+        self._queue: OrderedDict[Block | FreeRun, None] = OrderedDict()
+        self._index: dict[int, Block | list[Block]] = {}
+
+    # -- prefix index ---------------------------------------------------------------------------------------
+
+    def prepare(self, seq: Sequence) -> None:
+        """Name the blocks of the sequence's shareable content; called once, before its first lookup."""
+        shareable_tokens = seq.shareable_blocks
+        seq.shareable_blocks = shareable_tokens // self.block_tokens if self.prefix_caching else 0
+        if seq.shareable_blocks:
+            seq.keys = self.chain.keys(seq.runs, seq.shareable_blocks)
+            seq.shareable_blocks = len(seq.keys)
+        else:
+            seq.keys = []
+
+    def find(self, seq: Sequence) -> list[Block]:
+        """Longest run of cached blocks from the start, at most all but the last known token.
+
+        Cached blocks are returned, not yet held.
+        """
+        keys = seq.keys
+        if keys is None:
+            self.prepare(seq)
+            keys = seq.keys
+        assert keys is not None
+        limit = (seq.length - 1) // self.block_tokens
+        found: list[Block] = []
+        get = self._index.get
+        for key in keys[:limit]:
+            entry = get(key)
+            if entry is None:
+                break
+            found.append(entry if entry.__class__ is Block else entry[0])  # type: ignore[index,arg-type]
+        return found
+
+    def _insert(self, block: Block) -> None:
+        entry = self._index.get(block.key)
+        if entry is None:
+            self._index[block.key] = block
+        elif isinstance(entry, list):
+            entry.append(block)
+        else:
+            self._index[block.key] = [entry, block]
+
+    def _forget(self, block: Block) -> None:
+        entry = self._index[block.key]
+        if entry is block:
+            del self._index[block.key]
+        else:
+            assert isinstance(entry, list)
+            entry.remove(block)
+            if len(entry) == 1:
+                self._index[block.key] = entry[0]
+
+    # -- blocks ---------------------------------------------------------------------------------------------
+
+    def take(self, blocks: int) -> None:
+        """Take `blocks` from the head of the free queue; cached ones among them are evicted."""
+        self.free_blocks -= blocks
+        if blocks <= self._plain_head:
+            self._plain_head -= blocks
+            return
+        blocks -= self._plain_head
+        self._plain_head = 0
+        queue = self._queue
+        while blocks:
+            entry = next(iter(queue))
+            if entry.__class__ is Block:
+                queue.popitem(last=False)
+                self._forget(entry)  # type: ignore[arg-type]
+                blocks -= 1
+            else:
+                taken = min(blocks, entry.blocks)  # type: ignore[union-attr]
+                entry.blocks -= taken  # type: ignore[union-attr]
+                blocks -= taken
+                if not entry.blocks:  # type: ignore[union-attr]
+                    queue.popitem(last=False)
+
+    def held(self, seq: Sequence) -> int:
+        """Number of blocks that the sequence holds."""
+        return len(seq.blocks) + seq.extra_blocks
+
+    def hold(self, seq: Sequence, found: list[Block]) -> None:
+        """Take over cached blocks that `find` returned."""
+        queue = self._queue
+        for block in found:
+            if block.holders == 0:
+                del queue[block]
+                self.free_blocks -= 1
+            block.holders += 1
+        seq.blocks = found
+        seq.hashed_blocks = len(found)
+
+    def grow(self, seq: Sequence, tokens: int) -> None:
+        """Allocate until the sequence's blocks hold `tokens` tokens."""
+        more = -(-tokens // self.block_tokens) - len(seq.blocks) - seq.extra_blocks
+        if more > 0:
+            self.take(more)
+            seq.extra_blocks += more
+
+    def register(self, seq: Sequence, known_tokens: int) -> None:
+        """Hash every block that is full of known tokens; those that others may share enter the prefix index."""
+        if not self.prefix_caching:
+            return
+        full = known_tokens // self.block_tokens
+        if full <= seq.hashed_blocks:
+            return
+        keys = seq.keys
+        assert keys is not None
+        have = len(seq.blocks)
+        if have < len(keys) and have < full:
+            for key in keys[have : min(full, len(keys))]:
+                block = Block(key)
+                self._insert(block)
+                seq.blocks.append(block)
+                seq.extra_blocks -= 1
+        seq.hashed_blocks = full
+
+    def name_output(self, seq: Sequence) -> None:
+        """Name the blocks of the whole sequence, output included, so that later turns can find them."""
+        seq.keys = self.chain.keys(seq.runs, (seq.final_length - 1) // self.block_tokens)
+
+    def make_findable(self, seq: Sequence) -> None:
+        """Enter all hashed blocks into the index: the sequence may come back and look itself up."""
+        if not self.prefix_caching:
+            return
+        keys = seq.keys
+        assert keys is not None
+        if seq.output_shared and len(keys) < seq.hashed_blocks:
+            keys = seq.keys = self.chain.keys(seq.runs, seq.hashed_blocks)
+        while len(keys) < seq.hashed_blocks:
+            keys.append(self.chain.fresh())
+        for key in keys[len(seq.blocks) : seq.hashed_blocks]:
+            block = Block(key)
+            self._insert(block)
+            seq.blocks.append(block)
+            seq.extra_blocks -= 1
+
+    def release(self, seq: Sequence) -> None:
+        """Free all blocks, the last of the sequence first."""
+        queue = self._queue
+        hashed = seq.hashed_blocks if self.prefix_caching else 0
+        keyed = seq.blocks
+        private = max(0, hashed - len(keyed))
+        plain = seq.extra_blocks - private
+        self.free_blocks += seq.extra_blocks
+        if plain:
+            if self.unhashed_to_head:
+                self._plain_head += plain
+            else:
+                queue[FreeRun(plain)] = None
+        if private:
+            queue[FreeRun(private)] = None
+        for block in reversed(keyed):
+            block.holders -= 1
+            if block.holders == 0:
+                queue[block] = None
+                self.free_blocks += 1
+        seq.blocks = []
+        seq.extra_blocks = 0
+        seq.hashed_blocks = 0

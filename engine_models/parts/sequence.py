@@ -1,0 +1,103 @@
+"""One request as a scheduler sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Sequence:
+    """A request inside one replica: its token counts, its place in the queues, the KV blocks it holds.
+
+    `length` counts the tokens that exist or are certain to exist (prompt, generated, and outputs in flight);
+    `computed` counts the tokens whose keys and values exist or are scheduled. A row that only decodes is kept
+    in the scheduler's `DecodeSet`; while it is there its `length` and `computed` follow from the set's counter and
+    `offset`, and the two fields here are stale.
+
+    The true output length is `final_length - prompt_tokens`; the scheduler may read it only to know that a row
+    has ended, never to decide what to admit. `stop_known` says whether the end is certain beforehand
+    (the client's limit or the context), as an end by EOS is not.
+    """
+
+    __slots__ = (
+        "arrival_s",
+        "blocks",
+        "class_index",
+        "computed",
+        "draft_step",
+        "drafts",
+        "emissions",
+        "extra_blocks",
+        "final_length",
+        "first_hit_tokens",
+        "first_scheduled_s",
+        "group_state",
+        "hashed_blocks",
+        "index",
+        "keys",
+        "keys_complete",
+        "length",
+        "offset",
+        "order",
+        "output_shared",
+        "preemptions",
+        "priority",
+        "prompt_tokens",
+        "ready_batch",
+        "runs",
+        "shareable_blocks",
+        "state",
+        "stop_known",
+    )
+
+    def __init__(
+        self,
+        index: int,
+        prompt_tokens: int,
+        output_tokens: int,
+        arrival_s: float,
+        *,
+        priority: int = 0,
+        stop_known: bool = True,
+        runs: tuple[tuple[int, int, int], ...] = (),
+        shareable_tokens: int = 0,
+        output_shared: bool = False,
+        class_index: int = 0,
+    ) -> None:
+        self.index = index
+        self.prompt_tokens = prompt_tokens
+        self.final_length = prompt_tokens + output_tokens
+        self.arrival_s = arrival_s
+        self.priority = priority
+        self.stop_known = stop_known
+        self.class_index = class_index
+        self.length = prompt_tokens
+        self.computed = 0
+        self.offset = 0
+        self.order = -1
+        self.state = "waiting"  # waiting, running, decoding (in the decode set), ending, finished
+        self.ready_batch = -1  # not schedulable before this batch has been processed
+        self.preemptions = 0
+        self.first_scheduled_s = -1.0
+        self.first_hit_tokens = 0
+        # content: merged runs (segment, offset, length) of the part that others may share; with
+        # `output_shared` they cover the whole prompt and the output too
+        self.runs = runs
+        self.shareable_blocks = shareable_tokens  # turned into blocks by the cache at first lookup
+        self.keys: list[int] | None = None
+        self.keys_complete = False
+        self.output_shared = output_shared
+        # blocks held: keyed ones in order, then a count of the rest
+        self.blocks: list[Any] = []
+        self.extra_blocks = 0
+        self.hashed_blocks = 0
+        self.group_state: Any = None
+        # emitted tokens as inclusive ranges of the replica's batch numbers
+        self.emissions: list[list[int]] = []
+        self.drafts = 0
+        self.draft_step = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.index}, {self.state}, {self.computed}/{self.length} of {self.final_length}, "
+            f"{len(self.blocks)}+{self.extra_blocks} blocks)"
+        )

@@ -1,0 +1,363 @@
+"""What a step's time is made of.
+
+A step is the sum over the operations of the layer stack on one rank, each timed by the device's kernel model:
+
+    step = sum over layers ( linear layers(m) + experts(m) + attention + collectives(m) + norms, rotary, activation(m) )
+           + LM head(rows) + sampling(rows) + the device's fixed cost of a step
+
+m is the number of tokens in the step after CUDA-graph padding, rows the number of sequences that yield a token. Attention is
+taken apart: decode rows by their number and their mean context (unequal lengths cost about the mean, see
+docs/background/step_time.md), each prefill chunk by its new and prior tokens.
+
+All kernel times are tabulated once, when a deployment is set up; a step then costs a few look-ups. The same arithmetic serves
+one step and a run of steps, so jumping and stepping agree to the last bit.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine_models.architecture import format_of_part, gemm_shapes, moe_shapes, stages
+from engine_models.blocks import Architecture
+from engine_models.formats import Format
+from engine_models.parts.continuous import Batch
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+class Kernels(Protocol):
+    """What is asked of a device's kernel model (`hardware_profiles.kernel_model`); all times in seconds."""
+
+    def gemm_s(self, fmt: str, m: IntArray, n: int, k: int) -> FloatArray: ...
+    def decode_attention_s(
+        self,
+        kv_fmt: str,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        window_tokens: int,
+        batch: IntArray,
+        context_tokens: FloatArray,
+    ) -> FloatArray: ...
+    def prefill_attention_s(
+        self,
+        fmt: str,
+        kv_fmt: str,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        window_tokens: int,
+        new_tokens: IntArray,
+        prior_tokens: IntArray,
+    ) -> FloatArray: ...
+    def moe_s(
+        self,
+        fmt: str,
+        hidden: int,
+        intermediate: int,
+        topk: int,
+        experts: int,
+        tp: int,
+        ep: int,
+        tokens: IntArray,
+    ) -> FloatArray: ...
+    def all_reduce_s(self, gpus: int, message_bytes: FloatArray) -> FloatArray: ...
+    def elementwise_s(self, nbytes: FloatArray) -> FloatArray: ...
+    def p2p_s(self, message_bytes: FloatArray) -> FloatArray: ...
+
+
+@dataclass(frozen=True)
+class HostOverhead:
+    """Time outside the kernels, per engine version; values, sources and kinds stand in the engine's declaration.
+
+    step_s : host time of a step whatever its size (schedule, input preparation, launch, read-back).
+    row_s : host time per row of the batch.
+    device_step_s : device time of a step that no kernel table holds (input copies, sampler, gaps between graphs).
+    device_layer_s : device time per layer that no kernel table holds (gaps between kernels of a layer).
+    """
+
+    step_s: float
+    row_s: float
+    device_step_s: float = 0.0
+    device_layer_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Number formats of a deployment."""
+
+    weights: Format
+    activations: Format
+    kv_cache: Format
+
+
+def log_grid(highest: int, per_octave: int) -> IntArray:
+    """Integers from 1 to `highest`, about `per_octave` an octave."""
+    count = max(2, int(np.log2(max(highest, 2)) * per_octave) + 1)
+    return np.unique(np.rint(np.geomspace(1, max(highest, 2), count)).astype(np.int64))
+
+
+class PiecewiseLinear:
+    """A tabulated function of one variable, linear between its nodes and beyond the last; scalar and array agree."""
+
+    def __init__(self, nodes: FloatArray, values: FloatArray) -> None:
+        slopes = np.diff(values) / np.diff(nodes)
+        slopes = np.append(slopes, slopes[-1])
+        self.nodes_array, self.values_array, self.slopes_array = nodes, values, slopes
+        self.nodes: list[float] = nodes.tolist()
+        self.values: list[float] = values.tolist()
+        self.slopes: list[float] = slopes.tolist()
+
+    def at(self, x: float) -> float:
+        """Value at a scalar."""
+        i = bisect_right(self.nodes, x) - 1
+        if i < 0:
+            i = 0
+        return self.values[i] + self.slopes[i] * (x - self.nodes[i])
+
+    def over(self, x: FloatArray) -> FloatArray:
+        """Values at an array, by the same arithmetic as `at`."""
+        i = np.searchsorted(self.nodes_array, x, side="right") - 1
+        np.maximum(i, 0, out=i)
+        return self.values_array[i] + self.slopes_array[i] * (x - self.nodes_array[i])
+
+
+class StepTimeModel:
+    """Step times of one replica (one rank of it: ranks work alike, collectives included).
+
+    Parameters
+    ----------
+    arch : the model.
+    kernels : the device's kernel model.
+    formats : of weights, activations and KV cache.
+    tensor_parallel, pipeline_parallel, expert_parallel : of the replica. With a pipeline the times are those of
+        its slowest stage.
+    graph_sizes : CUDA-graph sizes in tokens; a batch is padded up to the next one, above the last it is not.
+    max_step_tokens, max_rows, max_context_tokens : the range to tabulate.
+    host : overheads of the engine.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        kernels: Kernels,
+        formats: Formats,
+        host: HostOverhead,
+        *,
+        tensor_parallel: int = 1,
+        pipeline_parallel: int = 1,
+        expert_parallel: int = 1,
+        graph_sizes: tuple[int, ...] = (),
+        max_step_tokens: int = 8192,
+        max_rows: int = 1024,
+        max_context_tokens: int = 131072,
+    ) -> None:
+        self.host = host
+        self._kernels = kernels
+        self._formats = formats
+        self._tp = tensor_parallel
+        self._ep = expert_parallel
+        self.stages = stages(arch, pipeline_parallel)
+        self._stage = max(self.stages, key=lambda s: s.layers)
+        self._hidden = arch.hidden
+        self._tabulate_linear(graph_sizes, max_step_tokens)
+        self._tabulate_rows(arch, max_rows)
+        self._tabulate_decode(max_rows, max_context_tokens)
+        self._tabulate_prefill(max_step_tokens, max_context_tokens)
+        self._hop_s = 0.0
+        if pipeline_parallel > 1:
+            self._hop_s = float(kernels.p2p_s(np.array([2.0 * arch.hidden * 256]))[0])
+
+    # -- tables ---------------------------------------------------------------------------------------------
+
+    def weights_format(self, part: str) -> str:
+        """Format in which the kernel of a part runs (its weights', or bf16 where the checkpoint keeps that)."""
+        fmt = format_of_part(self._stage, self._formats.weights, part)
+        return "bf16" if fmt.name in ("fp16", "bf16", "fp32") else fmt.name
+
+    def parts_s(self, m: IntArray) -> dict[str, FloatArray]:
+        """Seconds of each token-wise operation of a stage for `m` tokens a step, summed over its layers."""
+        kernels, tp = self._kernels, self._tp
+        stage = self._stage
+        out: dict[str, FloatArray] = {}
+
+        def add(name: str, values: FloatArray) -> None:
+            out[name] = out.get(name, np.zeros(len(m))) + values
+
+        for gemm in gemm_shapes(stage, tp, self._ep):
+            if gemm.per == "token":
+                times = kernels.gemm_s(self.weights_format(gemm.part), m, gemm.n, gemm.k)
+                add("linear layers", gemm.layers * times)
+        for moe in moe_shapes(stage, tp, self._ep):
+            times = kernels.moe_s(
+                self.weights_format("expert"),
+                moe.hidden,
+                moe.intermediate,
+                moe.topk,
+                moe.experts,
+                moe.tp,
+                moe.ep,
+                m,
+            )
+            add("experts", moe.layers * times)
+        width = 2.0 * m * stage.hidden
+        # per layer: two normalisations, each reads and writes the activation and the residual; rotary embedding of q and k;
+        # the gated activation reads two halves and writes one (bytes by construction of the operations)
+        add("norms", stage.norms_per_layer * stage.layers * kernels.elementwise_s(4.0 * width))
+        for block in stage.attention:
+            rotary = 2.0 * m * (block.heads // tp + max(1, block.kv_heads // tp)) * block.head_dim
+            add("rotary", block.layers * kernels.elementwise_s(2.0 * rotary))
+        for mlp in stage.mlp:
+            if mlp.kind == "dense":
+                act = 2.0 * m * max(1, mlp.intermediate // tp)
+                add("activation", mlp.layers * kernels.elementwise_s(3.0 * act))
+        if tp > 1:
+            add("collectives", 2.0 * stage.layers * kernels.all_reduce_s(tp, width))
+        add("gaps", np.full(len(m), stage.layers * self.host.device_layer_s))
+        return out
+
+    def _tabulate_linear(self, graph_sizes: tuple[int, ...], max_tokens: int) -> None:
+        sizes = np.array([s for s in graph_sizes if s <= max_tokens] or [0], dtype=np.int64)
+        top = int(sizes[-1])
+        beyond = log_grid(max(max_tokens, top + 1), 6)
+        grid = np.unique(np.concatenate([sizes[sizes > 0], beyond[beyond > top], [top + 1]])).astype(np.int64)
+        values = sum(self.parts_s(grid).values())
+        assert isinstance(values, np.ndarray)
+        table = PiecewiseLinear(grid.astype(float), np.maximum.accumulate(values))
+        padded = np.arange(max_tokens + 1)
+        if top:
+            inside = padded <= top
+            padded[inside] = sizes[np.searchsorted(sizes, padded[inside])]
+        self.padded_tokens = padded
+        self._linear_s: list[float] = table.over(padded.astype(float)).tolist()
+
+    def _tabulate_rows(self, arch: Architecture, max_rows: int) -> None:
+        rows = log_grid(max_rows, 4)
+        total = np.zeros(len(rows))
+        for gemm in gemm_shapes(self.stages[-1], self._tp, self._ep):
+            if gemm.per == "sequence":
+                total += gemm.layers * self._kernels.gemm_s(self.weights_format(gemm.part), rows, gemm.n, gemm.k)
+        # sampling reads the logits in float32 about five times (convert, penalties, softmax, draw, arg max)
+        total += self._kernels.elementwise_s(5.0 * 4.0 * rows * arch.vocab)
+        if self._tp > 1:
+            total += self._kernels.all_reduce_s(self._tp, 2.0 * rows * arch.vocab / self._tp)
+        table = PiecewiseLinear(rows.astype(float), np.maximum.accumulate(total))
+        self._rows_s: list[float] = (
+            table.over(np.arange(max_rows + 1, dtype=float)) + self.host.device_step_s
+        ).tolist()
+
+    def _tabulate_decode(self, max_rows: int, max_context: int) -> None:
+        self._decode_rows = log_grid(max_rows, 3)
+        self._decode_context = np.unique(np.concatenate([[16.0, 64.0], log_grid(max_context, 2)[8:]])).astype(float)
+        batch, context = np.meshgrid(self._decode_rows, self._decode_context, indexing="ij")
+        total = np.zeros(batch.shape)
+        kv_fmt = self._formats.kv_cache.name
+        for block in self._stage.attention:
+            if block.kind == "linear":
+                continue
+            heads = max(1, block.heads // self._tp)
+            if block.kind == "mla":
+                total += block.layers * self._mla_decode(block, heads, batch, context)
+                continue
+            total += block.layers * self._kernels.decode_attention_s(
+                kv_fmt,
+                heads,
+                max(1, block.kv_heads // self._tp),
+                block.head_dim,
+                block.window_tokens,
+                batch,
+                context,
+            )
+        self._decode_grid = total
+        self._decode_cache: dict[int, PiecewiseLinear] = {}
+
+    def _mla_decode(self, block: object, heads: int, batch: IntArray, context: FloatArray) -> FloatArray:
+        raise NotImplementedError
+
+    def _decode_table(self, rows: int) -> PiecewiseLinear:
+        """Attention time of `rows` decode rows as a function of the total of their KV tokens."""
+        table = self._decode_cache.get(rows)
+        if table is None:
+            nodes = self._decode_rows
+            i = min(int(np.searchsorted(nodes, rows, side="right")) - 1, len(nodes) - 2)
+            share = (rows - nodes[i]) / (nodes[i + 1] - nodes[i])
+            values = self._decode_grid[i] + share * (self._decode_grid[i + 1] - self._decode_grid[i])
+            table = PiecewiseLinear(self._decode_context * rows, np.maximum.accumulate(values))
+            self._decode_cache[rows] = table
+        return table
+
+    def _tabulate_prefill(self, max_tokens: int, max_context: int) -> None:
+        self._new_nodes = log_grid(max_tokens, 4)
+        prior = np.concatenate([[0], log_grid(max_context, 3)[12:]])
+        self._prior_nodes = np.unique(prior)
+        new, prior = np.meshgrid(self._new_nodes, self._prior_nodes, indexing="ij")
+        total = np.zeros(new.shape)
+        for block in self._stage.attention:
+            if block.kind == "linear":
+                continue
+            heads = max(1, block.heads // self._tp)
+            kv_heads = heads if block.kind == "mla" else max(1, block.kv_heads // self._tp)
+            total += block.layers * self._kernels.prefill_attention_s(
+                "bf16",
+                self._formats.kv_cache.name,
+                heads,
+                kv_heads,
+                block.head_dim if block.kind != "mla" else block.v_head_dim,
+                block.window_tokens,
+                new,
+                prior,
+            )
+        self._prefill_floor_s = float(total[0, 0])
+        self._prefill_grid: list[list[float]] = total.tolist()
+        self._new_list: list[int] = self._new_nodes.tolist()
+        self._prior_list: list[int] = self._prior_nodes.tolist()
+
+    # -- steps ----------------------------------------------------------------------------------------------
+
+    def prefill_attention_s(self, new: int, prior: int) -> float:
+        """Attention of one prefill chunk, all layers; bilinear between the tabulated sizes."""
+        grid, news, priors = self._prefill_grid, self._new_list, self._prior_list
+        i = bisect_right(news, new) - 1
+        if i > len(news) - 2:
+            i = len(news) - 2
+        j = bisect_right(priors, prior) - 1
+        if j > len(priors) - 2:
+            j = len(priors) - 2
+        u = (new - news[i]) / (news[i + 1] - news[i])
+        v = (prior - priors[j]) / (priors[j + 1] - priors[j])
+        low = grid[i][j] + u * (grid[i + 1][j] - grid[i][j])
+        high = grid[i][j + 1] + u * (grid[i + 1][j + 1] - grid[i][j + 1])
+        return low + v * (high - low)
+
+    def batch_s(self, batch: Batch) -> tuple[float, float]:
+        """Device seconds of a batch, and the part attributed to its prefill rows."""
+        rows = batch.decode_rows
+        attention = self._decode_table(rows).at(float(batch.decode_kv_tokens)) if rows else 0.0
+        linear = self._linear_s[batch.tokens]
+        if not batch.prefill:
+            return linear + self._rows_s[rows] + attention + self._hop_s, 0.0
+        prefill = 0.0
+        floor = self._prefill_floor_s
+        for new, prior in batch.prefill:
+            prefill += self.prefill_attention_s(new, prior) - floor
+        if not rows:
+            prefill += floor
+        share = (batch.tokens - batch.decode_tokens) / batch.tokens
+        device = linear + self._rows_s[rows + len(batch.prefill)] + attention + prefill + self._hop_s
+        return device, linear * share + prefill
+
+    def decode_run_s(self, rows: int, kv_tokens: int, steps: int) -> FloatArray:
+        """Device seconds of `steps` pure decode steps; the first attends to `kv_tokens`, each next to `rows` more."""
+        attended = (kv_tokens + rows * np.arange(steps)).astype(np.float64)
+        fixed = self._linear_s[rows] + self._rows_s[rows]
+        return fixed + self._decode_table(rows).over(attended) + self._hop_s
+
+    def host_s(self, rows: int, prefill_tokens: int) -> float:
+        """Host seconds of a batch."""
+        return self.host.step_s + self.host.row_s * rows

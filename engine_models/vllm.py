@@ -1,0 +1,316 @@
+"""vLLM V1: what it is in terms of the shared parts, and how its versions differ.
+
+The newest declared version is written in full (`NEWEST`); every older one is a small difference from the next newer one
+(`VERSIONS`). The scheduling rule itself is `engine_models.parts.continuous`, the KV cache
+`engine_models.parts.paged_kv`.
+
+Behaviour read from the sources of vLLM 0.11.0, 0.14.1, 0.15.1, 0.19.1, 0.24.0 and 0.33.0, scheduling checked step by step
+against recordings of the real scheduler (`capacity-plan validate schedules`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engine_models.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.blocks import Architecture
+from engine_models.declaration import EnginePlan, MemoryBudget, PoolRequest
+from engine_models.parts.continuous import ContinuousRules, ContinuousScheduler
+from engine_models.parts.paged_kv import PagedKV
+from engine_models.step_time import HostOverhead
+from hardware_profiles.errors import InfeasibleError, InputError
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Version:
+    """The switches in which vLLM versions differ, as far as they change a prediction.
+
+    Sources: vLLM's own code at each version, files named in docs/engines/vllm.md.
+    """
+
+    name: str
+    async_scheduling: bool = True
+    reserve_full_prompt: bool = True
+    has_watermark: bool = True
+    unhashed_to_head: bool = True
+    lone_request_ignores_threshold: bool = True
+    self_preemption_continues: bool = True
+    preempted_tokens_return: bool = True
+    unfit_prompt_is_skipped: bool = False
+    wasted_row_after_limit: bool = False
+    first_admission_lookahead: bool = True
+    gpu_memory_utilization: float = 0.92
+    graph_memory_counts: bool = True
+    large_gpu_budget: int = 16384  # default token budget on devices of 160 GiB and more
+    graph_step_above_256: int = 16
+
+
+NEWEST = Version("0.33.0")
+_V24 = replace(
+    NEWEST,
+    name="0.24.0",
+    lone_request_ignores_threshold=False,
+    self_preemption_continues=False,
+    large_gpu_budget=8192,
+)
+_V19 = replace(
+    _V24,
+    name="0.19.1",
+    has_watermark=False,
+    unhashed_to_head=False,
+    first_admission_lookahead=False,
+    gpu_memory_utilization=0.90,
+    graph_memory_counts=False,
+)
+_V15 = replace(_V19, name="0.15.1", reserve_full_prompt=False)
+_V14 = replace(_V15, name="0.14.1")
+_V11 = replace(
+    _V14,
+    name="0.11.0",
+    async_scheduling=False,
+    preempted_tokens_return=False,
+    unfit_prompt_is_skipped=True,
+    wasted_row_after_limit=True,
+    graph_step_above_256=8,
+)
+VERSIONS = {v.name: v for v in (_V11, _V14, _V15, _V19, _V24, NEWEST)}
+
+# Memory outside weights, activations and KV cache [bytes]. Fitted, 2026-11: the KV blocks that vLLM 0.11.0 and 0.15.1 reported
+# at start-up on H100 for Llama-2-7B (TP 1), CodeLlama-34B (TP 1, budgets 64 and 4096; TP 2), Mixtral (TP 2) and Llama-2-70B
+# (TP 4) (inference-sim, "training" and evaluation runs); all seven within 1.5 % of the blocks.
+CONTEXT_BYTES = 0.25e9  # CUDA context, cuBLAS workspaces, allocator slack: what remains on one device
+COLLECTIVE_BYTES = 0.50e9  # NCCL channels and custom all-reduce buffers, with tensor parallelism only
+GRAPH_BYTES_PER_SIZE = 12e6  # assumed: memory of one captured graph size (about 0.6 GB for the 51 default sizes)
+
+# Host and device overheads. Kind: assumed until fitted to measured runs; see docs/fidelity.md.
+HOST = HostOverhead(step_s=0.0, row_s=0.0, device_step_s=0.0, device_layer_s=0.0)
+FRONT_END_S = 0.0
+PER_REQUEST_S = 0.0
+
+
+def version_of(text: str | None) -> Version:
+    """Return the newest declared version not above `text` (None: the newest)."""
+    if text is None:
+        return NEWEST
+    try:
+        wanted = tuple(int(part) for part in text.lstrip("v").split("."))
+    except ValueError:
+        raise InputError(
+            f"'{text}' is not a vLLM version", mend="write it as in vllm@0.15.1, or leave it out for the newest"
+        ) from None
+    fits = [v for v in VERSIONS.values() if tuple(int(p) for p in v.name.split(".")) <= wanted]
+    if not fits:
+        raise InputError(
+            f"vLLM {text} is older than the oldest modelled version {_V11.name} (V1 engine)",
+            mend=f"use one of {', '.join(VERSIONS)}",
+        )
+    return max(fits, key=lambda v: tuple(int(p) for p in v.name.split(".")))
+
+
+def graph_sizes(version: Version, max_num_seqs: int, max_num_batched_tokens: int) -> tuple[int, ...]:
+    """CUDA-graph sizes in tokens: 1, 2, 4, then steps of 8 below 256 and of 16 (8 in 0.11) above."""
+    top = min(2 * max_num_seqs, 512, max_num_batched_tokens)
+    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, 513, version.graph_step_above_256), max_num_seqs}
+    return tuple(sorted(s for s in sizes if s <= top))
+
+
+def default_limits(version: Version, device_name: str, memory_bytes: int) -> tuple[int, int]:
+    """Default (max_num_batched_tokens, max_num_seqs) of the API server, by device."""
+    if memory_bytes >= 160 * GIB and "gb10" not in device_name:
+        return version.large_gpu_budget, 1024
+    if memory_bytes >= 70 * GIB and "a100" not in device_name:
+        return 8192, 1024
+    return 2048, 256
+
+
+def activation_bytes(arch: Architecture, tokens: int, rows: int, tensor_parallel: int) -> int:
+    """Peak of the profiling forward pass: three widths of the MLP and three of the hidden state a token, and logits.
+
+    The gate and up halves and their product live together, beside the residual, its norm and the attention output; logits
+    are held three times in float32 while sampling. Checked against the start-up reports named at `CONTEXT_BYTES`.
+    """
+    width = 0
+    for mlp in arch.mlp:
+        if mlp.kind == "dense":
+            width = max(width, mlp.intermediate // tensor_parallel)
+        else:
+            routed = mlp.experts_per_token * mlp.expert_intermediate // tensor_parallel
+            width = max(width, routed + mlp.shared_intermediate // tensor_parallel)
+    return int(tokens * 2 * (3 * width + 3 * arch.hidden) + 3 * 4 * rows * arch.vocab)
+
+
+def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
+    """Resolve one pool of vLLM: limits, memory, KV blocks, graphs, overheads.
+
+    Raises InfeasibleError if the weights or one request of `max_model_len` do not fit, InputError on flags out of range.
+    """
+    version = version_of(version_text)
+    arch, flags = request.arch, request.flags
+    warnings: list[str] = []
+    notes: list[str] = []
+    tp, pp = request.tensor_parallel, request.pipeline_parallel
+    max_model_len = int(flags.get("max_model_len") or arch.max_context_tokens)
+    auto_length = max_model_len == -1
+    if auto_length:
+        max_model_len = arch.max_context_tokens
+    default_tokens, default_rows = default_limits(version, request.device_name, request.device_memory_bytes)
+    chunked = bool(flags.get("enable_chunked_prefill", True))
+    rows = int(flags.get("max_num_seqs") or default_rows)
+    tokens = int(flags.get("max_num_batched_tokens") or 0)
+    if not tokens:
+        tokens = default_tokens if chunked else max(default_tokens, max_model_len)
+        tokens = min(tokens, rows * max_model_len)
+    elif not chunked and tokens < max_model_len:
+        raise InputError(
+            f"max_num_batched_tokens {tokens} is below max_model_len {max_model_len} with chunked prefill off",
+            where="deployment.engine_args.max_num_batched_tokens",
+            mend="raise it, lower max_model_len, or leave chunked prefill on",
+        )
+    rows = min(rows, tokens)
+    asynchronous = flags.get("async_scheduling")
+    if asynchronous is None:
+        asynchronous = version.async_scheduling and pp == 1
+    block_tokens = int(flags.get("block_size") or _block_tokens(arch, request.device_name))
+    eager = bool(flags.get("enforce_eager", False))
+    sizes = () if eager else graph_sizes(version, rows, tokens)
+    watermark = float(flags.get("watermark", 0.0))
+    if watermark and not version.has_watermark:
+        warnings.append(f"vLLM {version.name} has no watermark; it is ignored")
+        watermark = 0.0
+    memory = _memory(request, version, tokens, rows, block_tokens, len(sizes))
+    override = flags.get("num_gpu_blocks_override")
+    blocks = int(override) if override else memory.blocks
+    held = blocks * block_tokens
+    if held <= max_model_len and not override:
+        if auto_length:
+            max_model_len = held - block_tokens
+            notes.append(f"max_model_len -1: fitted to {max_model_len} tokens")
+        else:
+            raise InfeasibleError(
+                f"the KV cache holds {held:,} tokens, one request of max_model_len {max_model_len:,} does not fit "
+                f"({memory.kv_bytes / 1e9:.1f} GB left for the cache on each of {tp * pp} devices)",
+                where="deployment",
+                mend=f"set engine_args.max_model_len to at most {max(0, held - block_tokens)}, "
+                "or use more or larger devices",
+            )
+    rules = ContinuousRules(
+        max_num_batched_tokens=tokens,
+        max_num_seqs=rows,
+        max_model_len=max_model_len,
+        in_flight=2 if asynchronous and pp == 1 else pp,
+        policy=str(flags.get("scheduling_policy", "fcfs")),
+        chunked_prefill=chunked,
+        long_prefill_token_threshold=int(flags.get("long_prefill_token_threshold", 0)),
+        lone_request_ignores_threshold=version.lone_request_ignores_threshold,
+        reserve_full_prompt=bool(flags.get("scheduler_reserve_full_isl", True)) and version.reserve_full_prompt,
+        watermark=watermark,
+        self_preemption_continues=version.self_preemption_continues,
+        preempted_tokens_return=version.preempted_tokens_return,
+        unfit_prompt_is_skipped=version.unfit_prompt_is_skipped,
+        wasted_row_after_limit=version.wasted_row_after_limit,
+        pipelined=pp > 1,
+    )
+    notes.append(f"vLLM {version.name}: {tokens} tokens and {rows} rows a step, {blocks} blocks of {block_tokens} tokens")
+    return EnginePlan(
+        engine="vllm",
+        version=version.name,
+        rules=rules,
+        memory=memory,
+        capacity_blocks=blocks - 1,
+        block_tokens=block_tokens,
+        prefix_caching=bool(flags.get("enable_prefix_caching", True)),
+        unhashed_to_head=version.unhashed_to_head,
+        depth=rules.in_flight,
+        graph_sizes=sizes,
+        host=HOST,
+        front_end_s=FRONT_END_S,
+        per_request_s=PER_REQUEST_S,
+        notes=tuple(notes),
+        warnings=tuple(warnings),
+    )
+
+
+def _block_tokens(arch: Architecture, device_name: str) -> int:
+    """Default tokens a block: 16; MLA takes 64 on Hopper (FlashMLA) and on data-centre Blackwell (FlashInfer)."""
+    if any(block.kind == "mla" for block in arch.attention):
+        return 64
+    return 16
+
+
+def _memory(
+    request: PoolRequest, version: Version, tokens: int, rows: int, block_tokens: int, graphs: int
+) -> MemoryBudget:
+    flags, arch = request.flags, request.arch
+    tp, pp = request.tensor_parallel, request.pipeline_parallel
+    share = float(flags.get("gpu_memory_utilization") or version.gpu_memory_utilization)
+    if not 0 < share <= 1:
+        raise InputError(
+            f"gpu_memory_utilization {share} is not in (0, 1]",
+            where="deployment.engine_args.gpu_memory_utilization",
+            mend="give the fraction of device memory that the engine may use, such as 0.9",
+        )
+    usable = int(request.device_memory_bytes * share)
+    weights = weight_bytes_per_rank(arch, request.formats.weights, tp, pp, request.expert_parallel, request.data_parallel)
+    activations = activation_bytes(arch, tokens, rows, tp)
+    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp * pp > 1 else 0))
+    graph = int(GRAPH_BYTES_PER_SIZE * graphs) if version.graph_memory_counts else 0
+    groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
+    per_token = sum(group.bytes_per_token_per_rank for group in groups)
+    block = int(per_token * block_tokens)
+    kv = usable - weights - activations - other - graph
+    verbatim = flags.get("kv_cache_memory_bytes")
+    if verbatim:
+        kv = int(verbatim)
+    if kv < block or usable < weights:
+        lack = weights + activations + other + graph + block - usable
+        raise InfeasibleError(
+            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(activations + other + graph) / 1e9:.1f} GB "
+            f"besides, of {usable / 1e9:.1f} GB usable ({share:.0%} of {request.device_memory_bytes / 1e9:.1f} GB); "
+            f"{lack / 1e9:.1f} GB too much on each of {tp * pp} devices",
+            where="deployment",
+            mend="more tensor parallelism, a smaller number format, or larger devices",
+        )
+    return MemoryBudget(
+        device_bytes=request.device_memory_bytes,
+        usable_bytes=usable,
+        weight_bytes=weights,
+        activation_bytes=activations,
+        other_bytes=other,
+        graph_bytes=graph,
+        kv_bytes=kv,
+        kv_bytes_per_token=per_token,
+        block_bytes=block,
+        blocks=kv // block,
+    )
+
+
+def scheduler_from_recording(version: str, knobs: dict[str, Any]) -> tuple[ContinuousScheduler, int]:
+    """Build the scheduler of a recorded schedule from its `config` line; returns it and the executor's depth."""
+    switches = version_of(version)
+    depth = 2 if knobs.get("async_scheduling") else 1
+    rules = ContinuousRules(
+        max_num_batched_tokens=knobs["max_num_batched_tokens"],
+        max_num_seqs=knobs["max_num_seqs"],
+        max_model_len=knobs["max_model_len"],
+        in_flight=depth,
+        policy=knobs.get("policy", "fcfs"),
+        chunked_prefill=knobs.get("enable_chunked_prefill", True),
+        long_prefill_token_threshold=knobs.get("long_prefill_token_threshold", 0),
+        lone_request_ignores_threshold=switches.lone_request_ignores_threshold,
+        reserve_full_prompt=knobs.get("scheduler_reserve_full_isl", True) and switches.reserve_full_prompt,
+        watermark=knobs.get("watermark", 0.0) if switches.has_watermark else 0.0,
+        self_preemption_continues=switches.self_preemption_continues,
+        preempted_tokens_return=switches.preempted_tokens_return,
+        unfit_prompt_is_skipped=switches.unfit_prompt_is_skipped,
+        wasted_row_after_limit=switches.wasted_row_after_limit,
+    )
+    kv = PagedKV(
+        knobs["num_gpu_blocks"] - 1,
+        knobs["block_size"],
+        prefix_caching=knobs.get("enable_prefix_caching", True),
+        unhashed_to_head=switches.unhashed_to_head,
+    )
+    return ContinuousScheduler(rules, kv, record_rows=True), depth

@@ -1,0 +1,324 @@
+"""Devices: what a GPU, a chip or a server socket offers, each number with its source.
+
+One YAML file a device in ``devices/``. Its name is the device's name, ``<device>-<form>-<memory>``; where one chip
+is sold with several memories (or a CPU in servers of one and two sockets) the last part lists them,
+``apple-m2-ultra-76c-64gb+128gb+192gb.yaml``, and each is a device of its own. So the names are known without
+reading any file, and loading a device reads its own file only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.quantity import Quantity, read_quantity
+
+try:
+    from yaml import CSafeLoader as _Loader
+except ImportError:  # PyYAML built without libyaml: slower, the same result
+    from yaml import SafeLoader as _Loader  # type: ignore[assignment]
+
+DEVICES_DIR = Path(__file__).parent / "devices"
+
+DeviceKind = Literal["gpu", "apple", "cpu", "asic", "apu"]
+Topology = Literal["all_to_all", "mesh", "pairs", "pcie"]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What connects the devices of one node.
+
+    kind : ``nvlink4``, ``xgmi``, ``pcie5``, ``roce``...
+    bytes_per_s_per_direction : of one device, over all its links.
+    topology : ``all_to_all`` (a switch: any pair gets the whole bandwidth), ``mesh`` (a fixed link to each peer),
+        ``pairs`` (bridged pairs, PCIe beyond), ``pcie`` (through the host).
+    peer_bytes_per_s_per_direction : between two devices alone, where that is less (``mesh``).
+    """
+
+    kind: str
+    bytes_per_s_per_direction: Quantity
+    topology: Topology
+    peer_bytes_per_s_per_direction: Quantity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device. Rates are the vendor's dense peaks, not what kernels reach.
+
+    peak_flops_per_s : by arithmetic (``fp32 tf32 bf16 fp16 fp8 fp4 int8``), multiply-add counted as two.
+    memory_bytes : what the driver reports to a process, not the label; on Apple what macOS lets the GPU wire.
+    formats : number formats the matrix units compute in; the first is the usual one.
+    weight_only_formats : formats that weights may be stored in and are widened before the arithmetic.
+    multiprocessors : SMs, compute units, GPU cores or CPU cores.
+    node_size : devices joined by `link`; None of `link` where a machine has one.
+    kernel_profile : folder under ``kernels/`` with fitted kernel times, if there is one.
+
+    A CPU device is a whole machine of one or two sockets.
+    """
+
+    name: str
+    title: str
+    vendor: str
+    kind: DeviceKind
+    architecture: str
+    formats: tuple[str, ...]
+    weight_only_formats: tuple[str, ...]
+    peak_flops_per_s: Mapping[str, Quantity]
+    memory_bytes: Quantity
+    memory_bandwidth_bytes_per_s: Quantity
+    tdp_w: Quantity
+    node_size: Quantity
+    l2_bytes: Quantity | None = None
+    multiprocessors: Quantity | None = None
+    clock_hz: Quantity | None = None
+    idle_w: Quantity | None = None
+    link: Link | None = None
+    pcie_bytes_per_s_per_direction: Quantity | None = None
+    inter_node_bytes_per_s_per_direction: Quantity | None = None
+    kernel_profile: str | None = None
+
+    @property
+    def devices_per_node(self) -> int:
+        """Devices that `link` joins: the usual server, an NVLink domain, or 1."""
+        return int(self.node_size.value)
+
+
+#: Short names that fit several devices, and the one that is meant: the part most often rented or measured.
+ALIASES: Mapping[str, str] = {
+    "a100": "a100-sxm-80gb",
+    "a100-80gb": "a100-sxm-80gb",
+    "a100-40gb": "a100-sxm-40gb",
+    "a100-sxm": "a100-sxm-80gb",
+    "h100": "h100-sxm-80gb",
+    "h100-80gb": "h100-sxm-80gb",
+    "h200": "h200-sxm-141gb",
+    "b200-192gb": "b200-sxm-180gb",
+    "gb200-192gb": "gb200-186gb",
+    "gb200-185gb": "gb200-186gb",
+    "gh100": "h100-sxm-80gb",
+    "a6000": "rtx-a6000-48gb",
+    "7900-xtx": "rx-7900-xtx-24gb",
+    "gb10": "dgx-spark-128gb",
+}
+#: Words that makers and drivers put into a name and that tell no devices apart here.
+_NOISE = frozenset(
+    "nvidia amd intel aws tesla geforce instinct radeon habana hl hbm2 hbm2e hbm3 hbm3e hbm ddr blackwell server "
+    "edition workstation tensor core gpu graphics platinum gold processor cpu scalable nvl72 spr emr icx oam "
+    "generation dgx hgx".split()
+)
+_SPELLING: Mapping[str, str] = {
+    "sxm2": "sxm",
+    "sxm4": "sxm",
+    "sxm5": "sxm",
+    "sxm6": "sxm",
+    "pciexpress": "pcie",
+    "1socket": "1s",
+    "2socket": "2s",
+    "rtx4090": "rtx-4090",
+    "rtx3090": "rtx-3090",
+    "rtx5090": "rtx-5090",
+    "rtxpro6000": "rtx-pro-6000",
+    "rtx6000pro": "rtx-pro-6000",
+    "gaudi2": "gaudi-2",
+    "gaudi3": "gaudi-3",
+    "instincts": "",
+}
+
+
+@lru_cache(maxsize=1)
+def _files() -> Mapping[str, tuple[Path, str | None]]:
+    """Device name -> its file, and the option within it where the file holds several."""
+    found: dict[str, tuple[Path, str | None]] = {}
+    for path in DEVICES_DIR.iterdir():
+        if path.suffix != ".yaml":
+            continue
+        head, _, last = path.stem.rpartition("-")
+        several = "+" in last or not re.fullmatch(r"\d+gb", last) or head.startswith("apple-")
+        for option in last.split("+"):
+            found[f"{head}-{option}"] = (path, option if several else None)
+    return dict(sorted(found.items()))
+
+
+def device_names() -> list[str]:
+    """Return the names of all devices, sorted; reads no file."""
+    return list(_files())
+
+
+def _words(name: str) -> list[str]:
+    """Split a name into lower-case words without noise: ``NVIDIA A100-SXM4-80GB`` -> ``a100 sxm 80gb``."""
+    text = re.sub(r"(\d+)\s*gi?b\b", r"\1gb", name.lower().replace("+", " ").replace("(r)", " "))
+    words: list[str] = []
+    for word in re.split(r"[^a-z0-9.]+", text):
+        words.extend(w for w in _SPELLING.get(word, word).split("-") if w)
+    useful = [w for w in words if w not in _NOISE]
+    return useful or words
+
+
+def resolve_device(name: str) -> str:
+    """Return the canonical name of the device that `name` means.
+
+    Case, separators, makers' names and driver spellings are forgiven (``H100``, ``NVIDIA H100 80GB HBM3``,
+    ``A100_SXM4_80GB``). A name that fits nothing, or several devices that no alias decides, raises InputError
+    naming the nearest.
+    """
+    plain = str(name).strip().lower()
+    known = _files()
+    if plain in known:
+        return plain
+    words = _words(plain)
+    short = "-".join(words)
+    for candidate in (short, ALIASES.get(plain), ALIASES.get(short)):
+        if candidate in known:
+            return candidate
+    wanted = set(words)
+    fits = [k for k in known if wanted <= set(k.split("-"))] if wanted else []
+    if len(fits) > 1:  # a server processor named without its sockets comes in pairs
+        fits = [k for k in fits if k.endswith("-2s")] or fits
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        raise InputError(
+            f"hardware '{name}' fits several devices: {', '.join(fits[:6])}{' ...' if len(fits) > 6 else ''}",
+            where="hardware",
+            mend=f"name one of them, for example '{fits[0]}'",
+        )
+    near = nearest(short, [*known, *ALIASES]) or nearest(plain, list(known))
+    near = ALIASES.get(near, near) if near else None
+    hint = f"did you mean '{near}'? " if near else ""
+    raise InputError(
+        f"unknown hardware '{name}'", where="hardware", mend=f"{hint}all: capacity-plan list hardware"
+    )
+
+
+@lru_cache(maxsize=128)
+def _read(path: Path) -> dict[str, Any]:
+    data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    if not isinstance(data, dict):
+        raise InputError("a device file is a mapping", where=str(path))
+    return data
+
+
+_QUANTITIES = (
+    "memory_bytes",
+    "memory_bandwidth_bytes_per_s",
+    "tdp_w",
+    "node_size",
+    "l2_bytes",
+    "multiprocessors",
+    "clock_hz",
+    "idle_w",
+    "pcie_bytes_per_s_per_direction",
+    "inter_node_bytes_per_s_per_direction",
+)
+_TEXTS = ("title", "vendor", "kind", "architecture", "formats")
+_KEYS = {*_QUANTITIES, *_TEXTS, "weight_only_formats", "kernel_profile", "peak_flops_per_s", "link"}
+
+
+def read_device(path: Path, name: str, option: str | None = None) -> Device:
+    """Return the device written in `path`, under `name`; `option` picks one of the file's options.
+
+    Raises InputError naming the file and the key when something is missing, unknown or malformed.
+    """
+    raw = _read(path)
+    where = path.name
+    sources = raw.get("sources", {})
+    merged = {k: v for k, v in raw.items() if k not in ("sources", "options")}
+    if option is not None:
+        if option not in raw.get("options", {}):
+            raise InputError(
+                f"no option '{option}'", where=f"{where}: options", mend="name the file after its options"
+            )
+        merged |= raw["options"][option]
+    unknown = set(merged) - _KEYS
+    missing = {*_TEXTS, *_QUANTITIES[:4], "peak_flops_per_s"} - set(merged)
+    if unknown or missing:
+        said = f"unknown key '{min(unknown)}'" if unknown else f"'{min(missing)}' is missing"
+        near = nearest(min(unknown), sorted(_KEYS)) if unknown else None
+        raise InputError(said, where=where, mend=f"did you mean '{near}'?" if near else None)
+    if merged["kind"] not in get_args(DeviceKind):
+        raise InputError(f"unknown kind '{merged['kind']}'", where=f"{where}: kind")
+
+    def quantity(value: Any, key: str) -> Quantity:
+        return read_quantity(value, sources, f"{where}: {key}")
+
+    link = None
+    if (raw_link := merged.get("link")) is not None:
+        if raw_link.get("topology") not in get_args(Topology):
+            raise InputError(f"unknown topology '{raw_link.get('topology')}'", where=f"{where}: link")
+        keys = ("bytes_per_s_per_direction", "peer_bytes_per_s_per_direction")
+        rates = {k: quantity(raw_link[k], f"link.{k}") for k in keys if k in raw_link}
+        link = Link(kind=raw_link["kind"], topology=raw_link["topology"], **rates)
+    return Device(
+        name=name,
+        title=merged["title"] + (f", {option}" if option else ""),
+        vendor=merged["vendor"],
+        kind=merged["kind"],
+        architecture=merged["architecture"],
+        formats=tuple(merged["formats"]),
+        weight_only_formats=tuple(merged.get("weight_only_formats", ())),
+        peak_flops_per_s={k: quantity(v, k) for k, v in merged["peak_flops_per_s"].items()},
+        link=link,
+        kernel_profile=merged.get("kernel_profile"),
+        **{k: quantity(merged[k], k) for k in _QUANTITIES if k in merged},
+    )
+
+
+@lru_cache(maxsize=256)
+def _load(name: str) -> Device:
+    path, option = _files()[name]
+    return read_device(path, name, option)
+
+
+def load_device(name: str) -> Device:
+    """Return the device that `name` means (see :func:`resolve_device`); reads one file."""
+    return _load(resolve_device(name))
+
+
+def all_devices() -> list[Device]:
+    """Return every device; reads every file (some tenths of a second)."""
+    return [_load(name) for name in device_names()]
+
+
+def provenance(device: Device) -> list[dict[str, Any]]:
+    """Return a record (what, value, unit, kind, source, date, note) of every number of a device."""
+    records: list[dict[str, Any]] = []
+    for f in fields(device):
+        value = getattr(device, f.name)
+        if isinstance(value, Quantity):
+            records.append(value.provenance(f.name))
+        elif isinstance(value, Link):
+            for g in fields(value):
+                if isinstance(part := getattr(value, g.name), Quantity):
+                    records.append(part.provenance(f"{f.name}.{g.name}"))
+        elif isinstance(value, Mapping):
+            records.extend(q.provenance(f"{f.name}.{key}") for key, q in value.items())
+    return records
+
+
+def devices_that_hold(
+    weight_bytes: float, kv_bytes_min: float, per_node: bool = True, usable_fraction: float = 0.92
+) -> list[tuple[Device, int]]:
+    """Return the known devices that hold a model, each with the number it takes, fewest and smallest first.
+
+    A group of n devices holds it when ``n * memory_bytes * usable_fraction >= weight_bytes + kv_bytes_min``; n is a
+    power of two, as tensor parallelism wants it, and with `per_node` at most the devices of one node.
+
+    weight_bytes : weights of the whole model [bytes]; kv_bytes_min : KV of the least load to hold [bytes].
+    usable_fraction : share of the memory that an engine may fill, 0.92 as vLLM's default gpu_memory_utilization.
+    """
+    need = weight_bytes + kv_bytes_min
+    held: list[tuple[Device, int]] = []
+    for device in all_devices():
+        n = 1
+        while n * device.memory_bytes.value * usable_fraction < need:
+            n *= 2
+        if not per_node or n <= device.devices_per_node:
+            held.append((device, n))
+    return sorted(held, key=lambda h: (h[1], h[1] * h[0].memory_bytes.value, h[0].name))

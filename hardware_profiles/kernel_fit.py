@@ -1,0 +1,814 @@
+"""Fit the kernel models of :mod:`hardware_profiles.kernel_model` to tables of measured kernel times.
+
+``python -m hardware_profiles.kernel_fit TABLES [OUT] [DEVICE...]`` reads parquet tables (``gemm``,
+``attention_decode``, ``attention_context``, ``moe``, ``allreduce``, ``quantize``; any subset) and writes one ``.npz``
+and one readable ``.json`` a device and framework. The same tables give the same bytes.
+
+Method, for each device, framework and number format: (1) the few parameters of the physical base by robust least
+squares on the logarithm of time; (2) the residual as a matrix of shapes by loads, its column medians taken off;
+(3) a Gaussian process over the shapes, one covariance for all columns, chosen among a few candidates by the
+leave-one-group-out error (a group: all rows that share a shape, whatever their window or parallelism), which has a
+closed form; cells that the rest contradicts by more than six robust deviations are drawn in; (4) the solution
+reduced in rank and to 16 bits. The error on a sixth of the groups, kept out of every part of a second fit, is recorded.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles import kernel_model as km
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = NDArray[np.float64]
+
+#: Name of a GPU in the tables -> name of the device here.
+DEVICES: Mapping[str, str] = {
+    "A100-SXM-80GB": "a100-sxm-80gb",
+    "H100-SXM": "h100-sxm-80gb",
+    "H200-SXM": "h200-sxm-141gb",
+    "L40S": "l40s-48gb",
+    "B200-SXM": "b200-sxm-180gb",
+    "RTX-PRO-6000-Server": "rtx-pro-6000-96gb",
+    "Arc-Pro-B60": "arc-pro-b60",
+}
+
+#: GPUs with collective or point-to-point tables only.
+LINK_ONLY: Mapping[str, str] = {
+    "B300-SXM": "b300-sxm-288gb",
+    "GB200": "gb200-186gb",
+    "GB300": "gb300-288gb",
+    "A40": "a40-48gb",
+}
+FRAMEWORKS = ("vllm", "sglang", "trtllm")
+
+#: Datasheet rates, dense. kind: datasheet; source: the vendors' product datasheets as collected in the aiconfigurator
+#: system files (commit 095f58a5, 2026); link: NVLink one way (A100 300, Hopper 450, B200 900 GB/s), PCIe 4/5 x16.
+PEAKS: Mapping[str, km.DevicePeaks] = {
+    "a100-sxm-80gb": km.DevicePeaks({"bfloat16": 312e12, "int8": 624e12}, 2039e9, 40e6, 300e9),
+    "h100-sxm-80gb": km.DevicePeaks(
+        {"bfloat16": 989e12, "fp8": 1979e12, "int8": 1979e12}, 3350e9, 50e6, 450e9
+    ),
+    "h200-sxm-141gb": km.DevicePeaks(
+        {"bfloat16": 989e12, "fp8": 1979e12, "int8": 1979e12}, 4800e9, 50e6, 450e9
+    ),
+    "l40s-48gb": km.DevicePeaks({"bfloat16": 362e12, "fp8": 733e12, "int8": 733e12}, 864e9, 96e6, 32e9),
+    "b200-sxm-180gb": km.DevicePeaks(
+        {"bfloat16": 2250e12, "fp8": 4500e12, "int8": 4500e12, "fp4": 9000e12}, 7700e9, 126e6, 900e9
+    ),
+    "rtx-pro-6000-96gb": km.DevicePeaks(
+        {"bfloat16": 468e12, "fp8": 936e12, "int8": 936e12, "fp4": 1871e12}, 1792e9, 128e6, 64e9
+    ),
+    "arc-pro-b60": km.DevicePeaks({"bfloat16": 98e12, "fp8": 98e12, "int8": 197e12}, 456e9, 18e6, 32e9),
+}
+
+SOURCES: Sequence[Mapping[str, str]] = (
+    {
+        "repository": "https://github.com/ai-dynamo/aiconfigurator",
+        "commit": "095f58a5",
+        "licence": "Apache-2.0",
+        "holder": "NVIDIA CORPORATION & AFFILIATES",
+    },
+    {
+        "repository": "https://github.com/microsoft/vidur",
+        "commit": "7d475133",
+        "licence": "MIT",
+        "holder": "Microsoft Corporation",
+    },
+)
+FITTED_ON = "2026-11-21"
+
+
+# --------------------------------------------------------------------------------------------------
+# reading
+
+
+def read_table(
+    tables: Path, name: str, columns: Sequence[str], gpu: str, **equal: str
+) -> pd.DataFrame | None:
+    """Wanted columns of the rows of one GPU (and other equalities) in a table; None where the file is absent."""
+    import pyarrow.parquet as pq
+
+    path = tables / f"{name}.parquet"
+    if not path.exists():
+        return None
+    filters = [("gpu", "=", gpu), *((k, "=", v) for k, v in equal.items())]
+    frame: pd.DataFrame = pq.read_table(path, columns=list(columns), filters=filters).to_pandas()
+    return frame
+
+
+Terms = tuple[tuple[float, tuple[float, ...]], ...]  # (amplitude, length of each feature; 0: feature ignored)
+SAME = 0.01  # a length below every gap between features: "equal or not"
+
+
+@dataclass(frozen=True)
+class Op:
+    """How one kind of kernel becomes a matrix of shapes by loads.
+
+    shape, load, formats : column names. group : the shape columns that a kept-out group shares. features : shape
+    values -> features. base : parameters, peaks, formats, columns -> seconds. terms : the covariance from which
+    the search starts. offset : added to the last load before its logarithm. rank : columns kept of the residual.
+    """
+
+    shape: tuple[str, ...]
+    load: tuple[str, ...]
+    formats: tuple[str, ...]
+    group: tuple[str, ...]
+    features: Callable[..., tuple[float, ...]]
+    base: Callable[[Mapping[str, float], km.DevicePeaks, Sequence[str], Mapping[str, Array]], Array]
+    terms: Terms
+    rank: int
+    offset: float = 0.0
+
+
+def _gemm(p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
+    return km.gemm_base_s(p, peaks, fmt[0], c["m"], c["n"], c["k"])
+
+
+def _decode(
+    p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
+) -> Array:
+    h, kv, d, w = c["num_heads"], c["num_kv_heads"], c["head_dim"], c["window_size"]
+    return km.decode_base_s(p, peaks, fmt[1], h, kv, d, w, c["batch_size"], c["context_len"])
+
+
+def _context(
+    p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
+) -> Array:
+    h, kv, d, w = c["num_heads"], c["num_kv_heads"], c["head_dim"], c["window_size"]
+    return km.prefill_base_s(p, peaks, fmt[0], h, kv, d, w, c["batch_size"], c["seq_len"])
+
+
+def _moe(p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
+    names = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size", "gated")
+    return km.moe_base_s(p, peaks, fmt[0], *(c[n] for n in names), c["num_tokens"])
+
+
+def _mla(p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
+    return km.mla_base_s(p, peaks, fmt, c["num_heads"], c["batch_size"], c["seq_len"])
+
+
+def _quantize(
+    p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
+) -> Array:
+    return km.streaming_base_s(p, peaks.hbm_bytes_per_s, 3.0 * c["m"] * c["k"])
+
+
+def _deepep(
+    p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
+) -> Array:
+    moved = c["num_tokens_per_rank"] * c["topk"] * c["hidden_size"] * (1.0 if fmt[1] == "dispatch" else 2.0)
+    return km.streaming_base_s(p, peaks.link_bytes_per_s, moved)
+
+
+_ATTENTION = ("num_heads", "num_kv_heads", "head_dim", "window_size")
+_ATTENTION_TERMS: Terms = (
+    (1.0, (2.0, 5.0, 1.0, 6.0)),
+    (0.5, (2.0, 0.0, 0.0, 0.0)),
+    (0.1, (0.0, 1.0, 1.0, 0.0)),
+    (0.02, (SAME, SAME, SAME, 0.0)),
+)
+_DEEPEP = ("hidden_size", "num_experts", "topk")
+_MODEL = ("hidden_size", "inter_size", "topk", "num_experts")
+OPS: Mapping[str, Op] = {
+    "gemm": Op(
+        ("n", "k"),
+        ("m",),
+        ("dtype",),
+        ("n", "k"),
+        lambda n, k: (np.log2(n), np.log2(k)),
+        _gemm,
+        ((1.0, (2.5, 4.0)), (0.5, (1.5, 0.0)), (0.1, (0.0, 1.5)), (0.02, (SAME, 0.0)), (0.02, (0.0, SAME))),
+        24,
+    ),
+    "attention_decode": Op(
+        _ATTENTION,
+        ("batch_size", "context_len"),
+        ("compute_dtype", "kv_cache_dtype"),
+        _ATTENTION[:3],
+        km.attention_shape,
+        _decode,
+        _ATTENTION_TERMS,
+        40,
+        1.0,
+    ),
+    "attention_context": Op(
+        _ATTENTION,
+        ("batch_size", "seq_len"),
+        ("compute_dtype", "kv_cache_dtype"),
+        _ATTENTION[:3],
+        km.attention_shape,
+        _context,
+        _ATTENTION_TERMS,
+        24,
+    ),
+    "moe": Op(
+        (*_MODEL, "moe_tp_size", "moe_ep_size", "gated", "skewed"),
+        ("num_tokens",),
+        ("dtype",),
+        _MODEL,
+        km.moe_shape,
+        _moe,
+        ((1.0, (12.0, 12.0, 6.0, 6.0, 12.0, 4.0, 6.0)), (0.1, (0.0, 6.0, 0.0, 6.0, 0.0, 0.0, 6.0))),
+        27,
+    ),
+    "mla": Op(
+        ("num_heads",),
+        ("batch_size", "seq_len"),
+        ("scope", "phase", "gemm_dtype", "compute_dtype", "kv_cache_dtype"),
+        ("num_heads",),
+        lambda heads: (np.log2(heads),),
+        _mla,
+        ((1.0, (4.0,)),),
+        7,
+    ),
+    "quantize": Op(("k",), ("m",), ("op",), ("k",), lambda k: (np.log2(k),), _quantize, ((1.0, (4.0,)),), 12),
+    "deepep": Op(
+        (*_DEEPEP, "num_sms"),
+        ("num_tokens_per_rank",),
+        ("mode", "phase"),
+        _DEEPEP,
+        lambda hidden, experts, topk, sms: (np.log2(hidden), np.log2(experts), np.log2(topk), sms / 4.0),
+        _deepep,
+        ((1.0, (8.0, 8.0, 4.0, 4.0)),),
+        20,
+    ),
+}
+
+
+def op_rows(op: str, tables: Path, gpu: str, framework: str) -> pd.DataFrame | None:
+    """Rows of an operation for one GPU and framework, ready to become a matrix; None where there are none."""
+    import pandas as pd
+
+    o = OPS[op]
+    columns = [c for c in (*o.shape, *o.load, *o.formats, "latency_us") if c != "skewed"]
+    if op == "moe":
+        columns.append("distribution")
+    if op == "deepep":
+        columns = [c for c in columns if c not in ("phase", "latency_us")] + ["dispatch_us", "combine_us"]
+    frame = read_table(tables, op, columns, gpu, framework=framework)
+    if frame is None or frame.empty:
+        return None
+    if op == "moe":
+        skewed = (frame["distribution"] != "balanced").astype(float)
+        frame = frame.assign(skewed=skewed, gated=frame["gated"].astype(float))
+    if op == "deepep":
+        parts = [frame.assign(phase=x, latency_us=frame[f"{x}_us"]) for x in ("dispatch", "combine")]
+        frame = pd.concat(parts, ignore_index=True)
+    time = frame["latency_us"].to_numpy(dtype=np.float64)
+    return frame[np.isfinite(time) & (time > 0)]
+
+
+def slices(frame: pd.DataFrame, o: Op) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
+    """Rows per number format, sorted by name."""
+    for key, part in frame.groupby(list(o.formats), observed=True, sort=True):
+        yield tuple(str(k) for k in (key if isinstance(key, tuple) else (key,))), part
+
+
+# --------------------------------------------------------------------------------------------------
+# the base
+
+
+def fit_base(
+    op: str, formats: Sequence[str], peaks: km.DevicePeaks, columns: Mapping[str, Array], time_s: Array
+) -> dict[str, float]:
+    """Robust log-space least squares of the base parameters, rounded to six digits."""
+    from scipy.optimize import least_squares
+
+    o, start = OPS[op], km.DEFAULT_PARAMETERS[op]
+    names = [n for n in start if n != "gemm_efficiency" or formats[0] == "module"]
+    step = max(1, len(time_s) // 4000)
+    few = {k: v[::step] for k, v in columns.items()}
+    target = np.log(time_s[::step])
+    floor = float(np.quantile(time_s, 0.005))
+
+    def gap(x: Array) -> Array:
+        p = dict(zip(names, np.exp(x), strict=True))
+        return np.asarray(np.log(o.base(p, peaks, formats, few)) - target, dtype=np.float64)
+
+    most = {"latency_s": 2.0 * floor, "unit_s": 1e-5, "cache_gain": 6.0, "cache_share": 3.0}
+    least = {"latency_s": 0.3 * floor, "unit_s": 1e-12, "cache_gain": 1.0, "cache_share": 0.05}
+    first = np.log([floor if n == "latency_s" else start[n] for n in names])
+    high = np.log([most.get(n, 1.5) for n in names])
+    low = np.log([least.get(n, 0.01) for n in names])
+    fit = least_squares(
+        gap, np.clip(first, low + 1e-6, high - 1e-6), bounds=(low, high), loss="soft_l1", f_scale=0.1
+    )
+    return {n: float(f"{v:.6g}") for n, v in zip(names, np.exp(fit.x), strict=True)}
+
+
+# --------------------------------------------------------------------------------------------------
+# the residual
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Shapes by loads: features (S, d), group labels (S,), log residual (S, C) with NaN, axes of the load grid."""
+
+    features: Array
+    groups: NDArray[np.intp]
+    values: Array
+    axes: tuple[Array, ...]
+
+
+def fill(values: Array, sizes: tuple[int, ...]) -> Array:
+    """Replace each missing cell of every row by that row's nearest present cell on the load grid."""
+    from scipy.ndimage import distance_transform_edt
+
+    out = values.copy()
+    for r in np.flatnonzero(np.isnan(values).any(axis=1)):
+        grid = values[r].reshape(sizes)
+        near = distance_transform_edt(np.isnan(grid), return_distances=False, return_indices=True)
+        out[r] = grid[tuple(near)].ravel()
+    return out
+
+
+def leave_groups_out(inverse: Array, z: Array, groups: NDArray[np.intp]) -> Array:
+    """Residuals of predicting each group from all others, closed form: ``(K^-1_gg)^-1 (K^-1 z)_g``."""
+    alpha = inverse @ z
+    out = np.empty_like(z)
+    for g in np.unique(groups):
+        at = np.flatnonzero(groups == g)
+        if len(at) == 1:
+            out[at] = alpha[at] / inverse[at[0], at[0]]
+        else:
+            out[at] = np.linalg.solve(inverse[np.ix_(at, at)], alpha[at])
+    return out
+
+
+def search_terms(
+    x: Array, z: Array, present: NDArray[np.bool_], groups: NDArray[np.intp], terms: Terms
+) -> tuple[Terms, float, float]:
+    """Covariance, noise and error with the least leave-one-group-out error, by descent one number at a time.
+
+    Lengths move by factors of two, amplitudes and noise by three, for at most three rounds.
+    """
+    few = np.arange(len(x)) % max(1, -(-len(x) // 450)) == 0  # enough shapes to choose lengths by
+    columns = np.arange(z.shape[1]) % max(1, z.shape[1] // 48) == 0
+    x, z, present, groups = x[few], z[np.ix_(few, columns)], present[np.ix_(few, columns)], groups[few]
+    gap = x[:, None, :] - x[None, :, :]
+    square = np.ascontiguousarray((gap * gap).transpose(2, 0, 1))
+
+    def error_of(trial: Terms, noise: float) -> float:
+        cov = noise * np.eye(len(x))
+        for amplitude, lengths in trial:
+            r2 = sum(
+                (square[i] * (3.0 / (s * s)) for i, s in enumerate(lengths) if s > 0),
+                start=np.zeros_like(cov),
+            )
+            r = np.sqrt(r2)
+            cov += amplitude * (1.0 + r) * np.exp(-r)
+        inverse: Array = np.asarray(np.linalg.inv(cov), dtype=np.float64)
+        miss = leave_groups_out(inverse, z, groups)
+        return float(np.mean(np.abs(np.expm1(-np.clip(miss[present], -3.0, 3.0)))))
+
+    noise = 0.01
+    best = error_of(terms, noise)
+    for _ in range(3):
+        before = best
+        trials = [("noise", 0, 0)]
+        trials += [("amplitude", a, 0) for a in range(1, len(terms))]
+        trials += [("length", a, i) for a, (_, ls) in enumerate(terms) for i, s in enumerate(ls) if s > SAME]
+        for what, a, i in trials:
+            for factor in (2.0, 0.5) if what == "length" else (3.0, 1.0 / 3.0):
+                while True:
+                    trial, other = terms, noise
+                    if what == "noise":
+                        other = noise * factor
+                    else:
+                        amplitude, lengths = terms[a]
+                        if what == "amplitude":
+                            amplitude *= factor
+                        else:
+                            lengths = (*lengths[:i], lengths[i] * factor, *lengths[i + 1 :])
+                        trial = (*terms[:a], (amplitude, lengths), *terms[a + 1 :])
+                    small = min(other, *(s for _, ls in trial for s in ls if s > 0)) < 2e-4
+                    if small or max(s for _, ls in trial for s in ls) > 200.0:
+                        break
+                    error = error_of(trial, other)
+                    if error > best - 1e-5:
+                        break
+                    best, terms, noise = error, trial, other
+        if best > before - 2e-4:
+            break
+    return terms, noise, best
+
+
+def fit_surface(matrix: Matrix, start: Terms, rank: int) -> tuple[dict[str, NDArray[Any]], float]:
+    """Arrays of a residual surface and its leave-one-group-out error [%]."""
+    x, present = matrix.features, ~np.isnan(matrix.values)
+    full = fill(matrix.values, tuple(len(a) for a in matrix.axes))
+    mean = np.nanmedian(matrix.values, axis=0)
+    z = full - mean
+    terms, noise, _ = search_terms(x, z, present, matrix.groups, start)
+    amplitude = np.array([a for a, _ in terms])
+    inverse_length = np.array([[1.0 / s if s else 0.0 for s in lengths] for _, lengths in terms])
+    cov = km.shape_kernel(x, x, amplitude, inverse_length)
+    inverse: Array = np.asarray(np.linalg.inv(cov + noise * np.eye(len(x))), dtype=np.float64)
+    miss = leave_groups_out(inverse, z, matrix.groups)
+    error = float(np.mean(np.abs(np.expm1(-np.clip(miss[present], -3.0, 3.0)))))
+    limit = 6.0 * 1.4826 * np.median(np.abs(miss), axis=0) + 0.01
+    z = z - miss + np.clip(miss, -limit, limit)
+    basis = np.eye(z.shape[1])
+    if rank < z.shape[1]:
+        _, _, vt = np.linalg.svd(z, full_matrices=False)
+        vt = vt[:rank]
+        basis = vt * np.sign(np.take_along_axis(vt, np.argmax(np.abs(vt), axis=1)[:, None], axis=1))
+        z = z @ basis.T
+    weights = inverse @ z
+    scale = np.maximum(np.abs(weights).max(axis=0), 1e-12) / 32767.0
+    arrays: dict[str, NDArray[Any]] = {
+        "features": x.astype(np.float32),
+        "amplitude": amplitude.astype(np.float32),
+        "inverse_length": inverse_length.astype(np.float32),
+        "scale": scale.astype(np.float32),
+        "weights": np.rint(weights / scale).astype(np.int16),
+        "mean": mean.astype(np.float32),
+        **{f"axis{i}": a.astype(np.float32) for i, a in enumerate(matrix.axes)},
+    }
+    if basis.shape[0] < basis.shape[1]:
+        arrays["basis"] = basis.astype(np.float32)
+    return arrays, 100.0 * error
+
+
+def columns_of(frame: pd.DataFrame, o: Op) -> dict[str, Array]:
+    """Shape and load columns as float arrays."""
+    return {c: frame[c].to_numpy(dtype=np.float64) for c in (*o.shape, *o.load)}
+
+
+def to_matrix(frame: pd.DataFrame, o: Op, residual: Array) -> Matrix:
+    """Arrange residuals as shapes by loads; a cell measured twice keeps the mean; loads with few shapes are left out."""
+    import pandas as pd
+
+    shape_id, shapes = pd.MultiIndex.from_frame(frame[list(o.shape)]).factorize(sort=True)
+    group_id, _ = pd.MultiIndex.from_tuples(
+        [tuple(s[o.shape.index(g)] for g in o.group) for s in shapes]
+    ).factorize()
+    raw = [frame[c].to_numpy(dtype=np.float64) for c in o.load]
+    levels = [np.unique(r) for r in raw]
+    place = [np.searchsorted(lv, r) for lv, r in zip(levels, raw, strict=True)]
+    cell = place[0] if len(place) == 1 else place[0] * len(levels[1]) + place[1]
+    count = int(np.prod([len(lv) for lv in levels]))
+    total, hits = np.zeros((len(shapes), count)), np.zeros((len(shapes), count))
+    np.add.at(total, (shape_id, cell), residual)
+    np.add.at(hits, (shape_id, cell), 1.0)
+    values = np.where(hits > 0, total / np.maximum(hits, 1.0), np.nan)
+    empty = ~(hits > 0).any(axis=0)
+    if empty.any():  # no shape has this load: an interpolated column
+        values[:, empty] = fill(values, tuple(len(lv) for lv in levels))[:, empty]
+    features = np.array([o.features(*(float(v) for v in s)) for s in shapes])
+    offset = [0.0] * (len(levels) - 1) + [o.offset]
+    axes = tuple(np.log2(lv + f) for lv, f in zip(levels, offset, strict=True))
+    return Matrix(features, group_id, values, axes)
+
+
+def fit_group(
+    op: str, formats: Sequence[str], frame: pd.DataFrame, peaks: km.DevicePeaks
+) -> tuple[dict[str, Array], dict[str, float], float]:
+    """Surface arrays, base parameters and leave-one-group-out error [%] of one format of one operation."""
+    o = OPS[op]
+    columns = columns_of(frame, o)
+    time_s = frame["latency_us"].to_numpy(dtype=np.float64) * 1e-6
+    p = fit_base(op, formats, peaks, columns, time_s)
+    matrix = to_matrix(frame, o, np.log(time_s / o.base(p, peaks, formats, columns)))
+    arrays, error = fit_surface(matrix, o.terms, o.rank)
+    return arrays, p, error
+
+
+def predict_rows(
+    op: str,
+    surface: km.Surface,
+    p: Mapping[str, float],
+    formats: Sequence[str],
+    frame: pd.DataFrame,
+    peaks: km.DevicePeaks,
+) -> Array:
+    """Times [s] of table rows from a fitted group (bench condition)."""
+    import pandas as pd
+
+    o = OPS[op]
+    columns = columns_of(frame, o)
+    shape_id, shapes = pd.MultiIndex.from_frame(frame[list(o.shape)]).factorize()
+    rows = surface.rows(np.array([o.features(*(float(v) for v in s)) for s in shapes]))
+    load = [np.log2(columns[c]) for c in o.load[:-1]] + [np.log2(columns[o.load[-1]] + o.offset)]
+    i, u = km.locate(surface.axes[0], load[0])
+    if len(load) == 1:
+        log = rows[shape_id, i] * (1 - u) + rows[shape_id, i + 1] * u
+    else:
+        j, v = km.locate(surface.axes[1], load[1])
+        n = len(surface.axes[1])
+        low = rows[shape_id, i * n + j] * (1 - v) + rows[shape_id, i * n + j + 1] * v
+        high = rows[shape_id, i * n + n + j] * (1 - v) + rows[shape_id, i * n + n + j + 1] * v
+        log = low * (1 - u) + high * u
+    return np.asarray(o.base(p, peaks, formats, columns) * np.exp(log), dtype=np.float64)
+
+
+def kept_out(frame: pd.DataFrame, o: Op, fold: int = 0, folds: int = 6) -> NDArray[np.bool_]:
+    """Rows of the groups in one fold; the fold of a group is a checksum of its name, the same for every device."""
+    import pandas as pd
+
+    code, names = pd.MultiIndex.from_frame(frame[list(o.group)]).factorize()
+    place = np.array([zlib.crc32("/".join(str(int(v)) for v in g).encode()) % folds for g in names])
+    if not (place == fold).any():
+        place = np.arange(len(names)) % folds
+    return np.asarray(place[code] == fold)
+
+
+def held_out_error(
+    op: str, formats: Sequence[str], frame: pd.DataFrame, peaks: km.DevicePeaks, fold: int = 0
+) -> float | None:
+    """Mean absolute percentage error on the groups of one fold after a fit to the others; None with too few groups."""
+    out = kept_out(frame, OPS[op], fold)
+    if out.all() or not out.any():
+        return None
+    arrays, p, _ = fit_group(op, formats, frame[~out], peaks)
+    truth = frame["latency_us"].to_numpy(dtype=np.float64)[out] * 1e-6
+    predicted = predict_rows(op, km.surface_of(arrays), p, formats, frame[out], peaks)
+    return float(100.0 * np.mean(np.abs(predicted / truth - 1.0)))
+
+
+# --------------------------------------------------------------------------------------------------
+# curves over message size
+
+
+def fit_curves(
+    gpus: Array, kind: Array, size: Array, time_s: Array
+) -> tuple[dict[tuple[float, float], Array], Array, float]:
+    """Curves of time over message size at octave knots, for every (gpus, kind) present.
+
+    The residual of ``alpha + size beta`` is a Gaussian process over (log2 bytes, log2 gpus, kind), whose lengths are
+    chosen by the leave-one-size-out error. Returns log seconds at the knots per pair, the knots (log2 bytes), error [%].
+    """
+    from scipy.optimize import least_squares
+
+    x = np.c_[np.log2(size), 2.0 * np.log2(gpus), kind]
+    bases = {}
+    z = np.empty(len(x))
+    pairs = sorted(set(zip(gpus.tolist(), kind.tolist(), strict=True)))
+    for pair in pairs:
+        at = (gpus == pair[0]) & (kind == pair[1])
+        start = np.log([time_s[at].min(), time_s[at].max() / size[at].max()])
+
+        def gap(v: Array, at: NDArray[np.bool_] = at) -> Array:
+            return np.asarray(
+                np.log(np.exp(v[0]) + np.exp(v[1]) * size[at]) - np.log(time_s[at]), dtype=np.float64
+            )
+
+        bases[pair] = least_squares(gap, start, loss="soft_l1", f_scale=0.1).x
+        z[at] = -gap(bases[pair])
+    octave = np.unique(np.round(x[:, 0])).astype(int)
+    group = np.searchsorted(octave, np.round(x[:, 0]).astype(int))
+    best: tuple[float, Any, float] = (np.inf, None, 0.0)
+    for a in (2.0, 4.0, 8.0):
+        for b in (2.0, 8.0):
+            for c in (2.0, 8.0):
+                for share in (0.0, 1.0, 4.0):
+                    term = (np.array([1.0, share]), np.array([[1 / a, 1 / b, 1 / c], [1 / a, 0.0, 0.0]]))
+                    cov = km.shape_kernel(x, x, *term)
+                    for noise in (0.001, 0.01, 0.1):
+                        inverse_cov: Array = np.asarray(np.linalg.inv(cov + noise * np.eye(len(x))))
+                        miss = leave_groups_out(inverse_cov, z[:, None], group)[:, 0]
+                        error = float(np.mean(np.abs(np.expm1(-miss))))
+                        if error < best[0] - 1e-6:
+                            best = (error, term, noise)
+    amplitude, inverse = best[1]
+    cov = km.shape_kernel(x, x, amplitude, inverse)
+    alpha = np.linalg.solve(cov + best[2] * np.eye(len(x)), z)
+    knots = np.arange(np.floor(x[:, 0].min()), np.ceil(x[:, 0].max()) + 1.0)
+    curves = {}
+    for pair in pairs:
+        at = np.c_[knots, np.full(len(knots), 2.0 * np.log2(pair[0])), np.full(len(knots), pair[1])]
+        own = x[(gpus == pair[0]) & (kind == pair[1]), 0]
+        at[:, 0] = np.clip(at[:, 0], own.min(), own.max())
+        residual = km.shape_kernel(at, x, amplitude, inverse) @ alpha
+        v = bases[pair]
+        curves[pair] = np.log(np.exp(v[0]) + np.exp(v[1]) * np.exp2(knots)) + residual
+    return curves, knots, 100.0 * best[0]
+
+
+def fit_collectives(tables: Path, gpu: str) -> dict[str, Any]:
+    """Groups ``collective/<op>`` (curves per library/mode/gpus/nodes/topology/dtype) and ``p2p`` of one GPU."""
+    import pyarrow.parquet as pq
+
+    groups: dict[str, Any] = {}
+    path = tables / "allreduce.parquet"
+    if path.exists():
+        frame = pq.read_table(path, filters=[("gpu", "=", gpu)]).to_pandas()
+        keys = ["op", "library", "mode", "topology", "num_nodes"]
+        for (op, lib, mode, topo, nodes), part in frame.groupby(keys, observed=True, sort=True):
+            kinds = sorted(part["dtype"].astype(str).unique())
+            kind = part["dtype"].astype(str).map(kinds.index).to_numpy(dtype=np.float64)
+            raw = [part[c].to_numpy(dtype=np.float64) for c in ("num_gpus", "message_bytes", "latency_us")]
+            curves, knots, error = fit_curves(raw[0], kind, raw[1], raw[2] * 1e-6)
+            group = groups.setdefault(f"collective/{op}", {"curves": {}, "rows": 0, "held_out": {}})
+            group["rows"] += len(part)
+            group["held_out"][f"{lib}/{mode}/{topo}/{nodes}"] = round(error, 2)
+            for (g, k), log_s in curves.items():
+                group["curves"][f"{lib}/{mode}/{int(g)}/{nodes}/{topo}/{kinds[int(k)]}"] = _curve(
+                    knots, log_s
+                )
+        for group in groups.values():
+            group["held_out_mape_pct"] = round(float(np.median(list(group["held_out"].values()))), 2)
+    path = tables / "p2p.parquet"
+    if path.exists():
+        frame = pq.read_table(path, filters=[("gpu", "=", gpu)]).to_pandas()
+        for (topo, link), part in frame.groupby(["topology", "link"], observed=True, sort=True):
+            raw = [part[c].to_numpy(dtype=np.float64) for c in ("message_bytes", "latency_us")]
+            one = np.zeros(len(part))
+            curves, knots, error = fit_curves(one + 1.0, one, raw[0], raw[1] * 1e-6)
+            group = groups.setdefault("p2p", {"curves": {}, "rows": 0, "held_out": {}})
+            group["rows"] += len(part)
+            group["held_out"][f"{topo}/{link}"] = round(error, 2)
+            group["curves"][f"{topo}/{link}"] = _curve(knots, curves[(1.0, 0.0)])
+        if "p2p" in groups:
+            groups["p2p"]["held_out_mape_pct"] = round(
+                float(np.median(list(groups["p2p"]["held_out"].values()))), 2
+            )
+    return groups
+
+
+def _curve(knots: Array, log_s: Array) -> dict[str, Any]:
+    return {"log2_bytes": [float(k) for k in knots], "log_s": [round(float(v), 4) for v in log_s]}
+
+
+def fit_elementwise(tables: Path, gpu: str, peaks: km.DevicePeaks) -> dict[str, Any] | None:
+    """Latency and bandwidth of memory-bound kernels: fp8 quantisation (2 bytes read, 1 written a value), or else
+    the residual addition and gated activation of the Vidur profile (6 bytes a value)."""
+    from scipy.optimize import least_squares
+
+    frame = read_table(tables, "quantize", ["op", "m", "k", "latency_us"], gpu, op="scale_matrix")
+    if frame is not None and len(frame):
+        source, moved = (
+            "quantize",
+            3.0 * frame["m"].to_numpy(dtype=np.float64) * frame["k"].to_numpy(dtype=np.float64),
+        )
+    else:
+        frame = read_table(
+            tables,
+            "vidur_mlp",
+            ["op", "num_tokens", "n_embd", "latency_us"],
+            gpu.replace("-SXM", ""),
+            op="add",
+        )
+        if frame is None or frame.empty:
+            return None
+        source = "vidur_mlp"
+        moved = (
+            6.0 * frame["num_tokens"].to_numpy(dtype=np.float64) * frame["n_embd"].to_numpy(dtype=np.float64)
+        )
+    time_s = frame["latency_us"].to_numpy(dtype=np.float64) * 1e-6
+
+    def gap(v: Array) -> Array:
+        t = np.exp(v[0]) + moved / (peaks.hbm_bytes_per_s * np.exp(v[1]))
+        return np.asarray(np.log(t / time_s), dtype=np.float64)
+
+    fit = least_squares(gap, np.log([2.5e-6, 0.7]), loss="soft_l1", f_scale=0.1)
+    error = float(np.mean(np.abs(np.expm1(gap(fit.x)))) * 100.0)
+    names = ("latency_s", "memory_efficiency")
+    return {
+        "parameters": {n: float(f"{v:.6g}") for n, v in zip(names, np.exp(fit.x), strict=True)},
+        "rows": len(frame),
+        "table": source,
+        "fit_mape_pct": round(error, 2),
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# writing
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """An uncompressed ``.npz`` with sorted members and a fixed date: the same arrays give the same bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(arrays):
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), buffer.getvalue())
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Readable, sorted, with short lists on one line."""
+    text = json.dumps(value, indent=1, sort_keys=True)
+    import re
+
+    text = re.sub(r"\[\s+([-0-9.e,\s]+?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m.group(1)) + "]", text)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def peaks_json(peaks: km.DevicePeaks) -> dict[str, Any]:
+    """The datasheet rates as they stand in the files."""
+    return {
+        "flops_per_s": dict(peaks.flops_per_s),
+        "hbm_bytes_per_s": peaks.hbm_bytes_per_s,
+        "l2_bytes": peaks.l2_bytes,
+        "link_bytes_per_s": peaks.link_bytes_per_s,
+    }
+
+
+def provenance(tables: Path) -> dict[str, Any]:
+    """What every file says of its origin."""
+    return {
+        "kind": "fitted",
+        "sources": list(SOURCES),
+        "fitted_on": FITTED_ON,
+        "method": "physical base, Gaussian-process residual; see hardware_profiles/kernel_fit.py",
+        "parameter_meaning": dict(km.PARAMETER_MEANING),
+    }
+
+
+#: Formats whose tables were timed without a CUDA graph (a host-bound floor of 61-340 us): in serving, use the same
+#: kernels as another framework timed them in a graph.
+EAGER: Mapping[tuple[str, str], tuple[str, ...]] = {("vllm", "gemm/fp8_block"): ("sglang", "trtllm")}
+
+
+def fit_framework(
+    tables: Path, gpu: str, framework: str, ops: Sequence[str] | None = None
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Arrays and readable groups of one GPU and framework; empty where the tables have none."""
+    peaks = PEAKS[DEVICES[gpu]]
+    arrays: dict[str, NDArray[Any]] = {}
+    groups: dict[str, Any] = {}
+    for op, o in OPS.items():
+        if ops is not None and op not in ops:
+            continue
+        frame = op_rows(op, tables, gpu, framework)
+        if frame is None:
+            continue
+        for formats, part in slices(frame, o):
+            if len(part) < 100:
+                continue
+            surface, p, loo = fit_group(op, formats, part, peaks)
+            error = held_out_error(op, formats, part, peaks) if len(part) >= 1000 else None
+            key = "/".join((op, *formats))
+            arrays.update({f"{key.replace('/', '-')}.{n}": a for n, a in surface.items()})
+            groups[key] = {
+                "parameters": p,
+                "surface": True,
+                "rows": len(part),
+                "shapes": len(surface["features"]),
+                "leave_one_out_mape_pct": round(loo, 2),
+                "held_out_mape_pct": round(error if error is not None else loo, 2),
+                "domain": {c: [int(part[c].min()), int(part[c].max())] for c in (*o.shape, *o.load)},
+            }
+    return arrays, groups
+
+
+def fit_kernels(
+    tables_dir: Path,
+    out_dir: Path,
+    devices: Sequence[str] | None = None,
+    frameworks: Sequence[str] = FRAMEWORKS,
+) -> None:
+    """Fit every device and framework in `tables_dir` and write ``out_dir/<device>/<framework>.{npz,json}``.
+
+    devices : names of this project or of the tables; None means all.
+    """
+    for gpu, device in {**DEVICES, **LINK_ONLY}.items():
+        if devices is not None and device not in devices and gpu not in devices:
+            continue
+        folder = out_dir / device
+        links = fit_collectives(tables_dir, gpu)
+        common = provenance(tables_dir)
+        if links:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "collectives.json", {"device": device, "groups": links, "provenance": common})
+        if gpu in LINK_ONLY:
+            continue
+        plain = fit_elementwise(tables_dir, gpu, PEAKS[device])
+        fitted = {f: fit_framework(tables_dir, gpu, f) for f in frameworks}
+        for framework, (arrays, groups) in fitted.items():
+            if not groups:
+                continue
+            for (owner, key), others in EAGER.items():
+                other = next((f for f in others if key in fitted.get(f, ({}, {}))[1]), None)
+                if owner == framework and key in groups and other:
+                    groups[key]["serving_from"] = other
+            if plain:
+                groups["elementwise"] = plain
+            folder.mkdir(parents=True, exist_ok=True)
+            write_arrays(folder / f"{framework}.npz", arrays)
+            text = {"device": device, "framework": framework, "peaks": peaks_json(PEAKS[device])}
+            write_json(folder / f"{framework}.json", {**text, "groups": groups, "provenance": common})
+
+
+def main(argv: Sequence[str]) -> None:
+    """``kernel_fit TABLES [OUT] [DEVICE...]``."""
+    out = Path(argv[1]) if len(argv) > 1 else km.KERNELS_DIR
+    fit_kernels(Path(argv[0]), out, list(argv[2:]) or None)
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])

@@ -1,0 +1,877 @@
+"""Times of single GPU kernels: a physical base times a fitted, smooth residual.
+
+Every kernel time is ``base(shape) * exp(residual(shape))``. The base is a roofline (arithmetic and memory
+joined by a root of squares, plus a launch latency) whose few parameters stand in the readable ``.json`` beside
+the arrays. The residual is a Gaussian-process mean over the *shape* (for a matrix product: log n, log k; for
+attention: heads, group size, head width, window), one value for each point of a grid of *load* (rows m, or batch
+and context), interpolated linearly in the logarithm of the load. Outside the fitted shapes and loads the residual
+keeps its edge value, so the physics carries the extrapolation.
+
+Two conditions are told apart. ``bench`` reproduces a micro-benchmark as it was taken: the same buffers replayed,
+so small weights and short contexts sit in the level-2 cache. ``serving`` is what a layer pays inside a model:
+other layers evict the cache, so no kernel is faster than reading its weights and KV from device memory.
+
+The arrays are read when first needed; importing this module costs numpy only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hardware_profiles.errors import InputError, nearest
+
+Array = NDArray[np.float64]
+Number = Array | np.float64
+Condition = Literal["bench", "serving"]
+
+KERNELS_DIR = Path(__file__).parent / "kernels"
+
+#: Latency of a captured small collective where only eager ones were measured; median of the fitted graph curves'
+#: smallest messages over NVLink GPUs. unit: s, kind: fitted, 2026-11.
+GRAPH_FLOOR_S = 8e-6
+
+#: Bytes per stored weight: the number format's own width, with its scales (one 4-byte scale per 128x128 block is
+#: negligible; nvfp4 has one byte per 16 values, mxfp4 one per 32, int4 two bytes per 128). kind: datasheet (OCP MX
+#: specification v1.0, 2023; NVIDIA NVFP4 description, 2025).
+WEIGHT_BYTES: Mapping[str, float] = {
+    "bfloat16": 2.0,
+    "fp8": 1.0,
+    "fp8_block": 1.0,
+    "int8_wo": 1.0,
+    "sq": 1.0,
+    "int4_wo": 0.515625,
+    "nvfp4": 0.5625,
+    "w4a16_mxfp4": 0.53125,
+    "w4a8_mxfp4_mxfp8": 0.53125,
+}
+#: The arithmetic a format runs in: the key into :attr:`DevicePeaks.flops_per_s`.
+COMPUTE_FORMAT: Mapping[str, str] = {
+    "bfloat16": "bfloat16",
+    "fp8": "fp8",
+    "fp8_block": "fp8",
+    "int8_wo": "bfloat16",
+    "int4_wo": "bfloat16",
+    "sq": "int8",
+    "nvfp4": "fp4",
+    "w4a16_mxfp4": "bfloat16",
+    "w4a8_mxfp4_mxfp8": "fp8",
+}
+_ALIASES: Mapping[str, str] = {
+    "bf16": "bfloat16",
+    "fp16": "bfloat16",
+    "float16": "bfloat16",
+    "half": "bfloat16",
+    "float8": "fp8",
+    "fp8_e4m3": "fp8",
+    "int8": "sq",
+    "w8a8": "sq",
+    "int4": "int4_wo",
+    "fp4": "nvfp4",
+    "mxfp4": "w4a16_mxfp4",
+    "auto": "bfloat16",
+}
+
+
+def canonical_format(fmt: str) -> str:
+    """Return the table name of a number format (``bf16`` -> ``bfloat16``); unknown names raise InputError."""
+    name = fmt.lower()
+    name = _ALIASES.get(name, name)
+    if name not in WEIGHT_BYTES:
+        near = nearest(name, [*WEIGHT_BYTES, *_ALIASES])
+        raise InputError(
+            f"unknown number format '{fmt}'",
+            mend=f"did you mean '{near}'?" if near else f"known: {', '.join(WEIGHT_BYTES)}",
+        )
+    return name
+
+
+def _list(values: ArrayLike) -> Array:
+    return np.asarray(values, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class DevicePeaks:
+    """What the physics needs to know of a device: datasheet rates.
+
+    flops_per_s : dense rate per arithmetic ("bfloat16", "fp8", "int8", "fp4"); a missing one falls back to bfloat16.
+    hbm_bytes_per_s, l2_bytes : device memory bandwidth and level-2 cache.
+    link_bytes_per_s : one-way bandwidth of the links to the other GPUs of the node, for collectives without data.
+    """
+
+    flops_per_s: Mapping[str, float]
+    hbm_bytes_per_s: float
+    l2_bytes: float = 0.0
+    link_bytes_per_s: float = 64e9
+
+    def rate(self, fmt: str) -> float:
+        """Dense FLOP/s of the arithmetic that weights of format `fmt` run in."""
+        kind = COMPUTE_FORMAT.get(fmt, fmt)
+        return self.flops_per_s.get(kind) or self.flops_per_s["bfloat16"]
+
+
+# --------------------------------------------------------------------------------------------------
+# physical bases: pure functions, seconds out; `p` holds the fitted parameters (see PARAMETER_MEANING)
+
+PARAMETER_MEANING: Mapping[str, str] = {
+    "latency_s": "time of the smallest launch, inside a CUDA graph where the benchmark used one [s]",
+    "compute_efficiency": "share of the dense peak FLOP/s reached by a large kernel",
+    "memory_efficiency": "share of the device-memory bandwidth reached by a large kernel",
+    "cache_gain": "how much faster than device memory the weights or KV are read that stay in the L2 (bench only)",
+    "cache_share": "size of such data at which half the gain is lost, as a share of the L2",
+    "unit_s": "time of one unit of parallel work (a sequence and KV head; a local expert) on the whole device [s]",
+    "gemm_efficiency": "share of the dense peak FLOP/s reached by the projections of a module",
+    "activation_efficiency": "share of memory bandwidth reached by activation traffic",
+}
+
+
+def cache_factor(p: Mapping[str, float], peaks: DevicePeaks, size: Number) -> Number:
+    """Factor on the memory time of replayed data of `size` bytes: 1/gain inside the L2, 1 beyond it.
+
+    ``1 - (1 - 1/gain) / (1 + (size / (share L2))**4)``; an empirical switch, fitted.
+    """
+    if peaks.l2_bytes <= 0 or "cache_gain" not in p:
+        return np.float64(1.0)
+    square = size / (p["cache_share"] * peaks.l2_bytes)
+    square = square * square
+    return 1.0 - (1.0 - 1.0 / p["cache_gain"]) / (1.0 + square * square)
+
+
+def gemm_base_s(
+    p: Mapping[str, float],
+    peaks: DevicePeaks,
+    fmt: str,
+    m: Array,
+    n: Number,
+    k: Number,
+    warm: bool = True,
+) -> Array:
+    """Roofline of one linear layer, weights ``n x k``: ``t0 + hypot(2mnk / (P e_c), bytes / (B e_m))`` [s].
+
+    bytes = weights + bf16 input + bf16 output (Williams et al., Roofline, CACM 52(4), 2009; the root of squares
+    is a smooth maximum). warm : the weights may be found in the L2, see :func:`cache_factor`.
+    """
+    compute = 2.0 * m * n * k / (peaks.rate(fmt) * p["compute_efficiency"])
+    memory = gemm_bytes(fmt, m, n, k) / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    if warm:
+        memory = memory * cache_factor(p, peaks, n * k * WEIGHT_BYTES[fmt])
+    return p["latency_s"] + np.sqrt(compute * compute + memory * memory)
+
+
+def gemm_bytes(fmt: str, m: Array, n: Number, k: Number) -> Array:
+    """Bytes one linear layer moves: weights once, bf16 input and output once."""
+    return n * k * WEIGHT_BYTES[fmt] + 2.0 * m * (n + k)
+
+
+def causal_pairs(new: Array, prior: Array, window: Number) -> Array:
+    """Query-key pairs of `new` causal queries after `prior` cached tokens; `window` 0 means full attention.
+
+    Query i (1..new) sees ``min(prior + i, window)`` keys.
+    """
+    full = new * prior + 0.5 * new * (new + 1.0)
+    ramp = np.clip(window - prior, 0.0, new)  # queries that still see everything before them
+    windowed = ramp * prior + 0.5 * ramp * (ramp + 1.0) + (new - ramp) * window
+    return np.where(window > 0, np.minimum(windowed, full), full)
+
+
+def decode_bytes(
+    kv_bytes: float, heads: Number, kv: Number, dim: Number, batch: Array, context: Array
+) -> Array:
+    """Bytes of one decode-attention layer: keys and values of `context` tokens, bf16 query and output."""
+    return batch * (2.0 * kv * dim * context * kv_bytes + 4.0 * heads * dim)
+
+
+def decode_base_s(
+    p: Mapping[str, float],
+    peaks: DevicePeaks,
+    kv_fmt: str,
+    heads: Number,
+    kv: Number,
+    dim: Number,
+    window: Number,
+    batch: Array,
+    context: Array,
+    warm: bool = True,
+) -> Array:
+    """Decode attention of one layer: ``t0 + b kv u + hypot(KV bytes / (B e_m), 4 b H d c / (P e_c))`` [s].
+
+    warm : the KV may be found in the L2, see :func:`cache_factor`.
+    """
+    span = np.where(window > 0, np.minimum(context, window), context)
+    memory = decode_bytes(WEIGHT_BYTES[kv_fmt], heads, kv, dim, batch, span)
+    if warm:
+        memory = memory * cache_factor(p, peaks, memory)
+    memory = memory / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    compute = 4.0 * batch * heads * dim * span / (peaks.rate("bfloat16") * p["compute_efficiency"])
+    return p["latency_s"] + batch * kv * p["unit_s"] + np.sqrt(compute * compute + memory * memory)
+
+
+def prefill_base_s(
+    p: Mapping[str, float],
+    peaks: DevicePeaks,
+    fmt: str,
+    heads: Number,
+    kv: Number,
+    dim: Number,
+    window: Number,
+    batch: Array,
+    new: Array,
+) -> Array:
+    """Prompt attention of one layer: ``t0 + hypot(4 b H d pairs / (P e_c), bytes / (B e_m))`` [s]."""
+    pairs = causal_pairs(new, np.zeros_like(new), window)
+    compute = 4.0 * batch * heads * dim * pairs / (peaks.rate(fmt) * p["compute_efficiency"])
+    memory = (
+        batch * new * dim * 2.0 * (2.0 * heads + 4.0 * kv) / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    )
+    return p["latency_s"] + np.sqrt(compute * compute + memory * memory)
+
+
+def moe_active_experts(local: Number, assigned: Array) -> Array:
+    """Expected experts with at least one of `assigned` tokens spread evenly over `local` experts."""
+    return local * -np.expm1(-assigned / local)
+
+
+def moe_weight_bytes(
+    fmt: str,
+    hidden: Number,
+    inter: Number,
+    topk: Number,
+    experts: Number,
+    tp: Number,
+    ep: Number,
+    gated: Number,
+    tokens: Array,
+) -> Array:
+    """Bytes of the expert weights one rank reads for `tokens` routed tokens."""
+    active = moe_active_experts(experts / ep, np.maximum(tokens * topk / ep, 1.0))
+    return active * np.where(gated > 0, 3.0, 2.0) * hidden * (inter / tp) * WEIGHT_BYTES[fmt]
+
+
+def moe_base_s(
+    p: Mapping[str, float],
+    peaks: DevicePeaks,
+    fmt: str,
+    hidden: Number,
+    inter: Number,
+    topk: Number,
+    experts: Number,
+    tp: Number,
+    ep: Number,
+    gated: Number,
+    tokens: Array,
+) -> Array:
+    """One mixture-of-experts layer on one rank: routing, two grouped products, combine [s].
+
+    ``t0 + E_local u + hypot(padded FLOPs / (P e_c), weight bytes / (B e_m)) + activation bytes / (B e_a)``; each
+    active expert's rows are padded by half a tile of 32.
+    """
+    local, assigned = experts / ep, np.maximum(tokens * topk / ep, 1.0)
+    active = moe_active_experts(local, assigned)
+    matrix = np.where(gated > 0, 3.0, 2.0) * hidden * (inter / tp)
+    compute = 2.0 * matrix * (assigned + 16.0 * active) / (peaks.rate(fmt) * p["compute_efficiency"])
+    memory = active * matrix * WEIGHT_BYTES[fmt] / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    moved = 2.0 * (tokens * hidden * 2.0 + assigned * (2.0 * hidden + 3.0 * inter / tp))
+    moved = moved / (peaks.hbm_bytes_per_s * p["activation_efficiency"])
+    return p["latency_s"] + local * p["unit_s"] + np.sqrt(compute * compute + memory * memory) + moved
+
+
+#: Shape of DeepSeek-V3's latent attention: hidden size, query and KV latent ranks, rotary, plain and value widths a
+#: head. kind: datasheet, source: DeepSeek-V3 config.json (2024).
+MLA_HIDDEN, MLA_Q_RANK, MLA_KV_RANK, MLA_ROPE, MLA_NOPE, MLA_V = 7168.0, 1536.0, 512.0, 64.0, 128.0, 128.0
+
+
+def mla_base_s(
+    p: Mapping[str, float],
+    peaks: DevicePeaks,
+    formats: Sequence[str],
+    heads: Number,
+    batch: Array,
+    tokens: Array,
+) -> Array:
+    """Latent attention of one layer on one GPU with `heads` heads [s].
+
+    formats : scope (``kernel`` or ``module``), phase (``context`` or ``decode``), projections, arithmetic and KV
+    formats. A prompt computes plain attention of width 192/128; a decode step attends in the latent space
+    (width 576/512) and reads 576 numbers a token whatever the heads. ``module`` adds the projections.
+    """
+    scope, phase, gemm, compute_fmt, kv_fmt = formats
+    if phase == "context":
+        pairs = batch * 0.5 * tokens * (tokens + 1.0)
+        flops = 2.0 * heads * (MLA_NOPE + MLA_ROPE + MLA_V) * pairs
+        moved = 2.0 * batch * tokens * heads * 2.0 * (MLA_NOPE + MLA_ROPE + MLA_V)
+        rows = batch * tokens
+    else:
+        flops = 2.0 * batch * heads * tokens * (2.0 * MLA_KV_RANK + MLA_ROPE)
+        moved = batch * tokens * (MLA_KV_RANK + MLA_ROPE) * WEIGHT_BYTES[kv_fmt]
+        rows = batch
+    compute = flops / (peaks.rate(compute_fmt) * p["compute_efficiency"])
+    memory = moved / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    t = p["latency_s"] + np.sqrt(compute * compute + memory * memory)
+    if scope == "module":
+        weights = MLA_HIDDEN * (MLA_Q_RANK + MLA_KV_RANK + MLA_ROPE) + heads * (
+            MLA_Q_RANK * (MLA_NOPE + MLA_ROPE) + MLA_KV_RANK * (MLA_NOPE + MLA_V) + MLA_V * MLA_HIDDEN
+        )
+        work = 2.0 * rows * weights / (peaks.rate(gemm) * p["gemm_efficiency"])
+        read = weights * WEIGHT_BYTES[gemm] / peaks.hbm_bytes_per_s
+        t = t + np.sqrt(work * work + read * read)
+    return t
+
+
+def streaming_base_s(p: Mapping[str, float], bytes_per_s: float, moved: Array) -> Array:
+    """``t0 + bytes / (B e)`` [s]: quantisation over device memory, dispatch and combine over links."""
+    return p["latency_s"] + moved / (bytes_per_s * p["memory_efficiency"])
+
+
+#: Without any measurement: efficiencies of a typical kernel (medians of the fitted ones), kind assumed.
+DEFAULT_PARAMETERS: Mapping[str, Mapping[str, float]] = {
+    "gemm": {
+        "latency_s": 3e-6,
+        "compute_efficiency": 0.75,
+        "memory_efficiency": 0.8,
+        "cache_gain": 1.5,
+        "cache_share": 0.5,
+    },
+    "attention_decode": {
+        "latency_s": 1e-5,
+        "compute_efficiency": 0.2,
+        "memory_efficiency": 0.85,
+        "unit_s": 2e-9,
+        "cache_gain": 1.5,
+        "cache_share": 0.7,
+    },
+    "attention_context": {"latency_s": 1e-5, "compute_efficiency": 0.55, "memory_efficiency": 0.5},
+    "moe": {
+        "latency_s": 2e-5,
+        "compute_efficiency": 0.5,
+        "memory_efficiency": 0.75,
+        "activation_efficiency": 0.5,
+        "unit_s": 5e-8,
+    },
+    "mla": {
+        "latency_s": 1e-5,
+        "compute_efficiency": 0.5,
+        "memory_efficiency": 0.7,
+        "gemm_efficiency": 0.5,
+    },
+    "quantize": {"latency_s": 2.5e-6, "memory_efficiency": 0.7},
+    "deepep": {"latency_s": 1.2e-5, "memory_efficiency": 0.5},
+    "elementwise": {"latency_s": 2.5e-6, "memory_efficiency": 0.7},
+}
+
+
+# --------------------------------------------------------------------------------------------------
+# the residual surface
+
+
+def shape_kernel(a: Array, b: Array, amplitude: Array, inverse_length: Array) -> Array:
+    """Covariance of shapes ``a (A, d)`` and ``b (B, d)``: a sum of Matern-3/2 terms, each with its own lengths."""
+    out = np.zeros((len(a), len(b)))
+    gap = np.abs(a[:, None, :] - b[None, :, :])
+    for scale, inverse in zip(amplitude, inverse_length, strict=True):
+        r = math.sqrt(3.0) * np.sqrt(np.einsum("ijk,k->ij", gap * gap, inverse * inverse))
+        out += scale * (1.0 + r) * np.exp(-r)
+    return out
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Residual over shapes and a load grid: ``mean + K(x, features) @ weights @ basis``.
+
+    features (S, d); amplitude (Q,), inverse_length (Q, d) of the covariance; weights (S, r); basis (r, C);
+    mean (C,); axes: one or two ascending log2 axes whose product has C points.
+    """
+
+    features: Array
+    amplitude: Array
+    inverse_length: Array
+    weights: Array
+    basis: Array
+    mean: Array
+    axes: tuple[Array, ...]
+    _rows: dict[tuple[float, ...], Array] = field(default_factory=dict, compare=False, repr=False)
+
+    def rows(self, x: Array) -> Array:
+        """Residuals on the load grid for shapes ``x (N, d)``, clamped into the fitted box: shape (N, C)."""
+        x = np.clip(x, self.features.min(axis=0), self.features.max(axis=0))
+        k = shape_kernel(x, self.features, self.amplitude, self.inverse_length)
+        return self.mean + (k @ self.weights) @ self.basis
+
+    def at(self, x: tuple[float, ...], *load: Array) -> Array:
+        """Residual of one shape at log2 loads (one array an axis, already broadcast)."""
+        row = self._rows.get(x)
+        if row is None:
+            row = self._rows[x] = self.rows(np.array([x]))[0]
+        if len(self.axes) == 1:
+            return np.interp(load[0], self.axes[0], row)
+        grid = row.reshape(len(self.axes[0]), len(self.axes[1]))
+        i, u = locate(self.axes[0], load[0])
+        j, v = locate(self.axes[1], load[1])
+        low = grid[i, j] * (1.0 - v) + grid[i, j + 1] * v
+        high = grid[i + 1, j] * (1.0 - v) + grid[i + 1, j + 1] * v
+        return low * (1.0 - u) + high * u
+
+
+def surface_of(arrays: Mapping[str, NDArray[Any]]) -> Surface:
+    """Surface from its stored arrays (16-bit weights with a scale a column; the basis may be left out)."""
+    part = {k: v.astype(np.float64) for k, v in arrays.items()}
+    weights = part["weights"] * part["scale"]
+    return Surface(
+        features=part["features"],
+        amplitude=part["amplitude"],
+        inverse_length=part["inverse_length"],
+        weights=weights,
+        basis=part.get("basis", np.eye(weights.shape[1])),
+        mean=part["mean"],
+        axes=tuple(part[a] for a in ("axis0", "axis1") if a in part),
+    )
+
+
+def locate(axis: Array, value: Array) -> tuple[NDArray[np.intp], Array]:
+    """Cell index and position in the cell (0..1, clamped to the axis) of each value."""
+    i = np.clip(np.searchsorted(axis, value, side="right") - 1, 0, len(axis) - 2)
+    return i, np.clip((value - axis[i]) / (axis[i + 1] - axis[i]), 0.0, 1.0)
+
+
+def attention_shape(heads: float, kv_heads: float, head_dim: float, window: float) -> tuple[float, ...]:
+    """Features of an attention layer; a sliding window counts as nearness to one token, full attention as 0."""
+    near = 17.0 - math.log2(window) if window > 0 else 0.0
+    return (math.log2(kv_heads), math.log2(heads / kv_heads), 2.0 * math.log2(head_dim), near)
+
+
+def moe_shape(
+    hidden: float,
+    inter: float,
+    topk: float,
+    experts: float,
+    tp: float,
+    ep: float,
+    gated: float,
+    skewed: float,
+) -> tuple[float, ...]:
+    """Features of a mixture-of-experts rank."""
+    return (
+        math.log2(hidden),
+        math.log2(inter / tp),
+        math.log2(topk),
+        math.log2(experts / ep),
+        math.log2(ep),
+        2.0 * gated,
+        skewed,
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# the model of one device and framework
+
+
+@dataclass(frozen=True)
+class KernelModel:
+    """Kernel times of one device under one framework. Build it with :func:`load_kernel_model`.
+
+    provenance : where the numbers come from (empty ``sources`` means physics only).
+    domain : fitted ranges per ``op/format``.
+    held_out_error : mean absolute percentage error on shapes kept out of the fit, per ``op/format``.
+    """
+
+    device: str
+    framework: str
+    peaks: DevicePeaks
+    provenance: Mapping[str, Any]
+    groups: Mapping[str, Mapping[str, Any]]
+    path: Path | None = None
+    links: Mapping[str, Any] = field(default_factory=dict)
+    _surfaces: dict[str, Surface] = field(default_factory=dict, compare=False, repr=False)
+    _siblings: dict[str, KernelModel] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def domain(self) -> Mapping[str, Any]:
+        """Fitted ranges per group."""
+        return {key: group.get("domain", {}) for key, group in self.groups.items()}
+
+    @property
+    def held_out_error(self) -> Mapping[str, float]:
+        """Mean absolute percentage error on unseen shapes, per group [%]."""
+        return {k: g["held_out_mape_pct"] for k, g in self.groups.items() if "held_out_mape_pct" in g}
+
+    @cached_property
+    def _links(self) -> dict[str, dict[int, Mapping[str, Any]]]:
+        """Curves inside one node by ``op|library|mode`` and GPU count; 2-byte numbers where both widths are there."""
+        found: dict[str, dict[int, Mapping[str, Any]]] = {}
+        for key, group in self.links.items():
+            for name, curve in group["curves"].items() if key.startswith("collective/") else ():
+                lib, mode, gpus, nodes, topology, dtype = name.split("/")
+                if nodes == "1" and topology == "intra_node" and dtype != "int8":
+                    found.setdefault(f"{key[11:]}|{lib}|{mode}", {})[int(gpus)] = curve
+        return found
+
+    # -- parts
+
+    def _surface(self, key: str) -> Surface | None:
+        """Residual surface of a group, read from the archive on first use; None without measurements."""
+        if key in self._surfaces:
+            return self._surfaces[key]
+        if self.path is None or not self.groups.get(key, {}).get("surface"):
+            return None
+        name = key.replace("/", "-")
+        with np.load(self.path) as data:
+            part = {f: data[f"{name}.{f}"] for f in _FIELDS if f"{name}.{f}" in data.files}
+        self._surfaces[key] = surface_of(part)
+        return self._surfaces[key]
+
+    def _group(self, op: str, *formats: str) -> tuple[str, Mapping[str, float]]:
+        """Key and parameters of the first of `formats` with measurements, else the physics of the nearest kin."""
+        for fmt in formats:
+            group = self.groups.get(f"{op}/{fmt}")
+            if group is not None:
+                return f"{op}/{fmt}", group["parameters"]
+        kin = next((g for k, g in sorted(self.groups.items()) if k.startswith(f"{op}/")), None)
+        return "", kin["parameters"] if kin is not None else DEFAULT_PARAMETERS[op]
+
+    def _sibling(self, framework: str) -> KernelModel:
+        if framework not in self._siblings:
+            self._siblings[framework] = load_kernel_model(self.device, framework)
+        return self._siblings[framework]
+
+    # -- matrix products
+
+    def gemm_s(self, fmt: str, m: ArrayLike, n: int, k: int, condition: Condition = "serving") -> Array:
+        """Time of one linear layer ``(m, k) x (k, n)``, input and output bf16 [s].
+
+        fmt : weight format (``bfloat16``, ``fp8``, ``fp8_block``, ``nvfp4``, ``int8_wo``, ``int4_wo``, ``sq``);
+        activation quantisation is included. m : rows (tokens), any shape; the result has it.
+        """
+        fmt = canonical_format(fmt)
+        rows = np.maximum(_list(m), 1.0)
+        key, p = self._group("gemm", fmt)
+        if condition == "serving" and key and (other := self.groups[key].get("serving_from")):
+            return self._sibling(other).gemm_s(fmt, m, n, k, condition)
+        nn, kk = np.float64(n), np.float64(k)
+        t = gemm_base_s(p, self.peaks, fmt, rows, nn, kk, condition == "bench")
+        surface = self._surface(key)
+        if surface is not None:
+            t = t * np.exp(surface.at((math.log2(n), math.log2(k)), np.log2(rows)))
+        t = np.maximum(t, 2.0 * rows * nn * kk / self.peaks.rate(fmt))
+        if condition == "serving":
+            t = np.maximum(t, p["latency_s"] + gemm_bytes(fmt, rows, nn, kk) / self.peaks.hbm_bytes_per_s)
+        return np.where(_list(m) > 0, t, 0.0)
+
+    # -- attention
+
+    def decode_attention_s(
+        self,
+        kv_fmt: str,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        window_tokens: int,
+        batch: ArrayLike,
+        context_tokens: ArrayLike,
+        condition: Condition = "serving",
+    ) -> Array:
+        """Time of decode attention of one layer on one GPU, one query token a sequence [s].
+
+        heads, kv_heads : per GPU. window_tokens : 0 for full attention. batch : sequences; context_tokens : mean
+        cached tokens a sequence (unequal lengths cost about their mean). Both broadcast.
+        """
+        kv_fmt = canonical_format(kv_fmt)
+        b, c = np.broadcast_arrays(_list(batch), np.maximum(_list(context_tokens), 1.0))
+        rows = np.maximum(b, 1.0)
+        key, p = self._group("attention_decode", f"bfloat16/{kv_fmt}")
+        h, kv, d, w = (np.float64(x) for x in (heads, kv_heads, head_dim, window_tokens))
+        t = decode_base_s(p, self.peaks, kv_fmt, h, kv, d, w, rows, c, condition == "bench")
+        surface = self._surface(key)
+        if surface is not None:
+            shape = attention_shape(heads, kv_heads, head_dim, window_tokens)
+            t = t * np.exp(surface.at(shape, np.log2(rows), np.log2(c + 1.0)))
+        if condition == "serving":
+            span = np.minimum(c, w) if window_tokens > 0 else c
+            read = decode_bytes(WEIGHT_BYTES[kv_fmt], h, kv, d, rows, span)
+            t = np.maximum(t, p["latency_s"] + read / self.peaks.hbm_bytes_per_s)
+        return np.where(b > 0, t, 0.0)
+
+    def prefill_attention_s(
+        self,
+        fmt: str,
+        kv_fmt: str,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        window_tokens: int,
+        new_tokens: ArrayLike,
+        prior_tokens: ArrayLike,
+        batch: ArrayLike = 1,
+    ) -> Array:
+        """Time of prompt attention of one layer: `batch` chunks of `new` queries after `prior` cached tokens [s].
+
+        The measurements have no prior. A chunk with a prior does ``new*prior + new(new+1)/2`` query-key pairs, as
+        many as a whole prompt of ``s = sqrt(2 pairs)`` tokens; it is given that prompt's time, but never less
+        than reading the cached keys and values once from device memory.
+        """
+        fmt, kv_fmt = canonical_format(fmt), canonical_format(kv_fmt)
+        q, p0, b = np.broadcast_arrays(_list(new_tokens), np.maximum(_list(prior_tokens), 0.0), _list(batch))
+        new, rows = np.maximum(q, 1.0), np.maximum(b, 1.0)
+        key, p = self._group(
+            "attention_context", f"{fmt}/{kv_fmt}", f"bfloat16/{kv_fmt}", "bfloat16/bfloat16"
+        )
+        h, kv, d, w = (np.float64(x) for x in (heads, kv_heads, head_dim, window_tokens))
+        pairs = causal_pairs(new, p0, w)
+        same = np.where(p0 > 0, equivalent_prompt(pairs, w), new)
+        t = prefill_base_s(p, self.peaks, fmt, h, kv, d, w, rows, same)
+        surface = self._surface(key)
+        if surface is not None:
+            shape = attention_shape(heads, kv_heads, head_dim, window_tokens)
+            t = t * np.exp(surface.at(shape, np.log2(rows), np.log2(same)))
+        t = np.maximum(t, 4.0 * rows * h * d * pairs / self.peaks.rate(fmt))
+        past = np.minimum(p0, w) if window_tokens > 0 else p0
+        read = rows * 2.0 * kv * d * (past * WEIGHT_BYTES[kv_fmt] + new * 2.0)
+        t = np.maximum(t, p["latency_s"] + read / self.peaks.hbm_bytes_per_s)
+        return np.where((q > 0) & (b > 0), t, 0.0)
+
+    # -- mixture of experts
+
+    def moe_s(
+        self,
+        fmt: str,
+        hidden: int,
+        intermediate: int,
+        topk: int,
+        experts: int,
+        tp: int,
+        ep: int,
+        tokens: ArrayLike,
+        distribution: str = "balanced",
+        gated: bool = True,
+        condition: Condition = "serving",
+    ) -> Array:
+        """Time of one mixture-of-experts layer on one rank: routing, both products, combine; no communication [s].
+
+        experts : of the whole model, `ep` ranks share them; tokens : routed tokens of the whole expert group.
+        distribution : ``balanced`` or ``power_law`` (skewed expert popularity).
+        """
+        fmt = canonical_format(fmt)
+        count = _list(tokens)
+        rows = np.maximum(count, 1.0)
+        key, p = self._group("moe", fmt)
+        args = tuple(np.float64(x) for x in (hidden, intermediate, topk, experts, tp, ep, gated))
+        t = moe_base_s(p, self.peaks, fmt, *args, rows)
+        surface = self._surface(key)
+        if surface is not None:
+            skewed = 0.0 if distribution == "balanced" else 1.0
+            shape = moe_shape(hidden, intermediate, topk, experts, tp, ep, float(gated), skewed)
+            t = t * np.exp(surface.at(shape, np.log2(rows)))
+        matrix = np.where(gated, 6.0, 4.0) * args[0] * args[1] / args[4]
+        t = np.maximum(t, matrix * rows * args[2] / args[5] / self.peaks.rate(fmt) * 0.5)
+        if condition == "serving":
+            # routing may touch fewer experts than even spreading would (group-limited routing), at most by half
+            read = 0.5 * moe_weight_bytes(fmt, *args, rows)
+            t = np.maximum(t, p["latency_s"] + read / self.peaks.hbm_bytes_per_s)
+        return np.where(count > 0, t, 0.0)
+
+    # -- latent attention
+
+    def mla_prefill_s(
+        self,
+        fmt: str,
+        kv_fmt: str,
+        heads: int,
+        new_tokens: ArrayLike,
+        prior_tokens: ArrayLike = 0,
+        batch: ArrayLike = 1,
+    ) -> Array:
+        """Prompt attention of one latent-attention layer (DeepSeek-V3 widths), without projections [s].
+
+        heads : per GPU. A prior counts by query-key pairs, as in :meth:`prefill_attention_s`.
+        """
+        q, p0, b = np.broadcast_arrays(_list(new_tokens), _list(prior_tokens), _list(batch))
+        new = np.maximum(q, 1.0)
+        zero = np.float64(0.0)
+        same = np.where(p0 > 0, equivalent_prompt(causal_pairs(new, np.maximum(p0, 0.0), zero), zero), new)
+        t = self._mla_s("context", fmt, kv_fmt, heads, np.maximum(b, 1.0), same)
+        return np.where((q > 0) & (b > 0), t, 0.0)
+
+    def mla_decode_s(
+        self, fmt: str, kv_fmt: str, heads: int, batch: ArrayLike, context_tokens: ArrayLike
+    ) -> Array:
+        """Decode attention of one latent-attention layer in the absorbed form, without projections [s].
+
+        heads : per GPU; the latent KV is read whole on every GPU.
+        """
+        b, c = np.broadcast_arrays(_list(batch), np.maximum(_list(context_tokens), 1.0))
+        rows = np.maximum(b, 1.0)
+        t = self._mla_s("decode", fmt, kv_fmt, heads, rows, c)
+        read = rows * c * (MLA_KV_RANK + MLA_ROPE) * WEIGHT_BYTES[canonical_format(kv_fmt)]
+        return np.where(b > 0, np.maximum(t, read / self.peaks.hbm_bytes_per_s), 0.0)
+
+    def _mla_s(self, phase: str, fmt: str, kv_fmt: str, heads: int, batch: Array, tokens: Array) -> Array:
+        fmt, kv_fmt = canonical_format(fmt), canonical_format(kv_fmt)
+        wanted = [(a, k) for k in (kv_fmt, "bfloat16", "fp8") for a in (fmt, "bfloat16", "fp8")]
+        key, p = self._group("mla", *(f"kernel/{phase}/none/{a}/{k}" for a, k in wanted))
+        formats = ("kernel", phase, "none", fmt, kv_fmt)
+        t = mla_base_s(p, self.peaks, formats, np.float64(heads), batch, tokens)
+        surface = self._surface(key)
+        if surface is not None:
+            t = t * np.exp(surface.at((math.log2(heads),), np.log2(batch), np.log2(tokens)))
+        return np.asarray(t, dtype=np.float64)
+
+    # -- collectives
+
+    def collective_s(
+        self, op: str, gpus: int, message_bytes: ArrayLike, mode: str = "graph", library: str | None = None
+    ) -> Array:
+        """Time of a collective inside a node [s]; see :meth:`all_reduce_s`.
+
+        op : ``all_reduce``, ``all_gather``, ``reduce_scatter``, ``alltoall``. mode : ``graph`` (captured) or
+        ``eager`` (host launch included). library : a framework's custom kernel or ``nccl``; the default is this
+        framework's own in the wanted mode, then any library's curve without the host floor where mode is graph.
+        """
+        size = np.maximum(_list(message_bytes), 1.0)
+        if gpus <= 1:
+            return np.zeros_like(size)
+        curve, scale, excess = self._curve(op, gpus, mode, library)
+        if curve is None:
+            ring = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall": 1.0}.get(op, 1.0)
+            wire = ring * (gpus - 1) / gpus * size / (0.8 * self.peaks.link_bytes_per_s)
+            t = (6e-6 if mode == "graph" else 2.5e-5) + wire
+        else:
+            t = curve_s(curve, size) * scale
+            if excess > 0:
+                t = np.maximum(t - excess, 0.5 * t)
+        return np.where(_list(message_bytes) > 0, t, 0.0)
+
+    def _curve(
+        self, op: str, gpus: int, mode: str, library: str | None
+    ) -> tuple[Mapping[str, Any] | None, float, float]:
+        """Curve of a collective, the factor to another GPU count, and the host floor to take off [s]."""
+        libraries = [library] if library else [self.framework, "vllm", "sglang", "trtllm", "nccl", "oneccl"]
+        modes = [mode] if library else [mode, "graph", "nccl_tests_eager", "eager"]
+        wire = 1.0 - 1.0 / gpus
+        for wanted in modes:
+            for lib in libraries:
+                curves = self._links.get(f"{op}|{lib}|{wanted}")
+                if not curves:
+                    continue
+                near = min(curves, key=lambda g: (abs(math.log2(g / gpus)), g))
+                host = mode == "graph" and wanted != "graph"
+                floor = math.exp(curves[near]["log_s"][0])
+                return (
+                    curves[near],
+                    wire / (1.0 - 1.0 / near),
+                    max(floor - GRAPH_FLOOR_S, 0.0) if host else 0.0,
+                )
+        return None, 1.0, 0.0
+
+    def all_reduce_s(
+        self, gpus: int, message_bytes: ArrayLike, mode: str = "graph", library: str | None = None
+    ) -> Array:
+        """Time of an all-reduce of `message_bytes` (the tensor on each rank) over `gpus` of one node [s]."""
+        return self.collective_s("all_reduce", gpus, message_bytes, mode, library)
+
+    def all_gather_s(self, gpus: int, message_bytes: ArrayLike, mode: str = "graph") -> Array:
+        """Time of an all-gather; message_bytes is the gathered tensor [s]."""
+        return self.collective_s("all_gather", gpus, message_bytes, mode)
+
+    def reduce_scatter_s(self, gpus: int, message_bytes: ArrayLike, mode: str = "graph") -> Array:
+        """Time of a reduce-scatter; message_bytes is the whole tensor [s]."""
+        return self.collective_s("reduce_scatter", gpus, message_bytes, mode)
+
+    def all_to_all_s(self, gpus: int, message_bytes: ArrayLike, mode: str = "graph") -> Array:
+        """Time of an all-to-all; message_bytes is each rank's whole send buffer [s]."""
+        return self.collective_s("alltoall", gpus, message_bytes, mode)
+
+    def p2p_s(self, message_bytes: ArrayLike, link: str = "intra_node") -> Array:
+        """Time to send a message from one GPU to another, ``intra_node`` or ``inter_node`` [s].
+
+        Without measurements: ``t0 + bytes / (0.8 link bandwidth)`` (t0 = 1e-5 s, assumed).
+        """
+        size = np.maximum(_list(message_bytes), 1.0)
+        curves = self.links.get("p2p", {}).get("curves", {})
+        curve = next((c for k, c in sorted(curves.items()) if k.endswith("/" + link)), None)
+        t = curve_s(curve, size) if curve else 1e-5 + size / (0.8 * self.peaks.link_bytes_per_s)
+        return np.where(_list(message_bytes) > 0, t, 0.0)
+
+    # -- memory-bound kernels
+
+    def elementwise_s(self, moved_bytes: ArrayLike) -> Array:
+        """Time of one memory-bound kernel (normalisation, rotary, activation) moving `moved_bytes` [s].
+
+        ``t0 + bytes / (B e)`` with activations in the L2 as between the kernels of one layer.
+        """
+        size = _list(moved_bytes)
+        group = self.groups.get("elementwise")
+        p = group["parameters"] if group else DEFAULT_PARAMETERS["elementwise"]
+        t = p["latency_s"] + size / (self.peaks.hbm_bytes_per_s * p["memory_efficiency"])
+        return np.where(size > 0, t, 0.0)
+
+
+def curve_s(curve: Mapping[str, Any], size: Array) -> Array:
+    """Time on a curve over log2 bytes [s]: beyond the largest message it grows with the bytes."""
+    x, y = _list(curve["log2_bytes"]), _list(curve["log_s"])
+    at = np.log2(size)
+    return np.exp(np.interp(at, x, y)) * np.exp2(np.maximum(at - x[-1], 0.0))
+
+
+_FIELDS = ("features", "amplitude", "inverse_length", "weights", "scale", "basis", "mean", "axis0", "axis1")
+
+
+def equivalent_prompt(pairs: Array, window: Array | float) -> Array:
+    """Length of the whole prompt with as many query-key pairs: the inverse of :func:`causal_pairs` at no prior."""
+    whole = 0.5 * (np.sqrt(1.0 + 8.0 * pairs) - 1.0)
+    if np.all(_list(window) <= 0):
+        return np.maximum(whole, 1.0)
+    w = np.maximum(_list(window), 1.0)
+    ramp = 0.5 * w * (w + 1.0)
+    return np.maximum(np.where((_list(window) > 0) & (pairs > ramp), w + (pairs - ramp) / w, whole), 1.0)
+
+
+# --------------------------------------------------------------------------------------------------
+# loading
+
+
+def fitted_models() -> list[tuple[str, str]]:
+    """(device, framework) pairs that ship with fitted kernels."""
+    return sorted((p.parent.name, p.stem) for p in KERNELS_DIR.glob("*/*.json") if p.stem != "collectives")
+
+
+@lru_cache(maxsize=64)
+def _load(device: str, framework: str, directory: Path) -> KernelModel:
+    text = json.loads((directory / device / f"{framework}.json").read_text(encoding="utf-8"))
+    peaks = DevicePeaks(**text["peaks"])
+    archive = directory / device / f"{framework}.npz"
+    links = directory / device / "collectives.json"
+    curves = json.loads(links.read_text(encoding="utf-8"))["groups"] if links.exists() else {}
+    return KernelModel(device, framework, peaks, text["provenance"], text["groups"], archive, curves)
+
+
+def load_kernel_model(
+    device: str, framework: str, peaks: DevicePeaks | None = None, directory: Path = KERNELS_DIR
+) -> KernelModel:
+    """Return the kernel model of a device under a framework.
+
+    Order: the fitted pair; the same device under another framework (vllm, sglang, trtllm), said in
+    ``provenance["borrowed_from"]``; physics only from `peaks`. Raises InputError when nothing of these is there.
+    """
+    for name in dict.fromkeys((framework, "vllm", "sglang", "trtllm")):
+        if (directory / device / f"{name}.json").exists():
+            model = _load(device, name, directory)
+            if name == framework:
+                return model
+            borrowed = {**model.provenance, "borrowed_from": name}
+            return KernelModel(
+                device, framework, model.peaks, borrowed, model.groups, model.path, model.links
+            )
+    if peaks is None:
+        known = sorted({d for d, _ in fitted_models()})
+        near = nearest(device, known)
+        raise InputError(
+            f"no kernel model for device '{device}' and no datasheet rates given",
+            mend=f"did you mean '{near}'?" if near else f"fitted devices: {', '.join(known)}",
+        )
+    return KernelModel(device, framework, peaks, {"sources": [], "kind": "assumed"}, {})

@@ -1,0 +1,204 @@
+"""The commands of `capacity-plan`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="capacity-plan",
+    help="Predict latency tails, KV-cache pressure, goodput and cost of serving a language model, before you buy or rent hardware.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+validate_app = typer.Typer(help="Compare the simulator with what was recorded or measured.", no_args_is_help=True)
+trace_app = typer.Typer(help="Request traces: statistics, conversion, generation.", no_args_is_help=True)
+app.add_typer(validate_app, name="validate")
+app.add_typer(trace_app, name="trace")
+
+ScenarioArgument = Annotated[str, typer.Argument(help="Scenario file, or the name of a shipped scenario.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a field, such as deployment.replicas=4.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def version_callback(value: bool) -> None:
+    """Print the version."""
+    if value:
+        from simulator.version import VERSION
+
+        print(f"capacity-plan {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=version_callback, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+def progress(text: str) -> None:
+    """Say on stderr what is going on, if a person watches."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def progress_done() -> None:
+    """Clear the progress line."""
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+@app.command()
+def simulate(
+    scenario: ScenarioArgument,
+    set_: SetOption = None,
+    output: Annotated[Path, typer.Option(help="Folder in which the run directory is made.")] = Path("runs"),
+    seed: Annotated[int | None, typer.Option(help="Seed of all random streams.", min=0)] = None,
+    plots: Annotated[bool, typer.Option("--plots", help="Add PNG plots under plots/.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 4 outside the calibrated domain.")] = False,
+    fail_on_slo: Annotated[bool, typer.Option("--fail-on-slo", help="Exit 3 if the SLO is missed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run one scenario; print a summary and write the run directory."""
+    from simulator.config.load import load_scenario
+    from simulator.io.rundir import run_directory, write_run
+    from simulator.io.text import json_text
+    from simulator.run import prepare, run_prepared
+
+    loaded = load_scenario(scenario, set_ or [])
+    if seed is not None:
+        loaded = loaded.model_copy(update={"seed": seed})
+    prepared = prepare(loaded)
+    progress(f"simulating {loaded.name} ...")
+    run = run_prepared(prepared)
+    progress_done()
+    run.manifest["run"]["command_line"] = sys.argv
+    directory = run_directory(output, run.name, run.digest)
+    write_run(directory, result=run.result, manifest=run.manifest, requests=run.requests, timeline=run.timeline)
+    if plots:
+        from simulator.report.plots import write_plots
+
+        write_plots(run, directory / "plots")
+    if as_json:
+        print(json_text(run.result), end="")
+    else:
+        from simulator.cli.summary import summary
+
+        print(summary(run.result, run.manifest, str(directory)))
+    if strict and run.result["extrapolation"]["axes"]:
+        print(f"outside the calibrated domain: {'; '.join(run.result['extrapolation']['axes'])}", file=sys.stderr)
+        raise SystemExit(4)
+    if fail_on_slo and run.result["slo"] and not run.result["slo"]["holds"]:
+        raise SystemExit(3)
+
+
+@app.command()
+def check(scenario: ScenarioArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Validate without running: what would be deployed, the memory of each GPU, how many requests fit."""
+    from simulator.cli.check import check_command
+
+    check_command(scenario, set_ or [], as_json)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str, typer.Argument(help="engines, hardware, models, traces or scenarios.")],
+    as_json: JsonOption = False,
+) -> None:
+    """List what is known."""
+    from simulator.cli.catalogues import list_command
+
+    list_command(kind, as_json)
+
+
+@app.command()
+def show(
+    kind: Annotated[str, typer.Argument(help="engine, hardware, model, trace or scenario.")],
+    name: Annotated[str, typer.Argument(help="Its name.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show one entry with the source of every number."""
+    from simulator.cli.catalogues import show_command
+
+    show_command(kind, name, as_json)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the scenario, for editors."""
+    import json
+
+    from simulator.config.load import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+@validate_app.command("schedules")
+def validate_schedules(
+    directory: Annotated[Path, typer.Argument(help="Directory of recorded schedules (*.jsonl).")],
+    as_json: JsonOption = False,
+) -> None:
+    """Replay recorded schedules through the scheduler model, step by step."""
+    from simulator.cli.validate import schedules_command
+
+    schedules_command(directory, as_json)
+
+
+@validate_app.command("kernels")
+def validate_kernels(
+    directory: Annotated[Path, typer.Argument(help="Directory of kernel timing tables (*.parquet).")],
+    as_json: JsonOption = False,
+) -> None:
+    """Predict a directory of kernel timings and print the error of each group."""
+    from simulator.cli.validate import kernels_command
+
+    kernels_command(directory, as_json)
+
+
+@trace_app.command("describe")
+def trace_describe(
+    trace: Annotated[str, typer.Argument(help="Trace file, or the name of a shipped generator.")],
+    trace_format: Annotated[str | None, typer.Option("--format", help="Format, where it is not recognised.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Statistics of a trace: rate, burstiness, lengths, prefix-hit potential."""
+    from simulator.cli.traces import describe_command
+
+    describe_command(trace, trace_format, as_json)
+
+
+@trace_app.command("convert")
+def trace_convert(
+    trace: Annotated[str, typer.Argument(help="Trace file, or the name of a shipped generator.")],
+    output: Annotated[Path, typer.Argument(help="File to write: .csv, .jsonl or .parquet.")],
+    trace_format: Annotated[str | None, typer.Option("--format", help="Format of the input.")] = None,
+    to: Annotated[str, typer.Option(help="columns or mooncake.")] = "columns",
+) -> None:
+    """Convert a trace into this tool's columns, or into Mooncake's format."""
+    from simulator.cli.traces import convert_command
+
+    convert_command(trace, output, trace_format, to)
+
+
+@trace_app.command("synthesize")
+def trace_synthesize(
+    scenario: ScenarioArgument,
+    output: Annotated[Path, typer.Argument(help="File to write: .csv, .jsonl or .parquet.")],
+    set_: SetOption = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    to: Annotated[str, typer.Option(help="columns or mooncake.")] = "columns",
+) -> None:
+    """Write the requests that a scenario's workload would offer."""
+    from simulator.cli.traces import synthesize_command
+
+    synthesize_command(scenario, output, set_ or [], seed, to)

@@ -1,0 +1,159 @@
+"""The terminal summary of a run: what a capacity planner reads at a glance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LATENCIES = (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms"), ("ITL", "itl_ms"), ("E2E", "e2el_ms"), ("queue", "queue_ms"))
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number with thousands separators, a dash for none."""
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def short(value: float | None) -> str:
+    """Three significant digits, plain notation, a dash for none."""
+    if value is None:
+        return "-"
+    if value == 0:
+        return "0"
+    size = abs(value)
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 else 4
+    return f"{value:,.{digits}f}"
+
+
+def dollars(value: float | None) -> str:
+    """An amount in dollars."""
+    if value is None:
+        return "-"
+    return f"${value:,.0f}" if value >= 1000 else f"${value:,.2f}" if value >= 0.1 else f"${value:,.4f}"
+
+
+def wrapped(text: str, indent: str, width: int = 100) -> str:
+    """Text folded to `width`, all lines but the first indented."""
+    import textwrap
+
+    return textwrap.fill(text, width=width, subsequent_indent=indent)
+
+
+def latency_rows(metrics: dict[str, Any]) -> list[list[str]]:
+    """Rows of the latency table: metric, mean with its 95 % sampling error, p50, p90, p99, max."""
+    rows = []
+    for title, name in LATENCIES:
+        stats = metrics[name]
+        half = "" if not stats["ci95"] else f" ±{short((stats['ci95'][1] - stats['ci95'][0]) / 2)}"
+        rows.append(
+            [title, short(stats["mean"]) + half, *(short(stats[p]) for p in ("p50", "p90", "p99", "max"))]
+        )
+    return rows
+
+
+def table(head: list[str], rows: list[list[str]], indent: str = "  ") -> list[str]:
+    """Aligned lines: the first column left, the others right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    return [
+        indent + "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in [head, *rows]
+    ]
+
+
+def verdict_line(slo: dict[str, Any] | None) -> list[str]:
+    """The SLO verdict and each of its parts."""
+    if not slo:
+        return ["SLO       none given"]
+    checks = slo["checks"]
+    word = {True: "MET", False: "MISSED"}[slo["holds"]]
+    if slo.get("close"):
+        word = f"CLOSE ({word.lower()}, but the model's own error straddles the bound)"
+    parts = []
+    for check in checks:
+        mark = "ok" if check["holds"] else "MISSED"
+        actual = "lost requests" if check["actual_ms"] is None else f"{short(check['actual_ms'])} ms"
+        name = check["metric"].removesuffix("_ms").upper().replace("E2EL", "E2E")
+        parts.append(f"{name} {check['percentile']} {actual} of {short(check['bound_ms'])} {mark}")
+    lines = [f"SLO       {word}"]
+    if parts:
+        lines[0] += "    " + "; ".join(parts)
+    if slo.get("attainment") is not None:
+        wanted = slo.get("attainment_wanted")
+        lines.append(
+            f"          {slo['attainment']:.1%} of requests good" + (f" (wanted {wanted:.1%})" if wanted else "")
+        )
+    return lines
+
+
+def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | None = None) -> str:
+    """The text that `simulate` prints."""
+    d, t, s, c = result["deployment"], result["totals"], result["server"], result["cost"]
+    shape = f"TP {d['tensor_parallel']}" + (f" PP {d['pipeline_parallel']}" if d["pipeline_parallel"] > 1 else "")
+    lines = [
+        f"{result['name']}: {d['model']} on {d['replicas']} x ({shape}) {d['hardware']}, {d['engine']} {d['engine_version']}, "
+        f"weights {d['weights']}, KV {d['kv_cache']}",
+        "",
+        *verdict_line(result["slo"]),
+        "",
+        *table(["latency, ms", "mean", "p50", "p90", "p99", "max"], latency_rows(result["metrics"])),
+        "",
+    ]
+    for kind in result.get("classes") or []:
+        m = kind["metrics"]
+        verdict = "" if not kind["slo"] else ("  SLO met" if kind["slo"]["holds"] else "  SLO MISSED")
+        lines.append(
+            f"  class {kind['name']}: {kind['requests']} requests, TTFT p50 {short(m['ttft_ms']['p50'])} p99 "
+            f"{short(m['ttft_ms']['p99'])}, TPOT p50 {short(m['tpot_ms']['p50'])}, E2E p99 {short(m['e2el_ms']['p99'])} ms{verdict}"
+        )
+    if result.get("classes"):
+        lines.append("")
+    goodput = "" if t["request_goodput"] is None else f", good {t['request_goodput']:.2f}/s ({t['goodput_fraction']:.1%})"
+    lost = ", ".join(f"{t[k]} {k}" for k in ("rejected", "failed", "unfinished", "not_arrived") if t[k])
+    lines += [
+        f"load      {t['offered']:,} requests offered, {t['completed']:,} completed" + (f", {lost}" if lost else "")
+        + f"; window {t['duration_s']:,.0f} s",
+        f"through   {t['request_throughput']:.2f} requests/s{goodput}; {t['input_throughput']:,.0f} input + "
+        f"{t['output_throughput']:,.0f} output tokens/s ({t['output_tput_per_gpu']:,.0f} output a GPU)",
+        f"queue     {s['num_requests_running']:.1f} running (peak {s['num_requests_running_peak']}), "
+        f"{s['num_requests_waiting']:.1f} waiting (peak {s['num_requests_waiting_peak']}) a replica",
+        f"KV cache  {s['kv_cache_usage_perc']:.0%} used (peak {s['kv_cache_usage_perc_peak']:.0%}) of {d['kv_tokens']:,} tokens a "
+        f"replica; {s['num_preemptions']} preemptions; prefix hits {s['prefix_cache_hit_rate']:.1%}",
+        f"GPU busy  {s['gpu_busy_fraction']:.0%}",
+    ]
+    if c["usd_per_hour"] is None:
+        lines.append("cost      no price known for this hardware; set cost.usd_per_gpu_hour")
+    else:
+        lines += [
+            f"cost      {dollars(c['usd_per_hour'])}/hour ({c['devices']} x {dollars(c['ListUnitPrice'])}), "
+            f"{dollars(c['usd_per_month'])}/month of 730 h; per 1M tokens: input {dollars(c['usd_per_1m_input_tokens'])}, output "
+            f"{dollars(c['usd_per_1m_output_tokens'])}, all {dollars(c['usd_per_1m_total_tokens'])}",
+            f"          price: {c['price_provider']} {c['SkuId']}"
+            + (f", {c['RegionId']}" if c["RegionId"] else "")
+            + (f", {c['price_date']}" if c["price_date"] else "")
+            + f" ({c['price_kind']})",
+        ]
+    lines.append("")
+    lines += [wrapped(f"warning   {text}", " " * 10) for text in result["warnings"]]
+    lines += [wrapped(f"assumed   {text}", " " * 10) for text in result["assumptions"]]
+    kernels = manifest["kernel_model"]
+    errors = kernels["held_out_error"]
+    shown = ", ".join(
+        f"{label} {errors[key]:.1f} %"
+        for label, key in (
+            ("GEMM", "gemm/bfloat16"),
+            ("decode attention", "attention_decode/bfloat16/bfloat16"),
+            ("prefill attention", "attention_context/bfloat16/bfloat16"),
+        )
+        if key in errors
+    )
+    lines.append(
+        wrapped(
+            f"sources   kernels: {kernels['framework']} on {kernels['device']}"
+            + (f", error on unseen shapes {shown}" if shown else ", physics only, no measurements")
+            + "; every number and its source: manifest.json, `capacity-plan show hardware "
+            + d["hardware"]
+            + "`",
+            " " * 10,
+        )
+    )
+    if directory:
+        lines.append(f"written   {directory}")
+    return "\n".join(lines)

@@ -1,0 +1,47 @@
+"""The simulation clock: SimPy's event queue behind two verbs.
+
+Events are ordered by (time, priority, sequence). They carry what is asynchronous between parts (arrivals, releases,
+results that another part waits for); what happens inside a replica is not an event each.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+RESULTS, ARRIVALS, DECISIONS = 0, 1, 2
+"""Order of events at one instant: results become visible, requests arrive, then schedulers decide."""
+
+
+class Clock:
+    """A calendar of callbacks on a SimPy environment."""
+
+    def __init__(self) -> None:
+        import simpy
+
+        self._env = simpy.Environment()
+        self._event = simpy.Event
+        self.now_s = 0.0
+
+    def at(self, time_s: float, priority: int, callback: Callable[[], None]) -> None:
+        """Call `callback` at `time_s` (not before now); among equal times the lower priority number first."""
+        env = self._env
+        event: Any = self._event(env)
+        event._ok, event._value = True, None
+
+        def run(_: Any) -> None:
+            self.now_s = time_s
+            callback()
+
+        event.callbacks.append(run)
+        # Environment.schedule takes a delay, and now + (time - now) can miss the time by one bit
+        heapq.heappush(env._queue, (time_s, priority, next(env._eid), event))
+
+    def next_event_s(self) -> float:
+        """Time of the next event, infinity if there is none."""
+        return float(self._env.peek())
+
+    def run(self) -> None:
+        """Process events until none is left."""
+        self._env.run()

@@ -1,0 +1,398 @@
+"""Replicas behind a router, fed by a workload.
+
+Two ways to run give the same result. If no request waits for another and the router does not look at the replicas, every
+replica gets its requests beforehand and runs by itself (`_run_apart`). Otherwise arrivals, releases and the results they depend
+on are events on one clock (`_run_together`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine_models.declaration import EnginePlan
+from engine_models.parts.sequence import Sequence
+from simulator.clock import ARRIVALS, DECISIONS, RESULTS, Clock
+from simulator.serving.replica import INFINITY, Replica, StepLog, StepTimes
+from simulator.workload.columns import Workload
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+FINISHED, UNFINISHED, REJECTED, NOT_ARRIVED = 0, 1, 2, 3
+STATUS_NAMES = ("finished", "unfinished", "rejected", "not_arrived")
+
+
+@dataclass
+class ClusterResult:
+    """What happened to every request (arrays over the workload's rows) and what every replica did.
+
+    Times in seconds on the client's clock; NaN where a request did not get that far. `emissions[i]` are the inclusive ranges of
+    batch numbers of replica[i] in which request i emitted a token.
+    """
+
+    status: IntArray
+    arrival_s: FloatArray
+    engine_arrival_s: FloatArray
+    first_scheduled_s: FloatArray
+    first_token_s: FloatArray
+    end_s: FloatArray
+    prompt_tokens: IntArray
+    output_tokens: IntArray
+    cached_tokens: IntArray
+    preemptions: IntArray
+    replica: IntArray
+    emissions: list[list[list[int]] | None]
+    logs: list[StepLog]
+    capacity_blocks: list[int]
+    hit_tokens: int
+    queried_tokens: int
+    end_of_run_s: float
+
+
+class Cluster:
+    """A pool of equal replicas behind a router.
+
+    Parameters
+    ----------
+    workload : the requests.
+    plan : the engine, resolved.
+    times : the step-time model of a replica.
+    replicas : how many.
+    router : "round_robin" or "least_requests" (fewest submitted and unfinished, the first among equals).
+    before_s, after_s : time between the client's send and the engine, and between the end of a step and the client.
+    aggregate : False forces plain stepping, the reference.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        plan: EnginePlan,
+        times: StepTimes,
+        *,
+        replicas: int = 1,
+        router: str = "round_robin",
+        before_s: float = 0.0,
+        after_s: float = 0.0,
+        stages: int = 1,
+        aggregate: bool = True,
+    ) -> None:
+        self.workload = workload
+        self.plan = plan
+        self.router = router
+        self.before_s = before_s
+        self.after_s = after_s
+        self.replicas = [
+            Replica(plan.scheduler(aggregate=aggregate), times, depth=plan.depth, stages=stages, on_finish=self._finished)
+            for _ in range(replicas)
+        ]
+        n = len(workload)
+        nan = np.full(n, np.nan)
+        self._arrival = workload.arrival_s.copy()
+        self._engine_arrival = nan.copy()
+        self._first_scheduled = nan.copy()
+        self._end = nan.copy()
+        self._status = np.full(n, NOT_ARRIVED, dtype=np.int64)
+        self._cached = np.zeros(n, dtype=np.int64)
+        self._preemptions = np.zeros(n, dtype=np.int64)
+        self._where = np.full(n, -1, dtype=np.int64)
+        self._emissions: list[list[list[int]] | None] = [None] * n
+        self._live: dict[int, Sequence] = {}
+        self._limits()
+        self._contents()
+        self._turn = 0
+        self._limit_s = self._end_of_arrivals() + workload.drain_s
+        self._clock: Clock | None = None
+
+    # -- requests -------------------------------------------------------------------------------------------
+
+    def _limits(self) -> None:
+        """Clip outputs to the client's limit and the context; note whose end is certain, and who is refused."""
+        w, context = self.workload, self.plan.rules.max_model_len
+        room = context - w.prompt_tokens
+        asked = np.where(w.max_output_tokens > 0, w.max_output_tokens, np.iinfo(np.int64).max)
+        limit = np.minimum(asked, np.maximum(room, 1))
+        self.output_tokens = np.minimum(w.output_tokens, limit)
+        self._stop_known: list[bool] = (self.output_tokens >= limit).tolist()
+        capacity = self.plan.capacity_blocks * self.plan.block_tokens
+        self._refused: list[bool] = (
+            (room <= 0) | (w.prompt_tokens + self.output_tokens > capacity + 1)
+        ).tolist()
+        self._prompt: list[int] = w.prompt_tokens.tolist()
+        self._output: list[int] = self.output_tokens.tolist()
+        self._class: list[int] = w.class_index.tolist()
+        self._priority = [c.priority for c in w.classes] or [0]
+
+    def _contents(self) -> None:
+        """Prepare the shared contents: only segments that more than one request names can ever be found."""
+        content = self.workload.content
+        self._shared: list[tuple[tuple[tuple[int, int, int], ...], int, bool]] | None = None
+        if content is None or not self.plan.prefix_caching:
+            return
+        n = len(self.workload)
+        owners = np.repeat(np.arange(n), np.diff(content.start))
+        top = int(max(content.segment.max(initial=-1), content.output_segment.max(initial=-1))) + 1
+        pairs = np.unique(content.segment.astype(np.int64) * n + owners)
+        users = np.bincount(pairs // n, minlength=top)
+        start, segment = content.start.tolist(), content.segment.tolist()
+        offset, length = content.offset.tolist(), content.length.tolist()
+        out_segment, out_offset = content.output_segment.tolist(), content.output_offset.tolist()
+        popular: list[bool] = (users > 1).tolist()
+        self._shared = []
+        for i in range(n):
+            first, last = start[i], start[i + 1]
+            output = out_segment[i]
+            returns = output >= 0 and users[output] > (1 if output in segment[first:last] else 0)
+            if not returns:
+                while last > first and not popular[segment[last - 1]]:
+                    last -= 1
+            runs: list[tuple[int, int, int]] = []
+            tokens = 0
+            for r in range(first, last):
+                tokens += length[r]
+                _append_run(runs, (segment[r], offset[r], length[r]))
+            covered = tokens == self._prompt[i]
+            if returns and covered:
+                _append_run(runs, (output, out_offset[i], self._output[i]))
+            self._shared.append((tuple(runs), tokens, bool(returns and covered)))
+
+    def _sequence(self, row: int, engine_s: float) -> Sequence:
+        runs, shareable, output_shared = self._shared[row] if self._shared is not None else ((), 0, False)
+        return Sequence(
+            row,
+            self._prompt[row],
+            self._output[row],
+            engine_s,
+            priority=self._priority[self._class[row]],
+            stop_known=self._stop_known[row],
+            runs=runs,
+            shareable_tokens=shareable,
+            output_shared=output_shared,
+        )
+
+    def _end_of_arrivals(self) -> float:
+        known = self.workload.arrival_s[~np.isnan(self.workload.arrival_s)]
+        last = float(known.max()) if len(known) else 0.0
+        duration = self.workload.duration_s
+        return duration if np.isfinite(duration) else max(last, 0.0)
+
+    # -- running --------------------------------------------------------------------------------------------
+
+    def run(self) -> ClusterResult:
+        """Run to the end of the drain; every request is accounted for."""
+        released = bool(np.isnan(self.workload.arrival_s).any())
+        if released or (len(self.replicas) > 1 and self.router != "round_robin"):
+            self._run_together()
+        else:
+            self._run_apart()
+        return self._result()
+
+    def _arrive(self, row: int, now_s: float) -> Sequence | None:
+        """Register an arrival; None if the engine refuses it."""
+        self._arrival[row] = now_s
+        if self._refused[row]:
+            self._status[row] = REJECTED
+            return None
+        self._status[row] = UNFINISHED
+        engine_s = now_s + self.before_s
+        seq = self._sequence(row, engine_s)
+        self._engine_arrival[row] = engine_s
+        self._live[row] = seq
+        return seq
+
+    def _run_apart(self) -> None:
+        arrivals = self.workload.arrival_s.tolist()
+        for row, arrival in enumerate(arrivals):
+            seq = self._arrive(row, arrival)
+            if seq is None:
+                continue
+            number = self._turn % len(self.replicas)
+            self._turn += 1
+            self._where[row] = number
+            self.replicas[number].submit(seq)
+        for replica in self.replicas:
+            replica.advance(self._limit_s)
+
+    def _run_together(self) -> None:
+        w = self.workload
+        clock = self._clock = Clock()
+        self._followers: dict[int, list[int]] = {}
+        self._pool: dict[int, list[int]] = {}
+        open_rows: list[int] = []
+        predecessor = w.predecessor.tolist()
+        for row in range(len(w)):
+            if not np.isnan(w.arrival_s[row]):
+                open_rows.append(row)
+            elif predecessor[row] >= 0:
+                self._followers.setdefault(predecessor[row], []).append(row)
+            else:
+                self._pool.setdefault(self._class[row], []).append(row)
+        for rows in self._pool.values():
+            rows.reverse()
+        self._wake: list[float] = [INFINITY] * len(self.replicas)
+        arrivals = iter(open_rows)
+
+        def next_arrival() -> None:
+            row = next(arrivals, None)
+            if row is None:
+                return
+            when = float(w.arrival_s[row])
+
+            def arrive() -> None:
+                next_arrival()
+                self._submit(row, when)
+
+            clock.at(when, ARRIVALS, arrive)
+
+        next_arrival()
+        clock.run()
+        for replica in self.replicas:
+            replica.advance(self._limit_s)
+
+    def _submit(self, row: int, now_s: float) -> None:
+        clock = self._clock
+        assert clock is not None
+        seq = self._arrive(row, now_s)
+        if seq is None:
+            self._release_next(row, now_s)
+            return
+        engine_s = seq.arrival_s
+
+        def reach_engine() -> None:
+            number = self._choose(clock.now_s)
+            self._where[row] = number
+            replica = self.replicas[number]
+            replica.advance(clock.now_s)
+            replica.submit(seq)
+            self._watch(number)
+
+        if self.before_s:
+            clock.at(engine_s, ARRIVALS, reach_engine)
+        else:
+            reach_engine()
+
+    def _choose(self, now_s: float) -> int:
+        replicas = self.replicas
+        if len(replicas) == 1:
+            return 0
+        if self.router == "round_robin":
+            self._turn += 1
+            return (self._turn - 1) % len(replicas)
+        best, fewest = 0, 1 << 60
+        for number, replica in enumerate(replicas):
+            if replica.next_event_s() <= now_s:
+                replica.advance(now_s)
+            if replica.in_service < fewest:
+                best, fewest = number, replica.in_service
+        return best
+
+    def _watch(self, number: int) -> None:
+        """Wake up when the replica's next result or decision is due, as long as requests depend on results."""
+        if not (self._followers or self._pool):
+            return
+        clock = self._clock
+        assert clock is not None
+        due = max(self.replicas[number].next_event_s(), clock.now_s)
+        if due > self._limit_s or self._wake[number] <= due:
+            return
+        self._wake[number] = due
+
+        def results() -> None:
+            if self._wake[number] == due:
+                self._wake[number] = INFINITY
+            self.replicas[number].advance(due)
+            clock.at(due, DECISIONS, decisions)
+
+        def decisions() -> None:
+            # decide and run on until some other part may interfere; an ended request may release another
+            replica = self.replicas[number]
+            at_least = float(np.nextafter(due, INFINITY))
+            while replica.advance(
+                min(max(clock.next_event_s(), at_least), self._limit_s), stop_after_finish=True
+            ):
+                pass
+            self._watch(number)
+
+        clock.at(due, RESULTS, results)
+
+    def _finished(self, seq: Sequence, now_s: float) -> None:
+        row = seq.index
+        end_s = now_s + self.after_s
+        self._status[row] = FINISHED
+        self._end[row] = end_s
+        self._keep(seq)
+        del self._live[row]
+        if self._clock is not None:
+            self._release_next(row, end_s)
+
+    def _release_next(self, row: int, end_s: float) -> None:
+        """Let the requests that waited for this one arrive."""
+        clock, w = self._clock, self.workload
+        assert clock is not None
+        waiting = self._followers.pop(row, [])
+        pool = self._pool.get(self._class[row])
+        if pool:
+            waiting = [*waiting, pool.pop()]
+        for follower in waiting:
+            when = max(end_s + float(w.gap_s[follower]), float(w.not_before_s[follower]), clock.now_s)
+            if when > w.duration_s:
+                continue
+            clock.at(when, ARRIVALS, lambda follower=follower, when=when: self._submit(follower, when))
+
+    def _keep(self, seq: Sequence) -> None:
+        row = seq.index
+        self._first_scheduled[row] = seq.first_scheduled_s if seq.first_scheduled_s >= 0 else np.nan
+        self._cached[row] = seq.first_hit_tokens
+        self._preemptions[row] = seq.preemptions
+        self._emissions[row] = seq.emissions
+
+    def _result(self) -> ClusterResult:
+        for replica in self.replicas:
+            scheduler = replica.scheduler
+            for seq in list(scheduler.running):
+                if seq.state == "decoding":
+                    scheduler._leave_decodes(seq, scheduler.next_number - 1)
+        for seq in self._live.values():
+            self._keep(seq)
+        n = len(self.workload)
+        ends = [np.frombuffer(replica.log.end_s, dtype=np.float64) for replica in self.replicas]
+        first_batch = np.full(n, -1, dtype=np.int64)
+        for row, spans in enumerate(self._emissions):
+            if spans:
+                first_batch[row] = spans[0][0]
+        first_token = np.full(n, np.nan)
+        for number, end in enumerate(ends):
+            mine = (self._where == number) & (first_batch >= 0)
+            mine &= first_batch < len(end)
+            first_token[mine] = end[first_batch[mine]] + self.after_s
+        return ClusterResult(
+            status=self._status,
+            arrival_s=self._arrival,
+            engine_arrival_s=self._engine_arrival,
+            first_scheduled_s=self._first_scheduled,
+            first_token_s=first_token,
+            end_s=self._end,
+            prompt_tokens=self.workload.prompt_tokens,
+            output_tokens=self.output_tokens,
+            cached_tokens=self._cached,
+            preemptions=self._preemptions,
+            replica=self._where,
+            emissions=self._emissions,
+            logs=[replica.log for replica in self.replicas],
+            capacity_blocks=[replica.scheduler.kv.capacity_blocks for replica in self.replicas],
+            hit_tokens=sum(replica.scheduler.hit_tokens for replica in self.replicas),
+            queried_tokens=sum(replica.scheduler.queried_tokens for replica in self.replicas),
+            end_of_run_s=max([self._limit_s if self._live else 0.0, *(float(e[-1]) for e in ends if len(e))]),
+        )
+
+
+def _append_run(runs: list[tuple[int, int, int]], run: tuple[int, int, int]) -> None:
+    """Append a run, merged with the last if it continues it: equal contents have equal runs."""
+    if runs:
+        segment, offset, length = runs[-1]
+        if segment == run[0] and offset + length == run[1]:
+            runs[-1] = (segment, offset, length + run[2])
+            return
+    runs.append(run)

@@ -1,0 +1,266 @@
+"""From a scenario file, a shipped name or a dict to a checked `Scenario`, and back to plain data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hardware_profiles.errors import InputError, nearest
+from simulator.config.located import MAX_FILE_BYTES, Located, locate_data, mapping, read_yaml, sequence
+from simulator.config.overrides import apply_override
+from simulator.config.problems import explain, locate, raise_all
+
+if TYPE_CHECKING:
+    from simulator.config.schema import Scenario
+
+_FILE_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".txt", ".gz", ".yaml", ".yml")
+
+
+def load_scenario(source: str | PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Scenario:
+    """Return the checked scenario.
+
+    Parameters
+    ----------
+    source : a file, the name of a shipped scenario, YAML text (with a line break), or a dict.
+    overrides : ``path=value`` texts, applied in order before the check (see `apply_override`).
+
+    Paths of models, traces and lengths files are taken from the scenario's folder, then from the working
+    directory, and become absolute. Raises InputError, with the file, line and mend of every problem found.
+    """
+    problems: list[InputError] = []
+    root, folder, name = _read(source, problems)
+    if not isinstance(root.value, dict):
+        raise InputError(
+            "a scenario is a group of keys",
+            where=root.where,
+            mend="begin with model:, deployment: and workload:",
+        )
+    for override in overrides:
+        root = apply_override(root, override, problems)
+    if name and ("name" not in root.value or root.value["name"].value is None):
+        root = mapping({"name": Located(name, root.where), **root.value}, root.where)
+    return _checked(_with_paths(root, folder, problems), problems)
+
+
+def _checked(root: Located, problems: list[InputError]) -> Scenario:
+    from pydantic import ValidationError
+
+    from simulator.config.flags_of import fill_from_flags
+    from simulator.config.schema import Scenario, not_modelled
+
+    try:
+        scenario = Scenario.model_validate(root.plain())
+    except ValidationError as error:
+        raise_all([*problems, *explain(error, root, Scenario)])
+        raise
+    raise_all(problems)
+    scenario = fill_from_flags(scenario, root)
+    raise_all([_not_modelled(root, path, value) for path, value in not_modelled(scenario)])
+    return scenario
+
+
+def _not_modelled(root: Located, path: tuple[str | int, ...], value: str) -> InputError:
+    at, node = locate(root, path)
+    if at[-1] != path[-1]:  # it was set by a flag
+        at, node = locate(root, (*path[:-1], "engine_args"))
+        return InputError(
+            f"`{'.'.join(map(str, at))}` asks for `{path[-1]}`, which is not modelled yet",
+            where=node.where,
+            mend="remove its flag",
+        )
+    name = ".".join(map(str, at))
+    words = f"`{name}: {value}`" if value else f"`{name}`"
+    return InputError(f"{words} is not modelled yet", where=node.where, mend=f"remove {words}")
+
+
+# Reading --------------------------------------------------------------------------------------------------
+
+
+def _read(
+    source: str | PathLike[str] | Mapping[str, Any], problems: list[InputError]
+) -> tuple[Located, Path | None, str | None]:
+    if isinstance(source, Mapping):
+        return locate_data(source, "scenario", problems), None, None
+    if isinstance(source, str) and "\n" in source:
+        return read_yaml(source, "scenario", problems), None, None
+    path = _file_of(source)
+    return read_yaml(_text_of(path), _shown_path(source, path), problems), path.parent, path.stem
+
+
+def shipped_scenarios() -> dict[str, Path]:
+    """Return the scenarios that come with the package, by name."""
+    import scenarios
+
+    return {path.stem: path for folder in scenarios.__path__ for path in sorted(Path(folder).glob("*.yaml"))}
+
+
+def _file_of(source: str | PathLike[str]) -> Path:
+    path = Path(source)
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):
+        exists = False
+    if exists:
+        return path
+    shipped = shipped_scenarios()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    near = nearest(str(source), list(shipped))
+    raise InputError(
+        f"there is no scenario '{source}': no such file, and no shipped scenario of that name",
+        where=str(source),
+        mend=f"did you mean '{near}'?"
+        if near
+        else "check the path; `capacity-plan list scenarios` names the shipped",
+    )
+
+
+def _shown_path(source: str | PathLike[str], path: Path) -> str:
+    return str(source) if path == Path(source) else path.name
+
+
+def _text_of(path: Path) -> str:
+    where = str(path)
+    if path.is_dir():
+        raise InputError(f"'{path}' is a folder", where=where, mend="name the scenario's YAML file")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"cannot read the file: {reason}", where=where, mend="check the path and its rights"
+        ) from None
+    if len(data) > MAX_FILE_BYTES:
+        raise InputError(
+            f"the file is longer than {MAX_FILE_BYTES / 1e6:g} MB",
+            where=where,
+            mend="name the scenario's YAML file; request data belong into a trace file",
+        )
+    if b"\0" in data:
+        line = data[: data.index(b"\0")].count(b"\n") + 1
+        raise InputError(
+            "this is a binary file (or UTF-16), not a text in UTF-8",
+            where=f"{where}:{line}",
+            mend="name the scenario's YAML file, saved as UTF-8",
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"byte 0x{data[error.start]:02x} is not UTF-8",
+            where=f"{where}:{line}",
+            mend="save the file as UTF-8",
+        ) from None
+
+
+# Paths inside a scenario ----------------------------------------------------------------------------------
+
+
+def _with_paths(root: Located, folder: Path | None, problems: list[InputError]) -> Located:
+    children = dict(root.value)
+    if "model" in children:
+        children["model"] = _with_file(children["model"], folder, problems, in_folder="config.json")
+    if "workload" in children:
+        children["workload"] = _with_load_files(children["workload"], folder, problems)
+    return mapping(children, root.where)
+
+
+def _with_load_files(node: Located, folder: Path | None, problems: list[InputError]) -> Located:
+    if isinstance(node.value, list):
+        return sequence([_with_load_files(child, folder, problems) for child in node.value], node.where)
+    if not isinstance(node.value, dict):
+        return node
+    children = {
+        key: _with_file(child, folder, problems)
+        if key in ("trace", "file")
+        else _with_load_files(child, folder, problems)
+        for key, child in node.value.items()
+    }
+    return mapping(children, node.where)
+
+
+def _with_file(
+    node: Located, folder: Path | None, problems: list[InputError], in_folder: str | None = None
+) -> Located:
+    """Make `node` absolute if it names a file; a name that is none of a file stays, for the catalogues."""
+    text = node.value
+    if not isinstance(text, str) or not text or "\0" in text:
+        return node
+    tried = [base / text for base in (folder, Path.cwd()) if base is not None]
+    for path in tried:
+        for candidate in (path, path / in_folder) if in_folder else (path,):
+            try:
+                found = candidate.is_file()
+            except OSError:
+                found = False
+            if found:
+                return Located(str(candidate.resolve()), node.where)
+    if text.lower().endswith(_FILE_SUFFIXES) or Path(text).is_absolute():
+        places = " or ".join(dict.fromkeys(str(path.parent) for path in tried))
+        problems.append(
+            InputError(
+                f"there is no file '{text}'", where=node.where, mend=f"check the path; looked in {places}"
+            )
+        )
+    return node
+
+
+# Back to data ---------------------------------------------------------------------------------------------
+
+
+def resolved(scenario: Scenario) -> dict[str, Any]:
+    """Return the scenario with every default, ready for JSON; `load_scenario` of it is the same scenario."""
+    return scenario.model_dump(mode="json")
+
+
+def scenario_hash(scenario: Scenario, version: str) -> str:
+    """Return the SHA-256 (hex) of the resolved scenario and the tool's `version`; ten digits name a run.
+
+    Files that the scenario names enter by their content, not by their path: the same scenario in another
+    folder keeps its hash, and a changed trace changes it.
+    """
+    data = _hashable(resolved(scenario))
+    text = json.dumps(
+        {"scenario": data, "version": version}, sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hashable(data: dict[str, Any]) -> dict[str, Any]:
+    model = data["model"]
+    content = _content(model) if isinstance(model, str) else model
+    return {**data, "model": content, "workload": _hashable_load(data["workload"])}
+
+
+def _hashable_load(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _content(child)
+            if key in ("trace", "file") and isinstance(child, str)
+            else _hashable_load(child)
+            for key, child in value.items()
+        }
+    if isinstance(value, list):
+        return [_hashable_load(child) for child in value]
+    return value
+
+
+def _content(name: str) -> str:
+    if not Path(name).is_absolute():
+        return name
+    with open(name, "rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a scenario, for editors."""
+    from simulator.config.schema import Scenario
+
+    schema = Scenario.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

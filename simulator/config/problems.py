@@ -1,0 +1,364 @@
+"""Validation errors in words: what is wrong, in which file and line, and the mend."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+from hardware_profiles.errors import InputError, nearest
+from simulator.config.located import Located
+from simulator.config.overrides import AROUND_POOLS
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+Path = tuple[str | int, ...]
+
+
+class ScenarioError(InputError):
+    """All problems of one scenario; `message`, `where` and `mend` are those of the first.
+
+    Parameters
+    ----------
+    problems : at least one, in the order to show.
+    """
+
+    def __init__(self, problems: Sequence[InputError]) -> None:
+        first = problems[0]
+        super().__init__(first.message, where=first.where, mend=first.mend)
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        return "\n".join(str(InputError(p.message, where=p.where, mend=p.mend)) for p in self.problems)
+
+
+def raise_all(problems: Sequence[InputError]) -> None:
+    """Raise `problems` together, by line of the file; do nothing if there are none."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ScenarioError(sorted(problems, key=_place_order))
+
+
+def _place_order(problem: InputError) -> tuple[bool, int]:
+    line = re.search(r":(\d+)$", problem.where or "")
+    return (line is None, int(line[1]) if line else 0)
+
+
+def locate(root: Located, loc: Sequence[str | int]) -> tuple[Path, Located]:
+    """Follow `loc` as far as the data has it; return the path taken and the value there.
+
+    Parts that are not in the data are skipped: the names of a union's branches, and ``pools.0`` where the
+    deployment is one pool inline.
+    """
+    node, path = root, []
+    for part in loc:
+        in_dict = isinstance(node.value, dict) and part in node.value
+        if in_dict or (isinstance(node.value, list) and isinstance(part, int) and part < len(node.value)):
+            node = node.value[part]
+            path.append(part)
+    return tuple(path), node
+
+
+def explain(error: ValidationError, root: Located, model: type[BaseModel]) -> list[InputError]:
+    """Turn pydantic's errors on `root` into problems, one for each place, unknown keys first.
+
+    Raises nothing; `model` is the model that refused the data.
+    """
+    groups: dict[Path, list[dict[str, Any]]] = {}
+    for item in error.errors(include_url=False, include_context=True):
+        item_dict: dict[str, Any] = dict(item)
+        loc = item_dict["loc"]
+        if _said_elsewhere(item_dict):
+            continue
+        path, node = locate(root, loc[:-1] if item_dict["type"] == "missing" else loc)
+        if item_dict["type"] == "missing":
+            path = (*path, loc[-1])
+        groups.setdefault(path, []).append(item_dict | {"node": node})
+    problems: list[InputError] = []
+    missing: list[tuple[Path, InputError]] = []
+    suggested: set[Path] = set()
+    for path, items in groups.items():
+        deeper = any(other[: len(path)] == path and other != path for other in groups)
+        for found in _of_matching_branch(items, deeper):
+            if found["type"] == "missing":
+                missing.append((path, _missing(path, found)))
+            elif found["type"] == "extra_forbidden":
+                problem, near = _unknown(path, found, model, root)
+                problems.append(problem)
+                if near is not None:
+                    suggested.add((*path[:-1], near))
+            else:
+                problems.append(_other(path, found | {"kinds": kinds_at(model, found["loc"])}))
+    problems += [problem for path, problem in missing if path not in suggested]
+    return problems
+
+
+def _said_elsewhere(item: dict[str, Any]) -> bool:
+    """Infinite numbers were reported by the reader; pydantic counts only a list's valid entries."""
+    value = item["input"]
+    if isinstance(value, float) and not math.isfinite(value):
+        return True
+    return item["type"] == "too_short" and len(value) > int(item["ctx"]["actual_length"])
+
+
+_TYPE_ERRORS = ("_type", "_parsing", "literal_error", "int_from_float")
+
+
+def _of_matching_branch(items: list[dict[str, Any]], deeper: bool) -> list[dict[str, Any]]:
+    """Of the complaints about one value, keep those of the union's branch that was meant."""
+    types = [item for item in items if item["type"].endswith(_TYPE_ERRORS)]
+    rest = [item for item in items if not item["type"].endswith(_TYPE_ERRORS)]
+    if rest:
+        return rest
+    if len(types) < 2:
+        return types
+    if deeper and isinstance(types[0]["node"].value, dict | list):
+        return []
+    wanted = list(dict.fromkeys(_wanted(item) for item in types))
+    return [types[0] | {"wanted": " or ".join(wanted)}]
+
+
+def _name(path: Path) -> str:
+    return ".".join(str(part) for part in path) or "the scenario"
+
+
+def _missing(path: Path, item: dict[str, Any]) -> InputError:
+    key = path[-1]
+    under = f" under `{_name(path[:-1])}`" if path[:-1] else ""
+    return InputError(
+        f"`{_name(path)}` is missing", where=item["node"].where, mend=f"add `{key}: ...`{under}"
+    )
+
+
+def _unknown(
+    path: Path, item: dict[str, Any], model: type[BaseModel], root: Located
+) -> tuple[InputError, str | None]:
+    key, where = str(path[-1]), item["node"].where
+    known = keys_at(model, item["loc"][:-1])
+    deployment, _ = locate(root, ("deployment", "pools"))
+    inline = deployment == ("deployment",)
+    if path[0] == "deployment" and len(path) == 2:
+        pool = keys_at(model, ("deployment", "pools", 0))
+        if inline:
+            known = [*known, *(k for k in AROUND_POOLS if k not in known)]
+        elif key in pool:
+            mend = f"move `{key}` into the entries of `pools`"
+            return InputError(f"`{key}` belongs to a pool, not beside `pools`", where=where, mend=mend), None
+    return unknown_key(key, path[:-1], known, where)
+
+
+def unknown_key(key: str, at: Path, known: list[str], where: str) -> tuple[InputError, str | None]:
+    """Return the problem of a key that nothing reads, and the valid key nearest to it."""
+    near = nearest(key, known)
+    place = f"under `{_name(at)}`" if at else "at the top of the scenario"
+    listed = f"valid keys: {', '.join(known)}" if known else "remove it"
+    mend = f"did you mean `{near}`?" if near else listed
+    return InputError(f"unknown key `{key}` {place}", where=where, mend=mend), near
+
+
+def keys_at(model: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
+    """Return the keys that `model` accepts at `loc`, a location as pydantic writes it (with branch names)."""
+    return list(dict.fromkeys(key for m in _models_at(model, loc) for key in m.model_fields))
+
+
+def kinds_at(model: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
+    """Return the values of ``kind:`` that `model` accepts at `loc`."""
+    fields = [m.model_fields["kind"] for m in _models_at(model, loc) if "kind" in m.model_fields]
+    return [str(kind) for field in fields for kind in get_args(field.annotation)]
+
+
+def _models_at(model: type[BaseModel], loc: Sequence[str | int]) -> list[type[BaseModel]]:
+    models = [model]
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        inner = [m for outer in models if part in outer.model_fields for m in _models_of(outer, part)]
+        if inner:
+            models = inner
+        elif any(part in outer.model_fields for outer in models):
+            return []
+        else:
+            models = [m for m in models if _is_branch(m, part)] or models
+    return models
+
+
+def _models_of(model: type[BaseModel], field: str) -> list[type[BaseModel]]:
+    from pydantic import BaseModel
+
+    found: list[type[BaseModel]] = []
+    pending = [model.model_fields[field].annotation]
+    while pending:
+        annotation: Any = pending.pop(0)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.append(annotation)
+        elif get_origin(annotation) is not Literal:
+            pending += get_args(annotation)
+    return found
+
+
+def _is_branch(model: type[BaseModel], tag: str) -> bool:
+    literals = [f.annotation for f in model.model_fields.values() if get_origin(f.annotation) is Literal]
+    return model.__name__ == tag or any(tag in get_args(literal) for literal in literals)
+
+
+def _wanted(item: dict[str, Any]) -> str:
+    kind, context = item["type"], item.get("ctx", {})
+    if kind == "literal_error":
+        return str(context["expected"]).replace("'", "")
+    if kind.startswith(("int", "float")) or (kind == "value_error" and "number" in item["msg"]):
+        return "a whole number" if kind.startswith("int") else "a number"
+    if kind.startswith("bool"):
+        return "true or false"
+    if kind.startswith("string"):
+        return "text"
+    if kind.startswith(("tuple", "list")):
+        return "a list"
+    if kind.startswith(("model", "dict")):
+        return "a group of keys"
+    return str(item["msg"])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "empty"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a group of keys"
+    if isinstance(value, list | tuple):
+        return "a list"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_COMPARISONS = {
+    "greater_than": ("gt", "greater than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+def _other(path: Path, item: dict[str, Any]) -> InputError:
+    kind, context, node = item["type"], item.get("ctx", {}), item["node"]
+    name, value, where = _name(path), item["input"], node.where
+    if item["loc"] and item["loc"][-1] == "[key]":
+        known = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+        key_where = node.value[value].where if isinstance(node.value, dict) and value in node.value else where
+        at = path[:-1] if path[-1:] == (value,) else path
+        return unknown_key(str(value), at, known, key_where)[0]
+    if kind in _COMPARISONS:
+        bound, words = _COMPARISONS[kind]
+        limit = (
+            f"{words} {context[bound]:g}"
+            if isinstance(context[bound], float)
+            else f"{words} {context[bound]}"
+        )
+        return InputError(
+            f"`{name}` is {_shown(value)}; it must be {limit}", where=where, mend=f"give a number {limit}"
+        )
+    if kind == "union_tag_not_found":
+        choices = " or ".join(item["kinds"]) or "..."
+        return InputError(f"`{name}` names no kind", where=where, mend=f"add `kind:` with {choices}")
+    if kind == "union_tag_invalid":
+        tags = item["kinds"]
+        place = node.value["kind"].where if isinstance(node.value, dict) and "kind" in node.value else where
+        return _not_a_choice(f"{name}.kind", str(context.get("tag")), tags, place)
+    if kind == "literal_error" and "wanted" not in item and isinstance(value, str):
+        return _not_a_choice(name, value, re.findall(r"'([^']*)'", str(context["expected"])), where)
+    if kind == "too_short" and context["actual_length"] == 0:
+        least = context["min_length"]
+        return InputError(f"`{name}` is empty", where=where, mend=f"give {least} or more entries")
+    if kind in ("too_short", "too_long"):
+        bound = (
+            f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
+        )
+        return InputError(
+            f"`{name}` has {len(value)} entries; it takes {bound}", where=where, mend=f"give {bound} entries"
+        )
+    if kind == "string_too_short":
+        return InputError(
+            f"`{name}` is an empty text", where=where, mend="write its value, or remove the key"
+        )
+    if kind == "finite_number":
+        return InputError(f"`{name}` is not a finite number", where=where, mend="write a finite number")
+    number = kind.startswith(("int", "float")) or (kind == "value_error" and "is not a number" in item["msg"])
+    if number and "wanted" not in item:
+        return _not_a_number(path, value, where, whole=kind.startswith("int"))
+    if kind == "value_error":
+        return _said(name, str(item["msg"]).removeprefix("Value error, "), node)
+    wanted = item.get("wanted") or _wanted(item)
+    if isinstance(value, str) and value:
+        near = nearest(value, [word for word in wanted.split(" or ") if " " not in word])
+        mend = f"did you mean '{near}'?" if near else _number_in(path, value)
+        if mend:
+            return InputError(f"`{name}` must be {wanted}, not {_shown(value)}", where=where, mend=mend)
+    return InputError(f"`{name}` must be {wanted}, not {_shown(value)}", where=where, mend=f"write {wanted}")
+
+
+def _not_a_choice(name: str, value: str, choices: list[str], where: str) -> InputError:
+    near = nearest(value, choices)
+    listed = f"choices: {', '.join(choices)}"
+    return InputError(
+        f"`{name}` is '{value}', which is not a choice",
+        where=where,
+        mend=f"did you mean '{near}'? ({listed})" if near else listed,
+    )
+
+
+def _said(name: str, words: str, node: Located) -> InputError:
+    """Words of a model's own check: ``cause; mend``, placed at the first key of `node` that they name."""
+    cause, _, mend = words.partition("; ")
+    where = node.where
+    if isinstance(node.value, dict):
+        named = [word for word in re.findall(r"[a-z_0-9]+", cause) if word in node.value]
+        where = node.value[named[0]].where if named else where
+    joined = f"`{name}` {cause}" if cause.startswith(("is ", "names ")) else f"`{name}`: {cause}"
+    return InputError(joined, where=where, mend=mend or "change the value so that this holds no longer")
+
+
+_TIMES_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+_FACTORS = {"k": 1e3, "K": 1e3, "M": 1e6, "%": 0.01}
+_NAMED_TIMES_S = ("duration", "warmup", "window")
+
+
+def _time_unit(path: Path) -> tuple[str, float] | None:
+    for part in reversed(path):
+        text = str(part)
+        if text.endswith("_ms"):
+            return "milliseconds", 1e-3
+        if text.endswith("_s") or text in _NAMED_TIMES_S:
+            return "seconds", 1.0
+    return None
+
+
+def _not_a_number(path: Path, value: Any, where: str, *, whole: bool) -> InputError:
+    wanted = "a whole number" if whole else "a number"
+    message = f"`{_name(path)}` must be {wanted}, not {_shown(value)}"
+    mend = f"write {wanted}"
+    if isinstance(value, float) and whole:
+        mend = f"write a whole number, such as {round(value)}"
+    elif isinstance(value, str):
+        mend = _number_in(path, value) or mend
+    return InputError(message, where=where, mend=mend)
+
+
+def _number_in(path: Path, text: str) -> str | None:
+    """Return the mend for a number written as text, perhaps with a unit, or None if it is no number."""
+    found = re.fullmatch(
+        r"\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*([a-zA-Zµ%/]*)\s*", text
+    )
+    return _without_unit(float(found[1]), found[2], _time_unit(path)) if found else None
+
+
+def _without_unit(number: float, unit: str, key_unit: tuple[str, float] | None) -> str:
+    if not unit:
+        return f"remove the quotes: {number:.12g}"
+    if key_unit is not None and unit in _TIMES_S:
+        return f"write {number * _TIMES_S[unit] / key_unit[1]:.12g}, in {key_unit[0]}, without the unit"
+    if unit in _FACTORS:
+        return f"write {number * _FACTORS[unit]:.12g}"
+    return f"write the number alone, without '{unit}'"

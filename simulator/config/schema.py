@@ -1,0 +1,198 @@
+"""What a scenario may say, as pydantic models: frozen, strict, complete with defaults.
+
+Importing this module imports pydantic; the command line does so only when it loads a scenario. Names of
+engines, hardware, models and number formats pass as text: the catalogues judge them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Strict, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from simulator.config.overrides import AROUND_POOLS
+from simulator.workload.spec import Slo, WorkloadSpec
+
+Text = Annotated[str, Strict(), Field(min_length=1)]
+Whole = Annotated[int, Strict(), Field(ge=1)]
+NotNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+AboveZero = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+Bool = Annotated[bool, Strict()]
+Settings = dict[str, Any]
+"""Keys that are accepted by name; `not_modelled` refuses them until they are simulated."""
+
+MAX_REPLICAS = 100_000
+"""Most replicas of a pool; assumed, a guard against slips of the keyboard."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Pool(_Model):
+    """Replicas of one engine on one kind of hardware.
+
+    `tensor_parallel` x `pipeline_parallel` x `data_parallel` devices make one replica; `expert_parallel` is
+    true, false, or the number of ranks that share the experts. `weights`, `activations` and `kv_cache` name
+    number formats, null being the checkpoint's or the engine's own. `engine_args` are the engine's own flags,
+    by name or as a pasted launch command.
+    """
+
+    name: Text
+    role: Literal["mixed", "prefill", "decode"] = "mixed"
+    replicas: Annotated[int, Strict(), Field(ge=1, le=MAX_REPLICAS)] = 1
+    engine: Text
+    hardware: Text
+    tensor_parallel: Whole = 1
+    pipeline_parallel: Whole = 1
+    data_parallel: Whole = 1
+    expert_parallel: Bool | Whole = False
+    weights: Text | None = None
+    activations: Text | None = None
+    kv_cache: Text | None = None
+    engine_args: Annotated[str, Strict()] | dict[str, Any] = Field(default_factory=dict)
+    speculative: Settings | None = None
+    lora: Settings | None = None
+    offload: Settings | None = None
+
+
+class Deployment(_Model):
+    """One pool inline, or `pools`, with what stands around them.
+
+    The router is `round_robin` (the default) or `least_requests`, the replica with the fewest requests in
+    flight. Pools without a name are called pool0, pool1, ...
+    """
+
+    pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
+    router: Literal["round_robin", "least_requests"] = "round_robin"
+    admission: Settings | None = None
+    transfer: Settings | None = None
+    autoscaler: Settings | None = None
+    failures: Settings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_pools(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if "pools" not in data:
+            around = {key: value for key, value in data.items() if key in AROUND_POOLS}
+            data = {"pools": [{k: v for k, v in data.items() if k not in AROUND_POOLS}], **around}
+        if isinstance(data["pools"], list | tuple):
+            named = [
+                {"name": f"pool{i}", **pool} if isinstance(pool, dict) else pool
+                for i, pool in enumerate(data["pools"])
+            ]
+            data = {**data, "pools": named}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Deployment:
+        names = [pool.name for pool in self.pools]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two pools are named '{twice}'; give each pool its own name")
+        roles = {pool.role for pool in self.pools}
+        for role, other in (("prefill", "decode"), ("decode", "prefill")):
+            if role in roles and other not in roles:
+                raise ValueError(f"a {role} pool stands without a {other} pool; add one with role: {other}")
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        listed = handler.resolve_ref_schema(handler(core_schema))
+        pool = handler.resolve_ref_schema(listed["properties"]["pools"]["items"])
+        pool["required"] = [key for key in pool["required"] if key != "name"]
+        around = {key: value for key, value in listed["properties"].items() if key != "pools"}
+        inline = {**pool, "title": "One pool inline", "properties": {**pool["properties"], **around}}
+        both = {
+            "title": "Deployment",
+            "description": listed.get("description", ""),
+            "anyOf": [dict(listed), inline],
+        }
+        both["anyOf"][0]["title"] = "Pools"
+        listed.clear()
+        listed.update(both)
+        return listed
+
+
+class Client(_Model):
+    """What the measuring client adds to TTFT and end-to-end latency [ms]."""
+
+    overhead_ms: NotNegative = 0.0
+    network_rtt_ms: NotNegative = 0.0
+
+
+Commitment = Literal["on_demand", "reserved_1y", "reserved_3y", "spot"]
+
+
+class Cost(_Model):
+    """Overrides of the price list; null leaves the list's value.
+
+    `usd_per_gpu_hour` replaces the rental price of every pool's devices. `spot: true` sets `commitment` to
+    ``spot``. Owned hardware: `purchase_usd_per_gpu` spread over `amortisation_years`, with power
+    at `power_usd_per_kwh` times `pue`, the data centre's power over that of its computers.
+    """
+
+    usd_per_gpu_hour: NotNegative | None = None
+    commitment: Commitment | None = None
+    spot: Bool | None = None
+    provider: Text | None = None
+    region: Text | None = None
+    purchase_usd_per_gpu: NotNegative | None = None
+    amortisation_years: AboveZero | None = None
+    power_usd_per_kwh: NotNegative | None = None
+    pue: Annotated[float, Strict(), Field(ge=1, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spot_is_a_commitment(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("spot") is True and data.get("commitment") is None:
+            return {**data, "commitment": "spot"}
+        return data
+
+    @model_validator(mode="after")
+    def _one_commitment(self) -> Cost:
+        if self.spot is not None and self.commitment is not None and self.spot != (self.commitment == "spot"):
+            spot = str(self.spot).lower()
+            raise ValueError(f"spot: {spot} contradicts commitment: {self.commitment}; keep one of the two")
+        return self
+
+
+class Scenario(_Model):
+    """A model, a deployment that serves it, and the load it must carry.
+
+    `model` is a catalogue name, a path to a Hugging Face config.json (or its folder), or its fields inline.
+    """
+
+    name: Text = "scenario"
+    seed: Annotated[int, Strict(), Field(ge=0, lt=2**63)] = 0
+    model: Text | dict[str, Any]
+    deployment: Deployment
+    workload: WorkloadSpec
+    client: Client = Client()
+    slo: Slo = Slo()
+    cost: Cost = Cost()
+
+
+NOT_MODELLED_AROUND = ("admission", "transfer", "autoscaler", "failures")
+NOT_MODELLED_IN_POOL = ("speculative", "lora", "offload")
+NOT_MODELLED_ROLES = ("prefill", "decode")
+
+
+def not_modelled(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield (path, value to name) of every setting that is a valid name but is not simulated yet."""
+    for key in NOT_MODELLED_AROUND:
+        if getattr(scenario.deployment, key) is not None:
+            yield ("deployment", key), ""
+    for i, pool in enumerate(scenario.deployment.pools):
+        for key in NOT_MODELLED_IN_POOL:
+            if getattr(pool, key) is not None:
+                yield ("deployment", "pools", i, key), ""
+        if pool.role in NOT_MODELLED_ROLES:
+            yield ("deployment", "pools", i, "role"), pool.role

@@ -1,0 +1,34 @@
+"""JSON whose bytes depend on the values alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def json_text(data: Any) -> str:
+    """Return `data` as indented JSON in the order given; NaN and infinities become null.
+
+    Floats are written with the fewest digits that read back as the same number. numpy scalars and arrays
+    become numbers and lists, paths and other objects raise TypeError.
+    """
+    return json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def plain(data: Any) -> Any:
+    """Return `data` as dicts, lists, strings, numbers, booleans and None."""
+    if isinstance(data, Mapping):
+        return {str(key): plain(value) for key, value in data.items()}
+    if isinstance(data, np.ndarray | list | tuple):
+        return [plain(value) for value in (data.tolist() if isinstance(data, np.ndarray) else data)]
+    if isinstance(data, np.generic):
+        data = data.item()
+    if isinstance(data, float):
+        return float(data) if math.isfinite(data) else None
+    if data is None or isinstance(data, str | bool | int):
+        return data
+    raise TypeError(f"a value of type {type(data).__name__} cannot be written as JSON")

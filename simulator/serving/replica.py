@@ -1,0 +1,312 @@
+"""One replica: an executor that runs a scheduler's batches on a device, step by step or many steps at once.
+
+The executor has a depth. A synchronous engine (depth 1) forms batch k+1 when batch k has ended; an async one (depth 2)
+forms batch k+1 when batch k starts, knowing the results up to k-1; a pipeline keeps one batch per stage in flight. A batch's
+duration comes from a step-time model, the host's share from the same model; under async scheduling the host's work is
+hidden behind the device's as long as it is shorter.
+
+Runs of pure decode steps are executed as one event (`_jump`); the times are the same sums in the same order, so the
+result is equal bit for bit to stepping (`aggregate=False` on the scheduler forces stepping).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine_models.parts.continuous import Batch, ContinuousScheduler
+from engine_models.parts.sequence import Sequence
+
+FloatArray = NDArray[np.float64]
+INFINITY = float("inf")
+
+
+class StepTimes(Protocol):
+    """What a replica asks of a step-time model. All times in seconds."""
+
+    def batch_s(self, batch: Batch) -> tuple[float, float]:
+        """Device time of a batch, and the part of it that is attributed to its prefill rows."""
+        ...
+
+    def decode_run_s(self, rows: int, kv_tokens: int, steps: int) -> FloatArray:
+        """Device times of `steps` pure decode steps; the first attends to `kv_tokens`, each next to `rows` more."""
+        ...
+
+    def host_s(self, rows: int, prefill_tokens: int) -> float:
+        """Host time to form, launch and read back a batch."""
+        ...
+
+
+class StepLog:
+    """What a replica did: one end time per step, and one record per event (a step or a run of equal steps)."""
+
+    def __init__(self) -> None:
+        self.end_s = array("d")
+        self.event_s = array("d")  # start of the event
+        self.event_steps = array("q")
+        self.event_device_s = array("d")
+        self.event_prefill_s = array("d")
+        self.event_running = array("q")
+        self.event_waiting = array("q")
+        self.event_used_blocks = array("q")
+        self.event_prefill_tokens = array("q")
+        self.event_decode_tokens = array("q")
+        self.event_preemptions = array("q")
+
+    def add(
+        self,
+        start_s: float,
+        steps: int,
+        device_s: float,
+        prefill_s: float,
+        running: int,
+        waiting: int,
+        used_blocks: int,
+        prefill_tokens: int,
+        decode_tokens: int,
+        preemptions: int,
+    ) -> None:
+        """Append one event."""
+        self.event_s.append(start_s)
+        self.event_steps.append(steps)
+        self.event_device_s.append(device_s)
+        self.event_prefill_s.append(prefill_s)
+        self.event_running.append(running)
+        self.event_waiting.append(waiting)
+        self.event_used_blocks.append(used_blocks)
+        self.event_prefill_tokens.append(prefill_tokens)
+        self.event_decode_tokens.append(decode_tokens)
+        self.event_preemptions.append(preemptions)
+
+
+class Replica:
+    """An executor over one scheduler.
+
+    Parameters
+    ----------
+    scheduler : forms the batches.
+    times : the step-time model.
+    depth : batches in flight (1 synchronous, 2 async scheduling, stages of a pipeline).
+    stages : pipeline stages; `times` then gives the time of one stage.
+    on_finish : called with each ended request and the time in seconds.
+    on_batch : called with each processed batch (for comparison with recorded schedules).
+    """
+
+    def __init__(
+        self,
+        scheduler: ContinuousScheduler,
+        times: StepTimes,
+        *,
+        depth: int = 1,
+        stages: int = 1,
+        on_finish: Callable[[Sequence, float], None] | None = None,
+        on_batch: Callable[[Batch], None] | None = None,
+    ) -> None:
+        self.scheduler = scheduler
+        self.times = times
+        self.depth = depth
+        self.log = StepLog()
+        self.in_service = 0  # submitted and not finished: what a router counts
+        self.clock_s = 0.0
+        self._inbox: deque[Sequence] = deque()
+        self._in_flight: deque[Batch] = deque()
+        self._may_schedule = True
+        self._stage_free_s = [0.0] * stages
+        self._on_finish = on_finish
+        self._on_batch = on_batch
+        self._sync = depth == 1
+
+    # -- the outside ----------------------------------------------------------------------------------------
+
+    def submit(self, seq: Sequence) -> None:
+        """Hand over a request that reaches the engine at `seq.arrival_s` (not before the replica's clock)."""
+        self._inbox.append(seq)
+        self.in_service += 1
+
+    def busy(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self._inbox or self._in_flight) or self.scheduler.has_work()
+
+    def next_event_s(self) -> float:
+        """A time before which nothing that another part could see will happen here."""
+        if self._in_flight and not self._may_schedule:
+            return self._in_flight[0].t_end
+        if self.scheduler.has_work() or self._in_flight:
+            return self.clock_s
+        return self._inbox[0].arrival_s if self._inbox else INFINITY
+
+    def advance(self, limit_s: float, *, stop_after_finish: bool = False) -> bool:
+        """Process every result up to `limit_s` (inclusive) and every scheduling decision before it.
+
+        With `stop_after_finish` return True as soon as a request has ended; False once the limit is reached.
+        """
+        scheduler = self.scheduler
+        inbox = self._inbox
+        flight = self._in_flight
+        while True:
+            if not self._may_schedule:
+                batch = flight[0]
+                if batch.t_end > limit_s:
+                    return False
+                flight.popleft()
+                if batch.t_end > self.clock_s:
+                    self.clock_s = batch.t_end
+                self._process(batch)
+                self._may_schedule = True
+                if stop_after_finish and batch.finishing:
+                    return True
+                continue
+            now = self.clock_s
+            if now >= limit_s:
+                return False
+            while inbox and inbox[0].arrival_s <= now:
+                scheduler.add(inbox.popleft())
+            steps = scheduler.horizon()
+            if steps > 1 and len(flight) == self.depth - 1 and not (flight and flight[0].finishing):
+                bound = limit_s
+                if inbox and inbox[0].arrival_s < bound and not scheduler.ignores_arrivals():
+                    bound = inbox[0].arrival_s
+                if self._jump(steps, bound):
+                    continue
+            formed = scheduler.schedule(now)
+            if formed is None or not formed.tokens:
+                if flight:
+                    self._may_schedule = False
+                elif formed is not None:
+                    continue  # only preemptions: try again with the blocks they freed
+                elif inbox:
+                    if inbox[0].arrival_s >= limit_s:
+                        return False
+                    self.clock_s = inbox[0].arrival_s
+                elif scheduler.has_work():
+                    raise RuntimeError("scheduler holds work that it can never run")
+                else:
+                    return False
+                continue
+            self._launch(formed)
+            if len(flight) >= self.depth:
+                self._may_schedule = False
+
+    # -- steps ----------------------------------------------------------------------------------------------
+
+    def _launch(self, batch: Batch) -> None:
+        now = self.clock_s
+        device_s, prefill_s = self.times.batch_s(batch)
+        prefill_tokens = batch.tokens - batch.decode_tokens
+        host_s = self.times.host_s(batch.decode_rows + len(batch.prefill), prefill_tokens)
+        batch.t_sched = now
+        if self._sync:
+            batch.t_end = now + (host_s + device_s)
+            batch.t_start = batch.t_end - device_s if host_s else now
+        else:
+            ready = now + host_s
+            free = self._stage_free_s
+            start = ready if ready > free[0] else free[0]
+            batch.t_start = start
+            end = start + device_s
+            free[0] = end
+            for stage in range(1, len(free)):
+                begin = end if end > free[stage] else free[stage]
+                end = begin + device_s
+                free[stage] = end
+            batch.t_end = end
+            self.clock_s = ready
+        self._in_flight.append(batch)
+        log, scheduler = self.log, self.scheduler
+        log.end_s.append(batch.t_end)
+        log.add(
+            batch.t_start,
+            1,
+            device_s,
+            prefill_s,
+            len(scheduler.running),
+            scheduler.waiting_count,
+            scheduler.kv.capacity_blocks - scheduler.kv.free_blocks,
+            prefill_tokens,
+            batch.decode_tokens,
+            len(batch.preempted),
+        )
+
+    def _process(self, batch: Batch) -> None:
+        finished = self.scheduler.process(batch)
+        if finished:
+            self.in_service -= len(finished)
+            if self._on_finish is not None:
+                for seq in finished:
+                    self._on_finish(seq, batch.t_end)
+        if self._on_batch is not None:
+            self._on_batch(batch)
+
+    def _jump(self, steps: int, bound_s: float) -> bool:
+        """Run up to `steps` pure decode steps, each scheduled before `bound_s`; False if that is fewer than two."""
+        scheduler, times = self.scheduler, self.times
+        decodes = scheduler.decodes
+        rows = decodes.count
+        now = self.clock_s
+        first = self._in_flight[0].t_end if self._in_flight else now
+        if first >= bound_s:
+            return False
+        if steps > 64:
+            # do not price steps that an arrival will cut: estimate from the first one
+            sample = float(times.decode_run_s(rows, decodes.kv_tokens(), 1)[0])
+            if bound_s - first < sample * steps:
+                steps = min(steps, int((bound_s - first) / sample) + 3)
+        device = times.decode_run_s(rows, decodes.kv_tokens(), steps)
+        host_s = times.host_s(rows, 0)
+        ends = np.empty(steps + 1)
+        ends[0] = first
+        if self._sync:
+            np.add(device, host_s, out=ends[1:])
+        elif now + host_s <= first and host_s <= float(device.min()):
+            ends[1:] = device
+        else:
+            return False
+        np.cumsum(ends, out=ends)
+        # step j (0-based) is scheduled at ends[j] when synchronous, at ends[j-1] when one batch is ahead
+        scheduled = int(np.searchsorted(ends[:steps], bound_s, side="left"))
+        if not self._sync:
+            scheduled = min(steps, scheduled + 1)
+        if scheduled < 2:
+            return False
+        steps = scheduled
+        start_s = float(ends[0])
+        last_end = float(ends[steps])
+        before_last = float(ends[steps - 1])
+        device_s = float(device[:steps].sum())
+        used = scheduler.kv.capacity_blocks - scheduler.kv.free_blocks
+        batch = scheduler.jump(steps)
+        batch.t_end = last_end
+        batch.t_start = before_last
+        log = self.log
+        log.end_s.frombytes(ends[1 : steps + 1].tobytes())
+        log.add(
+            start_s,
+            steps,
+            device_s,
+            0.0,
+            len(scheduler.running),
+            scheduler.waiting_count,
+            (used + scheduler.kv.capacity_blocks - scheduler.kv.free_blocks) // 2,
+            0,
+            rows * steps,
+            0,
+        )
+        if self._sync:
+            batch.t_sched = before_last
+            self._in_flight.append(batch)
+            self._may_schedule = False
+        else:
+            ahead = self._in_flight.popleft()
+            if self._on_batch is not None:
+                self._on_batch(ahead)
+            scheduler.processed_number = batch.number - 1
+            batch.t_sched = float(ends[steps - 2])
+            self.clock_s = before_last
+            self._stage_free_s[0] = last_end
+            self._in_flight.append(batch)
+        return True

@@ -1,0 +1,1 @@
+"""Comparing the simulator with what was recorded or measured."""

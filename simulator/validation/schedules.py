@@ -1,0 +1,168 @@
+"""Replay recorded schedules through the engine's scheduler model, step by step.
+
+A recording is a JSON-lines file: a `config` line, `request` lines, `step` lines. The requests are fed to the model under
+the recording's own virtual clock (step time = a + b * prefill tokens + c * decode rows + d * attended tokens) and every
+step is compared: the ordered rows with their token counts, who was preempted, the prefix hits, the free blocks.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine_models.parts.continuous import Batch
+from engine_models.parts.sequence import Sequence
+from engine_models.vllm import scheduler_from_recording
+from hardware_profiles.errors import InputError
+from simulator.serving.replica import FloatArray, Replica
+
+
+class RecordedClock:
+    """The step time of a recording: linear in prefill tokens, decode rows and attended tokens, no host time."""
+
+    def __init__(self, coefficients: dict[str, float]) -> None:
+        self.a = coefficients["a"]
+        self.b = coefficients["b"]
+        self.c = coefficients["c"]
+        self.d = coefficients["d"]
+
+    def batch_s(self, batch: Batch) -> tuple[float, float]:
+        """Seconds of a batch; nothing is attributed to prefill."""
+        attended = batch.decode_kv_tokens + sum(new + prior for new, prior in batch.prefill)
+        prefill = batch.tokens - batch.decode_tokens
+        return self.a + self.b * prefill + self.c * batch.decode_rows + self.d * attended, 0.0
+
+    def decode_run_s(self, rows: int, kv_tokens: int, steps: int) -> FloatArray:
+        """Seconds of each of several pure decode steps."""
+        attended = kv_tokens + rows * np.arange(steps, dtype=np.int64)
+        return self.a + self.b * 0 + self.c * rows + self.d * attended
+
+    def host_s(self, rows: int, prefill_tokens: int) -> float:
+        """No host time."""
+        return 0.0
+
+
+def replay(path: Path) -> dict[str, Any]:
+    """Replay one recording; return `name`, `engine`, `steps`, `equal` and `first_difference` (None or a dict)."""
+    config: dict[str, Any] = {}
+    requests: list[dict[str, Any]] = []
+    recorded: list[dict[str, Any]] = []
+    try:
+        with path.open() as lines:
+            for number, line in enumerate(lines, 1):
+                entry = json.loads(line)
+                kind = entry["type"]
+                if kind == "config":
+                    config = entry
+                elif kind == "request":
+                    requests.append(entry)
+                elif kind == "step":
+                    recorded.append(entry)
+    except (ValueError, KeyError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"not a recorded schedule: {error}",
+            where=f"{path}:{number if 'number' in dir() else 1}",
+            mend="each line must be a JSON object with a `type`: config, request, step, result or summary",
+        ) from None
+    if not config:
+        raise InputError("no config line", where=str(path), mend="start the file with a `type: config` line")
+    engine = config["engine"]
+    if engine != "vllm":
+        return {
+            "name": config.get("scenario", path.stem),
+            "engine": engine,
+            "steps": len(recorded),
+            "equal": 0,
+            "first_difference": {"step": 0, "reason": f"no scheduler model of engine '{engine}' yet"},
+        }
+    steps = simulate_recording(config, requests)
+    return compare(config.get("scenario", path.stem), engine, recorded, steps)
+
+
+def simulate_recording(config: dict[str, Any], requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Run the requests of a recording through the scheduler model; one dict per step, as in the recording."""
+    knobs = config["config"]
+    scheduler, depth = scheduler_from_recording(config["version"], knobs)
+    ids: dict[int, str] = {}
+    followers: dict[str, list[tuple[float, int]]] = {}
+    arrivals: list[tuple[float, int]] = []
+    for entry in requests:
+        index = entry["idx"]
+        ids[index] = entry["id"]
+        if "after" in entry:
+            followers.setdefault(entry["after"]["id"], []).append((entry["after"]["delay"], index))
+        else:
+            arrivals.append((entry["arrival"], index))
+    by_index = {entry["idx"]: entry for entry in requests}
+    heapq.heapify(arrivals)
+    out: list[dict[str, Any]] = []
+
+    def make(index: int, arrival_s: float) -> Sequence:
+        entry = by_index[index]
+        runs = tuple((int(s), int(o), int(n)) for s, o, n in entry["segments"])
+        output = (int(entry["out_seg"]), 0, int(entry["output_len"]))
+        seq = Sequence(
+            index,
+            entry["prompt_len"],
+            entry["output_len"],
+            arrival_s,
+            priority=entry.get("priority", 0),
+            runs=(*runs, output),
+            shareable_tokens=entry["prompt_len"],
+            output_shared=True,
+        )
+        return seq
+
+    def finished(seq: Sequence, now_s: float) -> None:
+        for delay, index in followers.get(ids[seq.index], ()):
+            heapq.heappush(arrivals, (now_s + delay, index))
+
+    def processed(batch: Batch) -> None:
+        assert batch.rows is not None
+        out.append(
+            {
+                "sched": [[ids[s.index], n, before] for s, n, before in batch.rows],
+                "hits": {ids[s.index]: hit for s, hit in batch.hits},
+                "preempted": [ids[s.index] for s in batch.preempted],
+                "free_blocks": batch.free_blocks,
+            }
+        )
+
+    replica = Replica(scheduler, RecordedClock(config["step_time"]), depth=depth, on_finish=finished, on_batch=processed)
+    while arrivals or replica.busy():
+        event = replica.next_event_s()
+        if arrivals and arrivals[0][0] <= event:
+            arrival, index = heapq.heappop(arrivals)
+            replica.advance(arrival)
+            replica.submit(make(index, arrival))
+        else:
+            replica.advance(float(np.nextafter(event, np.inf)) if not arrivals else min(arrivals[0][0], float(np.nextafter(event, np.inf))))
+    return out
+
+
+def compare(
+    name: str, engine: str, recorded: list[dict[str, Any]], steps: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Compare step by step, by index, also after the first difference."""
+    equal = 0
+    first: dict[str, Any] | None = None
+    for number, want in enumerate(recorded):
+        got = steps[number] if number < len(steps) else None
+        difference = None
+        if got is None:
+            difference = {"what": "missing", "recorded": None, "simulated": None}
+        else:
+            for what in ("sched", "preempted", "hits", "free_blocks"):
+                expected = [row[:3] for row in want["sched"]] if what == "sched" else want[what]
+                if got[what] != expected:
+                    difference = {"what": what, "recorded": expected, "simulated": got[what]}
+                    break
+        if difference is None:
+            equal += 1
+        elif first is None:
+            first = {"step": number, **difference}
+    return {"name": name, "engine": engine, "steps": len(recorded), "equal": equal, "first_difference": first}

@@ -1,0 +1,47 @@
+"""What a trace reader or a generator yields: recorded requests before they become a workload."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from simulator.workload.columns import Content, FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n recorded requests, sorted by arrival.
+
+    Parameters
+    ----------
+    arrival_s : (n,) [s], the first at 0 or later.
+    prompt_tokens, output_tokens : (n,) at least 1.
+    max_output_tokens : (n,) or None where the trace does not say; 0 none given.
+    session, turn : (n,) session number, -1 outside sessions, and turn in it, or None.
+    end_s : (n,) recorded completion [s], NaN unknown, or None; it turns arrivals into think times.
+    prefix_start, prefix_ids : CSR lists of content blocks per request, or None.
+    prefix_block_tokens : tokens per block [tokens], 0 if there are no blocks.
+    content : runs, where the source knows them directly.
+    class_names : (n,) or None. request_ids : (n,) or None.
+    span_s : length of the recording [s].
+    """
+
+    arrival_s: FloatArray
+    prompt_tokens: IntArray
+    output_tokens: IntArray
+    span_s: float
+    max_output_tokens: IntArray | None = None
+    session: IntArray | None = None
+    turn: IntArray | None = None
+    end_s: FloatArray | None = None
+    prefix_start: IntArray | None = None
+    prefix_ids: IntArray | None = None
+    prefix_block_tokens: int = 0
+    content: Content | None = None
+    class_names: tuple[str, ...] | None = None
+    request_ids: tuple[str, ...] | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.prompt_tokens)

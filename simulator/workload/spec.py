@@ -1,0 +1,456 @@
+"""What a scenario may say under ``workload``.
+
+Three forms, and none mixes with another: a recorded or shipped `trace`, a synthetic load (`arrivals`,
+`prompt_tokens`, `output_tokens`), or a list of `classes`, each of which is one of the former. Rates are
+per second, times in seconds, lengths in tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from simulator.workload.lengths import lognormal_parameters
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _number(value: Any) -> Any:
+    """Refuse what is no number in words, before pydantic's own terser message."""
+    if isinstance(value, bool) or (isinstance(value, str) and not _is_number(value)):
+        raise ValueError(f"{value!r} is not a number")
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _finite(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError("is NaN; give a number")
+    if math.isinf(value):
+        raise ValueError("is infinite; give a finite number")
+    return value
+
+
+def _positive(value: float) -> float:
+    if _finite(value) <= 0:
+        raise ValueError(f"is {value:g}; it must be above zero")
+    return value
+
+
+def _not_negative(value: float) -> float:
+    if _finite(value) < 0:
+        raise ValueError(f"is {value:g}; it must not be negative")
+    return value
+
+
+def _rate(value: float) -> float:
+    if _finite(value) < 0:
+        raise ValueError(f"a rate of {value:g} per second is negative; give a rate above zero")
+    if value == 0:
+        raise ValueError("a rate of zero offers no request; give a rate above zero")
+    return value
+
+
+def _after(check: Any) -> Any:
+    from pydantic import AfterValidator
+
+    return AfterValidator(check)
+
+
+Positive = Annotated[float, BeforeValidator(_number), _after(_positive)]
+NotNegative = Annotated[float, BeforeValidator(_number), _after(_not_negative)]
+Rate = Annotated[float, BeforeValidator(_number), _after(_rate)]
+Finite = Annotated[float, BeforeValidator(_number), _after(_finite)]
+Count = Annotated[int, BeforeValidator(_number), _after(_positive)]
+
+
+# Lengths ------------------------------------------------------------------------------------------
+
+
+class _Bounded(_Model):
+    """min, max: samples beyond a bound become the bound [tokens]."""
+
+    min: Positive | None = None
+    max: Positive | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> _Bounded:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min ({self.min:g}) is above max ({self.max:g})")
+        return self
+
+
+class ConstantLength(_Bounded):
+    """Always `value` tokens."""
+
+    kind: Literal["constant"]
+    value: Positive
+
+
+class UniformLength(_Bounded):
+    """Whole numbers from `low` to `high`, both included."""
+
+    kind: Literal["uniform"]
+    low: Positive
+    high: Positive
+
+    @model_validator(mode="after")
+    def _range(self) -> UniformLength:
+        if math.ceil(self.low) > math.floor(self.high):
+            raise ValueError(f"no whole number lies between low ({self.low:g}) and high ({self.high:g})")
+        return self
+
+
+class NormalLength(_Bounded):
+    """Normal law, rounded, at least 1 token."""
+
+    kind: Literal["normal"]
+    mean: Positive
+    std: NotNegative
+
+
+class LognormalLength(_Bounded):
+    """Log-normal law given by its mean and 99th percentile, both met exactly (before min and max)."""
+
+    kind: Literal["lognormal"]
+    mean: Positive
+    p99: Positive
+
+    @model_validator(mode="after")
+    def _solvable(self) -> LognormalLength:
+        lognormal_parameters(self.mean, self.p99)
+        return self
+
+
+_PERCENT = Annotated[dict[str, Positive], Field(min_length=2)]
+
+
+class EmpiricalLength(_Bounded):
+    """Measured lengths: `quantiles` ``{p0: 1, p50: 200, p100: 4000}`` joined by lines, or a `file`.
+
+    The file holds one number a line, or is a CSV, JSONL or Parquet file whose column is named after the field
+    (``prompt_tokens`` or ``output_tokens``); its values are drawn with replacement.
+    """
+
+    kind: Literal["empirical"]
+    quantiles: _PERCENT | None = None
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EmpiricalLength:
+        if (self.quantiles is None) == (self.file is None):
+            raise ValueError("an empirical length takes either quantiles or file")
+        if self.quantiles is not None:
+            points = quantile_points(self.quantiles)
+            values = [value for _, value in points]
+            if values != sorted(values):
+                raise ValueError("quantiles decrease: a higher percentile may not have a smaller value")
+        return self
+
+
+def quantile_points(quantiles: dict[str, float]) -> list[tuple[float, float]]:
+    """Return (level in [0, 1], value), by level, from keys such as ``p99``, ``99`` or ``p99.9``.
+
+    The ends extend flat: below the lowest level given its value holds, above the highest likewise.
+    """
+    points = []
+    for key, value in quantiles.items():
+        text = key.lower().removeprefix("p").replace("_", ".")
+        if not _is_number(text) or not 0 <= float(text) <= 100:
+            raise ValueError(f"{key!r} is no percentile; write p0 to p100, such as p50 or p99.9")
+        points.append((float(text) / 100, value))
+    points.sort()
+    if len({level for level, _ in points}) != len(points):
+        raise ValueError("a percentile is given twice")
+    return points
+
+
+def _bare_number(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"kind": "constant", "value": value}
+    return value
+
+
+Length = Annotated[
+    Annotated[
+        ConstantLength | UniformLength | NormalLength | LognormalLength | EmpiricalLength,
+        Field(discriminator="kind"),
+    ],
+    BeforeValidator(_bare_number),
+]
+
+
+# Arrivals -----------------------------------------------------------------------------------------
+
+
+class PoissonArrivals(_Model):
+    """Exponential gaps."""
+
+    kind: Literal["poisson"]
+    rate: Rate
+
+
+class GammaArrivals(_Model):
+    """Gamma gaps with coefficient of variation `cv` (1 is Poisson, above is burstier)."""
+
+    kind: Literal["gamma"]
+    rate: Rate
+    cv: Positive
+
+
+class ConstantArrivals(_Model):
+    """Equal gaps, the first request at time 0."""
+
+    kind: Literal["constant"]
+    rate: Rate
+
+
+class OnOffArrivals(_Model):
+    """Poisson arrivals whose rate alternates; the periods are exponential with means `on_s` and `off_s`."""
+
+    kind: Literal["onoff"]
+    rate_on: Rate
+    rate_off: NotNegative
+    on_s: Positive
+    off_s: Positive
+
+
+class DiurnalArrivals(_Model):
+    """Poisson arrivals whose rate is a sinusoid, lowest at time 0, of mean `rate`."""
+
+    kind: Literal["diurnal"]
+    rate: Rate
+    peak_to_mean: Positive
+    period_s: Positive = 86400.0
+
+    @model_validator(mode="after")
+    def _sinusoid(self) -> DiurnalArrivals:
+        if not 1 <= self.peak_to_mean <= 2:
+            raise ValueError(
+                f"peak_to_mean is {self.peak_to_mean:g}; a sinusoid's lies between 1 (flat) "
+                "and 2 (zero at the trough)"
+            )
+        return self
+
+
+class ClosedLoopArrivals(_Model):
+    """`concurrency` requests at time 0; each completion releases the next after `think_time_s`."""
+
+    kind: Literal["closed_loop"]
+    concurrency: Count
+    think_time_s: NotNegative = 0.0
+
+
+class BatchArrivals(_Model):
+    """All at time zero."""
+
+    kind: Literal["batch"]
+
+
+Arrivals = Annotated[
+    PoissonArrivals
+    | GammaArrivals
+    | ConstantArrivals
+    | OnOffArrivals
+    | DiurnalArrivals
+    | ClosedLoopArrivals
+    | BatchArrivals,
+    Field(discriminator="kind"),
+]
+
+
+# The load -----------------------------------------------------------------------------------------
+
+
+class SharedPrefix(_Model):
+    """Each request (or conversation) begins with one of `groups` equally likely prefixes of `tokens` tokens.
+
+    They come on top of `prompt_tokens`, as in the prefix options of the benchmark clients.
+    """
+
+    groups: Count
+    tokens: Count
+
+
+class Sessions(_Model):
+    """Conversations.
+
+    Synthetic: `turns` per conversation and `think_time_s` between the end of a turn and the next;
+    `prompt_tokens` are then a turn's new tokens, the history comes on top, and the arrivals are those of
+    conversations. Traces: `replay`, after the recorded gap (`gap`), or not before the recorded time
+    (`absolute`).
+    """
+
+    turns: Length | None = None
+    think_time_s: NotNegative | None = None
+    replay: Literal["gap", "absolute"] | None = None
+
+
+TRACE_FORMATS = ("azure", "mooncake", "burstgpt", "servegen", "sharegpt", "vllm-bench", "bailian", "columns")
+TraceFormat = Literal[
+    "azure", "mooncake", "burstgpt", "servegen", "sharegpt", "vllm-bench", "bailian", "columns"
+]
+
+_TRACE_KEYS = ("rate_scale", "window", "limit", "trace_format", "jitter_s")
+_SYNTHETIC_KEYS = ("arrivals", "prompt_tokens", "output_tokens", "shared_prefix")
+
+
+class Load(_Model):
+    """A trace or a synthetic load: what a workload and each of its classes have in common."""
+
+    trace: str | None = None
+    rate_scale: Rate | None = None
+    window: tuple[NotNegative, NotNegative] | None = None
+    limit: Count | None = None
+    trace_format: TraceFormat | None = None
+    jitter_s: NotNegative | None = None
+    arrivals: Arrivals | None = None
+    prompt_tokens: Length | None = None
+    output_tokens: Length | None = None
+    shared_prefix: SharedPrefix | None = None
+    sessions: Sessions | None = None
+    max_output_tokens: Length | Literal["equal"] | None = None
+    prefix_block_tokens: Count | None = None
+
+    def _check_load(self) -> None:
+        traced = [k for k in ("trace", *_TRACE_KEYS) if getattr(self, k) is not None]
+        synthetic = [k for k in _SYNTHETIC_KEYS if getattr(self, k) is not None]
+        if traced and synthetic:
+            raise ValueError(
+                f"{traced[0]} belongs to a trace and {synthetic[0]} to a synthetic load; "
+                "give one form or the other, not both"
+            )
+        if traced:
+            self._check_trace(traced)
+        elif synthetic:
+            self._check_synthetic()
+        else:
+            raise ValueError("names no load: give trace, or arrivals with prompt_tokens and output_tokens")
+
+    def _check_trace(self, given: list[str]) -> None:
+        if self.trace is None:
+            raise ValueError(f"{given[0]} belongs to a trace, but no trace is named")
+        if not self.trace.strip():
+            raise ValueError("trace is empty; give a shipped name or a file")
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError(
+                f"window [{self.window[0]:g}, {self.window[1]:g}] is empty; it runs from a to b > a"
+            )
+        if self.sessions is not None and (self.sessions.turns or self.sessions.think_time_s is not None):
+            raise ValueError(
+                "a trace's sessions take replay; turns and think_time_s belong to a synthetic load"
+            )
+
+    def _check_synthetic(self) -> None:
+        missing = [k for k in ("arrivals", "prompt_tokens", "output_tokens") if getattr(self, k) is None]
+        if missing:
+            raise ValueError(f"a synthetic load needs {' and '.join(missing)}")
+        if self.prefix_block_tokens is not None:
+            raise ValueError("prefix_block_tokens belongs to a trace with prefix_ids; use shared_prefix here")
+        if self.sessions is not None:
+            if self.sessions.replay is not None:
+                raise ValueError(
+                    "sessions.replay belongs to a trace; a synthetic load takes turns and think_time_s"
+                )
+            if self.sessions.turns is None:
+                raise ValueError("sessions needs turns, the number of requests in a conversation")
+
+
+Percentile = Literal["p50", "p90", "p95", "p99"]
+_Bounds = Annotated[dict[Percentile, Positive], Field(min_length=1)]
+
+
+class Slo(_Model):
+    """Latency bounds [ms] by percentile, and the fraction of requests that must be good."""
+
+    ttft_ms: _Bounds | None = None
+    tpot_ms: _Bounds | None = None
+    itl_ms: _Bounds | None = None
+    e2el_ms: _Bounds | None = None
+    attainment: Positive | None = None
+
+    @model_validator(mode="after")
+    def _fraction(self) -> Slo:
+        if self.attainment is not None and self.attainment > 1:
+            raise ValueError(f"attainment is {self.attainment:g}; it is a fraction, at most 1")
+        return self
+
+    def bounds_ms(self) -> dict[str, dict[str, float]]:
+        """Return the bounds by metric and percentile, without those not given."""
+        metrics = ("ttft_ms", "tpot_ms", "itl_ms", "e2el_ms")
+        found = {metric: getattr(self, metric) for metric in metrics}
+        return {metric: dict(bounds) for metric, bounds in found.items() if bounds is not None}
+
+
+class ClassLoad(Load):
+    """One class: a load of its own, with its name, service objective and priority.
+
+    `weight` multiplies the class's rate (its concurrency in a closed loop; its share of `requests` in a
+    batch).
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    weight: Positive = 1.0
+    slo: Slo | None = None
+    priority: int = 0
+
+    @model_validator(mode="after")
+    def _form(self) -> ClassLoad:
+        self._check_load()
+        return self
+
+
+class WorkloadSpec(Load):
+    """The `workload` section."""
+
+    classes: Annotated[tuple[ClassLoad, ...], Field(min_length=1)] | None = None
+    duration: Positive | None = None
+    requests: Count | None = None
+    drain_s: NotNegative = 600.0
+    warmup: NotNegative = 0.0
+
+    @model_validator(mode="after")
+    def _form(self) -> WorkloadSpec:
+        if self.classes is None:
+            self._check_load()
+        else:
+            keys = ("trace", *_TRACE_KEYS, *_SYNTHETIC_KEYS, "sessions", "prefix_block_tokens")
+            mixed = [k for k in keys if getattr(self, k) is not None]
+            if mixed:
+                raise ValueError(
+                    f"{mixed[0]} stands beside classes; with classes each class carries its own load"
+                )
+            names = [c.name for c in self.classes]
+            twice = [n for n in names if names.count(n) > 1]
+            if twice:
+                raise ValueError(f"two classes are named {twice[0]!r}; names must differ")
+        for load in self.loads():
+            self._check_end(load)
+        if self.duration is not None and self.warmup >= self.duration:
+            raise ValueError(
+                f"warmup ({self.warmup:g} s) leaves nothing of the duration ({self.duration:g} s) to measure"
+            )
+        return self
+
+    def _check_end(self, load: Load) -> None:
+        if load.arrivals is None:
+            return
+        if self.requests is None and load.arrivals.kind == "batch":
+            raise ValueError("batch arrivals need requests, the number that arrive at time zero")
+        if self.requests is None and self.duration is None:
+            raise ValueError("nothing ends the arrivals: give duration (seconds) or requests (a number)")
+
+    def loads(self) -> tuple[Load, ...]:
+        """Return the classes, or the single load itself."""
+        return self.classes if self.classes is not None else (self,)

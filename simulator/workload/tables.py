@@ -1,0 +1,286 @@
+"""Trace files as tables: CSV, JSONL, JSON and Parquet, plain or gzipped, read into columns.
+
+A table remembers on which line (or row) of the file each record stands, so that an error can say where.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hardware_profiles.errors import InputError, nearest
+from simulator.workload.columns import FloatArray, IntArray
+
+SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of a trace file.
+
+    Parameters
+    ----------
+    columns : by name; each a numpy array, or a list where values are strings, lists or mixed.
+    lines : (n,) line of each record in a text file (from 1), row in a Parquet file or JSON array.
+    unit : "line" or "row".
+    metadata : key-value metadata of a Parquet file, or the scalars of a JSON object.
+    """
+
+    path: str
+    columns: dict[str, Any]
+    lines: IntArray
+    unit: str
+    sha256: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def where(self, row: int) -> str:
+        """Return the place of record `row` in the file."""
+        return f"{self.path}, {self.unit} {int(self.lines[row])}"
+
+    def number(self, name: str) -> FloatArray:
+        """Return a column as float64, NaN where empty.
+
+        Raises
+        ------
+        InputError : the column is missing (naming the nearest), or a value is no number.
+        """
+        if name not in self.columns:
+            close = nearest(name, list(self.columns))
+            raise InputError(
+                f"column {name!r} is missing",
+                where=self.path,
+                mend=f"rename {close!r} if it holds it" if close else f"it has: {', '.join(self.columns)}",
+            )
+        values = self.columns[name]
+        if isinstance(values, np.ndarray):
+            if values.dtype.kind == "M":
+                return values.astype("datetime64[ns]").astype(np.int64) / 1e9
+            return values.astype(np.float64)
+        out = np.empty(len(values), np.float64)
+        for i, value in enumerate(values):
+            try:
+                out[i] = np.nan if value is None or value == "" else float(value)
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"{name} is {str(value)[:40]!r}, not a number",
+                    where=self.where(i),
+                    mend="correct that value",
+                ) from None
+        return out
+
+
+def read_table(path: Path) -> Table:
+    """Read a trace file; the suffix names the kind (``.gz`` may follow it).
+
+    Raises
+    ------
+    InputError : no such file, an unknown suffix, a file cut short or not of its kind, no record.
+    """
+    shown = str(path)
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = nearest(path.name, siblings)
+        raise InputError(
+            "no such trace file", where=shown, mend=f"did you mean {close!r}?" if close else "check the path"
+        )
+    if path.is_dir():
+        raise InputError("is a folder, not a trace file", where=shown, mend="name the file in it")
+    data = path.read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    suffixes = [s.lower() for s in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise InputError(
+                f"is cut short or no gzip file ({error})", where=shown, mend="copy or download it again"
+            ) from None
+    kind = suffixes[-1] if suffixes else ""
+    if kind not in SUFFIXES:
+        raise InputError(
+            f"the suffix {kind!r} names no trace format",
+            where=shown,
+            mend=f"use one of {', '.join(SUFFIXES)}, each also with .gz",
+        )
+    if not data.strip():
+        raise InputError("the file is empty", where=shown, mend="give a trace with at least one request")
+    if data.startswith(b"version https://git-lfs"):
+        raise InputError(
+            "is a Git LFS pointer, not the data", where=shown, mend="run git lfs pull, or download it"
+        )
+    if kind == ".parquet":
+        table = _read_parquet(data, shown, sha256)
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+            if "\0" in text:
+                raise UnicodeDecodeError("utf-8", data, 0, 1, "holds zero bytes")
+        except UnicodeDecodeError:
+            raise InputError("is a binary file, not text", where=shown, mend="check what it is") from None
+        reader = {".csv": _read_csv, ".json": _read_json}.get(kind, _read_jsonl)
+        table = reader(text, shown, sha256)
+    if not len(table):
+        raise InputError(
+            "the trace has no request", where=shown, mend="give a trace with at least one request"
+        )
+    return table
+
+
+def _read_parquet(data: bytes, shown: str, sha256: str) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        arrow = pq.ParquetFile(pa.BufferReader(data)).read()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"is cut short or no Parquet file ({str(error).splitlines()[0]})",
+            where=shown,
+            mend="copy or download it again",
+        ) from None
+    columns = {name: _column(arrow[name]) for name in arrow.column_names}
+    metadata = {
+        k.decode("utf-8", "replace"): v.decode("utf-8", "replace")
+        for k, v in (arrow.schema.metadata or {}).items()
+    }
+    return Table(shown, columns, np.arange(1, arrow.num_rows + 1), "row", sha256, metadata)
+
+
+def _column(column: Any) -> Any:
+    """Numbers and times as numpy, block lists as (start, flat) pairs, anything else as a list."""
+    import pyarrow as pa
+
+    kind = column.type
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0) if array.num_chunks else pa.array([], kind)
+    if array.null_count == 0:
+        if pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind):
+            return _flat(array, np.dtype(kind.to_pandas_dtype()))
+        if pa.types.is_timestamp(kind):
+            return _flat(array, np.dtype(f"datetime64[{kind.unit}]"))
+        if pa.types.is_list(kind) and pa.types.is_integer(kind.value_type):
+            items = array.flatten()
+            if items.null_count == 0:
+                offsets = _flat(array.offsets, np.dtype(np.int32)).astype(np.int64)
+                return offsets - offsets[0], _flat(items, np.dtype(kind.value_type.to_pandas_dtype())).astype(
+                    np.int64
+                )
+    return column.to_pylist()
+
+
+def _flat(array: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """The values of an Arrow array without nulls. Arrow's own conversion would load pandas."""
+    if not len(array):
+        return np.empty(0, dtype)
+    return np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
+
+
+def _read_csv(text: str, shown: str, sha256: str) -> Table:
+    import csv
+
+    rows = csv.reader(text.splitlines(keepends=True), skipinitialspace=True)
+    try:
+        header = [name.strip() for name in next(rows)]
+        lines, records = [], []
+        for record in rows:
+            if record:
+                records.append(record)
+                lines.append(rows.line_num)
+    except csv.Error as error:
+        raise InputError(
+            f"is no valid CSV ({error})", where=f"{shown}, line {rows.line_num}", mend="correct it"
+        ) from None
+    if len(set(header)) != len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise InputError(
+            f"column {twice!r} appears twice", where=f"{shown}, line 1", mend="rename one of them"
+        )
+    for line, record in zip(lines, records, strict=True):
+        if len(record) != len(header):
+            raise InputError(
+                f"has {len(record)} fields where the header has {len(header)}",
+                where=f"{shown}, line {line}",
+                mend="the file may be cut short; correct or remove that line",
+            )
+    columns = (
+        {
+            name: _numbers(list(values))
+            for name, values in zip(header, zip(*records, strict=True), strict=True)
+        }
+        if records
+        else {name: [] for name in header}
+    )
+    return Table(shown, columns, np.asarray(lines, np.int64), "line", sha256)
+
+
+def _numbers(values: list[str]) -> Any:
+    """A numpy array if every value is a plain number, else the list as it is."""
+    try:
+        return np.asarray(values).astype(np.float64)
+    except ValueError:
+        return values
+
+
+def _read_jsonl(text: str, shown: str, sha256: str) -> Table:
+    records, lines = [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"is no valid JSON ({error.msg})",
+                where=f"{shown}, line {number}",
+                mend="the file may be cut short; correct or remove that line",
+            ) from None
+        if not isinstance(record, dict):
+            raise InputError(
+                "is no JSON object", where=f"{shown}, line {number}", mend="write one object {...} a line"
+            )
+        records.append(record)
+        lines.append(number)
+    return Table(shown, _transpose(records), np.asarray(lines, np.int64), "line", sha256)
+
+
+def _read_json(text: str, shown: str, sha256: str) -> Table:
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        if text.lstrip().startswith("{") and "\n" in text.strip():
+            return _read_jsonl(text, shown, sha256)  # JSON lines under the name .json
+        raise InputError(
+            f"is no valid JSON ({error.msg})",
+            where=f"{shown}, line {error.lineno}",
+            mend="the file may be cut short",
+        ) from None
+    if isinstance(document, list):
+        if not all(isinstance(record, dict) for record in document):
+            raise InputError(
+                "is a list of something else than objects", where=shown, mend="write [{...}, ...]"
+            )
+        return Table(shown, _transpose(document), np.arange(1, len(document) + 1), "row", sha256)
+    if not isinstance(document, dict):
+        raise InputError("holds neither an object nor a list", where=shown, mend="check what it is")
+    lists = {k: v for k, v in document.items() if isinstance(v, list)}
+    rows = len(lists.get("input_lens", next(iter(lists.values()), [])))
+    columns = {k: v for k, v in lists.items() if len(v) == rows}
+    scalars = {k: v for k, v in document.items() if not isinstance(v, list | dict)}
+    return Table(shown, columns, np.arange(1, rows + 1), "row", sha256, scalars)
+
+
+def _transpose(records: list[dict[str, Any]]) -> dict[str, Any]:
+    names = list(dict.fromkeys(name for record in records for name in record))
+    return {name: [record.get(name) for record in records] for name in names}

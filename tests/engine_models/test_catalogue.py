@@ -1,0 +1,193 @@
+"""The catalogue's entries against published parameter counts, and the finding of entries by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine_models.architecture import active_parameters, load_architecture, parameters
+from engine_models.catalogue import catalogue, find_model, model_names
+from hardware_profiles.errors import InputError
+
+# Tensor totals of the published checkpoints, exact: the Hub's safetensors metadata as public repositories
+# quote it (the model registries of a memory planner and of a licence checker, read in stored copies).
+QUOTED = {
+    "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
+    "meta-llama/Llama-3.3-70B-Instruct": 70_553_706_496,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "meta-llama/Llama-3.2-3B": 3_212_749_824,
+    "mistralai/Mistral-7B-v0.1": 7_241_732_096,
+    "mistralai/Mistral-7B-v0.3": 7_248_023_552,
+    "mistralai/Mistral-Nemo-Instruct-2407": 12_247_782_400,
+    "mistralai/Ministral-8B-Instruct-2410": 8_019_808_256,
+    "codellama/CodeLlama-34b-hf": 33_743_970_304,
+    "Qwen/Qwen2.5-0.5B": 494_032_768,
+    "Qwen/Qwen2.5-1.5B": 1_543_714_304,
+    "Qwen/Qwen2.5-3B": 3_085_938_688,
+    "Qwen/Qwen2.5-7B": 7_615_616_512,
+    "Qwen/Qwen2.5-72B": 72_706_203_648,
+    "Qwen/Qwen3-4B": 4_022_468_096,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "Qwen/Qwen3-32B": 32_762_123_264,
+    "Qwen/Qwen3-30B-A3B": 30_532_122_624,
+    "Qwen/Qwen3-235B-A22B": 235_093_634_560,
+    "Qwen/Qwen3-Coder-480B-A35B-Instruct": 480_154_875_392,
+    "qwen3-coder-next": 79_674_391_296,
+    "deepseek-ai/DeepSeek-V2-Lite": 15_706_484_224,
+    "deepseek-ai/DeepSeek-V2": 235_741_434_880,
+    "google/gemma-2-2b": 2_614_341_888,
+    "google/gemma-2-9b": 9_241_705_984,
+    "google/gemma-2-27b": 27_227_128_320,
+    "google/gemma-3-1b-it": 999_885_952,
+    "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,
+    "microsoft/phi-4": 14_659_507_200,
+    "microsoft/Phi-4-mini-instruct": 3_836_021_760,
+    "openai/gpt-oss-20b": 20_914_757_184,
+    "openai/gpt-oss-120b": 116_829_156_672,
+    "minimax-m2.7": 228_689_764_864,
+    "ibm-granite/granite-3.3-8b-instruct": 8_170_864_640,
+    "ibm-granite/granite-3.3-2b-instruct": 2_533_539_840,
+    "allenai/OLMo-2-1124-7B": 7_298_617_344,
+}
+
+# The same for checkpoints of which no quotation was found; the figures are remembered.
+REMEMBERED = {
+    "meta-llama/Llama-2-7b-hf": 6_738_415_616,
+    "meta-llama/Llama-2-13b-hf": 13_015_864_320,
+    "meta-llama/Llama-2-70b-hf": 68_976_648_192,
+    "codellama/CodeLlama-7b-hf": 6_738_546_688,
+    "meta-llama/Llama-3.1-405B": 405_853_388_800,
+    "mistralai/Mistral-Small-24B-Instruct-2501": 23_572_403_200,
+    "mistralai/Mistral-Large-Instruct-2407": 122_610_069_504,
+    "mistralai/Mixtral-8x7B-v0.1": 46_702_792_704,
+    "mistralai/Mixtral-8x22B-Instruct-v0.1": 140_630_071_296,
+    "Qwen/Qwen2.5-32B": 32_763_876_352,
+    "google/gemma-7b": 8_537_680_896,
+    "microsoft/phi-2": 2_779_683_840,
+    "microsoft/Phi-3-medium-4k-instruct": 13_960_238_080,
+    "microsoft/Phi-3.5-MoE-instruct": 41_873_153_344,
+    "01-ai/Yi-34B": 34_388_917_248,
+    "bigcode/starcoder2-7b": 7_173_923_840,
+    "bigcode/starcoder2-15b": 15_957_889_024,
+    "bigscience/bloom": 176_247_271_424,
+    "facebook/opt-6.7b": 6_658_473_984,
+    "facebook/opt-125m": 125_239_296,
+    "openai-community/gpt2": 124_439_808,
+    "EleutherAI/gpt-j-6b": 6_050_882_784,
+    "CohereLabs/c4ai-command-r-v01": 34_980_831_232,
+}
+
+
+@pytest.mark.parametrize(("name", "published"), (QUOTED | REMEMBERED).items())
+def test_parameters_equal_the_published_tensor_total(name: str, published: int) -> None:
+    assert parameters(load_architecture(name)) == published
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active", "tolerance"),
+    [
+        # total and active as the model cards state them; active without the input embedding
+        ("deepseek-ai/DeepSeek-V3", 671.03e9, 37.0e9, 0.02),
+        ("openai/gpt-oss-120b", 116.83e9, 5.13e9, 0.001),
+        ("openai/gpt-oss-20b", 20.91e9, 3.61e9, 0.001),
+        ("moonshotai/Kimi-K2-Instruct", 1.026e12, 32e9, 0.02),
+        ("MiniMaxAI/MiniMax-M2", 229e9, 10e9, 0.05),
+        ("mistralai/Mixtral-8x7B-v0.1", 46.7e9, 12.9e9, 0.02),
+        ("zai-org/GLM-4.5-Air", 106e9, 12e9, 0.08),
+        ("Qwen/Qwen3-235B-A22B", 235e9, 22e9, 0.02),
+        ("meta-llama/Llama-4-Maverick-17B-128E-Instruct", 400e9, 17e9, 0.06),
+    ],
+)
+def test_mixtures_match_their_model_cards(name: str, total: float, active: float, tolerance: float) -> None:
+    arch = load_architecture(name)
+    assert parameters(arch) == pytest.approx(total, rel=tolerance)
+    assert active_parameters(arch) == pytest.approx(active, rel=tolerance)
+
+
+def test_language_model_plus_named_rest_is_the_checkpoint() -> None:
+    # Both Llama 4 checkpoints carry the same vision tower and projector.
+    scout = 108_641_793_536 - parameters(load_architecture("Llama-4-Scout-17B-16E"))
+    maverick = 401_583_781_376 - parameters(load_architecture("Llama-4-Maverick-17B-128E"))
+    assert scout == maverick == 871_932_416
+    # Qwen3-Next: one multi-token-prediction layer (MoE layer, two input norms, a 2h -> h projection).
+    h, width, experts = 2048, 512, 512
+    moe = (experts + 1) * 3 * h * width + h * experts + h
+    attention = h * (2 * 16 + 2 * 2) * 256 + 16 * 256 * h + 2 * 256
+    layer = moe + attention + 2 * h * h + 5 * h
+    assert parameters(load_architecture("Qwen3-Next-80B-A3B-Instruct")) + layer == 81_324_862_720
+
+    # GLM-4.5: one such layer too, which brings its own embedding and head; GLM-4.5-Air likewise.
+    for name, total, (h, width, experts) in (
+        ("GLM-4.5", 358_337_791_296, (5120, 1536, 160)),
+        ("GLM-4.5-Air", 110_468_824_832, (4096, 1408, 128)),
+    ):
+        arch = load_architecture(name)
+        rest = total - parameters(arch)
+        mixture = (experts + 1) * 3 * h * width + h * experts
+        attention = h * (2 * 96 + 2 * 8) * 128
+        assert rest == pytest.approx(mixture + attention + 2 * h * h + 2 * 151552 * h, rel=1e-4)
+
+
+def test_every_entry_is_readable_and_sourced() -> None:
+    assert len(model_names()) >= 45
+    for name in model_names():
+        arch = load_architecture(name)
+        assert arch.layers == len(arch.layout) == sum(b.layers for b in arch.attention)
+        assert arch.layers == sum(b.layers for b in arch.mlp)
+        assert catalogue()[name]["source"]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "key"),
+    [
+        ("Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B"),
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B"),
+        ("meta-llama/Llama-2-7b-chat-hf", "meta-llama/Llama-2-7b-hf"),
+        ("codellama/CodeLlama-34b-Instruct-hf", "codellama/CodeLlama-34b-hf"),
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1", "mistralai/Mixtral-8x7B-v0.1"),
+        ("nvidia/Llama-3.3-70B-Instruct-FP4", "meta-llama/Llama-3.3-70B-Instruct"),
+        ("deepseek-ai/DeepSeek-R1-0528", "deepseek-ai/DeepSeek-R1"),
+        ("gemma-3-27b", "google/gemma-3-27b-it"),
+        ("QWEN/qwen3-8b", "Qwen/Qwen3-8B"),
+        ("Qwen2.5-7B-Instruct-AWQ", "Qwen/Qwen2.5-7B-Instruct"),
+    ],
+)
+def test_names_are_forgiven(spelling: str, key: str) -> None:
+    found = find_model(spelling)
+    assert found is not None
+    assert found.key == key
+
+
+@pytest.mark.parametrize(
+    ("spelling", "quantization"),
+    [
+        ("nvidia/Llama-3.3-70B-Instruct-FP4", "nvfp4"),
+        ("RedHatAI/Llama-4-Scout-17B-16E-Instruct-FP8-dynamic", "fp8"),
+        ("Qwen/Qwen3-32B-FP8", "fp8_block"),
+        ("Qwen/Qwen2.5-32B-Instruct-GPTQ-Int4", "gptq"),
+        ("amd/Llama-3.1-70B-Instruct-FP8-KV", "fp8"),
+        ("unsloth/gpt-oss-20b-BF16", None),
+        ("openai/gpt-oss-20b", "mxfp4"),
+        ("deepseek-ai/DeepSeek-V3", "fp8_block"),
+        ("meta-llama/Llama-3.1-8B", None),
+    ],
+)
+def test_a_format_suffix_sets_the_stored_format(spelling: str, quantization: str | None) -> None:
+    assert load_architecture(spelling).quantization == quantization
+
+
+@pytest.mark.parametrize("unknown", ["deepseek-v3.2", "phi-9", "Llama-9-8B", "gpt-4"])
+def test_another_version_is_another_model(unknown: str) -> None:
+    assert find_model(unknown) is None
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="not in the catalogue") as caught:
+        load_architecture("Llama-3.1-8")
+    assert caught.value.mend is not None
+    assert "Llama-3.1-8B" in caught.value.mend
+
+
+def test_instruct_variants_differ_where_their_configs_do() -> None:
+    assert load_architecture("Qwen/Qwen2.5-7B").max_context_tokens == 131072
+    assert load_architecture("Qwen/Qwen2.5-7B-Instruct").max_context_tokens == 32768
