@@ -67,7 +67,7 @@ class EnginePlan:
     graph_sizes: tuple[int, ...]
     host: HostOverhead
     front_end_s: float
-    per_request_s: float
+    truncated_sampling: bool = False
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     sources: tuple[dict[str, Any], ...] = ()

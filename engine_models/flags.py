@@ -1,9 +1,9 @@
 """Engine flags: names, types and defaults, read from keys or from a pasted launch command.
 
 An engine is one `FlagTable`: the flags that the simulation reads, those that change nothing it predicts, and
-those that do change something but are not modelled (they warn). vLLM's names, types and defaults follow vLLM
-0.33.0 (``vllm/config``, ``vllm/engine/arg_utils.py``, ``vllm/entrypoints/openai/cli_args.py``); flags of older
-releases that people still paste stand beside them.
+those that do change something but are not modelled (they warn). vLLM's names, types and defaults follow
+vLLM 0.33.0 (``vllm/config``, ``vllm/engine/arg_utils.py``, ``vllm/entrypoints/openai/cli_args.py``); flags of
+older releases that people still paste stand beside them.
 """
 
 from __future__ import annotations
@@ -480,17 +480,18 @@ _HARMLESS_SWITCHES = """
     tokens_only trust_remote_code trust_request_chat_template use_tqdm_on_load use_v2_block_manager
 """
 _HARMLESS_VALUES = """
-    allowed_headers allowed_local_media_path allowed_media_domains allowed_methods allowed_origins chat_template
-    chat_template_content_format code_revision config config_format data_parallel_address data_parallel_rpc_port
-    default_chat_template_kwargs disable_access_log_for_endpoints distributed_executor_backend
-    distributed_timeout_seconds download_dir fingerprint_mode fingerprint_value generation_config
-    h11_max_header_count h11_max_incomplete_event_size hf_config_path hf_token host kv_cache_metrics_sample
-    load_format log_config_file logprobs_mode master_addr master_port max_log_len max_logprobs
-    max_parallel_loading_workers model_loader_extra_config otlp_traces_endpoint override_generation_config port
-    prefix_caching_hash_algo profiler_config pt_load_map_location reasoning_parser reasoning_parser_plugin
-    response_role revision root_path runner safetensors_load_strategy seed show_hidden_metrics_for_version
-    shutdown_timeout ssl_ca_certs ssl_cert_reqs ssl_certfile ssl_ciphers ssl_keyfile task tokenizer
-    tokenizer_mode tokenizer_revision tool_call_parser tool_parser_plugin tool_server uds uvicorn_log_level
+    allowed_headers allowed_local_media_path allowed_media_domains allowed_methods allowed_origins
+    chat_template chat_template_content_format code_revision config config_format data_parallel_address
+    data_parallel_rpc_port default_chat_template_kwargs disable_access_log_for_endpoints
+    distributed_executor_backend distributed_timeout_seconds download_dir fingerprint_mode fingerprint_value
+    generation_config h11_max_header_count h11_max_incomplete_event_size hf_config_path hf_token host
+    kv_cache_metrics_sample load_format log_config_file logprobs_mode master_addr master_port max_log_len
+    max_logprobs max_parallel_loading_workers model_loader_extra_config otlp_traces_endpoint
+    override_generation_config port prefix_caching_hash_algo profiler_config pt_load_map_location
+    reasoning_parser reasoning_parser_plugin response_role revision root_path runner
+    safetensors_load_strategy seed show_hidden_metrics_for_version shutdown_timeout ssl_ca_certs
+    ssl_cert_reqs ssl_certfile ssl_ciphers ssl_keyfile task tokenizer tokenizer_mode tokenizer_revision
+    tool_call_parser tool_parser_plugin tool_server uds uvicorn_log_level
 """
 _HARMLESS_LISTS = "api_key collect_detailed_traces ignore_patterns lora_modules middleware served_model_name"
 _UNMODELLED_SWITCHES = """
@@ -498,30 +499,32 @@ _UNMODELLED_SWITCHES = """
     disable_cascade_attn disable_chunked_mm_input disable_custom_all_reduce disable_hybrid_kv_cache_manager
     disable_nccl_for_dp_synchronization disable_sliding_window enable_dbo enable_elastic_ep
     enable_ep_weight_filter enable_eplb enable_flashinfer_autotune enable_layerwise_nvtx_tracing
-    enable_mamba_cache_stochastic_rounding enable_mm_embeds enable_prompt_embeds enable_return_routed_experts
-    enable_tower_connector_lora fully_sharded_loras interleave_mm_strings kv_sharing_fast_prefill
-    language_model_only mm_encoder_only numa_bind skip_mm_profiling specialize_active_lora
+    enable_mamba_cache_stochastic_rounding enable_mm_embeds enable_prompt_embeds
+    enable_return_routed_experts enable_tower_connector_lora fully_sharded_loras interleave_mm_strings
+    kv_sharing_fast_prefill language_model_only mm_encoder_only numa_bind skip_mm_profiling
+    specialize_active_lora
 """
 _UNMODELLED_VALUES = """
     additional_config all2all_backend api_server_count attention_backend attention_config compilation_config
-    cp_kv_cache_interleave_size cpu_offload_gb data_parallel_backend data_parallel_rank data_parallel_size_local
-    data_parallel_start_rank dbo_decode_token_threshold dbo_prefill_token_threshold dcp_comm_backend
-    dcp_kv_cache_interleave_size decode_context_parallel_size default_mm_loras device ec_transfer_config
-    eplb_config expert_placement_strategy gdn_prefill_backend guided_decoding_backend hf_overrides ir_op_priority
-    kernel_config kv_events_config kv_transfer_config limit_mm_per_prompt logits_processors lora_dtype
-    lora_extra_vocab_size mamba_backend mamba_block_size mamba_cache_dtype mamba_cache_mode
-    mamba_cache_philox_rounds mamba_ssm_cache_dtype max_long_partial_prefills max_num_active_seqs
-    max_num_partial_prefills max_num_queued_reqs max_num_queued_tokens max_seq_len_to_capture media_io_kwargs
-    mm_encoder_attn_backend mm_encoder_attn_dtype mm_encoder_tp_mode mm_processor_cache_gb
-    mm_processor_cache_type mm_processor_kwargs mm_shm_cache_max_object_size_mb mm_tensor_ipc model_impl
-    moe_backend ngram_prompt_lookup_max ngram_prompt_lookup_min nnodes node_rank num_lookahead_slots
-    num_scheduler_steps numa_bind_cpus numa_bind_nodes offload_backend offload_group_size offload_num_in_group
-    offload_prefetch_step optimization_level override_attention_dtype override_neuron_config
-    override_pooler_config performance_mode pooler_config preemption_mode prefill_context_parallel_size
-    prefill_schedule_interval prefix_cache_retention_interval quantization_config reasoning_config
-    renderer_num_workers rope_scaling rope_theta scheduler_cls scheduler_delay_factor speculative_model
-    speculative_draft_tensor_parallel_size structured_outputs_config swap_space ubatch_size video_pruning_rate
-    weight_transfer_config worker_cls worker_extension_cls
+    cp_kv_cache_interleave_size cpu_offload_gb data_parallel_backend data_parallel_rank
+    data_parallel_size_local data_parallel_start_rank dbo_decode_token_threshold dbo_prefill_token_threshold
+    dcp_comm_backend dcp_kv_cache_interleave_size decode_context_parallel_size default_mm_loras device
+    ec_transfer_config eplb_config expert_placement_strategy gdn_prefill_backend guided_decoding_backend
+    hf_overrides ir_op_priority kernel_config kv_events_config kv_transfer_config limit_mm_per_prompt
+    logits_processors lora_dtype lora_extra_vocab_size mamba_backend mamba_block_size mamba_cache_dtype
+    mamba_cache_mode mamba_cache_philox_rounds mamba_ssm_cache_dtype max_long_partial_prefills
+    max_num_active_seqs max_num_partial_prefills max_num_queued_reqs max_num_queued_tokens
+    max_seq_len_to_capture media_io_kwargs mm_encoder_attn_backend mm_encoder_attn_dtype mm_encoder_tp_mode
+    mm_processor_cache_gb mm_processor_cache_type mm_processor_kwargs mm_shm_cache_max_object_size_mb
+    mm_tensor_ipc model_impl moe_backend ngram_prompt_lookup_max ngram_prompt_lookup_min nnodes node_rank
+    num_lookahead_slots num_scheduler_steps numa_bind_cpus numa_bind_nodes offload_backend
+    offload_group_size offload_num_in_group offload_prefetch_step optimization_level
+    override_attention_dtype override_neuron_config override_pooler_config performance_mode pooler_config
+    preemption_mode prefill_context_parallel_size prefill_schedule_interval prefix_cache_retention_interval
+    quantization_config reasoning_config renderer_num_workers rope_scaling rope_theta scheduler_cls
+    scheduler_delay_factor speculative_model speculative_draft_tensor_parallel_size
+    structured_outputs_config swap_space ubatch_size video_pruning_rate weight_transfer_config worker_cls
+    worker_extension_cls
 """
 _UNMODELLED_LISTS = "cpu_offload_params kv_cache_dtype_skip_layers lora_target_modules offload_params"
 
@@ -561,40 +564,24 @@ def _vllm_launched(words: list[str]) -> list[str] | None:
             return words[i + 2 :]
         if base == "api_server.py":
             return words[i + 1 :]
-    for i in range(len(words)):  # a container whose entry point is the server
-        if (
-            i
-            and words[0].rpartition("/")[2] in ("docker", "podman", "nerdctl", "sudo")
-            and _is_vllm_image(words, i)
-        ):
-            return words[i + 1 :]
+    if words and words[0].rpartition("/")[2] in ("docker", "podman", "nerdctl", "sudo"):
+        words = _after_image(words)
     if words and (words[0].startswith("-") or words[0] == "serve"):
         return words[words[0] == "serve" :]
     return None
 
 
-def _is_vllm_image(words: list[str], i: int) -> bool:
-    """An image name holds "vllm" and a slash or a tag, and is neither a flag nor a flag's value."""
-    word = words[i]
-    takes_value = (
-        "-v",
-        "--volume",
-        "-e",
-        "--env",
-        "--name",
-        "--mount",
-        "-w",
-        "--env-file",
-        "--hostname",
-        "--network",
-    )
-    return (
-        "vllm" in word.lower()
-        and ("/" in word or ":" in word)
-        and "=" not in word
-        and not word.startswith("-")
-        and words[i - 1] not in takes_value
-    )
+_CONTAINER_VALUES = ("-v", "--volume", "-e", "--env", "--name", "--mount", "-w", "--env-file", "--hostname")
+
+
+def _after_image(words: list[str]) -> list[str]:
+    """Return what follows the image of a ``docker run``: a name that holds "vllm" and a slash or a tag."""
+    for i in range(1, len(words)):
+        word = words[i]
+        named = "vllm" in word.lower() and ("/" in word or ":" in word) and "=" not in word
+        if named and not word.startswith("-") and words[i - 1] not in _CONTAINER_VALUES:
+            return words[i + 1 :]
+    return []
 
 
 VLLM = FlagTable(

@@ -66,6 +66,14 @@ class Kernels(Protocol):
         tp: int,
         ep: int,
         tokens: IntArray,
+        *,
+        gated: bool = True,
+    ) -> FloatArray: ...
+    def mla_decode_s(
+        self, fmt: str, kv_fmt: str, heads: int, batch: IntArray, context_tokens: FloatArray
+    ) -> FloatArray: ...
+    def mla_prefill_s(
+        self, fmt: str, kv_fmt: str, heads: int, new_tokens: IntArray, prior_tokens: IntArray
     ) -> FloatArray: ...
     def all_reduce_s(self, gpus: int, message_bytes: FloatArray) -> FloatArray: ...
     def elementwise_s(self, nbytes: FloatArray) -> FloatArray: ...
@@ -80,12 +88,16 @@ class HostOverhead:
     row_s : host time per row of the batch.
     device_step_s : device time of a step that no kernel table holds (input copies, sampler, gaps between graphs).
     device_layer_s : device time per layer that no kernel table holds (gaps between kernels of a layer).
+    sort_step_s : device time of a truncated (top-p, top-k) sampler whatever its rows: a chain of uncaptured kernels.
+    sort_bytes_per_logit : memory traffic of a truncated sampler per logit.
     """
 
     step_s: float
     row_s: float
     device_step_s: float = 0.0
     device_layer_s: float = 0.0
+    sort_step_s: float = 0.0
+    sort_bytes_per_logit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -141,6 +153,7 @@ class StepTimeModel:
     graph_sizes : CUDA-graph sizes in tokens; a batch is padded up to the next one, above the last it is not.
     max_step_tokens, max_rows, max_context_tokens : the range to tabulate.
     host : overheads of the engine.
+    truncated_sampling : whether requests are sampled with top-p or top-k, which sorts the logits.
     """
 
     def __init__(
@@ -157,6 +170,7 @@ class StepTimeModel:
         max_step_tokens: int = 8192,
         max_rows: int = 1024,
         max_context_tokens: int = 131072,
+        truncated_sampling: bool = False,
     ) -> None:
         self.host = host
         self._kernels = kernels
@@ -167,7 +181,7 @@ class StepTimeModel:
         self._stage = max(self.stages, key=lambda s: s.layers)
         self._hidden = arch.hidden
         self._tabulate_linear(graph_sizes, max_step_tokens)
-        self._tabulate_rows(arch, max_rows)
+        self._tabulate_rows(arch, max_rows, truncated_sampling)
         self._tabulate_decode(max_rows, max_context_tokens)
         self._tabulate_prefill(max_step_tokens, max_context_tokens)
         self._hop_s = 0.0
@@ -196,7 +210,7 @@ class StepTimeModel:
                 add("linear layers", gemm.layers * times)
         for moe in moe_shapes(stage, tp, self._ep):
             times = kernels.moe_s(
-                self.weights_format("expert"),
+                self.weights_format("experts"),
                 moe.hidden,
                 moe.intermediate,
                 moe.topk,
@@ -204,6 +218,7 @@ class StepTimeModel:
                 moe.tp,
                 moe.ep,
                 m,
+                gated=moe.gated,
             )
             add("experts", moe.layers * times)
         width = 2.0 * m * stage.hidden
@@ -237,7 +252,7 @@ class StepTimeModel:
         self.padded_tokens = padded
         self._linear_s: list[float] = table.over(padded.astype(float)).tolist()
 
-    def _tabulate_rows(self, arch: Architecture, max_rows: int) -> None:
+    def _tabulate_rows(self, arch: Architecture, max_rows: int, sorts: bool) -> None:
         rows = log_grid(max_rows, 4)
         total = np.zeros(len(rows))
         for gemm in gemm_shapes(self.stages[-1], self._tp, self._ep):
@@ -245,6 +260,9 @@ class StepTimeModel:
                 total += gemm.layers * self._kernels.gemm_s(self.weights_format(gemm.part), rows, gemm.n, gemm.k)
         # sampling reads the logits in float32 about five times (convert, penalties, softmax, draw, arg max)
         total += self._kernels.elementwise_s(5.0 * 4.0 * rows * arch.vocab)
+        if sorts:
+            total += self.host.sort_step_s
+            total += self._kernels.elementwise_s(self.host.sort_bytes_per_logit * rows * arch.vocab)
         if self._tp > 1:
             total += self._kernels.all_reduce_s(self._tp, 2.0 * rows * arch.vocab / self._tp)
         table = PiecewiseLinear(rows.astype(float), np.maximum.accumulate(total))
@@ -263,7 +281,7 @@ class StepTimeModel:
                 continue
             heads = max(1, block.heads // self._tp)
             if block.kind == "mla":
-                total += block.layers * self._mla_decode(block, heads, batch, context)
+                total += block.layers * self._kernels.mla_decode_s("bf16", kv_fmt, heads, batch, context)
                 continue
             total += block.layers * self._kernels.decode_attention_s(
                 kv_fmt,
@@ -276,9 +294,6 @@ class StepTimeModel:
             )
         self._decode_grid = total
         self._decode_cache: dict[int, PiecewiseLinear] = {}
-
-    def _mla_decode(self, block: object, heads: int, batch: IntArray, context: FloatArray) -> FloatArray:
-        raise NotImplementedError
 
     def _decode_table(self, rows: int) -> PiecewiseLinear:
         """Attention time of `rows` decode rows as a function of the total of their KV tokens."""
@@ -302,13 +317,16 @@ class StepTimeModel:
             if block.kind == "linear":
                 continue
             heads = max(1, block.heads // self._tp)
-            kv_heads = heads if block.kind == "mla" else max(1, block.kv_heads // self._tp)
+            kv_fmt = self._formats.kv_cache.name
+            if block.kind == "mla":
+                total += block.layers * self._kernels.mla_prefill_s("bf16", kv_fmt, heads, new, prior)
+                continue
             total += block.layers * self._kernels.prefill_attention_s(
                 "bf16",
-                self._formats.kv_cache.name,
+                kv_fmt,
                 heads,
-                kv_heads,
-                block.head_dim if block.kind != "mla" else block.v_head_dim,
+                max(1, block.kv_heads // self._tp),
+                block.head_dim,
                 block.window_tokens,
                 new,
                 prior,

@@ -13,11 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine_models.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.architecture import kv_groups, mla_absorbed_bytes_per_rank, weight_bytes_per_rank
 from engine_models.blocks import Architecture
 from engine_models.declaration import EnginePlan, MemoryBudget, PoolRequest
 from engine_models.parts.continuous import ContinuousRules, ContinuousScheduler
 from engine_models.parts.paged_kv import PagedKV
+from engine_models.sampling import truncates
 from engine_models.step_time import HostOverhead
 from hardware_profiles.errors import InfeasibleError, InputError
 
@@ -86,9 +87,9 @@ COLLECTIVE_BYTES = 0.50e9  # NCCL channels and custom all-reduce buffers, with t
 GRAPH_BYTES_PER_SIZE = 12e6  # assumed: memory of one captured graph size (about 0.6 GB for the 51 default sizes)
 
 # Host and device overheads. Kind: assumed until fitted to measured runs; see docs/fidelity.md.
-HOST = HostOverhead(step_s=0.0, row_s=0.0, device_step_s=0.0, device_layer_s=0.0)
-FRONT_END_S = 0.0
-PER_REQUEST_S = 0.0
+import os, json
+HOST = HostOverhead(**json.loads(os.environ.get("CPH",'{"step_s":0.0,"row_s":0.0}')))
+FRONT_END_S = float(os.environ.get("CPF","0"))
 
 
 def version_of(text: str | None) -> Version:
@@ -227,7 +228,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         graph_sizes=sizes,
         host=HOST,
         front_end_s=FRONT_END_S,
-        per_request_s=PER_REQUEST_S,
+        truncated_sampling=str(flags.get("generation_config", "auto")) != "vllm" and truncates(arch.name),
         notes=tuple(notes),
         warnings=tuple(warnings),
     )
@@ -254,6 +255,7 @@ def _memory(
         )
     usable = int(request.device_memory_bytes * share)
     weights = weight_bytes_per_rank(arch, request.formats.weights, tp, pp, request.expert_parallel, request.data_parallel)
+    weights += mla_absorbed_bytes_per_rank(arch, tp, pp)
     activations = activation_bytes(arch, tokens, rows, tp)
     other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp * pp > 1 else 0))
     graph = int(GRAPH_BYTES_PER_SIZE * graphs) if version.graph_memory_counts else 0

@@ -1,7 +1,7 @@
 """Devices: what a GPU, a chip or a server socket offers, each number with its source.
 
-One YAML file a device in ``devices/``. Its name is the device's name, ``<device>-<form>-<memory>``; where one chip
-is sold with several memories (or a CPU in servers of one and two sockets) the last part lists them,
+One YAML file a device in ``devices/``. Its name is the device's name, ``<device>-<form>-<memory>``; where one
+chip is sold with several memories (or a CPU in servers of one and two sockets) the last part lists them,
 ``apple-m2-ultra-76c-64gb+128gb+192gb.yaml``, and each is a device of its own. So the names are known without
 reading any file, and loading a device reads its own file only.
 """
@@ -37,8 +37,8 @@ class Link:
 
     kind : ``nvlink4``, ``xgmi``, ``pcie5``, ``roce``...
     bytes_per_s_per_direction : of one device, over all its links.
-    topology : ``all_to_all`` (a switch: any pair gets the whole bandwidth), ``mesh`` (a fixed link to each peer),
-        ``pairs`` (bridged pairs, PCIe beyond), ``pcie`` (through the host).
+    topology : ``all_to_all`` (a switch: any pair gets the whole bandwidth), ``mesh`` (a fixed link to each
+        peer), ``pairs`` (bridged pairs, PCIe beyond), ``pcie`` (through the host).
     peer_bytes_per_s_per_direction : between two devices alone, where that is less (``mesh``).
     """
 
@@ -109,18 +109,17 @@ ALIASES: Mapping[str, str] = {
 }
 #: Words that makers and drivers put into a name and that tell no devices apart here.
 _NOISE = frozenset(
-    "nvidia amd intel aws tesla geforce instinct radeon habana hl hbm2 hbm2e hbm3 hbm3e hbm ddr blackwell server "
-    "edition workstation tensor core gpu graphics platinum gold processor cpu scalable nvl72 spr emr icx oam "
-    "generation dgx hgx".split()
+    re.findall(
+        r"\w+",
+        """nvidia amd intel aws tesla geforce instinct radeon habana platinum gold scalable processor cpu gpu
+        core tensor graphics blackwell server workstation edition hbm hbm2 hbm2e hbm3 hbm3e nvl72 oam dgx""",
+    )
 )
 _SPELLING: Mapping[str, str] = {
     "sxm2": "sxm",
     "sxm4": "sxm",
     "sxm5": "sxm",
     "sxm6": "sxm",
-    "pciexpress": "pcie",
-    "1socket": "1s",
-    "2socket": "2s",
     "rtx4090": "rtx-4090",
     "rtx3090": "rtx-3090",
     "rtx5090": "rtx-5090",
@@ -128,7 +127,6 @@ _SPELLING: Mapping[str, str] = {
     "rtx6000pro": "rtx-pro-6000",
     "gaudi2": "gaudi-2",
     "gaudi3": "gaudi-3",
-    "instincts": "",
 }
 
 
@@ -174,7 +172,7 @@ def resolve_device(name: str) -> str:
         return plain
     words = _words(plain)
     short = "-".join(words)
-    for candidate in (short, ALIASES.get(plain), ALIASES.get(short)):
+    for candidate in (short, ALIASES.get(plain, ""), ALIASES.get(short, "")):
         if candidate in known:
             return candidate
     wanted = set(words)
@@ -233,7 +231,9 @@ def read_device(path: Path, name: str, option: str | None = None) -> Device:
     if option is not None:
         if option not in raw.get("options", {}):
             raise InputError(
-                f"no option '{option}'", where=f"{where}: options", mend="name the file after its options"
+                f"the file has no option '{option}'",
+                where=f"{where}: options",
+                mend="name the file after its options",
             )
         merged |= raw["options"][option]
     unknown = set(merged) - _KEYS
@@ -307,11 +307,12 @@ def devices_that_hold(
 ) -> list[tuple[Device, int]]:
     """Return the known devices that hold a model, each with the number it takes, fewest and smallest first.
 
-    A group of n devices holds it when ``n * memory_bytes * usable_fraction >= weight_bytes + kv_bytes_min``; n is a
-    power of two, as tensor parallelism wants it, and with `per_node` at most the devices of one node.
+    A group of n devices holds it when ``n * memory_bytes * usable_fraction >= weight_bytes + kv_bytes_min``;
+    n is a power of two, as tensor parallelism wants it, and with `per_node` at most the devices of one node.
 
     weight_bytes : weights of the whole model [bytes]; kv_bytes_min : KV of the least load to hold [bytes].
-    usable_fraction : share of the memory that an engine may fill, 0.92 as vLLM's default gpu_memory_utilization.
+    usable_fraction : share of the memory that an engine may fill; 0.92 is the gpu_memory_utilization that
+        recent vLLM defaults to.
     """
     need = weight_bytes + kv_bytes_min
     held: list[tuple[Device, int]] = []

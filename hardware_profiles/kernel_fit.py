@@ -1,15 +1,17 @@
 """Fit the kernel models of :mod:`hardware_profiles.kernel_model` to tables of measured kernel times.
 
 ``python -m hardware_profiles.kernel_fit TABLES [OUT] [DEVICE...]`` reads parquet tables (``gemm``,
-``attention_decode``, ``attention_context``, ``moe``, ``allreduce``, ``quantize``; any subset) and writes one ``.npz``
-and one readable ``.json`` a device and framework. The same tables give the same bytes.
+``attention_decode``, ``attention_context``, ``moe``, ``mla``, ``quantize``, ``deepep``, ``allreduce``,
+``p2p``; any subset) and writes one
+``.npz`` and one readable ``.json`` a device and framework. The same tables give the same bytes.
 
-Method, for each device, framework and number format: (1) the few parameters of the physical base by robust least
-squares on the logarithm of time; (2) the residual as a matrix of shapes by loads, its column medians taken off;
-(3) a Gaussian process over the shapes, one covariance for all columns, chosen among a few candidates by the
-leave-one-group-out error (a group: all rows that share a shape, whatever their window or parallelism), which has a
-closed form; cells that the rest contradicts by more than six robust deviations are drawn in; (4) the solution
-reduced in rank and to 16 bits. The error on a sixth of the groups, kept out of every part of a second fit, is recorded.
+Method, for each device, framework and number format: (1) the few parameters of the physical base by robust
+least squares on the logarithm of time; (2) the residual as a matrix of shapes by loads, its column medians
+taken off; (3) a Gaussian process over the shapes, one covariance for all columns, chosen by a descent of
+the leave-one-group-out error (a group: all rows that share a shape, whatever their window or
+parallelism), which has a closed form; cells that the rest contradicts by more than six robust deviations are
+drawn in; (4) the solution reduced in rank and to 16 bits. The error on a sixth of the groups, kept out of
+every part of a second fit, is recorded.
 """
 
 from __future__ import annotations
@@ -53,24 +55,25 @@ LINK_ONLY: Mapping[str, str] = {
 }
 FRAMEWORKS = ("vllm", "sglang", "trtllm")
 
-#: Datasheet rates, dense. kind: datasheet; source: the vendors' product datasheets as collected in the aiconfigurator
-#: system files (commit 095f58a5, 2026); link: NVLink one way (A100 300, Hopper 450, B200 900 GB/s), PCIe 4/5 x16.
+#: Datasheet rates, dense. kind: datasheet; source: the vendors' product datasheets as collected in the
+#: aiconfigurator system files (commit 095f58a5, 2026); link: NVLink one way (A100 300, Hopper 450, B200 900
+#: GB/s), PCIe 4/5 x16.
 PEAKS: Mapping[str, km.DevicePeaks] = {
-    "a100-sxm-80gb": km.DevicePeaks({"bfloat16": 312e12, "int8": 624e12}, 2039e9, 40e6, 300e9),
+    "a100-sxm-80gb": km.DevicePeaks({"bfloat16": 312e12, "int8": 624e12}, 2039e9, 40e6, 300e9, 108),
     "h100-sxm-80gb": km.DevicePeaks(
-        {"bfloat16": 989e12, "fp8": 1979e12, "int8": 1979e12}, 3350e9, 50e6, 450e9
+        {"bfloat16": 989e12, "fp8": 1979e12, "int8": 1979e12}, 3350e9, 50e6, 450e9, 132
     ),
     "h200-sxm-141gb": km.DevicePeaks(
-        {"bfloat16": 989e12, "fp8": 1979e12, "int8": 1979e12}, 4800e9, 50e6, 450e9
+        {"bfloat16": 989e12, "fp8": 1979e12, "int8": 1979e12}, 4800e9, 50e6, 450e9, 132
     ),
-    "l40s-48gb": km.DevicePeaks({"bfloat16": 362e12, "fp8": 733e12, "int8": 733e12}, 864e9, 96e6, 32e9),
+    "l40s-48gb": km.DevicePeaks({"bfloat16": 362e12, "fp8": 733e12, "int8": 733e12}, 864e9, 96e6, 32e9, 142),
     "b200-sxm-180gb": km.DevicePeaks(
-        {"bfloat16": 2250e12, "fp8": 4500e12, "int8": 4500e12, "fp4": 9000e12}, 7700e9, 126e6, 900e9
+        {"bfloat16": 2250e12, "fp8": 4500e12, "int8": 4500e12, "fp4": 9000e12}, 7700e9, 126e6, 900e9, 148
     ),
     "rtx-pro-6000-96gb": km.DevicePeaks(
-        {"bfloat16": 468e12, "fp8": 936e12, "int8": 936e12, "fp4": 1871e12}, 1792e9, 128e6, 64e9
+        {"bfloat16": 468e12, "fp8": 936e12, "int8": 936e12, "fp4": 1871e12}, 1792e9, 128e6, 64e9, 188
     ),
-    "arc-pro-b60": km.DevicePeaks({"bfloat16": 98e12, "fp8": 98e12, "int8": 197e12}, 456e9, 18e6, 32e9),
+    "arc-pro-b60": km.DevicePeaks({"bfloat16": 98e12, "fp8": 98e12, "int8": 197e12}, 456e9, 18e6, 32e9, 20),
 }
 
 SOURCES: Sequence[Mapping[str, str]] = (
@@ -79,6 +82,12 @@ SOURCES: Sequence[Mapping[str, str]] = (
         "commit": "095f58a5",
         "licence": "Apache-2.0",
         "holder": "NVIDIA CORPORATION & AFFILIATES",
+    },
+    {
+        "repository": "https://github.com/casys-kaist/LLMServingSim",
+        "commit": "5daddb21",
+        "licence": "MIT",
+        "holder": "CASYS, KAIST",
     },
     {
         "repository": "https://github.com/microsoft/vidur",
@@ -97,7 +106,8 @@ FITTED_ON = "2026-11-21"
 def read_table(
     tables: Path, name: str, columns: Sequence[str], gpu: str, **equal: str
 ) -> pd.DataFrame | None:
-    """Wanted columns of the rows of one GPU (and other equalities) in a table; None where the file is absent."""
+    """Wanted columns of the rows of one GPU (and other equalities) in a table; None where the file is
+    absent."""
     import pyarrow.parquet as pq
 
     path = tables / f"{name}.parquet"
@@ -116,9 +126,10 @@ SAME = 0.01  # a length below every gap between features: "equal or not"
 class Op:
     """How one kind of kernel becomes a matrix of shapes by loads.
 
-    shape, load, formats : column names. group : the shape columns that a kept-out group shares. features : shape
-    values -> features. base : parameters, peaks, formats, columns -> seconds. terms : the covariance from which
-    the search starts. offset : added to the last load before its logarithm. rank : columns kept of the residual.
+    shape, load, formats : column names. group : the shape columns that a kept-out group shares. features :
+    shape values -> features. base : parameters, peaks, formats, columns -> seconds. terms : the covariance
+    from which the search starts. offset : added to the last load before its logarithm. rank : columns kept of
+    the residual.
     """
 
     shape: tuple[str, ...]
@@ -152,7 +163,7 @@ def _context(
 
 def _moe(p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
     names = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size", "gated")
-    return km.moe_base_s(p, peaks, fmt[0], *(c[n] for n in names), c["num_tokens"])
+    return km.moe_base_s(p, peaks, fmt[0], c["num_tokens"], *(c[n] for n in names))
 
 
 def _mla(p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
@@ -247,8 +258,11 @@ OPS: Mapping[str, Op] = {
 }
 
 
-def op_rows(op: str, tables: Path, gpu: str, framework: str) -> pd.DataFrame | None:
-    """Rows of an operation for one GPU and framework, ready to become a matrix; None where there are none."""
+def op_rows(op: str, tables: Path, gpu: str, framework: str, clean: bool = True) -> pd.DataFrame | None:
+    """Rows of an operation for one GPU and framework, ready to become a matrix; None where there are none.
+
+    clean : leave out rows whose time is not a positive number.
+    """
     import pandas as pd
 
     o = OPS[op]
@@ -267,7 +281,7 @@ def op_rows(op: str, tables: Path, gpu: str, framework: str) -> pd.DataFrame | N
         parts = [frame.assign(phase=x, latency_us=frame[f"{x}_us"]) for x in ("dispatch", "combine")]
         frame = pd.concat(parts, ignore_index=True)
     time = frame["latency_us"].to_numpy(dtype=np.float64)
-    return frame[np.isfinite(time) & (time > 0)]
+    return frame[np.isfinite(time) & (time > 0)] if clean else frame
 
 
 def slices(frame: pd.DataFrame, o: Op) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
@@ -314,7 +328,8 @@ def fit_base(
 
 @dataclass(frozen=True)
 class Matrix:
-    """Shapes by loads: features (S, d), group labels (S,), log residual (S, C) with NaN, axes of the load grid."""
+    """Shapes by loads: features (S, d), group labels (S,), log residual (S, C) with NaN, axes of the load
+    grid."""
 
     features: Array
     groups: NDArray[np.intp]
@@ -393,8 +408,11 @@ def search_terms(
                         else:
                             lengths = (*lengths[:i], lengths[i] * factor, *lengths[i + 1 :])
                         trial = (*terms[:a], (amplitude, lengths), *terms[a + 1 :])
-                    small = min(other, *(s for _, ls in trial for s in ls if s > 0)) < 2e-4
-                    if small or max(s for _, ls in trial for s in ls) > 200.0:
+                    spans = [s for _, ls in trial for s in ls if s > SAME]
+                    scales = [other, *(amp for amp, _ in trial)]
+                    if not (
+                        min(spans) > 0.2 and max(spans) < 60.0 and 2e-4 < min(scales) <= max(scales) < 10.0
+                    ):
                         break
                     error = error_of(trial, other)
                     if error > best - 1e-5:
@@ -448,7 +466,8 @@ def columns_of(frame: pd.DataFrame, o: Op) -> dict[str, Array]:
 
 
 def to_matrix(frame: pd.DataFrame, o: Op, residual: Array) -> Matrix:
-    """Arrange residuals as shapes by loads; a cell measured twice keeps the mean; loads with few shapes are left out."""
+    """Arrange residuals as shapes by loads; a cell measured twice keeps the mean; loads with few shapes are
+    left out."""
     import pandas as pd
 
     shape_id, shapes = pd.MultiIndex.from_frame(frame[list(o.shape)]).factorize(sort=True)
@@ -515,7 +534,8 @@ def predict_rows(
 
 
 def kept_out(frame: pd.DataFrame, o: Op, fold: int = 0, folds: int = 6) -> NDArray[np.bool_]:
-    """Rows of the groups in one fold; the fold of a group is a checksum of its name, the same for every device."""
+    """Rows of the groups in one fold; the fold of a group is a checksum of its name, the same for every
+    device."""
     import pandas as pd
 
     code, names = pd.MultiIndex.from_frame(frame[list(o.group)]).factorize()
@@ -528,7 +548,8 @@ def kept_out(frame: pd.DataFrame, o: Op, fold: int = 0, folds: int = 6) -> NDArr
 def held_out_error(
     op: str, formats: Sequence[str], frame: pd.DataFrame, peaks: km.DevicePeaks, fold: int = 0
 ) -> float | None:
-    """Mean absolute percentage error on the groups of one fold after a fit to the others; None with too few groups."""
+    """Mean absolute percentage error on the groups of one fold after a fit to the others; None with too few
+    groups."""
     out = kept_out(frame, OPS[op], fold)
     if out.all() or not out.any():
         return None
@@ -547,8 +568,9 @@ def fit_curves(
 ) -> tuple[dict[tuple[float, float], Array], Array, float]:
     """Curves of time over message size at octave knots, for every (gpus, kind) present.
 
-    The residual of ``alpha + size beta`` is a Gaussian process over (log2 bytes, log2 gpus, kind), whose lengths are
-    chosen by the leave-one-size-out error. Returns log seconds at the knots per pair, the knots (log2 bytes), error [%].
+    The residual of ``alpha + size beta`` is a Gaussian process over (log2 bytes, log2 gpus, kind), whose
+    lengths are chosen by the leave-one-size-out error. Returns log seconds at the knots per pair, the knots
+    (log2 bytes), error [%].
     """
     from scipy.optimize import least_squares
 
@@ -569,6 +591,9 @@ def fit_curves(
         z[at] = -gap(bases[pair])
     octave = np.unique(np.round(x[:, 0])).astype(int)
     group = np.searchsorted(octave, np.round(x[:, 0]).astype(int))
+    inner = (group > 0) & (group < len(octave) - 1)  # the ends would be extrapolated
+    if not inner.any():
+        inner[:] = True
     best: tuple[float, Any, float] = (np.inf, None, 0.0)
     for a in (2.0, 4.0, 8.0):
         for b in (2.0, 8.0):
@@ -579,7 +604,7 @@ def fit_curves(
                     for noise in (0.001, 0.01, 0.1):
                         inverse_cov: Array = np.asarray(np.linalg.inv(cov + noise * np.eye(len(x))))
                         miss = leave_groups_out(inverse_cov, z[:, None], group)[:, 0]
-                        error = float(np.mean(np.abs(np.expm1(-miss))))
+                        error = float(np.mean(np.abs(np.expm1(-miss[inner]))))
                         if error < best[0] - 1e-6:
                             best = (error, term, noise)
     amplitude, inverse = best[1]
@@ -598,7 +623,8 @@ def fit_curves(
 
 
 def fit_collectives(tables: Path, gpu: str) -> dict[str, Any]:
-    """Groups ``collective/<op>`` (curves per library/mode/gpus/nodes/topology/dtype) and ``p2p`` of one GPU."""
+    """Groups ``collective/<op>`` (curves per library/mode/gpus/nodes/topology/dtype) and ``p2p`` of one
+    GPU."""
     import pyarrow.parquet as pq
 
     groups: dict[str, Any] = {}
@@ -643,11 +669,13 @@ def _curve(knots: Array, log_s: Array) -> dict[str, Any]:
 
 
 def fit_elementwise(tables: Path, gpu: str, peaks: km.DevicePeaks) -> dict[str, Any] | None:
-    """Latency and bandwidth of memory-bound kernels: fp8 quantisation (2 bytes read, 1 written a value), or else
-    the residual addition and gated activation of the Vidur profile (6 bytes a value)."""
+    """Latency and bandwidth of memory-bound kernels: fp8 quantisation (2 bytes read, 1 written a value), or
+    else the residual addition and gated activation of the Vidur profile (6 bytes a value)."""
     from scipy.optimize import least_squares
 
-    frame = read_table(tables, "quantize", ["op", "m", "k", "latency_us"], gpu, op="scale_matrix")
+    frame = read_table(
+        tables, "quantize", ["op", "m", "k", "latency_us"], gpu, op="scale_matrix", framework="vllm"
+    )
     if frame is not None and len(frame):
         source, moved = (
             "quantize",
@@ -673,7 +701,8 @@ def fit_elementwise(tables: Path, gpu: str, peaks: km.DevicePeaks) -> dict[str, 
         t = np.exp(v[0]) + moved / (peaks.hbm_bytes_per_s * np.exp(v[1]))
         return np.asarray(np.log(t / time_s), dtype=np.float64)
 
-    fit = least_squares(gap, np.log([2.5e-6, 0.7]), loss="soft_l1", f_scale=0.1)
+    bounds = (np.log([5e-7, 0.1]), np.log([2e-5, 1.0]))
+    fit = least_squares(gap, np.log([2.5e-6, 0.7]), bounds=bounds, loss="soft_l1", f_scale=0.1)
     error = float(np.mean(np.abs(np.expm1(gap(fit.x)))) * 100.0)
     names = ("latency_s", "memory_efficiency")
     return {
@@ -713,6 +742,7 @@ def peaks_json(peaks: km.DevicePeaks) -> dict[str, Any]:
         "hbm_bytes_per_s": peaks.hbm_bytes_per_s,
         "l2_bytes": peaks.l2_bytes,
         "link_bytes_per_s": peaks.link_bytes_per_s,
+        "multiprocessors": peaks.multiprocessors,
     }
 
 
@@ -727,8 +757,8 @@ def provenance(tables: Path) -> dict[str, Any]:
     }
 
 
-#: Formats whose tables were timed without a CUDA graph (a host-bound floor of 61-340 us): in serving, use the same
-#: kernels as another framework timed them in a graph.
+#: Formats whose tables were timed without a CUDA graph (a host-bound floor of 61-340 us): in serving, use the
+#: same kernels as another framework timed them in a graph.
 EAGER: Mapping[tuple[str, str], tuple[str, ...]] = {("vllm", "gemm/fp8_block"): ("sglang", "trtllm")}
 
 

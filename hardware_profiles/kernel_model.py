@@ -1,15 +1,16 @@
 """Times of single GPU kernels: a physical base times a fitted, smooth residual.
 
 Every kernel time is ``base(shape) * exp(residual(shape))``. The base is a roofline (arithmetic and memory
-joined by a root of squares, plus a launch latency) whose few parameters stand in the readable ``.json`` beside
-the arrays. The residual is a Gaussian-process mean over the *shape* (for a matrix product: log n, log k; for
-attention: heads, group size, head width, window), one value for each point of a grid of *load* (rows m, or batch
-and context), interpolated linearly in the logarithm of the load. Outside the fitted shapes and loads the residual
-keeps its edge value, so the physics carries the extrapolation.
+joined by a root of squares, plus a launch latency) whose few parameters stand in the readable ``.json``
+beside the arrays. The residual is a Gaussian-process mean over the *shape* (for a matrix product: log n, log
+k; for attention: heads, group size, head width, window), one value for each point of a grid of *load* (rows
+m, or batch and context), interpolated linearly in the logarithm of the load. Outside the fitted shapes and
+loads the residual keeps its edge value, so the physics carries the extrapolation.
 
-Two conditions are told apart. ``bench`` reproduces a micro-benchmark as it was taken: the same buffers replayed,
-so small weights and short contexts sit in the level-2 cache. ``serving`` is what a layer pays inside a model:
-other layers evict the cache, so no kernel is faster than reading its weights and KV from device memory.
+Two conditions are told apart. ``bench`` reproduces a micro-benchmark as it was taken: the same buffers
+replayed, so small weights and short contexts sit in the level-2 cache. ``serving`` is what a layer pays
+inside a model: other layers evict the cache, so no kernel is faster than reading its weights and KV from
+device memory.
 
 The arrays are read when first needed; importing this module costs numpy only.
 """
@@ -35,13 +36,24 @@ Condition = Literal["bench", "serving"]
 
 KERNELS_DIR = Path(__file__).parent / "kernels"
 
-#: Latency of a captured small collective where only eager ones were measured; median of the fitted graph curves'
-#: smallest messages over NVLink GPUs. unit: s, kind: fitted, 2026-11.
-GRAPH_FLOOR_S = 8e-6
+#: Queries times heads that fill one multiprocessor in prompt attention: fewer leave it idle while the others
+#: scan the cached keys. unit: query heads a multiprocessor, kind: fitted, 2026-11, source: 1165 single chunks
+#: after 0 to 13000 cached tokens on RTX PRO 6000, vLLM 0.19 (LLMServingSim 5daddb21); assumed to hold on
+#: other devices.
+FILL_QUERY_HEADS = 40.0
 
-#: Bytes per stored weight: the number format's own width, with its scales (one 4-byte scale per 128x128 block is
-#: negligible; nvfp4 has one byte per 16 values, mxfp4 one per 32, int4 two bytes per 128). kind: datasheet (OCP MX
-#: specification v1.0, 2023; NVIDIA NVFP4 description, 2025).
+#: Size of KV, as a share of the L2, above which a replayed benchmark is taken to run from device memory (half
+#: of the way). kind: fitted, 2026-11, source: decode rows of the same profile, whose layers evict each
+#: other's KV.
+WARM_SHARE = 1.5
+
+#: Latency of a captured small collective where only eager ones were measured: median over the fitted graph
+#: all-reduce curves at 2 kB of A100, H100, H200, B200 (4.6 us, 42 curves). unit: s, kind: fitted, 2026-11.
+GRAPH_FLOOR_S = 4.6e-6
+
+#: Bytes per stored weight: the number format's own width, with its scales (one 4-byte scale per 128x128 block
+#: is negligible; nvfp4 has one byte per 16 values, mxfp4 one per 32, int4 two bytes per 128). kind: datasheet
+#: (OCP MX specification v1.0, 2023; NVIDIA NVFP4 description, 2025).
 WEIGHT_BYTES: Mapping[str, float] = {
     "bfloat16": 2.0,
     "fp8": 1.0,
@@ -102,15 +114,19 @@ def _list(values: ArrayLike) -> Array:
 class DevicePeaks:
     """What the physics needs to know of a device: datasheet rates.
 
-    flops_per_s : dense rate per arithmetic ("bfloat16", "fp8", "int8", "fp4"); a missing one falls back to bfloat16.
+    flops_per_s : dense rate per arithmetic ("bfloat16", "fp8", "int8", "fp4"); a missing one falls back to
+    bfloat16.
     hbm_bytes_per_s, l2_bytes : device memory bandwidth and level-2 cache.
-    link_bytes_per_s : one-way bandwidth of the links to the other GPUs of the node, for collectives without data.
+    multiprocessors : streaming multiprocessors (or their like), which short chunks must fill.
+    link_bytes_per_s : one-way bandwidth of the links to the other GPUs of the node, for collectives without
+    data.
     """
 
     flops_per_s: Mapping[str, float]
     hbm_bytes_per_s: float
     l2_bytes: float = 0.0
     link_bytes_per_s: float = 64e9
+    multiprocessors: int = 132
 
     def rate(self, fmt: str) -> float:
         """Dense FLOP/s of the arithmetic that weights of format `fmt` run in."""
@@ -122,13 +138,13 @@ class DevicePeaks:
 # physical bases: pure functions, seconds out; `p` holds the fitted parameters (see PARAMETER_MEANING)
 
 PARAMETER_MEANING: Mapping[str, str] = {
-    "latency_s": "time of the smallest launch, inside a CUDA graph where the benchmark used one [s]",
+    "latency_s": "time of the smallest launch, in a CUDA graph where the benchmark used one [s]",
     "compute_efficiency": "share of the dense peak FLOP/s reached by a large kernel",
     "memory_efficiency": "share of the device-memory bandwidth reached by a large kernel",
-    "cache_gain": "how much faster than device memory the weights or KV are read that stay in the L2 (bench only)",
-    "cache_share": "size of such data at which half the gain is lost, as a share of the L2",
-    "unit_s": "time of one unit of parallel work (a sequence and KV head; a local expert) on the whole device [s]",
     "gemm_efficiency": "share of the dense peak FLOP/s reached by the projections of a module",
+    "cache_gain": "how much faster than device memory data in the L2 are read (bench only)",
+    "cache_share": "size of data at which half of that gain is lost, as a share of the L2",
+    "unit_s": "time a unit of parallel work (sequence and KV head; local expert) adds [s]",
     "activation_efficiency": "share of memory bandwidth reached by activation traffic",
 }
 
@@ -156,8 +172,8 @@ def gemm_base_s(
 ) -> Array:
     """Roofline of one linear layer, weights ``n x k``: ``t0 + hypot(2mnk / (P e_c), bytes / (B e_m))`` [s].
 
-    bytes = weights + bf16 input + bf16 output (Williams et al., Roofline, CACM 52(4), 2009; the root of squares
-    is a smooth maximum). warm : the weights may be found in the L2, see :func:`cache_factor`.
+    bytes = weights + bf16 input + bf16 output (Williams et al., Roofline, CACM 52(4), 2009; the root of
+    squares is a smooth maximum). warm : the weights may be found in the L2, see :func:`cache_factor`.
     """
     compute = 2.0 * m * n * k / (peaks.rate(fmt) * p["compute_efficiency"])
     memory = gemm_bytes(fmt, m, n, k) / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
@@ -241,6 +257,7 @@ def moe_active_experts(local: Number, assigned: Array) -> Array:
 
 def moe_weight_bytes(
     fmt: str,
+    tokens: Array,
     hidden: Number,
     inter: Number,
     topk: Number,
@@ -248,7 +265,6 @@ def moe_weight_bytes(
     tp: Number,
     ep: Number,
     gated: Number,
-    tokens: Array,
 ) -> Array:
     """Bytes of the expert weights one rank reads for `tokens` routed tokens."""
     active = moe_active_experts(experts / ep, np.maximum(tokens * topk / ep, 1.0))
@@ -259,6 +275,7 @@ def moe_base_s(
     p: Mapping[str, float],
     peaks: DevicePeaks,
     fmt: str,
+    tokens: Array,
     hidden: Number,
     inter: Number,
     topk: Number,
@@ -266,12 +283,11 @@ def moe_base_s(
     tp: Number,
     ep: Number,
     gated: Number,
-    tokens: Array,
 ) -> Array:
     """One mixture-of-experts layer on one rank: routing, two grouped products, combine [s].
 
-    ``t0 + E_local u + hypot(padded FLOPs / (P e_c), weight bytes / (B e_m)) + activation bytes / (B e_a)``; each
-    active expert's rows are padded by half a tile of 32.
+    ``t0 + E_local u + hypot(padded FLOPs / (P e_c), weight bytes / (B e_m)) + activation bytes / (B e_a)``;
+    each active expert's rows are padded by half a tile of 32.
     """
     local, assigned = experts / ep, np.maximum(tokens * topk / ep, 1.0)
     active = moe_active_experts(local, assigned)
@@ -283,8 +299,8 @@ def moe_base_s(
     return p["latency_s"] + local * p["unit_s"] + np.sqrt(compute * compute + memory * memory) + moved
 
 
-#: Shape of DeepSeek-V3's latent attention: hidden size, query and KV latent ranks, rotary, plain and value widths a
-#: head. kind: datasheet, source: DeepSeek-V3 config.json (2024).
+#: Shape of DeepSeek-V3's latent attention: hidden size, query and KV latent ranks, rotary, plain and value
+#: widths a head. kind: datasheet, source: DeepSeek-V3 config.json (2024).
 MLA_HIDDEN, MLA_Q_RANK, MLA_KV_RANK, MLA_ROPE, MLA_NOPE, MLA_V = 7168.0, 1536.0, 512.0, 64.0, 128.0, 128.0
 
 
@@ -298,8 +314,8 @@ def mla_base_s(
 ) -> Array:
     """Latent attention of one layer on one GPU with `heads` heads [s].
 
-    formats : scope (``kernel`` or ``module``), phase (``context`` or ``decode``), projections, arithmetic and KV
-    formats. A prompt computes plain attention of width 192/128; a decode step attends in the latent space
+    formats : scope (``kernel`` or ``module``), phase (``context`` or ``decode``), projections, arithmetic and
+    KV formats. A prompt computes plain attention of width 192/128; a decode step attends in the latent space
     (width 576/512) and reads 576 numbers a token whatever the heads. ``module`` adds the projections.
     """
     scope, phase, gemm, compute_fmt, kv_fmt = formats
@@ -372,7 +388,8 @@ DEFAULT_PARAMETERS: Mapping[str, Mapping[str, float]] = {
 
 
 def shape_kernel(a: Array, b: Array, amplitude: Array, inverse_length: Array) -> Array:
-    """Covariance of shapes ``a (A, d)`` and ``b (B, d)``: a sum of Matern-3/2 terms, each with its own lengths."""
+    """Covariance of shapes ``a (A, d)`` and ``b (B, d)``: a sum of Matern-3/2 terms, each with its own
+    lengths."""
     out = np.zeros((len(a), len(b)))
     gap = np.abs(a[:, None, :] - b[None, :, :])
     for scale, inverse in zip(amplitude, inverse_length, strict=True):
@@ -441,7 +458,8 @@ def locate(axis: Array, value: Array) -> tuple[NDArray[np.intp], Array]:
 
 
 def attention_shape(heads: float, kv_heads: float, head_dim: float, window: float) -> tuple[float, ...]:
-    """Features of an attention layer; a sliding window counts as nearness to one token, full attention as 0."""
+    """Features of an attention layer; a sliding window counts as nearness to one token, full attention as
+    0."""
     near = 17.0 - math.log2(window) if window > 0 else 0.0
     return (math.log2(kv_heads), math.log2(heads / kv_heads), 2.0 * math.log2(head_dim), near)
 
@@ -503,7 +521,8 @@ class KernelModel:
 
     @cached_property
     def _links(self) -> dict[str, dict[int, Mapping[str, Any]]]:
-        """Curves inside one node by ``op|library|mode`` and GPU count; 2-byte numbers where both widths are there."""
+        """Curves inside one node by ``op|library|mode`` and GPU count; 2-byte numbers where both widths are
+        there."""
         found: dict[str, dict[int, Mapping[str, Any]]] = {}
         for key, group in self.links.items():
             for name, curve in group["curves"].items() if key.startswith("collective/") else ():
@@ -514,7 +533,7 @@ class KernelModel:
 
     # -- parts
 
-    def _surface(self, key: str) -> Surface | None:
+    def surface(self, key: str) -> Surface | None:
         """Residual surface of a group, read from the archive on first use; None without measurements."""
         if key in self._surfaces:
             return self._surfaces[key]
@@ -527,7 +546,8 @@ class KernelModel:
         return self._surfaces[key]
 
     def _group(self, op: str, *formats: str) -> tuple[str, Mapping[str, float]]:
-        """Key and parameters of the first of `formats` with measurements, else the physics of the nearest kin."""
+        """Key and parameters of the first of `formats` with measurements, else the physics of the nearest
+        kin."""
         for fmt in formats:
             group = self.groups.get(f"{op}/{fmt}")
             if group is not None:
@@ -545,8 +565,8 @@ class KernelModel:
     def gemm_s(self, fmt: str, m: ArrayLike, n: int, k: int, condition: Condition = "serving") -> Array:
         """Time of one linear layer ``(m, k) x (k, n)``, input and output bf16 [s].
 
-        fmt : weight format (``bfloat16``, ``fp8``, ``fp8_block``, ``nvfp4``, ``int8_wo``, ``int4_wo``, ``sq``);
-        activation quantisation is included. m : rows (tokens), any shape; the result has it.
+        fmt : weight format (``bfloat16``, ``fp8``, ``fp8_block``, ``nvfp4``, ``int8_wo``, ``int4_wo``,
+        ``sq``); activation quantisation is included. m : rows (tokens), any shape; the result has it.
         """
         fmt = canonical_format(fmt)
         rows = np.maximum(_list(m), 1.0)
@@ -555,7 +575,7 @@ class KernelModel:
             return self._sibling(other).gemm_s(fmt, m, n, k, condition)
         nn, kk = np.float64(n), np.float64(k)
         t = gemm_base_s(p, self.peaks, fmt, rows, nn, kk, condition == "bench")
-        surface = self._surface(key)
+        surface = self.surface(key)
         if surface is not None:
             t = t * np.exp(surface.at((math.log2(n), math.log2(k)), np.log2(rows)))
         t = np.maximum(t, 2.0 * rows * nn * kk / self.peaks.rate(fmt))
@@ -578,8 +598,8 @@ class KernelModel:
     ) -> Array:
         """Time of decode attention of one layer on one GPU, one query token a sequence [s].
 
-        heads, kv_heads : per GPU. window_tokens : 0 for full attention. batch : sequences; context_tokens : mean
-        cached tokens a sequence (unequal lengths cost about their mean). Both broadcast.
+        heads, kv_heads : per GPU. window_tokens : 0 for full attention. batch : sequences; context_tokens :
+        mean cached tokens a sequence (unequal lengths cost about their mean). Both broadcast.
         """
         kv_fmt = canonical_format(kv_fmt)
         b, c = np.broadcast_arrays(_list(batch), np.maximum(_list(context_tokens), 1.0))
@@ -587,13 +607,18 @@ class KernelModel:
         key, p = self._group("attention_decode", f"bfloat16/{kv_fmt}")
         h, kv, d, w = (np.float64(x) for x in (heads, kv_heads, head_dim, window_tokens))
         t = decode_base_s(p, self.peaks, kv_fmt, h, kv, d, w, rows, c, condition == "bench")
-        surface = self._surface(key)
+        span = np.minimum(c, w) if window_tokens > 0 else c
+        read = decode_bytes(WEIGHT_BYTES[kv_fmt], h, kv, d, rows, span)
+        surface = self.surface(key)
         if surface is not None:
             shape = attention_shape(heads, kv_heads, head_dim, window_tokens)
-            t = t * np.exp(surface.at(shape, np.log2(rows), np.log2(c + 1.0)))
+            residual = surface.at(shape, np.log2(rows), np.log2(c + 1.0))
+            if condition == "serving" and self.peaks.l2_bytes > 0:
+                # what the replayed benchmark gained by the L2, serving does not: gains fade below its size
+                square = np.square(read / (WARM_SHARE * self.peaks.l2_bytes))
+                residual = np.maximum(residual, residual * (1.0 - 1.0 / (1.0 + square * square)))
+            t = t * np.exp(residual)
         if condition == "serving":
-            span = np.minimum(c, w) if window_tokens > 0 else c
-            read = decode_bytes(WEIGHT_BYTES[kv_fmt], h, kv, d, rows, span)
             t = np.maximum(t, p["latency_s"] + read / self.peaks.hbm_bytes_per_s)
         return np.where(b > 0, t, 0.0)
 
@@ -609,11 +634,14 @@ class KernelModel:
         prior_tokens: ArrayLike,
         batch: ArrayLike = 1,
     ) -> Array:
-        """Time of prompt attention of one layer: `batch` chunks of `new` queries after `prior` cached tokens [s].
+        """Time of prompt attention of one layer: `batch` chunks of `new` queries after `prior` cached tokens
+        [s].
 
-        The measurements have no prior. A chunk with a prior does ``new*prior + new(new+1)/2`` query-key pairs, as
-        many as a whole prompt of ``s = sqrt(2 pairs)`` tokens; it is given that prompt's time, but never less
-        than reading the cached keys and values once from device memory.
+        The measurements have no prior. A chunk after a prior does ``q*prior + new(new+1)/2`` query-key pairs
+        and is given the time of the whole prompt of as many pairs, ``s = (sqrt(1 + 8 pairs) - 1) / 2``. A
+        short chunk leaves multiprocessors idle: ``q = max(new, FILL_QUERY_HEADS * multiprocessors / (heads *
+        batch))``.
+        Never less than reading the cached keys and values once from device memory.
         """
         fmt, kv_fmt = canonical_format(fmt), canonical_format(kv_fmt)
         q, p0, b = np.broadcast_arrays(_list(new_tokens), np.maximum(_list(prior_tokens), 0.0), _list(batch))
@@ -623,14 +651,15 @@ class KernelModel:
         )
         h, kv, d, w = (np.float64(x) for x in (heads, kv_heads, head_dim, window_tokens))
         pairs = causal_pairs(new, p0, w)
-        same = np.where(p0 > 0, equivalent_prompt(pairs, w), new)
+        past = np.minimum(p0, w) if window_tokens > 0 else p0
+        idle = np.maximum(FILL_QUERY_HEADS * self.peaks.multiprocessors / (heads * rows) - new, 0.0)
+        same = np.where(p0 > 0, equivalent_prompt(pairs + idle * past, w), new)
         t = prefill_base_s(p, self.peaks, fmt, h, kv, d, w, rows, same)
-        surface = self._surface(key)
+        surface = self.surface(key)
         if surface is not None:
             shape = attention_shape(heads, kv_heads, head_dim, window_tokens)
             t = t * np.exp(surface.at(shape, np.log2(rows), np.log2(same)))
         t = np.maximum(t, 4.0 * rows * h * d * pairs / self.peaks.rate(fmt))
-        past = np.minimum(p0, w) if window_tokens > 0 else p0
         read = rows * 2.0 * kv * d * (past * WEIGHT_BYTES[kv_fmt] + new * 2.0)
         t = np.maximum(t, p["latency_s"] + read / self.peaks.hbm_bytes_per_s)
         return np.where((q > 0) & (b > 0), t, 0.0)
@@ -651,7 +680,8 @@ class KernelModel:
         gated: bool = True,
         condition: Condition = "serving",
     ) -> Array:
-        """Time of one mixture-of-experts layer on one rank: routing, both products, combine; no communication [s].
+        """Time of one mixture-of-experts layer on one rank: routing, both products, combine; no communication
+        [s].
 
         experts : of the whole model, `ep` ranks share them; tokens : routed tokens of the whole expert group.
         distribution : ``balanced`` or ``power_law`` (skewed expert popularity).
@@ -661,8 +691,8 @@ class KernelModel:
         rows = np.maximum(count, 1.0)
         key, p = self._group("moe", fmt)
         args = tuple(np.float64(x) for x in (hidden, intermediate, topk, experts, tp, ep, gated))
-        t = moe_base_s(p, self.peaks, fmt, *args, rows)
-        surface = self._surface(key)
+        t = moe_base_s(p, self.peaks, fmt, rows, *args)
+        surface = self.surface(key)
         if surface is not None:
             skewed = 0.0 if distribution == "balanced" else 1.0
             shape = moe_shape(hidden, intermediate, topk, experts, tp, ep, float(gated), skewed)
@@ -670,8 +700,9 @@ class KernelModel:
         matrix = np.where(gated, 6.0, 4.0) * args[0] * args[1] / args[4]
         t = np.maximum(t, matrix * rows * args[2] / args[5] / self.peaks.rate(fmt) * 0.5)
         if condition == "serving":
-            # routing may touch fewer experts than even spreading would (group-limited routing), at most by half
-            read = 0.5 * moe_weight_bytes(fmt, *args, rows)
+            # routing may touch fewer experts than even spreading would (group-limited routing), at most by
+            # half
+            read = 0.5 * moe_weight_bytes(fmt, rows, *args)
             t = np.maximum(t, p["latency_s"] + read / self.peaks.hbm_bytes_per_s)
         return np.where(count > 0, t, 0.0)
 
@@ -716,7 +747,7 @@ class KernelModel:
         key, p = self._group("mla", *(f"kernel/{phase}/none/{a}/{k}" for a, k in wanted))
         formats = ("kernel", phase, "none", fmt, kv_fmt)
         t = mla_base_s(p, self.peaks, formats, np.float64(heads), batch, tokens)
-        surface = self._surface(key)
+        surface = self.surface(key)
         if surface is not None:
             t = t * np.exp(surface.at((math.log2(heads),), np.log2(batch), np.log2(tokens)))
         return np.asarray(t, dtype=np.float64)
@@ -729,8 +760,9 @@ class KernelModel:
         """Time of a collective inside a node [s]; see :meth:`all_reduce_s`.
 
         op : ``all_reduce``, ``all_gather``, ``reduce_scatter``, ``alltoall``. mode : ``graph`` (captured) or
-        ``eager`` (host launch included). library : a framework's custom kernel or ``nccl``; the default is this
-        framework's own in the wanted mode, then any library's curve without the host floor where mode is graph.
+        ``eager`` (host launch included). library : a framework's custom kernel or ``nccl``; the default is
+        this framework's own in the wanted mode, then any library's curve without the host floor where mode is
+        graph.
         """
         size = np.maximum(_list(message_bytes), 1.0)
         if gpus <= 1:
@@ -807,22 +839,22 @@ class KernelModel:
         size = _list(moved_bytes)
         group = self.groups.get("elementwise")
         p = group["parameters"] if group else DEFAULT_PARAMETERS["elementwise"]
-        t = p["latency_s"] + size / (self.peaks.hbm_bytes_per_s * p["memory_efficiency"])
-        return np.where(size > 0, t, 0.0)
+        return np.where(size > 0, streaming_base_s(p, self.peaks.hbm_bytes_per_s, size), 0.0)
 
 
 def curve_s(curve: Mapping[str, Any], size: Array) -> Array:
     """Time on a curve over log2 bytes [s]: beyond the largest message it grows with the bytes."""
     x, y = _list(curve["log2_bytes"]), _list(curve["log_s"])
     at = np.log2(size)
-    return np.exp(np.interp(at, x, y)) * np.exp2(np.maximum(at - x[-1], 0.0))
+    return np.asarray(np.exp(np.interp(at, x, y)) * np.exp2(np.maximum(at - x[-1], 0.0)), dtype=np.float64)
 
 
 _FIELDS = ("features", "amplitude", "inverse_length", "weights", "scale", "basis", "mean", "axis0", "axis1")
 
 
 def equivalent_prompt(pairs: Array, window: Array | float) -> Array:
-    """Length of the whole prompt with as many query-key pairs: the inverse of :func:`causal_pairs` at no prior."""
+    """Length of the whole prompt with as many query-key pairs: the inverse of :func:`causal_pairs` at no
+    prior."""
     whole = 0.5 * (np.sqrt(1.0 + 8.0 * pairs) - 1.0)
     if np.all(_list(window) <= 0):
         return np.maximum(whole, 1.0)
@@ -841,13 +873,22 @@ def fitted_models() -> list[tuple[str, str]]:
 
 
 @lru_cache(maxsize=64)
+def load_links(device: str, directory: Path = KERNELS_DIR) -> Mapping[str, Any]:
+    """Fitted curves of collectives and point-to-point messages of a device; empty without any."""
+    path = directory / device / "collectives.json"
+    if not device or not path.exists():
+        return {}
+    groups: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["groups"]
+    return groups
+
+
+@lru_cache(maxsize=64)
 def _load(device: str, framework: str, directory: Path) -> KernelModel:
     text = json.loads((directory / device / f"{framework}.json").read_text(encoding="utf-8"))
     peaks = DevicePeaks(**text["peaks"])
     archive = directory / device / f"{framework}.npz"
-    links = directory / device / "collectives.json"
-    curves = json.loads(links.read_text(encoding="utf-8"))["groups"] if links.exists() else {}
-    return KernelModel(device, framework, peaks, text["provenance"], text["groups"], archive, curves)
+    links = load_links(device, directory)
+    return KernelModel(device, framework, peaks, text["provenance"], text["groups"], archive, links)
 
 
 def load_kernel_model(
@@ -856,7 +897,8 @@ def load_kernel_model(
     """Return the kernel model of a device under a framework.
 
     Order: the fitted pair; the same device under another framework (vllm, sglang, trtllm), said in
-    ``provenance["borrowed_from"]``; physics only from `peaks`. Raises InputError when nothing of these is there.
+    ``provenance["borrowed_from"]``; physics only from `peaks`. Raises InputError when nothing of these is
+    there.
     """
     for name in dict.fromkeys((framework, "vllm", "sglang", "trtllm")):
         if (directory / device / f"{name}.json").exists():

@@ -1,14 +1,13 @@
 """Prices: renting and buying hardware, power, hosted APIs; each figure with its source and date.
 
-The list is ``prices.yaml``. Rental prices of one GPU differ threefold between providers, so the default is the median
-over providers, said in words in its note; a run should name a provider or set its own price when it knows better.
+The list is ``prices.yaml``. Rental prices of one GPU differ severalfold between providers, so the default is
+the median over providers, said in words in its note; who knows better names a provider or sets a price.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,8 +29,8 @@ PRICES_FILE = Path(__file__).parent / "prices.yaml"
 Commitment = Literal["on_demand", "reserved_1y", "reserved_3y", "spot"]
 COMMITMENTS: tuple[str, ...] = get_args(Commitment)
 
-#: Prices older than this against the newest of the same device do not enter its median. kind: assumed (two years:
-#: older listings describe another market), 2026-11-21.
+#: Prices older than this against the newest of the same device do not enter its median: they describe another
+#: market. kind: assumed, 2026-11-21.
 MEDIAN_WINDOW_DAYS = 730
 
 
@@ -81,7 +80,9 @@ class MarketRange:
 
 
 @dataclass(frozen=True, slots=True)
-class _Book:
+class PriceBook:
+    """The whole list; `discounts` holds (low, high, provenance) as fractions off the on-demand price."""
+
     rentals: tuple[Price, ...]
     discounts: Mapping[str, tuple[float, float, Quantity]]
     market: tuple[MarketRange, ...]
@@ -95,7 +96,7 @@ class _Book:
 def first_day(date: str) -> dt.date:
     """Return the first day of ``YYYY``, ``YYYY-MM`` or ``YYYY-MM-DD``."""
     parts = [int(p) for p in date.split("-")]
-    return dt.date(*(parts + [1, 1])[:3])
+    return dt.date(*[*parts, 1, 1][:3])
 
 
 def _quantity(
@@ -114,7 +115,7 @@ def _quantity(
 
 
 @lru_cache(maxsize=2)
-def read_prices(path: Path = PRICES_FILE) -> _Book:
+def read_prices(path: Path = PRICES_FILE) -> PriceBook:
     """Return the price list of `path`; raises InputError naming the row when a part of a price is missing."""
     raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     sources: Mapping[str, str] = raw["sources"]
@@ -153,7 +154,7 @@ def read_prices(path: Path = PRICES_FILE) -> _Book:
         )
         for r in raw["apis"]
     ]
-    return _Book(
+    return PriceBook(
         rentals=tuple(rentals),
         discounts=discounts,
         market=tuple(market),
@@ -181,8 +182,8 @@ def _check_commitment(commitment: str) -> None:
 def prices_for(device: str, commitment: str | None = None, provider: str | None = None) -> list[Price]:
     """Return the listed rental prices of a device, cheapest first; empty where none is known.
 
-    commitment, provider : keep only these (provider without regard to case). An unknown device or commitment raises
-    InputError.
+    commitment, provider : keep only these (provider without regard to case). An unknown device or commitment
+    raises InputError.
     """
     name = resolve_device(device)
     if commitment is not None:
@@ -195,6 +196,12 @@ def prices_for(device: str, commitment: str | None = None, provider: str | None 
         and (provider is None or p.provider.lower() == provider.lower())
     ]
     return sorted(found, key=lambda p: (p.usd_per_gpu_hour.value, p.provider, p.instance))
+
+
+def _median(values: Iterable[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
 
 
 def _date(price: Price) -> dt.date:
@@ -222,14 +229,15 @@ def _median_on_demand(name: str) -> Price | None:
     chosen = _one_per_provider(listed)
     if len(chosen) == 1:
         return chosen[0]
+    dates = [p.usd_per_gpu_hour.date for p in chosen]
     said = ", ".join(f"{p.provider} {p.usd_per_gpu_hour.value:g}" for p in chosen)
     quantity = Quantity(
-        value=statistics.median(p.usd_per_gpu_hour.value for p in chosen),
+        value=_median(p.usd_per_gpu_hour.value for p in chosen),
         unit="USD/GPU-hour",
         source="; ".join(sorted({p.usd_per_gpu_hour.source for p in chosen})),
-        date=max((p.usd_per_gpu_hour.date for p in chosen), key=first_day),
+        date=max(dates, key=first_day),
         kind="assumed",
-        note=f"median over providers: {said}",
+        note=f"median over providers: {said}; listed {min(dates)} to {max(dates)}",
     )
     return Price(f"median of {len(chosen)} providers", "", name, "on_demand", quantity)
 
@@ -238,9 +246,10 @@ def default_price(device: str, commitment: str = "on_demand", provider: str | No
     """Return the rental price that a plan uses unless told otherwise, or None where no price is known.
 
     On demand: the median over providers, of each the cheapest of its newest listings; listings more than
-    :data:`MEDIAN_WINDOW_DAYS` older than the newest are left out, and unconfirmed ones where a confirmed one exists.
-    Another commitment: that price times the share of their on-demand price which providers listing both ask for it
-    (median), else less the middle of the discount range; the note says which. With `provider`: its cheapest listing.
+    :data:`MEDIAN_WINDOW_DAYS` older than the newest are left out, and unconfirmed ones where a confirmed one
+    exists. Another commitment: that price times the share of their on-demand price which providers listing
+    both ask for it (median), else less the middle of the discount range; the note says which. With
+    `provider`: its cheapest listing, and InputError where it has none.
     """
     _check_commitment(commitment)
     name = resolve_device(device)
@@ -269,7 +278,7 @@ def _committed(base: Price, name: str, commitment: str) -> Price:
     ]
     usd = base.usd_per_gpu_hour
     if pairs:
-        share = statistics.median(s for _, s, _ in pairs)
+        share = _median(s for _, s, _ in pairs)
         why = f"{share:.3f} of the on-demand price, as at {', '.join(p for p, _, _ in pairs)}"
         source, date = "; ".join(sorted({q.source for _, _, q in pairs})), max(q.date for _, _, q in pairs)
     else:
@@ -315,10 +324,9 @@ def pue() -> Quantity:
     return read_prices().pue
 
 
-def api_prices(keep: Callable[[ApiPrice], bool] | None = None) -> list[ApiPrice]:
-    """Return what hosted APIs charge, cheapest output first; `keep` selects."""
-    found = [a for a in read_prices().apis if keep is None or keep(a)]
-    return sorted(found, key=lambda a: (a.usd_per_million_output.value, a.provider, a.model))
+def api_prices() -> list[ApiPrice]:
+    """Return what hosted APIs charge, cheapest output first."""
+    return sorted(read_prices().apis, key=lambda a: (a.usd_per_million_output.value, a.provider, a.model))
 
 
 def market_ranges(device: str) -> list[MarketRange]:

@@ -21,7 +21,7 @@ class Quantity:
     unit : ``byte``, ``byte/s``, ``FLOP/s``, ``W``, ``USD/GPU-hour``...
     source : the document, file or listing it was read in.
     date : date of that source, ``YYYY[-MM[-DD]]``.
-    kind : ``datasheet`` (the vendor's or provider's figure as read in the source), ``measured``, ``fitted`` or
+    kind : ``datasheet`` (the vendor's or provider's figure as read in the source), ``measured``, ``fitted``,
         ``assumed`` (nothing at hand confirms it, or a rule of thumb that the note states).
     note : what a reader should know besides.
     """

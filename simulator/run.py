@@ -76,6 +76,7 @@ class Prepared:
             max_step_tokens=rules.max_num_batched_tokens,
             max_rows=rules.max_num_seqs,
             max_context_tokens=rules.max_model_len,
+            truncated_sampling=self.plan.truncated_sampling,
         )
 
 
@@ -263,9 +264,9 @@ def unit_price(scenario: Scenario, device: Device) -> UnitPrice | None:
     from hardware_profiles.prices import default_price, prices_for
 
     if cost.commitment is None and cost.provider is None and cost.region is None and not cost.spot:
-        price = default_price(device)
+        price = default_price(device.name)
     else:
-        offers = prices_for(device, commitment=commitment, provider=cost.provider)
+        offers = prices_for(device.name, commitment=commitment, provider=cost.provider)
         if cost.region:
             offers = [offer for offer in offers if offer.region == cost.region]
         price = min(offers, key=lambda offer: offer.usd_per_gpu_hour.value) if offers else None

@@ -226,9 +226,10 @@ class _Reader:
         merged: list[Located] = []
         while not self.loader.check_event(yaml.MappingEndEvent):
             event = self.loader.get_event()
+            line = event.start_mark.line + 1
             if not isinstance(event, yaml.ScalarEvent):
                 raise InputError("a key must be a word", where=self.place(event), mend="write `name: value`")
-            key, line = event.value, event.start_mark.line + 1
+            key = event.value
             child = self.node(depth + 1, self.place(event))
             if key == "<<" and event.implicit[0]:
                 merged += child.value if isinstance(child.value, list) else [child]

@@ -310,8 +310,8 @@ def _not_a_choice(name: str, value: str, choices: list[str], where: str) -> Inpu
 
 
 def _said(name: str, words: str, node: Located) -> InputError:
-    """Words of a model's own check: ``cause; mend``, placed at the first key of `node` that they name."""
-    cause, _, mend = words.partition("; ")
+    """Words of a model's own check, ``cause; mend`` or ``cause: give mend``, at the first key they name."""
+    cause, mend = (*re.split(r"; |: (?=give )", words, maxsplit=1), "")[:2]
     where = node.where
     if isinstance(node.value, dict):
         named = [word for word in re.findall(r"[a-z_0-9]+", cause) if word in node.value]

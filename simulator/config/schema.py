@@ -98,7 +98,7 @@ class Deployment(_Model):
         roles = {pool.role for pool in self.pools}
         for role, other in (("prefill", "decode"), ("decode", "prefill")):
             if role in roles and other not in roles:
-                raise ValueError(f"a {role} pool stands without a {other} pool; add one with role: {other}")
+                raise ValueError(f"role: {role} stands without a {other} pool; add one with role: {other}")
         return self
 
     @classmethod

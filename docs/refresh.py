@@ -1,0 +1,193 @@
+"""Keep the pages true: run their code blocks, refresh the outputs they show, write the scenario reference.
+
+    python docs/refresh.py            refresh every page
+    python docs/refresh.py PAGE...    refresh these
+
+A ```bash or ```python block is run, each page in a folder of its own, its blocks in order; a ```sh block is not (it
+installs, or needs another machine). ``<!-- output -->`` before a ```text block says that the block shows what the last
+command printed; ``<!-- output: COMMAND -->`` names the command. tests/test_project.py runs the same code and compares the
+words, not the numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+SCENARIO_PAGE = DOCS / "reference" / "scenario.md"
+TIMEOUT_S = 300
+
+BLOCK = re.compile(
+    r"(?:<!-- output(?:: (?P<command>[^\n]+?))? -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$", re.S | re.M
+)
+
+
+class Failed(Exception):
+    """A block of a page that does not run."""
+
+
+def pages() -> list[Path]:
+    """README and every page below docs/."""
+    return [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def _run(language: str, body: str, folder: Path) -> str:
+    env = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "COLUMNS": "100",
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+    }
+    words = {"bash": ["bash", "-eu", "-c", body], "python": [sys.executable, "-c", body]}[language]
+    done = subprocess.run(
+        words, cwd=folder, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S
+    )
+    if done.returncode:
+        raise Failed(f"exit {done.returncode}\n{body}\n{done.stdout}\n{done.stderr}")
+    return "\n".join(line.rstrip() for line in done.stdout.splitlines()) + "\n"
+
+
+def shown_and_printed(page: Path) -> Iterator[tuple[re.Match[str], str]]:
+    """Run a page; yield each shown output (the match in the page's text) and what was printed."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        last = ""
+        for match in BLOCK.finditer(page.read_text()):
+            language = match["language"]
+            if language in ("bash", "python"):
+                last = _run(language, match["body"], folder)
+            elif language == "text" and match[0].startswith("<!--"):
+                yield match, _run("bash", match["command"], folder) if match["command"] else last
+
+
+def refresh(page: Path) -> bool:
+    """Write what the commands print into the page; True if it changed."""
+    text = page.read_text()
+    out, at = [], 0
+    for match, printed in shown_and_printed(page):
+        out += [text[at : match.start("body")], printed]
+        at = match.end("body")
+    new = "".join([*out, text[at:]])
+    page.write_text(new)
+    return new != text
+
+
+def words_of(text: str) -> str:
+    """Text without its numbers and spacing: what has to stay the same from one platform to another."""
+    plain = re.sub(r"-[0-9a-f]{10}\b", "-#", text)  # the digest in a run directory's name
+    return re.sub(r"\s+", " ", re.sub(r"\d[\d.,]*\d|\d", "#", plain))
+
+
+# The scenario reference -------------------------------------------------------------------------------------
+
+SECTIONS = (
+    ("Scenario", "The scenario"),
+    ("Deployment", "`deployment`"),
+    ("Pool", "A pool"),
+    ("WorkloadSpec", "`workload`"),
+    ("ClassLoad", "A class"),
+    ("PoissonArrivals", "Arrivals: `kind: poisson`"),
+    ("GammaArrivals", "Arrivals: `kind: gamma`"),
+    ("ConstantArrivals", "Arrivals: `kind: constant`"),
+    ("OnOffArrivals", "Arrivals: `kind: onoff`"),
+    ("DiurnalArrivals", "Arrivals: `kind: diurnal`"),
+    ("ClosedLoopArrivals", "Arrivals: `kind: closed_loop`"),
+    ("BatchArrivals", "Arrivals: `kind: batch`"),
+    ("ConstantLength", "Lengths: `kind: constant`"),
+    ("UniformLength", "Lengths: `kind: uniform`"),
+    ("NormalLength", "Lengths: `kind: normal`"),
+    ("LognormalLength", "Lengths: `kind: lognormal`"),
+    ("EmpiricalLength", "Lengths: `kind: empirical`"),
+    ("SharedPrefix", "`shared_prefix`"),
+    ("Sessions", "`sessions`"),
+    ("Slo", "`slo`"),
+    ("Client", "`client`"),
+    ("Cost", "`cost`"),
+)
+
+
+def scenario_reference() -> str:
+    """The page of every key of the scenario: from the schema, with the meanings of scenario-keys.yaml."""
+    import yaml
+
+    from simulator.config.load import json_schema
+
+    schema = json_schema()
+    models: dict[str, Any] = {"Scenario": schema, **schema["$defs"]}
+    models["Deployment"] = next(form for form in models["Deployment"]["anyOf"] if form["title"] == "Pools")
+    meanings: dict[str, dict[str, str]] = yaml.safe_load((SCENARIO_PAGE.parent / "scenario-keys.yaml").read_text())
+    lines = [(SCENARIO_PAGE.parent / "scenario-intro.txt").read_text().rstrip(), ""]
+    told = set()
+    for name, title in SECTIONS:
+        model = models[name]
+        lines += [f"## {title}", "", _sentence(model.get("description", "")), ""]
+        known = meanings.get(name, {})
+        rows = []
+        for key, prop in model.get("properties", {}).items():
+            if key == "kind":
+                continue
+            meaning = known.get(key) or meanings["Load"].get(key)
+            if not meaning:
+                raise Failed(f"docs/reference/scenario-keys.yaml does not say what {name}.{key} means")
+            told |= {(name, key)}
+            required = key in model.get("required", ())
+            rows.append(f"| `{key}` | {_type(prop)} | {'required' if required else _default(prop)} | {meaning} |")
+        if rows:
+            lines += ["| key | value | default | meaning |", "|---|---|---|---|", *rows, ""]
+        stray = [key for key in known if (name, key) not in told]
+        if stray:
+            raise Failed(f"docs/reference/scenario-keys.yaml explains keys that {name} does not have: {stray}")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _sentence(text: str) -> str:
+    return re.sub(r"\s+", " ", text.replace("``", "`")).strip()
+
+
+def _default(prop: dict[str, Any]) -> str:
+    value = prop.get("default")
+    if value is None or value == {} or "$ref" in prop:
+        return "-"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _type(prop: dict[str, Any]) -> str:
+    if "$ref" in prop:
+        name = prop["$ref"].rsplit("/", 1)[1]
+        title = dict(SECTIONS).get(name, "")
+        return "length" if name.endswith("Length") else "arrivals" if name.endswith("Arrivals") else title or name
+    for key in ("anyOf", "oneOf"):
+        if key in prop:
+            return " or ".join(dict.fromkeys(_type(p) for p in prop[key] if p.get("type") != "null"))
+    if "enum" in prop or "const" in prop:
+        return ", ".join(f"`{v}`" for v in prop.get("enum", [prop.get("const")]))
+    kind = prop.get("type")
+    if kind == "array":
+        return "two numbers" if "prefixItems" in prop else "list"
+    if kind == "object" and "propertyNames" in prop:
+        inner = prop["propertyNames"]
+        return "{" + ", ".join(inner["enum"]) + "}" if "enum" in inner else "mapping"
+    names = {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false", "object": "mapping"}
+    return names.get(str(kind), "any")
+
+
+def main() -> None:
+    """Refresh the pages named on the command line, or all."""
+    chosen = [Path(word).resolve() for word in sys.argv[1:]] or pages()
+    if SCENARIO_PAGE in chosen or not sys.argv[1:]:
+        SCENARIO_PAGE.write_text(scenario_reference())
+    for page in chosen:
+        print(f"{page.relative_to(ROOT)}{' changed' if refresh(page) else ''}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""`list` and `show`: what is known, with the source of every number."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hardware_profiles.errors import InputError, nearest
+from simulator.cli.summary import short, table
+
+KINDS = ("engines", "hardware", "models", "traces", "scenarios")
+
+
+def _kind(word: str) -> str:
+    plural = word if word in KINDS else f"{word}s"
+    if plural not in KINDS:
+        close = nearest(word, list(KINDS))
+        raise InputError(
+            f"there is no catalogue of '{word}'" + (f"; did you mean '{close}'?" if close else ""),
+            mend=f"one of {', '.join(KINDS)}",
+        )
+    return plural
+
+
+def _engines() -> list[dict[str, Any]]:
+    from engine_models import vllm
+
+    return [{"name": "vllm", "versions": list(vllm.VERSIONS), "newest": vllm.NEWEST.name}]
+
+
+def _hardware() -> list[dict[str, Any]]:
+    from hardware_profiles.device import all_devices
+    from hardware_profiles.kernel_model import fitted_models
+
+    fitted: dict[str, list[str]] = {}
+    for device, framework in fitted_models():
+        fitted.setdefault(device, []).append(framework)
+    return [
+        {
+            "name": d.name,
+            "memory_gb": d.memory_bytes.value / 1e9,
+            "bandwidth_gb_per_s": d.memory_bandwidth_bytes_per_s.value / 1e9,
+            "bf16_tflops": d.peak_flops_per_s["bf16"].value / 1e12 if "bf16" in d.peak_flops_per_s else None,
+            "formats": list(d.formats),
+            "kernels": fitted.get(d.kernel_profile or d.name, []),
+        }
+        for d in all_devices()
+    ]
+
+
+def _models() -> list[dict[str, Any]]:
+    from engine_models.architecture import active_parameters, kv_bytes_per_token, load_architecture, parameters
+    from engine_models.catalogue import model_names
+    from engine_models.formats import format_named
+
+    out = []
+    for name in model_names():
+        arch = load_architecture(name)
+        out.append(
+            {
+                "name": name,
+                "parameters": parameters(arch),
+                "active_parameters": active_parameters(arch),
+                "kv_bytes_per_token_bf16": kv_bytes_per_token(arch, format_named("bf16")),
+                "context_tokens": arch.max_context_tokens,
+                "weights": arch.quantization or arch.dtype,
+            }
+        )
+    return out
+
+
+def _traces() -> list[dict[str, Any]]:
+    from simulator.workload.generators import mean_rate, names
+
+    return [{"name": name, "requests_per_s": mean_rate(name)} for name in names()]
+
+
+def _scenarios() -> list[dict[str, Any]]:
+    from simulator.config.load import shipped_scenarios
+
+    out = []
+    for name, path in shipped_scenarios().items():
+        head = []
+        for line in path.read_text().splitlines():
+            if not line.startswith("#"):
+                break
+            if "yaml-language-server" not in line:
+                head.append(line.lstrip("# ").strip())
+        out.append({"name": name, "question": " ".join(head).split("? ")[0].rstrip("?") + "?"})
+    return out
+
+
+def _entries(kind: str) -> list[dict[str, Any]]:
+    return {"engines": _engines, "hardware": _hardware, "models": _models, "traces": _traces, "scenarios": _scenarios}[kind]()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(str(v) for v in value) or "-"
+    if isinstance(value, float):
+        return short(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "-" if value is None else str(value)
+
+
+def list_command(kind: str, as_json: bool) -> None:
+    """Print a catalogue."""
+    entries = _entries(_kind(kind))
+    if as_json:
+        print(json.dumps(entries))
+        return
+    if _kind(kind) == "scenarios":
+        import textwrap
+
+        for entry in entries:
+            print(entry["name"])
+            print(textwrap.fill(entry["question"], 96, initial_indent="    ", subsequent_indent="    "))
+        return
+    head = list(entries[0])
+    print("\n".join(table(head, [[_cell(e[h]) for h in head] for e in entries], indent="")))
+
+
+def show_command(kind: str, name: str, as_json: bool) -> None:
+    """Print one entry."""
+    chosen = _kind(kind)
+    report = {"hardware": _show_hardware, "models": _show_model, "engines": _show_engine, "traces": _show_trace,
+              "scenarios": _show_scenario}[chosen](name)  # fmt: skip
+    if as_json:
+        print(json.dumps(report, default=str))
+        return
+    _print(report)
+
+
+def _print(report: dict[str, Any]) -> None:
+    for key, value in report.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            print(f"\n{key}")
+            head = list(value[0])
+            print("\n".join(table(head, [[_cell(v.get(h)) for h in head] for v in value])))
+        elif isinstance(value, dict):
+            print(f"\n{key}")
+            for inner, content in value.items():
+                print(f"  {inner:42} {_cell(content)}")
+        elif isinstance(value, str) and "\n" in value:
+            print(value)
+        else:
+            print(f"{key:28} {_cell(value)}")
+
+
+def _show_hardware(name: str) -> dict[str, Any]:
+    from hardware_profiles.device import load_device, provenance
+    from hardware_profiles.kernel_model import fitted_models, load_kernel_model
+    from hardware_profiles.prices import is_stale, prices_for
+
+    device = load_device(name)
+    report: dict[str, Any] = {"name": device.name, "title": device.title, "formats": list(device.formats)}
+    report["numbers"] = [
+        {k: r.get(k) for k in ("name", "value", "unit", "kind", "date", "source") if k in r} for r in provenance(device)
+    ]
+    for key, framework in fitted_models():
+        if key == (device.kernel_profile or device.name):
+            model = load_kernel_model(key, framework)
+            report[f"kernels {framework}: error on unseen shapes [%]"] = dict(model.held_out_error)
+    import datetime
+
+    today = datetime.date.today()
+    report["prices [USD per GPU-hour]"] = [
+        {
+            "provider": p.provider,
+            "region": p.region,
+            "commitment": p.commitment,
+            "usd": p.usd_per_gpu_hour.value,
+            "date": p.usd_per_gpu_hour.date,
+            "stale": "stale" if is_stale(p, today) else "",
+        }
+        for p in prices_for(device.name)
+    ]
+    return report
+
+
+def _show_model(name: str) -> dict[str, Any]:
+    from engine_models.architecture import (
+        active_parameters,
+        kv_bytes_per_token,
+        load_architecture,
+        parameters,
+        tensor_parallel_sizes,
+        weight_bytes,
+    )
+    from engine_models.catalogue import find_model
+    from engine_models.formats import format_named
+
+    arch = load_architecture(name)
+    entry = find_model(name)
+    weights = format_named(arch.quantization or arch.dtype)
+    return {
+        "name": arch.name,
+        "parameters": parameters(arch),
+        "active parameters": active_parameters(arch),
+        "weights": f"{weights.name}, {weight_bytes(arch, weights) / 1e9:,.1f} GB",
+        "KV bytes per token (bf16)": kv_bytes_per_token(arch, format_named("bf16")),
+        "context tokens": arch.max_context_tokens,
+        "layers": arch.layers,
+        "hidden": arch.hidden,
+        "vocabulary": arch.vocab,
+        "attention": "; ".join(
+            f"{b.layers} x {b.kind} {b.heads}/{b.kv_heads} heads of {b.head_dim}"
+            + (f", window {b.window_tokens}" if b.window_tokens else "")
+            for b in arch.attention
+        ),
+        "MLP": "; ".join(
+            f"{b.layers} x dense {b.intermediate}"
+            if b.kind == "dense"
+            else f"{b.layers} x {b.experts} experts of {b.expert_intermediate}, {b.experts_per_token} a token"
+            for b in arch.mlp
+        ),
+        "tensor parallel sizes": tensor_parallel_sizes(arch, at_most=16),
+        "source": str(entry.config.get("source", "-")) if entry else "given",
+    }
+
+
+def _show_engine(name: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from engine_models import vllm
+    from engine_models.flags import flag_defaults
+
+    engine, _, version = name.partition("@")
+    if engine.strip().lower() != "vllm":
+        raise InputError(f"engine '{engine}' is not modelled", mend="one of: vllm")
+    chosen = vllm.version_of(version or None)
+    return {
+        "name": "vllm",
+        "version": chosen.name,
+        "versions": list(vllm.VERSIONS),
+        "switches": asdict(chosen),
+        "flags": {k: "engine's choice" if v is None else str(v) for k, v in flag_defaults("vllm").items()},
+        "overheads [s]": asdict(vllm.HOST) | {"front_end_s": vllm.FRONT_END_S},
+    }
+
+
+def _show_trace(name: str) -> dict[str, Any]:
+    from simulator.workload.generators import names, parameters
+
+    if name not in names():
+        close = nearest(name, names())
+        raise InputError(
+            f"no shipped trace '{name}'" + (f"; did you mean '{close}'?" if close else ""),
+            mend=f"one of {', '.join(names())}; for a file use `capacity-plan trace describe FILE`",
+        )
+    return {k: v for k, v in parameters(name).items() if not isinstance(v, list) and not isinstance(v, dict)}
+
+
+def _show_scenario(name: str) -> dict[str, Any]:
+    from simulator.config.load import shipped_scenarios
+
+    known = shipped_scenarios()
+    if name not in known:
+        close = nearest(name, list(known))
+        raise InputError(
+            f"no shipped scenario '{name}'" + (f"; did you mean '{close}'?" if close else ""),
+            mend=f"one of {', '.join(known)}",
+        )
+    return {"text": known[name].read_text()}

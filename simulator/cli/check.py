@@ -1,0 +1,118 @@
+"""`check`: what a scenario would deploy, without running it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from hardware_profiles.errors import InfeasibleError
+from simulator.cli.summary import table, wrapped
+
+if TYPE_CHECKING:
+    from simulator.config.schema import Scenario
+    from simulator.run import Prepared
+
+CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 1048576)
+
+
+def memory_lines(memory: dict[str, Any]) -> list[str]:
+    """The memory budget of one device as a table."""
+    rows = [[name, f"{memory[key] / 1e9:,.2f} GB"] for name, key in (
+        ("reported by the driver", "device_bytes"),
+        ("the engine may use", "usable_bytes"),
+        ("- weights", "weight_bytes"),
+        ("- activations (peak of one step)", "activation_bytes"),
+        ("- context, collectives", "other_bytes"),
+        ("- CUDA graphs", "graph_bytes"),
+        ("= KV cache", "kv_bytes"),
+    )]  # fmt: skip
+    return table(["memory of one device", ""], rows)
+
+
+def facts(prepared: Prepared) -> dict[str, Any]:
+    """What `check` reports, as data."""
+    from dataclasses import asdict
+
+    from simulator.config.load import resolved
+    from simulator.run import deployment_summary
+
+    plan = prepared.plan
+    tokens = plan.capacity_blocks * plan.block_tokens
+    fit = {
+        str(context): min(plan.capacity_blocks // -(-context // plan.block_tokens), plan.rules.max_num_seqs)
+        for context in CONTEXTS
+        if context <= plan.rules.max_model_len
+    }
+    return {
+        "fits": True,
+        "deployment": deployment_summary(prepared),
+        "memory": asdict(plan.memory),
+        "kv_tokens_per_replica": tokens,
+        "requests_that_fit_by_context_tokens": fit,
+        "warnings": list(prepared.warnings),
+        "assumptions": list(prepared.assumptions),
+        "scenario": resolved(prepared.scenario),
+    }
+
+
+def what_would_hold(scenario: Scenario) -> list[tuple[str, int, bool]]:
+    """Known GPUs that hold the model's weights and one request, fewest devices first: (device, count, native format)."""
+    from engine_models.architecture import kv_bytes_per_token, load_architecture, tensor_parallel_sizes, weight_bytes_per_rank
+    from engine_models.formats import format_named
+    from hardware_profiles.device import all_devices
+
+    pool = scenario.deployment.pools[0]
+    arch = load_architecture(scenario.model)
+    weights = format_named(pool.weights or arch.quantization or arch.dtype)
+    kv = format_named(pool.kv_cache if pool.kv_cache and pool.kv_cache != "auto" else arch.dtype)
+    sizes = tensor_parallel_sizes(arch, at_most=16)
+    found: list[tuple[str, int, bool]] = []
+    for device in all_devices():
+        if device.kind != "gpu":
+            continue
+        usable = device.memory_bytes.value * 0.92 - 1.5e9
+        for ranks in sizes:
+            if ranks > int(device.node_size.value):
+                break
+            need = weight_bytes_per_rank(arch, weights, ranks) + 4096 * kv_bytes_per_token(arch, kv, ranks)
+            if need <= usable:
+                native = weights.weight_only or weights.compute in device.formats or weights.compute in ("bf16", "fp16")
+                found.append((device.name, ranks, native))
+                break
+    found.sort(key=lambda f: (not f[2], f[1], f[0]))
+    return found
+
+
+def check_command(name: str, overrides: list[str], as_json: bool) -> None:
+    """Print what a scenario would deploy; if it cannot, by how much and what would hold it (exit 3)."""
+    from simulator.config.load import load_scenario
+    from simulator.run import prepare
+
+    scenario = load_scenario(name, overrides)
+    try:
+        prepared = prepare(scenario)
+    except InfeasibleError as error:
+        hold = what_would_hold(scenario)
+        listed = ", ".join(f"{count} x {device}" + ("" if native else " (weight-only)") for device, count, native in hold[:12])
+        mend = f"{error.mend}; one node of these holds it: {listed}" if hold else error.mend
+        raise InfeasibleError(error.message, where=error.where, mend=mend) from None
+    report = facts(prepared)
+    if as_json:
+        print(json.dumps(report))
+        return
+    d = report["deployment"]
+    print(
+        f"{scenario.name}: {d['model']} on {d['replicas']} x (TP {d['tensor_parallel']} PP {d['pipeline_parallel']}) "
+        f"{d['hardware']}, {d['engine']} {d['engine_version']}, weights {d['weights']}, KV {d['kv_cache']}\n"
+    )
+    print("\n".join(memory_lines(report["memory"])))
+    per_token = report["memory"]["kv_bytes_per_token"]
+    print(f"\n  {report['kv_tokens_per_replica']:,} tokens of KV cache a replica, {per_token:,.0f} bytes a token and device")
+    print("\n  requests of a length that fit at once, a replica:")
+    fit = report["requests_that_fit_by_context_tokens"]
+    print("\n".join(table(["  tokens", *[f"{int(c):,}" for c in fit]], [["  requests", *[f"{n:,}" for n in fit.values()]]])))
+    print("\n  resolved scenario: --json\n")
+    for text in report["warnings"]:
+        print(wrapped(f"warning   {text}", " " * 10))
+    for text in report["assumptions"]:
+        print(wrapped(f"assumed   {text}", " " * 10))

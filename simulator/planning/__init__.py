@@ -1,0 +1,1 @@
+"""Many runs: what-if sweeps, the budget, comparisons."""

@@ -1,0 +1,73 @@
+"""One point of a sweep as one flat row: what was varied, what came out, what it costs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2el_ms", "queue_ms")
+STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+TOTALS = ("offered", "completed", "rejected", "unfinished", "request_throughput", "request_goodput",
+          "goodput_fraction", "input_throughput", "output_throughput", "output_tput_per_gpu")  # fmt: skip
+SERVER = ("gpu_busy_fraction", "kv_cache_usage_perc", "kv_cache_usage_perc_peak", "prefix_cache_hit_rate",
+          "num_preemptions", "num_requests_waiting")  # fmt: skip
+COST = ("usd_per_hour", "usd_per_month", "usd_per_1m_total_tokens", "usd_per_1m_output_only",
+        "usd_per_1m_input_tokens", "usd_per_1m_output_tokens")  # fmt: skip
+DEPLOYED = ("model", "engine", "hardware", "replicas", "tensor_parallel", "pipeline_parallel", "devices")
+
+_OVERLOAD = re.compile(r"overload: ([\d.]+) requests/s offered, about ([\d.]+)/s sustained")
+
+
+def judged(result: Mapping[str, Any]) -> tuple[str, bool | None]:
+    """The SLO verdict over the run and its classes: "met", "close", "missed", or "" where no SLO is given.
+
+    "close": the verdict could turn within the interval of the run's sampling error or the model's error.
+    """
+    verdicts = [result.get("slo"), *(kind.get("slo") for kind in result.get("classes") or [])]
+    verdicts = [v for v in verdicts if v]
+    if not verdicts:
+        return "", None
+    holds = all(v["holds"] for v in verdicts)
+    deciding = verdicts if holds else [v for v in verdicts if not v["holds"]]
+    close = any(v.get("close") for v in deciding) if holds else all(v.get("close") for v in deciding)
+    return "close" if close else "met" if holds else "missed", holds
+
+
+def overload_of(result: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Offered and sustainable requests per second of an overloaded run, else None."""
+    recorded = result.get("overload")
+    if recorded:
+        return float(recorded["offered_per_s"]), float(recorded["sustainable_per_s"])
+    for text in result["warnings"]:
+        found = _OVERLOAD.match(text)
+        if found:
+            return float(found[1]), float(found[2])
+    return None
+
+
+def outcome_columns(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a finished point, from its `result.json`."""
+    row: dict[str, Any] = {}
+    row["slo"], row["slo_holds"] = judged(result)
+    row |= {name: result["deployment"][name] for name in DEPLOYED}
+    for metric in LATENCIES:
+        stats = result["metrics"][metric]
+        row |= {f"{metric}_{name}": stats[name] for name in STATISTICS}
+    row |= {name: result["totals"][name] for name in TOTALS}
+    over = overload_of(result)
+    row["overloaded"] = over is not None
+    row["sustainable_per_s"] = over[1] if over else None
+    row |= {name: result["server"][name] for name in SERVER}
+    row |= {name: result["cost"][name] for name in COST}
+    row["usd_per_gpu_hour"] = result["cost"]["ListUnitPrice"]
+    row["price_date"] = result["cost"]["price_date"] or None
+    row["warnings"] = "; ".join(result["warnings"])
+    return row
+
+
+def empty_columns() -> dict[str, Any]:
+    """The columns of a point that did not finish: nothing known."""
+    names = ["slo_holds", *DEPLOYED, *(f"{m}_{s}" for m in LATENCIES for s in STATISTICS), *TOTALS]
+    names += ["overloaded", "sustainable_per_s", *SERVER, *COST, "usd_per_gpu_hour", "price_date"]
+    return {"slo": "", **dict.fromkeys(names), "warnings": ""}

@@ -1,0 +1,386 @@
+"""A what-if sweep: one scenario at every combination of the axes' values, each simulated once.
+
+    plan_sweep(scenario, vary)   every point's scenario, checked; nothing is simulated
+    run_sweep(plan, folder)      simulates the points on local cores and writes the table
+
+All points draw from the same named random streams of the scenario's seed, so they serve the same requests and differ
+only in what was varied. A point is known by the hash of its resolved scenario: killed and resumed, none is done twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hardware_profiles.errors import InfeasibleError, InputError, PlanError
+from simulator.planning import store
+from simulator.planning.axes import Axis, Point, parse_axes, points_of
+from simulator.planning.pareto import cheapest, cost_column, latency_column, pareto_front
+from simulator.planning.points import empty_columns, outcome_columns
+from simulator.version import SCHEMA_VERSION, VERSION
+
+if TYPE_CHECKING:
+    from simulator.config.schema import Scenario
+    from simulator.workload.columns import Workload
+
+Progress = Callable[[str], None]
+KEPT_FAILURES = ("infeasible", "invalid")
+"""Failures that the same scenario meets again; others (a killed worker, an internal error) are tried again."""
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """One point with its scenario, or with the reason why there is none."""
+
+    point: Point
+    scenario: Scenario | None
+    digest: str
+    error: PlanError | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the point's run directory."""
+        from simulator.io.rundir import run_directory
+
+        label = self.scenario.name if self.scenario else "invalid"
+        return run_directory(Path(), label, self.digest).name
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What is to be simulated."""
+
+    name: str
+    axes: tuple[Axis, ...]
+    points: tuple[PlannedPoint, ...]
+    digest: str
+
+    @property
+    def paths(self) -> list[str]:
+        """The varied fields."""
+        return [path for axis in self.axes for path in axis.paths]
+
+    def slo(self) -> dict[str, dict[str, float]]:
+        """Bounds of the first point's SLO [ms]: {metric: {percentile: bound}}."""
+        first = next((p.scenario for p in self.points if p.scenario), None)
+        return {} if first is None else dict(first.slo.bounds_ms())
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The table and what stands out in it; `cost` and `latency` name the columns traded against each other."""
+
+    folder: Path
+    rows: tuple[dict[str, Any], ...]
+    cost: str
+    latency: str
+    cheapest: Mapping[str, Any] | None
+    close: Mapping[str, Any] | None
+    notes: tuple[str, ...]
+    error: PlanError | None = None
+
+    def frame(self) -> Any:
+        """The table as a pandas frame."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.rows))
+
+
+# -- planning -----------------------------------------------------------------------------------------------
+
+
+def plan_sweep(
+    source: str | PathLike[str] | Mapping[str, Any], vary: Sequence[str], overrides: Sequence[str] = ()
+) -> SweepPlan:
+    """Return the points of a sweep, each scenario checked.
+
+    vary : texts as ``--vary`` takes them (see `simulator.planning.axes`); overrides : as ``--set``, for every point.
+    A point whose values are wrong keeps its error; if all are wrong, the first error is raised.
+    """
+    from simulator.config.load import load_scenario, scenario_hash
+
+    axes = parse_axes(vary)
+    planned: list[PlannedPoint] = []
+    for point in points_of(axes):
+        try:
+            scenario = load_scenario(source, [*overrides, *point.overrides()])
+        except InputError as error:
+            digest = hashlib.sha256(f"{VERSION} {point.overrides()}".encode()).hexdigest()
+            planned.append(PlannedPoint(point, None, digest, error))
+        else:
+            planned.append(PlannedPoint(point, scenario, scenario_hash(scenario, VERSION)))
+    good = next((p.scenario for p in planned if p.scenario), None)
+    if good is None:
+        assert planned[0].error is not None
+        raise planned[0].error
+    listed = [[p.point.texts, p.digest] for p in planned]
+    digest = hashlib.sha256(json.dumps([VERSION, listed]).encode()).hexdigest()
+    return SweepPlan(good.name, axes, tuple(planned), digest)
+
+
+# -- one point ----------------------------------------------------------------------------------------------
+
+_built: dict[str, Workload] = {}
+"""The last workload, which most points of a sweep share."""
+
+
+def shared_workload(scenario: Scenario) -> Workload:
+    """Return the scenario's requests, built once for points that share them; they are never changed."""
+    from simulator.workload.build import build_workload
+
+    key = f"{scenario.seed} {scenario.workload.model_dump_json()}"
+    if key not in _built:
+        _built.clear()
+        _built[key] = build_workload(scenario.workload, seed=scenario.seed, base_dir=Path.cwd())
+    return _built[key]
+
+
+def run_point(scenario: Scenario, directory: Path, command_line: Sequence[str]) -> dict[str, Any]:
+    """Simulate one point and write its run directory; return its status, reason and outcome columns.
+
+    What the scenario itself forbids becomes a status. Errors of the place of writing (a full disk) are raised.
+    """
+    from simulator.io.rundir import write_run
+    from simulator.io.text import plain
+    from simulator.run import prepare, run_prepared
+
+    try:
+        run = run_prepared(prepare(scenario), workload=shared_workload(scenario))
+    except InfeasibleError as error:
+        return {"status": "infeasible", "reason": in_words(error)}
+    except InputError as error:
+        return {"status": "invalid", "reason": in_words(error)}
+    except Exception as error:
+        return {"status": "failed", "reason": f"internal error: {type(error).__name__}: {error}"}
+    run.manifest["run"]["command_line"] = list(command_line)
+    write_run(directory, result=run.result, manifest=run.manifest, requests=run.requests, timeline=run.timeline)
+    return {"status": "ok", "reason": "", "outcome": outcome_columns(plain(run.result))}
+
+
+def in_words(error: PlanError) -> str:
+    """An error in one line."""
+    place = f"{error.where}: " if error.where else ""
+    return f"{place}{error.message}" + (f" (mend: {error.mend})" if error.mend else "")
+
+
+def _in_worker(scenario: Scenario, directory: Path, command_line: Sequence[str]) -> dict[str, Any]:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    return run_point(scenario, directory, command_line)
+
+
+# -- all points ---------------------------------------------------------------------------------------------
+
+
+def run_sweep(
+    plan: SweepPlan,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    resume: bool = False,
+    progress: Progress = lambda text: None,
+) -> SweepResult:
+    """Simulate the points of `plan` and write the sweep's folder.
+
+    workers : processes, by default one a core; 1 simulates in this process.
+    resume : take finished points from the folder. Without it they are simulated anew.
+    Raises InputError if the folder holds something else; a full disk or an interrupt keeps the finished points.
+    """
+    store.claim(folder, plan.digest)
+    store.write_file(folder / store.SWEEP, store.json_text(_record(plan, None)))
+    notes: list[str] = []
+    with store.locked(folder):
+        store.sweep_away(folder)
+        unique = {p.digest: p for p in plan.points}
+        done = {p.digest: _invalid(p) for p in unique.values() if p.error}
+        if resume:
+            for p in unique.values():
+                if p.digest not in done and (found := _found(folder, p, notes)):
+                    done[p.digest] = found
+        todo = [p for p in unique.values() if p.digest not in done]
+        if resume:
+            notes.append(f"{len(unique) - len(todo)} of {len(unique)} points were there already")
+        _simulate(todo, folder, workers or min(os.cpu_count() or 1, max(1, len(todo))), done, progress)
+        result = _tabulate(plan, folder, done, notes)
+        store.write_table(folder, result.rows)
+        store.write_file(folder / store.SWEEP, store.json_text(_record(plan, result)))
+    return result
+
+
+def _invalid(planned: PlannedPoint) -> dict[str, Any]:
+    assert planned.error is not None
+    return {"status": "invalid", "reason": in_words(planned.error)}
+
+
+def _found(folder: Path, planned: PlannedPoint, notes: list[str]) -> dict[str, Any] | None:
+    directory = folder / store.RUNS / planned.name
+    found = store.finished(directory, planned.digest)
+    if isinstance(found, str):
+        place = store.set_aside(directory)
+        notes.append(f"{directory.name} was damaged ({found}): computed again, the old one is {place.name}")
+        return None
+    if found is not None:
+        return {"status": "ok", "reason": "", "outcome": outcome_columns(found)}
+    return store.read_failure(folder, planned.name)
+
+
+def _simulate(
+    todo: list[PlannedPoint], folder: Path, workers: int, done: dict[str, dict[str, Any]], progress: Progress
+) -> None:
+    started, total = time.monotonic(), len(todo)
+    count = 0
+
+    def tell() -> None:
+        spent = time.monotonic() - started
+        left = f", about {_duration(spent / count * (total - count))} left" if count else ""
+        progress(f"{count} of {total} points, {_duration(spent)}{left}")
+
+    tell()
+    outcomes = _in_turn(todo, folder) if workers == 1 or total == 1 else _side_by_side(todo, folder, workers)
+    for planned, outcome in outcomes:
+        if outcome["status"] in KEPT_FAILURES:
+            store.write_failure(folder, planned.name, {"status": outcome["status"], "reason": outcome["reason"]})
+        done[planned.digest] = outcome
+        count += 1
+        tell()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+Outcomes = Iterator[tuple[PlannedPoint, dict[str, Any]]]
+
+
+def _in_turn(todo: list[PlannedPoint], folder: Path) -> Outcomes:
+    for planned in todo:
+        assert planned.scenario is not None
+        yield planned, run_point(planned.scenario, folder / store.RUNS / planned.name, sys.argv)
+
+
+def _side_by_side(todo: list[PlannedPoint], folder: Path, workers: int) -> Outcomes:
+    """Simulate in worker processes; after a worker's death the rest one by one, to learn which point kills it."""
+    from joblib.externals.loky.process_executor import BrokenProcessPool
+
+    left = {p.digest: p for p in todo}
+    try:
+        for planned, outcome in _pooled(todo, folder, workers):
+            del left[planned.digest]
+            yield planned, outcome
+        return
+    except BrokenProcessPool:
+        pass
+    for planned in left.values():
+        try:
+            yield from _pooled([planned], folder, 1)
+        except BrokenProcessPool:
+            yield planned, {"status": "failed", "reason": "its process was killed, probably for want of memory"}
+
+
+def _pooled(todo: list[PlannedPoint], folder: Path, workers: int) -> Outcomes:
+    from concurrent.futures import FIRST_COMPLETED, Future, wait
+
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    pool = ProcessPoolExecutor(max_workers=min(workers, len(todo)), env=one_thread)
+    waiting = iter(todo)
+    running: dict[Future[dict[str, Any]], PlannedPoint] = {}
+    try:
+        while True:
+            while len(running) < 2 * workers and (planned := next(waiting, None)) is not None:
+                directory = folder / store.RUNS / planned.name
+                running[pool.submit(_in_worker, planned.scenario, directory, sys.argv)] = planned
+            if not running:
+                break
+            ready, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in ready:
+                yield running.pop(future), future.result()
+    except BaseException:
+        pool.shutdown(kill_workers=True)
+        raise
+    pool.shutdown()
+
+
+# -- the table ----------------------------------------------------------------------------------------------
+
+
+def axis_column(path: str) -> str:
+    """Column of a varied field: its path; top-level fields get a prefix, as outcomes have columns of such names."""
+    return path if "." in path else f"scenario.{path}"
+
+
+def _tabulate(plan: SweepPlan, folder: Path, done: Mapping[str, dict[str, Any]], notes: list[str]) -> SweepResult:
+    rows = []
+    for planned in plan.points:
+        outcome = done[planned.digest]
+        rows.append(
+            {
+                "point": planned.point.index,
+                **{axis_column(path): value for path, value in planned.point.values().items()},
+                "status": outcome["status"],
+                "reason": outcome["reason"],
+                "pareto": False,
+                **(outcome.get("outcome") or empty_columns()),
+                "run": f"{store.RUNS}/{planned.name}" if outcome["status"] == "ok" else None,
+            }
+        )
+    cost = cost_column(rows, plan.paths)
+    latency = latency_column(rows, plan.slo())
+    pairs = [(row[cost], row[latency]) if row["status"] == "ok" else (None, None) for row in rows]
+    for row, on_front in zip(rows, pareto_front(pairs), strict=True):
+        row["pareto"] = on_front
+    best = cheapest(rows, cost, latency)
+    close = cheapest(rows, cost, latency, "close")
+    if close is not None and best is not None and close[cost] >= best[cost]:
+        close = None
+    return SweepResult(folder, tuple(rows), cost, latency, best, close, tuple(notes), _error(plan, rows))
+
+
+def _error(plan: SweepPlan, rows: Sequence[Mapping[str, Any]]) -> PlanError | None:
+    """The error that the sweep as a whole ends with, its results written: wrong values, or no point that runs."""
+    wrong = [p for p in plan.points if p.error]
+    if wrong:
+        assert wrong[0].error is not None
+        first = wrong[0].error
+        return InputError(
+            f"{len(wrong)} of {len(rows)} points have wrong values and were left out; "
+            f"the first, {wrong[0].point.label()}: {first.message}",
+            where=first.where,
+            mend=first.mend,
+        )
+    if any(row["status"] == "ok" for row in rows):
+        return None
+    kind = InfeasibleError if any(row["status"] == "infeasible" for row in rows) else InputError
+    if all(row["status"] == "failed" for row in rows):
+        kind = PlanError
+    return kind(f"none of the {len(rows)} points could be simulated; the first: {rows[0]['reason']}")
+
+
+def _record(plan: SweepPlan, result: SweepResult | None) -> dict[str, Any]:
+    statuses = [row["status"] for row in result.rows] if result else [None] * len(plan.points)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tool_version": VERSION,
+        "name": plan.name,
+        "digest": plan.digest,
+        "axes": [{"paths": list(axis.paths), "values": [list(s) for s in axis.steps]} for axis in plan.axes],
+        "complete": result is not None,
+        "cost": result.cost if result else None,
+        "latency": result.latency if result else None,
+        "points": [
+            {"point": p.point.index, "values": dict(p.point.texts), "run": p.name, "status": status}
+            for p, status in zip(plan.points, statuses, strict=True)
+        ],
+    }

@@ -1,0 +1,156 @@
+"""Replay measured experiments and compare: error per metric, and whether the stated interval held."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.errors import PlanError
+from simulator.validation.suite import (
+    METRICS,
+    Experiment,
+    Unplayable,
+    base_id,
+    group_runs,
+    plan_experiment,
+    read_suite,
+    workload_lengths,
+)
+
+
+def predict(experiment: Experiment) -> dict[str, dict[str, float]]:
+    """Simulate one experiment; predicted metrics by row id."""
+    from simulator import metrics
+    from simulator.config.load import load_scenario
+    from simulator.run import prepare, run_prepared
+
+    scenario = load_scenario(experiment.scenario)
+    prepared = prepare(scenario)
+    run = run_prepared(prepared, workload=experiment.workload)
+    raw = run.raw
+    lat = metrics.latencies(raw)
+    out: dict[str, dict[str, float]] = {}
+    for row in experiment.rows:
+        stage = int(row.get("stage_index", -1))
+        mask = np.ones(len(raw.status), dtype=bool) if stage < 0 else experiment.stage_of == stage
+        if not mask.any():
+            continue
+        out[row["id"]] = row_metrics(run, raw, lat, mask)
+    return out
+
+
+def row_metrics(run: Any, raw: Any, lat: Any, mask: NDArray[np.bool_]) -> dict[str, float]:
+    """Predicted values of the suite's metric columns over some requests."""
+    out: dict[str, float] = {}
+    for name, values in (("ttft", lat.ttft_ms), ("e2e", lat.e2el_ms), ("tpot", lat.tpot_ms)):
+        chosen = values[mask]
+        chosen = chosen[~np.isnan(chosen)]
+        if not len(chosen):
+            continue
+        out[f"{name}_mean_ms"] = float(chosen.mean())
+        for percent in (50, 90, 95, 99):
+            out[f"{name}_p{percent}_ms"] = float(np.percentile(chosen, percent))
+    tokens = raw.output_tokens[mask].astype(float)
+    if "e2e_mean_ms" in out and tokens.mean() > 1:
+        out["itl_mean_corrected_ms"] = (out["e2e_mean_ms"] - out["ttft_mean_ms"]) / (float(tokens.mean()) - 1)
+        out["itl_mean_ms"] = out["itl_mean_corrected_ms"]
+    done = mask & ~np.isnan(raw.end_s)
+    if done.any():
+        span = float(raw.end_s[done].max() - np.nanmin(raw.arrival_s[mask]))
+        if span > 0:
+            out["request_throughput_rps"] = float(done.sum()) / span
+            out["output_throughput_tok_s"] = float(raw.output_tokens[done].sum()) / span
+            out["total_throughput_tok_s"] = float((raw.output_tokens[done] + raw.prompt_tokens[done]).sum()) / span
+    return out
+
+
+def validate_runs(
+    directory: Path, only: tuple[str, ...] = (), workers: int = 1, progress: Any = None
+) -> dict[str, Any]:
+    """Replay every run of a suite that can be replayed.
+
+    Returns the JSON form of `validate runs`: `experiments` (id, metric, measured, predicted, abs_pct_error, interval, covered),
+    `skipped` (id, reason) and `medians` by metric over whole runs that were not saturated.
+    """
+    rows = read_suite(directory)
+    lengths = workload_lengths(rows)
+    skipped: list[dict[str, str]] = []
+    planned: list[Experiment] = []
+    for group in group_runs(rows):
+        if only and not any(word in row["id"] for word in only for row in group):
+            continue
+        try:
+            planned.append(plan_experiment(group, directory, lengths))
+        except Unplayable as reason:
+            skipped.extend({"id": row["id"], "reason": str(reason)} for row in group)
+        except (KeyError, ValueError, TypeError) as error:
+            skipped.extend({"id": row["id"], "reason": f"row cannot be read: {error}"} for row in group)
+    outcomes = _predict_all(planned, workers, progress)
+    experiments: list[dict[str, Any]] = []
+    for experiment, outcome in zip(planned, outcomes, strict=True):
+        if isinstance(outcome, str):
+            skipped.extend({"id": row["id"], "reason": outcome} for row in experiment.rows)
+            continue
+        for row in experiment.rows:
+            predicted = outcome.get(row["id"])
+            if predicted is None:
+                skipped.append({"id": row["id"], "reason": "no request of this stage"})
+                continue
+            experiments.extend(_compare(row, predicted))
+    return {"experiments": experiments, "skipped": skipped, "medians": medians(experiments, rows)}
+
+
+def _attempt(experiment: Experiment) -> dict[str, dict[str, float]] | str:
+    try:
+        return predict(experiment)
+    except PlanError as error:
+        return error.message
+    except (RuntimeError, NotImplementedError) as error:
+        return f"not modelled: {error}"
+
+
+def _predict_all(planned: list[Experiment], workers: int, progress: Any) -> list[dict[str, dict[str, float]] | str]:
+    if workers <= 1 or len(planned) < 4:
+        out = []
+        for number, experiment in enumerate(planned):
+            if progress:
+                progress(f"{number + 1}/{len(planned)} {base_id(experiment.rows[0])}")
+            out.append(_attempt(experiment))
+        return out
+    from joblib import Parallel, delayed
+
+    return list(Parallel(n_jobs=workers)(delayed(_attempt)(experiment) for experiment in planned))
+
+
+def _compare(row: dict[str, Any], predicted: dict[str, float]) -> list[dict[str, Any]]:
+    out = []
+    for metric in METRICS:
+        measured = row.get(metric)
+        if not isinstance(measured, int | float) or measured <= 0 or metric not in predicted:
+            continue
+        value = predicted[metric]
+        out.append(
+            {
+                "id": row["id"],
+                "metric": metric,
+                "measured": float(measured),
+                "predicted": value,
+                "abs_pct_error": abs(value / measured - 1) * 100,
+                "interval": None,
+                "covered": None,
+            }
+        )
+    return out
+
+
+def medians(experiments: list[dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Median absolute error by metric over whole runs that were not saturated."""
+    whole = {row["id"] for row in rows if row.get("stage_index", -1) == -1 and not row.get("saturated")}
+    by_metric: dict[str, list[float]] = {}
+    for e in experiments:
+        if e["id"] in whole:
+            by_metric.setdefault(e["metric"], []).append(e["abs_pct_error"])
+    return {metric: float(np.median(errors)) for metric, errors in by_metric.items()}

@@ -1,0 +1,344 @@
+"""A suite of measured experiments: rows of `experiments.parquet`, and how each becomes a scenario and its requests.
+
+Everything that depends on how a suite spells things (hardware, models, formats, arrival processes) is here, in one place. A row
+that cannot be replayed raises `Unplayable` with the reason; nothing is guessed silently.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.errors import InputError, PlanError
+from simulator.workload.columns import Content, Workload
+from simulator.workload.streams import stream
+
+METRICS = tuple(
+    f"{name}_{stat}_ms" for name in ("ttft", "e2e", "tpot", "itl") for stat in ("mean", "p50", "p90", "p95", "p99")
+) + ("itl_mean_corrected_ms", "request_throughput_rps", "output_throughput_tok_s", "total_throughput_tok_s")
+REQUIRED = ("id", "engine", "hardware", "model")
+
+
+class Unplayable(Exception):
+    """An experiment that cannot be replayed, and why."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run to simulate, with the rows (whole run and stages) that it predicts.
+
+    `stage_of` gives each request's stage (-1 where the run has none); `judged` are the requests the client reported.
+    """
+
+    rows: tuple[dict[str, Any], ...]
+    scenario: dict[str, Any]
+    workload: Workload
+    stage_of: NDArray[np.int64]
+    judged: NDArray[np.bool_]
+
+
+def read_suite(directory: Path) -> list[dict[str, Any]]:
+    """Rows of the suite, nulls left out. InputError if the file or a column that identifies a row is missing."""
+    path = directory / "experiments.parquet"
+    if not path.is_file():
+        raise InputError(
+            "no experiments.parquet in it", where=str(directory), mend="name a directory in the format of a measured suite"
+        )
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except Exception as error:
+        raise InputError(f"not a readable Parquet file: {error}", where=str(path), mend="write it again") from None
+    missing = [name for name in REQUIRED if name not in table.column_names]
+    if missing:
+        raise InputError(
+            f"columns missing: {', '.join(missing)}", where=str(path), mend=f"a suite needs at least {', '.join(REQUIRED)}"
+        )
+    rows = []
+    for row in table.to_pylist():
+        rows.append({k: v for k, v in row.items() if v is not None and not (isinstance(v, float) and math.isnan(v))})
+    return rows
+
+
+def base_id(row: dict[str, Any]) -> str:
+    """Name shared by the rows of one run: the id without its last part when that names a stage or the whole."""
+    name = str(row["id"])
+    head, _, tail = name.rpartition("/")
+    return head if head and (tail == "all" or tail.startswith("stage")) else name
+
+
+def group_runs(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], ...]]:
+    """Rows of one run together, in the suite's order."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(base_id(row), []).append(row)
+    return [tuple(group) for group in groups.values()]
+
+
+def workload_lengths(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean prompt length by workload name, from the rows that know it: for rows of the same workload that do not."""
+    known: dict[str, list[float]] = {}
+    for row in rows:
+        if "prompt_tokens_mean" in row and "workload" in row:
+            known.setdefault(row["workload"], []).append(float(row["prompt_tokens_mean"]))
+    return {name: float(np.mean(values)) for name, values in known.items()}
+
+
+# -- names --------------------------------------------------------------------------------------------------
+
+
+def _formats(row: dict[str, Any], quantization: str | None) -> dict[str, str]:
+    """Weights and KV format of a row; `quantization` is the checkpoint's own."""
+    text = str(row.get("precision", "")).lower()
+    pool: dict[str, str] = {}
+    bits = {"fp8": ("fp8", "fp8_block"), "fp4": ("nvfp4", "mxfp4"), "nvfp4": ("nvfp4",), "mxfp4": ("mxfp4",), "int4": ("int4", "awq", "gptq")}
+    for name, formats in bits.items():
+        if text == name:
+            pool["weights"] = quantization if quantization in formats else formats[0]
+            break
+    else:
+        if not text or any(word in text for word in ("bf16", "fp16", "float16", "half")):
+            pool["weights"] = "bf16"
+        elif quantization:
+            pool["weights"] = quantization
+        else:
+            raise Unplayable(f"number format '{row.get('precision')}' is unknown")
+    kv = str(row.get("kv_dtype", "auto")).lower()
+    if kv not in ("auto", "", "none"):
+        pool["kv_cache"] = "fp8" if kv.startswith("fp8") else kv
+    return pool
+
+
+def _version(row: dict[str, Any]) -> str:
+    text = str(row.get("engine_version", "")).lstrip("v")
+    digits = text.split("+")[0].split("rc")[0].split(".post")[0]
+    parts = digits.split(".")
+    if len(parts) >= 2 and all(p.isdigit() for p in parts):
+        return "@" + digits
+    return ""
+
+
+def _number(row: dict[str, Any], name: str) -> float | None:
+    value = row.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def pool_of(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the deployment's pool of a row."""
+    from engine_models.architecture import load_architecture
+    from hardware_profiles.device import load_device
+    from simulator.run import ENGINES
+
+    engine = str(row["engine"]).lower().split()[0]
+    if engine not in ENGINES:
+        raise Unplayable(f"engine '{row['engine']}' is not modelled")
+    if row.get("disagg"):
+        raise Unplayable("disaggregated prefill and decode are not modelled yet")
+    if row.get("speculative"):
+        raise Unplayable("speculative decoding without a stated acceptance")
+    if str(row.get("replay", "")).startswith("not"):
+        raise Unplayable(f"the suite says: {row['replay']}")
+    try:
+        arch = load_architecture(str(row["model"]))
+        device = load_device(str(row["hardware"]))
+    except PlanError as error:
+        raise Unplayable(error.message) from None
+    tp, pp, dp = (int(_number(row, k) or 1) for k in ("tp", "pp", "dp"))
+    ep = int(_number(row, "ep") or 1)
+    if dp > 1:
+        raise Unplayable("data-parallel attention is not modelled yet")
+    args: dict[str, Any] = {}
+    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
+        if _number(row, name):
+            args[name] = int(row[name])
+    args.setdefault("max_model_len", -1)  # unknown: the model's own, or what fits
+    if _number(row, "concurrency"):
+        args["generation_config"] = "vllm"  # benchmark clients of the closed-loop kind ask for greedy decoding
+    if _number(row, "gpu_mem_util"):
+        args["gpu_memory_utilization"] = float(row["gpu_mem_util"])
+    if _number(row, "kv_blocks_gpu"):
+        args["num_gpu_blocks_override"] = int(row["kv_blocks_gpu"])
+    if row.get("prefix_caching") is not None:
+        args["enable_prefix_caching"] = bool(row["prefix_caching"])
+    if row.get("chunked_prefill") is not None and bool(row["chunked_prefill"]) is False:
+        args["enable_chunked_prefill"] = False
+    pool: dict[str, Any] = {
+        "engine": engine + _version(row),
+        "hardware": device.name,
+        "tensor_parallel": tp,
+        "pipeline_parallel": pp,
+        "engine_args": args,
+        **_formats(row, arch.quantization),
+    }
+    if ep > 1:
+        pool["expert_parallel"] = ep
+    return pool
+
+
+# -- requests -----------------------------------------------------------------------------------------------
+
+
+def _plain(
+    arrival_s: NDArray[np.float64],
+    prompt: NDArray[np.int64],
+    output: NDArray[np.int64],
+    content: Content | None = None,
+    predecessor: NDArray[np.int64] | None = None,
+) -> Workload:
+    n = len(prompt)
+    zeros, ones = np.zeros(n, dtype=np.int64), np.full(n, -1, dtype=np.int64)
+    known = arrival_s[~np.isnan(arrival_s)]
+    return Workload(
+        arrival_s=arrival_s,
+        prompt_tokens=prompt,
+        output_tokens=output,
+        max_output_tokens=output,
+        predecessor=ones if predecessor is None else predecessor,
+        gap_s=np.zeros(n),
+        not_before_s=np.zeros(n),
+        session_id=ones,
+        turn=zeros,
+        class_index=zeros,
+        classes=(),
+        content=content,
+        request_ids=None,
+        duration_s=math.inf if predecessor is not None else float(known[-1]),
+        warmup_s=0.0,
+        drain_s=3600.0,
+        source={"name": "measured suite"},
+    )
+
+
+def _pool_content(ids: NDArray[np.int64], prompt: NDArray[np.int64]) -> Content:
+    """Prompts that repeat: requests with the same id have the same tokens."""
+    n = len(ids)
+    zeros = np.zeros(n, dtype=np.int64)
+    return Content(np.arange(n + 1), ids, zeros, prompt, np.full(n, -1, dtype=np.int64), zeros)
+
+
+def exact_requests(row: dict[str, Any], directory: Path) -> tuple[Workload, NDArray[np.int64], NDArray[np.bool_]]:
+    """Requests as recorded: arrivals, lengths, repeated prompts."""
+    import pyarrow.parquet as pq
+
+    path = directory / str(row["per_request_file"])
+    if not path.is_file():
+        path = directory / "requests" / Path(str(row["per_request_file"])).name
+    if not path.is_file():
+        raise Unplayable(f"per-request file {row['per_request_file']} is missing")
+    table = pq.read_table(path)
+    names = set(table.column_names)
+    if "id" in names:
+        import pyarrow.compute as pc
+
+        table = table.filter(pc.equal(table["id"], row["id"]))
+    column = {name: np.asarray(table[name].to_pandas()) for name in names if name != "itl_ms"}
+    if "conversation_id" in names or "trace_id" in names:
+        raise Unplayable("conversations without their content are not replayed")
+    if "arrival_time_us" not in names:
+        raise Unplayable("no arrival times in the per-request file")
+    outputs = column.get("output_tokens_requested", column.get("output_tokens"))
+    if outputs is None or "prompt_tokens" not in names:
+        raise Unplayable("no token counts in the per-request file")
+    order = np.argsort(column["arrival_time_us"], kind="stable")
+    arrival = column["arrival_time_us"][order].astype(float) / 1e6
+    prompt = column["prompt_tokens"][order].astype(float)
+    output = outputs[order].astype(float)
+    if np.isnan(prompt).any() or np.isnan(output).any() or (output < 1).any():
+        raise Unplayable("token counts are missing for some requests")
+    content = None
+    if "prompt_id" in names:
+        content = _pool_content(column["prompt_id"][order].astype(np.int64), prompt.astype(np.int64))
+    stage = column["stage"][order].astype(np.int64) if "stage" in names else np.full(len(order), -1, dtype=np.int64)
+    failed = column["error"][order].astype(bool) if "error" in names else np.zeros(len(order), dtype=bool)
+    workload = _plain(arrival - arrival[0], prompt.astype(np.int64), output.astype(np.int64), content)
+    return workload, stage, ~failed
+
+
+def statistical_requests(
+    row: dict[str, Any], lengths: dict[str, float]
+) -> tuple[Workload, NDArray[np.int64], NDArray[np.bool_]]:
+    """Requests by the row's own statistics: closed loop by concurrency, else Poisson arrivals at the stated rates.
+
+    Clients of the inference-perf kind cycle 100 prompts, ten groups of ten with a shared system prompt.
+    """
+    rng = stream(0, f"suite/{row['id']}")
+    prompt_mean = _number(row, "prompt_tokens_mean")
+    if prompt_mean is None and row.get("workload") in lengths:
+        prompt_mean = lengths[row["workload"]]
+    if prompt_mean is None and _number(row, "question_tokens_target"):
+        prompt_mean = float(row["question_tokens_target"]) + float(row.get("shared_prefix_tokens", 0))
+    output_mean = _number(row, "output_tokens_mean") or _number(row, "output_tokens_target")
+    if not prompt_mean or not output_mean:
+        raise Unplayable("mean prompt or output length unknown")
+    concurrency = _number(row, "concurrency")
+    if concurrency:
+        spread = 0.2 if "inferencex" in str(row.get("source", "")) else 0.0
+        users = int(concurrency)
+        n = int(_number(row, "num_requests") or max(10 * users, 40))
+        n = min(n, 20_000)
+
+        def draw(mean: float) -> NDArray[np.int64]:
+            return np.maximum(np.rint(rng.uniform((1 - spread) * mean, (1 + spread) * mean, n)), 1).astype(np.int64)
+
+        prompt, output = draw(prompt_mean), draw(output_mean)
+        arrival = np.full(n, np.nan)
+        arrival[:users] = 0.0
+        predecessor = np.full(n, -2, dtype=np.int64)
+        predecessor[:users] = -1
+        return _plain(arrival, prompt, output, None, predecessor), np.full(n, -1, np.int64), np.ones(n, bool)
+    stages: list[tuple[float, float]] = []
+    if row.get("rate_stages"):
+        for rate, seconds in json.loads(str(row["rate_stages"])):
+            stages.append((float(rate), float(seconds if seconds is not None else row.get("duration_s", 1200.0))))
+    elif _number(row, "request_rate_rps"):
+        seconds = _number(row, "duration_s")
+        if seconds is None and _number(row, "num_requests"):
+            seconds = float(row["num_requests"]) / float(row["request_rate_rps"])
+        stages.append((float(row["request_rate_rps"]), seconds or 1200.0))
+    else:
+        raise Unplayable("neither arrival rate nor concurrency is known")
+    times: list[NDArray[np.float64]] = []
+    stage_of: list[NDArray[np.int64]] = []
+    start = 0.0
+    for number, (rate, seconds) in enumerate(stages):
+        count = max(1, round(rate * seconds))
+        times.append(start + np.sort(rng.uniform(0.0, seconds, count)))
+        stage_of.append(np.full(count, number, dtype=np.int64))
+        start += seconds
+    arrival = np.concatenate(times)
+    n = len(arrival)
+    prompt = np.full(n, round(prompt_mean), dtype=np.int64)
+    output = np.full(n, round(output_mean), dtype=np.int64)
+    content = None
+    if _number(row, "shared_prefix_tokens") and "inference-perf" in str(row.get("arrival_process", "")):
+        ids = np.arange(n) % 100
+        prompt = prompt + rng.integers(-6, 7, 100)[ids]
+        content = _pool_content(ids, prompt)
+    return _plain(arrival, prompt, output, content), np.concatenate(stage_of), np.ones(n, dtype=bool)
+
+
+def plan_experiment(
+    rows: tuple[dict[str, Any], ...], directory: Path, lengths: dict[str, float]
+) -> Experiment:
+    """Turn the rows of one run into a scenario and its requests."""
+    row = min(rows, key=lambda r: r.get("stage_index", -1))
+    pool = pool_of(row)
+    if row.get("per_request_file") and "statistical" not in str(row.get("replay", "exact")):
+        workload, stage, judged = exact_requests(row, directory)
+    else:
+        workload, stage, judged = statistical_requests(row, lengths)
+    scenario = {
+        "name": "".join(c if c.isalnum() or c in "-._" else "-" for c in base_id(row)),
+        "model": str(row["model"]),
+        "deployment": pool,
+        "workload": {"arrivals": {"kind": "batch"}, "prompt_tokens": 1, "output_tokens": 1, "requests": 1},
+        "cost": {"usd_per_gpu_hour": 0.0},
+    }
+    return Experiment(rows, scenario, workload, stage, judged)

@@ -1,0 +1,158 @@
+"""Kernel models: physics they must keep, fallbacks, and what importing them costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hardware_profiles import kernel_model as km
+from hardware_profiles.errors import InputError
+from hardware_profiles.kernel_model import DevicePeaks, KernelModel, load_kernel_model
+
+FITTED = km.fitted_models()
+
+
+@pytest.mark.parametrize(("device", "framework"), FITTED)
+def test_serving_never_beats_the_roofline(device: str, framework: str) -> None:
+    """Weights and KV come from device memory, arithmetic runs at most at the dense peak."""
+    k = load_kernel_model(device, framework)
+    m = np.array([1.0, 7, 64, 300, 4096, 100_000])
+    for fmt in ("bfloat16", "fp8", "nvfp4"):
+        for n, kk in ((32, 32), (4096, 4096), (6144, 4096), (28672, 8192), (200_000, 9000)):
+            t = k.gemm_s(fmt, m, n, kk)
+            assert np.all(t * k.peaks.rate(fmt) >= 2 * m * n * kk * (1 - 1e-9))
+            assert np.all(t * k.peaks.hbm_bytes_per_s >= n * kk * km.WEIGHT_BYTES[fmt])
+    batch, context = np.array([[1.0], [16], [200], [3000]]), np.array([1.0, 100, 5000, 200_000])
+    for heads, kv, dim in ((32, 8, 128), (8, 1, 128), (64, 8, 64), (7, 7, 96)):
+        t = k.decode_attention_s("bfloat16", heads, kv, dim, 0, batch, context)
+        assert t.shape == (4, 4)
+        assert np.all(t * k.peaks.hbm_bytes_per_s >= 4 * kv * dim * batch * context)
+        q = k.prefill_attention_s("bfloat16", "bfloat16", heads, kv, dim, 0, m, 5000)
+        pairs = m * 5000 + m * (m + 1) / 2
+        assert np.all(q * k.peaks.rate("bfloat16") >= 4 * heads * dim * pairs * (1 - 1e-9))
+
+
+@pytest.mark.parametrize(("device", "framework"), FITTED)
+def test_serving_is_not_faster_than_bench_where_caches_help(device: str, framework: str) -> None:
+    k = load_kernel_model(device, framework)
+    batch, context = np.array([1.0, 8, 64, 256]), np.array([[100.0], [1000.0], [4000.0]])
+    bench = k.decode_attention_s("bfloat16", 32, 8, 128, 0, batch, context, "bench")
+    assert np.all(k.decode_attention_s("bfloat16", 32, 8, 128, 0, batch, context) >= bench * (1 - 1e-9))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(FITTED),
+    st.integers(1, 8000),
+    st.sampled_from([(4096, 4096), (6144, 4096), (28672, 4096), (5120, 13824)]),
+)
+def test_eight_times_the_rows_never_cost_less(which: tuple[str, str], m: int, shape: tuple[int, int]) -> None:
+    """Monotone up to tolerance: measured kernels step down a little where the library changes kernel."""
+    t = load_kernel_model(*which).gemm_s("bfloat16", [m, 8 * m], *shape)
+    assert t[1] >= 0.85 * t[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(FITTED), st.integers(1, 512), st.integers(256, 60_000))
+def test_four_times_the_context_never_costs_less(which: tuple[str, str], batch: int, context: int) -> None:
+    t = load_kernel_model(*which).decode_attention_s("bfloat16", 32, 8, 128, 0, batch, [context, 4 * context])
+    assert t[1] >= 0.95 * t[0]
+
+
+def test_one_call_for_many_equals_many_calls() -> None:
+    k = load_kernel_model("h100-sxm-80gb", "vllm")
+    context = np.linspace(50.0, 9000.0, 37)
+    many = k.decode_attention_s("fp8", 32, 8, 128, 0, 17, context)
+    assert [float(k.decode_attention_s("fp8", 32, 8, 128, 0, 17, float(c))) for c in context] == many.tolist()
+    m = np.arange(1.0, 300.0, 7.0)
+    each = [float(k.gemm_s("bf16", float(x), 6144, 4096)) for x in m]
+    assert each == k.gemm_s("bf16", m, 6144, 4096).tolist()
+
+
+def test_nothing_to_do_takes_no_time() -> None:
+    k = load_kernel_model("h100-sxm-80gb", "vllm")
+    assert k.gemm_s("bf16", [0, 1], 64, 64)[0] == 0.0
+    assert k.decode_attention_s("bf16", 8, 8, 128, 0, 0, 100) == 0.0
+    assert k.all_reduce_s(1, 1e6) == 0.0
+    assert k.elementwise_s(0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("new", "prior", "window"), [(5, 0, 0), (5, 7, 0), (5, 7, 9), (40, 3, 10), (4, 90, 8)]
+)
+def test_causal_pairs_count(new: int, prior: int, window: int) -> None:
+    exact = sum(min(prior + i, window) if window else prior + i for i in range(1, new + 1))
+    got = km.causal_pairs(np.array(float(new)), np.array(float(prior)), np.float64(window))
+    assert float(got) == pytest.approx(exact)
+
+
+@given(st.integers(1, 5000), st.sampled_from([0, 128, 1024]))
+def test_equivalent_prompt_inverts_pairs(tokens: int, window: int) -> None:
+    pairs = km.causal_pairs(np.array(float(tokens)), np.array(0.0), np.float64(window))
+    assert float(km.equivalent_prompt(pairs, float(window))) == pytest.approx(tokens, rel=1e-6)
+
+
+def test_chunks_cost_at_least_the_whole_prompt() -> None:
+    """Cutting a prompt into chunks does not save attention time."""
+    k = load_kernel_model("h100-sxm-80gb", "vllm")
+    prior = np.arange(0, 16384, 1024)
+    chunks = k.prefill_attention_s("bf16", "bf16", 32, 8, 128, 0, 1024, prior).sum()
+    assert chunks >= 0.97 * float(k.prefill_attention_s("bf16", "bf16", 32, 8, 128, 0, 16384, 0))
+
+
+def test_physics_only_from_datasheet_rates() -> None:
+    peaks = DevicePeaks({"bfloat16": 100e12}, 1e12)
+    k = load_kernel_model("some-new-gpu", "vllm", peaks)
+    assert isinstance(k, KernelModel)
+    assert k.held_out_error == {}
+    # far from the latency floor, a weight-bound product takes bytes / (0.8 B): 2e9 bytes -> 2.5 ms
+    assert float(k.gemm_s("bf16", 1, 100_000, 10_000)) == pytest.approx(2.5e-3, rel=0.01)
+    assert float(k.moe_s("bf16", 2048, 768, 8, 128, 1, 1, 64)) > 0
+    assert float(k.mla_decode_s("bf16", "bf16", 16, 8, 1000)) > 0
+
+
+def test_unknown_device_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="h100-sxm-80gb"):
+        load_kernel_model("h100-sxm-80", "vllm")
+
+
+def test_unknown_format_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="bf17"):
+        load_kernel_model("h100-sxm-80gb", "vllm").gemm_s("bf17", 1, 64, 64)
+
+
+def test_another_framework_is_borrowed_and_said() -> None:
+    k = load_kernel_model("arc-pro-b60", "sglang")
+    assert k.provenance["borrowed_from"] == "vllm"
+
+
+def test_every_file_says_where_it_comes_from() -> None:
+    assert len(FITTED) >= 19
+    for device, framework in FITTED:
+        k = load_kernel_model(device, framework)
+        assert {s["licence"] for s in k.provenance["sources"]} == {"Apache-2.0", "MIT"}
+        for key, group in k.groups.items():
+            assert group["rows"] > 0, key
+            assert "held_out_mape_pct" in group or key == "elementwise"
+
+
+def test_shipped_files_stay_small() -> None:
+    total = sum(p.stat().st_size for p in km.KERNELS_DIR.rglob("*") if p.is_file())
+    assert total < 12e6
+
+
+def test_import_and_use_need_numpy_only() -> None:
+    code = (
+        "import sys; from hardware_profiles.kernel_model import load_kernel_model as l;"
+        "k = l('h100-sxm-80gb', 'vllm'); k.gemm_s('fp8', [1, 8], 4096, 4096); k.all_reduce_s(8, 1e6);"
+        "print([m for m in ('scipy', 'pandas', 'pyarrow', 'matplotlib') if m in sys.modules])"
+    )
+    root = Path(__file__).resolve().parents[2]
+    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
