@@ -1,4 +1,4 @@
-"""Keep the pages true: run their code blocks, refresh the outputs they show, write the scenario reference.
+"""Keep the pages true: run their code blocks, refresh the outputs they show, write the references of commands and scenario.
 
     python docs/refresh.py            refresh every page
     python docs/refresh.py PAGE...    refresh these
@@ -22,6 +22,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+SCHEMA = ROOT / "scenarios" / "scenario.schema.json"
+CLI_PAGE = DOCS / "reference" / "cli.md"
 SCENARIO_PAGE = DOCS / "reference" / "scenario.md"
 TIMEOUT_S = 300
 
@@ -180,11 +182,43 @@ def _type(prop: dict[str, Any]) -> str:
     return names.get(str(kind), "any")
 
 
+def cli_reference() -> str:
+    """The page of every command: its own help, recursively."""
+    import typer
+    from typer.main import get_command
+
+    from simulator.cli.app import app
+
+    lines = [(CLI_PAGE.parent / "cli-intro.txt").read_text().rstrip(), ""]
+
+    def tell(command: Any, words: str) -> None:
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            context = typer.Context(command, info_name=words, max_content_width=100, terminal_width=100)
+            text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
+            lines.extend([f"## {words}", "", "```text", text, "```", ""])
+        for name, child in (inner or {}).items():
+            tell(child, f"{words} {name}")
+
+    tell(get_command(app), "capacity-plan")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def schema_text() -> str:
+    """The JSON Schema that stands beside the scenarios, for editors."""
+    import json
+
+    from simulator.config.load import json_schema
+
+    return json.dumps(json_schema(), indent=1) + "\n"
+
+
 def main() -> None:
     """Refresh the pages named on the command line, or all."""
     chosen = [Path(word).resolve() for word in sys.argv[1:]] or pages()
-    if SCENARIO_PAGE in chosen or not sys.argv[1:]:
-        SCENARIO_PAGE.write_text(scenario_reference())
+    SCENARIO_PAGE.write_text(scenario_reference())
+    CLI_PAGE.write_text(cli_reference())
+    SCHEMA.write_text(schema_text())
     for page in chosen:
         print(f"{page.relative_to(ROOT)}{' changed' if refresh(page) else ''}")
 

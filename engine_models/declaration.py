@@ -70,7 +70,7 @@ class EnginePlan:
     truncated_sampling: bool = False
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    sources: tuple[dict[str, Any], ...] = ()
+    overhead_sources: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def scheduler(self, *, aggregate: bool = True, record_rows: bool = False) -> ContinuousScheduler:
         """Build a fresh scheduler with its KV cache."""

@@ -16,10 +16,10 @@ from typing import Any
 from engine_models.architecture import kv_groups, mla_absorbed_bytes_per_rank, weight_bytes_per_rank
 from engine_models.blocks import Architecture
 from engine_models.declaration import EnginePlan, MemoryBudget, PoolRequest
+from engine_models.overheads import load_overheads
 from engine_models.parts.continuous import ContinuousRules, ContinuousScheduler
 from engine_models.parts.paged_kv import PagedKV
 from engine_models.sampling import truncates
-from engine_models.step_time import HostOverhead
 from hardware_profiles.errors import InfeasibleError, InputError
 
 GIB = 1 << 30
@@ -85,11 +85,6 @@ VERSIONS = {v.name: v for v in (_V11, _V14, _V15, _V19, _V24, NEWEST)}
 CONTEXT_BYTES = 0.25e9  # CUDA context, cuBLAS workspaces, allocator slack: what remains on one device
 COLLECTIVE_BYTES = 0.50e9  # NCCL channels and custom all-reduce buffers, with tensor parallelism only
 GRAPH_BYTES_PER_SIZE = 12e6  # assumed: memory of one captured graph size (about 0.6 GB for the 51 default sizes)
-
-# Host and device overheads. Kind: assumed until fitted to measured runs; see docs/fidelity.md.
-import os, json
-HOST = HostOverhead(**json.loads(os.environ.get("CPH",'{"step_s":0.0,"row_s":0.0}')))
-FRONT_END_S = float(os.environ.get("CPF","0"))
 
 
 def version_of(text: str | None) -> Version:
@@ -214,6 +209,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         wasted_row_after_limit=version.wasted_row_after_limit,
         pipelined=pp > 1,
     )
+    overheads = load_overheads("vllm")
     notes.append(f"vLLM {version.name}: {tokens} tokens and {rows} rows a step, {blocks} blocks of {block_tokens} tokens")
     return EnginePlan(
         engine="vllm",
@@ -226,10 +222,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         unhashed_to_head=version.unhashed_to_head,
         depth=rules.in_flight,
         graph_sizes=sizes,
-        host=HOST,
-        front_end_s=FRONT_END_S,
+        host=overheads.host,
+        front_end_s=overheads.front_end_s,
         truncated_sampling=str(flags.get("generation_config", "auto")) != "vllm" and truncates(arch.name),
         notes=tuple(notes),
+        overhead_sources=overheads.provenance,
         warnings=tuple(warnings),
     )
 

@@ -2,8 +2,8 @@
 
 ``python -m hardware_profiles.kernel_fit TABLES [OUT] [DEVICE...]`` reads parquet tables (``gemm``,
 ``attention_decode``, ``attention_context``, ``moe``, ``mla``, ``quantize``, ``deepep``, ``allreduce``,
-``p2p``; any subset) and writes one
-``.npz`` and one readable ``.json`` a device and framework. The same tables give the same bytes.
+``p2p``; any subset) and writes one ``.npz`` and one readable ``.json`` a device and framework. The same
+tables give the same bytes.
 
 Method, for each device, framework and number format: (1) the few parameters of the physical base by robust
 least squares on the logarithm of time; (2) the residual as a matrix of shapes by loads, its column medians
@@ -55,9 +55,9 @@ LINK_ONLY: Mapping[str, str] = {
 }
 FRAMEWORKS = ("vllm", "sglang", "trtllm")
 
-#: Datasheet rates, dense. kind: datasheet; source: the vendors' product datasheets as collected in the
-#: aiconfigurator system files (commit 095f58a5, 2026); link: NVLink one way (A100 300, Hopper 450, B200 900
-#: GB/s), PCIe 4/5 x16.
+#: Datasheet rates, dense. kind: datasheet. bfloat16, fp8, fp4 and memory bandwidth as in the aiconfigurator
+#: system files (commit 095f58a5, 2026). int8, L2, multiprocessors and links (one way: NVLink 300, 450, 900
+#: GB/s; PCIe 4 and 5 x16) from the vendors' product descriptions, not checked against a second source.
 PEAKS: Mapping[str, km.DevicePeaks] = {
     "a100-sxm-80gb": km.DevicePeaks({"bfloat16": 312e12, "int8": 624e12}, 2039e9, 40e6, 300e9, 108),
     "h100-sxm-80gb": km.DevicePeaks(
@@ -185,10 +185,12 @@ def _deepep(
 
 _ATTENTION = ("num_heads", "num_kv_heads", "head_dim", "window_size")
 _ATTENTION_TERMS: Terms = (
-    (1.0, (2.0, 5.0, 1.0, 6.0)),
-    (0.5, (2.0, 0.0, 0.0, 0.0)),
-    (0.1, (0.0, 1.0, 1.0, 0.0)),
-    (0.02, (SAME, SAME, SAME, 0.0)),
+    (1.0, (2.0, 5.0, 1.0, 6.0, 0.0, 0.0, 0.0)),
+    (0.5, (2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)),
+    (0.1, (0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0)),
+    (0.1, (2.0, 1.0, 2.0, 6.0, 0.0, 1.0, 1.0)),
+    (0.1, (0.0, 0.0, 1.0, 6.0, 2.0, 0.0, 0.0)),
+    (0.02, (SAME, SAME, SAME, 0.0, 0.0, 0.0, 0.0)),
 )
 _DEEPEP = ("hidden_size", "num_experts", "topk")
 _MODEL = ("hidden_size", "inter_size", "topk", "num_experts")

@@ -37,14 +37,14 @@ Condition = Literal["bench", "serving"]
 KERNELS_DIR = Path(__file__).parent / "kernels"
 
 #: Queries times heads that fill one multiprocessor in prompt attention: fewer leave it idle while the others
-#: scan the cached keys. unit: query heads a multiprocessor, kind: fitted, 2026-11, source: 1165 single chunks
-#: after 0 to 13000 cached tokens on RTX PRO 6000, vLLM 0.19 (LLMServingSim 5daddb21); assumed to hold on
-#: other devices.
+#: scan the cached keys. unit: query heads a multiprocessor, kind: fitted (one round value read off the ratios
+#: of prediction to measurement), 2026-11, source: 1165 single chunks after 0 to 13000 cached tokens on RTX
+#: PRO 6000, vLLM 0.19 (LLMServingSim 5daddb21); not checked on other devices.
 FILL_QUERY_HEADS = 40.0
 
-#: Size of KV, as a share of the L2, above which a replayed benchmark is taken to run from device memory (half
-#: of the way). kind: fitted, 2026-11, source: decode rows of the same profile, whose layers evict each
-#: other's KV.
+#: Size of KV, as a share of the L2, at which a replayed benchmark has lost half of what the L2 gave it.
+#: kind: assumed, 2026-11; compared with, not tuned to, decode rows on RTX PRO 6000 (LLMServingSim 5daddb21),
+#: whose layers evict each other's KV; not checked on other devices.
 WARM_SHARE = 1.5
 
 #: Latency of a captured small collective where only eager ones were measured: median over the fitted graph
@@ -346,7 +346,8 @@ def streaming_base_s(p: Mapping[str, float], bytes_per_s: float, moved: Array) -
     return p["latency_s"] + moved / (bytes_per_s * p["memory_efficiency"])
 
 
-#: Without any measurement: efficiencies of a typical kernel (medians of the fitted ones), kind assumed.
+#: Without any measurement, and where the fit starts: efficiencies of a typical kernel. kind: assumed,
+#: 2026-11.
 DEFAULT_PARAMETERS: Mapping[str, Mapping[str, float]] = {
     "gemm": {
         "latency_s": 3e-6,
@@ -458,10 +459,21 @@ def locate(axis: Array, value: Array) -> tuple[NDArray[np.intp], Array]:
 
 
 def attention_shape(heads: float, kv_heads: float, head_dim: float, window: float) -> tuple[float, ...]:
-    """Features of an attention layer; a sliding window counts as nearness to one token, full attention as
-    0."""
+    """Features of an attention layer: KV heads, group size, head width, nearness of the window (0: none),
+    heads, windowed or not, and how many tiles of eight query heads a group takes (kernels are chosen by the
+    last two).
+    """
     near = 17.0 - math.log2(window) if window > 0 else 0.0
-    return (math.log2(kv_heads), math.log2(heads / kv_heads), 2.0 * math.log2(head_dim), near)
+    group = heads / kv_heads
+    return (
+        math.log2(kv_heads),
+        math.log2(group),
+        2.0 * math.log2(head_dim),
+        near,
+        math.log2(heads),
+        1.0 if window > 0 else 0.0,
+        math.log2(math.ceil(group / 8.0)),
+    )
 
 
 def moe_shape(

@@ -7,6 +7,7 @@ on are events on one clock (`_run_together`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,12 @@ IntArray = NDArray[np.int64]
 
 FINISHED, UNFINISHED, REJECTED, NOT_ARRIVED = 0, 1, 2, 3
 STATUS_NAMES = ("finished", "unfinished", "rejected", "not_arrived")
+SLICES = 64
+"""Stretches of simulated time in which independent replicas take turns, so that a stopped run has all of them equally far."""
+
+
+class _Stopped(Exception):
+    """Raised at the end of a request when `should_stop` says so; every part is then between two steps."""
 
 
 @dataclass
@@ -30,7 +37,8 @@ class ClusterResult:
     """What happened to every request (arrays over the workload's rows) and what every replica did.
 
     Times in seconds on the client's clock; NaN where a request did not get that far. `emissions[i]` are the inclusive ranges of
-    batch numbers of replica[i] in which request i emitted a token.
+    batch numbers of replica[i] in which request i emitted a token. `stopped_at_s` is the simulated time that all replicas had
+    reached when the run was stopped from outside, None for a complete run.
     """
 
     status: IntArray
@@ -50,6 +58,7 @@ class ClusterResult:
     hit_tokens: int
     queried_tokens: int
     end_of_run_s: float
+    stopped_at_s: float | None = None
 
 
 class Cluster:
@@ -64,6 +73,7 @@ class Cluster:
     router : "round_robin" or "least_requests" (fewest submitted and unfinished, the first among equals).
     before_s, after_s : time between the client's send and the engine, and between the end of a step and the client.
     aggregate : False forces plain stepping, the reference.
+    should_stop : asked after every request that ends; True ends the run there.
     """
 
     def __init__(
@@ -78,7 +88,10 @@ class Cluster:
         after_s: float = 0.0,
         stages: int = 1,
         aggregate: bool = True,
+        should_stop: Callable[[], bool] | None = None,
     ) -> None:
+        self._should_stop = should_stop
+        self._stopped_at_s: float | None = None
         self.workload = workload
         self.plan = plan
         self.router = router
@@ -183,11 +196,22 @@ class Cluster:
     def run(self) -> ClusterResult:
         """Run to the end of the drain; every request is accounted for."""
         released = bool(np.isnan(self.workload.arrival_s).any())
-        if released or (len(self.replicas) > 1 and self.router != "round_robin"):
-            self._run_together()
-        else:
-            self._run_apart()
+        try:
+            if released or (len(self.replicas) > 1 and self.router != "round_robin"):
+                self._run_together()
+            else:
+                self._run_apart()
+        except _Stopped:
+            self._stop()
         return self._result()
+
+    def _stop(self) -> None:
+        """Note how far all replicas have come; what arrives later has not arrived."""
+        reached = min((replica.clock_s for replica in self.replicas if replica.busy()), default=self._limit_s)
+        self._stopped_at_s = reached
+        for row in [row for row in self._live if self._arrival[row] > reached]:
+            del self._live[row]
+            self._status[row] = NOT_ARRIVED
 
     def _arrive(self, row: int, now_s: float) -> Sequence | None:
         """Register an arrival; None if the engine refuses it."""
@@ -212,8 +236,10 @@ class Cluster:
             self._turn += 1
             self._where[row] = number
             self.replicas[number].submit(seq)
-        for replica in self.replicas:
-            replica.advance(self._limit_s)
+        slices = np.linspace(0.0, self._end_of_arrivals(), SLICES).tolist() if len(self.replicas) > 1 else []
+        for limit_s in [*slices, self._limit_s]:
+            for replica in self.replicas:
+                replica.advance(limit_s)
 
     def _run_together(self) -> None:
         w = self.workload
@@ -326,6 +352,8 @@ class Cluster:
         del self._live[row]
         if self._clock is not None:
             self._release_next(row, end_s)
+        if self._should_stop is not None and self._should_stop():
+            raise _Stopped
 
     def _release_next(self, row: int, end_s: float) -> None:
         """Let the requests that waited for this one arrive."""
@@ -384,7 +412,13 @@ class Cluster:
             capacity_blocks=[replica.scheduler.kv.capacity_blocks for replica in self.replicas],
             hit_tokens=sum(replica.scheduler.hit_tokens for replica in self.replicas),
             queried_tokens=sum(replica.scheduler.queried_tokens for replica in self.replicas),
-            end_of_run_s=max([self._limit_s if self._live else 0.0, *(float(e[-1]) for e in ends if len(e))]),
+            end_of_run_s=max(
+                [
+                    self._limit_s if self._live and self._stopped_at_s is None else 0.0,
+                    *(float(e[-1]) for e in ends if len(e)),
+                ]
+            ),
+            stopped_at_s=self._stopped_at_s,
         )
 
 

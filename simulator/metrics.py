@@ -289,22 +289,16 @@ def good_requests(lat: Latencies, slo: dict[str, Any]) -> BoolArray:
 def _open_verdict(beyond: FloatArray, weights: NDArray[np.int64], allowed: float) -> bool:
     """Tell whether sampling error leaves open if more than the share `allowed` of all values lies beyond a bound.
 
-    `beyond` is 0 or 1 a value, in order of time. The interval of 95 % of the share is by batch means, and reaches at least
-    to 3 / n beyond zero (the rule of three: none seen among n says no more); below 40 values the verdict is always open.
+    `beyond` is 0 or 1 a value, in order of time. The interval of 95 % of the share is by batch means, on a logarithmic scale
+    since late requests come in bursts and shares are small: share * exp(+-t * standard error / share). Below 40 values, or
+    with none beyond, nothing is left open; that a run is too short for a percentile is a warning of its own.
     """
     batches = weighted_batches(beyond, weights)
-    if batches is None:
-        return True
-    count = int(weights.sum())
-    share = float((beyond * weights).sum() / count)
-    low, high = _around(share, batches)
-    return low <= allowed < max(high, 3.0 / count)
-
-
-def _straddles(interval: Mapping[str, Any] | None, percentile: str, bound: float) -> bool:
-    """Tell whether the interval of the model's error around a percentile holds the bound."""
-    named = (interval or {}).get(percentile)
-    return named is not None and named[0] <= bound <= named[1]
+    share = float((beyond * weights).sum() / weights.sum())
+    if batches is None or not 0 < share < 1:
+        return False
+    factor = np.exp(T_975_19 * float(batches.std(ddof=1)) / BATCHES**0.5 / share)
+    return bool(share / factor <= allowed <= share * factor)
 
 
 def verdict(
@@ -312,13 +306,11 @@ def verdict(
     rows: BoolArray,
     gaps: tuple[FloatArray, NDArray[np.int64]],
     slo: dict[str, Any],
-    intervals: Mapping[str, Mapping[str, Any] | None] | None = None,
 ) -> dict[str, Any]:
     """Judge the SLO over `rows`: every named percentile, lost requests counted as infinite, and the attainment.
 
-    `intervals` holds by metric the interval of the model's own error, {percentile: [low, high]} in ms. A check is
-    `close` if its bound lies inside that interval, or if the sampling error of the run leaves open on which side of it the
-    percentile lies; the verdict is close if checks that are close could turn it.
+    A check is `close` if the sampling error of the run leaves open on which side of its bound the percentile lies; the
+    verdict is close if checks that are close could turn it. `with_model_error` adds the error of the model.
     """
     checks: list[dict[str, Any]] = []
     for metric, named in slo.items():
@@ -328,10 +320,7 @@ def verdict(
         for name, bound in named.items():
             percent = float(name[1:].replace("_", "."))
             actual = _percentile(values, weights, percent)
-            near = bool(len(values)) and (
-                _open_verdict((values > bound).astype(float), weights, 1 - percent / 100)
-                or _straddles((intervals or {}).get(metric), name, float(bound))
-            )
+            near = bool(len(values)) and _open_verdict((values > bound).astype(float), weights, 1 - percent / 100)
             checks.append(
                 {
                     "metric": metric,
@@ -345,20 +334,40 @@ def verdict(
     good = good_requests(lat, slo)[rows]
     attainment = float(good.mean()) if len(good) else None
     wanted = slo.get("attainment")
-    parts = [(check["holds"], check["close"]) for check in checks]
+    kept, near = True, False
     if wanted is not None:
         kept = attainment is not None and attainment >= wanted
         near = bool(len(good)) and _open_verdict((~good).astype(float), np.ones(len(good), np.int64), 1 - wanted)
-        parts.append((kept, near))
-    holds = all(kept for kept, _ in parts)
-    close = any(near for _, near in parts) if holds else all(near for kept, near in parts if not kept)
     return {
-        "holds": holds,
-        "close": close,
+        "holds": kept and all(check["holds"] for check in checks),
+        "close": _may_turn(checks, kept, near),
         "checks": checks,
         "attainment": attainment,
         "attainment_wanted": wanted,
+        "attainment_close": near,
     }
+
+
+def with_model_error(judged: dict[str, Any], stats: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a verdict in which also the checks are close whose bound lies inside the interval of the model's error.
+
+    `stats` are the metrics of the run, each with `interval`: {percentile: [low, high]} in ms, or null.
+    """
+    checks = []
+    for check in judged["checks"]:
+        named = (stats[check["metric"]].get("interval") or {}).get(check["percentile"])
+        inside = named is not None and named[0] <= check["bound_ms"] <= named[1]
+        checks.append({**check, "close": check["close"] or inside})
+    wanted, attainment = judged["attainment_wanted"], judged["attainment"]
+    kept = wanted is None or (attainment is not None and attainment >= wanted)
+    return {**judged, "checks": checks, "close": _may_turn(checks, kept, judged["attainment_close"])}
+
+
+def _may_turn(checks: list[dict[str, Any]], attained: bool, attainment_near: bool) -> bool:
+    """Whether parts of a verdict that are close could turn it: any of a met one, all that fail of a missed one."""
+    parts = [(check["holds"], check["close"]) for check in checks] + [(attained, attainment_near)]
+    failing = [near for holds, near in parts if not holds]
+    return all(failing) if failing else any(near for _, near in parts)
 
 
 def _judged_values(
@@ -380,8 +389,9 @@ def _percentile(values: FloatArray, weights: NDArray[np.int64], percent: float) 
         return float("nan")
     if (weights != 1).any():
         return weighted_quantiles(values, weights, (percent,))[0]
-    method = "linear" if np.isfinite(values).all() else "higher"
-    return float(np.percentile(values, percent, method=method))
+    if np.isfinite(values).all():
+        return float(np.percentile(values, percent))
+    return float(np.percentile(values, percent, method="higher"))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,11 @@ from engine_models.formats import Format, format_named
 from engine_models.step_time import Formats, StepTimeModel
 from hardware_profiles.device import Device, load_device
 from hardware_profiles.errors import InfeasibleError, InputError, nearest
-from hardware_profiles.kernel_model import DevicePeaks, KernelModel, load_kernel_model
+from hardware_profiles.kernel_model import DevicePeaks, KernelModel, canonical_format, load_kernel_model
 from simulator import metrics
 from simulator.cluster import FINISHED, NOT_ARRIVED, REJECTED, STATUS_NAMES, UNFINISHED, Cluster, ClusterResult
 from simulator.cost import UnitPrice, Usage, run_cost
+from simulator.intervals import Evidence, add_intervals
 from simulator.timeline import server_averages, timeline
 from simulator.version import SCHEMA_VERSION, VERSION
 from simulator.workload.columns import Workload
@@ -41,6 +43,9 @@ ENGINES = {"vllm": vllm.plan}
 """Engines that can be simulated: name -> function from a pool's request and a version to its plan."""
 
 FRAMEWORK_KERNELS = {"vllm": "vllm"}
+
+ENGINE_DEVICES: dict[str, tuple[str, ...]] = {"vllm": ("gpu", "apu", "asic", "cpu")}
+"""Kinds of device for which an engine has a backend; Apple's GPUs are served by other engines."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,13 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     engine, version = engine_of(pool)
     arch = load_architecture(scenario.model, base)
     device = load_device(pool.hardware)
+    if device.kind not in ENGINE_DEVICES[engine]:
+        raise InputError(
+            f"{engine} does not run on {device.title}",
+            where="deployment.hardware",
+            mend=f"give {engine} a device of another kind ({', '.join(ENGINE_DEVICES[engine])}; "
+            "`capacity-plan list hardware`)",
+        )
     flags = parse_engine_args(engine, pool.engine_args)
     warnings = list(flags.warnings)
     experts = expert_ranks(pool)
@@ -310,8 +322,18 @@ def simulate(
     return run_prepared(prepared, aggregate=aggregate, workload=workload)
 
 
-def run_prepared(prepared: Prepared, *, aggregate: bool = True, workload: Workload | None = None) -> RunResult:
-    """Simulate a prepared scenario and assemble its result."""
+def run_prepared(
+    prepared: Prepared,
+    *,
+    aggregate: bool = True,
+    workload: Workload | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> RunResult:
+    """Simulate a prepared scenario and assemble its result.
+
+    `should_stop` is asked after every request that ends; once it says True the run ends there, and the result (of the
+    simulated time reached, without a verdict) says so in its warnings and in `raw.stopped_at_s`.
+    """
     from simulator.workload.build import build_workload
 
     started = time.perf_counter()
@@ -329,6 +351,7 @@ def run_prepared(prepared: Prepared, *, aggregate: bool = True, workload: Worklo
         after_s=half_rtt_s,
         stages=scenario.deployment.pools[0].pipeline_parallel,
         aggregate=aggregate,
+        should_stop=should_stop,
     )
     raw = cluster.run()
     if len(workload) and (raw.status == REJECTED).sum() == (raw.status != NOT_ARRIVED).sum():
@@ -346,6 +369,8 @@ def measured_window(workload: Workload, raw: ClusterResult, has_duration: bool) 
     end = workload.duration_s
     if not has_duration or not np.isfinite(end) or end <= workload.warmup_s:
         end = raw.end_of_run_s
+    if raw.stopped_at_s is not None:
+        end = min(end, raw.stopped_at_s)
     return metrics.Window(workload.warmup_s, max(end, workload.warmup_s))
 
 
@@ -421,7 +446,7 @@ def _assemble(prepared: Prepared, workload: Workload, raw: ClusterResult, starte
     cost = run_cost(prepared.price, usage)
     warnings = [*prepared.warnings, *workload.warnings]
     warnings += _warnings(prepared, workload, raw, window, stats, slo, lat, inside)
-    judged = metrics.verdict(lat, inside, gaps, slo) if slo else None
+    judged = metrics.verdict(lat, inside, gaps, slo) if slo and raw.stopped_at_s is None else None
     classes = _classes(workload, raw, lat, inside, scenario)
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -438,6 +463,9 @@ def _assemble(prepared: Prepared, workload: Workload, raw: ClusterResult, starte
         "assumptions": list(prepared.assumptions),
         "extrapolation": {"inside_calibration": None, "axes": []},
     }
+    evidence, axes = domain(prepared)
+    result["assumptions"] += add_intervals(result, evidence)
+    result["extrapolation"] = {"inside_calibration": not axes, "axes": axes}
     requests = request_table(workload, raw, lat, good if slo else None)
     from simulator.config.load import resolved, scenario_hash
 
@@ -451,7 +479,7 @@ def _assemble(prepared: Prepared, workload: Workload, raw: ClusterResult, starte
         "seed": scenario.seed,
         "hardware_profile": {"id": prepared.device.name, "sources": device_sources(prepared.device)},
         "kernel_model": kernel_sources(prepared.kernels),
-        "engine_model": {"id": prepared.plan.engine, "version": prepared.plan.version},
+        "engine_model": {"id": prepared.plan.engine, "version": prepared.plan.version, "overheads": prepared.plan.overhead_sources},
         "workload": dict(workload.source),
         "assumptions": list(prepared.assumptions),
         "run": {"wall_s": time.perf_counter() - started},
@@ -541,11 +569,18 @@ def _warnings(
             "than the KV cache"
         )
     unfinished = int((raw.status == UNFINISHED).sum())
-    if unfinished:
+    if raw.stopped_at_s is not None:
+        out.append(f"interrupted after {raw.stopped_at_s:,.0f} s of simulated time: figures of that time, no verdict")
+    elif unfinished:
         out.append(f"{unfinished} requests unfinished after {workload.drain_s:g} s of drain; they count as infinitely late")
     if raw.preemptions.sum():
         out.append(
             f"{int(raw.preemptions.sum())} preemptions: the KV cache ran short and requests were computed again"
+        )
+    if _used_up(prepared, workload, raw):
+        out.append(
+            f"the closed loop had used up its {len(workload):,} prepared requests at {raw.end_of_run_s:,.0f} s of "
+            f"{workload.duration_s:,.0f} s: rates are too low; shorten the duration"
         )
     named = {name for bounds in slo.values() if isinstance(bounds, dict) for name in bounds}
     count = int((inside & ~np.isnan(lat.e2el_ms)).sum())
@@ -557,6 +592,15 @@ def _warnings(
                 f"too short a run for {name}: {count} requests in the window, {needed} are needed for ten beyond it"
             )
     return out
+
+
+def _used_up(prepared: Prepared, workload: Workload, raw: ClusterResult) -> bool:
+    """Tell whether a closed loop ran out of the requests prepared for it before its duration was over."""
+    pooled = np.isnan(workload.arrival_s) & (workload.predecessor < 0)
+    if not pooled.any() or prepared.scenario.workload.requests is not None or raw.stopped_at_s is not None:
+        return False
+    spent = not (raw.status[pooled] == NOT_ARRIVED).any()
+    return spent and raw.end_of_run_s < workload.duration_s
 
 
 def deployment_summary(prepared: Prepared) -> dict[str, Any]:
@@ -584,6 +628,37 @@ def deployment_summary(prepared: Prepared) -> dict[str, Any]:
         "max_num_seqs": prepared.plan.rules.max_num_seqs,
         "max_model_len": prepared.plan.rules.max_model_len,
     }
+
+
+MEASURED = {("vllm", "h100-sxm-80gb")}
+"""Engine and device with end-to-end measurements behind them (docs/fidelity.md)."""
+
+
+def domain(prepared: Prepared) -> tuple[Evidence, list[str]]:
+    """What evidence stands behind a prediction, and the axes along which it leaves the calibrated domain."""
+    plan, device, kernels = prepared.plan, prepared.device, prepared.kernels
+    axes: list[str] = []
+    groups = kernels.held_out_error
+    if (plan.engine, device.name) in MEASURED:
+        hardware = "measured"
+    elif groups:
+        hardware = "kernels"
+        axes.append(f"hardware: no end-to-end run of {plan.engine} on {device.name} was measured, only its kernels")
+    else:
+        hardware = "physics"
+        axes.append(f"hardware: no kernel of {device.name} was measured; datasheet rates and assumed efficiencies")
+    weights = prepared.formats.weights
+    moe = any(block.kind == "moe" for block in prepared.arch.mlp)
+    model = "moe" if moe else "dense" if weights.bits_per_weight >= 16 else "quantized"
+    if groups and weights.bits_per_weight < 16:
+        known = {key.split("/")[1] for key in groups if key.startswith("moe/" if moe else "gemm/")}
+        if canonical_format(weights.name) not in known:
+            axes.append(f"weights: no {'expert' if moe else 'matrix'} kernels in {weights.name} were measured on {device.name}")
+    if any(block.kind == "linear" for block in prepared.arch.attention):
+        axes.append("attention: linear-attention layers are priced by their projections only")
+    if prepared.scenario.deployment.pools[0].pipeline_parallel > 1:
+        axes.append("parallelism: no pipeline-parallel run was measured")
+    return Evidence(hardware, model), axes
 
 
 def device_sources(device: Device) -> list[dict[str, Any]]:

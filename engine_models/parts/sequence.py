@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -16,14 +17,19 @@ class Sequence:
     The true output length is `final_length - prompt_tokens`; the scheduler may read it only to know that a row
     has ended, never to decide what to admit. `stop_known` says whether the end is certain beforehand
     (the client's limit or the context), as an end by EOS is not.
+
+    With speculative decoding a row carries `drafts` proposed tokens; a step may verify them, and `acceptance` says how
+    many of them the model accepts at the row's n-th verification (counted from 0), a cap that the drafts
+    actually scheduled bound from above. `pending` counts the outputs in flight that `length` already includes,
+    drafts among them; `in_flight_tokens` the tokens scheduled and not yet processed.
     """
 
     __slots__ = (
+        "acceptance",
         "arrival_s",
         "blocks",
         "class_index",
         "computed",
-        "draft_step",
         "drafts",
         "emissions",
         "extra_blocks",
@@ -32,13 +38,14 @@ class Sequence:
         "first_scheduled_s",
         "group_state",
         "hashed_blocks",
+        "in_flight_tokens",
         "index",
         "keys",
-        "keys_complete",
         "length",
         "offset",
         "order",
         "output_shared",
+        "pending",
         "preemptions",
         "priority",
         "prompt_tokens",
@@ -47,6 +54,7 @@ class Sequence:
         "shareable_blocks",
         "state",
         "stop_known",
+        "verifications",
     )
 
     def __init__(
@@ -62,6 +70,7 @@ class Sequence:
         shareable_tokens: int = 0,
         output_shared: bool = False,
         class_index: int = 0,
+        acceptance: Callable[[int], int] | None = None,
     ) -> None:
         self.index = index
         self.prompt_tokens = prompt_tokens
@@ -84,17 +93,20 @@ class Sequence:
         self.runs = runs
         self.shareable_blocks = shareable_tokens  # turned into blocks by the cache at first lookup
         self.keys: list[int] | None = None
-        self.keys_complete = False
         self.output_shared = output_shared
         # blocks held: keyed ones in order, then a count of the rest
         self.blocks: list[Any] = []
         self.extra_blocks = 0
         self.hashed_blocks = 0
-        self.group_state: Any = None
-        # emitted tokens as inclusive ranges of the replica's batch numbers
+        self.group_state: Any = None  # block tables of a cache with several groups
+        # emitted tokens as inclusive ranges of the replica's batch numbers; a batch that emits several tokens is
+        # named by as many ranges
         self.emissions: list[list[int]] = []
+        self.acceptance = acceptance
+        self.verifications = 0
         self.drafts = 0
-        self.draft_step = 0
+        self.pending = 0
+        self.in_flight_tokens = 0
 
     def __repr__(self) -> str:
         return (

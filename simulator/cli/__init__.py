@@ -9,14 +9,18 @@ def main() -> None:
     import sys
 
     from simulator.cli.app import app
-    from simulator.cli.errors import fail
+    from simulator.cli.errors import INTERRUPTED, fail
 
     as_json = "--json" in sys.argv[1:]
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        if code == INTERRUPTED:  # what Typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except SystemExit:
         raise
     except BaseException as error:
         if os.environ.get("CAPACITY_PLAN_TRACEBACK"):
             raise
         fail(error, as_json)
+    raise SystemExit(code or 0)

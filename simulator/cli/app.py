@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from simulator.cli.calibrate import calibrate_app
+
 app = typer.Typer(
     name="capacity-plan",
     help="Predict latency tails, KV-cache pressure, goodput and cost of serving a language model, before you buy or rent hardware.",
@@ -20,6 +22,7 @@ validate_app = typer.Typer(help="Compare the simulator with what was recorded or
 trace_app = typer.Typer(help="Request traces: statistics, conversion, generation.", no_args_is_help=True)
 app.add_typer(validate_app, name="validate")
 app.add_typer(trace_app, name="trace")
+app.add_typer(calibrate_app, name="calibrate")
 
 ScenarioArgument = Annotated[str, typer.Argument(help="Scenario file, or the name of a shipped scenario.")]
 SetOption = Annotated[
@@ -70,8 +73,10 @@ def simulate(
     as_json: JsonOption = False,
 ) -> None:
     """Run one scenario; print a summary and write the run directory."""
+    from simulator.cli.errors import InterruptedRun
+    from simulator.cli.interrupt import interruptible
     from simulator.config.load import load_scenario
-    from simulator.io.rundir import run_directory, write_run
+    from simulator.io.rundir import check_place, run_directory, write_run
     from simulator.io.text import json_text
     from simulator.run import prepare, run_prepared
 
@@ -79,12 +84,24 @@ def simulate(
     if seed is not None:
         loaded = loaded.model_copy(update={"seed": seed})
     prepared = prepare(loaded)
+    check_place(output)
     progress(f"simulating {loaded.name} ...")
-    run = run_prepared(prepared)
+    with interruptible(lambda done: progress(f"simulating {loaded.name} ... {done:,} requests done")) as should_stop:
+        run = run_prepared(prepared, should_stop=should_stop)
     progress_done()
+    partial = run.raw.stopped_at_s is not None
     run.manifest["run"]["command_line"] = sys.argv
     directory = run_directory(output, run.name, run.digest)
-    write_run(directory, result=run.result, manifest=run.manifest, requests=run.requests, timeline=run.timeline)
+    directory = write_run(
+        directory,
+        result=run.result,
+        manifest=run.manifest,
+        requests=run.requests,
+        timeline=run.timeline,
+        partial=partial,
+    )
+    if partial:
+        raise InterruptedRun(f"interrupted; what was done is in {directory}")
     if plots:
         from simulator.report.plots import write_plots
 
@@ -154,6 +171,21 @@ def validate_schedules(
     schedules_command(directory, as_json)
 
 
+@validate_app.command("runs")
+def validate_runs(
+    directory: Annotated[Path, typer.Argument(help="Suite of measured experiments (experiments.parquet, requests/).")],
+    experiment: Annotated[list[str] | None, typer.Option(help="Only experiments whose id contains this.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the comparison to this Parquet file.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the fidelity page (Markdown, with a plot).")] = None,
+    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Replay measured runs and print the error of every metric."""
+    from simulator.cli.validate import runs_command
+
+    runs_command(directory, experiment or [], output, report, workers, as_json)
+
+
 @validate_app.command("kernels")
 def validate_kernels(
     directory: Annotated[Path, typer.Argument(help="Directory of kernel timing tables (*.parquet).")],
@@ -202,3 +234,12 @@ def trace_synthesize(
     from simulator.cli.traces import synthesize_command
 
     synthesize_command(scenario, output, set_ or [], seed, to)
+
+
+def _register_planning() -> None:
+    from simulator.cli import sweep
+
+    sweep.register(app)
+
+
+_register_planning()

@@ -225,6 +225,7 @@ def _show_engine(name: str) -> dict[str, Any]:
 
     from engine_models import vllm
     from engine_models.flags import flag_defaults
+    from engine_models.overheads import load_overheads
 
     engine, _, version = name.partition("@")
     if engine.strip().lower() != "vllm":
@@ -236,7 +237,7 @@ def _show_engine(name: str) -> dict[str, Any]:
         "versions": list(vllm.VERSIONS),
         "switches": asdict(chosen),
         "flags": {k: "engine's choice" if v is None else str(v) for k, v in flag_defaults("vllm").items()},
-        "overheads [s]": asdict(vllm.HOST) | {"front_end_s": vllm.FRONT_END_S},
+        "overheads": [{"name": k, **v} for k, v in load_overheads("vllm").provenance.items()],
     }
 
 

@@ -3,34 +3,72 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from hardware_profiles.errors import PlanError
+from hardware_profiles.errors import InputError, PlanError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, 128 + SIGINT."""
+
+
+class InterruptedRun(PlanError):
+    """Ctrl-C; the message says what was kept."""
+
+    exit_code = INTERRUPTED
+
+
+def in_words(error: BaseException) -> PlanError:
+    """Return `error` as one that has words for a person and an exit code."""
+    if isinstance(error, PlanError):
+        return error
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        return InterruptedRun("interrupted; nothing was written")
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        return _usage(error)
+    words: PlanError
+    if isinstance(error, OSError):
+        full = error.errno == errno.ENOSPC
+        words = PlanError(
+            "the disk is full; nothing was written" if full else f"{error.strerror or error}",
+            where=str(error.filename) if error.filename else None,
+            mend="free space, or choose another --output" if full else "check the path and its permissions",
+        )
+    elif isinstance(error, MemoryError):
+        words = PlanError("out of memory", mend="simulate fewer requests: a shorter duration, a limit, a window")
+    else:
+        words = PlanError(
+            f"internal error: {type(error).__name__}: {error}",
+            mend="please report it with the scenario; CAPACITY_PLAN_TRACEBACK=1 shows where",
+        )
+    return words
+
+
+def _usage(error: Any) -> PlanError:
+    """A mistake on the command line that Typer found (its own exceptions, or those of click under older versions)."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "capacity-plan"
+    return InputError(error.format_message().rstrip("."), mend=f"`{command} --help` lists what it takes")
 
 
 def fail(error: BaseException, as_json: bool) -> NoReturn:
-    """Print the error in words on stderr (and as JSON on stdout under `--json`) and exit."""
-    if isinstance(error, PlanError):
-        message, where, mend, code = error.message, error.where, error.mend, error.exit_code
-    elif isinstance(error, KeyboardInterrupt):
-        message, where, mend, code = "interrupted", None, None, 130
-    elif isinstance(error, OSError):
-        full = error.errno == errno.ENOSPC
-        message = "the disk is full; nothing was written" if full else f"{error.strerror or error}"
-        where = str(error.filename) if error.filename else None
-        mend = "free space, or choose another --output" if full else "check the path and its permissions"
-        code = 1
-    else:
-        message = f"internal error: {type(error).__name__}: {error}"
-        where, mend = None, "please report it with the scenario; CAPACITY_PLAN_TRACEBACK=1 shows where"
-        code = 1
+    """Print the error in words on stderr (and as JSON on stdout under `--json`) and exit.
+
+    A reader of stdout that went away (`| head`) is no error worth a word.
+    """
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1)
+    if type(error).__name__ == "NoArgsIsHelpError" and not as_json:
+        print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
+        raise SystemExit(2)
+    words = in_words(error)
     if as_json:
         import json
 
-        print(json.dumps({"error": {"message": message, "where": where, "mend": mend}}))
-    place = f"{where}: " if where else ""
-    print(f"error: {place}{message}", file=sys.stderr)
-    if mend:
-        print(f"  mend: {mend}", file=sys.stderr)
-    raise SystemExit(code)
+        from simulator.io.errors import error_as_dict
+
+        print(json.dumps(error_as_dict(words)))
+    print("\n".join(f"error: {p}" for p in (getattr(words, "problems", None) or (words,))), file=sys.stderr)
+    raise SystemExit(words.exit_code)

@@ -43,8 +43,10 @@ def latency_rows(metrics: dict[str, Any]) -> list[list[str]]:
     for title, name in LATENCIES:
         stats = metrics[name]
         half = "" if not stats["ci95"] else f" ±{short((stats['ci95'][1] - stats['ci95'][0]) / 2)}"
+        bounds = (stats["interval"] or {}).get("mean")
+        model = "-" if not bounds else f"{short(bounds[0])} to {short(bounds[1]) if bounds[1] is not None else 'any'}"
         rows.append(
-            [title, short(stats["mean"]) + half, *(short(stats[p]) for p in ("p50", "p90", "p99", "max"))]
+            [title, short(stats["mean"]) + half, *(short(stats[p]) for p in ("p50", "p90", "p99", "max")), model]
         )
     return rows
 
@@ -93,7 +95,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         "",
         *verdict_line(result["slo"]),
         "",
-        *table(["latency, ms", "mean", "p50", "p90", "p99", "max"], latency_rows(result["metrics"])),
+        *table(["latency, ms", "mean", "p50", "p90", "p99", "max", "mean, 90 % interval"], latency_rows(result["metrics"])),
         "",
     ]
     for kind in result.get("classes") or []:
@@ -132,6 +134,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         ]
     lines.append("")
     lines += [wrapped(f"warning   {text}", " " * 10) for text in result["warnings"]]
+    lines += [wrapped(f"outside   {text}", " " * 10) for text in result["extrapolation"]["axes"]]
     lines += [wrapped(f"assumed   {text}", " " * 10) for text in result["assumptions"]]
     kernels = manifest["kernel_model"]
     errors = kernels["held_out_error"]

@@ -53,3 +53,72 @@ def kernels_command(directory: Path, as_json: bool) -> None:
     print("\n".join(table(["operation", "device", "framework", "format", "rows", "MAPE"], rows, indent="")))
     for g in report["skipped"]:
         print(wrapped(f"skipped {g['rows']:,} rows of {g['op']} {g['gpu']} {g['framework']} {g['dtype']}: {g['reason']}", "  "))
+
+
+def runs_command(
+    directory: Path, experiments: list[str], output: Path | None, report: Path | None, workers: int, as_json: bool
+) -> None:
+    """Replay a suite of measured experiments and print the errors."""
+    from simulator.cli.app import progress, progress_done
+    from simulator.validation.evidence import kinds
+    from simulator.validation.report import SHOWN, coverage_by_holdout, fidelity, write_plot
+    from simulator.validation.runs import validate_runs
+    from simulator.validation.suite import read_suite
+
+    outcome = validate_runs(directory, tuple(experiments), workers, progress)
+    progress_done()
+    rows = read_suite(directory)
+    if output is not None:
+        _write_table(outcome["experiments"], output)
+    if report is not None:
+        known = kinds(rows)
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(fidelity(directory, rows, outcome, coverage_by_holdout(outcome, known)), encoding="utf-8")
+        whole = {"experiments": [e for e in outcome["experiments"] if e["id"] in known]}
+        write_plot(whole, report.parent / "figures" / "fidelity.png")
+    if as_json:
+        print(json.dumps(outcome))
+        return
+    labels = dict(SHOWN)
+    by_id: dict[str, dict[str, float]] = {}
+    for e in outcome["experiments"]:
+        by_id.setdefault(e["id"], {})[e["metric"]] = (e["predicted"] / e["measured"] - 1) * 100
+    shown = [m for m in labels if any(m in d for d in by_id.values())]
+    body = [[name[:72], *(f"{d[m]:+.1f}" if m in d else "-" for m in shown)] for name, d in by_id.items()]
+    print("\n".join(table(["predicted against measured, %", *(labels[m] for m in shown)], body, indent="")))
+    print("\nmedian absolute error over whole runs that were not saturated:")
+    for metric, value in outcome["medians"].items():
+        if metric in labels:
+            print(f"  {labels[metric]:14} {value:.1f} %")
+    checked = [e["covered"] for e in outcome["experiments"] if e["covered"] is not None]
+    if checked:
+        print(f"  inside the 90 % interval: {100 * sum(checked) / len(checked):.0f} % of {len(checked):,} values")
+    reasons: dict[str, int] = {}
+    for entry in outcome["skipped"]:
+        reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
+    for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
+        print(wrapped(f"skipped {count} rows: {reason}", "  "))
+
+
+def _write_table(experiments: list[dict[str, object]], path: Path) -> None:
+    import numpy as np
+
+    from simulator.io.tables import write_columns
+
+    def bound(e: dict[str, object], i: int) -> float:
+        values = e["interval"]
+        return float("nan") if not isinstance(values, list) else float(values[i])
+
+    write_columns(
+        {
+            "experiment": [str(e["id"]) for e in experiments],
+            "metric": [str(e["metric"]) for e in experiments],
+            "measured": np.array([e["measured"] for e in experiments], dtype=float),
+            "predicted": np.array([e["predicted"] for e in experiments], dtype=float),
+            "error": np.array([e["abs_pct_error"] for e in experiments], dtype=float),
+            "interval_low": np.array([bound(e, 0) for e in experiments]),
+            "interval_high": np.array([bound(e, 1) for e in experiments]),
+            "covered": [None if e["covered"] is None else bool(e["covered"]) for e in experiments],
+        },
+        path,
+    )

@@ -37,6 +37,13 @@ def run_directory(base: Path, name: str, scenario_hash: str) -> Path:
     return base / f"{slug}-{scenario_hash[:HASH_DIGITS]}"
 
 
+def check_place(base: Path) -> None:
+    """Raise InputError if no run can be written below `base`, as `write_run` would; nothing is left there."""
+    existing = next(path for path in (base, *base.absolute().parents) if path.exists())
+    with _in_words(base):
+        os.rmdir(tempfile.mkdtemp(prefix=".capacity-plan.", dir=existing))
+
+
 def write_run(
     directory: Path,
     *,

@@ -116,7 +116,7 @@ def parse_axis(spec: str) -> Axis:
             mend="remove the extra comma; write null for a field left out, '' for empty text",
         )
     if len(paths) == 1:
-        steps = tuple((text,) for item in items for text in _range(item, where))
+        steps: tuple[tuple[str, ...], ...] = tuple((text,) for item in items for text in _range(item, where))
     else:
         steps = tuple(_parts(item, paths, where) for item in items)
     twice = next((step for i, step in enumerate(steps) if step in steps[:i]), None)
@@ -155,9 +155,7 @@ def _split(text: str, divider: str, where: str) -> list[str]:
     for i, sign in enumerate(text):
         if quote:
             quote = "" if sign == quote else quote
-        elif sign in "\"'" and not text[start:i].strip(" [{,:"):
-            quote = sign
-        elif sign in "\"'" and depth:
+        elif sign in "\"'" and (depth or not text[start:i].strip()):
             quote = sign
         elif sign in _OPEN:
             depth += 1

@@ -54,5 +54,7 @@ def cheapest(rows: Sequence[Row], cost: str, latency: str, verdict: str = "met")
         late = row.get(latency)
         return row[cost], float("inf") if late is None else late, row["point"]
 
-    chosen = [row for row in rows if row["status"] == "ok" and row["slo"] == verdict and row[cost] is not None]
+    chosen = [
+        row for row in rows if row["status"] == "ok" and row["slo"] == verdict and row[cost] is not None
+    ]
     return min(chosen, key=key, default=None)

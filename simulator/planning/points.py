@@ -62,6 +62,7 @@ def outcome_columns(result: Mapping[str, Any]) -> dict[str, Any]:
     row |= {name: result["cost"][name] for name in COST}
     row["usd_per_gpu_hour"] = result["cost"]["ListUnitPrice"]
     row["price_date"] = result["cost"]["price_date"] or None
+    row["outside"] = "; ".join(result["extrapolation"]["axes"])
     row["warnings"] = "; ".join(result["warnings"])
     return row
 
@@ -70,4 +71,4 @@ def empty_columns() -> dict[str, Any]:
     """The columns of a point that did not finish: nothing known."""
     names = ["slo_holds", *DEPLOYED, *(f"{m}_{s}" for m in LATENCIES for s in STATISTICS), *TOTALS]
     names += ["overloaded", "sustainable_per_s", *SERVER, *COST, "usd_per_gpu_hour", "price_date"]
-    return {"slo": "", **dict.fromkeys(names), "warnings": ""}
+    return {"slo": "", **dict.fromkeys(names), "outside": "", "warnings": ""}

@@ -33,14 +33,18 @@ def claim(folder: Path, digest: str) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise InputError("a file stands in the sweep's place", where=str(folder), mend="name another --output")
+        raise InputError(
+            "a file stands in the sweep's place", where=str(folder), mend="name another --output"
+        )
     if not any(child.name != ".lock" for child in folder.iterdir()):
         return
     found = read_sweep(folder)["digest"] if (folder / SWEEP).is_file() else None
     if found != digest:
         what = "another sweep (other axes, scenario or version)" if found else "something other than a sweep"
         raise InputError(
-            f"the folder holds {what}, and is left alone", where=str(folder), mend="name another with --output"
+            f"the folder holds {what}, and is left alone",
+            where=str(folder),
+            mend="name another with --output",
         )
 
 
@@ -140,7 +144,9 @@ def write_table(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(zip(*(["" if v is None else v for v in column] for column in columns.values()), strict=True))
+    writer.writerows(
+        zip(*(["" if v is None else v for v in column] for column in columns.values()), strict=True)
+    )
     temporary = folder / f".{TABLE}.{os.getpid()}"
     try:
         write_columns(columns, temporary)

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
+from simulator.io.rundir import run_directory, write_file, write_run
+from simulator.io.text import json_text, plain
 from simulator.planning import store
 from simulator.planning.axes import Axis, Point, parse_axes, points_of
 from simulator.planning.pareto import cheapest, cost_column, latency_column, pareto_front
@@ -48,8 +50,6 @@ class PlannedPoint:
     @property
     def name(self) -> str:
         """Name of the point's run directory."""
-        from simulator.io.rundir import run_directory
-
         label = self.scenario.name if self.scenario else "invalid"
         return run_directory(Path(), label, self.digest).name
 
@@ -148,8 +148,6 @@ def run_point(scenario: Scenario, directory: Path, command_line: Sequence[str]) 
 
     What the scenario itself forbids becomes a status. Errors of the place of writing (a full disk) are raised.
     """
-    from simulator.io.rundir import write_run
-    from simulator.io.text import plain
     from simulator.run import prepare, run_prepared
 
     try:
@@ -161,7 +159,9 @@ def run_point(scenario: Scenario, directory: Path, command_line: Sequence[str]) 
     except Exception as error:
         return {"status": "failed", "reason": f"internal error: {type(error).__name__}: {error}"}
     run.manifest["run"]["command_line"] = list(command_line)
-    write_run(directory, result=run.result, manifest=run.manifest, requests=run.requests, timeline=run.timeline)
+    write_run(
+        directory, result=run.result, manifest=run.manifest, requests=run.requests, timeline=run.timeline
+    )
     return {"status": "ok", "reason": "", "outcome": outcome_columns(plain(run.result))}
 
 
@@ -171,11 +171,18 @@ def in_words(error: PlanError) -> str:
     return f"{place}{error.message}" + (f" (mend: {error.mend})" if error.mend else "")
 
 
-def _in_worker(scenario: Scenario, directory: Path, command_line: Sequence[str]) -> dict[str, Any]:
+def _follow(parent: int) -> None:
+    """Prepare a worker process: it ends when its parent has, and leaves interrupts to it."""
     import signal
+    import threading
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    return run_point(scenario, directory, command_line)
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 # -- all points ---------------------------------------------------------------------------------------------
@@ -196,7 +203,7 @@ def run_sweep(
     Raises InputError if the folder holds something else; a full disk or an interrupt keeps the finished points.
     """
     store.claim(folder, plan.digest)
-    store.write_file(folder / store.SWEEP, store.json_text(_record(plan, None)))
+    write_file(folder / store.SWEEP, json_text(_record(plan, None)))
     notes: list[str] = []
     with store.locked(folder):
         store.sweep_away(folder)
@@ -212,7 +219,7 @@ def run_sweep(
         _simulate(todo, folder, workers or min(os.cpu_count() or 1, max(1, len(todo))), done, progress)
         result = _tabulate(plan, folder, done, notes)
         store.write_table(folder, result.rows)
-        store.write_file(folder / store.SWEEP, store.json_text(_record(plan, result)))
+        write_file(folder / store.SWEEP, json_text(_record(plan, result)))
     return result
 
 
@@ -248,7 +255,9 @@ def _simulate(
     outcomes = _in_turn(todo, folder) if workers == 1 or total == 1 else _side_by_side(todo, folder, workers)
     for planned, outcome in outcomes:
         if outcome["status"] in KEPT_FAILURES:
-            store.write_failure(folder, planned.name, {"status": outcome["status"], "reason": outcome["reason"]})
+            store.write_failure(
+                folder, planned.name, {"status": outcome["status"], "reason": outcome["reason"]}
+            )
         done[planned.digest] = outcome
         count += 1
         tell()
@@ -285,7 +294,10 @@ def _side_by_side(todo: list[PlannedPoint], folder: Path, workers: int) -> Outco
         try:
             yield from _pooled([planned], folder, 1)
         except BrokenProcessPool:
-            yield planned, {"status": "failed", "reason": "its process was killed, probably for want of memory"}
+            yield (
+                planned,
+                {"status": "failed", "reason": "its process was killed, probably for want of memory"},
+            )
 
 
 def _pooled(todo: list[PlannedPoint], folder: Path, workers: int) -> Outcomes:
@@ -294,14 +306,16 @@ def _pooled(todo: list[PlannedPoint], folder: Path, workers: int) -> Outcomes:
     from joblib.externals.loky import ProcessPoolExecutor
 
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    pool = ProcessPoolExecutor(max_workers=min(workers, len(todo)), env=one_thread)
+    pool = ProcessPoolExecutor(
+        max_workers=min(workers, len(todo)), env=one_thread, initializer=_follow, initargs=(os.getpid(),)
+    )
     waiting = iter(todo)
     running: dict[Future[dict[str, Any]], PlannedPoint] = {}
     try:
         while True:
             while len(running) < 2 * workers and (planned := next(waiting, None)) is not None:
                 directory = folder / store.RUNS / planned.name
-                running[pool.submit(_in_worker, planned.scenario, directory, sys.argv)] = planned
+                running[pool.submit(run_point, planned.scenario, directory, sys.argv)] = planned
             if not running:
                 break
             ready, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -321,7 +335,9 @@ def axis_column(path: str) -> str:
     return path if "." in path else f"scenario.{path}"
 
 
-def _tabulate(plan: SweepPlan, folder: Path, done: Mapping[str, dict[str, Any]], notes: list[str]) -> SweepResult:
+def _tabulate(
+    plan: SweepPlan, folder: Path, done: Mapping[str, dict[str, Any]], notes: list[str]
+) -> SweepResult:
     rows = []
     for planned in plan.points:
         outcome = done[planned.digest]
@@ -338,7 +354,7 @@ def _tabulate(plan: SweepPlan, folder: Path, done: Mapping[str, dict[str, Any]],
         )
     cost = cost_column(rows, plan.paths)
     latency = latency_column(rows, plan.slo())
-    pairs = [(row[cost], row[latency]) if row["status"] == "ok" else (None, None) for row in rows]
+    pairs = [(row[cost], row[latency]) if _steady(row) else (None, None) for row in rows]
     for row, on_front in zip(rows, pareto_front(pairs), strict=True):
         row["pareto"] = on_front
     best = cheapest(rows, cost, latency)
@@ -346,6 +362,11 @@ def _tabulate(plan: SweepPlan, folder: Path, done: Mapping[str, dict[str, Any]],
     if close is not None and best is not None and close[cost] >= best[cost]:
         close = None
     return SweepResult(folder, tuple(rows), cost, latency, best, close, tuple(notes), _error(plan, rows))
+
+
+def _steady(row: Mapping[str, Any]) -> bool:
+    """Whether a point's percentiles say how quick it is: not where it lost requests or falls ever further behind."""
+    return row["status"] == "ok" and not row["overloaded"] and not row["unfinished"] and not row["rejected"]
 
 
 def _error(plan: SweepPlan, rows: Sequence[Mapping[str, Any]]) -> PlanError | None:
@@ -362,9 +383,10 @@ def _error(plan: SweepPlan, rows: Sequence[Mapping[str, Any]]) -> PlanError | No
         )
     if any(row["status"] == "ok" for row in rows):
         return None
-    kind = InfeasibleError if any(row["status"] == "infeasible" for row in rows) else InputError
-    if all(row["status"] == "failed" for row in rows):
-        kind = PlanError
+    statuses = {row["status"] for row in rows}
+    kind: type[PlanError] = (
+        InfeasibleError if "infeasible" in statuses else InputError if "invalid" in statuses else PlanError
+    )
     return kind(f"none of the {len(rows)} points could be simulated; the first: {rows[0]['reason']}")
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine_models.overheads import Overheads
 from hardware_profiles.errors import PlanError
+from simulator.cluster import ClusterResult
+from simulator.intervals import Evidence, half_width, interval, queue_widening
+from simulator.metrics import Latencies
 from simulator.validation.suite import (
     METRICS,
     Experiment,
@@ -21,28 +26,62 @@ from simulator.validation.suite import (
 )
 
 
-def predict(experiment: Experiment) -> dict[str, dict[str, float]]:
-    """Simulate one experiment; predicted metrics by row id."""
+Prediction = tuple[float, list[float] | None]
+"""A predicted value and its 90 % interval."""
+
+
+def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[str, dict[str, Prediction]]:
+    """Simulate one experiment; predicted metrics by row id. `overheads` replaces the engine's own."""
     from simulator import metrics
     from simulator.config.load import load_scenario
-    from simulator.run import prepare, run_prepared
+    from simulator.run import domain, prepare, run_prepared
 
     scenario = load_scenario(experiment.scenario)
     prepared = prepare(scenario)
+    if overheads is not None:
+        plan = replace(prepared.plan, host=overheads.host, front_end_s=overheads.front_end_s)
+        prepared = replace(prepared, plan=plan)
     run = run_prepared(prepared, workload=experiment.workload)
     raw = run.raw
     lat = metrics.latencies(raw)
-    out: dict[str, dict[str, float]] = {}
+    evidence, _ = domain(prepared)
+    if np.isnan(experiment.workload.arrival_s).any() and evidence.hardware == "measured":
+        evidence = Evidence("kernels", evidence.model)  # closed-loop clients of other sites: see validation.evidence
+    out: dict[str, dict[str, Prediction]] = {}
     for row in experiment.rows:
         stage = int(row.get("stage_index", -1))
         mask = np.ones(len(raw.status), dtype=bool) if stage < 0 else experiment.stage_of == stage
+        mask &= experiment.judged
         if not mask.any():
             continue
-        out[row["id"]] = row_metrics(run, raw, lat, mask)
+        values = row_metrics(raw, lat, mask)
+        queue = lat.queue_ms[mask]
+        step = values.get("tpot_p50_ms", 0.0)
+        out[row["id"]] = {
+            name: (value, _interval(name, value, queue[~np.isnan(queue)] - step, evidence)) for name, value in values.items()
+        }
     return out
 
 
-def row_metrics(run: Any, raw: Any, lat: Any, mask: NDArray[np.bool_]) -> dict[str, float]:
+def _interval(column: str, value: float, queue_ms: NDArray[np.float64], evidence: Evidence) -> list[float] | None:
+    from simulator.validation.intervals import split_name
+
+    if column.startswith("itl_mean"):
+        named: tuple[str, str] | None = ("tpot", "mean")
+    elif column.endswith("_rps") or column.endswith("_tok_s"):
+        named = ("tpot", "mean")
+    else:
+        named = split_name(column)
+    if named is None:
+        return None
+    width, _ = half_width(evidence, *named)
+    if named[0] == "ttft" and len(queue_ms):
+        wait = float(queue_ms.mean()) if named[1] == "mean" else float(np.percentile(queue_ms, float(named[1][1:])))
+        width = queue_widening(width, wait, value, half_width(evidence, "tpot", "mean")[0])
+    return interval(value, width)
+
+
+def row_metrics(raw: ClusterResult, lat: Latencies, mask: NDArray[np.bool_]) -> dict[str, float]:
     """Predicted values of the suite's metric columns over some requests."""
     out: dict[str, float] = {}
     for name, values in (("ttft", lat.ttft_ms), ("e2e", lat.e2el_ms), ("tpot", lat.tpot_ms)):
@@ -103,7 +142,7 @@ def validate_runs(
     return {"experiments": experiments, "skipped": skipped, "medians": medians(experiments, rows)}
 
 
-def _attempt(experiment: Experiment) -> dict[str, dict[str, float]] | str:
+def _attempt(experiment: Experiment) -> dict[str, dict[str, Prediction]] | str:
     try:
         return predict(experiment)
     except PlanError as error:
@@ -112,7 +151,7 @@ def _attempt(experiment: Experiment) -> dict[str, dict[str, float]] | str:
         return f"not modelled: {error}"
 
 
-def _predict_all(planned: list[Experiment], workers: int, progress: Any) -> list[dict[str, dict[str, float]] | str]:
+def _predict_all(planned: list[Experiment], workers: int, progress: Any) -> list[dict[str, dict[str, Prediction]] | str]:
     if workers <= 1 or len(planned) < 4:
         out = []
         for number, experiment in enumerate(planned):
@@ -125,13 +164,13 @@ def _predict_all(planned: list[Experiment], workers: int, progress: Any) -> list
     return list(Parallel(n_jobs=workers)(delayed(_attempt)(experiment) for experiment in planned))
 
 
-def _compare(row: dict[str, Any], predicted: dict[str, float]) -> list[dict[str, Any]]:
+def _compare(row: dict[str, Any], predicted: dict[str, Prediction]) -> list[dict[str, Any]]:
     out = []
     for metric in METRICS:
         measured = row.get(metric)
         if not isinstance(measured, int | float) or measured <= 0 or metric not in predicted:
             continue
-        value = predicted[metric]
+        value, bounds = predicted[metric]
         out.append(
             {
                 "id": row["id"],
@@ -139,8 +178,8 @@ def _compare(row: dict[str, Any], predicted: dict[str, float]) -> list[dict[str,
                 "measured": float(measured),
                 "predicted": value,
                 "abs_pct_error": abs(value / measured - 1) * 100,
-                "interval": None,
-                "covered": None,
+                "interval": bounds,
+                "covered": bounds[0] <= measured <= bounds[1] if bounds else None,
             }
         )
     return out

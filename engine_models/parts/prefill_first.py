@@ -1,0 +1,902 @@
+"""Prefill before decode, over a radix-tree cache: the scheduler of SGLang.
+
+A step is either a prefill of waiting requests (EXTEND), or one decode step of all running rows (DECODE), or, if allowed, both at
+once (MIXED). Whenever a prefill can be formed, decoding waits. Admission weighs what the running rows may still
+generate, scaled by a *new-token ratio* that falls with every decode step and is raised when memory ran out and rows
+had to be retracted.
+
+All running rows decode together, so they are kept as one aggregate (`DecodeSet`) and a step costs what changed. Under
+overlap scheduling a batch is formed when its predecessor starts: the tokens of the batch in flight are not known yet.
+
+Source: behaviour of SGLang 0.5.23 (`managers/scheduler.py`, `schedule_policy.py`, `schedule_batch.py`), checked step by
+step against recordings of it; see docs/engines/sglang.md.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+from engine_models.parts.continuous import Batch
+from engine_models.parts.decode_set import DecodeSet
+from engine_models.parts.radix import Content, Node, RadixPool, RadixTree
+from engine_models.parts.sequence import Sequence
+
+CACHE_AWARE = ("lpm", "dfs-weight", "hrrn", "shortest-prefill-first")
+POLICIES = ("fcfs", "lof", "random", "routing-key", *CACHE_AWARE)
+
+# SGLang 0.5.23 constants: `schedule_policy.py`, `environ.py`
+CLIP_NEW_TOKENS = 4096  # SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION: most future tokens a request is charged with
+RETRACT_STEPS = 20  # SGLANG_RETRACT_DECODE_STEPS: decode steps for which a retraction makes room
+INIT_RATIO = 0.7  # SGLANG_INIT_NEW_TOKEN_RATIO, times schedule_conservativeness
+MIN_RATIO_FACTOR = 0.14  # SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR
+DECAY_STEPS = 600  # SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS
+IN_BATCH_CHECK_TOKENS = 32  # IN_BATCH_PREFIX_CACHING_CHECK_THRESHOLD
+IN_BATCH_DEFER_TOKENS = 32  # IN_BATCH_PREFIX_CACHING_DEPRIORITIZE_THRESHOLD
+LONG_QUEUE = 128  # above it lpm and hrrn fall back to fcfs
+IGNORE_EOS_RESERVE_TOKENS = 1
+
+
+@dataclass(frozen=True)
+class PrefillFirstRules:
+    """What a prefill-first scheduler may do. Names of knobs are SGLang's.
+
+    Attributes
+    ----------
+    max_running_requests : rows that may run at once.
+    max_model_len : context limit in tokens.
+    max_prefill_tokens : prompt tokens of one prefill batch (a first request may exceed it when prompts are not chunked).
+    chunked_prefill_size : tokens of one prefill batch beyond which a prompt is cut; None: prompts are not cut.
+    in_flight : batches scheduled ahead (1 synchronous, 2 overlap).
+    schedule_policy : order of the waiting queue, one of `POLICIES`.
+    schedule_conservativeness : scales the initial new-token ratio.
+    mixed_chunk : decode rows join prefill batches.
+    ignore_eos : requests run to their limit and say so.
+    priority_scheduling : order by priority; `low_priority_values_first`: smaller is more urgent.
+    preemption : with priorities, running rows give way; `preemption_threshold`: by how much priorities must differ.
+    prefill_max_requests : most requests of one prefill batch.
+    """
+
+    max_running_requests: int
+    max_model_len: int
+    max_prefill_tokens: int = 16384
+    chunked_prefill_size: int | None = 8192
+    in_flight: int = 1
+    schedule_policy: str = "fcfs"
+    schedule_conservativeness: float = 1.0
+    mixed_chunk: bool = False
+    ignore_eos: bool = False
+    priority_scheduling: bool = False
+    low_priority_values_first: bool = False
+    preemption: bool = False
+    preemption_threshold: int = 10
+    prefill_max_requests: int | None = None
+
+
+@dataclass(slots=True)
+class PrefillFirstBatch(Batch):
+    """A scheduled step. `mode` is EXTEND, DECODE or MIXED; token counts as the pool has them after forming it.
+
+    `extends` lists the prefill rows: (row, tokens computed after it, whether that completes the prompt, generation of the row).
+    `preempted` are all rows that lost their memory; `retracted` those of them that did so for want of it.
+    """
+
+    mode: str = "DECODE"
+    extends: list[tuple[Sequence, int, bool, int]] = field(default_factory=list)
+    retracted: list[Sequence] = field(default_factory=list)
+    aborted: list[Sequence] = field(default_factory=list)
+    chunked: Sequence | None = None
+    batch_is_full: bool = False
+    new_token_ratio: float = 0.0
+    free_tokens: int = 0
+    evictable_tokens: int = 0
+
+
+class _Row:
+    """What the scheduler knows of a request besides its counts."""
+
+    __slots__ = ("content", "last", "matched", "max_new", "node", "processed", "protected", "queued")
+
+    def __init__(self, content: Content, max_new: int, root: Node) -> None:
+        self.content = content
+        self.max_new = max_new  # the most tokens it may generate, as its sampling parameters say
+        self.node = root  # locked while the request holds memory
+        self.protected = 0  # tokens at its beginning that the tree owns
+        self.last = -1  # batch of its last token outside the decode set (its prefill, or its end)
+        self.matched = 0  # prefix found when the queue was ordered
+        self.queued = 0  # place of its first arrival
+        self.processed = 0  # prompt tokens prefilled by the replica before it arrived
+
+
+class PrefillFirstScheduler:
+    """Waiting and running requests of one replica and the rule that forms the next batch.
+
+    Parameters
+    ----------
+    rules : the knobs.
+    kv : the pool and its radix tree.
+    aggregate : allow many decode steps to be scheduled as one (`horizon`, `jump`).
+    record_rows : keep the ordered rows of every batch (`Batch.rows`).
+    """
+
+    def __init__(
+        self, rules: PrefillFirstRules, kv: RadixPool, *, aggregate: bool = True, record_rows: bool = False
+    ) -> None:
+        self.rules = rules
+        self.kv = kv
+        self.aggregate = aggregate and not record_rows
+        self.record_rows = record_rows
+        self.running: dict[Sequence, None] = {}  # every row that holds memory
+        self.decodes = DecodeSet(kv.page_tokens)
+        self.next_number = 0
+        self.processed_number = -1
+        self.preemptions = 0
+        self.hit_tokens = 0
+        self.queried_tokens = 0
+        self.batch_is_full = False
+        self.chunked: Sequence | None = None
+        self.initial_ratio = min(INIT_RATIO * rules.schedule_conservativeness, 1.0)
+        self.least_ratio = min(self.initial_ratio * MIN_RATIO_FACTOR, 1.0)
+        self.decay = (self.initial_ratio - self.least_ratio) / DECAY_STEPS
+        self.ratio = self.initial_ratio
+        policy = rules.schedule_policy
+        self._policy = "fcfs" if policy in CACHE_AWARE and not kv.prefix_caching else policy
+        self._overlap = rules.in_flight > 1
+        self._sign = 1 if rules.low_priority_values_first else -1
+        self._decoding: dict[Sequence, None] = {}  # the running batch, in order
+        self._merging: list[Sequence] = []  # rows of the last prefill batch, not yet in the running batch
+        self._last_extend = False
+        self._ending: list[Sequence] = []  # in the running batch, last token in flight
+        self._wasting: list[Sequence] = []  # ended, but scheduled once more as the end was not certain
+        self._aborted: list[Sequence] = []
+        self._last_decode = -1
+        self._orders = 0
+        self._arrivals = 0
+        self._prefilled_tokens = 0
+        self._waiting: list[Sequence] = []
+        self._unsorted = False
+        self._pauses: list[int] = []  # batches in which the running rows did not decode
+        self._random = random.Random(0)
+
+    # -- queues ---------------------------------------------------------------------------------------------
+
+    @property
+    def waiting_count(self) -> int:
+        """Requests that wait for admission, retracted ones included."""
+        return len(self._waiting)
+
+    def waiting(self) -> list[Sequence]:
+        """Waiting requests as the queue has them."""
+        return list(self._waiting)
+
+    def decoding(self) -> list[Sequence]:
+        """Rows of the running batch, in order."""
+        return list(self._decoding)
+
+    def add(self, seq: Sequence) -> None:
+        """Enqueue an arrived request."""
+        prompt, final = seq.prompt_tokens, seq.final_length
+        runs = seq.runs
+        covered = sum(run[2] for run in runs)
+        shared = final if seq.output_shared else min(seq.shareable_blocks, covered)
+        if covered > shared:
+            runs = Content(runs).slice(0, shared)
+        elif covered < shared:
+            shared = covered
+        if shared < final:  # the rest is nobody else's
+            runs = (*runs, (-1 - seq.index, shared, final - shared))
+        # a client that sets no limit leaves the context as the limit
+        limit = final - prompt if seq.stop_known else self.rules.max_model_len - prompt - 1
+        room = self.kv.capacity_tokens - prompt - self.kv.page_tokens - 1
+        row = _Row(Content(runs), max(1, min(limit, room)), self.kv.tree.root)
+        row.queued = self._arrivals
+        row.processed = self._prefilled_tokens
+        self._arrivals += 1
+        seq.group_state = row
+        seq.state = "waiting"
+        self._waiting.append(seq)
+        self._unsorted = True
+
+    def has_work(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self.running) or bool(self._waiting)
+
+    def ignores_arrivals(self) -> bool:
+        """Whether a newly arrived request could not change the next steps: no prefill is tried until a row leaves."""
+        return self.batch_is_full and not self.rules.preemption and bool(self._decoding)
+
+    # -- the step -------------------------------------------------------------------------------------------
+
+    def schedule(self, now_s: float) -> PrefillFirstBatch | None:
+        """Form the next batch; None if there is nothing to run."""
+        batch = PrefillFirstBatch(self.next_number)
+        if self.record_rows:
+            batch.rows = []
+        if self.chunked is not None and self._last_extend:
+            self._checkpoint(self.chunked, self.chunked.computed, chunked=True)
+        self._merge()
+        if not self._form_prefill(batch, now_s) and not self._form_decode(batch):
+            if self.processed_number == self.next_number - 1:
+                self.ratio = self.initial_ratio  # idle
+            return batch if batch.preempted else None
+        batch.tokens = batch.decode_rows + sum(new for new, _ in batch.prefill)
+        batch.decode_tokens = batch.decode_rows
+        batch.chunked = self.chunked
+        batch.batch_is_full = self.batch_is_full
+        batch.new_token_ratio = self.ratio
+        batch.free_tokens = self.kv.free_tokens
+        batch.evictable_tokens = self.kv.tree.evictable_tokens
+        batch.free_blocks = self.kv.free_blocks
+        if self._aborted:
+            batch.aborted, self._aborted = self._aborted, []
+            batch.finishing.extend(batch.aborted)
+        if not batch.decode_rows:
+            self._pauses.append(batch.number)
+        self.next_number += 1
+        return batch
+
+    def _merge(self) -> None:
+        """Let the rows of the last prefill batch join the end of the running batch."""
+        if not self._last_extend:
+            return
+        self._last_extend = False
+        if self._merging and not self._decoding:
+            self.batch_is_full = False  # the prefill batch becomes the running batch
+        for seq in self._merging:
+            self._decoding[seq] = None
+            if seq.state == "running":
+                self.decodes.join(seq)
+        self._merging = []
+
+    # -- admission ------------------------------------------------------------------------------------------
+
+    def _free_slots(self) -> int:
+        return self.rules.max_running_requests - len(self._decoding)
+
+    def _outputs(self, seq: Sequence) -> int:
+        """Generated tokens that the scheduler has seen."""
+        row: _Row = seq.group_state
+        if seq.state == "decoding":
+            outputs = self.decodes.length(seq) - seq.prompt_tokens
+            latest = max(row.last, self._last_decode)
+        else:
+            outputs = seq.length - seq.prompt_tokens
+            latest = row.last
+        return outputs - 1 if latest > self.processed_number else outputs
+
+    def _future(self, seq: Sequence) -> float:
+        """Tokens that a running row is expected to need."""
+        row: _Row = seq.group_state
+        return min(row.max_new - self._outputs(seq), CLIP_NEW_TOKENS) * (1.0 if self.rules.ignore_eos else self.ratio)
+
+    def _form_prefill(self, batch: PrefillFirstBatch, now_s: float) -> bool:
+        rules, kv = self.rules, self.kv
+        if rules.preemption or not self._decoding:
+            self.batch_is_full = False
+        if self.chunked is None and (self.batch_is_full or not self._waiting):
+            return False
+        if self.chunked is None and not rules.preemption and self._free_slots() <= 0:
+            self.batch_is_full = True
+            return False
+        self._order_waiting()
+        adder = _Adder(self)
+        if self.chunked is not None:
+            adder.continue_chunk(self.chunked)
+        taken = 0
+        for seq in self._waiting:
+            if adder.exhausted():
+                break
+            if len(adder.admitted) >= self._free_slots():
+                self.batch_is_full = True
+            if self.batch_is_full and not (rules.preemption and adder.preempt_for(seq, batch)):
+                break
+            adder.look_up(seq)
+            verdict = adder.add(seq)
+            if adder.admitted and adder.admitted[-1][0] is seq:
+                taken += 1
+            if verdict != "continue":
+                if verdict == "no_token":
+                    self.batch_is_full = bool(adder.admitted) or bool(self._decoding)
+                break
+        if taken:
+            del self._waiting[:taken]
+        for seq in batch.preempted:
+            self._requeue(seq)
+        if not adder.admitted:
+            return False
+        if adder.new_chunked is not None:
+            self.chunked = adder.new_chunked
+        elif adder.chunk_finished:
+            self.chunked = None
+        self._launch_prefill(batch, adder.admitted, now_s)
+        return True
+
+    def _launch_prefill(
+        self, batch: PrefillFirstBatch, admitted: list[tuple[Sequence, int, int, bool]], now_s: float
+    ) -> None:
+        """Allocate the new tokens of the admitted rows, and let decode rows join if the rules mix."""
+        rules, kv, number = self.rules, self.kv, batch.number
+        page = kv.page_tokens
+        new_tokens = sum(end - start for _, start, end, _ in admitted)
+        kv.make_room(new_tokens + (len(admitted) * page if page > 1 else 0))
+        batch.mode = "EXTEND"
+        finishing: list[Sequence] = []
+        for seq, start, end, fresh in admitted:
+            row: _Row = seq.group_state
+            kv.free_tokens -= kv.paged(end) - kv.paged(start)
+            batch.prefill.append((end - start, start))
+            self._prefilled_tokens += end - start
+            if batch.rows is not None:
+                batch.rows.append((seq, end - start, start))
+            if fresh:
+                if start:
+                    batch.hits.append((seq, start))
+                if seq.first_scheduled_s < 0:
+                    seq.first_scheduled_s = now_s
+                    seq.first_hit_tokens = start
+                    self.queried_tokens += seq.length
+                    self.hit_tokens += start
+                seq.order = self._orders
+                self._orders += 1
+                seq.state = "running"
+                self.running[seq] = None
+            seq.computed = end
+            complete = end == seq.length
+            batch.extends.append((seq, end, complete, seq.preemptions))
+            if not complete:
+                continue
+            seq.length += 1
+            row.last = number
+            self._emit(seq, number, number)
+            if seq.length >= seq.final_length and (seq.stop_known or not self._overlap):
+                seq.state = "ending"
+                finishing.append(seq)
+                self._ending.append(seq)
+            elif seq.length >= seq.final_length:
+                finishing.append(seq)
+                self._wasting.append(seq)
+            self._merging.append(seq)
+        if kv.free_tokens < 0:
+            raise RuntimeError("out of KV memory for a prefill that was admitted")
+        self._last_extend = True
+        if rules.mixed_chunk and self._decoding:
+            self._drop_ending()
+            need = self.decodes.blocks_needed() * page
+            if self._decoding and kv.make_room(need):
+                batch.mode = "MIXED"
+                self._decode_all(batch)
+                finishing.extend(batch.finishing)
+                ended = set(finishing)
+                self._merging.extend(seq for seq in self._decoding if seq not in ended or seq.state != "ending")
+                self._merging.extend(seq for seq in self._decoding if seq in ended and seq.state == "ending")
+                self._decoding = {}
+        batch.finishing = finishing
+
+    def _order_waiting(self) -> None:
+        rules, policy, waiting = self.rules, self._policy, self._waiting
+        if policy in ("lpm", "hrrn") and len(waiting) > LONG_QUEUE:
+            return
+        if policy in CACHE_AWARE:
+            deferred = self._match_waiting()
+            if policy == "lpm":
+                waiting.sort(key=lambda s: float("inf") if s in deferred else -s.group_state.matched)
+            elif policy == "dfs-weight":
+                self._waiting = self._depth_first()
+            elif policy == "hrrn":
+                waiting.sort(key=lambda s: self._response_rank(s, s in deferred))
+            else:
+                waiting.sort(
+                    key=lambda s: (s in deferred, max(1, s.length - s.group_state.matched), s.group_state.queued)
+                )
+        elif policy == "random":
+            self._random.shuffle(waiting)
+        elif self._unsorted:
+            self._unsorted = False
+            sign = self._sign
+            if policy == "lof" and rules.priority_scheduling:
+                waiting.sort(key=lambda s: (s.priority * sign, -s.group_state.max_new))
+            elif policy == "lof":
+                waiting.sort(key=lambda s: -s.group_state.max_new)
+            elif policy == "fcfs" and rules.priority_scheduling:
+                waiting.sort(key=lambda s: (s.priority * sign, s.group_state.queued))
+
+    def _match_waiting(self) -> set[Sequence]:
+        """Look up every waiting request; returns those that had better wait for an earlier one with the same beginning."""
+        tree = self.kv.tree
+        among = RadixTree()
+        deferred: set[Sequence] = set()
+        for seq in self._waiting:
+            row: _Row = seq.group_state
+            found, row.node = tree.match(row.content, seq.length)
+            row.matched = min(found, seq.length - 1)
+            if found <= IN_BATCH_CHECK_TOKENS:
+                shared, _ = among.match(row.content, seq.length)
+                if shared >= IN_BATCH_DEFER_TOKENS:
+                    deferred.add(seq)
+                else:
+                    among.insert(row.content, seq.length)
+        return deferred
+
+    def _response_rank(self, seq: Sequence, deferred: bool) -> tuple[float, int]:
+        row: _Row = seq.group_state
+        if deferred:
+            return float("inf"), seq.index
+        uncached = seq.prompt_tokens - row.matched
+        if uncached <= 0:
+            return float("-inf"), seq.index
+        return -max(0, self._prefilled_tokens - row.processed) / uncached, seq.index
+
+    def _depth_first(self) -> list[Sequence]:
+        """Waiting requests by a walk of the tree, heavier subtrees first, a node's own requests after its subtrees."""
+        at: dict[Node, list[Sequence]] = {}
+        for seq in self._waiting:
+            at.setdefault(seq.group_state.node, []).append(seq)
+        root = self.kv.tree.root
+        order = [root]
+        for node in order:
+            order.extend(node.children.values())
+        weight = {node: len(at.get(node, ())) for node in order}
+        for node in reversed(order):
+            if node.parent is not None:
+                weight[node.parent] += weight[node]
+        out: list[Sequence] = []
+        stack: list[tuple[Node, bool]] = [(root, False)]
+        while stack:
+            node, done = stack.pop()
+            if done:
+                out.extend(at.get(node, ()))
+                continue
+            stack.append((node, True))
+            below = sorted((c for c in node.children.values() if weight[c]), key=lambda c: -weight[c])
+            stack.extend((child, False) for child in reversed(below))
+        return out
+
+    # -- decoding -------------------------------------------------------------------------------------------
+
+    def _drop_ending(self) -> None:
+        """Take rows whose last token is in flight out of the running batch."""
+        if self._ending:
+            for seq in self._ending:
+                if seq in self._decoding:
+                    del self._decoding[seq]
+                    self.batch_is_full = False
+            self._ending = [seq for seq in self._ending if seq in self.running and seq not in self._decoding]
+            self._ending = []
+
+    def _form_decode(self, batch: PrefillFirstBatch) -> bool:
+        if not self._decoding:
+            return False
+        self._drop_ending()
+        if not self._decoding:
+            self.batch_is_full = False
+            return False
+        if not self.kv.make_room(self.decodes.blocks_needed() * self.kv.page_tokens):
+            self._retract(batch)
+            if not self._decoding:
+                return False
+        else:
+            self.ratio = max(self.ratio - self.decay, self.least_ratio)
+        self._decode_all(batch)
+        return True
+
+    def _decode_all(self, batch: PrefillFirstBatch) -> None:
+        """One token for every row of the running batch."""
+        decodes, kv = self.decodes, self.kv
+        kv.free_tokens -= decodes.blocks_needed() * kv.page_tokens
+        batch.decode_rows = decodes.count
+        batch.decode_kv_tokens = decodes.kv_tokens()
+        if batch.rows is not None:
+            batch.rows.extend((seq, 1, decodes.length(seq) - 1) for seq in self._decoding)
+        decodes.steps += 1
+        self._last_decode = batch.number
+        self._end_decodes(batch)
+
+    def _end_decodes(self, batch: PrefillFirstBatch) -> None:
+        ended = self.decodes.pop_ended()
+        if not ended:
+            return
+        if len(ended) > 1:
+            mine = set(ended)
+            ended = [seq for seq in self._decoding if seq in mine]
+        for seq in ended:
+            seq.group_state.last = batch.number
+            if self._overlap and not seq.stop_known:
+                self._wasting.append(seq)
+            else:
+                self._leave_decodes(seq, batch.number)
+                seq.state = "ending"
+                self._ending.append(seq)
+            batch.finishing.append(seq)
+
+    def _retract(self, batch: PrefillFirstBatch) -> None:
+        """Take the memory of running rows until a decode step fits: fewest generated tokens first, then longest prompts."""
+        kv, page = self.kv, self.kv.page_tokens
+        before = len(self._decoding)
+        rows = sorted(self._decoding, key=lambda s: (self._outputs(s), -s.prompt_tokens), reverse=True)
+        first = True
+        while first or not kv.make_room(self.decodes.blocks_needed() * page):
+            if len(rows) == 1:
+                break
+            first = False
+            victim = rows.pop()
+            del self._decoding[victim]
+            self._take_memory(victim, len(rows))
+            batch.retracted.append(victim)
+        if len(rows) <= 1 and not kv.make_room(self.decodes.blocks_needed() * page):
+            last = rows.pop()
+            del self._decoding[last]
+            self._take_memory(last, 0)
+            last.final_length = last.length
+            last.state = "finished"
+            self._aborted.append(last)
+        self._decoding = dict.fromkeys(rows)
+        outputs = sum(self._outputs(seq) for seq in rows)
+        limits = sum(seq.group_state.max_new for seq in rows)
+        self.ratio = min(1.0, (outputs + RETRACT_STEPS * len(rows)) / (limits + 1))
+        for seq in batch.retracted:
+            batch.preempted.append(seq)
+            self._requeue(seq)
+        if len(rows) < before:
+            self.batch_is_full = False
+
+    def _take_memory(self, seq: Sequence, remaining: int) -> None:
+        """Free what the row holds beyond the tree's part, and make room for the rows that remain.
+
+        A token in flight is lost.
+        """
+        row: _Row = seq.group_state
+        outputs = self._outputs(seq)
+        if seq.state == "decoding":
+            self._leave_decodes(seq, self.next_number - 1)
+        lost = seq.length - seq.prompt_tokens - outputs
+        self.kv.free_tokens += self.kv.paged(seq.computed) - row.protected
+        self.kv.tree.unlock(row.node)
+        if lost:
+            seq.length -= lost
+            span = seq.emissions[-1]
+            span[1] -= lost
+            if span[0] > span[1]:
+                seq.emissions.pop()
+        if seq in self._wasting:
+            self._wasting.remove(seq)
+        row.node = self.kv.tree.root
+        row.protected = 0
+        row.last = -1
+        seq.computed = 0
+        del self.running[seq]
+        self.kv.make_room(remaining * RETRACT_STEPS)
+        seq.state = "preempted"
+        seq.preemptions += 1
+        self.preemptions += 1
+
+    def _requeue(self, seq: Sequence) -> None:
+        seq.group_state.queued = self._arrivals
+        self._arrivals += 1
+        self._waiting.append(seq)
+        self._unsorted = True
+
+    # -- memory ---------------------------------------------------------------------------------------------
+
+    def _checkpoint(self, seq: Sequence, computed: int, *, chunked: bool = False) -> None:
+        """Enter the computed prompt into the tree and hold it there."""
+        kv = self.kv
+        if not kv.prefix_caching:
+            return
+        row: _Row = seq.group_state
+        length = computed - computed % kv.page_tokens
+        known, _ = kv.tree.insert(row.content, length, chunked=chunked, priority=seq.priority)
+        if known > row.protected:
+            kv.free_tokens += known - row.protected  # computed twice: the tree keeps its copy
+        _, node = kv.tree.match(row.content, length)
+        kv.tree.unlock(row.node)
+        kv.tree.lock(node)
+        row.node = node
+        row.protected = length
+
+    def _release(self, seq: Sequence) -> None:
+        """Hand the tokens of an ended row over to the tree."""
+        kv = self.kv
+        row: _Row = seq.group_state
+        held = kv.paged(seq.computed)
+        if not kv.prefix_caching:
+            kv.free_tokens += held
+        else:
+            committed = min(seq.computed, seq.final_length - 1)
+            length = committed - committed % kv.page_tokens
+            known, _ = kv.tree.insert(row.content, length, priority=seq.priority)
+            kv.free_tokens += max(known, row.protected) - row.protected + held - length
+            prompt = seq.prompt_tokens - seq.prompt_tokens % kv.page_tokens
+            if 0 < prompt < length:  # so that the output can be evicted before the prompt
+                kv.tree.insert(row.content, prompt, priority=seq.priority)
+            kv.tree.unlock(row.node)
+        row.node = kv.tree.root
+        row.protected = 0
+
+    def process(self, batch: Batch) -> list[Sequence]:
+        """Take in the results of a batch: prompts enter the tree, ended rows leave, in batch order."""
+        self.processed_number = batch.number
+        extends = getattr(batch, "extends", ())
+        if not extends and not batch.finishing:
+            return batch.finishing
+        finishing = dict.fromkeys(batch.finishing)
+        for seq, computed, complete, generation in extends:
+            if complete and seq.preemptions == generation:
+                if seq in finishing:
+                    self._finish(seq)
+                else:
+                    self._checkpoint(seq, computed)
+        for seq in batch.finishing:
+            if seq.state != "finished":
+                self._finish(seq)
+        if batch.finishing:
+            self.batch_is_full = False
+            self._ending = [seq for seq in self._ending if seq.state != "finished"]
+            self._merging = [seq for seq in self._merging if seq.state != "finished"]
+        return batch.finishing
+
+    def _finish(self, seq: Sequence) -> None:
+        if seq.state == "decoding":  # scheduled once more in vain
+            self._leave_decodes(seq, seq.group_state.last)
+        if self._wasting and seq in self._wasting:
+            self._wasting.remove(seq)
+        self._release(seq)
+        self.running.pop(seq, None)
+        self._decoding.pop(seq, None)
+        seq.state = "finished"
+
+    # -- emitted tokens -------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _emit(seq: Sequence, first: int, last: int) -> None:
+        spans = seq.emissions
+        if spans and spans[-1][1] == first - 1:
+            spans[-1][1] = last
+        else:
+            spans.append([first, last])
+
+    def _leave_decodes(self, seq: Sequence, last: int | None) -> None:
+        """Take a row out of the decode set and note the batches up to `last` in which it emitted."""
+        self.decodes.leave(seq)
+        if last is None:
+            return
+        pauses = self._pauses
+        first = seq.group_state.last + 1 if seq.group_state.last < last else self._joined(seq)
+        at = bisect_left(pauses, first)
+        while at < len(pauses) and pauses[at] <= last:
+            if first < pauses[at]:
+                self._emit(seq, first, pauses[at] - 1)
+            first = pauses[at] + 1
+            at += 1
+        if first <= last:
+            self._emit(seq, first, last)
+
+    @staticmethod
+    def _joined(seq: Sequence) -> int:
+        return seq.emissions[-1][1] + 1
+
+    # -- jumping --------------------------------------------------------------------------------------------
+
+    def horizon(self) -> int:
+        """Proven number of next steps that decode exactly the rows of the decode set and nothing else.
+
+        0 if the next step must be formed by `schedule`.
+        """
+        decodes = self.decodes
+        if (
+            not self.aggregate
+            or self._last_extend
+            or self.chunked is not None
+            or not decodes.count
+            or self._ending
+            or self._wasting
+            or self._aborted
+            or (self._waiting and not (self.batch_is_full and not self.rules.preemption))
+        ):
+            return 0
+        steps = decodes.steps_to_next_end()
+        kv = self.kv
+        pages = (kv.free_tokens + kv.tree.evictable_tokens) // kv.page_tokens
+        if decodes.count * (steps // decodes.block_tokens + 1) > pages:
+            while steps > 0 and decodes.blocks_needed_over(steps) > pages:
+                steps = min(steps - 1, steps // 2 + 8)
+        return steps
+
+    def jump(self, steps: int) -> PrefillFirstBatch:
+        """Schedule `steps` decode steps at once; returns the last of them."""
+        decodes, kv = self.decodes, self.kv
+        need = decodes.blocks_needed_over(steps) * kv.page_tokens
+        kv.make_room(need)
+        kv.free_tokens -= need
+        ratio, decay, least = self.ratio, self.decay, self.least_ratio
+        for _ in range(steps):
+            if ratio <= least:
+                break
+            ratio = max(ratio - decay, least)
+        self.ratio = ratio
+        decodes.steps += steps
+        self.next_number += steps
+        batch = PrefillFirstBatch(self.next_number - 1)
+        self._last_decode = batch.number
+        batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count
+        batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
+        self._end_decodes(batch)
+        return batch
+
+
+class _Adder:
+    """The budgets of one prefill batch and the requests admitted to it: (row, from token, to token, newly admitted)."""
+
+    def __init__(self, scheduler: PrefillFirstScheduler) -> None:
+        rules = scheduler.rules
+        self.scheduler = scheduler
+        self.kv = scheduler.kv
+        mixed = len(scheduler._decoding) if rules.mixed_chunk else 0
+        self.total_offset: float = mixed + sum([scheduler._future(seq) for seq in scheduler._decoding])
+        self.current_offset = mixed
+        self.input_left = rules.max_prefill_tokens - mixed
+        self.chunk_left = None if rules.chunked_prefill_size is None else rules.chunked_prefill_size - mixed
+        self.admitted: list[tuple[Sequence, int, int, bool]] = []
+        self.new_chunked: Sequence | None = None
+        self.chunk_finished = False
+        self._states: list[tuple[float, int]] | None = None
+
+    def _available(self) -> int:
+        return self.kv.free_tokens + self.kv.tree.evictable_tokens
+
+    @property
+    def total_left(self) -> float:
+        """Tokens left when every reservation is honoured."""
+        return self._available() - self.total_offset
+
+    @property
+    def current_left(self) -> int:
+        """Tokens left for prompts."""
+        return self._available() - self.current_offset
+
+    def exhausted(self) -> bool:
+        """Whether the token budgets of the batch are used up."""
+        return self.input_left <= 0 or (self.chunk_left is not None and self.chunk_left <= 0)
+
+    def _charge(self, tokens: int, future: int) -> None:
+        paged = self.kv.paged(tokens)
+        now = paged + self.kv.page_tokens
+        self.total_offset += now + future
+        self.current_offset += now
+        self.input_left -= paged
+        if self.chunk_left is not None:
+            self.chunk_left -= paged
+
+    def _verdict(self) -> str:
+        if self.total_left <= 0 or self.current_left <= 0:
+            return "no_token"
+        return "other" if self.exhausted() else "continue"
+
+    def continue_chunk(self, seq: Sequence) -> None:
+        """Go on with the prompt that is partly computed."""
+        assert self.chunk_left is not None
+        most = min(self.chunk_left, int(self.total_left))
+        if most <= 0:
+            most = self.chunk_left
+        rest = seq.length - seq.computed
+        tokens = min(rest, most, self._available() // self.kv.page_tokens * self.kv.page_tokens)
+        if tokens <= 0:
+            return
+        finished = tokens == rest
+        future = min(seq.group_state.max_new, CLIP_NEW_TOKENS) if finished else 0
+        self.admitted.append((seq, seq.computed, seq.computed + tokens, False))
+        self.chunk_finished = finished
+        self._charge(tokens, future)
+
+    def look_up(self, seq: Sequence) -> None:
+        """Find what the tree has of a waiting request."""
+        row: _Row = seq.group_state
+        if self.kv.prefix_caching:
+            row.matched, row.node = self.kv.tree.match(row.content, seq.length - 1)
+
+    def add(self, seq: Sequence) -> str:
+        """Try one waiting request; returns "continue", "other" or "no_token"."""
+        rules, kv = self.scheduler.rules, self.kv
+        row: _Row = seq.group_state
+        prefix, node = row.matched, row.node
+        if rules.prefill_max_requests is not None and len(self.admitted) >= rules.prefill_max_requests:
+            return "other"
+        if rules.ignore_eos and not kv.prefix_caching:
+            return self._add_to_limit(seq)
+        outputs = seq.length - seq.prompt_tokens
+        extend = seq.length - prefix
+        need = extend + min(max(row.max_new - outputs, 0), CLIP_NEW_TOKENS) + kv.page_tokens
+        kv.tree.lock(node)
+        if need >= self.total_left:
+            kv.tree.unlock(node)
+            return "no_token"
+        paged = kv.paged(extend)
+        if self.chunk_left is None and self.admitted and paged >= self.input_left:
+            kv.tree.unlock(node)
+            return "other"
+        future = min(row.max_new, CLIP_NEW_TOKENS)
+        if self.chunk_left is not None and paged > self.chunk_left:
+            page = kv.page_tokens
+            extend = self.chunk_left // page * page
+            extend = (prefix + extend) // page * page - prefix
+            if extend <= 0:
+                kv.tree.unlock(node)
+                return "other"
+            self.new_chunked = seq
+            future = 0
+        row.node = node  # stays locked
+        row.protected = prefix
+        self.admitted.append((seq, prefix, prefix + extend, True))
+        self._charge(extend, future)
+        return self._verdict()
+
+    def _add_to_limit(self, seq: Sequence) -> str:
+        """Admission without a tree of a request that surely runs to its limit: look ahead to every end of a row."""
+        kv = self.kv
+        row: _Row = seq.group_state
+        extend = seq.length
+        paged = kv.paged(extend) + kv.page_tokens
+        if paged > min(self.current_left, self.total_left):
+            return "no_token"
+        state = self._state(seq)
+        if self._states is None:
+            rows = [seq, *self.scheduler._decoding, *(s for s, _, _, _ in self.admitted)]
+            states = [self._state(s) for s in rows]
+            self._states = sorted((s for s in states if s[0] > 0), key=lambda s: s[0])
+        elif state[0] > 0:
+            at = 0
+            for at in range(len(self._states)):  # noqa: B007 - the engine inserts before the last at the latest
+                if state[0] <= self._states[at][0]:
+                    break
+            self._states.insert(at, state)
+        left = self.current_left - paged
+        freed = 0
+        for i, (to_come, occupied) in enumerate(self._states):
+            rows_left = len(self._states) - i
+            if left + freed - to_come * rows_left <= IGNORE_EOS_RESERVE_TOKENS * rows_left:
+                return "no_token"
+            freed += occupied
+        future = min(row.max_new, CLIP_NEW_TOKENS)
+        if self.chunk_left is not None and extend > self.chunk_left:
+            extend = self.chunk_left
+            future = 0
+            self.new_chunked = seq
+        row.protected = 0
+        self.admitted.append((seq, 0, extend, True))
+        self._charge(extend, future)
+        return self._verdict()
+
+    def _state(self, seq: Sequence) -> tuple[float, int]:
+        outputs = self.scheduler._outputs(seq)
+        return seq.group_state.max_new * 1.0 - outputs, seq.prompt_tokens + outputs
+
+    def preempt_for(self, seq: Sequence, batch: PrefillFirstBatch) -> bool:
+        """Take the memory of less urgent running rows if that makes room for `seq`; whether it did."""
+        scheduler, kv = self.scheduler, self.kv
+        row: _Row = seq.group_state
+        sign = scheduler._sign
+        candidates = sorted(
+            (s for s in scheduler._decoding if s.state != "ending"),
+            key=lambda s: (s.priority * -sign, -s.group_state.queued),
+        )
+        need = seq.length - row.matched + min(row.max_new, CLIP_NEW_TOKENS) - self.total_left
+        victims: list[Sequence] = []
+        for candidate in candidates:
+            if (seq.priority - candidate.priority) * -sign <= scheduler.rules.preemption_threshold:
+                break
+            victims.append(candidate)
+            need -= scheduler._future(candidate)
+            if need <= 0:
+                break
+        if not victims or need > 0:
+            return False
+        chosen = set(victims)
+        left = len(scheduler._decoding)
+        for running in list(scheduler._decoding):
+            if running in chosen:
+                self.total_offset -= scheduler._future(running)
+                left -= 1
+                del scheduler._decoding[running]
+                scheduler._take_memory(running, left)
+        batch.preempted.extend(victims)
+        return True

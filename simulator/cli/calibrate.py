@@ -1,0 +1,85 @@
+"""`calibrate`: fit what ships from measurements."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+calibrate_app = typer.Typer(help="Fit kernels, overheads and error intervals from measurements.", no_args_is_help=True)
+
+
+@calibrate_app.command("overheads")
+def overheads(
+    directory: Annotated[Path, typer.Argument(help="Suite of measured experiments.")],
+    engine: Annotated[str, typer.Option(help="Engine whose overheads to fit.")] = "vllm",
+    leave_out: Annotated[str, typer.Option(help="Judge by leaving out each: model, workload or hardware.")] = "model",
+    write: Annotated[bool, typer.Option("--write", help="Replace the shipped values.")] = False,
+    workers: Annotated[int, typer.Option(min=1)] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Fit an engine's overheads and say how they do on groups left out."""
+    from hardware_profiles.errors import InputError
+    from simulator.cli.app import progress, progress_done
+    from simulator.cli.summary import table
+    from simulator.validation import overheads as module
+
+    if leave_out not in ("model", "workload", "hardware"):
+        raise InputError(f"cannot leave out '{leave_out}'", where="--leave-out", mend="one of model, workload, hardware")
+    fitted = module.fit(directory, engine, workers, progress=progress)
+    progress_done()
+    held = module.leave_out(fitted, lambda row: str(row.get(leave_out, "-")))
+    if write:
+        module.write(fitted, engine, directory)
+    if as_json:
+        print(json.dumps({"values": fitted.values, "leave_out": leave_out, "groups": held}))
+        return
+    for name, value in fitted.values.items():
+        print(f"{name:22} {value:.4g} {module.FITTED[name][0]:5} {module.FITTED[name][2]}")
+    rows = [
+        [h["group"], str(h["runs"]), *(f"{h[t]:.1f}" for t in module.TARGETS), *(f"{v:.4g}" for v in h["values"].values())]
+        for h in held
+    ]
+    print()
+    print("\n".join(table([f"{leave_out} left out", "runs", "ITL %", "TTFT %", *module.FITTED], rows, indent="")))
+
+
+@calibrate_app.command("intervals")
+def intervals(
+    directory: Annotated[Path, typer.Argument(help="Suite of measured experiments.")],
+    output: Annotated[Path | None, typer.Option(help="File to write; the shipped one by default.")] = None,
+    workers: Annotated[int, typer.Option(min=1)] = 2,
+) -> None:
+    """Derive the 90 % interval widths from the errors on measured runs."""
+    from simulator.cli.app import progress, progress_done
+    from simulator.validation.evidence import kinds
+    from simulator.validation.intervals import derive, write_intervals
+    from simulator.validation.runs import validate_runs
+    from simulator.validation.suite import read_suite
+
+    outcome = validate_runs(directory, (), workers, progress)
+    progress_done()
+    groups = derive(outcome["experiments"], kinds(read_suite(directory)).get)
+    path = write_intervals(groups, output)
+    for group, entries in groups.items():
+        shown = ", ".join(f"{k} {100 * (2.718281828 ** v['log_half_width'] - 1):.0f} % ({v['n']})" for k, v in entries.items())
+        print(f"{group}: {shown}")
+    print(f"written {path}")
+
+
+@calibrate_app.command("kernels")
+def kernels(
+    directory: Annotated[Path, typer.Argument(help="Directory of kernel timing tables.")],
+    output: Annotated[Path, typer.Option(help="Folder for the fitted files.")],
+    device: Annotated[list[str] | None, typer.Option(help="Only these devices.")] = None,
+) -> None:
+    """Fit kernel models from timing tables; the shipped files are made by this, to the byte."""
+    from hardware_profiles.errors import InputError
+    from hardware_profiles.kernel_fit import fit_kernels
+
+    if not directory.is_dir():
+        raise InputError("no such directory", where=str(directory), mend="name the directory that holds the tables")
+    fit_kernels(directory, output, device or None)
+    print(f"written {output}")

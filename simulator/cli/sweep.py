@@ -1,0 +1,309 @@
+"""`sweep`: one scenario at every combination of some fields' values, as a table sorted by cost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from simulator.planning.sweep import SweepPlan, SweepResult
+
+MAX_SHOWN = 60
+"""Rows of the table on the terminal; all are in sweep.csv."""
+LATER_BACKENDS = ("ray", "dask")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+
+    @app.command()
+    def sweep(
+        scenario: Annotated[str, typer.Argument(help="Scenario file, or the name of a shipped scenario.")],
+        vary: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--vary",
+                metavar="PATH=VALUES",
+                help="An axis: deployment.replicas=1,2,4 or 1:8 or 1:64:x2; linked fields a,b=1:8,2:4.",
+            ),
+        ] = None,
+        set_: Annotated[
+            list[str] | None,
+            typer.Option("--set", metavar="PATH=VALUE", help="Replace a field at every point."),
+        ] = None,
+        output: Annotated[
+            Path | None, typer.Option(help="Folder of the sweep; sweeps/NAME-HASH by default.")
+        ] = None,
+        workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core by default.")] = None,
+        backend: Annotated[
+            str, typer.Option(help="process; ray and dask are not available yet.")
+        ] = "process",
+        resume: Annotated[bool, typer.Option("--resume", help="Keep the points that are finished.")] = False,
+        plots: Annotated[bool, typer.Option("--plots", help="Add PNG plots under plots/.")] = False,
+        strict: Annotated[
+            bool, typer.Option("--strict", help="Exit 4 outside the calibrated domain.")
+        ] = False,
+        fail_on_slo: Annotated[
+            bool, typer.Option("--fail-on-slo", help="Exit 3 if no point meets the SLO.")
+        ] = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+        ] = False,
+    ) -> None:
+        """What if: simulate a scenario over a grid of any of its fields; which point is cheapest."""
+        check_backend(backend)
+        run(scenario, vary or [], set_ or [], output, workers, resume, plots, strict, fail_on_slo, as_json)
+
+
+def check_backend(backend: str) -> None:
+    """Refuse backends that are not there, in words."""
+    from hardware_profiles.errors import InputError, nearest
+
+    if backend == "process":
+        return
+    if backend in LATER_BACKENDS:
+        raise InputError(
+            f"the {backend} backend is not available in this version: its extra does not exist yet",
+            where="--backend",
+            mend=f"use --backend process; once it is there: pip install 'capacity-plan[{backend}]'",
+        )
+    near = nearest(backend, ["process", *LATER_BACKENDS])
+    raise InputError(
+        f"there is no backend '{backend}'",
+        where="--backend",
+        mend=f"did you mean '{near}'?" if near else "use --backend process",
+    )
+
+
+def run(
+    scenario: str,
+    vary: Sequence[str],
+    overrides: Sequence[str],
+    output: Path | None,
+    workers: int | None,
+    resume: bool,
+    plots: bool,
+    strict: bool,
+    fail_on_slo: bool,
+    as_json: bool,
+) -> None:
+    """Run the sweep, print its table, end with the exit code it earned."""
+    from hardware_profiles.errors import InputError
+    from simulator.cli.app import progress, progress_done
+    from simulator.cli.errors import InterruptedRun
+    from simulator.io.text import json_text
+    from simulator.planning.sweep import plan_sweep, run_sweep
+
+    if not vary:
+        raise InputError(
+            "nothing to vary", where="--vary", mend="give an axis, for example --vary deployment.replicas=1:8"
+        )
+    plan = plan_sweep(scenario, vary, overrides)
+    folder = output or Path("sweeps") / f"{plan.name}-{plan.digest[:10]}"
+    try:
+        result = run_sweep(plan, folder, workers=workers, resume=resume, progress=progress)
+    except BaseException as error:
+        progress_done()
+        kept = len({p.digest for p in plan.points if (folder / "runs" / p.name).is_dir()})
+        words = f"{kept} of {len(plan.points)} points are finished and kept in {folder}"
+        mend = "give the same command with --resume to go on"
+        if isinstance(error, KeyboardInterrupt):
+            raise InterruptedRun(f"interrupted; {words}", mend=mend) from None
+        if kept and not isinstance(error, InputError):
+            print(f"stopped: {words}; {mend}", file=sys.stderr)
+        raise
+    progress_done()
+    if plots:
+        from simulator.planning.plots import write_plots
+
+        write_plots(plan, result, folder / "plots")
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if as_json and result.error is None:
+        print(json_text(as_object(plan, result)), end="")
+    elif not as_json:
+        print(text(plan, result))
+    if result.error is not None:
+        raise result.error
+    left = [row["outside"] for row in result.rows if row.get("outside")]
+    if strict and left:
+        print(f"outside the calibrated domain: {'; '.join(dict.fromkeys(left))}", file=sys.stderr)
+        raise SystemExit(4)
+    if (
+        fail_on_slo
+        and any(row["slo"] for row in result.rows)
+        and not any(r["slo_holds"] for r in result.rows)
+    ):
+        print("no point meets the SLO", file=sys.stderr)
+        raise SystemExit(3)
+
+
+def as_object(plan: SweepPlan, result: SweepResult) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    return {
+        "folder": str(result.folder),
+        "digest": plan.digest,
+        "axes": [{"paths": list(axis.paths), "values": [list(s) for s in axis.steps]} for axis in plan.axes],
+        "cost": result.cost,
+        "latency": result.latency,
+        "cheapest": result.cheapest["point"] if result.cheapest else None,
+        "points": list(result.rows),
+        "notes": list(result.notes),
+    }
+
+
+# -- the table ----------------------------------------------------------------------------------------------
+
+
+def text(plan: SweepPlan, result: SweepResult) -> str:
+    """The table as a manager reads it: the answer first, then the points from the cheapest to the dearest."""
+    from simulator.cli.summary import table, wrapped
+
+    names = short_names(plan.paths)
+    rows = sorted(result.rows, key=lambda row: _by_cost(row, result))
+    finished = [row for row in rows if row["status"] == "ok"]
+    failed = [row for row in rows if row["status"] != "ok"]
+    lines = [*(wrapped(line, "  ") for line in answer(names, result)), ""]
+    if finished:
+        columns = _columns(names, plan.slo())
+        cells = [[show(row) for _, show in columns] for row in finished[:MAX_SHOWN]]
+        lines += table([title for title, _ in columns], cells)
+        if len(finished) > MAX_SHOWN:
+            lines.append(f"  ... and {len(finished) - MAX_SHOWN} more in sweep.csv")
+        lines += [
+            "",
+            f"* on the Pareto front of {result.cost} against {result.latency}: no point is both cheaper and quicker",
+        ]
+    overloaded = [row for row in finished if row["overloaded"]]
+    if overloaded:
+        lines.append(
+            f"overloaded: {len(overloaded)} points; their rows say what they carry, not what was offered"
+        )
+    if failed:
+        lines.append(f"{len(failed)} of {len(rows)} points have no result:")
+        reasons: dict[str, list[str]] = {}
+        for row in sorted(failed, key=lambda row: row["point"]):
+            reasons.setdefault(f"{row['status']}: {row['reason']}", []).append(_values(names, row))
+        for reason, values in reasons.items():
+            shown = "; ".join(values[:4]) + (f"; and {len(values) - 4} more" if len(values) > 4 else "")
+            lines.append(wrapped(f"  {shown}: {reason}", "    "))
+    lines += [_price_line(finished), f"written   {result.folder} (sweep.csv, sweep.parquet, runs/)"]
+    return "\n".join(line for line in lines if line is not None)
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Columns of the varied fields and their short titles: the last part of the path where that is clear."""
+    from simulator.planning.sweep import axis_column
+
+    last = [path.split(".")[-1] for path in paths]
+    return {
+        axis_column(path): name if last.count(name) == 1 else path
+        for path, name in zip(paths, last, strict=True)
+    }
+
+
+def answer(names: Mapping[str, str], result: SweepResult) -> list[str]:
+    """The sweep's answer in words."""
+    from simulator.cli.summary import dollars, short
+
+    if not any(row["slo"] for row in result.rows):
+        return [
+            "No SLO is given: the table shows what each point does, none is judged (slo: in the scenario)."
+        ]
+
+    def words(row: Mapping[str, Any]) -> str:
+        price = "price unknown" if row["usd_per_hour"] is None else f"{dollars(row['usd_per_hour'])}/hour"
+        late = row[result.latency]
+        return (
+            f"{_values(names, row)}: {row['devices']} x {row['hardware']}, {price}, "
+            f"{result.latency.replace('_ms_', ' ').upper().replace(' P', ' p')} {short(late)} ms"
+        )
+
+    lines = []
+    if result.cheapest:
+        lines.append(f"Cheapest that meets the SLO: {words(result.cheapest)}")
+    else:
+        lines.append("No point meets the SLO for certain.")
+    if result.close:
+        lines.append(
+            f"Cheaper but close: {words(result.close)}; its verdict lies within the error of the run or the model"
+        )
+    return lines
+
+
+def _values(names: Mapping[str, str], row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {row[column]}" for column, name in names.items())
+
+
+def _by_cost(row: Mapping[str, Any], result: SweepResult) -> tuple[bool, float, float, int]:
+    cost, late = row[result.cost], row[result.latency]
+    infinite = float("inf")
+    return (
+        row["status"] != "ok",
+        infinite if cost is None else cost,
+        infinite if late is None else late,
+        row["point"],
+    )
+
+
+def _columns(names: Mapping[str, str], slo: Mapping[str, Mapping[str, float]]) -> list[tuple[str, Any]]:
+    from simulator.cli.summary import dollars, short
+
+    def plain(column: str) -> Any:
+        return lambda row: "-" if row[column] is None else str(row[column])
+
+    def number(column: str) -> Any:
+        return lambda row: short(row[column])
+
+    def share(column: str) -> Any:
+        return lambda row: "-" if row[column] is None else f"{row[column]:.0%}"
+
+    def money(column: str) -> Any:
+        return lambda row: dollars(row[column])
+
+    shown = [
+        ("ttft_ms", "p50"),
+        ("ttft_ms", "p99"),
+        ("tpot_ms", "p50"),
+        ("tpot_ms", "p99"),
+        ("e2el_ms", "p99"),
+    ]
+    for metric, named in slo.items():
+        shown += [
+            (metric, p) for p in named if p in ("p50", "p90", "p95", "p99") and (metric, p) not in shown
+        ]
+    order = ("ttft_ms", "tpot_ms", "itl_ms", "e2el_ms")
+    shown.sort(key=lambda pair: (order.index(pair[0]), pair[1]))
+    title = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "itl_ms": "ITL", "e2el_ms": "E2E"}
+    return [
+        *((name, plain(column)) for column, name in names.items()),
+        ("GPUs", plain("devices")),
+        ("SLO", lambda row: (row["slo"] or "-") + (" (overload)" if row["overloaded"] else "")),
+        *((f"{title[m]} {p}", number(f"{m}_{p}")) for m, p in shown),
+        ("req/s", number("request_throughput")),
+        ("good/s", number("request_goodput")),
+        ("busy", share("gpu_busy_fraction")),
+        ("$/hour", money("usd_per_hour")),
+        ("$/1M", money("usd_per_1m_total_tokens")),
+        ("", lambda row: "*" if row["pareto"] else ""),
+    ]
+
+
+def _price_line(rows: Sequence[Mapping[str, Any]]) -> str:
+    from simulator.cli.summary import dollars
+
+    prices = {row["hardware"]: (row["usd_per_gpu_hour"], row["price_date"]) for row in rows}
+    known = [
+        f"{hardware} {dollars(usd)}" + (f" ({date})" if date else "")
+        for hardware, (usd, date) in prices.items()
+        if usd is not None
+    ]
+    unknown = [hardware for hardware, (usd, _) in prices.items() if usd is None]
+    parts = [f"{', '.join(known)} a GPU-hour"] if known else []
+    if unknown:
+        parts.append(f"none known for {', '.join(unknown)}: set cost.usd_per_gpu_hour")
+    return "prices    " + ("; ".join(parts) or "-") + "   latencies in ms; $/1M tokens of input and output"

@@ -1,0 +1,131 @@
+"""How wrong a prediction may be: 90 % intervals of the model's own error, and whether a run leaves the calibrated domain.
+
+The widths come from measured runs (`capacity-plan validate runs`): each measured experiment gives one ratio of predicted to measured;
+ratios are grouped by how much evidence stands behind a prediction of their kind, and the half-width of a group is the order
+statistic that a new member of it stays below nine times in ten (split conformal prediction: rank ceil(0.9 (n + 1)) of the
+absolute log ratios; Vovk et al., Algorithmic Learning in a Random World, 2005, chapter 2). Groups with too few experiments take
+the next wider kind. Where nothing was measured the width is assumed, and said to be.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+LEVEL = 0.9
+ASSUMED_HALF_WIDTH = {"e2e": 0.30, "tpot": 0.30, "ttft": 0.50, "throughput": 0.30}
+"""Log half-widths without any measurement. Kind: assumed; pure physics errs by 15 to 35 % on kernels (findings of the kernel tables)."""
+
+QUEUE_ELASTICITY = 5.0
+"""By how much more, in relative terms, a queueing time moves than the step time that causes it. Kind: assumed: 1 / (1 - load) at a
+load of 0.8 (M/G/1)."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a prediction rests on.
+
+    hardware : "measured" (end-to-end runs on this device and engine), "kernels" (only kernel timings), or "physics".
+    model : "dense" (16-bit weights), "quantized", or "moe".
+    """
+
+    hardware: str
+    model: str
+
+
+@lru_cache(maxsize=1)
+def table() -> dict[str, Any]:
+    """The shipped half-widths: {"groups": {"hardware/model": {"metric/statistic": {"log_half_width", "n"}}}, ...}."""
+    text = resources.files("simulator").joinpath("intervals.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def half_width(evidence: Evidence, metric: str, statistic: str) -> tuple[float, str]:
+    """Log half-width of a metric's statistic, and its kind ("fitted" from measurements, or "assumed").
+
+    Tries the same hardware and model kind, then the same hardware with any model, then any hardware with fewer
+    measurements; percentiles without measurements of their own take the widest known percentile of the metric.
+    """
+    groups = table()["groups"]
+    ladder = {
+        "measured": ("measured", "kernels"),
+        "kernels": ("kernels",),
+        "physics": (),
+    }[evidence.hardware]
+    for hardware in ladder:
+        for model in (evidence.model, "any"):
+            group = groups.get(f"{hardware}/{model}", {})
+            entry = group.get(f"{metric}/{statistic}")
+            if entry is None and statistic not in ("mean", "p50"):
+                known = [v for k, v in group.items() if k.startswith(f"{metric}/")]
+                entry = max(known, key=lambda v: float(v["log_half_width"])) if known else None
+            if entry is None:
+                entry = group.get(f"{metric}/mean")
+            if entry is not None:
+                return float(entry["log_half_width"]), "fitted"
+    return ASSUMED_HALF_WIDTH[metric], "assumed"
+
+
+def interval(value: float | None, log_half_width: float) -> list[float] | None:
+    """Return [value / e^w, value * e^w]."""
+    if value is None or not math.isfinite(value):
+        return None
+    factor = math.exp(log_half_width)
+    return [value / factor, value * factor]
+
+
+def queue_widening(log_half_width: float, queue_ms: float, value_ms: float, step_width: float) -> float:
+    """Width of a TTFT of which `queue_ms` is waiting beyond one step: queues move more than the steps that cause them."""
+    share = min(1.0, max(0.0, queue_ms) / value_ms) if value_ms > 0 else 0.0
+    return math.hypot(log_half_width, QUEUE_ELASTICITY * step_width * share)
+
+
+def add_intervals(result: dict[str, Any], evidence: Evidence) -> list[str]:
+    """Write `interval` into every predicted metric of a result; return what had to be assumed.
+
+    TTFT is widened by the share of queueing in it: near saturation a small error of the step time is a large error of the
+    queue. An overloaded run's TTFT has no upper bound (null), since it grows with the length of the run.
+    """
+    metrics = result["metrics"]
+    overloaded = any(text.startswith("overload") for text in result["warnings"])
+    kinds: set[str] = set()
+    kind_of = {"ttft_ms": "ttft", "tpot_ms": "tpot", "itl_ms": "tpot", "e2el_ms": "e2e", "queue_ms": "ttft",
+               "prefill_ms": "ttft", "decode_ms": "e2e"}  # fmt: skip
+    step_width, _ = half_width(evidence, "tpot", "mean")
+    for name, metric in kind_of.items():
+        stats = metrics[name]
+        if not stats["count"]:
+            continue
+        out: dict[str, Any] = {}
+        for statistic in ("mean", "p50", "p90", "p99"):
+            width, kind = half_width(evidence, metric, statistic)
+            kinds.add(kind)
+            value = stats[statistic]
+            if name in ("ttft_ms", "queue_ms") and value:
+                queue = (metrics["queue_ms"][statistic] or 0.0) - (metrics["itl_ms"]["p50"] or 0.0)
+                width = queue_widening(width, queue, value, step_width)
+            bounds = interval(value, width)
+            if overloaded and bounds is not None and name in ("ttft_ms", "queue_ms", "e2el_ms"):
+                bounds = [bounds[0], None]  # type: ignore[list-item]
+            out[statistic] = bounds
+        stats["interval"] = out
+    # offered load fixes throughput and cost unless the deployment is saturated: then they err as the step time does
+    busy = overloaded or result["server"]["waiting_time_fraction"] > 0.5
+    width = step_width if busy else 0.0
+    totals, cost = result["totals"], result["cost"]
+    totals["interval"] = {
+        name: interval(totals[name], width)
+        for name in ("request_throughput", "output_throughput", "total_token_throughput", "request_goodput")
+    }
+    cost["interval"] = {
+        name: interval(cost[name], width)
+        for name in ("usd_per_1m_total_tokens", "usd_per_1m_input_tokens", "usd_per_1m_output_tokens", "usd_per_request")
+    }
+    if "assumed" in kinds:
+        return ["the error intervals are assumed: no measured run stands behind this hardware and engine"]
+    return []

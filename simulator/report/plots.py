@@ -1,0 +1,251 @@
+"""PNG plots of a run: latency distributions, load and memory over time, throughput.
+
+The same run gives the same bytes under one version of matplotlib: default style, no dates, no software name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from simulator.run import RunResult
+
+FloatArray = NDArray[np.float64]
+
+COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#57606a")
+BOUND, MUTED, SHADE = "#cf222e", "#57606a", "#eaeef2"
+LATENCIES = (
+    ("ttft_ms", "time to first token, TTFT [ms]"),
+    ("tpot_ms", "time per output token, TPOT [ms]"),
+    ("e2el_ms", "end-to-end latency, E2E [ms]"),
+)
+MAX_POINTS = 240
+"""Points of a curve over time; finer bins are drawn as their mean within a band."""
+MAX_LINES = 4
+"""Replicas drawn one by one; more are drawn as their mean within a band."""
+DPI = 120
+
+
+def write_plots(run: RunResult, directory: Path) -> list[Path]:
+    """Write ``latency.png``, ``load.png`` and ``throughput.png`` into `directory` and return their paths.
+
+    Raises InputError if the place cannot be written, PlanError if the disk is full.
+    """
+    import matplotlib.style
+
+    from simulator.io.rundir import write_file
+
+    paths = []
+    with matplotlib.style.context("default", after_reset=True):
+        for name, draw in (("latency", _latency), ("load", _load), ("throughput", _throughput)):
+            path = directory / f"{name}.png"
+            write_file(path, _png(draw, run))
+            paths.append(path)
+    return paths
+
+
+def _png(draw: Callable[[Any, RunResult], None], run: RunResult) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2) if draw is _latency else (11, 7), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure, run)
+    image = BytesIO()
+    figure.savefig(image, format="png", metadata={"Software": None})
+    return image.getvalue()
+
+
+def _bare(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color=SHADE, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _title(run: RunResult) -> str:
+    d = run.result["deployment"]
+    shape = f"TP {d['tensor_parallel']}" + (f" PP {d['pipeline_parallel']}" if d["pipeline_parallel"] > 1 else "")
+    return f"{run.name}: {d['model']} on {d['replicas']} x ({shape}) {d['hardware']}, {d['engine']} {d['engine_version']}"
+
+
+def _window(run: RunResult) -> tuple[float, float]:
+    start_s = run.workload.warmup_s
+    return start_s, start_s + run.result["totals"]["duration_s"]
+
+
+# Latency --------------------------------------------------------------------------------------------------
+
+
+def _groups(run: RunResult) -> list[tuple[str, NDArray[np.bool_], dict[str, Any] | None]]:
+    """Requests to draw together: (name, rows, verdict), one a class, of the measured window."""
+    start_s, end_s = _window(run)
+    arrival = run.raw.arrival_s
+    reasons = np.array(run.requests["finish_reason"], dtype=object)
+    inside = (arrival >= start_s) & (arrival <= end_s) & (reasons != "not_arrived")
+    kinds = run.result["classes"]
+    if not kinds:
+        return [("", inside, run.result["slo"])]
+    index = run.workload.class_index
+    return [(kind["name"], inside & (index == i), kind["slo"]) for i, kind in enumerate(kinds)]
+
+
+def _latency(figure: Any, run: RunResult) -> None:
+    figure.suptitle(f"{_title(run)}\nshare of requests that took at most so long", fontsize=10)
+    groups = _groups(run)
+    for axes, (metric, label) in zip(figure.subplots(1, 3, sharey=True), LATENCIES, strict=True):
+        _bare(axes)
+        for colour, (name, rows, slo) in zip(_cycle(len(groups)), groups, strict=True):
+            values = np.asarray(run.requests[metric], dtype=np.float64)[rows]
+            if metric == "tpot_ms":  # an output of one token has none
+                values = values[~(np.isnan(values) & (np.asarray(run.requests["output_tokens"])[rows] == 1))]
+            _distribution(axes, values, colour, name)
+            _bounds(axes, metric, slo, colour if name else BOUND)
+        axes.set_xlabel(label)
+        axes.set_ylim(0, 100.5)
+        axes.set_yticks([0, 25, 50, 75, 90, 100])
+        axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1)
+    figure.axes[0].set_ylabel("requests [%]")
+
+
+def _distribution(axes: Any, values: FloatArray, colour: str, name: str) -> None:
+    """Draw the cumulative share; lost requests (NaN) never arrive at it, so the curve ends below 100 %."""
+    done = np.sort(values[~np.isnan(values)])
+    if not len(done):
+        axes.plot([], [], color=colour, label=f"{name} (none completed)")
+        return
+    share = np.arange(1, len(done) + 1) / len(values) * 100
+    if done[0] > 0 and done[-1] / done[0] > 20:
+        axes.set_xscale("log")
+    named = []
+    for percent in (50, 90, 99):
+        at = int(np.searchsorted(share, percent))
+        named.append(f"p{percent} {_short(done[at]) if at < len(done) else 'lost'}")
+        if at < len(done):
+            axes.plot(done[at], percent, "o", color=colour, markersize=3.5)
+    label = (f"{name}: " if name else "") + ", ".join(named)
+    axes.step(done, share, where="post", color=colour, linewidth=1.5, label=label)
+
+
+def _bounds(axes: Any, metric: str, slo: dict[str, Any] | None, colour: str) -> None:
+    for check in (slo or {}).get("checks", ()):
+        if check["metric"] == metric:
+            axes.axvline(check["bound_ms"], color=colour, linewidth=1, linestyle="--")
+            axes.annotate(
+                f"SLO {check['percentile']} {_short(check['bound_ms'])}",
+                (check["bound_ms"], 30),
+                ha="center",
+                va="center",
+                rotation=90,
+                fontsize=8,
+                color=colour,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            )
+
+
+def _short(value: float) -> str:
+    from simulator.cli.summary import short
+
+    return short(value)
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+# Over time ------------------------------------------------------------------------------------------------
+
+
+def _series(run: RunResult, name: str) -> tuple[FloatArray, FloatArray, float]:
+    """Bin starts [s], values (replicas, bins), and the width of a bin [s]."""
+    replicas = len(run.raw.logs)
+    times = np.asarray(run.timeline["t_s"]).reshape(replicas, -1)[0]
+    values = np.asarray(run.timeline[name], dtype=np.float64).reshape(replicas, -1)
+    span_s = max(run.raw.end_of_run_s, 1.0)
+    return times, values, span_s / len(times)
+
+
+def _coarse(values: FloatArray) -> list[FloatArray]:
+    """Split the bins (last axis) into at most `MAX_POINTS` groups of neighbours."""
+    return np.array_split(values, min(MAX_POINTS, values.shape[-1]), axis=-1)
+
+
+def _curve(axes: Any, times: FloatArray, values: FloatArray, replicas: str) -> None:
+    """Draw values (replicas, bins): a line each for a few, else their mean in a band from lowest to highest."""
+    at = np.array([group[0] for group in _coarse(times)])
+    groups = _coarse(values)
+    mean = np.array([group.mean(axis=1) for group in groups])  # (points, replicas)
+    count = values.shape[0]
+    if count <= MAX_LINES:
+        for i, colour in enumerate(_cycle(count)):
+            axes.plot(at, mean[:, i], color=colour, linewidth=1.1, label=f"replica {i}" if count > 1 else None)
+            low = [group[i].min() for group in groups]
+            high = [group[i].max() for group in groups]
+            axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+        return
+    low, high = [group.min() for group in groups], [group.max() for group in groups]
+    axes.fill_between(at, low, high, color=COLOURS[0], alpha=0.15, linewidth=0, label=f"lowest to highest of {replicas}")
+    axes.plot(at, mean.mean(axis=1), color=COLOURS[0], linewidth=1.1, label=f"mean of {replicas}")
+
+
+def _rows(figure: Any, run: RunResult, labels: Sequence[str]) -> list[Any]:
+    """Stacked axes over time, what lies outside the measured window shaded."""
+    start_s, end_s = _window(run)
+    last_s = max(run.raw.end_of_run_s, 1.0)
+    rows = list(figure.subplots(len(labels), 1, sharex=True))
+    for axes, label in zip(rows, labels, strict=True):
+        _bare(axes)
+        axes.set_ylabel(label)
+        axes.set_xlim(0, last_s)
+        for low, high in ((0.0, start_s), (end_s, last_s)):
+            if high > low:
+                axes.axvspan(low, high, color=SHADE, linewidth=0, zorder=0)
+    rows[-1].set_xlabel("time [s]" + (" (shaded: not measured)" if start_s > 0 or last_s > end_s + 1 else ""))
+    figure.align_ylabels(rows)
+    return rows
+
+
+def _finish(rows: Sequence[Any]) -> None:
+    for axes in rows:
+        axes.set_ylim(bottom=0)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, borderaxespad=0.1)
+
+
+def _load(figure: Any, run: RunResult) -> None:
+    figure.suptitle(f"{_title(run)}\nload of a replica; band: lowest to highest second", fontsize=10)
+    labels = ("running\n[requests]", "waiting\n[requests]", "KV cache in use\n[%]")
+    rows = _rows(figure, run, labels)
+    replicas = f"{len(run.raw.logs)} replicas"
+    for axes, (name, scale) in zip(rows, (("running", 1), ("waiting", 1), ("kv_usage", 100)), strict=True):
+        times, values, _ = _series(run, name)
+        _curve(axes, times, values * scale, replicas)
+    for axes in rows[1:]:
+        legend = axes.get_legend_handles_labels()[0]
+        for artist in legend:
+            artist.set_label("_")
+    rows[1].set_ylim(top=max(1.0, rows[1].get_ylim()[1]))
+    rows[2].set_ylim(top=min(105.0, max(5.0, rows[2].get_ylim()[1])))
+    _finish(rows)
+
+
+def _throughput(figure: Any, run: RunResult) -> None:
+    figure.suptitle(f"{_title(run)}\nthroughput of the deployment", fontsize=10)
+    rows = _rows(figure, run, ("requests\n[1/s]", "input tokens\ncomputed [1/s]", "output tokens\n[1/s]"))
+    span_s = max(run.raw.end_of_run_s, 1.0)
+    edges = np.linspace(0.0, span_s, min(60, max(1, int(span_s))) + 1)
+    width = edges[1] - edges[0]
+    for label, colour, found in (
+        ("offered", MUTED, run.raw.arrival_s[~np.isnan(run.raw.arrival_s)]),
+        ("completed", COLOURS[0], run.raw.end_s[~np.isnan(run.raw.end_s)]),
+    ):
+        rows[0].stairs(np.histogram(found, edges)[0] / width, edges, color=colour, linewidth=1.2, label=label)
+    for axes, name in zip(rows[1:], ("prefill_tokens", "decode_tokens"), strict=True):
+        times, values, bin_s = _series(run, name)
+        _curve(axes, times, values.sum(axis=0, keepdims=True) / bin_s, "")
+    _finish(rows)

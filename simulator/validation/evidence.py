@@ -1,0 +1,50 @@
+"""What kind of evidence an experiment of a suite is: hardware, model class, and the group to hold out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hardware_profiles.errors import PlanError
+
+
+def model_class(row: dict[str, Any]) -> str:
+    """Return "dense", "quantized" or "moe"."""
+    from engine_models.architecture import load_architecture
+
+    try:
+        arch = load_architecture(str(row["model"]))
+    except PlanError:
+        return "unknown"
+    if any(block.kind == "moe" for block in arch.mlp):
+        return "moe"
+    text = str(row.get("precision", "")).lower()
+    return "dense" if not text or "16" in text else "quantized"
+
+
+def device_name(row: dict[str, Any]) -> str:
+    """Name of the device in this tool's catalogue, or the suite's own spelling."""
+    from hardware_profiles.device import resolve_device
+
+    try:
+        return resolve_device(str(row["hardware"]))
+    except PlanError:
+        return str(row["hardware"])
+
+
+def hardware_class(row: dict[str, Any]) -> str:
+    """Return "measured" where end-to-end runs of the engine on the device stand behind its overheads, else "kernels"."""
+    from simulator.run import MEASURED
+
+    engine = str(row["engine"]).lower().split()[0]
+    served = "closed loop" not in str(row.get("arrival_process", ""))
+    return "measured" if (engine, device_name(row)) in MEASURED and served else "kernels"
+
+
+def kinds(rows: list[dict[str, Any]]) -> dict[str, tuple[str, str, str]]:
+    """Map the id of each whole, unsaturated, trusted run to (hardware class, model class, model)."""
+    out: dict[str, tuple[str, str, str]] = {}
+    for row in rows:
+        if row.get("stage_index", -1) != -1 or row.get("saturated") or row.get("wip") or row.get("trust") == "low":
+            continue
+        out[row["id"]] = (hardware_class(row), model_class(row), str(row["model"]))
+    return out

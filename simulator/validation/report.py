@@ -1,0 +1,212 @@
+"""`docs/fidelity.md`: measured against predicted, generated from the outcome of `validate runs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simulator.validation.evidence import device_name, kinds, model_class
+
+SHOWN = (
+    ("ttft_mean_ms", "TTFT mean"),
+    ("ttft_p99_ms", "TTFT p99"),
+    ("itl_mean_corrected_ms", "ITL"),
+    ("tpot_mean_ms", "TPOT"),
+    ("e2e_mean_ms", "E2E mean"),
+    ("e2e_p99_ms", "E2E p99"),
+    ("output_throughput_tok_s", "output tok/s"),
+)
+
+
+def _cell(values: list[float]) -> str:
+    return f"{float(np.median(values)):.1f} ({len(values)})" if values else "-"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + "|".join("---" for _ in head) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+
+
+def _by(report: dict[str, Any], key: dict[str, str]) -> dict[str, dict[str, list[float]]]:
+    groups: dict[str, dict[str, list[float]]] = {}
+    for e in report["experiments"]:
+        name = key.get(e["id"])
+        if name is not None:
+            groups.setdefault(name, {}).setdefault(e["metric"], []).append(e["abs_pct_error"])
+    return groups
+
+
+def _error_table(title: str, report: dict[str, Any], key: dict[str, str]) -> list[str]:
+    groups = _by(report, key)
+    metrics = [(m, label) for m, label in SHOWN if any(m in g for g in groups.values())]
+    rows = [[name, *(_cell(groups[name].get(m, [])) for m, _ in metrics)] for name in sorted(groups)]
+    return [f"### {title}", "", *_table(["", *(label for _, label in metrics)], rows), ""]
+
+
+def _peers(directory: Path, report: dict[str, Any]) -> list[str]:
+    """The other simulators on the same runs: median absolute error over the runs that both predict."""
+    path = directory / "peer_predictions.parquet"
+    if not path.is_file():
+        return []
+    import pyarrow.parquet as pq
+
+    ours = {(e["id"], e["metric"]): e["abs_pct_error"] for e in report["experiments"]}
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in pq.read_table(path).to_pylist():
+        if row.get("saturated") or row.get("abs_pct_error") is None or row.get("primary") is False:
+            continue
+        mine = ours.get((row["id"], row["metric"]))
+        if mine is not None:
+            pairs.setdefault((row["simulator"], row["metric"]), []).append((row["abs_pct_error"], mine))
+    if not pairs:
+        return []
+    labels = dict(SHOWN)
+    rows = [
+        [sim, labels.get(metric, metric), str(len(p)), f"{np.median([a for a, _ in p]):.1f}", f"{np.median([b for _, b in p]):.1f}"]
+        for (sim, metric), p in sorted(pairs.items())
+        if len(p) >= 3
+    ]
+    return [
+        "## Beside the other simulators, on the same runs",
+        "",
+        "Median absolute error [%] over the runs that both predict (their figures as the suite holds them). Some of theirs were "
+        "fitted on these very runs.",
+        "",
+        *_table(["simulator", "metric", "runs", "theirs", "capacity-plan"], rows),
+        "",
+    ]
+
+
+def write_plot(report: dict[str, Any], path: Path) -> None:
+    """Predicted against measured, one panel a metric, logarithmic; the dashed lines are 10 % apart from equal."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    chosen = [(m, label) for m, label in SHOWN if sum(e["metric"] == m for e in report["experiments"]) > 2][:6]
+    figure, axes = plt.subplots(2, 3, figsize=(11, 7), layout="constrained")
+    for axis, (metric, label) in zip(axes.flat, chosen, strict=False):
+        points = np.array([(e["measured"], e["predicted"]) for e in report["experiments"] if e["metric"] == metric])
+        low, high = points.min() * 0.8, points.max() * 1.25
+        axis.plot([low, high], [low, high], color="0.3", lw=1)
+        for factor in (0.9, 1.1):
+            axis.plot([low, high], [low * factor, high * factor], color="0.6", lw=0.8, ls="--")
+        axis.scatter(points[:, 0], points[:, 1], s=9, alpha=0.6, color="tab:blue", lw=0)
+        axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="measured", ylabel="predicted")
+        unit = "" if "tok/s" in label else " [ms]"
+        axis.set_title(f"{label}{unit}, {len(points)} values", fontsize=10)
+    for axis in list(axes.flat)[len(chosen) :]:
+        axis.axis("off")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def fidelity(directory: Path, rows: list[dict[str, Any]], report: dict[str, Any], coverage: list[dict[str, Any]]) -> str:
+    """The fidelity page as Markdown."""
+    known = kinds(rows)
+    by_id = {row["id"]: row for row in rows if row["id"] in known}
+
+    def key(name: Any) -> dict[str, str]:
+        return {i: name(row) for i, row in by_id.items()}
+
+    lines = [
+        "# Fidelity: measured against predicted",
+        "",
+        "Generated by `capacity-plan validate runs DIR --report docs/fidelity.md`; do not edit. Each figure is the median absolute "
+        "error [%] over whole runs that were not saturated, with the number of values in brackets. Runs of low trust and runs that "
+        "the suite marks unverified are left out.",
+        "",
+        "What is fitted to end-to-end runs: three constants of vLLM (front end, and two of the truncated sampler), on the H100 runs "
+        "of inference-sim. Everything else is kernel measurements and physics; every other hardware is predicted, never fitted. "
+        "How: [accuracy](background/accuracy.md).",
+        "",
+        "![predicted against measured](figures/fidelity.png)",
+        "",
+        "## Error",
+        "",
+        *_error_table("By source", report, key(lambda r: str(r.get("source", "-")))),
+        *_error_table("By engine and hardware", report, key(lambda r: f"{r['engine']} on {device_name(r)}")),
+        *_error_table("By model class and hardware", report, key(lambda r: f"{model_class(r)} on {device_name(r)}")),
+        *_error_table("By model", report, key(lambda r: f"{r['model']} ({r.get('precision', '-')}) on {device_name(r)}")),
+        *_peers(directory, report),
+    ]
+    if coverage:
+        lines += [
+            "## Do the stated intervals hold?",
+            "",
+            "Share of measurements inside the 90 % interval when the group they belong to was left out of deriving it, and the median "
+            "half-width of that interval.",
+            "",
+            *_table(
+                ["left out", "metric", "values", "inside [%]", "half-width [%]"],
+                [[c["group"], c["metric"], str(c["n"]), f"{c['inside_pct']:.0f}", f"{c['half_width_pct']:.1f}"] for c in coverage],
+            ),
+            "",
+        ]
+    reasons: dict[str, int] = {}
+    for entry in report["skipped"]:
+        reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
+    lines += [
+        "## What could not be replayed",
+        "",
+        *_table(["rows", "why"], [[str(n), reason] for reason, n in sorted(reasons.items(), key=lambda item: -item[1])]),
+        "",
+        "## What is not modelled",
+        "",
+        "- the cost of a server's first requests after start-up (compilation, allocator growth): p99 of short runs is low by it;",
+        "- client-side hiccups, restarts, clock throttling and neighbours on shared hosts;",
+        "- data-parallel attention over shared experts, prefill/decode disaggregation, LoRA, multimodal encoders.",
+        "",
+        "## How to repeat it",
+        "",
+        "```text",
+        "capacity-plan validate runs DIR                # any suite in this format",
+        "capacity-plan validate runs DIR --json         # one value a line, with its interval",
+        "capacity-plan validate schedules DIR           # scheduling decisions, step by step",
+        "capacity-plan validate kernels DIR             # kernel timings",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def coverage_by_holdout(report: dict[str, Any], known: dict[str, tuple[str, str, str]]) -> list[dict[str, Any]]:
+    """Derive the widths without each model in turn and count how many of its measurements fall inside."""
+    from simulator.validation.intervals import derive, split_name
+
+    out: dict[tuple[str, str], list[tuple[bool, float]]] = {}
+    for model in sorted({k[2] for k in known.values()}):
+        widths = derive(report["experiments"], known.get, exclude=lambda i, m=model: i in known and known[i][2] == m)
+        for e in report["experiments"]:
+            kind, named = known.get(e["id"]), split_name(e["metric"])
+            if kind is None or kind[2] != model or named is None:
+                continue
+            name = f"{named[0]}/{named[1]}"
+            entry = None
+            for group in (f"{kind[0]}/{kind[1]}", f"{kind[0]}/any", "kernels/any"):
+                entry = widths.get(group, {}).get(name)
+                if entry:
+                    break
+            if entry is None:
+                continue
+            width = entry["log_half_width"]
+            inside = abs(np.log(e["predicted"] / e["measured"])) <= width
+            out.setdefault((kind[0], e["metric"]), []).append((bool(inside), float(np.expm1(width)) * 100))
+    return [
+        {
+            "group": f"one model, hardware {group[0]}",
+            "metric": dict(SHOWN).get(group[1], group[1]),
+            "n": len(values),
+            "inside_pct": 100 * float(np.mean([v[0] for v in values])),
+            "half_width_pct": float(np.median([v[1] for v in values])),
+        }
+        for group, values in sorted(out.items())
+        if len(values) >= 5
+    ]

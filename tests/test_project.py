@@ -1,0 +1,205 @@
+"""The project as a whole: imports point down, help is light, what is shipped runs, pages say what is true."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs import refresh
+from hardware_profiles.errors import InfeasibleError
+from simulator.config.load import load_scenario, shipped_scenarios
+from simulator.run import prepare, run_prepared
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("simulator", "engine_models", "hardware_profiles")
+HEAVY = {"pandas", "scipy", "pyarrow", "matplotlib", "simpy", "joblib", "pydantic", "numpy"}
+INFEASIBLE = {"deepseek-r1-8-h100"}
+
+
+# Imports ----------------------------------------------------------------------------------------------------
+
+
+def test_imports_point_down() -> None:
+    """The contracts stand in pyproject.toml."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["simulate", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys\n"
+        f"sys.argv = ['capacity-plan', *{words!r}]\n"
+        "from simulator.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip(), done.stderr
+    assert not HEAVY & set(done.stderr.split())
+
+
+def test_simulating_imports_no_table_library_before_it_writes() -> None:
+    code = (
+        "import sys\n"
+        "from simulator.run import simulate\n"
+        "simulate({'model': 'meta-llama/Llama-3.1-8B-Instruct',"
+        " 'deployment': {'engine': 'vllm', 'hardware': 'h100-sxm-80gb'},"
+        " 'workload': {'arrivals': {'kind': 'batch'}, 'prompt_tokens': 64, 'output_tokens': 8, 'requests': 4}})\n"
+        "print(*{name.split('.')[0] for name in sys.modules})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not {"pandas", "scipy", "pyarrow", "matplotlib", "joblib"} & set(done.stdout.split())
+
+
+# What is shipped --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(shipped_scenarios()))
+def test_shipped_scenario_asks_a_question_and_runs(name: str) -> None:
+    path = shipped_scenarios()[name]
+    lines = path.read_text().splitlines()
+    head = [line for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]]
+    assert head[0].startswith("# yaml-language-server: $schema="), "the first line names the schema, for editors"
+    assert any("?" in line for line in head), "the header asks the question that the scenario answers"
+    scenario = load_scenario(name)
+    assert scenario.name == name
+    if name in INFEASIBLE:
+        with pytest.raises(InfeasibleError):
+            prepare(scenario)
+        return
+    run = run_prepared(prepare(scenario))
+    totals = run.result["totals"]
+    assert totals["completed"] > 0
+    assert totals["offered"] == sum(totals[k] for k in ("completed", "failed", "rejected", "unfinished"))
+    assert run.result["metrics"]["ttft_ms"]["p99"] > 0
+
+
+def test_shipped_schema_is_the_scenarios() -> None:
+    """Editors read scenarios/scenario.schema.json; `capacity-plan schema` makes it."""
+    import json
+
+    from simulator.config.load import json_schema
+
+    shipped = json.loads((ROOT / "scenarios" / "scenario.schema.json").read_text())
+    assert shipped == json_schema(), "run: python docs/refresh.py"
+
+
+# Pages ------------------------------------------------------------------------------------------------------
+
+PAGES = {str(page.relative_to(ROOT)): page for page in refresh.pages()}
+CODE = re.compile(r"^```(bash|python)$|^<!-- output", re.M)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, page in PAGES.items() if CODE.search(page.read_text())))
+def test_code_of_a_page_runs_and_prints_what_it_shows(name: str) -> None:
+    for match, printed in refresh.shown_and_printed(PAGES[name]):
+        assert refresh.words_of(match["body"]) == refresh.words_of(printed), (
+            f"{name} shows another output; run: python docs/refresh.py {name}"
+        )
+
+
+def test_scenario_reference_is_the_schemas() -> None:
+    assert refresh.SCENARIO_PAGE.read_text() == refresh.scenario_reference(), "run: python docs/refresh.py"
+
+
+def test_command_reference_is_the_programs() -> None:
+    told, true = refresh.CLI_PAGE.read_text(), refresh.cli_reference()
+    assert refresh.words_of(told) == refresh.words_of(true), "run: python docs/refresh.py"
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_links_of_a_page_lead_somewhere(name: str) -> None:
+    page = PAGES[name]
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M)
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
+    missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert not missing
+
+
+def test_files_that_pages_name_exist() -> None:
+    """Paths in back-quotes that start with a folder of the project."""
+    folders = "simulator|engine_models|hardware_profiles|scenarios|tests|docs|benchmarks"
+    named = re.compile(rf"`((?:{folders})/[\w./+-]+?)`")
+    missing = {
+        f"{name}: {path}" for name, page in PAGES.items() for path in named.findall(page.read_text())
+        if not (ROOT / path).exists()
+    }
+    assert not missing
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    linked = set()
+    for page in PAGES.values():
+        for target in re.findall(r"\]\(([^)#\s]+\.md)", page.read_text()):
+            linked.add((page.parent / target).resolve())
+    alone = [name for name, page in PAGES.items() if page.resolve() not in linked and name not in ("README.md", "docs/index.md")]
+    assert not alone
+
+
+# Invariants -------------------------------------------------------------------------------------------------
+
+
+def test_every_invariant_has_its_test_and_every_test_its_invariant() -> None:
+    """docs/invariants.md numbers them; tests/invariants holds a file each."""
+    text = (ROOT / "docs" / "invariants.md").read_text()
+    numbered = re.findall(r"^## (\d+)\. ", text, flags=re.M)
+    assert numbered == [str(i + 1) for i in range(len(numbered))]
+    assert numbered
+    sections = re.split(r"^## \d+\. ", text, flags=re.M)[1:]
+    named = [re.findall(r"`(tests/[\w/]+\.py)`", section) for section in sections]
+    assert all(named), [section.splitlines()[0] for section, files in zip(sections, named, strict=True) if not files]
+    files = {path for paths in named for path in paths}
+    assert not [path for path in files if not (ROOT / path).is_file()]
+    there = {str(p.relative_to(ROOT)) for p in (ROOT / "tests" / "invariants").glob("test_*.py")}
+    assert not there - files
+
+
+# Units ------------------------------------------------------------------------------------------------------
+
+UNITS = (
+    "s", "ms", "us", "bytes", "nbytes", "tokens", "hz", "w", "j", "kwh", "gb", "years", "blocks",
+    "flops", "usd", "hour", "token", "gpu", "day", "month", "requests",
+)  # fmt: skip
+PURE_NUMBERS = re.compile(r"(^|_)(share|fraction|percent|percents|level|levels|cv|factor|ratio|scale|error|weight|weights)$")
+KNOWN_NUMBERS = {
+    # dimensionless by definition, or of the unit that the function's caller chooses
+    "attainment", "bits_per_weight", "gpu_memory_utilization", "quantization_bits", "peak_to_mean", "watermark", "noise",
+    "low", "high", "value", "values", "ordered_values", "x", "y", "mean", "std", "p99", "offset", "output", "prompt", "profile",
+    # shapes of kernels
+    "ep", "tp", "topk", "experts", "gated", "head_dim", "heads", "kv_heads", "hidden", "inter", "window", "skewed", "kv_bytes_min",
+    # times and rates named by the contract or by queueing theory
+    "rate", "rate_on", "rate_off", "t_end", "t_sched", "t_start", "number",
+}  # fmt: skip
+
+
+def _unitless(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            named = [(node.target.id, node.annotation)]
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            named = [(a.arg, a.annotation) for a in (*node.args.args, *node.args.kwonlyargs) if a.annotation]
+        else:
+            continue
+        for name, annotation in named:
+            if ast.unparse(annotation) not in ("float", "float | None", "FloatArray") or name.startswith("_"):
+                continue
+            if name.rsplit("_", 1)[-1] in UNITS or PURE_NUMBERS.search(name) or name in KNOWN_NUMBERS:
+                continue
+            found.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
+    return found
+
+
+def test_quantities_carry_their_unit_in_their_name() -> None:
+    """Annotated floats, in classes and public functions, end in a unit, or are pure numbers by name."""
+    found = [line for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")) for line in _unitless(path)]
+    assert not found, "\n".join(found)
