@@ -51,7 +51,13 @@ def _run(language: str, body: str, folder: Path) -> str:
     }
     words = {"bash": ["bash", "-eu", "-c", body], "python": [sys.executable, "-c", body]}[language]
     done = subprocess.run(
-        words, cwd=folder, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S
+        words,
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=TIMEOUT_S,
     )
     if done.returncode:
         raise Failed(f"exit {done.returncode}\n{body}\n{done.stdout}\n{done.stderr}")
@@ -121,13 +127,19 @@ def scenario_reference() -> str:
     """The page of every key of the scenario: from the schema, with the meanings of scenario-keys.yaml."""
     import yaml
 
+    from simulator.config import schema as declared
     from simulator.config.load import json_schema
 
     schema = json_schema()
+    refused = {*declared.NOT_MODELLED_IN_POOL, *declared.NOT_MODELLED_AROUND}
     models: dict[str, Any] = {"Scenario": schema, **schema["$defs"]}
     models["Deployment"] = next(form for form in models["Deployment"]["anyOf"] if form["title"] == "Pools")
-    meanings: dict[str, dict[str, str]] = yaml.safe_load((SCENARIO_PAGE.parent / "scenario-keys.yaml").read_text())
-    lines = [(SCENARIO_PAGE.parent / "scenario-intro.txt").read_text().rstrip(), ""]
+    meanings: dict[str, dict[str, str]] = yaml.safe_load(
+        (SCENARIO_PAGE.parent / "scenario-keys.yaml").read_text()
+    )
+    names = ", ".join(f"`{key}`" for key in (*declared.NOT_MODELLED_IN_POOL, *declared.NOT_MODELLED_AROUND))
+    intro = (SCENARIO_PAGE.parent / "scenario-intro.txt").read_text().rstrip()
+    lines = [intro.replace("{refused}", names), ""]
     told = set()
     for name, title in SECTIONS:
         model = models[name]
@@ -141,13 +153,19 @@ def scenario_reference() -> str:
             if not meaning:
                 raise Failed(f"docs/reference/scenario-keys.yaml does not say what {name}.{key} means")
             told |= {(name, key)}
+            if key in refused and name in ("Pool", "Deployment"):
+                meaning += " (refused: not simulated yet)"
             required = key in model.get("required", ())
-            rows.append(f"| `{key}` | {_type(prop)} | {'required' if required else _default(prop)} | {meaning} |")
+            rows.append(
+                f"| `{key}` | {_type(prop)} | {'required' if required else _default(prop)} | {meaning} |"
+            )
         if rows:
             lines += ["| key | value | default | meaning |", "|---|---|---|---|", *rows, ""]
         stray = [key for key in known if (name, key) not in told]
         if stray:
-            raise Failed(f"docs/reference/scenario-keys.yaml explains keys that {name} does not have: {stray}")
+            raise Failed(
+                f"docs/reference/scenario-keys.yaml explains keys that {name} does not have: {stray}"
+            )
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -166,7 +184,13 @@ def _type(prop: dict[str, Any]) -> str:
     if "$ref" in prop:
         name = prop["$ref"].rsplit("/", 1)[1]
         title = dict(SECTIONS).get(name, "")
-        return "length" if name.endswith("Length") else "arrivals" if name.endswith("Arrivals") else title or name
+        return (
+            "length"
+            if name.endswith("Length")
+            else "arrivals"
+            if name.endswith("Arrivals")
+            else title or name
+        )
     for key in ("anyOf", "oneOf"):
         if key in prop:
             return " or ".join(dict.fromkeys(_type(p) for p in prop[key] if p.get("type") != "null"))
@@ -178,7 +202,13 @@ def _type(prop: dict[str, Any]) -> str:
     if kind == "object" and "propertyNames" in prop:
         inner = prop["propertyNames"]
         return "{" + ", ".join(inner["enum"]) + "}" if "enum" in inner else "mapping"
-    names = {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false", "object": "mapping"}
+    names = {
+        "string": "text",
+        "integer": "integer",
+        "number": "number",
+        "boolean": "true or false",
+        "object": "mapping",
+    }
     return names.get(str(kind), "any")
 
 

@@ -221,16 +221,16 @@ class StepTimeModel:
                 gated=moe.gated,
             )
             add("experts", moe.layers * times)
-        width = 2.0 * m * stage.hidden
+        width = np.asarray(2.0 * m * stage.hidden, dtype=np.float64)
         # per layer: two normalisations, each reads and writes the activation and the residual; rotary embedding of q and k;
         # the gated activation reads two halves and writes one (bytes by construction of the operations)
         add("norms", stage.norms_per_layer * stage.layers * kernels.elementwise_s(4.0 * width))
         for block in stage.attention:
-            rotary = 2.0 * m * (block.heads // tp + max(1, block.kv_heads // tp)) * block.head_dim
+            rotary = np.asarray(m, dtype=np.float64) * 2.0 * (block.heads // tp + max(1, block.kv_heads // tp)) * block.head_dim
             add("rotary", block.layers * kernels.elementwise_s(2.0 * rotary))
         for mlp in stage.mlp:
             if mlp.kind == "dense":
-                act = 2.0 * m * max(1, mlp.intermediate // tp)
+                act = np.asarray(m, dtype=np.float64) * 2.0 * max(1, mlp.intermediate // tp)
                 add("activation", mlp.layers * kernels.elementwise_s(3.0 * act))
         if tp > 1:
             add("collectives", 2.0 * stage.layers * kernels.all_reduce_s(tp, width))
@@ -254,17 +254,18 @@ class StepTimeModel:
 
     def _tabulate_rows(self, arch: Architecture, max_rows: int, sorts: bool) -> None:
         rows = log_grid(max_rows, 4)
+        logits = rows.astype(np.float64) * arch.vocab
         total = np.zeros(len(rows))
         for gemm in gemm_shapes(self.stages[-1], self._tp, self._ep):
             if gemm.per == "sequence":
                 total += gemm.layers * self._kernels.gemm_s(self.weights_format(gemm.part), rows, gemm.n, gemm.k)
         # sampling reads the logits in float32 about five times (convert, penalties, softmax, draw, arg max)
-        total += self._kernels.elementwise_s(5.0 * 4.0 * rows * arch.vocab)
+        total += self._kernels.elementwise_s(5.0 * 4.0 * logits)
         if sorts:
             total += self.host.sort_step_s
-            total += self._kernels.elementwise_s(self.host.sort_bytes_per_logit * rows * arch.vocab)
+            total += self._kernels.elementwise_s(self.host.sort_bytes_per_logit * logits)
         if self._tp > 1:
-            total += self._kernels.all_reduce_s(self._tp, 2.0 * rows * arch.vocab / self._tp)
+            total += self._kernels.all_reduce_s(self._tp, 2.0 * logits / self._tp)
         table = PiecewiseLinear(rows.astype(float), np.maximum.accumulate(total))
         self._rows_s: list[float] = (
             table.over(np.arange(max_rows + 1, dtype=float)) + self.host.device_step_s

@@ -163,7 +163,7 @@ def _context(
 
 def _moe(p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
     names = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size", "gated")
-    return km.moe_base_s(p, peaks, fmt[0], c["num_tokens"], *(c[n] for n in names))
+    return km.moe_base_s(p, peaks, fmt[0], c["num_tokens"], *(c[n] for n in names), 1.0 - c["skewed"])
 
 
 def _mla(p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
@@ -296,10 +296,43 @@ def slices(frame: pd.DataFrame, o: Op) -> Iterator[tuple[tuple[str, ...], pd.Dat
 # the base
 
 
+#: What efficiencies may be, where the tables alone do not hold them: expert weights are read at 0.35 to 0.95 of
+#: the memory bandwidth (measured products: 0.58-0.97), tensor cores reach 0.1 to 0.9 of their peak, an expert adds
+#: at most 2 us. kind: assumed, 2026-11.
+LEAST: Mapping[str, Mapping[str, float]] = {
+    "moe": {
+        "memory_efficiency": 0.35,
+        "compute_efficiency": 0.1,
+        "activation_efficiency": 0.1,
+        "routing_efficiency": 0.05,
+        "unit_s": 1e-9,
+    }
+}
+MOST: Mapping[str, Mapping[str, float]] = {
+    "moe": {
+        "memory_efficiency": 0.95,
+        "compute_efficiency": 0.9,
+        "activation_efficiency": 1.0,
+        "routing_efficiency": 20.0,
+        "unit_s": 2e-6,
+    }
+}
+
+
 def fit_base(
-    op: str, formats: Sequence[str], peaks: km.DevicePeaks, columns: Mapping[str, Array], time_s: Array
+    op: str,
+    formats: Sequence[str],
+    peaks: km.DevicePeaks,
+    columns: Mapping[str, Array],
+    time_s: Array,
+    kin: Mapping[str, float] | None = None,
+    tie_strength: float = 0.0,
 ) -> dict[str, float]:
-    """Robust log-space least squares of the base parameters, rounded to six digits."""
+    """Robust log-space least squares of the base parameters, rounded to six digits.
+
+    kin : parameters of the bfloat16 group of the same device and framework, to which all but the latency are
+    tied, each by a penalty of ``tie_strength**2`` a row and unit of log difference.
+    """
     from scipy.optimize import least_squares
 
     o, start = OPS[op], km.DEFAULT_PARAMETERS[op]
@@ -315,11 +348,20 @@ def fit_base(
 
     most = {"latency_s": 2.0 * floor, "unit_s": 1e-5, "cache_gain": 6.0, "cache_share": 3.0}
     least = {"latency_s": 0.3 * floor, "unit_s": 1e-12, "cache_gain": 1.0, "cache_share": 0.05}
+    most, least = {**most, **MOST.get(op, {})}, {**least, **LEAST.get(op, {})}
     first = np.log([floor if n == "latency_s" else start[n] for n in names])
     high = np.log([most.get(n, 1.5) for n in names])
     low = np.log([least.get(n, 0.01) for n in names])
+    ties = np.array([n in kin and n != "latency_s" for n in names]) if kin else np.zeros(len(names), bool)
+    if kin:
+        first = np.array([np.log(kin[n]) if tie else x for n, x, tie in zip(names, first, ties, strict=True)])
+    anchor, pull = first.copy(), tie_strength * np.sqrt(len(target))
+
+    def tied_gap(x: Array) -> Array:
+        return np.asarray(np.concatenate([gap(x), pull * (x - anchor)[ties]]), dtype=np.float64)
+
     fit = least_squares(
-        gap, np.clip(first, low + 1e-6, high - 1e-6), bounds=(low, high), loss="soft_l1", f_scale=0.1
+        tied_gap, np.clip(first, low + 1e-6, high - 1e-6), bounds=(low, high), loss="soft_l1", f_scale=0.1
     )
     return {n: float(f"{v:.6g}") for n, v in zip(names, np.exp(fit.x), strict=True)}
 
@@ -425,13 +467,25 @@ def search_terms(
     return terms, noise, best
 
 
-def fit_surface(matrix: Matrix, start: Terms, rank: int) -> tuple[dict[str, NDArray[Any]], float]:
-    """Arrays of a residual surface and its leave-one-group-out error [%]."""
+def fit_surface(
+    matrix: Matrix, start: Terms, rank: int, few_noise: float | None = None, reach: float | None = None
+) -> tuple[dict[str, NDArray[Any]], float]:
+    """Arrays of a residual surface and its leave-one-group-out error [%].
+
+    few_noise : given where there are too few groups to choose a covariance by: `start` and this noise are taken
+    as they are, and the mean is drawn to zero by ``groups / (groups + 2)``. reach : see
+    :meth:`kernel_model.Surface.rows`.
+    """
     x, present = matrix.features, ~np.isnan(matrix.values)
     full = fill(matrix.values, tuple(len(a) for a in matrix.axes))
     mean = np.nanmedian(matrix.values, axis=0)
-    z = full - mean
-    terms, noise, _ = search_terms(x, z, present, matrix.groups, start)
+    if few_noise is None:
+        z = full - mean
+        terms, noise, _ = search_terms(x, z, present, matrix.groups, start)
+    else:
+        count = len(np.unique(matrix.groups))
+        mean = mean * (count / (count + 2.0))
+        z, terms, noise = full - mean, start, few_noise
     amplitude = np.array([a for a, _ in terms])
     inverse_length = np.array([[1.0 / s if s else 0.0 for s in lengths] for _, lengths in terms])
     cov = km.shape_kernel(x, x, amplitude, inverse_length)
@@ -459,7 +513,25 @@ def fit_surface(matrix: Matrix, start: Terms, rank: int) -> tuple[dict[str, NDAr
     }
     if basis.shape[0] < basis.shape[1]:
         arrays["basis"] = basis.astype(np.float32)
+    if reach is not None:
+        arrays["reach"] = np.array([reach], dtype=np.float32)
     return arrays, 100.0 * error
+
+
+def unspiked(values: Array) -> Array:
+    """Residuals with isolated spikes over the load taken out (NaN), where a table has many.
+
+    A spike lies above the median of the five loads around it, both relative to their columns' medians (what all
+    shapes share is no spike). Tables with fewer than SPIKE_SHARE of them at twice SPIKE_LOG are left alone: there
+    the peaks are choices of tiles.
+    """
+    full = fill(values, (values.shape[1],))
+    z = full - np.median(full, axis=0)
+    around = np.pad(z, ((0, 0), (2, 2)), mode="edge")
+    above = z - np.median(np.stack([around[:, i : i + z.shape[1]] for i in range(5)]), axis=0)
+    if np.mean(above > 2.0 * SPIKE_LOG) < SPIKE_SHARE:
+        return values
+    return np.where(above > SPIKE_LOG, np.nan, values)
 
 
 def columns_of(frame: pd.DataFrame, o: Op) -> dict[str, Array]:
@@ -494,16 +566,50 @@ def to_matrix(frame: pd.DataFrame, o: Op, residual: Array) -> Matrix:
     return Matrix(features, group_id, values, axes)
 
 
+@dataclass(frozen=True)
+class Kin:
+    """What a format with few models takes from bfloat16 of the same device and framework: base and covariance."""
+
+    parameters: Mapping[str, float]
+    terms: Terms
+
+
+#: Groups (models) below which a format of an operation with :data:`REACH` leans on its kin, the strength of the
+#: tie and the noise of its residual. kind: assumed, 2026-11.
+FEW_GROUPS, TIE, FEW_NOISE = 4, 0.1, 0.01
+
+#: A residual this far above its neighbours in load is a disturbed measurement, in tables where at least this share
+#: of cells lies twice as far. unit: log seconds; 1. kind: fitted (held-out error of products on B200, L40S and H100
+#: with and without), 2026-11.
+SPIKE_LOG, SPIKE_SHARE = 0.2, 0.01
+DESPIKED = ("gemm",)
+
+#: Distance in features over which the residual of an operation fades. unit: octaves of the shape, kind: assumed,
+#: 2026-11 (about the distance between the models of the tables; the held-out error is flat from 3 to 8).
+REACH: Mapping[str, float] = {"moe": 3.0}
+
+
+def kin_of(arrays: Mapping[str, Array], p: Mapping[str, float]) -> Kin:
+    """Kinship to a fitted group."""
+    inverse = np.asarray(arrays["inverse_length"], dtype=np.float64)
+    lengths = [tuple(1.0 / v if v > 0 else 0.0 for v in row) for row in inverse.tolist()]
+    return Kin(p, tuple(zip(np.asarray(arrays["amplitude"], dtype=np.float64).tolist(), lengths, strict=True)))
+
+
 def fit_group(
-    op: str, formats: Sequence[str], frame: pd.DataFrame, peaks: km.DevicePeaks
+    op: str, formats: Sequence[str], frame: pd.DataFrame, peaks: km.DevicePeaks, kin: Kin | None = None
 ) -> tuple[dict[str, Array], dict[str, float], float]:
     """Surface arrays, base parameters and leave-one-group-out error [%] of one format of one operation."""
     o = OPS[op]
     columns = columns_of(frame, o)
     time_s = frame["latency_us"].to_numpy(dtype=np.float64) * 1e-6
-    p = fit_base(op, formats, peaks, columns, time_s)
+    few = op in REACH and len(frame[list(o.group)].drop_duplicates()) < FEW_GROUPS
+    p = fit_base(op, formats, peaks, columns, time_s, kin.parameters if kin and few else None, TIE)
     matrix = to_matrix(frame, o, np.log(time_s / o.base(p, peaks, formats, columns)))
-    arrays, error = fit_surface(matrix, o.terms, o.rank)
+    if op in DESPIKED:
+        matrix = Matrix(matrix.features, matrix.groups, unspiked(matrix.values), matrix.axes)
+    start = kin.terms if kin and few else o.terms
+    arrays, error = fit_surface(matrix, start, o.rank, FEW_NOISE if few else None, REACH.get(op))
     return arrays, p, error
 
 
@@ -548,14 +654,19 @@ def kept_out(frame: pd.DataFrame, o: Op, fold: int = 0, folds: int = 6) -> NDArr
 
 
 def held_out_error(
-    op: str, formats: Sequence[str], frame: pd.DataFrame, peaks: km.DevicePeaks, fold: int = 0
+    op: str,
+    formats: Sequence[str],
+    frame: pd.DataFrame,
+    peaks: km.DevicePeaks,
+    fold: int = 0,
+    kin: Kin | None = None,
 ) -> float | None:
     """Mean absolute percentage error on the groups of one fold after a fit to the others; None with too few
     groups."""
     out = kept_out(frame, OPS[op], fold)
     if out.all() or not out.any():
         return None
-    arrays, p, _ = fit_group(op, formats, frame[~out], peaks)
+    arrays, p, _ = fit_group(op, formats, frame[~out], peaks, kin)
     truth = frame["latency_us"].to_numpy(dtype=np.float64)[out] * 1e-6
     predicted = predict_rows(op, km.surface_of(arrays), p, formats, frame[out], peaks)
     return float(100.0 * np.mean(np.abs(predicted / truth - 1.0)))
@@ -759,6 +870,56 @@ def provenance(tables: Path) -> dict[str, Any]:
     }
 
 
+def reference_kv_heads(frame: pd.DataFrame) -> int:
+    """Largest number of KV heads measured with at least three numbers of query heads (or the largest at all)."""
+    pairs = frame[["num_heads", "num_kv_heads"]].drop_duplicates()
+    counts = pairs["num_kv_heads"].value_counts()
+    well = counts[counts >= 3]
+    return int((well if len(well) else counts).index.max())
+
+
+#: A quantised expert kernel slower than bfloat16 by this factor (median over the same shapes and loads) is not what
+#: a deployment chooses. unit: 1, kind: assumed, 2026-11.
+SLOWER = 1.15
+
+#: Formats whose checkpoints a kernel of another format runs too: a product with a scale a block takes one scale a
+#: tensor (all blocks alike), not the reverse.
+ALSO_RUNS: Mapping[str, str] = {"fp8": "fp8_block"}
+
+
+def serving_experts(frames: Mapping[str, pd.DataFrame]) -> dict[tuple[str, str], dict[str, Any]]:
+    """For each (framework, format) of expert tables slower than bfloat16: what serving takes instead, and why.
+
+    The faster kernel of :data:`ALSO_RUNS`, of the same framework before the others. A backend measured at several
+    times the memory bound (the one of vLLM's table for per-tensor fp8 on Hopper) is thus kept for bench only.
+    """
+    keys = [*(c for c in OPS["moe"].shape), *OPS["moe"].load]
+    times = {}
+    for framework, frame in frames.items():
+        for fmt, part in frame.groupby(frame["dtype"].astype(str), sort=True):
+            times[framework, str(fmt)] = part.groupby(keys)["latency_us"].mean()
+    out: dict[tuple[str, str], dict[str, Any]] = {}
+    for (framework, fmt), own in times.items():
+        plain = times.get((framework, "bfloat16"))
+        ratio = (own / plain).dropna() if plain is not None and fmt != "bfloat16" else None
+        if ratio is None or ratio.empty or ratio.median() <= SLOWER:
+            continue
+        best: tuple[int, float, tuple[str, str]] | None = None
+        for (place, other), time in times.items():
+            if other != ALSO_RUNS.get(fmt):
+                continue
+            faster = (time / own).dropna()
+            if len(faster) and faster.median() < 1.0:
+                rank = (int(place != framework), float(faster.median()), (place, other))
+                best = min(best, rank) if best else rank
+        if best:
+            out[framework, fmt] = {
+                "serving_as": list(best[2]),
+                "serving_reason": f"median time {ratio.median():.2f} of bfloat16, {1.0 / best[1]:.2f} of the substitute",
+            }
+    return out
+
+
 #: Formats whose tables were timed without a CUDA graph (a host-bound floor of 61-340 us): in serving, use the
 #: same kernels as another framework timed them in a graph.
 EAGER: Mapping[tuple[str, str], tuple[str, ...]] = {("vllm", "gemm/fp8_block"): ("sglang", "trtllm")}
@@ -777,11 +938,14 @@ def fit_framework(
         frame = op_rows(op, tables, gpu, framework)
         if frame is None:
             continue
+        kin = None
         for formats, part in slices(frame, o):
             if len(part) < 100:
                 continue
-            surface, p, loo = fit_group(op, formats, part, peaks)
-            error = held_out_error(op, formats, part, peaks) if len(part) >= 1000 else None
+            surface, p, loo = fit_group(op, formats, part, peaks, kin)
+            error = held_out_error(op, formats, part, peaks, 0, kin) if len(part) >= 1000 else None
+            if formats == ("bfloat16",):  # the first where there is one: names are sorted
+                kin = kin_of(surface, p)
             key = "/".join((op, *formats))
             arrays.update({f"{key.replace('/', '-')}.{n}": a for n, a in surface.items()})
             groups[key] = {
@@ -793,6 +957,8 @@ def fit_framework(
                 "held_out_mape_pct": round(error if error is not None else loo, 2),
                 "domain": {c: [int(part[c].min()), int(part[c].max())] for c in (*o.shape, *o.load)},
             }
+            if "num_kv_heads" in o.shape:
+                groups[key]["reference_kv_heads"] = reference_kv_heads(part)
     return arrays, groups
 
 
@@ -819,6 +985,11 @@ def fit_kernels(
             continue
         plain = fit_elementwise(tables_dir, gpu, PEAKS[device])
         fitted = {f: fit_framework(tables_dir, gpu, f) for f in frameworks}
+        experts = {f: op_rows("moe", tables_dir, gpu, f) for f in frameworks}
+        chosen = serving_experts({f: frame for f, frame in experts.items() if frame is not None})
+        for (framework, fmt), why in chosen.items():
+            if f"moe/{fmt}" in fitted[framework][1]:
+                fitted[framework][1][f"moe/{fmt}"].update(why)
         for framework, (arrays, groups) in fitted.items():
             if not groups:
                 continue

@@ -36,7 +36,8 @@ class Clock:
 
         event.callbacks.append(run)
         # Environment.schedule takes a delay, and now + (time - now) can miss the time by one bit
-        heapq.heappush(env._queue, (time_s, priority, next(env._eid), event))
+        queue: list[Any] = env._queue
+        heapq.heappush(queue, (time_s, priority, next(env._eid), event))
 
     def next_event_s(self) -> float:
         """Time of the next event, infinity if there is none."""

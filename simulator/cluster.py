@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -367,7 +368,7 @@ class Cluster:
             when = max(end_s + float(w.gap_s[follower]), float(w.not_before_s[follower]), clock.now_s)
             if when > w.duration_s:
                 continue
-            clock.at(when, ARRIVALS, lambda follower=follower, when=when: self._submit(follower, when))
+            clock.at(when, ARRIVALS, partial(self._submit, follower, when))
 
     def _keep(self, seq: Sequence) -> None:
         row = seq.index

@@ -351,12 +351,12 @@ def verdict(
 def with_model_error(judged: dict[str, Any], stats: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return a verdict in which also the checks are close whose bound lies inside the interval of the model's error.
 
-    `stats` are the metrics of the run, each with `interval`: {percentile: [low, high]} in ms, or null.
+    `stats` are the metrics of the run, each with `interval`: {percentile: [low, high or null]} in ms, or null.
     """
     checks = []
     for check in judged["checks"]:
         named = (stats[check["metric"]].get("interval") or {}).get(check["percentile"])
-        inside = named is not None and named[0] <= check["bound_ms"] <= named[1]
+        inside = named is not None and named[0] <= check["bound_ms"] and (named[1] is None or check["bound_ms"] <= named[1])
         checks.append({**check, "close": check["close"] or inside})
     wanted, attainment = judged["attainment_wanted"], judged["attainment"]
     kept = wanted is None or (attainment is not None and attainment >= wanted)

@@ -20,13 +20,21 @@ from engine_models.architecture import check_parallelism, load_architecture
 from engine_models.blocks import Architecture
 from engine_models.declaration import EnginePlan, PoolRequest
 from engine_models.flags import EngineFlags, parse_engine_args
-from engine_models.formats import Format, format_named
+from engine_models.formats import format_named
 from engine_models.step_time import Formats, StepTimeModel
 from hardware_profiles.device import Device, load_device
 from hardware_profiles.errors import InfeasibleError, InputError, nearest
 from hardware_profiles.kernel_model import DevicePeaks, KernelModel, canonical_format, load_kernel_model
 from simulator import metrics
-from simulator.cluster import FINISHED, NOT_ARRIVED, REJECTED, STATUS_NAMES, UNFINISHED, Cluster, ClusterResult
+from simulator.cluster import (
+    FINISHED,
+    NOT_ARRIVED,
+    REJECTED,
+    STATUS_NAMES,
+    UNFINISHED,
+    Cluster,
+    ClusterResult,
+)
 from simulator.cost import UnitPrice, Usage, run_cost
 from simulator.intervals import Evidence, add_intervals
 from simulator.timeline import server_averages, timeline
@@ -565,17 +573,18 @@ def _warnings(
     rejected = int((raw.status == REJECTED).sum())
     if rejected:
         out.append(
-            f"{rejected} requests refused: prompt longer than the context of {prepared.plan.rules.max_model_len} tokens or "
+            f"{_count(rejected, 'request')} refused: prompt longer than the context of {prepared.plan.rules.max_model_len} tokens or "
             "than the KV cache"
         )
     unfinished = int((raw.status == UNFINISHED).sum())
     if raw.stopped_at_s is not None:
         out.append(f"interrupted after {raw.stopped_at_s:,.0f} s of simulated time: figures of that time, no verdict")
     elif unfinished:
-        out.append(f"{unfinished} requests unfinished after {workload.drain_s:g} s of drain; they count as infinitely late")
+        out.append(f"{_count(unfinished, 'request')} unfinished after {workload.drain_s:g} s of drain; they count as infinitely late")
     if raw.preemptions.sum():
         out.append(
-            f"{int(raw.preemptions.sum())} preemptions: the KV cache ran short and requests were computed again"
+            f"{_count(int(raw.preemptions.sum()), 'preemption')} in the whole run: the KV cache ran short and requests were "
+            "computed again"
         )
     if _used_up(prepared, workload, raw):
         out.append(
@@ -592,6 +601,10 @@ def _warnings(
                 f"too short a run for {name}: {count} requests in the window, {needed} are needed for ten beyond it"
             )
     return out
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _used_up(prepared: Prepared, workload: Workload, raw: ClusterResult) -> bool:

@@ -8,80 +8,21 @@ The running rows are served in one of two ways that give the same schedule. When
 them the order is immaterial and the decoding rows are served as one aggregate (`_serve_together`); otherwise
 row by row, with preemption (`_serve_row_by_row`). `aggregate=False` forces the second way: it is the
 reference that the first is tested against.
+
+Rows with drafts to verify, and rows whose cache has several groups, are *itemised*: never part of the aggregate, settled one by
+one when their batch is processed (`_settle`).
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
-from dataclasses import dataclass, field
+from typing import Any
 
+from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.decode_set import DecodeSet
+from engine_models.parts.hybrid_kv import HybridKV
 from engine_models.parts.paged_kv import Block, PagedKV
 from engine_models.parts.sequence import Sequence
-
-
-@dataclass(frozen=True)
-class ContinuousRules:
-    """What a continuous-batching scheduler may do. Names of knobs are vLLM's; switches name a behaviour.
-
-    Attributes
-    ----------
-    max_num_batched_tokens : token budget of a step.
-    max_num_seqs : rows that may run at once.
-    max_model_len : context limit in tokens.
-    in_flight : batches scheduled ahead (1 synchronous, 2 async scheduling, pipeline stages).
-    policy : "fcfs" or "priority".
-    chunked_prefill : whether a prompt may be computed in several steps.
-    long_prefill_token_threshold : most tokens of one request in a step, 0 for no cap.
-    lone_request_ignores_threshold : the cap does not bind when only one request is there (0.33).
-    reserve_full_prompt : admission needs blocks for the whole known sequence (from 0.19).
-    watermark : fraction of blocks kept free at admission while something runs (from 0.24).
-    self_preemption_continues : under priority a row that preempts itself does not stop the loop (0.33).
-    preempted_tokens_return : the budget gets back the tokens of a victim already scheduled (from 0.14).
-    unfit_prompt_is_skipped : without chunking, a prompt over the budget lets the next one try (0.11).
-    wasted_row_after_limit : async mode schedules one row more even where the end is certain (0.11).
-    """
-
-    max_num_batched_tokens: int
-    max_num_seqs: int
-    max_model_len: int
-    in_flight: int = 1
-    policy: str = "fcfs"
-    chunked_prefill: bool = True
-    long_prefill_token_threshold: int = 0
-    lone_request_ignores_threshold: bool = True
-    reserve_full_prompt: bool = True
-    watermark: float = 0.0
-    self_preemption_continues: bool = True
-    preempted_tokens_return: bool = True
-    unfit_prompt_is_skipped: bool = False
-    wasted_row_after_limit: bool = False
-    pipelined: bool = False
-
-
-@dataclass(slots=True)
-class Batch:
-    """One scheduled step (or, after a jump, the last of several equal ones).
-
-    `decode_kv_tokens` sums, over the decode rows, the tokens attended to; `prefill` lists (new, prior) tokens.
-    `finishing` are the rows whose last token this batch yields, in batch order.
-    """
-
-    number: int
-    decode_rows: int = 0
-    decode_tokens: int = 0
-    decode_kv_tokens: int = 0
-    prefill: list[tuple[int, int]] = field(default_factory=list)
-    finishing: list[Sequence] = field(default_factory=list)
-    rows: list[tuple[Sequence, int, int]] | None = None
-    hits: list[tuple[Sequence, int]] = field(default_factory=list)
-    preempted: list[Sequence] = field(default_factory=list)
-    tokens: int = 0
-    free_blocks: int = 0
-    t_sched: float = 0.0
-    t_start: float = 0.0
-    t_end: float = 0.0
+from engine_models.parts.waiting import WaitingQueue
 
 
 class ContinuousScheduler:
@@ -96,11 +37,17 @@ class ContinuousScheduler:
     """
 
     def __init__(
-        self, rules: ContinuousRules, kv: PagedKV, *, aggregate: bool = True, record_rows: bool = False
+        self,
+        rules: ContinuousRules,
+        kv: PagedKV | HybridKV,
+        *,
+        aggregate: bool = True,
+        record_rows: bool = False,
     ) -> None:
         self.rules = rules
         self.kv = kv
-        self.aggregate = aggregate and not record_rows and not rules.pipelined
+        self.itemised = kv.itemised or rules.speculative_tokens > 0
+        self.aggregate = aggregate and not record_rows and not rules.pipelined and not self.itemised
         self.record_rows = record_rows
         self.running: dict[Sequence, None] = {}
         self.partial: dict[Sequence, None] = {}  # running, not in the decode set, still owed tokens
@@ -113,9 +60,8 @@ class ContinuousScheduler:
         self.blocked = False
         self._orders = 0
         self._watermark_blocks = int(rules.watermark * (kv.capacity_blocks + 1))
-        self._fcfs: deque[Sequence] = deque()
-        self._heap: list[tuple[int, float, int, Sequence]] = []
         self._by_priority = rules.policy == "priority"
+        self._queue = WaitingQueue(by_priority=self._by_priority)
         self._async = rules.in_flight > 1 and not rules.pipelined
         self._wasting: list[Sequence] = []
         self._batch_hits: list[tuple[Sequence, int]] = []
@@ -125,45 +71,22 @@ class ContinuousScheduler:
     @property
     def waiting_count(self) -> int:
         """Requests that wait for admission, preempted ones included."""
-        return len(self._heap) if self._by_priority else len(self._fcfs)
+        return len(self._queue)
 
     def waiting(self) -> list[Sequence]:
         """Waiting requests in the order in which they will be tried."""
-        return [entry[3] for entry in sorted(self._heap)] if self._by_priority else list(self._fcfs)
+        return self._queue.in_order()
 
     def add(self, seq: Sequence) -> None:
         """Enqueue an arrived request."""
         seq.state = "waiting"
-        if self._by_priority:
-            heapq.heappush(self._heap, (seq.priority, seq.arrival_s, seq.index, seq))
+        if self._by_priority or not self._queue:
             self.blocked = False
-        else:
-            if not self._fcfs:
-                self.blocked = False
-            self._fcfs.append(seq)
-
-    def _requeue(self, seq: Sequence) -> None:
-        if self._by_priority:
-            heapq.heappush(self._heap, (seq.priority, seq.arrival_s, seq.index, seq))
-        else:
-            self._fcfs.appendleft(seq)
-
-    def _head(self) -> Sequence:
-        return self._heap[0][3] if self._by_priority else self._fcfs[0]
-
-    def _pop_head(self) -> Sequence:
-        return heapq.heappop(self._heap)[3] if self._by_priority else self._fcfs.popleft()
-
-    def _withdraw(self, seq: Sequence) -> None:
-        if self._by_priority:
-            self._heap = [entry for entry in self._heap if entry[3] is not seq]
-            heapq.heapify(self._heap)
-        else:
-            self._fcfs.remove(seq)
+        self._queue.append(seq)
 
     def has_work(self) -> bool:
         """Whether anything waits or runs."""
-        return bool(self.running) or self.waiting_count > 0
+        return bool(self.running) or bool(self._queue)
 
     # -- the step -------------------------------------------------------------------------------------------
 
@@ -185,7 +108,7 @@ class ContinuousScheduler:
             budget = self._serve_row_by_row(batch, served, budget, cap)
             pure = False
         self.blocked = False
-        if not batch.preempted and self.waiting_count:
+        if not batch.preempted and self._queue:
             admitted = len(served)
             reason = self._admit(batch, served, budget, cap, now_s)
             self.blocked = pure and reason and len(served) == admitted
@@ -199,7 +122,7 @@ class ContinuousScheduler:
         return batch
 
     def _want(self, seq: Sequence, budget: int, cap: int) -> int:
-        want = seq.length - seq.computed
+        want = seq.length + seq.drafts - seq.computed
         if 0 < cap < want:
             want = cap
         return min(want, budget, self.rules.max_model_len - 1 - seq.computed)
@@ -218,14 +141,12 @@ class ContinuousScheduler:
                 clipped = True
                 want = budget
             budget -= want
-            need += max(0, -(-(seq.computed + want) // kv.block_tokens) - kv.held(seq))
+            need += kv.missing(seq, seq.computed + want)
         if clipped and decodes.count and next(iter(self.partial)).order < decodes.top_order:
             return False
         return need <= kv.free_blocks
 
-    def _serve_together(
-        self, batch: Batch, served: list[tuple[Sequence, int]], budget: int, cap: int
-    ) -> int:
+    def _serve_together(self, batch: Batch, served: list[tuple[Sequence, int]], budget: int, cap: int) -> int:
         decodes, kv = self.decodes, self.kv
         if decodes.count:
             need = decodes.blocks_needed()
@@ -256,7 +177,7 @@ class ContinuousScheduler:
         position = 0
         while position < len(order) and budget > 0:
             seq = order[position]
-            if seq.state == "ending" or seq.ready_batch > self.processed_number:
+            if seq.state == "ending" or seq.ready_batch > self.processed_number or self._surely_ends(seq):
                 position += 1
                 continue
             decoding = seq.state == "decoding"
@@ -267,7 +188,9 @@ class ContinuousScheduler:
             if decoding:
                 need = 1 if (seq.offset - 1 + decodes.steps) % kv.block_tokens == 0 else 0
             else:
-                need = max(0, -(-(seq.computed + want) // kv.block_tokens) - kv.held(seq))
+                slots = min(seq.computed + want + rules.lookahead_tokens, rules.max_model_len)
+                kv.leave_window(seq, seq.computed, seq.computed - seq.in_flight_tokens)
+                need = kv.missing(seq, slots)
             fits = True
             while need > kv.free_blocks:
                 if self._by_priority:
@@ -291,11 +214,12 @@ class ContinuousScheduler:
                 if self._by_priority and rules.self_preemption_continues:
                     continue
                 break
-            kv.take(need)
             taken[seq] = (want, need)
-            if not decoding:
-                seq.extra_blocks += need
-                kv.register(seq, min(seq.computed + want, seq.length))
+            if decoding:
+                kv.take(need)
+            else:
+                kv.grow(seq, slots)
+                kv.register(seq, min(seq.computed + want, seq.length - seq.pending))
             budget -= want
             position += 1
         # what was served, in order; decoding rows that were not served leave the aggregate for this step
@@ -335,17 +259,20 @@ class ContinuousScheduler:
             known = seq.computed - 1 if self._async else seq.computed
             seq.ready_batch = self.next_number - 1
         else:
-            known = min(seq.computed, seq.length)
+            known = min(seq.computed, seq.length - seq.pending)
             self.partial.pop(seq, None)
-        kv.register(seq, known)
+        if not self.itemised:
+            kv.register(seq, known)
         kv.make_findable(seq)
         kv.release(seq)
         seq.computed = 0
+        seq.length -= seq.pending
+        seq.pending = seq.drafts = 0
         seq.state = "preempted"
         seq.preemptions += 1
         self.preemptions += 1
         del self.running[seq]
-        self._requeue(seq)
+        self._queue.put_back(seq)
         batch.preempted.append(seq)
 
     def _admit(
@@ -353,45 +280,54 @@ class ContinuousScheduler:
     ) -> bool:
         """Admit from the waiting queue; return whether the head is blocked for want of rows or blocks."""
         rules, kv = self.rules, self.kv
-        size = kv.block_tokens
+        drafts = rules.speculative_tokens
+        served_before = bool(served)
+        # a request that lacks one token brings drafts too, unless a prompt is being computed in this step
+        pads = drafts > 0 and rules.pads_lone_token and all(seq.drafts for seq, _ in served)
+        lookahead = rules.lookahead_tokens if rules.first_admission_lookahead else 0
         aside: list[Sequence] = []
         blocked = False
-        while self.waiting_count and budget > 0:
+        while self._queue and budget > 0:
             if len(self.running) >= rules.max_num_seqs:
                 blocked = not aside
                 break
-            seq = self._head()
-            if seq.ready_batch > self.processed_number:
-                aside.append(self._pop_head())
+            seq = self._queue.head()
+            if seq.ready_batch > self.processed_number or seq.in_flight_tokens:
+                aside.append(self._queue.pop())
                 continue
-            found = kv.find(seq) if kv.prefix_caching else []
-            hit = len(found)
-            want = seq.length - hit * size
+            found: Any = kv.find(seq)  # opaque here: only the cache that found it looks inside
+            hit = kv.hit_tokens(found)
+            want = seq.length - hit
+            if want == 1 and pads and (served_before or hit) and hit + 2 + drafts <= rules.max_model_len:
+                want += drafts
+                if want > budget:
+                    blocked = not aside
+                    break
             if 0 < cap < want:
                 want = cap
             if not rules.chunked_prefill and want > budget:
                 if rules.unfit_prompt_is_skipped:
-                    aside.append(self._pop_head())
+                    aside.append(self._queue.pop())
                     continue
                 blocked = not aside
                 break
             want = min(want, budget)
-            unheld = sum(block.holders == 0 for block in found)
-            reserve = unheld - hit + (self._watermark_blocks if self.running else 0)
+            free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
             if rules.reserve_full_prompt:
-                whole = -(-min(seq.length, rules.max_model_len) // size)
-                if whole + reserve > kv.free_blocks:
+                whole = min(seq.length, rules.max_model_len)
+                if kv.admission_blocks(found, whole, whole=True) > free:
                     blocked = not aside
                     break
-            if -(-(hit * size + want) // size) + reserve > kv.free_blocks:
+            slots = min(hit + want + lookahead, rules.max_model_len)
+            if kv.admission_blocks(found, slots, whole=False) > free:
                 blocked = not aside
                 break
-            self._pop_head()
+            self._queue.pop()
             if hit:
                 kv.hold(seq, found)
-            kv.grow(seq, hit * size + want)
-            seq.computed = hit * size
-            kv.register(seq, min(seq.computed + want, seq.length))
+            kv.grow(seq, slots)
+            seq.computed = hit
+            kv.register(seq, min(hit + want, seq.length))
             seq.order = self._orders
             self._orders += 1
             seq.state = "running"
@@ -399,17 +335,17 @@ class ContinuousScheduler:
             self.partial[seq] = None
             if seq.first_scheduled_s < 0:
                 seq.first_scheduled_s = now_s
-                seq.first_hit_tokens = hit * size
+                seq.first_hit_tokens = hit
                 self.queried_tokens += seq.length
-                self.hit_tokens += hit * size
+                self.hit_tokens += hit
             if hit:
-                batch.hits.append((seq, hit * size))
+                batch.hits.append((seq, hit))
             if batch.rows is not None:
                 batch.rows.append((seq, want, seq.computed))
             served.append((seq, want))
             budget -= want
         for seq in reversed(aside):
-            self._requeue(seq)
+            self._queue.put_back(seq)
         return blocked
 
     def _commit(self, batch: Batch, served: list[tuple[Sequence, int]]) -> None:
@@ -423,6 +359,9 @@ class ContinuousScheduler:
                 seq.state = "ending"
         if batch.decode_rows:
             self._end_decodes(batch)
+        if self.itemised:
+            self._commit_itemised(batch, served)
+            served = []
         for seq, tokens in served:
             batch.tokens += tokens
             prior = seq.computed
@@ -461,6 +400,72 @@ class ContinuousScheduler:
         if len(batch.finishing) > 1:
             batch.finishing.sort(key=lambda s: s.order)
 
+    def _surely_ends(self, seq: Sequence) -> bool:
+        """Whether the outputs in flight certainly end the row, so that another step would be in vain."""
+        return (
+            seq.pending > 0
+            and seq.stop_known
+            and not self.rules.wasted_row_after_limit
+            and seq.length - seq.pending + 1 >= seq.final_length
+        )
+
+    def _commit_itemised(self, batch: Batch, served: list[tuple[Sequence, int]]) -> None:
+        """Count the tokens of itemised rows; what they emit and whether they end shows only at `_settle`."""
+        for seq, tokens in served:
+            prior = seq.computed
+            seq.computed += tokens
+            seq.in_flight_tokens += tokens
+            drafts = seq.computed - seq.length
+            if tokens - max(drafts, 0) == 1 and prior >= seq.prompt_tokens:
+                batch.decode_rows += 1
+                batch.decode_tokens += tokens
+                batch.decode_kv_tokens += prior + tokens
+            else:
+                batch.prefill.append((tokens, prior))
+            batch.tokens += tokens
+            batch.itemised.append((seq, tokens, drafts, seq.preemptions))
+            seq.drafts = 0
+            if drafts >= 0 and self._async:
+                seq.length += 1 + drafts
+                seq.pending += 1 + drafts
+                seq.drafts = self.rules.speculative_tokens
+
+    def _settle(self, batch: Batch) -> None:
+        """Give the itemised rows of a processed batch their outputs; drafts that were rejected roll back."""
+        rules = self.rules
+        for seq, tokens, drafts, preemptions in batch.itemised:
+            seq.in_flight_tokens -= tokens
+            if drafts < 0 or seq.state == "finished":
+                continue
+            accepted = 0
+            if drafts and seq.acceptance is not None:
+                accepted = min(seq.acceptance(seq.verifications), drafts)
+                seq.verifications += 1
+            rejected = drafts - accepted
+            emitted = 1 + accepted
+            preempted = preemptions != seq.preemptions  # since then: the tokens count, their blocks are gone
+            if preempted:
+                seq.length += emitted
+            elif self._async:
+                seq.pending -= 1 + drafts
+                seq.length -= rejected
+                seq.computed -= rejected
+            else:
+                seq.length += emitted
+                seq.computed -= rejected
+                seq.drafts = rules.speculative_tokens
+            surplus = max(0, seq.length - seq.pending - seq.final_length)
+            emitted -= surplus
+            for _ in range(emitted):
+                if emitted == 1 and seq.emissions and seq.emissions[-1][1] == batch.number - 1:
+                    seq.emissions[-1][1] = batch.number
+                else:
+                    seq.emissions.append([batch.number, batch.number])
+            if seq.length - seq.pending >= seq.final_length:
+                batch.finishing.append(seq)
+            if not preempted and (self._async or rules.speculative_tokens):
+                self.kv.register(seq, seq.computed - seq.in_flight_tokens - surplus)
+
     def _join_decodes(self, seq: Sequence, after: int) -> None:
         if not (seq.emissions and seq.emissions[-1][1] == after):
             seq.emissions.append([after + 1, after])
@@ -478,13 +483,16 @@ class ContinuousScheduler:
         """Take in the results of a batch: ended requests leave and free their blocks, in batch order."""
         self.processed_number = batch.number
         kv = self.kv
+        if batch.itemised:
+            self._settle(batch)
         for seq in batch.finishing:
             if seq.state == "preempted":
-                self._withdraw(seq)
+                self._queue.remove(seq)
             else:
                 if seq.state == "decoding":  # a wasted row still counted in the aggregate
                     self._leave_decodes(seq, None)
                 del self.running[seq]
+                self.partial.pop(seq, None)
                 if seq.output_shared and kv.prefix_caching:
                     kv.name_output(seq)
                 kv.register(seq, seq.final_length - 1)

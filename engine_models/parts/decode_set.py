@@ -89,5 +89,6 @@ class DecodeSet:
         while ends and ends[0][0] <= steps:
             at, _, seq = heapq.heappop(ends)
             if seq.state == "decoding" and at == steps and seq.final_length - seq.offset == at:
-                out.append(seq)
+                if not (out and out[-1] is seq):  # a row that left and came back unchanged is there twice
+                    out.append(seq)
         return out

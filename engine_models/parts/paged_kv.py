@@ -93,8 +93,8 @@ class ChainKeys:
         return out[:blocks]
 
 
-class PagedKV:
-    """Blocks of one replica, all layers sharing one block id (a single KV group).
+class BlockPool:
+    """The blocks of one replica: the queue of free ones and the index of those that can be found.
 
     Parameters
     ----------
@@ -118,8 +118,6 @@ class PagedKV:
         self._queue: OrderedDict[Block | FreeRun, None] = OrderedDict()
         self._index: dict[int, Block | list[Block]] = {}
 
-    # -- prefix index ---------------------------------------------------------------------------------------
-
     def prepare(self, seq: Sequence) -> None:
         """Name the blocks of the sequence's shareable content; called once, before its first lookup."""
         shareable_tokens = seq.shareable_blocks
@@ -129,26 +127,6 @@ class PagedKV:
             seq.shareable_blocks = len(seq.keys)
         else:
             seq.keys = []
-
-    def find(self, seq: Sequence) -> list[Block]:
-        """Longest run of cached blocks from the start, at most all but the last known token.
-
-        Cached blocks are returned, not yet held.
-        """
-        keys = seq.keys
-        if keys is None:
-            self.prepare(seq)
-            keys = seq.keys
-        assert keys is not None
-        limit = (seq.length - 1) // self.block_tokens
-        found: list[Block] = []
-        get = self._index.get
-        for key in keys[:limit]:
-            entry = get(key)
-            if entry is None:
-                break
-            found.append(entry if entry.__class__ is Block else entry[0])  # type: ignore[index,arg-type]
-        return found
 
     def _insert(self, block: Block) -> None:
         entry = self._index.get(block.key)
@@ -169,8 +147,6 @@ class PagedKV:
             if len(entry) == 1:
                 self._index[block.key] = entry[0]
 
-    # -- blocks ---------------------------------------------------------------------------------------------
-
     def take(self, blocks: int) -> None:
         """Take `blocks` from the head of the free queue; cached ones among them are evicted."""
         self.free_blocks -= blocks
@@ -184,7 +160,7 @@ class PagedKV:
             entry = next(iter(queue))
             if entry.__class__ is Block:
                 queue.popitem(last=False)
-                self._forget(entry)  # type: ignore[arg-type]
+                self._forget(entry)
                 blocks -= 1
             else:
                 taken = min(blocks, entry.blocks)  # type: ignore[union-attr]
@@ -193,9 +169,58 @@ class PagedKV:
                 if not entry.blocks:  # type: ignore[union-attr]
                     queue.popitem(last=False)
 
+
+class PagedKV(BlockPool):
+    """Blocks of one replica, all layers sharing one block id (a single KV group); parameters as of the pool."""
+
+    itemised = False
+
+    # -- admission ------------------------------------------------------------------------------------------
+
+    def find(self, seq: Sequence) -> list[Block]:
+        """Longest run of cached blocks from the start, at most all but the last known token.
+
+        Cached blocks are returned, not yet held.
+        """
+        keys = seq.keys
+        if keys is None:
+            self.prepare(seq)
+            keys = seq.keys
+        assert keys is not None
+        limit = (seq.length - 1) // self.block_tokens
+        found: list[Block] = []
+        get = self._index.get
+        for key in keys[:limit]:
+            entry = get(key)
+            if entry is None:
+                break
+            found.append(entry if entry.__class__ is Block else entry[0])  # type: ignore[index]
+        return found
+
+    def hit_tokens(self, found: list[Block]) -> int:
+        """Tokens that the found blocks hold."""
+        return len(found) * self.block_tokens
+
+    def admission_blocks(self, found: list[Block], tokens: int, *, whole: bool) -> int:
+        """Free blocks that a new request takes to hold `tokens` tokens, cached ones that nobody holds included."""
+        blocks = -(-tokens // self.block_tokens)
+        for block in found:
+            if block.holders:
+                blocks -= 1
+        return blocks
+
+    # -- blocks ---------------------------------------------------------------------------------------------
+
     def held(self, seq: Sequence) -> int:
         """Number of blocks that the sequence holds."""
         return len(seq.blocks) + seq.extra_blocks
+
+    def missing(self, seq: Sequence, tokens: int) -> int:
+        """Blocks that the sequence lacks to hold `tokens` tokens."""
+        return max(0, -(-tokens // self.block_tokens) - len(seq.blocks) - seq.extra_blocks)
+
+    def leave_window(self, seq: Sequence, scheduled: int, processed: int) -> None:
+        """Every token stays visible: nothing to free before the end."""
 
     def hold(self, seq: Sequence, found: list[Block]) -> None:
         """Take over cached blocks that `find` returned."""
@@ -220,18 +245,18 @@ class PagedKV:
         if not self.prefix_caching:
             return
         full = known_tokens // self.block_tokens
-        if full <= seq.hashed_blocks:
-            return
         keys = seq.keys
         assert keys is not None
         have = len(seq.blocks)
+        if full <= seq.hashed_blocks and have >= min(full, len(keys)):
+            return
         if have < len(keys) and have < full:
             for key in keys[have : min(full, len(keys))]:
                 block = Block(key)
                 self._insert(block)
                 seq.blocks.append(block)
                 seq.extra_blocks -= 1
-        seq.hashed_blocks = full
+        seq.hashed_blocks = max(full, seq.hashed_blocks)
 
     def name_output(self, seq: Sequence) -> None:
         """Name the blocks of the whole sequence, output included, so that later turns can find them."""

@@ -18,7 +18,7 @@ import random
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from engine_models.parts.continuous import Batch
+from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.radix import Content, Node, RadixPool, RadixTree
 from engine_models.parts.sequence import Sequence
@@ -34,6 +34,9 @@ MIN_RATIO_FACTOR = 0.14  # SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR
 DECAY_STEPS = 600  # SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS
 IN_BATCH_CHECK_TOKENS = 32  # IN_BATCH_PREFIX_CACHING_CHECK_THRESHOLD
 IN_BATCH_DEFER_TOKENS = 32  # IN_BATCH_PREFIX_CACHING_DEPRIORITIZE_THRESHOLD
+REFRESH_PASSES = (
+    32  # every so many passes a queue ordered without regard to the cache is looked up nevertheless
+)
 LONG_QUEUE = 128  # above it lpm and hrrn fall back to fcfs
 IGNORE_EOS_RESERVE_TOKENS = 1
 
@@ -96,7 +99,7 @@ class PrefillFirstBatch(Batch):
 class _Row:
     """What the scheduler knows of a request besides its counts."""
 
-    __slots__ = ("content", "last", "matched", "max_new", "node", "processed", "protected", "queued")
+    __slots__ = ("content", "fill", "last", "matched", "max_new", "node", "processed", "protected", "queued")
 
     def __init__(self, content: Content, max_new: int, root: Node) -> None:
         self.content = content
@@ -104,6 +107,7 @@ class _Row:
         self.node = root  # locked while the request holds memory
         self.protected = 0  # tokens at its beginning that the tree owns
         self.last = -1  # batch of its last token outside the decode set (its prefill, or its end)
+        self.fill = 0  # length at its last trial
         self.matched = 0  # prefix found when the queue was ordered
         self.queued = 0  # place of its first arrival
         self.processed = 0  # prompt tokens prefilled by the replica before it arrived
@@ -156,6 +160,7 @@ class PrefillFirstScheduler:
         self._prefilled_tokens = 0
         self._waiting: list[Sequence] = []
         self._unsorted = False
+        self._passes = 0
         self._pauses: list[int] = []  # batches in which the running rows did not decode
         self._random = random.Random(0)
 
@@ -268,10 +273,12 @@ class PrefillFirstScheduler:
     def _future(self, seq: Sequence) -> float:
         """Tokens that a running row is expected to need."""
         row: _Row = seq.group_state
-        return min(row.max_new - self._outputs(seq), CLIP_NEW_TOKENS) * (1.0 if self.rules.ignore_eos else self.ratio)
+        return min(row.max_new - self._outputs(seq), CLIP_NEW_TOKENS) * (
+            1.0 if self.rules.ignore_eos else self.ratio
+        )
 
     def _form_prefill(self, batch: PrefillFirstBatch, now_s: float) -> bool:
-        rules, kv = self.rules, self.kv
+        rules = self.rules
         if rules.preemption or not self._decoding:
             self.batch_is_full = False
         if self.chunked is None and (self.batch_is_full or not self._waiting):
@@ -368,14 +375,22 @@ class PrefillFirstScheduler:
                 self._decode_all(batch)
                 finishing.extend(batch.finishing)
                 ended = set(finishing)
-                self._merging.extend(seq for seq in self._decoding if seq not in ended or seq.state != "ending")
+                self._merging.extend(
+                    seq for seq in self._decoding if seq not in ended or seq.state != "ending"
+                )
                 self._merging.extend(seq for seq in self._decoding if seq in ended and seq.state == "ending")
                 self._decoding = {}
         batch.finishing = finishing
 
     def _order_waiting(self) -> None:
         rules, policy, waiting = self.rules, self._policy, self._waiting
-        if policy in ("lpm", "hrrn") and len(waiting) > LONG_QUEUE:
+        long = policy in ("lpm", "hrrn") and len(waiting) > LONG_QUEUE
+        if long or policy not in CACHE_AWARE:
+            if self._passes % REFRESH_PASSES == 0 and self.kv.prefix_caching:
+                for seq in reversed(waiting):  # the front of the queue becomes the newest
+                    self._look_up(seq)
+            self._passes += 1
+        if long:
             return
         if policy in CACHE_AWARE:
             deferred = self._match_waiting()
@@ -387,7 +402,11 @@ class PrefillFirstScheduler:
                 waiting.sort(key=lambda s: self._response_rank(s, s in deferred))
             else:
                 waiting.sort(
-                    key=lambda s: (s in deferred, max(1, s.length - s.group_state.matched), s.group_state.queued)
+                    key=lambda s: (
+                        s in deferred,
+                        max(1, s.length - s.group_state.matched),
+                        s.group_state.queued,
+                    )
                 )
         elif policy == "random":
             self._random.shuffle(waiting)
@@ -401,15 +420,19 @@ class PrefillFirstScheduler:
             elif policy == "fcfs" and rules.priority_scheduling:
                 waiting.sort(key=lambda s: (s.priority * sign, s.group_state.queued))
 
+    def _look_up(self, seq: Sequence) -> int:
+        row: _Row = seq.group_state
+        found, row.node = self.kv.tree.match(row.content, seq.length)
+        row.matched = min(found, seq.length - 1)
+        return found
+
     def _match_waiting(self) -> set[Sequence]:
         """Look up every waiting request; returns those that had better wait for an earlier one with the same beginning."""
-        tree = self.kv.tree
         among = RadixTree()
         deferred: set[Sequence] = set()
         for seq in self._waiting:
             row: _Row = seq.group_state
-            found, row.node = tree.match(row.content, seq.length)
-            row.matched = min(found, seq.length - 1)
+            found = self._look_up(seq)
             if found <= IN_BATCH_CHECK_TOKENS:
                 shared, _ = among.match(row.content, seq.length)
                 if shared >= IN_BATCH_DEFER_TOKENS:
@@ -461,7 +484,6 @@ class PrefillFirstScheduler:
                 if seq in self._decoding:
                     del self._decoding[seq]
                     self.batch_is_full = False
-            self._ending = [seq for seq in self._ending if seq in self.running and seq not in self._decoding]
             self._ending = []
 
     def _form_decode(self, batch: PrefillFirstBatch) -> bool:
@@ -561,7 +583,7 @@ class PrefillFirstScheduler:
         if seq in self._wasting:
             self._wasting.remove(seq)
         row.node = self.kv.tree.root
-        row.protected = 0
+        row.protected = row.matched = 0
         row.last = -1
         seq.computed = 0
         del self.running[seq]
@@ -588,11 +610,18 @@ class PrefillFirstScheduler:
         known, _ = kv.tree.insert(row.content, length, chunked=chunked, priority=seq.priority)
         if known > row.protected:
             kv.free_tokens += known - row.protected  # computed twice: the tree keeps its copy
+        self._part_prompt(seq, length)
         _, node = kv.tree.match(row.content, length)
         kv.tree.unlock(row.node)
         kv.tree.lock(node)
         row.node = node
         row.protected = length
+
+    def _part_prompt(self, seq: Sequence, length: int) -> None:
+        """Split what was entered at the end of the prompt, so that the output can be evicted before it."""
+        prompt = seq.prompt_tokens - seq.prompt_tokens % self.kv.page_tokens
+        if 0 < prompt < length:
+            self.kv.tree.insert(seq.group_state.content, prompt, priority=seq.priority)
 
     def _release(self, seq: Sequence) -> None:
         """Hand the tokens of an ended row over to the tree."""
@@ -606,9 +635,7 @@ class PrefillFirstScheduler:
             length = committed - committed % kv.page_tokens
             known, _ = kv.tree.insert(row.content, length, priority=seq.priority)
             kv.free_tokens += max(known, row.protected) - row.protected + held - length
-            prompt = seq.prompt_tokens - seq.prompt_tokens % kv.page_tokens
-            if 0 < prompt < length:  # so that the output can be evicted before the prompt
-                kv.tree.insert(row.content, prompt, priority=seq.priority)
+            self._part_prompt(seq, length)
             kv.tree.unlock(row.node)
         row.node = kv.tree.root
         row.protected = 0
@@ -616,10 +643,12 @@ class PrefillFirstScheduler:
     def process(self, batch: Batch) -> list[Sequence]:
         """Take in the results of a batch: prompts enter the tree, ended rows leave, in batch order."""
         self.processed_number = batch.number
-        extends = getattr(batch, "extends", ())
+        extends = batch.extends if isinstance(batch, PrefillFirstBatch) else ()
         if not extends and not batch.finishing:
             return batch.finishing
-        finishing = dict.fromkeys(batch.finishing)
+        if any(seq.state == "preempted" for seq in batch.finishing):  # their last token is lost
+            batch.finishing = [seq for seq in batch.finishing if seq.state != "preempted"]
+        finishing = set(batch.finishing)
         for seq, computed, complete, generation in extends:
             if complete and seq.preemptions == generation:
                 if seq in finishing:
@@ -661,7 +690,7 @@ class PrefillFirstScheduler:
         if last is None:
             return
         pauses = self._pauses
-        first = seq.group_state.last + 1 if seq.group_state.last < last else self._joined(seq)
+        first = seq.emissions[-1][1] + 1
         at = bisect_left(pauses, first)
         while at < len(pauses) and pauses[at] <= last:
             if first < pauses[at]:
@@ -670,10 +699,6 @@ class PrefillFirstScheduler:
             at += 1
         if first <= last:
             self._emit(seq, first, last)
-
-    @staticmethod
-    def _joined(seq: Sequence) -> int:
-        return seq.emissions[-1][1] + 1
 
     # -- jumping --------------------------------------------------------------------------------------------
 
@@ -793,6 +818,7 @@ class _Adder:
         row: _Row = seq.group_state
         if self.kv.prefix_caching:
             row.matched, row.node = self.kv.tree.match(row.content, seq.length - 1)
+        row.fill = seq.length
 
     def add(self, seq: Sequence) -> str:
         """Try one waiting request; returns "continue", "other" or "no_token"."""
@@ -845,7 +871,7 @@ class _Adder:
             self._states = sorted((s for s in states if s[0] > 0), key=lambda s: s[0])
         elif state[0] > 0:
             at = 0
-            for at in range(len(self._states)):  # noqa: B007 - the engine inserts before the last at the latest
+            for at in range(len(self._states)):  # before the last at the latest, as the engine does
                 if state[0] <= self._states[at][0]:
                     break
             self._states.insert(at, state)
@@ -872,14 +898,15 @@ class _Adder:
 
     def preempt_for(self, seq: Sequence, batch: PrefillFirstBatch) -> bool:
         """Take the memory of less urgent running rows if that makes room for `seq`; whether it did."""
-        scheduler, kv = self.scheduler, self.kv
+        scheduler = self.scheduler
         row: _Row = seq.group_state
         sign = scheduler._sign
         candidates = sorted(
             (s for s in scheduler._decoding if s.state != "ending"),
             key=lambda s: (s.priority * -sign, -s.group_state.queued),
         )
-        need = seq.length - row.matched + min(row.max_new, CLIP_NEW_TOKENS) - self.total_left
+        # lengths as the last trial left them: 0 for a request that was never tried
+        need = row.fill - row.matched + min(row.max_new, CLIP_NEW_TOKENS) - self.total_left
         victims: list[Sequence] = []
         for candidate in candidates:
             if (seq.priority - candidate.priority) * -sign <= scheduler.rules.preemption_threshold:

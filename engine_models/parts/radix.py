@@ -120,7 +120,9 @@ class Node:
         "tick",
     )
 
-    def __init__(self, key: Runs, length: int, first: object, parent: Node | None, tick: float, serial: int) -> None:
+    def __init__(
+        self, key: Runs, length: int, first: object, parent: Node | None, tick: float, serial: int
+    ) -> None:
         self.key = key
         self.length = length
         self.first = first
@@ -202,7 +204,9 @@ class RadixTree:
             step = step.parent
         return position, node
 
-    def insert(self, content: Content, limit: int, *, chunked: bool = False, priority: int = 0) -> tuple[int, Node]:
+    def insert(
+        self, content: Content, limit: int, *, chunked: bool = False, priority: int = 0
+    ) -> tuple[int, Node]:
         """Enter the first `limit` tokens (a multiple of the page); returns how many were there already, and the last node."""
         page = self.page_tokens
         node = self.root
@@ -362,7 +366,12 @@ class RadixPool:
     """
 
     def __init__(
-        self, capacity_tokens: int, page_tokens: int = 1, *, prefix_caching: bool = True, eviction_policy: str = "lru"
+        self,
+        capacity_tokens: int,
+        page_tokens: int = 1,
+        *,
+        prefix_caching: bool = True,
+        eviction_policy: str = "lru",
     ) -> None:
         self.page_tokens = page_tokens
         self.capacity_tokens = capacity_tokens - capacity_tokens % page_tokens

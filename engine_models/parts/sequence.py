@@ -40,6 +40,7 @@ class Sequence:
         "hashed_blocks",
         "in_flight_tokens",
         "index",
+        "junction_tokens",
         "keys",
         "length",
         "offset",
@@ -107,6 +108,7 @@ class Sequence:
         self.drafts = 0
         self.pending = 0
         self.in_flight_tokens = 0
+        self.junction_tokens = 0  # where a shared prefix was seen to end
 
     def __repr__(self) -> str:
         return (

@@ -12,7 +12,8 @@ from simulator.cli.calibrate import calibrate_app
 
 app = typer.Typer(
     name="capacity-plan",
-    help="Predict latency tails, KV-cache pressure, goodput and cost of serving a language model, before you buy or rent hardware.",
+    help="Predict latency tails, KV-cache pressure, goodput and cost of serving a language model, before you buy or rent "
+    "hardware.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -115,7 +116,8 @@ def simulate(
     if strict and run.result["extrapolation"]["axes"]:
         print(f"outside the calibrated domain: {'; '.join(run.result['extrapolation']['axes'])}", file=sys.stderr)
         raise SystemExit(4)
-    if fail_on_slo and run.result["slo"] and not run.result["slo"]["holds"]:
+    judged = [run.result["slo"], *(kind["slo"] for kind in run.result["classes"])]
+    if fail_on_slo and any(slo and not slo["holds"] for slo in judged):
         raise SystemExit(3)
 
 
@@ -237,9 +239,11 @@ def trace_synthesize(
 
 
 def _register_planning() -> None:
-    from simulator.cli import sweep
+    from simulator.cli import compare, cost, sweep
 
     sweep.register(app)
+    cost.register(app)
+    compare.register(app)
 
 
 _register_planning()

@@ -8,6 +8,8 @@ from typing import Any
 from hardware_profiles.errors import InputError, nearest
 from simulator.cli.summary import short, table
 
+LONGEST_LIST = 16
+"""Values printed of a list; a longer one is counted."""
 KINDS = ("engines", "hardware", "models", "traces", "scenarios")
 
 
@@ -49,7 +51,12 @@ def _hardware() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
-    from engine_models.architecture import active_parameters, kv_bytes_per_token, load_architecture, parameters
+    from engine_models.architecture import (
+        active_parameters,
+        kv_bytes_per_token,
+        load_architecture,
+        parameters,
+    )
     from engine_models.catalogue import model_names
     from engine_models.formats import format_named
 
@@ -95,6 +102,8 @@ def _entries(kind: str) -> list[dict[str, Any]]:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, list) and len(value) > LONGEST_LIST:
+        return f"{len(value)} values (--json lists them)"
     if isinstance(value, list):
         return " ".join(str(v) for v in value) or "-"
     if isinstance(value, float):
@@ -242,7 +251,7 @@ def _show_engine(name: str) -> dict[str, Any]:
 
 
 def _show_trace(name: str) -> dict[str, Any]:
-    from simulator.workload.generators import names, parameters
+    from simulator.workload.generators import mean_rate, names, parameters
 
     if name not in names():
         close = nearest(name, names())
@@ -250,7 +259,7 @@ def _show_trace(name: str) -> dict[str, Any]:
             f"no shipped trace '{name}'" + (f"; did you mean '{close}'?" if close else ""),
             mend=f"one of {', '.join(names())}; for a file use `capacity-plan trace describe FILE`",
         )
-    return {k: v for k, v in parameters(name).items() if not isinstance(v, list) and not isinstance(v, dict)}
+    return {"name": name, "requests_per_s": mean_rate(name), **parameters(name)}
 
 
 def _show_scenario(name: str) -> dict[str, Any]:

@@ -57,7 +57,12 @@ def facts(prepared: Prepared) -> dict[str, Any]:
 
 def what_would_hold(scenario: Scenario) -> list[tuple[str, int, bool]]:
     """Known GPUs that hold the model's weights and one request, fewest devices first: (device, count, native format)."""
-    from engine_models.architecture import kv_bytes_per_token, load_architecture, tensor_parallel_sizes, weight_bytes_per_rank
+    from engine_models.architecture import (
+        kv_bytes_per_token,
+        load_architecture,
+        tensor_parallel_sizes,
+        weight_bytes_per_rank,
+    )
     from engine_models.formats import format_named
     from hardware_profiles.device import all_devices
 

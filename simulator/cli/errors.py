@@ -36,7 +36,9 @@ def in_words(error: BaseException) -> PlanError:
             mend="free space, or choose another --output" if full else "check the path and its permissions",
         )
     elif isinstance(error, MemoryError):
-        words = PlanError("out of memory", mend="simulate fewer requests: a shorter duration, a limit, a window")
+        words = PlanError(
+            "out of memory", mend="simulate fewer requests: a shorter duration, a limit, a window"
+        )
     else:
         words = PlanError(
             f"internal error: {type(error).__name__}: {error}",

@@ -54,35 +54,72 @@ def latency_rows(metrics: dict[str, Any]) -> list[list[str]]:
 def table(head: list[str], rows: list[list[str]], indent: str = "  ") -> list[str]:
     """Aligned lines: the first column left, the others right."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return [
-        indent + "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in [head, *rows]
-    ]
-
-
-def verdict_line(slo: dict[str, Any] | None) -> list[str]:
-    """The SLO verdict and each of its parts."""
-    if not slo:
-        return ["SLO       none given"]
-    checks = slo["checks"]
-    word = {True: "MET", False: "MISSED"}[slo["holds"]]
-    if slo.get("close"):
-        word = f"CLOSE ({word.lower()}, but the model's own error straddles the bound)"
-    parts = []
-    for check in checks:
-        mark = "ok" if check["holds"] else "MISSED"
-        actual = "lost requests" if check["actual_ms"] is None else f"{short(check['actual_ms'])} ms"
-        name = check["metric"].removesuffix("_ms").upper().replace("E2EL", "E2E")
-        parts.append(f"{name} {check['percentile']} {actual} of {short(check['bound_ms'])} {mark}")
-    lines = [f"SLO       {word}"]
-    if parts:
-        lines[0] += "    " + "; ".join(parts)
-    if slo.get("attainment") is not None:
-        wanted = slo.get("attainment_wanted")
-        lines.append(
-            f"          {slo['attainment']:.1%} of requests good" + (f" (wanted {wanted:.1%})" if wanted else "")
-        )
+    lines = []
+    for row in [head, *rows]:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append((indent + "  ".join([row[0].ljust(widths[0]), *cells[1:]])).rstrip())
     return lines
+
+
+def verdict_word(slo: dict[str, Any]) -> str:
+    """MET, MISSED, or that the figures cannot tell."""
+    word = "MET" if slo["holds"] else "MISSED"
+    return f"CLOSE ({word.lower()}, but within the error of the model or of this run)" if slo.get("close") else word
+
+
+def verdict_lines(slo: dict[str, Any] | None, classes: list[dict[str, Any]]) -> list[str]:
+    """The SLO verdict and each of its parts, that of every class that has an SLO of its own among them."""
+    judged = [(kind["name"], kind["slo"]) for kind in classes if kind["slo"]] or ([("", slo)] if slo else [])
+    if not judged:
+        return ["SLO       none given"]
+    title = "SLO       "
+    lines = []
+    for name, verdict in judged:
+        lines.append(title + (f"{name}: " if name else "") + verdict_word(verdict))
+        title = " " * len(title)
+        rows = []
+        for check in verdict["checks"]:
+            metric = check["metric"].removesuffix("_ms").upper().replace("E2EL", "E2E")
+            actual = "lost requests" if check["actual_ms"] is None else f"{short(check['actual_ms'])} ms"
+            mark = "ok" if check["holds"] else "MISSED"
+            rows.append([f"{metric} {check['percentile']}", actual, f"of {short(check['bound_ms'])} ms", mark])
+        if rows:
+            lines += table(rows[0], rows[1:], indent=title + "  ")
+        if verdict.get("attainment") is not None:
+            wanted = verdict.get("attainment_wanted")
+            lines.append(
+                f"{title}  {verdict['attainment']:.1%} of requests good" + (f" (wanted {wanted:.1%})" if wanted else "")
+            )
+    return lines
+
+
+def class_lines(classes: list[dict[str, Any]]) -> list[str]:
+    """A row of latencies for each request class; nothing if there is one."""
+    if not classes:
+        return []
+    wanted = (("TTFT", "ttft_ms", "p50"), ("TTFT", "ttft_ms", "p99"), ("TPOT", "tpot_ms", "p50"),
+              ("TPOT", "tpot_ms", "p99"), ("E2E", "e2el_ms", "p50"), ("E2E", "e2el_ms", "p99"))  # fmt: skip
+    head = ["class, ms", "requests", *(f"{title} {p}" for title, _, p in wanted)]
+    rows = [
+        [kind["name"], f"{kind['requests']:,}", *(short(kind["metrics"][name][p]) for _, name, p in wanted)]
+        for kind in classes
+    ]
+    return [*table(head, rows), ""]
+
+
+def load_line(totals: dict[str, Any], manifest: dict[str, Any]) -> str:
+    """What was offered, what became of it, and the measured window."""
+    words = [f"{totals['offered']:,} requests offered", f"{totals['completed']:,} completed"]
+    words += [f"{totals[name]:,} {name}" for name in ("rejected", "failed", "unfinished") if totals[name]]
+    if totals["not_arrived"] and not _closed_loop(manifest["scenario"]["workload"]):
+        words.append(f"{totals['not_arrived']:,} later turns fell after the end")
+    return f"load      {', '.join(words)}; window {totals['duration_s']:,.0f} s"
+
+
+def _closed_loop(workload: dict[str, Any]) -> bool:
+    """Whether requests were prepared that a faster server would have been sent; they are no part of the load."""
+    loads = [workload, *(workload.get("classes") or [])]
+    return any((load.get("arrivals") or {}).get("kind") == "closed_loop" for load in loads)
 
 
 def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | None = None) -> str:
@@ -90,42 +127,33 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
     d, t, s, c = result["deployment"], result["totals"], result["server"], result["cost"]
     shape = f"TP {d['tensor_parallel']}" + (f" PP {d['pipeline_parallel']}" if d["pipeline_parallel"] > 1 else "")
     lines = [
-        f"{result['name']}: {d['model']} on {d['replicas']} x ({shape}) {d['hardware']}, {d['engine']} {d['engine_version']}, "
-        f"weights {d['weights']}, KV {d['kv_cache']}",
+        f"{result['name']}: {d['model']}, weights {d['weights']}, KV {d['kv_cache']}",
+        f"on {d['replicas']} x ({shape}) {d['hardware']}, {d['engine']} {d['engine_version']}",
         "",
-        *verdict_line(result["slo"]),
+        *verdict_lines(result["slo"], result["classes"]),
         "",
         *table(["latency, ms", "mean", "p50", "p90", "p99", "max", "mean, 90 % interval"], latency_rows(result["metrics"])),
         "",
     ]
-    for kind in result.get("classes") or []:
-        m = kind["metrics"]
-        verdict = "" if not kind["slo"] else ("  SLO met" if kind["slo"]["holds"] else "  SLO MISSED")
-        lines.append(
-            f"  class {kind['name']}: {kind['requests']} requests, TTFT p50 {short(m['ttft_ms']['p50'])} p99 "
-            f"{short(m['ttft_ms']['p99'])}, TPOT p50 {short(m['tpot_ms']['p50'])}, E2E p99 {short(m['e2el_ms']['p99'])} ms{verdict}"
-        )
-    if result.get("classes"):
-        lines.append("")
+    lines += class_lines(result["classes"])
     goodput = "" if t["request_goodput"] is None else f", good {t['request_goodput']:.2f}/s ({t['goodput_fraction']:.1%})"
-    lost = ", ".join(f"{t[k]} {k}" for k in ("rejected", "failed", "unfinished", "not_arrived") if t[k])
     lines += [
-        f"load      {t['offered']:,} requests offered, {t['completed']:,} completed" + (f", {lost}" if lost else "")
-        + f"; window {t['duration_s']:,.0f} s",
+        load_line(t, manifest),
         f"through   {t['request_throughput']:.2f} requests/s{goodput}; {t['input_throughput']:,.0f} input + "
         f"{t['output_throughput']:,.0f} output tokens/s ({t['output_tput_per_gpu']:,.0f} output a GPU)",
-        f"queue     {s['num_requests_running']:.1f} running (peak {s['num_requests_running_peak']}), "
-        f"{s['num_requests_waiting']:.1f} waiting (peak {s['num_requests_waiting_peak']}) a replica",
-        f"KV cache  {s['kv_cache_usage_perc']:.0%} used (peak {s['kv_cache_usage_perc_peak']:.0%}) of {d['kv_tokens']:,} tokens a "
-        f"replica; {s['num_preemptions']} preemptions; prefix hits {s['prefix_cache_hit_rate']:.1%}",
-        f"GPU busy  {s['gpu_busy_fraction']:.0%}",
+        f"queue     {s['num_requests_running']:,.1f} running (peak {s['num_requests_running_peak']:,}), "
+        f"{s['num_requests_waiting']:,.1f} waiting (peak {s['num_requests_waiting_peak']:,}) a replica",
+        f"KV cache  {s['kv_cache_usage_perc']:.0%} used (peak {s['kv_cache_usage_perc_peak']:.0%}) of {d['kv_tokens']:,} "
+        f"tokens a replica; {s['num_preemptions']:,} preemptions; prefix hits {s['prefix_cache_hit_rate']:.1%}",
+        f"GPU busy  {s['gpu_busy_fraction']:.0%} of the time with any step, however small: not a measure of headroom",
     ]
     if c["usd_per_hour"] is None:
         lines.append("cost      no price known for this hardware; set cost.usd_per_gpu_hour")
     else:
         lines += [
             f"cost      {dollars(c['usd_per_hour'])}/hour ({c['devices']} x {dollars(c['ListUnitPrice'])}), "
-            f"{dollars(c['usd_per_month'])}/month of 730 h; per 1M tokens: input {dollars(c['usd_per_1m_input_tokens'])}, output "
+            f"{dollars(c['usd_per_month'])}/month of 730 h",
+            f"          per 1M tokens: input {dollars(c['usd_per_1m_input_tokens'])}, output "
             f"{dollars(c['usd_per_1m_output_tokens'])}, all {dollars(c['usd_per_1m_total_tokens'])}",
             f"          price: {c['price_provider']} {c['SkuId']}"
             + (f", {c['RegionId']}" if c["RegionId"] else "")

@@ -180,8 +180,7 @@ def text(plan: SweepPlan, result: SweepResult) -> str:
         ]
     overloaded = [row for row in finished if row["overloaded"]]
     if overloaded:
-        lines.append(
-            f"overloaded: {len(overloaded)} points; their rows say what they carry, not what was offered"
+        lines.append("overload: the row says what the deployment carries, not what was offered")} points; their rows say what they carry, not what was offered"
         )
     if failed:
         lines.append(f"{len(failed)} of {len(rows)} points have no result:")
@@ -191,7 +190,10 @@ def text(plan: SweepPlan, result: SweepResult) -> str:
         for reason, values in reasons.items():
             shown = "; ".join(values[:4]) + (f"; and {len(values) - 4} more" if len(values) > 4 else "")
             lines.append(wrapped(f"  {shown}: {reason}", "    "))
-    lines += [_price_line(finished), f"written   {result.folder} (sweep.csv, sweep.parquet, runs/)"]
+    lines += [
+        wrapped(_price_line(finished), " " * 10),
+        f"written   {result.folder} (sweep.csv, sweep.parquet, runs/)",
+    ]
     return "\n".join(line for line in lines if line is not None)
 
 
@@ -265,13 +267,7 @@ def _columns(names: Mapping[str, str], slo: Mapping[str, Mapping[str, float]]) -
     def money(column: str) -> Any:
         return lambda row: dollars(row[column])
 
-    shown = [
-        ("ttft_ms", "p50"),
-        ("ttft_ms", "p99"),
-        ("tpot_ms", "p50"),
-        ("tpot_ms", "p99"),
-        ("e2el_ms", "p99"),
-    ]
+    shown = [("ttft_ms", "p50"), ("ttft_ms", "p99"), ("tpot_ms", "p50"), ("tpot_ms", "p99")]
     for metric, named in slo.items():
         shown += [
             (metric, p) for p in named if p in ("p50", "p90", "p95", "p99") and (metric, p) not in shown
@@ -282,7 +278,7 @@ def _columns(names: Mapping[str, str], slo: Mapping[str, Mapping[str, float]]) -
     return [
         *((name, plain(column)) for column, name in names.items()),
         ("GPUs", plain("devices")),
-        ("SLO", lambda row: (row["slo"] or "-") + (" (overload)" if row["overloaded"] else "")),
+        ("SLO", _verdict),
         *((f"{title[m]} {p}", number(f"{m}_{p}")) for m, p in shown),
         ("req/s", number("request_throughput")),
         ("good/s", number("request_goodput")),
@@ -291,6 +287,12 @@ def _columns(names: Mapping[str, str], slo: Mapping[str, Mapping[str, float]]) -
         ("$/1M", money("usd_per_1m_total_tokens")),
         ("", lambda row: "*" if row["pareto"] else ""),
     ]
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    if row["overloaded"]:
+        return "overload" if row["slo"] in ("missed", "") else f"{row['slo']}, overload"
+    return str(row["slo"] or "-")
 
 
 def _price_line(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -306,4 +308,8 @@ def _price_line(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = [f"{', '.join(known)} a GPU-hour"] if known else []
     if unknown:
         parts.append(f"none known for {', '.join(unknown)}: set cost.usd_per_gpu_hour")
-    return "prices    " + ("; ".join(parts) or "-") + "   latencies in ms; $/1M tokens of input and output"
+    return (
+        "prices    "
+        + ("; ".join(parts) or "-")
+        + ". $/1M: a million tokens, input and output; latencies in ms"
+    )

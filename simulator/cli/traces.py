@@ -48,7 +48,7 @@ def describe_command(trace: str, trace_format: str | None, as_json: bool) -> Non
 def _write(workload: Workload, output: Path, to: str) -> None:
     from simulator.workload.convert import write_workload
 
-    write_workload(workload, output, trace_format=to)  # type: ignore[arg-type]
+    write_workload(workload, output, trace_format=to)
     print(f"{len(workload):,} requests written to {output}")
 
 

@@ -40,7 +40,10 @@ def write_plots(plan: SweepPlan, result: SweepResult, folder: Path) -> Path | No
         if chosen:
             label = f"SLO {verdict}" if verdict else "no SLO"
             axes.scatter(
-                [r[result.cost] for r in chosen], [r[result.latency] for r in chosen], color=colour, label=label
+                [r[result.cost] for r in chosen],
+                [r[result.latency] for r in chosen],
+                color=colour,
+                label=label,
             )
     front = sorted((r[result.cost], r[result.latency]) for r in rows if r["pareto"])
     if front:

@@ -70,7 +70,9 @@ def _bare(axes: Any) -> None:
 
 def _title(run: RunResult) -> str:
     d = run.result["deployment"]
-    shape = f"TP {d['tensor_parallel']}" + (f" PP {d['pipeline_parallel']}" if d["pipeline_parallel"] > 1 else "")
+    shape = f"TP {d['tensor_parallel']}" + (
+        f" PP {d['pipeline_parallel']}" if d["pipeline_parallel"] > 1 else ""
+    )
     return f"{run.name}: {d['model']} on {d['replicas']} x ({shape}) {d['hardware']}, {d['engine']} {d['engine_version']}"
 
 
@@ -149,9 +151,7 @@ def _bounds(axes: Any, metric: str, slo: dict[str, Any] | None, colour: str) -> 
 
 
 def _short(value: float) -> str:
-    from simulator.cli.summary import short
-
-    return short(value)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _cycle(count: int) -> list[str]:
@@ -183,13 +183,17 @@ def _curve(axes: Any, times: FloatArray, values: FloatArray, replicas: str) -> N
     count = values.shape[0]
     if count <= MAX_LINES:
         for i, colour in enumerate(_cycle(count)):
-            axes.plot(at, mean[:, i], color=colour, linewidth=1.1, label=f"replica {i}" if count > 1 else None)
+            axes.plot(
+                at, mean[:, i], color=colour, linewidth=1.1, label=f"replica {i}" if count > 1 else None
+            )
             low = [group[i].min() for group in groups]
             high = [group[i].max() for group in groups]
             axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
         return
     low, high = [group.min() for group in groups], [group.max() for group in groups]
-    axes.fill_between(at, low, high, color=COLOURS[0], alpha=0.15, linewidth=0, label=f"lowest to highest of {replicas}")
+    axes.fill_between(
+        at, low, high, color=COLOURS[0], alpha=0.15, linewidth=0, label=f"lowest to highest of {replicas}"
+    )
     axes.plot(at, mean.mean(axis=1), color=COLOURS[0], linewidth=1.1, label=f"mean of {replicas}")
 
 
@@ -214,7 +218,9 @@ def _finish(rows: Sequence[Any]) -> None:
     for axes in rows:
         axes.set_ylim(bottom=0)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, borderaxespad=0.1)
+            axes.legend(
+                frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, borderaxespad=0.1
+            )
 
 
 def _load(figure: Any, run: RunResult) -> None:

@@ -138,7 +138,7 @@ class Replica:
             return self._in_flight[0].t_end
         if self.scheduler.has_work() or self._in_flight:
             return self.clock_s
-        return self._inbox[0].arrival_s if self._inbox else INFINITY
+        return max(self._inbox[0].arrival_s, self.clock_s) if self._inbox else INFINITY
 
     def advance(self, limit_s: float, *, stop_after_finish: bool = False) -> bool:
         """Process every result up to `limit_s` (inclusive) and every scheduling decision before it.

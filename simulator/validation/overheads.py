@@ -73,7 +73,9 @@ def _experiments(directory: Path, engine: str) -> list[Experiment]:
 
 def _log_errors(experiment: Experiment, values: dict[str, float]) -> list[float]:
     row = experiment.rows[0]
-    predicted = predict(experiment, overheads_from(values, {}))[row["id"]]
+    engine = str(row["engine"]).lower().split()[0]
+    shipped = {name: float(entry["value"]) for name, entry in load_overheads(engine).provenance.items()}
+    predicted = predict(experiment, overheads_from(shipped | values, {}))[row["id"]]
     return [math.log(predicted[target][0] / row[target]) for target in TARGETS]
 
 
@@ -172,5 +174,6 @@ def write(fitted: Fit, engine: str, directory: Path) -> Path:
         }
         for name, value in fitted.values.items()
     }
-    path.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    kept = {name: entry for name, entry in load_overheads(engine).provenance.items() if name not in entries}
+    path.write_text(json.dumps(entries | kept, indent=1) + "\n", encoding="utf-8")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def coverage_by_holdout(report: dict[str, Any], known: dict[str, tuple[str, str,
 
     out: dict[tuple[str, str], list[tuple[bool, float]]] = {}
     for model in sorted({k[2] for k in known.values()}):
-        widths = derive(report["experiments"], known.get, exclude=lambda i, m=model: i in known and known[i][2] == m)
+        widths = derive(report["experiments"], known.get, exclude=_of_model(known, model))
         for e in report["experiments"]:
             kind, named = known.get(e["id"]), split_name(e["metric"])
             if kind is None or kind[2] != model or named is None:
@@ -210,3 +211,7 @@ def coverage_by_holdout(report: dict[str, Any], known: dict[str, tuple[str, str,
         for group, values in sorted(out.items())
         if len(values) >= 5
     ]
+
+
+def _of_model(known: dict[str, tuple[str, str, str]], model: str) -> Callable[[str], bool]:
+    return lambda name: name in known and known[name][2] == model

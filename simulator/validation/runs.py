@@ -25,7 +25,6 @@ from simulator.validation.suite import (
     workload_lengths,
 )
 
-
 Prediction = tuple[float, list[float] | None]
 """A predicted value and its 90 % interval."""
 
@@ -41,6 +40,8 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
     if overheads is not None:
         plan = replace(prepared.plan, host=overheads.host, front_end_s=overheads.front_end_s)
         prepared = replace(prepared, plan=plan)
+    if experiment.in_process:
+        prepared = replace(prepared, plan=replace(prepared.plan, front_end_s=0.0))
     run = run_prepared(prepared, workload=experiment.workload)
     raw = run.raw
     lat = metrics.latencies(raw)
@@ -50,7 +51,8 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
     out: dict[str, dict[str, Prediction]] = {}
     for row in experiment.rows:
         stage = int(row.get("stage_index", -1))
-        mask = np.ones(len(raw.status), dtype=bool) if stage < 0 else experiment.stage_of == stage
+        whole = stage < 0 or bool((experiment.stage_of < 0).all())  # a file of its own holds one stage
+        mask = np.ones(len(raw.status), dtype=bool) if whole else experiment.stage_of == stage
         mask &= experiment.judged
         if not mask.any():
             continue

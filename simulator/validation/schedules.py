@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from engine_models.parts.continuous import Batch
+from engine_models.parts.batch import Batch, ContinuousRules
+from engine_models.parts.continuous import ContinuousScheduler
+from engine_models.parts.hybrid_kv import HybridKV
+from engine_models.parts.paged_kv import PagedKV
 from engine_models.parts.sequence import Sequence
-from engine_models.vllm import scheduler_from_recording
+from engine_models.vllm import version_of
 from hardware_profiles.errors import InputError
 from simulator.serving.replica import FloatArray, Replica
 
@@ -39,7 +42,7 @@ class RecordedClock:
     def decode_run_s(self, rows: int, kv_tokens: int, steps: int) -> FloatArray:
         """Seconds of each of several pure decode steps."""
         attended = kv_tokens + rows * np.arange(steps, dtype=np.int64)
-        return self.a + self.b * 0 + self.c * rows + self.d * attended
+        return np.asarray(self.a + self.b * 0 + self.c * rows + self.d * attended, dtype=np.float64)
 
     def host_s(self, rows: int, prefill_tokens: int) -> float:
         """No host time."""
@@ -51,9 +54,11 @@ def replay(path: Path) -> dict[str, Any]:
     config: dict[str, Any] = {}
     requests: list[dict[str, Any]] = []
     recorded: list[dict[str, Any]] = []
+    number = 0
     try:
         with path.open() as lines:
-            for number, line in enumerate(lines, 1):
+            for line in lines:
+                number += 1
                 entry = json.loads(line)
                 kind = entry["type"]
                 if kind == "config":
@@ -65,7 +70,7 @@ def replay(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, UnicodeDecodeError) as error:
         raise InputError(
             f"not a recorded schedule: {error}",
-            where=f"{path}:{number if 'number' in dir() else 1}",
+            where=f"{path}:{number}",
             mend="each line must be a JSON object with a `type`: config, request, step, result or summary",
         ) from None
     if not config:
@@ -83,10 +88,60 @@ def replay(path: Path) -> dict[str, Any]:
     return compare(config.get("scenario", path.stem), engine, recorded, steps)
 
 
+def scheduler_of(version: str, knobs: dict[str, Any]) -> tuple[ContinuousScheduler, int]:
+    """Build the scheduler of a vLLM recording from its `config` line; returns it and the executor's depth."""
+    switches = version_of(version)
+    release = tuple(int(part) for part in switches.name.split(".")[:2])
+    depth = 2 if knobs.get("async_scheduling") else 1
+    budget = knobs["max_num_batched_tokens"]
+    rules = ContinuousRules(
+        max_num_batched_tokens=budget,
+        max_num_seqs=knobs["max_num_seqs"],
+        max_model_len=knobs["max_model_len"],
+        in_flight=depth,
+        policy=knobs.get("policy", "fcfs"),
+        chunked_prefill=knobs.get("enable_chunked_prefill", True),
+        long_prefill_token_threshold=knobs.get("long_prefill_token_threshold", 0),
+        lone_request_ignores_threshold=switches.lone_request_ignores_threshold,
+        reserve_full_prompt=knobs.get("scheduler_reserve_full_isl", True) and switches.reserve_full_prompt,
+        watermark=knobs.get("watermark", 0.0) if switches.has_watermark else 0.0,
+        self_preemption_continues=switches.self_preemption_continues,
+        preempted_tokens_return=switches.preempted_tokens_return,
+        unfit_prompt_is_skipped=switches.unfit_prompt_is_skipped,
+        wasted_row_after_limit=switches.wasted_row_after_limit,
+        speculative_tokens=knobs.get("num_speculative_tokens") or 0,
+        lookahead_tokens=knobs.get("num_lookahead_tokens") or 0,
+        first_admission_lookahead=switches.first_admission_lookahead,
+        pads_lone_token=release >= (0, 33),
+    )
+    blocks = knobs["num_gpu_blocks"] - 1
+    caching = knobs.get("enable_prefix_caching", True)
+    windows = tuple(group.get("window") for group in knobs.get("kv_groups") or [{"type": "full"}])
+    kv: PagedKV | HybridKV
+    if windows == (None,):
+        kv = PagedKV(
+            blocks, knobs["block_size"], prefix_caching=caching, unhashed_to_head=switches.unhashed_to_head
+        )
+    else:
+        kv = HybridKV(
+            blocks,
+            knobs["block_size"],
+            windows,
+            prefix_caching=caching,
+            unhashed_to_head=switches.unhashed_to_head,
+            most_in_flight_tokens=depth * budget,
+            max_model_len=knobs["max_model_len"],
+            capped_admission=release >= (0, 24),
+            frees_processed=release >= (0, 33),
+            sparse_windows=release >= (0, 33),
+        )
+    return ContinuousScheduler(rules, kv, record_rows=True), depth
+
+
 def simulate_recording(config: dict[str, Any], requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Run the requests of a recording through the scheduler model; one dict per step, as in the recording."""
     knobs = config["config"]
-    scheduler, depth = scheduler_from_recording(config["version"], knobs)
+    scheduler, depth = scheduler_of(config["version"], knobs)
     ids: dict[int, str] = {}
     followers: dict[str, list[tuple[float, int]]] = {}
     arrivals: list[tuple[float, int]] = []
@@ -100,6 +155,10 @@ def simulate_recording(config: dict[str, Any], requests: list[dict[str, Any]]) -
     by_index = {entry["idx"]: entry for entry in requests}
     heapq.heapify(arrivals)
     out: list[dict[str, Any]] = []
+    script = knobs.get("spec_accept") or [0]
+
+    def acceptance(verification: int) -> int:
+        return int(script[verification % len(script)])
 
     def make(index: int, arrival_s: float) -> Sequence:
         entry = by_index[index]
@@ -114,6 +173,7 @@ def simulate_recording(config: dict[str, Any], requests: list[dict[str, Any]]) -
             runs=(*runs, output),
             shareable_tokens=entry["prompt_len"],
             output_shared=True,
+            acceptance=acceptance,
         )
         return seq
 
@@ -132,15 +192,18 @@ def simulate_recording(config: dict[str, Any], requests: list[dict[str, Any]]) -
             }
         )
 
-    replica = Replica(scheduler, RecordedClock(config["step_time"]), depth=depth, on_finish=finished, on_batch=processed)
+    replica = Replica(
+        scheduler, RecordedClock(config["step_time"]), depth=depth, on_finish=finished, on_batch=processed
+    )
     while arrivals or replica.busy():
         event = replica.next_event_s()
         if arrivals and arrivals[0][0] <= event:
             arrival, index = heapq.heappop(arrivals)
             replica.advance(arrival)
             replica.submit(make(index, arrival))
-        else:
-            replica.advance(float(np.nextafter(event, np.inf)) if not arrivals else min(arrivals[0][0], float(np.nextafter(event, np.inf))))
+        else:  # up to the next arrival, the next decision or the next end of a request, which may bring an arrival
+            limit = float(np.nextafter(event, np.inf))
+            replica.advance(min(limit, arrivals[0][0]) if arrivals else limit, stop_after_finish=True)
     return out
 
 
@@ -152,7 +215,7 @@ def compare(
     first: dict[str, Any] | None = None
     for number, want in enumerate(recorded):
         got = steps[number] if number < len(steps) else None
-        difference = None
+        difference: dict[str, Any] | None = None
         if got is None:
             difference = {"what": "missing", "recorded": None, "simulated": None}
         else:

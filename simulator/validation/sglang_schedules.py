@@ -7,14 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from engine_models.parts.continuous import Batch
+from engine_models.parts.batch import Batch
 from engine_models.parts.prefill_first import PrefillFirstBatch
 from engine_models.parts.sequence import Sequence
 from engine_models.sglang import scheduler_from_recording
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
 
-COMPARED = ("sched", "retracted", "preempted", "hits", "free_tokens", "evictable", "mode", "chunked", "batch_is_full", "new_token_ratio")
+COMPARED = (
+    "sched",
+    "retracted",
+    "preempted",
+    "hits",
+    "free_tokens",
+    "evictable",
+    "mode",
+    "chunked",
+    "batch_is_full",
+    "new_token_ratio",
+)
 
 
 def replay_sglang(
@@ -85,7 +96,8 @@ def simulate(config: dict[str, Any], requests: list[dict[str, Any]]) -> list[dic
             heapq.heappush(arrivals, (now_s + delay, index))
 
     def processed(batch: Batch) -> None:
-        assert isinstance(batch, PrefillFirstBatch) and batch.rows is not None
+        assert isinstance(batch, PrefillFirstBatch)
+        assert batch.rows is not None
         # the recorder names as a hit whatever a row of a prefill batch already has, unless its prompt was cut
         hits = {}
         if batch.mode != "DECODE":

@@ -19,9 +19,13 @@ from hardware_profiles.errors import InputError, PlanError
 from simulator.workload.columns import Content, Workload
 from simulator.workload.streams import stream
 
-METRICS = tuple(
-    f"{name}_{stat}_ms" for name in ("ttft", "e2e", "tpot", "itl") for stat in ("mean", "p50", "p90", "p95", "p99")
-) + ("itl_mean_corrected_ms", "request_throughput_rps", "output_throughput_tok_s", "total_throughput_tok_s")
+METRICS = (
+    *(f"{name}_{stat}_ms" for name in ("ttft", "e2e", "tpot", "itl") for stat in ("mean", "p50", "p90", "p95", "p99")),
+    "itl_mean_corrected_ms",
+    "request_throughput_rps",
+    "output_throughput_tok_s",
+    "total_throughput_tok_s",
+)
 REQUIRED = ("id", "engine", "hardware", "model")
 
 
@@ -33,7 +37,8 @@ class Unplayable(Exception):
 class Experiment:
     """One run to simulate, with the rows (whole run and stages) that it predicts.
 
-    `stage_of` gives each request's stage (-1 where the run has none); `judged` are the requests the client reported.
+    `stage_of` gives each request's stage (-1 where the run has none); `judged` are the requests the client reported;
+    `in_process` says that the client called the engine without a server between, so that no front end adds to TTFT.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -41,6 +46,7 @@ class Experiment:
     workload: Workload
     stage_of: NDArray[np.int64]
     judged: NDArray[np.bool_]
+    in_process: bool = False
 
 
 def read_suite(directory: Path) -> list[dict[str, Any]]:
@@ -98,7 +104,13 @@ def _formats(row: dict[str, Any], quantization: str | None) -> dict[str, str]:
     """Weights and KV format of a row; `quantization` is the checkpoint's own."""
     text = str(row.get("precision", "")).lower()
     pool: dict[str, str] = {}
-    bits = {"fp8": ("fp8", "fp8_block"), "fp4": ("nvfp4", "mxfp4"), "nvfp4": ("nvfp4",), "mxfp4": ("mxfp4",), "int4": ("int4", "awq", "gptq")}
+    bits = {
+        "fp8": ("fp8", "fp8_block"),
+        "fp4": ("nvfp4", "mxfp4"),
+        "nvfp4": ("nvfp4",),
+        "mxfp4": ("mxfp4",),
+        "int4": ("int4", "awq", "gptq"),
+    }
     for name, formats in bits.items():
         if text == name:
             pool["weights"] = quantization if quantization in formats else formats[0]
@@ -110,7 +122,7 @@ def _formats(row: dict[str, Any], quantization: str | None) -> dict[str, str]:
             pool["weights"] = quantization
         else:
             raise Unplayable(f"number format '{row.get('precision')}' is unknown")
-    kv = str(row.get("kv_dtype", "auto")).lower()
+    kv = str(row.get("kv_dtype", "auto")).lower().split()[0]
     if kv not in ("auto", "", "none"):
         pool["kv_cache"] = "fp8" if kv.startswith("fp8") else kv
     return pool
@@ -223,6 +235,12 @@ def _pool_content(ids: NDArray[np.int64], prompt: NDArray[np.int64]) -> Content:
     return Content(np.arange(n + 1), ids, zeros, prompt, np.full(n, -1, dtype=np.int64), zeros)
 
 
+def _common_prefix(n: int, tokens: int, groups: int) -> Content:
+    """A system prompt of `tokens` tokens common to all requests (of each of `groups` groups, in turn)."""
+    ids, zeros = np.arange(n, dtype=np.int64) % groups, np.zeros(n, dtype=np.int64)
+    return Content(np.arange(n + 1), ids, zeros, np.full(n, tokens, dtype=np.int64), zeros - 1, zeros)
+
+
 def exact_requests(row: dict[str, Any], directory: Path) -> tuple[Workload, NDArray[np.int64], NDArray[np.bool_]]:
     """Requests as recorded: arrivals, lengths, repeated prompts."""
     import pyarrow.parquet as pq
@@ -255,6 +273,8 @@ def exact_requests(row: dict[str, Any], directory: Path) -> tuple[Workload, NDAr
     content = None
     if "prompt_id" in names:
         content = _pool_content(column["prompt_id"][order].astype(np.int64), prompt.astype(np.int64))
+    elif _number(row, "shared_prefix_tokens") and float(row["shared_prefix_tokens"]) < float(prompt.min()):
+        content = _common_prefix(len(order), int(row["shared_prefix_tokens"]), int(_number(row, "prefix_groups") or 1))
     stage = column["stage"][order].astype(np.int64) if "stage" in names else np.full(len(order), -1, dtype=np.int64)
     failed = column["error"][order].astype(bool) if "error" in names else np.zeros(len(order), dtype=bool)
     workload = _plain(arrival - arrival[0], prompt.astype(np.int64), output.astype(np.int64), content)
@@ -341,4 +361,5 @@ def plan_experiment(
         "workload": {"arrivals": {"kind": "batch"}, "prompt_tokens": 1, "output_tokens": 1, "requests": 1},
         "cost": {"usd_per_gpu_hour": 0.0},
     }
-    return Experiment(rows, scenario, workload, stage, judged)
+    in_process = "LLMServingSim" in str(row.get("source", "")) and "artifact" not in str(row.get("source", ""))
+    return Experiment(rows, scenario, workload, stage, judged, in_process)

@@ -1,0 +1,83 @@
+"""What a continuous-batching scheduler may do, and what it forms: the rules and the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engine_models.parts.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class ContinuousRules:
+    """What a continuous-batching scheduler may do. Names of knobs are vLLM's; switches name a behaviour.
+
+    Attributes
+    ----------
+    max_num_batched_tokens : token budget of a step.
+    max_num_seqs : rows that may run at once.
+    max_model_len : context limit in tokens.
+    in_flight : batches scheduled ahead (1 synchronous, 2 async scheduling, pipeline stages).
+    policy : "fcfs" or "priority".
+    chunked_prefill : whether a prompt may be computed in several steps.
+    long_prefill_token_threshold : most tokens of one request in a step, 0 for no cap.
+    lone_request_ignores_threshold : the cap does not bind when only one request is there (0.33).
+    reserve_full_prompt : admission needs blocks for the whole known sequence (from 0.19).
+    watermark : fraction of blocks kept free at admission while something runs (from 0.24).
+    self_preemption_continues : under priority a row that preempts itself does not stop the loop (0.33).
+    preempted_tokens_return : the budget gets back the tokens of a victim already scheduled (from 0.14).
+    unfit_prompt_is_skipped : without chunking, a prompt over the budget lets the next one try (0.11).
+    wasted_row_after_limit : async mode schedules one row more even where the end is certain (0.11).
+    pipelined : `in_flight` are the stages of a pipeline: a row is in one batch at a time.
+    speculative_tokens : drafts proposed after every step of a row that emits (0: no speculative decoding).
+    lookahead_tokens : slots reserved beyond a row's tokens, for drafters that keep a KV cache of their own.
+    first_admission_lookahead : those slots are reserved at admission too (from 0.24).
+    pads_lone_token : a request admitted for one token brings a full set of drafts (0.33).
+    """
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    max_model_len: int
+    in_flight: int = 1
+    policy: str = "fcfs"
+    chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    lone_request_ignores_threshold: bool = True
+    reserve_full_prompt: bool = True
+    watermark: float = 0.0
+    self_preemption_continues: bool = True
+    preempted_tokens_return: bool = True
+    unfit_prompt_is_skipped: bool = False
+    wasted_row_after_limit: bool = False
+    pipelined: bool = False
+    speculative_tokens: int = 0
+    lookahead_tokens: int = 0
+    first_admission_lookahead: bool = True
+    pads_lone_token: bool = True
+
+
+@dataclass(slots=True)
+class Batch:
+    """One scheduled step (or, after a jump, the last of several equal ones).
+
+    `decode_tokens` counts the tokens of the decode rows, one a row and its drafts; `decode_kv_tokens` sums, over
+    these rows, the tokens attended to; `prefill` lists (new, prior) tokens. `finishing` are the rows whose last token this
+    batch yields, in batch order; with drafts in play it is known only once the batch has been processed.
+    `itemised` lists rows served one by one until processed: (row, tokens, drafts, preemptions so far), drafts -1
+    where the row emits nothing.
+    """
+
+    number: int
+    decode_rows: int = 0
+    decode_tokens: int = 0
+    decode_kv_tokens: int = 0
+    prefill: list[tuple[int, int]] = field(default_factory=list)
+    finishing: list[Sequence] = field(default_factory=list)
+    itemised: list[tuple[Sequence, int, int, int]] = field(default_factory=list)
+    rows: list[tuple[Sequence, int, int]] | None = None
+    hits: list[tuple[Sequence, int]] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+    tokens: int = 0
+    free_blocks: int = 0
+    t_sched: float = 0.0
+    t_start: float = 0.0
+    t_end: float = 0.0

@@ -1,0 +1,121 @@
+"""`compare`: runs, and files that other tools measured, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from simulator.planning.compare import Comparison
+
+TITLES = {
+    "ttft_ms": "TTFT",
+    "tpot_ms": "TPOT",
+    "itl_ms": "ITL",
+    "ntpot_ms": "E2E / n",
+    "e2el_ms": "E2E",
+    "queue_ms": "queue",
+}
+COUNTS = (
+    "completed",
+    "failed",
+    "rejected",
+    "unfinished",
+    "max_concurrent_requests",
+    "num_preemptions",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+
+    @app.command()
+    def compare(
+        runs: Annotated[
+            list[Path],
+            typer.Argument(
+                metavar="RUN_OR_FILE...",
+                help="Run folders, and result files of vllm bench serve, aiperf, guidellm or inference-perf.",
+            ),
+        ],
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+        ] = False,
+    ) -> None:
+        """Side by side: values, relative differences to the first, what changed in the scenario."""
+        run(runs, as_json)
+
+
+def run(paths: list[Path], as_json: bool) -> None:
+    """Print the comparison."""
+    from hardware_profiles.errors import InputError
+    from simulator.io.text import json_text
+    from simulator.planning.compare import compare, read_columns_of
+
+    columns = [column for path in paths for column in read_columns_of(path)]
+    if len(columns) < 2:
+        raise InputError(
+            "one run alone cannot be compared", where=str(paths[0]), mend="name a second run or measured file"
+        )
+    found = compare(columns)
+    if as_json:
+        print(json_text(found.as_dict()), end="")
+    else:
+        print(text(found))
+
+
+def text(found: Comparison) -> str:
+    """The comparison as a table; columns are numbered, and named above it."""
+    from simulator.cli.summary import short, table, wrapped
+
+    lines = []
+    for number, column in enumerate(found.columns, start=1):
+        facts = ", ".join(f"{k} {v}" for k, v in column.facts.items())
+        lines.append(
+            wrapped(f"{number}  {column.label} ({column.kind}{'; ' + facts if facts else ''})", "   ")
+        )
+    head = ["", "1"]
+    for number in range(2, len(found.columns) + 1):
+        head += [str(number), "to 1"]
+    rows = []
+    for row in found.rows:
+        values = [column.values.get(row) for column in found.columns]
+        shown = [f"{v:,.0f}" if v is not None and row in COUNTS else short(v) for v in values]
+        cells = [_title(row), shown[0]]
+        for i in range(1, len(found.columns)):
+            difference = found.difference(row, i)
+            cells += [
+                short(found.columns[i].values.get(row)),
+                "" if difference is None else f"{difference:+.1%}",
+            ]
+        rows.append(cells)
+    lines += ["", *table(head, rows)]
+    if found.changes:
+        lines += ["", "changed in the scenario"]
+        lines += [
+            wrapped(f"  {path}: " + " -> ".join("-" if v is None else str(v) for v in values), "    ")
+            for path, values in found.changes
+        ]
+    elif sum(c.scenario is not None for c in found.columns) > 1:
+        lines += ["", "the scenarios are the same"]
+    notes = [(i, note) for i, column in enumerate(found.columns, start=1) for note in column.notes]
+    if notes:
+        lines.append("")
+        lines += [wrapped(f"note: {i}: {note}", "      ") for i, note in notes]
+    return "\n".join(lines)
+
+
+def _title(row: str) -> str:
+    metric, _, statistic = row.partition(".")
+    if metric in TITLES:
+        return f"{TITLES[metric]} {statistic}, ms"
+    words: dict[str, Any] = {"input_tokens": "input tokens", "output_tokens": "output tokens"}
+    if metric in words:
+        return f"{words[metric]} {statistic}"
+    return (
+        row.replace("_", " ")
+        .replace("usd per", "$ per")
+        .replace("vllm duration s", "duration to last end, s")
+    )

@@ -1,0 +1,169 @@
+"""Runs and measurements side by side: values, relative differences to the first, and what changed in the scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from simulator.planning.measured_files import read_measured
+
+LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "ntpot_ms", "e2el_ms", "queue_ms")
+STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+TOTALS = ("request_throughput", "request_goodput", "goodput_fraction", "input_throughput", "output_throughput",
+          "total_token_throughput", "completed", "failed", "rejected", "unfinished", "max_concurrent_requests",
+          "vllm_duration_s")  # fmt: skip
+SERVER = ("gpu_busy_fraction", "kv_cache_usage_perc", "prefix_cache_hit_rate", "num_preemptions")
+COST = ("usd_per_hour", "usd_per_1m_total_tokens", "usd_per_1m_output_only")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One run or measurement: its name, the tool, values by row name, and the scenario where there is one."""
+
+    label: str
+    kind: str
+    values: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
+    scenario: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table: rows that at least two columns know, in a fixed order; the first column is the reference."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[str, ...]
+    changes: tuple[tuple[str, tuple[Any, ...]], ...]
+
+    def difference(self, row: str, column: int) -> float | None:
+        """Return value / reference - 1, or None where one of both is unknown or the reference is zero."""
+        value, reference = (self.columns[i].values.get(row) for i in (column, 0))
+        return None if value is None or not reference else value / reference - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """The comparison as plain data."""
+        return {
+            "reference": self.columns[0].label,
+            "columns": [
+                {"label": c.label, "kind": c.kind, "facts": dict(c.facts), "notes": list(c.notes)}
+                for c in self.columns
+            ],
+            "rows": [
+                {
+                    "metric": row,
+                    "values": [c.values.get(row) for c in self.columns],
+                    "relative_difference": [
+                        self.difference(row, i) if i else None for i in range(len(self.columns))
+                    ],
+                    "interval": [
+                        list(c.intervals[row]) if row in c.intervals else None for c in self.columns
+                    ],
+                }
+                for row in self.rows
+            ],
+            "scenario_changes": [{"field": path, "values": list(values)} for path, values in self.changes],
+        }
+
+
+def read_columns_of(path: Path) -> list[Column]:
+    """Return the column of a run folder, or those of a measured file."""
+    if path.is_dir():
+        return [_of_run(path)]
+    return [
+        Column(m.label, m.kind, flat(m.metrics, m.totals), {}, None, m.facts, m.notes)
+        for m in read_measured(path)
+    ]
+
+
+def flat(*groups: Mapping[str, Any]) -> dict[str, float]:
+    """Join {metric: {statistic: value}} and {name: value} into {"ttft_ms.p99": value, "completed": value}."""
+    out: dict[str, float] = {}
+    for group in groups:
+        for name, value in group.items():
+            if isinstance(value, Mapping):
+                out |= {f"{name}.{s}": v for s, v in value.items() if _is_number(v)}
+            elif _is_number(value):
+                out[name] = value
+    return out
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _of_run(folder: Path) -> Column:
+    from simulator.io.rundir import read_run
+    from simulator.io.tables import read_columns
+
+    read = read_run(folder)
+    result, manifest = read["result"], read["manifest"]
+    values = flat(result["metrics"], result["totals"], result["server"], result["cost"])
+    intervals = {
+        f"{metric}.{statistic}": (pair[0], pair[1])
+        for metric, stats in result["metrics"].items()
+        for statistic, pair in (stats.get("interval") or {}).items()
+        if pair
+    }
+    if read["requests"] is not None:
+        values |= _normalised(read_columns(read["requests"]), manifest.get("scenario") or {})
+    return Column(
+        result.get("run_id") or folder.name, "simulated", values, intervals, manifest.get("scenario"), {}, ()
+    )
+
+
+def _normalised(requests: Mapping[str, Any], scenario: Mapping[str, Any]) -> dict[str, float]:
+    """E2E / output tokens of the requests of the measured window, which guidellm and inference-perf report."""
+    import numpy as np
+
+    load = scenario.get("workload") or {}
+    low, high = load.get("warmup") or 0.0, load.get("duration") or float("inf")
+    arrival, e2el = requests["arrival_s"].astype(float), requests["e2el_ms"].astype(float)
+    tokens = requests["output_tokens"].astype(float)
+    keep = (arrival >= low) & (arrival <= high) & ~np.isnan(e2el) & (tokens > 0)
+    if not keep.any():
+        return {}
+    values = e2el[keep] / tokens[keep]
+    percentiles = {f"ntpot_ms.p{p}": float(np.percentile(values, p)) for p in (50, 90, 95, 99)}
+    return {"ntpot_ms.mean": float(values.mean()), **percentiles}
+
+
+def compare(columns: Sequence[Column]) -> Comparison:
+    """Set columns side by side."""
+    order = [f"{metric}.{statistic}" for metric in LATENCIES for statistic in STATISTICS]
+    order += [*TOTALS, "input_tokens.mean", "output_tokens.mean", *SERVER, *COST]
+    rows = [row for row in order if sum(row in c.values for c in columns) > 1]
+    return Comparison(tuple(columns), tuple(rows), tuple(changes_of(columns)))
+
+
+def changes_of(columns: Sequence[Column]) -> list[tuple[str, tuple[Any, ...]]]:
+    """Fields in which the scenarios differ, with the value of each column that has one (others None)."""
+    scenarios = [leaves(c.scenario) if c.scenario is not None else None for c in columns]
+    known = [s for s in scenarios if s is not None]
+    if len(known) < 2:
+        return []
+    paths = list(dict.fromkeys(path for s in known for path in s))
+    return [
+        (path, tuple(None if s is None else s.get(path) for s in scenarios))
+        for path in paths
+        if any(s.get(path) != known[0].get(path) for s in known)
+    ]
+
+
+def leaves(data: Any, path: str = "") -> dict[str, Any]:
+    """Return the values of nested data by dotted path; an only pool's fields are the deployment's."""
+    if isinstance(data, Mapping) and data:
+        pairs: list[tuple[str, Any]] = [(str(k), v) for k, v in data.items()]
+    elif isinstance(data, list) and data:
+        pairs = [(str(i), v) for i, v in enumerate(data)]
+        if path == "deployment.pools" and len(data) == 1:
+            return leaves(data[0], "deployment")
+    else:
+        return {path: data}
+    out: dict[str, Any] = {}
+    for key, value in pairs:
+        out |= leaves(value, f"{path}.{key}" if path else key)
+    return out

@@ -1,0 +1,369 @@
+"""Result files of other tools, read into the names and meanings of this one.
+
+    vllm bench serve    --save-result            one flat object (or one a line, with --append-result)
+    aiperf              profile_export_aiperf.json
+    guidellm            benchmarks.json          several benchmarks in one file
+    inference-perf      summary_lifecycle_metrics.json, stage_N_lifecycle_metrics.json
+
+The same word means different things there. Here, as in vLLM's benchmark, TPOT = (E2E - TTFT) / (n - 1) of a request and ITL
+are the gaps between tokens pooled over all requests; `ntpot_ms` = E2E / n, which includes the first token.
+
+    ours      vllm   aiperf                 guidellm                     inference-perf
+    tpot_ms   tpot   inter_token_latency    inter_token_latency_ms       time_per_output_token
+    itl_ms    itl    inter_chunk_latency    -                            inter_token_latency
+    ntpot_ms  -      -                      time_per_output_token_ms     normalized_time_per_output_token
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hardware_profiles.errors import InputError
+
+KINDS = ("vllm bench serve", "aiperf", "guidellm", "inference-perf")
+MAX_FILE_BYTES = 2_000_000_000
+"""Longest file read [bytes]; assumed, above detailed results of a million requests."""
+
+Json = Mapping[str, Any]
+Stats = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measurement.
+
+    label : file, and which of its benchmarks. kind : the tool. metrics : {name: {statistic: value}}, latencies in ms.
+    totals : rates per second, counts, `vllm_duration_s`. facts : what the file says of its load. notes : how its
+    words were mapped.
+    """
+
+    label: str
+    kind: str
+    metrics: dict[str, Stats]
+    totals: dict[str, float]
+    facts: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def read_measured(path: Path) -> list[Measured]:
+    """Return the measurements in a result file, its tool recognised by its keys.
+
+    Raises InputError for a file of another kind, naming the four and what was found.
+    """
+    documents = _documents(path)
+    found: list[Measured] = []
+    for number, document in enumerate(documents):
+        label = path.name if len(documents) == 1 else f"{path.name}#{number}"
+        found += _read_one(document, label, path)
+    return found
+
+
+def _documents(path: Path) -> list[Any]:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InputError(
+                "the file is too long to be a result file", where=str(path), mend="name the summary"
+            )
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot read it: {reason}", where=str(path), mend="check the path") from None
+    except UnicodeDecodeError:
+        raise _unknown(path, "it is no text file") from None
+    try:
+        return [json.loads(text)]
+    except ValueError as whole:
+        lines = [line for line in text.splitlines() if line.strip()]
+        try:
+            if len(lines) < 2:
+                raise whole
+            return [json.loads(line) for line in lines]
+        except ValueError:
+            raise _unknown(path, "it is not JSON" if text.strip() else "it is empty") from None
+    except RecursionError:
+        raise _unknown(path, "it is nested too deeply") from None
+
+
+def _unknown(path: Path, why: str) -> InputError:
+    return InputError(
+        f"this is no result that compare can read: {why}",
+        where=str(path),
+        mend=f"name a run folder, or a result file of {', '.join(KINDS)}",
+    )
+
+
+def _read_one(document: Any, label: str, path: Path) -> list[Measured]:
+    if isinstance(document, list):
+        raise _unknown(path, f"it is a list of {len(document)} entries, not one result")
+    if not isinstance(document, dict):
+        raise _unknown(path, "it is not a JSON object")
+    kind = sniff(document)
+    try:
+        if kind == "vllm bench serve":
+            found = [_vllm(document, label)]
+        elif kind == "aiperf":
+            found = [_aiperf(document, label)]
+        elif kind == "guidellm":
+            found = _guidellm(document, label)
+        elif kind == "inference-perf":
+            found = [_inference_perf(document, label)]
+        else:
+            raise _unknown(path, kind or f"its keys are {', '.join(map(str, list(document)[:6])) or 'none'}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"looks like a result of {kind}, but {type(error).__name__}: {error}",
+            where=str(path),
+            mend="check that the file is complete",
+        ) from None
+    if not any(m.metrics for m in found):
+        raise InputError(
+            f"a result of {kind} without any latency", where=str(path), mend="check that requests succeeded"
+        )
+    return found
+
+
+def sniff(document: Json) -> str | None:
+    """Return the tool that wrote `document`; None, or words on what it is instead, for any other."""
+    keys = document.keys()
+    if isinstance(document.get("benchmarks"), list):
+        first = next(iter(document["benchmarks"]), None)
+        return "guidellm" if isinstance(first, dict) and "metrics" in first else None
+    if {"successes", "load_summary"} <= keys or {"successes", "failures"} <= keys:
+        return "inference-perf"
+    latency = document.get("request_latency") or document.get("time_to_first_token")
+    if isinstance(latency, dict) and {"unit", "avg"} <= latency.keys():
+        return "aiperf"
+    if "mean_e2e_latency_ms" in keys or "sharegpt_output_len" in keys:
+        return "it looks like a result of SGLang's bench_serving"
+    if {"results", "run", "scenario"} <= keys and "version" in keys:
+        return "it looks like an llm-d benchmark report"
+    if "mean_ttft_ms" in keys or {"request_throughput", "completed", "duration"} <= keys:
+        return "vllm bench serve"
+    return None
+
+
+def _number(value: Any) -> float | None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return float(value) if good else None
+
+
+def _numbers(pairs: Mapping[str, Any]) -> dict[str, float]:
+    return {name: number for name, value in pairs.items() if (number := _number(value)) is not None}
+
+
+# -- vllm bench serve ---------------------------------------------------------------------------------------
+
+_VLLM_STATS = {"mean": "mean", "median": "p50", "std": "std"}
+_VLLM_FACTS = ("model_id", "backend", "request_rate", "burstiness", "max_concurrency", "num_prompts", "date")
+
+
+def _vllm(document: Json, label: str) -> Measured:
+    metrics: dict[str, Stats] = {}
+    for key, value in document.items():
+        statistic, _, rest = key.partition("_")
+        metric = rest.removesuffix("_ms")
+        number = _number(value)
+        if rest.endswith("_ms") and metric in ("ttft", "tpot", "itl", "e2el") and number is not None:
+            name = _VLLM_STATS.get(statistic, statistic.replace(".", "_"))
+            metrics.setdefault(f"{metric}_ms", {})[name] = number
+    completed = document.get("completed")
+    if completed:
+        for name, key in (("input_tokens", "total_input_tokens"), ("output_tokens", "total_output_tokens")):
+            total = _number(document.get(key))
+            if total is not None:
+                metrics[name] = {"mean": total / completed}
+    totals = _numbers(
+        {
+            "vllm_duration_s": document.get("duration"),
+            "completed": completed,
+            "failed": document.get("failed"),
+            "request_throughput": document.get("request_throughput"),
+            "request_goodput": document.get("request_goodput"),
+            "output_throughput": document.get("output_throughput"),
+            "total_token_throughput": document.get("total_token_throughput"),
+            "max_concurrent_requests": document.get("max_concurrent_requests"),
+        }
+    )
+    facts = {key: document[key] for key in _VLLM_FACTS if document.get(key) is not None}
+    notes = (
+        ("ITL counts one gap a streamed chunk, which may hold several tokens",) if "itl_ms" in metrics else ()
+    )
+    return Measured(label, "vllm bench serve", metrics, totals, facts, notes)
+
+
+# -- aiperf -------------------------------------------------------------------------------------------------
+
+_TO_MS = {"ms": 1.0, "s": 1e3, "sec": 1e3, "seconds": 1e3, "us": 1e-3, "ns": 1e-6}
+_AIPERF_LATENCIES = {
+    "time_to_first_token": "ttft_ms",
+    "inter_token_latency": "tpot_ms",
+    "inter_chunk_latency": "itl_ms",
+    "request_latency": "e2el_ms",
+}
+_AIPERF_TOTALS = {
+    "request_throughput": "request_throughput",
+    "goodput": "request_goodput",
+    "output_token_throughput": "output_throughput",
+    "total_token_throughput": "total_token_throughput",
+    "request_count": "completed",
+    "error_request_count": "failed",
+}
+
+
+def _aiperf(document: Json, label: str) -> Measured:
+    metrics: dict[str, Stats] = {}
+    for key, name in _AIPERF_LATENCIES.items():
+        if isinstance(document.get(key), dict):
+            metrics[name] = _aiperf_stats(document[key], _TO_MS[document[key]["unit"]])
+    for key, name in (("input_sequence_length", "input_tokens"), ("output_sequence_length", "output_tokens")):
+        if isinstance(document.get(key), dict):
+            metrics[name] = _aiperf_stats(document[key], 1.0)
+    averages = {key: value.get("avg") for key, value in document.items() if isinstance(value, dict)}
+    totals = _numbers({name: averages.get(key) for key, name in _AIPERF_TOTALS.items()})
+    duration = document.get("benchmark_duration")
+    if isinstance(duration, dict) and _number(duration.get("avg")) is not None:
+        totals["vllm_duration_s"] = float(duration["avg"]) * _TO_MS[duration["unit"]] / 1e3
+    facts = {
+        key: document[key] for key in ("aiperf_version", "benchmark_id", "start_time") if document.get(key)
+    }
+    notes = ["its inter_token_latency is a request's mean gap: shown as TPOT"]
+    if "itl_ms" in metrics:
+        notes.append("its inter_chunk_latency is shown as ITL: one gap a chunk")
+    if document.get("was_cancelled"):
+        notes.append("the benchmark was cancelled before its end")
+    return Measured(label, "aiperf", metrics, totals, facts, tuple(notes))
+
+
+def _aiperf_stats(block: Json, factor: float) -> Stats:
+    named = {**{key: key for key in block if key != "unit"}, "avg": "mean"}
+    return {
+        named[key]: number * factor if key != "count" else number
+        for key, value in block.items()
+        if key in named and (number := _number(value)) is not None
+    }
+
+
+# -- guidellm -----------------------------------------------------------------------------------------------
+
+_GUIDELLM_LATENCIES = {
+    "time_to_first_token_ms": ("ttft_ms", 1.0),
+    "inter_token_latency_ms": ("tpot_ms", 1.0),
+    "time_per_output_token_ms": ("ntpot_ms", 1.0),
+    "request_latency": ("e2el_ms", 1e3),
+    "prompt_token_count": ("input_tokens", 1.0),
+    "output_token_count": ("output_tokens", 1.0),
+}
+_GUIDELLM_TOTALS = {
+    "requests_per_second": "request_throughput",
+    "output_tokens_per_second": "output_throughput",
+    "tokens_per_second": "total_token_throughput",
+}
+_GUIDELLM_STATS = {
+    "mean": "mean",
+    "median": "p50",
+    "std_dev": "std",
+    "min": "min",
+    "max": "max",
+    "count": "count",
+}
+
+
+def _guidellm(document: Json, label: str) -> list[Measured]:
+    benchmarks = document["benchmarks"]
+    return [
+        _guidellm_one(benchmark, label if len(benchmarks) == 1 else f"{label}#{number}")
+        for number, benchmark in enumerate(benchmarks)
+    ]
+
+
+def _guidellm_one(benchmark: Json, label: str) -> Measured:
+    found = benchmark["metrics"]
+    metrics: dict[str, Stats] = {}
+    for key, (name, factor) in _GUIDELLM_LATENCIES.items():
+        block = (found.get(key) or {}).get("successful")
+        if block and block.get("count", 1):
+            metrics[name] = _guidellm_stats(block, factor)
+    totals = _numbers(
+        {
+            name: ((found.get(key) or {}).get("successful") or {}).get("mean")
+            for key, name in _GUIDELLM_TOTALS.items()
+        }
+    )
+    counts = found.get("request_totals") or {}
+    totals |= _numbers(
+        {
+            "completed": counts.get("successful"),
+            "failed": counts.get("errored"),
+            "unfinished": counts.get("incomplete"),
+        }
+    )
+    config = benchmark.get("config") or {}
+    strategy = config.get("strategy") if isinstance(config.get("strategy"), dict) else {}
+    facts = {k: v for k, v in (strategy or {}).items() if isinstance(v, str | int | float)}
+    notes = (
+        "its inter_token_latency is vLLM's TPOT: shown as TPOT",
+        "its time_per_output_token includes the first token: shown as E2E / n",
+    )
+    return Measured(label, "guidellm", metrics, totals, facts, notes)
+
+
+def _guidellm_stats(block: Json, factor: float) -> Stats:
+    out = {}
+    for key, name in _GUIDELLM_STATS.items():
+        number = _number(block.get(key))
+        if number is not None:
+            out[name] = number if name == "count" else number * factor
+    percentiles = {
+        "p0_1" if key == "p001" else "p99_9" if key == "p999" else "p" + key[1:].lstrip("0"): value
+        for key, value in (block.get("percentiles") or {}).items()
+    }
+    return out | {name: number * factor for name, number in _numbers(percentiles).items()}
+
+
+# -- inference-perf -----------------------------------------------------------------------------------------
+
+_PERF_LATENCIES = {
+    "time_to_first_token": "ttft_ms",
+    "time_per_output_token": "tpot_ms",
+    "normalized_time_per_output_token": "ntpot_ms",
+    "inter_token_latency": "itl_ms",
+    "request_latency": "e2el_ms",
+}
+_PERF_TOTALS = {
+    "requests_per_sec": "request_throughput",
+    "output_tokens_per_sec": "output_throughput",
+    "total_tokens_per_sec": "total_token_throughput",
+    "input_tokens_per_sec": "input_throughput",
+}
+
+
+def _inference_perf(document: Json, label: str) -> Measured:
+    good = document["successes"]
+    metrics: dict[str, Stats] = {}
+    for key, name in _PERF_LATENCIES.items():
+        block = (good.get("latency") or {}).get(key)
+        if isinstance(block, dict):
+            metrics[name] = _perf_stats(block, 1e3)
+    for key, name in (("prompt_len", "input_tokens"), ("output_len", "output_tokens")):
+        if isinstance(good.get(key), dict):
+            metrics[name] = _perf_stats(good[key], 1.0)
+    rates = good.get("throughput") or {}
+    totals = _numbers({name: rates.get(key) for key, name in _PERF_TOTALS.items()})
+    totals |= _numbers(
+        {"completed": good.get("count"), "failed": (document.get("failures") or {}).get("count")}
+    )
+    load = document.get("load_summary") or {}
+    facts = _numbers({key: load.get(key) for key in ("requested_rate", "achieved_rate", "send_duration")})
+    notes = ["its normalized_time_per_output_token is shown as E2E / n"]
+    if "itl_ms" in metrics:
+        notes.append("its ITL gives the tokens of one chunk gaps of zero")
+    return Measured(label, "inference-perf", metrics, totals, dict(facts), tuple(notes))
+
+
+def _perf_stats(block: Json, factor: float) -> Stats:
+    names = {"median": "p50"}
+    return {names.get(key, key.replace(".", "_")): n * factor for key, n in _numbers(block).items()}

@@ -1,0 +1,60 @@
+"""Plots: three PNGs a run, the same bytes every time, whatever the run looks like."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simulator.report.plots import write_plots
+from simulator.run import simulate
+
+from .conftest import SCENARIO
+
+NAMES = ["latency.png", "load.png", "throughput.png"]
+CLASSES = [
+    {"name": name, "slo": {"ttft_ms": {"p99": 300}, "e2el_ms": {"p50": 900}}, "arrivals": {"kind": "poisson", "rate": 2},
+     "prompt_tokens": {"kind": "constant", "value": 300}, "output_tokens": {"kind": "constant", "value": value}}
+    for name, value in (("short", 1), ("long", 60))
+]  # fmt: skip
+CHANGES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bounds and many replicas": {
+        "deployment": {**SCENARIO["deployment"], "replicas": 6},
+        "slo": {"ttft_ms": {"p50": 50, "p99": 500}, "tpot_ms": {"p99": 30}},
+    },
+    "classes, one without TPOT": {"workload": {"classes": CLASSES, "duration": 10, "warmup": 2}},
+    "nothing completed": {"workload": {**SCENARIO["workload"], "requests": 1, "drain_s": 0}},
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_three_images_of_any_run(case: str, tmp_path: Path) -> None:
+    scenario = {**SCENARIO, **CHANGES[case]}
+    if case == "nothing completed":
+        scenario["workload"] = {**scenario["workload"]}
+        scenario["workload"].pop("duration")
+    run = simulate(scenario)
+    paths = write_plots(run, tmp_path / "a")
+    assert [path.name for path in paths] == NAMES
+    for path in paths:
+        data = path.read_bytes()
+        assert data[:8] == b"\x89PNG\r\n\x1a\n"
+        width, height = struct.unpack(">II", data[16:24])
+        assert width == 1320
+        assert height > 400
+        assert b"Software" not in data
+        assert b"tIME" not in data
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == NAMES
+
+
+def test_the_same_bytes_again_whatever_the_reader_prefers(tmp_path: Path) -> None:
+    import matplotlib
+
+    run = simulate(SCENARIO)
+    first = [path.read_bytes() for path in write_plots(run, tmp_path / "a")]
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 20, "axes.facecolor": "yellow"}):
+        again = [path.read_bytes() for path in write_plots(run, tmp_path / "b")]
+    assert first == again

@@ -1,0 +1,226 @@
+"""The SGLang scheduler: recorded schedules, exact jumps, conservation, defaults and flags."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine_models import sglang
+from engine_models.flags import TABLES, parse_engine_args
+from engine_models.parts.prefill_first import POLICIES, PrefillFirstRules, PrefillFirstScheduler
+from engine_models.parts.radix import RadixPool
+from engine_models.parts.sequence import Sequence
+from hardware_profiles.errors import InputError
+from simulator.serving.replica import Replica
+from simulator.validation.schedules import RecordedClock
+from simulator.validation.sglang_schedules import replay_sglang
+
+RECORDINGS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "conformance" / "sglang"
+CLOCK = {"a": 0.008, "b": 2.5e-05, "c": 0.0001, "d": 2e-08}
+
+
+@pytest.mark.skipif(not RECORDINGS.is_dir(), reason="no recorded schedules beside the checkout")
+@pytest.mark.parametrize("path", sorted(RECORDINGS.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_recorded_schedule_is_reproduced(path: Path) -> None:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    of = {kind: [line for line in lines if line["type"] == kind] for kind in ("config", "request", "step")}
+    result = replay_sglang(of["config"][0], of["request"], of["step"])
+    assert result["first_difference"] is None
+    assert result["equal"] == result["steps"] == len(of["step"])
+
+
+def serve(
+    rules: PrefillFirstRules, pool: RadixPool, requests: list[Sequence], *, aggregate: bool
+) -> tuple[Replica, PrefillFirstScheduler, list[tuple[int, float]]]:
+    scheduler = PrefillFirstScheduler(rules, pool, aggregate=aggregate)
+    ends: list[tuple[int, float]] = []
+    replica = Replica(
+        scheduler,  # type: ignore[arg-type]
+        RecordedClock(CLOCK),
+        depth=rules.in_flight,
+        on_finish=lambda seq, now_s: ends.append((seq.index, now_s)),
+    )
+    for seq in requests:
+        replica.advance(seq.arrival_s)
+        replica.submit(seq)
+    replica.advance(float("inf"))
+    return replica, scheduler, ends
+
+
+REQUEST = st.tuples(
+    st.integers(1, 120),  # prompt
+    st.integers(1, 90),  # output
+    st.floats(0, 0.4),  # pause before it
+    st.integers(0, 3),  # shared prefix, 0: none
+    st.integers(0, 2),  # priority
+    st.booleans(),  # whether its end is certain
+)
+
+
+def build(drawn: list[Any]) -> list[Sequence]:
+    out: list[Sequence] = []
+    now = 0.0
+    for index, (prompt, output, pause, prefix, priority, certain) in enumerate(drawn):
+        now += pause
+        head = min(prompt, 40) if prefix else 0
+        runs = ((prefix, 0, head), (100 + index, 0, prompt - head + output))
+        out.append(
+            Sequence(
+                index,
+                prompt,
+                output,
+                now,
+                priority=priority,
+                stop_known=certain,
+                runs=tuple(run for run in runs if run[2]),
+                shareable_tokens=prompt,
+                output_shared=True,
+            )
+        )
+    return out
+
+
+RULES = st.builds(
+    PrefillFirstRules,
+    max_running_requests=st.sampled_from([2, 5, 64]),
+    max_model_len=st.just(256),
+    max_prefill_tokens=st.sampled_from([128, 16384]),
+    chunked_prefill_size=st.sampled_from([None, 64, 8192]),
+    in_flight=st.sampled_from([1, 2]),
+    schedule_policy=st.sampled_from(POLICIES),
+    schedule_conservativeness=st.sampled_from([0.05, 1.0]),
+    mixed_chunk=st.booleans(),
+    ignore_eos=st.booleans(),
+    priority_scheduling=st.booleans(),
+    preemption=st.just(False),
+)
+
+
+@given(
+    st.lists(REQUEST, min_size=1, max_size=25),
+    RULES,
+    st.sampled_from([1, 16]),
+    st.integers(400, 1500),
+    st.booleans(),
+)
+@settings(max_examples=120, deadline=None)
+def test_jumps_equal_steps_and_tokens_are_conserved(
+    drawn: list[Any], rules: PrefillFirstRules, page: int, capacity: int, caching: bool
+) -> None:
+    runs = []
+    for aggregate in (False, True):
+        requests = build(drawn)
+        pool = RadixPool(capacity, page, prefix_caching=caching)
+        replica, scheduler, ends = serve(rules, pool, requests, aggregate=aggregate)
+        assert not scheduler.has_work()
+        assert pool.free_tokens + pool.tree.evictable_tokens == pool.capacity_tokens
+        assert pool.tree.protected_tokens == 0
+        assert sorted(index for index, _ in ends) == list(range(len(drawn)))
+        steps = np.frombuffer(replica.log.end_s)
+        assert (np.diff(steps) >= 0).all()
+        for seq in requests:
+            emitted = [number for first, last in seq.emissions for number in range(first, last + 1)]
+            assert emitted == sorted(set(emitted))
+            assert len(emitted) == seq.final_length - seq.prompt_tokens
+            assert dict(ends)[seq.index] == steps[emitted[-1]]
+        runs.append(
+            (
+                steps.tobytes(),
+                ends,
+                [seq.emissions for seq in requests],
+                scheduler.ratio,
+                scheduler.preemptions,
+            )
+        )
+    assert runs[0] == runs[1]
+
+
+@given(st.lists(REQUEST, min_size=5, max_size=25), st.sampled_from([1, 2]))
+@settings(max_examples=60, deadline=None)
+def test_priority_preemption_loses_nobody(drawn: list[Any], depth: int) -> None:
+    rules = PrefillFirstRules(
+        4, 256, in_flight=depth, priority_scheduling=True, preemption=True, preemption_threshold=0
+    )
+    pool = RadixPool(900)
+    _, _, ends = serve(rules, pool, build(drawn), aggregate=True)
+    assert sorted(index for index, _ in ends) == list(range(len(drawn)))
+    assert pool.free_tokens + pool.tree.evictable_tokens == pool.capacity_tokens
+
+
+def test_prefill_goes_before_decode() -> None:
+    """While a second prompt is computed the first request emits nothing."""
+    rules = PrefillFirstRules(8, 1024)
+    first, second = build([(100, 20, 0.0, 0, 0, True), (100, 20, 0.05, 0, 0, True)])
+    serve(rules, RadixPool(4000), [first, second], aggregate=True)
+    start = second.emissions[0][0]
+    assert all(not a <= start <= b for a, b in first.emissions)
+    assert second.emissions == [[start, start + 19]]
+
+
+def test_retraction_takes_the_row_with_fewest_tokens() -> None:
+    rules = PrefillFirstRules(8, 1024, schedule_conservativeness=0.01)
+    requests = build([(100, 120, 0.0, 0, 0, True), (100, 120, 0.2, 0, 0, True)])
+    _, scheduler, ends = serve(rules, RadixPool(350), requests, aggregate=True)
+    assert [seq.preemptions for seq in requests] == [0, 1]
+    assert [index for index, _ in ends] == [0, 1]
+    assert scheduler.initial_ratio == pytest.approx(0.007)
+
+
+def test_new_token_ratio_falls_to_its_floor_in_600_steps() -> None:
+    scheduler = PrefillFirstScheduler(PrefillFirstRules(1, 10_000), RadixPool(10_000))
+    ratio = scheduler.ratio
+    for _ in range(600):
+        ratio = max(ratio - scheduler.decay, scheduler.least_ratio)
+    assert ratio == pytest.approx(0.7 * 0.14)
+
+
+def test_defaults_follow_memory() -> None:
+    gib = 1 << 30
+    assert sglang.memory_defaults(80 * gib, 1) == (8192, 256)
+    assert sglang.memory_defaults(141 * gib, 8) == (8192, 512)
+    assert sglang.memory_defaults(192 * gib, 1) == (16384, 512)
+    assert sglang.memory_defaults(16 * gib, 4) == (2048, 8)
+    sizes = sglang.graph_sizes(512)
+    assert sizes[:7] == (1, 2, 4, 8, 12, 16, 24)
+    assert sizes[-3:] == (480, 496, 512)
+    assert 256 in sizes
+    assert 264 not in sizes
+    # 80 GiB: at least 10 GiB stay out
+    assert sglang.reserved_bytes(80 * gib, 8192, 1, 256) == 13440 * (1 << 20)
+    assert sglang.reserved_bytes(80 * gib, 2048, 1, 8) == 10 * gib
+    assert sglang.default_running(1_000_000, 131_072) == 3906
+    assert sglang.default_running(1_000, 131_072) == 500
+
+
+def test_version() -> None:
+    assert sglang.version_of(None) == sglang.NEWEST
+    assert sglang.version_of("0.5.4") == sglang.NEWEST
+    with pytest.raises(InputError):
+        sglang.version_of("latest")
+    with pytest.raises(InputError):
+        sglang.version_of("0.3.1")
+
+
+def test_launch_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TABLES, "sglang", sglang.SGLANG)
+    found = parse_engine_args(
+        "sglang",
+        "python -m sglang.launch_server --model-path org/m --tp 4 --mem-fraction-static 0.85 "
+        "--chunked-prefill-size 8192 --schedule-policy lpm --disable-radix-cache --port 30000",
+    )
+    assert found.model == "org/m"
+    assert found.values == {
+        "tensor_parallel_size": 4,
+        "mem_fraction_static": 0.85,
+        "chunked_prefill_size": 8192,
+        "schedule_policy": "lpm",
+        "disable_radix_cache": True,
+    }
+    with pytest.raises(InputError, match="lpm"):
+        parse_engine_args("sglang", {"schedule_policy": "lpn"})

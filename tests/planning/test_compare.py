@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator.io.rundir import run_directory, write_run
+from simulator.io.tables import read_columns
+from simulator.planning.compare import Column, compare, leaves, read_columns_of
+from simulator.run import simulate
+
+EXAMPLES = Path(__file__).parent / "examples"
+SCENARIO = {
+    "name": "small",
+    "model": "meta-llama/Llama-3.1-8B-Instruct",
+    "deployment": {"engine": "vllm", "hardware": "h100-sxm-80gb"},
+    "workload": {
+        "arrivals": {"kind": "poisson", "rate": 4},
+        "prompt_tokens": {"kind": "constant", "value": 300},
+        "output_tokens": {"kind": "constant", "value": 20},
+        "duration": 20,
+        "warmup": 5,
+    },
+}
+
+
+def made(tmp_path: Path, **change: object) -> Path:
+    run = simulate({**SCENARIO, **change})
+    folder = run_directory(tmp_path, run.name, run.digest)
+    return write_run(
+        folder, result=run.result, manifest=run.manifest, requests=run.requests, timeline=run.timeline
+    )
+
+
+def test_relative_differences_are_to_the_first() -> None:
+    found = compare(
+        [Column("a", "x", {"ttft_ms.p99": 100.0, "only": 1}), Column("b", "x", {"ttft_ms.p99": 80.0})]
+    )
+    assert found.rows == ("ttft_ms.p99",)
+    assert found.difference("ttft_ms.p99", 1) == pytest.approx(-0.2)
+    assert found.difference("itl_ms.p99", 1) is None
+
+
+def test_no_difference_to_zero() -> None:
+    found = compare([Column("a", "x", {"failed": 0.0}), Column("b", "x", {"failed": 3.0})])
+    assert found.difference("failed", 1) is None
+
+
+def test_what_changed_in_the_scenario_is_named(tmp_path: Path) -> None:
+    one = made(tmp_path)
+    two = made(tmp_path, deployment={**SCENARIO["deployment"], "replicas": 2})  # type: ignore[dict-item]
+    found = compare([*read_columns_of(one), *read_columns_of(two)])
+    assert found.changes == (("deployment.replicas", (1, 2)),)
+    same = compare([*read_columns_of(one), *read_columns_of(one)])
+    assert same.changes == ()
+    assert all(same.difference(row, 1) in (0.0, None) for row in same.rows)
+
+
+def test_a_run_beside_a_measured_file_shares_its_rows(tmp_path: Path) -> None:
+    found = compare(
+        [*read_columns_of(EXAMPLES / "summary_lifecycle_metrics.json"), *read_columns_of(made(tmp_path))]
+    )
+    assert {"ttft_ms.p99", "tpot_ms.mean", "itl_ms.p50", "ntpot_ms.p99", "e2el_ms.mean"} <= set(found.rows)
+    assert found.changes == ()
+
+
+def test_time_per_output_token_with_the_first_is_of_the_window(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    (column,) = read_columns_of(run)
+    table = read_columns(run / "requests.parquet")
+    keep = table["arrival_s"] >= 5
+    expected = np.mean(table["e2el_ms"][keep] / table["output_tokens"][keep])
+    assert column.values["ntpot_ms.mean"] == pytest.approx(float(expected))
+
+
+def test_leaves_of_an_only_pool_are_the_deployment_s() -> None:
+    assert leaves({"deployment": {"pools": [{"replicas": 2}], "router": "r"}, "slo": {}}) == {
+        "deployment.replicas": 2,
+        "deployment.router": "r",
+        "slo": {},
+    }

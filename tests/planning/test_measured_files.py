@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hardware_profiles.errors import InputError
+from simulator.planning.compare import read_columns_of
+from simulator.planning.measured_files import KINDS, read_measured
+
+EXAMPLES = Path(__file__).parent / "examples"
+FILES = {
+    "vllm bench serve": "vllm_bench_serve.json",
+    "aiperf": "profile_export_aiperf.json",
+    "guidellm": "benchmarks.json",
+    "inference-perf": "summary_lifecycle_metrics.json",
+}
+TPOT_MS, TTFT_MS, TOKENS = 11.0, 60.0, 101
+E2E_MS = TTFT_MS + TPOT_MS * (TOKENS - 1)
+NTPOT_MS = E2E_MS / TOKENS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_tool_is_recognised_and_its_words_mean_the_same(kind: str) -> None:
+    (found,) = read_measured(EXAMPLES / FILES[kind])
+    assert found.kind == kind
+    for metric, expected in (("ttft_ms", TTFT_MS), ("tpot_ms", TPOT_MS), ("e2el_ms", E2E_MS)):
+        assert found.metrics[metric]["mean"] == pytest.approx(expected)
+        assert found.metrics[metric]["p50"] == pytest.approx(expected)
+        assert found.metrics[metric]["p99"] > expected
+    assert found.totals["completed"] == 3
+    assert found.totals["request_throughput"] == pytest.approx(1.2)
+    assert found.totals["output_throughput"] == pytest.approx(303 / 2.5)
+    assert found.metrics["output_tokens"]["mean"] == 101
+
+
+@pytest.mark.parametrize("kind", ["guidellm", "inference-perf"])
+def test_time_per_token_that_holds_the_first_token_has_its_own_name(kind: str) -> None:
+    (found,) = read_measured(EXAMPLES / FILES[kind])
+    assert found.metrics["ntpot_ms"]["p50"] == pytest.approx(NTPOT_MS)
+    assert found.metrics["tpot_ms"]["p50"] < found.metrics["ntpot_ms"]["p50"]
+
+
+def test_pooled_gaps_are_of_the_tools_that_pool_them() -> None:
+    pooled = {kind for kind in KINDS if "itl_ms" in read_measured(EXAMPLES / FILES[kind])[0].metrics}
+    assert pooled == {"vllm bench serve", "aiperf", "inference-perf"}
+
+
+def test_several_benchmarks_of_a_file_are_several_columns(tmp_path: Path) -> None:
+    document = json.loads((EXAMPLES / FILES["guidellm"]).read_text())
+    document["benchmarks"] *= 3
+    path = tmp_path / "benchmarks.json"
+    path.write_text(json.dumps(document))
+    assert [c.label for c in read_columns_of(path)] == [f"benchmarks.json#{i}" for i in range(3)]
+
+
+def test_results_appended_line_by_line_are_several_columns(tmp_path: Path) -> None:
+    line = json.dumps(json.loads((EXAMPLES / FILES["vllm bench serve"]).read_text()))
+    path = tmp_path / "runs.jsonl"
+    path.write_text(f"{line}\n{line}\n")
+    assert len(read_measured(path)) == 2
+
+
+def test_units_that_aiperf_names_are_kept(tmp_path: Path) -> None:
+    document = json.loads((EXAMPLES / FILES["aiperf"]).read_text())
+    document["time_to_first_token"] = {"unit": "sec", "avg": 0.06, "p50": 0.06, "count": 3}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(document))
+    stats = read_measured(path)[0].metrics["ttft_ms"]
+    assert stats == {"mean": 60.0, "p50": 60.0, "count": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "empty"),
+        ("hello", "not JSON"),
+        ("[1, 2]", "list"),
+        ("3", "not a JSON object"),
+        ("{}", "none"),
+        ('{"tokens_per_minute": 3}', "tokens_per_minute"),
+        ('{"benchmarks": [1]}', "benchmarks"),
+        ('{"backend": "sglang", "mean_ttft_ms": 3, "mean_e2e_latency_ms": 9}', "SGLang"),
+        ("[" * 100_000, "JSON"),
+    ],
+)
+def test_a_fifth_kind_is_refused_in_words(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_measured(path)
+    assert words in caught.value.message or words == "JSON"
+    assert all(kind in str(caught.value.mend) for kind in KINDS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"benchmarks": [{"metrics": {"request_latency": {"successful": 3}}}]}',
+        '{"successes": {"latency": {"request_latency": 4}}, "load_summary": {}}',
+        '{"request_latency": {"unit": "fortnights", "avg": 3}}',
+        '{"mean_ttft_ms": null, "completed": 0, "duration": 1, "request_throughput": 0}',
+        '{"successes": null, "failures": null}',
+    ],
+)
+def test_a_damaged_file_of_a_known_kind_is_refused_in_words(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="result of"):
+        read_measured(path)
