@@ -84,7 +84,7 @@ def parse_engine_args(engine: str, args: dict[str, Any] | str) -> EngineFlags:
     {'tensor_parallel_size': 4, 'max_model_len': 32000}
     """
     name = engine.partition("@")[0].strip().lower()
-    table = TABLES.get(name)
+    table = table_of(name)
     if isinstance(args, str):
         if not args.strip():
             return EngineFlags()
@@ -101,7 +101,7 @@ def parse_engine_args(engine: str, args: dict[str, Any] | str) -> EngineFlags:
 
 def flag_defaults(engine: str) -> dict[str, Any]:
     """Return every modelled flag of `engine` with its default (None: decided by hardware or model)."""
-    table = TABLES.get(engine.partition("@")[0].strip().lower())
+    table = table_of(engine)
     return {name: flag.default for name, flag in table.modelled.items()} if table else {}
 
 
@@ -630,7 +630,14 @@ VLLM = FlagTable(
     launch_example="vllm serve MODEL --flag value",
 )
 
-TABLES: dict[str, FlagTable] = {"vllm": VLLM}
+def table_of(engine: str) -> FlagTable | None:
+    """Return the flags of an engine, named with or without a version; None for an engine without a table."""
+    name = engine.partition("@")[0].strip().lower()
+    if name == "sglang":
+        from engine_models.sglang import SGLANG  # its module reads this one
+
+        return SGLANG
+    return {"vllm": VLLM}.get(name)
 """Flag tables by engine name."""
 
 
@@ -654,7 +661,7 @@ def reconcile(
 
     Raises InputError naming the flag and the key when the two differ.
     """
-    table = TABLES.get(str(pool["engine"]).partition("@")[0].strip().lower())
+    table = table_of(str(pool["engine"]))
     updates: dict[str, Any] = {}
     if table is None:
         return updates

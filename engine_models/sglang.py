@@ -405,4 +405,4 @@ SGLANG = FlagTable(
     launched=_launched,
     launch_example="python -m sglang.launch_server --model-path MODEL --flag value",
 )
-"""Flags of SGLang, names in snake_case; goes into `engine_models.flags.TABLES` under "sglang"."""
+"""Flags of SGLang, names in snake_case; found by `engine_models.flags.table_of`."""

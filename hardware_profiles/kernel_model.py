@@ -255,7 +255,7 @@ def prefill_base_s(
     return p["latency_s"] + np.sqrt(compute * compute + memory * memory)
 
 
-def moe_active_experts(local: Number, assigned: Array, even: Number = np.float64(0.0)) -> Array:
+def moe_active_experts(local: Number, assigned: Array, even: Number | float = 0.0) -> Array:
     """Expected experts with at least one of `assigned` rows, of `local` equally popular ones.
 
     Rows that choose independently leave some out: ``E (1 - exp(-rows / E))``. even > 0 : rows dealt out in turn,
@@ -294,7 +294,7 @@ def moe_base_s(
     tp: Number,
     ep: Number,
     gated: Number,
-    even: Number = np.float64(0.0),
+    even: Number | float = 0.0,
 ) -> Array:
     """One mixture-of-experts layer on one rank: routing, two grouped products, combine [s].
 
@@ -778,22 +778,22 @@ class KernelModel:
             )
         count = _list(tokens)
         rows = np.maximum(count, 1.0)
-        args = tuple(np.float64(x) for x in (hidden, intermediate, topk, experts, tp, ep, gated))
+        h, i, k, e = np.float64(hidden), np.float64(intermediate), np.float64(topk), np.float64(experts)
+        args = (h, i, k, e, np.float64(tp), np.float64(ep), np.float64(gated))
         dealt, skewed = float(distribution == "balanced"), float(distribution == "power_law")
-        t = moe_base_s(p, self.peaks, fmt, rows, *args, np.float64(dealt))
+        t = moe_base_s(p, self.peaks, fmt, rows, *args, dealt)
         surface = self.surface(key)
         if surface is not None:
             shape = moe_shape(hidden, intermediate, topk, experts, tp, ep, float(gated), skewed)
             if condition == "serving":
-                measured = np.float64(1.0 - skewed)
                 residual = surface.unspiked(
-                    shape, lambda at: moe_base_s(p, self.peaks, fmt, at, *args, measured), np.log2(rows)
+                    shape, lambda at: moe_base_s(p, self.peaks, fmt, at, *args, 1.0 - skewed), np.log2(rows)
                 )
             else:
                 residual = surface.at(shape, np.log2(rows))
             t = t * np.exp(residual)
-        matrix = np.where(gated, 6.0, 4.0) * args[0] * args[1] / args[4]
-        t = np.maximum(t, matrix * rows * args[2] / args[5] / self.peaks.rate(fmt) * 0.5)
+        flops = np.where(gated, 6.0, 4.0) * h * i / tp * rows * k / ep
+        t = np.maximum(t, flops / self.peaks.rate(fmt) * 0.5)
         if condition == "serving":
             # skewed routing touches fewer experts, at most by half
             read = moe_weight_bytes(fmt, rows, *args) * (0.5 if skewed else 1.0)

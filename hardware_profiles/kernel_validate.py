@@ -202,11 +202,14 @@ def held_out(tables_dir: Path, device: str, framework: str, op: str, folds: int 
     if frame is None:
         raise InputError(f"no {op} rows of {device} under {framework} in {tables_dir}")
     out: dict[str, float] = {}
+    kin = None
     for formats, part in kf.slices(frame, kf.OPS[op]):
         total, rows = 0.0, 0
+        if op in kf.REACH and formats == ("bfloat16",):
+            kin = kf.kin_of(*kf.fit_group(op, formats, part, kf.PEAKS[kf.DEVICES[gpu]])[:2])
         for fold in range(folds):
             count = int(kf.kept_out(part, kf.OPS[op], fold).sum())
-            error = kf.held_out_error(op, formats, part, kf.PEAKS[kf.DEVICES[gpu]], fold)
+            error = kf.held_out_error(op, formats, part, kf.PEAKS[kf.DEVICES[gpu]], fold, kin)
             if error is not None:
                 total, rows = total + error * count, rows + count
         if rows:

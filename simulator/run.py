@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models import vllm
+from engine_models import sglang, vllm
 from engine_models.architecture import check_parallelism, load_architecture
 from engine_models.blocks import Architecture
 from engine_models.declaration import EnginePlan, PoolRequest
@@ -47,12 +47,15 @@ if TYPE_CHECKING:
 
 
 
-ENGINES = {"vllm": vllm.plan}
+ENGINES: dict[str, Callable[[PoolRequest, str | None], EnginePlan]] = {"vllm": vllm.plan, "sglang": sglang.plan}
 """Engines that can be simulated: name -> function from a pool's request and a version to its plan."""
 
-FRAMEWORK_KERNELS = {"vllm": "vllm"}
+FRAMEWORK_KERNELS = {"vllm": "vllm", "sglang": "sglang"}
 
-ENGINE_DEVICES: dict[str, tuple[str, ...]] = {"vllm": ("gpu", "apu", "asic", "cpu")}
+ENGINE_DEVICES: dict[str, tuple[str, ...]] = {
+    "vllm": ("gpu", "apu", "asic", "cpu"),
+    "sglang": ("gpu", "apu"),
+}
 """Kinds of device for which an engine has a backend; Apple's GPUs are served by other engines."""
 
 

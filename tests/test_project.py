@@ -170,20 +170,21 @@ def test_every_page_is_reached_from_the_index() -> None:
 
 
 def test_every_invariant_has_its_test_and_every_test_its_invariant() -> None:
-    """docs/invariants.md numbers them; tests/invariants holds a file each."""
+    """docs/invariants.md numbers them and names the tests of each, as `tests/invariants/FILE.py::TEST`."""
     text = (ROOT / "docs" / "invariants.md").read_text()
     numbered = re.findall(r"^## (\d+)\. ", text, flags=re.M)
     assert numbered == [str(i + 1) for i in range(len(numbered))]
     assert numbered
     sections = re.split(r"^## \d+\. ", text, flags=re.M)[1:]
-    named = [re.findall(r"`(tests/[\w/]+\.py)`", section) for section in sections]
-    assert all(named), [
-        section.splitlines()[0] for section, files in zip(sections, named, strict=True) if not files
-    ]
-    files = {path for paths in named for path in paths}
-    assert not [path for path in files if not (ROOT / path).is_file()]
-    there = {str(p.relative_to(ROOT)) for p in (ROOT / "tests" / "invariants").glob("test_*.py")}
-    assert not there - files
+    named = [set(re.findall(r"`(tests/invariants/\w+\.py::\w+)`", section)) for section in sections]
+    without = [s.splitlines()[0] for s, tests in zip(sections, named, strict=True) if not tests]
+    assert not without
+    there = {
+        f"tests/invariants/{path.name}::{test}"
+        for path in (ROOT / "tests" / "invariants").glob("test_*.py")
+        for test in re.findall(r"^def (test_\w+)", path.read_text(), flags=re.M)
+    }
+    assert set().union(*named) == there
 
 
 # Units ------------------------------------------------------------------------------------------------------

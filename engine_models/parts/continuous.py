@@ -205,7 +205,7 @@ class ContinuousScheduler:
                         position -= 1
                     self._preempt(victim, batch, blocks)
                 else:
-                    self._preempt(victim, batch, 0)
+                    self._preempt(victim, batch, None)
                 order.remove(victim)
                 if victim is seq:
                     fits = False
@@ -246,13 +246,18 @@ class ContinuousScheduler:
             self._join_decodes(seq, self.next_number)
         return budget
 
-    def _preempt(self, seq: Sequence, batch: Batch, fresh_blocks: int) -> None:
-        """Take the row's blocks; it starts over from the front of the waiting queue."""
+    def _preempt(self, seq: Sequence, batch: Batch, fresh_blocks: int | None) -> None:
+        """Take the row's blocks, `fresh_blocks` of this very step among them; it starts over from the waiting queue.
+
+        What it can find again of a decoding row: tokens whose value is known. An output in flight is not, unless the row
+        was already served in this step, which looked one token further.
+        """
         kv = self.kv
         if seq.state == "decoding":
             self._leave_decodes(seq, self.next_number - 1)
-            seq.extra_blocks += fresh_blocks
-            known = seq.computed - 1 if self._async else seq.computed
+            seq.extra_blocks += fresh_blocks or 0
+            in_flight = seq.emissions[-1][1] > self.processed_number
+            known = seq.computed - 1 if in_flight and fresh_blocks is None else seq.computed
             if self._async:
                 seq.ready_batch = self.next_number - 1
         elif seq.state == "ending":

@@ -108,9 +108,9 @@ class _Row:
         self.protected = 0  # tokens at its beginning that the tree owns
         self.last = -1  # batch of its last token outside the decode set (its prefill, or its end)
         self.fill = 0  # length at its last trial
-        self.matched = 0  # prefix found when the queue was ordered
-        self.queued = 0  # place of its first arrival
-        self.processed = 0  # prompt tokens prefilled by the replica before it arrived
+        self.matched = 0  # prefix found at its last lookup
+        self.queued = 0  # place of its latest arrival in the queue
+        self.processed = 0  # prompt tokens prefilled by the replica before it was queued
 
 
 class PrefillFirstScheduler:
@@ -273,9 +273,26 @@ class PrefillFirstScheduler:
     def _future(self, seq: Sequence) -> float:
         """Tokens that a running row is expected to need."""
         row: _Row = seq.group_state
-        return min(row.max_new - self._outputs(seq), CLIP_NEW_TOKENS) * (
-            1.0 if self.rules.ignore_eos else self.ratio
-        )
+        ratio = 1.0 if self.rules.ignore_eos else self.ratio
+        return min(row.max_new - self._outputs(seq), CLIP_NEW_TOKENS) * ratio
+
+    def _reserved(self) -> float:
+        """Sum of `_future` over the running batch, in its order."""
+        ratio = 1.0 if self.rules.ignore_eos else self.ratio
+        processed, steps = self.processed_number, self.decodes.steps
+        ahead = self._last_decode > processed
+        terms: list[float] = []
+        for seq in self._decoding:
+            row: _Row = seq.group_state
+            left = row.max_new + seq.prompt_tokens
+            if seq.state == "decoding":
+                left -= seq.offset + steps
+                left += ahead or row.last > processed
+            else:
+                left -= seq.length
+                left += row.last > processed
+            terms.append((left if left < CLIP_NEW_TOKENS else CLIP_NEW_TOKENS) * ratio)
+        return sum(terms)
 
     def _form_prefill(self, batch: PrefillFirstBatch, now_s: float) -> bool:
         rules = self.rules
@@ -593,7 +610,9 @@ class PrefillFirstScheduler:
         self.preemptions += 1
 
     def _requeue(self, seq: Sequence) -> None:
-        seq.group_state.queued = self._arrivals
+        row: _Row = seq.group_state
+        row.queued = self._arrivals
+        row.processed = self._prefilled_tokens
         self._arrivals += 1
         self._waiting.append(seq)
         self._unsorted = True
@@ -757,7 +776,7 @@ class _Adder:
         self.scheduler = scheduler
         self.kv = scheduler.kv
         mixed = len(scheduler._decoding) if rules.mixed_chunk else 0
-        self.total_offset: float = mixed + sum([scheduler._future(seq) for seq in scheduler._decoding])
+        self.total_offset: float = mixed + scheduler._reserved()
         self.current_offset = mixed
         self.input_left = rules.max_prefill_tokens - mixed
         self.chunk_left = None if rules.chunked_prefill_size is None else rules.chunked_prefill_size - mixed

@@ -180,8 +180,7 @@ def text(plan: SweepPlan, result: SweepResult) -> str:
         ]
     overloaded = [row for row in finished if row["overloaded"]]
     if overloaded:
-        lines.append("overload: the row says what the deployment carries, not what was offered")} points; their rows say what they carry, not what was offered"
-        )
+        lines.append("overload: the row says what the deployment carries, not what was offered")
     if failed:
         lines.append(f"{len(failed)} of {len(rows)} points have no result:")
         reasons: dict[str, list[str]] = {}

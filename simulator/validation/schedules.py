@@ -76,6 +76,10 @@ def replay(path: Path) -> dict[str, Any]:
     if not config:
         raise InputError("no config line", where=str(path), mend="start the file with a `type: config` line")
     engine = config["engine"]
+    if engine == "sglang":
+        from simulator.validation.sglang_schedules import replay_sglang
+
+        return replay_sglang(config, requests, recorded)
     if engine != "vllm":
         return {
             "name": config.get("scenario", path.stem),

@@ -14,18 +14,7 @@ from engine_models.sglang import scheduler_from_recording
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
 
-COMPARED = (
-    "sched",
-    "retracted",
-    "preempted",
-    "hits",
-    "free_tokens",
-    "evictable",
-    "mode",
-    "chunked",
-    "batch_is_full",
-    "new_token_ratio",
-)
+COMPARED = ("sched", "retracted", "preempted", "hits", "free_tokens", "evictable")
 
 
 def replay_sglang(

@@ -29,7 +29,7 @@ class RequestClass:
     Parameters
     ----------
     name : the class's name.
-    priority : larger is served first where the engine knows priorities.
+    priority : the lower number is served first where the engine knows priorities (vLLM's convention).
     slo : latency bounds [ms] by metric and percentile, ``{"ttft_ms": {"p99": 500.0}}``, or None.
     attainment : fraction of requests that must be good, or None.
     """

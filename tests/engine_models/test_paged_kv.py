@@ -144,7 +144,11 @@ def test_same_hits_and_same_free_blocks_as_block_by_block(
         if what == "start":
             segment, final = choice % 3, amount + 12
             shared = min(amount, (choice // 3) * 3)
-            runs = ((segment, 0, shared), (100 + index, 0, final - shared)) if shared else ((100 + index, 0, final),)
+            runs = (
+                ((segment, 0, shared), (100 + index, 0, final - shared))
+                if shared
+                else ((100 + index, 0, final),)
+            )
             seq = Sequence(index, amount, 12, 0.0, runs=runs, shareable_tokens=amount, output_shared=True)
             tokens[seq] = [(s, o + j) for s, o, n in runs for j in range(n)]
             if admit(seq):
@@ -179,7 +183,11 @@ def test_same_hits_and_same_free_blocks_as_block_by_block(
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.lists(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(1, 7)), max_size=5), max_size=4))
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(1, 7)), max_size=5), max_size=4
+    )
+)
 def test_keys_are_equal_exactly_where_the_tokens_are(contents: list[list[tuple[int, int, int]]]) -> None:
     """Runs that continue one another are merged, as the workload does: equal tokens then have equal runs."""
     chain = ChainKeys(3)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models import sglang
-from engine_models.flags import TABLES, parse_engine_args
+from engine_models.flags import parse_engine_args
 from engine_models.parts.prefill_first import POLICIES, PrefillFirstRules, PrefillFirstScheduler
 from engine_models.parts.radix import RadixPool
 from engine_models.parts.sequence import Sequence
@@ -98,7 +98,7 @@ RULES = st.builds(
     mixed_chunk=st.booleans(),
     ignore_eos=st.booleans(),
     priority_scheduling=st.booleans(),
-    preemption=st.just(False),
+    preemption=st.booleans(),
 )
 
 
@@ -207,8 +207,7 @@ def test_version() -> None:
         sglang.version_of("0.3.1")
 
 
-def test_launch_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TABLES, "sglang", sglang.SGLANG)
+def test_launch_command() -> None:
     found = parse_engine_args(
         "sglang",
         "python -m sglang.launch_server --model-path org/m --tp 4 --mem-fraction-static 0.85 "

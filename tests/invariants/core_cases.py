@@ -1,0 +1,190 @@
+"""Random workloads and scheduler knobs for the invariants of the core, built by hand: no scenario, no kernel model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from engine_models.declaration import EnginePlan
+from engine_models.parts.continuous import ContinuousRules
+from simulator.cluster import Cluster, ClusterResult
+from simulator.validation.schedules import RecordedClock
+from simulator.workload.columns import Content, RequestClass, Workload
+
+CLOCK = {"a": 0.006, "b": 2.5e-5, "c": 2e-5, "d": 2e-8}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One random run: the seed of its workload, how it is fed, and the scheduler's knobs."""
+
+    seed: int
+    requests: int
+    rate_per_s: float
+    feed: str  # open, sessions, closed
+    shared: bool
+    priorities: bool
+    replicas: int
+    depth: int
+    blocks: int
+    caching: bool
+    limits: bool
+    knobs: tuple[tuple[str, Any], ...]
+
+
+@st.composite
+def cases(draw: st.DrawFn, *, feeds: tuple[str, ...] = ("open", "sessions", "closed")) -> Case:
+    """Small runs under pressure: few blocks, few rows, small budgets."""
+    priorities = draw(st.booleans())
+    chunked = draw(st.sampled_from([True, True, True, False]))
+    knobs: dict[str, Any] = {
+        "max_num_batched_tokens": 1024 if not chunked else draw(st.sampled_from([48, 100, 300, 2048])),
+        "max_num_seqs": draw(st.sampled_from([2, 5, 16, 256])),
+        "policy": "priority" if priorities else "fcfs",
+        "chunked_prefill": chunked,
+        "long_prefill_token_threshold": draw(st.sampled_from([0, 0, 40])),
+        "watermark": draw(st.sampled_from([0.0, 0.0, 0.05])),
+        "reserve_full_prompt": draw(st.booleans()),
+    }
+    return Case(
+        seed=draw(st.integers(0, 10_000)),
+        requests=draw(st.integers(1, 60)),
+        rate_per_s=draw(st.sampled_from([5.0, 40.0, 400.0])),
+        feed=draw(st.sampled_from(feeds)),
+        shared=draw(st.booleans()),
+        priorities=priorities,
+        replicas=draw(st.integers(1, 3)),
+        depth=draw(st.sampled_from([1, 2])),
+        blocks=draw(st.sampled_from([40, 60, 100, 2000])),
+        caching=draw(st.booleans()),
+        limits=draw(st.booleans()),
+        knobs=tuple(sorted(knobs.items())),
+    )
+
+
+def workload_of(case: Case) -> Workload:
+    """Columns of a case: prompts to 300 tokens, outputs to 120, shared prefixes, conversations, closed loops."""
+    rng = np.random.default_rng(case.seed)
+    n = case.requests
+    arrival = np.cumsum(rng.exponential(1 / case.rate_per_s, n))
+    prompt = rng.integers(1, 300, n)
+    output = rng.integers(1, 120, n)
+    predecessor = np.full(n, -1)
+    gap = np.zeros(n)
+    out_segment = np.full(n, -1)
+    out_offset = np.zeros(n, np.int64)
+    runs: list[list[tuple[int, int, int]]] = [[(100 + i, 0, int(prompt[i]))] for i in range(n)]
+    if case.shared:
+        for i in range(n):
+            common = int(rng.integers(1, 160))
+            if rng.random() < 0.7:
+                runs[i] = [(int(rng.integers(0, 3)), 0, common), (100 + i, 0, int(prompt[i]))]
+                prompt[i] += common
+    if case.feed == "sessions":  # every third request follows the one before it and contains its conversation
+        for i in range(1, n):
+            if i % 3 == 0:
+                continue
+            before = i - 1
+            predecessor[i], gap[i], arrival[i] = before, float(rng.choice([0.0, 0.02, 0.5])), np.nan
+            start = int(prompt[before])
+            if start + output[before] + 40 > 500:
+                continue
+            out_segment[before], out_offset[before] = 10_000 + before, 0
+            more = int(rng.integers(1, 40))
+            runs[i] = [*runs[before], (10_000 + before, 0, int(output[before])), (20_000 + i, 0, more)]
+            prompt[i] = start + int(output[before]) + more
+    elif case.feed == "closed":
+        predecessor[4:], arrival[4:] = -2, np.nan
+    class_index = rng.integers(0, 2 if case.priorities else 1, n)
+    class_index[:4] = ([0, 1, 0, 1] if case.priorities else [0] * 4)[
+        :n
+    ]  # a closed loop of either class gets going
+    starts = np.concatenate([[0], np.cumsum([len(r) for r in runs])])
+    flat = np.array([run for r in runs for run in r], dtype=np.int64)
+    zeros = np.zeros(n, np.int64)
+    classes = (RequestClass("a", 0), RequestClass("b", 2)) if case.priorities else (RequestClass("a"),)
+    return Workload(
+        arrival_s=arrival,
+        prompt_tokens=prompt.astype(np.int64),
+        output_tokens=output.astype(np.int64),
+        max_output_tokens=output.astype(np.int64) + rng.integers(0, 2, n) if case.limits else zeros,
+        predecessor=predecessor.astype(np.int64),
+        gap_s=gap,
+        not_before_s=np.zeros(n),
+        session_id=zeros - 1,
+        turn=zeros,
+        class_index=class_index.astype(np.int64),
+        classes=classes,
+        content=Content(
+            start=starts,
+            segment=flat[:, 0].copy(),
+            offset=flat[:, 1].copy(),
+            length=flat[:, 2].copy(),
+            output_segment=out_segment,
+            output_offset=out_offset,
+        ),
+        request_ids=None,
+        duration_s=1e4,
+        warmup_s=0.0,
+        drain_s=1e4,
+    )
+
+
+def plain_workload(arrival_s: np.ndarray, prompt: np.ndarray, output: np.ndarray) -> Workload:
+    """An open workload without shared content."""
+    n = len(arrival_s)
+    zeros = np.zeros(n, np.int64)
+    return Workload(
+        arrival_s=np.asarray(arrival_s, float),
+        prompt_tokens=np.asarray(prompt, np.int64),
+        output_tokens=np.asarray(output, np.int64),
+        max_output_tokens=zeros,
+        predecessor=zeros - 1,
+        gap_s=np.zeros(n),
+        not_before_s=np.zeros(n),
+        session_id=zeros - 1,
+        turn=zeros,
+        class_index=zeros,
+        classes=(RequestClass("a"),),
+        content=None,
+        request_ids=None,
+        duration_s=float(np.nanmax(arrival_s)) + 1.0,
+        warmup_s=0.0,
+        drain_s=1e9,
+    )
+
+
+def plan_of(case: Case) -> EnginePlan:
+    """The engine of a case."""
+    return plan(case.blocks, case.depth, caching=case.caching, **dict(case.knobs))
+
+
+def plan(blocks: int, depth: int = 1, *, caching: bool = False, **knobs: Any) -> EnginePlan:
+    """An engine plan of which only the scheduler, the cache and the executor matter."""
+    settings: dict[str, Any] = {"max_num_batched_tokens": 8192, "max_num_seqs": 256, "max_model_len": 4096}
+    rules = ContinuousRules(**{**settings, "in_flight": depth, **knobs})
+    unused: Any = None
+    return EnginePlan(
+        engine="vllm",
+        version="test",
+        rules=rules,
+        memory=unused,
+        capacity_blocks=blocks,
+        block_tokens=16,
+        prefix_caching=caching,
+        unhashed_to_head=True,
+        depth=depth,
+        graph_sizes=(),
+        host=unused,
+        front_end_s=0.0,
+    )
+
+
+def run(case: Case, **options: Any) -> ClusterResult:
+    """Run a case to its end."""
+    return Cluster(
+        workload_of(case), plan_of(case), RecordedClock(CLOCK), replicas=case.replicas, **options
+    ).run()

@@ -1,0 +1,247 @@
+"""What must hold in every run of the core: scheduler, cache, replica, cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from engine_models.parts.batch import Batch
+from engine_models.parts.paged_kv import PagedKV
+from simulator.cluster import FINISHED, REJECTED, Cluster, ClusterResult
+from simulator.serving.replica import Replica
+from simulator.validation.schedules import RecordedClock
+from tests.invariants.core_cases import CLOCK, Case, cases, plain_workload, plan, plan_of, run, workload_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def digest(result: ClusterResult) -> str:
+    """Everything that a run reports of its requests, bit for bit."""
+    parts = [
+        result.status,
+        result.arrival_s,
+        result.first_scheduled_s,
+        result.first_token_s,
+        result.end_s,
+        result.cached_tokens,
+        result.preemptions,
+        result.replica,
+    ]
+    parts += [np.frombuffer(log.end_s, dtype=np.float64) for log in result.logs]
+    return hashlib.sha256(b"".join(np.ascontiguousarray(p).tobytes() for p in parts)).hexdigest()
+
+
+def merged(spans: list[list[int]] | None) -> list[int]:
+    return [] if spans is None else [n for first, last in spans for n in range(first, last + 1)]
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(cases())
+def test_jumping_equals_stepping_bit_for_bit(case: Case) -> None:
+    jumped, stepped = run(case), run(case, aggregate=False)
+    assert digest(jumped) == digest(stepped)
+    assert [merged(spans) for spans in jumped.emissions] == [merged(spans) for spans in stepped.emissions]
+    assert jumped.hit_tokens == stepped.hit_tokens
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(cases())
+def test_requests_are_conserved_and_nothing_precedes_its_cause(case: Case) -> None:
+    workload = workload_of(case)
+    result = run(case)
+    fits = (workload.prompt_tokens + result.output_tokens) <= case.blocks * 16 + 1
+    assert np.array_equal(result.status == FINISHED, fits)
+    assert np.array_equal(result.status == REJECTED, ~fits)
+    done = result.status == FINISHED
+    assert np.all(result.engine_arrival_s[done] >= result.arrival_s[done])
+    assert np.all(result.first_scheduled_s[done] >= result.engine_arrival_s[done])
+    assert np.all(result.first_token_s[done] > result.first_scheduled_s[done])
+    assert np.all(result.end_s[done] >= result.first_token_s[done])
+    assert np.all(result.cached_tokens[done] < workload.prompt_tokens[done])
+    for row in np.flatnonzero(done):
+        batches = merged(result.emissions[row])
+        assert len(batches) == result.output_tokens[row]
+        assert batches == sorted(set(batches))
+        assert result.end_s[row] == result.logs[result.replica[row]].end_s[batches[-1]]
+        before = workload.predecessor[row]
+        if before >= 0:
+            assert result.arrival_s[row] >= result.end_s[before] + workload.gap_s[row]
+    for log in result.logs:
+        ends = np.frombuffer(log.end_s, dtype=np.float64)
+        assert np.all(np.diff(ends) > 0)
+        assert np.all(np.diff(np.frombuffer(log.event_s, dtype=np.float64)) >= 0)
+        assert sum(log.event_steps) == len(ends)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(cases(feeds=("open",)))
+def test_blocks_are_conserved_and_steps_keep_to_their_budget(case: Case) -> None:
+    engine, workload = plan_of(case), workload_of(case)
+    cluster = Cluster(workload, engine, RecordedClock(CLOCK))
+    scheduler = engine.scheduler()
+    kv, rules = scheduler.kv, engine.rules
+    assert isinstance(kv, PagedKV)
+    ends: list[float] = []
+
+    def check(batch: Batch) -> None:
+        shared, private = set(), 0
+        for seq in scheduler.running:
+            extra = seq.extra_blocks
+            if seq.state == "decoding":
+                computed = seq.offset + scheduler.decodes.steps - 1
+                extra = -(-computed // kv.block_tokens) - len(seq.blocks)
+            assert extra >= 0
+            private += extra
+            shared |= set(seq.blocks)
+        assert all(block.holders > 0 for block in shared)
+        assert private + len(shared) + kv.free_blocks == kv.capacity_blocks
+        assert 0 < batch.tokens <= rules.max_num_batched_tokens
+        assert batch.tokens == batch.decode_tokens + sum(new for new, _ in batch.prefill)
+        assert batch.decode_rows + len(batch.prefill) <= rules.max_num_seqs
+        assert len(scheduler.running) <= rules.max_num_seqs
+        assert batch.t_sched <= batch.t_start < batch.t_end
+        ends.append(batch.t_end)
+
+    replica = Replica(scheduler, RecordedClock(CLOCK), depth=case.depth, on_batch=check)
+    for row in range(len(workload)):
+        seq = cluster._arrive(row, float(workload.arrival_s[row]))
+        if seq is not None:
+            replica.submit(seq)
+    replica.advance(1e9)
+    assert not replica.busy()
+    assert replica.in_service == 0
+    assert kv.free_blocks == kv.capacity_blocks
+    assert ends == sorted(ends)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(cases(feeds=("open",)))
+def test_replicas_run_together_as_apart(case: Case) -> None:
+    """Round robin does not look at the replicas: one clock for all gives what each by itself gives."""
+    apart = run(case)
+    cluster = Cluster(workload_of(case), plan_of(case), RecordedClock(CLOCK), replicas=case.replicas)
+    cluster._run_together()
+    assert digest(cluster._result()) == digest(apart)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(cases(feeds=("open",)))
+def test_littles_law_from_empty_to_empty(case: Case) -> None:
+    """The integral of the number in the system equals the sum of the times in it (counted by its events)."""
+    result = run(case)
+    done = result.status == FINISHED
+    if not done.any():
+        return
+    times = np.concatenate([result.arrival_s[done], result.end_s[done]])
+    steps = np.concatenate([np.ones(done.sum()), -np.ones(done.sum())])
+    order = np.lexsort((-steps, times))
+    number = np.cumsum(steps[order])
+    assert number.min() >= 0
+    assert number[-1] == 0
+    area = float((number[:-1] * np.diff(times[order])).sum())
+    assert area == pytest.approx(float((result.end_s - result.arrival_s)[done].sum()), rel=1e-9)
+    # and the replicas' own count of running rows never exceeds what is in the system
+    for number_, log in enumerate(result.logs):
+        mine = done & (result.replica == number_)
+        held = np.frombuffer(log.event_running, np.int64) + np.frombuffer(log.event_waiting, np.int64)
+        assert held.max(initial=0) <= mine.sum()
+
+
+SERVICE_S = {"a": 0.01, "b": 0.0, "c": 0.0, "d": 0.0}  # a step takes 10 ms whatever it holds
+
+
+def waiting_times(output: np.ndarray, load: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One row at a time: service is 10 ms an output token. Returns waits and services [s]."""
+    service = 0.01 * output
+    rng = np.random.default_rng(seed)
+    arrival = np.cumsum(rng.exponential(service.mean() / load, len(output)))
+    workload = plain_workload(arrival, np.full(len(output), 8), output)
+    result = Cluster(workload, plan(1000, max_num_seqs=1), RecordedClock(SERVICE_S)).run()
+    assert np.all(result.status == FINISHED)
+    np.testing.assert_allclose(result.end_s - result.first_scheduled_s, service, rtol=1e-9)
+    return result.first_scheduled_s - result.engine_arrival_s, service
+
+
+def batch_means_interval(waits: np.ndarray, groups: int = 40) -> tuple[float, float]:
+    """Mean and half width of its 99.9 % interval from batch means (t with 39 degrees of freedom: 3.56)."""
+    means = waits[: len(waits) // groups * groups].reshape(groups, -1).mean(axis=1)
+    return float(means.mean()), 3.56 * float(means.std(ddof=1)) / groups**0.5
+
+
+@pytest.mark.parametrize("load", [0.4, 0.7])
+@pytest.mark.parametrize("law", ["constant", "geometric", "two sizes"])
+def test_one_row_is_an_m_g_1_queue(law: str, load: float) -> None:
+    """Pollaczek-Khinchine: mean wait = rate * E[S^2] / (2 (1 - load)); constant is M/D/1, geometric near M/M/1."""
+    count = 40_000
+    rng = np.random.default_rng(7)
+    if law == "constant":
+        output, second = np.full(count, 10), 0.1**2
+    elif law == "geometric":
+        output, second = rng.geometric(1 / 10, count), 0.01**2 * (2 - 0.1) / 0.1**2
+    else:
+        output, second = rng.choice([2, 30], count, p=[0.75, 0.25]), 0.01**2 * (0.75 * 4 + 0.25 * 900)
+    waits, service = waiting_times(output, load, seed=11)
+    rate = load / service.mean()
+    expected = rate * second / (2 * (1 - load))
+    mean, half = batch_means_interval(waits)
+    assert abs(mean - expected) < half
+    assert half < 0.25 * expected
+
+
+def test_more_kv_never_completes_less_in_a_closed_loop() -> None:
+    """Step time independent of the batch, no prefix caching: by any time, more blocks have completed as many or more."""
+    rng = np.random.default_rng(3)
+    n = 300
+    arrival = np.full(n, np.nan)
+    arrival[:24] = 0.0
+    workload = plain_workload(np.zeros(n), rng.integers(20, 200, n), rng.integers(5, 80, n))
+    predecessor = np.full(n, -1)
+    predecessor[24:] = -2
+    closed = {"arrival_s": arrival, "predecessor": predecessor, "duration_s": 1e6}
+    object.__setattr__(workload, "arrival_s", closed["arrival_s"])
+    object.__setattr__(workload, "predecessor", closed["predecessor"])
+    object.__setattr__(workload, "duration_s", closed["duration_s"])
+    makespans = []
+    for blocks in (40, 60, 90, 140, 300, 2000):
+        result = Cluster(workload, plan(blocks), RecordedClock(SERVICE_S)).run()
+        assert np.all(result.status == FINISHED)
+        makespans.append(float(result.end_s.max()))
+    assert makespans == sorted(makespans, reverse=True)
+    assert makespans[0] > 2 * makespans[-1]
+
+
+PROGRAM = """
+from tests.invariants.core_cases import Case, run
+from tests.invariants.test_core import digest
+knobs = dict(max_num_batched_tokens=100, max_num_seqs=16, policy="{policy}", chunked_prefill=True,
+             long_prefill_token_threshold=0, watermark=0.0, reserve_full_prompt=False)
+for feed in ("open", "sessions", "closed"):
+    print(digest(run(Case(5, 60, 40.0, feed, True, True, 2, 2, 60, True, True, tuple(sorted(knobs.items()))))))
+"""
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_same_seed_same_bytes_in_another_process(policy: str) -> None:
+    outputs = []
+    for hash_seed in ("0", "4242"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM.format(policy=policy)],
+            env=environment, cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        outputs.append(done.stdout)
+    assert outputs[0] == outputs[1]
+    assert len(set(outputs[0].split())) == 3
+
+
+def test_a_refused_request_is_counted_as_rejected() -> None:
+    workload = plain_workload(np.array([0.0, 0.1]), np.array([700, 50]), np.array([5, 5]))
+    result = Cluster(workload, plan(40), RecordedClock(CLOCK)).run()
+    assert result.status.tolist() == [REJECTED, FINISHED]
