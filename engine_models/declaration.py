@@ -7,6 +7,7 @@ from typing import Any
 
 from engine_models.blocks import Architecture
 from engine_models.parts.continuous import ContinuousRules, ContinuousScheduler
+from engine_models.parts.hybrid_kv import HybridKV
 from engine_models.parts.paged_kv import PagedKV
 from engine_models.step_time import Formats, HostOverhead
 
@@ -68,16 +69,36 @@ class EnginePlan:
     host: HostOverhead
     front_end_s: float
     truncated_sampling: bool = False
+    kv_windows: tuple[int | None, ...] = (None,)
+    window_switches: dict[str, bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     overhead_sources: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def scheduler(self, *, aggregate: bool = True, record_rows: bool = False) -> ContinuousScheduler:
         """Build a fresh scheduler with its KV cache."""
-        kv = PagedKV(
-            self.capacity_blocks,
-            self.block_tokens,
-            prefix_caching=self.prefix_caching,
-            unhashed_to_head=self.unhashed_to_head,
-        )
+        kv: PagedKV | HybridKV
+        if self.kv_windows == (None,):
+            kv = PagedKV(
+                self.capacity_blocks,
+                self.block_tokens,
+                prefix_caching=self.prefix_caching,
+                unhashed_to_head=self.unhashed_to_head,
+            )
+        else:
+            kv = HybridKV(
+                self.capacity_blocks,
+                self.block_tokens,
+                self.kv_windows,
+                prefix_caching=self.prefix_caching,
+                unhashed_to_head=self.unhashed_to_head,
+                most_in_flight_tokens=self.depth * self.rules.max_num_batched_tokens,
+                max_model_len=self.rules.max_model_len,
+                **self.window_switches,
+            )
         return ContinuousScheduler(self.rules, kv, aggregate=aggregate, record_rows=record_rows)
+
+    def tokens_held(self) -> int:
+        """Tokens of full attention that the KV cache of one replica holds at once."""
+        full = max(1, sum(window is None for window in self.kv_windows))
+        return self.capacity_blocks // full * self.block_tokens

@@ -11,14 +11,12 @@ against recordings of the real scheduler (`capacity-plan validate schedules`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-from engine_models.architecture import kv_groups, mla_absorbed_bytes_per_rank, weight_bytes_per_rank
+from engine_models.architecture import KvGroup, kv_groups, mla_absorbed_bytes_per_rank, weight_bytes_per_rank
 from engine_models.blocks import Architecture
 from engine_models.declaration import EnginePlan, MemoryBudget, PoolRequest
 from engine_models.overheads import load_overheads
-from engine_models.parts.continuous import ContinuousRules, ContinuousScheduler
-from engine_models.parts.paged_kv import PagedKV
+from engine_models.parts.batch import ContinuousRules
 from engine_models.sampling import truncates
 from hardware_profiles.errors import InfeasibleError, InputError
 
@@ -47,6 +45,10 @@ class Version:
     graph_memory_counts: bool = True
     large_gpu_budget: int = 16384  # default token budget on devices of 160 GiB and more
     graph_step_above_256: int = 16
+    pads_lone_token: bool = True
+    capped_window_admission: bool = True
+    windows_free_processed: bool = True
+    sparse_windows: bool = True
 
 
 NEWEST = Version("0.33.0")
@@ -56,6 +58,9 @@ _V24 = replace(
     lone_request_ignores_threshold=False,
     self_preemption_continues=False,
     large_gpu_budget=8192,
+    pads_lone_token=False,
+    windows_free_processed=False,
+    sparse_windows=False,
 )
 _V19 = replace(
     _V24,
@@ -65,6 +70,7 @@ _V19 = replace(
     first_admission_lookahead=False,
     gpu_memory_utilization=0.90,
     graph_memory_counts=False,
+    capped_window_admission=False,
 )
 _V15 = replace(_V19, name="0.15.1", reserve_full_prompt=False)
 _V14 = replace(_V15, name="0.14.1")
@@ -111,6 +117,49 @@ def graph_sizes(version: Version, max_num_seqs: int, max_num_batched_tokens: int
     top = min(2 * max_num_seqs, 512, max_num_batched_tokens)
     sizes = {1, 2, 4, *range(8, 256, 8), *range(256, 513, version.graph_step_above_256), max_num_seqs}
     return tuple(sorted(s for s in sizes if s <= top))
+
+
+def scheduling_switches(version: Version) -> dict[str, bool]:
+    """The switches of a version that are rules of the scheduler, by the rules' names."""
+    return {
+        "lone_request_ignores_threshold": version.lone_request_ignores_threshold,
+        "self_preemption_continues": version.self_preemption_continues,
+        "preempted_tokens_return": version.preempted_tokens_return,
+        "unfit_prompt_is_skipped": version.unfit_prompt_is_skipped,
+        "wasted_row_after_limit": version.wasted_row_after_limit,
+        "first_admission_lookahead": version.first_admission_lookahead,
+        "pads_lone_token": version.pads_lone_token,
+    }
+
+
+def window_switches(version: Version) -> dict[str, bool]:
+    """The switches of a version that concern sliding-window groups of the KV cache, by `HybridKV`'s names."""
+    return {
+        "capped_admission": version.capped_window_admission,
+        "frees_processed": version.windows_free_processed,
+        "sparse_windows": version.sparse_windows,
+    }
+
+
+def kv_layout(groups: list[KvGroup], max_model_len: int, block_tokens: int) -> tuple[tuple[int | None, ...], int]:
+    """Windows of the KV groups, and the bytes of one block on one rank.
+
+    Layers of one kind form groups of equal size, the smallest kind's number of layers; every group draws blocks from the same
+    pool, each block holding `block_tokens` tokens of one group's layers. A window no shorter than the context is none.
+    """
+    kinds: dict[int | None, tuple[int, int]] = {}
+    for group in groups:
+        window = group.window_tokens if 0 < group.window_tokens < max_model_len else None
+        layers, size = kinds.get(window, (0, 0))
+        kinds[window] = (layers + group.layers, size + group.bytes_per_token_per_rank)
+    if len(kinds) == 1 and None in kinds:
+        return (None,), kinds[None][1] * block_tokens
+    layers_a_group = min(layers for layers, _ in kinds.values())
+    windows: list[int | None] = []
+    for window, (layers, _) in sorted(kinds.items(), key=lambda item: item[0] is not None):
+        windows += [window] * -(-layers // layers_a_group)
+    per_layer = max(size / layers for layers, size in kinds.values())
+    return tuple(windows), int(per_layer * layers_a_group * block_tokens)
 
 
 def default_limits(version: Version, device_name: str, memory_bytes: int) -> tuple[int, int]:
@@ -176,10 +225,15 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     if watermark and not version.has_watermark:
         warnings.append(f"vLLM {version.name} has no watermark; it is ignored")
         watermark = 0.0
-    memory = _memory(request, version, tokens, rows, block_tokens, len(sizes))
+    groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
+    windows, block_bytes = kv_layout(groups, max_model_len, block_tokens)
+    memory = _memory(request, version, tokens, rows, block_bytes, len(sizes))
     override = flags.get("num_gpu_blocks_override")
     blocks = int(override) if override else memory.blocks
-    held = blocks * block_tokens
+    full_groups = max(1, sum(window is None for window in windows))
+    in_flight = (2 if asynchronous and pp == 1 else pp) * tokens
+    window_blocks = sum(-(-min(w - 1 + in_flight, max_model_len) // block_tokens) + 1 for w in windows if w is not None)
+    held = max(0, blocks - window_blocks) // full_groups * block_tokens
     if held <= max_model_len and not override:
         if auto_length:
             max_model_len = held - block_tokens
@@ -193,6 +247,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 "or use more or larger devices",
             )
     rules = ContinuousRules(
+        **scheduling_switches(version),
         max_num_batched_tokens=tokens,
         max_num_seqs=rows,
         max_model_len=max_model_len,
@@ -200,13 +255,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         policy=str(flags.get("scheduling_policy", "fcfs")),
         chunked_prefill=chunked,
         long_prefill_token_threshold=int(flags.get("long_prefill_token_threshold", 0)),
-        lone_request_ignores_threshold=version.lone_request_ignores_threshold,
         reserve_full_prompt=bool(flags.get("scheduler_reserve_full_isl", True)) and version.reserve_full_prompt,
         watermark=watermark,
-        self_preemption_continues=version.self_preemption_continues,
-        preempted_tokens_return=version.preempted_tokens_return,
-        unfit_prompt_is_skipped=version.unfit_prompt_is_skipped,
-        wasted_row_after_limit=version.wasted_row_after_limit,
         pipelined=pp > 1,
     )
     overheads = load_overheads("vllm")
@@ -220,6 +270,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         block_tokens=block_tokens,
         prefix_caching=bool(flags.get("enable_prefix_caching", True)),
         unhashed_to_head=version.unhashed_to_head,
+        kv_windows=windows,
+        window_switches=window_switches(version),
         depth=rules.in_flight,
         graph_sizes=sizes,
         host=overheads.host,
@@ -239,7 +291,7 @@ def _block_tokens(arch: Architecture, device_name: str) -> int:
 
 
 def _memory(
-    request: PoolRequest, version: Version, tokens: int, rows: int, block_tokens: int, graphs: int
+    request: PoolRequest, version: Version, tokens: int, rows: int, block_bytes: int, graphs: int
 ) -> MemoryBudget:
     flags, arch = request.flags, request.arch
     tp, pp = request.tensor_parallel, request.pipeline_parallel
@@ -258,7 +310,7 @@ def _memory(
     graph = int(GRAPH_BYTES_PER_SIZE * graphs) if version.graph_memory_counts else 0
     groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
     per_token = sum(group.bytes_per_token_per_rank for group in groups)
-    block = int(per_token * block_tokens)
+    block = block_bytes
     kv = usable - weights - activations - other - graph
     verbatim = flags.get("kv_cache_memory_bytes")
     if verbatim:
@@ -284,32 +336,3 @@ def _memory(
         block_bytes=block,
         blocks=kv // block,
     )
-
-
-def scheduler_from_recording(version: str, knobs: dict[str, Any]) -> tuple[ContinuousScheduler, int]:
-    """Build the scheduler of a recorded schedule from its `config` line; returns it and the executor's depth."""
-    switches = version_of(version)
-    depth = 2 if knobs.get("async_scheduling") else 1
-    rules = ContinuousRules(
-        max_num_batched_tokens=knobs["max_num_batched_tokens"],
-        max_num_seqs=knobs["max_num_seqs"],
-        max_model_len=knobs["max_model_len"],
-        in_flight=depth,
-        policy=knobs.get("policy", "fcfs"),
-        chunked_prefill=knobs.get("enable_chunked_prefill", True),
-        long_prefill_token_threshold=knobs.get("long_prefill_token_threshold", 0),
-        lone_request_ignores_threshold=switches.lone_request_ignores_threshold,
-        reserve_full_prompt=knobs.get("scheduler_reserve_full_isl", True) and switches.reserve_full_prompt,
-        watermark=knobs.get("watermark", 0.0) if switches.has_watermark else 0.0,
-        self_preemption_continues=switches.self_preemption_continues,
-        preempted_tokens_return=switches.preempted_tokens_return,
-        unfit_prompt_is_skipped=switches.unfit_prompt_is_skipped,
-        wasted_row_after_limit=switches.wasted_row_after_limit,
-    )
-    kv = PagedKV(
-        knobs["num_gpu_blocks"] - 1,
-        knobs["block_size"],
-        prefix_caching=knobs.get("enable_prefix_caching", True),
-        unhashed_to_head=switches.unhashed_to_head,
-    )
-    return ContinuousScheduler(rules, kv, record_rows=True), depth

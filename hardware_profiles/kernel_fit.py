@@ -885,11 +885,11 @@ def provenance(tables: Path) -> dict[str, Any]:
     }
 
 
-def reference_kv_heads(frame: pd.DataFrame) -> int:
-    """Largest number of KV heads measured with at least three numbers of query heads (or the largest at all)."""
+def reference_kv_heads(op: str, frame: pd.DataFrame) -> int:
+    """Largest number of KV heads that was measured; in decode, with at least three numbers of query heads."""
     pairs = frame[["num_heads", "num_kv_heads"]].drop_duplicates()
     counts = pairs["num_kv_heads"].value_counts()
-    well = counts[counts >= 3]
+    well = counts[counts >= 3] if op == "attention_decode" else counts
     return int((well if len(well) else counts).index.max())
 
 
@@ -973,7 +973,7 @@ def fit_framework(
                 "domain": {c: [int(part[c].min()), int(part[c].max())] for c in (*o.shape, *o.load)},
             }
             if "num_kv_heads" in o.shape:
-                groups[key]["reference_kv_heads"] = reference_kv_heads(part)
+                groups[key]["reference_kv_heads"] = reference_kv_heads(op, part)
     return arrays, groups
 
 

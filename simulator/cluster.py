@@ -130,7 +130,7 @@ class Cluster:
         limit = np.minimum(asked, np.maximum(room, 1))
         self.output_tokens = np.minimum(w.output_tokens, limit)
         self._stop_known: list[bool] = (self.output_tokens >= limit).tolist()
-        capacity = self.plan.capacity_blocks * self.plan.block_tokens
+        capacity = self.plan.tokens_held()
         self._refused: list[bool] = (
             (room <= 0) | (w.prompt_tokens + self.output_tokens > capacity + 1)
         ).tolist()

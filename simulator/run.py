@@ -573,6 +573,11 @@ def _warnings(
             f"overload: {over.offered_per_s:.2f} requests/s offered, about {over.sustainable_per_s:.2f}/s sustained "
             f"(estimate: completion rate of the window's second half); {over.backlog} requests behind at its end"
         )
+    if not inside.any():
+        out.append(
+            f"no request arrives in the measured window of {window.start_s:g} to {window.end_s:g} s: "
+            "lower workload.warmup or give more requests"
+        )
     rejected = int((raw.status == REJECTED).sum())
     if rejected:
         out.append(
@@ -637,7 +642,7 @@ def deployment_summary(prepared: Prepared) -> dict[str, Any]:
         "kv_cache": prepared.formats.kv_cache.name,
         "kv_blocks": prepared.plan.capacity_blocks,
         "kv_block_tokens": prepared.plan.block_tokens,
-        "kv_tokens": prepared.plan.capacity_blocks * prepared.plan.block_tokens,
+        "kv_tokens": prepared.plan.tokens_held(),
         "weight_bytes_per_device": memory.weight_bytes,
         "kv_bytes_per_device": memory.kv_bytes,
         "max_num_batched_tokens": prepared.plan.rules.max_num_batched_tokens,

@@ -193,7 +193,7 @@ UNIT = re.compile(
     r"(^|_)(s|ms|us|bytes|nbytes|tokens|hz|w|j|kwh|gb|years|blocks|flops|usd|hours?|days|requests|percent|steps)(_per_\w+)?$"
 )
 PURE_NUMBER = re.compile(
-    r"(^|_)(share|fraction|levels?|cv|factor|ratio|scale|errors?|weights?|width|attainment|watermark)$"
+    r"(^|_)(share|fraction|levels?|cv|factor|ratio|scale|errors?|weights?|width|noise|strength|reach|attainment|watermark)$"
 )
 KNOWN = {
     # dimensionless by definition, or in the unit that the caller chooses

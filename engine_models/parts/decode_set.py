@@ -88,7 +88,7 @@ class DecodeSet:
         steps = self.steps
         while ends and ends[0][0] <= steps:
             at, _, seq = heapq.heappop(ends)
-            if seq.state == "decoding" and at == steps and seq.final_length - seq.offset == at:
-                if not (out and out[-1] is seq):  # a row that left and came back unchanged is there twice
-                    out.append(seq)
+            ended = seq.state == "decoding" and at == steps and seq.final_length - seq.offset == at
+            if ended and not (out and out[-1] is seq):  # a row that left and came back can be there twice
+                out.append(seq)
         return out

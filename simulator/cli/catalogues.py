@@ -25,9 +25,12 @@ def _kind(word: str) -> str:
 
 
 def _engines() -> list[dict[str, Any]]:
-    from engine_models import vllm
+    from engine_models import sglang, vllm
 
-    return [{"name": "vllm", "versions": list(vllm.VERSIONS), "newest": vllm.NEWEST.name}]
+    return [
+        {"name": "vllm", "newest": vllm.NEWEST.name, "versions": list(vllm.VERSIONS)},
+        {"name": "sglang", "newest": sglang.NEWEST, "versions": [sglang.NEWEST]},
+    ]
 
 
 def _hardware() -> list[dict[str, Any]]:
@@ -232,22 +235,29 @@ def _show_model(name: str) -> dict[str, Any]:
 def _show_engine(name: str) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from engine_models import vllm
+    from engine_models import sglang, vllm
     from engine_models.flags import flag_defaults
     from engine_models.overheads import load_overheads
 
-    engine, _, version = name.partition("@")
-    if engine.strip().lower() != "vllm":
-        raise InputError(f"engine '{engine}' is not modelled", mend="one of: vllm")
-    chosen = vllm.version_of(version or None)
-    return {
-        "name": "vllm",
-        "version": chosen.name,
-        "versions": list(vllm.VERSIONS),
-        "switches": asdict(chosen),
-        "flags": {k: "engine's choice" if v is None else str(v) for k, v in flag_defaults("vllm").items()},
-        "overheads": [{"name": k, **v} for k, v in load_overheads("vllm").provenance.items()],
-    }
+    engine, _, version = name.strip().lower().partition("@")
+    known = [entry["name"] for entry in _engines()]
+    if engine not in known:
+        close = nearest(engine, known)
+        raise InputError(
+            f"engine '{engine}' is not modelled" + (f"; did you mean '{close}'?" if close else ""),
+            mend=f"one of: {', '.join(known)}",
+        )
+    report: dict[str, Any] = {"name": engine}
+    if engine == "vllm":
+        chosen = vllm.version_of(version or None)
+        report |= {"version": chosen.name, "versions": list(vllm.VERSIONS), "switches": asdict(chosen)}
+        shown = load_overheads("vllm").provenance
+    else:
+        report |= {"version": sglang.version_of(version or None), "versions": list(sglang.VERSIONS)}
+        shown = {k: v | {"kind": "assumed", "source": "taken over from vLLM"} for k, v in load_overheads("vllm").provenance.items()}
+    report["flags"] = {k: "engine's choice" if v is None else str(v) for k, v in flag_defaults(engine).items()}
+    report["overheads"] = [{"name": k, **v} for k, v in shown.items()]
+    return report
 
 
 def _show_trace(name: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def verdict_lines(slo: dict[str, Any] | None, classes: list[dict[str, Any]]) -> 
     """The SLO verdict and each of its parts, that of every class that has an SLO of its own among them."""
     judged = [(kind["name"], kind["slo"]) for kind in classes if kind["slo"]] or ([("", slo)] if slo else [])
     if not judged:
-        return ["SLO       none given"]
+        return ["SLO       not judged (none given, or no request in the window)"]
     title = "SLO       "
     lines = []
     for name, verdict in judged:
@@ -136,7 +136,9 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         "",
     ]
     lines += class_lines(result["classes"])
-    goodput = "" if t["request_goodput"] is None else f", good {t['request_goodput']:.2f}/s ({t['goodput_fraction']:.1%})"
+    goodput = ""
+    if t["request_goodput"] is not None and t["goodput_fraction"] is not None:
+        goodput = f", good {t['request_goodput']:.2f}/s ({t['goodput_fraction']:.1%})"
     lines += [
         load_line(t, manifest),
         f"through   {t['request_throughput']:.2f} requests/s{goodput}; {t['input_throughput']:,.0f} input + "

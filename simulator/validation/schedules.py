@@ -19,7 +19,7 @@ from engine_models.parts.continuous import ContinuousScheduler
 from engine_models.parts.hybrid_kv import HybridKV
 from engine_models.parts.paged_kv import PagedKV
 from engine_models.parts.sequence import Sequence
-from engine_models.vllm import version_of
+from engine_models.vllm import scheduling_switches, version_of, window_switches
 from hardware_profiles.errors import InputError
 from simulator.serving.replica import FloatArray, Replica
 
@@ -95,10 +95,10 @@ def replay(path: Path) -> dict[str, Any]:
 def scheduler_of(version: str, knobs: dict[str, Any]) -> tuple[ContinuousScheduler, int]:
     """Build the scheduler of a vLLM recording from its `config` line; returns it and the executor's depth."""
     switches = version_of(version)
-    release = tuple(int(part) for part in switches.name.split(".")[:2])
     depth = 2 if knobs.get("async_scheduling") else 1
     budget = knobs["max_num_batched_tokens"]
     rules = ContinuousRules(
+        **scheduling_switches(switches),
         max_num_batched_tokens=budget,
         max_num_seqs=knobs["max_num_seqs"],
         max_model_len=knobs["max_model_len"],
@@ -106,17 +106,10 @@ def scheduler_of(version: str, knobs: dict[str, Any]) -> tuple[ContinuousSchedul
         policy=knobs.get("policy", "fcfs"),
         chunked_prefill=knobs.get("enable_chunked_prefill", True),
         long_prefill_token_threshold=knobs.get("long_prefill_token_threshold", 0),
-        lone_request_ignores_threshold=switches.lone_request_ignores_threshold,
         reserve_full_prompt=knobs.get("scheduler_reserve_full_isl", True) and switches.reserve_full_prompt,
         watermark=knobs.get("watermark", 0.0) if switches.has_watermark else 0.0,
-        self_preemption_continues=switches.self_preemption_continues,
-        preempted_tokens_return=switches.preempted_tokens_return,
-        unfit_prompt_is_skipped=switches.unfit_prompt_is_skipped,
-        wasted_row_after_limit=switches.wasted_row_after_limit,
         speculative_tokens=knobs.get("num_speculative_tokens") or 0,
         lookahead_tokens=knobs.get("num_lookahead_tokens") or 0,
-        first_admission_lookahead=switches.first_admission_lookahead,
-        pads_lone_token=release >= (0, 33),
     )
     blocks = knobs["num_gpu_blocks"] - 1
     caching = knobs.get("enable_prefix_caching", True)
@@ -135,9 +128,7 @@ def scheduler_of(version: str, knobs: dict[str, Any]) -> tuple[ContinuousSchedul
             unhashed_to_head=switches.unhashed_to_head,
             most_in_flight_tokens=depth * budget,
             max_model_len=knobs["max_model_len"],
-            capped_admission=release >= (0, 24),
-            frees_processed=release >= (0, 33),
-            sparse_windows=release >= (0, 33),
+            **window_switches(switches),
         )
     return ContinuousScheduler(rules, kv, record_rows=True), depth
 

@@ -142,6 +142,41 @@ def _number(row: dict[str, Any], name: str) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+def _vllm_args(row: dict[str, Any]) -> dict[str, Any]:
+    args = {name: int(row[name]) for name in ("max_num_seqs", "max_num_batched_tokens", "block_size") if _number(row, name)}
+    args["max_model_len"] = int(_number(row, "max_model_len") or -1)  # unknown: the model's own, or what fits
+    if _number(row, "concurrency"):
+        args["generation_config"] = "vllm"  # benchmark clients of the closed-loop kind ask for greedy decoding
+    if _number(row, "gpu_mem_util"):
+        args["gpu_memory_utilization"] = float(row["gpu_mem_util"])
+    if _number(row, "kv_blocks_gpu"):
+        args["num_gpu_blocks_override"] = int(row["kv_blocks_gpu"])
+    if row.get("prefix_caching") is not None:
+        args["enable_prefix_caching"] = bool(row["prefix_caching"])
+    if row.get("chunked_prefill") is not None and not row["chunked_prefill"]:
+        args["enable_chunked_prefill"] = False
+    return args
+
+
+def _sglang_args(row: dict[str, Any]) -> dict[str, Any]:
+    names = {
+        "max_model_len": "context_length",
+        "max_num_seqs": "max_running_requests",
+        "max_num_batched_tokens": "chunked_prefill_size",
+        "block_size": "page_size",
+    }
+    args: dict[str, Any] = {flag: int(row[name]) for name, flag in names.items() if _number(row, name)}
+    if _number(row, "gpu_mem_util"):
+        args["mem_fraction_static"] = float(row["gpu_mem_util"])
+    if row.get("prefix_caching") is not None and not row["prefix_caching"]:
+        args["disable_radix_cache"] = True
+    return args
+
+
+ENGINE_ARGS = {"vllm": _vllm_args, "sglang": _sglang_args}
+"""Engine -> function from a row to the engine's own flags."""
+
+
 def pool_of(row: dict[str, Any]) -> dict[str, Any]:
     """Return the deployment's pool of a row."""
     from engine_models.architecture import load_architecture
@@ -166,21 +201,7 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
     ep = int(_number(row, "ep") or 1)
     if dp > 1:
         raise Unplayable("data-parallel attention is not modelled yet")
-    args: dict[str, Any] = {}
-    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
-        if _number(row, name):
-            args[name] = int(row[name])
-    args.setdefault("max_model_len", -1)  # unknown: the model's own, or what fits
-    if _number(row, "concurrency"):
-        args["generation_config"] = "vllm"  # benchmark clients of the closed-loop kind ask for greedy decoding
-    if _number(row, "gpu_mem_util"):
-        args["gpu_memory_utilization"] = float(row["gpu_mem_util"])
-    if _number(row, "kv_blocks_gpu"):
-        args["num_gpu_blocks_override"] = int(row["kv_blocks_gpu"])
-    if row.get("prefix_caching") is not None:
-        args["enable_prefix_caching"] = bool(row["prefix_caching"])
-    if row.get("chunked_prefill") is not None and bool(row["chunked_prefill"]) is False:
-        args["enable_chunked_prefill"] = False
+    args = ENGINE_ARGS[engine](row)
     pool: dict[str, Any] = {
         "engine": engine + _version(row),
         "hardware": device.name,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,7 +108,7 @@ def test_a_request_that_lacks_one_token_is_padded_to_a_full_row(pads: bool, toke
     first = Sequence(0, 33, 2, 0.0, runs=((0, 0, 33),), shareable_tokens=33)
     second = Sequence(1, 33, 2, 5.0, runs=((0, 0, 33),), shareable_tokens=33)
     rows = rows_of(steps_of(scheduler, [first, second]))
-    assert [row for step in rows for row in step if row[0] == 1][0] == (1, tokens, 32)
+    assert next(row for step in rows for row in step if row[0] == 1) == (1, tokens, 32)
 
 
 def results(case: Case, kv: PagedKV | HybridKV, *, drafts: int = 0, **options: Any) -> tuple[Any, ...]:
@@ -170,10 +169,20 @@ def test_drafts_that_are_never_accepted_yield_all_tokens(case: Case, drafts: int
 
 
 def test_a_row_that_left_the_aggregate_and_came_back_ends_once() -> None:
-    """A budget of one token serves one of three decoding rows a step: the others leave the aggregate and return."""
-    scheduler = scheduler_of(max_num_batched_tokens=1, max_num_seqs=3)
-    seqs = [Sequence(i, 1, 3, 0.0) for i in range(3)]
-    batches = steps_of(scheduler, seqs)
-    finished = [seq.index for batch in batches for seq in batch.finishing]
-    assert finished == [0, 1, 2]
-    assert np.all(np.diff([batch.t_end for batch in batches]) > 0)
+    """Row 1 is preempted while row 0 decodes its last token, and is back where it would have ended anyway."""
+    scheduler = scheduler_of(4, reserve_full_prompt=False)
+    batches = steps_of(scheduler, [Sequence(0, 31, 3, 0.0), Sequence(1, 31, 4, 0.0)])
+    assert scheduler.preemptions == 1
+    assert [seq.index for batch in batches for seq in batch.finishing] == [0, 1]
+    assert len(batches) == 5
+
+
+def test_a_replica_has_no_next_event_in_its_past() -> None:
+    """A request that reached the engine while a batch ran is due when the batch has ended, not before."""
+    replica = Replica(scheduler_of(in_flight=2), RecordedClock(CLOCK), depth=2)
+    replica.submit(Sequence(0, 50, 1, 0.0))
+    replica.advance(0.001)
+    replica.submit(Sequence(1, 50, 1, 0.002))
+    replica.advance(1.0, stop_after_finish=True)
+    assert replica.clock_s > 0.002
+    assert replica.next_event_s() == replica.clock_s

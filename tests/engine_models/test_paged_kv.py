@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,17 +91,17 @@ operations = st.lists(
 )
 
 
-@settings(max_examples=250, deadline=None, derandomize=True)
+@pytest.mark.parametrize("which", ["counting", "one group"])
+@settings(max_examples=400, deadline=None, derandomize=True)
 @given(
     operations,
     st.sampled_from([2, 4]),
     st.integers(8, 30),
     st.booleans(),
     st.booleans(),
-    st.sampled_from(["counting", "one group"]),
 )
 def test_same_hits_and_same_free_blocks_as_block_by_block(
-    steps: list[tuple[str, int, int]], size: int, blocks: int, caching: bool, to_head: bool, which: str
+    which: str, steps: list[tuple[str, int, int]], size: int, blocks: int, caching: bool, to_head: bool
 ) -> None:
     kv: PagedKV | HybridKV
     if which == "counting":
@@ -209,7 +210,7 @@ def test_keys_are_equal_exactly_where_the_tokens_are(contents: list[list[tuple[i
 
 
 def window_kv(**changes: object) -> HybridKV:
-    settings_: dict = dict(prefix_caching=True, most_in_flight_tokens=32, max_model_len=1000)
+    settings_: dict = {"prefix_caching": True, "most_in_flight_tokens": 32, "max_model_len": 1000}
     return HybridKV(100, 4, (None, 8), **{**settings_, **changes})
 
 

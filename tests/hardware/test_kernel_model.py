@@ -156,3 +156,100 @@ def test_import_and_use_need_numpy_only() -> None:
     root = Path(__file__).resolve().parents[2]
     out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("device", "framework"), FITTED)
+def test_more_kv_heads_are_more_sequences(device: str, framework: str) -> None:
+    """32 KV heads of 10 sequences do the work of 8 KV heads of 40, at the same group size."""
+    k = load_kernel_model(device, framework)
+    if "attention_decode/bfloat16/bfloat16" in k.groups:
+        assert k.groups["attention_decode/bfloat16/bfloat16"]["reference_kv_heads"] == 8
+        wide = k.decode_attention_s("bf16", 32, 32, 128, 0, [1, 10, 83], 700)
+        assert np.allclose(wide, k.decode_attention_s("bf16", 8, 8, 128, 0, [4, 40, 332], 700))
+        grouped = k.decode_attention_s("bf16", 160, 40, 128, 0, [2, 20], [[300], [5000]])
+        assert np.allclose(grouped, k.decode_attention_s("bf16", 32, 8, 128, 0, [10, 100], [[300], [5000]]))
+    if "attention_context/bfloat16/bfloat16" in k.groups:
+        most = k.groups["attention_context/bfloat16/bfloat16"]["reference_kv_heads"]
+        wide = k.prefill_attention_s("bf16", "bf16", 3 * most, 3 * most, 128, 0, 512, 0)
+        assert np.allclose(wide, k.prefill_attention_s("bf16", "bf16", most, most, 128, 0, 512, 0, batch=3))
+
+
+#: hidden, intermediate, experts a token, experts. kind: datasheet, source: the models' config.json.
+EXPERT_MODELS = {
+    "Mixtral-8x7B": (4096, 14336, 2, 8),
+    "Mixtral-8x22B": (6144, 16384, 2, 8),
+    "Llama-4-Scout": (5120, 8192, 1, 16),
+    "Llama-4-Maverick": (5120, 8192, 1, 128),
+    "Qwen3-30B-A3B": (2048, 768, 8, 128),
+    "Qwen3-235B-A22B": (4096, 1536, 8, 128),
+    "DeepSeek-V3": (7168, 2048, 8, 256),
+    "gpt-oss-20b": (2880, 2880, 4, 32),
+    "gpt-oss-120b": (2880, 2880, 4, 128),
+    "Kimi-K2": (7168, 2048, 8, 384),
+    "MiniMax-M2": (3072, 1536, 8, 256),
+    "GLM-4.5": (5120, 1536, 8, 160),
+}
+TOKENS = np.unique(np.round(2.0 ** np.arange(0.0, 12.01, 0.5)))
+
+
+@pytest.mark.parametrize(("device", "framework"), FITTED)
+def test_experts_of_real_models_are_within_physics(device: str, framework: str) -> None:
+    """Between reading the expected experts at memory speed and six times that, a launch and the arithmetic;
+    twenty times for formats measured with one or two models, whose kernels are slow themselves."""
+    k = load_kernel_model(device, framework)
+    for key in k.groups:
+        op, _, fmt = key.partition("/")
+        for hidden, inter, topk, experts in EXPERT_MODELS.values() if op == "moe" else ():
+            for tp in (1, 2, 4, 8):
+                t = k.moe_s(fmt, hidden, inter, topk, experts, tp, 1, TOKENS)
+                shape = (*(np.float64(v) for v in (hidden, inter, topk, experts, tp, 1, 1)),)
+                read = km.moe_weight_bytes(fmt, TOKENS, *shape) / k.peaks.hbm_bytes_per_s
+                work = 6.0 * hidden * inter / tp * topk * TOKENS / k.peaks.rate(fmt)
+                rows = 8.0 * hidden * topk * TOKENS / k.peaks.hbm_bytes_per_s
+                assert np.all(t >= read * (1 - 1e-9)), key
+                few = k.groups[key]["shapes"] < 160 and device != "a100-sxm-80gb"
+                most = (20.0 if few else 6.0) * (read + work) + 4.0 * rows + 1.5e-4
+                assert np.all(t <= most), (key, hidden, tp, t / most)
+                assert np.all(t >= np.maximum.accumulate(t) / 1.1), (key, hidden, tp)
+
+
+@pytest.mark.parametrize("device", ["h100-sxm-80gb", "h200-sxm-141gb"])
+def test_a_backend_slower_than_bfloat16_is_not_served(device: str) -> None:
+    """The per-tensor fp8 table of vLLM on Hopper is four times the memory bound: serving takes the block kernel."""
+    k = load_kernel_model(device, "vllm")
+    for hidden, inter, topk, experts in EXPERT_MODELS.values():
+        shape = (hidden, inter, topk, experts, 2, 1)
+        plain, fp8 = (k.moe_s(f, *shape, TOKENS) for f in ("bf16", "fp8"))
+        assert np.all(fp8 <= 1.25 * plain)
+        assert np.array_equal(fp8, k.moe_s("fp8_block", *shape, TOKENS))
+    scout = (5120, 8192, 1, 16, 2, 1, 16)
+    assert 48 * float(k.moe_s("fp8", *scout)) < 0.016
+    assert float(k.moe_s("fp8", *scout, condition="bench")) > 3 * float(k.moe_s("fp8", *scout))
+
+
+def test_independent_rows_touch_fewer_experts_than_dealt_ones() -> None:
+    """At as many rows as experts: all of them, or 1 - 1/e; at few rows or many, the same."""
+    rows = np.array([1.0, 256.0, 1e5])
+    dealt = km.moe_active_experts(np.float64(256), rows, 1.0)
+    free = km.moe_active_experts(np.float64(256), rows)
+    assert dealt == pytest.approx([1.0, 256.0 * 2**-0.125, 256.0], rel=1e-6)
+    assert free == pytest.approx([1.0, 256.0 * (1 - np.exp(-1)), 256.0], rel=3e-3)
+    k = load_kernel_model("h100-sxm-80gb", "vllm")
+    shape = (4096, 1536, 8, 128, 1, 1)
+    m = np.array([1.0, 16.0, 1024.0])
+    ratio = k.moe_s("bf16", *shape, m) / k.moe_s("bf16", *shape, m, "balanced")
+    assert ratio[0] == pytest.approx(1.0, abs=0.05)
+    assert 0.6 < ratio[1] < 0.8
+    assert ratio[2] == pytest.approx(1.0, abs=0.01)
+
+
+def test_serving_does_not_pay_spikes_over_the_rows() -> None:
+    """Padding bounds a product: no row count costs over 1.25 times (and the interpolation) a larger one."""
+    k = load_kernel_model("b200-sxm-180gb", "vllm")
+    m = 2.0 ** np.arange(0, 13)
+    for n, kk in ((10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672), (4096, 4096), (1280, 8192)):
+        t = k.gemm_s("fp8", m, n, kk)
+        assert np.all(t <= 1.3 * np.minimum.accumulate(t[::-1])[::-1])
+        bench = k.gemm_s("fp8", m, n, kk, "bench")
+        assert float(t[0]) <= 1.15 * float(t[1]) + 1e-6
+        assert n > 2e4 or float(bench[0]) > 1.3 * float(bench[1])
