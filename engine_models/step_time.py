@@ -377,6 +377,23 @@ class StepTimeModel:
         fixed = self._linear_s[rows] + self._rows_s[rows]
         return fixed + self._decode_table(rows).over(attended) + self._hop_s
 
+    def decode_few_s(self, rows: int, kv_tokens: int, steps: int) -> list[float]:
+        """`decode_run_s` as plain numbers, equal to the last bit: quicker for few steps."""
+        table = self._decode_table(rows)
+        nodes, values, slopes = table.nodes, table.values, table.slopes
+        fixed = self._linear_s[rows] + self._rows_s[rows]
+        hop = self._hop_s
+        x = float(kv_tokens)
+        i = max(bisect_right(nodes, x) - 1, 0)
+        last = len(nodes) - 1
+        out: list[float] = []
+        for _ in range(steps):
+            while i < last and x >= nodes[i + 1]:
+                i += 1
+            out.append(fixed + (values[i] + slopes[i] * (x - nodes[i])) + hop)
+            x += rows
+        return out
+
     def host_s(self, rows: int, prefill_tokens: int) -> float:
         """Host seconds of a batch."""
         return self.host.step_s + self.host.row_s * rows

@@ -299,7 +299,7 @@ def slices(frame: pd.DataFrame, o: Op) -> Iterator[tuple[tuple[str, ...], pd.Dat
 
 #: What efficiencies may be, where the tables alone do not hold them: expert weights are read at 0.35 to 0.95 of
 #: the memory bandwidth (measured products: 0.58-0.97), tensor cores reach 0.1 to 0.9 of their peak, an expert adds
-#: at most 2 us. kind: assumed, 2026-11.
+#: at most 0.5 us. kind: assumed, 2026-11.
 LEAST: Mapping[str, Mapping[str, float]] = {
     "moe": {
         "memory_efficiency": 0.35,
@@ -315,7 +315,7 @@ MOST: Mapping[str, Mapping[str, float]] = {
         "compute_efficiency": 0.9,
         "activation_efficiency": 1.0,
         "routing_efficiency": 20.0,
-        "unit_s": 2e-6,
+        "unit_s": 5e-7,
     }
 }
 
@@ -864,7 +864,7 @@ def peaks_json(peaks: km.DevicePeaks) -> dict[str, Any]:
 
 #: How the serving condition departs from the tables; said in every file.
 SERVING: Mapping[str, str] = {
-    "gemm": "cold L2; a row count over 1.25 times dearer than a larger one (a kernel chosen badly, a disturbed "
+    "gemm": "cold L2; a row count over 1.15 times dearer than a larger one (a kernel chosen badly, a disturbed "
     "measurement: vLLM's fp8 rows on B200 at m = 1 cost 13 us more than at m = 2) takes the larger one's time, since "
     "rows can be padded; tables timed without a CUDA graph are replaced (serving_from)",
     "attention": "cold L2; more KV heads than reference_kv_heads count as more sequences of that many",

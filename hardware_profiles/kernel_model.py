@@ -48,8 +48,8 @@ FILL_QUERY_HEADS = 40.0
 WARM_SHARE = 1.5
 
 #: A measured load that costs this many times more than a larger one is a spike, not the kernel (serving only).
-#: kind: assumed, 2026-11; tile choices move times by less than 1.2 in the tables, disturbed rows by 1.5 to 4.
-SPIKE = 1.25
+#: kind: assumed, 2026-11; tile choices move most times by less, disturbed rows by 1.5 to 4.
+SPIKE = 1.15
 
 #: The same for expert layers, whose grouped kernels see every size of group at once and so have no tile steps.
 #: kind: assumed, 2026-11.

@@ -24,6 +24,8 @@ from engine_models.parts.sequence import Sequence
 
 FloatArray = NDArray[np.float64]
 INFINITY = float("inf")
+FEW_STEPS = 48
+"""Up to so many steps plain numbers are quicker than arrays."""
 
 
 class StepTimes(Protocol):
@@ -35,6 +37,10 @@ class StepTimes(Protocol):
 
     def decode_run_s(self, rows: int, kv_tokens: int, steps: int) -> FloatArray:
         """Device times of `steps` pure decode steps; the first attends to `kv_tokens`, each next to `rows` more."""
+        ...
+
+    def decode_few_s(self, rows: int, kv_tokens: int, steps: int) -> list[float]:
+        """`decode_run_s` as plain numbers, equal to the last bit."""
         ...
 
     def host_s(self, rows: int, prefill_tokens: int) -> float:
@@ -117,6 +123,7 @@ class Replica:
         self._in_flight: deque[Batch] = deque()
         self._may_schedule = True
         self._stage_free_s = [0.0] * stages
+        self._step_guess_s = 1e-3  # only decides how many steps a jump prices at once
         self._on_finish = on_finish
         self._on_batch = on_batch
         self._sync = depth == 1
@@ -251,41 +258,29 @@ class Replica:
         first = self._in_flight[0].t_end if self._in_flight else now
         if first >= bound_s:
             return False
-        if steps > 64:
-            # do not price steps that an arrival will cut: estimate from the first one
-            sample = float(times.decode_run_s(rows, decodes.kv_tokens(), 1)[0])
-            if bound_s - first < sample * steps:
-                steps = min(steps, int((bound_s - first) / sample) + 3)
-        device = times.decode_run_s(rows, decodes.kv_tokens(), steps)
+        # do not price steps that an arrival will cut: a shorter jump is as exact
+        if bound_s - first < self._step_guess_s * steps:
+            steps = min(steps, int((bound_s - first) / self._step_guess_s) + 3)
         host_s = times.host_s(rows, 0)
-        ends = np.empty(steps + 1)
-        ends[0] = first
-        if self._sync:
-            np.add(device, host_s, out=ends[1:])
-        elif now + host_s <= first and host_s <= float(device.min()):
-            ends[1:] = device
+        if steps <= FEW_STEPS:
+            found = self._few_ends(times.decode_few_s(rows, decodes.kv_tokens(), steps), first, now, host_s, bound_s)
         else:
+            found = self._many_ends(times.decode_run_s(rows, decodes.kv_tokens(), steps), first, now, host_s, bound_s)
+        if found is None:
             return False
-        np.cumsum(ends, out=ends)
-        # step j (0-based) is scheduled at ends[j] when synchronous, at ends[j-1] when one batch is ahead
-        scheduled = int(np.searchsorted(ends[:steps], bound_s, side="left"))
-        if not self._sync:
-            scheduled = min(steps, scheduled + 1)
-        if scheduled < 2:
-            return False
-        steps = scheduled
-        start_s = float(ends[0])
-        last_end = float(ends[steps])
-        before_last = float(ends[steps - 1])
-        device_s = float(device[:steps].sum())
+        ends, device_s = found
+        steps = len(ends)
+        last_end = ends[-1]
+        before_last = ends[-2]
+        self._step_guess_s = device_s / steps
         used = scheduler.kv.capacity_blocks - scheduler.kv.free_blocks
         batch = scheduler.jump(steps)
         batch.t_end = last_end
         batch.t_start = before_last
         log = self.log
-        log.end_s.frombytes(ends[1 : steps + 1].tobytes())
+        log.end_s.extend(ends)
         log.add(
-            start_s,
+            first,
             steps,
             device_s,
             0.0,
@@ -305,8 +300,57 @@ class Replica:
             if self._on_batch is not None:
                 self._on_batch(ahead)
             scheduler.processed_number = batch.number - 1
-            batch.t_sched = float(ends[steps - 2])
+            batch.t_sched = ends[-3] if steps > 2 else first
             self.clock_s = before_last
             self._stage_free_s[0] = last_end
             self._in_flight.append(batch)
         return True
+
+    def _few_ends(
+        self, device_s: list[float], first_s: float, now_s: float, host_s: float, bound_s: float
+    ) -> tuple[list[float], float] | None:
+        """End times of the steps that are scheduled before the bound, and their device time; None if fewer than two.
+
+        A synchronous step is scheduled when the one before it ends; with one batch ahead, when the one before it starts.
+        The same sums in the same order as `_many_ends`.
+        """
+        ends: list[float] = []
+        t = first_s
+        if self._sync:
+            for device in device_s:
+                if t >= bound_s:
+                    break
+                t = t + (device + host_s)
+                ends.append(t)
+        else:
+            if now_s + host_s > first_s or host_s > min(device_s):
+                return None
+            scheduled = now_s
+            for device in device_s:
+                if scheduled >= bound_s:
+                    break
+                scheduled = t
+                t = t + device
+                ends.append(t)
+        return (ends, sum(device_s[: len(ends)])) if len(ends) >= 2 else None
+
+    def _many_ends(
+        self, device_s: FloatArray, first_s: float, now_s: float, host_s: float, bound_s: float
+    ) -> tuple[list[float], float] | None:
+        """`_few_ends` by arrays."""
+        steps = len(device_s)
+        ends = np.empty(steps + 1)
+        ends[0] = first_s
+        if self._sync:
+            np.add(device_s, host_s, out=ends[1:])
+        elif now_s + host_s <= first_s and host_s <= float(device_s.min()):
+            ends[1:] = device_s
+        else:
+            return None
+        np.cumsum(ends, out=ends)
+        scheduled = int(np.searchsorted(ends[:steps], bound_s, side="left"))
+        if not self._sync:
+            scheduled = min(steps, scheduled + 1)
+        if scheduled < 2:
+            return None
+        return ends[1 : scheduled + 1].tolist(), float(device_s[:scheduled].sum())

@@ -44,6 +44,10 @@ class RecordedClock:
         attended = kv_tokens + rows * np.arange(steps, dtype=np.int64)
         return np.asarray(self.a + self.b * 0 + self.c * rows + self.d * attended, dtype=np.float64)
 
+    def decode_few_s(self, rows: int, kv_tokens: int, steps: int) -> list[float]:
+        """`decode_run_s` as plain numbers."""
+        return [float(x) for x in self.decode_run_s(rows, kv_tokens, steps)]
+
     def host_s(self, rows: int, prefill_tokens: int) -> float:
         """No host time."""
         return 0.0

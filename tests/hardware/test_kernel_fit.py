@@ -142,3 +142,53 @@ def test_shipped_file_is_what_the_tables_give() -> None:
     with np.load(model.path) as shipped:
         for name, array in arrays.items():
             assert shipped[f"{key.replace('/', '-')}.{name}"].tobytes() == array.tobytes()
+
+
+def test_isolated_spikes_go_and_common_ones_stay() -> None:
+    """Where many cells are disturbed the spikes are taken out; a step that all shapes share is kept."""
+    rng = np.random.default_rng(1)
+    values = 0.01 * rng.normal(size=(40, 20))
+    values[:, 7] += 1.0  # all shapes alike: the kernel is slow there
+    assert kf.unspiked(values) is values
+    spiked = values.copy()
+    at = rng.permutation(800)[:40]
+    spiked.ravel()[at] += 0.8
+    assert np.isnan(kf.unspiked(spiked)).sum() >= 36
+    assert np.isnan(kf.unspiked(spiked)[:, 7]).sum() <= 4
+
+
+def test_slow_backends_are_replaced_by_kernels_that_run_their_checkpoints() -> None:
+    """Per-tensor fp8 may run on the block kernel, not the reverse, and only where it loses to bfloat16."""
+    shape = dict.fromkeys(kf.OPS["moe"].shape, 1.0)
+
+    def table(**us: float) -> pd.DataFrame:
+        rows = [
+            {**shape, "num_tokens": m, "dtype": d, "latency_us": t * m} for d, t in us.items() for m in (1, 8)
+        ]
+        return pd.DataFrame(rows)
+
+    got = kf.serving_experts({"vllm": table(bfloat16=2.0, fp8=5.0, fp8_block=1.0)})
+    assert got["vllm", "fp8"]["serving_as"] == ["vllm", "fp8_block"]
+    assert kf.serving_experts({"vllm": table(bfloat16=2.0, fp8=1.5, fp8_block=1.0)}) == {}
+    assert kf.serving_experts({"vllm": table(bfloat16=2.0, fp8=1.0, fp8_block=5.0)}) == {}
+
+
+@needs_tables
+def test_a_format_with_one_model_leans_on_bfloat16() -> None:
+    """Tied parameters lie between the format's own and bfloat16's, and the residual fades far from the model."""
+    frame = kf.op_rows("moe", SHARED, "H100-SXM", "vllm")
+    assert frame is not None
+    parts = dict(kf.slices(frame, kf.OPS["moe"]))
+    model = km.load_kernel_model("h100-sxm-80gb", "vllm")
+    p = model.groups["moe/bfloat16"]["parameters"]
+    terms = ((1.0, (12.0, 12.0, 6.0, 6.0, 12.0, 4.0, 6.0)),)
+    arrays, tied, _ = kf.fit_group(
+        "moe", ("int4_wo",), parts["int4_wo",], kf.PEAKS["h100-sxm-80gb"], kf.Kin(p, terms)
+    )
+    _, free, _ = kf.fit_group("moe", ("int4_wo",), parts["int4_wo",], kf.PEAKS["h100-sxm-80gb"])
+    assert 0.35 <= tied["memory_efficiency"] <= 0.95
+    for name in ("compute_efficiency", "routing_efficiency"):
+        assert abs(np.log(tied[name] / p[name])) <= abs(np.log(free[name] / p[name])) + 1e-6
+    surface = km.surface_of(arrays)
+    near, far = (surface.rows(surface.features[:1] + d)[0] for d in (0.0, np.r_[-9.0, np.zeros(6)]))
+    assert np.abs(far).max() < 0.2 * np.abs(near).max()
