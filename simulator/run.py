@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -457,7 +457,10 @@ def _assemble(prepared: Prepared, workload: Workload, raw: ClusterResult, starte
     cost = run_cost(prepared.price, usage)
     warnings = [*prepared.warnings, *workload.warnings]
     warnings += _warnings(prepared, workload, raw, window, stats, slo, lat, inside)
-    judged = metrics.verdict(lat, inside, gaps, slo) if slo and raw.stopped_at_s is None else None
+    can_judge = bool(slo) and raw.stopped_at_s is None and bool(inside.any())
+    judged = metrics.verdict(lat, inside, gaps, slo) if can_judge else None
+    over = metrics.overload(raw, window)
+    totals["ci95"] = metrics.rates_ci95(raw, window, good & inside if slo else None)
     classes = _classes(workload, raw, lat, inside, scenario)
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -468,6 +471,7 @@ def _assemble(prepared: Prepared, workload: Workload, raw: ClusterResult, starte
         "server": server,
         "slo": judged,
         "classes": classes,
+        "overload": asdict(over) if over is not None else None,
         "cost": cost,
         "deployment": deployment_summary(prepared),
         "warnings": warnings,
@@ -477,6 +481,8 @@ def _assemble(prepared: Prepared, workload: Workload, raw: ClusterResult, starte
     evidence, axes = domain(prepared)
     result["assumptions"] += add_intervals(result, evidence)
     result["extrapolation"] = {"inside_calibration": not axes, "axes": axes}
+    if judged is not None:
+        result["slo"] = metrics.with_model_error(judged, stats)
     requests = request_table(workload, raw, lat, good if slo else None)
     from simulator.config.load import resolved, scenario_hash
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,6 @@ COST = ("usd_per_hour", "usd_per_month", "usd_per_1m_total_tokens", "usd_per_1m_
         "usd_per_1m_input_tokens", "usd_per_1m_output_tokens")  # fmt: skip
 DEPLOYED = ("model", "engine", "hardware", "replicas", "tensor_parallel", "pipeline_parallel", "devices")
 
-_OVERLOAD = re.compile(r"overload: ([\d.]+) requests/s offered, about ([\d.]+)/s sustained")
 
 
 def judged(result: Mapping[str, Any]) -> tuple[str, bool | None]:
@@ -37,13 +35,7 @@ def judged(result: Mapping[str, Any]) -> tuple[str, bool | None]:
 def overload_of(result: Mapping[str, Any]) -> tuple[float, float] | None:
     """Offered and sustainable requests per second of an overloaded run, else None."""
     recorded = result.get("overload")
-    if recorded:
-        return float(recorded["offered_per_s"]), float(recorded["sustainable_per_s"])
-    for text in result["warnings"]:
-        found = _OVERLOAD.match(text)
-        if found:
-            return float(found[1]), float(found[2])
-    return None
+    return (float(recorded["offered_per_s"]), float(recorded["sustainable_per_s"])) if recorded else None
 
 
 def outcome_columns(result: Mapping[str, Any]) -> dict[str, Any]:
