@@ -7,7 +7,7 @@ on are events on one clock (`_run_together`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence as Series
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from engine_models.declaration import EnginePlan
 from engine_models.parts.sequence import Sequence
 from simulator.clock import ARRIVALS, DECISIONS, RESULTS, Clock
+from simulator.serving.emissions import Emissions, Spans
 from simulator.serving.replica import INFINITY, Replica, StepLog, StepTimes
 from simulator.workload.columns import Workload
 
@@ -25,6 +26,8 @@ IntArray = NDArray[np.int64]
 
 FINISHED, UNFINISHED, REJECTED, NOT_ARRIVED = 0, 1, 2, 3
 STATUS_NAMES = ("finished", "unfinished", "rejected", "not_arrived")
+CHUNK = 1024
+"""Requests that are made at once when their arrivals are known beforehand."""
 SLICES = 64
 """Stretches of simulated time in which independent replicas take turns, so that a stopped run has all of them equally far."""
 
@@ -53,7 +56,7 @@ class ClusterResult:
     cached_tokens: IntArray
     preemptions: IntArray
     replica: IntArray
-    emissions: list[list[list[int]] | None]
+    emissions: Series[Spans | None]
     logs: list[StepLog]
     capacity_blocks: list[int]
     hit_tokens: int
@@ -112,7 +115,7 @@ class Cluster:
         self._cached = np.zeros(n, dtype=np.int64)
         self._preemptions = np.zeros(n, dtype=np.int64)
         self._where = np.full(n, -1, dtype=np.int64)
-        self._emissions: list[list[list[int]] | None] = [None] * n
+        self._emissions = Emissions(n)
         self._live: dict[int, Sequence] = {}
         self._limits()
         self._contents()
@@ -129,14 +132,9 @@ class Cluster:
         asked = np.where(w.max_output_tokens > 0, w.max_output_tokens, np.iinfo(np.int64).max)
         limit = np.minimum(asked, np.maximum(room, 1))
         self.output_tokens = np.minimum(w.output_tokens, limit)
-        self._stop_known: list[bool] = (self.output_tokens >= limit).tolist()
+        self._stop_known = self.output_tokens >= limit
         capacity = self.plan.tokens_held()
-        self._refused: list[bool] = (
-            (room <= 0) | (w.prompt_tokens + self.output_tokens > capacity + 1)
-        ).tolist()
-        self._prompt: list[int] = w.prompt_tokens.tolist()
-        self._output: list[int] = self.output_tokens.tolist()
-        self._class: list[int] = w.class_index.tolist()
+        self._refused = (room <= 0) | (w.prompt_tokens + self.output_tokens > capacity + 1)
         self._priority = [c.priority for c in w.classes] or [0]
 
     def _contents(self) -> None:
@@ -154,6 +152,7 @@ class Cluster:
         offset, length = content.offset.tolist(), content.length.tolist()
         out_segment, out_offset = content.output_segment.tolist(), content.output_offset.tolist()
         popular: list[bool] = (users > 1).tolist()
+        prompt, asked = self.workload.prompt_tokens.tolist(), self.output_tokens.tolist()
         self._shared = []
         for i in range(n):
             first, last = start[i], start[i + 1]
@@ -167,24 +166,40 @@ class Cluster:
             for r in range(first, last):
                 tokens += length[r]
                 _append_run(runs, (segment[r], offset[r], length[r]))
-            covered = tokens == self._prompt[i]
+            covered = tokens == prompt[i]
             if returns and covered:
-                _append_run(runs, (output, out_offset[i], self._output[i]))
+                _append_run(runs, (output, out_offset[i], asked[i]))
             self._shared.append((tuple(runs), tokens, bool(returns and covered)))
 
-    def _sequence(self, row: int, engine_s: float) -> Sequence:
-        runs, shareable, output_shared = self._shared[row] if self._shared is not None else ((), 0, False)
-        return Sequence(
-            row,
-            self._prompt[row],
-            self._output[row],
-            engine_s,
-            priority=self._priority[self._class[row]],
-            stop_known=self._stop_known[row],
-            runs=runs,
-            shareable_tokens=shareable,
-            output_shared=output_shared,
-        )
+    def _sequences(self, rows: IntArray, engine_s: FloatArray) -> list[Sequence]:
+        """Requests of `rows` as the engine sees them, which they reach at `engine_s`."""
+        w, shared = self.workload, self._shared
+        priorities, kinds = self._priority, w.class_index[rows].tolist()
+        made = []
+        for row, prompt, output, when, kind, known in zip(
+            rows.tolist(),
+            w.prompt_tokens[rows].tolist(),
+            self.output_tokens[rows].tolist(),
+            engine_s.tolist(),
+            kinds,
+            self._stop_known[rows].tolist(),
+            strict=True,
+        ):
+            runs, shareable, returns = shared[row] if shared is not None else ((), 0, False)
+            seq = Sequence(
+                row,
+                prompt,
+                output,
+                when,
+                priority=priorities[kind],
+                stop_known=known,
+                runs=runs,
+                shareable_tokens=shareable,
+                output_shared=returns,
+            )
+            self._live[row] = seq
+            made.append(seq)
+        return made
 
     def _end_of_arrivals(self) -> float:
         known = self.workload.arrival_s[~np.isnan(self.workload.arrival_s)]
@@ -210,9 +225,10 @@ class Cluster:
         """Note how far all replicas have come; what arrives later has not arrived."""
         reached = min((replica.clock_s for replica in self.replicas if replica.busy()), default=self._limit_s)
         self._stopped_at_s = reached
-        for row in [row for row in self._live if self._arrival[row] > reached]:
-            del self._live[row]
-            self._status[row] = NOT_ARRIVED
+        late = (self._status == UNFINISHED) & (self._arrival > reached)
+        self._status[late] = NOT_ARRIVED
+        for row in np.flatnonzero(late).tolist():
+            self._live.pop(row, None)
 
     def _arrive(self, row: int, now_s: float) -> Sequence | None:
         """Register an arrival; None if the engine refuses it."""
@@ -221,26 +237,26 @@ class Cluster:
             self._status[row] = REJECTED
             return None
         self._status[row] = UNFINISHED
-        engine_s = now_s + self.before_s
-        seq = self._sequence(row, engine_s)
-        self._engine_arrival[row] = engine_s
-        self._live[row] = seq
-        return seq
+        self._engine_arrival[row] = now_s + self.before_s
+        return self._sequences(np.array([row]), self._engine_arrival[row : row + 1])[0]
 
     def _run_apart(self) -> None:
-        arrivals = self.workload.arrival_s.tolist()
-        for row, arrival in enumerate(arrivals):
-            seq = self._arrive(row, arrival)
-            if seq is None:
-                continue
-            number = self._turn % len(self.replicas)
-            self._turn += 1
-            self._where[row] = number
-            self.replicas[number].submit(seq)
+        self._status[:] = np.where(self._refused, REJECTED, UNFINISHED)
+        accepted = np.flatnonzero(~self._refused)
+        self._engine_arrival[accepted] = self._arrival[accepted] + self.before_s
+        self._where[accepted] = np.arange(len(accepted)) % len(self.replicas)
+        for number, replica in enumerate(self.replicas):
+            replica.feed(self._chunks(accepted[number :: len(self.replicas)]))
         slices = np.linspace(0.0, self._end_of_arrivals(), SLICES).tolist() if len(self.replicas) > 1 else []
         for limit_s in [*slices, self._limit_s]:
             for replica in self.replicas:
                 replica.advance(limit_s)
+
+    def _chunks(self, rows: IntArray) -> Iterator[list[Sequence]]:
+        """Requests of `rows`, made a chunk at a time so that those of hours to come do not take memory."""
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            yield self._sequences(chunk, self._engine_arrival[chunk])
 
     def _run_together(self) -> None:
         w = self.workload
@@ -248,14 +264,15 @@ class Cluster:
         self._followers: dict[int, list[int]] = {}
         self._pool: dict[int, list[int]] = {}
         open_rows: list[int] = []
-        predecessor = w.predecessor.tolist()
+        predecessor, kinds = w.predecessor.tolist(), w.class_index.tolist()
+        closed = np.isnan(w.arrival_s).tolist()
         for row in range(len(w)):
-            if not np.isnan(w.arrival_s[row]):
+            if not closed[row]:
                 open_rows.append(row)
             elif predecessor[row] >= 0:
                 self._followers.setdefault(predecessor[row], []).append(row)
             else:
-                self._pool.setdefault(self._class[row], []).append(row)
+                self._pool.setdefault(kinds[row], []).append(row)
         for rows in self._pool.values():
             rows.reverse()
         self._wake: list[float] = [INFINITY] * len(self.replicas)
@@ -361,7 +378,7 @@ class Cluster:
         clock, w = self._clock, self.workload
         assert clock is not None
         waiting = self._followers.pop(row, [])
-        pool = self._pool.get(self._class[row])
+        pool = self._pool.get(int(w.class_index[row]))
         if pool:
             waiting = [*waiting, pool.pop()]
         for follower in waiting:
@@ -375,7 +392,7 @@ class Cluster:
         self._first_scheduled[row] = seq.first_scheduled_s if seq.first_scheduled_s >= 0 else np.nan
         self._cached[row] = seq.first_hit_tokens
         self._preemptions[row] = seq.preemptions
-        self._emissions[row] = seq.emissions
+        self._emissions.note(row, seq.emissions)
 
     def _result(self) -> ClusterResult:
         for replica in self.replicas:
@@ -387,10 +404,7 @@ class Cluster:
             self._keep(seq)
         n = len(self.workload)
         ends = [np.frombuffer(replica.log.end_s, dtype=np.float64) for replica in self.replicas]
-        first_batch = np.full(n, -1, dtype=np.int64)
-        for row, spans in enumerate(self._emissions):
-            if spans:
-                first_batch[row] = spans[0][0]
+        first_batch = self._emissions.first_batch()
         first_token = np.full(n, np.nan)
         for number, end in enumerate(ends):
             mine = (self._where == number) & (first_batch >= 0)
@@ -415,7 +429,7 @@ class Cluster:
             queried_tokens=sum(replica.scheduler.queried_tokens for replica in self.replicas),
             end_of_run_s=max(
                 [
-                    self._limit_s if self._live and self._stopped_at_s is None else 0.0,
+                    self._limit_s if self._stopped_at_s is None and (self._status == UNFINISHED).any() else 0.0,
                     *(float(e[-1]) for e in ends if len(e)),
                 ]
             ),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -54,15 +54,15 @@ class StepLog:
     def __init__(self) -> None:
         self.end_s = array("d")
         self.event_s = array("d")  # start of the event
-        self.event_steps = array("q")
+        self.event_steps = array("i")
         self.event_device_s = array("d")
         self.event_prefill_s = array("d")
         self.event_running = array("q")
         self.event_waiting = array("q")
-        self.event_used_blocks = array("q")
-        self.event_prefill_tokens = array("q")
+        self.event_used_blocks = array("i")
+        self.event_prefill_tokens = array("i")
         self.event_decode_tokens = array("q")
-        self.event_preemptions = array("q")
+        self.event_preemptions = array("i")
 
     def add(
         self,
@@ -120,6 +120,7 @@ class Replica:
         self.in_service = 0  # submitted and not finished: what a router counts
         self.clock_s = 0.0
         self._inbox: deque[Sequence] = deque()
+        self._source: Iterator[list[Sequence]] = iter(())
         self._in_flight: deque[Batch] = deque()
         self._may_schedule = True
         self._stage_free_s = [0.0] * stages
@@ -134,6 +135,18 @@ class Replica:
         """Hand over a request that reaches the engine at `seq.arrival_s` (not before the replica's clock)."""
         self._inbox.append(seq)
         self.in_service += 1
+
+    def feed(self, source: Iterator[list[Sequence]]) -> None:
+        """Hand over all requests beforehand, in order of arrival, in chunks that are asked for when the last is used up."""
+        self._source = source
+        self._refill()
+
+    def _refill(self) -> None:
+        """Keep the inbox filled as long as there is anything to come: others look at its head."""
+        chunk = next(self._source, None)
+        if chunk:
+            self._inbox.extend(chunk)
+            self.in_service += len(chunk)
 
     def busy(self) -> bool:
         """Whether anything is left to do."""
@@ -173,6 +186,8 @@ class Replica:
                 return False
             while inbox and inbox[0].arrival_s <= now:
                 scheduler.add(inbox.popleft())
+                if not inbox:
+                    self._refill()
             steps = scheduler.horizon()
             if steps > 1 and len(flight) == self.depth - 1 and not (flight and flight[0].finishing):
                 bound = limit_s
