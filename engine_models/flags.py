@@ -454,6 +454,7 @@ _VLLM_MODELLED: dict[str, Flag] = {
     "quantization": Flag("str", None),
     "dtype": Flag("str", "auto"),
     "enforce_eager": Flag("bool", False),
+    "generation_config": Flag("str", "auto"),
     "cudagraph_capture_sizes": Flag("ints", None),
     "max_cudagraph_capture_size": Flag("int", None, low=0),
     "stream_interval": Flag("int", 1, low=1),
@@ -484,7 +485,7 @@ _HARMLESS_VALUES = """
     chat_template chat_template_content_format code_revision config config_format data_parallel_address
     data_parallel_rpc_port default_chat_template_kwargs disable_access_log_for_endpoints
     distributed_executor_backend distributed_timeout_seconds download_dir fingerprint_mode fingerprint_value
-    generation_config h11_max_header_count h11_max_incomplete_event_size hf_config_path hf_token host
+    h11_max_header_count h11_max_incomplete_event_size hf_config_path hf_token host
     kv_cache_metrics_sample load_format log_config_file logprobs_mode master_addr master_port max_log_len
     max_logprobs max_parallel_loading_workers model_loader_extra_config otlp_traces_endpoint
     override_generation_config port prefix_caching_hash_algo profiler_config pt_load_map_location

@@ -7,8 +7,9 @@ top-p or top-k unless the client says otherwise. Truncated sampling sorts the lo
 
 from __future__ import annotations
 
-# Families whose generation_config.json truncates. Kind: assumed (from memory of the published files, 2026-11, unconfirmed); the step
-# times measured for Llama-2, Llama-3.1 and Llama-4 carry the extra cost, those of Mixtral, CodeLlama, Mistral-Nemo and Yi do not.
+# Families whose generation_config.json truncates. Kind: assumed (from memory of the published files, 2026-11,
+# unconfirmed); the step times measured for Llama-2, Llama-3.1 and Llama-4 carry the extra cost, those of Mixtral,
+# CodeLlama, Mistral-Nemo and Yi do not.
 TRUNCATING = (
     "llama-2",
     "llama-3",

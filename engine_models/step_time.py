@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,59 +24,11 @@ from numpy.typing import NDArray
 from engine_models.architecture import format_of_part, gemm_shapes, moe_shapes, stages
 from engine_models.blocks import Architecture
 from engine_models.formats import Format
-from engine_models.parts.continuous import Batch
+from engine_models.parts.batch import Batch
+from hardware_profiles.kernel_model import KernelModel
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-
-class Kernels(Protocol):
-    """What is asked of a device's kernel model (`hardware_profiles.kernel_model`); all times in seconds."""
-
-    def gemm_s(self, fmt: str, m: IntArray, n: int, k: int) -> FloatArray: ...
-    def decode_attention_s(
-        self,
-        kv_fmt: str,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        window_tokens: int,
-        batch: IntArray,
-        context_tokens: FloatArray,
-    ) -> FloatArray: ...
-    def prefill_attention_s(
-        self,
-        fmt: str,
-        kv_fmt: str,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        window_tokens: int,
-        new_tokens: IntArray,
-        prior_tokens: IntArray,
-    ) -> FloatArray: ...
-    def moe_s(
-        self,
-        fmt: str,
-        hidden: int,
-        intermediate: int,
-        topk: int,
-        experts: int,
-        tp: int,
-        ep: int,
-        tokens: IntArray,
-        *,
-        gated: bool = True,
-    ) -> FloatArray: ...
-    def mla_decode_s(
-        self, fmt: str, kv_fmt: str, heads: int, batch: IntArray, context_tokens: FloatArray
-    ) -> FloatArray: ...
-    def mla_prefill_s(
-        self, fmt: str, kv_fmt: str, heads: int, new_tokens: IntArray, prior_tokens: IntArray
-    ) -> FloatArray: ...
-    def all_reduce_s(self, gpus: int, message_bytes: FloatArray) -> FloatArray: ...
-    def elementwise_s(self, nbytes: FloatArray) -> FloatArray: ...
-    def p2p_s(self, message_bytes: FloatArray) -> FloatArray: ...
 
 
 @dataclass(frozen=True)
@@ -159,7 +110,7 @@ class StepTimeModel:
     def __init__(
         self,
         arch: Architecture,
-        kernels: Kernels,
+        kernels: KernelModel,
         formats: Formats,
         host: HostOverhead,
         *,
@@ -184,9 +135,6 @@ class StepTimeModel:
         self._tabulate_rows(arch, max_rows, truncated_sampling)
         self._tabulate_decode(max_rows, max_context_tokens)
         self._tabulate_prefill(max_step_tokens, max_context_tokens)
-        self._hop_s = 0.0
-        if pipeline_parallel > 1:
-            self._hop_s = float(kernels.p2p_s(np.array([2.0 * arch.hidden * 256]))[0])
 
     # -- tables ---------------------------------------------------------------------------------------------
 
@@ -234,6 +182,8 @@ class StepTimeModel:
                 add("activation", mlp.layers * kernels.elementwise_s(3.0 * act))
         if tp > 1:
             add("collectives", 2.0 * stage.layers * kernels.all_reduce_s(tp, width))
+        if len(self.stages) > 1:
+            add("pipeline hop", kernels.p2p_s(width))
         add("gaps", np.full(len(m), stage.layers * self.host.device_layer_s))
         return out
 
@@ -360,7 +310,7 @@ class StepTimeModel:
         attention = self._decode_table(rows).at(float(batch.decode_kv_tokens)) if rows else 0.0
         linear = self._linear_s[batch.tokens]
         if not batch.prefill:
-            return linear + self._rows_s[rows] + attention + self._hop_s, 0.0
+            return linear + self._rows_s[rows] + attention, 0.0
         prefill = 0.0
         floor = self._prefill_floor_s
         for new, prior in batch.prefill:
@@ -368,21 +318,20 @@ class StepTimeModel:
         if not rows:
             prefill += floor
         share = (batch.tokens - batch.decode_tokens) / batch.tokens
-        device = linear + self._rows_s[rows + len(batch.prefill)] + attention + prefill + self._hop_s
+        device = linear + self._rows_s[rows + len(batch.prefill)] + attention + prefill
         return device, linear * share + prefill
 
     def decode_run_s(self, rows: int, kv_tokens: int, steps: int) -> FloatArray:
         """Device seconds of `steps` pure decode steps; the first attends to `kv_tokens`, each next to `rows` more."""
         attended = (kv_tokens + rows * np.arange(steps)).astype(np.float64)
         fixed = self._linear_s[rows] + self._rows_s[rows]
-        return fixed + self._decode_table(rows).over(attended) + self._hop_s
+        return fixed + self._decode_table(rows).over(attended)
 
     def decode_few_s(self, rows: int, kv_tokens: int, steps: int) -> list[float]:
         """`decode_run_s` as plain numbers, equal to the last bit: quicker for few steps."""
         table = self._decode_table(rows)
         nodes, values, slopes = table.nodes, table.values, table.slopes
         fixed = self._linear_s[rows] + self._rows_s[rows]
-        hop = self._hop_s
         x = float(kv_tokens)
         i = max(bisect_right(nodes, x) - 1, 0)
         last = len(nodes) - 1
@@ -390,7 +339,7 @@ class StepTimeModel:
         for _ in range(steps):
             while i < last and x >= nodes[i + 1]:
                 i += 1
-            out.append(fixed + (values[i] + slopes[i] * (x - nodes[i])) + hop)
+            out.append(fixed + (values[i] + slopes[i] * (x - nodes[i])))
             x += rows
         return out
 

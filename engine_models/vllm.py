@@ -220,7 +220,18 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         asynchronous = version.async_scheduling and pp == 1
     block_tokens = int(flags.get("block_size") or _block_tokens(arch, request.device_name))
     eager = bool(flags.get("enforce_eager", False))
-    sizes = () if eager else graph_sizes(version, rows, tokens)
+    given = flags.get("cudagraph_capture_sizes")
+    sizes = () if eager else tuple(sorted(int(s) for s in given)) if given else graph_sizes(version, rows, tokens)
+    if eager:
+        warnings.append("enforce_eager: the launch time of kernels outside CUDA graphs is not modelled; step times are too short")
+    if int(flags.get("stream_interval") or 1) > 1:
+        warnings.append("stream_interval: tokens are shown as they are made, not in chunks")
+    sorts = str(flags.get("generation_config") or "auto") != "vllm" and truncates(arch.name)
+    if sorts:
+        notes.append(
+            "requests are sampled with top-p or top-k as the checkpoint asks (assumed), which sorts the logits of every row; "
+            "generation_config: vllm in engine_args turns it off"
+        )
     watermark = float(flags.get("watermark", 0.0))
     if watermark and not version.has_watermark:
         warnings.append(f"vLLM {version.name} has no watermark; it is ignored")
@@ -276,7 +287,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         graph_sizes=sizes,
         host=overheads.host,
         front_end_s=overheads.front_end_s,
-        truncated_sampling=str(flags.get("generation_config", "auto")) != "vllm" and truncates(arch.name),
+        truncated_sampling=sorts,
         notes=tuple(notes),
         overhead_sources=overheads.provenance,
         warnings=tuple(warnings),

@@ -95,6 +95,8 @@ _ALIASES: Mapping[str, str] = {
     "int8": "sq",
     "w8a8": "sq",
     "int4": "int4_wo",
+    "awq": "int4_wo",
+    "gptq": "int4_wo",
     "fp4": "nvfp4",
     "mxfp4": "w4a16_mxfp4",
     "auto": "bfloat16",

@@ -7,7 +7,8 @@ on are events on one clock (`_run_together`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence as Series
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Series
 from dataclasses import dataclass
 from functools import partial
 
@@ -171,35 +172,29 @@ class Cluster:
                 _append_run(runs, (output, out_offset[i], asked[i]))
             self._shared.append((tuple(runs), tokens, bool(returns and covered)))
 
-    def _sequences(self, rows: IntArray, engine_s: FloatArray) -> list[Sequence]:
-        """Requests of `rows` as the engine sees them, which they reach at `engine_s`."""
-        w, shared = self.workload, self._shared
-        priorities, kinds = self._priority, w.class_index[rows].tolist()
-        made = []
-        for row, prompt, output, when, kind, known in zip(
-            rows.tolist(),
-            w.prompt_tokens[rows].tolist(),
-            self.output_tokens[rows].tolist(),
-            engine_s.tolist(),
-            kinds,
-            self._stop_known[rows].tolist(),
-            strict=True,
-        ):
-            runs, shareable, returns = shared[row] if shared is not None else ((), 0, False)
-            seq = Sequence(
-                row,
-                prompt,
-                output,
-                when,
-                priority=priorities[kind],
-                stop_known=known,
-                runs=runs,
-                shareable_tokens=shareable,
-                output_shared=returns,
-            )
-            self._live[row] = seq
-            made.append(seq)
-        return made
+    def _sequence(self, row: int, prompt: int, output: int, engine_s: float, kind: int, known: bool) -> Sequence:
+        """Make the request of a row as the engine sees it, and note that it lives."""
+        runs, shareable, output_shared = self._shared[row] if self._shared is not None else ((), 0, False)
+        seq = self._live[row] = Sequence(
+            row,
+            prompt,
+            output,
+            engine_s,
+            priority=self._priority[kind],
+            stop_known=known,
+            runs=runs,
+            shareable_tokens=shareable,
+            output_shared=output_shared,
+        )
+        return seq
+
+    def _chunks(self, rows: IntArray) -> Iterator[list[Sequence]]:
+        """Requests of `rows`, made a chunk at a time so that those of hours to come take no memory."""
+        w = self.workload
+        columns = (w.prompt_tokens, self.output_tokens, self._engine_arrival, w.class_index, self._stop_known)
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            yield list(map(self._sequence, chunk.tolist(), *(column[chunk].tolist() for column in columns)))
 
     def _end_of_arrivals(self) -> float:
         known = self.workload.arrival_s[~np.isnan(self.workload.arrival_s)]
@@ -237,8 +232,17 @@ class Cluster:
             self._status[row] = REJECTED
             return None
         self._status[row] = UNFINISHED
-        self._engine_arrival[row] = now_s + self.before_s
-        return self._sequences(np.array([row]), self._engine_arrival[row : row + 1])[0]
+        engine_s = now_s + self.before_s
+        self._engine_arrival[row] = engine_s
+        w = self.workload
+        return self._sequence(
+            row,
+            int(w.prompt_tokens[row]),
+            int(self.output_tokens[row]),
+            engine_s,
+            int(w.class_index[row]),
+            bool(self._stop_known[row]),
+        )
 
     def _run_apart(self) -> None:
         self._status[:] = np.where(self._refused, REJECTED, UNFINISHED)
@@ -251,12 +255,6 @@ class Cluster:
         for limit_s in [*slices, self._limit_s]:
             for replica in self.replicas:
                 replica.advance(limit_s)
-
-    def _chunks(self, rows: IntArray) -> Iterator[list[Sequence]]:
-        """Requests of `rows`, made a chunk at a time so that those of hours to come do not take memory."""
-        for start in range(0, len(rows), CHUNK):
-            chunk = rows[start : start + CHUNK]
-            yield self._sequences(chunk, self._engine_arrival[chunk])
 
     def _run_together(self) -> None:
         w = self.workload

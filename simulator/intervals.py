@@ -1,10 +1,10 @@
 """How wrong a prediction may be: 90 % intervals of the model's own error, and whether a run leaves the calibrated domain.
 
-The widths come from measured runs (`capacity-plan validate runs`): each measured experiment gives one ratio of predicted to measured;
-ratios are grouped by how much evidence stands behind a prediction of their kind, and the half-width of a group is the order
-statistic that a new member of it stays below nine times in ten (split conformal prediction: rank ceil(0.9 (n + 1)) of the
-absolute log ratios; Vovk et al., Algorithmic Learning in a Random World, 2005, chapter 2). Groups with too few experiments take
-the next wider kind. Where nothing was measured the width is assumed, and said to be.
+The widths come from measured runs (`capacity-plan validate runs`): each measured experiment gives one ratio of predicted
+to measured; ratios are grouped by how much evidence stands behind a prediction of their kind, and the half-width of a group
+is the order statistic that a new member of it stays below nine times in ten (split conformal prediction: rank
+ceil(0.9 (n + 1)) of the absolute log ratios; Vovk et al., Algorithmic Learning in a Random World, 2005, chapter 2). Groups
+with too few experiments take the next wider kind. Where nothing was measured the width is assumed, and said to be.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 
 LEVEL = 0.9
 ASSUMED_HALF_WIDTH = {"e2e": 0.30, "tpot": 0.30, "ttft": 0.50, "throughput": 0.30}
-"""Log half-widths without any measurement. Kind: assumed; pure physics errs by 15 to 35 % on kernels (findings of the kernel tables)."""
+"""Log half-widths without any measurement. Kind: assumed; pure physics errs by 15 to 35 % on kernels."""
 
 QUEUE_ELASTICITY = 5.0
-"""By how much more, in relative terms, a queueing time moves than the step time that causes it. Kind: assumed: 1 / (1 - load) at a
-load of 0.8 (M/G/1)."""
+"""By how much more, in relative terms, a queueing time moves than the step time that causes it. Kind: assumed: 1 / (1 - load)
+at a load of 0.8 (M/G/1)."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,11 @@ def queue_widening(log_half_width: float, queue_ms: float, value_ms: float, step
     return math.hypot(log_half_width, QUEUE_ELASTICITY * step_width * share)
 
 
-def add_intervals(result: dict[str, Any], evidence: Evidence) -> list[str]:
-    """Write `interval` into every predicted metric of a result; return what had to be assumed.
+def add_intervals(result: dict[str, Any], evidence: Evidence, *, open_loop: bool) -> list[str]:
+    """Write `interval` into every predicted metric of a result; return what could not be stated.
+
+    A statistic without evidence gets none. In an open loop that is not overloaded the arrivals fix throughput and total cost;
+    elsewhere they err as the step time does, and the split of cost between input and output always does.
 
     TTFT is widened by the share of queueing in it: near saturation a small error of the step time is a large error of the
     queue. An overloaded run's TTFT has no upper bound (null), since it grows with the length of the run.
@@ -105,6 +108,9 @@ def add_intervals(result: dict[str, Any], evidence: Evidence) -> list[str]:
         for statistic in ("mean", "p50", "p90", "p99"):
             width, kind = half_width(evidence, metric, statistic)
             kinds.add(kind)
+            if kind == "assumed":
+                out[statistic] = None
+                continue
             value = stats[statistic]
             if name in ("ttft_ms", "queue_ms") and value:
                 queue = (metrics["queue_ms"][statistic] or 0.0) - (metrics["itl_ms"]["p50"] or 0.0)
@@ -114,18 +120,16 @@ def add_intervals(result: dict[str, Any], evidence: Evidence) -> list[str]:
                 bounds = [bounds[0], None]  # type: ignore[list-item]
             out[statistic] = bounds
         stats["interval"] = out
-    # offered load fixes throughput and cost unless the deployment is saturated: then they err as the step time does
-    busy = overloaded or result["server"]["waiting_time_fraction"] > 0.5
-    width = step_width if busy else 0.0
     totals, cost = result["totals"], result["cost"]
-    totals["interval"] = {
-        name: interval(totals[name], width)
-        for name in ("request_throughput", "output_throughput", "total_token_throughput", "request_goodput")
-    }
-    cost["interval"] = {
-        name: interval(cost[name], width)
-        for name in ("usd_per_1m_total_tokens", "usd_per_1m_input_tokens", "usd_per_1m_output_tokens", "usd_per_request")
-    }
+    known = half_width(evidence, "tpot", "mean")[1] == "fitted"
+    free = not open_loop or overloaded
+    rates = ("request_throughput", "output_throughput", "total_token_throughput", "request_goodput")
+    whole = ("usd_per_1m_total_tokens", "usd_per_1m_output_only", "usd_per_request")
+    split = ("usd_per_1m_input_tokens", "usd_per_1m_output_tokens")
+    width = step_width if free else 0.0
+    totals["interval"] = {name: interval(totals[name], width) if known else None for name in rates}
+    cost["interval"] = {name: interval(cost[name], width) if known else None for name in whole}
+    cost["interval"] |= {name: interval(cost[name], step_width) if known else None for name in split}
     if "assumed" in kinds:
-        return ["the error intervals are assumed: no measured run stands behind this hardware and engine"]
+        return ["no error interval is stated where no measured run stands behind this hardware, engine and kind of model"]
     return []

@@ -10,19 +10,26 @@ histogram (a gap of a step weighs as many rows as emitted in it and in the step 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cluster import FINISHED, REJECTED, UNFINISHED, ClusterResult
+from simulator.serving.emissions import Emissions
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.signedinteger[Any]]
 
 PERCENTILES = (1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
+FEW_VALUES = 1 << 17
+"""Up to so many values sorting is quick."""
+BINS = (1 << 16) - 1
+PART = 1 << 17
 BATCHES = 20
 T_975_19 = 2.093
 """Student's t at 0.975 with 19 degrees of freedom (tables; e.g. NIST handbook 1.3.6.7.2)."""
@@ -46,24 +53,53 @@ def percentile_name(percent: float) -> str:
     return "p" + f"{percent:g}".replace(".", "_")
 
 
-def weighted_quantiles(values: FloatArray, weights: NDArray[np.int64], percents: tuple[float, ...]) -> list[float]:
+def weighted_quantiles(values: FloatArray, weights: IntArray, percents: tuple[float, ...]) -> list[float]:
     """Percentiles of `values` repeated `weights` times, linear between ranks as numpy's default.
 
     >>> weighted_quantiles(np.array([1.0, 2.0]), np.array([3, 1]), (50.0, 100.0))
     [1.0, 2.0]
     """
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    cumulated = np.cumsum(weights[order])
-    total = int(cumulated[-1])
+    total = int(weights.sum())
+    ranks = [percent / 100.0 * (total - 1) for percent in percents]
+    wanted = sorted({min(int(np.floor(rank)) + more, total - 1) for rank in ranks for more in (0, 1)})
+    found = dict(zip(wanted, _of_rank(values, weights, wanted), strict=True))
     out = []
-    for percent in percents:
-        rank = percent / 100.0 * (total - 1)
+    for rank in ranks:
         below = int(np.floor(rank))
-        low = ordered[int(np.searchsorted(cumulated, below, side="right"))]
-        high = ordered[int(np.searchsorted(cumulated, min(below + 1, total - 1), side="right"))]
+        low, high = found[below], found[min(below + 1, total - 1)]
         out.append(float(low + (high - low) * (rank - below)))
     return out
+
+
+def _of_rank(values: FloatArray, weights: IntArray, ranks: list[int]) -> list[float]:
+    """Values at rising `ranks` (from 0) of `values` repeated `weights` times.
+
+    Many values are first counted in bins of equal width, and only the bins that hold a rank are sorted.
+    """
+    skipped = np.zeros(len(ranks), dtype=np.int64)
+    if len(values) > FEW_VALUES and np.isfinite(low := values.min()) and np.isfinite(high := values.max()) and high > low:
+        scale = BINS / (high - low)
+        bins = np.empty(len(values), dtype=np.uint16)
+        counts = np.zeros(BINS + 1)
+        for part in _parts(len(values)):
+            bins[part] = (values[part] - low) * scale * (1 - 1e-9)
+            counts += np.bincount(bins[part], weights=weights[part], minlength=BINS + 1)
+        cumulated = np.cumsum(counts).astype(np.int64)
+        holding = np.searchsorted(cumulated, ranks, side="right")
+        chosen = np.zeros(BINS + 1, dtype=bool)
+        chosen[holding] = True
+        left_out = np.cumsum(np.where(chosen, 0.0, counts)).astype(np.int64)
+        skipped = left_out[holding]
+        keep = np.concatenate([np.flatnonzero(chosen[bins[part]]) + part.start for part in _parts(len(values))])
+        values, weights = values[keep], weights[keep]
+    order = np.argsort(values, kind="stable")
+    at = np.searchsorted(np.cumsum(weights[order]), np.asarray(ranks, dtype=np.int64) - skipped, side="right")
+    return [float(v) for v in values[order[at]]]
+
+
+def _parts(n: int) -> list[slice]:
+    """Stretches of `PART` of n values: temporaries of that size stay in the cache and take no memory."""
+    return [slice(start, min(start + PART, n)) for start in range(0, n, PART)]
 
 
 def batch_means_ci95(ordered_values: FloatArray) -> list[float] | None:
@@ -78,17 +114,30 @@ def batch_means_ci95(ordered_values: FloatArray) -> list[float] | None:
     return _around(float(ordered_values.mean()), means)
 
 
-def weighted_batches(values: FloatArray, weights: NDArray[np.int64]) -> FloatArray | None:
+def weighted_batches(values: FloatArray, weights: IntArray) -> FloatArray | None:
     """Means of `BATCHES` stretches of about equal weight of values in order of time; None where they are too few."""
-    before = np.cumsum(weights) - weights
     total = int(weights.sum())
     if total < 2 * BATCHES or len(values) < 2 * BATCHES:
         return None
-    batch = np.minimum(before * BATCHES // total, BATCHES - 1)
-    weight = np.bincount(batch, weights=weights, minlength=BATCHES)
-    if not weight.all():
-        return None
-    return np.bincount(batch, weights=values * weights, minlength=BATCHES) / weight
+    weight, sums = np.zeros(BATCHES), np.zeros(BATCHES)
+    passed = 0
+    for part in _parts(len(values)):
+        w = weights[part]
+        before = passed + np.cumsum(w) - w
+        passed += int(w.sum())
+        batch = np.minimum(before * BATCHES // total, BATCHES - 1)
+        weight += np.bincount(batch, weights=w, minlength=BATCHES)
+        np.add.at(sums, batch, values[part] * w)  # one after the other, as if in one piece
+    return sums / weight if weight.all() else None
+
+
+def _total(terms: Callable[[slice], FloatArray], start: int, stop: int) -> float:
+    """Sum of terms that are computed a stretch at a time, halved as numpy's own pairwise sum halves them: equal to its sum."""
+    n = stop - start
+    if n <= PART:
+        return float(terms(slice(start, stop)).sum())
+    half = n // 2 - n // 2 % 8
+    return _total(terms, start, start + half) + _total(terms, start + half, stop)
 
 
 def _around(centre: float, batches: FloatArray) -> list[float]:
@@ -96,23 +145,34 @@ def _around(centre: float, batches: FloatArray) -> list[float]:
     return [centre - half, centre + half]
 
 
-def _emissions(result: ClusterResult) -> tuple[FloatArray, FloatArray]:
-    """Ends of all replicas' steps [s] and how many rows emitted a token in each."""
-    spans: list[list[tuple[int, int]]] = [[] for _ in result.logs]
-    for row, found in enumerate(result.emissions):
-        if found:
-            spans[result.replica[row]].extend((a, b) for a, b in found if b >= a)
-    times, tokens = [np.zeros(0)], [np.zeros(0)]
-    for log, mine in zip(result.logs, spans, strict=True):
-        if not mine:
+def _spans(result: ClusterResult) -> Emissions:
+    found = result.emissions
+    return found if isinstance(found, Emissions) else Emissions.of(found)
+
+
+def _emitted(result: ClusterResult, edges: FloatArray) -> IntArray:
+    """Tokens of all requests that appeared in each bin of `edges`, the last bin closed."""
+    spans = _spans(result)
+    out = np.zeros(len(edges) - 1, dtype=np.int64)
+    for number, log in enumerate(result.logs):
+        first, last, _ = spans.ranges(np.flatnonzero(result.replica == number))
+        if not len(first):
             continue
         ends = np.frombuffer(log.end_s, dtype=np.float64)
-        both = np.array(mine, dtype=np.int64)
-        change = np.bincount(both[:, 0], minlength=len(ends) + 1)
-        change -= np.bincount(both[:, 1] + 1, minlength=len(ends) + 1)
-        times.append(ends)
-        tokens.append(np.cumsum(change)[:-1].astype(float))
-    return np.concatenate(times), np.concatenate(tokens)
+        tokens = _covering(first, last + 1, len(ends))
+        at = np.searchsorted(ends, edges, side="left").tolist()
+        at[-1] = int(np.searchsorted(ends, edges[-1], side="right"))
+        out += [int(tokens[a:b].sum()) for a, b in pairwise(at)]
+    return out
+
+
+def _covering(start: IntArray, stop: IntArray, n: int) -> IntArray:
+    """How many of the ranges [start, stop) cover each of n places."""
+    change = np.zeros(n + 1, dtype=np.int32)
+    np.add.at(change, start, 1)
+    np.subtract.at(change, stop, 1)
+    np.cumsum(change, out=change)
+    return change[:-1]
 
 
 def rates_ci95(result: ClusterResult, window: Window, good: BoolArray | None = None) -> dict[str, list[float] | None]:
@@ -130,8 +190,7 @@ def rates_ci95(result: ClusterResult, window: Window, good: BoolArray | None = N
     first = result.first_token_s
     seen = ~np.isnan(first)
     inputs = np.histogram(first[seen], edges, weights=result.prompt_tokens[seen])[0] / width
-    times, tokens = _emissions(result)
-    outputs = np.histogram(times, edges, weights=tokens)[0] / width
+    outputs = _emitted(result, edges) / width
     rates = dict(zip(names, (requests, inputs, outputs, inputs + outputs), strict=False))
     out: dict[str, list[float] | None] = {name: _around(float(r.mean()), r) for name, r in rates.items()}
     out["request_goodput"] = None
@@ -141,7 +200,7 @@ def rates_ci95(result: ClusterResult, window: Window, good: BoolArray | None = N
     return out
 
 
-def statistics(values: FloatArray, unit: str, weights: NDArray[np.int64] | None = None) -> dict[str, Any]:
+def statistics(values: FloatArray, unit: str, weights: IntArray | None = None) -> dict[str, Any]:
     """Summary of a metric: mean, std, min, percentiles, max, count; all null for no values."""
     names = [percentile_name(p) for p in PERCENTILES]
     out: dict[str, Any] = {"unit": unit, "mean": None, "std": None, "min": None}
@@ -156,14 +215,17 @@ def statistics(values: FloatArray, unit: str, weights: NDArray[np.int64] | None 
         out["count"] = len(values)
         out["ci95"] = batch_means_ci95(values)
     else:
-        keep = weights > 0
-        values, weights = values[keep], weights[keep]
+        if not weights.all():
+            keep = weights > 0
+            values, weights = values[keep], weights[keep]
         count = int(weights.sum())
         if not count:
             return out
-        mean = float((values * weights).sum() / count)
+        n = len(values)
+        mean = _total(lambda part: values[part] * weights[part], 0, n) / count
         out["mean"] = mean
-        out["std"] = float(np.sqrt(max(0.0, ((values - mean) ** 2 * weights).sum() / count)))
+        square = _total(lambda part: (values[part] - mean) ** 2 * weights[part], 0, n)
+        out["std"] = float(np.sqrt(max(0.0, square / count)))
         quantiles = weighted_quantiles(values, weights, PERCENTILES)
         out["count"] = count
         batches = weighted_batches(values, weights)
@@ -173,65 +235,53 @@ def statistics(values: FloatArray, unit: str, weights: NDArray[np.int64] | None 
     return out
 
 
-def token_gaps(result: ClusterResult, rows: BoolArray) -> tuple[FloatArray, NDArray[np.int64]]:
-    """Gaps between successive tokens of the chosen requests [s], and how often each occurs."""
+def token_gaps(result: ClusterResult, rows: BoolArray) -> tuple[FloatArray, IntArray]:
+    """Gaps between successive tokens of the chosen requests [s], and how often each occurs (at least once)."""
     gaps: list[FloatArray] = []
-    weights: list[NDArray[np.int64]] = []
-    chosen = np.flatnonzero(rows)
-    replicas = result.replica[chosen]
+    weights: list[IntArray] = []
+    spans = _spans(result)
     for number, log in enumerate(result.logs):
         ends = np.frombuffer(log.end_s, dtype=np.float64)
-        mine = chosen[replicas == number]
+        mine = np.flatnonzero(rows & (result.replica == number))
         if not len(mine) or len(ends) < 2:
             continue
-        first: list[int] = []
-        last: list[int] = []
-        single: list[float] = []
-        for row in mine.tolist():
-            spans = result.emissions[row]
-            if not spans:
-                continue
-            before = -1
-            for a, b in spans:
-                if b < a:
-                    continue
-                if before >= 0:
-                    single.append(float(ends[a] - ends[before]))
-                first.append(a)
-                last.append(b)
-                before = b
-        change = np.zeros(len(ends) + 1, dtype=np.int64)
-        np.add.at(change, np.array(first, dtype=np.int64) + 1, 1)
-        np.add.at(change, np.array(last, dtype=np.int64) + 1, -1)
-        weight = np.cumsum(change)[1 : len(ends)]
-        gaps.append(np.diff(ends))
-        weights.append(weight)
-        if single:
-            gaps.append(np.array(single))
-            weights.append(np.ones(len(single), dtype=np.int64))
+        first, last, owner = spans.ranges(mine)
+        # tokens in [first, last] have gaps that end with the steps first + 1 to last, number `first` to `last - 1` here
+        weight = _covering(first, last, len(ends) - 1)
+        found = np.empty(int(np.count_nonzero(weight)))
+        filled = 0
+        for part in _parts(len(weight)):
+            some = weight[part] > 0
+            here = (ends[part.start + 1 : part.stop + 1] - ends[part])[some]
+            found[filled : filled + len(here)] = here
+            filled += len(here)
+        gaps.append(found)
+        small = np.int16 if weight.max(initial=0) <= np.iinfo(np.int16).max else np.int32
+        weights.append(weight[weight > 0].astype(small))
+        del weight
+        again = np.flatnonzero(owner[1:] == owner[:-1])  # the first token after a pause
+        if len(again):
+            gaps.append(ends[first[again + 1]] - ends[last[again]])
+            weights.append(np.ones(len(again), dtype=np.int32))
     if not gaps:
         return np.zeros(0), np.zeros(0, dtype=np.int64)
+    if len(gaps) == 1:
+        return gaps[0], weights[0]
     return np.concatenate(gaps), np.concatenate(weights)
 
 
 def tokens_emitted(result: ClusterResult, window: Window) -> int:
     """Output tokens that became visible inside the window, of all requests."""
     total = 0
-    owner = result.replica
-    per_replica: list[list[int]] = [[] for _ in result.logs]
-    for row, spans in enumerate(result.emissions):
-        if spans:
-            per_replica[owner[row]].extend(x for span in spans for x in span)
+    spans = _spans(result)
     for number, log in enumerate(result.logs):
         ends = np.frombuffer(log.end_s, dtype=np.float64)
-        if not len(ends) or not per_replica[number]:
+        first, last, _ = spans.ranges(np.flatnonzero(result.replica == number))
+        if not len(ends) or not len(first):
             continue
-        spans_array = np.array(per_replica[number], dtype=np.int64).reshape(-1, 2)
         low = int(np.searchsorted(ends, window.start_s, side="left"))
         high = int(np.searchsorted(ends, window.end_s, side="right")) - 1
-        a = np.maximum(spans_array[:, 0], low)
-        b = np.minimum(spans_array[:, 1], high)
-        total += int(np.maximum(b - a + 1, 0).sum())
+        total += int(np.maximum(np.minimum(last, high) - np.maximum(first, low) + 1, 0).sum())
     return total
 
 
@@ -286,7 +336,7 @@ def good_requests(lat: Latencies, slo: dict[str, Any]) -> BoolArray:
     return good
 
 
-def _open_verdict(beyond: FloatArray, weights: NDArray[np.int64], allowed: float) -> bool:
+def _open_verdict(beyond: FloatArray, weights: IntArray, allowed: float) -> bool:
     """Tell whether sampling error leaves open if more than the share `allowed` of all values lies beyond a bound.
 
     `beyond` is 0 or 1 a value, in order of time. The interval of 95 % of the share is by batch means, on a logarithmic scale
@@ -304,7 +354,7 @@ def _open_verdict(beyond: FloatArray, weights: NDArray[np.int64], allowed: float
 def verdict(
     lat: Latencies,
     rows: BoolArray,
-    gaps: tuple[FloatArray, NDArray[np.int64]],
+    gaps: tuple[FloatArray, IntArray],
     slo: dict[str, Any],
 ) -> dict[str, Any]:
     """Judge the SLO over `rows`: every named percentile, lost requests counted as infinite, and the attainment.
@@ -371,12 +421,11 @@ def _may_turn(checks: list[dict[str, Any]], attained: bool, attainment_near: boo
 
 
 def _judged_values(
-    lat: Latencies, rows: BoolArray, gaps: tuple[FloatArray, NDArray[np.int64]], metric: str
-) -> tuple[FloatArray, NDArray[np.int64]]:
+    lat: Latencies, rows: BoolArray, gaps: tuple[FloatArray, IntArray], metric: str
+) -> tuple[FloatArray, IntArray]:
     """Values of a metric [ms] and their weights, lost requests infinite; one-token outputs have no TPOT."""
     if metric == "itl_ms":
-        keep = gaps[1] > 0
-        return gaps[0][keep] * 1e3, gaps[1][keep]
+        return gaps[0] * 1e3, gaps[1]
     values = getattr(lat, metric)[rows]
     if metric == "tpot_ms":
         values = values[np.isnan(lat.e2el_ms[rows]) | ~np.isnan(values)]
@@ -384,7 +433,7 @@ def _judged_values(
     return values, np.ones(len(values), dtype=np.int64)
 
 
-def _percentile(values: FloatArray, weights: NDArray[np.int64], percent: float) -> float:
+def _percentile(values: FloatArray, weights: IntArray, percent: float) -> float:
     if not len(values):
         return float("nan")
     if (weights != 1).any():

@@ -39,10 +39,11 @@ from simulator.cost import UnitPrice, Usage, run_cost
 from simulator.intervals import Evidence, add_intervals
 from simulator.timeline import server_averages, timeline
 from simulator.version import SCHEMA_VERSION, VERSION
-from simulator.workload.columns import Workload
+from simulator.workload.columns import RequestClass, Workload
 
 if TYPE_CHECKING:
     from simulator.config.schema import Pool, Scenario
+    from simulator.workload.spec import WorkloadSpec
 
 
 
@@ -258,9 +259,27 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         replicas=replicas,
         devices=devices,
         price=unit_price(scenario, device),
-        warnings=(*warnings, *plan.warnings),
+        warnings=(*warnings, *plan.warnings, *_unused_costs(scenario)),
         assumptions=tuple(assumptions),
     )
+
+
+def lost_backlog(raw: ClusterResult, window: metrics.Window) -> metrics.Overload | None:
+    """Overload of loads that arrive early, such as a batch: more than one in twenty unfinished after the drain."""
+    unfinished = int((raw.status == UNFINISHED).sum())
+    offered = int((raw.status != NOT_ARRIVED).sum())
+    if raw.stopped_at_s is not None or unfinished <= 0.05 * offered:
+        return None
+    ended = raw.end_s[~np.isnan(raw.end_s)]
+    span = max(raw.end_of_run_s - window.start_s, 1e-9)
+    return metrics.Overload(offered / max(window.length_s, 1e-9), len(ended) / span, unfinished)
+
+
+def _unused_costs(scenario: Scenario) -> list[str]:
+    """Cost settings that a run does not price: owned hardware is the business of `capacity-plan cost`."""
+    owned = ("purchase_usd_per_gpu", "amortisation_years", "power_usd_per_kwh", "pue")
+    given = [name for name in owned if getattr(scenario.cost, name) is not None]
+    return [f"cost.{', cost.'.join(given)}: used by `capacity-plan cost` only, not in this figure"] if given else []
 
 
 def peaks_of(device: Device) -> DevicePeaks:
@@ -286,13 +305,19 @@ def unit_price(scenario: Scenario, device: Device) -> UnitPrice | None:
         )
     from hardware_profiles.prices import default_price, prices_for
 
-    if cost.commitment is None and cost.provider is None and cost.region is None and not cost.spot:
-        price = default_price(device.name)
+    if cost.region is None:
+        price = default_price(device.name, commitment, cost.provider)
     else:
         offers = prices_for(device.name, commitment=commitment, provider=cost.provider)
-        if cost.region:
-            offers = [offer for offer in offers if offer.region == cost.region]
-        price = min(offers, key=lambda offer: offer.usd_per_gpu_hour.value) if offers else None
+        known = sorted({offer.region for offer in offers if offer.region})
+        offers = [offer for offer in offers if offer.region == cost.region]
+        if not offers:
+            raise InputError(
+                f"no {commitment} price of {device.name} in region '{cost.region}'",
+                where="cost.region",
+                mend=f"known regions: {', '.join(known) or 'none'}; or give cost.usd_per_gpu_hour",
+            )
+        price = min(offers, key=lambda offer: offer.usd_per_gpu_hour.value)
     if price is None:
         return None
     q = price.usd_per_gpu_hour
@@ -375,9 +400,11 @@ def run_prepared(
     return _assemble(prepared, workload, raw, started)
 
 
-def measured_window(workload: Workload, raw: ClusterResult, has_duration: bool) -> metrics.Window:
+def measured_window(workload: Workload, raw: ClusterResult, spec: WorkloadSpec) -> metrics.Window:
     """Return [warmup, duration], or to the last completion where the number of requests ends the run."""
     end = workload.duration_s
+    by_count = spec.requests is not None and len(workload) >= spec.requests
+    has_duration = (spec.duration is not None or spec.trace is not None) and not by_count
     if not has_duration or not np.isfinite(end) or end <= workload.warmup_s:
         end = raw.end_of_run_s
     if raw.stopped_at_s is not None:
@@ -388,7 +415,7 @@ def measured_window(workload: Workload, raw: ClusterResult, has_duration: bool) 
 def _assemble(prepared: Prepared, workload: Workload, raw: ClusterResult, started: float) -> RunResult:
     scenario = prepared.scenario
     spec = scenario.workload
-    window = measured_window(workload, raw, spec.duration is not None or spec.trace is not None)
+    window = measured_window(workload, raw, spec)
     offered = (raw.status != NOT_ARRIVED)
     inside = offered & (raw.arrival_s >= window.start_s) & (raw.arrival_s <= window.end_s)
     lat = metrics.latencies(raw, scenario.client.overhead_ms / 1e3)
@@ -396,7 +423,11 @@ def _assemble(prepared: Prepared, workload: Workload, raw: ClusterResult, starte
     gaps = metrics.token_gaps(raw, inside & finished)
     server = server_averages(raw, window)
     slo = slo_dict(scenario.slo)
-    good = metrics.good_requests(lat, slo)
+    by_class = [class_slo(kind, slo) for kind in workload.classes] or [slo]
+    good = np.zeros(len(workload), dtype=bool)
+    for number, bounds in enumerate(by_class):
+        good |= metrics.good_requests(lat, bounds) & (workload.class_index == number)
+    judged_at_all = any(by_class)
     stats = {
         name: metrics.statistics(getattr(lat, name)[inside], "ms")
         for name in ("ttft_ms", "tpot_ms", "e2el_ms", "queue_ms", "prefill_ms", "decode_ms")
@@ -418,7 +449,7 @@ def _assemble(prepared: Prepared, workload: Workload, raw: ClusterResult, starte
     last_end = float(np.nanmax(raw.end_s)) if finished.any() else 0.0
     first_arrival = float(np.nanmin(raw.arrival_s)) if offered.any() else 0.0
     counts = {name: int((raw.status == code).sum()) for code, name in enumerate(STATUS_NAMES)}
-    totals = {
+    totals: dict[str, Any] = {
         "duration_s": window.length_s,
         "vllm_duration_s": max(last_end - first_arrival, 0.0),
         "offered": int(offered.sum()),
@@ -436,8 +467,8 @@ def _assemble(prepared: Prepared, workload: Workload, raw: ClusterResult, starte
         "input_throughput": input_tokens / length,
         "output_throughput": output_tokens / length,
         "total_token_throughput": (input_tokens + output_tokens) / length,
-        "request_goodput": float((good & inside).sum()) / length if slo else None,
-        "goodput_fraction": float(good[inside].mean()) if slo and inside.any() else None,
+        "request_goodput": float((good & inside).sum()) / length if judged_at_all else None,
+        "goodput_fraction": float(good[inside].mean()) if judged_at_all and inside.any() else None,
         "slo": metrics.slo_bounds(slo),
         "tput_per_gpu": (input_tokens + output_tokens) / length / prepared.devices,
         "output_tput_per_gpu": output_tokens / length / prepared.devices,
@@ -459,8 +490,8 @@ def _assemble(prepared: Prepared, workload: Workload, raw: ClusterResult, starte
     warnings += _warnings(prepared, workload, raw, window, stats, slo, lat, inside)
     can_judge = bool(slo) and raw.stopped_at_s is None and bool(inside.any())
     judged = metrics.verdict(lat, inside, gaps, slo) if can_judge else None
-    over = metrics.overload(raw, window)
-    totals["ci95"] = metrics.rates_ci95(raw, window, good & inside if slo else None)
+    over = metrics.overload(raw, window) or lost_backlog(raw, window)
+    totals["ci95"] = metrics.rates_ci95(raw, window, good & inside if judged_at_all else None)
     classes = _classes(workload, raw, lat, inside, scenario)
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -479,11 +510,14 @@ def _assemble(prepared: Prepared, workload: Workload, raw: ClusterResult, starte
         "extrapolation": {"inside_calibration": None, "axes": []},
     }
     evidence, axes = domain(prepared)
-    result["assumptions"] += add_intervals(result, evidence)
+    known_arrivals = not np.isnan(workload.arrival_s).any()
+    result["assumptions"] += add_intervals(
+        result, evidence, open_loop=known_arrivals and bool(np.ptp(workload.arrival_s) > 0)
+    )
     result["extrapolation"] = {"inside_calibration": not axes, "axes": axes}
     if judged is not None:
         result["slo"] = metrics.with_model_error(judged, stats)
-    requests = request_table(workload, raw, lat, good if slo else None)
+    requests = request_table(workload, raw, lat, good if judged_at_all else None)
     from simulator.config.load import resolved, scenario_hash
 
     digest = scenario_hash(scenario, VERSION)
@@ -496,7 +530,11 @@ def _assemble(prepared: Prepared, workload: Workload, raw: ClusterResult, starte
         "seed": scenario.seed,
         "hardware_profile": {"id": prepared.device.name, "sources": device_sources(prepared.device)},
         "kernel_model": kernel_sources(prepared.kernels),
-        "engine_model": {"id": prepared.plan.engine, "version": prepared.plan.version, "overheads": prepared.plan.overhead_sources},
+        "engine_model": {
+            "id": prepared.plan.engine,
+            "version": prepared.plan.version,
+            "overheads": prepared.plan.overhead_sources,
+        },
         "workload": dict(workload.source),
         "assumptions": list(prepared.assumptions),
         "run": {"wall_s": time.perf_counter() - started},
@@ -517,6 +555,14 @@ def slo_dict(slo: Any) -> dict[str, Any]:
     return out
 
 
+def class_slo(kind: RequestClass, shared: dict[str, Any]) -> dict[str, Any]:
+    """The SLO of a class: its own, else the scenario's."""
+    slo: dict[str, Any] = dict(kind.slo) if kind.slo else dict(shared)
+    if kind.attainment is not None:
+        slo["attainment"] = kind.attainment
+    return slo
+
+
 def _classes(
     workload: Workload,
     raw: ClusterResult,
@@ -525,15 +571,13 @@ def _classes(
     scenario: Scenario,
 ) -> list[dict[str, Any]]:
     """Judge each request class apart, by its own SLO or the scenario's."""
-    if len(workload.classes) < 2:
+    if scenario.workload.classes is None and len(workload.classes) < 2:
         return []
     shared = slo_dict(scenario.slo)
     out = []
     for number, kind in enumerate(workload.classes):
         rows = inside & (workload.class_index == number)
-        slo: dict[str, Any] = dict(kind.slo) if kind.slo else dict(shared)
-        if kind.attainment is not None:
-            slo["attainment"] = kind.attainment
+        slo = class_slo(kind, shared)
         gaps = metrics.token_gaps(raw, rows & (raw.status == FINISHED))
         out.append(
             {
@@ -573,7 +617,7 @@ def _warnings(
     inside: NDArray[np.bool_],
 ) -> list[str]:
     out = []
-    over = metrics.overload(raw, window)
+    over = metrics.overload(raw, window) or lost_backlog(raw, window)
     if over is not None:
         out.append(
             f"overload: {over.offered_per_s:.2f} requests/s offered, about {over.sustainable_per_s:.2f}/s sustained "
@@ -587,14 +631,15 @@ def _warnings(
     rejected = int((raw.status == REJECTED).sum())
     if rejected:
         out.append(
-            f"{_count(rejected, 'request')} refused: prompt longer than the context of {prepared.plan.rules.max_model_len} tokens or "
-            "than the KV cache"
+            f"{_count(rejected, 'request')} refused: prompt longer than the context of "
+            f"{prepared.plan.rules.max_model_len} tokens or than the KV cache"
         )
     unfinished = int((raw.status == UNFINISHED).sum())
     if raw.stopped_at_s is not None:
         out.append(f"interrupted after {raw.stopped_at_s:,.0f} s of simulated time: figures of that time, no verdict")
     elif unfinished:
-        out.append(f"{_count(unfinished, 'request')} unfinished after {workload.drain_s:g} s of drain; they count as infinitely late")
+        late = f"unfinished after {workload.drain_s:g} s of drain; they count as infinitely late"
+        out.append(f"{_count(unfinished, 'request')} {late}")
     if raw.preemptions.sum():
         out.append(
             f"{_count(int(raw.preemptions.sum()), 'preemption')} in the whole run: the KV cache ran short and requests were "
@@ -661,6 +706,9 @@ MEASURED = {("vllm", "h100-sxm-80gb")}
 """Engine and device with end-to-end measurements behind them (docs/fidelity.md)."""
 
 
+MEASURED_TENSOR_PARALLEL = (1, 2, 4)
+
+
 def domain(prepared: Prepared) -> tuple[Evidence, list[str]]:
     """What evidence stands behind a prediction, and the axes along which it leaves the calibrated domain."""
     plan, device, kernels = prepared.plan, prepared.device, prepared.kernels
@@ -683,6 +731,11 @@ def domain(prepared: Prepared) -> tuple[Evidence, list[str]]:
             axes.append(f"weights: no {'expert' if moe else 'matrix'} kernels in {weights.name} were measured on {device.name}")
     if any(block.kind == "linear" for block in prepared.arch.attention):
         axes.append("attention: linear-attention layers are priced by their projections only")
+    pool = prepared.scenario.deployment.pools[0]
+    if hardware == "measured" and pool.tensor_parallel not in MEASURED_TENSOR_PARALLEL:
+        axes.append(f"parallelism: runs at tensor parallelism 1, 2 and 4 were measured, not {pool.tensor_parallel}")
+    if pool.tensor_parallel > int(device.node_size.value):
+        axes.append("parallelism: collectives across nodes are priced as inside one")
     if prepared.scenario.deployment.pools[0].pipeline_parallel > 1:
         axes.append("parallelism: no pipeline-parallel run was measured")
     return Evidence(hardware, model), axes
@@ -712,10 +765,10 @@ def request_table(
     n = len(workload)
     capped = np.minimum(workload.output_tokens, raw.output_tokens) < workload.output_tokens
     limited = (workload.max_output_tokens > 0) & (raw.output_tokens >= workload.max_output_tokens)
-    finish = np.where(limited | capped, "length", "stop").astype(object)
-    finish[raw.status == UNFINISHED] = "unfinished"
-    finish[raw.status == REJECTED] = "rejected"
-    finish[raw.status == NOT_ARRIVED] = "not_arrived"
+    reasons = ("stop", "length", "unfinished", "rejected", "not_arrived")
+    code = (limited | capped).astype(np.int8)
+    for number, status in enumerate((UNFINISHED, REJECTED, NOT_ARRIVED), start=2):
+        code[raw.status == status] = number
     names = list(workload.request_ids) if workload.request_ids is not None else [f"r{i}" for i in range(n)]
     columns: dict[str, NDArray[Any] | list[Any]] = {
         "request_id": names,
@@ -736,7 +789,7 @@ def request_table(
         "preemptions": raw.preemptions,
         "instance_id": raw.replica,
         "prefill_instance_id": raw.replica,
-        "finish_reason": finish.tolist(),
+        "finish_reason": [reasons[i] for i in code.tolist()],
         "slo_ok": good if good is not None else [None] * n,
     }
     if workload.classes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import numpy as np
@@ -12,41 +13,105 @@ from simulator.metrics import Window
 from simulator.serving.replica import StepLog
 
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 MAX_ROWS = 10_000
 MIN_BIN_S = 1.0
+PART = 1 << 16
+"""Events whose running total is computed at once: temporaries of that size stay in the cache."""
+
+
+def _column(values: array[Any]) -> NDArray[Any]:
+    return np.frombuffer(values, dtype=values.typecode)
 
 
 def _events(log: StepLog) -> dict[str, Any]:
-    start = np.frombuffer(log.event_s, dtype=np.float64)
-    steps = np.frombuffer(log.event_steps, dtype=np.int64)
-    ends = np.frombuffer(log.end_s, dtype=np.float64)
-    last = np.cumsum(steps) - 1
+    steps, ends = _column(log.event_steps), _column(log.end_s)
     return {
-        "start": start,
-        "end": ends[last] if len(last) else np.zeros(0),
-        "device": np.frombuffer(log.event_device_s, dtype=np.float64),
-        "prefill": np.frombuffer(log.event_prefill_s, dtype=np.float64),
-        "running": np.frombuffer(log.event_running, dtype=np.int64),
-        "waiting": np.frombuffer(log.event_waiting, dtype=np.int64),
-        "used": np.frombuffer(log.event_used_blocks, dtype=np.int64),
-        "prefill_tokens": np.frombuffer(log.event_prefill_tokens, dtype=np.int64),
-        "decode_tokens": np.frombuffer(log.event_decode_tokens, dtype=np.int64),
-        "preemptions": np.frombuffer(log.event_preemptions, dtype=np.int64),
+        "start": _column(log.event_s),
+        "end": ends[np.cumsum(steps) - 1],
+        "steps": steps,
+        "device": _column(log.event_device_s),
+        "prefill": _column(log.event_prefill_s),
+        "running": _column(log.event_running),
+        "waiting": _column(log.event_waiting),
+        "used": _column(log.event_used_blocks),
+        "prefill_tokens": _column(log.event_prefill_tokens),
+        "decode_tokens": _column(log.event_decode_tokens),
+        "preemptions": _column(log.event_preemptions),
     }
 
 
+class _Spread:
+    """Amounts spent evenly over stretches [start, end) of time, summed per bin; exact by differences of the running total.
+
+    The stretches are put in order once for all amounts, and the running total is kept only where an edge needs it.
+    """
+
+    def __init__(self, start: FloatArray, end: FloatArray, edges: FloatArray) -> None:
+        self._order = None if (start[1:] >= start[:-1]).all() else np.argsort(start, kind="stable")
+        s, e = (start, end) if self._order is None else (start[self._order], end[self._order])
+        self._start, self._end = s, np.maximum(e, s + 1e-12)
+        self._edges = edges
+        self._of, self._ends = self._by_time()
+        last = 2 * len(s) - 1
+        # points up to an edge: starts that are no later, and ends likewise
+        ends = self._end if (self._end[1:] >= self._end[:-1]).all() else np.sort(self._end)
+        below = np.searchsorted(s, edges, side="right") + np.searchsorted(ends, edges, side="right") - 1
+        self._needed = np.unique(np.clip(np.concatenate([below, below + 1, [0, last]]), 0, last))
+
+    def _by_time(self) -> tuple[NDArray[np.int32], BoolArray]:
+        """Starts and ends in order of time, starts first among equals: of which stretch each is, and whether its end."""
+        s, e = self._start, self._end
+        n = len(s)
+        ends = np.zeros(2 * n, dtype=np.bool_)
+        of = np.empty(2 * n, dtype=np.int32)
+        if (e[1:] >= e[:-1]).all():  # one after the other, as a device works
+            for first in range(0, n, PART):
+                number = np.arange(first, min(first + PART, n))
+                of[number + np.searchsorted(e, s[number], side="left")] = number
+                place = number + np.searchsorted(s, e[number], side="right")
+                of[place] = number
+                ends[place] = True
+        else:
+            of[:] = np.argsort(np.concatenate([s, e]), kind="stable")
+            np.greater_equal(of, n, out=ends)
+            of[ends] -= n
+        return of, ends
+
+    def _points(self, start: int, stop: int) -> FloatArray:
+        of = self._of[start:stop]
+        return np.where(self._ends[start:stop], self._end[of], self._start[of])
+
+    def sums(self, amount: NDArray[Any]) -> FloatArray:
+        """Amount in each bin between the edges."""
+        rate: FloatArray = (amount if self._order is None else amount[self._order]) / (self._end - self._start)
+        needed = self._needed
+        area, points = np.zeros(len(needed)), np.zeros(len(needed))
+        level = total = 0.0
+        last = 2 * len(rate) - 1
+        points[0] = self._points(0, 1)[0]
+        for start in range(0, last, PART):
+            stop = min(start + PART, last)
+            times = self._points(start, stop + 1)
+            levels = rate[self._of[start:stop]]
+            np.negative(levels, out=levels, where=self._ends[start:stop])
+            levels[0] += level
+            np.cumsum(levels, out=levels)
+            level = float(levels[-1])
+            levels *= np.diff(times)
+            levels[0] += total
+            np.cumsum(levels, out=levels)  # area at the points start + 1 to stop
+            total = float(levels[-1])
+            here = slice(*np.searchsorted(needed, [start + 1, stop + 1]))
+            area[here] = levels[needed[here] - (start + 1)]
+            points[here] = times[needed[here] - start]
+        return np.diff(np.interp(self._edges, points, area))
+
+
 def _spread(start: FloatArray, end: FloatArray, amount: FloatArray, edges: FloatArray) -> FloatArray:
-    """Amounts spent evenly over [start, end), summed per bin of `edges`; exact by differences of the running total."""
-    order = np.argsort(start, kind="stable")
-    s, e, a = start[order], np.maximum(end[order], start[order] + 1e-12), amount[order]
-    rate = a / (e - s)
-    points = np.concatenate([s, e])
-    change = np.concatenate([rate, -rate])
-    by_time = np.argsort(points, kind="stable")
-    points, level = points[by_time], np.cumsum(change[by_time])
-    area = np.concatenate([[0.0], np.cumsum(level[:-1] * np.diff(points))])
-    return np.diff(np.interp(edges, points, area))
+    """Sums of one amount."""
+    return _Spread(start, end, edges).sums(amount)
 
 
 def timeline(result: ClusterResult) -> dict[str, NDArray[Any]]:
@@ -68,20 +133,20 @@ def timeline(result: ClusterResult) -> dict[str, NDArray[Any]]:
         }
         if len(e["start"]):
             lived = e["end"] - e["start"]
-            seconds = _spread(e["start"], e["end"], lived, edges)
+            spread = _Spread(e["start"], e["end"], edges)
+            seconds = spread.sums(lived)
             safe = np.maximum(seconds, 1e-12)
-            steps = np.maximum(_spread(e["start"], e["end"], np.diff(np.concatenate([[0], np.cumsum(log.event_steps)])).astype(float), edges), 1e-12)
+            steps = np.maximum(spread.sums(e["steps"].astype(float)), 1e-12)
             for name, values in (("running", e["running"]), ("waiting", e["waiting"])):
-                rows[name] = _spread(e["start"], e["end"], values * lived, edges) / safe
+                rows[name] = spread.sums(values * lived) / safe
             capacity = max(1, result.capacity_blocks[number])
-            rows["kv_usage"] = _spread(e["start"], e["end"], e["used"] / capacity * lived, edges) / safe
-            tokens = (e["prefill_tokens"] + e["decode_tokens"]).astype(float)
-            rows["batch_tokens"] = _spread(e["start"], e["end"], tokens, edges) / steps
-            rows["prefill_tokens"] = _spread(e["start"], e["end"], e["prefill_tokens"].astype(float), edges)
-            rows["decode_tokens"] = _spread(e["start"], e["end"], e["decode_tokens"].astype(float), edges)
+            rows["kv_usage"] = spread.sums(e["used"] / capacity * lived) / safe
+            rows["batch_tokens"] = spread.sums(e["prefill_tokens"] + e["decode_tokens"]) / steps
+            rows["prefill_tokens"] = spread.sums(e["prefill_tokens"])
+            rows["decode_tokens"] = spread.sums(e["decode_tokens"])
             at = np.clip(np.searchsorted(edges, e["start"], side="right") - 1, 0, bins - 1)
             rows["preemptions"] = np.bincount(at, weights=e["preemptions"], minlength=bins).astype(np.int64)
-            rows["busy_fraction"] = np.minimum(_spread(e["start"], e["end"], e["device"], edges) / width, 1.0)
+            rows["busy_fraction"] = np.minimum(spread.sums(e["device"]) / width, 1.0)
             idle = seconds < 1e-9
             for name in ("running", "waiting", "kv_usage", "batch_tokens"):
                 rows[name] = np.where(idle, 0.0, rows[name])
@@ -109,11 +174,12 @@ def server_averages(result: ClusterResult, window: Window) -> dict[str, Any]:
             continue
         capacity = max(1, result.capacity_blocks[number])
         lived = e["end"] - e["start"]
+        spread = _Spread(e["start"], e["end"], edges)
         for name, values in (("running", e["running"]), ("waiting", e["waiting"]), ("kv", e["used"] / capacity)):
-            totals[name] += float(_spread(e["start"], e["end"], values * lived, edges)[0])
-        totals["busy"] += float(_spread(e["start"], e["end"], e["device"], edges)[0])
-        totals["prefill"] += float(_spread(e["start"], e["end"], e["prefill"], edges)[0])
-        saturated += float(_spread(e["start"], e["end"], np.where(e["waiting"] > 0, lived, 0.0), edges)[0])
+            totals[name] += float(spread.sums(values * lived)[0])
+        totals["busy"] += float(spread.sums(e["device"])[0])
+        totals["prefill"] += float(spread.sums(e["prefill"])[0])
+        saturated += float(spread.sums(np.where(e["waiting"] > 0, lived, 0.0))[0])
         inside = (e["end"] >= window.start_s) & (e["start"] <= window.end_s)
         if inside.any():
             peaks["running"] = max(peaks["running"], int(e["running"][inside].max()))

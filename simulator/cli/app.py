@@ -117,6 +117,14 @@ def simulate(
         print(f"outside the calibrated domain: {'; '.join(run.result['extrapolation']['axes'])}", file=sys.stderr)
         raise SystemExit(4)
     judged = [run.result["slo"], *(kind["slo"] for kind in run.result["classes"])]
+    if fail_on_slo and not any(judged) and loaded.slo.bounds_ms():
+        from hardware_profiles.errors import InfeasibleError
+
+        raise InfeasibleError(
+            "the SLO could not be judged: no request arrived in the measured window",
+            where="--fail-on-slo",
+            mend="lower workload.warmup, or lengthen the run",
+        )
     if fail_on_slo and any(slo and not slo["holds"] for slo in judged):
         raise SystemExit(3)
 
@@ -177,7 +185,7 @@ def validate_schedules(
 def validate_runs(
     directory: Annotated[Path, typer.Argument(help="Suite of measured experiments (experiments.parquet, requests/).")],
     experiment: Annotated[list[str] | None, typer.Option(help="Only experiments whose id contains this.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the comparison to this Parquet file.")] = None,
+    output: Annotated[Path, typer.Option(help="Write the comparison to this Parquet file.")] = Path("validation.parquet"),
     report: Annotated[Path | None, typer.Option(help="Write the fidelity page (Markdown, with a plot).")] = None,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
     as_json: JsonOption = False,

@@ -254,7 +254,8 @@ def _show_engine(name: str) -> dict[str, Any]:
         shown = load_overheads("vllm").provenance
     else:
         report |= {"version": sglang.version_of(version or None), "versions": list(sglang.VERSIONS)}
-        shown = {k: v | {"kind": "assumed", "source": "taken over from vLLM"} for k, v in load_overheads("vllm").provenance.items()}
+        taken = {"kind": "assumed", "source": "taken over from vLLM"}
+        shown = {k: v | taken for k, v in load_overheads("vllm").provenance.items()}
     report["flags"] = {k: "engine's choice" if v is None else str(v) for k, v in flag_defaults(engine).items()}
     report["overheads"] = [{"name": k, **v} for k, v in shown.items()]
     return report

@@ -37,9 +37,9 @@ def facts(prepared: Prepared) -> dict[str, Any]:
     from simulator.run import deployment_summary
 
     plan = prepared.plan
-    tokens = plan.capacity_blocks * plan.block_tokens
+    tokens = plan.tokens_held()
     fit = {
-        str(context): min(plan.capacity_blocks // -(-context // plan.block_tokens), plan.rules.max_num_seqs)
+        str(context): min(tokens // (-(-context // plan.block_tokens) * plan.block_tokens), plan.rules.max_num_seqs)
         for context in CONTEXTS
         if context <= plan.rules.max_model_len
     }
@@ -56,34 +56,30 @@ def facts(prepared: Prepared) -> dict[str, Any]:
 
 
 def what_would_hold(scenario: Scenario) -> list[tuple[str, int, bool]]:
-    """Known GPUs that hold the model's weights and one request, fewest devices first: (device, count, native format)."""
-    from engine_models.architecture import (
-        kv_bytes_per_token,
-        load_architecture,
-        tensor_parallel_sizes,
-        weight_bytes_per_rank,
-    )
+    """Known GPUs on which the engine itself would start, fewest devices first: (device, tensor parallelism, native format)."""
+    from engine_models.architecture import load_architecture, tensor_parallel_sizes
     from engine_models.formats import format_named
     from hardware_profiles.device import all_devices
+    from hardware_profiles.errors import PlanError
+    from simulator.run import prepare
 
-    pool = scenario.deployment.pools[0]
+    deployment = scenario.deployment
     arch = load_architecture(scenario.model)
-    weights = format_named(pool.weights or arch.quantization or arch.dtype)
-    kv = format_named(pool.kv_cache if pool.kv_cache and pool.kv_cache != "auto" else arch.dtype)
-    sizes = tensor_parallel_sizes(arch, at_most=16)
+    weights = format_named(deployment.pools[0].weights or arch.quantization or arch.dtype)
     found: list[tuple[str, int, bool]] = []
     for device in all_devices():
         if device.kind != "gpu":
             continue
-        usable = device.memory_bytes.value * 0.92 - 1.5e9
-        for ranks in sizes:
-            if ranks > int(device.node_size.value):
-                break
-            need = weight_bytes_per_rank(arch, weights, ranks) + 4096 * kv_bytes_per_token(arch, kv, ranks)
-            if need <= usable:
-                native = weights.weight_only or weights.compute in device.formats or weights.compute in ("bf16", "fp16")
-                found.append((device.name, ranks, native))
-                break
+        for ranks in tensor_parallel_sizes(arch, at_most=min(16, int(device.node_size.value))):
+            pool = deployment.pools[0].model_copy(update={"hardware": device.name, "tensor_parallel": ranks})
+            other = deployment.model_copy(update={"pools": (pool,)})
+            try:
+                prepare(scenario.model_copy(update={"deployment": other}))
+            except PlanError:
+                continue
+            native = weights.weight_only or weights.compute in (*device.formats, "bf16", "fp16")
+            found.append((device.name, ranks, native))
+            break
     found.sort(key=lambda f: (not f[2], f[1], f[0]))
     return found
 
@@ -96,6 +92,7 @@ def check_command(name: str, overrides: list[str], as_json: bool) -> None:
     scenario = load_scenario(name, overrides)
     try:
         prepared = prepare(scenario)
+        prepared.times()
     except InfeasibleError as error:
         hold = what_would_hold(scenario)
         listed = ", ".join(f"{count} x {device}" + ("" if native else " (weight-only)") for device, count, native in hold[:12])

@@ -156,7 +156,8 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
             f"cost      {dollars(c['usd_per_hour'])}/hour ({c['devices']} x {dollars(c['ListUnitPrice'])}), "
             f"{dollars(c['usd_per_month'])}/month of 730 h",
             f"          per 1M tokens: input {dollars(c['usd_per_1m_input_tokens'])}, output "
-            f"{dollars(c['usd_per_1m_output_tokens'])}, all {dollars(c['usd_per_1m_total_tokens'])}",
+            f"{dollars(c['usd_per_1m_output_tokens'])}; all {dollars(c['usd_per_1m_total_tokens'])}, all charged to output "
+            f"{dollars(c['usd_per_1m_output_only'])}",
             f"          price: {c['price_provider']} {c['SkuId']}"
             + (f", {c['RegionId']}" if c["RegionId"] else "")
             + (f", {c['price_date']}" if c["price_date"] else "")

@@ -56,7 +56,7 @@ def kernels_command(directory: Path, as_json: bool) -> None:
 
 
 def runs_command(
-    directory: Path, experiments: list[str], output: Path | None, report: Path | None, workers: int, as_json: bool
+    directory: Path, experiments: list[str], output: Path, report: Path | None, workers: int, as_json: bool
 ) -> None:
     """Replay a suite of measured experiments and print the errors."""
     from simulator.cli.app import progress, progress_done
@@ -68,8 +68,7 @@ def runs_command(
     outcome = validate_runs(directory, tuple(experiments), workers, progress)
     progress_done()
     rows = read_suite(directory)
-    if output is not None:
-        _write_table(outcome["experiments"], output)
+    _write_table(outcome["experiments"], output)
     if report is not None:
         known = kinds(rows)
         report.parent.mkdir(parents=True, exist_ok=True)
@@ -105,10 +104,6 @@ def _write_table(experiments: list[dict[str, object]], path: Path) -> None:
 
     from simulator.io.tables import write_columns
 
-    def bound(e: dict[str, object], i: int) -> float:
-        values = e["interval"]
-        return float("nan") if not isinstance(values, list) else float(values[i])
-
     write_columns(
         {
             "experiment": [str(e["id"]) for e in experiments],
@@ -116,8 +111,7 @@ def _write_table(experiments: list[dict[str, object]], path: Path) -> None:
             "measured": np.array([e["measured"] for e in experiments], dtype=float),
             "predicted": np.array([e["predicted"] for e in experiments], dtype=float),
             "error": np.array([e["abs_pct_error"] for e in experiments], dtype=float),
-            "interval_low": np.array([bound(e, 0) for e in experiments]),
-            "interval_high": np.array([bound(e, 1) for e in experiments]),
+            "interval": [e["interval"] for e in experiments],
             "covered": [None if e["covered"] is None else bool(e["covered"]) for e in experiments],
         },
         path,

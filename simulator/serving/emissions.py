@@ -55,7 +55,7 @@ class Emissions(Sequence[Spans | None]):
     def __getitem__(self, row: int) -> Spans | None: ...
     @overload
     def __getitem__(self, row: slice) -> list[Spans | None]: ...
-    def __getitem__(self, row: int | slice) -> Spans | None | list[Spans | None]:
+    def __getitem__(self, row: int | slice) -> Spans | list[Spans | None] | None:
         if isinstance(row, slice):
             return [self[i] for i in range(*row.indices(len(self)))]
         start, count = int(self._start[row]), int(self._count[row])

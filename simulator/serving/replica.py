@@ -61,7 +61,7 @@ class StepLog:
         self.event_waiting = array("q")
         self.event_used_blocks = array("i")
         self.event_prefill_tokens = array("i")
-        self.event_decode_tokens = array("q")
+        self.event_decode_tokens = array("i")
         self.event_preemptions = array("i")
 
     def add(

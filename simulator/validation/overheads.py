@@ -1,8 +1,8 @@
 """Fit an engine's overheads to measured runs, and judge the fit by leaving whole groups out.
 
-The unknowns are few and enter the step time almost linearly, so a damped Gauss-Newton iteration on the logarithms of the ratios
-predicted / measured (mean ITL and mean TTFT of whole runs, soft-l1 loss) converges in a few rounds; each round simulates every run
-once per unknown. Leaving a group out re-solves the linearised problem around the full solution without its rows.
+The unknowns are few and enter the step time almost linearly, so a Gauss-Newton iteration on the logarithms of the ratios
+predicted / measured (mean ITL and mean TTFT of whole runs, soft-l1 loss) converges in a few rounds; each round simulates
+every run once per unknown. Leaving a group out re-solves the linearised problem around the full solution without its rows.
 """
 
 from __future__ import annotations

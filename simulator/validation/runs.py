@@ -70,7 +70,7 @@ def _interval(column: str, value: float, queue_ms: NDArray[np.float64], evidence
 
     if column.startswith("itl_mean"):
         named: tuple[str, str] | None = ("tpot", "mean")
-    elif column.endswith("_rps") or column.endswith("_tok_s"):
+    elif column.endswith(("_rps", "_tok_s")):
         named = ("tpot", "mean")
     else:
         named = split_name(column)

@@ -143,7 +143,8 @@ def _number(row: dict[str, Any], name: str) -> float | None:
 
 
 def _vllm_args(row: dict[str, Any]) -> dict[str, Any]:
-    args = {name: int(row[name]) for name in ("max_num_seqs", "max_num_batched_tokens", "block_size") if _number(row, name)}
+    known = ("max_num_seqs", "max_num_batched_tokens", "block_size")
+    args: dict[str, Any] = {name: int(row[name]) for name in known if _number(row, name)}
     args["max_model_len"] = int(_number(row, "max_model_len") or -1)  # unknown: the model's own, or what fits
     if _number(row, "concurrency"):
         args["generation_config"] = "vllm"  # benchmark clients of the closed-loop kind ask for greedy decoding

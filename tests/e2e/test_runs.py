@@ -26,7 +26,7 @@ TIMELINE_COLUMNS = {
     "preemptions", "busy_fraction",
 }  # fmt: skip
 RESULT_KEYS = {
-    "schema_version", "kind", "name", "run_id", "metrics", "totals", "server", "slo", "classes", "cost", "deployment",
+    "schema_version", "kind", "name", "run_id", "metrics", "totals", "server", "slo", "classes", "overload", "cost", "deployment",
     "warnings", "assumptions", "extrapolation",
 }  # fmt: skip
 METRICS = {

@@ -61,8 +61,9 @@ def test_eight_times_the_rows_never_cost_less(which: tuple[str, str], m: int, sh
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(FITTED), st.integers(1, 512), st.integers(256, 60_000))
 def test_four_times_the_context_never_costs_less(which: tuple[str, str], batch: int, context: int) -> None:
+    """Up to a tolerance: TensorRT-LLM on H200 is measured to step down where it begins to split the context."""
     t = load_kernel_model(*which).decode_attention_s("bfloat16", 32, 8, 128, 0, batch, [context, 4 * context])
-    assert t[1] >= 0.95 * t[0]
+    assert t[1] >= 0.90 * t[0]
 
 
 def test_one_call_for_many_equals_many_calls() -> None:

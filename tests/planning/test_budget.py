@@ -115,8 +115,9 @@ def test_a_failure_that_breaks_the_slo_is_said() -> None:
 
 
 def test_an_overloaded_run_carries_what_it_completed() -> None:
-    words = "overload: 30.00 requests/s offered, about 8.00/s sustained (estimate: ...); 99 requests behind at its end"
-    over = result(warnings=[words], slo={"holds": False, "close": False})
+    over = result(
+        overload={"offered_per_s": 30.0, "sustainable_per_s": 8.0, "backlog": 99}, slo={"holds": False, "close": False}
+    )
     assert sustained(over).per_replica_per_s == 4.0
     found = fleet(over, PRICE, requests_per_day=1_000_000, headroom=0.0)
     assert value(found, "replicas needed") == 3
