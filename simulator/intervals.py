@@ -30,7 +30,7 @@ class Evidence:
     """What a prediction rests on.
 
     hardware : "measured" (end-to-end runs on this device and engine), "kernels" (only kernel timings), or "physics".
-    model : "dense" (16-bit weights), "quantized", or "moe".
+    model : "dense" (16-bit weights), "quantized", "moe", or "moe_expert_parallel".
     """
 
     hardware: str
@@ -45,27 +45,32 @@ def table() -> dict[str, Any]:
     return loaded
 
 
+KINDS_LIKE = {
+    "dense": ("dense", "quantized", "any"),
+    "quantized": ("quantized", "any"),
+    "moe": ("moe", "any"),
+    "moe_expert_parallel": ("moe_expert_parallel", "any"),
+}
+"""Where a kind of model has no measurements, the next kinds to ask."""
+
+
 def half_width(evidence: Evidence, metric: str, statistic: str) -> tuple[float, str]:
     """Log half-width of a metric's statistic, and its kind ("fitted" from measurements, or "assumed").
 
-    Tries the same hardware and model kind, then the same hardware with any model, then any hardware with fewer
-    measurements; percentiles without measurements of their own take the widest known percentile of the metric.
+    Tries the same hardware and kind of model, then kinds like it, then hardware with kernel measurements only. Within a group
+    a percentile without measurements of its own takes the widest known of its metric, and E2E that of TPOT, of which it is made.
     """
     groups = table()["groups"]
-    ladder = {
-        "measured": ("measured", "kernels"),
-        "kernels": ("kernels",),
-        "physics": (),
-    }[evidence.hardware]
-    for hardware in ladder:
-        for model in (evidence.model, "any"):
+    hardware_kinds = {"measured": ("measured", "kernels"), "kernels": ("kernels",), "physics": ()}[evidence.hardware]
+    for hardware in hardware_kinds:
+        for model in KINDS_LIKE[evidence.model]:
             group = groups.get(f"{hardware}/{model}", {})
             entry = group.get(f"{metric}/{statistic}")
-            if entry is None and statistic not in ("mean", "p50"):
-                known = [v for k, v in group.items() if k.startswith(f"{metric}/")]
-                entry = max(known, key=lambda v: float(v["log_half_width"])) if known else None
             if entry is None:
-                entry = group.get(f"{metric}/mean")
+                known = [v for k, v in group.items() if k.startswith(f"{metric}/")]
+                if not known and metric == "e2e":
+                    known = [v for k, v in group.items() if k == "tpot/mean"]
+                entry = max(known, key=lambda v: float(v["log_half_width"])) if known else None
             if entry is not None:
                 return float(entry["log_half_width"]), "fitted"
     return ASSUMED_HALF_WIDTH[metric], "assumed"

@@ -67,7 +67,8 @@ def weighted_quantiles(values: FloatArray, weights: IntArray, percents: tuple[fl
     for rank in ranks:
         below = int(np.floor(rank))
         low, high = found[below], found[min(below + 1, total - 1)]
-        out.append(float(low + (high - low) * (rank - below)))
+        share = rank - below
+        out.append(float(low if share == 0 else low + (high - low) * share if np.isfinite(high) else high))
     return out
 
 
@@ -424,8 +425,13 @@ def _judged_values(
     lat: Latencies, rows: BoolArray, gaps: tuple[FloatArray, IntArray], metric: str
 ) -> tuple[FloatArray, IntArray]:
     """Values of a metric [ms] and their weights, lost requests infinite; one-token outputs have no TPOT."""
+    lost = int((rows & np.isnan(lat.e2el_ms)).sum())
     if metric == "itl_ms":
-        return gaps[0] * 1e3, gaps[1]
+        if not lost:
+            return gaps[0] * 1e3, gaps[1]
+        # a lost request counts as many infinite gaps as the others have on average
+        each = max(1, round(int(gaps[1].sum()) / max(1, int(rows.sum()) - lost)))
+        return np.append(gaps[0] * 1e3, np.inf), np.append(gaps[1], lost * each).astype(np.int64)
     values = getattr(lat, metric)[rows]
     if metric == "tpot_ms":
         values = values[np.isnan(lat.e2el_ms[rows]) | ~np.isnan(values)]

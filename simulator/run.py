@@ -724,7 +724,9 @@ def domain(prepared: Prepared) -> tuple[Evidence, list[str]]:
         axes.append(f"hardware: no kernel of {device.name} was measured; datasheet rates and assumed efficiencies")
     weights = prepared.formats.weights
     moe = any(block.kind == "moe" for block in prepared.arch.mlp)
-    model = "moe" if moe else "dense" if weights.bits_per_weight >= 16 else "quantized"
+    model = "dense" if weights.bits_per_weight >= 16 else "quantized"
+    if moe:
+        model = "moe_expert_parallel" if expert_ranks(prepared.scenario.deployment.pools[0]) > 1 else "moe"
     if groups and weights.bits_per_weight < 16:
         known = {key.split("/")[1] for key in groups if key.startswith("moe/" if moe else "gemm/")}
         if canonical_format(weights.name) not in known:

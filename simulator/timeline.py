@@ -27,9 +27,13 @@ def _column(values: array[Any]) -> NDArray[Any]:
 
 def _events(log: StepLog) -> dict[str, Any]:
     steps, ends = _column(log.event_steps), _column(log.end_s)
+    start, end = _column(log.event_s), ends[np.cumsum(steps) - 1]
+    if len(start) > 1:
+        # batches of a pipeline overlap: a state lasts until the next one is noted
+        end = np.minimum(end, np.append(np.maximum(start[1:], start[:-1]), end[-1]))
     return {
-        "start": _column(log.event_s),
-        "end": ends[np.cumsum(steps) - 1],
+        "start": start,
+        "end": end,
         "steps": steps,
         "device": _column(log.event_device_s),
         "prefill": _column(log.event_prefill_s),

@@ -72,7 +72,8 @@ def runs_command(
     if report is not None:
         known = kinds(rows)
         report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(fidelity(directory, rows, outcome, coverage_by_holdout(outcome, known)), encoding="utf-8")
+        page = fidelity(directory, rows, outcome, coverage_by_holdout(outcome, known), tuple(experiments))
+        report.write_text(page, encoding="utf-8")
         whole = {"experiments": [e for e in outcome["experiments"] if e["id"] in known]}
         write_plot(whole, report.parent / "figures" / "fidelity.png")
     if as_json:

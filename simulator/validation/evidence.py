@@ -8,7 +8,7 @@ from hardware_profiles.errors import PlanError
 
 
 def model_class(row: dict[str, Any]) -> str:
-    """Return "dense", "quantized" or "moe"."""
+    """Return "dense", "quantized", "moe" or "moe_expert_parallel"."""
     from engine_models.architecture import load_architecture
 
     try:
@@ -16,7 +16,7 @@ def model_class(row: dict[str, Any]) -> str:
     except PlanError:
         return "unknown"
     if any(block.kind == "moe" for block in arch.mlp):
-        return "moe"
+        return "moe_expert_parallel" if float(row.get("ep") or 1) > 1 else "moe"
     text = str(row.get("precision", "")).lower()
     return "dense" if not text or "16" in text else "quantized"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from simulator.intervals import KINDS_LIKE
 from simulator.validation.evidence import device_name, kinds, model_class
 
 SHOWN = (
@@ -109,8 +110,14 @@ def write_plot(report: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def fidelity(directory: Path, rows: list[dict[str, Any]], report: dict[str, Any], coverage: list[dict[str, Any]]) -> str:
-    """The fidelity page as Markdown."""
+def fidelity(
+    directory: Path,
+    rows: list[dict[str, Any]],
+    report: dict[str, Any],
+    coverage: list[dict[str, Any]],
+    only: tuple[str, ...] = (),
+) -> str:
+    """The fidelity page as Markdown; `only` are the parts of ids to which the replay was restricted."""
     known = kinds(rows)
     by_id = {row["id"]: row for row in rows if row["id"] in known}
 
@@ -128,6 +135,11 @@ def fidelity(directory: Path, rows: list[dict[str, Any]], report: dict[str, Any]
         "time of a step, on the H100 runs of inference-sim. Everything else is kernel measurements and physics; every other "
         "hardware is predicted, never fitted. How: [accuracy](background/accuracy.md).",
         "",
+        *(
+            [f"This page replays the experiments whose id contains one of: {', '.join(f'`{o}`' for o in only)}.", ""]
+            if only
+            else []
+        ),
         "![predicted against measured](figures/fidelity.png)",
         "",
         "## Error",
@@ -194,10 +206,9 @@ def coverage_by_holdout(report: dict[str, Any], known: dict[str, tuple[str, str,
                 continue
             name = f"{named[0]}/{named[1]}"
             entry = None
-            for group in (f"{kind[0]}/{kind[1]}", f"{kind[0]}/any", "kernels/any"):
-                entry = widths.get(group, {}).get(name)
-                if entry:
-                    break
+            for hardware in (kind[0], "kernels"):
+                for like in KINDS_LIKE.get(kind[1], ("any",)):
+                    entry = entry or widths.get(f"{hardware}/{like}", {}).get(name)
             if entry is None:
                 continue
             width = entry["log_half_width"]

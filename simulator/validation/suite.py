@@ -189,6 +189,8 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
         raise Unplayable(f"engine '{row['engine']}' is not modelled")
     if row.get("disagg"):
         raise Unplayable("disaggregated prefill and decode are not modelled yet")
+    if any(words in str(row.get("replay", "")) for words in ("aggregates only", "prefix hashes not", "token ids not")):
+        raise Unplayable("conversations whose content or lengths are not recorded")
     if row.get("speculative"):
         raise Unplayable("speculative decoding without a stated acceptance")
     if str(row.get("replay", "")).startswith("not"):
