@@ -462,9 +462,9 @@ class Surface:
         return self.read(row, *load)
 
     def unspiked(
-        self, x: tuple[float, ...], base: Callable[[Array], Array], limit: float, *load: Array
+        self, x: tuple[float, ...], base: Callable[[Array], Array], dearer_ratio: float, *load: Array
     ) -> Array:
-        """As :meth:`at` on one axis, without loads that cost more than `limit` times a larger one.
+        """As :meth:`at` on one axis, without loads that cost more than `dearer_ratio` times a larger one.
 
         base : load -> seconds. Such times (a wrong choice of kernel, a disturbed measurement) are not paid by a
         step: rows can be padded, and CUDA graphs pad them. They take the least time of the larger loads.
@@ -475,7 +475,7 @@ class Surface:
             row = self.rows(np.array([x]))[0]
             time = base(np.exp2(self.axes[0])) * np.exp(row)
             least = np.minimum.accumulate(time[::-1])[::-1]
-            row = self._rows[key] = np.where(time > limit * least, row + np.log(least / time), row)
+            row = self._rows[key] = np.where(time > dearer_ratio * least, row + np.log(least / time), row)
         return self.read(row, *load)
 
     def read(self, row: Array, *load: Array) -> Array:

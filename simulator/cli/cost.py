@@ -53,7 +53,7 @@ def register(app: typer.Typer) -> None:
 def run(
     target: str,
     overrides: Sequence[str],
-    demand: float | None,
+    demand_requests_per_day: float | None,
     headroom: float,
     profile_path: Path | None,
     as_json: bool,
@@ -65,9 +65,9 @@ def run(
     from simulator.io.text import json_text
     from simulator.planning.demand import read_profile
 
-    if demand is not None and not (math.isfinite(demand) and demand > 0):
+    if demand_requests_per_day is not None and not (math.isfinite(demand_requests_per_day) and demand_requests_per_day > 0):
         raise InputError(
-            f"a demand of {demand:g} requests a day",
+            f"a demand of {demand_requests_per_day:g} requests a day",
             where="--demand-requests-per-day",
             mend="give a number above zero",
         )
@@ -79,10 +79,10 @@ def run(
     today = reading_day()
     folder = Path(target)
     if folder.is_dir() and (folder / "sweep.json").is_file():
-        data, words = of_sweep(folder, overrides, demand, headroom, profile, today)
+        data, words = of_sweep(folder, overrides, demand_requests_per_day, headroom, profile, today)
     else:
         result, settings, price = resolve(target, overrides)
-        data, words = of_run(result, settings, price, demand, headroom, profile, today)
+        data, words = of_run(result, settings, price, demand_requests_per_day, headroom, profile, today)
     print(json_text(data) if as_json else words, end="" if as_json else "\n")
 
 
@@ -179,7 +179,7 @@ def of_run(
     result: Mapping[str, Any],
     settings: Mapping[str, Any],
     price: UnitPrice,
-    demand: float | None,
+    demand_requests_per_day: float | None,
     headroom: float,
     profile: Profile | None,
     today: dt.date,
@@ -203,8 +203,8 @@ def of_run(
         **found.as_dict(),
     }
     lines = [title, "", *figures(found), "", *offer_table(found), *remarks(found)]
-    if demand is not None or profile is not None:
-        needed = fleet(result, price, requests_per_day=demand, headroom=headroom, profile=profile)
+    if demand_requests_per_day is not None or profile is not None:
+        needed = fleet(result, price, requests_per_day=demand_requests_per_day, headroom=headroom, profile=profile)
         data["demand"] = needed.as_dict()
         lines += ["", "for the demand", *figures(needed), *remarks(needed)]
     return data, "\n".join(lines)
@@ -272,7 +272,7 @@ def remarks(found: Budget) -> list[str]:
 def of_sweep(
     folder: Path,
     overrides: Sequence[str],
-    demand: float | None,
+    demand_requests_per_day: float | None,
     headroom: float,
     profile: Profile | None,
     today: dt.date,
@@ -288,8 +288,8 @@ def of_sweep(
         raise InputError(
             "the sweep has no finished point", where=str(folder), mend="run it again with --resume"
         )
-    found = [_point(folder, p, overrides, demand, headroom, profile) for p in points]
-    key = "fleet_usd_per_month" if demand is not None or profile is not None else "usd_per_month"
+    found = [_point(folder, p, overrides, demand_requests_per_day, headroom, profile) for p in points]
+    key = "fleet_usd_per_month" if demand_requests_per_day is not None or profile is not None else "usd_per_month"
     order = ["met", "", "close", "missed"]
     found.sort(key=lambda p: (order.index(p["slo"]), p[key] is None, p[key] or 0.0, p["point"]))
     best = found[0]
@@ -313,7 +313,7 @@ def _point(
     folder: Path,
     point: Mapping[str, Any],
     overrides: Sequence[str],
-    demand: float | None,
+    demand_requests_per_day: float | None,
     headroom: float,
     profile: Profile | None,
 ) -> dict[str, Any]:
@@ -333,8 +333,8 @@ def _point(
     row["slo"], row["devices"] = judged(result)[0], result["deployment"]["devices"]
     row["usd_per_hour"] = row["devices"] * price.usd_per_gpu_hour
     row["usd_per_month"] = row["usd_per_hour"] * HOURS_PER_MONTH
-    if demand is not None or profile is not None:
-        needed = fleet(result, price, requests_per_day=demand, headroom=headroom, profile=profile)
+    if demand_requests_per_day is not None or profile is not None:
+        needed = fleet(result, price, requests_per_day=demand_requests_per_day, headroom=headroom, profile=profile)
         values = {line.what: line.value for line in needed.lines}
         row["replicas"] = int(values["replicas needed"] or 0)
         row["fleet_usd_per_hour"], row["fleet_usd_per_month"] = values["hour"], values["month"]
