@@ -295,7 +295,7 @@ def of_sweep(
     best = found[0]
     head, rows = _rows(found, fleet_too=key.startswith("fleet"))
     run_folder = str(folder / "runs" / best["run"])
-    data, words = of_run(*resolve(run_folder, overrides), demand, headroom, profile, today)
+    data, words = of_run(*resolve(run_folder, overrides), demand_requests_per_day, headroom, profile, today)
     missing = len(record["points"]) - len(points)
     lines = [
         f"{record['name']}: {len(points)} points, those that keep the SLO first, cheapest first",
