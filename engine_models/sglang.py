@@ -229,7 +229,7 @@ def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> Mem
         )
     return MemoryBudget(
         device_bytes=device,
-        usable_bytes=usable,
+        usable_bytes=device,
         weight_bytes=weights,
         activation_bytes=free - usable,
         other_bytes=int(CONTEXT_BYTES),

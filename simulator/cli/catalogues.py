@@ -168,7 +168,7 @@ def _show_hardware(name: str) -> dict[str, Any]:
     device = load_device(name)
     report: dict[str, Any] = {"name": device.name, "title": device.title, "formats": list(device.formats)}
     report["numbers"] = [
-        {k: r.get(k) for k in ("name", "value", "unit", "kind", "date", "source") if k in r} for r in provenance(device)
+        {"number": r["what"], **{k: r[k] for k in ("value", "unit", "kind", "date", "source")}} for r in provenance(device)
     ]
     for key, framework in fitted_models():
         if key == (device.kernel_profile or device.name):

@@ -230,9 +230,8 @@ def answer(names: Mapping[str, str], result: SweepResult) -> list[str]:
     else:
         lines.append("No point meets the SLO for certain.")
     if result.close:
-        lines.append(
-            f"Cheaper but close: {words(result.close)}; its verdict lies within the error of the run or the model"
-        )
+        title = "Cheaper but close" if result.cheapest else "Closest"
+        lines.append(f"{title}: {words(result.close)}; its verdict lies within the error of the run or the model")
     return lines
 
 

@@ -125,11 +125,22 @@ def _name(path: Path) -> str:
     return ".".join(str(part) for part in path) or "the scenario"
 
 
+EXAMPLES = {
+    "engine": "vllm",
+    "hardware": "h100-sxm-80gb",
+    "model": "meta-llama/Llama-3.1-8B-Instruct",
+    "deployment": "{engine: vllm, hardware: h100-sxm-80gb}",
+    "workload": "{trace: azure-conv-2023, duration: 600}",
+}
+"""What a mend shows for a missing key."""
+
+
 def _missing(path: Path, item: dict[str, Any]) -> InputError:
     key = path[-1]
     under = f" under `{_name(path[:-1])}`" if path[:-1] else ""
+    example = EXAMPLES.get(str(key), "...")
     return InputError(
-        f"`{_name(path)}` is missing", where=item["node"].where, mend=f"add `{key}: ...`{under}"
+        f"`{_name(path)}` is missing", where=item["node"].where, mend=f"add `{key}: {example}`{under}"
     )
 
 
