@@ -27,7 +27,7 @@ class Flag:
     kind : "int", "float", "str", "bool", "json", "ints" (a list), or "count" (an integer that may carry the
         suffix k, m, g for powers of 1000 or K, M, G for powers of 1024).
     default : the engine's default, None where the engine decides it from the hardware or the model.
-    low, high : smallest and largest value, None for no bound.
+    low, high : smallest and largest value (of every item of a list), None for no bound.
     choices : the values of a "str", empty for any.
     special : texts and numbers accepted beside the kind and bounds.
     """
@@ -198,11 +198,13 @@ def _typed(flag: Flag, shown: str, value: Any) -> Any:
         raise InputError(
             f"`{shown}` cannot be '{read}'", where=shown, mend=f"{hint}choices: {', '.join(flag.choices)}"
         )
-    if isinstance(read, int | float) and not isinstance(read, bool):
-        low = flag.low is not None and read < flag.low
-        if low or (flag.high is not None and read > flag.high):
+    for number in read if isinstance(read, list) else [read]:
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            continue
+        low = flag.low is not None and number < flag.low
+        if low or (flag.high is not None and number > flag.high):
             bound = f"at least {flag.low:g}" if low else f"at most {flag.high:g}"
-            raise InputError(f"`{shown}` is {read:g}; it must be {bound}", where=shown, mend=f"give {bound}")
+            raise InputError(f"`{shown}` is {number:g}; it must be {bound}", where=shown, mend=f"give {bound}")
     return read
 
 
@@ -455,7 +457,7 @@ _VLLM_MODELLED: dict[str, Flag] = {
     "dtype": Flag("str", "auto"),
     "enforce_eager": Flag("bool", False),
     "generation_config": Flag("str", "auto"),
-    "cudagraph_capture_sizes": Flag("ints", None),
+    "cudagraph_capture_sizes": Flag("ints", None, low=1),
     "max_cudagraph_capture_size": Flag("int", None, low=0),
     "stream_interval": Flag("int", 1, low=1),
     "speculative_config": Flag("json", None),
@@ -530,8 +532,8 @@ _UNMODELLED_VALUES = """
 _UNMODELLED_LISTS = "cpu_offload_params kv_cache_dtype_skip_layers lora_target_modules offload_params"
 
 
-def _by_arity(switches: str, values: str, lists: str) -> dict[str, int]:
-    groups = ((switches, 0), (values, 1), (lists, -1))
+def by_arity(*groups: tuple[str, int]) -> dict[str, int]:
+    """Return name -> number of values (-1: any number) from lists of names in one text each."""
     return {name: arity for names, arity in groups for name in names.split()}
 
 
@@ -588,8 +590,8 @@ def _after_image(words: list[str]) -> list[str]:
 VLLM = FlagTable(
     engine="vllm",
     modelled=_VLLM_MODELLED,
-    harmless=_by_arity(_HARMLESS_SWITCHES, _HARMLESS_VALUES, _HARMLESS_LISTS),
-    unmodelled=_by_arity(_UNMODELLED_SWITCHES, _UNMODELLED_VALUES, _UNMODELLED_LISTS),
+    harmless=by_arity((_HARMLESS_SWITCHES, 0), (_HARMLESS_VALUES, 1), (_HARMLESS_LISTS, -1)),
+    unmodelled=by_arity((_UNMODELLED_SWITCHES, 0), (_UNMODELLED_VALUES, 1), (_UNMODELLED_LISTS, -1)),
     shorts={
         "tp": "tensor_parallel_size",
         "pp": "pipeline_parallel_size",

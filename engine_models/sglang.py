@@ -15,7 +15,7 @@ from typing import Any
 
 from engine_models.architecture import kv_groups, weight_bytes_per_rank
 from engine_models.declaration import EnginePlan, MemoryBudget, PoolRequest
-from engine_models.flags import Flag, FlagTable
+from engine_models.flags import Flag, FlagTable, by_arity
 from engine_models.formats import format_named
 from engine_models.overheads import load_overheads
 from engine_models.parts.batch import ContinuousRules
@@ -337,10 +337,6 @@ _UNMODELLED_VALUES = """
 _UNMODELLED_LISTS = "cuda_graph_bs lora_paths lora_target_modules"
 
 
-def _by_arity(*groups: tuple[str, int]) -> dict[str, int]:
-    return {name: arity for names, arity in groups for name in names.split()}
-
-
 _QUANTIZED_WEIGHTS = {
     "fp8": "fp8",
     "w8a8_fp8": "fp8",
@@ -378,8 +374,8 @@ _same: Callable[[Any], Any] = lambda value: value  # noqa: E731
 SGLANG = FlagTable(
     engine="sglang",
     modelled=_MODELLED,
-    harmless=_by_arity((_HARMLESS_SWITCHES, 0), (_HARMLESS_VALUES, 1)),
-    unmodelled=_by_arity((_UNMODELLED_SWITCHES, 0), (_UNMODELLED_VALUES, 1), (_UNMODELLED_LISTS, -1)),
+    harmless=by_arity((_HARMLESS_SWITCHES, 0), (_HARMLESS_VALUES, 1)),
+    unmodelled=by_arity((_UNMODELLED_SWITCHES, 0), (_UNMODELLED_VALUES, 1), (_UNMODELLED_LISTS, -1)),
     shorts={},
     aliases={
         "model_path": "model",

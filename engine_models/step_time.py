@@ -130,7 +130,6 @@ class StepTimeModel:
         self._ep = expert_parallel
         self.stages = stages(arch, pipeline_parallel)
         self._stage = max(self.stages, key=lambda s: s.layers)
-        self._hidden = arch.hidden
         self._tabulate_linear(graph_sizes, max_step_tokens)
         self._tabulate_rows(arch, max_rows, truncated_sampling)
         self._tabulate_decode(max_rows, max_context_tokens)
@@ -199,7 +198,6 @@ class StepTimeModel:
         if top:
             inside = padded <= top
             padded[inside] = sizes[np.searchsorted(sizes, padded[inside])]
-        self.padded_tokens = padded
         self._linear_s: list[float] = table.over(padded.astype(float)).tolist()
 
     def _tabulate_rows(self, arch: Architecture, max_rows: int, sorts: bool) -> None:

@@ -44,12 +44,6 @@ class InfeasibleError(PlanError):
     exit_code = 3
 
 
-class OutOfDomainError(PlanError):
-    """The run left the calibrated domain and ``--strict`` was given (exit code 4)."""
-
-    exit_code = 4
-
-
 def nearest(word: str, known: list[str]) -> str | None:
     """Return the known name closest in spelling to `word`, or None if nothing is close."""
     import difflib

@@ -487,10 +487,10 @@ def _assemble(prepared: Prepared, workload: Workload, raw: ClusterResult, starte
     )
     cost = run_cost(prepared.price, usage)
     warnings = [*prepared.warnings, *workload.warnings]
-    warnings += _warnings(prepared, workload, raw, window, stats, slo, lat, inside)
+    over = metrics.overload(raw, window) or lost_backlog(raw, window)
+    warnings += _warnings(prepared, workload, raw, window, over, slo, lat, inside)
     can_judge = bool(slo) and raw.stopped_at_s is None and bool(inside.any())
     judged = metrics.verdict(lat, inside, gaps, slo) if can_judge else None
-    over = metrics.overload(raw, window) or lost_backlog(raw, window)
     totals["ci95"] = metrics.rates_ci95(raw, window, good & inside if judged_at_all else None)
     classes = _classes(workload, raw, lat, inside, scenario)
     result: dict[str, Any] = {
@@ -611,13 +611,12 @@ def _warnings(
     workload: Workload,
     raw: ClusterResult,
     window: metrics.Window,
-    stats: dict[str, Any],
+    over: metrics.Overload | None,
     slo: dict[str, Any],
     lat: metrics.Latencies,
     inside: NDArray[np.bool_],
 ) -> list[str]:
     out = []
-    over = metrics.overload(raw, window) or lost_backlog(raw, window)
     if over is not None:
         out.append(
             f"overload: {over.offered_per_s:.2f} requests/s offered, about {over.sustainable_per_s:.2f}/s sustained "

@@ -64,7 +64,6 @@ class ContinuousScheduler:
         self._queue = WaitingQueue(by_priority=self._by_priority)
         self._async = rules.in_flight > 1 and not rules.pipelined
         self._wasting: list[Sequence] = []
-        self._batch_hits: list[tuple[Sequence, int]] = []
 
     # -- queues ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,23 +139,44 @@ def scheduler_of(version: str, knobs: dict[str, Any]) -> tuple[ContinuousSchedul
 
 
 def simulate_recording(config: dict[str, Any], requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Run the requests of a recording through the scheduler model; one dict per step, as in the recording."""
-    knobs = config["config"]
-    scheduler, depth = scheduler_of(config["version"], knobs)
-    ids: dict[int, str] = {}
+    """Run the requests of a vLLM recording through the scheduler model; one dict per step, as in the recording."""
+    scheduler, depth = scheduler_of(config["version"], config["config"])
+
+    def as_recorded(batch: Batch, ids: dict[int, str]) -> dict[str, Any]:
+        assert batch.rows is not None
+        return {
+            "sched": [[ids[s.index], n, before] for s, n, before in batch.rows],
+            "hits": {ids[s.index]: hit for s, hit in batch.hits},
+            "preempted": [ids[s.index] for s in batch.preempted],
+            "free_blocks": batch.free_blocks,
+        }
+
+    return drive(scheduler, depth, config, requests, as_recorded)
+
+
+def drive(
+    scheduler: Any,
+    depth: int,
+    config: dict[str, Any],
+    requests: list[dict[str, Any]],
+    as_recorded: Callable[[Batch, dict[int, str]], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Feed the requests of a recording to a scheduler under the recording's clock; one dict per step.
+
+    `as_recorded` turns a processed batch into a step, given the requests' names by index.
+    """
+    by_index = {entry["idx"]: entry for entry in requests}
+    ids = {index: entry["id"] for index, entry in by_index.items()}
     followers: dict[str, list[tuple[float, int]]] = {}
     arrivals: list[tuple[float, int]] = []
-    for entry in requests:
-        index = entry["idx"]
-        ids[index] = entry["id"]
+    for index, entry in by_index.items():
         if "after" in entry:
             followers.setdefault(entry["after"]["id"], []).append((entry["after"]["delay"], index))
         else:
             arrivals.append((entry["arrival"], index))
-    by_index = {entry["idx"]: entry for entry in requests}
     heapq.heapify(arrivals)
     out: list[dict[str, Any]] = []
-    script = knobs.get("spec_accept") or [0]
+    script = config["config"].get("spec_accept") or [0]
 
     def acceptance(verification: int) -> int:
         return int(script[verification % len(script)])
@@ -163,7 +185,7 @@ def simulate_recording(config: dict[str, Any], requests: list[dict[str, Any]]) -
         entry = by_index[index]
         runs = tuple((int(s), int(o), int(n)) for s, o, n in entry["segments"])
         output = (int(entry["out_seg"]), 0, int(entry["output_len"]))
-        seq = Sequence(
+        return Sequence(
             index,
             entry["prompt_len"],
             entry["output_len"],
@@ -174,22 +196,13 @@ def simulate_recording(config: dict[str, Any], requests: list[dict[str, Any]]) -
             output_shared=True,
             acceptance=acceptance,
         )
-        return seq
 
     def finished(seq: Sequence, now_s: float) -> None:
         for delay, index in followers.get(ids[seq.index], ()):
             heapq.heappush(arrivals, (now_s + delay, index))
 
     def processed(batch: Batch) -> None:
-        assert batch.rows is not None
-        out.append(
-            {
-                "sched": [[ids[s.index], n, before] for s, n, before in batch.rows],
-                "hits": {ids[s.index]: hit for s, hit in batch.hits},
-                "preempted": [ids[s.index] for s in batch.preempted],
-                "free_blocks": batch.free_blocks,
-            }
-        )
+        out.append(as_recorded(batch, ids))
 
     replica = Replica(
         scheduler, RecordedClock(config["step_time"]), depth=depth, on_finish=finished, on_batch=processed
@@ -207,9 +220,13 @@ def simulate_recording(config: dict[str, Any], requests: list[dict[str, Any]]) -
 
 
 def compare(
-    name: str, engine: str, recorded: list[dict[str, Any]], steps: list[dict[str, Any]]
+    name: str,
+    engine: str,
+    recorded: list[dict[str, Any]],
+    steps: list[dict[str, Any]],
+    fields: tuple[str, ...] = ("sched", "preempted", "hits", "free_blocks"),
 ) -> dict[str, Any]:
-    """Compare step by step, by index, also after the first difference."""
+    """Compare `fields` step by step, by index, also after the first difference; steps too many are a difference."""
     equal = 0
     first: dict[str, Any] | None = None
     for number, want in enumerate(recorded):
@@ -218,7 +235,7 @@ def compare(
         if got is None:
             difference = {"what": "missing", "recorded": None, "simulated": None}
         else:
-            for what in ("sched", "preempted", "hits", "free_blocks"):
+            for what in fields:
                 expected = [row[:3] for row in want["sched"]] if what == "sched" else want[what]
                 if got[what] != expected:
                     difference = {"what": what, "recorded": expected, "simulated": got[what]}
@@ -227,4 +244,6 @@ def compare(
             equal += 1
         elif first is None:
             first = {"step": number, **difference}
+    if first is None and len(steps) > len(recorded):
+        first = {"step": len(recorded), "what": "steps", "recorded": len(recorded), "simulated": len(steps)}
     return {"name": name, "engine": engine, "steps": len(recorded), "equal": equal, "first_difference": first}

@@ -342,3 +342,10 @@ def test_the_command_may_not_serve_another_model() -> None:
     assert updates("vllm serve m") == {}
     assert updates("vllm serve /models/whatever") == {}
     assert updates("vllm serve other/x", model={"hidden_size": 1}) == {}
+
+
+@pytest.mark.parametrize("sizes", [[0, 8], [8, -4], "0 8"])
+def test_every_item_of_a_list_keeps_the_bounds(sizes: object) -> None:
+    with pytest.raises(InputError, match="must be at least 1"):
+        parse_engine_args("vllm", {"cudagraph_capture_sizes": sizes})
+    assert parse_engine_args("vllm", {"cudagraph_capture_sizes": [1, 8]}).values["cudagraph_capture_sizes"] == [1, 8]
