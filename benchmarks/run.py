@@ -1,6 +1,6 @@
 """CPU seconds and peak memory of whole runs, beside the stored baseline.
 
-    python benchmarks/run.py                every case
+    python benchmarks/run.py                every case but 10M, which takes a quarter of an hour
     python benchmarks/run.py S1 S2          these
     python benchmarks/run.py --store S1     put what was measured into baseline.json
 
@@ -68,6 +68,21 @@ def drawn(
     }
 
 
+def s1_kind(requests: int, rate: float) -> dict[str, Any]:
+    """Requests as those of S1: prompts N(512, 128), outputs N(128, 32) tokens, Poisson arrivals."""
+    return {
+        "arrivals": {"kind": "poisson", "rate": rate},
+        "prompt_tokens": {"kind": "normal", "mean": 512, "std": 128},
+        "output_tokens": {"kind": "normal", "mean": 128, "std": 32},
+        "requests": requests,
+    }
+
+
+def spread(replicas: int) -> Callable[[Path], dict[str, Any]]:
+    """One load over more and more replicas: what the router costs."""
+    return drawn(s1_kind(20_000, 160), replicas=replicas, router="least_requests")
+
+
 def million(folder: Path) -> dict[str, Any]:
     """Make a million requests of the kind of S1, in a process of its own: a child's peak is never below its parent's memory."""
     trace = folder / "million.parquet"
@@ -122,8 +137,14 @@ CASES = {
             engine_args={"max_model_len": 32768},
         ),
     ),
+    "replicas-8": Case("20,000 requests at 160/s, 8 replicas, least requests", spread(8)),
+    "replicas-64": Case("the same over 64 replicas", spread(64)),
+    "replicas-256": Case("the same over 256 replicas", spread(256)),
     "1M": Case("1,000,000 requests of S1's kind", million),
+    "10M": Case("10,000,000 requests of S1's kind, drawn", drawn(s1_kind(10_000_000, 7))),
 }
+LONG = ("10M",)
+"""Cases that run only when they are named: a quarter of an hour."""
 
 
 def measure(name: str, case: Case) -> tuple[float, float] | None:
@@ -169,7 +190,12 @@ def ratio(value: float, before: float | None) -> str:
 def main() -> int:
     """Run the cases named on the command line; 1 if one could not be run."""
     parser = argparse.ArgumentParser(description="CPU seconds and peak memory of whole runs")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}; all by default")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"of {', '.join(CASES)}; all but {', '.join(LONG)} by default",
+    )
     parser.add_argument("--store", action="store_true", help="put what was measured into baseline.json")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in CASES]
@@ -178,7 +204,7 @@ def main() -> int:
     stored = json.loads(BASELINE.read_text()) if BASELINE.exists() else {"cases": {}}
     print(f"{'case':14} {'CPU s':>8} {'ratio':>5} {'peak MB':>8} {'ratio':>5}  what")
     complete = True
-    for name in arguments.names or CASES:
+    for name in arguments.names or [name for name in CASES if name not in LONG]:
         measured = measure(name, CASES[name])
         if measured is None:
             complete = False

@@ -101,6 +101,8 @@ SECTIONS = (
     ("Scenario", "The scenario"),
     ("Deployment", "`deployment`"),
     ("Pool", "A pool"),
+    ("Speculative", "`speculative`"),
+    ("Offload", "`offload`"),
     ("WorkloadSpec", "`workload`"),
     ("ClassLoad", "A class"),
     ("PoissonArrivals", "Arrivals: `kind: poisson`"),

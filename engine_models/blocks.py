@@ -59,6 +59,7 @@ class MlpBlock:
     shared_intermediate : total width of the shared experts, 0 for none.
     shared_gate : the shared experts' output is gated by a hidden -> 1 projection.
     bias : biases of the projections.  router_bias : one bias an expert in the router.
+    router_fp32 : engines compute the router in float32, outside the tensor cores.
     """
 
     kind: MlpKind
@@ -72,6 +73,7 @@ class MlpBlock:
     shared_gate: bool = False
     bias: bool = False
     router_bias: bool = False
+    router_fp32: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,11 @@ from typing import Any
 
 from engine_models.blocks import Architecture
 from engine_models.parts.continuous import ContinuousRules, ContinuousScheduler
+from engine_models.parts.host_tier import HostTier
 from engine_models.parts.hybrid_kv import HybridKV
 from engine_models.parts.paged_kv import PagedKV
+from engine_models.parts.windowed import WindowedScheduler
+from engine_models.speculative import Speculation
 from engine_models.step_time import Formats, HostOverhead
 
 
@@ -29,11 +32,25 @@ class PoolRequest:
     data_parallel: int = 1
     expert_parallel: int = 1
     flags: dict[str, Any] = field(default_factory=dict)
+    speculation: Speculation | None = None
+    offload: HostMemory | None = None
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Host memory for KV blocks of one replica: bytes, and the rate of a copy to one device [byte/s]."""
+
+    capacity_bytes: int
+    link_bytes_per_s: float
+    stores_outputs: bool = False
 
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Bytes of one device: what the engine may use, what it needs besides the KV cache, what is left."""
+    """Bytes of one device: what the engine may use, what it needs besides the KV cache, what is left.
+
+    `draft_bytes` are the weights of a drafter (speculative decoding), beside `weight_bytes`.
+    """
 
     device_bytes: int
     usable_bytes: int
@@ -45,6 +62,7 @@ class MemoryBudget:
     kv_bytes_per_token: float
     block_bytes: int
     blocks: int
+    draft_bytes: int = 0
 
     @property
     def kv_tokens(self) -> int:
@@ -68,12 +86,16 @@ class EnginePlan:
     graph_sizes: tuple[int, ...]
     host: HostOverhead
     front_end_s: float
+    tokenise_token_s: float
     truncated_sampling: bool = False
     kv_windows: tuple[int | None, ...] = (None,)
     window_switches: dict[str, bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     overhead_sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    speculation: Speculation | None = None
+    offload: HostMemory | None = None
+    host_blocks: int = 0
 
     def scheduler(self, *, aggregate: bool = True, record_rows: bool = False) -> ContinuousScheduler:
         """Build a fresh scheduler with its KV cache."""
@@ -96,7 +118,19 @@ class EnginePlan:
                 max_model_len=self.rules.max_model_len,
                 **self.window_switches,
             )
-        return ContinuousScheduler(self.rules, kv, aggregate=aggregate, record_rows=record_rows)
+        host: HostTier | None = None
+        if self.offload is not None and self.host_blocks:
+            host = HostTier(
+                self.host_blocks,
+                self.block_tokens,
+                block_bytes=self.memory.block_bytes,
+                link_bytes_per_s=self.offload.link_bytes_per_s,
+                stores_outputs=self.offload.stores_outputs,
+            )
+        plain = host is None and aggregate and not record_rows
+        if isinstance(kv, HybridKV) and plain and WindowedScheduler.serves(self.rules):
+            return WindowedScheduler(self.rules, kv)
+        return ContinuousScheduler(self.rules, kv, aggregate=aggregate, record_rows=record_rows, host=host)
 
     def tokens_held(self) -> int:
         """Tokens of full attention that the KV cache of one replica holds at once."""

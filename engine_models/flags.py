@@ -204,7 +204,9 @@ def _typed(flag: Flag, shown: str, value: Any) -> Any:
         low = flag.low is not None and number < flag.low
         if low or (flag.high is not None and number > flag.high):
             bound = f"at least {flag.low:g}" if low else f"at most {flag.high:g}"
-            raise InputError(f"`{shown}` is {number:g}; it must be {bound}", where=shown, mend=f"give {bound}")
+            raise InputError(
+                f"`{shown}` is {number:g}; it must be {bound}", where=shown, mend=f"give {bound}"
+            )
     return read
 
 
@@ -283,6 +285,10 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 # Commands -------------------------------------------------------------------------------------------------
 
+_ENVIRONMENT_KEYS = {"VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1": "; write activations: fp8 in the pool"}
+"""Environment settings that a key of the pool states, with the words that say so (vLLM 0.15, `mxfp4.py`: on Blackwell
+experts in mxfp4 keep bf16 activations unless this is set)."""
+
 _REDIRECTION = re.compile(r"\s[0-9]?>>?\s*(&[0-9]|[^\s&|;]+)")
 _ENDS_COMMAND = re.compile(r"[;&|]+")
 _NUMBER = re.compile(r"-[0-9.]+")
@@ -313,7 +319,10 @@ class _Command:
         for word in before:
             named = re.match(rf"({self.table.engine.upper()}_[A-Z0-9_]+)=", word)
             if named:
-                self.found.warnings.append(f"environment variable {named[1]} is not modelled and was ignored")
+                instead = _ENVIRONMENT_KEYS.get(word, "")
+                self.found.warnings.append(
+                    f"environment variable {named[1]} is not modelled and was ignored{instead}"
+                )
         self.arguments(arguments)
         model = self.found.values.pop("model", None) or self.model
         return EngineFlags(self.found.values, model, self.found.warnings)
@@ -468,6 +477,7 @@ _VLLM_MODELLED: dict[str, Flag] = {
     "max_cpu_loras": Flag("int", None, low=1),
     "kv_offloading_size": Flag("float", None, low=0.0),
     "kv_offloading_backend": Flag("str", "native", choices=("native", "lmcache")),
+    "kv_transfer_config": Flag("json", None),
 }
 
 # Of the flags below the simulation reads none; each group is named by the number of values its flags take.
@@ -513,7 +523,7 @@ _UNMODELLED_VALUES = """
     data_parallel_size_local data_parallel_start_rank dbo_decode_token_threshold dbo_prefill_token_threshold
     dcp_comm_backend dcp_kv_cache_interleave_size decode_context_parallel_size default_mm_loras device
     ec_transfer_config eplb_config expert_placement_strategy gdn_prefill_backend guided_decoding_backend
-    hf_overrides ir_op_priority kernel_config kv_events_config kv_transfer_config limit_mm_per_prompt
+    hf_overrides ir_op_priority kernel_config kv_events_config limit_mm_per_prompt
     logits_processors lora_dtype lora_extra_vocab_size mamba_backend mamba_block_size mamba_cache_dtype
     mamba_cache_mode mamba_cache_philox_rounds mamba_ssm_cache_dtype max_long_partial_prefills
     max_num_active_seqs max_num_partial_prefills max_num_queued_reqs max_num_queued_tokens
@@ -556,6 +566,73 @@ _KV_FORMATS = {"auto": None, "fp8_inc": "fp8", "fp8_ds_mla": "fp8"}
 
 def _kv_format(value: str) -> str | None:
     return _KV_FORMATS[value] if value in _KV_FORMATS else format_named(value, where="kv_cache_dtype").name
+
+
+SPECULATIVE_KEYS = {
+    "method": "method",
+    "model": "model",
+    "num_speculative_tokens": "num_speculative_tokens",
+    "draft_tensor_parallel_size": "draft_tensor_parallel_size",
+    "quantization": "weights",
+    "synthetic_acceptance_rates": "acceptance_rates",
+    "synthetic_acceptance_length": "acceptance_rates",
+}
+"""Keys of vLLM's ``--speculative-config`` that are simulated -> keys of a pool's `speculative`."""
+
+SPECULATIVE_HARMLESS = (
+    "prompt_lookup_max",
+    "prompt_lookup_min",
+    "revision",
+    "code_revision",
+    "draft_load_config",
+    "rejection_sample_method",
+    "draft_sample_method",
+    "attention_backend",
+    "moe_backend",
+    "hf_overrides",
+)
+"""Keys of it that change nothing that is predicted here: what they change is the acceptance, which is given."""
+
+
+def speculative_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a ``--speculative-config`` as a pool's `speculative` settings.
+
+    ``synthetic_acceptance_length`` L is spread over the positions as vLLM spreads it: the first floor(L) - 1 drafts are
+    always accepted, the next with the rest as its probability (`SpeculativeConfig._acceptance_length_to_rates`).
+    """
+    found = {
+        SPECULATIVE_KEYS[key]: value
+        for key, value in config.items()
+        if key in SPECULATIVE_KEYS and value is not None
+    }
+    if "weights" in found:
+        found["weights"] = _QUANTIZED_WEIGHTS.get(str(found["weights"]), found["weights"])
+    length, tokens = config.get("synthetic_acceptance_length"), config.get("num_speculative_tokens")
+    if length is not None:
+        if (
+            not isinstance(length, int | float)
+            or not isinstance(tokens, int)
+            or not 1 <= length <= tokens + 1
+        ):
+            raise InputError(
+                f"synthetic_acceptance_length {length} is not between 1 and 1 + num_speculative_tokens",
+                where="speculative_config",
+                mend="give the mean number of tokens a verification yields, the model's own included",
+            )
+        found["acceptance_rates"] = [min(1.0, max(0.0, length - 1 - i)) for i in range(tokens)]
+    return found
+
+
+def offload_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return a ``--kv-transfer-config`` as a pool's `offload` settings; None for connectors other than the native offload.
+
+    Its size stands in ``kv_connector_extra_config.cpu_bytes_to_use``, in bytes.
+    """
+    extra = config.get("kv_connector_extra_config")
+    size_bytes = extra.get("cpu_bytes_to_use") if isinstance(extra, Mapping) else None
+    if config.get("kv_connector") != "OffloadingConnector" or not isinstance(size_bytes, int | float):
+        return None
+    return {"kv_offloading_size": size_bytes / (1 << 30)} if size_bytes > 0 else None
 
 
 def _vllm_launched(words: list[str]) -> list[str] | None:
@@ -624,14 +701,16 @@ VLLM = FlagTable(
         "enable_expert_parallel": ("expert_parallel", lambda v: v),
         "quantization": ("weights", _QUANTIZED_WEIGHTS.get),
         "kv_cache_dtype": ("kv_cache", _kv_format),
-        "speculative_config": ("speculative", lambda v: v),
+        "speculative_config": ("speculative", speculative_settings),
         "num_speculative_tokens": ("speculative", lambda v: {"num_speculative_tokens": v}),
         "enable_lora": ("lora", lambda v: {"enable_lora": True} if v else None),
         "kv_offloading_size": ("offload", lambda v: {"kv_offloading_size": v} if v else None),
+        "kv_transfer_config": ("offload", offload_settings),
     },
     launched=_vllm_launched,
     launch_example="vllm serve MODEL --flag value",
 )
+
 
 def table_of(engine: str) -> FlagTable | None:
     """Return the flags of an engine, named with or without a version; None for an engine without a table."""
@@ -641,6 +720,8 @@ def table_of(engine: str) -> FlagTable | None:
 
         return SGLANG
     return {"vllm": VLLM}.get(name)
+
+
 """Flag tables by engine name."""
 
 
@@ -676,6 +757,9 @@ def reconcile(
         if wanted is None:
             continue
         present = updates.get(key, pool[key])
+        if key in ("speculative", "offload"):
+            updates[key] = _merged(flag, key, present, wanted)
+            continue
         if (key in given or key in updates) and not _same(key, present, wanted):
             raise InputError(
                 f"flag `{flag}` ({_word(value)}) contradicts the pool's key `{key}` ({_word(present)})",
@@ -687,6 +771,28 @@ def reconcile(
     _check_dtype(pool, flags, given)
     _check_model(flags, model)
     return {key: value for key, value in updates.items() if pool[key] != value}
+
+
+def _merged(
+    flag: str, key: str, present: Mapping[str, Any] | None, wanted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings of a pool's key and of a flag together: what one leaves out the other may say."""
+    merged = {name: value for name, value in (present or {}).items() if value is not None}
+    for name, value in wanted.items():
+        if name in merged and merged[name] != value and tuple_of(merged[name]) != tuple_of(value):
+            raise InputError(
+                f"flag `{flag}` ({name}: {_word(value)}) contradicts the pool's key `{key}` "
+                f"({name}: {_word(merged[name])})",
+                where=flag,
+                mend="remove one of the two",
+            )
+        merged.setdefault(name, value)
+    return merged
+
+
+def tuple_of(value: Any) -> Any:
+    """A list as a tuple, anything else as it is: YAML reads lists, the schema keeps tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _same(key: str, present: Any, wanted: Any) -> bool:

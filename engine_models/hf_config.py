@@ -29,6 +29,7 @@ class Family:
 
     position_offset : rows of the learned position table beyond the context.
     defaults : config keys the family may leave out.
+    router_fp32 : engines compute the router in float32.
     """
 
     gated: bool = True
@@ -44,6 +45,7 @@ class Family:
     learned_positions: bool = False
     position_offset: int = 0
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    router_fp32: bool = False
 
 
 _LAYER_NORM = Family(gated=False, norm_bias=True, qkv_bias=True, out_bias=True, mlp_bias=True)
@@ -74,7 +76,7 @@ FAMILIES: dict[str, Family] = {
     "chatglm": Family(qkv_bias=True),
     "glm4": Family(qkv_bias=True, norms_per_layer=4),
     "glm4_moe": Family(qkv_bias=True),
-    "minimax_m2": Family(qk_norm="full"),
+    "minimax_m2": Family(qk_norm="full", router_fp32=True),
     "olmo": Family(norms_per_layer=0, final_norms=0),
     "olmo2": Family(qk_norm="full"),
     "olmoe": Family(qk_norm="full"),
@@ -392,6 +394,7 @@ def _mlps(read: _Reader, family: Family, model_type: str) -> list[MlpBlock]:
         shared_gate=model_type in ("qwen2_moe", "qwen3_next"),
         bias=bias,
         router_bias=score_bias or model_type == "gpt_oss",
+        router_fp32=family.router_fp32,
     )
     is_moe = _moe_layers(read, model_type, layers)
     if all(is_moe):

@@ -14,7 +14,8 @@ from typing import Any
 from engine_models.step_time import HostOverhead
 
 FOLDER = Path(__file__).parent / "overheads"
-NAMES = ("front_end_s", "step_s", "row_s", "device_step_s", "device_layer_s", "sort_step_s", "sort_bytes_per_logit")
+NAMES = ("step_s", "row_s", "device_step_s", "device_layer_s", "sort_step_s", "sort_bytes_per_logit", "launch_s")
+FRONT_END = ("front_end_s", "tokenise_token_s")
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,15 @@ class Overheads:
 
     host: HostOverhead
     front_end_s: float
+    tokenise_token_s: float
     provenance: dict[str, dict[str, Any]]
 
 
 def overheads_from(values: dict[str, float], provenance: dict[str, dict[str, Any]]) -> Overheads:
     """Assemble from values by name."""
-    host = {name: values.get(name, 0.0) for name in NAMES if name != "front_end_s"}
-    return Overheads(HostOverhead(**host), values.get("front_end_s", 0.0), provenance)
+    host = {name: values.get(name, 0.0) for name in NAMES}
+    before = {name: values.get(name, 0.0) for name in FRONT_END}
+    return Overheads(HostOverhead(**host), **before, provenance=provenance)
 
 
 @lru_cache(maxsize=8)

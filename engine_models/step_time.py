@@ -5,6 +5,13 @@ A step is the sum over the operations of the layer stack on one rank, each timed
     step = sum over layers ( linear layers(m) + experts(m) + attention + collectives(m) + norms, rotary, activation(m) )
            + LM head(rows) + sampling(rows) + the device's fixed cost of a step
 
+and, where no CUDA graph holds the batch (it has more tokens than the largest graph, or nothing is captured), no less than the
+host takes to launch the operations one by one:
+
+    step >= launches * host.launch_s
+
+(with `host.prefill_launch_s` for steps that prefill, where graphs hold decode steps only).
+
 m is the number of tokens in the step after CUDA-graph padding, rows the number of sequences that yield a token. Attention is
 taken apart: decode rows by their number and their mean context (unequal lengths cost about the mean, see
 docs/background/step_time.md), each prefill chunk by its new and prior tokens.
@@ -25,6 +32,7 @@ from engine_models.architecture import format_of_part, gemm_shapes, moe_shapes, 
 from engine_models.blocks import Architecture
 from engine_models.formats import Format
 from engine_models.parts.batch import Batch
+from hardware_profiles.errors import PlanError
 from hardware_profiles.kernel_model import KernelModel
 
 FloatArray = NDArray[np.float64]
@@ -41,6 +49,9 @@ class HostOverhead:
     device_layer_s : device time per layer that no kernel table holds (gaps between kernels of a layer).
     sort_step_s : device time of a truncated (top-p, top-k) sampler whatever its rows: a chain of uncaptured kernels.
     sort_bytes_per_logit : memory traffic of a truncated sampler per logit.
+    launch_s : host time to launch one operation that no CUDA graph holds. Launches queue up ahead of the device, so a step
+        takes the longer of the two sums (not the sum of the longer ones).
+    prefill_launch_s : the same for steps with prefill rows, of an engine whose CUDA graphs hold decode steps only.
     """
 
     step_s: float
@@ -49,6 +60,18 @@ class HostOverhead:
     device_layer_s: float = 0.0
     sort_step_s: float = 0.0
     sort_bytes_per_logit: float = 0.0
+    launch_s: float = 0.0
+    prefill_launch_s: float = 0.0
+
+
+#: Operations of a layer beside its linear layers, normalisations and collectives: rotary embedding, cache write, attention.
+ATTENTION_LAUNCHES = 3
+#: Launches that the experts of a layer cost the host, counted in plain operations: selection (2), alignment of rows to experts
+#: (4), two grouped products, activation, sum; a Triton kernel, which is launched from Python, takes the time of about five.
+#: kind: fitted, 2026-11, source: one run of Mixtral-8x7B on H100, vLLM 0.13 without CUDA graphs (LLMServingSim 2.0 artifact).
+EXPERT_LAUNCHES = 17
+#: Share of the float32 rate of the CUDA cores that a tall, narrow product reaches. kind: assumed, 2026-11.
+FP32_EFFICIENCY = 0.7
 
 
 @dataclass(frozen=True)
@@ -101,10 +124,16 @@ class StepTimeModel:
     formats : of weights, activations and KV cache.
     tensor_parallel, pipeline_parallel, expert_parallel : of the replica. With a pipeline the times are those of
         its slowest stage.
-    graph_sizes : CUDA-graph sizes in tokens; a batch is padded up to the next one, above the last it is not.
+    graph_sizes : CUDA-graph sizes in tokens; a batch is padded up to the next one, above the last it is not. Empty: nothing is
+        captured, every operation is launched by the host.
     max_step_tokens, max_rows, max_context_tokens : the range to tabulate.
     host : overheads of the engine.
     truncated_sampling : whether requests are sampled with top-p or top-k, which sorts the logits.
+    query_tokens, sampled_tokens : tokens of a decoding row that are computed, and that logits are made of, in a step (with
+        speculative decoding one more than its drafts). The attention of several queries of a row reads its KV once: it is
+        priced as that of as many times the query heads.
+    sample_bytes_per_logit : memory traffic of plain sampling; five passes in float32 (convert, penalties, softmax, draw, arg
+        max).
     """
 
     def __init__(
@@ -122,24 +151,38 @@ class StepTimeModel:
         max_rows: int = 1024,
         max_context_tokens: int = 131072,
         truncated_sampling: bool = False,
+        query_tokens: int = 1,
+        sampled_tokens: int = 1,
+        sample_bytes_per_logit: float = 20.0,
     ) -> None:
         self.host = host
+        self._query_tokens = query_tokens
+        self._samples_drafts = sampled_tokens > 1
+        self._sample_bytes_per_logit = sample_bytes_per_logit
         self._kernels = kernels
         self._formats = formats
         self._tp = tensor_parallel
         self._ep = expert_parallel
         self.stages = stages(arch, pipeline_parallel)
         self._stage = max(self.stages, key=lambda s: s.layers)
+        self._graph_tokens = max((size for size in graph_sizes if size <= max_step_tokens), default=0)
+        self._launches_s = host.launch_s * self.launches()
+        self._launches_prefill_s = host.prefill_launch_s * self.launches()
         self._tabulate_linear(graph_sizes, max_step_tokens)
-        self._tabulate_rows(arch, max_rows, truncated_sampling)
+        self._tabulate_rows(arch, max_rows * sampled_tokens, truncated_sampling)
         self._tabulate_decode(max_rows, max_context_tokens)
         self._tabulate_prefill(max_step_tokens, max_context_tokens)
 
     # -- tables ---------------------------------------------------------------------------------------------
 
     def weights_format(self, part: str) -> str:
-        """Format in which the kernel of a part runs (its weights', or bf16 where the checkpoint keeps that)."""
+        """Format in which the kernel of a part runs (its weights', or bf16 where the checkpoint keeps that).
+
+        Experts in mxfp4 multiply in bf16, or in fp8 where the activations are quantised to it.
+        """
         fmt = format_of_part(self._stage, self._formats.weights, part)
+        if fmt.name == "mxfp4" and part == "experts" and self._formats.activations.compute == "fp8":
+            return "w4a8_mxfp4_mxfp8"
         return "bf16" if fmt.name in ("fp16", "bf16", "fp32") else fmt.name
 
     def parts_s(self, m: IntArray) -> dict[str, FloatArray]:
@@ -151,9 +194,12 @@ class StepTimeModel:
         def add(name: str, values: FloatArray) -> None:
             out[name] = out.get(name, np.zeros(len(m))) + values
 
+        in_fp32 = any(mlp.router_fp32 for mlp in stage.mlp)
         for gemm in gemm_shapes(stage, tp, self._ep):
             if gemm.per == "token":
                 times = kernels.gemm_s(self.weights_format(gemm.part), m, gemm.n, gemm.k)
+                if gemm.part == "router" and in_fp32:
+                    times = self._fp32_gemm_s(times, m, gemm.n, gemm.k)
                 add("linear layers", gemm.layers * times)
         for moe in moe_shapes(stage, tp, self._ep):
             times = kernels.moe_s(
@@ -175,6 +221,12 @@ class StepTimeModel:
         for block in stage.attention:
             rotary = np.asarray(m, dtype=np.float64) * 2.0 * (block.heads // tp + max(1, block.kv_heads // tp)) * block.head_dim
             add("rotary", block.layers * kernels.elementwise_s(2.0 * rotary))
+            if block.qk_norm == "head":  # reads and writes q and k
+                add("norms", block.layers * kernels.elementwise_s(2.0 * rotary))
+            elif block.qk_norm == "full":  # variances over all heads: one kernel to sum, one to scale
+                add("norms", block.layers * (kernels.elementwise_s(rotary) + kernels.elementwise_s(2.0 * rotary)))
+                if tp > 1:  # the heads are split, so the sums of q and of k (float32 each) are reduced over the ranks
+                    add("collectives", block.layers * kernels.all_reduce_s(tp, 8.0 * m))
         for mlp in stage.mlp:
             if mlp.kind == "dense":
                 act = np.asarray(m, dtype=np.float64) * 2.0 * max(1, mlp.intermediate // tp)
@@ -185,6 +237,33 @@ class StepTimeModel:
             add("pipeline hop", kernels.p2p_s(width))
         add("gaps", np.full(len(m), stage.layers * self.host.device_layer_s))
         return out
+
+    def _fp32_gemm_s(self, in_bf16_s: FloatArray, m: IntArray, n: int, k: int) -> FloatArray:
+        """Time of a linear layer in float32: the input is converted, and the CUDA cores do the arithmetic.
+
+        Never less than the same layer takes in bf16 (launch, memory).
+        """
+        arithmetic = 2.0 * m * n * k / (FP32_EFFICIENCY * self._fp32_rate())
+        total_s: FloatArray = self._kernels.elementwise_s(6.0 * m * k) + np.maximum(in_bf16_s, arithmetic)
+        return total_s
+
+    def _fp32_rate(self) -> float:
+        """FLOP/s of the device in float32; a fifteenth of bf16 where unknown (A100 and H100: 1/16 and 1/15; datasheets)."""
+        from hardware_profiles.device import load_device
+
+        try:
+            known = load_device(self._kernels.device).peak_flops_per_s.get("fp32")
+        except PlanError:
+            known = None
+        return known.value if known is not None else self._kernels.peaks.rate("bfloat16") / 15.0
+
+    def launches(self) -> int:
+        """Operations that the host launches in a step of a stage without CUDA graphs."""
+        stage = self._stage
+        found = sum(gemm.layers for gemm in gemm_shapes(stage, self._tp, self._ep) if gemm.per == "token")
+        found += stage.norms_per_layer * stage.layers + (2 * stage.layers if self._tp > 1 else 0)
+        found += sum(block.layers * (ATTENTION_LAUNCHES + 2 * (block.qk_norm != "none")) for block in stage.attention)
+        return found + sum(mlp.layers * (EXPERT_LAUNCHES if mlp.kind == "moe" else 1) for mlp in stage.mlp)
 
     def _tabulate_linear(self, graph_sizes: tuple[int, ...], max_tokens: int) -> None:
         sizes = np.array([s for s in graph_sizes if s <= max_tokens] or [0], dtype=np.int64)
@@ -207,8 +286,7 @@ class StepTimeModel:
         for gemm in gemm_shapes(self.stages[-1], self._tp, self._ep):
             if gemm.per == "sequence":
                 total += gemm.layers * self._kernels.gemm_s(self.weights_format(gemm.part), rows, gemm.n, gemm.k)
-        # sampling reads the logits in float32 about five times (convert, penalties, softmax, draw, arg max)
-        total += self._kernels.elementwise_s(5.0 * 4.0 * logits)
+        total += self._kernels.elementwise_s(self._sample_bytes_per_logit * logits)
         if sorts:
             total += self.host.sort_step_s
             total += self._kernels.elementwise_s(self.host.sort_bytes_per_logit * logits)
@@ -228,7 +306,7 @@ class StepTimeModel:
         for block in self._stage.attention:
             if block.kind == "linear":
                 continue
-            heads = max(1, block.heads // self._tp)
+            heads = max(1, block.heads // self._tp) * self._query_tokens
             if block.kind == "mla":
                 total += block.layers * self._kernels.mla_decode_s("bf16", kv_fmt, heads, batch, context)
                 continue
@@ -305,10 +383,12 @@ class StepTimeModel:
     def batch_s(self, batch: Batch) -> tuple[float, float]:
         """Device seconds of a batch, and the part attributed to its prefill rows."""
         rows = batch.decode_rows
+        sampled = batch.decode_tokens if self._samples_drafts else rows
         attention = self._decode_table(rows).at(float(batch.decode_kv_tokens)) if rows else 0.0
         linear = self._linear_s[batch.tokens]
+        least = self._least_s(batch.tokens)
         if not batch.prefill:
-            return linear + self._rows_s[rows] + attention, 0.0
+            return max(linear + self._rows_s[sampled] + attention, least), 0.0
         prefill = 0.0
         floor = self._prefill_floor_s
         for new, prior in batch.prefill:
@@ -316,20 +396,25 @@ class StepTimeModel:
         if not rows:
             prefill += floor
         share = (batch.tokens - batch.decode_tokens) / batch.tokens
-        device = linear + self._rows_s[rows + len(batch.prefill)] + attention + prefill
-        return device, linear * share + prefill
+        device = linear + self._rows_s[sampled + len(batch.prefill)] + attention + prefill
+        return max(device, least, self._launches_prefill_s), linear * share + prefill
+
+    def _least_s(self, tokens: int) -> float:
+        """Host time to launch the operations of a batch one by one; 0 where a CUDA graph holds it."""
+        return 0.0 if tokens <= self._graph_tokens else self._launches_s
 
     def decode_run_s(self, rows: int, kv_tokens: int, steps: int) -> FloatArray:
         """Device seconds of `steps` pure decode steps; the first attends to `kv_tokens`, each next to `rows` more."""
         attended = (kv_tokens + rows * np.arange(steps)).astype(np.float64)
         fixed = self._linear_s[rows] + self._rows_s[rows]
-        return fixed + self._decode_table(rows).over(attended)
+        return np.maximum(fixed + self._decode_table(rows).over(attended), self._least_s(rows))
 
     def decode_few_s(self, rows: int, kv_tokens: int, steps: int) -> list[float]:
         """`decode_run_s` as plain numbers, equal to the last bit: quicker for few steps."""
         table = self._decode_table(rows)
         nodes, values, slopes = table.nodes, table.values, table.slopes
         fixed = self._linear_s[rows] + self._rows_s[rows]
+        least = self._least_s(rows)
         x = float(kv_tokens)
         i = max(bisect_right(nodes, x) - 1, 0)
         last = len(nodes) - 1
@@ -337,7 +422,8 @@ class StepTimeModel:
         for _ in range(steps):
             while i < last and x >= nodes[i + 1]:
                 i += 1
-            out.append(fixed + (values[i] + slopes[i] * (x - nodes[i])))
+            device = fixed + (values[i] + slopes[i] * (x - nodes[i]))
+            out.append(device if device > least else least)
             x += rows
         return out
 

@@ -11,13 +11,16 @@ against recordings of the real scheduler (`capacity-plan validate schedules`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from engine_models.architecture import KvGroup, kv_groups, mla_absorbed_bytes_per_rank, weight_bytes_per_rank
 from engine_models.blocks import Architecture
 from engine_models.declaration import EnginePlan, MemoryBudget, PoolRequest
+from engine_models.flags import SPECULATIVE_HARMLESS, SPECULATIVE_KEYS, offload_settings
 from engine_models.overheads import load_overheads
 from engine_models.parts.batch import ContinuousRules
 from engine_models.sampling import truncates
+from engine_models.speculative import ON_DEVICE, summary_note
 from hardware_profiles.errors import InfeasibleError, InputError
 
 GIB = 1 << 30
@@ -49,6 +52,7 @@ class Version:
     capped_window_admission: bool = True
     windows_free_processed: bool = True
     sparse_windows: bool = True
+    offloads_outputs: bool = False  # blocks of generated tokens go to the host too
 
 
 NEWEST = Version("0.33.0")
@@ -71,6 +75,7 @@ _V19 = replace(
     gpu_memory_utilization=0.90,
     graph_memory_counts=False,
     capped_window_admission=False,
+    offloads_outputs=True,
 )
 _V15 = replace(_V19, name="0.15.1", reserve_full_prompt=False)
 _V14 = replace(_V15, name="0.14.1")
@@ -112,10 +117,16 @@ def version_of(text: str | None) -> Version:
     return max(fits, key=lambda v: tuple(int(p) for p in v.name.split(".")))
 
 
-def graph_sizes(version: Version, max_num_seqs: int, max_num_batched_tokens: int) -> tuple[int, ...]:
-    """CUDA-graph sizes in tokens: 1, 2, 4, then steps of 8 below 256 and of 16 (8 in 0.11) above."""
-    top = min(2 * max_num_seqs, 512, max_num_batched_tokens)
+def graph_sizes(
+    version: Version, max_num_seqs: int, max_num_batched_tokens: int, row_tokens: int = 1
+) -> tuple[int, ...]:
+    """CUDA-graph sizes in tokens: 1, 2, 4, then steps of 8 below 256 and of 16 (8 in 0.11) above.
+
+    With drafts a decoding row has `row_tokens` tokens, and the sizes rounded up to whole rows are captured too.
+    """
+    top = min(2 * max_num_seqs * row_tokens, 512, max_num_batched_tokens)
     sizes = {1, 2, 4, *range(8, 256, 8), *range(256, 513, version.graph_step_above_256), max_num_seqs}
+    sizes |= {-(-size // row_tokens) * row_tokens for size in sizes}
     return tuple(sorted(s for s in sizes if s <= top))
 
 
@@ -215,15 +226,26 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             mend="raise it, lower max_model_len, or leave chunked prefill on",
         )
     rows = min(rows, tokens)
-    asynchronous = flags.get("async_scheduling")
-    if asynchronous is None:
-        asynchronous = version.async_scheduling and pp == 1
+    drafts = request.speculation
+    asynchronous = _asynchronous(version, request)
     block_tokens = int(flags.get("block_size") or _block_tokens(arch, request.device_name))
+    if block_tokens % KERNEL_BLOCK_TOKENS:
+        raise InputError(
+            f"block_size {block_tokens}: no attention backend of vLLM takes it, only multiples of {KERNEL_BLOCK_TOKENS}",
+            where="deployment.engine_args.block_size",
+            mend=f"write {max(1, round(block_tokens / KERNEL_BLOCK_TOKENS)) * KERNEL_BLOCK_TOKENS}, or leave block_size out",
+        )
     eager = bool(flags.get("enforce_eager", False))
     given = flags.get("cudagraph_capture_sizes")
-    sizes = () if eager else tuple(sorted(int(s) for s in given)) if given else graph_sizes(version, rows, tokens)
+    row_tokens = 1 + (drafts.tokens if drafts else 0)
+    sizes = () if eager else tuple(sorted(map(int, given))) if given else graph_sizes(version, rows, tokens, row_tokens)
     if eager:
-        warnings.append("enforce_eager: the launch time of kernels outside CUDA graphs is not modelled; step times are too short")
+        notes.append("enforce_eager: a step takes no less than the host needs to launch its operations one by one")
+    transfer = flags.get("kv_transfer_config")
+    if transfer and offload_settings(transfer) is None:
+        warnings.append(
+            "vllm flag `kv_transfer_config` is modelled for OffloadingConnector with cpu_bytes_to_use only and was ignored"
+        )
     if int(flags.get("stream_interval") or 1) > 1:
         warnings.append("stream_interval: tokens are shown as they are made, not in chunks")
     sorts = str(flags.get("generation_config") or "auto") != "vllm" and truncates(arch.name)
@@ -238,7 +260,27 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         watermark = 0.0
     groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
     windows, block_bytes = kv_layout(groups, max_model_len, block_tokens)
+    if drafts is not None:
+        block_bytes += drafts.kv_bytes_per_token() * block_tokens
+        notes += [summary_note(drafts), *drafts.notes]
+        warnings += _unread_settings(flags.get("speculative_config") or {})
     memory = _memory(request, version, tokens, rows, block_bytes, len(sizes))
+    offload = request.offload
+    if offload is not None:
+        _check_offload(flags, windows)
+        offload = replace(offload, stores_outputs=version.offloads_outputs)
+    host_blocks = offload.capacity_bytes // (block_bytes * tp * pp) if offload else 0
+    if offload is not None:
+        if not host_blocks:
+            raise InputError(
+                f"{offload.capacity_bytes:,} bytes of host memory hold less than one block of {block_bytes * tp * pp:,}",
+                where="deployment.offload.kv_offloading_size",
+                mend="give gibibytes, such as kv_offloading_size: 64",
+            )
+        notes.append(
+            f"KV offload: {host_blocks:,} blocks in host memory, copied at {offload.link_bytes_per_s / 1e9:g} GB/s a device "
+            "beside the computation (assumed: the link's full rate, none of it taken by others)"
+        )
     override = flags.get("num_gpu_blocks_override")
     blocks = int(override) if override else memory.blocks
     full_groups = max(1, sum(window is None for window in windows))
@@ -269,6 +311,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         reserve_full_prompt=bool(flags.get("scheduler_reserve_full_isl", True)) and version.reserve_full_prompt,
         watermark=watermark,
         pipelined=pp > 1,
+        speculative_tokens=drafts.tokens if drafts else 0,
+        lookahead_tokens=drafts.lookahead_tokens if drafts else 0,
     )
     overheads = load_overheads("vllm")
     notes.append(f"vLLM {version.name}: {tokens} tokens and {rows} rows a step, {blocks} blocks of {block_tokens} tokens")
@@ -287,11 +331,68 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         graph_sizes=sizes,
         host=overheads.host,
         front_end_s=overheads.front_end_s,
+        tokenise_token_s=overheads.tokenise_token_s,
         truncated_sampling=sorts,
         notes=tuple(notes),
         overhead_sources=overheads.provenance,
         warnings=tuple(warnings),
+        speculation=drafts,
+        offload=offload,
+        host_blocks=host_blocks,
     )
+
+
+def _check_offload(flags: dict[str, Any], windows: tuple[int | None, ...]) -> None:
+    """Refuse KV offload where it is not modelled or cannot be."""
+    if not flags.get("enable_prefix_caching", True):
+        raise InputError(
+            "KV offload finds blocks by the hashes of the prefix cache, which is off",
+            where="deployment.engine_args.enable_prefix_caching",
+            mend="leave prefix caching on, or offload out",
+        )
+    if windows != (None,):
+        raise InputError(
+            "KV offload for models with sliding windows is not modelled yet",
+            where="deployment.offload",
+            mend="remove `deployment.offload`",
+        )
+    if flags.get("kv_offloading_backend", "native") != "native":
+        raise InputError(
+            f"KV offload by {flags['kv_offloading_backend']} is not modelled, only vLLM's native connector",
+            where="deployment.engine_args.kv_offloading_backend",
+            mend="leave the flag out",
+        )
+
+
+def _asynchronous(version: Version, request: PoolRequest) -> bool:
+    """Whether batches are scheduled ahead; InputError for what vLLM refuses beside drafts."""
+    asked, pp, drafts = request.flags.get("async_scheduling"), request.pipeline_parallel, request.speculation
+    if drafts is not None and pp > 1:
+        raise InputError(
+            "vLLM does not draft across pipeline stages",
+            where="deployment.pipeline_parallel",
+            mend="use tensor_parallel instead, or leave speculative decoding out",
+        )
+    able = drafts is None or drafts.method in ON_DEVICE
+    if asked and not able:
+        assert drafts is not None
+        raise InputError(
+            f"async_scheduling does not go with {drafts.method} drafts: they are made from tokens that the host must see first",
+            where="deployment.engine_args.async_scheduling",
+            mend=f"leave it out, or draft with one of {', '.join(ON_DEVICE)}",
+        )
+    return bool(asked) if asked is not None else version.async_scheduling and pp == 1 and able
+
+
+def _unread_settings(config: dict[str, Any]) -> list[str]:
+    """Warnings on keys of ``--speculative-config`` that are not simulated."""
+    unread = [key for key in config if key not in SPECULATIVE_KEYS and key not in SPECULATIVE_HARMLESS]
+    return [f"speculative_config `{key}` is not modelled and was ignored" for key in unread]
+
+
+KERNEL_BLOCK_TOKENS = 16
+"""Tokens of a KV block come in multiples of this: every attention backend of vLLM on CUDA and ROCm asks for it, and the engine
+does not start with another (datasheet: vLLM pull requests 36241 and 41363, 2026)."""
 
 
 def _block_tokens(arch: Architecture, device_name: str) -> int:
@@ -320,16 +421,19 @@ def _memory(
     other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp * pp > 1 else 0))
     graph = int(GRAPH_BYTES_PER_SIZE * graphs) if version.graph_memory_counts else 0
     groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
-    per_token = sum(group.bytes_per_token_per_rank for group in groups)
+    drafter = request.speculation
+    draft_weights = drafter.weight_bytes() if drafter else 0
+    per_token = sum(group.bytes_per_token_per_rank for group in groups) + (drafter.kv_bytes_per_token() if drafter else 0)
     block = block_bytes
-    kv = usable - weights - activations - other - graph
+    kv = usable - weights - draft_weights - activations - other - graph
     verbatim = flags.get("kv_cache_memory_bytes")
     if verbatim:
         kv = int(verbatim)
-    if kv < block or usable < weights:
-        lack = weights + activations + other + graph + block - usable
+    if kv < block or usable < weights + draft_weights:
+        besides = draft_weights + activations + other + graph
+        lack = weights + besides + block - usable
         raise InfeasibleError(
-            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(activations + other + graph) / 1e9:.1f} GB "
+            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {besides / 1e9:.1f} GB "
             f"besides, of {usable / 1e9:.1f} GB usable ({share:.0%} of {request.device_memory_bytes / 1e9:.1f} GB); "
             f"{lack / 1e9:.1f} GB too much on each of {tp * pp} devices",
             where="deployment",
@@ -346,4 +450,5 @@ def _memory(
         kv_bytes_per_token=per_token,
         block_bytes=block,
         blocks=kv // block,
+        draft_bytes=draft_weights,
     )

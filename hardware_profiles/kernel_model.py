@@ -59,6 +59,16 @@ MOE_SPIKE = 1.05
 #: all-reduce curves at 2 kB of A100, H100, H200, B200 (4.6 us, 42 curves). unit: s, kind: fitted, 2026-11.
 GRAPH_FLOOR_S = 4.6e-6
 
+#: A table whose launch floor is this many times the least of the same GPU, operation and format was bound by the
+#: host that launched it, not by the device (serving only). unit: 1, kind: assumed, 2026-11; floors of tables taken in
+#: CUDA graphs agree within 1.9 for vLLM and SGLang, eager ones lie at 10 to 77, SGLang's fp8_block on B200 at 2.35.
+EAGER_RATIO = 2.0
+
+#: A prompt table that reaches this share of the best efficiency of its GPU computed the absorbed form: in arithmetic
+#: of the expanded one (2 (192 + 128) a query, key and head) that form (2 (576 + 512)) reaches 0.29 at equal speed;
+#: the geometric mean of 0.29 and 1. unit: 1, kind: datasheet (DeepSeek-V3 config.json, 2024), by arithmetic.
+ABSORBED_SHARE = math.sqrt((192 + 128) / (576 + 512))
+
 #: Bytes per stored weight: the number format's own width, with its scales (one 4-byte scale per 128x128 block
 #: is negligible; nvfp4 has one byte per 16 values, mxfp4 one per 32, int4 two bytes per 128). kind: datasheet
 #: (OCP MX specification v1.0, 2023; NVIDIA NVFP4 description, 2025).
@@ -272,6 +282,50 @@ def moe_active_experts(local: Number, assigned: Array, even: Number | float = 0.
     return np.where(even > 0, dealt, -local * np.expm1(-share))
 
 
+#: The skewed benchmark draws the popularity of experts from a density x**-1.2 between 1 and 0.8 of the tokens.
+#: unit: 1, kind: datasheet, source: name ``power_law_1.2`` and description of the tables (aiconfigurator 095f58a5,
+#: 2026); the bounds are those of its sampler.
+SKEW_POWER, SKEW_MOST = 1.2, 0.8
+
+
+@lru_cache(maxsize=65536)
+def _skewed(tokens: float, topk: float, experts: float, ranks: float) -> tuple[float, float]:
+    x = (np.arange(int(experts)) + 0.5) / int(experts)
+    power = 1.0 - SKEW_POWER
+    x = ((max(SKEW_MOST * tokens, 2.0) ** power - 1.0) * x + 1.0) ** (1.0 / power)
+    rows = np.minimum(x / x.sum() * tokens * topk, tokens)
+    for _ in range(4):  # an expert takes a token once: what the popular ones cannot, the others do
+        free = rows < 0.999 * tokens
+        if not free.any():
+            break
+        rows[free] *= (tokens * topk - rows[~free].sum()) / rows[free].sum()
+        rows = np.minimum(rows, tokens)
+    touched = -np.expm1(-rows)
+    if ranks <= 1:
+        return float(rows.sum()), float(touched.sum())
+    local, total, most = experts / ranks, float(rows.sum()), float(rows.max())
+    with_top = most + (local - 1.0) * (total - most) / max(experts - 1.0, 1.0)
+    spread = math.sqrt(max(local * (1.0 - local / experts) * float(rows.var()), 0.0))
+    above = 0.8 if ranks == 2 else math.sqrt(2.0 * math.log(ranks))
+    heaviest = min(max(with_top, local * total / experts + above * spread), total, local * tokens)
+    mean = float(touched.mean())
+    return heaviest, min(local * mean + 1.0 - mean, local)
+
+
+def moe_skewed_rows(tokens: Array, topk: Number, experts: Number, ranks: Number) -> tuple[Array, Array]:
+    """Rows on the most loaded of `ranks` ranks, and its experts with a row, under skewed popularity.
+
+    Popularity is drawn from a bounded power law (:data:`SKEW_POWER`), here by its quantiles; experts are dealt to
+    ranks at random. The most loaded rank has the most popular expert and average ones, or lies
+    ``sqrt(2 ln ranks)`` standard deviations above the mean rank (0.8 for two), whichever is more.
+    """
+    args = np.broadcast_arrays(*(_list(v) for v in (tokens, topk, experts, ranks)))
+    table = np.stack([a.ravel() for a in args], axis=1)
+    unique, place = np.unique(table, axis=0, return_inverse=True)
+    found = np.array([_skewed(*row) for row in unique.tolist()]).reshape(-1, 2)[place.ravel()]
+    return found[:, 0].reshape(args[0].shape), found[:, 1].reshape(args[0].shape)
+
+
 def moe_weight_bytes(
     fmt: str,
     tokens: Array,
@@ -301,15 +355,21 @@ def moe_base_s(
     ep: Number,
     gated: Number,
     even: Number | float = 0.0,
+    skewed: Number | float = 0.0,
 ) -> Array:
     """One mixture-of-experts layer on one rank: routing, two grouped products, combine [s].
 
     ``t0 + hypot(padded FLOPs / (P e_c), A u + weight bytes / (B e_m)) + rows' bytes / (B e_a)
     + routed bytes / (B e_r)``; A experts have a token (:func:`moe_active_experts`, `even` as there), each one's
-    rows are padded by half a tile of 32; the last term does not shrink with expert parallelism.
+    rows are padded by half a tile of 32; the last term does not shrink with expert parallelism. skewed > 0: the rank
+    with the most rows under skewed popularity (:func:`moe_skewed_rows`).
     """
     local, assigned = experts / ep, np.maximum(tokens * topk / ep, 1.0)
     active = moe_active_experts(local, assigned, even)
+    if np.any(_list(skewed) > 0):
+        rows, touched = moe_skewed_rows(tokens, topk, experts, ep)
+        assigned = np.where(_list(skewed) > 0, np.maximum(rows, 1.0), assigned)
+        active = np.where(_list(skewed) > 0, touched, active)
     matrix = np.where(gated > 0, 3.0, 2.0) * hidden * (inter / tp)
     compute = 2.0 * matrix * (assigned + 16.0 * active) / (peaks.rate(fmt) * p["compute_efficiency"])
     memory = active * matrix * WEIGHT_BYTES[fmt] / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
@@ -462,14 +522,20 @@ class Surface:
         return self.read(row, *load)
 
     def unspiked(
-        self, x: tuple[float, ...], base: Callable[[Array], Array], dearer_ratio: float, *load: Array
+        self,
+        x: tuple[float, ...],
+        base: Callable[[Array], Array],
+        dearer_ratio: float,
+        *load: Array,
+        kind: int = 0,
     ) -> Array:
         """As :meth:`at` on one axis, without loads that cost more than `dearer_ratio` times a larger one.
 
-        base : load -> seconds. Such times (a wrong choice of kernel, a disturbed measurement) are not paid by a
-        step: rows can be padded, and CUDA graphs pad them. They take the least time of the larger loads.
+        base : load -> seconds; kind tells several bases of one shape apart. Such times (a wrong choice of kernel, a
+        disturbed measurement) are not paid by a step: rows can be padded, and CUDA graphs pad them. They take the
+        least time of the larger loads.
         """
-        key = (*x, -1e9)
+        key = (*x, -1e9, kind)
         row = self._rows.get(key)
         if row is None:
             row = self.rows(np.array([x]))[0]
@@ -512,10 +578,17 @@ def locate(axis: Array, value: Array) -> tuple[NDArray[np.intp], Array]:
     return i, np.clip((value - axis[i]) / (axis[i + 1] - axis[i]), 0.0, 1.0)
 
 
-def attention_shape(heads: float, kv_heads: float, head_dim: float, window: float) -> tuple[float, ...]:
+#: Distance between two backends in the features of a shape: they share little. unit: octaves of the shape, kind:
+#: assumed, 2026-11.
+KERNEL_GAP = 6.0
+
+
+def attention_shape(
+    heads: float, kv_heads: float, head_dim: float, window: float, kernel: int = 0
+) -> tuple[float, ...]:
     """Features of an attention layer: KV heads, group size, head width, nearness of the window (0: none),
-    heads, windowed or not, and how many tiles of eight query heads a group takes (kernels are chosen by the
-    last two).
+    heads, windowed or not, how many tiles of eight query heads a group takes (kernels are chosen by these two),
+    and the number of the backend among those of its format.
     """
     near = 17.0 - math.log2(window) if window > 0 else 0.0
     group = heads / kv_heads
@@ -527,6 +600,7 @@ def attention_shape(heads: float, kv_heads: float, head_dim: float, window: floa
         math.log2(heads),
         1.0 if window > 0 else 0.0,
         math.log2(math.ceil(group / 8.0)),
+        KERNEL_GAP * kernel,
     )
 
 
@@ -539,8 +613,9 @@ def moe_shape(
     ep: float,
     gated: float,
     skewed: float,
+    kernel: int = 0,
 ) -> tuple[float, ...]:
-    """Features of a mixture-of-experts rank."""
+    """Features of a mixture-of-experts rank; kernel: number of the backend among those of its format."""
     return (
         math.log2(hidden),
         math.log2(inter / tp),
@@ -549,7 +624,34 @@ def moe_shape(
         math.log2(ep),
         2.0 * gated,
         skewed,
+        KERNEL_GAP * kernel,
     )
+
+
+def moe_load(tokens: Array, topk: Number, experts: Number) -> Array:
+    """Log2 of the rows an expert gets on average: the load of expert layers, the same for models of any size."""
+    return np.asarray(np.log2(tokens * topk / experts), dtype=np.float64)
+
+
+#: What counts in the choice of a backend, by feature: the experts a token chooses, gating; group size, head width,
+#: a window. kind: assumed, 2026-11.
+KERNEL_WEIGHT: Mapping[str, tuple[float, ...]] = {
+    "moe": (1.0, 1.0, 3.0, 1.0, 1.0, 2.0, 0.0),
+    "attention_decode": (0.5, 4.0, 2.0, 0.5, 0.0, 4.0, 0.0),
+    "attention_context": (0.5, 4.0, 2.0, 0.5, 0.0, 4.0, 0.0),
+}
+
+
+def likely_kernel(op: str, features: Array, shape: tuple[float, ...]) -> int:
+    """Number of the backend that measured shapes like this one run on: each votes ``exp(-distance)``.
+
+    features (S, 8) of the measured shapes and `shape` as :func:`moe_shape` or :func:`attention_shape` give them;
+    the last is the backend. Having expert parallelism at all tells backends apart.
+    """
+    gap = (features[:, :7] - np.array(shape[:7])) * np.array(KERNEL_WEIGHT[op])
+    parallel = 4.0 * ((features[:, 4] > 0) != (shape[4] > 0)) if op == "moe" else 0.0
+    vote = np.exp(-np.sqrt(np.sum(gap * gap, axis=1) + np.square(parallel)))
+    return int(np.argmax(np.bincount(np.rint(features[:, 7] / KERNEL_GAP).astype(int), vote)))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -574,6 +676,9 @@ class KernelModel:
     links: Mapping[str, Any] = field(default_factory=dict)
     _surfaces: dict[str, Surface] = field(default_factory=dict, compare=False, repr=False)
     _siblings: dict[str, KernelModel] = field(default_factory=dict, compare=False, repr=False)
+    _backends: dict[tuple[str, tuple[float, ...]], str] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def domain(self) -> Mapping[str, Any]:
@@ -621,10 +726,64 @@ class KernelModel:
         kin = next((g for k, g in sorted(self.groups.items()) if k.startswith(f"{op}/")), None)
         return "", kin["parameters"] if kin is not None else DEFAULT_PARAMETERS[op]
 
+    def _backend(
+        self, key: str, surface: Surface, shape: tuple[float, ...], named: str | None = None
+    ) -> tuple[tuple[float, ...], str | None]:
+        """The shape with the number of its backend, and its name where the group has several: the one `named`, or
+        the likely one."""
+        kernels = self.groups[key].get("kernels")
+        if not kernels:
+            return shape, None
+        names = sorted(kernels)
+        name = named if named in kernels else self._backends.get((key, shape))
+        if name is None:
+            name = names[likely_kernel(key.partition("/")[0], surface.features, shape)]
+            self._backends[key, shape] = name
+        return (*shape[:-1], KERNEL_GAP * names.index(name)), name
+
     def _sibling(self, framework: str) -> KernelModel:
         if framework not in self._siblings:
-            self._siblings[framework] = load_kernel_model(self.device, framework)
+            self._siblings[framework] = load_kernel_model(self.device, framework, self.peaks)
         return self._siblings[framework]
+
+    @cached_property
+    def _others(self) -> list[KernelModel]:
+        """The other frameworks' tables of the GPU that this model's were measured on."""
+        if self.path is None:
+            return []
+        home = self.path.parent
+        names = sorted(p.stem for p in home.glob("*.json") if p.stem not in (self.path.stem, "collectives"))
+        own = [_load(home.name, name, home.parent) for name in names]
+        return [
+            m
+            if m.peaks == self.peaks
+            else KernelModel(self.device, m.framework, self.peaks, m.provenance, m.groups, m.path, self.links)
+            for m in own
+        ]
+
+    def _quickest(self, key: str) -> KernelModel | None:
+        """Of the device's other tables of a group the one with the least launch floor."""
+        there = [m for m in self._others if key in m.groups]
+        return min(there, key=lambda m: float(m.groups[key]["parameters"]["latency_s"]), default=None)
+
+    def _in_graph_s(
+        self, key: str, t: Array, base_s: Array, other_s: Callable[[KernelModel], Array]
+    ) -> Array:
+        """Time `t` of an eagerly measured group as it is inside a model, else `t` [s].
+
+        Where the launch floor is above :data:`EAGER_RATIO` times the least of the device, it is exchanged for that
+        one in the physical base (`base_s`, of which the residual is a factor): CUDA graphs launch without the host,
+        and launches of a prompt hide behind the layer's other kernels. Long work hid its own launch already, so no
+        time falls below that of the table whose floor it takes (other_s).
+        """
+        quick = self._quickest(key) if key else None
+        if quick is None:
+            return t
+        own = float(self.groups[key]["parameters"]["latency_s"])
+        least = float(quick.groups[key]["parameters"]["latency_s"])
+        if own <= EAGER_RATIO * least:
+            return t
+        return np.maximum(t * (1.0 - (own - least) / base_s), np.minimum(t, other_s(quick)))
 
     # -- matrix products
 
@@ -632,7 +791,9 @@ class KernelModel:
         """Time of one linear layer ``(m, k) x (k, n)``, input and output bf16 [s].
 
         fmt : weight format (``bfloat16``, ``fp8``, ``fp8_block``, ``nvfp4``, ``int8_wo``, ``int4_wo``,
-        ``sq``); activation quantisation is included. m : rows (tokens), any shape; the result has it.
+        ``sq``); activation quantisation is included. m : rows (tokens), any shape; the result has it. In serving a
+        format whose arithmetic is bfloat16's (weight-only formats; fp8 without the hardware for it) takes at least
+        the arithmetic share of bfloat16's time: it saves bytes, not products.
         """
         fmt = canonical_format(fmt)
         rows = np.maximum(_list(m), 1.0)
@@ -640,7 +801,7 @@ class KernelModel:
         if condition == "serving" and key and (other := self.groups[key].get("serving_from")):
             return self._sibling(other).gemm_s(fmt, m, n, k, condition)
         nn, kk = np.float64(n), np.float64(k)
-        t = gemm_base_s(p, self.peaks, fmt, rows, nn, kk, condition == "bench")
+        t = base = gemm_base_s(p, self.peaks, fmt, rows, nn, kk, condition == "bench")
         surface = self.surface(key)
         if surface is not None:
             shape = (math.log2(n), math.log2(k))
@@ -654,6 +815,12 @@ class KernelModel:
         t = np.maximum(t, 2.0 * rows * nn * kk / self.peaks.rate(fmt))
         if condition == "serving":
             t = np.maximum(t, p["latency_s"] + gemm_bytes(fmt, rows, nn, kk) / self.peaks.hbm_bytes_per_s)
+            t = self._in_graph_s(key, t, base, lambda other: other.gemm_s(fmt, rows, n, k))
+            if fmt != "bfloat16" and self.peaks.rate(fmt) <= self.peaks.rate("bfloat16"):
+                _, plain = self._group("gemm", "bfloat16")
+                work = 2.0 * rows * nn * kk / (self.peaks.rate(fmt) * plain["compute_efficiency"])
+                share = work / gemm_base_s(plain, self.peaks, "bfloat16", rows, nn, kk, False)
+                t = np.maximum(t, np.minimum(share, 1.0) * self.gemm_s("bfloat16", rows, n, k))
         return np.where(_list(m) > 0, t, 0.0)
 
     # -- attention
@@ -697,7 +864,9 @@ class KernelModel:
         read = decode_bytes(WEIGHT_BYTES[kv_fmt], h, kv, d, rows, span)
         surface = self.surface(key)
         if surface is not None:
-            shape = attention_shape(float(h), float(kv), head_dim, window_tokens)
+            shape, _ = self._backend(
+                key, surface, attention_shape(float(h), float(kv), head_dim, window_tokens)
+            )
             residual = surface.at(shape, np.log2(rows), np.log2(c + 1.0))
             if condition == "serving" and self.peaks.l2_bytes > 0:
                 # what the replayed benchmark gained by the L2, serving does not: gains fade below its size
@@ -745,7 +914,9 @@ class KernelModel:
         t = prefill_base_s(p, self.peaks, fmt, h, kv, d, w, rows, same)
         surface = self.surface(key)
         if surface is not None:
-            shape = attention_shape(float(h), float(kv), head_dim, window_tokens)
+            shape, _ = self._backend(
+                key, surface, attention_shape(float(h), float(kv), head_dim, window_tokens)
+            )
             t = t * np.exp(surface.at(shape, np.log2(rows), np.log2(same)))
         t = np.maximum(t, 4.0 * rows * h * d * pairs / self.peaks.rate(fmt))
         read = rows * 2.0 * kv * d * (past * WEIGHT_BYTES[kv_fmt] + new * 2.0)
@@ -767,6 +938,7 @@ class KernelModel:
         distribution: str = "independent",
         gated: bool = True,
         condition: Condition = "serving",
+        kernel: str | None = None,
     ) -> Array:
         """Time of one mixture-of-experts layer on one rank: routing, both products, combine; no communication
         [s].
@@ -776,6 +948,7 @@ class KernelModel:
         router comes to), ``balanced`` (rows dealt out in turn, as the benchmark's best case: at as many rows as
         experts it touches all of them where independent rows touch 63 %) or ``power_law`` (skewed popularity).
         The measured residual of ``balanced`` serves ``independent`` too; the experts read differ.
+        kernel : backend by its name in the tables; the default is the one that measured layers like this run on.
         """
         fmt = canonical_format(fmt)
         key, p = self._group("moe", fmt)
@@ -790,23 +963,35 @@ class KernelModel:
         h, i, k, e = np.float64(hidden), np.float64(intermediate), np.float64(topk), np.float64(experts)
         args = (h, i, k, e, np.float64(tp), np.float64(ep), np.float64(gated))
         dealt, skewed = float(distribution == "balanced"), float(distribution == "power_law")
-        t = moe_base_s(p, self.peaks, fmt, rows, *args, dealt)
         surface = self.surface(key)
+        shape = moe_shape(hidden, intermediate, topk, experts, tp, ep, float(gated), skewed)
         if surface is not None:
-            shape = moe_shape(hidden, intermediate, topk, experts, tp, ep, float(gated), skewed)
+            shape, backend = self._backend(key, surface, shape, kernel)
+            p = self.groups[key]["kernels"][backend] if backend else p
+        t = moe_base_s(p, self.peaks, fmt, rows, *args, dealt, skewed)
+        if surface is not None:
+            load = moe_load(rows, k, e)
             if condition == "serving":
                 residual = surface.unspiked(
                     shape,
-                    lambda at: moe_base_s(p, self.peaks, fmt, at, *args, 1.0 - skewed),
+                    lambda at: moe_base_s(p, self.peaks, fmt, at * e / k, *args, dealt, skewed),
                     MOE_SPIKE,
-                    np.log2(rows),
+                    load,
+                    kind=int(dealt),
                 )
             else:
-                residual = surface.at(shape, np.log2(rows))
+                residual = surface.at(shape, load)
             t = t * np.exp(residual)
         flops = np.where(gated, 6.0, 4.0) * h * i / tp * rows * k / ep
-        t = np.maximum(t, flops / self.peaks.rate(fmt) * 0.5)
+        t = np.maximum(t, flops / self.peaks.rate(fmt) * (1.0 if condition == "serving" else 0.5))
         if condition == "serving":
+            if not key and fmt != "bfloat16" and self.peaks.rate(fmt) <= self.peaks.rate("bfloat16"):
+                # unmeasured and in bfloat16's arithmetic: at least that share of its time, as in gemm_s
+                _, plain = self._group("moe", "bfloat16")
+                work = flops / (self.peaks.rate("bfloat16") * plain["compute_efficiency"])
+                share = work / moe_base_s(plain, self.peaks, "bfloat16", rows, *args)
+                whole = self.moe_s("bfloat16", hidden, intermediate, topk, experts, tp, ep, rows, gated=gated)
+                t = np.maximum(t, np.minimum(share, 1.0) * whole)
             # skewed routing touches fewer experts, at most by half
             read = moe_weight_bytes(fmt, rows, *args) * (0.5 if skewed else 1.0)
             t = np.maximum(t, p["latency_s"] + read / self.peaks.hbm_bytes_per_s)
@@ -822,20 +1007,28 @@ class KernelModel:
         new_tokens: ArrayLike,
         prior_tokens: ArrayLike = 0,
         batch: ArrayLike = 1,
+        condition: Condition = "serving",
     ) -> Array:
         """Prompt attention of one latent-attention layer (DeepSeek-V3 widths), without projections [s].
 
-        heads : per GPU. A prior counts by query-key pairs, as in :meth:`prefill_attention_s`.
+        heads : per GPU. A prior counts by query-key pairs, as in :meth:`prefill_attention_s`. In serving a prompt
+        takes the expanded form, whatever form the framework's benchmark ran (:data:`ABSORBED_SHARE`).
         """
         q, p0, b = np.broadcast_arrays(_list(new_tokens), _list(prior_tokens), _list(batch))
         new = np.maximum(q, 1.0)
         zero = np.float64(0.0)
         same = np.where(p0 > 0, equivalent_prompt(causal_pairs(new, np.maximum(p0, 0.0), zero), zero), new)
-        t = self._mla_s("context", fmt, kv_fmt, heads, np.maximum(b, 1.0), same)
+        t = self._mla_s("context", fmt, kv_fmt, heads, np.maximum(b, 1.0), same, condition)
         return np.where((q > 0) & (b > 0), t, 0.0)
 
     def mla_decode_s(
-        self, fmt: str, kv_fmt: str, heads: int, batch: ArrayLike, context_tokens: ArrayLike
+        self,
+        fmt: str,
+        kv_fmt: str,
+        heads: int,
+        batch: ArrayLike,
+        context_tokens: ArrayLike,
+        condition: Condition = "serving",
     ) -> Array:
         """Decode attention of one latent-attention layer in the absorbed form, without projections [s].
 
@@ -843,20 +1036,40 @@ class KernelModel:
         """
         b, c = np.broadcast_arrays(_list(batch), np.maximum(_list(context_tokens), 1.0))
         rows = np.maximum(b, 1.0)
-        t = self._mla_s("decode", fmt, kv_fmt, heads, rows, c)
+        t = self._mla_s("decode", fmt, kv_fmt, heads, rows, c, condition)
         read = rows * c * (MLA_KV_RANK + MLA_ROPE) * WEIGHT_BYTES[canonical_format(kv_fmt)]
         return np.where(b > 0, np.maximum(t, read / self.peaks.hbm_bytes_per_s), 0.0)
 
-    def _mla_s(self, phase: str, fmt: str, kv_fmt: str, heads: int, batch: Array, tokens: Array) -> Array:
+    def _mla_s(
+        self, phase: str, fmt: str, kv_fmt: str, heads: int, batch: Array, tokens: Array, condition: Condition
+    ) -> Array:
         fmt, kv_fmt = canonical_format(fmt), canonical_format(kv_fmt)
         wanted = [(a, k) for k in (kv_fmt, "bfloat16", "fp8") for a in (fmt, "bfloat16", "fp8")]
-        key, p = self._group("mla", *(f"kernel/{phase}/none/{a}/{k}" for a, k in wanted))
+        names = [f"kernel/{phase}/none/{a}/{k}" for a, k in wanted]
+        key, p = self._group("mla", *names)
+
+        def of(other: KernelModel) -> Array:
+            return other._mla_s(phase, fmt, kv_fmt, heads, batch, tokens, condition)
+
+        if condition == "serving":
+            measured = key or next((f"mla/{n}" for n in names if self._quickest(f"mla/{n}")), "")
+            quick = self._quickest(measured) if measured else None
+            if quick is not None and (not key or (phase == "context" and self._absorbed(key))):
+                return of(quick)
         formats = ("kernel", phase, "none", fmt, kv_fmt)
-        t = mla_base_s(p, self.peaks, formats, np.float64(heads), batch, tokens)
+        t = base = mla_base_s(p, self.peaks, formats, np.float64(heads), batch, tokens)
         surface = self.surface(key)
         if surface is not None:
             t = t * np.exp(surface.at((math.log2(heads),), np.log2(batch), np.log2(tokens)))
+        if condition == "serving":
+            t = self._in_graph_s(key, t, base, of)
         return np.asarray(t, dtype=np.float64)
+
+    def _absorbed(self, key: str) -> bool:
+        """Whether a table of prompt attention timed the absorbed form: far below the device's best efficiency."""
+        own = float(self.groups[key]["parameters"]["compute_efficiency"])
+        known = (m.groups[key]["parameters"]["compute_efficiency"] for m in self._others if key in m.groups)
+        return own < ABSORBED_SHARE * max(known, default=0.0)
 
     # -- collectives
 
@@ -1006,8 +1219,9 @@ def load_kernel_model(
     """Return the kernel model of a device under a framework.
 
     Order: the fitted pair; the same device under another framework (vllm, sglang, trtllm), said in
-    ``provenance["borrowed_from"]``; physics only from `peaks`. Raises InputError when nothing of these is
-    there.
+    ``provenance["borrowed_from"]``; the nearest fitted device's kernels over the rates of `peaks`, said in
+    ``provenance["borrowed_from_device"]`` (:mod:`hardware_profiles.kernel_borrow`); physics only from
+    `peaks`. Raises InputError when nothing of these is there.
     """
     for name in dict.fromkeys((framework, "vllm", "sglang", "trtllm")):
         if (directory / device / f"{name}.json").exists():
@@ -1025,4 +1239,9 @@ def load_kernel_model(
             f"no kernel model for device '{device}' and no datasheet rates given",
             mend=f"did you mean '{near}'?" if near else f"fitted devices: {', '.join(known)}",
         )
+    if directory == KERNELS_DIR:
+        from hardware_profiles.kernel_borrow import borrowed_model
+
+        if (lent := borrowed_model(device, framework, peaks)) is not None:
+            return lent
     return KernelModel(device, framework, peaks, {"sources": [], "kind": "assumed"}, {})

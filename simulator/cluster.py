@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Series
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,15 @@ from numpy.typing import NDArray
 from engine_models.declaration import EnginePlan
 from engine_models.parts.sequence import Sequence
 from simulator.clock import ARRIVALS, DECISIONS, RESULTS, Clock
+from simulator.limits import limits
+from simulator.router import LeastRequests
 from simulator.serving.emissions import Emissions, Spans
 from simulator.serving.replica import INFINITY, Replica, StepLog, StepTimes
 from simulator.workload.columns import Workload
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+AnyIntArray = NDArray[np.signedinteger[Any]]
 
 FINISHED, UNFINISHED, REJECTED, NOT_ARRIVED = 0, 1, 2, 3
 STATUS_NAMES = ("finished", "unfinished", "rejected", "not_arrived")
@@ -33,7 +37,7 @@ SLICES = 64
 """Stretches of simulated time in which independent replicas take turns, so that a stopped run has all of them equally far."""
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """Raised at the end of a request when `should_stop` says so; every part is then between two steps."""
 
 
@@ -46,7 +50,7 @@ class ClusterResult:
     reached when the run was stopped from outside, None for a complete run.
     """
 
-    status: IntArray
+    status: AnyIntArray
     arrival_s: FloatArray
     engine_arrival_s: FloatArray
     first_scheduled_s: FloatArray
@@ -54,9 +58,9 @@ class ClusterResult:
     end_s: FloatArray
     prompt_tokens: IntArray
     output_tokens: IntArray
-    cached_tokens: IntArray
-    preemptions: IntArray
-    replica: IntArray
+    cached_tokens: AnyIntArray
+    preemptions: AnyIntArray
+    replica: AnyIntArray
     emissions: Series[Spans | None]
     logs: list[StepLog]
     capacity_blocks: list[int]
@@ -64,6 +68,10 @@ class ClusterResult:
     queried_tokens: int
     end_of_run_s: float
     stopped_at_s: float | None = None
+    verifications: int = 0
+    verified_drafts: int = 0
+    accepted_drafts: int = 0
+    host_hit_tokens: int = 0
 
 
 class Cluster:
@@ -79,6 +87,7 @@ class Cluster:
     before_s, after_s : time between the client's send and the engine, and between the end of a step and the client.
     aggregate : False forces plain stepping, the reference.
     should_stop : asked after every request that ends; True ends the run there.
+    acceptance : with speculative decoding, how many drafts each request accepts, by the row of the workload.
     """
 
     def __init__(
@@ -94,7 +103,9 @@ class Cluster:
         stages: int = 1,
         aggregate: bool = True,
         should_stop: Callable[[], bool] | None = None,
+        acceptance: Callable[[int], Callable[[int], int]] | None = None,
     ) -> None:
+        self._acceptance = acceptance
         self._should_stop = should_stop
         self._stopped_at_s: float | None = None
         self.workload = workload
@@ -103,7 +114,14 @@ class Cluster:
         self.before_s = before_s
         self.after_s = after_s
         self.replicas = [
-            Replica(plan.scheduler(aggregate=aggregate), times, depth=plan.depth, stages=stages, on_finish=self._finished)
+            Replica(
+                plan.scheduler(aggregate=aggregate),
+                times,
+                depth=plan.depth,
+                stages=stages,
+                tokenise_token_s=plan.tokenise_token_s,
+                on_finish=self._finished,
+            )
             for _ in range(replicas)
         ]
         n = len(workload)
@@ -112,10 +130,10 @@ class Cluster:
         self._engine_arrival = nan.copy()
         self._first_scheduled = nan.copy()
         self._end = nan.copy()
-        self._status = np.full(n, NOT_ARRIVED, dtype=np.int64)
-        self._cached = np.zeros(n, dtype=np.int64)
-        self._preemptions = np.zeros(n, dtype=np.int64)
-        self._where = np.full(n, -1, dtype=np.int64)
+        self._status = np.full(n, NOT_ARRIVED, dtype=np.int8)
+        self._cached = np.zeros(n, dtype=np.int32)
+        self._preemptions = np.zeros(n, dtype=np.int32)
+        self._where = np.full(n, -1, dtype=np.int32)
         self._emissions = Emissions(n)
         self._live: dict[int, Sequence] = {}
         self._limits()
@@ -123,19 +141,15 @@ class Cluster:
         self._turn = 0
         self._limit_s = self._end_of_arrivals() + workload.drain_s
         self._clock: Clock | None = None
+        self._router: LeastRequests | None = None
 
     # -- requests -------------------------------------------------------------------------------------------
 
     def _limits(self) -> None:
         """Clip outputs to the client's limit and the context; note whose end is certain, and who is refused."""
-        w, context = self.workload, self.plan.rules.max_model_len
-        room = context - w.prompt_tokens
-        asked = np.where(w.max_output_tokens > 0, w.max_output_tokens, np.iinfo(np.int64).max)
-        limit = np.minimum(asked, np.maximum(room, 1))
-        self.output_tokens = np.minimum(w.output_tokens, limit)
-        self._stop_known = self.output_tokens >= limit
-        capacity = self.plan.tokens_held()
-        self._refused = (room <= 0) | (w.prompt_tokens + self.output_tokens > capacity + 1)
+        w = self.workload
+        found = limits(w.prompt_tokens, w.output_tokens, w.max_output_tokens, self.plan)
+        self.output_tokens, self._stop_known, self._refused = found.output_tokens, found.stop_known, found.refused
         self._priority = [c.priority for c in w.classes] or [0]
 
     def _contents(self) -> None:
@@ -185,6 +199,7 @@ class Cluster:
             runs=runs,
             shareable_tokens=shareable,
             output_shared=output_shared,
+            acceptance=self._acceptance(row) if self._acceptance is not None else None,
         )
         return seq
 
@@ -208,11 +223,15 @@ class Cluster:
         """Run to the end of the drain; every request is accounted for."""
         released = bool(np.isnan(self.workload.arrival_s).any())
         try:
-            if released or (len(self.replicas) > 1 and self.router != "round_robin"):
+            if len(self.replicas) > 1 and self.router != "round_robin":
+                self._router = LeastRequests(self.replicas)
+            if released:
                 self._run_together()
+            elif self._router is not None:
+                self._run_in_turn()
             else:
                 self._run_apart()
-        except _Stopped:
+        except Stopped:
             self._stop()
         return self._result()
 
@@ -220,7 +239,7 @@ class Cluster:
         """Note how far all replicas have come; what arrives later has not arrived."""
         reached = min((replica.clock_s for replica in self.replicas if replica.busy()), default=self._limit_s)
         self._stopped_at_s = reached
-        late = (self._status == UNFINISHED) & (self._arrival > reached)
+        late = np.isin(self._status, (UNFINISHED, REJECTED)) & (self._arrival > reached)
         self._status[late] = NOT_ARRIVED
         for row in np.flatnonzero(late).tolist():
             self._live.pop(row, None)
@@ -255,6 +274,16 @@ class Cluster:
         for limit_s in [*slices, self._limit_s]:
             for replica in self.replicas:
                 replica.advance(limit_s)
+
+    def _run_in_turn(self) -> None:
+        """Route requests whose arrivals are known one after the other; nothing else happens between replicas."""
+        assert self._router is not None
+        for row, when in enumerate(self.workload.arrival_s.tolist()):
+            seq = self._arrive(row, when)
+            if seq is not None:
+                self._where[row] = route(self._router, self.replicas, seq)
+        for replica in self.replicas:
+            replica.advance(self._limit_s)
 
     def _run_together(self) -> None:
         w = self.workload
@@ -308,6 +337,7 @@ class Cluster:
             replica = self.replicas[number]
             replica.advance(clock.now_s)
             replica.submit(seq)
+            self._noted(number)
             self._watch(number)
 
         if self.before_s:
@@ -316,19 +346,15 @@ class Cluster:
             reach_engine()
 
     def _choose(self, now_s: float) -> int:
-        replicas = self.replicas
-        if len(replicas) == 1:
-            return 0
-        if self.router == "round_robin":
-            self._turn += 1
-            return (self._turn - 1) % len(replicas)
-        best, fewest = 0, 1 << 60
-        for number, replica in enumerate(replicas):
-            if replica.next_event_s() <= now_s:
-                replica.advance(now_s)
-            if replica.in_service < fewest:
-                best, fewest = number, replica.in_service
-        return best
+        if self._router is not None:
+            return self._router.choose(now_s)
+        self._turn += 1
+        return (self._turn - 1) % len(self.replicas)
+
+    def _noted(self, number: int) -> None:
+        """Tell the router that a replica was submitted to or advanced."""
+        if self._router is not None:
+            self._router.note(number)
 
     def _watch(self, number: int) -> None:
         """Wake up when the replica's next result or decision is due, as long as requests depend on results."""
@@ -345,6 +371,7 @@ class Cluster:
             if self._wake[number] == due:
                 self._wake[number] = INFINITY
             self.replicas[number].advance(due)
+            self._noted(number)
             clock.at(due, DECISIONS, decisions)
 
         def decisions() -> None:
@@ -355,6 +382,7 @@ class Cluster:
                 min(max(clock.next_event_s(), at_least), self._limit_s), stop_after_finish=True
             ):
                 pass
+            self._noted(number)
             self._watch(number)
 
         clock.at(due, RESULTS, results)
@@ -369,7 +397,7 @@ class Cluster:
         if self._clock is not None:
             self._release_next(row, end_s)
         if self._should_stop is not None and self._should_stop():
-            raise _Stopped
+            raise Stopped
 
     def _release_next(self, row: int, end_s: float) -> None:
         """Let the requests that waited for this one arrive."""
@@ -387,6 +415,7 @@ class Cluster:
 
     def _keep(self, seq: Sequence) -> None:
         row = seq.index
+        self._engine_arrival[row] = seq.arrival_s
         self._first_scheduled[row] = seq.first_scheduled_s if seq.first_scheduled_s >= 0 else np.nan
         self._cached[row] = seq.first_hit_tokens
         self._preemptions[row] = seq.preemptions
@@ -425,6 +454,8 @@ class Cluster:
             capacity_blocks=[replica.scheduler.kv.capacity_blocks for replica in self.replicas],
             hit_tokens=sum(replica.scheduler.hit_tokens for replica in self.replicas),
             queried_tokens=sum(replica.scheduler.queried_tokens for replica in self.replicas),
+            **self._drafted(),
+            host_hit_tokens=self._host_hits(),
             end_of_run_s=max(
                 [
                     self._limit_s if self._stopped_at_s is None and (self._status == UNFINISHED).any() else 0.0,
@@ -433,6 +464,30 @@ class Cluster:
             ),
             stopped_at_s=self._stopped_at_s,
         )
+
+    def _host_hits(self) -> int:
+        """Prompt tokens found in host memory at first admissions, by all replicas."""
+        if not self.plan.host_blocks:
+            return 0
+        hosts = [replica.scheduler.host for replica in self.replicas]
+        return sum(host.hit_tokens for host in hosts if host is not None)
+
+    def _drafted(self) -> dict[str, int]:
+        """Verifications, verified and accepted drafts of all replicas; nothing without speculative decoding."""
+        if self.plan.speculation is None:
+            return {}
+        names = ("verifications", "verified_drafts", "accepted_drafts")
+        return {name: sum(getattr(replica.scheduler, name) for replica in self.replicas) for name in names}
+
+
+def route(router: LeastRequests, replicas: list[Replica], seq: Sequence) -> int:
+    """Submit a request that reaches the engine now to the replica that the router chooses; return its number."""
+    number = router.choose(seq.arrival_s)
+    replica = replicas[number]
+    replica.advance(seq.arrival_s)
+    replica.submit(seq)
+    router.note(number)
+    return number
 
 
 def _append_run(runs: list[tuple[int, int, int]], run: tuple[int, int, int]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -29,17 +30,19 @@ at a load of 0.8 (M/G/1)."""
 class Evidence:
     """What a prediction rests on.
 
+    engine : name of the engine, such as "vllm".
     hardware : "measured" (end-to-end runs on this device and engine), "kernels" (only kernel timings), or "physics".
     model : "dense" (16-bit weights), "quantized", "moe", or "moe_expert_parallel".
     """
 
+    engine: str
     hardware: str
     model: str
 
 
 @lru_cache(maxsize=1)
 def table() -> dict[str, Any]:
-    """The shipped half-widths: {"groups": {"hardware/model": {"metric/statistic": {"log_half_width", "n"}}}, ...}."""
+    """The shipped half-widths: {"groups": `Groups`, ...}."""
     text = resources.files("simulator").joinpath("intervals.json").read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
@@ -54,26 +57,44 @@ KINDS_LIKE = {
 """Where a kind of model has no measurements, the next kinds to ask."""
 
 
-def half_width(evidence: Evidence, metric: str, statistic: str) -> tuple[float, str]:
-    """Log half-width of a metric's statistic, and its kind ("fitted" from measurements, or "assumed").
+Groups = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Half-widths: {"engine/hardware/model": {"metric/statistic": {"log_half_width", "n"}}}."""
 
-    Tries the same hardware and kind of model, then kinds like it, then hardware with kernel measurements only. Within a group
-    a percentile without measurements of its own takes the widest known of its metric, and E2E that of TPOT, of which it is made.
+
+def groups_of(evidence: Evidence) -> list[str]:
+    """The groups to which a measured run with this evidence contributes."""
+    return [
+        f"{engine}/{evidence.hardware}/{model}" for engine in (evidence.engine, "any") for model in (evidence.model, "any")
+    ]
+
+
+def find_half_width(groups: Groups, evidence: Evidence, metric: str, statistic: str) -> float | None:
+    """Log half-width of a metric's statistic, None without measurements.
+
+    Tries the same engine, hardware and kind of model, then kinds of model like it, then all engines, then hardware with kernel
+    measurements only. Within a group a percentile without measurements of its own takes the widest known of its metric, and
+    E2E that of TPOT, of which it is made.
     """
-    groups = table()["groups"]
     hardware_kinds = {"measured": ("measured", "kernels"), "kernels": ("kernels",), "physics": ()}[evidence.hardware]
     for hardware in hardware_kinds:
-        for model in KINDS_LIKE[evidence.model]:
-            group = groups.get(f"{hardware}/{model}", {})
-            entry = group.get(f"{metric}/{statistic}")
-            if entry is None:
-                known = [v for k, v in group.items() if k.startswith(f"{metric}/")]
-                if not known and metric == "e2e":
-                    known = [v for k, v in group.items() if k == "tpot/mean"]
-                entry = max(known, key=lambda v: float(v["log_half_width"])) if known else None
-            if entry is not None:
-                return float(entry["log_half_width"]), "fitted"
-    return ASSUMED_HALF_WIDTH[metric], "assumed"
+        for engine in (evidence.engine, "any"):
+            for model in KINDS_LIKE[evidence.model]:
+                group = groups.get(f"{engine}/{hardware}/{model}", {})
+                entry = group.get(f"{metric}/{statistic}")
+                if entry is None:
+                    known = [v for k, v in group.items() if k.startswith(f"{metric}/")]
+                    if not known and metric == "e2e":
+                        known = [v for k, v in group.items() if k == "tpot/mean"]
+                    entry = max(known, key=lambda v: v["log_half_width"]) if known else None
+                if entry is not None:
+                    return float(entry["log_half_width"])
+    return None
+
+
+def half_width(evidence: Evidence, metric: str, statistic: str) -> tuple[float, str]:
+    """Log half-width of a metric's statistic as shipped, and its kind ("fitted" from measurements, or "assumed")."""
+    found = find_half_width(table()["groups"], evidence, metric, statistic)
+    return (found, "fitted") if found is not None else (ASSUMED_HALF_WIDTH[metric], "assumed")
 
 
 def interval(value: float | None, log_half_width: float) -> list[float] | None:

@@ -10,7 +10,7 @@ histogram (a gap of a step weighs as many rows as emitted in it and in the step 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -78,7 +78,12 @@ def _of_rank(values: FloatArray, weights: IntArray, ranks: list[int]) -> list[fl
     Many values are first counted in bins of equal width, and only the bins that hold a rank are sorted.
     """
     skipped = np.zeros(len(ranks), dtype=np.int64)
-    if len(values) > FEW_VALUES and np.isfinite(low := values.min()) and np.isfinite(high := values.max()) and high > low:
+    if (
+        len(values) > FEW_VALUES
+        and np.isfinite(low := values.min())
+        and np.isfinite(high := values.max())
+        and high > low
+    ):
         scale = BINS / (high - low)
         bins = np.empty(len(values), dtype=np.uint16)
         counts = np.zeros(BINS + 1)
@@ -91,11 +96,17 @@ def _of_rank(values: FloatArray, weights: IntArray, ranks: list[int]) -> list[fl
         chosen[holding] = True
         left_out = np.cumsum(np.where(chosen, 0.0, counts)).astype(np.int64)
         skipped = left_out[holding]
-        keep = np.concatenate([np.flatnonzero(chosen[bins[part]]) + part.start for part in _parts(len(values))])
+        keep = np.concatenate(
+            [np.flatnonzero(chosen[bins[part]]) + part.start for part in _parts(len(values))]
+        )
         values, weights = values[keep], weights[keep]
     order = np.argsort(values, kind="stable")
     at = np.searchsorted(np.cumsum(weights[order]), np.asarray(ranks, dtype=np.int64) - skipped, side="right")
     return [float(v) for v in values[order[at]]]
+
+
+STRETCHES = 8 * BATCHES
+"""Stretches of time in which the gaps of several replicas are joined (assumed: finer than the batches of `weighted_batches`)."""
 
 
 def _parts(n: int) -> list[slice]:
@@ -112,7 +123,7 @@ def batch_means_ci95(ordered_values: FloatArray) -> list[float] | None:
     if len(ordered_values) < 2 * BATCHES:
         return None
     means = np.array([chunk.mean() for chunk in np.array_split(ordered_values, BATCHES)])
-    return _around(float(ordered_values.mean()), means)
+    return around(float(ordered_values.mean()), means)
 
 
 def weighted_batches(values: FloatArray, weights: IntArray) -> FloatArray | None:
@@ -141,9 +152,10 @@ def _total(terms: Callable[[slice], FloatArray], start: int, stop: int) -> float
     return _total(terms, start, start + half) + _total(terms, start + half, stop)
 
 
-def _around(centre: float, batches: FloatArray) -> list[float]:
-    half = T_975_19 * float(batches.std(ddof=1)) / BATCHES**0.5
-    return [centre - half, centre + half]
+def around(value: float, values: FloatArray) -> list[float]:
+    """95 % confidence interval around a mean from the means of `BATCHES` batches."""
+    half = T_975_19 * float(values.std(ddof=1)) / BATCHES**0.5
+    return [value - half, value + half]
 
 
 def _spans(result: ClusterResult) -> Emissions:
@@ -176,14 +188,22 @@ def _covering(start: IntArray, stop: IntArray, n: int) -> IntArray:
     return change[:-1]
 
 
-def rates_ci95(result: ClusterResult, window: Window, good: BoolArray | None = None) -> dict[str, list[float] | None]:
+def rates_ci95(
+    result: ClusterResult, window: Window, good: BoolArray | None = None
+) -> dict[str, list[float] | None]:
     """95 % confidence intervals of the window's rates [1/s], by the means of 20 stretches of its time.
 
-    Requests count when they end, input tokens at the first token, output tokens when they appear, good requests
-    (`good`, rows of the workload) when they arrive; a null where the window has no length.
+    Requests count when they end, input tokens at the first token, output tokens when they appear; good requests
+    (`good`, rows of the workload) when they end, as all requests do; a null where the window has no length.
     """
     edges = np.linspace(window.start_s, window.end_s, BATCHES + 1)
-    names = ("request_throughput", "input_throughput", "output_throughput", "total_token_throughput", "request_goodput")
+    names = (
+        "request_throughput",
+        "input_throughput",
+        "output_throughput",
+        "total_token_throughput",
+        "request_goodput",
+    )
     if window.length_s <= 0:
         return dict.fromkeys(names)
     width = window.length_s / BATCHES
@@ -193,11 +213,11 @@ def rates_ci95(result: ClusterResult, window: Window, good: BoolArray | None = N
     inputs = np.histogram(first[seen], edges, weights=result.prompt_tokens[seen])[0] / width
     outputs = _emitted(result, edges) / width
     rates = dict(zip(names, (requests, inputs, outputs, inputs + outputs), strict=False))
-    out: dict[str, list[float] | None] = {name: _around(float(r.mean()), r) for name, r in rates.items()}
+    out: dict[str, list[float] | None] = {name: around(float(r.mean()), r) for name, r in rates.items()}
     out["request_goodput"] = None
     if good is not None:
-        rate = np.histogram(result.arrival_s[good], edges)[0] / width
-        out["request_goodput"] = _around(float(rate.mean()), rate)
+        rate = np.histogram(result.end_s[good], edges)[0] / width
+        out["request_goodput"] = around(float(rate.mean()), rate)
     return out
 
 
@@ -230,19 +250,26 @@ def statistics(values: FloatArray, unit: str, weights: IntArray | None = None) -
         quantiles = weighted_quantiles(values, weights, PERCENTILES)
         out["count"] = count
         batches = weighted_batches(values, weights)
-        out["ci95"] = None if batches is None else _around(mean, batches)
+        out["ci95"] = None if batches is None else around(mean, batches)
     out["min"], out["max"] = float(values.min()), float(values.max())
     out.update(zip(names, quantiles, strict=True))
     return out
 
 
 def token_gaps(result: ClusterResult, rows: BoolArray) -> tuple[FloatArray, IntArray]:
-    """Gaps between successive tokens of the chosen requests [s], and how often each occurs (at least once)."""
+    """Gaps between successive tokens of the chosen requests [s], and how often each occurs (at least once).
+
+    They come in order of time to within a small part (`STRETCHES`) of the run, those of all replicas together.
+    """
     gaps: list[FloatArray] = []
     weights: list[IntArray] = []
+    stops: list[IntArray] = []  # of each array, the places of the edges of the stretches
+    clocks = [np.frombuffer(log.end_s, dtype=np.float64) for log in result.logs]
+    began = min((float(c[0]) for c in clocks if len(c)), default=0.0)
+    ended = max((float(c[-1]) for c in clocks if len(c)), default=0.0)
+    edges = np.linspace(began, ended, STRETCHES + 1)[1:-1]
     spans = _spans(result)
-    for number, log in enumerate(result.logs):
-        ends = np.frombuffer(log.end_s, dtype=np.float64)
+    for number, ends in enumerate(clocks):
         mine = np.flatnonzero(rows & (result.replica == number))
         if not len(mine) or len(ends) < 2:
             continue
@@ -259,16 +286,31 @@ def token_gaps(result: ClusterResult, rows: BoolArray) -> tuple[FloatArray, IntA
         gaps.append(found)
         small = np.int16 if weight.max(initial=0) <= np.iinfo(np.int16).max else np.int32
         weights.append(weight[weight > 0].astype(small))
+        places = [0, *np.searchsorted(ends[1:], edges).tolist(), len(weight)]
+        stops.append(np.cumsum([0, *(int(np.count_nonzero(weight[a:b])) for a, b in pairwise(places))]))
         del weight
-        again = np.flatnonzero(owner[1:] == owner[:-1])  # the first token after a pause
+        # the first token after a pause; tokens of one step, as drafts yield them, are one chunk to the client
+        again = np.flatnonzero((owner[1:] == owner[:-1]) & (first[1:] > last[:-1]))
         if len(again):
-            gaps.append(ends[first[again + 1]] - ends[last[again]])
+            again = again[np.argsort(first[again + 1], kind="stable")]
+            resumed = ends[first[again + 1]]
+            gaps.append(resumed - ends[last[again]])
             weights.append(np.ones(len(again), dtype=np.int32))
+            stops.append(np.array([0, *np.searchsorted(resumed, edges).tolist(), len(again)]))
     if not gaps:
         return np.zeros(0), np.zeros(0, dtype=np.int64)
     if len(gaps) == 1:
         return gaps[0], weights[0]
-    return np.concatenate(gaps), np.concatenate(weights)
+    return _by_stretch(gaps, stops), _by_stretch(weights, stops)
+
+
+def _by_stretch(arrays: Sequence[NDArray[Any]], stops: Sequence[IntArray]) -> NDArray[Any]:
+    """Join arrays stretch by stretch: the first stretch of all, then the second; `stops` are the edges' places in each."""
+    pieces = zip(
+        *([array[a:b] for a, b in pairwise(at.tolist())] for array, at in zip(arrays, stops, strict=True)),
+        strict=True,
+    )
+    return np.concatenate([piece for stretch in pieces for piece in stretch])
 
 
 def tokens_emitted(result: ClusterResult, window: Window) -> int:
@@ -344,12 +386,18 @@ def _open_verdict(beyond: FloatArray, weights: IntArray, allowed: float) -> bool
     since late requests come in bursts and shares are small: share * exp(+-t * standard error / share). Below 40 values, or
     with none beyond, nothing is left open; that a run is too short for a percentile is a warning of its own.
     """
-    batches = weighted_batches(beyond, weights)
-    share = float((beyond * weights).sum() / weights.sum())
-    if batches is None or not 0 < share < 1:
+    return open_share(
+        weighted_batches(beyond, weights), int((beyond * weights).sum()), int(weights.sum()), allowed
+    )
+
+
+def open_share(batches: FloatArray | None, beyond: int, total: int, allowed_fraction: float) -> bool:
+    """`_open_verdict` from the means of batches, None where there are too few, and how many of how many lie beyond."""
+    if batches is None or not total or not 0 < beyond / total < 1:
         return False
+    share = beyond / total
     factor = np.exp(T_975_19 * float(batches.std(ddof=1)) / BATCHES**0.5 / share)
-    return bool(share / factor <= allowed <= share * factor)
+    return bool(share / factor <= allowed_fraction <= share * factor)
 
 
 def verdict(
@@ -371,7 +419,9 @@ def verdict(
         for name, bound in named.items():
             percent = float(name[1:].replace("_", "."))
             actual = _percentile(values, weights, percent)
-            near = bool(len(values)) and _open_verdict((values > bound).astype(float), weights, 1 - percent / 100)
+            near = bool(len(values)) and _open_verdict(
+                (values > bound).astype(float), weights, 1 - percent / 100
+            )
             checks.append(
                 {
                     "metric": metric,
@@ -388,13 +438,22 @@ def verdict(
     kept, near = True, False
     if wanted is not None:
         kept = attainment is not None and attainment >= wanted
-        near = bool(len(good)) and _open_verdict((~good).astype(float), np.ones(len(good), np.int64), 1 - wanted)
+        near = bool(len(good)) and _open_verdict(
+            (~good).astype(float), np.ones(len(good), np.int64), 1 - wanted
+        )
+    return judgement(checks, attainment, wanted, kept, near)
+
+
+def judgement(
+    checks: list[dict[str, Any]], attainment: float | None, wanted_fraction: float | None, kept: bool, near: bool
+) -> dict[str, Any]:
+    """Put checks and attainment together: `kept` and `near` say whether the attainment holds, and whether it is close."""
     return {
         "holds": kept and all(check["holds"] for check in checks),
         "close": _may_turn(checks, kept, near),
         "checks": checks,
         "attainment": attainment,
-        "attainment_wanted": wanted,
+        "attainment_wanted": wanted_fraction,
         "attainment_close": near,
     }
 
@@ -407,7 +466,11 @@ def with_model_error(judged: dict[str, Any], stats: Mapping[str, Mapping[str, An
     checks = []
     for check in judged["checks"]:
         named = (stats[check["metric"]].get("interval") or {}).get(check["percentile"])
-        inside = named is not None and named[0] <= check["bound_ms"] and (named[1] is None or check["bound_ms"] <= named[1])
+        inside = (
+            named is not None
+            and named[0] <= check["bound_ms"]
+            and (named[1] is None or check["bound_ms"] <= named[1])
+        )
         checks.append({**check, "close": check["close"] or inside})
     wanted, attainment = judged["attainment_wanted"], judged["attainment"]
     kept = wanted is None or (attainment is not None and attainment >= wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,14 @@ def _column(values: array[Any]) -> NDArray[Any]:
     return np.frombuffer(values, dtype=values.typecode)
 
 
-def _events(log: StepLog) -> dict[str, Any]:
+def events(log: StepLog, count: int | None = None) -> dict[str, NDArray[Any]]:
+    """The records of a log as columns, with the time until which each holds; the first `count` of them, all if None."""
     steps, ends = _column(log.event_steps), _column(log.end_s)
     start, end = _column(log.event_s), ends[np.cumsum(steps) - 1]
     if len(start) > 1:
         # batches of a pipeline overlap: a state lasts until the next one is noted
         end = np.minimum(end, np.append(np.maximum(start[1:], start[:-1]), end[-1]))
-    return {
+    columns = {
         "start": start,
         "end": end,
         "steps": steps,
@@ -44,6 +46,7 @@ def _events(log: StepLog) -> dict[str, Any]:
         "decode_tokens": _column(log.event_decode_tokens),
         "preemptions": _column(log.event_preemptions),
     }
+    return columns if count is None else {name: values[:count] for name, values in columns.items()}
 
 
 class _Spread:
@@ -89,7 +92,9 @@ class _Spread:
 
     def sums(self, amount: NDArray[Any]) -> FloatArray:
         """Amount in each bin between the edges."""
-        rate: FloatArray = (amount if self._order is None else amount[self._order]) / (self._end - self._start)
+        rate: FloatArray = (amount if self._order is None else amount[self._order]) / (
+            self._end - self._start
+        )
         needed = self._needed
         area, points = np.zeros(len(needed)), np.zeros(len(needed))
         level = total = 0.0
@@ -130,76 +135,120 @@ def timeline(result: ClusterResult) -> dict[str, NDArray[Any]]:
     width = span / bins
     columns: dict[str, list[NDArray[Any]]] = {}
     for number, log in enumerate(result.logs):
-        e = _events(log)
+        e = events(log)
         rows: dict[str, NDArray[Any]] = {
             "instance_id": np.full(bins, number, dtype=np.int64),
             "t_s": edges[:-1],
         }
-        if len(e["start"]):
-            lived = e["end"] - e["start"]
-            spread = _Spread(e["start"], e["end"], edges)
-            seconds = spread.sums(lived)
-            safe = np.maximum(seconds, 1e-12)
-            steps = np.maximum(spread.sums(e["steps"].astype(float)), 1e-12)
-            for name, values in (("running", e["running"]), ("waiting", e["waiting"])):
-                rows[name] = spread.sums(values * lived) / safe
-            capacity = max(1, result.capacity_blocks[number])
-            rows["kv_usage"] = spread.sums(e["used"] / capacity * lived) / safe
-            rows["batch_tokens"] = spread.sums(e["prefill_tokens"] + e["decode_tokens"]) / steps
-            rows["prefill_tokens"] = spread.sums(e["prefill_tokens"])
-            rows["decode_tokens"] = spread.sums(e["decode_tokens"])
-            at = np.clip(np.searchsorted(edges, e["start"], side="right") - 1, 0, bins - 1)
-            rows["preemptions"] = np.bincount(at, weights=e["preemptions"], minlength=bins).astype(np.int64)
-            rows["busy_fraction"] = np.minimum(spread.sums(e["device"]) / width, 1.0)
-            idle = seconds < 1e-9
-            for name in ("running", "waiting", "kv_usage", "batch_tokens"):
-                rows[name] = np.where(idle, 0.0, rows[name])
-        else:
-            for name in ("running", "waiting", "kv_usage", "batch_tokens", "prefill_tokens", "decode_tokens", "busy_fraction"):
-                rows[name] = np.zeros(bins)
-            rows["preemptions"] = np.zeros(bins, dtype=np.int64)
+        capacity = max(1, result.capacity_blocks[number])
+        rows |= averages(amounts(e, edges, capacity) if len(e["start"]) else None, bins, width)
         for name, values in rows.items():
             columns.setdefault(name, []).append(values)
     return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
-def server_averages(result: ClusterResult, window: Window) -> dict[str, Any]:
-    """Averages and peaks over the window, over all replicas: KV use, rows, queue, busy share, device time by kind."""
-    edges = np.array([window.start_s, max(window.end_s, window.start_s + 1e-9)])
-    length = max(window.length_s, 1e-9)
-    replicas = len(result.logs)
-    totals = dict.fromkeys(("running", "waiting", "kv", "busy", "prefill"), 0.0)
-    peaks = {"running": 0, "waiting": 0, "kv": 0.0}
-    preemptions = 0
-    saturated = 0.0
-    for number, log in enumerate(result.logs):
-        e = _events(log)
+Amounts = dict[str, NDArray[Any]]
+
+
+def amounts(e: Mapping[str, NDArray[Any]], edges_s: FloatArray, capacity_blocks: int) -> Amounts:
+    """What the records `e` add up to in each bin between the edges: seconds, steps, tokens, and states times seconds."""
+    bins = len(edges_s) - 1
+    lived = e["end"] - e["start"]
+    spread = _Spread(e["start"], e["end"], edges_s)
+    at = np.clip(np.searchsorted(edges_s, e["start"], side="right") - 1, 0, bins - 1)
+    return {
+        "seconds": spread.sums(lived),
+        "steps": spread.sums(e["steps"].astype(float)),
+        "running": spread.sums(e["running"] * lived),
+        "waiting": spread.sums(e["waiting"] * lived),
+        "kv_usage": spread.sums(e["used"] / capacity_blocks * lived),
+        "tokens": spread.sums(e["prefill_tokens"] + e["decode_tokens"]),
+        "prefill_tokens": spread.sums(e["prefill_tokens"]),
+        "decode_tokens": spread.sums(e["decode_tokens"]),
+        "preemptions": np.bincount(at, weights=e["preemptions"], minlength=bins),
+        "device": spread.sums(e["device"]),
+    }
+
+
+def averages(found: Amounts | None, bins: int, width_s: float) -> dict[str, NDArray[Any]]:
+    """Columns of the timeline from `amounts` in `bins` bins; None where the replica did nothing."""
+    if found is None:
+        names = (
+            "running",
+            "waiting",
+            "kv_usage",
+            "batch_tokens",
+            "prefill_tokens",
+            "decode_tokens",
+            "busy_fraction",
+        )
+        return {**{name: np.zeros(bins) for name in names}, "preemptions": np.zeros(bins, dtype=np.int64)}
+    seconds = np.maximum(found["seconds"], 1e-12)
+    rows = {name: found[name] / seconds for name in ("running", "waiting", "kv_usage")}
+    rows["batch_tokens"] = found["tokens"] / np.maximum(found["steps"], 1e-12)
+    rows = {name: np.where(found["seconds"] < 1e-9, 0.0, values) for name, values in rows.items()}
+    rows["prefill_tokens"] = found["prefill_tokens"]
+    rows["decode_tokens"] = found["decode_tokens"]
+    rows["preemptions"] = found["preemptions"].astype(np.int64)
+    rows["busy_fraction"] = np.minimum(found["device"] / width_s, 1.0)
+    return rows
+
+
+class WindowLoad:
+    """Averages and peaks over a window of time, over replicas whose records come in any number of parts."""
+
+    def __init__(self, window: Window) -> None:
+        self._window = window
+        self._edges = np.array([window.start_s, max(window.end_s, window.start_s + 1e-9)])
+        self._totals = dict.fromkeys(("running", "waiting", "kv", "busy", "prefill", "saturated"), 0.0)
+        self._peaks = {"running": 0, "waiting": 0, "kv": 0.0}
+        self._preemptions = 0
+
+    def add(self, e: Mapping[str, NDArray[Any]], capacity_blocks: int) -> None:
+        """Take in records of a replica."""
         if not len(e["start"]):
-            continue
-        capacity = max(1, result.capacity_blocks[number])
+            return
+        totals, peaks, window = self._totals, self._peaks, self._window
+        capacity = max(1, capacity_blocks)
         lived = e["end"] - e["start"]
-        spread = _Spread(e["start"], e["end"], edges)
-        for name, values in (("running", e["running"]), ("waiting", e["waiting"]), ("kv", e["used"] / capacity)):
+        spread = _Spread(e["start"], e["end"], self._edges)
+        for name, values in (
+            ("running", e["running"]),
+            ("waiting", e["waiting"]),
+            ("kv", e["used"] / capacity),
+        ):
             totals[name] += float(spread.sums(values * lived)[0])
         totals["busy"] += float(spread.sums(e["device"])[0])
         totals["prefill"] += float(spread.sums(e["prefill"])[0])
-        saturated += float(spread.sums(np.where(e["waiting"] > 0, lived, 0.0))[0])
+        totals["saturated"] += float(spread.sums(np.where(e["waiting"] > 0, lived, 0.0))[0])
         inside = (e["end"] >= window.start_s) & (e["start"] <= window.end_s)
         if inside.any():
             peaks["running"] = max(peaks["running"], int(e["running"][inside].max()))
             peaks["waiting"] = max(peaks["waiting"], int(e["waiting"][inside].max()))
             peaks["kv"] = max(peaks["kv"], float(e["used"][inside].max()) / capacity)
-            preemptions += int(e["preemptions"][inside].sum())
-    return {
-        "kv_cache_usage_perc": totals["kv"] / length / replicas,
-        "kv_cache_usage_perc_peak": peaks["kv"],
-        "num_requests_running": totals["running"] / length / replicas,
-        "num_requests_running_peak": peaks["running"],
-        "num_requests_waiting": totals["waiting"] / length / replicas,
-        "num_requests_waiting_peak": peaks["waiting"],
-        "waiting_time_fraction": saturated / length / replicas,
-        "gpu_busy_fraction": min(totals["busy"] / length / replicas, 1.0),
-        "num_preemptions": preemptions,
-        "busy_prefill_s": totals["prefill"],
-        "busy_decode_s": totals["busy"] - totals["prefill"],
-    }
+            self._preemptions += int(e["preemptions"][inside].sum())
+
+    def averages(self, length_s: float, replicas: int) -> dict[str, Any]:
+        """Averages over `length_s` seconds of `replicas`, peaks, and device time by kind."""
+        totals, peaks, length = self._totals, self._peaks, max(length_s, 1e-9)
+        return {
+            "kv_cache_usage_perc": totals["kv"] / length / replicas,
+            "kv_cache_usage_perc_peak": peaks["kv"],
+            "num_requests_running": totals["running"] / length / replicas,
+            "num_requests_running_peak": peaks["running"],
+            "num_requests_waiting": totals["waiting"] / length / replicas,
+            "num_requests_waiting_peak": peaks["waiting"],
+            "waiting_time_fraction": totals["saturated"] / length / replicas,
+            "gpu_busy_fraction": min(totals["busy"] / length / replicas, 1.0),
+            "num_preemptions": self._preemptions,
+            "busy_prefill_s": totals["prefill"],
+            "busy_decode_s": totals["busy"] - totals["prefill"],
+        }
+
+
+def server_averages(result: ClusterResult, window: Window) -> dict[str, Any]:
+    """Averages and peaks over the window, over all replicas: KV use, rows, queue, busy share, device time by kind."""
+    load = WindowLoad(window)
+    for number, log in enumerate(result.logs):
+        load.add(events(log), result.capacity_blocks[number])
+    return load.averages(window.length_s, len(result.logs))

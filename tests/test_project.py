@@ -13,7 +13,8 @@ import pytest
 
 from hardware_profiles.errors import InfeasibleError
 from simulator.config.load import load_scenario, shipped_scenarios
-from simulator.run import prepare, run_prepared
+from simulator.prepare import prepare
+from simulator.run import run_prepared
 
 ROOT = Path(__file__).resolve().parents[1]
 _spec = importlib.util.spec_from_file_location("refresh", ROOT / "docs" / "refresh.py")

@@ -19,6 +19,7 @@ from typing import Any
 
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.decode_set import DecodeSet
+from engine_models.parts.host_tier import HostTier
 from engine_models.parts.hybrid_kv import HybridKV
 from engine_models.parts.paged_kv import Block, PagedKV
 from engine_models.parts.sequence import Sequence
@@ -34,6 +35,7 @@ class ContinuousScheduler:
     kv : the block allocator.
     aggregate : serve decoding rows as one where that is exact.
     record_rows : keep the ordered rows of every batch (`Batch.rows`), for comparison with recorded schedules.
+    host : KV blocks in host memory, searched where the device's cache ends.
     """
 
     def __init__(
@@ -43,10 +45,14 @@ class ContinuousScheduler:
         *,
         aggregate: bool = True,
         record_rows: bool = False,
+        host: HostTier | None = None,
     ) -> None:
         self.rules = rules
+        self.host = host
+        self._loading: dict[Sequence, int] = {}  # hold their blocks, wait for their content; tokens then found
         self.kv = kv
         self.itemised = kv.itemised or rules.speculative_tokens > 0
+        self.windowed = False  # decoding rows over several KV groups, see `engine_models.parts.windowed`
         self.aggregate = aggregate and not record_rows and not rules.pipelined and not self.itemised
         self.record_rows = record_rows
         self.running: dict[Sequence, None] = {}
@@ -57,6 +63,9 @@ class ContinuousScheduler:
         self.preemptions = 0
         self.hit_tokens = 0
         self.queried_tokens = 0
+        self.verifications = 0
+        self.verified_drafts = 0
+        self.accepted_drafts = 0
         self.blocked = False
         self._orders = 0
         self._watermark_blocks = int(rules.watermark * (kv.capacity_blocks + 1))
@@ -69,8 +78,8 @@ class ContinuousScheduler:
 
     @property
     def waiting_count(self) -> int:
-        """Requests that wait for admission, preempted ones included."""
-        return len(self._queue)
+        """Requests that wait for admission, preempted ones and those that load from the host included."""
+        return len(self._queue) + len(self._loading)
 
     def waiting(self) -> list[Sequence]:
         """Waiting requests in the order in which they will be tried."""
@@ -85,7 +94,11 @@ class ContinuousScheduler:
 
     def has_work(self) -> bool:
         """Whether anything waits or runs."""
-        return bool(self.running) or bool(self._queue)
+        return bool(self.running) or bool(self._queue) or bool(self._loading)
+
+    def sleeps_until_s(self) -> float:
+        """When the next load from the host ends [s], 0 if none is under way: till then nothing new can be scheduled."""
+        return min((seq.loaded_s for seq in self._loading), default=0.0)
 
     # -- the step -------------------------------------------------------------------------------------------
 
@@ -107,7 +120,7 @@ class ContinuousScheduler:
             budget = self._serve_row_by_row(batch, served, budget, cap)
             pure = False
         self.blocked = False
-        if not batch.preempted and self._queue:
+        if not batch.preempted and (self._queue or self._loading):
             admitted = len(served)
             reason = self._admit(batch, served, budget, cap, now_s)
             self.blocked = pure and reason and len(served) == admitted
@@ -116,6 +129,9 @@ class ContinuousScheduler:
                 self.blocked = False
             return batch if batch.preempted else None
         self._commit(batch, served)
+        if self.host is not None:
+            for seq, _ in served:
+                self.host.store(seq, min(seq.computed, seq.prompt_tokens), batch.number)
         batch.free_blocks = self.kv.free_blocks
         self.next_number += 1
         return batch
@@ -185,7 +201,7 @@ class ContinuousScheduler:
                 position += 1
                 continue
             if decoding:
-                need = 1 if (seq.offset - 1 + decodes.steps) % kv.block_tokens == 0 else 0
+                need = decodes.visit(seq)
             else:
                 slots = min(seq.computed + want + rules.lookahead_tokens, rules.max_model_len)
                 kv.leave_window(seq, seq.computed, seq.computed - seq.in_flight_tokens)
@@ -218,7 +234,7 @@ class ContinuousScheduler:
                 kv.take(need)
             else:
                 kv.grow(seq, slots)
-                kv.register(seq, min(seq.computed + want, seq.length - seq.pending))
+                kv.register(seq, min(seq.computed + want, self._known(seq)))
             budget -= want
             position += 1
         # what was served, in order; decoding rows that were not served leave the aggregate for this step
@@ -241,9 +257,17 @@ class ContinuousScheduler:
                     batch.rows.append((seq, tokens, seq.computed))
         if batch.decode_rows:
             decodes.steps += 1
-        for seq in idle:
-            self._join_decodes(seq, self.next_number)
+        for seq in idle:  # a step of preemptions alone takes no number
+            self._set_aside(seq, self.next_number if taken else last)
         return budget
+
+    def _known(self, seq: Sequence) -> int:
+        """Tokens of a row outside the set whose value is known."""
+        return seq.length - seq.pending
+
+    def _set_aside(self, seq: Sequence, last: int) -> None:
+        """A decoding row that was not served up to batch `last` returns to the set."""
+        self._join_decodes(seq, last)
 
     def _preempt(self, seq: Sequence, batch: Batch, fresh_blocks: int | None) -> None:
         """Take the row's blocks, `fresh_blocks` of this very step among them; it starts over from the waiting queue.
@@ -252,7 +276,9 @@ class ContinuousScheduler:
         was already served in this step, which looked one token further.
         """
         kv = self.kv
-        if seq.state == "decoding":
+        if self.windowed:
+            known = self._before_preemption(seq, fresh_blocks)
+        elif seq.state == "decoding":
             self._leave_decodes(seq, self.next_number - 1)
             seq.extra_blocks += fresh_blocks or 0
             in_flight = seq.emissions[-1][1] > self.processed_number
@@ -267,7 +293,11 @@ class ContinuousScheduler:
             self.partial.pop(seq, None)
         if not self.itemised:
             kv.register(seq, known)
+        if self.host is not None:
+            self.host.store(seq, known, self.next_number)
         kv.make_findable(seq)
+        if self.host is not None:
+            self.host.name(seq)
         kv.release(seq)
         seq.computed = 0
         seq.length -= seq.pending
@@ -278,6 +308,10 @@ class ContinuousScheduler:
         del self.running[seq]
         self._queue.put_back(seq)
         batch.preempted.append(seq)
+
+    def _before_preemption(self, seq: Sequence, fresh_blocks: int | None) -> int:
+        """Take a row over several KV groups out of where it is served; return its tokens that can be found again."""
+        raise NotImplementedError
 
     def _admit(
         self, batch: Batch, served: list[tuple[Sequence, int]], budget: int, cap: int, now_s: float
@@ -291,6 +325,8 @@ class ContinuousScheduler:
         lookahead = rules.lookahead_tokens if rules.first_admission_lookahead else 0
         aside: list[Sequence] = []
         blocked = False
+        if self._loading:
+            budget = self._admit_loaded(batch, served, budget, cap, now_s)
         while self._queue and budget > 0:
             if len(self.running) >= rules.max_num_seqs:
                 blocked = not aside
@@ -301,6 +337,15 @@ class ContinuousScheduler:
                 continue
             found: Any = kv.find(seq)  # opaque here: only the cache that found it looks inside
             hit = kv.hit_tokens(found)
+            if self.host is not None:
+                began = self._begin_load(seq, found, hit, now_s)
+                if began == "full":
+                    blocked = not aside
+                    break
+                if began:
+                    if began == "later":
+                        aside.append(self._queue.pop())
+                    continue
             want = seq.length - hit
             if want == 1 and pads and (served_before or hit) and hit + 2 + drafts <= rules.max_model_len:
                 want += drafts
@@ -332,25 +377,91 @@ class ContinuousScheduler:
             kv.grow(seq, slots)
             seq.computed = hit
             kv.register(seq, min(hit + want, seq.length))
-            seq.order = self._orders
-            self._orders += 1
-            seq.state = "running"
-            self.running[seq] = None
-            self.partial[seq] = None
-            if seq.first_scheduled_s < 0:
-                seq.first_scheduled_s = now_s
-                seq.first_hit_tokens = hit
-                self.queried_tokens += seq.length
-                self.hit_tokens += hit
-            if hit:
-                batch.hits.append((seq, hit))
-            if batch.rows is not None:
-                batch.rows.append((seq, want, seq.computed))
-            served.append((seq, want))
+            self._start(batch, served, seq, want, now_s, hit, 0)
             budget -= want
         for seq in reversed(aside):
             self._queue.put_back(seq)
-        return blocked
+        return blocked and not self._loading
+
+    def _start(
+        self, batch: Batch, served: list[tuple[Sequence, int]], seq: Sequence, want: int, now_s: float, hit: int, loaded: int
+    ) -> None:
+        """Enter an admitted request among the running, `hit` of its tokens found, `loaded` of these on the host."""
+        seq.order = self._orders
+        self._orders += 1
+        seq.state = "running"
+        self.running[seq] = None
+        self.partial[seq] = None
+        if seq.first_scheduled_s < 0:
+            seq.first_scheduled_s = now_s
+            seq.first_hit_tokens = hit
+            self.queried_tokens += seq.length
+            self.hit_tokens += hit - loaded
+            if self.host is not None:
+                self.host.hit_tokens += loaded
+        if hit:
+            batch.hits.append((seq, hit))
+        if batch.rows is not None:
+            batch.rows.append((seq, want, seq.computed))
+        served.append((seq, want))
+
+    # -- the host tier --------------------------------------------------------------------------------------
+
+    def _begin_load(self, seq: Sequence, found: Any, hit: int, now_s: float) -> str:
+        """Let the queue's head load what the host holds behind its device hit: it takes its blocks and leaves the queue.
+
+        "" if the host holds nothing, "full" if the blocks of the whole prompt are not free (loads never wait for one
+        another's blocks), "later" if another request is loading the same blocks.
+        """
+        kv, host = self.kv, self.host
+        assert host is not None
+        held = hit // kv.block_tokens
+        more = host.find(seq, held, self.processed_number)
+        if more is None:
+            return "later"
+        if not more:
+            return ""
+        free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
+        owed = sum(kv.missing(other, other.length) for other in self._loading)
+        if kv.admission_blocks(found, seq.length, whole=True) + owed > free:
+            return "full"
+        self._queue.pop()
+        if hit:
+            kv.hold(seq, found)
+        tokens = hit + more * kv.block_tokens
+        kv.grow(seq, tokens)
+        seq.computed = hit
+        seq.state = "loading"
+        host.load(seq, held, more, now_s)
+        self._loading[seq] = tokens
+        return "loading"
+
+    def _admit_loaded(
+        self, batch: Batch, served: list[tuple[Sequence, int]], budget: int, cap: int, now_s: float
+    ) -> int:
+        """Admit requests whose load has ended, before all others; return what is left of the budget."""
+        rules, kv, host = self.rules, self.kv, self.host
+        assert host is not None
+        for seq in [s for s in self._loading if s.loaded_s <= now_s]:
+            if budget <= 0 or len(self.running) >= rules.max_num_seqs:
+                break
+            tokens = self._loading[seq]
+            found = min(tokens, seq.length - 1)  # the last token is computed again, for its output
+            want = min(seq.length - found, budget)
+            if 0 < cap < want:
+                want = cap
+            if not rules.chunked_prefill and seq.length - found > budget:
+                break
+            if kv.missing(seq, found + want + rules.lookahead_tokens) > kv.free_blocks:
+                break
+            del self._loading[seq]
+            host.end_load(seq, tokens)
+            local, seq.computed = seq.computed, found
+            kv.grow(seq, min(found + want + rules.lookahead_tokens, rules.max_model_len))
+            kv.register(seq, max(tokens, min(found + want, seq.length)))
+            self._start(batch, served, seq, want, now_s, found, found - local)
+            budget -= want
+        return budget
 
     def _commit(self, batch: Batch, served: list[tuple[Sequence, int]]) -> None:
         """Count the scheduled tokens, note who emits and who ends."""
@@ -445,6 +556,9 @@ class ContinuousScheduler:
             if drafts and seq.acceptance is not None:
                 accepted = min(seq.acceptance(seq.verifications), drafts)
                 seq.verifications += 1
+                self.verifications += 1
+                self.verified_drafts += drafts
+                self.accepted_drafts += accepted
             rejected = drafts - accepted
             emitted = 1 + accepted
             preempted = preemptions != seq.preemptions  # since then: the tokens count, their blocks are gone
@@ -500,6 +614,8 @@ class ContinuousScheduler:
                 if seq.output_shared and kv.prefix_caching:
                     kv.name_output(seq)
                 kv.register(seq, seq.final_length - 1)
+                if self.host is not None:
+                    self.host.store(seq, seq.final_length - 1, batch.number)
                 kv.release(seq)
             seq.state = "finished"
         if batch.finishing:

@@ -58,6 +58,10 @@ class DecodeSet:
         """Sum over the rows of the tokens that the next step attends to, the new one included."""
         return self.offset_sum + self.count * self.steps
 
+    def visit(self, seq: Sequence) -> int:
+        """New blocks that one row takes with the next step."""
+        return 1 if (seq.offset - 1 + self.steps) % self.block_tokens == 0 else 0
+
     def blocks_needed(self) -> int:
         """New blocks that the next step takes."""
         return self.phases[-self.steps % self.block_tokens]

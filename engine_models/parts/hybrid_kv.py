@@ -4,19 +4,27 @@ Layers are grouped by what they see. Every group has a block table of its own, a
 A block of a sliding-window group is freed once it lies before the window of every later token. A prefix is found only as
 far as every group still has what it needs there: all blocks for full attention, the last window's for a sliding one.
 
-Here every block is an object; the counting cache of `paged_kv` serves models with one full-attention group.
+A block is an object only where its content may be looked up: where others may share it, where a window left it behind
+(its own request may come back for it after a preemption). The other blocks of a sequence are place holders in its tables. The
+counting cache of `paged_kv` serves models with one full-attention group.
 
 Sources: vLLM's KV coordinator and its managers (0.15 to 0.33, see docs/engines/vllm.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from engine_models.parts.paged_kv import Block, BlockPool, FreeRun
 from engine_models.parts.sequence import Sequence
 
 PLAIN = Block(-1)  # stands for any held block without a hash: such blocks have no identity that matters
+LEFT = -3  # key of a private hashed block that left its window: nobody looks it up
+HASHED = Block(
+    -2
+)  # stands for a held block with a hash that only its own sequence could find, once it is preempted
 
 
 @dataclass(slots=True)
@@ -25,6 +33,25 @@ class Table:
 
     blocks: list[Block | None] = field(default_factory=list)
     hashed: int = 0  # blocks already considered for the prefix index
+    gone: int = 0  # blocks that left the window, or were never needed
+
+
+@dataclass(slots=True)
+class Held:
+    """What one sequence holds: a table a group, and what the scheduler last gave it.
+
+    `served_tokens` are those of batch `served_number`; they are in flight until that batch has been processed.
+    `left` lists the private hashed blocks that left a window, with group and position: they get a key if the sequence is
+    preempted. `last_named` holds, per group, the last position whose block may have a hash, `phases` where the decode set
+    lists the row.
+    """
+
+    tables: list[Table]
+    served_number: int = -1
+    served_tokens: int = 0
+    left: list[tuple[Block, int, int]] = field(default_factory=list)
+    last_named: list[int] = field(default_factory=list)
+    phases: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -85,11 +112,11 @@ class HybridKV(BlockPool):
 
     def _tables(self, seq: Sequence) -> list[Table]:
         if seq.group_state is None:
-            seq.group_state = [Table() for _ in self.windows]
-        tables: list[Table] = seq.group_state
+            seq.group_state = Held([Table() for _ in self.windows])
+        tables: list[Table] = seq.group_state.tables
         return tables
 
-    def _before_window(self, window: int | None, tokens: int) -> int:
+    def before_window(self, window: int | None, tokens: int) -> int:
         """Blocks that no token from position `tokens` on can see."""
         return 0 if window is None else max(0, tokens - window + 1) // self.block_tokens
 
@@ -144,15 +171,18 @@ class HybridKV(BlockPool):
         limit = min(limit, len(keys)) if window is None else limit
         count = len(self.windows)
 
+        get = self._index.get
+
         def cached(position: int) -> list[Block] | None:
             if position >= len(keys):
                 return None
             blocks = []
+            name = keys[position] * count
             for group in groups:
-                entry = self._index.get(keys[position] * count + group)
+                entry = get(name + group)
                 if entry is None:
                     return None
-                blocks.append(entry[0] if isinstance(entry, list) else entry)
+                blocks.append(entry if entry.__class__ is Block else entry[0])  # type: ignore[index]
             return blocks
 
         if window is None:
@@ -201,7 +231,7 @@ class HybridKV(BlockPool):
             need = -(-tokens // self.block_tokens)
             if whole and cap is not None:
                 need = min(need, cap)
-            skipped = self._before_window(window, found.tokens)
+            skipped = self.before_window(window, found.tokens)
             total += max(0, need - max(skipped, len(blocks)))
             total += sum(block is not None and block.holders == 0 for block in blocks[skipped:])
         return total
@@ -209,7 +239,7 @@ class HybridKV(BlockPool):
     def hold(self, seq: Sequence, found: Hit) -> None:
         """Take over cached blocks that `find` returned."""
         for window, table, blocks in zip(self.windows, self._tables(seq), found.blocks, strict=True):
-            skipped = self._before_window(window, found.tokens)
+            skipped = self.before_window(window, found.tokens)
             for block in blocks[skipped:]:
                 if block is None:
                     continue
@@ -219,6 +249,7 @@ class HybridKV(BlockPool):
                 block.holders += 1
             table.blocks = [*([None] * skipped), *blocks[skipped:]]
             table.hashed = len(table.blocks)
+            table.gone = min(skipped, len(table.blocks))
 
     # -- blocks ---------------------------------------------------------------------------------------------
 
@@ -234,18 +265,82 @@ class HybridKV(BlockPool):
     def leave_window(self, seq: Sequence, scheduled: int, processed: int) -> None:
         """Free the blocks that no later token of the sequence can see."""
         tokens = processed if self.frees_processed else scheduled
-        for window, table in zip(self.windows, self._tables(seq), strict=True):
+        for group, (window, table) in enumerate(zip(self.windows, self._tables(seq), strict=True)):
             if window is None:
                 continue
             blocks = table.blocks
-            gone: list[Block] = []
-            for position in range(min(self._before_window(window, tokens), len(blocks)) - 1, -1, -1):
-                block = blocks[position]
-                if block is None:
-                    break
-                gone.append(block)
-                blocks[position] = None
-            self._free(gone)
+            before = min(self.before_window(window, tokens), len(blocks))
+            for position in range(before - 1, table.gone - 1, -1):
+                self._leave(seq.group_state, group, position, blocks[position])
+            if before > table.gone:
+                blocks[table.gone : before] = [None] * (before - table.gone)
+                table.gone = before
+
+    def _leave(self, held: Held, group: int, position: int, block: Block | None) -> None:
+        if block is HASHED:
+            left = Block(LEFT)
+            left.holders = 0
+            self._queue[left] = None
+            self.free_blocks += 1
+            held.left.append((left, group, position))
+        elif block is PLAIN:
+            self.free_plain(1)
+        else:
+            assert block is not None
+            block.holders -= 1
+            if block.holders == 0:
+                self._queue[block] = None
+                self.free_blocks += 1
+
+    def leave_behind(self, seq: Sequence, groups: list[int], position: int) -> None:
+        """Free a block that a row of the aggregate leaves behind in these groups; `catch_up` brings the tables up to date."""
+        held: Held = seq.group_state
+        hashes = self.prefix_caching and not self.sparse_windows
+        for group in groups:
+            blocks = held.tables[group].blocks
+            block = blocks[position] if position < len(blocks) else PLAIN
+            if hashes and block is PLAIN:  # filled by decode steps
+                block = HASHED
+                if seq.output_shared:
+                    block = Block(self._keys(seq, position + 1)[position] * len(self.windows) + group)
+                    self._insert(block)
+            self._leave(held, group, position, block)
+
+    def free_plain(self, blocks: int) -> None:
+        """Free blocks without a hash."""
+        self.free_blocks += blocks
+        if self.unhashed_to_head:
+            self._plain_head += blocks
+        else:
+            self._queue[FreeRun(blocks)] = None
+
+    def exchange(self, peak: int, net: int) -> None:
+        """Take and free blocks without a hash at the queue's head, in an order that needs `peak` at most, `net` in the end."""
+        plain = self._plain_head
+        evicted = peak - plain
+        if evicted > 0:
+            free = self.free_blocks
+            self._plain_head = 0
+            self.take(evicted)
+            self.free_blocks = free
+            plain = peak
+        self._plain_head = plain - net
+        self.free_blocks -= net
+
+    def catch_up(self, seq: Sequence, tokens: int, gone_tokens: int) -> None:
+        """Bring the tables of a row that leaves the aggregate up to date.
+
+        Its blocks hold `tokens` tokens, and the last window that moved was that before position `gone_tokens`.
+        """
+        need = -(-tokens // self.block_tokens)
+        for window, table in zip(self.windows, self._tables(seq), strict=True):
+            blocks = table.blocks
+            if need > len(blocks):
+                blocks.extend([PLAIN] * (need - len(blocks)))
+            before = min(self.before_window(window, gone_tokens), len(blocks))
+            if before > table.gone:
+                blocks[table.gone : before] = [None] * (before - table.gone)
+                table.gone = before
 
     def grow(self, seq: Sequence, tokens: int) -> None:
         """Allocate until every group's blocks hold `tokens` tokens."""
@@ -261,19 +356,30 @@ class HybridKV(BlockPool):
         if not self.prefix_caching:
             return
         full = known_tokens // self.block_tokens
-        count = len(self.windows)
         for group, (window, table) in enumerate(zip(self.windows, self._tables(seq), strict=True)):
             if table.hashed >= full:
                 continue
-            keys = self._keys(seq, full)
-            wanted = self._resumable(seq, window)
-            for position in range(table.hashed, full):
-                if table.blocks[position] is None or (wanted is not None and position not in wanted):
-                    continue
-                block = Block(keys[position] * count + group)
-                self._insert(block)
-                table.blocks[position] = block
+            first = max(table.hashed, table.gone)
+            if window is None or not self.sparse_windows:
+                self._hash(seq, group, table, first, full)
+            else:
+                for start, end in self._resumable(seq, window):
+                    self._hash(seq, group, table, max(first, start), min(full, end))
             table.hashed = full
+
+    def _hash(self, seq: Sequence, group: int, table: Table, first: int, end: int) -> None:
+        """Hash the blocks at positions `first` to `end` - 1; those that others may share enter the prefix index."""
+        if first >= end:
+            return
+        keys = self._keys(seq, end if seq.output_shared else 0)
+        blocks, count = table.blocks, len(self.windows)
+        for position in range(first, min(end, len(keys))):
+            block = Block(keys[position] * count + group)
+            self._insert(block)
+            blocks[position] = block
+        private = max(first, len(keys))
+        if private < end:
+            blocks[private:end] = [HASHED] * (end - private)
 
     def _keys(self, seq: Sequence, blocks: int) -> list[int]:
         keys = seq.keys
@@ -285,39 +391,58 @@ class HybridKV(BlockPool):
                 keys.append(self.chain.fresh())
         return keys
 
-    def _resumable(self, seq: Sequence, window: int | None) -> set[int] | None:
-        """Positions of a window group worth finding again; None for all."""
-        if window is None or not self.sparse_windows:
-            return None
+    def _resumable(self, seq: Sequence, window: int) -> list[tuple[int, int]]:
+        """Positions of a sparse window group that are worth finding again: disjoint ranges in ascending order."""
         needed = -(-(window - 1) // self.block_tokens)
-        wanted: set[int] = set()
-        for boundary in (seq.prompt_tokens - 1, seq.junction_tokens):
-            end = boundary // self.block_tokens
-            wanted.update(range(max(0, end - needed), end))
-        return wanted
+        prompt = (seq.prompt_tokens - 1) // self.block_tokens
+        junction = seq.junction_tokens // self.block_tokens
+        low, high = (prompt, junction) if prompt < junction else (junction, prompt)
+        return [(max(0, low - needed), low), (max(low, high - needed), high)]
 
     def name_output(self, seq: Sequence) -> None:
         """Outputs are named when their blocks are hashed."""
 
     def make_findable(self, seq: Sequence) -> None:
-        """All hashed blocks are in the index already."""
+        """Put the private hashed blocks into the index: a preempted sequence may find them again."""
+        if not self.prefix_caching:
+            return
+        count = len(self.windows)
+        for block, group, position in seq.group_state.left:
+            if block in self._queue:
+                block.key = self._keys(seq, position + 1)[position] * count + group
+                self._insert(block)
+        for group, table in enumerate(self._tables(seq)):
+            blocks = table.blocks
+            keys = self._keys(seq, table.hashed)
+            for position in range(table.gone, min(table.hashed, len(blocks))):
+                if blocks[position] is HASHED:
+                    named = blocks[position] = Block(keys[position] * count + group)
+                    self._insert(named)
 
     def release(self, seq: Sequence) -> None:
         """Free all blocks, group by group, the last of the sequence first."""
         for table in self._tables(seq):
-            self._free([block for block in reversed(table.blocks) if block is not None])
+            gone = table.gone
+            self._free(table.blocks[: gone - 1 if gone else None : -1])
         seq.group_state = None
 
-    def _free(self, blocks: list[Block]) -> None:
+    def _forget(self, block: Block) -> None:
+        if block.key != LEFT:
+            super()._forget(block)
+
+    def _free(self, blocks: Iterable[Block | None]) -> None:
+        """Free held blocks, in this order."""
         queue = self._queue
-        for block in blocks:
+        for block, same in groupby(blocks):
             if block is PLAIN:
-                self.free_blocks += 1
-                if self.unhashed_to_head:
-                    self._plain_head += 1
-                else:
-                    queue[FreeRun(1)] = None
+                self.free_plain(sum(1 for _ in same))
                 continue
+            if block is HASHED:
+                many = sum(1 for _ in same)
+                self.free_blocks += many
+                queue[FreeRun(many)] = None
+                continue
+            assert block is not None
             block.holders -= 1
             if block.holders == 0:
                 queue[block] = None

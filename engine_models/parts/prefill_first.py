@@ -59,6 +59,7 @@ class PrefillFirstRules:
     priority_scheduling : order by priority; `low_priority_values_first`: smaller is more urgent.
     preemption : with priorities, running rows give way; `preemption_threshold`: by how much priorities must differ.
     prefill_max_requests : most requests of one prefill batch.
+    receive_interval : arrivals are taken in once in so many decode steps, and after any other step.
     """
 
     max_running_requests: int
@@ -75,6 +76,7 @@ class PrefillFirstRules:
     preemption: bool = False
     preemption_threshold: int = 10
     prefill_max_requests: int | None = None
+    receive_interval: int = 1
 
 
 @dataclass(slots=True)
@@ -163,13 +165,16 @@ class PrefillFirstScheduler:
         self._passes = 0
         self._pauses: list[int] = []  # batches in which the running rows did not decode
         self._random = random.Random(0)
+        self._unreceived: list[Sequence] = []  # arrived, not yet taken in
+        self._since_receipt = 0  # decode steps since the last look at the arrivals
+        self._last_decoded = False  # the last step decoded and nothing else
 
     # -- queues ---------------------------------------------------------------------------------------------
 
     @property
     def waiting_count(self) -> int:
         """Requests that wait for admission, retracted ones included."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._unreceived)
 
     def waiting(self) -> list[Sequence]:
         """Waiting requests as the queue has them."""
@@ -180,7 +185,14 @@ class PrefillFirstScheduler:
         return list(self._decoding)
 
     def add(self, seq: Sequence) -> None:
-        """Enqueue an arrived request."""
+        """Enqueue an arrived request, or keep it until the scheduler next looks for arrivals."""
+        seq.state = "waiting"
+        if self.rules.receive_interval > 1:
+            self._unreceived.append(seq)
+        else:
+            self._receive(seq)
+
+    def _receive(self, seq: Sequence) -> None:
         prompt, final = seq.prompt_tokens, seq.final_length
         runs = seq.runs
         covered = sum(run[2] for run in runs)
@@ -199,13 +211,26 @@ class PrefillFirstScheduler:
         row.processed = self._prefilled_tokens
         self._arrivals += 1
         seq.group_state = row
-        seq.state = "waiting"
         self._waiting.append(seq)
         self._unsorted = True
 
+    def _look_for_arrivals(self) -> None:
+        """Take in what has arrived, unless fewer decode steps than the interval have passed since the last time.
+
+        A prefill counts for any number of decode steps, and a scheduler with nothing to run looks all the time.
+        """
+        if self._last_decoded and self.running:
+            self._since_receipt += 1
+            if self._since_receipt < self.rules.receive_interval:
+                return
+        self._since_receipt = 0
+        arrived, self._unreceived = self._unreceived, []
+        for seq in arrived:
+            self._receive(seq)
+
     def has_work(self) -> bool:
         """Whether anything waits or runs."""
-        return bool(self.running) or bool(self._waiting)
+        return bool(self.running) or bool(self._waiting) or bool(self._unreceived)
 
     def ignores_arrivals(self) -> bool:
         """Whether a newly arrived request could not change the next steps: no prefill is tried until a row leaves."""
@@ -215,6 +240,8 @@ class PrefillFirstScheduler:
 
     def schedule(self, now_s: float) -> PrefillFirstBatch | None:
         """Form the next batch; None if there is nothing to run."""
+        if self.rules.receive_interval > 1:
+            self._look_for_arrivals()
         batch = PrefillFirstBatch(self.next_number)
         if self.record_rows:
             batch.rows = []
@@ -224,6 +251,7 @@ class PrefillFirstScheduler:
         if not self._form_prefill(batch, now_s) and not self._form_decode(batch):
             if self.processed_number == self.next_number - 1:
                 self.ratio = self.initial_ratio  # idle
+            self._last_decoded = False
             return batch if batch.preempted else None
         batch.tokens = batch.decode_rows + sum(new for new, _ in batch.prefill)
         batch.decode_tokens = batch.decode_rows
@@ -236,6 +264,7 @@ class PrefillFirstScheduler:
         if self._aborted:
             batch.aborted, self._aborted = self._aborted, []
             batch.finishing.extend(batch.aborted)
+        self._last_decoded = batch.mode == "DECODE"
         if not batch.decode_rows:
             self._pauses.append(batch.number)
         self.next_number += 1
@@ -739,12 +768,20 @@ class PrefillFirstScheduler:
         ):
             return 0
         steps = decodes.steps_to_next_end()
+        if self._unreceived:
+            steps = min(steps, self._steps_to_receipt())
         kv = self.kv
         pages = (kv.free_tokens + kv.tree.evictable_tokens) // kv.page_tokens
         if decodes.count * (steps // decodes.block_tokens + 1) > pages:
             while steps > 0 and decodes.blocks_needed_over(steps) > pages:
                 steps = min(steps - 1, steps // 2 + 8)
         return steps
+
+    def _steps_to_receipt(self) -> int:
+        """Decode steps that are formed before the arrivals are looked at."""
+        if not self._last_decoded:
+            return 0
+        return self.rules.receive_interval - 1 - self._since_receipt
 
     def jump(self, steps: int) -> PrefillFirstBatch:
         """Schedule `steps` decode steps at once; returns the last of them."""
@@ -759,6 +796,10 @@ class PrefillFirstScheduler:
             ratio = max(ratio - decay, least)
         self.ratio = ratio
         decodes.steps += steps
+        if self.rules.receive_interval > 1:
+            counted = self._since_receipt + steps if self._last_decoded else steps - 1
+            self._since_receipt = counted % self.rules.receive_interval
+            self._last_decoded = True
         self.next_number += steps
         batch = PrefillFirstBatch(self.next_number - 1)
         self._last_decode = batch.number

@@ -38,11 +38,14 @@ class Sequence:
         "first_scheduled_s",
         "group_state",
         "hashed_blocks",
+        "host_blocks",
+        "host_run",
         "in_flight_tokens",
         "index",
         "junction_tokens",
         "keys",
         "length",
+        "loaded_s",
         "offset",
         "order",
         "output_shared",
@@ -108,6 +111,9 @@ class Sequence:
         self.drafts = 0
         self.pending = 0
         self.in_flight_tokens = 0
+        self.host_blocks = 0  # copied to the host tier so far
+        self.host_run: Any = None
+        self.loaded_s = 0.0
         self.junction_tokens = 0  # where a shared prefix was seen to end
 
     def __repr__(self) -> str:

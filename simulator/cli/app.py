@@ -75,11 +75,12 @@ def simulate(
 ) -> None:
     """Run one scenario; print a summary and write the run directory."""
     from simulator.cli.errors import InterruptedRun
-    from simulator.cli.interrupt import interruptible
+    from simulator.cli.interrupt import interruptible, terminable
     from simulator.config.load import load_scenario
     from simulator.io.rundir import check_place, run_directory, write_run
     from simulator.io.text import json_text
-    from simulator.run import prepare, run_prepared
+    from simulator.prepare import prepare
+    from simulator.run import run_prepared
 
     loaded = load_scenario(scenario, set_ or [])
     if seed is not None:
@@ -88,22 +89,32 @@ def simulate(
     check_place(output)
     progress(f"simulating {loaded.name} ...")
     with interruptible(lambda done: progress(f"simulating {loaded.name} ... {done:,} requests done")) as should_stop:
-        run = run_prepared(prepared, should_stop=should_stop)
+        scratch = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
+        run = run_prepared(prepared, should_stop=should_stop, scratch=scratch)
     progress_done()
     partial = run.raw.stopped_at_s is not None
     run.manifest["run"]["command_line"] = sys.argv
     directory = run_directory(output, run.name, run.digest)
-    directory = write_run(
-        directory,
-        result=run.result,
-        manifest=run.manifest,
-        requests=run.requests,
-        timeline=run.timeline,
-        partial=partial,
-    )
+    with terminable():
+        directory = write_run(
+            directory,
+            result=run.result,
+            manifest=run.manifest,
+            requests=run.requests,
+            timeline=run.timeline,
+            partial=partial,
+        )
+    if run.scratch is not None:
+        run.scratch.close()
     if partial:
+        if not as_json:
+            from simulator.cli.summary import summary
+
+            print(summary(run.result, run.manifest, str(directory)))
         raise InterruptedRun(f"interrupted; what was done is in {directory}")
-    if plots:
+    if plots and isinstance(run.requests, Path):
+        print("no plots: the run has more requests than are held to be drawn", file=sys.stderr)
+    elif plots:
         from simulator.report.plots import write_plots
 
         write_plots(run, directory / "plots")

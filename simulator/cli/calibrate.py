@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-calibrate_app = typer.Typer(help="Fit kernels, overheads and error intervals from measurements.", no_args_is_help=True)
+calibrate_app = typer.Typer(
+    help="Fit kernels, overheads and error intervals from measurements.", no_args_is_help=True
+)
 
 
 @calibrate_app.command("overheads")
 def overheads(
     directory: Annotated[Path, typer.Argument(help="Suite of measured experiments.")],
     engine: Annotated[str, typer.Option(help="Engine whose overheads to fit.")] = "vllm",
-    leave_out: Annotated[str, typer.Option(help="Judge by leaving out each: model, workload or hardware.")] = "model",
+    leave_out: Annotated[
+        str, typer.Option(help="Judge by leaving out each: model, workload or hardware.")
+    ] = "model",
     write: Annotated[bool, typer.Option("--write", help="Replace the shipped values.")] = False,
     workers: Annotated[int, typer.Option(min=1)] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -27,7 +31,9 @@ def overheads(
     from simulator.validation import overheads as module
 
     if leave_out not in ("model", "workload", "hardware"):
-        raise InputError(f"cannot leave out '{leave_out}'", where="--leave-out", mend="one of model, workload, hardware")
+        raise InputError(
+            f"cannot leave out '{leave_out}'", where="--leave-out", mend="one of model, workload, hardware"
+        )
     fitted = module.fit(directory, engine, workers, progress=progress)
     progress_done()
     held = module.leave_out(fitted, lambda row: str(row.get(leave_out, "-")))
@@ -39,11 +45,20 @@ def overheads(
     for name, value in fitted.values.items():
         print(f"{name:22} {value:.4g} {module.FITTED[name][0]:5} {module.FITTED[name][2]}")
     rows = [
-        [h["group"], str(h["runs"]), *(f"{h[t]:.1f}" for t in module.TARGETS), *(f"{v:.4g}" for v in h["values"].values())]
+        [
+            h["group"],
+            str(h["runs"]),
+            *(f"{h[t]:.1f}" for t in module.TARGETS),
+            *(f"{v:.4g}" for v in h["values"].values()),
+        ]
         for h in held
     ]
     print()
-    print("\n".join(table([f"{leave_out} left out", "runs", "ITL %", "TTFT %", *module.FITTED], rows, indent="")))
+    print(
+        "\n".join(
+            table([f"{leave_out} left out", "runs", "ITL %", "TTFT %", *module.FITTED], rows, indent="")
+        )
+    )
 
 
 @calibrate_app.command("intervals")
@@ -61,10 +76,14 @@ def intervals(
 
     outcome = validate_runs(directory, (), workers, progress)
     progress_done()
-    groups = derive(outcome["experiments"], kinds(read_suite(directory)).get)
+    known = kinds(read_suite(directory))
+    groups = derive(outcome["experiments"], lambda run: known[run].evidence if run in known else None)
     path = write_intervals(groups, output)
     for group, entries in groups.items():
-        shown = ", ".join(f"{k} {100 * (2.718281828 ** v['log_half_width'] - 1):.0f} % ({v['n']})" for k, v in entries.items())
+        shown = ", ".join(
+            f"{k} {100 * (2.718281828 ** v['log_half_width'] - 1):.0f} % ({v['n']})"
+            for k, v in entries.items()
+        )
         print(f"{group}: {shown}")
     print(f"written {path}")
 
@@ -72,14 +91,75 @@ def intervals(
 @calibrate_app.command("kernels")
 def kernels(
     directory: Annotated[Path, typer.Argument(help="Directory of kernel timing tables.")],
-    output: Annotated[Path, typer.Option(help="Folder for the fitted files.")],
+    output: Annotated[Path | None, typer.Option(help="Folder for the fitted files.")] = None,
     device: Annotated[list[str] | None, typer.Option(help="Only these devices.")] = None,
+    leave_out: Annotated[
+        str | None, typer.Option(help="Write nothing; judge by leaving out: shapes, model or gpu.")
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(min=1, max=6, help="Sixths left out in turn; 1 for shapes, 6 for models."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --leave-out: print one JSON object.")] = False,
 ) -> None:
     """Fit kernel models from timing tables; the shipped files are made by this, to the byte."""
     from hardware_profiles.errors import InputError
     from hardware_profiles.kernel_fit import fit_kernels
 
     if not directory.is_dir():
-        raise InputError("no such directory", where=str(directory), mend="name the directory that holds the tables")
-    fit_kernels(directory, output, device or None)
+        raise InputError(
+            "no such directory", where=str(directory), mend="name the directory that holds the tables"
+        )
+    if leave_out is not None:
+        _left_out_kernels(directory, leave_out, device, folds, as_json)
+        return
+    if output is None:
+        raise InputError(
+            "nowhere to write",
+            where="--output",
+            mend="name a folder, or judge the fit with --leave-out shapes",
+        )
+    for s in fit_kernels(directory, output, device or None):
+        where = f"{s['op']} {s['gpu']} {s['framework']} {s['dtype']}"
+        print(f"left out {s['rows']:,} rows of {where}: {s['reason']}")
     print(f"written {output}")
+
+
+def _left_out_kernels(
+    directory: Path, what: str, devices: list[str] | None, folds: int | None, as_json: bool
+) -> None:
+    """Print the error of kernel fits on what they never saw, beside the reference."""
+    import statistics
+
+    from hardware_profiles.kernel_validate import OVER, leave_out
+    from simulator.cli.app import progress, progress_done
+    from simulator.cli.summary import table
+
+    groups = leave_out(directory, what, devices or None, folds, progress)
+    progress_done()
+    if as_json:
+        print(json.dumps({"leave_out": what, "groups": groups}))
+        return
+
+    def cells(g: dict[str, Any]) -> list[str]:
+        shown = f"{g['reference']:.1f}" if g["reference"] is not None else "-"
+        more = (
+            [g["from"], f"{g['datasheet_mape']:.1f}"]
+            if what == "gpu"
+            else [shown, "OVER" if g["over"] else ""]
+        )
+        return [g["op"], g["gpu"], g["framework"], g["dtype"], f"{g['rows']:,}", f"{g['mape']:.1f}", *more]
+
+    tail = ["from", "datasheet %"] if what == "gpu" else ["reference %", ""]
+    head = ["operation", "device", "framework", "format", "rows", "error %", *tail]
+    print("\n".join(table(head, [cells(g) for g in groups], indent="")))
+    print()
+    for op in dict.fromkeys(g["op"] for g in groups):
+        errors = [g["mape"] for g in groups if g["op"] == op]
+        print(
+            f"{op}: median {statistics.median(errors):.1f} %, worst {max(errors):.1f} % of {len(errors)} groups"
+        )
+    if what != "gpu":
+        over = sum(g["over"] for g in groups)
+        known = sum(g["reference"] is not None for g in groups)
+        print(f"{over} of {known} groups with a reference are above {OVER:g} times it")

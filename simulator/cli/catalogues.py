@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.errors import InputError, nearest
 from simulator.cli.summary import short, table
+
+if TYPE_CHECKING:
+    from hardware_profiles.device import Device
 
 LONGEST_LIST = 16
 """Values printed of a list; a longer one is counted."""
@@ -174,6 +177,8 @@ def _show_hardware(name: str) -> dict[str, Any]:
         if key == (device.kernel_profile or device.name):
             model = load_kernel_model(key, framework)
             report[f"kernels {framework}: error on unseen shapes [%]"] = dict(model.held_out_error)
+    if not any(key.startswith("kernels ") for key in report):
+        report["kernels"] = _unmeasured_kernels(device)
     import datetime
 
     today = datetime.date.today()
@@ -189,6 +194,18 @@ def _show_hardware(name: str) -> dict[str, Any]:
         for p in prices_for(device.name)
     ]
     return report
+
+
+def _unmeasured_kernels(device: Device) -> str:
+    """Where the kernel times of a device without fits come from."""
+    from hardware_profiles.kernel_borrow import borrowing
+    from hardware_profiles.kernel_model import load_kernel_model
+    from simulator.prepare import peaks_of
+
+    if "bf16" not in device.peak_flops_per_s and "fp16" not in device.peak_flops_per_s:
+        return "datasheet rates and typical efficiencies; none measured"
+    model = load_kernel_model(device.kernel_profile or device.name, "vllm", peaks_of(device))
+    return borrowing(model) or "datasheet rates and typical efficiencies; none measured"
 
 
 def _show_model(name: str) -> dict[str, Any]:

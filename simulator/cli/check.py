@@ -10,7 +10,7 @@ from simulator.cli.summary import table, wrapped
 
 if TYPE_CHECKING:
     from simulator.config.schema import Scenario
-    from simulator.run import Prepared
+    from simulator.prepare import Prepared
 
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 1048576)
 
@@ -21,12 +21,13 @@ def memory_lines(memory: dict[str, Any]) -> list[str]:
         ("reported by the driver", "device_bytes"),
         ("the engine may use", "usable_bytes"),
         ("- weights", "weight_bytes"),
+        *([("- weights of the drafter", "draft_bytes")] if memory["draft_bytes"] else []),
         ("- activations (peak of one step)", "activation_bytes"),
-        ("- context, collectives", "other_bytes"),
+        ("- CUDA context, collectives", "other_bytes"),
         ("- CUDA graphs", "graph_bytes"),
         ("= KV cache", "kv_bytes"),
     )]  # fmt: skip
-    return table(["memory of one device", ""], rows)
+    return table(["memory of one device", "GB = 1e9 bytes"], rows)
 
 
 def facts(prepared: Prepared) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def facts(prepared: Prepared) -> dict[str, Any]:
     from dataclasses import asdict
 
     from simulator.config.load import resolved
-    from simulator.run import deployment_summary
+    from simulator.prepare import deployment_summary
 
     plan = prepared.plan
     tokens = plan.tokens_held()
@@ -61,7 +62,7 @@ def what_would_hold(scenario: Scenario) -> list[tuple[str, int, bool]]:
     from engine_models.formats import format_named
     from hardware_profiles.device import all_devices
     from hardware_profiles.errors import PlanError
-    from simulator.run import prepare
+    from simulator.prepare import prepare
 
     deployment = scenario.deployment
     arch = load_architecture(scenario.model)
@@ -87,7 +88,7 @@ def what_would_hold(scenario: Scenario) -> list[tuple[str, int, bool]]:
 def check_command(name: str, overrides: list[str], as_json: bool) -> None:
     """Print what a scenario would deploy; if it cannot, by how much and what would hold it (exit 3)."""
     from simulator.config.load import load_scenario
-    from simulator.run import prepare
+    from simulator.prepare import prepare
 
     scenario = load_scenario(name, overrides)
     try:
@@ -103,17 +104,24 @@ def check_command(name: str, overrides: list[str], as_json: bool) -> None:
         print(json.dumps(report))
         return
     d = report["deployment"]
+    shape = f"TP {d['tensor_parallel']}" + (f" PP {d['pipeline_parallel']}" if d["pipeline_parallel"] > 1 else "")
     print(
-        f"{scenario.name}: {d['model']} on {d['replicas']} x (TP {d['tensor_parallel']} PP {d['pipeline_parallel']}) "
-        f"{d['hardware']}, {d['engine']} {d['engine_version']}, weights {d['weights']}, KV {d['kv_cache']}\n"
+        f"{scenario.name}: {d['model']}, weights {d['weights']}, KV {d['kv_cache']}\n"
+        f"on {d['replicas']} x ({shape}) {d['hardware']}, {d['engine']} {d['engine_version']}\n"
     )
     print("\n".join(memory_lines(report["memory"])))
     per_token = report["memory"]["kv_bytes_per_token"]
-    print(f"\n  {report['kv_tokens_per_replica']:,} tokens of KV cache a replica, {per_token:,.0f} bytes a token and device")
-    print("\n  requests of a length that fit at once, a replica:")
+    print(
+        f"\n  KV cache: {report['kv_tokens_per_replica']:,} tokens a replica; "
+        f"a token takes {per_token:,.0f} bytes on each device of it"
+    )
     fit = report["requests_that_fit_by_context_tokens"]
-    print("\n".join(table(["  tokens", *[f"{int(c):,}" for c in fit]], [["  requests", *[f"{n:,}" for n in fit.values()]]])))
-    print("\n  resolved scenario: --json\n")
+    print(
+        f"\n  how many requests a replica holds at once, if each is that long (at most {d['max_num_seqs']:,}, max_num_seqs):"
+    )
+    head = ["prompt and answer, tokens", *[f"{int(c):,}" for c in fit]]
+    print("\n".join(table(head, [["requests at once", *[f"{n:,}" for n in fit.values()]]])))
+    print("\n  the resolved scenario, every default filled in: add --json\n")
     for text in report["warnings"]:
         print(wrapped(f"warning   {text}", " " * 10))
     for text in report["assumptions"]:

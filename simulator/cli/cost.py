@@ -37,8 +37,8 @@ def register(app: typer.Typer) -> None:
             float | None, typer.Option(help="Mean demand: how many replicas it needs.", min=0)
         ] = None,
         headroom: Annotated[
-            float, typer.Option(help="Capacity above the demand, as a fraction of it.", min=0)
-        ] = 0.3,
+            str, typer.Option(metavar="SHARE", help="Capacity above the demand: 0.3 or 30%.")
+        ] = "0.3",
         profile: Annotated[
             Path | None, typer.Option(help="Relative demand by hour and weekday (YAML or CSV).")
         ] = None,
@@ -54,7 +54,7 @@ def run(
     target: str,
     overrides: Sequence[str],
     demand_requests_per_day: float | None,
-    headroom: float,
+    headroom_text: str,
     profile_path: Path | None,
     as_json: bool,
 ) -> None:
@@ -71,10 +71,7 @@ def run(
             where="--demand-requests-per-day",
             mend="give a number above zero",
         )
-    if not math.isfinite(headroom):
-        raise InputError(
-            f"a headroom of {headroom:g}", where="--headroom", mend="give a fraction, such as 0.3"
-        )
+    headroom = share_of(headroom_text)
     profile = read_profile(profile_path) if profile_path else None
     today = reading_day()
     folder = Path(target)
@@ -84,6 +81,29 @@ def run(
         result, settings, price = resolve(target, overrides)
         data, words = of_run(result, settings, price, demand_requests_per_day, headroom, profile, today)
     print(json_text(data) if as_json else words, end="" if as_json else "\n")
+
+
+def share_of(text: str) -> float:
+    """Return a headroom written as 0.3 or 30%; InputError for what is no share, and for a bare number that means percent."""
+    from hardware_profiles.errors import InputError
+
+    plain = text.strip()
+    percent = plain.endswith("%")
+    try:
+        value = float(plain.removesuffix("%"))
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value < float("inf"):
+        raise InputError(f"a headroom of {text}", where="--headroom", mend="give a share from zero up, such as 0.3 or 30%")
+    if percent:
+        return value / 100
+    if value > 1:
+        raise InputError(
+            f"a headroom of {text} would be {value:.0%} above the demand",
+            where="--headroom",
+            mend=f"write {value / 100:g} or {value:g}% for {value:g} percent; {value * 100:g}% if so much is meant",
+        )
+    return value
 
 
 def reading_day() -> dt.date:
@@ -112,7 +132,9 @@ def resolve(target: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict
             price = recorded_price(result)
         return result, settings, known(price, result["deployment"]["hardware"])
     from simulator.config.load import load_scenario
-    from simulator.run import prepare, run_prepared, unit_price
+    from simulator.prepare import prepare
+    from simulator.price import unit_price
+    from simulator.run import run_prepared
 
     scenario = load_scenario(target, overrides)
     prepared = prepare(scenario)
@@ -148,7 +170,7 @@ def reprice(
     from hardware_profiles.device import load_device
     from hardware_profiles.errors import InputError
     from simulator.config.load import load_scenario
-    from simulator.run import unit_price
+    from simulator.price import unit_price
 
     for text in overrides:
         if not text.strip().startswith(("cost.", "cost=")):
@@ -295,12 +317,15 @@ def of_sweep(
     best = found[0]
     head, rows = _rows(found, fleet_too=key.startswith("fleet"))
     run_folder = str(folder / "runs" / best["run"])
-    data, words = of_run(*resolve(run_folder, overrides), demand_requests_per_day, headroom, profile, today)
+    wanted = demand_requests_per_day is not None or profile is not None
+    fleet_of_best = (demand_requests_per_day, headroom, profile) if best["slo"] != "missed" else (None, headroom, None)
+    data, words = of_run(*resolve(run_folder, overrides), *fleet_of_best, today)
     missing = len(record["points"]) - len(points)
     lines = [
         f"{record['name']}: {len(points)} points, those that keep the SLO first, cheapest first",
         *table(head, rows),
         *([f"  {missing} points have no result"] if missing else []),
+        *(_fleet_notes(found) if wanted else []),
         "",
         f"the first of them, {_label(best)}:",
         words,
@@ -319,7 +344,7 @@ def _point(
 ) -> dict[str, Any]:
     from hardware_profiles.errors import InputError
     from simulator.cost import HOURS_PER_MONTH
-    from simulator.planning.budget import fleet
+    from simulator.planning.budget import fleet, sustained
     from simulator.planning.points import judged
 
     row: dict[str, Any] = {"point": point["point"], "values": point["values"], "run": point["run"]}
@@ -333,13 +358,32 @@ def _point(
     row["slo"], row["devices"] = judged(result)[0], result["deployment"]["devices"]
     row["usd_per_hour"] = row["devices"] * price.usd_per_gpu_hour
     row["usd_per_month"] = row["usd_per_hour"] * HOURS_PER_MONTH
-    if demand_requests_per_day is not None or profile is not None:
+    wanted = demand_requests_per_day is not None or profile is not None
+    if wanted and row["slo"] == "missed":
+        row["reason"] = "misses the SLO at this load: no number of replicas of it is known to keep it"
+    elif wanted:
         needed = fleet(result, price, requests_per_day=demand_requests_per_day, headroom=headroom, profile=profile)
+        row["saturated"] = sustained(result).saturated
         values = {line.what: line.value for line in needed.lines}
         row["replicas"] = int(values["replicas needed"] or 0)
         row["fleet_usd_per_hour"], row["fleet_usd_per_month"] = values["hour"], values["month"]
         row["survives_one_failure"] = (values["one replica fails"] or 0.0) >= 1 - 1e-9
     return row
+
+
+def _fleet_notes(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the replicas for the demand rest on."""
+    from simulator.cli.summary import wrapped
+
+    notes = []
+    if any(p["slo"] == "missed" for p in found):
+        notes.append("a point that misses the SLO gets no fleet: what its replica carries within the SLO is not known")
+    if any(p.get("saturated") is False for p in found):
+        notes.append(
+            "<= replicas: the run was not saturated, a replica carries at least what it was offered and fewer may do; "
+            "sweep the rate and cost the highest that keeps the SLO"
+        )
+    return [wrapped(f"  note: {note}", "        ", 110) for note in notes]
 
 
 def _label(point: Mapping[str, Any]) -> str:
@@ -364,7 +408,7 @@ def _rows(found: Sequence[Mapping[str, Any]], fleet_too: bool) -> tuple[list[str
         if fleet_too:
             survives = p.get("survives_one_failure")
             row += [
-                str(p["replicas"] or "-"),
+                ("<= " if p.get("saturated") is False else "") + str(p["replicas"]) if p["replicas"] else "-",
                 dollars(p["fleet_usd_per_hour"]),
                 dollars(p["fleet_usd_per_month"]),
                 "-" if survives is None else "holds" if survives else "breaks",

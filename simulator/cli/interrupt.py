@@ -1,4 +1,4 @@
-"""Ctrl-C during a run: what was worked out for a minute or more is kept."""
+"""Ctrl-C, or being told to terminate, during a run: what was worked out for a minute or more is kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEEP_AFTER_S = 60.0
 def interruptible(progress: Callable[[int], None]) -> Iterator[Callable[[], bool]]:
     """Yield a function for a run to call after every request; it returns True once the run should stop.
 
-    Ctrl-C within `KEEP_AFTER_S` of now, or a second time, raises KeyboardInterrupt; later it makes the function
+    Ctrl-C or SIGTERM within `KEEP_AFTER_S` of now, or a second time, raises KeyboardInterrupt; later it makes the function
     return True. `progress` is told about twice a second how many requests have ended.
     """
     began_s = shown_s = time.monotonic()
@@ -44,8 +44,26 @@ def interruptible(progress: Callable[[int], None]) -> Iterator[Callable[[], bool
     if threading.current_thread() is not threading.main_thread():
         yield should_stop
         return
-    before = signal.signal(signal.SIGINT, handler)
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield should_stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end the work inside as Ctrl-C does, so that nothing half-written is left."""
+
+    def handler(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -107,6 +107,15 @@ def class_lines(classes: list[dict[str, Any]]) -> list[str]:
     return [*table(head, rows), ""]
 
 
+def _unmeasured(provenance: dict[str, Any]) -> str:
+    """Where the kernel times of a device without fits come from, for the line of sources."""
+    donor = provenance.get("borrowed_from_device")
+    if donor is None:
+        return ", physics only, no measurements"
+    error = provenance["borrowed_error_pct"]
+    return f", none measured: borrowed from {donor}, held-out error about {error:.0f} %"
+
+
 def load_line(totals: dict[str, Any], manifest: dict[str, Any]) -> str:
     """What was offered, what became of it, and the measured window."""
     words = [f"{totals['offered']:,} requests offered", f"{totals['completed']:,} completed"]
@@ -129,6 +138,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
     lines = [
         f"{result['name']}: {d['model']}, weights {d['weights']}, KV {d['kv_cache']}",
         f"on {d['replicas']} x ({shape}) {d['hardware']}, {d['engine']} {d['engine_version']}",
+        *(["PARTIAL   the run was interrupted: figures of the simulated time it reached"] if manifest.get("partial") else []),
         "",
         *verdict_lines(result["slo"], result["classes"]),
         "",
@@ -149,6 +159,14 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         f"tokens a replica; {s['num_preemptions']:,} preemptions; prefix hits {s['prefix_cache_hit_rate']:.1%}",
         f"GPU busy  {s['gpu_busy_fraction']:.0%} of the time with any step, however small: not a measure of headroom",
     ]
+    if "external_prefix_cache_hit_rate" in s:
+        lines.append(f"host KV   {s['external_prefix_cache_hit_rate']:.1%} of the prompt tokens loaded from host memory")
+    if s.get("spec_decode_num_drafts"):
+        lines.append(
+            f"drafts    {s['spec_decode_mean_acceptance_length']:.2f} tokens a verification; "
+            f"{s['spec_decode_num_accepted_tokens'] / s['spec_decode_num_draft_tokens']:.1%} of "
+            f"{s['spec_decode_num_draft_tokens']:,} drafts accepted"
+        )
     if c["usd_per_hour"] is None:
         lines.append("cost      no price known for this hardware; set cost.usd_per_gpu_hour")
     else:
@@ -181,7 +199,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
     lines.append(
         wrapped(
             f"sources   kernels: {kernels['framework']} on {kernels['device']}"
-            + (f", error on unseen shapes {shown}" if shown else ", physics only, no measurements")
+            + (f", error on unseen shapes {shown}" if shown else _unmeasured(kernels["provenance"]))
             + "; every number and its source: manifest.json, `capacity-plan show hardware "
             + d["hardware"]
             + "`",

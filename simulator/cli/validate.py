@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from hardware_profiles.errors import InputError
 from simulator.cli.summary import table, wrapped
@@ -20,22 +21,39 @@ def _files(directory: Path, pattern: str) -> list[Path]:
 
 def schedules_command(directory: Path, as_json: bool) -> None:
     """Replay every recording below `directory`."""
-    from simulator.validation.schedules import replay
+    from simulator.validation.schedules import replay, unreplayed
 
-    scenarios = [replay(path) for path in _files(directory, "*.jsonl")]
+    scenarios, unreadable = [], []
+    for path in _files(directory, "*.jsonl"):
+        try:
+            scenarios.append(replay(path))
+        except InputError as error:
+            unreadable.append(error)
+            scenarios.append(unreplayed(path.stem, "unknown", 0, f"{error.where}: {error.message}"))
+    if len(unreadable) == len(scenarios):
+        raise unreadable[0]
     total, equal = sum(s["steps"] for s in scenarios), sum(s["equal"] for s in scenarios)
     if as_json:
         print(json.dumps({"scenarios": scenarios, "steps": total, "equal": equal}))
         return
     rows = [
-        [s["name"], s["engine"], f"{s['steps']:,}", f"{s['equal']:,}", "all equal" if s["equal"] == s["steps"] else "DIFFERS"]
+        [s["name"], s["engine"], f"{s['steps']:,}", f"{s['equal']:,}", _outcome(s)]
         for s in scenarios
     ]
     print("\n".join(table(["recording", "engine", "steps", "equal", ""], rows, indent="")))
     print(f"\n{equal:,} of {total:,} steps equal")
     for s in scenarios:
-        if s["first_difference"]:
+        if _outcome(s) == "NOT REPLAYED":
+            print(wrapped(f"{s['name']}: not replayed: {s['first_difference']['reason']}"[:400], "  "))
+        elif s["first_difference"]:
             print(wrapped(f"{s['name']}: first difference {s['first_difference']}"[:400], "  "))
+
+
+def _outcome(scenario: dict[str, Any]) -> str:
+    difference = scenario["first_difference"]
+    if difference is None:
+        return "all equal"
+    return "NOT REPLAYED" if "reason" in difference else "DIFFERS"
 
 
 def kernels_command(directory: Path, as_json: bool) -> None:
@@ -60,6 +78,7 @@ def runs_command(
 ) -> None:
     """Replay a suite of measured experiments and print the errors."""
     from simulator.cli.app import progress, progress_done
+    from simulator.validation.contradictions import sift
     from simulator.validation.evidence import kinds
     from simulator.validation.report import SHOWN, coverage_by_holdout, fidelity, write_plot
     from simulator.validation.runs import validate_runs
@@ -67,7 +86,7 @@ def runs_command(
 
     outcome = validate_runs(directory, tuple(experiments), workers, progress)
     progress_done()
-    rows = read_suite(directory)
+    rows = sift(read_suite(directory))[0]
     _write_table(outcome["experiments"], output)
     if report is not None:
         known = kinds(rows)

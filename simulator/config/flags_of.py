@@ -25,15 +25,41 @@ def fill_from_flags(scenario: Scenario, root: Located) -> Scenario:
         try:
             pools.append(_filled(pool, scenario.model))
         except InputError as error:
-            name = ".".join(str(part) for part in path)
-            where = node.value[error.where].where if _has(node, error.where) else node.where
-            problems.append(InputError(f"`{name}`: {error.message}", where=where, mend=error.mend))
+            problems.append(_at_flag(error, path, node))
             pools.append(pool)
     raise_all(problems)
     if all(new is old for new, old in zip(pools, scenario.deployment.pools, strict=True)):
         return scenario
     deployment = scenario.deployment.model_copy(update={"pools": tuple(pools)})
     return scenario.model_copy(update={"deployment": deployment})
+
+
+def flag_problems(root: Located) -> list[InputError]:
+    """Return what is wrong with the engine's own flags of each pool, as far as they can be read beside other problems."""
+    pools = locate(root, ("deployment", "pools"))[1].value
+    count = len(pools) if isinstance(pools, list) else 1
+    problems: list[InputError] = []
+    for i in range(count):
+        _, pool = locate(root, ("deployment", "pools", i))
+        path, node = locate(root, ("deployment", "pools", i, "engine_args"))
+        engine = pool.value.get("engine") if isinstance(pool.value, dict) else None
+        if path[-1:] != ("engine_args",) or engine is None or not isinstance(engine.value, str):
+            continue
+        args = node.plain()
+        if not isinstance(args, str | dict):
+            continue
+        try:
+            parse_engine_args(engine.value, args)
+        except InputError as error:
+            problems.append(_at_flag(error, path, node))
+    return problems
+
+
+def _at_flag(error: InputError, path: tuple[str | int, ...], node: Located) -> InputError:
+    """The error at the place of its flag in the file."""
+    name = ".".join(str(part) for part in path)
+    where = node.value[error.where].where if _has(node, error.where) else node.where
+    return InputError(f"`{name}`: {error.message}", where=where, mend=error.mend)
 
 
 def _has(node: Located, key: str | None) -> bool:
@@ -44,5 +70,29 @@ def _filled(pool: Pool, model: str | dict[str, Any]) -> Pool:
     if not pool.engine_args:
         return pool
     flags = parse_engine_args(pool.engine, pool.engine_args)
+    from simulator.config.schema import Offload
+
     updates = reconcile(pool.model_dump(), flags, given=pool.model_fields_set, model=model)
+    if "offload" in updates:
+        updates["offload"] = Offload.model_validate(updates["offload"])
+    if "speculative" in updates:
+        updates["speculative"] = _speculative(updates["speculative"])
     return pool.model_copy(update=updates) if updates else pool
+
+
+def _speculative(settings: dict[str, Any]) -> Any:
+    """Settings of speculative decoding, checked as the scenario's own key is; InputError for a value out of range."""
+    from pydantic import ValidationError
+
+    from simulator.config.schema import Speculative
+
+    try:
+        return Speculative.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][:1])
+        raise InputError(
+            f"`{name}` of speculative_config: {first['msg'].lower()}",
+            where="speculative_config",
+            mend="check its value",
+        ) from None

@@ -20,13 +20,19 @@ if TYPE_CHECKING:
 _FILE_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".txt", ".gz", ".yaml", ".yml")
 
 
-def load_scenario(source: str | PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Scenario:
+def load_scenario(
+    source: str | PathLike[str] | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    varied: Sequence[str] = (),
+) -> Scenario:
     """Return the checked scenario.
 
     Parameters
     ----------
     source : a file, the name of a shipped scenario, YAML text (with a line break), or a dict.
     overrides : ``path=value`` texts, applied in order before the check (see `apply_override`).
+    varied : the same, applied last: a point of a sweep, whose errors speak of ``--vary``.
 
     Paths of models, traces and lengths files are taken from the scenario's folder, then from the working
     directory, and become absolute. Raises InputError, with the file, line and mend of every problem found.
@@ -41,6 +47,8 @@ def load_scenario(source: str | PathLike[str] | Mapping[str, Any], overrides: Se
         )
     for override in overrides:
         root = apply_override(root, override, problems)
+    for override in varied:
+        root = apply_override(root, override, problems, "--vary")
     if name and ("name" not in root.value or root.value["name"].value is None):
         root = mapping({"name": Located(name, root.where), **root.value}, root.where)
     return _checked(_with_paths(root, folder, problems), problems)
@@ -49,15 +57,16 @@ def load_scenario(source: str | PathLike[str] | Mapping[str, Any], overrides: Se
 def _checked(root: Located, problems: list[InputError]) -> Scenario:
     from pydantic import ValidationError
 
-    from simulator.config.flags_of import fill_from_flags
+    from simulator.config.flags_of import fill_from_flags, flag_problems
     from simulator.config.schema import Scenario, not_modelled
 
     try:
         scenario = Scenario.model_validate(root.plain())
     except ValidationError as error:
-        raise_all([*problems, *explain(error, root, Scenario)])
+        raise_all([*problems, *explain(error, root, Scenario), *flag_problems(root)])
         raise
-    raise_all(problems)
+    if problems:
+        raise_all([*problems, *flag_problems(root)])
     scenario = fill_from_flags(scenario, root)
     raise_all([_not_modelled(root, path, value) for path, value in not_modelled(scenario)])
     return scenario
@@ -168,7 +177,25 @@ def _with_paths(root: Located, folder: Path | None, problems: list[InputError]) 
         children["model"] = _with_file(children["model"], folder, problems, in_folder="config.json")
     if "workload" in children:
         children["workload"] = _with_load_files(children["workload"], folder, problems)
+    if "deployment" in children:
+        children["deployment"] = _with_draft_files(children["deployment"], folder)
     return mapping(children, root.where)
+
+
+def _with_draft_files(node: Located, folder: Path | None) -> Located:
+    """Make draft models that are files absolute; other names are the catalogue's or mere labels of heads."""
+    if isinstance(node.value, list):
+        return sequence([_with_draft_files(child, folder) for child in node.value], node.where)
+    if not isinstance(node.value, dict):
+        return node
+    children = dict(node.value)
+    if "pools" in children:
+        children["pools"] = _with_draft_files(children["pools"], folder)
+    drafts = children.get("speculative")
+    if drafts is not None and isinstance(drafts.value, dict) and "model" in drafts.value:
+        named = _with_file(drafts.value["model"], folder, [], in_folder="config.json")
+        children["speculative"] = mapping({**drafts.value, "model": named}, drafts.where)
+    return mapping(children, node.where)
 
 
 def _with_load_files(node: Located, folder: Path | None, problems: list[InputError]) -> Located:

@@ -9,22 +9,24 @@ AROUND_POOLS = ("pools", "router", "admission", "transfer", "autoscaler", "failu
 """Keys of a deployment that are not keys of a pool."""
 
 
-def apply_override(root: Located, override: str, problems: list[InputError]) -> Located:
+def apply_override(
+    root: Located, override: str, problems: list[InputError], option: str = "--set"
+) -> Located:
     """Return `root` with the value at a dotted path replaced, as ``workload.arrivals.rate=20`` asks.
 
     Numbers in the path count list entries from 0. The value is YAML. A deployment written as one inline pool
     answers to ``deployment.pools.0.KEY`` as well as to ``deployment.KEY``, and so does a list of one pool.
     A key that the scenario lacks is added; whether it is a valid key, the schema decides later.
-    Raises InputError for a path that leads nowhere.
+    Raises InputError for a path that leads nowhere. `option` is the option of the command line that said it.
     """
     path, equals, text = override.partition("=")
     path = path.strip()
-    where = f"--set {path}" if path else "--set"
+    where = f"{option} {path}" if path else option
     if not equals or not path or not all(path.split(".")):
         raise InputError(
             f"'{override}' is not of the form path=value",
-            where="--set",
-            mend="write, for example, --set deployment.replicas=4",
+            where=option,
+            mend=f"write, for example, {option} deployment.replicas=4",
         )
     value = _read_value(text, where, problems) if text.strip() else Located(None, where)
     return _put(root, _pool_path(root, path.split("."), where), value, (), where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Sequence
@@ -89,7 +90,7 @@ def explain(error: ValidationError, root: Located, model: type[BaseModel]) -> li
                 problem, near = _unknown(path, found, model, root)
                 problems.append(problem)
                 if near is not None:
-                    suggested.add((*path[:-1], near))
+                    suggested.add(near)
             else:
                 problems.append(_other(path, found | {"kinds": kinds_at(model, found["loc"])}))
     problems += [problem for path, problem in missing if path not in suggested]
@@ -146,7 +147,8 @@ def _missing(path: Path, item: dict[str, Any]) -> InputError:
 
 def _unknown(
     path: Path, item: dict[str, Any], model: type[BaseModel], root: Located
-) -> tuple[InputError, str | None]:
+) -> tuple[InputError, Path | None]:
+    """The problem of an unknown key, and the path of the key that was meant."""
     key, where = str(path[-1]), item["node"].where
     known = keys_at(model, item["loc"][:-1])
     deployment, _ = locate(root, ("deployment", "pools"))
@@ -158,7 +160,114 @@ def _unknown(
         elif key in pool:
             mend = f"move `{key}` into the entries of `pools`"
             return InputError(f"`{key}` belongs to a pool, not beside `pools`", where=where, mend=mend), None
-    return unknown_key(key, path[:-1], known, where)
+    problem, near = unknown_key(key, path[:-1], known, where)
+    meant = _meant(key, path, known, model, root)
+    if not meant and near is None:
+        spelled = difflib.get_close_matches(
+            key, sorted({str(leaf[-1]) for leaf in leaf_paths(model)}), 1, CLOSE_SPELLING
+        )
+        meant = elsewhere(spelled[0], path, model, root) if spelled else []
+    if not meant and near is not None:
+        meant = [(*path[:-1], near)]
+    if not meant:
+        return problem, None
+    short = not where.startswith("--") and len(meant) == 1 and meant[0][:-1] == path[:-1]
+    shown = " or ".join(f"`{meant[0][-1] if short else _name(other)}`" for other in meant)
+    top = " at the top of the scenario" if len(meant) == len(meant[0]) == 1 and len(path) > 1 else ""
+    return InputError(problem.message, where=where, mend=f"did you mean {shown}{top}?"), meant[0]
+
+
+def _meant(key: str, path: Path, known: list[str], model: type[BaseModel], root: Located) -> list[Path]:
+    """Return the places of a key that is right elsewhere, that other tools name so, or that is the engine's own flag."""
+    from engine_models.flags import flag_defaults
+
+    name = key.replace("-", "_")
+    for word in (name, SHORT_NAMES.get(name.lower(), "")):
+        if word in known:
+            return [(*path[:-1], word)]
+        away = elsewhere(word, path, model, root) if word else []
+        if away:
+            return away
+    pool, node = locate(root, ("deployment", "pools", 0))
+    engine = node.value.get("engine") if isinstance(node.value, dict) else None
+    if engine is not None and name in flag_defaults(str(engine.value)):
+        return [(*pool, "engine_args", name)]
+    return []
+
+
+SHORT_NAMES = {
+    "tp": "tensor_parallel",
+    "pp": "pipeline_parallel",
+    "dp": "data_parallel",
+    "ep": "expert_parallel",
+    "tensor_parallel_size": "tensor_parallel",
+    "pipeline_parallel_size": "pipeline_parallel",
+    "data_parallel_size": "data_parallel",
+    "qps": "rate",
+    "rps": "rate",
+    "request_rate": "rate",
+    "gpu": "hardware",
+    "device": "hardware",
+    "users": "concurrency",
+    "max_tokens": "max_output_tokens",
+    "input_tokens": "prompt_tokens",
+    "ttft": "ttft_ms",
+    "tpot": "tpot_ms",
+    "itl": "itl_ms",
+    "e2e": "e2el_ms",
+    "e2el": "e2el_ms",
+}
+"""What other tools call keys of the scenario -> the key."""
+
+CLOSE_SPELLING = 0.75
+"""Least likeness (difflib's ratio) of a key to one of another place that it is taken for (assumed)."""
+MOST_PLACES = 3
+"""Places that a mend names for one key (assumed: more is no help)."""
+
+
+def leaf_paths(model: type[BaseModel]) -> list[Path]:
+    """Return the path of every key that `model` knows, at any depth; list entries and an inline pool without their index."""
+    found: dict[Path, None] = {}
+
+    def walk(outer: type[BaseModel], at: Path, above: tuple[type[BaseModel], ...]) -> None:
+        for name in outer.model_fields:
+            path = (*at, name) if at[-1:] != ("pools",) else (*at[:-1], name)
+            found.setdefault(path)
+            for inner in _models_of(outer, name):
+                if inner not in above:
+                    walk(inner, path, (*above, inner))
+
+    walk(model, (), (model,))
+    return list(found)
+
+
+def elsewhere(key: str, path: Path, model: type[BaseModel], root: Located) -> list[Path]:
+    """Return where else `key` would be valid: at places that the data has first, then the least deep ones."""
+    found = [leaf for leaf in leaf_paths(model) if leaf[-1] == key and leaf != path]
+    classes, _ = locate(root, ("workload", "classes"))
+    if classes == ("workload", "classes"):
+        found = [(*leaf[:2], 0, *leaf[2:]) if leaf[:2] == classes else leaf for leaf in found]
+        inside = [leaf for leaf in found if leaf[:2] == classes]
+        found = inside or found
+    else:
+        found = [leaf for leaf in found if leaf[:2] != ("workload", "classes")] or found
+    pools, node = locate(root, ("deployment", "pools"))
+    if pools == ("deployment", "pools") and isinstance(node.value, list) and len(node.value) > 1:
+        in_pool = set(keys_at(model, ("deployment", "pools", 0)))
+        found = [
+            (*pools, 0, *leaf[1:]) if leaf[0] == "deployment" and leaf[1:2] and leaf[1] in in_pool else leaf
+            for leaf in found
+        ]
+
+    def there(leaf: Path) -> int:
+        return len(locate(root, leaf[:-1])[0]) - len(leaf[:-1])
+
+    if not found:
+        return []
+    best = max(there(leaf) for leaf in found)
+    kept = [leaf for leaf in found if there(leaf) == best]
+    least = min(map(len, kept))
+    return [leaf for leaf in kept if len(leaf) == least][:MOST_PLACES]
 
 
 def unknown_key(key: str, at: Path, known: list[str], where: str) -> tuple[InputError, str | None]:
@@ -302,12 +411,30 @@ def _other(path: Path, item: dict[str, Any]) -> InputError:
     if kind == "value_error":
         return _said(name, str(item["msg"]).removeprefix("Value error, "), node)
     wanted = item.get("wanted") or _wanted(item)
+    if (
+        wanted == "a group of keys"
+        and path[-1:]
+        and path[-1] in _LATENCY_BOUNDS
+        and isinstance(value, int | float | str)
+    ):
+        on_line = where.startswith("--") and not where.startswith("--set slo=")
+        form = (
+            f"name the percentile: `{name}.p99={value}`"
+            if on_line
+            else f"name the percentile: {path[-1]}: {{p99: {value}}}"
+        )
+        return InputError(
+            f"`{name}` must say which percentile, not only {_shown(value)}", where=where, mend=form
+        )
     if isinstance(value, str) and value:
         near = nearest(value, [word for word in wanted.split(" or ") if " " not in word])
         mend = f"did you mean '{near}'?" if near else _number_in(path, value)
         if mend:
             return InputError(f"`{name}` must be {wanted}, not {_shown(value)}", where=where, mend=mend)
     return InputError(f"`{name}` must be {wanted}, not {_shown(value)}", where=where, mend=f"write {wanted}")
+
+
+_LATENCY_BOUNDS = ("ttft_ms", "tpot_ms", "itl_ms", "e2el_ms")
 
 
 def _not_a_choice(name: str, value: str, choices: list[str], where: str) -> InputError:
@@ -353,8 +480,19 @@ def _not_a_number(path: Path, value: Any, where: str, *, whole: bool) -> InputEr
     if isinstance(value, float) and whole:
         mend = f"write a whole number, such as {round(value)}"
     elif isinstance(value, str):
-        mend = _number_in(path, value) or mend
+        mend = _range_in(path, value, where) or _number_in(path, value) or mend
     return InputError(message, where=where, mend=mend)
+
+
+def _range_in(path: Path, text: str, where: str) -> str | None:
+    """Return the mend for a range of numbers, which only the axis of a sweep takes, or None."""
+    number = r"([0-9]+(?:\.[0-9]+)?)"
+    found = re.fullmatch(rf"\s*{number}\s*(?:-|\.\.+|:|to)\s*{number}\s*", text)
+    if not found:
+        return None
+    if where.startswith("--vary"):
+        return f"write the range with a colon: {where}={found[1]}:{found[2]}"
+    return f"write one number; a sweep takes ranges: --vary {_name(path)}={found[1]}:{found[2]}"
 
 
 def _number_in(path: Path, text: str) -> str | None:

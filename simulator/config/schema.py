@@ -32,6 +32,39 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Drafts = Annotated[int, Strict(), Field(ge=1, le=128)]
+"""Most drafts of a step: MAX_SPEC_LEN of vLLM's rejection sampler."""
+Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Speculative(_Model):
+    """Speculative decoding of a pool, named as in vLLM's ``--speculative-config``, and how many drafts are accepted.
+
+    Acceptance is one of: `acceptance`, the probability of each draft if those before it were accepted (one for all positions
+    or a list), `acceptance_rates`, the share of steps in which the first 1, 2, ... drafts were all accepted, and
+    `acceptance_length`, the mean number of tokens a verification yields. There is no default.
+    """
+
+    method: Text | None = None
+    num_speculative_tokens: Drafts | None = None
+    model: Text | None = None
+    weights: Text | None = None
+    draft_tensor_parallel_size: Whole | None = None
+    acceptance: Share | tuple[Share, ...] | None = None
+    acceptance_rates: tuple[Share, ...] | None = None
+    acceptance_length: Annotated[float, Strict(), Field(ge=1, allow_inf_nan=False)] | None = None
+
+
+class Offload(_Model):
+    """KV blocks in host memory behind the device's prefix cache (vLLM's native connector).
+
+    `kv_offloading_size` is the host memory of a replica for them, `bytes_per_s` the rate of a copy from host to one device.
+    """
+
+    kv_offloading_size: AboveZero
+    bytes_per_s: AboveZero | None = None
+
+
 class Pool(_Model):
     """Replicas of one engine on one kind of hardware.
 
@@ -54,9 +87,9 @@ class Pool(_Model):
     activations: Text | None = None
     kv_cache: Text | None = None
     engine_args: Annotated[str, Strict()] | dict[str, Any] = Field(default_factory=dict)
-    speculative: Settings | None = None
+    speculative: Speculative | None = None
     lora: Settings | None = None
-    offload: Settings | None = None
+    offload: Offload | None = None
 
 
 class Deployment(_Model):
@@ -181,7 +214,7 @@ class Scenario(_Model):
 
 
 NOT_MODELLED_AROUND = ("admission", "transfer", "autoscaler", "failures")
-NOT_MODELLED_IN_POOL = ("speculative", "lora", "offload")
+NOT_MODELLED_IN_POOL = ("lora",)
 NOT_MODELLED_ROLES = ("prefill", "decode")
 
 

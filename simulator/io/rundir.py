@@ -49,11 +49,11 @@ def write_run(
     *,
     result: Mapping[str, Any],
     manifest: Mapping[str, Any],
-    requests: Mapping[str, Column],
+    requests: Mapping[str, Column] | Path,
     timeline: Mapping[str, Column],
     partial: bool = False,
 ) -> Path:
-    """Write one run and return its directory.
+    """Write one run and return its directory; a request table that was written while the run went (a path) is moved there.
 
     The files are written beside `directory` and moved there together; a run that stands there is replaced. An
     interrupted run (`partial`) goes to ``<directory>-partial``, its manifest marked ``"partial": true``; a
@@ -67,7 +67,10 @@ def write_run(
     def fill(folder: Path) -> None:
         (folder / RESULT).write_text(json_text(result), encoding="utf-8", newline="\n")
         (folder / MANIFEST).write_text(json_text(marked), encoding="utf-8", newline="\n")
-        write_columns(requests, folder / REQUESTS)
+        if isinstance(requests, Path):
+            shutil.move(requests, folder / REQUESTS)
+        else:
+            write_columns(requests, folder / REQUESTS)
         write_columns(timeline, folder / TIMELINE)
 
     _replace(target, fill)

@@ -242,6 +242,7 @@ class Sustained:
     per_replica_per_s: float
     words: str
     slo: str
+    saturated: bool
 
 
 def sustained(result: Mapping[str, Any]) -> Sustained:
@@ -255,10 +256,11 @@ def sustained(result: Mapping[str, Any]) -> Sustained:
     slo = judged(result)[0]
     if over is not None:
         return Sustained(
-            over[1] / replicas, f"saturated: {over[1]:.4g}/s (estimate) / {replicas} replicas", slo
+            over[1] / replicas, f"saturated: {over[1]:.4g}/s (estimate) / {replicas} replicas", slo, True
         )
     rate = result["totals"]["request_throughput"]
-    return Sustained(rate / replicas, f"shown by the run: {rate:.4g}/s / {replicas} replicas", slo)
+    words = f"at least, not saturated: the run's {rate:.4g}/s / {replicas} replicas"
+    return Sustained(rate / replicas, words, slo, False)
 
 
 def fleet(
@@ -283,7 +285,7 @@ def fleet(
     replicas = replicas_for(peak, headroom, each)
     out.add("a replica carries", carried.words, each, "requests/s")
     words = f"{peak:.4g}/s x (1 + {headroom:g} headroom) / {each:.4g}/s, rounded up"
-    out.add("replicas needed", words, replicas, "replicas")
+    out.add("replicas needed", words if carried.saturated else f"at most: {words}", replicas, "replicas")
     per_replica = result["deployment"]["devices"] // result["deployment"]["replicas"]
     hourly = replicas * per_replica * price.usd_per_gpu_hour
     words = f"{replicas} x {per_replica} GPUs x {usd(price.usd_per_gpu_hour)}"
@@ -380,10 +382,10 @@ def _remarks(
         )
     elif not carried.slo:
         out.notes.append("the run has no SLO: what a replica carries is judged by its rate alone")
-    if not carried.words.startswith("saturated"):
+    if not carried.saturated:
         out.notes.append(
-            "a replica may carry more than the run offered it: sweep the rate to find the highest that keeps the SLO, "
-            "and cost that run"
+            "a replica carries at least what the run offered it, perhaps more: the replicas, the hour and the month are "
+            "upper bounds. Sweep the rate to find the highest that keeps the SLO, and cost that run"
         )
     if profile is None and requests_per_day is not None:
         out.notes.append(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hardware_profiles.errors import InputError
 from simulator.planning.measured_files import read_measured
 
 LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "ntpot_ms", "e2el_ms", "queue_ms")
@@ -16,6 +17,9 @@ TOTALS = ("request_throughput", "request_goodput", "goodput_fraction", "input_th
           "vllm_duration_s")  # fmt: skip
 SERVER = ("gpu_busy_fraction", "kv_cache_usage_perc", "prefix_cache_hit_rate", "num_preemptions")
 COST = ("usd_per_hour", "usd_per_1m_total_tokens", "usd_per_1m_output_only")
+
+RUNS_NAMED = 8
+"""Runs of a sweep that an error names."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,38 @@ class Comparison:
 def read_columns_of(path: Path) -> list[Column]:
     """Return the column of a run folder, or those of a measured file."""
     if path.is_dir():
+        if (path / "sweep.json").is_file():
+            raise _a_sweep(path)
         return [_of_run(path)]
     return [
         Column(m.label, m.kind, flat(m.metrics, m.totals), {}, None, m.facts, m.notes)
         for m in read_measured(path)
     ]
+
+
+def _a_sweep(folder: Path) -> InputError:
+    """The error for a sweep where a run is wanted, with the runs to name."""
+    from simulator.planning.store import read_sweep
+
+    found = [
+        (
+            ", ".join(f"{path.split('.')[-1]} {text}" for path, text in point["values"].items()),
+            folder / "runs" / point["run"],
+        )
+        for point in read_sweep(folder)["points"]
+        if (folder / "runs" / point["run"]).is_dir()
+    ]
+    if not found:
+        return InputError(
+            "this is a sweep without a finished run", where=str(folder), mend="run it again with --resume"
+        )
+    listed = "; ".join(f"{label}: {run}" for label, run in found[:RUNS_NAMED])
+    more = f"; and {len(found) - RUNS_NAMED} more in sweep.csv" if len(found) > RUNS_NAMED else ""
+    return InputError(
+        f"this is a sweep of {len(found)} {'run' if len(found) == 1 else 'runs'}, not a run",
+        where=str(folder),
+        mend=f"name its runs to compare: {listed}{more}",
+    )
 
 
 def flat(*groups: Mapping[str, Any]) -> dict[str, float]:

@@ -111,7 +111,7 @@ def plan_sweep(
     planned: list[PlannedPoint] = []
     for point in points_of(axes):
         try:
-            scenario = load_scenario(source, [*overrides, *point.overrides()])
+            scenario = load_scenario(source, overrides, varied=point.overrides())
         except InputError as error:
             digest = hashlib.sha256(f"{VERSION} {point.overrides()}".encode()).hexdigest()
             planned.append(PlannedPoint(point, None, digest, error))
@@ -148,7 +148,8 @@ def run_point(scenario: Scenario, directory: Path, command_line: Sequence[str]) 
 
     What the scenario itself forbids becomes a status. Errors of the place of writing (a full disk) are raised.
     """
-    from simulator.run import prepare, run_prepared
+    from simulator.prepare import prepare
+    from simulator.run import run_prepared
 
     try:
         run = run_prepared(prepare(scenario), workload=shared_workload(scenario))

@@ -35,7 +35,8 @@ DPI = 120
 def write_plots(run: RunResult, directory: Path) -> list[Path]:
     """Write ``latency.png``, ``load.png`` and ``throughput.png`` into `directory` and return their paths.
 
-    Raises InputError if the place cannot be written, PlanError if the disk is full.
+    Raises InputError if the place cannot be written, PlanError if the disk is full, TypeError for a streamed run, whose
+    requests are not held.
     """
     import matplotlib.style
 
@@ -60,6 +61,12 @@ def _png(draw: Callable[[Any, RunResult], None], run: RunResult) -> bytes:
     image = BytesIO()
     figure.savefig(image, format="png", metadata={"Software": None})
     return image.getvalue()
+
+
+def _column(run: RunResult, name: str) -> Any:
+    if isinstance(run.requests, Path):
+        raise TypeError("a streamed run has no requests to draw")
+    return run.requests[name]
 
 
 def _bare(axes: Any) -> None:
@@ -88,7 +95,7 @@ def _groups(run: RunResult) -> list[tuple[str, NDArray[np.bool_], dict[str, Any]
     """Requests to draw together: (name, rows, verdict), one a class, of the measured window."""
     start_s, end_s = _window(run)
     arrival = run.raw.arrival_s
-    reasons = np.array(run.requests["finish_reason"], dtype=object)
+    reasons = np.array(_column(run, "finish_reason"), dtype=object)
     inside = (arrival >= start_s) & (arrival <= end_s) & (reasons != "not_arrived")
     kinds = run.result["classes"]
     if not kinds:
@@ -103,9 +110,9 @@ def _latency(figure: Any, run: RunResult) -> None:
     for axes, (metric, label) in zip(figure.subplots(1, 3, sharey=True), LATENCIES, strict=True):
         _bare(axes)
         for colour, (name, rows, slo) in zip(_cycle(len(groups)), groups, strict=True):
-            values = np.asarray(run.requests[metric], dtype=np.float64)[rows]
+            values = np.asarray(_column(run, metric), dtype=np.float64)[rows]
             if metric == "tpot_ms":  # an output of one token has none
-                values = values[~(np.isnan(values) & (np.asarray(run.requests["output_tokens"])[rows] == 1))]
+                values = values[~(np.isnan(values) & (np.asarray(_column(run, "output_tokens"))[rows] == 1))]
             _distribution(axes, values, colour, name)
             _bounds(axes, metric, slo, colour if name else BOUND)
         axes.set_xlabel(label)

@@ -57,12 +57,21 @@ class StepLog:
         self.event_steps = array("i")
         self.event_device_s = array("d")
         self.event_prefill_s = array("d")
-        self.event_running = array("q")
-        self.event_waiting = array("q")
+        self.event_running = array("i")
+        self.event_waiting = array("i")
         self.event_used_blocks = array("i")
         self.event_prefill_tokens = array("i")
         self.event_decode_tokens = array("i")
         self.event_preemptions = array("i")
+        self.retired_steps = 0
+
+    def retire(self, events: int, steps: int) -> None:
+        """Drop the first events, and with them so many steps; the number of a step minus `retired_steps` is its place."""
+        for name, column in vars(self).items():
+            if name.startswith("event_"):
+                del column[:events]
+        del self.end_s[:steps]
+        self.retired_steps += steps
 
     def add(
         self,
@@ -99,6 +108,8 @@ class Replica:
     times : the step-time model.
     depth : batches in flight (1 synchronous, 2 async scheduling, stages of a pipeline).
     stages : pipeline stages; `times` then gives the time of one stage.
+    tokenise_token_s : front-end time [s] for each token of a prompt. Prompts are tokenised one after the other, in order of
+        arrival; the scheduler sees a request when its prompt is done.
     on_finish : called with each ended request and the time in seconds.
     on_batch : called with each processed batch (for comparison with recorded schedules).
     """
@@ -110,6 +121,7 @@ class Replica:
         *,
         depth: int = 1,
         stages: int = 1,
+        tokenise_token_s: float = 0.0,
         on_finish: Callable[[Sequence, float], None] | None = None,
         on_batch: Callable[[Batch], None] | None = None,
     ) -> None:
@@ -125,14 +137,18 @@ class Replica:
         self._may_schedule = True
         self._stage_free_s = [0.0] * stages
         self._step_guess_s = 1e-3  # only decides how many steps a jump prices at once
+        self._tokenise_token_s = tokenise_token_s
+        self._tokenised_s = 0.0  # when the front end has done the last prompt
         self._on_finish = on_finish
         self._on_batch = on_batch
         self._sync = depth == 1
+        self._asleep_until_s = 0.0  # nothing can be scheduled before, unless a request arrives
 
     # -- the outside ----------------------------------------------------------------------------------------
 
     def submit(self, seq: Sequence) -> None:
-        """Hand over a request that reaches the engine at `seq.arrival_s` (not before the replica's clock)."""
+        """Hand over a request that reaches the front end at `seq.arrival_s` (not before the replica's clock)."""
+        self._tokenise(seq)
         self._inbox.append(seq)
         self.in_service += 1
 
@@ -145,8 +161,15 @@ class Replica:
         """Keep the inbox filled as long as there is anything to come: others look at its head."""
         chunk = next(self._source, None)
         if chunk:
+            for seq in chunk:
+                self._tokenise(seq)
             self._inbox.extend(chunk)
             self.in_service += len(chunk)
+
+    def _tokenise(self, seq: Sequence) -> None:
+        """Move the arrival of a request to the time at which its prompt is tokenised."""
+        begin_s = seq.arrival_s if seq.arrival_s > self._tokenised_s else self._tokenised_s
+        seq.arrival_s = self._tokenised_s = begin_s + self._tokenise_token_s * seq.prompt_tokens
 
     def busy(self) -> bool:
         """Whether anything is left to do."""
@@ -157,8 +180,36 @@ class Replica:
         if self._in_flight and not self._may_schedule:
             return self._in_flight[0].t_end
         if self.scheduler.has_work() or self._in_flight:
-            return self.clock_s
+            if self._in_flight or self._asleep_until_s <= self.clock_s:
+                return self.clock_s
+            due_s = min(self._asleep_until_s, self._inbox[0].arrival_s) if self._inbox else self._asleep_until_s
+            return max(due_s, self.clock_s)
         return max(self._inbox[0].arrival_s, self.clock_s) if self._inbox else INFINITY
+
+    def quiet_until_s(self) -> float:
+        """A time before which no request ends here unless another is submitted; not before `next_event_s`.
+
+        In pure decode it is the end of the last step that the scheduler's horizon proves, without the host's share.
+        """
+        scheduler, flight = self.scheduler, self._in_flight
+        if self._inbox or self._loaded_s() < INFINITY or any(batch.finishing for batch in flight):
+            return self.next_event_s()
+        steps = scheduler.horizon()
+        if steps < 2:
+            return self.next_event_s()
+        rows, kv_tokens = scheduler.decodes.count, scheduler.decodes.kv_tokens()
+        if steps <= FEW_STEPS:
+            device_s = sum(self.times.decode_few_s(rows, kv_tokens, steps))
+        else:
+            device_s = float(self.times.decode_run_s(rows, kv_tokens, steps).sum())
+        start_s = max(flight[-1].t_end, self.clock_s) if flight else self.clock_s
+        return start_s + device_s * (1 - 1e-9)  # less what sums in another order may differ by
+
+    def _loaded_s(self) -> float:
+        """When the next load of KV from the host ends, infinity if none is under way."""
+        if getattr(self.scheduler, "host", None) is None:
+            return INFINITY
+        return self.scheduler.sleeps_until_s() or INFINITY
 
     def advance(self, limit_s: float, *, stop_after_finish: bool = False) -> bool:
         """Process every result up to `limit_s` (inclusive) and every scheduling decision before it.
@@ -195,18 +246,21 @@ class Replica:
                     bound = inbox[0].arrival_s
                 if self._jump(steps, bound):
                     continue
+            self._asleep_until_s = 0.0
             formed = scheduler.schedule(now)
             if formed is None or not formed.tokens:
                 if flight:
                     self._may_schedule = False
                 elif formed is not None:
                     continue  # only preemptions: try again with the blocks they freed
-                elif inbox:
-                    if inbox[0].arrival_s >= limit_s:
+                elif inbox or scheduler.has_work():
+                    self._asleep_until_s = wakes_s = self._loaded_s()
+                    due_s = min(inbox[0].arrival_s, wakes_s) if inbox else wakes_s
+                    if due_s == INFINITY:
+                        raise RuntimeError("scheduler holds work that it can never run")
+                    if due_s >= limit_s:
                         return False
-                    self.clock_s = inbox[0].arrival_s
-                elif scheduler.has_work():
-                    raise RuntimeError("scheduler holds work that it can never run")
+                    self.clock_s = due_s
                 else:
                     return False
                 continue

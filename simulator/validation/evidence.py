@@ -1,10 +1,12 @@
-"""What kind of evidence an experiment of a suite is: hardware, model class, and the group to hold out."""
+"""What kind of evidence an experiment of a suite is: hardware, model class, and the groups to hold out."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from hardware_profiles.errors import PlanError
+from simulator.intervals import KINDS_LIKE, Evidence
 
 
 def model_class(row: dict[str, Any]) -> str:
@@ -33,18 +35,35 @@ def device_name(row: dict[str, Any]) -> str:
 
 def hardware_class(row: dict[str, Any]) -> str:
     """Return "measured" where end-to-end runs of the engine on the device stand behind its overheads, else "kernels"."""
-    from simulator.run import MEASURED
+    from simulator.domain import MEASURED
 
     engine = str(row["engine"]).lower().split()[0]
     served = "closed loop" not in str(row.get("arrival_process", ""))
     return "measured" if (engine, device_name(row)) in MEASURED and served else "kernels"
 
 
-def kinds(rows: list[dict[str, Any]]) -> dict[str, tuple[str, str, str]]:
-    """Map the id of each whole, unsaturated, trusted run to (hardware class, model class, model)."""
-    out: dict[str, tuple[str, str, str]] = {}
+@dataclass(frozen=True)
+class Kind:
+    """What stands behind the prediction of a run, and the groups of which it can be left out with all others of its like."""
+
+    evidence: Evidence
+    model: str
+    hardware: str
+    workload: str
+
+
+def kinds(rows: list[dict[str, Any]]) -> dict[str, Kind]:
+    """What each whole, unsaturated, trusted run is, by id; runs of models that are not in the catalogue are left out."""
+    out: dict[str, Kind] = {}
     for row in rows:
         if row.get("stage_index", -1) != -1 or row.get("saturated") or row.get("wip") or row.get("trust") == "low":
             continue
-        out[row["id"]] = (hardware_class(row), model_class(row), str(row["model"]))
+        model = model_class(row)
+        if model not in KINDS_LIKE:
+            continue
+        engine = str(row["engine"]).lower().split()[0]
+        workload = row.get("workload") or f"{row.get('prompt_tokens_mean', '-')} / {row.get('output_tokens_mean', '-')} tokens"
+        out[row["id"]] = Kind(
+            Evidence(engine, hardware_class(row), model), str(row["model"]), device_name(row), str(workload)
+        )
     return out

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from simulator.intervals import LEVEL
+from simulator.intervals import LEVEL, Evidence, groups_of
 
 MIN_EXPERIMENTS = 8
 METRIC_OF = {"ttft": "ttft", "e2e": "e2e", "tpot": "tpot"}
@@ -35,27 +35,27 @@ def split_name(column: str) -> tuple[str, str] | None:
 
 def derive(
     experiments: list[dict[str, Any]],
-    kind_of: Callable[[str], tuple[str, str, str] | None],
+    evidence_of: Callable[[str], Evidence | None],
     exclude: Callable[[str], bool] = lambda _: False,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Half-widths by evidence group.
+    """Half-widths by evidence group (`simulator.intervals.Groups`).
 
     Parameters
     ----------
     experiments : the `experiments` of `validate runs`.
-    kind_of : id -> (hardware evidence, model kind, group to hold out), or None to leave the experiment out.
+    evidence_of : what stands behind the prediction of an experiment, None to leave it out.
     exclude : ids to leave out, for cross-validation.
     """
     errors: dict[tuple[str, str], list[float]] = {}
     for e in experiments:
         named = split_name(e["metric"])
-        kind = None if exclude(e["id"]) else kind_of(e["id"])
-        if named is None or kind is None:
+        evidence = None if exclude(e["id"]) else evidence_of(e["id"])
+        if named is None or evidence is None:
             continue
         log_error = math.log(e["predicted"] / e["measured"])
         name = f"{named[0]}/{named[1]}"
-        errors.setdefault((f"{kind[0]}/{kind[1]}", name), []).append(log_error)
-        errors.setdefault((f"{kind[0]}/any", name), []).append(log_error)
+        for group in groups_of(evidence):
+            errors.setdefault((group, name), []).append(log_error)
     out: dict[str, dict[str, dict[str, float]]] = {}
     for (group, name), values in sorted(errors.items()):
         width = conformal_half_width(values)

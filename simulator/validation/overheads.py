@@ -33,7 +33,7 @@ from simulator.validation.suite import (
 )
 
 FITTED = {
-    "front_end_s": ("s", 0.004, "client, HTTP, tokeniser and detokeniser, hand-over to the engine: added to TTFT and E2E"),
+    "front_end_s": ("s", 0.004, "client, HTTP, detokeniser, hand-over to the engine: added to TTFT and E2E"),
     "sort_step_s": ("s", 0.0002, "truncated (top-p, top-k) sampling: chain of uncaptured kernels, a step"),
     "sort_bytes_per_logit": ("byte", 100.0, "truncated sampling: memory traffic of the sort a logit"),
 }

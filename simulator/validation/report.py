@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from simulator.intervals import KINDS_LIKE
-from simulator.validation.evidence import device_name, kinds, model_class
+from simulator.intervals import Evidence, find_half_width
+from simulator.validation.evidence import Kind, device_name, kinds, model_class
 
 SHOWN = (
     ("ttft_mean_ms", "TTFT mean"),
@@ -131,9 +131,10 @@ def fidelity(
         "absolute error [%] over whole runs that were not saturated, with the number of values in brackets. Runs of low trust "
         "and runs that the suite marks unverified are left out.",
         "",
-        "What is fitted to end-to-end runs: three constants of vLLM (front end, and two of the truncated sampler) and the host "
-        "time of a step, on the H100 runs of inference-sim. Everything else is kernel measurements and physics; every other "
-        "hardware is predicted, never fitted. How: [accuracy](background/accuracy.md).",
+        "What is fitted to end-to-end runs: of vLLM three constants (front end, and two of the truncated sampler) and the host "
+        "time of a step on the H100 runs of inference-sim, and the time of a launch outside CUDA graphs on the eager runs of "
+        "LLMServingSim; of SGLang the front end, on runs of DeepSeek-R1 on B200 and H200. Everything else is kernel measurements "
+        "and physics. How: [accuracy](background/accuracy.md).",
         "",
         *(
             [f"This page replays the experiments whose id contains one of: {', '.join(f'`{o}`' for o in only)}.", ""]
@@ -154,8 +155,8 @@ def fidelity(
         lines += [
             "## Do the stated intervals hold?",
             "",
-            "Share of measurements inside the 90 % interval when the model they belong to was left out of deriving it, and the "
-            "median half-width of that interval.",
+            "Share of measurements inside the 90 % interval when the model (hardware, workload) they belong to was left out "
+            "of deriving it, and the median half-width of that interval.",
             "",
             *_table(
                 ["left out", "metric", "values", "inside [%]", "half-width [%]"],
@@ -193,39 +194,48 @@ def fidelity(
     return "\n".join(lines)
 
 
-def coverage_by_holdout(report: dict[str, Any], known: dict[str, tuple[str, str, str]]) -> list[dict[str, Any]]:
-    """Derive the widths without each model in turn and count how many of its measurements fall inside."""
-    from simulator.validation.intervals import derive, split_name
+LEFT_OUT = ("model", "hardware", "workload")
 
-    out: dict[tuple[str, str], list[tuple[bool, float]]] = {}
-    for model in sorted({k[2] for k in known.values()}):
-        widths = derive(report["experiments"], known.get, exclude=_of_model(known, model))
-        for e in report["experiments"]:
-            kind, named = known.get(e["id"]), split_name(e["metric"])
-            if kind is None or kind[2] != model or named is None:
-                continue
-            name = f"{named[0]}/{named[1]}"
-            entry = None
-            for hardware in (kind[0], "kernels"):
-                for like in KINDS_LIKE.get(kind[1], ("any",)):
-                    entry = entry or widths.get(f"{hardware}/{like}", {}).get(name)
-            if entry is None:
-                continue
-            width = entry["log_half_width"]
-            inside = abs(np.log(e["predicted"] / e["measured"])) <= width
-            out.setdefault((kind[0], e["metric"]), []).append((bool(inside), float(np.expm1(width)) * 100))
+
+def coverage_by_holdout(report: dict[str, Any], known: dict[str, Kind]) -> list[dict[str, Any]]:
+    """Derive the widths without each model (hardware, workload) in turn; how many of its measurements fall inside."""
+    out: dict[tuple[str, str, str], list[tuple[bool, float]]] = {}
+    for axis in LEFT_OUT:
+        for name in sorted({getattr(kind, axis) for kind in known.values()}):
+            for hardware, metric, inside, width in _held_out(report, known, axis, name):
+                out.setdefault((axis, hardware, metric), []).append((inside, width))
     return [
         {
-            "group": f"one model, hardware {group[0]}",
-            "metric": dict(SHOWN).get(group[1], group[1]),
+            "group": f"one {axis}, hardware {hardware}",
+            "metric": dict(SHOWN).get(metric, metric),
             "n": len(values),
             "inside_pct": 100 * float(np.mean([v[0] for v in values])),
             "half_width_pct": float(np.median([v[1] for v in values])),
         }
-        for group, values in sorted(out.items())
+        for (axis, hardware, metric), values in sorted(out.items())
         if len(values) >= 5
     ]
 
 
-def _of_model(known: dict[str, tuple[str, str, str]], model: str) -> Callable[[str], bool]:
-    return lambda name: name in known and known[name][2] == model
+def _held_out(
+    report: dict[str, Any], known: dict[str, Kind], axis: str, name: str
+) -> Iterator[tuple[str, str, bool, float]]:
+    """(hardware evidence, metric, inside, half-width [%]) of each measurement of one model, hardware or workload, left out."""
+    from simulator.validation.intervals import derive, split_name
+
+    def evidence_of(run: str) -> Evidence | None:
+        return known[run].evidence if run in known else None
+
+    def left_out(run: str) -> bool:
+        return run in known and getattr(known[run], axis) == name
+
+    widths = derive(report["experiments"], evidence_of, exclude=left_out)
+    for e in report["experiments"]:
+        named = split_name(e["metric"])
+        if named is None or not left_out(e["id"]):
+            continue
+        evidence = known[e["id"]].evidence
+        width = find_half_width(widths, evidence, *named)
+        if width is not None:
+            inside = abs(np.log(e["predicted"] / e["measured"])) <= width
+            yield evidence.hardware, e["metric"], bool(inside), float(np.expm1(width)) * 100

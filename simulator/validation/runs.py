@@ -14,6 +14,7 @@ from hardware_profiles.errors import PlanError
 from simulator.cluster import ClusterResult
 from simulator.intervals import Evidence, half_width, interval, queue_widening
 from simulator.metrics import Latencies
+from simulator.validation.contradictions import sift
 from simulator.validation.suite import (
     METRICS,
     Experiment,
@@ -25,6 +26,9 @@ from simulator.validation.suite import (
     workload_lengths,
 )
 
+UNREADABLE = (KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError, OSError)
+"""What the values of a damaged row or file may raise: the row is left out with the reason, the others are judged."""
+
 Prediction = tuple[float, list[float] | None]
 """A predicted value and its 90 % interval."""
 
@@ -33,21 +37,28 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
     """Simulate one experiment; predicted metrics by row id. `overheads` replaces the engine's own."""
     from simulator import metrics
     from simulator.config.load import load_scenario
-    from simulator.run import domain, prepare, run_prepared
+    from simulator.domain import domain
+    from simulator.prepare import prepare
+    from simulator.run import run_prepared
 
     scenario = load_scenario(experiment.scenario)
     prepared = prepare(scenario)
     if overheads is not None:
-        plan = replace(prepared.plan, host=overheads.host, front_end_s=overheads.front_end_s)
+        plan = replace(
+            prepared.plan,
+            host=overheads.host,
+            front_end_s=overheads.front_end_s,
+            tokenise_token_s=overheads.tokenise_token_s,
+        )
         prepared = replace(prepared, plan=plan)
     if experiment.in_process:
-        prepared = replace(prepared, plan=replace(prepared.plan, front_end_s=0.0))
+        prepared = replace(prepared, plan=replace(prepared.plan, front_end_s=0.0, tokenise_token_s=0.0))
     run = run_prepared(prepared, workload=experiment.workload)
     raw = run.raw
     lat = metrics.latencies(raw)
     evidence, _ = domain(prepared)
     if np.isnan(experiment.workload.arrival_s).any() and evidence.hardware == "measured":
-        evidence = Evidence("kernels", evidence.model)  # closed-loop clients of other sites: see validation.evidence
+        evidence = replace(evidence, hardware="kernels")  # closed-loop clients of other sites: see validation.evidence
     out: dict[str, dict[str, Prediction]] = {}
     for row in experiment.rows:
         stage = int(row.get("stage_index", -1))
@@ -116,9 +127,9 @@ def validate_runs(
     Returns the JSON form of `validate runs`: `experiments` (id, metric, measured, predicted, abs_pct_error, interval, covered),
     `skipped` (id, reason) and `medians` by metric over whole runs that were not saturated.
     """
-    rows = read_suite(directory)
+    rows, unfit = sift(read_suite(directory))
     lengths = workload_lengths(rows)
-    skipped: list[dict[str, str]] = []
+    skipped = [entry for entry in unfit if not only or any(word in entry["id"] for word in only)]
     planned: list[Experiment] = []
     for group in group_runs(rows):
         if only and not any(word in row["id"] for word in only for row in group):
@@ -127,8 +138,9 @@ def validate_runs(
             planned.append(plan_experiment(group, directory, lengths))
         except Unplayable as reason:
             skipped.extend({"id": row["id"], "reason": str(reason)} for row in group)
-        except (KeyError, ValueError, TypeError) as error:
-            skipped.extend({"id": row["id"], "reason": f"row cannot be read: {error}"} for row in group)
+        except UNREADABLE as error:
+            words = f"row cannot be read: {type(error).__name__}: {error}"[:200]
+            skipped.extend({"id": row["id"], "reason": words} for row in group)
     outcomes = _predict_all(planned, workers, progress)
     experiments: list[dict[str, Any]] = []
     for experiment, outcome in zip(planned, outcomes, strict=True):
@@ -151,6 +163,8 @@ def _attempt(experiment: Experiment) -> dict[str, dict[str, Prediction]] | str:
         return error.message
     except (RuntimeError, NotImplementedError) as error:
         return f"not modelled: {error}"
+    except UNREADABLE as error:
+        return f"internal error: {type(error).__name__}: {error}"[:200]
 
 
 def _predict_all(planned: list[Experiment], workers: int, progress: Any) -> list[dict[str, dict[str, Prediction]] | str]:

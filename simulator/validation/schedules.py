@@ -21,7 +21,7 @@ from engine_models.parts.hybrid_kv import HybridKV
 from engine_models.parts.paged_kv import PagedKV
 from engine_models.parts.sequence import Sequence
 from engine_models.vllm import scheduling_switches, version_of, window_switches
-from hardware_profiles.errors import InputError
+from hardware_profiles.errors import InputError, PlanError
 from simulator.serving.replica import FloatArray, Replica
 
 
@@ -72,7 +72,13 @@ def replay(path: Path) -> dict[str, Any]:
                     requests.append(entry)
                 elif kind == "step":
                     recorded.append(entry)
-    except (ValueError, KeyError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(
+            f"cannot be read: {error.strerror or error}",
+            where=str(path),
+            mend="check the file and its rights",
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"not a recorded schedule: {error}",
             where=f"{path}:{number}",
@@ -80,21 +86,72 @@ def replay(path: Path) -> dict[str, Any]:
         ) from None
     if not config:
         raise InputError("no config line", where=str(path), mend="start the file with a `type: config` line")
-    engine = config["engine"]
-    if engine == "sglang":
+    engine, name = str(config.get("engine")), str(config.get("scenario", path.stem))
+    reason = (
+        f"no scheduler model of engine '{engine}' yet"
+        if engine not in ("vllm", "sglang")
+        else _damage(requests, recorded)
+    )
+    if reason is None:
+        try:
+            return _replayed(config, requests, recorded, name)
+        except PlanError as error:
+            reason = error.message
+        except (
+            KeyError,
+            ValueError,
+            TypeError,
+            IndexError,
+            AttributeError,
+            ArithmeticError,
+            RuntimeError,
+        ) as error:
+            reason = f"the recording cannot be replayed: {type(error).__name__}: {error}"[:200]
+    return unreplayed(name, engine, len(recorded), reason)
+
+
+def unreplayed(name: str, engine: str, steps: int, reason: str) -> dict[str, Any]:
+    """The entry of a recording that cannot be replayed: none of its steps is equal."""
+    return {
+        "name": name,
+        "engine": engine,
+        "steps": steps,
+        "equal": 0,
+        "first_difference": {"step": 0, "reason": reason},
+    }
+
+
+def _replayed(
+    config: dict[str, Any], requests: list[dict[str, Any]], recorded: list[dict[str, Any]], name: str
+) -> dict[str, Any]:
+    if config["engine"] == "sglang":
         from simulator.validation.sglang_schedules import replay_sglang
 
         return replay_sglang(config, requests, recorded)
-    if engine != "vllm":
-        return {
-            "name": config.get("scenario", path.stem),
-            "engine": engine,
-            "steps": len(recorded),
-            "equal": 0,
-            "first_difference": {"step": 0, "reason": f"no scheduler model of engine '{engine}' yet"},
-        }
-    steps = simulate_recording(config, requests)
-    return compare(config.get("scenario", path.stem), engine, recorded, steps)
+    return compare(name, "vllm", recorded, simulate_recording(config, requests))
+
+
+def _damage(requests: list[dict[str, Any]], recorded: list[dict[str, Any]]) -> str | None:
+    """Return why a recording cannot be right, or None."""
+    if not requests or not recorded:
+        return f"the recording holds no {'request' if not requests else 'step'}"
+    names = [str(entry.get("id")) for entry in requests]
+    twice = (
+        next((name for name in names if names.count(name) > 1), None)
+        if len(set(names)) < len(names)
+        else None
+    )
+    if twice is not None:
+        return f"two requests are named {twice}"
+    for entry, name in zip(requests, names, strict=True):
+        for key in ("prompt_len", "output_len"):
+            value = entry.get(key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                return f"request {name}: {key} is {value!r}, not a whole number above zero"
+        arrival = entry.get("arrival", 0.0)
+        if "after" not in entry and not (isinstance(arrival, int | float) and 0 <= arrival < float("inf")):
+            return f"request {name}: arrival is {arrival!r}, not a time"
+    return None
 
 
 def scheduler_of(version: str, knobs: dict[str, Any]) -> tuple[ContinuousScheduler, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine_models.speculative import ACCEPTANCE
 from hardware_profiles.errors import InputError, PlanError
+from simulator.validation.launches import RANGE_RATIO, is_inferencex, sglang_flags, tensor_ranks
+from simulator.validation.vllm_launches import vllm_flags, vllm_instances, vllm_version
 from simulator.workload.columns import Content, Workload
 from simulator.workload.streams import stream
 
@@ -26,7 +30,14 @@ METRICS = (
     "output_throughput_tok_s",
     "total_throughput_tok_s",
 )
+VERSION = re.compile(r"v?\d+(\.\w+)*")
 REQUIRED = ("id", "engine", "hardware", "model")
+
+
+MOST_TOKENS = 1e8
+"""Mean lengths of so many tokens are damage, not a measurement (assumed)."""
+MOST_REQUESTS = 1_000_000
+"""Most requests of one replayed run (assumed): more is a wrong unit of rate or duration."""
 
 
 class Unplayable(Exception):
@@ -53,20 +64,27 @@ def read_suite(directory: Path) -> list[dict[str, Any]]:
     """Rows of the suite, nulls left out. InputError if the file or a column that identifies a row is missing."""
     path = directory / "experiments.parquet"
     if not path.is_file():
+        names = ("experiments.csv", "experiments.json", "experiments.jsonl")
+        other = next((name for name in names if (directory / name).is_file()), "")
         raise InputError(
-            "no experiments.parquet in it", where=str(directory), mend="name a directory in the format of a measured suite"
+            "no experiments.parquet in it" + (f", but {other}" if other else ""),
+            where=str(directory),
+            mend=f"write {other} as Parquet" if other else "name a directory in the format of a measured suite",
         )
     import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(path)
     except Exception as error:
-        raise InputError(f"not a readable Parquet file: {error}", where=str(path), mend="write it again") from None
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise InputError(f"not a readable Parquet file: {reason}", where=str(path), mend="write it again, as Parquet") from None
     missing = [name for name in REQUIRED if name not in table.column_names]
     if missing:
         raise InputError(
             f"columns missing: {', '.join(missing)}", where=str(path), mend=f"a suite needs at least {', '.join(REQUIRED)}"
         )
+    if not table.num_rows:
+        raise InputError("it holds no experiment", where=str(path), mend="write one row a measured experiment")
     rows = []
     for row in table.to_pylist():
         rows.append({k: v for k, v in row.items() if v is not None and not (isinstance(v, float) and math.isnan(v))})
@@ -182,17 +200,18 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
     """Return the deployment's pool of a row."""
     from engine_models.architecture import load_architecture
     from hardware_profiles.device import load_device
-    from simulator.run import ENGINES
+    from simulator.prepare import ENGINES
 
-    engine = str(row["engine"]).lower().split()[0]
+    engine, *variant = str(row["engine"]).lower().split()
     if engine not in ENGINES:
         raise Unplayable(f"engine '{row['engine']}' is not modelled")
+    if not all(VERSION.fullmatch(word) for word in variant):
+        raise Unplayable(f"engine '{row['engine']}': this variant of {engine} is not modelled")
     if row.get("disagg"):
         raise Unplayable("disaggregated prefill and decode are not modelled yet")
     if any(words in str(row.get("replay", "")) for words in ("aggregates only", "prefix hashes not", "token ids not")):
         raise Unplayable("conversations whose content or lengths are not recorded")
-    if row.get("speculative"):
-        raise Unplayable("speculative decoding without a stated acceptance")
+    drafts = _drafts(row)
     if str(row.get("replay", "")).startswith("not"):
         raise Unplayable(f"the suite says: {row['replay']}")
     try:
@@ -202,20 +221,53 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
         raise Unplayable(error.message) from None
     tp, pp, dp = (int(_number(row, k) or 1) for k in ("tp", "pp", "dp"))
     ep = int(_number(row, "ep") or 1)
-    if dp > 1:
+    instances = vllm_instances(row) if engine == "vllm" else 1
+    if dp > 1 and dp != instances:
         raise Unplayable("data-parallel attention is not modelled yet")
+    tp = tensor_ranks(row, tp, ep)
     args = ENGINE_ARGS[engine](row)
+    formats = _formats(row, arch.quantization)
+    launch = sglang_flags(row, device.name, tp) if engine == "sglang" else vllm_flags(row, device.name)
+    args = launch | args
+    if "kv_cache_dtype" in args:
+        formats.setdefault("kv_cache", "fp8" if args.pop("kv_cache_dtype").startswith("fp8") else "bf16")
+    if "activations" in args:
+        formats["activations"] = args.pop("activations")
+    if args.pop("enable_expert_parallel", False):
+        ep = tp
     pool: dict[str, Any] = {
-        "engine": engine + _version(row),
+        "engine": engine + (_version(row) or ("@" + vllm_version(row) if engine == "vllm" and vllm_version(row) else "")),
         "hardware": device.name,
         "tensor_parallel": tp,
         "pipeline_parallel": pp,
         "engine_args": args,
-        **_formats(row, arch.quantization),
+        **formats,
     }
     if ep > 1:
         pool["expert_parallel"] = ep
+    if instances > 1:
+        pool["replicas"] = instances
+    if drafts is not None:
+        pool["speculative"] = drafts
     return pool
+
+
+def _drafts(row: dict[str, Any]) -> dict[str, Any] | None:
+    """Speculative decoding of a row: its settings as JSON (vLLM's names), with the acceptance in them or in its own column."""
+    from engine_models.flags import speculative_settings
+
+    stated = row.get("speculative")
+    if not stated or str(stated).lower() in ("none", "false", "off"):
+        return None
+    try:
+        config = stated if isinstance(stated, dict) else json.loads(str(stated))
+        settings = speculative_settings(config) | {k: config[k] for k in ACCEPTANCE if k in config}
+    except (ValueError, AttributeError, TypeError):
+        raise Unplayable(f"speculative decoding '{stated}' is not stated as settings") from None
+    settings |= {k: row[k] for k in ACCEPTANCE if k in row}
+    if not any(k in settings for k in ACCEPTANCE):
+        raise Unplayable("speculative decoding without a stated acceptance")
+    return settings
 
 
 # -- requests -----------------------------------------------------------------------------------------------
@@ -274,7 +326,11 @@ def exact_requests(row: dict[str, Any], directory: Path) -> tuple[Workload, NDAr
         path = directory / "requests" / Path(str(row["per_request_file"])).name
     if not path.is_file():
         raise Unplayable(f"per-request file {row['per_request_file']} is missing")
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise Unplayable(f"per-request file {row['per_request_file']} is damaged: {reason}") from None
     names = set(table.column_names)
     if "id" in names:
         import pyarrow.compute as pc
@@ -288,12 +344,21 @@ def exact_requests(row: dict[str, Any], directory: Path) -> tuple[Workload, NDAr
     outputs = column.get("output_tokens_requested", column.get("output_tokens"))
     if outputs is None or "prompt_tokens" not in names:
         raise Unplayable("no token counts in the per-request file")
+    if not table.num_rows:
+        raise Unplayable("no request of this run in the per-request file")
+    counted = _number(row, "num_requests")
+    if counted is not None and "stage_index" not in row and int(counted) != table.num_rows:
+        raise Unplayable(f"num_requests is {counted:g}, the per-request file holds {table.num_rows}: they contradict each other")
     order = np.argsort(column["arrival_time_us"], kind="stable")
     arrival = column["arrival_time_us"][order].astype(float) / 1e6
     prompt = column["prompt_tokens"][order].astype(float)
     output = outputs[order].astype(float)
     if np.isnan(prompt).any() or np.isnan(output).any() or (output < 1).any():
         raise Unplayable("token counts are missing for some requests")
+    if not (np.isfinite(prompt).all() and np.isfinite(output).all() and (prompt >= 1).all()):
+        raise Unplayable("token counts that are zero, negative or not finite in the per-request file")
+    if not np.isfinite(arrival).all():
+        raise Unplayable("arrival times are missing or not finite for some requests")
     content = None
     if "prompt_id" in names:
         content = _pool_content(column["prompt_id"][order].astype(np.int64), prompt.astype(np.int64))
@@ -321,15 +386,17 @@ def statistical_requests(
     output_mean = _number(row, "output_tokens_mean") or _number(row, "output_tokens_target")
     if not prompt_mean or not output_mean:
         raise Unplayable("mean prompt or output length unknown")
+    if not (1 <= prompt_mean < MOST_TOKENS and 1 <= output_mean < MOST_TOKENS):
+        raise Unplayable(f"mean prompt or output length impossible: {prompt_mean:g} and {output_mean:g} tokens")
     concurrency = _number(row, "concurrency")
     if concurrency:
-        spread = 0.2 if "inferencex" in str(row.get("source", "")) else 0.0
+        least = RANGE_RATIO if is_inferencex(row) else 1.0
         users = int(concurrency)
         n = int(_number(row, "num_requests") or max(10 * users, 40))
         n = min(n, 20_000)
 
         def draw(mean: float) -> NDArray[np.int64]:
-            return np.maximum(np.rint(rng.uniform((1 - spread) * mean, (1 + spread) * mean, n)), 1).astype(np.int64)
+            return np.maximum(np.rint(rng.uniform(least * mean, mean, n)), 1).astype(np.int64)
 
         prompt, output = draw(prompt_mean), draw(output_mean)
         arrival = np.full(n, np.nan)
@@ -348,6 +415,10 @@ def statistical_requests(
         stages.append((float(row["request_rate_rps"]), seconds or 1200.0))
     else:
         raise Unplayable("neither arrival rate nor concurrency is known")
+    if not all(0 < rate < math.inf and 0 < seconds < math.inf for rate, seconds in stages):
+        raise Unplayable("an arrival rate or its duration is zero, negative or not finite")
+    if sum(rate * seconds for rate, seconds in stages) > MOST_REQUESTS:
+        raise Unplayable(f"rate and duration ask for more than {MOST_REQUESTS:,} requests")
     times: list[NDArray[np.float64]] = []
     stage_of: list[NDArray[np.int64]] = []
     start = 0.0

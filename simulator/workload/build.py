@@ -32,6 +32,8 @@ from simulator.workload.columns import (
     RequestClass,
     Workload,
     join_contents,
+    same_float,
+    same_int,
     take_content,
 )
 from simulator.workload.content import content_of_blocks, content_of_sessions
@@ -194,10 +196,10 @@ def _limited(part: _Part, limit: Any, seed: int, base_dir: Path, prefix: str) ->
     if limit is not None:
         limits = _client_limits(limit, part.output_tokens, seed, base_dir, prefix)
     over = (limits > 0) & (part.output_tokens > limits)
-    warnings = part.warnings
+    warnings, outputs = part.warnings, part.output_tokens
     if over.any():
         warnings = (*warnings, f"{int(over.sum())} outputs are cut at max_output_tokens")
-    outputs = np.where(over, limits, part.output_tokens)
+        outputs = np.where(over, limits, outputs)
     return replace(part, output_tokens=outputs, max_output_tokens=limits, warnings=warnings)
 
 
@@ -275,18 +277,28 @@ def _starts(
             where="workload.arrivals",
             mend="lower the rate or shorten the duration",
         )
-    if spec.kind == "poisson":
-        return arrivals.poisson(rng, spec.rate * weight, until_s, limit)
-    if spec.kind == "gamma":
-        return arrivals.gamma(rng, spec.rate * weight, spec.cv, until_s, limit)
+    process = arrival_process(load, rng, weight)
     if spec.kind == "constant":
         return arrivals.constant(spec.rate * weight, until_s, limit)
+    return np.zeros(limit or 0) if process is None else arrivals.until(process, until_s, limit)
+
+
+def arrival_process(load: Load, rng: np.random.Generator, weight: float) -> arrivals.Stretches | None:
+    """The open process of a load; None for a batch or a closed loop."""
+    spec = load.arrivals
+    assert spec is not None
+    if spec.kind == "poisson":
+        return arrivals.poisson_process(rng, spec.rate * weight)
+    if spec.kind == "gamma":
+        return arrivals.gamma_process(rng, spec.rate * weight, spec.cv)
+    if spec.kind == "constant":
+        return arrivals.constant_process(spec.rate * weight)
     if spec.kind == "onoff":
         on, off = spec.rate_on * weight, spec.rate_off * weight
-        return arrivals.onoff(rng, on, off, spec.on_s, spec.off_s, until_s, limit)
+        return arrivals.onoff_process(rng, on, off, spec.on_s, spec.off_s)
     if spec.kind == "diurnal":
-        return arrivals.diurnal(rng, spec.rate * weight, spec.peak_to_mean, spec.period_s, until_s, limit)
-    return np.zeros(limit or 0)
+        return arrivals.diurnal_process(rng, spec.rate * weight, spec.peak_to_mean, spec.period_s)
+    return None
 
 
 def _synthetic(
@@ -328,7 +340,7 @@ def _synthetic(
     outputs = sample_lengths(
         load.output_tokens, stream(seed, prefix + "output_tokens"), n, base_dir, "output_tokens"
     )
-    limits = np.zeros(n, np.int64)
+    limits = same_int(0, n)
     if limit is not None:
         limits = _client_limits(limit, outputs, seed, base_dir, prefix)
         cut = outputs > limits
@@ -346,7 +358,7 @@ def _synthetic(
         chosen = stream(seed, prefix + "prefix_groups").integers(0, load.shared_prefix.groups, len(starts))
         group = chosen[conversation].astype(np.int64)
         prompts = prompts + head
-    session = conversation.astype(np.int64) if load.sessions is not None else np.full(n, -1, np.int64)
+    session = conversation.astype(np.int64) if load.sessions is not None else same_int(-1, n)
     content = None
     if group is not None or load.sessions is not None:
         content, _ = content_of_sessions(session, turn, prompts, outputs, group=group, group_tokens=head)
@@ -375,10 +387,10 @@ def _synthetic(
         limits,
         predecessor.astype(np.int64),
         gap,
-        np.zeros(n),
+        same_float(0.0, n),
         session,
         turn.astype(np.int64),
-        np.zeros(n, np.int64),
+        same_int(0, n),
         (RequestClass("default"),),
         content,
         None,
@@ -526,11 +538,14 @@ def _generated(
 def _replayed(rows: Rows, load: Load, end_s: float) -> _Part:
     n = len(rows)
     warnings = list(rows.warnings)
-    session = np.full(n, -1, np.int64) if rows.session is None else rows.session
-    turn = np.zeros(n, np.int64)
-    predecessor = np.full(n, NO_PREDECESSOR, np.int64)
+    session = same_int(-1, n) if rows.session is None else rows.session
+    turn = same_int(0, n)
+    predecessor = same_int(NO_PREDECESSOR, n)
     member = np.flatnonzero(session >= 0)
+    arrival, not_before, gap = rows.arrival_s, same_float(0.0, n), same_float(0.0, n)
     if len(member):
+        arrival, not_before, gap = arrival.copy(), not_before.copy(), gap.copy()
+        turn, predecessor = turn.copy(), predecessor.copy()
         key = np.arange(n) if rows.turn is None else rows.turn
         order = member[np.lexsort((key[member], session[member]))]
         same = session[order][1:] == session[order][:-1]
@@ -540,15 +555,17 @@ def _replayed(rows: Rows, load: Load, end_s: float) -> _Part:
         predecessor[order[1:][same]] = order[:-1][same]
     later = predecessor >= 0
     before = predecessor[later]
-    arrival, not_before, gap = rows.arrival_s.copy(), np.zeros(n), np.zeros(n)
-    if load.sessions is not None and load.sessions.replay == "absolute":
+    if not len(member):
+        pass
+    elif load.sessions is not None and load.sessions.replay == "absolute":
         not_before[later] = rows.arrival_s[later]
     else:
         ended = rows.arrival_s[before]
         if rows.end_s is not None:
             ended = np.where(np.isnan(rows.end_s[before]), ended, rows.end_s[before])
         gap[later] = np.maximum(rows.arrival_s[later] - ended, 0.0)
-    arrival[later] = np.nan
+    if len(member):
+        arrival[later] = np.nan
     disorder = int((before > np.flatnonzero(later)).sum())
     if disorder:
         warnings.append(
@@ -574,13 +591,13 @@ def _replayed(rows: Rows, load: Load, end_s: float) -> _Part:
         arrival,
         rows.prompt_tokens,
         rows.output_tokens,
-        np.zeros(n, np.int64) if rows.max_output_tokens is None else rows.max_output_tokens,
+        same_int(0, n) if rows.max_output_tokens is None else rows.max_output_tokens,
         predecessor,
         gap,
         not_before,
         session,
         turn,
-        np.zeros(n, np.int64)
+        same_int(0, n)
         if rows.class_names is None
         else np.asarray([index[c] for c in rows.class_names], np.int64),
         tuple(RequestClass(name) for name in names),

@@ -115,6 +115,16 @@ class Workload:
         return len(self.prompt_tokens)
 
 
+def same_int(value: int, n: int) -> IntArray:
+    """A column of n times `value` that takes no memory; it cannot be written to."""
+    return np.broadcast_to(np.int64(value), n)
+
+
+def same_float(value: float, n: int) -> FloatArray:
+    """A column of n times `value` that takes no memory; it cannot be written to."""
+    return np.broadcast_to(np.float64(value), n)
+
+
 def take_content(content: Content, rows: IntArray) -> Content:
     """Return the content of `rows`, in that order."""
     counts = (content.start[1:] - content.start[:-1])[rows]

@@ -9,9 +9,11 @@ import gzip
 import hashlib
 import json
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -187,26 +189,63 @@ def _flat(array: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     return np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
 
 
+def parquet_tables(path: Path, rows: int) -> Iterator[Table]:
+    """Parts of a Parquet file of `rows` records at most."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    metadata = {
+        k.decode("utf-8", "replace"): v.decode("utf-8", "replace")
+        for k, v in (file.schema_arrow.metadata or {}).items()
+    }
+    first = 1
+    for batch in file.iter_batches(rows):
+        arrow = pa.Table.from_batches([batch])
+        columns = {name: _column(arrow[name]) for name in arrow.column_names}
+        yield Table(str(path), columns, np.arange(first, first + len(batch)), "row", "", dict(metadata))
+        first += len(batch)
+
+
 def _read_csv(text: str, shown: str, sha256: str) -> Table:
+    return next(csv_tables(text.splitlines(keepends=True), shown, None, sha256))
+
+
+def csv_tables(text: IO[str] | list[str], shown: str, rows: int | None, sha256: str = "") -> Iterator[Table]:
+    """Parts of a CSV file of `rows` records at most, of all if that is None; at least one."""
     import csv
 
-    rows = csv.reader(text.splitlines(keepends=True), skipinitialspace=True)
+    reader = csv.reader(text, skipinitialspace=True)
+    header: list[str] = []
     try:
-        header = [name.strip() for name in next(rows)]
-        lines, records = [], []
-        for record in rows:
-            if record:
-                records.append(record)
-                lines.append(rows.line_num)
+        header = [name.strip() for name in next(reader)]
+        if len(set(header)) != len(header):
+            twice = next(name for name in header if header.count(name) > 1)
+            raise InputError(
+                f"column {twice!r} appears twice", where=f"{shown}, line 1", mend="rename one of them"
+            )
+        again = True
+        while again:
+            lines, records = [], []
+            again = False
+            for record in reader:
+                if record:
+                    records.append(record)
+                    lines.append(reader.line_num)
+                    if len(records) == rows:
+                        again = True
+                        break
+            if records or lines or not rows:
+                yield _csv_table(header, records, lines, shown, sha256)
     except csv.Error as error:
         raise InputError(
-            f"is no valid CSV ({error})", where=f"{shown}, line {rows.line_num}", mend="correct it"
+            f"is no valid CSV ({error})", where=f"{shown}, line {reader.line_num}", mend="correct it"
         ) from None
-    if len(set(header)) != len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise InputError(
-            f"column {twice!r} appears twice", where=f"{shown}, line 1", mend="rename one of them"
-        )
+
+
+def _csv_table(
+    header: list[str], records: list[list[str]], lines: list[int], shown: str, sha256: str
+) -> Table:
     for line, record in zip(lines, records, strict=True):
         if len(record) != len(header):
             raise InputError(
@@ -234,25 +273,35 @@ def _numbers(values: list[str]) -> Any:
 
 
 def _read_jsonl(text: str, shown: str, sha256: str) -> Table:
-    records, lines = [], []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"is no valid JSON ({error.msg})",
-                where=f"{shown}, line {number}",
-                mend="the file may be cut short; correct or remove that line",
-            ) from None
-        if not isinstance(record, dict):
-            raise InputError(
-                "is no JSON object", where=f"{shown}, line {number}", mend="write one object {...} a line"
-            )
-        records.append(record)
-        lines.append(number)
-    return Table(shown, _transpose(records), np.asarray(lines, np.int64), "line", sha256)
+    return next(json_line_tables(text.splitlines(), shown, None, sha256))
+
+
+def json_line_tables(
+    text: IO[str] | list[str], shown: str, rows: int | None, sha256: str = ""
+) -> Iterator[Table]:
+    """Parts of a file of JSON lines of `rows` records at most, of all if that is None; at least one."""
+    numbered = ((number, line) for number, line in enumerate(text, start=1) if line.strip())
+    while True:
+        records, lines = [], []
+        for number, line in islice(numbered, rows):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"is no valid JSON ({error.msg})",
+                    where=f"{shown}, line {number}",
+                    mend="the file may be cut short; correct or remove that line",
+                ) from None
+            if not isinstance(record, dict):
+                raise InputError(
+                    "is no JSON object", where=f"{shown}, line {number}", mend="write one object {...} a line"
+                )
+            records.append(record)
+            lines.append(number)
+        if records or rows is None:
+            yield Table(shown, _transpose(records), np.asarray(lines, np.int64), "line", sha256)
+        if rows is None or len(records) < rows:
+            return
 
 
 def _read_json(text: str, shown: str, sha256: str) -> Table:

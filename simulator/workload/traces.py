@@ -6,15 +6,16 @@ output_tokens`` with, if wanted, ``max_output_tokens, session_id, turn, prefix_i
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.errors import InputError
 from simulator.workload.columns import FloatArray, IntArray
 from simulator.workload.rows import Rows
 from simulator.workload.streams import stream
@@ -122,14 +123,88 @@ def sniff(table: Table) -> str:
             return name
     name, needed = max(_SIGNS[::-1], key=lambda sign: len(sign[1] & have) / len(sign[1]))
     missing = sorted(needed - have)
-    close = nearest(missing[0], list(table.columns))
-    hint = f"; nearest to {missing[0]} is {close!r}" if close else ""
+    spare = [column for column in table.columns if column.lower() not in needed]
+    meant = {column: _meant(column, missing) for column in spare}
+    renamed = [f"nearest to {right} is {column!r}" for column, right in meant.items() if right]
+    hint = f"; {', '.join(renamed)}" if renamed else ""
     raise InputError(
         f"the columns ({', '.join(list(table.columns)[:12])}) are of no known trace format; "
-        f"closest is {name}, which lacks {', '.join(missing)}{hint}",
+        f"closest is {'the own one' if name == 'columns' else name}, which lacks {', '.join(missing)}{hint}",
         where=table.path,
         mend="name the columns arrival_s, prompt_tokens, output_tokens, or set trace_format",
     )
+
+
+OWN_COLUMNS = (
+    "arrival_s",
+    "prompt_tokens",
+    "output_tokens",
+    "max_output_tokens",
+    "session_id",
+    "turn",
+    "prefix_ids",
+    "hash_ids",
+    "class",
+    "request_id",
+)
+"""Columns of the tool's own format."""
+OTHER_NAMES = {
+    "arrival_s": (
+        "arrival",
+        "arrival_time",
+        "arrived_at",
+        "timestamp",
+        "time",
+        "time_s",
+        "start_time",
+        "arrival_time_s",
+    ),
+    "prompt_tokens": (
+        "input_length",
+        "input_tokens",
+        "prompt_len",
+        "prompt_length",
+        "num_prefill_tokens",
+        "isl",
+        "context_tokens",
+    ),
+    "output_tokens": (
+        "output_length",
+        "output_len",
+        "completion_tokens",
+        "generated_tokens",
+        "num_decode_tokens",
+        "osl",
+    ),
+    "max_output_tokens": ("max_tokens", "max_new_tokens", "max_completion_tokens"),
+    "session_id": ("session", "conversation_id", "chat_id", "user_id"),
+    "turn": ("turn_index", "turn_id"),
+    "prefix_ids": ("prefix_id", "block_ids", "prefix_hashes", "block_hashes"),
+    "class": ("class_name", "request_class"),
+}
+"""What other tools call a column of the own format."""
+
+
+def _meant(column: str, candidates: Sequence[str]) -> str | None:
+    """The column of `candidates` that another spelling means, or None."""
+    plain = column.strip().lower().replace(" ", "_").replace("-", "_")
+    for name in candidates:
+        if plain == name or plain in OTHER_NAMES.get(name, ()):
+            return name
+    found = difflib.get_close_matches(plain, candidates, 1, 0.75)
+    return found[0] if found else None
+
+
+def _unread(table: Table) -> tuple[str, ...]:
+    """One warning that names the columns of the own format's table that nothing reads."""
+    absent = [name for name in OWN_COLUMNS if name not in table.columns]
+    words = []
+    for column in (c for c in table.columns if c not in OWN_COLUMNS):
+        meant = _meant(column, absent)
+        words.append(f"{column} (rename it {meant}, if it holds that)" if meant else column)
+    if not words:
+        return ()
+    return (f"columns of the trace that nothing reads: {', '.join(words)}",)
 
 
 def take(rows: Rows, index: IntArray) -> Rows:
@@ -358,6 +433,7 @@ def _columns(table: Table) -> _Raw:
         class_names=list(have["class"]) if "class" in have else None,
         request_ids=list(have["request_id"]) if "request_id" in have else None,
         jitter_s=MOONCAKE_JITTER_S if ids == "hash_ids" and _on_grid(arrival, MOONCAKE_JITTER_S) else 0.0,
+        warnings=_unread(table),
     )
 
 
@@ -395,7 +471,7 @@ def _on_grid(times: FloatArray, step_s: float) -> bool:
 
 
 def _times(table: Table, name: str) -> FloatArray:
-    """Calendar times (or plain numbers) as seconds."""
+    """Calendar times as seconds since the first (or since the table's `origin`), or plain numbers."""
     values = table.columns.get(name)
     if values is None or isinstance(values, np.ndarray):
         return table.number(name)
@@ -413,9 +489,8 @@ def _times(table: Table, name: str) -> FloatArray:
                     mend="correct that value",
                 ) from None
         return out
-    out[:] = np.where(
-        np.isnat(stamps), np.nan, (stamps - stamps[~np.isnat(stamps)].min()).astype(np.int64) / 1e9
-    )
+    origin = table.metadata.get("origin") or stamps[~np.isnat(stamps)].min()
+    out[:] = np.where(np.isnat(stamps), np.nan, (stamps - origin).astype(np.int64) / 1e9)
     return out
 
 
@@ -461,8 +536,11 @@ def _numbered(values: list[Any]) -> IntArray:
     return np.asarray(out, np.int64)
 
 
-def _check(table: Table, raw: _Raw, prefix_block_tokens: int | None) -> Rows:
-    """Drop what the format says to drop, refuse what cannot be, sort by arrival."""
+def _check(table: Table, raw: _Raw, prefix_block_tokens: int | None, first_s: float | None = None) -> Rows:
+    """Drop what the format says to drop, refuse what cannot be, sort by arrival.
+
+    `first_s` is the first arrival of the trace as recorded where `table` is a part of it.
+    """
     warnings = list(raw.warnings)
     n = len(raw.prompt)
     if raw.lines is not None:
@@ -499,13 +577,14 @@ def _check(table: Table, raw: _Raw, prefix_block_tokens: int | None) -> Rows:
     order = kept[np.argsort(arrival[kept], kind="stable")]
     if not np.array_equal(order, kept):
         warnings.append("the trace is out of order; it was sorted by arrival")
-    epoch = bool(arrival[order[0]] > EPOCH_S)
+    start_s = arrival[order[0]] if first_s is None else first_s
+    epoch = bool(start_s > EPOCH_S)
     if epoch and not raw.relative:
         warnings.append("the times count from 1970; they were shifted to start at zero")
     end_s = raw.end_s
     if epoch or raw.relative:
-        end_s = None if end_s is None else end_s - arrival[order[0]]
-        arrival = arrival - arrival[order[0]]
+        end_s = None if end_s is None else end_s - start_s
+        arrival = arrival - start_s
     span = float(arrival[order[-1]])
     length = span - float(arrival[order[0]])
     if length > LONG_SPAN_S and len(order) < FEW_REQUESTS:

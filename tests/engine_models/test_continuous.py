@@ -186,3 +186,27 @@ def test_a_replica_has_no_next_event_in_its_past() -> None:
     replica.advance(1.0, stop_after_finish=True)
     assert replica.clock_s > 0.002
     assert replica.next_event_s() == replica.clock_s
+
+
+def test_a_step_of_preemptions_alone_costs_nobody_a_token() -> None:
+    """Under priority a row may preempt itself at the head of the list: nothing runs then, and the step takes no number."""
+    from simulator.run import simulate
+
+    args = {"max_model_len": 2000, "num_gpu_blocks_override": 150, "max_num_seqs": 16, "scheduling_policy": "priority"}
+    result = simulate(
+        {
+            "model": "meta-llama/Llama-3.1-8B-Instruct",
+            "deployment": {"engine": "vllm@0.11.0", "hardware": "h100-sxm-80gb", "engine_args": args},
+            "workload": {
+                "arrivals": {"kind": "batch"},
+                "shared_prefix": {"groups": 4, "tokens": 100},
+                "prompt_tokens": {"kind": "uniform", "low": 1, "high": 500},
+                "output_tokens": {"kind": "uniform", "low": 1, "high": 200},
+                "requests": 60,
+            },
+            "seed": 54,
+        }
+    )
+    assert result.raw.preemptions.sum() > 0
+    emitted = [sum(last - first + 1 for first, last in spans or []) for spans in result.raw.emissions]
+    assert emitted == result.raw.output_tokens.tolist()

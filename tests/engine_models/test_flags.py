@@ -167,6 +167,13 @@ def test_a_wrong_command_is_refused_in_words(command: str, named: str, mend: str
     assert mend in str(caught.value.mend)
 
 
+def test_an_environment_variable_that_a_key_states_names_the_key() -> None:
+    said = parse_engine_args("vllm", "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1 vllm serve m").warnings
+    assert said[0].endswith("was ignored; write activations: fp8 in the pool")
+    off = parse_engine_args("vllm", "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=0 vllm serve m").warnings
+    assert off[0].endswith("was ignored")
+
+
 def test_flags_that_are_not_modelled_warn_and_harmless_ones_do_not() -> None:
     flags = parse_engine_args(
         "vllm",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from engine_models import sglang
 from engine_models.flags import parse_engine_args
+from engine_models.parts.batch import Batch
 from engine_models.parts.prefill_first import POLICIES, PrefillFirstRules, PrefillFirstScheduler
 from engine_models.parts.radix import RadixPool
 from engine_models.parts.sequence import Sequence
@@ -99,6 +100,7 @@ RULES = st.builds(
     ignore_eos=st.booleans(),
     priority_scheduling=st.booleans(),
     preemption=st.booleans(),
+    receive_interval=st.sampled_from([1, 1, 2, 7, 30]),
 )
 
 
@@ -161,6 +163,69 @@ def test_prefill_goes_before_decode() -> None:
     start = second.emissions[0][0]
     assert all(not a <= start <= b for a, b in first.emissions)
     assert second.emissions == [[start, start + 19]]
+
+
+def _row(index: int, prompt: int, output: int, arrival_s: float) -> Sequence:
+    runs = ((index, 0, prompt + output),)
+    return Sequence(
+        index,
+        prompt,
+        output,
+        arrival_s,
+        stop_known=True,
+        runs=runs,
+        shareable_tokens=prompt,
+        output_shared=True,
+    )
+
+
+@pytest.mark.parametrize("aggregate", [False, True])
+def test_arrivals_are_taken_in_once_in_so_many_decode_steps(aggregate: bool) -> None:
+    """A request that comes while another decodes starts at the next multiple of the interval after the last prefill."""
+    for interval, arrival_s in ((1, 0.05), (10, 0.05), (10, 0.2), (30, 0.05)):
+        rules = PrefillFirstRules(
+            max_running_requests=8,
+            max_model_len=1000,
+            in_flight=1,
+            receive_interval=interval,
+            chunked_prefill_size=None,
+        )
+        requests = [_row(0, 100, 200, 0.0), _row(1, 100, 20, arrival_s)]
+        replica, _, _ = serve(rules, RadixPool(10_000, 1), requests, aggregate=aggregate)
+        ends = np.frombuffer(replica.log.end_s)
+        prefill = requests[1].emissions[0][0]  # the step of its first token; step 0 prefills the other
+        before = prefill - 1  # decode steps that went before
+        first_after = int(
+            np.searchsorted(ends, arrival_s, side="left")
+        )  # steps formed before it arrived: 0..first_after
+        assert before == -(-first_after // interval) * interval
+
+
+def test_an_idle_scheduler_takes_arrivals_in_at_once() -> None:
+    rules = PrefillFirstRules(max_running_requests=8, max_model_len=1000, in_flight=2, receive_interval=30)
+    requests = [_row(0, 100, 5, 0.0), _row(1, 100, 5, 3.0)]
+    serve(rules, RadixPool(10_000, 1), requests, aggregate=True)
+    assert requests[1].first_scheduled_s == 3.0
+
+
+def test_prefill_is_no_quicker_than_its_launch() -> None:
+    """A prefill of DeepSeek-V3 over one token takes what the host needs to launch it; a decode step is captured."""
+    from simulator.config.load import load_scenario
+    from simulator.prepare import prepare
+
+    deployment = {
+        "engine": "sglang",
+        "hardware": "h200-sxm-141gb",
+        "tensor_parallel": 8,
+        "weights": "fp8_block",
+    }
+    workload = {"arrivals": {"kind": "batch"}, "prompt_tokens": 1, "output_tokens": 1, "requests": 1}
+    raw = {"name": "x", "model": "deepseek-ai/DeepSeek-V3", "deployment": deployment, "workload": workload}
+    times = prepare(load_scenario(raw | {"cost": {"usd_per_gpu_hour": 0.0}})).times()
+    prefill = Batch(0, tokens=1, prefill=[(1, 0)])
+    decode = Batch(0, tokens=1, decode_rows=1, decode_tokens=1, decode_kv_tokens=2)
+    assert times.batch_s(prefill)[0] == pytest.approx(82.6e-3, rel=0.15)
+    assert times.batch_s(decode)[0] < 20e-3
 
 
 def test_retraction_takes_the_row_with_fewest_tokens() -> None:

@@ -181,7 +181,7 @@ def test_a_format_with_one_model_leans_on_bfloat16() -> None:
     parts = dict(kf.slices(frame, kf.OPS["moe"]))
     model = km.load_kernel_model("h100-sxm-80gb", "vllm")
     p = model.groups["moe/bfloat16"]["parameters"]
-    terms = ((1.0, (12.0, 12.0, 6.0, 6.0, 12.0, 4.0, 6.0)),)
+    terms = ((1.0, (12.0, 12.0, 6.0, 6.0, 12.0, 4.0, 6.0, 4.0)),)
     arrays, tied, _ = kf.fit_group(
         "moe", ("int4_wo",), parts[("int4_wo",)], kf.PEAKS["h100-sxm-80gb"], kf.Kin(p, terms)
     )
@@ -191,5 +191,134 @@ def test_a_format_with_one_model_leans_on_bfloat16() -> None:
     distance = [sum(np.log(q[n] / p[n]) ** 2 for n in names) for q in (tied, free)]
     assert distance[0] < distance[1]
     surface = km.surface_of(arrays)
-    near, far = (surface.rows(surface.features[:1] + d)[0] for d in (0.0, np.r_[-9.0, np.zeros(6)]))
+    near, far = (surface.rows(surface.features[:1] + d)[0] for d in (0.0, np.r_[-9.0, np.zeros(7)]))
     assert np.abs(far).max() < 0.2 * np.abs(near).max()
+
+
+def test_an_isolated_peak_of_a_curve_goes_and_a_switch_stays() -> None:
+    """70 us between two of 30 is disturbed; a step up to a slower algorithm is not."""
+    x = np.arange(8.0, 16.0)
+    step = np.log([3.0, 3.0, 3.0, 3.1, 6.0, 6.5, 9.0, 17.0])
+    assert np.array_equal(kf.without_peaks(x, step), step)
+    peak = step.copy()
+    peak[2] = np.log(38.0)
+    assert kf.without_peaks(x, peak)[2] == pytest.approx(np.log(3.05), abs=0.02)
+    assert np.array_equal(kf.without_peaks(x / 8.0, peak), peak)  # dense noisy curves are smoothed instead
+
+
+def expert_table(names: tuple[str, str]) -> pd.DataFrame:
+    """Two backends over eight models: the second takes three times as long, and runs top-1 models only."""
+    p = {**km.DEFAULT_PARAMETERS["moe"]}
+    parts = []
+    models = [(h, i, k) for h in (2048, 4096) for i in (1024, 2048) for k in (1, 8)]
+    for hidden, inter, topk in models:
+        m = 2.0 ** np.arange(0, 14)
+        shape = [np.float64(v) for v in (hidden, inter, topk, 64, 1, 1, 1)]
+        t = km.moe_base_s(p, kf.PEAKS["h100-sxm-80gb"], "bfloat16", m, *shape, 1.0)
+        slow = topk == 1
+        part = pd.DataFrame({"num_tokens": m, "latency_us": 1e6 * t * (3.0 if slow else 1.0)})
+        ids = {"hidden_size": hidden, "inter_size": inter, "topk": topk, "num_experts": 64}
+        parts.append(part.assign(**ids, kernel=names[slow]))
+    frame = pd.concat(parts, ignore_index=True)
+    same = {"gpu": "H100-SXM", "framework": "vllm", "dtype": "bfloat16", "distribution": "balanced"}
+    return frame.assign(**same, moe_tp_size=1, moe_ep_size=1, gated=True)
+
+
+def test_backends_are_told_apart_and_chosen_by_shape(tmp_path: Path) -> None:
+    """An unseen model gets the time of the backend that layers like it run on, or of the one a row names."""
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    table = expert_table(("fast", "slow"))
+    table.to_parquet(tables / "moe.parquet")
+    kf.fit_kernels(tables, tmp_path / "out", ["h100-sxm-80gb"])
+    k = km.load_kernel_model("h100-sxm-80gb", "vllm", directory=tmp_path / "out")
+    assert sorted(k.groups["moe/bfloat16"]["kernels"]) == ["fast", "slow"]
+    m = np.array([4.0, 64.0, 1024.0])
+
+    def time(topk: int, kernel: str | None = None) -> np.ndarray:
+        shape = (3072, 1536, topk, 64, 1, 1)
+        return k.moe_s("bf16", *shape, m, "balanced", condition="bench", kernel=kernel)
+
+    p = km.DEFAULT_PARAMETERS["moe"]
+    for topk, factor in ((8, 1.0), (1, 3.0)):
+        shape = [np.float64(v) for v in (3072, 1536, topk, 64, 1, 1, 1)]
+        want = factor * km.moe_base_s(p, k.peaks, "bfloat16", m, *shape, 1.0)
+        assert np.allclose(time(topk), want, rtol=0.15)
+    assert np.array_equal(time(8, "fast"), time(8))
+    assert np.all(time(8, "slow") > 2.0 * time(8))
+
+
+def test_the_load_of_experts_is_rows_an_expert() -> None:
+    """A quarter of the experts at a quarter of the rows is the same load: 128 experts on four ranks, or 32."""
+    load = km.moe_load(np.array([4.0, 64.0]), np.float64(4), np.float64(128))
+    assert np.array_equal(load, km.moe_load(np.array([1.0, 16.0]), np.float64(4), np.float64(32)))
+
+
+def test_skewed_rows_add_up_and_the_heaviest_rank_has_most() -> None:
+    """One rank has every row; of several the heaviest has more than its share, at most a row a token and expert."""
+    for tokens, topk, experts in ((64.0, 8.0, 128.0), (4096.0, 1.0, 16.0), (1.0, 2.0, 8.0)):
+        args = (np.array([tokens]), np.float64(topk), np.float64(experts))
+        rows, active = km.moe_skewed_rows(*args, np.float64(1))
+        assert rows[0] == pytest.approx(tokens * topk, rel=0.05)
+        assert active[0] < km.moe_active_experts(np.float64(experts), np.array([tokens * topk]))[0] + 1e-9
+        for ranks in (2.0, 4.0, 8.0):
+            some, touched = km.moe_skewed_rows(*args, np.float64(ranks))
+            assert (
+                rows[0] / ranks * (1 - 1e-9) <= some[0] <= min(rows[0], experts / ranks * tokens) * (1 + 1e-9)
+            )
+            assert 0.0 < touched[0] <= experts / ranks
+
+
+@needs_tables
+def test_leave_out_prints_the_reference_and_calls_out_what_is_over() -> None:
+    """Shapes: beside the reference. GPU: the nearest fitted device. Unknown words: the nearest known one."""
+    got = kv.leave_out(SHARED, "gpu", ["h200-sxm-141gb"])
+    assert {g["from"] for g in got if g["op"] == "gemm"} == {"h100-sxm-80gb"}
+    plain = [g for g in got if g["op"] == "gemm" and g["dtype"] == "bfloat16"]
+    assert all(g["mape"] < 25.0 and g["mape"] < g["datasheet_mape"] for g in plain)
+    assert kv.reference_pct("gemm", "H100-SXM", "trtllm", "bfloat16") == 3.6
+    assert kv.reference_pct("gemm", "B200-SXM", "sglang", "fp8") == 11.0
+    assert kv.reference_pct("attention_decode", "L40S", "vllm", "fp8/fp8") == 11.0
+    assert kv.reference_pct("gemm", "A100-SXM-80GB", "trtllm", "int4_wo") is None
+    with pytest.raises(InputError, match="cannot leave out 'shape'"):
+        kv.leave_out(SHARED, "shape")
+
+
+def test_impossible_and_misread_tables_are_named_and_the_rest_judged(tmp_path: Path) -> None:
+    """Milliseconds for microseconds, a column of bytes, faster than the peak: counted; other rows keep their error."""
+    model = km.load_kernel_model("h100-sxm-80gb", "vllm")
+    frame = gemm_table()
+    frame = frame[(frame["n"] >= 4096) & (frame["k"] >= 4096) & (frame["m"] >= 512)].reset_index(drop=True)
+    frame["latency_us"] = [
+        1e6 * float(model.gemm_s("bf16", m, n, k, "bench"))
+        for m, n, k in frame[["m", "n", "k"]].itertuples(index=False)
+    ]
+    whole = len(frame)
+    frame.loc[0:4, "latency_us"] /= 1e3  # milliseconds
+    frame.loc[5:9, "latency_us"] *= 2e6  # bytes
+    frame.loc[10:12, "latency_us"] /= 3.0  # above the roofline
+    frame.to_parquet(tmp_path / "gemm.parquet")
+    got = kv.validate_kernels(tmp_path)
+    reasons = {s["reason"].split(":")[0].split(" (")[0]: s["rows"] for s in got["skipped"]}
+    assert reasons == {
+        "off by more than 100 times": 10,
+        "faster than the arithmetic peak of the device": 3,
+    }
+    assert got["groups"][0]["rows"] == whole - 13
+    assert got["groups"][0]["mape"] < 0.01
+
+
+def test_a_fit_leaves_out_what_no_kernel_could_be_and_says_so(tmp_path: Path) -> None:
+    """The same parameters as without the bad rows, and a count of these by reason."""
+    bad = gemm_table()
+    big = np.flatnonzero((bad["m"] == 4096) & (bad["n"] >= 8192) & (bad["k"] >= 8192))
+    bad.loc[big[0], "latency_us"] = float("nan")
+    bad.loc[big[1], "latency_us"] *= 1e-3
+    bad.loc[big[2], "latency_us"] /= 3.0
+    bad.to_parquet(tmp_path / "gemm.parquet")
+    skipped = kf.fit_kernels(tmp_path, tmp_path / "out", ["h100-sxm-80gb"])
+    assert [s["rows"] for s in skipped] == [1, 1, 1]
+    assert {s["op"] for s in skipped} == {"gemm"}
+    k = km.load_kernel_model("h100-sxm-80gb", "vllm", directory=tmp_path / "out")
+    assert k.groups["gemm/bfloat16"]["rows"] == len(bad) - 3
+    assert k.groups["gemm/bfloat16"]["parameters"]["compute_efficiency"] == pytest.approx(0.7, rel=0.02)

@@ -254,3 +254,74 @@ def test_serving_does_not_pay_spikes_over_the_rows() -> None:
         bench = k.gemm_s("fp8", m, n, kk, "bench")
         assert float(t[0]) <= 1.15 * float(t[1]) + 1e-6
         assert n > 2e4 or float(bench[0]) > 1.3 * float(bench[1])
+
+
+@pytest.mark.parametrize(("device", "framework"), FITTED)
+def test_weight_only_formats_save_bytes_and_not_products(device: str, framework: str) -> None:
+    """At many rows they cost what bf16 costs (within its own arithmetic share), at one row less."""
+    k = load_kernel_model(device, framework)
+    m = np.array([1.0, 16384.0])
+    for n, kk in ((6144, 4096), (28672, 4096), (8192, 8192)):
+        plain = k.gemm_s("bf16", m, n, kk)
+        for fmt in ("int4", "int8_wo"):
+            t = k.gemm_s(fmt, m, n, kk)
+            assert t[0] < plain[0]
+            assert t[1] > 0.93 * plain[1], (fmt, n, kk)
+            assert t[1] >= 2.0 * m[1] * n * kk / k.peaks.rate("bfloat16")
+    if f"moe/{km.canonical_format('int4')}" not in k.groups and "moe/bfloat16" in k.groups:
+        shape = (4096, 1536, 8, 128, 1, 1)
+        t, plain = (k.moe_s(f, *shape, np.array([16384.0])) for f in ("int4", "bf16"))
+        assert t[0] > 0.6 * plain[0]
+
+
+@pytest.mark.parametrize("device", ["h100-sxm-80gb", "h200-sxm-141gb", "l40s-48gb", "a100-sxm-80gb"])
+def test_serving_does_not_pay_the_launches_of_an_eager_table(device: str) -> None:
+    """vLLM's latent-attention tables were taken without CUDA graphs: 100 us and more that serving does not pay."""
+    eager, graph = (load_kernel_model(device, f) for f in ("vllm", "trtllm"))
+    bench = eager.mla_decode_s("bf16", "bf16", 16, [1, 8], 64, "bench")
+    serving = eager.mla_decode_s("bf16", "bf16", 16, [1, 8], 64)
+    assert np.all(bench > 1e-4)
+    assert np.all(serving < 3e-5)
+    # work that outlasts the launches is paid as measured, but for at most the floors' difference
+    long, other = (k.mla_decode_s("bf16", "bf16", 16, 512, 16384) for k in (eager, graph))
+    whole = eager.mla_decode_s("bf16", "bf16", 16, 512, 16384, "bench")
+    assert long <= whole
+    assert long >= min(float(whole) - 3.5e-4, float(other)) * 0.9
+
+
+@pytest.mark.parametrize("device", ["h100-sxm-80gb", "b200-sxm-180gb"])
+def test_tables_taken_in_graphs_keep_their_floor(device: str) -> None:
+    t = np.array([1.0, 2.0])
+    for framework in ("vllm", "sglang"):
+        k = load_kernel_model(device, framework)
+        for key in ("gemm/bfloat16", "gemm/fp8"):
+            assert k._in_graph_s(key, t, t, lambda other: t * 0.0) is t
+
+
+def test_blocks_of_fp8_on_b200_start_as_quickly_as_the_same_kernel_elsewhere() -> None:
+    """SGLang's table of them has a floor of 16 us, TensorRT-LLM's 7: a decode layer pays the latter."""
+    sglang, trtllm = (load_kernel_model("b200-sxm-180gb", f) for f in ("sglang", "trtllm"))
+    for n, k in ((2112, 7168), (7168, 2048), (4096, 4096)):
+        slow = sglang.gemm_s("fp8_block", [1, 64], n, k, "bench")
+        t, least = (m.gemm_s("fp8_block", [1, 64], n, k) for m in (sglang, trtllm))
+        assert np.all(t < slow - 4e-6)
+        assert np.all(t >= least * (1 - 1e-9))
+
+
+@pytest.mark.parametrize("device", ["h100-sxm-80gb", "h200-sxm-141gb", "l40s-48gb", "rtx-pro-6000-96gb"])
+def test_prompts_of_latent_attention_take_the_expanded_form(device: str) -> None:
+    """SGLang's table timed the absorbed one, 3.4 times the arithmetic; in serving all frameworks agree."""
+    times = [
+        load_kernel_model(device, f).mla_prefill_s("bf16", "bf16", 16, 8192) for f in ("sglang", "trtllm")
+    ]
+    assert times[0] == pytest.approx(times[1], rel=0.3)
+    bench = load_kernel_model(device, "sglang").mla_prefill_s("bf16", "bf16", 16, 8192, condition="bench")
+    assert bench > 2.0 * times[0]
+
+
+def test_latent_attention_measured_with_its_projections_only_is_borrowed() -> None:
+    """vLLM's tables for B200 hold whole modules: the kernel alone comes from another framework of the device."""
+    own, other = (load_kernel_model("b200-sxm-180gb", f) for f in ("vllm", "trtllm"))
+    assert not any(key.startswith("mla/kernel") for key in own.groups)
+    for kv in ("bf16", "fp8"):
+        assert own.mla_decode_s("bf16", kv, 16, 8, 1000) == other.mla_decode_s("bf16", kv, 16, 8, 1000)

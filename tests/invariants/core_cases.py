@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,9 @@ class Case:
     caching: bool
     limits: bool
     knobs: tuple[tuple[str, Any], ...]
+    windows: tuple[int | None, ...] = (None,)
+    switches: tuple[tuple[str, bool], ...] = ()
+    to_head: bool = True
 
 
 @st.composite
@@ -62,6 +65,36 @@ def cases(draw: st.DrawFn, *, feeds: tuple[str, ...] = ("open", "sessions", "clo
         caching=draw(st.booleans()),
         limits=draw(st.booleans()),
         knobs=tuple(sorted(knobs.items())),
+    )
+
+
+@st.composite
+def windowed_cases(draw: st.DrawFn, *, feeds: tuple[str, ...] = ("open", "sessions", "closed")) -> Case:
+    """Runs over several KV groups, windows from less than a block to more than a context, of old and new versions."""
+    case = draw(cases(feeds=feeds))
+    windows = draw(
+        st.sampled_from(
+            [
+                (None, 40),
+                (None, 128),
+                (None, 5),
+                (None, None, 64, 64, 64),
+                (33,),
+                (None, 2000),
+                (None, 48, 100),
+                (20, None, 70),
+            ]
+        )
+    )
+    switches = {
+        name: draw(st.booleans()) for name in ("capped_admission", "frees_processed", "sparse_windows")
+    }
+    return replace(
+        case,
+        windows=windows,
+        switches=tuple(switches.items()),
+        to_head=draw(st.sampled_from([True, True, False])),
+        blocks=40 * len(windows) * draw(st.sampled_from([1, 1, 2, 3, 20])) + draw(st.integers(0, 20)),
     )
 
 
@@ -159,7 +192,12 @@ def plain_workload(arrival_s: np.ndarray, prompt: np.ndarray, output: np.ndarray
 
 def plan_of(case: Case) -> EnginePlan:
     """The engine of a case."""
-    return plan(case.blocks, case.depth, caching=case.caching, **dict(case.knobs))
+    return replace(
+        plan(case.blocks, case.depth, caching=case.caching, **dict(case.knobs)),
+        kv_windows=case.windows,
+        window_switches=dict(case.switches),
+        unhashed_to_head=case.to_head,
+    )
 
 
 def plan(blocks: int, depth: int = 1, *, caching: bool = False, **knobs: Any) -> EnginePlan:
@@ -180,6 +218,7 @@ def plan(blocks: int, depth: int = 1, *, caching: bool = False, **knobs: Any) ->
         graph_sizes=(),
         host=unused,
         front_end_s=0.0,
+        tokenise_token_s=2e-5,
     )
 
 

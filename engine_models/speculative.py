@@ -1,0 +1,523 @@
+"""Speculative decoding: what a drafter proposes, how much of it is accepted, and what drafting costs.
+
+A step verifies k drafted tokens of every decoding row in one forward pass of the model, which then yields one token more than
+it accepts. With r_i the probability that the first i drafts are all accepted, a verification yields on average
+
+    E[tokens] = 1 + r_1 + ... + r_k          = (1 - a^(k+1)) / (1 - a)  where each draft is accepted with probability a
+
+(Leviathan, Kalman, Matias, "Fast Inference from Transformers via Speculative Decoding", 2023, equation 1). Acceptance depends
+on the text, the drafter and the sampling: it is always the scenario's, there is no default.
+
+The cost of a step is
+
+    T = T_model(m = rows (1 + k), attention with 1 + k queries a row, logits of rows (1 + k))
+      + T_draft(the step's own tokens) + (k - 1) T_draft(one token a row)
+
+as vLLM drafts (`v1/spec_decode/llm_base_proposer.py`, `eagle.py`): the drafter first computes the tokens that the model has
+just computed, prompts included, then proposes one token a pass. Medusa's heads propose all k in one pass without layers of
+their own; an n-gram search runs on the host, whose time is not modelled.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from engine_models.architecture import (
+    check_parallelism,
+    gemm_shapes,
+    kv_bytes_per_token,
+    mla_absorbed_bytes_per_rank,
+    weight_bytes_per_rank,
+)
+from engine_models.blocks import Architecture, MlpBlock
+from engine_models.formats import FORMATS, format_named
+from engine_models.parts.batch import Batch
+from engine_models.step_time import (
+    FloatArray,
+    Formats,
+    HostOverhead,
+    PiecewiseLinear,
+    StepTimeModel,
+    log_grid,
+)
+from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.kernel_model import KernelModel
+
+METHODS = ("ngram", "eagle", "eagle3", "mtp", "draft_model", "medusa")
+KEEPS_KV = ("eagle", "eagle3", "mtp", "draft_model")
+"""Methods whose drafter has layers with a KV cache of its own."""
+ON_DEVICE = KEEPS_KV
+"""Methods that vLLM schedules asynchronously; the others need the sampled tokens on the host before they can draft."""
+
+EAGLE3_VOCAB = 32_000
+"""Tokens that an EAGLE-3 head can propose. Kind: assumed, 2026-11: `draft_vocab_size` of the heads published with the EAGLE-3
+paper (Li et al. 2025) for Llama-3 models; others' heads differ."""
+
+DRAFT_BYTES_PER_LOGIT = 2.0
+"""Drafts are the arg max of bf16 logits, read once. Kind: by construction (vLLM's default `draft_sample_method: greedy`)."""
+
+WHERE = "deployment.speculative"
+EXAMPLE = "acceptance: 0.7, acceptance_length: 2.6 or acceptance_rates: [0.8, 0.6, 0.4]"
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """Speculative decoding of one pool, resolved.
+
+    method : one of `METHODS`.
+    tokens : drafts a row and step (k).
+    rates : probability that the first i drafts are all accepted, i = 1..k; never rising.
+    draft : the drafter's layers as a model of its own, None where it has none (n-gram, Medusa).
+    formats : number formats of the drafter.
+    tensor_parallel : ranks that share the drafter.
+    joins : (n, k) of the matrices besides the layers that every pass multiplies with, a token (they join embedding and
+        hidden state).
+    first_joins : likewise, in the first pass only.
+    heads : (n, k) of the matrices of Medusa's heads, applied to the last token of a row.
+    notes : what was assumed.
+    """
+
+    method: str
+    tokens: int
+    rates: tuple[float, ...]
+    draft: Architecture | None
+    formats: Formats
+    tensor_parallel: int = 1
+    expert_parallel: int = 1
+    joins: tuple[tuple[int, int], ...] = ()
+    first_joins: tuple[tuple[int, int], ...] = ()
+    heads: tuple[tuple[int, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lookahead_tokens(self) -> int:
+        """KV slots that the drafter needs beyond a row's tokens."""
+        return self.tokens if self.method in KEEPS_KV else 0
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens a verification yields on average, the model's own included."""
+        return 1.0 + sum(self.rates)
+
+    def weight_bytes(self) -> int:
+        """Weights of the drafter on one rank [bytes]. Heads share the model's embedding; all but EAGLE-3's its LM head."""
+        total = int(2 * sum(n * k for n, k in (*self.joins, *self.first_joins, *self.heads)))
+        if self.draft is None:
+            return total
+        held = self.draft
+        if self.method != "draft_model":
+            held = replace(
+                held, has_embedding=False, has_lm_head=self.method == "eagle3", tied_embeddings=False
+            )
+        total += mla_absorbed_bytes_per_rank(held, self.tensor_parallel)
+        return total + weight_bytes_per_rank(
+            held, self.formats.weights, self.tensor_parallel, 1, self.expert_parallel
+        )
+
+    def kv_bytes_per_token(self) -> int:
+        """KV bytes of one token in the drafter's layers on one rank."""
+        if self.draft is None:
+            return 0
+        return kv_bytes_per_token(self.draft, self.formats.kv_cache, self.tensor_parallel)
+
+
+# -- reading ------------------------------------------------------------------------------------------------
+
+
+def speculation_of(
+    settings: Mapping[str, Any],
+    arch: Architecture,
+    formats: Formats,
+    *,
+    load: Callable[[str], Architecture],
+    tensor_parallel: int = 1,
+    expert_parallel: int = 1,
+) -> Speculation:
+    """Resolve a pool's `speculative` settings for the model `arch` served in `formats`.
+
+    settings : `method`, `num_speculative_tokens`, `model`, `weights`, `draft_tensor_parallel_size` and one of `acceptance`,
+        `acceptance_rates`, `acceptance_length`; None counts as left out.
+    load : architecture of a draft model by name.
+
+    Raises InputError for what is missing, contradictory or out of range.
+    """
+    given = {key: value for key, value in settings.items() if value is not None}
+    method = _method(given)
+    tokens = given.get("num_speculative_tokens")
+    if tokens is None:
+        raise InputError(
+            "speculative decoding needs the number of drafts a step",
+            where=f"{WHERE}.num_speculative_tokens",
+            mend="give it as the engine's --speculative-config does, such as num_speculative_tokens: 3",
+        )
+    rates = acceptance_rates(int(tokens), **{key: given[key] for key in ACCEPTANCE if key in given})
+    ranks = int(given.get("draft_tensor_parallel_size", tensor_parallel))
+    if ranks not in (1, tensor_parallel):
+        raise InputError(
+            f"draft_tensor_parallel_size {ranks} is neither 1 nor the model's {tensor_parallel}",
+            where=f"{WHERE}.draft_tensor_parallel_size",
+            mend=f"use 1 or {tensor_parallel}, or leave it out",
+        )
+    common: dict[str, Any] = {
+        "method": method,
+        "tokens": int(tokens),
+        "rates": rates,
+        "tensor_parallel": ranks,
+    }
+    if method == "ngram":
+        notes = ("n-gram drafts: the host's search is not modelled",)
+        return Speculation(draft=None, formats=formats, notes=notes, **common)
+    plain = replace(formats, weights=FORMATS[arch.dtype], activations=FORMATS[arch.dtype])
+    if method == "medusa":
+        block, head = (arch.hidden, arch.hidden), (-(-arch.vocab // ranks), arch.hidden)
+        notes = (f"Medusa: {tokens} heads of one residual block and an LM head each (Cai et al. 2024)",)
+        return Speculation(
+            draft=None, formats=plain, heads=(block, head) * int(tokens), notes=notes, **common
+        )
+    if method == "draft_model":
+        return _with_draft_model(given, arch, formats, load, common)
+    layer = head_layer(arch, dense=method != "mtp")
+    check_parallelism(layer, ranks, 1, 1, where=f"{WHERE}.draft_tensor_parallel_size")
+    hidden = arch.hidden
+    if method == "mtp":
+        notes = (
+            "MTP: one layer like the model's last, run once a draft, and a projection of twice the hidden width",
+        )
+        return Speculation(
+            draft=layer,
+            formats=formats,
+            joins=((hidden, 2 * hidden),),
+            notes=notes,
+            expert_parallel=expert_parallel,
+            **common,
+        )
+    if method == "eagle":
+        notes = (
+            "EAGLE head: one dense layer of the model's shape in 16 bit, the model's own LM head (assumed)",
+        )
+        return Speculation(draft=layer, formats=plain, joins=((hidden, 2 * hidden),), notes=notes, **common)
+    layer = replace(layer, vocab=min(arch.vocab, EAGLE3_VOCAB))
+    wide = gemm_shapes(layer, ranks)[0]  # reads the embedding beside the hidden state: twice the width
+    notes = (
+        f"EAGLE-3 head: one dense layer of the model's shape in 16 bit, {layer.vocab:,} tokens to propose from (assumed)",
+    )
+    return Speculation(
+        draft=layer,
+        formats=plain,
+        joins=((wide.n, hidden),),
+        first_joins=((hidden, 3 * hidden),),
+        notes=notes,
+        **common,
+    )
+
+
+def _with_draft_model(
+    given: Mapping[str, Any],
+    arch: Architecture,
+    formats: Formats,
+    load: Callable[[str], Architecture],
+    common: dict[str, Any],
+) -> Speculation:
+    name = given.get("model")
+    if not name:
+        raise InputError(
+            "method: draft_model needs the draft model",
+            where=f"{WHERE}.model",
+            mend="name a small model of the same vocabulary (`capacity-plan list models`)",
+        )
+    try:
+        draft = load(str(name))
+    except InputError as error:
+        raise InputError(error.message, where=f"{WHERE}.model", mend=error.mend) from None
+    if draft.vocab != arch.vocab:
+        raise InputError(
+            f"{draft.name} has a vocabulary of {draft.vocab:,} tokens, {arch.name} one of {arch.vocab:,}",
+            where=f"{WHERE}.model",
+            mend="draft with a model of the same family and vocabulary: its tokens must be the model's",
+        )
+    check_parallelism(draft, common["tensor_parallel"], 1, 1, where=f"{WHERE}.draft_tensor_parallel_size")
+    weights = format_named(
+        str(given.get("weights") or draft.quantization or draft.dtype), where=f"{WHERE}.weights"
+    )
+    activations = format_named("bf16" if weights.weight_only else weights.compute)
+    held = Formats(weights, activations, formats.kv_cache)
+    return Speculation(
+        draft=draft, formats=held, notes=(f"draft model {draft.name} in {weights.name}",), **common
+    )
+
+
+def _method(given: Mapping[str, Any]) -> str:
+    """The method as given, or as vLLM infers it from the drafter's name."""
+    method = given.get("method")
+    if method is None:
+        name = str(given.get("model", "")).lower()
+        if not name:
+            raise InputError(
+                "speculative decoding needs a method",
+                where=f"{WHERE}.method",
+                mend=f"one of {', '.join(METHODS)}",
+            )
+        found = next(
+            (word for word in ("eagle3", "eagle", "medusa", "mtp", "ngram") if word in name.replace("-", "")),
+            None,
+        )
+        return found or "draft_model"
+    method = str(method).lower()
+    if method.endswith("_mtp"):
+        return "mtp"  # vLLM's names by model family, such as deepseek_mtp
+    if method == "ngram_gpu":
+        return "ngram"
+    if method not in METHODS:
+        near = nearest(method, list(METHODS))
+        raise InputError(
+            f"speculative method '{method}' is not modelled" + (f"; did you mean '{near}'?" if near else ""),
+            where=f"{WHERE}.method",
+            mend=f"one of {', '.join(METHODS)}",
+        )
+    return method
+
+
+def head_layer(arch: Architecture, *, dense: bool) -> Architecture:
+    """A model of one layer like the last of `arch` that keeps KV by token; `dense` replaces experts by their active width."""
+    at = next(
+        (pair for pair in reversed(arch.layout) if arch.attention[pair[0]].kind in ("full", "mla")),
+        arch.layout[-1],
+    )
+    attention, mlp = arch.attention[at[0]], arch.mlp[at[1]]
+    if dense and mlp.kind == "moe":
+        width = mlp.experts_per_token * mlp.expert_intermediate + mlp.shared_intermediate
+        mlp = MlpBlock("dense", 1, width, gated=mlp.gated)
+    return replace(
+        arch,
+        layers=1,
+        attention=(replace(attention, layers=1, window_tokens=0),),
+        mlp=(replace(mlp, layers=1),),
+        layout=((0, 0),),
+        positions=0,
+    )
+
+
+# -- acceptance ---------------------------------------------------------------------------------------------
+
+Stated = float | list[float] | tuple[float, ...] | None
+"""How a scenario states an acceptance: one number, or one a position."""
+
+ACCEPTANCE = ("acceptance", "acceptance_rates", "acceptance_length")
+
+
+def acceptance_rates(
+    tokens: int,
+    acceptance: Stated = None,
+    acceptance_rates: Stated = None,
+    acceptance_length: Stated = None,
+) -> tuple[float, ...]:
+    """Return the probability that the first i drafts are all accepted, for i = 1 to `tokens`, from one of three statements.
+
+    acceptance : probability a that a draft is accepted if those before it were; one for all positions or one each. r_i is the
+        product of the first i.
+    acceptance_rates : r_i itself, as vLLM logs "Per-position acceptance rate"; never rising.
+    acceptance_length : tokens a verification yields on average, the model's own included (1 to tokens + 1), as vLLM logs "Mean
+        acceptance length"; r_i = a^i with a such that 1 + r_1 + ... + r_k is that length.
+
+    Raises InputError where none or several are given or a value is out of range.
+
+    >>> acceptance_rates(3, acceptance=0.5)
+    (0.5, 0.25, 0.125)
+    >>> acceptance_rates(2, acceptance_length=3.0)
+    (1.0, 1.0)
+    """
+    given = [
+        n
+        for n, v in zip(ACCEPTANCE, (acceptance, acceptance_rates, acceptance_length), strict=True)
+        if v is not None
+    ]
+    if len(given) != 1:
+        what = "no acceptance is given" if not given else f"{' and '.join(given)} are given together"
+        raise InputError(
+            f"{what}: how many drafts are accepted depends on the text and the drafter",
+            where=f"{WHERE}.acceptance" if not given else f"{WHERE}.{given[1]}",
+            mend=f"give one of {EXAMPLE}; vLLM's log and its metrics vllm:spec_decode_* have measured values",
+        )
+    if acceptance_length is not None:
+        return _rates_of_length(tokens, float(acceptance_length))  # type: ignore[arg-type]
+    values = acceptance if acceptance is not None else acceptance_rates
+    where = f"{WHERE}.{given[0]}"
+    listed = [float(v) for v in values] if isinstance(values, list | tuple) else [float(values)] * tokens  # type: ignore[arg-type]
+    if len(listed) != tokens:
+        raise InputError(
+            f"{len(listed)} values for {tokens} drafts", where=where, mend=f"give {tokens}, one a position"
+        )
+    if any(not 0 <= v <= 1 for v in listed):
+        raise InputError(
+            f"{given[0]} must be between 0 and 1", where=where, mend="give probabilities, such as 0.7"
+        )
+    if acceptance is not None:
+        return tuple(float(r) for r in np.multiply.accumulate(listed))
+    if any(later > earlier for earlier, later in pairwise(listed)):
+        raise InputError(
+            "acceptance_rates rise: a draft counts only if all before it were accepted",
+            where=where,
+            mend="give the rates by position as vLLM logs them, or `acceptance` for each position by itself",
+        )
+    return tuple(listed)
+
+
+def _rates_of_length(tokens: int, length: float) -> tuple[float, ...]:
+    """r_i = a^i with 1 + a + ... + a^k = length, a by bisection."""
+    if not 1 <= length <= tokens + 1:
+        raise InputError(
+            f"acceptance_length {length:g} is not between 1 and {tokens + 1}",
+            where=f"{WHERE}.acceptance_length",
+            mend="give the tokens a verification yields, the model's own included: 1 plus the accepted drafts",
+        )
+    low, high = 0.0, 1.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        if 1 + sum(middle**i for i in range(1, tokens + 1)) < length:
+            low = middle
+        else:
+            high = middle
+    return tuple(high**i for i in range(1, tokens + 1))
+
+
+MASK = (1 << 64) - 1
+
+
+def mixed(x: int) -> int:
+    """64 well-mixed bits of a counter: the output function of SplitMix64 (Steele, Lea, Flood 2014)."""
+    x = (x + 0x9E3779B97F4A7C15) & MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return x ^ (x >> 31)
+
+
+class AcceptanceStreams:
+    """How many drafts each verification of each request accepts: a random stream a request, whatever the order of the run.
+
+    The n-th verification of request `row` draws u uniform from a counter (key, row, n) and accepts as many drafts as have
+    r_i > u, so that the first i are all accepted with probability r_i. The same draws serve every acceptance: what-if points
+    share their random numbers.
+    """
+
+    def __init__(self, rates: tuple[float, ...], key: int) -> None:
+        self._thresholds = [-r for r in rates]  # rising, for bisection
+        self._key = key
+
+    def of(self, row: int) -> Callable[[int], int]:
+        """Accepted drafts by the number of the verification, of one request."""
+        return partial(self._accepted, mixed(self._key ^ mixed(row)))
+
+    def _accepted(self, key: int, verification: int) -> int:
+        u = (mixed(key + verification) >> 11) * 2.0**-53
+        return bisect_left(self._thresholds, -u)
+
+
+# -- time ---------------------------------------------------------------------------------------------------
+
+
+class SpeculativeTimes:
+    """Step times with drafts: the model's verification and the drafter's passes behind it. All times in seconds.
+
+    model : the model's own step times, tabulated for 1 + k tokens a decoding row.
+    speculation : what is drafted.
+    kernels : the device's kernel model.
+    tables : the range to tabulate and the graph sizes, as for `StepTimeModel`.
+    """
+
+    def __init__(
+        self, model: StepTimeModel, speculation: Speculation, kernels: KernelModel, tables: Mapping[str, Any]
+    ) -> None:
+        self._model = model
+        self._more = speculation.tokens - 1
+        self._first: StepTimeModel | None = None
+        rows, tokens = int(tables["max_rows"]), int(tables["max_step_tokens"])
+        self._heads = _matrices_s(kernels, speculation.heads, rows)
+        self._joins = _matrices_s(kernels, speculation.joins, tokens)
+        self._first_joins = _matrices_s(kernels, (*speculation.joins, *speculation.first_joins), tokens)
+        if speculation.heads:
+            logits = sum(n for n, _ in speculation.heads[1::2])
+            grid = np.arange(rows + 1, dtype=np.float64)
+            self._heads = self._heads + kernels.elementwise_s(DRAFT_BYTES_PER_LOGIT * grid * logits)
+        if speculation.draft is not None:
+            host = HostOverhead(0.0, 0.0, device_layer_s=model.host.device_layer_s, launch_s=model.host.launch_s)
+            common = {
+                **tables,
+                "tensor_parallel": speculation.tensor_parallel,
+                "expert_parallel": speculation.expert_parallel,
+                "sample_bytes_per_logit": DRAFT_BYTES_PER_LOGIT,
+            }
+            draft, formats = speculation.draft, speculation.formats
+            self._first = StepTimeModel(
+                draft, kernels, formats, host, query_tokens=1 + speculation.tokens, **common
+            )
+            self._later = StepTimeModel(draft, kernels, formats, host, **common)
+
+    def batch_s(self, batch: Batch) -> tuple[float, float]:
+        """Device time of a batch, drafting included, and the part attributed to its prefill rows."""
+        device_s, prefill_s = self._model.batch_s(batch)
+        rows = batch.decode_rows + len(batch.prefill)
+        if self._first is None:
+            return device_s + float(self._heads[rows]), prefill_s
+        first_s, first_prefill_s = self._first.batch_s(batch)
+        join_s = float(self._first_joins[batch.tokens])
+        device_s += first_s + join_s
+        prefill_s += first_prefill_s + join_s * (batch.tokens - batch.decode_tokens) / batch.tokens
+        if self._more:
+            attended = batch.decode_kv_tokens + sum(new + prior for new, prior in batch.prefill)
+            device_s += sum(self._later.decode_few_s(rows, attended, self._more))
+            device_s += self._more * float(self._joins[rows])
+        return device_s, prefill_s
+
+    def decode_run_s(self, rows: int, kv_tokens: int, steps: int) -> FloatArray:
+        """Not for drafts: how long the rows grow in a step is not known beforehand, so no steps are skipped."""
+        raise NotImplementedError("steps with drafts are not alike")
+
+    def decode_few_s(self, rows: int, kv_tokens: int, steps: int) -> list[float]:
+        """See `decode_run_s`."""
+        raise NotImplementedError("steps with drafts are not alike")
+
+    def host_s(self, rows: int, prefill_tokens: int) -> float:
+        """Host time of a batch."""
+        return self._model.host_s(rows, prefill_tokens)
+
+
+def _matrices_s(kernels: KernelModel, matrices: tuple[tuple[int, int], ...], highest: int) -> FloatArray:
+    """Seconds of products with 16-bit matrices (n, k), all in turn, for 0 to `highest` tokens."""
+    if not matrices:
+        return np.zeros(highest + 1)
+    grid = log_grid(highest, 6)
+    times = {shape: kernels.gemm_s("bf16", grid, *shape) for shape in set(matrices)}
+    total = np.maximum.accumulate(np.sum([times[shape] for shape in matrices], axis=0))
+    return PiecewiseLinear(grid.astype(float), total).over(np.arange(highest + 1, dtype=np.float64))
+
+
+# -- words --------------------------------------------------------------------------------------------------
+
+
+def summary_note(speculation: Speculation) -> str:
+    """One line on what is assumed of the acceptance."""
+    rates = ", ".join(f"{rate:.3g}" for rate in speculation.rates)
+    return (
+        f"speculative decoding ({speculation.method}): {speculation.tokens} drafts a step, the first 1, 2, ... all accepted with "
+        f"probability {rates} (given), {speculation.mean_length:.2f} tokens a verification; independent of the text"
+    )
+
+
+__all__ = [
+    "METHODS",
+    "ON_DEVICE",
+    "AcceptanceStreams",
+    "Speculation",
+    "SpeculativeTimes",
+    "acceptance_rates",
+    "head_layer",
+    "speculation_of",
+    "summary_note",
+]

@@ -1,0 +1,300 @@
+"""Kernel times of a device that nobody measured, taken from its nearest kin that was.
+
+The curves of a fitted device are efficiencies: shares of peak arithmetic and of memory bandwidth, with launch latencies
+in seconds. Put over another device's datasheet rates they predict its kernels, as far as the two are alike. How far, tables
+say that leave a GPU out (:data:`HELD_OUT_ERROR_PCT`): memory of the same type is a must (stacked HBM against GDDR and LPDDR:
+B200 and RTX PRO 6000 are both Blackwell, and but for products predict each other worse than the datasheet does), the same
+vendor too; then comes the generation, then the ratio of arithmetic to bandwidth. Within a generation curves are taken as they
+are; from another generation every time is halfway, in its logarithm, between the borrowed one and the datasheet's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.device import Device, Link, device_names, load_device
+from hardware_profiles.kernel_model import (
+    COMPUTE_FORMAT,
+    KERNELS_DIR,
+    DevicePeaks,
+    KernelModel,
+    fitted_models,
+    load_kernel_model,
+    load_links,
+)
+
+#: Mean error of borrowed kernels over products, decode and prompt attention and expert layers, by whether lender and
+#: borrower are close: of one generation, and within :data:`CLOSE_RATIO`. Close: H100 SXM and H200 from each other (5 to
+#: 16 %; the datasheet alone 32 to 42 %). Not close: L40S and RTX PRO 6000 from each other, halfway (20 to 34 %; the
+#: datasheet alone 27 to 50 %). unit: %, kind: measured, 2026-11, source: the kernel tables of ``kernels/NOTICE.md``, each
+#: GPU left out in turn (`capacity-plan calibrate kernels DIR --leave-out gpu`).
+HELD_OUT_ERROR_PCT: Mapping[bool, float] = {True: 10.0, False: 30.0}
+
+#: The same across vendors: Arc Pro B60 from each NVIDIA GPU (26 to 73 %, mean 50). AMD's stacked-memory GPUs borrow all the
+#: same, and whole: 16 latencies of Llama-3.1-70B FP8 on eight MI300X are 22 % off that way, 31 % halfway, 37 % by the
+#: datasheet (benchmark table of ROCm/vllm f8c9a3852, 2025-08). unit: %, kind: measured, 2026-11.
+OTHER_VENDOR_ERROR_PCT = 50.0
+OTHER_VENDOR: Mapping[str, str] = {"amd": "nvidia"}
+
+#: Ratios of arithmetic to bandwidth up to this many times apart are as far as the close pair shows (H100 to H200 1.43).
+#: kind: assumed, 2026-11.
+CLOSE_RATIO = 1.5
+
+#: Names of devices with stacked memory begin with these; all others have GDDR or LPDDR. kind: datasheet.
+STACKED_MEMORY = (
+    "a30-",
+    "a100-",
+    "h100-",
+    "h20-",
+    "h200-",
+    "h800-",
+    "b200-",
+    "b300-",
+    "gb200-",
+    "gb300-",
+    "mi3",
+)
+
+#: Kinds of device whose kernels are launched, tiled and cached alike. An accelerated processor borrows from GPUs of its
+#: vendor; CPUs, Apple's GPUs and other accelerators keep the datasheet.
+BORROWING_KINDS = ("gpu", "apu")
+
+#: Order of generations, for the nearest one: compute capabilities 8.0/8.6, 8.9, 9.0, 10.0/12.0 (kind: datasheet); AMD's by
+#: NVIDIA's of the same years (kind: assumed).
+GENERATIONS: Mapping[str, float] = {
+    "ampere": 8.3,
+    "ada": 8.9,
+    "hopper": 9.0,
+    "blackwell": 11.0,
+    "cdna3": 9.0,
+    "cdna4": 11.0,
+}
+
+
+@dataclass(frozen=True)
+class Donor:
+    """A fitted device that lends its kernels.
+
+    profile : its folder under ``kernels/``; halfway : its curves are joined with the datasheet's; error_percent : what such
+    borrowing erred by on GPUs left out [%].
+    """
+
+    profile: str
+    device: Device
+    halfway: bool
+    error_percent: float
+
+
+def device_of(profile: str) -> Device:
+    """The device of a folder under ``kernels/``, whose name may lack the memory size."""
+    names = device_names()
+    return load_device(profile if profile in names else next(n for n in names if n.startswith(f"{profile}-")))
+
+
+def _stacked(device: Device) -> bool:
+    return device.name.startswith(STACKED_MEMORY)
+
+
+def _rate(device: Device) -> float:
+    """Dense 16-bit arithmetic [FLOP/s]; 0 where the datasheet names none."""
+    known = device.peak_flops_per_s
+    return known["bf16"].value if "bf16" in known else known["fp16"].value if "fp16" in known else 0.0
+
+
+def kernel_donor(device: Device, without: frozenset[str] = frozenset()) -> Donor | None:
+    """The fitted device whose kernels fit `device` best, or None where no physics carries over.
+
+    The same type of memory and the same vendor are musts (for AMD's stacked memory another vendor's will do); then the
+    nearest generation, then the nearest ratio of 16-bit arithmetic to memory bandwidth (in steps of a tenth of its
+    logarithm), then the nearest bandwidth. without : folders that are not to lend (for a test of the rule).
+    """
+    if device.kind not in BORROWING_KINDS or _rate(device) <= 0:
+        return None
+    own_rate, own_bytes = _rate(device), device.memory_bandwidth_bytes_per_s.value
+    ranked: list[tuple[tuple[float, float, float, str], Donor]] = []
+    for profile in sorted({d for d, _ in fitted_models()} - without):
+        other = device_of(profile)
+        lending = device.vendor
+        if _stacked(device):
+            lending = OTHER_VENDOR.get(lending, lending)
+        if other.vendor != lending or _stacked(other) != _stacked(device):
+            continue
+        same = other.architecture == device.architecture
+        apart = GENERATIONS.get(other.architecture, 0.0) - GENERATIONS.get(device.architecture, 0.0)
+        bandwidth = math.log(other.memory_bandwidth_bytes_per_s.value / own_bytes)
+        ratio = math.log(_rate(other) / own_rate) - bandwidth
+        place = (0.0 if same else 1.0 + abs(apart), round(abs(ratio), 1), abs(bandwidth), profile)
+        kin = other.vendor == device.vendor
+        close = same and abs(ratio) <= math.log(CLOSE_RATIO)
+        error = HELD_OUT_ERROR_PCT[close] if kin else OTHER_VENDOR_ERROR_PCT
+        ranked.append((place, Donor(profile, other, kin and not same, error)))
+    return min(ranked, key=lambda r: r[0])[1] if ranked else None
+
+
+def link_donor(device: Device) -> str | None:
+    """Folder with collectives of a device of the same vendor on the same kind and topology of link; None without."""
+    if device.link is None:
+        return None
+    found: list[tuple[bool, float, str]] = []
+    for path in sorted(KERNELS_DIR.glob("*/collectives.json")):
+        other = device_of(path.parent.name)
+        if other.vendor != device.vendor or other.link is None or other.name == device.name:
+            continue
+        if (other.link.kind, other.link.topology) != (device.link.kind, device.link.topology):
+            continue
+        if not any(k.startswith("collective/") for k in load_links(path.parent.name)):
+            continue
+        bandwidth = math.log(_one_way(other.link) / _one_way(device.link))
+        found.append((other.architecture != device.architecture, abs(bandwidth), path.parent.name))
+    return min(found)[2] if found else None
+
+
+def _one_way(link: Link) -> float:
+    return link.bytes_per_s_per_direction.value
+
+
+def scaled_links(links: Mapping[str, Any], wire_ratio: float) -> Mapping[str, Any]:
+    """Curves of collectives on links whose bytes take `wire_ratio` times as long.
+
+    The time of the smallest message is launch and synchronisation and stays: ``t0 + (t - t0) wire_ratio``.
+    """
+    if wire_ratio == 1.0:
+        return links
+    out: dict[str, Any] = {}
+    for key, group in links.items():
+        curves = {}
+        for name, curve in group["curves"].items():
+            t = np.exp(np.asarray(curve["log_s"], dtype=np.float64))
+            moved = t[0] + (t - t[0]) * wire_ratio
+            curves[name] = {**curve, "log_s": np.log(np.maximum(moved, 1e-7)).tolist()}
+        out[key] = {**group, "curves": curves}
+    return out
+
+
+def _lent(group_key: str, peaks: DevicePeaks) -> bool:
+    """Whether a group runs in arithmetic that the borrower has too."""
+    op, _, rest = group_key.partition("/")
+    if op not in ("gemm", "moe", "attention_context"):
+        return True
+    return COMPUTE_FORMAT[rest.split("/")[0]] in peaks.flops_per_s
+
+
+def _halfway(name: str) -> Callable[..., NDArray[np.float64]]:
+    def method(self: HalfBorrowed, *args: Any, **options: Any) -> NDArray[np.float64]:
+        assert self.whole is not None
+        assert self.plain is not None
+        lent, plain = (getattr(m, name)(*args, **options) for m in (self.whole, self.plain))
+        return np.asarray(np.sqrt(lent * plain), dtype=np.float64)
+
+    return method
+
+
+@dataclass(frozen=True)
+class HalfBorrowed(KernelModel):
+    """Times halfway (geometric mean) between kernels borrowed whole and the datasheet's; both keep to the roofline."""
+
+    whole: KernelModel | None = None
+    plain: KernelModel | None = None
+
+    gemm_s = _halfway("gemm_s")
+    decode_attention_s = _halfway("decode_attention_s")
+    prefill_attention_s = _halfway("prefill_attention_s")
+    moe_s = _halfway("moe_s")
+    mla_prefill_s = _halfway("mla_prefill_s")
+    mla_decode_s = _halfway("mla_decode_s")
+    elementwise_s = _halfway("elementwise_s")
+
+
+def _whole(
+    name: str, framework: str, donor: Donor, peaks: DevicePeaks, links: Mapping[str, Any]
+) -> KernelModel:
+    """The donor's kernels over the borrower's rates; no error figure of the donor's goes with them."""
+    model = load_kernel_model(donor.profile, framework)
+    groups = {
+        key: {k: v for k, v in group.items() if k != "held_out_mape_pct"}
+        for key, group in model.groups.items()
+        if _lent(key, peaks)
+    }
+    provenance = {
+        **model.provenance,
+        "kind": "assumed",
+        "borrowed_from_device": donor.profile,
+        "borrowed_error_pct": donor.error_percent,
+    }
+    return KernelModel(name, framework, peaks, provenance, groups, model.path, links)
+
+
+@lru_cache(maxsize=64)
+def _borrowed(
+    profile: str,
+    framework: str,
+    rates: tuple[tuple[str, float], ...],
+    others: tuple[float, float, float],
+    without: frozenset[str],
+) -> KernelModel | None:
+    device = device_of(profile)
+    donor = kernel_donor(device, without)
+    if donor is None:
+        return None
+    units = device.multiprocessors
+    peaks = DevicePeaks(dict(rates), *others, multiprocessors=int(units.value) if units else 132)
+    links = load_links(profile)
+    lender = link_donor(device)
+    if lender and device.link and not any(k.startswith("collective/") for k in links):
+        theirs = device_of(lender).link
+        assert theirs is not None
+        ratio = _one_way(theirs) / _one_way(device.link)
+        links = {**scaled_links(load_links(lender), ratio), **links}
+    whole = _whole(profile, framework, donor, peaks, links)
+    for group in whole.groups.values():
+        named = group.get("serving_from") or (group.get("serving_as") or [None])[0]
+        if named and named != framework and named not in whole._siblings:
+            whole._siblings[named] = _whole(profile, named, donor, peaks, links)
+    if not donor.halfway:
+        return whole
+    plain = KernelModel(profile, framework, peaks, {"sources": [], "kind": "assumed"}, {})
+    return HalfBorrowed(
+        profile, framework, peaks, whole.provenance, whole.groups, links=links, whole=whole, plain=plain
+    )
+
+
+def borrowed_model(
+    profile: str,
+    framework: str,
+    peaks: DevicePeaks,
+    without: frozenset[str] = frozenset(),
+) -> KernelModel | None:
+    """Kernel model of a known device without fits of its own; None where there is nothing to borrow from.
+
+    profile : the device's name or its folder under ``kernels/``. peaks : its datasheet rates. ``provenance`` names the
+    donor (``borrowed_from_device``) and what such borrowing erred by (``borrowed_error_pct``).
+    """
+    names = device_names()
+    if profile not in names and not any(n.startswith(f"{profile}-") for n in names):
+        return None
+    rates = tuple(sorted(peaks.flops_per_s.items()))
+    others = (peaks.hbm_bytes_per_s, peaks.l2_bytes, peaks.link_bytes_per_s)
+    return _borrowed(profile, framework, rates, others, without)
+
+
+def borrowing(model: KernelModel) -> str | None:
+    """What a model borrowed from another device, as a sentence; None where its kernels are its own or the datasheet's."""
+    donor = model.provenance.get("borrowed_from_device")
+    if donor is None:
+        return None
+    how = (
+        "halfway between its curves and the datasheet"
+        if isinstance(model, HalfBorrowed)
+        else "scaled by datasheet"
+    )
+    return (
+        f"kernels of {model.device} borrowed from {donor}, {how}; "
+        f"held-out error about {model.provenance['borrowed_error_pct']:.0f} %"
+    )

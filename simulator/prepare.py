@@ -1,0 +1,342 @@
+"""A scenario resolved to facts: engine, architecture, formats, memory, kernels, price; nothing is simulated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine_models import sglang, vllm
+from engine_models.architecture import check_parallelism, load_architecture
+from engine_models.blocks import Architecture
+from engine_models.declaration import EnginePlan, HostMemory, PoolRequest
+from engine_models.flags import EngineFlags, parse_engine_args
+from engine_models.formats import format_named
+from engine_models.speculative import Speculation, SpeculativeTimes, speculation_of
+from engine_models.step_time import Formats, StepTimeModel
+from hardware_profiles.device import Device, device_names, load_device
+from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.kernel_borrow import borrowing
+from hardware_profiles.kernel_model import DevicePeaks, KernelModel, load_kernel_model
+from simulator.cost import UnitPrice
+from simulator.price import unit_price
+from simulator.serving.replica import StepTimes
+
+if TYPE_CHECKING:
+    from simulator.config.schema import Pool, Scenario
+
+GIB = 1 << 30
+
+
+ENGINES: dict[str, Callable[[PoolRequest, str | None], EnginePlan]] = {
+    "vllm": vllm.plan,
+    "sglang": sglang.plan,
+}
+"""Engines that can be simulated: name -> function from a pool's request and a version to its plan."""
+
+
+FRAMEWORK_KERNELS = {"vllm": "vllm", "sglang": "sglang"}
+
+
+ENGINE_DEVICES: dict[str, tuple[str, ...]] = {
+    "vllm": ("gpu", "apu", "asic", "cpu"),
+    "sglang": ("gpu", "apu"),
+}
+"""Kinds of device for which an engine has a backend; Apple's GPUs are served by other engines."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scenario resolved to facts: what would be simulated."""
+
+    scenario: Scenario
+    base_dir: Path
+    arch: Architecture
+    device: Device
+    formats: Formats
+    plan: EnginePlan
+    kernels: KernelModel
+    replicas: int
+    devices: int
+    price: UnitPrice | None
+    warnings: tuple[str, ...]
+    assumptions: tuple[str, ...]
+
+    def times(self) -> StepTimes:
+        """Step-time model of one replica."""
+        pool = self.scenario.deployment.pools[0]
+        rules, drafts = self.plan.rules, self.plan.speculation
+        tables: dict[str, Any] = {
+            "graph_sizes": self.plan.graph_sizes,
+            "max_step_tokens": rules.max_num_batched_tokens,
+            "max_rows": rules.max_num_seqs,
+            "max_context_tokens": rules.max_model_len,
+        }
+        row_tokens = 1 + drafts.tokens if drafts is not None else 1
+        model = StepTimeModel(
+            self.arch,
+            self.kernels,
+            self.formats,
+            self.plan.host,
+            tensor_parallel=pool.tensor_parallel,
+            pipeline_parallel=pool.pipeline_parallel,
+            expert_parallel=expert_ranks(pool),
+            truncated_sampling=self.plan.truncated_sampling,
+            query_tokens=row_tokens,
+            sampled_tokens=row_tokens,
+            **tables,
+        )
+        return model if drafts is None else SpeculativeTimes(model, drafts, self.kernels, tables)
+
+
+def expert_ranks(pool: Pool) -> int:
+    """Number of ranks that share the experts."""
+    if isinstance(pool.expert_parallel, bool):
+        return pool.tensor_parallel * pool.data_parallel if pool.expert_parallel else 1
+    return pool.expert_parallel
+
+
+def engine_of(pool: Pool) -> tuple[str, str | None]:
+    """Split "vllm@0.15.1" into its name and version; InputError for an engine that is not modelled."""
+    name, _, version = pool.engine.partition("@")
+    name = name.strip().lower()
+    if name not in ENGINES:
+        close = nearest(name, list(ENGINES))
+        raise InputError(
+            f"engine '{name}' is not modelled" + (f"; did you mean '{close}'?" if close else ""),
+            where="deployment.engine",
+            mend=f"one of: {', '.join(sorted(ENGINES))} (`capacity-plan list engines`)",
+        )
+    return name, version or None
+
+
+def resolve_formats(
+    pool: Pool, arch: Architecture, device: Device, flags: EngineFlags
+) -> tuple[Formats, list[str]]:
+    """Number formats of weights, activations and KV cache, checked against the device; and notes on them."""
+    notes: list[str] = []
+    dtype = arch.dtype
+    chosen = pool.weights or flags.values.get("quantization") or arch.quantization or dtype
+    weights = format_named(str(chosen), where="deployment.weights")
+    native = set(device.formats)
+    act_name = pool.activations or ("bf16" if weights.weight_only else weights.compute)
+    if weights.compute not in native and weights.compute not in ("bf16", "fp16"):
+        if pool.activations and format_named(pool.activations).compute == weights.compute:
+            raise InputError(
+                f"{device.title} has no {weights.compute} arithmetic; activations: {pool.activations} cannot run",
+                where="deployment.activations",
+                mend=f"leave activations out (weights in {weights.name} then run weight-only), or use hardware with "
+                f"{weights.compute}",
+            )
+        act_name = "bf16"
+        notes.append(
+            f"{device.title} has no {weights.compute} arithmetic: {weights.name} weights run weight-only"
+        )
+    activations = format_named(act_name, where="deployment.activations")
+    if activations.compute not in native and activations.compute not in ("bf16", "fp16", "fp32"):
+        raise InputError(
+            f"{device.title} has no {activations.compute} arithmetic; activations: {activations.name} cannot run",
+            where="deployment.activations",
+            mend=f"one of {', '.join(sorted(native))}",
+        )
+    kv_name = pool.kv_cache or flags.values.get("kv_cache_dtype") or "auto"
+    kv = format_named(dtype if str(kv_name) == "auto" else str(kv_name), where="deployment.kv_cache")
+    if not kv.kv_cache:
+        raise InputError(
+            f"no engine keeps its KV cache in {kv.name}",
+            where="deployment.kv_cache",
+            mend="use bf16, fp16, fp8 or int8",
+        )
+    return Formats(weights, activations, kv), notes
+
+
+def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
+    """Resolve a scenario to facts and refuse what cannot be served; nothing is simulated.
+
+    Raises InputError on names and combinations that cannot be, InfeasibleError if the model does not fit.
+    """
+    base = base_dir or Path.cwd()
+    deployment = scenario.deployment
+    if len(deployment.pools) > 1:
+        raise InputError(
+            "several pools are not modelled yet",
+            where="deployment.pools",
+            mend="simulate each pool as a scenario of its own",
+        )
+    pool = deployment.pools[0]
+    engine, version = engine_of(pool)
+    arch = load_architecture(scenario.model, base)
+    device = load_device(pool.hardware)
+    if device.kind not in ENGINE_DEVICES[engine]:
+        raise InputError(
+            f"{engine} does not run on {device.title}",
+            where="deployment.hardware",
+            mend=f"give {engine} a device of another kind ({', '.join(ENGINE_DEVICES[engine])}; "
+            "`capacity-plan list hardware`)",
+        )
+    flags = parse_engine_args(engine, pool.engine_args)
+    warnings = list(flags.warnings)
+    experts = expert_ranks(pool)
+    check_parallelism(
+        arch,
+        pool.tensor_parallel,
+        pool.pipeline_parallel,
+        experts,
+        data_parallel=pool.data_parallel,
+        where="deployment.tensor_parallel",
+    )
+    if pool.data_parallel > 1 and any(block.kind == "moe" for block in arch.mlp):
+        raise InputError(
+            "data-parallel attention over shared experts is not modelled yet",
+            where="deployment.data_parallel",
+            mend="use replicas for independent copies, or tensor_parallel within one",
+        )
+    formats, notes = resolve_formats(pool, arch, device, flags)
+    request = PoolRequest(
+        arch=arch,
+        formats=formats,
+        device_name=device.name,
+        device_memory_bytes=int(device.memory_bytes.value),
+        tensor_parallel=pool.tensor_parallel,
+        pipeline_parallel=pool.pipeline_parallel,
+        data_parallel=pool.data_parallel,
+        expert_parallel=experts,
+        flags=flags.values,
+        speculation=_speculation(pool, engine, arch, formats, base),
+        offload=_host_memory(pool, engine, device),
+    )
+    plan = ENGINES[engine](request, version)
+    kernels = load_kernel_model(
+        device.kernel_profile or device.name, FRAMEWORK_KERNELS[engine], peaks_of(device)
+    )
+    lent = borrowing(kernels)
+    replicas = pool.replicas * pool.data_parallel
+    devices = replicas * pool.tensor_parallel * pool.pipeline_parallel
+    assumptions = [*_read_as(pool.hardware, device.name), *notes, *([lent] if lent else []), *plan.notes]
+    per_node = int(device.node_size.value)
+    if pool.tensor_parallel > per_node:
+        warnings.append(
+            f"tensor parallelism {pool.tensor_parallel} spans nodes of {per_node} devices: "
+            "collectives are priced as inside one node"
+        )
+    return Prepared(
+        scenario=scenario,
+        base_dir=base,
+        arch=arch,
+        device=device,
+        formats=formats,
+        plan=plan,
+        kernels=kernels,
+        replicas=replicas,
+        devices=devices,
+        price=unit_price(scenario, device),
+        warnings=(*warnings, *plan.warnings, *_unused_costs(scenario)),
+        assumptions=tuple(assumptions),
+    )
+
+
+def _host_memory(pool: Pool, engine: str, device: Device) -> HostMemory | None:
+    """Host memory for KV blocks, resolved; None where the pool has none."""
+    if pool.offload is None:
+        return None
+    if engine != "vllm":
+        raise InputError(
+            f"KV offload is modelled for vLLM, not for {engine} yet",
+            where="deployment.offload",
+            mend="remove `deployment.offload`, or use engine: vllm",
+        )
+    rate = pool.offload.bytes_per_s
+    if rate is None and device.pcie_bytes_per_s_per_direction is not None:
+        rate = device.pcie_bytes_per_s_per_direction.value
+    if rate is None:
+        raise InputError(
+            f"the rate of a copy between the host and {device.title} is unknown",
+            where="deployment.offload.bytes_per_s",
+            mend="give it, such as offload: {kv_offloading_size: 64, bytes_per_s: 25.0e+9}",
+        )
+    return HostMemory(int(pool.offload.kv_offloading_size * GIB), rate)
+
+
+def _speculation(
+    pool: Pool, engine: str, arch: Architecture, formats: Formats, base: Path
+) -> Speculation | None:
+    """The pool's speculative decoding, resolved; None where it has none."""
+    if pool.speculative is None:
+        return None
+    if engine != "vllm":
+        raise InputError(
+            f"speculative decoding is modelled for vLLM, not for {engine} yet",
+            where="deployment.speculative",
+            mend="remove `deployment.speculative`, or use engine: vllm",
+        )
+    return speculation_of(
+        pool.speculative.model_dump(),
+        arch,
+        formats,
+        load=lambda name: load_architecture(name, base),
+        tensor_parallel=pool.tensor_parallel,
+        expert_parallel=expert_ranks(pool),
+    )
+
+
+def _unused_costs(scenario: Scenario) -> list[str]:
+    """Cost settings that a run does not price: owned hardware is the business of `capacity-plan cost`."""
+    owned = ("purchase_usd_per_gpu", "amortisation_years", "power_usd_per_kwh", "pue")
+    given = [name for name in owned if getattr(scenario.cost, name) is not None]
+    return (
+        [f"cost.{', cost.'.join(given)}: used by `capacity-plan cost` only, not in this figure"]
+        if given
+        else []
+    )
+
+
+def _read_as(written: str, device: str) -> list[str]:
+    """Say which device a short name was taken for, unless the name holds all of it."""
+    words = set(re.split(r"[^a-z0-9.]+", written.lower()))
+    if set(device.split("-")) <= words:
+        return []
+    others = [name for name in device_names() if name != device and name.split("-")[0] == device.split("-")[0]]
+    also = f" (not {', '.join(others)})" if others else ""
+    return [f"hardware '{written}' is taken for {device}{also}"]
+
+
+def peaks_of(device: Device) -> DevicePeaks:
+    """Datasheet rates of a device, for the physics of kernels that nobody measured on it."""
+    names = {"bf16": "bfloat16", "fp8": "fp8", "int8": "int8", "fp4": "fp4", "fp16": "fp16"}
+    rates = {names[k]: q.value for k, q in device.peak_flops_per_s.items() if k in names}
+    rates.setdefault("bfloat16", rates.get("fp16", 0.0))
+    return DevicePeaks(
+        flops_per_s=rates,
+        hbm_bytes_per_s=device.memory_bandwidth_bytes_per_s.value,
+        l2_bytes=device.l2_bytes.value if device.l2_bytes else 0.0,
+        link_bytes_per_s=device.link.bytes_per_s_per_direction.value if device.link else 64e9,
+    )
+
+
+def deployment_summary(prepared: Prepared) -> dict[str, Any]:
+    """What was deployed, for reports: devices, parallelism, formats, memory."""
+    pool = prepared.scenario.deployment.pools[0]
+    memory = prepared.plan.memory
+    return {
+        "model": prepared.arch.name,
+        "engine": prepared.plan.engine,
+        "engine_version": prepared.plan.version,
+        "hardware": prepared.device.name,
+        "replicas": prepared.replicas,
+        "tensor_parallel": pool.tensor_parallel,
+        "pipeline_parallel": pool.pipeline_parallel,
+        "devices": prepared.devices,
+        "weights": prepared.formats.weights.name,
+        "activations": prepared.formats.activations.name,
+        "kv_cache": prepared.formats.kv_cache.name,
+        "kv_blocks": prepared.plan.capacity_blocks,
+        "kv_block_tokens": prepared.plan.block_tokens,
+        "kv_tokens": prepared.plan.tokens_held(),
+        "weight_bytes_per_device": memory.weight_bytes,
+        "kv_bytes_per_device": memory.kv_bytes,
+        "max_num_batched_tokens": prepared.plan.rules.max_num_batched_tokens,
+        "max_num_seqs": prepared.plan.rules.max_num_seqs,
+        "max_model_len": prepared.plan.rules.max_model_len,
+    }

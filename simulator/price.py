@@ -1,0 +1,47 @@
+"""The price of a device-hour that a scenario pays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hardware_profiles.device import Device
+from hardware_profiles.errors import InputError
+from simulator.cost import UnitPrice
+
+if TYPE_CHECKING:
+    from simulator.config.schema import Scenario
+
+
+def unit_price(scenario: Scenario, device: Device) -> UnitPrice | None:
+    """Price of a device-hour: the scenario's own, else the price list's default; None if none is known."""
+    cost = scenario.cost
+    commitment = "spot" if cost.spot else (cost.commitment or "on_demand")
+    if cost.usd_per_gpu_hour is not None:
+        return UnitPrice(
+            cost.usd_per_gpu_hour,
+            cost.provider or "scenario",
+            cost.region or "",
+            commitment,
+            "the scenario",
+            "",
+            "assumed",
+        )
+    from hardware_profiles.prices import default_price, prices_for
+
+    if cost.region is None:
+        price = default_price(device.name, commitment, cost.provider)
+    else:
+        offers = prices_for(device.name, commitment=commitment, provider=cost.provider)
+        known = sorted({offer.region for offer in offers if offer.region})
+        offers = [offer for offer in offers if offer.region == cost.region]
+        if not offers:
+            raise InputError(
+                f"no {commitment} price of {device.name} in region '{cost.region}'",
+                where="cost.region",
+                mend=f"known regions: {', '.join(known) or 'none'}; or give cost.usd_per_gpu_hour",
+            )
+        price = min(offers, key=lambda offer: offer.usd_per_gpu_hour.value)
+    if price is None:
+        return None
+    q = price.usd_per_gpu_hour
+    return UnitPrice(q.value, price.provider, price.region or "", price.commitment, q.source, q.date, q.kind)

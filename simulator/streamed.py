@@ -1,0 +1,375 @@
+"""A run of more requests than are held: blocks of requests come from the workload, are served, counted, written and dropped.
+
+The replicas do exactly what they do in `simulator.cluster`: a block's requests are handed to them, they advance to its last
+arrival, and blocks whose requests have all ended leave from the front, in order. Steps that end before the first arrival of the
+oldest block that is left are counted and dropped too. What is held is the requests in the system and the blocks they belong to.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine_models.declaration import EnginePlan
+from engine_models.parts.sequence import Sequence
+from simulator import metrics
+from simulator.cluster import (
+    CHUNK,
+    FINISHED,
+    NOT_ARRIVED,
+    REJECTED,
+    UNFINISHED,
+    ClusterResult,
+    Stopped,
+    route,
+)
+from simulator.figures import Figures, slo_dict
+from simulator.io.tables import TableWriter
+from simulator.limits import Limits, limits
+from simulator.request_table import request_table
+from simulator.router import LeastRequests
+from simulator.serving.emissions import Emissions
+from simulator.serving.replica import Replica, StepTimes
+from simulator.streamed_figures import ReplicaSteps, Tally
+from simulator.workload.columns import Workload
+from simulator.workload.streaming import BLOCK, WorkloadStream
+
+if TYPE_CHECKING:
+    from simulator.config.schema import Scenario
+
+
+class Scratch:
+    """A folder for what is written while a run goes; it is removed with this object, or before."""
+
+    def __init__(self, parent: Path | None) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=".capacity-plan.", dir=parent))
+        self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove the folder."""
+        self._remove()
+
+
+@dataclass
+class StreamedRun:
+    """A finished run: its figures, its timeline, the file of its request table in a scratch folder, and its totals."""
+
+    figures: Figures
+    timeline: dict[str, NDArray[Any]]
+    table: Path
+    raw: ClusterResult
+    scratch: Scratch
+
+
+class _Block:
+    """Requests of a block and what became of them, as the columns of a `ClusterResult`."""
+
+    def __init__(self, first: int, workload: Workload, plan: EnginePlan, before_s: float) -> None:
+        n = len(workload)
+        self.first = first
+        self.workload = workload
+        self.limits = limits(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, plan)
+        refused = self.limits.refused
+        self.accepted = np.flatnonzero(~refused)
+        self.left = len(self.accepted)
+        self.status = np.where(refused, REJECTED, UNFINISHED).astype(np.int8)
+        self.engine_arrival = np.where(refused, np.nan, workload.arrival_s + before_s)
+        self.first_scheduled = np.full(n, np.nan)
+        self.end = np.full(n, np.nan)
+        self.cached = np.zeros(n, dtype=np.int32)
+        self.preemptions = np.zeros(n, dtype=np.int32)
+        self.where = np.full(n, -1, dtype=np.int32)
+        self.emissions = Emissions(n)
+
+    def keep(self, seq: Sequence) -> None:
+        """Note what a request's object knows."""
+        row = seq.index - self.first
+        self.engine_arrival[row] = seq.arrival_s
+        self.first_scheduled[row] = seq.first_scheduled_s if seq.first_scheduled_s >= 0 else np.nan
+        self.cached[row] = seq.first_hit_tokens
+        self.preemptions[row] = seq.preemptions
+        self.emissions.note(row, seq.emissions)
+
+
+class _Feed(Iterator[list[Sequence]]):
+    """Requests for one replica in small lots; empty for now is not the end."""
+
+    def __init__(self) -> None:
+        self._lots: deque[Callable[[], list[Sequence]]] = deque()
+
+    def append(self, lot: Callable[[], list[Sequence]]) -> None:
+        """Add a lot, made when it is asked for."""
+        self._lots.append(lot)
+
+    def __next__(self) -> list[Sequence]:
+        if not self._lots:
+            raise StopIteration
+        return self._lots.popleft()()
+
+
+class StreamedCluster:
+    """A pool of replicas as `simulator.cluster.Cluster`, of which it takes the parameters, over a stream of requests.
+
+    `account` gets every block, in order, once its requests have ended or the run has; `retire` the time before which no block
+    that is still to come has a request.
+    """
+
+    def __init__(
+        self,
+        plan: EnginePlan,
+        times: StepTimes,
+        *,
+        replicas: int,
+        router: str,
+        before_s: float,
+        after_s: float,
+        stages: int,
+        aggregate: bool,
+        should_stop: Callable[[], bool] | None,
+        acceptance: Callable[[int], Callable[[int], int]] | None,
+        block: int = BLOCK,
+    ) -> None:
+        self.plan = plan
+        self.before_s, self.after_s = before_s, after_s
+        self._should_stop, self._acceptance = should_stop, acceptance
+        self.replicas = [
+            Replica(
+                plan.scheduler(aggregate=aggregate),
+                times,
+                depth=plan.depth,
+                stages=stages,
+                tokenise_token_s=plan.tokenise_token_s,
+                on_finish=self._finished,
+            )
+            for _ in range(replicas)
+        ]
+        self.in_turn = replicas > 1 and router != "round_robin"
+        self.stopped_at_s: float | None = None
+        self.duration_s = 0.0
+        self.last_step_s = 0.0
+        self.any_unfinished = False
+        self._limit_s = 0.0
+        self._block = block
+        self._blocks: deque[_Block] = deque()
+        self._live: dict[int, Sequence] = {}
+        self._feeds = [_Feed() for _ in range(replicas)]
+        self._accepted = 0
+
+    def run(
+        self, workload: WorkloadStream, account: Callable[[_Block], None], retire: Callable[[float], None]
+    ) -> None:
+        """Run to the end of the drain, or until `should_stop` says so."""
+        router = LeastRequests(self.replicas) if self.in_turn else None
+        last_s = 0.0
+        first = 0
+        try:
+            for requests in workload.blocks():
+                block = _Block(first, requests, self.plan, self.before_s)
+                first += len(requests)
+                self._blocks.append(block)
+                last_s = float(requests.arrival_s[-1])
+                self._limit_s = last_s + self.before_s
+                if router is None:
+                    self._feed(block)
+                    for replica in self.replicas:
+                        replica.advance(self._limit_s)
+                else:
+                    for lot in self._lots(block, block.accepted):
+                        for seq in lot():
+                            block.where[seq.index - block.first] = route(router, self.replicas, seq)
+                self._settle(account, retire, last_s)
+            self.duration_s = workload.duration_s if np.isfinite(workload.duration_s) else last_s
+            self._limit_s = self.duration_s + workload.drain_s
+            for replica in self.replicas:
+                replica.advance(self._limit_s)
+        except Stopped:
+            self._stop()
+        self._end(account, retire)
+
+    def _feed(self, block: _Block) -> None:
+        """Deal the requests of a block to the replicas in turn."""
+        count = len(self.replicas)
+        block.where[block.accepted] = (self._accepted + np.arange(len(block.accepted))) % count
+        for number, replica in enumerate(self.replicas):
+            feed = self._feeds[number]
+            for lot in self._lots(block, block.accepted[(number - self._accepted) % count :: count]):
+                feed.append(lot)
+            replica.feed(feed)
+        self._accepted += len(block.accepted)
+
+    def _lots(self, block: _Block, rows: NDArray[np.int64]) -> Iterator[Callable[[], list[Sequence]]]:
+        for start in range(0, len(rows), CHUNK):
+            yield lambda some=rows[start : start + CHUNK]: self._sequences(block, some)  # type: ignore[misc]
+
+    def _sequences(self, block: _Block, rows: NDArray[np.int64]) -> list[Sequence]:
+        found = block.limits
+        columns = (block.workload.prompt_tokens, found.output_tokens, block.engine_arrival, found.stop_known)
+        made = []
+        for row, prompt, output, engine_s, known in zip(
+            (rows + block.first).tolist(), *(column[rows].tolist() for column in columns), strict=True
+        ):
+            accept = self._acceptance(row) if self._acceptance is not None else None
+            seq = Sequence(row, prompt, output, engine_s, stop_known=known, acceptance=accept)
+            self._live[row] = seq
+            made.append(seq)
+        return made
+
+    def _of(self, row: int) -> _Block:
+        return self._blocks[(row - self._blocks[0].first) // self._block]
+
+    def _finished(self, seq: Sequence, now_s: float) -> None:
+        block = self._of(seq.index)
+        row = seq.index - block.first
+        block.status[row] = FINISHED
+        block.end[row] = now_s + self.after_s
+        block.keep(seq)
+        block.left -= 1
+        del self._live[seq.index]
+        if self._should_stop is not None and self._should_stop():
+            raise Stopped
+
+    def _settle(
+        self, account: Callable[[_Block], None], retire: Callable[[float], None], next_s: float
+    ) -> None:
+        """Account for the blocks in front whose requests have all ended."""
+        settled = False
+        while self._blocks and not self._blocks[0].left:
+            account(self._blocks.popleft())
+            settled = True
+        if settled:
+            retire(float(self._blocks[0].workload.arrival_s[0]) if self._blocks else next_s)
+
+    def _stop(self) -> None:
+        """Note how far all replicas have come; what arrives later has not arrived."""
+        reached = min((replica.clock_s for replica in self.replicas if replica.busy()), default=self._limit_s)
+        self.stopped_at_s = reached
+        for block in self._blocks:
+            late = np.isin(block.status, (UNFINISHED, REJECTED)) & (block.workload.arrival_s > reached)
+            block.status[late] = NOT_ARRIVED
+            block.engine_arrival[late] = np.nan
+            for row in (np.flatnonzero(late) + block.first).tolist():
+                self._live.pop(row, None)
+
+    def _end(self, account: Callable[[_Block], None], retire: Callable[[float], None]) -> None:
+        for replica in self.replicas:
+            scheduler = replica.scheduler
+            for seq in list(scheduler.running):
+                if seq.state == "decoding":
+                    scheduler._leave_decodes(seq, scheduler.next_number - 1)
+            if len(replica.log.end_s):
+                self.last_step_s = max(self.last_step_s, replica.log.end_s[-1])
+        for seq in self._live.values():
+            self._of(seq.index).keep(seq)
+        while self._blocks:
+            block = self._blocks.popleft()
+            self.any_unfinished |= bool((block.status == UNFINISHED).any())
+            account(block)
+        retire(float("inf"))
+
+    def end_of_run_s(self) -> float:
+        """When the last step ended, or the drain if requests are left."""
+        drained_s = self._limit_s if self.stopped_at_s is None and self.any_unfinished else 0.0
+        return max(drained_s, self.last_step_s)
+
+    def result(self, block: _Block | None) -> ClusterResult:
+        """What happened to the requests of a block, and totals of all replicas; of no request if None."""
+        rows = block if block is not None else _Block(0, _nothing(), self.plan, 0.0)
+        first_batch = rows.emissions.first_batch()
+        first_token = np.full(len(first_batch), np.nan)
+        for number, replica in enumerate(self.replicas):
+            ends = np.frombuffer(replica.log.end_s, dtype=np.float64)
+            place = first_batch - replica.log.retired_steps
+            mine = (rows.where == number) & (first_batch >= 0) & (place < len(ends))
+            first_token[mine] = ends[place[mine]] + self.after_s
+            del ends
+        schedulers = [replica.scheduler for replica in self.replicas]
+        hosts = [replica.scheduler.host for replica in self.replicas] if self.plan.host_blocks else []
+        return ClusterResult(
+            status=rows.status,
+            arrival_s=rows.workload.arrival_s,
+            engine_arrival_s=rows.engine_arrival,
+            first_scheduled_s=rows.first_scheduled,
+            first_token_s=first_token,
+            end_s=rows.end,
+            prompt_tokens=rows.workload.prompt_tokens,
+            output_tokens=rows.limits.output_tokens,
+            cached_tokens=rows.cached,
+            preemptions=rows.preemptions,
+            replica=rows.where,
+            emissions=rows.emissions,
+            logs=[replica.log for replica in self.replicas],
+            capacity_blocks=[scheduler.kv.capacity_blocks for scheduler in schedulers],
+            hit_tokens=sum(scheduler.hit_tokens for scheduler in schedulers),
+            queried_tokens=sum(scheduler.queried_tokens for scheduler in schedulers),
+            end_of_run_s=self.end_of_run_s(),
+            stopped_at_s=self.stopped_at_s,
+            verifications=sum(scheduler.verifications for scheduler in schedulers),
+            verified_drafts=sum(scheduler.verified_drafts for scheduler in schedulers),
+            accepted_drafts=sum(scheduler.accepted_drafts for scheduler in schedulers),
+            host_hit_tokens=sum(host.hit_tokens for host in hosts if host is not None),
+        )
+
+
+def _nothing() -> Workload:
+    empty = WorkloadStream(lambda header: iter(()), (), 0.0, 0.0, 0.0, {})
+    return empty.columns_of_none()
+
+
+def run_streamed(
+    scenario: Scenario,
+    workload: WorkloadStream,
+    plan: EnginePlan,
+    times: StepTimes,
+    *,
+    scratch: Path | None = None,
+    **options: Any,
+) -> StreamedRun:
+    """Run a streamed workload; `options` are those of `StreamedCluster`. The table stands in a folder below `scratch`."""
+    folder = Scratch(scratch)
+    path = folder.path / "requests.parquet"
+    slo = slo_dict(scenario.slo)
+    overhead_s = scenario.client.overhead_ms / 1e3
+    counted = np.zeros(4, dtype=np.int64)
+    try:
+        cluster = StreamedCluster(plan, times, **options)
+        steps = [ReplicaSteps(r.log, r.scheduler.kv.capacity_blocks) for r in cluster.replicas]
+        tally = Tally(scenario, workload.warmup_s, workload.duration_s, steps)
+        with TableWriter(path) as writer:
+
+            def account(block: _Block) -> None:
+                raw = cluster.result(block)
+                lat = metrics.latencies(raw, overhead_s)
+                good = metrics.good_requests(lat, slo)
+                tally.add(raw, lat, good)
+                writer.write(request_table(block.workload, raw, lat, good if slo else None, block.first))
+                arrived, found = raw.status != NOT_ARRIVED, block.limits
+                for i, mask in enumerate((found.too_long, found.asked_too_much, found.never_fits, found.cut)):
+                    counted[i] += int((mask & arrived).sum())
+
+            cluster.run(workload, account, tally.retire)
+        totals = cluster.result(None)
+        end_s = cluster.end_of_run_s()
+        figures = tally.figures(end_s, cluster.stopped_at_s, cluster.duration_s, _counted(counted.tolist()))
+        return StreamedRun(figures, tally.timeline(end_s), path, totals, folder)
+    except BaseException:
+        folder.close()
+        raise
+
+
+def _counted(numbers: list[int]) -> Limits:
+    """Limits that only say how many requests each of them meets, in columns that take no memory."""
+    nothing = np.zeros(0, np.int64)
+    too_long, asked, never, cut = (np.broadcast_to(np.True_, number) for number in numbers)
+    return Limits(nothing, nothing.astype(bool), too_long, asked, never, cut)
+
+
+__all__ = ["StreamedCluster", "StreamedRun", "run_streamed"]

@@ -1,0 +1,323 @@
+"""What a user reads after a slip: each error leads to the right form, each silent assumption is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine_models.declaration import EnginePlan
+from hardware_profiles.errors import InputError
+from simulator import metrics
+from simulator.cli import main
+from simulator.cli.cost import share_of
+from simulator.config.load import load_scenario
+from simulator.limits import limits
+from simulator.planning.budget import sustained
+from simulator.prepare import prepare
+from simulator.run import simulate
+from simulator.workload.traces import read_trace
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "model": "meta-llama/Llama-3.1-8B-Instruct",
+    "deployment": {"engine": "vllm", "hardware": "h100-sxm-80gb"},
+    "workload": {
+        "arrivals": {"kind": "poisson", "rate": 6},
+        "prompt_tokens": {"kind": "constant", "value": 300},
+        "output_tokens": {"kind": "constant", "value": 20},
+        "duration": 20,
+    },
+}
+
+
+def typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `capacity-plan`."""
+    monkeypatch.setattr("sys.argv", ["capacity-plan", *words])
+    try:
+        main()
+        code: Any = 0
+    except SystemExit as end:
+        code = end.code or 0
+    out, err = capsys.readouterr()
+    return int(code), out, err
+
+
+def first_error(*overrides: str, varied: tuple[str, ...] = ()) -> InputError:
+    with pytest.raises(InputError) as caught:
+        load_scenario(SMALL, overrides, varied=varied)
+    return caught.value
+
+
+# -- paths --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("rate=3", "workload.arrivals.rate"),
+        ("qps=3", "workload.arrivals.rate"),
+        ("workload.rate=3", "workload.arrivals.rate"),
+        ("tp=2", "deployment.tensor_parallel"),
+        ("deployment.tp=2", "deployment.tensor_parallel"),
+        ("hardware=h100", "deployment.hardware"),
+        ("gpu=h100", "deployment.hardware"),
+        ("replica=3", "deployment.replicas"),
+        ("turns=3", "workload.sessions.turns"),
+        ("max_num_seqs=3", "deployment.engine_args.max_num_seqs"),
+        ("deployment.max-num-seqs=3", "deployment.engine_args.max_num_seqs"),
+        ("slo.ttft.p99=300", "slo.ttft_ms"),
+        ("usd_per_gpu_hour=2", "cost.usd_per_gpu_hour"),
+    ],
+)
+def test_a_wrong_path_leads_to_the_right_leaf(override: str, meant: str) -> None:
+    error = first_error(override)
+    assert f"did you mean `{meant}`?" in str(error.mend)
+
+
+def test_the_meant_leaf_of_classes_is_in_a_class() -> None:
+    load = {key: SMALL["workload"][key] for key in ("arrivals", "prompt_tokens", "output_tokens")}
+    classes = {**SMALL, "workload": {"classes": [{"name": "a", **load}], "duration": 20}}
+    with pytest.raises(InputError) as caught:
+        load_scenario(classes, ["rate=3"])
+    assert "`workload.classes.0.arrivals.rate`" in str(caught.value.mend)
+
+
+def test_a_key_like_none_lists_the_valid_ones() -> None:
+    assert "valid keys: name, seed, model" in str(first_error("zzz=1").mend)
+
+
+def test_a_bound_without_its_percentile_is_given_one() -> None:
+    error = first_error("slo.ttft_ms=500")
+    assert "`slo.ttft_ms.p99=500`" in str(error.mend)
+    assert load_scenario(SMALL, ["slo.ttft_ms.p99=500"]).slo.bounds_ms() == {"ttft_ms": {"p99": 500.0}}
+
+
+def test_a_wrong_axis_names_vary_and_the_form_of_a_range() -> None:
+    error = first_error(varied=("deployment.replicas=1-4",))
+    assert error.where == "--vary deployment.replicas"
+    assert "--vary deployment.replicas=1:4" in str(error.mend)
+
+
+def test_a_range_in_set_leads_to_a_sweep() -> None:
+    error = first_error("deployment.replicas=1-4")
+    assert error.where == "--set deployment.replicas"
+    assert "--vary deployment.replicas=1:4" in str(error.mend)
+
+
+def test_flag_errors_stand_beside_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    deployment = "{engine: vllm, hardware: h100, replica: 2, engine_args: {max_num_sqs: 3}}"
+    path.write_text(json.dumps(SMALL).replace('{"engine": "vllm", "hardware": "h100-sxm-80gb"}', deployment))
+    with pytest.raises(InputError) as caught:
+        load_scenario(path)
+    assert "unknown key `replica`" in str(caught.value)
+    assert "no flag `max_num_sqs`" in str(caught.value)
+
+
+# -- cost and compare ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("0.3", 0.3), ("30%", 0.3), ("0", 0.0), ("1", 1.0), ("150 %", 1.5)]
+)
+def test_a_headroom_is_a_share_or_percent(text: str, share: float) -> None:
+    assert share_of(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("text", "mend"), [("30", "write 0.3 or 30%"), ("-1", "0.3 or 30%"), ("much", "30%"), ("nan", "30%")]
+)
+def test_a_headroom_that_is_no_share_is_refused(text: str, mend: str) -> None:
+    with pytest.raises(InputError) as caught:
+        share_of(text)
+    assert mend in str(caught.value.mend)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of which one point keeps the SLO and one misses it."""
+    from simulator.planning.sweep import plan_sweep, run_sweep
+
+    folder = tmp_path_factory.mktemp("sweep") / "out"
+    scenario = {**SMALL, "slo": {"tpot_ms": {"p99": 12}}, "cost": {"usd_per_gpu_hour": 2.0}}
+    run_sweep(plan_sweep(scenario, ["workload.arrivals.rate=4,300"]), folder, workers=1)
+    return folder
+
+
+def test_a_point_that_misses_the_slo_gets_no_fleet(
+    swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("cost", str(swept), "--demand-requests-per-day", "1000000")
+    code, out, _ = typed(monkeypatch, capsys, *words, "--json")
+    assert code == 0
+    points = {p["slo"]: p for p in json.loads(out)["points"]}
+    assert points["missed"]["replicas"] is None
+    assert "misses the SLO" in points["missed"]["reason"]
+    assert points["met"]["replicas"] > 0
+    assert points["met"]["saturated"] is False
+    code, out, _ = typed(monkeypatch, capsys, *words)
+    assert "a point that misses the SLO gets no fleet" in out
+    assert f"<= {points['met']['replicas']}" in out
+    assert "at least, not saturated" in out
+
+
+def test_what_an_overloaded_run_carries_is_its_saturated_rate() -> None:
+    totals = {"request_throughput": 3.0}
+    result = {"deployment": {"replicas": 2}, "totals": totals, "slo": None, "classes": []}
+    found = sustained(result)
+    assert (found.per_replica_per_s, found.saturated) == (1.5, False)
+    found = sustained({**result, "overload": {"offered_per_s": 9.0, "sustainable_per_s": 5.0}})
+    assert (found.per_replica_per_s, found.saturated) == (2.5, True)
+
+
+def test_comparing_a_sweep_names_its_runs(
+    swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = typed(monkeypatch, capsys, "compare", str(swept))
+    assert code == 2
+    assert "a sweep of 2 runs" in err
+    for run in sorted((swept / "runs").iterdir()):
+        assert str(run) in err
+
+
+# -- lengths ------------------------------------------------------------------------------------------------
+
+
+def plan(engine: str, context: int) -> EnginePlan:
+    flag = {"vllm": "max_model_len", "sglang": "context_length"}[engine]
+    return prepare(
+        load_scenario(SMALL, [f"deployment.engine={engine}", f"deployment.engine_args.{flag}={context}"])
+    ).plan
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_prompt_is_refused_by_its_own_length(engine: str) -> None:
+    prompts = np.array([10, 999, 1000, 5000])
+    ones = np.ones(4, np.int64)
+    found = limits(prompts, ones, 0 * ones, plan(engine, 1000))
+    # SGLang keeps 6 tokens of the context back: prompts of 994 and more are refused
+    assert found.too_long.tolist() == (
+        [False, False, True, True] if engine == "vllm" else [False, True, True, True]
+    )
+    assert (found.refused == found.too_long).all()
+
+
+@pytest.mark.parametrize(("engine", "total"), [("vllm", 1000), ("sglang", 998)])
+def test_an_answer_without_a_limit_is_cut_where_the_context_ends(engine: str, total: int) -> None:
+    prompts, outputs = np.array([400, 400, 400]), np.array([10, 598, 9000])
+    found = limits(prompts, outputs, np.zeros(3, np.int64), plan(engine, 1000))
+    assert not found.refused.any()
+    assert found.output_tokens.tolist() == [10, 598, total - 400]
+    assert found.cut.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_a_limit_beyond_the_context_is_refused_whatever_the_answer(engine: str) -> None:
+    prompts, outputs, asked = np.full(3, 400), np.full(3, 10), np.array([500, 600, 601])
+    found = limits(prompts, outputs, asked, plan(engine, 1000))
+    assert found.asked_too_much.tolist() == [False, False, True]
+    assert found.output_tokens.tolist() == [10, 10, 10]
+
+
+def test_what_is_refused_and_cut_is_counted() -> None:
+    scenario = {**SMALL, "deployment": {**SMALL["deployment"], "engine_args": {"max_model_len": 310}}}
+    result = simulate(scenario).result
+    offered = result["totals"]["offered"]
+    assert result["totals"]["completed"] == offered
+    assert any(
+        text.startswith(f"{offered} answers cut where the context of 310 tokens ends")
+        for text in result["warnings"]
+    )
+    assert result["metrics"]["output_tokens"]["max"] == 10
+
+
+# -- engines, traces, hardware ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mend"), [(7, "write 16"), (8, "write 16"), (40, "write 32"), (100, "write 96")]
+)
+def test_a_block_size_that_no_backend_takes_is_refused(tokens: int, mend: str) -> None:
+    with pytest.raises(InputError) as caught:
+        prepare(load_scenario(SMALL, [f"deployment.engine_args.block_size={tokens}"]))
+    assert mend in str(caught.value.mend)
+
+
+@pytest.mark.parametrize("tokens", [16, 32, 48, 64, 128])
+def test_multiples_of_sixteen_are_taken(tokens: int) -> None:
+    assert (
+        prepare(load_scenario(SMALL, [f"deployment.engine_args.block_size={tokens}"])).plan.block_tokens
+        == tokens
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("h100", True), ("H100 PCIe", True), ("h100-sxm-80gb", False), ("H100_SXM_80GB", False)],
+)
+def test_a_short_name_says_which_device_it_meant(name: str, said: bool) -> None:
+    prepared = prepare(load_scenario(SMALL, [f"deployment.hardware={name}"]))
+    told = [text for text in prepared.assumptions if "is taken for" in text]
+    assert bool(told) == said
+    assert all(prepared.device.name in text for text in told)
+
+
+def test_columns_that_nothing_reads_are_named_once(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens,max_tokens,colour\n0,9,9,9,red\n1,9,9,9,blue\n")
+    told = [text for text in read_trace(path).warnings if "nothing reads" in text]
+    assert told == [
+        "columns of the trace that nothing reads: max_tokens (rename it max_output_tokens, if it holds that), colour"
+    ]
+
+
+def test_a_column_under_another_name_is_pointed_at(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("arrival_s,input_length,output_tokens\n0,9,9\n")
+    with pytest.raises(InputError, match="lacks prompt_tokens; nearest to prompt_tokens is 'input_length'"):
+        read_trace(path)
+
+
+# -- figures ------------------------------------------------------------------------------------------------
+
+
+def test_goodput_counts_as_throughput_does() -> None:
+    everything = {**SMALL, "slo": {"e2el_ms": {"p50": 1e9}}}
+    totals = simulate(everything, seed=3).result["totals"]
+    assert totals["request_goodput"] == totals["request_throughput"]
+    assert totals["goodput_fraction"] == 1
+
+
+def test_gaps_of_several_replicas_come_in_order_of_time(tmp_path: Path) -> None:
+    """A rate that quadruples half-way gives slower steps in the second half, on every replica alike."""
+    times = np.concatenate([np.linspace(0, 20, 800, endpoint=False), np.linspace(20, 40, 3200)])
+    trace = tmp_path / "t.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{t:.4f},300,20\n" for t in times))
+    deployment = {**SMALL["deployment"], "replicas": 4}
+    rising = {**SMALL, "deployment": deployment, "workload": {"trace": str(trace)}}
+    raw = simulate(rising).raw
+    gaps, weights = metrics.token_gaps(raw, np.ones(len(raw.status), bool))
+    batches = metrics.weighted_batches(gaps, weights)
+    assert batches is not None
+    assert batches[:3].max() < batches[5:].min()
+
+
+# -- check --------------------------------------------------------------------------------------------------
+
+
+def test_check_says_what_its_numbers_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "s.yaml").write_text(json.dumps(SMALL))
+    code, out, _ = typed(monkeypatch, capsys, "check", str(tmp_path / "s.yaml"))
+    assert code == 0
+    assert "GB = 1e9 bytes" in out
+    assert "bytes on each device of it" in out
+    assert "if each is that long (at most 1,024, max_num_seqs)" in out
+    assert "PP 1" not in out

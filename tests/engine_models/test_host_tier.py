@@ -1,0 +1,225 @@
+"""KV blocks in host memory: what is stored, found, loaded and pushed out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine_models.flags import offload_settings, parse_engine_args, reconcile
+from engine_models.parts.host_tier import HostTier
+from engine_models.parts.sequence import Sequence
+from hardware_profiles.errors import InputError
+from simulator.prepare import prepare
+from simulator.run import RunResult, simulate
+
+BLOCK = 16
+
+
+def tier(capacity: int = 100, outputs: bool = False) -> HostTier:
+    return HostTier(capacity, BLOCK, block_bytes=1000, link_bytes_per_s=1e6, stores_outputs=outputs)
+
+
+def seq_of(keys: list[int], prompt_tokens: int, index: int = 0) -> Sequence:
+    seq = Sequence(index, prompt_tokens, 100, 0.0)
+    seq.keys = list(keys)
+    return seq
+
+
+def test_stored_blocks_are_found_a_step_later_up_to_the_first_gap() -> None:
+    host = tier()
+    host.store(seq_of([1, 2, 3], 60), 48, batch=4)
+    again = seq_of([1, 2, 3, 9], 70, index=1)
+    assert host.find(again, 0, batch=4) == 0
+    assert host.find(again, 0, batch=5) == 3
+    assert host.find(again, 2, batch=5) == 1
+    assert host.find(seq_of([1, 8, 3], 60, index=2), 0, batch=5) == 1
+    assert host.find(seq_of([], 60, index=3), 0, batch=5) == 0
+
+
+def test_generated_tokens_are_stored_up_to_019_only() -> None:
+    for outputs, blocks in ((False, 2), (True, 5)):
+        host = tier(outputs=outputs)
+        host.store(seq_of([], 40), 90, batch=0)
+        assert host.blocks == blocks
+
+
+def test_least_recently_used_blocks_go_first_the_end_of_a_prefix_before_its_beginning() -> None:
+    host = tier(capacity=6)
+    old, new = seq_of([1, 2, 3], 48, 0), seq_of([4, 5, 6], 48, 1)
+    host.store(old, 48, 0)
+    host.store(new, 48, 0)
+    assert host.find(old, 0, 9) == 3  # used again: now `new` is the older
+    host.store(seq_of([7, 8], 32, 2), 32, 0)
+    assert host.blocks == 6
+    assert host.find(old, 0, 9) == 3
+    assert host.find(new, 0, 9) == 0  # its first two are gone
+    host.find(old, 0, 9)
+    host.store(seq_of([], 16 * 4, 3), 64, 0)
+    assert host.find(old, 0, 9) == 2  # [3] went before [1] and [2]
+
+
+def test_loads_follow_one_another_on_the_link_and_are_shared() -> None:
+    host = tier()
+    host.store(seq_of([1, 2, 3, 4], 64), 64, 0)
+    first, second = seq_of([1, 2, 3, 4], 70, 1), seq_of([1, 2, 5], 70, 2)
+    host.load(first, 0, 4, now_s=10.0)
+    assert first.loaded_s == pytest.approx(10.0 + 4 * 1000 / 1e6)
+    assert host.find(second, 0, 9) is None  # these very blocks are under way
+    host.end_load(first, 64)
+    assert host.find(second, 0, 9) == 2
+    host.load(second, 0, 2, now_s=10.001)
+    assert second.loaded_s == pytest.approx(first.loaded_s + 2 * 1000 / 1e6)
+
+
+def test_a_preempted_request_finds_its_own_blocks() -> None:
+    host = tier(outputs=True)
+    seq = seq_of([1], 40)
+    host.store(seq, 90, 0)  # one named block, four of its own
+    seq.keys = [1, 11, 12, 13, 14]  # as its device cache names them when it is preempted
+    seq.length = 90
+    host.name(seq)
+    assert host.blocks == 5
+    assert host.find(seq, 0, 9) == 5
+
+
+# Runs -------------------------------------------------------------------------------------------------------
+
+CHAT: dict[str, Any] = {
+    "model": "meta-llama/Llama-3.1-8B-Instruct",
+    "deployment": {
+        "engine": "vllm@0.19.1",
+        "hardware": "h100-sxm-80gb",
+        "engine_args": {"num_gpu_blocks_override": 1500, "max_model_len": 8192},
+    },
+    "workload": {
+        "arrivals": {"kind": "poisson", "rate": 1.0},
+        "sessions": {"turns": {"kind": "constant", "value": 5}, "think_time_s": 4},
+        "prompt_tokens": {"kind": "lognormal", "mean": 300, "p99": 1200},
+        "output_tokens": {"kind": "lognormal", "mean": 120, "p99": 500},
+        "requests": 120,
+    },
+}
+
+
+def run(offload: dict[str, Any] | None, aggregate: bool = True, seed: int = 0, **keys: Any) -> RunResult:
+    deployment = {**CHAT["deployment"], **keys}
+    if offload is not None:
+        deployment["offload"] = offload
+    return simulate({**CHAT, "deployment": deployment}, aggregate=aggregate, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rate", [2e8, 6.4e10])
+def test_jumping_and_stepping_agree_with_loads_under_way(seed: int, rate: float) -> None:
+    offload = {"kv_offloading_size": 8.0, "bytes_per_s": rate}
+    for keys in ({}, {"replicas": 2, "router": "least_requests"}, {"engine": "vllm@0.11.0"}):
+        one, plain = run(offload, seed=seed, **keys), run(offload, aggregate=False, seed=seed, **keys)
+        assert np.array_equal(one.raw.end_s, plain.raw.end_s, equal_nan=True)
+        assert one.raw.host_hit_tokens == plain.raw.host_hit_tokens > 0
+        assert np.array_equal(one.raw.cached_tokens, plain.raw.cached_tokens)
+        assert (one.raw.status == 0).all()
+
+
+def test_the_host_tier_gives_back_what_the_device_cache_lost() -> None:
+    without, small, large = run(None), run({"kv_offloading_size": 0.01}), run({"kv_offloading_size": 64.0})
+    cached = [r.raw.cached_tokens.sum() for r in (without, small, large)]
+    assert cached[0] == cached[1] < cached[2]
+    assert small.result["server"]["external_prefix_cache_hit_rate"] == 0
+    assert large.result["server"]["external_prefix_cache_hit_rate"] > 0.2
+    assert "external_prefix_cache_hit_rate" not in without.result["server"]
+    ttft = [r.result["metrics"]["ttft_ms"]["mean"] for r in (without, large)]
+    assert ttft[1] < ttft[0]
+    roomy = run(None, engine_args={"max_model_len": 8192})
+    assert cached[2] == pytest.approx(roomy.raw.cached_tokens.sum(), rel=0.05)
+
+
+def test_a_load_delays_the_first_token_by_its_bytes_over_the_link() -> None:
+    """Five prompts in turn on a device that holds one: the second visit of each is loaded."""
+    n, tokens = 10, 4096
+    scenario = {
+        **CHAT,
+        "deployment": {
+            **CHAT["deployment"],
+            "engine_args": {"num_gpu_blocks_override": 300, "max_model_len": 4600},
+        },
+        "workload": {
+            "arrivals": {"kind": "constant", "rate": 0.05},
+            "shared_prefix": {"groups": 5, "tokens": tokens},
+            "prompt_tokens": 8,
+            "output_tokens": 4,
+            "requests": 60,
+        },
+    }
+    times = []
+    for rate in (1e9, 2e9):
+        scenario["deployment"] = {
+            **scenario["deployment"],
+            "offload": {"kv_offloading_size": 64.0, "bytes_per_s": rate},
+        }
+        result = simulate(scenario)
+        loaded = result.raw.cached_tokens == tokens
+        assert loaded.sum() > n
+        ttft = np.array(result.requests["ttft_ms"])[loaded]
+        times.append(float(np.median(ttft[-20:])))
+    per_token = prepare_bytes_per_token(scenario)
+    assert times[0] - times[1] == pytest.approx(tokens * per_token * (1 / 1e9 - 1 / 2e9) * 1e3, rel=1e-6)
+
+
+def prepare_bytes_per_token(scenario: dict[str, Any]) -> float:
+    from simulator.config.load import load_scenario
+
+    return prepare(load_scenario(scenario)).plan.memory.kv_bytes_per_token
+
+
+def test_preempted_requests_come_back_from_the_host() -> None:
+    args = {"num_gpu_blocks_override": 420, "max_model_len": 6000}
+    without, with_host = run(None, engine_args=args), run({"kv_offloading_size": 64.0}, engine_args=args)
+    assert without.raw.preemptions.sum() > 0
+    assert (with_host.raw.status == 0).all()
+    assert with_host.raw.end_of_run_s <= without.raw.end_of_run_s
+
+
+def test_speculation_and_offload_go_together() -> None:
+    drafts = {"method": "eagle3", "num_speculative_tokens": 2, "acceptance": 0.6}
+    result = run({"kv_offloading_size": 64.0}, speculative=drafts)
+    assert (result.raw.status == 0).all()
+    assert result.result["server"]["external_prefix_cache_hit_rate"] > 0.2
+
+
+@pytest.mark.parametrize(
+    ("deployment", "message"),
+    [
+        ({"engine_args": {"enable_prefix_caching": False}}, "prefix cache, which is off"),
+        ({"engine_args": {"kv_offloading_backend": "lmcache"}}, "lmcache is not modelled"),
+        ({"engine": "sglang"}, "not for sglang"),
+        ({"offload": {"kv_offloading_size": 0.001}}, "less than one block"),
+    ],
+)
+def test_what_is_not_modelled_is_refused(deployment: dict[str, Any], message: str) -> None:
+    pool = {"engine": "vllm", "hardware": "h100-sxm-80gb", "offload": {"kv_offloading_size": 8}, **deployment}
+    with pytest.raises(InputError, match=message):
+        simulate({**CHAT, "deployment": pool})
+
+
+def test_sliding_windows_are_refused() -> None:
+    pool = {"engine": "vllm", "hardware": "h100-sxm-80gb", "offload": {"kv_offloading_size": 8}}
+    with pytest.raises(InputError, match="sliding windows"):
+        simulate({**CHAT, "model": "google/gemma-3-4b-it", "deployment": pool})
+
+
+def test_vllms_flags_say_the_size() -> None:
+    config = {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"cpu_bytes_to_use": 8 << 30},
+    }
+    assert offload_settings(config) == {"kv_offloading_size": 8.0}
+    assert offload_settings({"kv_connector": "LMCacheConnectorV1"}) is None
+    flags = parse_engine_args("vllm", "--kv-offloading-size 8")
+    assert reconcile({"engine": "vllm", "offload": {"bytes_per_s": 1e9}}, flags, given={"offload"}) == {
+        "offload": {"bytes_per_s": 1e9, "kv_offloading_size": 8.0}
+    }
+    with pytest.raises(InputError, match="contradicts the pool's key `offload`"):
+        reconcile({"engine": "vllm", "offload": {"kv_offloading_size": 4.0}}, flags, given={"offload"})

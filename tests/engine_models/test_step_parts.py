@@ -1,0 +1,143 @@
+"""Parts of a step: launches without CUDA graphs, query-key norms over all heads, routers in float32."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from engine_models.architecture import load_architecture
+from engine_models.blocks import Architecture
+from engine_models.formats import format_named
+from engine_models.parts.batch import Batch
+from engine_models.step_time import EXPERT_LAUNCHES, Formats, HostOverhead, StepTimeModel
+from hardware_profiles.device import load_device
+from hardware_profiles.kernel_model import KernelModel, load_kernel_model
+
+BF16 = Formats(format_named("bf16"), format_named("bf16"), format_named("bf16"))
+HOST = HostOverhead(step_s=0.0, row_s=0.0, launch_s=22e-6)
+
+
+@pytest.fixture(scope="module")
+def h100() -> KernelModel:
+    return load_kernel_model("h100-sxm-80gb", "vllm")
+
+
+def model(
+    arch: Architecture, kernels: KernelModel, tp: int, sizes: tuple[int, ...] = (), host: HostOverhead = HOST
+) -> StepTimeModel:
+    return StepTimeModel(
+        arch,
+        kernels,
+        BF16,
+        host,
+        tensor_parallel=tp,
+        graph_sizes=sizes,
+        max_step_tokens=2048,
+        max_rows=64,
+        max_context_tokens=4096,
+    )
+
+
+def decode(rows: int, context: int) -> Batch:
+    return Batch(0, tokens=rows, decode_rows=rows, decode_tokens=rows, decode_kv_tokens=rows * context)
+
+
+def test_a_dense_layer_costs_twelve_launches(h100: KernelModel) -> None:
+    # four linear layers, two norms, rotary, cache write, attention, activation, two all-reduces
+    assert model(load_architecture("Llama-3.1-70B"), h100, 4).launches() == 80 * 12
+    # no all-reduce on one device
+    assert model(load_architecture("Llama-3.1-8B"), h100, 1).launches() == 32 * 10
+
+
+def test_experts_cost_more_launches(h100: KernelModel) -> None:
+    mixtral = model(load_architecture("mistralai/Mixtral-8x7B-v0.1"), h100, 4)
+    assert mixtral.launches() == 32 * (3 + 2 + 3 + 2 + EXPERT_LAUNCHES)
+
+
+def test_small_batches_without_graphs_are_bound_by_launches(h100: KernelModel) -> None:
+    eager = model(load_architecture("Llama-3.1-70B"), h100, 4)
+    floor = 960 * 22e-6
+    assert eager.batch_s(decode(1, 100))[0] == pytest.approx(floor)
+    assert eager.decode_run_s(4, 400, 3) == pytest.approx([floor] * 3)
+    assert eager.decode_few_s(4, 400, 3) == eager.decode_run_s(4, 400, 3).tolist()
+
+
+def test_graphs_and_long_steps_are_not_bound_by_launches(h100: KernelModel) -> None:
+    arch = load_architecture("Llama-3.1-70B")
+    graphs, eager = model(arch, h100, 4, (1, 2, 4, 8)), model(arch, h100, 4)
+    assert graphs.batch_s(decode(1, 100))[0] < 0.9 * eager.batch_s(decode(1, 100))[0]
+    chunk = Batch(0, tokens=2000, prefill=[(2000, 0)])
+    free = model(arch, h100, 4, host=replace(HOST, launch_s=0.0))
+    assert eager.batch_s(chunk) == free.batch_s(chunk)
+
+
+def test_norms_over_all_heads_reduce_two_sums_a_token_over_the_ranks(h100: KernelModel) -> None:
+    full = load_architecture("MiniMaxAI/MiniMax-M2.5")
+    none = replace(full, attention=tuple(replace(b, qk_norm="none") for b in full.attention))
+    m = np.array([1, 64, 2048])
+    with_norms, without = model(full, h100, 4).parts_s(m), model(none, h100, 4).parts_s(m)
+    layers = sum(b.layers for b in full.attention)
+    extra = with_norms["collectives"] - without["collectives"]
+    assert extra == pytest.approx(layers * h100.all_reduce_s(4, 8.0 * m))
+    assert (with_norms["norms"] > without["norms"]).all()
+    assert "collectives" not in model(full, h100, 1).parts_s(m)
+
+
+def test_a_router_in_float32_costs_its_arithmetic_at_the_rate_of_the_cuda_cores(h100: KernelModel) -> None:
+    fp32 = load_architecture("MiniMaxAI/MiniMax-M2.5")
+    assert all(mlp.router_fp32 for mlp in fp32.mlp)
+    bf16 = replace(fp32, mlp=tuple(replace(mlp, router_fp32=False) for mlp in fp32.mlp))
+    m = np.array([1, 64, 8192])
+    slow = model(fp32, h100, 4).parts_s(m)["linear layers"]
+    fast = model(bf16, h100, 4).parts_s(m)["linear layers"]
+    assert (slow > fast).all()
+    arithmetic = (
+        fp32.layers
+        * 2.0
+        * 8192
+        * fp32.hidden
+        * 256
+        / load_device("h100-sxm-80gb").peak_flops_per_s["fp32"].value
+    )
+    assert slow[2] - fast[2] > arithmetic  # below the peak of the cores, and a conversion before it
+
+
+def test_other_models_are_left_alone() -> None:
+    for name in (
+        "Llama-3.1-8B",
+        "mistralai/Mixtral-8x7B-v0.1",
+        "deepseek-ai/DeepSeek-R1",
+        "openai/gpt-oss-120b",
+    ):
+        assert not any(mlp.router_fp32 for mlp in load_architecture(name).mlp)
+
+
+@pytest.mark.parametrize(
+    ("activations", "kernel"), [("bf16", "mxfp4"), ("nvfp4", "mxfp4"), ("fp8", "w4a8_mxfp4_mxfp8")]
+)
+def test_experts_in_mxfp4_multiply_in_fp8_where_activations_are_quantised(
+    activations: str, kernel: str
+) -> None:
+    """vLLM on Blackwell keeps bf16 activations unless it is told otherwise; other parts of gpt-oss are bf16."""
+    b200 = load_kernel_model("b200-sxm-180gb", "vllm")
+    arch = load_architecture("openai/gpt-oss-120b")
+    formats = Formats(format_named("mxfp4"), format_named(activations), format_named("bf16"))
+    times = StepTimeModel(
+        arch, b200, formats, HOST, max_step_tokens=2048, max_rows=64, max_context_tokens=4096
+    )
+    assert times.weights_format("experts") == kernel
+    assert times.weights_format("attention") == "bf16"
+    plain = StepTimeModel(
+        arch,
+        b200,
+        replace(formats, activations=format_named("bf16")),
+        HOST,
+        max_step_tokens=2048,
+        max_rows=64,
+        max_context_tokens=4096,
+    )
+    tokens = np.array([64, 2048])
+    faster = times.parts_s(tokens)["experts"] < 0.95 * plain.parts_s(tokens)["experts"]
+    assert np.all(faster) == (activations == "fp8")

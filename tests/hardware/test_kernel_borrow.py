@@ -1,0 +1,191 @@
+"""Kernels of devices without tables: who lends, what is scaled, what is said."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hardware_profiles import kernel_borrow as kb
+from hardware_profiles import kernel_model as km
+from hardware_profiles import kernel_validate as kv
+from hardware_profiles.device import all_devices, load_device
+from hardware_profiles.kernel_model import DevicePeaks, KernelModel, load_kernel_model
+from simulator.domain import domain
+from simulator.prepare import peaks_of, prepare
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "kernels"
+needs_tables = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="kernel tables (../shared/data/kernels) are absent"
+)
+
+
+def borrower(name: str, framework: str = "vllm", bandwidth_ratio: float = 1.0) -> KernelModel:
+    peaks = peaks_of(load_device(name))
+    faster = replace(peaks, hbm_bytes_per_s=peaks.hbm_bytes_per_s * bandwidth_ratio)
+    return load_kernel_model(name, framework, faster)
+
+
+@pytest.mark.parametrize(
+    ("name", "donor", "halfway"),
+    [
+        ("a100-sxm-40gb", "a100-sxm-80gb", False),
+        ("a30-24gb", "a100-sxm-80gb", False),
+        ("h100-pcie-80gb", "h100-sxm-80gb", False),
+        ("h20-sxm-96gb", "h200-sxm-141gb", False),
+        ("gb200-186gb", "b200-sxm-180gb", False),
+        ("l4-24gb", "l40s-48gb", False),
+        ("rtx-4090-24gb", "l40s-48gb", False),
+        ("rtx-5090-32gb", "rtx-pro-6000-96gb", False),
+        ("a10g-24gb", "l40s-48gb", True),
+        ("arc-b580-12gb", "arc-pro-b60", False),
+        ("mi300x-192gb", "h200-sxm-141gb", False),
+    ],
+)
+def test_the_nearest_kin_lends(name: str, donor: str, halfway: bool) -> None:
+    """Memory type and vendor first (no A100 for an A10, no B200 for an RTX 5090), then generation, then the ratio."""
+    model = borrower(name)
+    assert model.provenance["borrowed_from_device"] == donor
+    assert isinstance(model, kb.HalfBorrowed) == halfway
+    assert model.device == name
+    assert f"kernels of {name} borrowed from {donor}" in (kb.borrowing(model) or "")
+
+
+def test_only_gpus_borrow_and_physics_is_kept_elsewhere() -> None:
+    for device in all_devices():
+        if device.kind in ("cpu", "apple", "asic") or device.name == "rx-7900-xtx-24gb":
+            assert kb.kernel_donor(device) is None, device.name
+    gaudi = borrower("gaudi-3-128gb")
+    assert gaudi.groups == {}
+    assert kb.borrowing(gaudi) is None
+
+
+def test_a_lender_stays_as_it_is_to_the_last_bit() -> None:
+    """Residuals are cached by shape: the borrower's rates must not reach the lender's."""
+    own = load_kernel_model("h100-sxm-80gb", "vllm", DevicePeaks({"bfloat16": 1e12}, 1e11))
+    fresh = km._load.__wrapped__("h100-sxm-80gb", "vllm", km.KERNELS_DIR)
+    m = np.array([1.0, 3, 17, 64, 500, 4096])
+    near = borrower("h100-pcie-80gb").gemm_s("fp8", m, 6144, 4096)
+    assert own.gemm_s("fp8", m, 6144, 4096).tolist() == fresh.gemm_s("fp8", m, 6144, 4096).tolist()
+    assert np.all(near > own.gemm_s("fp8", m, 6144, 4096))
+    assert kb.borrowing(own) is None
+
+
+def test_the_same_datasheet_gives_the_lenders_times() -> None:
+    """H800's datasheet is H100's but for the rounding of two rates: within a tenth of a percent."""
+    m = np.array([1.0, 16, 256, 4096])
+    lender, other = load_kernel_model("h100-sxm-80gb", "vllm"), borrower("h800-sxm-80gb")
+    assert other.gemm_s("bf16", m, 6144, 4096) == pytest.approx(
+        lender.gemm_s("bf16", m, 6144, 4096), rel=1e-3
+    )
+    args = ("bf16", 32, 8, 128, 0, m[:3], 2000.0)
+    assert other.decode_attention_s(*args) == pytest.approx(lender.decode_attention_s(*args), rel=1e-3)
+
+
+def test_a_format_without_its_arithmetic_is_not_borrowed() -> None:
+    a10 = borrower("a10-24gb")
+    assert "gemm/bfloat16" in a10.groups
+    assert "gemm/fp8" not in a10.groups
+    assert "attention_decode/bfloat16/fp8" in a10.groups  # stored in fp8, computed in bfloat16
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["a100-sxm-40gb", "l4-24gb", "rtx-4090-24gb", "a10-24gb", "mi300x-192gb"]),
+    st.integers(1, 256),
+    st.floats(1.05, 4.0),
+)
+def test_more_bandwidth_never_costs_more(name: str, rows: int, ratio: float) -> None:
+    slow, fast = borrower(name), borrower(name, bandwidth_ratio=ratio)
+    assert fast.gemm_s("bf16", rows, 6144, 4096) <= slow.gemm_s("bf16", rows, 6144, 4096) * (1 + 1e-9)
+    args = ("bf16", 32, 8, 128, 0, rows, 3000.0)
+    assert fast.decode_attention_s(*args) <= slow.decode_attention_s(*args) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["a100-sxm-40gb", "rtx-3090-24gb", "mi300x-192gb"])
+def test_borrowed_kernels_keep_to_the_roofline(name: str) -> None:
+    k = borrower(name)
+    m = np.array([1.0, 7, 64, 300, 4096])
+    t = k.gemm_s("bf16", m, 28672, 8192)
+    assert np.all(t * k.peaks.rate("bfloat16") >= 2 * m * 28672 * 8192 * (1 - 1e-9))
+    assert np.all(t * k.peaks.hbm_bytes_per_s >= 2.0 * 28672 * 8192)
+
+
+def test_halfway_is_the_geometric_mean() -> None:
+    k = borrower("a10-24gb")
+    assert isinstance(k, kb.HalfBorrowed)
+    assert k.whole is not None
+    assert k.plain is not None
+    product = k.whole.gemm_s("bf16", 8, 4096, 4096) * k.plain.gemm_s("bf16", 8, 4096, 4096)
+    assert float(k.gemm_s("bf16", 8, 4096, 4096)) ** 2 == pytest.approx(float(product))
+
+
+def test_collectives_keep_their_floor_and_scale_with_the_wire() -> None:
+    curve = {"log2_bytes": [10.0, 20.0, 30.0], "log_s": np.log([1e-5, 3e-5, 1e-2]).tolist()}
+    links = {"collective/all_reduce": {"curves": {"nccl/graph/2/1/intra_node/half": curve}}}
+    got = kb.scaled_links(links, 2.0)["collective/all_reduce"]["curves"]["nccl/graph/2/1/intra_node/half"]
+    assert np.exp(got["log_s"]) == pytest.approx([1e-5, 5e-5, 1e-5 + 2 * (1e-2 - 1e-5)])
+    assert kb.scaled_links(links, 1.0) is links
+    assert kb.link_donor(load_device("a100-sxm-40gb")) == "a100-sxm-80gb"
+    assert kb.link_donor(load_device("rtx-4090-24gb")) == "l40s-48gb"
+    assert kb.link_donor(load_device("mi300x-192gb")) is None
+    # measured curves of a device without kernel tables are its own
+    own = borrower("gb200-186gb")
+    assert own.links == km.load_links("gb200-186gb")
+
+
+@needs_tables
+def test_leaving_a_gpu_out_keeps_to_the_stated_error() -> None:
+    """H200 from H100, and L40S from RTX PRO 6000: mean over operations, and better than the datasheet alone."""
+    for gpu, close in (("h200-sxm-141gb", True), ("l40s-48gb", False)):
+        groups = kv.leave_out(SHARED, "gpu", [gpu])
+        assert groups
+        by_op = {g["op"]: [e for e in groups if e["op"] == g["op"]] for g in groups}
+        errors = {op: float(np.mean([e["mape"] for e in some])) for op, some in by_op.items()}
+        plain = {op: float(np.mean([e["datasheet_mape"] for e in some])) for op, some in by_op.items()}
+        assert np.mean(list(errors.values())) <= 1.1 * kb.HELD_OUT_ERROR_PCT[close]
+        assert all(errors[op] < plain[op] for op in errors)
+
+
+def test_a_run_says_what_was_borrowed_and_claims_no_measurement() -> None:
+    from simulator.config.load import load_scenario
+
+    fields = {
+        "name": "t",
+        "model": "meta-llama/Llama-3.1-8B-Instruct",
+        "deployment": {"engine": "vllm", "hardware": "l4-24gb", "engine_args": {"max_model_len": 2048}},
+        "workload": {
+            "requests": 4,
+            "arrivals": {"kind": "poisson", "rate": 1.0},
+            "prompt_tokens": {"kind": "constant", "value": 100},
+            "output_tokens": {"kind": "constant", "value": 10},
+        },
+    }
+    prepared = prepare(load_scenario(fields))
+    said = "kernels of l4-24gb borrowed from l40s-48gb, scaled by datasheet; held-out error about 10 %"
+    assert said in prepared.assumptions
+    evidence, axes = domain(prepared)
+    assert evidence.hardware == "physics"
+    assert any("no kernel of l4-24gb was measured" in axis and "l40s-48gb" in axis for axis in axes)
+
+
+def test_show_hardware_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    from simulator.cli.catalogues import show_command
+
+    show_command("hardware", "l4-24gb", False)
+    assert "borrowed from l40s-48gb" in capsys.readouterr().out
+    show_command("hardware", "xeon-8480-2s", False)
+    assert "typical efficiencies" in capsys.readouterr().out
+
+
+def test_borrowing_costs_milliseconds() -> None:
+    kb._borrowed.cache_clear()
+    peaks = peaks_of(load_device("rtx-4090-24gb"))
+    begin = time.process_time()
+    load_kernel_model("rtx-4090-24gb", "vllm", peaks)
+    assert time.process_time() - begin < 0.1

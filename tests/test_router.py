@@ -1,0 +1,55 @@
+"""The router's indexed choice is that of a scan over all replicas, ties included, near-sighted or far-sighted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from simulator import router
+from simulator.cluster import Cluster, ClusterResult
+from simulator.router import LeastRequests
+from simulator.validation.schedules import RecordedClock
+from tests.invariants.core_cases import CLOCK, Case, cases, plan_of, workload_of
+
+
+class Scan(LeastRequests):
+    """The rule itself: ask every replica."""
+
+    def choose(self, now_s: float) -> int:
+        for replica in self._replicas:
+            if replica.next_event_s() <= now_s:
+                replica.advance(now_s)
+        return min(range(len(self._replicas)), key=lambda number: self._replicas[number].in_service)
+
+
+def result(
+    case: Case, kind: type[LeastRequests], sight: int, monkeypatch: pytest.MonkeyPatch
+) -> ClusterResult:
+    monkeypatch.setattr("simulator.cluster.LeastRequests", kind)
+    monkeypatch.setattr(router, "FAR_SIGHTED", sight)
+    cluster = Cluster(
+        workload_of(case),
+        plan_of(case),
+        RecordedClock(CLOCK),
+        replicas=5,
+        router="least_requests",
+        before_s=0.003,
+    )
+    return cluster.run()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(cases())
+def test_choice_is_that_of_a_scan(case: Case) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        runs: list[Any] = [
+            result(case, kind, sight, patch)
+            for kind, sight in ((Scan, 99), (LeastRequests, 99), (LeastRequests, 1))
+        ]
+    for name in ("status", "replica", "first_token_s", "end_s", "preemptions", "cached_tokens"):
+        wanted = getattr(runs[0], name)
+        for run in runs[1:]:
+            np.testing.assert_array_equal(getattr(run, name), wanted, err_msg=name)

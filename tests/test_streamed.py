@@ -1,0 +1,232 @@
+"""A streamed run has the requests of one in memory, bit for bit, its counts and sums, and percentiles within the stated error."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import simulator.run
+from simulator import streamed, streamed_figures
+from simulator.io.tables import read_columns
+from simulator.metrics import weighted_quantiles
+from simulator.run import RunResult, simulate
+from simulator.sketch import RELATIVE_ERROR, SMALLEST, LogHistogram
+from simulator.workload import streaming
+
+
+def scenario(requests: int, **deployment: Any) -> dict[str, Any]:
+    rate = 12 * deployment.get("replicas", 1)
+    return {
+        "name": "s",
+        "seed": 3,
+        "model": "meta-llama/Llama-3.1-8B-Instruct",
+        "deployment": {"engine": "vllm", "hardware": "h100-sxm-80gb", **deployment},
+        "workload": {
+            "arrivals": {"kind": "poisson", "rate": rate},
+            "prompt_tokens": {"kind": "lognormal", "mean": 400, "p99": 2000},
+            "output_tokens": {"kind": "lognormal", "mean": 150, "p99": 900},
+            "duration": requests / rate,
+            "warmup": 5,
+        },
+        "slo": {"ttft_ms": {"p99": 60}, "tpot_ms": {"p50": 30}, "itl_ms": {"p99": 60}, "attainment": 0.9},
+    }
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 100 requests, so that a small run has many."""
+    monkeypatch.setattr(streaming, "BLOCK", 100)
+    monkeypatch.setattr(streamed.StreamedCluster.__init__, "__kwdefaults__", {"block": 100})
+
+
+def both(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[RunResult, RunResult]:
+    monkeypatch.setattr(streamed_figures, "PIECE", 16)  # so that a small run has sampling errors
+    whole = simulate(given)
+    monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 100)
+    parts = simulate(given)
+    assert isinstance(parts.requests, Path)
+    return whole, parts
+
+
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"replicas": 3, "router": "round_robin"},
+    {"replicas": 3, "router": "least_requests"},
+    {"replicas": 20, "router": "least_requests"},
+    {"engine_args": {"max_model_len": 2048, "gpu_memory_utilization": 0.24}},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["one", "round-robin", "least-requests", "many", "tight"])
+def test_streamed_is_as_in_memory(
+    shape: dict[str, Any], small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = both(scenario(1500, **shape), monkeypatch)
+    assert isinstance(parts.requests, Path)
+    columns = read_columns(parts.requests)
+    assert list(columns) == list(whole.requests)
+    for name, column in dict(whole.requests).items():
+        wanted, found = np.asarray(column), columns[name]
+        if wanted.dtype.kind == "O":
+            assert list(found) == list(wanted), name
+        else:
+            np.testing.assert_array_equal(found.astype(float), wanted.astype(float), err_msg=name)
+    a, b = whole.result, parts.result
+    for name in (
+        "offered",
+        "completed",
+        "unfinished",
+        "rejected",
+        "window_completed",
+        "window_output_tokens",
+    ):
+        assert a["totals"][name] == b["totals"][name], name
+    for name in ("max_concurrent_requests", "request_goodput", "goodput_fraction", "total_token_throughput"):
+        assert a["totals"][name] == b["totals"][name], name
+    for name, stats in a["metrics"].items():
+        other = b["metrics"][name]
+        assert (stats["min"], stats["max"], stats["count"]) == (other["min"], other["max"], other["count"]), (
+            name
+        )
+        for key in ("mean", "std"):
+            assert other[key] == pytest.approx(stats[key], rel=1e-9, abs=1e-9), (name, key)
+        for key in ("p50", "p90", "p99"):
+            assert other[key] == pytest.approx(stats[key], rel=1.01 * RELATIVE_ERROR), (name, key)
+    assert [c["holds"] for c in b["slo"]["checks"]] == [c["holds"] for c in a["slo"]["checks"]]
+    assert (b["slo"]["holds"], b["slo"]["attainment"]) == (a["slo"]["holds"], a["slo"]["attainment"])
+    assert b["slo"]["attainment_close"] == a["slo"]["attainment_close"]
+    for name, value in a["server"].items():
+        if value is not None and name != "kv_cache_usage_perc":
+            assert b["server"][name] == pytest.approx(value, rel=1e-3), (
+                name
+            )  # states are noted at other steps
+    assert b["totals"]["ci95"]["output_throughput"] == pytest.approx(
+        a["totals"]["ci95"]["output_throughput"], rel=0.05
+    )
+    assert any("relative error" in text for text in b["assumptions"])
+    # the timelines have the same totals, whatever their bins
+    for name in ("prefill_tokens", "decode_tokens", "preemptions"):
+        assert parts.timeline[name].sum() == pytest.approx(whole.timeline[name].sum(), rel=1e-9), name
+
+
+def test_a_run_that_stops_keeps_what_arrived(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 100)
+    ended = 0
+
+    def stop() -> bool:
+        nonlocal ended
+        ended += 1
+        return ended >= 1350
+
+    from simulator.config.load import load_scenario
+    from simulator.prepare import prepare
+    from simulator.run import run_prepared
+
+    run = run_prepared(prepare(load_scenario(scenario(1500))), should_stop=stop)
+    totals = run.result["totals"]
+    assert totals["completed"] == 1350
+    assert totals["completed"] + totals["unfinished"] + totals["rejected"] == totals["offered"]
+    assert run.raw.stopped_at_s is not None
+    assert run.manifest["partial"] is True
+    assert run.result["slo"] is None
+    assert isinstance(run.requests, Path)
+    reasons = read_columns(run.requests)["finish_reason"]
+    assert (reasons == "unfinished").sum() == totals["unfinished"]
+    assert run.scratch is not None
+    folder = run.scratch.path
+    run.scratch.close()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("stream_above", [100, 10**9])
+def test_what_would_be_refused_after_the_stop_has_not_arrived(
+    stream_above: int, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from simulator.config.load import load_scenario
+    from simulator.prepare import prepare
+    from simulator.run import run_prepared
+
+    monkeypatch.setattr(simulator.run, "STREAM_ABOVE", stream_above)
+    given = scenario(1500, engine_args={"max_model_len": 600})
+    ended = 0
+
+    def stop() -> bool:
+        nonlocal ended
+        ended += 1
+        return ended >= 30
+
+    run = run_prepared(prepare(load_scenario(given)), should_stop=stop)
+    reached = run.raw.stopped_at_s
+    assert reached is not None
+    totals, rate = run.result["totals"], given["workload"]["arrivals"]["rate"]
+    assert 0 < totals["rejected"] < totals["offered"] < 3 * rate * reached
+
+
+def test_nothing_is_left_of_a_run_that_fails(
+    tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from simulator.config.load import load_scenario
+    from simulator.prepare import prepare
+    from simulator.run import run_prepared
+
+    monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 100)
+
+    def stop() -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_prepared(prepare(load_scenario(scenario(1500))), should_stop=stop, scratch=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_does_not_grow_with_the_requests(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held in memory a request and its steps take some 700 bytes; streamed, the traced peak grows by a small part of that."""
+    monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 100)
+    simulate(scenario(400))  # tables and modules
+
+    def peak(requests: int) -> int:
+        tracemalloc.start()
+        simulate(scenario(requests))
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    few, many = peak(1000), peak(4000)
+    assert (many - few) / 3000 < 100
+
+
+# Percentiles ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays(np.float64, st.integers(1, 200), elements=st.floats(10 * SMALLEST, 1e9)),
+    st.integers(0, 1000),
+    st.sampled_from([0.0, 1.0, 50.0, 99.0, 99.9, 100.0]),
+)
+def test_a_percentile_is_within_the_stated_error(
+    values: np.ndarray[Any, Any], seed: int, percent: float
+) -> None:
+    weights = np.random.default_rng(seed).integers(1, 5, len(values))
+    histogram = LogHistogram()
+    for part in (slice(0, len(values) // 2), slice(len(values) // 2, None)):
+        histogram.add(values[part], weights[part])
+    exact = weighted_quantiles(values, weights, (percent,))[0]
+    assert histogram.quantiles((percent,))[0] == pytest.approx(exact, rel=RELATIVE_ERROR * (1 + 1e-9))
+    assert histogram.count == weights.sum()
+
+
+def test_zeros_and_infinities_have_their_ranks() -> None:
+    histogram = LogHistogram()
+    histogram.add(np.array([0.0, 0.0, 5.0]))
+    assert histogram.quantiles((0.0, 50.0)) == [0.0, 0.0]
+    assert histogram.quantiles((100.0,))[0] == 5.0
+    assert histogram.quantiles((100.0,), infinite=1)[0] == np.inf
+    assert np.isnan(LogHistogram().quantiles((50.0,))[0])
