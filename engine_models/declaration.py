@@ -96,6 +96,7 @@ class EnginePlan:
     speculation: Speculation | None = None
     offload: HostMemory | None = None
     host_blocks: int = 0
+    moe_backend: str | None = None
 
     def scheduler(self, *, aggregate: bool = True, record_rows: bool = False) -> ContinuousScheduler:
         """Build a fresh scheduler with its KV cache."""

@@ -285,9 +285,13 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 # Commands -------------------------------------------------------------------------------------------------
 
-_ENVIRONMENT_KEYS = {"VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1": "; write activations: fp8 in the pool"}
-"""Environment settings that a key of the pool states, with the words that say so (vLLM 0.15, `mxfp4.py`: on Blackwell
-experts in mxfp4 keep bf16 activations unless this is set)."""
+_ENVIRONMENT_KEYS = {
+    "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1": "; write activations: fp8 in the pool",
+    "VLLM_MXFP4_USE_MARLIN=1": "; write --moe-backend marlin",
+}
+"""Environment settings that a key of the pool or a flag states, with the words that say so (vLLM 0.15, `mxfp4.py`: on
+Blackwell experts in mxfp4 keep bf16 activations unless the first is set, and the second chooses Marlin for them; later
+versions take ``--moe-backend`` instead)."""
 
 _REDIRECTION = re.compile(r"\s[0-9]?>>?\s*(&[0-9]|[^\s&|;]+)")
 _ENDS_COMMAND = re.compile(r"[;&|]+")
@@ -478,6 +482,7 @@ _VLLM_MODELLED: dict[str, Flag] = {
     "kv_offloading_size": Flag("float", None, low=0.0),
     "kv_offloading_backend": Flag("str", "native", choices=("native", "lmcache")),
     "kv_transfer_config": Flag("json", None),
+    "moe_backend": Flag("str", "auto"),
 }
 
 # Of the flags below the simulation reads none; each group is named by the number of values its flags take.
@@ -529,7 +534,7 @@ _UNMODELLED_VALUES = """
     max_num_active_seqs max_num_partial_prefills max_num_queued_reqs max_num_queued_tokens
     max_seq_len_to_capture media_io_kwargs mm_encoder_attn_backend mm_encoder_attn_dtype mm_encoder_tp_mode
     mm_processor_cache_gb mm_processor_cache_type mm_processor_kwargs mm_shm_cache_max_object_size_mb
-    mm_tensor_ipc model_impl moe_backend ngram_prompt_lookup_max ngram_prompt_lookup_min nnodes node_rank
+    mm_tensor_ipc model_impl ngram_prompt_lookup_max ngram_prompt_lookup_min nnodes node_rank
     num_lookahead_slots num_scheduler_steps numa_bind_cpus numa_bind_nodes offload_backend
     offload_group_size offload_num_in_group offload_prefetch_step optimization_level
     override_attention_dtype override_neuron_config override_pooler_config performance_mode pooler_config

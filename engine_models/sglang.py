@@ -194,6 +194,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> SglangPlan:
     notes = (
         f"SGLang {version}: {tokens} KV tokens, {rows} rows, prefill of {largest} tokens a step",
         "SGLang's host time of a step is assumed equal to vLLM's",
+        f"SGLang's front end adds {FRONT_END_S * 1e3:g} ms to TTFT and E2E, as fitted to DeepSeek-R1 (assumed elsewhere)",
     )
     return SglangPlan(
         engine="sglang",

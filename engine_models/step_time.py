@@ -83,6 +83,17 @@ class Formats:
     kv_cache: Format
 
 
+def kernel_format(arch: Architecture, formats: Formats, part: str) -> str:
+    """Format in which the kernel of a part runs (its weights', or bf16 where the checkpoint keeps that).
+
+    Experts in mxfp4 multiply in bf16, or in fp8 where the activations are quantised to it.
+    """
+    fmt = format_of_part(arch, formats.weights, part)
+    if fmt.name == "mxfp4" and part == "experts" and formats.activations.compute == "fp8":
+        return "w4a8_mxfp4_mxfp8"
+    return "bf16" if fmt.name in ("fp16", "bf16", "fp32") else fmt.name
+
+
 def log_grid(highest: int, per_octave: int) -> IntArray:
     """Integers from 1 to `highest`, about `per_octave` an octave."""
     count = max(2, int(np.log2(max(highest, 2)) * per_octave) + 1)
@@ -134,6 +145,8 @@ class StepTimeModel:
         priced as that of as many times the query heads.
     sample_bytes_per_logit : memory traffic of plain sampling; five passes in float32 (convert, penalties, softmax, draw, arg
         max).
+    moe_backend : backend of the experts by the engine's word for it (``marlin``); None, or one that the tables lack: the one
+        that measured layers like these run on.
     """
 
     def __init__(
@@ -154,6 +167,7 @@ class StepTimeModel:
         query_tokens: int = 1,
         sampled_tokens: int = 1,
         sample_bytes_per_logit: float = 20.0,
+        moe_backend: str | None = None,
     ) -> None:
         self.host = host
         self._query_tokens = query_tokens
@@ -161,6 +175,7 @@ class StepTimeModel:
         self._sample_bytes_per_logit = sample_bytes_per_logit
         self._kernels = kernels
         self._formats = formats
+        self._moe_backend = moe_backend
         self._tp = tensor_parallel
         self._ep = expert_parallel
         self.stages = stages(arch, pipeline_parallel)
@@ -176,14 +191,8 @@ class StepTimeModel:
     # -- tables ---------------------------------------------------------------------------------------------
 
     def weights_format(self, part: str) -> str:
-        """Format in which the kernel of a part runs (its weights', or bf16 where the checkpoint keeps that).
-
-        Experts in mxfp4 multiply in bf16, or in fp8 where the activations are quantised to it.
-        """
-        fmt = format_of_part(self._stage, self._formats.weights, part)
-        if fmt.name == "mxfp4" and part == "experts" and self._formats.activations.compute == "fp8":
-            return "w4a8_mxfp4_mxfp8"
-        return "bf16" if fmt.name in ("fp16", "bf16", "fp32") else fmt.name
+        """Format in which the kernel of a part runs, see :func:`kernel_format`."""
+        return kernel_format(self._stage, self._formats, part)
 
     def parts_s(self, m: IntArray) -> dict[str, FloatArray]:
         """Seconds of each token-wise operation of a stage for `m` tokens a step, summed over its layers."""
@@ -201,9 +210,11 @@ class StepTimeModel:
                 if gemm.part == "router" and in_fp32:
                     times = self._fp32_gemm_s(times, m, gemm.n, gemm.k)
                 add("linear layers", gemm.layers * times)
+        experts_format = self.weights_format("experts")
+        backend = kernels.expert_backend(experts_format, self._moe_backend) if self._moe_backend else None
         for moe in moe_shapes(stage, tp, self._ep):
             times = kernels.moe_s(
-                self.weights_format("experts"),
+                experts_format,
                 moe.hidden,
                 moe.intermediate,
                 moe.topk,
@@ -212,6 +223,7 @@ class StepTimeModel:
                 moe.ep,
                 m,
                 gated=moe.gated,
+                kernel=backend,
             )
             add("experts", moe.layers * times)
         width = np.asarray(2.0 * m * stage.hidden, dtype=np.float64)

@@ -99,7 +99,7 @@ GRAPH_BYTES_PER_SIZE = 12e6  # assumed: memory of one captured graph size (about
 
 
 def version_of(text: str | None) -> Version:
-    """Return the newest declared version not above `text` (None: the newest)."""
+    """Return the newest declared version not above `text` (None: the newest); two parts, as 0.15, name a whole series."""
     if text is None:
         return NEWEST
     try:
@@ -108,7 +108,7 @@ def version_of(text: str | None) -> Version:
         raise InputError(
             f"'{text}' is not a vLLM version", mend="write it as in vllm@0.15.1, or leave it out for the newest"
         ) from None
-    fits = [v for v in VERSIONS.values() if tuple(int(p) for p in v.name.split(".")) <= wanted]
+    fits = [v for v in VERSIONS.values() if tuple(int(p) for p in v.name.split("."))[: len(wanted)] <= wanted]
     if not fits:
         raise InputError(
             f"vLLM {text} is older than the oldest modelled version {_V11.name} (V1 engine)",
@@ -314,6 +314,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         speculative_tokens=drafts.tokens if drafts else 0,
         lookahead_tokens=drafts.lookahead_tokens if drafts else 0,
     )
+    moe_backend = _moe_backend(flags, warnings)
     overheads = load_overheads("vllm")
     notes.append(f"vLLM {version.name}: {tokens} tokens and {rows} rows a step, {blocks} blocks of {block_tokens} tokens")
     return EnginePlan(
@@ -339,6 +340,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         speculation=drafts,
         offload=offload,
         host_blocks=host_blocks,
+        moe_backend=moe_backend,
     )
 
 
@@ -382,6 +384,17 @@ def _asynchronous(version: Version, request: PoolRequest) -> bool:
             mend=f"leave it out, or draft with one of {', '.join(ON_DEVICE)}",
         )
     return bool(asked) if asked is not None else version.async_scheduling and pp == 1 and able
+
+
+def _moe_backend(flags: dict[str, Any], warnings: list[str]) -> str | None:
+    """Backend of the experts that the flags choose and that is modelled; None: the one that vLLM takes by itself."""
+    word = str(flags.get("moe_backend") or "auto")
+    if word == "auto":
+        return None
+    if word != "marlin":
+        warnings.append(f"vllm flag `moe_backend` is modelled for marlin only; {word} was ignored")
+        return None
+    return word
 
 
 def _unread_settings(config: dict[str, Any]) -> list[str]:

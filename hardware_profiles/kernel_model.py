@@ -64,6 +64,12 @@ GRAPH_FLOOR_S = 4.6e-6
 #: CUDA graphs agree within 1.9 for vLLM and SGLang, eager ones lie at 10 to 77, SGLang's fp8_block on B200 at 2.35.
 EAGER_RATIO = 2.0
 
+#: Format whose expert tables lend their launch floor to Marlin's kernels in another weight-only format, where they are
+#: chosen for a model that was not measured on them: floors grow with the experts, and vLLM's tables of Marlin are of 384
+#: experts in int4 (50 us on Hopper) and of 896 in mxfp4 (76 us). kind: assumed, 2026-11; source: names of the backends in
+#: the tables (aiconfigurator 095f58a5); compared with, not tuned to, 96 runs of gpt-oss-120b (InferenceX).
+MARLIN_FLOOR_FORMAT = "int4_wo"
+
 #: A prompt table that reaches this share of the best efficiency of its GPU computed the absorbed form: in arithmetic
 #: of the expanded one (2 (192 + 128) a query, key and head) that form (2 (576 + 512)) reaches 0.29 at equal speed;
 #: the geometric mean of 0.29 and 1. unit: 1, kind: datasheet (DeepSeek-V3 config.json, 2024), by arithmetic.
@@ -741,6 +747,25 @@ class KernelModel:
             self._backends[key, shape] = name
         return (*shape[:-1], KERNEL_GAP * names.index(name)), name
 
+    def expert_backend(self, fmt: str, word: str) -> str | None:
+        """Name in the tables of the backend of expert layers that an engine calls `word` (``marlin``).
+
+        None where the tables of the format hold no such backend, or one backend only.
+        """
+        kernels = self.groups.get(f"moe/{canonical_format(fmt)}", {}).get("kernels", {})
+        return next((name for name in sorted(kernels) if f"_{word}_" in f"_{name}_"), None)
+
+    def _chosen_floor(self, backend: str, p: Mapping[str, float]) -> Mapping[str, float]:
+        """Parameters of a backend chosen for expert layers unlike those that it was measured on, in serving.
+
+        Its launch floor counts the routing and alignment of its own model's experts: Marlin takes that of
+        :data:`MARLIN_FLOOR_FORMAT` where it is less.
+        """
+        lender = self.groups.get(f"moe/{MARLIN_FLOOR_FORMAT}")
+        if lender is None or "marlin" not in backend:
+            return p
+        return {**p, "latency_s": min(p["latency_s"], float(lender["parameters"]["latency_s"]))}
+
     def _sibling(self, framework: str) -> KernelModel:
         if framework not in self._siblings:
             self._siblings[framework] = load_kernel_model(self.device, framework, self.peaks)
@@ -949,6 +974,7 @@ class KernelModel:
         experts it touches all of them where independent rows touch 63 %) or ``power_law`` (skewed popularity).
         The measured residual of ``balanced`` serves ``independent`` too; the experts read differ.
         kernel : backend by its name in the tables; the default is the one that measured layers like this run on.
+        Marlin where it is not the default has, in serving, its launch floor exchanged (:data:`MARLIN_FLOOR_FORMAT`).
         """
         fmt = canonical_format(fmt)
         key, p = self._group("moe", fmt)
@@ -966,8 +992,11 @@ class KernelModel:
         surface = self.surface(key)
         shape = moe_shape(hidden, intermediate, topk, experts, tp, ep, float(gated), skewed)
         if surface is not None:
-            shape, backend = self._backend(key, surface, shape, kernel)
+            unnamed = shape
+            shape, backend = self._backend(key, surface, unnamed, kernel)
             p = self.groups[key]["kernels"][backend] if backend else p
+            if condition == "serving" and backend and backend != self._backend(key, surface, unnamed)[1]:
+                p = self._chosen_floor(backend, p)
         t = moe_base_s(p, self.peaks, fmt, rows, *args, dealt, skewed)
         if surface is not None:
             load = moe_load(rows, k, e)

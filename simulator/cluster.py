@@ -8,10 +8,7 @@ on are events on one clock (`_run_together`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Series
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +16,22 @@ from numpy.typing import NDArray
 from engine_models.declaration import EnginePlan
 from engine_models.parts.sequence import Sequence
 from simulator.clock import ARRIVALS, DECISIONS, RESULTS, Clock
-from simulator.limits import limits
+from simulator.outcome import (
+    REJECTED,
+    UNFINISHED,
+    ClusterResult,
+    Rows,
+    last_step_s,
+    leave,
+    outcome,
+    reached_s,
+)
 from simulator.router import LeastRequests
-from simulator.serving.emissions import Emissions, Spans
-from simulator.serving.replica import INFINITY, Replica, StepLog, StepTimes
+from simulator.serving.replica import INFINITY, Replica, StepTimes
 from simulator.workload.columns import Workload
 
-FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-AnyIntArray = NDArray[np.signedinteger[Any]]
 
-FINISHED, UNFINISHED, REJECTED, NOT_ARRIVED = 0, 1, 2, 3
-STATUS_NAMES = ("finished", "unfinished", "rejected", "not_arrived")
 CHUNK = 1024
 """Requests that are made at once when their arrivals are known beforehand."""
 SLICES = 64
@@ -39,39 +40,6 @@ SLICES = 64
 
 class Stopped(Exception):
     """Raised at the end of a request when `should_stop` says so; every part is then between two steps."""
-
-
-@dataclass
-class ClusterResult:
-    """What happened to every request (arrays over the workload's rows) and what every replica did.
-
-    Times in seconds on the client's clock; NaN where a request did not get that far. `emissions[i]` are the inclusive ranges of
-    batch numbers of replica[i] in which request i emitted a token. `stopped_at_s` is the simulated time that all replicas had
-    reached when the run was stopped from outside, None for a complete run.
-    """
-
-    status: AnyIntArray
-    arrival_s: FloatArray
-    engine_arrival_s: FloatArray
-    first_scheduled_s: FloatArray
-    first_token_s: FloatArray
-    end_s: FloatArray
-    prompt_tokens: IntArray
-    output_tokens: IntArray
-    cached_tokens: AnyIntArray
-    preemptions: AnyIntArray
-    replica: AnyIntArray
-    emissions: Series[Spans | None]
-    logs: list[StepLog]
-    capacity_blocks: list[int]
-    hit_tokens: int
-    queried_tokens: int
-    end_of_run_s: float
-    stopped_at_s: float | None = None
-    verifications: int = 0
-    verified_drafts: int = 0
-    accepted_drafts: int = 0
-    host_hit_tokens: int = 0
 
 
 class Cluster:
@@ -113,30 +81,10 @@ class Cluster:
         self.router = router
         self.before_s = before_s
         self.after_s = after_s
-        self.replicas = [
-            Replica(
-                plan.scheduler(aggregate=aggregate),
-                times,
-                depth=plan.depth,
-                stages=stages,
-                tokenise_token_s=plan.tokenise_token_s,
-                on_finish=self._finished,
-            )
-            for _ in range(replicas)
-        ]
-        n = len(workload)
-        nan = np.full(n, np.nan)
-        self._arrival = workload.arrival_s.copy()
-        self._engine_arrival = nan.copy()
-        self._first_scheduled = nan.copy()
-        self._end = nan.copy()
-        self._status = np.full(n, NOT_ARRIVED, dtype=np.int8)
-        self._cached = np.zeros(n, dtype=np.int32)
-        self._preemptions = np.zeros(n, dtype=np.int32)
-        self._where = np.full(n, -1, dtype=np.int32)
-        self._emissions = Emissions(n)
+        self.replicas = pool(plan, times, replicas, stages, aggregate, self._finished)
+        self.rows = Rows(workload, plan)
+        self._priority = [c.priority for c in workload.classes] or [0]
         self._live: dict[int, Sequence] = {}
-        self._limits()
         self._contents()
         self._turn = 0
         self._limit_s = self._end_of_arrivals() + workload.drain_s
@@ -144,13 +92,6 @@ class Cluster:
         self._router: LeastRequests | None = None
 
     # -- requests -------------------------------------------------------------------------------------------
-
-    def _limits(self) -> None:
-        """Clip outputs to the client's limit and the context; note whose end is certain, and who is refused."""
-        w = self.workload
-        found = limits(w.prompt_tokens, w.output_tokens, w.max_output_tokens, self.plan)
-        self.output_tokens, self._stop_known, self._refused = found.output_tokens, found.stop_known, found.refused
-        self._priority = [c.priority for c in w.classes] or [0]
 
     def _contents(self) -> None:
         """Prepare the shared contents: only segments that more than one request names can ever be found."""
@@ -167,7 +108,7 @@ class Cluster:
         offset, length = content.offset.tolist(), content.length.tolist()
         out_segment, out_offset = content.output_segment.tolist(), content.output_offset.tolist()
         popular: list[bool] = (users > 1).tolist()
-        prompt, asked = self.workload.prompt_tokens.tolist(), self.output_tokens.tolist()
+        prompt, asked = self.workload.prompt_tokens.tolist(), self.rows.limits.output_tokens.tolist()
         self._shared = []
         for i in range(n):
             first, last = start[i], start[i + 1]
@@ -186,7 +127,9 @@ class Cluster:
                 _append_run(runs, (output, out_offset[i], asked[i]))
             self._shared.append((tuple(runs), tokens, bool(returns and covered)))
 
-    def _sequence(self, row: int, prompt: int, output: int, engine_s: float, kind: int, known: bool) -> Sequence:
+    def _sequence(
+        self, row: int, prompt: int, output: int, engine_s: float, kind: int, known: bool
+    ) -> Sequence:
         """Make the request of a row as the engine sees it, and note that it lives."""
         runs, shareable, output_shared = self._shared[row] if self._shared is not None else ((), 0, False)
         seq = self._live[row] = Sequence(
@@ -205,11 +148,18 @@ class Cluster:
 
     def _chunks(self, rows: IntArray) -> Iterator[list[Sequence]]:
         """Requests of `rows`, made a chunk at a time so that those of hours to come take no memory."""
-        w = self.workload
-        columns = (w.prompt_tokens, self.output_tokens, self._engine_arrival, w.class_index, self._stop_known)
+        w, found = self.workload, self.rows.limits
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
-            yield list(map(self._sequence, chunk.tolist(), *(column[chunk].tolist() for column in columns)))
+            columns = (
+                chunk,
+                w.prompt_tokens[chunk],
+                found.output_tokens[chunk],
+                self.rows.arrival_s[chunk] + self.before_s,
+                w.class_index[chunk],
+                found.stop_known[chunk],
+            )
+            yield list(map(self._sequence, *(column.tolist() for column in columns)))
 
     def _end_of_arrivals(self) -> float:
         known = self.workload.arrival_s[~np.isnan(self.workload.arrival_s)]
@@ -232,44 +182,31 @@ class Cluster:
             else:
                 self._run_apart()
         except Stopped:
-            self._stop()
+            self._stopped_at_s = reached_s(self.replicas, self._limit_s)
+            self.rows.cut(self._stopped_at_s, self._live)
         return self._result()
-
-    def _stop(self) -> None:
-        """Note how far all replicas have come; what arrives later has not arrived."""
-        reached = min((replica.clock_s for replica in self.replicas if replica.busy()), default=self._limit_s)
-        self._stopped_at_s = reached
-        late = np.isin(self._status, (UNFINISHED, REJECTED)) & (self._arrival > reached)
-        self._status[late] = NOT_ARRIVED
-        for row in np.flatnonzero(late).tolist():
-            self._live.pop(row, None)
 
     def _arrive(self, row: int, now_s: float) -> Sequence | None:
         """Register an arrival; None if the engine refuses it."""
-        self._arrival[row] = now_s
-        if self._refused[row]:
-            self._status[row] = REJECTED
+        rows, w = self.rows, self.workload
+        rows.arrival_s[row] = now_s
+        if rows.refused[row]:
+            rows.status[row] = REJECTED
             return None
-        self._status[row] = UNFINISHED
-        engine_s = now_s + self.before_s
-        self._engine_arrival[row] = engine_s
-        w = self.workload
+        rows.status[row] = UNFINISHED
         return self._sequence(
             row,
             int(w.prompt_tokens[row]),
-            int(self.output_tokens[row]),
-            engine_s,
+            int(rows.limits.output_tokens[row]),
+            now_s + self.before_s,
             int(w.class_index[row]),
-            bool(self._stop_known[row]),
+            bool(rows.limits.stop_known[row]),
         )
 
     def _run_apart(self) -> None:
-        self._status[:] = np.where(self._refused, REJECTED, UNFINISHED)
-        accepted = np.flatnonzero(~self._refused)
-        self._engine_arrival[accepted] = self._arrival[accepted] + self.before_s
-        self._where[accepted] = np.arange(len(accepted)) % len(self.replicas)
-        for number, replica in enumerate(self.replicas):
-            replica.feed(self._chunks(accepted[number :: len(self.replicas)]))
+        self.rows.all_arrive()
+        for replica, rows in zip(self.replicas, self.rows.deal(len(self.replicas)), strict=True):
+            replica.feed(self._chunks(rows))
         slices = np.linspace(0.0, self._end_of_arrivals(), SLICES).tolist() if len(self.replicas) > 1 else []
         for limit_s in [*slices, self._limit_s]:
             for replica in self.replicas:
@@ -281,7 +218,7 @@ class Cluster:
         for row, when in enumerate(self.workload.arrival_s.tolist()):
             seq = self._arrive(row, when)
             if seq is not None:
-                self._where[row] = route(self._router, self.replicas, seq)
+                self.rows.replica[row] = route(self._router, self.replicas, seq)
         for replica in self.replicas:
             replica.advance(self._limit_s)
 
@@ -333,7 +270,7 @@ class Cluster:
 
         def reach_engine() -> None:
             number = self._choose(clock.now_s)
-            self._where[row] = number
+            self.rows.replica[row] = number
             replica = self.replicas[number]
             replica.advance(clock.now_s)
             replica.submit(seq)
@@ -390,9 +327,7 @@ class Cluster:
     def _finished(self, seq: Sequence, now_s: float) -> None:
         row = seq.index
         end_s = now_s + self.after_s
-        self._status[row] = FINISHED
-        self._end[row] = end_s
-        self._keep(seq)
+        self.rows.finish(seq, end_s)
         del self._live[row]
         if self._clock is not None:
             self._release_next(row, end_s)
@@ -413,71 +348,36 @@ class Cluster:
                 continue
             clock.at(when, ARRIVALS, partial(self._submit, follower, when))
 
-    def _keep(self, seq: Sequence) -> None:
-        row = seq.index
-        self._engine_arrival[row] = seq.arrival_s
-        self._first_scheduled[row] = seq.first_scheduled_s if seq.first_scheduled_s >= 0 else np.nan
-        self._cached[row] = seq.first_hit_tokens
-        self._preemptions[row] = seq.preemptions
-        self._emissions.note(row, seq.emissions)
-
     def _result(self) -> ClusterResult:
-        for replica in self.replicas:
-            scheduler = replica.scheduler
-            for seq in list(scheduler.running):
-                if seq.state == "decoding":
-                    scheduler._leave_decodes(seq, scheduler.next_number - 1)
-        for seq in self._live.values():
-            self._keep(seq)
-        n = len(self.workload)
-        ends = [np.frombuffer(replica.log.end_s, dtype=np.float64) for replica in self.replicas]
-        first_batch = self._emissions.first_batch()
-        first_token = np.full(n, np.nan)
-        for number, end in enumerate(ends):
-            mine = (self._where == number) & (first_batch >= 0)
-            mine &= first_batch < len(end)
-            first_token[mine] = end[first_batch[mine]] + self.after_s
-        return ClusterResult(
-            status=self._status,
-            arrival_s=self._arrival,
-            engine_arrival_s=self._engine_arrival,
-            first_scheduled_s=self._first_scheduled,
-            first_token_s=first_token,
-            end_s=self._end,
-            prompt_tokens=self.workload.prompt_tokens,
-            output_tokens=self.output_tokens,
-            cached_tokens=self._cached,
-            preemptions=self._preemptions,
-            replica=self._where,
-            emissions=self._emissions,
-            logs=[replica.log for replica in self.replicas],
-            capacity_blocks=[replica.scheduler.kv.capacity_blocks for replica in self.replicas],
-            hit_tokens=sum(replica.scheduler.hit_tokens for replica in self.replicas),
-            queried_tokens=sum(replica.scheduler.queried_tokens for replica in self.replicas),
-            **self._drafted(),
-            host_hit_tokens=self._host_hits(),
-            end_of_run_s=max(
-                [
-                    self._limit_s if self._stopped_at_s is None and (self._status == UNFINISHED).any() else 0.0,
-                    *(float(e[-1]) for e in ends if len(e)),
-                ]
-            ),
-            stopped_at_s=self._stopped_at_s,
+        stopped_at_s = self._stopped_at_s
+        until_s = self._limit_s if stopped_at_s is None else stopped_at_s
+        for seq in leave(self.replicas, self._live.values(), until_s):
+            self.rows.keep(seq)
+        drained = stopped_at_s is None and (self.rows.status == UNFINISHED).any()
+        end_s = max(self._limit_s if drained else 0.0, last_step_s(self.replicas))
+        return outcome(self.rows, self.replicas, self.after_s, end_s, stopped_at_s)
+
+
+def pool(
+    plan: EnginePlan,
+    times: StepTimes,
+    count: int,
+    stages: int,
+    aggregate: bool,
+    on_finish: Callable[[Sequence, float], None],
+) -> list[Replica]:
+    """Return `count` equal replicas."""
+    return [
+        Replica(
+            plan.scheduler(aggregate=aggregate),
+            times,
+            depth=plan.depth,
+            stages=stages,
+            tokenise_token_s=plan.tokenise_token_s,
+            on_finish=on_finish,
         )
-
-    def _host_hits(self) -> int:
-        """Prompt tokens found in host memory at first admissions, by all replicas."""
-        if not self.plan.host_blocks:
-            return 0
-        hosts = [replica.scheduler.host for replica in self.replicas]
-        return sum(host.hit_tokens for host in hosts if host is not None)
-
-    def _drafted(self) -> dict[str, int]:
-        """Verifications, verified and accepted drafts of all replicas; nothing without speculative decoding."""
-        if self.plan.speculation is None:
-            return {}
-        names = ("verifications", "verified_drafts", "accepted_drafts")
-        return {name: sum(getattr(replica.scheduler, name) for replica in self.replicas) for name in names}
+        for _ in range(count)
+    ]
 
 
 def route(router: LeastRequests, replicas: list[Replica], seq: Sequence) -> int:

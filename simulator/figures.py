@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator import metrics
-from simulator.cluster import FINISHED, NOT_ARRIVED, REJECTED, STATUS_NAMES, UNFINISHED, ClusterResult
 from simulator.limits import Limits
+from simulator.outcome import FINISHED, NOT_ARRIVED, REJECTED, STATUS_NAMES, UNFINISHED, ClusterResult
 from simulator.timeline import server_averages
 from simulator.workload.columns import RequestClass, Workload
 
@@ -147,9 +147,10 @@ def exact_figures(scenario: Scenario, workload: Workload, raw: ClusterResult) ->
     visible = (raw.end_s >= window.start_s) & (raw.end_s <= window.end_s)
     first = (raw.first_token_s >= window.start_s) & (raw.first_token_s <= window.end_s)
     known_arrivals = not np.isnan(workload.arrival_s).any()
+    counts = {name: int((raw.status == code).sum()) for code, name in enumerate(STATUS_NAMES)}
     figures = Figures(
         window=window,
-        counts={name: int((raw.status == code).sum()) for code, name in enumerate(STATUS_NAMES)},
+        counts=counts,
         inside=int(inside.sum()),
         completed_inside=int((inside & ~np.isnan(lat.e2el_ms)).sum()),
         stats=stats,
@@ -164,7 +165,8 @@ def exact_figures(scenario: Scenario, workload: Workload, raw: ClusterResult) ->
         good_inside=int((good & inside).sum()) if judged_at_all else None,
         max_concurrent=_peak_concurrency(raw),
         preemptions=int(raw.preemptions.sum()),
-        overload=metrics.overload(raw, window) or lost_backlog(raw, window),
+        overload=metrics.overload(raw, window)
+        or lost_backlog(counts, window, raw.end_of_run_s, raw.stopped_at_s),
         verdict=verdict,
         rates_ci95=metrics.rates_ci95(raw, window, good if judged_at_all else None),
         window_good=int((good & visible).sum()) if judged_at_all else None,
@@ -189,15 +191,15 @@ def _of_gaps(
     return metrics.statistics(values, "ms", weights), verdict
 
 
-def lost_backlog(raw: ClusterResult, window: metrics.Window) -> metrics.Overload | None:
+def lost_backlog(
+    counts: dict[str, int], window: metrics.Window, end_of_run_s: float, stopped_at_s: float | None
+) -> metrics.Overload | None:
     """Overload of loads that arrive early, such as a batch: more than one in twenty unfinished after the drain."""
-    unfinished = int((raw.status == UNFINISHED).sum())
-    offered = int((raw.status != NOT_ARRIVED).sum())
-    if raw.stopped_at_s is not None or unfinished <= 0.05 * offered:
+    unfinished, offered = counts["unfinished"], sum(counts.values()) - counts["not_arrived"]
+    if stopped_at_s is not None or unfinished <= 0.05 * offered:
         return None
-    ended = raw.end_s[~np.isnan(raw.end_s)]
-    span = max(raw.end_of_run_s - window.start_s, 1e-9)
-    return metrics.Overload(offered / max(window.length_s, 1e-9), len(ended) / span, unfinished)
+    span = max(end_of_run_s - window.start_s, 1e-9)
+    return metrics.Overload(offered / max(window.length_s, 1e-9), counts["finished"] / span, unfinished)
 
 
 def _classes(
@@ -237,9 +239,8 @@ def _classes(
 
 def _peak_concurrency(raw: ClusterResult) -> int:
     """Most requests in the system at once."""
-    began = raw.arrival_s[~np.isnan(raw.engine_arrival_s)]
-    ended = raw.end_s[~np.isnan(raw.end_s)]
-    return peak_of(began, ended)[0]
+    began = raw.arrival_s[(raw.status == FINISHED) | (raw.status == UNFINISHED)]
+    return peak_of(began, raw.end_s[raw.status == FINISHED])[0]
 
 
 def peak_of(began: NDArray[np.float64], ended: NDArray[np.float64], before: int = 0) -> tuple[int, int]:

@@ -106,7 +106,7 @@ def interval(value: float | None, log_half_width: float) -> list[float] | None:
 
 
 def queue_widening(log_half_width: float, queue_ms: float, value_ms: float, step_width: float) -> float:
-    """Width of a TTFT of which `queue_ms` is waiting beyond one step: queues move more than the steps that cause them."""
+    """Width of a TTFT or E2E of which `queue_ms` is waiting beyond one step: queues move more than the steps behind them."""
     share = min(1.0, max(0.0, queue_ms) / value_ms) if value_ms > 0 else 0.0
     return math.hypot(log_half_width, QUEUE_ELASTICITY * step_width * share)
 
@@ -117,8 +117,8 @@ def add_intervals(result: dict[str, Any], evidence: Evidence, *, open_loop: bool
     A statistic without evidence gets none. In an open loop that is not overloaded the arrivals fix throughput and total cost;
     elsewhere they err as the step time does, and the split of cost between input and output always does.
 
-    TTFT is widened by the share of queueing in it: near saturation a small error of the step time is a large error of the
-    queue. An overloaded run's TTFT has no upper bound (null), since it grows with the length of the run.
+    TTFT and E2E are widened by the share of queueing in them: near saturation a small error of the step time is a large error
+    of the queue. An overloaded run's TTFT has no upper bound (null), since it grows with the length of the run.
     """
     metrics = result["metrics"]
     overloaded = any(text.startswith("overload") for text in result["warnings"])
@@ -138,7 +138,7 @@ def add_intervals(result: dict[str, Any], evidence: Evidence, *, open_loop: bool
                 out[statistic] = None
                 continue
             value = stats[statistic]
-            if name in ("ttft_ms", "queue_ms") and value:
+            if name in ("ttft_ms", "queue_ms", "e2el_ms") and value:
                 queue = (metrics["queue_ms"][statistic] or 0.0) - (metrics["itl_ms"]["p50"] or 0.0)
                 width = queue_widening(width, queue, value, step_width)
             bounds = interval(value, width)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cluster import FINISHED, REJECTED, UNFINISHED, ClusterResult
+from simulator.outcome import FINISHED, REJECTED, UNFINISHED, ClusterResult
 from simulator.serving.emissions import Emissions
 
 FloatArray = NDArray[np.float64]
@@ -46,6 +46,11 @@ class Window:
     def length_s(self) -> float:
         """Length in seconds."""
         return max(self.end_s - self.start_s, 0.0)
+
+    @property
+    def middle_s(self) -> float:
+        """Where the second half begins."""
+        return (self.start_s + self.end_s) / 2
 
 
 def percentile_name(percent: float) -> str:
@@ -445,7 +450,11 @@ def verdict(
 
 
 def judgement(
-    checks: list[dict[str, Any]], attainment: float | None, wanted_fraction: float | None, kept: bool, near: bool
+    checks: list[dict[str, Any]],
+    attainment: float | None,
+    wanted_fraction: float | None,
+    kept: bool,
+    near: bool,
 ) -> dict[str, Any]:
     """Put checks and attainment together: `kept` and `near` say whether the attainment holds, and whether it is close."""
     return {
@@ -522,20 +531,24 @@ class Overload:
 
 
 def overload(result: ClusterResult, window: Window) -> Overload | None:
-    """Tell whether the backlog grew through the second half of the window.
+    """Tell whether the backlog grew through the second half of the window, as `growing_backlog` judges it."""
+    middle, end = window.middle_s, window.end_s
+    offered = result.status != REJECTED
+    arrived = int(((result.arrival_s >= middle) & (result.arrival_s <= end) & offered).sum())
+    ended = int(((result.end_s >= middle) & (result.end_s <= end)).sum())
+    backlog = int(((result.arrival_s <= end) & offered).sum() - (result.end_s <= end).sum())
+    return growing_backlog(window, arrived, ended, backlog, int((result.status == UNFINISHED).sum()))
+
+
+def growing_backlog(
+    window: Window, arrived_requests: float, ended_requests: float, backlog: int, unfinished: int
+) -> Overload | None:
+    """Overload by the requests that arrived and ended in the second half of the window, and what is left of all at its end.
 
     Criterion: over the second half fewer than 95 % as many requests ended as arrived, more than 20 more were in the system at
     its end than in its middle, and requests waited. The sustainable rate is the completion rate of that half.
     """
-    middle = (window.start_s + window.end_s) / 2
-    span = window.end_s - middle
-    if span <= 0:
-        return None
-    offered = result.status != REJECTED
-    arrived = int(((result.arrival_s >= middle) & (result.arrival_s <= window.end_s) & offered).sum())
-    ended = int(((result.end_s >= middle) & (result.end_s <= window.end_s)).sum())
-    unfinished = int((result.status == UNFINISHED).sum())
-    backlog = int(((result.arrival_s <= window.end_s) & offered).sum() - (result.end_s <= window.end_s).sum())
-    if arrived and ended < 0.95 * arrived and arrived - ended > 20 and (backlog > 20 or unfinished):
+    arrived, ended, span = arrived_requests, ended_requests, window.end_s - window.middle_s
+    if span > 0 and ended < 0.95 * arrived and arrived - ended > 20 and (backlog > 20 or unfinished):
         return Overload(arrived / span, ended / span, backlog)
     return None

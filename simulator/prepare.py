@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_models import sglang, vllm
 from engine_models.architecture import check_parallelism, load_architecture
 from engine_models.blocks import Architecture
 from engine_models.declaration import EnginePlan, HostMemory, PoolRequest
 from engine_models.flags import EngineFlags, parse_engine_args
-from engine_models.formats import format_named
+from engine_models.formats import FORMATS, format_named
 from engine_models.speculative import Speculation, SpeculativeTimes, speculation_of
-from engine_models.step_time import Formats, StepTimeModel
+from engine_models.step_time import Formats, StepTimeModel, kernel_format
 from hardware_profiles.device import Device, device_names, load_device
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.kernel_borrow import borrowing
@@ -30,11 +29,8 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 
 
-ENGINES: dict[str, Callable[[PoolRequest, str | None], EnginePlan]] = {
-    "vllm": vllm.plan,
-    "sglang": sglang.plan,
-}
-"""Engines that can be simulated: name -> function from a pool's request and a version to its plan."""
+ENGINES = {"vllm": "engine_models.vllm", "sglang": "engine_models.sglang"}
+"""Engines that can be simulated, and the module of each, imported when a pool asks for it."""
 
 
 FRAMEWORK_KERNELS = {"vllm": "vllm", "sglang": "sglang"}
@@ -86,6 +82,7 @@ class Prepared:
             truncated_sampling=self.plan.truncated_sampling,
             query_tokens=row_tokens,
             sampled_tokens=row_tokens,
+            moe_backend=self.plan.moe_backend,
             **tables,
         )
         return model if drafts is None else SpeculativeTimes(model, drafts, self.kernels, tables)
@@ -147,7 +144,7 @@ def resolve_formats(
         raise InputError(
             f"no engine keeps its KV cache in {kv.name}",
             where="deployment.kv_cache",
-            mend="use bf16, fp16, fp8 or int8",
+            mend=f"use one of {', '.join(f.name for f in FORMATS.values() if f.kv_cache)}",
         )
     return Formats(weights, activations, kv), notes
 
@@ -207,14 +204,22 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         speculation=_speculation(pool, engine, arch, formats, base),
         offload=_host_memory(pool, engine, device),
     )
-    plan = ENGINES[engine](request, version)
+    plan: EnginePlan = import_module(ENGINES[engine]).plan(request, version)
     kernels = load_kernel_model(
         device.kernel_profile or device.name, FRAMEWORK_KERNELS[engine], peaks_of(device)
     )
+    if plan.moe_backend and any(block.kind == "moe" for block in arch.mlp):
+        experts_format = kernel_format(arch, formats, "experts")
+        if kernels.expert_backend(experts_format, plan.moe_backend) is None:
+            warnings.append(
+                f"moe_backend {plan.moe_backend}: the tables of experts in {experts_format} hold one backend only, or not "
+                f"this one, on {device.title}; it was ignored"
+            )
     lent = borrowing(kernels)
     replicas = pool.replicas * pool.data_parallel
     devices = replicas * pool.tensor_parallel * pool.pipeline_parallel
-    assumptions = [*_read_as(pool.hardware, device.name), *notes, *([lent] if lent else []), *plan.notes]
+    read_as = [*_read_as(pool.hardware, device.name), *_version_as(pool.engine, plan.version)]
+    assumptions = [*read_as, *notes, *([lent] if lent else []), *plan.notes]
     per_node = int(device.node_size.value)
     if pool.tensor_parallel > per_node:
         warnings.append(
@@ -290,6 +295,14 @@ def _unused_costs(scenario: Scenario) -> list[str]:
         if given
         else []
     )
+
+
+def _version_as(engine: str, taken: str) -> list[str]:
+    """An assumption where a version was asked for that is not one of those modelled."""
+    name, _, asked = engine.partition("@")
+    if asked.lstrip("v") in ("", taken):
+        return []
+    return [f"{name} {asked} is simulated by the rules of {taken}, the modelled version that stands for it"]
 
 
 def _read_as(written: str, device: str) -> list[str]:

@@ -44,4 +44,7 @@ def unit_price(scenario: Scenario, device: Device) -> UnitPrice | None:
     if price is None:
         return None
     q = price.usd_per_gpu_hour
-    return UnitPrice(q.value, price.provider, price.region or "", price.commitment, q.source, q.date, q.kind)
+    # A commitment without a provider is the on-demand median scaled, whatever its providers list for the commitment.
+    scaled = commitment != "on_demand" and cost.provider is None and cost.region is None
+    provider = f"estimate from on_demand ({price.provider})" if scaled else price.provider
+    return UnitPrice(q.value, provider, price.region or "", price.commitment, q.source, q.date, q.kind)

@@ -22,13 +22,14 @@ from engine_models.declaration import EnginePlan
 from engine_models.speculative import AcceptanceStreams
 from hardware_profiles.errors import InputError
 from simulator import metrics
-from simulator.cluster import FINISHED, NOT_ARRIVED, REJECTED, Cluster, ClusterResult
+from simulator.cluster import Cluster
 from simulator.cost import Usage, run_cost
 from simulator.domain import device_sources, domain, kernel_sources
 from simulator.figures import Figures, Measured, exact_figures, slo_dict
 from simulator.intervals import add_intervals
 from simulator.io.tables import Column
 from simulator.limits import cuts, limits, refusals
+from simulator.outcome import FINISHED, NOT_ARRIVED, REJECTED, ClusterResult
 from simulator.prepare import Prepared, deployment_summary, prepare
 from simulator.request_table import request_table
 from simulator.timeline import timeline

@@ -22,23 +22,23 @@ from numpy.typing import NDArray
 from engine_models.declaration import EnginePlan
 from engine_models.parts.sequence import Sequence
 from simulator import metrics
-from simulator.cluster import (
-    CHUNK,
-    FINISHED,
-    NOT_ARRIVED,
-    REJECTED,
-    UNFINISHED,
-    ClusterResult,
-    Stopped,
-    route,
-)
+from simulator.cluster import CHUNK, Stopped, pool, route
 from simulator.figures import Figures, slo_dict
 from simulator.io.tables import TableWriter
-from simulator.limits import Limits, limits
+from simulator.limits import Limits
+from simulator.outcome import (
+    NOT_ARRIVED,
+    UNFINISHED,
+    ClusterResult,
+    Rows,
+    last_step_s,
+    leave,
+    outcome,
+    reached_s,
+)
 from simulator.request_table import request_table
 from simulator.router import LeastRequests
-from simulator.serving.emissions import Emissions
-from simulator.serving.replica import Replica, StepTimes
+from simulator.serving.replica import StepTimes
 from simulator.streamed_figures import ReplicaSteps, Tally
 from simulator.workload.columns import Workload
 from simulator.workload.streaming import BLOCK, WorkloadStream
@@ -68,36 +68,6 @@ class StreamedRun:
     table: Path
     raw: ClusterResult
     scratch: Scratch
-
-
-class _Block:
-    """Requests of a block and what became of them, as the columns of a `ClusterResult`."""
-
-    def __init__(self, first: int, workload: Workload, plan: EnginePlan, before_s: float) -> None:
-        n = len(workload)
-        self.first = first
-        self.workload = workload
-        self.limits = limits(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, plan)
-        refused = self.limits.refused
-        self.accepted = np.flatnonzero(~refused)
-        self.left = len(self.accepted)
-        self.status = np.where(refused, REJECTED, UNFINISHED).astype(np.int8)
-        self.engine_arrival = np.where(refused, np.nan, workload.arrival_s + before_s)
-        self.first_scheduled = np.full(n, np.nan)
-        self.end = np.full(n, np.nan)
-        self.cached = np.zeros(n, dtype=np.int32)
-        self.preemptions = np.zeros(n, dtype=np.int32)
-        self.where = np.full(n, -1, dtype=np.int32)
-        self.emissions = Emissions(n)
-
-    def keep(self, seq: Sequence) -> None:
-        """Note what a request's object knows."""
-        row = seq.index - self.first
-        self.engine_arrival[row] = seq.arrival_s
-        self.first_scheduled[row] = seq.first_scheduled_s if seq.first_scheduled_s >= 0 else np.nan
-        self.cached[row] = seq.first_hit_tokens
-        self.preemptions[row] = seq.preemptions
-        self.emissions.note(row, seq.emissions)
 
 
 class _Feed(Iterator[list[Sequence]]):
@@ -141,17 +111,7 @@ class StreamedCluster:
         self.plan = plan
         self.before_s, self.after_s = before_s, after_s
         self._should_stop, self._acceptance = should_stop, acceptance
-        self.replicas = [
-            Replica(
-                plan.scheduler(aggregate=aggregate),
-                times,
-                depth=plan.depth,
-                stages=stages,
-                tokenise_token_s=plan.tokenise_token_s,
-                on_finish=self._finished,
-            )
-            for _ in range(replicas)
-        ]
+        self.replicas = pool(plan, times, replicas, stages, aggregate, self._finished)
         self.in_turn = replicas > 1 and router != "round_robin"
         self.stopped_at_s: float | None = None
         self.duration_s = 0.0
@@ -159,13 +119,13 @@ class StreamedCluster:
         self.any_unfinished = False
         self._limit_s = 0.0
         self._block = block
-        self._blocks: deque[_Block] = deque()
+        self._blocks: deque[Rows] = deque()
         self._live: dict[int, Sequence] = {}
         self._feeds = [_Feed() for _ in range(replicas)]
         self._accepted = 0
 
     def run(
-        self, workload: WorkloadStream, account: Callable[[_Block], None], retire: Callable[[float], None]
+        self, workload: WorkloadStream, account: Callable[[Rows], None], retire: Callable[[float], None]
     ) -> None:
         """Run to the end of the drain, or until `should_stop` says so."""
         router = LeastRequests(self.replicas) if self.in_turn else None
@@ -173,7 +133,8 @@ class StreamedCluster:
         first = 0
         try:
             for requests in workload.blocks():
-                block = _Block(first, requests, self.plan, self.before_s)
+                block = Rows(requests, self.plan, first)
+                block.all_arrive()
                 first += len(requests)
                 self._blocks.append(block)
                 last_s = float(requests.arrival_s[-1])
@@ -185,37 +146,42 @@ class StreamedCluster:
                 else:
                     for lot in self._lots(block, block.accepted):
                         for seq in lot():
-                            block.where[seq.index - block.first] = route(router, self.replicas, seq)
+                            block.replica[seq.index - block.first] = route(router, self.replicas, seq)
                 self._settle(account, retire, last_s)
             self.duration_s = workload.duration_s if np.isfinite(workload.duration_s) else last_s
             self._limit_s = self.duration_s + workload.drain_s
             for replica in self.replicas:
                 replica.advance(self._limit_s)
         except Stopped:
-            self._stop()
+            self.stopped_at_s = self._limit_s = reached_s(self.replicas, self._limit_s)
+            for block in self._blocks:
+                block.cut(self.stopped_at_s, self._live)
         self._end(account, retire)
 
-    def _feed(self, block: _Block) -> None:
+    def _feed(self, block: Rows) -> None:
         """Deal the requests of a block to the replicas in turn."""
-        count = len(self.replicas)
-        block.where[block.accepted] = (self._accepted + np.arange(len(block.accepted))) % count
-        for number, replica in enumerate(self.replicas):
-            feed = self._feeds[number]
-            for lot in self._lots(block, block.accepted[(number - self._accepted) % count :: count]):
+        dealt = block.deal(len(self.replicas), self._accepted)
+        for replica, feed, rows in zip(self.replicas, self._feeds, dealt, strict=True):
+            for lot in self._lots(block, rows):
                 feed.append(lot)
             replica.feed(feed)
         self._accepted += len(block.accepted)
 
-    def _lots(self, block: _Block, rows: NDArray[np.int64]) -> Iterator[Callable[[], list[Sequence]]]:
+    def _lots(self, block: Rows, rows: NDArray[np.int64]) -> Iterator[Callable[[], list[Sequence]]]:
         for start in range(0, len(rows), CHUNK):
             yield lambda some=rows[start : start + CHUNK]: self._sequences(block, some)  # type: ignore[misc]
 
-    def _sequences(self, block: _Block, rows: NDArray[np.int64]) -> list[Sequence]:
-        found = block.limits
-        columns = (block.workload.prompt_tokens, found.output_tokens, block.engine_arrival, found.stop_known)
+    def _sequences(self, block: Rows, rows: NDArray[np.int64]) -> list[Sequence]:
+        columns = (
+            rows + block.first,
+            block.workload.prompt_tokens[rows],
+            block.limits.output_tokens[rows],
+            block.arrival_s[rows] + self.before_s,
+            block.limits.stop_known[rows],
+        )
         made = []
         for row, prompt, output, engine_s, known in zip(
-            (rows + block.first).tolist(), *(column[rows].tolist() for column in columns), strict=True
+            *(column.tolist() for column in columns), strict=True
         ):
             accept = self._acceptance(row) if self._acceptance is not None else None
             seq = Sequence(row, prompt, output, engine_s, stop_known=known, acceptance=accept)
@@ -223,22 +189,17 @@ class StreamedCluster:
             made.append(seq)
         return made
 
-    def _of(self, row: int) -> _Block:
+    def _of(self, row: int) -> Rows:
         return self._blocks[(row - self._blocks[0].first) // self._block]
 
     def _finished(self, seq: Sequence, now_s: float) -> None:
-        block = self._of(seq.index)
-        row = seq.index - block.first
-        block.status[row] = FINISHED
-        block.end[row] = now_s + self.after_s
-        block.keep(seq)
-        block.left -= 1
+        self._of(seq.index).finish(seq, now_s + self.after_s)
         del self._live[seq.index]
         if self._should_stop is not None and self._should_stop():
             raise Stopped
 
     def _settle(
-        self, account: Callable[[_Block], None], retire: Callable[[float], None], next_s: float
+        self, account: Callable[[Rows], None], retire: Callable[[float], None], next_s: float
     ) -> None:
         """Account for the blocks in front whose requests have all ended."""
         settled = False
@@ -248,26 +209,9 @@ class StreamedCluster:
         if settled:
             retire(float(self._blocks[0].workload.arrival_s[0]) if self._blocks else next_s)
 
-    def _stop(self) -> None:
-        """Note how far all replicas have come; what arrives later has not arrived."""
-        reached = min((replica.clock_s for replica in self.replicas if replica.busy()), default=self._limit_s)
-        self.stopped_at_s = reached
-        for block in self._blocks:
-            late = np.isin(block.status, (UNFINISHED, REJECTED)) & (block.workload.arrival_s > reached)
-            block.status[late] = NOT_ARRIVED
-            block.engine_arrival[late] = np.nan
-            for row in (np.flatnonzero(late) + block.first).tolist():
-                self._live.pop(row, None)
-
-    def _end(self, account: Callable[[_Block], None], retire: Callable[[float], None]) -> None:
-        for replica in self.replicas:
-            scheduler = replica.scheduler
-            for seq in list(scheduler.running):
-                if seq.state == "decoding":
-                    scheduler._leave_decodes(seq, scheduler.next_number - 1)
-            if len(replica.log.end_s):
-                self.last_step_s = max(self.last_step_s, replica.log.end_s[-1])
-        for seq in self._live.values():
+    def _end(self, account: Callable[[Rows], None], retire: Callable[[float], None]) -> None:
+        self.last_step_s = last_step_s(self.replicas)
+        for seq in leave(self.replicas, self._live.values(), self._limit_s):
             self._of(seq.index).keep(seq)
         while self._blocks:
             block = self._blocks.popleft()
@@ -280,43 +224,10 @@ class StreamedCluster:
         drained_s = self._limit_s if self.stopped_at_s is None and self.any_unfinished else 0.0
         return max(drained_s, self.last_step_s)
 
-    def result(self, block: _Block | None) -> ClusterResult:
+    def result(self, block: Rows | None) -> ClusterResult:
         """What happened to the requests of a block, and totals of all replicas; of no request if None."""
-        rows = block if block is not None else _Block(0, _nothing(), self.plan, 0.0)
-        first_batch = rows.emissions.first_batch()
-        first_token = np.full(len(first_batch), np.nan)
-        for number, replica in enumerate(self.replicas):
-            ends = np.frombuffer(replica.log.end_s, dtype=np.float64)
-            place = first_batch - replica.log.retired_steps
-            mine = (rows.where == number) & (first_batch >= 0) & (place < len(ends))
-            first_token[mine] = ends[place[mine]] + self.after_s
-            del ends
-        schedulers = [replica.scheduler for replica in self.replicas]
-        hosts = [replica.scheduler.host for replica in self.replicas] if self.plan.host_blocks else []
-        return ClusterResult(
-            status=rows.status,
-            arrival_s=rows.workload.arrival_s,
-            engine_arrival_s=rows.engine_arrival,
-            first_scheduled_s=rows.first_scheduled,
-            first_token_s=first_token,
-            end_s=rows.end,
-            prompt_tokens=rows.workload.prompt_tokens,
-            output_tokens=rows.limits.output_tokens,
-            cached_tokens=rows.cached,
-            preemptions=rows.preemptions,
-            replica=rows.where,
-            emissions=rows.emissions,
-            logs=[replica.log for replica in self.replicas],
-            capacity_blocks=[scheduler.kv.capacity_blocks for scheduler in schedulers],
-            hit_tokens=sum(scheduler.hit_tokens for scheduler in schedulers),
-            queried_tokens=sum(scheduler.queried_tokens for scheduler in schedulers),
-            end_of_run_s=self.end_of_run_s(),
-            stopped_at_s=self.stopped_at_s,
-            verifications=sum(scheduler.verifications for scheduler in schedulers),
-            verified_drafts=sum(scheduler.verified_drafts for scheduler in schedulers),
-            accepted_drafts=sum(scheduler.accepted_drafts for scheduler in schedulers),
-            host_hit_tokens=sum(host.hit_tokens for host in hosts if host is not None),
-        )
+        rows = block if block is not None else Rows(_nothing(), self.plan)
+        return outcome(rows, self.replicas, self.after_s, self.end_of_run_s(), self.stopped_at_s)
 
 
 def _nothing() -> Workload:
@@ -345,7 +256,7 @@ def run_streamed(
         tally = Tally(scenario, workload.warmup_s, workload.duration_s, steps)
         with TableWriter(path) as writer:
 
-            def account(block: _Block) -> None:
+            def account(block: Rows) -> None:
                 raw = cluster.result(block)
                 lat = metrics.latencies(raw, overhead_s)
                 good = metrics.good_requests(lat, slo)

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator import metrics
-from simulator.cluster import FINISHED, NOT_ARRIVED, REJECTED, STATUS_NAMES, UNFINISHED, ClusterResult
-from simulator.figures import LATENCIES, Figures, measured_window, peak_of, slo_dict
+from simulator.figures import LATENCIES, Figures, lost_backlog, measured_window, peak_of, slo_dict
+from simulator.outcome import FINISHED, NOT_ARRIVED, REJECTED, STATUS_NAMES, UNFINISHED, ClusterResult
 from simulator.serving.emissions import Emissions
 from simulator.serving.replica import StepLog
 from simulator.sketch import RELATIVE_ERROR, LogHistogram
-from simulator.timeline import MAX_ROWS, MIN_BIN_S, Amounts, WindowLoad, amounts, averages, events
+from simulator.timeline import MAX_ROWS, MIN_BIN_S, Amounts, WindowLoad, amounts, averages, events, widen
 
 if TYPE_CHECKING:
     from simulator.config.schema import Scenario
@@ -117,9 +117,7 @@ class TimeBins:
         latest = float(times_s.max())
         while latest >= self._width_s * self.MOST:
             self._width_s *= 2
-            for key, sums in self._sums.items():
-                halved = sums[::2] + sums[1::2]
-                self._sums[key] = np.concatenate([halved, np.zeros(self.MOST - len(halved))])
+            widen(self._sums)
         at = (times_s / self._width_s).astype(np.int64)
         self._sums[name] += np.bincount(at, weights=weights, minlength=self.MOST)
 
@@ -242,9 +240,7 @@ class ReplicaSteps:
     def widen(self) -> None:
         """Make the timeline's bins twice as wide."""
         self.bin_s *= 2
-        for name, sums in self._bins.items():
-            halved = sums[::2] + sums[1::2]
-            self._bins[name] = np.concatenate([halved, np.zeros(MAX_ROWS - len(halved))])
+        widen(self._bins)
 
     def timeline(self, bins: int) -> dict[str, NDArray[Any]]:
         """Columns of the timeline over the first `bins` bins."""
@@ -338,7 +334,7 @@ class Tally:
             self._last_arrival_s = max(self._last_arrival_s, float(raw.arrival_s[arrived].max()))
         if len(ended):
             self._last_end_s = max(self._last_end_s, float(ended.max()))
-        self._began = np.concatenate([self._began, raw.arrival_s[~np.isnan(raw.engine_arrival_s)]])
+        self._began = np.concatenate([self._began, raw.arrival_s[finished | (status == UNFINISHED)]])
         self._ended = np.concatenate([self._ended, ended])
         self._tokens(raw, inside & finished)
 
@@ -480,21 +476,13 @@ class Tally:
         self, window: metrics.Window, end_of_run_s: float, stopped_at_s: float | None
     ) -> metrics.Overload | None:
         """As `metrics.overload` and `figures.lost_backlog`, by bins of time."""
-        middle = (window.start_s + window.end_s) / 2
-        span = window.end_s - middle
-        if span <= 0:
-            return None
-        edges = np.array([0.0, middle, window.end_s])
-        offered, ended = self._bins.between("offered", edges), self._bins.between("ended", edges)
-        unfinished, backlog = self._counts["unfinished"], round(float(offered.sum() - ended.sum()))
-        if ended[1] < 0.95 * offered[1] and offered[1] - ended[1] > 20 and (backlog > 20 or unfinished):
-            return metrics.Overload(float(offered[1]) / span, float(ended[1]) / span, backlog)
-        arrived = sum(self._counts.values()) - self._counts["not_arrived"]
-        if stopped_at_s is not None or unfinished <= 0.05 * arrived:
-            return None
-        total = max(end_of_run_s - window.start_s, 1e-9)
-        finished = self._counts[STATUS_NAMES[FINISHED]]
-        return metrics.Overload(arrived / max(window.length_s, 1e-9), finished / total, unfinished)
+        edges = np.array([0.0, window.middle_s, window.end_s])
+        arrivals = self._bins.between("offered", edges).tolist()
+        ends = self._bins.between("ended", edges).tolist()
+        backlog = round(sum(arrivals) - sum(ends))
+        return metrics.growing_backlog(
+            window, arrivals[1], ends[1], backlog, self._counts["unfinished"]
+        ) or lost_backlog(self._counts, window, end_of_run_s, stopped_at_s)
 
     def timeline(self, end_of_run_s: float) -> dict[str, NDArray[Any]]:
         """Columns of `timeline.parquet`, in bins of one second, or of as many doublings of it as make at most `MAX_ROWS`."""
@@ -511,4 +499,4 @@ class Tally:
         return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
-__all__ = ["UNFINISHED", "Batches", "Check", "ReplicaSteps", "Statistic", "Tally", "TimeBins"]
+__all__ = ["Batches", "Check", "ReplicaSteps", "Statistic", "Tally", "TimeBins"]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cluster import ClusterResult
 from simulator.metrics import Window
+from simulator.outcome import ClusterResult
 from simulator.serving.replica import StepLog
 
 FloatArray = NDArray[np.float64]
@@ -192,6 +192,13 @@ def averages(found: Amounts | None, bins: int, width_s: float) -> dict[str, NDAr
     rows["preemptions"] = found["preemptions"].astype(np.int64)
     rows["busy_fraction"] = np.minimum(found["device"] / width_s, 1.0)
     return rows
+
+
+def widen(bins: dict[str, NDArray[Any]]) -> None:
+    """Make all bins twice as wide, in place; there are as many as before, the second half of them empty."""
+    for name, sums in bins.items():
+        halved = sums[::2] + sums[1::2]
+        bins[name] = np.concatenate([halved, np.zeros(len(sums) - len(halved))])
 
 
 class WindowLoad:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator import metrics
-from simulator.cluster import FINISHED, REJECTED, UNFINISHED, ClusterResult
 from simulator.metrics import Latencies, Window
+from simulator.outcome import FINISHED, REJECTED, UNFINISHED, ClusterResult
 from simulator.run import RunResult, simulate
 from simulator.serving.replica import StepLog
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from simulator import router
-from simulator.cluster import Cluster, ClusterResult
+from simulator.cluster import Cluster
+from simulator.outcome import ClusterResult
 from simulator.router import LeastRequests
 from simulator.validation.schedules import RecordedClock
 from tests.invariants.core_cases import CLOCK, Case, cases, plan_of, workload_of
@@ -26,13 +29,17 @@ class Scan(LeastRequests):
 
 
 def result(
-    case: Case, kind: type[LeastRequests], sight: int, monkeypatch: pytest.MonkeyPatch
+    case: Case,
+    kind: type[LeastRequests],
+    sight: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tokenise_token_s: float = 0.0,
 ) -> ClusterResult:
     monkeypatch.setattr("simulator.cluster.LeastRequests", kind)
     monkeypatch.setattr(router, "FAR_SIGHTED", sight)
     cluster = Cluster(
         workload_of(case),
-        plan_of(case),
+        replace(plan_of(case), tokenise_token_s=tokenise_token_s),
         RecordedClock(CLOCK),
         replicas=5,
         router="least_requests",
@@ -42,11 +49,11 @@ def result(
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(cases())
-def test_choice_is_that_of_a_scan(case: Case) -> None:
+@given(cases(), st.sampled_from([0.0, 1e-4, 1e-2]))
+def test_choice_is_that_of_a_scan(case: Case, tokenise_token_s: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
         runs: list[Any] = [
-            result(case, kind, sight, patch)
+            result(case, kind, sight, patch, tokenise_token_s)
             for kind, sight in ((Scan, 99), (LeastRequests, 99), (LeastRequests, 1))
         ]
     for name in ("status", "replica", "first_token_s", "end_s", "preemptions", "cached_tokens"):

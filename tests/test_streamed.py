@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,13 @@ SHAPES: list[dict[str, Any]] = [
     {"replicas": 3, "router": "least_requests"},
     {"replicas": 20, "router": "least_requests"},
     {"engine_args": {"max_model_len": 2048, "gpu_memory_utilization": 0.24}},
+    {"engine": "sglang"},
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["one", "round-robin", "least-requests", "many", "tight"])
+@pytest.mark.parametrize(
+    "shape", SHAPES, ids=["one", "round-robin", "least-requests", "many", "tight", "sglang"]
+)
 def test_streamed_is_as_in_memory(
     shape: dict[str, Any], small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +171,43 @@ def test_what_would_be_refused_after_the_stop_has_not_arrived(
     assert reached is not None
     totals, rate = run.result["totals"], given["workload"]["arrivals"]["rate"]
     assert 0 < totals["rejected"] < totals["offered"] < 3 * rate * reached
+
+
+@pytest.mark.parametrize("tokenise_token_s", [0.0, 5e-4], ids=["quick", "backlog"])
+def test_a_stopped_run_is_that_in_memory(
+    tokenise_token_s: float, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has not got past the front end by then has no time at which it reached the engine, handed over or not."""
+    from simulator.config.load import load_scenario
+    from simulator.prepare import prepare
+    from simulator.run import run_prepared
+
+    prepared = prepare(load_scenario(scenario(1500)))
+    prepared = replace(prepared, plan=replace(prepared.plan, tokenise_token_s=tokenise_token_s))
+    runs = []
+    for above in (10**9, 100):
+        monkeypatch.setattr(simulator.run, "STREAM_ABOVE", above)
+        ended = iter(range(1, 1500))
+        runs.append(run_prepared(prepared, should_stop=lambda ended=ended: next(ended) == 200))
+    whole, parts = runs
+    assert isinstance(parts.requests, Path)
+    assert isinstance(whole.requests, dict)
+    assert parts.raw.stopped_at_s == whole.raw.stopped_at_s
+    found = read_columns(parts.requests)
+    n = len(found["arrival_s"])
+    table = {name: np.asarray(column) for name, column in whole.requests.items()}
+    for name in ("arrival_s", "queue_start_s", "first_scheduled_s", "end_s", "finish_reason", "instance_id"):
+        np.testing.assert_array_equal(found[name], table[name][:n], err_msg=name)
+    assert set(table["finish_reason"][n:]) == {"not_arrived"}
+    waited = table["queue_start_s"] - table["arrival_s"]
+    reached = ~np.isnan(waited)
+    assert (waited[reached] >= tokenise_token_s * table["prompt_tokens"][reached]).all()
+    arrived = table["finish_reason"] != "not_arrived"
+    assert not reached[~arrived].any()
+    assert (arrived & ~reached).sum() > 100 if tokenise_token_s else reached[arrived].all()
+    totals = whole.result["totals"]
+    assert totals["max_concurrent_requests"] == parts.result["totals"]["max_concurrent_requests"]
+    assert totals["max_concurrent_requests"] < arrived.sum()
 
 
 def test_nothing_is_left_of_a_run_that_fails(

@@ -466,14 +466,7 @@ class ContinuousScheduler:
     def _commit(self, batch: Batch, served: list[tuple[Sequence, int]]) -> None:
         """Count the scheduled tokens, note who emits and who ends."""
         number = batch.number
-        batch.tokens = batch.decode_tokens = batch.decode_rows
-        wasted, self._wasting = self._wasting, []
-        for seq in wasted:
-            if seq.state == "decoding":
-                self._leave_decodes(seq, None)
-                seq.state = "ending"
-        if batch.decode_rows:
-            self._end_decodes(batch)
+        self._commit_decodes(batch)
         if self.itemised:
             self._commit_itemised(batch, served)
             served = []
@@ -514,6 +507,18 @@ class ContinuousScheduler:
                     seq.state = "ending"
         if len(batch.finishing) > 1:
             batch.finishing.sort(key=lambda s: s.order)
+
+    def _commit_decodes(self, batch: Batch) -> list[Sequence]:
+        """Begin to commit a batch with the rows that only decode; return those whose step is in vain, as they have ended."""
+        batch.tokens = batch.decode_tokens = batch.decode_rows
+        wasted, self._wasting = self._wasting, []
+        for seq in wasted:
+            if seq.state == "decoding":
+                self._leave_decodes(seq, None)
+                seq.state = "ending"
+        if batch.decode_rows:
+            self._end_decodes(batch)
+        return wasted
 
     def _surely_ends(self, seq: Sequence) -> bool:
         """Whether the outputs in flight certainly end the row, so that another step would be in vain."""

@@ -414,14 +414,7 @@ class WindowedScheduler(ContinuousScheduler):
 
     def _commit(self, batch: Batch, served: list[tuple[Sequence, int]]) -> None:
         number = batch.number
-        batch.tokens = batch.decode_tokens = batch.decode_rows
-        wasted, self._wasting = self._wasting, []
-        for seq in wasted:
-            if seq.state == "decoding":
-                self._leave_decodes(seq, None)
-                seq.state = "ending"
-        if batch.decode_rows:
-            self._end_decodes(batch)
+        wasted = self._commit_decodes(batch)
         for seq, tokens in served:
             batch.tokens += tokens
             prior = seq.computed

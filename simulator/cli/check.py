@@ -12,19 +12,22 @@ if TYPE_CHECKING:
     from simulator.config.schema import Scenario
     from simulator.prepare import Prepared
 
+ROWS_FLAG = {"vllm": "max_num_seqs", "sglang": "max_running_requests"}
+"""Engine -> its flag for the most requests that run at once."""
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 1048576)
 
 
-def memory_lines(memory: dict[str, Any]) -> list[str]:
-    """The memory budget of one device as a table."""
+def memory_lines(memory: dict[str, Any], engine: str) -> list[str]:
+    """The memory budget of one device as a table; SGLang keeps one reserve for activations and graphs."""
+    step = "- activations (peak of one step)" if engine == "vllm" else "- reserve for activations, graphs"
     rows = [[name, f"{memory[key] / 1e9:,.2f} GB"] for name, key in (
         ("reported by the driver", "device_bytes"),
         ("the engine may use", "usable_bytes"),
         ("- weights", "weight_bytes"),
         *([("- weights of the drafter", "draft_bytes")] if memory["draft_bytes"] else []),
-        ("- activations (peak of one step)", "activation_bytes"),
+        (step, "activation_bytes"),
         ("- CUDA context, collectives", "other_bytes"),
-        ("- CUDA graphs", "graph_bytes"),
+        *([("- CUDA graphs", "graph_bytes")] if engine == "vllm" else []),
         ("= KV cache", "kv_bytes"),
     )]  # fmt: skip
     return table(["memory of one device", "GB = 1e9 bytes"], rows)
@@ -109,16 +112,15 @@ def check_command(name: str, overrides: list[str], as_json: bool) -> None:
         f"{scenario.name}: {d['model']}, weights {d['weights']}, KV {d['kv_cache']}\n"
         f"on {d['replicas']} x ({shape}) {d['hardware']}, {d['engine']} {d['engine_version']}\n"
     )
-    print("\n".join(memory_lines(report["memory"])))
+    print("\n".join(memory_lines(report["memory"], d["engine"])))
     per_token = report["memory"]["kv_bytes_per_token"]
     print(
         f"\n  KV cache: {report['kv_tokens_per_replica']:,} tokens a replica; "
         f"a token takes {per_token:,.0f} bytes on each device of it"
     )
     fit = report["requests_that_fit_by_context_tokens"]
-    print(
-        f"\n  how many requests a replica holds at once, if each is that long (at most {d['max_num_seqs']:,}, max_num_seqs):"
-    )
+    most = f"at most {d['max_num_seqs']:,}, {ROWS_FLAG[d['engine']]}"
+    print(f"\n  how many requests a replica holds at once, if each is that long ({most}):")
     head = ["prompt and answer, tokens", *[f"{int(c):,}" for c in fit]]
     print("\n".join(table(head, [["requests at once", *[f"{n:,}" for n in fit.values()]]])))
     print("\n  the resolved scenario, every default filled in: add --json\n")

@@ -67,11 +67,26 @@ def verdict_word(slo: dict[str, Any]) -> str:
     return f"CLOSE ({word.lower()}, but within the error of the model or of this run)" if slo.get("close") else word
 
 
-def verdict_lines(slo: dict[str, Any] | None, classes: list[dict[str, Any]]) -> list[str]:
-    """The SLO verdict and each of its parts, that of every class that has an SLO of its own among them."""
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def _asks(scenario: dict[str, Any]) -> bool:
+    """Whether the scenario, or a class of it, states an SLO."""
+    classes = scenario.get("workload", {}).get("classes") or []
+    slos = [scenario.get("slo"), *(kind.get("slo") for kind in classes)]
+    return any(value is not None for slo in slos if slo for value in slo.values())
+
+
+def verdict_lines(slo: dict[str, Any] | None, classes: list[dict[str, Any]], *, asked: bool) -> list[str]:
+    """The SLO verdict and each of its parts, that of every class that has an SLO of its own among them.
+
+    `asked` says whether the scenario states an SLO at all.
+    """
     judged = [(kind["name"], kind["slo"]) for kind in classes if kind["slo"]] or ([("", slo)] if slo else [])
     if not judged:
-        return ["SLO       not judged (none given, or no request in the window)"]
+        why = "no request in the measured window" if asked else "none given (slo: in the scenario)"
+        return [f"SLO       not judged: {why}"]
     title = "SLO       "
     lines = []
     for name, verdict in judged:
@@ -116,10 +131,18 @@ def _unmeasured(provenance: dict[str, Any]) -> str:
     return f", none measured: borrowed from {donor}, held-out error about {error:.0f} %"
 
 
+LOST = ("rejected", "failed", "unfinished")
+"""What may become of a request instead of its completion, by the names of `totals`."""
+
+
+def _lost(totals: dict[str, Any]) -> bool:
+    return any(totals[name] for name in LOST)
+
+
 def load_line(totals: dict[str, Any], manifest: dict[str, Any]) -> str:
     """What was offered, what became of it, and the measured window."""
     words = [f"{totals['offered']:,} requests offered", f"{totals['completed']:,} completed"]
-    words += [f"{totals[name]:,} {name}" for name in ("rejected", "failed", "unfinished") if totals[name]]
+    words += [f"{totals[name]:,} {name}" for name in LOST if totals[name]]
     if totals["not_arrived"] and not _closed_loop(manifest["scenario"]["workload"]):
         words.append(f"{totals['not_arrived']:,} later turns fell after the end")
     return f"load      {', '.join(words)}; window {totals['duration_s']:,.0f} s"
@@ -140,9 +163,10 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         f"on {d['replicas']} x ({shape}) {d['hardware']}, {d['engine']} {d['engine_version']}",
         *(["PARTIAL   the run was interrupted: figures of the simulated time it reached"] if manifest.get("partial") else []),
         "",
-        *verdict_lines(result["slo"], result["classes"]),
+        *verdict_lines(result["slo"], result["classes"], asked=_asks(manifest["scenario"])),
         "",
         *table(["latency, ms", "mean", "p50", "p90", "p99", "max", "mean, 90 % interval"], latency_rows(result["metrics"])),
+        *(["  of the requests served; the SLO counts those lost as infinitely late"] if _lost(t) else []),
         "",
     ]
     lines += class_lines(result["classes"])
@@ -156,7 +180,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         f"queue     {s['num_requests_running']:,.1f} running (peak {s['num_requests_running_peak']:,}), "
         f"{s['num_requests_waiting']:,.1f} waiting (peak {s['num_requests_waiting_peak']:,}) a replica",
         f"KV cache  {s['kv_cache_usage_perc']:.0%} used (peak {s['kv_cache_usage_perc_peak']:.0%}) of {d['kv_tokens']:,} "
-        f"tokens a replica; {s['num_preemptions']:,} preemptions; prefix hits {s['prefix_cache_hit_rate']:.1%}",
+        f"tokens a replica; {_counted(s['num_preemptions'], 'preemption')}; prefix hits {s['prefix_cache_hit_rate']:.1%}",
         f"GPU busy  {s['gpu_busy_fraction']:.0%} of the time with any step, however small: not a measure of headroom",
     ]
     if "external_prefix_cache_hit_rate" in s:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 MAX_SHOWN = 60
 """Rows of the table on the terminal; all are in sweep.csv."""
+AXES_OUTSIDE = re.compile(r"; (?=[A-Za-z ]+: )")
+"""Between two of a row's reasons, ``axis: what was measured and what not``, joined by semicolons."""
 LATER_BACKENDS = ("ray", "dask")
 
 
@@ -181,6 +185,13 @@ def text(plan: SweepPlan, result: SweepResult) -> str:
     overloaded = [row for row in finished if row["overloaded"]]
     if overloaded:
         lines.append("overload: the row says what the deployment carries, not what was offered")
+    beyond = Counter(axis for row in finished for axis in AXES_OUTSIDE.split(row["outside"]) if axis)
+    if beyond:
+        told = [
+            axis + (f" ({n} of {len(finished)} points)" if n < len(finished) else "")
+            for axis, n in beyond.items()
+        ]
+        lines.append(wrapped(f"outside   {'; '.join(told)}", " " * 10))
     if failed:
         lines.append(f"{len(failed)} of {len(rows)} points have no result:")
         reasons: dict[str, list[str]] = {}
@@ -296,13 +307,13 @@ def _verdict(row: Mapping[str, Any]) -> str:
 def _price_line(rows: Sequence[Mapping[str, Any]]) -> str:
     from simulator.cli.summary import dollars
 
-    prices = {row["hardware"]: (row["usd_per_gpu_hour"], row["price_date"]) for row in rows}
+    prices = dict.fromkeys((row["hardware"], row["usd_per_gpu_hour"], row["price_date"]) for row in rows)
     known = [
         f"{hardware} {dollars(usd)}" + (f" ({date})" if date else "")
-        for hardware, (usd, date) in prices.items()
+        for hardware, usd, date in prices
         if usd is not None
     ]
-    unknown = [hardware for hardware, (usd, _) in prices.items() if usd is None]
+    unknown = [hardware for hardware, usd, _ in prices if usd is None]
     parts = [f"{', '.join(known)} a GPU-hour"] if known else []
     if unknown:
         parts.append(f"none known for {', '.join(unknown)}: set cost.usd_per_gpu_hour")

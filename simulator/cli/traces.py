@@ -26,6 +26,11 @@ def _load(trace: str, trace_format: str | None) -> Workload:
     return build_workload(spec, seed=0, base_dir=Path.cwd())
 
 
+def _cell(value: Any) -> str:
+    """A fact as text: three figures of a float, a dash for what is not known."""
+    return "-" if value is None else short(value) if isinstance(value, float) else str(value)
+
+
 def describe_command(trace: str, trace_format: str | None, as_json: bool) -> None:
     """Print the statistics of a trace."""
     from simulator.workload.describe import describe
@@ -37,10 +42,10 @@ def describe_command(trace: str, trace_format: str | None, as_json: bool) -> Non
         return
     for name, value in facts.items():
         if isinstance(value, dict):
-            inner = "  ".join(f"{k} {short(v) if isinstance(v, float) else v}" for k, v in value.items())
-            print(f"{name:22} {inner}")
-        else:
-            print(f"{name:22} {short(value) if isinstance(value, float) else value}")
+            inner = "  ".join(f"{k} {_cell(v)}" for k, v in value.items() if v is not None)
+            print(f"{name:22} {inner or '-'}")
+        elif name != "warnings":
+            print(f"{name:22} {_cell(value)}")
     for text in workload.warnings:
         print(f"warning                {text}")
 

@@ -315,7 +315,9 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, name: str) -> InputErr
     elif error.context and ("flow" in error.context or "quoted" in error.context):
         what = "quoted text" if "quoted" in error.context else "bracket"
         end = "the file ends" if at_end or "end of stream" in problem else "something else follows"
-        words, mend = f"{end} before the {what} opened in line {started} is closed", f"close the {what}"
+        # After a bracket without an entry the parser names the place of the missing entry, not of the bracket.
+        opened = "" if error.context.endswith("flow node") else f" opened in line {started}"
+        words, mend = f"{end} before the {what}{opened} is closed", f"close the {what}"
     elif "mapping values" in problem or "':'" in problem:
         words = f"line {line} does not fit: {problem}"
         mend = "check the indentation of this line and the one above; put text with a colon in quotes"

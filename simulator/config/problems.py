@@ -178,7 +178,10 @@ def _unknown(
 
 
 def _meant(key: str, path: Path, known: list[str], model: type[BaseModel], root: Located) -> list[Path]:
-    """Return the places of a key that is right elsewhere, that other tools name so, or that is the engine's own flag."""
+    """Return the places of a key that is right elsewhere, that other tools name so, or that is the engine's own flag.
+
+    A key of the same section that has `key` as one of its words is preferred to one of another section.
+    """
     from engine_models.flags import flag_defaults
 
     name = key.replace("-", "_")
@@ -186,6 +189,10 @@ def _meant(key: str, path: Path, known: list[str], model: type[BaseModel], root:
         if word in known:
             return [(*path[:-1], word)]
         away = elsewhere(word, path, model, root) if word else []
+        if away and all(other[: len(path) - 1] != path[:-1] for other in away):
+            beside = [other for other in known if word in other.split("_")]
+            if len(beside) == 1:
+                return [(*path[:-1], beside[0])]
         if away:
             return away
     pool, node = locate(root, ("deployment", "pools", 0))

@@ -177,13 +177,19 @@ def _names(prefix: str, numbers: range) -> pa.Array:
 
 
 def _words(column: Coded) -> pa.Array:
+    """The text array of `Coded`, gathered from the bytes of its words (decoding by pyarrow imports its compute module)."""
     import pyarrow as pa
 
-    n, words = len(column), _text([*column.words])
-    codes = column.codes.astype(np.int32)
-    valid = _validity(codes >= 0)
-    indices = pa.Array.from_buffers(pa.int32(), n, [valid, _buffer(np.maximum(codes, 0))])
-    return pa.DictionaryArray.from_arrays(indices, words).dictionary_decode()
+    words = [word.encode() for word in column.words] + [b""]
+    ends = np.cumsum([len(word) for word in words])
+    codes = np.where(column.codes < 0, len(words) - 1, column.codes)
+    lengths = np.diff(ends, prepend=0)[codes]
+    offsets = _offsets(lengths)
+    begins = (ends - np.diff(ends, prepend=0))[codes]
+    places = np.arange(int(offsets[-1])) + np.repeat(begins - offsets[:-1], lengths)
+    data = np.frombuffer(b"".join(words), np.uint8)[places]
+    valid = _validity(column.codes >= 0)
+    return pa.Array.from_buffers(pa.utf8(), len(column), [valid, _buffer(offsets), _buffer(data)])
 
 
 def _array(name: str, column: Column) -> pa.Array:

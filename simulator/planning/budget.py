@@ -201,7 +201,7 @@ def offers(hardware: str, devices: int, today: dt.date) -> list[dict[str, Any]]:
             found.append(
                 {
                     "commitment": price.commitment,
-                    "provider": price.provider,
+                    "provider": "estimate" if estimate and commitment != "on_demand" else price.provider,
                     "region": price.region or None,
                     "instance": price.instance or None,
                     "usd_per_gpu_hour": q.value,

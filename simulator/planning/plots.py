@@ -28,8 +28,10 @@ def write_plots(plan: SweepPlan, result: SweepResult, folder: Path) -> Path | No
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogFormatter
 
     from simulator.io.rundir import write_file
+    from simulator.planning.sweep import axis_column
 
     rows = [r for r in result.rows if r["status"] == "ok" and None not in (r[result.cost], r[result.latency])]
     if not rows:
@@ -53,9 +55,12 @@ def write_plots(plan: SweepPlan, result: SweepResult, folder: Path) -> Path | No
     if bound is not None:
         axes.axhline(bound, color="#cf222e", linestyle=":", linewidth=1, label=f"bound {bound:g} ms")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
     axes.set_xlabel(UNITS[result.cost])
-    axes.set_ylabel(f"{metric.upper()} {percentile}, ms")
-    axes.set_title(plan.name)
+    axes.set_ylabel(f"{metric.upper().replace('E2EL', 'E2E')} {percentile}, ms")
+    varied = ", ".join(axis_column(path).rsplit(".", 1)[-1] for path in plan.paths)
+    axes.set_title(f"{plan.name}; beside the points of the front: {varied}", fontsize=10)
     _name_front(axes, plan, rows, result)
     axes.legend(frameon=False)
     image = BytesIO()

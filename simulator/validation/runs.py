@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from engine_models.overheads import Overheads
 from hardware_profiles.errors import PlanError
-from simulator.cluster import ClusterResult
 from simulator.intervals import Evidence, half_width, interval, queue_widening
 from simulator.metrics import Latencies
+from simulator.outcome import ClusterResult
 from simulator.validation.contradictions import sift
 from simulator.validation.suite import (
     METRICS,
@@ -88,7 +88,7 @@ def _interval(column: str, value: float, queue_ms: NDArray[np.float64], evidence
     if named is None:
         return None
     width, _ = half_width(evidence, *named)
-    if named[0] == "ttft" and len(queue_ms):
+    if named[0] in ("ttft", "e2e") and len(queue_ms):
         wait = float(queue_ms.mean()) if named[1] == "mean" else float(np.percentile(queue_ms, float(named[1][1:])))
         width = queue_widening(width, wait, value, half_width(evidence, "tpot", "mean")[0])
     return interval(value, width)

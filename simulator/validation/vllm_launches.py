@@ -46,9 +46,11 @@ def vllm_flags(row: dict[str, Any], hardware: str) -> dict[str, Any]:
         return {"kv_cache_dtype": "fp8", "max_num_batched_tokens": 8192, "max_num_seqs": rows, "gpu_memory_utilization": 0.9}
     if "gpt-oss" in model and hardware.startswith(("b200", "h100", "h200")):
         flags = {"max_num_batched_tokens": 8192, "max_num_seqs": users, "gpu_memory_utilization": 0.9}
+        # VLLM_MXFP4_USE_MARLIN=1 on H100 and H200: vLLM's later --moe-backend marlin
+        hopper = {"moe_backend": "marlin"}
         # VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1 on B200 quantises the experts' activations
         b200 = {"kv_cache_dtype": "fp8", "activations": "fp8", "max_num_seqs": 512}
-        return flags | b200 if hardware.startswith("b200") else flags
+        return flags | (b200 if hardware.startswith("b200") else hopper)
     if "minimax-m2" in model and hardware.startswith("b200"):
         if str(row.get("engine_version", "")).startswith("0.17"):  # experts are split whatever the row's own count of ranks
             return {"gpu_memory_utilization": 0.95, "enable_expert_parallel": True}

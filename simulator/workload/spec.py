@@ -439,7 +439,8 @@ class WorkloadSpec(Load):
             self._check_end(load)
         if self.duration is not None and self.warmup >= self.duration:
             raise ValueError(
-                f"warmup ({self.warmup:g} s) leaves nothing of the duration ({self.duration:g} s) to measure"
+                f"warmup ({self.warmup:g} s) leaves nothing of the duration ({self.duration:g} s) to measure; "
+                "give a shorter warmup or a longer duration"
             )
         return self
 

@@ -251,7 +251,9 @@ def _csv_table(
             raise InputError(
                 f"has {len(record)} fields where the header has {len(header)}",
                 where=f"{shown}, line {line}",
-                mend="the file may be cut short; correct or remove that line",
+                mend="columns are separated by commas, and a number has none inside: write the file so"
+                if len(header) == 1 or len(record) > len(header)
+                else "the file may be cut short; correct or remove that line",
             )
     columns = (
         {

@@ -127,9 +127,17 @@ def sniff(table: Table) -> str:
     meant = {column: _meant(column, missing) for column in spare}
     renamed = [f"nearest to {right} is {column!r}" for column, right in meant.items() if right]
     hint = f"; {', '.join(renamed)}" if renamed else ""
+    only = next(iter(table.columns), "")
+    split = next((mark for mark in ";\t|" if len(table.columns) == 1 and mark in only), None)
+    if split is not None:
+        raise InputError(
+            f"its columns are separated by {'a tab' if split == chr(9) else repr(split)}, not by a comma",
+            where=f"{table.path}, line 1",
+            mend="write the file with commas (decimal points, no thousands separators)",
+        )
     raise InputError(
         f"the columns ({', '.join(list(table.columns)[:12])}) are of no known trace format; "
-        f"closest is {'the own one' if name == 'columns' else name}, which lacks {', '.join(missing)}{hint}",
+        f"closest is {'the plain one' if name == 'columns' else name}, which lacks {', '.join(missing)}{hint}",
         where=table.path,
         mend="name the columns arrival_s, prompt_tokens, output_tokens, or set trace_format",
     )

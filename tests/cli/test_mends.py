@@ -12,7 +12,6 @@ import pytest
 from engine_models.declaration import EnginePlan
 from hardware_profiles.errors import InputError
 from simulator import metrics
-from simulator.cli import main
 from simulator.cli.cost import share_of
 from simulator.config.load import load_scenario
 from simulator.limits import limits
@@ -20,6 +19,7 @@ from simulator.planning.budget import sustained
 from simulator.prepare import prepare
 from simulator.run import simulate
 from simulator.workload.traces import read_trace
+from tests.terminal import typed
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -32,20 +32,6 @@ SMALL: dict[str, Any] = {
         "duration": 20,
     },
 }
-
-
-def typed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
-) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `capacity-plan`."""
-    monkeypatch.setattr("sys.argv", ["capacity-plan", *words])
-    try:
-        main()
-        code: Any = 0
-    except SystemExit as end:
-        code = end.code or 0
-    out, err = capsys.readouterr()
-    return int(code), out, err
 
 
 def first_error(*overrides: str, varied: tuple[str, ...] = ()) -> InputError:
@@ -72,6 +58,7 @@ def first_error(*overrides: str, varied: tuple[str, ...] = ()) -> InputError:
         ("max_num_seqs=3", "deployment.engine_args.max_num_seqs"),
         ("deployment.max-num-seqs=3", "deployment.engine_args.max_num_seqs"),
         ("slo.ttft.p99=300", "slo.ttft_ms"),
+        ("deployment.speculative.tokens=3", "deployment.speculative.num_speculative_tokens"),
         ("usd_per_gpu_hour=2", "cost.usd_per_gpu_hour"),
     ],
 )
@@ -86,6 +73,65 @@ def test_the_meant_leaf_of_classes_is_in_a_class() -> None:
     with pytest.raises(InputError) as caught:
         load_scenario(classes, ["rate=3"])
     assert "`workload.classes.0.arrivals.rate`" in str(caught.value.mend)
+
+
+def test_a_warmup_as_long_as_the_run_says_what_to_change() -> None:
+    assert "shorter warmup" in str(first_error("workload.warmup=20").mend)
+
+
+def test_an_unjudged_slo_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "s.yaml").write_text(json.dumps(SMALL))
+    (tmp_path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,100,5\n1,100,5\n")
+    words = ("simulate", str(tmp_path / "s.yaml"), "--output", str(tmp_path / "out"))
+    assert "not judged: none given" in typed(monkeypatch, capsys, *words)[1]
+    workload = f"workload={{trace: {tmp_path / 't.csv'}, duration: 20, warmup: 10}}"
+    asked = typed(monkeypatch, capsys, *words, "--set", workload, "--set", "slo.ttft_ms.p99=100")
+    assert "not judged: no request in the measured window" in asked[1]
+
+
+def test_the_latencies_of_a_run_that_lost_requests_say_whose_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "s.yaml").write_text(json.dumps(SMALL))
+    words = ("simulate", str(tmp_path / "s.yaml"), "--output", str(tmp_path / "out"))
+    assert "those lost" not in typed(monkeypatch, capsys, *words)[1]
+    long = "workload.prompt_tokens={kind: uniform, low: 100, high: 600}"
+    cut = ("--set", long, "--set", "deployment.engine_args.max_model_len=400")
+    _, out, _ = typed(monkeypatch, capsys, *words, *cut)
+    assert " rejected; window" in out
+    assert "those lost as infinitely late" in out
+
+
+def test_the_facts_of_a_trace_are_text_and_a_warning_stands_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n5,100,5\n1,100,5\n")
+    code, out, _ = typed(monkeypatch, capsys, "trace", "describe", str(tmp_path / "t.csv"))
+    assert code == 0
+    assert "None" not in out
+    assert "rank_correlation       -\n" in out
+    assert out.count("out of order") == 1
+
+
+@pytest.mark.parametrize(("asked", "told"), [("9.9.0", True), ("0.16.2", True), ("0.15.1", False), ("", False)])
+def test_a_version_that_is_not_modelled_is_said_to_be_taken_for_one(asked: str, told: bool) -> None:
+    engine = f"vllm@{asked}" if asked else "vllm"
+    prepared = prepare(load_scenario(SMALL, [f"deployment.engine={engine}"]))
+    said = f"vllm {asked} is simulated by the rules of {prepared.plan.version}"
+    assert any(text.startswith(said) for text in prepared.assumptions) is told
+
+
+def test_check_of_sglang_names_its_own_flag(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "s.yaml").write_text(json.dumps(SMALL))
+    words = ("check", str(tmp_path / "s.yaml"))
+    assert ", max_num_seqs)" in typed(monkeypatch, capsys, *words)[1]
+    _, out, _ = typed(monkeypatch, capsys, *words, "--set", "deployment.engine=sglang")
+    assert ", max_running_requests)" in out
+    assert "peak of one step" not in out
 
 
 def test_a_key_like_none_lists_the_valid_ones() -> None:

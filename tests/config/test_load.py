@@ -284,6 +284,7 @@ def test_importing_the_loader_does_not_import_pydantic() -> None:
         ("model: a\ndeployment:\n\tengine: vllm\n", 3, "tab"),
         ("model: a\ndeployment: {engine: vllm, hardware: h\n", None, "bracket opened in line 2"),
         ("model: a\nworkload: {trace: [1, 2\n", None, "bracket opened in line 2"),
+        ("model: a\ndeployment: [\n", None, "before the bracket is closed"),
         ('model: a\nname: "unfinished\n', None, "quoted text opened in line 2"),
         ("model: a\n name: b\n", 2, "does not fit"),
         ("model: a\nname: b: c\n", 2, "does not fit"),
@@ -444,7 +445,7 @@ cost:
         ),
         ("  duration: 600", "  classes: []\n  duration: 600", 13, "`workload.classes` is empty", "entries"),
         ("  duration: 600\n", "", 8, "nothing ends the arrivals", "duration"),
-        ("  duration: 600", "  duration: 600\n  warmup: 700", 14, "warmup", "change"),
+        ("  duration: 600", "  duration: 600\n  warmup: 700", 14, "warmup", "shorter warmup"),
         ("  duration: 600", "  max_output_tokens: equl\n  duration: 600", 13, "not 'equl'", "'equal'"),
         (
             "replicas: 2",

@@ -270,19 +270,19 @@ def test_internal_errors_have_no_traceback(cli: Cli, monkeypatch: pytest.MonkeyP
 
 def _interrupt_after(requests: int, monkeypatch: pytest.MonkeyPatch, times: int = 1) -> None:
     """Send SIGINT to this process when so many requests have ended."""
-    from simulator.cluster import Cluster
+    from simulator.outcome import Rows
 
-    real = Cluster._keep
+    real = Rows.keep
     ended = 0
 
-    def keep(self: Cluster, seq: Any) -> None:
+    def keep(self: Rows, seq: Any) -> None:
         nonlocal ended
         real(self, seq)
         ended += 1
         if requests <= ended < requests + times:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Cluster, "_keep", keep)
+    monkeypatch.setattr(Rows, "keep", keep)
 
 
 def test_interrupted_soon_nothing_is_written(
@@ -336,9 +336,9 @@ def test_second_interrupt_keeps_nothing(cli: Cli, tmp_path: Path, monkeypatch: p
     from simulator.cli import interrupt
 
     monkeypatch.setattr(interrupt, "KEEP_AFTER_S", 0.0)
-    from simulator.cluster import Cluster
+    from simulator.outcome import Rows
 
-    monkeypatch.setattr(Cluster, "_stop", lambda self: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(Rows, "cut", lambda *_: signal.raise_signal(signal.SIGINT))
     _interrupt_after(10, monkeypatch)
     run = cli("simulate", "small.yaml")
     assert run.code == 130

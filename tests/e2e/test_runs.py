@@ -367,3 +367,19 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
             timeout=60,
         )
     assert (ran.returncode, ran.stderr) == (1, "")
+
+
+def test_queueing_is_in_the_interval_of_e2e_too() -> None:
+    """A queue that may be half as long takes as much off E2E as off TTFT."""
+    from simulator import simulate
+
+    busy = {"arrivals": {"kind": "batch"}, "requests": 400, "prompt_tokens": 2000, "output_tokens": 20}
+    scenario = {
+        "model": "meta-llama/Llama-3.1-8B-Instruct",
+        "deployment": {"engine": "vllm", "hardware": "h100-sxm-80gb"},
+        "workload": busy,
+    }
+    metrics = simulate(scenario).result["metrics"]
+    ttft, e2e = metrics["ttft_ms"], metrics["e2el_ms"]
+    assert metrics["queue_ms"]["mean"] > 0.5 * e2e["mean"]
+    assert e2e["interval"]["mean"][0] <= ttft["interval"]["mean"][0] + (e2e["mean"] - ttft["mean"])

@@ -172,6 +172,9 @@ def test_an_environment_variable_that_a_key_states_names_the_key() -> None:
     assert said[0].endswith("was ignored; write activations: fp8 in the pool")
     off = parse_engine_args("vllm", "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=0 vllm serve m").warnings
     assert off[0].endswith("was ignored")
+    marlin = parse_engine_args("vllm", "VLLM_MXFP4_USE_MARLIN=1 vllm serve m --moe-backend marlin")
+    assert marlin.warnings[0].endswith("was ignored; write --moe-backend marlin")
+    assert marlin.values == {"moe_backend": "marlin"}
 
 
 def test_flags_that_are_not_modelled_warn_and_harmless_ones_do_not() -> None:

@@ -141,3 +141,65 @@ def test_experts_in_mxfp4_multiply_in_fp8_where_activations_are_quantised(
     tokens = np.array([64, 2048])
     faster = times.parts_s(tokens)["experts"] < 0.95 * plain.parts_s(tokens)["experts"]
     assert np.all(faster) == (activations == "fp8")
+
+
+def test_the_chosen_backend_of_the_experts_is_the_one_that_is_timed(h100: KernelModel) -> None:
+    """Marlin multiplies more slowly than Triton on Hopper; nothing but the experts changes, and only in their format."""
+    arch = load_architecture("openai/gpt-oss-120b")
+    formats = Formats(format_named("mxfp4"), format_named("bf16"), format_named("bf16"))
+    tokens = np.array([1, 64, 2048])
+
+    def parts(fmt: Formats, backend: str | None) -> dict[str, np.ndarray]:
+        times = StepTimeModel(
+            arch,
+            h100,
+            fmt,
+            HOST,
+            tensor_parallel=2,
+            max_step_tokens=2048,
+            max_rows=64,
+            max_context_tokens=4096,
+            moe_backend=backend,
+        )
+        return times.parts_s(tokens)
+
+    usual, marlin = parts(formats, None), parts(formats, "marlin")
+    assert marlin["experts"][2] > 1.8 * usual["experts"][2]
+    assert marlin["experts"][0] < usual["experts"][0]
+    assert all(np.array_equal(usual[name], marlin[name]) for name in usual if name != "experts")
+    plain = parts(BF16, None)["experts"]
+    assert np.array_equal(parts(BF16, "marlin")["experts"], plain)
+
+
+@pytest.mark.parametrize(
+    ("model_name", "hardware", "flags", "said"),
+    [
+        ("gpt-oss-120b", "h100-sxm-80gb", {"moe_backend": "marlin"}, None),
+        ("gpt-oss-120b", "h100-sxm-80gb", {"moe_backend": "auto"}, None),
+        ("Llama-3.1-8B", "h100-sxm-80gb", {"moe_backend": "marlin"}, None),
+        ("gpt-oss-120b", "h100-sxm-80gb", {"moe_backend": "cutlass"}, "for marlin only; cutlass was ignored"),
+        ("gpt-oss-20b", "l40s-48gb", {"moe_backend": "marlin"}, "tables of experts in mxfp4 hold"),
+        ("Mixtral-8x7B-v0.1", "h100-sxm-80gb", {"moe_backend": "marlin"}, "tables of experts in bf16 hold"),
+    ],
+)
+def test_a_backend_that_cannot_be_timed_is_said_to_be_ignored(
+    model_name: str, hardware: str, flags: dict[str, str], said: str | None
+) -> None:
+    from simulator.config.load import load_scenario
+    from simulator.prepare import prepare
+
+    scenario = {
+        "name": "backend",
+        "model": model_name,
+        "deployment": {"engine": "vllm", "hardware": hardware, "tensor_parallel": 2, "engine_args": flags},
+        "workload": {
+            "arrivals": {"kind": "constant", "rate": 1.0},
+            "prompt_tokens": 8,
+            "output_tokens": 4,
+            "requests": 6,
+        },
+        "cost": {"usd_per_gpu_hour": 1.0},
+    }
+    warnings = prepare(load_scenario(scenario)).warnings
+    assert len(warnings) == (said is not None)
+    assert all(str(said) in text for text in warnings)

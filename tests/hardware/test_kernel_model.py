@@ -228,6 +228,44 @@ def test_a_backend_slower_than_bfloat16_is_not_served(device: str) -> None:
     assert float(k.moe_s("fp8", *scout, condition="bench")) > 3 * float(k.moe_s("fp8", *scout))
 
 
+@pytest.mark.parametrize("device", ["h100-sxm-80gb", "h200-sxm-141gb", "b200-sxm-180gb"])
+def test_marlin_for_experts_of_another_model_takes_the_floor_of_fewer_experts(device: str) -> None:
+    """vLLM's mxfp4 table of Marlin holds 896 experts; gpt-oss launches in the time of Marlin's int4 table (384)."""
+    k = load_kernel_model(device, "vllm")
+    marlin = k.expert_backend("mxfp4", "marlin")
+    assert marlin is not None
+    assert "_marlin_" in marlin
+    group, oss = k.groups["moe/w4a16_mxfp4"], (2880, 2880, 4, 128)
+    own = float(group["kernels"][marlin]["latency_s"])
+    least = float(k.groups["moe/int4_wo"]["parameters"]["latency_s"])
+    assert least < own
+    for tp in (1, 2, 4, 8):
+        chosen, bench = (
+            k.moe_s("mxfp4", *oss, tp, 1, TOKENS, condition=c, kernel=marlin) for c in ("serving", "bench")
+        )
+        # the residual is a factor of the base, floor included
+        assert np.all(bench - chosen <= 1.6 * (own - least))
+        assert float(bench[0] - chosen[0]) > 0.7 * (own - least)
+        assert float(chosen[0]) > least
+        # weight-only: no less than bf16's arithmetic at its peak
+        work = 6.0 * 2880 * 2880 / tp * 4 * TOKENS / k.peaks.rate("bfloat16")
+        assert np.all(chosen >= work)
+        assert np.all(chosen >= np.maximum.accumulate(chosen) / 1.1)
+
+
+def test_naming_the_backend_that_a_layer_runs_on_changes_nothing() -> None:
+    """Marlin where it is the default (896 experts), and formats with one backend, which cannot be named."""
+    k = load_kernel_model("h100-sxm-80gb", "vllm")
+    shape = (3584, 3072, 16, 896, 8, 1, TOKENS)
+    marlin = k.expert_backend("mxfp4", "marlin")
+    assert np.array_equal(k.moe_s("mxfp4", *shape, kernel=marlin), k.moe_s("mxfp4", *shape))
+    assert k.expert_backend("int4", "marlin") is None
+    assert k.expert_backend("mxfp4", "arlin") is None
+    triton = k.expert_backend("mxfp4", "triton")
+    oss = (2880, 2880, 4, 128, 2, 1, TOKENS)
+    assert np.array_equal(k.moe_s("mxfp4", *oss, kernel=triton), k.moe_s("mxfp4", *oss))
+
+
 def test_independent_rows_touch_fewer_experts_than_dealt_ones() -> None:
     """At as many rows as experts: all of them, or 1 - 1/e; at few rows or many, the same."""
     rows = np.array([1.0, 256.0, 1e5])

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from engine_models.declaration import EnginePlan
 from engine_models.parts.continuous import ContinuousRules
-from simulator.cluster import Cluster, ClusterResult
+from simulator.cluster import Cluster
+from simulator.outcome import ClusterResult
 from simulator.validation.schedules import RecordedClock
 from simulator.workload.columns import Content, RequestClass, Workload
 

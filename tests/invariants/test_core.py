@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine_models.parts.batch import Batch
 from engine_models.parts.hybrid_kv import HybridKV
 from engine_models.parts.paged_kv import Block, PagedKV
 from engine_models.parts.windowed import WindowedScheduler
-from simulator.cluster import FINISHED, REJECTED, Cluster, ClusterResult
+from simulator.cluster import Cluster
+from simulator.outcome import FINISHED, REJECTED, ClusterResult
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
 from tests.invariants.core_cases import (
@@ -182,13 +184,16 @@ def test_blocks_of_several_groups_are_conserved(case: Case) -> None:
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
-@given(cases(feeds=("open",)))
-def test_replicas_run_together_as_apart(case: Case) -> None:
+@given(cases(feeds=("open",)), st.sampled_from([0.0, 1e-4, 1e-2]))
+def test_replicas_run_together_as_apart(case: Case, tokenise_token_s: float) -> None:
     """Round robin does not look at the replicas: one clock for all gives what each by itself gives."""
-    apart = run(case)
-    cluster = Cluster(workload_of(case), plan_of(case), RecordedClock(CLOCK), replicas=case.replicas)
-    cluster._run_together()
-    assert digest(cluster._result()) == digest(apart)
+    plan = replace(plan_of(case), tokenise_token_s=tokenise_token_s)
+    apart, together = (
+        Cluster(workload_of(case), plan, RecordedClock(CLOCK), replicas=case.replicas) for _ in range(2)
+    )
+    found = apart.run()
+    together._run_together()
+    assert digest(together._result()) == digest(found)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

@@ -182,3 +182,23 @@ def test_help_is_there(typed: Shell) -> None:
         code, out, _ = typed(command, "--help")
         assert code == 0
         assert "Usage" in out
+
+
+def test_every_price_of_a_varied_one_is_named(typed: Shell) -> None:
+    _, out, _ = sweep(typed, "--vary", "cost.usd_per_gpu_hour=2.40,6.88")
+    assert "h100-sxm-80gb $2.40, h100-sxm-80gb $6.88 a GPU-hour" in out
+
+
+def test_a_spot_price_that_is_scaled_is_called_an_estimate(typed: Shell) -> None:
+    _, out, _ = typed("cost", "s.yaml", "--set", "cost.spot=true")
+    assert "estimate from on_demand (median of" in out
+    _, out, _ = typed("cost", "s.yaml", "--set", "cost.spot=true", "--set", "cost.provider=GCP")
+    assert "estimate from on_demand" not in out
+
+
+def test_the_table_says_which_points_lie_outside_what_was_measured(typed: Shell) -> None:
+    _, out, _ = sweep(typed, "--vary", "deployment.tensor_parallel=1,8")
+    assert "outside   parallelism:" in out
+    assert "not 8 (1 of 2 points)" in out.replace("\n          ", " ")
+    _, out, _ = sweep(typed, "--vary", "deployment.replicas=1,2")
+    assert "outside" not in out

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardware_profiles.errors import InputError
-from simulator.cli import main
 from simulator.validation.contradictions import sift
 from simulator.validation.runs import validate_runs
+from tests.terminal import typed
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 RECORDINGS = Path(__file__).resolve().parents[1] / "fixtures" / "conformance"
@@ -72,20 +72,6 @@ def judged(folder: Path) -> tuple[set[str], dict[str, str]]:
     return {e["id"] for e in found["experiments"]}, {s["id"]: s["reason"] for s in found["skipped"]}
 
 
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
-) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `capacity-plan`."""
-    monkeypatch.setattr("sys.argv", ["capacity-plan", *words])
-    try:
-        main()
-        code: Any = 0
-    except SystemExit as end:
-        code = end.code or 0
-    out, err = capsys.readouterr()
-    return int(code), out, err
-
-
 # -- whole suites -------------------------------------------------------------------------------------------
 
 
@@ -120,7 +106,7 @@ def test_a_file_that_is_no_parquet_is_named(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "experiments.parquet").write_bytes(content)
-    code, out, err = command(monkeypatch, capsys, "validate", "runs", str(tmp_path), "--json")
+    code, out, err = typed(monkeypatch, capsys, "validate", "runs", str(tmp_path), "--json")
     assert code == 2
     assert "not a readable Parquet file" in json.loads(out)["error"]["message"]
     assert "Traceback" not in err
@@ -251,7 +237,7 @@ def test_a_suite_of_bad_rows_only_ends_well(
         [row("a", hardware="abacus"), row("b", engine="quixotic"), row("c", ttft_mean_ms=-1.0)],
     )
     output = ("--output", str(tmp_path / "v.parquet"))
-    code, out, _ = command(monkeypatch, capsys, "validate", "runs", str(tmp_path / "suite"), *output)
+    code, out, _ = typed(monkeypatch, capsys, "validate", "runs", str(tmp_path / "suite"), *output)
     assert code == 0
     assert out.count("skipped 1 row") == 3
 
@@ -308,7 +294,7 @@ def test_a_bad_recording_is_named_and_the_others_are_replayed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code, out, err = command(
+    code, out, err = typed(
         monkeypatch, capsys, "validate", "schedules", str(recordings(tmp_path, change)), "--json"
     )
     assert code == 0, err
@@ -322,7 +308,7 @@ def test_recordings_that_are_all_unreadable_are_an_input_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.jsonl").write_text("{")
-    code, _, err = command(monkeypatch, capsys, "validate", "schedules", str(tmp_path))
+    code, _, err = typed(monkeypatch, capsys, "validate", "schedules", str(tmp_path))
     assert code == 2
     assert "mend:" in err
 
@@ -375,7 +361,7 @@ def test_bad_kernel_rows_are_counted_and_the_others_judged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pq.write_table(pa.table(columns), tmp_path / "gemm.parquet")
-    code, out, err = command(monkeypatch, capsys, "validate", "kernels", str(tmp_path), "--json")
+    code, out, err = typed(monkeypatch, capsys, "validate", "kernels", str(tmp_path), "--json")
     assert code == 0, err
     found = json.loads(out)
     assert sum(group["rows"] for group in found["groups"]) == 20 - count
@@ -398,7 +384,7 @@ def test_a_damaged_kernel_table_is_named_and_the_others_judged(
 ) -> None:
     pq.write_table(pa.table(gemm()), tmp_path / "gemm.parquet")
     damage(tmp_path)
-    code, out, err = command(monkeypatch, capsys, "validate", "kernels", str(tmp_path), "--json")
+    code, out, err = typed(monkeypatch, capsys, "validate", "kernels", str(tmp_path), "--json")
     assert code == 0, err
     found = json.loads(out)
     assert [group["rows"] for group in found["groups"]] == [20]

@@ -34,6 +34,13 @@ def test_the_budget_of_minimax_follows_the_prompt() -> None:
     assert older["expert_parallel"] == 4
 
 
+def test_gpt_oss_ran_on_marlin_on_hopper_only() -> None:
+    scripts = {"H100-SXM-80GB": "marlin", "H200-SXM-141GB": "marlin", "B200-180GB": None}
+    for hardware, backend in scripts.items():
+        pool = pool_of(row("openai/gpt-oss-120b", hardware, precision="fp4"))
+        assert pool["engine_args"].get("moe_backend") == backend
+
+
 def test_other_sources_get_nothing() -> None:
     assert vllm_flags(row("meta-llama/Llama-3.1-70B", "B200", source="someone else"), "b200-sxm-180gb") == {}
     assert vllm_version(row("meta-llama/Llama-3.1-70B", "B200")) == ""

@@ -289,6 +289,8 @@ def test_limits_cut_outputs(tmp_path: Path) -> None:
         (OWN + "0,5,5\n1,5\n", "line 3: has 2 fields where the header has 3"),
         ("arrival_s,prompt_token,output_tokens\n0,5,5\n", "lacks prompt_tokens; nearest .* 'prompt_token'"),
         ("a,b\n0,5\n", "no known trace format"),
+        ("arrival_s;prompt_tokens;output_tokens\n0;5;5\n", "line 1: its columns are separated by ';'"),
+        ("arrival_s\tprompt_tokens\toutput_tokens\n0\t5\t5\n", "separated by a tab"),
         ("arrival_s,arrival_s\n0,5\n", "appears twice"),
         (
             "arrival_s,prompt_tokens,output_tokens,request_id\n0,5,5,x\n1,5,5,x\n",
