@@ -237,7 +237,7 @@ def test_unknown_prices_leave_the_cost_open_and_devices_decide(tmp_path: Path) -
 
 
 KILLED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from simulator.planning import sweep as s
 
@@ -247,6 +247,7 @@ def stall(text):
 
 if __name__ == "__main__":
     import json
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
     scenario = json.loads(sys.argv[1])
     plan = s.plan_sweep(scenario, sys.argv[3:])
     s.run_sweep(plan, Path(sys.argv[2]), workers=2, progress=stall)
