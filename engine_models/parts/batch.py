@@ -81,3 +81,13 @@ class Batch:
     t_sched: float = 0.0
     t_start: float = 0.0
     t_end: float = 0.0
+
+    def serve(self, tokens: int, prior: int, *, decodes: bool) -> None:
+        """Count a row that is served `tokens` tokens after `prior` others, as a decode or a prefill row."""
+        self.tokens += tokens
+        if decodes:
+            self.decode_rows += 1
+            self.decode_tokens += tokens
+            self.decode_kv_tokens += prior + tokens
+        else:
+            self.prefill.append((tokens, prior))

@@ -471,22 +471,12 @@ class ContinuousScheduler:
             self._commit_itemised(batch, served)
             served = []
         for seq, tokens in served:
-            batch.tokens += tokens
-            prior = seq.computed
+            batch.serve(tokens, seq.computed, decodes=tokens == 1 and seq.computed >= seq.prompt_tokens)
             seq.computed += tokens
-            if tokens == 1 and prior >= seq.prompt_tokens:
-                batch.decode_rows += 1
-                batch.decode_tokens += 1
-                batch.decode_kv_tokens += prior + 1
-            else:
-                batch.prefill.append((tokens, prior))
             if seq.computed < seq.length:
                 continue
             # the row has caught up: it emits a token
-            if seq.emissions and seq.emissions[-1][1] == number - 1:
-                seq.emissions[-1][1] = number
-            else:
-                seq.emissions.append([number, number])
+            seq.emit(number, number)
             seq.length += 1
             if self.rules.pipelined:
                 seq.ready_batch = number
@@ -536,13 +526,7 @@ class ContinuousScheduler:
             seq.computed += tokens
             seq.in_flight_tokens += tokens
             drafts = seq.computed - seq.length
-            if tokens - max(drafts, 0) == 1 and prior >= seq.prompt_tokens:
-                batch.decode_rows += 1
-                batch.decode_tokens += tokens
-                batch.decode_kv_tokens += prior + tokens
-            else:
-                batch.prefill.append((tokens, prior))
-            batch.tokens += tokens
+            batch.serve(tokens, prior, decodes=tokens - max(drafts, 0) == 1 and prior >= seq.prompt_tokens)
             batch.itemised.append((seq, tokens, drafts, seq.preemptions))
             seq.drafts = 0
             if drafts >= 0 and self._async:
@@ -579,28 +563,23 @@ class ContinuousScheduler:
                 seq.drafts = rules.speculative_tokens
             surplus = max(0, seq.length - seq.pending - seq.final_length)
             emitted -= surplus
-            for _ in range(emitted):
-                if emitted == 1 and seq.emissions and seq.emissions[-1][1] == batch.number - 1:
-                    seq.emissions[-1][1] = batch.number
-                else:
-                    seq.emissions.append([batch.number, batch.number])
+            if emitted == 1:
+                seq.emit(batch.number, batch.number)
+            else:  # a range a token
+                seq.emissions += [[batch.number, batch.number] for _ in range(emitted)]
             if seq.length - seq.pending >= seq.final_length:
                 batch.finishing.append(seq)
             if not preempted and (self._async or rules.speculative_tokens):
                 self.kv.register(seq, seq.computed - seq.in_flight_tokens - surplus)
 
     def _join_decodes(self, seq: Sequence, after: int) -> None:
-        if not (seq.emissions and seq.emissions[-1][1] == after):
-            seq.emissions.append([after + 1, after])
+        seq.emit(after + 1, after)
         self.decodes.join(seq)
 
     def _leave_decodes(self, seq: Sequence, last: int | None) -> None:
         self.decodes.leave(seq)
         if last is not None:
-            span = seq.emissions[-1]
-            span[1] = last
-            if span[0] > span[1]:
-                seq.emissions.pop()
+            seq.end_emissions(last)
 
     def process(self, batch: Batch) -> list[Sequence]:
         """Take in the results of a batch: ended requests leave and free their blocks, in batch order."""

@@ -401,7 +401,7 @@ class PrefillFirstScheduler:
                 continue
             seq.length += 1
             row.last = number
-            self._emit(seq, number, number)
+            seq.emit(number, number)
             if seq.length >= seq.final_length and (seq.stop_known or not self._overlap):
                 seq.state = "ending"
                 finishing.append(seq)
@@ -622,10 +622,7 @@ class PrefillFirstScheduler:
         self.kv.tree.unlock(row.node)
         if lost:
             seq.length -= lost
-            span = seq.emissions[-1]
-            span[1] -= lost
-            if span[0] > span[1]:
-                seq.emissions.pop()
+            seq.end_emissions(seq.emissions[-1][1] - lost)
         if seq in self._wasting:
             self._wasting.remove(seq)
         row.node = self.kv.tree.root
@@ -724,14 +721,6 @@ class PrefillFirstScheduler:
 
     # -- emitted tokens -------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _emit(seq: Sequence, first: int, last: int) -> None:
-        spans = seq.emissions
-        if spans and spans[-1][1] == first - 1:
-            spans[-1][1] = last
-        else:
-            spans.append([first, last])
-
     def _leave_decodes(self, seq: Sequence, last: int | None) -> None:
         """Take a row out of the decode set and note the batches up to `last` in which it emitted."""
         self.decodes.leave(seq)
@@ -742,11 +731,11 @@ class PrefillFirstScheduler:
         at = bisect_left(pauses, first)
         while at < len(pauses) and pauses[at] <= last:
             if first < pauses[at]:
-                self._emit(seq, first, pauses[at] - 1)
+                seq.emit(first, pauses[at] - 1)
             first = pauses[at] + 1
             at += 1
         if first <= last:
-            self._emit(seq, first, last)
+            seq.emit(first, last)
 
     # -- jumping --------------------------------------------------------------------------------------------
 

@@ -116,6 +116,21 @@ class Sequence:
         self.loaded_s = 0.0
         self.junction_tokens = 0  # where a shared prefix was seen to end
 
+    def emit(self, first: int, last: int) -> None:
+        """Note that each batch from `first` to `last` yields a token; the range is open while `last` is `first` - 1."""
+        spans = self.emissions
+        if spans and spans[-1][1] == first - 1:
+            spans[-1][1] = last
+        else:
+            spans.append([first, last])
+
+    def end_emissions(self, last: int) -> None:
+        """Let the latest range end at batch `last`; it goes if nothing is left of it."""
+        span = self.emissions[-1]
+        span[1] = last
+        if span[0] > last:
+            self.emissions.pop()
+
     def __repr__(self) -> str:
         return (
             f"Sequence({self.index}, {self.state}, {self.computed}/{self.length} of {self.final_length}, "

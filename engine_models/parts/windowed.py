@@ -390,7 +390,7 @@ class WindowedScheduler(ContinuousScheduler):
         if seq.state == "decoding":
             served = fresh_blocks is not None
             self._rows.leave(seq, grown=served)
-            self._close_emissions(seq, self.next_number - 1)
+            seq.end_emissions(self.next_number - 1)
             known = seq.computed if not self._async else seq.computed - 1
             if served:
                 known += 1
@@ -405,26 +405,12 @@ class WindowedScheduler(ContinuousScheduler):
             seq.in_flight_tokens = 0
         return known
 
-    @staticmethod
-    def _close_emissions(seq: Sequence, last: int) -> None:
-        span = seq.emissions[-1]
-        span[1] = last
-        if span[0] > span[1]:
-            seq.emissions.pop()
-
     def _commit(self, batch: Batch, served: list[tuple[Sequence, int]]) -> None:
         number = batch.number
         wasted = self._commit_decodes(batch)
         for seq, tokens in served:
-            batch.tokens += tokens
-            prior = seq.computed
+            batch.serve(tokens, seq.computed, decodes=tokens == 1 and seq.computed >= seq.prompt_tokens)
             seq.computed += tokens
-            if tokens == 1 and prior >= seq.prompt_tokens:
-                batch.decode_rows += 1
-                batch.decode_tokens += 1
-                batch.decode_kv_tokens += prior + 1
-            else:
-                batch.prefill.append((tokens, prior))
             if seq.state == "preempted":  # served and preempted in one step: its tokens come to nothing
                 seq.ready_batch = number
                 continue
@@ -434,10 +420,7 @@ class WindowedScheduler(ContinuousScheduler):
             seq.in_flight_tokens = 0
             if seq.computed < seq.length or seq.length >= seq.final_length:
                 continue
-            if seq.emissions and seq.emissions[-1][1] == number - 1:
-                seq.emissions[-1][1] = number
-            else:
-                seq.emissions.append([number, number])
+            seq.emit(number, number)
             seq.length += 1
             if seq.length >= seq.final_length:
                 batch.finishing.append(seq)

@@ -33,13 +33,17 @@ def device_name(row: dict[str, Any]) -> str:
         return str(row["hardware"])
 
 
+def engine_of(row: dict[str, Any]) -> str:
+    """Name of a row's engine, without what a suite writes behind it."""
+    return str(row["engine"]).lower().split()[0]
+
+
 def hardware_class(row: dict[str, Any]) -> str:
     """Return "measured" where end-to-end runs of the engine on the device stand behind its overheads, else "kernels"."""
     from simulator.domain import MEASURED
 
-    engine = str(row["engine"]).lower().split()[0]
     served = "closed loop" not in str(row.get("arrival_process", ""))
-    return "measured" if (engine, device_name(row)) in MEASURED and served else "kernels"
+    return "measured" if (engine_of(row), device_name(row)) in MEASURED and served else "kernels"
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,8 @@ def kinds(rows: list[dict[str, Any]]) -> dict[str, Kind]:
         model = model_class(row)
         if model not in KINDS_LIKE:
             continue
-        engine = str(row["engine"]).lower().split()[0]
         workload = row.get("workload") or f"{row.get('prompt_tokens_mean', '-')} / {row.get('output_tokens_mean', '-')} tokens"
         out[row["id"]] = Kind(
-            Evidence(engine, hardware_class(row), model), str(row["model"]), device_name(row), str(workload)
+            Evidence(engine_of(row), hardware_class(row), model), str(row["model"]), device_name(row), str(workload)
         )
     return out

@@ -1,6 +1,7 @@
 """What InferenceX publishes of its benchmark, and the rows sampled from it do not say: lengths, launch flags, ranks.
 
-Facts of the workload, the same for every row of a kind; nothing here is fitted. Source, read 2026-11:
+Facts of the workload, the same for every row of a kind. One is an inference (marked below): the row limits of DeepSeek-R1 in fp8
+on eight B200, of which no script of the runs' date was found. Source, read 2026-11:
 github.com/SemiAnalysisAI/InferenceX (Apache-2.0), `utils/bench_serving/benchmark_serving.py`, `benchmarks/benchmark_lib.sh` and
 `benchmarks/single_node/`.
 """

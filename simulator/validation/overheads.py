@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from engine_models.overheads import FOLDER, load_overheads, overheads_from
 from hardware_profiles.errors import InputError
-from simulator.validation.evidence import hardware_class
+from simulator.validation.evidence import engine_of, hardware_class
 from simulator.validation.runs import predict
 from simulator.validation.suite import (
     Experiment,
@@ -60,7 +60,7 @@ def _experiments(directory: Path, engine: str) -> list[Experiment]:
     out = []
     for group in group_runs(rows):
         whole = [r for r in group if r.get("stage_index", -1) == -1]
-        if not whole or whole[0].get("saturated") or str(whole[0]["engine"]).lower().split()[0] != engine:
+        if not whole or whole[0].get("saturated") or engine_of(whole[0]) != engine:
             continue
         if hardware_class(whole[0]) != "measured" or not all(t in whole[0] for t in TARGETS):
             continue
@@ -73,8 +73,7 @@ def _experiments(directory: Path, engine: str) -> list[Experiment]:
 
 def _log_errors(experiment: Experiment, values: dict[str, float]) -> list[float]:
     row = experiment.rows[0]
-    engine = str(row["engine"]).lower().split()[0]
-    shipped = {name: float(entry["value"]) for name, entry in load_overheads(engine).provenance.items()}
+    shipped = {name: float(entry["value"]) for name, entry in load_overheads(engine_of(row)).provenance.items()}
     predicted = predict(experiment, overheads_from(shipped | values, {}))[row["id"]]
     return [math.log(predicted[target][0] / row[target]) for target in TARGETS]
 

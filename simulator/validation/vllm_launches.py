@@ -1,6 +1,7 @@
 """How published vLLM measurements were launched, where the rows of a suite do not say: flags, version, instances.
 
-Facts of the launch scripts and logs that the sources publish, the same for every row of a script; nothing here is fitted.
+Facts of the launch scripts and logs that the sources publish, the same for every row of a script. One departs from them (marked
+below): the KV format of Llama-3.1-70B on H100, where the script asks for fp8 and the measured queues are those of bf16.
 Sources, read 2026-11: github.com/SemiAnalysisAI/InferenceX (Apache-2.0), `benchmarks/single_node/minimaxm2.5_{fp8,fp4}_b200.sh`,
 `benchmarks/single_node/gptoss_fp4_{b200,h100,h200}.sh`, `benchmarks/70b_{fp8,fp4}_b200_docker.sh`,
 `benchmarks/70b_fp8_h200_slurm.sh`; github.com/casys-kaist/LLMServingSim (MIT) at e0f4911, `evaluation/artifacts`: server logs

@@ -188,6 +188,17 @@ def test_a_replica_has_no_next_event_in_its_past() -> None:
     assert replica.next_event_s() == replica.clock_s
 
 
+def test_prompts_are_tokenised_one_after_the_other() -> None:
+    """At 10 ms a token: 50 tokens from 0 s, 20 that wait for them, and 10 that find the front end free."""
+    seqs = [Sequence(0, 50, 1, 0.0), Sequence(1, 20, 1, 0.1), Sequence(2, 10, 1, 2.0)]
+    replica = Replica(scheduler_of(), RecordedClock(CLOCK), tokenise_token_s=0.01)
+    for seq in seqs:
+        replica.submit(seq)
+    assert [seq.arrival_s for seq in seqs] == pytest.approx([0.5, 0.7, 2.1])
+    replica.advance(10.0)
+    assert [seq.first_scheduled_s for seq in seqs] == pytest.approx([0.5, 0.7, 2.1])
+
+
 def test_a_step_of_preemptions_alone_costs_nobody_a_token() -> None:
     """Under priority a row may preempt itself at the head of the list: nothing runs then, and the step takes no number."""
     from simulator.run import simulate

@@ -73,6 +73,15 @@ def test_graphs_and_long_steps_are_not_bound_by_launches(h100: KernelModel) -> N
     assert eager.batch_s(chunk) == free.batch_s(chunk)
 
 
+def test_batches_above_the_largest_graph_are_bound_by_launches(h100: KernelModel) -> None:
+    graphs = model(load_architecture("Llama-3.1-70B"), h100, 4, (1, 2, 4, 8))
+    floor = 960 * 22e-6
+    assert graphs.batch_s(decode(8, 100))[0] < floor
+    assert graphs.batch_s(decode(9, 100))[0] == floor
+    assert graphs.decode_few_s(9, 900, 2) == graphs.decode_run_s(9, 900, 2).tolist() == [floor] * 2
+    assert graphs.batch_s(Batch(0, tokens=9, prefill=[(9, 0)]))[0] == floor
+
+
 def test_norms_over_all_heads_reduce_two_sums_a_token_over_the_ranks(h100: KernelModel) -> None:
     full = load_architecture("MiniMaxAI/MiniMax-M2.5")
     none = replace(full, attention=tuple(replace(b, qk_norm="none") for b in full.attention))
