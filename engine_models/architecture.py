@@ -43,6 +43,7 @@ __all__ = [
     "active_parameters",
     "architecture_from_config",
     "check_parallelism",
+    "uneven_block_width",
     "format_of_part",
     "gemm_shapes",
     "kv_bytes_per_token",
@@ -192,17 +193,21 @@ def _moe_split(tp: int, ep: int, dp: int) -> int:
 
 
 def _counts(
-    arch: Architecture, tp: int, ep: int, dp: int, *, padded: bool, only_active: bool = False
+    arch: Architecture, tp: int, ep: int, dp: int, *, padded: bool, only_active: bool = False, dense: int = 0
 ) -> Counter[str]:
-    """Parameters by part on the largest rank of the stage `arch` (all ranks are alike but for remainders)."""
+    """Parameters by part on the largest rank of the stage `arch` (all ranks are alike but for remainders).
+
+    dense : ranks that split dense MLPs, shared experts and LM head (0: those of `tp`).
+    """
     counts: Counter[str] = Counter()
+    dense = dense or tp
     moe_tp = _moe_split(tp, ep, dp)
     for attention in arch.attention:
         for weights in _attention_weights(attention, arch.hidden, tp):
             counts[weights.part] += weights.count * attention.layers
     for mlp in arch.mlp:
         routed = mlp.experts_per_token if only_active else mlp.experts
-        for weights in _mlp_weights(mlp, arch.hidden, tp, moe_tp, ep, routed):
+        for weights in _mlp_weights(mlp, arch.hidden, dense, moe_tp, ep, routed):
             counts[weights.part] += weights.count * mlp.layers
     norm_width = arch.hidden * (2 if arch.norm_bias else 1)
     final_norms = arch.final_norms if arch.has_lm_head else 0
@@ -212,9 +217,9 @@ def _counts(
     if arch.has_embedding:
         counts["embedding"] += table + arch.positions * arch.hidden
     if arch.has_lm_head and not (arch.tied_embeddings and arch.has_embedding):
-        counts["lm_head"] += table
+        counts["lm_head"] += _split(rows, dense) * arch.hidden
     if arch.has_lm_head and arch.lm_head_bias:
-        counts["bias"] += _split(rows, tp)
+        counts["bias"] += _split(rows, dense)
     return counts
 
 
@@ -273,6 +278,7 @@ def weight_bytes_per_rank(
     pipeline_parallel: int = 1,
     expert_parallel: int = 1,
     data_parallel: int = 1,
+    dense_parallel: int = 0,
 ) -> int:
     """Return the bytes of weights on the fullest rank [bytes].
 
@@ -280,12 +286,19 @@ def weight_bytes_per_rank(
         tensor_parallel * data_parallel splits each expert's width.
     data_parallel : ranks that share the experts of a MoE layer though each holds its own attention
         (1 where replicas are independent).
+    dense_parallel : ranks that split dense MLPs, shared experts and the LM head (0: the tensor-parallel ranks).
 
     Raises InputError if the model cannot be split so.
     """
     check_parallelism(arch, tensor_parallel, pipeline_parallel, expert_parallel, data_parallel=data_parallel)
     return max(
-        _bytes(arch, weights, _counts(stage, tensor_parallel, expert_parallel, data_parallel, padded=True))
+        _bytes(
+            arch,
+            weights,
+            _counts(
+                stage, tensor_parallel, expert_parallel, data_parallel, padded=True, dense=dense_parallel
+            ),
+        )
         for stage in stages(arch, pipeline_parallel)
     )
 
@@ -529,6 +542,24 @@ def _tensor_parallel_fault(arch: Architecture, tp: int, moe_tp: int) -> str | No
     return None
 
 
+FP8_BLOCK = 128
+"""Columns of a weight that share a scale in `fp8_block` (DeepSeek-V3 report, arXiv:2412.19437, 3.3.2)."""
+
+
+def uneven_block_width(
+    arch: Architecture, weights: Format, tensor_parallel: int, expert_parallel: int = 1, data_parallel: int = 1
+) -> int | None:
+    """Width of a rank's share of an expert where blocks of `fp8_block` do not divide it, else None.
+
+    vLLM and SGLang refuse to load such a split ("output_size ... is not divisible by weight quantization block_n").
+    """
+    if format_of_part(arch, weights, "experts").name != "fp8_block":
+        return None
+    shapes = moe_shapes(arch, tensor_parallel, expert_parallel, data_parallel)
+    widths = [shape.intermediate // shape.tp for shape in shapes if shape.tp > 1]
+    return next((width for width in widths if width % FP8_BLOCK), None)
+
+
 def tensor_parallel_sizes(arch: Architecture, at_most: int = 64) -> list[int]:
     """Return the tensor-parallel sizes up to `at_most` that the heads and widths of the model allow."""
     return [tp for tp in range(1, at_most + 1) if _tensor_parallel_fault(arch, tp, tp) is None]
@@ -547,7 +578,7 @@ def check_parallelism(
 
     Query heads and MLP widths must divide by TP; KV heads must divide by TP or TP by them (replication);
     stages may not outnumber layers; EP needs experts, at most one rank each, and must divide the ranks of
-    the MoE group or be a multiple of them.
+    the MoE group or be a multiple of them. where : place of the tensor-parallel size; the others stand beside it.
     """
     sizes = {
         "tensor_parallel": tensor_parallel,
@@ -558,10 +589,14 @@ def check_parallelism(
     for key, size in sizes.items():
         if size < 1:
             raise InputError(f"{key} is {size}", where=where, mend=f"give {key} a whole number from 1")
+
+    def beside(key: str) -> str | None:
+        return where.removesuffix("tensor_parallel") + key if where and where.endswith(".tensor_parallel") else where
+
     if pipeline_parallel > arch.layers:
         raise InputError(
             f"pipeline_parallel {pipeline_parallel} exceeds the {arch.layers} layers of {arch.name}",
-            where=where,
+            where=beside("pipeline_parallel"),
             mend=f"use at most {arch.layers} stages",
         )
     if expert_parallel > 1:
@@ -569,20 +604,20 @@ def check_parallelism(
         if not experts:
             raise InputError(
                 f"expert_parallel {expert_parallel} for {arch.name}, which has no experts",
-                where=where,
-                mend="leave expert_parallel at 1 for a dense model",
+                where=beside("expert_parallel"),
+                mend="leave expert_parallel out for a dense model",
             )
         if expert_parallel > min(experts):
             raise InputError(
                 f"expert_parallel {expert_parallel} exceeds the {min(experts)} experts of {arch.name}",
-                where=where,
+                where=beside("expert_parallel"),
                 mend=f"use at most {min(experts)}",
             )
         ranks = tensor_parallel * data_parallel
         if ranks % expert_parallel and expert_parallel % ranks:
             raise InputError(
                 f"expert_parallel {expert_parallel} does not fit {ranks} ranks (tensor x data parallel)",
-                where=where,
+                where=beside("expert_parallel"),
                 mend=f"use 1 or {ranks}, or a divisor of {ranks}",
             )
     moe_tp = _moe_split(tensor_parallel, expert_parallel, data_parallel)

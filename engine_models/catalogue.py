@@ -20,11 +20,20 @@ MODELS_FILE = Path(__file__).parent / "catalogue" / "models.json"
 _FORMAT_SUFFIXES = {
     "-fp8-dynamic": "fp8",
     "-fp8-block": "fp8_block",
+    "-fp8-static": "fp8",
     "-gptq-int4": "gptq",
+    "-gptq-int8": "int8_wo",
+    "-gptq-4bit": "gptq",
     "-awq-int4": "awq",
+    "-int4-awq": "awq",
+    "-awq-4bit": "awq",
+    "-w4a16-g128": "int4",
+    "-bnb-4bit": "int4",
     "-quantized.w8a8": "int8",
     "-quantized.w4a16": "int4",
+    "-quantized.w8a16": "int8_wo",
     "-fp8-kv": "fp8",
+    "-nvfp4a16": "nvfp4",
     "-nvfp4": "nvfp4",
     "-mxfp4": "mxfp4",
     "-w8a8": "int8",
@@ -39,7 +48,7 @@ _FORMAT_SUFFIXES = {
 }
 
 # Organisations whose own "-FP8" repositories scale by 128 x 128 blocks (their model cards).
-_BLOCK_FP8_ORGANISATIONS = ("qwen", "deepseek-ai", "zai-org", "minimaxai", "moonshotai")
+_BLOCK_FP8_ORGANISATIONS = ("qwen", "deepseek-ai", "minimaxai", "moonshotai")
 
 # Suffixes of variants with the same shapes.
 _VARIANT = re.compile(

@@ -11,8 +11,9 @@ from engine_models.parts.host_tier import HostTier
 from engine_models.parts.hybrid_kv import HybridKV
 from engine_models.parts.paged_kv import PagedKV
 from engine_models.parts.windowed import WindowedScheduler
+from engine_models.sampling import Sampler
 from engine_models.speculative import Speculation
-from engine_models.step_time import Formats, HostOverhead
+from engine_models.step_time import Formats, Fp32Router, HostOverhead
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class PoolRequest:
     """What a scenario asks of an engine for one pool.
 
     `flags` are the engine's own flags by snake_case name, already parsed. `device_memory_bytes` is what the driver
-    reports; `device_name` serves defaults that engines key to a product.
+    reports; `device_name` serves defaults that engines key to a product. `data_parallel` are the ranks that share the experts
+    of one replica, each with its own attention, scheduler and KV cache (1: none).
     """
 
     arch: Architecture
@@ -88,6 +90,7 @@ class EnginePlan:
     front_end_s: float
     tokenise_token_s: float
     truncated_sampling: bool = False
+    sampler: Sampler = "sort"
     kv_windows: tuple[int | None, ...] = (None,)
     window_switches: dict[str, bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -97,6 +100,9 @@ class EnginePlan:
     offload: HostMemory | None = None
     host_blocks: int = 0
     moe_backend: str | None = None
+    fixed_grid_attention: bool = False  # prompts and decoding rows share a call of FlashAttention 2
+    fp32_router: Fp32Router = "cublas"  # how a router that the model wants in float32 is computed
+    rank_router: str = "least_loaded"  # of requests to data-parallel ranks; or "round_robin"
 
     def scheduler(self, *, aggregate: bool = True, record_rows: bool = False) -> ContinuousScheduler:
         """Build a fresh scheduler with its KV cache."""

@@ -145,7 +145,7 @@ def _resolve(table: FlagTable, name: str, shown: str) -> tuple[str, bool]:
         ):
             return positive, True
     known = [*table.modelled, *table.harmless, *table.unmodelled]
-    near = nearest(name, known)
+    near = _own_word(table.engine, name) or nearest(name, known)
     dashed = shown.startswith("-")
     spelled = ("--" + near.replace("_", "-") if dashed else near) if near else None
     raise InputError(
@@ -153,6 +153,27 @@ def _resolve(table: FlagTable, name: str, shown: str) -> tuple[str, bool]:
         where=shown,
         mend=f"did you mean `{spelled}`?" if spelled else "remove it, or check its spelling",
     )
+
+
+_SAME_FLAGS = (
+    {"vllm": "max_num_seqs", "sglang": "max_running_requests"},
+    {"vllm": "max_model_len", "sglang": "context_length"},
+    {"vllm": "max_num_batched_tokens", "sglang": "chunked_prefill_size"},
+    {"vllm": "gpu_memory_utilization", "sglang": "mem_fraction_static"},
+    {"vllm": "block_size", "sglang": "page_size"},
+    {"vllm": "tensor_parallel_size", "sglang": "tp_size"},
+    {"vllm": "data_parallel_size", "sglang": "dp_size"},
+    {"vllm": "no_enable_prefix_caching", "sglang": "disable_radix_cache"},
+    {"vllm": "enforce_eager", "sglang": "disable_cuda_graph"},
+    {"vllm": "max_cudagraph_capture_size", "sglang": "cuda_graph_max_bs"},
+)
+"""Flags of the engines that say the same: a name from another engine is answered with the engine's own."""
+
+
+def _own_word(engine: str, name: str) -> str | None:
+    """The flag of `engine` that says what `name` says to another engine, if there is one."""
+    same = next((flags for flags in _SAME_FLAGS if name in flags.values()), {})
+    return same.get(engine)
 
 
 def _note(table: FlagTable, name: str, found: EngineFlags) -> None:
@@ -759,6 +780,8 @@ def reconcile(
             continue
         key, reading = table.typed[flag]
         wanted = reading(value)
+        if flag == "tensor_parallel_size":
+            wanted = _attention_ranks(value, flags.values, pool)
         if wanted is None:
             continue
         present = updates.get(key, pool[key])
@@ -766,8 +789,10 @@ def reconcile(
             updates[key] = _merged(flag, key, present, wanted)
             continue
         if (key in given or key in updates) and not _same(key, present, wanted):
+            of_all = flag == "tensor_parallel_size" and wanted != value
+            said = f"{_word(value)} over all ranks, {_word(wanted)} in each" if of_all else _word(value)
             raise InputError(
-                f"flag `{flag}` ({_word(value)}) contradicts the pool's key `{key}` ({_word(present)})",
+                f"flag `{flag}` ({said}) contradicts the pool's key `{key}` ({_word(present)})",
                 where=flag,
                 mend=f"remove one of the two, or write {key}: {_word(wanted)}",
             )
@@ -776,6 +801,20 @@ def reconcile(
     _check_dtype(pool, flags, given)
     _check_model(flags, model)
     return {key: value for key, value in updates.items() if pool[key] != value}
+
+
+def _attention_ranks(tensor_ranks: int, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> int:
+    """Tensor-parallel ranks of one data-parallel rank: SGLang's ``--tp-size`` counts those of all under DP attention."""
+    if not flags.get("enable_dp_attention"):
+        return tensor_ranks
+    ranks = int(flags.get("data_parallel_size") or pool["data_parallel"])
+    if tensor_ranks % ranks:
+        raise InputError(
+            f"tensor_parallel_size {tensor_ranks} does not divide by data_parallel_size {ranks} under enable_dp_attention",
+            where="tensor_parallel_size",
+            mend=f"give a multiple of {ranks}",
+        )
+    return tensor_ranks // ranks
 
 
 def _merged(

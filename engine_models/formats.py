@@ -32,6 +32,7 @@ class Format:
 #   fp8        one scale a tensor or channel, < 0.01 bit a weight, taken as 0 (vLLM docs, FP8 W8A8)
 #   fp8_block  one fp32 scale per 128 x 128 block: 8 + 32/16384 (DeepSeek-V3 report, arXiv:2412.19437, 3.3.2)
 #   int8       one scale a channel, taken as 0 (vLLM docs, INT8 W8A8)
+#   int8_wo    weight-only, group of 128, one 16-bit scale (GPTQ in 8 bits, W8A16)
 #   int4       group of 128, one 16-bit scale, symmetric: 4 + 16/128 (compressed-tensors W4A16 default)
 #   awq, gptq  group of 128, one 16-bit scale and one 4-bit zero: 4 + 20/128
 #              (AWQ arXiv:2306.00978; GPTQ arXiv:2210.17323; the files' qweight, qzeros, scales)
@@ -47,6 +48,7 @@ FORMATS: dict[str, Format] = {
         Format("fp8", 8.0, "fp8", weight_only=False, kv_cache=True),
         Format("fp8_block", 8.0 + 32.0 / (128 * 128), "fp8", weight_only=False),
         Format("int8", 8.0, "int8", weight_only=False, kv_cache=True),
+        Format("int8_wo", 8.0 + 16.0 / 128, "bf16", weight_only=True),
         Format("int4", 4.0 + 16.0 / 128, "bf16", weight_only=True),
         Format("awq", 4.0 + 20.0 / 128, "bf16", weight_only=True),
         Format("gptq", 4.0 + 20.0 / 128, "bf16", weight_only=True),
@@ -66,6 +68,7 @@ _ALIASES = {
     "fp8_e5m2": "fp8",
     "float8_e4m3fn": "fp8",
     "w8a8": "int8",
+    "w8a16": "int8_wo",
     "w4a16": "int4",
     "fp4": "nvfp4",
 }

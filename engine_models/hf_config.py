@@ -66,6 +66,10 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(qk_norm="head"),
     "qwen3_moe": Family(qk_norm="head"),
     "qwen3_next": Family(qk_norm="head"),
+    "qwen3_5_text": Family(qk_norm="head"),
+    "qwen3_5_moe_text": Family(qk_norm="head"),
+    "qwen3_vl_text": Family(qk_norm="head"),
+    "qwen3_vl_moe_text": Family(qk_norm="head"),
     "gemma": Family(tied=True, defaults={"head_dim": 256}),
     "gemma2": Family(tied=True, norms_per_layer=4, defaults={"head_dim": 256, "sliding_window_pattern": 2}),
     "gemma3": Family(tied=True, norms_per_layer=4, qk_norm="head", defaults=_GEMMA3),
@@ -93,6 +97,12 @@ FAMILIES: dict[str, Family] = {
     "stablelm": Family(norm_bias=True),
     "nemotron": Family(gated=False, norm_bias=True),
 }
+
+# Model types whose full-attention layers gate their output, in the query projection.
+_GATED_OUTPUT = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+
+# Model types that attend to tokens which an indexer chooses: cheaper on long contexts than what is modelled.
+_SPARSE_ATTENTION = ("deepseek_v32", "glm_moe_dsa")
 
 # Model types whose layers are none of the blocks here; read as transformers they would be counted wrongly.
 _OTHER_KINDS = (
@@ -303,7 +313,7 @@ def _attention(read: _Reader, family: Family, model_type: str, context: int) -> 
         out_bias=out_bias,
         qk_norm=qk_norm,
         sinks=model_type == "gpt_oss",
-        output_gate=model_type == "qwen3_next",
+        output_gate=model_type in _GATED_OUTPUT,
     )
     found = []
     for kind, window, chunked in _windows(read, model_type, layers, context):
@@ -381,7 +391,7 @@ def _mlps(read: _Reader, family: Family, model_type: str) -> list[MlpBlock]:
         shared = int(read.raw("shared_expert_intermediate_size", "shared_intermediate_size"))
     elif model_type == "llama4_text":
         shared = width
-    score_bias = model_type in ("deepseek_v3", "kimi_k2", "glm4_moe") or read.flag("use_routing_bias", False)
+    score_bias = model_type in ("deepseek_v3", "kimi_k2", "glm4_moe", "glm4_moe_lite") or read.flag("use_routing_bias", False)
     moe = MlpBlock(
         kind="moe",
         layers=1,
@@ -391,7 +401,7 @@ def _mlps(read: _Reader, family: Family, model_type: str) -> list[MlpBlock]:
         experts_per_token=topk,
         expert_intermediate=width,
         shared_intermediate=shared,
-        shared_gate=model_type in ("qwen2_moe", "qwen3_next"),
+        shared_gate=model_type in ("qwen2_moe", *_GATED_OUTPUT),
         bias=bias,
         router_bias=score_bias or model_type == "gpt_oss",
         router_fp32=family.router_fp32,
@@ -445,15 +455,15 @@ def _group_bits(bits: int, group: Any, zero_bits: int) -> float:
     return bits + (16 + zero_bits) / group
 
 
-def _compressed_tensors(weights: Config) -> tuple[str, float] | None:
-    """Format and bits of the weights entry of a compressed-tensors or modelopt config group."""
+def _compressed_tensors(weights: Config, weight_only: bool) -> tuple[str, float] | None:
+    """Format and bits of the weights entry of a compressed-tensors or modelopt config group, without activations or with."""
     bits, kind, group = weights.get("num_bits"), weights.get("type", "float"), weights.get("group_size")
     if kind == "float" and bits == 8:
         return ("fp8_block" if weights.get("strategy") == "block" else "fp8"), 0.0
     if kind == "float" and bits == 4:
         return ("mxfp4" if group == 32 else "nvfp4"), 0.0
     if kind == "int" and bits == 8:
-        return "int8", 0.0
+        return ("int8_wo", _group_bits(8, group, 0)) if weight_only else ("int8", 0.0)
     if kind == "int" and bits == 4:
         return "int4", _group_bits(4, group, 0 if weights.get("symmetric", True) else 4)
     return None
@@ -477,7 +487,7 @@ def _stored_format(quantization: Config) -> tuple[str, float] | None:
         return "mxfp4", 0.0
     if method in ("awq", "gptq", "auto-round", "auto_round"):
         if bits == 8:
-            return "int8", _group_bits(8, group, 8)
+            return "int8_wo", _group_bits(8, group, 8)
         if bits in (None, 4):
             return ("awq" if method == "awq" else "gptq"), _group_bits(4, group or 128, 4)
         return None
@@ -485,8 +495,10 @@ def _stored_format(quantization: Config) -> tuple[str, float] | None:
         return ("int8" if quantization.get("load_in_8bit") else "int4"), 0.0
     groups = quantization.get("config_groups")
     if isinstance(groups, Mapping) and groups:
-        weights = next(iter(groups.values())).get("weights")
-        return _compressed_tensors(weights) if isinstance(weights, Mapping) else None
+        group = next(iter(groups.values()))
+        weights = group.get("weights")
+        weight_only = group.get("input_activations") is None
+        return _compressed_tensors(weights, weight_only) if isinstance(weights, Mapping) else None
     return None
 
 
@@ -571,6 +583,12 @@ def architecture_from_config(config: dict[str, Any], name: str, *, where: str | 
             f"model type '{model_type}' is not a decoder-only transformer",
             where=place,
             mend="use a model of attention and MLP (or expert) layers",
+        )
+    if model_type in _SPARSE_ATTENTION:
+        raise InputError(
+            f"model type '{model_type}': its sparse attention is not modelled",
+            where=place,
+            mend="use a model of full or windowed attention, such as DeepSeek-V3.1",
         )
     family = FAMILIES.get(model_type, Family())
     read = _Reader(inner, family.defaults, place)
@@ -668,6 +686,8 @@ def load_architecture(spec: str | dict[str, Any], base_dir: Path | None = None) 
         )
     arch = architecture_from_config(found.config, spec, where=f"catalogue entry {found.key}")
     if found.quantization is None or found.quantization == arch.quantization:
+        return arch
+    if found.quantization == "fp8" and arch.quantization == "fp8_block":  # the name says what the checkpoint is
         return arch
     stored = None if found.quantization in ("bf16", "fp16") else found.quantization
     left = tuple(sorted(parts_left_by_format(stored, arch))) if stored else ()

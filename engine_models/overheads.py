@@ -1,6 +1,7 @@
 """Overheads of engines outside their kernels: few constants with a physical meaning, each with its source.
 
-They stand in `overheads/<engine>.json`, written by `capacity-plan calibrate overheads` from measured runs.
+They stand in `overheads/<engine>.json`, written by `capacity-plan calibrate overheads` from measured runs. What an engine's own
+file lacks is taken over from another engine (`TAKEN_FROM`), and says so.
 """
 
 from __future__ import annotations
@@ -14,8 +15,24 @@ from typing import Any
 from engine_models.step_time import HostOverhead
 
 FOLDER = Path(__file__).parent / "overheads"
-NAMES = ("step_s", "row_s", "device_step_s", "device_layer_s", "sort_step_s", "sort_bytes_per_logit", "launch_s")
+NAMES = (
+    "step_s",
+    "row_s",
+    "device_step_s",
+    "device_layer_s",
+    "sort_step_s",
+    "sort_cycles_per_logit",
+    "launch_s",
+    "expert_launches",
+    "reduce_wait_s",
+    "prefill_launch_s",
+    "prefill_graph_launch_s",
+)
 FRONT_END = ("front_end_s", "tokenise_token_s")
+REPLAYS_ONLY = ("start_s",)
+"""Values of a file that replays of measured runs use and no simulation does."""
+TAKEN_FROM = {"sglang": "vllm"}
+"""Engine -> engine whose values stand in for those that nobody measured."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +47,24 @@ class Overheads:
 
 def overheads_from(values: dict[str, float], provenance: dict[str, dict[str, Any]]) -> Overheads:
     """Assemble from values by name."""
-    host = {name: values.get(name, 0.0) for name in NAMES}
+    host: dict[str, Any] = {"step_s": 0.0, "row_s": 0.0} | {name: values[name] for name in NAMES if name in values}
     before = {name: values.get(name, 0.0) for name in FRONT_END}
     return Overheads(HostOverhead(**host), **before, provenance=provenance)
 
 
 @lru_cache(maxsize=8)
+def own_overheads(engine: str) -> dict[str, dict[str, Any]]:
+    """Return the entries of an engine's own file: value, unit, kind, date, meaning and source by name."""
+    entries: dict[str, dict[str, Any]] = json.loads((FOLDER / f"{engine}.json").read_text(encoding="utf-8"))
+    return entries
+
+
+@lru_cache(maxsize=8)
 def load_overheads(engine: str) -> Overheads:
     """Overheads of an engine as shipped."""
-    raw = json.loads((FOLDER / f"{engine}.json").read_text(encoding="utf-8"))
+    raw = {name: entry for name, entry in own_overheads(engine).items() if name not in REPLAYS_ONLY}
+    other = TAKEN_FROM.get(engine)
+    if other is not None:
+        taken = {"kind": "assumed", "source": f"taken over from {other}"}
+        raw |= {name: entry | taken for name, entry in own_overheads(other).items() if name not in raw}
     return overheads_from({name: entry["value"] for name, entry in raw.items()}, raw)

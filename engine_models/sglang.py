@@ -28,32 +28,17 @@ MIB = 1 << 20
 NEWEST = "0.5.23"
 VERSIONS = (NEWEST,)
 
+PREFILL_GRAPHS_SINCE = (0, 5, 10)
+"""First version that captures prefills unless told otherwise (datasheet: release notes of v0.5.10, 2026-04, and pull request
+16331)."""
+PREFILL_GRAPH_TOKENS_MLA = 2048
+"""Largest captured prefill of a model with latent attention [tokens]; of others the prefill chunk (datasheet: SGLang's
+documentation of 2026-04)."""
+
 CONTEXT_BYTES = 0.25e9  # CUDA context and allocator slack before the weights; assumed equal to vLLM's fitted value, 2026-11
 
-# A prefill is launched operation by operation, only decode steps are captured in CUDA graphs: a forward of DeepSeek-V3 over one
-# token takes 82.6 ms, and 23.1 ms when captured. Here per launch, of 1840 that `StepTimeModel.launches` counts in that model.
-PREFILL_LAUNCH_S = 82.6e-3 / 1840
-# Client, HTTP, hand-over to the scheduler's ranks and back.
-FRONT_END_S = 0.060
-_OWN_OVERHEADS: dict[str, dict[str, Any]] = {
-    "prefill_launch_s": {
-        "value": PREFILL_LAUNCH_S,
-        "unit": "s",
-        "kind": "measured",
-        "date": "2026-11",
-        "meaning": "host time to launch one operation of a prefill",
-        "source": "github.com/sgl-project/sglang/pull/12160 (2025-10): forward of DeepSeek-V3 over one new token",
-    },
-    "front_end_s": {
-        "value": FRONT_END_S,
-        "unit": "s",
-        "kind": "fitted",
-        "date": "2026-11",
-        "meaning": "client, HTTP, detokeniser, hand-over to the scheduler: added to TTFT and E2E",
-        "source": "TTFT of 53 runs of DeepSeek-R1 under SGLang 0.5.9 (33 on B200 in nvfp4, 20 on H200 in fp8), InferenceX as "
-        "sampled by aiconfigurator; with the tokeniser the error is flat from 0.06 to 0.12 s, the least is taken",
-    },
-}
+RANK_CONSERVATIVENESS = 0.3
+"""Factor of `schedule_conservativeness` under data-parallel attention (datasheet: SGLang 0.5 `server_args.py`, read 2026-11)."""
 
 # Defaults by device memory, SGLang 0.5.23: (below GiB, chunked_prefill_size, largest decode graph with tp < 4, with tp >= 4)
 _BY_MEMORY = (
@@ -70,6 +55,7 @@ _RESERVED_PER_CHUNK_TOKEN = 1.5
 _RESERVED_LEAST_CHUNK = 2048
 _RESERVED_PER_EIGHT_RANKS = 1024
 _RESERVED_PER_GRAPH_ROW = 2
+_RESERVED_PER_GRAPH_ROW_AND_RANK = 3  # with data-parallel attention
 _RESERVED_LEAST_ON_LARGE = 10 * 1024  # on devices of more than 60 GiB
 
 
@@ -97,18 +83,40 @@ def version_of(text: str | None) -> str:
     """Return the declared version that stands for `text` (None: the newest); InputError if `text` is no version."""
     if text is None:
         return NEWEST
-    try:
-        wanted = tuple(int(part) for part in text.lstrip("v").removesuffix(".post1").split("."))
-    except ValueError:
-        raise InputError(
-            f"'{text}' is not an SGLang version", mend=f"write it as in sglang@{NEWEST}, or leave it out"
-        ) from None
-    if wanted < (0, 5):
+    if _parts(text) < (0, 5):
         raise InputError(
             f"SGLang {text} is older than the modelled {NEWEST}",
             mend=f"use sglang@{NEWEST}, or leave the version out",
         )
     return NEWEST
+
+
+def _parts(text: str) -> tuple[int, ...]:
+    """Return the numbers of a version; InputError if it is none."""
+    try:
+        return tuple(int(part) for part in text.lstrip("v").partition(".post")[0].split("."))
+    except ValueError:
+        raise InputError(
+            f"'{text}' is not an SGLang version", mend=f"write it as in sglang@{NEWEST}, or leave it out"
+        ) from None
+
+
+def prefill_graph_tokens(request: PoolRequest, version_text: str | None, chunk_tokens: int) -> int:
+    """Most tokens of a prefill that a CUDA graph holds, 0 if none does.
+
+    Prefills are captured by default since 0.5.10, before with `enable_piecewise_cuda_graph`; never under data-parallel attention.
+    """
+    flags = request.flags
+    new = _parts(version_text or NEWEST) >= PREFILL_GRAPHS_SINCE
+    wanted = not flags.get("disable_piecewise_cuda_graph", False) and (
+        new or flags.get("enable_piecewise_cuda_graph", False)
+    )
+    if not wanted or request.data_parallel > 1 or flags.get("disable_cuda_graph", False):
+        return 0
+    if flags.get("piecewise_cuda_graph_max_tokens"):
+        return int(flags["piecewise_cuda_graph_max_tokens"])
+    mla = any(block.kind == "mla" for block in request.arch.attention)
+    return PREFILL_GRAPH_TOKENS_MLA if mla or chunk_tokens <= 0 else chunk_tokens
 
 
 def memory_defaults(memory_bytes: int, tensor_parallel: int) -> tuple[int, int]:
@@ -125,10 +133,14 @@ def graph_sizes(largest: int) -> tuple[int, ...]:
     return tuple(sorted(size for size in sizes if size <= largest))
 
 
-def reserved_bytes(memory_bytes: int, chunk_tokens: int, ranks: int, graph_rows: int) -> int:
+def reserved_bytes(
+    memory_bytes: int, chunk_tokens: int, ranks: int, graph_rows: int, data_parallel: int = 1
+) -> int:
     """Memory that the default `mem_fraction_static` leaves for activations, communication and graphs [bytes]."""
     mib = _RESERVED_BASE + _RESERVED_PER_CHUNK_TOKEN * max(chunk_tokens, _RESERVED_LEAST_CHUNK)
     mib += ranks / 8 * _RESERVED_PER_EIGHT_RANKS + _RESERVED_PER_GRAPH_ROW * graph_rows
+    if data_parallel > 1:
+        mib += _RESERVED_PER_GRAPH_ROW_AND_RANK * graph_rows * data_parallel
     if memory_bytes > 60 * GIB:
         mib = max(mib, _RESERVED_LEAST_ON_LARGE)
     return int(mib * MIB)
@@ -146,7 +158,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> SglangPlan:
     """
     version = version_of(version_text)
     arch, flags = request.arch, request.flags
-    tp, pp = request.tensor_parallel, request.pipeline_parallel
+    tp, pp, dp = request.tensor_parallel, request.pipeline_parallel, request.data_parallel
     if pp > 1:
         raise InputError(
             "pipeline parallelism is not modelled for SGLang",
@@ -156,17 +168,20 @@ def plan(request: PoolRequest, version_text: str | None = None) -> SglangPlan:
     warnings: list[str] = []
     context = int(flags.get("context_length") or arch.max_context_tokens)
     page = int(flags.get("page_size") or 1)
-    default_chunk, default_graph = memory_defaults(request.device_memory_bytes, tp)
+    default_chunk, default_graph = memory_defaults(request.device_memory_bytes, tp * dp)
     chunk = (
         int(flags["chunked_prefill_size"]) if flags.get("chunked_prefill_size") is not None else default_chunk
     )
+    if chunk > 0:
+        chunk = max(1, chunk // dp)  # the flag counts the tokens of all data-parallel ranks
     graph_rows = int(flags.get("cuda_graph_max_bs") or default_graph)
     graphs = not flags.get("disable_cuda_graph", False)
     memory = _memory(request, chunk, graph_rows if graphs else 0, page)
     tokens = memory.blocks * page
     if flags.get("max_total_tokens"):
         tokens = min(tokens, int(flags["max_total_tokens"]) // page * page)
-    rows = int(flags.get("max_running_requests") or default_running(tokens, context))
+    asked_rows = flags.get("max_running_requests")
+    rows = max(1, int(asked_rows) // dp) if asked_rows else default_running(tokens, context)
     prefill_tokens = int(flags.get("max_prefill_tokens") or 16384)
     mixed = bool(flags.get("enable_mixed_chunk", False))
     overlap = not flags.get("disable_overlap_schedule", False)
@@ -180,7 +195,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> SglangPlan:
         chunked_prefill_size=chunk if chunk > 0 else None,
         in_flight=2 if overlap else 1,
         schedule_policy=policy,
-        schedule_conservativeness=float(flags.get("schedule_conservativeness", 1.0)),
+        schedule_conservativeness=float(flags.get("schedule_conservativeness", 1.0))
+        * (RANK_CONSERVATIVENESS if dp > 1 else 1.0),
         mixed_chunk=mixed and chunk > 0,
         priority_scheduling=priority,
         low_priority_values_first=bool(flags.get("schedule_low_priority_values_first", False)),
@@ -189,12 +205,17 @@ def plan(request: PoolRequest, version_text: str | None = None) -> SglangPlan:
         prefill_max_requests=flags.get("prefill_max_requests"),
         receive_interval=int(flags.get("scheduler_recv_interval", 1)),
     )
-    largest = min(chunk, prefill_tokens) if chunk > 0 else max(prefill_tokens, context)
-    overheads = load_overheads("vllm")
+    # the last prompt of a batch may exceed max_prefill_tokens, and is cut by the chunk alone
+    largest = chunk if chunk > 0 else max(prefill_tokens, context)
+    overheads = load_overheads("sglang")
+    captured = prefill_graph_tokens(request, version_text, chunk)
+    host = replace(overheads.host, prefill_graph_tokens=captured)
+    if not overlap:
+        host = replace(host, step_s=float(overheads.provenance["serial_step_s"]["value"]))
     notes = (
         f"SGLang {version}: {tokens} KV tokens, {rows} rows, prefill of {largest} tokens a step",
-        "SGLang's host time of a step is assumed equal to vLLM's",
-        f"SGLang's front end adds {FRONT_END_S * 1e3:g} ms to TTFT and E2E, as fitted to DeepSeek-R1 (assumed elsewhere)",
+        "SGLang's front end was measured with DeepSeek-R1, its host time of a step with Llama-3.1-8B; assumed to hold elsewhere",
+        f"CUDA graphs hold prefills of up to {captured} tokens" if captured else "no CUDA graph holds a prefill",
     )
     return SglangPlan(
         engine="sglang",
@@ -212,12 +233,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> SglangPlan:
         unhashed_to_head=False,
         depth=rules.in_flight,
         graph_sizes=graph_sizes(graph_rows) if graphs else (),
-        host=replace(overheads.host, prefill_launch_s=PREFILL_LAUNCH_S),
-        front_end_s=FRONT_END_S,
+        host=host,
+        front_end_s=overheads.front_end_s,
         tokenise_token_s=overheads.tokenise_token_s,
         notes=notes,
         warnings=tuple(warnings),
-        overhead_sources=overheads.provenance | _OWN_OVERHEADS,
+        overhead_sources=overheads.provenance,
+        rank_router="round_robin",
         prefill_rules=rules,
         eviction_policy=str(flags.get("radix_eviction_policy", "lru")),
     )
@@ -229,7 +251,9 @@ def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> Mem
     tp, pp = request.tensor_parallel, request.pipeline_parallel
     device = request.device_memory_bytes
     given = flags.get("mem_fraction_static")
-    reserved = reserved_bytes(device, chunk, tp * pp, graph_rows)
+    dp = request.data_parallel
+    # sized before the prefill chunk is divided among the ranks
+    reserved = reserved_bytes(device, chunk * dp if chunk > 0 else chunk, tp * pp * dp, graph_rows, dp)
     fraction = float(given) if given is not None else (device - reserved) / device
     if not 0 < fraction < 1:
         raise InputError(
@@ -239,8 +263,9 @@ def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> Mem
         )
     free = device - int(CONTEXT_BYTES)
     usable = int(fraction * free)
+    # under data-parallel attention dense MLPs, shared experts and the LM head stay split over all ranks
     weights = weight_bytes_per_rank(
-        arch, request.formats.weights, tp, pp, request.expert_parallel, request.data_parallel
+        arch, request.formats.weights, tp, pp, request.expert_parallel, dp, dense_parallel=tp * dp
     )
     per_token = sum(
         group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, pp)
@@ -251,9 +276,10 @@ def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> Mem
         raise InfeasibleError(
             f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device, {usable / 1e9:.1f} GB usable "
             f"({fraction:.0%} of {free / 1e9:.1f} GB); {(weights + block - usable) / 1e9:.1f} GB too much on each of "
-            f"{tp * pp} devices",
+            f"{tp * pp * dp} devices",
             where="deployment",
-            mend="more tensor parallelism, a smaller number format, or larger devices",
+            mend=f"more tensor {'or data ' if request.data_parallel > 1 else ''}parallelism, a smaller number format, or larger "
+            "devices",
         )
     return MemoryBudget(
         device_bytes=device,
@@ -330,6 +356,10 @@ _MODELLED: dict[str, Flag] = {
     "schedule_low_priority_values_first": Flag("bool", False),
     "priority_scheduling_preemption_threshold": Flag("int", 10, low=0),
     "disable_cuda_graph": Flag("bool", False),
+    "disable_piecewise_cuda_graph": Flag("bool", False),
+    "enable_piecewise_cuda_graph": Flag("bool", False),
+    "piecewise_cuda_graph_max_tokens": Flag("int", None, low=1),
+    "enable_dp_attention": Flag("bool", False),
     "cuda_graph_max_bs": Flag("int", None, low=1),
     "kv_cache_dtype": Flag("str", "auto"),
     "quantization": Flag("str", None),
@@ -349,7 +379,7 @@ _HARMLESS_VALUES = """
 """
 _UNMODELLED_SWITCHES = """
     disable_chunked_prefix_cache disable_custom_all_reduce disable_hybrid_swa_memory disable_cuda_graph_padding
-    enable_dp_attention enable_dp_lm_head enable_ep_moe enable_eplb enable_flashinfer_allreduce_fusion
+    enable_dp_lm_head enable_ep_moe enable_eplb enable_flashinfer_allreduce_fusion
     enable_hierarchical_cache enable_lora enable_memory_saver enable_mscclpp enable_nccl_nvls enable_nan_detection
     enable_p2p_check enable_symm_mem enable_tokenizer_batch_encode enable_torch_compile enable_two_batch_overlap
 """

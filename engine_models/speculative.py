@@ -163,7 +163,7 @@ def speculation_of(
         raise InputError(
             f"draft_tensor_parallel_size {ranks} is neither 1 nor the model's {tensor_parallel}",
             where=f"{WHERE}.draft_tensor_parallel_size",
-            mend=f"use 1 or {tensor_parallel}, or leave it out",
+            mend=f"use 1 or {tensor_parallel}, or leave it out" if tensor_parallel > 1 else "leave it out",
         )
     common: dict[str, Any] = {
         "method": method,
@@ -504,8 +504,10 @@ def _matrices_s(kernels: KernelModel, matrices: tuple[tuple[int, int], ...], hig
 def summary_note(speculation: Speculation) -> str:
     """One line on what is assumed of the acceptance."""
     rates = ", ".join(f"{rate:.3g}" for rate in speculation.rates)
+    several = speculation.tokens > 1
+    drafts = f"{speculation.tokens} drafts a step, the first 1, 2, ... all" if several else "one draft a step,"
     return (
-        f"speculative decoding ({speculation.method}): {speculation.tokens} drafts a step, the first 1, 2, ... all accepted with "
+        f"speculative decoding ({speculation.method}): {drafts} accepted with "
         f"probability {rates} (given), {speculation.mean_length:.2f} tokens a verification; independent of the text"
     )
 

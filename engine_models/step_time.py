@@ -10,7 +10,8 @@ host takes to launch the operations one by one:
 
     step >= launches * host.launch_s
 
-(with `host.prefill_launch_s` for steps that prefill, where graphs hold decode steps only).
+(with `host.prefill_launch_s` for steps that prefill and have no graph of their own, where those of decode steps do not hold
+them).
 
 m is the number of tokens in the step after CUDA-graph padding, rows the number of sequences that yield a token. Attention is
 taken apart: decode rows by their number and their mean context (unequal lengths cost about the mean, see
@@ -24,14 +25,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.architecture import format_of_part, gemm_shapes, moe_shapes, stages
+from engine_models import flash_attention2
+from engine_models.architecture import MoeShape, format_of_part, gemm_shapes, moe_shapes, stages
 from engine_models.blocks import Architecture
 from engine_models.formats import Format
 from engine_models.parts.batch import Batch
+from engine_models.sampling import Sampler, truncation_s
 from hardware_profiles.errors import PlanError
 from hardware_profiles.kernel_model import KernelModel
 
@@ -48,10 +52,16 @@ class HostOverhead:
     device_step_s : device time of a step that no kernel table holds (input copies, sampler, gaps between graphs).
     device_layer_s : device time per layer that no kernel table holds (gaps between kernels of a layer).
     sort_step_s : device time of a truncated (top-p, top-k) sampler whatever its rows: a chain of uncaptured kernels.
-    sort_bytes_per_logit : memory traffic of a truncated sampler per logit.
+    sort_cycles_per_logit : cycles of one multiprocessor that the sort of a truncated sampler takes per logit.
     launch_s : host time to launch one operation that no CUDA graph holds. Launches queue up ahead of the device, so a step
         takes the longer of the two sums (not the sum of the longer ones).
-    prefill_launch_s : the same for steps with prefill rows, of an engine whose CUDA graphs hold decode steps only.
+    expert_launches : launches that the experts of a layer cost the host, counted in plain operations: selection (2), alignment of
+        rows to experts (4), two grouped products, activation, sum; a Triton kernel, launched from Python, costs about five.
+    reduce_wait_s : wait for the slowest rank at an all-reduce, beyond what a benchmark of aligned ranks shows.
+    prefill_launch_s : launch_s for steps with prefill rows, of an engine whose CUDA graphs for decode steps do not hold them.
+    prefill_graph_tokens : most tokens of a step with prefill rows that graphs of their own hold (0: there are none).
+    prefill_graph_launch_s : the same per operation where such graphs hold it: they are a chain of pieces, between which some
+        operations are launched.
     """
 
     step_s: float
@@ -59,19 +69,36 @@ class HostOverhead:
     device_step_s: float = 0.0
     device_layer_s: float = 0.0
     sort_step_s: float = 0.0
-    sort_bytes_per_logit: float = 0.0
+    sort_cycles_per_logit: float = 0.0
     launch_s: float = 0.0
+    expert_launches: float = 17.0
+    reduce_wait_s: float = 0.0
     prefill_launch_s: float = 0.0
+    prefill_graph_tokens: int = 0
+    prefill_graph_launch_s: float = 0.0
 
 
 #: Operations of a layer beside its linear layers, normalisations and collectives: rotary embedding, cache write, attention.
 ATTENTION_LAUNCHES = 3
-#: Launches that the experts of a layer cost the host, counted in plain operations: selection (2), alignment of rows to experts
-#: (4), two grouped products, activation, sum; a Triton kernel, which is launched from Python, takes the time of about five.
-#: kind: fitted, 2026-11, source: one run of Mixtral-8x7B on H100, vLLM 0.13 without CUDA graphs (LLMServingSim 2.0 artifact).
-EXPERT_LAUNCHES = 17
-#: Share of the float32 rate of the CUDA cores that a tall, narrow product reaches. kind: assumed, 2026-11.
+#: Share of the float32 rate of the CUDA cores that a tall, narrow product reaches. kind: assumed, 2026-11; what 128 to 1,024 rows
+#: add to the time of 32 in the table named below is that of 0.6 to 0.8.
 FP32_EFFICIENCY = 0.7
+#: Time of a narrow float32 product per unit of its depth [s]: few tiles, each of which sums over the depth in sequence; up to
+#: `SPLIT_ROWS` rows the depth is split over more of them. kind: measured, 2026-07, source: torch.mm of 256 columns at depth 6,144
+#: on GB200, 2 to 1,024 rows (vLLM pull request 47973); rows of no width, the arithmetic comes on top.
+FP32_DEPTH_S = 1.0e-8
+FP32_SPLIT_DEPTH_S = 3.2e-9
+#: The same in TF32 (``VLLM_FLOAT32_MATMUL_PRECISION=high``), and the share of the TF32 rate. kind, source: as above.
+TF32_DEPTH_S = 3.2e-9
+TF32_SPLIT_DEPTH_S = 2.0e-9
+TF32_EFFICIENCY = 0.2
+SPLIT_ROWS = 16
+#: Most rows of a step that vLLM's own float32 router kernel takes. kind: datasheet, 2026-11, source: vLLM 0.23,
+#: `fp32_router_gemm.cu`.
+SMALL_ROUTER_ROWS = 32
+#: How a router in float32 is computed: by cuBLAS on the CUDA cores, by cuBLAS in TF32, by a kernel of vLLM's own for few rows
+#: (else cuBLAS), or as three bf16 products that add up to it.
+Fp32Router = Literal["cublas", "tf32", "small", "bf16x3"]
 
 
 @dataclass(frozen=True)
@@ -145,8 +172,12 @@ class StepTimeModel:
         priced as that of as many times the query heads.
     sample_bytes_per_logit : memory traffic of plain sampling; five passes in float32 (convert, penalties, softmax, draw, arg
         max).
+    fp32_router : how a router that the model wants in float32 is computed, see `Fp32Router`.
     moe_backend : backend of the experts by the engine's word for it (``marlin``); None, or one that the tables lack: the one
         that measured layers like these run on.
+    fixed_grid_attention : whether prompts and decoding rows share a call of FlashAttention 2, see
+        :mod:`engine_models.flash_attention2`.
+    sampler : how truncated sampling is done, see :mod:`engine_models.sampling`.
     """
 
     def __init__(
@@ -168,8 +199,14 @@ class StepTimeModel:
         sampled_tokens: int = 1,
         sample_bytes_per_logit: float = 20.0,
         moe_backend: str | None = None,
+        fp32_router: Fp32Router = "cublas",
+        fixed_grid_attention: bool = False,
+        sampler: Sampler = "sort",
     ) -> None:
         self.host = host
+        self._fixed_grid_attention = fixed_grid_attention
+        self._sampler = sampler
+        self._fp32_router = fp32_router
         self._query_tokens = query_tokens
         self._samples_drafts = sampled_tokens > 1
         self._sample_bytes_per_logit = sample_bytes_per_logit
@@ -183,6 +220,7 @@ class StepTimeModel:
         self._graph_tokens = max((size for size in graph_sizes if size <= max_step_tokens), default=0)
         self._launches_s = host.launch_s * self.launches()
         self._launches_prefill_s = host.prefill_launch_s * self.launches()
+        self._launches_graph_s = host.prefill_graph_launch_s * self.launches()
         self._tabulate_linear(graph_sizes, max_step_tokens)
         self._tabulate_rows(arch, max_rows * sampled_tokens, truncated_sampling)
         self._tabulate_decode(max_rows, max_context_tokens)
@@ -210,22 +248,8 @@ class StepTimeModel:
                 if gemm.part == "router" and in_fp32:
                     times = self._fp32_gemm_s(times, m, gemm.n, gemm.k)
                 add("linear layers", gemm.layers * times)
-        experts_format = self.weights_format("experts")
-        backend = kernels.expert_backend(experts_format, self._moe_backend) if self._moe_backend else None
-        for moe in moe_shapes(stage, tp, self._ep):
-            times = kernels.moe_s(
-                experts_format,
-                moe.hidden,
-                moe.intermediate,
-                moe.topk,
-                moe.experts,
-                moe.tp,
-                moe.ep,
-                m,
-                gated=moe.gated,
-                kernel=backend,
-            )
-            add("experts", moe.layers * times)
+        for name, values in self.expert_parts_s(m).items():
+            add(name, values)
         width = np.asarray(2.0 * m * stage.hidden, dtype=np.float64)
         # per layer: two normalisations, each reads and writes the activation and the residual; rotary embedding of q and k;
         # the gated activation reads two halves and writes one (bytes by construction of the operations)
@@ -244,20 +268,57 @@ class StepTimeModel:
                 act = np.asarray(m, dtype=np.float64) * 2.0 * max(1, mlp.intermediate // tp)
                 add("activation", mlp.layers * kernels.elementwise_s(3.0 * act))
         if tp > 1:
-            add("collectives", 2.0 * stage.layers * kernels.all_reduce_s(tp, width))
+            add("collectives", 2.0 * stage.layers * (kernels.all_reduce_s(tp, width) + self.host.reduce_wait_s))
         if len(self.stages) > 1:
             add("pipeline hop", kernels.p2p_s(width))
         add("gaps", np.full(len(m), stage.layers * self.host.device_layer_s))
         return out
 
-    def _fp32_gemm_s(self, in_bf16_s: FloatArray, m: IntArray, n: int, k: int) -> FloatArray:
-        """Time of a linear layer in float32: the input is converted, and the CUDA cores do the arithmetic.
+    def expert_parts_s(self, m: IntArray) -> dict[str, FloatArray]:
+        """Seconds of the layers of experts of a stage for `m` tokens a step."""
+        shapes = moe_shapes(self._stage, self._tp, self._ep)
+        return {"experts": self.experts_s(shapes, m)} if shapes else {}
 
-        Never less than the same layer takes in bf16 (launch, memory).
+    def experts_s(self, shapes: list[MoeShape], m: IntArray) -> FloatArray:
+        """Seconds of layers of experts, split as `shapes` say, for `m` routed tokens of the ranks that share them."""
+        experts_format = self.weights_format("experts")
+        backend = self._kernels.expert_backend(experts_format, self._moe_backend) if self._moe_backend else None
+        total = np.zeros(len(m))
+        for moe in shapes:
+            times = self._kernels.moe_s(
+                experts_format,
+                moe.hidden,
+                moe.intermediate,
+                moe.topk,
+                moe.experts,
+                moe.tp,
+                moe.ep,
+                m,
+                gated=moe.gated,
+                kernel=backend,
+            )
+            total = total + moe.layers * times
+        return total
+
+    def _fp32_gemm_s(self, in_bf16_s: FloatArray, m: IntArray, n: int, k: int) -> FloatArray:
+        """Time of a narrow linear layer in float32, never less than the same layer takes in bf16 (launch, memory).
+
+        cuBLAS converts the input and sums over the depth in sequence: t = depth * k + 2 m n k / rate, on the CUDA cores or in
+        TF32. vLLM's own kernels take the input as it is; three bf16 products cost as one of three times the depth.
         """
-        arithmetic = 2.0 * m * n * k / (FP32_EFFICIENCY * self._fp32_rate())
-        total_s: FloatArray = self._kernels.elementwise_s(6.0 * m * k) + np.maximum(in_bf16_s, arithmetic)
-        return total_s
+        kernels = self._kernels
+        if self._fp32_router == "bf16x3":
+            thrice_s: FloatArray = kernels.gemm_s("bf16", m, n, 3 * k)
+            return np.maximum(in_bf16_s, thrice_s)
+        if self._fp32_router == "tf32":
+            rate = TF32_EFFICIENCY * kernels.peaks.rate("bfloat16") / 2
+            per_depth = np.where(m <= SPLIT_ROWS, TF32_SPLIT_DEPTH_S, TF32_DEPTH_S)
+        else:
+            rate = FP32_EFFICIENCY * self._fp32_rate()
+            per_depth = np.where(m <= SPLIT_ROWS, FP32_SPLIT_DEPTH_S, FP32_DEPTH_S)
+        product = np.maximum(in_bf16_s, per_depth * k + 2.0 * m * n * k / rate)
+        total_s: FloatArray = kernels.elementwise_s(6.0 * m * k) + product
+        return np.where(m <= SMALL_ROUTER_ROWS, in_bf16_s, total_s) if self._fp32_router == "small" else total_s
 
     def _fp32_rate(self) -> float:
         """FLOP/s of the device in float32; a fifteenth of bf16 where unknown (A100 and H100: 1/16 and 1/15; datasheets)."""
@@ -269,13 +330,13 @@ class StepTimeModel:
             known = None
         return known.value if known is not None else self._kernels.peaks.rate("bfloat16") / 15.0
 
-    def launches(self) -> int:
+    def launches(self) -> float:
         """Operations that the host launches in a step of a stage without CUDA graphs."""
         stage = self._stage
         found = sum(gemm.layers for gemm in gemm_shapes(stage, self._tp, self._ep) if gemm.per == "token")
         found += stage.norms_per_layer * stage.layers + (2 * stage.layers if self._tp > 1 else 0)
         found += sum(block.layers * (ATTENTION_LAUNCHES + 2 * (block.qk_norm != "none")) for block in stage.attention)
-        return found + sum(mlp.layers * (EXPERT_LAUNCHES if mlp.kind == "moe" else 1) for mlp in stage.mlp)
+        return found + sum(mlp.layers * (self.host.expert_launches if mlp.kind == "moe" else 1) for mlp in stage.mlp)
 
     def _tabulate_linear(self, graph_sizes: tuple[int, ...], max_tokens: int) -> None:
         sizes = np.array([s for s in graph_sizes if s <= max_tokens] or [0], dtype=np.int64)
@@ -300,8 +361,14 @@ class StepTimeModel:
                 total += gemm.layers * self._kernels.gemm_s(self.weights_format(gemm.part), rows, gemm.n, gemm.k)
         total += self._kernels.elementwise_s(self._sample_bytes_per_logit * logits)
         if sorts:
-            total += self.host.sort_step_s
-            total += self._kernels.elementwise_s(self.host.sort_bytes_per_logit * logits)
+            total += truncation_s(
+                self._sampler,
+                self._kernels,
+                rows.astype(np.float64),
+                arch.vocab,
+                self.host.sort_step_s,
+                self.host.sort_cycles_per_logit,
+            )
         if self._tp > 1:
             total += self._kernels.all_reduce_s(self._tp, 2.0 * logits / self._tp)
         table = PiecewiseLinear(rows.astype(float), np.maximum.accumulate(total))
@@ -313,37 +380,47 @@ class StepTimeModel:
         self._decode_rows = log_grid(max_rows, 3)
         self._decode_context = np.unique(np.concatenate([[16.0, 64.0], log_grid(max_context, 2)[8:]])).astype(float)
         batch, context = np.meshgrid(self._decode_rows, self._decode_context, indexing="ij")
-        total = np.zeros(batch.shape)
+        total, mixed = np.zeros(batch.shape), np.zeros(batch.shape)
         kv_fmt = self._formats.kv_cache.name
         for block in self._stage.attention:
             if block.kind == "linear":
                 continue
             heads = max(1, block.heads // self._tp) * self._query_tokens
             if block.kind == "mla":
-                total += block.layers * self._kernels.mla_decode_s("bf16", kv_fmt, heads, batch, context)
+                alone = self._kernels.mla_decode_s("bf16", kv_fmt, heads, batch, context)
+                total += block.layers * alone
+                mixed += block.layers * alone
                 continue
-            total += block.layers * self._kernels.decode_attention_s(
-                kv_fmt,
-                heads,
-                max(1, block.kv_heads // self._tp),
-                block.head_dim,
-                block.window_tokens,
-                batch,
-                context,
+            kv_heads = max(1, block.kv_heads // self._tp)
+            alone = self._kernels.decode_attention_s(
+                kv_fmt, heads, kv_heads, block.head_dim, block.window_tokens, batch, context
             )
-        self._decode_grid = total
-        self._decode_cache: dict[int, PiecewiseLinear] = {}
+            together = alone
+            if self._fixed_grid_attention and not block.sinks:  # FlashAttention 2 knows no sinks
+                shape = (max(1, block.heads // self._tp), kv_heads, block.head_dim, block.window_tokens)
+                alone, together = flash_attention2.decode_s(self._kernels, kv_fmt, *shape, batch, context, alone)
+                if self._query_tokens > 1:  # rows of several queries are unpacked whether a prompt is there or not
+                    alone = together
+            total += block.layers * alone
+            mixed += block.layers * together
+        self._decode_grid, self._decode_cache = total, dict[int, PiecewiseLinear]()
+        self._mixed_grid, self._mixed_cache = total, self._decode_cache
+        if self._fixed_grid_attention:
+            self._mixed_grid, self._mixed_cache = mixed, {}
 
-    def _decode_table(self, rows: int) -> PiecewiseLinear:
-        """Attention time of `rows` decode rows as a function of the total of their KV tokens."""
-        table = self._decode_cache.get(rows)
+    def _decode_table(self, rows: int, beside_prompt: bool = False) -> PiecewiseLinear:
+        """Attention time of `rows` decode rows, alone or beside a prompt, as a function of the total of their KV tokens."""
+        cache, grid = self._decode_cache, self._decode_grid
+        if beside_prompt:
+            cache, grid = self._mixed_cache, self._mixed_grid
+        table = cache.get(rows)
         if table is None:
             nodes = self._decode_rows
             i = min(int(np.searchsorted(nodes, rows, side="right")) - 1, len(nodes) - 2)
             share = (rows - nodes[i]) / (nodes[i + 1] - nodes[i])
-            values = self._decode_grid[i] + share * (self._decode_grid[i + 1] - self._decode_grid[i])
+            values = grid[i] + share * (grid[i + 1] - grid[i])
             table = PiecewiseLinear(self._decode_context * rows, np.maximum.accumulate(values))
-            self._decode_cache[rows] = table
+            cache[rows] = table
         return table
 
     def _tabulate_prefill(self, max_tokens: int, max_context: int) -> None:
@@ -396,7 +473,9 @@ class StepTimeModel:
         """Device seconds of a batch, and the part attributed to its prefill rows."""
         rows = batch.decode_rows
         sampled = batch.decode_tokens if self._samples_drafts else rows
-        attention = self._decode_table(rows).at(float(batch.decode_kv_tokens)) if rows else 0.0
+        attention = 0.0
+        if rows:
+            attention = self._decode_table(rows, bool(batch.prefill)).at(float(batch.decode_kv_tokens))
         linear = self._linear_s[batch.tokens]
         least = self._least_s(batch.tokens)
         if not batch.prefill:
@@ -409,6 +488,8 @@ class StepTimeModel:
             prefill += floor
         share = (batch.tokens - batch.decode_tokens) / batch.tokens
         device = linear + self._rows_s[sampled + len(batch.prefill)] + attention + prefill
+        if batch.tokens <= self.host.prefill_graph_tokens:
+            return max(device, self._launches_graph_s), linear * share + prefill
         return max(device, least, self._launches_prefill_s), linear * share + prefill
 
     def _least_s(self, tokens: int) -> float:

@@ -13,15 +13,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine_models import flash_attention2
 from engine_models.architecture import KvGroup, kv_groups, mla_absorbed_bytes_per_rank, weight_bytes_per_rank
 from engine_models.blocks import Architecture
 from engine_models.declaration import EnginePlan, MemoryBudget, PoolRequest
 from engine_models.flags import SPECULATIVE_HARMLESS, SPECULATIVE_KEYS, offload_settings
 from engine_models.overheads import load_overheads
 from engine_models.parts.batch import ContinuousRules
-from engine_models.sampling import truncates
+from engine_models.sampling import Sampler, truncates
 from engine_models.speculative import ON_DEVICE, summary_note
-from hardware_profiles.errors import InfeasibleError, InputError
+from engine_models.step_time import Fp32Router
+from hardware_profiles.device import load_device
+from hardware_profiles.errors import InfeasibleError, InputError, PlanError
 
 GIB = 1 << 30
 
@@ -53,6 +56,8 @@ class Version:
     windows_free_processed: bool = True
     sparse_windows: bool = True
     offloads_outputs: bool = False  # blocks of generated tokens go to the host too
+    sampler: Sampler = "rejection"
+    fp32_router: Fp32Router = "bf16x3"  # of models with a router in float32 (pull requests 38445, 47973)
 
 
 NEWEST = Version("0.33.0")
@@ -65,6 +70,7 @@ _V24 = replace(
     pads_lone_token=False,
     windows_free_processed=False,
     sparse_windows=False,
+    fp32_router="small",
 )
 _V19 = replace(
     _V24,
@@ -76,8 +82,10 @@ _V19 = replace(
     graph_memory_counts=False,
     capped_window_admission=False,
     offloads_outputs=True,
+    sampler="pivot",
+    fp32_router="cublas",
 )
-_V15 = replace(_V19, name="0.15.1", reserve_full_prompt=False)
+_V15 = replace(_V19, name="0.15.1", reserve_full_prompt=False, sampler="sort")
 _V14 = replace(_V15, name="0.14.1")
 _V11 = replace(
     _V14,
@@ -118,14 +126,16 @@ def version_of(text: str | None) -> Version:
 
 
 def graph_sizes(
-    version: Version, max_num_seqs: int, max_num_batched_tokens: int, row_tokens: int = 1
+    version: Version, max_num_seqs: int, max_num_batched_tokens: int, row_tokens: int = 1, largest: int | None = None
 ) -> tuple[int, ...]:
     """CUDA-graph sizes in tokens: 1, 2, 4, then steps of 8 below 256 and of 16 (8 in 0.11) above.
 
-    With drafts a decoding row has `row_tokens` tokens, and the sizes rounded up to whole rows are captured too.
+    Up to 512, or `largest` (``--max-cudagraph-capture-size``; 0: none). With drafts a decoding row has `row_tokens` tokens, and
+    the sizes rounded up to whole rows are captured too.
     """
-    top = min(2 * max_num_seqs * row_tokens, 512, max_num_batched_tokens)
-    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, 513, version.graph_step_above_256), max_num_seqs}
+    top = min(2 * max_num_seqs * row_tokens, 512) if largest is None else largest
+    top = min(top, max_num_batched_tokens)
+    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, max(top, 512) + 1, version.graph_step_above_256), max_num_seqs}
     sizes |= {-(-size // row_tokens) * row_tokens for size in sizes}
     return tuple(sorted(s for s in sizes if s <= top))
 
@@ -182,11 +192,15 @@ def default_limits(version: Version, device_name: str, memory_bytes: int) -> tup
     return 2048, 256
 
 
-def activation_bytes(arch: Architecture, tokens: int, rows: int, tensor_parallel: int) -> int:
+def activation_bytes(
+    arch: Architecture, tokens: int, rows: int, tensor_parallel: int, data_parallel: int = 1
+) -> int:
     """Peak of the profiling forward pass: three widths of the MLP and three of the hidden state a token, and logits.
 
     The gate and up halves and their product live together, beside the residual, its norm and the attention output; logits
     are held three times in float32 while sampling. Checked against the start-up reports named at `CONTEXT_BYTES`.
+    Data-parallel ranks that share experts hold the hidden states of all ranks twice besides: gathered, and the experts' sums
+    before they are scattered (assumed).
     """
     width = 0
     for mlp in arch.mlp:
@@ -195,7 +209,8 @@ def activation_bytes(arch: Architecture, tokens: int, rows: int, tensor_parallel
         else:
             routed = mlp.experts_per_token * mlp.expert_intermediate // tensor_parallel
             width = max(width, routed + mlp.shared_intermediate // tensor_parallel)
-    return int(tokens * 2 * (3 * width + 3 * arch.hidden) + 3 * 4 * rows * arch.vocab)
+    gathered = 2 * data_parallel * arch.hidden if data_parallel > 1 else 0
+    return int(tokens * 2 * (3 * width + 3 * arch.hidden + gathered) + 3 * 4 * rows * arch.vocab)
 
 
 def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
@@ -238,7 +253,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     eager = bool(flags.get("enforce_eager", False))
     given = flags.get("cudagraph_capture_sizes")
     row_tokens = 1 + (drafts.tokens if drafts else 0)
-    sizes = () if eager else tuple(sorted(map(int, given))) if given else graph_sizes(version, rows, tokens, row_tokens)
+    largest = flags.get("max_cudagraph_capture_size")
+    captured = tuple(sorted(map(int, given))) if given else graph_sizes(version, rows, tokens, row_tokens, largest)
+    sizes = () if eager else captured
     if eager:
         notes.append("enforce_eager: a step takes no less than the host needs to launch its operations one by one")
     transfer = flags.get("kv_transfer_config")
@@ -251,7 +268,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     sorts = str(flags.get("generation_config") or "auto") != "vllm" and truncates(arch.name)
     if sorts:
         notes.append(
-            "requests are sampled with top-p or top-k as the checkpoint asks (assumed), which sorts the logits of every row; "
+            f"requests are sampled with top-p or top-k as the checkpoint asks (assumed), which {SAMPLING_WORK[version.sampler]}; "
             "generation_config: vllm in engine_args turns it off"
         )
     watermark = float(flags.get("watermark", 0.0))
@@ -316,6 +333,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     )
     moe_backend = _moe_backend(flags, warnings)
     overheads = load_overheads("vllm")
+    host = replace(overheads.host, prefill_graph_tokens=max(sizes, default=0))
+    if eager:  # `launch_s` is that of all eager steps
+        host = replace(host, prefill_launch_s=0.0)
     notes.append(f"vLLM {version.name}: {tokens} tokens and {rows} rows a step, {blocks} blocks of {block_tokens} tokens")
     return EnginePlan(
         engine="vllm",
@@ -330,10 +350,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         window_switches=window_switches(version),
         depth=rules.in_flight,
         graph_sizes=sizes,
-        host=overheads.host,
+        host=host,
         front_end_s=overheads.front_end_s,
         tokenise_token_s=overheads.tokenise_token_s,
         truncated_sampling=sorts,
+        sampler=version.sampler,
         notes=tuple(notes),
         overhead_sources=overheads.provenance,
         warnings=tuple(warnings),
@@ -341,6 +362,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         offload=offload,
         host_blocks=host_blocks,
         moe_backend=moe_backend,
+        fixed_grid_attention=_fixed_grid_attention(request),
+        fp32_router=version.fp32_router,
     )
 
 
@@ -397,10 +420,29 @@ def _moe_backend(flags: dict[str, Any], warnings: list[str]) -> str | None:
     return word
 
 
+def _fixed_grid_attention(request: PoolRequest) -> bool:
+    """Whether prompts and decoding rows share a call of FlashAttention 2, see `engine_models.flash_attention2`."""
+    backend = str(request.flags.get("attention_backend") or "FLASH_ATTN").upper()
+    if backend != "FLASH_ATTN" or request.formats.kv_cache.name not in ("bf16", "fp16"):
+        return False
+    try:
+        return flash_attention2.serves(load_device(request.device_name))
+    except PlanError:
+        return False
+
+
 def _unread_settings(config: dict[str, Any]) -> list[str]:
     """Warnings on keys of ``--speculative-config`` that are not simulated."""
     unread = [key for key in config if key not in SPECULATIVE_KEYS and key not in SPECULATIVE_HARMLESS]
     return [f"speculative_config `{key}` is not modelled and was ignored" for key in unread]
+
+
+SAMPLING_WORK: dict[Sampler, str] = {
+    "sort": "sorts the logits of every row",
+    "pivot": "searches the logits of every row for a threshold",
+    "rejection": "draws from the logits of every row until a token is accepted",
+}
+"""What each sampler does to truncate, for the summary."""
 
 
 KERNEL_BLOCK_TOKENS = 16
@@ -430,8 +472,9 @@ def _memory(
     usable = int(request.device_memory_bytes * share)
     weights = weight_bytes_per_rank(arch, request.formats.weights, tp, pp, request.expert_parallel, request.data_parallel)
     weights += mla_absorbed_bytes_per_rank(arch, tp, pp)
-    activations = activation_bytes(arch, tokens, rows, tp)
-    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp * pp > 1 else 0))
+    activations = activation_bytes(arch, tokens, rows, tp, request.data_parallel)
+    devices = tp * pp * request.data_parallel
+    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if devices > 1 else 0))
     graph = int(GRAPH_BYTES_PER_SIZE * graphs) if version.graph_memory_counts else 0
     groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
     drafter = request.speculation
@@ -448,9 +491,10 @@ def _memory(
         raise InfeasibleError(
             f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {besides / 1e9:.1f} GB "
             f"besides, of {usable / 1e9:.1f} GB usable ({share:.0%} of {request.device_memory_bytes / 1e9:.1f} GB); "
-            f"{lack / 1e9:.1f} GB too much on each of {tp * pp} devices",
+            f"{lack / 1e9:.1f} GB too much on each of {devices} devices",
             where="deployment",
-            mend="more tensor parallelism, a smaller number format, or larger devices",
+            mend=f"more tensor {'or data ' if request.data_parallel > 1 else ''}parallelism, a smaller number format, or larger "
+            "devices",
         )
     return MemoryBudget(
         device_bytes=request.device_memory_bytes,

@@ -84,11 +84,6 @@ class Device:
     inter_node_bytes_per_s_per_direction: Quantity | None = None
     kernel_profile: str | None = None
 
-    @property
-    def devices_per_node(self) -> int:
-        """Devices that `link` joins: the usual server, an NVLink domain, or 1."""
-        return int(self.node_size.value)
-
 
 #: Short names that fit several devices, and the one that is meant: the part most often rented or measured.
 ALIASES: Mapping[str, str] = {
@@ -96,12 +91,16 @@ ALIASES: Mapping[str, str] = {
     "a100-80gb": "a100-sxm-80gb",
     "a100-40gb": "a100-sxm-40gb",
     "a100-sxm": "a100-sxm-80gb",
+    "a100-pcie": "a100-pcie-80gb",
     "h100": "h100-sxm-80gb",
     "h100-80gb": "h100-sxm-80gb",
     "h200": "h200-sxm-141gb",
     "b200-192gb": "b200-sxm-180gb",
     "gb200-192gb": "gb200-186gb",
     "gb200-185gb": "gb200-186gb",
+    "gb200-sxm": "gb200-186gb",
+    "gb300-sxm": "gb300-288gb",
+    "gh200-480gb": "gh200-96gb",
     "gh100": "h100-sxm-80gb",
     "a6000": "rtx-a6000-48gb",
     "7900-xtx": "rx-7900-xtx-24gb",
@@ -151,7 +150,7 @@ def device_names() -> list[str]:
 
 def _words(name: str) -> list[str]:
     """Split a name into lower-case words without noise: ``NVIDIA A100-SXM4-80GB`` -> ``a100 sxm 80gb``."""
-    text = re.sub(r"(\d+)\s*gi?b\b", r"\1gb", name.lower().replace("+", " ").replace("(r)", " "))
+    text = re.sub(r"(?<![a-z\d])(\d+)\s*g(?:i?b)?\b", r"\1gb", name.lower().replace("+", " ").replace("(r)", " "))
     words: list[str] = []
     for word in re.split(r"[^a-z0-9.]+", text):
         words.extend(w for w in _SPELLING.get(word, word).split("-") if w)
@@ -300,26 +299,3 @@ def provenance(device: Device) -> list[dict[str, Any]]:
         elif isinstance(value, Mapping):
             records.extend(q.provenance(f"{f.name}.{key}") for key, q in value.items())
     return records
-
-
-def devices_that_hold(
-    weight_bytes: float, kv_bytes_min: float, per_node: bool = True, usable_fraction: float = 0.92
-) -> list[tuple[Device, int]]:
-    """Return the known devices that hold a model, each with the number it takes, fewest and smallest first.
-
-    A group of n devices holds it when ``n * memory_bytes * usable_fraction >= weight_bytes + kv_bytes_min``;
-    n is a power of two, as tensor parallelism wants it, and with `per_node` at most the devices of one node.
-
-    weight_bytes : weights of the whole model [bytes]; kv_bytes_min : KV of the least load to hold [bytes].
-    usable_fraction : share of the memory that an engine may fill; 0.92 is the gpu_memory_utilization that
-        recent vLLM defaults to.
-    """
-    need = weight_bytes + kv_bytes_min
-    held: list[tuple[Device, int]] = []
-    for device in all_devices():
-        n = 1
-        while n * device.memory_bytes.value * usable_fraction < need:
-            n *= 2
-        if not per_node or n <= device.devices_per_node:
-            held.append((device, n))
-    return sorted(held, key=lambda h: (h[1], h[1] * h[0].memory_bytes.value, h[0].name))

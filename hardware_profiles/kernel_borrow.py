@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -51,7 +51,9 @@ CLOSE_RATIO = 1.5
 STACKED_MEMORY = (
     "a30-",
     "a100-",
+    "a800-",
     "h100-",
+    "gh200-",
     "h20-",
     "h200-",
     "h800-",
@@ -61,6 +63,12 @@ STACKED_MEMORY = (
     "gb300-",
     "mi3",
 )
+
+#: Share of its bus bandwidth over two GPUs that a host's all-reduce must keep over four and eight, for its curves to stand for
+#: other hosts. RTX PRO 6000's keeps 0.62 and NVLink all of it; four A100 and four H100 bridged in pairs reach 0.74 and 0.76 of
+#: their PCIe links, eight RTX 5090 0.44 (NCCL issue 1639). L40S's keeps 0.10, 2 GB/s: of that host, not of its links. kind:
+#: assumed, 2026-11, source: the collectives of ``kernels/NOTICE.md``.
+HOST_KEEPS = 0.5
 
 #: Kinds of device whose kernels are launched, tiled and cached alike. An accelerated processor borrows from GPUs of its
 #: vendor; CPUs, Apple's GPUs and other accelerators keep the datasheet.
@@ -138,22 +146,102 @@ def kernel_donor(device: Device, without: frozenset[str] = frozenset()) -> Donor
     return min(ranked, key=lambda r: r[0])[1] if ranked else None
 
 
-def link_donor(device: Device) -> str | None:
-    """Folder with collectives of a device of the same vendor on the same kind and topology of link; None without."""
-    if device.link is None:
-        return None
-    found: list[tuple[bool, float, str]] = []
+def host_share(links: Mapping[str, Any]) -> float:
+    """Least bus bandwidth of a large all-reduce over more than two GPUs of a node, over that of two; 1 without both.
+
+    In a ring every link carries ``2 (n - 1) / n`` of the message, about the same for any number n of GPUs: what is lost with
+    more of them is lost in the host.
+    """
+    rates: dict[int, float] = {}
+    for name, curve in links.get("collective/all_reduce", {}).get("curves", {}).items():
+        _, _, gpus, nodes, topology, dtype = name.split("/")
+        if nodes == "1" and topology == "intra_node" and dtype != "int8":
+            n = int(gpus)
+            rate = 2.0 ** curve["log2_bytes"][-1] / math.exp(curve["log_s"][-1]) * 2 * (n - 1) / n
+            rates[n] = max(rates.get(n, 0.0), rate)
+    two = rates.pop(2, 0.0)
+    return min(rates.values()) / two if two and rates else 1.0
+
+
+def on_its_links(model: KernelModel, device: Device) -> tuple[KernelModel, str | None]:
+    """The model as other hosts than its benchmark's would have it, and a sentence if that changed it.
+
+    Where the host of the benchmark kept less than :data:`HOST_KEEPS` of the bandwidth of two GPUs over more of them, the
+    curves of more than two are lent by a device on the same bus, scaled to this one's links.
+    """
+    share = host_share(model.links)
+    lender = _link_donor(device, device.link) if device.link and share < HOST_KEEPS else None
+    if lender is None:
+        return model, None
+    links = dict(model.links)
+    for key, group in _lent_links(device).items():
+        if key.startswith("collective/"):
+            two = {n: c for n, c in links.get(key, {}).get("curves", {}).items() if n.split("/")[2] == "2"}
+            more = {n: c for n, c in group["curves"].items() if n.split("/")[2] != "2"}
+            links[key] = {**group, "curves": {**two, **more}}
+    said = (
+        f"collectives of more than two {model.device} are those of {lender}, scaled to its links (assumed): its own were "
+        f"measured on a host that keeps as little as {share:.0%} of the bandwidth between two of them"
+    )
+    return replace(model, links=links), said
+
+
+def _link_donor(device: Device, link: Link) -> str | None:
+    """Folder with collectives of a device of the same vendor on the same bus and topology; None without.
+
+    The same generation of the bus comes first, then that of the device, then the nearest bandwidth. Hosts that keep less than
+    :data:`HOST_KEEPS` do not lend.
+    """
+    found: list[tuple[bool, bool, float, str]] = []
     for path in sorted(KERNELS_DIR.glob("*/collectives.json")):
         other = device_of(path.parent.name)
         if other.vendor != device.vendor or other.link is None or other.name == device.name:
             continue
-        if (other.link.kind, other.link.topology) != (device.link.kind, device.link.topology):
+        if other.link.topology != link.topology or _bus(other.link) != _bus(link):
             continue
-        if not any(k.startswith("collective/") for k in load_links(path.parent.name)):
+        links = load_links(path.parent.name)
+        if not any(k.startswith("collective/") for k in links) or host_share(links) < HOST_KEEPS:
             continue
-        bandwidth = math.log(_one_way(other.link) / _one_way(device.link))
-        found.append((other.architecture != device.architecture, abs(bandwidth), path.parent.name))
-    return min(found)[2] if found else None
+        bandwidth = abs(math.log(_one_way(other.link) / _one_way(link)))
+        newer = (other.link.kind != link.kind, other.architecture != device.architecture)
+        found.append((*newer, bandwidth, path.parent.name))
+    return min(found)[3] if found else None
+
+
+def _bus(link: Link) -> str:
+    """Kind of a link without its generation: "pcie" of "pcie4"."""
+    return link.kind.rstrip("0123456789")
+
+
+def _lent_links(device: Device) -> Mapping[str, Any]:
+    """Curves of collectives from the devices that lend theirs, scaled to the device's links; empty without.
+
+    Cards bridged in pairs talk over the bridge when they are two, and over PCIe when they are more.
+    """
+    link = device.link
+    if link is None:
+        return {}
+    if link.topology != "pairs":
+        return _scaled_from(_link_donor(device, link), link)
+    bridge = replace(link, topology="all_to_all")
+    over: dict[str, Any] = {}
+    slow = device.pcie_bytes_per_s_per_direction
+    parts = [(bridge, True)]
+    if slow is not None:
+        parts.append((replace(link, kind="pcie", topology="pcie", bytes_per_s_per_direction=slow), False))
+    for part, two in parts:
+        for key, group in _scaled_from(_link_donor(device, part), part).items():
+            if key.startswith("collective/"):
+                kept = {n: c for n, c in group["curves"].items() if (n.split("/")[2] == "2") == two}
+                over[key] = {**group, "curves": {**over.get(key, {}).get("curves", {}), **kept}}
+    return over
+
+
+def _scaled_from(lender: str | None, link: Link) -> Mapping[str, Any]:
+    theirs = device_of(lender).link if lender else None
+    if lender is None or theirs is None:
+        return {}
+    return scaled_links(load_links(lender), _one_way(theirs) / _one_way(link))
 
 
 def _one_way(link: Link) -> float:
@@ -228,7 +316,7 @@ def _whole(
         "borrowed_from_device": donor.profile,
         "borrowed_error_pct": donor.error_percent,
     }
-    return KernelModel(name, framework, peaks, provenance, groups, model.path, links)
+    return KernelModel(name, framework, peaks, provenance, groups, model.path, links, model.peaks)
 
 
 @lru_cache(maxsize=64)
@@ -246,12 +334,8 @@ def _borrowed(
     units = device.multiprocessors
     peaks = DevicePeaks(dict(rates), *others, multiprocessors=int(units.value) if units else 132)
     links = load_links(profile)
-    lender = link_donor(device)
-    if lender and device.link and not any(k.startswith("collective/") for k in links):
-        theirs = device_of(lender).link
-        assert theirs is not None
-        ratio = _one_way(theirs) / _one_way(device.link)
-        links = {**scaled_links(load_links(lender), ratio), **links}
+    if not any(k.startswith("collective/") for k in links):
+        links = {**_lent_links(device), **links}
     whole = _whole(profile, framework, donor, peaks, links)
     for group in whole.groups.values():
         named = group.get("serving_from") or (group.get("serving_as") or [None])[0]

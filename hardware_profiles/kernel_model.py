@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.sustained import sustained_share
 
 Array = NDArray[np.float64]
 Number = Array | np.float64
@@ -43,9 +44,9 @@ KERNELS_DIR = Path(__file__).parent / "kernels"
 FILL_QUERY_HEADS = 40.0
 
 #: Size of KV, as a share of the L2, at which a replayed benchmark has lost half of what the L2 gave it.
-#: kind: assumed, 2026-11; compared with, not tuned to, decode rows on RTX PRO 6000 (LLMServingSim 5daddb21),
-#: whose layers evict each other's KV; not checked on other devices.
-WARM_SHARE = 1.5
+#: kind: assumed, 2026-11: rows below twice the L2 are no measure of memory. Compared with decode rows on RTX PRO
+#: 6000 (LLMServingSim 5daddb21), whose layers evict each other's KV; not checked on other devices.
+WARM_SHARE = 2.0
 
 #: A measured load that costs this many times more than a larger one is a spike, not the kernel (serving only).
 #: kind: assumed, 2026-11; tile choices move most times by less, disturbed rows by 1.5 to 4.
@@ -170,22 +171,43 @@ PARAMETER_MEANING: Mapping[str, str] = {
     "gemm_efficiency": "share of the dense peak FLOP/s reached by the projections of a module",
     "cache_gain": "how much faster than device memory data in the L2 are read (bench only)",
     "cache_share": "size of data at which half of that gain is lost, as a share of the L2",
+    "cache_sharpness": "how abruptly the gain is lost: the power of that size",
+    "most_copies": "weights are cycled until they fill the L2, this many copies at most (bench only)",
     "unit_s": "time a unit of parallel work (sequence and KV head; expert with a token) adds [s]",
     "activation_efficiency": "share of memory bandwidth reached by activation traffic",
     "routing_efficiency": "the same for copies of all routed rows, which expert parallelism does not divide",
+    "all_tokens": "1: the benchmark left all tokens of the expert group on the timed rank (bench only)",
+    "grouped_deal": "1: the benchmark dealt rows out under limited groups of experts (bench only)",
 }
 
 
 def cache_factor(p: Mapping[str, float], peaks: DevicePeaks, size: Number) -> Number:
     """Factor on the memory time of replayed data of `size` bytes: 1/gain inside the L2, 1 beyond it.
 
-    ``1 - (1 - 1/gain) / (1 + (size / (share L2))**4)``; an empirical switch, fitted.
+    ``1 - (1 - 1/gain) / (1 + (size / (share L2))**sharpness)``; an empirical switch, fitted (sharpness 4 where it
+    is not among the parameters).
     """
     if peaks.l2_bytes <= 0 or "cache_gain" not in p:
         return np.float64(1.0)
-    square = size / (p["cache_share"] * peaks.l2_bytes)
-    square = square * square
-    return 1.0 - (1.0 - 1.0 / p["cache_gain"]) / (1.0 + square * square)
+    over = (size / (p["cache_share"] * peaks.l2_bytes)) ** p.get("cache_sharpness", 4.0)
+    return 1.0 - (1.0 - 1.0 / p["cache_gain"]) / (1.0 + over)
+
+
+#: Datasheets give the size of an L2 in MB and mean MiB. unit: 1, kind: datasheet, by definition.
+MIB_PER_MB = 2.0**20 / 1e6
+
+
+def replayed_bytes(p: Mapping[str, float], peaks: DevicePeaks, weights: Number) -> Number:
+    """Bytes of weights that a benchmark of one product goes through before it comes back to the first.
+
+    Without ``most_copies``, one copy (a fixed number of copies is a factor of ``cache_share``). With it, as many
+    as fill the L2, so that a product just below an L2 divided by a whole number is timed from a full cache:
+    ``min(most, ceil(L2 / weights))`` copies.
+    """
+    if "most_copies" not in p:
+        return weights
+    filling = np.ceil(peaks.l2_bytes * MIB_PER_MB / weights - 1e-9)
+    return weights * np.clip(filling, 1.0, p["most_copies"])
 
 
 def gemm_base_s(
@@ -200,12 +222,13 @@ def gemm_base_s(
     """Roofline of one linear layer, weights ``n x k``: ``t0 + hypot(2mnk / (P e_c), bytes / (B e_m))`` [s].
 
     bytes = weights + bf16 input + bf16 output (Williams et al., Roofline, CACM 52(4), 2009; the root of
-    squares is a smooth maximum). warm : the weights may be found in the L2, see :func:`cache_factor`.
+    squares is a smooth maximum). warm : the weights may be found in the L2, see :func:`cache_factor` and
+    :func:`replayed_bytes`.
     """
     compute = 2.0 * m * n * k / (peaks.rate(fmt) * p["compute_efficiency"])
     memory = gemm_bytes(fmt, m, n, k) / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
     if warm:
-        memory = memory * cache_factor(p, peaks, n * k * WEIGHT_BYTES[fmt])
+        memory = memory * cache_factor(p, peaks, replayed_bytes(p, peaks, n * k * WEIGHT_BYTES[fmt]))
     return p["latency_s"] + np.sqrt(compute * compute + memory * memory)
 
 
@@ -277,15 +300,30 @@ def prefill_base_s(
     return p["latency_s"] + np.sqrt(compute * compute + memory * memory)
 
 
-def moe_active_experts(local: Number, assigned: Array, even: Number | float = 0.0) -> Array:
-    """Expected experts with at least one of `assigned` rows, of `local` equally popular ones.
+#: Shape of the gamma distribution of the experts' popularity among the tokens of one step: its coefficient of
+#: variation is 1 / sqrt(shape), infinity would be equal popularity. unit: 1, kind: fitted (the best of 1, 2 and
+#: infinity), 2026-11, source: time per output token of 700 closed-loop runs of five models with 128 to 384 experts
+#: (aiconfigurator silicon sample); left out: Llama-4-Scout on H100, whose error fell too. See docs/background/accuracy.md.
+POPULARITY_SHAPE = 2.0
 
-    Rows that choose independently leave some out: ``E (1 - exp(-rows / E))``. even > 0 : rows dealt out in turn,
-    as the balanced benchmark does: ``min(E, rows)`` (a smooth minimum of eighth powers).
+
+def moe_active_experts(
+    local: Number, assigned: Array, even: Number | float = 0.0, chosen: Number | float = 0.0
+) -> Array:
+    """Expected experts with at least one of `assigned` rows, of `local`.
+
+    Tokens choose independently, and experts are unequally popular: where popularities r are gamma-distributed about
+    1 with shape a, an expert's rows are negative-binomial and ``E (1 - (1 + rows / (E a))**-a)`` experts have one.
+    chosen : share of the experts that a token takes, all different; its first token then touches just these.
+    even > 0 : rows dealt out in turn, as the balanced benchmark does: ``min(E, rows)`` (a smooth minimum of eighth
+    powers).
     """
     share = assigned / local
     dealt = assigned * (1.0 + share**8) ** -0.125
-    return np.where(even > 0, dealt, -local * np.expm1(-share))
+    taken = np.clip(_list(chosen), 1e-9, 1.0 - 1e-9)
+    others = np.maximum(share / taken - 1.0, 0.0) * -np.log1p(-taken)
+    untouched = np.log1p(-taken) - POPULARITY_SHAPE * np.log1p(others / POPULARITY_SHAPE)
+    return np.where(even > 0, dealt, -local * np.expm1(untouched))
 
 
 #: The skewed benchmark draws the popularity of experts from a density x**-1.2 between 1 and 0.8 of the tokens.
@@ -326,10 +364,37 @@ def moe_skewed_rows(tokens: Array, topk: Number, experts: Number, ranks: Number)
     ``sqrt(2 ln ranks)`` standard deviations above the mean rank (0.8 for two), whichever is more.
     """
     args = np.broadcast_arrays(*(_list(v) for v in (tokens, topk, experts, ranks)))
-    table = np.stack([a.ravel() for a in args], axis=1)
-    unique, place = np.unique(table, axis=0, return_inverse=True)
-    found = np.array([_skewed(*row) for row in unique.tolist()]).reshape(-1, 2)[place.ravel()]
+    found = _skewed_rows(np.stack([a.ravel() for a in args], axis=1).tobytes())
     return found[:, 0].reshape(args[0].shape), found[:, 1].reshape(args[0].shape)
+
+
+@lru_cache(maxsize=16)
+def _skewed_rows(table: bytes) -> Array:
+    """Rows and experts of each (tokens, topk, experts, ranks); a fit asks for the same ones at every step."""
+    rows = np.frombuffer(table, dtype=np.float64).reshape(-1, 4)
+    unique, place = np.unique(rows, axis=0, return_inverse=True)
+    return np.array([_skewed(*row) for row in unique.tolist()]).reshape(-1, 2)[place.ravel()]
+
+
+def moe_assigned_rows(
+    p: Mapping[str, float], tokens: Array, topk: Number, experts: Number, ep: Number, dealt: Number | float
+) -> tuple[Array, Number]:
+    """Rows on one rank and the experts they can fall on, without skewed popularity.
+
+    ``tokens topk / ep`` and ``experts / ep``; what two benchmarks did instead is flagged among the parameters.
+    ``all_tokens``: a token with an expert on the rank brings all its choices there, ``tokens topk min(1, topk / ep)``
+    rows when dealt out; under skewed popularity every token has one there.
+    ``grouped_deal``: the ranks of the first half of the experts take all rows, the first of them half of each
+    token's besides its share of the rest.
+    """
+    local = experts / ep
+    if p.get("all_tokens"):
+        there = np.where(_list(dealt) > 0, np.minimum(topk / ep, 1.0), 1.0)
+        return np.maximum(tokens * topk * there, 1.0), local
+    if p.get("grouped_deal"):
+        rows = tokens * topk * np.minimum(0.5 + 1.0 / ep, 1.0)
+        return np.maximum(rows, 1.0), np.minimum(local, 0.5 * experts)
+    return np.maximum(tokens * topk / ep, 1.0), local
 
 
 def moe_weight_bytes(
@@ -343,8 +408,8 @@ def moe_weight_bytes(
     ep: Number,
     gated: Number,
 ) -> Array:
-    """Bytes of the expert weights one rank reads for `tokens` tokens that choose independently."""
-    active = moe_active_experts(experts / ep, np.maximum(tokens * topk / ep, 1.0))
+    """Bytes of the expert weights one rank reads for `tokens` tokens, see :func:`moe_active_experts`."""
+    active = moe_active_experts(experts / ep, np.maximum(tokens * topk / ep, 1.0), chosen=topk / experts)
     return active * np.where(gated > 0, 3.0, 2.0) * hidden * (inter / tp) * WEIGHT_BYTES[fmt]
 
 
@@ -362,23 +427,31 @@ def moe_base_s(
     gated: Number,
     even: Number | float = 0.0,
     skewed: Number | float = 0.0,
+    warm: bool = True,
 ) -> Array:
     """One mixture-of-experts layer on one rank: routing, two grouped products, combine [s].
 
     ``t0 + hypot(padded FLOPs / (P e_c), A u + weight bytes / (B e_m)) + rows' bytes / (B e_a)
     + routed bytes / (B e_r)``; A experts have a token (:func:`moe_active_experts`, `even` as there), each one's
-    rows are padded by half a tile of 32; the last term does not shrink with expert parallelism. skewed > 0: the rank
-    with the most rows under skewed popularity (:func:`moe_skewed_rows`).
+    rows (:func:`moe_assigned_rows`) are padded by half a tile of 32; the last term does not shrink with expert
+    parallelism. skewed > 0: the rank with the most rows under skewed popularity (:func:`moe_skewed_rows`). warm : the
+    weights of the experts touched may be found in the L2, see :func:`cache_factor`.
     """
-    local, assigned = experts / ep, np.maximum(tokens * topk / ep, 1.0)
-    active = moe_active_experts(local, assigned, even)
+    assigned, local = moe_assigned_rows(p, tokens, topk, experts, ep, even)
+    active = moe_active_experts(local, assigned, even, topk / experts)
     if np.any(_list(skewed) > 0):
-        rows, touched = moe_skewed_rows(tokens, topk, experts, ep)
+        whole = bool(p.get("all_tokens"))
+        pool, ranks = (local, np.ones_like(_list(ep))) if whole else (experts, ep)
+        rows, touched = moe_skewed_rows(tokens, np.minimum(topk, pool), pool, ranks)
+        rows = assigned if whole else rows
         assigned = np.where(_list(skewed) > 0, np.maximum(rows, 1.0), assigned)
         active = np.where(_list(skewed) > 0, touched, active)
     matrix = np.where(gated > 0, 3.0, 2.0) * hidden * (inter / tp)
     compute = 2.0 * matrix * (assigned + 16.0 * active) / (peaks.rate(fmt) * p["compute_efficiency"])
-    memory = active * matrix * WEIGHT_BYTES[fmt] / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    read = active * matrix * WEIGHT_BYTES[fmt]
+    memory = read / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    if warm:
+        memory = memory * cache_factor(p, peaks, read)
     memory = memory + active * p["unit_s"]
     moved = 2.0 * (tokens * hidden * 2.0 + assigned * (2.0 * hidden + 3.0 * inter / tp))
     moved = moved / (peaks.hbm_bytes_per_s * p["activation_efficiency"])
@@ -442,6 +515,7 @@ DEFAULT_PARAMETERS: Mapping[str, Mapping[str, float]] = {
         "memory_efficiency": 0.8,
         "cache_gain": 1.5,
         "cache_share": 0.5,
+        "cache_sharpness": 4.0,
     },
     "attention_decode": {
         "latency_s": 1e-5,
@@ -459,6 +533,8 @@ DEFAULT_PARAMETERS: Mapping[str, Mapping[str, float]] = {
         "activation_efficiency": 0.5,
         "routing_efficiency": 2.0,
         "unit_s": 5e-8,
+        "cache_gain": 1.5,
+        "cache_share": 0.5,
     },
     "mla": {
         "latency_s": 1e-5,
@@ -589,6 +665,11 @@ def locate(axis: Array, value: Array) -> tuple[NDArray[np.intp], Array]:
 KERNEL_GAP = 6.0
 
 
+def gemm_shape(n: float, k: float) -> tuple[float, ...]:
+    """Features of a product: output width, depth, and size of the weights (what memory and caches see)."""
+    return (math.log2(n), math.log2(k), math.log2(n) + math.log2(k))
+
+
 def attention_shape(
     heads: float, kv_heads: float, head_dim: float, window: float, kernel: int = 0
 ) -> tuple[float, ...]:
@@ -648,6 +729,18 @@ KERNEL_WEIGHT: Mapping[str, tuple[float, ...]] = {
 }
 
 
+#: Flags of :func:`moe_assigned_rows` -> ending of the names of backends whose rows carry it. Those count rows otherwise
+#: than a served layer does, so no simulation takes them.
+SET_ASIDE: Mapping[str, str] = {"all_tokens": "_all_tokens", "grouped_deal": "_grouped_deal"}
+
+
+def served_features(features: Array, names: Sequence[str]) -> Array:
+    """Features of the measured shapes on backends not set aside (:data:`SET_ASIDE`); all where there are no others."""
+    usual = np.array([not name.endswith(tuple(SET_ASIDE.values())) for name in names])
+    keep = usual[np.rint(features[:, 7] / KERNEL_GAP).astype(int)]
+    return features[keep] if keep.any() else features
+
+
 def likely_kernel(op: str, features: Array, shape: tuple[float, ...]) -> int:
     """Number of the backend that measured shapes like this one run on: each votes ``exp(-distance)``.
 
@@ -671,6 +764,7 @@ class KernelModel:
     provenance : where the numbers come from (empty ``sources`` means physics only).
     domain : fitted ranges per ``op/format``.
     held_out_error : mean absolute percentage error on shapes kept out of the fit, per ``op/format``.
+    lender_peaks : rates of the device whose tables these are, where they are borrowed: what is a spike is told there.
     """
 
     device: str
@@ -680,6 +774,7 @@ class KernelModel:
     groups: Mapping[str, Mapping[str, Any]]
     path: Path | None = None
     links: Mapping[str, Any] = field(default_factory=dict)
+    lender_peaks: DevicePeaks | None = None
     _surfaces: dict[str, Surface] = field(default_factory=dict, compare=False, repr=False)
     _siblings: dict[str, KernelModel] = field(default_factory=dict, compare=False, repr=False)
     _backends: dict[tuple[str, tuple[float, ...]], str] = field(
@@ -732,6 +827,12 @@ class KernelModel:
         kin = next((g for k, g in sorted(self.groups.items()) if k.startswith(f"{op}/")), None)
         return "", kin["parameters"] if kin is not None else DEFAULT_PARAMETERS[op]
 
+    def _alike(self, fmt: str) -> tuple[str, ...]:
+        """Formats whose products stand for those of `fmt` where only theirs were measured: as many bytes, the same peak,
+        activations quantised alike (8-bit integers by 8-bit floats)."""
+        alike = fmt == "sq" and self.peaks.rate("fp8") == self.peaks.rate("sq")
+        return ("fp8",) if alike else ()
+
     def _backend(
         self, key: str, surface: Surface, shape: tuple[float, ...], named: str | None = None
     ) -> tuple[tuple[float, ...], str | None]:
@@ -743,17 +844,19 @@ class KernelModel:
         names = sorted(kernels)
         name = named if named in kernels else self._backends.get((key, shape))
         if name is None:
-            name = names[likely_kernel(key.partition("/")[0], surface.features, shape)]
+            measured = served_features(surface.features, names)
+            name = names[likely_kernel(key.partition("/")[0], measured, shape)]
             self._backends[key, shape] = name
         return (*shape[:-1], KERNEL_GAP * names.index(name)), name
 
     def expert_backend(self, fmt: str, word: str) -> str | None:
         """Name in the tables of the backend of expert layers that an engine calls `word` (``marlin``).
 
-        None where the tables of the format hold no such backend, or one backend only.
+        None where the tables of the format hold no such backend but those of :data:`SET_ASIDE`, or one backend only.
         """
         kernels = self.groups.get(f"moe/{canonical_format(fmt)}", {}).get("kernels", {})
-        return next((name for name in sorted(kernels) if f"_{word}_" in f"_{name}_"), None)
+        usual = [name for name in sorted(kernels) if not name.endswith(tuple(SET_ASIDE.values()))]
+        return next((name for name in usual if f"_{word}_" in f"_{name}_"), None)
 
     def _chosen_floor(self, backend: str, p: Mapping[str, float]) -> Mapping[str, float]:
         """Parameters of a backend chosen for expert layers unlike those that it was measured on, in serving.
@@ -782,7 +885,9 @@ class KernelModel:
         return [
             m
             if m.peaks == self.peaks
-            else KernelModel(self.device, m.framework, self.peaks, m.provenance, m.groups, m.path, self.links)
+            else KernelModel(
+                self.device, m.framework, self.peaks, m.provenance, m.groups, m.path, self.links, m.peaks
+            )
             for m in own
         ]
 
@@ -822,17 +927,18 @@ class KernelModel:
         """
         fmt = canonical_format(fmt)
         rows = np.maximum(_list(m), 1.0)
-        key, p = self._group("gemm", fmt)
+        key, p = self._group("gemm", fmt, *self._alike(fmt))
         if condition == "serving" and key and (other := self.groups[key].get("serving_from")):
             return self._sibling(other).gemm_s(fmt, m, n, k, condition)
         nn, kk = np.float64(n), np.float64(k)
         t = base = gemm_base_s(p, self.peaks, fmt, rows, nn, kk, condition == "bench")
         surface = self.surface(key)
         if surface is not None:
-            shape = (math.log2(n), math.log2(k))
+            shape = gemm_shape(n, k)
+            tabled = self.lender_peaks or self.peaks
             if condition == "serving":
                 residual = surface.unspiked(
-                    shape, lambda at: gemm_base_s(p, self.peaks, fmt, at, nn, kk), SPIKE, np.log2(rows)
+                    shape, lambda at: gemm_base_s(p, tabled, fmt, at, nn, kk), SPIKE, np.log2(rows)
                 )
             else:
                 residual = surface.at(shape, np.log2(rows))
@@ -846,6 +952,10 @@ class KernelModel:
                 work = 2.0 * rows * nn * kk / (self.peaks.rate(fmt) * plain["compute_efficiency"])
                 share = work / gemm_base_s(plain, self.peaks, "bfloat16", rows, nn, kk, False)
                 t = np.maximum(t, np.minimum(share, 1.0) * self.gemm_s("bfloat16", rows, n, k))
+            known = key.partition("/")[2] or fmt
+            held = sustained_share(self.path.stem, self.path.parent.name, known) if self.path else None
+            if held is not None:
+                t = np.maximum(t, 2.0 * rows * nn * kk / (held * self.peaks.rate(fmt)))
         return np.where(_list(m) > 0, t, 0.0)
 
     # -- attention
@@ -893,9 +1003,10 @@ class KernelModel:
                 key, surface, attention_shape(float(h), float(kv), head_dim, window_tokens)
             )
             residual = surface.at(shape, np.log2(rows), np.log2(c + 1.0))
-            if condition == "serving" and self.peaks.l2_bytes > 0:
-                # what the replayed benchmark gained by the L2, serving does not: gains fade below its size
-                square = np.square(read / (WARM_SHARE * self.peaks.l2_bytes))
+            tabled = self.lender_peaks or self.peaks
+            if condition == "serving" and tabled.l2_bytes > 0:
+                # what the replayed benchmark gained by its L2, serving does not: gains fade below its size
+                square = np.square(read / (WARM_SHARE * tabled.l2_bytes))
                 residual = np.maximum(residual, residual * (1.0 - 1.0 / (1.0 + square * square)))
             t = t * np.exp(residual)
         if condition == "serving":
@@ -969,9 +1080,10 @@ class KernelModel:
         [s].
 
         experts : of the whole model, `ep` ranks share them; tokens : routed tokens of the whole expert group.
-        distribution : ``independent`` (every row chooses for itself, all experts equally popular: what a trained
-        router comes to), ``balanced`` (rows dealt out in turn, as the benchmark's best case: at as many rows as
-        experts it touches all of them where independent rows touch 63 %) or ``power_law`` (skewed popularity).
+        distribution : ``independent`` (every row chooses for itself, among experts of unequal popularity:
+        :func:`moe_active_experts`), ``balanced`` (rows dealt out in turn, as the benchmark's best case: at as many
+        rows as experts it touches all of them where independent rows touch 56 %) or ``power_law`` (the benchmark's
+        skewed popularity).
         The measured residual of ``balanced`` serves ``independent`` too; the experts read differ.
         kernel : backend by its name in the tables; the default is the one that measured layers like this run on.
         Marlin where it is not the default has, in serving, its launch floor exchanged (:data:`MARLIN_FLOOR_FORMAT`).
@@ -997,13 +1109,14 @@ class KernelModel:
             p = self.groups[key]["kernels"][backend] if backend else p
             if condition == "serving" and backend and backend != self._backend(key, surface, unnamed)[1]:
                 p = self._chosen_floor(backend, p)
-        t = moe_base_s(p, self.peaks, fmt, rows, *args, dealt, skewed)
+        t = moe_base_s(p, self.peaks, fmt, rows, *args, dealt, skewed, condition == "bench")
         if surface is not None:
             load = moe_load(rows, k, e)
+            tabled = self.lender_peaks or self.peaks
             if condition == "serving":
                 residual = surface.unspiked(
                     shape,
-                    lambda at: moe_base_s(p, self.peaks, fmt, at * e / k, *args, dealt, skewed),
+                    lambda at: moe_base_s(p, tabled, fmt, at * e / k, *args, dealt, skewed),
                     MOE_SPIKE,
                     load,
                     kind=int(dealt),
@@ -1018,7 +1131,7 @@ class KernelModel:
                 # unmeasured and in bfloat16's arithmetic: at least that share of its time, as in gemm_s
                 _, plain = self._group("moe", "bfloat16")
                 work = flops / (self.peaks.rate("bfloat16") * plain["compute_efficiency"])
-                share = work / moe_base_s(plain, self.peaks, "bfloat16", rows, *args)
+                share = work / moe_base_s(plain, self.peaks, "bfloat16", rows, *args, warm=False)
                 whole = self.moe_s("bfloat16", hidden, intermediate, topk, experts, tp, ep, rows, gated=gated)
                 t = np.maximum(t, np.minimum(share, 1.0) * whole)
             # skewed routing touches fewer experts, at most by half

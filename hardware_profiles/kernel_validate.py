@@ -90,7 +90,7 @@ def _named_kernels(
     for row in np.flatnonzero(part["kernel"].to_numpy() < 0):
         shape = kf.OPS[op].features(*(float(columns[c][row]) for c in kf.OPS[op].shape))
         if shape not in chosen:
-            chosen[shape] = km.likely_kernel(op, surface.features, shape)
+            chosen[shape] = km.likely_kernel(op, km.served_features(surface.features, names), shape)
         columns["kernel"][row] = chosen[shape]
     part = part.assign(kernel=columns["kernel"])
     if op != "moe":
@@ -388,7 +388,7 @@ def _folds(frame: pd.DataFrame, op: str, gpu: str, folds: int) -> dict[str, tupl
         if len(part) < 100:
             continue
         if op in kf.REACH and formats == ("bfloat16",):
-            kin = kf.kin_of(*kf.fit_group(op, formats, part, peaks)[:2])
+            kin = kf.kin_of(kf.fit_parameters(op, formats, part, peaks))
         total, rows = 0.0, 0
         for fold in range(folds):
             error = kf.held_out_error(op, formats, part, peaks, fold, kin)
@@ -401,8 +401,13 @@ def _folds(frame: pd.DataFrame, op: str, gpu: str, folds: int) -> dict[str, tupl
 
 
 def _leave_gpu_out(frame: pd.DataFrame, op: str, gpu: str, framework: str) -> list[dict[str, Any]]:
-    """Entries of one GPU's table, predicted as if it had no fits: borrowed, and from datasheet rates."""
+    """Entries of one GPU's table, predicted as if it had no fits: borrowed, and from datasheet rates.
+
+    Without expert rows that a benchmark counted otherwise than serving does (:data:`kernel_model.SET_ASIDE`).
+    """
     device, o = kf.DEVICES[gpu], kf.OPS[op]
+    if "aside" in frame:
+        frame = frame[frame["aside"] == ""]
     everyone = frozenset(d for d, _ in km.fitted_models())
     fitted = [(d, f) for d, f in km.fitted_models() if d != device and d in kf.PEAKS]
     out = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,9 @@ from simulator.outcome import (
     outcome,
     reached_s,
 )
-from simulator.router import LeastRequests
+from simulator.router import LeastRequests, RankRouter
 from simulator.serving.replica import INFINITY, Replica, StepTimes
+from simulator.serving.step_group import GroupTimes, StepGroup
 from simulator.workload.columns import Workload
 
 IntArray = NDArray[np.int64]
@@ -49,8 +51,10 @@ class Cluster:
     ----------
     workload : the requests.
     plan : the engine, resolved.
-    times : the step-time model of a replica.
+    times : the step-time model of a replica, of a group of ranks where `ranks` is above 1.
     replicas : how many.
+    ranks : data-parallel ranks of a replica that step together over shared experts. The ranks of all replicas then stand in
+        `replicas` one by one: number n is rank n // (count of replicas) of replica n % (count of replicas).
     router : "round_robin" or "least_requests" (fewest submitted and unfinished, the first among equals).
     before_s, after_s : time between the client's send and the engine, and between the end of a step and the client.
     aggregate : False forces plain stepping, the reference.
@@ -62,9 +66,10 @@ class Cluster:
         self,
         workload: Workload,
         plan: EnginePlan,
-        times: StepTimes,
+        times: StepTimes | GroupTimes,
         *,
         replicas: int = 1,
+        ranks: int = 1,
         router: str = "round_robin",
         before_s: float = 0.0,
         after_s: float = 0.0,
@@ -81,7 +86,8 @@ class Cluster:
         self.router = router
         self.before_s = before_s
         self.after_s = after_s
-        self.replicas = pool(plan, times, replicas, stages, aggregate, self._finished)
+        self._ranks = ranks
+        self.replicas = pool(plan, times, replicas, ranks, stages, aggregate, self._finished)
         self.rows = Rows(workload, plan)
         self._priority = [c.priority for c in workload.classes] or [0]
         self._live: dict[int, Sequence] = {}
@@ -89,7 +95,7 @@ class Cluster:
         self._turn = 0
         self._limit_s = self._end_of_arrivals() + workload.drain_s
         self._clock: Clock | None = None
-        self._router: LeastRequests | None = None
+        self._router: LeastRequests | RankRouter | None = None
 
     # -- requests -------------------------------------------------------------------------------------------
 
@@ -173,8 +179,7 @@ class Cluster:
         """Run to the end of the drain; every request is accounted for."""
         released = bool(np.isnan(self.workload.arrival_s).any())
         try:
-            if len(self.replicas) > 1 and self.router != "round_robin":
-                self._router = LeastRequests(self.replicas)
+            self._router = router_of(self.replicas, self._ranks, self.router, self.plan)
             if released:
                 self._run_together()
             elif self._router is not None:
@@ -299,6 +304,7 @@ class Cluster:
             return
         clock = self._clock
         assert clock is not None
+        number %= len(self.replicas) // self._ranks  # one rank wakes for its group
         due = max(self.replicas[number].next_event_s(), clock.now_s)
         if due > self._limit_s or self._wake[number] <= due:
             return
@@ -360,17 +366,30 @@ class Cluster:
 
 def pool(
     plan: EnginePlan,
-    times: StepTimes,
+    times: StepTimes | GroupTimes,
     count: int,
+    ranks: int,
     stages: int,
     aggregate: bool,
     on_finish: Callable[[Sequence, float], None],
 ) -> list[Replica]:
-    """Return `count` equal replicas."""
+    """Return `count` equal replicas; of replicas of several `ranks` the ranks, the first of all, the second of all..."""
+    if ranks > 1:
+        groups = [
+            StepGroup(
+                [plan.scheduler(aggregate=aggregate) for _ in range(ranks)],
+                cast("GroupTimes", times),
+                depth=plan.depth,
+                tokenise_token_s=plan.tokenise_token_s,
+                on_finish=on_finish,
+            )
+            for _ in range(count)
+        ]
+        return [group.ranks[rank] for rank in range(ranks) for group in groups]
     return [
         Replica(
             plan.scheduler(aggregate=aggregate),
-            times,
+            cast("StepTimes", times),
             depth=plan.depth,
             stages=stages,
             tokenise_token_s=plan.tokenise_token_s,
@@ -380,7 +399,19 @@ def pool(
     ]
 
 
-def route(router: LeastRequests, replicas: list[Replica], seq: Sequence) -> int:
+def router_of(
+    replicas: list[Replica], ranks: int, router: str, plan: EnginePlan
+) -> LeastRequests | RankRouter | None:
+    """The router that looks at the replicas or at their ranks; None where requests are dealt in turn."""
+    count = len(replicas) // ranks
+    by_requests = count > 1 and router != "round_robin"
+    by_load = ranks > 1 and plan.rank_router == "least_loaded"
+    if ranks > 1 and (by_requests or by_load):
+        return RankRouter(replicas, count, by_requests=by_requests, by_load=by_load)
+    return LeastRequests(replicas) if by_requests else None
+
+
+def route(router: LeastRequests | RankRouter, replicas: list[Replica], seq: Sequence) -> int:
     """Submit a request that reaches the engine now to the replica that the router chooses; return its number."""
     number = router.choose(seq.arrival_s)
     replica = replicas[number]

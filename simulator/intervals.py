@@ -1,10 +1,12 @@
-"""How wrong a prediction may be: 90 % intervals of the model's own error, and whether a run leaves the calibrated domain.
+"""How wrong a prediction may be: 90 % intervals of the model's own error.
 
-The widths come from measured runs (`capacity-plan validate runs`): each measured experiment gives one ratio of predicted
-to measured; ratios are grouped by how much evidence stands behind a prediction of their kind, and the half-width of a group
-is the order statistic that a new member of it stays below nine times in ten (split conformal prediction: rank
-ceil(0.9 (n + 1)) of the absolute log ratios; Vovk et al., Algorithmic Learning in a Random World, 2005, chapter 2). Groups
-with too few experiments take the next wider kind. Where nothing was measured the width is assumed, and said to be.
+The widths come from measured runs (`capacity-plan calibrate intervals`): each measured experiment gives one ratio of predicted to
+measured; ratios are grouped by how much evidence stands behind a prediction of their kind, and the half-width of a group is the
+order statistic that a new member of it stays below nine times in ten (split conformal prediction: rank ceil(0.9 (n + 1)) of the
+absolute log ratios; Vovk et al., Algorithmic Learning in a Random World, 2005, chapter 2).
+
+What was never measured is put together from what was, in quadrature: the error of runs, that of kernels, and that of borrowed or
+assumed kernels, which is said to be assumed. Every predicted figure so has a stated error.
 """
 
 from __future__ import annotations
@@ -12,18 +14,39 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
+from itertools import pairwise
 from typing import Any
 
 LEVEL = 0.9
-ASSUMED_HALF_WIDTH = {"e2e": 0.30, "tpot": 0.30, "ttft": 0.50, "throughput": 0.30}
-"""Log half-widths without any measurement. Kind: assumed; pure physics errs by 15 to 35 % on kernels."""
+
+ASSUMED_HALF_WIDTH = {"e2e": 0.30, "tpot": 0.30, "ttft": 0.50, "throughput": 0.04}
+"""Log half-widths without any measured run. Kind: assumed; pure physics errs by 15 to 35 % on kernels. Throughput: of a load
+that is carried, where only the edges of the window are in doubt."""
 
 QUEUE_ELASTICITY = 5.0
-"""By how much more, in relative terms, a queueing time moves than the step time that causes it. Kind: assumed: 1 / (1 - load)
-at a load of 0.8 (M/G/1)."""
+"""By how much more, in relative terms, a queueing time moves than the step time that causes it, where arrivals do not wait for
+answers. Kind: assumed: 1 / (1 - load) at a load of 0.8 (M/G/1). In a closed loop a queue is as long as the clients are many."""
+
+INTERVAL_OF_MEAN_ERROR = 1.645 / math.sqrt(2 / math.pi)
+"""Half-width of a 90 % interval over the mean absolute error, 2.06: both of a normal distribution. Kind: assumed."""
+
+STATISTICS = ("mean", "p50", "p75", "p90", "p95", "p99", "p99_9")
+STANDS_FOR = {"p50": "mean", "p75": "mean", "p95": "p99", "p99_9": "p99"}
+"""Statistics with too few measurements of their own err as these do."""
+
+METRIC_OF = {
+    "ttft_ms": "ttft", "tpot_ms": "tpot", "itl_ms": "tpot", "e2el_ms": "e2e", "queue_ms": "ttft",
+    "prefill_ms": "ttft", "decode_ms": "tpot",
+}  # fmt: skip
+QUEUED = ("ttft_ms", "queue_ms", "e2el_ms")
+"""Metrics of a result that contain waiting."""
+
+
+PART_OF = {"queue_ms": "ttft_ms", "prefill_ms": "ttft_ms", "decode_ms": "e2el_ms"}
+"""Metrics that are part of another one, request by request."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +54,26 @@ class Evidence:
     """What a prediction rests on.
 
     engine : name of the engine, such as "vllm".
-    hardware : "measured" (end-to-end runs on this device and engine), "kernels" (only kernel timings), or "physics".
-    model : "dense" (16-bit weights), "quantized", "moe", or "moe_expert_parallel".
+    hardware : "measured" (end-to-end runs of this engine on this device), "kernels" (only kernel timings), "borrowed" (kernels of
+        another device), or "physics" (datasheet rates).
+    closed_loop : whether clients wait for an answer before they send again.
+    kernel_error : mean relative error of kernel times that were not measured; 0 where they were.
     """
 
     engine: str
     hardware: str
-    model: str
+    closed_loop: bool = False
+    kernel_error: float = 0.0
+
+    def group(self) -> str:
+        """Name of the group of measured runs: closed loops are other sites' and count as hardware known by its kernels."""
+        measured = self.hardware == "measured" and not self.closed_loop
+        load = "closed loop" if self.closed_loop else "open loop"
+        return f"{self.engine}/{'measured' if measured else 'kernels'}/{load}"
+
+
+Groups = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Half-widths: {"engine/hardware/load": {"metric/statistic": {"log_half_width", "experiments", "models"}}}."""
 
 
 @lru_cache(maxsize=1)
@@ -48,53 +84,102 @@ def table() -> dict[str, Any]:
     return loaded
 
 
-KINDS_LIKE = {
-    "dense": ("dense", "quantized", "any"),
-    "quantized": ("quantized", "any"),
-    "moe": ("moe", "any"),
-    "moe_expert_parallel": ("moe_expert_parallel", "any"),
-}
-"""Where a kind of model has no measurements, the next kinds to ask."""
-
-
-Groups = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""Half-widths: {"engine/hardware/model": {"metric/statistic": {"log_half_width", "n"}}}."""
-
-
-def groups_of(evidence: Evidence) -> list[str]:
-    """The groups to which a measured run with this evidence contributes."""
-    return [
-        f"{engine}/{evidence.hardware}/{model}" for engine in (evidence.engine, "any") for model in (evidence.model, "any")
-    ]
-
-
-def find_half_width(groups: Groups, evidence: Evidence, metric: str, statistic: str) -> float | None:
-    """Log half-width of a metric's statistic, None without measurements.
-
-    Tries the same engine, hardware and kind of model, then kinds of model like it, then all engines, then hardware with kernel
-    measurements only. Within a group a percentile without measurements of its own takes the widest known of its metric, and
-    E2E that of TPOT, of which it is made.
-    """
-    hardware_kinds = {"measured": ("measured", "kernels"), "kernels": ("kernels",), "physics": ()}[evidence.hardware]
-    for hardware in hardware_kinds:
-        for engine in (evidence.engine, "any"):
-            for model in KINDS_LIKE[evidence.model]:
-                group = groups.get(f"{engine}/{hardware}/{model}", {})
-                entry = group.get(f"{metric}/{statistic}")
-                if entry is None:
-                    known = [v for k, v in group.items() if k.startswith(f"{metric}/")]
-                    if not known and metric == "e2e":
-                        known = [v for k, v in group.items() if k == "tpot/mean"]
-                    entry = max(known, key=lambda v: v["log_half_width"]) if known else None
-                if entry is not None:
-                    return float(entry["log_half_width"])
+def _own(groups: Groups, group: str, metric: str, statistic: str) -> float | None:
+    """Width of a statistic by its own measurements, else by those of the statistic that stands for it."""
+    entries = groups.get(group, {})
+    for name in (statistic, STANDS_FOR.get(statistic)):
+        if (entry := entries.get(f"{metric}/{name}")) is not None:
+            return float(entry["log_half_width"])
     return None
 
 
-def half_width(evidence: Evidence, metric: str, statistic: str) -> tuple[float, str]:
-    """Log half-width of a metric's statistic as shipped, and its kind ("fitted" from measurements, or "assumed")."""
-    found = find_half_width(table()["groups"], evidence, metric, statistic)
-    return (found, "fitted") if found is not None else (ASSUMED_HALF_WIDTH[metric], "assumed")
+def _beyond(wide: float, narrow: float) -> float:
+    """What must be added to `narrow` in quadrature to make `wide`."""
+    return math.sqrt(max(0.0, wide**2 - narrow**2))
+
+
+def _within(groups: Groups, group: str, metric: str, statistic: str) -> float | None:
+    """Width of a group: a tail that was not measured is wider than the mean by as much as in the runs where both were.
+
+    E2E and the tails of TPOT without measurements err as TPOT does, of which E2E is made.
+    """
+    if (width := _own(groups, group, metric, statistic)) is not None:
+        return width
+    mean = _own(groups, group, metric, "mean")
+    if mean is None and metric == "e2e":
+        mean = _own(groups, group, "tpot", "mean")
+    if mean is None:
+        return None
+    for other in (name for name in groups if "/measured/" in name):
+        tail, usual = _own(groups, other, metric, statistic), _own(groups, other, metric, "mean")
+        if tail is not None and usual is not None:
+            return math.hypot(mean, _beyond(tail, usual))
+    return mean
+
+
+def run_width(groups: Groups, evidence: Evidence, metric: str, statistic: str) -> float | None:
+    """Log half-width by measured runs, as if every kernel of the device had been measured; None without such runs.
+
+    A server under open load on hardware that is known by its kernels: the width of such a server on measured hardware, and in
+    quadrature what hardware known by its kernels adds to TPOT. Without that, closed loops, of all engines at the last.
+    """
+    group = evidence.group()
+    width = _within(groups, group, metric, statistic)
+    if width is not None:
+        return width
+    closed = f"{evidence.engine}/kernels/closed loop"
+    if not evidence.closed_loop:
+        served = _within(groups, f"{evidence.engine}/measured/open loop", metric, statistic)
+        usual = _within(groups, f"{evidence.engine}/measured/open loop", "tpot", "mean")
+        kernels = _within(groups, closed, "tpot", "mean")
+        if served is not None and usual is not None and kernels is not None:
+            return math.hypot(served, _beyond(kernels, usual))
+    for other in (closed, "any/kernels/closed loop"):
+        if (width := _within(groups, other, metric, statistic)) is not None:
+            return width
+    return None
+
+
+def half_width(
+    evidence: Evidence,
+    metric: str,
+    statistic: str,
+    queue_share: float = 0.0,
+    ttft_share: float = 0.0,
+    groups: Groups | None = None,
+) -> tuple[float, str]:
+    """Log half-width of a statistic of "ttft", "tpot" or "e2e", and its kind ("fitted" to measured runs, or "assumed").
+
+    queue_share : part of the value that is waiting beyond one step; see `QUEUE_ELASTICITY`.
+    ttft_share : part of an E2E that is TTFT; where clients wait, E2E errs as its parts do, all in one direction.
+    groups : widths of measured runs, by default the shipped ones.
+    """
+    known = table()["groups"] if groups is None else groups
+    if metric == "e2e" and evidence.closed_loop:
+        first, kind = half_width(evidence, "ttft", statistic, groups=known)
+        rest, _ = half_width(evidence, "tpot", statistic, groups=known)
+        return ttft_share * first + (1 - ttft_share) * rest, kind
+    run = run_width(known, evidence, metric, statistic)
+    kernels = math.log1p(INTERVAL_OF_MEAN_ERROR * evidence.kernel_error)
+    width = math.hypot(ASSUMED_HALF_WIDTH[metric] if run is None else run, kernels)
+    if metric != "tpot" and not evidence.closed_loop and queue_share > 0:
+        step, _ = half_width(evidence, "tpot", "mean", groups=known)
+        width = queue_widening(width, queue_share, step)
+    return width, "assumed" if run is None or evidence.kernel_error else "fitted"
+
+
+def queue_widening(log_half_width: float, queue_share: float, step_width: float) -> float:
+    """Width of a TTFT or E2E of which a share is waiting beyond one step: queues move more than the steps behind them."""
+    return math.hypot(log_half_width, QUEUE_ELASTICITY * step_width * queue_share)
+
+
+def share_of_queue(queue_ms: float, step_ms: float, value_ms: float) -> float:
+    """Part of a latency that is waiting beyond one step.
+
+    >>> share_of_queue(60.0, 10.0, 100.0)
+    0.5
+    """
+    return min(1.0, max(0.0, queue_ms - step_ms) / value_ms) if value_ms > 0 else 0.0
 
 
 def interval(value: float | None, log_half_width: float) -> list[float] | None:
@@ -105,57 +190,148 @@ def interval(value: float | None, log_half_width: float) -> list[float] | None:
     return [value / factor, value * factor]
 
 
-def queue_widening(log_half_width: float, queue_ms: float, value_ms: float, step_width: float) -> float:
-    """Width of a TTFT or E2E of which `queue_ms` is waiting beyond one step: queues move more than the steps behind them."""
-    share = min(1.0, max(0.0, queue_ms) / value_ms) if value_ms > 0 else 0.0
-    return math.hypot(log_half_width, QUEUE_ELASTICITY * step_width * share)
+def rate_width(
+    evidence: Evidence, e2e_s: float, window_s: float, overloaded: bool, groups: Groups | None = None
+) -> float:
+    """Log half-width of throughput.
+
+    Where clients wait or the deployment cannot keep up, it errs as the step time does. Elsewhere the arrivals fix it: what is
+    left is how clients count (the width of measured throughput under open load), and in quadrature the requests under way at the
+    end of the window, which may fall on either side: the width of E2E times E2E over the window.
+    """
+    if evidence.closed_loop or overloaded:
+        return half_width(evidence, "tpot", "mean", groups=groups)[0]
+    known: Groups = table()["groups"] if groups is None else groups
+    counted = (
+        _own(known, name, "throughput", "mean") for name in known if name.endswith("/measured/open loop")
+    )
+    client = max((width for width in counted if width is not None), default=ASSUMED_HALF_WIDTH["throughput"])
+    under_way = min(1.0, e2e_s / window_s) if window_s > 0 else 0.0
+    return math.hypot(client, half_width(evidence, "e2e", "mean", groups=groups)[0] * under_way)
 
 
 def add_intervals(result: dict[str, Any], evidence: Evidence, *, open_loop: bool) -> list[str]:
-    """Write `interval` into every predicted metric of a result; return what could not be stated.
-
-    A statistic without evidence gets none. In an open loop that is not overloaded the arrivals fix throughput and total cost;
-    elsewhere they err as the step time does, and the split of cost between input and output always does.
+    """Write `interval` into every predicted metric of a result and of its classes; return what they assume.
 
     TTFT and E2E are widened by the share of queueing in them: near saturation a small error of the step time is a large error
     of the queue. An overloaded run's TTFT has no upper bound (null), since it grows with the length of the run.
     """
-    metrics = result["metrics"]
+    evidence = replace(evidence, closed_loop=not open_loop)
     overloaded = any(text.startswith("overload") for text in result["warnings"])
-    kinds: set[str] = set()
-    kind_of = {"ttft_ms": "ttft", "tpot_ms": "tpot", "itl_ms": "tpot", "e2el_ms": "e2e", "queue_ms": "ttft",
-               "prefill_ms": "ttft", "decode_ms": "e2e"}  # fmt: skip
-    step_width, _ = half_width(evidence, "tpot", "mean")
-    for name, metric in kind_of.items():
-        stats = metrics[name]
-        if not stats["count"]:
-            continue
-        out: dict[str, Any] = {}
-        for statistic in ("mean", "p50", "p90", "p99"):
-            width, kind = half_width(evidence, metric, statistic)
-            kinds.add(kind)
-            if kind == "assumed":
-                out[statistic] = None
-                continue
-            value = stats[statistic]
-            if name in ("ttft_ms", "queue_ms", "e2el_ms") and value:
-                queue = (metrics["queue_ms"][statistic] or 0.0) - (metrics["itl_ms"]["p50"] or 0.0)
-                width = queue_widening(width, queue, value, step_width)
-            bounds = interval(value, width)
-            if overloaded and bounds is not None and name in ("ttft_ms", "queue_ms", "e2el_ms"):
-                bounds = [bounds[0], None]  # type: ignore[list-item]
-            out[statistic] = bounds
-        stats["interval"] = out
-    totals, cost = result["totals"], result["cost"]
-    known = half_width(evidence, "tpot", "mean")[1] == "fitted"
-    free = not open_loop or overloaded
-    rates = ("request_throughput", "output_throughput", "total_token_throughput", "request_goodput")
+    for metrics in (result["metrics"], *(kind["metrics"] for kind in result.get("classes") or [])):
+        for name, metric in METRIC_OF.items():
+            if metrics.get(name, {}).get("count"):
+                found = _intervals(metrics, name, metric, evidence, overloaded)
+                whole = metrics.get(PART_OF.get(name, ""), {}).get("interval")
+                metrics[name]["interval"] = coherent(found, whole)
+    totals, cost, e2e = result["totals"], result["cost"], result["metrics"]["e2el_ms"]
+    width = rate_width(evidence, (e2e["mean"] or 0.0) / 1e3, totals["duration_s"], overloaded)
+    step, kind = half_width(evidence, "tpot", "mean")
+    rates = ("request_throughput", "output_throughput", "total_token_throughput")
     whole = ("usd_per_1m_total_tokens", "usd_per_1m_output_only", "usd_per_request")
     split = ("usd_per_1m_input_tokens", "usd_per_1m_output_tokens")
-    width = step_width if free else 0.0
-    totals["interval"] = {name: interval(totals[name], width) if known else None for name in rates}
-    cost["interval"] = {name: interval(cost[name], width) if known else None for name in whole}
-    cost["interval"] |= {name: interval(cost[name], step_width) if known else None for name in split}
-    if "assumed" in kinds:
-        return ["no error interval is stated where no measured run stands behind this hardware, engine and kind of model"]
-    return []
+    totals["interval"] = {name: interval(totals[name], width) for name in rates} | _goodput(result, width)
+    cost["interval"] = {name: interval(cost[name], width) for name in whole}
+    cost["interval"] |= {name: interval(cost[name], math.hypot(width, step)) for name in split}
+    if kind == "fitted":
+        return []
+    if not evidence.kernel_error:
+        return ["error intervals are assumed: no measured run stands behind this engine"]
+    source = {"borrowed": "borrowed kernels", "physics": "kernels priced by the datasheet"}.get(
+        evidence.hardware, "kernels in a format that was not measured"
+    )
+    return [
+        f"error intervals assume that {source} err by {evidence.kernel_error:.0%} on average; "
+        "the rest of their width is from measured runs on other hardware"
+    ]
+
+
+def _intervals(
+    metrics: Mapping[str, Any], name: str, metric: str, evidence: Evidence, overloaded: bool
+) -> dict[str, list[Any] | None]:
+    """The interval of each statistic of one metric [ms]."""
+    stats, step_ms = metrics[name], metrics["itl_ms"]["p50"] or 0.0
+    out: dict[str, list[Any] | None] = {}
+    for statistic in STATISTICS:
+        value = stats[statistic]
+        waiting = first = 0.0
+        if name in QUEUED and value:
+            waiting = share_of_queue(metrics["queue_ms"][statistic] or 0.0, step_ms, value)
+            first = min(1.0, (metrics["ttft_ms"][statistic] or 0.0) / value)
+        bounds: list[Any] | None = interval(value, half_width(evidence, metric, statistic, waiting, first)[0])
+        if overloaded and bounds is not None and name in QUEUED:
+            bounds = [bounds[0], None]
+        out[statistic] = bounds
+    return out
+
+
+def coherent(
+    bounds: dict[str, list[Any] | None], whole: Mapping[str, list[Any] | None] | None = None
+) -> dict[str, list[Any] | None]:
+    """Intervals that no other one contradicts: a percentile is not below a lower one, nor a part above the whole.
+
+    Each bound is an assertion of its own; where two of them imply a third, the tighter one holds. An upper bound of None is no
+    bound. whole : the intervals of the metric that this one is part of.
+    """
+    out = dict(bounds)
+    for statistic, pair in out.items():
+        above = (whole or {}).get(statistic)
+        if pair is not None and above is not None and above[1] is not None:
+            out[statistic] = [min(pair[0], above[1]), above[1] if pair[1] is None else min(pair[1], above[1])]
+    ranks = [name for name in STATISTICS if name != "mean" and out.get(name) is not None]
+    for low, high in pairwise(ranks):
+        lower, upper = out[low], out[high]
+        if lower is not None and upper is not None:
+            out[high] = [max(lower[0], upper[0]), upper[1]]
+    for low, high in reversed(list(pairwise(ranks))):
+        lower, upper = out[low], out[high]
+        if lower is not None and upper is not None and upper[1] is not None:
+            out[low] = [lower[0], upper[1] if lower[1] is None else min(lower[1], upper[1])]
+    return out
+
+
+def share_below(stats: Mapping[str, Any], bound: float) -> float:
+    """Share of a metric's values at or below a bound, read from its percentiles, linear between them."""
+    named = sorted(
+        (float(k[1:].replace("_", ".")) / 100, float(v))
+        for k, v in stats.items()
+        if k[0] == "p" and k[1:2].isdigit()
+    )
+    points = [(0.0, float(stats["min"])), *named, (1.0, float(stats["max"]))]
+    if bound < points[0][1]:
+        return 0.0
+    for (low, at_low), (high, at_high) in pairwise(points):
+        if bound < at_high:
+            return low + (high - low) * (bound - at_low) / (at_high - at_low)
+    return 1.0
+
+
+def _goodput(result: Mapping[str, Any], rate_log_width: float) -> dict[str, list[float] | None]:
+    """Intervals of the goodput and of the share of good requests: latencies shifted to either end of their intervals.
+
+    Of requests that keep several bounds at once only the share of each is known, so the share of both lies between
+    1 - sum(1 - share) and the least share (Frechet, 1935).
+    """
+    totals = result["totals"]
+    good, bounds = totals["goodput_fraction"], totals["slo"]
+    out: dict[str, list[float] | None] = {"request_goodput": None, "goodput_fraction": None}
+    judged = [
+        (result["metrics"][name], bound)
+        for name, bound in bounds.items()
+        if name != "itl_ms" and result["metrics"].get(name, {}).get("count")
+    ]
+    if good is None or totals["request_goodput"] is None or not judged:
+        return out
+    kept = totals["completed"] / totals["offered"] if totals["offered"] else 1.0
+    low, high = 1.0, 1.0
+    for stats, bound in judged:
+        below, above = stats["interval"]["p90"]
+        value = stats["p90"]
+        low -= 1 - (share_below(stats, bound * value / above) if above else 0.0)
+        high = min(high, share_below(stats, bound * value / below) if below else 1.0)
+    low, high = min(good, kept * max(0.0, low)), max(good, kept * high)
+    out["goodput_fraction"] = [low, high]
+    offered = totals["request_goodput"] / good if good else totals["request_throughput"] / max(kept, 1e-9)
+    factor = math.exp(rate_log_width)
+    out["request_goodput"] = [low * offered / factor, high * offered * factor]
+    return out

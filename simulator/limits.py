@@ -9,11 +9,16 @@ refuses prompts of R - 5 or more and cuts every answer at R - prompt - 1 (``Sche
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine_models.declaration import EnginePlan
+from hardware_profiles.errors import InputError
+
+if TYPE_CHECKING:
+    from simulator.workload.columns import Workload
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -95,3 +100,16 @@ def cuts(found: Limits, rows: BoolArray, plan: EnginePlan) -> list[str]:
         f"{count:,} {'answer' if one else 'answers'} cut where the context of {plan.rules.max_model_len} tokens ends: "
         f"{'it counts' if one else 'they count'} as completed, with fewer tokens than the workload asks"
     ]
+
+
+def all_refused(requests: int, plan: EnginePlan, workload: Workload | None = None) -> InputError:
+    """The error of a run of which no request is taken; with the workload it says why."""
+    why = f"every request is longer than the context of {plan.rules.max_model_len} tokens or than the KV cache"
+    mend = "shorten the prompts, raise max_model_len, or use a model with a longer context"
+    if workload is not None:
+        found = limits(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, plan)
+        reasons = refusals(found, np.ones(len(workload), bool), plan)
+        why = "; ".join(reasons) if len(reasons) > 1 else reasons[0].partition("refused: ")[2]
+        if found.asked_too_much.any():
+            mend += "; without max_output_tokens answers are cut at the context instead"
+    return InputError(f"all {requests} requests are refused: {why}", where="workload.prompt_tokens", mend=mend)

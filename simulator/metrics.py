@@ -33,6 +33,8 @@ PART = 1 << 17
 BATCHES = 20
 T_975_19 = 2.093
 """Student's t at 0.975 with 19 degrees of freedom (tables; e.g. NIST handbook 1.3.6.7.2)."""
+T_95_19 = 1.729
+"""The same at 0.95, for bounds on one side."""
 
 
 @dataclass(frozen=True)
@@ -387,9 +389,8 @@ def good_requests(lat: Latencies, slo: dict[str, Any]) -> BoolArray:
 def _open_verdict(beyond: FloatArray, weights: IntArray, allowed: float) -> bool:
     """Tell whether sampling error leaves open if more than the share `allowed` of all values lies beyond a bound.
 
-    `beyond` is 0 or 1 a value, in order of time. The interval of 95 % of the share is by batch means, on a logarithmic scale
-    since late requests come in bursts and shares are small: share * exp(+-t * standard error / share). Below 40 values, or
-    with none beyond, nothing is left open; that a run is too short for a percentile is a warning of its own.
+    `beyond` is 0 or 1 a value, in order of time; see `open_share`. Below 40 values, or with none beyond, nothing is left open;
+    that a run is too short for a percentile is a warning of its own.
     """
     return open_share(
         weighted_batches(beyond, weights), int((beyond * weights).sum()), int(weights.sum()), allowed
@@ -397,12 +398,22 @@ def _open_verdict(beyond: FloatArray, weights: IntArray, allowed: float) -> bool
 
 
 def open_share(batches: FloatArray | None, beyond: int, total: int, allowed_fraction: float) -> bool:
-    """`_open_verdict` from the means of batches, None where there are too few, and how many of how many lie beyond."""
+    """Tell whether the true share may lie on the other side of `allowed_fraction` than `beyond` of `total` does.
+
+    The bound of the share is one-sided at 95 %: Wilson's score interval (JASA 22, 1927, p. 209) with as many independent
+    values as the means of batches (None: too few) say there are, since late requests come in bursts:
+    share (1 - share) / (variance of the mean), at most `total`. So a single lost request of a hundred says
+    that the share is below 4.7 %, not that it may be 8 %.
+    """
     if batches is None or not total or not 0 < beyond / total < 1:
         return False
     share = beyond / total
-    factor = np.exp(T_975_19 * float(batches.std(ddof=1)) / BATCHES**0.5 / share)
-    return bool(share / factor <= allowed_fraction <= share * factor)
+    variance = float(batches.var(ddof=1)) / BATCHES
+    alone = share * (1 - share)
+    independent = min(float(total), alone / variance) if variance > 0 else float(total)
+    z2 = T_95_19**2 / independent
+    middle, half = share + z2 / 2, (z2 * (alone + z2 / 4)) ** 0.5
+    return bool(middle - half <= allowed_fraction * (1 + z2) <= middle + half)
 
 
 def verdict(
@@ -467,10 +478,15 @@ def judgement(
     }
 
 
-def with_model_error(judged: dict[str, Any], stats: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def with_model_error(
+    judged: dict[str, Any],
+    stats: Mapping[str, Mapping[str, Any]],
+    attainment_interval: Sequence[float] | None = None,
+) -> dict[str, Any]:
     """Return a verdict in which also the checks are close whose bound lies inside the interval of the model's error.
 
-    `stats` are the metrics of the run, each with `interval`: {percentile: [low, high or null]} in ms, or null.
+    `stats` are the metrics of the run, each with `interval`: {percentile: [low, high or null]} in ms, or null;
+    `attainment_interval` is that of the share of good requests.
     """
     checks = []
     for check in judged["checks"]:
@@ -483,7 +499,15 @@ def with_model_error(judged: dict[str, Any], stats: Mapping[str, Mapping[str, An
         checks.append({**check, "close": check["close"] or inside})
     wanted, attainment = judged["attainment_wanted"], judged["attainment"]
     kept = wanted is None or (attainment is not None and attainment >= wanted)
-    return {**judged, "checks": checks, "close": _may_turn(checks, kept, judged["attainment_close"])}
+    near = judged["attainment_close"]
+    if wanted is not None and attainment_interval is not None:
+        near = near or attainment_interval[0] < wanted <= attainment_interval[1]
+    return {
+        **judged,
+        "checks": checks,
+        "close": _may_turn(checks, kept, near),
+        "attainment_close": near,
+    }
 
 
 def _may_turn(checks: list[dict[str, Any]], attained: bool, attainment_near: bool) -> bool:

@@ -8,8 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_models.architecture import check_parallelism, load_architecture
+from engine_models.architecture import FP8_BLOCK, check_parallelism, load_architecture, uneven_block_width
 from engine_models.blocks import Architecture
+from engine_models.data_parallel import DataParallelTimes
 from engine_models.declaration import EnginePlan, HostMemory, PoolRequest
 from engine_models.flags import EngineFlags, parse_engine_args
 from engine_models.formats import FORMATS, format_named
@@ -17,11 +18,12 @@ from engine_models.speculative import Speculation, SpeculativeTimes, speculation
 from engine_models.step_time import Formats, StepTimeModel, kernel_format
 from hardware_profiles.device import Device, device_names, load_device
 from hardware_profiles.errors import InputError, nearest
-from hardware_profiles.kernel_borrow import borrowing
+from hardware_profiles.kernel_borrow import borrowing, on_its_links
 from hardware_profiles.kernel_model import DevicePeaks, KernelModel, load_kernel_model
 from simulator.cost import UnitPrice
 from simulator.price import unit_price
 from simulator.serving.replica import StepTimes
+from simulator.serving.step_group import GroupTimes
 
 if TYPE_CHECKING:
     from simulator.config.schema import Pool, Scenario
@@ -45,7 +47,10 @@ ENGINE_DEVICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scenario resolved to facts: what would be simulated."""
+    """A scenario resolved to facts: what would be simulated.
+
+    `ranks` are the data-parallel ranks of a replica that step together over shared experts, 1 where there are none.
+    """
 
     scenario: Scenario
     base_dir: Path
@@ -59,8 +64,9 @@ class Prepared:
     price: UnitPrice | None
     warnings: tuple[str, ...]
     assumptions: tuple[str, ...]
+    ranks: int = 1
 
-    def times(self) -> StepTimes:
+    def times(self) -> StepTimes | GroupTimes:
         """Step-time model of one replica."""
         pool = self.scenario.deployment.pools[0]
         rules, drafts = self.plan.rules, self.plan.speculation
@@ -71,20 +77,23 @@ class Prepared:
             "max_context_tokens": rules.max_model_len,
         }
         row_tokens = 1 + drafts.tokens if drafts is not None else 1
-        model = StepTimeModel(
-            self.arch,
-            self.kernels,
-            self.formats,
-            self.plan.host,
-            tensor_parallel=pool.tensor_parallel,
-            pipeline_parallel=pool.pipeline_parallel,
-            expert_parallel=expert_ranks(pool),
-            truncated_sampling=self.plan.truncated_sampling,
-            query_tokens=row_tokens,
-            sampled_tokens=row_tokens,
-            moe_backend=self.plan.moe_backend,
-            **tables,
-        )
+        shape: dict[str, Any] = {
+            "tensor_parallel": pool.tensor_parallel,
+            "pipeline_parallel": pool.pipeline_parallel,
+            "expert_parallel": expert_ranks(pool),
+            "truncated_sampling": self.plan.truncated_sampling,
+            "sampler": self.plan.sampler,
+            "fixed_grid_attention": self.plan.fixed_grid_attention,
+            "moe_backend": self.plan.moe_backend,
+            "fp32_router": self.plan.fp32_router,
+        }
+        arch, kernels, formats, host = self.arch, self.kernels, self.formats, self.plan.host
+        if self.ranks > 1:
+            return DataParallelTimes(
+                arch, kernels, formats, host, data_parallel=self.ranks, **shape, **tables
+            )
+        shape |= {"query_tokens": row_tokens, "sampled_tokens": row_tokens}
+        model = StepTimeModel(arch, kernels, formats, host, **shape, **tables)
         return model if drafts is None else SpeculativeTimes(model, drafts, self.kernels, tables)
 
 
@@ -93,6 +102,58 @@ def expert_ranks(pool: Pool) -> int:
     if isinstance(pool.expert_parallel, bool):
         return pool.tensor_parallel * pool.data_parallel if pool.expert_parallel else 1
     return pool.expert_parallel
+
+
+def lockstep_ranks(pool: Pool, engine: str, arch: Architecture, flags: EngineFlags) -> int:
+    """Data-parallel ranks of one replica that share experts and so step together; 1 where data parallelism means copies.
+
+    vLLM shares the experts of a MoE model over its data-parallel ranks; SGLang does with ``enable_dp_attention``, taken as
+    given where the experts are spread over more ranks than tensor parallelism has.
+    """
+    if pool.data_parallel == 1 or not any(block.kind == "moe" for block in arch.mlp):
+        return 1
+    asked = flags.values.get("enable_dp_attention")
+    if engine == "sglang" and not asked and expert_ranks(pool) <= pool.tensor_parallel:
+        return 1
+    return pool.data_parallel
+
+
+def _check_lockstep(pool: Pool) -> None:
+    """Refuse what is not modelled beside data-parallel attention."""
+    if pool.pipeline_parallel > 1:
+        raise InputError(
+            "data-parallel attention across pipeline stages is not modelled yet",
+            where="deployment.pipeline_parallel",
+            mend="use tensor_parallel within a rank instead",
+        )
+    for key in ("speculative", "offload"):
+        if getattr(pool, key) is not None:
+            raise InputError(
+                f"`{key}` beside data-parallel attention is not modelled yet",
+                where=f"deployment.{key}",
+                mend=f"remove `deployment.{key}`, or use tensor_parallel",
+            )
+
+
+def lockstep_notes(ranks: int, pool: Pool, engine: str) -> list[str]:
+    """What is assumed of data-parallel attention."""
+    devices = ranks * pool.tensor_parallel
+    rank_devices = "one device" if pool.tensor_parallel == 1 else f"{pool.tensor_parallel} devices"
+    experts = expert_ranks(pool)
+    split = "whole experts spread over them" if experts >= devices else "each expert's width split over them"
+    if 1 < experts < devices:
+        split = f"experts spread over {experts} of them, their width split over the rest"
+    spoken = {"sglang": f" (SGLang: --tp-size {devices} --dp-size {ranks} --enable-dp-attention)"}.get(
+        engine, ""
+    )
+    return [
+        f"data-parallel attention: {ranks} ranks of {rank_devices} step together and share the experts of {devices} devices, "
+        f"{split}{spoken}; limits and KV blocks are of one rank",
+        "the exchange around a layer of experts is an all-gather and a reduce-scatter of 16-bit activations over the ranks, "
+        "priced from NCCL's measured curves without their host floor (assumed also where another all-to-all backend is asked "
+        "for); dense layers, shared experts and LM head are timed as computed by every rank for its own tokens "
+        + ("(assumed; SGLang splits them over all)" if engine == "sglang" else "(as vLLM does)"),
+    ]
 
 
 def engine_of(pool: Pool) -> tuple[str, str | None]:
@@ -146,6 +207,12 @@ def resolve_formats(
             where="deployment.kv_cache",
             mend=f"use one of {', '.join(f.name for f in FORMATS.values() if f.kv_cache)}",
         )
+    if kv.compute == "fp4" and "fp4" not in native:
+        raise InputError(
+            f"{device.title} cannot keep a KV cache in {kv.name}: its attention kernels need fp4 arithmetic",
+            where="deployment.kv_cache",
+            mend="use fp8 or bf16, or a Blackwell GPU",
+        )
     return Formats(weights, activations, kv), notes
 
 
@@ -176,21 +243,26 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     flags = parse_engine_args(engine, pool.engine_args)
     warnings = list(flags.warnings)
     experts = expert_ranks(pool)
+    ranks = lockstep_ranks(pool, engine, arch, flags)
+    if ranks > 1:
+        _check_lockstep(pool)
     check_parallelism(
         arch,
         pool.tensor_parallel,
         pool.pipeline_parallel,
         experts,
-        data_parallel=pool.data_parallel,
+        data_parallel=ranks,
         where="deployment.tensor_parallel",
     )
-    if pool.data_parallel > 1 and any(block.kind == "moe" for block in arch.mlp):
-        raise InputError(
-            "data-parallel attention over shared experts is not modelled yet",
-            where="deployment.data_parallel",
-            mend="use replicas for independent copies, or tensor_parallel within one",
-        )
     formats, notes = resolve_formats(pool, arch, device, flags)
+    uneven = uneven_block_width(arch, formats.weights, pool.tensor_parallel, experts, ranks)
+    if uneven is not None:
+        raise InputError(
+            f"each rank would hold {uneven} columns of every expert of {arch.name}, which fp8 blocks of {FP8_BLOCK} do not "
+            "divide; engines refuse to load it",
+            where="deployment.tensor_parallel",
+            mend="set expert_parallel: true (whole experts on each rank), or a smaller tensor_parallel",
+        )
     request = PoolRequest(
         arch=arch,
         formats=formats,
@@ -198,7 +270,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         device_memory_bytes=int(device.memory_bytes.value),
         tensor_parallel=pool.tensor_parallel,
         pipeline_parallel=pool.pipeline_parallel,
-        data_parallel=pool.data_parallel,
+        data_parallel=ranks,
         expert_parallel=experts,
         flags=flags.values,
         speculation=_speculation(pool, engine, arch, formats, base),
@@ -208,6 +280,9 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     kernels = load_kernel_model(
         device.kernel_profile or device.name, FRAMEWORK_KERNELS[engine], peaks_of(device)
     )
+    links_said = None
+    if pool.tensor_parallel * ranks > 2:
+        kernels, links_said = on_its_links(kernels, device)
     if plan.moe_backend and any(block.kind == "moe" for block in arch.mlp):
         experts_format = kernel_format(arch, formats, "experts")
         if kernels.expert_backend(experts_format, plan.moe_backend) is None:
@@ -215,15 +290,18 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
                 f"moe_backend {plan.moe_backend}: the tables of experts in {experts_format} hold one backend only, or not "
                 f"this one, on {device.title}; it was ignored"
             )
-    lent = borrowing(kernels)
-    replicas = pool.replicas * pool.data_parallel
-    devices = replicas * pool.tensor_parallel * pool.pipeline_parallel
+    lent = [said for said in (borrowing(kernels), links_said) if said]
+    replicas = pool.replicas * (1 if ranks > 1 else pool.data_parallel)
+    devices = replicas * ranks * pool.tensor_parallel * pool.pipeline_parallel
     read_as = [*_read_as(pool.hardware, device.name), *_version_as(pool.engine, plan.version)]
-    assumptions = [*read_as, *notes, *([lent] if lent else []), *plan.notes]
+    assumptions = [*read_as, *notes, *lent, *plan.notes]
+    if ranks > 1:
+        assumptions += lockstep_notes(ranks, pool, engine)
     per_node = int(device.node_size.value)
-    if pool.tensor_parallel > per_node:
+    if pool.tensor_parallel * ranks > per_node:
+        kind = "tensor parallelism" if ranks == 1 else "data x tensor parallelism"
         warnings.append(
-            f"tensor parallelism {pool.tensor_parallel} spans nodes of {per_node} devices: "
+            f"{kind} {pool.tensor_parallel * ranks} spans nodes of {per_node} devices: "
             "collectives are priced as inside one node"
         )
     return Prepared(
@@ -239,6 +317,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         price=unit_price(scenario, device),
         warnings=(*warnings, *plan.warnings, *_unused_costs(scenario)),
         assumptions=tuple(assumptions),
+        ranks=ranks,
     )
 
 
@@ -310,7 +389,9 @@ def _read_as(written: str, device: str) -> list[str]:
     words = set(re.split(r"[^a-z0-9.]+", written.lower()))
     if set(device.split("-")) <= words:
         return []
-    others = [name for name in device_names() if name != device and name.split("-")[0] == device.split("-")[0]]
+    others = [
+        name for name in device_names() if name != device and name.split("-")[0] == device.split("-")[0]
+    ]
     also = f" (not {', '.join(others)})" if others else ""
     return [f"hardware '{written}' is taken for {device}{also}"]
 
@@ -340,6 +421,7 @@ def deployment_summary(prepared: Prepared) -> dict[str, Any]:
         "replicas": prepared.replicas,
         "tensor_parallel": pool.tensor_parallel,
         "pipeline_parallel": pool.pipeline_parallel,
+        **({"data_parallel": prepared.ranks} if prepared.ranks > 1 else {}),
         "devices": prepared.devices,
         "weights": prepared.formats.weights.name,
         "activations": prepared.formats.activations.name,

@@ -61,3 +61,63 @@ class LeastRequests:
         while fewest[0][0] != replicas[fewest[0][1]].in_service:
             heapq.heappop(fewest)
         return fewest[0][1]
+
+
+WAITING_WEIGHT = 4
+"""A waiting request counts as much as so many running ones where vLLM balances its data-parallel ranks (datasheet:
+`DPLBAsyncMPClient.get_core_engine_for_request`, vLLM 0.10 to 0.33)."""
+COUNTS_S = 0.1
+"""Time between two publications of the ranks' counts to vLLM's front end (datasheet: `min_stats_update_interval_ms` of its
+coordinator)."""
+
+
+class RankRouter:
+    """A router to the data-parallel ranks of one or more replicas: first a replica, then a rank of it.
+
+    A replica is taken in turn, or the one with the fewest submitted and unfinished requests (`by_requests`). A rank is taken in
+    turn (SGLang) or by load (`by_load`, vLLM): least ``4 waiting + running``, the first among equals, from counts that are up to
+    100 ms old and to which the front end adds what it has sent since.
+    """
+
+    def __init__(self, ranks: list[Replica], replicas: int, *, by_requests: bool, by_load: bool) -> None:
+        self._groups = [ranks[number::replicas] for number in range(replicas)]
+        self._by_requests, self._by_load = by_requests, by_load
+        self._turn = 0
+        self._turns = [0] * replicas
+        self._scores: list[list[int]] = [[] for _ in range(replicas)]
+        self._counted_s = [-COUNTS_S] * replicas
+
+    def note(self, number: int) -> None:
+        """Nothing: the router looks for itself."""
+
+    def choose(self, now_s: float) -> int:
+        """Return the number of the rank that gets a request which reaches the engine at `now_s`."""
+        number = self._replica(now_s)
+        group = self._groups[number]
+        if self._by_load:
+            if now_s - self._counted_s[number] >= COUNTS_S:
+                group[0].advance(now_s)
+                self._scores[number] = [_score(rank) for rank in group]
+                self._counted_s[number] = now_s
+            scores = self._scores[number]
+            rank = scores.index(min(scores))
+            scores[rank] += WAITING_WEIGHT
+        else:
+            rank = self._turns[number] % len(group)
+            self._turns[number] += 1
+        return rank * len(self._groups) + number
+
+    def _replica(self, now_s: float) -> int:
+        groups = self._groups
+        if not self._by_requests:
+            self._turn += 1
+            return (self._turn - 1) % len(groups)
+        for group in groups:
+            group[0].advance(now_s)
+        loads = [sum(rank.in_service for rank in group) for group in groups]
+        return loads.index(min(loads))
+
+
+def _score(rank: Replica) -> int:
+    running = len(rank.scheduler.running)
+    return WAITING_WEIGHT * (rank.in_service - running) + running

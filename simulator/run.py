@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from engine_models.declaration import EnginePlan
 from engine_models.speculative import AcceptanceStreams
-from hardware_profiles.errors import InputError
 from simulator import metrics
 from simulator.cluster import Cluster
 from simulator.cost import Usage, run_cost
@@ -28,7 +27,7 @@ from simulator.domain import device_sources, domain, kernel_sources
 from simulator.figures import Figures, Measured, exact_figures, slo_dict
 from simulator.intervals import add_intervals
 from simulator.io.tables import Column
-from simulator.limits import cuts, limits, refusals
+from simulator.limits import all_refused, cuts, limits, refusals
 from simulator.outcome import FINISHED, NOT_ARRIVED, REJECTED, ClusterResult
 from simulator.prepare import Prepared, deployment_summary, prepare
 from simulator.request_table import request_table
@@ -160,7 +159,7 @@ def run_prepared(
     )
     raw = cluster.run()
     if len(workload) and (raw.status == REJECTED).sum() == (raw.status != NOT_ARRIVED).sum():
-        raise _all_refused(len(workload), plan, workload)
+        raise all_refused(len(workload), plan, workload)
     figures, measured = exact_figures(scenario, workload, raw)
     result, manifest, digest = _assemble(prepared, workload, raw, figures, started)
     requests = request_table(workload, raw, measured.latencies, measured.good)
@@ -193,7 +192,7 @@ def _run_streamed(
     )
     if run.figures.offered and run.figures.counts["rejected"] == run.figures.offered:
         run.scratch.close()
-        raise _all_refused(run.figures.offered, plan)
+        raise all_refused(run.figures.offered, plan)
     result, manifest, digest = _assemble(prepared, workload, run.raw, run.figures, started)
     rows = workload.columns_of_none()
     return RunResult(
@@ -206,27 +205,12 @@ def _shape(prepared: Prepared) -> dict[str, Any]:
     half_rtt_s = prepared.scenario.client.network_rtt_ms / 2e3
     return {
         "replicas": prepared.replicas,
+        "ranks": prepared.ranks,
         "router": prepared.scenario.deployment.router,
         "before_s": prepared.plan.front_end_s + half_rtt_s,
         "after_s": half_rtt_s,
         "stages": prepared.scenario.deployment.pools[0].pipeline_parallel,
     }
-
-
-def _all_refused(requests: int, plan: EnginePlan, workload: Workload | None = None) -> InputError:
-    why = (
-        f"every request is longer than the context of {plan.rules.max_model_len} tokens or than the KV cache"
-    )
-    mend = "shorten the prompts, raise max_model_len, or use a model with a longer context"
-    if workload is not None:
-        found = limits(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, plan)
-        reasons = refusals(found, np.ones(len(workload), bool), plan)
-        why = "; ".join(reasons) if len(reasons) > 1 else reasons[0].partition("refused: ")[2]
-        if found.asked_too_much.any():
-            mend += "; without max_output_tokens answers are cut at the context instead"
-    return InputError(
-        f"all {requests} requests are refused: {why}", where="workload.prompt_tokens", mend=mend
-    )
 
 
 def _acceptance(plan: EnginePlan, seed: int) -> Callable[[int], Callable[[int], int]] | None:
@@ -317,7 +301,11 @@ def _assemble(
             f"percentiles of this many requests are read from histograms: relative error up to {figures.quantile_error:.2%}"
         )
     if figures.verdict is not None:
-        result["slo"] = metrics.with_model_error(figures.verdict, figures.stats)
+        attained = totals["interval"]["goodput_fraction"]
+        result["slo"] = metrics.with_model_error(figures.verdict, figures.stats, attained)
+    for kind in result["classes"]:
+        if kind["slo"]:
+            kind["slo"] = metrics.with_model_error(kind["slo"], kind["metrics"])
     from simulator.config.load import resolved, scenario_hash
 
     digest = scenario_hash(scenario, VERSION)
@@ -336,7 +324,7 @@ def _assemble(
             "overheads": prepared.plan.overhead_sources,
         },
         "workload": dict(workload.source),
-        "assumptions": list(prepared.assumptions),
+        "assumptions": list(result["assumptions"]),
         "run": {"wall_s": time.perf_counter() - started},
     }
     if raw.stopped_at_s is not None:

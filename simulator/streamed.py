@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from engine_models.declaration import EnginePlan
 from engine_models.parts.sequence import Sequence
 from simulator import metrics
-from simulator.cluster import CHUNK, Stopped, pool, route
+from simulator.cluster import CHUNK, Stopped, pool, route, router_of
 from simulator.figures import Figures, slo_dict
 from simulator.io.tables import TableWriter
 from simulator.limits import Limits
@@ -37,8 +37,8 @@ from simulator.outcome import (
     reached_s,
 )
 from simulator.request_table import request_table
-from simulator.router import LeastRequests
 from simulator.serving.replica import StepTimes
+from simulator.serving.step_group import GroupTimes
 from simulator.streamed_figures import ReplicaSteps, Tally
 from simulator.workload.columns import Workload
 from simulator.workload.streaming import BLOCK, WorkloadStream
@@ -96,9 +96,10 @@ class StreamedCluster:
     def __init__(
         self,
         plan: EnginePlan,
-        times: StepTimes,
+        times: StepTimes | GroupTimes,
         *,
         replicas: int,
+        ranks: int = 1,
         router: str,
         before_s: float,
         after_s: float,
@@ -111,8 +112,8 @@ class StreamedCluster:
         self.plan = plan
         self.before_s, self.after_s = before_s, after_s
         self._should_stop, self._acceptance = should_stop, acceptance
-        self.replicas = pool(plan, times, replicas, stages, aggregate, self._finished)
-        self.in_turn = replicas > 1 and router != "round_robin"
+        self.replicas = pool(plan, times, replicas, ranks, stages, aggregate, self._finished)
+        self._router = router_of(self.replicas, ranks, router, plan)
         self.stopped_at_s: float | None = None
         self.duration_s = 0.0
         self.last_step_s = 0.0
@@ -121,14 +122,14 @@ class StreamedCluster:
         self._block = block
         self._blocks: deque[Rows] = deque()
         self._live: dict[int, Sequence] = {}
-        self._feeds = [_Feed() for _ in range(replicas)]
+        self._feeds = [_Feed() for _ in self.replicas]
         self._accepted = 0
 
     def run(
         self, workload: WorkloadStream, account: Callable[[Rows], None], retire: Callable[[float], None]
     ) -> None:
         """Run to the end of the drain, or until `should_stop` says so."""
-        router = LeastRequests(self.replicas) if self.in_turn else None
+        router = self._router
         last_s = 0.0
         first = 0
         try:
@@ -239,7 +240,7 @@ def run_streamed(
     scenario: Scenario,
     workload: WorkloadStream,
     plan: EnginePlan,
-    times: StepTimes,
+    times: StepTimes | GroupTimes,
     *,
     scratch: Path | None = None,
     **options: Any,

@@ -118,11 +118,6 @@ class _Spread:
         return np.diff(np.interp(self._edges, points, area))
 
 
-def _spread(start: FloatArray, end: FloatArray, amount: FloatArray, edges: FloatArray) -> FloatArray:
-    """Sums of one amount."""
-    return _Spread(start, end, edges).sums(amount)
-
-
 def timeline(result: ClusterResult) -> dict[str, NDArray[Any]]:
     """Columns of `timeline.parquet`: one row a bin and replica, at most 10,000 a replica.
 

@@ -1,48 +1,221 @@
-"""Error intervals: which measured runs stand behind one, and what queueing does to it."""
+"""Error intervals: which measured runs stand behind one, and what queueing, borrowing and a closed loop do to it."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from simulator.intervals import Evidence, find_half_width, groups_of, queue_widening
+from simulator.intervals import (
+    INTERVAL_OF_MEAN_ERROR,
+    QUEUE_ELASTICITY,
+    Evidence,
+    add_intervals,
+    coherent,
+    half_width,
+    queue_widening,
+    rate_width,
+    share_below,
+    share_of_queue,
+    table,
+)
 
 
 def entry(width: float) -> dict[str, float]:
-    return {"log_half_width": width, "n": 10.0}
+    return {"log_half_width": width, "experiments": 10.0, "models": 3.0}
+
+
+GROUPS = {
+    "vllm/measured/open loop": {
+        "tpot/mean": entry(0.09),
+        "e2e/mean": entry(0.08),
+        "ttft/mean": entry(0.15),
+        "ttft/p99": entry(0.45),
+        "throughput/mean": entry(0.03),
+    },
+    "vllm/kernels/closed loop": {"tpot/mean": entry(0.15), "ttft/mean": entry(0.6)},
+    "any/kernels/closed loop": {"tpot/mean": entry(0.3), "ttft/mean": entry(0.8)},
+}
+SERVED = Evidence("vllm", "measured")
+BEYOND = math.sqrt(0.15**2 - 0.09**2)
+
+
+def width(evidence: Evidence, metric: str = "tpot", statistic: str = "mean", share: float = 0.0) -> float:
+    return half_width(evidence, metric, statistic, share, groups=GROUPS)[0]
 
 
 def test_the_nearest_kind_of_run_stands_behind_an_interval() -> None:
-    groups = {
-        "vllm/measured/dense": {"tpot/mean": entry(0.1)},
-        "vllm/kernels/any": {"tpot/mean": entry(0.2), "ttft/p99": entry(0.5)},
-        "any/kernels/moe": {"tpot/mean": entry(0.3)},
-    }
-
-    def width(engine: str, hardware: str, model: str, metric: str = "tpot", statistic: str = "mean") -> float | None:
-        return find_half_width(groups, Evidence(engine, hardware, model), metric, statistic)
-
-    assert width("vllm", "measured", "dense") == 0.1
-    assert width("vllm", "measured", "moe") == 0.2  # the same engine before the same class of model
-    assert width("sglang", "kernels", "moe") == 0.3  # runs of other engines where there are none of its own
-    assert width("sglang", "kernels", "dense") is None
-    assert width("vllm", "physics", "dense") is None
-    assert width("vllm", "measured", "dense", "ttft", "mean") == 0.5  # the widest of the metric
-    assert width("vllm", "measured", "dense", "e2e") == 0.1  # E2E as TPOT
+    assert width(SERVED) == 0.09
+    assert width(replace(SERVED, closed_loop=True)) == 0.15
+    assert width(Evidence("vllm", "kernels", closed_loop=True), "ttft") == 0.6
+    assert width(Evidence("sglang", "kernels", closed_loop=True), "ttft") == 0.8  # of all engines together
+    assert width(Evidence("sglang", "kernels"), "ttft") == 0.8
 
 
-def test_a_run_counts_for_its_own_group_and_the_wider_ones() -> None:
-    assert groups_of(Evidence("vllm", "kernels", "moe")) == [
-        "vllm/kernels/moe",
-        "vllm/kernels/any",
-        "any/kernels/moe",
-        "any/kernels/any",
-    ]
+@pytest.mark.parametrize(
+    ("statistic", "like"), [("p50", "mean"), ("p75", "mean"), ("p95", "p99"), ("p99_9", "p99")]
+)
+def test_a_statistic_without_measurements_errs_as_its_neighbour(statistic: str, like: str) -> None:
+    assert width(SERVED, "ttft", statistic) == width(SERVED, "ttft", like)
+
+
+def test_a_server_on_hardware_known_by_kernels_adds_what_closed_loops_add_to_tpot() -> None:
+    kernels = Evidence("vllm", "kernels")
+    assert width(kernels) == pytest.approx(0.15)
+    assert width(kernels, "ttft") == pytest.approx(math.hypot(0.15, BEYOND))
+    assert width(kernels, "ttft", "p99") == pytest.approx(math.hypot(0.45, BEYOND))
+    assert width(kernels, "e2e") == pytest.approx(math.hypot(0.08, BEYOND))
+
+
+def test_a_tail_that_was_not_measured_is_wider_than_the_mean_as_elsewhere() -> None:
+    closed = Evidence("vllm", "kernels", closed_loop=True)
+    assert width(closed, "ttft", "p99") == pytest.approx(math.sqrt(0.6**2 + 0.45**2 - 0.15**2))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_where_clients_wait_e2e_errs_as_its_parts(share: float) -> None:
+    closed = Evidence("vllm", "kernels", closed_loop=True)
+    found, _ = half_width(closed, "e2e", "mean", ttft_share=share, groups=GROUPS)
+    assert found == pytest.approx(share * 0.6 + (1 - share) * 0.15)
+
+
+@given(st.floats(0.01, 1.0))
+def test_kernels_that_were_not_measured_widen_by_their_error(error: float) -> None:
+    assumed = Evidence("vllm", "borrowed", kernel_error=error)
+    known = Evidence("vllm", "kernels")
+    more = math.log1p(INTERVAL_OF_MEAN_ERROR * error)
+    assert half_width(assumed, "ttft", "p99", groups=GROUPS) == (
+        pytest.approx(math.hypot(width(known, "ttft", "p99"), more)),
+        "assumed",
+    )
+    assert half_width(known, "ttft", "p99", groups=GROUPS)[1] == "fitted"
+
+
+def test_ninety_of_a_hundred_normal_errors_lie_within_the_stated_multiple_of_their_mean() -> None:
+    import numpy as np
+
+    errors = np.abs(np.random.default_rng(1).normal(size=200_000))
+    assert np.mean(errors <= INTERVAL_OF_MEAN_ERROR * errors.mean()) == pytest.approx(0.9, abs=0.003)
+
+
+def test_without_any_run_the_width_is_assumed() -> None:
+    assert half_width(Evidence("vllm", "kernels"), "ttft", "mean", groups={}) == (0.5, "assumed")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_queueing_widens_by_its_share(share: float) -> None:
-    widened = queue_widening(0.1, share * 200.0, 200.0, 0.05)
-    assert widened == pytest.approx(math.hypot(0.1, 5.0 * 0.05 * share))
-    assert queue_widening(0.1, -50.0, 200.0, 0.05) == 0.1
+def test_queueing_widens_by_its_share_where_arrivals_do_not_wait(share: float) -> None:
+    assert queue_widening(0.1, share, 0.05) == pytest.approx(math.hypot(0.1, QUEUE_ELASTICITY * 0.05 * share))
+    assert width(SERVED, "ttft", "mean", share) == pytest.approx(queue_widening(0.15, share, 0.09))
+    assert width(replace(SERVED, closed_loop=True), "ttft", "mean", share) == 0.6
+    assert width(SERVED, "tpot", "mean", share) == 0.09
+
+
+def test_the_share_of_queueing_is_beyond_one_step_and_at_most_all() -> None:
+    assert share_of_queue(5.0, 10.0, 100.0) == 0.0
+    assert share_of_queue(200.0, 10.0, 100.0) == 1.0
+    assert share_of_queue(1.0, 0.0, 0.0) == 0.0
+
+
+def test_arrivals_fix_throughput_but_for_the_requests_under_way() -> None:
+    assert rate_width(SERVED, 6.0, 60.0, False, GROUPS) == pytest.approx(math.hypot(0.03, 0.08 * 0.1))
+    assert rate_width(SERVED, 90.0, 60.0, False, GROUPS) == pytest.approx(math.hypot(0.03, 0.08))
+    assert rate_width(SERVED, 6.0, 60.0, True, GROUPS) == 0.09
+    assert rate_width(replace(SERVED, closed_loop=True), 6.0, 60.0, False, GROUPS) == 0.15
+
+
+@given(st.floats(-1.0, 12.0))
+def test_the_share_below_a_bound_is_read_from_percentiles(bound: float) -> None:
+    uniform = {"min": 0.0, "p10": 1.0, "p50": 5.0, "p99_9": 9.99, "max": 10.0, "mean": 5.0, "unit": "ms"}
+    assert share_below(uniform, bound) == pytest.approx(min(1.0, max(0.0, bound / 10)))
+
+
+def stats(value: float) -> dict[str, Any]:
+    names = ("mean", "min", "p1", "p5", "p10", "p25", "p50", "p75", "p90", "p95", "p99", "p99_9", "max")
+    return {**dict.fromkeys(names, value), "count": 100, "unit": "ms", "interval": None}
+
+
+def a_result() -> dict[str, Any]:
+    values = {"ttft_ms": 100.0, "tpot_ms": 10.0, "itl_ms": 10.0, "e2el_ms": 1000.0, "queue_ms": 5.0,
+              "prefill_ms": 95.0, "decode_ms": 900.0}  # fmt: skip
+    cost = ("usd_per_1m_total_tokens", "usd_per_1m_output_only", "usd_per_request", "usd_per_1m_input_tokens",
+            "usd_per_1m_output_tokens")  # fmt: skip
+    return {
+        "metrics": {name: stats(value) for name, value in values.items()},
+        "classes": [{"metrics": {name: stats(value) for name, value in values.items()}}],
+        "totals": {
+            "duration_s": 100.0,
+            "request_throughput": 1.0,
+            "output_throughput": 100.0,
+            "total_token_throughput": 500.0,
+            "request_goodput": 1.0,
+            "goodput_fraction": 1.0,
+            "offered": 100,
+            "completed": 100,
+            "slo": {"ttft_ms": 105.0},
+        },
+        "cost": dict.fromkeys(cost, 2.0),
+        "warnings": [],
+    }
+
+
+def test_every_figure_of_every_kind_of_hardware_has_an_interval_around_it() -> None:
+    kinds = [("measured", 0.0), ("kernels", 0.0), ("borrowed", 0.3), ("physics", 0.5)]
+    widths = []
+    for hardware, error in kinds:
+        result = a_result()
+        assumed = add_intervals(result, Evidence("vllm", hardware, kernel_error=error), open_loop=True)
+        assert bool(assumed) == (error > 0)
+        for metrics in (result["metrics"], result["classes"][0]["metrics"]):
+            for name, found in metrics.items():
+                for statistic in ("mean", "p50", "p90", "p95", "p99"):
+                    low, high = found["interval"][statistic]
+                    assert low < found[statistic] < high, name
+        for name, bounds in (result["totals"]["interval"] | result["cost"]["interval"]).items():
+            assert bounds is not None, name
+            assert bounds[0] <= bounds[1]
+        low, high = result["metrics"]["e2el_ms"]["interval"]["mean"]
+        widths.append(high / low)
+    assert widths == sorted(set(widths))  # the less is known, the wider
+
+
+def test_goodput_may_fall_as_far_as_latencies_within_their_error_let_it() -> None:
+    result = a_result()  # every TTFT 100 ms of the 105 allowed: 15 % more and none is good
+    add_intervals(result, SERVED, open_loop=True)
+    assert result["totals"]["interval"]["goodput_fraction"] == [0.0, 1.0]
+    wide = a_result()
+    wide["totals"]["slo"] = {"ttft_ms": 1000.0}
+    add_intervals(wide, SERVED, open_loop=True)
+    assert wide["totals"]["interval"]["goodput_fraction"] == [1.0, 1.0]
+
+
+def test_an_overloaded_run_has_no_upper_bound_of_ttft() -> None:
+    result = a_result()
+    result["warnings"] = ["overload: more than it carries"]
+    add_intervals(result, SERVED, open_loop=True)
+    assert result["metrics"]["ttft_ms"]["interval"]["p99"][1] is None
+    assert result["metrics"]["tpot_ms"]["interval"]["p99"][1] is not None
+
+
+def test_the_shipped_widths_of_served_runs_are_useful() -> None:
+    served = Evidence("vllm", "measured")
+    assert table()["level"] == 0.9
+    assert math.expm1(half_width(served, "e2e", "mean")[0]) <= 0.12
+    assert half_width(served, "e2e", "mean")[0] <= half_width(served, "e2e", "p99")[0]
+    assert half_width(served, "ttft", "mean")[0] <= half_width(served, "ttft", "p99")[0]
+
+
+def test_intervals_contradict_no_other() -> None:
+    """The true p95 is not below the true p90, and no request waits longer than its first token takes."""
+    bounds: dict[str, list[Any] | None] = {
+        "mean": [4.0, 5.0], "p50": [2.0, 9.0], "p90": [5.3, 7.0], "p95": [4.4, 9.5], "p99": [1.1, 190.0], "p99_9": None,
+    }  # fmt: skip
+    whole: dict[str, list[Any] | None] = {"mean": [30.0, 40.0], "p99": [85.0, 150.0], "p95": [50.0, None]}
+    assert coherent(bounds, whole) == {
+        "mean": [4.0, 5.0], "p50": [2.0, 7.0], "p90": [5.3, 7.0], "p95": [5.3, 9.5], "p99": [5.3, 150.0], "p99_9": None,
+    }  # fmt: skip
+    overloaded: dict[str, list[Any] | None] = {"p50": [2.0, None], "p99": [1.0, None]}
+    assert coherent(overloaded) == {"p50": [2.0, None], "p99": [2.0, None]}

@@ -191,7 +191,7 @@ def test_every_invariant_has_its_test_and_every_test_its_invariant() -> None:
 # Units ------------------------------------------------------------------------------------------------------
 
 UNIT = re.compile(
-    r"(^|_)(s|ms|us|bytes|nbytes|tokens|hz|w|j|kwh|gb|years|blocks|flops|usd|hours?|days|requests|percent|steps)(_per_\w+)?$"
+    r"(^|_)(s|ms|us|bytes|nbytes|tokens|hz|w|j|kwh|gb|years|blocks|flops|usd|hours?|days|requests|percent|steps|cycles|launches)(_per_\w+)?$"
 )
 PURE_NUMBER = re.compile(
     r"(^|_)(share|fraction|levels?|cv|factor|ratio|scale|errors?|weights?|width|noise|strength|reach|attainment|watermark)$"
@@ -203,7 +203,7 @@ KNOWN = {
     "number", "count", "bound", "predicted", "measured", "confidence", "headroom", "pue",
     # shapes of kernels
     "ep", "tp", "topk", "experts", "gated", "head_dim", "heads", "kv_heads", "hidden", "inter", "window", "skewed",
-    "kv_bytes_min",
+    "kv_bytes_min", "n", "k", "rows", "context", "multiprocessors",
     # times and rates as the contract or queueing theory names them
     "rate", "rate_on", "rate_off", "t_end", "t_sched", "t_start",
 }  # fmt: skip

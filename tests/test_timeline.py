@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from simulator.metrics import Window
 from simulator.run import RunResult, simulate
-from simulator.timeline import MAX_ROWS, _spread, server_averages, timeline
+from simulator.timeline import MAX_ROWS, _Spread, server_averages, timeline
 
 SCENARIO: dict[str, Any] = {
     "name": "timeline",
@@ -117,7 +117,7 @@ def test_spreading_keeps_the_amount(spans: list[tuple[float, float, float]], bin
     end = start + np.array([w for _, w, _ in spans])
     amount = np.array([a for _, _, a in spans])
     edges = np.linspace(0.0, 100.0, bins + 1)
-    found = _spread(start, end, amount, edges)
+    found = _Spread(start, end, edges).sums(amount)
     overlap = np.clip(np.minimum(end[:, None], edges[1:]) - np.maximum(start[:, None], edges[:-1]), 0, None)
     wanted = (overlap / (end - start)[:, None] * amount[:, None]).sum(axis=0)
     np.testing.assert_allclose(

@@ -101,13 +101,25 @@ class PrefillFirstBatch(Batch):
 class _Row:
     """What the scheduler knows of a request besides its counts."""
 
-    __slots__ = ("content", "fill", "last", "matched", "max_new", "node", "processed", "protected", "queued")
+    __slots__ = (
+        "content",
+        "entered",
+        "fill",
+        "last",
+        "matched",
+        "max_new",
+        "node",
+        "processed",
+        "protected",
+        "queued",
+    )
 
     def __init__(self, content: Content, max_new: int, root: Node) -> None:
         self.content = content
         self.max_new = max_new  # the most tokens it may generate, as its sampling parameters say
         self.node = root  # locked while the request holds memory
         self.protected = 0  # tokens at its beginning that the tree owns
+        self.entered = 0  # tokens that it has entered into the tree itself
         self.last = -1  # batch of its last token outside the decode set (its prefill, or its end)
         self.fill = 0  # length at its last trial
         self.matched = 0  # prefix found at its last lookup
@@ -159,7 +171,9 @@ class PrefillFirstScheduler:
         self._last_decode = -1
         self._orders = 0
         self._arrivals = 0
-        self._prefilled_tokens = 0
+        self._prefilled_tokens = 0  # as the engine counts them for hrrn, see `schedule`
+        self._last_prefilled = 0  # of the last prefill batch
+        self._running_prefilled = 0  # of the prefill batch that became the running batch
         self._waiting: list[Sequence] = []
         self._unsorted = False
         self._passes = 0
@@ -246,7 +260,7 @@ class PrefillFirstScheduler:
         if self.record_rows:
             batch.rows = []
         if self.chunked is not None and self._last_extend:
-            self._checkpoint(self.chunked, self.chunked.computed, chunked=True)
+            self._checkpoint(self.chunked, self.chunked.computed)
         self._merge()
         if not self._form_prefill(batch, now_s) and not self._form_decode(batch):
             if self.processed_number == self.next_number - 1:
@@ -254,6 +268,10 @@ class PrefillFirstScheduler:
             self._last_decoded = False
             return batch if batch.preempted else None
         batch.tokens = batch.decode_rows + sum(new for new, _ in batch.prefill)
+        if batch.mode != "DECODE":
+            self._last_prefilled = batch.tokens
+        # the running batch keeps the token count of the prefill it began as, and counts it again with every step
+        self._prefilled_tokens += self._running_prefilled if batch.mode == "DECODE" else batch.tokens
         batch.decode_tokens = batch.decode_rows
         batch.chunked = self.chunked
         batch.batch_is_full = self.batch_is_full
@@ -277,6 +295,7 @@ class PrefillFirstScheduler:
         self._last_extend = False
         if self._merging and not self._decoding:
             self.batch_is_full = False  # the prefill batch becomes the running batch
+            self._running_prefilled = self._last_prefilled
         for seq in self._merging:
             self._decoding[seq] = None
             if seq.state == "running":
@@ -336,6 +355,9 @@ class PrefillFirstScheduler:
         adder = _Adder(self)
         if self.chunked is not None:
             adder.continue_chunk(self.chunked)
+        adder.one_chunk_only = (
+            self._policy == "shortest-prefill-first" and self.chunked is not None and not adder.chunk_finished
+        )
         taken = 0
         for seq in self._waiting:
             if adder.exhausted():
@@ -374,12 +396,14 @@ class PrefillFirstScheduler:
         new_tokens = sum(end - start for _, start, end, _ in admitted)
         kv.make_room(new_tokens + (len(admitted) * page if page > 1 else 0))
         batch.mode = "EXTEND"
+        mixed = rules.mixed_chunk and bool(self._decoding)
+        if mixed:
+            self._drop_ending()
         finishing: list[Sequence] = []
         for seq, start, end, fresh in admitted:
             row: _Row = seq.group_state
             kv.free_tokens -= kv.paged(end) - kv.paged(start)
             batch.prefill.append((end - start, start))
-            self._prefilled_tokens += end - start
             if batch.rows is not None:
                 batch.rows.append((seq, end - start, start))
             if fresh:
@@ -413,8 +437,7 @@ class PrefillFirstScheduler:
         if kv.free_tokens < 0:
             raise RuntimeError("out of KV memory for a prefill that was admitted")
         self._last_extend = True
-        if rules.mixed_chunk and self._decoding:
-            self._drop_ending()
+        if mixed:
             need = self.decodes.blocks_needed() * page
             if self._decoding and kv.make_room(need):
                 batch.mode = "MIXED"
@@ -430,13 +453,8 @@ class PrefillFirstScheduler:
 
     def _order_waiting(self) -> None:
         rules, policy, waiting = self.rules, self._policy, self._waiting
-        long = policy in ("lpm", "hrrn") and len(waiting) > LONG_QUEUE
-        if long or policy not in CACHE_AWARE:
-            if self._passes % REFRESH_PASSES == 0 and self.kv.prefix_caching:
-                for seq in reversed(waiting):  # the front of the queue becomes the newest
-                    self._look_up(seq)
-            self._passes += 1
-        if long:
+        if policy in ("lpm", "hrrn") and len(waiting) > LONG_QUEUE:
+            self._refresh_waiting()
             return
         if policy in CACHE_AWARE:
             deferred = self._match_waiting()
@@ -465,6 +483,18 @@ class PrefillFirstScheduler:
                 waiting.sort(key=lambda s: -s.group_state.max_new)
             elif policy == "fcfs" and rules.priority_scheduling:
                 waiting.sort(key=lambda s: (s.priority * sign, s.group_state.queued))
+        if policy not in CACHE_AWARE:
+            self._refresh_waiting()
+
+    def _refresh_waiting(self) -> None:
+        """Now and then make what a queue ordered without regard to the cache will find the last to be evicted."""
+        kv = self.kv
+        if not self._waiting or not kv.prefix_caching or kv.tree.policy != "lru":
+            return
+        if self._passes % REFRESH_PASSES == 0:
+            for seq in reversed(self._waiting[:LONG_QUEUE]):  # the front of the queue becomes the newest
+                kv.tree.match(seq.group_state.content, seq.length)
+        self._passes += 1
 
     def _look_up(self, seq: Sequence) -> int:
         row: _Row = seq.group_state
@@ -535,11 +565,14 @@ class PrefillFirstScheduler:
     def _form_decode(self, batch: PrefillFirstBatch) -> bool:
         if not self._decoding:
             return False
+        rows = len(self._decoding)
         self._drop_ending()
         if not self._decoding:
             self.batch_is_full = False
             return False
         if not self.kv.make_room(self.decodes.blocks_needed() * self.kv.page_tokens):
+            if len(self._decoding) < rows:
+                return False  # the rows whose last token is in flight will free memory at its end
             self._retract(batch)
             if not self._decoding:
                 return False
@@ -551,6 +584,7 @@ class PrefillFirstScheduler:
     def _decode_all(self, batch: PrefillFirstBatch) -> None:
         """One token for every row of the running batch."""
         decodes, kv = self.decodes, self.kv
+        kv.make_room(decodes.count * kv.page_tokens)  # the allocator makes room for a new page a row
         kv.free_tokens -= decodes.blocks_needed() * kv.page_tokens
         batch.decode_rows = decodes.count
         batch.decode_kv_tokens = decodes.kv_tokens()
@@ -623,10 +657,11 @@ class PrefillFirstScheduler:
         if lost:
             seq.length -= lost
             seq.end_emissions(seq.emissions[-1][1] - lost)
-        if seq in self._wasting:
-            self._wasting.remove(seq)
+        for ended in (self._wasting, self._ending):
+            if seq in ended:
+                ended.remove(seq)
         row.node = self.kv.tree.root
-        row.protected = row.matched = 0
+        row.protected = row.matched = row.entered = 0
         row.last = -1
         seq.computed = 0
         del self.running[seq]
@@ -645,28 +680,34 @@ class PrefillFirstScheduler:
 
     # -- memory ---------------------------------------------------------------------------------------------
 
-    def _checkpoint(self, seq: Sequence, computed: int, *, chunked: bool = False) -> None:
+    def _checkpoint(self, seq: Sequence, computed: int) -> None:
         """Enter the computed prompt into the tree and hold it there."""
         kv = self.kv
         if not kv.prefix_caching:
             return
         row: _Row = seq.group_state
         length = computed - computed % kv.page_tokens
-        known, _ = kv.tree.insert(row.content, length, chunked=chunked, priority=seq.priority)
+        known, node = self._enter(seq, length)
         if known > row.protected:
             kv.free_tokens += known - row.protected  # computed twice: the tree keeps its copy
-        self._part_prompt(seq, length)
-        _, node = kv.tree.match(row.content, length)
         kv.tree.unlock(row.node)
         kv.tree.lock(node)
         row.node = node
         row.protected = length
 
-    def _part_prompt(self, seq: Sequence, length: int) -> None:
-        """Split what was entered at the end of the prompt, so that the output can be evicted before it."""
+    def _enter(self, seq: Sequence, length: int) -> tuple[int, Node]:
+        """Enter the first `length` tokens into the tree; returns how many it had already, and the last node.
+
+        What was entered is parted at the end of the prompt, so that the output can be evicted before it.
+        """
+        tree = self.kv.tree
+        row: _Row = seq.group_state
+        known, node = tree.insert(row.content, length, counted=row.entered, priority=seq.priority)
+        row.entered = max(row.entered, length)
         prompt = seq.prompt_tokens - seq.prompt_tokens % self.kv.page_tokens
         if 0 < prompt < length:
-            self.kv.tree.insert(seq.group_state.content, prompt, priority=seq.priority)
+            tree.insert(row.content, prompt, counted=prompt, priority=seq.priority + 1)
+        return known, node
 
     def _release(self, seq: Sequence) -> None:
         """Hand the tokens of an ended row over to the tree."""
@@ -678,12 +719,11 @@ class PrefillFirstScheduler:
         else:
             committed = min(seq.computed, seq.final_length - 1)
             length = committed - committed % kv.page_tokens
-            known, _ = kv.tree.insert(row.content, length, priority=seq.priority)
+            known, _ = self._enter(seq, length)
             kv.free_tokens += max(known, row.protected) - row.protected + held - length
-            self._part_prompt(seq, length)
             kv.tree.unlock(row.node)
         row.node = kv.tree.root
-        row.protected = 0
+        row.protected = row.entered = 0
 
     def process(self, batch: Batch) -> list[Sequence]:
         """Take in the results of a batch: prompts enter the tree, ended rows leave, in batch order."""
@@ -775,9 +815,10 @@ class PrefillFirstScheduler:
     def jump(self, steps: int) -> PrefillFirstBatch:
         """Schedule `steps` decode steps at once; returns the last of them."""
         decodes, kv = self.decodes, self.kv
-        need = decodes.blocks_needed_over(steps) * kv.page_tokens
-        kv.make_room(need)
-        kv.free_tokens -= need
+        page = kv.page_tokens
+        before_last = decodes.blocks_needed_over(steps - 1) * page
+        kv.make_room(before_last + decodes.count * page)  # as the last step would
+        kv.free_tokens -= decodes.blocks_needed_over(steps) * page
         ratio, decay, least = self.ratio, self.decay, self.least_ratio
         for _ in range(steps):
             if ratio <= least:
@@ -785,6 +826,7 @@ class PrefillFirstScheduler:
             ratio = max(ratio - decay, least)
         self.ratio = ratio
         decodes.steps += steps
+        self._prefilled_tokens += steps * self._running_prefilled
         if self.rules.receive_interval > 1:
             counted = self._since_receipt + steps if self._last_decoded else steps - 1
             self._since_receipt = counted % self.rules.receive_interval
@@ -813,6 +855,7 @@ class _Adder:
         self.admitted: list[tuple[Sequence, int, int, bool]] = []
         self.new_chunked: Sequence | None = None
         self.chunk_finished = False
+        self.one_chunk_only = False  # a prompt is being cut, and no other may be
         self._states: list[tuple[float, int]] | None = None
 
     def _available(self) -> int:
@@ -853,6 +896,8 @@ class _Adder:
         if most <= 0:
             most = self.chunk_left
         rest = seq.length - seq.computed
+        if self.scheduler._policy == "shortest-prefill-first":
+            most = min(most, self._left_for(rest))
         tokens = min(rest, most, self._available() // self.kv.page_tokens * self.kv.page_tokens)
         if tokens <= 0:
             return
@@ -861,6 +906,19 @@ class _Adder:
         self.admitted.append((seq, seq.computed, seq.computed + tokens, False))
         self.chunk_finished = finished
         self._charge(tokens, future)
+
+    def _left_for(self, rest: int) -> int:
+        """Tokens of the batch left for a prompt of which `rest` remain, after the shorter ones that wait."""
+        page, budget = self.kv.page_tokens, self.chunk_left
+        assert budget is not None
+        kept = 0
+        for seq in self.scheduler._waiting if budget >= 2 * page else ():
+            work = max(1, seq.length - seq.group_state.matched)
+            charge = self.kv.paged(work)
+            if work >= rest or kept + charge > budget - page:
+                break
+            kept += charge
+        return (budget - kept) // page * page if kept else budget
 
     def look_up(self, seq: Sequence) -> None:
         """Find what the tree has of a waiting request."""
@@ -892,6 +950,9 @@ class _Adder:
         future = min(row.max_new, CLIP_NEW_TOKENS)
         if self.chunk_left is not None and paged > self.chunk_left:
             page = kv.page_tokens
+            if self.one_chunk_only:
+                kv.tree.unlock(node)
+                return "other"
             extend = self.chunk_left // page * page
             extend = (prefix + extend) // page * page - prefix
             if extend <= 0:
@@ -951,7 +1012,11 @@ class _Adder:
         row: _Row = seq.group_state
         sign = scheduler._sign
         candidates = sorted(
-            (s for s in scheduler._decoding if s.state != "ending"),
+            (
+                s
+                for s in scheduler._decoding
+                if s.state != "ending" or s.group_state.last > scheduler.processed_number
+            ),  # an end in flight is not known yet
             key=lambda s: (s.priority * -sign, -s.group_state.queued),
         )
         # lengths as the last trial left them: 0 for a request that was never tried

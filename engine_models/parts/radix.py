@@ -150,7 +150,6 @@ class RadixTree:
         self.page_tokens = page_tokens
         self.policy = eviction_policy
         self.evictable_tokens = 0
-        self.protected_tokens = 0
         self._clock = count(1)
         self._serials = count(1)
         self.root = Node((), 0, None, None, 0.0, 0)
@@ -205,9 +204,12 @@ class RadixTree:
         return position, node
 
     def insert(
-        self, content: Content, limit: int, *, chunked: bool = False, priority: int = 0
+        self, content: Content, limit: int, *, counted: int = 0, priority: int = 0
     ) -> tuple[int, Node]:
-        """Enter the first `limit` tokens (a multiple of the page); returns how many were there already, and the last node."""
+        """Enter the first `limit` tokens (a multiple of the page); returns how many were there already, and the last node.
+
+        Nodes that end within the first `counted` tokens do not count it as a hit: the same request entered them before.
+        """
         page = self.page_tokens
         node = self.root
         node.tick = float(next(self._clock))
@@ -223,9 +225,9 @@ class RadixTree:
                 child = self._split(child, equal)
             if priority > child.priority:
                 child.priority = priority
-            if not chunked:
-                child.hits += 1
             position += equal
+            if position > counted:
+                child.hits += 1
             node = child
         if position < limit:
             key = content.slice(position, limit)
@@ -234,8 +236,7 @@ class RadixTree:
             leaf.priority = priority
             node.children[first] = leaf
             self.evictable_tokens += leaf.length
-            if not chunked:
-                leaf.hits = 1
+            leaf.hits = 1
             self._offer(leaf)
             return position, leaf
         return position, node
@@ -266,7 +267,6 @@ class RadixTree:
         while step is not None and step.parent is not None:
             if step.lock == 0:
                 self.evictable_tokens -= step.length
-                self.protected_tokens += step.length
             step.lock += 1
             step = step.parent
 
@@ -277,7 +277,6 @@ class RadixTree:
             step.lock -= 1
             if step.lock == 0:
                 self.evictable_tokens += step.length
-                self.protected_tokens -= step.length
                 if not step.children:
                     self._offer(step)
             step = step.parent

@@ -74,23 +74,25 @@ def simulate(
     as_json: JsonOption = False,
 ) -> None:
     """Run one scenario; print a summary and write the run directory."""
-    from simulator.cli.errors import InterruptedRun
+    from simulator.cli.errors import InterruptedRun, placed
     from simulator.cli.interrupt import interruptible, terminable
     from simulator.config.load import load_scenario
     from simulator.io.rundir import check_place, run_directory, write_run
     from simulator.io.text import json_text
     from simulator.prepare import prepare
-    from simulator.run import run_prepared
+    from simulator.run import STREAM_ABOVE, run_prepared
 
     loaded = load_scenario(scenario, set_ or [])
     if seed is not None:
         loaded = loaded.model_copy(update={"seed": seed})
-    prepared = prepare(loaded)
+    with placed(scenario, set_ or []):
+        prepared = prepare(loaded)
     check_place(output)
     progress(f"simulating {loaded.name} ...")
     with interruptible(lambda done: progress(f"simulating {loaded.name} ... {done:,} requests done")) as should_stop:
         scratch = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
-        run = run_prepared(prepared, should_stop=should_stop, scratch=scratch)
+        with placed(scenario, set_ or []):
+            run = run_prepared(prepared, should_stop=should_stop, scratch=scratch)
     progress_done()
     partial = run.raw.stopped_at_s is not None
     run.manifest["run"]["command_line"] = sys.argv
@@ -113,7 +115,11 @@ def simulate(
             print(summary(run.result, run.manifest, str(directory)))
         raise InterruptedRun(f"interrupted; what was done is in {directory}")
     if plots and isinstance(run.requests, Path):
-        print("no plots: the run has more requests than are held to be drawn", file=sys.stderr)
+        print(
+            f"no plots: a run of more than {STREAM_ABOVE:,} requests is counted without being held\n"
+            "  mend: for plots simulate a part of it: fewer requests, a shorter duration, a window or a limit of the trace",
+            file=sys.stderr,
+        )
     elif plots:
         from simulator.report.plots import write_plots
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ calibrate_app = typer.Typer(
 @calibrate_app.command("overheads")
 def overheads(
     directory: Annotated[Path, typer.Argument(help="Suite of measured experiments.")],
-    engine: Annotated[str, typer.Option(help="Engine whose overheads to fit.")] = "vllm",
+    engine: Annotated[str, typer.Option(help="Engine whose overheads to fit; vllm-eager: what launches cost.")] = "vllm",
     leave_out: Annotated[
         str, typer.Option(help="Judge by leaving out each: model, workload or hardware.")
     ] = "model",
@@ -28,6 +29,7 @@ def overheads(
     from hardware_profiles.errors import InputError
     from simulator.cli.app import progress, progress_done
     from simulator.cli.summary import table
+    from simulator.io.text import plain
     from simulator.validation import overheads as module
 
     if leave_out not in ("model", "workload", "hardware"):
@@ -40,23 +42,25 @@ def overheads(
     if write:
         module.write(fitted, engine, directory)
     if as_json:
-        print(json.dumps({"values": fitted.values, "leave_out": leave_out, "groups": held}))
+        print(json.dumps(plain({"values": fitted.values, "leave_out": leave_out, "groups": held})))
         return
     for name, value in fitted.values.items():
-        print(f"{name:22} {value:.4g} {module.FITTED[name][0]:5} {module.FITTED[name][2]}")
+        unit, _, meaning = module.FITTED[engine][name]
+        print(f"{name:22} {value:.4g} {unit:5} {meaning}")
     rows = [
         [
             h["group"],
             str(h["runs"]),
-            *(f"{h[t]:.1f}" for t in module.TARGETS),
+            *(f"{h[t]:.1f}" for t in module.TARGETS[engine]),
             *(f"{v:.4g}" for v in h["values"].values()),
         ]
         for h in held
     ]
+    names = [f"{target.partition('_')[0].upper()} %" for target in module.TARGETS[engine]]
     print()
     print(
         "\n".join(
-            table([f"{leave_out} left out", "runs", "ITL %", "TTFT %", *module.FITTED], rows, indent="")
+            table([f"{leave_out} left out", "runs", *names, *module.FITTED[engine]], rows, indent="")
         )
     )
 
@@ -76,12 +80,11 @@ def intervals(
 
     outcome = validate_runs(directory, (), workers, progress)
     progress_done()
-    known = kinds(read_suite(directory))
-    groups = derive(outcome["experiments"], lambda run: known[run].evidence if run in known else None)
+    groups = derive(outcome["experiments"], kinds(read_suite(directory)))
     path = write_intervals(groups, output)
     for group, entries in groups.items():
         shown = ", ".join(
-            f"{k} {100 * (2.718281828 ** v['log_half_width'] - 1):.0f} % ({v['n']})"
+            f"{k} {100 * math.expm1(v['log_half_width']):.0f} % ({v['experiments']})"
             for k, v in entries.items()
         )
         print(f"{group}: {shown}")

@@ -268,11 +268,9 @@ def _show_engine(name: str) -> dict[str, Any]:
     if engine == "vllm":
         chosen = vllm.version_of(version or None)
         report |= {"version": chosen.name, "versions": list(vllm.VERSIONS), "switches": asdict(chosen)}
-        shown = load_overheads("vllm").provenance
     else:
         report |= {"version": sglang.version_of(version or None), "versions": list(sglang.VERSIONS)}
-        taken = {"kind": "assumed", "source": "taken over from vLLM"}
-        shown = {k: v | taken for k, v in load_overheads("vllm").provenance.items()}
+    shown = load_overheads(engine).provenance
     report["flags"] = {k: "engine's choice" if v is None else str(v) for k, v in flag_defaults(engine).items()}
     report["overheads"] = [{"name": k, **v} for k, v in shown.items()]
     return report

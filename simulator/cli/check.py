@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.errors import InfeasibleError
 from simulator.cli.summary import table, wrapped
+from simulator.report.words import holder_of, shape_of
 
 if TYPE_CHECKING:
     from simulator.config.schema import Scenario
@@ -51,12 +52,35 @@ def facts(prepared: Prepared) -> dict[str, Any]:
         "fits": True,
         "deployment": deployment_summary(prepared),
         "memory": asdict(plan.memory),
-        "kv_tokens_per_replica": tokens,
+        "kv_tokens_per_replica": tokens * prepared.ranks,
+        **({"kv_tokens_per_rank": tokens} if prepared.ranks > 1 else {}),
         "requests_that_fit_by_context_tokens": fit,
         "warnings": list(prepared.warnings),
         "assumptions": list(prepared.assumptions),
         "scenario": resolved(prepared.scenario),
     }
+
+
+def refused(prepared: Prepared) -> list[str]:
+    """Warnings on requests that are too long to be served; InputError if all of them are.
+
+    Workloads that are too large to be held are not looked at.
+    """
+    import numpy as np
+
+    from simulator.limits import all_refused, limits, refusals
+    from simulator.run import STREAM_ABOVE
+    from simulator.workload.build import build_workload
+    from simulator.workload.streaming import open_stream
+
+    spec, seed, base = prepared.scenario.workload, prepared.scenario.seed, prepared.base_dir
+    if open_stream(spec, seed=seed, base_dir=base, above=STREAM_ABOVE) is not None:
+        return []
+    workload = build_workload(spec, seed=seed, base_dir=base)
+    found = limits(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, prepared.plan)
+    if len(workload) and found.refused.all():
+        raise all_refused(len(workload), prepared.plan, workload)
+    return [f"{text} (of {len(workload):,})" for text in refusals(found, np.ones(len(workload), bool), prepared.plan)]
 
 
 def what_would_hold(scenario: Scenario) -> list[tuple[str, int, bool]]:
@@ -75,7 +99,10 @@ def what_would_hold(scenario: Scenario) -> list[tuple[str, int, bool]]:
         if device.kind != "gpu":
             continue
         for ranks in tensor_parallel_sizes(arch, at_most=min(16, int(device.node_size.value))):
-            pool = deployment.pools[0].model_copy(update={"hardware": device.name, "tensor_parallel": ranks})
+            changes = {"hardware": device.name, "tensor_parallel": ranks}
+            if deployment.pools[0].data_parallel > 1:
+                changes |= {"data_parallel": 1, "expert_parallel": False}
+            pool = deployment.pools[0].model_copy(update=changes)
             other = deployment.model_copy(update={"pools": (pool,)})
             try:
                 prepare(scenario.model_copy(update={"deployment": other}))
@@ -90,37 +117,41 @@ def what_would_hold(scenario: Scenario) -> list[tuple[str, int, bool]]:
 
 def check_command(name: str, overrides: list[str], as_json: bool) -> None:
     """Print what a scenario would deploy; if it cannot, by how much and what would hold it (exit 3)."""
+    from simulator.cli.errors import placed
     from simulator.config.load import load_scenario
     from simulator.prepare import prepare
 
     scenario = load_scenario(name, overrides)
     try:
-        prepared = prepare(scenario)
-        prepared.times()
+        with placed(name, overrides):
+            prepared = prepare(scenario)
+            prepared.times()
     except InfeasibleError as error:
         hold = what_would_hold(scenario)
         listed = ", ".join(f"{count} x {device}" + ("" if native else " (weight-only)") for device, count, native in hold[:12])
         mend = f"{error.mend}; one node of these holds it: {listed}" if hold else error.mend
         raise InfeasibleError(error.message, where=error.where, mend=mend) from None
     report = facts(prepared)
+    with placed(name, overrides):
+        report["warnings"] += refused(prepared)
     if as_json:
         print(json.dumps(report))
         return
     d = report["deployment"]
-    shape = f"TP {d['tensor_parallel']}" + (f" PP {d['pipeline_parallel']}" if d["pipeline_parallel"] > 1 else "")
+    holder = holder_of(d)
     print(
         f"{scenario.name}: {d['model']}, weights {d['weights']}, KV {d['kv_cache']}\n"
-        f"on {d['replicas']} x ({shape}) {d['hardware']}, {d['engine']} {d['engine_version']}\n"
+        f"on {d['replicas']} x ({shape_of(d)}) {d['hardware']}, {d['engine']} {d['engine_version']}\n"
     )
     print("\n".join(memory_lines(report["memory"], d["engine"])))
     per_token = report["memory"]["kv_bytes_per_token"]
     print(
-        f"\n  KV cache: {report['kv_tokens_per_replica']:,} tokens a replica; "
+        f"\n  KV cache: {d['kv_tokens']:,} tokens a {holder}; "
         f"a token takes {per_token:,.0f} bytes on each device of it"
     )
     fit = report["requests_that_fit_by_context_tokens"]
     most = f"at most {d['max_num_seqs']:,}, {ROWS_FLAG[d['engine']]}"
-    print(f"\n  how many requests a replica holds at once, if each is that long ({most}):")
+    print(f"\n  how many requests a {holder} holds at once, if each is that long ({most}):")
     head = ["prompt and answer, tokens", *[f"{int(c):,}" for c in fit]]
     print("\n".join(table(head, [["requests at once", *[f"{n:,}" for n in fit.values()]]])))
     print("\n  the resolved scenario, every default filled in: add --json\n")

@@ -209,11 +209,12 @@ def of_run(
     """The budget of a run, as data and as text."""
     from simulator.planning.budget import budget, fleet
     from simulator.planning.points import judged
+    from simulator.report.words import shape_of
 
     deployed = result["deployment"]
     verdict = judged(result)[0]
     title = (
-        f"{result['name']}: {deployed['model']} on {deployed['replicas']} x (TP {deployed['tensor_parallel']}) "
+        f"{result['name']}: {deployed['model']} on {deployed['replicas']} x ({shape_of(deployed)}) "
         f"{deployed['hardware']}; SLO {verdict or 'none given'}; "
         f"{result['totals']['request_throughput']:.4g} requests/s completed"
     )
@@ -256,6 +257,8 @@ def amount(value: float | None, unit: str) -> str:
         return usd(value) + unit.removeprefix("USD").replace("/", " / ", 1)
     if unit.startswith("share"):
         return f"{value:.1%}" + unit.removeprefix("share")
+    if value == 1 and unit == "replicas":
+        return "1 replica"
     return f"{value:,.4g} {unit}"
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from hardware_profiles.errors import InputError, PlanError
@@ -17,6 +20,21 @@ class InterruptedRun(PlanError):
     """Ctrl-C; the message says what was kept."""
 
     exit_code = INTERRUPTED
+
+
+@contextmanager
+def placed(source: str, overrides: Sequence[str]) -> Iterator[None]:
+    """Name the file and line of errors that speak of a key of the scenario."""
+    try:
+        yield
+    except PlanError as error:
+        if error.where and re.fullmatch(r"[a-z_]+(\.\w+)+", error.where):
+            from simulator.config.load import place_of
+
+            found = place_of(error.where, source, overrides)
+            if found:
+                error.where = found if found.startswith("--") else f"{found}: {error.where}"
+        raise
 
 
 def in_words(error: BaseException) -> PlanError:

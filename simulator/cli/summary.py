@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from simulator.report.words import holder_of, shape_of
+
 LATENCIES = (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms"), ("ITL", "itl_ms"), ("E2E", "e2el_ms"), ("queue", "queue_ms"))
 
 
@@ -44,7 +46,9 @@ def latency_rows(metrics: dict[str, Any]) -> list[list[str]]:
         stats = metrics[name]
         half = "" if not stats["ci95"] else f" ±{short((stats['ci95'][1] - stats['ci95'][0]) / 2)}"
         bounds = (stats["interval"] or {}).get("mean")
-        model = "-" if not bounds else f"{short(bounds[0])} to {short(bounds[1]) if bounds[1] is not None else 'any'}"
+        model = "-"
+        if bounds:
+            model = f"{short(bounds[0])} " + ("or more" if bounds[1] is None else f"to {short(bounds[1])}")
         rows.append(
             [title, short(stats["mean"]) + half, *(short(stats[p]) for p in ("p50", "p90", "p99", "max")), model]
         )
@@ -69,6 +73,14 @@ def verdict_word(slo: dict[str, Any]) -> str:
 
 def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def _aged(date: str) -> str:
+    """A mark on the date of a price that is old today."""
+    from simulator.cli.cost import reading_day
+    from simulator.planning.budget import stale
+
+    return " STALE: ask the provider" if stale(date, reading_day()) else ""
 
 
 def _asks(scenario: dict[str, Any]) -> bool:
@@ -157,10 +169,10 @@ def _closed_loop(workload: dict[str, Any]) -> bool:
 def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | None = None) -> str:
     """The text that `simulate` prints."""
     d, t, s, c = result["deployment"], result["totals"], result["server"], result["cost"]
-    shape = f"TP {d['tensor_parallel']}" + (f" PP {d['pipeline_parallel']}" if d["pipeline_parallel"] > 1 else "")
+    holder = holder_of(d)
     lines = [
         f"{result['name']}: {d['model']}, weights {d['weights']}, KV {d['kv_cache']}",
-        f"on {d['replicas']} x ({shape}) {d['hardware']}, {d['engine']} {d['engine_version']}",
+        f"on {d['replicas']} x ({shape_of(d)}) {d['hardware']}, {d['engine']} {d['engine_version']}",
         *(["PARTIAL   the run was interrupted: figures of the simulated time it reached"] if manifest.get("partial") else []),
         "",
         *verdict_lines(result["slo"], result["classes"], asked=_asks(manifest["scenario"])),
@@ -178,9 +190,9 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         f"through   {t['request_throughput']:.2f} requests/s{goodput}; {t['input_throughput']:,.0f} input + "
         f"{t['output_throughput']:,.0f} output tokens/s ({t['output_tput_per_gpu']:,.0f} output a GPU)",
         f"queue     {s['num_requests_running']:,.1f} running (peak {s['num_requests_running_peak']:,}), "
-        f"{s['num_requests_waiting']:,.1f} waiting (peak {s['num_requests_waiting_peak']:,}) a replica",
+        f"{s['num_requests_waiting']:,.1f} waiting (peak {s['num_requests_waiting_peak']:,}) a {holder}",
         f"KV cache  {s['kv_cache_usage_perc']:.0%} used (peak {s['kv_cache_usage_perc_peak']:.0%}) of {d['kv_tokens']:,} "
-        f"tokens a replica; {_counted(s['num_preemptions'], 'preemption')}; prefix hits {s['prefix_cache_hit_rate']:.1%}",
+        f"tokens a {holder}; {_counted(s['num_preemptions'], 'preemption')}; prefix hits {s['prefix_cache_hit_rate']:.1%}",
         f"GPU busy  {s['gpu_busy_fraction']:.0%} of the time with any step, however small: not a measure of headroom",
     ]
     if "external_prefix_cache_hit_rate" in s:
@@ -202,7 +214,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
             f"{dollars(c['usd_per_1m_output_only'])}",
             f"          price: {c['price_provider']} {c['SkuId']}"
             + (f", {c['RegionId']}" if c["RegionId"] else "")
-            + (f", {c['price_date']}" if c["price_date"] else "")
+            + (f", {c['price_date']}{_aged(c['price_date'])}" if c["price_date"] else "")
             + f" ({c['price_kind']})",
         ]
     lines.append("")

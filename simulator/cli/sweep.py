@@ -187,11 +187,9 @@ def text(plan: SweepPlan, result: SweepResult) -> str:
         lines.append("overload: the row says what the deployment carries, not what was offered")
     beyond = Counter(axis for row in finished for axis in AXES_OUTSIDE.split(row["outside"]) if axis)
     if beyond:
-        told = [
-            axis + (f" ({n} of {len(finished)} points)" if n < len(finished) else "")
-            for axis, n in beyond.items()
-        ]
-        lines.append(wrapped(f"outside   {'; '.join(told)}", " " * 10))
+        for axis, n in beyond.items():
+            some = f" ({n} of {len(finished)} points)" if n < len(finished) else ""
+            lines.append(wrapped(f"outside   {axis}{some}", " " * 10))
     if failed:
         lines.append(f"{len(failed)} of {len(rows)} points have no result:")
         reasons: dict[str, list[str]] = {}

@@ -116,7 +116,7 @@ def runs_command(
     for entry in outcome["skipped"]:
         reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
     for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
-        print(wrapped(f"skipped {count} rows: {reason}", "  "))
+        print(wrapped(f"skipped {count:,} {'row' if count == 1 else 'rows'}: {reason}", "  "))
 
 
 def _write_table(experiments: list[dict[str, object]], path: Path) -> None:

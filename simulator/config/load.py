@@ -54,6 +54,19 @@ def load_scenario(
     return _checked(_with_paths(root, folder, problems), problems)
 
 
+def place_of(path: str, source: str | PathLike[str], overrides: Sequence[str] = ()) -> str | None:
+    """Return the file and line of a key of the scenario, by its path (``deployment.speculative.model``).
+
+    Of a key that the scenario leaves to its default: of the nearest key above it. None if the path is none of a scenario's.
+    """
+    problems: list[InputError] = []
+    root, _, _ = _read(source, problems)
+    for override in overrides:
+        root = apply_override(root, override, problems)
+    found, node = locate(root, [int(part) if part.isdigit() else part for part in path.split(".")])
+    return node.where if found and not problems else None
+
+
 def _checked(root: Located, problems: list[InputError]) -> Scenario:
     from pydantic import ValidationError
 

@@ -85,7 +85,7 @@ def explain(error: ValidationError, root: Located, model: type[BaseModel]) -> li
         deeper = any(other[: len(path)] == path and other != path for other in groups)
         for found in _of_matching_branch(items, deeper):
             if found["type"] == "missing":
-                missing.append((path, _missing(path, found)))
+                missing.append((path, _missing(path, found, root)))
             elif found["type"] == "extra_forbidden":
                 problem, near = _unknown(path, found, model, root)
                 problems.append(problem)
@@ -136,10 +136,27 @@ EXAMPLES = {
 """What a mend shows for a missing key."""
 
 
-def _missing(path: Path, item: dict[str, Any]) -> InputError:
+def _pasted(root: Located) -> dict[str, str]:
+    """The `engine` and the `model` that a pasted launch command of the first pool names, as far as it does."""
+    from engine_models.flags import parse_engine_args
+
+    path, node = locate(root, ("deployment", "pools", 0, "engine_args"))
+    if path[-1:] != ("engine_args",) or not isinstance(node.value, str):
+        return {}
+    engine = next((name for name in ("sglang", "vllm") if name in node.value.lower()), None)
+    if engine is None:
+        return {}
+    try:
+        model = parse_engine_args(engine, node.value).model
+    except InputError:
+        model = None
+    return {"engine": engine, **({"model": model} if model else {})}
+
+
+def _missing(path: Path, item: dict[str, Any], root: Located) -> InputError:
     key = path[-1]
     under = f" under `{_name(path[:-1])}`" if path[:-1] else ""
-    example = EXAMPLES.get(str(key), "...")
+    example = (EXAMPLES | _pasted(root)).get(str(key), "...")
     return InputError(
         f"`{_name(path)}` is missing", where=item["node"].where, mend=f"add `{key}: {example}`{under}"
     )
@@ -376,6 +393,9 @@ def _other(path: Path, item: dict[str, Any]) -> InputError:
         known = re.findall(r"'([^']*)'", str(context.get("expected", "")))
         key_where = node.value[value].where if isinstance(node.value, dict) and value in node.value else where
         at = path[:-1] if path[-1:] == (value,) else path
+        if at[-1:] and at[-1] in _LATENCY_BOUNDS and re.fullmatch(r"[pP]?\d+(\.\d+)?", str(value)):
+            words = f"unknown key `{value}` under `{_name(at)}`"
+            return InputError(words, where=key_where, mend=f"percentiles allowed: {', '.join(known)}")
         return unknown_key(str(value), at, known, key_where)[0]
     if kind in _COMPARISONS:
         bound, words = _COMPARISONS[kind]

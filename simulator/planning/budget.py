@@ -59,6 +59,11 @@ class Budget:
         return {"lines": lines, "offers": self.offers, "notes": self.notes}
 
 
+def counted(count: float, what: str) -> str:
+    """A number of things: 1 GPU, 2,048 GPUs."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
 def usd(value: float) -> str:
     """An amount with the digits it needs: $11,651, $15.96, $0.0547."""
     size = abs(value)
@@ -97,7 +102,7 @@ def budget(
     unit = price.usd_per_gpu_hour
     hourly = devices * unit
     out.add("price of a GPU-hour", _price_words(price, today), unit, "USD/GPU-hour")
-    out.add("hour", f"{devices} GPUs x {usd(unit)}", hourly, "USD/hour")
+    out.add("hour", f"{counted(devices, 'GPU')} x {usd(unit)}", hourly, "USD/hour")
     out.add("month", f"{usd(hourly)} x {HOURS_PER_MONTH:g} h", hourly * HOURS_PER_MONTH, "USD/month")
     bill = hourly * window / 3600
     out.add("window of the run", f"{usd(hourly)} x {window:,.0f} s / 3600", bill, "USD")
@@ -127,7 +132,7 @@ def _tokens(out: Budget, bill: float, totals: Mapping[str, Any], cost: Mapping[s
     given, made = totals["window_input_tokens"], totals["window_output_tokens"]
     requests = totals["window_completed"]
     if requests:
-        out.add("request", f"{usd(bill)} / {requests:,} requests", bill / requests, "USD/request")
+        out.add("request", f"{usd(bill)} / {counted(requests, 'request')}", bill / requests, "USD/request")
     if given + made:
         words = f"{usd(bill)} / ({millions(given)} input + {millions(made)} output)"
         out.add("1M tokens, all", words, bill / (given + made) * 1e6, "USD/1M tokens")
@@ -256,10 +261,10 @@ def sustained(result: Mapping[str, Any]) -> Sustained:
     slo = judged(result)[0]
     if over is not None:
         return Sustained(
-            over[1] / replicas, f"saturated: {over[1]:.4g}/s (estimate) / {replicas} replicas", slo, True
+            over[1] / replicas, f"saturated: {over[1]:.4g}/s (estimate) / {counted(replicas, 'replica')}", slo, True
         )
     rate = result["totals"]["request_throughput"]
-    words = f"at least, not saturated: the run's {rate:.4g}/s / {replicas} replicas"
+    words = f"at least, not saturated: the run's {rate:.4g}/s / {counted(replicas, 'replica')}"
     return Sustained(rate / replicas, words, slo, False)
 
 
@@ -288,7 +293,7 @@ def fleet(
     out.add("replicas needed", words if carried.saturated else f"at most: {words}", replicas, "replicas")
     per_replica = result["deployment"]["devices"] // result["deployment"]["replicas"]
     hourly = replicas * per_replica * price.usd_per_gpu_hour
-    words = f"{replicas} x {per_replica} GPUs x {usd(price.usd_per_gpu_hour)}"
+    words = f"{replicas} x {counted(per_replica, 'GPU')} x {usd(price.usd_per_gpu_hour)}"
     out.add("hour", words, hourly, "USD/hour")
     monthly = hourly * HOURS_PER_MONTH
     out.add("month", f"{usd(hourly)} x {HOURS_PER_MONTH:g} h", monthly, "USD/month")
@@ -336,7 +341,8 @@ def _following(
     weeks = HOURS_PER_MONTH / HOURS_PER_WEEK
     out.add(
         "month, scaled hourly",
-        f"{hours} replica-hours/week x {per_replica} GPUs x {usd(price.usd_per_gpu_hour)} x {weeks:.4g} weeks",
+        f"{counted(hours, 'replica-hour')}/week x {counted(per_replica, 'GPU')} x {usd(price.usd_per_gpu_hour)} x "
+        f"{weeks:.4g} weeks",
         hours * per_replica * price.usd_per_gpu_hour * weeks,
         "USD/month",
     )

@@ -13,7 +13,8 @@ SERVER = ("gpu_busy_fraction", "kv_cache_usage_perc", "kv_cache_usage_perc_peak"
           "num_preemptions", "num_requests_waiting")  # fmt: skip
 COST = ("usd_per_hour", "usd_per_month", "usd_per_1m_total_tokens", "usd_per_1m_output_only",
         "usd_per_1m_input_tokens", "usd_per_1m_output_tokens")  # fmt: skip
-DEPLOYED = ("model", "engine", "hardware", "replicas", "tensor_parallel", "pipeline_parallel", "devices")
+DEPLOYED = ("model", "engine", "hardware", "replicas", "tensor_parallel", "pipeline_parallel", "data_parallel",
+            "devices")  # fmt: skip
 
 
 
@@ -42,7 +43,8 @@ def outcome_columns(result: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a finished point, from its `result.json`."""
     row: dict[str, Any] = {}
     row["slo"], row["slo_holds"] = judged(result)
-    row |= {name: result["deployment"][name] for name in DEPLOYED}
+    deployed = {"data_parallel": 1, **result["deployment"]}
+    row |= {name: deployed[name] for name in DEPLOYED}
     for metric in LATENCIES:
         stats = result["metrics"][metric]
         row |= {f"{metric}_{name}": stats[name] for name in STATISTICS}

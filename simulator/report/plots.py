@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.report.words import shape_of
+
 if TYPE_CHECKING:
     from simulator.run import RunResult
 
@@ -77,10 +79,10 @@ def _bare(axes: Any) -> None:
 
 def _title(run: RunResult) -> str:
     d = run.result["deployment"]
-    shape = f"TP {d['tensor_parallel']}" + (
-        f" PP {d['pipeline_parallel']}" if d["pipeline_parallel"] > 1 else ""
+    return (
+        f"{run.name}: {d['model']} on {d['replicas']} x ({shape_of(d)}) {d['hardware']}, "
+        f"{d['engine']} {d['engine_version']}"
     )
-    return f"{run.name}: {d['model']} on {d['replicas']} x ({shape}) {d['hardware']}, {d['engine']} {d['engine_version']}"
 
 
 def _window(run: RunResult) -> tuple[float, float]:

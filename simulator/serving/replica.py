@@ -273,8 +273,7 @@ class Replica:
     def _launch(self, batch: Batch) -> None:
         now = self.clock_s
         device_s, prefill_s = self.times.batch_s(batch)
-        prefill_tokens = batch.tokens - batch.decode_tokens
-        host_s = self.times.host_s(batch.decode_rows + len(batch.prefill), prefill_tokens)
+        host_s = self.times.host_s(batch.decode_rows + len(batch.prefill), batch.tokens - batch.decode_tokens)
         batch.t_sched = now
         if self._sync:
             batch.t_end = now + (host_s + device_s)
@@ -293,6 +292,10 @@ class Replica:
             batch.t_end = end
             self.clock_s = ready
         self._in_flight.append(batch)
+        self.note(batch, device_s, prefill_s)
+
+    def note(self, batch: Batch, device_s: float, prefill_s: float) -> None:
+        """Log one step."""
         log, scheduler = self.log, self.scheduler
         log.end_s.append(batch.t_end)
         log.add(
@@ -303,7 +306,7 @@ class Replica:
             len(scheduler.running),
             scheduler.waiting_count,
             scheduler.kv.capacity_blocks - scheduler.kv.free_blocks,
-            prefill_tokens,
+            batch.tokens - batch.decode_tokens,
             batch.decode_tokens,
             len(batch.preempted),
         )
@@ -332,24 +335,42 @@ class Replica:
             steps = min(steps, int((bound_s - first) / self._step_guess_s) + 3)
         host_s = times.host_s(rows, 0)
         if steps <= FEW_STEPS:
-            found = self._few_ends(times.decode_few_s(rows, decodes.kv_tokens(), steps), first, now, host_s, bound_s)
+            device_few_s = times.decode_few_s(rows, decodes.kv_tokens(), steps)
+            found = few_ends(self._sync, device_few_s, first, now, host_s, bound_s)
         else:
-            found = self._many_ends(times.decode_run_s(rows, decodes.kv_tokens(), steps), first, now, host_s, bound_s)
+            device_many_s = times.decode_run_s(rows, decodes.kv_tokens(), steps)
+            found = many_ends(self._sync, device_many_s, first, now, host_s, bound_s)
         if found is None:
             return False
         ends, device_s = found
-        steps = len(ends)
-        last_end = ends[-1]
-        before_last = ends[-2]
-        self._step_guess_s = device_s / steps
+        self._step_guess_s = device_s / len(ends)
+        batch = self.decode_until(ends, first, device_s)
+        if self._sync:
+            batch.t_sched = ends[-2]
+            self._in_flight.append(batch)
+            self._may_schedule = False
+        else:
+            ahead = self._in_flight.popleft()
+            if self._on_batch is not None:
+                self._on_batch(ahead)
+            scheduler.processed_number = batch.number - 1
+            batch.t_sched = ends[-3] if len(ends) > 2 else first
+            self.clock_s = ends[-2]
+            self._stage_free_s[0] = ends[-1]
+            self._in_flight.append(batch)
+        return True
+
+    def decode_until(self, ends_s: list[float], first_s: float, device_s: float) -> Batch:
+        """Run as many pure decode steps as there are end times, and log them; returns the last of them."""
+        scheduler, steps = self.scheduler, len(ends_s)
+        rows = scheduler.decodes.count
         used = scheduler.kv.capacity_blocks - scheduler.kv.free_blocks
         batch = scheduler.jump(steps)
-        batch.t_end = last_end
-        batch.t_start = before_last
+        batch.t_end, batch.t_start = ends_s[-1], ends_s[-2]
         log = self.log
-        log.end_s.extend(ends)
+        log.end_s.extend(ends_s)
         log.add(
-            first,
+            first_s,
             steps,
             device_s,
             0.0,
@@ -360,66 +381,55 @@ class Replica:
             rows * steps,
             0,
         )
-        if self._sync:
-            batch.t_sched = before_last
-            self._in_flight.append(batch)
-            self._may_schedule = False
-        else:
-            ahead = self._in_flight.popleft()
-            if self._on_batch is not None:
-                self._on_batch(ahead)
-            scheduler.processed_number = batch.number - 1
-            batch.t_sched = ends[-3] if steps > 2 else first
-            self.clock_s = before_last
-            self._stage_free_s[0] = last_end
-            self._in_flight.append(batch)
-        return True
+        return batch
 
-    def _few_ends(
-        self, device_s: list[float], first_s: float, now_s: float, host_s: float, bound_s: float
-    ) -> tuple[list[float], float] | None:
-        """End times of the steps that are scheduled before the bound, and their device time; None if fewer than two.
 
-        A synchronous step is scheduled when the one before it ends; with one batch ahead, when the one before it starts.
-        The same sums in the same order as `_many_ends`.
-        """
-        ends: list[float] = []
-        t = first_s
-        if self._sync:
-            for device in device_s:
-                if t >= bound_s:
-                    break
-                t = t + (device + host_s)
-                ends.append(t)
-        else:
-            if now_s + host_s > first_s or host_s > min(device_s):
-                return None
-            scheduled = now_s
-            for device in device_s:
-                if scheduled >= bound_s:
-                    break
-                scheduled = t
-                t = t + device
-                ends.append(t)
-        return (ends, sum(device_s[: len(ends)])) if len(ends) >= 2 else None
+def few_ends(
+    sync: bool, device_s: list[float], first_s: float, now_s: float, host_s: float, bound_s: float
+) -> tuple[list[float], float] | None:
+    """End times of the steps that are scheduled before the bound, and their device time; None if fewer than two.
 
-    def _many_ends(
-        self, device_s: FloatArray, first_s: float, now_s: float, host_s: float, bound_s: float
-    ) -> tuple[list[float], float] | None:
-        """`_few_ends` by arrays."""
-        steps = len(device_s)
-        ends = np.empty(steps + 1)
-        ends[0] = first_s
-        if self._sync:
-            np.add(device_s, host_s, out=ends[1:])
-        elif now_s + host_s <= first_s and host_s <= float(device_s.min()):
-            ends[1:] = device_s
-        else:
+    A synchronous step is scheduled when the one before it ends; with one batch ahead, when the one before it starts.
+    The same sums in the same order as `many_ends`.
+    """
+    ends: list[float] = []
+    t = first_s
+    if sync:
+        for device in device_s:
+            if t >= bound_s:
+                break
+            t = t + (device + host_s)
+            ends.append(t)
+    else:
+        if now_s + host_s > first_s or host_s > min(device_s):
             return None
-        np.cumsum(ends, out=ends)
-        scheduled = int(np.searchsorted(ends[:steps], bound_s, side="left"))
-        if not self._sync:
-            scheduled = min(steps, scheduled + 1)
-        if scheduled < 2:
-            return None
-        return ends[1 : scheduled + 1].tolist(), float(device_s[:scheduled].sum())
+        scheduled = now_s
+        for device in device_s:
+            if scheduled >= bound_s:
+                break
+            scheduled = t
+            t = t + device
+            ends.append(t)
+    return (ends, sum(device_s[: len(ends)])) if len(ends) >= 2 else None
+
+
+def many_ends(
+    sync: bool, device_s: FloatArray, first_s: float, now_s: float, host_s: float, bound_s: float
+) -> tuple[list[float], float] | None:
+    """`few_ends` by arrays."""
+    steps = len(device_s)
+    ends = np.empty(steps + 1)
+    ends[0] = first_s
+    if sync:
+        np.add(device_s, host_s, out=ends[1:])
+    elif now_s + host_s <= first_s and host_s <= float(device_s.min()):
+        ends[1:] = device_s
+    else:
+        return None
+    np.cumsum(ends, out=ends)
+    scheduled = int(np.searchsorted(ends[:steps], bound_s, side="left"))
+    if not sync:
+        scheduled = min(steps, scheduled + 1)
+    if scheduled < 2:
+        return None
+    return ends[1 : scheduled + 1].tolist(), float(device_s[:scheduled].sum())

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hardware_profiles.errors import PlanError
-from simulator.intervals import KINDS_LIKE, Evidence
+from simulator.intervals import Evidence
+from simulator.validation.launches import compiles_while_measured
+from simulator.validation.spellings import Unplayable, engine_name, hardware_name, weights_format
+from simulator.validation.vllm_launches import host_cores
+
+MODEL_CLASSES = ("dense", "quantized", "moe", "moe_expert_parallel")
 
 
 def model_class(row: dict[str, Any]) -> str:
@@ -19,8 +24,10 @@ def model_class(row: dict[str, Any]) -> str:
         return "unknown"
     if any(block.kind == "moe" for block in arch.mlp):
         return "moe_expert_parallel" if float(row.get("ep") or 1) > 1 else "moe"
-    text = str(row.get("precision", "")).lower()
-    return "dense" if not text or "16" in text else "quantized"
+    try:
+        return "dense" if weights_format(row, arch.quantization) in ("bf16", "fp16") else "quantized"
+    except Unplayable:
+        return "unknown"
 
 
 def device_name(row: dict[str, Any]) -> str:
@@ -28,22 +35,26 @@ def device_name(row: dict[str, Any]) -> str:
     from hardware_profiles.device import resolve_device
 
     try:
-        return resolve_device(str(row["hardware"]))
+        return resolve_device(hardware_name(row))
     except PlanError:
         return str(row["hardware"])
 
 
 def engine_of(row: dict[str, Any]) -> str:
     """Name of a row's engine, without what a suite writes behind it."""
-    return str(row["engine"]).lower().split()[0]
+    return engine_name(row)
 
 
 def hardware_class(row: dict[str, Any]) -> str:
     """Return "measured" where end-to-end runs of the engine on the device stand behind its overheads, else "kernels"."""
     from simulator.domain import MEASURED
 
-    served = "closed loop" not in str(row.get("arrival_process", ""))
-    return "measured" if (engine_of(row), device_name(row)) in MEASURED and served else "kernels"
+    return "measured" if (engine_of(row), device_name(row)) in MEASURED and not closed_loop(row) else "kernels"
+
+
+def closed_loop(row: dict[str, Any]) -> bool:
+    """Tell whether the clients waited for an answer before they sent again."""
+    return "closed loop" in str(row.get("arrival_process", ""))
 
 
 @dataclass(frozen=True)
@@ -56,17 +67,31 @@ class Kind:
     workload: str
 
 
+def set_aside(row: dict[str, Any]) -> str:
+    """Why the error of a run is not that of a server as people run it; "" if it is."""
+    if host_cores(row) is not None:
+        return "the host had too few cores for its ranks"
+    if compiles_while_measured(row):
+        return "the server compiled kernels while it was measured (no warm-up)"
+    return ""
+
+
 def kinds(rows: list[dict[str, Any]]) -> dict[str, Kind]:
-    """What each whole, unsaturated, trusted run is, by id; runs of models that are not in the catalogue are left out."""
+    """What each whole, unsaturated, trusted run is, by id.
+
+    Runs of models that are not in the catalogue are left out, and so are those that are set aside (`set_aside`).
+    """
     out: dict[str, Kind] = {}
     for row in rows:
         if row.get("stage_index", -1) != -1 or row.get("saturated") or row.get("wip") or row.get("trust") == "low":
             continue
+        if set_aside(row):
+            continue
         model = model_class(row)
-        if model not in KINDS_LIKE:
+        if model not in MODEL_CLASSES:
             continue
         workload = row.get("workload") or f"{row.get('prompt_tokens_mean', '-')} / {row.get('output_tokens_mean', '-')} tokens"
         out[row["id"]] = Kind(
-            Evidence(engine_of(row), hardware_class(row), model), str(row["model"]), device_name(row), str(workload)
+            Evidence(engine_of(row), hardware_class(row), closed_loop(row)), str(row["model"]), device_name(row), str(workload)
         )
     return out

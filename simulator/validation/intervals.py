@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from simulator.intervals import LEVEL, Evidence, groups_of
+from simulator.intervals import LEVEL, QUEUE_ELASTICITY, Evidence
+from simulator.validation.evidence import Kind
 
-MIN_EXPERIMENTS = 8
+MIN_EXPERIMENTS = 10
+"""Fewer have no order statistic of rank ceil(0.9 (n + 1)), or barely."""
+MIN_MODELS = 3
+"""A group whose experiments are of fewer models says little of another model: all engines together stand in."""
 METRIC_OF = {"ttft": "ttft", "e2e": "e2e", "tpot": "tpot"}
+RATES = ("request_throughput_rps", "output_throughput_tok_s")
 
 
 def conformal_half_width(log_errors: Iterable[float], level: float = LEVEL) -> float | None:
@@ -34,34 +40,56 @@ def split_name(column: str) -> tuple[str, str] | None:
 
 
 def derive(
-    experiments: list[dict[str, Any]],
-    evidence_of: Callable[[str], Evidence | None],
+    experiments: Iterable[Mapping[str, Any]],
+    known: Mapping[str, Kind],
     exclude: Callable[[str], bool] = lambda _: False,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Half-widths by evidence group (`simulator.intervals.Groups`).
+    """Half-widths by group of evidence (`simulator.intervals.Groups`).
+
+    Experiments with one and the same outcome are one experiment that a suite holds more than once, and count once. Of TTFT and
+    E2E under open load the part that queueing explains (`simulator.intervals.queue_widening`) is taken off first.
 
     Parameters
     ----------
     experiments : the `experiments` of `validate runs`.
-    evidence_of : what stands behind the prediction of an experiment, None to leave it out.
+    known : what stands behind each by id; others are left out.
     exclude : ids to leave out, for cross-validation.
     """
-    errors: dict[tuple[str, str], list[float]] = {}
+    errors: dict[tuple[str, str, str], dict[tuple[Any, ...], tuple[float, float, str]]] = {}
     for e in experiments:
-        named = split_name(e["metric"])
-        evidence = None if exclude(e["id"]) else evidence_of(e["id"])
-        if named is None or evidence is None:
+        named = ("throughput", "mean") if e["metric"] in RATES else split_name(e["metric"])
+        kind = None if exclude(e["id"]) else known.get(e["id"])
+        if named is None or kind is None:
             continue
-        log_error = math.log(e["predicted"] / e["measured"])
-        name = f"{named[0]}/{named[1]}"
-        for group in groups_of(evidence):
-            errors.setdefault((group, name), []).append(log_error)
+        error = abs(math.log(e["predicted"] / e["measured"]))
+        share = 0.0 if kind.evidence.closed_loop else float(e.get("queue_share") or 0.0)
+        outcome = (kind.evidence.engine, kind.hardware, kind.workload, e["measured"])
+        for group in _groups_of(kind.evidence):
+            errors.setdefault((group, *named), {})[outcome] = (error, share, kind.model)
     out: dict[str, dict[str, dict[str, float]]] = {}
-    for (group, name), values in sorted(errors.items()):
-        width = conformal_half_width(values)
-        if width is not None and len(values) >= MIN_EXPERIMENTS:
-            out.setdefault(group, {})[name] = {"log_half_width": round(width, 5), "n": len(values)}
+    for (group, metric, statistic), by_outcome in sorted(
+        errors.items(), key=lambda item: _step_first(*item[0])
+    ):
+        values = list(by_outcome.values())
+        step = out.get(group, {}).get("tpot/mean", {}).get("log_half_width", 0.0)
+        explained = QUEUE_ELASTICITY * step if metric in ("ttft", "e2e") else 0.0
+        width = conformal_half_width(
+            math.sqrt(max(0.0, e**2 - (explained * share) ** 2)) for e, share, _ in values
+        )
+        models = len({model for *_, model in values})
+        if width is not None and len(values) >= MIN_EXPERIMENTS and models >= MIN_MODELS:
+            entry = {"log_half_width": round(width, 5), "experiments": len(values), "models": models}
+            out.setdefault(group, {})[f"{metric}/{statistic}"] = entry
     return out
+
+
+def _groups_of(evidence: Evidence) -> list[str]:
+    """The groups to which a measured run counts: its own, and of a closed loop that of all engines."""
+    return [evidence.group(), *(["any/kernels/closed loop"] if evidence.closed_loop else [])]
+
+
+def _step_first(group: str, metric: str, statistic: str) -> tuple[Any, ...]:
+    return group, (metric, statistic) != ("tpot", "mean"), metric, statistic
 
 
 def write_intervals(groups: dict[str, dict[str, dict[str, float]]], output: Path | None = None) -> Path:
@@ -71,6 +99,7 @@ def write_intervals(groups: dict[str, dict[str, dict[str, float]]], output: Path
         "groups": groups,
         "level": LEVEL,
         "kind": "fitted",
+        "date": date.today().isoformat(),
         "unit": "natural log of predicted / measured",
         "source": "errors of `capacity-plan validate runs` on whole, unsaturated, trusted runs; see docs/fidelity.md",
     }

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from engine_models.overheads import Overheads
 from hardware_profiles.errors import PlanError
-from simulator.intervals import Evidence, half_width, interval, queue_widening
+from simulator.intervals import Evidence, half_width, interval, rate_width, share_of_queue
 from simulator.metrics import Latencies
 from simulator.outcome import ClusterResult
 from simulator.validation.contradictions import sift
+from simulator.validation.spellings import Unplayable
 from simulator.validation.suite import (
     METRICS,
     Experiment,
-    Unplayable,
     base_id,
     group_runs,
     plan_experiment,
@@ -29,8 +29,8 @@ from simulator.validation.suite import (
 UNREADABLE = (KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError, OSError)
 """What the values of a damaged row or file may raise: the row is left out with the reason, the others are judged."""
 
-Prediction = tuple[float, list[float] | None]
-"""A predicted value and its 90 % interval."""
+Prediction = tuple[float, list[float] | None, float, float]
+"""A predicted value, its 90 % interval, and the shares of queueing and of TTFT in it."""
 
 
 def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[str, dict[str, Prediction]]:
@@ -44,21 +44,36 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
     scenario = load_scenario(experiment.scenario)
     prepared = prepare(scenario)
     if overheads is not None:
+        own = prepared.plan.host  # what follows from flags stays
         plan = replace(
             prepared.plan,
-            host=overheads.host,
+            host=replace(
+                overheads.host,
+                prefill_launch_s=own.prefill_launch_s,
+                prefill_graph_tokens=own.prefill_graph_tokens,
+            ),
             front_end_s=overheads.front_end_s,
             tokenise_token_s=overheads.tokenise_token_s,
         )
         prepared = replace(prepared, plan=plan)
+    if experiment.plan:
+        prepared = replace(prepared, plan=replace(prepared.plan, **experiment.plan))
+    if experiment.host_cores is not None:
+        ranks = max(1, prepared.devices // prepared.replicas)
+        host = prepared.plan.host
+        shared = replace(host, launch_s=host.launch_s * max(1.0, ranks / experiment.host_cores))
+        prepared = replace(prepared, plan=replace(prepared.plan, host=shared))
     if experiment.in_process:
         prepared = replace(prepared, plan=replace(prepared.plan, front_end_s=0.0, tokenise_token_s=0.0))
     run = run_prepared(prepared, workload=experiment.workload)
     raw = run.raw
     lat = metrics.latencies(raw)
+    if experiment.start_s:
+        late_ms = np.where(experiment.workload.predecessor == -1, experiment.start_s * 1e3, 0.0)
+        lat = replace(lat, ttft_ms=lat.ttft_ms + late_ms, e2el_ms=lat.e2el_ms + late_ms)
     evidence, _ = domain(prepared)
-    if np.isnan(experiment.workload.arrival_s).any() and evidence.hardware == "measured":
-        evidence = replace(evidence, hardware="kernels")  # closed-loop clients of other sites: see validation.evidence
+    evidence = replace(evidence, closed_loop=bool(np.isnan(experiment.workload.arrival_s).any()))
+    overloaded = run.result["overload"] is not None
     out: dict[str, dict[str, Prediction]] = {}
     for row in experiment.rows:
         stage = int(row.get("stage_index", -1))
@@ -69,29 +84,34 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
             continue
         values = row_metrics(raw, lat, mask)
         queue = lat.queue_ms[mask]
-        step = values.get("tpot_p50_ms", 0.0)
+        queue = queue[~np.isnan(queue)]
+        arrived, ended = raw.arrival_s[mask], raw.end_s[mask]
+        span = float(np.nanmax(ended) - np.nanmin(arrived)) if (~np.isnan(ended) & ~np.isnan(arrived)).any() else 0.0
+        rate = rate_width(evidence, values.get("e2e_mean_ms", 0.0) / 1e3, span, overloaded)
         out[row["id"]] = {
-            name: (value, _interval(name, value, queue[~np.isnan(queue)] - step, evidence)) for name, value in values.items()
+            name: (value, *_interval(name, values, queue, rate, evidence)) for name, value in values.items()
         }
     return out
 
 
-def _interval(column: str, value: float, queue_ms: NDArray[np.float64], evidence: Evidence) -> list[float] | None:
+def _interval(
+    column: str, values: dict[str, float], queue_ms: NDArray[np.float64], rate_log_width: float, evidence: Evidence
+) -> tuple[list[float] | None, float, float]:
+    """The interval of a column, and the shares of queueing and of TTFT in it."""
     from simulator.validation.intervals import split_name
 
-    if column.startswith("itl_mean"):
-        named: tuple[str, str] | None = ("tpot", "mean")
-    elif column.endswith(("_rps", "_tok_s")):
-        named = ("tpot", "mean")
-    else:
-        named = split_name(column)
+    value = values[column]
+    if column.endswith(("_rps", "_tok_s")):
+        return interval(value, rate_log_width), 0.0, 0.0
+    named = ("tpot", "mean") if column.startswith("itl_mean") else split_name(column)
     if named is None:
-        return None
-    width, _ = half_width(evidence, *named)
+        return None, 0.0, 0.0
+    waiting = first = 0.0
     if named[0] in ("ttft", "e2e") and len(queue_ms):
         wait = float(queue_ms.mean()) if named[1] == "mean" else float(np.percentile(queue_ms, float(named[1][1:])))
-        width = queue_widening(width, wait, value, half_width(evidence, "tpot", "mean")[0])
-    return interval(value, width)
+        waiting = share_of_queue(wait, values.get("tpot_p50_ms", 0.0), value)
+        first = min(1.0, values[f"ttft_{named[1]}_ms"] / value) if value > 0 else 0.0
+    return interval(value, half_width(evidence, *named, waiting, first)[0]), waiting, first
 
 
 def row_metrics(raw: ClusterResult, lat: Latencies, mask: NDArray[np.bool_]) -> dict[str, float]:
@@ -124,8 +144,8 @@ def validate_runs(
 ) -> dict[str, Any]:
     """Replay every run of a suite that can be replayed.
 
-    Returns the JSON form of `validate runs`: `experiments` (id, metric, measured, predicted, abs_pct_error, interval, covered),
-    `skipped` (id, reason) and `medians` by metric over whole runs that were not saturated.
+    Returns the JSON form of `validate runs`: `experiments` (id, metric, measured, predicted, abs_pct_error, interval, covered,
+    queue_share, ttft_share), `skipped` (id, reason) and `medians` by metric over whole runs that were not saturated.
     """
     rows, unfit = sift(read_suite(directory))
     lengths = workload_lengths(rows)
@@ -186,7 +206,7 @@ def _compare(row: dict[str, Any], predicted: dict[str, Prediction]) -> list[dict
         measured = row.get(metric)
         if not isinstance(measured, int | float) or measured <= 0 or metric not in predicted:
             continue
-        value, bounds = predicted[metric]
+        value, bounds, queue_share, ttft_share = predicted[metric]
         out.append(
             {
                 "id": row["id"],
@@ -196,6 +216,8 @@ def _compare(row: dict[str, Any], predicted: dict[str, Prediction]) -> list[dict
                 "abs_pct_error": abs(value / measured - 1) * 100,
                 "interval": bounds,
                 "covered": bounds[0] <= measured <= bounds[1] if bounds else None,
+                "queue_share": queue_share,
+                "ttft_share": ttft_share,
             }
         )
     return out

@@ -1,15 +1,14 @@
 """A suite of measured experiments: rows of `experiments.parquet`, and how each becomes a scenario and its requests.
 
-Everything that depends on how a suite spells things (hardware, models, formats, arrival processes) is here, in one place. A row
-that cannot be replayed raises `Unplayable` with the reason; nothing is guessed silently.
+How suites spell engines, hardware and formats is in `spellings`; launches that rows do not state are in `launches` and
+`vllm_launches`. A row that cannot be replayed raises `Unplayable` with the reason; nothing is guessed silently.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,32 @@ from numpy.typing import NDArray
 
 from engine_models.speculative import ACCEPTANCE
 from hardware_profiles.errors import InputError, PlanError
-from simulator.validation.launches import RANGE_RATIO, is_inferencex, sglang_flags, tensor_ranks
-from simulator.validation.vllm_launches import vllm_flags, vllm_instances, vllm_version
+from simulator.validation.launches import (
+    RANGE_RATIO,
+    is_inferencex,
+    sglang_flags,
+    shared_ranks,
+    start_s,
+    tensor_ranks,
+)
+from simulator.validation.spellings import (
+    Unplayable,
+    engine_name,
+    engine_release,
+    engine_variant,
+    formats_of,
+    hardware_name,
+)
+from simulator.validation.vllm_launches import (
+    client_facts,
+    host_cores,
+    is_serving_sim_bench,
+    plan_facts,
+    repeated_prompts,
+    vllm_flags,
+    vllm_instances,
+    vllm_version,
+)
 from simulator.workload.columns import Content, Workload
 from simulator.workload.streams import stream
 
@@ -30,7 +53,6 @@ METRICS = (
     "output_throughput_tok_s",
     "total_throughput_tok_s",
 )
-VERSION = re.compile(r"v?\d+(\.\w+)*")
 REQUIRED = ("id", "engine", "hardware", "model")
 
 
@@ -40,16 +62,14 @@ MOST_REQUESTS = 1_000_000
 """Most requests of one replayed run (assumed): more is a wrong unit of rate or duration."""
 
 
-class Unplayable(Exception):
-    """An experiment that cannot be replayed, and why."""
-
-
 @dataclass(frozen=True)
 class Experiment:
     """One run to simulate, with the rows (whole run and stages) that it predicts.
 
     `stage_of` gives each request's stage (-1 where the run has none); `judged` are the requests the client reported;
-    `in_process` says that the client called the engine without a server between, so that no front end adds to TTFT.
+    `in_process` says that the client called the engine without a server between, so that no front end adds to TTFT;
+    `host_cores` are the cores that its ranks had to share (None: enough of them); `plan` are facts of the launch that no flag
+    states, fields of `EnginePlan`; `start_s` is what the first request of each user waits longer when a closed loop starts.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -58,6 +78,9 @@ class Experiment:
     stage_of: NDArray[np.int64]
     judged: NDArray[np.bool_]
     in_process: bool = False
+    host_cores: int | None = None
+    plan: dict[str, Any] = field(default_factory=dict)
+    start_s: float = 0.0
 
 
 def read_suite(directory: Path) -> list[dict[str, Any]]:
@@ -115,44 +138,7 @@ def workload_lengths(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in known.items()}
 
 
-# -- names --------------------------------------------------------------------------------------------------
-
-
-def _formats(row: dict[str, Any], quantization: str | None) -> dict[str, str]:
-    """Weights and KV format of a row; `quantization` is the checkpoint's own."""
-    text = str(row.get("precision", "")).lower()
-    pool: dict[str, str] = {}
-    bits = {
-        "fp8": ("fp8", "fp8_block"),
-        "fp4": ("nvfp4", "mxfp4"),
-        "nvfp4": ("nvfp4",),
-        "mxfp4": ("mxfp4",),
-        "int4": ("int4", "awq", "gptq"),
-    }
-    for name, formats in bits.items():
-        if text == name:
-            pool["weights"] = quantization if quantization in formats else formats[0]
-            break
-    else:
-        if not text or any(word in text for word in ("bf16", "fp16", "float16", "half")):
-            pool["weights"] = "bf16"
-        elif quantization:
-            pool["weights"] = quantization
-        else:
-            raise Unplayable(f"number format '{row.get('precision')}' is unknown")
-    kv = str(row.get("kv_dtype", "auto")).lower().split()[0]
-    if kv not in ("auto", "", "none"):
-        pool["kv_cache"] = "fp8" if kv.startswith("fp8") else kv
-    return pool
-
-
-def _version(row: dict[str, Any]) -> str:
-    text = str(row.get("engine_version", "")).lstrip("v")
-    digits = text.split("+")[0].split("rc")[0].split(".post")[0]
-    parts = digits.split(".")
-    if len(parts) >= 2 and all(p.isdigit() for p in parts):
-        return "@" + digits
-    return ""
+# -- pools ---------------------------------------------------------------------------------------------------
 
 
 def _number(row: dict[str, Any], name: str) -> float | None:
@@ -198,15 +184,17 @@ ENGINE_ARGS = {"vllm": _vllm_args, "sglang": _sglang_args}
 
 def pool_of(row: dict[str, Any]) -> dict[str, Any]:
     """Return the deployment's pool of a row."""
-    from engine_models.architecture import load_architecture
+    from engine_models.architecture import load_architecture, uneven_block_width
+    from engine_models.formats import format_named
     from hardware_profiles.device import load_device
     from simulator.prepare import ENGINES
 
-    engine, *variant = str(row["engine"]).lower().split()
+    engine = engine_name(row)
     if engine not in ENGINES:
         raise Unplayable(f"engine '{row['engine']}' is not modelled")
-    if not all(VERSION.fullmatch(word) for word in variant):
+    if engine_variant(row):
         raise Unplayable(f"engine '{row['engine']}': this variant of {engine} is not modelled")
+    release = engine_release(row) or (vllm_version(row) if engine == "vllm" else "")
     if row.get("disagg"):
         raise Unplayable("disaggregated prefill and decode are not modelled yet")
     if any(words in str(row.get("replay", "")) for words in ("aggregates only", "prefix hashes not", "token ids not")):
@@ -216,17 +204,22 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
         raise Unplayable(f"the suite says: {row['replay']}")
     try:
         arch = load_architecture(str(row["model"]))
-        device = load_device(str(row["hardware"]))
+        device = load_device(hardware_name(row))
     except PlanError as error:
         raise Unplayable(error.message) from None
+    if not any(_number(row, k) for k in ("tp", "pp", "dp")) and (_number(row, "gpus") or 1) > 1:
+        raise Unplayable(f"{int(row['gpus'])} GPUs, and not how they share the model")
     tp, pp, dp = (int(_number(row, k) or 1) for k in ("tp", "pp", "dp"))
     ep = int(_number(row, "ep") or 1)
     instances = vllm_instances(row) if engine == "vllm" else 1
-    if dp > 1 and dp != instances:
-        raise Unplayable("data-parallel attention is not modelled yet")
+    experts = any(block.kind == "moe" for block in arch.mlp)
+    if dp > 1 and instances == 1 and experts:
+        tp, dp, ep = shared_ranks(row, tp, dp, ep)
+    elif dp > 1 and dp != instances:
+        raise Unplayable("data-parallel ranks of several servers are not modelled yet")
     tp = tensor_ranks(row, tp, ep)
     args = ENGINE_ARGS[engine](row)
-    formats = _formats(row, arch.quantization)
+    formats = formats_of(row, arch.quantization)
     launch = sglang_flags(row, device.name, tp) if engine == "sglang" else vllm_flags(row, device.name)
     args = launch | args
     if "kv_cache_dtype" in args:
@@ -234,9 +227,12 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
     if "activations" in args:
         formats["activations"] = args.pop("activations")
     if args.pop("enable_expert_parallel", False):
-        ep = tp
+        ep = tp if instances > 1 else tp * dp
+    ranks = dp if instances == 1 else 1
+    if ep == 1 and uneven_block_width(arch, format_named(formats["weights"]), tp, ep, ranks):
+        ep = tp * ranks  # the engine loads it no other way
     pool: dict[str, Any] = {
-        "engine": engine + (_version(row) or ("@" + vllm_version(row) if engine == "vllm" and vllm_version(row) else "")),
+        "engine": f"{engine}@{release}" if release else engine,
         "hardware": device.name,
         "tensor_parallel": tp,
         "pipeline_parallel": pp,
@@ -245,6 +241,10 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
     }
     if ep > 1:
         pool["expert_parallel"] = ep
+    if dp > 1 and instances == 1:
+        pool["data_parallel"] = dp
+        if engine == "sglang" and experts:
+            args["enable_dp_attention"] = True
     if instances > 1:
         pool["replicas"] = instances
     if drafts is not None:
@@ -403,7 +403,9 @@ def statistical_requests(
         arrival[:users] = 0.0
         predecessor = np.full(n, -2, dtype=np.int64)
         predecessor[:users] = -1
-        return _plain(arrival, prompt, output, None, predecessor), np.full(n, -1, np.int64), np.ones(n, bool)
+        pool = repeated_prompts(row)
+        content = _pool_content(rng.integers(0, pool, n), prompt) if pool else None
+        return _plain(arrival, prompt, output, content, predecessor), np.full(n, -1, np.int64), np.ones(n, bool)
     stages: list[tuple[float, float]] = []
     if row.get("rate_stages"):
         for rate, seconds in json.loads(str(row["rate_stages"])):
@@ -456,5 +458,7 @@ def plan_experiment(
         "workload": {"arrivals": {"kind": "batch"}, "prompt_tokens": 1, "output_tokens": 1, "requests": 1},
         "cost": {"usd_per_gpu_hour": 0.0},
     }
-    in_process = "LLMServingSim" in str(row.get("source", "")) and "artifact" not in str(row.get("source", ""))
-    return Experiment(rows, scenario, workload, stage, judged, in_process)
+    in_process = is_serving_sim_bench(row)
+    vllm = pool["engine"].startswith("vllm")
+    facts = client_facts(row) | plan_facts(row, pool["hardware"]) if vllm else {}
+    return Experiment(rows, scenario, workload, stage, judged, in_process, host_cores(row), facts, start_s(row))

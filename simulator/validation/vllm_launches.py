@@ -4,8 +4,11 @@ Facts of the launch scripts and logs that the sources publish, the same for ever
 below): the KV format of Llama-3.1-70B on H100, where the script asks for fp8 and the measured queues are those of bf16.
 Sources, read 2026-11: github.com/SemiAnalysisAI/InferenceX (Apache-2.0), `benchmarks/single_node/minimaxm2.5_{fp8,fp4}_b200.sh`,
 `benchmarks/single_node/gptoss_fp4_{b200,h100,h200}.sh`, `benchmarks/70b_{fp8,fp4}_b200_docker.sh`,
-`benchmarks/70b_fp8_h200_slurm.sh`; github.com/casys-kaist/LLMServingSim (MIT) at e0f4911, `evaluation/artifacts`: server logs
-under `figure_6/raw_data` and `figure_7/raw_data`, budget in `figure_8/logs`.
+`benchmarks/70b_fp8_h200_slurm.sh`, `benchmarks/single_node/minimaxm2.5_fp8_{h100,h200}.sh`,
+`benchmarks/single_node/kimik2.5_{fp4_b200,int4_b200,int4_h200}.sh`,
+`experimental/token_position_decode_slo/minimax-m2.5/*.sh`; github.com/casys-kaist/LLMServingSim (MIT) at e0f4911,
+`evaluation/artifacts`: server logs under `figure_6/raw_data` and `figure_7/raw_data`, budget in `figure_8/logs`; at fbda276
+and 3b21cc5, `bench/core/runner.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +16,36 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from simulator.validation.launches import is_inferencex
+from simulator.validation.launches import is_gap_analysis, is_inferencex, measured_on
+
+NIGHTLY = re.compile(r"nightly|main\b|dev\b")
+RELEASES = (
+    ("2025-10", "0.11.0"),
+    ("2026-01", "0.14.1"),
+    ("2026-02", "0.15.1"),
+    ("2026-04", "0.19.1"),
+    ("2026-06", "0.24.0"),
+    ("2026-11", "0.33.0"),
+)
+"""Month from which a build of the main branch is that of a modelled version: the month of its release (tags on GitHub; 0.33.0:
+known by then)."""
+
+
+CAPTURED_TOKENS = 2048
+"""``max-cudagraph-capture-size`` of the scripts of gpt-oss and of MiniMax-M2.5 on B200."""
+
+
+DRAWN_TOKEN_S = 5e-6
+"""Front end's time for each token of a prompt made of drawn vocabulary entries [s] (InferenceX's `sample_random_requests`), one
+prompt after the other. kind: fitted, 2026-11, source: gpt-oss-120b, 8,192 tokens, four users, H100, H200 and B200, TP 1 to 8:
+at the 2 us of plain text 11 to 33 ms of the time to first token are left over, whether a prefill takes 24 or 290 ms. Such text
+is slower than prose: it has about seven bytes a token and no word twice."""
+
+REPEATED_PROMPTS = 100
+"""Prompts that the load generator of NVIDIA's own vLLM runs had and drew from. kind: assumed, 2026-11: the default of genai-perf
+and aiperf. Were all prompts new, Llama-3.1-8B in FP8 would compute 118,000 of their tokens a second on one H200, 89 % of its
+peak in the linear layers alone, and yield a token every 10 ms beside; with hits in the prefix cache the predicted time per token
+is 6 % off, not 90."""
 
 
 def is_serving_sim_artifact(row: dict[str, Any]) -> bool:
@@ -22,14 +54,64 @@ def is_serving_sim_artifact(row: dict[str, Any]) -> bool:
     return "LLMServingSim" in source and "artifact" in source
 
 
+def is_serving_sim_bench(row: dict[str, Any]) -> bool:
+    """Whether a row is a run of LLMServingSim's bench, which drives the engine in its own process."""
+    source = str(row.get("source", ""))
+    return "LLMServingSim" in source and "artifact" not in source
+
+
 def vllm_version(row: dict[str, Any]) -> str:
     """Version of a row that states none ("" if unknown): the one in the server logs of its source."""
-    return "0.13.0" if is_serving_sim_artifact(row) else ""
+    if is_serving_sim_artifact(row):
+        return "0.13.0"
+    if not NIGHTLY.match(str(row.get("engine_version", "")).lower()):
+        return ""
+    month = (re.search(r"20\d\d-\d\d", str(row["engine_version"])) or re.search(r"20\d\d-\d\d", measured_on(row)) or [""])[0]
+    return next((version for since, version in reversed(RELEASES) if since <= month), "")
+
+
+def host_cores(row: dict[str, Any]) -> int | None:
+    """Cores that the batch job of a row's server had, where its ranks had to share them; None: as many as it wants.
+
+    The jobs of `token_position_decode_slo` ask Slurm for eight GPUs and no CPUs, which then gives one core a task (sbatch's
+    default; an inference, the cluster could be set otherwise). The measurements are those of a starved host: a step takes
+    0.3 to 0.45 s whether it prefills 1,024 tokens or 8,192, the time that eight ranks need to launch its operations in turn,
+    and the same model on the same GPUs takes 0.11 s to the first of 1,024 tokens in InferenceX's own runs.
+    """
+    return 1 if "token_position_decode_slo" in str(row.get("source", "")) else None
+
+
+def client_facts(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row's client does to the front end: fields of `EnginePlan`."""
+    return {"tokenise_token_s": DRAWN_TOKEN_S} if is_inferencex(row) else {}
+
+
+def repeated_prompts(row: dict[str, Any]) -> int:
+    """Prompts that a row's client draws from, the same ones again and again; 0: all are new."""
+    vllm = str(row.get("engine", "")).lower().startswith("vllm")
+    return REPEATED_PROMPTS if vllm and is_gap_analysis(row) else 0
+
+
+def plan_facts(row: dict[str, Any], hardware: str) -> dict[str, Any]:
+    """What the environment of a launch says that no flag does: fields of `EnginePlan`.
+
+    MiniMax-M2.5 on B200 runs since the second half of April 2026 with ``VLLM_FLOAT32_MATMUL_PRECISION=high`` (InferenceX pull
+    request 1069 and vLLM's recipe, pull request 353): its router in TF32.
+    """
+    on_b200 = is_inferencex(row) and hardware.startswith("b200") and "minimax-m2" in str(row["model"]).lower()
+    return {"fp32_router": "tf32"} if on_b200 and measured_on(row) >= "2026-04-15" else {}
 
 
 def vllm_instances(row: dict[str, Any]) -> int:
-    """Independent servers behind one router that a row counts as data parallel ranks: `agg (2 instances)`; else 1."""
+    """Independent servers behind one router that a row counts as data parallel ranks: `agg (2 instances)`; else 1.
+
+    The runs of inference-sim too (an inference): Mixtral with tensor parallelism 2 and two data-parallel ranks takes 17.7 and
+    19.8 ms a token at 8 and 20 requests/s, which one server of two GPUs takes at 4 and 10; ranks that share experts would read
+    half the weights and take 11.
+    """
     found = re.search(r"\((\d+) instances\)", str(row.get("mode", "")))
+    if "inference-sim" in str(row.get("source", "")) and isinstance(row.get("dp"), int | float):
+        return max(1, int(row["dp"]))
     return int(found.group(1)) if found else 1
 
 
@@ -37,6 +119,8 @@ def vllm_flags(row: dict[str, Any], hardware: str) -> dict[str, Any]:
     """Flags of the script that launched a row's server; what the row states itself goes before them."""
     if is_serving_sim_artifact(row):
         return {"enforce_eager": True, "max_num_batched_tokens": 2048, "max_num_seqs": 128}
+    if is_serving_sim_bench(row):  # its runner asks for temperature 0
+        return {"generation_config": "vllm"}
     if not is_inferencex(row):
         return {}
     model, users = str(row["model"]).lower(), max(1, int(row.get("concurrency", 1)))
@@ -47,6 +131,7 @@ def vllm_flags(row: dict[str, Any], hardware: str) -> dict[str, Any]:
         return {"kv_cache_dtype": "fp8", "max_num_batched_tokens": 8192, "max_num_seqs": rows, "gpu_memory_utilization": 0.9}
     if "gpt-oss" in model and hardware.startswith(("b200", "h100", "h200")):
         flags = {"max_num_batched_tokens": 8192, "max_num_seqs": users, "gpu_memory_utilization": 0.9}
+        flags["max_cudagraph_capture_size"] = CAPTURED_TOKENS
         # VLLM_MXFP4_USE_MARLIN=1 on H100 and H200: vLLM's later --moe-backend marlin
         hopper = {"moe_backend": "marlin"}
         # VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1 on B200 quantises the experts' activations
@@ -55,5 +140,18 @@ def vllm_flags(row: dict[str, Any], hardware: str) -> dict[str, Any]:
     if "minimax-m2" in model and hardware.startswith("b200"):
         if str(row.get("engine_version", "")).startswith("0.17"):  # experts are split whatever the row's own count of ranks
             return {"gpu_memory_utilization": 0.95, "enable_expert_parallel": True}
-        return {"kv_cache_dtype": "fp8", "max_num_batched_tokens": 2 * prompt, "gpu_memory_utilization": 0.9}
+        script = {"kv_cache_dtype": "fp8", "max_num_batched_tokens": 2 * prompt, "gpu_memory_utilization": 0.9}
+        # the nightly builds ran before the script captured more: their prompts of 1,024 tokens take 35 ms longer
+        nightly = NIGHTLY.match(str(row.get("engine_version", "")).lower())
+        return script if nightly else script | {"max_cudagraph_capture_size": CAPTURED_TOKENS}
+    if "minimax-m2" in model and hardware.startswith("h200"):
+        return {"gpu_memory_utilization": 0.95}
+    if "minimax-m2" in model and hardware.startswith("h100"):
+        return {"gpu_memory_utilization": 0.9, "max_num_seqs": 256}
+    if "kimi-k2" in model and row.get("precision") == "fp4" and hardware.startswith("b200"):
+        return {"gpu_memory_utilization": 0.9, "max_num_seqs": users}
+    if "kimi-k2" in model and row.get("precision") == "int4" and hardware.startswith("h200"):
+        return {"gpu_memory_utilization": 0.95, "max_num_seqs": users}
+    if "kimi-k2" in model and row.get("precision") == "int4" and hardware.startswith("b200"):
+        return {"gpu_memory_utilization": 0.97}
     return {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ import numpy as np
 import pytest
 
 from engine_models.declaration import EnginePlan
+from engine_models.flags import parse_engine_args
 from hardware_profiles.errors import InputError
 from simulator import metrics
-from simulator.cli.cost import share_of
+from simulator.cli.cost import amount, share_of
 from simulator.config.load import load_scenario
 from simulator.limits import limits
-from simulator.planning.budget import sustained
+from simulator.planning.budget import counted, sustained
 from simulator.prepare import prepare
 from simulator.run import simulate
 from simulator.workload.traces import read_trace
@@ -367,3 +370,157 @@ def test_check_says_what_its_numbers_are(
     assert "bytes on each device of it" in out
     assert "if each is that long (at most 1,024, max_num_seqs)" in out
     assert "PP 1" not in out
+
+
+# -- file and line of what only the engine's side can find -----------------------------------------------------
+
+
+Typed = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
+    """Types a command; exit code, stdout and stderr."""
+    return lambda *words: typed(monkeypatch, capsys, *words)
+
+
+def scenario_file(folder: Path, **changes: str) -> Path:
+    text = """model: meta-llama/Llama-3.1-8B-Instruct
+deployment:
+  engine: vllm
+  hardware: HARDWARE
+  kv_cache: KV
+workload:
+  arrivals: {kind: poisson, rate: 2}
+  prompt_tokens: {kind: PROMPT}
+  output_tokens: {kind: constant, value: 20}
+  requests: 40
+"""
+    given = {"HARDWARE": "h100-sxm-80gb", "KV": "bf16", "PROMPT": "constant, value: 512"} | changes
+    for key, value in given.items():
+        text = text.replace(key, value)
+    path = folder / "s.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("command", ["check", "simulate"])
+def test_a_cache_format_that_the_device_lacks_is_refused_at_its_line(tmp_path: Path, line: Typed, command: str) -> None:
+    path = scenario_file(tmp_path, HARDWARE="l40s-48gb", KV="nvfp4")
+    code, _, err = line(command, str(path))
+    assert code == 2
+    assert f"error: {path}:5: deployment.kv_cache: NVIDIA L40S 48 GB cannot keep a KV cache in nvfp4" in err
+    on_blackwell = scenario_file(tmp_path, HARDWARE="b200-sxm-180gb", KV="nvfp4")
+    assert line("check", str(on_blackwell))[0] == 0
+
+
+@pytest.mark.parametrize("command", ["check", "simulate"])
+def test_prompts_that_are_all_too_long_are_refused_at_their_line(tmp_path: Path, line: Typed, command: str) -> None:
+    path = scenario_file(tmp_path, PROMPT="constant, value: 200000")
+    code, _, err = line(command, str(path))
+    assert code == 2
+    assert f"{path}:8: workload.prompt_tokens: all 40 requests are refused" in err
+
+
+def test_check_counts_prompts_that_are_too_long(tmp_path: Path, line: Typed) -> None:
+    path = scenario_file(tmp_path, PROMPT="uniform, low: 1000, high: 200000")
+    code, out, _ = line("check", str(path))
+    assert code == 0
+    assert "refused: prompt longer than the context of 131072 tokens (of 40)" in out
+
+
+def test_an_error_of_an_override_names_the_override(tmp_path: Path, line: Typed) -> None:
+    path = scenario_file(tmp_path)
+    _, _, err = line("check", str(path), "--set", "deployment.tensor_parallel=3")
+    assert "error: --set deployment.tensor_parallel: tensor_parallel 3 does not divide" in err
+
+
+# -- words of other engines, percentiles, one of a thing, old prices -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("engine", "given", "own"),
+    [
+        ("sglang", "max_num_seqs", "max_running_requests"),
+        ("sglang", "max_model_len", "context_length"),
+        ("sglang", "gpu_memory_utilization", "mem_fraction_static"),
+        ("vllm", "max_running_requests", "max_num_seqs"),
+        ("vllm", "context_length", "max_model_len"),
+    ],
+)
+def test_flags_of_the_other_engine_lead_to_the_engines_own(engine: str, given: str, own: str) -> None:
+    with pytest.raises(InputError, match=f"{engine} has no flag `{given}`") as caught:
+        parse_engine_args(engine, {given: 8})
+    assert caught.value.mend == f"did you mean `{own}`?"
+
+
+@pytest.mark.parametrize("key", ["p101", "p98", "p100", "99"])
+def test_a_percentile_that_no_slo_may_name_leads_to_those_it_may(key: str) -> None:
+    error = first_error(f"slo={{ttft_ms: {{{key}: 300}}}}")
+    assert error.mend == "percentiles allowed: p50, p90, p95, p99"
+
+
+def test_one_of_a_thing_is_no_plural() -> None:
+    assert [counted(n, "GPU") for n in (1, 2, 2048)] == ["1 GPU", "2 GPUs", "2,048 GPUs"]
+    assert amount(1, "replicas") == "1 replica"
+    assert amount(2, "replicas") == "2 replicas"
+
+
+def test_the_summary_marks_an_old_price(tmp_path: Path, line: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = scenario_file(tmp_path)
+    for day, marked in (("2026-11-21", False), ("2028-01-01", True)):
+        seconds = int(dt.datetime.fromisoformat(day).replace(tzinfo=dt.UTC).timestamp())
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", str(seconds))
+        _, out, _ = line("simulate", str(path), "--output", str(tmp_path / day))
+        assert ("STALE" in out) is marked
+
+
+def test_a_run_too_large_for_plots_says_how_large_and_what_to_do(
+    tmp_path: Path, line: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulator.run.STREAM_ABOVE", 20)
+    path = scenario_file(tmp_path)
+    code, _, err = line("simulate", str(path), "--plots", "--output", str(tmp_path / "runs"))
+    assert code == 0
+    assert "no plots: a run of more than 20 requests is counted without being held" in err
+    assert "mend: for plots simulate a part of it" in err
+
+
+def test_experts_that_fp8_blocks_do_not_divide_lead_to_expert_parallelism(tmp_path: Path, line: Typed) -> None:
+    path = scenario_file(tmp_path, HARDWARE="h200-sxm-141gb")
+    path.write_text(path.read_text().replace("meta-llama/Llama-3.1-8B-Instruct", "MiniMaxAI/MiniMax-M2.5"))
+    eight = ("--set", "deployment.tensor_parallel=8")
+    code, _, err = line("check", str(path), *eight)
+    assert code == 2
+    assert "192 columns of every expert" in err
+    assert "set expert_parallel: true" in err
+    assert line("check", str(path), *eight, "--set", "deployment.expert_parallel=8")[0] == 0
+    assert line("check", str(path), "--set", "deployment.tensor_parallel=4")[0] == 0
+
+
+def test_a_dense_model_has_no_experts_to_spread() -> None:
+    with pytest.raises(InputError) as caught:
+        prepare(load_scenario(SMALL, ("deployment.tensor_parallel=2", "deployment.expert_parallel=true")))
+    assert caught.value.where is not None
+    assert caught.value.where.endswith("deployment.expert_parallel")
+    assert "leave expert_parallel out" in (caught.value.mend or "")
+
+
+@pytest.mark.parametrize(
+    ("command", "engine", "model"),
+    [
+        ("vllm serve Qwen/Qwen3-8B -dp 2", "vllm", "Qwen/Qwen3-8B"),
+        ("python3 -m sglang.launch_server --model-path Qwen/Qwen3-8B --tp 2", "sglang", "Qwen/Qwen3-8B"),
+        ("--max-num-seqs 4", "vllm", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("vllm serve Qwen/Qwen3-8B --no-such-flag", "vllm", "meta-llama/Llama-3.1-8B-Instruct"),
+    ],
+)
+def test_what_a_pasted_command_names_is_proposed_for_missing_keys(
+    command: str, engine: str, model: str, tmp_path: Path, line: Typed
+) -> None:
+    path = tmp_path / "pasted.yaml"
+    path.write_text(f"deployment: {{hardware: h100-sxm-80gb, engine_args: '{command}'}}\nworkload: {{trace: azure-conv-2023}}\n")
+    code, _, err = line("check", str(path))
+    assert code == 2
+    assert f"add `model: {model}`" in err
+    assert f"add `engine: {engine}`" in err

@@ -393,7 +393,7 @@ cost:
         ),
         ("rate: 12", "rat: 12", 10, "unknown key `rat`", "`rate`"),
         ("duration", "duratoin", 13, "unknown key `duratoin` under `workload`", "`duration`"),
-        ("p99: 500", "p98: 500", 16, "unknown key `p98` under `slo.ttft_ms`", "`p99`"),
+        ("p99: 500", "p98: 500", 16, "unknown key `p98` under `slo.ttft_ms`", "percentiles allowed: p50, p90, p95, p99"),
         ("  ttft_ms", "  tftt_ms", 15, "unknown key `tftt_ms` under `slo`", "`ttft_ms`"),
         ("  pue", "  pu", 20, "unknown key `pu` under `cost`", "`pue`"),
         ("kind: poisson", "kind: poison", 9, "is 'poison', which is not a choice", "'poisson'"),

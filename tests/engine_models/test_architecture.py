@@ -26,6 +26,7 @@ from engine_models.architecture import (
     stages,
     state_elements_per_sequence,
     tensor_parallel_sizes,
+    uneven_block_width,
     weight_bytes,
     weight_bytes_per_rank,
 )
@@ -289,7 +290,7 @@ def test_gemms_of_a_deepseek_rank() -> None:
         ("Llama-3.1-8B", 3, 1, 1, "does not divide 32 attention heads", "1, 2, 4, 8, 16, 32"),
         ("Llama-3.1-8B", 0, 1, 1, "tensor_parallel is 0", "whole number"),
         ("Llama-3.1-8B", 1, 33, 1, "exceeds the 32 layers", "at most 32"),
-        ("Llama-3.1-8B", 1, 1, 2, "which has no experts", "leave expert_parallel at 1"),
+        ("Llama-3.1-8B", 1, 1, 2, "which has no experts", "leave expert_parallel out"),
         ("Mixtral-8x7B-v0.1", 8, 1, 16, "exceeds the 8 experts", "at most 8"),
         ("Qwen3-30B-A3B", 4, 1, 3, "does not fit 4 ranks", "divisor of 4"),
         ("tiiuae/falcon-7b", 2, 1, 1, "71 attention heads", "use one of 1"),
@@ -304,6 +305,23 @@ def test_impossible_splits_are_answered(
         check_parallelism(arch, tp, pp, ep)
     assert caught.value.mend is not None
     assert mend in caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("name", "tp", "ep", "width"),
+    [
+        ("MiniMaxAI/MiniMax-M2.5", 8, 1, 192),  # "192 is not divisible by weight quantization block_n = 128"
+        ("MiniMaxAI/MiniMax-M2.5", 4, 1, None),
+        ("MiniMaxAI/MiniMax-M2.5", 8, 8, None),
+        ("Qwen/Qwen3-235B-A22B", 8, 1, 192),
+        ("deepseek-ai/DeepSeek-R1", 8, 1, None),
+        ("Llama-3.1-8B", 8, 1, None),
+    ],
+)
+def test_experts_in_fp8_blocks_are_split_by_whole_blocks(name: str, tp: int, ep: int, width: int | None) -> None:
+    arch = load_architecture(name)
+    assert uneven_block_width(arch, format_named("fp8_block"), tp, ep) == width
+    assert uneven_block_width(arch, format_named("fp8"), tp, ep) is None
 
 
 def test_possible_splits_pass() -> None:
@@ -348,11 +366,22 @@ def test_modelopt_states_its_format_beside_the_config(tmp_path: Path) -> None:
         (
             {
                 "quant_method": "compressed-tensors",
-                "config_groups": {"g": {"weights": {"num_bits": 8, "type": "int"}}},
+                "config_groups": {
+                    "g": {"weights": {"num_bits": 8, "type": "int"}, "input_activations": {"num_bits": 8}}
+                },
             },
             "int8",
             0.0,
         ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"g": {"weights": {"num_bits": 8, "type": "int", "group_size": 128}}},
+            },
+            "int8_wo",
+            8.125,
+        ),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "int8_wo", 8.1875),
         (
             {
                 "quant_method": "compressed-tensors",

@@ -74,7 +74,75 @@ REMEMBERED = {
     "openai-community/gpt2": 124_439_808,
     "EleutherAI/gpt-j-6b": 6_050_882_784,
     "CohereLabs/c4ai-command-r-v01": 34_980_831_232,
+    "EleutherAI/gpt-neox-20b": 20_554_567_680,
+    "EleutherAI/pythia-6.9b": 6_857_302_016,
+    "EleutherAI/pythia-12b": 11_846_072_320,
+    "huggyllama/llama-13b": 13_015_864_320,
+    "huggyllama/llama-65b": 65_285_660_672,
+    "allenai/OLMoE-1B-7B-0924": 6_919_161_856,
+    "HuggingFaceTB/SmolLM2-1.7B": 1_711_376_384,
 }
+
+ROUNDED = {  # billions, as model cards and Hugging Face's counts of tensors state them (from memory)
+    "Qwen/Qwen1.5-7B": 7.72,
+    "Qwen/Qwen1.5-14B": 14.2,
+    "Qwen/Qwen1.5-32B": 32.5,
+    "Qwen/Qwen1.5-MoE-A2.7B": 14.3,
+    "Qwen/Qwen2-57B-A14B-Instruct": 57.4,
+    "Qwen/Qwen3.5-397B-A17B": 397,
+    "zai-org/GLM-4-9B-0414": 9.4,
+    "zai-org/GLM-4-32B-0414": 32.6,
+    "zai-org/GLM-4.7-Flash": 30,
+    "mistralai/Mistral-Small-Instruct-2409": 22.2,
+    "tiiuae/Falcon3-7B-Instruct": 7.46,
+    "tiiuae/Falcon3-10B-Instruct": 10.3,
+    "allenai/OLMo-2-1124-13B": 13.7,
+    "allenai/OLMo-2-0325-32B": 32.2,
+    "nvidia/Nemotron-4-340B-Instruct": 341,
+    "CohereLabs/c4ai-command-r-plus": 103.8,
+    "CohereLabs/aya-expanse-32b": 32.3,
+    "internlm/internlm3-8b-instruct": 8.8,
+    "HuggingFaceTB/SmolLM3-3B": 3.08,
+    "ByteDance-Seed/Seed-OSS-36B-Instruct": 36.2,
+    "LGAI-EXAONE/EXAONE-3.5-7.8B-Instruct": 7.82,
+    "upstage/SOLAR-10.7B-Instruct-v1.0": 10.7,
+    "deepseek-ai/deepseek-llm-7b-base": 6.91,
+    "deepseek-ai/deepseek-llm-67b-base": 67.4,
+    "deepseek-ai/deepseek-coder-33b-base": 33.3,
+    "deepseek-ai/deepseek-moe-16b-base": 16.4,
+    "moonshotai/Moonlight-16B-A3B-Instruct": 16.0,
+    "XiaomiMiMo/MiMo-7B-RL": 7.63,
+}
+
+
+@pytest.mark.parametrize(("name", "billions"), ROUNDED.items())
+def test_parameters_round_to_the_published_total(name: str, billions: float) -> None:
+    assert parameters(load_architecture(name)) / 1e9 == pytest.approx(billions, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "quantization"),
+    [
+        # channel-wise scales: vLLM ships expert kernels tuned for 192 columns a rank, which blocks of 128 do not divide
+        ("zai-org/GLM-4.6-FP8", "fp8"),
+        ("Qwen/Qwen3-32B-FP8", "fp8_block"),
+        ("MiniMax-M2.5-FP8", "fp8_block"),
+        ("deepseek-r1-fp8", "fp8_block"),
+        ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int8", "int8_wo"),
+        ("RedHatAI/Llama-3.3-70B-Instruct-quantized.w8a8", "int8"),
+        ("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", "int4"),
+        ("dsr1", "fp8_block"),
+        ("gptoss-120b", "mxfp4"),
+    ],
+)
+def test_names_say_how_weights_are_stored(name: str, quantization: str) -> None:
+    assert load_architecture(name).quantization == quantization
+
+
+def test_sparse_attention_is_refused() -> None:
+    stored = {**catalogue()["deepseek-ai/DeepSeek-V3"], "model_type": "deepseek_v32", "index_topk": 2048}
+    with pytest.raises(InputError, match="sparse attention is not modelled"):
+        load_architecture({**stored, "name": "DeepSeek-V3.2"})
 
 
 @pytest.mark.parametrize(("name", "published"), (QUOTED | REMEMBERED).items())

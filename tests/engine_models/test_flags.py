@@ -359,3 +359,11 @@ def test_every_item_of_a_list_keeps_the_bounds(sizes: object) -> None:
     with pytest.raises(InputError, match="must be at least 1"):
         parse_engine_args("vllm", {"cudagraph_capture_sizes": sizes})
     assert parse_engine_args("vllm", {"cudagraph_capture_sizes": [1, 8]}).values["cudagraph_capture_sizes"] == [1, 8]
+
+
+def test_devices_of_all_ranks_that_contradict_those_of_one_are_told_apart() -> None:
+    flags = parse_engine_args("sglang", "--tp-size 8 --dp-size 8 --enable-dp-attention")
+    pool = {"engine": "sglang", "tensor_parallel": 8, "data_parallel": 1}
+    with pytest.raises(InputError, match=r"\(8 over all ranks, 1 in each\) contradicts .*`tensor_parallel` \(8\)") as caught:
+        reconcile(pool, flags, given={"tensor_parallel"})
+    assert "write tensor_parallel: 1" in (caught.value.mend or "")

@@ -122,7 +122,7 @@ def test_jumps_equal_steps_and_tokens_are_conserved(
         replica, scheduler, ends = serve(rules, pool, requests, aggregate=aggregate)
         assert not scheduler.has_work()
         assert pool.free_tokens + pool.tree.evictable_tokens == pool.capacity_tokens
-        assert pool.tree.protected_tokens == 0
+        assert not any(node.lock for node in pool.tree.nodes())
         assert sorted(index for index, _ in ends) == list(range(len(drawn)))
         steps = np.frombuffer(replica.log.end_s)
         assert (np.diff(steps) >= 0).all()
@@ -208,24 +208,100 @@ def test_an_idle_scheduler_takes_arrivals_in_at_once() -> None:
     assert requests[1].first_scheduled_s == 3.0
 
 
-def test_prefill_is_no_quicker_than_its_launch() -> None:
-    """A prefill of DeepSeek-V3 over one token takes what the host needs to launch it; a decode step is captured."""
+@pytest.mark.parametrize(
+    ("version", "flags", "captured"),
+    [
+        ("@0.5.9", {}, 0),
+        ("@0.5.9", {"enable_piecewise_cuda_graph": True}, 2048),
+        ("@0.5.10", {}, 2048),
+        ("", {}, 2048),
+        ("", {"piecewise_cuda_graph_max_tokens": 512}, 512),
+        ("", {"disable_piecewise_cuda_graph": True}, 0),
+        ("", {"disable_cuda_graph": True}, 0),
+    ],
+)
+def test_prefill_is_no_quicker_than_its_launch(version: str, flags: dict[str, Any], captured: int) -> None:
+    """A prefill of DeepSeek-V3 that no graph holds takes what the host needs to launch it; a decode step is captured."""
     from simulator.config.load import load_scenario
     from simulator.prepare import prepare
 
     deployment = {
-        "engine": "sglang",
+        "engine": "sglang" + version,
         "hardware": "h200-sxm-141gb",
         "tensor_parallel": 8,
         "weights": "fp8_block",
+        "engine_args": flags,
     }
     workload = {"arrivals": {"kind": "batch"}, "prompt_tokens": 1, "output_tokens": 1, "requests": 1}
     raw = {"name": "x", "model": "deepseek-ai/DeepSeek-V3", "deployment": deployment, "workload": workload}
     times = prepare(load_scenario(raw | {"cost": {"usd_per_gpu_hour": 0.0}})).times()
-    prefill = Batch(0, tokens=1, prefill=[(1, 0)])
-    decode = Batch(0, tokens=1, decode_rows=1, decode_tokens=1, decode_kv_tokens=2)
-    assert times.batch_s(prefill)[0] == pytest.approx(82.6e-3, rel=0.15)
-    assert times.batch_s(decode)[0] < 20e-3
+    launches_s = pytest.approx(82.6e-3, rel=0.15)
+    assert times.batch_s(Batch(0, tokens=captured + 1, prefill=[(captured + 1, 0)]))[0] > 82.6e-3 * 0.85
+    if captured:
+        assert times.batch_s(Batch(0, tokens=1, prefill=[(1, 0)]))[0] == pytest.approx(23.1e-3, rel=0.15)
+    elif not flags:
+        assert times.batch_s(Batch(0, tokens=1, prefill=[(1, 0)]))[0] == launches_s
+        assert times.batch_s(Batch(0, tokens=1, decode_rows=1, decode_tokens=1, decode_kv_tokens=2))[0] < 20e-3
+
+
+def test_a_batch_may_exceed_max_prefill_tokens_by_its_last_prompt() -> None:
+    """A server whose max_prefill_tokens is below its chunk runs, and prices every batch it forms."""
+    from simulator.config.load import load_scenario
+    from simulator.prepare import prepare
+    from simulator.run import run_prepared
+
+    scenario = {
+        "name": "x",
+        "model": "meta-llama/Llama-3.1-8B-Instruct",
+        "deployment": {
+            "engine": "sglang",
+            "hardware": "h200-sxm-141gb",
+            "engine_args": {"max_prefill_tokens": 2500, "chunked_prefill_size": 8192, "enable_mixed_chunk": True},
+        },
+        "workload": {"arrivals": {"kind": "batch"}, "prompt_tokens": 2400, "output_tokens": 5, "requests": 12},
+        "cost": {"usd_per_gpu_hour": 0.0},
+    }
+    raw = run_prepared(prepare(load_scenario(scenario))).raw
+    assert not np.isnan(raw.end_s).any()
+
+
+def test_host_time_of_a_step_shows_without_overlap_alone() -> None:
+    """Decode steps of n rows differ by serial_step_s + n row_s between the two modes."""
+    from engine_models.overheads import load_overheads
+    from simulator.config.load import load_scenario
+    from simulator.metrics import latencies
+    from simulator.prepare import prepare
+    from simulator.run import run_prepared
+
+    def tpot_ms(rows: int, **flags: bool) -> float:
+        scenario = {
+            "name": "x",
+            "model": "meta-llama/Llama-3.1-8B-Instruct",
+            "deployment": {"engine": "sglang", "hardware": "h200-sxm-141gb", "engine_args": flags},
+            "workload": {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 101, "requests": rows},
+            "cost": {"usd_per_gpu_hour": 0.0},
+        }
+        return float(latencies(run_prepared(prepare(load_scenario(scenario))).raw).tpot_ms.mean())
+
+    shipped = load_overheads("sglang")
+    step_s, row_s = float(shipped.provenance["serial_step_s"]["value"]), shipped.host.row_s
+    for rows in (1, 64):
+        exposed = tpot_ms(rows, disable_overlap_schedule=True) - tpot_ms(rows)
+        assert exposed == pytest.approx((step_s + rows * row_s) * 1e3, rel=0.05)
+
+
+def test_overheads_say_what_is_taken_over() -> None:
+    from engine_models.overheads import load_overheads, own_overheads
+
+    own, shown = own_overheads("sglang"), load_overheads("sglang").provenance
+    assert all({"value", "unit", "kind", "date", "meaning", "source"} <= set(entry) for entry in own.values())
+    assert "start_s" not in shown  # of replays, not of servers
+    for name, entry in shown.items():
+        if name in own:
+            assert entry == own[name]
+        else:
+            assert (entry["kind"], entry["value"]) == ("assumed", own_overheads("vllm")[name]["value"])
+            assert "taken over" in entry["source"]
 
 
 def test_retraction_takes_the_row_with_fewest_tokens() -> None:

@@ -11,7 +11,7 @@ from engine_models.architecture import load_architecture
 from engine_models.blocks import Architecture
 from engine_models.formats import format_named
 from engine_models.parts.batch import Batch
-from engine_models.step_time import EXPERT_LAUNCHES, Formats, HostOverhead, StepTimeModel
+from engine_models.step_time import Formats, HostOverhead, StepTimeModel
 from hardware_profiles.device import load_device
 from hardware_profiles.kernel_model import KernelModel, load_kernel_model
 
@@ -53,7 +53,7 @@ def test_a_dense_layer_costs_twelve_launches(h100: KernelModel) -> None:
 
 def test_experts_cost_more_launches(h100: KernelModel) -> None:
     mixtral = model(load_architecture("mistralai/Mixtral-8x7B-v0.1"), h100, 4)
-    assert mixtral.launches() == 32 * (3 + 2 + 3 + 2 + EXPERT_LAUNCHES)
+    assert mixtral.launches() == 32 * (3 + 2 + 3 + 2 + mixtral.host.expert_launches)
 
 
 def test_small_batches_without_graphs_are_bound_by_launches(h100: KernelModel) -> None:
@@ -111,6 +111,39 @@ def test_a_router_in_float32_costs_its_arithmetic_at_the_rate_of_the_cuda_cores(
         / load_device("h100-sxm-80gb").peak_flops_per_s["fp32"].value
     )
     assert slow[2] - fast[2] > arithmetic  # below the peak of the cores, and a conversion before it
+
+
+def router_s(kernels: KernelModel, arch: Architecture, how: str, m: list[int]) -> np.ndarray:
+    """Seconds a layer of the router, by how it is computed."""
+    tokens = np.array(m)
+    bare = replace(arch, mlp=tuple(replace(mlp, router_fp32=False) for mlp in arch.mlp))
+    tables = {"tensor_parallel": 4, "max_step_tokens": 2048, "max_rows": 64, "max_context_tokens": 4096}
+    whole = StepTimeModel(arch, kernels, BF16, HOST, fp32_router=how, **tables).parts_s(tokens)["linear layers"]
+    rest = StepTimeModel(bare, kernels, BF16, HOST, **tables).parts_s(tokens)["linear layers"]
+    return (whole - rest) / arch.layers + kernels.gemm_s("bf16", tokens, 256, arch.hidden)
+
+
+def test_a_router_in_float32_takes_the_time_that_was_measured() -> None:
+    """torch.mm of 256 columns in float32 on GB200, depth 6,144 [us]: vLLM pull request 47973, without the conversion."""
+    b200 = load_kernel_model("b200-sxm-180gb", "vllm")
+    arch = replace(load_architecture("MiniMaxAI/MiniMax-M2.5"), hidden=6144)
+    published = {8: 16.7, 16: 22.3, 32: 63.2, 64: 63.3, 128: 69.3, 256: 77.8, 512: 96.8, 1024: 111.0}
+    m = np.array(list(published))
+    found = (router_s(b200, arch, "cublas", list(published)) - b200.elementwise_s(6.0 * m * 6144)) * 1e6
+    assert found == pytest.approx(list(published.values()), rel=0.25)
+    in_tf32 = {8: 12.0, 16: 12.2, 32: 19.9, 64: 20.1, 128: 20.2, 256: 22.6, 512: 25.8, 1024: 32.8}
+    found = (router_s(b200, arch, "tf32", list(in_tf32)) - b200.elementwise_s(6.0 * m * 6144)) * 1e6
+    assert found == pytest.approx(list(in_tf32.values()), rel=0.2)
+
+
+def test_newer_routers_in_float32_are_quicker(h100: KernelModel) -> None:
+    arch = load_architecture("MiniMaxAI/MiniMax-M2.5")
+    m = [1, 16, 32, 33, 256, 2048]
+    cublas, small, thrice = (router_s(h100, arch, how, m) for how in ("cublas", "small", "bf16x3"))
+    assert (small[:3] < cublas[:3]).all()
+    assert small[3:] == pytest.approx(cublas[3:])
+    assert (thrice <= cublas).all()
+    assert (thrice >= h100.gemm_s("bf16", np.array(m), 256, arch.hidden) * (1 - 1e-9)).all()
 
 
 def test_other_models_are_left_alone() -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from engine_models.vllm import NEWEST, VERSIONS, version_of
+from engine_models.overheads import load_overheads
+from engine_models.step_time import HostOverhead
+from engine_models.vllm import NEWEST, VERSIONS, graph_sizes, version_of
 from hardware_profiles.errors import InputError
+from simulator.config.load import load_scenario
+from simulator.prepare import prepare
 
 
 @pytest.mark.parametrize("name", list(VERSIONS))
@@ -20,3 +24,31 @@ def test_between_declared_versions_the_older_one_stands() -> None:
     assert version_of("99.0") is NEWEST
     with pytest.raises(InputError, match="older than the oldest"):
         version_of("0.6.3")
+
+
+def test_graphs_reach_as_far_as_the_largest_size_asked_for() -> None:
+    assert max(graph_sizes(NEWEST, 1024, 8192)) == 512
+    more = graph_sizes(NEWEST, 4, 8192, largest=2048)
+    assert max(more) == 2048
+    assert {size for size in more if size > 256} == set(range(272, 2049, 16))
+    assert max(graph_sizes(NEWEST, 1024, 1000, largest=2048)) <= 1000  # no more than the budget
+    assert graph_sizes(NEWEST, 1024, 8192, largest=0) == ()
+
+
+def host_of(**flags: object) -> HostOverhead:
+    scenario = {
+        "name": "x",
+        "model": "meta-llama/Llama-3.1-8B",
+        "deployment": {"engine": "vllm@0.19.1", "hardware": "h100-sxm-80gb", "engine_args": flags},
+        "workload": {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1},
+    }
+    return prepare(load_scenario(scenario)).plan.host
+
+
+def test_prompts_beyond_the_graphs_are_launched() -> None:
+    """What the graphs hold is not launched, what they do not is, and an eager engine launches all its steps alike."""
+    assert host_of().prefill_launch_s == load_overheads("vllm").host.prefill_launch_s > 0
+    assert host_of().prefill_graph_tokens == 512
+    assert host_of(max_cudagraph_capture_size=2048).prefill_graph_tokens == 2048
+    eager = host_of(enforce_eager=True)
+    assert (eager.prefill_launch_s, eager.prefill_graph_tokens) == (0.0, 0)

@@ -16,9 +16,7 @@ from hardware_profiles.device import (
     ALIASES,
     DEVICES_DIR,
     Device,
-    all_devices,
     device_names,
-    devices_that_hold,
     load_device,
     provenance,
     read_device,
@@ -107,7 +105,7 @@ def test_figures_are_plausible(device: Device) -> None:
     assert 5e10 <= bandwidth <= 1e13
     assert 1e9 <= device.memory_bytes.value <= 2e12
     assert 10 <= device.tdp_w.value <= 2000
-    assert device.devices_per_node in (1, 8, 72)
+    assert device.node_size.value in (1, 8, 72)
     for fmt in device.formats:
         assert device.peak_flops_per_s[fmt].value > 1e11, fmt
     # a chip that could not compute on what it reads, or the reverse, is a slip of a unit
@@ -115,7 +113,7 @@ def test_figures_are_plausible(device: Device) -> None:
     assert 5 < flops_per_byte < 1000
     if device.link is not None:
         assert device.link.bytes_per_s_per_direction.value < bandwidth
-        assert device.devices_per_node > 1
+        assert device.node_size.value > 1
     if device.idle_w is not None:
         assert device.idle_w.value < device.tdp_w.value / 3
 
@@ -314,29 +312,6 @@ def test_quantities_are_values_with_units() -> None:
     assert float(q) == 3.35e12
     assert q.provenance("bandwidth")["what"] == "bandwidth"
     assert q.provenance("bandwidth")["note"] == "five stacks"
-
-
-@pytest.mark.parametrize(("weights_gb", "h100s"), [(16, 1), (70, 1), (140, 2), (400, 8)])
-def test_devices_that_hold_by_hand(weights_gb: float, h100s: int) -> None:
-    """H100: 85.0 GB x 0.92 = 78.2 GB usable a GPU; counts are powers of two."""
-    held = {d.name: n for d, n in devices_that_hold(weights_gb * 1e9, 2e9)}
-    assert held["h100-sxm-80gb"] == h100s
-
-
-@given(st.floats(1e9, 2e12), st.floats(0, 1e11), st.floats(0.5, 1.0))
-def test_devices_that_hold_do_and_with_half_would_not(weights: float, kv: float, fraction: float) -> None:
-    held = devices_that_hold(weights, kv, usable_fraction=fraction)
-    assert [n for _, n in held] == sorted(n for _, n in held)
-    for device, n in held:
-        usable = device.memory_bytes.value * fraction
-        assert n * usable >= weights + kv
-        assert n == 1 or n // 2 * usable < weights + kv
-        assert n <= device.devices_per_node
-
-
-def test_beyond_a_node_everything_holds() -> None:
-    assert len(devices_that_hold(1.4e12, 1e11, per_node=False)) == len(NAMES) == len(all_devices())
-    assert devices_that_hold(1e14, 0.0) == []
 
 
 def test_loading_one_device_reads_one_file_and_no_heavy_module() -> None:

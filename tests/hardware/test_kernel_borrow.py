@@ -125,18 +125,78 @@ def test_halfway_is_the_geometric_mean() -> None:
     assert float(k.gemm_s("bf16", 8, 4096, 4096)) ** 2 == pytest.approx(float(product))
 
 
+def link_donor(name: str) -> str | None:
+    device = load_device(name)
+    assert device.link is not None
+    return kb._link_donor(device, device.link)
+
+
 def test_collectives_keep_their_floor_and_scale_with_the_wire() -> None:
     curve = {"log2_bytes": [10.0, 20.0, 30.0], "log_s": np.log([1e-5, 3e-5, 1e-2]).tolist()}
     links = {"collective/all_reduce": {"curves": {"nccl/graph/2/1/intra_node/half": curve}}}
     got = kb.scaled_links(links, 2.0)["collective/all_reduce"]["curves"]["nccl/graph/2/1/intra_node/half"]
     assert np.exp(got["log_s"]) == pytest.approx([1e-5, 5e-5, 1e-5 + 2 * (1e-2 - 1e-5)])
     assert kb.scaled_links(links, 1.0) is links
-    assert kb.link_donor(load_device("a100-sxm-40gb")) == "a100-sxm-80gb"
-    assert kb.link_donor(load_device("rtx-4090-24gb")) == "l40s-48gb"
-    assert kb.link_donor(load_device("mi300x-192gb")) is None
+    assert link_donor("a100-sxm-40gb") == "a100-sxm-80gb"
+    assert link_donor("rtx-4090-24gb") == "rtx-pro-6000-96gb"
+    assert link_donor("mi300x-192gb") is None
     # measured curves of a device without kernel tables are its own
     own = borrower("gb200-186gb")
     assert own.links == km.load_links("gb200-186gb")
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "measured"),
+    [
+        # four A100 and four H100 bridged in pairs, whose ring crosses PCIe (kernels/NOTICE.md)
+        (
+            "a100-pcie-80gb",
+            "a100-sxm-80gb",
+            "nccl_via_torch/kineto_kernel_time/4/1/a100_pairwise_nvlink/float16",
+        ),
+        (
+            "h100-nvl-94gb",
+            "h100-sxm-80gb",
+            "nccl_via_torch/kineto_kernel_time/4/1/h100_pairwise_nvlink/float16",
+        ),
+    ],
+)
+def test_four_gpus_over_pcie_are_as_quick_as_other_hosts_are(name: str, known: str, measured: str) -> None:
+    sizes = np.array([4e6, 16e6, 64e6])
+    lent = borrower(name).all_reduce_s(4, sizes)
+    curve = km.load_links(known)["collective/all_reduce"]["curves"][measured]
+    assert np.all(np.abs(np.log(lent / km.curve_s(curve, sizes))) < np.log(2.0))
+
+
+def test_a_host_that_loses_bandwidth_lends_to_no_other() -> None:
+    assert (
+        kb.host_share(km.load_links("l40s-48gb"))
+        < kb.HOST_KEEPS
+        < kb.host_share(km.load_links("rtx-pro-6000-96gb"))
+    )
+    assert kb.host_share({}) == 1.0
+    own = km.load_kernel_model("l40s-48gb", "vllm")
+    served, said = kb.on_its_links(own, load_device("l40s-48gb"))
+    assert said is not None
+    assert "keeps as little as 11%" in said
+    sizes = np.array([1e5, 4e6, 64e6])
+    assert np.array_equal(served.all_reduce_s(2, sizes), own.all_reduce_s(2, sizes))
+    quicker = own.all_reduce_s(4, sizes) / served.all_reduce_s(4, sizes)
+    assert np.all(quicker > [1.0, 3.0, 3.0])
+    # half of RTX PRO 6000's links: at most twice its time
+    lender = km.load_kernel_model("rtx-pro-6000-96gb", "vllm")
+    assert np.all(served.all_reduce_s(4, sizes) <= 2.0 * lender.all_reduce_s(4, sizes) * (1 + 1e-9))
+    for name in ("rtx-pro-6000-96gb", "h100-sxm-80gb"):
+        model = km.load_kernel_model(name, "vllm")
+        assert kb.on_its_links(model, load_device(name)) == (model, None)
+
+
+def test_pairs_talk_over_their_bridge_and_beyond_it_over_pcie() -> None:
+    pairs = borrower("h100-nvl-94gb")
+    size = np.array([64e6])
+    rate = {n: float(size[0] / pairs.all_reduce_s(n, size)[0] * 2 * (n - 1) / n) for n in (2, 4, 8)}
+    assert rate[2] > 0.4 * 300e9
+    assert max(rate[4], rate[8]) < 64e9
 
 
 @needs_tables
@@ -170,7 +230,7 @@ def test_a_run_says_what_was_borrowed_and_claims_no_measurement() -> None:
     said = "kernels of l4-24gb borrowed from l40s-48gb, scaled by datasheet; held-out error about 10 %"
     assert said in prepared.assumptions
     evidence, axes = domain(prepared)
-    assert evidence.hardware == "physics"
+    assert (evidence.hardware, evidence.kernel_error) == ("borrowed", 0.1)
     assert any("no kernel of l4-24gb was measured" in axis and "l40s-48gb" in axis for axis in axes)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
 from hardware_profiles import kernel_fit as kf
 from hardware_profiles import kernel_model as km
@@ -43,6 +44,66 @@ def test_an_exact_roofline_is_found_again() -> None:
     m = unseen["m"].to_numpy(dtype=float)
     want = km.gemm_base_s(truth, kf.PEAKS["h100-sxm-80gb"], "bfloat16", m, np.float64(3000), np.float64(5000))
     assert np.allclose(got, want, rtol=0.02)
+
+
+L40S = kf.PEAKS["l40s-48gb"]
+
+
+def cycled_table() -> tuple[pd.DataFrame, dict[str, float]]:
+    """Products on a machine whose benchmark cycles through as many copies of the weights as fill the L2."""
+    truth = {"latency_s": 3e-6, "compute_efficiency": 0.6, "memory_efficiency": 0.8}
+    truth |= {"cache_gain": 2.0, "cache_share": 1.0, "cache_sharpness": 20.0, "most_copies": 5.0}
+    widths = [512, 1024, 1536, 2048, 3072, 4096, 5120, 6144, 8192, 12288]
+    m, n, k = (a.ravel() for a in np.meshgrid(2.0 ** np.arange(0, 11), widths, widths))
+    t = km.gemm_base_s(truth, L40S, "bfloat16", m, n, k)
+    frame = pd.DataFrame({"m": m, "n": n, "k": k}).astype("int32")
+    return frame.assign(dtype="bfloat16", latency_us=t * 1e6), truth
+
+
+def test_the_cache_of_a_cycling_benchmark_is_found() -> None:
+    """Share, gain and abruptness come back; one copy for all sizes cannot explain the table."""
+    frame, truth = cycled_table()
+    columns = kf.columns_of(frame, kf.OPS["gemm"])
+    time_s = frame["latency_us"].to_numpy() * 1e-6
+
+    def off(p: dict[str, float]) -> float:
+        t = km.gemm_base_s(p, L40S, "bfloat16", columns["m"], columns["n"], columns["k"])
+        return float(np.mean(np.abs(t / time_s - 1.0)))
+
+    _, p, _ = kf.fit_group("gemm", ("bfloat16",), frame.assign(most_copies=5.0), L40S)
+    for name in ("cache_gain", "cache_share", "memory_efficiency"):
+        assert p[name] == pytest.approx(truth[name], rel=0.05)
+    assert p["most_copies"] == 5.0
+    assert off(p) < 0.01
+    plain = kf.fit_base("gemm", ("bfloat16",), L40S, columns, time_s)
+    assert "most_copies" not in plain
+    assert off(plain) > 0.02
+
+
+@needs_tables
+def test_copies_that_fill_the_cache_are_those_of_one_framework() -> None:
+    ours, theirs = (kf.op_rows("gemm", SHARED, "L40S", f) for f in ("trtllm", "vllm"))
+    assert ours is not None
+    assert theirs is not None
+    assert set(ours["most_copies"]) == {5.0}
+    assert "most_copies" not in theirs
+    part = ours[ours["dtype"] == "bfloat16"]
+    columns, time_s = kf.columns_of(part, kf.OPS["gemm"]), part["latency_us"].to_numpy(dtype=float) * 1e-6
+    error = []
+    for given in (None, {"most_copies": 5.0}):
+        p = kf.fit_base("gemm", ("bfloat16",), L40S, columns, time_s, given=given)
+        t = km.gemm_base_s(p, L40S, "bfloat16", columns["m"], columns["n"], columns["k"])
+        error.append(float(np.mean(np.abs(t / time_s - 1.0))))
+    assert error[1] < 0.92 * error[0]
+    assert p["cache_share"] == pytest.approx(1.0, abs=0.15)  # the L2 itself
+
+
+@pytest.mark.parametrize(("n", "k"), [(4096.0, 14336.0), (51200.0, 128.0)])
+def test_products_of_equal_weights_share_a_feature(n: float, k: float) -> None:
+    """The third feature is the size of the weights, and every term of the covariance says how far it reaches."""
+    o = kf.OPS["gemm"]
+    assert o.features(n, k)[2] == pytest.approx(o.features(k, n)[2]) == pytest.approx(np.log2(n * k))
+    assert {len(lengths) for _, lengths in o.terms} == {len(o.features(n, k))}
 
 
 def test_one_spike_does_not_bend_the_fit() -> None:
@@ -116,7 +177,8 @@ def test_no_tables_is_an_input_error(tmp_path: Path) -> None:
 
 @needs_tables
 @pytest.mark.parametrize(
-    ("op", "bound_pct"), [("gemm", 4.5), ("attention_decode", 3.5), ("attention_context", 5.5), ("moe", 14.0)]
+    ("op", "bound_pct"),
+    [("gemm", 3.65), ("attention_decode", 3.5), ("attention_context", 5.5), ("moe", 14.0)],
 )
 def test_unseen_shapes_on_h100_vllm_bfloat16(op: str, bound_pct: float) -> None:
     frame = kf.op_rows(op, SHARED, "H100-SXM", "vllm")
@@ -181,10 +243,7 @@ def test_a_format_with_one_model_leans_on_bfloat16() -> None:
     parts = dict(kf.slices(frame, kf.OPS["moe"]))
     model = km.load_kernel_model("h100-sxm-80gb", "vllm")
     p = model.groups["moe/bfloat16"]["parameters"]
-    terms = ((1.0, (12.0, 12.0, 6.0, 6.0, 12.0, 4.0, 6.0, 4.0)),)
-    arrays, tied, _ = kf.fit_group(
-        "moe", ("int4_wo",), parts[("int4_wo",)], kf.PEAKS["h100-sxm-80gb"], kf.Kin(p, terms)
-    )
+    arrays, tied, _ = kf.fit_group("moe", ("int4_wo",), parts[("int4_wo",)], kf.PEAKS["h100-sxm-80gb"], p)
     _, free, _ = kf.fit_group("moe", ("int4_wo",), parts[("int4_wo",)], kf.PEAKS["h100-sxm-80gb"])
     assert 0.35 <= tied["memory_efficiency"] <= 0.95
     names = [n for n in p if n != "latency_s"]
@@ -248,6 +307,163 @@ def test_backends_are_told_apart_and_chosen_by_shape(tmp_path: Path) -> None:
     assert np.all(time(8, "slow") > 2.0 * time(8))
 
 
+def test_rows_that_a_benchmark_counts_otherwise_are_named_apart() -> None:
+    """SGLang keeps all tokens of Mixtral (on A100 of every model) on a rank; groups of experts are dealt to by halves."""
+    models = [(4096, 14336, 2, 8), (4096, 1536, 8, 128), (7168, 2048, 8, 256)]
+    rows = [(*m, ep, skewed) for m in models for ep in (1, 2) for skewed in (0.0, 1.0)]
+    columns = [*kf.OPS["moe"].group, "moe_ep_size", "skewed"]
+    frame = pd.DataFrame(rows, columns=columns).assign(kernel="sglang_fused_moe_triton")
+
+    def flags(gpu: str, framework: str) -> list[str]:
+        got = kf.set_aside(frame, gpu, framework)
+        ends = [km.SET_ASIDE.get(flag, "") for flag in got["aside"]]
+        assert list(got["kernel"]) == ["sglang_fused_moe_triton" + end for end in ends]
+        return ["".join(word[:1] for word in flag.split("_")) for flag in got["aside"]]
+
+    assert flags("H100-SXM", "sglang") == ["", "", "at", "at", *[""] * 4, "gd", "", "gd", ""]
+    assert flags("A100-SXM-80GB", "sglang") == [*["", "", "at", "at"] * 2, "gd", "", "at", "at"]
+    assert flags("H100-SXM", "vllm") == [*[""] * 8, "gd", "", "gd", ""]
+    assert flags("H100-SXM", "trtllm") == [""] * 12
+
+
+def test_rows_on_a_rank_by_how_they_are_counted() -> None:
+    one, k, e = np.array([64.0]), np.float64(8), np.float64(128)
+    for ep in (1.0, 4.0, 32.0):
+        rows, local = km.moe_assigned_rows({}, one, k, e, np.float64(ep), 1.0)
+        assert (rows[0], local) == (512.0 / ep, 128.0 / ep)
+    for ep, dealt, choice in (
+        (2.0, 1.0, 8.0),
+        (8.0, 1.0, 8.0),
+        (32.0, 1.0, 2.0),
+        (32.0, 0.0, 8.0),
+        (128.0, 1.0, 0.5),
+    ):
+        rows, local = km.moe_assigned_rows({"all_tokens": 1.0}, one, k, e, np.float64(ep), dealt)
+        assert (rows[0], local) == (64.0 * choice, 128.0 / ep)
+    for ep, share, experts in ((1.0, 1.0, 64.0), (2.0, 1.0, 64.0), (8.0, 0.625, 16.0)):
+        rows, local = km.moe_assigned_rows({"grouped_deal": 1.0}, one, k, e, np.float64(ep), 1.0)
+        assert (rows[0], local) == (512.0 * share, experts)
+
+
+def test_a_simulation_takes_no_rows_that_are_counted_otherwise(tmp_path: Path) -> None:
+    """On A100 every model is timed with all tokens on one rank of two: reproduced in bench, shared out in serving."""
+    peaks, p = kf.PEAKS["a100-sxm-80gb"], {**km.DEFAULT_PARAMETERS["moe"]}
+    m = 2.0 ** np.arange(0, 14)
+    parts = []
+    models = [(h, i, k) for h in (2048, 4096) for i in (3584, 7168, 14336) for k in (2, 4)]
+    for hidden, inter, topk in models:
+        for ep in (1, 2):
+            q = {**p, "all_tokens": 1.0} if ep == 2 else p
+            t = km.moe_base_s(
+                q, peaks, "bfloat16", m, *(np.float64(v) for v in (hidden, inter, topk, 8, 1, ep, 1)), 1.0
+            )
+            ids = {
+                "hidden_size": hidden,
+                "inter_size": inter,
+                "topk": topk,
+                "num_experts": 8,
+                "moe_ep_size": ep,
+            }
+            parts.append(pd.DataFrame({"num_tokens": m, "latency_us": 1e6 * t}).assign(**ids))
+    same = {"gpu": "A100-SXM-80GB", "framework": "sglang", "dtype": "bfloat16", "distribution": "balanced"}
+    table = pd.concat(parts, ignore_index=True).assign(
+        **same, moe_tp_size=1, gated=True, kernel="fused_moe_triton"
+    )
+    (tmp_path / "tables").mkdir()
+    table.to_parquet(tmp_path / "tables" / "moe.parquet")
+    kf.fit_kernels(tmp_path / "tables", tmp_path / "out", ["a100-sxm-80gb"], ["sglang"])
+    k = km.load_kernel_model("a100-sxm-80gb", "sglang", directory=tmp_path / "out")
+    assert sorted(k.groups["moe/bfloat16"]["kernels"]) == ["fused_moe_triton", "fused_moe_triton_all_tokens"]
+    shape = (4096, 14336, 2, 8, 1, 2)
+    args = tuple(np.float64(v) for v in (*shape, 1))
+    wide = m[m >= 2048]
+    shared, whole = (
+        km.moe_base_s(q, peaks, "bfloat16", wide, *args, 1.0) for q in (p, {**p, "all_tokens": 1.0})
+    )
+    assert whole[-1] > 1.5 * shared[-1]
+    bench = k.moe_s("bf16", *shape, wide, "balanced", condition="bench", kernel="fused_moe_triton_all_tokens")
+    assert np.allclose(bench, whole, rtol=0.1)
+    assert np.allclose(k.moe_s("bf16", *shape, wide, "balanced"), shared, rtol=0.1)
+
+
+def test_experts_replayed_from_the_cache_are_read_from_memory_in_serving(tmp_path: Path) -> None:
+    """Shards of 25 MB and up on an L2 of 96 MB, timed at four times the speed of memory: a simulation reads memory."""
+    peaks = kf.PEAKS["l40s-48gb"]
+    p = {**km.DEFAULT_PARAMETERS["moe"], "cache_gain": 4.0, "cache_share": 0.5}
+    m = 2.0 ** np.arange(0, 12)
+    parts = []
+    for hidden, inter in ((h, i) for h in (2048, 4096) for i in (512, 1024, 2048)):
+        for ep in (1, 4, 16):
+            args = (np.float64(v) for v in (hidden, inter, 8, 64, 1, ep, 1))
+            t = km.moe_base_s(p, peaks, "bfloat16", m, *args, 1.0)
+            ids = {"hidden_size": hidden, "inter_size": inter, "moe_ep_size": ep}
+            parts.append(pd.DataFrame({"num_tokens": m, "latency_us": 1e6 * t}).assign(**ids))
+    same = {
+        "gpu": "L40S",
+        "framework": "vllm",
+        "dtype": "bfloat16",
+        "distribution": "balanced",
+        "kernel": "triton",
+    }
+    table = pd.concat(parts, ignore_index=True).assign(
+        **same, topk=8, num_experts=64, moe_tp_size=1, gated=True
+    )
+    (tmp_path / "tables").mkdir()
+    table.to_parquet(tmp_path / "tables" / "moe.parquet")
+    kf.fit_kernels(tmp_path / "tables", tmp_path / "out", ["l40s-48gb"], ["vllm"])
+    k = km.load_kernel_model("l40s-48gb", "vllm", directory=tmp_path / "out")
+    shape = (2048, 512, 8, 64, 1, 16)
+    args = tuple(np.float64(v) for v in (*shape, 1))
+    warm, cold = (km.moe_base_s(p, peaks, "bfloat16", m[6:], *args, 1.0, warm=w) for w in (True, False))
+    assert (cold / warm).max() > 1.3
+    assert np.allclose(k.moe_s("bf16", *shape, m[6:], "balanced", condition="bench"), warm, rtol=0.1)
+    assert np.allclose(k.moe_s("bf16", *shape, m[6:], "balanced"), cold, rtol=0.1)
+
+
+def test_series_far_from_all_others_are_drawn_in() -> None:
+    """One shape in eight five times too slow: what is left out is read off the rest; clean tables stay as they are."""
+    rng = np.random.default_rng(3)
+    x = rng.uniform(0.0, 4.0, size=(80, 2))
+    truth = np.sin(x[:, :1]) * 0.3 + np.linspace(0.0, 0.2, 6)
+    cov = km.shape_kernel(x, x, np.array([1.0]), np.array([[0.25, 0.25]]))
+    inverse = np.linalg.inv(cov + 0.01 * np.eye(80))
+    groups = np.arange(80) // 4
+    bad = truth.copy()
+    bad[::8] += 1.6
+
+    def off(z: NDArray[np.float64]) -> float:
+        return float(np.abs(z - kf.leave_groups_out(inverse, z, groups) - truth).mean())
+
+    assert off(bad) > 0.15
+    assert off(kf.drawn_in(inverse, bad)) < 0.05
+    assert np.abs(kf.drawn_in(inverse, truth) - truth).mean() < 0.01
+
+
+def test_ranks_with_the_same_experts_share_their_tiles() -> None:
+    """Tiles tuned for 128 experts of width 768 are tuned for every model that comes to these; the next width is not."""
+    models = [(4096, 1536, 8, 128), (6144, 3072, 4, 128), (3072, 768, 8, 128)]
+    models += [
+        (4096, 1408, 8, 128),
+        (5120, 896, 8, 128),
+        (3072, 704, 8, 128),
+    ]  # widths of 704 and 896 are not tuned
+    shapes = [(*m, tp, ep, 1.0, 0.0) for m in models for tp in (1, 2, 4, 8) for ep in (1, 2, 4)]
+    features = np.array([km.moe_shape(*s) for s in shapes])
+    tuned = np.array([s[1] / s[4] == 768 and s[3] / s[5] == 128 for s in shapes])
+    known = np.repeat(np.arange(len(models)), 12) != 0
+    terms = kf.OPS["moe"].terms
+    amplitude, inverse = (
+        np.array([a for a, _ in terms]),
+        np.array([[1.0 / v if v else 0.0 for v in ls] for _, ls in terms]),
+    )
+    cov = km.shape_kernel(features, features, amplitude, inverse)
+    seen = cov[np.ix_(known, known)] + kf.MOE_NOISE * np.eye(known.sum())
+    got = cov[np.ix_(~known, known)] @ np.linalg.solve(seen, np.where(tuned[known], -0.7, 0.0))
+    there = tuned[~known]
+    assert got[there].max() < -0.35
+    assert np.abs(got[~there]).max() < 0.1
+
+
 def test_the_load_of_experts_is_rows_an_expert() -> None:
     """A quarter of the experts at a quarter of the rows is the same load: 128 experts on four ranks, or 32."""
     load = km.moe_load(np.array([4.0, 64.0]), np.float64(4), np.float64(128))
@@ -260,7 +476,7 @@ def test_skewed_rows_add_up_and_the_heaviest_rank_has_most() -> None:
         args = (np.array([tokens]), np.float64(topk), np.float64(experts))
         rows, active = km.moe_skewed_rows(*args, np.float64(1))
         assert rows[0] == pytest.approx(tokens * topk, rel=0.05)
-        assert active[0] < km.moe_active_experts(np.float64(experts), np.array([tokens * topk]))[0] + 1e-9
+        assert active[0] < experts * -np.expm1(-tokens * topk / experts) + 1e-9  # equally popular ones
         for ranks in (2.0, 4.0, 8.0):
             some, touched = km.moe_skewed_rows(*args, np.float64(ranks))
             assert (
@@ -322,3 +538,43 @@ def test_a_fit_leaves_out_what_no_kernel_could_be_and_says_so(tmp_path: Path) ->
     k = km.load_kernel_model("h100-sxm-80gb", "vllm", directory=tmp_path / "out")
     assert k.groups["gemm/bfloat16"]["rows"] == len(bad) - 3
     assert k.groups["gemm/bfloat16"]["parameters"]["compute_efficiency"] == pytest.approx(0.7, rel=0.02)
+
+
+def test_messages_between_measured_ones_are_straight_in_bytes() -> None:
+    """One algorithm is met exactly; nothing is said outside the measured messages."""
+    x = np.array([13.0, 10.0, 17.0, 20.0])
+    t = np.log(4e-6 + 3e-11 * np.exp2(x))
+    at = np.array([9.0, 11.0, 15.5, 20.0, 21.0])
+    got = kf.straight(at, x, t)
+    assert np.isnan(got[[0, 4]]).all()
+    assert got[1:4] == pytest.approx(np.log(4e-6 + 3e-11 * np.exp2(at[1:4])))
+
+
+def test_a_hole_beside_a_change_of_algorithm_keeps_to_its_neighbours() -> None:
+    """A curve that leaps where the algorithm changes is read well an octave away from the leap.
+
+    The true curve: 5 us + bytes / 100 GB/s up to 4 MB, thrice that time beyond. Left out: 64 kB, 256 MB.
+    """
+    octaves = np.array([*range(9, 16), *range(17, 28), 29, 30], dtype=np.float64)
+
+    def true_s(log2_bytes: NDArray[np.float64], gpus: NDArray[np.float64] | float) -> NDArray[np.float64]:
+        t = 5e-6 * gpus**0.2 + np.exp2(log2_bytes) * 1e-11
+        return np.asarray(np.where(log2_bytes > 22, 3.0 * t, t), dtype=np.float64)
+
+    gpus = np.repeat(np.array([2.0, 4.0, 8.0]), len(octaves))
+    x = np.tile(octaves, 3)
+    time_s = true_s(x, gpus)
+    curves, knots, error = kf.fit_curves(gpus, np.zeros(len(x)), np.exp2(x), time_s)
+    assert error < 15.0
+    for g in (2.0, 4.0, 8.0):
+        curve = {"log2_bytes": knots, "log_s": curves[g, 0.0]}
+        at = np.array([16.0, 28.0])
+        got = km.curve_s(curve, np.exp2(at))
+        assert got == pytest.approx(true_s(at, g), rel=0.05)
+        near = np.array([22.0, 23.0])
+        assert km.curve_s(curve, np.exp2(near)) == pytest.approx(true_s(near, g), rel=0.15)
+
+
+@needs_tables
+def test_left_out_messages_of_h200() -> None:
+    assert kf.fit_collectives(SHARED, "H200-SXM")["collective/all_reduce"]["held_out_mape_pct"] < 3.6

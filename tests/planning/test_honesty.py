@@ -47,6 +47,41 @@ def test_a_shorter_run_is_close_where_a_longer_one_is_not() -> None:
     assert not judge(late(0.085, 100_000))["close"]
 
 
+@pytest.mark.parametrize("count", [50, 60, 100, 1000])
+def test_one_lost_request_does_not_open_a_wide_margin(count: int) -> None:
+    values = late(0.0, count)
+    values[count // 2] = np.nan
+    found = judge(values)
+    assert found["holds"]
+    assert not found["close"]
+
+
+def test_lost_requests_at_the_bound_leave_it_open() -> None:
+    values = late(0.0, 100)
+    values[::12] = np.nan
+    assert judge(values)["close"]
+
+
+def test_a_burst_says_less_than_as_many_requests_late_apart() -> None:
+    """30 of 3,000 late under a bound of 2 %: one burst of them may come twice, 30 strangers will not."""
+    slo = {"ttft_ms": {"p98": 100.0}}
+    apart, burst = late(0.0, 3000), late(0.0, 3000)
+    apart[::100] = 120.0
+    burst[1000:1030] = 120.0
+    assert judge(burst, slo)["close"]
+    assert not judge(apart, slo)["close"]
+
+
+def test_the_share_of_few_is_wilson_s_bound() -> None:
+    batches = np.zeros(20)
+    batches[4] = 20 / 100
+    n = 0.0099 / (0.2**2 / 20 / 20)  # as many as the spread of the batches says: 99
+    t = 1.729
+    upper = (0.01 + t**2 / (2 * n) + t * (0.0099 / n + t**2 / (4 * n**2)) ** 0.5) / (1 + t**2 / n)
+    assert metrics.open_share(batches, 1, 100, upper * 0.999)
+    assert not metrics.open_share(batches, 1, 100, upper * 1.001)
+
+
 def test_lost_requests_are_infinitely_late() -> None:
     values = late(0.0)
     values[::4] = np.nan
@@ -68,6 +103,14 @@ def test_the_model_s_error_opens_a_verdict() -> None:
     assert not with_model_error(found, outside)["close"]
     assert with_model_error(found, unbounded)["close"]
     assert not with_model_error(found, {"ttft_ms": {"interval": None}})["close"]
+
+
+def test_the_model_s_error_opens_the_attainment() -> None:
+    found = judge(late(0.05), {"ttft_ms": {"p50": 100.0}, "attainment": 0.9})
+    assert found["holds"]
+    assert not found["close"]
+    assert with_model_error(found, {"ttft_ms": {"interval": None}}, [0.8, 0.99])["close"]
+    assert not with_model_error(found, {"ttft_ms": {"interval": None}}, [0.92, 0.99])["close"]
 
 
 def test_one_clear_miss_settles_the_verdict() -> None:

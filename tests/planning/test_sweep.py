@@ -74,6 +74,21 @@ def test_all_points_serve_the_same_requests(tmp_path: Path) -> None:
     assert (arrivals[0] == arrivals[2]).all()
 
 
+def test_a_gpu_that_nobody_measured_is_close_where_a_measured_one_is_met(tmp_path: Path) -> None:
+    """The same distance to the bound, but kernels of the RTX 4090 are borrowed."""
+    bounds, found = {}, {}
+    for hardware in ("h100-sxm-80gb", "rtx-4090-24gb"):
+        deployed = {"engine": "vllm", "hardware": hardware, "engine_args": {"max_model_len": 2048}}
+        scenario = {**SCENARIO, "deployment": deployed}
+        bounds[hardware] = 1.3 * simulate(scenario).result["metrics"]["e2el_ms"]["p90"]  # type: ignore[arg-type]
+        plan = plan_sweep({**scenario, "slo": {"e2el_ms": {"p90": bounds[hardware]}}}, ["seed=1"])
+        found[hardware] = run_sweep(plan, tmp_path / hardware, workers=1)
+    assert found["h100-sxm-80gb"].cheapest is not None
+    assert found["rtx-4090-24gb"].cheapest is None
+    assert found["rtx-4090-24gb"].rows[0]["slo"] == "close"
+    assert found["rtx-4090-24gb"].rows[0]["slo_holds"]
+
+
 def test_one_worker_or_two_write_the_same_table(tmp_path: Path) -> None:
     alone, together = do(tmp_path / "a", VARY), do(tmp_path / "b", VARY, workers=2)
     assert tables(alone.folder) == tables(together.folder)

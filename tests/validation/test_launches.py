@@ -1,7 +1,8 @@
-"""Published facts of InferenceX runs, and that the suite's reader applies them to those rows alone."""
+"""Published facts of measured runs, and that the suite's reader applies them to those rows alone."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,17 @@ import numpy as np
 import pytest
 
 from engine_models.sglang import SGLANG
-from simulator.validation.launches import is_inferencex, sglang_flags, tensor_ranks
+from simulator.validation.evidence import kinds
+from simulator.validation.launches import (
+    compiles_while_measured,
+    is_gap_analysis,
+    is_inferencex,
+    sglang_flags,
+    start_s,
+    tensor_ranks,
+)
+from simulator.validation.report import fidelity
+from simulator.validation.runs import predict
 from simulator.validation.suite import plan_experiment
 
 ROW: dict[str, Any] = {
@@ -86,3 +97,57 @@ def test_other_closed_loops_have_the_stated_length() -> None:
 def test_flags_of_the_row_win() -> None:
     experiment = plan_experiment((ROW | {"max_num_seqs": 7.0},), Path("."), {})
     assert experiment.scenario["deployment"]["engine_args"]["max_running_requests"] == 7
+
+
+GAP: dict[str, Any] = ROW | {
+    "source": "ai-dynamo/aiconfigurator silicon_sample.csv (nvidia-gap-analysis)",
+    "hardware": "H200-SXM-141GB",
+    "model": "meta-llama/Llama-3.1-8B-Instruct",
+    "precision": "fp8",
+    "tp": 1.0,
+    "ep": 1.0,
+}
+
+
+def test_generated_servers_mix_prefill_with_decode_and_do_not_overlap() -> None:
+    flags = sglang_flags(GAP, "h200-sxm-141gb", 1)
+    assert flags == {"enable_mixed_chunk": True, "max_prefill_tokens": 2500, "disable_overlap_schedule": True}
+    assert set(flags) <= set(SGLANG.modelled)
+    restated = GAP | {"source_path": "source_file=kimi-k2.5-gap-analysis.csv"}
+    assert not is_gap_analysis(restated)
+    assert is_gap_analysis(GAP)
+    assert not is_gap_analysis(ROW)
+
+
+@pytest.mark.parametrize(
+    ("change", "cold"),
+    [
+        ({"measured_on": "2025-11-10 00:00:00"}, True),
+        ({"measured_on": "2025-12-31"}, True),
+        ({"measured_on": "2026-01-27"}, False),
+        ({"measured_on": "2026-03-25"}, False),
+        ({}, False),
+        ({"measured_on": "2025-11-10", "engine": "vllm"}, False),
+        ({"measured_on": "2025-11-10"} | OTHER, False),
+    ],
+)
+def test_runs_before_the_client_warmed_up_are_no_evidence(change: dict[str, Any], cold: bool) -> None:
+    row = ROW | {"tp": 4.0} | change
+    assert compiles_while_measured(row) is cold
+    assert (row["id"] in kinds([row])) is not cold
+    error = {"id": row["id"], "metric": "ttft_mean_ms", "measured": 2.0, "predicted": 1.0, "abs_pct_error": 50.0}
+    page = fidelity(Path("."), [row], {"experiments": [error], "skipped": []}, [])
+    assert ("| the server compiled kernels while it was measured (no warm-up) | 50.0 (1) |" in page) is cold
+
+
+def test_first_request_of_each_user_waits_longer_where_that_was_seen() -> None:
+    """The mean over ten requests a user moves by a tenth of the delay, time per output token by nothing."""
+    row = ROW | {"tp": 4.0, "concurrency": 4.0, "output_tokens_mean": 20.0}
+    experiment = plan_experiment((row,), Path("."), {})
+    assert experiment.start_s == start_s(row) > 0
+    assert start_s(GAP) == start_s(row | {"engine": "vllm"}) == start_s(row | OTHER) == 0.0
+    late = predict(experiment)[row["id"]]
+    prompt = predict(replace(experiment, start_s=0.0))[row["id"]]
+    for name in ("ttft_mean_ms", "e2e_mean_ms"):
+        assert late[name][0] - prompt[name][0] == pytest.approx(experiment.start_s * 1e3 / 10)
+    assert late["tpot_mean_ms"][0] == pytest.approx(prompt["tpot_mean_ms"][0])

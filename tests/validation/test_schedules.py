@@ -12,15 +12,7 @@ from simulator.validation.schedules import replay, simulate_recording
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "conformance"
 RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "conformance" / "vllm"
-KEPT = (
-    "async_priority_preempt",
-    "async_spec_preempt",
-    "async_spec_windows",
-    "hybrid_swa",
-    "long_prefill_threshold",
-    "long_prompts",
-    "spec_decode_k3",
-)
+KEPT = sorted(path.stem for path in FIXTURES.glob("*.jsonl"))
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -28,6 +20,11 @@ def test_kept_recording_is_equal_at_every_step(name: str) -> None:
     result = replay(FIXTURES / f"{name}.jsonl")
     assert result["first_difference"] is None
     assert result["equal"] == result["steps"] > 20
+
+
+def test_recordings_of_both_engines_are_kept() -> None:
+    assert sum(name.startswith("sglang_") for name in KEPT) == 10
+    assert len(KEPT) == 17
 
 
 def test_all_recordings_are_equal_at_every_step() -> None:

@@ -1,0 +1,35 @@
+"""Arithmetic that a device sustains in matrix products, where a table was timed with weights that cost no power.
+
+vLLM's tables of plain products were taken with weights that nobody filled (bf16) or that are all alike (fp8: 0.01), SGLang's and
+TensorRT-LLM's with random ones. Bits that do not toggle draw no power, so the first run at clocks that a server under load does
+not hold: the same cuBLAS product in bf16 is as quick in all three up to 1e11 FLOP (1-5 %), and 10 to 25 % quicker in vLLM's
+table from 3e12 FLOP, where a kernel is long enough for the power limit to act (7 % on RTX PRO 6000). A server's weights are as
+good as random, and a prompt keeps the device busy for long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SUSTAINED_SHARE: Mapping[str, Mapping[str, float]] = {
+    "a100-sxm-80gb": {"bfloat16": 0.815},
+    "b200-sxm-180gb": {"bfloat16": 0.631, "fp8": 0.503, "nvfp4": 0.446},
+    "h100-sxm-80gb": {"bfloat16": 0.733, "fp8": 0.548},
+    "h200-sxm-141gb": {"bfloat16": 0.703, "fp8": 0.587},
+    "l40s-48gb": {"bfloat16": 0.518, "fp8": 0.398},
+    "rtx-pro-6000-96gb": {"bfloat16": 0.833, "fp8": 0.736, "nvfp4": 0.697},
+}
+"""Device of the table -> format -> share of the datasheet's dense peak that products sustain. unit: 1, kind: measured: mean of
+SGLang's and TensorRT-LLM's medians over products of 3e12 FLOP and more; source: aiconfigurator 095f58a (Apache-2.0), tables of
+linear layers, vLLM 0.24.0, SGLang 0.5.14 (A100: 0.5.10), TensorRT-LLM 1.3.0rc20 (A100: 1.0.0); 2026-11."""
+
+WITHOUT_POWER = ("vllm",)
+"""Frameworks whose tables were timed with weights that cost no power."""
+
+
+def sustained_share(framework: str, table: str, fmt: str) -> float | None:
+    """Share of peak that bounds products of one format in serving, None where the table says it itself.
+
+    framework, table : framework and device that the table was taken with.
+    """
+    return SUSTAINED_SHARE.get(table, {}).get(fmt) if framework in WITHOUT_POWER else None

@@ -1,0 +1,159 @@
+"""Step times of data-parallel ranks that share experts: closed forms against the model of one replica."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine_models.architecture import load_architecture
+from engine_models.data_parallel import CHOICE_BYTES, DataParallelTimes
+from engine_models.formats import format_named
+from engine_models.parts.batch import Batch
+from engine_models.step_time import Formats, HostOverhead, StepTimeModel
+from hardware_profiles.device import load_device
+from hardware_profiles.kernel_model import load_kernel_model
+from simulator.prepare import peaks_of
+
+MIXTRAL = load_architecture("mistralai/Mixtral-8x7B-v0.1")
+BF16 = format_named("bf16")
+HOST = HostOverhead(step_s=5e-4, row_s=1e-6, device_step_s=1e-4)
+GRAPHS = (1, 2, 4, 8, 16, 32, 64)
+TABLES: dict[str, Any] = {
+    "graph_sizes": GRAPHS,
+    "max_step_tokens": 2048,
+    "max_rows": 128,
+    "max_context_tokens": 8192,
+}
+
+
+def kernels() -> Any:
+    device = load_device("h100-sxm-80gb")
+    return load_kernel_model(device.name, "vllm", peaks_of(device))
+
+
+def group(ranks: int, host: HostOverhead = HOST, **options: Any) -> DataParallelTimes:
+    return DataParallelTimes(
+        MIXTRAL, kernels(), Formats(BF16, BF16, BF16), host, data_parallel=ranks, **{**TABLES, **options}
+    )
+
+
+FOUR = group(4, expert_parallel=4)
+
+
+def decode(rows: int, context: int) -> Batch:
+    return Batch(0, decode_rows=rows, decode_tokens=rows, decode_kv_tokens=rows * context, tokens=rows)
+
+
+def prefill(new: int, prior: int = 0) -> Batch:
+    return Batch(0, prefill=[(new, prior)], tokens=new)
+
+
+def test_experts_and_dense_parts_add_up_to_one_replica() -> None:
+    """With one rank nothing is exchanged, and the parts are those of the model without data parallelism."""
+    plain = StepTimeModel(MIXTRAL, kernels(), Formats(BF16, BF16, BF16), HOST, **TABLES)
+    one = group(1)
+    m = np.array([1, 7, 64, 1000])
+    both = sum(one.parts_s(m).values()) + sum(one.shared_parts_s(m).values())
+    assert np.allclose(both, sum(plain.parts_s(m).values()), rtol=1e-12)
+    assert not one.shared_parts_s(m)["exchange between ranks"].any()
+
+
+def test_equal_ranks_cost_what_one_of_them_and_the_shared_experts_cost() -> None:
+    """Four equal ranks: dense layers of one, experts of all tokens over four devices, and the exchange of all tokens."""
+    rows, context = 16, 500
+    device_s, shares = FOUR.group_s([decode(rows, context)] * 4)
+    m = np.array([rows])
+    own = (
+        sum(FOUR.parts_s(m).values()).item()
+        + FOUR._rows_s[rows]
+        + FOUR._decode_table(rows).at(rows * context)
+    )
+    shared = sum(FOUR.shared_parts_s(4 * m).values()).item()
+    assert device_s == pytest.approx(own + shared, rel=5e-3)  # the shared table is linear between its nodes
+    assert shares == [0.0] * 4
+    experts = FOUR.shared_parts_s(4 * m)["experts"].item()
+    assert experts == pytest.approx(
+        32 * kernels().moe_s("bf16", 4096, 14336, 2, 8, 1, 4, 4 * rows).item(), rel=1e-12
+    )
+    width = 4.0 * rows * 4096 * 2
+    exchange = kernels().all_gather_s(4, width + 4 * rows * 2 * CHOICE_BYTES) + kernels().reduce_scatter_s(
+        4, width
+    )
+    assert FOUR.shared_parts_s(4 * m)["exchange between ranks"].item() == pytest.approx(32 * exchange.item())
+
+
+def test_idle_ranks_are_padded_in_a_graph_and_bring_one_token_outside() -> None:
+    rows = decode(20, 300)
+    busy = FOUR.group_s([rows] * 4)[0]
+    assert FOUR.group_s([rows])[0] == busy  # all are padded to 32 tokens
+    own = FOUR._linear_s[100] + FOUR._rows_s[100] + FOUR._decode_table(100).at(100 * 300.0)
+    assert FOUR.group_s([decode(100, 300)])[0] == own + FOUR._shared_s[103]
+
+
+def test_a_prefill_sets_the_time_of_all() -> None:
+    alone = FOUR.group_s([prefill(2000)])[0]
+    with_others, shares = FOUR.group_s([prefill(2000), decode(8, 1000), decode(1, 10)])
+    assert alone < with_others < alone * 1.01  # nine more tokens pass the experts
+    assert with_others > 3 * FOUR.group_s([decode(8, 1000)] * 4)[0]
+    assert shares[0] > 0.9 * with_others
+    assert shares[1:] == shares[:2]  # the ranks that decode wait for the prompt: that time is the prompt's too
+    assert FOUR.group_s([decode(8, 1000), decode(1, 10)])[1] == [0.0, 0.0]
+
+
+def test_engines_that_capture_decoding_alone_do_not_pad_beside_a_prefill() -> None:
+    eager = group(4, HostOverhead(5e-4, 1e-6, prefill_launch_s=1e-5), expert_parallel=4)
+    padded, total = eager._of_group([20, 20], True)
+    assert (padded, total) == (32, 128)
+    beside = eager.group_s([prefill(20), decode(20, 300)])[0]
+    assert beside >= 1e-5 * eager.launches()
+    assert eager._of_group([20, 20], False) == (0, 42)
+
+
+def test_small_prefills_that_a_graph_holds_are_padded() -> None:
+    host = HostOverhead(5e-4, 1e-6, prefill_launch_s=1e-5, prefill_graph_tokens=64)
+    held = group(4, host, expert_parallel=4)
+    alone = held.group_s([prefill(20)])[0]
+    own = held._linear_s[32] + held._rows_s[1] + held.prefill_attention_s(20, 0)
+    assert alone == pytest.approx(own + held._shared_s[128], rel=1e-12)
+
+
+def test_the_exchange_waits_for_the_slowest_rank_twice_a_layer() -> None:
+    m = np.array([64])
+    waiting = group(4, HostOverhead(5e-4, 1e-6, reduce_wait_s=3e-6), expert_parallel=4).shared_parts_s(m)
+    calm = FOUR.shared_parts_s(m)
+    added = waiting["exchange between ranks"] - calm["exchange between ranks"]
+    assert added.item() == pytest.approx(32 * 2 * 3e-6)
+
+
+def test_every_layer_of_experts_launches_the_exchange_too() -> None:
+    plain = StepTimeModel(MIXTRAL, kernels(), Formats(BF16, BF16, BF16), HOST, **TABLES)
+    assert FOUR.launches() == plain.launches() + 2 * 32
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(st.integers(1, 128), st.integers(1, 4000)), min_size=1, max_size=4),
+    st.integers(1, 20),
+)
+def test_runs_of_steps_are_the_steps_to_the_last_bit(loads: list[tuple[int, int]], steps: int) -> None:
+    run = FOUR.group_decode_run_s([(rows, rows * context) for rows, context in loads], steps)
+    for step in range(steps):
+        batches = []
+        for rows, context in loads:
+            batch = decode(rows, context)
+            batch.decode_kv_tokens += rows * step
+            batches.append(batch)
+        assert FOUR.group_s(batches)[0] == run[step]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 128), min_size=4, max_size=4), st.integers(0, 3))
+def test_more_rows_on_any_rank_are_no_quicker(rows: list[int], rank: int) -> None:
+    fewer = FOUR.group_s([decode(n, 200) for n in rows])[0]
+    more = list(rows)
+    more[rank] = min(128, more[rank] + 8)
+    assert FOUR.group_s([decode(n, 200) for n in more])[0] >= fewer * (1 - 1e-12)

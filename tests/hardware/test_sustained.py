@@ -1,0 +1,73 @@
+"""Arithmetic that a device sustains, against the tables that were timed with weights that cost no power."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hardware_profiles.device import load_device
+from hardware_profiles.kernel_model import load_kernel_model
+from hardware_profiles.sustained import SUSTAINED_SHARE, sustained_share
+from simulator.prepare import peaks_of
+
+GEMM = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "kernels" / "gemm.parquet"
+NAMES = {"a100-sxm-80gb": "A100-SXM-80GB", "b200-sxm-180gb": "B200-SXM", "h100-sxm-80gb": "H100-SXM"}
+NAMES |= {"h200-sxm-141gb": "H200-SXM", "l40s-48gb": "L40S", "rtx-pro-6000-96gb": "RTX-PRO-6000-Server"}
+
+
+@pytest.mark.parametrize("device", sorted(SUSTAINED_SHARE))
+def test_long_products_in_serving_take_no_less_than_the_sustained_rate(device: str) -> None:
+    kernels = load_kernel_model(device, "vllm")
+    for fmt, share in SUSTAINED_SHARE[device].items():
+        m, n, k = 8192, 28672, 8192
+        held_s = 2.0 * m * n * k / (share * kernels.peaks.rate(fmt))
+        assert kernels.gemm_s(fmt, m, n, k) >= held_s * (1 - 1e-12)
+
+
+def test_short_products_keep_their_table() -> None:
+    """Decode reads weights: the bound on arithmetic does not reach it."""
+    kernels = load_kernel_model("h200-sxm-141gb", "vllm")
+    m, n, k = 16, 28672, 8192
+    arithmetic_s = 2.0 * m * n * k / (SUSTAINED_SHARE["h200-sxm-141gb"]["fp8"] * kernels.peaks.rate("fp8"))
+    assert kernels.gemm_s("fp8", m, n, k) > 5 * arithmetic_s
+
+
+def test_a_table_is_judged_as_it_was_measured() -> None:
+    kernels = load_kernel_model("b200-sxm-180gb", "vllm")
+    m, n, k = 16384, 57344, 8192
+    assert kernels.gemm_s("fp8", m, n, k, condition="bench") < kernels.gemm_s("fp8", m, n, k)
+
+
+def test_tables_with_random_weights_are_left_alone() -> None:
+    assert sustained_share("sglang", "h200-sxm-141gb", "bfloat16") is None
+    assert sustained_share("vllm", "h200-sxm-141gb", "bfloat16") == 0.703
+    assert sustained_share("vllm", "", "bfloat16") is None
+
+
+def test_a_borrowed_table_is_bounded_by_its_lender() -> None:
+    kernels = load_kernel_model("h800-sxm-80gb", "vllm", peaks_of(load_device("h800-sxm-80gb")))
+    assert kernels.path is not None
+    share = SUSTAINED_SHARE[kernels.path.parent.name]["bfloat16"]
+    m, n, k = 8192, 28672, 8192
+    held_s = 2.0 * m * n * k / (share * kernels.peaks.rate("bfloat16"))
+    assert kernels.gemm_s("bfloat16", m, n, k) >= held_s * (1 - 1e-12)
+
+
+@pytest.mark.skipif(not GEMM.is_file(), reason="shared/data/kernels is not beside the checkout")
+def test_the_shares_are_those_of_the_tables() -> None:
+    import pyarrow.parquet as pq
+
+    columns = ["gpu", "framework", "dtype", "m", "n", "k", "latency_us"]
+    frame = pq.read_table(GEMM, columns=columns, filters=[("m", ">=", 2048)]).to_pandas()
+    work = 2.0 * frame.m.astype(float) * frame.n * frame.k
+    frame = frame.assign(rate=work / (frame.latency_us * 1e-6))[work >= 3e12]
+    for device, formats in SUSTAINED_SHARE.items():
+        for fmt, share in formats.items():
+            of = frame[(frame.gpu == NAMES[device]) & (frame.dtype == fmt)]
+            peak = load_kernel_model(device, "vllm").peaks.rate(fmt)
+            found = [of[of.framework == name].rate.median() / peak for name in ("sglang", "trtllm")]
+            assert np.mean(found) == pytest.approx(share, abs=0.01), (device, fmt)
+            if fmt == "bfloat16":  # the same library in all three
+                assert of[of.framework == "vllm"].rate.median() / peak > share * 1.04

@@ -1,0 +1,300 @@
+"""Data-parallel attention from a scenario: memory, ranks, devices and price, engines' own flags, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hardware_profiles.errors import InputError
+from simulator import load_scenario, simulate
+from simulator.cli.check import facts
+from simulator.cli.summary import summary
+from simulator.prepare import Prepared, prepare
+from simulator.run import run_prepared
+from simulator.validation.launches import shared_ranks
+from simulator.validation.suite import pool_of
+
+WORKLOAD = {
+    "arrivals": {"kind": "poisson", "rate": 20},
+    "prompt_tokens": {"kind": "lognormal", "mean": 400, "p99": 2000},
+    "output_tokens": {"kind": "lognormal", "mean": 40, "p99": 150},
+    "requests": 120,
+}
+MIXTRAL = {
+    "engine": "vllm",
+    "hardware": "h100-sxm-80gb",
+    "tensor_parallel": 1,
+    "data_parallel": 4,
+    "expert_parallel": 4,
+}
+
+
+def scenario(model: str, deployment: dict[str, Any], **more: Any) -> Any:
+    return load_scenario({"model": model, "deployment": deployment, "workload": WORKLOAD, **more})
+
+
+def prepared(model: str, **deployment: Any) -> Prepared:
+    return prepare(scenario(model, deployment))
+
+
+def mixtral(**changes: Any) -> Prepared:
+    return prepared("mistralai/Mixtral-8x7B-v0.1", **{**MIXTRAL, **changes})
+
+
+def r1(**changes: Any) -> Prepared:
+    base = {
+        "engine": "vllm",
+        "hardware": "h200-sxm-141gb",
+        "tensor_parallel": 1,
+        "data_parallel": 8,
+        "expert_parallel": 8,
+    }
+    return prepared("deepseek-ai/DeepSeek-R1", **{**base, "engine_args": {"max_model_len": 16384}, **changes})
+
+
+def test_memory_of_deepseek_r1_on_eight_h200_by_hand() -> None:
+    """Experts are spread over eight devices; attention, shared experts, embeddings and the latent cache are whole on each."""
+    hidden, layers, heads = 7168, 61, 128
+    experts = 58 * 256 // 8 * 3 * hidden * 2048
+    shared, dense = 58 * 3 * hidden * 2048, 3 * 3 * hidden * 18432
+    attention = hidden * 1536 + 1536 * heads * 192 + hidden * 576 + 512 * heads * 256 + heads * 128 * hidden
+    in_fp8 = experts + shared + dense + layers * attention
+    in_bf16 = 2 * 129280 * hidden + 58 * hidden * 256
+    absorbed = layers * 512 * heads * 256
+    memory = r1().plan.memory
+    assert memory.weight_bytes == pytest.approx(in_fp8 + 2 * (in_bf16 + absorbed), rel=1e-3)
+    assert 102.5e9 < memory.weight_bytes < 103.3e9
+    assert memory.kv_bytes_per_token == layers * 576 * 2
+    tokens, rows, devices = 8192, 1024, 8
+    gathered = 2 * devices * hidden
+    assert memory.activation_bytes == tokens * 2 * (3 * 18432 + 3 * hidden + gathered) + 12 * rows * 129280
+    left = (
+        memory.usable_bytes
+        - memory.weight_bytes
+        - memory.activation_bytes
+        - memory.other_bytes
+        - memory.graph_bytes
+    )
+    assert memory.kv_bytes == left
+    assert 28e9 < left < 31e9
+
+
+def test_tensor_parallelism_holds_the_latent_cache_once_and_data_parallelism_eight_times() -> None:
+    whole = r1(tensor_parallel=8, data_parallel=1, expert_parallel=8)
+    split = r1()
+    assert whole.devices == split.devices == 8
+    assert whole.ranks == 1
+    assert split.ranks == 8
+    assert split.plan.tokens_held() * 8 > 4 * whole.plan.tokens_held()
+
+
+def test_devices_price_and_deployment_count_every_rank() -> None:
+    four, eight = mixtral(), mixtral(replicas=2)
+    assert (four.replicas, four.ranks, four.devices) == (1, 4, 4)
+    assert (eight.replicas, eight.ranks, eight.devices) == (2, 4, 8)
+    run = simulate(scenario("mistralai/Mixtral-8x7B-v0.1", MIXTRAL, cost={"usd_per_gpu_hour": 2.0}))
+    assert run.result["deployment"]["devices"] == 4
+    assert run.result["deployment"]["data_parallel"] == 4
+    assert run.result["cost"]["usd_per_hour"] == pytest.approx(8.0)
+    assert run.result["totals"]["completed"] == 120
+    assert sorted(set(run.requests["instance_id"].tolist())) == [0, 1, 2, 3]
+    assert any("data-parallel attention: 4 ranks" in text for text in run.manifest["assumptions"])
+    assert any("data-parallel attention" in axis for axis in run.result["extrapolation"]["axes"])
+    text = summary(run.result, run.manifest)
+    assert "(TP 1 x DP 4)" in text
+    assert "a rank" in text
+
+
+def test_check_counts_tokens_of_a_replica_and_of_a_rank() -> None:
+    report = facts(mixtral())
+    assert report["kv_tokens_per_replica"] == 4 * report["kv_tokens_per_rank"]
+    assert "kv_tokens_per_rank" not in facts(mixtral(data_parallel=1, tensor_parallel=4))
+
+
+def test_one_data_parallel_rank_is_no_data_parallelism() -> None:
+    deployment = {**MIXTRAL, "tensor_parallel": 4, "expert_parallel": 1}
+    stated = simulate(scenario("mistralai/Mixtral-8x7B-v0.1", {**deployment, "data_parallel": 1}))
+    del deployment["data_parallel"]
+    left_out = simulate(scenario("mistralai/Mixtral-8x7B-v0.1", deployment))
+    for result in (stated.result, left_out.result):
+        result["run_id"] = ""
+    assert stated.result == left_out.result
+    assert "data_parallel" not in stated.result["deployment"]
+
+
+def test_dense_models_are_copied() -> None:
+    copies = prepared(
+        "meta-llama/Llama-3.1-8B", engine="vllm", hardware="h100-sxm-80gb", data_parallel=3, replicas=2
+    )
+    assert (copies.replicas, copies.ranks, copies.devices) == (6, 1, 6)
+
+
+def test_vllm_shares_experts_without_expert_parallelism_too() -> None:
+    """The width of each expert is then split over all ranks, so both hold the same share of the experts."""
+    spread, split = mixtral(), mixtral(expert_parallel=False)
+    assert split.ranks == 4
+    assert split.plan.memory.weight_bytes == pytest.approx(spread.plan.memory.weight_bytes, rel=1e-3)
+
+
+def test_sglang_shares_experts_under_dp_attention_alone() -> None:
+    sglang = {
+        **MIXTRAL,
+        "engine": "sglang",
+        "expert_parallel": False,
+        "tensor_parallel": 2,
+        "data_parallel": 2,
+    }
+    copies = mixtral(**sglang)
+    assert (copies.replicas, copies.ranks, copies.devices) == (2, 1, 4)
+    shared = mixtral(**sglang, engine_args={"enable_dp_attention": True})
+    assert (shared.replicas, shared.ranks, shared.devices) == (1, 2, 4)
+    assert mixtral(**{**sglang, "expert_parallel": 4}).ranks == 2
+    assert shared.plan.rank_router == "round_robin"
+    assert mixtral().plan.rank_router == "least_loaded"
+
+
+def test_sglang_splits_dense_layers_and_lm_head_over_all_ranks() -> None:
+    """Attention and embeddings are whole on every rank, dense MLPs, shared experts and the LM head an eighth, as the experts."""
+    hidden = 7168
+    sglang = r1(
+        engine="sglang", engine_args={"context_length": 16384, "enable_dp_attention": True}
+    ).plan.memory
+    split = 58 * 3 * hidden * 2048 + 3 * 3 * hidden * 18432 + 2 * 129280 * hidden
+    absorbed = 2 * 61 * 512 * 128 * 256
+    vllm = r1().plan.memory
+    assert vllm.weight_bytes - absorbed - sglang.weight_bytes == pytest.approx(split * 7 / 8, rel=1e-3)
+
+
+def test_sglang_divides_its_limits_among_the_ranks() -> None:
+    flags = {"enable_dp_attention": True, "max_running_requests": 256, "chunked_prefill_size": 8192}
+    rules: Any = mixtral(engine="sglang", engine_args=flags).plan
+    assert rules.prefill_rules.max_running_requests == 64
+    assert rules.prefill_rules.chunked_prefill_size == 2048
+    assert rules.prefill_rules.schedule_conservativeness == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("typed", [{}, {"tensor_parallel": 1, "data_parallel": 8}])
+def test_the_ranks_of_sglangs_command_are_those_of_all(typed: dict[str, int]) -> None:
+    command = (
+        "python -m sglang.launch_server --model-path deepseek-ai/DeepSeek-R1 --tp-size 8 --dp-size 8 "
+        "--enable-dp-attention --ep-size 8 --context-length 16384"
+    )
+    found = prepared(
+        "deepseek-ai/DeepSeek-R1", engine="sglang", hardware="h200-sxm-141gb", engine_args=command, **typed
+    )
+    pool = found.scenario.deployment.pools[0]
+    assert (pool.tensor_parallel, pool.data_parallel, found.ranks, found.devices) == (1, 8, 8, 8)
+
+
+def test_a_pasted_vllm_command_shares_experts_over_its_ranks() -> None:
+    command = "vllm serve deepseek-ai/DeepSeek-R1 -dp 8 --enable-expert-parallel --max-model-len 16384"
+    found = prepared("deepseek-ai/DeepSeek-R1", engine="vllm", hardware="h200-sxm-141gb", engine_args=command)
+    assert (found.ranks, found.devices) == (8, 8)
+    assert found.plan.memory.weight_bytes == r1().plan.memory.weight_bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pipeline_parallel": 2}, "across pipeline stages"),
+        ({"offload": {"kv_offloading_size": 8}}, "`offload` beside data-parallel attention"),
+        (
+            {"speculative": {"method": "ngram", "num_speculative_tokens": 3, "acceptance_length": 2.0}},
+            "`speculative` beside",
+        ),
+    ],
+)
+def test_what_is_not_modelled_beside_it_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        mixtral(**changes)
+
+
+def test_ranks_beyond_a_node_are_warned_of() -> None:
+    wide = mixtral(data_parallel=16, expert_parallel=8, hardware="h100-sxm-80gb")
+    assert any("16 spans nodes of 8" in text for text in wide.warnings)
+
+
+def test_an_uneven_flag_of_sglang_is_named() -> None:
+    with pytest.raises(InputError, match="does not divide by data_parallel_size 3"):
+        mixtral(
+            engine="sglang",
+            engine_args={"tensor_parallel_size": 4, "data_parallel_size": 3, "enable_dp_attention": True},
+            data_parallel=1,
+            expert_parallel=1,
+        )
+
+
+def test_a_streamed_run_is_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = simulate(scenario("mistralai/Mixtral-8x7B-v0.1", {**MIXTRAL, "replicas": 2}))
+    monkeypatch.setattr("simulator.run.STREAM_ABOVE", 10)
+    streamed = simulate(scenario("mistralai/Mixtral-8x7B-v0.1", {**MIXTRAL, "replicas": 2}))
+    assert streamed.measured is None
+    frame, wanted = streamed.requests_frame(), held.requests_frame()
+    assert frame["end_s"].tolist() == wanted["end_s"].tolist()
+    assert frame["instance_id"].tolist() == wanted["instance_id"].tolist()
+
+
+INFERENCEX = {"source": "ai-dynamo/aiconfigurator silicon_sample.csv (inferencex-dump)"}
+
+
+@pytest.mark.parametrize(
+    ("source", "stated", "meant"),
+    [
+        (INFERENCEX, (4, 4, 16), (4, 1, 4)),  # tensor and expert ranks multiplied
+        (INFERENCEX, (2, 2, 4), (2, 1, 2)),
+        (INFERENCEX, (1, 64, 8), (1, 8, 8)),  # data-parallel attention, its ranks multiplied
+        (INFERENCEX, (1, 8, 8), (1, 8, 8)),
+        ({"source": "somebody else"}, (2, 2, 4), (2, 2, 4)),
+    ],
+)
+def test_ranks_of_measured_rows(
+    source: dict[str, str], stated: tuple[int, int, int], meant: tuple[int, int, int]
+) -> None:
+    assert shared_ranks(source, *stated) == meant
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({"tp": 1, "dp": 8, "ep": 8}, {"tensor_parallel": 1, "data_parallel": 8, "expert_parallel": 8}),
+        ({"tp": 2, "dp": 2, "ep": 4, **INFERENCEX}, {"tensor_parallel": 2, "expert_parallel": 2}),
+        ({"tp": 2, "dp": 2, "source": "inference-sim/x"}, {"tensor_parallel": 2, "replicas": 2}),
+        ({"tp": 2, "dp": 2, "mode": "agg (2 instances)"}, {"tensor_parallel": 2, "replicas": 2}),
+    ],
+)
+def test_pool_of_a_measured_row(row: dict[str, Any], wanted: dict[str, int]) -> None:
+    stated = {
+        "id": "x",
+        "engine": "vllm",
+        "hardware": "H100-SXM-80GB",
+        "model": "mistralai/Mixtral-8x7B-v0.1",
+    }
+    found = pool_of({**stated, **row})
+    keys = ("tensor_parallel", "data_parallel", "expert_parallel", "replicas")
+    assert {key: found[key] for key in keys if key in found} == wanted
+
+
+def test_a_row_of_sglang_with_data_ranks_attends_in_parallel() -> None:
+    row = {
+        "id": "x",
+        "engine": "sglang",
+        "hardware": "H200",
+        "model": "deepseek-ai/DeepSeek-R1",
+        "tp": 1,
+        "dp": 8,
+        "ep": 8,
+    }
+    assert pool_of(row)["engine_args"]["enable_dp_attention"] is True
+
+
+def test_a_stopped_run_accounts_for_every_request() -> None:
+    """The stop comes while the ranks of one step are being processed: what they had not handed out is unfinished."""
+    found = mixtral(replicas=2)
+    ended = iter(range(1, 200))
+    run = run_prepared(found, should_stop=lambda: next(ended) >= 50)
+    totals = run.result["totals"]
+    assert run.raw.stopped_at_s is not None
+    assert totals["completed"] == 50
+    assert totals["completed"] + totals["unfinished"] + totals["not_arrived"] + totals["rejected"] == 120
+    assert run.manifest["partial"]
