@@ -623,9 +623,15 @@ def check_parallelism(
     moe_tp = _moe_split(tensor_parallel, expert_parallel, data_parallel)
     fault = _tensor_parallel_fault(arch, tensor_parallel, moe_tp)
     if fault:
-        valid = ", ".join(str(tp) for tp in tensor_parallel_sizes(arch))
+        sizes_that_do = tensor_parallel_sizes(arch)
+        if tensor_parallel in sizes_that_do:  # it is the ranks that share the experts
+            raise InputError(
+                f"{tensor_parallel} x {data_parallel} ranks (tensor x data parallel) do not divide {fault} of {arch.name}",
+                where=beside("data_parallel"),
+                mend="give a data_parallel that does, or expert_parallel, which keeps experts whole",
+            )
         raise InputError(
             f"tensor_parallel {tensor_parallel} does not divide {fault} of {arch.name}",
             where=where,
-            mend=f"use one of {valid}",
+            mend=f"use one of {', '.join(map(str, sizes_that_do))}",
         )

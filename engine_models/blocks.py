@@ -120,6 +120,11 @@ class Architecture:
     has_embedding: bool = True
     has_lm_head: bool = True
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer chooses among experts."""
+        return any(block.kind == "moe" for block in self.mlp)
+
 
 def parts_left_by_format(format_name: str, arch: Architecture) -> frozenset[str]:
     """Return the parts that stay in the model's dtype when a format is applied to a checkpoint without it.
@@ -128,7 +133,7 @@ def parts_left_by_format(format_name: str, arch: Architecture) -> frozenset[str]
     nvfp4: NVIDIA's checkpoints of MLA models leave attention alone (nvidia/DeepSeek-V3-0324-NVFP4,
     hf_quant_config.json, ModelOpt 0.27.0: every ``self_attn*`` excluded).
     """
-    if format_name == "mxfp4" and any(block.kind == "moe" for block in arch.mlp):
+    if format_name == "mxfp4" and arch.has_experts:
         return frozenset({"attention", "linear_attention", "mlp", "shared_expert"})
     if format_name == "nvfp4" and any(block.kind == "mla" for block in arch.attention):
         return frozenset({"attention"})

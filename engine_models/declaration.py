@@ -37,6 +37,12 @@ class PoolRequest:
     speculation: Speculation | None = None
     offload: HostMemory | None = None
 
+    @property
+    def more_memory(self) -> str:
+        """What to try where the model does not fit."""
+        parallelism = "tensor or data parallelism" if self.data_parallel > 1 else "tensor parallelism"
+        return f"more {parallelism}, a smaller number format, or larger devices"
+
 
 @dataclass(frozen=True)
 class HostMemory:

@@ -278,8 +278,7 @@ def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> Mem
             f"({fraction:.0%} of {free / 1e9:.1f} GB); {(weights + block - usable) / 1e9:.1f} GB too much on each of "
             f"{tp * pp * dp} devices",
             where="deployment",
-            mend=f"more tensor {'or data ' if request.data_parallel > 1 else ''}parallelism, a smaller number format, or larger "
-            "devices",
+            mend=request.more_memory,
         )
     return MemoryBudget(
         device_bytes=device,

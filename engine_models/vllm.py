@@ -493,8 +493,7 @@ def _memory(
             f"besides, of {usable / 1e9:.1f} GB usable ({share:.0%} of {request.device_memory_bytes / 1e9:.1f} GB); "
             f"{lack / 1e9:.1f} GB too much on each of {devices} devices",
             where="deployment",
-            mend=f"more tensor {'or data ' if request.data_parallel > 1 else ''}parallelism, a smaller number format, or larger "
-            "devices",
+            mend=request.more_memory,
         )
     return MemoryBudget(
         device_bytes=request.device_memory_bytes,

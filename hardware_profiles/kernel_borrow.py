@@ -170,11 +170,10 @@ def on_its_links(model: KernelModel, device: Device) -> tuple[KernelModel, str |
     curves of more than two are lent by a device on the same bus, scaled to this one's links.
     """
     share = host_share(model.links)
-    lender = _link_donor(device, device.link) if device.link and share < HOST_KEEPS else None
-    if lender is None:
+    if device.link is None or share >= HOST_KEEPS or (lender := _link_donor(device, device.link)) is None:
         return model, None
     links = dict(model.links)
-    for key, group in _lent_links(device).items():
+    for key, group in _scaled_from(lender, device.link).items():
         if key.startswith("collective/"):
             two = {n: c for n, c in links.get(key, {}).get("curves", {}).items() if n.split("/")[2] == "2"}
             more = {n: c for n, c in group["curves"].items() if n.split("/")[2] != "2"}

@@ -302,8 +302,9 @@ def prefill_base_s(
 
 #: Shape of the gamma distribution of the experts' popularity among the tokens of one step: its coefficient of
 #: variation is 1 / sqrt(shape), infinity would be equal popularity. unit: 1, kind: fitted (the best of 1, 2 and
-#: infinity), 2026-11, source: time per output token of 700 closed-loop runs of five models with 128 to 384 experts
-#: (aiconfigurator silicon sample); left out: Llama-4-Scout on H100, whose error fell too. See docs/background/accuracy.md.
+#: infinity), 2026-11, source: time per output token of 454 closed-loop runs of four models with 128 to 384 experts
+#: (aiconfigurator silicon sample) and the H100 runs of Mixtral and Llama-4-Scout (inference-sim); whichever model is left
+#: out, the others choose it. See docs/background/accuracy.md.
 POPULARITY_SHAPE = 2.0
 
 
@@ -803,6 +804,11 @@ class KernelModel:
                     found.setdefault(f"{key[11:]}|{lib}|{mode}", {})[int(gpus)] = curve
         return found
 
+    @property
+    def _tabled(self) -> DevicePeaks:
+        """Rates of the device whose tables these are."""
+        return self.lender_peaks or self.peaks
+
     # -- parts
 
     def surface(self, key: str) -> Surface | None:
@@ -935,10 +941,9 @@ class KernelModel:
         surface = self.surface(key)
         if surface is not None:
             shape = gemm_shape(n, k)
-            tabled = self.lender_peaks or self.peaks
             if condition == "serving":
                 residual = surface.unspiked(
-                    shape, lambda at: gemm_base_s(p, tabled, fmt, at, nn, kk), SPIKE, np.log2(rows)
+                    shape, lambda at: gemm_base_s(p, self._tabled, fmt, at, nn, kk), SPIKE, np.log2(rows)
                 )
             else:
                 residual = surface.at(shape, np.log2(rows))
@@ -1003,10 +1008,10 @@ class KernelModel:
                 key, surface, attention_shape(float(h), float(kv), head_dim, window_tokens)
             )
             residual = surface.at(shape, np.log2(rows), np.log2(c + 1.0))
-            tabled = self.lender_peaks or self.peaks
-            if condition == "serving" and tabled.l2_bytes > 0:
+            l2_bytes = self._tabled.l2_bytes
+            if condition == "serving" and l2_bytes > 0:
                 # what the replayed benchmark gained by its L2, serving does not: gains fade below its size
-                square = np.square(read / (WARM_SHARE * tabled.l2_bytes))
+                square = np.square(read / (WARM_SHARE * l2_bytes))
                 residual = np.maximum(residual, residual * (1.0 - 1.0 / (1.0 + square * square)))
             t = t * np.exp(residual)
         if condition == "serving":
@@ -1112,11 +1117,10 @@ class KernelModel:
         t = moe_base_s(p, self.peaks, fmt, rows, *args, dealt, skewed, condition == "bench")
         if surface is not None:
             load = moe_load(rows, k, e)
-            tabled = self.lender_peaks or self.peaks
             if condition == "serving":
                 residual = surface.unspiked(
                     shape,
-                    lambda at: moe_base_s(p, tabled, fmt, at * e / k, *args, dealt, skewed),
+                    lambda at: moe_base_s(p, self._tabled, fmt, at * e / k, *args, dealt, skewed),
                     MOE_SPIKE,
                     load,
                     kind=int(dealt),

@@ -42,7 +42,7 @@ def domain(prepared: Prepared) -> tuple[Evidence, list[str]]:
         axes.insert(0, f"hardware: no kernel of {device.name} was measured; datasheet rates and {basis}")
     weights = prepared.formats.weights
     if groups and weights.bits_per_weight < 16:
-        moe = any(block.kind == "moe" for block in prepared.arch.mlp)
+        moe = prepared.arch.has_experts
         known = {key.split("/")[1] for key in groups if key.startswith("moe/" if moe else "gemm/")}
         if canonical_format(weights.name) not in known:
             hardware = "kernels"  # its own 16-bit curves stand in, as a distant kin's would

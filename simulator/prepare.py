@@ -110,7 +110,7 @@ def lockstep_ranks(pool: Pool, engine: str, arch: Architecture, flags: EngineFla
     vLLM shares the experts of a MoE model over its data-parallel ranks; SGLang does with ``enable_dp_attention``, taken as
     given where the experts are spread over more ranks than tensor parallelism has.
     """
-    if pool.data_parallel == 1 or not any(block.kind == "moe" for block in arch.mlp):
+    if pool.data_parallel == 1 or not arch.has_experts:
         return 1
     asked = flags.values.get("enable_dp_attention")
     if engine == "sglang" and not asked and expert_ranks(pool) <= pool.tensor_parallel:
@@ -283,7 +283,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     links_said = None
     if pool.tensor_parallel * ranks > 2:
         kernels, links_said = on_its_links(kernels, device)
-    if plan.moe_backend and any(block.kind == "moe" for block in arch.mlp):
+    if plan.moe_backend and arch.has_experts:
         experts_format = kernel_format(arch, formats, "experts")
         if kernels.expert_backend(experts_format, plan.moe_backend) is None:
             warnings.append(

@@ -355,9 +355,6 @@ class PrefillFirstScheduler:
         adder = _Adder(self)
         if self.chunked is not None:
             adder.continue_chunk(self.chunked)
-        adder.one_chunk_only = (
-            self._policy == "shortest-prefill-first" and self.chunked is not None and not adder.chunk_finished
-        )
         taken = 0
         for seq in self._waiting:
             if adder.exhausted():
@@ -855,7 +852,6 @@ class _Adder:
         self.admitted: list[tuple[Sequence, int, int, bool]] = []
         self.new_chunked: Sequence | None = None
         self.chunk_finished = False
-        self.one_chunk_only = False  # a prompt is being cut, and no other may be
         self._states: list[tuple[float, int]] | None = None
 
     def _available(self) -> int:
@@ -950,9 +946,6 @@ class _Adder:
         future = min(row.max_new, CLIP_NEW_TOKENS)
         if self.chunk_left is not None and paged > self.chunk_left:
             page = kv.page_tokens
-            if self.one_chunk_only:
-                kv.tree.unlock(node)
-                return "other"
             extend = self.chunk_left // page * page
             extend = (prefix + extend) // page * page - prefix
             if extend <= 0:

@@ -211,6 +211,14 @@ class Replica:
             return INFINITY
         return self.scheduler.sleeps_until_s() or INFINITY
 
+    def receive(self, now_s: float) -> None:
+        """Hand the requests that have arrived to the scheduler."""
+        inbox = self._inbox
+        while inbox and inbox[0].arrival_s <= now_s:
+            self.scheduler.add(inbox.popleft())
+            if not inbox:
+                self._refill()
+
     def advance(self, limit_s: float, *, stop_after_finish: bool = False) -> bool:
         """Process every result up to `limit_s` (inclusive) and every scheduling decision before it.
 
@@ -235,10 +243,8 @@ class Replica:
             now = self.clock_s
             if now >= limit_s:
                 return False
-            while inbox and inbox[0].arrival_s <= now:
-                scheduler.add(inbox.popleft())
-                if not inbox:
-                    self._refill()
+            if inbox and inbox[0].arrival_s <= now:
+                self.receive(now)
             steps = scheduler.horizon()
             if steps > 1 and len(flight) == self.depth - 1 and not (flight and flight[0].finishing):
                 bound = limit_s

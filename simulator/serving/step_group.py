@@ -75,14 +75,6 @@ class Rank(Replica):
         """Advance the group, see `StepGroup.advance`."""
         return self.group.advance(limit_s, stop_after_finish=stop_after_finish)
 
-    def receive(self, now_s: float) -> None:
-        """Hand the requests that have arrived to the scheduler."""
-        inbox = self._inbox
-        while inbox and inbox[0].arrival_s <= now_s:
-            self.scheduler.add(inbox.popleft())
-            if not inbox:
-                self._refill()
-
     def next_arrival_s(self) -> float:
         """When the next known request reaches the scheduler."""
         return self._inbox[0].arrival_s if self._inbox else INFINITY

@@ -22,7 +22,7 @@ def model_class(row: dict[str, Any]) -> str:
         arch = load_architecture(str(row["model"]))
     except PlanError:
         return "unknown"
-    if any(block.kind == "moe" for block in arch.mlp):
+    if arch.has_experts:
         return "moe_expert_parallel" if float(row.get("ep") or 1) > 1 else "moe"
     try:
         return "dense" if weights_format(row, arch.quantization) in ("bf16", "fp16") else "quantized"

@@ -212,8 +212,7 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
     tp, pp, dp = (int(_number(row, k) or 1) for k in ("tp", "pp", "dp"))
     ep = int(_number(row, "ep") or 1)
     instances = vllm_instances(row) if engine == "vllm" else 1
-    experts = any(block.kind == "moe" for block in arch.mlp)
-    if dp > 1 and instances == 1 and experts:
+    if dp > 1 and instances == 1 and arch.has_experts:
         tp, dp, ep = shared_ranks(row, tp, dp, ep)
     elif dp > 1 and dp != instances:
         raise Unplayable("data-parallel ranks of several servers are not modelled yet")
@@ -243,7 +242,7 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
         pool["expert_parallel"] = ep
     if dp > 1 and instances == 1:
         pool["data_parallel"] = dp
-        if engine == "sglang" and experts:
+        if engine == "sglang" and arch.has_experts:
             args["enable_dp_attention"] = True
     if instances > 1:
         pool["replicas"] = instances

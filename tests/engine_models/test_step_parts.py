@@ -82,6 +82,24 @@ def test_batches_above_the_largest_graph_are_bound_by_launches(h100: KernelModel
     assert graphs.batch_s(Batch(0, tokens=9, prefill=[(9, 0)]))[0] == floor
 
 
+def test_every_all_reduce_waits_for_the_slowest_rank(h100: KernelModel) -> None:
+    """Two a layer under tensor parallelism, none without."""
+    arch = load_architecture("meta-llama/Llama-3.1-8B-Instruct")
+    m = np.array([1, 64, 2048])
+    for tp, waits in ((1, 0), (2, 2 * arch.layers)):
+        with_s, without_s = (
+            sum(
+                StepTimeModel(
+                    arch, h100, BF16, HostOverhead(0.0, 0.0, reduce_wait_s=wait_s), tensor_parallel=tp, max_rows=4
+                )
+                .parts_s(m)
+                .values()
+            )
+            for wait_s in (5e-6, 0.0)
+        )
+        assert with_s - without_s == pytest.approx(np.full(3, waits * 5e-6), abs=1e-12)
+
+
 def test_norms_over_all_heads_reduce_two_sums_a_token_over_the_ranks(h100: KernelModel) -> None:
     full = load_architecture("MiniMaxAI/MiniMax-M2.5")
     none = replace(full, attention=tuple(replace(b, qk_norm="none") for b in full.attention))
