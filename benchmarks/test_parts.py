@@ -13,15 +13,15 @@ import pytest
 
 pytest.importorskip("pytest_benchmark")
 
+from simulator.cluster.router import LeastRequests
 from simulator.config.load import load_scenario
 from simulator.io.tables import Coded, Numbered, write_columns
-from simulator.metrics import statistics, token_gaps
 from simulator.prepare import prepare
-from simulator.router import LeastRequests
+from simulator.results.metrics import statistics, token_gaps
+from simulator.results.sketch import LogHistogram
+from simulator.results.timeline import timeline
 from simulator.run import RunResult, simulate
 from simulator.serving.replica import Replica
-from simulator.sketch import LogHistogram
-from simulator.timeline import timeline
 from simulator.workload import streaming
 from simulator.workload.spec import WorkloadSpec
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine_models.blocks import Architecture
-from engine_models.parts.continuous import ContinuousRules, ContinuousScheduler
-from engine_models.parts.host_tier import HostTier
-from engine_models.parts.hybrid_kv import HybridKV
-from engine_models.parts.paged_kv import PagedKV
-from engine_models.parts.windowed import WindowedScheduler
-from engine_models.sampling import Sampler
-from engine_models.speculative import Speculation
-from engine_models.step_time import Formats, Fp32Router, HostOverhead
+from engine_models.cost.drafting import Speculation
+from engine_models.cost.sampling import Sampler
+from engine_models.cost.step_time import Formats, Fp32Router, HostOverhead
+from engine_models.memory.host_tier import HostTier
+from engine_models.memory.hybrid_kv import HybridKV
+from engine_models.memory.paged_kv import PagedKV
+from engine_models.model.blocks import Architecture
+from engine_models.schedulers.continuous import ContinuousRules, ContinuousScheduler
+from engine_models.schedulers.windowed import WindowedScheduler
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine_models.formats import format_named
+from engine_models.model.formats import format_named
 from hardware_profiles.errors import InputError, nearest
 
 
@@ -742,7 +742,7 @@ def table_of(engine: str) -> FlagTable | None:
     """Return the flags of an engine, named with or without a version; None for an engine without a table."""
     name = engine.partition("@")[0].strip().lower()
     if name == "sglang":
-        from engine_models.sglang import SGLANG  # its module reads this one
+        from engine_models.engines.sglang import SGLANG  # its module reads this one
 
         return SGLANG
     return {"vllm": VLLM}.get(name)

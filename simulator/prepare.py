@@ -8,14 +8,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_models.architecture import FP8_BLOCK, check_parallelism, load_architecture, uneven_block_width
-from engine_models.blocks import Architecture
-from engine_models.data_parallel import DataParallelTimes
+from engine_models.cost.drafting import Speculation, SpeculativeTimes, speculation_of
+from engine_models.cost.lockstep import DataParallelTimes
+from engine_models.cost.step_time import Formats, StepTimeModel, kernel_format
 from engine_models.declaration import EnginePlan, HostMemory, PoolRequest
 from engine_models.flags import EngineFlags, parse_engine_args
-from engine_models.formats import FORMATS, format_named
-from engine_models.speculative import Speculation, SpeculativeTimes, speculation_of
-from engine_models.step_time import Formats, StepTimeModel, kernel_format
+from engine_models.model.architecture import (
+    FP8_BLOCK,
+    check_parallelism,
+    load_architecture,
+    uneven_block_width,
+)
+from engine_models.model.blocks import Architecture
+from engine_models.model.formats import FORMATS, format_named
 from hardware_profiles.device import Device, device_names, load_device
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.kernel_borrow import borrowing, on_its_links
@@ -31,7 +36,7 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 
 
-ENGINES = {"vllm": "engine_models.vllm", "sglang": "engine_models.sglang"}
+ENGINES = {"vllm": "engine_models.engines.vllm", "sglang": "engine_models.engines.sglang"}
 """Engines that can be simulated, and the module of each, imported when a pool asks for it."""
 
 

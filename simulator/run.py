@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine_models.cost.drafting import AcceptanceStreams
 from engine_models.declaration import EnginePlan
-from engine_models.speculative import AcceptanceStreams
-from simulator import metrics
-from simulator.cluster import Cluster
+from simulator.cluster.cluster import Cluster
+from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, REJECTED, ClusterResult
 from simulator.cost import Usage, run_cost
-from simulator.domain import device_sources, domain, kernel_sources
-from simulator.figures import Figures, Measured, exact_figures, slo_dict
-from simulator.intervals import add_intervals
 from simulator.io.tables import Column
 from simulator.limits import all_refused, cuts, limits, refusals
-from simulator.outcome import FINISHED, NOT_ARRIVED, REJECTED, ClusterResult
 from simulator.prepare import Prepared, deployment_summary, prepare
-from simulator.request_table import request_table
-from simulator.timeline import timeline
+from simulator.results import metrics
+from simulator.results.domain import device_sources, domain, kernel_sources
+from simulator.results.figures import Figures, Measured, exact_figures, slo_dict
+from simulator.results.intervals import add_intervals
+from simulator.results.request_table import request_table
+from simulator.results.timeline import timeline
 from simulator.version import SCHEMA_VERSION, VERSION
 from simulator.workload.columns import Workload
 from simulator.workload.streams import stream

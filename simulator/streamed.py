@@ -21,12 +21,8 @@ from numpy.typing import NDArray
 
 from engine_models.declaration import EnginePlan
 from engine_models.parts.sequence import Sequence
-from simulator import metrics
-from simulator.cluster import CHUNK, Stopped, pool, route, router_of
-from simulator.figures import Figures, slo_dict
-from simulator.io.tables import TableWriter
-from simulator.limits import Limits
-from simulator.outcome import (
+from simulator.cluster.cluster import CHUNK, Stopped, pool, route, router_of
+from simulator.cluster.outcome import (
     NOT_ARRIVED,
     UNFINISHED,
     ClusterResult,
@@ -36,10 +32,14 @@ from simulator.outcome import (
     outcome,
     reached_s,
 )
-from simulator.request_table import request_table
+from simulator.io.tables import TableWriter
+from simulator.limits import Limits
+from simulator.results import metrics
+from simulator.results.figures import Figures, slo_dict
+from simulator.results.request_table import request_table
+from simulator.results.streamed_figures import ReplicaSteps, Tally
 from simulator.serving.replica import StepTimes
 from simulator.serving.step_group import GroupTimes
-from simulator.streamed_figures import ReplicaSteps, Tally
 from simulator.workload.columns import Workload
 from simulator.workload.streaming import BLOCK, WorkloadStream
 
@@ -87,7 +87,7 @@ class _Feed(Iterator[list[Sequence]]):
 
 
 class StreamedCluster:
-    """A pool of replicas as `simulator.cluster.Cluster`, of which it takes the parameters, over a stream of requests.
+    """A pool of replicas as `simulator.cluster.cluster.Cluster`, of which it takes the parameters, over a stream of requests.
 
     `account` gets every block, in order, once its requests have ended or the run has; `retire` the time before which no block
     that is still to come has a request.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.intervals import (
+from simulator.results.intervals import (
     INTERVAL_OF_MEAN_ERROR,
     QUEUE_ELASTICITY,
     Evidence,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator import metrics
-from simulator.metrics import Latencies, Window
-from simulator.outcome import FINISHED, REJECTED, UNFINISHED, ClusterResult
+from simulator.cluster.outcome import FINISHED, REJECTED, UNFINISHED, ClusterResult
+from simulator.results import metrics
+from simulator.results.metrics import Latencies, Window
 from simulator.run import RunResult, simulate
 from simulator.serving.replica import StepLog
 
@@ -200,7 +200,7 @@ def test_latencies_follow_their_definitions(runs: tuple[RunResult, RunResult]) -
 
 def test_littles_law_on_an_empty_to_empty_run(runs: tuple[RunResult, RunResult]) -> None:
     """Mean number in the system = completions a second x mean time in it (here: in the engine)."""
-    from simulator.timeline import server_averages
+    from simulator.results.timeline import server_averages
 
     raw = runs[0].raw
     window = Window(0.0, raw.end_of_run_s)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator import router
-from simulator.cluster import Cluster
-from simulator.outcome import ClusterResult
-from simulator.router import LeastRequests
+from simulator.cluster import router
+from simulator.cluster.cluster import Cluster
+from simulator.cluster.outcome import ClusterResult
+from simulator.cluster.router import LeastRequests
 from simulator.validation.schedules import RecordedClock
 from tests.invariants.core_cases import CLOCK, Case, cases, plan_of, workload_of
 
@@ -35,7 +35,7 @@ def result(
     monkeypatch: pytest.MonkeyPatch,
     tokenise_token_s: float = 0.0,
 ) -> ClusterResult:
-    monkeypatch.setattr("simulator.cluster.LeastRequests", kind)
+    monkeypatch.setattr("simulator.cluster.cluster.LeastRequests", kind)
     monkeypatch.setattr(router, "FAR_SIGHTED", sight)
     cluster = Cluster(
         workload_of(case),

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import simulator.run
-from simulator import streamed, streamed_figures
+from simulator import streamed
 from simulator.io.tables import read_columns
-from simulator.metrics import weighted_quantiles
+from simulator.results import streamed_figures
+from simulator.results.metrics import weighted_quantiles
+from simulator.results.sketch import RELATIVE_ERROR, SMALLEST, LogHistogram
 from simulator.run import RunResult, simulate
-from simulator.sketch import RELATIVE_ERROR, SMALLEST, LogHistogram
 from simulator.workload import streaming
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.metrics import Window
+from simulator.results.metrics import Window
+from simulator.results.timeline import MAX_ROWS, _Spread, server_averages, timeline
 from simulator.run import RunResult, simulate
-from simulator.timeline import MAX_ROWS, _Spread, server_averages, timeline
 
 SCENARIO: dict[str, Any] = {
     "name": "timeline",

@@ -28,7 +28,7 @@ def _kind(word: str) -> str:
 
 
 def _engines() -> list[dict[str, Any]]:
-    from engine_models import sglang, vllm
+    from engine_models.engines import sglang, vllm
 
     return [
         {"name": "vllm", "newest": vllm.NEWEST.name, "versions": list(vllm.VERSIONS)},
@@ -57,14 +57,14 @@ def _hardware() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
-    from engine_models.architecture import (
+    from engine_models.model.architecture import (
         active_parameters,
         kv_bytes_per_token,
         load_architecture,
         parameters,
     )
-    from engine_models.catalogue import model_names
-    from engine_models.formats import format_named
+    from engine_models.model.catalogue import model_names
+    from engine_models.model.formats import format_named
 
     out = []
     for name in model_names():
@@ -209,7 +209,7 @@ def _unmeasured_kernels(device: Device) -> str:
 
 
 def _show_model(name: str) -> dict[str, Any]:
-    from engine_models.architecture import (
+    from engine_models.model.architecture import (
         active_parameters,
         kv_bytes_per_token,
         load_architecture,
@@ -217,8 +217,8 @@ def _show_model(name: str) -> dict[str, Any]:
         tensor_parallel_sizes,
         weight_bytes,
     )
-    from engine_models.catalogue import find_model
-    from engine_models.formats import format_named
+    from engine_models.model.catalogue import find_model
+    from engine_models.model.formats import format_named
 
     arch = load_architecture(name)
     entry = find_model(name)
@@ -252,9 +252,9 @@ def _show_model(name: str) -> dict[str, Any]:
 def _show_engine(name: str) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from engine_models import sglang, vllm
+    from engine_models.cost.overheads import load_overheads
+    from engine_models.engines import sglang, vllm
     from engine_models.flags import flag_defaults
-    from engine_models.overheads import load_overheads
 
     engine, _, version = name.strip().lower().partition("@")
     known = [entry["name"] for entry in _engines()]

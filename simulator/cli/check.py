@@ -85,8 +85,8 @@ def refused(prepared: Prepared) -> list[str]:
 
 def what_would_hold(scenario: Scenario) -> list[tuple[str, int, bool]]:
     """Known GPUs on which the engine itself would start, fewest devices first: (device, tensor parallelism, native format)."""
-    from engine_models.architecture import load_architecture, tensor_parallel_sizes
-    from engine_models.formats import format_named
+    from engine_models.model.architecture import load_architecture, tensor_parallel_sizes
+    from engine_models.model.formats import format_named
     from hardware_profiles.device import all_devices
     from hardware_profiles.errors import PlanError
     from simulator.prepare import prepare

@@ -19,8 +19,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.parts.continuous import Batch, ContinuousScheduler
 from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.continuous import Batch, ContinuousScheduler
 
 FloatArray = NDArray[np.float64]
 INFINITY = float("inf")

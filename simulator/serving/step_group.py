@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from engine_models.parts.continuous import Batch, ContinuousScheduler
 from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.continuous import Batch, ContinuousScheduler
 from simulator.serving.replica import FEW_STEPS, INFINITY, FloatArray, Replica, few_ends, many_ends
 
 Load = tuple[int, int]

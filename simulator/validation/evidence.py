@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hardware_profiles.errors import PlanError
-from simulator.intervals import Evidence
+from simulator.results.intervals import Evidence
 from simulator.validation.launches import compiles_while_measured
 from simulator.validation.spellings import Unplayable, engine_name, hardware_name, weights_format
 from simulator.validation.vllm_launches import host_cores
@@ -16,7 +16,7 @@ MODEL_CLASSES = ("dense", "quantized", "moe", "moe_expert_parallel")
 
 def model_class(row: dict[str, Any]) -> str:
     """Return "dense", "quantized", "moe" or "moe_expert_parallel"."""
-    from engine_models.architecture import load_architecture
+    from engine_models.model.architecture import load_architecture
 
     try:
         arch = load_architecture(str(row["model"]))
@@ -47,7 +47,7 @@ def engine_of(row: dict[str, Any]) -> str:
 
 def hardware_class(row: dict[str, Any]) -> str:
     """Return "measured" where end-to-end runs of the engine on the device stand behind its overheads, else "kernels"."""
-    from simulator.domain import MEASURED
+    from simulator.results.domain import MEASURED
 
     return "measured" if (engine_of(row), device_name(row)) in MEASURED and not closed_loop(row) else "kernels"
 

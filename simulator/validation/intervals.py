@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from simulator.intervals import LEVEL, QUEUE_ELASTICITY, Evidence
+from simulator.results.intervals import LEVEL, QUEUE_ELASTICITY, Evidence
 from simulator.validation.evidence import Kind
 
 MIN_EXPERIMENTS = 10
@@ -44,10 +44,10 @@ def derive(
     known: Mapping[str, Kind],
     exclude: Callable[[str], bool] = lambda _: False,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Half-widths by group of evidence (`simulator.intervals.Groups`).
+    """Half-widths by group of evidence (`simulator.results.intervals.Groups`).
 
     Experiments with one and the same outcome are one experiment that a suite holds more than once, and count once. Of TTFT and
-    E2E under open load the part that queueing explains (`simulator.intervals.queue_widening`) is taken off first.
+    E2E under open load the part that queueing explains (`simulator.results.intervals.queue_widening`) is taken off first.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def _step_first(group: str, metric: str, statistic: str) -> tuple[Any, ...]:
 
 def write_intervals(groups: dict[str, dict[str, dict[str, float]]], output: Path | None = None) -> Path:
     """Write the shipped table of half-widths."""
-    path = output or Path(__file__).parents[1] / "intervals.json"
+    path = output or Path(__file__).parents[1] / "results" / "intervals.json"
     content = {
         "groups": groups,
         "level": LEVEL,

@@ -66,7 +66,7 @@ def start_s(row: dict[str, Any]) -> float:
     1 to 2 s longer than their prefill takes (issue 870: the 99th percentile of 80 requests by 8 users is 1.98 s, the mean
     0.33 s), under vLLM with gpt-oss none does. The cause is not known; with one user a request has no such delay.
     """
-    from engine_models.overheads import own_overheads
+    from engine_models.cost.overheads import own_overheads
 
     sglang = str(row.get("engine", "")).lower().startswith("sglang")
     return float(own_overheads("sglang")["start_s"]["value"]) if sglang and is_inferencex(row) else 0.0

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.overheads import FOLDER, load_overheads, overheads_from, own_overheads
+from engine_models.cost.overheads import FOLDER, load_overheads, overheads_from, own_overheads
 from hardware_profiles.errors import InputError
 from simulator.validation.evidence import engine_of, hardware_class
 from simulator.validation.launches import compiles_while_measured, start_s

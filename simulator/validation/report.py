@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.intervals import half_width
+from simulator.results.intervals import half_width
 from simulator.validation.evidence import Kind, device_name, kinds, model_class, set_aside
 
 SHOWN = (

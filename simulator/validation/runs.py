@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.overheads import Overheads
+from engine_models.cost.overheads import Overheads
 from hardware_profiles.errors import PlanError
-from simulator.intervals import Evidence, half_width, interval, rate_width, share_of_queue
-from simulator.metrics import Latencies
-from simulator.outcome import ClusterResult
+from simulator.cluster.outcome import ClusterResult
+from simulator.results.intervals import Evidence, half_width, interval, rate_width, share_of_queue
+from simulator.results.metrics import Latencies
 from simulator.validation.contradictions import sift
 from simulator.validation.spellings import Unplayable
 from simulator.validation.suite import (
@@ -35,10 +35,10 @@ Prediction = tuple[float, list[float] | None, float, float]
 
 def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[str, dict[str, Prediction]]:
     """Simulate one experiment; predicted metrics by row id. `overheads` replaces the engine's own."""
-    from simulator import metrics
     from simulator.config.load import load_scenario
-    from simulator.domain import domain
     from simulator.prepare import prepare
+    from simulator.results import metrics
+    from simulator.results.domain import domain
     from simulator.run import run_prepared
 
     scenario = load_scenario(experiment.scenario)

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from engine_models.engines.vllm import scheduling_switches, version_of, window_switches
+from engine_models.memory.hybrid_kv import HybridKV
+from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.batch import Batch, ContinuousRules
-from engine_models.parts.continuous import ContinuousScheduler
-from engine_models.parts.hybrid_kv import HybridKV
-from engine_models.parts.paged_kv import PagedKV
 from engine_models.parts.sequence import Sequence
-from engine_models.vllm import scheduling_switches, version_of, window_switches
+from engine_models.schedulers.continuous import ContinuousScheduler
 from hardware_profiles.errors import InputError, PlanError
 from simulator.serving.replica import FloatArray, Replica
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine_models.engines.sglang import scheduler_from_recording
 from engine_models.parts.batch import Batch
-from engine_models.parts.prefill_first import PrefillFirstBatch
 from engine_models.parts.sequence import Sequence
-from engine_models.sglang import scheduler_from_recording
+from engine_models.schedulers.prefill_first import PrefillFirstBatch
 from simulator.validation.schedules import compare, drive
 
 COMPARED = ("sched", "retracted", "preempted", "hits", "free_tokens", "evictable")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.speculative import ACCEPTANCE
+from engine_models.cost.drafting import ACCEPTANCE
 from hardware_profiles.errors import InputError, PlanError
 from simulator.validation.launches import (
     RANGE_RATIO,
@@ -184,8 +184,8 @@ ENGINE_ARGS = {"vllm": _vllm_args, "sglang": _sglang_args}
 
 def pool_of(row: dict[str, Any]) -> dict[str, Any]:
     """Return the deployment's pool of a row."""
-    from engine_models.architecture import load_architecture, uneven_block_width
-    from engine_models.formats import format_named
+    from engine_models.model.architecture import load_architecture, uneven_block_width
+    from engine_models.model.formats import format_named
     from hardware_profiles.device import load_device
     from simulator.prepare import ENGINES
 

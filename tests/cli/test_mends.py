@@ -14,12 +14,12 @@ import pytest
 from engine_models.declaration import EnginePlan
 from engine_models.flags import parse_engine_args
 from hardware_profiles.errors import InputError
-from simulator import metrics
 from simulator.cli.cost import amount, share_of
 from simulator.config.load import load_scenario
 from simulator.limits import limits
 from simulator.planning.budget import counted, sustained
 from simulator.prepare import prepare
+from simulator.results import metrics
 from simulator.run import simulate
 from simulator.workload.traces import read_trace
 from tests.terminal import typed

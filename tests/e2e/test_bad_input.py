@@ -270,7 +270,7 @@ def test_internal_errors_have_no_traceback(cli: Cli, monkeypatch: pytest.MonkeyP
 
 def _interrupt_after(requests: int, monkeypatch: pytest.MonkeyPatch, times: int = 1) -> None:
     """Send SIGINT to this process when so many requests have ended."""
-    from simulator.outcome import Rows
+    from simulator.cluster.outcome import Rows
 
     real = Rows.keep
     ended = 0
@@ -336,7 +336,7 @@ def test_second_interrupt_keeps_nothing(cli: Cli, tmp_path: Path, monkeypatch: p
     from simulator.cli import interrupt
 
     monkeypatch.setattr(interrupt, "KEEP_AFTER_S", 0.0)
-    from simulator.outcome import Rows
+    from simulator.cluster.outcome import Rows
 
     monkeypatch.setattr(Rows, "cut", lambda *_: signal.raise_signal(signal.SIGINT))
     _interrupt_after(10, monkeypatch)

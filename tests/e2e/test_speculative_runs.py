@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hardware_profiles.errors import InputError
-from simulator import metrics
+from simulator.results import metrics
 from simulator.run import RunResult, simulate
 
 SCENARIO: dict[str, Any] = {

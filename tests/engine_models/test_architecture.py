@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_models.architecture import (
+from engine_models.model.architecture import (
     active_parameters,
     architecture_from_config,
     check_parallelism,
@@ -30,8 +30,8 @@ from engine_models.architecture import (
     weight_bytes,
     weight_bytes_per_rank,
 )
-from engine_models.catalogue import model_names
-from engine_models.formats import FORMATS, format_named
+from engine_models.model.catalogue import model_names
+from engine_models.model.formats import FORMATS, format_named
 from hardware_profiles.errors import InputError
 
 BF16 = format_named("bf16")

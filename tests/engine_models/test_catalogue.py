@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine_models.architecture import active_parameters, load_architecture, parameters
-from engine_models.catalogue import catalogue, find_model, model_names
+from engine_models.model.architecture import active_parameters, load_architecture, parameters
+from engine_models.model.catalogue import catalogue, find_model, model_names
 from hardware_profiles.errors import InputError
 
 # Tensor totals of the published checkpoints, exact: the Hub's safetensors metadata as public repositories

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_models.memory.hybrid_kv import HybridKV
+from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.batch import Batch, ContinuousRules
-from engine_models.parts.continuous import ContinuousScheduler
-from engine_models.parts.hybrid_kv import HybridKV
-from engine_models.parts.paged_kv import PagedKV
 from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.continuous import ContinuousScheduler
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
 from tests.invariants.core_cases import CLOCK, Case, cases, plan_of, workload_of

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_models.architecture import load_architecture
-from engine_models.data_parallel import CHOICE_BYTES, DataParallelTimes
-from engine_models.formats import format_named
+from engine_models.cost.lockstep import CHOICE_BYTES, DataParallelTimes
+from engine_models.cost.step_time import Formats, HostOverhead, StepTimeModel
+from engine_models.model.architecture import load_architecture
+from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch
-from engine_models.step_time import Formats, HostOverhead, StepTimeModel
 from hardware_profiles.device import load_device
 from hardware_profiles.kernel_model import load_kernel_model
 from simulator.prepare import peaks_of

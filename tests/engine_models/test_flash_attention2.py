@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_models import flash_attention2
-from engine_models.architecture import load_architecture
-from engine_models.formats import format_named
+from engine_models.cost import flash_attention2
+from engine_models.cost.step_time import Formats, HostOverhead, StepTimeModel
+from engine_models.model.architecture import load_architecture
+from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch
-from engine_models.step_time import Formats, HostOverhead, StepTimeModel
 from hardware_profiles.device import load_device
 from hardware_profiles.kernel_model import KernelModel, load_kernel_model
 

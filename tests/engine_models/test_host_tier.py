@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine_models.flags import offload_settings, parse_engine_args, reconcile
-from engine_models.parts.host_tier import HostTier
+from engine_models.memory.host_tier import HostTier
 from engine_models.parts.sequence import Sequence
 from hardware_profiles.errors import InputError
 from simulator.prepare import prepare

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_models.parts.hybrid_kv import HybridKV
-from engine_models.parts.paged_kv import ChainKeys, PagedKV
+from engine_models.memory.hybrid_kv import HybridKV
+from engine_models.memory.paged_kv import ChainKeys, PagedKV
 from engine_models.parts.sequence import Sequence
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_models.parts.radix import Content, RadixPool, RadixTree
+from engine_models.memory.radix import Content, RadixPool, RadixTree
 
 RUNS = st.lists(
     st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=4

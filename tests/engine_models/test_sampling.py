@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine_models.overheads import load_overheads
-from engine_models.sampling import Sampler, truncates, truncation_s
+from engine_models.cost.overheads import load_overheads
+from engine_models.cost.sampling import Sampler, truncates, truncation_s
 from hardware_profiles.kernel_model import load_kernel_model
 
 HOST = load_overheads("vllm").host

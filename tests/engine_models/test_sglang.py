@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_models import sglang
+from engine_models.engines import sglang
 from engine_models.flags import parse_engine_args
+from engine_models.memory.radix import RadixPool
 from engine_models.parts.batch import Batch
-from engine_models.parts.prefill_first import POLICIES, PrefillFirstRules, PrefillFirstScheduler
-from engine_models.parts.radix import RadixPool
 from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.prefill_first import POLICIES, PrefillFirstRules, PrefillFirstScheduler
 from hardware_profiles.errors import InputError
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
@@ -267,10 +267,10 @@ def test_a_batch_may_exceed_max_prefill_tokens_by_its_last_prompt() -> None:
 
 def test_host_time_of_a_step_shows_without_overlap_alone() -> None:
     """Decode steps of n rows differ by serial_step_s + n row_s between the two modes."""
-    from engine_models.overheads import load_overheads
+    from engine_models.cost.overheads import load_overheads
     from simulator.config.load import load_scenario
-    from simulator.metrics import latencies
     from simulator.prepare import prepare
+    from simulator.results.metrics import latencies
     from simulator.run import run_prepared
 
     def tpot_ms(rows: int, **flags: bool) -> float:
@@ -291,7 +291,7 @@ def test_host_time_of_a_step_shows_without_overlap_alone() -> None:
 
 
 def test_overheads_say_what_is_taken_over() -> None:
-    from engine_models.overheads import load_overheads, own_overheads
+    from engine_models.cost.overheads import load_overheads, own_overheads
 
     own, shown = own_overheads("sglang"), load_overheads("sglang").provenance
     assert all({"value", "unit", "kind", "date", "meaning", "source"} <= set(entry) for entry in own.values())

@@ -10,12 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_models.architecture import kv_bytes_per_token, load_architecture, weight_bytes_per_rank
-from engine_models.declaration import PoolRequest
-from engine_models.flags import parse_engine_args, reconcile, speculative_settings
-from engine_models.formats import format_named
-from engine_models.parts.batch import Batch
-from engine_models.speculative import (
+from engine_models.cost.drafting import (
     METHODS,
     AcceptanceStreams,
     Speculation,
@@ -24,8 +19,13 @@ from engine_models.speculative import (
     head_layer,
     speculation_of,
 )
-from engine_models.step_time import Formats, HostOverhead, StepTimeModel
-from engine_models.vllm import graph_sizes, plan, version_of
+from engine_models.cost.step_time import Formats, HostOverhead, StepTimeModel
+from engine_models.declaration import PoolRequest
+from engine_models.engines.vllm import graph_sizes, plan, version_of
+from engine_models.flags import parse_engine_args, reconcile, speculative_settings
+from engine_models.model.architecture import kv_bytes_per_token, load_architecture, weight_bytes_per_rank
+from engine_models.model.formats import format_named
+from engine_models.parts.batch import Batch
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
 from hardware_profiles.kernel_model import load_kernel_model

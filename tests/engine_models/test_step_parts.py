@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine_models.architecture import load_architecture
-from engine_models.blocks import Architecture
-from engine_models.formats import format_named
+from engine_models.cost.step_time import Formats, HostOverhead, StepTimeModel
+from engine_models.model.architecture import load_architecture
+from engine_models.model.blocks import Architecture
+from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch
-from engine_models.step_time import Formats, HostOverhead, StepTimeModel
 from hardware_profiles.device import load_device
 from hardware_profiles.kernel_model import KernelModel, load_kernel_model
 

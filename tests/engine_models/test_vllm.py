@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from engine_models.overheads import load_overheads
-from engine_models.step_time import HostOverhead
-from engine_models.vllm import NEWEST, VERSIONS, graph_sizes, version_of
+from engine_models.cost.overheads import load_overheads
+from engine_models.cost.step_time import HostOverhead
+from engine_models.engines.vllm import NEWEST, VERSIONS, graph_sizes, version_of
 from hardware_profiles.errors import InputError
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare

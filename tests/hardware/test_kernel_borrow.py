@@ -16,8 +16,8 @@ from hardware_profiles import kernel_model as km
 from hardware_profiles import kernel_validate as kv
 from hardware_profiles.device import all_devices, load_device
 from hardware_profiles.kernel_model import DevicePeaks, KernelModel, load_kernel_model
-from simulator.domain import domain
 from simulator.prepare import peaks_of, prepare
+from simulator.results.domain import domain
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "kernels"
 needs_tables = pytest.mark.skipif(

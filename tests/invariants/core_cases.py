@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from engine_models.declaration import EnginePlan
-from engine_models.parts.continuous import ContinuousRules
-from simulator.cluster import Cluster
-from simulator.outcome import ClusterResult
+from engine_models.schedulers.continuous import ContinuousRules
+from simulator.cluster.cluster import Cluster
+from simulator.cluster.outcome import ClusterResult
 from simulator.validation.schedules import RecordedClock
 from simulator.workload.columns import Content, RequestClass, Workload
 

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_models.memory.hybrid_kv import HybridKV
+from engine_models.memory.paged_kv import Block, PagedKV
 from engine_models.parts.batch import Batch
-from engine_models.parts.hybrid_kv import HybridKV
-from engine_models.parts.paged_kv import Block, PagedKV
-from engine_models.parts.windowed import WindowedScheduler
-from simulator.cluster import Cluster
-from simulator.outcome import FINISHED, REJECTED, ClusterResult
+from engine_models.schedulers.windowed import WindowedScheduler
+from simulator.cluster.cluster import Cluster
+from simulator.cluster.outcome import FINISHED, REJECTED, ClusterResult
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
 from tests.invariants.core_cases import (

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models.declaration import EnginePlan
+from engine_models.engines.sglang import SglangPlan
 from engine_models.parts.batch import Batch
-from engine_models.parts.prefill_first import PrefillFirstRules
-from engine_models.sglang import SglangPlan
-from simulator.cluster import Cluster
-from simulator.outcome import FINISHED, REJECTED, ClusterResult
+from engine_models.schedulers.prefill_first import PrefillFirstRules
+from simulator.cluster.cluster import Cluster
+from simulator.cluster.outcome import FINISHED, REJECTED, ClusterResult
 from simulator.serving.replica import FloatArray
 from simulator.validation.schedules import RecordedClock
 from tests.invariants.core_cases import CLOCK, Case, cases, plain_workload, plan, plan_of, workload_of

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator import metrics
-from simulator.metrics import Latencies, Window, statistics, verdict, with_model_error
+from simulator.results import metrics
+from simulator.results.metrics import Latencies, Window, statistics, verdict, with_model_error
 from simulator.run import simulate
 
 SLO: dict[str, Any] = {"ttft_ms": {"p90": 100.0}}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.intervals import QUEUE_ELASTICITY, Evidence
+from simulator.results.intervals import QUEUE_ELASTICITY, Evidence
 from simulator.validation.evidence import Kind
 from simulator.validation.intervals import MIN_EXPERIMENTS, conformal_half_width, derive
 from simulator.validation.report import coverage_by_holdout

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine_models.sglang import SGLANG
+from engine_models.engines.sglang import SGLANG
 from simulator.validation.evidence import kinds
 from simulator.validation.launches import (
     compiles_while_measured,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine_models.overheads import FRONT_END, NAMES, own_overheads
+from engine_models.cost.overheads import FRONT_END, NAMES, own_overheads
 from hardware_profiles.errors import InputError
 from simulator.validation import overheads
 from simulator.validation.overheads import FITTED, TARGETS

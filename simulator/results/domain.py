@@ -7,8 +7,8 @@ from typing import Any
 from hardware_profiles.device import Device
 from hardware_profiles.kernel_borrow import HELD_OUT_ERROR_PCT
 from hardware_profiles.kernel_model import KernelModel, canonical_format
-from simulator.intervals import Evidence
 from simulator.prepare import Prepared
+from simulator.results.intervals import Evidence
 
 MEASURED = {("vllm", "h100-sxm-80gb")}
 """Engine and device with end-to-end measurements behind them (docs/fidelity.md)."""

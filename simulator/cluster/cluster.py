@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from engine_models.declaration import EnginePlan
 from engine_models.parts.sequence import Sequence
-from simulator.clock import ARRIVALS, DECISIONS, RESULTS, Clock
-from simulator.outcome import (
+from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS, Clock
+from simulator.cluster.outcome import (
     REJECTED,
     UNFINISHED,
     ClusterResult,
@@ -27,7 +27,7 @@ from simulator.outcome import (
     outcome,
     reached_s,
 )
-from simulator.router import LeastRequests, RankRouter
+from simulator.cluster.router import LeastRequests, RankRouter
 from simulator.serving.replica import INFINITY, Replica, StepTimes
 from simulator.serving.step_group import GroupTimes, StepGroup
 from simulator.workload.columns import Workload

@@ -1,6 +1,6 @@
-"""The figures of a run whose requests are not kept: counted block by block, as `simulator.figures` counts them all at once.
+"""The figures of a run whose requests are not kept: counted block by block, as `results.figures` counts them at once.
 
-Counts, sums, means, extremes, verdicts and goodput are exact. Percentiles come from histograms (`simulator.sketch`), sampling
+Counts, sums, means, extremes, verdicts and goodput are exact. Percentiles come from histograms (`results.sketch`), sampling
 errors from batches that differ from the exact ones by some thousand values. What needs the window's end before it is known (a
 run that ends with its last request, or is interrupted) takes the window as open; only then rates differ by what ended beyond it.
 """
@@ -13,13 +13,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator import metrics
-from simulator.figures import LATENCIES, Figures, lost_backlog, measured_window, peak_of, slo_dict
-from simulator.outcome import FINISHED, NOT_ARRIVED, REJECTED, STATUS_NAMES, UNFINISHED, ClusterResult
+from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, REJECTED, STATUS_NAMES, UNFINISHED, ClusterResult
+from simulator.results import metrics
+from simulator.results.figures import LATENCIES, Figures, lost_backlog, measured_window, peak_of, slo_dict
+from simulator.results.sketch import RELATIVE_ERROR, LogHistogram
+from simulator.results.timeline import (
+    MAX_ROWS,
+    MIN_BIN_S,
+    Amounts,
+    WindowLoad,
+    amounts,
+    averages,
+    events,
+    widen,
+)
 from simulator.serving.emissions import Emissions
 from simulator.serving.replica import StepLog
-from simulator.sketch import RELATIVE_ERROR, LogHistogram
-from simulator.timeline import MAX_ROWS, MIN_BIN_S, Amounts, WindowLoad, amounts, averages, events, widen
 
 if TYPE_CHECKING:
     from simulator.config.schema import Scenario

@@ -1,7 +1,7 @@
 """What a run amounts to: the figures that result.json is made of, from every request and step of a run.
 
 `exact_figures` counts runs whose requests are all in memory. Larger runs are counted as they go, by
-`simulator.streamed_figures`, which fills the same record.
+`simulator.results.streamed_figures`, which fills the same record.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator import metrics
+from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, REJECTED, STATUS_NAMES, UNFINISHED, ClusterResult
 from simulator.limits import Limits
-from simulator.outcome import FINISHED, NOT_ARRIVED, REJECTED, STATUS_NAMES, UNFINISHED, ClusterResult
-from simulator.timeline import server_averages
+from simulator.results import metrics
+from simulator.results.timeline import server_averages
 from simulator.workload.columns import RequestClass, Workload
 
 if TYPE_CHECKING:

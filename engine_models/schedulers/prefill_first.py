@@ -18,9 +18,9 @@ import random
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from engine_models.memory.radix import Content, Node, RadixPool, RadixTree
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
-from engine_models.parts.radix import Content, Node, RadixPool, RadixTree
 from engine_models.parts.sequence import Sequence
 
 CACHE_AWARE = ("lpm", "dfs-weight", "hrrn", "shortest-prefill-first")

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from engine_models.parts.paged_kv import Block, BlockPool, FreeRun
+from engine_models.memory.paged_kv import Block, BlockPool, FreeRun
 from engine_models.parts.sequence import Sequence
 
 PLAIN = Block(-1)  # stands for any held block without a hash: such blocks have no identity that matters

@@ -29,17 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from engine_models.architecture import (
-    check_parallelism,
-    gemm_shapes,
-    kv_bytes_per_token,
-    mla_absorbed_bytes_per_rank,
-    weight_bytes_per_rank,
-)
-from engine_models.blocks import Architecture, MlpBlock
-from engine_models.formats import FORMATS, format_named
-from engine_models.parts.batch import Batch
-from engine_models.step_time import (
+from engine_models.cost.step_time import (
     FloatArray,
     Formats,
     HostOverhead,
@@ -47,6 +37,16 @@ from engine_models.step_time import (
     StepTimeModel,
     log_grid,
 )
+from engine_models.model.architecture import (
+    check_parallelism,
+    gemm_shapes,
+    kv_bytes_per_token,
+    mla_absorbed_bytes_per_rank,
+    weight_bytes_per_rank,
+)
+from engine_models.model.blocks import Architecture, MlpBlock
+from engine_models.model.formats import FORMATS, format_named
+from engine_models.parts.batch import Batch
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.kernel_model import KernelModel
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine_models.blocks import Architecture, AttentionBlock, MlpBlock, QkNorm, parts_left_by_format
-from engine_models.catalogue import find_model, model_names
+from engine_models.model.blocks import Architecture, AttentionBlock, MlpBlock, QkNorm, parts_left_by_format
+from engine_models.model.catalogue import find_model, model_names
 from hardware_profiles.errors import InputError, nearest
 
 Config = Mapping[str, Any]

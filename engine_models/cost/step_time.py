@@ -30,12 +30,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models import flash_attention2
-from engine_models.architecture import MoeShape, format_of_part, gemm_shapes, moe_shapes, stages
-from engine_models.blocks import Architecture
-from engine_models.formats import Format
+from engine_models.cost import flash_attention2
+from engine_models.cost.sampling import Sampler, truncation_s
+from engine_models.model.architecture import MoeShape, format_of_part, gemm_shapes, moe_shapes, stages
+from engine_models.model.blocks import Architecture
+from engine_models.model.formats import Format
 from engine_models.parts.batch import Batch
-from engine_models.sampling import Sampler, truncation_s
 from hardware_profiles.errors import PlanError
 from hardware_profiles.kernel_model import KernelModel
 
@@ -176,8 +176,8 @@ class StepTimeModel:
     moe_backend : backend of the experts by the engine's word for it (``marlin``); None, or one that the tables lack: the one
         that measured layers like these run on.
     fixed_grid_attention : whether prompts and decoding rows share a call of FlashAttention 2, see
-        :mod:`engine_models.flash_attention2`.
-    sampler : how truncated sampling is done, see :mod:`engine_models.sampling`.
+        :mod:`engine_models.cost.flash_attention2`.
+    sampler : how truncated sampling is done, see :mod:`engine_models.cost.sampling`.
     """
 
     def __init__(

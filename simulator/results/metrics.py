@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.outcome import FINISHED, REJECTED, UNFINISHED, ClusterResult
+from simulator.cluster.outcome import FINISHED, REJECTED, UNFINISHED, ClusterResult
 from simulator.serving.emissions import Emissions
 
 FloatArray = NDArray[np.float64]

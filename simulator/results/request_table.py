@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, REJECTED, UNFINISHED, ClusterResult
 from simulator.io.tables import Coded, Column, Numbered
-from simulator.metrics import Latencies
-from simulator.outcome import FINISHED, NOT_ARRIVED, REJECTED, UNFINISHED, ClusterResult
+from simulator.results.metrics import Latencies
 from simulator.workload.columns import Workload
 
 REASONS = ("stop", "length", "unfinished", "rejected", "not_arrived")

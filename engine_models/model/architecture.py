@@ -22,15 +22,15 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from engine_models.blocks import (
+from engine_models.model.blocks import (
     Architecture,
     AttentionBlock,
     AttentionKind,
     MlpBlock,
     parts_left_by_format,
 )
-from engine_models.formats import FORMATS, Format
-from engine_models.hf_config import architecture_from_config, load_architecture
+from engine_models.model.formats import FORMATS, Format
+from engine_models.model.hf_config import architecture_from_config, load_architecture
 from hardware_profiles.errors import InputError
 
 __all__ = [
@@ -408,7 +408,7 @@ def kv_bytes_per_token(
 
     2 * layers * kv_heads * head_dim * bytes for plain attention.
 
-    >>> from engine_models.formats import format_named
+    >>> from engine_models.model.formats import format_named
     >>> kv_bytes_per_token(load_architecture("Llama-3.1-8B"), format_named("bf16"))
     131072
     """

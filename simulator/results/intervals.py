@@ -79,7 +79,7 @@ Groups = Mapping[str, Mapping[str, Mapping[str, float]]]
 @lru_cache(maxsize=1)
 def table() -> dict[str, Any]:
     """The shipped half-widths: {"groups": `Groups`, ...}."""
-    text = resources.files("simulator").joinpath("intervals.json").read_text(encoding="utf-8")
+    text = resources.files("simulator.results").joinpath("intervals.json").read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
 

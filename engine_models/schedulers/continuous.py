@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine_models.memory.host_tier import HostTier
+from engine_models.memory.hybrid_kv import HybridKV
+from engine_models.memory.paged_kv import Block, PagedKV
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.decode_set import DecodeSet
-from engine_models.parts.host_tier import HostTier
-from engine_models.parts.hybrid_kv import HybridKV
-from engine_models.parts.paged_kv import Block, PagedKV
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.waiting import WaitingQueue
 
@@ -52,7 +52,7 @@ class ContinuousScheduler:
         self._loading: dict[Sequence, int] = {}  # hold their blocks, wait for their content; tokens then found
         self.kv = kv
         self.itemised = kv.itemised or rules.speculative_tokens > 0
-        self.windowed = False  # decoding rows over several KV groups, see `engine_models.parts.windowed`
+        self.windowed = False  # decoding rows over several KV groups, see `engine_models.schedulers.windowed`
         self.aggregate = aggregate and not record_rows and not rules.pipelined and not self.itemised
         self.record_rows = record_rows
         self.running: dict[Sequence, None] = {}

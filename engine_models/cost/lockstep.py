@@ -22,10 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from engine_models.architecture import moe_shapes
-from engine_models.blocks import Architecture
-from engine_models.parts.batch import Batch
-from engine_models.step_time import (
+from engine_models.cost.step_time import (
     FloatArray,
     Formats,
     HostOverhead,
@@ -34,6 +31,9 @@ from engine_models.step_time import (
     StepTimeModel,
     log_grid,
 )
+from engine_models.model.architecture import moe_shapes
+from engine_models.model.blocks import Architecture
+from engine_models.parts.batch import Batch
 from hardware_profiles.kernel_model import KernelModel
 
 #: Bytes of a value that the ranks exchange: activations travel in 16 bit. kind: datasheet (the engines' code, above).

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import heapq
 
+from engine_models.memory.hybrid_kv import HASHED, PLAIN, Held, Hit, HybridKV
 from engine_models.parts.batch import Batch, ContinuousRules
-from engine_models.parts.continuous import ContinuousScheduler
 from engine_models.parts.decode_set import DecodeSet
-from engine_models.parts.hybrid_kv import HASHED, PLAIN, Held, Hit, HybridKV
 from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.continuous import ContinuousScheduler
 
 NEVER = 1 << 60
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.metrics import Window
-from simulator.outcome import ClusterResult
+from simulator.cluster.outcome import ClusterResult
+from simulator.results.metrics import Window
 from simulator.serving.replica import StepLog
 
 FloatArray = NDArray[np.float64]

@@ -1,6 +1,6 @@
 """SGLang: what it is in terms of the shared parts, its defaults, memory and flags.
 
-The scheduling rule is `engine_models.parts.prefill_first`, the cache `engine_models.parts.radix`.
+The scheduling rule is `engine_models.schedulers.prefill_first`, the cache `engine_models.memory.radix`.
 
 Behaviour and defaults of SGLang 0.5.23 (`managers/scheduler.py`, `managers/schedule_policy.py`, `arg_groups/memory_hook.py`,
 `arg_groups/cuda_graph_hook.py`, `arg_groups/fields`); scheduling checked step by step against recordings of the real
@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine_models.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.cost.overheads import load_overheads
 from engine_models.declaration import EnginePlan, MemoryBudget, PoolRequest
 from engine_models.flags import Flag, FlagTable, by_arity
-from engine_models.formats import format_named
-from engine_models.overheads import load_overheads
+from engine_models.memory.radix import EVICTION_POLICIES, RadixPool
+from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.model.formats import format_named
 from engine_models.parts.batch import ContinuousRules
-from engine_models.parts.prefill_first import POLICIES, PrefillFirstRules, PrefillFirstScheduler
-from engine_models.parts.radix import EVICTION_POLICIES, RadixPool
+from engine_models.schedulers.prefill_first import POLICIES, PrefillFirstRules, PrefillFirstScheduler
 from hardware_profiles.errors import InfeasibleError, InputError
 
 GIB = 1 << 30

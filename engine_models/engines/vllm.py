@@ -1,8 +1,8 @@
 """vLLM V1: what it is in terms of the shared parts, and how its versions differ.
 
 The newest declared version is written in full (`NEWEST`); every older one is a small difference from the next newer one
-(`VERSIONS`). The scheduling rule itself is `engine_models.parts.continuous`, the KV cache
-`engine_models.parts.paged_kv`.
+(`VERSIONS`). The scheduling rule itself is `engine_models.schedulers.continuous`, the KV cache
+`engine_models.memory.paged_kv`.
 
 Behaviour read from the sources of vLLM 0.11.0, 0.14.1, 0.15.1, 0.19.1, 0.24.0 and 0.33.0, scheduling checked step by step
 against recordings of the real scheduler (`capacity-plan validate schedules`).
@@ -13,16 +13,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine_models import flash_attention2
-from engine_models.architecture import KvGroup, kv_groups, mla_absorbed_bytes_per_rank, weight_bytes_per_rank
-from engine_models.blocks import Architecture
+from engine_models.cost import flash_attention2
+from engine_models.cost.drafting import ON_DEVICE, summary_note
+from engine_models.cost.overheads import load_overheads
+from engine_models.cost.sampling import Sampler, truncates
+from engine_models.cost.step_time import Fp32Router
 from engine_models.declaration import EnginePlan, MemoryBudget, PoolRequest
 from engine_models.flags import SPECULATIVE_HARMLESS, SPECULATIVE_KEYS, offload_settings
-from engine_models.overheads import load_overheads
+from engine_models.model.architecture import (
+    KvGroup,
+    kv_groups,
+    mla_absorbed_bytes_per_rank,
+    weight_bytes_per_rank,
+)
+from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import ContinuousRules
-from engine_models.sampling import Sampler, truncates
-from engine_models.speculative import ON_DEVICE, summary_note
-from engine_models.step_time import Fp32Router
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
 
@@ -421,7 +426,7 @@ def _moe_backend(flags: dict[str, Any], warnings: list[str]) -> str | None:
 
 
 def _fixed_grid_attention(request: PoolRequest) -> bool:
-    """Whether prompts and decoding rows share a call of FlashAttention 2, see `engine_models.flash_attention2`."""
+    """Whether prompts and decoding rows share a call of FlashAttention 2, see `engine_models.cost.flash_attention2`."""
     backend = str(request.flags.get("attention_backend") or "FLASH_ATTN").upper()
     if backend != "FLASH_ATTN" or request.formats.kv_cache.name not in ("bf16", "fp16"):
         return False

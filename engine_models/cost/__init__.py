@@ -1,0 +1,1 @@
+"""What a step costs: operations, terms, drafts, ranks in step, host overheads."""

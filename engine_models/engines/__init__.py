@@ -1,0 +1,1 @@
+"""Engines, a module each: what is particular to one of them."""

@@ -1,0 +1,1 @@
+"""Models: architectures, number formats, the catalogue of names."""

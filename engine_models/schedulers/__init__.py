@@ -1,0 +1,1 @@
+"""Rules by which a batch is formed, a file each; none knows an engine."""

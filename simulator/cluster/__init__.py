@@ -1,0 +1,1 @@
+"""Replicas behind a router, on one clock."""

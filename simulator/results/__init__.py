@@ -1,0 +1,1 @@
+"""What a run amounts to: latencies, statistics, verdict, timeline, tables."""
