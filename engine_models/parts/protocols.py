@@ -1,0 +1,144 @@
+"""What the executor asks of a scheduler and of a step's cost: abstract base classes with their conditions.
+
+They are abstract base classes, not `typing.Protocol`, so that a compiler of typed Python can dispatch their methods directly and
+an interpreted plug-in may still subclass them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as Series
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine_models.parts.batch import Batch
+from engine_models.parts.sequence import Sequence
+
+FloatArray = NDArray[np.float64]
+INFINITY = float("inf")
+
+
+class Run(NamedTuple):
+    """A proven repetition: the next `steps` steps serve the same rows, admit nobody, end nobody before the last, and find memory.
+
+    `shape` is the first of these steps as a batch without rows (its number is not used). The proof holds for steps that are
+    formed before `until_s`. An arrival ends it, unless the run is `deaf`: then arrivals change nothing in it.
+    """
+
+    steps: int
+    shape: Batch
+    until_s: float = INFINITY
+    deaf: bool = False
+
+
+class State(NamedTuple):
+    """What others may read of a scheduler, in requests and in KV units (blocks or pages): held and there at all."""
+
+    running: int
+    waiting: int
+    kv_used: int
+    kv_total: int
+
+
+class Scheduler(ABC):
+    """Waiting and running requests of one rank, their memory, and the rule that forms the next batch.
+
+    Batches are numbered from 0 without gaps, in the order in which they are formed; the executor settles them in that order.
+    Counters that an engine does not have stay 0.
+    """
+
+    #: Number of the next batch.
+    next_number: int = 0
+    #: Number of the latest batch whose results are known, -1 before the first.
+    processed_number: int = -1
+    hit_tokens: int = 0
+    queried_tokens: int = 0
+    host_hit_tokens: int = 0
+    verifications: int = 0
+    verified_drafts: int = 0
+    accepted_drafts: int = 0
+
+    @abstractmethod
+    def add(self, seq: Sequence) -> None:
+        """Take in a request that has arrived.
+
+        Before: `seq` is nowhere else; calls come in order of arrival. After: it waits, and `has_work` holds.
+        """
+
+    @abstractmethod
+    def has_work(self) -> bool:
+        """Whether any request waits, runs or is being ended here."""
+
+    @abstractmethod
+    def schedule(self, now_s: float) -> Batch | None:
+        """Form the next batch at `now_s`, which never falls.
+
+        None: nothing can run now. A batch without tokens: rows only lost their memory, and it takes no number; the executor
+        asks again at once. Else `next_number` has risen by one, and the rows whose last token the batch may yield stand in
+        `finishing` if that is certain.
+        """
+
+    @abstractmethod
+    def settle(self, batch: Batch) -> list[Sequence]:
+        """Take in the results of a batch; return the requests that ended with it, their memory freed, in batch order.
+
+        Before: all earlier batches are settled. After: `processed_number` is this batch's number.
+        """
+
+    @abstractmethod
+    def state(self) -> State:
+        """Counts of now, after the latest `schedule`, `take` or `settle`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the bookkeeping of a run: each request's `emissions` name all tokens it has got in batches formed so far."""
+
+    def run(self) -> Run | None:
+        """Proven repetition from here on; None to form the next step by `schedule`.
+
+        The default of every scheduler: exact, merely slower.
+        """
+        return None
+
+    def take(self, steps: int) -> tuple[Batch, list[int]]:
+        """Commit `steps` steps (at least one) of the `run` just proven; return the last of them and the KV units held after each.
+
+        The state is as after so many times `schedule`, and `settle` of all but the last.
+        """
+        raise NotImplementedError("a scheduler that proves runs takes their steps")
+
+    def wake_s(self) -> float:
+        """When, without an arrival or a result, waiting alone lets `schedule` form a batch; infinity if never."""
+        return INFINITY
+
+    def cancel(self, seq: Sequence) -> None:
+        """Forget a request (its client has gone, its node was lost): its memory is freed, its tokens so far stay noted."""
+        raise NotImplementedError(f"{type(self).__name__} cannot drop a request")
+
+
+class StepCost(ABC):
+    """Seconds of a step of ranks that step together, one in most engines; ranks without work are left out of the lists.
+
+    The three device times agree to the last bit for equal steps: a run is the same sums in the same order.
+    """
+
+    @abstractmethod
+    def step_s(self, batches: Series[Batch]) -> tuple[float, list[float]]:
+        """Device time of a step, and the part of it that is attributed to each rank's prefill rows."""
+
+    @abstractmethod
+    def run_s(self, shapes: Series[Batch], steps: int) -> FloatArray:
+        """Device times of `steps` steps of a run that begins with `shapes`, shape (steps,)."""
+
+    @abstractmethod
+    def few_s(self, shapes: Series[Batch], steps: int) -> list[float]:
+        """`run_s` as plain numbers."""
+
+    @abstractmethod
+    def host_s(self, batch: Batch) -> float:
+        """Host time of one rank to form, launch and read back a batch."""
+
+
+__all__ = ["INFINITY", "Run", "Scheduler", "State", "StepCost"]
