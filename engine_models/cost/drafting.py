@@ -21,7 +21,7 @@ their own; an n-gram search runs on the host, whose time is not modelled.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -47,6 +47,7 @@ from engine_models.model.architecture import (
 from engine_models.model.blocks import Architecture, MlpBlock
 from engine_models.model.formats import FORMATS, format_named
 from engine_models.parts.batch import Batch
+from engine_models.parts.protocols import StepCost
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.kernel_model import KernelModel
 
@@ -422,7 +423,7 @@ class AcceptanceStreams:
 # -- time ---------------------------------------------------------------------------------------------------
 
 
-class SpeculativeTimes:
+class SpeculativeTimes(StepCost):
     """Step times with drafts: the model's verification and the drafter's passes behind it. All times in seconds.
 
     model : the model's own step times, tabulated for 1 + k tokens a decoding row.
@@ -459,33 +460,49 @@ class SpeculativeTimes:
             )
             self._later = StepTimeModel(draft, kernels, formats, host, **common)
 
-    def batch_s(self, batch: Batch) -> tuple[float, float]:
-        """Device time of a batch, drafting included, and the part attributed to its prefill rows."""
-        device_s, prefill_s = self._model.batch_s(batch)
+    def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
+        """Device time of the step of the one rank there is, drafting included, and the part attributed to its prefill rows."""
+        batch = batches[0]
+        device_s, (prefill_s,) = self._model.step_s(batches)
         rows = batch.decode_rows + len(batch.prefill)
         if self._first is None:
-            return device_s + float(self._heads[rows]), prefill_s
-        first_s, first_prefill_s = self._first.batch_s(batch)
+            return device_s + float(self._heads[rows]), [prefill_s]
+        first_s, (first_prefill_s,) = self._first.step_s(batches)
         join_s = float(self._first_joins[batch.tokens])
         device_s += first_s + join_s
         prefill_s += first_prefill_s + join_s * (batch.tokens - batch.decode_tokens) / batch.tokens
         if self._more:
             attended = batch.decode_kv_tokens + sum(new + prior for new, prior in batch.prefill)
-            device_s += sum(self._later.decode_few_s(rows, attended, self._more))
+            device_s += sum(self._later.few_s((Batch(0, rows, rows, attended),), self._more))
             device_s += self._more * float(self._joins[rows])
-        return device_s, prefill_s
+        return device_s, [prefill_s]
+
+    def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
+        """Not for drafts: how long the rows grow in a step is not known from the first of them."""
+        raise NotImplementedError("steps with drafts are not alike")
+
+    def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
+        """See `run_s`."""
+        raise NotImplementedError("steps with drafts are not alike")
+
+    def host_s(self, batch: Batch | int, prefill_tokens: int = 0) -> float:
+        """Host time of a batch."""
+        return self._model.host_s(batch, prefill_tokens)
+
+    # the same by the numbers of a batch
+
+    def batch_s(self, batch: Batch) -> tuple[float, float]:
+        """`step_s` of one batch."""
+        device_s, prefill_s = self.step_s((batch,))
+        return device_s, prefill_s[0]
 
     def decode_run_s(self, rows: int, kv_tokens: int, steps: int) -> FloatArray:
-        """Not for drafts: how long the rows grow in a step is not known beforehand, so no steps are skipped."""
-        raise NotImplementedError("steps with drafts are not alike")
+        """See `run_s`."""
+        return self.run_s((), steps)
 
     def decode_few_s(self, rows: int, kv_tokens: int, steps: int) -> list[float]:
-        """See `decode_run_s`."""
-        raise NotImplementedError("steps with drafts are not alike")
-
-    def host_s(self, rows: int, prefill_tokens: int) -> float:
-        """Host time of a batch."""
-        return self._model.host_s(rows, prefill_tokens)
+        """See `run_s`."""
+        return self.few_s((), steps)
 
 
 def _matrices_s(kernels: KernelModel, matrices: tuple[tuple[int, int], ...], highest: int) -> FloatArray:

@@ -18,6 +18,7 @@ Source: vLLM `v1/worker/dp_utils.py`, `distributed/device_communicators/all2all.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ class DataParallelTimes(StepTimeModel):
             return padded, padded * self._ranks
         return 0, sum(tokens) + self._ranks - len(tokens)
 
-    def group_s(self, batches: list[Batch]) -> tuple[float, list[float]]:
+    def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
         """Device seconds of one step of the group, and the part of it attributed to prefill rows, for each rank.
 
         `batches` are those of the ranks that have work. All wait for the slowest rank's prompts, and spend that time alike.
@@ -142,12 +143,29 @@ class DataParallelTimes(StepTimeModel):
             least = self._launches_graph_s if held else max(least, self._launches_prefill_s)
         return max(slowest + shared, least), [of_prompts] * len(batches)
 
-    def group_decode_run_s(self, loads: list[tuple[int, int]], steps: int) -> FloatArray:
-        """Device seconds of `steps` pure decode steps; `loads` are rows and KV tokens of each rank that has work."""
-        padded, total = self._of_group([rows for rows, _ in loads], True)
+    def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
+        """Device seconds of `steps` pure decode steps that begin with the shapes of the ranks that have work."""
+        padded, total = self._of_group([shape.decode_rows for shape in shapes], True)
         slowest = np.zeros(steps)
-        for rows, kv_tokens in loads:
-            attended = (kv_tokens + rows * np.arange(steps)).astype(np.float64)
+        for shape in shapes:
+            rows = shape.decode_rows
+            attended = (shape.decode_kv_tokens + rows * np.arange(steps)).astype(np.float64)
             fixed = self._linear_s[padded or rows] + self._rows_s[rows]
             slowest = np.maximum(slowest, fixed + self._decode_table(rows).over(attended))
-        return np.maximum(slowest + self._shared_s[total], self._least_s(max(rows for rows, _ in loads)))
+        least = self._least_s(max(shape.decode_rows for shape in shapes))
+        return np.maximum(slowest + self._shared_s[total], least)
+
+    def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
+        """`run_s` as plain numbers."""
+        few: list[float] = self.run_s(shapes, steps).tolist()
+        return few
+
+    # the same by the numbers of the batches
+
+    def group_s(self, batches: list[Batch]) -> tuple[float, list[float]]:
+        """`step_s` of the group."""
+        return self.step_s(batches)
+
+    def group_decode_run_s(self, loads: list[tuple[int, int]], steps: int) -> FloatArray:
+        """`run_s` of the group; `loads` are rows and KV tokens of each rank that has work."""
+        return self.run_s([Batch(0, rows, rows, kv_tokens) for rows, kv_tokens in loads], steps)

@@ -24,6 +24,7 @@ one step and a run of steps, so jumping and stepping agree to the last bit.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +37,7 @@ from engine_models.model.architecture import MoeShape, format_of_part, gemm_shap
 from engine_models.model.blocks import Architecture
 from engine_models.model.formats import Format
 from engine_models.parts.batch import Batch
+from engine_models.parts.protocols import StepCost
 from hardware_profiles.errors import PlanError
 from hardware_profiles.kernel_model import KernelModel
 
@@ -152,7 +154,7 @@ class PiecewiseLinear:
         return self.values_array[i] + self.slopes_array[i] * (x - self.nodes_array[i])
 
 
-class StepTimeModel:
+class StepTimeModel(StepCost):
     """Step times of one replica (one rank of it: ranks work alike, collectives included).
 
     Parameters
@@ -469,8 +471,9 @@ class StepTimeModel:
         high = grid[i][j + 1] + u * (grid[i + 1][j + 1] - grid[i][j + 1])
         return low + v * (high - low)
 
-    def batch_s(self, batch: Batch) -> tuple[float, float]:
-        """Device seconds of a batch, and the part attributed to its prefill rows."""
+    def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
+        """Device seconds of the step of the one rank there is, and the part attributed to its prefill rows."""
+        batch = batches[0]
         rows = batch.decode_rows
         sampled = batch.decode_tokens if self._samples_drafts else rows
         attention = 0.0
@@ -479,7 +482,7 @@ class StepTimeModel:
         linear = self._linear_s[batch.tokens]
         least = self._least_s(batch.tokens)
         if not batch.prefill:
-            return max(linear + self._rows_s[sampled] + attention, least), 0.0
+            return max(linear + self._rows_s[sampled] + attention, least), [0.0]
         prefill = 0.0
         floor = self._prefill_floor_s
         for new, prior in batch.prefill:
@@ -489,26 +492,28 @@ class StepTimeModel:
         share = (batch.tokens - batch.decode_tokens) / batch.tokens
         device = linear + self._rows_s[sampled + len(batch.prefill)] + attention + prefill
         if batch.tokens <= self.host.prefill_graph_tokens:
-            return max(device, self._launches_graph_s), linear * share + prefill
-        return max(device, least, self._launches_prefill_s), linear * share + prefill
+            return max(device, self._launches_graph_s), [linear * share + prefill]
+        return max(device, least, self._launches_prefill_s), [linear * share + prefill]
 
     def _least_s(self, tokens: int) -> float:
         """Host time to launch the operations of a batch one by one; 0 where a CUDA graph holds it."""
         return 0.0 if tokens <= self._graph_tokens else self._launches_s
 
-    def decode_run_s(self, rows: int, kv_tokens: int, steps: int) -> FloatArray:
-        """Device seconds of `steps` pure decode steps; the first attends to `kv_tokens`, each next to `rows` more."""
+    def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
+        """Device seconds of `steps` pure decode steps that begin with the shape of the one rank there is."""
+        rows, kv_tokens = shapes[0].decode_rows, shapes[0].decode_kv_tokens
         attended = (kv_tokens + rows * np.arange(steps)).astype(np.float64)
         fixed = self._linear_s[rows] + self._rows_s[rows]
         return np.maximum(fixed + self._decode_table(rows).over(attended), self._least_s(rows))
 
-    def decode_few_s(self, rows: int, kv_tokens: int, steps: int) -> list[float]:
-        """`decode_run_s` as plain numbers, equal to the last bit: quicker for few steps."""
+    def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
+        """`run_s` as plain numbers, equal to the last bit: quicker for few steps."""
+        rows = shapes[0].decode_rows
         table = self._decode_table(rows)
         nodes, values, slopes = table.nodes, table.values, table.slopes
         fixed = self._linear_s[rows] + self._rows_s[rows]
         least = self._least_s(rows)
-        x = float(kv_tokens)
+        x = float(shapes[0].decode_kv_tokens)
         i = max(bisect_right(nodes, x) - 1, 0)
         last = len(nodes) - 1
         out: list[float] = []
@@ -520,6 +525,22 @@ class StepTimeModel:
             x += rows
         return out
 
-    def host_s(self, rows: int, prefill_tokens: int) -> float:
+    def host_s(self, batch: Batch | int, prefill_tokens: int = 0) -> float:
         """Host seconds of a batch."""
+        rows = batch if isinstance(batch, int) else batch.decode_rows + len(batch.prefill)
         return self.host.step_s + self.host.row_s * rows
+
+    # the same by the numbers of a batch
+
+    def batch_s(self, batch: Batch) -> tuple[float, float]:
+        """`step_s` of one batch."""
+        device_s, prefill_s = self.step_s((batch,))
+        return device_s, prefill_s[0]
+
+    def decode_run_s(self, rows: int, kv_tokens: int, steps: int) -> FloatArray:
+        """`run_s` of a shape."""
+        return self.run_s((Batch(0, rows, rows, kv_tokens),), steps)
+
+    def decode_few_s(self, rows: int, kv_tokens: int, steps: int) -> list[float]:
+        """`few_s` of a shape."""
+        return self.few_s((Batch(0, rows, rows, kv_tokens),), steps)

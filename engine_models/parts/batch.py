@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engine_models.parts.sequence import Sequence
 
@@ -55,15 +56,30 @@ class ContinuousRules:
     pads_lone_token: bool = True
 
 
+class Span(NamedTuple):
+    """What the decode rows of a step attend to in layers of one window.
+
+    tokens : sum over the rows of min(KV tokens, window_tokens). grows : the rows below the window, so many tokens more are
+    attended to in the next step of the same rows.
+    """
+
+    window_tokens: int
+    tokens: int
+    grows: int
+
+
 @dataclass(slots=True)
 class Batch:
-    """One scheduled step (or, after a jump, the last of several equal ones).
+    """One scheduled step (or, after a jump, the last of several equal ones): who is served, and the shape that is priced.
 
     `decode_tokens` counts the tokens of the decode rows, one a row and its drafts; `decode_kv_tokens` sums, over
     these rows, the tokens attended to; `prefill` lists (new, prior) tokens. `finishing` are the rows whose last token this
     batch yields, in batch order; with drafts in play it is known only once the batch has been processed.
     `itemised` lists rows served one by one until processed: (row, tokens, drafts, preemptions so far), drafts -1
     where the row emits nothing.
+    `spans` are those of the windows that the scheduler knows of, by rising window. `padded_tokens` are the tokens after padding,
+    of engines that compute padding (0: none do). `pool_cells` are the cells that each decode row reads where attention runs
+    over a whole pool of them (0: its own KV). See `grows` for what one more step adds.
     """
 
     number: int
@@ -81,6 +97,14 @@ class Batch:
     t_sched: float = 0.0
     t_start: float = 0.0
     t_end: float = 0.0
+    spans: tuple[Span, ...] = ()
+    padded_tokens: int = 0
+    pool_cells: int = 0
+
+    @property
+    def grows(self) -> int:
+        """KV tokens that the next step of the same rows attends to besides: one a row, unless all read a whole pool."""
+        return 0 if self.pool_cells else self.decode_rows
 
     def serve(self, tokens: int, prior: int, *, decodes: bool) -> None:
         """Count a row that is served `tokens` tokens after `prior` others, as a decode or a prefill row."""
