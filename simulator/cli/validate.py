@@ -21,7 +21,8 @@ def _files(directory: Path, pattern: str) -> list[Path]:
 
 def schedules_command(directory: Path, as_json: bool) -> None:
     """Replay every recording below `directory`."""
-    from simulator.validation.schedules import replay, unreplayed
+    from simulator.validation.recordings import unreplayed
+    from simulator.validation.schedules import replay
 
     scenarios, unreadable = [], []
     for path in _files(directory, "*.jsonl"):

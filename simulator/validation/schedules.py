@@ -8,7 +8,6 @@ step is compared: the ordered rows with their token counts, who was preempted, t
 from __future__ import annotations
 
 import heapq
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.continuous import ContinuousScheduler
-from hardware_profiles.errors import InputError, PlanError
+from hardware_profiles.errors import PlanError
 from simulator.serving.replica import FloatArray, Replica
+from simulator.validation.recordings import read, unreplayed, without_model
 
 
 class RecordedClock:
@@ -56,42 +56,13 @@ class RecordedClock:
 
 def replay(path: Path) -> dict[str, Any]:
     """Replay one recording; return `name`, `engine`, `steps`, `equal` and `first_difference` (None or a dict)."""
-    config: dict[str, Any] = {}
-    requests: list[dict[str, Any]] = []
-    recorded: list[dict[str, Any]] = []
-    number = 0
-    try:
-        with path.open() as lines:
-            for line in lines:
-                number += 1
-                entry = json.loads(line)
-                kind = entry["type"]
-                if kind == "config":
-                    config = entry
-                elif kind == "request":
-                    requests.append(entry)
-                elif kind == "step":
-                    recorded.append(entry)
-    except OSError as error:
-        raise InputError(
-            f"cannot be read: {error.strerror or error}",
-            where=str(path),
-            mend="check the file and its rights",
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"not a recorded schedule: {error}",
-            where=f"{path}:{number}",
-            mend="each line must be a JSON object with a `type`: config, request, step, result or summary",
-        ) from None
-    if not config:
-        raise InputError("no config line", where=str(path), mend="start the file with a `type: config` line")
-    engine, name = str(config.get("engine")), str(config.get("scenario", path.stem))
-    reason = (
-        f"no scheduler model of engine '{engine}' yet"
-        if engine not in ("vllm", "sglang")
-        else _damage(requests, recorded)
-    )
+    recording = read(path)
+    missing = without_model(recording, ("vllm", "sglang"))
+    if missing is not None:
+        return missing
+    config, requests, recorded = recording.config, recording.requests, recording.steps
+    engine, name = recording.engine, recording.name
+    reason = _damage(requests, recorded)
     if reason is None:
         try:
             return _replayed(config, requests, recorded, name)
@@ -108,17 +79,6 @@ def replay(path: Path) -> dict[str, Any]:
         ) as error:
             reason = f"the recording cannot be replayed: {type(error).__name__}: {error}"[:200]
     return unreplayed(name, engine, len(recorded), reason)
-
-
-def unreplayed(name: str, engine: str, steps: int, reason: str) -> dict[str, Any]:
-    """The entry of a recording that cannot be replayed: none of its steps is equal."""
-    return {
-        "name": name,
-        "engine": engine,
-        "steps": steps,
-        "equal": 0,
-        "first_difference": {"step": 0, "reason": reason},
-    }
 
 
 def _replayed(
