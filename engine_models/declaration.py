@@ -1,19 +1,18 @@
-"""What an engine's declaration yields for one pool: everything a replica is built from."""
+"""What an engine's declaration yields for one pool: everything a replica is built from, and nothing of the engine's own rules."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from engine_models.cost.drafting import Speculation
-from engine_models.cost.sampling import Sampler
-from engine_models.cost.step_time import Formats, Fp32Router, HostOverhead
-from engine_models.memory.host_tier import HostTier
-from engine_models.memory.hybrid_kv import HybridKV
-from engine_models.memory.paged_kv import PagedKV
+from engine_models.cost.settings import StepCosts
+from engine_models.cost.step_time import Formats
 from engine_models.model.blocks import Architecture
-from engine_models.schedulers.continuous import ContinuousRules, ContinuousScheduler
-from engine_models.schedulers.windowed import WindowedScheduler
+
+Mode = Literal["jump", "step", "record"]
+"""How a scheduler runs: proving runs of equal steps; plainly, the reference; or noting the rows of every batch."""
 
 
 @dataclass(frozen=True)
@@ -50,102 +49,126 @@ class HostMemory:
 
     capacity_bytes: int
     link_bytes_per_s: float
-    stores_outputs: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryLine:
+    """One use of device memory before the KV cache: its key in reports, its words, its bytes."""
+
+    key: str
+    label: str
+    bytes: int
 
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Bytes of one device: what the engine may use, what it needs besides the KV cache, what is left.
+    """Bytes of one device: what the engine may use, what it needs besides the KV cache, what is left in whole blocks.
 
-    `draft_bytes` are the weights of a drafter (speculative decoding), beside `weight_bytes`.
+    `lines` are the uses before the KV cache in the engine's own words. `host_blocks` are the blocks of the cache that host memory
+    holds besides.
     """
 
     device_bytes: int
     usable_bytes: int
-    weight_bytes: int
-    activation_bytes: int
-    other_bytes: int
-    graph_bytes: int
+    lines: tuple[MemoryLine, ...]
     kv_bytes: int
     kv_bytes_per_token: float
     block_bytes: int
     blocks: int
-    draft_bytes: int = 0
+    host_blocks: int = 0
 
-    @property
-    def kv_tokens(self) -> int:
-        """Tokens that the KV cache of one replica holds."""
-        return 0 if not self.block_bytes else self.blocks * round(self.block_bytes / self.kv_bytes_per_token)
+    def bytes_of(self, key: str) -> int:
+        """Bytes of the line with this key, 0 where the engine has none."""
+        return sum(line.bytes for line in self.lines if line.key == key)
+
+    def as_dict(self) -> dict[str, int | float]:
+        """The budget by key; uses that every engine may have are always there."""
+        used = {f"{key}_bytes": 0 for key in ("weight", "activation", "other", "graph", "draft")}
+        return {
+            "device_bytes": self.device_bytes,
+            "usable_bytes": self.usable_bytes,
+            **used,
+            **{f"{line.key}_bytes": line.bytes for line in self.lines},
+            "kv_bytes": self.kv_bytes,
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+            "block_bytes": self.block_bytes,
+            "blocks": self.blocks,
+        }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one rank takes, in requests and tokens.
+
+    rows : requests that run at once.
+    step_tokens : most tokens of a step.
+    context_tokens : the engine's context; a prompt with its asked-for limit may not be longer.
+    kv_tokens : tokens of full attention that the KV cache holds at once.
+    kv_blocks, block_tokens : the blocks (or pages) in which the cache is handed out, and the tokens of one.
+    prompt_tokens : longest prompt that is taken.
+    row_tokens : longest prompt and answer together; an answer is cut there.
+    spare_tokens : memory that a row's last step may hold beyond its own tokens, for drafts that come to nothing [tokens].
+    """
+
+    rows: int
+    step_tokens: int
+    context_tokens: int
+    kv_tokens: int
+    kv_blocks: int
+    block_tokens: int
+    prompt_tokens: int
+    row_tokens: int
+    spare_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Executor:
+    """How a replica executes: batches scheduled ahead, pipeline stages, ranks that step together, and who of them gets a request.
+
+    rank_router : "least_loaded", or "round_robin".
+    """
+
+    depth: int = 1
+    stages: int = 1
+    ranks: int = 1
+    rank_router: Literal["least_loaded", "round_robin"] = "least_loaded"
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """What stands before the scheduler of a replica.
+
+    before_s : time of a request in it [s].
+    tokenise_token_s : time of the one tokeniser for each token of a prompt, one prompt after the other [s].
+    inflight : requests that it lets in at once, None for no limit; what becomes of the others is `on_full`.
+    timeout_s : longest time of a request in the server, None for no limit.
+    """
+
+    before_s: float = 0.0
+    tokenise_token_s: float = 0.0
+    inflight: int | None = None
+    on_full: Literal["429", "503", "wait"] = "wait"
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """One pool's engine, resolved: scheduler rules, KV cache, executor, overheads, and what was assumed."""
+    """One pool's engine, resolved: what others may read of it.
+
+    `scheduler` builds a fresh scheduler of one rank with its KV cache. `prefix_caching` says whether equal contents of two
+    requests matter to it. `speculation` is what is drafted, if anything. `sources` are those of the overheads.
+    """
 
     engine: str
     version: str
-    rules: ContinuousRules
+    limits: Limits
     memory: MemoryBudget
-    capacity_blocks: int
-    block_tokens: int
-    prefix_caching: bool
-    unhashed_to_head: bool
-    depth: int
-    graph_sizes: tuple[int, ...]
-    host: HostOverhead
-    front_end_s: float
-    tokenise_token_s: float
-    truncated_sampling: bool = False
-    sampler: Sampler = "sort"
-    kv_windows: tuple[int | None, ...] = (None,)
-    window_switches: dict[str, bool] = field(default_factory=dict)
+    scheduler: Callable[[Mode], Any]
+    costs: StepCosts
+    executor: Executor = field(default_factory=Executor)
+    front: FrontEnd = field(default_factory=FrontEnd)
+    prefix_caching: bool = False
+    speculation: Speculation | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    overhead_sources: dict[str, dict[str, Any]] = field(default_factory=dict)
-    speculation: Speculation | None = None
-    offload: HostMemory | None = None
-    host_blocks: int = 0
-    moe_backend: str | None = None
-    fixed_grid_attention: bool = False  # prompts and decoding rows share a call of FlashAttention 2
-    fp32_router: Fp32Router = "cublas"  # how a router that the model wants in float32 is computed
-    rank_router: str = "least_loaded"  # of requests to data-parallel ranks; or "round_robin"
-
-    def scheduler(self, *, aggregate: bool = True, record_rows: bool = False) -> ContinuousScheduler:
-        """Build a fresh scheduler with its KV cache."""
-        kv: PagedKV | HybridKV
-        if self.kv_windows == (None,):
-            kv = PagedKV(
-                self.capacity_blocks,
-                self.block_tokens,
-                prefix_caching=self.prefix_caching,
-                unhashed_to_head=self.unhashed_to_head,
-            )
-        else:
-            kv = HybridKV(
-                self.capacity_blocks,
-                self.block_tokens,
-                self.kv_windows,
-                prefix_caching=self.prefix_caching,
-                unhashed_to_head=self.unhashed_to_head,
-                most_in_flight_tokens=self.depth * self.rules.max_num_batched_tokens,
-                max_model_len=self.rules.max_model_len,
-                **self.window_switches,
-            )
-        host: HostTier | None = None
-        if self.offload is not None and self.host_blocks:
-            host = HostTier(
-                self.host_blocks,
-                self.block_tokens,
-                block_bytes=self.memory.block_bytes,
-                link_bytes_per_s=self.offload.link_bytes_per_s,
-                stores_outputs=self.offload.stores_outputs,
-            )
-        plain = host is None and aggregate and not record_rows
-        if isinstance(kv, HybridKV) and plain and WindowedScheduler.serves(self.rules):
-            return WindowedScheduler(self.rules, kv)
-        return ContinuousScheduler(self.rules, kv, aggregate=aggregate, record_rows=record_rows, host=host)
-
-    def tokens_held(self) -> int:
-        """Tokens of full attention that the KV cache of one replica holds at once."""
-        full = max(1, sum(window is None for window in self.kv_windows))
-        return self.capacity_blocks // full * self.block_tokens
+    sources: Mapping[str, dict[str, Any]] = field(default_factory=dict)

@@ -8,9 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_models.cost.drafting import Speculation, SpeculativeTimes, speculation_of
-from engine_models.cost.lockstep import DataParallelTimes
-from engine_models.cost.step_time import Formats, StepTimeModel, kernel_format
+from engine_models.cost.drafting import Speculation, speculation_of
+from engine_models.cost.step_time import Formats, kernel_format
 from engine_models.declaration import EnginePlan, HostMemory, PoolRequest
 from engine_models.flags import EngineFlags, parse_engine_args
 from engine_models.model.architecture import (
@@ -73,33 +72,7 @@ class Prepared:
 
     def times(self) -> StepTimes | GroupTimes:
         """Step-time model of one replica."""
-        pool = self.scenario.deployment.pools[0]
-        rules, drafts = self.plan.rules, self.plan.speculation
-        tables: dict[str, Any] = {
-            "graph_sizes": self.plan.graph_sizes,
-            "max_step_tokens": rules.max_num_batched_tokens,
-            "max_rows": rules.max_num_seqs,
-            "max_context_tokens": rules.max_model_len,
-        }
-        row_tokens = 1 + drafts.tokens if drafts is not None else 1
-        shape: dict[str, Any] = {
-            "tensor_parallel": pool.tensor_parallel,
-            "pipeline_parallel": pool.pipeline_parallel,
-            "expert_parallel": expert_ranks(pool),
-            "truncated_sampling": self.plan.truncated_sampling,
-            "sampler": self.plan.sampler,
-            "fixed_grid_attention": self.plan.fixed_grid_attention,
-            "moe_backend": self.plan.moe_backend,
-            "fp32_router": self.plan.fp32_router,
-        }
-        arch, kernels, formats, host = self.arch, self.kernels, self.formats, self.plan.host
-        if self.ranks > 1:
-            return DataParallelTimes(
-                arch, kernels, formats, host, data_parallel=self.ranks, **shape, **tables
-            )
-        shape |= {"query_tokens": row_tokens, "sampled_tokens": row_tokens}
-        model = StepTimeModel(arch, kernels, formats, host, **shape, **tables)
-        return model if drafts is None else SpeculativeTimes(model, drafts, self.kernels, tables)
+        return self.plan.costs.over(self.kernels)
 
 
 def expert_ranks(pool: Pool) -> int:
@@ -288,11 +261,11 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     links_said = None
     if pool.tensor_parallel * ranks > 2:
         kernels, links_said = on_its_links(kernels, device)
-    if plan.moe_backend and arch.has_experts:
+    if plan.costs.moe_backend and arch.has_experts:
         experts_format = kernel_format(arch, formats, "experts")
-        if kernels.expert_backend(experts_format, plan.moe_backend) is None:
+        if kernels.expert_backend(experts_format, plan.costs.moe_backend) is None:
             warnings.append(
-                f"moe_backend {plan.moe_backend}: the tables of experts in {experts_format} hold one backend only, or not "
+                f"moe_backend {plan.costs.moe_backend}: the tables of experts in {experts_format} hold one backend only, or not "
                 f"this one, on {device.title}; it was ignored"
             )
     lent = [said for said in (borrowing(kernels), links_said) if said]
@@ -417,7 +390,7 @@ def peaks_of(device: Device) -> DevicePeaks:
 def deployment_summary(prepared: Prepared) -> dict[str, Any]:
     """What was deployed, for reports: devices, parallelism, formats, memory."""
     pool = prepared.scenario.deployment.pools[0]
-    memory = prepared.plan.memory
+    memory, limits = prepared.plan.memory, prepared.plan.limits
     return {
         "model": prepared.arch.name,
         "engine": prepared.plan.engine,
@@ -431,12 +404,12 @@ def deployment_summary(prepared: Prepared) -> dict[str, Any]:
         "weights": prepared.formats.weights.name,
         "activations": prepared.formats.activations.name,
         "kv_cache": prepared.formats.kv_cache.name,
-        "kv_blocks": prepared.plan.capacity_blocks,
-        "kv_block_tokens": prepared.plan.block_tokens,
-        "kv_tokens": prepared.plan.tokens_held(),
-        "weight_bytes_per_device": memory.weight_bytes,
+        "kv_blocks": limits.kv_blocks,
+        "kv_block_tokens": limits.block_tokens,
+        "kv_tokens": limits.kv_tokens,
+        "weight_bytes_per_device": memory.bytes_of("weight"),
         "kv_bytes_per_device": memory.kv_bytes,
-        "max_num_batched_tokens": prepared.plan.rules.max_num_batched_tokens,
-        "max_num_seqs": prepared.plan.rules.max_num_seqs,
-        "max_model_len": prepared.plan.rules.max_model_len,
+        "max_num_batched_tokens": limits.step_tokens,
+        "max_num_seqs": limits.rows,
+        "max_model_len": limits.context_tokens,
     }

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from engine_models.cost.drafting import AcceptanceStreams
 from engine_models.declaration import EnginePlan
+from engine_models.lengths import judged
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, REJECTED, ClusterResult
 from simulator.cost import Usage, run_cost
 from simulator.io.tables import Column
-from simulator.limits import all_refused, cuts, limits, refusals
+from simulator.limits import all_refused, cuts, refusals
 from simulator.prepare import Prepared, deployment_summary, prepare
 from simulator.results import metrics
 from simulator.results.domain import device_sources, domain, kernel_sources
@@ -159,7 +160,7 @@ def run_prepared(
     )
     raw = cluster.run()
     if len(workload) and (raw.status == REJECTED).sum() == (raw.status != NOT_ARRIVED).sum():
-        raise all_refused(len(workload), plan, workload)
+        raise all_refused(len(workload), plan.limits, workload)
     figures, measured = exact_figures(scenario, workload, raw)
     result, manifest, digest = _assemble(prepared, workload, raw, figures, started)
     requests = request_table(workload, raw, measured.latencies, measured.good)
@@ -192,7 +193,7 @@ def _run_streamed(
     )
     if run.figures.offered and run.figures.counts["rejected"] == run.figures.offered:
         run.scratch.close()
-        raise all_refused(run.figures.offered, plan)
+        raise all_refused(run.figures.offered, plan.limits)
     result, manifest, digest = _assemble(prepared, workload, run.raw, run.figures, started)
     rows = workload.columns_of_none()
     return RunResult(
@@ -207,7 +208,7 @@ def _shape(prepared: Prepared) -> dict[str, Any]:
         "replicas": prepared.replicas,
         "ranks": prepared.ranks,
         "router": prepared.scenario.deployment.router,
-        "before_s": prepared.plan.front_end_s + half_rtt_s,
+        "before_s": prepared.plan.front.before_s + half_rtt_s,
         "after_s": half_rtt_s,
         "stages": prepared.scenario.deployment.pools[0].pipeline_parallel,
     }
@@ -261,7 +262,7 @@ def _assemble(
     }
     server["prefix_cache_hit_rate"] = raw.hit_tokens / raw.queried_tokens if raw.queried_tokens else 0.0
     server["energy_j"] = None
-    if prepared.plan.host_blocks:
+    if prepared.plan.memory.host_blocks:
         rate = raw.host_hit_tokens / raw.queried_tokens if raw.queried_tokens else 0.0
         server["external_prefix_cache_hit_rate"] = rate
     server |= _drafted(prepared, raw)
@@ -321,7 +322,7 @@ def _assemble(
         "engine_model": {
             "id": prepared.plan.engine,
             "version": prepared.plan.version,
-            "overheads": prepared.plan.overhead_sources,
+            "overheads": prepared.plan.sources,
         },
         "workload": dict(workload.source),
         "assumptions": list(result["assumptions"]),
@@ -367,14 +368,14 @@ def _warnings(
         )
     unfinished = figures.counts["unfinished"]
     if isinstance(workload, Workload):
-        found = limits(
-            workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, prepared.plan
+        found = judged(
+            workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, prepared.plan.limits
         )
         arrived = raw.status != NOT_ARRIVED
-        out += [*refusals(found, arrived, prepared.plan), *cuts(found, arrived, prepared.plan)]
+        out += [*refusals(found, arrived, prepared.plan.limits), *cuts(found, arrived, prepared.plan.limits)]
     elif figures.limits is not None:
         every = np.ones(1, bool)
-        out += [*refusals(figures.limits, every, prepared.plan), *cuts(figures.limits, every, prepared.plan)]
+        out += [*refusals(figures.limits, every, prepared.plan.limits), *cuts(figures.limits, every, prepared.plan.limits)]
     if raw.stopped_at_s is not None:
         out.append(
             f"interrupted after {raw.stopped_at_s:,.0f} s of simulated time: figures of that time, no verdict"

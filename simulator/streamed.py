@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_models.declaration import EnginePlan
+from engine_models.lengths import Lengths
 from engine_models.parts.sequence import Sequence
 from simulator.cluster.cluster import CHUNK, Stopped, pool, route, router_of
 from simulator.cluster.outcome import (
@@ -33,7 +34,6 @@ from simulator.cluster.outcome import (
     reached_s,
 )
 from simulator.io.tables import TableWriter
-from simulator.limits import Limits
 from simulator.results import metrics
 from simulator.results.figures import Figures, slo_dict
 from simulator.results.request_table import request_table
@@ -277,11 +277,11 @@ def run_streamed(
         raise
 
 
-def _counted(numbers: list[int]) -> Limits:
+def _counted(numbers: list[int]) -> Lengths:
     """Limits that only say how many requests each of them meets, in columns that take no memory."""
     nothing = np.zeros(0, np.int64)
     too_long, asked, never, cut = (np.broadcast_to(np.True_, number) for number in numbers)
-    return Limits(nothing, nothing.astype(bool), too_long, asked, never, cut)
+    return Lengths(nothing, nothing.astype(bool), too_long, asked, never, cut)
 
 
 __all__ = ["StreamedCluster", "StreamedRun", "run_streamed"]

@@ -63,18 +63,18 @@ def test_memory_of_deepseek_r1_on_eight_h200_by_hand() -> None:
     in_bf16 = 2 * 129280 * hidden + 58 * hidden * 256
     absorbed = layers * 512 * heads * 256
     memory = r1().plan.memory
-    assert memory.weight_bytes == pytest.approx(in_fp8 + 2 * (in_bf16 + absorbed), rel=1e-3)
-    assert 102.5e9 < memory.weight_bytes < 103.3e9
+    assert memory.bytes_of("weight") == pytest.approx(in_fp8 + 2 * (in_bf16 + absorbed), rel=1e-3)
+    assert 102.5e9 < memory.bytes_of("weight") < 103.3e9
     assert memory.kv_bytes_per_token == layers * 576 * 2
     tokens, rows, devices = 8192, 1024, 8
     gathered = 2 * devices * hidden
-    assert memory.activation_bytes == tokens * 2 * (3 * 18432 + 3 * hidden + gathered) + 12 * rows * 129280
+    assert memory.bytes_of("activation") == tokens * 2 * (3 * 18432 + 3 * hidden + gathered) + 12 * rows * 129280
     left = (
         memory.usable_bytes
-        - memory.weight_bytes
-        - memory.activation_bytes
-        - memory.other_bytes
-        - memory.graph_bytes
+        - memory.bytes_of("weight")
+        - memory.bytes_of("activation")
+        - memory.bytes_of("other")
+        - memory.bytes_of("graph")
     )
     assert memory.kv_bytes == left
     assert 28e9 < left < 31e9
@@ -86,7 +86,7 @@ def test_tensor_parallelism_holds_the_latent_cache_once_and_data_parallelism_eig
     assert whole.devices == split.devices == 8
     assert whole.ranks == 1
     assert split.ranks == 8
-    assert split.plan.tokens_held() * 8 > 4 * whole.plan.tokens_held()
+    assert split.plan.limits.kv_tokens * 8 > 4 * whole.plan.limits.kv_tokens
 
 
 def test_devices_price_and_deployment_count_every_rank() -> None:
@@ -134,7 +134,7 @@ def test_vllm_shares_experts_without_expert_parallelism_too() -> None:
     """The width of each expert is then split over all ranks, so both hold the same share of the experts."""
     spread, split = mixtral(), mixtral(expert_parallel=False)
     assert split.ranks == 4
-    assert split.plan.memory.weight_bytes == pytest.approx(spread.plan.memory.weight_bytes, rel=1e-3)
+    assert split.plan.memory.bytes_of("weight") == pytest.approx(spread.plan.memory.bytes_of("weight"), rel=1e-3)
 
 
 def test_sglang_shares_experts_under_dp_attention_alone() -> None:
@@ -150,8 +150,8 @@ def test_sglang_shares_experts_under_dp_attention_alone() -> None:
     shared = mixtral(**sglang, engine_args={"enable_dp_attention": True})
     assert (shared.replicas, shared.ranks, shared.devices) == (1, 2, 4)
     assert mixtral(**{**sglang, "expert_parallel": 4}).ranks == 2
-    assert shared.plan.rank_router == "round_robin"
-    assert mixtral().plan.rank_router == "least_loaded"
+    assert shared.plan.executor.rank_router == "round_robin"
+    assert mixtral().plan.executor.rank_router == "least_loaded"
 
 
 def test_sglang_splits_dense_layers_and_lm_head_over_all_ranks() -> None:
@@ -163,15 +163,15 @@ def test_sglang_splits_dense_layers_and_lm_head_over_all_ranks() -> None:
     split = 58 * 3 * hidden * 2048 + 3 * 3 * hidden * 18432 + 2 * 129280 * hidden
     absorbed = 2 * 61 * 512 * 128 * 256
     vllm = r1().plan.memory
-    assert vllm.weight_bytes - absorbed - sglang.weight_bytes == pytest.approx(split * 7 / 8, rel=1e-3)
+    assert vllm.bytes_of("weight") - absorbed - sglang.bytes_of("weight") == pytest.approx(split * 7 / 8, rel=1e-3)
 
 
 def test_sglang_divides_its_limits_among_the_ranks() -> None:
     flags = {"enable_dp_attention": True, "max_running_requests": 256, "chunked_prefill_size": 8192}
-    rules: Any = mixtral(engine="sglang", engine_args=flags).plan
-    assert rules.prefill_rules.max_running_requests == 64
-    assert rules.prefill_rules.chunked_prefill_size == 2048
-    assert rules.prefill_rules.schedule_conservativeness == pytest.approx(0.3)
+    rules = mixtral(engine="sglang", engine_args=flags).plan.scheduler("jump").rules
+    assert rules.max_running_requests == 64
+    assert rules.chunked_prefill_size == 2048
+    assert rules.schedule_conservativeness == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("typed", [{}, {"tensor_parallel": 1, "data_parallel": 8}])
@@ -191,7 +191,7 @@ def test_a_pasted_vllm_command_shares_experts_over_its_ranks() -> None:
     command = "vllm serve deepseek-ai/DeepSeek-R1 -dp 8 --enable-expert-parallel --max-model-len 16384"
     found = prepared("deepseek-ai/DeepSeek-R1", engine="vllm", hardware="h200-sxm-141gb", engine_args=command)
     assert (found.ranks, found.devices) == (8, 8)
-    assert found.plan.memory.weight_bytes == r1().plan.memory.weight_bytes
+    assert found.plan.memory.bytes_of("weight") == r1().plan.memory.bytes_of("weight")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_models.declaration import FrontEnd
 from simulator.cluster import router
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import ClusterResult
@@ -39,7 +40,7 @@ def result(
     monkeypatch.setattr(router, "FAR_SIGHTED", sight)
     cluster = Cluster(
         workload_of(case),
-        replace(plan_of(case), tokenise_token_s=tokenise_token_s),
+        replace(plan_of(case), front=FrontEnd(tokenise_token_s=tokenise_token_s)),
         RecordedClock(CLOCK),
         replicas=5,
         router="least_requests",

@@ -184,7 +184,8 @@ def test_a_stopped_run_is_that_in_memory(
     from simulator.run import run_prepared
 
     prepared = prepare(load_scenario(scenario(1500)))
-    prepared = replace(prepared, plan=replace(prepared.plan, tokenise_token_s=tokenise_token_s))
+    front = replace(prepared.plan.front, tokenise_token_s=tokenise_token_s)
+    prepared = replace(prepared, plan=replace(prepared.plan, front=front))
     runs = []
     for above in (10**9, 100):
         monkeypatch.setattr(simulator.run, "STREAM_ABOVE", above)
@@ -205,7 +206,7 @@ def test_a_stopped_run_is_that_in_memory(
     assert (waited[reached] >= tokenise_token_s * table["prompt_tokens"][reached]).all()
     arrived = table["finish_reason"] != "not_arrived"
     assert not reached[~arrived].any()
-    before_s = prepared.plan.front_end_s + prepared.scenario.client.network_rtt_ms / 2e3
+    before_s = prepared.plan.front.before_s + prepared.scenario.client.network_rtt_ms / 2e3
     due = arrived & (table["arrival_s"] + before_s < whole.raw.stopped_at_s)
     assert due.sum() > 200
     assert (arrived & ~reached).sum() > 100 if tokenise_token_s else reached[due].all()

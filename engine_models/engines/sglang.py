@@ -14,12 +14,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine_models.cost.overheads import load_overheads
-from engine_models.declaration import EnginePlan, MemoryBudget, PoolRequest
+from engine_models.cost.settings import StepCosts
+from engine_models.declaration import (
+    EnginePlan,
+    Executor,
+    FrontEnd,
+    Limits,
+    MemoryBudget,
+    MemoryLine,
+    Mode,
+    PoolRequest,
+)
 from engine_models.flags import Flag, FlagTable, by_arity
 from engine_models.memory.radix import EVICTION_POLICIES, RadixPool
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
 from engine_models.model.formats import format_named
-from engine_models.parts.batch import ContinuousRules
 from engine_models.schedulers.prefill_first import POLICIES, PrefillFirstRules, PrefillFirstScheduler
 from hardware_profiles.errors import InfeasibleError, InputError
 
@@ -59,24 +68,29 @@ _RESERVED_PER_GRAPH_ROW_AND_RANK = 3  # with data-parallel attention
 _RESERVED_LEAST_ON_LARGE = 10 * 1024  # on devices of more than 60 GiB
 
 
-@dataclass(frozen=True, kw_only=True)
-class SglangPlan(EnginePlan):
-    """The plan of a pool of SGLang; `rules` repeats for other readers the limits that `prefill_rules` sets."""
+SPARE_TOKENS = 5
+"""Tokens that the scheduler keeps free behind a prompt (``max_req_input_len``; datasheet: SGLang 0.5 source, 2025)."""
 
-    prefill_rules: PrefillFirstRules
+
+@dataclass(frozen=True)
+class Rank:
+    """Rules and radix cache of one rank: what a fresh scheduler is built from."""
+
+    rules: PrefillFirstRules
+    kv_tokens: int
+    page_tokens: int = 1
+    prefix_caching: bool = True
     eviction_policy: str = "lru"
 
-    def scheduler(  # type: ignore[override]
-        self, *, aggregate: bool = True, record_rows: bool = False
-    ) -> PrefillFirstScheduler:
-        """Build a fresh scheduler with its radix cache; it has the methods a replica calls."""
+    def scheduler(self, mode: Mode) -> PrefillFirstScheduler:
+        """Build a scheduler with its cache."""
         kv = RadixPool(
-            self.capacity_blocks * self.block_tokens,
-            self.block_tokens,
+            self.kv_tokens,
+            self.page_tokens,
             prefix_caching=self.prefix_caching,
             eviction_policy=self.eviction_policy,
         )
-        return PrefillFirstScheduler(self.prefill_rules, kv, aggregate=aggregate, record_rows=record_rows)
+        return PrefillFirstScheduler(self.rules, kv, aggregate=mode != "step", record_rows=mode == "record")
 
 
 def version_of(text: str | None) -> str:
@@ -151,7 +165,7 @@ def default_running(tokens: int, context_tokens: int) -> int:
     return max(1, min(max(2048, min(4096, tokens * 512 // context_tokens)), tokens // 2))
 
 
-def plan(request: PoolRequest, version_text: str | None = None) -> SglangPlan:
+def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     """Resolve one pool of SGLang: memory, KV tokens, limits, graphs, overheads.
 
     Raises InfeasibleError if the weights do not fit or no KV cache is left, InputError on flags out of range.
@@ -217,31 +231,49 @@ def plan(request: PoolRequest, version_text: str | None = None) -> SglangPlan:
         "SGLang's front end was measured with DeepSeek-R1, its host time of a step with Llama-3.1-8B; assumed to hold elsewhere",
         f"CUDA graphs hold prefills of up to {captured} tokens" if captured else "no CUDA graph holds a prefill",
     )
-    return SglangPlan(
+    rank = Rank(
+        rules=rules,
+        kv_tokens=tokens // page * page,
+        page_tokens=page,
+        prefix_caching=caching,
+        eviction_policy=str(flags.get("radix_eviction_policy", "lru")),
+    )
+    # the scheduler keeps a row within one token less than context and cache, and its last token is not stored
+    held = min(context, rank.kv_tokens) - 1
+    return EnginePlan(
         engine="sglang",
         version=version,
-        rules=ContinuousRules(
-            max_num_batched_tokens=max(largest, rows),
-            max_num_seqs=rows,
-            max_model_len=context,
-            in_flight=rules.in_flight,
+        limits=Limits(
+            rows=rows,
+            step_tokens=max(largest, rows),
+            context_tokens=context,
+            kv_tokens=rank.kv_tokens,
+            kv_blocks=tokens // page,
+            block_tokens=page,
+            prompt_tokens=held - SPARE_TOKENS - 1,
+            row_tokens=held - 1,
         ),
         memory=memory,
-        capacity_blocks=tokens // page,
-        block_tokens=page,
+        scheduler=rank.scheduler,
+        costs=StepCosts(
+            arch,
+            request.formats,
+            host,
+            max_step_tokens=max(largest, rows),
+            max_rows=rows,
+            max_context_tokens=context,
+            tensor_parallel=tp,
+            pipeline_parallel=pp,
+            expert_parallel=request.expert_parallel,
+            ranks=dp,
+            graph_sizes=graph_sizes(graph_rows) if graphs else (),
+        ),
+        executor=Executor(depth=rules.in_flight, ranks=dp, rank_router="round_robin"),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
         prefix_caching=caching,
-        unhashed_to_head=False,
-        depth=rules.in_flight,
-        graph_sizes=graph_sizes(graph_rows) if graphs else (),
-        host=host,
-        front_end_s=overheads.front_end_s,
-        tokenise_token_s=overheads.tokenise_token_s,
         notes=notes,
         warnings=tuple(warnings),
-        overhead_sources=overheads.provenance,
-        rank_router="round_robin",
-        prefill_rules=rules,
-        eviction_policy=str(flags.get("radix_eviction_policy", "lru")),
+        sources=overheads.provenance,
     )
 
 
@@ -283,10 +315,11 @@ def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> Mem
     return MemoryBudget(
         device_bytes=device,
         usable_bytes=device,
-        weight_bytes=weights,
-        activation_bytes=free - usable,
-        other_bytes=int(CONTEXT_BYTES),
-        graph_bytes=0,
+        lines=(
+            MemoryLine("weight", "weights", weights),
+            MemoryLine("activation", "reserve for activations, graphs", free - usable),
+            MemoryLine("other", "CUDA context, collectives", int(CONTEXT_BYTES)),
+        ),
         kv_bytes=kv,
         kv_bytes_per_token=per_token,
         block_bytes=block,
@@ -295,7 +328,7 @@ def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> Mem
 
 
 def scheduler_from_recording(
-    version: str, knobs: dict[str, Any], *, aggregate: bool = True, record_rows: bool = True
+    version: str, knobs: dict[str, Any], mode: Mode = "record"
 ) -> tuple[PrefillFirstScheduler, int]:
     """Build the scheduler of a recorded schedule from its `config` line; returns it and the executor's depth."""
     version_of(version)
@@ -318,13 +351,14 @@ def scheduler_from_recording(
         preemption_threshold=knobs.get("priority_scheduling_preemption_threshold", 10),
         prefill_max_requests=knobs.get("prefill_max_requests"),
     )
-    kv = RadixPool(
-        knobs["max_total_num_tokens"],
-        knobs.get("page_size", 1),
+    rank = Rank(
+        rules,
+        kv_tokens=knobs["max_total_num_tokens"],
+        page_tokens=knobs.get("page_size", 1),
         prefix_caching=not knobs.get("disable_radix_cache", False),
         eviction_policy=knobs.get("radix_eviction_policy", "lru"),
     )
-    return PrefillFirstScheduler(rules, kv, aggregate=aggregate, record_rows=record_rows), depth
+    return rank.scheduler(mode), depth
 
 
 # Flags ----------------------------------------------------------------------------------------------------

@@ -10,16 +10,30 @@ against recordings of the real scheduler (`capacity-plan validate schedules`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine_models.cost import flash_attention2
 from engine_models.cost.drafting import ON_DEVICE, summary_note
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.sampling import Sampler, truncates
+from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import Fp32Router
-from engine_models.declaration import EnginePlan, MemoryBudget, PoolRequest
+from engine_models.declaration import (
+    EnginePlan,
+    Executor,
+    FrontEnd,
+    Limits,
+    MemoryBudget,
+    MemoryLine,
+    Mode,
+    PoolRequest,
+)
 from engine_models.flags import SPECULATIVE_HARMLESS, SPECULATIVE_KEYS, offload_settings
+from engine_models.memory.host_tier import HostTier
+from engine_models.memory.hybrid_kv import HybridKV
+from engine_models.memory.paged_kv import PagedKV
 from engine_models.model.architecture import (
     KvGroup,
     kv_groups,
@@ -28,6 +42,8 @@ from engine_models.model.architecture import (
 )
 from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import ContinuousRules
+from engine_models.schedulers.continuous import ContinuousScheduler
+from engine_models.schedulers.windowed import WindowedScheduler
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
 
@@ -109,6 +125,52 @@ VERSIONS = {v.name: v for v in (_V11, _V14, _V15, _V19, _V24, NEWEST)}
 CONTEXT_BYTES = 0.25e9  # CUDA context, cuBLAS workspaces, allocator slack: what remains on one device
 COLLECTIVE_BYTES = 0.50e9  # NCCL channels and custom all-reduce buffers, with tensor parallelism only
 GRAPH_BYTES_PER_SIZE = 12e6  # assumed: memory of one captured graph size (about 0.6 GB for the 51 default sizes)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Rules and KV cache of one rank: what a fresh scheduler is built from.
+
+    `windows` and `switches` are those of the cache's groups (`kv_layout`, `window_switches`), `host` the parameters of a
+    `HostTier`, None without one.
+    """
+
+    rules: ContinuousRules
+    blocks: int
+    block_tokens: int
+    prefix_caching: bool = True
+    unhashed_to_head: bool = True
+    windows: tuple[int | None, ...] = (None,)
+    switches: Mapping[str, bool] = field(default_factory=dict)
+    host: Mapping[str, Any] | None = None
+
+    def scheduler(self, mode: Mode) -> ContinuousScheduler:
+        """Build a scheduler with its cache."""
+        kv: PagedKV | HybridKV
+        if self.windows == (None,):
+            kv = PagedKV(
+                self.blocks,
+                self.block_tokens,
+                prefix_caching=self.prefix_caching,
+                unhashed_to_head=self.unhashed_to_head,
+            )
+        else:
+            kv = HybridKV(
+                self.blocks,
+                self.block_tokens,
+                self.windows,
+                prefix_caching=self.prefix_caching,
+                unhashed_to_head=self.unhashed_to_head,
+                most_in_flight_tokens=self.rules.in_flight * self.rules.max_num_batched_tokens,
+                max_model_len=self.rules.max_model_len,
+                **self.switches,
+            )
+            if mode == "jump" and self.host is None and WindowedScheduler.serves(self.rules):
+                return WindowedScheduler(self.rules, kv)
+        host = HostTier(**self.host) if self.host is not None else None
+        return ContinuousScheduler(
+            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", host=host
+        )
 
 
 def version_of(text: str | None) -> Version:
@@ -287,20 +349,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         notes += [summary_note(drafts), *drafts.notes]
         warnings += _unread_settings(flags.get("speculative_config") or {})
     memory = _memory(request, version, tokens, rows, block_bytes, len(sizes))
-    offload = request.offload
-    if offload is not None:
-        _check_offload(flags, windows)
-        offload = replace(offload, stores_outputs=version.offloads_outputs)
-    host_blocks = offload.capacity_bytes // (block_bytes * tp * pp) if offload else 0
-    if offload is not None:
-        if not host_blocks:
-            raise InputError(
-                f"{offload.capacity_bytes:,} bytes of host memory hold less than one block of {block_bytes * tp * pp:,}",
-                where="deployment.offload.kv_offloading_size",
-                mend="give gibibytes, such as kv_offloading_size: 64",
-            )
+    host_tier: dict[str, Any] | None = None
+    if request.offload is not None:
+        host_tier = _host_tier(request, version, windows, block_bytes, block_tokens)
+        memory = replace(memory, host_blocks=host_tier["capacity_blocks"])
         notes.append(
-            f"KV offload: {host_blocks:,} blocks in host memory, copied at {offload.link_bytes_per_s / 1e9:g} GB/s a device "
+            f"KV offload: {memory.host_blocks:,} blocks in host memory, copied at "
+            f"{request.offload.link_bytes_per_s / 1e9:g} GB/s a device "
             "beside the computation (assumed: the link's full rate, none of it taken by others)"
         )
     override = flags.get("num_gpu_blocks_override")
@@ -342,34 +397,83 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     if eager:  # `launch_s` is that of all eager steps
         host = replace(host, prefill_launch_s=0.0)
     notes.append(f"vLLM {version.name}: {tokens} tokens and {rows} rows a step, {blocks} blocks of {block_tokens} tokens")
-    return EnginePlan(
-        engine="vllm",
-        version=version.name,
+    rank = Rank(
         rules=rules,
-        memory=memory,
-        capacity_blocks=blocks - 1,
+        blocks=blocks - 1,
         block_tokens=block_tokens,
         prefix_caching=bool(flags.get("enable_prefix_caching", True)),
         unhashed_to_head=version.unhashed_to_head,
-        kv_windows=windows,
-        window_switches=window_switches(version),
-        depth=rules.in_flight,
-        graph_sizes=sizes,
-        host=host,
-        front_end_s=overheads.front_end_s,
-        tokenise_token_s=overheads.tokenise_token_s,
-        truncated_sampling=sorts,
-        sampler=version.sampler,
-        notes=tuple(notes),
-        overhead_sources=overheads.provenance,
-        warnings=tuple(warnings),
-        speculation=drafts,
-        offload=offload,
-        host_blocks=host_blocks,
-        moe_backend=moe_backend,
-        fixed_grid_attention=_fixed_grid_attention(request),
-        fp32_router=version.fp32_router,
+        windows=windows,
+        switches=window_switches(version),
+        host=host_tier,
     )
+    return EnginePlan(
+        engine="vllm",
+        version=version.name,
+        limits=Limits(
+            rows=rows,
+            step_tokens=tokens,
+            context_tokens=max_model_len,
+            kv_tokens=rank.blocks // full_groups * block_tokens,
+            kv_blocks=rank.blocks,
+            block_tokens=block_tokens,
+            prompt_tokens=max_model_len - 1,
+            row_tokens=max_model_len,
+            spare_tokens=rules.speculative_tokens + rules.lookahead_tokens,
+        ),
+        memory=memory,
+        scheduler=rank.scheduler,
+        costs=StepCosts(
+            arch,
+            request.formats,
+            host,
+            max_step_tokens=tokens,
+            max_rows=rows,
+            max_context_tokens=max_model_len,
+            tensor_parallel=tp,
+            pipeline_parallel=pp,
+            expert_parallel=request.expert_parallel,
+            ranks=request.data_parallel,
+            graph_sizes=sizes,
+            truncated_sampling=sorts,
+            sampler=version.sampler,
+            moe_backend=moe_backend,
+            fixed_grid_attention=_fixed_grid_attention(request),
+            fp32_router=version.fp32_router,
+            speculation=drafts,
+        ),
+        executor=Executor(depth=rules.in_flight, stages=pp, ranks=request.data_parallel),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
+        prefix_caching=rank.prefix_caching,
+        speculation=drafts,
+        notes=tuple(notes),
+        warnings=tuple(warnings),
+        sources=overheads.provenance,
+    )
+
+
+def _host_tier(
+    request: PoolRequest, version: Version, windows: tuple[int | None, ...], block_bytes: int, block_tokens: int
+) -> dict[str, Any]:
+    """Parameters of the `HostTier` that a pool asks for; InputError where it is not modelled, cannot be or holds nothing."""
+    offload = request.offload
+    assert offload is not None
+    _check_offload(request.flags, windows)
+    replica_block_bytes = block_bytes * request.tensor_parallel * request.pipeline_parallel
+    blocks = offload.capacity_bytes // replica_block_bytes
+    if not blocks:
+        raise InputError(
+            f"{offload.capacity_bytes:,} bytes of host memory hold less than one block of {replica_block_bytes:,}",
+            where="deployment.offload.kv_offloading_size",
+            mend="give gibibytes, such as kv_offloading_size: 64",
+        )
+    return {
+        "capacity_blocks": blocks,
+        "block_tokens": block_tokens,
+        "block_bytes": block_bytes,
+        "link_bytes_per_s": offload.link_bytes_per_s,
+        "stores_outputs": version.offloads_outputs,
+    }
 
 
 def _check_offload(flags: dict[str, Any], windows: tuple[int | None, ...]) -> None:
@@ -500,16 +604,19 @@ def _memory(
             where="deployment",
             mend=request.more_memory,
         )
+    lines = (
+        MemoryLine("weight", "weights", weights),
+        *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
+        MemoryLine("activation", "activations (peak of one step)", activations),
+        MemoryLine("other", "CUDA context, collectives", other),
+        MemoryLine("graph", "CUDA graphs", graph),
+    )
     return MemoryBudget(
         device_bytes=request.device_memory_bytes,
         usable_bytes=usable,
-        weight_bytes=weights,
-        activation_bytes=activations,
-        other_bytes=other,
-        graph_bytes=graph,
+        lines=lines,
         kv_bytes=kv,
         kv_bytes_per_token=per_token,
         block_bytes=block,
         blocks=kv // block,
-        draft_bytes=draft_weights,
     )

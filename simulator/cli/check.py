@@ -36,22 +36,20 @@ def memory_lines(memory: dict[str, Any], engine: str) -> list[str]:
 
 def facts(prepared: Prepared) -> dict[str, Any]:
     """What `check` reports, as data."""
-    from dataclasses import asdict
-
     from simulator.config.load import resolved
     from simulator.prepare import deployment_summary
 
     plan = prepared.plan
-    tokens = plan.tokens_held()
+    tokens, limits = plan.limits.kv_tokens, plan.limits
     fit = {
-        str(context): min(tokens // (-(-context // plan.block_tokens) * plan.block_tokens), plan.rules.max_num_seqs)
+        str(context): min(tokens // (-(-context // limits.block_tokens) * limits.block_tokens), limits.rows)
         for context in CONTEXTS
-        if context <= plan.rules.max_model_len
+        if context <= limits.context_tokens
     }
     return {
         "fits": True,
         "deployment": deployment_summary(prepared),
-        "memory": asdict(plan.memory),
+        "memory": plan.memory.as_dict(),
         "kv_tokens_per_replica": tokens * prepared.ranks,
         **({"kv_tokens_per_rank": tokens} if prepared.ranks > 1 else {}),
         "requests_that_fit_by_context_tokens": fit,
@@ -68,7 +66,8 @@ def refused(prepared: Prepared) -> list[str]:
     """
     import numpy as np
 
-    from simulator.limits import all_refused, limits, refusals
+    from engine_models.lengths import judged
+    from simulator.limits import all_refused, refusals
     from simulator.run import STREAM_ABOVE
     from simulator.workload.build import build_workload
     from simulator.workload.streaming import open_stream
@@ -77,10 +76,11 @@ def refused(prepared: Prepared) -> list[str]:
     if open_stream(spec, seed=seed, base_dir=base, above=STREAM_ABOVE) is not None:
         return []
     workload = build_workload(spec, seed=seed, base_dir=base)
-    found = limits(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, prepared.plan)
+    limits = prepared.plan.limits
+    found = judged(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, limits)
     if len(workload) and found.refused.all():
-        raise all_refused(len(workload), prepared.plan, workload)
-    return [f"{text} (of {len(workload):,})" for text in refusals(found, np.ones(len(workload), bool), prepared.plan)]
+        raise all_refused(len(workload), limits, workload)
+    return [f"{text} (of {len(workload):,})" for text in refusals(found, np.ones(len(workload), bool), limits)]
 
 
 def what_would_hold(scenario: Scenario) -> list[tuple[str, int, bool]]:

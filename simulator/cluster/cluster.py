@@ -377,10 +377,10 @@ def pool(
     if ranks > 1:
         groups = [
             StepGroup(
-                [plan.scheduler(aggregate=aggregate) for _ in range(ranks)],
+                [plan.scheduler("jump" if aggregate else "step") for _ in range(ranks)],
                 cast("GroupTimes", times),
-                depth=plan.depth,
-                tokenise_token_s=plan.tokenise_token_s,
+                depth=plan.executor.depth,
+                tokenise_token_s=plan.front.tokenise_token_s,
                 on_finish=on_finish,
             )
             for _ in range(count)
@@ -388,11 +388,11 @@ def pool(
         return [group.ranks[rank] for rank in range(ranks) for group in groups]
     return [
         Replica(
-            plan.scheduler(aggregate=aggregate),
+            plan.scheduler("jump" if aggregate else "step"),
             cast("StepTimes", times),
-            depth=plan.depth,
+            depth=plan.executor.depth,
             stages=stages,
-            tokenise_token_s=plan.tokenise_token_s,
+            tokenise_token_s=plan.front.tokenise_token_s,
             on_finish=on_finish,
         )
         for _ in range(count)
@@ -405,7 +405,7 @@ def router_of(
     """The router that looks at the replicas or at their ranks; None where requests are dealt in turn."""
     count = len(replicas) // ranks
     by_requests = count > 1 and router != "round_robin"
-    by_load = ranks > 1 and plan.rank_router == "least_loaded"
+    by_load = ranks > 1 and plan.executor.rank_router == "least_loaded"
     if ranks > 1 and (by_requests or by_load):
         return RankRouter(replicas, count, by_requests=by_requests, by_load=by_load)
     return LeastRequests(replicas) if by_requests else None

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_models.declaration import EnginePlan
+from engine_models.lengths import judged
 from engine_models.parts.sequence import Sequence
-from simulator.limits import limits
 from simulator.serving.emissions import Emissions, Spans
 from simulator.serving.replica import Replica, StepLog
 from simulator.workload.columns import Workload
@@ -69,7 +69,9 @@ class Rows:
         n = len(workload)
         self.first = first
         self.workload = workload
-        self.limits = limits(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, plan)
+        self.limits = judged(
+            workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, plan.limits
+        )
         self.refused = self.limits.refused
         self.accepted = np.flatnonzero(~self.refused)
         self.left = len(self.accepted)

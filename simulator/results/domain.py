@@ -69,7 +69,7 @@ def _beyond_measured(prepared: Prepared) -> list[str]:
         axes.append("parallelism: collectives across nodes are priced as inside one")
     if plan.speculation is not None:
         axes.append("speculative decoding: no run with it was measured")
-    if plan.host_blocks:
+    if plan.memory.host_blocks:
         axes.append("KV offload: no run that depends on it was measured")
     if prepared.ranks > 1:
         axes.append("parallelism: no run with data-parallel attention was measured on a host that keeps up")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine_models.lengths import Lengths
 from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, REJECTED, STATUS_NAMES, UNFINISHED, ClusterResult
-from simulator.limits import Limits
 from simulator.results import metrics
 from simulator.results.timeline import server_averages
 from simulator.workload.columns import RequestClass, Workload
@@ -60,7 +60,7 @@ class Figures:
     window_good: int | None = None
     classes: list[dict[str, Any]] = field(default_factory=list)
     quantile_error: float = 0.0
-    limits: Limits | None = None
+    limits: Lengths | None = None
 
     @property
     def offered(self) -> int:

@@ -43,28 +43,27 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
 
     scenario = load_scenario(experiment.scenario)
     prepared = prepare(scenario)
+    plan = prepared.plan
     if overheads is not None:
-        own = prepared.plan.host  # what follows from flags stays
-        plan = replace(
-            prepared.plan,
-            host=replace(
-                overheads.host,
-                prefill_launch_s=own.prefill_launch_s,
-                prefill_graph_tokens=own.prefill_graph_tokens,
-            ),
-            front_end_s=overheads.front_end_s,
-            tokenise_token_s=overheads.tokenise_token_s,
+        own = plan.costs.host  # what follows from flags stays
+        host = replace(
+            overheads.host,
+            prefill_launch_s=own.prefill_launch_s,
+            prefill_graph_tokens=own.prefill_graph_tokens,
         )
-        prepared = replace(prepared, plan=plan)
-    if experiment.plan:
-        prepared = replace(prepared, plan=replace(prepared.plan, **experiment.plan))
+        front = replace(plan.front, before_s=overheads.front_end_s, tokenise_token_s=overheads.tokenise_token_s)
+        plan = replace(plan, costs=replace(plan.costs, host=host), front=front)
+    plan = replace(
+        plan, costs=replace(plan.costs, **experiment.costs), front=replace(plan.front, **experiment.front)
+    )
     if experiment.host_cores is not None:
         ranks = max(1, prepared.devices // prepared.replicas)
-        host = prepared.plan.host
-        shared = replace(host, launch_s=host.launch_s * max(1.0, ranks / experiment.host_cores))
-        prepared = replace(prepared, plan=replace(prepared.plan, host=shared))
+        own = plan.costs.host
+        shared = replace(own, launch_s=own.launch_s * max(1.0, ranks / experiment.host_cores))
+        plan = replace(plan, costs=replace(plan.costs, host=shared))
     if experiment.in_process:
-        prepared = replace(prepared, plan=replace(prepared.plan, front_end_s=0.0, tokenise_token_s=0.0))
+        plan = replace(plan, front=replace(plan.front, before_s=0.0, tokenise_token_s=0.0))
+    prepared = replace(prepared, plan=plan)
     run = run_prepared(prepared, workload=experiment.workload)
     raw = run.raw
     lat = metrics.latencies(raw)

@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from engine_models.engines.vllm import scheduling_switches, version_of, window_switches
-from engine_models.memory.hybrid_kv import HybridKV
-from engine_models.memory.paged_kv import PagedKV
+from engine_models.engines.vllm import Rank, scheduling_switches, version_of, window_switches
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.continuous import ContinuousScheduler
@@ -133,26 +131,16 @@ def scheduler_of(version: str, knobs: dict[str, Any]) -> tuple[ContinuousSchedul
         speculative_tokens=knobs.get("num_speculative_tokens") or 0,
         lookahead_tokens=knobs.get("num_lookahead_tokens") or 0,
     )
-    blocks = knobs["num_gpu_blocks"] - 1
-    caching = knobs.get("enable_prefix_caching", True)
-    windows = tuple(group.get("window") for group in knobs.get("kv_groups") or [{"type": "full"}])
-    kv: PagedKV | HybridKV
-    if windows == (None,):
-        kv = PagedKV(
-            blocks, knobs["block_size"], prefix_caching=caching, unhashed_to_head=switches.unhashed_to_head
-        )
-    else:
-        kv = HybridKV(
-            blocks,
-            knobs["block_size"],
-            windows,
-            prefix_caching=caching,
-            unhashed_to_head=switches.unhashed_to_head,
-            most_in_flight_tokens=depth * budget,
-            max_model_len=knobs["max_model_len"],
-            **window_switches(switches),
-        )
-    return ContinuousScheduler(rules, kv, record_rows=True), depth
+    rank = Rank(
+        rules=rules,
+        blocks=knobs["num_gpu_blocks"] - 1,
+        block_tokens=knobs["block_size"],
+        prefix_caching=knobs.get("enable_prefix_caching", True),
+        unhashed_to_head=switches.unhashed_to_head,
+        windows=tuple(group.get("window") for group in knobs.get("kv_groups") or [{"type": "full"}]),
+        switches=window_switches(switches),
+    )
+    return rank.scheduler("record"), depth
 
 
 def simulate_recording(config: dict[str, Any], requests: list[dict[str, Any]]) -> list[dict[str, Any]]:

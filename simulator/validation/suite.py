@@ -37,7 +37,7 @@ from simulator.validation.vllm_launches import (
     client_facts,
     host_cores,
     is_serving_sim_bench,
-    plan_facts,
+    launch_facts,
     repeated_prompts,
     vllm_flags,
     vllm_instances,
@@ -68,8 +68,9 @@ class Experiment:
 
     `stage_of` gives each request's stage (-1 where the run has none); `judged` are the requests the client reported;
     `in_process` says that the client called the engine without a server between, so that no front end adds to TTFT;
-    `host_cores` are the cores that its ranks had to share (None: enough of them); `plan` are facts of the launch that no flag
-    states, fields of `EnginePlan`; `start_s` is what the first request of each user waits longer when a closed loop starts.
+    `host_cores` are the cores that its ranks had to share (None: enough of them); `front` and `costs` are facts of client
+    and launch that no flag states, fields of `FrontEnd` and `StepCosts`; `start_s` is what the first request of each user waits
+    longer when a closed loop starts.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -79,7 +80,8 @@ class Experiment:
     judged: NDArray[np.bool_]
     in_process: bool = False
     host_cores: int | None = None
-    plan: dict[str, Any] = field(default_factory=dict)
+    front: dict[str, Any] = field(default_factory=dict)
+    costs: dict[str, Any] = field(default_factory=dict)
     start_s: float = 0.0
 
 
@@ -459,5 +461,6 @@ def plan_experiment(
     }
     in_process = is_serving_sim_bench(row)
     vllm = pool["engine"].startswith("vllm")
-    facts = client_facts(row) | plan_facts(row, pool["hardware"]) if vllm else {}
-    return Experiment(rows, scenario, workload, stage, judged, in_process, host_cores(row), facts, start_s(row))
+    front = client_facts(row) if vllm else {}
+    costs = launch_facts(row, pool["hardware"]) if vllm else {}
+    return Experiment(rows, scenario, workload, stage, judged, in_process, host_cores(row), front, costs, start_s(row))

@@ -82,7 +82,7 @@ def host_cores(row: dict[str, Any]) -> int | None:
 
 
 def client_facts(row: dict[str, Any]) -> dict[str, Any]:
-    """What a row's client does to the front end: fields of `EnginePlan`."""
+    """What a row's client does to the front end: fields of `FrontEnd`."""
     return {"tokenise_token_s": DRAWN_TOKEN_S} if is_inferencex(row) else {}
 
 
@@ -92,8 +92,8 @@ def repeated_prompts(row: dict[str, Any]) -> int:
     return REPEATED_PROMPTS if vllm and is_gap_analysis(row) else 0
 
 
-def plan_facts(row: dict[str, Any], hardware: str) -> dict[str, Any]:
-    """What the environment of a launch says that no flag does: fields of `EnginePlan`.
+def launch_facts(row: dict[str, Any], hardware: str) -> dict[str, Any]:
+    """What the environment of a launch says that no flag does: fields of `StepCosts`.
 
     MiniMax-M2.5 on B200 runs since the second half of April 2026 with ``VLLM_FLOAT32_MATMUL_PRECISION=high`` (InferenceX pull
     request 1069 and vLLM's recipe, pull request 353): its router in TF32.

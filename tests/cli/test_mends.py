@@ -13,10 +13,10 @@ import pytest
 
 from engine_models.declaration import EnginePlan
 from engine_models.flags import parse_engine_args
+from engine_models.lengths import judged
 from hardware_profiles.errors import InputError
 from simulator.cli.cost import amount, share_of
 from simulator.config.load import load_scenario
-from simulator.limits import limits
 from simulator.planning.budget import counted, sustained
 from simulator.prepare import prepare
 from simulator.results import metrics
@@ -249,7 +249,7 @@ def plan(engine: str, context: int) -> EnginePlan:
 def test_a_prompt_is_refused_by_its_own_length(engine: str) -> None:
     prompts = np.array([10, 999, 1000, 5000])
     ones = np.ones(4, np.int64)
-    found = limits(prompts, ones, 0 * ones, plan(engine, 1000))
+    found = judged(prompts, ones, 0 * ones, plan(engine, 1000).limits)
     # SGLang keeps 6 tokens of the context back: prompts of 994 and more are refused
     assert found.too_long.tolist() == (
         [False, False, True, True] if engine == "vllm" else [False, True, True, True]
@@ -260,7 +260,7 @@ def test_a_prompt_is_refused_by_its_own_length(engine: str) -> None:
 @pytest.mark.parametrize(("engine", "total"), [("vllm", 1000), ("sglang", 998)])
 def test_an_answer_without_a_limit_is_cut_where_the_context_ends(engine: str, total: int) -> None:
     prompts, outputs = np.array([400, 400, 400]), np.array([10, 598, 9000])
-    found = limits(prompts, outputs, np.zeros(3, np.int64), plan(engine, 1000))
+    found = judged(prompts, outputs, np.zeros(3, np.int64), plan(engine, 1000).limits)
     assert not found.refused.any()
     assert found.output_tokens.tolist() == [10, 598, total - 400]
     assert found.cut.tolist() == [False, False, True]
@@ -269,7 +269,7 @@ def test_an_answer_without_a_limit_is_cut_where_the_context_ends(engine: str, to
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_a_limit_beyond_the_context_is_refused_whatever_the_answer(engine: str) -> None:
     prompts, outputs, asked = np.full(3, 400), np.full(3, 10), np.array([500, 600, 601])
-    found = limits(prompts, outputs, asked, plan(engine, 1000))
+    found = judged(prompts, outputs, asked, plan(engine, 1000).limits)
     assert found.asked_too_much.tolist() == [False, False, True]
     assert found.output_tokens.tolist() == [10, 10, 10]
 
@@ -301,7 +301,7 @@ def test_a_block_size_that_no_backend_takes_is_refused(tokens: int, mend: str) -
 @pytest.mark.parametrize("tokens", [16, 32, 48, 64, 128])
 def test_multiples_of_sixteen_are_taken(tokens: int) -> None:
     assert (
-        prepare(load_scenario(SMALL, [f"deployment.engine_args.block_size={tokens}"])).plan.block_tokens
+        prepare(load_scenario(SMALL, [f"deployment.engine_args.block_size={tokens}"])).plan.limits.block_tokens
         == tokens
     )
 

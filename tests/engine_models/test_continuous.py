@@ -113,7 +113,7 @@ def test_a_request_that_lacks_one_token_is_padded_to_a_full_row(pads: bool, toke
 
 def results(case: Case, kv: PagedKV | HybridKV, *, drafts: int = 0, **options: Any) -> tuple[Any, ...]:
     """End and emission times of every request of a case on one replica."""
-    rules = plan_of(case).rules
+    rules = plan_of(case).scheduler("jump").rules
     if drafts:
         rules = ContinuousRules(**{**rules.__dict__, "speculative_tokens": drafts})
     scheduler = ContinuousScheduler(rules, kv, **options)

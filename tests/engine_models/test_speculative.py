@@ -20,7 +20,7 @@ from engine_models.cost.drafting import (
     speculation_of,
 )
 from engine_models.cost.step_time import Formats, HostOverhead, StepTimeModel
-from engine_models.declaration import PoolRequest
+from engine_models.declaration import EnginePlan, PoolRequest
 from engine_models.engines.vllm import graph_sizes, plan, version_of
 from engine_models.flags import parse_engine_args, reconcile, speculative_settings
 from engine_models.model.architecture import kv_bytes_per_token, load_architecture, weight_bytes_per_rank
@@ -140,7 +140,7 @@ def test_a_draft_model_is_held_whole_and_mtp_is_the_models_last_layer() -> None:
     assert head_layer(load_architecture("deepseek-v3"), dense=True).mlp[0].kind == "dense"
 
 
-def planned(speculation: Speculation | None, **flags: object) -> object:
+def planned(speculation: Speculation | None, **flags: object) -> EnginePlan:
     request = PoolRequest(
         LLAMA, BF16, "h100-sxm-80gb", 85_000_000_000, flags=dict(flags), speculation=speculation
     )
@@ -149,16 +149,16 @@ def planned(speculation: Speculation | None, **flags: object) -> object:
 
 def test_the_drafter_leaves_less_cache() -> None:
     plain, drafted = planned(None), planned(resolved(method="eagle3"))
-    memory, before = drafted.memory, plain.memory  # type: ignore[attr-defined]
-    assert memory.draft_bytes == resolved(method="eagle3").weight_bytes()
-    assert memory.kv_bytes == before.kv_bytes - memory.draft_bytes - (memory.graph_bytes - before.graph_bytes)
+    memory, before = drafted.memory, plain.memory
+    assert memory.bytes_of("draft") == resolved(method="eagle3").weight_bytes()
+    assert memory.kv_bytes == before.kv_bytes - memory.bytes_of("draft") - (memory.bytes_of("graph") - before.bytes_of("graph"))
     assert memory.kv_bytes_per_token == before.kv_bytes_per_token + 4096
     assert memory.blocks == memory.kv_bytes // (16 * memory.kv_bytes_per_token)
 
 
 def test_how_vllm_runs_each_method() -> None:
     for method in METHODS:
-        rules = planned(resolved(method=method, model="llama-3.2-1b")).rules  # type: ignore[attr-defined]
+        rules = planned(resolved(method=method, model="llama-3.2-1b")).scheduler("jump").rules
         assert rules.speculative_tokens == 3
         assert rules.in_flight == (1 if method in ("ngram", "medusa") else 2)
         assert rules.lookahead_tokens == (0 if method in ("ngram", "medusa") else 3)

@@ -42,7 +42,7 @@ def host_of(**flags: object) -> HostOverhead:
         "deployment": {"engine": "vllm@0.19.1", "hardware": "h100-sxm-80gb", "engine_args": flags},
         "workload": {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1},
     }
-    return prepare(load_scenario(scenario)).plan.host
+    return prepare(load_scenario(scenario)).plan.costs.host
 
 
 def test_prompts_beyond_the_graphs_are_launched() -> None:

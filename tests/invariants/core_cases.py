@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from engine_models.declaration import EnginePlan
+from engine_models.declaration import EnginePlan, Executor, FrontEnd, Limits
+from engine_models.engines.vllm import Rank
 from engine_models.schedulers.continuous import ContinuousRules
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import ClusterResult
@@ -193,33 +194,59 @@ def plain_workload(arrival_s: np.ndarray, prompt: np.ndarray, output: np.ndarray
 
 def plan_of(case: Case) -> EnginePlan:
     """The engine of a case."""
-    return replace(
-        plan(case.blocks, case.depth, caching=case.caching, **dict(case.knobs)),
-        kv_windows=case.windows,
-        window_switches=dict(case.switches),
-        unhashed_to_head=case.to_head,
+    return plan(
+        case.blocks,
+        case.depth,
+        caching=case.caching,
+        to_head=case.to_head,
+        windows=case.windows,
+        switches=dict(case.switches),
+        **dict(case.knobs),
     )
 
 
-def plan(blocks: int, depth: int = 1, *, caching: bool = False, **knobs: Any) -> EnginePlan:
+def plan(
+    blocks: int,
+    depth: int = 1,
+    *,
+    caching: bool = False,
+    to_head: bool = True,
+    windows: tuple[int | None, ...] = (None,),
+    switches: dict[str, bool] | None = None,
+    **knobs: Any,
+) -> EnginePlan:
     """An engine plan of which only the scheduler, the cache and the executor matter."""
     settings: dict[str, Any] = {"max_num_batched_tokens": 8192, "max_num_seqs": 256, "max_model_len": 4096}
     rules = ContinuousRules(**{**settings, "in_flight": depth, **knobs})
+    rank = Rank(rules, blocks, 16, caching, to_head, windows, switches or {})
+    held = blocks // max(1, sum(window is None for window in windows)) * 16
+    return plan_around(rank.scheduler, rules.max_num_seqs, rules.max_num_batched_tokens, held, depth, caching)
+
+
+def plan_around(
+    scheduler: Any, rows: int, step_tokens: int, kv_tokens: int, depth: int, caching: bool
+) -> EnginePlan:
+    """An engine plan around a scheduler with a context of 4,096 tokens."""
     unused: Any = None
     return EnginePlan(
         engine="vllm",
         version="test",
-        rules=rules,
+        limits=Limits(
+            rows=rows,
+            step_tokens=step_tokens,
+            context_tokens=4096,
+            kv_tokens=kv_tokens,
+            kv_blocks=kv_tokens // 16,
+            block_tokens=16,
+            prompt_tokens=4095,
+            row_tokens=4096,
+        ),
         memory=unused,
-        capacity_blocks=blocks,
-        block_tokens=16,
+        scheduler=scheduler,
+        costs=unused,
+        executor=Executor(depth=depth),
+        front=FrontEnd(tokenise_token_s=2e-5),
         prefix_caching=caching,
-        unhashed_to_head=True,
-        depth=depth,
-        graph_sizes=(),
-        host=unused,
-        front_end_s=0.0,
-        tokenise_token_s=2e-5,
     )
 
 

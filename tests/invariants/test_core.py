@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_models.declaration import FrontEnd
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import Block, PagedKV
 from engine_models.parts.batch import Batch
@@ -109,8 +110,8 @@ def test_requests_are_conserved_and_nothing_precedes_its_cause(case: Case) -> No
 def test_blocks_are_conserved_and_steps_keep_to_their_budget(case: Case) -> None:
     engine, workload = plan_of(case), workload_of(case)
     cluster = Cluster(workload, engine, RecordedClock(CLOCK))
-    scheduler = engine.scheduler()
-    kv, rules = scheduler.kv, engine.rules
+    scheduler = engine.scheduler("jump")
+    kv, rules = scheduler.kv, scheduler.rules
     assert isinstance(kv, PagedKV)
     ends: list[float] = []
 
@@ -152,7 +153,7 @@ def test_blocks_of_several_groups_are_conserved(case: Case) -> None:
     case = replace(case, shared=False)
     engine = plan_of(case)
     cluster = Cluster(workload_of(case), engine, RecordedClock(CLOCK))
-    scheduler = engine.scheduler()
+    scheduler = engine.scheduler("jump")
     kv = scheduler.kv
     assert isinstance(kv, HybridKV)
     assert isinstance(scheduler, WindowedScheduler)
@@ -187,7 +188,7 @@ def test_blocks_of_several_groups_are_conserved(case: Case) -> None:
 @given(cases(feeds=("open",)), st.sampled_from([0.0, 1e-4, 1e-2]))
 def test_replicas_run_together_as_apart(case: Case, tokenise_token_s: float) -> None:
     """Round robin does not look at the replicas: one clock for all gives what each by itself gives."""
-    plan = replace(plan_of(case), tokenise_token_s=tokenise_token_s)
+    plan = replace(plan_of(case), front=FrontEnd(tokenise_token_s=tokenise_token_s))
     apart, together = (
         Cluster(workload_of(case), plan, RecordedClock(CLOCK), replicas=case.replicas) for _ in range(2)
     )

@@ -11,15 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_models.declaration import EnginePlan
-from engine_models.engines.sglang import SglangPlan
+from engine_models.declaration import EnginePlan, FrontEnd
+from engine_models.engines.sglang import Rank
 from engine_models.parts.batch import Batch
 from engine_models.schedulers.prefill_first import PrefillFirstRules
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FINISHED, REJECTED, ClusterResult
 from simulator.serving.replica import FloatArray
 from simulator.validation.schedules import RecordedClock
-from tests.invariants.core_cases import CLOCK, Case, cases, plain_workload, plan, plan_of, workload_of
+from tests.invariants.core_cases import (
+    CLOCK,
+    Case,
+    cases,
+    plain_workload,
+    plan,
+    plan_around,
+    plan_of,
+    workload_of,
+)
 from tests.invariants.test_core import digest, merged
 
 
@@ -51,23 +60,19 @@ class LoneClock(GroupClock):
     SHARED_S = 0.0
 
 
-def sglang_plan(case: Case) -> SglangPlan:
+def sglang_plan(case: Case) -> EnginePlan:
     """SGLang's scheduler under the pressure of a case."""
-    base = plan_of(case)
-    fields = {name: getattr(base, name) for name in EnginePlan.__dataclass_fields__}
-    fields |= {
-        "engine": "sglang",
-        "block_tokens": 1,
-        "capacity_blocks": case.blocks * 16,
-        "rank_router": "round_robin",
-    }
+    rows, chunk = dict(case.knobs)["max_num_seqs"], dict(case.knobs)["max_num_batched_tokens"]
     rules = PrefillFirstRules(
-        max_running_requests=dict(case.knobs)["max_num_seqs"],
-        max_model_len=4096,
-        chunked_prefill_size=dict(case.knobs)["max_num_batched_tokens"],
-        in_flight=case.depth,
+        max_running_requests=rows, max_model_len=4096, chunked_prefill_size=chunk, in_flight=case.depth
     )
-    return SglangPlan(**fields, prefill_rules=rules)
+    rank = Rank(rules, case.blocks * 16, 1, case.caching)
+    return in_turn(plan_around(rank.scheduler, rows, chunk, rank.kv_tokens, case.depth, case.caching))
+
+
+def in_turn(plan: EnginePlan) -> EnginePlan:
+    """The plan with requests dealt to the ranks in turn."""
+    return replace(plan, executor=replace(plan.executor, rank_router="round_robin"))
 
 
 def run_group(case: Case, ranks: int, engine: EnginePlan | None = None, **options: Any) -> ClusterResult:
@@ -157,10 +162,10 @@ def test_a_group_of_one_rank_is_a_replica(case: Case) -> None:
     alone = Cluster(workload, engine, RecordedClock(CLOCK))
     grouped = Cluster(workload, engine, RecordedClock(CLOCK))
     group = StepGroup(
-        [engine.scheduler()],
+        [engine.scheduler("jump")],
         LoneClock(1),
-        depth=engine.depth,
-        tokenise_token_s=engine.tokenise_token_s,
+        depth=engine.executor.depth,
+        tokenise_token_s=engine.front.tokenise_token_s,
         on_finish=grouped._finished,
     )
     grouped.replicas = list(group.ranks)
@@ -173,7 +178,7 @@ def _lone(prompt: list[int], output: list[int], arrival: list[float]) -> Any:
 
 def test_a_prefill_on_one_rank_delays_the_others() -> None:
     """Rank 0 decodes; the prompt that rank 1 gets meanwhile stretches the gap between two of its tokens by its own time."""
-    engine = replace(plan(2000), rank_router="round_robin", tokenise_token_s=0.0)
+    engine = replace(in_turn(plan(2000)), front=FrontEnd())
     short = _lone([16], [50], [0.0])
     both = _lone([16, 4000], [50, 1], [0.0, 0.1])
     alone, disturbed = (Cluster(w, engine, GroupClock(2), ranks=2).run() for w in (short, both))
@@ -186,7 +191,7 @@ def test_a_prefill_on_one_rank_delays_the_others() -> None:
 
 
 def test_equal_ranks_step_as_one_rank_whose_tokens_are_all_of_theirs() -> None:
-    engine = replace(plan(2000), rank_router="round_robin", tokenise_token_s=0.0)
+    engine = replace(in_turn(plan(2000)), front=FrontEnd())
     ranks = 4
     one = Cluster(_lone([100], [30], [0.0]), engine, GroupClock(1), ranks=2).run()
     all_of = Cluster(
@@ -198,7 +203,7 @@ def test_equal_ranks_step_as_one_rank_whose_tokens_are_all_of_theirs() -> None:
 
 
 def test_an_idle_rank_waits_for_nobody_and_costs_no_record() -> None:
-    engine = replace(plan(2000), rank_router="round_robin")
+    engine = in_turn(plan(2000))
     clock = GroupClock(8)
     result = Cluster(_lone([64, 64], [5, 5], [0.0, 0.0]), engine, clock, ranks=8).run()
     assert clock.most_batches == 2
@@ -206,7 +211,7 @@ def test_an_idle_rank_waits_for_nobody_and_costs_no_record() -> None:
 
 
 def test_requests_are_dealt_to_ranks_in_turn_over_all_replicas() -> None:
-    engine = replace(plan(2000), rank_router="round_robin")
+    engine = in_turn(plan(2000))
     w = _lone([16] * 8, [3] * 8, [0.01 * i for i in range(8)])
     result = Cluster(w, engine, GroupClock(2), replicas=2, ranks=2).run()
     # replica n % 2, rank n // 2: replica 0 rank 0, replica 1 rank 0, replica 0 rank 1, replica 1 rank 1, again
@@ -225,7 +230,7 @@ def test_a_rank_is_chosen_by_waiting_and_running_of_old_counts() -> None:
 
 
 def test_a_busy_replica_is_passed_over_by_requests() -> None:
-    engine = replace(plan(2000), rank_router="round_robin")
+    engine = in_turn(plan(2000))
     w = _lone([16] * 3, [400, 1, 400], [0.0, 0.0, 1.0])
     result = Cluster(w, engine, GroupClock(2), replicas=2, ranks=2, router="least_requests").run()
     assert result.replica.tolist() == [0, 1, 3]  # the third goes to replica 1, whose turn is rank 1

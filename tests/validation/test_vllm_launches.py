@@ -17,7 +17,7 @@ from simulator.validation.vllm_launches import (
     client_facts,
     host_cores,
     is_serving_sim_bench,
-    plan_facts,
+    launch_facts,
     vllm_flags,
     vllm_instances,
     vllm_version,
@@ -123,10 +123,10 @@ def test_a_nightly_build_is_the_version_of_its_month(stated: str, path: str, ver
 def test_the_router_of_minimax_ran_in_tf32_on_b200_from_a_date() -> None:
     model = "MiniMaxAI/MiniMax-M2.5"
     late = row(model, "B200-180GB", source_path="db-dump; measured=2026-04-22T00:00:00.000Z")
-    assert plan_facts(late, "b200-sxm-180gb") == {"fp32_router": "tf32"}
-    assert plan_facts(late, "h200-sxm-141gb") == {}
+    assert launch_facts(late, "b200-sxm-180gb") == {"fp32_router": "tf32"}
+    assert launch_facts(late, "h200-sxm-141gb") == {}
     early = late | {"source_path": "measured=2026-04-08"}
-    assert plan_facts(early, "b200-sxm-180gb") == {}
+    assert launch_facts(early, "b200-sxm-180gb") == {}
 
 
 def test_scripts_that_capture_more_say_so() -> None:
@@ -148,7 +148,7 @@ def test_drawn_tokens_are_tokenised_more_slowly() -> None:
     """Alone on the server a prompt of 8,192 tokens at most waits that long for the front end, and no other part changes."""
     base = row("openai/gpt-oss-120b", "H100-SXM-80GB", precision="fp4", concurrency=1.0, num_requests=4.0, output_tokens_mean=8.0)
     drawn = plan_experiment((base,), Path(), {})
-    prose = replace(drawn, plan={})
+    prose = replace(drawn, front={})
     longer_ms = predict(drawn)["x"]["ttft_mean_ms"][0] - predict(prose)["x"]["ttft_mean_ms"][0]
     assert client_facts(base) == {"tokenise_token_s": DRAWN_TOKEN_S}
     assert longer_ms == pytest.approx(3e-3 * float(drawn.workload.prompt_tokens.mean()), rel=0.05)
