@@ -1,12 +1,14 @@
-"""CPU seconds and peak memory of whole runs, beside the stored baseline.
+"""CPU seconds and peak memory of whole runs, beside those of another commit or the stored baseline.
 
-    python benchmarks/run.py                every case but 10M, which takes a quarter of an hour
-    python benchmarks/run.py S1 S2          these
-    python benchmarks/run.py --store S1     put what was measured into baseline.json
+    python benchmarks/run.py                        every case but 10M, which takes a quarter of an hour
+    python benchmarks/run.py S1 S2                  these
+    python benchmarks/run.py --against HEAD~5 S1    S1 of this tree and of that commit in turn, medians of three runs of each
+    python benchmarks/run.py --runs 5 S1            medians of five runs
+    python benchmarks/run.py --store S1             put what was measured into baseline.json
 
-Every case is one process of the command line tool; its CPU seconds are user + system of that process and of those it started,
-the peak is the resident memory of the largest of them. S1 to S4 need the traces in ../shared/data/benchmarks. The ratio is to the
-baseline, below 1 is better; on another machine than the baseline's it says little.
+Every run is one process of the command line tool; its CPU seconds are user + system of that process and of those it started,
+the peak is the resident memory of the largest of them. S1 to S4 need the traces in ../shared/data/benchmarks. Ratios are to the
+other commit or to the baseline, below 1 is better; on another machine than the baseline's, that one says little.
 """
 
 from __future__ import annotations
@@ -22,12 +24,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.guard.worktree import MissingCommitError, worktree  # noqa: E402
+
 TRACES = ROOT.parent / "shared" / "data" / "benchmarks"
 BASELINE = Path(__file__).with_name("baseline.json")
 MB = 1e6
+PACKAGES = ("simulator", "engine_models", "hardware_profiles", "scenarios")
 
 LLAMA_8B = "meta-llama/Llama-3.1-8B-Instruct"
 LLAMA_70B = "meta-llama/Llama-3.1-70B-Instruct"
@@ -76,6 +84,13 @@ def s1_kind(requests: int, rate: float) -> dict[str, Any]:
         "output_tokens": {"kind": "normal", "mean": 128, "std": 32},
         "requests": requests,
     }
+
+
+CHATS = {
+    "sessions": {"turns": 5, "think_time_s": 10},
+    "prompt_tokens": {"kind": "lognormal", "mean": 120, "p99": 900},
+    "output_tokens": {"kind": "lognormal", "mean": 220, "p99": 900},
+}
 
 
 def spread(replicas: int) -> Callable[[Path], dict[str, Any]]:
@@ -137,6 +152,37 @@ CASES = {
             engine_args={"max_model_len": 32768},
         ),
     ),
+    "S2-sglang": Case("S2 on SGLang", recorded("s2", engine="sglang")),
+    "sessions-16": Case(
+        "5,000 requests of chats over 16 replicas, least requests",
+        drawn(
+            {
+                **CHATS,
+                "arrivals": {"kind": "poisson", "rate": 10},
+                "requests": 5_000,
+            },
+            replicas=16,
+            router="least_requests",
+            engine_args={"max_model_len": 32768},
+        ),
+    ),
+    "ngram": Case(
+        "10,000 requests of S1's kind with n-gram drafts",
+        drawn(
+            s1_kind(10_000, 7),
+            speculative={"method": "ngram", "num_speculative_tokens": 4, "acceptance": 0.4},
+        ),
+    ),
+    "eagle3": Case(
+        "the same with EAGLE-3's",
+        drawn(
+            s1_kind(10_000, 7),
+            speculative={"method": "eagle3", "num_speculative_tokens": 3, "acceptance": 0.7},
+        ),
+    ),
+    "pipeline": Case(
+        "10,000 requests of S1's kind on two stages", drawn(s1_kind(10_000, 7), pipeline_parallel=2)
+    ),
     "replicas-8": Case("20,000 requests at 160/s, 8 replicas, least requests", spread(8)),
     "replicas-64": Case("the same over 64 replicas", spread(64)),
     "replicas-256": Case("the same over 256 replicas", spread(256)),
@@ -147,44 +193,86 @@ LONG = ("10M",)
 """Cases that run only when they are named: a quarter of an hour."""
 
 
-def measure(name: str, case: Case) -> tuple[float, float] | None:
-    """CPU seconds and peak memory [MB] of a case; None, with a word why, where it cannot be run."""
+@dataclass(frozen=True)
+class Measured:
+    """What a run took: CPU seconds, peak memory [MB], and requests it had (None for a sweep)."""
+
+    cpu_s: float
+    peak_mb: float
+    requests: int | None
+
+
+def scenario_of(name: str, case: Case, folder: Path) -> Path | None:
+    """Write a case's scenario; None, with a word why, where it cannot be made."""
+    scenario = {"name": name, "seed": 1, **case.scenario(folder)}
+    trace = Path(str(scenario["workload"].get("trace", "")))
+    if trace.suffix == ".parquet" and not trace.exists():
+        print(f"{name:14} left out: there is no {trace}")
+        return None
+    path = folder / "scenario.yaml"
+    path.write_text(json.dumps(scenario))
+    return path
+
+
+def measure(name: str, case: Case, scenario: Path, tree: Path) -> Measured | None:
+    """Run a case with the packages of `tree`; None, with a word why, if it fails."""
+    program = "import sys; sys.path.insert(0, sys.argv.pop(1)); from simulator.cli import main; main()"
+    verb, *options = case.command
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        scenario = {"name": name, "seed": 1, **case.scenario(folder)}
-        trace = Path(str(scenario["workload"].get("trace", "")))
-        if trace.suffix == ".parquet" and not trace.exists():
-            print(f"{name:14} left out: there is no {trace}")
-            return None
-        path = folder / "scenario.yaml"
-        path.write_text(json.dumps(scenario))
-        program = "import sys; sys.path.insert(0, sys.argv.pop(1)); from simulator.cli import main; main()"
-        verb, *options = case.command
         arguments = [
             sys.executable,
             "-c",
             program,
-            str(ROOT),
+            str(tree),
             verb,
-            str(path),
+            str(scenario),
             *options,
             "--output",
             str(folder / "out"),
         ]
+        environment = {**os.environ, "PYTHONPATH": str(tree)}
         with (folder / "log").open("w") as log:
-            child = subprocess.Popen(arguments, stdout=log, stderr=log, cwd=folder)
+            child = subprocess.Popen(arguments, stdout=log, stderr=log, cwd=folder, env=environment)
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
-            print(f"{name:14} failed with exit code {child.returncode}:\n{(folder / 'log').read_text()}")
+            told = (folder / "log").read_text()
+            print(f"{name:14} failed in {tree} with exit code {child.returncode}:\n{told}")
             return None
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-        return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / MB
+        results = list((folder / "out").glob("*/result.json")) if verb == "simulate" else []
+        requests = json.loads(results[0].read_text())["totals"]["offered"] if results else None
+        return Measured(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / MB, requests)
+
+
+def in_turn(name: str, case: Case, trees: list[Path], runs: int) -> list[Measured] | None:
+    """Run a case with each tree in turn, so many times; return the medians of each; None if a run fails."""
+    with tempfile.TemporaryDirectory() as place:
+        scenario = scenario_of(name, case, Path(place))
+        if scenario is None:
+            return None
+        found: list[list[Measured]] = [[] for _ in trees]
+        for _ in range(runs):
+            for mine, tree in zip(found, trees, strict=True):
+                measured = measure(name, case, scenario, tree)
+                if measured is None:
+                    return None
+                mine.append(measured)
+    return [
+        Measured(median(m.cpu_s for m in mine), median(m.peak_mb for m in mine), mine[0].requests)
+        for mine in found
+    ]
 
 
 def ratio(value: float, before: float | None) -> str:
     """Return the ratio to the baseline, or a dash."""
     return f"{value / before:5.2f}" if before else "    -"
+
+
+def a_request_ms(measured: Measured) -> str:
+    """Return the CPU milliseconds of a request, start-up and writing included, or a dash."""
+    return f"{1e3 * measured.cpu_s / measured.requests:6.3f}" if measured.requests else "     -"
 
 
 def main() -> int:
@@ -196,31 +284,71 @@ def main() -> int:
         metavar="NAME",
         help=f"of {', '.join(CASES)}; all but {', '.join(LONG)} by default",
     )
+    parser.add_argument(
+        "--against", metavar="REV", help="another commit, whose runs alternate with this tree's"
+    )
+    parser.add_argument("--runs", type=int, metavar="N", help="runs of each case: 1, with --against 3")
     parser.add_argument("--store", action="store_true", help="put what was measured into baseline.json")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in CASES]
     if unknown:
         parser.error(f"no case named {', '.join(unknown)}; there are {', '.join(CASES)}")
-    stored = json.loads(BASELINE.read_text()) if BASELINE.exists() else {"cases": {}}
-    print(f"{'case':14} {'CPU s':>8} {'ratio':>5} {'peak MB':>8} {'ratio':>5}  what")
+    runs = arguments.runs or (3 if arguments.against else 1)
+    names = arguments.names or [name for name in CASES if name not in LONG]
+    if not arguments.against:
+        return beside_baseline(names, runs, arguments.store)
+    try:
+        with worktree(arguments.against) as other:
+            return beside_other(names, runs, other, arguments.against)
+    except MissingCommitError as error:
+        print(error)
+        return 1
+
+
+def beside_other(names: list[str], runs: int, other: Path, revision: str) -> int:
+    """Run cases with this tree and another in turn; 1 if one could not be run."""
+    for tree in (ROOT, other):  # neither side compiles its modules while it is measured
+        subprocess.run([sys.executable, "-m", "compileall", "-q", *PACKAGES], cwd=tree, check=True)
+    print(f"medians of {runs}; the second figure of three is that of {revision}, the third their ratio")
+    print(f"{'case':14} {'CPU s':^21}  {'peak MB':^17}  {'CPU ms a request':^13}  what")
     complete = True
-    for name in arguments.names or [name for name in CASES if name not in LONG]:
-        measured = measure(name, CASES[name])
-        if measured is None:
+    for name in names:
+        found = in_turn(name, CASES[name], [ROOT, other], runs)
+        if found is None:
             complete = False
             continue
-        cpu_s, peak_mb = measured
-        before = stored["cases"].get(name, {})
+        new, old = found
         print(
-            f"{name:14} {cpu_s:8.2f} {ratio(cpu_s, before.get('cpu_s'))} {peak_mb:8.0f} "
-            f"{ratio(peak_mb, before.get('peak_mb'))}  {CASES[name].title}",
+            f"{name:14} {new.cpu_s:7.2f} {old.cpu_s:7.2f} {ratio(new.cpu_s, old.cpu_s)}  "
+            f"{new.peak_mb:5.0f} {old.peak_mb:5.0f} {ratio(new.peak_mb, old.peak_mb)}  "
+            f"{a_request_ms(new)} {a_request_ms(old)}     {CASES[name].title}",
             flush=True,
         )
-        if arguments.store:
+    return 0 if complete else 1
+
+
+def beside_baseline(names: list[str], runs: int, store: bool) -> int:
+    """Run cases and show them beside the stored figures, or store them; 1 if one could not be run."""
+    stored = json.loads(BASELINE.read_text()) if BASELINE.exists() else {"cases": {}}
+    print(f"{'case':14} {'CPU s':>8} {'ratio':>5} {'peak MB':>8} {'ratio':>5} {'ms a request':>12}  what")
+    complete = True
+    for name in names:
+        found = in_turn(name, CASES[name], [ROOT], runs)
+        if found is None:
+            complete = False
+            continue
+        (measured,) = found
+        before = stored["cases"].get(name, {})
+        print(
+            f"{name:14} {measured.cpu_s:8.2f} {ratio(measured.cpu_s, before.get('cpu_s'))} {measured.peak_mb:8.0f} "
+            f"{ratio(measured.peak_mb, before.get('peak_mb'))} {a_request_ms(measured):>12}  {CASES[name].title}",
+            flush=True,
+        )
+        if store:
             stored["machine"] = (
                 f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {version('numpy')}"
             )
-            stored["cases"][name] = {"cpu_s": round(cpu_s, 2), "peak_mb": round(peak_mb)}
+            stored["cases"][name] = {"cpu_s": round(measured.cpu_s, 2), "peak_mb": round(measured.peak_mb)}
             BASELINE.write_text(json.dumps(stored, indent=1) + "\n")
     return 0 if complete else 1
 
