@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 
 from hardware_profiles.device import Device, Link, device_names, load_device
 from hardware_profiles.kernel_model import (
-    COMPUTE_FORMAT,
     KERNELS_DIR,
-    DevicePeaks,
     KernelModel,
     fitted_models,
     load_kernel_model,
     load_links,
 )
+from hardware_profiles.kernel_physics import COMPUTE_FORMAT, DevicePeaks, peaks_of
+from hardware_profiles.ops import Ops
+from hardware_profiles.roofline import Roofline
 
 #: Mean error of borrowed kernels over products, decode and prompt attention and expert layers, by whether lender and
 #: borrower are close: of one generation, and within :data:`CLOSE_RATIO`. Close: H100 SXM and H200 from each other (5 to
@@ -288,7 +289,7 @@ class HalfBorrowed(KernelModel):
     """Times halfway (geometric mean) between kernels borrowed whole and the datasheet's; both keep to the roofline."""
 
     whole: KernelModel | None = None
-    plain: KernelModel | None = None
+    plain: Roofline | None = None
 
     gemm_s = _halfway("gemm_s")
     decode_attention_s = _halfway("decode_attention_s")
@@ -319,19 +320,23 @@ def _whole(
 
 
 @lru_cache(maxsize=64)
-def _borrowed(
-    profile: str,
-    framework: str,
-    rates: tuple[tuple[str, float], ...],
-    others: tuple[float, float, float],
-    without: frozenset[str],
+def borrowed_model(name: str, framework: str) -> KernelModel | None:
+    """Kernel model of a device without fits of its own, by its name; None where there is nothing to borrow from.
+
+    ``provenance`` names the donor (``borrowed_from_device``) and what such borrowing erred by (``borrowed_error_pct``).
+    """
+    device = load_device(name)
+    return lent_model(device, framework, peaks_of(device))
+
+
+def lent_model(
+    device: Device, framework: str, peaks: DevicePeaks, without: frozenset[str] = frozenset()
 ) -> KernelModel | None:
-    device = device_of(profile)
+    """As :func:`borrowed_model`, over any rates; `without` are folders that are not to lend (for a test of the rule)."""
     donor = kernel_donor(device, without)
     if donor is None:
         return None
-    units = device.multiprocessors
-    peaks = DevicePeaks(dict(rates), *others, multiprocessors=int(units.value) if units else 132)
+    profile = device.kernel_profile or device.name
     links = load_links(profile)
     if not any(k.startswith("collective/") for k in links):
         links = {**_lent_links(device), **links}
@@ -342,32 +347,13 @@ def _borrowed(
             whole._siblings[named] = _whole(profile, named, donor, peaks, links)
     if not donor.halfway:
         return whole
-    plain = KernelModel(profile, framework, peaks, {"sources": [], "kind": "assumed"}, {})
+    plain = Roofline.of_gpu(profile, framework, peaks)
     return HalfBorrowed(
         profile, framework, peaks, whole.provenance, whole.groups, links=links, whole=whole, plain=plain
     )
 
 
-def borrowed_model(
-    profile: str,
-    framework: str,
-    peaks: DevicePeaks,
-    without: frozenset[str] = frozenset(),
-) -> KernelModel | None:
-    """Kernel model of a known device without fits of its own; None where there is nothing to borrow from.
-
-    profile : the device's name or its folder under ``kernels/``. peaks : its datasheet rates. ``provenance`` names the
-    donor (``borrowed_from_device``) and what such borrowing erred by (``borrowed_error_pct``).
-    """
-    names = device_names()
-    if profile not in names and not any(n.startswith(f"{profile}-") for n in names):
-        return None
-    rates = tuple(sorted(peaks.flops_per_s.items()))
-    others = (peaks.hbm_bytes_per_s, peaks.l2_bytes, peaks.link_bytes_per_s)
-    return _borrowed(profile, framework, rates, others, without)
-
-
-def borrowing(model: KernelModel) -> str | None:
+def borrowing(model: Ops) -> str | None:
     """What a model borrowed from another device, as a sentence; None where its kernels are its own or the datasheet's."""
     donor = model.provenance.get("borrowed_from_device")
     if donor is None:

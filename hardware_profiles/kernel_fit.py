@@ -30,6 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles import kernel_model as km
+from hardware_profiles import kernel_physics as kp
+from hardware_profiles import kernel_surface as ks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,22 +61,22 @@ FRAMEWORKS = ("vllm", "sglang", "trtllm")
 #: Datasheet rates, dense. kind: datasheet. bfloat16, fp8, fp4 and memory bandwidth as in the aiconfigurator
 #: system files (commit 095f58a5, 2026). int8, L2, multiprocessors and links (one way: NVLink 300, 450, 900
 #: GB/s; PCIe 4 and 5 x16) from the vendors' product descriptions, not checked against a second source.
-PEAKS: Mapping[str, km.DevicePeaks] = {
-    "a100-sxm-80gb": km.DevicePeaks({"bfloat16": 312e12, "int8": 624e12}, 2039e9, 40e6, 300e9, 108),
-    "h100-sxm-80gb": km.DevicePeaks(
+PEAKS: Mapping[str, kp.DevicePeaks] = {
+    "a100-sxm-80gb": kp.DevicePeaks({"bfloat16": 312e12, "int8": 624e12}, 2039e9, 40e6, 300e9, 108),
+    "h100-sxm-80gb": kp.DevicePeaks(
         {"bfloat16": 989e12, "fp8": 1979e12, "int8": 1979e12}, 3350e9, 50e6, 450e9, 132
     ),
-    "h200-sxm-141gb": km.DevicePeaks(
+    "h200-sxm-141gb": kp.DevicePeaks(
         {"bfloat16": 989e12, "fp8": 1979e12, "int8": 1979e12}, 4800e9, 50e6, 450e9, 132
     ),
-    "l40s-48gb": km.DevicePeaks({"bfloat16": 362e12, "fp8": 733e12, "int8": 733e12}, 864e9, 96e6, 32e9, 142),
-    "b200-sxm-180gb": km.DevicePeaks(
+    "l40s-48gb": kp.DevicePeaks({"bfloat16": 362e12, "fp8": 733e12, "int8": 733e12}, 864e9, 96e6, 32e9, 142),
+    "b200-sxm-180gb": kp.DevicePeaks(
         {"bfloat16": 2250e12, "fp8": 4500e12, "int8": 4500e12, "fp4": 9000e12}, 7700e9, 126e6, 900e9, 148
     ),
-    "rtx-pro-6000-96gb": km.DevicePeaks(
+    "rtx-pro-6000-96gb": kp.DevicePeaks(
         {"bfloat16": 468e12, "fp8": 936e12, "int8": 936e12, "fp4": 1871e12}, 1792e9, 128e6, 64e9, 188
     ),
-    "arc-pro-b60": km.DevicePeaks({"bfloat16": 98e12, "fp8": 98e12, "int8": 197e12}, 456e9, 18e6, 32e9, 20),
+    "arc-pro-b60": kp.DevicePeaks({"bfloat16": 98e12, "fp8": 98e12, "int8": 197e12}, 456e9, 18e6, 32e9, 20),
 }
 
 SOURCES: Sequence[Mapping[str, str]] = (
@@ -140,7 +142,7 @@ class Op:
     formats: tuple[str, ...]
     group: tuple[str, ...]
     features: Callable[..., tuple[float, ...]]
-    base: Callable[[Mapping[str, Any], km.DevicePeaks, Sequence[str], Mapping[str, Array]], Array]
+    base: Callable[[Mapping[str, Any], kp.DevicePeaks, Sequence[str], Mapping[str, Array]], Array]
     terms: Terms
     rank: int
     offset: float = 0.0
@@ -148,25 +150,25 @@ class Op:
     noise: float | None = None
 
 
-def _gemm(p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
-    return km.gemm_base_s(p, peaks, fmt[0], c["m"], c["n"], c["k"])
+def _gemm(p: Mapping[str, float], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
+    return kp.gemm_base_s(p, peaks, fmt[0], c["m"], c["n"], c["k"])
 
 
 def _decode(
-    p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
+    p: Mapping[str, float], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
 ) -> Array:
     h, kv, d, w = c["num_heads"], c["num_kv_heads"], c["head_dim"], c["window_size"]
-    return km.decode_base_s(p, peaks, fmt[1], h, kv, d, w, c["batch_size"], c["context_len"])
+    return kp.decode_base_s(p, peaks, fmt[1], h, kv, d, w, c["batch_size"], c["context_len"])
 
 
 def _context(
-    p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
+    p: Mapping[str, float], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
 ) -> Array:
     h, kv, d, w = c["num_heads"], c["num_kv_heads"], c["head_dim"], c["window_size"]
-    return km.prefill_base_s(p, peaks, fmt[0], h, kv, d, w, c["batch_size"], c["seq_len"])
+    return kp.prefill_base_s(p, peaks, fmt[0], h, kv, d, w, c["batch_size"], c["seq_len"])
 
 
-def _moe(p: Mapping[str, Any], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
+def _moe(p: Mapping[str, Any], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
     if "kernels" in p:  # each backend has its parameters
         out = np.empty(len(c["kernel"]))
         for code in np.unique(c["kernel"]):
@@ -177,24 +179,24 @@ def _moe(p: Mapping[str, Any], peaks: km.DevicePeaks, fmt: Sequence[str], c: Map
         return out
     h, i, k, e = c["hidden_size"], c["inter_size"], c["topk"], c["num_experts"]
     tp, ep, gated, even = c["moe_tp_size"], c["moe_ep_size"], c["gated"], 1.0 - c["skewed"]
-    return km.moe_base_s(p, peaks, fmt[0], c["num_tokens"], h, i, k, e, tp, ep, gated, even, c["skewed"])
+    return kp.moe_base_s(p, peaks, fmt[0], c["num_tokens"], h, i, k, e, tp, ep, gated, even, c["skewed"])
 
 
-def _mla(p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
-    return km.mla_base_s(p, peaks, fmt, c["num_heads"], c["batch_size"], c["seq_len"])
+def _mla(p: Mapping[str, float], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
+    return kp.mla_base_s(p, peaks, fmt, c["num_heads"], c["batch_size"], c["seq_len"])
 
 
 def _quantize(
-    p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
+    p: Mapping[str, float], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
 ) -> Array:
-    return km.streaming_base_s(p, peaks.hbm_bytes_per_s, 3.0 * c["m"] * c["k"])
+    return kp.streaming_base_s(p, peaks.hbm_bytes_per_s, 3.0 * c["m"] * c["k"])
 
 
 def _deepep(
-    p: Mapping[str, float], peaks: km.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
+    p: Mapping[str, float], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
 ) -> Array:
     moved = c["num_tokens_per_rank"] * c["topk"] * c["hidden_size"] * (1.0 if fmt[1] == "dispatch" else 2.0)
-    return km.streaming_base_s(p, peaks.link_bytes_per_s, moved)
+    return kp.streaming_base_s(p, peaks.link_bytes_per_s, moved)
 
 
 _ATTENTION = ("num_heads", "num_kv_heads", "head_dim", "window_size")
@@ -224,7 +226,7 @@ OPS: Mapping[str, Op] = {
         ("m",),
         ("dtype",),
         ("n", "k"),
-        km.gemm_shape,
+        ks.gemm_shape,
         _gemm,
         (
             (1.0, (2.5, 4.0, 0.0)),
@@ -242,7 +244,7 @@ OPS: Mapping[str, Op] = {
         ("batch_size", "context_len"),
         ("compute_dtype", "kv_cache_dtype"),
         _ATTENTION[:3],
-        km.attention_shape,
+        ks.attention_shape,
         _decode,
         _ATTENTION_TERMS,
         40,
@@ -253,7 +255,7 @@ OPS: Mapping[str, Op] = {
         ("batch_size", "seq_len"),
         ("compute_dtype", "kv_cache_dtype"),
         _ATTENTION[:3],
-        km.attention_shape,
+        ks.attention_shape,
         _context,
         _ATTENTION_TERMS,
         24,
@@ -263,11 +265,11 @@ OPS: Mapping[str, Op] = {
         ("num_tokens",),
         ("dtype",),
         _MODEL,
-        km.moe_shape,
+        ks.moe_shape,
         _moe,
         MOE_TERMS,
         27,
-        coordinate=lambda c: km.moe_load(c["num_tokens"], c["topk"], c["num_experts"]),
+        coordinate=lambda c: ks.moe_load(c["num_tokens"], c["topk"], c["num_experts"]),
         noise=MOE_NOISE,
     ),
     "mla": Op(
@@ -363,16 +365,16 @@ def set_aside(frame: pd.DataFrame, gpu: str, framework: str) -> pd.DataFrame:
     if framework in ("sglang", "vllm"):
         dealt = frame["skewed"].to_numpy() == 0
         aside[dealt & among(GROUP_LIMITED) & (aside == "")] = "grouped_deal"
-    ending = [km.SET_ASIDE.get(flag, "") for flag in aside]
+    ending = [ks.SET_ASIDE.get(flag, "") for flag in aside]
     return frame.assign(kernel=[k + e for k, e in zip(kernel, ending, strict=True)], aside=aside)
 
 
-def compute_floor_s(op: str, formats: Sequence[str], c: Mapping[str, Array], peaks: km.DevicePeaks) -> Array:
+def compute_floor_s(op: str, formats: Sequence[str], c: Mapping[str, Array], peaks: kp.DevicePeaks) -> Array:
     """Time of the arithmetic alone at the dense peak [s]; zero for kernels bound by memory."""
     if op == "gemm":
         return 2.0 * c["m"] * c["n"] * c["k"] / peaks.rate(formats[0])
     if op == "attention_context":
-        pairs = km.causal_pairs(c["seq_len"], np.zeros_like(c["seq_len"]), c["window_size"])
+        pairs = kp.causal_pairs(c["seq_len"], np.zeros_like(c["seq_len"]), c["window_size"])
         return 4.0 * c["batch_size"] * c["num_heads"] * c["head_dim"] * pairs / peaks.rate(formats[0])
     if op == "attention_decode":
         span = np.where(
@@ -389,7 +391,7 @@ FASTEST, SLOWEST, ABOVE_PEAK = 100.0, 1000.0, 1.5
 
 
 def screened(
-    op: str, formats: Sequence[str], part: pd.DataFrame, peaks: km.DevicePeaks
+    op: str, formats: Sequence[str], part: pd.DataFrame, peaks: kp.DevicePeaks
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Rows that can be fitted, and how many were left out by reason."""
     o = OPS[op]
@@ -397,7 +399,7 @@ def screened(
     plain = part.assign(kernel=0.0) if "kernel" in o.shape else part
     columns = columns_of(plain, o)
     usable = np.isfinite(time_s) & (time_s > 0)
-    base = o.base(km.DEFAULT_PARAMETERS[op], peaks, formats, columns)
+    base = o.base(kp.DEFAULT_PARAMETERS[op], peaks, formats, columns)
     unit = usable & ((time_s < base / FASTEST) | (time_s > base * SLOWEST))
     above = usable & ~unit & (time_s * ABOVE_PEAK < compute_floor_s(op, formats, columns, peaks))
     reasons = {
@@ -460,7 +462,7 @@ OUTLYING = ("moe",)
 def fit_base(
     op: str,
     formats: Sequence[str],
-    peaks: km.DevicePeaks,
+    peaks: kp.DevicePeaks,
     columns: Mapping[str, Array],
     time_s: Array,
     kin: Mapping[str, float] | None = None,
@@ -477,7 +479,7 @@ def fit_base(
     """
     from scipy.optimize import least_squares
 
-    o, start = OPS[op], km.DEFAULT_PARAMETERS[op]
+    o, start = OPS[op], kp.DEFAULT_PARAMETERS[op]
     names = [n for n in start if n != "gemm_efficiency" or formats[0] == "module"]
     known = dict(given or {})
     step = max(1, len(time_s) // 4000)
@@ -665,7 +667,7 @@ def fit_surface(
         terms, noise, _ = search_terms(x, z, present, matrix.groups, start)
     amplitude = np.array([a for a, _ in terms])
     inverse_length = np.array([[1.0 / s if s else 0.0 for s in lengths] for _, lengths in terms])
-    cov = km.shape_kernel(x, x, amplitude, inverse_length)
+    cov = ks.shape_kernel(x, x, amplitude, inverse_length)
     inverse: Array = np.asarray(np.linalg.inv(cov + noise * np.eye(len(x))), dtype=np.float64)
     if fixed:
         z = drawn_in(inverse, z)
@@ -798,7 +800,7 @@ def fit_parameters(
     op: str,
     formats: Sequence[str],
     frame: pd.DataFrame,
-    peaks: km.DevicePeaks,
+    peaks: kp.DevicePeaks,
     kin: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Base parameters of one format of one operation, as :func:`fit_group` returns them."""
@@ -833,7 +835,7 @@ def fit_group(
     op: str,
     formats: Sequence[str],
     frame: pd.DataFrame,
-    peaks: km.DevicePeaks,
+    peaks: kp.DevicePeaks,
     kin: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, Array], dict[str, Any], float]:
     """Surface arrays, base parameters and leave-one-group-out error [%] of one format of one operation.
@@ -856,11 +858,11 @@ def fit_group(
 
 def predict_rows(
     op: str,
-    surface: km.Surface,
+    surface: ks.Surface,
     p: Mapping[str, Any],
     formats: Sequence[str],
     frame: pd.DataFrame,
-    peaks: km.DevicePeaks,
+    peaks: kp.DevicePeaks,
 ) -> Array:
     """Times [s] of table rows from a fitted group (bench condition)."""
     import pandas as pd
@@ -872,11 +874,11 @@ def predict_rows(
     load = [np.log2(columns[c]) for c in o.load[:-1]] + [np.log2(columns[o.load[-1]] + o.offset)]
     if o.coordinate is not None:
         load = [o.coordinate(columns)]
-    i, u = km.locate(surface.axes[0], load[0])
+    i, u = ks.locate(surface.axes[0], load[0])
     if len(load) == 1:
         log = rows[shape_id, i] * (1 - u) + rows[shape_id, i + 1] * u
     else:
-        j, v = km.locate(surface.axes[1], load[1])
+        j, v = ks.locate(surface.axes[1], load[1])
         n = len(surface.axes[1])
         low = rows[shape_id, i * n + j] * (1 - v) + rows[shape_id, i * n + j + 1] * v
         high = rows[shape_id, i * n + n + j] * (1 - v) + rows[shape_id, i * n + n + j + 1] * v
@@ -900,7 +902,7 @@ def held_out_error(
     op: str,
     formats: Sequence[str],
     frame: pd.DataFrame,
-    peaks: km.DevicePeaks,
+    peaks: kp.DevicePeaks,
     fold: int = 0,
     kin: Mapping[str, float] | None = None,
 ) -> float | None:
@@ -917,7 +919,7 @@ def held_out_error(
         learnt = frame[~out]
     arrays, p, _ = fit_group(op, formats, learnt, peaks, kin)
     truth = frame["latency_us"].to_numpy(dtype=np.float64)[out] * 1e-6
-    predicted = predict_rows(op, km.surface_of(arrays), p, formats, frame[out], peaks)
+    predicted = predict_rows(op, ks.surface_of(arrays), p, formats, frame[out], peaks)
     return float(100.0 * np.mean(np.abs(predicted / truth - 1.0)))
 
 
@@ -1009,7 +1011,7 @@ def fit_curves(
             for c in (2.0, 8.0):
                 for share in (0.0, 1.0, 4.0):
                     term = (np.array([1.0, share]), np.array([[1 / a, 1 / b, 1 / c], [1 / a, 0.0, 0.0]]))
-                    cov = km.shape_kernel(x, x, *term)
+                    cov = ks.shape_kernel(x, x, *term)
                     for noise in (0.001, 0.01, 0.1):
                         inverse_cov: Array = np.asarray(np.linalg.inv(cov + noise * np.eye(len(x))))
                         miss = leave_groups_out(inverse_cov, z[:, None], group)[:, 0]
@@ -1018,7 +1020,7 @@ def fit_curves(
                         if error < best[0] - 1e-6:
                             best = (error, term, noise)
     amplitude, inverse = best[1]
-    cov = km.shape_kernel(x, x, amplitude, inverse)
+    cov = ks.shape_kernel(x, x, amplitude, inverse)
     alpha = np.linalg.solve(cov + best[2] * np.eye(len(x)), z)
     knots = np.arange(np.floor(x[:, 0].min()), np.ceil(x[:, 0].max()) + 1.0)
     curves = {}
@@ -1027,7 +1029,7 @@ def fit_curves(
         mine = (gpus == pair[0]) & (kind == pair[1])
         own = x[mine, 0]
         at[:, 0] = np.clip(at[:, 0], own.min(), own.max())
-        residual = km.shape_kernel(at, x, amplitude, inverse) @ alpha
+        residual = ks.shape_kernel(at, x, amplitude, inverse) @ alpha
         v = bases[pair]
         smooth = np.log(np.exp(v[0]) + np.exp(v[1]) * np.exp2(knots)) + residual
         line = straight(knots, own, log_s[mine])
@@ -1081,7 +1083,7 @@ def _curve(knots: Array, log_s: Array) -> dict[str, Any]:
     return {"log2_bytes": [float(k) for k in knots], "log_s": [round(float(v), 4) for v in log_s]}
 
 
-def fit_elementwise(tables: Path, gpu: str, peaks: km.DevicePeaks) -> dict[str, Any] | None:
+def fit_elementwise(tables: Path, gpu: str, peaks: kp.DevicePeaks) -> dict[str, Any] | None:
     """Latency and bandwidth of memory-bound kernels: fp8 quantisation (2 bytes read, 1 written a value), or
     else the residual addition and gated activation of the Vidur profile (6 bytes a value)."""
     from scipy.optimize import least_squares
@@ -1148,7 +1150,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def peaks_json(peaks: km.DevicePeaks) -> dict[str, Any]:
+def peaks_json(peaks: kp.DevicePeaks) -> dict[str, Any]:
     """The datasheet rates as they stand in the files."""
     return {
         "flops_per_s": dict(peaks.flops_per_s),
@@ -1178,7 +1180,7 @@ def provenance(tables: Path) -> dict[str, Any]:
         "sources": list(SOURCES),
         "fitted_on": FITTED_ON,
         "method": "physical base, Gaussian-process residual; see hardware_profiles/kernel_fit.py",
-        "parameter_meaning": dict(km.PARAMETER_MEANING),
+        "parameter_meaning": dict(kp.PARAMETER_MEANING),
         "serving": dict(SERVING),
     }
 

@@ -19,29 +19,57 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.kernel_physics import (
+    DEFAULT_PARAMETERS,
+    MLA_KV_RANK,
+    MLA_ROPE,
+    WEIGHT_BYTES,
+    Array,
+    DevicePeaks,
+    as_array,
+    canonical_format,
+    causal_pairs,
+    collective_base_s,
+    decode_base_s,
+    decode_bytes,
+    gemm_base_s,
+    gemm_bytes,
+    message_base_s,
+    mla_base_s,
+    moe_base_s,
+    moe_weight_bytes,
+    prefill_base_s,
+    prompt_of_chunk,
+    streaming_base_s,
+)
+from hardware_profiles.kernel_surface import (
+    KERNEL_GAP,
+    SET_ASIDE,
+    Surface,
+    attention_shape,
+    gemm_shape,
+    likely_kernel,
+    moe_load,
+    moe_shape,
+    served_features,
+    surface_of,
+)
+from hardware_profiles.ops import Ops
 from hardware_profiles.sustained import sustained_share
 
-Array = NDArray[np.float64]
-Number = Array | np.float64
 Condition = Literal["bench", "serving"]
 
 KERNELS_DIR = Path(__file__).parent / "kernels"
-
-#: Queries times heads that fill one multiprocessor in prompt attention: fewer leave it idle while the others
-#: scan the cached keys. unit: query heads a multiprocessor, kind: fitted (one round value read off the ratios
-#: of prediction to measurement), 2026-11, source: 1165 single chunks after 0 to 13000 cached tokens on RTX
-#: PRO 6000, vLLM 0.19 (LLMServingSim 5daddb21); not checked on other devices.
-FILL_QUERY_HEADS = 40.0
 
 #: Size of KV, as a share of the L2, at which a replayed benchmark has lost half of what the L2 gave it.
 #: kind: assumed, 2026-11: rows below twice the L2 are no measure of memory. Compared with decode rows on RTX PRO
@@ -76,690 +104,9 @@ MARLIN_FLOOR_FORMAT = "int4_wo"
 #: the geometric mean of 0.29 and 1. unit: 1, kind: datasheet (DeepSeek-V3 config.json, 2024), by arithmetic.
 ABSORBED_SHARE = math.sqrt((192 + 128) / (576 + 512))
 
-#: Bytes per stored weight: the number format's own width, with its scales (one 4-byte scale per 128x128 block
-#: is negligible; nvfp4 has one byte per 16 values, mxfp4 one per 32, int4 two bytes per 128). kind: datasheet
-#: (OCP MX specification v1.0, 2023; NVIDIA NVFP4 description, 2025).
-WEIGHT_BYTES: Mapping[str, float] = {
-    "bfloat16": 2.0,
-    "fp8": 1.0,
-    "fp8_block": 1.0,
-    "int8_wo": 1.0,
-    "sq": 1.0,
-    "int4_wo": 0.515625,
-    "nvfp4": 0.5625,
-    "w4a16_mxfp4": 0.53125,
-    "w4a8_mxfp4_mxfp8": 0.53125,
-}
-#: The arithmetic a format runs in: the key into :attr:`DevicePeaks.flops_per_s`.
-COMPUTE_FORMAT: Mapping[str, str] = {
-    "bfloat16": "bfloat16",
-    "fp8": "fp8",
-    "fp8_block": "fp8",
-    "int8_wo": "bfloat16",
-    "int4_wo": "bfloat16",
-    "sq": "int8",
-    "nvfp4": "fp4",
-    "w4a16_mxfp4": "bfloat16",
-    "w4a8_mxfp4_mxfp8": "fp8",
-}
-_ALIASES: Mapping[str, str] = {
-    "bf16": "bfloat16",
-    "fp16": "bfloat16",
-    "float16": "bfloat16",
-    "half": "bfloat16",
-    "float8": "fp8",
-    "fp8_e4m3": "fp8",
-    "int8": "sq",
-    "w8a8": "sq",
-    "int4": "int4_wo",
-    "awq": "int4_wo",
-    "gptq": "int4_wo",
-    "fp4": "nvfp4",
-    "mxfp4": "w4a16_mxfp4",
-    "auto": "bfloat16",
-}
-
-
-def canonical_format(fmt: str) -> str:
-    """Return the table name of a number format (``bf16`` -> ``bfloat16``); unknown names raise InputError."""
-    name = fmt.lower()
-    name = _ALIASES.get(name, name)
-    if name not in WEIGHT_BYTES:
-        near = nearest(name, [*WEIGHT_BYTES, *_ALIASES])
-        raise InputError(
-            f"unknown number format '{fmt}'",
-            mend=f"did you mean '{near}'?" if near else f"known: {', '.join(WEIGHT_BYTES)}",
-        )
-    return name
-
-
-def _list(values: ArrayLike) -> Array:
-    return np.asarray(values, dtype=np.float64)
-
 
 @dataclass(frozen=True)
-class DevicePeaks:
-    """What the physics needs to know of a device: datasheet rates.
-
-    flops_per_s : dense rate per arithmetic ("bfloat16", "fp8", "int8", "fp4"); a missing one falls back to
-    bfloat16.
-    hbm_bytes_per_s, l2_bytes : device memory bandwidth and level-2 cache.
-    multiprocessors : streaming multiprocessors (or their like), which short chunks must fill.
-    link_bytes_per_s : one-way bandwidth of the links to the other GPUs of the node, for collectives without
-    data.
-    """
-
-    flops_per_s: Mapping[str, float]
-    hbm_bytes_per_s: float
-    l2_bytes: float = 0.0
-    link_bytes_per_s: float = 64e9
-    multiprocessors: int = 132
-
-    def rate(self, fmt: str) -> float:
-        """Dense FLOP/s of the arithmetic that weights of format `fmt` run in."""
-        kind = COMPUTE_FORMAT.get(fmt, fmt)
-        return self.flops_per_s.get(kind) or self.flops_per_s["bfloat16"]
-
-
-# --------------------------------------------------------------------------------------------------
-# physical bases: pure functions, seconds out; `p` holds the fitted parameters (see PARAMETER_MEANING)
-
-PARAMETER_MEANING: Mapping[str, str] = {
-    "latency_s": "time of the smallest launch, in a CUDA graph where the benchmark used one [s]",
-    "compute_efficiency": "share of the dense peak FLOP/s reached by a large kernel",
-    "memory_efficiency": "share of the device-memory bandwidth reached by a large kernel",
-    "gemm_efficiency": "share of the dense peak FLOP/s reached by the projections of a module",
-    "cache_gain": "how much faster than device memory data in the L2 are read (bench only)",
-    "cache_share": "size of data at which half of that gain is lost, as a share of the L2",
-    "cache_sharpness": "how abruptly the gain is lost: the power of that size",
-    "most_copies": "weights are cycled until they fill the L2, this many copies at most (bench only)",
-    "unit_s": "time a unit of parallel work (sequence and KV head; expert with a token) adds [s]",
-    "activation_efficiency": "share of memory bandwidth reached by activation traffic",
-    "routing_efficiency": "the same for copies of all routed rows, which expert parallelism does not divide",
-    "all_tokens": "1: the benchmark left all tokens of the expert group on the timed rank (bench only)",
-    "grouped_deal": "1: the benchmark dealt rows out under limited groups of experts (bench only)",
-}
-
-
-def cache_factor(p: Mapping[str, float], peaks: DevicePeaks, size: Number) -> Number:
-    """Factor on the memory time of replayed data of `size` bytes: 1/gain inside the L2, 1 beyond it.
-
-    ``1 - (1 - 1/gain) / (1 + (size / (share L2))**sharpness)``; an empirical switch, fitted (sharpness 4 where it
-    is not among the parameters).
-    """
-    if peaks.l2_bytes <= 0 or "cache_gain" not in p:
-        return np.float64(1.0)
-    over = (size / (p["cache_share"] * peaks.l2_bytes)) ** p.get("cache_sharpness", 4.0)
-    return 1.0 - (1.0 - 1.0 / p["cache_gain"]) / (1.0 + over)
-
-
-#: Datasheets give the size of an L2 in MB and mean MiB. unit: 1, kind: datasheet, by definition.
-MIB_PER_MB = 2.0**20 / 1e6
-
-
-def replayed_bytes(p: Mapping[str, float], peaks: DevicePeaks, weights: Number) -> Number:
-    """Bytes of weights that a benchmark of one product goes through before it comes back to the first.
-
-    Without ``most_copies``, one copy (a fixed number of copies is a factor of ``cache_share``). With it, as many
-    as fill the L2, so that a product just below an L2 divided by a whole number is timed from a full cache:
-    ``min(most, ceil(L2 / weights))`` copies.
-    """
-    if "most_copies" not in p:
-        return weights
-    filling = np.ceil(peaks.l2_bytes * MIB_PER_MB / weights - 1e-9)
-    return weights * np.clip(filling, 1.0, p["most_copies"])
-
-
-def gemm_base_s(
-    p: Mapping[str, float],
-    peaks: DevicePeaks,
-    fmt: str,
-    m: Array,
-    n: Number,
-    k: Number,
-    warm: bool = True,
-) -> Array:
-    """Roofline of one linear layer, weights ``n x k``: ``t0 + hypot(2mnk / (P e_c), bytes / (B e_m))`` [s].
-
-    bytes = weights + bf16 input + bf16 output (Williams et al., Roofline, CACM 52(4), 2009; the root of
-    squares is a smooth maximum). warm : the weights may be found in the L2, see :func:`cache_factor` and
-    :func:`replayed_bytes`.
-    """
-    compute = 2.0 * m * n * k / (peaks.rate(fmt) * p["compute_efficiency"])
-    memory = gemm_bytes(fmt, m, n, k) / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
-    if warm:
-        memory = memory * cache_factor(p, peaks, replayed_bytes(p, peaks, n * k * WEIGHT_BYTES[fmt]))
-    return p["latency_s"] + np.sqrt(compute * compute + memory * memory)
-
-
-def gemm_bytes(fmt: str, m: Array, n: Number, k: Number) -> Array:
-    """Bytes one linear layer moves: weights once, bf16 input and output once."""
-    return n * k * WEIGHT_BYTES[fmt] + 2.0 * m * (n + k)
-
-
-def causal_pairs(new: Array, prior: Array, window: Number) -> Array:
-    """Query-key pairs of `new` causal queries after `prior` cached tokens; `window` 0 means full attention.
-
-    Query i (1..new) sees ``min(prior + i, window)`` keys.
-    """
-    full = new * prior + 0.5 * new * (new + 1.0)
-    ramp = np.clip(window - prior, 0.0, new)  # queries that still see everything before them
-    windowed = ramp * prior + 0.5 * ramp * (ramp + 1.0) + (new - ramp) * window
-    return np.where(window > 0, np.minimum(windowed, full), full)
-
-
-def decode_bytes(
-    kv_bytes: float, heads: Number, kv: Number, dim: Number, batch: Array, context: Array
-) -> Array:
-    """Bytes of one decode-attention layer: keys and values of `context` tokens, bf16 query and output."""
-    return batch * (2.0 * kv * dim * context * kv_bytes + 4.0 * heads * dim)
-
-
-def decode_base_s(
-    p: Mapping[str, float],
-    peaks: DevicePeaks,
-    kv_fmt: str,
-    heads: Number,
-    kv: Number,
-    dim: Number,
-    window: Number,
-    batch: Array,
-    context: Array,
-    warm: bool = True,
-) -> Array:
-    """Decode attention of one layer: ``t0 + b kv u + hypot(KV bytes / (B e_m), 4 b H d c / (P e_c))`` [s].
-
-    warm : the KV may be found in the L2, see :func:`cache_factor`.
-    """
-    span = np.where(window > 0, np.minimum(context, window), context)
-    memory = decode_bytes(WEIGHT_BYTES[kv_fmt], heads, kv, dim, batch, span)
-    if warm:
-        memory = memory * cache_factor(p, peaks, memory)
-    memory = memory / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
-    compute = 4.0 * batch * heads * dim * span / (peaks.rate("bfloat16") * p["compute_efficiency"])
-    return p["latency_s"] + batch * kv * p["unit_s"] + np.sqrt(compute * compute + memory * memory)
-
-
-def prefill_base_s(
-    p: Mapping[str, float],
-    peaks: DevicePeaks,
-    fmt: str,
-    heads: Number,
-    kv: Number,
-    dim: Number,
-    window: Number,
-    batch: Array,
-    new: Array,
-) -> Array:
-    """Prompt attention of one layer: ``t0 + hypot(4 b H d pairs / (P e_c), bytes / (B e_m))`` [s]."""
-    pairs = causal_pairs(new, np.zeros_like(new), window)
-    compute = 4.0 * batch * heads * dim * pairs / (peaks.rate(fmt) * p["compute_efficiency"])
-    memory = (
-        batch * new * dim * 2.0 * (2.0 * heads + 4.0 * kv) / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
-    )
-    return p["latency_s"] + np.sqrt(compute * compute + memory * memory)
-
-
-#: Shape of the gamma distribution of the experts' popularity among the tokens of one step: its coefficient of
-#: variation is 1 / sqrt(shape), infinity would be equal popularity. unit: 1, kind: fitted (the best of 1, 2 and
-#: infinity), 2026-11, source: time per output token of 454 closed-loop runs of four models with 128 to 384 experts
-#: (aiconfigurator silicon sample) and the H100 runs of Mixtral and Llama-4-Scout (inference-sim); whichever model is left
-#: out, the others choose it. See docs/background/accuracy.md.
-POPULARITY_SHAPE = 2.0
-
-
-def moe_active_experts(
-    local: Number, assigned: Array, even: Number | float = 0.0, chosen: Number | float = 0.0
-) -> Array:
-    """Expected experts with at least one of `assigned` rows, of `local`.
-
-    Tokens choose independently, and experts are unequally popular: where popularities r are gamma-distributed about
-    1 with shape a, an expert's rows are negative-binomial and ``E (1 - (1 + rows / (E a))**-a)`` experts have one.
-    chosen : share of the experts that a token takes, all different; its first token then touches just these.
-    even > 0 : rows dealt out in turn, as the balanced benchmark does: ``min(E, rows)`` (a smooth minimum of eighth
-    powers).
-    """
-    share = assigned / local
-    dealt = assigned * (1.0 + share**8) ** -0.125
-    taken = np.clip(_list(chosen), 1e-9, 1.0 - 1e-9)
-    others = np.maximum(share / taken - 1.0, 0.0) * -np.log1p(-taken)
-    untouched = np.log1p(-taken) - POPULARITY_SHAPE * np.log1p(others / POPULARITY_SHAPE)
-    return np.where(even > 0, dealt, -local * np.expm1(untouched))
-
-
-#: The skewed benchmark draws the popularity of experts from a density x**-1.2 between 1 and 0.8 of the tokens.
-#: unit: 1, kind: datasheet, source: name ``power_law_1.2`` and description of the tables (aiconfigurator 095f58a5,
-#: 2026); the bounds are those of its sampler.
-SKEW_POWER, SKEW_MOST = 1.2, 0.8
-
-
-@lru_cache(maxsize=65536)
-def _skewed(tokens: float, topk: float, experts: float, ranks: float) -> tuple[float, float]:
-    x = (np.arange(int(experts)) + 0.5) / int(experts)
-    power = 1.0 - SKEW_POWER
-    x = ((max(SKEW_MOST * tokens, 2.0) ** power - 1.0) * x + 1.0) ** (1.0 / power)
-    rows = np.minimum(x / x.sum() * tokens * topk, tokens)
-    for _ in range(4):  # an expert takes a token once: what the popular ones cannot, the others do
-        free = rows < 0.999 * tokens
-        if not free.any():
-            break
-        rows[free] *= (tokens * topk - rows[~free].sum()) / rows[free].sum()
-        rows = np.minimum(rows, tokens)
-    touched = -np.expm1(-rows)
-    if ranks <= 1:
-        return float(rows.sum()), float(touched.sum())
-    local, total, most = experts / ranks, float(rows.sum()), float(rows.max())
-    with_top = most + (local - 1.0) * (total - most) / max(experts - 1.0, 1.0)
-    spread = math.sqrt(max(local * (1.0 - local / experts) * float(rows.var()), 0.0))
-    above = 0.8 if ranks == 2 else math.sqrt(2.0 * math.log(ranks))
-    heaviest = min(max(with_top, local * total / experts + above * spread), total, local * tokens)
-    mean = float(touched.mean())
-    return heaviest, min(local * mean + 1.0 - mean, local)
-
-
-def moe_skewed_rows(tokens: Array, topk: Number, experts: Number, ranks: Number) -> tuple[Array, Array]:
-    """Rows on the most loaded of `ranks` ranks, and its experts with a row, under skewed popularity.
-
-    Popularity is drawn from a bounded power law (:data:`SKEW_POWER`), here by its quantiles; experts are dealt to
-    ranks at random. The most loaded rank has the most popular expert and average ones, or lies
-    ``sqrt(2 ln ranks)`` standard deviations above the mean rank (0.8 for two), whichever is more.
-    """
-    args = np.broadcast_arrays(*(_list(v) for v in (tokens, topk, experts, ranks)))
-    found = _skewed_rows(np.stack([a.ravel() for a in args], axis=1).tobytes())
-    return found[:, 0].reshape(args[0].shape), found[:, 1].reshape(args[0].shape)
-
-
-@lru_cache(maxsize=16)
-def _skewed_rows(table: bytes) -> Array:
-    """Rows and experts of each (tokens, topk, experts, ranks); a fit asks for the same ones at every step."""
-    rows = np.frombuffer(table, dtype=np.float64).reshape(-1, 4)
-    unique, place = np.unique(rows, axis=0, return_inverse=True)
-    return np.array([_skewed(*row) for row in unique.tolist()]).reshape(-1, 2)[place.ravel()]
-
-
-def moe_assigned_rows(
-    p: Mapping[str, float], tokens: Array, topk: Number, experts: Number, ep: Number, dealt: Number | float
-) -> tuple[Array, Number]:
-    """Rows on one rank and the experts they can fall on, without skewed popularity.
-
-    ``tokens topk / ep`` and ``experts / ep``; what two benchmarks did instead is flagged among the parameters.
-    ``all_tokens``: a token with an expert on the rank brings all its choices there, ``tokens topk min(1, topk / ep)``
-    rows when dealt out; under skewed popularity every token has one there.
-    ``grouped_deal``: the ranks of the first half of the experts take all rows, the first of them half of each
-    token's besides its share of the rest.
-    """
-    local = experts / ep
-    if p.get("all_tokens"):
-        there = np.where(_list(dealt) > 0, np.minimum(topk / ep, 1.0), 1.0)
-        return np.maximum(tokens * topk * there, 1.0), local
-    if p.get("grouped_deal"):
-        rows = tokens * topk * np.minimum(0.5 + 1.0 / ep, 1.0)
-        return np.maximum(rows, 1.0), np.minimum(local, 0.5 * experts)
-    return np.maximum(tokens * topk / ep, 1.0), local
-
-
-def moe_weight_bytes(
-    fmt: str,
-    tokens: Array,
-    hidden: Number,
-    inter: Number,
-    topk: Number,
-    experts: Number,
-    tp: Number,
-    ep: Number,
-    gated: Number,
-) -> Array:
-    """Bytes of the expert weights one rank reads for `tokens` tokens, see :func:`moe_active_experts`."""
-    active = moe_active_experts(experts / ep, np.maximum(tokens * topk / ep, 1.0), chosen=topk / experts)
-    return active * np.where(gated > 0, 3.0, 2.0) * hidden * (inter / tp) * WEIGHT_BYTES[fmt]
-
-
-def moe_base_s(
-    p: Mapping[str, float],
-    peaks: DevicePeaks,
-    fmt: str,
-    tokens: Array,
-    hidden: Number,
-    inter: Number,
-    topk: Number,
-    experts: Number,
-    tp: Number,
-    ep: Number,
-    gated: Number,
-    even: Number | float = 0.0,
-    skewed: Number | float = 0.0,
-    warm: bool = True,
-) -> Array:
-    """One mixture-of-experts layer on one rank: routing, two grouped products, combine [s].
-
-    ``t0 + hypot(padded FLOPs / (P e_c), A u + weight bytes / (B e_m)) + rows' bytes / (B e_a)
-    + routed bytes / (B e_r)``; A experts have a token (:func:`moe_active_experts`, `even` as there), each one's
-    rows (:func:`moe_assigned_rows`) are padded by half a tile of 32; the last term does not shrink with expert
-    parallelism. skewed > 0: the rank with the most rows under skewed popularity (:func:`moe_skewed_rows`). warm : the
-    weights of the experts touched may be found in the L2, see :func:`cache_factor`.
-    """
-    assigned, local = moe_assigned_rows(p, tokens, topk, experts, ep, even)
-    active = moe_active_experts(local, assigned, even, topk / experts)
-    if np.any(_list(skewed) > 0):
-        whole = bool(p.get("all_tokens"))
-        pool, ranks = (local, np.ones_like(_list(ep))) if whole else (experts, ep)
-        rows, touched = moe_skewed_rows(tokens, np.minimum(topk, pool), pool, ranks)
-        rows = assigned if whole else rows
-        assigned = np.where(_list(skewed) > 0, np.maximum(rows, 1.0), assigned)
-        active = np.where(_list(skewed) > 0, touched, active)
-    matrix = np.where(gated > 0, 3.0, 2.0) * hidden * (inter / tp)
-    compute = 2.0 * matrix * (assigned + 16.0 * active) / (peaks.rate(fmt) * p["compute_efficiency"])
-    read = active * matrix * WEIGHT_BYTES[fmt]
-    memory = read / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
-    if warm:
-        memory = memory * cache_factor(p, peaks, read)
-    memory = memory + active * p["unit_s"]
-    moved = 2.0 * (tokens * hidden * 2.0 + assigned * (2.0 * hidden + 3.0 * inter / tp))
-    moved = moved / (peaks.hbm_bytes_per_s * p["activation_efficiency"])
-    routed = 4.0 * tokens * topk * hidden / (peaks.hbm_bytes_per_s * p["routing_efficiency"])
-    return p["latency_s"] + np.sqrt(compute * compute + memory * memory) + moved + routed
-
-
-#: Shape of DeepSeek-V3's latent attention: hidden size, query and KV latent ranks, rotary, plain and value
-#: widths a head. kind: datasheet, source: DeepSeek-V3 config.json (2024).
-MLA_HIDDEN, MLA_Q_RANK, MLA_KV_RANK, MLA_ROPE, MLA_NOPE, MLA_V = 7168.0, 1536.0, 512.0, 64.0, 128.0, 128.0
-
-
-def mla_base_s(
-    p: Mapping[str, float],
-    peaks: DevicePeaks,
-    formats: Sequence[str],
-    heads: Number,
-    batch: Array,
-    tokens: Array,
-) -> Array:
-    """Latent attention of one layer on one GPU with `heads` heads [s].
-
-    formats : scope (``kernel`` or ``module``), phase (``context`` or ``decode``), projections, arithmetic and
-    KV formats. A prompt computes plain attention of width 192/128; a decode step attends in the latent space
-    (width 576/512) and reads 576 numbers a token whatever the heads. ``module`` adds the projections.
-    """
-    scope, phase, gemm, compute_fmt, kv_fmt = formats
-    if phase == "context":
-        pairs = batch * 0.5 * tokens * (tokens + 1.0)
-        flops = 2.0 * heads * (MLA_NOPE + MLA_ROPE + MLA_V) * pairs
-        moved = 2.0 * batch * tokens * heads * 2.0 * (MLA_NOPE + MLA_ROPE + MLA_V)
-        rows = batch * tokens
-    else:
-        flops = 2.0 * batch * heads * tokens * (2.0 * MLA_KV_RANK + MLA_ROPE)
-        moved = batch * tokens * (MLA_KV_RANK + MLA_ROPE) * WEIGHT_BYTES[kv_fmt]
-        rows = batch
-    compute = flops / (peaks.rate(compute_fmt) * p["compute_efficiency"])
-    memory = moved / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
-    t = p["latency_s"] + np.sqrt(compute * compute + memory * memory)
-    if scope == "module":
-        weights = MLA_HIDDEN * (MLA_Q_RANK + MLA_KV_RANK + MLA_ROPE) + heads * (
-            MLA_Q_RANK * (MLA_NOPE + MLA_ROPE) + MLA_KV_RANK * (MLA_NOPE + MLA_V) + MLA_V * MLA_HIDDEN
-        )
-        work = 2.0 * rows * weights / (peaks.rate(gemm) * p["gemm_efficiency"])
-        read = weights * WEIGHT_BYTES[gemm] / peaks.hbm_bytes_per_s
-        t = t + np.sqrt(work * work + read * read)
-    return t
-
-
-def streaming_base_s(p: Mapping[str, float], bytes_per_s: float, moved: Array) -> Array:
-    """``t0 + bytes / (B e)`` [s]: quantisation over device memory, dispatch and combine over links."""
-    return p["latency_s"] + moved / (bytes_per_s * p["memory_efficiency"])
-
-
-#: Without any measurement, and where the fit starts: efficiencies of a typical kernel. kind: assumed,
-#: 2026-11.
-DEFAULT_PARAMETERS: Mapping[str, Mapping[str, float]] = {
-    "gemm": {
-        "latency_s": 3e-6,
-        "compute_efficiency": 0.75,
-        "memory_efficiency": 0.8,
-        "cache_gain": 1.5,
-        "cache_share": 0.5,
-        "cache_sharpness": 4.0,
-    },
-    "attention_decode": {
-        "latency_s": 1e-5,
-        "compute_efficiency": 0.2,
-        "memory_efficiency": 0.85,
-        "unit_s": 2e-9,
-        "cache_gain": 1.5,
-        "cache_share": 0.7,
-    },
-    "attention_context": {"latency_s": 1e-5, "compute_efficiency": 0.55, "memory_efficiency": 0.5},
-    "moe": {
-        "latency_s": 2e-5,
-        "compute_efficiency": 0.5,
-        "memory_efficiency": 0.75,
-        "activation_efficiency": 0.5,
-        "routing_efficiency": 2.0,
-        "unit_s": 5e-8,
-        "cache_gain": 1.5,
-        "cache_share": 0.5,
-    },
-    "mla": {
-        "latency_s": 1e-5,
-        "compute_efficiency": 0.5,
-        "memory_efficiency": 0.7,
-        "gemm_efficiency": 0.5,
-    },
-    "quantize": {"latency_s": 2.5e-6, "memory_efficiency": 0.7},
-    "deepep": {"latency_s": 1.2e-5, "memory_efficiency": 0.5},
-    "elementwise": {"latency_s": 2.5e-6, "memory_efficiency": 0.7},
-}
-
-
-# --------------------------------------------------------------------------------------------------
-# the residual surface
-
-
-def shape_kernel(a: Array, b: Array, amplitude: Array, inverse_length: Array) -> Array:
-    """Covariance of shapes ``a (A, d)`` and ``b (B, d)``: a sum of Matern-3/2 terms, each with its own
-    lengths."""
-    out = np.zeros((len(a), len(b)))
-    gap = np.abs(a[:, None, :] - b[None, :, :])
-    for scale, inverse in zip(amplitude, inverse_length, strict=True):
-        r = math.sqrt(3.0) * np.sqrt(np.einsum("ijk,k->ij", gap * gap, inverse * inverse))
-        out += scale * (1.0 + r) * np.exp(-r)
-    return out
-
-
-@dataclass(frozen=True)
-class Surface:
-    """Residual over shapes and a load grid: ``mean + K(x, features) @ weights @ basis``.
-
-    features (S, d); amplitude (Q,), inverse_length (Q, d) of the covariance; weights (S, r); basis (r, C);
-    mean (C,); axes: one or two ascending log2 axes whose product has C points.
-    """
-
-    features: Array
-    amplitude: Array
-    inverse_length: Array
-    weights: Array
-    basis: Array
-    mean: Array
-    axes: tuple[Array, ...]
-    reach: float = math.inf
-    _rows: dict[tuple[float, ...], Array] = field(default_factory=dict, compare=False, repr=False)
-
-    def rows(self, x: Array) -> Array:
-        """Residuals on the load grid for shapes ``x (N, d)``, clamped into the fitted box: shape (N, C).
-
-        With a finite `reach` they fade with the distance d (in features, mostly octaves) to the nearest fitted
-        shape, by ``1 / (1 + (d / reach)**2)``: far from every measurement the physics stands alone.
-        """
-        inside = np.clip(x, self.features.min(axis=0), self.features.max(axis=0))
-        k = shape_kernel(inside, self.features, self.amplitude, self.inverse_length)
-        out = self.mean + (k @ self.weights) @ self.basis
-        if math.isfinite(self.reach):
-            gap = x[:, None, :] - self.features[None, :, :]
-            near = np.einsum("ijk,ijk->ij", gap, gap).min(axis=1)
-            out = out / (1.0 + near[:, None] / self.reach**2)
-        return out
-
-    def at(self, x: tuple[float, ...], *load: Array) -> Array:
-        """Residual of one shape at log2 loads (one array an axis, already broadcast)."""
-        row = self._rows.get(x)
-        if row is None:
-            row = self._rows[x] = self.rows(np.array([x]))[0]
-        return self.read(row, *load)
-
-    def unspiked(
-        self,
-        x: tuple[float, ...],
-        base: Callable[[Array], Array],
-        dearer_ratio: float,
-        *load: Array,
-        kind: int = 0,
-    ) -> Array:
-        """As :meth:`at` on one axis, without loads that cost more than `dearer_ratio` times a larger one.
-
-        base : load -> seconds; kind tells several bases of one shape apart. Such times (a wrong choice of kernel, a
-        disturbed measurement) are not paid by a step: rows can be padded, and CUDA graphs pad them. They take the
-        least time of the larger loads.
-        """
-        key = (*x, -1e9, kind)
-        row = self._rows.get(key)
-        if row is None:
-            row = self.rows(np.array([x]))[0]
-            time = base(np.exp2(self.axes[0])) * np.exp(row)
-            least = np.minimum.accumulate(time[::-1])[::-1]
-            row = self._rows[key] = np.where(time > dearer_ratio * least, row + np.log(least / time), row)
-        return self.read(row, *load)
-
-    def read(self, row: Array, *load: Array) -> Array:
-        """Interpolate values on the load grid at log2 loads."""
-        if len(self.axes) == 1:
-            return np.interp(load[0], self.axes[0], row)
-        grid = row.reshape(len(self.axes[0]), len(self.axes[1]))
-        i, u = locate(self.axes[0], load[0])
-        j, v = locate(self.axes[1], load[1])
-        low = grid[i, j] * (1.0 - v) + grid[i, j + 1] * v
-        high = grid[i + 1, j] * (1.0 - v) + grid[i + 1, j + 1] * v
-        return low * (1.0 - u) + high * u
-
-
-def surface_of(arrays: Mapping[str, NDArray[Any]]) -> Surface:
-    """Surface from its stored arrays (16-bit weights with a scale a column; the basis may be left out)."""
-    part = {k: v.astype(np.float64) for k, v in arrays.items()}
-    weights = part["weights"] * part["scale"]
-    return Surface(
-        features=part["features"],
-        amplitude=part["amplitude"],
-        inverse_length=part["inverse_length"],
-        weights=weights,
-        basis=part.get("basis", np.eye(weights.shape[1])),
-        mean=part["mean"],
-        axes=tuple(part[a] for a in ("axis0", "axis1") if a in part),
-        reach=float(part["reach"][0]) if "reach" in part else math.inf,
-    )
-
-
-def locate(axis: Array, value: Array) -> tuple[NDArray[np.intp], Array]:
-    """Cell index and position in the cell (0..1, clamped to the axis) of each value."""
-    i = np.clip(np.searchsorted(axis, value, side="right") - 1, 0, len(axis) - 2)
-    return i, np.clip((value - axis[i]) / (axis[i + 1] - axis[i]), 0.0, 1.0)
-
-
-#: Distance between two backends in the features of a shape: they share little. unit: octaves of the shape, kind:
-#: assumed, 2026-11.
-KERNEL_GAP = 6.0
-
-
-def gemm_shape(n: float, k: float) -> tuple[float, ...]:
-    """Features of a product: output width, depth, and size of the weights (what memory and caches see)."""
-    return (math.log2(n), math.log2(k), math.log2(n) + math.log2(k))
-
-
-def attention_shape(
-    heads: float, kv_heads: float, head_dim: float, window: float, kernel: int = 0
-) -> tuple[float, ...]:
-    """Features of an attention layer: KV heads, group size, head width, nearness of the window (0: none),
-    heads, windowed or not, how many tiles of eight query heads a group takes (kernels are chosen by these two),
-    and the number of the backend among those of its format.
-    """
-    near = 17.0 - math.log2(window) if window > 0 else 0.0
-    group = heads / kv_heads
-    return (
-        math.log2(kv_heads),
-        math.log2(group),
-        2.0 * math.log2(head_dim),
-        near,
-        math.log2(heads),
-        1.0 if window > 0 else 0.0,
-        math.log2(math.ceil(group / 8.0)),
-        KERNEL_GAP * kernel,
-    )
-
-
-def moe_shape(
-    hidden: float,
-    inter: float,
-    topk: float,
-    experts: float,
-    tp: float,
-    ep: float,
-    gated: float,
-    skewed: float,
-    kernel: int = 0,
-) -> tuple[float, ...]:
-    """Features of a mixture-of-experts rank; kernel: number of the backend among those of its format."""
-    return (
-        math.log2(hidden),
-        math.log2(inter / tp),
-        math.log2(topk),
-        math.log2(experts / ep),
-        math.log2(ep),
-        2.0 * gated,
-        skewed,
-        KERNEL_GAP * kernel,
-    )
-
-
-def moe_load(tokens: Array, topk: Number, experts: Number) -> Array:
-    """Log2 of the rows an expert gets on average: the load of expert layers, the same for models of any size."""
-    return np.asarray(np.log2(tokens * topk / experts), dtype=np.float64)
-
-
-#: What counts in the choice of a backend, by feature: the experts a token chooses, gating; group size, head width,
-#: a window. kind: assumed, 2026-11.
-KERNEL_WEIGHT: Mapping[str, tuple[float, ...]] = {
-    "moe": (1.0, 1.0, 3.0, 1.0, 1.0, 2.0, 0.0),
-    "attention_decode": (0.5, 4.0, 2.0, 0.5, 0.0, 4.0, 0.0),
-    "attention_context": (0.5, 4.0, 2.0, 0.5, 0.0, 4.0, 0.0),
-}
-
-
-#: Flags of :func:`moe_assigned_rows` -> ending of the names of backends whose rows carry it. Those count rows otherwise
-#: than a served layer does, so no simulation takes them.
-SET_ASIDE: Mapping[str, str] = {"all_tokens": "_all_tokens", "grouped_deal": "_grouped_deal"}
-
-
-def served_features(features: Array, names: Sequence[str]) -> Array:
-    """Features of the measured shapes on backends not set aside (:data:`SET_ASIDE`); all where there are no others."""
-    usual = np.array([not name.endswith(tuple(SET_ASIDE.values())) for name in names])
-    keep = usual[np.rint(features[:, 7] / KERNEL_GAP).astype(int)]
-    return features[keep] if keep.any() else features
-
-
-def likely_kernel(op: str, features: Array, shape: tuple[float, ...]) -> int:
-    """Number of the backend that measured shapes like this one run on: each votes ``exp(-distance)``.
-
-    features (S, 8) of the measured shapes and `shape` as :func:`moe_shape` or :func:`attention_shape` give them;
-    the last is the backend. Having expert parallelism at all tells backends apart.
-    """
-    gap = (features[:, :7] - np.array(shape[:7])) * np.array(KERNEL_WEIGHT[op])
-    parallel = 4.0 * ((features[:, 4] > 0) != (shape[4] > 0)) if op == "moe" else 0.0
-    vote = np.exp(-np.sqrt(np.sum(gap * gap, axis=1) + np.square(parallel)))
-    return int(np.argmax(np.bincount(np.rint(features[:, 7] / KERNEL_GAP).astype(int), vote)))
-
-
-# --------------------------------------------------------------------------------------------------
-# the model of one device and framework
-
-
-@dataclass(frozen=True)
-class KernelModel:
+class KernelModel(Ops):
     """Kernel times of one device under one framework. Build it with :func:`load_kernel_model`.
 
     provenance : where the numbers come from (empty ``sources`` means physics only).
@@ -877,7 +224,7 @@ class KernelModel:
 
     def _sibling(self, framework: str) -> KernelModel:
         if framework not in self._siblings:
-            self._siblings[framework] = load_kernel_model(self.device, framework, self.peaks)
+            self._siblings[framework] = load_kernel_model(self.device, framework)
         return self._siblings[framework]
 
     @cached_property
@@ -932,7 +279,7 @@ class KernelModel:
         the arithmetic share of bfloat16's time: it saves bytes, not products.
         """
         fmt = canonical_format(fmt)
-        rows = np.maximum(_list(m), 1.0)
+        rows = np.maximum(as_array(m), 1.0)
         key, p = self._group("gemm", fmt, *self._alike(fmt))
         if condition == "serving" and key and (other := self.groups[key].get("serving_from")):
             return self._sibling(other).gemm_s(fmt, m, n, k, condition)
@@ -961,7 +308,7 @@ class KernelModel:
             held = sustained_share(self.path.stem, self.path.parent.name, known) if self.path else None
             if held is not None:
                 t = np.maximum(t, 2.0 * rows * nn * kk / (held * self.peaks.rate(fmt)))
-        return np.where(_list(m) > 0, t, 0.0)
+        return np.where(as_array(m) > 0, t, 0.0)
 
     # -- attention
 
@@ -993,7 +340,7 @@ class KernelModel:
         mean cached tokens a sequence (unequal lengths cost about their mean). Both broadcast.
         """
         kv_fmt = canonical_format(kv_fmt)
-        b, c = np.broadcast_arrays(_list(batch), np.maximum(_list(context_tokens), 1.0))
+        b, c = np.broadcast_arrays(as_array(batch), np.maximum(as_array(context_tokens), 1.0))
         rows = np.maximum(b, 1.0)
         key, p = self._group("attention_decode", f"bfloat16/{kv_fmt}")
         fold = self._fold(key, kv_heads)
@@ -1040,7 +387,7 @@ class KernelModel:
         Never less than reading the cached keys and values once from device memory.
         """
         fmt, kv_fmt = canonical_format(fmt), canonical_format(kv_fmt)
-        q, p0, b = np.broadcast_arrays(_list(new_tokens), np.maximum(_list(prior_tokens), 0.0), _list(batch))
+        q, p0, b = np.broadcast_arrays(as_array(new_tokens), np.maximum(as_array(prior_tokens), 0.0), as_array(batch))
         new, rows = np.maximum(q, 1.0), np.maximum(b, 1.0)
         key, p = self._group(
             "attention_context", f"{fmt}/{kv_fmt}", f"bfloat16/{kv_fmt}", "bfloat16/bfloat16"
@@ -1050,8 +397,7 @@ class KernelModel:
         h, kv, d, w = (np.float64(x) for x in (heads / fold, kv_heads / fold, head_dim, window_tokens))
         pairs = causal_pairs(new, p0, w)
         past = np.minimum(p0, w) if window_tokens > 0 else p0
-        idle = np.maximum(FILL_QUERY_HEADS * self.peaks.multiprocessors / (h * rows) - new, 0.0)
-        same = np.where(p0 > 0, equivalent_prompt(pairs + idle * past, w), new)
+        same = prompt_of_chunk(new, p0, w, h * rows, self.peaks.multiprocessors)
         t = prefill_base_s(p, self.peaks, fmt, h, kv, d, w, rows, same)
         surface = self.surface(key)
         if surface is not None:
@@ -1101,7 +447,7 @@ class KernelModel:
             return owner.moe_s(
                 as_fmt, hidden, intermediate, topk, experts, tp, ep, tokens, distribution, gated, condition
             )
-        count = _list(tokens)
+        count = as_array(tokens)
         rows = np.maximum(count, 1.0)
         h, i, k, e = np.float64(hidden), np.float64(intermediate), np.float64(topk), np.float64(experts)
         args = (h, i, k, e, np.float64(tp), np.float64(ep), np.float64(gated))
@@ -1160,10 +506,9 @@ class KernelModel:
         heads : per GPU. A prior counts by query-key pairs, as in :meth:`prefill_attention_s`. In serving a prompt
         takes the expanded form, whatever form the framework's benchmark ran (:data:`ABSORBED_SHARE`).
         """
-        q, p0, b = np.broadcast_arrays(_list(new_tokens), _list(prior_tokens), _list(batch))
+        q, p0, b = np.broadcast_arrays(as_array(new_tokens), as_array(prior_tokens), as_array(batch))
         new = np.maximum(q, 1.0)
-        zero = np.float64(0.0)
-        same = np.where(p0 > 0, equivalent_prompt(causal_pairs(new, np.maximum(p0, 0.0), zero), zero), new)
+        same = prompt_of_chunk(new, np.maximum(p0, 0.0), np.float64(0.0))
         t = self._mla_s("context", fmt, kv_fmt, heads, np.maximum(b, 1.0), same, condition)
         return np.where((q > 0) & (b > 0), t, 0.0)
 
@@ -1180,7 +525,7 @@ class KernelModel:
 
         heads : per GPU; the latent KV is read whole on every GPU.
         """
-        b, c = np.broadcast_arrays(_list(batch), np.maximum(_list(context_tokens), 1.0))
+        b, c = np.broadcast_arrays(as_array(batch), np.maximum(as_array(context_tokens), 1.0))
         rows = np.maximum(b, 1.0)
         t = self._mla_s("decode", fmt, kv_fmt, heads, rows, c, condition)
         read = rows * c * (MLA_KV_RANK + MLA_ROPE) * WEIGHT_BYTES[canonical_format(kv_fmt)]
@@ -1229,19 +574,18 @@ class KernelModel:
         this framework's own in the wanted mode, then any library's curve without the host floor where mode is
         graph.
         """
-        size = np.maximum(_list(message_bytes), 1.0)
+        size = np.maximum(as_array(message_bytes), 1.0)
         if gpus <= 1:
             return np.zeros_like(size)
         curve, scale, excess = self._curve(op, gpus, mode, library)
         if curve is None:
-            ring = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall": 1.0}.get(op, 1.0)
-            wire = ring * (gpus - 1) / gpus * size / (0.8 * self.peaks.link_bytes_per_s)
-            t = (6e-6 if mode == "graph" else 2.5e-5) + wire
+            launch_s = 6e-6 if mode == "graph" else 2.5e-5  # assumed, 2026-11
+            t = collective_base_s(op, gpus, size, self.peaks.link_bytes_per_s, launch_s)
         else:
             t = curve_s(curve, size) * scale
             if excess > 0:
                 t = np.maximum(t - excess, 0.5 * t)
-        return np.where(_list(message_bytes) > 0, t, 0.0)
+        return np.where(as_array(message_bytes) > 0, t, 0.0)
 
     def _curve(
         self, op: str, gpus: int, mode: str, library: str | None
@@ -1288,11 +632,11 @@ class KernelModel:
 
         Without measurements: ``t0 + bytes / (0.8 link bandwidth)`` (t0 = 1e-5 s, assumed).
         """
-        size = np.maximum(_list(message_bytes), 1.0)
+        size = np.maximum(as_array(message_bytes), 1.0)
         curves = self.links.get("p2p", {}).get("curves", {})
         curve = next((c for k, c in sorted(curves.items()) if k.endswith("/" + link)), None)
-        t = curve_s(curve, size) if curve else 1e-5 + size / (0.8 * self.peaks.link_bytes_per_s)
-        return np.where(_list(message_bytes) > 0, t, 0.0)
+        t = curve_s(curve, size) if curve else message_base_s(size, self.peaks.link_bytes_per_s, 1e-5)
+        return np.where(as_array(message_bytes) > 0, t, 0.0)
 
     # -- memory-bound kernels
 
@@ -1301,7 +645,7 @@ class KernelModel:
 
         ``t0 + bytes / (B e)`` with activations in the L2 as between the kernels of one layer.
         """
-        size = _list(moved_bytes)
+        size = as_array(moved_bytes)
         group = self.groups.get("elementwise")
         p = group["parameters"] if group else DEFAULT_PARAMETERS["elementwise"]
         return np.where(size > 0, streaming_base_s(p, self.peaks.hbm_bytes_per_s, size), 0.0)
@@ -1309,7 +653,7 @@ class KernelModel:
 
 def curve_s(curve: Mapping[str, Any], size: Array) -> Array:
     """Time on a curve over log2 bytes [s]: beyond the largest message it grows with the bytes."""
-    x, y = _list(curve["log2_bytes"]), _list(curve["log_s"])
+    x, y = as_array(curve["log2_bytes"]), as_array(curve["log_s"])
     at = np.log2(size)
     return np.asarray(np.exp(np.interp(at, x, y)) * np.exp2(np.maximum(at - x[-1], 0.0)), dtype=np.float64)
 
@@ -1318,17 +662,6 @@ _FIELDS = (
     *("features", "amplitude", "inverse_length", "weights", "scale", "basis", "mean"),
     *("axis0", "axis1", "reach"),
 )
-
-
-def equivalent_prompt(pairs: Array, window: Array | float) -> Array:
-    """Length of the whole prompt with as many query-key pairs: the inverse of :func:`causal_pairs` at no
-    prior."""
-    whole = 0.5 * (np.sqrt(1.0 + 8.0 * pairs) - 1.0)
-    if np.all(_list(window) <= 0):
-        return np.maximum(whole, 1.0)
-    w = np.maximum(_list(window), 1.0)
-    ramp = 0.5 * w * (w + 1.0)
-    return np.maximum(np.where((_list(window) > 0) & (pairs > ramp), w + (pairs - ramp) / w, whole), 1.0)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1359,15 +692,11 @@ def _load(device: str, framework: str, directory: Path) -> KernelModel:
     return KernelModel(device, framework, peaks, text["provenance"], text["groups"], archive, links)
 
 
-def load_kernel_model(
-    device: str, framework: str, peaks: DevicePeaks | None = None, directory: Path = KERNELS_DIR
-) -> KernelModel:
-    """Return the kernel model of a device under a framework.
+def load_kernel_model(device: str, framework: str, directory: Path = KERNELS_DIR) -> KernelModel:
+    """Return the tables of a device under a framework.
 
-    Order: the fitted pair; the same device under another framework (vllm, sglang, trtllm), said in
-    ``provenance["borrowed_from"]``; the nearest fitted device's kernels over the rates of `peaks`, said in
-    ``provenance["borrowed_from_device"]`` (:mod:`hardware_profiles.kernel_borrow`); physics only from
-    `peaks`. Raises InputError when nothing of these is there.
+    The fitted pair, or the same device under another framework (vllm, sglang, trtllm), said in ``provenance["borrowed_from"]``.
+    Raises InputError where the device has none.
     """
     for name in dict.fromkeys((framework, "vllm", "sglang", "trtllm")):
         if (directory / device / f"{name}.json").exists():
@@ -1378,16 +707,9 @@ def load_kernel_model(
             return KernelModel(
                 device, framework, model.peaks, borrowed, model.groups, model.path, model.links
             )
-    if peaks is None:
-        known = sorted({d for d, _ in fitted_models()})
-        near = nearest(device, known)
-        raise InputError(
-            f"no kernel model for device '{device}' and no datasheet rates given",
-            mend=f"did you mean '{near}'?" if near else f"fitted devices: {', '.join(known)}",
-        )
-    if directory == KERNELS_DIR:
-        from hardware_profiles.kernel_borrow import borrowed_model
-
-        if (lent := borrowed_model(device, framework, peaks)) is not None:
-            return lent
-    return KernelModel(device, framework, peaks, {"sources": [], "kind": "assumed"}, {})
+    known = sorted({d for d, _ in fitted_models()})
+    near = nearest(device, known)
+    raise InputError(
+        f"no kernel of '{device}' was measured",
+        mend=f"did you mean '{near}'?" if near else f"fitted devices: {', '.join(known)}",
+    )

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from hardware_profiles import kernel_fit as kf
 from hardware_profiles import kernel_model as km
+from hardware_profiles import kernel_physics as kp
+from hardware_profiles import kernel_surface as ks
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.kernel_borrow import device_of, kernel_donor
 
@@ -71,7 +73,7 @@ def _dtype(op: str, formats: Sequence[str], frame: pd.DataFrame) -> str:
 
 
 def _named_kernels(
-    op: str, part: pd.DataFrame, group: Mapping[str, Any], surface: km.Surface
+    op: str, part: pd.DataFrame, group: Mapping[str, Any], surface: ks.Surface
 ) -> tuple[pd.DataFrame, Mapping[str, Any]]:
     """Rows with their backends as the fitted numbers, and the parameters by number.
 
@@ -90,7 +92,7 @@ def _named_kernels(
     for row in np.flatnonzero(part["kernel"].to_numpy() < 0):
         shape = kf.OPS[op].features(*(float(columns[c][row]) for c in kf.OPS[op].shape))
         if shape not in chosen:
-            chosen[shape] = km.likely_kernel(op, km.served_features(surface.features, names), shape)
+            chosen[shape] = ks.likely_kernel(op, ks.served_features(surface.features, names), shape)
         columns["kernel"][row] = chosen[shape]
     part = part.assign(kernel=columns["kernel"])
     if op != "moe":
@@ -423,7 +425,7 @@ def _leave_gpu_out(frame: pd.DataFrame, op: str, gpu: str, framework: str) -> li
         part, parameters = _named_kernels(op, part, group, surface)
         truth = part["latency_us"].to_numpy(dtype=np.float64) * 1e-6
         scaled = kf.predict_rows(op, surface, parameters, formats, part, kf.PEAKS[device])
-        plain = o.base(km.DEFAULT_PARAMETERS[op], kf.PEAKS[device], formats, kf.columns_of(part, o))
+        plain = o.base(kp.DEFAULT_PARAMETERS[op], kf.PEAKS[device], formats, kf.columns_of(part, o))
         scaled = np.sqrt(scaled * plain) if donor.halfway else scaled
         error, bare = (100.0 * float(np.mean(np.abs(t / truth - 1.0))) for t in (scaled, plain))
         entry = _entry(op, gpu, framework, "/".join(formats), len(part), error)

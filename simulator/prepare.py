@@ -22,8 +22,8 @@ from engine_models.model.blocks import Architecture
 from engine_models.model.formats import FORMATS, format_named
 from hardware_profiles.device import Device, device_names, load_device
 from hardware_profiles.errors import InputError, nearest
-from hardware_profiles.kernel_borrow import borrowing, on_its_links
-from hardware_profiles.kernel_model import DevicePeaks, KernelModel, load_kernel_model
+from hardware_profiles.kernels import operations_in_node
+from hardware_profiles.ops import Ops
 from simulator.cost import UnitPrice
 from simulator.price import unit_price
 from simulator.serving.replica import StepTimes
@@ -62,7 +62,7 @@ class Prepared:
     device: Device
     formats: Formats
     plan: EnginePlan
-    kernels: KernelModel
+    kernels: Ops
     replicas: int
     devices: int
     price: UnitPrice | None
@@ -255,12 +255,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         offload=_host_memory(pool, engine, device),
     )
     plan: EnginePlan = import_module(ENGINES[engine]).plan(request, version)
-    kernels = load_kernel_model(
-        device.kernel_profile or device.name, FRAMEWORK_KERNELS[engine], peaks_of(device)
-    )
-    links_said = None
-    if pool.tensor_parallel * ranks > 2:
-        kernels, links_said = on_its_links(kernels, device)
+    kernels, lent = operations_in_node(device, FRAMEWORK_KERNELS[engine], pool.tensor_parallel * ranks)
     if plan.costs.moe_backend and arch.has_experts:
         experts_format = kernel_format(arch, formats, "experts")
         if kernels.expert_backend(experts_format, plan.costs.moe_backend) is None:
@@ -268,7 +263,6 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
                 f"moe_backend {plan.costs.moe_backend}: the tables of experts in {experts_format} hold one backend only, or not "
                 f"this one, on {device.title}; it was ignored"
             )
-    lent = [said for said in (borrowing(kernels), links_said) if said]
     replicas = pool.replicas * (1 if ranks > 1 else pool.data_parallel)
     devices = replicas * ranks * pool.tensor_parallel * pool.pipeline_parallel
     read_as = [*_read_as(pool.hardware, device.name), *_version_as(pool.engine, plan.version)]
@@ -372,19 +366,6 @@ def _read_as(written: str, device: str) -> list[str]:
     ]
     also = f" (not {', '.join(others)})" if others else ""
     return [f"hardware '{written}' is taken for {device}{also}"]
-
-
-def peaks_of(device: Device) -> DevicePeaks:
-    """Datasheet rates of a device, for the physics of kernels that nobody measured on it."""
-    names = {"bf16": "bfloat16", "fp8": "fp8", "int8": "int8", "fp4": "fp4", "fp16": "fp16"}
-    rates = {names[k]: q.value for k, q in device.peak_flops_per_s.items() if k in names}
-    rates.setdefault("bfloat16", rates.get("fp16", 0.0))
-    return DevicePeaks(
-        flops_per_s=rates,
-        hbm_bytes_per_s=device.memory_bandwidth_bytes_per_s.value,
-        l2_bytes=device.l2_bytes.value if device.l2_bytes else 0.0,
-        link_bytes_per_s=device.link.bytes_per_s_per_direction.value if device.link else 64e9,
-    )
 
 
 def deployment_summary(prepared: Prepared) -> dict[str, Any]:

@@ -49,7 +49,7 @@ from engine_models.model.formats import FORMATS, format_named
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
 from hardware_profiles.errors import InputError, nearest
-from hardware_profiles.kernel_model import KernelModel
+from hardware_profiles.ops import Ops
 
 METHODS = ("ngram", "eagle", "eagle3", "mtp", "draft_model", "medusa")
 KEEPS_KV = ("eagle", "eagle3", "mtp", "draft_model")
@@ -433,7 +433,7 @@ class SpeculativeTimes(StepCost):
     """
 
     def __init__(
-        self, model: StepTimeModel, speculation: Speculation, kernels: KernelModel, tables: Mapping[str, Any]
+        self, model: StepTimeModel, speculation: Speculation, kernels: Ops, tables: Mapping[str, Any]
     ) -> None:
         self._model = model
         self._more = speculation.tokens - 1
@@ -505,7 +505,7 @@ class SpeculativeTimes(StepCost):
         return self.few_s((), steps)
 
 
-def _matrices_s(kernels: KernelModel, matrices: tuple[tuple[int, int], ...], highest: int) -> FloatArray:
+def _matrices_s(kernels: Ops, matrices: tuple[tuple[int, int], ...], highest: int) -> FloatArray:
     """Seconds of products with 16-bit matrices (n, k), all in turn, for 0 to `highest` tokens."""
     if not matrices:
         return np.zeros(highest + 1)

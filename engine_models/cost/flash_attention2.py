@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.device import Device
-from hardware_profiles.kernel_model import KernelModel
+from hardware_profiles.ops import Ops
 
 FloatArray = NDArray[np.float64]
 
@@ -78,7 +78,7 @@ def tail(blocks: FloatArray, multiprocessors: float) -> FloatArray:
 
 
 def decode_s(
-    kernels: KernelModel,
+    kernels: Ops,
     kv_fmt: str,
     heads: int,
     kv_heads: int,

@@ -35,7 +35,7 @@ from engine_models.cost.step_time import (
 from engine_models.model.architecture import moe_shapes
 from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import Batch
-from hardware_profiles.kernel_model import KernelModel
+from hardware_profiles.ops import Ops
 
 #: Bytes of a value that the ranks exchange: activations travel in 16 bit. kind: datasheet (the engines' code, above).
 EXCHANGED_BYTES = 2.0
@@ -54,7 +54,7 @@ class DataParallelTimes(StepTimeModel):
     def __init__(
         self,
         arch: Architecture,
-        kernels: KernelModel,
+        kernels: Ops,
         formats: Formats,
         host: HostOverhead,
         *,

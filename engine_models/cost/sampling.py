@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import PlanError
-from hardware_profiles.kernel_model import KernelModel
+from hardware_profiles.ops import Ops
 
 FloatArray = NDArray[np.float64]
 Sampler = Literal["sort", "pivot", "rejection"]
@@ -71,7 +71,7 @@ def truncates(model: str) -> bool:
 
 def truncation_s(
     sampler: Sampler,
-    kernels: KernelModel,
+    kernels: Ops,
     rows: FloatArray,
     vocab: int,
     sort_step_s: float,
@@ -91,7 +91,7 @@ def truncation_s(
     return np.where(rows < PIVOT_ROWS, sort, search)
 
 
-def _clock_hz(kernels: KernelModel) -> float:
+def _clock_hz(kernels: Ops) -> float:
     try:
         known = load_device(kernels.device).clock_hz
     except PlanError:

@@ -39,7 +39,7 @@ from engine_models.model.formats import Format
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
 from hardware_profiles.errors import PlanError
-from hardware_profiles.kernel_model import KernelModel
+from hardware_profiles.ops import Ops
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -185,7 +185,7 @@ class StepTimeModel(StepCost):
     def __init__(
         self,
         arch: Architecture,
-        kernels: KernelModel,
+        kernels: Ops,
         formats: Formats,
         host: HostOverhead,
         *,

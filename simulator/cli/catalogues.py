@@ -199,13 +199,11 @@ def _show_hardware(name: str) -> dict[str, Any]:
 def _unmeasured_kernels(device: Device) -> str:
     """Where the kernel times of a device without fits come from."""
     from hardware_profiles.kernel_borrow import borrowing
-    from hardware_profiles.kernel_model import load_kernel_model
-    from simulator.prepare import peaks_of
+    from hardware_profiles.kernels import operations_of
 
     if "bf16" not in device.peak_flops_per_s and "fp16" not in device.peak_flops_per_s:
         return "datasheet rates and typical efficiencies; none measured"
-    model = load_kernel_model(device.kernel_profile or device.name, "vllm", peaks_of(device))
-    return borrowing(model) or "datasheet rates and typical efficiencies; none measured"
+    return borrowing(operations_of(device, "vllm")) or "datasheet rates and typical efficiencies; none measured"
 
 
 def _show_model(name: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from hardware_profiles.device import Device
 from hardware_profiles.kernel_borrow import HELD_OUT_ERROR_PCT
-from hardware_profiles.kernel_model import KernelModel, canonical_format
+from hardware_profiles.kernel_physics import canonical_format
+from hardware_profiles.ops import Ops
 from simulator.prepare import Prepared
 from simulator.results.intervals import Evidence
 
@@ -85,7 +86,7 @@ def device_sources(device: Device) -> list[dict[str, Any]]:
     return provenance(device)
 
 
-def kernel_sources(kernels: KernelModel) -> dict[str, Any]:
+def kernel_sources(kernels: Ops) -> dict[str, Any]:
     """Provenance of the kernel model."""
     return {
         "device": kernels.device,

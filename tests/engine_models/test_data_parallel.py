@@ -15,8 +15,7 @@ from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch
 from hardware_profiles.device import load_device
-from hardware_profiles.kernel_model import load_kernel_model
-from simulator.prepare import peaks_of
+from hardware_profiles.kernels import operations_of
 
 MIXTRAL = load_architecture("mistralai/Mixtral-8x7B-v0.1")
 BF16 = format_named("bf16")
@@ -32,7 +31,7 @@ TABLES: dict[str, Any] = {
 
 def kernels() -> Any:
     device = load_device("h100-sxm-80gb")
-    return load_kernel_model(device.name, "vllm", peaks_of(device))
+    return operations_of(device, "vllm")
 
 
 def group(ranks: int, host: HostOverhead = HOST, **options: Any) -> DataParallelTimes:

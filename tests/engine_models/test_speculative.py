@@ -28,8 +28,7 @@ from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
-from hardware_profiles.kernel_model import load_kernel_model
-from simulator.prepare import peaks_of
+from hardware_profiles.kernels import operations_of
 
 LLAMA = load_architecture("llama-3.1-8b")
 BF16 = Formats(format_named("bf16"), format_named("bf16"), format_named("bf16"))
@@ -204,7 +203,7 @@ def test_synthetic_acceptance_of_vllm_is_read_as_vllm_spreads_it() -> None:
 # Time -------------------------------------------------------------------------------------------------------
 
 H100 = load_device("h100-sxm-80gb")
-KERNELS = load_kernel_model("h100-sxm-80gb", "vllm", peaks_of(H100))
+KERNELS = operations_of(H100, "vllm")
 HOST = HostOverhead(5e-4, 1e-5)
 
 

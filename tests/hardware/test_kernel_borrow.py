@@ -15,8 +15,11 @@ from hardware_profiles import kernel_borrow as kb
 from hardware_profiles import kernel_model as km
 from hardware_profiles import kernel_validate as kv
 from hardware_profiles.device import all_devices, load_device
-from hardware_profiles.kernel_model import DevicePeaks, KernelModel, load_kernel_model
-from simulator.prepare import peaks_of, prepare
+from hardware_profiles.kernel_model import KernelModel, load_kernel_model
+from hardware_profiles.kernel_physics import peaks_of
+from hardware_profiles.kernels import operations_of
+from hardware_profiles.roofline import Roofline
+from simulator.prepare import prepare
 from simulator.results.domain import domain
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "kernels"
@@ -28,7 +31,9 @@ needs_tables = pytest.mark.skipif(
 def borrower(name: str, framework: str = "vllm", bandwidth_ratio: float = 1.0) -> KernelModel:
     peaks = peaks_of(load_device(name))
     faster = replace(peaks, hbm_bytes_per_s=peaks.hbm_bytes_per_s * bandwidth_ratio)
-    return load_kernel_model(name, framework, faster)
+    lent = kb.lent_model(load_device(name), framework, faster)
+    assert lent is not None
+    return lent
 
 
 @pytest.mark.parametrize(
@@ -60,14 +65,14 @@ def test_only_gpus_borrow_and_physics_is_kept_elsewhere() -> None:
     for device in all_devices():
         if device.kind in ("cpu", "apple", "asic") or device.name == "rx-7900-xtx-24gb":
             assert kb.kernel_donor(device) is None, device.name
-    gaudi = borrower("gaudi-3-128gb")
-    assert gaudi.groups == {}
+    gaudi = operations_of(load_device("gaudi-3-128gb"), "vllm")
+    assert isinstance(gaudi, Roofline)
     assert kb.borrowing(gaudi) is None
 
 
 def test_a_lender_stays_as_it_is_to_the_last_bit() -> None:
     """Residuals are cached by shape: the borrower's rates must not reach the lender's."""
-    own = load_kernel_model("h100-sxm-80gb", "vllm", DevicePeaks({"bfloat16": 1e12}, 1e11))
+    own = load_kernel_model("h100-sxm-80gb", "vllm")
     fresh = km._load.__wrapped__("h100-sxm-80gb", "vllm", km.KERNELS_DIR)
     m = np.array([1.0, 3, 17, 64, 500, 4096])
     near = borrower("h100-pcie-80gb").gemm_s("fp8", m, 6144, 4096)
@@ -141,8 +146,7 @@ def test_collectives_keep_their_floor_and_scale_with_the_wire() -> None:
     assert link_donor("rtx-4090-24gb") == "rtx-pro-6000-96gb"
     assert link_donor("mi300x-192gb") is None
     # measured curves of a device without kernel tables are its own
-    own = borrower("gb200-186gb")
-    assert own.links == km.load_links("gb200-186gb")
+    assert borrower("gb200-186gb").links == km.load_links("gb200-186gb")
 
 
 @pytest.mark.parametrize(
@@ -244,8 +248,8 @@ def test_show_hardware_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_borrowing_costs_milliseconds() -> None:
-    kb._borrowed.cache_clear()
-    peaks = peaks_of(load_device("rtx-4090-24gb"))
+    kb.borrowed_model.cache_clear()
+    device = load_device("rtx-4090-24gb")
     begin = time.process_time()
-    load_kernel_model("rtx-4090-24gb", "vllm", peaks)
+    operations_of(device, "vllm")
     assert time.process_time() - begin < 0.1

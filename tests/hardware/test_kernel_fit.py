@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from hardware_profiles import kernel_fit as kf
 from hardware_profiles import kernel_model as km
+from hardware_profiles import kernel_physics as kp
+from hardware_profiles import kernel_surface as ks
 from hardware_profiles import kernel_validate as kv
 from hardware_profiles.errors import InputError
 
@@ -27,7 +29,7 @@ def gemm_table(gpu: str = "H100-SXM", framework: str = "vllm") -> pd.DataFrame:
         for a in np.meshgrid(2.0 ** np.arange(0, 13), 2.0 ** np.arange(7, 15), 2.0 ** np.arange(7, 15))
     )
     p = {"latency_s": 3e-6, "compute_efficiency": 0.7, "memory_efficiency": 0.8}
-    t = km.gemm_base_s(p, kf.PEAKS["h100-sxm-80gb"], "bfloat16", m, n, k)
+    t = kp.gemm_base_s(p, kf.PEAKS["h100-sxm-80gb"], "bfloat16", m, n, k)
     frame = pd.DataFrame({"m": m, "n": n, "k": k}).astype("int32")
     return frame.assign(gpu=gpu, framework=framework, dtype="bfloat16", latency_us=t * 1e6)
 
@@ -39,10 +41,10 @@ def test_an_exact_roofline_is_found_again() -> None:
     assert p["memory_efficiency"] == pytest.approx(0.8, rel=0.02)
     assert error < 0.5
     unseen = frame.iloc[:40].assign(n=3000, k=5000)
-    got = kf.predict_rows("gemm", km.surface_of(arrays), p, ("bfloat16",), unseen, kf.PEAKS["h100-sxm-80gb"])
+    got = kf.predict_rows("gemm", ks.surface_of(arrays), p, ("bfloat16",), unseen, kf.PEAKS["h100-sxm-80gb"])
     truth = {"latency_s": 3e-6, "compute_efficiency": 0.7, "memory_efficiency": 0.8}
     m = unseen["m"].to_numpy(dtype=float)
-    want = km.gemm_base_s(truth, kf.PEAKS["h100-sxm-80gb"], "bfloat16", m, np.float64(3000), np.float64(5000))
+    want = kp.gemm_base_s(truth, kf.PEAKS["h100-sxm-80gb"], "bfloat16", m, np.float64(3000), np.float64(5000))
     assert np.allclose(got, want, rtol=0.02)
 
 
@@ -55,7 +57,7 @@ def cycled_table() -> tuple[pd.DataFrame, dict[str, float]]:
     truth |= {"cache_gain": 2.0, "cache_share": 1.0, "cache_sharpness": 20.0, "most_copies": 5.0}
     widths = [512, 1024, 1536, 2048, 3072, 4096, 5120, 6144, 8192, 12288]
     m, n, k = (a.ravel() for a in np.meshgrid(2.0 ** np.arange(0, 11), widths, widths))
-    t = km.gemm_base_s(truth, L40S, "bfloat16", m, n, k)
+    t = kp.gemm_base_s(truth, L40S, "bfloat16", m, n, k)
     frame = pd.DataFrame({"m": m, "n": n, "k": k}).astype("int32")
     return frame.assign(dtype="bfloat16", latency_us=t * 1e6), truth
 
@@ -67,7 +69,7 @@ def test_the_cache_of_a_cycling_benchmark_is_found() -> None:
     time_s = frame["latency_us"].to_numpy() * 1e-6
 
     def off(p: dict[str, float]) -> float:
-        t = km.gemm_base_s(p, L40S, "bfloat16", columns["m"], columns["n"], columns["k"])
+        t = kp.gemm_base_s(p, L40S, "bfloat16", columns["m"], columns["n"], columns["k"])
         return float(np.mean(np.abs(t / time_s - 1.0)))
 
     _, p, _ = kf.fit_group("gemm", ("bfloat16",), frame.assign(most_copies=5.0), L40S)
@@ -92,7 +94,7 @@ def test_copies_that_fill_the_cache_are_those_of_one_framework() -> None:
     error = []
     for given in (None, {"most_copies": 5.0}):
         p = kf.fit_base("gemm", ("bfloat16",), L40S, columns, time_s, given=given)
-        t = km.gemm_base_s(p, L40S, "bfloat16", columns["m"], columns["n"], columns["k"])
+        t = kp.gemm_base_s(p, L40S, "bfloat16", columns["m"], columns["n"], columns["k"])
         error.append(float(np.mean(np.abs(t / time_s - 1.0))))
     assert error[1] < 0.92 * error[0]
     assert p["cache_share"] == pytest.approx(1.0, abs=0.15)  # the L2 itself
@@ -111,7 +113,7 @@ def test_one_spike_does_not_bend_the_fit() -> None:
     spiked = frame.copy()
     spiked.loc[400, "latency_us"] *= 8.0
     a, p, _ = kf.fit_group("gemm", ("bfloat16",), spiked, kf.PEAKS["h100-sxm-80gb"])
-    got = kf.predict_rows("gemm", km.surface_of(a), p, ("bfloat16",), frame, kf.PEAKS["h100-sxm-80gb"])
+    got = kf.predict_rows("gemm", ks.surface_of(a), p, ("bfloat16",), frame, kf.PEAKS["h100-sxm-80gb"])
     off = np.abs(got / (frame["latency_us"].to_numpy() * 1e-6) - 1)
     assert off.max() < 0.2
 
@@ -132,7 +134,7 @@ def test_leave_groups_out_equals_refitting() -> None:
     rng = np.random.default_rng(0)
     x, z = rng.normal(size=(12, 2)), rng.normal(size=(12, 3))
     groups = np.arange(12) // 2
-    cov = km.shape_kernel(x, x, np.array([1.0]), np.array([[0.7, 0.4]])) + 0.1 * np.eye(12)
+    cov = ks.shape_kernel(x, x, np.array([1.0]), np.array([[0.7, 0.4]])) + 0.1 * np.eye(12)
     fast = kf.leave_groups_out(np.linalg.inv(cov), z, groups)
     for g in range(6):
         a, b = groups != g, groups == g
@@ -249,7 +251,7 @@ def test_a_format_with_one_model_leans_on_bfloat16() -> None:
     names = [n for n in p if n != "latency_s"]
     distance = [sum(np.log(q[n] / p[n]) ** 2 for n in names) for q in (tied, free)]
     assert distance[0] < distance[1]
-    surface = km.surface_of(arrays)
+    surface = ks.surface_of(arrays)
     near, far = (surface.rows(surface.features[:1] + d)[0] for d in (0.0, np.r_[-9.0, np.zeros(7)]))
     assert np.abs(far).max() < 0.2 * np.abs(near).max()
 
@@ -267,13 +269,13 @@ def test_an_isolated_peak_of_a_curve_goes_and_a_switch_stays() -> None:
 
 def expert_table(names: tuple[str, str]) -> pd.DataFrame:
     """Two backends over eight models: the second takes three times as long, and runs top-1 models only."""
-    p = {**km.DEFAULT_PARAMETERS["moe"]}
+    p = {**kp.DEFAULT_PARAMETERS["moe"]}
     parts = []
     models = [(h, i, k) for h in (2048, 4096) for i in (1024, 2048) for k in (1, 8)]
     for hidden, inter, topk in models:
         m = 2.0 ** np.arange(0, 14)
         shape = [np.float64(v) for v in (hidden, inter, topk, 64, 1, 1, 1)]
-        t = km.moe_base_s(p, kf.PEAKS["h100-sxm-80gb"], "bfloat16", m, *shape, 1.0)
+        t = kp.moe_base_s(p, kf.PEAKS["h100-sxm-80gb"], "bfloat16", m, *shape, 1.0)
         slow = topk == 1
         part = pd.DataFrame({"num_tokens": m, "latency_us": 1e6 * t * (3.0 if slow else 1.0)})
         ids = {"hidden_size": hidden, "inter_size": inter, "topk": topk, "num_experts": 64}
@@ -298,10 +300,10 @@ def test_backends_are_told_apart_and_chosen_by_shape(tmp_path: Path) -> None:
         shape = (3072, 1536, topk, 64, 1, 1)
         return k.moe_s("bf16", *shape, m, "balanced", condition="bench", kernel=kernel)
 
-    p = km.DEFAULT_PARAMETERS["moe"]
+    p = kp.DEFAULT_PARAMETERS["moe"]
     for topk, factor in ((8, 1.0), (1, 3.0)):
         shape = [np.float64(v) for v in (3072, 1536, topk, 64, 1, 1, 1)]
-        want = factor * km.moe_base_s(p, k.peaks, "bfloat16", m, *shape, 1.0)
+        want = factor * kp.moe_base_s(p, k.peaks, "bfloat16", m, *shape, 1.0)
         assert np.allclose(time(topk), want, rtol=0.15)
     assert np.array_equal(time(8, "fast"), time(8))
     assert np.all(time(8, "slow") > 2.0 * time(8))
@@ -316,7 +318,7 @@ def test_rows_that_a_benchmark_counts_otherwise_are_named_apart() -> None:
 
     def flags(gpu: str, framework: str) -> list[str]:
         got = kf.set_aside(frame, gpu, framework)
-        ends = [km.SET_ASIDE.get(flag, "") for flag in got["aside"]]
+        ends = [ks.SET_ASIDE.get(flag, "") for flag in got["aside"]]
         assert list(got["kernel"]) == ["sglang_fused_moe_triton" + end for end in ends]
         return ["".join(word[:1] for word in flag.split("_")) for flag in got["aside"]]
 
@@ -329,7 +331,7 @@ def test_rows_that_a_benchmark_counts_otherwise_are_named_apart() -> None:
 def test_rows_on_a_rank_by_how_they_are_counted() -> None:
     one, k, e = np.array([64.0]), np.float64(8), np.float64(128)
     for ep in (1.0, 4.0, 32.0):
-        rows, local = km.moe_assigned_rows({}, one, k, e, np.float64(ep), 1.0)
+        rows, local = kp.moe_assigned_rows({}, one, k, e, np.float64(ep), 1.0)
         assert (rows[0], local) == (512.0 / ep, 128.0 / ep)
     for ep, dealt, choice in (
         (2.0, 1.0, 8.0),
@@ -338,23 +340,23 @@ def test_rows_on_a_rank_by_how_they_are_counted() -> None:
         (32.0, 0.0, 8.0),
         (128.0, 1.0, 0.5),
     ):
-        rows, local = km.moe_assigned_rows({"all_tokens": 1.0}, one, k, e, np.float64(ep), dealt)
+        rows, local = kp.moe_assigned_rows({"all_tokens": 1.0}, one, k, e, np.float64(ep), dealt)
         assert (rows[0], local) == (64.0 * choice, 128.0 / ep)
     for ep, share, experts in ((1.0, 1.0, 64.0), (2.0, 1.0, 64.0), (8.0, 0.625, 16.0)):
-        rows, local = km.moe_assigned_rows({"grouped_deal": 1.0}, one, k, e, np.float64(ep), 1.0)
+        rows, local = kp.moe_assigned_rows({"grouped_deal": 1.0}, one, k, e, np.float64(ep), 1.0)
         assert (rows[0], local) == (512.0 * share, experts)
 
 
 def test_a_simulation_takes_no_rows_that_are_counted_otherwise(tmp_path: Path) -> None:
     """On A100 every model is timed with all tokens on one rank of two: reproduced in bench, shared out in serving."""
-    peaks, p = kf.PEAKS["a100-sxm-80gb"], {**km.DEFAULT_PARAMETERS["moe"]}
+    peaks, p = kf.PEAKS["a100-sxm-80gb"], {**kp.DEFAULT_PARAMETERS["moe"]}
     m = 2.0 ** np.arange(0, 14)
     parts = []
     models = [(h, i, k) for h in (2048, 4096) for i in (3584, 7168, 14336) for k in (2, 4)]
     for hidden, inter, topk in models:
         for ep in (1, 2):
             q = {**p, "all_tokens": 1.0} if ep == 2 else p
-            t = km.moe_base_s(
+            t = kp.moe_base_s(
                 q, peaks, "bfloat16", m, *(np.float64(v) for v in (hidden, inter, topk, 8, 1, ep, 1)), 1.0
             )
             ids = {
@@ -378,7 +380,7 @@ def test_a_simulation_takes_no_rows_that_are_counted_otherwise(tmp_path: Path) -
     args = tuple(np.float64(v) for v in (*shape, 1))
     wide = m[m >= 2048]
     shared, whole = (
-        km.moe_base_s(q, peaks, "bfloat16", wide, *args, 1.0) for q in (p, {**p, "all_tokens": 1.0})
+        kp.moe_base_s(q, peaks, "bfloat16", wide, *args, 1.0) for q in (p, {**p, "all_tokens": 1.0})
     )
     assert whole[-1] > 1.5 * shared[-1]
     bench = k.moe_s("bf16", *shape, wide, "balanced", condition="bench", kernel="fused_moe_triton_all_tokens")
@@ -389,13 +391,13 @@ def test_a_simulation_takes_no_rows_that_are_counted_otherwise(tmp_path: Path) -
 def test_experts_replayed_from_the_cache_are_read_from_memory_in_serving(tmp_path: Path) -> None:
     """Shards of 25 MB and up on an L2 of 96 MB, timed at four times the speed of memory: a simulation reads memory."""
     peaks = kf.PEAKS["l40s-48gb"]
-    p = {**km.DEFAULT_PARAMETERS["moe"], "cache_gain": 4.0, "cache_share": 0.5}
+    p = {**kp.DEFAULT_PARAMETERS["moe"], "cache_gain": 4.0, "cache_share": 0.5}
     m = 2.0 ** np.arange(0, 12)
     parts = []
     for hidden, inter in ((h, i) for h in (2048, 4096) for i in (512, 1024, 2048)):
         for ep in (1, 4, 16):
             args = (np.float64(v) for v in (hidden, inter, 8, 64, 1, ep, 1))
-            t = km.moe_base_s(p, peaks, "bfloat16", m, *args, 1.0)
+            t = kp.moe_base_s(p, peaks, "bfloat16", m, *args, 1.0)
             ids = {"hidden_size": hidden, "inter_size": inter, "moe_ep_size": ep}
             parts.append(pd.DataFrame({"num_tokens": m, "latency_us": 1e6 * t}).assign(**ids))
     same = {
@@ -414,7 +416,7 @@ def test_experts_replayed_from_the_cache_are_read_from_memory_in_serving(tmp_pat
     k = km.load_kernel_model("l40s-48gb", "vllm", directory=tmp_path / "out")
     shape = (2048, 512, 8, 64, 1, 16)
     args = tuple(np.float64(v) for v in (*shape, 1))
-    warm, cold = (km.moe_base_s(p, peaks, "bfloat16", m[6:], *args, 1.0, warm=w) for w in (True, False))
+    warm, cold = (kp.moe_base_s(p, peaks, "bfloat16", m[6:], *args, 1.0, warm=w) for w in (True, False))
     assert (cold / warm).max() > 1.3
     assert np.allclose(k.moe_s("bf16", *shape, m[6:], "balanced", condition="bench"), warm, rtol=0.1)
     assert np.allclose(k.moe_s("bf16", *shape, m[6:], "balanced"), cold, rtol=0.1)
@@ -425,7 +427,7 @@ def test_series_far_from_all_others_are_drawn_in() -> None:
     rng = np.random.default_rng(3)
     x = rng.uniform(0.0, 4.0, size=(80, 2))
     truth = np.sin(x[:, :1]) * 0.3 + np.linspace(0.0, 0.2, 6)
-    cov = km.shape_kernel(x, x, np.array([1.0]), np.array([[0.25, 0.25]]))
+    cov = ks.shape_kernel(x, x, np.array([1.0]), np.array([[0.25, 0.25]]))
     inverse = np.linalg.inv(cov + 0.01 * np.eye(80))
     groups = np.arange(80) // 4
     bad = truth.copy()
@@ -448,7 +450,7 @@ def test_ranks_with_the_same_experts_share_their_tiles() -> None:
         (3072, 704, 8, 128),
     ]  # widths of 704 and 896 are not tuned
     shapes = [(*m, tp, ep, 1.0, 0.0) for m in models for tp in (1, 2, 4, 8) for ep in (1, 2, 4)]
-    features = np.array([km.moe_shape(*s) for s in shapes])
+    features = np.array([ks.moe_shape(*s) for s in shapes])
     tuned = np.array([s[1] / s[4] == 768 and s[3] / s[5] == 128 for s in shapes])
     known = np.repeat(np.arange(len(models)), 12) != 0
     terms = kf.OPS["moe"].terms
@@ -456,7 +458,7 @@ def test_ranks_with_the_same_experts_share_their_tiles() -> None:
         np.array([a for a, _ in terms]),
         np.array([[1.0 / v if v else 0.0 for v in ls] for _, ls in terms]),
     )
-    cov = km.shape_kernel(features, features, amplitude, inverse)
+    cov = ks.shape_kernel(features, features, amplitude, inverse)
     seen = cov[np.ix_(known, known)] + kf.MOE_NOISE * np.eye(known.sum())
     got = cov[np.ix_(~known, known)] @ np.linalg.solve(seen, np.where(tuned[known], -0.7, 0.0))
     there = tuned[~known]
@@ -466,19 +468,19 @@ def test_ranks_with_the_same_experts_share_their_tiles() -> None:
 
 def test_the_load_of_experts_is_rows_an_expert() -> None:
     """A quarter of the experts at a quarter of the rows is the same load: 128 experts on four ranks, or 32."""
-    load = km.moe_load(np.array([4.0, 64.0]), np.float64(4), np.float64(128))
-    assert np.array_equal(load, km.moe_load(np.array([1.0, 16.0]), np.float64(4), np.float64(32)))
+    load = ks.moe_load(np.array([4.0, 64.0]), np.float64(4), np.float64(128))
+    assert np.array_equal(load, ks.moe_load(np.array([1.0, 16.0]), np.float64(4), np.float64(32)))
 
 
 def test_skewed_rows_add_up_and_the_heaviest_rank_has_most() -> None:
     """One rank has every row; of several the heaviest has more than its share, at most a row a token and expert."""
     for tokens, topk, experts in ((64.0, 8.0, 128.0), (4096.0, 1.0, 16.0), (1.0, 2.0, 8.0)):
         args = (np.array([tokens]), np.float64(topk), np.float64(experts))
-        rows, active = km.moe_skewed_rows(*args, np.float64(1))
+        rows, active = kp.moe_skewed_rows(*args, np.float64(1))
         assert rows[0] == pytest.approx(tokens * topk, rel=0.05)
         assert active[0] < experts * -np.expm1(-tokens * topk / experts) + 1e-9  # equally popular ones
         for ranks in (2.0, 4.0, 8.0):
-            some, touched = km.moe_skewed_rows(*args, np.float64(ranks))
+            some, touched = kp.moe_skewed_rows(*args, np.float64(ranks))
             assert (
                 rows[0] / ranks * (1 - 1e-9) <= some[0] <= min(rows[0], experts / ranks * tokens) * (1 + 1e-9)
             )

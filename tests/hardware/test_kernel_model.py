@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardware_profiles import kernel_model as km
+from hardware_profiles import kernel_physics as kp
 from hardware_profiles.errors import InputError
-from hardware_profiles.kernel_model import DevicePeaks, KernelModel, load_kernel_model
+from hardware_profiles.kernel_model import load_kernel_model
+from hardware_profiles.kernel_physics import DevicePeaks
+from hardware_profiles.roofline import Roofline
 
 FITTED = km.fitted_models()
 
@@ -27,7 +30,7 @@ def test_serving_never_beats_the_roofline(device: str, framework: str) -> None:
         for n, kk in ((32, 32), (4096, 4096), (6144, 4096), (28672, 8192), (200_000, 9000)):
             t = k.gemm_s(fmt, m, n, kk)
             assert np.all(t * k.peaks.rate(fmt) >= 2 * m * n * kk * (1 - 1e-9))
-            assert np.all(t * k.peaks.hbm_bytes_per_s >= n * kk * km.WEIGHT_BYTES[fmt])
+            assert np.all(t * k.peaks.hbm_bytes_per_s >= n * kk * kp.WEIGHT_BYTES[fmt])
     batch, context = np.array([[1.0], [16], [200], [3000]]), np.array([1.0, 100, 5000, 200_000])
     for heads, kv, dim in ((32, 8, 128), (8, 1, 128), (64, 8, 64), (7, 7, 96)):
         t = k.decode_attention_s("bfloat16", heads, kv, dim, 0, batch, context)
@@ -89,9 +92,9 @@ def test_copies_of_weights_fill_the_cache() -> None:
     peaks = DevicePeaks({"bfloat16": 362e12}, 864e9, 96e6)
     mib = 2.0**20
     sizes = np.array([2.0, 32.0, 33.0, 48.0, 50.0, 96.0, 200.0]) * mib
-    got = km.replayed_bytes({"most_copies": 5.0}, peaks, sizes)
+    got = kp.replayed_bytes({"most_copies": 5.0}, peaks, sizes)
     assert got == pytest.approx(np.array([10.0, 96.0, 99.0, 96.0, 100.0, 96.0, 200.0]) * mib)
-    assert np.array_equal(np.asarray(km.replayed_bytes({}, peaks, sizes)), sizes)
+    assert np.array_equal(np.asarray(kp.replayed_bytes({}, peaks, sizes)), sizes)
 
 
 def test_the_cache_is_lost_as_abruptly_as_said() -> None:
@@ -99,8 +102,8 @@ def test_the_cache_is_lost_as_abruptly_as_said() -> None:
     p = {"cache_gain": 2.0, "cache_share": 1.0}
     size = np.array([50e6, 90e6, 100e6, 110e6, 200e6])
     soft, sharp = (
-        km.cache_factor(p, peaks, size),
-        km.cache_factor({**p, "cache_sharpness": 40.0}, peaks, size),
+        kp.cache_factor(p, peaks, size),
+        kp.cache_factor({**p, "cache_sharpness": 40.0}, peaks, size),
     )
     assert np.asarray(soft) == pytest.approx(1.0 - 0.5 / (1.0 + (size / 100e6) ** 4))
     assert np.asarray(sharp) == pytest.approx([0.5, 0.507, 0.75, 0.989, 1.0], abs=1e-3)
@@ -112,9 +115,9 @@ def test_serving_knows_no_warm_weights() -> None:
     p = {"latency_s": 3e-6, "compute_efficiency": 0.6, "memory_efficiency": 0.8}
     cached = {**p, "cache_gain": 3.0, "cache_share": 1.0, "cache_sharpness": 30.0, "most_copies": 5.0}
     m, n, k = np.array([1.0, 64.0]), np.float64(4096), np.float64(4096)
-    cold = km.gemm_base_s(p, peaks, "bfloat16", m, n, k)
-    assert np.array_equal(km.gemm_base_s(cached, peaks, "bfloat16", m, n, k, warm=False), cold)
-    assert np.all(km.gemm_base_s(cached, peaks, "bfloat16", m, n, k) < cold)
+    cold = kp.gemm_base_s(p, peaks, "bfloat16", m, n, k)
+    assert np.array_equal(kp.gemm_base_s(cached, peaks, "bfloat16", m, n, k, warm=False), cold)
+    assert np.all(kp.gemm_base_s(cached, peaks, "bfloat16", m, n, k) < cold)
 
 
 @pytest.mark.parametrize(
@@ -122,14 +125,14 @@ def test_serving_knows_no_warm_weights() -> None:
 )
 def test_causal_pairs_count(new: int, prior: int, window: int) -> None:
     exact = sum(min(prior + i, window) if window else prior + i for i in range(1, new + 1))
-    got = km.causal_pairs(np.array(float(new)), np.array(float(prior)), np.float64(window))
+    got = kp.causal_pairs(np.array(float(new)), np.array(float(prior)), np.float64(window))
     assert float(got) == pytest.approx(exact)
 
 
 @given(st.integers(1, 5000), st.sampled_from([0, 128, 1024]))
 def test_equivalent_prompt_inverts_pairs(tokens: int, window: int) -> None:
-    pairs = km.causal_pairs(np.array(float(tokens)), np.array(0.0), np.float64(window))
-    assert float(km.equivalent_prompt(pairs, float(window))) == pytest.approx(tokens, rel=1e-6)
+    pairs = kp.causal_pairs(np.array(float(tokens)), np.array(0.0), np.float64(window))
+    assert float(kp.equivalent_prompt(pairs, float(window))) == pytest.approx(tokens, rel=1e-6)
 
 
 def test_chunks_cost_at_least_the_whole_prompt() -> None:
@@ -141,9 +144,7 @@ def test_chunks_cost_at_least_the_whole_prompt() -> None:
 
 
 def test_physics_only_from_datasheet_rates() -> None:
-    peaks = DevicePeaks({"bfloat16": 100e12}, 1e12)
-    k = load_kernel_model("some-new-gpu", "vllm", peaks)
-    assert isinstance(k, KernelModel)
+    k = Roofline.of_gpu("some-new-gpu", "vllm", DevicePeaks({"bfloat16": 100e12}, 1e12))
     assert k.held_out_error == {}
     # far from the latency floor, a weight-bound product takes bytes / (0.8 B): 2e9 bytes -> 2.5 ms
     assert float(k.gemm_s("bf16", 1, 100_000, 10_000)) == pytest.approx(2.5e-3, rel=0.01)
@@ -237,7 +238,7 @@ def test_experts_of_real_models_are_within_physics(device: str, framework: str) 
             for tp in (1, 2, 4, 8):
                 t = k.moe_s(fmt, hidden, inter, topk, experts, tp, 1, TOKENS)
                 shape = (*(np.float64(v) for v in (hidden, inter, topk, experts, tp, 1, 1)),)
-                read = km.moe_weight_bytes(fmt, TOKENS, *shape) / k.peaks.hbm_bytes_per_s
+                read = kp.moe_weight_bytes(fmt, TOKENS, *shape) / k.peaks.hbm_bytes_per_s
                 work = 6.0 * hidden * inter / tp * topk * TOKENS / k.peaks.rate(fmt)
                 rows = 8.0 * hidden * topk * TOKENS / k.peaks.hbm_bytes_per_s
                 assert np.all(t >= read * (1 - 1e-9)), key
@@ -305,9 +306,9 @@ def test_naming_the_backend_that_a_layer_runs_on_changes_nothing() -> None:
 def test_independent_rows_touch_fewer_experts_than_dealt_ones() -> None:
     """At as many rows as experts: all of them, or 1 - (1 + 1/a)**-a; at few rows or many, the same."""
     rows = np.array([1.0, 256.0, 1e5])
-    a = km.POPULARITY_SHAPE
-    dealt = km.moe_active_experts(np.float64(256), rows, 1.0)
-    free = km.moe_active_experts(np.float64(256), rows)
+    a = kp.POPULARITY_SHAPE
+    dealt = kp.moe_active_experts(np.float64(256), rows, 1.0)
+    free = kp.moe_active_experts(np.float64(256), rows)
     assert dealt == pytest.approx([1.0, 256.0 * 2**-0.125, 256.0], rel=1e-6)
     assert free == pytest.approx([1.0, 256.0 * (1 - (1 + 1 / a) ** -a), 256.0], rel=4e-3)
     k = load_kernel_model("h100-sxm-80gb", "vllm")
@@ -323,14 +324,14 @@ def test_experts_of_gamma_distributed_popularity() -> None:
     """The closed form against a draw: 2 million experts, rows by Poisson of gamma-distributed means."""
     rng = np.random.default_rng(1)
     for share in (0.25, 1.0, 4.0):
-        means = share * rng.gamma(km.POPULARITY_SHAPE, 1.0 / km.POPULARITY_SHAPE, 2_000_000)
+        means = share * rng.gamma(kp.POPULARITY_SHAPE, 1.0 / kp.POPULARITY_SHAPE, 2_000_000)
         drawn = np.mean(rng.poisson(means) > 0)
-        assert km.moe_active_experts(np.float64(1), np.array([share]))[0] == pytest.approx(drawn, rel=4e-3)
+        assert kp.moe_active_experts(np.float64(1), np.array([share]))[0] == pytest.approx(drawn, rel=4e-3)
 
 
 def test_one_token_touches_as_many_experts_as_it_chooses() -> None:
     for topk, experts in ((2.0, 8.0), (8.0, 256.0), (1.0, 16.0)):
-        one, many = km.moe_active_experts(np.float64(experts), np.array([topk, 1e6]), 0.0, topk / experts)
+        one, many = kp.moe_active_experts(np.float64(experts), np.array([topk, 1e6]), 0.0, topk / experts)
         assert one == pytest.approx(topk)
         assert many == pytest.approx(experts, rel=1e-3)
 
@@ -359,7 +360,7 @@ def test_weight_only_formats_save_bytes_and_not_products(device: str, framework:
             assert t[0] < plain[0]
             assert t[1] > 0.93 * plain[1], (fmt, n, kk)
             assert t[1] >= 2.0 * m[1] * n * kk / k.peaks.rate("bfloat16")
-    if f"moe/{km.canonical_format('int4')}" not in k.groups and "moe/bfloat16" in k.groups:
+    if f"moe/{kp.canonical_format('int4')}" not in k.groups and "moe/bfloat16" in k.groups:
         shape = (4096, 1536, 8, 128, 1, 1)
         t, plain = (k.moe_s(f, *shape, np.array([16384.0])) for f in ("int4", "bf16"))
         assert t[0] > 0.6 * plain[0]

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hardware_profiles.device import load_device
+from hardware_profiles.kernel_borrow import borrowed_model
 from hardware_profiles.kernel_model import load_kernel_model
 from hardware_profiles.sustained import SUSTAINED_SHARE, sustained_share
-from simulator.prepare import peaks_of
 
 GEMM = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "kernels" / "gemm.parquet"
 NAMES = {"a100-sxm-80gb": "A100-SXM-80GB", "b200-sxm-180gb": "B200-SXM", "h100-sxm-80gb": "H100-SXM"}
@@ -47,7 +46,8 @@ def test_tables_with_random_weights_are_left_alone() -> None:
 
 
 def test_a_borrowed_table_is_bounded_by_its_lender() -> None:
-    kernels = load_kernel_model("h800-sxm-80gb", "vllm", peaks_of(load_device("h800-sxm-80gb")))
+    kernels = borrowed_model("h800-sxm-80gb", "vllm")
+    assert kernels is not None
     assert kernels.path is not None
     share = SUSTAINED_SHARE[kernels.path.parent.name]["bfloat16"]
     m, n, k = 8192, 28672, 8192

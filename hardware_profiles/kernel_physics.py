@@ -1,0 +1,560 @@
+"""Physical bases of kernel times: what arithmetic, memory and launch take, as pure functions of the shape.
+
+Each base is a roofline (arithmetic and memory joined by a root of squares, plus a launch latency) with a few parameters, the
+efficiencies of :data:`PARAMETER_MEANING`. Seconds out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hardware_profiles.device import Device
+from hardware_profiles.errors import InputError, nearest
+
+Array = NDArray[np.float64]
+Number = Array | np.float64
+
+#: Queries times heads that fill one multiprocessor in prompt attention: fewer leave it idle while the others
+#: scan the cached keys. unit: query heads a multiprocessor, kind: fitted (one round value read off the ratios
+#: of prediction to measurement), 2026-11, source: 1165 single chunks after 0 to 13000 cached tokens on RTX
+#: PRO 6000, vLLM 0.19 (LLMServingSim 5daddb21); not checked on other devices.
+FILL_QUERY_HEADS = 40.0
+
+#: Bytes per stored weight: the number format's own width, with its scales (one 4-byte scale per 128x128 block
+#: is negligible; nvfp4 has one byte per 16 values, mxfp4 one per 32, int4 two bytes per 128). kind: datasheet
+#: (OCP MX specification v1.0, 2023; NVIDIA NVFP4 description, 2025).
+WEIGHT_BYTES: Mapping[str, float] = {
+    "bfloat16": 2.0,
+    "fp8": 1.0,
+    "fp8_block": 1.0,
+    "int8_wo": 1.0,
+    "sq": 1.0,
+    "int4_wo": 0.515625,
+    "nvfp4": 0.5625,
+    "w4a16_mxfp4": 0.53125,
+    "w4a8_mxfp4_mxfp8": 0.53125,
+}
+#: The arithmetic a format runs in: the key into :attr:`DevicePeaks.flops_per_s`.
+COMPUTE_FORMAT: Mapping[str, str] = {
+    "bfloat16": "bfloat16",
+    "fp8": "fp8",
+    "fp8_block": "fp8",
+    "int8_wo": "bfloat16",
+    "int4_wo": "bfloat16",
+    "sq": "int8",
+    "nvfp4": "fp4",
+    "w4a16_mxfp4": "bfloat16",
+    "w4a8_mxfp4_mxfp8": "fp8",
+}
+_ALIASES: Mapping[str, str] = {
+    "bf16": "bfloat16",
+    "fp16": "bfloat16",
+    "float16": "bfloat16",
+    "half": "bfloat16",
+    "float8": "fp8",
+    "fp8_e4m3": "fp8",
+    "int8": "sq",
+    "w8a8": "sq",
+    "int4": "int4_wo",
+    "awq": "int4_wo",
+    "gptq": "int4_wo",
+    "fp4": "nvfp4",
+    "mxfp4": "w4a16_mxfp4",
+    "auto": "bfloat16",
+}
+
+
+def canonical_format(fmt: str) -> str:
+    """Return the table name of a number format (``bf16`` -> ``bfloat16``); unknown names raise InputError."""
+    name = fmt.lower()
+    name = _ALIASES.get(name, name)
+    if name not in WEIGHT_BYTES:
+        near = nearest(name, [*WEIGHT_BYTES, *_ALIASES])
+        raise InputError(
+            f"unknown number format '{fmt}'",
+            mend=f"did you mean '{near}'?" if near else f"known: {', '.join(WEIGHT_BYTES)}",
+        )
+    return name
+
+
+def as_array(values: ArrayLike) -> Array:
+    """Numbers as an array of floats."""
+    return np.asarray(values, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class DevicePeaks:
+    """What the physics needs to know of a device: datasheet rates.
+
+    flops_per_s : dense rate per arithmetic ("bfloat16", "fp8", "int8", "fp4"); a missing one falls back to
+    bfloat16.
+    hbm_bytes_per_s, l2_bytes : device memory bandwidth and level-2 cache.
+    multiprocessors : streaming multiprocessors (or their like), which short chunks must fill.
+    link_bytes_per_s : one-way bandwidth of the links to the other GPUs of the node, for collectives without
+    data.
+    """
+
+    flops_per_s: Mapping[str, float]
+    hbm_bytes_per_s: float
+    l2_bytes: float = 0.0
+    link_bytes_per_s: float = 64e9
+    multiprocessors: int = 132
+
+    def rate(self, fmt: str) -> float:
+        """Dense FLOP/s of the arithmetic that weights of format `fmt` run in."""
+        kind = COMPUTE_FORMAT.get(fmt, fmt)
+        return self.flops_per_s.get(kind) or self.flops_per_s["bfloat16"]
+
+
+def peaks_of(device: Device) -> DevicePeaks:
+    """Datasheet rates of a device, for the physics of kernels that nobody measured on it."""
+    names = {"bf16": "bfloat16", "fp8": "fp8", "int8": "int8", "fp4": "fp4", "fp16": "fp16"}
+    rates = {names[k]: q.value for k, q in device.peak_flops_per_s.items() if k in names}
+    rates.setdefault("bfloat16", rates.get("fp16", 0.0))
+    return DevicePeaks(
+        flops_per_s=rates,
+        hbm_bytes_per_s=device.memory_bandwidth_bytes_per_s.value,
+        l2_bytes=device.l2_bytes.value if device.l2_bytes else 0.0,
+        link_bytes_per_s=device.link.bytes_per_s_per_direction.value if device.link else 64e9,
+        multiprocessors=int(device.multiprocessors.value) if device.multiprocessors else 132,
+    )
+
+
+PARAMETER_MEANING: Mapping[str, str] = {
+    "latency_s": "time of the smallest launch, in a CUDA graph where the benchmark used one [s]",
+    "compute_efficiency": "share of the dense peak FLOP/s reached by a large kernel",
+    "memory_efficiency": "share of the device-memory bandwidth reached by a large kernel",
+    "gemm_efficiency": "share of the dense peak FLOP/s reached by the projections of a module",
+    "cache_gain": "how much faster than device memory data in the L2 are read (bench only)",
+    "cache_share": "size of data at which half of that gain is lost, as a share of the L2",
+    "cache_sharpness": "how abruptly the gain is lost: the power of that size",
+    "most_copies": "weights are cycled until they fill the L2, this many copies at most (bench only)",
+    "unit_s": "time a unit of parallel work (sequence and KV head; expert with a token) adds [s]",
+    "activation_efficiency": "share of memory bandwidth reached by activation traffic",
+    "routing_efficiency": "the same for copies of all routed rows, which expert parallelism does not divide",
+    "tile_rows": "rows of a tile, to which an expert's rows are padded (GPU_TILE_ROWS where it is not there)",
+    "all_tokens": "1: the benchmark left all tokens of the expert group on the timed rank (bench only)",
+    "grouped_deal": "1: the benchmark dealt rows out under limited groups of experts (bench only)",
+}
+
+
+def cache_factor(p: Mapping[str, float], peaks: DevicePeaks, size: Number) -> Number:
+    """Factor on the memory time of replayed data of `size` bytes: 1/gain inside the L2, 1 beyond it.
+
+    ``1 - (1 - 1/gain) / (1 + (size / (share L2))**sharpness)``; an empirical switch, fitted (sharpness 4 where it
+    is not among the parameters).
+    """
+    if peaks.l2_bytes <= 0 or "cache_gain" not in p:
+        return np.float64(1.0)
+    over = (size / (p["cache_share"] * peaks.l2_bytes)) ** p.get("cache_sharpness", 4.0)
+    return 1.0 - (1.0 - 1.0 / p["cache_gain"]) / (1.0 + over)
+
+
+#: Datasheets give the size of an L2 in MB and mean MiB. unit: 1, kind: datasheet, by definition.
+MIB_PER_MB = 2.0**20 / 1e6
+
+
+def replayed_bytes(p: Mapping[str, float], peaks: DevicePeaks, weights: Number) -> Number:
+    """Bytes of weights that a benchmark of one product goes through before it comes back to the first.
+
+    Without ``most_copies``, one copy (a fixed number of copies is a factor of ``cache_share``). With it, as many
+    as fill the L2, so that a product just below an L2 divided by a whole number is timed from a full cache:
+    ``min(most, ceil(L2 / weights))`` copies.
+    """
+    if "most_copies" not in p:
+        return weights
+    filling = np.ceil(peaks.l2_bytes * MIB_PER_MB / weights - 1e-9)
+    return weights * np.clip(filling, 1.0, p["most_copies"])
+
+
+def gemm_base_s(
+    p: Mapping[str, float],
+    peaks: DevicePeaks,
+    fmt: str,
+    m: Array,
+    n: Number,
+    k: Number,
+    warm: bool = True,
+) -> Array:
+    """Roofline of one linear layer, weights ``n x k``: ``t0 + hypot(2mnk / (P e_c), bytes / (B e_m))`` [s].
+
+    bytes = weights + bf16 input + bf16 output (Williams et al., Roofline, CACM 52(4), 2009; the root of
+    squares is a smooth maximum). warm : the weights may be found in the L2, see :func:`cache_factor` and
+    :func:`replayed_bytes`.
+    """
+    compute = 2.0 * m * n * k / (peaks.rate(fmt) * p["compute_efficiency"])
+    memory = gemm_bytes(fmt, m, n, k) / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    if warm:
+        memory = memory * cache_factor(p, peaks, replayed_bytes(p, peaks, n * k * WEIGHT_BYTES[fmt]))
+    return p["latency_s"] + np.sqrt(compute * compute + memory * memory)
+
+
+def gemm_bytes(fmt: str, m: Array, n: Number, k: Number) -> Array:
+    """Bytes one linear layer moves: weights once, bf16 input and output once."""
+    return n * k * WEIGHT_BYTES[fmt] + 2.0 * m * (n + k)
+
+
+def causal_pairs(new: Array, prior: Array, window: Number) -> Array:
+    """Query-key pairs of `new` causal queries after `prior` cached tokens; `window` 0 means full attention.
+
+    Query i (1..new) sees ``min(prior + i, window)`` keys.
+    """
+    full = new * prior + 0.5 * new * (new + 1.0)
+    ramp = np.clip(window - prior, 0.0, new)  # queries that still see everything before them
+    windowed = ramp * prior + 0.5 * ramp * (ramp + 1.0) + (new - ramp) * window
+    return np.where(window > 0, np.minimum(windowed, full), full)
+
+
+def decode_bytes(
+    kv_bytes: float, heads: Number, kv: Number, dim: Number, batch: Array, context: Array
+) -> Array:
+    """Bytes of one decode-attention layer: keys and values of `context` tokens, bf16 query and output."""
+    return batch * (2.0 * kv * dim * context * kv_bytes + 4.0 * heads * dim)
+
+
+def decode_base_s(
+    p: Mapping[str, float],
+    peaks: DevicePeaks,
+    kv_fmt: str,
+    heads: Number,
+    kv: Number,
+    dim: Number,
+    window: Number,
+    batch: Array,
+    context: Array,
+    warm: bool = True,
+) -> Array:
+    """Decode attention of one layer: ``t0 + b kv u + hypot(KV bytes / (B e_m), 4 b H d c / (P e_c))`` [s].
+
+    warm : the KV may be found in the L2, see :func:`cache_factor`.
+    """
+    span = np.where(window > 0, np.minimum(context, window), context)
+    memory = decode_bytes(WEIGHT_BYTES[kv_fmt], heads, kv, dim, batch, span)
+    if warm:
+        memory = memory * cache_factor(p, peaks, memory)
+    memory = memory / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    compute = 4.0 * batch * heads * dim * span / (peaks.rate("bfloat16") * p["compute_efficiency"])
+    return p["latency_s"] + batch * kv * p["unit_s"] + np.sqrt(compute * compute + memory * memory)
+
+
+def prefill_base_s(
+    p: Mapping[str, float],
+    peaks: DevicePeaks,
+    fmt: str,
+    heads: Number,
+    kv: Number,
+    dim: Number,
+    window: Number,
+    batch: Array,
+    new: Array,
+) -> Array:
+    """Prompt attention of one layer: ``t0 + hypot(4 b H d pairs / (P e_c), bytes / (B e_m))`` [s]."""
+    pairs = causal_pairs(new, np.zeros_like(new), window)
+    compute = 4.0 * batch * heads * dim * pairs / (peaks.rate(fmt) * p["compute_efficiency"])
+    memory = (
+        batch * new * dim * 2.0 * (2.0 * heads + 4.0 * kv) / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    )
+    return p["latency_s"] + np.sqrt(compute * compute + memory * memory)
+
+
+#: Shape of the gamma distribution of the experts' popularity among the tokens of one step: its coefficient of
+#: variation is 1 / sqrt(shape), infinity would be equal popularity. unit: 1, kind: fitted (the best of 1, 2 and
+#: infinity), 2026-11, source: time per output token of 454 closed-loop runs of four models with 128 to 384 experts
+#: (aiconfigurator silicon sample) and the H100 runs of Mixtral and Llama-4-Scout (inference-sim); whichever model is left
+#: out, the others choose it. See docs/background/accuracy.md.
+POPULARITY_SHAPE = 2.0
+
+
+def moe_active_experts(
+    local: Number, assigned: Array, even: Number | float = 0.0, chosen: Number | float = 0.0
+) -> Array:
+    """Expected experts with at least one of `assigned` rows, of `local`.
+
+    Tokens choose independently, and experts are unequally popular: where popularities r are gamma-distributed about
+    1 with shape a, an expert's rows are negative-binomial and ``E (1 - (1 + rows / (E a))**-a)`` experts have one.
+    chosen : share of the experts that a token takes, all different; its first token then touches just these.
+    even > 0 : rows dealt out in turn, as the balanced benchmark does: ``min(E, rows)`` (a smooth minimum of eighth
+    powers).
+    """
+    share = assigned / local
+    dealt = assigned * (1.0 + share**8) ** -0.125
+    taken = np.clip(as_array(chosen), 1e-9, 1.0 - 1e-9)
+    others = np.maximum(share / taken - 1.0, 0.0) * -np.log1p(-taken)
+    untouched = np.log1p(-taken) - POPULARITY_SHAPE * np.log1p(others / POPULARITY_SHAPE)
+    return np.where(even > 0, dealt, -local * np.expm1(untouched))
+
+
+#: The skewed benchmark draws the popularity of experts from a density x**-1.2 between 1 and 0.8 of the tokens.
+#: unit: 1, kind: datasheet, source: name ``power_law_1.2`` and description of the tables (aiconfigurator 095f58a5,
+#: 2026); the bounds are those of its sampler.
+SKEW_POWER, SKEW_MOST = 1.2, 0.8
+
+
+@lru_cache(maxsize=65536)
+def _skewed(tokens: float, topk: float, experts: float, ranks: float) -> tuple[float, float]:
+    x = (np.arange(int(experts)) + 0.5) / int(experts)
+    power = 1.0 - SKEW_POWER
+    x = ((max(SKEW_MOST * tokens, 2.0) ** power - 1.0) * x + 1.0) ** (1.0 / power)
+    rows = np.minimum(x / x.sum() * tokens * topk, tokens)
+    for _ in range(4):  # an expert takes a token once: what the popular ones cannot, the others do
+        free = rows < 0.999 * tokens
+        if not free.any():
+            break
+        rows[free] *= (tokens * topk - rows[~free].sum()) / rows[free].sum()
+        rows = np.minimum(rows, tokens)
+    touched = -np.expm1(-rows)
+    if ranks <= 1:
+        return float(rows.sum()), float(touched.sum())
+    local, total, most = experts / ranks, float(rows.sum()), float(rows.max())
+    with_top = most + (local - 1.0) * (total - most) / max(experts - 1.0, 1.0)
+    spread = math.sqrt(max(local * (1.0 - local / experts) * float(rows.var()), 0.0))
+    above = 0.8 if ranks == 2 else math.sqrt(2.0 * math.log(ranks))
+    heaviest = min(max(with_top, local * total / experts + above * spread), total, local * tokens)
+    mean = float(touched.mean())
+    return heaviest, min(local * mean + 1.0 - mean, local)
+
+
+def moe_skewed_rows(tokens: Array, topk: Number, experts: Number, ranks: Number) -> tuple[Array, Array]:
+    """Rows on the most loaded of `ranks` ranks, and its experts with a row, under skewed popularity.
+
+    Popularity is drawn from a bounded power law (:data:`SKEW_POWER`), here by its quantiles; experts are dealt to
+    ranks at random. The most loaded rank has the most popular expert and average ones, or lies
+    ``sqrt(2 ln ranks)`` standard deviations above the mean rank (0.8 for two), whichever is more.
+    """
+    args = np.broadcast_arrays(*(as_array(v) for v in (tokens, topk, experts, ranks)))
+    found = _skewed_rows(np.stack([a.ravel() for a in args], axis=1).tobytes())
+    return found[:, 0].reshape(args[0].shape), found[:, 1].reshape(args[0].shape)
+
+
+@lru_cache(maxsize=16)
+def _skewed_rows(table: bytes) -> Array:
+    """Rows and experts of each (tokens, topk, experts, ranks); a fit asks for the same ones at every step."""
+    rows = np.frombuffer(table, dtype=np.float64).reshape(-1, 4)
+    unique, place = np.unique(rows, axis=0, return_inverse=True)
+    return np.array([_skewed(*row) for row in unique.tolist()]).reshape(-1, 2)[place.ravel()]
+
+
+def moe_assigned_rows(
+    p: Mapping[str, float], tokens: Array, topk: Number, experts: Number, ep: Number, dealt: Number | float
+) -> tuple[Array, Number]:
+    """Rows on one rank and the experts they can fall on, without skewed popularity.
+
+    ``tokens topk / ep`` and ``experts / ep``; what two benchmarks did instead is flagged among the parameters.
+    ``all_tokens``: a token with an expert on the rank brings all its choices there, ``tokens topk min(1, topk / ep)``
+    rows when dealt out; under skewed popularity every token has one there.
+    ``grouped_deal``: the ranks of the first half of the experts take all rows, the first of them half of each
+    token's besides its share of the rest.
+    """
+    local = experts / ep
+    if p.get("all_tokens"):
+        there = np.where(as_array(dealt) > 0, np.minimum(topk / ep, 1.0), 1.0)
+        return np.maximum(tokens * topk * there, 1.0), local
+    if p.get("grouped_deal"):
+        rows = tokens * topk * np.minimum(0.5 + 1.0 / ep, 1.0)
+        return np.maximum(rows, 1.0), np.minimum(local, 0.5 * experts)
+    return np.maximum(tokens * topk / ep, 1.0), local
+
+
+def moe_weight_bytes(
+    fmt: str,
+    tokens: Array,
+    hidden: Number,
+    inter: Number,
+    topk: Number,
+    experts: Number,
+    tp: Number,
+    ep: Number,
+    gated: Number,
+) -> Array:
+    """Bytes of the expert weights one rank reads for `tokens` tokens, see :func:`moe_active_experts`."""
+    active = moe_active_experts(experts / ep, np.maximum(tokens * topk / ep, 1.0), chosen=topk / experts)
+    return active * np.where(gated > 0, 3.0, 2.0) * hidden * (inter / tp) * WEIGHT_BYTES[fmt]
+
+
+#: Rows of a tile of grouped products on a GPU, to which an expert's rows are padded. unit: rows, kind: assumed, 2026-11.
+GPU_TILE_ROWS = 32.0
+
+
+def moe_base_s(
+    p: Mapping[str, float],
+    peaks: DevicePeaks,
+    fmt: str,
+    tokens: Array,
+    hidden: Number,
+    inter: Number,
+    topk: Number,
+    experts: Number,
+    tp: Number,
+    ep: Number,
+    gated: Number,
+    even: Number | float = 0.0,
+    skewed: Number | float = 0.0,
+    warm: bool = True,
+) -> Array:
+    """One mixture-of-experts layer on one rank: routing, two grouped products, combine [s].
+
+    ``t0 + hypot(padded FLOPs / (P e_c), A u + weight bytes / (B e_m)) + rows' bytes / (B e_a)
+    + routed bytes / (B e_r)``; A experts have a token (:func:`moe_active_experts`, `even` as there), each one's
+    rows (:func:`moe_assigned_rows`) are padded by half a tile; the last term does not shrink with expert
+    parallelism. skewed > 0: the rank with the most rows under skewed popularity (:func:`moe_skewed_rows`). warm : the
+    weights of the experts touched may be found in the L2, see :func:`cache_factor`.
+    """
+    assigned, local = moe_assigned_rows(p, tokens, topk, experts, ep, even)
+    active = moe_active_experts(local, assigned, even, topk / experts)
+    if np.any(as_array(skewed) > 0):
+        whole = bool(p.get("all_tokens"))
+        pool, ranks = (local, np.ones_like(as_array(ep))) if whole else (experts, ep)
+        rows, touched = moe_skewed_rows(tokens, np.minimum(topk, pool), pool, ranks)
+        rows = assigned if whole else rows
+        assigned = np.where(as_array(skewed) > 0, np.maximum(rows, 1.0), assigned)
+        active = np.where(as_array(skewed) > 0, touched, active)
+    matrix = np.where(gated > 0, 3.0, 2.0) * hidden * (inter / tp)
+    padded = assigned + 0.5 * p.get("tile_rows", GPU_TILE_ROWS) * active
+    compute = 2.0 * matrix * padded / (peaks.rate(fmt) * p["compute_efficiency"])
+    read = active * matrix * WEIGHT_BYTES[fmt]
+    memory = read / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    if warm:
+        memory = memory * cache_factor(p, peaks, read)
+    memory = memory + active * p["unit_s"]
+    moved = 2.0 * (tokens * hidden * 2.0 + assigned * (2.0 * hidden + 3.0 * inter / tp))
+    moved = moved / (peaks.hbm_bytes_per_s * p["activation_efficiency"])
+    routed = 4.0 * tokens * topk * hidden / (peaks.hbm_bytes_per_s * p["routing_efficiency"])
+    return p["latency_s"] + np.sqrt(compute * compute + memory * memory) + moved + routed
+
+
+#: Shape of DeepSeek-V3's latent attention: hidden size, query and KV latent ranks, rotary, plain and value
+#: widths a head. kind: datasheet, source: DeepSeek-V3 config.json (2024).
+MLA_HIDDEN, MLA_Q_RANK, MLA_KV_RANK, MLA_ROPE, MLA_NOPE, MLA_V = 7168.0, 1536.0, 512.0, 64.0, 128.0, 128.0
+
+
+def mla_base_s(
+    p: Mapping[str, float],
+    peaks: DevicePeaks,
+    formats: Sequence[str],
+    heads: Number,
+    batch: Array,
+    tokens: Array,
+) -> Array:
+    """Latent attention of one layer on one GPU with `heads` heads [s].
+
+    formats : scope (``kernel`` or ``module``), phase (``context`` or ``decode``), projections, arithmetic and
+    KV formats. A prompt computes plain attention of width 192/128; a decode step attends in the latent space
+    (width 576/512) and reads 576 numbers a token whatever the heads. ``module`` adds the projections.
+    """
+    scope, phase, gemm, compute_fmt, kv_fmt = formats
+    if phase == "context":
+        pairs = batch * 0.5 * tokens * (tokens + 1.0)
+        flops = 2.0 * heads * (MLA_NOPE + MLA_ROPE + MLA_V) * pairs
+        moved = 2.0 * batch * tokens * heads * 2.0 * (MLA_NOPE + MLA_ROPE + MLA_V)
+        rows = batch * tokens
+    else:
+        flops = 2.0 * batch * heads * tokens * (2.0 * MLA_KV_RANK + MLA_ROPE)
+        moved = batch * tokens * (MLA_KV_RANK + MLA_ROPE) * WEIGHT_BYTES[kv_fmt]
+        rows = batch
+    compute = flops / (peaks.rate(compute_fmt) * p["compute_efficiency"])
+    memory = moved / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    t = p["latency_s"] + np.sqrt(compute * compute + memory * memory)
+    if scope == "module":
+        weights = MLA_HIDDEN * (MLA_Q_RANK + MLA_KV_RANK + MLA_ROPE) + heads * (
+            MLA_Q_RANK * (MLA_NOPE + MLA_ROPE) + MLA_KV_RANK * (MLA_NOPE + MLA_V) + MLA_V * MLA_HIDDEN
+        )
+        work = 2.0 * rows * weights / (peaks.rate(gemm) * p["gemm_efficiency"])
+        read = weights * WEIGHT_BYTES[gemm] / peaks.hbm_bytes_per_s
+        t = t + np.sqrt(work * work + read * read)
+    return t
+
+
+def streaming_base_s(p: Mapping[str, float], bytes_per_s: float, moved: Array) -> Array:
+    """``t0 + bytes / (B e)`` [s]: quantisation over device memory, dispatch and combine over links."""
+    return p["latency_s"] + moved / (bytes_per_s * p["memory_efficiency"])
+
+
+#: Without any measurement, and where the fit starts: efficiencies of a typical kernel. kind: assumed,
+#: 2026-11.
+DEFAULT_PARAMETERS: Mapping[str, Mapping[str, float]] = {
+    "gemm": {
+        "latency_s": 3e-6,
+        "compute_efficiency": 0.75,
+        "memory_efficiency": 0.8,
+        "cache_gain": 1.5,
+        "cache_share": 0.5,
+        "cache_sharpness": 4.0,
+    },
+    "attention_decode": {
+        "latency_s": 1e-5,
+        "compute_efficiency": 0.2,
+        "memory_efficiency": 0.85,
+        "unit_s": 2e-9,
+        "cache_gain": 1.5,
+        "cache_share": 0.7,
+    },
+    "attention_context": {"latency_s": 1e-5, "compute_efficiency": 0.55, "memory_efficiency": 0.5},
+    "moe": {
+        "latency_s": 2e-5,
+        "compute_efficiency": 0.5,
+        "memory_efficiency": 0.75,
+        "activation_efficiency": 0.5,
+        "routing_efficiency": 2.0,
+        "unit_s": 5e-8,
+        "cache_gain": 1.5,
+        "cache_share": 0.5,
+    },
+    "mla": {
+        "latency_s": 1e-5,
+        "compute_efficiency": 0.5,
+        "memory_efficiency": 0.7,
+        "gemm_efficiency": 0.5,
+    },
+    "quantize": {"latency_s": 2.5e-6, "memory_efficiency": 0.7},
+    "deepep": {"latency_s": 1.2e-5, "memory_efficiency": 0.5},
+    "elementwise": {"latency_s": 2.5e-6, "memory_efficiency": 0.7},
+}
+
+
+def equivalent_prompt(pairs: Array, window: Array | float) -> Array:
+    """Length of the whole prompt with as many query-key pairs: the inverse of :func:`causal_pairs` at no
+    prior."""
+    whole = 0.5 * (np.sqrt(1.0 + 8.0 * pairs) - 1.0)
+    if np.all(as_array(window) <= 0):
+        return np.maximum(whole, 1.0)
+    w = np.maximum(as_array(window), 1.0)
+    ramp = 0.5 * w * (w + 1.0)
+    return np.maximum(np.where((as_array(window) > 0) & (pairs > ramp), w + (pairs - ramp) / w, whole), 1.0)
+
+
+def prompt_of_chunk(
+    new: Array, prior: Array, window: Number, heads: Number | float = 1.0, processors: float = 0.0
+) -> Array:
+    """Length of the whole prompt that takes as long as a chunk of `new` queries after `prior` cached tokens.
+
+    A chunk computes ``new prior + new (new + 1) / 2`` query-key pairs and takes the time of the whole prompt of as many. A
+    short chunk leaves processors idle while the others scan the cached keys: with `heads` (times sequences) it counts as at
+    least ``FILL_QUERY_HEADS processors / heads`` queries on the cached keys (0 processors: none are idle).
+    """
+    past = np.where(window > 0, np.minimum(prior, window), prior)
+    idle = np.maximum(FILL_QUERY_HEADS * processors / heads - new, 0.0)
+    pairs = causal_pairs(new, prior, window)
+    return np.where(prior > 0, equivalent_prompt(pairs + idle * past, window), new)
+
+
+#: Share of the bandwidth of a link that a large message reaches, without measurements. unit: 1, kind: assumed, 2026-11.
+LINK_EFFICIENCY = 0.8
+#: Messages that each device sends in a collective, in times the share of the tensor that is not its own: a ring's.
+RING_PASSES: Mapping[str, float] = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "alltoall": 1.0}
+
+
+def collective_base_s(op: str, gpus: int, size: Array, link_bytes_per_s: float, latency_s: float) -> Array:
+    """Collective of `size` bytes over a ring: ``t0 + passes (n - 1) / n bytes / (B 0.8)`` [s]."""
+    wire = RING_PASSES.get(op, 1.0) * (gpus - 1) / gpus * size / (LINK_EFFICIENCY * link_bytes_per_s)
+    return latency_s + wire
+
+
+def message_base_s(size: Array, link_bytes_per_s: float, latency_s: float) -> Array:
+    """A message to another device: ``t0 + bytes / (B 0.8)`` [s]."""
+    return latency_s + size / (LINK_EFFICIENCY * link_bytes_per_s)

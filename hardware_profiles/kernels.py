@@ -1,0 +1,33 @@
+"""The operations of a device: its own tables, else those of its nearest kin, else the datasheet. The one place that chooses."""
+
+from __future__ import annotations
+
+from hardware_profiles.device import Device
+from hardware_profiles.kernel_borrow import borrowed_model, borrowing, on_its_links
+from hardware_profiles.kernel_model import KERNELS_DIR, KernelModel, load_kernel_model
+from hardware_profiles.ops import Ops
+from hardware_profiles.roofline import Roofline
+
+
+def operations_of(device: Device, framework: str) -> Ops:
+    """Return the operations of a device under a framework (``vllm``, ``sglang``, ``trtllm``).
+
+    Order: the tables measured on it under the framework; under another one, said in ``provenance["borrowed_from"]``; the
+    nearest fitted device's kernels over its rates, said in ``provenance["borrowed_from_device"]``; the datasheet.
+    """
+    profile = device.kernel_profile or device.name
+    if any(path.stem != "collectives" for path in (KERNELS_DIR / profile).glob("*.json")):
+        return load_kernel_model(profile, framework)
+    return borrowed_model(device.name, framework) or Roofline.of_device(device, framework)
+
+
+def operations_in_node(device: Device, framework: str, gpus: int) -> tuple[Ops, tuple[str, ...]]:
+    """The operations of a device of which `gpus` work together, and sentences on what in them is another device's."""
+    ops = operations_of(device, framework)
+    said = None
+    if gpus > 2 and isinstance(ops, KernelModel):
+        ops, said = on_its_links(ops, device)
+    return ops, tuple(s for s in (borrowing(ops), said) if s)
+
+
+__all__ = ["operations_in_node", "operations_of"]

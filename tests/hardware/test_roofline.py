@@ -1,0 +1,63 @@
+"""Devices without tables and without kin: the datasheet's rates times efficiencies, by kind of device."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hardware_profiles.device import load_device
+from hardware_profiles.kernel_model import KernelModel
+from hardware_profiles.kernel_physics import DEFAULT_PARAMETERS, peaks_of
+from hardware_profiles.kernels import operations_in_node, operations_of
+from hardware_profiles.ops import Ops
+from hardware_profiles.roofline import EXPERT_REGIONS, NETWORK_BYTES_PER_S, REGION_S, Roofline
+
+XEON = load_device("xeon-8480-2s")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("h100-sxm-80gb", KernelModel), ("l4-24gb", KernelModel), ("gaudi-3-128gb", Roofline), ("xeon-8480-2s", Roofline)],
+)
+def test_one_place_chooses(name: str, kind: type[Ops]) -> None:
+    """Own tables, else those of the nearest kin, else the datasheet."""
+    assert isinstance(operations_of(load_device(name), "vllm"), kind)
+
+
+def test_what_is_said_of_a_device_in_a_node() -> None:
+    assert operations_in_node(load_device("h100-sxm-80gb"), "vllm", 8)[1] == ()
+    (said,) = operations_in_node(load_device("l40s-48gb"), "vllm", 4)[1]
+    assert "collectives of more than two" in said
+    (said,) = operations_in_node(load_device("l4-24gb"), "vllm", 1)[1]
+    assert "borrowed from l40s-48gb" in said
+    assert operations_in_node(XEON, "vllm", 4)[1] == ()
+
+
+def test_a_cpu_pays_for_parallel_regions_and_not_for_launches_or_blocks_of_threads() -> None:
+    cpu = operations_of(XEON, "vllm")
+    gpu = Roofline.of_gpu(XEON.name, "vllm", peaks_of(XEON))
+    assert float(cpu.elementwise_s(1.0)) == pytest.approx(REGION_S, rel=1e-3)
+    assert float(cpu.moe_s("bf16", 64, 64, 1, 2, 1, 1, 1)) == pytest.approx(EXPERT_REGIONS * REGION_S, rel=0.01)
+    # many rows of many KV heads of a few tokens: blocks of threads cost a GPU 2 ns each
+    blocks = 1024 * 32 * DEFAULT_PARAMETERS["attention_decode"]["unit_s"]
+    rows = (*("bf16", 32, 32, 64, 0), np.array([1024.0]), np.array([1.0]))
+    more = float(gpu.decode_attention_s(*rows)[0] - cpu.decode_attention_s(*rows)[0])
+    assert more == pytest.approx(blocks + DEFAULT_PARAMETERS["attention_decode"]["latency_s"] - REGION_S)
+    # one query after a long prior leaves a GPU's multiprocessors idle
+    chunk = ("bf16", "bf16", 8, 8, 128, 0, 1, 100_000)
+    assert float(gpu.prefill_attention_s(*chunk)) > 1.5 * float(cpu.prefill_attention_s(*chunk))
+
+
+def test_a_cpu_is_bound_by_its_memory_and_its_arithmetic() -> None:
+    cpu = operations_of(XEON, "vllm")
+    n, k = 28672, 8192
+    assert float(cpu.gemm_s("bf16", 1, n, k)) == pytest.approx(2 * n * k / (0.8 * 6.144e11), rel=0.01)
+    assert float(cpu.gemm_s("bf16", 16384, n, k)) == pytest.approx(2 * 16384 * n * k / (0.75 * 2.294e14), rel=0.01)
+    assert float(cpu.gemm_s("int4", 1, n, k)) == pytest.approx(0.2578 * float(cpu.gemm_s("bf16", 1, n, k)), rel=0.01)
+
+
+def test_machines_without_a_link_talk_over_the_network() -> None:
+    cpu = operations_of(XEON, "vllm")
+    assert float(cpu.all_reduce_s(1, 1e9)) == 0.0
+    assert float(cpu.all_reduce_s(2, 1e9)) == pytest.approx(1e9 / (0.8 * NETWORK_BYTES_PER_S), rel=1e-3)
+    assert float(cpu.p2p_s(1e9)) == pytest.approx(1e9 / (0.8 * NETWORK_BYTES_PER_S), rel=1e-3)
