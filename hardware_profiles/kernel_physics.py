@@ -529,7 +529,7 @@ def equivalent_prompt(pairs: Array, window: Array | float) -> Array:
 
 
 def prompt_of_chunk(
-    new: Array, prior: Array, window: Number, heads: Number | float = 1.0, processors: float = 0.0
+    new: Array, prior: Array, window: Number, heads: Number | float = 1.0, processors: int = 0
 ) -> Array:
     """Length of the whole prompt that takes as long as a chunk of `new` queries after `prior` cached tokens.
 

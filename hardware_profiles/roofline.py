@@ -85,7 +85,7 @@ class Roofline(Ops):
     framework: str
     peaks: DevicePeaks
     efficiencies: Efficiencies = field(default_factory=lambda: DEFAULT_PARAMETERS)
-    processors: float = 0.0
+    processors: int = 0
     link_latency_s: float = LINK_LATENCY_S
     message_latency_s: float = MESSAGE_LATENCY_S
     provenance: Mapping[str, Any] = field(default_factory=lambda: {"sources": [], "kind": "assumed"})

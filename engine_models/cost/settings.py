@@ -10,7 +10,7 @@ from engine_models.cost.lockstep import DataParallelTimes
 from engine_models.cost.sampling import Sampler
 from engine_models.cost.step_time import Formats, Fp32Router, HostOverhead, StepTimeModel
 from engine_models.model.architecture import Architecture
-from hardware_profiles.kernel_model import KernelModel
+from hardware_profiles.ops import Ops
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class StepCosts:
     fp32_router: Fp32Router = "cublas"
     speculation: Speculation | None = None
 
-    def over(self, kernels: KernelModel) -> StepTimeModel | DataParallelTimes | SpeculativeTimes:
+    def over(self, kernels: Ops) -> StepTimeModel | DataParallelTimes | SpeculativeTimes:
         """Step times of one replica on a device with these kernels."""
         drafts = self.speculation
         tables: dict[str, Any] = {

@@ -53,7 +53,7 @@ def test_a_cpu_is_bound_by_its_memory_and_its_arithmetic() -> None:
     n, k = 28672, 8192
     assert float(cpu.gemm_s("bf16", 1, n, k)) == pytest.approx(2 * n * k / (0.8 * 6.144e11), rel=0.01)
     assert float(cpu.gemm_s("bf16", 16384, n, k)) == pytest.approx(2 * 16384 * n * k / (0.75 * 2.294e14), rel=0.01)
-    assert float(cpu.gemm_s("int4", 1, n, k)) == pytest.approx(0.2578 * float(cpu.gemm_s("bf16", 1, n, k)), rel=0.01)
+    assert float(cpu.gemm_s("int4", 1, n, k)) == pytest.approx(0.2578 * float(cpu.gemm_s("bf16", 1, n, k)), rel=0.02)
 
 
 def test_machines_without_a_link_talk_over_the_network() -> None:
