@@ -87,7 +87,8 @@ class Content:
         return min(equal, room)
 
 
-def _split_runs(runs: Runs, tokens: int) -> tuple[Runs, Runs]:
+def split_runs(runs: Runs, tokens: int) -> tuple[Runs, Runs]:
+    """The first `tokens` tokens, and the rest."""
     head: list[Run] = []
     for i, (segment, offset, length) in enumerate(runs):
         if tokens >= length:
@@ -137,21 +138,17 @@ class Node:
         self.queued: object = None  # the rank under which it stands in the eviction heap
 
 
-class RadixTree:
-    """The tree: matching, inserting, locking, evicting. Sizes in tokens.
+class ContentTree:
+    """Nodes over token contents: finding children, locks, and the order in which unlocked leaves go. Sizes in tokens.
 
     Parameters
     ----------
     page_tokens : lengths of nodes are multiples of it.
-    eviction_policy : which unlocked leaf goes first: one of `EVICTION_POLICIES`.
     """
 
-    def __init__(self, page_tokens: int = 1, eviction_policy: str = "lru") -> None:
+    def __init__(self, page_tokens: int) -> None:
         self.page_tokens = page_tokens
-        self.policy = eviction_policy
         self.evictable_tokens = 0
-        self._clock = count(1)
-        self._serials = count(1)
         self.root = Node((), 0, None, None, 0.0, 0)
         self.root.lock = 1
         self._heap: list[tuple[object, int, Node]] = []
@@ -169,7 +166,105 @@ class RadixTree:
     def _first_of(self, key: Runs) -> object:
         if self.page_tokens == 1:
             return key[0][0], key[0][1]
-        return _split_runs(key, self.page_tokens)[0]
+        return split_runs(key, self.page_tokens)[0]
+
+    # -- locks ----------------------------------------------------------------------------------------------
+
+    def lock(self, node: Node) -> None:
+        """Protect the node and its ancestors from eviction."""
+        step: Node | None = node
+        while step is not None and step.parent is not None:
+            if step.lock == 0:
+                self.evictable_tokens -= step.length
+            step.lock += 1
+            step = step.parent
+
+    def unlock(self, node: Node) -> None:
+        """Undo one `lock` of the node."""
+        step: Node | None = node
+        while step is not None and step.parent is not None:
+            step.lock -= 1
+            if step.lock == 0:
+                self.evictable_tokens += step.length
+                if not step.children:
+                    self._offer(step)
+            step = step.parent
+
+    # -- eviction -------------------------------------------------------------------------------------------
+
+    def _rank(self, node: Node) -> object:
+        """Place in the order of eviction: least recently used first."""
+        return node.tick
+
+    def _offer(self, node: Node) -> None:
+        """Put an unlocked leaf into the heap. Entries that have become wrong are dropped or put right when they come up."""
+        rank = self._rank(node)
+        if node.queued != rank:
+            node.queued = rank
+            heapq.heappush(self._heap, (rank, node.serial, node))
+
+    def _take_first(self) -> Node | None:
+        """Take the unlocked leaf that goes first out of the order; it stays in the tree."""
+        heap = self._heap
+        while heap:
+            rank, _, node = heapq.heappop(heap)
+            if node.queued != rank:
+                continue  # another entry stands for it
+            node.queued = None
+            if node.lock or node.children or node.parent is None:
+                continue  # offered again when it is an unlocked leaf once more
+            if self._rank(node) == rank:
+                return node
+            self._offer(node)
+        return None
+
+    def _remove(self, node: Node) -> None:
+        """Remove an unlocked leaf; its parent may become one."""
+        parent = node.parent
+        assert parent is not None
+        del parent.children[node.first]
+        node.parent = None
+        self.evictable_tokens -= node.length
+        if not parent.children and not parent.lock:
+            self._offer(parent)
+
+    def leaves(self) -> list[Node]:
+        """Unlocked leaves."""
+        out: list[Node] = []
+        stack = [self.root]
+        while stack:
+            node = stack.pop()
+            if node.children:
+                stack.extend(node.children.values())
+            elif not node.lock:
+                out.append(node)
+        return out
+
+    def nodes(self) -> list[Node]:
+        """All nodes below the root."""
+        out: list[Node] = []
+        stack = list(self.root.children.values())
+        while stack:
+            node = stack.pop()
+            out.append(node)
+            stack.extend(node.children.values())
+        return out
+
+
+class RadixTree(ContentTree):
+    """The tree of SGLang: a look-up that ends inside a node splits it, and whole leaves are evicted.
+
+    Parameters
+    ----------
+    page_tokens : lengths of nodes are multiples of it.
+    eviction_policy : which unlocked leaf goes first: one of `EVICTION_POLICIES`.
+    """
+
+    def __init__(self, page_tokens: int = 1, eviction_policy: str = "lru") -> None:
+        super().__init__(page_tokens)
+        self.policy = eviction_policy
+        self._clock = count(1)
+        self._serials = count(1)
 
     # -- matching and inserting -----------------------------------------------------------------------------
 
@@ -244,7 +339,7 @@ class RadixTree:
     def _split(self, child: Node, tokens: int) -> Node:
         parent = child.parent
         assert parent is not None
-        head, tail = _split_runs(child.key, tokens)
+        head, tail = split_runs(child.key, tokens)
         upper = Node(head, tokens, child.first, parent, float(next(self._clock)), next(self._serials))
         upper.created = child.created
         upper.hits = child.hits
@@ -258,28 +353,6 @@ class RadixTree:
         parent.children[upper.first] = upper  # in the place of the child: the order of children matters
         child.tick = float(next(self._clock))
         return upper
-
-    # -- locks ----------------------------------------------------------------------------------------------
-
-    def lock(self, node: Node) -> None:
-        """Protect the node and its ancestors from eviction."""
-        step: Node | None = node
-        while step is not None and step.parent is not None:
-            if step.lock == 0:
-                self.evictable_tokens -= step.length
-            step.lock += 1
-            step = step.parent
-
-    def unlock(self, node: Node) -> None:
-        """Undo one `lock` of the node."""
-        step: Node | None = node
-        while step is not None and step.parent is not None:
-            step.lock -= 1
-            if step.lock == 0:
-                self.evictable_tokens += step.length
-                if not step.children:
-                    self._offer(step)
-            step = step.parent
 
     # -- eviction -------------------------------------------------------------------------------------------
 
@@ -299,13 +372,6 @@ class RadixTree:
             return int(node.hits >= SLRU_PROTECTED_HITS), node.tick
         return node.priority, node.tick
 
-    def _offer(self, node: Node) -> None:
-        """Put an unlocked leaf into the heap. Entries that have become wrong are dropped or put right when they come up."""
-        rank = self._rank(node)
-        if node.queued != rank:
-            node.queued = rank
-            heapq.heappush(self._heap, (rank, node.serial, node))
-
     def evict(self, tokens: int) -> int:
         """Remove unlocked leaves, whole nodes, until `tokens` are freed or none is left; returns the tokens freed."""
         freed = 0
@@ -314,48 +380,13 @@ class RadixTree:
             for leaf in self.leaves():
                 leaf.queued = None
                 self._offer(leaf)
-        heap = self._heap
-        while freed < tokens and heap:
-            rank, _, node = heapq.heappop(heap)
-            if node.queued != rank:
-                continue  # another entry stands for it
-            node.queued = None
-            if node.lock or node.children or node.parent is None:
-                continue  # offered again when it is an unlocked leaf once more
-            now = self._rank(node)
-            if now != rank:
-                self._offer(node)
-                continue
-            parent = node.parent
-            del parent.children[node.first]
-            node.parent = None
+        while freed < tokens:
+            node = self._take_first()
+            if node is None:
+                break
             freed += node.length
-            self.evictable_tokens -= node.length
-            if not parent.children and not parent.lock:
-                self._offer(parent)
+            self._remove(node)
         return freed
-
-    def leaves(self) -> list[Node]:
-        """Unlocked leaves."""
-        out: list[Node] = []
-        stack = [self.root]
-        while stack:
-            node = stack.pop()
-            if node.children:
-                stack.extend(node.children.values())
-            elif not node.lock:
-                out.append(node)
-        return out
-
-    def nodes(self) -> list[Node]:
-        """All nodes below the root."""
-        out: list[Node] = []
-        stack = list(self.root.children.values())
-        while stack:
-            node = stack.pop()
-            out.append(node)
-            stack.extend(node.children.values())
-        return out
 
 
 class RadixPool:
