@@ -1,4 +1,8 @@
-"""What an engine's declaration yields for one pool: everything a replica is built from, and nothing of the engine's own rules."""
+"""What an engine declares, what a pool asks of it, and what that yields: everything a replica is built from.
+
+A module `engine_models/engines/<name>.py` (or of a plug-in) ends with ``ENGINE = Engine(...)``; `engine_models.engines.known`
+finds it. Others read of an engine what stands here, and nothing of its own rules.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,11 @@ from typing import Any, Literal
 from engine_models.cost.drafting import Speculation
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import Formats
+from engine_models.flags import FlagTable
 from engine_models.model.blocks import Architecture
+from engine_models.parts.batch import Batch
+from hardware_profiles.device import DeviceKind
+from hardware_profiles.errors import InputError
 
 Mode = Literal["jump", "step", "record"]
 """How a scheduler runs: proving runs of equal steps; plainly, the reference; or noting the rows of every batch."""
@@ -28,6 +36,7 @@ class PoolRequest:
     formats: Formats
     device_name: str
     device_memory_bytes: int
+    device_kind: DeviceKind = "gpu"
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     data_parallel: int = 1
@@ -172,3 +181,130 @@ class EnginePlan:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     sources: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Support:
+    """Where an engine has something: the kinds of devices, and the source that says so."""
+
+    kinds: frozenset[DeviceKind]
+    source: str
+
+
+@dataclass(frozen=True)
+class Lockstep:
+    """When data-parallel ranks of a model with experts share these and step together, and what is said of it.
+
+    applies : from the flags, the tensor-parallel ranks of one rank and the ranks that share the experts.
+    launch : how such a server is launched, from its devices and ranks; "" where that needs no words.
+    dense : how what is not expert is computed, for the summary.
+    """
+
+    applies: Callable[[Mapping[str, Any], int, int], bool]
+    launch: Callable[[int, int], str]
+    dense: str
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How a recorded schedule is run again: the scheduler, the executor's depth, and a step as the recording writes it.
+
+    columns : the columns that are compared.
+    as_recorded : from a settled batch and the requests' names by index.
+    """
+
+    scheduler: Any
+    depth: int
+    columns: tuple[str, ...]
+    as_recorded: Callable[[Batch, Mapping[int, str]], dict[str, Any]]
+
+
+FEATURES = {
+    "speculative": ("speculative decoding", "deployment.speculative"),
+    "offload": ("KV offload", "deployment.offload"),
+    "pipeline_parallel": ("pipeline parallelism", "deployment.pipeline_parallel"),
+}
+"""What an engine may lack: its words, and the key of a scenario that asks for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One engine, declared.
+
+    name : as a scenario names it; title : as it is spoken of.
+    versions : the newest first; of each older one what differs from the next newer, by the names of the engine's switches.
+    oldest : oldest release for which the oldest declared version stands, "" for that version itself.
+    devices : kinds of devices with a backend, and the source.
+    formats : number formats of weights that it loads, and where; features : of `FEATURES`, those that are simulated, and where.
+    flags : its flags; same_as : for words of all engines (rows, context, step_tokens, memory_share...) its own flag.
+    kernels : framework whose kernel tables are its own, as the tables name it.
+    overheads_from : engine whose overheads stand in for those that nobody measured, None for none.
+    measured : devices with end-to-end runs behind its overheads (docs/fidelity.md), and their tensor-parallel ranks.
+    plan : resolves a pool, given the version as it was asked for (None: the newest).
+    replay : from a recording's version and knobs; None: no recording can be run again.
+    lockstep : None where data parallelism always means copies.
+    """
+
+    name: str
+    title: str
+    versions: Mapping[str, Mapping[str, Any]]
+    oldest: str = ""
+    devices: Mapping[DeviceKind, str]
+    formats: Mapping[str, Support]
+    features: Mapping[str, Support]
+    flags: Callable[[], FlagTable]
+    same_as: Mapping[str, str]
+    kernels: str
+    overheads_from: str | None = None
+    measured: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    plan: Callable[[PoolRequest, str | None], EnginePlan]
+    replay: Callable[[str, Mapping[str, Any]], Replay] | None = None
+    lockstep: Lockstep | None = None
+
+    @property
+    def newest(self) -> str:
+        """The newest declared version."""
+        return next(iter(self.versions))
+
+    @property
+    def releases(self) -> list[str]:
+        """The declared versions, the oldest first."""
+        return list(self.versions)[::-1]
+
+    def version(self, text: str | None) -> str:
+        """Return the newest declared version not above `text` (None: the newest); two parts, as 0.15, name a whole series.
+
+        InputError if `text` is no version, or older than any that is modelled.
+        """
+        if text is None:
+            return self.newest
+        wanted, declared = self.parts(text), list(self.versions)
+        fits = [name for name in declared if self.parts(name)[: len(wanted)] <= wanted]
+        if fits:
+            return fits[0]
+        oldest = declared[-1]
+        if not self.oldest or wanted < self.parts(self.oldest):
+            raise InputError(
+                f"{self.title} {text} is older than the oldest modelled version {oldest}",
+                mend=f"use one of {', '.join(self.releases)}, or leave the version out for the newest",
+            )
+        return oldest
+
+    def parts(self, text: str) -> tuple[int, ...]:
+        """The numbers of a version; InputError if it is none."""
+        try:
+            return tuple(int(part) for part in text.lstrip("v").partition(".post")[0].split("."))
+        except ValueError:
+            raise InputError(
+                f"'{text}' is not a version of {self.title}",
+                mend=f"write it as in {self.name}@{self.newest}, or leave it out for the newest",
+            ) from None
+
+    def switches(self, version: str) -> dict[str, Any]:
+        """What differs between a declared version and the newest."""
+        found: dict[str, Any] = {}
+        for name, changes in self.versions.items():
+            found |= changes
+            if name == version:
+                break
+        return found

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine_models.cost.drafting import Speculation, speculation_of
 from engine_models.cost.step_time import Formats, kernel_format
-from engine_models.declaration import EnginePlan, HostMemory, PoolRequest
-from engine_models.flags import EngineFlags, parse_engine_args
+from engine_models.declaration import FEATURES, Engine, EnginePlan, HostMemory, Lockstep, PoolRequest
+from engine_models.engines.known import engine_named, parse_engine_args, split, with_feature
+from engine_models.engines.known import plan as plan_pool
+from engine_models.flags import EngineFlags
 from engine_models.model.architecture import (
     FP8_BLOCK,
     check_parallelism,
@@ -21,7 +22,7 @@ from engine_models.model.architecture import (
 from engine_models.model.blocks import Architecture
 from engine_models.model.formats import FORMATS, format_named
 from hardware_profiles.device import Device, device_names, load_device
-from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.errors import InputError
 from hardware_profiles.kernels import operations_in_node
 from hardware_profiles.ops import Ops
 from simulator.cost import UnitPrice
@@ -33,20 +34,6 @@ if TYPE_CHECKING:
     from simulator.config.schema import Pool, Scenario
 
 GIB = 1 << 30
-
-
-ENGINES = {"vllm": "engine_models.engines.vllm", "sglang": "engine_models.engines.sglang"}
-"""Engines that can be simulated, and the module of each, imported when a pool asks for it."""
-
-
-FRAMEWORK_KERNELS = {"vllm": "vllm", "sglang": "sglang"}
-
-
-ENGINE_DEVICES: dict[str, tuple[str, ...]] = {
-    "vllm": ("gpu", "apu", "asic", "cpu"),
-    "sglang": ("gpu", "apu"),
-}
-"""Kinds of device for which an engine has a backend; Apple's GPUs are served by other engines."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +69,12 @@ def expert_ranks(pool: Pool) -> int:
     return pool.expert_parallel
 
 
-def lockstep_ranks(pool: Pool, engine: str, arch: Architecture, flags: EngineFlags) -> int:
-    """Data-parallel ranks of one replica that share experts and so step together; 1 where data parallelism means copies.
-
-    vLLM shares the experts of a MoE model over its data-parallel ranks; SGLang does with ``enable_dp_attention``, taken as
-    given where the experts are spread over more ranks than tensor parallelism has.
-    """
-    if pool.data_parallel == 1 or not arch.has_experts:
+def lockstep_ranks(pool: Pool, engine: Engine, arch: Architecture, flags: EngineFlags) -> int:
+    """Data-parallel ranks of one replica that share experts and so step together; 1 where data parallelism means copies."""
+    lockstep = engine.lockstep
+    if pool.data_parallel == 1 or not arch.has_experts or lockstep is None:
         return 1
-    asked = flags.values.get("enable_dp_attention")
-    if engine == "sglang" and not asked and expert_ranks(pool) <= pool.tensor_parallel:
-        return 1
-    return pool.data_parallel
+    return pool.data_parallel if lockstep.applies(flags.values, pool.tensor_parallel, expert_ranks(pool)) else 1
 
 
 def _check_lockstep(pool: Pool) -> None:
@@ -113,7 +94,7 @@ def _check_lockstep(pool: Pool) -> None:
             )
 
 
-def lockstep_notes(ranks: int, pool: Pool, engine: str) -> list[str]:
+def lockstep_notes(ranks: int, pool: Pool, lockstep: Lockstep) -> list[str]:
     """What is assumed of data-parallel attention."""
     devices = ranks * pool.tensor_parallel
     rank_devices = "one device" if pool.tensor_parallel == 1 else f"{pool.tensor_parallel} devices"
@@ -121,31 +102,16 @@ def lockstep_notes(ranks: int, pool: Pool, engine: str) -> list[str]:
     split = "whole experts spread over them" if experts >= devices else "each expert's width split over them"
     if 1 < experts < devices:
         split = f"experts spread over {experts} of them, their width split over the rest"
-    spoken = {"sglang": f" (SGLang: --tp-size {devices} --dp-size {ranks} --enable-dp-attention)"}.get(
-        engine, ""
-    )
+    launch = lockstep.launch(devices, ranks)
+    spoken = f" ({launch})" if launch else ""
     return [
         f"data-parallel attention: {ranks} ranks of {rank_devices} step together and share the experts of {devices} devices, "
         f"{split}{spoken}; limits and KV blocks are of one rank",
         "the exchange around a layer of experts is an all-gather and a reduce-scatter of 16-bit activations over the ranks, "
         "priced from NCCL's measured curves without their host floor (assumed also where another all-to-all backend is asked "
         "for); dense layers, shared experts and LM head are timed as computed by every rank for its own tokens "
-        + ("(assumed; SGLang splits them over all)" if engine == "sglang" else "(as vLLM does)"),
+        f"({lockstep.dense})",
     ]
-
-
-def engine_of(pool: Pool) -> tuple[str, str | None]:
-    """Split "vllm@0.15.1" into its name and version; InputError for an engine that is not modelled."""
-    name, _, version = pool.engine.partition("@")
-    name = name.strip().lower()
-    if name not in ENGINES:
-        close = nearest(name, list(ENGINES))
-        raise InputError(
-            f"engine '{name}' is not modelled" + (f"; did you mean '{close}'?" if close else ""),
-            where="deployment.engine",
-            mend=f"one of: {', '.join(sorted(ENGINES))} (`capacity-plan list engines`)",
-        )
-    return name, version or None
 
 
 def resolve_formats(
@@ -208,20 +174,21 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
             mend="simulate each pool as a scenario of its own",
         )
     pool = deployment.pools[0]
-    engine, version = engine_of(pool)
+    engine, version = engine_named(pool.engine, where="deployment.engine"), split(pool.engine)[1]
     arch = load_architecture(scenario.model, base)
     device = load_device(pool.hardware)
-    if device.kind not in ENGINE_DEVICES[engine]:
+    if device.kind not in engine.devices:
         raise InputError(
-            f"{engine} does not run on {device.title}",
+            f"{engine.name} does not run on {device.title}",
             where="deployment.hardware",
-            mend=f"give {engine} a device of another kind ({', '.join(ENGINE_DEVICES[engine])}; "
+            mend=f"give {engine.name} a device of another kind ({', '.join(engine.devices)}; "
             "`capacity-plan list hardware`)",
         )
-    flags = parse_engine_args(engine, pool.engine_args)
+    flags = parse_engine_args(engine.name, pool.engine_args)
     warnings = list(flags.warnings)
     experts = expert_ranks(pool)
     ranks = lockstep_ranks(pool, engine, arch, flags)
+    _check_features(pool, engine, device)
     if ranks > 1:
         _check_lockstep(pool)
     check_parallelism(
@@ -233,6 +200,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         where="deployment.tensor_parallel",
     )
     formats, notes = resolve_formats(pool, arch, device, flags)
+    _check_format(engine, device, formats)
     uneven = uneven_block_width(arch, formats.weights, pool.tensor_parallel, experts, ranks)
     if uneven is not None:
         raise InputError(
@@ -246,16 +214,17 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         formats=formats,
         device_name=device.name,
         device_memory_bytes=int(device.memory_bytes.value),
+        device_kind=device.kind,
         tensor_parallel=pool.tensor_parallel,
         pipeline_parallel=pool.pipeline_parallel,
         data_parallel=ranks,
         expert_parallel=experts,
         flags=flags.values,
-        speculation=_speculation(pool, engine, arch, formats, base),
-        offload=_host_memory(pool, engine, device),
+        speculation=_speculation(pool, arch, formats, base),
+        offload=_host_memory(pool, device),
     )
-    plan: EnginePlan = import_module(ENGINES[engine]).plan(request, version)
-    kernels, lent = operations_in_node(device, FRAMEWORK_KERNELS[engine], pool.tensor_parallel * ranks)
+    plan = plan_pool(engine, request, version)
+    kernels, lent = operations_in_node(device, engine.kernels, pool.tensor_parallel * ranks)
     if plan.costs.moe_backend and arch.has_experts:
         experts_format = kernel_format(arch, formats, "experts")
         if kernels.expert_backend(experts_format, plan.costs.moe_backend) is None:
@@ -265,10 +234,10 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
             )
     replicas = pool.replicas * (1 if ranks > 1 else pool.data_parallel)
     devices = replicas * ranks * pool.tensor_parallel * pool.pipeline_parallel
-    read_as = [*_read_as(pool.hardware, device.name), *_version_as(pool.engine, plan.version)]
+    read_as = [*_read_as(pool.hardware, device.name), *_version_as(engine.name, version, plan.version)]
     assumptions = [*read_as, *notes, *lent, *plan.notes]
-    if ranks > 1:
-        assumptions += lockstep_notes(ranks, pool, engine)
+    if ranks > 1 and engine.lockstep is not None:
+        assumptions += lockstep_notes(ranks, pool, engine.lockstep)
     per_node = int(device.node_size.value)
     if pool.tensor_parallel * ranks > per_node:
         kind = "tensor parallelism" if ranks == 1 else "data x tensor parallelism"
@@ -293,16 +262,48 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     )
 
 
-def _host_memory(pool: Pool, engine: str, device: Device) -> HostMemory | None:
+def _check_features(pool: Pool, engine: Engine, device: Device) -> None:
+    """Refuse what the engine lacks, or lacks on this kind of device."""
+    asked = {
+        "speculative": pool.speculative is not None,
+        "offload": pool.offload is not None,
+        "pipeline_parallel": pool.pipeline_parallel > 1,
+    }
+    for feature in (feature for feature, wanted in asked.items() if wanted):
+        words, where = FEATURES[feature]
+        support = engine.features.get(feature)
+        if support is None:
+            able = with_feature(feature)
+            raise InputError(
+                f"{words} is modelled for {' and '.join(e.title for e in able)}, not for {engine.name} yet",
+                where=where,
+                mend=f"remove `{where}`, or use engine: {' or '.join(e.name for e in able)}",
+            )
+        if device.kind not in support.kinds:
+            raise InputError(
+                f"{engine.title} has no {words} on {device.title}",
+                where=where,
+                mend=f"remove `{where}`, or use hardware of another kind ({', '.join(sorted(support.kinds))})",
+            )
+
+
+def _check_format(engine: Engine, device: Device, formats: Formats) -> None:
+    """Refuse weights in a format that the engine does not load, or not on this kind of device."""
+    name, support = formats.weights.name, engine.formats.get(formats.weights.name)
+    if support is None or device.kind not in support.kinds:
+        able = [key for key, entry in engine.formats.items() if device.kind in entry.kinds]
+        on_device = f" on {device.title}" if support is not None else ""
+        raise InputError(
+            f"{engine.title} does not load weights in {name}{on_device}",
+            where="deployment.weights",
+            mend=f"one of {', '.join(able)}",
+        )
+
+
+def _host_memory(pool: Pool, device: Device) -> HostMemory | None:
     """Host memory for KV blocks, resolved; None where the pool has none."""
     if pool.offload is None:
         return None
-    if engine != "vllm":
-        raise InputError(
-            f"KV offload is modelled for vLLM, not for {engine} yet",
-            where="deployment.offload",
-            mend="remove `deployment.offload`, or use engine: vllm",
-        )
     rate = pool.offload.bytes_per_s
     if rate is None and device.pcie_bytes_per_s_per_direction is not None:
         rate = device.pcie_bytes_per_s_per_direction.value
@@ -315,18 +316,10 @@ def _host_memory(pool: Pool, engine: str, device: Device) -> HostMemory | None:
     return HostMemory(int(pool.offload.kv_offloading_size * GIB), rate)
 
 
-def _speculation(
-    pool: Pool, engine: str, arch: Architecture, formats: Formats, base: Path
-) -> Speculation | None:
+def _speculation(pool: Pool, arch: Architecture, formats: Formats, base: Path) -> Speculation | None:
     """The pool's speculative decoding, resolved; None where it has none."""
     if pool.speculative is None:
         return None
-    if engine != "vllm":
-        raise InputError(
-            f"speculative decoding is modelled for vLLM, not for {engine} yet",
-            where="deployment.speculative",
-            mend="remove `deployment.speculative`, or use engine: vllm",
-        )
     return speculation_of(
         pool.speculative.model_dump(),
         arch,
@@ -348,10 +341,9 @@ def _unused_costs(scenario: Scenario) -> list[str]:
     )
 
 
-def _version_as(engine: str, taken: str) -> list[str]:
+def _version_as(name: str, asked: str | None, taken: str) -> list[str]:
     """An assumption where a version was asked for that is not one of those modelled."""
-    name, _, asked = engine.partition("@")
-    if asked.lstrip("v") in ("", taken):
+    if asked is None or asked.lstrip("v") in ("", taken):
         return []
     return [f"{name} {asked} is simulated by the rules of {taken}, the modelled version that stands for it"]
 

@@ -1,7 +1,7 @@
 """Overheads of engines outside their kernels: few constants with a physical meaning, each with its source.
 
 They stand in `overheads/<engine>.json`, written by `capacity-plan calibrate overheads` from measured runs. What an engine's own
-file lacks is taken over from another engine (`TAKEN_FROM`), and says so.
+file lacks is taken over from another engine, and says so.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ NAMES = (
 FRONT_END = ("front_end_s", "tokenise_token_s")
 REPLAYS_ONLY = ("start_s",)
 """Values of a file that replays of measured runs use and no simulation does."""
-TAKEN_FROM = {"sglang": "vllm"}
-"""Engine -> engine whose values stand in for those that nobody measured."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +50,19 @@ def overheads_from(values: dict[str, float], provenance: dict[str, dict[str, Any
     return Overheads(HostOverhead(**host), **before, provenance=provenance)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def own_overheads(engine: str) -> dict[str, dict[str, Any]]:
-    """Return the entries of an engine's own file: value, unit, kind, date, meaning and source by name."""
-    entries: dict[str, dict[str, Any]] = json.loads((FOLDER / f"{engine}.json").read_text(encoding="utf-8"))
+    """Entries of an engine's own file: value, unit, kind, date, meaning and source by name; none without a file."""
+    path = FOLDER / f"{engine}.json"
+    entries: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return entries
 
 
-@lru_cache(maxsize=8)
-def load_overheads(engine: str) -> Overheads:
-    """Overheads of an engine as shipped."""
+@lru_cache(maxsize=32)
+def load_overheads(engine: str, taken_from: str | None = None) -> Overheads:
+    """Overheads of an engine as shipped; `taken_from` is the engine whose values stand in for those that nobody measured."""
     raw = {name: entry for name, entry in own_overheads(engine).items() if name not in REPLAYS_ONLY}
-    other = TAKEN_FROM.get(engine)
-    if other is not None:
-        taken = {"kind": "assumed", "source": f"taken over from {other}"}
-        raw |= {name: entry | taken for name, entry in own_overheads(other).items() if name not in raw}
+    if taken_from is not None:
+        taken = {"kind": "assumed", "source": f"taken over from {taken_from}"}
+        raw |= {name: entry | taken for name, entry in own_overheads(taken_from).items() if name not in raw}
     return overheads_from({name: entry["value"] for name, entry in raw.items()}, raw)

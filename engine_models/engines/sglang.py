@@ -9,33 +9,40 @@ scheduler (`capacity-plan validate schedules`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.declaration import (
+    Engine,
     EnginePlan,
     Executor,
     FrontEnd,
     Limits,
+    Lockstep,
     MemoryBudget,
     MemoryLine,
     Mode,
     PoolRequest,
+    Replay,
+    Support,
 )
-from engine_models.flags import Flag, FlagTable, by_arity
-from engine_models.memory.radix import EVICTION_POLICIES, RadixPool
+from engine_models.engines.sglang_flags import FLAGS
+from engine_models.memory.radix import RadixPool
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
-from engine_models.model.formats import format_named
-from engine_models.schedulers.prefill_first import POLICIES, PrefillFirstRules, PrefillFirstScheduler
+from engine_models.model.formats import FORMATS
+from engine_models.parts.batch import Batch
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.prefill_first import PrefillFirstBatch, PrefillFirstRules, PrefillFirstScheduler
+from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InfeasibleError, InputError
 
 GIB = 1 << 30
 MIB = 1 << 20
-NEWEST = "0.5.23"
-VERSIONS = (NEWEST,)
+VERSIONS: dict[str, dict[str, Any]] = {"0.5.23": {}}
+"""Read and recorded; it stands for all of 0.5, but for the captured prefills (`PREFILL_GRAPHS_SINCE`)."""
 
 PREFILL_GRAPHS_SINCE = (0, 5, 10)
 """First version that captures prefills unless told otherwise (datasheet: release notes of v0.5.10, 2026-04, and pull request
@@ -93,35 +100,13 @@ class Rank:
         return PrefillFirstScheduler(self.rules, kv, aggregate=mode != "step", record_rows=mode == "record")
 
 
-def version_of(text: str | None) -> str:
-    """Return the declared version that stands for `text` (None: the newest); InputError if `text` is no version."""
-    if text is None:
-        return NEWEST
-    if _parts(text) < (0, 5):
-        raise InputError(
-            f"SGLang {text} is older than the modelled {NEWEST}",
-            mend=f"use sglang@{NEWEST}, or leave the version out",
-        )
-    return NEWEST
-
-
-def _parts(text: str) -> tuple[int, ...]:
-    """Return the numbers of a version; InputError if it is none."""
-    try:
-        return tuple(int(part) for part in text.lstrip("v").partition(".post")[0].split("."))
-    except ValueError:
-        raise InputError(
-            f"'{text}' is not an SGLang version", mend=f"write it as in sglang@{NEWEST}, or leave it out"
-        ) from None
-
-
 def prefill_graph_tokens(request: PoolRequest, version_text: str | None, chunk_tokens: int) -> int:
     """Most tokens of a prefill that a CUDA graph holds, 0 if none does.
 
     Prefills are captured by default since 0.5.10, before with `enable_piecewise_cuda_graph`; never under data-parallel attention.
     """
     flags = request.flags
-    new = _parts(version_text or NEWEST) >= PREFILL_GRAPHS_SINCE
+    new = ENGINE.parts(version_text or ENGINE.newest) >= PREFILL_GRAPHS_SINCE
     wanted = not flags.get("disable_piecewise_cuda_graph", False) and (
         new or flags.get("enable_piecewise_cuda_graph", False)
     )
@@ -170,15 +155,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
 
     Raises InfeasibleError if the weights do not fit or no KV cache is left, InputError on flags out of range.
     """
-    version = version_of(version_text)
+    version = ENGINE.version(version_text)
     arch, flags = request.arch, request.flags
     tp, pp, dp = request.tensor_parallel, request.pipeline_parallel, request.data_parallel
-    if pp > 1:
-        raise InputError(
-            "pipeline parallelism is not modelled for SGLang",
-            where="deployment.pipeline_parallel",
-            mend="use tensor_parallel, or several replicas",
-        )
     warnings: list[str] = []
     context = int(flags.get("context_length") or arch.max_context_tokens)
     page = int(flags.get("page_size") or 1)
@@ -221,7 +200,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     )
     # the last prompt of a batch may exceed max_prefill_tokens, and is cut by the chunk alone
     largest = chunk if chunk > 0 else max(prefill_tokens, context)
-    overheads = load_overheads("sglang")
+    overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
     captured = prefill_graph_tokens(request, version_text, chunk)
     host = replace(overheads.host, prefill_graph_tokens=captured)
     if not overlap:
@@ -241,7 +220,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     # the scheduler keeps a row within one token less than context and cache, and its last token is not stored
     held = min(context, rank.kv_tokens) - 1
     return EnginePlan(
-        engine="sglang",
+        engine=ENGINE.name,
         version=version,
         limits=Limits(
             rows=rows,
@@ -327,11 +306,9 @@ def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> Mem
     )
 
 
-def scheduler_from_recording(
-    version: str, knobs: dict[str, Any], mode: Mode = "record"
-) -> tuple[PrefillFirstScheduler, int]:
-    """Build the scheduler of a recorded schedule from its `config` line; returns it and the executor's depth."""
-    version_of(version)
+def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
+    """The scheduler of a recording, from its version and the knobs of its `config` line."""
+    ENGINE.version(version_text)
     depth = 2 if knobs.get("overlap") else 1
     chunk = knobs.get("chunked_prefill_size") or -1
     priority = bool(knobs.get("enable_priority_scheduling", False))
@@ -358,139 +335,74 @@ def scheduler_from_recording(
         prefix_caching=not knobs.get("disable_radix_cache", False),
         eviction_policy=knobs.get("radix_eviction_policy", "lru"),
     )
-    return rank.scheduler(mode), depth
+    columns = ("sched", "retracted", "preempted", "hits", "free_tokens", "evictable")
+    return Replay(rank.scheduler("record"), depth, columns, _recorder())
 
 
-# Flags ----------------------------------------------------------------------------------------------------
+def _recorder() -> Callable[[Batch, Mapping[int, str]], dict[str, Any]]:
+    """What writes the steps of one recording."""
+    cut: set[Sequence] = set()  # rows whose prompt was computed in pieces
 
-_MODELLED: dict[str, Flag] = {
-    "model": Flag("str"),
-    "tensor_parallel_size": Flag("int", 1, low=1),
-    "pipeline_parallel_size": Flag("int", 1, low=1),
-    "data_parallel_size": Flag("int", 1, low=1),
-    "expert_parallel_size": Flag("int", 1, low=1),
-    "context_length": Flag("int", None, low=1),
-    "mem_fraction_static": Flag("float", None, low=1e-3, high=1.0),
-    "max_running_requests": Flag("int", None, low=1),
-    "max_total_tokens": Flag("int", None, low=1),
-    "max_prefill_tokens": Flag("int", 16384, low=1),
-    "chunked_prefill_size": Flag("int", None, low=-1),
-    "prefill_max_requests": Flag("int", None, low=1),
-    "scheduler_recv_interval": Flag("int", 1, low=1),
-    "page_size": Flag("int", 1, low=1),
-    "schedule_policy": Flag("str", "fcfs", choices=POLICIES),
-    "schedule_conservativeness": Flag("float", 1.0, low=0.0),
-    "enable_mixed_chunk": Flag("bool", False),
-    "disable_radix_cache": Flag("bool", False),
-    "radix_eviction_policy": Flag("str", "lru", choices=EVICTION_POLICIES),
-    "disable_overlap_schedule": Flag("bool", False),
-    "enable_priority_scheduling": Flag("bool", False),
-    "disable_priority_preemption": Flag("bool", False),
-    "schedule_low_priority_values_first": Flag("bool", False),
-    "priority_scheduling_preemption_threshold": Flag("int", 10, low=0),
-    "disable_cuda_graph": Flag("bool", False),
-    "disable_piecewise_cuda_graph": Flag("bool", False),
-    "enable_piecewise_cuda_graph": Flag("bool", False),
-    "piecewise_cuda_graph_max_tokens": Flag("int", None, low=1),
-    "enable_dp_attention": Flag("bool", False),
-    "cuda_graph_max_bs": Flag("int", None, low=1),
-    "kv_cache_dtype": Flag("str", "auto"),
-    "quantization": Flag("str", None),
-    "dtype": Flag("str", "auto"),
-    "stream_interval": Flag("int", 1, low=1),
-}
+    def as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
+        assert isinstance(batch, PrefillFirstBatch)
+        assert batch.rows is not None
+        # the recorder names as a hit whatever a row of a prefill batch already has, unless its prompt was cut
+        hits = {}
+        if batch.mode != "DECODE":
+            hits = {ids[s.index]: before for s, _, before in batch.rows if before and s not in cut}
+        if batch.chunked is not None:
+            cut.add(batch.chunked)
+        retracted = set(batch.retracted)
+        return {
+            "sched": [[ids[s.index], n, before] for s, n, before in batch.rows],
+            "hits": hits,
+            "retracted": [ids[s.index] for s in batch.retracted],
+            "preempted": [ids[s.index] for s in batch.preempted if s not in retracted],
+            "free_tokens": batch.free_tokens,
+            "evictable": batch.evictable_tokens,
+            "mode": batch.mode,
+            "chunked": ids[batch.chunked.index] if batch.chunked is not None else None,
+            "batch_is_full": batch.batch_is_full,
+            "new_token_ratio": round(batch.new_token_ratio, 9),
+        }
 
-# Of the flags below the simulation reads none; each group is named by the number of values its flags take.
-_HARMLESS_SWITCHES = """
-    enable_cache_report enable_metrics enable_metrics_for_all_schedulers log_requests skip_server_warmup
-    skip_tokenizer_init trust_remote_code show_time_cost disable_fast_image_processor enable_request_time_stats_logging
-"""
-_HARMLESS_VALUES = """
-    api_key chat_template completion_template decode_log_interval dist_init_addr download_dir file_storage_path host
-    load_format log_level log_level_http log_requests_level model_loader_extra_config nccl_port port random_seed
-    reasoning_parser revision served_model_name tokenizer_mode tokenizer_path tool_call_parser watchdog_timeout
-"""
-_UNMODELLED_SWITCHES = """
-    disable_chunked_prefix_cache disable_custom_all_reduce disable_hybrid_swa_memory disable_cuda_graph_padding
-    enable_dp_lm_head enable_ep_moe enable_eplb enable_flashinfer_allreduce_fusion
-    enable_hierarchical_cache enable_lora enable_memory_saver enable_mscclpp enable_nccl_nvls enable_nan_detection
-    enable_p2p_check enable_symm_mem enable_tokenizer_batch_encode enable_torch_compile enable_two_batch_overlap
-"""
-_UNMODELLED_VALUES = """
-    attention_backend attn_cp_size base_gpu_id constrained_json_whitespace_pattern cpu_offload_gb decode_attention_backend
-    deepep_mode device disaggregation_mode disaggregation_transfer_backend ep_num_redundant_experts grammar_backend
-    hicache_ratio hicache_size hicache_storage_backend hicache_write_policy json_model_override_args
-    load_balance_method lora_backend max_lora_rank max_loras_per_batch max_queued_requests mm_attention_backend
-    moe_a2a_backend moe_runner_backend nnodes node_rank num_continuous_decode_steps num_reserved_decode_tokens
-    prefill_attention_backend sampling_backend speculative_algorithm speculative_draft_model_path
-    speculative_eagle_topk speculative_num_draft_tokens speculative_num_steps swa_full_tokens_ratio tokenizer_worker_num
-    torch_compile_max_bs
-"""
-_UNMODELLED_LISTS = "cuda_graph_bs lora_paths lora_target_modules"
+    return as_recorded
 
 
-_QUANTIZED_WEIGHTS = {
-    "fp8": "fp8",
-    "w8a8_fp8": "fp8",
-    "modelopt": "fp8",
-    "modelopt_fp8": "fp8",
-    "modelopt_fp4": "nvfp4",
-    "awq": "awq",
-    "awq_marlin": "awq",
-    "gptq": "gptq",
-    "gptq_marlin": "gptq",
-    "mxfp4": "mxfp4",
-}
-"""Values of SGLang's ``--quantization`` that fix the weights' format; others leave it to the checkpoint."""
+_DOCS = "SGLang documentation, get_started/install and advanced_features/quantization, read 2026-11"
+_KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apu"})
 
-
-def _kv_format(value: str) -> str | None:
-    return None if value == "auto" else format_named(value, where="kv_cache_dtype").name
-
-
-def _launched(words: list[str]) -> list[str] | None:
-    """Arguments after ``python -m sglang.launch_server`` or ``sglang serve``, also inside a container's command."""
-    for i, word in enumerate(words):
-        base = word.rpartition("/")[2]
-        if word == "-m" and i + 1 < len(words) and words[i + 1].startswith("sglang.launch_server"):
-            return words[i + 2 :]
-        if base == "sglang" and i + 1 < len(words) and words[i + 1] == "serve":
-            return words[i + 2 :]
-        if base == "launch_server.py":
-            return words[i + 1 :]
-    return words if words and words[0].startswith("-") else None
-
-
-_same: Callable[[Any], Any] = lambda value: value  # noqa: E731
-
-SGLANG = FlagTable(
-    engine="sglang",
-    modelled=_MODELLED,
-    harmless=by_arity((_HARMLESS_SWITCHES, 0), (_HARMLESS_VALUES, 1)),
-    unmodelled=by_arity((_UNMODELLED_SWITCHES, 0), (_UNMODELLED_VALUES, 1), (_UNMODELLED_LISTS, -1)),
-    shorts={},
-    aliases={
-        "model_path": "model",
-        "tp": "tensor_parallel_size",
-        "tp_size": "tensor_parallel_size",
-        "pp": "pipeline_parallel_size",
-        "pp_size": "pipeline_parallel_size",
-        "dp": "data_parallel_size",
-        "dp_size": "data_parallel_size",
-        "ep": "expert_parallel_size",
-        "ep_size": "expert_parallel_size",
-        "disable_overlap": "disable_overlap_schedule",
-        "cuda_graph_max_bs_decode": "cuda_graph_max_bs",
+ENGINE = Engine(
+    name="sglang",
+    title="SGLang",
+    versions=VERSIONS,
+    oldest="0.5",
+    devices=dict.fromkeys(("gpu", "apu"), _DOCS),
+    formats={name: Support(_KINDS, _DOCS) for name in FORMATS},
+    features={},
+    flags=lambda: FLAGS,
+    same_as={
+        "rows": "max_running_requests",
+        "context": "context_length",
+        "step_tokens": "chunked_prefill_size",
+        "memory_share": "mem_fraction_static",
+        "block": "page_size",
+        "tensor_ranks": "tp_size",
+        "data_ranks": "dp_size",
+        "no_prefix_cache": "disable_radix_cache",
+        "no_graphs": "disable_cuda_graph",
+        "graph_rows": "cuda_graph_max_bs",
     },
-    typed={
-        "tensor_parallel_size": ("tensor_parallel", _same),
-        "pipeline_parallel_size": ("pipeline_parallel", _same),
-        "data_parallel_size": ("data_parallel", _same),
-        "expert_parallel_size": ("expert_parallel", lambda v: v if v > 1 else None),
-        "quantization": ("weights", _QUANTIZED_WEIGHTS.get),
-        "kv_cache_dtype": ("kv_cache", _kv_format),
-    },
-    launched=_launched,
-    launch_example="python -m sglang.launch_server --model-path MODEL --flag value",
+    kernels="sglang",
+    overheads_from="vllm",
+    plan=plan,
+    replay=replay,
+    lockstep=Lockstep(
+        # taken as given where the experts are spread over more ranks than tensor parallelism has
+        applies=lambda flags, tensor_parallel, expert_ranks: bool(
+            flags.get("enable_dp_attention") or expert_ranks > tensor_parallel
+        ),
+        launch=lambda devices, ranks: f"SGLang: --tp-size {devices} --dp-size {ranks} --enable-dp-attention",
+        dense="assumed; SGLang splits them over all",
+    ),
 )
-"""Flags of SGLang, names in snake_case; found by `engine_models.flags.table_of`."""

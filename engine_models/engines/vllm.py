@@ -1,6 +1,6 @@
 """vLLM V1: what it is in terms of the shared parts, and how its versions differ.
 
-The newest declared version is written in full (`NEWEST`); every older one is a small difference from the next newer one
+The newest declared version is written in full (`Version`); every older one is a small difference from the next newer one
 (`VERSIONS`). The scheduling rule itself is `engine_models.schedulers.continuous`, the KV cache
 `engine_models.memory.paged_kv`.
 
@@ -11,7 +11,7 @@ against recordings of the real scheduler (`capacity-plan validate schedules`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from engine_models.cost import flash_attention2
@@ -21,16 +21,20 @@ from engine_models.cost.sampling import Sampler, truncates
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import Fp32Router
 from engine_models.declaration import (
+    Engine,
     EnginePlan,
     Executor,
     FrontEnd,
     Limits,
+    Lockstep,
     MemoryBudget,
     MemoryLine,
     Mode,
     PoolRequest,
+    Replay,
+    Support,
 )
-from engine_models.flags import SPECULATIVE_HARMLESS, SPECULATIVE_KEYS, offload_settings
+from engine_models.engines.vllm_flags import FLAGS, SPECULATIVE_HARMLESS, SPECULATIVE_KEYS, offload_settings
 from engine_models.memory.host_tier import HostTier
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import PagedKV
@@ -41,10 +45,10 @@ from engine_models.model.architecture import (
     weight_bytes_per_rank,
 )
 from engine_models.model.blocks import Architecture
-from engine_models.parts.batch import ContinuousRules
+from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.schedulers.continuous import ContinuousScheduler
 from engine_models.schedulers.windowed import WindowedScheduler
-from hardware_profiles.device import load_device
+from hardware_profiles.device import DeviceKind, load_device
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
 
 GIB = 1 << 30
@@ -81,43 +85,39 @@ class Version:
     fp32_router: Fp32Router = "bf16x3"  # of models with a router in float32 (pull requests 38445, 47973)
 
 
-NEWEST = Version("0.33.0")
-_V24 = replace(
-    NEWEST,
-    name="0.24.0",
-    lone_request_ignores_threshold=False,
-    self_preemption_continues=False,
-    large_gpu_budget=8192,
-    pads_lone_token=False,
-    windows_free_processed=False,
-    sparse_windows=False,
-    fp32_router="small",
-)
-_V19 = replace(
-    _V24,
-    name="0.19.1",
-    has_watermark=False,
-    unhashed_to_head=False,
-    first_admission_lookahead=False,
-    gpu_memory_utilization=0.90,
-    graph_memory_counts=False,
-    capped_window_admission=False,
-    offloads_outputs=True,
-    sampler="pivot",
-    fp32_router="cublas",
-)
-_V15 = replace(_V19, name="0.15.1", reserve_full_prompt=False, sampler="sort")
-_V14 = replace(_V15, name="0.14.1")
-_V11 = replace(
-    _V14,
-    name="0.11.0",
-    async_scheduling=False,
-    preempted_tokens_return=False,
-    unfit_prompt_is_skipped=True,
-    wasted_row_after_limit=True,
-    graph_step_above_256=8,
-)
-VERSIONS = {v.name: v for v in (_V11, _V14, _V15, _V19, _V24, NEWEST)}
+VERSIONS: dict[str, dict[str, Any]] = {
+    "0.33.0": {switch.name: switch.default for switch in fields(Version) if switch.name != "name"},
+    "0.24.0": {
+        "lone_request_ignores_threshold": False,
+        "self_preemption_continues": False,
+        "large_gpu_budget": 8192,
+        "pads_lone_token": False,
+        "windows_free_processed": False,
+        "sparse_windows": False,
+        "fp32_router": "small",
+    },
+    "0.19.1": {
+        "has_watermark": False,
+        "unhashed_to_head": False,
+        "first_admission_lookahead": False,
+        "gpu_memory_utilization": 0.90,
+        "graph_memory_counts": False,
+        "capped_window_admission": False,
+        "offloads_outputs": True,
+        "sampler": "pivot",
+        "fp32_router": "cublas",
+    },
+    "0.15.1": {"reserve_full_prompt": False, "sampler": "sort"},
+    "0.14.1": {},
+    "0.11.0": {
+        "async_scheduling": False,
+        "preempted_tokens_return": False,
+        "unfit_prompt_is_skipped": True,
+        "wasted_row_after_limit": True,
+        "graph_step_above_256": 8,
+    },
+}
+"""The newest version in full (the defaults of `Version`); of each older one what differs from the next newer."""
 
 # Memory outside weights, activations and KV cache [bytes]. Fitted, 2026-11: the KV blocks that vLLM 0.11.0 and 0.15.1 reported
 # at start-up on H100 for Llama-2-7B (TP 1), CodeLlama-34B (TP 1, budgets 64 and 4096; TP 2), Mixtral (TP 2) and Llama-2-70B
@@ -174,22 +174,9 @@ class Rank:
 
 
 def version_of(text: str | None) -> Version:
-    """Return the newest declared version not above `text` (None: the newest); two parts, as 0.15, name a whole series."""
-    if text is None:
-        return NEWEST
-    try:
-        wanted = tuple(int(part) for part in text.lstrip("v").split("."))
-    except ValueError:
-        raise InputError(
-            f"'{text}' is not a vLLM version", mend="write it as in vllm@0.15.1, or leave it out for the newest"
-        ) from None
-    fits = [v for v in VERSIONS.values() if tuple(int(p) for p in v.name.split("."))[: len(wanted)] <= wanted]
-    if not fits:
-        raise InputError(
-            f"vLLM {text} is older than the oldest modelled version {_V11.name} (V1 engine)",
-            mend=f"use one of {', '.join(VERSIONS)}",
-        )
-    return max(fits, key=lambda v: tuple(int(p) for p in v.name.split(".")))
+    """The switches of the declared version that stands for `text` (None: the newest)."""
+    name = ENGINE.version(text)
+    return Version(name, **ENGINE.switches(name))
 
 
 def graph_sizes(
@@ -392,7 +379,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         lookahead_tokens=drafts.lookahead_tokens if drafts else 0,
     )
     moe_backend = _moe_backend(flags, warnings)
-    overheads = load_overheads("vllm")
+    overheads = load_overheads(ENGINE.name)
     host = replace(overheads.host, prefill_graph_tokens=max(sizes, default=0))
     if eager:  # `launch_s` is that of all eager steps
         host = replace(host, prefill_launch_s=0.0)
@@ -408,7 +395,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         host=host_tier,
     )
     return EnginePlan(
-        engine="vllm",
+        engine=ENGINE.name,
         version=version.name,
         limits=Limits(
             rows=rows,
@@ -620,3 +607,87 @@ def _memory(
         block_bytes=block,
         blocks=kv // block,
     )
+
+
+def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
+    """The scheduler of a recording, from its version and the knobs of its `config` line."""
+    version = version_of(version_text)
+    depth = 2 if knobs.get("async_scheduling") else 1
+    rules = ContinuousRules(
+        **scheduling_switches(version),
+        max_num_batched_tokens=knobs["max_num_batched_tokens"],
+        max_num_seqs=knobs["max_num_seqs"],
+        max_model_len=knobs["max_model_len"],
+        in_flight=depth,
+        policy=knobs.get("policy", "fcfs"),
+        chunked_prefill=knobs.get("enable_chunked_prefill", True),
+        long_prefill_token_threshold=knobs.get("long_prefill_token_threshold", 0),
+        reserve_full_prompt=knobs.get("scheduler_reserve_full_isl", True) and version.reserve_full_prompt,
+        watermark=knobs.get("watermark", 0.0) if version.has_watermark else 0.0,
+        speculative_tokens=knobs.get("num_speculative_tokens") or 0,
+        lookahead_tokens=knobs.get("num_lookahead_tokens") or 0,
+    )
+    rank = Rank(
+        rules=rules,
+        blocks=knobs["num_gpu_blocks"] - 1,
+        block_tokens=knobs["block_size"],
+        prefix_caching=knobs.get("enable_prefix_caching", True),
+        unhashed_to_head=version.unhashed_to_head,
+        windows=tuple(group.get("window") for group in knobs.get("kv_groups") or [{"type": "full"}]),
+        switches=window_switches(version),
+    )
+    return Replay(rank.scheduler("record"), depth, ("sched", "preempted", "hits", "free_blocks"), _as_recorded)
+
+
+def _as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
+    """A step as the recorder writes it."""
+    assert batch.rows is not None
+    return {
+        "sched": [[ids[s.index], n, before] for s, n, before in batch.rows],
+        "hits": {ids[s.index]: hit for s, hit in batch.hits},
+        "preempted": [ids[s.index] for s in batch.preempted],
+        "free_blocks": batch.free_blocks,
+    }
+
+
+_DOCS = "vLLM documentation, installation and features/quantization, read 2026-11"
+_ANYWHERE: frozenset[DeviceKind] = frozenset({"gpu", "apu", "asic", "cpu"})
+_ACCELERATORS: frozenset[DeviceKind] = frozenset({"gpu", "apu", "asic"})
+
+ENGINE = Engine(
+    name="vllm",
+    title="vLLM",
+    versions=VERSIONS,
+    devices=dict.fromkeys(("gpu", "apu", "asic", "cpu"), _DOCS),
+    formats={
+        **{name: Support(_ANYWHERE, _DOCS) for name in ("fp32", "bf16", "fp16", "int8", "int8_wo", "int4", "awq", "gptq")},
+        **{name: Support(_ACCELERATORS, _DOCS) for name in ("fp8", "fp8_block", "nvfp4", "mxfp4")},
+    },
+    features={
+        "speculative": Support(_ANYWHERE, _DOCS),
+        "pipeline_parallel": Support(_ANYWHERE, _DOCS),
+        "offload": Support(_ACCELERATORS, _DOCS),
+    },
+    flags=lambda: FLAGS,
+    same_as={
+        "rows": "max_num_seqs",
+        "context": "max_model_len",
+        "step_tokens": "max_num_batched_tokens",
+        "memory_share": "gpu_memory_utilization",
+        "block": "block_size",
+        "tensor_ranks": "tensor_parallel_size",
+        "data_ranks": "data_parallel_size",
+        "no_prefix_cache": "no_enable_prefix_caching",
+        "no_graphs": "enforce_eager",
+        "graph_rows": "max_cudagraph_capture_size",
+    },
+    kernels="vllm",
+    measured={"h100-sxm-80gb": (1, 2, 4)},
+    plan=plan,
+    replay=replay,
+    lockstep=Lockstep(
+        applies=lambda flags, tensor_parallel, expert_ranks: True,
+        launch=lambda devices, ranks: "",
+        dense="as vLLM does",
+    ),
+)

@@ -28,12 +28,10 @@ def _kind(word: str) -> str:
 
 
 def _engines() -> list[dict[str, Any]]:
-    from engine_models.engines import sglang, vllm
+    from engine_models.engines.known import engine_named, names
 
-    return [
-        {"name": "vllm", "newest": vllm.NEWEST.name, "versions": list(vllm.VERSIONS)},
-        {"name": "sglang", "newest": sglang.NEWEST, "versions": [sglang.NEWEST]},
-    ]
+    engines = [engine_named(name) for name in names()]
+    return [{"name": e.name, "newest": e.newest, "versions": e.releases} for e in engines]
 
 
 def _hardware() -> list[dict[str, Any]]:
@@ -198,12 +196,14 @@ def _show_hardware(name: str) -> dict[str, Any]:
 
 def _unmeasured_kernels(device: Device) -> str:
     """Where the kernel times of a device without fits come from."""
+    from engine_models.engines.known import EXAMPLE, engine_named
     from hardware_profiles.kernel_borrow import borrowing
     from hardware_profiles.kernels import operations_of
 
     if "bf16" not in device.peak_flops_per_s and "fp16" not in device.peak_flops_per_s:
         return "datasheet rates and typical efficiencies; none measured"
-    return borrowing(operations_of(device, "vllm")) or "datasheet rates and typical efficiencies; none measured"
+    kernels = operations_of(device, engine_named(EXAMPLE).kernels)
+    return borrowing(kernels) or "datasheet rates and typical efficiencies; none measured"
 
 
 def _show_model(name: str) -> dict[str, Any]:
@@ -248,28 +248,20 @@ def _show_model(name: str) -> dict[str, Any]:
 
 
 def _show_engine(name: str) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from engine_models.cost.overheads import load_overheads
-    from engine_models.engines import sglang, vllm
-    from engine_models.flags import flag_defaults
+    from engine_models.engines.known import engine_named, split
 
-    engine, _, version = name.strip().lower().partition("@")
-    known = [entry["name"] for entry in _engines()]
-    if engine not in known:
-        close = nearest(engine, known)
-        raise InputError(
-            f"engine '{engine}' is not modelled" + (f"; did you mean '{close}'?" if close else ""),
-            mend=f"one of: {', '.join(known)}",
-        )
-    report: dict[str, Any] = {"name": engine}
-    if engine == "vllm":
-        chosen = vllm.version_of(version or None)
-        report |= {"version": chosen.name, "versions": list(vllm.VERSIONS), "switches": asdict(chosen)}
-    else:
-        report |= {"version": sglang.version_of(version or None), "versions": list(sglang.VERSIONS)}
-    shown = load_overheads(engine).provenance
-    report["flags"] = {k: "engine's choice" if v is None else str(v) for k, v in flag_defaults(engine).items()}
+    engine = engine_named(name)
+    version = engine.version(split(name)[1])
+    switches = engine.switches(version)
+    report: dict[str, Any] = {"name": engine.name, "version": version, "versions": engine.releases}
+    if switches:
+        report["switches"] = {"name": version, **switches}
+    report["flags"] = {
+        name: "engine's choice" if flag.default is None else str(flag.default)
+        for name, flag in engine.flags().modelled.items()
+    }
+    shown = load_overheads(engine.name, engine.overheads_from).provenance
     report["overheads"] = [{"name": k, **v} for k, v in shown.items()]
     return report
 

@@ -10,26 +10,21 @@ from simulator.cli.summary import table, wrapped
 from simulator.report.words import holder_of, shape_of
 
 if TYPE_CHECKING:
+    from engine_models.declaration import MemoryBudget
     from simulator.config.schema import Scenario
     from simulator.prepare import Prepared
 
-ROWS_FLAG = {"vllm": "max_num_seqs", "sglang": "max_running_requests"}
-"""Engine -> its flag for the most requests that run at once."""
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 1048576)
 
 
-def memory_lines(memory: dict[str, Any], engine: str) -> list[str]:
-    """The memory budget of one device as a table; SGLang keeps one reserve for activations and graphs."""
-    step = "- activations (peak of one step)" if engine == "vllm" else "- reserve for activations, graphs"
-    rows = [[name, f"{memory[key] / 1e9:,.2f} GB"] for name, key in (
-        ("reported by the driver", "device_bytes"),
-        ("the engine may use", "usable_bytes"),
-        ("- weights", "weight_bytes"),
-        *([("- weights of the drafter", "draft_bytes")] if memory["draft_bytes"] else []),
-        (step, "activation_bytes"),
-        ("- CUDA context, collectives", "other_bytes"),
-        *([("- CUDA graphs", "graph_bytes")] if engine == "vllm" else []),
-        ("= KV cache", "kv_bytes"),
+def memory_lines(memory: MemoryBudget) -> list[str]:
+    """The memory budget of one device as a table."""
+    used = [(f"- {line.label}", line.bytes) for line in memory.lines]
+    rows = [[name, f"{size / 1e9:,.2f} GB"] for name, size in (
+        ("reported by the driver", memory.device_bytes),
+        ("the engine may use", memory.usable_bytes),
+        *used,
+        ("= KV cache", memory.kv_bytes),
     )]  # fmt: skip
     return table(["memory of one device", "GB = 1e9 bytes"], rows)
 
@@ -117,6 +112,7 @@ def what_would_hold(scenario: Scenario) -> list[tuple[str, int, bool]]:
 
 def check_command(name: str, overrides: list[str], as_json: bool) -> None:
     """Print what a scenario would deploy; if it cannot, by how much and what would hold it (exit 3)."""
+    from engine_models.engines.known import engine_named
     from simulator.cli.errors import placed
     from simulator.config.load import load_scenario
     from simulator.prepare import prepare
@@ -143,14 +139,15 @@ def check_command(name: str, overrides: list[str], as_json: bool) -> None:
         f"{scenario.name}: {d['model']}, weights {d['weights']}, KV {d['kv_cache']}\n"
         f"on {d['replicas']} x ({shape_of(d)}) {d['hardware']}, {d['engine']} {d['engine_version']}\n"
     )
-    print("\n".join(memory_lines(report["memory"], d["engine"])))
+    print("\n".join(memory_lines(prepared.plan.memory)))
     per_token = report["memory"]["kv_bytes_per_token"]
     print(
         f"\n  KV cache: {d['kv_tokens']:,} tokens a {holder}; "
         f"a token takes {per_token:,.0f} bytes on each device of it"
     )
     fit = report["requests_that_fit_by_context_tokens"]
-    most = f"at most {d['max_num_seqs']:,}, {ROWS_FLAG[d['engine']]}"
+    flag = engine_named(d["engine"]).same_as.get("rows")
+    most = f"at most {d['max_num_seqs']:,}" + (f", {flag}" if flag else "")
     print(f"\n  how many requests a {holder} holds at once, if each is that long ({most}):")
     head = ["prompt and answer, tokens", *[f"{int(c):,}" for c in fit]]
     print("\n".join(table(head, [["requests at once", *[f"{n:,}" for n in fit.values()]]])))

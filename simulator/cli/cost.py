@@ -167,6 +167,7 @@ def reprice(
     manifest: Mapping[str, Any], hardware: str, overrides: Sequence[str]
 ) -> tuple[dict[str, Any], UnitPrice | None]:
     """Cost settings and price of a finished run under other ``cost.*`` fields."""
+    from engine_models.engines.known import EXAMPLE
     from hardware_profiles.device import load_device
     from hardware_profiles.errors import InputError
     from simulator.config.load import load_scenario
@@ -181,7 +182,7 @@ def reprice(
             )
     stand_in = {
         "model": "any",
-        "deployment": {"engine": "vllm", "hardware": hardware},
+        "deployment": {"engine": EXAMPLE, "hardware": hardware},
         "workload": {
             "arrivals": {"kind": "constant", "rate": 1},
             "prompt_tokens": {"kind": "constant", "value": 1},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engine_models.flags import parse_engine_args, reconcile
+from engine_models.engines.known import find, parse_engine_args
+from engine_models.flags import reconcile
 from hardware_profiles.errors import InputError
 from simulator.config.located import Located
 from simulator.config.problems import locate, raise_all
@@ -69,10 +70,12 @@ def _has(node: Located, key: str | None) -> bool:
 def _filled(pool: Pool, model: str | dict[str, Any]) -> Pool:
     if not pool.engine_args:
         return pool
-    flags = parse_engine_args(pool.engine, pool.engine_args)
+    flags, engine = parse_engine_args(pool.engine, pool.engine_args), find(pool.engine)
+    if engine is None:
+        return pool
     from simulator.config.schema import Offload
 
-    updates = reconcile(pool.model_dump(), flags, given=pool.model_fields_set, model=model)
+    updates = reconcile(engine.flags(), pool.model_dump(), flags, given=pool.model_fields_set, model=model)
     if "offload" in updates:
         updates["offload"] = Offload.model_validate(updates["offload"])
     if "speculative" in updates:

@@ -126,24 +126,27 @@ def _name(path: Path) -> str:
     return ".".join(str(part) for part in path) or "the scenario"
 
 
-EXAMPLES = {
-    "engine": "vllm",
-    "hardware": "h100-sxm-80gb",
-    "model": "meta-llama/Llama-3.1-8B-Instruct",
-    "deployment": "{engine: vllm, hardware: h100-sxm-80gb}",
-    "workload": "{trace: azure-conv-2023, duration: 600}",
-}
-"""What a mend shows for a missing key."""
+def _examples() -> dict[str, str]:
+    """What a mend shows for a missing key."""
+    from engine_models.engines.known import EXAMPLE
+
+    return {
+        "engine": EXAMPLE,
+        "hardware": "h100-sxm-80gb",
+        "model": "meta-llama/Llama-3.1-8B-Instruct",
+        "deployment": f"{{engine: {EXAMPLE}, hardware: h100-sxm-80gb}}",
+        "workload": "{trace: azure-conv-2023, duration: 600}",
+    }
 
 
 def _pasted(root: Located) -> dict[str, str]:
     """The `engine` and the `model` that a pasted launch command of the first pool names, as far as it does."""
-    from engine_models.flags import parse_engine_args
+    from engine_models.engines.known import launched_by, parse_engine_args
 
     path, node = locate(root, ("deployment", "pools", 0, "engine_args"))
     if path[-1:] != ("engine_args",) or not isinstance(node.value, str):
         return {}
-    engine = next((name for name in ("sglang", "vllm") if name in node.value.lower()), None)
+    engine = launched_by(node.value)
     if engine is None:
         return {}
     try:
@@ -156,7 +159,7 @@ def _pasted(root: Located) -> dict[str, str]:
 def _missing(path: Path, item: dict[str, Any], root: Located) -> InputError:
     key = path[-1]
     under = f" under `{_name(path[:-1])}`" if path[:-1] else ""
-    example = (EXAMPLES | _pasted(root)).get(str(key), "...")
+    example = (_examples() | _pasted(root)).get(str(key), "...")
     return InputError(
         f"`{_name(path)}` is missing", where=item["node"].where, mend=f"add `{key}: {example}`{under}"
     )
@@ -199,7 +202,7 @@ def _meant(key: str, path: Path, known: list[str], model: type[BaseModel], root:
 
     A key of the same section that has `key` as one of its words is preferred to one of another section.
     """
-    from engine_models.flags import flag_defaults
+    from engine_models.engines.known import flag_defaults
 
     name = key.replace("-", "_")
     for word in (name, SHORT_NAMES.get(name.lower(), "")):

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine_models.engines.known import engine_named
 from hardware_profiles.device import Device
 from hardware_profiles.kernel_borrow import HELD_OUT_ERROR_PCT
 from hardware_profiles.kernel_physics import canonical_format
 from hardware_profiles.ops import Ops
 from simulator.prepare import Prepared
 from simulator.results.intervals import Evidence
-
-MEASURED = {("vllm", "h100-sxm-80gb")}
-"""Engine and device with end-to-end measurements behind them (docs/fidelity.md)."""
-
-MEASURED_TENSOR_PARALLEL = (1, 2, 4)
 
 DATASHEET_ERROR = 0.5
 """Mean error of kernels priced by the datasheet with typical efficiencies. Kind: assumed, 2026-11: on NVIDIA GPUs whose tables
@@ -29,7 +25,7 @@ def domain(prepared: Prepared) -> tuple[Evidence, list[str]]:
     plan, device, kernels = prepared.plan, prepared.device, prepared.kernels
     groups = kernels.held_out_error
     hardware, error, axes = "kernels", 0.0, _beyond_measured(prepared)
-    if (plan.engine, device.name) in MEASURED:
+    if device.name in engine_named(plan.engine).measured:
         hardware = "kernels" if axes else "measured"
     elif groups:
         axes.insert(
@@ -61,11 +57,10 @@ def _beyond_measured(prepared: Prepared) -> list[str]:
     if any(block.kind == "linear" for block in prepared.arch.attention):
         axes.append("attention: linear-attention layers are priced by their projections only")
     pool = prepared.scenario.deployment.pools[0]
-    measured = (plan.engine, device.name) in MEASURED
-    if measured and pool.tensor_parallel not in MEASURED_TENSOR_PARALLEL:
-        axes.append(
-            f"parallelism: runs at tensor parallelism 1, 2 and 4 were measured, not {pool.tensor_parallel}"
-        )
+    measured = engine_named(plan.engine).measured.get(device.name)
+    if measured and pool.tensor_parallel not in measured:
+        ranks = f"{', '.join(map(str, measured[:-1]))} and {measured[-1]}"
+        axes.append(f"parallelism: runs at tensor parallelism {ranks} were measured, not {pool.tensor_parallel}")
     if pool.tensor_parallel * prepared.ranks > int(device.node_size.value):
         axes.append("parallelism: collectives across nodes are priced as inside one")
     if plan.speculation is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from engine_models.engines.known import find
 from hardware_profiles.errors import PlanError
 from simulator.results.intervals import Evidence
 from simulator.validation.launches import compiles_while_measured
@@ -47,9 +48,9 @@ def engine_of(row: dict[str, Any]) -> str:
 
 def hardware_class(row: dict[str, Any]) -> str:
     """Return "measured" where end-to-end runs of the engine on the device stand behind its overheads, else "kernels"."""
-    from simulator.results.domain import MEASURED
-
-    return "measured" if (engine_of(row), device_name(row)) in MEASURED and not closed_loop(row) else "kernels"
+    engine = find(engine_of(row))
+    known = engine is not None and device_name(row) in engine.measured and not closed_loop(row)
+    return "measured" if known else "kernels"
 
 
 def closed_loop(row: dict[str, Any]) -> bool:

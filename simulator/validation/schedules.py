@@ -8,16 +8,15 @@ step is compared: the ordered rows with their token counts, who was preempted, t
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine_models.engines.vllm import Rank, scheduling_switches, version_of, window_switches
-from engine_models.parts.batch import Batch, ContinuousRules
+from engine_models.declaration import Replay
+from engine_models.engines.known import engine_named, find
+from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
-from engine_models.schedulers.continuous import ContinuousScheduler
 from hardware_profiles.errors import PlanError
 from simulator.serving.replica import FloatArray, Replica
 from simulator.validation.recordings import read, unreplayed, without_model
@@ -55,7 +54,8 @@ class RecordedClock:
 def replay(path: Path) -> dict[str, Any]:
     """Replay one recording; return `name`, `engine`, `steps`, `equal` and `first_difference` (None or a dict)."""
     recording = read(path)
-    missing = without_model(recording, ("vllm", "sglang"))
+    declared = find(recording.engine)
+    missing = without_model(recording, [recording.engine] if declared and declared.replay else [])
     if missing is not None:
         return missing
     config, requests, recorded = recording.config, recording.requests, recording.steps
@@ -63,7 +63,8 @@ def replay(path: Path) -> dict[str, Any]:
     reason = _damage(requests, recorded)
     if reason is None:
         try:
-            return _replayed(config, requests, recorded, name)
+            run = replay_of(config)
+            return compare(name, engine, recorded, drive(run, config, requests), run.columns)
         except PlanError as error:
             reason = error.message
         except (
@@ -77,16 +78,6 @@ def replay(path: Path) -> dict[str, Any]:
         ) as error:
             reason = f"the recording cannot be replayed: {type(error).__name__}: {error}"[:200]
     return unreplayed(name, engine, len(recorded), reason)
-
-
-def _replayed(
-    config: dict[str, Any], requests: list[dict[str, Any]], recorded: list[dict[str, Any]], name: str
-) -> dict[str, Any]:
-    if config["engine"] == "sglang":
-        from simulator.validation.sglang_schedules import replay_sglang
-
-        return replay_sglang(config, requests, recorded)
-    return compare(name, "vllm", recorded, simulate_recording(config, requests))
 
 
 def _damage(requests: list[dict[str, Any]], recorded: list[dict[str, Any]]) -> str | None:
@@ -112,64 +103,15 @@ def _damage(requests: list[dict[str, Any]], recorded: list[dict[str, Any]]) -> s
     return None
 
 
-def scheduler_of(version: str, knobs: dict[str, Any]) -> tuple[ContinuousScheduler, int]:
-    """Build the scheduler of a vLLM recording from its `config` line; returns it and the executor's depth."""
-    switches = version_of(version)
-    depth = 2 if knobs.get("async_scheduling") else 1
-    budget = knobs["max_num_batched_tokens"]
-    rules = ContinuousRules(
-        **scheduling_switches(switches),
-        max_num_batched_tokens=budget,
-        max_num_seqs=knobs["max_num_seqs"],
-        max_model_len=knobs["max_model_len"],
-        in_flight=depth,
-        policy=knobs.get("policy", "fcfs"),
-        chunked_prefill=knobs.get("enable_chunked_prefill", True),
-        long_prefill_token_threshold=knobs.get("long_prefill_token_threshold", 0),
-        reserve_full_prompt=knobs.get("scheduler_reserve_full_isl", True) and switches.reserve_full_prompt,
-        watermark=knobs.get("watermark", 0.0) if switches.has_watermark else 0.0,
-        speculative_tokens=knobs.get("num_speculative_tokens") or 0,
-        lookahead_tokens=knobs.get("num_lookahead_tokens") or 0,
-    )
-    rank = Rank(
-        rules=rules,
-        blocks=knobs["num_gpu_blocks"] - 1,
-        block_tokens=knobs["block_size"],
-        prefix_caching=knobs.get("enable_prefix_caching", True),
-        unhashed_to_head=switches.unhashed_to_head,
-        windows=tuple(group.get("window") for group in knobs.get("kv_groups") or [{"type": "full"}]),
-        switches=window_switches(switches),
-    )
-    return rank.scheduler("record"), depth
+def replay_of(config: dict[str, Any]) -> Replay:
+    """What the engine of a recording's `config` line declares for running it again."""
+    declared = engine_named(str(config["engine"])).replay
+    assert declared is not None
+    return declared(str(config["version"]), config["config"])
 
 
-def simulate_recording(config: dict[str, Any], requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Run the requests of a vLLM recording through the scheduler model; one dict per step, as in the recording."""
-    scheduler, depth = scheduler_of(config["version"], config["config"])
-
-    def as_recorded(batch: Batch, ids: dict[int, str]) -> dict[str, Any]:
-        assert batch.rows is not None
-        return {
-            "sched": [[ids[s.index], n, before] for s, n, before in batch.rows],
-            "hits": {ids[s.index]: hit for s, hit in batch.hits},
-            "preempted": [ids[s.index] for s in batch.preempted],
-            "free_blocks": batch.free_blocks,
-        }
-
-    return drive(scheduler, depth, config, requests, as_recorded)
-
-
-def drive(
-    scheduler: Any,
-    depth: int,
-    config: dict[str, Any],
-    requests: list[dict[str, Any]],
-    as_recorded: Callable[[Batch, dict[int, str]], dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """Feed the requests of a recording to a scheduler under the recording's clock; one dict per step.
-
-    `as_recorded` turns a processed batch into a step, given the requests' names by index.
-    """
+def drive(run: Replay, config: dict[str, Any], requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Feed the requests of a recording to its engine's scheduler under the recording's clock; one dict per step."""
     by_index = {entry["idx"]: entry for entry in requests}
     ids = {index: entry["id"] for index, entry in by_index.items()}
     followers: dict[str, list[tuple[float, int]]] = {}
@@ -207,10 +149,14 @@ def drive(
             heapq.heappush(arrivals, (now_s + delay, index))
 
     def processed(batch: Batch) -> None:
-        out.append(as_recorded(batch, ids))
+        out.append(run.as_recorded(batch, ids))
 
     replica = Replica(
-        scheduler, RecordedClock(config["step_time"]), depth=depth, on_finish=finished, on_batch=processed
+        run.scheduler,
+        RecordedClock(config["step_time"]),
+        depth=run.depth,
+        on_finish=finished,
+        on_batch=processed,
     )
     while arrivals or replica.busy():
         event = replica.next_event_s()
@@ -229,9 +175,9 @@ def compare(
     engine: str,
     recorded: list[dict[str, Any]],
     steps: list[dict[str, Any]],
-    fields: tuple[str, ...] = ("sched", "preempted", "hits", "free_blocks"),
+    columns: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Compare `fields` step by step, by index, also after the first difference; steps too many are a difference."""
+    """Compare `columns` step by step, by index, also after the first difference; steps too many are a difference."""
     equal = 0
     first: dict[str, Any] | None = None
     for number, want in enumerate(recorded):
@@ -240,7 +186,7 @@ def compare(
         if got is None:
             difference = {"what": "missing", "recorded": None, "simulated": None}
         else:
-            for what in fields:
+            for what in columns:
                 expected = [row[:3] for row in want["sched"]] if what == "sched" else want[what]
                 if got[what] != expected:
                     difference = {"what": what, "recorded": expected, "simulated": got[what]}

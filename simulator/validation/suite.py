@@ -189,10 +189,9 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
     from engine_models.model.architecture import load_architecture, uneven_block_width
     from engine_models.model.formats import format_named
     from hardware_profiles.device import load_device
-    from simulator.prepare import ENGINES
 
     engine = engine_name(row)
-    if engine not in ENGINES:
+    if engine not in ENGINE_ARGS:
         raise Unplayable(f"engine '{row['engine']}' is not modelled")
     if engine_variant(row):
         raise Unplayable(f"engine '{row['engine']}': this variant of {engine} is not modelled")
@@ -255,7 +254,7 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
 
 def _drafts(row: dict[str, Any]) -> dict[str, Any] | None:
     """Speculative decoding of a row: its settings as JSON (vLLM's names), with the acceptance in them or in its own column."""
-    from engine_models.flags import speculative_settings
+    from engine_models.engines.vllm_flags import speculative_settings
 
     stated = row.get("speculative")
     if not stated or str(stated).lower() in ("none", "false", "off"):

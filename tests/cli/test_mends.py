@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine_models.declaration import EnginePlan
-from engine_models.flags import parse_engine_args
+from engine_models.engines.known import parse_engine_args
 from engine_models.lengths import judged
 from hardware_profiles.errors import InputError
 from simulator.cli.cost import amount, share_of

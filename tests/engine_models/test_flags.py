@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_models.flags import VLLM, flag_defaults, parse_engine_args, reconcile, table_of
+from engine_models.engines.known import BUILT_IN, engine_named, flag_defaults, parse_engine_args
+from engine_models.engines.vllm_flags import FLAGS as VLLM
+from engine_models.flags import reconcile
 from hardware_profiles.errors import InputError
 
 POOL: dict[str, Any] = {
@@ -262,12 +264,12 @@ def test_any_text_is_read_or_refused_in_words(text: str) -> None:
 
 
 def test_the_tables_do_not_overlap_and_name_what_exists() -> None:
-    for table in filter(None, map(table_of, ("vllm", "sglang"))):
+    for table in (engine_named(name).flags() for name in BUILT_IN):
         groups = [set(table.modelled), set(table.harmless), set(table.unmodelled)]
         assert sum(len(g) for g in groups) == len(set.union(*groups))
         assert set(table.shorts.values()) | set(table.aliases.values()) <= set.union(*groups)
         assert set(table.typed) <= groups[0]
-        assert {key for key, _ in table.typed.values()} <= set(POOL)
+        assert {typed.key for typed in table.typed.values()} <= set(POOL)
 
 
 def test_defaults_are_of_their_own_type() -> None:
@@ -282,9 +284,8 @@ def test_defaults_are_of_their_own_type() -> None:
 
 
 def updates(command: str, model: Any = "org/m", **given_keys: Any) -> dict[str, Any]:
-    return reconcile(
-        {**POOL, **given_keys}, parse_engine_args("vllm", command), given=set(given_keys), model=model
-    )
+    flags = parse_engine_args("vllm", command)
+    return reconcile(VLLM, {**POOL, **given_keys}, flags, given=set(given_keys), model=model)
 
 
 @pytest.mark.parametrize(
@@ -365,5 +366,5 @@ def test_devices_of_all_ranks_that_contradict_those_of_one_are_told_apart() -> N
     flags = parse_engine_args("sglang", "--tp-size 8 --dp-size 8 --enable-dp-attention")
     pool = {"engine": "sglang", "tensor_parallel": 8, "data_parallel": 1}
     with pytest.raises(InputError, match=r"\(8 over all ranks, 1 in each\) contradicts .*`tensor_parallel` \(8\)") as caught:
-        reconcile(pool, flags, given={"tensor_parallel"})
+        reconcile(engine_named("sglang").flags(), pool, flags, given={"tensor_parallel"})
     assert "write tensor_parallel: 1" in (caught.value.mend or "")

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine_models.flags import offload_settings, parse_engine_args, reconcile
+from engine_models.engines.known import parse_engine_args
+from engine_models.engines.vllm_flags import FLAGS, offload_settings
+from engine_models.flags import reconcile
 from engine_models.memory.host_tier import HostTier
 from engine_models.parts.sequence import Sequence
 from hardware_profiles.errors import InputError
@@ -218,8 +220,8 @@ def test_vllms_flags_say_the_size() -> None:
     assert offload_settings(config) == {"kv_offloading_size": 8.0}
     assert offload_settings({"kv_connector": "LMCacheConnectorV1"}) is None
     flags = parse_engine_args("vllm", "--kv-offloading-size 8")
-    assert reconcile({"engine": "vllm", "offload": {"bytes_per_s": 1e9}}, flags, given={"offload"}) == {
+    assert reconcile(FLAGS, {"engine": "vllm", "offload": {"bytes_per_s": 1e9}}, flags, given={"offload"}) == {
         "offload": {"bytes_per_s": 1e9, "kv_offloading_size": 8.0}
     }
     with pytest.raises(InputError, match="contradicts the pool's key `offload`"):
-        reconcile({"engine": "vllm", "offload": {"kv_offloading_size": 4.0}}, flags, given={"offload"})
+        reconcile(FLAGS, {"engine": "vllm", "offload": {"kv_offloading_size": 4.0}}, flags, given={"offload"})

@@ -21,8 +21,10 @@ from engine_models.cost.drafting import (
 )
 from engine_models.cost.step_time import Formats, HostOverhead, StepTimeModel
 from engine_models.declaration import EnginePlan, PoolRequest
+from engine_models.engines.known import parse_engine_args
 from engine_models.engines.vllm import graph_sizes, plan, version_of
-from engine_models.flags import parse_engine_args, reconcile, speculative_settings
+from engine_models.engines.vllm_flags import FLAGS, speculative_settings
+from engine_models.flags import reconcile
 from engine_models.model.architecture import kv_bytes_per_token, load_architecture, weight_bytes_per_rank
 from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch
@@ -175,12 +177,12 @@ def test_a_pasted_config_and_the_key_say_together_what_each_leaves_out() -> None
     text = """vllm serve m --speculative-config '{"method": "eagle3", "num_speculative_tokens": 3, "quantization": "fp8"}'"""
     flags = parse_engine_args("vllm", text)
     pool = {"engine": "vllm", "speculative": {"acceptance": 0.6, "num_speculative_tokens": None}}
-    assert reconcile(pool, flags, given={"speculative"}) == {
+    assert reconcile(FLAGS, pool, flags, given={"speculative"}) == {
         "speculative": {"acceptance": 0.6, "method": "eagle3", "num_speculative_tokens": 3, "weights": "fp8"}
     }
     pool = {"engine": "vllm", "speculative": {"num_speculative_tokens": 4}}
     with pytest.raises(InputError, match=r"num_speculative_tokens: 3.*contradicts.*4"):
-        reconcile(pool, flags, given={"speculative"})
+        reconcile(FLAGS, pool, flags, given={"speculative"})
 
 
 def test_synthetic_acceptance_of_vllm_is_read_as_vllm_spreads_it() -> None:

@@ -275,7 +275,7 @@ BAD_RECORDINGS = [
     (without("config"), "no config line"),
     (without("request"), "holds no request"),
     (without("step"), "holds no step"),
-    (with_field("config", "engine", "quixotic"), "no scheduler model of engine 'quixotic'"),
+    (with_field("config", "engine", "quixotic"), "no model of engine 'quixotic'"),
     (with_field("config", "config", {}), "cannot be replayed"),
     (with_field("config", "version", "nine"), "nine"),
     (with_field("request", "prompt_len", -4), "prompt_len is -4"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine_models.engines.sglang import SGLANG
+from engine_models.engines.sglang_flags import FLAGS
 from simulator.validation.evidence import kinds
 from simulator.validation.launches import (
     compiles_while_measured,
@@ -65,7 +65,7 @@ def test_ranks_multiplied_by_the_sample_are_divided_again(tp: int, ep: int, rank
 @pytest.mark.parametrize("precision", ["fp4", "fp8"])
 @pytest.mark.parametrize("ranks", [4, 8])
 def test_every_launch_is_made_of_modelled_flags(hardware: str, precision: str, ranks: int) -> None:
-    assert set(sglang_flags(ROW | {"precision": precision}, hardware, ranks)) <= set(SGLANG.modelled)
+    assert set(sglang_flags(ROW | {"precision": precision}, hardware, ranks)) <= set(FLAGS.modelled)
 
 
 def test_few_users_are_received_sooner() -> None:
@@ -112,7 +112,7 @@ GAP: dict[str, Any] = ROW | {
 def test_generated_servers_mix_prefill_with_decode_and_do_not_overlap() -> None:
     flags = sglang_flags(GAP, "h200-sxm-141gb", 1)
     assert flags == {"enable_mixed_chunk": True, "max_prefill_tokens": 2500, "disable_overlap_schedule": True}
-    assert set(flags) <= set(SGLANG.modelled)
+    assert set(flags) <= set(FLAGS.modelled)
     restated = GAP | {"source_path": "source_file=kimi-k2.5-gap-analysis.csv"}
     assert not is_gap_analysis(restated)
     assert is_gap_analysis(GAP)

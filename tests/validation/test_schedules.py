@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hardware_profiles.errors import InputError
-from simulator.validation.schedules import replay, simulate_recording
+from simulator.validation.schedules import drive, replay, replay_of
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "conformance"
 RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "conformance" / "vllm"
@@ -33,6 +33,10 @@ def test_all_recordings_are_equal_at_every_step() -> None:
     results = [replay(path) for path in sorted(RECORDED.glob("*.jsonl"))]
     assert len(results) == 18
     assert {r["name"]: r["first_difference"] for r in results if r["equal"] != r["steps"]} == {}
+
+
+def simulate_recording(config: dict, requests: list[dict]) -> list[dict]:
+    return drive(replay_of(config), config, requests)
 
 
 def load(name: str) -> tuple[dict, list[dict], list[dict]]:

@@ -1,0 +1,243 @@
+"""The engines that can be simulated, by name: those of this package, and plug-ins.
+
+A plug-in is an entry point of the group `GROUP` whose name is the engine's and whose value is a module that ends with
+``ENGINE = Engine(...)``, or that object. Plug-ins are looked for only when a name is none of `BUILT_IN`, or all engines are
+listed. What a plug-in gives is checked where it is used, and refused in words that name the plug-in and what it broke.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, get_args
+
+from engine_models.declaration import FEATURES, Engine, EnginePlan, Lockstep, Mode, PoolRequest, Support
+from engine_models.flags import EngineFlags, FlagTable, parse_flags, snake
+from engine_models.parts.protocols import Scheduler
+from hardware_profiles.device import DeviceKind
+from hardware_profiles.errors import InputError, PlanError, nearest
+
+BUILT_IN = {
+    "vllm": "engine_models.engines.vllm",
+    "sglang": "engine_models.engines.sglang",
+}
+"""Engine -> its module, imported when a pool asks for it. The first is the one that examples show."""
+
+SPELLINGS: dict[str, str] = {}
+"""Other spellings of these names, in lower case with underscores."""
+
+GROUP = "capacity_plan.engine_models"
+EXAMPLE = next(iter(BUILT_IN))
+
+
+def split(text: str) -> tuple[str, str | None]:
+    """Split "vllm@0.15.1" into the engine's name, common spellings forgiven, and the version."""
+    name, _, version = text.partition("@")
+    name = name.strip().lower()
+    key = name.replace("-", "_").replace(".", "_").replace(" ", "_")
+    for known in (name, key):
+        name = SPELLINGS.get(known, known if known in BUILT_IN else name)
+    return name, version.strip() or None
+
+
+def names() -> list[str]:
+    """All engines: those of this package, then plug-ins."""
+    return [*BUILT_IN, *sorted(_plug_ins())]
+
+
+def find(text: str) -> Engine | None:
+    """The engine that `text` names, with or without a version; None if there is none. InputError for a plug-in that is broken."""
+    name, _ = split(text)
+    if name in BUILT_IN:
+        module: Any = import_module(BUILT_IN[name])
+        engine: Engine = module.ENGINE
+        return engine
+    point = _plug_ins().get(name)
+    return _plugged(point) if point is not None else None
+
+
+def engine_named(text: str, *, where: str | None = None) -> Engine:
+    """The engine that `text` names; InputError naming the nearest if there is none."""
+    found = find(text)
+    if found is None:
+        name, known = split(text)[0], names()
+        close = nearest(name, known)
+        raise InputError(
+            f"engine '{name}' is not modelled" + (f"; did you mean '{close}'?" if close else ""),
+            where=where,
+            mend=f"one of: {', '.join(sorted(known))} (`capacity-plan list engines`)",
+        )
+    return found
+
+
+def plan(engine: Engine, request: PoolRequest, version: str | None) -> EnginePlan:
+    """Resolve a pool; of a plug-in, what it breaks is refused in words."""
+    if engine.name in BUILT_IN:
+        return engine.plan(request, version)
+    try:
+        found = engine.plan(request, version)
+    except PlanError:
+        raise
+    except Exception as error:
+        raise _broken(engine.name, f"its plan() failed: {_said(error)}") from error
+    if not isinstance(found, EnginePlan):
+        raise _broken(engine.name, f"its plan() returns {_kind(found)}, no EnginePlan")
+    _scheduler(engine.name, found, "jump")
+    return replace(found, scheduler=lambda mode: _scheduler(engine.name, found, mode))
+
+
+def with_feature(feature: str) -> list[Engine]:
+    """The engines of this package that have a feature."""
+    return [engine for engine in map(engine_named, BUILT_IN) if feature in engine.features]
+
+
+# Flags ----------------------------------------------------------------------------------------------------
+
+
+def parse_engine_args(engine: str, args: Mapping[str, Any] | str) -> EngineFlags:
+    """Return the flags in `args`: a dict of flag names, or a pasted launch command.
+
+    `engine` may carry a version (``vllm@0.15.1``). For an engine that is not known a dict passes unread.
+    Raises InputError (its `where` the flag) for unknown flags, wrong values, and text that is no command.
+
+    >>> parse_engine_args("vllm", "vllm serve org/m -tp 4 --max-model-len=32k").values
+    {'tensor_parallel_size': 4, 'max_model_len': 32000}
+    """
+    found = find(engine)
+    if found is not None:
+        return parse_flags(found.flags(), args, lambda name: _own_word(found, name))
+    if not isinstance(args, str):
+        return EngineFlags({snake(key): value for key, value in args.items()})
+    if not args.strip():
+        return EngineFlags()
+    raise InputError(
+        f"a pasted launch command of '{split(engine)[0]}' cannot be read yet",
+        mend="write the flags as keys: engine_args: {flag_name: value}",
+    )
+
+
+def flag_defaults(engine: str) -> dict[str, Any]:
+    """Every modelled flag of `engine` with its default (None: decided by hardware or model); none for an unknown engine."""
+    found = find(engine)
+    return {name: flag.default for name, flag in found.flags().modelled.items()} if found else {}
+
+
+def launched_by(text: str) -> str | None:
+    """The engine of this package that a launch command starts, by the first of their words in it; None if it holds none."""
+    text = text.lower()
+    places = [
+        (text.index(word), name)
+        for name in BUILT_IN
+        for word in engine_named(name).flags().launch_words
+        if word in text
+    ]
+    return min(places)[1] if places else None
+
+
+def _own_word(engine: Engine, name: str) -> str | None:
+    """The flag of `engine` that says what `name` says to another engine of this package, if there is one."""
+    for other in map(engine_named, BUILT_IN):
+        word = next((word for word, flag in other.same_as.items() if flag == name), None)
+        if word is not None and word in engine.same_as:
+            return engine.same_as[word]
+    return None
+
+
+# Plug-ins -------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _plug_ins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP) if point.name not in BUILT_IN}
+
+
+@lru_cache(maxsize=32)
+def _plugged(point: EntryPoint) -> Engine:
+    """The declaration of a plug-in; InputError naming what it broke."""
+    name = point.name
+    try:
+        loaded = point.load()
+    except Exception as error:
+        raise _broken(name, f"{point.value} cannot be loaded: {_said(error)}") from error
+    if not isinstance(loaded, Engine):
+        if not hasattr(loaded, "ENGINE"):
+            raise _broken(name, f"{point.value} has no ENGINE")
+        loaded = loaded.ENGINE
+    if not isinstance(loaded, Engine):
+        raise _broken(name, f"its ENGINE is {_kind(loaded)}, no engine_models.declaration.Engine")
+    problem = _problem(loaded, name)
+    if problem is not None:
+        raise _broken(name, problem)
+    return loaded
+
+
+def _problem(engine: Engine, name: str) -> str | None:
+    """The first field of a declaration that is not what it has to be, in words; None if all are."""
+    kinds = set(get_args(DeviceKind))
+    texts = {"name": engine.name, "title": engine.title, "kernels": engine.kernels, "oldest": engine.oldest}
+    supports = {"formats": engine.formats, "features": engine.features}
+    mappings = {"versions": engine.versions, "devices": engine.devices, "same_as": engine.same_as, **supports}
+    for field, text in texts.items():
+        if not isinstance(text, str):
+            return f"its `{field}` is {_kind(text)}, no text"
+    if engine.name != name:
+        return f"it declares the engine '{engine.name}' under the entry point '{name}'"
+    for field, mapping in mappings.items():
+        if not isinstance(mapping, Mapping):
+            return f"its `{field}` is {_kind(mapping)}, no mapping"
+    for field, function in {"flags": engine.flags, "plan": engine.plan}.items():
+        if not callable(function):
+            return f"its `{field}` is {_kind(function)}, which cannot be called"
+    if not engine.versions:
+        return "its `versions` are empty"
+    for version, changes in engine.versions.items():
+        if not isinstance(changes, Mapping):
+            return f"its version {version} is {_kind(changes)}, no mapping of switches"
+        engine.parts(version)
+    if not engine.devices or set(engine.devices) - kinds:
+        return f"its `devices` are {', '.join(map(str, engine.devices)) or 'empty'}, not of {', '.join(sorted(kinds))}"
+    for field, offered in supports.items():
+        for key, support in offered.items():
+            if not isinstance(support, Support):
+                return f"`{key}` of its `{field}` is {_kind(support)}, no Support"
+    if set(engine.features) - set(FEATURES):
+        return f"its `features` name {', '.join(sorted(set(engine.features) - set(FEATURES)))}, which is none"
+    if engine.lockstep is not None and not isinstance(engine.lockstep, Lockstep):
+        return f"its `lockstep` is {_kind(engine.lockstep)}, no Lockstep"
+    if engine.overheads_from is not None and engine.overheads_from not in BUILT_IN:
+        return f"its `overheads_from` is {engine.overheads_from!r}, none of {', '.join(BUILT_IN)}"
+    try:
+        table = engine.flags()
+    except Exception as error:
+        return f"its flags() failed: {_said(error)}"
+    return None if isinstance(table, FlagTable) else f"its flags() returns {_kind(table)}, no FlagTable"
+
+
+def _scheduler(name: str, found: EnginePlan, mode: Mode) -> Scheduler:
+    """A scheduler of a plug-in's plan, checked."""
+    try:
+        built = found.scheduler(mode)
+    except Exception as error:  # a missing method among them: abstract classes cannot be instantiated
+        raise _broken(name, f"its scheduler cannot be built: {_said(error)}") from error
+    if not isinstance(built, Scheduler):
+        raise _broken(name, f"its scheduler is {_kind(built)}, no engine_models.parts.protocols.Scheduler")
+    return built
+
+
+def _broken(name: str, what: str) -> InputError:
+    return InputError(
+        f"engine plug-in '{name}': {what}",
+        where="deployment.engine",
+        mend=f"mend or uninstall the package that offers the entry point '{name}' of {GROUP}",
+    )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _kind(value: Any) -> str:
+    return f"of type {type(value).__name__}"
