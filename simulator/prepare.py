@@ -21,14 +21,13 @@ from engine_models.model.architecture import (
 )
 from engine_models.model.blocks import Architecture
 from engine_models.model.formats import FORMATS, format_named
+from engine_models.parts.protocols import StepCost
 from hardware_profiles.device import Device, device_names, load_device
 from hardware_profiles.errors import InputError
 from hardware_profiles.kernels import operations_in_node
 from hardware_profiles.ops import Ops
 from simulator.cost import UnitPrice
 from simulator.price import unit_price
-from simulator.serving.replica import StepTimes
-from simulator.serving.step_group import GroupTimes
 
 if TYPE_CHECKING:
     from simulator.config.schema import Pool, Scenario
@@ -57,7 +56,7 @@ class Prepared:
     assumptions: tuple[str, ...]
     ranks: int = 1
 
-    def times(self) -> StepTimes | GroupTimes:
+    def times(self) -> StepCost:
         """Step-time model of one replica."""
         return self.plan.costs.over(self.kernels)
 

@@ -13,7 +13,8 @@ from simulator.cluster.outcome import FINISHED, REJECTED, UNFINISHED, ClusterRes
 from simulator.results import metrics
 from simulator.results.metrics import Latencies, Window
 from simulator.run import RunResult, simulate
-from simulator.serving.replica import StepLog
+from simulator.serving.emissions import Emissions
+from simulator.serving.log import StepLog
 
 NO_GAPS = (np.zeros(0), np.zeros(0, np.int64))
 SCENARIO: dict[str, Any] = {
@@ -42,6 +43,7 @@ def outcome(arrival_s: Any, end_s: Any, status: Any = None) -> ClusterResult:
     integers = np.zeros(n, np.int64)
     return ClusterResult(
         status=np.full(n, FINISHED) if status is None else np.asarray(status),
+        reason=integers,
         arrival_s=arrival,
         engine_arrival_s=arrival,
         first_scheduled_s=arrival,
@@ -52,7 +54,7 @@ def outcome(arrival_s: Any, end_s: Any, status: Any = None) -> ClusterResult:
         cached_tokens=integers,
         preemptions=integers,
         replica=integers,
-        emissions=[None] * n,
+        emissions=Emissions(n),
         logs=[StepLog()],
         capacity_blocks=[1],
         hit_tokens=0,
@@ -144,8 +146,8 @@ def token_times(result: ClusterResult) -> list[np.ndarray[Any, Any]]:
     """End of the step of every token of every request, one by one."""
     ends = [list(log.end_s) for log in result.logs]
     return [
-        np.array([ends[where][step] for a, b in spans or () for step in range(a, b + 1)])
-        for where, spans in zip(result.replica.tolist(), result.emissions, strict=True)
+        np.array([ends[log][step] for log, a, b in result.emissions.of(row) for step in range(a, b + 1)])
+        for row in range(len(result.emissions))
     ]
 
 

@@ -24,20 +24,17 @@ class Scan(LeastRequests):
 
     def choose(self, now_s: float) -> int:
         for replica in self._replicas:
-            if replica.next_event_s() <= now_s:
-                replica.advance(now_s)
-        return min(range(len(self._replicas)), key=lambda number: self._replicas[number].in_service)
+            replica.advance(now_s)
+        return min(range(len(self._ranks)), key=lambda number: self._ranks[number].in_service)
 
 
 def result(
     case: Case,
     kind: type[LeastRequests],
-    sight: int,
     monkeypatch: pytest.MonkeyPatch,
     tokenise_token_s: float = 0.0,
 ) -> ClusterResult:
-    monkeypatch.setattr("simulator.cluster.cluster.LeastRequests", kind)
-    monkeypatch.setattr(router, "FAR_SIGHTED", sight)
+    monkeypatch.setattr(router, "LeastRequests", kind)
     cluster = Cluster(
         workload_of(case),
         replace(plan_of(case), front=FrontEnd(tokenise_token_s=tokenise_token_s)),
@@ -54,8 +51,8 @@ def result(
 def test_choice_is_that_of_a_scan(case: Case, tokenise_token_s: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
         runs: list[Any] = [
-            result(case, kind, sight, patch, tokenise_token_s)
-            for kind, sight in ((Scan, 99), (LeastRequests, 99), (LeastRequests, 1))
+            result(case, kind, patch, tokenise_token_s)
+            for kind in (Scan, LeastRequests)
         ]
     for name in ("status", "replica", "first_token_s", "end_s", "preemptions", "cached_tokens"):
         wanted = getattr(runs[0], name)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import simulator.run
-from simulator import streamed
 from simulator.io.tables import read_columns
 from simulator.results import streamed_figures
 from simulator.results.metrics import weighted_quantiles
@@ -45,7 +44,6 @@ def scenario(requests: int, **deployment: Any) -> dict[str, Any]:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 100 requests, so that a small run has many."""
     monkeypatch.setattr(streaming, "BLOCK", 100)
-    monkeypatch.setattr(streamed.StreamedCluster.__init__, "__kwdefaults__", {"block": 100})
 
 
 def both(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[RunResult, RunResult]:

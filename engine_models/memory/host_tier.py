@@ -55,7 +55,6 @@ class HostTier:
         self.stores_outputs = stores_outputs
         self.blocks = 0
         self.loaded_blocks = 0
-        self.hit_tokens = 0
         self._block_s = block_bytes / link_bytes_per_s
         self._entries: OrderedDict[int | Stored, int] = OrderedDict()  # -> first batch that may find it
         self._loading_keys: dict[int, int] = {}

@@ -75,6 +75,17 @@ class DecodeSet:
             total += phases[-(now + i) % size]
         return total
 
+    def held_over(self, steps: int, held: int) -> list[int]:
+        """Blocks held after each of the next `steps` steps, `held` before them."""
+        phases, size = self.phases, self.block_tokens
+        out: list[int] = []
+        at = -self.steps % size
+        for _ in range(steps):
+            held += phases[at]
+            at = at - 1 if at else size - 1
+            out.append(held)
+        return out
+
     def steps_to_next_end(self) -> int:
         """Steps until some row emits its last token, that step included."""
         ends = self._ends

@@ -10,7 +10,7 @@ row by row, with preemption (`_serve_row_by_row`). `aggregate=False` forces the 
 reference that the first is tested against.
 
 Rows with drafts to verify, and rows whose cache has several groups, are *itemised*: never part of the aggregate, settled one by
-one when their batch is processed (`_settle`).
+one when their batch is settled (`_settle_itemised`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import Block, PagedKV
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.decode_set import DecodeSet
+from engine_models.parts.protocols import INFINITY, Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.waiting import WaitingQueue
 
 
-class ContinuousScheduler:
+class ContinuousScheduler(Scheduler):
     """Waiting and running requests of one replica and the rule that forms the next batch.
 
     Parameters
@@ -61,11 +62,7 @@ class ContinuousScheduler:
         self.next_number = 0
         self.processed_number = -1
         self.preemptions = 0
-        self.hit_tokens = 0
-        self.queried_tokens = 0
-        self.verifications = 0
-        self.verified_drafts = 0
-        self.accepted_drafts = 0
+        self._shape = Batch(-1)
         self.blocked = False
         self._orders = 0
         self._watermark_blocks = int(rules.watermark * (kv.capacity_blocks + 1))
@@ -96,9 +93,21 @@ class ContinuousScheduler:
         """Whether anything waits or runs."""
         return bool(self.running) or bool(self._queue) or bool(self._loading)
 
-    def sleeps_until_s(self) -> float:
-        """When the next load from the host ends [s], 0 if none is under way: till then nothing new can be scheduled."""
-        return min((seq.loaded_s for seq in self._loading), default=0.0)
+    def wake_s(self) -> float:
+        """When the next load from the host ends."""
+        return min((seq.loaded_s for seq in self._loading), default=INFINITY) if self._loading else INFINITY
+
+    def state(self) -> State:
+        """Requests, and blocks."""
+        kv = self.kv
+        total = kv.capacity_blocks
+        return State(len(self.running), self.waiting_count, total - kv.free_blocks, total)
+
+    def close(self) -> None:
+        """Let the ranges of rows that still decode end with the latest batch."""
+        for seq in list(self.running):
+            if seq.state == "decoding":
+                self._leave_decodes(seq, self.next_number - 1)
 
     # -- the step -------------------------------------------------------------------------------------------
 
@@ -397,8 +406,7 @@ class ContinuousScheduler:
             seq.first_hit_tokens = hit
             self.queried_tokens += seq.length
             self.hit_tokens += hit - loaded
-            if self.host is not None:
-                self.host.hit_tokens += loaded
+            self.host_hit_tokens += loaded
         if hit:
             batch.hits.append((seq, hit))
         if batch.rows is not None:
@@ -520,7 +528,7 @@ class ContinuousScheduler:
         )
 
     def _commit_itemised(self, batch: Batch, served: list[tuple[Sequence, int]]) -> None:
-        """Count the tokens of itemised rows; what they emit and whether they end shows only at `_settle`."""
+        """Count the tokens of itemised rows; what they emit and whether they end shows only once settled."""
         for seq, tokens in served:
             prior = seq.computed
             seq.computed += tokens
@@ -534,7 +542,7 @@ class ContinuousScheduler:
                 seq.pending += 1 + drafts
                 seq.drafts = self.rules.speculative_tokens
 
-    def _settle(self, batch: Batch) -> None:
+    def _settle_itemised(self, batch: Batch) -> None:
         """Give the itemised rows of a processed batch their outputs; drafts that were rejected roll back."""
         rules = self.rules
         for seq, tokens, drafts, preemptions in batch.itemised:
@@ -581,12 +589,12 @@ class ContinuousScheduler:
         if last is not None:
             seq.end_emissions(last)
 
-    def process(self, batch: Batch) -> list[Sequence]:
+    def settle(self, batch: Batch) -> list[Sequence]:
         """Take in the results of a batch: ended requests leave and free their blocks, in batch order."""
         self.processed_number = batch.number
         kv = self.kv
         if batch.itemised:
-            self._settle(batch)
+            self._settle_itemised(batch)
         for seq in batch.finishing:
             if seq.state == "preempted":
                 self._queue.remove(seq)
@@ -606,17 +614,20 @@ class ContinuousScheduler:
             self.blocked = False
         return batch.finishing
 
-    def ignores_arrivals(self) -> bool:
-        """Whether a newly arrived request could not change the next steps: the queue's head is stuck before it."""
-        return self.blocked and not self._by_priority
-
     # -- jumping --------------------------------------------------------------------------------------------
 
-    def horizon(self) -> int:
-        """Proven number of next steps that serve exactly the rows of the decode set and nothing else.
+    def run(self) -> Run | None:
+        """Steps that serve exactly the rows of the decode set; deaf while the head of the queue is stuck."""
+        steps = self._proven_steps()
+        if steps < 2:
+            return None
+        shape, decodes = self._shape, self.decodes
+        shape.decode_rows = shape.decode_tokens = shape.tokens = decodes.count
+        shape.decode_kv_tokens = decodes.kv_tokens()
+        return Run(steps, shape, deaf=self.blocked and not self._by_priority)
 
-        The last of them may yield final tokens. 0 if the next step must be formed by `schedule`.
-        """
+    def _proven_steps(self) -> int:
+        """Number of next steps that serve exactly the rows of the decode set, the last of which may yield final tokens."""
         decodes = self.decodes
         if (
             not self.aggregate
@@ -634,22 +645,29 @@ class ContinuousScheduler:
                 steps = min(steps - 1, steps // 2 + 8)
         return steps
 
-    def jump(self, steps: int) -> Batch:
-        """Schedule `steps` pure decode steps at once; returns the last of them."""
+    def take(self, steps: int) -> tuple[Batch, list[int]]:
+        """Schedule `steps` decode steps at once."""
+        held = self._take_blocks(steps)
         decodes = self.decodes
-        need = decodes.blocks_needed_over(steps)
-        if need:
-            self.kv.take(need)
-        decodes.steps += steps
         self.next_number += steps
         batch = Batch(self.next_number - 1)
-        batch.decode_rows = decodes.count
+        self.processed_number = batch.number - 1
+        batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count
         batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
-        batch.tokens = batch.decode_tokens = decodes.count
         self._end_decodes(batch)
         if len(batch.finishing) > 1:
             batch.finishing.sort(key=lambda s: s.order)
-        return batch
+        return batch, held
+
+    def _take_blocks(self, steps: int) -> list[int]:
+        """Take the blocks of `steps` steps of the decode set; return the blocks held after each."""
+        decodes, kv = self.decodes, self.kv
+        held = decodes.held_over(steps, kv.capacity_blocks - kv.free_blocks)
+        need = held[-1] - (kv.capacity_blocks - kv.free_blocks)
+        if need:
+            kv.take(need)
+        decodes.steps += steps
+        return held
 
     def _end_decodes(self, batch: Batch) -> None:
         """Rows of the decode set whose last token this batch yields stop being scheduled.

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from engine_models.memory.radix import Content, Node, RadixPool, RadixTree
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
+from engine_models.parts.protocols import Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
 
 CACHE_AWARE = ("lpm", "dfs-weight", "hrrn", "shortest-prefill-first")
@@ -127,14 +128,14 @@ class _Row:
         self.processed = 0  # prompt tokens prefilled by the replica before it was queued
 
 
-class PrefillFirstScheduler:
+class PrefillFirstScheduler(Scheduler):
     """Waiting and running requests of one replica and the rule that forms the next batch.
 
     Parameters
     ----------
     rules : the knobs.
     kv : the pool and its radix tree.
-    aggregate : allow many decode steps to be scheduled as one (`horizon`, `jump`).
+    aggregate : allow many decode steps to be scheduled as one (`run`, `take`).
     record_rows : keep the ordered rows of every batch (`Batch.rows`).
     """
 
@@ -150,8 +151,7 @@ class PrefillFirstScheduler:
         self.next_number = 0
         self.processed_number = -1
         self.preemptions = 0
-        self.hit_tokens = 0
-        self.queried_tokens = 0
+        self._shape = Batch(-1)
         self.batch_is_full = False
         self.chunked: Sequence | None = None
         self.initial_ratio = min(INIT_RATIO * rules.schedule_conservativeness, 1.0)
@@ -246,9 +246,16 @@ class PrefillFirstScheduler:
         """Whether anything waits or runs."""
         return bool(self.running) or bool(self._waiting) or bool(self._unreceived)
 
-    def ignores_arrivals(self) -> bool:
-        """Whether a newly arrived request could not change the next steps: no prefill is tried until a row leaves."""
-        return self.batch_is_full and not self.rules.preemption and bool(self._decoding)
+    def state(self) -> State:
+        """Requests, and pages; what the tree keeps without a holder counts as free."""
+        total = self.kv.capacity_blocks
+        return State(len(self.running), self.waiting_count, total - self.kv.free_blocks, total)
+
+    def close(self) -> None:
+        """Let the ranges of rows that still decode end with the latest batch."""
+        for seq in list(self.running):
+            if seq.state == "decoding":
+                self._leave_decodes(seq, self.next_number - 1)
 
     # -- the step -------------------------------------------------------------------------------------------
 
@@ -722,7 +729,7 @@ class PrefillFirstScheduler:
         row.node = kv.tree.root
         row.protected = row.entered = 0
 
-    def process(self, batch: Batch) -> list[Sequence]:
+    def settle(self, batch: Batch) -> list[Sequence]:
         """Take in the results of a batch: prompts enter the tree, ended rows leave, in batch order."""
         self.processed_number = batch.number
         extends = batch.extends if isinstance(batch, PrefillFirstBatch) else ()
@@ -776,11 +783,17 @@ class PrefillFirstScheduler:
 
     # -- jumping --------------------------------------------------------------------------------------------
 
-    def horizon(self) -> int:
-        """Proven number of next steps that decode exactly the rows of the decode set and nothing else.
+    def run(self) -> Run | None:
+        """Steps that decode exactly the rows of the decode set; deaf where no prefill is tried until a row leaves."""
+        steps = self._proven_steps()
+        if steps < 2:
+            return None
+        shape, decodes = self._shape, self.decodes
+        shape.decode_rows = shape.decode_tokens = shape.tokens = decodes.count
+        shape.decode_kv_tokens = decodes.kv_tokens()
+        return Run(steps, shape, deaf=self.batch_is_full and not self.rules.preemption)
 
-        0 if the next step must be formed by `schedule`.
-        """
+    def _proven_steps(self) -> int:
         decodes = self.decodes
         if (
             not self.aggregate
@@ -809,13 +822,15 @@ class PrefillFirstScheduler:
             return 0
         return self.rules.receive_interval - 1 - self._since_receipt
 
-    def jump(self, steps: int) -> PrefillFirstBatch:
-        """Schedule `steps` decode steps at once; returns the last of them."""
+    def take(self, steps: int) -> tuple[Batch, list[int]]:
+        """Schedule `steps` decode steps at once."""
         decodes, kv = self.decodes, self.kv
         page = kv.page_tokens
-        before_last = decodes.blocks_needed_over(steps - 1) * page
+        held_before = kv.capacity_blocks - kv.free_blocks
+        held = decodes.held_over(steps, held_before)
+        before_last = (held[-2] - held_before if steps > 1 else 0) * page
         kv.make_room(before_last + decodes.count * page)  # as the last step would
-        kv.free_tokens -= decodes.blocks_needed_over(steps) * page
+        kv.free_tokens -= (held[-1] - held_before) * page
         ratio, decay, least = self.ratio, self.decay, self.least_ratio
         for _ in range(steps):
             if ratio <= least:
@@ -830,11 +845,12 @@ class PrefillFirstScheduler:
             self._last_decoded = True
         self.next_number += steps
         batch = PrefillFirstBatch(self.next_number - 1)
+        self.processed_number = batch.number - 1
         self._last_decode = batch.number
         batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count
         batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
         self._end_decodes(batch)
-        return batch
+        return batch, held
 
 
 class _Adder:

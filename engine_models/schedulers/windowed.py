@@ -478,8 +478,7 @@ class WindowedScheduler(ContinuousScheduler):
 
     # -- jumping --------------------------------------------------------------------------------------------
 
-    def horizon(self) -> int:
-        """As of the base: proven number of next steps that serve exactly the rows of the decode set and nothing else."""
+    def _proven_steps(self) -> int:
         decodes = self._rows
         waits = self.waiting_count > 0
         if (
@@ -495,19 +494,13 @@ class WindowedScheduler(ContinuousScheduler):
         most_free = self._stuck_at - 1 if waits and self._stuck_at is not None else None
         return decodes.certain_steps(steps, most_free, keep_shared=waits and self._stuck_keeps_hit)
 
-    def jump(self, steps: int) -> Batch:
-        """As of the base: schedule `steps` pure decode steps at once; returns the last of them."""
-        decodes = self._rows
+    def _take_blocks(self, steps: int) -> list[int]:
+        decodes, kv = self._rows, self._hybrid
+        held: list[int] = []
         for _ in range(steps):
             decodes.advance()
-        self.next_number += steps
-        batch = Batch(self.next_number - 1)
-        batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count
-        batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
-        self._end_decodes(batch)
-        if len(batch.finishing) > 1:
-            batch.finishing.sort(key=lambda s: s.order)
-        return batch
+            held.append(kv.capacity_blocks - kv.free_blocks)
+        return held
 
 
 __all__ = ["WindowedDecodes", "WindowedScheduler"]

@@ -1,7 +1,7 @@
-"""The simulation clock: SimPy's event queue behind two verbs.
+"""The simulation clock: SimPy's event queue behind three verbs.
 
-Events are ordered by (time, priority, sequence). They carry what is asynchronous between parts (arrivals, releases,
-results that another part waits for); what happens inside a replica is not an event each.
+Events are ordered by (time, priority, sequence). They carry what is asynchronous between parts (releases, results that another
+part waits for); arrivals that are known beforehand are walked in order, and what happens inside a replica is not an event each.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class Clock:
         """Time of the next event, infinity if there is none."""
         return float(self._env.peek())
 
-    def run(self) -> None:
-        """Process events until none is left."""
-        self._env.run()
+    def run_before(self, time_s: float, priority: int) -> None:
+        """Process the events that come before one of this priority at `time_s`; new ones too."""
+        env, queue = self._env, self._env._queue
+        while queue and (queue[0][0], queue[0][1]) < (time_s, priority):
+            env.step()

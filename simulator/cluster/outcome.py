@@ -1,40 +1,68 @@
-"""What became of the requests of a run, by column, and the totals of its replicas, whether it is held in memory or streamed."""
+"""What became of the requests of a run, by column, and the totals of its replicas."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from collections.abc import Sequence as Series
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.declaration import EnginePlan
+from engine_models.declaration import Limits
 from engine_models.lengths import judged
 from engine_models.parts.sequence import Sequence
-from simulator.serving.emissions import Emissions, Spans
-from simulator.serving.replica import Replica, StepLog
+from simulator.serving.emissions import Emissions
+from simulator.serving.log import StepLog
+from simulator.serving.rank import Rank
+from simulator.serving.replica import Replica
 from simulator.workload.columns import Workload
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 AnyIntArray = NDArray[np.signedinteger[Any]]
 
-FINISHED, UNFINISHED, REJECTED, NOT_ARRIVED = 0, 1, 2, 3
-STATUS_NAMES = ("finished", "unfinished", "rejected", "not_arrived")
+FINISHED, UNFINISHED, REJECTED, FAILED, NOT_ARRIVED = range(5)
+STATUS_NAMES = ("finished", "unfinished", "rejected", "failed", "not_arrived")
+"""How a request ended. One that has not arrived was never offered, and counts in no total."""
+
+
+class Reason(IntEnum):
+    """Why a request ended as it did; `STOP` and `LENGTH` are told apart in the table of requests."""
+
+    STOP = 0
+    LENGTH = 1
+    NOT_ARRIVED = 2
+    DRAIN_ENDED = 3
+    INTERRUPTED = 4
+    PROMPT_TOO_LONG = 5
+    LIMIT_TOO_LONG = 6
+    EXCEEDS_KV_CACHE = 7
+    SHED_429 = 8
+    SHED_503 = 9
+    TIMED_OUT = 10
+    CANCELLED = 11
+    NODE_LOST = 12
+    KV_LOAD_FAILED = 13
+
+
+SHED = {"429": Reason.SHED_429, "503": Reason.SHED_503}
+"""Why a request is rejected by a full front end, by what it answers."""
+REASON_NAMES = tuple(reason.name.lower() for reason in Reason)
 
 
 @dataclass
 class ClusterResult:
-    """What happened to every request (arrays over the workload's rows) and what every replica did.
+    """What happened to every request (arrays over the workload's rows) and what every rank did.
 
-    Times in seconds on the client's clock; NaN where a request did not get that far. `emissions[i]` are the inclusive ranges of
-    batch numbers of replica[i] in which request i emitted a token. `stopped_at_s` is the simulated time that all replicas had
-    reached when the run was stopped from outside, None for a complete run.
+    Times in seconds on the client's clock; NaN where a request did not get that far. `replica` is the number of the rank that
+    served a request last, `emissions` name the steps of logs in which requests emitted tokens. `stopped_at_s` is the time that
+    all replicas had reached when the run was stopped from outside, None for a complete run.
     """
 
     status: AnyIntArray
+    reason: AnyIntArray
     arrival_s: FloatArray
     engine_arrival_s: FloatArray
     first_scheduled_s: FloatArray
@@ -45,7 +73,7 @@ class ClusterResult:
     cached_tokens: AnyIntArray
     preemptions: AnyIntArray
     replica: AnyIntArray
-    emissions: Series[Spans | None]
+    emissions: Emissions
     logs: list[StepLog]
     capacity_blocks: list[int]
     hit_tokens: int
@@ -61,22 +89,28 @@ class ClusterResult:
 class Rows:
     """Requests `first`, `first` + 1, ... of a run and what became of them, as the columns of a `ClusterResult`.
 
-    `limits` are what the engine makes of their lengths, `accepted` the rows that it takes, `left` how many of those have not
-    ended. Every request counts as not arrived until `deal` or `arrive` says otherwise.
+    `lengths` are what the engine makes of their lengths, `accepted` the rows that it takes, `left` how many may still end or
+    arrive. Those with a time of arrival arrive; the others count as not arrived until they do.
     """
 
-    def __init__(self, workload: Workload, plan: EnginePlan, first: int = 0) -> None:
+    def __init__(self, workload: Workload, limits: Limits, first: int = 0) -> None:
         n = len(workload)
         self.first = first
         self.workload = workload
-        self.limits = judged(
-            workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, plan.limits
+        found = self.lengths = judged(
+            workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, limits
         )
-        self.refused = self.limits.refused
+        self.refused = found.refused
         self.accepted = np.flatnonzero(~self.refused)
-        self.left = len(self.accepted)
         self.arrival_s = workload.arrival_s.copy()
+        self.known = ~np.isnan(self.arrival_s)
+        self.left = int(n - (self.refused & self.known).sum())
         self.status = np.full(n, NOT_ARRIVED, dtype=np.int8)
+        self.reason = np.full(n, Reason.DRAIN_ENDED, dtype=np.int8)
+        self.reason[found.never_fits] = Reason.EXCEEDS_KV_CACHE
+        self.reason[found.asked_too_much] = Reason.LIMIT_TOO_LONG
+        self.reason[found.too_long] = Reason.PROMPT_TOO_LONG
+        self.status[self.known] = np.where(self.refused, REJECTED, UNFINISHED)[self.known]
         self.engine_arrival_s = np.full(n, np.nan)
         self.first_scheduled_s = np.full(n, np.nan)
         self.end_s = np.full(n, np.nan)
@@ -85,14 +119,20 @@ class Rows:
         self.replica = np.full(n, -1, dtype=np.int32)
         self.emissions = Emissions(n)
 
-    def all_arrive(self) -> None:
-        """Note that all requests arrive, each at its time."""
-        self.status[:] = np.where(self.refused, REJECTED, UNFINISHED)
+    def arrive(self, row: int, now_s: float) -> bool:
+        """Note that a released request arrives; return whether the engine takes it."""
+        self.arrival_s[row] = now_s
+        if self.refused[row]:
+            self.status[row] = REJECTED
+            self.left -= 1
+            return False
+        self.status[row] = UNFINISHED
+        return True
 
-    def deal(self, replicas: int, dealt: int = 0) -> list[IntArray]:
-        """Deal the accepted requests to the replicas in turn, after `dealt` others; return the rows of each replica."""
-        self.replica[self.accepted] = (dealt + np.arange(len(self.accepted))) % replicas
-        return [self.accepted[(number - dealt) % replicas :: replicas] for number in range(replicas)]
+    def deal(self, ranks: int, dealt: int = 0) -> list[IntArray]:
+        """Deal the accepted requests to the ranks in turn, after `dealt` others; return the rows of each rank."""
+        self.replica[self.accepted] = (dealt + np.arange(len(self.accepted))) % ranks
+        return [self.accepted[(number - dealt) % ranks :: ranks] for number in range(ranks)]
 
     def keep(self, seq: Sequence) -> None:
         """Note what a request's object knows."""
@@ -101,22 +141,30 @@ class Rows:
         self.first_scheduled_s[row] = seq.first_scheduled_s if seq.first_scheduled_s >= 0 else np.nan
         self.cached[row] = seq.first_hit_tokens
         self.preemptions[row] = seq.preemptions
-        self.emissions.note(row, seq.emissions)
+        self.emissions.note(row, seq.emissions, int(self.replica[row]))
 
     def finish(self, seq: Sequence, end_s: float) -> None:
         """Note the end of a request."""
         row = seq.index - self.first
         self.status[row] = FINISHED
+        self.reason[row] = Reason.STOP
         self.end_s[row] = end_s
         self.left -= 1
         self.keep(seq)
 
-    def cut(self, reached_s: float, live: dict[int, Sequence]) -> None:
-        """Note that the run was stopped at `reached_s`: what arrives later has not arrived, and lives no more."""
-        late = np.isin(self.status, (UNFINISHED, REJECTED)) & (self.arrival_s > reached_s)
+    def end(self, row: int, status: int, reason: Reason) -> None:
+        """Note that a request that has arrived ends without its answer."""
+        self.status[row] = status
+        self.reason[row] = reason
+        self.left -= 1
+
+    def cut(self, reached_s: float) -> IntArray:
+        """Note that the run was stopped at `reached_s`; return the rows that arrive only later, and so have not arrived."""
+        here = np.isin(self.status, (UNFINISHED, REJECTED))
+        late = here & (self.arrival_s > reached_s)
         self.status[late] = NOT_ARRIVED
-        for row in (np.flatnonzero(late) + self.first).tolist():
-            live.pop(row, None)
+        self.reason[self.status == UNFINISHED] = Reason.INTERRUPTED
+        return np.flatnonzero(late)
 
 
 def reached_s(replicas: list[Replica], limit_s: float) -> float:
@@ -124,64 +172,66 @@ def reached_s(replicas: list[Replica], limit_s: float) -> float:
     return min((replica.clock_s for replica in replicas if replica.busy()), default=limit_s)
 
 
-def leave(replicas: list[Replica], live: Iterable[Sequence], until_s: float) -> list[Sequence]:
+def leave(ranks: list[Rank], live: Iterable[Sequence], until_s: float) -> list[Sequence]:
     """End the bookkeeping of a run; return the requests left unfinished of which there is something to keep.
 
     A request that reaches the scheduler after `until_s`, the end of the run, has got no further than the front end.
     """
-    for replica in replicas:
-        scheduler = replica.scheduler
-        for seq in list(scheduler.running):
-            if seq.state == "decoding":
-                scheduler._leave_decodes(seq, scheduler.next_number - 1)
+    for rank in ranks:
+        rank.scheduler.close()
     return [seq for seq in live if seq.first_scheduled_s >= 0 or seq.arrival_s <= until_s]
 
 
-def last_step_s(replicas: list[Replica]) -> float:
+def last_step_s(ranks: list[Rank]) -> float:
     """When the last step that the logs hold ended, 0 without any."""
-    return max((replica.log.end_s[-1] for replica in replicas if replica.log.end_s), default=0.0)
+    return max((rank.log.end_s[-1] for rank in ranks if rank.log.end_s), default=0.0)
 
 
 def outcome(
-    rows: Rows, replicas: list[Replica], after_s: float, end_of_run_s: float, stopped_at_s: float | None
+    rows: Rows, ranks: list[Rank], after_s: float, end_of_run_s: float, stopped_at_s: float | None
 ) -> ClusterResult:
-    """What happened to `rows`, and the totals of the replicas whatever the requests; `after_s` is between step and client."""
-    first_batch = rows.emissions.first_batch()
-    first_token = np.full(len(first_batch), np.nan)
-    for number, replica in enumerate(replicas):
-        ends = np.frombuffer(replica.log.end_s, dtype=np.float64)
-        place = first_batch - replica.log.retired_steps
-        mine = (rows.replica == number) & (first_batch >= 0) & (place < len(ends))
-        first_token[mine] = ends[place[mine]] + after_s
-        del ends  # a log whose buffer is in use cannot grow
-    schedulers = [replica.scheduler for replica in replicas]
-    hosts = [getattr(scheduler, "host", None) for scheduler in schedulers]
-
-    def total(name: str) -> int:
-        return sum(getattr(scheduler, name, 0) for scheduler in schedulers)
-
+    """What happened to `rows`, and the totals of the ranks whatever the requests; `after_s` is between step and client."""
+    schedulers = [rank.scheduler for rank in ranks]
+    reason = rows.reason
+    reason[rows.status == NOT_ARRIVED] = Reason.NOT_ARRIVED
     return ClusterResult(
         status=rows.status,
+        reason=reason,
         arrival_s=rows.arrival_s,
         engine_arrival_s=rows.engine_arrival_s,
         first_scheduled_s=rows.first_scheduled_s,
-        first_token_s=first_token,
+        first_token_s=_first_tokens_s(rows, ranks, after_s),
         end_s=rows.end_s,
         prompt_tokens=rows.workload.prompt_tokens,
-        output_tokens=rows.limits.output_tokens,
+        output_tokens=rows.lengths.output_tokens,
         cached_tokens=rows.cached,
         preemptions=rows.preemptions,
         replica=rows.replica,
         emissions=rows.emissions,
-        logs=[replica.log for replica in replicas],
-        capacity_blocks=[scheduler.kv.capacity_blocks for scheduler in schedulers],
-        hit_tokens=total("hit_tokens"),
-        queried_tokens=total("queried_tokens"),
+        logs=[rank.log for rank in ranks],
+        capacity_blocks=[scheduler.state().kv_total for scheduler in schedulers],
+        hit_tokens=sum(scheduler.hit_tokens for scheduler in schedulers),
+        queried_tokens=sum(scheduler.queried_tokens for scheduler in schedulers),
         end_of_run_s=end_of_run_s,
         stopped_at_s=stopped_at_s,
-        # not every scheduler can verify drafts or load from the host
-        verifications=total("verifications"),
-        verified_drafts=total("verified_drafts"),
-        accepted_drafts=total("accepted_drafts"),
-        host_hit_tokens=sum(host.hit_tokens for host in hosts if host is not None),
+        verifications=sum(scheduler.verifications for scheduler in schedulers),
+        verified_drafts=sum(scheduler.verified_drafts for scheduler in schedulers),
+        accepted_drafts=sum(scheduler.accepted_drafts for scheduler in schedulers),
+        host_hit_tokens=sum(scheduler.host_hit_tokens for scheduler in schedulers),
     )
+
+
+def _first_tokens_s(rows: Rows, ranks: list[Rank], after_s: float) -> FloatArray:
+    """When the client has each request's first token; NaN where its step has not begun."""
+    found = np.full(len(rows.status), np.nan)
+    log_of, step = rows.emissions.firsts()
+    for number, rank in enumerate(ranks):
+        mine = np.flatnonzero(log_of == number)
+        if not len(mine):
+            continue
+        ends = np.frombuffer(rank.log.end_s, dtype=np.float64)
+        place = step[mine] - rank.log.retired_steps
+        there = place < len(ends)
+        found[mine[there]] = ends[place[there]] + after_s
+        del ends  # a log whose buffer is in use cannot grow
+    return found

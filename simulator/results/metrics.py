@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cluster.outcome import FINISHED, REJECTED, UNFINISHED, ClusterResult
-from simulator.serving.emissions import Emissions
+from simulator.serving.emissions import Ranges
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -165,17 +165,12 @@ def around(value: float, values: FloatArray) -> list[float]:
     return [value - half, value + half]
 
 
-def _spans(result: ClusterResult) -> Emissions:
-    found = result.emissions
-    return found if isinstance(found, Emissions) else Emissions.of(found)
-
-
 def _emitted(result: ClusterResult, edges: FloatArray) -> IntArray:
     """Tokens of all requests that appeared in each bin of `edges`, the last bin closed."""
-    spans = _spans(result)
+    spans = result.emissions.ranges(np.arange(len(result.status)))
     out = np.zeros(len(edges) - 1, dtype=np.int64)
     for number, log in enumerate(result.logs):
-        first, last, _ = spans.ranges(np.flatnonzero(result.replica == number))
+        first, last = spans.of_log(number)
         if not len(first):
             continue
         ends = np.frombuffer(log.end_s, dtype=np.float64)
@@ -275,12 +270,11 @@ def token_gaps(result: ClusterResult, rows: BoolArray) -> tuple[FloatArray, IntA
     began = min((float(c[0]) for c in clocks if len(c)), default=0.0)
     ended = max((float(c[-1]) for c in clocks if len(c)), default=0.0)
     edges = np.linspace(began, ended, STRETCHES + 1)[1:-1]
-    spans = _spans(result)
+    spans = result.emissions.ranges(np.flatnonzero(rows))
     for number, ends in enumerate(clocks):
-        mine = np.flatnonzero(rows & (result.replica == number))
-        if not len(mine) or len(ends) < 2:
+        first, last = spans.of_log(number)
+        if not len(first) or len(ends) < 2:
             continue
-        first, last, owner = spans.ranges(mine)
         # tokens in [first, last] have gaps that end with the steps first + 1 to last, number `first` to `last - 1` here
         weight = _covering(first, last, len(ends) - 1)
         found = np.empty(int(np.count_nonzero(weight)))
@@ -296,19 +290,32 @@ def token_gaps(result: ClusterResult, rows: BoolArray) -> tuple[FloatArray, IntA
         places = [0, *np.searchsorted(ends[1:], edges).tolist(), len(weight)]
         stops.append(np.cumsum([0, *(int(np.count_nonzero(weight[a:b])) for a, b in pairwise(places))]))
         del weight
-        # the first token after a pause; tokens of one step, as drafts yield them, are one chunk to the client
-        again = np.flatnonzero((owner[1:] == owner[:-1]) & (first[1:] > last[:-1]))
-        if len(again):
-            again = again[np.argsort(first[again + 1], kind="stable")]
-            resumed = ends[first[again + 1]]
-            gaps.append(resumed - ends[last[again]])
-            weights.append(np.ones(len(again), dtype=np.int32))
-            stops.append(np.array([0, *np.searchsorted(resumed, edges).tolist(), len(again)]))
+        pauses, resumed = pauses_s(spans, clocks, number)
+        if len(pauses):
+            gaps.append(pauses)
+            weights.append(np.ones(len(pauses), dtype=np.int32))
+            stops.append(np.array([0, *np.searchsorted(resumed, edges).tolist(), len(pauses)]))
     if not gaps:
         return np.zeros(0), np.zeros(0, dtype=np.int64)
     if len(gaps) == 1:
         return gaps[0], weights[0]
     return _by_stretch(gaps, stops), _by_stretch(weights, stops)
+
+
+def pauses_s(spans: Ranges, clocks: list[FloatArray], number: int) -> tuple[FloatArray, FloatArray]:
+    """Gaps before the first tokens in a log after a pause, or after another log, and when those came [s], in order of time.
+
+    Tokens of one step, as drafts yield them, are one chunk to the client. `clocks` are the ends of the steps of every log.
+    """
+    moved = spans.log[1:] != spans.log[:-1]
+    later = (spans.first[1:] > spans.last[:-1]) | moved
+    again = np.flatnonzero((spans.owner[1:] == spans.owner[:-1]) & later & (spans.log[1:] == number))
+    again = again[np.argsort(spans.first[again + 1], kind="stable")]
+    resumed = clocks[number][spans.first[again + 1]]
+    left = clocks[number][np.where(moved[again], 0, spans.last[again])]
+    for i in np.flatnonzero(moved[again]).tolist():
+        left[i] = clocks[int(spans.log[again[i]])][spans.last[again[i]]]
+    return resumed - left, resumed
 
 
 def _by_stretch(arrays: Sequence[NDArray[Any]], stops: Sequence[IntArray]) -> NDArray[Any]:
@@ -323,10 +330,10 @@ def _by_stretch(arrays: Sequence[NDArray[Any]], stops: Sequence[IntArray]) -> ND
 def tokens_emitted(result: ClusterResult, window: Window) -> int:
     """Output tokens that became visible inside the window, of all requests."""
     total = 0
-    spans = _spans(result)
+    spans = result.emissions.ranges(np.arange(len(result.status)))
     for number, log in enumerate(result.logs):
         ends = np.frombuffer(log.end_s, dtype=np.float64)
-        first, last, _ = spans.ranges(np.flatnonzero(result.replica == number))
+        first, last = spans.of_log(number)
         if not len(ends) or not len(first):
             continue
         low = int(np.searchsorted(ends, window.start_s, side="left"))

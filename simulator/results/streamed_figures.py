@@ -17,18 +17,9 @@ from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, REJECTED, STATUS_NA
 from simulator.results import metrics
 from simulator.results.figures import LATENCIES, Figures, lost_backlog, measured_window, peak_of, slo_dict
 from simulator.results.sketch import RELATIVE_ERROR, LogHistogram
-from simulator.results.timeline import (
-    MAX_ROWS,
-    MIN_BIN_S,
-    Amounts,
-    WindowLoad,
-    amounts,
-    averages,
-    events,
-    widen,
-)
-from simulator.serving.emissions import Emissions
-from simulator.serving.replica import StepLog
+from simulator.results.timeline import Bins, WindowLoad, table, widen
+from simulator.serving.emissions import Ranges
+from simulator.serving.log import StepLog
 
 if TYPE_CHECKING:
     from simulator.config.schema import Scenario
@@ -182,13 +173,12 @@ class Check:
 class ReplicaSteps:
     """Steps of one replica that are still needed: how many gaps and tokens fall on each, and its timeline."""
 
-    def __init__(self, log: StepLog, capacity_blocks: int) -> None:
+    def __init__(self, log: StepLog, kv_total: int) -> None:
         self.log = log
-        self.capacity_blocks = max(1, capacity_blocks)
+        self.kv_total = kv_total
         self._gaps = np.zeros(1, dtype=np.int64)  # changes of the number of gaps, by step
         self._tokens = np.zeros(1, dtype=np.int64)
-        self.bin_s = MIN_BIN_S
-        self._bins: Amounts = {}
+        self.bins = Bins(kv_total)
 
     def ends(self) -> FloatArray:
         """End times of the steps that are kept."""
@@ -214,7 +204,7 @@ class ReplicaSteps:
         `seen` gets the gaps [s] with their weights, and the ends of the steps with their tokens.
         """
         log, ends = self.log, self.ends()
-        steps = np.cumsum(np.frombuffer(log.event_steps, dtype=np.int32), dtype=np.int64)
+        steps = np.cumsum(np.frombuffer(log.record_steps, dtype=np.int32), dtype=np.int64)
         if not len(steps):
             return
         done = np.isinf(before_s)
@@ -230,31 +220,11 @@ class ReplicaSteps:
         self._gaps, self._tokens = self._gaps[n:].copy(), self._tokens[n:].copy()
         self._gaps[0] += gaps[-1]
         self._tokens[0] += tokens[-1]
-        found = events(log, records)
-        load.add(found, self.capacity_blocks)
-        self._add_bins(found)
+        found = log.steps(records)
+        load.add(found, self.kv_total)
+        self.bins.add(found)
         del ends, found
         log.retire(records, n)
-
-    def _add_bins(self, found: dict[str, NDArray[Any]]) -> None:
-        last = float(found["end"].max())
-        while last >= self.bin_s * MAX_ROWS:
-            self.widen()
-        first = int(float(found["start"].min()) / self.bin_s)
-        stop = int(last / self.bin_s) + 1
-        edges = (np.arange(first, stop + 1) * self.bin_s).astype(np.float64)
-        for name, values in amounts(found, edges, self.capacity_blocks).items():
-            self._bins.setdefault(name, np.zeros(MAX_ROWS))[first:stop] += values
-
-    def widen(self) -> None:
-        """Make the timeline's bins twice as wide."""
-        self.bin_s *= 2
-        widen(self._bins)
-
-    def timeline(self, bins: int) -> dict[str, NDArray[Any]]:
-        """Columns of the timeline over the first `bins` bins."""
-        found = {name: sums[:bins] for name, sums in self._bins.items()}
-        return averages(found or None, bins, self.bin_s)
 
 
 def _grown(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
@@ -359,28 +329,26 @@ class Tally:
             check.add(np.where(np.isnan(values), np.inf, values))
 
     def _tokens(self, raw: ClusterResult, rows: BoolArray) -> None:
-        spans = raw.emissions
-        assert isinstance(spans, Emissions)
         window = self.window
+        spans = raw.emissions.ranges(np.arange(len(rows)))
+        dropped = np.array([steps.log.retired_steps for steps in self._replicas])[spans.log]
+        spans = spans._replace(first=spans.first - dropped, last=spans.last - dropped)
+        chosen = rows[spans.owner]
+        counted = Ranges(spans.log[chosen], spans.first[chosen], spans.last[chosen], spans.owner[chosen])
+        clocks = [steps.ends() for steps in self._replicas]
         for number, steps in enumerate(self._replicas):
-            mine = np.flatnonzero(raw.replica == number)
-            if not len(mine):
+            first, last = spans.of_log(number)
+            if not len(first):
                 continue
-            ends, dropped = steps.ends(), steps.log.retired_steps
-            first, last, owner = spans.ranges(mine)
-            first, last = first - dropped, last - dropped
-            low = int(np.searchsorted(ends, window.start_s, side="left"))
-            high = int(np.searchsorted(ends, window.end_s, side="right")) - 1
+            low = int(np.searchsorted(clocks[number], window.start_s, side="left"))
+            high = int(np.searchsorted(clocks[number], window.end_s, side="right")) - 1
             self._sums["tokens"] += int(
                 np.maximum(np.minimum(last, high) - np.maximum(first, low) + 1, 0).sum()
             )
-            counted = rows[owner]
-            steps.count(first[counted], last[counted], first, last)
-            again = np.flatnonzero((owner[1:] == owner[:-1]) & (first[1:] > last[:-1]) & counted[1:])
-            if len(again):
-                pauses = ends[first[again + 1]] - ends[last[again]]
-                self._gap(pauses, np.ones(len(again), np.int64))
-            del ends
+            steps.count(*counted.of_log(number), first, last)
+            pauses, _ = metrics.pauses_s(counted, clocks, number)
+            if len(pauses):
+                self._gap(pauses, np.ones(len(pauses), np.int64))
 
     def _gap(self, gaps_s: FloatArray, weights: NDArray[Any]) -> None:
         self._stats["itl_ms"].add(gaps_s * 1e3, weights)
@@ -494,18 +462,8 @@ class Tally:
         ) or lost_backlog(self._counts, window, end_of_run_s, stopped_at_s)
 
     def timeline(self, end_of_run_s: float) -> dict[str, NDArray[Any]]:
-        """Columns of `timeline.parquet`, in bins of one second, or of as many doublings of it as make at most `MAX_ROWS`."""
-        width = max(steps.bin_s for steps in self._replicas)
-        for steps in self._replicas:
-            while steps.bin_s < width:
-                steps.widen()
-        bins = min(MAX_ROWS, max(1, int(np.ceil(max(end_of_run_s, MIN_BIN_S) / width))))
-        columns: dict[str, list[NDArray[Any]]] = {}
-        for number, steps in enumerate(self._replicas):
-            rows = {"instance_id": np.full(bins, number, dtype=np.int64), "t_s": np.arange(bins) * width}
-            for name, values in (rows | steps.timeline(bins)).items():
-                columns.setdefault(name, []).append(values)
-        return {name: np.concatenate(parts) for name, parts in columns.items()}
+        """Columns of `timeline.parquet`."""
+        return table([steps.bins for steps in self._replicas], end_of_run_s)
 
 
 __all__ = ["Batches", "Check", "ReplicaSteps", "Statistic", "Tally", "TimeBins"]

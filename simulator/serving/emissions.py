@@ -1,89 +1,98 @@
-"""Which batches gave each request its tokens: inclusive ranges of batch numbers, kept flat.
+"""Which steps gave each request its tokens: inclusive ranges of step numbers of a log, kept flat.
 
-A request of an undisturbed run emits in one range; one that was preempted, or paused by others' prefills, in several. Ranges are
-appended when a request ends, so that its own objects can go; two flat columns and a start a row hold a million requests in a few
-tens of megabytes.
+A request of an undisturbed run emits in one range; one that was preempted, or paused by others' prefills, in several, and one
+that moved from one replica to another in the logs of both. Ranges are appended when a request leaves a rank, so that its own
+objects can go; three flat columns and a start a row hold a million requests in a few tens of megabytes.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
-from typing import overload
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
-Spans = list[list[int]]
 
 
-class Emissions(Sequence[Spans | None]):
-    """Ranges of n requests: `emissions[row]` is a list of `[first, last]` batch numbers, None where nothing was noted.
+class Ranges(NamedTuple):
+    """Ranges that are not empty, request by request in order of time: log, first and last step, and the request's row."""
 
-    A range with `last < first` is empty.
-    """
+    log: NDArray[np.int32]
+    first: IntArray
+    last: IntArray
+    owner: IntArray
+
+    def of_log(self, number: int) -> tuple[IntArray, IntArray]:
+        """First and last steps of the ranges in one log."""
+        if not len(self.log):
+            return self.first, self.last
+        mine = self.log == number
+        return (self.first, self.last) if mine.all() else (self.first[mine], self.last[mine])
+
+
+class Emissions:
+    """Ranges of n requests."""
 
     def __init__(self, n: int) -> None:
         self._start = np.full(n, -1, dtype=np.int64)
         self._count = np.zeros(n, dtype=np.int32)
+        self._log = array("i")
         self._first = array("q")
         self._last = array("q")
 
-    @classmethod
-    def of(cls, spans: Iterable[Spans | None]) -> Emissions:
-        """Return the same ranges, kept flat."""
-        rows = list(spans)
-        emissions = cls(len(rows))
-        for row, found in enumerate(rows):
-            if found:
-                emissions.note(row, found)
-        return emissions
-
-    def note(self, row: int, spans: Spans) -> None:
-        """Note the ranges of a request, once."""
-        self._start[row] = len(self._first)
-        self._count[row] = len(spans)
+    def note(self, row: int, spans: list[list[int]], log: int) -> None:
+        """Append ranges `[first, last]` of a request in a log, later than those it has; empty ones have `last < first`."""
+        start, count = int(self._start[row]), int(self._count[row])
+        at = len(self._first)
+        if count and start + count != at:  # others came between: bring those it has to the end
+            for column in (self._log, self._first, self._last):
+                column.extend(column[start : start + count])
+        elif count:
+            at = start
+        self._start[row] = at
+        self._count[row] = count + len(spans)
         for first, last in spans:
+            self._log.append(log)
             self._first.append(first)
             self._last.append(last)
 
     def __len__(self) -> int:
         return len(self._start)
 
-    @overload
-    def __getitem__(self, row: int) -> Spans | None: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[Spans | None]: ...
-    def __getitem__(self, row: int | slice) -> Spans | list[Spans | None] | None:
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        start, count = int(self._start[row]), int(self._count[row])
-        if start < 0:
-            return None
-        return [[self._first[i], self._last[i]] for i in range(start, start + count)]
+    def of(self, row: int) -> list[tuple[int, int, int]]:
+        """Ranges of a request: log, first and last step."""
+        start = int(self._start[row])
+        return [(self._log[i], self._first[i], self._last[i]) for i in range(start, start + int(self._count[row]))]
 
-    def first_batch(self) -> IntArray:
-        """Batch of each request's first range, -1 where it has none."""
-        out = np.full(len(self), -1, dtype=np.int64)
+    def firsts(self) -> tuple[NDArray[np.int32], IntArray]:
+        """Log and step of each request's first range, -1 where it has none."""
+        log = np.full(len(self), -1, dtype=np.int32)
+        step = np.full(len(self), -1, dtype=np.int64)
         some = self._count > 0
         if some.any():
-            out[some] = np.frombuffer(self._first, dtype=np.int64)[self._start[some]]
-        return out
+            at = self._start[some]
+            log[some] = np.frombuffer(self._log, dtype=np.int32)[at]
+            step[some] = np.frombuffer(self._first, dtype=np.int64)[at]
+        return log, step
 
-    def ranges(self, rows: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-        """First batch, last batch and request of every range that is not empty, of `rows` in that order."""
+    def ranges(self, rows: IntArray) -> Ranges:
+        """Ranges of `rows`, in that order."""
         rows = rows[self._count[rows] > 0]
         if not len(rows):
             nothing = np.zeros(0, dtype=np.int64)
-            return nothing, nothing, nothing
+            return Ranges(np.zeros(0, dtype=np.int32), nothing, nothing, nothing)
         counts = self._count[rows]
         at, owner = self._start[rows], rows
         if (counts > 1).any():
             skipped = np.cumsum(counts, dtype=np.int64) - counts
             at = np.repeat(at - skipped, counts) + np.arange(int(counts.sum()))
             owner = np.repeat(rows, counts)
+        log = np.frombuffer(self._log, dtype=np.int32)[at]
         first = np.frombuffer(self._first, dtype=np.int64)[at]
         last = np.frombuffer(self._last, dtype=np.int64)[at]
         full = last >= first
-        return (first, last, owner) if full.all() else (first[full], last[full], owner[full])
+        if full.all():
+            return Ranges(log, first, last, owner)
+        return Ranges(log[full], first[full], last[full], owner[full])

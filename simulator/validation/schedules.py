@@ -8,6 +8,7 @@ step is compared: the ordered rows with their token counts, who was preempted, t
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence as Series
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import numpy as np
 from engine_models.declaration import Replay
 from engine_models.engines.known import engine_named, find
 from engine_models.parts.batch import Batch
+from engine_models.parts.protocols import FloatArray, StepCost
 from engine_models.parts.sequence import Sequence
 from hardware_profiles.errors import PlanError
-from simulator.serving.replica import FloatArray, Replica
+from simulator.serving.replica import Replica
 from simulator.validation.recordings import read, unreplayed, without_model
 
 
-class RecordedClock:
+class RecordedClock(StepCost):
     """The step time of a recording: linear in prefill tokens, decode rows and attended tokens, no host time."""
 
     def __init__(self, coefficients: dict[str, float]) -> None:
@@ -31,22 +33,31 @@ class RecordedClock:
         self.c = coefficients["c"]
         self.d = coefficients["d"]
 
-    def batch_s(self, batch: Batch) -> tuple[float, float]:
-        """Seconds of a batch; nothing is attributed to prefill."""
-        attended = batch.decode_kv_tokens + sum(new + prior for new, prior in batch.prefill)
-        prefill = batch.tokens - batch.decode_tokens
-        return self.a + self.b * prefill + self.c * batch.decode_rows + self.d * attended, 0.0
+    def step_s(self, batches: Series[Batch]) -> tuple[float, list[float]]:
+        """As of the base: the slowest rank's; nothing is attributed to prefill."""
+        slowest = 0.0
+        for batch in batches:
+            attended = batch.decode_kv_tokens + sum(new + prior for new, prior in batch.prefill)
+            prefill = batch.tokens - batch.decode_tokens
+            own = self.a + self.b * prefill + self.c * batch.decode_rows + self.d * attended
+            slowest = max(slowest, own)
+        return slowest, [0.0] * len(batches)
 
-    def decode_run_s(self, rows: int, kv_tokens: int, steps: int) -> FloatArray:
-        """Seconds of each of several pure decode steps."""
-        attended = kv_tokens + rows * np.arange(steps, dtype=np.int64)
-        return np.asarray(self.a + self.b * 0 + self.c * rows + self.d * attended, dtype=np.float64)
+    def run_s(self, shapes: Series[Batch], steps: int) -> FloatArray:
+        """As of the base."""
+        slowest = np.zeros(steps)
+        for shape in shapes:
+            attended = shape.decode_kv_tokens + shape.grows * np.arange(steps, dtype=np.int64)
+            own = self.a + self.b * 0 + self.c * shape.decode_rows + self.d * attended
+            slowest = np.maximum(slowest, own)
+        return slowest
 
-    def decode_few_s(self, rows: int, kv_tokens: int, steps: int) -> list[float]:
-        """`decode_run_s` as plain numbers."""
-        return [float(x) for x in self.decode_run_s(rows, kv_tokens, steps)]
+    def few_s(self, shapes: Series[Batch], steps: int) -> list[float]:
+        """As of the base."""
+        out: list[float] = self.run_s(shapes, steps).tolist()
+        return out
 
-    def host_s(self, rows: int, prefill_tokens: int) -> float:
+    def host_s(self, batch: Batch) -> float:
         """No host time."""
         return 0.0
 
@@ -152,7 +163,7 @@ def drive(run: Replay, config: dict[str, Any], requests: list[dict[str, Any]]) -
         out.append(run.as_recorded(batch, ids))
 
     replica = Replica(
-        run.scheduler,
+        [run.scheduler],
         RecordedClock(config["step_time"]),
         depth=run.depth,
         on_finish=finished,
@@ -163,7 +174,7 @@ def drive(run: Replay, config: dict[str, Any], requests: list[dict[str, Any]]) -
         if arrivals and arrivals[0][0] <= event:
             arrival, index = heapq.heappop(arrivals)
             replica.advance(arrival)
-            replica.submit(make(index, arrival))
+            replica.ranks[0].submit(make(index, arrival))
         else:  # up to the next arrival, the next decision or the next end of a request, which may bring an arrival
             limit = float(np.nextafter(event, np.inf))
             replica.advance(min(limit, arrivals[0][0]) if arrivals else limit, stop_after_finish=True)

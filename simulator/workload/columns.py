@@ -6,7 +6,7 @@ the rows without an arrival time when their predecessor ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,6 +113,18 @@ class Workload:
 
     def __len__(self) -> int:
         return len(self.prompt_tokens)
+
+    def blocks(self) -> Iterator[Workload]:
+        """The requests in one block, as a stream yields them in many."""
+        yield self
+
+
+def no_requests() -> Workload:
+    """A workload without requests."""
+    no, none = np.zeros(0), np.zeros(0, np.int64)
+    return Workload(
+        no, none, none, none, none, no, no, none, none, none, (), None, None, duration_s=0.0, warmup_s=0.0, drain_s=0.0
+    )
 
 
 def same_int(value: int, n: int) -> IntArray:

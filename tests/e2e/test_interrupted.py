@@ -10,9 +10,9 @@ import pytest
 
 import simulator.run
 from simulator.cli import interrupt
+from simulator.cluster.cluster import Cluster
 from simulator.io.rundir import read_run
 from simulator.io.tables import read_columns
-from simulator.streamed import StreamedCluster
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
@@ -22,16 +22,16 @@ def test_a_streamed_run_keeps_its_part(
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 50)
     monkeypatch.setattr(interrupt, "KEEP_AFTER_S", 0.0)
-    real, ended = StreamedCluster._finished, 0
+    real, ended = Cluster._finished, 0
 
-    def finished(self: StreamedCluster, seq: Any, now_s: float) -> None:
+    def finished(self: Cluster, seq: Any, now_s: float) -> None:
         nonlocal ended
         ended += 1
         if ended == 180:
             signal.raise_signal(number)
         real(self, seq, now_s)
 
-    monkeypatch.setattr(StreamedCluster, "_finished", finished)
+    monkeypatch.setattr(Cluster, "_finished", finished)
     run = cli(
         "simulate",
         "small.yaml",
@@ -60,7 +60,7 @@ def test_terminated_soon_nothing_is_written(
 ) -> None:
     monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 10)
     monkeypatch.setattr(
-        StreamedCluster, "_finished", lambda self, seq, now_s: signal.raise_signal(signal.SIGTERM)
+        Cluster, "_finished", lambda self, seq, now_s: signal.raise_signal(signal.SIGTERM)
     )
     run = cli("simulate", "small.yaml", "--set", "workload.duration=60")
     assert (run.code, run.err) == (130, "error: interrupted; nothing was written\n")

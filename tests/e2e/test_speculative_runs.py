@@ -33,8 +33,8 @@ def run(speculative: dict[str, Any] | None, aggregate: bool = True, **deployment
 
 def tokens_of(result: RunResult, row: int) -> list[int]:
     """Batch of every token of a request."""
-    spans = result.raw.emissions[row] or []
-    return [batch for first, last in spans for batch in range(first, last + 1)]
+    spans = result.raw.emissions.of(row)
+    return [batch for _, first, last in spans for batch in range(first, last + 1)]
 
 
 @pytest.mark.parametrize("method", ["eagle3", "ngram"])

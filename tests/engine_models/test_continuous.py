@@ -29,9 +29,9 @@ def scheduler_of(blocks: int = 1000, *, caching: bool = False, **knobs: Any) -> 
 def steps_of(scheduler: ContinuousScheduler, seqs: list[Sequence]) -> list[Batch]:
     """All at once at time 0, to the end."""
     out: list[Batch] = []
-    replica = Replica(scheduler, RecordedClock(CLOCK), depth=scheduler.rules.in_flight, on_batch=out.append)
+    replica = Replica([scheduler], RecordedClock(CLOCK), depth=scheduler.rules.in_flight, on_batch=out.append)
     for seq in seqs:
-        replica.submit(seq)
+        replica.ranks[0].submit(seq)
     replica.advance(1e9)
     assert not replica.busy()
     assert scheduler.kv.free_blocks == scheduler.kv.capacity_blocks
@@ -119,7 +119,7 @@ def results(case: Case, kv: PagedKV | HybridKV, *, drafts: int = 0, **options: A
     scheduler = ContinuousScheduler(rules, kv, **options)
     ends: dict[int, float] = {}
     replica = Replica(
-        scheduler,
+        [scheduler],
         RecordedClock(CLOCK),
         depth=case.depth,
         on_finish=lambda seq, now_s: ends.__setitem__(seq.index, now_s),
@@ -134,13 +134,13 @@ def results(case: Case, kv: PagedKV | HybridKV, *, drafts: int = 0, **options: A
         runs = tuple((int(content.segment[r]), int(content.offset[r]), int(content.length[r])) for r in span)
         priority = w.classes[w.class_index[i]].priority
         prompt, output, arrival = int(w.prompt_tokens[i]), int(w.output_tokens[i]), float(w.arrival_s[i])
-        replica.submit(
+        replica.ranks[0].submit(
             Sequence(i, prompt, output, arrival, priority=priority, runs=runs, shareable_tokens=prompt)
         )
     replica.advance(1e9)
     assert not replica.busy()
     assert kv.free_blocks == kv.capacity_blocks
-    return ends, replica.log.end_s.tobytes(), scheduler.preemptions, scheduler.hit_tokens
+    return ends, replica.ranks[0].log.end_s.tobytes(), scheduler.preemptions, scheduler.hit_tokens
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -179,10 +179,10 @@ def test_a_row_that_left_the_aggregate_and_came_back_ends_once() -> None:
 
 def test_a_replica_has_no_next_event_in_its_past() -> None:
     """A request that reached the engine while a batch ran is due when the batch has ended, not before."""
-    replica = Replica(scheduler_of(in_flight=2), RecordedClock(CLOCK), depth=2)
-    replica.submit(Sequence(0, 50, 1, 0.0))
+    replica = Replica([scheduler_of(in_flight=2)], RecordedClock(CLOCK), depth=2)
+    replica.ranks[0].submit(Sequence(0, 50, 1, 0.0))
     replica.advance(0.001)
-    replica.submit(Sequence(1, 50, 1, 0.002))
+    replica.ranks[0].submit(Sequence(1, 50, 1, 0.002))
     replica.advance(1.0, stop_after_finish=True)
     assert replica.clock_s > 0.002
     assert replica.next_event_s() == replica.clock_s
@@ -191,9 +191,9 @@ def test_a_replica_has_no_next_event_in_its_past() -> None:
 def test_prompts_are_tokenised_one_after_the_other() -> None:
     """At 10 ms a token: 50 tokens from 0 s, 20 that wait for them, and 10 that find the front end free."""
     seqs = [Sequence(0, 50, 1, 0.0), Sequence(1, 20, 1, 0.1), Sequence(2, 10, 1, 2.0)]
-    replica = Replica(scheduler_of(), RecordedClock(CLOCK), tokenise_token_s=0.01)
+    replica = Replica([scheduler_of()], RecordedClock(CLOCK), tokenise_token_s=0.01)
     for seq in seqs:
-        replica.submit(seq)
+        replica.ranks[0].submit(seq)
     assert [seq.arrival_s for seq in seqs] == pytest.approx([0.5, 0.7, 2.1])
     replica.advance(10.0)
     assert [seq.first_scheduled_s for seq in seqs] == pytest.approx([0.5, 0.7, 2.1])
@@ -219,5 +219,5 @@ def test_a_step_of_preemptions_alone_costs_nobody_a_token() -> None:
         }
     )
     assert result.raw.preemptions.sum() > 0
-    emitted = [sum(last - first + 1 for first, last in spans or []) for spans in result.raw.emissions]
-    assert emitted == result.raw.output_tokens.tolist()
+    spans = [result.raw.emissions.of(row) for row in range(len(result.raw.status))]
+    assert [sum(last - first + 1 for _, first, last in of) for of in spans] == result.raw.output_tokens.tolist()

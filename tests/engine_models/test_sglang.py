@@ -38,14 +38,14 @@ def serve(
     scheduler = PrefillFirstScheduler(rules, pool, aggregate=aggregate)
     ends: list[tuple[int, float]] = []
     replica = Replica(
-        scheduler,  # type: ignore[arg-type]
+        [scheduler],
         RecordedClock(CLOCK),
         depth=rules.in_flight,
         on_finish=lambda seq, now_s: ends.append((seq.index, now_s)),
     )
     for seq in requests:
         replica.advance(seq.arrival_s)
-        replica.submit(seq)
+        replica.ranks[0].submit(seq)
     replica.advance(float("inf"))
     return replica, scheduler, ends
 
@@ -120,7 +120,7 @@ def test_jumps_equal_steps_and_tokens_are_conserved(
         assert pool.free_tokens + pool.tree.evictable_tokens == pool.capacity_tokens
         assert not any(node.lock for node in pool.tree.nodes())
         assert sorted(index for index, _ in ends) == list(range(len(drawn)))
-        steps = np.frombuffer(replica.log.end_s)
+        steps = np.frombuffer(replica.ranks[0].log.end_s)
         assert (np.diff(steps) >= 0).all()
         for seq in requests:
             emitted = [number for first, last in seq.emissions for number in range(first, last + 1)]
@@ -188,7 +188,7 @@ def test_arrivals_are_taken_in_once_in_so_many_decode_steps(aggregate: bool) -> 
         )
         requests = [_row(0, 100, 200, 0.0), _row(1, 100, 20, arrival_s)]
         replica, _, _ = serve(rules, RadixPool(10_000, 1), requests, aggregate=aggregate)
-        ends = np.frombuffer(replica.log.end_s)
+        ends = np.frombuffer(replica.ranks[0].log.end_s)
         prefill = requests[1].emissions[0][0]  # the step of its first token; step 0 prefills the other
         before = prefill - 1  # decode steps that went before
         first_after = int(

@@ -54,7 +54,7 @@ def preempted(run: Any, found: Written) -> bool:
 
 def interrupted(run: Any, found: Written) -> bool:
     """A prompt stood between two tokens of a request."""
-    return any(spans and len(spans) > 1 for spans in run.raw.emissions)
+    return any(len(run.raw.emissions.of(row)) > 1 for row in range(len(run.raw.emissions)))
 
 
 def spread(run: Any, found: Written) -> bool:

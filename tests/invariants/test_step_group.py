@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -14,10 +15,10 @@ from hypothesis import strategies as st
 from engine_models.declaration import EnginePlan, FrontEnd
 from engine_models.engines.sglang import Rank
 from engine_models.parts.batch import Batch
+from engine_models.parts.protocols import FloatArray
 from engine_models.schedulers.prefill_first import PrefillFirstRules
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FINISHED, REJECTED, ClusterResult
-from simulator.serving.replica import FloatArray
 from simulator.validation.schedules import RecordedClock
 from tests.invariants.core_cases import (
     CLOCK,
@@ -29,7 +30,7 @@ from tests.invariants.core_cases import (
     plan_of,
     workload_of,
 )
-from tests.invariants.test_core import digest, merged
+from tests.invariants.test_core import digest, emitted
 
 
 class GroupClock(RecordedClock):
@@ -42,22 +43,13 @@ class GroupClock(RecordedClock):
         self.ranks = ranks
         self.most_batches = 0
 
-    def group_s(self, batches: list[Batch]) -> tuple[float, list[float]]:
+    def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
         self.most_batches = max(self.most_batches, len(batches))
-        own = max(self.batch_s(batch)[0] for batch in batches)
-        return own + self.SHARED_S * sum(batch.tokens for batch in batches), [0.0] * len(batches)
+        own, prefills = super().step_s(batches)
+        return own + self.SHARED_S * sum(batch.tokens for batch in batches), prefills
 
-    def group_decode_run_s(self, loads: list[tuple[int, int]], steps: int) -> FloatArray:
-        own = np.zeros(steps)
-        for rows, kv_tokens in loads:
-            own = np.maximum(own, self.decode_run_s(rows, kv_tokens, steps))
-        return own + self.SHARED_S * sum(rows for rows, _ in loads)
-
-
-class LoneClock(GroupClock):
-    """A group of one rank: the replica's own clock."""
-
-    SHARED_S = 0.0
+    def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
+        return super().run_s(shapes, steps) + self.SHARED_S * sum(shape.tokens for shape in shapes)
 
 
 def sglang_plan(case: Case) -> EnginePlan:
@@ -93,7 +85,7 @@ def test_jumping_equals_stepping_bit_for_bit(case: Case, ranks: int, router: str
     jumped = run_group(case, ranks, router=router)
     stepped = run_group(case, ranks, router=router, aggregate=False)
     assert digest(jumped) == digest(stepped)
-    assert [merged(spans) for spans in jumped.emissions] == [merged(spans) for spans in stepped.emissions]
+    assert emitted(jumped) == emitted(stepped)
     assert jumped.hit_tokens == stepped.hit_tokens
 
 
@@ -112,7 +104,7 @@ def test_requests_are_conserved_and_nothing_precedes_its_cause(case: Case, ranks
     workload = workload_of(case)
     cluster = Cluster(workload, plan_of(case), GroupClock(ranks), replicas=case.replicas, ranks=ranks)
     result = cluster.run()
-    for rank in cluster.replicas:
+    for rank in cluster.ranks:
         assert not rank.busy()
         assert rank.in_service == 0
         assert rank.scheduler.kv.free_blocks == rank.scheduler.kv.capacity_blocks
@@ -125,14 +117,15 @@ def test_requests_are_conserved_and_nothing_precedes_its_cause(case: Case, ranks
     assert np.all(result.first_scheduled_s[done] >= result.engine_arrival_s[done])
     assert np.all(result.first_token_s[done] > result.first_scheduled_s[done])
     assert np.all(result.end_s[done] >= result.first_token_s[done])
+    tokens = emitted(result)
     for row in np.flatnonzero(done):
-        batches = merged(result.emissions[row])
+        batches = [step for _, step in tokens[row]]
         assert len(batches) == result.output_tokens[row]
         assert result.end_s[row] == result.logs[result.replica[row]].end_s[batches[-1]]
     for log in result.logs:
         ends = np.frombuffer(log.end_s, dtype=np.float64)
         assert np.all(np.diff(ends) > 0)
-        assert sum(log.event_steps) == len(ends)
+        assert sum(log.record_steps) == len(ends)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -150,26 +143,6 @@ def test_ranks_of_a_group_share_every_step(case: Case, ranks: int) -> None:
 @given(cases(), st.sampled_from([2, 3]))
 def test_the_same_run_twice_is_the_same(case: Case, ranks: int) -> None:
     assert digest(run_group(case, ranks)) == digest(run_group(case, ranks))
-
-
-@settings(max_examples=80, deadline=None, derandomize=True)
-@given(cases())
-def test_a_group_of_one_rank_is_a_replica(case: Case) -> None:
-    """Same clock, same requests: the group's executor does what the replica's does, to the last bit."""
-    from simulator.serving.step_group import StepGroup
-
-    engine, workload = plan_of(case), workload_of(replace(case, feed="open"))
-    alone = Cluster(workload, engine, RecordedClock(CLOCK))
-    grouped = Cluster(workload, engine, RecordedClock(CLOCK))
-    group = StepGroup(
-        [engine.scheduler("jump")],
-        LoneClock(1),
-        depth=engine.executor.depth,
-        tokenise_token_s=engine.front.tokenise_token_s,
-        on_finish=grouped._finished,
-    )
-    grouped.replicas = list(group.ranks)
-    assert digest(alone.run()) == digest(grouped.run())
 
 
 def _lone(prompt: list[int], output: list[int], arrival: list[float]) -> Any:
