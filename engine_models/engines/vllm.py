@@ -237,8 +237,17 @@ def kv_layout(groups: list[KvGroup], max_model_len: int, block_tokens: int) -> t
     return tuple(windows), int(per_layer * layers_a_group * block_tokens)
 
 
-def default_limits(version: Version, device_name: str, memory_bytes: int) -> tuple[int, int]:
+CPU_TOKENS, CPU_ROWS = 2048, 128
+"""Default max_num_batched_tokens and max_num_seqs of the API server on CPUs, for each rank (datasheet: vLLM 0.11 to 0.30,
+`engine/arg_utils.py`)."""
+
+
+def default_limits(version: Version, request: PoolRequest) -> tuple[int, int]:
     """Default (max_num_batched_tokens, max_num_seqs) of the API server, by device."""
+    device_name, memory_bytes = request.device_name, request.device_memory_bytes
+    if request.device_kind == "cpu":
+        ranks = request.tensor_parallel * request.pipeline_parallel
+        return CPU_TOKENS * ranks, CPU_ROWS * ranks
     if memory_bytes >= 160 * GIB and "gb10" not in device_name:
         return version.large_gpu_budget, 1024
     if memory_bytes >= 70 * GIB and "a100" not in device_name:
@@ -281,7 +290,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     auto_length = max_model_len == -1
     if auto_length:
         max_model_len = arch.max_context_tokens
-    default_tokens, default_rows = default_limits(version, request.device_name, request.device_memory_bytes)
+    default_tokens, default_rows = default_limits(version, request)
     chunked = bool(flags.get("enable_chunked_prefill", True))
     rows = int(flags.get("max_num_seqs") or default_rows)
     tokens = int(flags.get("max_num_batched_tokens") or 0)
@@ -309,8 +318,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     row_tokens = 1 + (drafts.tokens if drafts else 0)
     largest = flags.get("max_cudagraph_capture_size")
     captured = tuple(sorted(map(int, given))) if given else graph_sizes(version, rows, tokens, row_tokens, largest)
-    sizes = () if eager else captured
-    if eager:
+    on_cpu = request.device_kind == "cpu"  # there are no graphs, and nothing is launched: an operation is a call
+    sizes = () if eager or on_cpu else captured
+    if eager and not on_cpu:
         notes.append("enforce_eager: a step takes no less than the host needs to launch its operations one by one")
     transfer = flags.get("kv_transfer_config")
     if transfer and offload_settings(transfer) is None:
@@ -381,8 +391,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     moe_backend = _moe_backend(flags, warnings)
     overheads = load_overheads(ENGINE.name)
     host = replace(overheads.host, prefill_graph_tokens=max(sizes, default=0))
-    if eager:  # `launch_s` is that of all eager steps
+    if eager or on_cpu:  # `launch_s` is that of all eager steps
         host = replace(host, prefill_launch_s=0.0)
+    if on_cpu:
+        host = replace(host, launch_s=0.0)
     notes.append(f"vLLM {version.name}: {tokens} tokens and {rows} rows a step, {blocks} blocks of {block_tokens} tokens")
     rank = Rank(
         rules=rules,
@@ -595,8 +607,11 @@ def _memory(
         MemoryLine("weight", "weights", weights),
         *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
         MemoryLine("activation", "activations (peak of one step)", activations),
-        MemoryLine("other", "CUDA context, collectives", other),
-        MemoryLine("graph", "CUDA graphs", graph),
+        *(
+            (MemoryLine("other", "runtime, collectives", other),)
+            if request.device_kind == "cpu"
+            else (MemoryLine("other", "CUDA context, collectives", other), MemoryLine("graph", "CUDA graphs", graph))
+        ),
     )
     return MemoryBudget(
         device_bytes=request.device_memory_bytes,

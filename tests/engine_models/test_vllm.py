@@ -54,3 +54,15 @@ def test_prompts_beyond_the_graphs_are_launched() -> None:
     assert host_of(max_cudagraph_capture_size=2048).prefill_graph_tokens == 2048
     eager = host_of(enforce_eager=True)
     assert (eager.prefill_launch_s, eager.prefill_graph_tokens) == (0.0, 0)
+
+
+def test_a_cpu_has_its_own_defaults_and_no_graphs() -> None:
+    pool = {"engine": "vllm", "hardware": "xeon-8480-2s", "tensor_parallel": 2}
+    workload = {"arrivals": {"kind": "poisson", "rate": 1}, "prompt_tokens": 10, "output_tokens": 10, "duration": 1}
+    plan = prepare(
+        load_scenario({"model": "Qwen/Qwen2.5-1.5B-Instruct", "deployment": pool, "workload": workload})
+    ).plan
+    assert (plan.limits.step_tokens, plan.limits.rows) == (4096, 256)
+    assert plan.costs.graph_sizes == ()
+    assert plan.costs.host.launch_s == 0
+    assert not [line for line in plan.memory.lines if "CUDA" in line.label]
