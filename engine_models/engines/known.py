@@ -23,10 +23,11 @@ from hardware_profiles.errors import InputError, PlanError, nearest
 BUILT_IN = {
     "vllm": "engine_models.engines.vllm",
     "sglang": "engine_models.engines.sglang",
+    "tgi": "engine_models.engines.tgi",
 }
 """Engine -> its module, imported when a pool asks for it. The first is the one that examples show."""
 
-SPELLINGS: dict[str, str] = {}
+SPELLINGS: dict[str, str] = {"text_generation_inference": "tgi"}
 """Other spellings of these names, in lower case with underscores."""
 
 GROUP = "capacity_plan.engine_models"

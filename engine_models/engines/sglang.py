@@ -31,6 +31,7 @@ from engine_models.declaration import (
 )
 from engine_models.engines.sglang_flags import FLAGS
 from engine_models.memory.radix import RadixPool
+from engine_models.model.activations import CONTEXT_BYTES
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
 from engine_models.model.formats import FORMATS
 from engine_models.parts.batch import Batch
@@ -50,8 +51,6 @@ PREFILL_GRAPHS_SINCE = (0, 5, 10)
 PREFILL_GRAPH_TOKENS_MLA = 2048
 """Largest captured prefill of a model with latent attention [tokens]; of others the prefill chunk (datasheet: SGLang's
 documentation of 2026-04)."""
-
-CONTEXT_BYTES = 0.25e9  # CUDA context and allocator slack before the weights; assumed equal to vLLM's fitted value, 2026-11
 
 RANK_CONSERVATIVENESS = 0.3
 """Factor of `schedule_conservativeness` under data-parallel attention (datasheet: SGLang 0.5 `server_args.py`, read 2026-11)."""

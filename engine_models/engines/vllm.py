@@ -38,6 +38,7 @@ from engine_models.engines.vllm_flags import FLAGS, SPECULATIVE_HARMLESS, SPECUL
 from engine_models.memory.host_tier import HostTier
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import PagedKV
+from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
 from engine_models.model.architecture import (
     KvGroup,
     kv_groups,
@@ -119,11 +120,6 @@ VERSIONS: dict[str, dict[str, Any]] = {
 }
 """The newest version in full (the defaults of `Version`); of each older one what differs from the next newer."""
 
-# Memory outside weights, activations and KV cache [bytes]. Fitted, 2026-11: the KV blocks that vLLM 0.11.0 and 0.15.1 reported
-# at start-up on H100 for Llama-2-7B (TP 1), CodeLlama-34B (TP 1, budgets 64 and 4096; TP 2), Mixtral (TP 2) and Llama-2-70B
-# (TP 4) (inference-sim, "training" and evaluation runs); all seven within 1.5 % of the blocks.
-CONTEXT_BYTES = 0.25e9  # CUDA context, cuBLAS workspaces, allocator slack: what remains on one device
-COLLECTIVE_BYTES = 0.50e9  # NCCL channels and custom all-reduce buffers, with tensor parallelism only
 GRAPH_BYTES_PER_SIZE = 12e6  # assumed: memory of one captured graph size (about 0.6 GB for the 51 default sizes)
 
 
@@ -253,27 +249,6 @@ def default_limits(version: Version, request: PoolRequest) -> tuple[int, int]:
     if memory_bytes >= 70 * GIB and "a100" not in device_name:
         return 8192, 1024
     return 2048, 256
-
-
-def activation_bytes(
-    arch: Architecture, tokens: int, rows: int, tensor_parallel: int, data_parallel: int = 1
-) -> int:
-    """Peak of the profiling forward pass: three widths of the MLP and three of the hidden state a token, and logits.
-
-    The gate and up halves and their product live together, beside the residual, its norm and the attention output; logits
-    are held three times in float32 while sampling. Checked against the start-up reports named at `CONTEXT_BYTES`.
-    Data-parallel ranks that share experts hold the hidden states of all ranks twice besides: gathered, and the experts' sums
-    before they are scattered (assumed).
-    """
-    width = 0
-    for mlp in arch.mlp:
-        if mlp.kind == "dense":
-            width = max(width, mlp.intermediate // tensor_parallel)
-        else:
-            routed = mlp.experts_per_token * mlp.expert_intermediate // tensor_parallel
-            width = max(width, routed + mlp.shared_intermediate // tensor_parallel)
-    gathered = 2 * data_parallel * arch.hidden if data_parallel > 1 else 0
-    return int(tokens * 2 * (3 * width + 3 * arch.hidden + gathered) + 3 * 4 * rows * arch.vocab)
 
 
 def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:

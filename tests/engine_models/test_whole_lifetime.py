@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -118,50 +117,6 @@ class Served:
     def _ns(self, prefill_tokens: int, rows: int, attended: int) -> int:
         base, token, row, kv_token = self._step_ns
         return base + token * prefill_tokens + row * rows + kv_token * attended
-
-
-@pytest.mark.parametrize("name", ["chunked_long_prompts", "prefill_budget_no_chunking", "shared_prefix"])
-def test_recorded_schedule_is_reproduced(name: str) -> None:
-    lines = [json.loads(line) for line in (FIXTURES / f"{name}.jsonl").read_text().splitlines()]
-    knobs = lines[0]["config"]
-    requests = [line for line in lines if line["type"] == "request"]
-    ids = {entry["idx"]: entry["id"] for entry in requests}
-    size = knobs["block_size"]
-    rules = LifetimeRules(
-        knobs["max_batch_prefill_tokens"],
-        knobs["max_batch_total_tokens"],
-        1 << 40,
-        knobs["waiting_served_ratio"],
-        knobs["max_waiting_tokens"],
-        knobs["max_batch_size"],
-        knobs["support_chunking"],
-    )
-    pages = LifetimePages(
-        knobs["max_batch_total_tokens"] // size - 1, size, prefix_caching=knobs["use_prefix_caching"]
-    )
-    arrivals = []
-    for entry in requests:
-        runs = (*(tuple(run) for run in entry["segments"]), (entry["out_seg"], 0, entry["output_len"]))
-        seq = Sequence(
-            entry["idx"], entry["prompt_len"], entry["output_len"], 0.0, runs=runs, output_shared=True
-        )
-        arrivals.append((round(entry["arrival"] * 1e9), seq))
-    served = Served(WholeLifetimeScheduler(rules, pages, record_rows=True), arrivals)
-    want = [line for line in lines if line["type"] == "step"]
-    assert len(served.batches) == len(want)
-    for step, batch, finished in zip(want, served.batches, served.finished, strict=True):
-        assert batch.rows is not None
-        got: dict[str, Any] = {
-            "call": "prefill" if batch.admits else "decode",
-            "mode": ("MIXED" if batch.decode_rows else "PREFILL") if batch.prefill else "DECODE",
-            "sched": [[ids[seq.index], new, before] for seq, new, before in batch.rows],
-            "new": [ids[seq.index] for seq in batch.new],
-            "hits": {ids[seq.index]: found for seq, found in batch.hits},
-            "waiting": [ids[seq.index] for seq in batch.waiting],
-            "blocks_in_use": batch.used_blocks,
-            "finished": [ids[seq.index] for seq in finished],
-        }
-        assert {**got, "type": "step", "step": step["step"]} == step
 
 
 # the rule ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,452 @@
+"""Text Generation Inference: what it is in terms of the shared parts, its defaults, memory and flags.
+
+The scheduling rule is `engine_models.schedulers.whole_lifetime`, the cache `engine_models.memory.lifetime_pages`.
+
+Behaviour and defaults of the repository at db931fcf (2026-01, 3.3.6-dev0: `backends/v3/src`, `router/src/validation.rs`,
+`launcher/src/main.rs`, `server/text_generation_server/models`); scheduling checked step by step against recordings of the real
+router (`capacity-plan validate schedules`). Version 2 is the same rules with its constants, compared with nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine_models.cost.overheads import load_overheads
+from engine_models.cost.settings import StepCosts
+from engine_models.declaration import (
+    Engine,
+    EnginePlan,
+    Executor,
+    FrontEnd,
+    Limits,
+    MemoryBudget,
+    MemoryLine,
+    Mode,
+    PoolRequest,
+    Replay,
+    Support,
+)
+from engine_models.engines.tgi_flags import BLOCK_TOKENS, FLAGS
+from engine_models.memory.lifetime_pages import LifetimePages
+from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
+from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.model.blocks import Architecture
+from engine_models.parts.batch import Batch
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.whole_lifetime import LifetimeBatch, LifetimeRules, WholeLifetimeScheduler
+from hardware_profiles.device import DeviceKind
+from hardware_profiles.errors import InfeasibleError, InputError
+
+
+@dataclass(frozen=True)
+class Version:
+    """What differs between versions; the defaults are those of the newest.
+
+    `chunked_prefill`, `prefix_caching` : whether it has them; `attention` : "" where hardware and model decide.
+    `reserved_answer_tokens` : see `LifetimeRules`. Of the token limits None is what hardware and model give.
+    `recorded` : whether its scheduling was compared with recordings.
+    """
+
+    name: str
+    recorded: bool = True
+    chunked_prefill: bool = True
+    prefix_caching: bool = True
+    attention: str = ""
+    reserved_answer_tokens: int | None = 1024
+    waiting_served_ratio: float = 0.3
+    max_input_tokens: int | None = None
+    max_total_tokens: int | None = None
+    max_batch_prefill_tokens: int | None = None
+
+
+VERSIONS: dict[str, dict[str, Any]] = {
+    "3.3.6": {},
+    "3.0.0": {"recorded": False},
+    "2.4.1": {
+        "chunked_prefill": False,
+        "prefix_caching": False,
+        "attention": "paged",
+        "reserved_answer_tokens": None,
+        "waiting_served_ratio": 1.2,
+        "max_input_tokens": 1024,
+        "max_total_tokens": 2048,
+        "max_batch_prefill_tokens": 4096,
+    },
+}
+"""The newest first; of each older one what differs from the next newer. Source: as the module, and `backends/v2/src` there."""
+
+MAX_CONCURRENT_REQUESTS = 128
+WAITING_TOKENS = 20
+GRAPH_SIZES = (1, 2, 4, 8, 16, 32)
+WIGGLE_ROOM = 0.90
+"""Launcher and server defaults (datasheet: `launcher/src/main.rs`, `models/globals.py` at db931fcf, 2026-01)."""
+
+PREFILL_TOKENS = 4096
+PREFILL_TOKENS_BY_MODEL = {"qwen2_vl": 10_000, "qwen2_5_vl": 10_000, "gemma3": 8000}
+LEAST_PREFILL_TOKENS = 100
+LAUNCHER_WIGGLE_ROOM = 0.95
+PREFILL_TFLOPS = {
+    "h200": 989,
+    "h100": 900,
+    "a100": 312,
+    "l40s": 363,
+    "a40": 149,
+    "a10g": 125,
+    "l4": 121,
+    "rtx-4090": 82,
+}
+"""What the launcher makes the default prefill budget of: dense FP16 rate by card [TFLOP/s] (datasheet: as above). Of other cards
+it knows no rate, and takes `PREFILL_TOKENS`; it takes a budget below `LEAST_PREFILL_TOKENS` for an error."""
+
+FLASHINFER_HEAD_DIMS = (64, 128, 256)
+FALLBACK_MODELS = ("falcon", "deepseek_v2")
+"""Models to which flashinfer is not applied whatever their heads (datasheet: `resolve_attention` in the launcher, 2026-01)."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How attention is computed and prompts are cut, on some hardware."""
+
+    attention: str
+    prefix_caching: bool
+    chunked_prefill: bool
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a page."""
+        return BLOCK_TOKENS[self.attention]
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Rules and pages of one rank: what a fresh scheduler is built from. `blocks` are the usable ones."""
+
+    rules: LifetimeRules
+    blocks: int
+    block_tokens: int
+    prefix_caching: bool
+    window_tokens: int | None = None
+
+    def scheduler(self, mode: Mode) -> WholeLifetimeScheduler:
+        """Build a scheduler with its pages."""
+        kv = LifetimePages(
+            self.blocks,
+            self.block_tokens,
+            prefix_caching=self.prefix_caching,
+            window_tokens=self.window_tokens,
+        )
+        return WholeLifetimeScheduler(
+            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record"
+        )
+
+
+def version_of(text: str | None) -> Version:
+    """The declared version that stands for `text`."""
+    name = ENGINE.version(text)
+    return Version(name, **ENGINE.switches(name))
+
+
+def serving_of(request: PoolRequest, version: Version) -> Serving:
+    """Attention, prefix cache and chunks by the launcher's rules, unless flags say otherwise."""
+    flags, arch = request.flags, request.arch
+    attention = version.attention
+    caching, chunked = version.prefix_caching, version.chunked_prefill
+    if not attention and _is_amd(request.device_name):  # as its container image sets it
+        attention, caching, chunked = "paged", False, False
+    elif not attention:
+        heads = arch.attention[0]
+        attention = "flashinfer"
+        if heads.kind == "mla" or heads.head_dim not in FLASHINFER_HEAD_DIMS:
+            attention, caching = "flashdecoding", False
+        elif arch.model_type in FALLBACK_MODELS:
+            attention = "flashdecoding"
+    attention = str(flags.get("attention") or attention)
+    asked = flags.get("prefix_caching")
+    if asked and (attention == "paged" or not version.prefix_caching):
+        raise InputError(
+            f"TGI {version.name} has no prefix cache with {attention} attention",
+            where="deployment.engine_args.prefix_caching",
+            mend="leave it out, or use attention: flashinfer with version 3",
+        )
+    caching = attention != "paged" and bool(caching if asked is None else asked)
+    chunked = attention != "paged" and chunked and bool(flags.get("prefill_chunking", True))
+    return Serving(attention, caching, chunked)
+
+
+def _is_amd(device_name: str) -> bool:
+    return device_name.startswith(("mi", "rx-", "ryzen-"))
+
+
+def default_prefill_tokens(request: PoolRequest, version: Version) -> int:
+    """The launcher's `max_batch_prefill_tokens`: what the card computes in a second of the model, within context and memory."""
+    if version.max_batch_prefill_tokens is not None:
+        return version.max_batch_prefill_tokens
+    arch = request.arch
+    tokens = PREFILL_TOKENS_BY_MODEL.get(arch.model_type, PREFILL_TOKENS)
+    rate = next((r for card, r in PREFILL_TFLOPS.items() if _is_card(request.device_name, card)), 0)
+    optimal = int(rate * 1e12 * request.tensor_parallel / _token_flop(arch))
+    if optimal > LEAST_PREFILL_TOKENS:
+        tokens = optimal
+    tokens = min(tokens, arch.max_context_tokens)
+    if rate and arch.quantization is None:
+        fraction = float(request.flags.get("cuda_memory_fraction", 1.0)) * LAUNCHER_WIGGLE_ROOM
+        room = int(request.device_memory_bytes * request.tensor_parallel * fraction) - _model_bytes(arch)
+        if room > 0:
+            tokens = min(tokens, room // _token_bytes(arch))
+    return max(1, tokens)
+
+
+def _is_card(device_name: str, card: str) -> bool:
+    return device_name == card or device_name.startswith(f"{card}-")
+
+
+def _token_flop(arch: Architecture) -> int:
+    """Floating-point operations of a token, as the launcher counts them; sizes are those of the first layer."""
+    heads, mlp, hidden = arch.attention[0], arch.mlp[-1], arch.hidden
+    width = mlp.experts_per_token * mlp.expert_intermediate + mlp.shared_intermediate if mlp.experts else mlp.intermediate
+    attention = 2 * hidden * heads.head_dim * (3 * heads.heads + 2 * heads.kv_heads)
+    return arch.layers * (attention + 2 * 3 * hidden * width)
+
+
+def _token_bytes(arch: Architecture) -> int:
+    """Bytes of a token, as the launcher counts them: keys and values of all layers, and the inner part of an MLP."""
+    heads, mlp = arch.attention[0], arch.mlp[-1]
+    width = mlp.expert_intermediate if mlp.experts else mlp.intermediate
+    return heads.kv_heads * 2 * heads.head_dim * 2 * arch.layers + (width + width // 2) * max(mlp.experts, 1) * 2 * 3
+
+
+def _model_bytes(arch: Architecture) -> int:
+    """Bytes of the weights, as the launcher counts them."""
+    heads, mlp, hidden = arch.attention[0], arch.mlp[-1], arch.hidden
+    width = mlp.expert_intermediate if mlp.experts else mlp.intermediate
+    attention = (heads.heads + 2 * heads.kv_heads) * heads.head_dim + heads.heads * heads.head_dim * hidden
+    layer = 3 * width * max(mlp.experts, 1) * hidden + attention
+    return 2 * (layer * arch.layers + 2 * hidden * arch.vocab)
+
+
+def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
+    """Resolve one pool of TGI: attention, memory as found at warm-up, limits, graphs, overheads.
+
+    Raises InfeasibleError if the weights or one request of `max_total_tokens` do not fit, InputError on flags out of range.
+    """
+    version = version_of(version_text)
+    arch, flags = request.arch, request.flags
+    serving = serving_of(request, version)
+    page = serving.block_tokens
+    prefill = int(flags.get("max_batch_prefill_tokens") or default_prefill_tokens(request, version))
+    memory = _memory(request, prefill, page)
+    capacity = memory.blocks * page
+    usable = memory.blocks - 1  # page 0 is the health check's
+    warnings: list[str] = []
+    if flags.get("max_batch_total_tokens"):
+        warnings.append(
+            f"max_batch_total_tokens: TGI finds it at warm-up ({capacity:,} here) and ignores what is given"
+        )
+    total = int(flags.get("max_total_tokens") or version.max_total_tokens or 0)
+    if not total:  # without chunks, what its warm-up held
+        total = min(capacity, arch.max_context_tokens if serving.chunked_prefill else prefill)
+    if total > capacity:
+        raise InfeasibleError(
+            f"the KV cache holds {capacity:,} tokens, one request of max_total_tokens {total:,} does not fit "
+            f"({memory.kv_bytes / 1e9:.1f} GB left for the cache on each of {request.tensor_parallel} devices)",
+            where="deployment",
+            mend=f"set engine_args.max_total_tokens to at most {capacity}, or use more or larger devices",
+        )
+    longest = int(flags.get("max_input_tokens") or version.max_input_tokens or total - 1)
+    if longest >= total:
+        raise InputError(
+            f"max_input_tokens {longest} is not below max_total_tokens {total}",
+            where="deployment.engine_args.max_input_tokens",
+            mend=f"give at most {total - 1}",
+        )
+    if not serving.chunked_prefill:  # a longer prompt would never be taken from the queue
+        longest = min(longest, -(-prefill // page) * page)
+    row_tokens = min(total, usable * page + 1)
+    inflight = int(flags.get("max_concurrent_requests", MAX_CONCURRENT_REQUESTS))
+    most_rows = flags.get("max_batch_size")
+    rows = inflight if most_rows is None or serving.chunked_prefill else min(inflight, int(most_rows))
+    rules = LifetimeRules(
+        max_batch_prefill_tokens=prefill,
+        max_batch_total_tokens=capacity,
+        max_total_tokens=row_tokens,
+        waiting_served_ratio=float(flags.get("waiting_served_ratio", version.waiting_served_ratio)),
+        max_waiting_tokens=int(flags.get("max_waiting_tokens", WAITING_TOKENS)),
+        max_batch_size=None if most_rows is None else int(most_rows),
+        chunked_prefill=serving.chunked_prefill,
+        reserved_answer_tokens=version.reserved_answer_tokens,
+    )
+    rank = Rank(rules, usable, page, serving.prefix_caching)
+    overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
+    graphs = tuple(sorted(int(size) for size in flags.get("cuda_graphs") or GRAPH_SIZES if int(size) > 0))
+    step_tokens = max(prefill + page, rows)
+    return EnginePlan(
+        engine=ENGINE.name,
+        version=version.name,
+        limits=Limits(
+            rows=rows,
+            step_tokens=step_tokens,
+            context_tokens=total,
+            kv_tokens=usable * page,
+            kv_blocks=usable,
+            block_tokens=page,
+            prompt_tokens=longest,
+            row_tokens=row_tokens,
+        ),
+        memory=memory,
+        scheduler=rank.scheduler,
+        costs=StepCosts(
+            arch,
+            request.formats,
+            overheads.host,
+            max_step_tokens=step_tokens,
+            max_rows=rows,
+            max_context_tokens=total,
+            tensor_parallel=request.tensor_parallel,
+            expert_parallel=request.expert_parallel,
+            graph_sizes=graphs,
+        ),
+        executor=Executor(),
+        front=FrontEnd(
+            overheads.front_end_s, overheads.tokenise_token_s, inflight=inflight, on_full="429"
+        ),
+        prefix_caching=serving.prefix_caching,
+        notes=_notes(version, serving, rules, inflight),
+        warnings=tuple(warnings),
+        sources=overheads.provenance,
+    )
+
+
+def _notes(version: Version, serving: Serving, rules: LifetimeRules, inflight: int) -> tuple[str, ...]:
+    chunks = "in chunks beside decoding rows" if serving.chunked_prefill else "whole, while the running rows wait"
+    cache = "cached prompts can be found" if serving.prefix_caching else "no prefix cache"
+    part = rules.reserved_answer_tokens
+    held = "its whole answer" if part is None else f"at most {part:,} tokens of its answer, and queues again after these"
+    return (
+        f"TGI {version.name}: {rules.max_batch_total_tokens:,} KV tokens, {rules.max_batch_prefill_tokens:,} prompt tokens a "
+        f"step, prompts {chunks}; {serving.attention} attention with pages of {serving.block_tokens}, {cache}",
+        f"a request takes memory for its prompt and {held}; above {inflight} requests others are refused (429)",
+        *(
+            ()
+            if version.recorded
+            else (
+                f"TGI {version.name} is simulated by the rules of 3.3 with its own constants; no recording of it was compared",
+            )
+        ),
+        "TGI's kernels are priced as vLLM's; its host time of a step (1.2 ms, 20 us a row) and its front end are assumed, nobody "
+        "measured them",
+        "above 32 rows TGI's decode steps run outside CUDA graphs, as do all steps that compute prompts",
+    )
+
+
+def _memory(request: PoolRequest, prefill_tokens: int, page: int) -> MemoryBudget:
+    """KV bytes = what is free after the warm-up's prefill - the share of the device that is never used."""
+    flags, arch = request.flags, request.arch
+    tp, device = request.tensor_parallel, request.device_memory_bytes
+    share = float(flags.get("cuda_memory_fraction", 1.0)) * float(flags.get("tgi_wiggle_room", WIGGLE_ROOM))
+    usable = int(device * share)
+    weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1, request.expert_parallel)
+    activations = activation_bytes(arch, prefill_tokens, 1, tp)
+    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
+    per_token = sum(
+        group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)
+    )
+    block = int(per_token * page)
+    kv = usable - weights - activations - other
+    if kv < 2 * block:
+        lack = weights + activations + other + 2 * block - usable
+        raise InfeasibleError(
+            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(activations + other) / 1e9:.1f} GB "
+            f"besides (a prefill of {prefill_tokens:,} tokens), of {usable / 1e9:.1f} GB usable ({share:.0%} of "
+            f"{device / 1e9:.1f} GB); {lack / 1e9:.1f} GB too much on each of {tp} devices",
+            where="deployment",
+            mend=f"{request.more_memory}, or a smaller engine_args.max_batch_prefill_tokens",
+        )
+    return MemoryBudget(
+        device_bytes=device,
+        usable_bytes=usable,
+        lines=(
+            MemoryLine("weight", "weights", weights),
+            MemoryLine("activation", "activations (warm-up of the largest prefill)", activations),
+            MemoryLine("other", "CUDA context, collectives", other),
+        ),
+        kv_bytes=kv,
+        kv_bytes_per_token=per_token,
+        block_bytes=block,
+        blocks=kv // block,
+    )
+
+
+def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
+    """The scheduler of a recording, from its version and the knobs of its `config` line."""
+    version_of(version_text.split()[0].partition("-")[0])
+    if knobs.get("requires_padding"):
+        raise InputError("models that TGI pads are not modelled", mend="use a model with flash attention")
+    page, tokens = knobs["block_size"], knobs["max_batch_total_tokens"]
+    rules = LifetimeRules(
+        max_batch_prefill_tokens=knobs["max_batch_prefill_tokens"],
+        max_batch_total_tokens=tokens,
+        max_total_tokens=1 << 40,  # requests are not validated
+        waiting_served_ratio=knobs["waiting_served_ratio"],
+        max_waiting_tokens=knobs["max_waiting_tokens"],
+        max_batch_size=knobs.get("max_batch_size"),
+        chunked_prefill=knobs["support_chunking"],
+    )
+    rank = Rank(rules, tokens // page - 1, page, knobs["use_prefix_caching"], knobs.get("window_size"))
+    return Replay(
+        rank.scheduler("record"),
+        1,
+        ("call", "mode", "sched", "new", "hits", "waiting", "blocks_in_use", "finished"),
+        as_recorded,
+    )
+
+
+def as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
+    """A settled step as the recordings write it."""
+    assert isinstance(batch, LifetimeBatch)
+    assert batch.rows is not None
+
+    def names(seqs: list[Sequence]) -> list[str]:
+        return [ids[seq.index] for seq in seqs]
+
+    return {
+        "call": "prefill" if batch.admits else "decode",
+        "mode": ("MIXED" if batch.decode_rows else "PREFILL") if batch.prefill else "DECODE",
+        "sched": [[ids[seq.index], new, before] for seq, new, before in batch.rows],
+        "new": names(batch.new),
+        "hits": {ids[seq.index]: found for seq, found in batch.hits},
+        "waiting": names(batch.waiting),
+        "blocks_in_use": batch.used_blocks,
+        "finished": names(batch.finishing),
+    }
+
+
+_SOURCE = "huggingface/text-generation-inference at db931fcf (2026-01)"
+_KINDS: frozenset[DeviceKind] = frozenset({"gpu"})
+
+ENGINE = Engine(
+    name="tgi",
+    title="TGI",
+    versions=VERSIONS,
+    oldest="2",
+    devices={"gpu": f"{_SOURCE}: images for NVIDIA and AMD GPUs; backends of other devices are other programs"},
+    formats={
+        name: Support(_KINDS, f"{_SOURCE}: --dtype, --quantize")
+        for name in ("bf16", "fp16", "fp8", "int8_wo", "int4", "awq", "gptq")
+    },
+    features={},
+    flags=lambda: FLAGS,
+    same_as={
+        "rows": "max_concurrent_requests",
+        "context": "max_total_tokens",
+        "step_tokens": "max_batch_prefill_tokens",
+        "memory_share": "cuda_memory_fraction",
+        "tensor_ranks": "num_shard",
+        "graph_rows": "cuda_graphs",
+    },
+    kernels="vllm",
+    overheads_from="vllm",
+    plan=plan,
+    replay=replay,
+)
