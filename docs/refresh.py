@@ -1,4 +1,4 @@
-"""Keep the pages true: run their code blocks, refresh the outputs they show, write the references of commands and scenario.
+"""Keep the pages true: run their code blocks, refresh the outputs they show, write the references made from the code.
 
     python docs/refresh.py            refresh every page
     python docs/refresh.py PAGE...    refresh these
@@ -25,6 +25,7 @@ DOCS = ROOT / "docs"
 SCHEMA = ROOT / "scenarios" / "scenario.schema.json"
 CLI_PAGE = DOCS / "reference" / "cli.md"
 SCENARIO_PAGE = DOCS / "reference" / "scenario.md"
+FLAGS_PAGE = DOCS / "reference" / "engine-flags.md"
 TIMEOUT_S = 300
 
 BLOCK = re.compile(
@@ -236,6 +237,38 @@ def cli_reference() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def flags_reference() -> str:
+    """The page of every engine's flags: from the tables that also make the parser."""
+    from engine_models.engines.known import BUILT_IN, engine_named
+
+    kinds = {
+        "int": "integer", "float": "number", "str": "text", "bool": "true or false", "json": "JSON object",
+        "ints": "list of integers", "count": "integer, also 32k or 32K",
+    }  # fmt: skip
+    lines = [(FLAGS_PAGE.parent / "engine-flags-intro.txt").read_text().rstrip(), ""]
+    for name in BUILT_IN:
+        engine = engine_named(name)
+        table = engine.flags()
+        lines += [f"## {engine.title}", "", "| flag | value | default | states |", "|---|---|---|---|"]
+        for flag, spec in table.modelled.items():
+            bounds = [f"from {spec.low:g}"] if spec.low is not None else []
+            bounds += [f"to {spec.high:g}"] if spec.high is not None else []
+            values = ", ".join(f"`{v}`" for v in (*spec.choices, *spec.special))
+            value = ", ".join(filter(None, [kinds[spec.kind] if not spec.choices else "", *bounds, values]))
+            default = "engine's choice" if spec.default is None else f"`{str(spec.default).lower()}`"
+            key = f"`{table.typed[flag].key}`" if flag in table.typed else ""
+            lines.append(f"| `{flag}` | {value} | {default} | {key} |")
+        spelled = {f"-{k}": v for k, v in table.shorts.items()} | table.aliases
+        lines += ["", "Also spelled: " + ", ".join(f"`{k}` for `{v}`" for k, v in spelled.items()) + "."] if spelled else []
+        for words, flags in (
+            ("Change something that is not modelled (a warning)", table.unmodelled),
+            ("Change nothing that is predicted (no word)", table.harmless),
+        ):
+            lines += ["", f"{words}: " + ", ".join(f"`{flag}`" for flag in sorted(flags)) + "."]
+        lines += [""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def schema_text() -> str:
     """The JSON Schema that stands beside the scenarios, for editors."""
     import json
@@ -250,6 +283,7 @@ def main() -> None:
     chosen = [Path(word).resolve() for word in sys.argv[1:]] or pages()
     SCENARIO_PAGE.write_text(scenario_reference())
     CLI_PAGE.write_text(cli_reference())
+    FLAGS_PAGE.write_text(flags_reference())
     SCHEMA.write_text(schema_text())
     for page in chosen:
         print(f"{page.relative_to(ROOT)}{' changed' if refresh(page) else ''}")

@@ -127,6 +127,10 @@ def test_scenario_reference_is_the_schemas() -> None:
     assert refresh.SCENARIO_PAGE.read_text() == refresh.scenario_reference(), "run: python docs/refresh.py"
 
 
+def test_flags_reference_is_the_tables() -> None:
+    assert refresh.FLAGS_PAGE.read_text() == refresh.flags_reference(), "run: python docs/refresh.py"
+
+
 def test_command_reference_is_the_programs() -> None:
     told, true = refresh.CLI_PAGE.read_text(), refresh.cli_reference()
     assert refresh.words_of(told) == refresh.words_of(true), "run: python docs/refresh.py"

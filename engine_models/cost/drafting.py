@@ -344,7 +344,7 @@ def acceptance_rates(
         raise InputError(
             f"{what}: how many drafts are accepted depends on the text and the drafter",
             where=f"{WHERE}.acceptance" if not given else f"{WHERE}.{given[1]}",
-            mend=f"give one of {EXAMPLE}; vLLM's log and its metrics vllm:spec_decode_* have measured values",
+            mend=f"give one of {EXAMPLE}; the server's log and its metrics spec_decode_* have measured values",
         )
     if acceptance_length is not None:
         return _rates_of_length(tokens, float(acceptance_length))  # type: ignore[arg-type]
@@ -365,7 +365,7 @@ def acceptance_rates(
         raise InputError(
             "acceptance_rates rise: a draft counts only if all before it were accepted",
             where=where,
-            mend="give the rates by position as vLLM logs them, or `acceptance` for each position by itself",
+            mend="give the rates by position as servers log them, or `acceptance` for each position by itself",
         )
     return tuple(listed)
 

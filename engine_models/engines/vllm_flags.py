@@ -240,6 +240,9 @@ _ENVIRONMENT = {
 Blackwell experts in mxfp4 keep bf16 activations unless the first is set, and the second chooses Marlin for them; later
 versions take ``--moe-backend`` instead)."""
 
+PLAIN_SAMPLING = {"generation_config": "vllm"}
+"""The flag by which requests are not sampled as the checkpoint asks."""
+
 FLAGS = FlagTable(
     engine="vllm",
     modelled=_MODELLED,

@@ -17,7 +17,9 @@ calibrate_app = typer.Typer(
 @calibrate_app.command("overheads")
 def overheads(
     directory: Annotated[Path, typer.Argument(help="Suite of measured experiments.")],
-    engine: Annotated[str, typer.Option(help="Engine whose overheads to fit; vllm-eager: what launches cost.")] = "vllm",
+    engine: Annotated[
+        str, typer.Option(help="Engine whose overheads to fit, by default the first listed; NAME-eager: what launches cost.")
+    ] = "",
     leave_out: Annotated[
         str, typer.Option(help="Judge by leaving out each: model, workload or hardware.")
     ] = "model",
@@ -26,16 +28,19 @@ def overheads(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Fit an engine's overheads and say how they do on groups left out."""
+    from engine_models.engines.known import EXAMPLE
     from hardware_profiles.errors import InputError
     from simulator.cli.app import progress, progress_done
     from simulator.cli.summary import table
     from simulator.io.text import plain
     from simulator.validation import overheads as module
+    from simulator.validation.engines import FITTINGS
 
     if leave_out not in ("model", "workload", "hardware"):
         raise InputError(
             f"cannot leave out '{leave_out}'", where="--leave-out", mend="one of model, workload, hardware"
         )
+    engine = engine or EXAMPLE
     fitted = module.fit(directory, engine, workers, progress=progress)
     progress_done()
     held = module.leave_out(fitted, lambda row: str(row.get(leave_out, "-")))
@@ -44,23 +49,24 @@ def overheads(
     if as_json:
         print(json.dumps(plain({"values": fitted.values, "leave_out": leave_out, "groups": held})))
         return
+    fitting = FITTINGS[engine][1]
     for name, value in fitted.values.items():
-        unit, _, meaning = module.FITTED[engine][name]
+        unit, _, meaning = fitting.unknowns[name]
         print(f"{name:22} {value:.4g} {unit:5} {meaning}")
     rows = [
         [
             h["group"],
             str(h["runs"]),
-            *(f"{h[t]:.1f}" for t in module.TARGETS[engine]),
+            *(f"{h[t]:.1f}" for t in fitting.targets),
             *(f"{v:.4g}" for v in h["values"].values()),
         ]
         for h in held
     ]
-    names = [f"{target.partition('_')[0].upper()} %" for target in module.TARGETS[engine]]
+    names = [f"{target.partition('_')[0].upper()} %" for target in fitting.targets]
     print()
     print(
         "\n".join(
-            table([f"{leave_out} left out", "runs", *names, *module.FITTED[engine]], rows, indent="")
+            table([f"{leave_out} left out", "runs", *names, *fitting.unknowns], rows, indent="")
         )
     )
 

@@ -24,7 +24,10 @@ from typing import Any
 
 from hardware_profiles.errors import InputError
 
-KINDS = ("vllm bench serve", "aiperf", "guidellm", "inference-perf")
+VLLM_BENCH = "vllm bench serve"
+KINDS = (VLLM_BENCH, "aiperf", "guidellm", "inference-perf")
+OTHER_KINDS = {"sglang": "it looks like a result of SGLang's bench_serving", "llm-d": "it looks like an llm-d benchmark report"}
+"""What other tools write, in words."""
 MAX_FILE_BYTES = 2_000_000_000
 """Longest file read [bytes]; assumed, above detailed results of a million requests."""
 
@@ -103,7 +106,7 @@ def _read_one(document: Any, label: str, path: Path) -> list[Measured]:
         raise _unknown(path, "it is not a JSON object")
     kind = sniff(document)
     try:
-        if kind == "vllm bench serve":
+        if kind == VLLM_BENCH:
             found = [_vllm(document, label)]
         elif kind == "aiperf":
             found = [_aiperf(document, label)]
@@ -138,11 +141,11 @@ def sniff(document: Json) -> str | None:
     if isinstance(latency, dict) and {"unit", "avg"} <= latency.keys():
         return "aiperf"
     if "mean_e2e_latency_ms" in keys or "sharegpt_output_len" in keys:
-        return "it looks like a result of SGLang's bench_serving"
+        return OTHER_KINDS["sglang"]
     if {"results", "run", "scenario"} <= keys and "version" in keys:
-        return "it looks like an llm-d benchmark report"
+        return OTHER_KINDS["llm-d"]
     if "mean_ttft_ms" in keys or {"request_throughput", "completed", "duration"} <= keys:
-        return "vllm bench serve"
+        return VLLM_BENCH
     return None
 
 
@@ -192,7 +195,7 @@ def _vllm(document: Json, label: str) -> Measured:
     notes = (
         ("ITL counts one gap a streamed chunk, which may hold several tokens",) if "itl_ms" in metrics else ()
     )
-    return Measured(label, "vllm bench serve", metrics, totals, facts, notes)
+    return Measured(label, VLLM_BENCH, metrics, totals, facts, notes)
 
 
 # -- aiperf -------------------------------------------------------------------------------------------------
@@ -305,7 +308,7 @@ def _guidellm_one(benchmark: Json, label: str) -> Measured:
     strategy = config.get("strategy") if isinstance(config.get("strategy"), dict) else {}
     facts = {k: v for k, v in (strategy or {}).items() if isinstance(v, str | int | float)}
     notes = (
-        "its inter_token_latency is vLLM's TPOT: shown as TPOT",
+        "its inter_token_latency is the time per output token after the first: shown as TPOT",
         "its time_per_output_token includes the first token: shown as E2E / n",
     )
     return Measured(label, "guidellm", metrics, totals, facts, notes)

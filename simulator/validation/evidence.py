@@ -8,7 +8,7 @@ from typing import Any
 from engine_models.engines.known import find
 from hardware_profiles.errors import PlanError
 from simulator.results.intervals import Evidence
-from simulator.validation.launches import compiles_while_measured
+from simulator.validation.engines import compiles_while_measured
 from simulator.validation.spellings import Unplayable, engine_name, hardware_name, weights_format
 from simulator.validation.vllm_launches import host_cores
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from engine_models.engines.known import engine_named
 from simulator.results.intervals import half_width
+from simulator.validation.engines import PUBLISHED
 from simulator.validation.evidence import Kind, device_name, kinds, model_class, set_aside
 
 SHOWN = (
@@ -124,6 +126,7 @@ def fidelity(
     def key(name: Any) -> dict[str, str]:
         return {i: name(row) for i, row in by_id.items()}
 
+    fitted = "; ".join(f"of {engine_named(name).title} {p.fitted}" for name, p in PUBLISHED.items() if p.fitted)
     lines = [
         "# Fidelity: measured against predicted",
         "",
@@ -131,11 +134,8 @@ def fidelity(
         "absolute error [%] over whole runs that were not saturated, with the number of values in brackets. Runs of low trust "
         "and runs that the suite marks unverified are left out.",
         "",
-        "What is fitted to end-to-end runs: of vLLM three constants (front end, sort of the truncated sampler, wait at an "
-        "all-reduce) and the host time of a step on the H100 runs of inference-sim, and the cost of launches outside CUDA "
-        "graphs on the eager runs of LLMServingSim; of SGLang the host time of a step on NVIDIA's runs of Llama-3.1-8B, and what "
-        "a closed loop of InferenceX waits longer at its start (in these replays alone) on runs of DeepSeek-R1. Everything else "
-        "is kernel measurements and physics. How: [accuracy](background/accuracy.md).",
+        f"What is fitted to end-to-end runs: {fitted}. Everything else is kernel measurements and physics. "
+        "How: [accuracy](background/accuracy.md).",
         "",
         *(
             [f"This page replays the experiments whose id contains one of: {', '.join(f'`{o}`' for o in only)}.", ""]

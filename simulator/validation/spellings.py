@@ -17,7 +17,6 @@ class Unplayable(Exception):
 
 _ENGINES = {"vllm-openai": "vllm", "vllm-v1": "vllm", "vllm_v1": "vllm", "sgl": "sglang"}
 _VARIANT = re.compile(r"v?\d+(\.\w+)*")
-_RELEASE = re.compile(r"(?:^|[^a-z\d.]|\bv)(\d+\.\d+(?:\.\d+)*)")
 
 
 def engine_name(row: dict[str, Any]) -> str:
@@ -30,28 +29,6 @@ def engine_variant(row: dict[str, Any]) -> str | None:
     """What a suite writes behind the engine's name where it is no version, else None."""
     words = str(row["engine"]).lower().split()[1:]
     return None if all(_VARIANT.fullmatch(word) for word in words) else " ".join(words)
-
-
-def engine_release(row: dict[str, Any]) -> str:
-    """Version of a row's engine that is modelled (``0.15.1``), "" where the row states none.
-
-    vLLM 0.8 to 0.10 ran the V1 engine by default and are taken for 0.11, the oldest modelled (assumed; their defaults of batch
-    size are 0.11's). SGLang 0.4, which has the overlapped scheduler of today, is taken for the modelled version.
-    """
-    stated = str(row.get("engine_version") or " ".join(str(row["engine"]).split()[1:])).lower()
-    found = _RELEASE.search(stated)
-    if found is None:
-        return ""
-    release = found.group(1)
-    parts = tuple(int(part) for part in release.split(".")[:2])
-    name = engine_name(row)
-    if name == "vllm" and parts < (0, 8):
-        raise Unplayable(f"vLLM {release} ran the V0 engine by default, which is not modelled")
-    if name == "vllm" and parts < (0, 11):
-        return "0.11.0"
-    if name == "sglang" and parts < (0, 4):
-        raise Unplayable(f"SGLang {release} scheduled otherwise than the modelled versions")
-    return "" if name == "sglang" and parts < (0, 5) else release
 
 
 # -- hardware -----------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A suite of measured experiments: rows of `experiments.parquet`, and how each becomes a scenario and its requests.
 
-How suites spell engines, hardware and formats is in `spellings`; launches that rows do not state are in `launches` and
-`vllm_launches`. A row that cannot be replayed raises `Unplayable` with the reason; nothing is guessed silently.
+How suites spell engines, hardware and formats is in `spellings`; launches that rows do not state are in `launches` and, by
+engine, in `engines`. A row that cannot be replayed raises `Unplayable` with the reason; nothing is guessed silently.
 """
 
 from __future__ import annotations
@@ -17,32 +17,17 @@ from numpy.typing import NDArray
 
 from engine_models.cost.drafting import ACCEPTANCE
 from hardware_profiles.errors import InputError, PlanError
-from simulator.validation.launches import (
-    RANGE_RATIO,
-    is_inferencex,
-    sglang_flags,
-    shared_ranks,
-    start_s,
-    tensor_ranks,
-)
+from simulator.validation.engines import PUBLISHED, engine_release
+from simulator.validation.launches import RANGE_RATIO, is_inferencex, shared_ranks, tensor_ranks
+from simulator.validation.published import number
 from simulator.validation.spellings import (
     Unplayable,
     engine_name,
-    engine_release,
     engine_variant,
     formats_of,
     hardware_name,
 )
-from simulator.validation.vllm_launches import (
-    client_facts,
-    host_cores,
-    is_serving_sim_bench,
-    launch_facts,
-    repeated_prompts,
-    vllm_flags,
-    vllm_instances,
-    vllm_version,
-)
+from simulator.validation.vllm_launches import host_cores, is_serving_sim_bench
 from simulator.workload.columns import Content, Workload
 from simulator.workload.streams import stream
 
@@ -143,47 +128,6 @@ def workload_lengths(rows: list[dict[str, Any]]) -> dict[str, float]:
 # -- pools ---------------------------------------------------------------------------------------------------
 
 
-def _number(row: dict[str, Any], name: str) -> float | None:
-    value = row.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _vllm_args(row: dict[str, Any]) -> dict[str, Any]:
-    known = ("max_num_seqs", "max_num_batched_tokens", "block_size")
-    args: dict[str, Any] = {name: int(row[name]) for name in known if _number(row, name)}
-    args["max_model_len"] = int(_number(row, "max_model_len") or -1)  # unknown: the model's own, or what fits
-    if _number(row, "concurrency"):
-        args["generation_config"] = "vllm"  # benchmark clients of the closed-loop kind ask for greedy decoding
-    if _number(row, "gpu_mem_util"):
-        args["gpu_memory_utilization"] = float(row["gpu_mem_util"])
-    if _number(row, "kv_blocks_gpu"):
-        args["num_gpu_blocks_override"] = int(row["kv_blocks_gpu"])
-    if row.get("prefix_caching") is not None:
-        args["enable_prefix_caching"] = bool(row["prefix_caching"])
-    if row.get("chunked_prefill") is not None and not row["chunked_prefill"]:
-        args["enable_chunked_prefill"] = False
-    return args
-
-
-def _sglang_args(row: dict[str, Any]) -> dict[str, Any]:
-    names = {
-        "max_model_len": "context_length",
-        "max_num_seqs": "max_running_requests",
-        "max_num_batched_tokens": "chunked_prefill_size",
-        "block_size": "page_size",
-    }
-    args: dict[str, Any] = {flag: int(row[name]) for name, flag in names.items() if _number(row, name)}
-    if _number(row, "gpu_mem_util"):
-        args["mem_fraction_static"] = float(row["gpu_mem_util"])
-    if row.get("prefix_caching") is not None and not row["prefix_caching"]:
-        args["disable_radix_cache"] = True
-    return args
-
-
-ENGINE_ARGS = {"vllm": _vllm_args, "sglang": _sglang_args}
-"""Engine -> function from a row to the engine's own flags."""
-
-
 def pool_of(row: dict[str, Any]) -> dict[str, Any]:
     """Return the deployment's pool of a row."""
     from engine_models.model.architecture import load_architecture, uneven_block_width
@@ -191,11 +135,12 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
     from hardware_profiles.device import load_device
 
     engine = engine_name(row)
-    if engine not in ENGINE_ARGS:
+    published = PUBLISHED.get(engine)
+    if published is None:
         raise Unplayable(f"engine '{row['engine']}' is not modelled")
     if engine_variant(row):
         raise Unplayable(f"engine '{row['engine']}': this variant of {engine} is not modelled")
-    release = engine_release(row) or (vllm_version(row) if engine == "vllm" else "")
+    release = engine_release(row)
     if row.get("disagg"):
         raise Unplayable("disaggregated prefill and decode are not modelled yet")
     if any(words in str(row.get("replay", "")) for words in ("aggregates only", "prefix hashes not", "token ids not")):
@@ -208,20 +153,18 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
         device = load_device(hardware_name(row))
     except PlanError as error:
         raise Unplayable(error.message) from None
-    if not any(_number(row, k) for k in ("tp", "pp", "dp")) and (_number(row, "gpus") or 1) > 1:
+    if not any(number(row, k) for k in ("tp", "pp", "dp")) and (number(row, "gpus") or 1) > 1:
         raise Unplayable(f"{int(row['gpus'])} GPUs, and not how they share the model")
-    tp, pp, dp = (int(_number(row, k) or 1) for k in ("tp", "pp", "dp"))
-    ep = int(_number(row, "ep") or 1)
-    instances = vllm_instances(row) if engine == "vllm" else 1
+    tp, pp, dp = (int(number(row, k) or 1) for k in ("tp", "pp", "dp"))
+    ep = int(number(row, "ep") or 1)
+    instances = published.instances(row)
     if dp > 1 and instances == 1 and arch.has_experts:
         tp, dp, ep = shared_ranks(row, tp, dp, ep)
     elif dp > 1 and dp != instances:
         raise Unplayable("data-parallel ranks of several servers are not modelled yet")
     tp = tensor_ranks(row, tp, ep)
-    args = ENGINE_ARGS[engine](row)
     formats = formats_of(row, arch.quantization)
-    launch = sglang_flags(row, device.name, tp) if engine == "sglang" else vllm_flags(row, device.name)
-    args = launch | args
+    args = published.launch(row, device.name, tp) | published.columns(row)
     if "kv_cache_dtype" in args:
         formats.setdefault("kv_cache", "fp8" if args.pop("kv_cache_dtype").startswith("fp8") else "bf16")
     if "activations" in args:
@@ -243,8 +186,8 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
         pool["expert_parallel"] = ep
     if dp > 1 and instances == 1:
         pool["data_parallel"] = dp
-        if engine == "sglang" and arch.has_experts:
-            args["enable_dp_attention"] = True
+        if arch.has_experts:
+            args |= published.ranks
     if instances > 1:
         pool["replicas"] = instances
     if drafts is not None:
@@ -346,7 +289,7 @@ def exact_requests(row: dict[str, Any], directory: Path) -> tuple[Workload, NDAr
         raise Unplayable("no token counts in the per-request file")
     if not table.num_rows:
         raise Unplayable("no request of this run in the per-request file")
-    counted = _number(row, "num_requests")
+    counted = number(row, "num_requests")
     if counted is not None and "stage_index" not in row and int(counted) != table.num_rows:
         raise Unplayable(f"num_requests is {counted:g}, the per-request file holds {table.num_rows}: they contradict each other")
     order = np.argsort(column["arrival_time_us"], kind="stable")
@@ -362,8 +305,8 @@ def exact_requests(row: dict[str, Any], directory: Path) -> tuple[Workload, NDAr
     content = None
     if "prompt_id" in names:
         content = _pool_content(column["prompt_id"][order].astype(np.int64), prompt.astype(np.int64))
-    elif _number(row, "shared_prefix_tokens") and float(row["shared_prefix_tokens"]) < float(prompt.min()):
-        content = _common_prefix(len(order), int(row["shared_prefix_tokens"]), int(_number(row, "prefix_groups") or 1))
+    elif number(row, "shared_prefix_tokens") and float(row["shared_prefix_tokens"]) < float(prompt.min()):
+        content = _common_prefix(len(order), int(row["shared_prefix_tokens"]), int(number(row, "prefix_groups") or 1))
     stage = column["stage"][order].astype(np.int64) if "stage" in names else np.full(len(order), -1, dtype=np.int64)
     failed = column["error"][order].astype(bool) if "error" in names else np.zeros(len(order), dtype=bool)
     workload = _plain(arrival - arrival[0], prompt.astype(np.int64), output.astype(np.int64), content)
@@ -378,21 +321,21 @@ def statistical_requests(
     Clients of the inference-perf kind cycle 100 prompts, ten groups of ten with a shared system prompt.
     """
     rng = stream(0, f"suite/{row['id']}")
-    prompt_mean = _number(row, "prompt_tokens_mean")
+    prompt_mean = number(row, "prompt_tokens_mean")
     if prompt_mean is None and row.get("workload") in lengths:
         prompt_mean = lengths[row["workload"]]
-    if prompt_mean is None and _number(row, "question_tokens_target"):
+    if prompt_mean is None and number(row, "question_tokens_target"):
         prompt_mean = float(row["question_tokens_target"]) + float(row.get("shared_prefix_tokens", 0))
-    output_mean = _number(row, "output_tokens_mean") or _number(row, "output_tokens_target")
+    output_mean = number(row, "output_tokens_mean") or number(row, "output_tokens_target")
     if not prompt_mean or not output_mean:
         raise Unplayable("mean prompt or output length unknown")
     if not (1 <= prompt_mean < MOST_TOKENS and 1 <= output_mean < MOST_TOKENS):
         raise Unplayable(f"mean prompt or output length impossible: {prompt_mean:g} and {output_mean:g} tokens")
-    concurrency = _number(row, "concurrency")
+    concurrency = number(row, "concurrency")
     if concurrency:
         least = RANGE_RATIO if is_inferencex(row) else 1.0
         users = int(concurrency)
-        n = int(_number(row, "num_requests") or max(10 * users, 40))
+        n = int(number(row, "num_requests") or max(10 * users, 40))
         n = min(n, 20_000)
 
         def draw(mean: float) -> NDArray[np.int64]:
@@ -403,16 +346,16 @@ def statistical_requests(
         arrival[:users] = 0.0
         predecessor = np.full(n, -2, dtype=np.int64)
         predecessor[:users] = -1
-        pool = repeated_prompts(row)
+        pool = PUBLISHED[engine_name(row)].repeated_prompts(row)
         content = _pool_content(rng.integers(0, pool, n), prompt) if pool else None
         return _plain(arrival, prompt, output, content, predecessor), np.full(n, -1, np.int64), np.ones(n, bool)
     stages: list[tuple[float, float]] = []
     if row.get("rate_stages"):
         for rate, seconds in json.loads(str(row["rate_stages"])):
             stages.append((float(rate), float(seconds if seconds is not None else row.get("duration_s", 1200.0))))
-    elif _number(row, "request_rate_rps"):
-        seconds = _number(row, "duration_s")
-        if seconds is None and _number(row, "num_requests"):
+    elif number(row, "request_rate_rps"):
+        seconds = number(row, "duration_s")
+        if seconds is None and number(row, "num_requests"):
             seconds = float(row["num_requests"]) / float(row["request_rate_rps"])
         stages.append((float(row["request_rate_rps"]), seconds or 1200.0))
     else:
@@ -424,17 +367,17 @@ def statistical_requests(
     times: list[NDArray[np.float64]] = []
     stage_of: list[NDArray[np.int64]] = []
     start = 0.0
-    for number, (rate, seconds) in enumerate(stages):
+    for stage, (rate, seconds) in enumerate(stages):
         count = max(1, round(rate * seconds))
         times.append(start + np.sort(rng.uniform(0.0, seconds, count)))
-        stage_of.append(np.full(count, number, dtype=np.int64))
+        stage_of.append(np.full(count, stage, dtype=np.int64))
         start += seconds
     arrival = np.concatenate(times)
     n = len(arrival)
     prompt = np.full(n, round(prompt_mean), dtype=np.int64)
     output = np.full(n, round(output_mean), dtype=np.int64)
     content = None
-    if _number(row, "shared_prefix_tokens") and "inference-perf" in str(row.get("arrival_process", "")):
+    if number(row, "shared_prefix_tokens") and "inference-perf" in str(row.get("arrival_process", "")):
         ids = np.arange(n) % 100
         prompt = prompt + rng.integers(-6, 7, 100)[ids]
         content = _pool_content(ids, prompt)
@@ -459,7 +402,16 @@ def plan_experiment(
         "cost": {"usd_per_gpu_hour": 0.0},
     }
     in_process = is_serving_sim_bench(row)
-    vllm = pool["engine"].startswith("vllm")
-    front = client_facts(row) if vllm else {}
-    costs = launch_facts(row, pool["hardware"]) if vllm else {}
-    return Experiment(rows, scenario, workload, stage, judged, in_process, host_cores(row), front, costs, start_s(row))
+    published = PUBLISHED[engine_name(row)]
+    return Experiment(
+        rows,
+        scenario,
+        workload,
+        stage,
+        judged,
+        in_process,
+        host_cores(row),
+        published.front(row),
+        published.costs(row, pool["hardware"]),
+        published.start_s(row),
+    )

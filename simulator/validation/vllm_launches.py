@@ -14,9 +14,14 @@ and 3b21cc5, `bench/core/runner.py`.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
+from engine_models.engines.vllm import ENGINE
+from engine_models.engines.vllm_flags import PLAIN_SAMPLING
 from simulator.validation.launches import is_gap_analysis, is_inferencex, measured_on
+from simulator.validation.published import Fitting, Published, Row, Unknowns, number, parts
+from simulator.validation.spellings import Unplayable
 
 NIGHTLY = re.compile(r"nightly|main\b|dev\b")
 RELEASES = (
@@ -60,7 +65,7 @@ def is_serving_sim_bench(row: dict[str, Any]) -> bool:
     return "LLMServingSim" in source and "artifact" not in source
 
 
-def vllm_version(row: dict[str, Any]) -> str:
+def unstated_version(row: dict[str, Any]) -> str:
     """Version of a row that states none ("" if unknown): the one in the server logs of its source."""
     if is_serving_sim_artifact(row):
         return "0.13.0"
@@ -88,8 +93,7 @@ def client_facts(row: dict[str, Any]) -> dict[str, Any]:
 
 def repeated_prompts(row: dict[str, Any]) -> int:
     """Prompts that a row's client draws from, the same ones again and again; 0: all are new."""
-    vllm = str(row.get("engine", "")).lower().startswith("vllm")
-    return REPEATED_PROMPTS if vllm and is_gap_analysis(row) else 0
+    return REPEATED_PROMPTS if is_gap_analysis(row) else 0
 
 
 def launch_facts(row: dict[str, Any], hardware: str) -> dict[str, Any]:
@@ -102,7 +106,7 @@ def launch_facts(row: dict[str, Any], hardware: str) -> dict[str, Any]:
     return {"fp32_router": "tf32"} if on_b200 and measured_on(row) >= "2026-04-15" else {}
 
 
-def vllm_instances(row: dict[str, Any]) -> int:
+def instances(row: dict[str, Any]) -> int:
     """Independent servers behind one router that a row counts as data parallel ranks: `agg (2 instances)`; else 1.
 
     The runs of inference-sim too (an inference): Mixtral with tensor parallelism 2 and two data-parallel ranks takes 17.7 and
@@ -115,12 +119,12 @@ def vllm_instances(row: dict[str, Any]) -> int:
     return int(found.group(1)) if found else 1
 
 
-def vllm_flags(row: dict[str, Any], hardware: str) -> dict[str, Any]:
+def launch_flags(row: dict[str, Any], hardware: str, ranks: int) -> dict[str, Any]:
     """Flags of the script that launched a row's server; what the row states itself goes before them."""
     if is_serving_sim_artifact(row):
         return {"enforce_eager": True, "max_num_batched_tokens": 2048, "max_num_seqs": 128}
     if is_serving_sim_bench(row):  # its runner asks for temperature 0
-        return {"generation_config": "vllm"}
+        return dict(PLAIN_SAMPLING)
     if not is_inferencex(row):
         return {}
     model, users = str(row["model"]).lower(), max(1, int(row.get("concurrency", 1)))
@@ -155,3 +159,92 @@ def vllm_flags(row: dict[str, Any], hardware: str) -> dict[str, Any]:
     if "kimi-k2" in model and row.get("precision") == "int4" and hardware.startswith("b200"):
         return {"gpu_memory_utilization": 0.97}
     return {}
+
+
+def release(stated: str) -> str:
+    """The modelled version for a stated one.
+
+    0.8 to 0.10 ran the V1 engine by default and are taken for 0.11, the oldest modelled (assumed; their defaults of batch size
+    are 0.11's).
+    """
+    if parts(stated) < (0, 8):
+        raise Unplayable(f"{ENGINE.title} {stated} ran the V0 engine by default, which is not modelled")
+    return ENGINE.releases[0] if parts(stated) < (0, 11) else stated
+
+
+def columns(row: Row) -> dict[str, Any]:
+    """Flags that a row's columns state."""
+    known = ("max_num_seqs", "max_num_batched_tokens", "block_size")
+    args: dict[str, Any] = {name: int(row[name]) for name in known if number(row, name)}
+    args["max_model_len"] = int(number(row, "max_model_len") or -1)  # unknown: the model's own, or what fits
+    if number(row, "concurrency"):
+        args |= PLAIN_SAMPLING  # benchmark clients of the closed-loop kind ask for greedy decoding
+    if number(row, "gpu_mem_util"):
+        args["gpu_memory_utilization"] = float(row["gpu_mem_util"])
+    if number(row, "kv_blocks_gpu"):
+        args["num_gpu_blocks_override"] = int(row["kv_blocks_gpu"])
+    if row.get("prefix_caching") is not None:
+        args["enable_prefix_caching"] = bool(row["prefix_caching"])
+    if row.get("chunked_prefill") is not None and not row["chunked_prefill"]:
+        args["enable_chunked_prefill"] = False
+    return args
+
+
+UNKNOWNS: Unknowns = {
+    "front_end_s": ("s", 0.004, "client, HTTP, detokeniser, hand-over to the engine: added to TTFT and E2E"),
+    "sort_cycles_per_logit": ("cycle", 8.0, "truncated sampling by sorting: cycles of one multiprocessor a logit"),
+    "reduce_wait_s": (
+        "s",
+        1e-6,
+        "wait for the slowest rank at an all-reduce, beyond its time in a benchmark of aligned ranks",
+    ),
+}
+
+EAGER_UNKNOWNS: Unknowns = {
+    "launch_s": ("s", 2e-6, "host time to launch one operation outside CUDA graphs (enforce_eager)"),
+    "expert_launches": (
+        "launch",
+        2.0,
+        "launches that the experts of a layer cost the host outside CUDA graphs, counted in plain operations",
+    ),
+}
+
+TARGETS = ("itl_mean_corrected_ms", "ttft_mean_ms")
+EAGER_TARGETS = ("tpot_mean_ms",)
+
+
+def _told(row: Row, flags: Mapping[str, Any], measured: bool) -> tuple[str, ...]:
+    """Both metrics of runs of open load on hardware with runs behind it."""
+    return TARGETS if measured and all(target in row for target in TARGETS) else ()
+
+
+def _told_eager(row: Row, flags: Mapping[str, Any], measured: bool) -> tuple[str, ...]:
+    """What a launch costs shows in the time per output token of runs without CUDA graphs."""
+    return EAGER_TARGETS if EAGER_TARGETS[0] in row else ()
+
+
+def _runs(name: str, rows: list[Row]) -> tuple[str, str, str]:
+    return ENGINE.name, "H100", "inference-sim, training and sim-to-real suites"
+
+
+def _eager_runs(name: str, rows: list[Row]) -> tuple[str, str, str]:
+    suites = f"LLMServingSim 2.0 artifact, figure 8, TPOT; a {ENGINE.title} of 2023, eager too, has that of 30 us (splitwise-sim)"
+    return f"{ENGINE.name} 0.13 with --enforce-eager", "H100", suites
+
+
+VLLM = Published(
+    release=release,
+    unstated=unstated_version,
+    columns=columns,
+    launch=launch_flags,
+    instances=instances,
+    front=client_facts,
+    costs=launch_facts,
+    repeated_prompts=repeated_prompts,
+    fittings={
+        "": Fitting(UNKNOWNS, TARGETS, _told, _runs),
+        "-eager": Fitting(EAGER_UNKNOWNS, EAGER_TARGETS, _told_eager, _eager_runs, least_runs=2, eager=True),
+    },
+    fitted="three constants (front end, sort of the truncated sampler, wait at an all-reduce) and the host time of a step on the "
+    "H100 runs of inference-sim, and the cost of launches outside CUDA graphs on the eager runs of LLMServingSim",
+)

@@ -75,7 +75,7 @@ def test_the_three_statements_of_one_acceptance_agree() -> None:
         ({"acceptance_length": 2.0}, "given together", "one of"),
         ({"acceptance": [0.5, 0.5]}, "2 values for 3 drafts", "give 3"),
         ({"acceptance": 1.2}, "between 0 and 1", "probabilities"),
-        ({"acceptance": None, "acceptance_rates": [0.5, 0.6, 0.1]}, "rise", "as vLLM logs"),
+        ({"acceptance": None, "acceptance_rates": [0.5, 0.6, 0.1]}, "rise", "as servers log"),
         ({"acceptance": None, "acceptance_length": 4.5}, "not between 1 and 4", "1 plus"),
         ({"num_speculative_tokens": None}, "number of drafts", "num_speculative_tokens: 3"),
         ({"method": "egale"}, "did you mean 'eagle'", "one of"),

@@ -10,17 +10,12 @@ import numpy as np
 import pytest
 
 from engine_models.engines.sglang_flags import FLAGS
+from simulator.validation.engines import PUBLISHED, compiles_while_measured
 from simulator.validation.evidence import kinds
-from simulator.validation.launches import (
-    compiles_while_measured,
-    is_gap_analysis,
-    is_inferencex,
-    sglang_flags,
-    start_s,
-    tensor_ranks,
-)
+from simulator.validation.launches import is_gap_analysis, is_inferencex, tensor_ranks
 from simulator.validation.report import fidelity
 from simulator.validation.runs import predict
+from simulator.validation.sglang_launches import launch_flags, start_s
 from simulator.validation.suite import plan_experiment
 
 ROW: dict[str, Any] = {
@@ -49,8 +44,8 @@ def test_only_rows_of_that_source() -> None:
     assert is_inferencex(
         ROW | analysis | {"source_path": "source_file=kimi-k2.5-gap-analysis.csv; silicon_concurrency=4"}
     )
-    assert sglang_flags(ROW | OTHER, "b200-sxm-180gb", 4) == {}
-    assert sglang_flags(ROW | {"model": "meta-llama/Llama-3.1-8B"}, "b200-sxm-180gb", 4) == {}
+    assert launch_flags(ROW | OTHER, "b200-sxm-180gb", 4) == {}
+    assert launch_flags(ROW | {"model": "meta-llama/Llama-3.1-8B"}, "b200-sxm-180gb", 4) == {}
 
 
 @pytest.mark.parametrize(
@@ -65,12 +60,12 @@ def test_ranks_multiplied_by_the_sample_are_divided_again(tp: int, ep: int, rank
 @pytest.mark.parametrize("precision", ["fp4", "fp8"])
 @pytest.mark.parametrize("ranks", [4, 8])
 def test_every_launch_is_made_of_modelled_flags(hardware: str, precision: str, ranks: int) -> None:
-    assert set(sglang_flags(ROW | {"precision": precision}, hardware, ranks)) <= set(FLAGS.modelled)
+    assert set(launch_flags(ROW | {"precision": precision}, hardware, ranks)) <= set(FLAGS.modelled)
 
 
 def test_few_users_are_received_sooner() -> None:
     interval = [
-        sglang_flags(ROW | {"concurrency": users}, "b200-sxm-180gb", 8)["scheduler_recv_interval"]
+        launch_flags(ROW | {"concurrency": users}, "b200-sxm-180gb", 8)["scheduler_recv_interval"]
         for users in (4, 8, 16, 128)
     ]
     assert interval == [10, 10, 30, 30]
@@ -110,7 +105,7 @@ GAP: dict[str, Any] = ROW | {
 
 
 def test_generated_servers_mix_prefill_with_decode_and_do_not_overlap() -> None:
-    flags = sglang_flags(GAP, "h200-sxm-141gb", 1)
+    flags = launch_flags(GAP, "h200-sxm-141gb", 1)
     assert flags == {"enable_mixed_chunk": True, "max_prefill_tokens": 2500, "disable_overlap_schedule": True}
     assert set(flags) <= set(FLAGS.modelled)
     restated = GAP | {"source_path": "source_file=kimi-k2.5-gap-analysis.csv"}
@@ -145,7 +140,7 @@ def test_first_request_of_each_user_waits_longer_where_that_was_seen() -> None:
     row = ROW | {"tp": 4.0, "concurrency": 4.0, "output_tokens_mean": 20.0}
     experiment = plan_experiment((row,), Path("."), {})
     assert experiment.start_s == start_s(row) > 0
-    assert start_s(GAP) == start_s(row | {"engine": "vllm"}) == start_s(row | OTHER) == 0.0
+    assert start_s(GAP) == PUBLISHED["vllm"].start_s(row) == start_s(row | OTHER) == 0.0
     late = predict(experiment)[row["id"]]
     prompt = predict(replace(experiment, start_s=0.0))[row["id"]]
     for name in ("ttft_mean_ms", "e2e_mean_ms"):

@@ -14,13 +14,14 @@ import pytest
 from engine_models.cost.overheads import FRONT_END, NAMES, own_overheads
 from hardware_profiles.errors import InputError
 from simulator.validation import overheads
-from simulator.validation.overheads import FITTED, TARGETS
+from simulator.validation.engines import FITTINGS
 
 
 @pytest.mark.parametrize("engine", ["vllm", "vllm-eager"])
 def test_the_fit_finds_the_values_behind_the_runs(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made-up runs whose metrics are sums of the unknowns by known weights."""
-    unknowns = FITTED[engine]
+    fitting = FITTINGS[engine][1]
+    unknowns = fitting.unknowns
     truth = {name: 3.0 * spec[1] for name, spec in unknowns.items()}
 
     def metric(j: int, values: dict[str, float]) -> float:
@@ -33,7 +34,7 @@ def test_the_fit_finds_the_values_behind_the_runs(engine: str, monkeypatch: pyte
         return [math.log(metric(j, values) / metric(j, truth)) for _ in targets]
 
     made = [
-        (SimpleNamespace(rows=({"id": f"run-{j}/all", "model": f"m{j % 3}", "number": j},)), TARGETS[engine])
+        (SimpleNamespace(rows=({"id": f"run-{j}/all", "model": f"m{j % 3}", "number": j},)), fitting.targets)
         for j in range(6)
     ]
     monkeypatch.setattr(overheads, "_experiments", lambda *_: made)
@@ -42,7 +43,7 @@ def test_the_fit_finds_the_values_behind_the_runs(engine: str, monkeypatch: pyte
     assert fitted.values == pytest.approx(truth, rel=0.02)
     groups = overheads.leave_out(fitted, lambda row: str(row["model"]))
     assert [g["group"] for g in groups] == ["m0", "m1", "m2"]
-    assert all(g[t] < 1.0 for g in groups for t in TARGETS[engine])
+    assert all(g[t] < 1.0 for g in groups for t in fitting.targets)
 
 
 def test_too_few_runs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,14 +67,14 @@ def test_a_fit_of_launches_replaces_those_values_only(
     assert written["launch_s"]["value"] == 1e-5
     assert written["launch_s"]["kind"] == "fitted"
     assert "enforce-eager" in written["launch_s"]["source"]
-    others = set(shipped) - set(FITTED["vllm-eager"])
+    others = set(shipped) - set(FITTINGS["vllm-eager"][1].unknowns)
     assert {n: written[n] for n in others} == {n: shipped[n] for n in others}
 
 
 def test_what_is_fitted_is_shipped_and_read() -> None:
     shipped = own_overheads("vllm")
     for engine in ("vllm", "vllm-eager"):
-        for name, (unit, _, _) in FITTED[engine].items():
+        for name, (unit, _, _) in FITTINGS[engine][1].unknowns.items():
             assert shipped[name]["unit"] == unit
             assert name in NAMES or name in FRONT_END
     assert set(shipped) <= {*NAMES, *FRONT_END}

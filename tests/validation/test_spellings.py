@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from simulator.validation.engines import engine_release
 from simulator.validation.evidence import model_class
 from simulator.validation.runs import validate_runs
 from simulator.validation.spellings import (
     Unplayable,
     engine_name,
-    engine_release,
     engine_variant,
     hardware_name,
     weights_format,

@@ -16,11 +16,11 @@ from simulator.validation.vllm_launches import (
     REPEATED_PROMPTS,
     client_facts,
     host_cores,
+    instances,
     is_serving_sim_bench,
     launch_facts,
-    vllm_flags,
-    vllm_instances,
-    vllm_version,
+    launch_flags,
+    unstated_version,
 )
 
 INFERENCEX = "ai-dynamo/aiconfigurator silicon_sample.csv (inferencex-dump)"
@@ -58,8 +58,8 @@ def test_gpt_oss_ran_on_marlin_on_hopper_only() -> None:
 
 
 def test_other_sources_get_nothing() -> None:
-    assert vllm_flags(row("meta-llama/Llama-3.1-70B", "B200", source="someone else"), "b200-sxm-180gb") == {}
-    assert vllm_version(row("meta-llama/Llama-3.1-70B", "B200")) == ""
+    assert launch_flags(row("meta-llama/Llama-3.1-70B", "B200", source="someone else"), "b200-sxm-180gb", 1) == {}
+    assert unstated_version(row("meta-llama/Llama-3.1-70B", "B200")) == ""
 
 
 def test_the_artifact_ran_without_graphs_and_counts_instances_as_ranks() -> None:
@@ -72,7 +72,7 @@ def test_the_artifact_ran_without_graphs_and_counts_instances_as_ranks() -> None
         precision="fp16/bf16",
     )
     pool = pool_of(artifact)
-    assert vllm_instances(artifact) == pool["replicas"] == 2
+    assert instances(artifact) == pool["replicas"] == 2
     assert pool["engine"] == "vllm@0.13.0"
     assert pool["engine_args"]["enforce_eager"] is True
 
@@ -117,7 +117,7 @@ def test_experts_that_blocks_do_not_divide_were_spread_over_the_ranks() -> None:
     ],
 )
 def test_a_nightly_build_is_the_version_of_its_month(stated: str, path: str, version: str) -> None:
-    assert vllm_version(row("meta-llama/Llama-3.1-70B", "H200", engine_version=stated, source_path=path)) == version
+    assert unstated_version(row("meta-llama/Llama-3.1-70B", "H200", engine_version=stated, source_path=path)) == version
 
 
 def test_the_router_of_minimax_ran_in_tf32_on_b200_from_a_date() -> None:
@@ -131,17 +131,17 @@ def test_the_router_of_minimax_ran_in_tf32_on_b200_from_a_date() -> None:
 
 def test_scripts_that_capture_more_say_so() -> None:
     captured = "max_cudagraph_capture_size"
-    assert vllm_flags(row("openai/gpt-oss-120b", "H200"), "h200-sxm-141gb")[captured] == 2048
+    assert launch_flags(row("openai/gpt-oss-120b", "H200"), "h200-sxm-141gb", 1)[captured] == 2048
     minimax = row("MiniMaxAI/MiniMax-M2.5", "B200", engine_version="0.19.0")
-    assert vllm_flags(minimax, "b200-sxm-180gb")[captured] == 2048
-    assert captured not in vllm_flags(minimax | {"engine_version": "nightly-5b8c"}, "b200-sxm-180gb")
-    assert captured not in vllm_flags(row("meta-llama/Llama-3.1-70B", "B200"), "b200-sxm-180gb")
+    assert launch_flags(minimax, "b200-sxm-180gb", 1)[captured] == 2048
+    assert captured not in launch_flags(minimax | {"engine_version": "nightly-5b8c"}, "b200-sxm-180gb", 1)
+    assert captured not in launch_flags(row("meta-llama/Llama-3.1-70B", "B200"), "b200-sxm-180gb", 1)
 
 
 def test_rows_of_kimi_are_limited_to_the_users() -> None:
-    flags = vllm_flags(row("moonshotai/Kimi-K2.5", "B200", precision="fp4"), "b200-sxm-180gb")
+    flags = launch_flags(row("moonshotai/Kimi-K2.5", "B200", precision="fp4"), "b200-sxm-180gb", 1)
     assert (flags["max_num_seqs"], flags["gpu_memory_utilization"]) == (16, 0.9)
-    assert "max_num_seqs" not in vllm_flags(row("moonshotai/Kimi-K2.5", "B200", precision="int4"), "b200-sxm-180gb")
+    assert "max_num_seqs" not in launch_flags(row("moonshotai/Kimi-K2.5", "B200", precision="int4"), "b200-sxm-180gb", 1)
 
 
 def test_drawn_tokens_are_tokenised_more_slowly() -> None:
@@ -175,7 +175,7 @@ def test_nvidias_own_runs_repeat_their_prompts() -> None:
 
 def test_the_bench_of_llmservingsim_asks_for_greedy_decoding() -> None:
     bench = {"source": "casys-kaist/LLMServingSim", "model": "meta-llama/Llama-3.1-8B"}
-    assert vllm_flags(bench, "rtx-pro-6000-96gb") == {"generation_config": "vllm"}
+    assert launch_flags(bench, "rtx-pro-6000-96gb", 1) == {"generation_config": "vllm"}
     assert is_serving_sim_bench(bench)
     assert not is_serving_sim_bench(bench | {"source": "casys-kaist/LLMServingSim (2.0 artifact)"})
     assert not is_serving_sim_bench({"source": "inference-sim/training"})

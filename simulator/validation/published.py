@@ -1,0 +1,76 @@
+"""What suites and published launches may say of an engine, beside what it declares: the form, filled in by `*_launches.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = dict[str, Any]
+"""A row of a suite."""
+
+Unknowns = dict[str, tuple[str, float, str]]
+"""Name of an unknown -> unit, step of the finite difference, meaning."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What of an engine's overheads is fitted to measured runs, and to which.
+
+    unknowns : what is fitted.
+    targets : metrics of a run that tell it: time per output token first, time to first token last.
+    told : the targets of one row, from it, its flags and whether runs on its hardware stand behind the engine's overheads.
+    runs : whose and where the runs are: an unknown and the rows that were used -> what ran, where, and the suites.
+    least_runs : what a fit needs.
+    eager : whether it takes the runs without CUDA graphs, or the others.
+    """
+
+    unknowns: Unknowns
+    targets: tuple[str, ...]
+    told: Callable[[Row, Mapping[str, Any], bool], tuple[str, ...]]
+    runs: Callable[[str, list[Row]], tuple[str, str, str]]
+    least_runs: int = 5
+    eager: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What is known of the measured runs of one engine.
+
+    release : the modelled version that stands for a stated one ("" for the newest); raises `Unplayable`.
+    unstated : version of a row that states none, "" if unknown.
+    columns : flags that the columns of a row state.
+    launch : flags of the script that launched a row's server, by its device and ranks.
+    ranks : flags of data-parallel ranks that share experts.
+    instances : independent servers behind one router that a row counts as data-parallel ranks.
+    front, costs : what client and environment do that no flag says: fields of `FrontEnd` and `StepCosts`.
+    repeated_prompts : prompts that a row's client draws from, 0: all are new.
+    start_s : how much longer the first request of each user waits when the closed loop of a row starts [s].
+    compiles_while_measured : whether a run measured what its server compiled on first use.
+    fittings : by the suffix of the fit's name, "" for the engine's own; fitted : the words on them.
+    """
+
+    release: Callable[[str], str]
+    unstated: Callable[[Row], str] = lambda row: ""
+    columns: Callable[[Row], dict[str, Any]]
+    launch: Callable[[Row, str, int], dict[str, Any]]
+    ranks: Mapping[str, Any] = field(default_factory=dict)
+    instances: Callable[[Row], int] = lambda row: 1
+    front: Callable[[Row], dict[str, Any]] = lambda row: {}
+    costs: Callable[[Row, str], dict[str, Any]] = lambda row, hardware: {}
+    repeated_prompts: Callable[[Row], int] = lambda row: 0
+    start_s: Callable[[Row], float] = lambda row: 0.0
+    compiles_while_measured: Callable[[Row], bool] = lambda row: False
+    fittings: Mapping[str, Fitting] = field(default_factory=dict)
+    fitted: str = ""
+
+
+def number(row: Row, name: str) -> float | None:
+    """A row's number, None where it has none."""
+    value = row.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def parts(release: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(part) for part in release.split(".")[:2])
