@@ -42,6 +42,20 @@ def test_imports_point_down() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_no_modules_import_each_other() -> None:
+    """Also not in a function or for the sake of types."""
+    import grimp
+
+    graph = grimp.build_graph(*PACKAGES, cache_dir=None)
+    circles = {
+        (module, other)
+        for module in graph.modules
+        for other in graph.find_modules_directly_imported_by(module)
+        if graph.chain_exists(importer=other, imported=module)
+    }
+    assert not circles
+
+
 @pytest.mark.parametrize("words", [["--help"], ["simulate", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     """Pydantic alone is let through below the top: Typer itself asks for it where a command has typed options."""

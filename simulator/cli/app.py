@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from simulator.cli.calibrate import calibrate_app
+from simulator.cli.progress import progress, progress_done
 
 app = typer.Typer(
     name="capacity-plan",
@@ -48,18 +49,6 @@ def root(
     ] = False,
 ) -> None:
     """Options of every command."""
-
-
-def progress(text: str) -> None:
-    """Say on stderr what is going on, if a person watches."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def progress_done() -> None:
-    """Clear the progress line."""
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 @app.command()

@@ -30,7 +30,7 @@ def overheads(
     """Fit an engine's overheads and say how they do on groups left out."""
     from engine_models.engines.known import EXAMPLE
     from hardware_profiles.errors import InputError
-    from simulator.cli.app import progress, progress_done
+    from simulator.cli.progress import progress, progress_done
     from simulator.cli.summary import table
     from simulator.io.text import plain
     from simulator.validation import overheads as module
@@ -78,7 +78,7 @@ def intervals(
     workers: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
     """Derive the 90 % interval widths from the errors on measured runs."""
-    from simulator.cli.app import progress, progress_done
+    from simulator.cli.progress import progress, progress_done
     from simulator.validation.evidence import kinds
     from simulator.validation.intervals import derive, write_intervals
     from simulator.validation.runs import validate_runs
@@ -141,7 +141,7 @@ def _left_out_kernels(
     import statistics
 
     from hardware_profiles.kernel_validate import OVER, leave_out
-    from simulator.cli.app import progress, progress_done
+    from simulator.cli.progress import progress, progress_done
     from simulator.cli.summary import table
 
     groups = leave_out(directory, what, devices or None, folds, progress)

@@ -63,6 +63,7 @@ def run(
 
     from hardware_profiles.errors import InputError
     from simulator.io.text import json_text
+    from simulator.planning.budget import reading_day
     from simulator.planning.demand import read_profile
 
     if demand_requests_per_day is not None and not (math.isfinite(demand_requests_per_day) and demand_requests_per_day > 0):
@@ -106,19 +107,10 @@ def share_of(text: str) -> float:
     return value
 
 
-def reading_day() -> dt.date:
-    """The day on which prices are judged stale: today, or that of SOURCE_DATE_EPOCH for output that must not change."""
-    import datetime as dt
-    import os
-
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    return dt.datetime.fromtimestamp(int(epoch), dt.UTC).date() if epoch.isdigit() else dt.date.today()
-
-
 def resolve(target: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], UnitPrice]:
     """Result, cost settings and price of a run folder, or of a scenario that is simulated now."""
     from hardware_profiles.device import load_device
-    from simulator.cli.app import progress, progress_done
+    from simulator.cli.progress import progress, progress_done
     from simulator.io.rundir import read_run
     from simulator.io.text import plain
     from simulator.planning.budget import known

@@ -97,8 +97,8 @@ def run(
 ) -> None:
     """Run the sweep, print its table, end with the exit code it earned."""
     from hardware_profiles.errors import InputError
-    from simulator.cli.app import progress, progress_done
     from simulator.cli.errors import InterruptedRun
+    from simulator.cli.progress import progress, progress_done
     from simulator.io.text import json_text
     from simulator.planning.sweep import plan_sweep, run_sweep
 

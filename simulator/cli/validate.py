@@ -78,7 +78,7 @@ def runs_command(
     directory: Path, experiments: list[str], output: Path, report: Path | None, workers: int, as_json: bool
 ) -> None:
     """Replay a suite of measured experiments and print the errors."""
-    from simulator.cli.app import progress, progress_done
+    from simulator.cli.progress import progress, progress_done
     from simulator.validation.contradictions import sift
     from simulator.validation.evidence import kinds
     from simulator.validation.report import SHOWN, coverage_by_holdout, fidelity, write_plot

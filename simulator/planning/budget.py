@@ -9,6 +9,7 @@ Rates, tokens and busy shares are the run's (its measured window); prices are th
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,6 +122,12 @@ def budget(
 def _price_words(price: UnitPrice, today: dt.date) -> str:
     parts = [price.provider, price.region, price.commitment, price.date or "no date", price.kind]
     return ", ".join(p for p in parts if p) + (" STALE" if stale(price.date, today) else "")
+
+
+def reading_day() -> dt.date:
+    """The day on which prices are judged stale: today, or that of SOURCE_DATE_EPOCH for output that must not change."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return dt.datetime.fromtimestamp(int(epoch), dt.UTC).date() if epoch.isdigit() else dt.date.today()
 
 
 def stale(date: str, today: dt.date) -> bool:
