@@ -93,7 +93,7 @@ def run_streamed(
     path = folder.path / "requests.parquet"
     try:
         cluster = Cluster(workload, plan, cost, **options)
-        steps = [ReplicaSteps(r.log, r.scheduler.state().kv_total) for r in cluster.ranks]
+        steps = [ReplicaSteps(r.log, r.scheduler.state()[-1]) for r in cluster.ranks]
         tally = Tally(scenario, workload.warmup_s, workload.duration_s, steps)
         with TableWriter(path) as writer:
             sink = _Sink(tally, writer, scenario)

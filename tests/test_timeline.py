@@ -41,7 +41,7 @@ def run() -> RunResult:
 
 def logged(run: RunResult, replica: int, name: str) -> float:
     """Sum of a column of a replica's log, by step."""
-    return float(run.raw.logs[replica].steps()[name].sum())
+    return float(run.raw.logs[replica].records()[name].sum())
 
 
 @pytest.mark.parametrize("name", ["prefill_tokens", "decode_tokens", "preemptions"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from engine_models.parts.sequence import Sequence
@@ -68,7 +68,6 @@ class Span(NamedTuple):
     grows: int
 
 
-@dataclass(slots=True)
 class Batch:
     """One scheduled step (or, after a jump, the last of several equal ones): who is served, and the shape that is priced.
 
@@ -82,24 +81,51 @@ class Batch:
     over a whole pool of them (0: its own KV). See `grows` for what one more step adds.
     """
 
-    number: int
-    decode_rows: int = 0
-    decode_tokens: int = 0
-    decode_kv_tokens: int = 0
-    prefill: list[tuple[int, int]] = field(default_factory=list)
-    finishing: list[Sequence] = field(default_factory=list)
-    itemised: list[tuple[Sequence, int, int, int]] = field(default_factory=list)
-    rows: list[tuple[Sequence, int, int]] | None = None
-    hits: list[tuple[Sequence, int]] = field(default_factory=list)
-    preempted: list[Sequence] = field(default_factory=list)
-    tokens: int = 0
-    free_blocks: int = 0
-    t_sched: float = 0.0
-    t_start: float = 0.0
-    t_end: float = 0.0
-    spans: tuple[Span, ...] = ()
-    padded_tokens: int = 0
-    pool_cells: int = 0
+    __slots__ = (
+        "decode_kv_tokens",
+        "decode_rows",
+        "decode_tokens",
+        "finishing",
+        "free_blocks",
+        "hits",
+        "itemised",
+        "number",
+        "padded_tokens",
+        "pool_cells",
+        "preempted",
+        "prefill",
+        "rows",
+        "spans",
+        "t_end",
+        "t_sched",
+        "t_start",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        decode_rows: int = 0,
+        decode_tokens: int = 0,
+        decode_kv_tokens: int = 0,
+        prefill: list[tuple[int, int]] | None = None,
+        tokens: int = 0,
+    ) -> None:
+        self.number = number
+        self.decode_rows = decode_rows
+        self.decode_tokens = decode_tokens
+        self.decode_kv_tokens = decode_kv_tokens
+        self.prefill: list[tuple[int, int]] = [] if prefill is None else prefill
+        self.finishing: list[Sequence] = []
+        self.itemised: list[tuple[Sequence, int, int, int]] = []
+        self.rows: list[tuple[Sequence, int, int]] | None = None
+        self.hits: list[tuple[Sequence, int]] = []
+        self.preempted: list[Sequence] = []
+        self.tokens = tokens
+        self.free_blocks = 0
+        self.t_sched = self.t_start = self.t_end = 0.0
+        self.spans: tuple[Span, ...] = ()
+        self.padded_tokens = self.pool_cells = 0
 
     @property
     def grows(self) -> int:

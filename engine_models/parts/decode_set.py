@@ -9,6 +9,7 @@ current length; `offset = length - steps` stays constant while it is in the set,
 from __future__ import annotations
 
 import heapq
+from operator import mul
 
 from engine_models.parts.sequence import Sequence
 
@@ -66,25 +67,19 @@ class DecodeSet:
         """New blocks that the next step takes."""
         return self.phases[-self.steps % self.block_tokens]
 
+    def taken_over(self, steps: int) -> tuple[int, int]:
+        """Blocks that the next `steps` steps take, and the sum over these steps of what was taken up to each."""
+        size, phases = self.block_tokens, self.phases
+        at = -self.steps % size
+        by_step = phases[at::-1] + phases[:at:-1]  # what the next steps take, in turn
+        if steps > size:
+            by_step = by_step * -(-steps // size)
+        by_step = by_step[:steps]
+        return sum(by_step), sum(map(mul, by_step, range(steps, 0, -1)))
+
     def blocks_needed_over(self, steps: int) -> int:
         """New blocks that the next `steps` steps take together."""
-        cycles, rest = divmod(steps, self.block_tokens)
-        total = cycles * self.count
-        phases, size, now = self.phases, self.block_tokens, self.steps
-        for i in range(rest):
-            total += phases[-(now + i) % size]
-        return total
-
-    def held_over(self, steps: int, held: int) -> list[int]:
-        """Blocks held after each of the next `steps` steps, `held` before them."""
-        phases, size = self.phases, self.block_tokens
-        out: list[int] = []
-        at = -self.steps % size
-        for _ in range(steps):
-            held += phases[at]
-            at = at - 1 if at else size - 1
-            out.append(held)
-        return out
+        return self.taken_over(steps)[0]
 
     def steps_to_next_end(self) -> int:
         """Steps until some row emits its last token, that step included."""

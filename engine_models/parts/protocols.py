@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as Series
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,26 +19,25 @@ FloatArray = NDArray[np.float64]
 INFINITY = float("inf")
 
 
-class Run(NamedTuple):
+class Run:
     """A proven repetition: the next `steps` steps serve the same rows, admit nobody, end nobody before the last, and find memory.
 
     `shape` is the first of these steps as a batch without rows (its number is not used). The proof holds for steps that are
-    formed before `until_s`. An arrival ends it, unless the run is `deaf`: then arrivals change nothing in it.
+    formed before `until_s`. An arrival ends it, unless the run is `deaf`: then arrivals change nothing in it. A scheduler may
+    return the same object each time: what it says is read before the next call.
     """
 
-    steps: int
-    shape: Batch
-    until_s: float = INFINITY
-    deaf: bool = False
+    __slots__ = ("deaf", "shape", "steps", "until_s")
+
+    def __init__(self, steps: int, shape: Batch, until_s: float = INFINITY, *, deaf: bool = False) -> None:
+        self.steps = steps
+        self.shape = shape
+        self.until_s = until_s
+        self.deaf = deaf
 
 
-class State(NamedTuple):
-    """What others may read of a scheduler, in requests and in KV units (blocks or pages): held and there at all."""
-
-    running: int
-    waiting: int
-    kv_used: int
-    kv_total: int
+State = tuple[int, int, int, int]
+"""What others may read of a scheduler: requests running and waiting, KV units (blocks or pages) held and there at all."""
 
 
 class Scheduler(ABC):
@@ -102,10 +100,11 @@ class Scheduler(ABC):
         """
         return None
 
-    def take(self, steps: int) -> tuple[Batch, list[int]]:
-        """Commit `steps` steps (at least one) of the `run` just proven; return the last of them and the KV units held after each.
+    def take(self, steps: int) -> tuple[Batch, int, int]:
+        """Commit `steps` steps (at least one) of the `run` just proven, which may be taken in several parts.
 
-        The state is as after so many times `schedule`, and `settle` of all but the last.
+        Return the last of them, the sum over the steps of the KV units then held, and the most of them. The state is as after so
+        many times `schedule`, and `settle` of all but the last.
         """
         raise NotImplementedError("a scheduler that proves runs takes their steps")
 

@@ -62,7 +62,7 @@ class ContinuousScheduler(Scheduler):
         self.next_number = 0
         self.processed_number = -1
         self.preemptions = 0
-        self._shape = Batch(-1)
+        self._run = Run(0, Batch(-1))
         self.blocked = False
         self._orders = 0
         self._watermark_blocks = int(rules.watermark * (kv.capacity_blocks + 1))
@@ -101,7 +101,7 @@ class ContinuousScheduler(Scheduler):
         """Requests, and blocks."""
         kv = self.kv
         total = kv.capacity_blocks
-        return State(len(self.running), self.waiting_count, total - kv.free_blocks, total)
+        return len(self.running), len(self._queue) + len(self._loading), total - kv.free_blocks, total
 
     def close(self) -> None:
         """Let the ranges of rows that still decode end with the latest batch."""
@@ -621,10 +621,12 @@ class ContinuousScheduler(Scheduler):
         steps = self._proven_steps()
         if steps < 2:
             return None
-        shape, decodes = self._shape, self.decodes
+        run, decodes = self._run, self.decodes
+        shape = run.shape
         shape.decode_rows = shape.decode_tokens = shape.tokens = decodes.count
         shape.decode_kv_tokens = decodes.kv_tokens()
-        return Run(steps, shape, deaf=self.blocked and not self._by_priority)
+        run.steps, run.deaf = steps, self.blocked and not self._by_priority
+        return run
 
     def _proven_steps(self) -> int:
         """Number of next steps that serve exactly the rows of the decode set, the last of which may yield final tokens."""
@@ -645,9 +647,9 @@ class ContinuousScheduler(Scheduler):
                 steps = min(steps - 1, steps // 2 + 8)
         return steps
 
-    def take(self, steps: int) -> tuple[Batch, list[int]]:
+    def take(self, steps: int) -> tuple[Batch, int, int]:
         """Schedule `steps` decode steps at once."""
-        held = self._take_blocks(steps)
+        held, most = self._take_blocks(steps)
         decodes = self.decodes
         self.next_number += steps
         batch = Batch(self.next_number - 1)
@@ -657,17 +659,17 @@ class ContinuousScheduler(Scheduler):
         self._end_decodes(batch)
         if len(batch.finishing) > 1:
             batch.finishing.sort(key=lambda s: s.order)
-        return batch, held
+        return batch, held, most
 
-    def _take_blocks(self, steps: int) -> list[int]:
-        """Take the blocks of `steps` steps of the decode set; return the blocks held after each."""
+    def _take_blocks(self, steps: int) -> tuple[int, int]:
+        """Take the blocks of `steps` steps of the decode set; return the sum of blocks held over the steps, and the most."""
         decodes, kv = self.decodes, self.kv
-        held = decodes.held_over(steps, kv.capacity_blocks - kv.free_blocks)
-        need = held[-1] - (kv.capacity_blocks - kv.free_blocks)
+        held = kv.capacity_blocks - kv.free_blocks
+        need, summed = decodes.taken_over(steps)
         if need:
             kv.take(need)
         decodes.steps += steps
-        return held
+        return held * steps + summed, held + need
 
     def _end_decodes(self, batch: Batch) -> None:
         """Rows of the decode set whose last token this batch yields stop being scheduled.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine_models.memory.radix import Content, Node, RadixPool, RadixTree
 from engine_models.parts.batch import Batch
@@ -80,7 +80,6 @@ class PrefillFirstRules:
     receive_interval: int = 1
 
 
-@dataclass(slots=True)
 class PrefillFirstBatch(Batch):
     """A scheduled step. `mode` is EXTEND, DECODE or MIXED; token counts as the pool has them after forming it.
 
@@ -88,15 +87,28 @@ class PrefillFirstBatch(Batch):
     `preempted` are all rows that lost their memory; `retracted` those of them that did so for want of it.
     """
 
-    mode: str = "DECODE"
-    extends: list[tuple[Sequence, int, bool, int]] = field(default_factory=list)
-    retracted: list[Sequence] = field(default_factory=list)
-    aborted: list[Sequence] = field(default_factory=list)
-    chunked: Sequence | None = None
-    batch_is_full: bool = False
-    new_token_ratio: float = 0.0
-    free_tokens: int = 0
-    evictable_tokens: int = 0
+    __slots__ = (
+        "aborted",
+        "batch_is_full",
+        "chunked",
+        "evictable_tokens",
+        "extends",
+        "free_tokens",
+        "mode",
+        "new_token_ratio",
+        "retracted",
+    )
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.mode = "DECODE"
+        self.extends: list[tuple[Sequence, int, bool, int]] = []
+        self.retracted: list[Sequence] = []
+        self.aborted: list[Sequence] = []
+        self.chunked: Sequence | None = None
+        self.batch_is_full = False
+        self.new_token_ratio = 0.0
+        self.free_tokens = self.evictable_tokens = 0
 
 
 class _Row:
@@ -151,7 +163,7 @@ class PrefillFirstScheduler(Scheduler):
         self.next_number = 0
         self.processed_number = -1
         self.preemptions = 0
-        self._shape = Batch(-1)
+        self._run = Run(0, Batch(-1))
         self.batch_is_full = False
         self.chunked: Sequence | None = None
         self.initial_ratio = min(INIT_RATIO * rules.schedule_conservativeness, 1.0)
@@ -249,7 +261,7 @@ class PrefillFirstScheduler(Scheduler):
     def state(self) -> State:
         """Requests, and pages; what the tree keeps without a holder counts as free."""
         total = self.kv.capacity_blocks
-        return State(len(self.running), self.waiting_count, total - self.kv.free_blocks, total)
+        return len(self.running), self.waiting_count, total - self.kv.free_blocks, total
 
     def close(self) -> None:
         """Let the ranges of rows that still decode end with the latest batch."""
@@ -788,10 +800,12 @@ class PrefillFirstScheduler(Scheduler):
         steps = self._proven_steps()
         if steps < 2:
             return None
-        shape, decodes = self._shape, self.decodes
+        run, decodes = self._run, self.decodes
+        shape = run.shape
         shape.decode_rows = shape.decode_tokens = shape.tokens = decodes.count
         shape.decode_kv_tokens = decodes.kv_tokens()
-        return Run(steps, shape, deaf=self.batch_is_full and not self.rules.preemption)
+        run.steps, run.deaf = steps, self.batch_is_full and not self.rules.preemption
+        return run
 
     def _proven_steps(self) -> int:
         decodes = self.decodes
@@ -822,15 +836,15 @@ class PrefillFirstScheduler(Scheduler):
             return 0
         return self.rules.receive_interval - 1 - self._since_receipt
 
-    def take(self, steps: int) -> tuple[Batch, list[int]]:
+    def take(self, steps: int) -> tuple[Batch, int, int]:
         """Schedule `steps` decode steps at once."""
         decodes, kv = self.decodes, self.kv
         page = kv.page_tokens
-        held_before = kv.capacity_blocks - kv.free_blocks
-        held = decodes.held_over(steps, held_before)
-        before_last = (held[-2] - held_before if steps > 1 else 0) * page
+        held = kv.capacity_blocks - kv.free_blocks
+        need, summed = decodes.taken_over(steps)
+        before_last = decodes.blocks_needed_over(steps - 1) * page
         kv.make_room(before_last + decodes.count * page)  # as the last step would
-        kv.free_tokens -= (held[-1] - held_before) * page
+        kv.free_tokens -= need * page
         ratio, decay, least = self.ratio, self.decay, self.least_ratio
         for _ in range(steps):
             if ratio <= least:
@@ -850,7 +864,7 @@ class PrefillFirstScheduler(Scheduler):
         batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count
         batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
         self._end_decodes(batch)
-        return batch, held
+        return batch, held * steps + summed, held + need
 
 
 class _Adder:

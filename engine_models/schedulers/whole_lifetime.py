@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -57,7 +57,6 @@ class LifetimeRules:
     reserved_answer_tokens: int | None = None
 
 
-@dataclass(slots=True)
 class LifetimeBatch(Batch):
     """A scheduled step. `admits`: it is a prefill call, of the requests in `new`.
 
@@ -65,11 +64,15 @@ class LifetimeBatch(Batch):
     reserved part of the answer ends with the step, not their answer.
     """
 
-    admits: bool = False
-    new: list[Sequence] = field(default_factory=list)
-    renewed: list[Sequence] = field(default_factory=list)
-    waiting: list[Sequence] = field(default_factory=list)
-    used_blocks: int = 0
+    __slots__ = ("admits", "new", "renewed", "used_blocks", "waiting")
+
+    def __init__(self, number: int, *, admits: bool = False) -> None:
+        super().__init__(number)
+        self.admits = admits
+        self.new: list[Sequence] = []
+        self.renewed: list[Sequence] = []
+        self.waiting: list[Sequence] = []
+        self.used_blocks = 0
 
 
 class _Row:
@@ -138,7 +141,7 @@ class WholeLifetimeScheduler(Scheduler):
     def state(self) -> State:
         """Requests, and pages."""
         kv, waiting = self.kv, len(self._waiting) + len(self._returning)
-        return State(len(self.running), waiting, kv.used_blocks, kv.capacity_blocks)
+        return len(self.running), waiting, kv.used_blocks, kv.capacity_blocks
 
     def cancel(self, seq: Sequence) -> None:
         """Forget a request."""
@@ -402,7 +405,7 @@ class WholeLifetimeScheduler(Scheduler):
         shape.decode_kv_tokens = decodes.kv_tokens()
         return Run(steps, shape, deaf=waiting and self._nobody_fits)
 
-    def take(self, steps: int) -> tuple[LifetimeBatch, list[int]]:
+    def take(self, steps: int) -> tuple[LifetimeBatch, int, int]:
         """Schedule `steps` decode steps at once."""
         decodes = self.decodes
         self.next_number += steps
@@ -414,7 +417,8 @@ class WholeLifetimeScheduler(Scheduler):
         batch.tokens = batch.decode_rows = batch.decode_tokens = decodes.count
         batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
         self._end_decodes(batch)
-        return batch, [self.kv.used_blocks] * steps
+        used = self.kv.used_blocks
+        return batch, used * steps, used
 
 
 def _order(seq: Sequence) -> int:

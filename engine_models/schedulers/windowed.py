@@ -494,13 +494,16 @@ class WindowedScheduler(ContinuousScheduler):
         most_free = self._stuck_at - 1 if waits and self._stuck_at is not None else None
         return decodes.certain_steps(steps, most_free, keep_shared=waits and self._stuck_keeps_hit)
 
-    def _take_blocks(self, steps: int) -> list[int]:
+    def _take_blocks(self, steps: int) -> tuple[int, int]:
         decodes, kv = self._rows, self._hybrid
-        held: list[int] = []
+        total = most = 0
         for _ in range(steps):
             decodes.advance()
-            held.append(kv.capacity_blocks - kv.free_blocks)
-        return held
+            held = kv.capacity_blocks - kv.free_blocks
+            total += held
+            if held > most:
+                most = held
+        return total, most
 
 
 __all__ = ["WindowedDecodes", "WindowedScheduler"]

@@ -209,7 +209,7 @@ def outcome(
         replica=rows.replica,
         emissions=rows.emissions,
         logs=[rank.log for rank in ranks],
-        capacity_blocks=[scheduler.state().kv_total for scheduler in schedulers],
+        capacity_blocks=[scheduler.state()[-1] for scheduler in schedulers],
         hit_tokens=sum(scheduler.hit_tokens for scheduler in schedulers),
         queried_tokens=sum(scheduler.queried_tokens for scheduler in schedulers),
         end_of_run_s=end_of_run_s,

@@ -137,7 +137,7 @@ class RankRouter(Router):
 
 
 def _score(rank: Rank) -> int:
-    running = rank.scheduler.state().running
+    running = rank.scheduler.state()[0]
     return WAITING_WEIGHT * (rank.in_service - running) + running
 
 

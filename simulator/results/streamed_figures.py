@@ -204,7 +204,7 @@ class ReplicaSteps:
         `seen` gets the gaps [s] with their weights, and the ends of the steps with their tokens.
         """
         log, ends = self.log, self.ends()
-        steps = np.cumsum(np.frombuffer(log.record_steps, dtype=np.int32), dtype=np.int64)
+        steps = np.cumsum(np.frombuffer(log.steps, dtype=np.int32), dtype=np.int64)
         if not len(steps):
             return
         done = np.isinf(before_s)
@@ -220,7 +220,7 @@ class ReplicaSteps:
         self._gaps, self._tokens = self._gaps[n:].copy(), self._tokens[n:].copy()
         self._gaps[0] += gaps[-1]
         self._tokens[0] += tokens[-1]
-        found = log.steps(records)
+        found = log.records(records)
         load.add(found, self.kv_total)
         self.bins.add(found)
         del ends, found

@@ -81,7 +81,7 @@ class Bins:
         lived_s, prefill, decode = spread.lived_s, steps["prefill_tokens"], steps["decode_tokens"]
         found = {
             "seconds": spread.sums(lived_s),
-            "steps": spread.sums(np.ones(len(lived_s))),
+            "steps": spread.sums(steps["steps"]),
             "running": spread.sums(steps["running"] * lived_s),
             "waiting": spread.sums(steps["waiting"] * lived_s),
             "kv_usage": spread.sums(steps["kv_used"] / self._kv_total * lived_s),
@@ -145,7 +145,7 @@ def timeline(result: ClusterResult) -> dict[str, NDArray[Any]]:
     ranks = []
     for log, kv_total in zip(result.logs, result.capacity_blocks, strict=True):
         bins = Bins(kv_total)
-        bins.add(log.steps())
+        bins.add(log.records())
         ranks.append(bins)
     return table(ranks, result.end_of_run_s)
 
@@ -181,7 +181,7 @@ class WindowLoad:
         if inside.any():
             peaks["running"] = max(peaks["running"], int(steps["running"][inside].max()))
             peaks["waiting"] = max(peaks["waiting"], int(steps["waiting"][inside].max()))
-            peaks["kv"] = max(peaks["kv"], float(steps["kv_used"][inside].max()) / total)
+            peaks["kv"] = max(peaks["kv"], float(steps["kv_peak"][inside].max()) / total)
             self._preemptions += int(steps["preemptions"][inside].sum())
 
     def averages(self, length_s: float, ranks: int) -> dict[str, Any]:
@@ -206,6 +206,6 @@ def server_averages(result: ClusterResult, window: Window) -> dict[str, Any]:
     """Averages and peaks over the window, over all ranks: KV use, rows, queue, busy share, device time by kind."""
     load = WindowLoad(window)
     for log, kv_total in zip(result.logs, result.capacity_blocks, strict=True):
-        load.add(log.steps(), kv_total)
+        load.add(log.records(), kv_total)
     return load.averages(window.length_s, len(result.logs))
 

@@ -1,6 +1,7 @@
-"""What a rank did: times and memory of every step, and a record for every step or run of equal steps.
+"""What a rank did: the end of every step, and a record for every step or run of equal steps.
 
-Figures are made of the columns by step (`steps`), so they do not depend on how a run was cut into records.
+A record holds exact sums, and steps that go on in the same state join it whether they were run one by one or at once: what a log says
+does not depend on how runs were cut.
 """
 
 from __future__ import annotations
@@ -11,117 +12,144 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import State
 
 Columns = dict[str, NDArray[Any]]
 
-BY_STEP = ("start_s", "end_s", "device_s", "kv_used")
-BY_RECORD = ("running", "waiting", "prefill_s", "prefill_tokens", "decode_tokens", "preemptions")
-
 
 class StepLog:
-    """Columns by step: begin and end [s], device time [s], KV units held. Columns by record: those of each of its `record_steps`.
+    """End of every step [s], and of every record: begin [s], steps, and what was in them.
 
-    A step begins when its host work does, or, where that is hidden, when the device does. The number of a step minus
-    `retired_steps` is its place.
+    `idle_s` is the time of each step in which the device waits, `kv_steps` the sum over the steps of the KV units held, `kv_peak`
+    the most of them; `running`, `waiting` and `decode_tokens` are of each step. A step begins when its host work does, or, where
+    that is hidden, when the device does. The number of a step minus `retired_steps` is its place.
     """
 
+    __slots__ = (
+        "decode_tokens",
+        "end_s",
+        "idle_s",
+        "kv_peak",
+        "kv_steps",
+        "preemptions",
+        "prefill_s",
+        "prefill_tokens",
+        "retired_steps",
+        "running",
+        "start_s",
+        "steps",
+        "waiting",
+    )
+
     def __init__(self) -> None:
-        self.start_s = array("d")
         self.end_s = array("d")
-        self.device_s = array("d")
-        self.kv_used = array("i")
-        self.record_steps = array("i")
+        self.start_s = array("d")
+        self.steps = array("i")
+        self.idle_s = array("d")
         self.running = array("i")
         self.waiting = array("i")
+        self.kv_steps = array("q")
+        self.kv_peak = array("i")
         self.prefill_s = array("d")
         self.prefill_tokens = array("i")
         self.decode_tokens = array("i")
         self.preemptions = array("i")
         self.retired_steps = 0
 
-    def step(
-        self,
-        start_s: float,
-        end_s: float,
-        device_s: float,
-        prefill_s: float,
-        state: State,
-        prefill_tokens: int,
-        decode_tokens: int,
-        preemptions: int,
-    ) -> None:
-        """Append a step; `state` is that after it was formed."""
-        self.start_s.append(start_s)
+    def step(self, start_s: float, end_s: float, idle_s: float, prefill_s: float, state: State, batch: Batch) -> None:
+        """Append a step; `state` is that after it was formed, `prefill_s` the device's time attributed to prefill rows."""
+        running, waiting, kv_used, _ = state
+        decoded = batch.decode_tokens
+        prefilled, preempted = batch.tokens - decoded, len(batch.preempted)
+        if not prefilled and not preempted:
+            self.run(start_s, [end_s], idle_s, running, waiting, kv_used, kv_used, decoded)
+            return
         self.end_s.append(end_s)
-        self.device_s.append(device_s)
-        self.kv_used.append(state.kv_used)
-        self.record_steps.append(1)
-        self.running.append(state.running)
-        self.waiting.append(state.waiting)
+        self.start_s.append(start_s)
+        self.steps.append(1)
+        self.idle_s.append(idle_s)
+        self.running.append(running)
+        self.waiting.append(waiting)
+        self.kv_steps.append(kv_used)
+        self.kv_peak.append(kv_used)
         self.prefill_s.append(prefill_s)
-        self.prefill_tokens.append(prefill_tokens)
-        self.decode_tokens.append(decode_tokens)
-        self.preemptions.append(preemptions)
+        self.prefill_tokens.append(prefilled)
+        self.decode_tokens.append(decoded)
+        self.preemptions.append(preempted)
 
     def run(
         self,
-        first_s: float,
+        start_s: float,
         ends_s: list[float],
-        device_s: list[float],
-        kv_used: list[int],
+        idle_s: float,
         running: int,
         waiting: int,
+        kv_steps: int,
+        kv_peak: int,
         decode_tokens: int,
     ) -> None:
-        """Append steps that decode the same rows, each beginning when the one before it ends, the first at `first_s`."""
-        self.start_s.append(first_s)
-        self.start_s.extend(ends_s[:-1])
-        self.end_s.extend(ends_s)
-        self.device_s.extend(device_s)
-        self.kv_used.extend(kv_used)
-        steps = self.record_steps
-        if (
-            steps
-            and self.running[-1] == running
-            and self.waiting[-1] == waiting
+        """Append steps that decode the same rows, each beginning when the one before it ends."""
+        goes_on = (
+            self.steps
             and self.decode_tokens[-1] == decode_tokens
+            and self.waiting[-1] == waiting
             and not self.prefill_tokens[-1]
+            and self.end_s[-1] == start_s
+            and self.running[-1] == running
+            and self.idle_s[-1] == idle_s
             and not self.preemptions[-1]
-        ):
-            steps[-1] += len(ends_s)  # the run goes on
+        )
+        self.end_s.extend(ends_s)
+        if goes_on:
+            self.steps[-1] += len(ends_s)
+            self.kv_steps[-1] += kv_steps
+            if kv_peak > self.kv_peak[-1]:
+                self.kv_peak[-1] = kv_peak
             return
-        steps.append(len(ends_s))
+        self.start_s.append(start_s)
+        self.steps.append(len(ends_s))
+        self.idle_s.append(idle_s)
         self.running.append(running)
         self.waiting.append(waiting)
+        self.kv_steps.append(kv_steps)
+        self.kv_peak.append(kv_peak)
         self.prefill_s.append(0.0)
         self.prefill_tokens.append(0)
         self.decode_tokens.append(decode_tokens)
         self.preemptions.append(0)
 
-    def steps(self, records: int | None = None) -> Columns:
-        """Columns by step of the first `records` records, of all if None, and until when the state of each holds.
+    def records(self, count: int | None = None) -> Columns:
+        """Columns by record, of the first `count`, of all if None; tokens and device time of all its steps together.
 
-        That is its end; in a pipeline, whose batches overlap, the begin of the next.
+        Until `until_s` the state of a record holds: to its end or, in a pipeline, whose steps overlap, to the begin of the next.
         """
-        counts = np.frombuffer(self.record_steps, dtype=np.int32)[:records]
-        n = int(counts.sum(dtype=np.int64))
-        columns = {name: _view(getattr(self, name))[:n] for name in BY_STEP}
-        columns["until_s"] = until = columns["end_s"].copy()
-        following = _view(self.start_s)[1 : n + 1]
-        np.minimum(until[: len(following)], following, out=until[: len(following)])
-        single = len(counts) == n
-        for name in BY_RECORD:
-            values = _view(getattr(self, name))[:records]
-            columns[name] = values if single else np.repeat(values, counts)
-        return columns
+        steps = _view(self.steps)[:count]
+        start_s, every = _view(self.start_s)[:count], _view(self.start_s)
+        end_s = _view(self.end_s)[np.cumsum(steps) - 1] if len(steps) else np.zeros(0)
+        until_s = end_s.copy()
+        following = every[1 : len(steps) + 1]
+        np.minimum(until_s[: len(following)], following, out=until_s[: len(following)])
+        return {
+            "start_s": start_s,
+            "end_s": end_s,
+            "until_s": until_s,
+            "steps": steps,
+            "device_s": end_s - start_s - _view(self.idle_s)[:count] * steps,
+            "kv_used": _view(self.kv_steps)[:count] / steps,
+            "decode_tokens": _view(self.decode_tokens)[:count] * steps,
+            **{
+                name: _view(getattr(self, name))[:count]
+                for name in ("running", "waiting", "kv_peak", "prefill_s", "prefill_tokens", "preemptions")
+            },
+        }
 
     def retire(self, records: int, steps: int) -> None:
         """Drop the first records, and with them so many steps."""
-        for name in (*BY_RECORD, "record_steps"):
-            del getattr(self, name)[:records]
-        for name in BY_STEP:
-            del getattr(self, name)[:steps]
+        for name in self.__slots__:
+            if name not in ("end_s", "retired_steps"):
+                del getattr(self, name)[:records]
+        del self.end_s[:steps]
         self.retired_steps += steps
 
 

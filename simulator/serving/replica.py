@@ -18,7 +18,6 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Series
-from typing import NamedTuple
 
 import numpy as np
 
@@ -31,32 +30,19 @@ FEW_STEPS = 48
 """Up to so many steps plain numbers are quicker than arrays."""
 
 
-class Step(NamedTuple):
-    """A step in flight: the ranks that take part and the batch of each."""
-
-    ranks: Series[Rank]
-    batches: list[Batch]
-    t_end: float
-
-    def ends_a_request(self) -> bool:
-        """Whether a request's last token may come with it."""
-        return any(batch.finishing for batch in self.batches)
+Step = tuple[Series[Rank], list[Batch], float]
+"""A step in flight: the ranks that take part, the batch of each, and its end [s]."""
 
 
-class Priced(NamedTuple):
-    """Steps of a run with their ends and device times [s]: `ranks` take part, the first step starts at `first_s`.
+def ends_a_request(step: Step) -> bool:
+    """Whether a request's last token may come with it."""
+    batches = step[1]
+    return bool(batches[0].finishing) or (len(batches) > 1 and any(batch.finishing for batch in batches))
 
-    The host needs `host_s` a step. An arrival at a rank ends it unless the rank is deaf; it holds for steps formed before
-    `until_s`.
-    """
 
-    ranks: Series[Rank]
-    deaf: list[bool]
-    until_s: float
-    host_s: float
-    first_s: float
-    ends_s: list[float]
-    device_s: list[float]
+Priced = tuple[Series[Rank], Series[bool], float, float, float, list[float]]
+"""Steps of a run: ranks that take part, which of them arrivals do not disturb, before when the proof lets steps be formed, the
+host's time of a step, the start of the first and the ends of all [s]."""
 
 
 class Replica:
@@ -93,6 +79,7 @@ class Replica:
         self._stage_free_s = [0.0] * stages
         self._step_guess_s = 1e-3  # only decides how many steps a jump prices at once
         self._priced: Priced | None = None  # still true, beyond the clock
+        self._bound_s = INFINITY  # before when steps of the run priced last had to be formed
         self._on_finish = on_finish
         self._on_batch = on_batch
         self._sync = depth == 1
@@ -116,7 +103,7 @@ class Replica:
     def next_event_s(self) -> float:
         """A time before which nothing that another part could see will happen here."""
         if self._in_flight and not self._may_schedule:
-            return self._in_flight[0].t_end
+            return self._in_flight[0][2]
         if self._in_flight or (self._has_work() and self._asleep_until_s <= self.clock_s):
             return self.clock_s
         due_s = self._next_arrival_s()
@@ -133,13 +120,13 @@ class Replica:
         if self._wake_s() < INFINITY or len(self._stage_free_s) > 1 or len(flight) > self.depth:
             return self.next_event_s()
         for step in flight:
-            if step.ends_a_request():
+            if ends_a_request(step):
                 return self.next_event_s()
         if self._priced is None:
             self._priced = self._price(INFINITY)
         if self._priced is None:
             return self.next_event_s()
-        return max(min(self._priced.ends_s[-1], self._next_arrival_s()), self.next_event_s())
+        return max(min(self._priced[-1][-1], self._next_arrival_s()), self.next_event_s())
 
     def advance(self, limit_s: float, *, stop_after_finish: bool = False) -> bool:
         """Process every result up to `limit_s` (inclusive) and every scheduling decision before it.
@@ -150,15 +137,13 @@ class Replica:
         only = ranks[0] if len(ranks) == 1 else None
         while True:
             if not self._may_schedule:
-                step = flight[0]
-                if step.t_end > limit_s:
+                if flight[0][2] > limit_s:
                     return False
-                flight.popleft()
-                if step.t_end > self.clock_s:
-                    self.clock_s = step.t_end
-                ended = self._settle(step)
+                taking, batches, end_s = flight.popleft()
+                if end_s > self.clock_s:
+                    self.clock_s = end_s
                 self._may_schedule = True
-                if ended:
+                if self._settle(taking, batches):
                     self._priced = None
                     if stop_after_finish:
                         return True
@@ -226,11 +211,9 @@ class Replica:
     def _launch(self, ranks: Series[Rank], batches: list[Batch]) -> None:
         now, cost = self.clock_s, self.cost
         device_s, prefills_s = cost.step_s(batches)
-        host_s = cost.host_s(batches[0])
-        for batch in batches[1:]:
-            host_s = max(host_s, cost.host_s(batch))
+        host_s = cost.host_s(batches[0]) if len(batches) == 1 else self._host_s(batches)
         if self._sync:
-            begin = now
+            begin, idle_s = now, host_s
             end = now + (host_s + device_s)
             start = end - device_s if host_s else now
         else:
@@ -244,24 +227,18 @@ class Replica:
                 end = entry + device_s
                 free[stage] = end
             self.clock_s = ready
-        for rank, batch, prefill_s in zip(ranks, batches, prefills_s, strict=True):
+            idle_s = 0.0 if len(free) == 1 else end - start - device_s
+        for number, batch in enumerate(batches):
             batch.t_sched, batch.t_start, batch.t_end = now, start, end
-            rank.log.step(
-                begin,
-                end,
-                device_s,
-                prefill_s,
-                rank.scheduler.state(),
-                batch.tokens - batch.decode_tokens,
-                batch.decode_tokens,
-                len(batch.preempted),
-            )
-        self._in_flight.append(Step(ranks, batches, end))
+            rank = ranks[number]
+            rank.log.step(begin, end, idle_s, prefills_s[number], rank.scheduler.state(), batch)
+        self._in_flight.append((ranks, batches, end))
 
-    def _settle(self, step: Step) -> bool:
-        """Take in the results of a step; return whether a request may have ended."""
+    def _settle(self, ranks: Series[Rank], batches: list[Batch]) -> bool:
+        """Take in the results of a step; return whether a request has ended."""
         ended = False
-        for rank, batch in zip(step.ranks, step.batches, strict=True):
+        for number, batch in enumerate(batches):
+            rank = ranks[number]
             finished = rank.scheduler.settle(batch)
             if finished:
                 ended = True
@@ -279,128 +256,138 @@ class Replica:
         """Prove a run and price its steps, not many more than are scheduled before the limit; None if it is shorter than two."""
         flight = self._in_flight
         ranks: Series[Rank] = self.ranks
-        if len(ranks) > 1:
-            ranks = [rank for rank in ranks if rank.scheduler.has_work()]
-            if not ranks or (flight and flight[-1].ranks != ranks):
-                return None
-        deaf: list[bool] = []
-        shapes: list[Batch] = []
-        steps, until_s = 1 << 60, INFINITY
-        for rank in ranks:
-            run = rank.scheduler.run()
+        deaf: Series[bool]
+        shapes: Series[Batch]
+        if len(ranks) == 1:
+            run = ranks[0].scheduler.run()
             if run is None:
                 return None
-            deaf.append(run.deaf)
-            shapes.append(run.shape)
-            steps = min(steps, run.steps)
-            until_s = min(until_s, run.until_s)
-        first = flight[-1].t_end if flight else self.clock_s
-        bound_s = self._bound_s(ranks, deaf, min(until_s, limit_s))
+            steps, until_s, deaf, shapes = run.steps, run.until_s, (run.deaf,), (run.shape,)
+        else:
+            ranks = [rank for rank in ranks if rank.scheduler.has_work()]
+            if not ranks or (flight and flight[-1][0] != ranks):
+                return None
+            runs = [rank.scheduler.run() for rank in ranks]
+            proven = [run for run in runs if run is not None]
+            if len(proven) < len(runs):
+                return None
+            steps, until_s = min(run.steps for run in proven), min(run.until_s for run in proven)
+            deaf, shapes = [run.deaf for run in proven], [run.shape for run in proven]
+        first = flight[-1][2] if flight else self.clock_s
+        bound_s = until_s if until_s < limit_s else limit_s
+        if len(self.ranks) > 1:
+            bound_s = self._bound(ranks, deaf, bound_s)
+        elif not deaf[0] and ranks[0].inbox and ranks[0].inbox[0].arrival_s < bound_s:
+            bound_s = ranks[0].inbox[0].arrival_s
+        self._bound_s = bound_s
         # do not price steps that will be cut: a shorter jump is as exact
         if bound_s - first < self._step_guess_s * steps:
             if bound_s <= first:
                 return None
             steps = min(steps, int((bound_s - first) / self._step_guess_s) + 3)
-        cost = self.cost
-        host_s = max([cost.host_s(shape) for shape in shapes])
-        added_s = host_s if self._sync else 0.0
+        cost, sync = self.cost, self._sync
+        host_s = cost.host_s(shapes[0]) if len(shapes) == 1 else self._host_s(shapes)
         if steps <= FEW_STEPS:
             device_s = cost.few_s(shapes, steps)
-            ends = few_ends(device_s, first, added_s)
+            if not sync and host_s > min(device_s):
+                return None  # the device would wait for the host
+            ends = few_ends(device_s, first, host_s if sync else 0.0)
         else:
-            times = cost.run_s(shapes, steps)
-            device_s = times.tolist()
-            ends = many_ends(times, first, added_s)
-        if not self._sync and host_s > min(device_s):
-            return None  # the device would wait for the host
+            times_s = cost.run_s(shapes, steps)
+            if not sync and host_s > float(times_s.min()):
+                return None
+            ends = many_ends(times_s, first, host_s if sync else 0.0)
         self._step_guess_s = (ends[-1] - first) / steps
-        return Priced(ranks, deaf, until_s, host_s, first, ends, device_s)
+        return ranks, deaf, until_s, host_s, first, ends
 
-    def _bound_s(self, ranks: Series[Rank], deaf: list[bool], limit_s: float) -> float:
+    def _host_s(self, batches: Series[Batch]) -> float:
+        """The host's time of a step: ranks work side by side."""
+        return max(map(self.cost.host_s, batches))
+
+    def _bound(self, ranks: Series[Rank], deaf: Series[bool], limit_s: float) -> float:
         """Before when steps of a run must be formed: the limit, or the first arrival that may change it."""
         for rank in self.ranks:
-            arrives = rank.inbox and rank.inbox[0].arrival_s < limit_s
-            if arrives and not (rank in ranks and deaf[ranks.index(rank)]):
-                limit_s = rank.inbox[0].arrival_s
+            inbox = rank.inbox
+            if inbox and inbox[0].arrival_s < limit_s and not (rank in ranks and deaf[ranks.index(rank)]):
+                limit_s = inbox[0].arrival_s
         return limit_s
 
     def _jump(self, limit_s: float) -> bool:
         """Take the steps of a run that are scheduled before the limit; False if those are fewer than two."""
         flight, now = self._in_flight, self.clock_s
-        if flight and flight[0].ends_a_request():
-            return False
-        first = flight[0].t_end if flight else now
-        if first >= limit_s:
+        first = flight[0][2] if flight else now
+        if first >= limit_s or (flight and ends_a_request(flight[0])):
             return False
         priced = self._priced
-        if priced is None or priced.first_s != first:
-            self._priced = priced = self._price(limit_s)
+        if priced is None or priced[4] != first:
+            priced = self._price(limit_s)
             if priced is None:
                 return False
-        ranks, ends = priced.ranks, priced.ends_s
-        bound_s = self._bound_s(ranks, priced.deaf, min(limit_s, priced.until_s))
-        if first >= bound_s:
+            ranks, deaf, until_s, host_s, _, ends = priced
+            bound_s = self._bound_s
+        else:
+            ranks, deaf, until_s, host_s, _, ends = priced
+            bound_s = self._bound(ranks, deaf, until_s if until_s < limit_s else limit_s)
+        if first >= bound_s or len(ends) < 2:
             return False
         # a synchronous step is scheduled when the one before it ends; with one batch ahead, when the one before it starts
         if self._sync:
             n = 1 + bisect_left(ends, bound_s, 0, len(ends) - 1)
-        elif now + priced.host_s > first:
+            if n < 2:
+                return False
+        elif now + host_s > first:
             return False
         else:
-            n = 2 + bisect_left(ends, bound_s, 0, max(len(ends) - 2, 0))
-        if n < 2 or len(ends) < 2:
-            return False
-        device_s = priced.device_s
+            n = 2 + bisect_left(ends, bound_s, 0, len(ends) - 2)
+        self._priced = None
         if n < len(ends):
-            self._priced = Priced(*priced[:4], ends[n - 1], ends[n:], device_s[n:])
-            ends, device_s = ends[:n], device_s[:n]
-        else:
-            self._priced = None
+            if bound_s == limit_s:  # nothing but the limit cuts it
+                self._priced = ranks, deaf, until_s, host_s, ends[n - 1], ends[n:]
+            ends = ends[:n]
         if not self._sync:
-            self._settle(flight.popleft())
+            ahead = flight.popleft()
+            if self._on_batch is not None:
+                for batch in ahead[1]:
+                    self._on_batch(batch)
         batches: list[Batch] = []
-        for rank, deaf in zip(ranks, priced.deaf, strict=True):
-            batch, held = rank.scheduler.take(n)
+        idle_s = host_s if self._sync else 0.0
+        for number, rank in enumerate(ranks):
+            if deaf[number] and rank.inbox:
+                batch = self._take_deaf(rank, first, ends, idle_s)
+            else:
+                batch, kv_steps, kv_peak = rank.scheduler.take(n)
+                running, waiting, _, _ = rank.scheduler.state()
+                rank.log.run(first, ends, idle_s, running, waiting, kv_steps, kv_peak, batch.decode_tokens)
             batch.t_end, batch.t_start = ends[-1], ends[-2]
             batch.t_sched = ends[-2] if self._sync else ends[-3] if n > 2 else first
-            self._log(rank, batch.decode_tokens, now, first, ends, device_s, held, deaf)
             batches.append(batch)
         if self._sync:
             self._may_schedule = False
         else:
             self.clock_s = ends[-2]
             self._stage_free_s[0] = ends[-1]
-        flight.append(Step(ranks, batches, ends[-1]))
+        flight.append((ranks, batches, ends[-1]))
         return True
 
-    def _log(
-        self,
-        rank: Rank,
-        tokens: int,
-        now_s: float,
-        first_s: float,
-        ends_s: list[float],
-        device_s: list[float],
-        kv_used: list[int],
-        deaf: bool,
-    ) -> None:
-        """Log the steps of a run; what arrives while it is deaf waits from the next step that is formed."""
-        state = rank.scheduler.state()
-        waiting, at = state.waiting, 0
-        if deaf and rank.inbox:
-            formed_s = [first_s, *ends_s[:-1]] if self._sync else [now_s, first_s, *ends_s[:-2]]
-            for arrival_s in rank.arrivals_until(formed_s[-1]):
-                to = bisect_left(formed_s, arrival_s)
-                if to > at:
-                    begin_s = ends_s[at - 1] if at else first_s
-                    rank.log.run(
-                        begin_s, ends_s[at:to], device_s[at:to], kv_used[at:to], state.running, waiting, tokens
-                    )
-                    at = to
-                waiting += 1
-        if at:
-            first_s, ends_s, device_s, kv_used = ends_s[at - 1], ends_s[at:], device_s[at:], kv_used[at:]
-        rank.log.run(first_s, ends_s, device_s, kv_used, state.running, waiting, tokens)
+    def _take_deaf(self, rank: Rank, first_s: float, ends_s: list[float], idle_s: float) -> Batch:
+        """Take the steps of a run that hears no arrival in parts: what arrives waits from the next step that is formed."""
+        scheduler, log = rank.scheduler, rank.log
+        running, waiting, _, _ = scheduler.state()
+        starts_s = [first_s, *ends_s[:-1]]
+        formed_s = starts_s if self._sync else [self.clock_s, *starts_s[:-1]]
+        at = 0
+        for arrival_s in rank.arrivals_until(formed_s[-1]):
+            to = bisect_left(formed_s, arrival_s)
+            if to > at:
+                batch, kv_steps, kv_peak = scheduler.take(to - at)
+                log.run(
+                    starts_s[at], ends_s[at:to], idle_s, running, waiting, kv_steps, kv_peak, batch.decode_tokens
+                )
+                at = to
+            waiting += 1
+        batch, kv_steps, kv_peak = scheduler.take(len(ends_s) - at)
+        log.run(starts_s[at], ends_s[at:], idle_s, running, waiting, kv_steps, kv_peak, batch.decode_tokens)
+        return batch
 
 
 def few_ends(device_s: list[float], first_s: float, host_s: float) -> list[float]:

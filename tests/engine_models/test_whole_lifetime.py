@@ -91,9 +91,9 @@ class Served:
                     ends.append(ends[-1] + self._ns(0, rows, run.shape.decode_kv_tokens + rows * (len(ends) - 1)))
                 steps = len(ends) - 1
             if steps >= 2:
-                batch, used = scheduler.take(steps)
+                batch, _, used = scheduler.take(steps)
                 self.jumps += 1
-                self.used += used
+                self.used += [used] * steps
                 now = ends[-1]
                 self.ends_ns += ends[1:]
             else:
@@ -102,7 +102,7 @@ class Served:
                     now = due[0][0]
                     continue
                 batch = formed
-                self.used.append(scheduler.state().kv_used)
+                self.used.append(scheduler.state()[2])
                 attended = batch.decode_kv_tokens + sum(new + prior for new, prior in batch.prefill)
                 now += self._ns(sum(new for new, _ in batch.prefill), batch.decode_rows, attended)
                 self.ends_ns.append(now)
@@ -180,7 +180,7 @@ def test_answers_are_reserved_in_parts() -> None:
     for index in range(60):
         scheduler.add(Sequence(index, 500, 30, 0.0, stop_known=False))
     step(scheduler)
-    assert (scheduler.state().running, scheduler.state().kv_used) == (39, 39 * 1523)
+    assert (scheduler.state()[0], scheduler.state()[2]) == (39, 39 * 1523)
 
 
 def test_an_answer_longer_than_its_part_queues_again_at_the_end() -> None:
@@ -246,7 +246,7 @@ def test_a_client_that_leaves_frees_its_pages() -> None:
     assert scheduler.state()[:2] == (1, 0)
     while scheduler.has_work():
         step(scheduler)
-    assert scheduler.state().kv_used == 0
+    assert scheduler.state()[2] == 0
     assert [sum(b - a + 1 for a, b in seq.emissions) for seq in seqs] == [1, 10, 0, 0]
 
 
