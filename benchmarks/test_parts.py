@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("pytest_benchmark")
 
+from engine_models.parts.batch import Batch
 from simulator.cluster.router import LeastRequests
 from simulator.config.load import load_scenario
 from simulator.io.tables import Coded, Numbered, write_columns
@@ -52,7 +53,7 @@ def test_simulate_2000_requests(benchmark: Any) -> None:
 
 def test_decode_step_prices(benchmark: Any) -> None:
     times = prepare(load_scenario(SCENARIO)).times()
-    benchmark(lambda: times.decode_run_s(64, 40_000, 200))
+    benchmark(lambda: times.run_s((Batch(0, 64, 64, 40_000, tokens=64),), 200))
 
 
 def test_gaps_between_tokens(benchmark: Any, run: RunResult) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from engine_models.cost.drafting import Speculation
 from engine_models.cost.settings import StepCosts
-from engine_models.cost.step_time import Formats
+from engine_models.cost.terms import Formats
 from engine_models.flags import FlagTable
 from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import Batch

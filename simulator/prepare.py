@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine_models.cost.drafting import Speculation, speculation_of
-from engine_models.cost.step_time import Formats, kernel_format
+from engine_models.cost.terms import Formats
 from engine_models.declaration import FEATURES, Engine, EnginePlan, HostMemory, Lockstep, PoolRequest
 from engine_models.engines.known import engine_named, parse_engine_args, split, with_feature
 from engine_models.engines.known import plan as plan_pool
@@ -224,13 +224,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     )
     plan = plan_pool(engine, request, version)
     kernels, lent = operations_in_node(device, engine.kernels, pool.tensor_parallel * ranks)
-    if plan.costs.moe_backend and arch.has_experts:
-        experts_format = kernel_format(arch, formats, "experts")
-        if kernels.expert_backend(experts_format, plan.costs.moe_backend) is None:
-            warnings.append(
-                f"moe_backend {plan.costs.moe_backend}: the tables of experts in {experts_format} hold one backend only, or not "
-                f"this one, on {device.title}; it was ignored"
-            )
+    warnings += [f"{said}, on {device.title}; it was ignored" for said in plan.costs.unserved(kernels)]
     replicas = pool.replicas * (1 if ranks > 1 else pool.data_parallel)
     devices = replicas * ranks * pool.tensor_parallel * pool.pipeline_parallel
     read_as = [*_read_as(pool.hardware, device.name), *_version_as(engine.name, version, plan.version)]

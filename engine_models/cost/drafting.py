@@ -29,14 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from engine_models.cost.step_time import (
-    FloatArray,
-    Formats,
-    HostOverhead,
-    PiecewiseLinear,
-    StepTimeModel,
-    log_grid,
-)
+from engine_models.cost.step_time import StepTimeModel, TableRange
+from engine_models.cost.tables import FloatArray, PiecewiseLinear, log_grid
+from engine_models.cost.terms import Formats, HostOverhead, Parallelism, Shard, Terms
 from engine_models.model.architecture import (
     check_parallelism,
     gemm_shapes,
@@ -423,94 +418,87 @@ class AcceptanceStreams:
 # -- time ---------------------------------------------------------------------------------------------------
 
 
-class SpeculativeTimes(StepCost):
+class Drafting(StepCost):
     """Step times with drafts: the model's verification and the drafter's passes behind it. All times in seconds.
 
     model : the model's own step times, tabulated for 1 + k tokens a decoding row.
     speculation : what is drafted.
-    kernels : the device's kernel model.
-    tables : the range to tabulate and the graph sizes, as for `StepTimeModel`.
+    up_to : the range to tabulate.
     """
 
-    def __init__(
-        self, model: StepTimeModel, speculation: Speculation, kernels: Ops, tables: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, model: StepTimeModel, speculation: Speculation, up_to: TableRange) -> None:
         self._model = model
+        self.launches = model.launches
         self._more = speculation.tokens - 1
         self._first: StepTimeModel | None = None
-        rows, tokens = int(tables["max_rows"]), int(tables["max_step_tokens"])
-        self._heads = _matrices_s(kernels, speculation.heads, rows)
-        self._joins = _matrices_s(kernels, speculation.joins, tokens)
-        self._first_joins = _matrices_s(kernels, (*speculation.joins, *speculation.first_joins), tokens)
+        terms, ops = model.shard.terms, model.shard.ops
+        rows, tokens = up_to.rows, up_to.step_tokens
+        self._heads = _matrices_s(ops, speculation.heads, rows)
+        self._joins = _matrices_s(ops, speculation.joins, tokens)
+        self._first_joins = _matrices_s(ops, (*speculation.joins, *speculation.first_joins), tokens)
         if speculation.heads:
             logits = sum(n for n, _ in speculation.heads[1::2])
             grid = np.arange(rows + 1, dtype=np.float64)
-            self._heads = self._heads + kernels.elementwise_s(DRAFT_BYTES_PER_LOGIT * grid * logits)
+            self._heads = self._heads + ops.elementwise_s(DRAFT_BYTES_PER_LOGIT * grid * logits)
         if speculation.draft is not None:
             host = HostOverhead(0.0, 0.0, device_layer_s=model.host.device_layer_s, launch_s=model.host.launch_s)
-            common = {
-                **tables,
-                "tensor_parallel": speculation.tensor_parallel,
-                "expert_parallel": speculation.expert_parallel,
-                "sample_bytes_per_logit": DRAFT_BYTES_PER_LOGIT,
-            }
-            draft, formats = speculation.draft, speculation.formats
-            self._first = StepTimeModel(
-                draft, kernels, formats, host, query_tokens=1 + speculation.tokens, **common
-            )
-            self._later = StepTimeModel(draft, kernels, formats, host, **common)
+            later = Terms(host, terms.graph_sizes, sample_bytes_per_logit=DRAFT_BYTES_PER_LOGIT)
+            parallel = Parallelism(speculation.tensor_parallel, expert=speculation.expert_parallel)
+            shard = Shard(speculation.draft, ops, speculation.formats, parallel, later)
+            first = replace(later, query_tokens=1 + speculation.tokens)
+            self._first = StepTimeModel(replace(shard, terms=first), up_to)
+            self._later = StepTimeModel(shard, up_to)
 
-    def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
-        """Device time of the step of the one rank there is, drafting included, and the part attributed to its prefill rows."""
-        batch = batches[0]
-        device_s, (prefill_s,) = self._model.step_s(batches)
+    def _drafted_s(self, batch: Batch, device_s: float, prefill_s: float) -> tuple[float, float]:
+        """Device time of a step, and the part attributed to its prefill rows, with that of the drafter behind it."""
         rows = batch.decode_rows + len(batch.prefill)
         if self._first is None:
-            return device_s + float(self._heads[rows]), [prefill_s]
-        first_s, (first_prefill_s,) = self._first.step_s(batches)
+            return device_s + float(self._heads[rows]), prefill_s
+        first_s, (first_prefill_s,) = self._first.step_s((batch,))
         join_s = float(self._first_joins[batch.tokens])
         device_s += first_s + join_s
         prefill_s += first_prefill_s + join_s * (batch.tokens - batch.decode_tokens) / batch.tokens
         if self._more:
             attended = batch.decode_kv_tokens + sum(new + prior for new, prior in batch.prefill)
-            device_s += sum(self._later.few_s((Batch(0, rows, rows, attended),), self._more))
+            device_s += sum(self._later.few_s((Batch(0, rows, rows, attended, tokens=rows),), self._more))
             device_s += self._more * float(self._joins[rows])
+        return device_s, prefill_s
+
+    def own_s(self, batch: Batch, tokens: int) -> tuple[float, float, float]:
+        """As of `StepTimeModel`, drafting included; its part for prefill rows is counted with their attention."""
+        own_s, linear_s, prefill_s = self._model.own_s(batch, tokens)
+        own_s, prefill_s = self._drafted_s(batch, own_s, prefill_s)
+        return own_s, linear_s, prefill_s
+
+    def own_run_s(self, shape: Batch, tokens: int, steps: int) -> FloatArray:
+        """See `run_s`."""
+        return self.run_s((shape,), steps)
+
+    def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
+        """Device time of the step of the one rank there is, drafting included, and the part attributed to its prefill rows."""
+        device_s, (prefill_s,) = self._model.step_s(batches)
+        device_s, prefill_s = self._drafted_s(batches[0], device_s, prefill_s)
         return device_s, [prefill_s]
 
     def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
-        """Not for drafts: how long the rows grow in a step is not known from the first of them."""
+        """Not for drafts: how much the rows grow in a step is not known from the first of them."""
         raise NotImplementedError("steps with drafts are not alike")
 
     def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
         """See `run_s`."""
         raise NotImplementedError("steps with drafts are not alike")
 
-    def host_s(self, batch: Batch | int, prefill_tokens: int = 0) -> float:
+    def host_s(self, batch: Batch) -> float:
         """Host time of a batch."""
-        return self._model.host_s(batch, prefill_tokens)
-
-    # the same by the numbers of a batch
-
-    def batch_s(self, batch: Batch) -> tuple[float, float]:
-        """`step_s` of one batch."""
-        device_s, prefill_s = self.step_s((batch,))
-        return device_s, prefill_s[0]
-
-    def decode_run_s(self, rows: int, kv_tokens: int, steps: int) -> FloatArray:
-        """See `run_s`."""
-        return self.run_s((), steps)
-
-    def decode_few_s(self, rows: int, kv_tokens: int, steps: int) -> list[float]:
-        """See `run_s`."""
-        return self.few_s((), steps)
+        return self._model.host_s(batch)
 
 
-def _matrices_s(kernels: Ops, matrices: tuple[tuple[int, int], ...], highest: int) -> FloatArray:
+def _matrices_s(ops: Ops, matrices: tuple[tuple[int, int], ...], highest: int) -> FloatArray:
     """Seconds of products with 16-bit matrices (n, k), all in turn, for 0 to `highest` tokens."""
     if not matrices:
         return np.zeros(highest + 1)
     grid = log_grid(highest, 6)
-    times = {shape: kernels.gemm_s("bf16", grid, *shape) for shape in set(matrices)}
+    times = {shape: ops.gemm_s("bf16", grid, *shape) for shape in set(matrices)}
     total = np.maximum.accumulate(np.sum([times[shape] for shape in matrices], axis=0))
     return PiecewiseLinear(grid.astype(float), total).over(np.arange(highest + 1, dtype=np.float64))
 
@@ -533,8 +521,8 @@ __all__ = [
     "METHODS",
     "ON_DEVICE",
     "AcceptanceStreams",
+    "Drafting",
     "Speculation",
-    "SpeculativeTimes",
     "acceptance_rates",
     "head_layer",
     "speculation_of",

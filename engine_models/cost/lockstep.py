@@ -17,155 +17,100 @@ Source: vLLM `v1/worker/dp_utils.py`, `distributed/device_communicators/all2all.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from engine_models.cost.step_time import (
-    FloatArray,
-    Formats,
-    HostOverhead,
-    IntArray,
-    PiecewiseLinear,
-    StepTimeModel,
-    log_grid,
-)
+from engine_models.cost.drafting import Drafting
+from engine_models.cost.step_time import StepTimeModel, TableRange
+from engine_models.cost.tables import FloatArray, IntArray, PiecewiseLinear, log_grid
+from engine_models.cost.terms import Shard, experts_s
 from engine_models.model.architecture import moe_shapes
-from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import Batch
-from hardware_profiles.ops import Ops
+from engine_models.parts.protocols import StepCost
 
 #: Bytes of a value that the ranks exchange: activations travel in 16 bit. kind: datasheet (the engines' code, above).
 EXCHANGED_BYTES = 2.0
 #: Bytes of one choice of an expert that travels with a token: index and weight, 32 bit each. kind: datasheet (likewise).
 CHOICE_BYTES = 8.0
-#: Operations that the host launches for the exchange around a layer of experts: gather, scatter. kind: by construction.
-EXCHANGE_LAUNCHES = 2
 
 
-class DataParallelTimes(StepTimeModel):
-    """Step times of a group of `data_parallel` ranks that share experts; the other parameters as of `StepTimeModel`.
+def shared_parts_s(shard: Shard, tokens: IntArray) -> dict[str, FloatArray]:
+    """Seconds of the layers of experts and of the exchange around them for `tokens` tokens of all ranks together."""
+    ops, ranks = shard.ops, shard.parallel.ranks
+    shapes = moe_shapes(shard.stage, shard.parallel.tensor, shard.parallel.expert, ranks)
+    width = np.asarray(tokens, dtype=np.float64) * shard.stage.hidden * EXCHANGED_BYTES
+    exchange = np.zeros(len(tokens))
+    waits_s = 2.0 * shard.terms.host.reduce_wait_s  # as at the two all-reduces of a layer under tensor parallelism
+    for moe in shapes:
+        choices = CHOICE_BYTES * moe.topk * np.asarray(tokens, dtype=np.float64)
+        gather_s, scatter_s = ops.all_gather_s(ranks, width + choices), ops.reduce_scatter_s(ranks, width)
+        exchange += moe.layers * (gather_s + scatter_s + waits_s)
+    return {"experts": experts_s(shard, shapes, tokens), "exchange between ranks": exchange}
 
-    `parts_s` holds what a rank does for its own tokens, `shared_parts_s` what all ranks do for the tokens of all.
+
+class Lockstep(StepCost):
+    """Step times of `shard.parallel.ranks` ranks that share experts.
+
+    own : what a rank does for its own tokens, experts left out; with drafts the drafter's passes too, which share nothing.
+    up_to : the range to tabulate, of one rank.
     """
 
-    def __init__(
-        self,
-        arch: Architecture,
-        kernels: Ops,
-        formats: Formats,
-        host: HostOverhead,
-        *,
-        data_parallel: int,
-        graph_sizes: tuple[int, ...] = (),
-        max_step_tokens: int = 8192,
-        **options: Any,
-    ) -> None:
-        self._ranks = data_parallel
-        super().__init__(
-            arch, kernels, formats, host, graph_sizes=graph_sizes, max_step_tokens=max_step_tokens, **options
-        )
-        self._graph_sizes = sorted(size for size in graph_sizes if size <= max_step_tokens)
-        grid = log_grid(data_parallel * max_step_tokens, 8)
-        values = sum(self.shared_parts_s(grid).values())
-        assert isinstance(values, np.ndarray)
+    def __init__(self, own: StepTimeModel | Drafting, shard: Shard, up_to: TableRange) -> None:
+        self._own = own
+        self._ranks = shard.parallel.ranks
+        self._launches = own.launches
+        grid = log_grid(self._ranks * up_to.step_tokens, 8)
+        values = sum(shared_parts_s(shard, grid).values(), np.zeros(len(grid)))
         table = PiecewiseLinear(grid.astype(float), np.maximum.accumulate(values))
-        self._shared_s: list[float] = table.over(
-            np.arange(data_parallel * max_step_tokens + 1, dtype=float)
-        ).tolist()
+        tokens = np.arange(self._ranks * up_to.step_tokens + 1, dtype=float)
+        self._shared_s: list[float] = table.over(tokens).tolist()
 
-    def launches(self) -> float:
-        """Operations that the host launches in a step of a rank without CUDA graphs."""
-        exchanged = sum(mlp.layers for mlp in self._stage.mlp if mlp.kind == "moe")
-        return super().launches() + EXCHANGE_LAUNCHES * exchanged
-
-    def expert_parts_s(self, m: IntArray) -> dict[str, FloatArray]:
-        """Nothing: experts are not timed by the tokens of one rank."""
-        return {}
-
-    def shared_parts_s(self, tokens: IntArray) -> dict[str, FloatArray]:
-        """Seconds of the layers of experts and of the exchange around them for `tokens` tokens of all ranks together."""
-        kernels, ranks = self._kernels, self._ranks
-        shapes = moe_shapes(self._stage, self._tp, self._ep, ranks)
-        width = np.asarray(tokens, dtype=np.float64) * self._stage.hidden * EXCHANGED_BYTES
-        exchange = np.zeros(len(tokens))
-        waits_s = (
-            2.0 * self.host.reduce_wait_s if ranks > 1 else 0.0
-        )  # as at the two all-reduces of a layer under TP
-        for moe in shapes:
-            choices = CHOICE_BYTES * moe.topk * np.asarray(tokens, dtype=np.float64)
-            gather_s, scatter_s = (
-                kernels.all_gather_s(ranks, width + choices),
-                kernels.reduce_scatter_s(ranks, width),
-            )
-            exchange += moe.layers * (gather_s + scatter_s + waits_s)
-        return {"experts": self.experts_s(shapes, tokens), "exchange between ranks": exchange}
-
-    def _of_group(self, tokens: list[int], captured: bool) -> tuple[int, int]:
-        """Most tokens of a rank after padding (0: each its own), and the tokens of all ranks."""
+    def _of_group(self, tokens: list[int], prefills: bool) -> tuple[int, int]:
+        """Tokens of a rank after padding (0: each its own), and those of all ranks."""
         most = max(tokens)
-        if captured and most <= self._graph_tokens:
-            padded = self._graph_sizes[bisect_left(self._graph_sizes, most)]
+        if self._launches.captured(most, prefills):
+            padded = self._launches.padded(most)
             return padded, padded * self._ranks
         return 0, sum(tokens) + self._ranks - len(tokens)
 
     def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
         """Device seconds of one step of the group, and the part of it attributed to prefill rows, for each rank.
 
-        `batches` are those of the ranks that have work. All wait for the slowest rank's prompts, and spend that time alike.
+        `batches` are those of the ranks that have work. All wait for the slowest rank's prompts, and spend that time alike. They
+        launch alike too: one that prefills outside of graphs takes the others with it.
         """
         prefills = any(batch.prefill for batch in batches)
-        most = max(batch.tokens for batch in batches)
-        held = most <= self.host.prefill_graph_tokens  # a step with a prefill, by a graph
-        captured = not prefills or held or not self.host.prefill_launch_s
-        padded, total = self._of_group([batch.tokens for batch in batches], captured)
+        tokens = [batch.padded_tokens or batch.tokens for batch in batches]
+        padded, total = self._of_group(tokens, prefills)
         shared = self._shared_s[total]
         slowest = of_prompts = 0.0
-        for batch in batches:
-            rows = batch.decode_rows
-            linear = self._linear_s[padded or batch.tokens]
-            table = self._decode_table(rows, bool(batch.prefill)) if rows else None
-            attention = table.at(float(batch.decode_kv_tokens)) if table is not None else 0.0
-            prefill = 0.0
-            for new, prior in batch.prefill:
-                prefill += self.prefill_attention_s(new, prior) - self._prefill_floor_s
-            if batch.prefill and not rows:
-                prefill += self._prefill_floor_s
-            own = linear + self._rows_s[rows + len(batch.prefill)] + attention + prefill
+        for batch, own_tokens in zip(batches, tokens, strict=True):
+            own, linear, prefill = self._own.own_s(batch, padded or own_tokens)
             if own > slowest:
                 slowest = own
                 of_prompts = linear * (1 - batch.decode_tokens / batch.tokens) + prefill
         of_prompts += shared * (1 - sum(b.decode_tokens for b in batches) / sum(b.tokens for b in batches))
-        least = self._least_s(most)
-        if prefills:  # the ranks launch alike: one that prefills outside of graphs takes the others with it
-            least = self._launches_graph_s if held else max(least, self._launches_prefill_s)
+        least = self._launches.least_s(max(tokens), prefills)
         return max(slowest + shared, least), [of_prompts] * len(batches)
 
     def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
         """Device seconds of `steps` pure decode steps that begin with the shapes of the ranks that have work."""
-        padded, total = self._of_group([shape.decode_rows for shape in shapes], True)
+        tokens = [shape.padded_tokens or shape.tokens for shape in shapes]
+        padded, total = self._of_group(tokens, False)
         slowest = np.zeros(steps)
-        for shape in shapes:
-            rows = shape.decode_rows
-            attended = (shape.decode_kv_tokens + rows * np.arange(steps)).astype(np.float64)
-            fixed = self._linear_s[padded or rows] + self._rows_s[rows]
-            slowest = np.maximum(slowest, fixed + self._decode_table(rows).over(attended))
-        least = self._least_s(max(shape.decode_rows for shape in shapes))
-        return np.maximum(slowest + self._shared_s[total], least)
+        for shape, own_tokens in zip(shapes, tokens, strict=True):
+            slowest = np.maximum(slowest, self._own.own_run_s(shape, padded or own_tokens, steps))
+        return np.maximum(slowest + self._shared_s[total], self._launches.least_s(max(tokens), False))
 
     def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
         """`run_s` as plain numbers."""
         few: list[float] = self.run_s(shapes, steps).tolist()
         return few
 
-    # the same by the numbers of the batches
+    def host_s(self, batch: Batch) -> float:
+        """Host time of one rank."""
+        return self._own.host_s(batch)
 
-    def group_s(self, batches: list[Batch]) -> tuple[float, list[float]]:
-        """`step_s` of the group."""
-        return self.step_s(batches)
 
-    def group_decode_run_s(self, loads: list[tuple[int, int]], steps: int) -> FloatArray:
-        """`run_s` of the group; `loads` are rows and KV tokens of each rank that has work."""
-        return self.run_s([Batch(0, rows, rows, kv_tokens) for rows, kv_tokens in loads], steps)
+__all__ = ["CHOICE_BYTES", "EXCHANGED_BYTES", "Lockstep", "shared_parts_s"]

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from engine_models.cost.step_time import HostOverhead
+from engine_models.cost.terms import HostOverhead
 
 FOLDER = Path(__file__).parent / "overheads"
 NAMES = (

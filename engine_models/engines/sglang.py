@@ -15,6 +15,8 @@ from typing import Any
 
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
+from engine_models.cost.step_time import TableRange
+from engine_models.cost.terms import Parallelism, Terms
 from engine_models.declaration import (
     Engine,
     EnginePlan,
@@ -236,15 +238,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         costs=StepCosts(
             arch,
             request.formats,
-            host,
-            max_step_tokens=max(largest, rows),
-            max_rows=rows,
-            max_context_tokens=context,
-            tensor_parallel=tp,
-            pipeline_parallel=pp,
-            expert_parallel=request.expert_parallel,
-            ranks=dp,
-            graph_sizes=graph_sizes(graph_rows) if graphs else (),
+            Terms(host, graph_sizes=graph_sizes(graph_rows) if graphs else ()),
+            TableRange(max(largest, rows), rows, context),
+            Parallelism(tp, pp, request.expert_parallel, dp),
         ),
         executor=Executor(depth=rules.in_flight, ranks=dp, rank_router="round_robin"),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),

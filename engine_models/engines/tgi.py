@@ -15,6 +15,8 @@ from typing import Any
 
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
+from engine_models.cost.step_time import TableRange
+from engine_models.cost.terms import Parallelism, Terms
 from engine_models.declaration import (
     Engine,
     EnginePlan,
@@ -299,13 +301,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         costs=StepCosts(
             arch,
             request.formats,
-            overheads.host,
-            max_step_tokens=step_tokens,
-            max_rows=rows,
-            max_context_tokens=total,
-            tensor_parallel=request.tensor_parallel,
-            expert_parallel=request.expert_parallel,
-            graph_sizes=graphs,
+            Terms(overheads.host, graph_sizes=graphs),
+            TableRange(step_tokens, rows, total),
+            Parallelism(request.tensor_parallel, expert=request.expert_parallel),
         ),
         executor=Executor(),
         front=FrontEnd(

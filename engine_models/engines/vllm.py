@@ -19,7 +19,8 @@ from engine_models.cost.drafting import ON_DEVICE, summary_note
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.sampling import Sampler, truncates
 from engine_models.cost.settings import StepCosts
-from engine_models.cost.step_time import Fp32Router
+from engine_models.cost.step_time import TableRange
+from engine_models.cost.terms import Fp32Router, Parallelism, Terms
 from engine_models.declaration import (
     Engine,
     EnginePlan,
@@ -400,20 +401,17 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         costs=StepCosts(
             arch,
             request.formats,
-            host,
-            max_step_tokens=tokens,
-            max_rows=rows,
-            max_context_tokens=max_model_len,
-            tensor_parallel=tp,
-            pipeline_parallel=pp,
-            expert_parallel=request.expert_parallel,
-            ranks=request.data_parallel,
-            graph_sizes=sizes,
-            truncated_sampling=sorts,
-            sampler=version.sampler,
-            moe_backend=moe_backend,
-            fixed_grid_attention=_fixed_grid_attention(request),
-            fp32_router=version.fp32_router,
+            Terms(
+                host,
+                graph_sizes=sizes,
+                truncated_sampling=sorts,
+                sampler=version.sampler,
+                moe_backend=moe_backend,
+                fixed_grid_attention=_fixed_grid_attention(request),
+                fp32_router=version.fp32_router,
+            ),
+            TableRange(tokens, rows, max_model_len),
+            Parallelism(tp, pp, request.expert_parallel, request.data_parallel),
             speculation=drafts,
         ),
         executor=Executor(depth=rules.in_flight, stages=pp, ranks=request.data_parallel),

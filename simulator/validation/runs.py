@@ -45,22 +45,22 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
     prepared = prepare(scenario)
     plan = prepared.plan
     if overheads is not None:
-        own = plan.costs.host  # what follows from flags stays
+        own = plan.costs.terms.host  # what follows from flags stays
         host = replace(
             overheads.host,
             prefill_launch_s=own.prefill_launch_s,
             prefill_graph_tokens=own.prefill_graph_tokens,
         )
         front = replace(plan.front, before_s=overheads.front_end_s, tokenise_token_s=overheads.tokenise_token_s)
-        plan = replace(plan, costs=replace(plan.costs, host=host), front=front)
+        plan = replace(plan, costs=plan.costs.with_terms(host=host), front=front)
     plan = replace(
-        plan, costs=replace(plan.costs, **experiment.costs), front=replace(plan.front, **experiment.front)
+        plan, costs=plan.costs.with_terms(**experiment.costs), front=replace(plan.front, **experiment.front)
     )
     if experiment.host_cores is not None:
         ranks = max(1, prepared.devices // prepared.replicas)
-        own = plan.costs.host
+        own = plan.costs.terms.host
         shared = replace(own, launch_s=own.launch_s * max(1.0, ranks / experiment.host_cores))
-        plan = replace(plan, costs=replace(plan.costs, host=shared))
+        plan = replace(plan, costs=plan.costs.with_terms(host=shared))
     if experiment.in_process:
         plan = replace(plan, front=replace(plan.front, before_s=0.0, tokenise_token_s=0.0))
     prepared = replace(prepared, plan=plan)

@@ -54,7 +54,7 @@ class Experiment:
     `stage_of` gives each request's stage (-1 where the run has none); `judged` are the requests the client reported;
     `in_process` says that the client called the engine without a server between, so that no front end adds to TTFT;
     `host_cores` are the cores that its ranks had to share (None: enough of them); `front` and `costs` are facts of client
-    and launch that no flag states, fields of `FrontEnd` and `StepCosts`; `start_s` is what the first request of each user waits
+    and launch that no flag states, fields of `FrontEnd` and `Terms`; `start_s` is what the first request of each user waits
     longer when a closed loop starts.
     """
 

@@ -97,7 +97,7 @@ def repeated_prompts(row: dict[str, Any]) -> int:
 
 
 def launch_facts(row: dict[str, Any], hardware: str) -> dict[str, Any]:
-    """What the environment of a launch says that no flag does: fields of `StepCosts`.
+    """What the environment of a launch says that no flag does: fields of `Terms`.
 
     MiniMax-M2.5 on B200 runs since the second half of April 2026 with ``VLLM_FLOAT32_MATMUL_PRECISION=high`` (InferenceX pull
     request 1069 and vLLM's recipe, pull request 353): its router in TF32.

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_models.cost.lockstep import CHOICE_BYTES, DataParallelTimes
-from engine_models.cost.step_time import Formats, HostOverhead, StepTimeModel
+from engine_models.cost.lockstep import CHOICE_BYTES, Lockstep, shared_parts_s
+from engine_models.cost.step_time import StepTimeModel
+from engine_models.cost.terms import Formats, HostOverhead
 from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch
 from hardware_profiles.device import load_device
 from hardware_profiles.kernels import operations_of
+from tests.step_times import lockstep, step_time
 
 MIXTRAL = load_architecture("mistralai/Mixtral-8x7B-v0.1")
 BF16 = format_named("bf16")
@@ -34,13 +36,18 @@ def kernels() -> Any:
     return operations_of(device, "vllm")
 
 
-def group(ranks: int, host: HostOverhead = HOST, **options: Any) -> DataParallelTimes:
-    return DataParallelTimes(
-        MIXTRAL, kernels(), Formats(BF16, BF16, BF16), host, data_parallel=ranks, **{**TABLES, **options}
-    )
+def own_of(ranks: int, host: HostOverhead = HOST, **options: Any) -> StepTimeModel:
+    """What each of the ranks does for its own tokens."""
+    formats = Formats(BF16, BF16, BF16)
+    return step_time(MIXTRAL, kernels(), formats, host, data_parallel=ranks, **{**TABLES, **options})
 
 
-FOUR = group(4, expert_parallel=4)
+def group(own: StepTimeModel) -> Lockstep:
+    return lockstep(own, **TABLES)
+
+
+OWN = own_of(4, expert_parallel=4)
+FOUR = group(OWN)
 
 
 def decode(rows: int, context: int) -> Batch:
@@ -52,29 +59,30 @@ def prefill(new: int, prior: int = 0) -> Batch:
 
 
 def test_experts_and_dense_parts_add_up_to_one_replica() -> None:
-    """With one rank nothing is exchanged, and the parts are those of the model without data parallelism."""
-    plain = StepTimeModel(MIXTRAL, kernels(), Formats(BF16, BF16, BF16), HOST, **TABLES)
-    one = group(1)
+    """What ranks do alone and the experts of one rank are the parts of the model without data parallelism."""
+    plain = step_time(MIXTRAL, kernels(), Formats(BF16, BF16, BF16), HOST, **TABLES)
     m = np.array([1, 7, 64, 1000])
-    both = sum(one.parts_s(m).values()) + sum(one.shared_parts_s(m).values())
+    own, shared = own_of(2).parts_s(m), shared_parts_s(plain.shard, m)
+    assert "experts" not in own
+    both = sum(own.values()) + sum(shared.values())
     assert np.allclose(both, sum(plain.parts_s(m).values()), rtol=1e-12)
-    assert not one.shared_parts_s(m)["exchange between ranks"].any()
+    assert not shared["exchange between ranks"].any()
 
 
 def test_equal_ranks_cost_what_one_of_them_and_the_shared_experts_cost() -> None:
     """Four equal ranks: dense layers of one, experts of all tokens over four devices, and the exchange of all tokens."""
     rows, context = 16, 500
-    device_s, shares = FOUR.group_s([decode(rows, context)] * 4)
+    device_s, shares = FOUR.step_s([decode(rows, context)] * 4)
     m = np.array([rows])
     own = (
-        sum(FOUR.parts_s(m).values()).item()
-        + FOUR._rows_s[rows]
-        + FOUR._decode_table(rows).at(rows * context)
+        sum(OWN.parts_s(m).values()).item()
+        + OWN._rows_s[rows]
+        + OWN._decode.full(rows).at(rows * context)
     )
-    shared = sum(FOUR.shared_parts_s(4 * m).values()).item()
+    shared = sum(shared_parts_s(OWN.shard, 4 * m).values()).item()
     assert device_s == pytest.approx(own + shared, rel=5e-3)  # the shared table is linear between its nodes
     assert shares == [0.0] * 4
-    experts = FOUR.shared_parts_s(4 * m)["experts"].item()
+    experts = shared_parts_s(OWN.shard, 4 * m)["experts"].item()
     assert experts == pytest.approx(
         32 * kernels().moe_s("bf16", 4096, 14336, 2, 8, 1, 4, 4 * rows).item(), rel=1e-12
     )
@@ -82,55 +90,57 @@ def test_equal_ranks_cost_what_one_of_them_and_the_shared_experts_cost() -> None
     exchange = kernels().all_gather_s(4, width + 4 * rows * 2 * CHOICE_BYTES) + kernels().reduce_scatter_s(
         4, width
     )
-    assert FOUR.shared_parts_s(4 * m)["exchange between ranks"].item() == pytest.approx(32 * exchange.item())
+    assert shared_parts_s(OWN.shard, 4 * m)["exchange between ranks"].item() == pytest.approx(32 * exchange.item())
 
 
 def test_idle_ranks_are_padded_in_a_graph_and_bring_one_token_outside() -> None:
     rows = decode(20, 300)
-    busy = FOUR.group_s([rows] * 4)[0]
-    assert FOUR.group_s([rows])[0] == busy  # all are padded to 32 tokens
-    own = FOUR._linear_s[100] + FOUR._rows_s[100] + FOUR._decode_table(100).at(100 * 300.0)
-    assert FOUR.group_s([decode(100, 300)])[0] == own + FOUR._shared_s[103]
+    busy = FOUR.step_s([rows] * 4)[0]
+    assert FOUR.step_s([rows])[0] == busy  # all are padded to 32 tokens
+    own = OWN._linear_s[100] + OWN._rows_s[100] + OWN._decode.full(100).at(100 * 300.0)
+    assert FOUR.step_s([decode(100, 300)])[0] == own + FOUR._shared_s[103]
 
 
 def test_a_prefill_sets_the_time_of_all() -> None:
-    alone = FOUR.group_s([prefill(2000)])[0]
-    with_others, shares = FOUR.group_s([prefill(2000), decode(8, 1000), decode(1, 10)])
+    alone = FOUR.step_s([prefill(2000)])[0]
+    with_others, shares = FOUR.step_s([prefill(2000), decode(8, 1000), decode(1, 10)])
     assert alone < with_others < alone * 1.01  # nine more tokens pass the experts
-    assert with_others > 3 * FOUR.group_s([decode(8, 1000)] * 4)[0]
+    assert with_others > 3 * FOUR.step_s([decode(8, 1000)] * 4)[0]
     assert shares[0] > 0.9 * with_others
     assert shares[1:] == shares[:2]  # the ranks that decode wait for the prompt: that time is the prompt's too
-    assert FOUR.group_s([decode(8, 1000), decode(1, 10)])[1] == [0.0, 0.0]
+    assert FOUR.step_s([decode(8, 1000), decode(1, 10)])[1] == [0.0, 0.0]
 
 
 def test_engines_that_capture_decoding_alone_do_not_pad_beside_a_prefill() -> None:
-    eager = group(4, HostOverhead(5e-4, 1e-6, prefill_launch_s=1e-5), expert_parallel=4)
-    padded, total = eager._of_group([20, 20], True)
+    own = own_of(4, HostOverhead(5e-4, 1e-6, prefill_launch_s=1e-5), expert_parallel=4)
+    eager = group(own)
+    padded, total = eager._of_group([20, 20], False)
     assert (padded, total) == (32, 128)
-    beside = eager.group_s([prefill(20), decode(20, 300)])[0]
-    assert beside >= 1e-5 * eager.launches()
-    assert eager._of_group([20, 20], False) == (0, 42)
+    beside = eager.step_s([prefill(20), decode(20, 300)])[0]
+    assert beside >= 1e-5 * own.shard.launches()
+    assert eager._of_group([20, 20], True) == (0, 42)
 
 
 def test_small_prefills_that_a_graph_holds_are_padded() -> None:
     host = HostOverhead(5e-4, 1e-6, prefill_launch_s=1e-5, prefill_graph_tokens=64)
-    held = group(4, host, expert_parallel=4)
-    alone = held.group_s([prefill(20)])[0]
-    own = held._linear_s[32] + held._rows_s[1] + held.prefill_attention_s(20, 0)
+    rank = own_of(4, host, expert_parallel=4)
+    held = group(rank)
+    alone = held.step_s([prefill(20)])[0]
+    own = rank._linear_s[32] + rank._rows_s[1] + rank._prefill.chunk_s(20, 0)
     assert alone == pytest.approx(own + held._shared_s[128], rel=1e-12)
 
 
 def test_the_exchange_waits_for_the_slowest_rank_twice_a_layer() -> None:
     m = np.array([64])
-    waiting = group(4, HostOverhead(5e-4, 1e-6, reduce_wait_s=3e-6), expert_parallel=4).shared_parts_s(m)
-    calm = FOUR.shared_parts_s(m)
+    slow = own_of(4, HostOverhead(5e-4, 1e-6, reduce_wait_s=3e-6), expert_parallel=4)
+    waiting, calm = shared_parts_s(slow.shard, m), shared_parts_s(OWN.shard, m)
     added = waiting["exchange between ranks"] - calm["exchange between ranks"]
     assert added.item() == pytest.approx(32 * 2 * 3e-6)
 
 
 def test_every_layer_of_experts_launches_the_exchange_too() -> None:
-    plain = StepTimeModel(MIXTRAL, kernels(), Formats(BF16, BF16, BF16), HOST, **TABLES)
-    assert FOUR.launches() == plain.launches() + 2 * 32
+    plain = step_time(MIXTRAL, kernels(), Formats(BF16, BF16, BF16), HOST, **TABLES)
+    assert OWN.shard.launches() == plain.shard.launches() + 2 * 32
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -139,20 +149,20 @@ def test_every_layer_of_experts_launches_the_exchange_too() -> None:
     st.integers(1, 20),
 )
 def test_runs_of_steps_are_the_steps_to_the_last_bit(loads: list[tuple[int, int]], steps: int) -> None:
-    run = FOUR.group_decode_run_s([(rows, rows * context) for rows, context in loads], steps)
+    run = FOUR.run_s([decode(rows, context) for rows, context in loads], steps)
     for step in range(steps):
         batches = []
         for rows, context in loads:
             batch = decode(rows, context)
             batch.decode_kv_tokens += rows * step
             batches.append(batch)
-        assert FOUR.group_s(batches)[0] == run[step]
+        assert FOUR.step_s(batches)[0] == run[step]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.integers(1, 128), min_size=4, max_size=4), st.integers(0, 3))
 def test_more_rows_on_any_rank_are_no_quicker(rows: list[int], rank: int) -> None:
-    fewer = FOUR.group_s([decode(n, 200) for n in rows])[0]
+    fewer = FOUR.step_s([decode(n, 200) for n in rows])[0]
     more = list(rows)
     more[rank] = min(128, more[rank] + 8)
-    assert FOUR.group_s([decode(n, 200) for n in more])[0] >= fewer * (1 - 1e-12)
+    assert FOUR.step_s([decode(n, 200) for n in more])[0] >= fewer * (1 - 1e-12)

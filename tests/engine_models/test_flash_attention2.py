@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_models.cost import flash_attention2
-from engine_models.cost.step_time import Formats, HostOverhead, StepTimeModel
+from engine_models.cost.terms import Formats, HostOverhead
 from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch
 from hardware_profiles.device import load_device
 from hardware_profiles.kernel_model import KernelModel, load_kernel_model
+from tests.step_times import step_time
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 BF16 = Formats(format_named("bf16"), format_named("bf16"), format_named("bf16"))
@@ -81,14 +82,14 @@ def test_only_steps_with_a_prompt_pay() -> None:
     arch = load_architecture("meta-llama/Llama-3.1-8B")
 
     def step(fixed: bool, chunk: int) -> float:
-        times = StepTimeModel(
+        times = step_time(
             arch, A100, BF16, HostOverhead(0.0, 0.0), max_step_tokens=2048, max_rows=64, max_context_tokens=4096,
             fixed_grid_attention=fixed,
         )  # fmt: skip
         batch = Batch(0, tokens=48 + chunk, decode_rows=48, decode_tokens=48, decode_kv_tokens=48 * 1000)
         if chunk:
             batch.prefill.append((chunk, 0))
-        return times.batch_s(batch)[0]
+        return times.step_s((batch,))[0]
 
     mixed = step(True, 256) - step(False, 256)
     pure = step(True, 0) - step(False, 0)
@@ -100,11 +101,11 @@ def test_rows_with_drafts_are_unpacked_in_every_step() -> None:
     arch = load_architecture("meta-llama/Llama-3.1-8B")
 
     def step_s(fixed: bool, queries: int) -> float:
-        times = StepTimeModel(
+        times = step_time(
             arch, A100, BF16, HostOverhead(0.0, 0.0), max_step_tokens=2048, max_rows=64, max_context_tokens=4096,
             query_tokens=queries, sampled_tokens=queries, fixed_grid_attention=fixed,
         )  # fmt: skip
-        return float(times.decode_run_s(48, 48 * 1000, 1)[0])
+        return float(times.run_s((Batch(0, 48, 48, 48 * 1000, tokens=48),), 1)[0])
 
     assert step_s(True, 4) - step_s(False, 4) > 2e-3
     assert step_s(True, 1) - step_s(False, 1) < 1e-3

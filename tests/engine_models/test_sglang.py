@@ -232,12 +232,12 @@ def test_prefill_is_no_quicker_than_its_launch(version: str, flags: dict[str, An
     raw = {"name": "x", "model": "deepseek-ai/DeepSeek-V3", "deployment": deployment, "workload": workload}
     times = prepare(load_scenario(raw | {"cost": {"usd_per_gpu_hour": 0.0}})).times()
     launches_s = pytest.approx(82.6e-3, rel=0.15)
-    assert times.batch_s(Batch(0, tokens=captured + 1, prefill=[(captured + 1, 0)]))[0] > 82.6e-3 * 0.85
+    assert times.step_s((Batch(0, tokens=captured + 1, prefill=[(captured + 1, 0)]),))[0] > 82.6e-3 * 0.85
     if captured:
-        assert times.batch_s(Batch(0, tokens=1, prefill=[(1, 0)]))[0] == pytest.approx(23.1e-3, rel=0.15)
+        assert times.step_s((Batch(0, tokens=1, prefill=[(1, 0)]),))[0] == pytest.approx(23.1e-3, rel=0.15)
     elif not flags:
-        assert times.batch_s(Batch(0, tokens=1, prefill=[(1, 0)]))[0] == launches_s
-        assert times.batch_s(Batch(0, tokens=1, decode_rows=1, decode_tokens=1, decode_kv_tokens=2))[0] < 20e-3
+        assert times.step_s((Batch(0, tokens=1, prefill=[(1, 0)]),))[0] == launches_s
+        assert times.step_s((Batch(0, tokens=1, decode_rows=1, decode_tokens=1, decode_kv_tokens=2),))[0] < 20e-3
 
 
 def test_a_batch_may_exceed_max_prefill_tokens_by_its_last_prompt() -> None:

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from engine_models.cost.drafting import (
     METHODS,
     AcceptanceStreams,
+    Drafting,
     Speculation,
-    SpeculativeTimes,
     acceptance_rates,
     head_layer,
     speculation_of,
 )
-from engine_models.cost.step_time import Formats, HostOverhead, StepTimeModel
+from engine_models.cost.step_time import StepTimeModel
+from engine_models.cost.terms import Formats, HostOverhead
 from engine_models.declaration import EnginePlan, PoolRequest
 from engine_models.engines.known import parse_engine_args
 from engine_models.engines.vllm import graph_sizes, plan, version_of
@@ -31,6 +32,7 @@ from engine_models.parts.batch import Batch
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
 from hardware_profiles.kernels import operations_of
+from tests.step_times import step_time, up_to
 
 LLAMA = load_architecture("llama-3.1-8b")
 BF16 = Formats(format_named("bf16"), format_named("bf16"), format_named("bf16"))
@@ -216,15 +218,15 @@ def batch_of(rows: int, row_tokens: int, context: int) -> Batch:
 
 
 def model_of(row_tokens: int) -> StepTimeModel:
-    return StepTimeModel(
+    return step_time(
         LLAMA, KERNELS, BF16, HOST, query_tokens=row_tokens, sampled_tokens=row_tokens, **TABLES
     )
 
 
 @pytest.mark.parametrize("rows", [1, 32, 200])
 def test_verifying_costs_more_than_one_token_and_less_than_as_many_steps(rows: int) -> None:
-    plain = model_of(1).batch_s(batch_of(rows, 1, 2000))[0]
-    verified = model_of(4).batch_s(batch_of(rows, 4, 2000))[0]
+    plain = model_of(1).step_s((batch_of(rows, 1, 2000),))[0]
+    verified = model_of(4).step_s((batch_of(rows, 4, 2000),))[0]
     assert plain < verified < 4 * plain
     if rows == 1:  # bound by reading weights: nearly free
         assert verified < 1.15 * plain
@@ -233,9 +235,9 @@ def test_verifying_costs_more_than_one_token_and_less_than_as_many_steps(rows: i
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_with_drafts_is_the_verification_and_the_drafters_passes(method: str) -> None:
     drafts = resolved(method=method, model="llama-3.2-1b")
-    times = SpeculativeTimes(model_of(4), drafts, KERNELS, TABLES)
+    times = Drafting(model_of(4), drafts, up_to(TABLES))
     batch = batch_of(8, 4, 1000)
-    extra = times.batch_s(batch)[0] - model_of(4).batch_s(batch)[0]
+    extra = times.step_s((batch,))[0] - model_of(4).step_s((batch,))[0]
     if method == "ngram":
         assert extra == 0
         return
@@ -251,10 +253,10 @@ def test_a_step_with_drafts_is_the_verification_and_the_drafters_passes(method: 
 
 
 def test_drafting_for_a_prompt_is_attributed_to_it() -> None:
-    times = SpeculativeTimes(model_of(4), resolved(method="eagle"), KERNELS, TABLES)
+    times = Drafting(model_of(4), resolved(method="eagle"), up_to(TABLES))
     batch = Batch(0, prefill=[(1024, 0)], tokens=1024)
-    total, prefill = times.batch_s(batch)
-    plain_total, plain_prefill = model_of(4).batch_s(batch)
+    total, (prefill,) = times.step_s((batch,))
+    plain_total, (plain_prefill,) = model_of(4).step_s((batch,))
     assert plain_prefill < prefill < total
     assert prefill - plain_prefill == pytest.approx((total - plain_total), rel=0.7)
 
@@ -263,6 +265,6 @@ def test_more_drafts_cost_more() -> None:
     costs = []
     for tokens in (1, 2, 4, 8):
         drafts = replace(resolved(method="eagle"), tokens=tokens)
-        times = SpeculativeTimes(model_of(1 + tokens), drafts, KERNELS, TABLES)
-        costs.append(times.batch_s(batch_of(16, 1 + tokens, 1000))[0])
+        times = Drafting(model_of(1 + tokens), drafts, up_to(TABLES))
+        costs.append(times.step_s((batch_of(16, 1 + tokens, 1000),))[0])
     assert costs == sorted(costs)

@@ -7,13 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine_models.cost.step_time import Formats, HostOverhead, StepTimeModel
+from engine_models.cost.step_time import StepTimeModel
+from engine_models.cost.terms import Formats, HostOverhead
 from engine_models.model.architecture import load_architecture
 from engine_models.model.blocks import Architecture
 from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch
 from hardware_profiles.device import load_device
 from hardware_profiles.kernel_model import KernelModel, load_kernel_model
+from tests.step_times import step_time
 
 BF16 = Formats(format_named("bf16"), format_named("bf16"), format_named("bf16"))
 HOST = HostOverhead(step_s=0.0, row_s=0.0, launch_s=22e-6)
@@ -27,7 +29,7 @@ def h100() -> KernelModel:
 def model(
     arch: Architecture, kernels: KernelModel, tp: int, sizes: tuple[int, ...] = (), host: HostOverhead = HOST
 ) -> StepTimeModel:
-    return StepTimeModel(
+    return step_time(
         arch,
         kernels,
         BF16,
@@ -46,40 +48,40 @@ def decode(rows: int, context: int) -> Batch:
 
 def test_a_dense_layer_costs_twelve_launches(h100: KernelModel) -> None:
     # four linear layers, two norms, rotary, cache write, attention, activation, two all-reduces
-    assert model(load_architecture("Llama-3.1-70B"), h100, 4).launches() == 80 * 12
+    assert model(load_architecture("Llama-3.1-70B"), h100, 4).shard.launches() == 80 * 12
     # no all-reduce on one device
-    assert model(load_architecture("Llama-3.1-8B"), h100, 1).launches() == 32 * 10
+    assert model(load_architecture("Llama-3.1-8B"), h100, 1).shard.launches() == 32 * 10
 
 
 def test_experts_cost_more_launches(h100: KernelModel) -> None:
     mixtral = model(load_architecture("mistralai/Mixtral-8x7B-v0.1"), h100, 4)
-    assert mixtral.launches() == 32 * (3 + 2 + 3 + 2 + mixtral.host.expert_launches)
+    assert mixtral.shard.launches() == 32 * (3 + 2 + 3 + 2 + mixtral.host.expert_launches)
 
 
 def test_small_batches_without_graphs_are_bound_by_launches(h100: KernelModel) -> None:
     eager = model(load_architecture("Llama-3.1-70B"), h100, 4)
     floor = 960 * 22e-6
-    assert eager.batch_s(decode(1, 100))[0] == pytest.approx(floor)
-    assert eager.decode_run_s(4, 400, 3) == pytest.approx([floor] * 3)
-    assert eager.decode_few_s(4, 400, 3) == eager.decode_run_s(4, 400, 3).tolist()
+    assert eager.step_s((decode(1, 100),))[0] == pytest.approx(floor)
+    assert eager.run_s((Batch(0, 4, 4, 400, tokens=4),), 3) == pytest.approx([floor] * 3)
+    assert eager.few_s((decode(4, 100),), 3) == eager.run_s((decode(4, 100),), 3).tolist()
 
 
 def test_graphs_and_long_steps_are_not_bound_by_launches(h100: KernelModel) -> None:
     arch = load_architecture("Llama-3.1-70B")
     graphs, eager = model(arch, h100, 4, (1, 2, 4, 8)), model(arch, h100, 4)
-    assert graphs.batch_s(decode(1, 100))[0] < 0.9 * eager.batch_s(decode(1, 100))[0]
+    assert graphs.step_s((decode(1, 100),))[0] < 0.9 * eager.step_s((decode(1, 100),))[0]
     chunk = Batch(0, tokens=2000, prefill=[(2000, 0)])
     free = model(arch, h100, 4, host=replace(HOST, launch_s=0.0))
-    assert eager.batch_s(chunk) == free.batch_s(chunk)
+    assert eager.step_s((chunk,)) == free.step_s((chunk,))
 
 
 def test_batches_above_the_largest_graph_are_bound_by_launches(h100: KernelModel) -> None:
     graphs = model(load_architecture("Llama-3.1-70B"), h100, 4, (1, 2, 4, 8))
     floor = 960 * 22e-6
-    assert graphs.batch_s(decode(8, 100))[0] < floor
-    assert graphs.batch_s(decode(9, 100))[0] == floor
-    assert graphs.decode_few_s(9, 900, 2) == graphs.decode_run_s(9, 900, 2).tolist() == [floor] * 2
-    assert graphs.batch_s(Batch(0, tokens=9, prefill=[(9, 0)]))[0] == floor
+    assert graphs.step_s((decode(8, 100),))[0] < floor
+    assert graphs.step_s((decode(9, 100),))[0] == floor
+    assert graphs.few_s((decode(9, 100),), 2) == graphs.run_s((decode(9, 100),), 2).tolist() == [floor] * 2
+    assert graphs.step_s((Batch(0, tokens=9, prefill=[(9, 0)]),))[0] == floor
 
 
 def test_every_all_reduce_waits_for_the_slowest_rank(h100: KernelModel) -> None:
@@ -89,7 +91,7 @@ def test_every_all_reduce_waits_for_the_slowest_rank(h100: KernelModel) -> None:
     for tp, waits in ((1, 0), (2, 2 * arch.layers)):
         with_s, without_s = (
             sum(
-                StepTimeModel(
+                step_time(
                     arch, h100, BF16, HostOverhead(0.0, 0.0, reduce_wait_s=wait_s), tensor_parallel=tp, max_rows=4
                 )
                 .parts_s(m)
@@ -136,8 +138,8 @@ def router_s(kernels: KernelModel, arch: Architecture, how: str, m: list[int]) -
     tokens = np.array(m)
     bare = replace(arch, mlp=tuple(replace(mlp, router_fp32=False) for mlp in arch.mlp))
     tables = {"tensor_parallel": 4, "max_step_tokens": 2048, "max_rows": 64, "max_context_tokens": 4096}
-    whole = StepTimeModel(arch, kernels, BF16, HOST, fp32_router=how, **tables).parts_s(tokens)["linear layers"]
-    rest = StepTimeModel(bare, kernels, BF16, HOST, **tables).parts_s(tokens)["linear layers"]
+    whole = step_time(arch, kernels, BF16, HOST, fp32_router=how, **tables).parts_s(tokens)["linear layers"]
+    rest = step_time(bare, kernels, BF16, HOST, **tables).parts_s(tokens)["linear layers"]
     return (whole - rest) / arch.layers + kernels.gemm_s("bf16", tokens, 256, arch.hidden)
 
 
@@ -184,12 +186,12 @@ def test_experts_in_mxfp4_multiply_in_fp8_where_activations_are_quantised(
     b200 = load_kernel_model("b200-sxm-180gb", "vllm")
     arch = load_architecture("openai/gpt-oss-120b")
     formats = Formats(format_named("mxfp4"), format_named(activations), format_named("bf16"))
-    times = StepTimeModel(
+    times = step_time(
         arch, b200, formats, HOST, max_step_tokens=2048, max_rows=64, max_context_tokens=4096
     )
-    assert times.weights_format("experts") == kernel
-    assert times.weights_format("attention") == "bf16"
-    plain = StepTimeModel(
+    assert times.shard.weights_format("experts") == kernel
+    assert times.shard.weights_format("attention") == "bf16"
+    plain = step_time(
         arch,
         b200,
         replace(formats, activations=format_named("bf16")),
@@ -210,7 +212,7 @@ def test_the_chosen_backend_of_the_experts_is_the_one_that_is_timed(h100: Kernel
     tokens = np.array([1, 64, 2048])
 
     def parts(fmt: Formats, backend: str | None) -> dict[str, np.ndarray]:
-        times = StepTimeModel(
+        times = step_time(
             arch,
             h100,
             fmt,

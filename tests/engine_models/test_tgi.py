@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine_models.cost.step_time import Formats
+from engine_models.cost.terms import Formats
 from engine_models.declaration import EnginePlan, PoolRequest
 from engine_models.engines.known import engine_named, parse_engine_args
 from engine_models.engines.tgi import default_prefill_tokens, plan, serving_of, version_of

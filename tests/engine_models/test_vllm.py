@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine_models.cost.overheads import load_overheads
-from engine_models.cost.step_time import HostOverhead
+from engine_models.cost.terms import HostOverhead
 from engine_models.engines.vllm import VERSIONS, graph_sizes, version_of
 from hardware_profiles.errors import InputError
 from simulator.config.load import load_scenario
@@ -44,7 +44,7 @@ def host_of(**flags: object) -> HostOverhead:
         "deployment": {"engine": "vllm@0.19.1", "hardware": "h100-sxm-80gb", "engine_args": flags},
         "workload": {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1},
     }
-    return prepare(load_scenario(scenario)).plan.costs.host
+    return prepare(load_scenario(scenario)).plan.costs.terms.host
 
 
 def test_prompts_beyond_the_graphs_are_launched() -> None:
@@ -63,6 +63,6 @@ def test_a_cpu_has_its_own_defaults_and_no_graphs() -> None:
         load_scenario({"model": "Qwen/Qwen2.5-1.5B-Instruct", "deployment": pool, "workload": workload})
     ).plan
     assert (plan.limits.step_tokens, plan.limits.rows) == (4096, 256)
-    assert plan.costs.graph_sizes == ()
-    assert plan.costs.host.launch_s == 0
+    assert plan.costs.terms.graph_sizes == ()
+    assert plan.costs.terms.host.launch_s == 0
     assert not [line for line in plan.memory.lines if "CUDA" in line.label]

@@ -9,7 +9,8 @@ from collections import deque
 from typing import Any
 
 from engine_models.cost.settings import StepCosts
-from engine_models.cost.step_time import HostOverhead
+from engine_models.cost.step_time import TableRange
+from engine_models.cost.terms import HostOverhead, Parallelism, Terms
 from engine_models.declaration import (
     Engine,
     EnginePlan,
@@ -116,8 +117,7 @@ def plan(request: PoolRequest, version: str | None) -> EnginePlan:
         ),
         scheduler=lambda mode: StaticBatchScheduler(rows, context, jumps=mode == "jump"),
         costs=StepCosts(
-            arch, request.formats, HostOverhead(1e-3, 0.0), max_step_tokens=rows * context, max_rows=rows,
-            max_context_tokens=context, tensor_parallel=tp,
+            arch, request.formats, Terms(HostOverhead(1e-3, 0.0)), TableRange(rows * context, rows, context), Parallelism(tp),
         ),
         notes=(f"static batches of up to {rows} rows; 1 ms of host time a step (assumed)",),
     )  # fmt: skip

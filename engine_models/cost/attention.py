@@ -1,0 +1,230 @@
+"""Attention of a step, tabulated: of decode rows by their number and the tokens they attend to, of prompt chunks one by one.
+
+Decode rows are taken together, by the sum of their KV tokens: rows of unequal length cost about their mean. Layers of a sliding
+window read no more than the window of a row, so they are priced by what the rows attend to there (`Span`), the sum of
+min(KV, window), which the mean length does not tell:
+
+    t = t_w(rows, mean KV, at least the window) * s(rows, span / rows) / s(rows, window)
+
+t_w and s are one table of the window's kernel over equal rows, beyond the window and up to it. If all rows are beyond it the
+second factor is 1, if none is the product is s itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from engine_models.cost import flash_attention2
+from engine_models.cost.tables import Bilinear, FloatArray, IntArray, PiecewiseLinear, log_grid
+from engine_models.cost.terms import Shard
+from engine_models.model.blocks import AttentionBlock
+from engine_models.parts.batch import Batch, Span
+
+
+class RowTables:
+    """Seconds of layers over a grid of rows and mean contexts; a table by number of rows is cut from it when first needed."""
+
+    def __init__(self, rows: IntArray, contexts: FloatArray, values: FloatArray) -> None:
+        self._rows, self._contexts, self._values = rows, contexts, values
+        self._cut: dict[int, PiecewiseLinear] = {}
+
+    def of(self, rows: int) -> PiecewiseLinear:
+        """Seconds of `rows` rows as a function of the total of their tokens."""
+        table = self._cut.get(rows)
+        if table is None:
+            table = PiecewiseLinear(self._contexts * rows, self._of(rows))
+            self._cut[rows] = table
+        return table
+
+    def _of(self, rows: int) -> FloatArray:
+        nodes, grid = self._rows, self._values
+        i = min(int(np.searchsorted(nodes, rows, side="right")) - 1, len(nodes) - 2)
+        share = (rows - nodes[i]) / (nodes[i + 1] - nodes[i])
+        values = grid[i] + share * (grid[i + 1] - grid[i])
+        rising_s: FloatArray = np.maximum.accumulate(values)
+        return rising_s
+
+
+class WindowTables(RowTables):
+    """The same of layers of one window, whose length is one of the contexts; see the head of the module."""
+
+    def __init__(self, window_tokens: int, rows: IntArray, contexts: FloatArray, values: FloatArray) -> None:
+        super().__init__(rows, contexts, values)
+        self.window_tokens = window_tokens
+        self._place = int(np.searchsorted(contexts, window_tokens))
+        self._parts: dict[int, tuple[PiecewiseLinear, PiecewiseLinear, float]] = {}
+
+    def _tables(self, rows: int) -> tuple[PiecewiseLinear, PiecewiseLinear, float]:
+        """Beyond the window by KV tokens, up to it by tokens of the span, and the time at it."""
+        found = self._parts.get(rows)
+        if found is None:
+            nodes, values, at = self._contexts * rows, self._of(rows), self._place
+            upto = PiecewiseLinear(nodes[: at + 1], values[: at + 1])
+            found = (PiecewiseLinear(nodes[at:], values[at:]), upto, float(values[at]))
+            self._parts[rows] = found
+        return found
+
+    def at(self, rows: int, kv_tokens: int, span_tokens: int) -> float:
+        """Seconds of `rows` rows of `kv_tokens` tokens together that attend to `span_tokens` of them."""
+        beyond, upto, whole_s = self._tables(rows)
+        whole = rows * self.window_tokens
+        return beyond.at(float(max(kv_tokens, whole))) * (upto.at(float(min(span_tokens, whole))) / whole_s)
+
+    def over(self, rows: int, kv_tokens: IntArray, span_tokens: IntArray) -> FloatArray:
+        """`at` for several steps, by the same arithmetic."""
+        beyond, upto, whole_s = self._tables(rows)
+        whole = rows * self.window_tokens
+        share = upto.over(np.minimum(span_tokens, whole).astype(np.float64)) / whole_s
+        return beyond.over(np.maximum(kv_tokens, whole).astype(np.float64)) * share
+
+
+class DecodeAttention:
+    """Attention of the decode rows of a step, all layers of a shard.
+
+    Rows beside a prompt have tables of their own where they share a call of FlashAttention 2 with it. `windows` is empty where
+    no layer has a window that a context can outgrow, and without `by_spans`: rows are then priced at their mean in all layers.
+    """
+
+    def __init__(self, shard: Shard, max_rows: int, max_context_tokens: int, *, by_spans: bool = False) -> None:
+        rows = log_grid(max_rows, 3)
+        contexts = np.unique(np.concatenate([[16.0, 64.0], log_grid(max_context_tokens, 2)[8:]])).astype(float)
+        blocks = [block for block in shard.stage.attention if block.kind != "linear"]
+        windows = sorted({b.window_tokens for b in blocks if by_spans and 1 < b.window_tokens < contexts[-1]})
+        mixed = shard.terms.fixed_grid_attention
+
+        def grids(window: int, context_tokens: FloatArray) -> tuple[FloatArray, FloatArray]:
+            mine = [b for b in blocks if (b.window_tokens if b.window_tokens in windows else 0) == window]
+            batch, context = np.meshgrid(rows.astype(np.float64), context_tokens, indexing="ij")
+            alone, together = np.zeros(batch.shape), np.zeros(batch.shape)
+            for block in mine:
+                own, beside = _layer_s(shard, block, batch, context)
+                alone += block.layers * own
+                together += block.layers * beside
+            return alone, together if mixed else alone
+
+        alone, together = grids(0, contexts)
+        self._full = RowTables(rows, contexts, alone)
+        self._full_mixed = RowTables(rows, contexts, together) if mixed else self._full
+        self.windows: list[WindowTables] = []
+        self._windows_mixed: list[WindowTables] = []
+        for window in windows:
+            nodes = np.unique(np.append(contexts, [1.0, float(window)]))
+            alone, together = grids(window, nodes)
+            self.windows.append(WindowTables(window, rows, nodes, alone))
+            self._windows_mixed.append(
+                WindowTables(window, rows, nodes, together) if mixed else self.windows[-1]
+            )
+
+    def full(self, rows: int) -> PiecewiseLinear:
+        """Seconds of the layers without a window, for `rows` rows alone, by the total of their KV tokens."""
+        return self._full.of(rows)
+
+    def batch_s(self, batch: Batch) -> float:
+        """Seconds of the decode rows of a batch, of which there is one at least."""
+        rows = batch.decode_rows
+        cells = batch.pool_cells
+        kv_tokens = rows * cells if cells else batch.decode_kv_tokens
+        beside = bool(batch.prefill)
+        seconds = (self._full_mixed if beside else self._full).of(rows).at(kv_tokens)
+        if self.windows:
+            for tables in self._windows_mixed if beside else self.windows:
+                seconds += tables.at(rows, kv_tokens, _span(batch, tables.window_tokens, kv_tokens).tokens)
+        return seconds
+
+    def over(self, shape: Batch, steps: int) -> FloatArray:
+        """Seconds of the rows of `steps` steps of a run that begins with `shape`, in an array."""
+        rows = shape.decode_rows
+        first = rows * shape.pool_cells if shape.pool_cells else shape.decode_kv_tokens
+        number = np.arange(steps)
+        kv_tokens = first + shape.grows * number
+        seconds = self._full.of(rows).over(kv_tokens.astype(np.float64))
+        for tables in self.windows:
+            span = _span(shape, tables.window_tokens, first)
+            seconds = seconds + tables.over(rows, kv_tokens, span.tokens + span.grows * number)
+        return seconds
+
+    def few(self, shape: Batch, steps: int) -> Iterator[float]:
+        """`over` as plain numbers, equal to the last bit."""
+        rows, grows = shape.decode_rows, shape.grows
+        kv_tokens = rows * shape.pool_cells if shape.pool_cells else shape.decode_kv_tokens
+        spans = [_span(shape, tables.window_tokens, kv_tokens) for tables in self.windows]
+        full = self._full.of(rows)
+        for i in range(steps):
+            seconds = full.at(float(kv_tokens))
+            for tables, span in zip(self.windows, spans, strict=True):
+                seconds += tables.at(rows, kv_tokens, span.tokens + span.grows * i)
+            yield seconds
+            kv_tokens += grows
+
+
+def _span(shape: Batch, window_tokens: int, kv_tokens: int) -> Span:
+    """What the decode rows attend to in a window; of rows of equal length, where their scheduler does not say."""
+    for span in shape.spans:
+        if span.window_tokens == window_tokens:
+            return span
+    return Span(window_tokens, kv_tokens, shape.grows)
+
+
+def _layer_s(
+    shard: Shard, block: AttentionBlock, batch: FloatArray, context: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Seconds of one layer for equal rows: alone, and beside a prompt."""
+    ops, terms, tensor = shard.ops, shard.terms, shard.parallel.tensor
+    kv_fmt = shard.formats.kv_cache.name
+    heads = max(1, block.heads // tensor)
+    queries = heads * terms.query_tokens
+    if block.kind == "mla":
+        alone = ops.mla_decode_s("bf16", kv_fmt, queries, batch, context)
+        return alone, alone
+    kv_heads = max(1, block.kv_heads // tensor)
+    alone = ops.decode_attention_s(
+        kv_fmt, queries, kv_heads, block.head_dim, block.window_tokens, batch, context
+    )
+    if not terms.fixed_grid_attention or block.sinks:  # FlashAttention 2 knows no sinks
+        return alone, alone
+    shape = (heads, kv_heads, block.head_dim, block.window_tokens)
+    alone, together = flash_attention2.decode_s(ops, kv_fmt, *shape, batch, context, alone)
+    # rows of several queries are unpacked whether a prompt is there or not
+    return (together if terms.query_tokens > 1 else alone), together
+
+
+class PrefillAttention:
+    """Attention of prompt chunks, all layers of a shard; `floor_s` is what the smallest chunk takes."""
+
+    def __init__(self, shard: Shard, max_step_tokens: int, max_context_tokens: int) -> None:
+        chunk = log_grid(max_step_tokens, 4)
+        prior = np.unique(np.concatenate([[0], log_grid(max_context_tokens, 3)[12:]]))
+        new, before = np.meshgrid(chunk, prior, indexing="ij")
+        total = np.zeros(new.shape)
+        ops, tensor, kv_fmt = shard.ops, shard.parallel.tensor, shard.formats.kv_cache.name
+        for block in shard.stage.attention:
+            if block.kind == "linear":
+                continue
+            heads = max(1, block.heads // tensor)
+            if block.kind == "mla":
+                total += block.layers * ops.mla_prefill_s("bf16", kv_fmt, heads, new, before)
+                continue
+            kv_heads = max(1, block.kv_heads // tensor)
+            shape = (heads, kv_heads, block.head_dim, block.window_tokens)
+            total += block.layers * ops.prefill_attention_s("bf16", kv_fmt, *shape, new, before)
+        self.floor_s = float(total[0, 0])
+        self._table = Bilinear(chunk, prior, total)
+
+    def chunk_s(self, new: int, prior: int) -> float:
+        """Seconds of one chunk."""
+        return self._table.at(new, prior)
+
+    def batch_s(self, batch: Batch) -> float:
+        """Seconds of all chunks of a batch; its decode rows have paid for the smallest."""
+        seconds, floor, chunk_s = 0.0, self.floor_s, self._table.at
+        cells = batch.pool_cells
+        for new, prior in batch.prefill:
+            if cells > new + prior:
+                prior = cells - new
+            seconds += chunk_s(new, prior) - floor
+        return seconds if batch.decode_rows else seconds + floor
+
+
+__all__ = ["DecodeAttention", "PrefillAttention"]

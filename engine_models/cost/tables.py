@@ -1,0 +1,66 @@
+"""Tabulated functions: kernel times are taken once, when a deployment is set up; a step then costs a few look-ups."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+def log_grid(highest: int, per_octave: int) -> IntArray:
+    """Integers from 1 to `highest`, about `per_octave` an octave."""
+    count = max(2, int(np.log2(max(highest, 2)) * per_octave) + 1)
+    return np.unique(np.rint(np.geomspace(1, max(highest, 2), count)).astype(np.int64))
+
+
+class PiecewiseLinear:
+    """A tabulated function of one variable, linear between its nodes and beyond the last; scalar and array agree."""
+
+    def __init__(self, nodes: FloatArray, values: FloatArray) -> None:
+        slopes = np.diff(values) / np.diff(nodes)
+        slopes = np.append(slopes, slopes[-1])
+        self.nodes_array, self.values_array, self.slopes_array = nodes, values, slopes
+        self.nodes: list[float] = nodes.tolist()
+        self.values: list[float] = values.tolist()
+        self.slopes: list[float] = slopes.tolist()
+
+    def at(self, x: float) -> float:
+        """Value at a scalar."""
+        i = bisect_right(self.nodes, x) - 1
+        if i < 0:
+            i = 0
+        return self.values[i] + self.slopes[i] * (x - self.nodes[i])
+
+    def over(self, x: FloatArray) -> FloatArray:
+        """Values at an array, by the same arithmetic as `at`."""
+        i = np.searchsorted(self.nodes_array, x, side="right") - 1
+        np.maximum(i, 0, out=i)
+        return self.values_array[i] + self.slopes_array[i] * (x - self.nodes_array[i])
+
+
+class Bilinear:
+    """A tabulated function of two variables, bilinear between its nodes and beyond the last."""
+
+    def __init__(self, x: IntArray, y: IntArray, values: FloatArray) -> None:
+        self._x: list[int] = x.tolist()
+        self._y: list[int] = y.tolist()
+        self._grid: list[list[float]] = values.tolist()
+
+    def at(self, x: int, y: int) -> float:
+        """Value at a point."""
+        grid, xs, ys = self._grid, self._x, self._y
+        i = bisect_right(xs, x) - 1
+        if i > len(xs) - 2:
+            i = len(xs) - 2
+        j = bisect_right(ys, y) - 1
+        if j > len(ys) - 2:
+            j = len(ys) - 2
+        u = (x - xs[i]) / (xs[i + 1] - xs[i])
+        v = (y - ys[j]) / (ys[j + 1] - ys[j])
+        low = grid[i][j] + u * (grid[i + 1][j] - grid[i][j])
+        high = grid[i][j + 1] + u * (grid[i + 1][j + 1] - grid[i][j + 1])
+        return low + v * (high - low)

@@ -1,0 +1,370 @@
+"""What a step is made of: the operations of a stage of layers on one rank, and the terms around them.
+
+`TOKEN_TERMS` are timed by the tokens of a step, `ROW_TERMS` by the rows that yield a token; each is a function of the shard that
+a rank computes and of an array of sizes, and yields named seconds. Their sum is tabulated by
+:mod:`engine_models.cost.step_time`. Attention, which depends on more than one number, has a module of its own. A new term is a
+function in one of the two tuples, and a field of `Terms` if an engine decides about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine_models.cost.sampling import Sampler, truncation_s
+from engine_models.model.architecture import MoeShape, format_of_part, gemm_shapes, moe_shapes, stages
+from engine_models.model.blocks import Architecture
+from engine_models.model.formats import Format
+from hardware_profiles.errors import PlanError
+from hardware_profiles.ops import Ops
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Parts = Iterator[tuple[str, FloatArray]]
+"""Named seconds; a name may come several times."""
+
+
+@dataclass(frozen=True)
+class HostOverhead:
+    """Time outside the kernels, per engine version; values, sources and kinds stand in the engine's declaration.
+
+    step_s : host time of a step whatever its size (schedule, input preparation, launch, read-back).
+    row_s : host time per row of the batch.
+    device_step_s : device time of a step that no kernel table holds (input copies, sampler, gaps between graphs).
+    device_layer_s : device time per layer that no kernel table holds (gaps between kernels of a layer).
+    sort_step_s : device time of a truncated (top-p, top-k) sampler whatever its rows: a chain of uncaptured kernels.
+    sort_cycles_per_logit : cycles of one multiprocessor that the sort of a truncated sampler takes per logit.
+    launch_s : host time to launch one operation that no CUDA graph holds. Launches queue up ahead of the device, so a step
+        takes the longer of the two sums (not the sum of the longer ones).
+    expert_launches : launches that the experts of a layer cost the host, counted in plain operations: selection (2), alignment of
+        rows to experts (4), two grouped products, activation, sum; a Triton kernel, launched from Python, costs about five.
+    reduce_wait_s : wait for the slowest rank at an all-reduce, beyond what a benchmark of aligned ranks shows.
+    prefill_launch_s : launch_s for steps with prefill rows, of an engine whose CUDA graphs for decode steps do not hold them.
+    prefill_graph_tokens : most tokens of a step with prefill rows that graphs of their own hold (0: there are none).
+    prefill_graph_launch_s : the same per operation where such graphs hold it: they are a chain of pieces, between which some
+        operations are launched.
+    """
+
+    step_s: float
+    row_s: float
+    device_step_s: float = 0.0
+    device_layer_s: float = 0.0
+    sort_step_s: float = 0.0
+    sort_cycles_per_logit: float = 0.0
+    launch_s: float = 0.0
+    expert_launches: float = 17.0
+    reduce_wait_s: float = 0.0
+    prefill_launch_s: float = 0.0
+    prefill_graph_tokens: int = 0
+    prefill_graph_launch_s: float = 0.0
+
+
+#: Operations of a layer beside its linear layers, normalisations and collectives: rotary embedding, cache write, attention.
+ATTENTION_LAUNCHES = 3
+#: Operations that the host launches for the exchange around a layer of experts that ranks share: gather, scatter. kind: by
+#: construction.
+EXCHANGE_LAUNCHES = 2
+#: Share of the float32 rate of the CUDA cores that a tall, narrow product reaches. kind: assumed, 2026-11; what 128 to 1,024 rows
+#: add to the time of 32 in the table named below is that of 0.6 to 0.8.
+FP32_EFFICIENCY = 0.7
+#: Time of a narrow float32 product per unit of its depth [s]: few tiles, each of which sums over the depth in sequence; up to
+#: `SPLIT_ROWS` rows the depth is split over more of them. kind: measured, 2026-07, source: torch.mm of 256 columns at depth 6,144
+#: on GB200, 2 to 1,024 rows (vLLM pull request 47973); rows of no width, the arithmetic comes on top.
+FP32_DEPTH_S = 1.0e-8
+FP32_SPLIT_DEPTH_S = 3.2e-9
+#: The same in TF32 (``VLLM_FLOAT32_MATMUL_PRECISION=high``), and the share of the TF32 rate. kind, source: as above.
+TF32_DEPTH_S = 3.2e-9
+TF32_SPLIT_DEPTH_S = 2.0e-9
+TF32_EFFICIENCY = 0.2
+SPLIT_ROWS = 16
+#: Most rows of a step that vLLM's own float32 router kernel takes. kind: datasheet, 2026-11, source: vLLM 0.23,
+#: `fp32_router_gemm.cu`.
+SMALL_ROUTER_ROWS = 32
+#: How a router in float32 is computed: by cuBLAS on the CUDA cores, by cuBLAS in TF32, by a kernel of vLLM's own for few rows
+#: (else cuBLAS), or as three bf16 products that add up to it.
+Fp32Router = Literal["cublas", "tf32", "small", "bf16x3"]
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Number formats of a deployment."""
+
+    weights: Format
+    activations: Format
+    kv_cache: Format
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """Devices of a rank by tensor and pipeline parallelism, those that share the experts, and ranks in lockstep over them."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    expert: int = 1
+    ranks: int = 1
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What an engine decides about the time of a step, beside the operations of the layers.
+
+    host : overheads of the engine.
+    graph_sizes : CUDA-graph sizes in tokens; a batch is padded up to the next one, above the last it is not. Empty: nothing is
+        captured, every operation is launched by the host.
+    truncated_sampling : whether requests are sampled with top-p or top-k, which sorts the logits.
+    sampler : how that is done, see :mod:`engine_models.cost.sampling`.
+    sample_bytes_per_logit : memory traffic of plain sampling; five passes in float32 (convert, penalties, softmax, draw, arg
+        max).
+    query_tokens, sampled_tokens : tokens of a decoding row that are computed, and that logits are made of, in a step (with
+        speculative decoding one more than its drafts). The attention of several queries of a row reads its KV once: it is
+        priced as that of as many times the query heads.
+    fp32_router : how a router that the model wants in float32 is computed, see `Fp32Router`.
+    moe_backend : backend of the experts by the engine's word for it (``marlin``); None, or one that the tables lack: the one
+        that measured layers like these run on.
+    fixed_grid_attention : whether prompts and decoding rows share a call of FlashAttention 2, see
+        :mod:`engine_models.cost.flash_attention2`.
+    """
+
+    host: HostOverhead
+    graph_sizes: tuple[int, ...] = ()
+    truncated_sampling: bool = False
+    sampler: Sampler = "sort"
+    sample_bytes_per_logit: float = 20.0
+    query_tokens: int = 1
+    sampled_tokens: int = 1
+    fp32_router: Fp32Router = "cublas"
+    moe_backend: str | None = None
+    fixed_grid_attention: bool = False
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one rank computes of a model, in which formats, by the operations of which device.
+
+    With a pipeline it is the slowest stage. Where ranks share the experts (`parallel.ranks` above 1) those are no part of it.
+    """
+
+    arch: Architecture
+    ops: Ops
+    formats: Formats
+    parallel: Parallelism
+    terms: Terms
+
+    @cached_property
+    def stages(self) -> tuple[Architecture, ...]:
+        """Pipeline stages."""
+        return stages(self.arch, self.parallel.pipeline)
+
+    @cached_property
+    def stage(self) -> Architecture:
+        """The slowest of them."""
+        return max(self.stages, key=lambda s: s.layers)
+
+    def weights_format(self, part: str) -> str:
+        """Format in which the kernel of a part runs, see :func:`kernel_format`."""
+        return kernel_format(self.stage, self.formats, part)
+
+    def launches(self) -> float:
+        """Operations that the host launches in a step of the stage without CUDA graphs."""
+        stage, tensor = self.stage, self.parallel.tensor
+        gemms = gemm_shapes(stage, tensor, self.parallel.expert)
+        found = float(sum(gemm.layers for gemm in gemms if gemm.per == "token"))
+        found += stage.norms_per_layer * stage.layers + (2 * stage.layers if tensor > 1 else 0)
+        found += sum(block.layers * (ATTENTION_LAUNCHES + 2 * (block.qk_norm != "none")) for block in stage.attention)
+        experts = self.terms.host.expert_launches
+        found += sum(mlp.layers * (experts if mlp.kind == "moe" else 1) for mlp in stage.mlp)
+        shared = sum(mlp.layers for mlp in stage.mlp if mlp.kind == "moe") if self.parallel.ranks > 1 else 0
+        return found + EXCHANGE_LAUNCHES * shared
+
+
+def kernel_format(arch: Architecture, formats: Formats, part: str) -> str:
+    """Format in which the kernel of a part runs (its weights', or bf16 where the checkpoint keeps that).
+
+    Experts in mxfp4 multiply in bf16, or in fp8 where the activations are quantised to it.
+    """
+    fmt = format_of_part(arch, formats.weights, part)
+    if fmt.name == "mxfp4" and part == "experts" and formats.activations.compute == "fp8":
+        return "w4a8_mxfp4_mxfp8"
+    return "bf16" if fmt.name in ("fp16", "bf16", "fp32") else fmt.name
+
+
+# -- by tokens ----------------------------------------------------------------------------------------------
+
+
+def linear_layers(shard: Shard, m: IntArray) -> Parts:
+    """Products with dense weights, the router in the precision that the model asks for."""
+    stage = shard.stage
+    in_fp32 = any(mlp.router_fp32 for mlp in stage.mlp)
+    for gemm in gemm_shapes(stage, shard.parallel.tensor, shard.parallel.expert):
+        if gemm.per == "token":
+            times = shard.ops.gemm_s(shard.weights_format(gemm.part), m, gemm.n, gemm.k)
+            if gemm.part == "router" and in_fp32:
+                times = fp32_gemm_s(shard.ops, shard.terms.fp32_router, times, m, gemm.n, gemm.k)
+            yield "linear layers", gemm.layers * times
+
+
+def fp32_gemm_s(ops: Ops, how: Fp32Router, in_bf16_s: FloatArray, m: IntArray, n: int, k: int) -> FloatArray:
+    """Time of a narrow linear layer in float32, never less than the same layer takes in bf16 (launch, memory).
+
+    cuBLAS converts the input and sums over the depth in sequence: t = depth * k + 2 m n k / rate, on the CUDA cores or in
+    TF32. vLLM's own kernels take the input as it is; three bf16 products cost as one of three times the depth.
+    """
+    if how == "bf16x3":
+        thrice_s: FloatArray = ops.gemm_s("bf16", m, n, 3 * k)
+        return np.maximum(in_bf16_s, thrice_s)
+    if how == "tf32":
+        rate = TF32_EFFICIENCY * ops.peaks.rate("bfloat16") / 2
+        per_depth = np.where(m <= SPLIT_ROWS, TF32_SPLIT_DEPTH_S, TF32_DEPTH_S)
+    else:
+        rate = FP32_EFFICIENCY * _fp32_rate(ops)
+        per_depth = np.where(m <= SPLIT_ROWS, FP32_SPLIT_DEPTH_S, FP32_DEPTH_S)
+    product = np.maximum(in_bf16_s, per_depth * k + 2.0 * m * n * k / rate)
+    total_s: FloatArray = ops.elementwise_s(6.0 * m * k) + product
+    return np.where(m <= SMALL_ROUTER_ROWS, in_bf16_s, total_s) if how == "small" else total_s
+
+
+def _fp32_rate(ops: Ops) -> float:
+    """FLOP/s of the device in float32; a fifteenth of bf16 where unknown (A100 and H100: 1/16 and 1/15; datasheets)."""
+    from hardware_profiles.device import load_device
+
+    try:
+        known = load_device(ops.device).peak_flops_per_s.get("fp32")
+    except PlanError:
+        known = None
+    return known.value if known is not None else ops.peaks.rate("bfloat16") / 15.0
+
+
+def experts(shard: Shard, m: IntArray) -> Parts:
+    """Layers of experts, unless ranks share them."""
+    shapes = moe_shapes(shard.stage, shard.parallel.tensor, shard.parallel.expert)
+    if shapes and shard.parallel.ranks == 1:
+        yield "experts", experts_s(shard, shapes, m)
+
+
+def experts_s(shard: Shard, shapes: list[MoeShape], m: IntArray) -> FloatArray:
+    """Seconds of layers of experts, split as `shapes` say, for `m` routed tokens of the ranks that share them."""
+    ops, word = shard.ops, shard.terms.moe_backend
+    experts_format = shard.weights_format("experts")
+    backend = ops.expert_backend(experts_format, word) if word else None
+    total = np.zeros(len(m))
+    for moe in shapes:
+        times = ops.moe_s(
+            experts_format,
+            moe.hidden,
+            moe.intermediate,
+            moe.topk,
+            moe.experts,
+            moe.tp,
+            moe.ep,
+            m,
+            gated=moe.gated,
+            kernel=backend,
+        )
+        total = total + moe.layers * times
+    return total
+
+
+def norms_and_rotary(shard: Shard, m: IntArray) -> Parts:
+    """Normalisations of a layer, rotary embedding of queries and keys, and their norms (bytes by construction).
+
+    Each of a layer's normalisations reads and writes the activation and the residual.
+    """
+    ops, stage, tp = shard.ops, shard.stage, shard.parallel.tensor
+    yield "norms", stage.norms_per_layer * stage.layers * ops.elementwise_s(4.0 * _width(shard, m))
+    for block in stage.attention:
+        rotary = np.asarray(m, dtype=np.float64) * 2.0 * (block.heads // tp + max(1, block.kv_heads // tp)) * block.head_dim
+        yield "rotary", block.layers * ops.elementwise_s(2.0 * rotary)
+        if block.qk_norm == "head":  # reads and writes q and k
+            yield "norms", block.layers * ops.elementwise_s(2.0 * rotary)
+        elif block.qk_norm == "full":  # variances over all heads: one kernel to sum, one to scale
+            yield "norms", block.layers * (ops.elementwise_s(rotary) + ops.elementwise_s(2.0 * rotary))
+            if tp > 1:  # the heads are split, so the sums of q and of k (float32 each) are reduced over the ranks
+                yield "collectives", block.layers * ops.all_reduce_s(tp, 8.0 * m)
+
+
+def activation(shard: Shard, m: IntArray) -> Parts:
+    """The gated activation of dense layers reads two halves and writes one (bytes by construction)."""
+    for mlp in shard.stage.mlp:
+        if mlp.kind == "dense":
+            act = np.asarray(m, dtype=np.float64) * 2.0 * max(1, mlp.intermediate // shard.parallel.tensor)
+            yield "activation", mlp.layers * shard.ops.elementwise_s(3.0 * act)
+
+
+def collectives(shard: Shard, m: IntArray) -> Parts:
+    """Two all-reduces a layer under tensor parallelism, each with the wait for the slowest rank; the hop to the next stage."""
+    ops, tp, width = shard.ops, shard.parallel.tensor, _width(shard, m)
+    if tp > 1:
+        wait_s = shard.terms.host.reduce_wait_s
+        yield "collectives", 2.0 * shard.stage.layers * (ops.all_reduce_s(tp, width) + wait_s)
+    if len(shard.stages) > 1:
+        yield "pipeline hop", ops.p2p_s(width)
+
+
+def gaps(shard: Shard, m: IntArray) -> Parts:
+    """Device time between the kernels of a layer."""
+    yield "gaps", np.full(len(m), shard.stage.layers * shard.terms.host.device_layer_s)
+
+
+def _width(shard: Shard, m: IntArray) -> FloatArray:
+    """Bytes of the hidden state in 16 bit."""
+    return np.asarray(2.0 * m * shard.stage.hidden, dtype=np.float64)
+
+
+Term = Callable[[Shard, IntArray], Parts]
+
+TOKEN_TERMS: tuple[Term, ...] = (linear_layers, experts, norms_and_rotary, activation, collectives, gaps)
+
+
+# -- by rows ------------------------------------------------------------------------------------------------
+
+
+def lm_head(shard: Shard, rows: IntArray) -> Parts:
+    """Logits of the rows that yield a token, in the last stage."""
+    for gemm in gemm_shapes(shard.stages[-1], shard.parallel.tensor, shard.parallel.expert):
+        if gemm.per == "sequence":
+            yield "LM head", gemm.layers * shard.ops.gemm_s(shard.weights_format(gemm.part), rows, gemm.n, gemm.k)
+
+
+def sampling(shard: Shard, rows: IntArray) -> Parts:
+    """Passes over the logits, truncation where it is asked for, and the gathering of logits that ranks hold in parts."""
+    ops, terms, tp = shard.ops, shard.terms, shard.parallel.tensor
+    logits = rows.astype(np.float64) * shard.arch.vocab
+    yield "sampling", ops.elementwise_s(terms.sample_bytes_per_logit * logits)
+    if terms.truncated_sampling:
+        host = terms.host
+        cut = (terms.sampler, ops, rows.astype(np.float64), shard.arch.vocab)
+        yield "truncation", truncation_s(*cut, host.sort_step_s, host.sort_cycles_per_logit)
+    if tp > 1:
+        yield "collectives", ops.all_reduce_s(tp, 2.0 * logits / tp)
+
+
+ROW_TERMS: tuple[Term, ...] = (lm_head, sampling)
+
+
+def parts_s(terms: tuple[Term, ...], shard: Shard, sizes: IntArray) -> dict[str, FloatArray]:
+    """Seconds of the terms for each of the sizes, by name, in the order in which the names first come."""
+    out: dict[str, FloatArray] = {}
+    for term in terms:
+        for name, values in term(shard, sizes):
+            out[name] = out.get(name, np.zeros(len(sizes))) + values
+    return out
+
+
+__all__ = [
+    "ROW_TERMS",
+    "TOKEN_TERMS",
+    "Formats",
+    "Fp32Router",
+    "HostOverhead",
+    "Parallelism",
+    "Shard",
+    "Terms",
+    "experts_s",
+    "kernel_format",
+    "parts_s",
+]
