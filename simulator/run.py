@@ -163,7 +163,8 @@ def run_prepared(
         raise all_refused(len(workload), plan.limits, workload)
     figures, measured = exact_figures(scenario, workload, raw)
     result, manifest, digest = _assemble(prepared, workload, raw, figures, started)
-    requests = request_table(workload, raw, measured.latencies, measured.good)
+    pool = scenario.deployment.pools[0].name
+    requests = request_table(workload, raw, measured.latencies, measured.good, pool=pool)
     return RunResult(
         result, requests, timeline(raw), manifest, scenario.name, digest, raw, workload, measured
     )
@@ -240,10 +241,11 @@ def _assemble(
         "vllm_duration_s": max(figures.last_end_s - figures.first_arrival_s, 0.0),
         "offered": figures.offered,
         "completed": counts["finished"],
-        "failed": 0,
+        "failed": counts["failed"],
         "rejected": counts["rejected"],
         "unfinished": counts["unfinished"],
         "not_arrived": counts["not_arrived"],
+        "reasons": figures.reasons,
         "total_input_tokens": figures.total_input_tokens,
         "total_output_tokens": figures.total_output_tokens,
         "window_input_tokens": input_tokens,

@@ -61,6 +61,7 @@ class _Sink:
     def __init__(self, tally: Tally, writer: TableWriter, scenario: Scenario) -> None:
         self._tally, self._writer = tally, writer
         self._slo = slo_dict(scenario.slo)
+        self._pool = scenario.deployment.pools[0].name
         self._overhead_s = scenario.client.overhead_ms / 1e3
         self.counted = np.zeros(4, dtype=np.int64)
 
@@ -69,7 +70,8 @@ class _Sink:
         lat = metrics.latencies(block, self._overhead_s)
         good = metrics.good_requests(lat, self._slo)
         self._tally.add(block, lat, good)
-        self._writer.write(request_table(rows.workload, block, lat, good if self._slo else None, rows.first))
+        pool = self._pool
+        self._writer.write(request_table(rows.workload, block, lat, good if self._slo else None, pool=pool, first=rows.first))
         arrived, found = block.status != NOT_ARRIVED, rows.lengths
         for i, mask in enumerate((found.too_long, found.asked_too_much, found.never_fits, found.cut)):
             self.counted[i] += int((mask & arrived).sum())

@@ -25,6 +25,7 @@ COUNTS = (
     "unfinished",
     "max_concurrent_requests",
     "num_preemptions",
+    "reasons.",
 )
 
 
@@ -82,12 +83,12 @@ def text(found: Comparison) -> str:
     rows = []
     for row in found.rows:
         values = [column.values.get(row) for column in found.columns]
-        shown = [f"{v:,.0f}" if v is not None and row in COUNTS else short(v) for v in values]
+        shown = [f"{v:,.0f}" if v is not None and row.startswith(COUNTS) else short(v) for v in values]
         cells = [_title(row), shown[0]]
         for i in range(1, len(found.columns)):
             difference = found.difference(row, i)
             cells += [
-                short(found.columns[i].values.get(row)),
+                shown[i],
                 "" if difference is None else f"{difference:+.1%}",
             ]
         rows.append(cells)
@@ -111,6 +112,10 @@ def _title(row: str) -> str:
     metric, _, statistic = row.partition(".")
     if metric in TITLES:
         return f"{TITLES[metric]} {statistic}, ms"
+    if metric == "reasons":
+        from simulator.report.words import REASONS
+
+        return next(f"- {named[statistic]}" for named in REASONS.values() if statistic in named)
     words: dict[str, Any] = {"input_tokens": "input tokens", "output_tokens": "output tokens"}
     if metric in words:
         return f"{words[metric]} {statistic}"

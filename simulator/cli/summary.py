@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from simulator.report.words import holder_of, shape_of
+from simulator.report.words import REASONS, holder_of, reasons_of, shape_of
 
 LATENCIES = (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms"), ("ITL", "itl_ms"), ("E2E", "e2el_ms"), ("queue", "queue_ms"))
 
@@ -142,21 +142,21 @@ def _unmeasured(provenance: dict[str, Any]) -> str:
     return f", none measured: borrowed from {donor}, held-out error about {error:.0f} %"
 
 
-LOST = ("rejected", "failed", "unfinished")
-"""What may become of a request instead of its completion, by the names of `totals`."""
-
-
 def _lost(totals: dict[str, Any]) -> bool:
-    return any(totals[name] for name in LOST)
+    return any(totals[name] for name in REASONS)
 
 
-def load_line(totals: dict[str, Any], manifest: dict[str, Any]) -> str:
-    """What was offered, what became of it, and the measured window."""
+def load_lines(totals: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
+    """What was offered, what became of it, and the measured window; and why requests were rejected or failed."""
     words = [f"{totals['offered']:,} requests offered", f"{totals['completed']:,} completed"]
-    words += [f"{totals[name]:,} {name}" for name in LOST if totals[name]]
+    words += [f"{totals[name]:,} {name}" for name in REASONS if totals[name]]
     if totals["not_arrived"] and not _closed_loop(manifest["scenario"]["workload"]):
         words.append(f"{totals['not_arrived']:,} later turns fell after the end")
-    return f"load      {', '.join(words)}; window {totals['duration_s']:,.0f} s"
+    lines = [f"load      {', '.join(words)}; window {totals['duration_s']:,.0f} s"]
+    for name in ("rejected", "failed"):
+        if totals[name]:
+            lines.append(wrapped(f"          {totals[name]:,} {name}: {reasons_of(totals, name)}", " " * 12, 80))
+    return lines
 
 
 def _closed_loop(workload: dict[str, Any]) -> bool:
@@ -185,7 +185,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
     if t["request_goodput"] is not None and t["goodput_fraction"] is not None:
         goodput = f", good {t['request_goodput']:.2f}/s ({t['goodput_fraction']:.1%})"
     lines += [
-        load_line(t, manifest),
+        *load_lines(t, manifest),
         f"through   {t['request_throughput']:.2f} requests/s{goodput}; {t['input_throughput']:,.0f} input + "
         f"{t['output_throughput']:,.0f} output tokens/s ({t['output_tput_per_gpu']:,.0f} output a GPU)",
         f"queue     {s['num_requests_running']:,.1f} running (peak {s['num_requests_running_peak']:,}), "

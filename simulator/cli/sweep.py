@@ -185,6 +185,11 @@ def text(plan: SweepPlan, result: SweepResult) -> str:
     overloaded = [row for row in finished if row["overloaded"]]
     if overloaded:
         lines.append("overload: the row says what the deployment carries, not what was offered")
+    turned_away = [row for row in finished if row["rejected"] or row["failed"]]
+    lost = [f"{_values(names, row)}: {row['lost'].replace('_', ' ')}" for row in turned_away]
+    if lost:
+        more = f"; and {len(lost) - 4} more in sweep.csv" if len(lost) > 4 else ""
+        lines.append(wrapped(f"lost      {'. '.join(lost[:4])}{more}", " " * 10, 80))
     beyond = Counter(axis for row in finished for axis in AXES_OUTSIDE.split(row["outside"]) if axis)
     if beyond:
         for axis, n in beyond.items():

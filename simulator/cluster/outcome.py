@@ -49,6 +49,8 @@ class Reason(IntEnum):
 
 SHED = {"429": Reason.SHED_429, "503": Reason.SHED_503}
 """Why a request is rejected by a full front end, by what it answers."""
+LOSSES = tuple(reason for reason in Reason if reason not in (Reason.STOP, Reason.LENGTH, Reason.NOT_ARRIVED))
+"""Why a request that has arrived has no answer."""
 REASON_NAMES = tuple(reason.name.lower() for reason in Reason)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hardware_profiles.errors import InputError
+from simulator.cluster.outcome import LOSSES
 from simulator.planning.measured_files import read_measured
 
 LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "ntpot_ms", "e2el_ms", "queue_ms")
@@ -18,6 +19,8 @@ TOTALS = ("request_throughput", "request_goodput", "goodput_fraction", "input_th
 SERVER = ("gpu_busy_fraction", "kv_cache_usage_perc", "prefix_cache_hit_rate", "num_preemptions")
 COST = ("usd_per_hour", "usd_per_1m_total_tokens", "usd_per_1m_output_only")
 
+WHY_LOST = tuple(f"reasons.{reason.name.lower()}" for reason in LOSSES)
+"""Counts of requests without an answer, 0 in a run without any; shown where some run has them."""
 RUNS_NAMED = 8
 """Runs of a sweep that an error names."""
 
@@ -132,7 +135,8 @@ def _of_run(folder: Path) -> Column:
 
     read = read_run(folder)
     result, manifest = read["result"], read["manifest"]
-    values = flat(result["metrics"], result["totals"], result["server"], result["cost"])
+    values = dict.fromkeys(WHY_LOST, 0.0)
+    values |= flat(result["metrics"], result["totals"], result["server"], result["cost"])
     intervals = {
         f"{metric}.{statistic}": (pair[0], pair[1])
         for metric, stats in result["metrics"].items()
@@ -165,7 +169,8 @@ def _normalised(requests: Mapping[str, Any], scenario: Mapping[str, Any]) -> dic
 def compare(columns: Sequence[Column]) -> Comparison:
     """Set columns side by side."""
     order = [f"{metric}.{statistic}" for metric in LATENCIES for statistic in STATISTICS]
-    order += [*TOTALS, "input_tokens.mean", "output_tokens.mean", *SERVER, *COST]
+    lost = [row for row in WHY_LOST if any(c.values.get(row) for c in columns)]
+    order += [*TOTALS, *lost, "input_tokens.mean", "output_tokens.mean", *SERVER, *COST]
     rows = [row for row in order if sum(row in c.values for c in columns) > 1]
     return Comparison(tuple(columns), tuple(rows), tuple(changes_of(columns)))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2el_ms", "queue_ms")
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
-TOTALS = ("offered", "completed", "rejected", "unfinished", "request_throughput", "request_goodput",
+TOTALS = ("offered", "completed", "rejected", "failed", "unfinished", "request_throughput", "request_goodput",
           "goodput_fraction", "input_throughput", "output_throughput", "output_tput_per_gpu")  # fmt: skip
 SERVER = ("gpu_busy_fraction", "kv_cache_usage_perc", "kv_cache_usage_perc_peak", "prefix_cache_hit_rate",
           "num_preemptions", "num_requests_waiting")  # fmt: skip
@@ -49,6 +49,7 @@ def outcome_columns(result: Mapping[str, Any]) -> dict[str, Any]:
         stats = result["metrics"][metric]
         row |= {f"{metric}_{name}": stats[name] for name in STATISTICS}
     row |= {name: result["totals"][name] for name in TOTALS}
+    row["lost"] = "; ".join(f"{count} {name}" for name, count in result["totals"]["reasons"].items())
     over = overload_of(result)
     row["overloaded"] = over is not None
     row["sustainable_per_s"] = over[1] if over else None
@@ -65,4 +66,4 @@ def empty_columns() -> dict[str, Any]:
     """The columns of a point that did not finish: nothing known."""
     names = ["slo_holds", *DEPLOYED, *(f"{m}_{s}" for m in LATENCIES for s in STATISTICS), *TOTALS]
     names += ["overloaded", "sustainable_per_s", *SERVER, *COST, "usd_per_gpu_hour", "price_date"]
-    return {"slo": "", **dict.fromkeys(names), "outside": "", "warnings": ""}
+    return {"slo": "", **dict.fromkeys(names), "lost": "", "outside": "", "warnings": ""}

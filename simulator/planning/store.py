@@ -97,7 +97,7 @@ def finished(directory: Path, digest: str) -> dict[str, Any] | str | None:
         for name in (REQUESTS, TIMELINE):
             if not _whole_parquet(directory / name):
                 return f"{name} is damaged"
-        result["metrics"]["ttft_ms"], result["cost"]["usd_per_hour"]
+        result["metrics"]["ttft_ms"], result["cost"]["usd_per_hour"], result["totals"]["reasons"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return dict(result)

@@ -367,7 +367,8 @@ def _tabulate(
 
 def _steady(row: Mapping[str, Any]) -> bool:
     """Whether a point's percentiles say how quick it is: not where it lost requests or falls ever further behind."""
-    return row["status"] == "ok" and not row["overloaded"] and not row["unfinished"] and not row["rejected"]
+    lost = row["status"] != "ok" or row["unfinished"] or row["rejected"] or row["failed"]
+    return not lost and not row["overloaded"]
 
 
 def _error(plan: SweepPlan, rows: Sequence[Mapping[str, Any]]) -> PlanError | None:

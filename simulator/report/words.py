@@ -5,6 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+REASONS = {
+    "rejected": {
+        "prompt_too_long": "prompt too long",
+        "limit_too_long": "limit too long",
+        "exceeds_kv_cache": "beyond the KV cache",
+        "shed_429": "shed (429)",
+        "shed_503": "shed (503)",
+    },
+    "failed": {
+        "timed_out": "timed out",
+        "cancelled": "cancelled",
+        "node_lost": "node lost",
+        "kv_load_failed": "KV load failed",
+    },
+    "unfinished": {"drain_ended": "drain ended", "interrupted": "interrupted"},
+}
+"""What became of requests without an answer, by the names of `totals`, and why, by those of `totals.reasons`."""
+
+
+def reasons_of(totals: Mapping[str, Any], status: str) -> str:
+    """Why requests were lost in one way, the most frequent first: ``30 shed (429), 7 prompt too long``; empty if none was."""
+    known = {words: totals["reasons"].get(name, 0) for name, words in REASONS[status].items()}
+    counted = sorted(known.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{count:,} {words}" for words, count in counted if count)
+
 
 def shape_of(deployment: Mapping[str, Any]) -> str:
     """How the devices of a replica share the work: ``TP 4 PP 2``, ``TP 1 x DP 8`` with data-parallel attention."""

@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_models.lengths import Lengths
-from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, REJECTED, STATUS_NAMES, UNFINISHED, ClusterResult
+from simulator.cluster.outcome import (
+    FINISHED,
+    LOSSES,
+    NOT_ARRIVED,
+    REJECTED,
+    STATUS_NAMES,
+    UNFINISHED,
+    ClusterResult,
+    Reason,
+)
 from simulator.results import metrics
 from simulator.results.timeline import server_averages
 from simulator.workload.columns import RequestClass, Workload
@@ -29,7 +38,8 @@ LATENCIES = ("ttft_ms", "tpot_ms", "e2el_ms", "queue_ms", "prefill_ms", "decode_
 class Figures:
     """Counts, statistics and verdict of a run.
 
-    `counts` are requests by how they ended, `inside` those that arrived in the measured window, `completed_inside` those of
+    `counts` are requests by how they ended, `reasons` those that arrived and have no answer, by why. `inside` are those that
+    arrived in the measured window, `completed_inside` those of
     them that ended, `good_inside` those that kept the SLO (None without one); `window_completed` ended in the window, whenever
     they arrived, and `window_good` of those kept the SLO. Tokens are counted in the window as they become
     visible, and in `total_*` for finished requests of the whole run. `quantile_error` is the relative error that the
@@ -38,6 +48,7 @@ class Figures:
 
     window: metrics.Window
     counts: dict[str, int]
+    reasons: dict[str, int]
     inside: int
     completed_inside: int
     stats: dict[str, dict[str, Any]]
@@ -151,6 +162,7 @@ def exact_figures(scenario: Scenario, workload: Workload, raw: ClusterResult) ->
     figures = Figures(
         window=window,
         counts=counts,
+        reasons=named_losses(losses(raw)),
         inside=int(inside.sum()),
         completed_inside=int((inside & ~np.isnan(lat.e2el_ms)).sum()),
         stats=stats,
@@ -175,6 +187,16 @@ def exact_figures(scenario: Scenario, workload: Workload, raw: ClusterResult) ->
         classes=_classes(workload, raw, lat, inside, scenario),
     )
     return figures, Measured(lat, inside, good if judged_at_all else None)
+
+
+def losses(raw: ClusterResult) -> NDArray[np.int64]:
+    """Requests by the number of the reason of their end."""
+    return np.bincount(raw.reason, minlength=len(Reason))
+
+
+def named_losses(reasons: NDArray[np.int64]) -> dict[str, int]:
+    """How many requests that arrived have no answer, by why; reasons without any are left out."""
+    return {reason.name.lower(): int(reasons[reason]) for reason in LOSSES if reasons[reason]}
 
 
 def _of_gaps(

@@ -5,24 +5,42 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, REJECTED, UNFINISHED, ClusterResult
+from simulator.cluster.outcome import (
+    FAILED,
+    FINISHED,
+    NOT_ARRIVED,
+    REASON_NAMES,
+    REJECTED,
+    STATUS_NAMES,
+    UNFINISHED,
+    ClusterResult,
+    Reason,
+)
 from simulator.io.tables import Coded, Column, Numbered
 from simulator.results.metrics import Latencies
 from simulator.workload.columns import Workload
 
-REASONS = ("stop", "length", "unfinished", "rejected", "not_arrived")
+FINISH_REASONS = ("stop", "length", "unfinished", "rejected", "not_arrived", "failed")
 
 
 def request_table(
-    workload: Workload, raw: ClusterResult, lat: Latencies, good: NDArray[np.bool_] | None, first: int = 0
+    workload: Workload,
+    raw: ClusterResult,
+    lat: Latencies,
+    good: NDArray[np.bool_] | None,
+    *,
+    pool: str,
+    first: int = 0,
 ) -> dict[str, Column]:
     """Return the columns of the requests of `workload`; those without a name are r0, r1, ... counted from `first`."""
     n = len(workload)
     capped = np.minimum(workload.output_tokens, raw.output_tokens) < workload.output_tokens
     limited = (workload.max_output_tokens > 0) & (raw.output_tokens >= workload.max_output_tokens)
     code = (limited | capped).astype(np.int8)
-    for number, status in enumerate((UNFINISHED, REJECTED, NOT_ARRIVED), start=2):
+    reason = np.where(raw.reason == Reason.STOP, code * int(Reason.LENGTH), raw.reason)
+    for number, status in enumerate((UNFINISHED, REJECTED, NOT_ARRIVED, FAILED), start=2):
         code[raw.status == status] = number
+    same = np.zeros(n, np.int8)
     columns: dict[str, Column] = {
         "request_id": workload.request_ids if workload.request_ids is not None else Numbered("r", first, n),
         "session_id": workload.session_id,
@@ -42,8 +60,12 @@ def request_table(
         "preemptions": raw.preemptions,
         "instance_id": raw.replica,
         "prefill_instance_id": raw.replica,
-        "finish_reason": Coded(code, REASONS),
-        "slo_ok": good if good is not None else Coded(np.full(n, -1, np.int8), ()),
+        "finish_reason": Coded(code, FINISH_REASONS),
+        "slo_ok": good if good is not None else Coded(same - 1, ()),
+        "status": Coded(np.where(raw.status == NOT_ARRIVED, -1, raw.status), STATUS_NAMES),
+        "reason": Coded(reason, REASON_NAMES),
+        "attempts": np.broadcast_to(np.int64(1), n),
+        "pool": Coded(same, (pool,)),
     }
     if workload.classes:
         columns["class"] = Coded(workload.class_index, tuple(kind.name for kind in workload.classes))

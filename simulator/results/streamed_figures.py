@@ -13,9 +13,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, REJECTED, STATUS_NAMES, UNFINISHED, ClusterResult
+from simulator.cluster.outcome import (
+    FINISHED,
+    NOT_ARRIVED,
+    REJECTED,
+    STATUS_NAMES,
+    UNFINISHED,
+    ClusterResult,
+    Reason,
+)
 from simulator.results import metrics
-from simulator.results.figures import LATENCIES, Figures, lost_backlog, measured_window, peak_of, slo_dict
+from simulator.results.figures import (
+    LATENCIES,
+    Figures,
+    losses,
+    lost_backlog,
+    measured_window,
+    named_losses,
+    peak_of,
+    slo_dict,
+)
 from simulator.results.sketch import RELATIVE_ERROR, LogHistogram
 from simulator.results.timeline import Bins, WindowLoad, table, widen
 from simulator.serving.emissions import Ranges
@@ -255,6 +272,7 @@ class Tally:
             for name, bound in named.items()
         ]
         self._counts = dict.fromkeys(STATUS_NAMES, 0)
+        self._losses = np.zeros(len(Reason), dtype=np.int64)
         self._sums = dict.fromkeys(
             (
                 "inside",
@@ -281,6 +299,7 @@ class Tally:
         window, sums, status = self.window, self._sums, raw.status
         for code, name in enumerate(STATUS_NAMES):
             self._counts[name] += int((status == code).sum())
+        self._losses += losses(raw)
         arrived, finished = status != NOT_ARRIVED, status == FINISHED
         inside = arrived & (raw.arrival_s >= window.start_s) & (raw.arrival_s <= window.end_s)
         for name in LATENCIES:
@@ -387,6 +406,7 @@ class Tally:
         return Figures(
             window=window,
             counts=counts,
+            reasons=named_losses(self._losses),
             inside=sums["inside"],
             completed_inside=sums["inside"] - sums["lost"],
             stats={

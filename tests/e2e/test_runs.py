@@ -82,6 +82,12 @@ def check_conserved(result: dict[str, Any], columns: dict[str, Any]) -> None:
     assert (reasons == "rejected").sum() == totals["rejected"]
     assert (reasons == "unfinished").sum() == totals["unfinished"]
     assert (reasons == "not_arrived").sum() == totals["not_arrived"]
+    names = {"finished": "completed", "rejected": "rejected", "failed": "failed", "unfinished": "unfinished"}
+    for status, name in names.items():
+        assert (columns["status"] == status).sum() == totals[name]
+    assert sum(totals["reasons"].values()) == totals["offered"] - totals["completed"]
+    for reason, count in totals["reasons"].items():
+        assert (columns["reason"] == reason).sum() == count
     done = np.isin(reasons, ["stop", "length"])
     assert done.sum() == totals["completed"]
     assert np.isnan(columns["e2el_ms"].astype(float)[~done]).all()
