@@ -127,14 +127,53 @@ PAGES = {str(page.relative_to(ROOT)): page for page in refresh.pages()}
 CODE = re.compile(r"^```(bash|python)$|^<!-- output", re.M)
 
 
+SLOW_PAGES = {
+    "docs/how-to/budget.md",
+    "docs/how-to/data-parallel-attention.md",
+    "docs/how-to/reproduce-a-run.md",
+    "docs/how-to/size-a-fleet.md",
+    "docs/how-to/speculative-decoding.md",
+    "docs/tutorial/first-plan.md",
+}
+"""Pages whose code takes several seconds; quickly tested are their scenarios, commands and options."""
+
+
 @pytest.mark.parametrize(
-    "name", sorted(name for name, page in PAGES.items() if CODE.search(page.read_text()))
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW_PAGES else name
+        for name, page in sorted(PAGES.items())
+        if CODE.search(page.read_text())
+    ],
 )
 def test_code_of_a_page_runs_and_prints_what_it_shows(name: str) -> None:
     for match, printed in refresh.shown_and_printed(PAGES[name]):
         assert refresh.words_of(match["body"]) == refresh.words_of(printed), (
             f"{name} shows another output; run: python docs/refresh.py {name}"
         )
+
+
+@pytest.mark.parametrize("name", sorted(SLOW_PAGES))
+def test_code_of_a_page_names_what_there_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its scenarios can be prepared; its commands and their options are in the reference."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```(?:bash|sh)\n(.*?)^```$", PAGES[name].read_text(), flags=re.S | re.M)
+    code = "".join(blocks).replace("\\\n", " ")
+    written = re.compile(r"^cat > (\S+) <<'EOF'\n(.*?)^EOF$", re.S | re.M)
+    for file, text in written.findall(code):
+        Path(file).write_text(text)
+    for file, text in written.findall(code):
+        if file.endswith(".yaml") and "deployment:" in text:  # the budget's demand is no scenario
+            prepare(load_scenario(Path(file)), tmp_path)
+    known = refresh.CLI_PAGE.read_text()
+    commands = re.findall(r"capacity-plan ([^|\n]*)", written.sub("", code))
+    assert commands
+    for command in commands:
+        assert re.search(rf"^## capacity-plan {command.split()[0]}\b", known, flags=re.M), command
+        unknown = {option for option in re.findall(r"(?<=\s)--[a-z][\w-]*", command) if option not in known}
+        assert not unknown, command
 
 
 def test_scenario_reference_is_the_schemas() -> None:

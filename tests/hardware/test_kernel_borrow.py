@@ -203,6 +203,7 @@ def test_pairs_talk_over_their_bridge_and_beyond_it_over_pcie() -> None:
     assert max(rate[4], rate[8]) < 64e9
 
 
+@pytest.mark.slow
 @needs_tables
 def test_leaving_a_gpu_out_keeps_to_the_stated_error() -> None:
     """H200 from H100, and L40S from RTX PRO 6000: mean over operations, and better than the datasheet alone."""

@@ -248,7 +248,7 @@ def batch_means_interval(waits: np.ndarray, groups: int = 40) -> tuple[float, fl
     return float(means.mean()), 3.56 * float(means.std(ddof=1)) / groups**0.5
 
 
-@pytest.mark.parametrize("load", [0.4, 0.7])
+@pytest.mark.parametrize("load", [pytest.param(0.4, marks=pytest.mark.slow), 0.7])
 @pytest.mark.parametrize("law", ["constant", "geometric", "two sizes"])
 def test_one_row_is_an_m_g_1_queue(law: str, load: float) -> None:
     """Pollaczek-Khinchine: mean wait = rate * E[S^2] / (2 (1 - load)); constant is M/D/1, geometric near M/M/1."""
