@@ -1,7 +1,7 @@
 """What a rank did: the end of every step, and a record for every step or run of equal steps.
 
-A record holds exact sums, and steps that go on in the same state join it whether they were run one by one or at once: what a log says
-does not depend on how runs were cut.
+A record holds exact sums, and steps that go on in the same state join it whether they were run one by one or at once: what a log
+says does not depend on how runs were cut.
 """
 
 from __future__ import annotations
