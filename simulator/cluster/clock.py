@@ -18,14 +18,16 @@ class Clock:
     """A calendar of callbacks on a SimPy environment."""
 
     def __init__(self) -> None:
-        import simpy
-
-        self._env = simpy.Environment()
-        self._event = simpy.Event
+        self._env: Any = None  # made with the first event: many runs have none
+        self._event: Any = None
         self.now_s = 0.0
 
     def at(self, time_s: float, priority: int, callback: Callable[[], None]) -> None:
         """Call `callback` at `time_s` (not before now); among equal times the lower priority number first."""
+        if self._env is None:
+            import simpy
+
+            self._env, self._event = simpy.Environment(), simpy.Event
         env = self._env
         event: Any = self._event(env)
         event._ok, event._value = True, None
@@ -41,10 +43,13 @@ class Clock:
 
     def next_event_s(self) -> float:
         """Time of the next event, infinity if there is none."""
-        return float(self._env.peek())
+        return float(self._env.peek()) if self._env is not None else float("inf")
 
     def run_before(self, time_s: float, priority: int) -> None:
         """Process the events that come before one of this priority at `time_s`; new ones too."""
-        env, queue = self._env, self._env._queue
+        env = self._env
+        if env is None:
+            return
+        queue = env._queue
         while queue and (queue[0][0], queue[0][1]) < (time_s, priority):
             env.step()

@@ -18,6 +18,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Series
+from itertools import accumulate
 
 import numpy as np
 
@@ -392,11 +393,8 @@ class Replica:
 
 def few_ends(device_s: list[float], first_s: float, host_s: float) -> list[float]:
     """End times of steps one after the other, the first starting at `first_s`; the same sums as `many_ends`."""
-    ends: list[float] = []
-    t = first_s
-    for device in device_s:
-        t = t + (device + host_s)
-        ends.append(t)
+    ends = list(accumulate([device + host_s for device in device_s] if host_s else device_s, initial=first_s))
+    del ends[0]
     return ends
 
 
