@@ -16,6 +16,7 @@ from engine_models.cost.terms import Formats
 from engine_models.flags import FlagTable
 from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import Batch
+from engine_models.parts.protocols import Scheduler
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InputError
 
@@ -172,7 +173,7 @@ class EnginePlan:
     version: str
     limits: Limits
     memory: MemoryBudget
-    scheduler: Callable[[Mode], Any]
+    scheduler: Callable[[Mode], Scheduler]
     costs: StepCosts
     executor: Executor = field(default_factory=Executor)
     front: FrontEnd = field(default_factory=FrontEnd)
@@ -213,7 +214,7 @@ class Replay:
     as_recorded : from a settled batch and the requests' names by index.
     """
 
-    scheduler: Any
+    scheduler: Scheduler
     depth: int
     columns: tuple[str, ...]
     as_recorded: Callable[[Batch, Mapping[int, str]], dict[str, Any]]

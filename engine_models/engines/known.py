@@ -85,7 +85,7 @@ def plan(engine: Engine, request: PoolRequest, version: str | None) -> EnginePla
     except Exception as error:
         raise _broken(engine.name, f"its plan() failed: {_said(error)}") from error
     if not isinstance(found, EnginePlan):
-        raise _broken(engine.name, f"its plan() returns {_kind(found)}, no EnginePlan")
+        raise _broken(engine.name, f"its plan() returns a value {_kind(found)}, no EnginePlan")
     _scheduler(engine.name, found, "jump")
     return replace(found, scheduler=lambda mode: _scheduler(engine.name, found, mode))
 

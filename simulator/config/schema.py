@@ -75,7 +75,7 @@ class Pool(_Model):
     """
 
     name: Text
-    role: Literal["mixed", "prefill", "decode"] = "mixed"
+    role: Literal["mixed", "prefill", "decode", "encode"] = "mixed"
     replicas: Annotated[int, Strict(), Field(ge=1, le=MAX_REPLICAS)] = 1
     engine: Text
     hardware: Text
@@ -215,7 +215,7 @@ class Scenario(_Model):
 
 NOT_MODELLED_AROUND = ("admission", "transfer", "autoscaler", "failures")
 NOT_MODELLED_IN_POOL = ("lora",)
-NOT_MODELLED_ROLES = ("prefill", "decode")
+NOT_MODELLED_ROLES = ("prefill", "decode", "encode")
 
 
 def not_modelled(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:

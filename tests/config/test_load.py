@@ -458,6 +458,8 @@ cost:
         ("replicas: 2", "autoscaler: {}", 6, "`deployment.autoscaler` is not modelled yet", "remove"),
         ("replicas: 2", "failures: {mtbf_h: 5}", 6, "`deployment.failures` is not modelled yet", "remove"),
         ("replicas: 2", "lora: {max_loras: 5}", 6, "`deployment.lora` is not modelled yet", "remove"),
+        ("replicas: 2", "kv_tiers: [{kind: nvme}]", 6, "`deployment.kv_tiers` is not modelled yet", "remove"),
+        ("replicas: 2", "role: encode", 6, "`deployment.role: encode` is not modelled yet", "remove"),
         ("replicas: 2", "offload: {gib: 5}", 6, "unknown key `gib` under `deployment.offload`", "kv_offloading_size"),
         ("replicas: 2", "speculative: {k: 5}", 6, "unknown key `k` under `deployment.speculative`", "valid keys"),
         ("replicas: 2", "role: prefill", 6, "without a decode pool", "role: decode"),

@@ -83,7 +83,7 @@ class StaticBatchScheduler(Scheduler):
 
     def state(self) -> State:
         used = len(self.group) * self.context_tokens if self.live else 0
-        return State(len(self.live), len(self.waiting), used, self.rows * self.context_tokens)
+        return len(self.live), len(self.waiting), used, self.rows * self.context_tokens
 
     def close(self) -> None:
         pass
@@ -92,9 +92,10 @@ class StaticBatchScheduler(Scheduler):
         steps = min((s.final_length - s.prompt_tokens - self.steps for s in self.live), default=0)
         return Run(steps, self._shape(self.next_number), deaf=True) if self.jumps and steps > 1 else None
 
-    def take(self, steps: int) -> tuple[Batch, list[int]]:
+    def take(self, steps: int) -> tuple[Batch, int, int]:
         self.processed_number = self.next_number + steps - 2
-        return self._decode(steps), [self.state().kv_used] * steps
+        used = self.state()[2]
+        return self._decode(steps), used * steps, used
 
 
 def plan(request: PoolRequest, version: str | None) -> EnginePlan:

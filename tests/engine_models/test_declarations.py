@@ -1,0 +1,99 @@
+"""Engines as they are declared: what each has, and what is refused in words."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from engine_models.declaration import FEATURES
+from engine_models.engines import known
+from engine_models.engines.known import BUILT_IN, engine_named, split
+from engine_models.model.formats import FORMATS
+from engine_models.parts.protocols import Scheduler
+from hardware_profiles.device import DeviceKind
+from hardware_profiles.errors import InputError
+from simulator.config.load import load_scenario
+from simulator.prepare import Prepared, prepare
+
+
+def prepared(model: str = "meta-llama/Llama-3.1-8B-Instruct", **pool: Any) -> Prepared:
+    workload = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    deployment = {"hardware": "h100-sxm-80gb", **pool}
+    return prepare(load_scenario({"model": model, "deployment": deployment, "workload": workload}))
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_a_declaration_names_what_exists(name: str) -> None:
+    engine = engine_named(name)
+    assert engine.name == engine.flags().engine == name
+    assert set(engine.devices) <= set(get_args(DeviceKind))
+    assert set(engine.formats) <= set(FORMATS)
+    assert set(engine.features) <= set(FEATURES)
+    for support in (*engine.formats.values(), *engine.features.values()):
+        assert support.kinds <= set(engine.devices)
+        assert support.source
+    table = engine.flags()
+    own = {*table.modelled, *table.aliases, *(f"no_{flag}" for flag in table.modelled)}
+    assert set(engine.same_as.values()) <= own
+    assert "rows" in engine.same_as
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_a_plan_builds_a_fresh_scheduler_in_every_mode(name: str) -> None:
+    plan = prepared(engine=name).plan
+    built = [plan.scheduler(mode) for mode in ("jump", "step", "record")]
+    assert all(isinstance(scheduler, Scheduler) for scheduler in built)
+    assert len({id(scheduler) for scheduler in built}) == 3
+    assert plan.limits.prompt_tokens < plan.limits.row_tokens <= plan.limits.context_tokens
+    memory = plan.memory
+    spent = sum(line.bytes for line in memory.lines)
+    assert memory.usable_bytes - spent == pytest.approx(memory.kv_bytes, abs=1)
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_an_older_version_is_a_few_lines(name: str) -> None:
+    engine = engine_named(name)
+    versions = list(engine.versions)
+    assert engine.version(None) == engine.newest == versions[0]
+    assert sorted(versions, key=engine.parts, reverse=True) == versions
+    for version in versions[1:]:
+        assert len(engine.versions[version]) <= 12
+        assert set(engine.versions[version]) <= set(engine.switches(version))
+        assert prepared(engine=f"{name}@{version}").plan.version == version
+
+
+def test_spellings_lead_to_engines_that_exist() -> None:
+    assert set(known.SPELLINGS.values()) <= set(BUILT_IN)
+    assert split(" vLLM@v0.15.1 ") == ("vllm", "v0.15.1")
+    with pytest.raises(InputError, match="engine 'vlm' is not modelled; did you mean 'vllm'"):
+        engine_named("vlm")
+
+
+def test_a_launch_command_names_its_engine() -> None:
+    assert known.launched_by("docker run vllm/vllm-openai --model m --tool-call-parser sglang") == "vllm"
+    assert known.launched_by("python -m sglang.launch_server --note vllm") == "sglang"
+    assert known.launched_by("./serve m") is None
+
+
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [
+        ({"engine": "sglang", "pipeline_parallel": 2}, "pipeline parallelism is modelled for vLLM, not for sglang"),
+        ({"engine": "sglang", "offload": {"kv_offloading_size": 8}}, "KV offload is modelled for vLLM, not for sglang"),
+        (
+            {"engine": "sglang", "speculative": {"method": "ngram", "num_speculative_tokens": 2, "acceptance": 0.5}},
+            "speculative decoding is modelled for vLLM, not for sglang",
+        ),
+        ({"engine": "vllm", "hardware": "xeon-8480-2s", "weights": "fp8"}, "vLLM does not load weights in fp8 on"),
+        (
+            {"engine": "vllm", "hardware": "xeon-8480-2s", "offload": {"kv_offloading_size": 8}},
+            "vLLM has no KV offload on",
+        ),
+        ({"engine": "sglang", "hardware": "xeon-8480-2s"}, "sglang does not run on"),
+    ],
+)
+def test_what_an_engine_lacks_is_refused_in_words(pool: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words) as error:
+        prepared(**pool)
+    assert error.value.mend
