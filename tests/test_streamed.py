@@ -19,7 +19,7 @@ from simulator.results import streamed_figures
 from simulator.results.metrics import weighted_quantiles
 from simulator.results.sketch import RELATIVE_ERROR, SMALLEST, LogHistogram
 from simulator.run import RunResult, simulate
-from simulator.workload import streaming
+from simulator.workload import drawn, streaming
 
 
 def scenario(requests: int, **deployment: Any) -> dict[str, Any]:
@@ -55,6 +55,18 @@ def both(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[RunRes
     return whole, parts
 
 
+def assert_same_requests(whole: RunResult, parts: RunResult) -> None:
+    assert isinstance(parts.requests, Path)
+    columns = read_columns(parts.requests)
+    assert list(columns) == list(whole.requests)
+    for name, column in dict(whole.requests).items():
+        wanted, found = np.asarray(column), columns[name]
+        if wanted.dtype.kind == "O":
+            assert list(found) == list(wanted), name
+        else:
+            np.testing.assert_array_equal(found.astype(float), wanted.astype(float), err_msg=name)
+
+
 SHAPES: list[dict[str, Any]] = [
     {},
     {"replicas": 3, "router": "round_robin"},
@@ -72,15 +84,7 @@ def test_streamed_is_as_in_memory(
     shape: dict[str, Any], small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parts = both(scenario(1500, **shape), monkeypatch)
-    assert isinstance(parts.requests, Path)
-    columns = read_columns(parts.requests)
-    assert list(columns) == list(whole.requests)
-    for name, column in dict(whole.requests).items():
-        wanted, found = np.asarray(column), columns[name]
-        if wanted.dtype.kind == "O":
-            assert list(found) == list(wanted), name
-        else:
-            np.testing.assert_array_equal(found.astype(float), wanted.astype(float), err_msg=name)
+    assert_same_requests(whole, parts)
     a, b = whole.result, parts.result
     for name in (
         "offered",
@@ -117,6 +121,58 @@ def test_streamed_is_as_in_memory(
     # the timelines have the same totals, whatever their bins
     for name in ("prefill_tokens", "decode_tokens", "preemptions"):
         assert parts.timeline[name].sum() == pytest.approx(whole.timeline[name].sum(), rel=1e-9), name
+
+
+def poisson(rate: float) -> dict[str, Any]:
+    return {"kind": "poisson", "rate": rate}
+
+
+def closed(concurrency: int, think_time_s: float = 0.0) -> dict[str, Any]:
+    return {"kind": "closed_loop", "concurrency": concurrency, "think_time_s": think_time_s}
+
+
+CHATS = {"turns": {"kind": "uniform", "low": 1, "high": 6}, "think_time_s": 1.5}
+LONG_CHATS = {"turns": {"kind": "uniform", "low": 1, "high": 150}, "think_time_s": 0.1}
+PREFIX = {"groups": 5, "tokens": 100}
+OVER_16 = {"replicas": 16, "router": "least_requests"}
+TIGHT = {"engine_args": {"max_model_len": 4096, "gpu_memory_utilization": 0.24}}
+REFUSING = {"engine": "tgi", "engine_args": {"max_concurrent_requests": 8}, "replicas": 2}
+LINKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "sessions": ({"arrivals": poisson(4), "sessions": CHATS, "duration": 40}, {}),
+    "sessions-over-16": ({"arrivals": poisson(9), "sessions": CHATS, "requests": 500}, OVER_16),
+    "long-sessions": ({"arrivals": poisson(4), "sessions": LONG_CHATS, "duration": 20}, TIGHT),
+    "sessions-refused": (
+        {"arrivals": poisson(8), "sessions": CHATS, "requests": 500, "drain_s": 5},
+        REFUSING,
+    ),
+    "sessions-sglang": (
+        {"arrivals": poisson(8), "sessions": CHATS, "shared_prefix": PREFIX, "requests": 500},
+        {"engine": "sglang"},
+    ),
+    "prefixes": ({"arrivals": poisson(20), "shared_prefix": PREFIX, "requests": 500}, TIGHT),
+    "batch": ({"arrivals": {"kind": "batch"}, "sessions": CHATS, "requests": 500}, TIGHT),
+    "loop": ({"arrivals": closed(24, 0.2), "shared_prefix": PREFIX, "requests": 500}, {}),
+    "loop-for-a-time": ({"arrivals": closed(64), "duration": 8}, {"replicas": 3, "router": "least_requests"}),
+    "loop-of-many": ({"arrivals": closed(250), "requests": 700}, {"replicas": 2}),
+    "loop-refused": ({"arrivals": closed(40, 0.1), "duration": 20}, REFUSING),
+    "loop-of-chats": ({"arrivals": closed(6, 0.5), "sessions": CHATS, "duration": 30}, OVER_16),
+    "loop-of-long-chats": ({"arrivals": closed(3), "sessions": LONG_CHATS, "requests": 700}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", LINKED)
+def test_requests_that_share_or_wait_are_as_in_memory(
+    kind: str, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawn, "STRETCH", 40)
+    given = scenario(0, **LINKED[kind][1])
+    del given["workload"]["duration"]
+    given["workload"] |= LINKED[kind][0]
+    whole, parts = both(given, monkeypatch)
+    assert_same_requests(whole, parts)
+    assert parts.result["totals"]["not_arrived"] == whole.result["totals"]["not_arrived"]
+    for log, other in zip(whole.raw.logs, parts.raw.logs, strict=True):
+        assert len(log.end_s) == other.retired_steps + len(other.end_s)
 
 
 def test_a_run_that_stops_keeps_what_arrived(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,3 +53,10 @@ class Clock:
         queue = env._queue
         while queue and (queue[0][0], queue[0][1]) < (time_s, priority):
             env.step()
+
+    def step(self) -> bool:
+        """Process the next event; False if there is none."""
+        if self._env is None or not self._env._queue:
+            return False
+        self._env.step()
+        return True

@@ -2,8 +2,9 @@
 
 Requests come in blocks, in order of arrival: one block holds a workload in memory, many a streamed one. If no request waits for
 another and the router does not look at the replicas, a block is dealt to the ranks beforehand and the replicas run by themselves.
-Otherwise arrivals are walked in order, between the events of one clock: releases, and the results that they depend on. Blocks
-whose requests have all ended leave from the front, in order, to be counted.
+Otherwise arrivals are walked in order, between the events of one clock: releases, and the results that they depend on. A block is
+taken in when those before it have arrived, or when one of its requests may have to. Blocks whose requests have all ended leave
+from the front, in order, to be counted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from engine_models.declaration import EnginePlan
 from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS, Clock
-from simulator.cluster.content import NOTHING_SHARED, Shared, shared_contents
+from simulator.cluster.content import NOTHING_SHARED, SharedContents
 from simulator.cluster.outcome import (
     REJECTED,
     SHED,
@@ -149,9 +150,12 @@ class Cluster:
         self._wake_s = [INFINITY] * replicas
         self._releases = Releases()
         self._next_reach_s = INFINITY  # of the arrivals that are walked
+        self._coming: Iterator[Workload] = iter(())
         self._blocks: deque[Rows] = deque()
-        self._block_rows = 0
-        self._shared: dict[int, list[Shared]] = {}
+        self._unserved: deque[Rows] = deque()  # of these: with arrivals that are known and to be walked
+        self._block_rows = self._rows = 0
+        self._linked = False  # whether requests wait for others
+        self._shared: dict[int, SharedContents] = {}
         self._live: dict[int, Sequence] = {}
         self._limit_s = self._end_s = self._last_step_s = 0.0
         self.any_unfinished = False
@@ -170,6 +174,8 @@ class Cluster:
         self._run(sink)
         while self._blocks:
             self._hand_over(sink)
+        while self.stopped_at_s is None and (rows := self._next()) is not None:  # of those that never arrive
+            sink.account(self._outcome(rows), rows)
         sink.retire(INFINITY)
 
     def totals(self) -> ClusterResult:
@@ -177,13 +183,13 @@ class Cluster:
         return self._outcome(Rows(no_requests(), self._plan.limits))
 
     def _run(self, sink: Sink | None) -> None:
-        source, last_s, first = self._source, 0.0, 0
+        self._coming = iter(self._source.blocks())
+        source, releases, last_s = self._source, self._releases, 0.0
         try:
-            for workload in source.blocks():
-                rows = Rows(workload, self._plan.limits, first)
-                self._block_rows = self._block_rows or max(1, len(workload))
-                first += len(workload)
-                self._blocks.append(rows)
+            while self._unserved or ((releases.more is None or releases.more.by_clock) and self._load()):
+                if not self._unserved:
+                    continue
+                rows = self._unserved.popleft()
                 last_s = float(np.max(rows.arrival_s[rows.known], initial=last_s))
                 self.duration_s = source.duration_s if np.isfinite(source.duration_s) else last_s
                 self._end_s = self.duration_s + source.drain_s
@@ -192,7 +198,11 @@ class Cluster:
                     self._settle(sink, last_s)
             self._limit_s = self._end_s
             self._next_reach_s = INFINITY
-            self._clock.run_before(INFINITY, RESULTS)
+            loaded = self._rows
+            while self._clock.step():
+                if sink is not None and self._rows > loaded:
+                    loaded = self._rows
+                    self._settle(sink, INFINITY)
             for replica in self.replicas:
                 replica.advance(self._limit_s)
         except Stopped:
@@ -205,15 +215,38 @@ class Cluster:
         self._last_step_s = last_step_s(self.ranks)
         self.any_unfinished |= any((rows.status == UNFINISHED).any() for rows in self._blocks)
 
+    def _next(self) -> Rows | None:
+        """The next block, if there is one."""
+        workload = next(self._coming, None)
+        if workload is None:
+            return None
+        rows = Rows(workload, self._plan.limits, self._rows)
+        self._rows += len(workload)
+        return rows
+
+    def _load(self) -> bool:
+        """Take in the next block; False if there is none."""
+        rows = self._next()
+        if rows is None:
+            self._releases.more = None
+            return False
+        workload = rows.workload
+        self._block_rows = self._block_rows or max(1, len(workload))
+        self._blocks.append(rows)
+        if rows.known.any() or not rows.first:
+            self._unserved.append(rows)
+        self._releases.take(rows)
+        self._linked = self._linked or bool(self._releases)
+        if self._plan.prefix_caching and workload.content is not None:
+            self._shared[rows.first] = SharedContents(
+                workload.content, workload.prompt_tokens, rows.lengths.output_tokens
+            )
+        return True
+
     def _serve(self, rows: Rows, until_s: float) -> None:
         """Let the requests of a block arrive, up to `until_s`, when the last with a known arrival reaches the engine."""
-        self._releases.take(rows)
-        if self._plan.prefix_caching:
-            shared = shared_contents(rows.workload, rows.lengths.output_tokens)
-            if shared is not None:
-                self._shared[rows.first] = shared
         router = self._router
-        if isinstance(router, InTurn) and self._inflight is None and not self._releases:
+        if isinstance(router, InTurn) and self._inflight is None and not self._linked:
             slices = np.linspace(self._limit_s, until_s, 1 + (SLICES if len(self.replicas) > 1 else 1))
             self._limit_s = until_s
             for feed, rank, mine in zip(
@@ -229,7 +262,7 @@ class Cluster:
                     replica.advance(limit_s)
             return
         self._limit_s = until_s
-        if self._releases:
+        if self._linked:
             for number in range(len(self.replicas)):
                 self._watch(number)
             for row in np.flatnonzero(rows.refused & rows.known).tolist():
@@ -266,7 +299,7 @@ class Cluster:
         for row, prompt, output, engine_s, kind, known in zip(
             *(column.tolist() for column in columns), strict=True
         ):
-            runs, tokens, output_shared = shared[row] if shared is not None else NOTHING_SHARED
+            runs, tokens, output_shared = shared.of(row) if shared is not None else NOTHING_SHARED
             index = first + row
             seq = self._live[index] = Sequence(
                 index,
@@ -320,6 +353,8 @@ class Cluster:
 
     def _release(self, block: Rows, row: int, end_s: float) -> None:
         """Let the requests that waited for this one arrive."""
+        while self._releases.lack(block, row) and self._load():
+            pass
         if self._releases:
             for when_s, of, follower in self._releases.ended(block, row, end_s, self._clock.now_s):
                 self._clock.at(when_s, ARRIVALS, partial(self._released, of, follower, when_s))
@@ -347,9 +382,7 @@ class Cluster:
         def decisions() -> None:
             # decide and run on until some other part may interfere; an ended request may release another
             at_least_s = float(np.nextafter(due_s, INFINITY))
-            while replica.advance(
-                min(max(self._next_s(), at_least_s), self._end_s), stop_after_finish=True
-            ):
+            while replica.advance(min(max(self._next_s(), at_least_s), self._end_s), stop_after_finish=True):
                 pass
             self._router.note(number)
             self._watch(number)
@@ -366,13 +399,16 @@ class Cluster:
         return self._blocks[(index - self._blocks[0].first) // self._block_rows]
 
     def _settle(self, sink: Sink, next_s: float) -> None:
-        """Hand over the blocks in front whose requests have all ended."""
+        """Hand over the blocks in front whose requests have all ended; none that arrives by the clock does before `next_s`."""
         settled = False
         while self._blocks and not self._blocks[0].left:
             self._hand_over(sink)
             settled = True
         if settled:
-            sink.retire(float(self._blocks[0].workload.arrival_s[0]) if self._blocks else next_s)
+            before_s = min(next_s, self._clock.now_s) if self._linked else next_s
+            for rows in self._blocks:
+                before_s = float(np.fmin.reduce(rows.arrival_s, initial=before_s))
+            sink.retire(before_s)
 
     def _hand_over(self, sink: Sink) -> None:
         block = self._blocks.popleft()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.workload.columns import Workload
+from simulator.workload.columns import Content
 
 Runs = tuple[tuple[int, int, int], ...]
 Shared = tuple[Runs, int, bool]
@@ -14,39 +14,42 @@ Shared = tuple[Runs, int, bool]
 NOTHING_SHARED: Shared = ((), 0, False)
 
 
-def shared_contents(workload: Workload, output_tokens: NDArray[np.int64]) -> list[Shared] | None:
-    """The shared contents of every request, with the lengths that answers have; None if nothing is shared."""
-    content = workload.content
-    if content is None:
-        return None
-    n = len(workload)
-    owners = np.repeat(np.arange(n), np.diff(content.start))
-    top = int(max(content.segment.max(initial=-1), content.output_segment.max(initial=-1))) + 1
-    pairs = np.unique(content.segment.astype(np.int64) * n + owners)
-    users = np.bincount(pairs // n, minlength=top)
-    start, segment = content.start.tolist(), content.segment.tolist()
-    offset, length = content.offset.tolist(), content.length.tolist()
-    out_segment, out_offset = content.output_segment.tolist(), content.output_offset.tolist()
-    popular: list[bool] = (users > 1).tolist()
-    prompt, asked = workload.prompt_tokens.tolist(), output_tokens.tolist()
-    shared: list[Shared] = []
-    for i in range(n):
-        first, last = start[i], start[i + 1]
-        output = out_segment[i]
-        returns = output >= 0 and users[output] > (1 if output in segment[first:last] else 0)
+class SharedContents:
+    """The shared contents of requests, with the lengths that answers have."""
+
+    def __init__(
+        self, content: Content, prompt_tokens: NDArray[np.int64], output_tokens: NDArray[np.int64]
+    ) -> None:
+        self._content = content
+        self._prompt, self._output = prompt_tokens, output_tokens
+        self._found, self._returns = content.named_by_others()
+
+    def of(self, row: int) -> Shared:
+        """The shared contents of a request."""
+        content = self._content
+        first, last = int(content.start[row]), int(content.start[row + 1])
+        returns = bool(self._returns[row])
         if not returns:
-            while last > first and not popular[segment[last - 1]]:
+            found = self._found
+            while last > first and not found[last - 1]:
                 last -= 1
+        if last == first:
+            return NOTHING_SHARED
         runs: list[tuple[int, int, int]] = []
         tokens = 0
-        for r in range(first, last):
-            tokens += length[r]
-            _append_run(runs, (segment[r], offset[r], length[r]))
-        covered = tokens == prompt[i]
-        if returns and covered:
-            _append_run(runs, (output, out_offset[i], asked[i]))
-        shared.append((tuple(runs), tokens, bool(returns and covered)))
-    return shared
+        for run in zip(
+            content.segment[first:last].tolist(),
+            content.offset[first:last].tolist(),
+            content.length[first:last].tolist(),
+            strict=True,
+        ):
+            tokens += run[2]
+            _append_run(runs, run)
+        returns = returns and tokens == int(self._prompt[row])
+        if returns:
+            output = int(content.output_segment[row]), int(content.output_offset[row])
+            _append_run(runs, (*output, int(self._output[row])))
+        return tuple(runs), tokens, returns
 
 
 def _append_run(runs: list[tuple[int, int, int]], run: tuple[int, int, int]) -> None:

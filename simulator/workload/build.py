@@ -15,76 +15,26 @@ Decisions where the scenario is silent:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
 from hardware_profiles.errors import InputError, nearest
-from simulator.workload import arrivals, generators, lengths
-from simulator.workload.columns import (
-    ANY_OF_CLASS,
-    NO_PREDECESSOR,
-    Content,
-    FloatArray,
-    IntArray,
-    RequestClass,
-    Workload,
-    join_contents,
-    same_float,
-    same_int,
-    take_content,
-)
+from simulator.workload import generators
+from simulator.workload.columns import NO_PREDECESSOR, More, RequestClass, Workload, same_float, same_int
 from simulator.workload.content import content_of_blocks, content_of_sessions
+from simulator.workload.drawn import Drawn, Limit, client_limits, mean_rate
+from simulator.workload.parts import Part, Requests, as_class, join, limit_outputs, together
 from simulator.workload.rows import Rows
-from simulator.workload.spec import (
-    ClassLoad,
-    ClosedLoopArrivals,
-    EmpiricalLength,
-    Length,
-    Load,
-    WorkloadSpec,
-    quantile_points,
-)
-from simulator.workload.streams import stream
+from simulator.workload.spec import ClassLoad, Load, WorkloadSpec
 
-FASTEST_REQUEST_S = 0.005
-FASTEST_TOKEN_S = 0.002
-"""A closed loop's pool of requests is sized as if each took at least these times, whatever serves it
-(assumed, 2026, not measured; a run that is faster uses the pool up before the duration)."""
 LARGEST_POOL = 500_000
-"""Requests prepared for one closed loop at most; a run that uses them up ends early, with the warning."""
-
-
+"""Requests prepared in memory for one closed loop at most; a run that uses them up ends early, with the warning."""
 MOST_REQUESTS = 20_000_000
-"""Requests of one run (assumed: their columns take some 2 GB)."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One load's columns before merging; `anchor_s` is the time that orders its rows among others'."""
-
-    anchor_s: FloatArray
-    arrival_s: FloatArray
-    prompt_tokens: IntArray
-    output_tokens: IntArray
-    max_output_tokens: IntArray
-    predecessor: IntArray
-    gap_s: FloatArray
-    not_before_s: FloatArray
-    session_id: IntArray
-    turn: IntArray
-    class_index: IntArray
-    classes: tuple[RequestClass, ...]
-    content: Content | None
-    request_ids: tuple[str, ...] | None
-    end_s: float
-    source: dict[str, Any]
-    warnings: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.arrival_s)
+"""Requests of one run that are held (assumed: their columns take some 2 GB)."""
+MOST_STREAMED = 200_000_000
+"""Drawn requests of one run that are streamed (assumed: hours of work)."""
 
 
 def build_workload(spec: WorkloadSpec, *, seed: int, base_dir: Path) -> Workload:
@@ -99,63 +49,75 @@ def build_workload(spec: WorkloadSpec, *, seed: int, base_dir: Path) -> Workload
     ------
     InputError : a trace that cannot be read, or no request at all.
     """
-    parts = []
-    if spec.classes is None:
-        parts.append(_load(spec, spec, spec.max_output_tokens, seed, base_dir, "", 1.0, spec.requests))
-    else:
-        shares = _shares(spec.classes, spec.requests)
-        for load, requests in zip(spec.classes, shares, strict=True):
-            limit = load.max_output_tokens if load.max_output_tokens is not None else spec.max_output_tokens
-            part = _load(spec, load, limit, seed, base_dir, f"class.{load.name}.", load.weight, requests)
-            slo = load.slo
-            judged = RequestClass(
-                load.name,
-                load.priority,
-                slo.bounds_ms() if slo is not None else None,
-                slo.attainment if slo is not None else None,
-            )
-            whole = np.zeros(len(part), np.int64)
-            part = replace(part, classes=(judged,), class_index=whole)
-            if part.request_ids is not None:
-                part = replace(part, request_ids=tuple(f"{load.name}/{name}" for name in part.request_ids))
-            parts.append(part)
-    merged = _merge(parts, [c.name for c in spec.classes or ()])
-    merged = _head(merged, spec.requests)
-    if not len(merged):
+    requests = requests_of(spec, seed=seed, base_dir=base_dir)
+    rows = join(list(requests.parts))
+    if not len(rows):
         raise InputError(
             "no request arrives",
             where="workload",
             mend="lengthen duration or window, or raise the rate",
         )
+    return workload_of(spec, rows, requests, _duration(spec, rows, requests.end_s))
+
+
+def requests_of(spec: WorkloadSpec, *, seed: int, base_dir: Path, streamed: bool = False) -> Requests:
+    """Return the requests of `spec`, those of its classes merged; more than are held at once only if they are `streamed`.
+
+    Raises InputError for a trace that cannot be read, and where a rate asks for too many requests.
+    """
+    if spec.classes is None:
+        limit = spec.max_output_tokens
+        return _load(spec, spec, limit, seed, base_dir, "", 1.0, spec.requests, streamed)
+    loads = []
+    for load, requests in zip(spec.classes, _shares(spec.classes, spec.requests), strict=True):
+        limit = load.max_output_tokens if load.max_output_tokens is not None else spec.max_output_tokens
+        prefix, slo = f"class.{load.name}.", load.slo
+        of_class = RequestClass(
+            load.name,
+            load.priority,
+            slo.bounds_ms() if slo is not None else None,
+            slo.attainment if slo is not None else None,
+        )
+        found = _load(spec, load, limit, seed, base_dir, prefix, load.weight, requests, streamed)
+        as_class(found, of_class)
+        loads.append(found)
+    return together(loads, spec.requests, at_once=not streamed)
+
+
+def workload_of(
+    spec: WorkloadSpec, rows: Part, requests: Requests, duration_s: float, more: More | None = None
+) -> Workload:
+    """The workload, or a block of it, from its rows."""
     return Workload(
-        merged.arrival_s,
-        merged.prompt_tokens,
-        merged.output_tokens,
-        merged.max_output_tokens,
-        merged.predecessor,
-        merged.gap_s,
-        merged.not_before_s,
-        merged.session_id,
-        merged.turn,
-        merged.class_index,
-        merged.classes,
-        merged.content,
-        merged.request_ids,
-        _duration(spec, merged),
+        rows.arrival_s,
+        rows.prompt_tokens,
+        rows.output_tokens,
+        rows.max_output_tokens,
+        rows.predecessor,
+        rows.gap_s,
+        rows.not_before_s,
+        rows.session_id,
+        rows.turn,
+        rows.class_index,
+        requests.classes,
+        rows.content,
+        rows.request_ids,
+        duration_s,
         spec.warmup,
         spec.drain_s,
-        merged.source,
-        merged.warnings,
+        requests.source,
+        tuple(requests.said()),
+        more,
     )
 
 
-def _duration(spec: WorkloadSpec, part: _Part) -> float:
+def _duration(spec: WorkloadSpec, rows: Part, end_s: float) -> float:
     if spec.duration is not None:
         return spec.duration
-    if np.isnan(part.arrival_s).any():
+    if np.isnan(rows.arrival_s).any():
         return math.inf
-    last = float(part.arrival_s.max())
-    return max(part.end_s, last) if spec.requests is None else last
+    last = float(rows.arrival_s.max())
+    return max(end_s, last) if spec.requests is None else last
 
 
 def _shares(classes: tuple[ClassLoad, ...], requests: int | None) -> list[int | None]:
@@ -175,262 +137,27 @@ def _shares(classes: tuple[ClassLoad, ...], requests: int | None) -> list[int | 
 def _load(
     spec: WorkloadSpec,
     load: Load,
-    limit: Any,
+    limit: Limit,
     seed: int,
     base_dir: Path,
     prefix: str,
     weight: float,
     requests: int | None,
-) -> _Part:
+    streamed: bool,
+) -> Requests:
     if load.trace is not None:
-        part = _traced(spec, load, seed, base_dir, prefix, weight, requests)
-    else:
-        part = _synthetic(spec, load, limit, seed, base_dir, prefix, weight, requests)
-        return part
-    return _limited(part, limit, seed, base_dir, prefix)
-
-
-def _limited(part: _Part, limit: Any, seed: int, base_dir: Path, prefix: str) -> _Part:
-    """Apply the client's limit to recorded requests; recorded prompts stay as they are."""
-    limits = part.max_output_tokens
-    if limit is not None:
-        limits = _client_limits(limit, part.output_tokens, seed, base_dir, prefix)
-    over = (limits > 0) & (part.output_tokens > limits)
-    warnings, outputs = part.warnings, part.output_tokens
-    if over.any():
-        warnings = (*warnings, f"{int(over.sum())} outputs are cut at max_output_tokens")
-        outputs = np.where(over, limits, outputs)
-    return replace(part, output_tokens=outputs, max_output_tokens=limits, warnings=warnings)
-
-
-def _client_limits(
-    limit: Length | Literal["equal"], outputs: IntArray, seed: int, base_dir: Path, prefix: str
-) -> IntArray:
-    if limit == "equal":
-        return outputs.copy()
-    return sample_lengths(
-        limit, stream(seed, prefix + "max_output_tokens"), len(outputs), base_dir, "max_output_tokens"
-    )
-
-
-# Synthetic ----------------------------------------------------------------------------------------
-
-
-def sample_lengths(spec: Length, rng: np.random.Generator, n: int, base_dir: Path, name: str) -> IntArray:
-    """Return n lengths [tokens] of the distribution `spec`; `name` is the field, and a file's column."""
-    if spec.kind == "constant":
-        values = lengths.constant(spec.value, n)
-    elif spec.kind == "uniform":
-        values = lengths.uniform(rng, spec.low, spec.high, n)
-    elif spec.kind == "normal":
-        values = lengths.normal(rng, spec.mean, spec.std, n)
-    elif spec.kind == "lognormal":
-        values = lengths.lognormal(rng, spec.mean, spec.p99, n)
-    elif spec.quantiles is not None:
-        points = np.asarray(quantile_points(spec.quantiles))
-        values = lengths.quantiles(rng, points[:, 0], points[:, 1], n)
-    else:
-        values = lengths.samples(rng, _measured(spec, base_dir, name), n)
-    return lengths.to_tokens(values, spec.min, spec.max)
-
-
-def _measured(spec: EmpiricalLength, base_dir: Path, name: str) -> FloatArray:
-    path = base_dir / str(spec.file)
-    if path.suffix.lower() in (".csv", ".jsonl", ".ndjson", ".json", ".parquet", ".gz"):
-        from simulator.workload.tables import read_table
-
-        table = read_table(path)
-        values = table.number(name)
-    else:
-        try:
-            lines = path.read_text(encoding="utf-8").split()
-        except FileNotFoundError:
-            raise InputError("no such file of lengths", where=str(path), mend="check the path") from None
-        except (OSError, UnicodeDecodeError):
-            raise InputError("cannot be read as text", where=str(path), mend="one number a line") from None
-        try:
-            values = np.asarray([float(x) for x in lines])
-        except ValueError as error:
-            raise InputError(
-                f"holds a line that is no number ({error})", where=str(path), mend="one number a line"
-            ) from None
-    if not len(values) or not np.isfinite(values).all() or (values < 1).any():
+        found = _traced(spec, load, seed, base_dir, prefix, weight, requests)
+        limit_outputs(found, client_limits(limit, seed, base_dir, prefix))
+        return found
+    most, largest = (MOST_STREAMED, MOST_STREAMED) if streamed else (MOST_REQUESTS, LARGEST_POOL)
+    found = Drawn(spec, load, limit, seed, base_dir, prefix, weight, requests, largest).requests
+    if found.expected > most and load.arrivals is not None and mean_rate(load.arrivals):
         raise InputError(
-            "lengths must be numbers of at least 1, and there must be some",
-            where=str(path),
-            mend="correct the file",
-        )
-    return values
-
-
-def _starts(
-    load: Load, rng: np.random.Generator, until_s: float, limit: int | None, weight: float
-) -> FloatArray:
-    """Arrival times of the open processes."""
-    spec = load.arrivals
-    assert spec is not None
-    rate = max((getattr(spec, key) for key in ("rate", "rate_on") if hasattr(spec, key)), default=0.0)
-    expected = min(rate * weight * until_s, math.inf if limit is None else limit)
-    if expected > MOST_REQUESTS:
-        raise InputError(
-            f"the rate asks for about {expected:.3g} requests; a run holds at most {MOST_REQUESTS:,}",
+            f"the rate asks for about {found.expected:.3g} requests; a run holds at most {most:,}",
             where="workload.arrivals",
             mend="lower the rate or shorten the duration",
         )
-    process = arrival_process(load, rng, weight)
-    if spec.kind == "constant":
-        return arrivals.constant(spec.rate * weight, until_s, limit)
-    return np.zeros(limit or 0) if process is None else arrivals.until(process, until_s, limit)
-
-
-def arrival_process(load: Load, rng: np.random.Generator, weight: float) -> arrivals.Stretches | None:
-    """The open process of a load; None for a batch or a closed loop."""
-    spec = load.arrivals
-    assert spec is not None
-    if spec.kind == "poisson":
-        return arrivals.poisson_process(rng, spec.rate * weight)
-    if spec.kind == "gamma":
-        return arrivals.gamma_process(rng, spec.rate * weight, spec.cv)
-    if spec.kind == "constant":
-        return arrivals.constant_process(spec.rate * weight)
-    if spec.kind == "onoff":
-        on, off = spec.rate_on * weight, spec.rate_off * weight
-        return arrivals.onoff_process(rng, on, off, spec.on_s, spec.off_s)
-    if spec.kind == "diurnal":
-        return arrivals.diurnal_process(rng, spec.rate * weight, spec.peak_to_mean, spec.period_s)
-    return None
-
-
-def _synthetic(
-    spec: WorkloadSpec,
-    load: Load,
-    limit: Any,
-    seed: int,
-    base_dir: Path,
-    prefix: str,
-    weight: float,
-    requests: int | None,
-) -> _Part:
-    assert load.arrivals is not None
-    assert load.prompt_tokens is not None
-    assert load.output_tokens is not None
-    warnings: list[str] = []
-    until = spec.duration if spec.duration is not None else math.inf
-    loop = load.arrivals if isinstance(load.arrivals, ClosedLoopArrivals) else None
-    if loop is None:
-        starts = _starts(load, stream(seed, prefix + "arrivals"), until, requests, weight)
-    else:
-        starts = np.zeros(_pool(loop, load, until, requests, seed, base_dir, prefix, warnings))
-    turns = np.ones(len(starts), np.int64)
-    if load.sessions is not None:
-        assert load.sessions.turns is not None
-        turns = sample_lengths(
-            load.sessions.turns, stream(seed, prefix + "turns"), len(starts), base_dir, "turns"
-        )
-    conversation = np.repeat(np.arange(len(starts)), turns)
-    first = np.concatenate(([0], np.cumsum(turns)[:-1])).astype(np.int64) if len(turns) else turns
-    turn = np.arange(len(conversation)) - first[conversation]
-    if requests is not None and len(conversation) > requests:
-        conversation, turn = conversation[:requests], turn[:requests]
-    n = len(conversation)
-
-    fresh = sample_lengths(
-        load.prompt_tokens, stream(seed, prefix + "prompt_tokens"), n, base_dir, "prompt_tokens"
-    )
-    outputs = sample_lengths(
-        load.output_tokens, stream(seed, prefix + "output_tokens"), n, base_dir, "output_tokens"
-    )
-    limits = same_int(0, n)
-    if limit is not None:
-        limits = _client_limits(limit, outputs, seed, base_dir, prefix)
-        cut = outputs > limits
-        if cut.any():
-            warnings.append(f"{int(cut.sum())} outputs are cut at max_output_tokens")
-        outputs = np.minimum(outputs, limits)
-    # History: all that came before in the conversation.
-    spoken = np.concatenate(([0], np.cumsum(fresh + outputs)))[:-1].astype(np.int64) if n else fresh
-    prompts = fresh + spoken - spoken[first[conversation]] if n else fresh
-
-    group: IntArray | None = None
-    head = 0
-    if load.shared_prefix is not None:
-        head = load.shared_prefix.tokens
-        chosen = stream(seed, prefix + "prefix_groups").integers(0, load.shared_prefix.groups, len(starts))
-        group = chosen[conversation].astype(np.int64)
-        prompts = prompts + head
-    session = conversation.astype(np.int64) if load.sessions is not None else same_int(-1, n)
-    content = None
-    if group is not None or load.sessions is not None:
-        content, _ = content_of_sessions(session, turn, prompts, outputs, group=group, group_tokens=head)
-
-    later = turn > 0
-    arrival = np.where(later, np.nan, starts[conversation])
-    predecessor = np.where(later, np.arange(n) - 1, NO_PREDECESSOR)
-    think = 0.0 if load.sessions is None else load.sessions.think_time_s or 0.0
-    gap = np.where(later, think, 0.0)
-    if loop is not None:
-        clients = _clients(loop, weight)
-        opens = np.flatnonzero(~later & (conversation >= clients))
-        arrival[opens] = np.nan
-        gap[opens] = loop.think_time_s
-        if load.sessions is None:
-            predecessor[opens] = ANY_OF_CLASS
-        else:
-            # Each client holds one conversation after another: its next opens when its last has ended.
-            last = first + turns - 1
-            predecessor[opens] = last[conversation[opens] - clients]
-    return _Part(
-        starts[conversation],
-        arrival,
-        prompts,
-        outputs,
-        limits,
-        predecessor.astype(np.int64),
-        gap,
-        same_float(0.0, n),
-        session,
-        turn.astype(np.int64),
-        same_int(0, n),
-        (RequestClass("default"),),
-        content,
-        None,
-        until,
-        {"name": "synthetic", "kind": "synthetic"},
-        tuple(warnings),
-    )
-
-
-def _clients(loop: ClosedLoopArrivals, weight: float) -> int:
-    return max(1, round(loop.concurrency * weight))
-
-
-def _pool(
-    loop: ClosedLoopArrivals,
-    load: Load,
-    until_s: float,
-    requests: int | None,
-    seed: int,
-    base_dir: Path,
-    prefix: str,
-    warnings: list[str],
-) -> int:
-    """How many requests (or conversations) a closed loop can possibly use up before `until_s`."""
-    weight = load.weight if isinstance(load, ClassLoad) else 1.0
-    clients = _clients(loop, weight)
-    if math.isinf(until_s):
-        return requests or 0
-    assert load.output_tokens is not None
-    outputs = sample_lengths(
-        load.output_tokens, stream(seed, prefix + "output_tokens"), 1000, base_dir, "output_tokens"
-    )
-    shortest_s = FASTEST_REQUEST_S + FASTEST_TOKEN_S * float(outputs.mean()) + loop.think_time_s
-    needed = clients * (2 + math.ceil(until_s / shortest_s))
-    if needed > LARGEST_POOL and requests is None:
-        warnings.append(
-            f"the closed loop is prepared for {LARGEST_POOL} requests; "
-            "a faster run ends before the duration: shorten the duration"
-        )
-    return min(needed, max(LARGEST_POOL, clients), requests if requests is not None else needed)
+    return found
 
 
 # Traces -------------------------------------------------------------------------------------------
@@ -464,7 +191,7 @@ def _traced(
     prefix: str,
     weight: float,
     requests: int | None,
-) -> _Part:
+) -> Requests:
     assert load.trace is not None
     scale = (load.rate_scale or 1.0) * weight
     counts = [c for c in (load.limit, requests) if c is not None]
@@ -535,7 +262,7 @@ def _generated(
         until *= 2
 
 
-def _replayed(rows: Rows, load: Load, end_s: float) -> _Part:
+def _replayed(rows: Rows, load: Load, end_s: float) -> Requests:
     n = len(rows)
     warnings = list(rows.warnings)
     session = same_int(-1, n) if rows.session is None else rows.session
@@ -586,7 +313,7 @@ def _replayed(rows: Rows, load: Load, end_s: float) -> _Part:
             )
     names = tuple(dict.fromkeys(rows.class_names)) if rows.class_names is not None else ("default",)
     index = {name: i for i, name in enumerate(names)}
-    return _Part(
+    part = Part(
         rows.arrival_s,
         arrival,
         rows.prompt_tokens,
@@ -600,101 +327,7 @@ def _replayed(rows: Rows, load: Load, end_s: float) -> _Part:
         same_int(0, n)
         if rows.class_names is None
         else np.asarray([index[c] for c in rows.class_names], np.int64),
-        tuple(RequestClass(name) for name in names),
         content,
         rows.request_ids,
-        end_s,
-        rows.source,
-        tuple(warnings),
     )
-
-
-# Together -----------------------------------------------------------------------------------------
-
-
-def _merge(parts: list[_Part], names: list[str]) -> _Part:
-    if len(parts) == 1:
-        merged = parts[0]
-        return (
-            merged
-            if not names
-            else replace(merged, source={"kind": "classes", "classes": {names[0]: merged.source}})
-        )
-    sizes = [len(p) for p in parts]
-    anchor = np.concatenate([p.anchor_s for p in parts])
-    order = np.argsort(anchor, kind="stable")
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    shift = np.concatenate(([0], np.cumsum(sizes)[:-1]))
-    predecessor = np.concatenate(
-        [
-            np.where(p.predecessor >= 0, p.predecessor + s, p.predecessor)
-            for p, s in zip(parts, shift, strict=True)
-        ]
-    )
-    predecessor = np.where(predecessor >= 0, place[predecessor], predecessor)
-    sessions, numbered = [], 0
-    for p in parts:
-        sessions.append(np.where(p.session_id >= 0, p.session_id + numbered, -1))
-        numbered += int(p.session_id.max(initial=-1)) + 1
-    content = join_contents([p.content for p in parts], sizes)
-    ids = None
-    if any(p.request_ids is not None for p in parts):
-        every = [
-            name
-            for p, c in zip(parts, names, strict=True)
-            for name in (p.request_ids or tuple(f"{c}/r{i}" for i in range(len(p))))
-        ]
-        ids = tuple(every[i] for i in order.tolist())
-
-    def join(name: str) -> Any:
-        return np.concatenate([getattr(p, name) for p in parts])[order]
-
-    return _Part(
-        anchor[order],
-        join("arrival_s"),
-        join("prompt_tokens"),
-        join("output_tokens"),
-        join("max_output_tokens"),
-        predecessor[order],
-        join("gap_s"),
-        join("not_before_s"),
-        np.concatenate(sessions)[order],
-        join("turn"),
-        np.repeat(np.arange(len(parts)), sizes)[order],
-        tuple(p.classes[0] for p in parts),
-        None if content is None else take_content(content, order),
-        ids,
-        max(p.end_s for p in parts),
-        {"kind": "classes", "classes": {c: p.source for c, p in zip(names, parts, strict=True)}},
-        tuple(f"{c}: {w}" for c, p in zip(names, parts, strict=True) for w in p.warnings),
-    )
-
-
-def _head(part: _Part, requests: int | None) -> _Part:
-    """The first `requests` rows; a row's predecessor stands before it, so none is lost."""
-    if requests is None or len(part) <= requests:
-        return part
-    rows = np.arange(requests)
-    columns = {
-        name: getattr(part, name)[:requests]
-        for name in (
-            "anchor_s",
-            "arrival_s",
-            "prompt_tokens",
-            "output_tokens",
-            "max_output_tokens",
-            "predecessor",
-            "gap_s",
-            "not_before_s",
-            "session_id",
-            "turn",
-            "class_index",
-        )
-    }
-    return replace(
-        part,
-        **columns,
-        content=None if part.content is None else take_content(part.content, rows),
-        request_ids=None if part.request_ids is None else part.request_ids[:requests],
-    )
+    return Requests([part], tuple(RequestClass(name) for name in names), n, end_s, rows.source, warnings)

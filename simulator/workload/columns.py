@@ -7,7 +7,7 @@ the rows without an arrival time when their predecessor ends.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 NO_PREDECESSOR = -1
 """The request arrives at its own time."""
@@ -58,6 +59,8 @@ class Content:
     start : (n + 1,) first run of each request.
     segment, offset, length : (runs,) each run, offsets and lengths in tokens.
     output_segment, output_offset : (n,) where the output stands.
+    found : (runs,) whether another request may name the run's segment. output_found : (n,) whether another request's prompt may
+        name the output's. None where only these requests tell.
     """
 
     start: IntArray
@@ -66,6 +69,41 @@ class Content:
     length: IntArray
     output_segment: IntArray
     output_offset: IntArray
+    found: BoolArray | None = None
+    output_found: BoolArray | None = None
+
+    def renumbered(self, loads: int, number: int) -> Content:
+        """The content of load `number` of `loads`, with segments that no other load's content names."""
+        outputs = np.where(self.output_segment >= 0, self.output_segment * loads + number, -1)
+        return replace(self, segment=self.segment * loads + number, output_segment=outputs)
+
+    def named_by_others(self) -> tuple[BoolArray, BoolArray]:
+        """Return `found` and `output_found`, of these requests if they are not given."""
+        if self.found is not None and self.output_found is not None:
+            return self.found, self.output_found
+        n, runs = len(self.output_segment), len(self.segment)
+        rows = np.arange(n)
+        owner = np.repeat(rows, np.diff(self.start))
+        _, numbers = np.unique(np.concatenate((self.segment, self.output_segment)), return_inverse=True)
+        named, output = numbers[:runs], numbers[runs:]
+        pairs = np.unique(named * n + owner)
+        users = np.bincount(pairs // max(n, 1), minlength=int(numbers.max(initial=-1)) + 1)
+        itself = np.isin(output * n + rows, pairs)
+        return users[named] > 1, (self.output_segment >= 0) & (users[output] > itself)
+
+
+@dataclass(frozen=True)
+class More:
+    """What comes after a block of requests of which some wait for others.
+
+    Parameters
+    ----------
+    by_clock : whether some of it arrives by the clock; else all of it waits for others, as in a closed loop.
+    waits_from : the first row of the run that any of it waits for, or `ANY_OF_CLASS`.
+    """
+
+    by_clock: bool
+    waits_from: int
 
 
 @dataclass(frozen=True)
@@ -77,7 +115,7 @@ class Workload:
     arrival_s : (n,) [s]; NaN where the predecessor releases the request.
     prompt_tokens, output_tokens : (n,) at least 1. The output length is the oracle's: no scheduler sees it.
     max_output_tokens : (n,) the client's limit; 0 means none given (the model's context left).
-    predecessor : (n,) -1 none; j >= 0: released ``gap_s`` after request j ends; -2: released ``gap_s`` after
+    predecessor : (n,) -1 none; j >= 0: released ``gap_s`` after request j of the run ends; -2: released ``gap_s`` after
         any running request of the same class ends, in index order.
     gap_s : (n,) [s] think time between the release's cause and the arrival.
     not_before_s : (n,) [s] earliest arrival (the recorded time of sessions replayed as ``absolute``).
@@ -90,6 +128,7 @@ class Workload:
     warmup_s, drain_s : start of the measured window, and the longest time to drain [s].
     source : provenance for the manifest (name, sha256, licence, jitter...).
     warnings : what a reader should know, in words.
+    more : of a block of a streamed workload, what comes after it if requests wait for others.
     """
 
     arrival_s: FloatArray
@@ -110,6 +149,7 @@ class Workload:
     drain_s: float
     source: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    more: More | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_tokens)
@@ -123,7 +163,22 @@ def no_requests() -> Workload:
     """A workload without requests."""
     no, none = np.zeros(0), np.zeros(0, np.int64)
     return Workload(
-        no, none, none, none, none, no, no, none, none, none, (), None, None, duration_s=0.0, warmup_s=0.0, drain_s=0.0
+        no,
+        none,
+        none,
+        none,
+        none,
+        no,
+        no,
+        none,
+        none,
+        none,
+        (),
+        None,
+        None,
+        duration_s=0.0,
+        warmup_s=0.0,
+        drain_s=0.0,
     )
 
 
@@ -149,37 +204,33 @@ def take_content(content: Content, rows: IntArray) -> Content:
         content.length[runs],
         content.output_segment[rows],
         content.output_offset[rows],
+        None if content.found is None else content.found[runs],
+        None if content.output_found is None else content.output_found[rows],
     )
 
 
 def join_contents(contents: Sequence[Content | None], sizes: Sequence[int]) -> Content | None:
-    """Lay contents one after another, with segments renumbered so that none is shared between them."""
+    """Lay contents one after another; equal segments are the same."""
     if all(content is None for content in contents):
         return None
-    starts, segments, offsets, lengths, out_segments, out_offsets = (
-        [np.zeros(1, np.int64)],
-        [],
-        [],
-        [],
-        [],
-        [],
-    )
-    runs = shift = 0
-    for content, size in zip(contents, sizes, strict=True):
-        if content is None:
-            starts.append(np.full(size, runs, np.int64))
-            out_segments.append(np.full(size, -1, np.int64))
-            out_offsets.append(np.zeros(size, np.int64))
-            continue
-        starts.append(content.start[1:] + runs)
-        segments.append(content.segment + shift)
-        offsets.append(content.offset)
-        lengths.append(content.length)
-        out_segments.append(np.where(content.output_segment >= 0, content.output_segment + shift, -1))
-        out_offsets.append(content.output_offset)
-        runs += len(content.segment)
-        highest = [int(array.max()) for array in (content.segment, content.output_segment) if len(array)]
-        shift += max(highest, default=-1) + 1
+    none = np.zeros(0, np.int64)
+    whole = [
+        Content(np.zeros(size + 1, np.int64), none, none, none, same_int(-1, size), same_int(0, size))
+        if content is None
+        else content
+        for content, size in zip(contents, sizes, strict=True)
+    ]
+    found: tuple[BoolArray, BoolArray] | tuple[None, None] = (None, None)
+    if any(content.found is not None for content in whole):
+        named = [content.named_by_others() for content in whole]
+        found = np.concatenate([runs for runs, _ in named]), np.concatenate([rows for _, rows in named])
+    firsts = np.cumsum([0, *(len(content.segment) for content in whole[:-1])])
+    starts = [content.start[1:] + first for content, first in zip(whole, firsts, strict=True)]
     return Content(
-        *(np.concatenate(c) for c in (starts, segments, offsets, lengths, out_segments, out_offsets))
+        np.concatenate([np.zeros(1, np.int64), *starts]),
+        *(
+            np.concatenate([getattr(content, name) for content in whole])
+            for name in ("segment", "offset", "length", "output_segment", "output_offset")
+        ),
+        *found,
     )

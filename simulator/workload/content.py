@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.workload.columns import Content, IntArray
+from simulator.workload.columns import BoolArray, Content, IntArray
 
 
 def content_of_blocks(start: IntArray, ids: IntArray, block_tokens: int, prompt_tokens: IntArray) -> Content:
@@ -116,18 +116,39 @@ def content_of_sessions(
     if broken:
         return _broken_sessions(order, later, names, prompt_tokens, output_tokens, group, head), broken
 
+    return content_of_turns(names, prompt_tokens, group, head), 0
+
+
+def content_of_turns(
+    names: IntArray,
+    prompt_tokens: IntArray,
+    group: IntArray | None,
+    head: IntArray,
+    again: BoolArray | None = None,
+) -> Content:
+    """Return the runs of turns whose prompts contain all that came before in their conversation.
+
+    Parameters
+    ----------
+    names : (n,) segment of the conversation, -1 for a single request.
+    group, head : (n,) segment and length [tokens] of what a group of conversations begin with.
+    again : (n,) whether another turn names the conversation's segment; groups are then taken to be named by others.
+    """
+    member = names >= 0
     body = np.where(member, prompt_tokens - head, 0)
     with_head, with_body = head > 0, body > 0
     counts = with_head.astype(np.int64) + with_body
     start = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
     segment, length = np.zeros(start[-1], np.int64), np.zeros(start[-1], np.int64)
+    found = None if again is None else np.ones(start[-1], np.bool_)
     if group is not None:
         at = start[:-1][with_head]
         segment[at], length[at] = group[with_head], head[with_head]
     at = (start[:-1] + with_head)[with_body]
     segment[at], length[at] = names[with_body], body[with_body]
-    offsets = np.where(member, prompt_tokens - head, 0)
-    return Content(start, segment, np.zeros(start[-1], np.int64), length, names, offsets), 0
+    if found is not None and again is not None:
+        found[at] = again[with_body]
+    return Content(start, segment, np.zeros(start[-1], np.int64), length, names, body, found, again)
 
 
 def _broken_sessions(

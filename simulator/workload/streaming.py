@@ -1,9 +1,9 @@
 """Workloads of many requests, read or drawn a block at a time: the same requests as `build_workload` makes, to the last bit.
 
-A workload can be streamed if its requests arrive by the clock and share nothing: no sessions, shared prefixes, classes, closed
-loops or batches. Drawn ones are streamed under every arrival process; traces if they are CSV, JSON lines or Parquet files in
-order of arrival. A trace is read twice: once to see that all this holds and where it ends, once to be run. Names of requests
-are checked for repetition inside a part of the file only.
+Drawn ones are streamed whatever they are made of; only a closed loop beside other classes is not, since its requests stand before
+all others and stay until the end. Traces are streamed if their requests share nothing (no sessions, blocks or classes) and they
+are CSV, JSON lines or Parquet files in order of arrival. A trace is read twice: once to see that all this holds and where it
+ends, once to be run. Names of requests are checked for repetition inside a part of the file only.
 """
 
 from __future__ import annotations
@@ -12,91 +12,66 @@ import gzip
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from hardware_profiles.errors import InputError
-from simulator.workload.build import arrival_process, resolve_trace, sample_lengths
-from simulator.workload.columns import (
-    NO_PREDECESSOR,
-    FloatArray,
-    IntArray,
-    RequestClass,
-    Workload,
-    same_float,
-    same_int,
-)
+from simulator.workload.build import MOST_STREAMED, requests_of, resolve_trace, workload_of
+from simulator.workload.columns import ANY_OF_CLASS, More, RequestClass, Workload
+from simulator.workload.drawn import client_limits
+from simulator.workload.parts import Part, Requests, by_clock, in_parts_of, join, limit_outputs
 from simulator.workload.rows import Rows
-from simulator.workload.spec import Load, WorkloadSpec
-from simulator.workload.streams import stream
+from simulator.workload.spec import ClosedLoopArrivals, WorkloadSpec
 
 BLOCK = 1 << 15
 """Requests of a block."""
 ROWS_READ = 1 << 16
 """Records of a file that are read at once."""
-MOST_STREAMED = 200_000_000
-"""Drawn requests of one run (assumed: hours of work)."""
+CLASSES_COUNTED = False
+"""Whether the figures of streamed runs are made by class too."""
 STREAMED_FORMATS = ("columns", "azure", "burstgpt", "servegen")
 
-Columns = tuple[FloatArray, IntArray, IntArray, IntArray, tuple[str, ...] | None]
-"""Arrivals [s], prompts, outputs and limits [tokens], names."""
 
-
-@dataclass
 class WorkloadStream:
-    """A workload whose requests come in blocks of `BLOCK`, the last one shorter.
+    """A workload whose requests come in blocks of `BLOCK`, the last one shorter; they can be taken once.
 
     `duration_s` is infinite where the number of requests ends the arrivals; `warnings` are complete once all blocks were taken.
     """
 
-    make: Callable[[WorkloadStream], Iterator[Columns]]
-    classes: tuple[RequestClass, ...]
-    duration_s: float
-    warmup_s: float
-    drain_s: float
-    source: dict[str, Any]
-    warnings: list[str] = field(default_factory=list)
-    outputs_cut: int = 0
+    def __init__(self, spec: WorkloadSpec, requests: Requests, duration_s: float) -> None:
+        self._spec, self._requests = spec, requests
+        self.duration_s, self.warmup_s, self.drain_s = duration_s, spec.warmup, spec.drain_s
+        self.source = requests.source
+        self._closed = any(isinstance(load.arrivals, ClosedLoopArrivals) for load in spec.loads())
+        self._waits = self._closed or any(load.sessions is not None for load in spec.loads())
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader should know."""
+        return self._requests.said()
 
     def blocks(self) -> Iterator[Workload]:
         """The requests, in order of arrival."""
-        for columns in _reblocked(self.make(self), BLOCK):
-            yield self._workload(columns)
-        if self.outputs_cut:
-            self.warnings.append(f"{self.outputs_cut} outputs are cut at max_output_tokens")
+        rows, by_time, newest = 0, True, -1
+        for part in in_parts_of(self._requests.parts, BLOCK):
+            rows += len(part)
+            more = None
+            if self._closed:
+                opens = part.predecessor[np.isnan(part.arrival_s) & (part.turn == 0)]
+                if len(opens):
+                    by_time, newest = False, int(opens[-1])
+                more = More(by_time, newest if newest == ANY_OF_CLASS else newest + 1)
+            elif self._waits:
+                more = More(True, rows - 1)
+            yield workload_of(self._spec, part, self._requests, self.duration_s, more)
 
     def columns_of_none(self) -> Workload:
         """Return the workload without its requests."""
-        nothing = np.zeros(0, np.int64)
-        return self._workload((np.zeros(0), nothing, nothing, nothing, None))
-
-    def _workload(self, columns: Columns) -> Workload:
-        arrival, prompt, output, limit, names = columns
-        n = len(arrival)
-        return Workload(
-            arrival,
-            prompt,
-            output,
-            limit,
-            same_int(NO_PREDECESSOR, n),
-            same_float(0.0, n),
-            same_float(0.0, n),
-            same_int(-1, n),
-            same_int(0, n),
-            same_int(0, n),
-            self.classes,
-            None,
-            names,
-            self.duration_s,
-            self.warmup_s,
-            self.drain_s,
-            self.source,
-            tuple(self.warnings),
-        )
+        return workload_of(self._spec, join([]), self._requests, self.duration_s)
 
 
 def open_stream(spec: WorkloadSpec, *, seed: int, base_dir: Path, above: int) -> WorkloadStream | None:
@@ -104,118 +79,27 @@ def open_stream(spec: WorkloadSpec, *, seed: int, base_dir: Path, above: int) ->
 
     Raises InputError as `build_workload`.
     """
-    if spec.classes is not None or spec.sessions is not None or spec.shared_prefix is not None:
+    loads = spec.loads()
+    if spec.classes is not None and not CLASSES_COUNTED:
         return None
-    if spec.trace is None:
-        return _drawn(spec, seed, base_dir, above)
-    path = resolve_trace(spec.trace, base_dir)
-    counts = [c for c in (spec.limit, spec.requests) if c is not None]
-    if path is None or spec.jitter_s or min(counts, default=above + 1) <= above:
+    if spec.classes is None and spec.trace is not None:
+        path = resolve_trace(spec.trace, base_dir)
+        counts = [c for c in (spec.limit, spec.requests) if c is not None]
+        if (
+            path is None
+            or spec.sessions is not None
+            or spec.jitter_s
+            or min(counts, default=above + 1) <= above
+        ):
+            return None
+        return _recorded(spec, path, min(counts, default=None), seed, base_dir, above)
+    closed = any(isinstance(load.arrivals, ClosedLoopArrivals) for load in loads)
+    if (closed and len(loads) > 1) or any(load.trace is not None for load in loads):
         return None
-    return _recorded(spec, path, min(counts, default=None), seed, base_dir, above)
-
-
-def _reblocked(parts: Iterator[Columns], size: int) -> Iterator[Columns]:
-    """The same rows in parts of `size`."""
-    held: list[Columns] = []
-    n = 0
-    for part in parts:
-        if not len(part[0]):
-            continue
-        held.append(part)
-        n += len(part[0])
-        while n >= size:
-            joined = _joined(held)
-            yield _sliced(joined, 0, size)
-            held = [_sliced(joined, size, n)] if n > size else []
-            n -= size
-    if n:
-        yield _joined(held)
-
-
-def _joined(parts: list[Columns]) -> Columns:
-    if len(parts) == 1:
-        return parts[0]
-    arrays = [np.concatenate([part[i] for part in parts]) for i in range(4)]
-    named = parts[0][4] is not None
-    names = tuple(name for part in parts for name in part[4] or ()) if named else None
-    return arrays[0], arrays[1], arrays[2], arrays[3], names
-
-
-def _sliced(part: Columns, start: int, stop: int) -> Columns:
-    arrival, prompt, output, limit, names = part
-    some = slice(start, stop)
-    return arrival[some], prompt[some], output[some], limit[some], None if names is None else names[some]
-
-
-# Drawn --------------------------------------------------------------------------------------------
-
-
-def _drawn(spec: WorkloadSpec, seed: int, base_dir: Path, above: int) -> WorkloadStream | None:
-    loads = spec.arrivals
-    assert loads is not None
-    until_s = spec.duration if spec.duration is not None else math.inf
-    process = arrival_process(spec, stream(seed, "arrivals"), 1.0)
-    if process is None:
+    requests = requests_of(spec, seed=seed, base_dir=base_dir, streamed=True)
+    if not above < requests.expected <= MOST_STREAMED:
         return None
-    rate = getattr(loads, "rate", None)
-    if rate is None:  # onoff
-        on_s, off_s = getattr(loads, "on_s", 1.0), getattr(loads, "off_s", 0.0)
-        rate = (getattr(loads, "rate_on", 0.0) * on_s + getattr(loads, "rate_off", 0.0) * off_s) / (
-            on_s + off_s
-        )
-    expected = min(rate * until_s, math.inf if spec.requests is None else spec.requests)
-    if not above < expected <= MOST_STREAMED:
-        return None
-
-    def make(header: WorkloadStream) -> Iterator[Columns]:
-        from simulator.workload import arrivals
-
-        lengths = [
-            (_sampler(spec.prompt_tokens, "prompt_tokens", seed, base_dir)),
-            (_sampler(spec.output_tokens, "output_tokens", seed, base_dir)),
-        ]
-        limited = _limiter(spec, seed, base_dir)
-        started = arrival_process(spec, stream(seed, "arrivals"), 1.0)
-        assert started is not None
-        for arrival in arrivals.parts(started, until_s, spec.requests):
-            prompt, output = (draw(len(arrival)) for draw in lengths)
-            yield _with_limit(header, arrival, prompt, output, limited(output), None)
-
-    source = {"name": "synthetic", "kind": "synthetic"}
-    kind = (RequestClass("default"),)
-    return WorkloadStream(make, kind, until_s, spec.warmup, spec.drain_s, source)
-
-
-def _sampler(spec: Any, name: str, seed: int, base_dir: Path) -> Callable[[int], IntArray]:
-    rng = stream(seed, name)
-    return lambda n: sample_lengths(spec, rng, n, base_dir, name)
-
-
-def _limiter(load: Load, seed: int, base_dir: Path) -> Callable[[IntArray], IntArray | None]:
-    """What gives the client's limits of requests with these outputs, None for no limit."""
-    limit = load.max_output_tokens
-    if limit is None:
-        return lambda outputs: None
-    if limit == "equal":
-        return lambda outputs: outputs.copy()
-    draw = _sampler(limit, "max_output_tokens", seed, base_dir)
-    return lambda outputs: draw(len(outputs))
-
-
-def _with_limit(
-    header: WorkloadStream,
-    arrival: FloatArray,
-    prompt: IntArray,
-    output: IntArray,
-    limit: IntArray | None,
-    names: tuple[str, ...] | None,
-) -> Columns:
-    if limit is None:
-        return arrival, prompt, output, same_int(0, len(arrival)), names
-    over = (limit > 0) & (output > limit)
-    header.outputs_cut += int(over.sum())
-    return arrival, prompt, np.where(over, limit, output), limit, names
+    return WorkloadStream(spec, requests, spec.duration if spec.duration is not None else math.inf)
 
 
 # Recorded -----------------------------------------------------------------------------------------
@@ -276,16 +160,6 @@ def _recorded(
             if taken == limit:
                 return
 
-    def make(header: WorkloadStream) -> Iterator[Columns]:
-        limited = _limiter(spec, seed, base_dir)
-        for rows in rows_of():
-            limits = limited(rows.output_tokens)
-            if limits is None:
-                limits = rows.max_output_tokens
-            yield _with_limit(
-                header, rows.arrival_s, rows.prompt_tokens, rows.output_tokens, limits, rows.request_ids
-            )
-
     source: dict[str, Any] = {
         "name": path.name,
         "kind": "trace",
@@ -308,15 +182,19 @@ def _recorded(
         warnings.append(f"the trace ends at {ends:.6g} s, before the duration of {spec.duration:g} s")
     # a number of requests ends the arrivals when it is reached: known only then
     duration_s = spec.duration if spec.duration is not None else math.inf if limit is not None else ends
-    header = WorkloadStream(
-        make, (RequestClass("default"),), duration_s, spec.warmup, spec.drain_s, source, warnings
+    if not any(len(rows) for rows in rows_of()):
+        return None
+    requests = Requests(
+        (_part(rows) for rows in rows_of()), (RequestClass("default"),), scan.kept, ends, source, warnings
     )
-    return header if next(rows_of_some(rows_of()), None) is not None else None
+    limit_outputs(requests, client_limits(spec.max_output_tokens, seed, base_dir))
+    return WorkloadStream(spec, requests, duration_s)
 
 
-def rows_of_some(parts: Iterator[Rows]) -> Iterator[Rows]:
-    """Parts that hold a record."""
-    return (rows for rows in parts if len(rows))
+def _part(rows: Rows) -> Part:
+    return by_clock(
+        rows.arrival_s, rows.prompt_tokens, rows.output_tokens, rows.max_output_tokens, rows.request_ids
+    )
 
 
 def _scan(path: Path, given: str | None) -> _Scan | None:

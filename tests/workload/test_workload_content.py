@@ -103,9 +103,9 @@ def test_take_and_join() -> None:
     content, _ = content_of_sessions(session, turn, np.asarray([4, 9, 6]), np.asarray([2, 2, 2]))
     swapped = take_content(content, np.asarray([2, 0, 1]))
     assert swapped.length.tolist() == [6, 4, 9]
-    joined = join_contents([content, None, content], [3, 2, 3])
+    joined = join_contents([content.renumbered(2, 0), None, content.renumbered(2, 1)], [3, 2, 3])
     assert joined is not None
     assert joined.start.tolist() == [0, 1, 2, 3, 3, 3, 4, 5, 6]
-    assert joined.segment.tolist() == [0, 0, 1, 2, 2, 3]
-    assert joined.output_segment.tolist() == [0, 0, 1, -1, -1, 2, 2, 3]
+    assert joined.segment.tolist() == [0, 0, 2, 1, 1, 3]
+    assert joined.output_segment.tolist() == [0, 0, 2, -1, -1, 1, 1, 3]
     assert join_contents([None, None], [1, 2]) is None

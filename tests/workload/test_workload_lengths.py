@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from hardware_profiles.errors import InputError
-from simulator.workload.build import sample_lengths
+from simulator.workload.drawn import sampler
 from simulator.workload.lengths import Z99, lognormal_parameters, to_tokens
 from simulator.workload.spec import Length
 
@@ -20,7 +20,7 @@ HERE = Path()
 
 def draw(n: int = 200_000, seed: int = 0, base: Path = HERE, **spec: object) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return sample_lengths(LENGTH.validate_python(spec), rng, n, base, "prompt_tokens")
+    return sampler(LENGTH.validate_python(spec), rng, base, "prompt_tokens")(n)
 
 
 @given(mean=st.floats(1, 1e6), ratio=st.floats(1.0, 14.9))

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from simulator.cluster.content import Shared, SharedContents
 from simulator.io.tables import write_columns
-from simulator.workload import streaming
+from simulator.workload import drawn, streaming
 from simulator.workload.build import build_workload
+from simulator.workload.columns import Workload
 from simulator.workload.spec import WorkloadSpec
 from simulator.workload.streaming import open_stream
 
@@ -26,6 +28,23 @@ LENGTHS = {
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "BLOCK", 700)
     monkeypatch.setattr(streaming, "ROWS_READ", 900)
+    monkeypatch.setattr(streaming, "CLASSES_COUNTED", True)
+
+
+def shared(blocks: list[Workload]) -> list[Shared | None]:
+    """The shared contents of the rows, with segments numbered as they come."""
+    numbers: dict[int, int] = {}
+    found: list[Shared | None] = []
+    for block in blocks:
+        if block.content is None:
+            found += [None] * len(block)
+            continue
+        contents = SharedContents(block.content, block.prompt_tokens, block.output_tokens)
+        for row in range(len(block)):
+            runs, tokens, output = contents.of(row)
+            named = tuple((numbers.setdefault(run[0], len(numbers)), *run[1:]) for run in runs)
+            found.append((named, tokens, output))
+    return found
 
 
 def assert_same(fields: dict[str, Any], base: Path, warnings: bool = True) -> None:
@@ -41,14 +60,19 @@ def assert_same(fields: dict[str, Any], base: Path, warnings: bool = True) -> No
         "output_tokens",
         "max_output_tokens",
         "predecessor",
+        "gap_s",
+        "not_before_s",
         "session_id",
         "turn",
+        "class_index",
     ):
         joined = np.concatenate([getattr(block, name) for block in blocks])
         np.testing.assert_array_equal(joined, getattr(whole, name), err_msg=name)
+    assert shared(blocks) == shared([whole])
+    assert all(block.classes == whole.classes for block in blocks)
     if whole.request_ids is not None:
         assert tuple(n for block in blocks for n in block.request_ids or ()) == whole.request_ids
-    if np.isfinite(stream.duration_s):
+    if np.isfinite(stream.duration_s) or np.isnan(whole.arrival_s).any():
         assert stream.duration_s == whole.duration_s
     else:
         assert float(blocks[-1].arrival_s[-1]) == whole.duration_s
@@ -129,27 +153,114 @@ def test_calendar_times_count_from_the_first(tmp_path: Path) -> None:
     assert_same({"trace": "azure.csv"}, tmp_path)
 
 
+def poisson(rate: float) -> dict[str, Any]:
+    return {"kind": "poisson", "rate": rate}
+
+
+def closed(concurrency: int, think_time_s: float = 0.0) -> dict[str, Any]:
+    return {"kind": "closed_loop", "concurrency": concurrency, "think_time_s": think_time_s}
+
+
+CHATS = {"turns": {"kind": "uniform", "low": 1, "high": 6}, "think_time_s": 1.5}
+PREFIX = {"groups": 7, "tokens": 90}
+LIMIT = {"kind": "uniform", "low": 100, "high": 400}
+KINDS: dict[str, dict[str, Any]] = {
+    "sessions": {"arrivals": poisson(20), "sessions": CHATS, "duration": 60},
+    "sessions-by-number": {"arrivals": poisson(20), "sessions": CHATS, "requests": 3011},
+    "chats-over-a-prefix": {
+        "arrivals": poisson(20),
+        "sessions": CHATS,
+        "shared_prefix": PREFIX,
+        "duration": 60,
+    },
+    "prefixes": {
+        "arrivals": poisson(50),
+        "shared_prefix": PREFIX,
+        "requests": 3000,
+        "max_output_tokens": LIMIT,
+    },
+    "batch": {"arrivals": {"kind": "batch"}, "requests": 3000},
+    "batch-of-chats": {"arrivals": {"kind": "batch"}, "sessions": CHATS, "requests": 3000},
+    "loop": {"arrivals": closed(8, 0.3), "requests": 3000},
+    "loop-for-a-time": {"arrivals": closed(32), "duration": 30},
+    "loop-of-many": {"arrivals": closed(1500), "requests": 5000},
+    "loop-of-chats": {"arrivals": closed(8, 0.3), "sessions": CHATS, "requests": 3000},
+    "loop-of-many-chats": {
+        "arrivals": closed(900),
+        "sessions": CHATS,
+        "shared_prefix": PREFIX,
+        "duration": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stretch", [300, 4096])
+def test_requests_that_share_or_wait(
+    kind: str, stretch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawn, "STRETCH", stretch)
+    assert_same({**LENGTHS, **KINDS[kind]}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "end", [{"duration": 40}, {"requests": 2900}, {"duration": 60, "requests": 3000}], ids=str
+)
+@pytest.mark.parametrize("batch", [False, True], ids=["", "batch"])
+def test_classes(end: dict[str, Any], batch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawn, "STRETCH", 300)
+    classes = [
+        {"name": "a", "arrivals": poisson(60), "priority": 1, "max_output_tokens": "equal"},
+        {
+            "name": "b",
+            "arrivals": poisson(8),
+            "weight": 2.0,
+            "slo": {"ttft_ms": {"p99": 50}},
+            "sessions": CHATS,
+        },
+        {
+            "name": "c",
+            "arrivals": {"kind": "constant", "rate": 9},
+            "shared_prefix": PREFIX,
+            "sessions": CHATS,
+        },
+    ]
+    if batch and "requests" in end:
+        classes[1]["arrivals"] = {"kind": "batch"}
+    assert_same({"classes": [{**LENGTHS, **kind} for kind in classes], **end}, tmp_path)
+
+
+def test_what_a_loop_waits_for_is_said_in_time(tmp_path: Path) -> None:
+    """No request of a later block waits for one before the row that its block names."""
+    spec = WorkloadSpec.model_validate({**LENGTHS, **KINDS["loop-of-many-chats"]})
+    stream = open_stream(spec, seed=5, base_dir=tmp_path, above=1000)
+    assert stream is not None
+    from_row = 0
+    by_clock = True
+    for block in stream.blocks():
+        later = block.predecessor[block.turn == 0]
+        assert (later[later >= 0] >= from_row).all()
+        assert by_clock or np.isnan(block.arrival_s).all()
+        assert block.more is not None
+        from_row, by_clock = block.more.waits_from, block.more.by_clock
+    assert not by_clock
+
+
 @pytest.mark.parametrize(
     "fields",
     [
-        {"arrivals": {"kind": "batch"}, **LENGTHS, "requests": 5000},
-        {"arrivals": {"kind": "closed_loop", "concurrency": 4}, **LENGTHS, "requests": 5000},
-        {
-            "arrivals": {"kind": "poisson", "rate": 50},
-            **LENGTHS,
-            "duration": 200,
-            "sessions": {"turns": {"kind": "constant", "value": 2}},
-        },
-        {
-            "arrivals": {"kind": "poisson", "rate": 50},
-            **LENGTHS,
-            "duration": 200,
-            "shared_prefix": {"groups": 1, "tokens": 10},
-        },
         {"arrivals": {"kind": "poisson", "rate": 50}, **LENGTHS, "duration": 10},
         {"trace": "azure-conv-2023"},
+        {
+            "classes": [
+                {"name": "a", "arrivals": poisson(50), **LENGTHS},
+                {"name": "b", "arrivals": closed(4), **LENGTHS},
+            ],
+            "duration": 200,
+        },
+        {"classes": [{"name": "a", "trace": "azure-conv-2023"}], "duration": 2000},
     ],
-    ids=["batch", "closed-loop", "sessions", "prefix", "few", "shipped"],
+    ids=["few", "shipped", "loop-beside-others", "class-of-a-trace"],
 )
 def test_what_cannot_be_streamed_is_built_whole(fields: dict[str, Any], tmp_path: Path) -> None:
     assert open_stream(WorkloadSpec.model_validate(fields), seed=1, base_dir=tmp_path, above=1000) is None

@@ -1,0 +1,326 @@
+"""Synthetic loads, drawn a stretch at a time; the requests are the same whatever the stretches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from hardware_profiles.errors import InputError
+from simulator.workload import arrivals, lengths
+from simulator.workload.columns import (
+    ANY_OF_CLASS,
+    NO_PREDECESSOR,
+    FloatArray,
+    IntArray,
+    RequestClass,
+    same_float,
+    same_int,
+)
+from simulator.workload.content import content_of_turns
+from simulator.workload.parts import Part, Requests
+from simulator.workload.spec import (
+    Arrivals,
+    BatchArrivals,
+    ClosedLoopArrivals,
+    ConstantArrivals,
+    DiurnalArrivals,
+    EmpiricalLength,
+    GammaArrivals,
+    Length,
+    Load,
+    OnOffArrivals,
+    PoissonArrivals,
+    WorkloadSpec,
+    quantile_points,
+)
+from simulator.workload.streams import stream
+
+STRETCH = 1 << 12
+"""Conversations, or requests outside of any, that are drawn at a time (any number gives the same requests)."""
+FASTEST_REQUEST_S = 0.005
+FASTEST_TOKEN_S = 0.002
+"""A closed loop's pool of requests is sized as if each took at least these times, whatever serves it
+(assumed, 2026, not measured; a run that is faster uses the pool up before the duration)."""
+
+Limit = Length | Literal["equal"] | None
+
+
+# Lengths ------------------------------------------------------------------------------------------
+
+
+def sampler(spec: Length, rng: np.random.Generator, base_dir: Path, name: str) -> Callable[[int], IntArray]:
+    """Return what draws the next n lengths [tokens] of the distribution `spec`; `name` is the field, and a file's column."""
+    draw: Callable[[int], FloatArray]
+    if spec.kind == "constant":
+        draw = partial(lengths.constant, spec.value)
+    elif spec.kind == "uniform":
+        draw = partial(lengths.uniform, rng, spec.low, spec.high)
+    elif spec.kind == "normal":
+        draw = partial(lengths.normal, rng, spec.mean, spec.std)
+    elif spec.kind == "lognormal":
+        draw = partial(lengths.lognormal, rng, spec.mean, spec.p99)
+    elif spec.quantiles is not None:
+        points = np.asarray(quantile_points(spec.quantiles))
+        draw = partial(lengths.quantiles, rng, points[:, 0], points[:, 1])
+    else:
+        draw = partial(lengths.samples, rng, _measured(spec, base_dir, name))
+    return lambda n: lengths.to_tokens(draw(n), spec.min, spec.max)
+
+
+def client_limits(
+    limit: Limit, seed: int, base_dir: Path, prefix: str = ""
+) -> Callable[[IntArray], IntArray | None]:
+    """Return what gives the client's limits of the next requests by their outputs; None for no limit."""
+    if limit is None:
+        return lambda outputs: None
+    if limit == "equal":
+        return lambda outputs: outputs.copy()
+    draw = sampler(limit, stream(seed, prefix + "max_output_tokens"), base_dir, "max_output_tokens")
+    return lambda outputs: draw(len(outputs))
+
+
+def _measured(spec: EmpiricalLength, base_dir: Path, name: str) -> FloatArray:
+    path = base_dir / str(spec.file)
+    if path.suffix.lower() in (".csv", ".jsonl", ".ndjson", ".json", ".parquet", ".gz"):
+        from simulator.workload.tables import read_table
+
+        table = read_table(path)
+        values = table.number(name)
+    else:
+        try:
+            lines = path.read_text(encoding="utf-8").split()
+        except FileNotFoundError:
+            raise InputError("no such file of lengths", where=str(path), mend="check the path") from None
+        except (OSError, UnicodeDecodeError):
+            raise InputError("cannot be read as text", where=str(path), mend="one number a line") from None
+        try:
+            values = np.asarray([float(x) for x in lines])
+        except ValueError as error:
+            raise InputError(
+                f"holds a line that is no number ({error})", where=str(path), mend="one number a line"
+            ) from None
+    if not len(values) or not np.isfinite(values).all() or (values < 1).any():
+        raise InputError(
+            "lengths must be numbers of at least 1, and there must be some",
+            where=str(path),
+            mend="correct the file",
+        )
+    return values
+
+
+# Arrivals -----------------------------------------------------------------------------------------
+
+
+def mean_rate(spec: Arrivals) -> float:
+    """Mean rate [1/s] of an open process; 0 for a batch or a closed loop."""
+    if isinstance(spec, OnOffArrivals):
+        return (spec.rate_on * spec.on_s + spec.rate_off * spec.off_s) / (spec.on_s + spec.off_s)
+    return 0.0 if isinstance(spec, BatchArrivals | ClosedLoopArrivals) else spec.rate
+
+
+def _process(
+    spec: PoissonArrivals | GammaArrivals | ConstantArrivals | OnOffArrivals | DiurnalArrivals,
+    rng: np.random.Generator,
+    weight: float,
+) -> arrivals.Stretches:
+    if isinstance(spec, OnOffArrivals):
+        on, off = spec.rate_on * weight, spec.rate_off * weight
+        return arrivals.onoff_process(rng, on, off, spec.on_s, spec.off_s)
+    rate = spec.rate * weight
+    if isinstance(spec, GammaArrivals):
+        return arrivals.gamma_process(rng, rate, spec.cv)
+    if isinstance(spec, ConstantArrivals):
+        return arrivals.constant_process(rate)
+    if isinstance(spec, DiurnalArrivals):
+        return arrivals.diurnal_process(rng, rate, spec.peak_to_mean, spec.period_s)
+    return arrivals.poisson_process(rng, rate)
+
+
+# The load -----------------------------------------------------------------------------------------
+
+
+class Drawn:
+    """A synthetic load.
+
+    Parameters
+    ----------
+    limit : of the client.
+    prefix : of the names of its random streams.
+    weight : multiplies its rate, or its concurrency.
+    requests : that end it, or None.
+    largest_pool : requests or conversations prepared for a closed loop at most.
+    """
+
+    def __init__(
+        self,
+        spec: WorkloadSpec,
+        load: Load,
+        limit: Limit,
+        seed: int,
+        base_dir: Path,
+        prefix: str,
+        weight: float,
+        requests: int | None,
+        largest_pool: int,
+    ) -> None:
+        assert load.arrivals is not None
+        self._load, self._limit, self._arrivals = load, limit, load.arrivals
+        self._seed, self._base_dir, self._prefix = seed, base_dir, prefix
+        self._weight, self._requests = weight, requests
+        self._until_s = spec.duration if spec.duration is not None else math.inf
+        self._clients = self._pool = 0
+        self._sizes = None if load.sessions is None else load.sessions.turns
+        warnings: list[str] = []
+        if isinstance(self._arrivals, ClosedLoopArrivals):
+            self._clients = max(1, round(self._arrivals.concurrency * weight))
+            self._pool = self._pool_size(self._arrivals, largest_pool, warnings)
+        elif isinstance(self._arrivals, BatchArrivals):
+            self._pool = requests or 0
+        self.requests = Requests(
+            self._parts(),
+            (RequestClass("default"),),
+            self._expected(),
+            self._until_s,
+            {"name": "synthetic", "kind": "synthetic"},
+            warnings,
+            sessions=self._count if self._sizes is not None else None,
+        )
+
+    def _count(self) -> int:
+        """Count the conversations by drawing their openings once more."""
+        return sum(len(starts) for starts, _ in self._openings())
+
+    def _sampler(self, spec: Length | None, name: str) -> Callable[[int], IntArray]:
+        assert spec is not None
+        return sampler(spec, stream(self._seed, self._prefix + name), self._base_dir, name)
+
+    def _expected(self) -> float:
+        turns = 1.0 if self._sizes is None else float(self._sampler(self._sizes, "turns")(1000).mean())
+        openings = float(self._pool)
+        if rate := mean_rate(self._arrivals):
+            openings = rate * self._weight * self._until_s
+        return min(openings * turns, math.inf if self._requests is None else self._requests)
+
+    def _pool_size(self, loop: ClosedLoopArrivals, largest: int, warnings: list[str]) -> int:
+        """How many requests (or conversations) a closed loop can possibly use up before its end."""
+        if math.isinf(self._until_s):
+            return self._requests or 0
+        outputs = self._sampler(self._load.output_tokens, "output_tokens")(1000)
+        shortest_s = FASTEST_REQUEST_S + FASTEST_TOKEN_S * float(outputs.mean()) + loop.think_time_s
+        needed = self._clients * (2 + math.ceil(self._until_s / shortest_s))
+        if needed > largest and self._requests is None:
+            warnings.append(
+                f"the closed loop is prepared for {largest} requests; "
+                "a faster run ends before the duration: shorten the duration"
+            )
+        most = max(largest, self._clients)
+        return min(needed, most, self._requests if self._requests is not None else needed)
+
+    def _starts(self) -> Iterator[FloatArray]:
+        """Starts of the conversations [s], of a closed loop zero."""
+        spec = self._arrivals
+        if isinstance(spec, BatchArrivals | ClosedLoopArrivals):
+            for first in range(0, self._pool, STRETCH):
+                yield np.zeros(min(STRETCH, self._pool - first))
+            return
+        process = _process(spec, stream(self._seed, self._prefix + "arrivals"), self._weight)
+        held: list[FloatArray] = []
+        n = 0
+        for part in arrivals.parts(process, self._until_s, self._requests):
+            held.append(part)
+            n += len(part)
+            if n >= STRETCH:
+                yield np.concatenate(held)
+                held, n = [], 0
+        if n:
+            yield np.concatenate(held)
+
+    def _openings(self) -> Iterator[tuple[FloatArray, IntArray]]:
+        """Starts of conversations and how many turns each has, the last one cut where the requests end."""
+        draw = self._sampler(self._sizes, "turns") if self._sizes is not None else None
+        left = math.inf if self._requests is None else self._requests
+        for starts in self._starts():
+            turns = np.ones(len(starts), np.int64) if draw is None else draw(len(starts))
+            reached = np.cumsum(turns)
+            if reached[-1] > left:
+                n = int(np.searchsorted(reached, left)) + 1
+                starts, turns, over = starts[:n], turns[:n], int(reached[n - 1] - left)
+                turns[-1] -= over
+            left -= int(reached[len(turns) - 1])
+            yield starts, turns
+            if left <= 0:
+                return
+
+    def _parts(self) -> Iterator[Part]:
+        load = self._load
+        draw_fresh = self._sampler(load.prompt_tokens, "prompt_tokens")
+        draw_output = self._sampler(load.output_tokens, "output_tokens")
+        limited = client_limits(self._limit, self._seed, self._base_dir, self._prefix)
+        groups = stream(self._seed, self._prefix + "prefix_groups")
+        loop = load.arrivals if isinstance(load.arrivals, ClosedLoopArrivals) else None
+        rows = conversations = 0
+        lasts = np.zeros(0, np.int64)  # the last rows of as many conversations as there are clients
+        for starts, turns in self._openings():
+            n, many = int(turns.sum()), len(starts)
+            fresh, outputs = draw_fresh(n), draw_output(n)
+            limits = limited(outputs)
+            if limits is not None:
+                self.requests.outputs_cut += int((outputs > limits).sum())
+                outputs = np.minimum(outputs, limits)
+            prompts, turn, session = fresh, same_int(0, n), same_int(-1, n)
+            predecessor, gap_s = same_int(NO_PREDECESSOR, n), same_float(0.0, n)
+            first = conversation = np.arange(many)
+            anchor = arrival = starts
+            if load.sessions is not None:
+                conversation = np.repeat(conversation, turns)
+                first = np.cumsum(turns) - turns
+                turn = np.arange(n) - first[conversation]
+                session = conversation + conversations
+                # history: all that came before in the conversation
+                spoken = np.cumsum(fresh + outputs) - (fresh + outputs)
+                prompts = fresh + spoken - spoken[first[conversation]]
+                anchor, later = starts[conversation], turn > 0
+                arrival = np.where(later, np.nan, anchor)
+                predecessor = np.where(later, rows + np.arange(n) - 1, NO_PREDECESSOR)
+                gap_s = np.where(later, load.sessions.think_time_s or 0.0, 0.0)
+            content = None
+            if load.shared_prefix is not None or load.sessions is not None:
+                prefixes, head, group = 0, same_int(0, n), None
+                if load.shared_prefix is not None:
+                    prefixes, head = load.shared_prefix.groups, same_int(load.shared_prefix.tokens, n)
+                    group = groups.integers(0, prefixes, many)[conversation].astype(np.int64)
+                    prompts = prompts + head
+                names = np.where(session >= 0, session + prefixes, -1)
+                content = content_of_turns(names, prompts, group, head, (turns > 1)[conversation])
+            if loop is not None:
+                opens = np.flatnonzero((turn == 0) & (conversation + conversations >= self._clients))
+                arrival, gap_s = arrival.copy(), gap_s.copy()
+                predecessor = predecessor.copy()
+                arrival[opens], gap_s[opens] = np.nan, loop.think_time_s
+                if load.sessions is None:
+                    predecessor[opens] = ANY_OF_CLASS
+                else:
+                    # each client holds one conversation after another: its next opens when its last has ended
+                    lasts = np.concatenate((lasts, rows + first + turns - 1))
+                    predecessor[opens] = lasts[conversation[opens] + len(lasts) - many - self._clients]
+                    lasts = lasts[-self._clients :]
+            yield Part(
+                anchor,
+                arrival,
+                prompts,
+                outputs,
+                same_int(0, n) if limits is None else limits,
+                predecessor,
+                gap_s,
+                same_float(0.0, n),
+                session,
+                turn,
+                same_int(0, n),
+                content,
+            )
+            rows, conversations = rows + n, conversations + many
