@@ -117,6 +117,7 @@ class Limits:
     kv_blocks, block_tokens : the blocks (or pages) in which the cache is handed out, and the tokens of one.
     prompt_tokens : longest prompt that is taken.
     row_tokens : longest prompt and answer together; an answer is cut there.
+    asked_tokens : most of an asked-for limit that is held against the context, None for all of it.
     spare_tokens : memory that a row's last step may hold beyond its own tokens, for drafts that come to nothing [tokens].
     """
 
@@ -129,6 +130,7 @@ class Limits:
     prompt_tokens: int
     row_tokens: int
     spare_tokens: int = 0
+    asked_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,10 @@ def judged(
     given = max_output_tokens > 0
     room = limits.context_tokens - prompt_tokens
     too_long = room <= 0
-    asked_too_much = given & (max_output_tokens > room) & ~too_long
+    asked = max_output_tokens
+    if limits.asked_tokens is not None:
+        asked = np.minimum(asked, limits.asked_tokens)
+    asked_too_much = given & (asked > room) & ~too_long
     too_long |= prompt_tokens > limits.prompt_tokens
     room = np.maximum(limits.row_tokens - prompt_tokens, 1)
     limit = np.where(given, np.minimum(max_output_tokens, room), room)

@@ -295,6 +295,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             block_tokens=page,
             prompt_tokens=longest,
             row_tokens=row_tokens,
+            asked_tokens=version.reserved_answer_tokens,
         ),
         memory=memory,
         scheduler=rank.scheduler,

@@ -16,7 +16,7 @@ class Sequence:
 
     The true output length is `final_length - prompt_tokens`; the scheduler may read it only to know that a row
     has ended, never to decide what to admit. `stop_known` says whether the end is certain beforehand
-    (the client's limit or the context), as an end by EOS is not.
+    (the client's limit or the context), as an end by EOS is not; `limit_tokens` is the client's limit, 0 for none.
 
     With speculative decoding a row carries `drafts` proposed tokens; a step may verify them, and `acceptance` says how
     many of them the model accepts at the row's n-th verification (counted from 0), a cap that the drafts
@@ -45,6 +45,7 @@ class Sequence:
         "junction_tokens",
         "keys",
         "length",
+        "limit_tokens",
         "loaded_s",
         "offset",
         "order",
@@ -70,6 +71,7 @@ class Sequence:
         *,
         priority: int = 0,
         stop_known: bool = True,
+        limit_tokens: int = 0,
         runs: tuple[tuple[int, int, int], ...] = (),
         shareable_tokens: int = 0,
         output_shared: bool = False,
@@ -82,6 +84,7 @@ class Sequence:
         self.arrival_s = arrival_s
         self.priority = priority
         self.stop_known = stop_known
+        self.limit_tokens = limit_tokens
         self.class_index = class_index
         self.length = prompt_tokens
         self.computed = 0

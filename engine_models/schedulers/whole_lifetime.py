@@ -128,7 +128,8 @@ class WholeLifetimeScheduler(Scheduler):
         """Enqueue an arrived request."""
         prompt, rules = seq.prompt_tokens, self.rules
         # a client that sets no limit leaves the context as the limit
-        limit = seq.final_length - prompt if seq.stop_known else rules.max_total_tokens - prompt
+        room = (seq.final_length if seq.stop_known else rules.max_total_tokens) - prompt
+        limit = seq.limit_tokens or room
         self._rows[seq] = _Row(Content(_runs(seq)), prompt, max(limit, 1))
         seq.state = "waiting"
         self._waiting.append(seq)

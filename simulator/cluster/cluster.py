@@ -294,9 +294,10 @@ class Cluster:
             block.arrival_s[rows] + self._before_s,
             w.class_index[rows],
             lengths.stop_known[rows],
+            w.max_output_tokens[rows],
         )
         made = []
-        for row, prompt, output, engine_s, kind, known in zip(
+        for row, prompt, output, engine_s, kind, known, limit in zip(
             *(column.tolist() for column in columns), strict=True
         ):
             runs, tokens, output_shared = shared.of(row) if shared is not None else NOTHING_SHARED
@@ -308,6 +309,7 @@ class Cluster:
                 engine_s,
                 priority=priority[kind],
                 stop_known=known,
+                limit_tokens=limit,
                 runs=runs,
                 shareable_tokens=tokens,
                 output_shared=output_shared,
