@@ -168,7 +168,7 @@ class EnginePlan:
     """One pool's engine, resolved: what others may read of it.
 
     `scheduler` builds a fresh scheduler of one rank with its KV cache. `prefix_caching` says whether equal contents of two
-    requests matter to it. `speculation` is what is drafted, if anything. `sources` are those of the overheads.
+    requests matter to it. `sources` are those of the overheads.
     """
 
     engine: str
@@ -180,10 +180,14 @@ class EnginePlan:
     executor: Executor = field(default_factory=Executor)
     front: FrontEnd = field(default_factory=FrontEnd)
     prefix_caching: bool = False
-    speculation: Speculation | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     sources: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """What is drafted, if anything."""
+        return self.costs.speculation
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scenario resolved to facts: what would be simulated.
-
-    `ranks` are the data-parallel ranks of a replica that step together over shared experts, 1 where there are none.
-    """
+    """A scenario resolved to facts: what would be simulated."""
 
     scenario: Scenario
     base_dir: Path
@@ -54,7 +51,11 @@ class Prepared:
     price: UnitPrice | None
     warnings: tuple[str, ...]
     assumptions: tuple[str, ...]
-    ranks: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """Data-parallel ranks of a replica that step together over shared experts, 1 where there are none."""
+        return self.plan.executor.ranks
 
     def times(self) -> StepCost:
         """Step-time model of one replica."""
@@ -251,7 +252,6 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         price=unit_price(scenario, device),
         warnings=(*warnings, *plan.warnings, *_unused_costs(scenario)),
         assumptions=tuple(assumptions),
-        ranks=ranks,
     )
 
 

@@ -417,7 +417,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         executor=Executor(depth=rules.in_flight, stages=pp, ranks=request.data_parallel),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
         prefix_caching=rank.prefix_caching,
-        speculation=drafts,
         notes=tuple(notes),
         warnings=tuple(warnings),
         sources=overheads.provenance,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.errors import InputError, nearest
@@ -30,8 +31,15 @@ def _kind(word: str) -> str:
 def _engines() -> list[dict[str, Any]]:
     from engine_models.engines.known import engine_named, names
 
-    engines = [engine_named(name) for name in names()]
-    return [{"name": e.name, "newest": e.newest, "versions": e.releases} for e in engines]
+    out: list[dict[str, Any]] = []
+    for name in names():
+        try:
+            engine = engine_named(name)
+        except InputError as error:  # a plug-in that is broken keeps nobody from the others
+            print(f"warning: {error.message}", file=sys.stderr)
+            continue
+        out.append({"name": engine.name, "newest": engine.newest, "versions": engine.releases})
+    return out
 
 
 def _hardware() -> list[dict[str, Any]]:

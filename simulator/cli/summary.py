@@ -154,8 +154,9 @@ def load_lines(totals: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
         words.append(f"{totals['not_arrived']:,} later turns fell after the end")
     lines = [f"load      {', '.join(words)}; window {totals['duration_s']:,.0f} s"]
     for name in ("rejected", "failed"):
-        if totals[name]:
-            lines.append(wrapped(f"          {totals[name]:,} {name}: {reasons_of(totals, name)}", " " * 12, 80))
+        why = reasons_of(totals, name)
+        if totals[name] and why:
+            lines.append(wrapped(f"          {totals[name]:,} {name}: {why}", " " * 12, 80))
     return lines
 
 

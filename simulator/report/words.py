@@ -25,8 +25,10 @@ REASONS = {
 
 
 def reasons_of(totals: Mapping[str, Any], status: str) -> str:
-    """Why requests were lost in one way, the most frequent first: ``30 shed (429), 7 prompt too long``; empty if none was."""
-    known = {words: totals["reasons"].get(name, 0) for name, words in REASONS[status].items()}
+    """Why requests were lost in one way, the most frequent first: ``30 shed (429), 7 prompt too long``; empty if none was,
+    or in a run of a version that did not note it.
+    """
+    known = {words: totals.get("reasons", {}).get(name, 0) for name, words in REASONS[status].items()}
     counted = sorted(known.items(), key=lambda pair: -pair[1])
     return ", ".join(f"{count:,} {words}" for words, count in counted if count)
 

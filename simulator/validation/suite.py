@@ -130,12 +130,16 @@ def workload_lengths(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def pool_of(row: dict[str, Any]) -> dict[str, Any]:
     """Return the deployment's pool of a row."""
+    from engine_models.engines.known import find
     from engine_models.model.architecture import load_architecture, uneven_block_width
     from engine_models.model.formats import format_named
     from hardware_profiles.device import load_device
 
     engine = engine_name(row)
     published = PUBLISHED.get(engine)
+    modelled = find(engine)
+    if published is None and modelled is not None:
+        raise Unplayable(f"engine '{row['engine']}': how its runs state launches and versions is not known here yet")
     if published is None:
         raise Unplayable(f"engine '{row['engine']}' is not modelled")
     if engine_variant(row):
