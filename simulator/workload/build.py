@@ -151,9 +151,9 @@ def _load(
         return found
     most, largest = (MOST_STREAMED, MOST_STREAMED) if streamed else (MOST_REQUESTS, LARGEST_POOL)
     found = Drawn(spec, load, limit, seed, base_dir, prefix, weight, requests, largest).requests
-    if found.expected > most and load.arrivals is not None and mean_rate(load.arrivals):
+    if found.expected_requests > most and load.arrivals is not None and mean_rate(load.arrivals):
         raise InputError(
-            f"the rate asks for about {found.expected:.3g} requests; a run holds at most {most:,}",
+            f"the rate asks for about {found.expected_requests:.3g} requests; a run holds at most {most:,}",
             where="workload.arrivals",
             mend="lower the rate or shorten the duration",
         )

@@ -70,7 +70,7 @@ class Requests:
     ----------
     parts : the requests, to be taken once.
     classes : of `class_index`.
-    expected : about how many requests there are.
+    expected_requests : about how many requests there are.
     end_s : end of the arrivals [s].
     source, warnings : see `Workload`.
     outputs_cut : outputs that the client's limit has cut so far.
@@ -80,7 +80,7 @@ class Requests:
 
     parts: Iterable[Part]
     classes: tuple[RequestClass, ...]
-    expected: float
+    expected_requests: float
     end_s: float
     source: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
@@ -349,7 +349,7 @@ def together(loads: Sequence[Requests], requests: int | None, *, at_once: bool) 
     return Requests(
         head(parts(), requests),
         tuple(load.classes[0] for load in loads),
-        min(sum(load.expected for load in loads), np.inf if requests is None else requests),
+        min(sum(load.expected_requests for load in loads), np.inf if requests is None else requests),
         max(load.end_s for load in loads),
         {"kind": "classes", "classes": {name: load.source for name, load in zip(names, loads, strict=True)}},
         loads=loads,

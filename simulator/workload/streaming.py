@@ -97,7 +97,7 @@ def open_stream(spec: WorkloadSpec, *, seed: int, base_dir: Path, above: int) ->
     if (closed and len(loads) > 1) or any(load.trace is not None for load in loads):
         return None
     requests = requests_of(spec, seed=seed, base_dir=base_dir, streamed=True)
-    if not above < requests.expected <= MOST_STREAMED:
+    if not above < requests.expected_requests <= MOST_STREAMED:
         return None
     return WorkloadStream(spec, requests, spec.duration if spec.duration is not None else math.inf)
 

@@ -210,11 +210,11 @@ def test_fp8_weights_on_an_a100_run_weight_only(cli: Cli) -> None:
 
 
 def test_closed_loop_that_uses_up_its_requests_says_so(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from simulator.workload import build
+    from simulator.workload import drawn
 
     loop = "workload.arrivals={kind: closed_loop, concurrency: 2, think_time_s: 0}"
     assert "used up" not in cli("simulate", "small.yaml", "--set", loop, "--json").out
-    monkeypatch.setattr(build, "FASTEST_REQUEST_S", 5.0)
+    monkeypatch.setattr(drawn, "FASTEST_REQUEST_S", 5.0)
     run = cli("simulate", "small.yaml", "--set", loop, "--json")
     assert run.code == 0
     assert any("used up its" in text and "shorten the duration" in text for text in run.json()["warnings"])
