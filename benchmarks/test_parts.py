@@ -18,9 +18,10 @@ from simulator.cluster.router import LeastRequests
 from simulator.config.load import load_scenario
 from simulator.io.tables import Coded, Numbered, write_columns
 from simulator.prepare import prepare
-from simulator.results.metrics import statistics, token_gaps
+from simulator.results.latencies import token_gaps
 from simulator.results.sketch import LogHistogram
-from simulator.results.timeline import timeline
+from simulator.results.statistics import statistics
+from simulator.results.timeline import Bins
 from simulator.run import RunResult, simulate
 from simulator.serving.replica import Replica
 from simulator.workload import streaming
@@ -66,7 +67,7 @@ def test_statistics_of_gaps(benchmark: Any, run: RunResult) -> None:
 
 
 def test_timeline(benchmark: Any, run: RunResult) -> None:
-    benchmark(lambda: timeline(run.raw))
+    benchmark(lambda: Bins(1).add(run.raw.logs[0].records()))
 
 
 def test_histogram_of_100_000_values(benchmark: Any) -> None:

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
+from collections.abc import Mapping
 
 from engine_models.declaration import Limits
-from engine_models.lengths import BoolArray, Lengths, judged
+from engine_models.lengths import BoolArray, Lengths
 from hardware_profiles.errors import InputError
 
-if TYPE_CHECKING:
-    from simulator.workload.columns import Workload
+
+def counted_lengths(found: Lengths, rows: BoolArray) -> dict[str, int]:
+    """How many of `rows` are refused or cut short for their length, by why."""
+    why = ("too_long", "asked_too_much", "never_fits", "cut")
+    masks = (found.too_long, found.asked_too_much, found.never_fits, found.cut)
+    return {name: int((mask & rows).sum()) for name, mask in zip(why, masks, strict=True)}
 
 
-def refusals(found: Lengths, rows: BoolArray, limits: Limits) -> list[str]:
-    """Return, for each reason that refuses some of `rows`, how many and why."""
+def refusals(counted: Mapping[str, int], limits: Limits) -> list[str]:
+    """Return, for each reason that refuses requests, how many and why; `counted` as by `counted_lengths`."""
     context = f"{limits.context_tokens} tokens"
-    reasons = (
-        (found.too_long, f"prompt longer than the context of {context}"),
-        (found.asked_too_much, f"prompt and max_output_tokens together longer than the context of {context}"),
-        (found.never_fits, f"longer than the KV cache of a replica, {limits.kv_tokens} tokens"),
-    )
-    counted = [(int((mask & rows).sum()), why) for mask, why in reasons]
+    reasons = {
+        "too_long": f"prompt longer than the context of {context}",
+        "asked_too_much": f"prompt and max_output_tokens together longer than the context of {context}",
+        "never_fits": f"longer than the KV cache of a replica, {limits.kv_tokens} tokens",
+    }
     return [
         f"{count:,} {'request' if count == 1 else 'requests'} refused: {why}"
-        for count, why in counted
-        if count
+        for name, why in reasons.items()
+        if (count := counted[name])
     ]
 
 
-def cuts(found: Lengths, rows: BoolArray, limits: Limits) -> list[str]:
-    """Return how many of `rows` are cut short; nothing if none is."""
-    count = int((found.cut & rows).sum())
+def cuts(counted: Mapping[str, int], limits: Limits) -> list[str]:
+    """Return how many requests are cut short; nothing if none is."""
+    count = counted["cut"]
     if not count:
         return []
     one = count == 1
@@ -42,16 +43,13 @@ def cuts(found: Lengths, rows: BoolArray, limits: Limits) -> list[str]:
     ]
 
 
-def all_refused(requests: int, limits: Limits, workload: Workload | None = None) -> InputError:
-    """The error of a run of which no request is taken; with the workload it says why."""
-    why = f"every request is longer than the context of {limits.context_tokens} tokens or than the KV cache"
+def all_refused(requests: int, counted: Mapping[str, int], limits: Limits) -> InputError:
+    """The error of a run of which no request is taken."""
+    reasons = refusals(counted, limits)
+    why = "; ".join(reasons) if len(reasons) > 1 else reasons[0].partition("refused: ")[2]
     mend = "shorten the prompts, raise max_model_len, or use a model with a longer context"
-    if workload is not None:
-        found = judged(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, limits)
-        reasons = refusals(found, np.ones(len(workload), bool), limits)
-        why = "; ".join(reasons) if len(reasons) > 1 else reasons[0].partition("refused: ")[2]
-        if found.asked_too_much.any():
-            mend += "; without max_output_tokens answers are cut at the context instead"
+    if counted["asked_too_much"]:
+        mend += "; without max_output_tokens answers are cut at the context instead"
     return InputError(
         f"all {requests} requests are refused: {why}", where="workload.prompt_tokens", mend=mend
     )

@@ -3,14 +3,19 @@
     prepare(scenario)   resolves every name to facts and refuses what cannot be (no simulation)
     simulate(scenario)  runs it and returns the result, the request table, the timeline and the manifest
 
-A run of up to `STREAM_ABOVE` requests is held in memory and counted exactly; a larger one is streamed
-(`simulator.streamed`): its requests are written to the table as they end.
+There is one way: a cluster serves the requests, in one block or in many, and a collector (`simulator.results.figures`) counts
+them. A run of up to `STREAM_ABOVE` requests is held in memory and counted exactly; of a larger one requests are written to the
+table and dropped as they end.
 """
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,30 +25,39 @@ from numpy.typing import NDArray
 
 from engine_models.cost.drafting import AcceptanceStreams
 from engine_models.declaration import EnginePlan
-from engine_models.lengths import judged
 from simulator.cluster.cluster import Cluster
-from simulator.cluster.outcome import FINISHED, NOT_ARRIVED, REJECTED, ClusterResult
+from simulator.cluster.outcome import FINISHED, ClusterResult
 from simulator.cost import Usage, run_cost
-from simulator.io.tables import Column
+from simulator.io.tables import Column, TableWriter
 from simulator.limits import all_refused, cuts, refusals
 from simulator.prepare import Prepared, deployment_summary, prepare
-from simulator.results import metrics
 from simulator.results.domain import device_sources, domain, kernel_sources
-from simulator.results.figures import Figures, Measured, exact_figures, slo_dict
+from simulator.results.figures import Collector, Figures
 from simulator.results.intervals import add_intervals
-from simulator.results.request_table import request_table
-from simulator.results.timeline import timeline
+from simulator.results.latencies import token_gaps
+from simulator.results.verdict import slo_bounds, slo_dict, with_model_error
 from simulator.version import SCHEMA_VERSION, VERSION
 from simulator.workload.columns import Workload
 from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
     from simulator.config.schema import Scenario
-    from simulator.streamed import Scratch
     from simulator.workload.streaming import WorkloadStream
 
 STREAM_ABOVE = 500_000
 """Requests above which a run is streamed, if its workload can be (`simulator.workload.streaming`)."""
+
+
+class Scratch:
+    """A folder for what is written while a run goes; it is removed with this object, or before."""
+
+    def __init__(self, parent: Path | None) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=".capacity-plan.", dir=parent))
+        self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove the folder."""
+        self._remove()
 
 
 @dataclass
@@ -63,16 +77,14 @@ class RunResult:
     digest: str
     raw: ClusterResult
     workload: Workload
-    measured: Measured | None = field(repr=False, default=None)
     scratch: Scratch | None = field(repr=False, default=None)
 
     @property
     def gaps(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Gaps between tokens [s] of the finished requests in the window, and how often each occurs."""
-        if self.measured is None:
-            return np.zeros(0), np.zeros(0, np.int64)
-        values, weights = metrics.token_gaps(self.raw, self.measured.inside & (self.raw.status == FINISHED))
-        return values, weights
+        start_s, raw = self.workload.warmup_s, self.raw
+        inside = (raw.arrival_s >= start_s) & (raw.arrival_s <= start_s + self.result["totals"]["duration_s"])
+        return token_gaps(raw, inside & (raw.status == FINISHED))
 
     def requests_frame(self) -> Any:
         """Per-request table as a pandas frame."""
@@ -136,21 +148,11 @@ def run_prepared(
     simulated time reached, without a verdict) says so in its warnings and in `raw.stopped_at_s`. `scratch` is the folder
     in which a streamed run keeps its request table until the run directory is written; the system's by default.
     """
-    from simulator.workload.build import build_workload
-
     started = time.perf_counter()
     scenario, plan = prepared.scenario, prepared.plan
-    if workload is None:
-        from simulator.workload.streaming import open_stream
-
-        streamed = open_stream(
-            scenario.workload, seed=scenario.seed, base_dir=prepared.base_dir, above=STREAM_ABOVE
-        )
-        if streamed is not None:
-            return _run_streamed(prepared, streamed, started, aggregate, should_stop, scratch)
-        workload = build_workload(scenario.workload, seed=scenario.seed, base_dir=prepared.base_dir)
+    source = workload if workload is not None else _requests(prepared)
     cluster = Cluster(
-        workload,
+        source,
         plan,
         prepared.times(),
         aggregate=aggregate,
@@ -158,48 +160,63 @@ def run_prepared(
         acceptance=_acceptance(plan, scenario.seed),
         **_shape(prepared),
     )
-    raw = cluster.run()
-    if len(workload) and (raw.status == REJECTED).sum() == (raw.status != NOT_ARRIVED).sum():
-        raise all_refused(len(workload), plan.limits, workload)
-    figures, measured = exact_figures(scenario, workload, raw)
-    result, manifest, digest = _assemble(prepared, workload, raw, figures, started)
-    pool = scenario.deployment.pools[0].name
-    requests = request_table(workload, raw, measured.latencies, measured.good, pool=pool)
+    held = isinstance(source, Workload)
+    folder = None if held else Scratch(scratch)
+    try:
+        with _table(folder) as (table, write):
+            collector = Collector(
+                scenario,
+                source.classes,
+                source.warmup_s,
+                source.duration_s,
+                [rank.log for rank in cluster.ranks],
+                [rank.scheduler.state()[-1] for rank in cluster.ranks],
+                write,
+                exact=held,
+            )
+            cluster.stream(collector)
+        raw = collector.held or cluster.totals()
+        figures = collector.figures(raw.end_of_run_s, raw.stopped_at_s, cluster.duration_s)
+        if figures.offered and figures.offered == figures.refused:
+            raise all_refused(figures.offered, figures.lengths, plan.limits)
+        result, manifest, digest = _assemble(prepared, source, raw, figures, started)
+    except BaseException:
+        if folder is not None:
+            folder.close()
+        raise
     return RunResult(
-        result, requests, timeline(raw), manifest, scenario.name, digest, raw, workload, measured
+        result,
+        table,
+        collector.timeline(raw.end_of_run_s),
+        manifest,
+        scenario.name,
+        digest,
+        raw,
+        source if isinstance(source, Workload) else source.columns_of_none(),
+        folder,
     )
 
 
-def _run_streamed(
-    prepared: Prepared,
-    workload: WorkloadStream,
-    started: float,
-    aggregate: bool,
-    should_stop: Callable[[], bool] | None,
-    scratch: Path | None,
-) -> RunResult:
-    from simulator.streamed import run_streamed
+def _requests(prepared: Prepared) -> Workload | WorkloadStream:
+    """The scenario's requests, as a stream if they are many and can be streamed."""
+    from simulator.workload.build import build_workload
+    from simulator.workload.streaming import open_stream
 
-    scenario, plan = prepared.scenario, prepared.plan
-    run = run_streamed(
-        scenario,
-        workload,
-        plan,
-        prepared.times(),
-        aggregate=aggregate,
-        should_stop=should_stop,
-        acceptance=_acceptance(plan, scenario.seed),
-        scratch=scratch,
-        **_shape(prepared),
-    )
-    if run.figures.offered and run.figures.counts["rejected"] == run.figures.offered:
-        run.scratch.close()
-        raise all_refused(run.figures.offered, plan.limits)
-    result, manifest, digest = _assemble(prepared, workload, run.raw, run.figures, started)
-    rows = workload.columns_of_none()
-    return RunResult(
-        result, run.table, run.timeline, manifest, scenario.name, digest, run.raw, rows, None, run.scratch
-    )
+    spec, seed, base_dir = prepared.scenario.workload, prepared.scenario.seed, prepared.base_dir
+    streamed = open_stream(spec, seed=seed, base_dir=base_dir, above=STREAM_ABOVE)
+    return streamed or build_workload(spec, seed=seed, base_dir=base_dir)
+
+
+@contextmanager
+def _table(folder: Scratch | None) -> Iterator[tuple[dict[str, Column] | Path, Callable[[Mapping[str, Column]], None]]]:
+    """Where the request table stands, columns or a file in a folder, and what takes it, a block at a time."""
+    if folder is None:
+        columns: dict[str, Column] = {}
+        yield columns, columns.update
+        return
+    path = folder.path / "requests.parquet"
+    with TableWriter(path) as writer:
+        yield path, writer.write
 
 
 def _shape(prepared: Prepared) -> dict[str, Any]:
@@ -257,7 +274,7 @@ def _assemble(
         "total_token_throughput": (input_tokens + output_tokens) / length,
         "request_goodput": None if figures.window_good is None else figures.window_good / length,
         "goodput_fraction": good / inside if good is not None and inside else None,
-        "slo": metrics.slo_bounds(slo),
+        "slo": slo_bounds(slo),
         "tput_per_gpu": (input_tokens + output_tokens) / length / prepared.devices,
         "output_tput_per_gpu": output_tokens / length / prepared.devices,
         "max_concurrent_requests": figures.max_concurrent,
@@ -305,10 +322,10 @@ def _assemble(
         )
     if figures.verdict is not None:
         attained = totals["interval"]["goodput_fraction"]
-        result["slo"] = metrics.with_model_error(figures.verdict, figures.stats, attained)
+        result["slo"] = with_model_error(figures.verdict, figures.stats, attained)
     for kind in result["classes"]:
         if kind["slo"]:
-            kind["slo"] = metrics.with_model_error(kind["slo"], kind["metrics"])
+            kind["slo"] = with_model_error(kind["slo"], kind["metrics"])
     from simulator.config.load import resolved, scenario_hash
 
     digest = scenario_hash(scenario, VERSION)
@@ -369,15 +386,7 @@ def _warnings(
             "lower workload.warmup or give more requests"
         )
     unfinished = figures.counts["unfinished"]
-    if isinstance(workload, Workload):
-        found = judged(
-            workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, prepared.plan.limits
-        )
-        arrived = raw.status != NOT_ARRIVED
-        out += [*refusals(found, arrived, prepared.plan.limits), *cuts(found, arrived, prepared.plan.limits)]
-    elif figures.limits is not None:
-        every = np.ones(1, bool)
-        out += [*refusals(figures.limits, every, prepared.plan.limits), *cuts(figures.limits, every, prepared.plan.limits)]
+    out += [*refusals(figures.lengths, prepared.plan.limits), *cuts(figures.lengths, prepared.plan.limits)]
     if raw.stopped_at_s is not None:
         out.append(
             f"interrupted after {raw.stopped_at_s:,.0f} s of simulated time: figures of that time, no verdict"

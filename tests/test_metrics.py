@@ -10,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster.outcome import FINISHED, REJECTED, UNFINISHED, ClusterResult
-from simulator.results import metrics
-from simulator.results.metrics import Latencies, Window
+from simulator.results import latencies, statistics
+from simulator.results.latencies import Latencies
+from simulator.results.rates import Overload
+from simulator.results.timeline import Window
+from simulator.results.verdict import good_requests, slo_bounds
 from simulator.run import RunResult, simulate
 from simulator.serving.emissions import Emissions
 from simulator.serving.log import StepLog
+from tests.counted import rates, server_averages, verdict
 
-NO_GAPS = (np.zeros(0), np.zeros(0, np.int64))
 SCENARIO: dict[str, Any] = {
     "name": "metrics",
     "seed": 3,
@@ -81,7 +84,7 @@ def test_weighted_quantiles_are_those_of_the_values_repeated(
     pairs: list[tuple[float, int]], percents: list[float]
 ) -> None:
     values, weights = np.array([v for v, _ in pairs]), np.array([w for _, w in pairs])
-    found = metrics.weighted_quantiles(values, weights, tuple(percents))
+    found = statistics.weighted_quantiles(values, weights, tuple(percents))
     wanted = np.percentile(np.repeat(values, weights), percents)
     assert found == pytest.approx(wanted.tolist(), rel=1e-9, abs=1e-6)
 
@@ -89,8 +92,8 @@ def test_weighted_quantiles_are_those_of_the_values_repeated(
 @given(pairs=st.lists(st.tuples(st.floats(0, 1e4), st.integers(0, 5)), min_size=1, max_size=60))
 def test_weighted_statistics_are_those_of_the_values_repeated(pairs: list[tuple[float, int]]) -> None:
     values, weights = np.array([v for v, _ in pairs]), np.array([w for _, w in pairs], np.int64)
-    weighted = metrics.statistics(values, "ms", weights)
-    plain = metrics.statistics(np.repeat(values, weights), "ms")
+    weighted = statistics.statistics(values, "ms", weights)
+    plain = statistics.statistics(np.repeat(values, weights), "ms")
     assert weighted["count"] == plain["count"]
     for name in ("mean", "std", "min", "p1", "p50", "p99", "p99_9", "max"):
         if plain[name] is None:
@@ -100,9 +103,9 @@ def test_weighted_statistics_are_those_of_the_values_repeated(pairs: list[tuple[
 
 
 def test_statistics_leave_out_what_is_undefined() -> None:
-    stats = metrics.statistics(np.array([1.0, np.nan, 3.0]), "ms")
+    stats = statistics.statistics(np.array([1.0, np.nan, 3.0]), "ms")
     assert (stats["count"], stats["mean"], stats["p50"], stats["max"]) == (2, 2.0, 2.0, 3.0)
-    assert metrics.statistics(np.array([np.nan]), "ms")["mean"] is None
+    assert statistics.statistics(np.array([np.nan]), "ms")["mean"] is None
 
 
 def ar1(rng: np.random.Generator, n: int, phi: float) -> np.ndarray[Any, Any]:
@@ -121,7 +124,7 @@ def test_batch_means_cover_the_mean_of_independent_and_of_correlated_values(phi:
     covered = naive = 0
     for _ in range(200):
         values = ar1(rng, 4000, phi)
-        low, high = metrics.batch_means_ci95(values) or [0, 0]
+        low, high = statistics.batch_means_ci95(values) or [0, 0]
         covered += low <= 0 <= high
         naive += abs(values.mean()) <= 1.96 * values.std() / len(values) ** 0.5
     assert 0.90 <= covered / 200 <= 0.99
@@ -129,8 +132,8 @@ def test_batch_means_cover_the_mean_of_independent_and_of_correlated_values(phi:
 
 
 def test_no_interval_from_too_few_values() -> None:
-    assert metrics.batch_means_ci95(np.arange(39.0)) is None
-    assert metrics.batch_means_ci95(np.arange(40.0)) is not None
+    assert statistics.batch_means_ci95(np.arange(39.0)) is None
+    assert statistics.batch_means_ci95(np.arange(40.0)) is not None
 
 
 # Tokens ---------------------------------------------------------------------------------------------------
@@ -165,7 +168,7 @@ def test_token_gaps_are_the_differences_of_token_times_step_by_step(
 ) -> None:
     fast, slow = runs
     rows = np.arange(len(fast.workload)) % 3 > 0
-    gaps, weights = metrics.token_gaps(fast.raw, rows)
+    gaps, weights = latencies.token_gaps(fast.raw, rows)
     brute = np.concatenate(
         [np.diff(times) for times, chosen in zip(token_times(slow.raw), rows, strict=True) if chosen]
     )
@@ -180,12 +183,12 @@ def test_tokens_of_a_window_are_those_that_end_in_it(
     fast, slow = runs
     times = np.concatenate(token_times(slow.raw))
     wanted = ((times >= window.start_s) & (times <= window.end_s)).sum()
-    assert metrics.tokens_emitted(fast.raw, window) == wanted
+    assert rates(fast.raw).tokens.between(np.array([window.start_s, window.end_s])) == [wanted]
 
 
 def test_latencies_follow_their_definitions(runs: tuple[RunResult, RunResult]) -> None:
     raw = runs[0].raw
-    lat = metrics.latencies(raw, extra_s=0.010)
+    lat = latencies.latencies(raw, extra_s=0.010)
     times = token_times(raw)
     ttft = np.array([t[0] for t in times]) - raw.arrival_s
     e2el = np.array([t[-1] for t in times]) - raw.arrival_s
@@ -202,8 +205,6 @@ def test_latencies_follow_their_definitions(runs: tuple[RunResult, RunResult]) -
 
 def test_littles_law_on_an_empty_to_empty_run(runs: tuple[RunResult, RunResult]) -> None:
     """Mean number in the system = completions a second x mean time in it (here: in the engine)."""
-    from simulator.results.timeline import server_averages
-
     raw = runs[0].raw
     window = Window(0.0, raw.end_of_run_s)
     averages = server_averages(raw, window)
@@ -220,11 +221,10 @@ def test_littles_law_on_an_empty_to_empty_run(runs: tuple[RunResult, RunResult])
 
 def test_verdict_takes_the_named_percentiles() -> None:
     lat = latencies_of(range(1, 101), range(101, 201), range(201, 301))
-    everything = np.ones(100, bool)
-    held = metrics.verdict(lat, everything, NO_GAPS, {"ttft_ms": {"p50": 50.5, "p90": 91}})
+    held = verdict(lat, {"ttft_ms": {"p50": 50.5, "p90": 91}})
     assert held["holds"]
     assert [check["actual_ms"] for check in held["checks"]] == pytest.approx([50.5, 90.1])
-    missed = metrics.verdict(lat, everything, NO_GAPS, {"ttft_ms": {"p50": 50.4}, "e2el_ms": {"p99": 1000}})
+    missed = verdict(lat, {"ttft_ms": {"p50": 50.4}, "e2el_ms": {"p99": 1000}})
     assert not missed["holds"]
     assert [check["holds"] for check in missed["checks"]] == [False, True]
 
@@ -232,32 +232,31 @@ def test_verdict_takes_the_named_percentiles() -> None:
 def test_lost_requests_count_as_infinitely_late() -> None:
     ttft = np.array([10.0] * 97 + [np.nan] * 3)
     lat = latencies_of(ttft, ttft, ttft)
-    rows = np.ones(100, bool)
-    checks = metrics.verdict(lat, rows, NO_GAPS, {"ttft_ms": {"p90": 20, "p99": 20}})["checks"]
+    checks = verdict(lat, {"ttft_ms": {"p90": 20, "p99": 20}})["checks"]
     assert [check["holds"] for check in checks] == [True, False]
     assert checks[1]["actual_ms"] is None
-    attained = metrics.verdict(lat, rows, NO_GAPS, {"ttft_ms": {"p50": 20}, "attainment": 0.98})
+    attained = verdict(lat, {"ttft_ms": {"p50": 20}, "attainment": 0.98})
     assert attained["attainment"] == pytest.approx(0.97)
     assert not attained["holds"]
-    assert metrics.verdict(lat, rows, NO_GAPS, {"ttft_ms": {"p50": 20}, "attainment": 0.97})["holds"]
+    assert verdict(lat, {"ttft_ms": {"p50": 20}, "attainment": 0.97})["holds"]
 
 
 def test_nothing_to_judge_is_no_success() -> None:
     lat = latencies_of([np.nan], [np.nan], [np.nan])
-    assert not metrics.verdict(lat, np.zeros(1, bool), NO_GAPS, {"ttft_ms": {"p50": 1}})["holds"]
+    assert not verdict(lat, {"ttft_ms": {"p50": 1}}, np.zeros(1, bool))["holds"]
 
 
 def test_a_good_request_keeps_the_highest_percentiles_bound() -> None:
     lat = latencies_of([1, 5, 1, 1], [1, 1, 9, np.nan], [9, 9, 9, 9])
     slo = {"ttft_ms": {"p50": 2, "p99": 4}, "tpot_ms": {"p90": 8}, "itl_ms": {"p99": 0.001}}
-    assert metrics.slo_bounds(slo) == {"ttft_ms": 4.0, "tpot_ms": 8.0, "itl_ms": 0.001}
-    assert metrics.good_requests(lat, slo).tolist() == [True, False, False, True]
+    assert slo_bounds(slo) == {"ttft_ms": 4.0, "tpot_ms": 8.0, "itl_ms": 0.001}
+    assert good_requests(lat, slo).tolist() == [True, False, False, True]
 
 
 def test_a_requests_itl_is_weighed_by_its_tokens() -> None:
     gaps = (np.array([0.010, 0.100]), np.array([98, 2]))
     lat = latencies_of([1], [1], [1])
-    checks = metrics.verdict(lat, np.ones(1, bool), gaps, {"itl_ms": {"p95": 50, "p99": 50}})["checks"]
+    checks = verdict(lat, {"itl_ms": {"p95": 50, "p99": 50}}, gaps=gaps)["checks"]
     assert [check["holds"] for check in checks] == [True, False]
 
 
@@ -275,16 +274,21 @@ def single_server(load: float, n: int = 4000, service_s: float = 0.1) -> tuple[C
     return outcome(arrival, end), float(arrival[-1])
 
 
+def overloaded(result: ClusterResult, end_s: float) -> Overload | None:
+    """Overload over the window from 0 to `end_s`."""
+    return rates(result).overload(Window(0, end_s), int((result.status == UNFINISHED).sum()))
+
+
 @pytest.mark.parametrize("load", [0.3, 0.8, 0.93])
 def test_a_stable_queue_is_no_overload(load: float) -> None:
     result, last = single_server(load)
-    assert metrics.overload(result, Window(0, last)) is None
+    assert overloaded(result, last) is None
 
 
 @pytest.mark.parametrize("load", [1.15, 1.5, 4.0])
 def test_an_overloaded_queue_sustains_its_service_rate(load: float) -> None:
     result, last = single_server(load)
-    found = metrics.overload(result, Window(0, last))
+    found = overloaded(result, last)
     assert found is not None
     assert found.sustainable_per_s == pytest.approx(10.0, rel=0.01)
     assert found.offered_per_s == pytest.approx(10.0 * load, rel=0.06)
@@ -293,7 +297,7 @@ def test_an_overloaded_queue_sustains_its_service_rate(load: float) -> None:
 
 def test_a_handful_of_requests_is_no_overload() -> None:
     arrival = np.linspace(0, 10, 30)
-    assert metrics.overload(outcome(arrival, arrival + 4.0), Window(0, 10)) is None
+    assert overloaded(outcome(arrival, arrival + 4.0), 10) is None
 
 
 def test_rejected_requests_are_no_overload() -> None:
@@ -301,7 +305,7 @@ def test_rejected_requests_are_no_overload() -> None:
     status = np.where(np.arange(n) % 2, REJECTED, FINISHED)
     arrival = np.linspace(0, 100, n)
     end = np.where(status == FINISHED, arrival + 0.1, np.nan)
-    assert metrics.overload(outcome(arrival, end, status), Window(0, 100)) is None
+    assert overloaded(outcome(arrival, end, status), 100) is None
 
 
 def test_requests_that_never_end_are_overload() -> None:
@@ -309,7 +313,7 @@ def test_requests_that_never_end_are_overload() -> None:
     arrival = np.linspace(0, 100, n)
     status = np.where(np.arange(n) % 2, UNFINISHED, FINISHED)
     end = np.where(status == FINISHED, arrival + 0.1, np.nan)
-    found = metrics.overload(outcome(arrival, end, status), Window(0, 100))
+    found = overloaded(outcome(arrival, end, status), 100)
     assert found is not None
     assert found.sustainable_per_s == pytest.approx(5.0, rel=0.02)
 
@@ -323,7 +327,7 @@ def test_rate_intervals_lie_around_the_rate(seed: int) -> None:
     arrival = np.sort(np.random.default_rng(seed).uniform(0, 100, 600))
     result = outcome(arrival, arrival + 0.5)
     window = Window(10, 90)
-    low, high = metrics.rates_ci95(result, window)["request_throughput"] or [0, 0]
+    low, high = rates(result).ci95(window, judged=False)["request_throughput"] or [0, 0]
     rate = ((result.end_s >= 10) & (result.end_s <= 90)).sum() / 80
     assert (low + high) / 2 == pytest.approx(rate)
     assert low < high

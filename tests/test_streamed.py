@@ -15,9 +15,9 @@ from hypothesis.extra.numpy import arrays
 
 import simulator.run
 from simulator.io.tables import read_columns
-from simulator.results import streamed_figures
-from simulator.results.metrics import weighted_quantiles
+from simulator.results import statistics
 from simulator.results.sketch import RELATIVE_ERROR, SMALLEST, LogHistogram
+from simulator.results.statistics import weighted_quantiles
 from simulator.run import RunResult, simulate
 from simulator.workload import drawn, streaming
 
@@ -47,7 +47,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def both(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[RunResult, RunResult]:
-    monkeypatch.setattr(streamed_figures, "PIECE", 16)  # so that a small run has sampling errors
+    monkeypatch.setattr(statistics, "PIECE", 16)  # so that a small run has sampling errors
     whole = simulate(given)
     monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 100)
     parts = simulate(given)
@@ -65,6 +65,44 @@ def assert_same_requests(whole: RunResult, parts: RunResult) -> None:
             assert list(found) == list(wanted), name
         else:
             np.testing.assert_array_equal(found.astype(float), wanted.astype(float), err_msg=name)
+
+
+def assert_same_metrics(a: dict[str, Any], b: dict[str, Any]) -> None:
+    for name, stats in a.items():
+        other = b[name]
+        for key in ("min", "max", "count"):
+            assert other[key] == stats[key], (name, key)
+        for key in ("mean", "std"):
+            assert other[key] == pytest.approx(stats[key], rel=1e-9, abs=1e-9), (name, key)
+        for key in ("p50", "p90", "p99"):
+            assert other[key] == pytest.approx(stats[key], rel=1.01 * RELATIVE_ERROR), (name, key)
+
+
+def assert_same_figures(whole: RunResult, parts: RunResult) -> None:
+    """Counts and sums are equal, statistics within what is said of them."""
+    a, b = whole.result, parts.result
+    for name in a["totals"].keys() - {"ci95", "interval"}:
+        assert b["totals"][name] == pytest.approx(a["totals"][name], rel=1e-12), name
+    assert_same_metrics(a["metrics"], b["metrics"])
+    assert (a["slo"] is None) == (b["slo"] is None)
+    for one, other in [(a, b), *zip(a["classes"], b["classes"], strict=True)]:
+        if one["slo"] is not None:
+            for key in ("holds", "attainment", "attainment_close"):
+                assert other["slo"][key] == one["slo"][key], key
+            assert [c["holds"] for c in other["slo"]["checks"]] == [c["holds"] for c in one["slo"]["checks"]]
+    for one, other in zip(a["classes"], b["classes"], strict=True):
+        for key in ("name", "priority", "requests", "goodput_fraction"):
+            assert other[key] == one[key], key
+        assert_same_metrics(one["metrics"], other["metrics"])
+    for name, value in a["server"].items():
+        assert b["server"][name] == (value if value is None else pytest.approx(value, rel=1e-9)), name
+    assert any("relative error" in text for text in b["assumptions"])
+    assert [text for text in b["warnings"] if "overload" not in text] == [
+        text for text in a["warnings"] if "overload" not in text
+    ]
+    assert list(parts.timeline) == list(whole.timeline)
+    for name, column in whole.timeline.items():
+        np.testing.assert_allclose(parts.timeline[name], column, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 SHAPES: list[dict[str, Any]] = [
@@ -85,42 +123,11 @@ def test_streamed_is_as_in_memory(
 ) -> None:
     whole, parts = both(scenario(1500, **shape), monkeypatch)
     assert_same_requests(whole, parts)
-    a, b = whole.result, parts.result
-    for name in (
-        "offered",
-        "completed",
-        "unfinished",
-        "rejected",
-        "window_completed",
-        "window_output_tokens",
-    ):
-        assert a["totals"][name] == b["totals"][name], name
-    for name in ("max_concurrent_requests", "request_goodput", "goodput_fraction", "total_token_throughput"):
-        assert a["totals"][name] == b["totals"][name], name
-    for name, stats in a["metrics"].items():
-        other = b["metrics"][name]
-        assert (stats["min"], stats["max"], stats["count"]) == (other["min"], other["max"], other["count"]), (
-            name
-        )
-        for key in ("mean", "std"):
-            assert other[key] == pytest.approx(stats[key], rel=1e-9, abs=1e-9), (name, key)
-        for key in ("p50", "p90", "p99"):
-            assert other[key] == pytest.approx(stats[key], rel=1.01 * RELATIVE_ERROR), (name, key)
-    assert [c["holds"] for c in b["slo"]["checks"]] == [c["holds"] for c in a["slo"]["checks"]]
-    assert (b["slo"]["holds"], b["slo"]["attainment"]) == (a["slo"]["holds"], a["slo"]["attainment"])
-    assert b["slo"]["attainment_close"] == a["slo"]["attainment_close"]
-    for name, value in a["server"].items():
-        if value is not None and name != "kv_cache_usage_perc":
-            assert b["server"][name] == pytest.approx(value, rel=1e-3), (
-                name
-            )  # states are noted at other steps
-    assert b["totals"]["ci95"]["output_throughput"] == pytest.approx(
-        a["totals"]["ci95"]["output_throughput"], rel=0.05
+    assert_same_figures(whole, parts)
+    assert (parts.result["overload"] is None) == (whole.result["overload"] is None)
+    assert parts.result["totals"]["ci95"]["output_throughput"] == pytest.approx(
+        whole.result["totals"]["ci95"]["output_throughput"], rel=0.05
     )
-    assert any("relative error" in text for text in b["assumptions"])
-    # the timelines have the same totals, whatever their bins
-    for name in ("prefill_tokens", "decode_tokens", "preemptions"):
-        assert parts.timeline[name].sum() == pytest.approx(whole.timeline[name].sum(), rel=1e-9), name
 
 
 def poisson(rate: float) -> dict[str, Any]:
@@ -137,6 +144,21 @@ PREFIX = {"groups": 5, "tokens": 100}
 OVER_16 = {"replicas": 16, "router": "least_requests"}
 TIGHT = {"engine_args": {"max_model_len": 4096, "gpu_memory_utilization": 0.24}}
 REFUSING = {"engine": "tgi", "engine_args": {"max_concurrent_requests": 8}, "replicas": 2}
+CHATTING = {
+    "name": "chat",
+    "arrivals": poisson(6),
+    "sessions": CHATS,
+    "slo": {"ttft_ms": {"p90": 40}, "itl_ms": {"p99": 30}, "attainment": 0.8},
+    "prompt_tokens": {"kind": "lognormal", "mean": 400, "p99": 2000},
+    "output_tokens": {"kind": "lognormal", "mean": 150, "p99": 900},
+}
+BATCHED = {
+    "name": "batch",
+    "priority": 2,
+    "arrivals": poisson(9),
+    "prompt_tokens": {"kind": "constant", "value": 900},
+    "output_tokens": {"kind": "uniform", "low": 1, "high": 60},
+}
 LINKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sessions": ({"arrivals": poisson(4), "sessions": CHATS, "duration": 40}, {}),
     "sessions-over-16": ({"arrivals": poisson(9), "sessions": CHATS, "requests": 500}, OVER_16),
@@ -156,6 +178,7 @@ LINKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "loop-of-many": ({"arrivals": closed(250), "requests": 700}, {"replicas": 2}),
     "loop-refused": ({"arrivals": closed(40, 0.1), "duration": 20}, REFUSING),
     "loop-of-chats": ({"arrivals": closed(6, 0.5), "sessions": CHATS, "duration": 30}, OVER_16),
+    "classes": ({"classes": [CHATTING, BATCHED], "duration": 20}, {"replicas": 2}),
     "loop-of-long-chats": ({"arrivals": closed(3), "sessions": LONG_CHATS, "requests": 700}, {}),
 }
 
@@ -167,10 +190,12 @@ def test_requests_that_share_or_wait_are_as_in_memory(
     monkeypatch.setattr(drawn, "STRETCH", 40)
     given = scenario(0, **LINKED[kind][1])
     del given["workload"]["duration"]
+    if "classes" in LINKED[kind][0]:  # which have lengths of their own
+        given["workload"] = {}
     given["workload"] |= LINKED[kind][0]
     whole, parts = both(given, monkeypatch)
     assert_same_requests(whole, parts)
-    assert parts.result["totals"]["not_arrived"] == whole.result["totals"]["not_arrived"]
+    assert_same_figures(whole, parts)
     for log, other in zip(whole.raw.logs, parts.raw.logs, strict=True):
         assert len(log.end_s) == other.retired_steps + len(other.end_s)
 

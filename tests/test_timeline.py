@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.results.metrics import Window
-from simulator.results.timeline import MAX_ROWS, MIN_BIN_S, _Spread, server_averages, timeline
+from simulator.results.timeline import MAX_ROWS, MIN_BIN_S, Window, _Spread
 from simulator.run import RunResult, simulate
+from tests.counted import server_averages
 
 SCENARIO: dict[str, Any] = {
     "name": "timeline",
@@ -95,7 +95,7 @@ def test_halves_of_the_window_add_up(run: RunResult) -> None:
 
 
 def test_rows_are_bounded_and_in_order(run: RunResult) -> None:
-    columns = timeline(run.raw)
+    columns = run.timeline
     per_replica = len(columns["t_s"]) // 2
     assert per_replica <= MAX_ROWS
     assert (np.diff(columns["t_s"][:per_replica]) > 0).all()

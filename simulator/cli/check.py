@@ -62,7 +62,7 @@ def refused(prepared: Prepared) -> list[str]:
     import numpy as np
 
     from engine_models.lengths import judged
-    from simulator.limits import all_refused, refusals
+    from simulator.limits import all_refused, counted_lengths, refusals
     from simulator.run import STREAM_ABOVE
     from simulator.workload.build import build_workload
     from simulator.workload.streaming import open_stream
@@ -73,9 +73,10 @@ def refused(prepared: Prepared) -> list[str]:
     workload = build_workload(spec, seed=seed, base_dir=base)
     limits = prepared.plan.limits
     found = judged(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, limits)
+    counted = counted_lengths(found, np.ones(len(workload), bool))
     if len(workload) and found.refused.all():
-        raise all_refused(len(workload), limits, workload)
-    return [f"{text} (of {len(workload):,})" for text in refusals(found, np.ones(len(workload), bool), limits)]
+        raise all_refused(len(workload), counted, limits)
+    return [f"{text} (of {len(workload):,})" for text in refusals(counted, limits)]
 
 
 def what_would_hold(scenario: Scenario) -> list[tuple[str, int, bool]]:

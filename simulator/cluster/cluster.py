@@ -184,18 +184,19 @@ class Cluster:
 
     def _run(self, sink: Sink | None) -> None:
         self._coming = iter(self._source.blocks())
-        source, releases, last_s = self._source, self._releases, 0.0
+        source, releases, last_s, served = self._source, self._releases, 0.0, False
         try:
             while self._unserved or ((releases.more is None or releases.more.by_clock) and self._load()):
                 if not self._unserved:
                     continue
                 rows = self._unserved.popleft()
+                if sink is not None and served:  # a run of one block is counted when it is over
+                    self._settle(sink, last_s)
+                served = True
                 last_s = float(np.max(rows.arrival_s[rows.known], initial=last_s))
                 self.duration_s = source.duration_s if np.isfinite(source.duration_s) else last_s
                 self._end_s = self.duration_s + source.drain_s
                 self._serve(rows, last_s + self._before_s)
-                if sink is not None:
-                    self._settle(sink, last_s)
             self._limit_s = self._end_s
             self._next_reach_s = INFINITY
             loaded = self._rows

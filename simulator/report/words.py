@@ -29,8 +29,8 @@ def reasons_of(totals: Mapping[str, Any], status: str) -> str:
     or in a run of a version that did not note it.
     """
     known = {words: totals.get("reasons", {}).get(name, 0) for name, words in REASONS[status].items()}
-    counted = sorted(known.items(), key=lambda pair: -pair[1])
-    return ", ".join(f"{count:,} {words}" for words, count in counted if count)
+    counted = sorted(((words, count) for words, count in known.items() if count), key=lambda pair: -pair[1])
+    return counted[0][0] if len(counted) == 1 else ", ".join(f"{count:,} {words}" for words, count in counted)
 
 
 def shape_of(deployment: Mapping[str, Any]) -> str:

@@ -1,18 +1,21 @@
-"""What a run amounts to: the figures that result.json is made of, from every request and step of a run.
+"""What a run amounts to: counts, statistics, verdict, timeline and the table of requests, from blocks of requests and logs.
 
-`exact_figures` counts runs whose requests are all in memory. Larger runs are counted as they go, by
-`simulator.results.streamed_figures`, which fills the same record.
+A run in memory is one block, counted exactly; a streamed one is many, whose requests and steps are dropped as they are counted.
+The two differ in the statistics that they keep, and in where the table goes. What needs the window's end before it is known (a
+streamed run that ends with its last request, or is interrupted) takes the window as open; only then rates differ by what ended
+beyond it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.lengths import Lengths
 from simulator.cluster.outcome import (
     FINISHED,
     LOSSES,
@@ -22,33 +25,60 @@ from simulator.cluster.outcome import (
     UNFINISHED,
     ClusterResult,
     Reason,
+    Rows,
 )
-from simulator.results import metrics
-from simulator.results.timeline import server_averages
-from simulator.workload.columns import RequestClass, Workload
+from simulator.io.tables import Column
+from simulator.limits import counted_lengths
+from simulator.results.latencies import (
+    LATENCIES,
+    Covered,
+    Latencies,
+    TokenGaps,
+    clocks_of,
+    kept_ranges,
+    latencies,
+)
+from simulator.results.rates import BinnedTimes, ExactTimes, Overload, Rates, lost_backlog
+from simulator.results.request_table import request_table
+from simulator.results.sketch import RELATIVE_ERROR
+from simulator.results.statistics import BoolArray, Exact, FloatArray, IntArray, Sketched, Statistic
+from simulator.results.timeline import Bins, Window, WindowLoad, table
+from simulator.results.verdict import class_slo, good_requests, named_bounds, slo_dict, verdict
+from simulator.serving.emissions import Emissions
+from simulator.serving.log import StepLog
+from simulator.workload.columns import RequestClass
 
 if TYPE_CHECKING:
     from simulator.config.schema import Scenario
     from simulator.workload.spec import WorkloadSpec
 
-LATENCIES = ("ttft_ms", "tpot_ms", "e2el_ms", "queue_ms", "prefill_ms", "decode_ms")
+OF_A_CLASS = ("ttft_ms", "tpot_ms", "e2el_ms", "queue_ms")
+"""Latencies of each class."""
+LENGTHS = {
+    "input_tokens": "prompt_tokens",
+    "output_tokens": "output_tokens",
+    "cached_tokens": "cached_tokens",
+}
+OPEN_END_S = 1e18
+"""End of a window whose end is not known yet."""
 
 
 @dataclass
 class Figures:
     """Counts, statistics and verdict of a run.
 
-    `counts` are requests by how they ended, `reasons` those that arrived and have no answer, by why. `inside` are those that
-    arrived in the measured window, `completed_inside` those of
-    them that ended, `good_inside` those that kept the SLO (None without one); `window_completed` ended in the window, whenever
-    they arrived, and `window_good` of those kept the SLO. Tokens are counted in the window as they become
-    visible, and in `total_*` for finished requests of the whole run. `quantile_error` is the relative error that the
-    percentiles may have, 0 where they are exact. `limits` are those of the requests of a streamed run, for their counts.
+    `counts` are requests by how they ended, `reasons` those that arrived and have no answer, by why, `lengths` those that the
+    engine refuses or cuts for their length, by the names of `limits.counted_lengths`. `inside` are those that arrived in the
+    measured window, `completed_inside` those of them that ended, `good_inside` those that kept the SLO (None without one);
+    `window_completed` ended in the window, whenever they arrived, and `window_good` of those kept the SLO. Tokens are counted in
+    the window as they become visible, and in `total_*` for finished requests of the whole run. `quantile_error` is the relative
+    error that the percentiles may have, 0 where they are exact.
     """
 
-    window: metrics.Window
+    window: Window
     counts: dict[str, int]
     reasons: dict[str, int]
+    lengths: Mapping[str, int]
     inside: int
     completed_inside: int
     stats: dict[str, dict[str, Any]]
@@ -60,50 +90,30 @@ class Figures:
     window_input_tokens: int
     window_output_tokens: int
     window_completed: int
+    window_good: int | None
     good_inside: int | None
     max_concurrent: int
     preemptions: int
-    overload: metrics.Overload | None
+    overload: Overload | None
     verdict: dict[str, Any] | None
     rates_ci95: dict[str, list[float] | None]
     open_loop: bool
-    used_up_at_s: float | None = None
-    window_good: int | None = None
-    classes: list[dict[str, Any]] = field(default_factory=list)
-    quantile_error: float = 0.0
-    limits: Lengths | None = None
+    used_up_at_s: float | None
+    classes: list[dict[str, Any]]
+    quantile_error: float
 
     @property
     def offered(self) -> int:
         """Requests that arrived."""
         return sum(self.counts.values()) - self.counts["not_arrived"]
 
-
-@dataclass(frozen=True)
-class Measured:
-    """Per-request columns of a run beside its `ClusterResult`: latencies, who arrived in the window, who kept the SLO."""
-
-    latencies: metrics.Latencies
-    inside: NDArray[np.bool_]
-    good: NDArray[np.bool_] | None
-
-
-def slo_dict(slo: Any) -> dict[str, Any]:
-    """Return the bounds of an SLO model as {metric: {percentile: ms}}, with `attainment` if given."""
-    if slo is None:
-        return {}
-    out: dict[str, Any] = dict(slo.bounds_ms())
-    if slo.attainment is not None:
-        out["attainment"] = slo.attainment
-    return out
-
-
-def class_slo(kind: RequestClass, shared: dict[str, Any]) -> dict[str, Any]:
-    """The SLO of a class: its own, else the scenario's."""
-    slo: dict[str, Any] = dict(kind.slo) if kind.slo else dict(shared)
-    if kind.attainment is not None:
-        slo["attainment"] = kind.attainment
-    return slo
+    @property
+    def refused(self) -> int:
+        """Requests that arrived and that the engine refused for their length."""
+        names = (
+            r.name.lower() for r in (Reason.PROMPT_TOO_LONG, Reason.LIMIT_TOO_LONG, Reason.EXCEEDS_KV_CACHE)
+        )
+        return sum(self.reasons.get(name, 0) for name in names)
 
 
 def measured_window(
@@ -113,7 +123,7 @@ def measured_window(
     end_of_run_s: float,
     stopped_at_s: float | None,
     spec: WorkloadSpec,
-) -> metrics.Window:
+) -> Window:
     """Return [warmup, duration], or to the last completion where the number of requests ends the run."""
     end = duration_s
     by_count = spec.requests is not None and requests >= spec.requests
@@ -122,162 +132,301 @@ def measured_window(
         end = end_of_run_s
     if stopped_at_s is not None:
         end = min(end, stopped_at_s)
-    return metrics.Window(warmup_s, max(end, warmup_s))
+    return Window(warmup_s, max(end, warmup_s))
 
 
-def exact_figures(scenario: Scenario, workload: Workload, raw: ClusterResult) -> tuple[Figures, Measured]:
-    """Count a run whose requests are all in memory."""
-    window = measured_window(
-        len(workload),
-        workload.duration_s,
-        workload.warmup_s,
-        raw.end_of_run_s,
-        raw.stopped_at_s,
-        scenario.workload,
-    )
-    arrived = raw.status != NOT_ARRIVED
-    inside = arrived & (raw.arrival_s >= window.start_s) & (raw.arrival_s <= window.end_s)
-    lat = metrics.latencies(raw, scenario.client.overhead_ms / 1e3)
-    finished = raw.status == FINISHED
-    slo = slo_dict(scenario.slo)
-    by_class = [class_slo(kind, slo) for kind in workload.classes] or [slo]
-    judged_at_all = any(by_class)
-    good = np.zeros(len(workload), dtype=bool)
-    for number, bounds in enumerate(by_class):
-        good |= metrics.good_requests(lat, bounds) & (workload.class_index == number)
-    stats = {name: metrics.statistics(getattr(lat, name)[inside], "ms") for name in LATENCIES}
-    can_judge = bool(slo) and raw.stopped_at_s is None and bool(inside.any())
-    stats["itl_ms"], verdict = _of_gaps(raw, lat, inside, slo if can_judge else None)
-    chosen = inside & (raw.status != REJECTED)
-    for name, values in (
-        ("input_tokens", raw.prompt_tokens),
-        ("output_tokens", raw.output_tokens),
-        ("cached_tokens", raw.cached_tokens),
-    ):
-        stats[name] = metrics.statistics(values[chosen].astype(float), "tokens")
-    visible = (raw.end_s >= window.start_s) & (raw.end_s <= window.end_s)
-    first = (raw.first_token_s >= window.start_s) & (raw.first_token_s <= window.end_s)
-    known_arrivals = not np.isnan(workload.arrival_s).any()
-    counts = {name: int((raw.status == code).sum()) for code, name in enumerate(STATUS_NAMES)}
-    figures = Figures(
-        window=window,
-        counts=counts,
-        reasons=named_losses(losses(raw)),
-        inside=int(inside.sum()),
-        completed_inside=int((inside & ~np.isnan(lat.e2el_ms)).sum()),
-        stats=stats,
-        server=server_averages(raw, window),
-        first_arrival_s=float(np.nanmin(raw.arrival_s)) if arrived.any() else 0.0,
-        last_end_s=float(np.nanmax(raw.end_s)) if finished.any() else 0.0,
-        total_input_tokens=int(raw.prompt_tokens[finished].sum()),
-        total_output_tokens=int(raw.output_tokens[finished].sum()),
-        window_input_tokens=int(raw.prompt_tokens[first].sum()),
-        window_output_tokens=metrics.tokens_emitted(raw, window),
-        window_completed=int(visible.sum()),
-        good_inside=int((good & inside).sum()) if judged_at_all else None,
-        max_concurrent=_peak_concurrency(raw),
-        preemptions=int(raw.preemptions.sum()),
-        overload=metrics.overload(raw, window)
-        or lost_backlog(counts, window, raw.end_of_run_s, raw.stopped_at_s),
-        verdict=verdict,
-        rates_ci95=metrics.rates_ci95(raw, window, good if judged_at_all else None),
-        window_good=int((good & visible).sum()) if judged_at_all else None,
-        open_loop=known_arrivals and bool(np.ptp(workload.arrival_s) > 0),
-        used_up_at_s=raw.end_of_run_s if _used_up(scenario.workload, workload, raw) else None,
-        classes=_classes(workload, raw, lat, inside, scenario),
-    )
-    return figures, Measured(lat, inside, good if judged_at_all else None)
+class Judged:
+    """Statistics of requests that are judged together, all of a run or those of a class, and of the gaps between their tokens."""
+
+    def __init__(
+        self,
+        slo: dict[str, Any],
+        names: Iterable[str],
+        make: Callable[[Iterable[float]], Statistic],
+        logs: Sequence[StepLog],
+    ) -> None:
+        self._slo, self._names = slo, tuple(names)
+        bounds: dict[str, list[float]] = {}
+        for metric, _, bound in named_bounds(slo):
+            bounds.setdefault(metric, []).append(bound)
+        self.stats = {
+            name: make(bounds.get(name, ())) for name in dict.fromkeys((*self._names, *bounds, "itl_ms"))
+        }
+        self._late = make((0.5,))
+        self._gaps = TokenGaps(logs)
+        self.requests = self.lost = 0
+
+    def add(self, lat: Latencies, inside: BoolArray) -> None:
+        """Take in the latencies of the chosen requests of a block."""
+        lost = np.isnan(lat.e2el_ms[inside])
+        self.requests += len(lost)
+        self.lost += int(lost.sum())
+        for name, stat in self.stats.items():
+            if name != "itl_ms":
+                values = getattr(lat, name)[inside]
+                values[lost] = np.inf
+                stat.add(values[~np.isnan(values)] if name == "tpot_ms" else values)
+        if self._slo:
+            self._late.add((~good_requests(lat, self._slo)[inside]).astype(float))
+
+    def count(self, emissions: Emissions, finished: BoolArray) -> None:
+        """Take in the gaps between the tokens of the chosen requests of a block."""
+        self._gaps.count(emissions, finished)
+
+    def retire(self, steps: Sequence[int]) -> None:
+        """Count the gaps between tokens on the first kept steps of each log."""
+        gaps, weights = self._gaps.take(steps)
+        gaps *= 1e3
+        self.stats["itl_ms"].add(gaps, weights)
+
+    def summaries(self) -> dict[str, dict[str, Any]]:
+        """Statistics by metric."""
+        return {name: self.stats[name].summary("ms") for name in (*self._names, "itl_ms")}
+
+    def verdict(self) -> dict[str, Any] | None:
+        """Judge the SLO, None without one."""
+        if not self._slo:
+            return None
+        itl = self.stats["itl_ms"]
+        if self.lost:  # a lost request counts as many infinite gaps as the others have on average
+            itl.lose(self.lost * max(1, round(itl.count / max(1, self.requests - self.lost))))
+        return verdict(self.stats, self._late.beyond(0.5), self._slo)
+
+    def goodput_fraction(self) -> float | None:
+        """Share of good requests, None without an SLO or requests."""
+        late = self._late.beyond(0.5)
+        return (late.total - late.beyond) / late.total if late.total else None
 
 
-def losses(raw: ClusterResult) -> NDArray[np.int64]:
-    """Requests by the number of the reason of their end."""
-    return np.bincount(raw.reason, minlength=len(Reason))
+class Collector:
+    """The sink of a cluster that counts a run: takes blocks of requests, drops what has been counted, and yields figures.
 
-
-def named_losses(reasons: NDArray[np.int64]) -> dict[str, int]:
-    """How many requests that arrived have no answer, by why; reasons without any are left out."""
-    return {reason.name.lower(): int(reasons[reason]) for reason in LOSSES if reasons[reason]}
-
-
-def _of_gaps(
-    raw: ClusterResult, lat: metrics.Latencies, inside: NDArray[np.bool_], slo: dict[str, Any] | None
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Statistics of the gaps between tokens, and the verdict, which may name them too; none without an SLO.
-
-    The gaps are the largest part of a long run: they live only here, and are turned into milliseconds in place.
+    Parameters
+    ----------
+    scenario : what was asked.
+    classes : of the requests.
+    warmup_s, duration_s : begin of the measured window, and end of the arrivals, infinite where their number ends them.
+    logs : of all ranks; capacities : KV units of each.
+    write : takes the columns of the request table, a block at a time.
+    exact : keep everything (a run of one block, which comes when the run is over), and drop no step.
     """
-    gaps = metrics.token_gaps(raw, inside & (raw.status == FINISHED))
-    verdict = None if slo is None else metrics.verdict(lat, inside, gaps, slo)
-    values, weights = gaps
-    values *= 1e3
-    return metrics.statistics(values, "ms", weights), verdict
 
+    def __init__(
+        self,
+        scenario: Scenario,
+        classes: Sequence[RequestClass],
+        warmup_s: float,
+        duration_s: float,
+        logs: Sequence[StepLog],
+        capacities: Sequence[int],
+        write: Callable[[Mapping[str, Column]], None],
+        *,
+        exact: bool,
+    ) -> None:
+        spec = self._spec = scenario.workload
+        self._overhead_s = scenario.client.overhead_ms / 1e3
+        self._pool = scenario.deployment.pools[0].name
+        self._exact, self._write = exact, write
+        self._duration_s = duration_s
+        known = spec.requests is None and np.isfinite(duration_s) and duration_s > warmup_s
+        self.window = Window(warmup_s, duration_s if known else OPEN_END_S)
+        self._load = WindowLoad(self.window)
+        self._logs, self._capacities = logs, capacities
+        self._bins = [Bins(capacity) for capacity in capacities]
+        make: type[Statistic] = Exact if exact else Sketched
+        self.held: ClusterResult | None = None
+        self._rates = Rates(ExactTimes if exact else BinnedTimes)
+        slo = self._slo = slo_dict(scenario.slo)
+        self._slos = [class_slo(kind, slo) for kind in classes] or [slo]
+        self._all = Judged(slo, LATENCIES, make, logs)
+        apart = classes if spec.classes is not None or len(classes) > 1 else ()
+        self._apart = [
+            (kind, Judged(bounds, OF_A_CLASS, make, logs))
+            for kind, bounds in zip(apart, self._slos, strict=False)
+        ]
+        self._lengths = {name: make(()) for name in LENGTHS}
+        self._tokens = [Covered() for _ in logs]
+        self._statuses = np.zeros(len(STATUS_NAMES), dtype=np.int64)
+        self._reasons = np.zeros(len(Reason), dtype=np.int64)
+        self._refused: Counter[str] = Counter()
+        self._sums: Counter[str] = Counter()
+        self._first_arrival_s, self._last_end_s = np.inf, 0.0
+        self._known_s = np.zeros(0)  # first and last arrival that is known beforehand
+        self._level = self._peak = 0
+        self._began, self._ended = np.zeros(0), np.zeros(0)
 
-def lost_backlog(
-    counts: dict[str, int], window: metrics.Window, end_of_run_s: float, stopped_at_s: float | None
-) -> metrics.Overload | None:
-    """Overload of loads that arrive early, such as a batch: more than one in twenty unfinished after the drain."""
-    unfinished, offered = counts["unfinished"], sum(counts.values()) - counts["not_arrived"]
-    if stopped_at_s is not None or unfinished <= 0.05 * offered:
-        return None
-    span = max(end_of_run_s - window.start_s, 1e-9)
-    return metrics.Overload(offered / max(window.length_s, 1e-9), counts["finished"] / span, unfinished)
+    @property
+    def _judged_at_all(self) -> bool:
+        return any(self._slos)
 
+    # -- taking in ------------------------------------------------------------------------------------------
 
-def _classes(
-    workload: Workload,
-    raw: ClusterResult,
-    lat: metrics.Latencies,
-    inside: NDArray[np.bool_],
-    scenario: Scenario,
-) -> list[dict[str, Any]]:
-    """Judge each request class apart, by its own SLO or the scenario's."""
-    if scenario.workload.classes is None and len(workload.classes) < 2:
-        return []
-    shared = slo_dict(scenario.slo)
-    out = []
-    for number, kind in enumerate(workload.classes):
-        rows = inside & (workload.class_index == number)
-        slo = class_slo(kind, shared)
-        gaps = metrics.token_gaps(raw, rows & (raw.status == FINISHED))
-        out.append(
-            {
-                "name": kind.name,
-                "priority": kind.priority,
-                "requests": int(rows.sum()),
-                "metrics": {
-                    name: metrics.statistics(getattr(lat, name)[rows], "ms")
-                    for name in ("ttft_ms", "tpot_ms", "e2el_ms", "queue_ms")
-                }
-                | {"itl_ms": metrics.statistics(gaps[0] * 1e3, "ms", gaps[1])},
-                "slo": metrics.verdict(lat, rows, gaps, slo) if slo else None,
-                "goodput_fraction": float(metrics.good_requests(lat, slo)[rows].mean())
-                if slo and rows.any()
-                else None,
-            }
+    def account(self, block: ClusterResult, rows: Rows) -> None:
+        """Take in a block of requests, all of which have ended or will not; blocks come in order of arrival."""
+        if self._exact:
+            self.held = block
+            self.window = self._window(
+                len(block.status), self._duration_s, block.end_of_run_s, block.stopped_at_s
+            )
+            self._load = WindowLoad(self.window)
+        window, sums, status, workload = self.window, self._sums, block.status, rows.workload
+        arrived, finished = status != NOT_ARRIVED, status == FINISHED
+        inside = arrived & (block.arrival_s >= window.start_s) & (block.arrival_s <= window.end_s)
+        lat = latencies(block, self._overhead_s)
+        good = np.zeros(len(status), dtype=bool)
+        for number, bounds in enumerate(self._slos):
+            good |= good_requests(lat, bounds) & (workload.class_index == number)
+        self._write(
+            request_table(
+                workload, block, lat, good if self._judged_at_all else None, pool=self._pool, first=rows.first
+            )
         )
-    return out
+        together = [(self._all, inside)]
+        together += [(one, inside & (workload.class_index == i)) for i, (_, one) in enumerate(self._apart)]
+        for judged, mine in together:
+            judged.add(lat, mine)
+            judged.count(block.emissions, mine & finished)
+        chosen = inside & (status != REJECTED)
+        for name, column in LENGTHS.items():
+            self._lengths[name].add(getattr(block, column)[chosen].astype(float))
+        self._rates.add(block, good if self._judged_at_all else None)
+        self._statuses += np.bincount(status, minlength=len(STATUS_NAMES))
+        self._reasons += np.bincount(block.reason, minlength=len(Reason))
+        self._refused.update(counted_lengths(rows.lengths, arrived))
+        visible = (block.end_s >= window.start_s) & (block.end_s <= window.end_s)
+        first = (block.first_token_s >= window.start_s) & (block.first_token_s <= window.end_s)
+        sums["good"] += int((good & inside).sum())
+        sums["window_good"] += int((good & visible).sum())
+        sums["completed"] += int(visible.sum())
+        sums["inputs"] += int(block.prompt_tokens[first].sum())
+        sums["total_in"] += int(block.prompt_tokens[finished].sum())
+        sums["total_out"] += int(block.output_tokens[finished].sum())
+        sums["preempted"] += int(block.preemptions.sum())
+        unknown = np.isnan(workload.arrival_s)
+        pooled = unknown & (workload.predecessor < 0)
+        sums["released"] += int(unknown.sum())
+        sums["pooled"] += int(pooled.sum())
+        sums["left"] += int((pooled & ~arrived).sum())
+        known = np.concatenate([self._known_s, workload.arrival_s[~unknown]])
+        self._known_s = np.array([known.min(), known.max()]) if len(known) else known
+        self._first_arrival_s = float(np.min(block.arrival_s[arrived], initial=self._first_arrival_s))
+        ended = block.end_s[finished]
+        self._last_end_s = float(np.max(ended, initial=self._last_end_s))
+        self._began = np.concatenate([self._began, block.arrival_s[finished | (status == UNFINISHED)]])
+        self._ended = np.concatenate([self._ended, ended])
+        spans = kept_ranges(block.emissions, np.arange(len(status)), self._logs)
+        for number, covered in enumerate(self._tokens):
+            begin, last = spans.of_log(number)
+            covered.add(begin, last + 1, len(self._logs[number].end_s))
+
+    def retire(self, before_s: float) -> None:
+        """Count and drop what no block that is still to come can name: all requests of those arrive at `before_s` or later."""
+        done = np.isinf(before_s)
+        records, steps = [], []
+        for number, (log, ends) in enumerate(zip(self._logs, clocks_of(self._logs), strict=True)):
+            reached = np.cumsum(np.frombuffer(log.steps, dtype=np.int32), dtype=np.int64)
+            count = (
+                len(reached) if done else int(np.searchsorted(ends[reached - 1], before_s, side="left")) - 1
+            )
+            records.append(max(0, count))
+            steps.append(int(reached[count - 1]) if count > 0 else 0)
+            if count > 0:
+                self._count_steps(number, count, ends[: steps[-1]])
+        del ends
+        for judged in (self._all, *(judged for _, judged in self._apart)):
+            judged.retire(steps)
+        if not self._exact:
+            for log, count, n in zip(self._logs, records, steps, strict=True):
+                log.retire(count, n)
+        began, ended = self._began < before_s, self._ended < before_s
+        peak, self._level = _peak_of(self._began[began], self._ended[ended], self._level)
+        self._peak = max(self._peak, peak)
+        self._began, self._ended = self._began[~began], self._ended[~ended]
+
+    def _count_steps(self, number: int, records: int, ends: FloatArray) -> None:
+        """Count the first records of a log: the time and state of their steps, which end at `ends`, and the tokens they yield."""
+        window, found = self.window, self._logs[number].records(records)
+        self._load.add(found, self._capacities[number])
+        self._bins[number].add(found)
+        tokens = self._tokens[number].take(len(ends))
+        low = int(np.searchsorted(ends, window.start_s, side="left"))
+        high = int(np.searchsorted(ends, window.end_s, side="right"))
+        self._sums["tokens"] += int(tokens[low:high].sum(dtype=np.int64))
+        self._rates.tokens.add(ends, tokens)
+
+    # -- giving ---------------------------------------------------------------------------------------------
+
+    def _window(
+        self, requests: int, duration_s: float, end_of_run_s: float, stopped_at_s: float | None
+    ) -> Window:
+        start_s = self.window.start_s
+        return measured_window(requests, duration_s, start_s, end_of_run_s, stopped_at_s, self._spec)
+
+    def figures(self, end_of_run_s: float, stopped_at_s: float | None, duration_s: float) -> Figures:
+        """What the run amounts to, once everything was retired."""
+        sums, judged_at_all, everything = self._sums, self._judged_at_all, self._all
+        counts = dict(zip(STATUS_NAMES, self._statuses.tolist(), strict=True))
+        window = (
+            self.window
+            if self._exact
+            else self._window(sum(counts.values()), duration_s, end_of_run_s, stopped_at_s)
+        )
+        verdict = everything.verdict() if stopped_at_s is None and everything.requests else None
+        used_up = sums["pooled"] and not sums["left"] and end_of_run_s < self._duration_s
+        return Figures(
+            window=window,
+            counts=counts,
+            reasons={r.name.lower(): int(self._reasons[r]) for r in LOSSES if self._reasons[r]},
+            lengths=self._refused,
+            inside=everything.requests,
+            completed_inside=everything.requests - everything.lost,
+            stats=everything.summaries()
+            | {name: stat.summary("tokens") for name, stat in self._lengths.items()},
+            server=self._load.averages(window.length_s, len(self._logs)),
+            first_arrival_s=self._first_arrival_s if np.isfinite(self._first_arrival_s) else 0.0,
+            last_end_s=self._last_end_s,
+            total_input_tokens=sums["total_in"],
+            total_output_tokens=sums["total_out"],
+            window_input_tokens=sums["inputs"],
+            window_output_tokens=sums["tokens"],
+            window_completed=sums["completed"],
+            window_good=sums["window_good"] if judged_at_all else None,
+            good_inside=sums["good"] if judged_at_all else None,
+            max_concurrent=self._peak,
+            preemptions=sums["preempted"],
+            overload=self._rates.overload(window, counts["unfinished"])
+            or lost_backlog(counts, window, end_of_run_s, stopped_at_s),
+            verdict=verdict,
+            rates_ci95=self._rates.ci95(window, judged=judged_at_all),
+            open_loop=not sums["released"] and bool(np.ptp(self._known_s) > 0),
+            used_up_at_s=end_of_run_s
+            if used_up and self._spec.requests is None and stopped_at_s is None
+            else None,
+            classes=[
+                {
+                    "name": kind.name,
+                    "priority": kind.priority,
+                    "requests": judged.requests,
+                    "metrics": judged.summaries(),
+                    "slo": judged.verdict(),
+                    "goodput_fraction": judged.goodput_fraction(),
+                }
+                for kind, judged in self._apart
+            ],
+            quantile_error=0.0 if self._exact else RELATIVE_ERROR,
+        )
+
+    def timeline(self, end_of_run_s: float) -> dict[str, NDArray[Any]]:
+        """Columns of `timeline.parquet`."""
+        return table(self._bins, end_of_run_s)
 
 
-def _peak_concurrency(raw: ClusterResult) -> int:
-    """Most requests in the system at once."""
-    began = raw.arrival_s[(raw.status == FINISHED) | (raw.status == UNFINISHED)]
-    return peak_of(began, raw.end_s[raw.status == FINISHED])[0]
-
-
-def peak_of(began: NDArray[np.float64], ended: NDArray[np.float64], before: int = 0) -> tuple[int, int]:
+def _peak_of(began: FloatArray, ended: FloatArray, before: int) -> tuple[int, int]:
     """Most at once, and how many are left, of `before` and those that begin and end at these times; ends count first."""
     times = np.concatenate([ended, began])
     change = np.concatenate([np.full(len(ended), -1, np.int8), np.ones(len(began), np.int8)])
-    order = np.lexsort((change, times))
-    level = np.cumsum(change[order], dtype=np.int64)
+    level: IntArray = np.cumsum(change[np.lexsort((change, times))], dtype=np.int64)
     return before + int(level.max(initial=0)), before + len(began) - len(ended)
 
 
-def _used_up(spec: WorkloadSpec, workload: Workload, raw: ClusterResult) -> bool:
-    """Tell whether a closed loop ran out of the requests prepared for it before its duration was over."""
-    pooled = np.isnan(workload.arrival_s) & (workload.predecessor < 0)
-    if not pooled.any() or spec.requests is not None or raw.stopped_at_s is not None:
-        return False
-    spent = not (raw.status[pooled] == NOT_ARRIVED).any()
-    return spent and raw.end_of_run_s < workload.duration_s
+__all__ = ["Collector", "Figures", "Judged", "measured_window"]

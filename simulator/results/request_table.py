@@ -17,7 +17,7 @@ from simulator.cluster.outcome import (
     Reason,
 )
 from simulator.io.tables import Coded, Column, Numbered
-from simulator.results.metrics import Latencies
+from simulator.results.latencies import Latencies
 from simulator.workload.columns import Workload
 
 FINISH_REASONS = ("stop", "length", "unfinished", "rejected", "not_arrived", "failed")

@@ -5,19 +5,36 @@ Every column is an integral over the steps: an amount is spent evenly over the t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cluster.outcome import ClusterResult
-from simulator.results.metrics import Window
 from simulator.serving.log import Columns
 
 FloatArray = NDArray[np.float64]
 
 MAX_ROWS = 10_000
 MIN_BIN_S = 1.0
+
+
+@dataclass(frozen=True)
+class Window:
+    """The measured window [s]: requests arriving in it are judged, its time counts for rates and cost."""
+
+    start_s: float
+    end_s: float
+
+    @property
+    def length_s(self) -> float:
+        """Length in seconds."""
+        return max(self.end_s - self.start_s, 0.0)
+
+    @property
+    def middle_s(self) -> float:
+        """Where the second half begins."""
+        return (self.start_s + self.end_s) / 2
 
 
 class _Spread:
@@ -140,16 +157,6 @@ def table(ranks: list[Bins], end_of_run_s: float) -> dict[str, NDArray[Any]]:
     return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
-def timeline(result: ClusterResult) -> dict[str, NDArray[Any]]:
-    """The timeline of a run whose steps are all in memory."""
-    ranks = []
-    for log, kv_total in zip(result.logs, result.capacity_blocks, strict=True):
-        bins = Bins(kv_total)
-        bins.add(log.records())
-        ranks.append(bins)
-    return table(ranks, result.end_of_run_s)
-
-
 class WindowLoad:
     """Averages and peaks over a window of time, over ranks whose steps come in any number of parts."""
 
@@ -200,12 +207,3 @@ class WindowLoad:
             "busy_prefill_s": totals["prefill"],
             "busy_decode_s": totals["busy"] - totals["prefill"],
         }
-
-
-def server_averages(result: ClusterResult, window: Window) -> dict[str, Any]:
-    """Averages and peaks over the window, over all ranks: KV use, rows, queue, busy share, device time by kind."""
-    load = WindowLoad(window)
-    for log, kv_total in zip(result.logs, result.capacity_blocks, strict=True):
-        load.add(log.records(), kv_total)
-    return load.averages(window.length_s, len(result.logs))
-

@@ -13,7 +13,8 @@ from engine_models.cost.overheads import Overheads
 from hardware_profiles.errors import PlanError
 from simulator.cluster.outcome import ClusterResult
 from simulator.results.intervals import Evidence, half_width, interval, rate_width, share_of_queue
-from simulator.results.metrics import Latencies
+from simulator.results.latencies import Latencies, latencies
+from simulator.results.statistics import statistics
 from simulator.validation.contradictions import sift
 from simulator.validation.spellings import Unplayable
 from simulator.validation.suite import (
@@ -37,7 +38,6 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
     """Simulate one experiment; predicted metrics by row id. `overheads` replaces the engine's own."""
     from simulator.config.load import load_scenario
     from simulator.prepare import prepare
-    from simulator.results import metrics
     from simulator.results.domain import domain
     from simulator.run import run_prepared
 
@@ -66,7 +66,7 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
     prepared = replace(prepared, plan=plan)
     run = run_prepared(prepared, workload=experiment.workload)
     raw = run.raw
-    lat = metrics.latencies(raw)
+    lat = latencies(raw)
     if experiment.start_s:
         late_ms = np.where(experiment.workload.predecessor == -1, experiment.start_s * 1e3, 0.0)
         lat = replace(lat, ttft_ms=lat.ttft_ms + late_ms, e2el_ms=lat.e2el_ms + late_ms)
@@ -117,13 +117,9 @@ def row_metrics(raw: ClusterResult, lat: Latencies, mask: NDArray[np.bool_]) -> 
     """Predicted values of the suite's metric columns over some requests."""
     out: dict[str, float] = {}
     for name, values in (("ttft", lat.ttft_ms), ("e2e", lat.e2el_ms), ("tpot", lat.tpot_ms)):
-        chosen = values[mask]
-        chosen = chosen[~np.isnan(chosen)]
-        if not len(chosen):
-            continue
-        out[f"{name}_mean_ms"] = float(chosen.mean())
-        for percent in (50, 90, 95, 99):
-            out[f"{name}_p{percent}_ms"] = float(np.percentile(chosen, percent))
+        found = statistics(values[mask], "ms")
+        if found["count"]:
+            out |= {f"{name}_{key}_ms": found[key] for key in ("mean", "p50", "p90", "p95", "p99")}
     tokens = raw.output_tokens[mask].astype(float)
     if "e2e_mean_ms" in out and tokens.mean() > 1:
         out["itl_mean_corrected_ms"] = (out["e2e_mean_ms"] - out["ttft_mean_ms"]) / (float(tokens.mean()) - 1)

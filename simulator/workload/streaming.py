@@ -31,8 +31,6 @@ BLOCK = 1 << 15
 """Requests of a block."""
 ROWS_READ = 1 << 16
 """Records of a file that are read at once."""
-CLASSES_COUNTED = False
-"""Whether the figures of streamed runs are made by class too."""
 STREAMED_FORMATS = ("columns", "azure", "burstgpt", "servegen")
 
 
@@ -45,7 +43,7 @@ class WorkloadStream:
     def __init__(self, spec: WorkloadSpec, requests: Requests, duration_s: float) -> None:
         self._spec, self._requests = spec, requests
         self.duration_s, self.warmup_s, self.drain_s = duration_s, spec.warmup, spec.drain_s
-        self.source = requests.source
+        self.source, self.classes = requests.source, requests.classes
         self._closed = any(isinstance(load.arrivals, ClosedLoopArrivals) for load in spec.loads())
         self._waits = self._closed or any(load.sessions is not None for load in spec.loads())
 
@@ -80,8 +78,6 @@ def open_stream(spec: WorkloadSpec, *, seed: int, base_dir: Path, above: int) ->
     Raises InputError as `build_workload`.
     """
     loads = spec.loads()
-    if spec.classes is not None and not CLASSES_COUNTED:
-        return None
     if spec.classes is None and spec.trace is not None:
         path = resolve_trace(spec.trace, base_dir)
         counts = [c for c in (spec.limit, spec.requests) if c is not None]

@@ -19,7 +19,8 @@ from simulator.cli.cost import amount, share_of
 from simulator.config.load import load_scenario
 from simulator.planning.budget import counted, sustained
 from simulator.prepare import prepare
-from simulator.results import metrics
+from simulator.results.latencies import token_gaps
+from simulator.results.statistics import weighted_batches
 from simulator.run import simulate
 from simulator.workload.traces import read_trace
 from tests.terminal import typed
@@ -351,8 +352,8 @@ def test_gaps_of_several_replicas_come_in_order_of_time(tmp_path: Path) -> None:
     deployment = {**SMALL["deployment"], "replicas": 4}
     rising = {**SMALL, "deployment": deployment, "workload": {"trace": str(trace)}}
     raw = simulate(rising).raw
-    gaps, weights = metrics.token_gaps(raw, np.ones(len(raw.status), bool))
-    batches = metrics.weighted_batches(gaps, weights)
+    gaps, weights = token_gaps(raw, np.ones(len(raw.status), bool))
+    batches = weighted_batches(gaps, weights)
     assert batches is not None
     assert batches[:3].max() < batches[5:].min()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hardware_profiles.errors import InputError
-from simulator.results import metrics
+from simulator.results.latencies import token_gaps
 from simulator.run import RunResult, simulate
 
 SCENARIO: dict[str, Any] = {
@@ -108,7 +108,7 @@ def test_a_request_accepts_the_same_on_however_many_replicas() -> None:
 
 def test_tokens_of_one_step_are_one_chunk_to_the_client() -> None:
     result = run({"acceptance": 1.0})
-    gaps, weights = metrics.token_gaps(result.raw, np.ones(60, dtype=bool))
+    gaps, weights = token_gaps(result.raw, np.ones(60, dtype=bool))
     steps = sum(len(set(tokens_of(result, row))) for row in range(60))
     assert weights.sum() == steps - 60
     assert gaps.min() > 0

@@ -266,7 +266,7 @@ def test_host_time_of_a_step_shows_without_overlap_alone() -> None:
     from engine_models.cost.overheads import load_overheads
     from simulator.config.load import load_scenario
     from simulator.prepare import prepare
-    from simulator.results.metrics import latencies
+    from simulator.results.latencies import latencies
     from simulator.run import run_prepared
 
     def tpot_ms(rows: int, **flags: bool) -> float:

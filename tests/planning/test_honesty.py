@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator.results import metrics
-from simulator.results.metrics import Latencies, Window, statistics, verdict, with_model_error
+from simulator.results.latencies import Latencies
+from simulator.results.rates import RATES
+from simulator.results.statistics import Share, statistics, weighted_batches
+from simulator.results.timeline import Window
+from simulator.results.verdict import with_model_error
 from simulator.run import simulate
+from tests.counted import rates, verdict
 
 SLO: dict[str, Any] = {"ttft_ms": {"p90": 100.0}}
 
@@ -19,8 +23,7 @@ def lat(ttft_ms: np.ndarray[Any, Any]) -> Latencies:
 
 
 def judge(ttft_ms: np.ndarray[Any, Any], slo: dict[str, Any] = SLO) -> dict[str, Any]:
-    none = (np.zeros(0), np.zeros(0, np.int64))
-    return verdict(lat(ttft_ms), np.ones(len(ttft_ms), bool), none, slo)
+    return verdict(lat(ttft_ms), slo)
 
 
 def late(share: float, count: int = 2000, seed: int = 1) -> np.ndarray[Any, Any]:
@@ -78,8 +81,8 @@ def test_the_share_of_few_is_wilson_s_bound() -> None:
     n = 0.0099 / (0.2**2 / 20 / 20)  # as many as the spread of the batches says: 99
     t = 1.729
     upper = (0.01 + t**2 / (2 * n) + t * (0.0099 / n + t**2 / (4 * n**2)) ** 0.5) / (1 + t**2 / n)
-    assert metrics.open_share(batches, 1, 100, upper * 0.999)
-    assert not metrics.open_share(batches, 1, 100, upper * 1.001)
+    assert Share(1, 100, batches).open(upper * 0.999)
+    assert not Share(1, 100, batches).open(upper * 1.001)
 
 
 def test_lost_requests_are_infinitely_late() -> None:
@@ -122,7 +125,7 @@ def test_one_clear_miss_settles_the_verdict() -> None:
 
 def test_weighted_batches_are_the_means_of_equal_stretches() -> None:
     values = np.repeat(np.arange(20.0), 50)
-    batches = metrics.weighted_batches(values, np.full(1000, 3))
+    batches = weighted_batches(values, np.full(1000, 3))
     assert batches is not None
     assert batches == pytest.approx(np.arange(20.0))
 
@@ -161,9 +164,9 @@ def test_every_metric_of_a_run_has_its_sampling_error() -> None:
 def test_the_rates_of_the_stretches_add_up_to_the_run_s() -> None:
     run = simulate(SCENARIO)
     good = ~np.isnan(run.raw.end_s)
-    found = metrics.rates_ci95(run.raw, Window(10.0, 60.0), good)
+    found = rates(run.raw, good).ci95(Window(10.0, 60.0), judged=True)
     for name in ("request_throughput", "input_throughput", "output_throughput", "total_token_throughput"):
         low, high = found[name] or [0.0, 0.0]
         assert (low + high) / 2 == pytest.approx(run.result["totals"][name]), name
     assert found["request_goodput"] is not None
-    assert metrics.rates_ci95(run.raw, Window(5.0, 5.0)) == dict.fromkeys(found)
+    assert rates(run.raw).ci95(Window(5.0, 5.0), judged=False) == dict.fromkeys(RATES)

@@ -28,7 +28,6 @@ LENGTHS = {
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "BLOCK", 700)
     monkeypatch.setattr(streaming, "ROWS_READ", 900)
-    monkeypatch.setattr(streaming, "CLASSES_COUNTED", True)
 
 
 def shared(blocks: list[Workload]) -> list[Shared | None]:

@@ -1,0 +1,192 @@
+"""Latencies of requests and gaps between tokens, in the meanings of vLLM's benchmark.
+
+    TTFT = first token visible - send        TPOT = (E2E - TTFT) / (output tokens - 1), undefined for one token
+    E2E  = last token visible - send         ITL  = gaps between successive tokens, pooled over all requests
+
+Token times are not stored: they are slices of the step ends of logs, so the pooled gaps are an exact weighted histogram (a gap of
+a step weighs as many rows as emitted in it and in the step before).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cluster.outcome import FINISHED, ClusterResult
+from simulator.results.statistics import BATCHES, BoolArray, FloatArray, IntArray, parts
+from simulator.serving.emissions import Emissions, Ranges
+from simulator.serving.log import StepLog
+
+LATENCIES = ("ttft_ms", "tpot_ms", "e2el_ms", "queue_ms", "prefill_ms", "decode_ms")
+STRETCHES = 8 * BATCHES
+"""Stretches of time in which the gaps of several logs are joined (assumed: finer than the batches of the sampling error)."""
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Per-request latencies [ms] (NaN where undefined), over all rows of the workload."""
+
+    ttft_ms: FloatArray
+    tpot_ms: FloatArray
+    e2el_ms: FloatArray
+    queue_ms: FloatArray
+    prefill_ms: FloatArray
+    decode_ms: FloatArray
+
+
+def latencies(result: ClusterResult, extra_s: float = 0.0) -> Latencies:
+    """Latencies of every request; `extra_s` is what the measuring client adds to TTFT and E2E."""
+    finished = result.status == FINISHED
+    ttft = (result.first_token_s - result.arrival_s + extra_s) * 1e3
+    e2el = np.where(finished, (result.end_s - result.arrival_s + extra_s) * 1e3, np.nan)
+    ttft = np.where(finished, ttft, np.nan)
+    several = finished & (result.output_tokens > 1)
+    tpot = np.full(len(ttft), np.nan)
+    tpot[several] = (e2el - ttft)[several] / (result.output_tokens[several] - 1)
+    queue = np.where(finished, (result.first_scheduled_s - result.engine_arrival_s) * 1e3, np.nan)
+    prefill = np.where(finished, (result.first_token_s - result.first_scheduled_s) * 1e3, np.nan)
+    return Latencies(ttft, tpot, e2el, queue, prefill, e2el - ttft)
+
+
+class Covered:
+    """How many of the ranges of steps that come in cover each step of a log that is kept."""
+
+    def __init__(self) -> None:
+        self._change = np.zeros(1, dtype=np.int32)
+
+    def add(self, start: IntArray, stop: IntArray, kept: int) -> None:
+        """Take in ranges [start, stop) of places among `kept` steps."""
+        self._grow(kept)
+        np.add.at(self._change, start, 1)
+        np.subtract.at(self._change, stop, 1)
+
+    def take(self, steps: int) -> NDArray[np.int32]:
+        """Return how many cover each of the first steps, which are not kept any longer."""
+        self._grow(steps)
+        found = self._change[:steps]
+        np.cumsum(found, out=found)
+        self._change = self._change[steps:].copy()
+        if steps:
+            self._change[0] += found[-1]
+        return found
+
+    def _grow(self, kept: int) -> None:
+        if len(self._change) <= kept:
+            more = np.zeros(kept + 1 - len(self._change), dtype=np.int32)
+            self._change = np.concatenate([self._change, more])
+
+
+def clocks_of(logs: Sequence[StepLog]) -> list[FloatArray]:
+    """End times of the steps that logs keep, as views: while one lives its log cannot change."""
+    return [np.frombuffer(log.end_s, dtype=np.float64) for log in logs]
+
+
+def kept_ranges(emissions: Emissions, rows: IntArray, logs: Sequence[StepLog]) -> Ranges:
+    """Ranges of `rows` by their places among the steps that the logs keep."""
+    spans = emissions.ranges(rows)
+    if not any(log.retired_steps for log in logs):
+        return spans
+    dropped = np.array([log.retired_steps for log in logs])[spans.log]
+    return spans._replace(first=spans.first - dropped, last=spans.last - dropped)
+
+
+class TokenGaps:
+    """Gaps between the tokens of some requests over all logs: counted by step, taken out in order of time."""
+
+    def __init__(self, logs: Sequence[StepLog]) -> None:
+        self._logs = logs
+        self._covered = [Covered() for _ in logs]
+        self._pauses: list[list[tuple[FloatArray, FloatArray]]] = [[] for _ in logs]
+
+    def count(self, emissions: Emissions, rows: BoolArray) -> None:
+        """Take in the tokens of the chosen requests."""
+        spans = kept_ranges(emissions, np.flatnonzero(rows), self._logs)
+        clocks = clocks_of(self._logs)
+        for number, ends in enumerate(clocks):
+            first, last = spans.of_log(number)
+            if not len(first):
+                continue
+            # tokens in [first, last] have gaps that end with the steps first + 1 to last, number `first` to `last - 1` here
+            self._covered[number].add(first, last, len(ends))
+            pauses = pauses_s(spans, clocks, number)
+            if len(pauses[0]):
+                self._pauses[number].append(pauses)
+
+    def take(self, steps: Sequence[int]) -> tuple[FloatArray, IntArray]:
+        """Gaps [s] after the first `steps` kept steps of each log, which then are not kept any longer, and how often each occurs.
+
+        They come in order of time to within a small part (`STRETCHES`) of these steps, those of all logs together.
+        """
+        gaps: list[FloatArray] = []
+        weights: list[IntArray] = []
+        stops: list[IntArray] = []  # of each array, the places of the edges of the stretches
+        clocks = [ends[:n] for ends, n in zip(clocks_of(self._logs), steps, strict=True)]
+        began = min((float(c[0]) for c in clocks if len(c)), default=0.0)
+        ended = max((float(c[-1]) for c in clocks if len(c)), default=0.0)
+        edges = np.linspace(began, ended, STRETCHES + 1)[1:-1]
+        for number, (log, n) in enumerate(zip(self._logs, steps, strict=True)):
+            ends = np.frombuffer(log.end_s, dtype=np.float64)[: n + 1]
+            weight = self._covered[number].take(n)[: max(len(ends) - 1, 0)]
+            found = np.empty(int(np.count_nonzero(weight)))
+            filled = 0
+            for part in parts(len(weight)):
+                some = weight[part] > 0
+                here = (ends[part.start + 1 : part.stop + 1] - ends[part.start : part.stop])[some]
+                found[filled : filled + len(here)] = here
+                filled += len(here)
+            gaps.append(found)
+            small = np.int16 if weight.max(initial=0) <= np.iinfo(np.int16).max else np.int32
+            weights.append(weight[weight > 0].astype(small))
+            places = [0, *np.searchsorted(ends[1:], edges).tolist(), len(weight)]
+            stops.append(np.cumsum([0, *(int(np.count_nonzero(weight[a:b])) for a, b in pairwise(places))]))
+            del weight
+            if self._pauses[number]:
+                pauses, resumed = (
+                    np.concatenate(arrays) for arrays in zip(*self._pauses[number], strict=True)
+                )
+                self._pauses[number] = []
+                order = np.argsort(resumed, kind="stable")
+                pauses, resumed = pauses[order], resumed[order]
+                gaps.append(pauses)
+                weights.append(np.ones(len(pauses), dtype=np.int32))
+                stops.append(np.array([0, *np.searchsorted(resumed, edges).tolist(), len(pauses)]))
+        if len(gaps) == 1:
+            return gaps[0], weights[0]
+        return _by_stretch(gaps, stops), _by_stretch(weights, stops)
+
+
+def token_gaps(result: ClusterResult, rows: BoolArray) -> tuple[FloatArray, IntArray]:
+    """Gaps between successive tokens of the chosen requests of a whole run [s], and how often each occurs (at least once)."""
+    gaps = TokenGaps(result.logs)
+    gaps.count(result.emissions, rows)
+    return gaps.take([len(log.end_s) for log in result.logs])
+
+
+def pauses_s(spans: Ranges, clocks: list[FloatArray], number: int) -> tuple[FloatArray, FloatArray]:
+    """Gaps before the first tokens in a log after a pause, or after another log, and when those came [s], in order of time.
+
+    Tokens of one step, as drafts yield them, are one chunk to the client. `clocks` are the ends of the steps of every log.
+    """
+    moved = spans.log[1:] != spans.log[:-1]
+    later = (spans.first[1:] > spans.last[:-1]) | moved
+    again = np.flatnonzero((spans.owner[1:] == spans.owner[:-1]) & later & (spans.log[1:] == number))
+    again = again[np.argsort(spans.first[again + 1], kind="stable")]
+    resumed = clocks[number][spans.first[again + 1]]
+    left = clocks[number][np.where(moved[again], 0, spans.last[again])]
+    for i in np.flatnonzero(moved[again]).tolist():
+        left[i] = clocks[int(spans.log[again[i]])][spans.last[again[i]]]
+    return resumed - left, resumed
+
+
+def _by_stretch(arrays: Sequence[NDArray[Any]], stops: Sequence[IntArray]) -> NDArray[Any]:
+    """Join arrays stretch by stretch: the first stretch of all, then the second; `stops` are the edges' places in each."""
+    pieces = zip(
+        *([array[a:b] for a, b in pairwise(at.tolist())] for array, at in zip(arrays, stops, strict=True)),
+        strict=True,
+    )
+    return np.concatenate([piece for stretch in pieces for piece in stretch])
