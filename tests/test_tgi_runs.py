@@ -78,6 +78,17 @@ def test_memory_is_reserved_by_the_clients_limit() -> None:
     assert peaks[0] > 2 * peaks[1] > 20
 
 
+def test_streamed_runs_shed_as_those_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = CASES["chunks"][2] | {"requests": 600}
+    whole = simulate(scenario_of(workload, max_concurrent_requests=20)).result["totals"]
+    monkeypatch.setattr("simulator.run.STREAM_ABOVE", 100)
+    streamed = simulate(scenario_of(workload, max_concurrent_requests=20))
+    assert not isinstance(streamed.requests, Mapping)
+    for key in ("offered", "completed", "rejected", "total_output_tokens", "max_concurrent_requests"):
+        assert streamed.result["totals"][key] == whole[key], key
+    assert whole["rejected"] > 50
+
+
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "chunks": (
         "tgi",

@@ -17,6 +17,8 @@ import heapq
 from bisect import bisect_right
 from itertools import count
 
+from engine_models.parts.sequence import Sequence
+
 Run = tuple[int, int, int]
 Runs = tuple[Run, ...]
 
@@ -85,6 +87,20 @@ class Content:
                     if i == len(runs) and equal < room:
                         return equal
         return min(equal, room)
+
+
+def content_of(seq: Sequence) -> Content:
+    """Prompt and answer of a request: what others may share as its runs say, the rest a segment that nobody else has."""
+    final, runs = seq.final_length, seq.runs
+    covered = sum(run[2] for run in runs)
+    shared = final if seq.output_shared else min(seq.shareable_blocks, covered)
+    if covered > shared:
+        runs = Content(runs).slice(0, shared)
+    elif covered < shared:
+        shared = covered
+    if shared < final:
+        runs = (*runs, (-1 - seq.index, shared, final - shared))
+    return Content(runs)
 
 
 def split_runs(runs: Runs, tokens: int) -> tuple[Runs, Runs]:

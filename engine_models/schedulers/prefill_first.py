@@ -18,7 +18,7 @@ import random
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from engine_models.memory.radix import Content, Node, RadixPool, RadixTree
+from engine_models.memory.radix import Content, Node, RadixPool, RadixTree, content_of
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import Run, Scheduler, State
@@ -220,19 +220,10 @@ class PrefillFirstScheduler(Scheduler):
 
     def _receive(self, seq: Sequence) -> None:
         prompt, final = seq.prompt_tokens, seq.final_length
-        runs = seq.runs
-        covered = sum(run[2] for run in runs)
-        shared = final if seq.output_shared else min(seq.shareable_blocks, covered)
-        if covered > shared:
-            runs = Content(runs).slice(0, shared)
-        elif covered < shared:
-            shared = covered
-        if shared < final:  # the rest is nobody else's
-            runs = (*runs, (-1 - seq.index, shared, final - shared))
         # a client that sets no limit leaves the context as the limit
         limit = final - prompt if seq.stop_known else self.rules.max_model_len - prompt - 1
         room = self.kv.capacity_tokens - prompt - self.kv.page_tokens - 1
-        row = _Row(Content(runs), max(1, min(limit, room)), self.kv.tree.root)
+        row = _Row(content_of(seq), max(1, min(limit, room)), self.kv.tree.root)
         row.queued = self._arrivals
         row.processed = self._prefilled_tokens
         self._arrivals += 1

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine_models.memory.lifetime_pages import LifetimePages
-from engine_models.memory.radix import Content
+from engine_models.memory.radix import Content, content_of
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import Run, Scheduler, State
@@ -130,7 +130,7 @@ class WholeLifetimeScheduler(Scheduler):
         # a client that sets no limit leaves the context as the limit
         room = (seq.final_length if seq.stop_known else rules.max_total_tokens) - prompt
         limit = seq.limit_tokens or room
-        self._rows[seq] = _Row(Content(_runs(seq)), prompt, max(limit, 1))
+        self._rows[seq] = _Row(content_of(seq), prompt, max(limit, 1))
         seq.state = "waiting"
         self._waiting.append(seq)
         self._too_few_wait = False
@@ -424,17 +424,3 @@ class WholeLifetimeScheduler(Scheduler):
 
 def _order(seq: Sequence) -> int:
     return seq.order
-
-
-def _runs(seq: Sequence) -> tuple[tuple[int, int, int], ...]:
-    """Prompt and answer of a request: what others may share as its runs say, the rest a segment of its own."""
-    final, runs = seq.final_length, seq.runs
-    covered = sum(run[2] for run in runs)
-    shared = final if seq.output_shared else min(seq.shareable_blocks, covered)
-    if covered > shared:
-        runs = Content(runs).slice(0, shared)
-    elif covered < shared:
-        shared = covered
-    if shared < final:
-        runs = (*runs, (-1 - seq.index, shared, final - shared))
-    return runs
