@@ -364,7 +364,7 @@ def _recorder() -> Callable[[Batch, Mapping[int, str]], dict[str, Any]]:
     return as_recorded
 
 
-_DOCS = "SGLang documentation, get_started/install and advanced_features/quantization, read 2026-11"
+_DOCS = "SGLang's docs/advanced_features/quantization.md (public copy, read 2026-11); apu: assumed as gpu"
 _KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apu"})
 
 ENGINE = Engine(

@@ -637,7 +637,10 @@ def _as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
     }
 
 
-_DOCS = "vLLM documentation, installation and features/quantization, read 2026-11"
+_DOCS = (
+    "vLLM's docs/getting_started/installation and docs/features/quantization/supported_hardware.md (public copies, read 2026-11); "
+    "apu and asic: assumed as gpu"
+)
 _ANYWHERE: frozenset[DeviceKind] = frozenset({"gpu", "apu", "asic", "cpu"})
 _ACCELERATORS: frozenset[DeviceKind] = frozenset({"gpu", "apu", "asic"})
 

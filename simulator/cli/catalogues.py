@@ -263,6 +263,12 @@ def _show_engine(name: str) -> dict[str, Any]:
     version = engine.version(split(name)[1])
     switches = engine.switches(version)
     report: dict[str, Any] = {"name": engine.name, "version": version, "versions": engine.releases}
+    report["devices"] = list(engine.devices)
+    for key, offered in (("formats", engine.formats), ("features", engine.features)):
+        report[key] = [
+            {"name": name, "devices": " ".join(sorted(support.kinds)), "source": support.source}
+            for name, support in offered.items()
+        ]
     if switches:
         report["switches"] = {"name": version, **switches}
     report["flags"] = {
