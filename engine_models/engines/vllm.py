@@ -638,8 +638,8 @@ def _as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
 
 
 _DOCS = (
-    "vLLM's docs/getting_started/installation and docs/features/quantization/supported_hardware.md (public copies, read 2026-11); "
-    "apu and asic: assumed as gpu"
+    "vLLM's docs/getting_started/installation and docs/features/quantization/supported_hardware.md (public copies, read "
+    "2026-11); apu and asic: assumed as gpu"
 )
 _ANYWHERE: frozenset[DeviceKind] = frozenset({"gpu", "apu", "asic", "cpu"})
 _ACCELERATORS: frozenset[DeviceKind] = frozenset({"gpu", "apu", "asic"})
