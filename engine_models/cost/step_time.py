@@ -167,10 +167,16 @@ class StepTimeModel(StepCost):
             return [max(fixed + attention, least) for attention in self._decode.few(shape, steps)]
         table = self._decode.full(rows)
         nodes, values, slopes = table.nodes, table.values, table.slopes
-        x = float(shape.decode_kv_tokens)
+        kv_tokens = shape.decode_kv_tokens
+        x = float(kv_tokens)
         i = max(bisect_right(nodes, x) - 1, 0)
         last = len(nodes) - 1
-        out: list[float] = []
+        if i == last or kv_tokens + rows * (steps - 1) < nodes[i + 1]:  # all in one stretch of the table
+            node, value, slope = nodes[i], values[i], slopes[i]
+            stretch = range(kv_tokens, kv_tokens + rows * steps, rows)
+            out = [fixed + (value + slope * (at - node)) for at in stretch]
+            return out if min(out) > least else [max(device, least) for device in out]
+        out = []
         for _ in range(steps):
             while i < last and x >= nodes[i + 1]:
                 i += 1
