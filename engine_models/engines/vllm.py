@@ -49,6 +49,7 @@ from engine_models.model.architecture import (
 from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.schedulers.continuous import ContinuousScheduler
+from engine_models.schedulers.staged import StagedScheduler
 from engine_models.schedulers.windowed import WindowedScheduler
 from hardware_profiles.device import DeviceKind, load_device
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
@@ -164,6 +165,9 @@ class Rank:
             )
             if mode == "jump" and self.host is None and WindowedScheduler.serves(self.rules):
                 return WindowedScheduler(self.rules, kv)
+        staged = mode == "jump" and self.rules.pipelined and self.host is None and not self.rules.speculative_tokens
+        if staged and isinstance(kv, PagedKV):
+            return StagedScheduler(self.rules, kv)
         host = HostTier(**self.host) if self.host is not None else None
         return ContinuousScheduler(
             self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", host=host

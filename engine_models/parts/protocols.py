@@ -25,13 +25,17 @@ class Run:
     `shape` is the first of these steps as a batch without rows (its number is not used). The proof holds for steps that are
     formed before `until_s`. An arrival ends it, unless the run is `deaf`: then arrivals change nothing in it. A scheduler may
     return the same object each time: what it says is read before the next call.
+
+    In a pipeline batches take turns: `turns` are the shapes of the steps after the first, until its rows are served again. Such a
+    run is taken a step at a time, each when the batch in flight longest is settled.
     """
 
-    __slots__ = ("deaf", "shape", "steps", "until_s")
+    __slots__ = ("deaf", "shape", "steps", "turns", "until_s")
 
     def __init__(self, steps: int, shape: Batch, until_s: float = INFINITY, *, deaf: bool = False) -> None:
         self.steps = steps
         self.shape = shape
+        self.turns: tuple[Batch, ...] = ()
         self.until_s = until_s
         self.deaf = deaf
 

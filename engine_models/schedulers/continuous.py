@@ -487,11 +487,7 @@ class ContinuousScheduler(Scheduler):
             seq.emit(number, number)
             seq.length += 1
             if self.rules.pipelined:
-                seq.ready_batch = number
-                if seq.length >= seq.final_length:
-                    seq.state = "ending"
-                    del self.partial[seq]
-                    batch.finishing.append(seq)
+                self._await_result(seq, batch)
                 continue
             del self.partial[seq]
             if seq.length < seq.final_length:
@@ -505,6 +501,14 @@ class ContinuousScheduler(Scheduler):
                     seq.state = "ending"
         if len(batch.finishing) > 1:
             batch.finishing.sort(key=lambda s: s.order)
+
+    def _await_result(self, seq: Sequence, batch: Batch) -> None:
+        """A row of a pipeline that emits with a batch is served again when the result is known."""
+        seq.ready_batch = batch.number
+        if seq.length >= seq.final_length:
+            seq.state = "ending"
+            del self.partial[seq]
+            batch.finishing.append(seq)
 
     def _commit_decodes(self, batch: Batch) -> list[Sequence]:
         """Begin to commit a batch with the rows that only decode; return those whose step is in vain, as they have ended."""

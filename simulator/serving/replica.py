@@ -84,6 +84,7 @@ class Replica:
         self._on_finish = on_finish
         self._on_batch = on_batch
         self._sync = depth == 1
+        self._staged = stages > 1
         self._asleep_until_s = 0.0  # nothing can be scheduled before, unless a request arrives
 
     # -- the outside ----------------------------------------------------------------------------------------
@@ -157,7 +158,10 @@ class Replica:
                 if inbox and inbox[0].arrival_s <= now:
                     rank.receive(now)
                     self._priced = None
-            if len(flight) == self.depth - 1 and self._jump(limit_s):
+            if self._staged:
+                if only is not None and self._jump_staged(only, limit_s):
+                    continue
+            elif len(flight) == self.depth - 1 and self._jump(limit_s):
                 continue
             self._asleep_until_s = 0.0
             self._priced = None
@@ -368,6 +372,64 @@ class Replica:
             self.clock_s = ends[-2]
             self._stage_free_s[0] = ends[-1]
         flight.append((ranks, batches, ends[-1]))
+        return True
+
+    def _jump_staged(self, rank: Rank, limit_s: float) -> bool:
+        """Take the steps of a run over the stages of a pipeline, whose batches take turns; False if none is proven.
+
+        A step is formed when the batch in flight longest is settled, of the rows of that batch.
+        """
+        scheduler, flight, free, cost = rank.scheduler, self._in_flight, self._stage_free_s, self.cost
+        run = scheduler.run()
+        if run is None or len(flight) != len(run.turns) or any(map(ends_a_request, flight)):
+            return False
+        shapes = (run.shape, *run.turns)
+        turns, deaf = len(shapes), run.deaf
+        steps = run.steps
+        if limit_s - self.clock_s < self._step_guess_s * steps:
+            steps = min(steps, int((limit_s - self.clock_s) / self._step_guess_s) + 3)
+        each = -(-steps // turns)
+        device_s = [
+            cost.few_s((shape,), each) if each <= FEW_STEPS else cost.run_s((shape,), each).tolist()
+            for shape in shapes
+        ]
+        host_s = [cost.host_s(shape) for shape in shapes]
+        began_s, now, inbox = self.clock_s, self.clock_s, rank.inbox
+        for number in range(steps):
+            if number:
+                if flight[0][2] > limit_s:
+                    break
+                taking, batches, end_s = flight.popleft()
+                now = self.clock_s = max(self.clock_s, end_s)
+                self._settle(taking, batches)
+            if now >= limit_s:
+                self._may_schedule = True
+                return True
+            if inbox and inbox[0].arrival_s <= now:
+                if not deaf:
+                    self._may_schedule = True
+                    return True
+                rank.receive(now)
+            lane, turn = number % turns, number // turns
+            device = device_s[lane][turn]
+            ready = now + host_s[lane]
+            start = ready if ready > free[0] else free[0]
+            end = start + device
+            free[0] = end
+            for stage in range(1, len(free)):
+                entry = end if end > free[stage] else free[stage]
+                end = entry + device
+                free[stage] = end
+            self.clock_s = ready
+            batch, _, _ = scheduler.take(1)
+            batch.t_sched, batch.t_start, batch.t_end = now, start, end
+            rank.log.step(start, end, end - start - device, 0.0, scheduler.state(), batch)
+            flight.append((self.ranks, [batch], end))
+            if turns < self.depth and inbox and inbox[0].arrival_s <= ready:
+                self._may_schedule = True  # it is let in beside the batches in flight
+                return True
+        self._may_schedule = len(flight) < self.depth
+        self._step_guess_s = max((self.clock_s - began_s) / steps, 1e-6)
         return True
 
     def _take_deaf(self, rank: Rank, first_s: float, ends_s: list[float], idle_s: float) -> Batch:

@@ -81,6 +81,21 @@ def test_sliding_windows_jumped_equal_stepping_bit_for_bit(case: Case) -> None:
     assert jumped.hit_tokens == stepped.hit_tokens
 
 
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(cases(), st.integers(2, 4))
+def test_pipelines_jumped_equal_stepping_bit_for_bit(case: Case, stages: int) -> None:
+    engine = plan(case.blocks, stages, caching=case.caching, pipelined=True, **dict(case.knobs))
+    jumped, stepped = (
+        Cluster(
+            workload_of(case), engine, RecordedClock(CLOCK), replicas=case.replicas, stages=stages, aggregate=a
+        ).run()
+        for a in (True, False)
+    )
+    assert digest(jumped) == digest(stepped)
+    assert emitted(jumped) == emitted(stepped)
+    assert jumped.hit_tokens == stepped.hit_tokens
+
+
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(cases())
 def test_requests_are_conserved_and_nothing_precedes_its_cause(case: Case) -> None:
