@@ -72,8 +72,14 @@ class StagedScheduler(ContinuousScheduler):
     def _leave_decodes(self, seq: Sequence, last: int | None) -> None:
         lane, joined = self._lane_of.pop(seq)
         lane.leave(seq)
-        for number in lane.numbers[joined:]:
-            seq.emit(number, number)
+        spans = seq.emissions
+        latest = spans[-1][1] if spans else -1
+        for number in lane.numbers[joined:]:  # as `Sequence.emit` of each
+            if number == latest + 1:
+                spans[-1][1] = number
+            else:
+                spans.append([number, number])
+            latest = number
 
     def _commit_decodes(self, batch: Batch) -> list[Sequence]:
         if batch.decode_rows:

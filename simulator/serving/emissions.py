@@ -53,10 +53,9 @@ class Emissions:
             at = start
         self._start[row] = at
         self._count[row] = count + len(spans)
-        for first, last in spans:
-            self._log.append(log)
-            self._first.append(first)
-            self._last.append(last)
+        self._log.extend([log] * len(spans))
+        self._first.extend([span[0] for span in spans])
+        self._last.extend([span[1] for span in spans])
 
     def __len__(self) -> int:
         return len(self._start)

@@ -7,6 +7,7 @@ says does not depend on how runs were cut.
 from __future__ import annotations
 
 from array import array
+from operator import eq
 from typing import Any
 
 import numpy as np
@@ -92,10 +93,10 @@ class StepLog:
         """Append steps that decode the same rows, each beginning when the one before it ends."""
         goes_on = (
             self.steps
+            and self.end_s[-1] == start_s
             and self.decode_tokens[-1] == decode_tokens
             and self.waiting[-1] == waiting
             and not self.prefill_tokens[-1]
-            and self.end_s[-1] == start_s
             and self.running[-1] == running
             and self.idle_s[-1] == idle_s
             and not self.preemptions[-1]
@@ -118,6 +119,38 @@ class StepLog:
         self.prefill_tokens.append(0)
         self.decode_tokens.append(decode_tokens)
         self.preemptions.append(0)
+
+    def turns(
+        self,
+        starts_s: list[float],
+        ends_s: list[float],
+        idle_s: list[float],
+        running: int,
+        waiting: int,
+        kv_used: list[int],
+        decode_tokens: list[int],
+    ) -> None:
+        """Append decode steps of a pipeline one by one, as `run` does, in one go."""
+        if not ends_s:
+            return
+        n = len(ends_s)
+        before = [self.end_s[-1], *ends_s] if self.end_s else [-1.0, *ends_s]
+        if any(map(eq, starts_s, before)):  # some may go on in the same state
+            for i in range(n):
+                kv = kv_used[i]
+                self.run(starts_s[i], ends_s[i : i + 1], idle_s[i], running, waiting, kv, kv, decode_tokens[i])
+            return
+        self.end_s.extend(ends_s)
+        self.start_s.extend(starts_s)
+        self.idle_s.extend(idle_s)
+        self.kv_steps.extend(kv_used)
+        self.kv_peak.extend(kv_used)
+        self.decode_tokens.extend(decode_tokens)
+        for column, value in ((self.steps, 1), (self.running, running), (self.waiting, waiting)):
+            column.extend([value] * n)
+        self.prefill_s.extend([0.0] * n)
+        self.prefill_tokens.extend([0] * n)
+        self.preemptions.extend([0] * n)
 
     def records(self, count: int | None = None) -> Columns:
         """Columns by record, of the first `count`, of all if None; tokens and device time of all its steps together.

@@ -222,17 +222,9 @@ class Replica:
             end = now + (host_s + device_s)
             start = end - device_s if host_s else now
         else:
-            ready = now + host_s
-            free = self._stage_free_s
-            begin = start = ready if ready > free[0] else free[0]
-            end = start + device_s
-            free[0] = end
-            for stage in range(1, len(free)):
-                entry = end if end > free[stage] else free[stage]
-                end = entry + device_s
-                free[stage] = end
-            self.clock_s = ready
-            idle_s = 0.0 if len(free) == 1 else end - start - device_s
+            self.clock_s = now + host_s
+            begin, end = self._through_stages(self.clock_s, device_s)
+            start, idle_s = begin, end - begin - device_s if self._staged else 0.0
         for number, batch in enumerate(batches):
             batch.t_sched, batch.t_start, batch.t_end = now, start, end
             rank = ranks[number]
@@ -379,13 +371,12 @@ class Replica:
 
         A step is formed when the batch in flight longest is settled, of the rows of that batch.
         """
-        scheduler, flight, free, cost = rank.scheduler, self._in_flight, self._stage_free_s, self.cost
+        scheduler, flight, cost = rank.scheduler, self._in_flight, self.cost
         run = scheduler.run()
         if run is None or len(flight) != len(run.turns) or any(map(ends_a_request, flight)):
             return False
         shapes = (run.shape, *run.turns)
-        turns, deaf = len(shapes), run.deaf
-        steps = run.steps
+        turns, deaf, steps = len(shapes), run.deaf, run.steps
         if limit_s - self.clock_s < self._step_guess_s * steps:
             steps = min(steps, int((limit_s - self.clock_s) / self._step_guess_s) + 3)
         each = -(-steps // turns)
@@ -394,43 +385,82 @@ class Replica:
             for shape in shapes
         ]
         host_s = [cost.host_s(shape) for shape in shapes]
-        began_s, now, inbox = self.clock_s, self.clock_s, rank.inbox
-        for number in range(steps):
-            if number:
+        tokens = [shape.decode_tokens for shape in shapes]
+        began_s = now = self.clock_s
+        running, waiting, _, _ = scheduler.state()
+        starts: list[float] = []
+        ends: list[float] = []
+        idle: list[float] = []
+        kv_used: list[int] = []
+        done, hears = 0, False  # whether something else comes first now
+        while done < steps and not hears:
+            if done:
                 if flight[0][2] > limit_s:
                     break
-                taking, batches, end_s = flight.popleft()
-                now = self.clock_s = max(self.clock_s, end_s)
-                self._settle(taking, batches)
+                _, batches, end = flight.popleft()
+                if end > now:
+                    now = end
+                scheduler.settle(batches[0])
+                if self._on_batch is not None:
+                    self._on_batch(batches[0])
             if now >= limit_s:
-                self._may_schedule = True
-                return True
-            if inbox and inbox[0].arrival_s <= now:
+                hears = True
+                break
+            if rank.next_arrival_s() <= now:
                 if not deaf:
-                    self._may_schedule = True
-                    return True
+                    hears = True
+                    break
                 rank.receive(now)
-            lane, turn = number % turns, number // turns
-            device = device_s[lane][turn]
-            ready = now + host_s[lane]
-            start = ready if ready > free[0] else free[0]
-            end = start + device
-            free[0] = end
-            for stage in range(1, len(free)):
-                entry = end if end > free[stage] else free[stage]
-                end = entry + device
-                free[stage] = end
-            self.clock_s = ready
-            batch, _, _ = scheduler.take(1)
-            batch.t_sched, batch.t_start, batch.t_end = now, start, end
-            rank.log.step(start, end, end - start - device, 0.0, scheduler.state(), batch)
+                self._log_turns(rank, done, starts, ends, idle, running, waiting, kv_used, tokens)
+                _, waiting, _, _ = scheduler.state()
+            lane = done % turns
+            device = device_s[lane][done // turns]
+            batch, held, _ = scheduler.take(1)
+            batch.t_sched, now = now, now + host_s[lane]
+            start, end = self._through_stages(now, device)
+            batch.t_start, batch.t_end = start, end
             flight.append((self.ranks, [batch], end))
-            if turns < self.depth and inbox and inbox[0].arrival_s <= ready:
-                self._may_schedule = True  # it is let in beside the batches in flight
-                return True
-        self._may_schedule = len(flight) < self.depth
-        self._step_guess_s = max((self.clock_s - began_s) / steps, 1e-6)
+            starts.append(start)
+            ends.append(end)
+            idle.append(end - start - device)
+            kv_used.append(held)
+            done += 1
+            # where not all stages are full, who arrives is let in beside the batches in flight
+            hears = turns < self.depth and rank.next_arrival_s() <= now
+        self._log_turns(rank, done, starts, ends, idle, running, waiting, kv_used, tokens)
+        self.clock_s = now
+        self._may_schedule = hears or len(flight) < self.depth
+        self._step_guess_s = max((now - began_s) / steps, 1e-6)
         return True
+
+    def _through_stages(self, ready_s: float, device_s: float) -> tuple[float, float]:
+        """Send a batch through the stages, each `device_s` long; return when it starts and when it has passed the last."""
+        free = self._stage_free_s
+        start = ready_s if ready_s > free[0] else free[0]
+        end = free[0] = start + device_s
+        for stage in range(1, len(free)):
+            entry = end if end > free[stage] else free[stage]
+            end = free[stage] = entry + device_s
+        return start, end
+
+    def _log_turns(
+        self,
+        rank: Rank,
+        done: int,
+        starts_s: list[float],
+        ends_s: list[float],
+        idle_s: list[float],
+        running: int,
+        waiting: int,
+        kv_used: list[int],
+        tokens: list[int],
+    ) -> None:
+        """Log the steps that were taken since the last time, the latest of which is number `done`, and forget them."""
+        n, turns = len(ends_s), len(tokens)
+        decoded = [tokens[(done - n + i) % turns] for i in range(n)]
+        rank.log.turns(starts_s, ends_s, idle_s, running, waiting, kv_used, decoded)
+        for column in (starts_s, ends_s, idle_s, kv_used):
+            column.clear()
 
     def _take_deaf(self, rank: Rank, first_s: float, ends_s: list[float], idle_s: float) -> Batch:
         """Take the steps of a run that hears no arrival in parts: what arrives waits from the next step that is formed."""
