@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,9 @@ def verdict(
     return found
 
 
-def rates(raw: ClusterResult, good: np.ndarray[Any, Any] | None = None) -> Rates:
-    """When requests came and ended, and tokens appeared."""
-    found = Rates(ExactTimes)
+def rates(raw: ClusterResult, window: Window, good: np.ndarray[Any, Any] | None = None) -> Rates:
+    """When requests came and ended, and tokens appeared in a window."""
+    found = Rates(partial(ExactTimes, window))
     found.add(raw, good)
     spans = raw.emissions.ranges(np.arange(len(raw.status)))
     for number, log in enumerate(raw.logs):

@@ -183,7 +183,7 @@ def test_tokens_of_a_window_are_those_that_end_in_it(
     fast, slow = runs
     times = np.concatenate(token_times(slow.raw))
     wanted = ((times >= window.start_s) & (times <= window.end_s)).sum()
-    assert rates(fast.raw).tokens.between(np.array([window.start_s, window.end_s])) == [wanted]
+    assert rates(fast.raw, window).tokens.between(np.array([window.start_s, window.end_s])) == [wanted]
 
 
 def test_latencies_follow_their_definitions(runs: tuple[RunResult, RunResult]) -> None:
@@ -276,7 +276,8 @@ def single_server(load: float, n: int = 4000, service_s: float = 0.1) -> tuple[C
 
 def overloaded(result: ClusterResult, end_s: float) -> Overload | None:
     """Overload over the window from 0 to `end_s`."""
-    return rates(result).overload(Window(0, end_s), int((result.status == UNFINISHED).sum()))
+    window = Window(0, end_s)
+    return rates(result, window).overload(window, int((result.status == UNFINISHED).sum()))
 
 
 @pytest.mark.parametrize("load", [0.3, 0.8, 0.93])
@@ -327,7 +328,7 @@ def test_rate_intervals_lie_around_the_rate(seed: int) -> None:
     arrival = np.sort(np.random.default_rng(seed).uniform(0, 100, 600))
     result = outcome(arrival, arrival + 0.5)
     window = Window(10, 90)
-    low, high = rates(result).ci95(window, judged=False)["request_throughput"] or [0, 0]
+    low, high = rates(result, window).ci95(window, judged=False)["request_throughput"] or [0, 0]
     rate = ((result.end_s >= 10) & (result.end_s <= 90)).sum() / 80
     assert (low + high) / 2 == pytest.approx(rate)
     assert low < high

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -235,7 +236,7 @@ class Collector:
         self._bins = [Bins(capacity) for capacity in capacities]
         make: type[Statistic] = Exact if exact else Sketched
         self.held: ClusterResult | None = None
-        self._rates = Rates(ExactTimes if exact else BinnedTimes)
+        self._rates = Rates(BinnedTimes)
         slo = self._slo = slo_dict(scenario.slo)
         self._slos = [class_slo(kind, slo) for kind in classes] or [slo]
         self._all = Judged(slo, LATENCIES, make, logs)
@@ -269,6 +270,7 @@ class Collector:
                 len(block.status), self._duration_s, block.end_of_run_s, block.stopped_at_s
             )
             self._load = WindowLoad(self.window)
+            self._rates = Rates(partial(ExactTimes, self.window))
         window, sums, status, workload = self.window, self._sums, block.status, rows.workload
         arrived, finished = status != NOT_ARRIVED, status == FINISHED
         inside = arrived & (block.arrival_s >= window.start_s) & (block.arrival_s <= window.end_s)

@@ -34,23 +34,22 @@ class Times(ABC):
 
 
 class ExactTimes(Times):
-    """Keeps all times."""
+    """Counts between the edges that `Rates` asks for over a window that is known beforehand."""
 
-    def __init__(self) -> None:
-        self._kept: list[tuple[FloatArray, IntArray | None]] = []
+    def __init__(self, window: Window) -> None:
+        self._edges_s = np.unique(np.concatenate([_halves_s(window), _stretches_s(window)]))
+        self._counts = np.zeros(max(1, len(self._edges_s) - 1))
 
     def add(self, times_s: FloatArray, amounts: IntArray | None = None) -> None:
         """As said by `Times`."""
-        self._kept.append((times_s, amounts))
+        for part in parts(len(times_s)) if len(self._edges_s) > 1 else []:
+            weights = None if amounts is None else amounts[part].astype(np.int64)
+            self._counts += np.histogram(times_s[part], self._edges_s, weights=weights)[0]
 
     def between(self, edges_s: FloatArray) -> FloatArray:
         """As said by `Times`."""
-        out = np.zeros(len(edges_s) - 1)
-        for times, amounts in self._kept:
-            for part in parts(len(times)):
-                weights = None if amounts is None else amounts[part].astype(np.int64)
-                out += np.histogram(times[part], edges_s, weights=weights)[0]
-        return out
+        reached = np.concatenate(([0.0], np.cumsum(self._counts)))
+        return np.diff(reached[np.searchsorted(self._edges_s, edges_s)])
 
 
 class BinnedTimes(Times):
@@ -83,6 +82,15 @@ class BinnedTimes(Times):
         return np.diff(np.interp(edges_s, known, reached)).astype(np.float64)
 
 
+def _stretches_s(window: Window) -> FloatArray:
+    return np.linspace(window.start_s, window.end_s, BATCHES + 1)
+
+
+def _halves_s(window: Window) -> FloatArray:
+    """Edges of the time before the second half of a window, and of that half."""
+    return np.array([0.0, window.middle_s, window.end_s])
+
+
 @dataclass(frozen=True)
 class Overload:
     """Offered load beyond capacity, and an estimate of what the deployment sustains."""
@@ -112,7 +120,7 @@ class Rates:
         Requests count when they end, input tokens at the first token, output tokens when they appear; a null where the window
         has no length, and for the goodput if nothing is judged.
         """
-        edges = np.linspace(window.start_s, window.end_s, BATCHES + 1)
+        edges = _stretches_s(window)
         if window.length_s <= 0:
             return dict.fromkeys(RATES)
         width = window.length_s / BATCHES
@@ -130,7 +138,7 @@ class Rates:
         Criterion: over the second half fewer than 95 % as many requests ended as arrived, more than 20 more were in the system
         at its end than in its middle, and requests waited. The sustainable rate is the completion rate of that half.
         """
-        edges = np.array([0.0, window.middle_s, window.end_s])
+        edges = _halves_s(window)
         arrivals, ends = self.offered.between(edges).tolist(), self.ended.between(edges).tolist()
         backlog = round(sum(arrivals) - sum(ends))
         arrived, ended, span = arrivals[1], ends[1], window.end_s - window.middle_s

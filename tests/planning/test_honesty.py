@@ -164,9 +164,9 @@ def test_every_metric_of_a_run_has_its_sampling_error() -> None:
 def test_the_rates_of_the_stretches_add_up_to_the_run_s() -> None:
     run = simulate(SCENARIO)
     good = ~np.isnan(run.raw.end_s)
-    found = rates(run.raw, good).ci95(Window(10.0, 60.0), judged=True)
+    found = rates(run.raw, Window(10.0, 60.0), good).ci95(Window(10.0, 60.0), judged=True)
     for name in ("request_throughput", "input_throughput", "output_throughput", "total_token_throughput"):
         low, high = found[name] or [0.0, 0.0]
         assert (low + high) / 2 == pytest.approx(run.result["totals"][name]), name
     assert found["request_goodput"] is not None
-    assert rates(run.raw).ci95(Window(5.0, 5.0), judged=False) == dict.fromkeys(RATES)
+    assert rates(run.raw, Window(5.0, 5.0)).ci95(Window(5.0, 5.0), judged=False) == dict.fromkeys(RATES)
