@@ -1,6 +1,6 @@
 """What a run costs: from the price of a device-hour to the price of a million tokens.
 
-    hourly cost        = devices * price per device-hour
+    hourly cost        = devices * price per device-hour, devices as the mean over the window
     $ / 1M tokens      = hourly cost / (tokens per hour) * 1e6       over all tokens, and over output tokens only
     input/output apart = each step's device time is attributed to its prefill and its decode rows; idle time in
                          the same ratio; the two shares of the cost are divided by input and by output tokens
@@ -30,9 +30,9 @@ class UnitPrice:
 
 @dataclass(frozen=True)
 class Usage:
-    """What the measured window used and served."""
+    """What the measured window used and served; `devices` is their mean number over its time."""
 
-    devices: int
+    devices: float
     window_s: float
     input_tokens: int
     output_tokens: int

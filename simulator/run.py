@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from engine_models.cost.drafting import AcceptanceStreams
 from engine_models.declaration import EnginePlan
 from simulator.cluster.cluster import Cluster
+from simulator.cluster.devices import DeviceHistory
 from simulator.cluster.outcome import FINISHED, ClusterResult
 from simulator.cost import Usage, run_cost
 from simulator.io.tables import Column, TableWriter
@@ -179,7 +180,7 @@ def run_prepared(
         figures = collector.figures(raw.end_of_run_s, raw.stopped_at_s, cluster.duration_s)
         if figures.offered and figures.offered == figures.refused:
             raise all_refused(figures.offered, figures.lengths, plan.limits)
-        result, manifest, digest = _assemble(prepared, source, raw, figures, started)
+        result, manifest, digest = _assemble(prepared, source, raw, figures, cluster.devices, started)
     except BaseException:
         if folder is not None:
             folder.close()
@@ -228,6 +229,7 @@ def _shape(prepared: Prepared) -> dict[str, Any]:
         "router": prepared.scenario.deployment.router,
         "before_s": prepared.plan.front.before_s + half_rtt_s,
         "after_s": half_rtt_s,
+        "devices": prepared.devices // prepared.replicas,
         "stages": prepared.scenario.deployment.pools[0].pipeline_parallel,
     }
 
@@ -244,6 +246,7 @@ def _assemble(
     workload: Workload | WorkloadStream,
     raw: ClusterResult,
     figures: Figures,
+    deployed: DeviceHistory,
     started: float,
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Return result.json, the manifest and the scenario's hash."""
@@ -251,6 +254,7 @@ def _assemble(
     window, counts, server = figures.window, figures.counts, dict(figures.server)
     slo = slo_dict(scenario.slo)
     length = max(window.length_s, 1e-9)
+    devices = deployed.mean(window.start_s, window.end_s)
     input_tokens, output_tokens = figures.window_input_tokens, figures.window_output_tokens
     good, inside = figures.good_inside, figures.inside
     totals: dict[str, Any] = {
@@ -275,8 +279,8 @@ def _assemble(
         "request_goodput": None if figures.window_good is None else figures.window_good / length,
         "goodput_fraction": good / inside if good is not None and inside else None,
         "slo": slo_bounds(slo),
-        "tput_per_gpu": (input_tokens + output_tokens) / length / prepared.devices,
-        "output_tput_per_gpu": output_tokens / length / prepared.devices,
+        "tput_per_gpu": (input_tokens + output_tokens) / length / devices,
+        "output_tput_per_gpu": output_tokens / length / devices,
         "max_concurrent_requests": figures.max_concurrent,
     }
     server["prefix_cache_hit_rate"] = raw.hit_tokens / raw.queried_tokens if raw.queried_tokens else 0.0
@@ -286,7 +290,7 @@ def _assemble(
         server["external_prefix_cache_hit_rate"] = rate
     server |= _drafted(prepared, raw)
     usage = Usage(
-        prepared.devices,
+        devices,
         window.length_s,
         input_tokens,
         output_tokens,

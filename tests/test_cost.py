@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulator.cluster.devices import DeviceHistory
 from simulator.cost import UnitPrice, Usage, run_cost
 
 PRICE = UnitPrice(3.0, "someone", "somewhere", "on_demand", "a list", "2026-11-01", "datasheet")
@@ -69,3 +70,34 @@ def test_an_idle_window_has_a_bill_and_no_price_of_a_token() -> None:
         "usd_per_hour",
         "usd_per_month",
     }
+
+
+# Devices over time --------------------------------------------------------------------------------------------
+
+
+@given(
+    changes=st.lists(st.tuples(st.floats(0, 50), st.integers(0, 64)), max_size=6),
+    first=st.integers(0, 64),
+    start=st.integers(0, 40),
+    length=st.integers(1, 40),
+)
+def test_mean_devices_are_device_seconds_over_the_window(
+    changes: list[tuple[float, int]], first: int, start: int, length: int
+) -> None:
+    history = DeviceHistory(first)
+    changes = sorted((round(at_s), devices) for at_s, devices in changes)
+    for at_s, devices in changes:
+        history.change(at_s, devices)
+    each_second = [
+        next((n for at_s, n in reversed(changes) if at_s <= second), first)
+        for second in range(start, start + length)
+    ]
+    assert history.mean(start, start + length) == pytest.approx(sum(each_second) / length)
+
+
+def test_devices_that_do_not_change_are_counted_whole() -> None:
+    assert DeviceHistory(24).mean(0.1, 7.3) == 24
+    history = DeviceHistory(8)
+    history.change(5.0, 16)
+    assert [history.mean(4.0, 4.0), history.mean(5.0, 5.0)] == [8, 16]
+    assert history.mean(0.0, 10.0) == 12

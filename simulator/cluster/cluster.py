@@ -22,6 +22,7 @@ from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS, Clock
 from simulator.cluster.content import NOTHING_SHARED, SharedContents
+from simulator.cluster.devices import DeviceHistory
 from simulator.cluster.outcome import (
     REJECTED,
     SHED,
@@ -106,6 +107,7 @@ class Cluster:
     router : "round_robin" or "least_requests".
     before_s, after_s : time between the client's send and the engine, and between the end of a step and the client.
     stages : pipeline stages.
+    devices : of one replica.
     aggregate : False forces plain stepping, the reference.
     should_stop : asked after every request that ends; True ends the run there.
     acceptance : with speculative decoding, how many drafts each request accepts, by the row of the workload.
@@ -123,6 +125,7 @@ class Cluster:
         before_s: float = 0.0,
         after_s: float = 0.0,
         stages: int = 1,
+        devices: int = 1,
         aggregate: bool = True,
         should_stop: Callable[[], bool] | None = None,
         acceptance: Callable[[int], Callable[[int], int]] | None = None,
@@ -145,6 +148,7 @@ class Cluster:
         self.ranks = [replica.ranks[rank] for rank in range(ranks) for replica in self.replicas]
         self._router = router_of(self.replicas, router, plan.executor)
         self._inflight = plan.front.inflight
+        self.devices = DeviceHistory(replicas * devices)
         self._feeds = [_Feed() for _ in self.ranks]
         self._clock = Clock()
         self._wake_s = [INFINITY] * replicas
