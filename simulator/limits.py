@@ -8,6 +8,9 @@ from engine_models.declaration import Limits
 from engine_models.lengths import BoolArray, Lengths
 from hardware_profiles.errors import InputError
 
+KEPT_BACK_TOKENS = 16
+"""Engines keep up to so many tokens of the context for an answer; where they keep more, prompts have a limit of their own."""
+
 
 def counted_lengths(found: Lengths, rows: BoolArray) -> dict[str, int]:
     """How many of `rows` are refused or cut short for their length, by why."""
@@ -19,8 +22,11 @@ def counted_lengths(found: Lengths, rows: BoolArray) -> dict[str, int]:
 def refusals(counted: Mapping[str, int], limits: Limits) -> list[str]:
     """Return, for each reason that refuses requests, how many and why; `counted` as by `counted_lengths`."""
     context = f"{limits.context_tokens} tokens"
+    bound = f"the context of {context}"
+    if limits.context_tokens - limits.prompt_tokens > KEPT_BACK_TOKENS:
+        bound = f"the {limits.prompt_tokens} tokens that a prompt may have"
     reasons = {
-        "too_long": f"prompt longer than the context of {context}",
+        "too_long": f"prompt longer than {bound}",
         "asked_too_much": f"prompt and max_output_tokens together longer than the context of {context}",
         "never_fits": f"longer than the KV cache of a replica, {limits.kv_tokens} tokens",
     }

@@ -58,8 +58,10 @@ def test_lengths_are_checked_with_the_reserved_part_only() -> None:
     taken = simulate(scenario_of(fixed(3000, 50, requests=5, **asked), **flags)).result["totals"]
     assert (taken["completed"], taken["rejected"]) == (5, 0)  # 3,000 and 1,024 are within 4,096
     prompts = {"prompt_tokens": {"kind": "uniform", "low": 2990, "high": 3010}}
-    some = simulate(scenario_of({**fixed(1, 50, requests=40), **prompts}, **flags)).result["totals"]
+    outcome = simulate(scenario_of({**fixed(1, 50, requests=40), **prompts}, **flags))
+    some = outcome.result["totals"]
     assert some["rejected"] > 0
+    assert "refused: prompt longer than the 3000 tokens that a prompt may have" in outcome.result["warnings"][0]
     assert some["completed"] + some["rejected"] == 40
 
 
