@@ -235,6 +235,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     """
     version = version_of(version_text)
     arch, flags = request.arch, request.flags
+    if any(block.kind == "linear" for block in arch.attention):
+        raise InputError(
+            f"TGI has no model with layers of linear attention such as {arch.name}",
+            where="model",
+            mend="use another engine (`capacity-plan list engines`)",
+        )
     serving = serving_of(request, version)
     page = serving.block_tokens
     prefill = int(flags.get("max_batch_prefill_tokens") or default_prefill_tokens(request, version))
@@ -431,8 +437,8 @@ ENGINE = Engine(
     oldest="2",
     devices={"gpu": f"{_SOURCE}: images for NVIDIA and AMD GPUs; backends of other devices are other programs"},
     formats={
-        name: Support(_KINDS, f"{_SOURCE}: --dtype, --quantize")
-        for name in ("bf16", "fp16", "fp8", "int8_wo", "int4", "awq", "gptq")
+        name: Support(_KINDS, f"{_SOURCE}: --dtype, --quantize, layers/fp8.py")
+        for name in ("bf16", "fp16", "fp8", "fp8_block", "int8_wo", "int4", "awq", "gptq")
     },
     features={},
     flags=lambda: FLAGS,

@@ -176,6 +176,11 @@ def test_impossible_flags_are_refused(flags: dict[str, Any], words: str) -> None
         plan(request_of(**flags))
 
 
+def test_models_without_a_class_are_refused() -> None:
+    with pytest.raises(InputError, match="linear attention"):
+        plan(request_of("Qwen/Qwen3-Next-80B-A3B-Instruct", tp=4))
+
+
 def test_what_does_not_fit_is_refused_with_a_mend() -> None:
     with pytest.raises(InfeasibleError, match=r"does not fit: weights 16\.1 GB") as weights:
         plan(request_of(device="l4-24gb", max_batch_prefill_tokens=100_000))
