@@ -29,7 +29,7 @@ MAX_REPLICAS = 100_000
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 Drafts = Annotated[int, Strict(), Field(ge=1, le=128)]

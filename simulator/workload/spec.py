@@ -16,7 +16,7 @@ from simulator.workload.lengths import lognormal_parameters
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 def _number(value: Any) -> Any:
