@@ -152,15 +152,13 @@ class FrontEnd:
 
     before_s : time of a request in it [s].
     tokenise_token_s : time of the one tokeniser for each token of a prompt, one prompt after the other [s].
-    inflight : requests that it lets in at once, None for no limit; what becomes of the others is `on_full`.
-    timeout_s : longest time of a request in the server, None for no limit.
+    inflight : requests that it lets in at once, None for no limit; others are rejected with the status `on_full`.
     """
 
     before_s: float = 0.0
     tokenise_token_s: float = 0.0
     inflight: int | None = None
-    on_full: Literal["429", "503", "wait"] = "wait"
-    timeout_s: float | None = None
+    on_full: Literal["429", "503"] = "429"
 
 
 @dataclass(frozen=True)
