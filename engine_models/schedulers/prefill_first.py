@@ -795,7 +795,9 @@ class PrefillFirstScheduler(Scheduler):
         shape = run.shape
         shape.decode_rows = shape.decode_tokens = shape.tokens = decodes.count
         shape.decode_kv_tokens = decodes.kv_tokens()
-        run.steps, run.deaf = steps, self.batch_is_full and not self.rules.preemption
+        run.steps = steps
+        # hrrn notes of an arrival how much had been prefilled by then
+        run.deaf = self.batch_is_full and not self.rules.preemption and self._policy != "hrrn"
         return run
 
     def _proven_steps(self) -> int:

@@ -1,0 +1,140 @@
+"""What a run says of itself does not depend on how its steps were taken: one by one, in jumps, or in jumps cut anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import simulator.cluster.cluster
+from simulator.cluster.router import Router, router_of
+from simulator.run import RunResult, simulate
+from simulator.serving.replica import Replica
+from simulator.workload import drawn, streaming
+from tests.guard.cases import CASES as GUARDED
+from tests.guard.cases import CHATS, CLASSES, RANKS, TIGHT, Case, args, given, poisson, write_trace
+
+LOOP = {"arrivals": {"kind": "closed_loop", "concurrency": 12, "think_time_s": 0.3}, "requests": 150}
+TGI = {"engine": "tgi", **args(max_input_tokens=4000, max_total_tokens=5000)}
+SHEDDING = {**TGI, **args(max_input_tokens=4000, max_total_tokens=5000, max_concurrent_requests=6)}
+STREAMED = {
+    "sessions": (CHATS, {"replicas": 2, "router": "least_requests"}),
+    "sessions-sglang": (CHATS, {"engine": "sglang", "replicas": 2}),
+    "loop": (LOOP, args(**TIGHT)),
+    "classes": (CLASSES, {"replicas": 2}),
+    "shared": ({"shared_prefix": {"groups": 20, "tokens": 100}}, args(**TIGHT)),
+    "pipeline": ({}, {"pipeline_parallel": 2}),
+    "drafts": ({}, {"speculative": {"method": "ngram", "num_speculative_tokens": 3, "acceptance": 0.5}}),
+    "tgi": (CHATS, {**SHEDDING, "replicas": 2}),
+}
+CASES = {
+    **GUARDED,
+    "tgi": Case(given(TGI, {"arrivals": poisson(30)})),
+    "tgi-sheds": Case(given({**SHEDDING, "replicas": 2, "router": "least_requests"}, LOOP)),
+    "sglang-loop": Case(given({"engine": "sglang", "replicas": 2}, LOOP)),
+    "sglang-hrrn": Case(
+        given(
+            {"engine": "sglang", **args(max_total_tokens=9000, schedule_policy="hrrn")},
+            {"arrivals": poisson(60), "shared_prefix": {"groups": 12, "tokens": 300}},
+        )
+    ),
+    "gemma-chats": Case(given({"replicas": 2}, CHATS, "google/gemma-3-4b-it")),
+    "streamed-windows": Case(given({}, {}, "google/gemma-3-4b-it"), 80),
+    "streamed-ranks": Case(given({"hardware": "h200-sxm-141gb", **RANKS}, {}, "deepseek-ai/DeepSeek-V2-Lite"), 80),
+    **{f"streamed-{name}": Case(given(on, load), 80) for name, (load, on) in STREAMED.items()},
+}
+CUT = (
+    "least-requests",
+    "sessions",
+    "sessions-16-replicas",
+    "closed-loop-replicas",
+    "sglang-sessions",
+    "round-robin",
+    "gemma-chats",
+    "tgi-sheds",
+    "pipeline-tight",
+    "draft-model",
+    "streamed",
+    "streamed-sessions",
+    "streamed-classes",
+)
+"""Cases of several replicas, or of long runs, in which replicas are advanced at random."""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunResult]:
+    """Run a case by its name."""
+    write_trace(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def runs(name: str, **options: Any) -> RunResult:
+        case = CASES[name]
+        if case.stream_above is not None:
+            monkeypatch.setattr("simulator.run.STREAM_ABOVE", case.stream_above)
+            monkeypatch.setattr(streaming, "BLOCK", case.stream_above // 4)
+            monkeypatch.setattr(drawn, "STRETCH", 16)
+        found = simulate({"name": name, **case.scenario}, **options)
+        assert isinstance(found.requests, Path) == (case.stream_above is not None)
+        return found
+
+    return runs
+
+
+def assert_same(one: RunResult, other: RunResult) -> None:
+    """Compare result.json and both tables to the bit."""
+    for section, value in one.result.items():
+        assert json.dumps(value) == json.dumps(other.result[section]), section
+    assert one.result.keys() == other.result.keys()
+    for name, column in one.timeline.items():
+        np.testing.assert_array_equal(other.timeline[name], column, err_msg=name)
+    frames = one.requests_frame(), other.requests_frame()
+    assert [name for name in frames[0] if not frames[0][name].equals(frames[1][name])] == []
+    for mine, its in zip(one.raw.logs, other.raw.logs, strict=True):
+        assert len(mine.end_s) + mine.retired_steps == len(its.end_s) + its.retired_steps
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_results_by_jumps_are_those_step_by_step(name: str, run: Callable[..., RunResult]) -> None:
+    assert_same(run(name), run(name, aggregate=False))
+
+
+class Nosy(Router):
+    """Advances replicas at random before it does as another router does."""
+
+    def __init__(self, replicas: list[Replica], inner: Router, rng: np.random.Generator) -> None:
+        self._replicas, self._inner, self._rng = replicas, inner, rng
+        self.cuts = 0
+
+    def choose(self, now_s: float) -> int:
+        for number in np.flatnonzero(self._rng.random(len(self._replicas)) < 0.4).tolist():
+            self._replicas[number].advance(now_s)
+            self._inner.note(number)
+            self.cuts += 1
+        return self._inner.choose(now_s)
+
+    def note(self, number: int) -> None:
+        self._inner.note(number)
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", CUT)
+def test_results_do_not_depend_on_where_jumps_are_cut(
+    name: str, seed: int, run: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run(name)
+    rng = np.random.default_rng(seed)
+    made: list[Nosy] = []
+
+    def nosy(replicas: list[Replica], *options: Any) -> Router:
+        made.append(Nosy(replicas, router_of(replicas, *options), rng))
+        return made[-1]
+
+    monkeypatch.setattr(simulator.cluster.cluster, "SLICES", int(rng.integers(1, 40)))
+    assert_same(plain, run(name))
+    monkeypatch.setattr(simulator.cluster.cluster, "router_of", nosy)
+    assert_same(plain, run(name))
+    assert made[0].cuts > 20
