@@ -152,7 +152,7 @@ class FrontEnd:
 
     before_s : time of a request in it [s].
     tokenise_token_s : time of the one tokeniser for each token of a prompt, one prompt after the other [s].
-    inflight : requests that it lets in at once, None for no limit; others are rejected with the status `on_full`.
+    inflight : requests that a replica holds at once, all its ranks together, None for no limit; others are answered `on_full`.
     """
 
     before_s: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,11 @@ def test_a_stopped_run_accounts_for_every_request() -> None:
     assert totals["completed"] == 50
     assert totals["completed"] + totals["unfinished"] + totals["not_arrived"] + totals["rejected"] == 120
     assert run.manifest["partial"]
+
+
+def test_a_limit_of_requests_is_that_of_all_ranks_together() -> None:
+    at_once = {**WORKLOAD, "arrivals": {"kind": "batch"}}
+    four = prepare(load_scenario({"model": "mistralai/Mixtral-8x7B-v0.1", "deployment": MIXTRAL, "workload": at_once}))
+    front = replace(four.plan.front, inflight=10)
+    totals = run_prepared(replace(four, plan=replace(four.plan, front=front))).result["totals"]
+    assert (totals["completed"], totals["rejected"], totals["reasons"]) == (10, 110, {"shed_429": 110})

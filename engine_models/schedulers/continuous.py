@@ -690,9 +690,4 @@ class ContinuousScheduler(Scheduler):
             batch.finishing.append(seq)
 
 
-def used_fraction(kv: PagedKV) -> float:
-    """Share of the blocks that are held."""
-    return 1.0 - kv.free_blocks / kv.capacity_blocks
-
-
-__all__ = ["Batch", "Block", "ContinuousRules", "ContinuousScheduler", "used_fraction"]
+__all__ = ["Batch", "Block", "ContinuousRules", "ContinuousScheduler"]

@@ -327,15 +327,15 @@ class Cluster:
         """A request reaches the engine now: the router chooses, and the replica takes it or sheds it."""
         now_s, row = self._clock.now_s, seq.index - block.first
         number = self._router.choose(now_s)
-        rank, replica = self.ranks[number], self.replicas[number % len(self.replicas)]
+        replica = self.replicas[number % len(self.replicas)]
         replica.advance(now_s)
-        if self._inflight is not None and rank.in_service >= self._inflight:
+        if self._inflight is not None and sum(rank.in_service for rank in replica.ranks) >= self._inflight:
             del self._live[seq.index]
             block.end(row, REJECTED, SHED[self._plan.front.on_full])
             self._release(block, row, now_s + self._after_s)
             return
         block.replica[row] = number
-        rank.submit(seq)
+        self.ranks[number].submit(seq)
         self._router.note(number)
         self._watch(number)
 
