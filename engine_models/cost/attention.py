@@ -34,7 +34,7 @@ class RowTables:
         """Seconds of `rows` rows as a function of the total of their tokens."""
         table = self._cut.get(rows)
         if table is None:
-            table = PiecewiseLinear(self._contexts * rows, self._of(rows))
+            table = PiecewiseLinear(self._contexts * rows, np.maximum.accumulate(self._of(rows)))
             self._cut[rows] = table
         return table
 
@@ -42,9 +42,8 @@ class RowTables:
         nodes, grid = self._rows, self._values
         i = min(int(np.searchsorted(nodes, rows, side="right")) - 1, len(nodes) - 2)
         share = (rows - nodes[i]) / (nodes[i + 1] - nodes[i])
-        values = grid[i] + share * (grid[i + 1] - grid[i])
-        rising_s: FloatArray = np.maximum.accumulate(values)
-        return rising_s
+        of_rows_s: FloatArray = grid[i] + share * (grid[i + 1] - grid[i])
+        return of_rows_s
 
 
 class WindowTables(RowTables):
@@ -61,8 +60,9 @@ class WindowTables(RowTables):
         found = self._parts.get(rows)
         if found is None:
             nodes, values, at = self._contexts * rows, self._of(rows), self._place
-            upto = PiecewiseLinear(nodes[: at + 1], values[: at + 1])
-            found = (PiecewiseLinear(nodes[at:], values[at:]), upto, float(values[at]))
+            rising = np.maximum.accumulate(values[: at + 1])
+            upto = PiecewiseLinear(nodes[: at + 1], rising)
+            found = (PiecewiseLinear(nodes[at:], values[at:]), upto, float(rising[at]))
             self._parts[rows] = found
         return found
 
@@ -84,14 +84,14 @@ class DecodeAttention:
     """Attention of the decode rows of a step, all layers of a shard.
 
     Rows beside a prompt have tables of their own where they share a call of FlashAttention 2 with it. `windows` is empty where
-    no layer has a window that a context can outgrow, and without `by_spans`: rows are then priced at their mean in all layers.
+    no layer has a window that a context can outgrow.
     """
 
-    def __init__(self, shard: Shard, max_rows: int, max_context_tokens: int, *, by_spans: bool = False) -> None:
+    def __init__(self, shard: Shard, max_rows: int, max_context_tokens: int) -> None:
         rows = log_grid(max_rows, 3)
         contexts = np.unique(np.concatenate([[16.0, 64.0], log_grid(max_context_tokens, 2)[8:]])).astype(float)
         blocks = [block for block in shard.stage.attention if block.kind != "linear"]
-        windows = sorted({b.window_tokens for b in blocks if by_spans and 1 < b.window_tokens < contexts[-1]})
+        windows = sorted({b.window_tokens for b in blocks if 1 < b.window_tokens < contexts[-1]})
         mixed = shard.terms.fixed_grid_attention
 
         def grids(window: int, context_tokens: FloatArray) -> tuple[FloatArray, FloatArray]:

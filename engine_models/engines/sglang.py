@@ -89,6 +89,7 @@ class Rank:
     page_tokens: int = 1
     prefix_caching: bool = True
     eviction_policy: str = "lru"
+    windows: tuple[int, ...] = ()  # of the model's layers
 
     def scheduler(self, mode: Mode) -> PrefillFirstScheduler:
         """Build a scheduler with its cache."""
@@ -98,7 +99,9 @@ class Rank:
             prefix_caching=self.prefix_caching,
             eviction_policy=self.eviction_policy,
         )
-        return PrefillFirstScheduler(self.rules, kv, aggregate=mode != "step", record_rows=mode == "record")
+        return PrefillFirstScheduler(
+            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
+        )
 
 
 def prefill_graph_tokens(request: PoolRequest, version_text: str | None, chunk_tokens: int) -> int:
@@ -217,6 +220,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         page_tokens=page,
         prefix_caching=caching,
         eviction_policy=str(flags.get("radix_eviction_policy", "lru")),
+        windows=arch.windows_below(context),
     )
     # the scheduler keeps a row within one token less than context and cache, and its last token is not stored
     held = min(context, rank.kv_tokens) - 1

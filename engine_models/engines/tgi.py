@@ -130,6 +130,7 @@ class Rank:
     block_tokens: int
     prefix_caching: bool
     window_tokens: int | None = None
+    windows: tuple[int, ...] = ()  # of the model's layers
 
     def scheduler(self, mode: Mode) -> WholeLifetimeScheduler:
         """Build a scheduler with its pages."""
@@ -140,7 +141,7 @@ class Rank:
             window_tokens=self.window_tokens,
         )
         return WholeLifetimeScheduler(
-            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record"
+            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
         )
 
 
@@ -285,7 +286,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         chunked_prefill=serving.chunked_prefill,
         reserved_answer_tokens=version.reserved_answer_tokens,
     )
-    rank = Rank(rules, usable, page, serving.prefix_caching)
+    rank = Rank(rules, usable, page, serving.prefix_caching, windows=arch.windows_below(total))
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
     graphs = tuple(sorted(int(size) for size in flags.get("cuda_graphs") or GRAPH_SIZES if int(size) > 0))
     step_tokens = max(prefill + page, rows)

@@ -145,6 +145,7 @@ class Rank:
     def scheduler(self, mode: Mode) -> ContinuousScheduler:
         """Build a scheduler with its cache."""
         kv: PagedKV | HybridKV
+        spans = tuple(sorted({window for window in self.windows if window is not None}))
         if self.windows == (None,):
             kv = PagedKV(
                 self.blocks,
@@ -164,13 +165,13 @@ class Rank:
                 **self.switches,
             )
             if mode == "jump" and self.host is None and WindowedScheduler.serves(self.rules):
-                return WindowedScheduler(self.rules, kv)
+                return WindowedScheduler(self.rules, kv, spans)
         staged = mode == "jump" and self.rules.pipelined and self.host is None and not self.rules.speculative_tokens
         if staged and isinstance(kv, PagedKV):
             return StagedScheduler(self.rules, kv)
         host = HostTier(**self.host) if self.host is not None else None
         return ContinuousScheduler(
-            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", host=host
+            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", host=host, windows=spans
         )
 
 

@@ -120,6 +120,10 @@ class Architecture:
     has_embedding: bool = True
     has_lm_head: bool = True
 
+    def windows_below(self, tokens: int) -> tuple[int, ...]:
+        """Sliding windows shorter than a context of `tokens`, each once, by rising length."""
+        return tuple(sorted({b.window_tokens for b in self.attention if 0 < b.window_tokens < tokens}))
+
     @property
     def has_experts(self) -> bool:
         """Whether any layer chooses among experts."""

@@ -139,5 +139,13 @@ class Batch:
             self.decode_rows += 1
             self.decode_tokens += tokens
             self.decode_kv_tokens += prior + tokens
+            if self.spans:
+                self.attend(prior + tokens)
         else:
             self.prefill.append((tokens, prior))
+
+    def attend(self, kv_tokens: int) -> None:
+        """Count what one more decode row of so many tokens attends to in windows."""
+        self.spans = tuple(
+            [Span(w, n + (kv_tokens if kv_tokens < w else w), up + (kv_tokens < w)) for w, n, up in self.spans]
+        )

@@ -11,16 +11,25 @@ from __future__ import annotations
 import heapq
 from operator import mul
 
+from engine_models.parts.batch import Batch, Span
 from engine_models.parts.sequence import Sequence
+from engine_models.parts.spans import WindowSum
 
 
 class DecodeSet:
-    """Aggregate of the decoding rows: count, sum of lengths, block phases, ends."""
+    """Aggregate of the decoding rows: count, sum of lengths, block phases, ends, and what they attend to in windows.
 
-    __slots__ = ("_ends", "block_tokens", "count", "offset_sum", "phases", "steps", "top_order")
+    `windows` are those of the model's layers that a row can outgrow; `no_spans` is what no rows attend to there.
+    """
 
-    def __init__(self, block_tokens: int) -> None:
+    __slots__ = (
+        *("_ends", "block_tokens", "count", "no_spans", "offset_sum", "phases", "steps", "top_order", "windows"),
+    )
+
+    def __init__(self, block_tokens: int, windows: tuple[int, ...] = ()) -> None:
         self.block_tokens = block_tokens
+        self.windows = [WindowSum(window) for window in windows]
+        self.no_spans = tuple(Span(window, 0, 0) for window in windows)
         self.steps = 0
         self.count = 0
         self.offset_sum = 0
@@ -37,6 +46,8 @@ class DecodeSet:
         self.offset_sum += offset
         self.phases[(offset - 1) % self.block_tokens] += 1
         heapq.heappush(self._ends, (seq.final_length - offset, seq.order, seq))
+        for window in self.windows:
+            window.join(offset, self.steps)
         if seq.order > self.top_order:
             self.top_order = seq.order
 
@@ -46,6 +57,8 @@ class DecodeSet:
         self.count -= 1
         self.offset_sum -= offset
         self.phases[(offset - 1) % self.block_tokens] -= 1
+        for window in self.windows:
+            window.leave(offset)
         seq.length = offset + self.steps
         seq.computed = seq.length - 1
         seq.extra_blocks = -(-seq.computed // self.block_tokens) - len(seq.blocks)
@@ -58,6 +71,24 @@ class DecodeSet:
     def kv_tokens(self) -> int:
         """Sum over the rows of the tokens that the next step attends to, the new one included."""
         return self.offset_sum + self.count * self.steps
+
+    def serve(self, batch: Batch) -> None:
+        """Enter the next step of all rows in a batch that serves no other yet."""
+        batch.decode_rows = batch.decode_tokens = batch.tokens = self.count
+        batch.decode_kv_tokens = self.offset_sum + self.count * self.steps
+        if self.windows:
+            batch.spans = self.spans()
+
+    def spans(self) -> tuple[Span, ...]:
+        """What all rows attend to in windows with the next step."""
+        return tuple([window.span(self.count, self.steps) for window in self.windows])
+
+    def steps_alike(self) -> int:
+        """Next steps that serve the same rows, of which each attends to as much more than the one before."""
+        steps = self.steps_to_next_end()
+        for window in self.windows:
+            steps = min(steps, window.steps_alike(self.steps))
+        return steps
 
     def visit(self, seq: Sequence) -> int:
         """New blocks that one row takes with the next step."""

@@ -37,6 +37,7 @@ class ContinuousScheduler(Scheduler):
     aggregate : serve decoding rows as one where that is exact.
     record_rows : keep the ordered rows of every batch (`Batch.rows`), for comparison with recorded schedules.
     host : KV blocks in host memory, searched where the device's cache ends.
+    windows : of the model's layers, whose spans a batch names.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class ContinuousScheduler(Scheduler):
         aggregate: bool = True,
         record_rows: bool = False,
         host: HostTier | None = None,
+        windows: tuple[int, ...] = (),
     ) -> None:
         self.rules = rules
         self.host = host
@@ -58,7 +60,7 @@ class ContinuousScheduler(Scheduler):
         self.record_rows = record_rows
         self.running: dict[Sequence, None] = {}
         self.partial: dict[Sequence, None] = {}  # running, not in the decode set, still owed tokens
-        self.decodes = DecodeSet(kv.block_tokens)
+        self.decodes = DecodeSet(kv.block_tokens, windows)
         self.next_number = 0
         self.processed_number = -1
         self.preemptions = 0
@@ -115,6 +117,7 @@ class ContinuousScheduler(Scheduler):
         """Form the next batch; None if there is nothing to run."""
         rules = self.rules
         batch = Batch(self.next_number)
+        batch.spans = self.decodes.no_spans
         if self.record_rows:
             batch.rows = []
         budget = rules.max_num_batched_tokens
@@ -176,8 +179,7 @@ class ContinuousScheduler(Scheduler):
             need = decodes.blocks_needed()
             if need:
                 kv.take(need)
-            batch.decode_rows = decodes.count
-            batch.decode_kv_tokens = decodes.kv_tokens()
+            decodes.serve(batch)
             budget -= decodes.count
             decodes.steps += 1
         for seq in self.partial:
@@ -258,6 +260,8 @@ class ContinuousScheduler(Scheduler):
             if seq.state == "decoding":
                 batch.decode_rows += 1
                 batch.decode_kv_tokens += decodes.length(seq)
+                if batch.spans:
+                    batch.attend(decodes.length(seq))
                 if batch.rows is not None:
                     batch.rows.append((seq, 1, decodes.length(seq) - 1))
             else:
@@ -625,10 +629,8 @@ class ContinuousScheduler(Scheduler):
         steps = self._proven_steps()
         if steps < 2:
             return None
-        run, decodes = self._run, self.decodes
-        shape = run.shape
-        shape.decode_rows = shape.decode_tokens = shape.tokens = decodes.count
-        shape.decode_kv_tokens = decodes.kv_tokens()
+        run = self._run
+        self.decodes.serve(run.shape)
         run.steps, run.deaf = steps, self.blocked and not self._by_priority
         return run
 
@@ -644,7 +646,7 @@ class ContinuousScheduler(Scheduler):
             or decodes.count > self.rules.max_num_batched_tokens
         ):
             return 0
-        steps = decodes.steps_to_next_end()
+        steps = decodes.steps_alike()
         free = self.kv.free_blocks
         if decodes.count * (steps // decodes.block_tokens + 1) > free:
             while steps > 0 and decodes.blocks_needed_over(steps) > free:

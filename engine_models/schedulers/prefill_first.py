@@ -149,17 +149,24 @@ class PrefillFirstScheduler(Scheduler):
     kv : the pool and its radix tree.
     aggregate : allow many decode steps to be scheduled as one (`run`, `take`).
     record_rows : keep the ordered rows of every batch (`Batch.rows`).
+    windows : of the model's layers, whose spans a batch names.
     """
 
     def __init__(
-        self, rules: PrefillFirstRules, kv: RadixPool, *, aggregate: bool = True, record_rows: bool = False
+        self,
+        rules: PrefillFirstRules,
+        kv: RadixPool,
+        *,
+        aggregate: bool = True,
+        record_rows: bool = False,
+        windows: tuple[int, ...] = (),
     ) -> None:
         self.rules = rules
         self.kv = kv
         self.aggregate = aggregate and not record_rows
         self.record_rows = record_rows
         self.running: dict[Sequence, None] = {}  # every row that holds memory
-        self.decodes = DecodeSet(kv.page_tokens)
+        self.decodes = DecodeSet(kv.page_tokens, windows)
         self.next_number = 0
         self.processed_number = -1
         self.preemptions = 0
@@ -595,6 +602,7 @@ class PrefillFirstScheduler(Scheduler):
         kv.free_tokens -= decodes.blocks_needed() * kv.page_tokens
         batch.decode_rows = decodes.count
         batch.decode_kv_tokens = decodes.kv_tokens()
+        batch.spans = decodes.spans()
         if batch.rows is not None:
             batch.rows.extend((seq, 1, decodes.length(seq) - 1) for seq in self._decoding)
         decodes.steps += 1
@@ -791,10 +799,8 @@ class PrefillFirstScheduler(Scheduler):
         steps = self._proven_steps()
         if steps < 2:
             return None
-        run, decodes = self._run, self.decodes
-        shape = run.shape
-        shape.decode_rows = shape.decode_tokens = shape.tokens = decodes.count
-        shape.decode_kv_tokens = decodes.kv_tokens()
+        run = self._run
+        self.decodes.serve(run.shape)
         run.steps = steps
         # hrrn notes of an arrival how much had been prefilled by then
         run.deaf = self.batch_is_full and not self.rules.preemption and self._policy != "hrrn"
@@ -813,7 +819,7 @@ class PrefillFirstScheduler(Scheduler):
             or (self._waiting and not (self.batch_is_full and not self.rules.preemption))
         ):
             return 0
-        steps = decodes.steps_to_next_end()
+        steps = decodes.steps_alike()
         if self._unreceived:
             steps = min(steps, self._steps_to_receipt())
         kv = self.kv

@@ -97,17 +97,24 @@ class WholeLifetimeScheduler(Scheduler):
     kv : the pages.
     aggregate : whether runs of equal steps are proven.
     record_rows : note the ordered rows of every step.
+    windows : of the model's layers, whose spans a step names.
     """
 
     def __init__(
-        self, rules: LifetimeRules, kv: LifetimePages, *, aggregate: bool = True, record_rows: bool = False
+        self,
+        rules: LifetimeRules,
+        kv: LifetimePages,
+        *,
+        aggregate: bool = True,
+        record_rows: bool = False,
+        windows: tuple[int, ...] = (),
     ) -> None:
         self.rules = rules
         self.kv = kv
         self.aggregate = aggregate and not record_rows
         self.record_rows = record_rows
         self.running: dict[Sequence, None] = {}  # in order of admission
-        self.decodes = DecodeSet(1)  # rows whose prompt is computed; their memory does not grow
+        self.decodes = DecodeSet(1, windows)  # rows whose prompt is computed; their memory does not grow
         self._rows: dict[Sequence, _Row] = {}
         self._prefilling: dict[Sequence, _Row] = {}
         self._waiting: deque[Sequence] = deque()
@@ -275,8 +282,7 @@ class WholeLifetimeScheduler(Scheduler):
         if pauses:
             self._pause(batch.number)
         elif self.decodes.count:
-            batch.tokens = batch.decode_rows = batch.decode_tokens = self.decodes.count
-            batch.decode_kv_tokens = self.decodes.kv_tokens()
+            self.decodes.serve(batch)
             self.decodes.steps += 1
             self._end_decodes(batch)
         self._compute_prompts(batch)
@@ -391,7 +397,7 @@ class WholeLifetimeScheduler(Scheduler):
         waiting = bool(self._waiting)
         if waiting and not self._nobody_fits and not self._too_few_wait:
             return None
-        steps = decodes.steps_to_next_end()
+        steps = decodes.steps_alike()
         parts = self._part_ends
         while parts and (parts[0][2].state != "decoding" or parts[0][2].order != parts[0][1]):
             heapq.heappop(parts)
@@ -401,10 +407,8 @@ class WholeLifetimeScheduler(Scheduler):
             steps = min(steps, self.rules.max_waiting_tokens - self._steps_since_admission)
         if steps < 2:
             return None
-        shape = self._shape
-        shape.tokens = shape.decode_rows = shape.decode_tokens = decodes.count
-        shape.decode_kv_tokens = decodes.kv_tokens()
-        return Run(steps, shape, deaf=waiting and self._nobody_fits)
+        decodes.serve(self._shape)
+        return Run(steps, self._shape, deaf=waiting and self._nobody_fits)
 
     def take(self, steps: int) -> tuple[LifetimeBatch, int, int]:
         """Schedule `steps` decode steps at once."""

@@ -90,8 +90,8 @@ class WindowedDecodes(DecodeSet):
 
     __slots__ = ("_phases", "_turning", "acted", "kv", "lag")
 
-    def __init__(self, kv: HybridKV, lag: int) -> None:
-        super().__init__(kv.block_tokens)
+    def __init__(self, kv: HybridKV, lag: int, windows: tuple[int, ...] = ()) -> None:
+        super().__init__(kv.block_tokens, windows)
         self.kv = kv
         self.lag = lag
         self._phases = [Phase() for _ in range(kv.block_tokens)]
@@ -175,6 +175,8 @@ class WindowedDecodes(DecodeSet):
         self.count -= 1
         self.offset_sum -= offset
         self.phases[(offset - 1) % self.block_tokens] -= 1
+        for window in self.windows:
+            window.leave(offset)
         for number in held.phases:
             self._phases[number].drop(seq)
         seq.length = offset + self.steps
@@ -280,13 +282,13 @@ class WindowedScheduler(ContinuousScheduler):
     It forms the same batches as `ContinuousScheduler` does row by row.
     """
 
-    def __init__(self, rules: ContinuousRules, kv: HybridKV) -> None:
-        super().__init__(rules, kv)
+    def __init__(self, rules: ContinuousRules, kv: HybridKV, windows: tuple[int, ...] = ()) -> None:
+        super().__init__(rules, kv, windows=windows)
         self.itemised = False
         self.aggregate = self.windowed = True
         self._lag = 1 if self._async and kv.frees_processed else 0
         self._hybrid = kv
-        self._rows = WindowedDecodes(kv, self._lag)
+        self._rows = WindowedDecodes(kv, self._lag, windows)
         self.decodes = self._rows
         self._alone: list[
             tuple[Sequence, int]
@@ -345,8 +347,7 @@ class WindowedScheduler(ContinuousScheduler):
         decodes, kv = self._rows, self._hybrid
         budget -= decodes.count
         if decodes.count:
-            batch.decode_rows = decodes.count
-            batch.decode_kv_tokens = decodes.kv_tokens()
+            decodes.serve(batch)
         alone = self._alone
         if not alone:
             if decodes.count:
@@ -490,7 +491,7 @@ class WindowedScheduler(ContinuousScheduler):
         ):
             return 0
         decodes.acted.clear()
-        steps = min(decodes.turn(), decodes.steps_to_next_end())
+        steps = min(decodes.turn(), decodes.steps_alike())
         most_free = self._stuck_at - 1 if waits and self._stuck_at is not None else None
         return decodes.certain_steps(steps, most_free, keep_shared=waits and self._stuck_keeps_hit)
 

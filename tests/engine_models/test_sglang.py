@@ -18,7 +18,8 @@ from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import POLICIES, PrefillFirstRules, PrefillFirstScheduler
 from hardware_profiles.errors import InputError
 from simulator.serving.replica import Replica
-from simulator.validation.schedules import RecordedClock, replay
+from simulator.validation.schedules import replay
+from tests.invariants.core_cases import SpannedClock
 
 RECORDINGS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "conformance" / "sglang"
 CLOCK = {"a": 0.008, "b": 2.5e-05, "c": 0.0001, "d": 2e-08}
@@ -35,11 +36,11 @@ def test_recorded_schedule_is_reproduced(path: Path) -> None:
 def serve(
     rules: PrefillFirstRules, pool: RadixPool, requests: list[Sequence], *, aggregate: bool
 ) -> tuple[Replica, PrefillFirstScheduler, list[tuple[int, float]]]:
-    scheduler = PrefillFirstScheduler(rules, pool, aggregate=aggregate)
+    scheduler = PrefillFirstScheduler(rules, pool, aggregate=aggregate, windows=(24, 100))
     ends: list[tuple[int, float]] = []
     replica = Replica(
         [scheduler],
-        RecordedClock(CLOCK),
+        SpannedClock(CLOCK),
         depth=rules.in_flight,
         on_finish=lambda seq, now_s: ends.append((seq.index, now_s)),
     )

@@ -71,7 +71,7 @@ def test_rows_that_read_a_pool_cost_its_cells_and_do_not_grow() -> None:
 
 def windows_of(name: str, **options: Any) -> DecodeAttention:
     arch = load_architecture(name)
-    return DecodeAttention(shard_of(arch, OPS, BF16, HOST, **options), 128, 8192, by_spans=True)
+    return DecodeAttention(shard_of(arch, OPS, BF16, HOST, **options), 128, 8192)
 
 
 def spanned(lengths: list[int], window: int, **shape: Any) -> Batch:

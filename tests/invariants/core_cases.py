@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Series
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from engine_models.declaration import EnginePlan, Executor, FrontEnd, Limits
 from engine_models.engines.vllm import Rank
+from engine_models.parts.batch import Batch
 from engine_models.schedulers.continuous import ContinuousRules
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import ClusterResult
 from simulator.validation.schedules import RecordedClock
 from simulator.workload.columns import Content, RequestClass, Workload
 
+FloatArray = NDArray[np.float64]
+
 CLOCK = {"a": 0.006, "b": 2.5e-5, "c": 2e-5, "d": 2e-8}
+
+
+class SpannedClock(RecordedClock):
+    """A clock that also prices what decode rows attend to in windows, and so tells whether a shape names it rightly."""
+
+    SPAN_S = 3e-8
+
+    def step_s(self, batches: Series[Batch]) -> tuple[float, list[float]]:
+        """As of the base."""
+        slowest = 0.0
+        for batch in batches:
+            spans_s = self.SPAN_S * sum(span.tokens for span in batch.spans)
+            slowest = max(slowest, spans_s + super().step_s([batch])[0])
+        return slowest, [0.0] * len(batches)
+
+    def run_s(self, shapes: Series[Batch], steps: int) -> FloatArray:
+        """As of the base."""
+        slowest = np.zeros(steps)
+        for shape in shapes:
+            tokens, grows = sum(s.tokens for s in shape.spans), sum(s.grows for s in shape.spans)
+            spans_s = self.SPAN_S * (tokens + grows * np.arange(steps))
+            slowest = np.maximum(slowest, spans_s + super().run_s([shape], steps))
+        return slowest
 
 
 @dataclass(frozen=True)
@@ -253,5 +281,5 @@ def plan_around(
 def run(case: Case, **options: Any) -> ClusterResult:
     """Run a case to its end."""
     return Cluster(
-        workload_of(case), plan_of(case), RecordedClock(CLOCK), replicas=case.replicas, **options
+        workload_of(case), plan_of(case), SpannedClock(CLOCK), replicas=case.replicas, **options
     ).run()
