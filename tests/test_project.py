@@ -248,7 +248,7 @@ def test_every_invariant_has_its_test_and_every_test_its_invariant() -> None:
 # Units ------------------------------------------------------------------------------------------------------
 
 UNIT = re.compile(
-    r"(^|_)(s|ms|us|bytes|nbytes|tokens|hz|w|j|kwh|gb|years|blocks|flops|usd|hours?|days|requests|percent|devices|steps|cycles|launches)(_per_\w+)?$"
+    r"(^|_)(s|ms|us|bytes|nbytes|tokens|hz|w|j|kwh|gb|years|blocks|flops|usd|hours?|days|requests|percent|devices|steps|cycles|launches|devices)(_per_\w+)?$"
 )
 PURE_NUMBER = re.compile(
     r"(^|_)(share|fraction|levels?|cv|factor|ratio|scale|errors?|weights?|width|noise|strength|reach|attainment|watermark)$"
