@@ -200,6 +200,35 @@ def test_requests_that_share_or_wait_are_as_in_memory(
         assert len(log.end_s) == other.retired_steps + len(other.end_s)
 
 
+@pytest.mark.parametrize("kind", ["sessions-over-16", "loop", "loop-of-chats"])
+def test_a_stopped_run_whose_requests_wait_is_that_in_memory(
+    kind: str, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from simulator.config.load import load_scenario
+    from simulator.prepare import prepare
+    from simulator.run import run_prepared
+
+    given = scenario(0, **LINKED[kind][1])
+    del given["workload"]["duration"]
+    given["workload"] |= LINKED[kind][0]
+    runs = []
+    for above in (10**9, 100):
+        monkeypatch.setattr(simulator.run, "STREAM_ABOVE", above)
+        ended = iter(range(1, 500))
+        prepared = prepare(load_scenario(given))
+        runs.append(run_prepared(prepared, should_stop=lambda ended=ended: next(ended) == 60))
+    whole, parts = runs
+    assert isinstance(parts.requests, Path)
+    assert parts.raw.stopped_at_s == whole.raw.stopped_at_s
+    found = read_columns(parts.requests)
+    n = len(found["arrival_s"])
+    table = {name: np.asarray(column) for name, column in dict(whole.requests).items()}
+    for name in ("arrival_s", "queue_start_s", "first_scheduled_s", "end_s", "finish_reason", "instance_id"):
+        np.testing.assert_array_equal(found[name], table[name][:n], err_msg=name)
+    assert set(table["finish_reason"][n:]) <= {"not_arrived"}
+    assert n < len(table["finish_reason"])
+
+
 def test_a_run_that_stops_keeps_what_arrived(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 100)
     ended = 0
