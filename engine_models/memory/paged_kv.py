@@ -39,13 +39,17 @@ class FreeRun:
         self.blocks = blocks
 
 
+NAMED = 64
+"""Keys given out at a time (assumed: few enough to waste none that matters, enough that one number names a long run)."""
+
+
 class ChainKeys:
     """Integer names of block contents: equal exactly when all tokens up to the end of the block are equal."""
 
     def __init__(self, block_tokens: int) -> None:
         self.block_tokens = block_tokens
-        self._fresh = count(1)
-        self._lines: dict[tuple[int, int, int], list[int]] = {}
+        self._fresh = count(NAMED, NAMED)
+        self._lines: dict[tuple[int, int, int], list[int]] = {}  # the first of each `NAMED` keys
         self._mixed: dict[tuple[int, tuple[tuple[int, int, int], ...]], int] = {}
 
     def fresh(self) -> int:
@@ -79,10 +83,11 @@ class ChainKeys:
             whole = length // size
             if whole:
                 line = self._lines.setdefault((parent, segment, offset), [])
-                while len(line) < whole:
+                while len(line) * NAMED < whole:
                     line.append(next(self._fresh))
-                out.extend(line[:whole])
-                parent = line[whole - 1]
+                for at, first in zip(range(0, whole, NAMED), line, strict=False):
+                    out.extend(range(first, first + min(NAMED, whole - at)))
+                parent = out[-1]
                 offset += whole * size
                 length -= whole * size
             if length:
