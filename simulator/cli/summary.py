@@ -15,12 +15,14 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def short(value: float | None) -> str:
-    """Three significant digits, plain notation, a dash for none."""
+    """Three significant digits, plain notation down to a ten-thousandth, a dash for none."""
     if value is None:
         return "-"
     if value == 0:
         return "0"
     size = abs(value)
+    if size < 1e-3:
+        return f"{value:.3g}"
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 else 4
     return f"{value:,.{digits}f}"
 
