@@ -211,6 +211,23 @@ def test_files_that_pages_name_exist() -> None:
     assert not missing
 
 
+def test_names_in_the_reading_guide_are_in_the_code() -> None:
+    """Classes, functions, constants and files in back-quotes of docs/architecture.md; NAME stands for any."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / "docs" / "architecture.md").read_text(), flags=re.S | re.M)
+    modules = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    words = set(re.findall(r"\w+", "".join(path.read_text() for path in modules))) | {"ABC", "typing", "Protocol"}
+    files = {path.name for path in modules} | {"pyproject.toml", "config.json", "manifest.json", "prices.yaml"}
+    named = set(re.findall(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`", text))
+    assert len(named) > 100
+    missing = {
+        name
+        for name in named
+        if not name.startswith("NAME")
+        and (name not in files if name.endswith((".py", ".toml", ".json", ".yaml")) else set(name.split(".")) - words)
+    }
+    assert not missing
+
+
 def test_every_page_is_reached_from_the_index() -> None:
     linked = set()
     for page in PAGES.values():
