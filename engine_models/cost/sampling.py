@@ -12,10 +12,14 @@ pivot      from 0.16: a Triton kernel searches the threshold, one program a row;
                t = t0 + cycles a logit x vocabulary / clock x ceil( rows / multiprocessors )
 rejection  from 0.20: FlashInfer draws and rejects, without a threshold.
                t = t0 + bytes x logits / bandwidth
+
+CPUs sort in every version, rows side by side, each by one core:
+               t = s a comparison x vocabulary x log2( vocabulary ) x ceil( rows / cores )
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -26,7 +30,7 @@ from hardware_profiles.errors import PlanError
 from hardware_profiles.ops import Ops
 
 FloatArray = NDArray[np.float64]
-Sampler = Literal["sort", "pivot", "rejection"]
+Sampler = Literal["sort", "pivot", "rejection", "cores"]
 
 # Families whose generation_config.json truncates. Kind: assumed (from memory of the published files, 2026-11,
 # unconfirmed); the step times measured for Llama-2, Llama-3.1 and Llama-4 carry the extra cost, those of Mixtral,
@@ -58,6 +62,9 @@ PIVOT_ROWS = 8
 #: FlashInfer's sampler. kind: fitted, 2026-11, source: 0.139 and 0.372 ms for 128 and 512 rows of 131,072 logits on B200
 #: (vLLM pull request 40376).
 REJECTION_S, REJECTION_BYTES_PER_LOGIT = 6e-5, 32.0
+#: Time of one of the n log2(n) comparisons of a sort of keys with their places, by one core of a CPU [s]. kind: assumed, 2026-11:
+#: sorts in vectors of 512 bits take about a nanosecond or less, scalar ones some four.
+COMPARISON_S = 5e-10
 #: Clock of a device whose profile names none [Hz]. kind: assumed, 2026-11: NVIDIA's data-centre GPUs boost to 1.4 to 2.5
 #: GHz.
 CLOCK_HZ = 1.8e9
@@ -78,8 +85,11 @@ def truncation_s(
     sort_cycles_per_logit: float,
 ) -> FloatArray:
     """Device seconds that truncated sampling adds to plain sampling, for steps of `rows` sampled rows."""
-    clock = _clock_hz(kernels)
     processors = float(kernels.peaks.multiprocessors)
+    if sampler == "cores":
+        row_s = COMPARISON_S * vocab * math.log2(vocab)
+        return np.asarray(row_s * np.ceil(rows / processors), dtype=np.float64)
+    clock = _clock_hz(kernels)
     logits = rows * float(vocab)
     if sampler == "rejection":
         return REJECTION_S + kernels.elementwise_s(REJECTION_BYTES_PER_LOGIT * logits)

@@ -20,7 +20,7 @@ from engine_models.cost.overheads import load_overheads
 from engine_models.cost.sampling import Sampler, truncates
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
-from engine_models.cost.terms import Fp32Router, Parallelism, Terms
+from engine_models.cost.terms import Fp32Router, HostOverhead, Parallelism, Terms
 from engine_models.declaration import (
     Engine,
     EnginePlan,
@@ -301,6 +301,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     captured = tuple(sorted(map(int, given))) if given else graph_sizes(version, rows, tokens, row_tokens, largest)
     on_cpu = request.device_kind == "cpu"  # there are no graphs, and nothing is launched: an operation is a call
     sizes = () if eager or on_cpu else captured
+    sampler: Sampler = "cores" if on_cpu else version.sampler
     if eager and not on_cpu:
         notes.append("enforce_eager: a step takes no less than the host needs to launch its operations one by one")
     transfer = flags.get("kv_transfer_config")
@@ -313,7 +314,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     sorts = str(flags.get("generation_config") or "auto") != "vllm" and truncates(arch.name)
     if sorts:
         notes.append(
-            f"requests are sampled with top-p or top-k as the checkpoint asks (assumed), which {SAMPLING_WORK[version.sampler]}; "
+            f"requests are sampled with top-p or top-k as the checkpoint asks (assumed), which {SAMPLING_WORK[sampler]}; "
             "generation_config: vllm in engine_args turns it off"
         )
     watermark = float(flags.get("watermark", 0.0))
@@ -372,10 +373,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     moe_backend = _moe_backend(flags, warnings)
     overheads = load_overheads(ENGINE.name)
     host = replace(overheads.host, prefill_graph_tokens=max(sizes, default=0))
-    if eager or on_cpu:  # `launch_s` is that of all eager steps
+    if eager:  # `launch_s` is that of all eager steps
         host = replace(host, prefill_launch_s=0.0)
-    if on_cpu:
-        host = replace(host, launch_s=0.0)
+    if on_cpu:  # no copies to a device, no gaps between its kernels
+        host = HostOverhead(host.step_s, host.row_s)
     notes.append(f"vLLM {version.name}: {tokens} tokens and {rows} rows a step, {blocks} blocks of {block_tokens} tokens")
     rank = Rank(
         rules=rules,
@@ -410,7 +411,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 host,
                 graph_sizes=sizes,
                 truncated_sampling=sorts,
-                sampler=version.sampler,
+                sampler=sampler,
                 moe_backend=moe_backend,
                 fixed_grid_attention=_fixed_grid_attention(request),
                 fp32_router=version.fp32_router,
@@ -526,6 +527,7 @@ SAMPLING_WORK: dict[Sampler, str] = {
     "sort": "sorts the logits of every row",
     "pivot": "searches the logits of every row for a threshold",
     "rejection": "draws from the logits of every row until a token is accepted",
+    "cores": "sorts the logits of every row on one core (assumed time)",
 }
 """What each sampler does to truncate, for the summary."""
 

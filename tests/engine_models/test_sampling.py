@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from engine_models.cost.overheads import load_overheads
-from engine_models.cost.sampling import Sampler, truncates, truncation_s
+from engine_models.cost.sampling import COMPARISON_S, Sampler, truncates, truncation_s
+from hardware_profiles.device import load_device
 from hardware_profiles.kernel_model import load_kernel_model
+from hardware_profiles.kernels import operations_of
 
 HOST = load_overheads("vllm").host
 
@@ -38,6 +40,13 @@ def cost_s(sampler: Sampler, device: str, rows: int, vocab: int = 131_072) -> fl
 )
 def test_published_times_on_b200(sampler: Sampler, rows: int, published_s: float, within: float) -> None:
     assert cost_s(sampler, "b200-sxm-180gb", rows) == pytest.approx(published_s, rel=within)
+
+
+def test_cores_of_a_cpu_sort_a_row_each() -> None:
+    cpu = operations_of(load_device("xeon-8480-2s"), "vllm")  # 112 cores
+    one, all_busy, twice = truncation_s("cores", cpu, np.array([1.0, 112.0, 113.0]), 131_072, 1.0, 1.0)
+    assert one == all_busy == pytest.approx(131_072 * 17 * COMPARISON_S)
+    assert twice == 2 * one
 
 
 def test_newer_versions_sample_quicker() -> None:

@@ -64,5 +64,7 @@ def test_a_cpu_has_its_own_defaults_and_no_graphs() -> None:
     ).plan
     assert (plan.limits.step_tokens, plan.limits.rows) == (4096, 256)
     assert plan.costs.terms.graph_sizes == ()
-    assert plan.costs.terms.host.launch_s == 0
+    own = plan.costs.terms.host
+    assert own == HostOverhead(own.step_s, own.row_s)  # nothing of launches, copies, kernels
+    assert plan.costs.terms.sampler == "cores"
     assert not [line for line in plan.memory.lines if "CUDA" in line.label]
