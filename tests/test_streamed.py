@@ -200,6 +200,40 @@ def test_requests_that_share_or_wait_are_as_in_memory(
         assert len(log.end_s) == other.retired_steps + len(other.end_s)
 
 
+@pytest.mark.parametrize("kind", ["sessions", "sessions-over-16", "loop"])
+def test_blocks_leave_as_their_requests_end(
+    kind: str, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many blocks are drawn and not counted yet: those of the requests in the system, not of the run."""
+    from simulator.cluster.cluster import Cluster
+
+    given = scenario(0, **LINKED[kind][1])
+    del given["workload"]["duration"]
+    given["workload"] |= {**LINKED[kind][0], "requests": 3000, "drain_s": 1e4}
+    given["workload"].pop("duration", None)
+    drawn_blocks, held = 0, 0
+    blocks, hand_over = streaming.WorkloadStream.blocks, Cluster._hand_over
+
+    def counted(stream: Any) -> Any:
+        nonlocal drawn_blocks
+        for block in blocks(stream):
+            drawn_blocks += 1
+            yield block
+
+    def handed(cluster: Any, sink: Any) -> None:
+        nonlocal held, drawn_blocks
+        held = max(held, drawn_blocks)
+        drawn_blocks -= 1
+        hand_over(cluster, sink)
+
+    monkeypatch.setattr(streaming.WorkloadStream, "blocks", counted)
+    monkeypatch.setattr(Cluster, "_hand_over", handed)
+    monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 100)
+    totals = simulate(given).result["totals"]
+    assert totals["offered"] + totals["not_arrived"] == 3000
+    assert held <= 15  # of 30
+
+
 @pytest.mark.parametrize("kind", ["sessions-over-16", "loop", "loop-of-chats"])
 def test_a_stopped_run_whose_requests_wait_is_that_in_memory(
     kind: str, small_blocks: None, monkeypatch: pytest.MonkeyPatch
