@@ -28,14 +28,14 @@ class RowTables:
 
     def __init__(self, rows: IntArray, contexts: FloatArray, values: FloatArray) -> None:
         self._rows, self._contexts, self._values = rows, contexts, values
-        self._cut: dict[int, PiecewiseLinear] = {}
+        self.cut: dict[int, PiecewiseLinear] = {}
 
     def of(self, rows: int) -> PiecewiseLinear:
         """Seconds of `rows` rows as a function of the total of their tokens."""
-        table = self._cut.get(rows)
+        table = self.cut.get(rows)
         if table is None:
             table = PiecewiseLinear(self._contexts * rows, np.maximum.accumulate(self._of(rows)))
-            self._cut[rows] = table
+            self.cut[rows] = table
         return table
 
     def _of(self, rows: int) -> FloatArray:
@@ -124,12 +124,14 @@ class DecodeAttention:
     def batch_s(self, batch: Batch) -> float:
         """Seconds of the decode rows of a batch, of which there is one at least."""
         rows = batch.decode_rows
-        cells = batch.pool_cells
-        kv_tokens = rows * cells if cells else batch.decode_kv_tokens
-        beside = bool(batch.prefill)
-        seconds = (self._full_mixed if beside else self._full).of(rows).at(kv_tokens)
+        kv_tokens = batch.decode_kv_tokens
+        if batch.pool_cells:
+            kv_tokens = rows * batch.pool_cells
+        full = self._full_mixed if batch.prefill else self._full
+        table = full.cut.get(rows) or full.of(rows)
+        seconds = table.at(kv_tokens)
         if self.windows:
-            for tables in self._windows_mixed if beside else self.windows:
+            for tables in self._windows_mixed if batch.prefill else self.windows:
                 seconds += tables.at(rows, kv_tokens, _span(batch, tables.window_tokens, kv_tokens).tokens)
         return seconds
 

@@ -63,6 +63,14 @@ class Launches:
             return step_s
         return self._graph_s if tokens <= self._host.prefill_graph_tokens else max(step_s, self._prefill_s)
 
+    def tables_s(self, max_tokens: int) -> tuple[list[float], list[float]]:
+        """`least_s` for 0 to `max_tokens` tokens, of steps that only decode and of those that prefill."""
+        tokens, host = np.arange(max_tokens + 1), self._host
+        step_s = np.where(tokens <= self.largest, 0.0, self._step_s)
+        eager_s = np.maximum(step_s, self._prefill_s)
+        prefill_s = np.where(tokens <= host.prefill_graph_tokens, self._graph_s, eager_s)
+        return step_s.tolist(), prefill_s.tolist()
+
     def captured(self, tokens: int, prefills: bool) -> bool:
         """Whether a graph may hold the step of ranks in lockstep."""
         if tokens > self.largest:
@@ -93,7 +101,7 @@ class StepTimeModel(StepCost):
         self._rows_s = self._tabulated_rows(up_to.rows * terms.sampled_tokens)
         self._decode = DecodeAttention(shard, up_to.rows, up_to.context_tokens)
         self._prefill = PrefillAttention(shard, up_to.step_tokens, up_to.context_tokens)
-        self._least_s = [self.launches.least_s(tokens, False) for tokens in range(len(self._linear_s))]
+        self._least_s, self._least_prefill_s = self.launches.tables_s(up_to.step_tokens)
 
     def parts_s(self, m: IntArray) -> dict[str, FloatArray]:
         """Seconds of each token-wise operation of a stage for `m` tokens a step, summed over its layers."""
@@ -142,7 +150,7 @@ class StepTimeModel(StepCost):
         if not batch.prefill:
             least_s = self._least_s[tokens]
             return (device_s if device_s > least_s else least_s), [0.0]
-        least_s = self.launches.least_s(tokens, True)
+        least_s = self._least_prefill_s[tokens]
         share = (batch.tokens - batch.decode_tokens) / batch.tokens
         return (device_s if device_s > least_s else least_s), [linear_s * share + prefill_s]
 

@@ -265,3 +265,12 @@ def test_a_backend_that_cannot_be_timed_is_said_to_be_ignored(
     warnings = prepare(load_scenario(scenario)).warnings
     assert len(warnings) == (said is not None)
     assert all(str(said) in text for text in warnings)
+
+
+def test_least_times_are_tabulated_as_they_are(h100: KernelModel) -> None:
+    host = HostOverhead(0.0, 0.0, launch_s=2e-5, prefill_launch_s=3e-5, prefill_graph_tokens=4, prefill_graph_launch_s=1e-6)
+    launches = model(load_architecture("Llama-3.1-8B"), h100, 1, (1, 2, 4, 8, 16), host).launches
+    tables = launches.tables_s(40)
+    assert tables[0] == [launches.least_s(tokens, False) for tokens in range(41)]
+    assert tables[1] == [launches.least_s(tokens, True) for tokens in range(41)]
+    assert len(set(tables[0])) == len(set(tables[1])) == 2
