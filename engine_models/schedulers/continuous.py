@@ -24,7 +24,7 @@ from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import INFINITY, Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
-from engine_models.parts.waiting import WaitingQueue
+from engine_models.parts.waiting import ByPriority, FirstCome
 
 
 class ContinuousScheduler(Scheduler):
@@ -69,7 +69,7 @@ class ContinuousScheduler(Scheduler):
         self._orders = 0
         self._watermark_blocks = int(rules.watermark * (kv.capacity_blocks + 1))
         self._by_priority = rules.policy == "priority"
-        self._queue = WaitingQueue(by_priority=self._by_priority)
+        self._queue = ByPriority() if self._by_priority else FirstCome()
         self._async = rules.in_flight > 1 and not rules.pipelined
         self._wasting: list[Sequence] = []
 
@@ -346,7 +346,7 @@ class ContinuousScheduler(Scheduler):
                 break
             seq = self._queue.head()
             if seq.ready_batch > self.processed_number or seq.in_flight_tokens:
-                aside.append(self._queue.pop())
+                aside.append(self._queue.take())
                 continue
             found: Any = kv.find(seq)  # opaque here: only the cache that found it looks inside
             hit = kv.hit_tokens(found)
@@ -357,7 +357,7 @@ class ContinuousScheduler(Scheduler):
                     break
                 if began:
                     if began == "later":
-                        aside.append(self._queue.pop())
+                        aside.append(self._queue.take())
                     continue
             want = seq.length - hit
             if want == 1 and pads and (served_before or hit) and hit + 2 + drafts <= rules.max_model_len:
@@ -369,7 +369,7 @@ class ContinuousScheduler(Scheduler):
                 want = cap
             if not rules.chunked_prefill and want > budget:
                 if rules.unfit_prompt_is_skipped:
-                    aside.append(self._queue.pop())
+                    aside.append(self._queue.take())
                     continue
                 blocked = not aside
                 break
@@ -384,7 +384,7 @@ class ContinuousScheduler(Scheduler):
             if kv.admission_blocks(found, slots, whole=False) > free:
                 blocked = not aside
                 break
-            self._queue.pop()
+            self._queue.take()
             if hit:
                 kv.hold(seq, found)
             kv.grow(seq, slots)
@@ -437,7 +437,7 @@ class ContinuousScheduler(Scheduler):
         owed = sum(kv.missing(other, other.length) for other in self._loading)
         if kv.admission_blocks(found, seq.length, whole=True) + owed > free:
             return "full"
-        self._queue.pop()
+        self._queue.take()
         if hit:
             kv.hold(seq, found)
         tokens = hit + more * kv.block_tokens
@@ -642,7 +642,7 @@ class ContinuousScheduler(Scheduler):
             or not decodes.count
             or self.partial
             or self._wasting
-            or (self.waiting_count and not self.blocked)
+            or (not self.blocked and (self._queue or self._loading))
             or decodes.count > self.rules.max_num_batched_tokens
         ):
             return 0
