@@ -101,6 +101,8 @@ class DecodeSet:
     def taken_over(self, steps: int) -> tuple[int, int]:
         """Blocks that the next `steps` steps take, and the sum over these steps of what was taken up to each."""
         size, phases = self.block_tokens, self.phases
+        if size == 1:
+            return self.count * steps, self.count * steps * (steps + 1) // 2
         at = -self.steps % size
         by_step = phases[at::-1] + phases[:at:-1]  # what the next steps take, in turn
         if steps > size:

@@ -841,7 +841,7 @@ class PrefillFirstScheduler(Scheduler):
         page = kv.page_tokens
         held = kv.capacity_blocks - kv.free_blocks
         need, summed = decodes.taken_over(steps)
-        before_last = decodes.blocks_needed_over(steps - 1) * page
+        before_last = (need - decodes.phases[-(decodes.steps + steps - 1) % decodes.block_tokens]) * page
         kv.make_room(before_last + decodes.count * page)  # as the last step would
         kv.free_tokens -= need * page
         ratio, decay, least = self.ratio, self.decay, self.least_ratio

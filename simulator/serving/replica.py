@@ -144,11 +144,17 @@ class Replica:
                 taking, batches, end_s = flight.popleft()
                 if end_s > self.clock_s:
                     self.clock_s = end_s
+                ended = False
                 self._may_schedule = True
-                if self._settle(taking, batches):
-                    self._priced = None
-                    if stop_after_finish:
-                        return True
+                for number, batch in enumerate(batches):
+                    finished = taking[number].scheduler.settle(batch)
+                    if self._on_batch is not None:
+                        self._on_batch(batch)
+                    if finished:
+                        ended, self._priced = True, None
+                        self._end(taking[number], finished, end_s)
+                if ended and stop_after_finish:
+                    return True
                 continue
             now = self.clock_s
             if now >= limit_s:
@@ -165,26 +171,23 @@ class Replica:
                 continue
             self._asleep_until_s = 0.0
             self._priced = None
-            formed = only.scheduler.schedule(now) if only is not None else None
-            if formed is not None and formed.tokens:
-                self._launch(ranks, [formed])
-                if len(flight) >= self.depth:
-                    self._may_schedule = False
-                continue
-            again = formed is not None  # only preemptions: try again with the blocks they freed
             if only is None:
                 taking, batches, again = self._form(now)
-                if taking:
-                    self._launch(taking, batches)
-                    if len(flight) >= self.depth:
-                        self._may_schedule = False
-                    continue
-            if flight:
+            else:
+                formed = only.scheduler.schedule(now)
+                taking, batches, again = ranks, [], formed is not None
+                if formed is not None and formed.tokens:
+                    batches = [formed]
+            if batches:
+                self._launch(taking, batches)
+                if len(flight) >= self.depth:
+                    self._may_schedule = False
+            elif flight:
                 self._may_schedule = False
-            elif not again and not self._sleep(limit_s):
+            elif not again and not self._sleep(limit_s):  # after preemptions alone: again, with the blocks they freed
                 return False
 
-    def _form(self, now_s: float) -> tuple[list[Rank], list[Batch], bool]:
+    def _form(self, now_s: float) -> tuple[Series[Rank], list[Batch], bool]:
         """Let every rank that has work form its batch; return those that compute, the batches, whether any only preempted."""
         taking: list[Rank] = []
         batches: list[Batch] = []
@@ -231,21 +234,12 @@ class Replica:
             rank.log.step(begin, end, idle_s, prefills_s[number], rank.scheduler.state(), batch)
         self._in_flight.append((ranks, batches, end))
 
-    def _settle(self, ranks: Series[Rank], batches: list[Batch]) -> bool:
-        """Take in the results of a step; return whether a request has ended."""
-        ended = False
-        for number, batch in enumerate(batches):
-            rank = ranks[number]
-            finished = rank.scheduler.settle(batch)
-            if finished:
-                ended = True
-                rank.in_service -= len(finished)
-                if self._on_finish is not None:
-                    for seq in finished:
-                        self._on_finish(seq, batch.t_end)
-            if self._on_batch is not None:
-                self._on_batch(batch)
-        return ended
+    def _end(self, rank: Rank, finished: list[Sequence], now_s: float) -> None:
+        """Note requests that have ended."""
+        rank.in_service -= len(finished)
+        if self._on_finish is not None:
+            for seq in finished:
+                self._on_finish(seq, now_s)
 
     # -- runs -----------------------------------------------------------------------------------------------
 
