@@ -95,6 +95,7 @@ class StepTimeModel(StepCost):
         terms = shard.terms
         self.shard = shard
         self.host = terms.host
+        self._host_step_s, self._host_row_s = terms.host.step_s, terms.host.row_s
         self._samples_drafts = terms.sampled_tokens > 1
         self.launches = Launches(shard, up_to.step_tokens)
         self._linear_s = self._tabulated_tokens(up_to.step_tokens)
@@ -195,4 +196,4 @@ class StepTimeModel(StepCost):
 
     def host_s(self, batch: Batch) -> float:
         """Host seconds of a batch."""
-        return self.host.step_s + self.host.row_s * (batch.decode_rows + len(batch.prefill))
+        return self._host_step_s + self._host_row_s * (batch.decode_rows + len(batch.prefill))

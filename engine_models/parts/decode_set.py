@@ -9,7 +9,7 @@ current length; `offset = length - steps` stays constant while it is in the set,
 from __future__ import annotations
 
 import heapq
-from operator import mul
+from itertools import accumulate
 
 from engine_models.parts.batch import Batch, Span
 from engine_models.parts.sequence import Sequence
@@ -107,8 +107,8 @@ class DecodeSet:
         by_step = phases[at::-1] + phases[:at:-1]  # what the next steps take, in turn
         if steps > size:
             by_step = by_step * -(-steps // size)
-        by_step = by_step[:steps]
-        return sum(by_step), sum(map(mul, by_step, range(steps, 0, -1)))
+        so_far = list(accumulate(by_step[:steps]))
+        return so_far[-1], sum(so_far)
 
     def blocks_needed_over(self, steps: int) -> int:
         """New blocks that the next `steps` steps take together."""

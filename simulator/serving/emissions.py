@@ -53,6 +53,12 @@ class Emissions:
             at = start
         self._start[row] = at
         self._count[row] = count + len(spans)
+        if len(spans) == 1:
+            ((first, last),) = spans
+            self._log.append(log)
+            self._first.append(first)
+            self._last.append(last)
+            return
         self._log.extend([log] * len(spans))
         self._first.extend([span[0] for span in spans])
         self._last.extend([span[1] for span in spans])

@@ -63,8 +63,12 @@ class StepLog:
         running, waiting, kv_used, _ = state
         decoded = batch.decode_tokens
         prefilled, preempted = batch.tokens - decoded, len(batch.preempted)
-        if not prefilled and not preempted:
-            self.run(start_s, [end_s], idle_s, running, waiting, kv_used, kv_used, decoded)
+        if not prefilled and not preempted and self._goes_on(start_s, idle_s, running, waiting, decoded):
+            self.end_s.append(end_s)
+            self.steps[-1] += 1
+            self.kv_steps[-1] += kv_used
+            if kv_used > self.kv_peak[-1]:
+                self.kv_peak[-1] = kv_used
             return
         self.end_s.append(end_s)
         self.start_s.append(start_s)
@@ -79,6 +83,19 @@ class StepLog:
         self.decode_tokens.append(decoded)
         self.preemptions.append(preempted)
 
+    def _goes_on(self, start_s: float, idle_s: float, running: int, waiting: int, decode_tokens: int) -> bool:
+        """Whether decode steps that begin at `start_s` go on in the state of the latest record."""
+        return (
+            bool(self.steps)
+            and self.end_s[-1] == start_s
+            and self.decode_tokens[-1] == decode_tokens
+            and not self.prefill_tokens[-1]
+            and self.waiting[-1] == waiting
+            and self.running[-1] == running
+            and self.idle_s[-1] == idle_s
+            and not self.preemptions[-1]
+        )
+
     def run(
         self,
         start_s: float,
@@ -91,16 +108,7 @@ class StepLog:
         decode_tokens: int,
     ) -> None:
         """Append steps that decode the same rows, each beginning when the one before it ends."""
-        goes_on = (
-            self.steps
-            and self.end_s[-1] == start_s
-            and self.decode_tokens[-1] == decode_tokens
-            and self.waiting[-1] == waiting
-            and not self.prefill_tokens[-1]
-            and self.running[-1] == running
-            and self.idle_s[-1] == idle_s
-            and not self.preemptions[-1]
-        )
+        goes_on = self._goes_on(start_s, idle_s, running, waiting, decode_tokens)
         self.end_s.extend(ends_s)
         if goes_on:
             self.steps[-1] += len(ends_s)
