@@ -138,7 +138,6 @@ PARAMETER_MEANING: Mapping[str, str] = {
     "unit_s": "time a unit of parallel work (sequence and KV head; expert with a token) adds [s]",
     "activation_efficiency": "share of memory bandwidth reached by activation traffic",
     "routing_efficiency": "the same for copies of all routed rows, which expert parallelism does not divide",
-    "tile_rows": "rows of a tile, to which an expert's rows are padded (GPU_TILE_ROWS where it is not there)",
     "all_tokens": "1: the benchmark left all tokens of the expert group on the timed rank (bench only)",
     "grouped_deal": "1: the benchmark dealt rows out under limited groups of experts (bench only)",
 }
@@ -377,7 +376,8 @@ def moe_weight_bytes(
     return active * np.where(gated > 0, 3.0, 2.0) * hidden * (inter / tp) * WEIGHT_BYTES[fmt]
 
 
-#: Rows of a tile of grouped products on a GPU, to which an expert's rows are padded. unit: rows, kind: assumed, 2026-11.
+#: Rows of a tile of grouped products on a GPU, to which an expert's rows are padded, where the parameters (of a device without
+#: fits) name no other by ``tile_rows``. unit: rows, kind: assumed, 2026-11.
 GPU_TILE_ROWS = 32.0
 
 
