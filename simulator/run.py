@@ -379,7 +379,12 @@ def _warnings(
 ) -> list[str]:
     out = []
     over, window = figures.overload, figures.window
-    if over is not None:
+    if over is not None and over.shed:
+        out.append(
+            f"overload: {over.offered_per_s:.2f} requests/s offered, {over.sustainable_per_s:.2f}/s served; the others, "
+            f"{over.shed:,} of {figures.offered:,}, were turned away by a full server"
+        )
+    elif over is not None:
         out.append(
             f"overload: {over.offered_per_s:.2f} requests/s offered, about {over.sustainable_per_s:.2f}/s sustained "
             f"(estimate: completion rate of the window's second half); {over.backlog} requests behind at its end"

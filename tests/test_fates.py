@@ -95,6 +95,9 @@ def test_each_loss_has_its_reason(
         wanted = {f"shed_{on_full}"} if rows else set()
         wanted |= {"prompt_too_long", "limit_too_long", "interrupted" if stop_after else "drain_ended"}
         assert set(totals["reasons"]) == wanted
+        if rows:  # what a full server turns away is load beyond its capacity
+            assert found.result["overload"]["shed"] == totals["reasons"][f"shed_{on_full}"]
+            assert any("turned away by a full server" in text for text in found.result["warnings"])
 
 
 def test_every_reason_of_a_loss_has_words_under_its_status() -> None:

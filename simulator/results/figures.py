@@ -39,7 +39,7 @@ from simulator.results.latencies import (
     kept_ranges,
     latencies,
 )
-from simulator.results.rates import BinnedTimes, ExactTimes, Overload, Rates, lost_backlog
+from simulator.results.rates import BinnedTimes, ExactTimes, Overload, Rates, lost_backlog, shed_load
 from simulator.results.request_table import request_table
 from simulator.results.sketch import RELATIVE_ERROR
 from simulator.results.statistics import BoolArray, Exact, FloatArray, IntArray, Sketched, Statistic
@@ -397,7 +397,13 @@ class Collector:
             max_concurrent=self._peak,
             preemptions=sums["preempted"],
             overload=self._rates.overload(window, counts["unfinished"])
-            or lost_backlog(counts, window, end_of_run_s, stopped_at_s),
+            or lost_backlog(counts, window, end_of_run_s, stopped_at_s)
+            or shed_load(
+                int(self._reasons[Reason.SHED_429] + self._reasons[Reason.SHED_503]),
+                sum(counts.values()) - counts["not_arrived"],
+                sums["completed"],
+                window,
+            ),
             verdict=verdict,
             rates_ci95=self._rates.ci95(window, judged=judged_at_all),
             open_loop=not sums["released"] and bool(np.ptp(self._known_s) > 0),

@@ -93,11 +93,12 @@ def _halves_s(window: Window) -> FloatArray:
 
 @dataclass(frozen=True)
 class Overload:
-    """Offered load beyond capacity, and an estimate of what the deployment sustains."""
+    """Offered load beyond capacity, and an estimate of what the deployment sustains; `shed` were turned away for want of room."""
 
     offered_per_s: float
     sustainable_per_s: float
     backlog: int
+    shed: int = 0
 
 
 class Rates:
@@ -156,3 +157,11 @@ def lost_backlog(
         return None
     span = max(end_of_run_s - window.start_s, 1e-9)
     return Overload(offered / max(window.length_s, 1e-9), counts["finished"] / span, unfinished)
+
+
+def shed_load(shed: int, offered: int, completed: int, window: Window) -> Overload | None:
+    """Overload of servers that turn away what they have no room for: more than one request in twenty."""
+    if shed <= 0.05 * offered:
+        return None
+    length_s = max(window.length_s, 1e-9)
+    return Overload(offered / length_s, completed / length_s, 0, shed)
