@@ -97,7 +97,7 @@ def test_table_of_100_000_requests(benchmark: Any, tmp_path: Path) -> None:
 def test_choice_of_a_replica(benchmark: Any, replicas: int) -> None:
     prepared = prepare(load_scenario(SCENARIO))
     times = prepared.times()
-    router = LeastRequests([Replica(prepared.plan.scheduler("jump"), times) for _ in range(replicas)])
+    router = LeastRequests([Replica([prepared.plan.scheduler("jump")], times) for _ in range(replicas)])
 
     def choose() -> None:
         router.note(router.choose(0.0))
