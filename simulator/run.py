@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.cost.drafting import AcceptanceStreams
 from engine_models.declaration import EnginePlan
+from engine_models.parts.acceptance import AcceptanceStreams
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.devices import DeviceHistory
 from simulator.cluster.outcome import FINISHED, ClusterResult

@@ -138,6 +138,12 @@ class DecodeAttention:
     def over(self, shape: Batch, steps: int) -> FloatArray:
         """Seconds of the rows of `steps` steps of a run that begins with `shape`, in an array."""
         rows = shape.decode_rows
+        if shape.kv_by_step is not None:
+            kv_tokens = shape.kv_by_step[:steps]
+            seconds = self._full.of(rows).over(kv_tokens.astype(np.float64))
+            for tables in self.windows:
+                seconds = seconds + tables.over(rows, kv_tokens, kv_tokens)
+            return seconds
         first = rows * shape.pool_cells if shape.pool_cells else shape.decode_kv_tokens
         number = np.arange(steps)
         kv_tokens = first + shape.grows * number
@@ -149,6 +155,9 @@ class DecodeAttention:
 
     def few(self, shape: Batch, steps: int) -> Iterator[float]:
         """`over` as plain numbers, equal to the last bit."""
+        if shape.kv_by_step is not None:
+            yield from self.over(shape, steps).tolist()
+            return
         rows, grows = shape.decode_rows, shape.grows
         kv_tokens = rows * shape.pool_cells if shape.pool_cells else shape.decode_kv_tokens
         spans = [_span(shape, tables.window_tokens, kv_tokens) for tables in self.windows]

@@ -20,10 +20,8 @@ their own; an n-gram search runs on the host, whose time is not modelled.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -383,38 +381,6 @@ def _rates_of_length(tokens: int, length: float) -> tuple[float, ...]:
     return tuple(high**i for i in range(1, tokens + 1))
 
 
-MASK = (1 << 64) - 1
-
-
-def mixed(x: int) -> int:
-    """64 well-mixed bits of a counter: the output function of SplitMix64 (Steele, Lea, Flood 2014)."""
-    x = (x + 0x9E3779B97F4A7C15) & MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
-    return x ^ (x >> 31)
-
-
-class AcceptanceStreams:
-    """How many drafts each verification of each request accepts: a random stream a request, whatever the order of the run.
-
-    The n-th verification of request `row` draws u uniform from a counter (key, row, n) and accepts as many drafts as have
-    r_i > u, so that the first i are all accepted with probability r_i. The same draws serve every acceptance: what-if points
-    share their random numbers.
-    """
-
-    def __init__(self, rates: tuple[float, ...], key: int) -> None:
-        self._thresholds = [-r for r in rates]  # rising, for bisection
-        self._key = key
-
-    def of(self, row: int) -> Callable[[int], int]:
-        """Accepted drafts by the number of the verification, of one request."""
-        return partial(self._accepted, mixed(self._key ^ mixed(row)))
-
-    def _accepted(self, key: int, verification: int) -> int:
-        u = (mixed(key + verification) >> 11) * 2.0**-53
-        return bisect_left(self._thresholds, -u)
-
-
 # -- time ---------------------------------------------------------------------------------------------------
 
 
@@ -460,7 +426,10 @@ class Drafting(StepCost):
         prefill_s += first_prefill_s + join_s * (batch.tokens - batch.decode_tokens) / batch.tokens
         if self._more:
             attended = batch.decode_kv_tokens + sum(new + prior for new, prior in batch.prefill)
-            device_s += sum(self._later.few_s((Batch(0, rows, rows, attended, tokens=rows),), self._more))
+            passes_s = 0.0
+            for pass_s in self._later.few_s((Batch(0, rows, rows, attended, tokens=rows),), self._more):
+                passes_s += pass_s
+            device_s += passes_s
             device_s += self._more * float(self._joins[rows])
         return device_s, prefill_s
 
@@ -470,9 +439,27 @@ class Drafting(StepCost):
         own_s, prefill_s = self._drafted_s(batch, own_s, prefill_s)
         return own_s, linear_s, prefill_s
 
+    def _drafted_run_s(self, shape: Batch, device_s: FloatArray, steps: int) -> FloatArray:
+        """`_drafted_s` of `steps` steps of a run that begins with `shape`, by the same arithmetic."""
+        rows, attended = shape.decode_rows, shape.kv_by_step
+        if self._first is None:
+            return device_s + float(self._heads[rows])
+        if attended is None:
+            raise ValueError("the rows of a run with drafts grow unevenly: its shape says by how much")
+        device_s = device_s + (self._first.run_s((shape,), steps) + float(self._first_joins[shape.tokens]))
+        if self._more:
+            later = Batch(0, rows, rows, tokens=rows)
+            passes_s = np.zeros(steps)
+            for number in range(self._more):
+                later.kv_by_step = attended + number * rows
+                passes_s = passes_s + self._later.run_s((later,), steps)
+            device_s = device_s + passes_s
+            device_s = device_s + self._more * float(self._joins[rows])
+        return device_s
+
     def own_run_s(self, shape: Batch, tokens: int, steps: int) -> FloatArray:
-        """See `run_s`."""
-        return self.run_s((shape,), steps)
+        """`own_s` of `steps` steps of a run that begins with `shape`, in an array."""
+        return self._drafted_run_s(shape, self._model.own_run_s(shape, tokens, steps), steps)
 
     def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
         """Device time of the step of the one rank there is, drafting included, and the part attributed to its prefill rows."""
@@ -481,12 +468,29 @@ class Drafting(StepCost):
         return device_s, [prefill_s]
 
     def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
-        """Not for drafts: how much the rows grow in a step is not known from the first of them."""
-        raise NotImplementedError("steps with drafts are not alike")
+        """Device seconds of `steps` steps of a run that begins with the shape of the one rank there is."""
+        return self._drafted_run_s(shapes[0], self._model.run_s(shapes, steps), steps)
 
     def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
-        """See `run_s`."""
-        raise NotImplementedError("steps with drafts are not alike")
+        """`run_s` as plain numbers."""
+        shape = shapes[0]
+        rows, attended = shape.decode_rows, shape.kv_by_step
+        device_s = self._model.few_s(shapes, steps)
+        if self._first is None or attended is None:
+            heads_s = float(self._heads[rows])
+            return [step_s + heads_s for step_s in device_s]
+        first_s, join_s = self._first.few_s(shapes, steps), float(self._first_joins[shape.tokens])
+        device_s = [step_s + (pass_s + join_s) for step_s, pass_s in zip(device_s, first_s, strict=True)]
+        if self._more:
+            later = Batch(0, rows, rows, tokens=rows)
+            passes_s = [0.0] * steps
+            for number in range(self._more):
+                later.kv_by_step = attended + number * rows
+                later_s = self._later.few_s((later,), steps)
+                passes_s = [sum_s + pass_s for sum_s, pass_s in zip(passes_s, later_s, strict=True)]
+            joins_s = self._more * float(self._joins[rows])
+            device_s = [step_s + sum_s + joins_s for step_s, sum_s in zip(device_s, passes_s, strict=True)]
+        return device_s
 
     def host_s(self, batch: Batch) -> float:
         """Host time of a batch."""
@@ -520,7 +524,6 @@ def summary_note(speculation: Speculation) -> str:
 __all__ = [
     "METHODS",
     "ON_DEVICE",
-    "AcceptanceStreams",
     "Drafting",
     "Speculation",
     "acceptance_rates",

@@ -157,7 +157,8 @@ class StepTimeModel(StepCost):
 
     def own_run_s(self, shape: Batch, tokens: int, steps: int) -> FloatArray:
         """`own_s` of `steps` steps of a run that begins with `shape`, in an array."""
-        return (self._linear_s[tokens] + self._rows_s[shape.decode_rows]) + self._decode.over(shape, steps)
+        sampled = shape.decode_tokens if self._samples_drafts else shape.decode_rows
+        return (self._linear_s[tokens] + self._rows_s[sampled]) + self._decode.over(shape, steps)
 
     def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
         """Device seconds of `steps` pure decode steps that begin with the shape of the one rank there is."""
@@ -170,28 +171,30 @@ class StepTimeModel(StepCost):
         shape = shapes[0]
         rows = shape.decode_rows
         tokens = shape.padded_tokens or shape.tokens
-        fixed = self._linear_s[tokens] + self._rows_s[rows]
+        fixed = self._linear_s[tokens] + self._rows_s[shape.decode_tokens if self._samples_drafts else rows]
         least = self._least_s[tokens]
         if self._decode.windows or shape.pool_cells:
             return [max(fixed + attention, least) for attention in self._decode.few(shape, steps)]
         table = self._decode.full(rows)
         nodes, values, slopes = table.nodes, table.values, table.slopes
-        kv_tokens = shape.decode_kv_tokens
-        x = float(kv_tokens)
-        i = max(bisect_right(nodes, x) - 1, 0)
+        first, kv_by_step = shape.decode_kv_tokens, shape.kv_by_step
+        attended: Sequence[float]
+        if kv_by_step is None:
+            attended = range(first, first + rows * steps, rows)
+        else:
+            attended = kv_by_step[:steps].astype(np.float64).tolist()
+        i = max(bisect_right(nodes, attended[0]) - 1, 0)
         last = len(nodes) - 1
-        if i == last or kv_tokens + rows * (steps - 1) < nodes[i + 1]:  # all in one stretch of the table
+        out: list[float] = []
+        at = 0
+        while at < steps:  # one stretch of the table after the other
+            to = bisect_left(attended, nodes[i + 1], at) if i < last else steps
             node, value, slope = nodes[i], values[i], slopes[i]
-            stretch = range(kv_tokens, kv_tokens + rows * steps, rows)
-            out = [fixed + (value + slope * (at - node)) for at in stretch]
-            return out if min(out) > least else [max(device, least) for device in out]
-        out = []
-        for _ in range(steps):
-            while i < last and x >= nodes[i + 1]:
-                i += 1
-            device = fixed + (values[i] + slopes[i] * (x - nodes[i]))
-            out.append(device if device > least else least)
-            x += rows
+            out += [fixed + (value + slope * (x - node)) for x in attended[at:to]]
+            at = to
+            i += 1
+        if min(out) < least:
+            return [max(device, least) for device in out]
         return out
 
     def host_s(self, batch: Batch) -> float:

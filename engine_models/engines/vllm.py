@@ -49,6 +49,7 @@ from engine_models.model.architecture import (
 from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.schedulers.continuous import ContinuousScheduler
+from engine_models.schedulers.drafted import DraftedScheduler
 from engine_models.schedulers.staged import StagedScheduler
 from engine_models.schedulers.windowed import WindowedScheduler
 from hardware_profiles.device import DeviceKind, load_device
@@ -166,9 +167,11 @@ class Rank:
             )
             if mode == "jump" and self.host is None and WindowedScheduler.serves(self.rules):
                 return WindowedScheduler(self.rules, kv, spans)
-        staged = mode == "jump" and self.rules.pipelined and self.host is None and not self.rules.speculative_tokens
-        if staged and isinstance(kv, PagedKV):
-            return StagedScheduler(self.rules, kv)
+        if mode == "jump" and self.host is None and isinstance(kv, PagedKV):
+            if DraftedScheduler.serves(self.rules):
+                return DraftedScheduler(self.rules, kv)
+            if self.rules.pipelined and not self.rules.speculative_tokens:
+                return StagedScheduler(self.rules, kv)
         host = HostTier(**self.host) if self.host is not None else None
         return ContinuousScheduler(
             self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", host=host, windows=spans

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine_models.parts.sequence import Sequence
 
 
@@ -78,7 +81,8 @@ class Batch:
     where the row emits nothing.
     `spans` are those of the windows that the scheduler knows of, by rising window. `padded_tokens` are the tokens after padding,
     of engines that compute padding (0: none do). `pool_cells` are the cells that each decode row reads where attention runs
-    over a whole pool of them (0: its own KV). See `grows` for what one more step adds.
+    over a whole pool of them (0: its own KV). See `grows` for what one more step adds; in the shape of a run whose rows grow
+    unevenly `kv_by_step` has `decode_kv_tokens` of all its steps instead.
     """
 
     __slots__ = (
@@ -89,6 +93,7 @@ class Batch:
         "free_blocks",
         "hits",
         "itemised",
+        "kv_by_step",
         "number",
         "padded_tokens",
         "pool_cells",
@@ -126,6 +131,7 @@ class Batch:
         self.t_sched = self.t_start = self.t_end = 0.0
         self.spans: tuple[Span, ...] = ()
         self.padded_tokens = self.pool_cells = 0
+        self.kv_by_step: NDArray[np.int64] | None = None
 
     @property
     def grows(self) -> int:

@@ -23,11 +23,12 @@ class DecodeSet:
     """
 
     __slots__ = (
-        *("_ends", "block_tokens", "count", "no_spans", "offset_sum", "phases", "steps", "top_order", "windows"),
+        *("_ends", "block_tokens", "count", "no_spans", "offset_sum", "phases", "row_tokens", "steps", "top_order", "windows"),
     )
 
     def __init__(self, block_tokens: int, windows: tuple[int, ...] = ()) -> None:
         self.block_tokens = block_tokens
+        self.row_tokens = 1  # of a row in a step
         self.windows = [WindowSum(window) for window in windows]
         self.no_spans = tuple(Span(window, 0, 0) for window in windows)
         self.steps = 0
@@ -65,7 +66,7 @@ class DecodeSet:
         seq.state = "running"
 
     def length(self, seq: Sequence) -> int:
-        """Tokens of a row in the set."""
+        """Tokens of a row in the set that its next step attends to, the new one included."""
         return seq.offset + self.steps
 
     def kv_tokens(self) -> int:

@@ -9,8 +9,8 @@ them the order is immaterial and the decoding rows are served as one aggregate (
 row by row, with preemption (`_serve_row_by_row`). `aggregate=False` forces the second way: it is the
 reference that the first is tested against.
 
-Rows with drafts to verify, and rows whose cache has several groups, are *itemised*: never part of the aggregate, settled one by
-one when their batch is settled (`_settle_itemised`).
+Rows with drafts to verify, and rows whose cache has several groups, are *itemised*: not part of this aggregate, settled one by
+one when their batch is settled (`_settle_itemised`). `drafted` and `windowed` have aggregates for them.
 """
 
 from __future__ import annotations
@@ -207,7 +207,10 @@ class ContinuousScheduler(Scheduler):
                 position += 1
                 continue
             decoding = seq.state == "decoding"
-            want = 1 if decoding else self._want(seq, budget, cap)
+            if decoding and budget < decodes.row_tokens:
+                self._leave_decodes(seq, self.next_number - 1)
+                decoding = False
+            want = decodes.row_tokens if decoding else self._want(seq, budget, cap)
             if want <= 0:
                 position += 1
                 continue
@@ -332,7 +335,7 @@ class ContinuousScheduler(Scheduler):
         """Admit from the waiting queue; return whether the head is blocked for want of rows or blocks."""
         rules, kv = self.rules, self.kv
         drafts = rules.speculative_tokens
-        served_before = bool(served)
+        served_before = bool(served or batch.decode_rows)
         # a request that lacks one token brings drafts too, unless a prompt is being computed in this step
         pads = drafts > 0 and rules.pads_lone_token and all(seq.drafts for seq, _ in served)
         lookahead = rules.lookahead_tokens if rules.first_admission_lookahead else 0
@@ -516,7 +519,7 @@ class ContinuousScheduler(Scheduler):
 
     def _commit_decodes(self, batch: Batch) -> list[Sequence]:
         """Begin to commit a batch with the rows that only decode; return those whose step is in vain, as they have ended."""
-        batch.tokens = batch.decode_tokens = batch.decode_rows
+        batch.tokens = batch.decode_tokens = batch.decode_rows * self.decodes.row_tokens
         wasted, self._wasting = self._wasting, []
         for seq in wasted:
             if seq.state == "decoding":
@@ -587,6 +590,8 @@ class ContinuousScheduler(Scheduler):
                 batch.finishing.append(seq)
             if not preempted and (self._async or rules.speculative_tokens):
                 self.kv.register(seq, seq.computed - seq.in_flight_tokens - surplus)
+        if len(batch.finishing) > 1:
+            batch.finishing.sort(key=lambda s: s.order)
 
     def _join_decodes(self, seq: Sequence, after: int) -> None:
         seq.emit(after + 1, after)

@@ -62,8 +62,9 @@ class Covered:
     def add(self, start: IntArray, stop: IntArray, kept: int) -> None:
         """Take in ranges [start, stop) of places among `kept` steps."""
         self._grow(kept)
-        np.add.at(self._change, start, 1)
-        np.subtract.at(self._change, stop, 1)
+        one = np.int32(1)  # of the same type as the sums: many times quicker
+        np.add.at(self._change, start, one)
+        np.subtract.at(self._change, stop, one)
 
     def take(self, steps: int) -> NDArray[np.int32]:
         """Return how many cover each of the first steps, which are not kept any longer."""

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 
+FEW_RANGES = 8
+"""Fewer ranges are appended one by one."""
+
 
 class Ranges(NamedTuple):
     """Ranges that are not empty, request by request in order of time: log, first and last step, and the request's row."""
@@ -53,15 +56,16 @@ class Emissions:
             at = start
         self._start[row] = at
         self._count[row] = count + len(spans)
-        if len(spans) == 1:
-            ((first, last),) = spans
-            self._log.append(log)
-            self._first.append(first)
-            self._last.append(last)
+        if len(spans) < FEW_RANGES:
+            for first, last in spans:
+                self._log.append(log)
+                self._first.append(first)
+                self._last.append(last)
             return
-        self._log.extend([log] * len(spans))
-        self._first.extend([span[0] for span in spans])
-        self._last.extend([span[1] for span in spans])
+        firsts, lasts = zip(*spans, strict=True)
+        self._log.extend(array("i", (log,)) * len(spans))
+        self._first.extend(array("q", firsts))
+        self._last.extend(array("q", lasts))
 
     def __len__(self) -> int:
         return len(self._start)

@@ -48,6 +48,8 @@ class RecordedClock(StepCost):
         slowest = np.zeros(steps)
         for shape in shapes:
             attended = shape.decode_kv_tokens + shape.grows * np.arange(steps, dtype=np.int64)
+            if shape.kv_by_step is not None:
+                attended = shape.kv_by_step[:steps]
             own = self.a + self.b * 0 + self.c * shape.decode_rows + self.d * attended
             slowest = np.maximum(slowest, own)
         return slowest

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from engine_models.cost.drafting import (
     METHODS,
-    AcceptanceStreams,
     Drafting,
     Speculation,
     acceptance_rates,
@@ -28,6 +27,7 @@ from engine_models.engines.vllm_flags import FLAGS, speculative_settings
 from engine_models.flags import reconcile
 from engine_models.model.architecture import kv_bytes_per_token, load_architecture, weight_bytes_per_rank
 from engine_models.model.formats import format_named
+from engine_models.parts.acceptance import AcceptanceStreams
 from engine_models.parts.batch import Batch
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
@@ -110,6 +110,20 @@ def test_streams_accept_the_first_drafts_with_their_probability_whatever_the_ord
     assert AcceptanceStreams((0.9, 0.6, 0.1), key=7).of(5)(3) >= counts[5, 3]
     assert [AcceptanceStreams((1.0, 1.0), 1).of(0)(n) for n in range(50)] == [2] * 50
     assert [AcceptanceStreams((0.0, 0.0), 1).of(0)(n) for n in range(50)] == [0] * 50
+
+
+@given(
+    st.integers(1, 6), st.floats(0, 1), st.integers(0, 2**63 - 1), st.integers(0, 10**7), st.integers(0, 300), st.integers(1, 900)
+)
+def test_what_is_to_come_is_what_will_be_drawn(
+    drafts: int, acceptance: float, key: int, row: int, first: int, tokens: int
+) -> None:
+    stream = AcceptanceStreams(acceptance_rates(drafts, acceptance=acceptance), key).of(row)
+    drawn, gained = [], 0
+    while gained < tokens:
+        gained += 1 + stream(first + len(drawn))
+        drawn.append(gained)
+    assert stream.gains(first, tokens).tolist() == drawn
 
 
 # Memory -----------------------------------------------------------------------------------------------------
@@ -250,6 +264,22 @@ def test_a_step_with_drafts_is_the_verification_and_the_drafters_passes(method: 
         passes * (read_s + head_s) if method != "eagle3" else passes * read_s * 0.85
     )  # the first projection runs once
     assert least < extra < 3 * least + 5e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_with_drafts_costs_what_its_steps_cost(method: str) -> None:
+    times = Drafting(model_of(4), resolved(method=method, model="llama-3.2-1b"), up_to(TABLES))
+    shape = batch_of(8, 4, 1000)
+    shape.kv_by_step = 8000 + np.cumsum(np.random.default_rng(1).integers(8, 33, 60))
+    shape.decode_kv_tokens = int(shape.kv_by_step[0])
+    steps = []
+    for kv_tokens in shape.kv_by_step.tolist():
+        step = batch_of(8, 4, 1000)
+        step.decode_kv_tokens = kv_tokens
+        steps.append(times.step_s((step,))[0])
+    assert len(set(steps)) == 60
+    assert times.run_s((shape,), 60).tolist() == steps
+    assert times.few_s((shape,), 40) == steps[:40]
 
 
 def test_drafting_for_a_prompt_is_attributed_to_it() -> None:

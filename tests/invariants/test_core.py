@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 from engine_models.declaration import FrontEnd
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import Block, PagedKV
+from engine_models.parts.acceptance import AcceptanceStreams
 from engine_models.parts.batch import Batch
+from engine_models.schedulers.drafted import DraftedScheduler
 from engine_models.schedulers.windowed import WindowedScheduler
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FINISHED, REJECTED, ClusterResult, Rows
@@ -79,6 +82,46 @@ def test_sliding_windows_jumped_equal_stepping_bit_for_bit(case: Case) -> None:
     assert digest(jumped) == digest(stepped)
     assert emitted(jumped) == emitted(stepped)
     assert jumped.hit_tokens == stepped.hit_tokens
+
+
+@st.composite
+def drafted_rules(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
+    """Knobs of speculative decoding, and by how many tokens the context exceeds the longest request."""
+    drafts = draw(st.integers(1, 5))
+    switches = (
+        "pads_lone_token",
+        "first_admission_lookahead",
+        "wasted_row_after_limit",
+        "preempted_tokens_return",
+    )
+    return {
+        "speculative_tokens": drafts,
+        "lookahead_tokens": draw(st.sampled_from([0, drafts])),
+        **{name: draw(st.booleans()) for name in switches},
+    }, draw(st.sampled_from([1, 4, 4096]))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(cases(), drafted_rules(), st.floats(0, 1))
+def test_drafts_jumped_equal_stepping_bit_for_bit(
+    case: Case, drafted: tuple[dict[str, Any], int], acceptance: float
+) -> None:
+    rules, spare_tokens = drafted
+    workload = workload_of(case)
+    longest = int((workload.prompt_tokens + workload.output_tokens).max())
+    rules["max_model_len"] = min(longest + spare_tokens, 4096)
+    case = replace(case, knobs=(*case.knobs, *rules.items()), blocks=max(case.blocks, 60))
+    assert isinstance(plan_of(case).scheduler("jump"), DraftedScheduler)
+    assert not isinstance(plan_of(case).scheduler("step"), DraftedScheduler)
+    streams = AcceptanceStreams(tuple(acceptance**i for i in range(1, rules["speculative_tokens"] + 1)), key=case.seed)
+    jumped, stepped = (run(case, acceptance=streams.of, aggregate=a) for a in (True, False))
+    assert digest(jumped) == digest(stepped)
+    for row in range(case.requests):
+        assert jumped.emissions.of(row) == stepped.emissions.of(row)
+    assert jumped.hit_tokens == stepped.hit_tokens
+    assert jumped.verifications == stepped.verifications
+    assert jumped.verified_drafts == stepped.verified_drafts
+    assert jumped.accepted_drafts == stepped.accepted_drafts
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

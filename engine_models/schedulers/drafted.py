@@ -1,0 +1,456 @@
+"""Continuous batching with drafts, the decoding rows kept as an aggregate.
+
+The rules are those of `continuous`; what differs is that a decoding row grows by one token and as many drafts as are accepted.
+How many a verification accepts is drawn from a counter (`engine_models.parts.acceptance`), so all lengths of a row are known when
+it joins: the aggregate sums, by batch, the rows, the tokens that they attend to, and the blocks that they take.
+
+A row joins when an output of it has been settled, and its step in flight with it; where a batch is in flight, already when its
+prompt ends, which yields one token for certain. It leaves, its step in flight coming back, when it is preempted, not served, or
+so near the end of the context that its drafts are clipped. What it was given is noted when it leaves.
+
+With a batch in flight the length after it is not known: a row is scheduled as if all its drafts were accepted.
+"""
+
+from __future__ import annotations
+
+import heapq
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine_models.memory.paged_kv import PagedKV
+from engine_models.parts.acceptance import AcceptanceStream
+from engine_models.parts.batch import Batch, ContinuousRules
+from engine_models.parts.decode_set import DecodeSet
+from engine_models.parts.protocols import Run
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.continuous import ContinuousScheduler
+
+IntArray = NDArray[np.int64]
+
+NEVER = 1 << 60
+ROWS, KV_TOKENS, BLOCKS = range(3)
+
+
+class Track:
+    """What is to come of one row in the aggregate.
+
+    Before batch `start` it has `length` tokens; `gains` sums what the verifications from that one on yield. Batches `first` to
+    `last` are formed with it in the aggregate: there it attends to `attended` tokens and takes `taken` blocks. Batch `end` yields
+    its last token.
+    """
+
+    __slots__ = ("attended", "end", "first", "gains", "last", "length", "seq", "start", "taken")
+
+    def __init__(self, seq: Sequence, start: int, length: int, gains: IntArray) -> None:
+        self.seq = seq
+        self.start = start
+        self.length = length
+        self.gains = gains
+        self.end = start + len(gains) - 1
+        self.first = self.last = -1
+        self.attended = self.taken = gains
+
+    @property
+    def ends(self) -> bool:
+        """Whether the row ends in the aggregate."""
+        return self.end <= self.last
+
+
+class DraftedDecodes(DecodeSet):
+    """Aggregate of the decoding rows with drafts; its steps are the batches by their number."""
+
+    __slots__ = ("_base", "_events", "_serial", "_sums", "_until", "next_number", "tracks")
+
+    def __init__(self, block_tokens: int, row_tokens: int) -> None:
+        super().__init__(block_tokens)
+        self.row_tokens = row_tokens
+        self.tracks: dict[Sequence, Track] = {}
+        self.next_number = 0
+        self._base = 0
+        self._until = 0  # no batch from this one on serves a row
+        self._sums = np.zeros((3, 256), dtype=np.int64)
+        self._events: list[tuple[int, int, Track]] = []  # after which batch a row ends or must leave
+        self._serial = count()
+
+    def enter(self, track: Track) -> None:
+        """Add a row."""
+        first, last = track.first, track.last
+        if last + 1 - self._base > self._sums.shape[1]:
+            left = self._sums[:, first - self._base : max(self._until - self._base, 0)]
+            self._base = first
+            self._sums = np.zeros((3, 2 * max(left.shape[1], last + 1 - first) + 256), dtype=np.int64)
+            self._sums[:, : left.shape[1]] = left
+        self._add(track, first, 1)
+        if last >= self._until:
+            self._until = last + 1
+        self.tracks[track.seq] = track
+        if track.seq.order > self.top_order:
+            self.top_order = track.seq.order
+        heapq.heappush(self._events, (track.end if track.ends else last, next(self._serial), track))
+
+    def _add(self, track: Track, first: int, sign: int) -> None:
+        sums, at, to = self._sums, first - self._base, track.last + 1 - self._base
+        sums[ROWS, at:to] += sign
+        sums[KV_TOKENS, at:to] += sign * track.attended[first - track.first :]
+        sums[BLOCKS, at:to] += sign * track.taken[first - track.first :]
+
+    def exit(self, seq: Sequence) -> Track:
+        """Remove a row."""
+        track = self.tracks.pop(seq)
+        if self.next_number <= track.last:
+            self._add(track, max(self.next_number, track.first), -1)
+        return track
+
+    # -- the next batches -----------------------------------------------------------------------------------
+
+    def over(self, what: int, steps: int) -> IntArray:
+        """Rows, KV tokens or new blocks of the next `steps` batches, all of which serve rows."""
+        at = self.next_number - self._base
+        return self._sums[what, at : at + steps]
+
+    def of_next(self, what: int) -> int:
+        """Rows, KV tokens or new blocks of the next batch."""
+        return int(self._sums[what, self.next_number - self._base]) if self.next_number < self._until else 0
+
+    def length(self, seq: Sequence) -> int:
+        """Tokens of a row that its next step attends to, drafts included."""
+        track = self.tracks[seq]
+        return int(track.attended[self.next_number - track.first])
+
+    def visit(self, seq: Sequence) -> int:
+        """New blocks that one row takes with the next step."""
+        track = self.tracks[seq]
+        return int(track.taken[self.next_number - track.first])
+
+    def steps_to_next_event(self) -> int:
+        """Batches until a row ends or must leave, that batch included."""
+        events = self._events
+        while events and self.tracks.get(events[0][2].seq) is not events[0][2]:
+            heapq.heappop(events)
+        return events[0][0] + 1 - self.next_number if events else 0
+
+    def due(self, number: int) -> list[Track]:
+        """Rows that end with batch `number` or must leave after it."""
+        events, out = self._events, []
+        while events and events[0][0] <= number:
+            track = heapq.heappop(events)[2]
+            if self.tracks.get(track.seq) is track:
+                out.append(track)
+        return out
+
+
+class DraftedScheduler(ContinuousScheduler):
+    """The scheduler of `continuous` with drafts, over a cache of one group.
+
+    It forms the same batches as `ContinuousScheduler` does row by row.
+    """
+
+    def __init__(self, rules: ContinuousRules, kv: PagedKV) -> None:
+        super().__init__(rules, kv)
+        self.aggregate = True
+        self._row_tokens = 1 + rules.speculative_tokens
+        self._rows = DraftedDecodes(kv.block_tokens, self._row_tokens)
+        self.decodes = self._rows
+        self._latest = Batch(-1)
+        self._alone: list[tuple[Sequence, int, int]] = []  # rows outside the aggregate: tokens and slots in this step
+        self._leaving: list[Track] = []  # before the next batch
+
+    @staticmethod
+    def serves(rules: ContinuousRules) -> bool:
+        """Whether rows verify drafts, all of which a step may hold."""
+        cap = rules.long_prefill_token_threshold or NEVER
+        return 0 < rules.speculative_tokens < cap and not rules.pipelined
+
+    def _in_flight(self) -> Batch | None:
+        """The batch whose results are not known."""
+        return self._latest if self._latest.number > self.processed_number else None
+
+    # -- joining and leaving --------------------------------------------------------------------------------
+
+    def settle(self, batch: Batch) -> list[Sequence]:
+        """As of the base; rows whose output has come join the aggregate."""
+        self.processed_number = batch.number
+        for seq in batch.finishing:
+            if seq in self._rows.tracks:
+                self._leave_decodes(seq, None)
+        finished = super().settle(batch)
+        if batch.itemised:
+            self._join_settled(batch)
+        return finished
+
+    def _join_settled(self, batch: Batch) -> None:
+        flight, first = self._in_flight(), self.next_number
+        waits = {entry[0]: entry for entry in flight.itemised} if flight is not None else {}
+        absorbed: set[Sequence] = set()
+        for seq, _, drafts, preemptions in batch.itemised:
+            if drafts < 0 or seq.state != "running" or seq.preemptions != preemptions:
+                continue
+            entry = waits.get(seq)
+            if entry is None or flight is None:
+                self._join(seq, first, first)
+            elif entry[1] == self._row_tokens and entry[2] == self._row_tokens - 1 and self._join(seq, flight.number, first):
+                absorbed.add(seq)
+                seq.length -= seq.pending
+                seq.pending = seq.in_flight_tokens = 0
+        if absorbed and flight is not None:
+            flight.itemised = [entry for entry in flight.itemised if entry[0] not in absorbed]
+
+    def _commit_itemised(self, batch: Batch, served: list[tuple[Sequence, int]]) -> None:
+        """As of the base; with a batch in flight rows whose prompt ends join now: it yields one token for certain."""
+        super()._commit_itemised(batch, served)
+        if self._async:
+            for seq, _, drafts, _ in batch.itemised:
+                if drafts == 0 and seq.pending == 1 and seq.state == "running":
+                    self._join(seq, batch.number + 1, batch.number + 1)
+
+    def _join(self, seq: Sequence, start: int, first: int) -> bool:
+        """Let a row join, its verifications from batch `start` on to come and batch `first` the next; False if it cannot."""
+        track = self._track(seq, start, first)
+        if track is None:
+            return False
+        seq.state = "decoding"
+        del self.partial[seq]
+        self._rows.enter(track)
+        return True
+
+    def _track(self, seq: Sequence, start: int, first: int) -> Track | None:
+        """Foresee a row from batch `start` on; None if it cannot be foreseen or has less than two steps to come."""
+        rules, kv = self.rules, self.kv
+        stream = seq.acceptance
+        if not isinstance(stream, AcceptanceStream) or (kv.prefix_caching and len(seq.blocks) < len(seq.keys or ())):
+            return None
+        drafts = rules.speculative_tokens
+        length = seq.length if start == first else seq.length - seq.pending
+        if length >= seq.final_length:
+            return None
+        track = Track(seq, start, length, stream.gains(seq.verifications, seq.final_length - length))
+        gains = track.gains
+        attended = np.empty(len(gains) + self._async, dtype=np.int64)  # with all drafts; by batch from `start` on
+        attended[0] = length
+        attended[1:] = gains[: len(attended) - 1]
+        attended[1:] += length
+        if self._async:
+            # the length after the batch before is not known yet, only that before it
+            before_end = int(attended[-2])
+            attended[1:] = attended[:-1] + self._row_tokens
+            if seq.stop_known and not rules.wasted_row_after_limit and before_end + 1 >= seq.final_length:
+                attended = attended[:-1]
+            attended = attended[first - start :]
+        attended += drafts
+        track.first, track.last = first, first + len(attended) - 1
+        most = rules.max_model_len - 1
+        if len(attended) and attended[-1] > most:  # the context clips the drafts
+            track.last = min(first + int(attended.searchsorted(most, side="right")), track.end) - 1
+            attended = attended[: track.last + 1 - first]
+        if len(attended) < 2:
+            return None
+        slots = np.minimum(attended + rules.lookahead_tokens, rules.max_model_len)
+        held = len(seq.blocks) + seq.extra_blocks
+        taken = np.maximum(-(-slots // kv.block_tokens), held)
+        taken[1:] -= taken[:-1].copy()
+        taken[0] -= held
+        track.attended, track.taken = attended, taken
+        return track
+
+    def _leave_decodes(self, seq: Sequence, last: int | None) -> None:
+        """Bring a row's own counts up to date; its step in flight goes back to the batch, unless that is in vain."""
+        rows, kv = self._rows, self.kv
+        track = rows.exit(seq)
+        settled = self.processed_number + 1 - track.start
+        ended = self.processed_number >= track.end
+        gains, row_tokens = track.gains, self._row_tokens
+        length = track.length
+        if settled > 0:
+            self._note(track, gains[:settled])
+            length += int(gains[:settled][-1])
+        seq.state = "running"
+        self.partial[seq] = None
+        if rows.next_number == track.start:  # as it came
+            return
+        seq.length, seq.computed = length, length - 1
+        seq.extra_blocks += int(track.taken[: rows.next_number - track.first].sum())
+        kv.register(seq, min(length, seq.final_length) - 1)
+        flight = self._in_flight()
+        if flight is not None and not ended and track.start <= flight.number <= track.last:
+            if self._async:
+                seq.length += row_tokens
+                seq.pending = row_tokens
+            seq.computed += row_tokens
+            seq.in_flight_tokens = row_tokens
+            flight.itemised.append((seq, row_tokens, row_tokens - 1, seq.preemptions))
+            flight.itemised.sort(key=lambda entry: entry[0].order)
+            if seq in flight.finishing:
+                flight.finishing.remove(seq)
+
+    def _note(self, track: Track, gains: IntArray) -> None:
+        """Note the verifications of a row that have been settled and the tokens that they gave it."""
+        seq, drafts = track.seq, self._row_tokens - 1
+        verified, gained = len(gains), int(gains[-1])
+        seq.verifications += verified
+        self.verifications += verified
+        self.verified_drafts += verified * drafts
+        self.accepted_drafts += gained - verified
+        spans, before = seq.emissions, 0
+        most, start = seq.final_length - track.length, track.start
+        follows = bool(spans) and spans[-1][1] == start - 1
+        for number, total in enumerate(gains.tolist(), start):
+            if total > most:
+                total = most
+            if total > before + 1:  # a range a token
+                while before < total:
+                    spans.append([number, number])
+                    before += 1
+            else:
+                if follows:
+                    spans[-1][1] = number
+                else:
+                    spans.append([number, number])
+                before = total
+            follows = True
+
+    def _set_aside(self, seq: Sequence, last: int) -> None:
+        """A decoding row that was not served stays outside."""
+
+    def close(self) -> None:
+        """Note what the rows in the aggregate have been given."""
+        for seq in list(self._rows.tracks):
+            self._leave_decodes(seq, None)
+
+    def _preempt(self, seq: Sequence, batch: Batch, fresh_blocks: int | None) -> None:
+        if seq in self._rows.tracks:
+            self._leave_decodes(seq, None)
+            if fresh_blocks is not None:
+                seq.extra_blocks += fresh_blocks
+                self.kv.register(seq, seq.length - seq.pending)
+        super()._preempt(seq, batch, fresh_blocks)
+
+    # -- the step -------------------------------------------------------------------------------------------
+
+    def schedule(self, now_s: float) -> Batch | None:
+        """As of the base."""
+        self._rows.next_number = self.next_number
+        batch = super().schedule(now_s)
+        self._rows.next_number = self.next_number
+        if batch is not None and batch.tokens:
+            self._latest = batch
+        return batch
+
+    def _fits_together(self, budget: int, cap: int) -> bool:
+        rows, kv, rules = self._rows, self.kv, self.rules
+        for track in self._leaving:
+            if rows.tracks.get(track.seq) is track:
+                self._leave_decodes(track.seq, None)
+        self._leaving.clear()
+        served = rows.of_next(ROWS)
+        budget -= served * self._row_tokens
+        if budget < 0:
+            return False
+        need = rows.of_next(BLOCKS)
+        self._alone = []
+        for seq in sorted(self.partial, key=lambda s: s.order):
+            if seq.ready_batch > self.processed_number or self._surely_ends(seq):
+                continue
+            want = self._want(seq, NEVER, cap)
+            if want > budget:
+                if served and seq.order < rows.top_order:
+                    return False
+                want = budget
+            if want <= 0:
+                continue
+            budget -= want
+            slots = min(seq.computed + want + rules.lookahead_tokens, rules.max_model_len)
+            need += kv.missing(seq, slots)
+            self._alone.append((seq, want, slots))
+        return need <= kv.free_blocks
+
+    def _serve_together(self, batch: Batch, served: list[tuple[Sequence, int]], budget: int, cap: int) -> int:
+        rows, kv = self._rows, self.kv
+        batch.decode_rows = rows.of_next(ROWS)
+        if batch.decode_rows:
+            kv.take(rows.of_next(BLOCKS))
+            batch.decode_kv_tokens = rows.of_next(KV_TOKENS)
+            budget -= batch.decode_rows * self._row_tokens
+        for seq, want, slots in self._alone:
+            kv.grow(seq, slots)
+            kv.register(seq, min(seq.computed + want, self._known(seq)))
+            served.append((seq, want))
+            budget -= want
+        return budget
+
+    def _end_decodes(self, batch: Batch) -> None:
+        for track in self._rows.due(batch.number):
+            if track.ends:
+                batch.finishing.append(track.seq)
+                if track.last == track.end:
+                    track.seq.state = "ending"
+            else:
+                self._leaving.append(track)
+
+    # -- jumping --------------------------------------------------------------------------------------------
+
+    def run(self) -> Run | None:
+        """Steps that serve exactly the rows of the aggregate; see the base."""
+        rows = self._rows
+        rows.next_number = self.next_number
+        steps = self._proven_steps()
+        if steps < 2:
+            return None
+        run, shape = self._run, self._run.shape
+        shape.decode_rows = rows.of_next(ROWS)
+        shape.decode_tokens = shape.tokens = shape.decode_rows * self._row_tokens
+        shape.kv_by_step = rows.over(KV_TOKENS, steps)
+        shape.decode_kv_tokens = int(shape.kv_by_step[0])
+        run.steps, run.deaf = steps, self.blocked and not self._by_priority
+        return run
+
+    def _proven_steps(self) -> int:
+        rows, flight = self._rows, self._in_flight()
+        served = rows.of_next(ROWS)
+        if (
+            self.partial
+            or self._leaving
+            or (self.waiting_count and not self.blocked)
+            or (flight is not None and (flight.finishing or self._unforeseen(flight)))
+            or not 0 < served * self._row_tokens <= self.rules.max_num_batched_tokens
+        ):
+            return 0
+        steps, free = rows.steps_to_next_event(), self.kv.free_blocks
+        most = ((steps + 1) * self._row_tokens + self.rules.lookahead_tokens) // rows.block_tokens + 2  # that a row may take
+        if served * most > free:
+            steps = int(rows.over(BLOCKS, steps).cumsum().searchsorted(free, side="right"))
+        return steps
+
+    def _unforeseen(self, batch: Batch) -> bool:
+        """Whether the results of a batch concern rows outside the aggregate."""
+        return any(entry[0] not in self._rows.tracks for entry in batch.itemised)
+
+    def take(self, steps: int) -> tuple[Batch, int, int]:
+        """Schedule `steps` decode steps at once."""
+        rows, flight = self._rows, self._in_flight()
+        if flight is not None and flight.itemised:
+            self._settle_itemised(flight)
+        batch = Batch(self.next_number + steps - 1)
+        batch.decode_rows = rows.of_next(ROWS)
+        batch.decode_tokens = batch.tokens = batch.decode_rows * self._row_tokens
+        batch.decode_kv_tokens = int(rows.over(KV_TOKENS, steps)[-1])
+        held, most = self._take_blocks(steps)
+        self.next_number = rows.next_number = batch.number + 1
+        self.processed_number = batch.number - 1
+        self._end_decodes(batch)
+        batch.finishing.sort(key=lambda s: s.order)
+        self._latest = batch
+        return batch, held, most
+
+    def _take_blocks(self, steps: int) -> tuple[int, int]:
+        kv = self.kv
+        held = kv.capacity_blocks - kv.free_blocks
+        taken = self._rows.over(BLOCKS, steps).tolist()
+        need, summed = sum(taken), sum(map(int.__mul__, taken, range(steps, 0, -1)))
+        if need:
+            kv.take(need)
+        return held * steps + summed, held + need
+
+
+__all__ = ["DraftedDecodes", "DraftedScheduler", "Track"]
