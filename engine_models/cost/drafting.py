@@ -427,7 +427,7 @@ class Drafting(StepCost):
         if self._more:
             attended = batch.decode_kv_tokens + sum(new + prior for new, prior in batch.prefill)
             passes_s = 0.0
-            for pass_s in self._later.few_s((Batch(0, rows, rows, attended, tokens=rows),), self._more):
+            for pass_s in self._later.passes_s(rows, range(attended, attended + self._more * rows, rows)):
                 passes_s += pass_s
             device_s += passes_s
             device_s += self._more * float(self._joins[rows])
@@ -478,19 +478,18 @@ class Drafting(StepCost):
         device_s = self._model.few_s(shapes, steps)
         if self._first is None or attended is None:
             heads_s = float(self._heads[rows])
-            return [step_s + heads_s for step_s in device_s]
+            return [step_s + heads_s for step_s in device_s] if heads_s else device_s
         first_s, join_s = self._first.few_s(shapes, steps), float(self._first_joins[shape.tokens])
-        device_s = [step_s + (pass_s + join_s) for step_s, pass_s in zip(device_s, first_s, strict=True)]
-        if self._more:
-            later = Batch(0, rows, rows, tokens=rows)
-            passes_s = [0.0] * steps
-            for number in range(self._more):
-                later.kv_by_step = attended + number * rows
-                later_s = self._later.few_s((later,), steps)
-                passes_s = [sum_s + pass_s for sum_s, pass_s in zip(passes_s, later_s, strict=True)]
-            joins_s = self._more * float(self._joins[rows])
-            device_s = [step_s + sum_s + joins_s for step_s, sum_s in zip(device_s, passes_s, strict=True)]
-        return device_s
+        if not self._more:
+            return [step_s + (pass_s + join_s) for step_s, pass_s in zip(device_s, first_s, strict=True)]
+        of_steps = attended[:steps].astype(np.float64).tolist()
+        passes_s = self._later.passes_s(rows, of_steps)
+        for number in range(1, self._more):
+            later_s = self._later.passes_s(rows, [kv_tokens + number * rows for kv_tokens in of_steps])
+            passes_s = [sum_s + pass_s for sum_s, pass_s in zip(passes_s, later_s, strict=True)]
+        joins_s = self._more * float(self._joins[rows])
+        parts_s = zip(device_s, first_s, passes_s, strict=True)
+        return [step_s + (pass_s + join_s) + sum_s + joins_s for step_s, pass_s, sum_s in parts_s]
 
     def host_s(self, batch: Batch) -> float:
         """Host time of a batch."""

@@ -175,27 +175,38 @@ class StepTimeModel(StepCost):
         least = self._least_s[tokens]
         if self._decode.windows or shape.pool_cells:
             return [max(fixed + attention, least) for attention in self._decode.few(shape, steps)]
+        if shape.kv_by_step is None:
+            first = shape.decode_kv_tokens
+            attended: Sequence[float] = range(first, first + rows * steps, rows)
+        else:
+            attended = shape.kv_by_step[:steps].astype(np.float64).tolist()
+        return self._along(rows, fixed, least, attended)
+
+    def passes_s(self, rows: int, attended: Sequence[float]) -> list[float]:
+        """Device seconds of steps of `rows` rows of one token, by the KV tokens that they attend to, which rise."""
+        fixed, least = self._linear_s[rows] + self._rows_s[rows], self._least_s[rows]
+        if self._decode.windows:
+            each = [Batch(0, rows, rows, int(kv_tokens), tokens=rows) for kv_tokens in attended]
+            return [max(fixed + self._decode.batch_s(batch), least) for batch in each]
+        return self._along(rows, fixed, least, attended)
+
+    def _along(self, rows: int, fixed: float, least: float, attended: Sequence[float]) -> list[float]:
         table = self._decode.full(rows)
         nodes, values, slopes = table.nodes, table.values, table.slopes
-        first, kv_by_step = shape.decode_kv_tokens, shape.kv_by_step
-        attended: Sequence[float]
-        if kv_by_step is None:
-            attended = range(first, first + rows * steps, rows)
-        else:
-            attended = kv_by_step[:steps].astype(np.float64).tolist()
-        i = max(bisect_right(nodes, attended[0]) - 1, 0)
-        last = len(nodes) - 1
+        i, last = max(bisect_right(nodes, attended[0]) - 1, 0), len(nodes) - 1
         out: list[float] = []
-        at = 0
+        at, steps = 0, len(attended)
         while at < steps:  # one stretch of the table after the other
-            to = bisect_left(attended, nodes[i + 1], at) if i < last else steps
             node, value, slope = nodes[i], values[i], slopes[i]
+            i += 1
+            if i > last or attended[-1] < nodes[i]:
+                rest = attended[at:] if at else attended
+                out += [fixed + (value + slope * (x - node)) for x in rest]
+                break
+            to = bisect_left(attended, nodes[i], at)
             out += [fixed + (value + slope * (x - node)) for x in attended[at:to]]
             at = to
-            i += 1
-        if min(out) < least:
-            return [max(device, least) for device in out]
-        return out
+        return out if min(out) > least else [max(device, least) for device in out]
 
     def host_s(self, batch: Batch) -> float:
         """Host seconds of a batch."""

@@ -110,9 +110,12 @@ class DraftedDecodes(DecodeSet):
         at = self.next_number - self._base
         return self._sums[what, at : at + steps]
 
-    def of_next(self, what: int) -> int:
-        """Rows, KV tokens or new blocks of the next batch."""
-        return int(self._sums[what, self.next_number - self._base]) if self.next_number < self._until else 0
+    def of_next(self) -> list[int]:
+        """Rows, KV tokens and new blocks of the next batch."""
+        if self.next_number >= self._until:
+            return [0, 0, 0]
+        found: list[int] = self._sums[:, self.next_number - self._base].tolist()
+        return found
 
     def length(self, seq: Sequence) -> int:
         """Tokens of a row that its next step attends to, drafts included."""
@@ -154,6 +157,7 @@ class DraftedScheduler(ContinuousScheduler):
         self._rows = DraftedDecodes(kv.block_tokens, self._row_tokens)
         self.decodes = self._rows
         self._latest = Batch(-1)
+        self._next = [0, 0, 0]
         self._alone: list[tuple[Sequence, int, int]] = []  # rows outside the aggregate: tokens and slots in this step
         self._leaving: list[Track] = []  # before the next batch
 
@@ -246,11 +250,17 @@ class DraftedScheduler(ContinuousScheduler):
             attended = attended[: track.last + 1 - first]
         if len(attended) < 2:
             return None
-        slots = np.minimum(attended + rules.lookahead_tokens, rules.max_model_len)
-        held = len(seq.blocks) + seq.extra_blocks
-        taken = np.maximum(-(-slots // kv.block_tokens), held)
-        taken[1:] -= taken[:-1].copy()
-        taken[0] -= held
+        held, lookahead = len(seq.blocks) + seq.extra_blocks, rules.lookahead_tokens
+        slots = attended + lookahead
+        if slots[-1] > rules.max_model_len:
+            np.minimum(slots, rules.max_model_len, out=slots)
+        slots += kv.block_tokens - 1
+        blocks = np.empty(len(slots) + 1, dtype=np.int64)
+        blocks[0] = held
+        np.floor_divide(slots, kv.block_tokens, out=blocks[1:])
+        if blocks[1] < held:
+            np.maximum(blocks, held, out=blocks)
+        taken = blocks[1:] - blocks[:-1]
         track.attended, track.taken = attended, taken
         return track
 
@@ -343,11 +353,10 @@ class DraftedScheduler(ContinuousScheduler):
             if rows.tracks.get(track.seq) is track:
                 self._leave_decodes(track.seq, None)
         self._leaving.clear()
-        served = rows.of_next(ROWS)
+        self._next = served, _, need = rows.of_next()
         budget -= served * self._row_tokens
         if budget < 0:
             return False
-        need = rows.of_next(BLOCKS)
         self._alone = []
         for seq in sorted(self.partial, key=lambda s: s.order):
             if seq.ready_batch > self.processed_number or self._surely_ends(seq):
@@ -366,12 +375,12 @@ class DraftedScheduler(ContinuousScheduler):
         return need <= kv.free_blocks
 
     def _serve_together(self, batch: Batch, served: list[tuple[Sequence, int]], budget: int, cap: int) -> int:
-        rows, kv = self._rows, self.kv
-        batch.decode_rows = rows.of_next(ROWS)
-        if batch.decode_rows:
-            kv.take(rows.of_next(BLOCKS))
-            batch.decode_kv_tokens = rows.of_next(KV_TOKENS)
-            budget -= batch.decode_rows * self._row_tokens
+        kv = self.kv
+        rows, kv_tokens, blocks = self._next
+        if rows:
+            kv.take(blocks)
+            batch.decode_rows, batch.decode_kv_tokens = rows, kv_tokens
+            budget -= rows * self._row_tokens
         for seq, want, slots in self._alone:
             kv.grow(seq, slots)
             kv.register(seq, min(seq.computed + want, self._known(seq)))
@@ -398,16 +407,16 @@ class DraftedScheduler(ContinuousScheduler):
         if steps < 2:
             return None
         run, shape = self._run, self._run.shape
-        shape.decode_rows = rows.of_next(ROWS)
+        shape.decode_rows, shape.decode_kv_tokens, _ = self._next
         shape.decode_tokens = shape.tokens = shape.decode_rows * self._row_tokens
         shape.kv_by_step = rows.over(KV_TOKENS, steps)
-        shape.decode_kv_tokens = int(shape.kv_by_step[0])
         run.steps, run.deaf = steps, self.blocked and not self._by_priority
         return run
 
     def _proven_steps(self) -> int:
         rows, flight = self._rows, self._in_flight()
-        served = rows.of_next(ROWS)
+        self._next = rows.of_next()
+        served = self._next[ROWS]
         if (
             self.partial
             or self._leaving
@@ -432,22 +441,25 @@ class DraftedScheduler(ContinuousScheduler):
         if flight is not None and flight.itemised:
             self._settle_itemised(flight)
         batch = Batch(self.next_number + steps - 1)
-        batch.decode_rows = rows.of_next(ROWS)
+        batch.decode_rows = rows.of_next()[ROWS]
         batch.decode_tokens = batch.tokens = batch.decode_rows * self._row_tokens
         batch.decode_kv_tokens = int(rows.over(KV_TOKENS, steps)[-1])
         held, most = self._take_blocks(steps)
         self.next_number = rows.next_number = batch.number + 1
         self.processed_number = batch.number - 1
         self._end_decodes(batch)
-        batch.finishing.sort(key=lambda s: s.order)
+        if len(batch.finishing) > 1:
+            batch.finishing.sort(key=lambda s: s.order)
         self._latest = batch
         return batch, held, most
 
     def _take_blocks(self, steps: int) -> tuple[int, int]:
         kv = self.kv
         held = kv.capacity_blocks - kv.free_blocks
-        taken = self._rows.over(BLOCKS, steps).tolist()
-        need, summed = sum(taken), sum(map(int.__mul__, taken, range(steps, 0, -1)))
+        need = summed = 0
+        for number in self._rows.over(BLOCKS, steps).tolist():
+            need += number
+            summed += need
         if need:
             kv.take(need)
         return held * steps + summed, held + need
