@@ -230,7 +230,6 @@ def _shape(prepared: Prepared) -> dict[str, Any]:
         "before_s": prepared.plan.front.before_s + half_rtt_s,
         "after_s": half_rtt_s,
         "devices": prepared.devices // prepared.replicas,
-        "stages": prepared.scenario.deployment.pools[0].pipeline_parallel,
     }
 
 

@@ -20,7 +20,6 @@ from engine_models.cost.terms import Parallelism, Terms
 from engine_models.declaration import (
     Engine,
     EnginePlan,
-    Executor,
     FrontEnd,
     Limits,
     MemoryBudget,
@@ -313,10 +312,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             TableRange(step_tokens, rows, total),
             Parallelism(request.tensor_parallel, expert=request.expert_parallel),
         ),
-        executor=Executor(),
-        front=FrontEnd(
-            overheads.front_end_s, overheads.tokenise_token_s, inflight=inflight, on_full="429"
-        ),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, inflight=inflight),
         prefix_caching=serving.prefix_caching,
         notes=_notes(version, serving, rules, inflight),
         warnings=tuple(warnings),

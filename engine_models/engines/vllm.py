@@ -290,7 +290,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     rows = min(rows, tokens)
     drafts = request.speculation
     asynchronous = _asynchronous(version, request)
-    block_tokens = int(flags.get("block_size") or _block_tokens(arch, request.device_name))
+    block_tokens = int(flags.get("block_size") or _block_tokens(arch))
     if block_tokens % KERNEL_BLOCK_TOKENS:
         raise InputError(
             f"block_size {block_tokens}: no attention backend of vLLM takes it, only multiples of {KERNEL_BLOCK_TOKENS}",
@@ -540,11 +540,9 @@ KERNEL_BLOCK_TOKENS = 16
 does not start with another (datasheet: vLLM pull requests 36241 and 41363, 2026)."""
 
 
-def _block_tokens(arch: Architecture, device_name: str) -> int:
-    """Default tokens a block: 16; MLA takes 64 on Hopper (FlashMLA) and on data-centre Blackwell (FlashInfer)."""
-    if any(block.kind == "mla" for block in arch.attention):
-        return 64
-    return 16
+def _block_tokens(arch: Architecture) -> int:
+    """Default tokens a block: 16; with MLA 64, that of FlashMLA (Hopper) and FlashInfer (Blackwell), on other devices assumed."""
+    return 64 if any(block.kind == "mla" for block in arch.attention) else 16
 
 
 def _memory(

@@ -54,7 +54,6 @@ class HostTier:
         self.block_tokens = block_tokens
         self.stores_outputs = stores_outputs
         self.blocks = 0
-        self.loaded_blocks = 0
         self._block_s = block_bytes / link_bytes_per_s
         self._entries: OrderedDict[int | Stored, int] = OrderedDict()  # -> first batch that may find it
         self._loading_keys: dict[int, int] = {}
@@ -146,7 +145,6 @@ class HostTier:
         seq.loaded_s = self._link_free_s
         for key in seq.keys[held_blocks : held_blocks + blocks]:
             self._loading_keys[key] = seq.index
-        self.loaded_blocks += blocks
 
     def end_load(self, seq: Sequence, tokens: int) -> None:
         """The load has ended: its blocks may be loaded by others again."""

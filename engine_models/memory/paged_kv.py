@@ -125,13 +125,8 @@ class BlockPool:
 
     def prepare(self, seq: Sequence) -> None:
         """Name the blocks of the sequence's shareable content; called once, before its first lookup."""
-        shareable_tokens = seq.shareable_blocks
-        seq.shareable_blocks = shareable_tokens // self.block_tokens if self.prefix_caching else 0
-        if seq.shareable_blocks:
-            seq.keys = self.chain.keys(seq.runs, seq.shareable_blocks)
-            seq.shareable_blocks = len(seq.keys)
-        else:
-            seq.keys = []
+        blocks = seq.shareable_tokens // self.block_tokens if self.prefix_caching else 0
+        seq.keys = self.chain.keys(seq.runs, blocks) if blocks else []
 
     def _insert(self, block: Block) -> None:
         entry = self._index.get(block.key)

@@ -150,6 +150,11 @@ class Batch:
         else:
             self.prefill.append((tokens, prior))
 
+    def order_finishing(self) -> None:
+        """Bring `finishing` into the order of admission."""
+        if len(self.finishing) > 1:
+            self.finishing.sort(key=lambda seq: seq.order)
+
     def attend(self, kv_tokens: int) -> None:
         """Count what one more decode row of so many tokens attends to in windows."""
         self.spans = tuple(

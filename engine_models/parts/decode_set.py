@@ -111,6 +111,13 @@ class DecodeSet:
         so_far = list(accumulate(by_step[:steps]))
         return so_far[-1], sum(so_far)
 
+    def steps_within(self, steps: int, blocks: int) -> int:
+        """Of the next `steps` steps, as many as certainly need no more than `blocks` new blocks together."""
+        if self.count * (steps // self.block_tokens + 1) > blocks:
+            while steps > 0 and self.blocks_needed_over(steps) > blocks:
+                steps = min(steps - 1, steps // 2 + 8)
+        return steps
+
     def blocks_needed_over(self, steps: int) -> int:
         """New blocks that the next `steps` steps take together."""
         return self.taken_over(steps)[0]

@@ -28,7 +28,6 @@ class Sequence:
         "acceptance",
         "arrival_s",
         "blocks",
-        "class_index",
         "computed",
         "drafts",
         "emissions",
@@ -56,7 +55,7 @@ class Sequence:
         "prompt_tokens",
         "ready_batch",
         "runs",
-        "shareable_blocks",
+        "shareable_tokens",
         "state",
         "stop_known",
         "verifications",
@@ -75,7 +74,6 @@ class Sequence:
         runs: tuple[tuple[int, int, int], ...] = (),
         shareable_tokens: int = 0,
         output_shared: bool = False,
-        class_index: int = 0,
         acceptance: Callable[[int], int] | None = None,
     ) -> None:
         self.index = index
@@ -85,7 +83,6 @@ class Sequence:
         self.priority = priority
         self.stop_known = stop_known
         self.limit_tokens = limit_tokens
-        self.class_index = class_index
         self.length = prompt_tokens
         self.computed = 0
         self.offset = 0
@@ -98,14 +95,14 @@ class Sequence:
         # content: merged runs (segment, offset, length) of the part that others may share; with
         # `output_shared` they cover the whole prompt and the output too
         self.runs = runs
-        self.shareable_blocks = shareable_tokens  # turned into blocks by the cache at first lookup
+        self.shareable_tokens = shareable_tokens  # of the prompt, among `runs`
         self.keys: list[int] | None = None
         self.output_shared = output_shared
         # blocks held: keyed ones in order, then a count of the rest
         self.blocks: list[Any] = []
         self.extra_blocks = 0
         self.hashed_blocks = 0
-        self.group_state: Any = None  # block tables of a cache with several groups
+        self.group_state: Any = None  # what a cache of several groups, or a scheduler, keeps of the row
         # emitted tokens as inclusive ranges of the replica's batch numbers; a batch that emits several tokens is
         # named by as many ranges
         self.emissions: list[list[int]] = []

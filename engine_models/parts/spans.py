@@ -11,6 +11,7 @@ import heapq
 from engine_models.parts.batch import Span
 
 NEVER = 1 << 60
+"""More steps or tokens than any run has."""
 
 
 class WindowSum:
@@ -69,4 +70,4 @@ class WindowSum:
         return self._next[0] - steps + 1 if self._next else NEVER
 
 
-__all__ = ["WindowSum"]
+__all__ = ["NEVER", "WindowSum"]

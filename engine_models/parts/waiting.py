@@ -13,10 +13,6 @@ class FirstCome(deque[Sequence]):
 
     __slots__ = ()
 
-    def in_order(self) -> list[Sequence]:
-        """The requests in the order in which they will be tried."""
-        return list(self)
-
     def put_back(self, seq: Sequence) -> None:
         """Return a request that was tried or preempted."""
         self.appendleft(seq)
@@ -40,10 +36,6 @@ class ByPriority:
 
     def __len__(self) -> int:
         return len(self._heap)
-
-    def in_order(self) -> list[Sequence]:
-        """As of `FirstCome`."""
-        return [entry[3] for entry in sorted(self._heap)]
 
     def append(self, seq: Sequence) -> None:
         """Enqueue a request."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from engine_models.memory.host_tier import HostTier
 from engine_models.memory.hybrid_kv import HybridKV
-from engine_models.memory.paged_kv import Block, PagedKV
+from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import INFINITY, Run, Scheduler, State
@@ -80,10 +80,6 @@ class ContinuousScheduler(Scheduler):
         """Requests that wait for admission, preempted ones and those that load from the host included."""
         return len(self._queue) + len(self._loading)
 
-    def waiting(self) -> list[Sequence]:
-        """Waiting requests in the order in which they will be tried."""
-        return self._queue.in_order()
-
     def add(self, seq: Sequence) -> None:
         """Enqueue an arrived request."""
         seq.state = "waiting"
@@ -103,7 +99,7 @@ class ContinuousScheduler(Scheduler):
         """Requests, and blocks."""
         kv = self.kv
         total = kv.capacity_blocks
-        return len(self.running), len(self._queue) + len(self._loading), total - kv.free_blocks, total
+        return len(self.running), self.waiting_count, total - kv.free_blocks, total
 
     def close(self) -> None:
         """Let the ranges of rows that still decode end with the latest batch."""
@@ -506,8 +502,7 @@ class ContinuousScheduler(Scheduler):
                     self._wasting.append(seq)
                 else:
                     seq.state = "ending"
-        if len(batch.finishing) > 1:
-            batch.finishing.sort(key=lambda s: s.order)
+        batch.order_finishing()
 
     def _await_result(self, seq: Sequence, batch: Batch) -> None:
         """A row of a pipeline that emits with a batch is served again when the result is known."""
@@ -590,8 +585,7 @@ class ContinuousScheduler(Scheduler):
                 batch.finishing.append(seq)
             if not preempted and (self._async or rules.speculative_tokens):
                 self.kv.register(seq, seq.computed - seq.in_flight_tokens - surplus)
-        if len(batch.finishing) > 1:
-            batch.finishing.sort(key=lambda s: s.order)
+        batch.order_finishing()
 
     def _join_decodes(self, seq: Sequence, after: int) -> None:
         seq.emit(after + 1, after)
@@ -651,12 +645,7 @@ class ContinuousScheduler(Scheduler):
             or decodes.count > self.rules.max_num_batched_tokens
         ):
             return 0
-        steps = decodes.steps_alike()
-        free = self.kv.free_blocks
-        if decodes.count * (steps // decodes.block_tokens + 1) > free:
-            while steps > 0 and decodes.blocks_needed_over(steps) > free:
-                steps = min(steps - 1, steps // 2 + 8)
-        return steps
+        return decodes.steps_within(decodes.steps_alike(), self.kv.free_blocks)
 
     def take(self, steps: int) -> tuple[Batch, int, int]:
         """Schedule `steps` decode steps at once."""
@@ -668,8 +657,7 @@ class ContinuousScheduler(Scheduler):
         batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count
         batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
         self._end_decodes(batch)
-        if len(batch.finishing) > 1:
-            batch.finishing.sort(key=lambda s: s.order)
+        batch.order_finishing()
         return batch, held, most
 
     def _take_blocks(self, steps: int) -> tuple[int, int]:
@@ -697,4 +685,4 @@ class ContinuousScheduler(Scheduler):
             batch.finishing.append(seq)
 
 
-__all__ = ["Batch", "Block", "ContinuousRules", "ContinuousScheduler"]
+__all__ = ["ContinuousScheduler"]

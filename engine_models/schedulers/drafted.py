@@ -25,11 +25,11 @@ from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import Run
 from engine_models.parts.sequence import Sequence
+from engine_models.parts.spans import NEVER
 from engine_models.schedulers.continuous import ContinuousScheduler
 
 IntArray = NDArray[np.int64]
 
-NEVER = 1 << 60
 ROWS, KV_TOKENS, BLOCKS = range(3)
 
 
@@ -448,8 +448,7 @@ class DraftedScheduler(ContinuousScheduler):
         self.next_number = rows.next_number = batch.number + 1
         self.processed_number = batch.number - 1
         self._end_decodes(batch)
-        if len(batch.finishing) > 1:
-            batch.finishing.sort(key=lambda s: s.order)
+        batch.order_finishing()
         self._latest = batch
         return batch, held, most
 

@@ -35,9 +35,7 @@ MIN_RATIO_FACTOR = 0.14  # SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR
 DECAY_STEPS = 600  # SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS
 IN_BATCH_CHECK_TOKENS = 32  # IN_BATCH_PREFIX_CACHING_CHECK_THRESHOLD
 IN_BATCH_DEFER_TOKENS = 32  # IN_BATCH_PREFIX_CACHING_DEPRIORITIZE_THRESHOLD
-REFRESH_PASSES = (
-    32  # every so many passes a queue ordered without regard to the cache is looked up nevertheless
-)
+REFRESH_PASSES = 32  # every so many passes a queue ordered without regard to the cache is looked up nevertheless
 LONG_QUEUE = 128  # above it lpm and hrrn fall back to fcfs
 IGNORE_EOS_RESERVE_TOKENS = 1
 
@@ -209,14 +207,6 @@ class PrefillFirstScheduler(Scheduler):
         """Requests that wait for admission, retracted ones included."""
         return len(self._waiting) + len(self._unreceived)
 
-    def waiting(self) -> list[Sequence]:
-        """Waiting requests as the queue has them."""
-        return list(self._waiting)
-
-    def decoding(self) -> list[Sequence]:
-        """Rows of the running batch, in order."""
-        return list(self._decoding)
-
     def add(self, seq: Sequence) -> None:
         """Enqueue an arrived request, or keep it until the scheduler next looks for arrivals."""
         seq.state = "waiting"
@@ -230,13 +220,8 @@ class PrefillFirstScheduler(Scheduler):
         # a client that sets no limit leaves the context as the limit
         limit = final - prompt if seq.stop_known else self.rules.max_model_len - prompt - 1
         room = self.kv.capacity_tokens - prompt - self.kv.page_tokens - 1
-        row = _Row(content_of(seq), max(1, min(limit, room)), self.kv.tree.root)
-        row.queued = self._arrivals
-        row.processed = self._prefilled_tokens
-        self._arrivals += 1
-        seq.group_state = row
-        self._waiting.append(seq)
-        self._unsorted = True
+        seq.group_state = _Row(content_of(seq), max(1, min(limit, room)), self.kv.tree.root)
+        self._enqueue(seq)
 
     def _look_for_arrivals(self) -> None:
         """Take in what has arrived, unless fewer decode steps than the interval have passed since the last time.
@@ -295,7 +280,6 @@ class PrefillFirstScheduler(Scheduler):
         batch.new_token_ratio = self.ratio
         batch.free_tokens = self.kv.free_tokens
         batch.evictable_tokens = self.kv.tree.evictable_tokens
-        batch.free_blocks = self.kv.free_blocks
         if self._aborted:
             batch.aborted, self._aborted = self._aborted, []
             batch.finishing.extend(batch.aborted)
@@ -391,7 +375,7 @@ class PrefillFirstScheduler(Scheduler):
         if taken:
             del self._waiting[:taken]
         for seq in batch.preempted:
-            self._requeue(seq)
+            self._enqueue(seq)
         if not adder.admitted:
             return False
         if adder.new_chunked is not None:
@@ -458,10 +442,7 @@ class PrefillFirstScheduler(Scheduler):
                 self._decode_all(batch)
                 finishing.extend(batch.finishing)
                 ended = set(finishing)
-                self._merging.extend(
-                    seq for seq in self._decoding if seq not in ended or seq.state != "ending"
-                )
-                self._merging.extend(seq for seq in self._decoding if seq in ended and seq.state == "ending")
+                self._merging += sorted(self._decoding, key=lambda s: s in ended and s.state == "ending")
                 self._decoding = {}
         batch.finishing = finishing
 
@@ -653,7 +634,7 @@ class PrefillFirstScheduler(Scheduler):
         self.ratio = min(1.0, (outputs + RETRACT_STEPS * len(rows)) / (limits + 1))
         for seq in batch.retracted:
             batch.preempted.append(seq)
-            self._requeue(seq)
+            self._enqueue(seq)
         if len(rows) < before:
             self.batch_is_full = False
 
@@ -685,7 +666,8 @@ class PrefillFirstScheduler(Scheduler):
         seq.preemptions += 1
         self.preemptions += 1
 
-    def _requeue(self, seq: Sequence) -> None:
+    def _enqueue(self, seq: Sequence) -> None:
+        """Put a request that has arrived, or lost its memory, at the end of the queue."""
         row: _Row = seq.group_state
         row.queued = self._arrivals
         row.processed = self._prefilled_tokens
@@ -776,11 +758,9 @@ class PrefillFirstScheduler(Scheduler):
 
     # -- emitted tokens -------------------------------------------------------------------------------------
 
-    def _leave_decodes(self, seq: Sequence, last: int | None) -> None:
+    def _leave_decodes(self, seq: Sequence, last: int) -> None:
         """Take a row out of the decode set and note the batches up to `last` in which it emitted."""
         self.decodes.leave(seq)
-        if last is None:
-            return
         pauses = self._pauses
         first = seq.emissions[-1][1] + 1
         at = bisect_left(pauses, first)
@@ -823,11 +803,7 @@ class PrefillFirstScheduler(Scheduler):
         if self._unreceived:
             steps = min(steps, self._steps_to_receipt())
         kv = self.kv
-        pages = (kv.free_tokens + kv.tree.evictable_tokens) // kv.page_tokens
-        if decodes.count * (steps // decodes.block_tokens + 1) > pages:
-            while steps > 0 and decodes.blocks_needed_over(steps) > pages:
-                steps = min(steps - 1, steps // 2 + 8)
-        return steps
+        return decodes.steps_within(steps, (kv.free_tokens + kv.tree.evictable_tokens) // kv.page_tokens)
 
     def _steps_to_receipt(self) -> int:
         """Decode steps that are formed before the arrivals are looked at."""
@@ -881,7 +857,7 @@ class _Adder:
         self.admitted: list[tuple[Sequence, int, int, bool]] = []
         self.new_chunked: Sequence | None = None
         self.chunk_finished = False
-        self._states: list[tuple[float, int]] | None = None
+        self._states: list[tuple[int, int]] | None = None
 
     def _available(self) -> int:
         return self.kv.free_tokens + self.kv.tree.evictable_tokens
@@ -1024,9 +1000,11 @@ class _Adder:
         self._charge(extend, future)
         return self._verdict()
 
-    def _state(self, seq: Sequence) -> tuple[float, int]:
+    def _state(self, seq: Sequence) -> tuple[int, int]:
+        """Tokens that a row may still generate, and those that it holds."""
+        row: _Row = seq.group_state
         outputs = self.scheduler._outputs(seq)
-        return seq.group_state.max_new * 1.0 - outputs, seq.prompt_tokens + outputs
+        return row.max_new - outputs, seq.prompt_tokens + outputs
 
     def preempt_for(self, seq: Sequence, batch: PrefillFirstBatch) -> bool:
         """Take the memory of less urgent running rows if that makes room for `seq`; whether it did."""

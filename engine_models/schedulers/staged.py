@@ -175,8 +175,7 @@ class StagedScheduler(ContinuousScheduler):
         lane.numbers.append(batch.number)
         self.next_number += 1
         self._end_decodes(batch)
-        if len(batch.finishing) > 1:
-            batch.finishing.sort(key=lambda s: s.order)
+        batch.order_finishing()
         held = self.kv.capacity_blocks - self.kv.free_blocks
         return batch, held, held
 

@@ -331,8 +331,7 @@ class WholeLifetimeScheduler(Scheduler):
                 self.decodes.join(seq)
                 if row.reserved_length < seq.final_length:
                     heapq.heappush(self._part_ends, (row.reserved_length - seq.offset, seq.order, seq))
-        if len(batch.finishing) > 1:
-            batch.finishing.sort(key=_order)
+        batch.order_finishing()
         budget = self.rules.max_batch_prefill_tokens - (len(self.running) - 1)
         for seq in reversed(self._prefilling):
             row = self._prefilling[seq]
@@ -354,8 +353,7 @@ class WholeLifetimeScheduler(Scheduler):
                 self._leave_decodes(seq, batch.number)
                 seq.state = "ending"
                 batch.renewed.append(seq)
-        if len(batch.finishing) > 1:
-            batch.finishing.sort(key=_order)
+        batch.order_finishing()
 
     def _leave_decodes(self, seq: Sequence, last: int) -> None:
         self.decodes.leave(seq)
@@ -367,7 +365,7 @@ class WholeLifetimeScheduler(Scheduler):
         assert isinstance(batch, LifetimeBatch)
         if not batch.finishing and not batch.renewed:
             return batch.finishing
-        for seq in sorted(batch.finishing + batch.renewed, key=_order) if batch.renewed else batch.finishing:
+        for seq in sorted(batch.finishing + batch.renewed, key=lambda seq: seq.order) if batch.renewed else batch.finishing:
             del self.running[seq]
             self._give_back(seq, self._rows[seq])
             seq.state = "finished"
@@ -424,7 +422,3 @@ class WholeLifetimeScheduler(Scheduler):
         self._end_decodes(batch)
         used = self.kv.used_blocks
         return batch, used * steps, used
-
-
-def _order(seq: Sequence) -> int:
-    return seq.order

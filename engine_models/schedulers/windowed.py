@@ -21,9 +21,8 @@ from engine_models.memory.hybrid_kv import HASHED, PLAIN, Held, Hit, HybridKV
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.sequence import Sequence
+from engine_models.parts.spans import NEVER
 from engine_models.schedulers.continuous import ContinuousScheduler
-
-NEVER = 1 << 60
 
 
 class Turn:
@@ -437,8 +436,7 @@ class WindowedScheduler(ContinuousScheduler):
             if seq.state == "running":
                 self.partial.pop(seq, None)
                 seq.state = "ending"
-        if len(batch.finishing) > 1:
-            batch.finishing.sort(key=lambda s: s.order)
+        batch.order_finishing()
 
     # -- the head of the queue ------------------------------------------------------------------------------
 

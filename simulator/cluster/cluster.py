@@ -123,7 +123,6 @@ class Cluster:
         one: number n is rank n // (count of replicas) of replica n % (count of replicas).
     router : "round_robin" or "least_requests".
     before_s, after_s : time between the client's send and the engine, and between the end of a step and the client.
-    stages : pipeline stages.
     devices : of one replica.
     aggregate : False forces plain stepping, the reference.
     should_stop : asked after every request that ends; True ends the run there.
@@ -141,7 +140,6 @@ class Cluster:
         router: str = "round_robin",
         before_s: float = 0.0,
         after_s: float = 0.0,
-        stages: int = 1,
         devices: int = 1,
         aggregate: bool = True,
         should_stop: Callable[[], bool] | None = None,
@@ -156,7 +154,7 @@ class Cluster:
                 [plan.scheduler("jump" if aggregate else "step") for _ in range(ranks)],
                 cost,
                 depth=plan.executor.depth,
-                stages=stages,
+                stages=plan.executor.stages,
                 tokenise_token_s=plan.front.tokenise_token_s,
                 on_finish=self._finished,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine_models.engines.known import engine_named
-from hardware_profiles.device import Device
+from hardware_profiles.device import Device, provenance
 from hardware_profiles.kernel_borrow import HELD_OUT_ERROR_PCT
 from hardware_profiles.kernel_physics import canonical_format
 from hardware_profiles.ops import Ops
@@ -76,8 +76,6 @@ def _beyond_measured(prepared: Prepared) -> list[str]:
 
 def device_sources(device: Device) -> list[dict[str, Any]]:
     """Provenance of every number of the device."""
-    from hardware_profiles.device import provenance
-
     return provenance(device)
 
 

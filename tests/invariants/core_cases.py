@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from engine_models.declaration import EnginePlan, Executor, FrontEnd, Limits
 from engine_models.engines.vllm import Rank
-from engine_models.parts.batch import Batch
-from engine_models.schedulers.continuous import ContinuousRules
+from engine_models.parts.batch import Batch, ContinuousRules
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import ClusterResult
 from simulator.validation.schedules import RecordedClock
