@@ -223,10 +223,6 @@ class PrefillAttention:
         self.floor_s = float(total[0, 0])
         self._table = Bilinear(chunk, prior, total)
 
-    def chunk_s(self, new: int, prior: int) -> float:
-        """Seconds of one chunk."""
-        return self._table.at(new, prior)
-
     def batch_s(self, batch: Batch) -> float:
         """Seconds of all chunks of a batch; its decode rows have paid for the smallest."""
         seconds, floor, chunk_s = 0.0, self.floor_s, self._table.at

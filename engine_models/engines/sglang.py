@@ -162,7 +162,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     version = ENGINE.version(version_text)
     arch, flags = request.arch, request.flags
     tp, pp, dp = request.tensor_parallel, request.pipeline_parallel, request.data_parallel
-    warnings: list[str] = []
     context = int(flags.get("context_length") or arch.max_context_tokens)
     page = int(flags.get("page_size") or 1)
     default_chunk, default_graph = memory_defaults(request.device_memory_bytes, tp * dp)
@@ -216,7 +215,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     )
     rank = Rank(
         rules=rules,
-        kv_tokens=tokens // page * page,
+        kv_tokens=tokens,
         page_tokens=page,
         prefix_caching=caching,
         eviction_policy=str(flags.get("radix_eviction_policy", "lru")),
@@ -250,7 +249,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
         prefix_caching=caching,
         notes=notes,
-        warnings=tuple(warnings),
         sources=overheads.provenance,
     )
 

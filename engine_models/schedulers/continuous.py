@@ -55,7 +55,6 @@ class ContinuousScheduler(Scheduler):
         self._loading: dict[Sequence, int] = {}  # hold their blocks, wait for their content; tokens then found
         self.kv = kv
         self.itemised = kv.itemised or rules.speculative_tokens > 0
-        self.windowed = False  # decoding rows over several KV groups, see `engine_models.schedulers.windowed`
         self.aggregate = aggregate and not record_rows and not rules.pipelined and not self.itemised
         self.record_rows = record_rows
         self.running: dict[Sequence, None] = {}
@@ -63,7 +62,6 @@ class ContinuousScheduler(Scheduler):
         self.decodes = DecodeSet(kv.block_tokens, windows)
         self.next_number = 0
         self.processed_number = -1
-        self.preemptions = 0
         self._run = Run(0, Batch(-1))
         self.blocked = False
         self._orders = 0
@@ -282,27 +280,9 @@ class ContinuousScheduler(Scheduler):
         self._join_decodes(seq, last)
 
     def _preempt(self, seq: Sequence, batch: Batch, fresh_blocks: int | None) -> None:
-        """Take the row's blocks, `fresh_blocks` of this very step among them; it starts over from the waiting queue.
-
-        What it can find again of a decoding row: tokens whose value is known. An output in flight is not, unless the row
-        was already served in this step, which looked one token further.
-        """
+        """Take the row's blocks, `fresh_blocks` of this very step among them; it starts over from the waiting queue."""
         kv = self.kv
-        if self.windowed:
-            known = self._before_preemption(seq, fresh_blocks)
-        elif seq.state == "decoding":
-            self._leave_decodes(seq, self.next_number - 1)
-            seq.extra_blocks += fresh_blocks or 0
-            in_flight = seq.emissions[-1][1] > self.processed_number
-            known = seq.computed - 1 if in_flight and fresh_blocks is None else seq.computed
-            if self._async:
-                seq.ready_batch = self.next_number - 1
-        elif seq.state == "ending":
-            known = seq.computed - 1 if self._async else seq.computed
-            seq.ready_batch = self.next_number - 1
-        else:
-            known = min(seq.computed, seq.length - seq.pending)
-            self.partial.pop(seq, None)
+        known = self._before_preemption(seq, fresh_blocks)
         if not self.itemised:
             kv.register(seq, known)
         if self.host is not None:
@@ -316,14 +296,27 @@ class ContinuousScheduler(Scheduler):
         seq.pending = seq.drafts = 0
         seq.state = "preempted"
         seq.preemptions += 1
-        self.preemptions += 1
         del self.running[seq]
         self._queue.put_back(seq)
         batch.preempted.append(seq)
 
     def _before_preemption(self, seq: Sequence, fresh_blocks: int | None) -> int:
-        """Take a row over several KV groups out of where it is served; return its tokens that can be found again."""
-        raise NotImplementedError
+        """Take a row out of where it is served; return its tokens that can be found again, those whose value is known.
+
+        An output in flight is not, unless the row was already served in this step, which looked one token further.
+        """
+        if seq.state == "decoding":
+            self._leave_decodes(seq, self.next_number - 1)
+            seq.extra_blocks += fresh_blocks or 0
+            if self._async:
+                seq.ready_batch = self.next_number - 1
+            in_flight = seq.emissions[-1][1] > self.processed_number
+            return seq.computed - 1 if in_flight and fresh_blocks is None else seq.computed
+        if seq.state == "ending":
+            seq.ready_batch = self.next_number - 1
+            return seq.computed - 1 if self._async else seq.computed
+        self.partial.pop(seq, None)
+        return min(seq.computed, self._known(seq))
 
     def _admit(
         self, batch: Batch, served: list[tuple[Sequence, int]], budget: int, cap: int, now_s: float

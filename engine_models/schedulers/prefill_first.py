@@ -167,7 +167,6 @@ class PrefillFirstScheduler(Scheduler):
         self.decodes = DecodeSet(kv.page_tokens, windows)
         self.next_number = 0
         self.processed_number = -1
-        self.preemptions = 0
         self._run = Run(0, Batch(-1))
         self.batch_is_full = False
         self.chunked: Sequence | None = None
@@ -664,7 +663,6 @@ class PrefillFirstScheduler(Scheduler):
         self.kv.make_room(remaining * RETRACT_STEPS)
         seq.state = "preempted"
         seq.preemptions += 1
-        self.preemptions += 1
 
     def _enqueue(self, seq: Sequence) -> None:
         """Put a request that has arrived, or lost its memory, at the end of the queue."""

@@ -284,7 +284,7 @@ class WindowedScheduler(ContinuousScheduler):
     def __init__(self, rules: ContinuousRules, kv: HybridKV, windows: tuple[int, ...] = ()) -> None:
         super().__init__(rules, kv, windows=windows)
         self.itemised = False
-        self.aggregate = self.windowed = True
+        self.aggregate = True
         self._lag = 1 if self._async and kv.frees_processed else 0
         self._hybrid = kv
         self._rows = WindowedDecodes(kv, self._lag, windows)
@@ -387,23 +387,18 @@ class WindowedScheduler(ContinuousScheduler):
         self.partial[seq] = None
 
     def _before_preemption(self, seq: Sequence, fresh_blocks: int | None) -> int:
+        if seq.state == "ending":
+            return super()._before_preemption(seq, fresh_blocks)
         if seq.state == "decoding":
             served = fresh_blocks is not None
             self._rows.leave(seq, grown=served)
             seq.end_emissions(self.next_number - 1)
-            known = seq.computed if not self._async else seq.computed - 1
-            if served:
-                known += 1
             if self._async:
                 seq.ready_batch = self.next_number - 1
-        elif seq.state == "ending":
-            known = seq.computed - 1 if self._async else seq.computed
-            seq.ready_batch = self.next_number - 1
-        else:
-            known = min(seq.computed - self._in_flight_tokens(seq), self._known(seq))
-            self.partial.pop(seq, None)
-            seq.in_flight_tokens = 0
-        return known
+            return seq.computed - self._async + served
+        self.partial.pop(seq, None)
+        seq.in_flight_tokens = 0
+        return min(seq.computed - self._in_flight_tokens(seq), self._known(seq))
 
     def _commit(self, batch: Batch, served: list[tuple[Sequence, int]]) -> None:
         number = batch.number

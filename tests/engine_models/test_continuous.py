@@ -127,6 +127,7 @@ def results(case: Case, kv: PagedKV | HybridKV, *, drafts: int = 0, **options: A
     w = workload_of(case)
     content = w.content
     assert content is not None
+    requests = []
     for i in range(len(w)):
         if w.prompt_tokens[i] + w.output_tokens[i] > case.blocks * 16 // 2:
             continue
@@ -134,13 +135,14 @@ def results(case: Case, kv: PagedKV | HybridKV, *, drafts: int = 0, **options: A
         runs = tuple((int(content.segment[r]), int(content.offset[r]), int(content.length[r])) for r in span)
         priority = w.classes[w.class_index[i]].priority
         prompt, output, arrival = int(w.prompt_tokens[i]), int(w.output_tokens[i]), float(w.arrival_s[i])
-        replica.ranks[0].submit(
-            Sequence(i, prompt, output, arrival, priority=priority, runs=runs, shareable_tokens=prompt)
-        )
+        seq = Sequence(i, prompt, output, arrival, priority=priority, runs=runs, shareable_tokens=prompt)
+        replica.ranks[0].submit(seq)
+        requests.append(seq)
     replica.advance(1e9)
     assert not replica.busy()
     assert kv.free_blocks == kv.capacity_blocks
-    return ends, replica.ranks[0].log.end_s.tobytes(), scheduler.preemptions, scheduler.hit_tokens
+    preemptions = [seq.preemptions for seq in requests]
+    return ends, replica.ranks[0].log.end_s.tobytes(), preemptions, scheduler.hit_tokens
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -171,8 +173,9 @@ def test_drafts_that_are_never_accepted_yield_all_tokens(case: Case, drafts: int
 def test_a_row_that_left_the_aggregate_and_came_back_ends_once() -> None:
     """Row 1 is preempted while row 0 decodes its last token, and is back where it would have ended anyway."""
     scheduler = scheduler_of(4, reserve_full_prompt=False)
-    batches = steps_of(scheduler, [Sequence(0, 31, 3, 0.0), Sequence(1, 31, 4, 0.0)])
-    assert scheduler.preemptions == 1
+    requests = [Sequence(0, 31, 3, 0.0), Sequence(1, 31, 4, 0.0)]
+    batches = steps_of(scheduler, requests)
+    assert [seq.preemptions for seq in requests] == [0, 1]
     assert [seq.index for batch in batches for seq in batch.finishing] == [0, 1]
     assert len(batches) == 5
 

@@ -126,7 +126,7 @@ def test_small_prefills_that_a_graph_holds_are_padded() -> None:
     rank = own_of(4, host, expert_parallel=4)
     held = group(rank)
     alone = held.step_s([prefill(20)])[0]
-    own = rank._linear_s[32] + rank._rows_s[1] + rank._prefill.chunk_s(20, 0)
+    own = rank._linear_s[32] + rank._rows_s[1] + rank._prefill._table.at(20, 0)
     assert alone == pytest.approx(own + held._shared_s[128], rel=1e-12)
 
 

@@ -134,7 +134,7 @@ def test_jumps_equal_steps_and_tokens_are_conserved(
                 ends,
                 [seq.emissions for seq in requests],
                 scheduler.ratio,
-                scheduler.preemptions,
+                [seq.preemptions for seq in requests],
             )
         )
     assert runs[0] == runs[1]
