@@ -31,7 +31,7 @@ Parts = Iterator[tuple[str, FloatArray]]
 
 @dataclass(frozen=True)
 class HostOverhead:
-    """Time outside the kernels, per engine version; values, sources and kinds stand in the engine's declaration.
+    """Time outside the kernels, per engine; values, sources and kinds stand in `engine_models/cost/overheads/`.
 
     step_s : host time of a step whatever its size (schedule, input preparation, launch, read-back).
     row_s : host time per row of the batch.

@@ -120,7 +120,7 @@ class _Row:
         "matched",
         "max_new",
         "node",
-        "processed",
+        "prefilled",
         "protected",
         "queued",
     )
@@ -135,7 +135,7 @@ class _Row:
         self.fill = 0  # length at its last trial
         self.matched = 0  # prefix found at its last lookup
         self.queued = 0  # place of its latest arrival in the queue
-        self.processed = 0  # prompt tokens prefilled by the replica before it was queued
+        self.prefilled = 0  # prompt tokens prefilled by the replica before it was queued
 
 
 class PrefillFirstScheduler(Scheduler):
@@ -518,7 +518,7 @@ class PrefillFirstScheduler(Scheduler):
         uncached = seq.prompt_tokens - row.matched
         if uncached <= 0:
             return float("-inf"), seq.index
-        return -max(0, self._prefilled_tokens - row.processed) / uncached, seq.index
+        return -max(0, self._prefilled_tokens - row.prefilled) / uncached, seq.index
 
     def _depth_first(self) -> list[Sequence]:
         """Waiting requests by a walk of the tree, heavier subtrees first, a node's own requests after its subtrees."""
@@ -668,7 +668,7 @@ class PrefillFirstScheduler(Scheduler):
         """Put a request that has arrived, or lost its memory, at the end of the queue."""
         row: _Row = seq.group_state
         row.queued = self._arrivals
-        row.processed = self._prefilled_tokens
+        row.prefilled = self._prefilled_tokens
         self._arrivals += 1
         self._waiting.append(seq)
         self._unsorted = True

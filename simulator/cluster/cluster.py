@@ -389,8 +389,8 @@ class Cluster:
         """Wake up when a request may end in the replica of a rank, as long as requests depend on results."""
         if not self._releases:
             return
-        clock, replica = self._clock, self.replicas[number % len(self.replicas)]
         number %= len(self.replicas)
+        clock, replica = self._clock, self.replicas[number]
         due_s = max(replica.visible_s(), clock.now_s)
         if due_s > self._end_s or self._wake_s[number] <= due_s:
             return
