@@ -91,6 +91,12 @@ def test_streamed_runs_shed_as_those_in_memory(monkeypatch: pytest.MonkeyPatch) 
     assert whole["rejected"] > 50
 
 
+def test_the_note_on_cuda_graphs_says_how_many_rows_they_hold() -> None:
+    for sizes, words in (([1, 2, 64], "above 64 rows"), ([0], "without CUDA graphs")):
+        notes = simulate(scenario_of(fixed(10, 2, requests=1), cuda_graphs=sizes)).result["assumptions"]
+        assert sum(words in note for note in notes) == 1
+
+
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "chunks": (
         "tgi",
@@ -132,6 +138,27 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "prompt_tokens": {"kind": "uniform", "low": 100, "high": 900},
             "output_tokens": {"kind": "uniform", "low": 10, "high": 300},
             "requests": 150,
+        },
+    ),
+    "conversations, long answers in parts": (
+        "tgi",
+        {"max_total_tokens": 4096},
+        {
+            "arrivals": {"kind": "poisson", "rate": 20},
+            "prompt_tokens": {"kind": "uniform", "low": 1, "high": 300},
+            "output_tokens": {"kind": "uniform", "low": 5, "high": 1200},
+            "sessions": {"turns": 2, "think_time_s": 0.5},
+            "requests": 200,
+        },
+    ),
+    "chunks that leave nothing of the budget": (
+        "tgi",
+        {"max_batch_prefill_tokens": 64},
+        {
+            "arrivals": {"kind": "poisson", "rate": 20},
+            "prompt_tokens": {"kind": "uniform", "low": 100, "high": 300},
+            "output_tokens": {"kind": "uniform", "low": 100, "high": 300},
+            "requests": 100,
         },
     ),
     "version 2": (

@@ -314,13 +314,15 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         ),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, inflight=inflight),
         prefix_caching=serving.prefix_caching,
-        notes=_notes(version, serving, rules, inflight),
+        notes=_notes(version, serving, rules, inflight, graphs),
         warnings=tuple(warnings),
         sources=overheads.provenance,
     )
 
 
-def _notes(version: Version, serving: Serving, rules: LifetimeRules, inflight: int) -> tuple[str, ...]:
+def _notes(
+    version: Version, serving: Serving, rules: LifetimeRules, inflight: int, graphs: tuple[int, ...]
+) -> tuple[str, ...]:
     chunks = "in chunks beside decoding rows" if serving.chunked_prefill else "whole, while the running rows wait"
     cache = "cached prompts can be found" if serving.prefix_caching else "no prefix cache"
     part = rules.reserved_answer_tokens
@@ -338,7 +340,9 @@ def _notes(version: Version, serving: Serving, rules: LifetimeRules, inflight: i
         ),
         "TGI's kernels are priced as vLLM's; its host time of a step (1.2 ms, 20 us a row) and its front end are assumed, nobody "
         "measured them",
-        "above 32 rows TGI's decode steps run outside CUDA graphs, as do all steps that compute prompts",
+        "TGI runs without CUDA graphs"
+        if not graphs
+        else f"above {graphs[-1]} rows TGI's decode steps run outside CUDA graphs, as do all steps that compute prompts",
     )
 
 

@@ -190,7 +190,7 @@ class WholeLifetimeScheduler(Scheduler):
                     least = int(np.float32(rows) * np.float32(rules.waiting_served_ratio))
                 most = None if most is None else max(most - rows, 0)
             if budget <= 0 or self._held_tokens >= rules.max_batch_total_tokens or most == 0:
-                self._nobody_fits = True
+                self._nobody_fits = not self._prefilling  # whose ends leave more of the budget
                 return []
         if len(self._waiting) < least:
             self._too_few_wait = True
@@ -392,6 +392,8 @@ class WholeLifetimeScheduler(Scheduler):
         decodes = self.decodes
         if not self.aggregate or self._prefilling or self._returning or not decodes.count:
             return None
+        if len(self.running) > decodes.count:
+            return None  # rows of a step in flight that will queue again
         waiting = bool(self._waiting)
         if waiting and not self._nobody_fits and not self._too_few_wait:
             return None
