@@ -118,6 +118,7 @@ class Limits:
     prompt_tokens : longest prompt that is taken.
     row_tokens : longest prompt and answer together; an answer is cut there.
     asked_tokens : most of an asked-for limit that is held against the context, None for all of it.
+    request_tokens : tokens that the KV cache holds of one request alone, None for `kv_tokens`.
     spare_tokens : memory that a row's last step may hold beyond its own tokens, for drafts that come to nothing [tokens].
     """
 
@@ -131,6 +132,12 @@ class Limits:
     row_tokens: int
     spare_tokens: int = 0
     asked_tokens: int | None = None
+    request_tokens: int | None = None
+
+    @property
+    def held_tokens(self) -> int:
+        """Longest request that the KV cache holds."""
+        return self.kv_tokens if self.request_tokens is None else self.request_tokens
 
 
 @dataclass(frozen=True)

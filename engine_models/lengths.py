@@ -57,7 +57,7 @@ def judged(
     held = prompt_tokens + output
     if limits.spare_tokens:  # a row's last step may still hold slots of drafts that come to nothing
         held = np.minimum(held + limits.spare_tokens, limits.context_tokens)
-    never_fits = ~too_long & ~asked_too_much & (held > limits.kv_tokens + 1)
+    never_fits = ~too_long & ~asked_too_much & (held > limits.held_tokens + 1)
     wanted = np.where(given, np.minimum(output_tokens, max_output_tokens), output_tokens)
     cut = ~too_long & ~asked_too_much & ~never_fits & (wanted > room)
     return Lengths(output, output >= limit, too_long, asked_too_much, never_fits, cut)

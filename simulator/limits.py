@@ -28,7 +28,7 @@ def refusals(counted: Mapping[str, int], limits: Limits) -> list[str]:
     reasons = {
         "too_long": f"prompt longer than {bound}",
         "asked_too_much": f"prompt and max_output_tokens together longer than the context of {context}",
-        "never_fits": f"longer than the KV cache of a replica, {limits.kv_tokens} tokens",
+        "never_fits": f"longer than the KV cache of a replica, {limits.held_tokens} tokens",
     }
     return [
         f"{count:,} {'request' if count == 1 else 'requests'} refused: {why}"

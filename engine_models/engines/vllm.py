@@ -404,6 +404,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             prompt_tokens=max_model_len - 1,
             row_tokens=max_model_len,
             spare_tokens=rules.speculative_tokens + rules.lookahead_tokens,
+            # a request shorter than the windows takes blocks in all groups alike
+            request_tokens=max(
+                max(0, rank.blocks - window_blocks) // full_groups, rank.blocks // max(1, len(windows))
+            )
+            * block_tokens,
         ),
         memory=memory,
         scheduler=rank.scheduler,

@@ -10,6 +10,7 @@ from engine_models.engines.vllm import VERSIONS, graph_sizes, version_of
 from hardware_profiles.errors import InputError
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
+from simulator.run import simulate
 
 NEWEST = version_of(None)
 
@@ -68,3 +69,22 @@ def test_a_cpu_has_its_own_defaults_and_no_graphs() -> None:
     assert own == HostOverhead(own.step_s, own.row_s)  # nothing of launches, copies, kernels
     assert plan.costs.terms.sampler == "cores"
     assert not [line for line in plan.memory.lines if "CUDA" in line.label]
+
+
+@pytest.mark.parametrize(("prompt", "completed"), [(950, 3), (1040, 0)])
+def test_what_the_blocks_asked_for_never_hold_in_all_groups_is_refused(prompt: int, completed: int) -> None:
+    """Gemma 3 has six groups of layers: 399 blocks of 16 tokens hold 66 blocks of each, 1,056 tokens."""
+    lengths = {"prompt_tokens": prompt, "output_tokens": 50}
+    workload = {
+        "arrivals": {"kind": "batch"},
+        **{key: {"kind": "constant", "value": value} for key, value in lengths.items()},
+        "requests": 3,
+    }
+    flags = {"num_gpu_blocks_override": 400, "max_model_len": 4096}
+    pool = {"engine": "vllm", "hardware": "h100-sxm-80gb", "engine_args": flags}
+    scenario = {"model": "google/gemma-3-12b-it", "deployment": pool, "workload": workload}
+    if not completed:
+        with pytest.raises(InputError, match="longer than the KV cache of a replica, 1056 tokens"):
+            simulate(scenario)
+        return
+    assert simulate(scenario).result["totals"]["completed"] == completed
