@@ -15,6 +15,7 @@ from simulator.cluster import router
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import ClusterResult
 from simulator.cluster.router import LeastRequests
+from simulator.run import simulate
 from simulator.validation.schedules import RecordedClock
 from tests.invariants.core_cases import CLOCK, Case, cases, plan_of, workload_of
 
@@ -58,3 +59,32 @@ def test_choice_is_that_of_a_scan(case: Case, tokenise_token_s: float) -> None:
         wanted = getattr(runs[0], name)
         for run in runs[1:]:
             np.testing.assert_array_equal(getattr(run, name), wanted, err_msg=name)
+
+
+def test_all_replicas_end_together_where_nothing_drains() -> None:
+    """A router that looks at few replicas leaves none behind, though the last request arrives when the run ends."""
+    lengths = {"kind": "normal", "mean": 200, "std": 80, "min": 1}
+    waits = {"arrivals": {"kind": "closed_loop", "concurrency": 30, "think_time_s": 0}}
+    one = {"prompt_tokens": {"kind": "constant", "value": 1}, "output_tokens": {"kind": "constant", "value": 700}}
+    comes = {"arrivals": {"kind": "constant", "rate": 40}, "prompt_tokens": lengths, "output_tokens": lengths}
+    scenario = {
+        "seed": 372,
+        "model": "meta-llama/Llama-3.1-8B-Instruct",
+        "deployment": {
+            "engine": "sglang",
+            "hardware": "h100-sxm-80gb",
+            "replicas": 3,
+            "router": "least_requests",
+            "tensor_parallel": 2,
+            "engine_args": {"max_running_requests": 16, "max_total_tokens": 16000},
+        },
+        "workload": {
+            "classes": [
+                {"name": "a", "priority": 0, **waits, **one},
+                {"name": "b", "priority": 3, **comes},
+            ],
+            "requests": 200,
+            "drain_s": 0,
+        },
+    }
+    assert simulate(scenario).result == simulate(scenario, aggregate=False).result

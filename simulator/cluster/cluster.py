@@ -225,8 +225,8 @@ class Cluster:
                 if sink is not None and self._rows > loaded:
                     loaded = self._rows
                     self._settle(sink, INFINITY)
-            for replica in self.replicas:
-                replica.advance(self._limit_s)
+            for replica in self.replicas:  # all as far as the last arrival took the first, however short the drain
+                replica.advance(max(self._limit_s, last_s + self._before_s))
         except Stopped:
             self.stopped_at_s = self._limit_s = reached_s(self.replicas, self._limit_s)
             for rows in self._blocks:
