@@ -108,7 +108,7 @@ class Scheduler(ABC):
         """Commit `steps` steps (at least one) of the `run` just proven, which may be taken in several parts.
 
         Return the last of them, the sum over the steps of the KV units then held, and the most of them. The state is as after so
-        many times `schedule`, and `settle` of all but the last.
+        many times `schedule`, and `settle` of all but the last: of the batch in flight before it too, which the executor drops.
         """
         raise NotImplementedError("a scheduler that proves runs takes their steps")
 

@@ -121,11 +121,8 @@ class Replica:
         In a proven run it is the end of its last step.
         """
         flight = self._in_flight
-        if self._wake_s() < INFINITY or len(self._stage_free_s) > 1 or len(flight) > self.depth:
+        if self._staged or self._wake_s() < INFINITY or any(map(ends_a_request, flight)):
             return self.next_event_s()
-        for step in flight:
-            if ends_a_request(step):
-                return self.next_event_s()
         if self._priced is None:
             self._priced = self._price(INFINITY)
         if self._priced is None:
@@ -371,6 +368,9 @@ class Replica:
         run = scheduler.run()
         if run is None or len(flight) != len(run.turns) or any(map(ends_a_request, flight)):
             return False
+        until_s = run.until_s
+        if self.clock_s >= until_s:
+            return False
         shapes = (run.shape, *run.turns)
         turns, deaf, steps = len(shapes), run.deaf, run.steps
         if limit_s - self.clock_s < self._step_guess_s * steps:
@@ -399,7 +399,7 @@ class Replica:
                 scheduler.settle(batches[0])
                 if self._on_batch is not None:
                     self._on_batch(batches[0])
-            if now >= limit_s:
+            if now >= limit_s or now >= until_s:
                 hears = True
                 break
             if rank.next_arrival_s() <= now:

@@ -19,8 +19,11 @@ from engine_models.declaration import FrontEnd
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import Block, PagedKV
 from engine_models.parts.acceptance import AcceptanceStreams
-from engine_models.parts.batch import Batch
+from engine_models.parts.batch import Batch, ContinuousRules
+from engine_models.parts.protocols import Run
+from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.drafted import DraftedScheduler
+from engine_models.schedulers.staged import StagedScheduler
 from engine_models.schedulers.windowed import WindowedScheduler
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FINISHED, REJECTED, ClusterResult, Rows
@@ -375,3 +378,35 @@ def test_a_refused_request_is_counted_as_rejected() -> None:
     workload = plain_workload(np.array([0.0, 0.1]), np.array([700, 50]), np.array([5, 5]))
     result = Cluster(workload, plan(40), RecordedClock(CLOCK)).run()
     assert result.status.tolist() == [REJECTED, FINISHED]
+
+
+def test_a_run_over_stages_ends_with_its_proof() -> None:
+    """Steps formed after the time up to which a run is proven are formed one by one, with the same ends."""
+    until_s, taken = 0.2, set[int]()
+
+    class Doubtful(StagedScheduler):
+        def run(self) -> Run | None:
+            found = super().run()
+            if found is not None:
+                found.until_s = until_s
+            return found
+
+        def take(self, steps: int) -> tuple[Batch, int, int]:
+            taken.add(self.next_number)
+            return super().take(steps)
+
+    rules = ContinuousRules(8192, 64, 4096, in_flight=2, pipelined=True)
+    ends = []
+    for kind in (Doubtful, StagedScheduler):
+        batches: list[Batch] = []
+        scheduler = kind(rules, PagedKV(1000, 16, prefix_caching=False))
+        replica = Replica([scheduler], RecordedClock(CLOCK), depth=2, stages=2, on_batch=batches.append)
+        for index in range(4):
+            replica.ranks[0].submit(Sequence(index, 50, 60, 0.003 * index))
+        replica.advance(1e9)
+        ends.append([batch.t_end for batch in batches])
+        if kind is Doubtful:
+            assert {batch.number for batch in batches if batch.t_sched >= until_s}
+            assert taken
+            assert all(batch.t_sched < until_s for batch in batches if batch.number in taken)
+    assert ends[0] == ends[1]
