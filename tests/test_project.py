@@ -274,7 +274,7 @@ KNOWN = {
     # dimensionless by definition, or in the unit that the caller chooses
     "bits_per_weight", "gpu_memory_utilization", "quantization_bits", "peak_to_mean", "noise", "schedule_conservativeness",
     "low", "high", "value", "values", "ordered_values", "x", "y", "mean", "std", "p99", "offset", "output", "prompt", "profile",
-    "number", "count", "devices", "bound", "predicted", "measured", "confidence", "headroom", "pue",
+    "stamps", "first_stamp", "number", "count", "devices", "bound", "predicted", "measured", "confidence", "headroom", "pue",
     # shapes of kernels
     "ep", "tp", "topk", "experts", "gated", "head_dim", "heads", "kv_heads", "hidden", "inter", "window", "skewed",
     "kv_bytes_min", "n", "k", "rows", "context", "multiprocessors",

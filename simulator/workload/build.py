@@ -7,8 +7,8 @@ Decisions where the scenario is silent:
   in order of arrival.
 - `shared_prefix` tokens and a conversation's history come on top of `prompt_tokens`.
 - With `sessions`, arrivals are those of conversations; `requests` counts requests.
-- `window` is in the trace's own seconds and starts the clock at its first; `rate_scale` then divides the
-  times.
+- `window` is in recorded seconds since the trace's first request and starts the clock at its first; `rate_scale`
+  then divides the times.
 - A client limit below the drawn output ends the output there.
 """
 

@@ -18,9 +18,11 @@ def index_of_dispersion(arrival_s: FloatArray, window_s: float, span_s: float) -
     if windows < 2:
         return math.nan
     index = np.floor(arrival_s / window_s).astype(np.int64)
-    counts = np.bincount(index[(index >= 0) & (index < windows)], minlength=windows)
-    mean = counts.mean()
-    return float(counts.var() / mean) if mean else math.nan
+    # windows without an arrival, of which a wild time stamp makes any number, are counted and not held
+    counts = np.unique(index[(index >= 0) & (index < windows)], return_counts=True)[1].astype(np.float64)
+    mean = counts.sum() / windows
+    squares = ((counts - mean) ** 2).sum() + (windows - len(counts)) * mean**2
+    return float(squares / windows / mean) if mean else math.nan
 
 
 def describe(workload: Workload) -> dict[str, Any]:

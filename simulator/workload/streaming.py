@@ -21,6 +21,7 @@ import numpy as np
 
 from hardware_profiles.errors import InputError
 from simulator.workload.build import MOST_STREAMED, requests_of, resolve_trace, workload_of
+from simulator.workload.clocks import Clock, clock_of, suspicions, widest_gap
 from simulator.workload.columns import ANY_OF_CLASS, More, RequestClass, Workload
 from simulator.workload.drawn import client_limits
 from simulator.workload.parts import Part, Requests, by_clock, in_parts_of, join, limit_outputs
@@ -108,7 +109,7 @@ class _Scan:
     format: str
     sha256: str
     metadata: dict[str, Any]
-    first_s: float
+    clock: Clock
     last_s: float
     records: int
     kept: int
@@ -125,12 +126,10 @@ def _recorded(
     scan = _scan(path, spec.trace_format)
     if scan is None or scan.kept <= above:
         return None
-    from simulator.workload.traces import EPOCH_S, FORMATS, _check, take
+    from simulator.workload.traces import FORMATS, check, take
 
     scale = spec.rate_scale or 1.0
-    relative = scan.format == "azure"
-    shift = scan.first_s if relative or scan.first_s > EPOCH_S else 0.0
-    end = scan.last_s - shift
+    end = scan.last_s
     if spec.window is not None:
         end = spec.window[1] - spec.window[0]
 
@@ -141,7 +140,7 @@ def _recorded(
             raw = FORMATS[scan.format](table)
             if raw.keep is not None and not raw.keep.any():
                 continue
-            rows = _check(table, raw, None, scan.first_s)
+            rows = check(table, raw, None, scan.clock)
             if spec.window is not None:
                 begin, stop = spec.window
                 rows = take(rows, np.flatnonzero((rows.arrival_s >= begin) & (rows.arrival_s < stop)))
@@ -171,8 +170,6 @@ def _recorded(
     warnings = list(scan.warnings)
     if scan.kept < scan.records:
         warnings.append(f"{scan.records - scan.kept} of {scan.records} rows dropped ({scan.drops})")
-    if shift and not relative:
-        warnings.append("the times count from 1970; they were shifted to start at zero")
     ends = end / scale
     if spec.duration is not None and limit is None and ends < 0.99 * spec.duration:
         warnings.append(f"the trace ends at {ends:.6g} s, before the duration of {spec.duration:g} s")
@@ -199,6 +196,7 @@ def _scan(path: Path, given: str | None) -> _Scan | None:
 
     name = given or ""
     first = last = math.nan
+    gap, after = 0.0, ""
     records = kept = 0
     metadata: dict[str, Any] = {}
     raw: Any = None
@@ -223,13 +221,17 @@ def _scan(path: Path, given: str | None) -> _Scan | None:
             continue
         if np.isnan(times).any() or (times[1:] < times[:-1]).any() or times[0] < last:
             return None
-        first, last = (times[0] if math.isnan(first) else first), float(times[-1])
-    if not kept:
+        first = times[0] if math.isnan(first) else first
+        widest, row = widest_gap(np.concatenate(([times[0] if math.isnan(last) else last], times)))
+        if widest > gap:
+            gap, after = widest, table.where(int(np.flatnonzero(keep)[row - 1]))
+        last = float(times[-1])
+    clock = clock_of(np.array([first, last])) if kept else None
+    if clock is None:
         return None
-    drops, licence = raw.drops, raw.licence
-    return _Scan(
-        name, _sha256(path), metadata, float(first), last, records, kept, drops, raw.warnings, licence
-    )
+    last_s = float(clock.seconds(np.array([last]))[0])
+    said = (*raw.warnings, *clock.said(last_s), *suspicions(kept, last_s, gap / clock.scale, after))
+    return _Scan(name, _sha256(path), metadata, clock, last_s, records, kept, raw.drops, said, raw.licence)
 
 
 def _origin(table: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hardware_profiles.errors import InputError
+from simulator.workload.clocks import MOST_SPAN_S, Clock, clock_of, suspicions, unified, widest_gap
 from simulator.workload.columns import FloatArray, IntArray
 from simulator.workload.rows import Rows
 from simulator.workload.streams import stream
@@ -33,16 +34,14 @@ CHARACTERS_PER_TOKEN = 4.0
 MOST_TOKENS = 2.0**40
 """Larger token counts are taken for other data (assumed); longer prompts than the context are the engine's
 to reject."""
-EPOCH_S = 1e8
-"""First arrivals beyond this many seconds (3.2 years) are calendar times (assumed)."""
-LONG_SPAN_S = 1e6
-FEW_REQUESTS = 100_000
-"""A trace of fewer requests over more seconds (11.6 days) is suspected of other units (assumed)."""
 
 
 @dataclass(frozen=True)
-class _Raw:
-    """A format's columns before checking; `keep` says which records count, `drops` why others do not."""
+class Raw:
+    """A format's columns before checking; `keep` says which records count, `drops` why others do not.
+
+    `arrival_s` counts from any start, or is calendar times in any unit; `lasted_s` is what a request took.
+    """
 
     arrival_s: FloatArray | None
     prompt: FloatArray
@@ -53,14 +52,13 @@ class _Raw:
     max_output: FloatArray | None = None
     session: list[Any] | None = None
     turn: FloatArray | None = None
-    end_s: FloatArray | None = None
+    lasted_s: FloatArray | None = None
     blocks: Any = None
     block_tokens: int = 0
     class_names: list[Any] | None = None
     request_ids: list[Any] | None = None
     licence: str | None = None
     jitter_s: float = 0.0
-    relative: bool = False
     lines: IntArray | None = None
     warnings: tuple[str, ...] = ()
 
@@ -90,7 +88,7 @@ def read_trace(
     table = read_table(path)
     name = trace_format or sniff(table)
     raw = FORMATS[name](table)
-    rows = _check(table, raw, prefix_block_tokens)
+    rows = check(table, raw, prefix_block_tokens)
     jitter = raw.jitter_s if jitter_s is None else jitter_s
     source: dict[str, Any] = {
         "name": path.name,
@@ -257,29 +255,28 @@ def _named(table: Table, name: str) -> str:
     return next((column for column in table.columns if column.lower() == name.lower()), name)
 
 
-def _azure(table: Table) -> _Raw:
+def _azure(table: Table) -> Raw:
     names = tuple(_named(table, c) for c in ("TIMESTAMP", "ContextTokens", "GeneratedTokens"))
     time, prompt, output = names
     arrival = _times(table, time)
     outputs = table.number(output)
     prompts = table.number(prompt)
     keep = (outputs != 0) & (prompts != 0)
-    return _Raw(
+    return Raw(
         arrival,
         prompts,
         outputs,
         (time, prompt, output),
         keep=keep,
         drops="no tokens",
-        relative=True,
         licence="CC-BY-4.0 (Azure public dataset)",
     )
 
 
-def _mooncake(table: Table) -> _Raw:
+def _mooncake(table: Table) -> Raw:
     blocks = _blocks(table, _named(table, "hash_ids")) if "hash_ids" in table.columns else None
     outputs = table.number("output_length")
-    return _Raw(
+    return Raw(
         table.number("timestamp") / 1e3,
         table.number("input_length"),
         outputs,
@@ -292,7 +289,7 @@ def _mooncake(table: Table) -> _Raw:
     )
 
 
-def _bailian(table: Table) -> _Raw:
+def _bailian(table: Table) -> Raw:
     chat, parent = table.columns["chat_id"], table.columns.get("parent_chat_id")
     session: list[Any] | None = None
     if parent is not None:
@@ -303,7 +300,7 @@ def _bailian(table: Table) -> _Raw:
             session.append(root[own])
     outputs = table.number("output_length")
     blocks = _blocks(table, "hash_ids") if "hash_ids" in table.columns else None
-    return _Raw(
+    return Raw(
         table.number("timestamp"),
         table.number("input_length"),
         outputs,
@@ -318,30 +315,30 @@ def _bailian(table: Table) -> _Raw:
     )
 
 
-def _burstgpt(table: Table) -> _Raw:
+def _burstgpt(table: Table) -> Raw:
     time, prompt, output = (_named(table, c) for c in ("Timestamp", "Request tokens", "Response tokens"))
-    arrival, outputs, prompts = table.number(time), table.number(output), table.number(prompt)
+    outputs, prompts = table.number(output), table.number(prompt)
     session, elapsed = table.columns.get(_named(table, "Session ID")), _named(table, "Elapsed time")
-    return _Raw(
-        arrival,
+    return Raw(
+        table.number(time),
         prompts,
         outputs,
         (time, prompt, output),
         keep=(outputs != 0) & (prompts != 0),
         drops="failed requests, recorded with 0 tokens",
         session=None if session is None else list(session),
-        end_s=arrival + table.number(elapsed) if elapsed in table.columns else None,
+        lasted_s=table.number(elapsed) if elapsed in table.columns else None,
         licence="CC-BY-4.0 (BurstGPT)",
     )
 
 
-def _servegen(table: Table) -> _Raw:
+def _servegen(table: Table) -> Raw:
     if "data" in table.columns:
         data = [d if isinstance(d, dict) else {} for d in table.columns["data"]]
         inner = {k: [d.get(k) for d in data] for k in ("input_tokens", "output_tokens")}
         table = replace(table, columns={**table.columns, **inner})
     outputs = table.number("output_tokens")
-    return _Raw(
+    return Raw(
         table.number("timestamp"),
         table.number("input_tokens"),
         outputs,
@@ -352,7 +349,7 @@ def _servegen(table: Table) -> _Raw:
     )
 
 
-def _vllm_bench(table: Table) -> _Raw:
+def _vllm_bench(table: Table) -> Raw:
     prompts, outputs = table.number("input_lens"), table.number("output_lens")
     failed = np.zeros(len(table), bool)
     if "errors" in table.columns:
@@ -361,21 +358,21 @@ def _vllm_bench(table: Table) -> _Raw:
     warnings: tuple[str, ...] = ()
     if "start_times" in table.columns:
         arrival = table.number("start_times")
+        arrival = arrival - np.fmin.reduce(arrival)  # of a clock that starts anywhere
     else:
         warnings = ("the benchmark result holds no start_times; all requests arrive at time zero",)
-    return _Raw(
+    return Raw(
         arrival,
         prompts,
         outputs,
         ("start_times", "input_lens", "output_lens"),
         keep=(outputs != 0) & ~failed,
         drops="failed requests",
-        relative=True,
         warnings=warnings,
     )
 
 
-def _sharegpt(table: Table) -> _Raw:
+def _sharegpt(table: Table) -> Raw:
     """Each answer of a conversation is a request whose prompt is all that was said before it."""
     conversations = table.columns["conversations"]
     prompts, outputs, session, turn, lines = [], [], [], [], []
@@ -410,7 +407,7 @@ def _sharegpt(table: Table) -> _Raw:
         )
     if not prompts:
         raise InputError("no conversation holds an answer", where=table.path, mend="check the file")
-    return _Raw(
+    return Raw(
         None,
         np.asarray(prompts),
         np.asarray(outputs),
@@ -422,13 +419,13 @@ def _sharegpt(table: Table) -> _Raw:
     )
 
 
-def _columns(table: Table) -> _Raw:
+def _columns(table: Table) -> Raw:
     have = table.columns
     ids = next((c for c in ("prefix_ids", "hash_ids") if c in have), None)
     block = int(table.metadata.get("block_size", 0) or 0)
     arrival = table.number("arrival_s")
     session = have.get("session_id")
-    return _Raw(
+    return Raw(
         arrival,
         table.number("prompt_tokens"),
         table.number("output_tokens"),
@@ -445,7 +442,7 @@ def _columns(table: Table) -> _Raw:
     )
 
 
-FORMATS: dict[str, Callable[[Table], _Raw]] = {
+FORMATS: dict[str, Callable[[Table], Raw]] = {
     "azure": _azure,
     "mooncake": _mooncake,
     "burstgpt": _burstgpt,
@@ -475,7 +472,8 @@ def _on_grid(times: FloatArray, step_s: float) -> bool:
     """Whether the times lie on multiples of `step_s`, give or take a few milliseconds."""
     if len(times) < 20 or np.isnan(times).any():
         return False
-    return bool(np.all(np.abs(times - np.rint(times / step_s) * step_s) < 0.005))
+    passed = times - times.min()
+    return bool(np.all(np.abs(passed - np.rint(passed / step_s) * step_s) < 0.005))
 
 
 def _times(table: Table, name: str) -> FloatArray:
@@ -544,10 +542,10 @@ def _numbered(values: list[Any]) -> IntArray:
     return np.asarray(out, np.int64)
 
 
-def _check(table: Table, raw: _Raw, prefix_block_tokens: int | None, first_s: float | None = None) -> Rows:
-    """Drop what the format says to drop, refuse what cannot be, sort by arrival.
+def check(table: Table, raw: Raw, prefix_block_tokens: int | None, clock: Clock | None = None) -> Rows:
+    """Drop what the format says to drop, refuse what cannot be, count time from the first request, sort by arrival.
 
-    `first_s` is the first arrival of the trace as recorded where `table` is a part of it.
+    `clock` is that of the trace where `table` is a part of it.
     """
     warnings = list(raw.warnings)
     n = len(raw.prompt)
@@ -566,8 +564,6 @@ def _check(table: Table, raw: _Raw, prefix_block_tokens: int | None, first_s: fl
     if raw.arrival_s is not None:
         _refuse(table, kept, np.isnan(arrival), time_name, arrival, "is empty or NaN")
         _refuse(table, kept, np.isinf(arrival), time_name, arrival, "is infinite")
-        if not raw.relative:
-            _refuse(table, kept, arrival < 0, time_name, arrival, "is negative")
     for name, values in ((prompt_name, raw.prompt), (output_name, raw.output)):
         _refuse(table, kept, np.isnan(values), name, values, "is empty or NaN")
         _refuse(table, kept, np.isinf(values), name, values, "is infinite")
@@ -582,24 +578,25 @@ def _check(table: Table, raw: _Raw, prefix_block_tokens: int | None, first_s: fl
         _refuse_twice(table, kept, raw.request_ids)
     start, ids, block = _checked_blocks(table, raw, prefix_block_tokens, warnings)
 
+    whole = clock is None
+    if clock is None:
+        clock = clock_of(arrival[kept])
+    if clock is None:
+        warnings.append("the times count from 1970 in several units; each is taken by its size")
+        arrival = unified(arrival)
+        clock = Clock(float(arrival[kept].min()), 1.0)
+    stamps, arrival = arrival, clock.seconds(arrival)
+    far = arrival > MOST_SPAN_S
+    _refuse(table, kept, far, time_name, stamps, f"is more than {MOST_SPAN_S:g} s after the first request")
     order = kept[np.argsort(arrival[kept], kind="stable")]
     if not np.array_equal(order, kept):
         warnings.append("the trace is out of order; it was sorted by arrival")
-    start_s = arrival[order[0]] if first_s is None else first_s
-    epoch = bool(start_s > EPOCH_S)
-    if epoch and not raw.relative:
-        warnings.append("the times count from 1970; they were shifted to start at zero")
-    end_s = raw.end_s
-    if epoch or raw.relative:
-        end_s = None if end_s is None else end_s - start_s
-        arrival = arrival - start_s
     span = float(arrival[order[-1]])
-    length = span - float(arrival[order[0]])
-    if length > LONG_SPAN_S and len(order) < FEW_REQUESTS:
-        warnings.append(
-            f"{len(order)} requests over {length:.3g} s ({length / 86400:.3g} days): "
-            "are the times in milliseconds? rate_scale: 1000 would correct it"
-        )
+    if whole and raw.arrival_s is not None:
+        gap_s, after = widest_gap(arrival[order])
+        warnings += clock.said(span)
+        warnings += suspicions(len(order), span, gap_s, table.where(int(order[after])))
+    end_s = None if raw.lasted_s is None else arrival + raw.lasted_s
     turn = None
     session = None
     if raw.session is not None:
@@ -637,7 +634,7 @@ def _name(value: Any) -> str:
 
 
 def _checked_blocks(
-    table: Table, raw: _Raw, given: int | None, warnings: list[str]
+    table: Table, raw: Raw, given: int | None, warnings: list[str]
 ) -> tuple[IntArray | None, IntArray | None, int]:
     if raw.blocks is None:
         if given is not None:

@@ -86,7 +86,7 @@ TRACES: dict[str, tuple[str, bytes, list[str]]] = {
     "no request": ("t.csv", b"arrival_s,prompt_tokens,output_tokens\n", ["no request"]),
     "NaN length": ("t.csv", b"arrival_s,prompt_tokens,output_tokens\n0,nan,1\n", ["line 2", "prompt_tokens"]),
     "NaN time": ("t.csv", b"arrival_s,prompt_tokens,output_tokens\nnan,5,1\n", ["line 2", "arrival_s"]),
-    "negative time": ("t.csv", b"arrival_s,prompt_tokens,output_tokens\n-1,5,1\n", ["line 2", "negative"]),
+    "endless time": ("t.csv", b"arrival_s,prompt_tokens,output_tokens\n0,5,1\n1e300,5,1\n", ["line 3", "1e+12 s"]),
     "duplicate id": (
         "t.csv",
         b"request_id,arrival_s,prompt_tokens,output_tokens\na,0,5,1\na,1,5,1\n",

@@ -41,13 +41,13 @@ def test_own_columns_csv(tmp_path: Path) -> None:
         "0.5,10,3,8,chat,a\n2,20,4,,batch,b\n",
     )
     w = build(path)
-    assert w.arrival_s.tolist() == [0.5, 2]
+    assert w.arrival_s.tolist() == [0, 1.5]
     assert w.prompt_tokens.tolist() == [10, 20]
     assert w.output_tokens.tolist() == [3, 4]
     assert w.max_output_tokens.tolist() == [8, 0]
     assert [w.classes[i].name for i in w.class_index] == ["chat", "batch"]
     assert w.request_ids == ("a", "b")
-    assert w.duration_s == 2
+    assert w.duration_s == 1.5
     assert len(w.source["sha256"]) == 64
 
 
@@ -223,7 +223,7 @@ def test_bailian_chains_become_sessions(tmp_path: Path) -> None:
 def test_sessions_absolute(tmp_path: Path) -> None:
     text = "arrival_s,prompt_tokens,output_tokens,session_id,turn\n1,10,5,a,1\n4,30,5,a,2\n5,9,9,,\n"
     w = build(write(tmp_path, "s.csv", text), sessions={"replay": "absolute"})
-    assert w.not_before_s.tolist() == [0, 4, 0]
+    assert w.not_before_s.tolist() == [0, 3, 0]
     assert w.gap_s.tolist() == [0, 0, 0]
     gap = build(tmp_path / "s.csv")
     assert gap.gap_s.tolist() == [0, 3, 0]
@@ -247,7 +247,7 @@ def test_window_scale_limit(tmp_path: Path) -> None:
 
 def test_out_of_order_is_sorted_with_a_warning(tmp_path: Path) -> None:
     w = build(write(tmp_path, "t.csv", OWN + "5,1,1\n2,2,1\n3,3,1\n"))
-    assert w.arrival_s.tolist() == [2, 3, 5]
+    assert w.arrival_s.tolist() == [0, 1, 3]
     assert w.prompt_tokens.tolist() == [2, 3, 1]
     assert any("out of order" in t for t in w.warnings)
 
@@ -279,7 +279,7 @@ def test_limits_cut_outputs(tmp_path: Path) -> None:
         ("", "file is empty"),
         (OWN, "has no request"),
         (OWN + "0,5,5\nnan,5,5\n", "line 3: arrival_s is empty or NaN"),
-        (OWN + "0,5,5\n-1,5,5\n", r"line 3: arrival_s \(-1\) is negative"),
+        (OWN + "0,5,5\n-2e12,5,5\n", r"line 2: arrival_s \(0\) is more than 1e\+12 s after the first request"),
         (OWN + "0,5,5\n1,-5,5\n", r"line 3: prompt_tokens \(-5\) is negative"),
         (OWN + "0,5,0\n", r"line 2: output_tokens \(0\) is zero"),
         (OWN + "0,5.5,1\n", "no whole number"),
