@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from engine_models.cost.drafting import Speculation
 from engine_models.cost.settings import StepCosts
@@ -16,7 +16,9 @@ from engine_models.cost.terms import Formats
 from engine_models.flags import FlagTable
 from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import Batch
+from engine_models.parts.handover import Peer
 from engine_models.parts.protocols import Scheduler
+from engine_models.parts.sequence import Sequence
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InputError
 
@@ -231,6 +233,36 @@ class Replay:
     as_recorded: Callable[[Batch, Mapping[int, str]], dict[str, Any]]
 
 
+class PairRecorder(Protocol):
+    """Writes the steps of a server that shares requests, as its recording does, into `lines`."""
+
+    lines: list[dict[str, Any]]
+
+    def turn(self, end_s: float) -> None:
+        """A turn without a batch ends at `end_s`."""
+
+    def step(self, batch: Batch) -> None:
+        """A batch has been settled."""
+
+    def heard(self, seq: Sequence, at_s: float) -> None:
+        """A peer is done with a request at `at_s`."""
+
+
+@dataclass(frozen=True)
+class PairReplay:
+    """How recorded schedules of servers that share requests are run again.
+
+    prefill, decode : make a fresh scheduler of a server of either side.
+    columns : the columns that are compared.
+    recorder : from a server's scheduler and the requests' names by index.
+    """
+
+    prefill: Callable[[], Peer]
+    decode: Callable[[], Peer]
+    columns: tuple[str, ...]
+    recorder: Callable[[Peer, Mapping[int, str]], PairRecorder]
+
+
 FEATURES = {
     "speculative": ("speculative decoding", "deployment.speculative"),
     "offload": ("KV offload", "deployment.offload"),
@@ -255,6 +287,7 @@ class Engine:
     plan : resolves a pool, given the version as it was asked for (None: the newest).
     replay : from a recording's version and knobs; None: no recording can be run again.
     lockstep : None where data parallelism always means copies.
+    pair_replay : `replay` of servers that share requests, from a version and the knobs.
     """
 
     name: str
@@ -272,6 +305,7 @@ class Engine:
     plan: Callable[[PoolRequest, str | None], EnginePlan]
     replay: Callable[[str, Mapping[str, Any]], Replay] | None = None
     lockstep: Lockstep | None = None
+    pair_replay: Callable[[str, Mapping[str, Any]], PairReplay] | None = None
 
     @property
     def newest(self) -> str:

@@ -10,7 +10,7 @@ against recordings of the real scheduler (`capacity-plan validate schedules`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -31,11 +31,13 @@ from engine_models.declaration import (
     MemoryBudget,
     MemoryLine,
     Mode,
+    PairReplay,
     PoolRequest,
     Replay,
     Support,
 )
 from engine_models.engines.vllm_flags import FLAGS, SPECULATIVE_HARMLESS, SPECULATIVE_KEYS, offload_settings
+from engine_models.engines.vllm_recorded import COLUMNS, PairRecorder
 from engine_models.memory.host_tier import HostTier
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import PagedKV
@@ -48,8 +50,10 @@ from engine_models.model.architecture import (
 )
 from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import Batch, ContinuousRules
+from engine_models.parts.handover import Peer
 from engine_models.schedulers.continuous import ContinuousScheduler
 from engine_models.schedulers.drafted import DraftedScheduler
+from engine_models.schedulers.pulled import DecodeOfPull, PrefillOfPull
 from engine_models.schedulers.staged import StagedScheduler
 from engine_models.schedulers.windowed import WindowedScheduler
 from hardware_profiles.device import DeviceKind, load_device
@@ -143,17 +147,21 @@ class Rank:
     switches: Mapping[str, bool] = field(default_factory=dict)
     host: Mapping[str, Any] | None = None
 
+    def paged(self) -> PagedKV:
+        """Build a cache of one group."""
+        return PagedKV(
+            self.blocks,
+            self.block_tokens,
+            prefix_caching=self.prefix_caching,
+            unhashed_to_head=self.unhashed_to_head,
+        )
+
     def scheduler(self, mode: Mode) -> ContinuousScheduler:
         """Build a scheduler with its cache."""
         kv: PagedKV | HybridKV
         spans = tuple(sorted({window for window in self.windows if window is not None}))
         if self.windows == (None,):
-            kv = PagedKV(
-                self.blocks,
-                self.block_tokens,
-                prefix_caching=self.prefix_caching,
-                unhashed_to_head=self.unhashed_to_head,
-            )
+            kv = self.paged()
         else:
             kv = HybridKV(
                 self.blocks,
@@ -609,16 +617,15 @@ def _memory(
     )
 
 
-def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
-    """The scheduler of a recording, from its version and the knobs of its `config` line."""
+def _recorded_rank(version_text: str, knobs: Mapping[str, Any]) -> Rank:
+    """Rules and cache of a recorded scheduler, from its version and the knobs of its `config` line."""
     version = version_of(version_text)
-    depth = 2 if knobs.get("async_scheduling") else 1
     rules = ContinuousRules(
         **scheduling_switches(version),
         max_num_batched_tokens=knobs["max_num_batched_tokens"],
         max_num_seqs=knobs["max_num_seqs"],
         max_model_len=knobs["max_model_len"],
-        in_flight=depth,
+        in_flight=2 if knobs.get("async_scheduling") else 1,
         policy=knobs.get("policy", "fcfs"),
         chunked_prefill=knobs.get("enable_chunked_prefill", True),
         long_prefill_token_threshold=knobs.get("long_prefill_token_threshold", 0),
@@ -627,7 +634,7 @@ def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
         speculative_tokens=knobs.get("num_speculative_tokens") or 0,
         lookahead_tokens=knobs.get("num_lookahead_tokens") or 0,
     )
-    rank = Rank(
+    return Rank(
         rules=rules,
         blocks=knobs["num_gpu_blocks"] - 1,
         block_tokens=knobs["block_size"],
@@ -636,7 +643,12 @@ def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
         windows=tuple(group.get("window") for group in knobs.get("kv_groups") or [{"type": "full"}]),
         switches=window_switches(version),
     )
-    return Replay(rank.scheduler("record"), depth, ("sched", "preempted", "hits", "free_blocks"), _as_recorded)
+
+
+def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
+    """The scheduler of a recording, from its version and the knobs of its `config` line."""
+    rank = _recorded_rank(version_text, knobs)
+    return Replay(rank.scheduler("record"), rank.rules.in_flight, ("sched", "preempted", "hits", "free_blocks"), _as_recorded)
 
 
 def _as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
@@ -648,6 +660,16 @@ def _as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
         "preempted": [ids[s.index] for s in batch.preempted],
         "free_blocks": batch.free_blocks,
     }
+
+
+def pair_replay(version_text: str, config: Mapping[str, Any]) -> PairReplay:
+    """The schedulers of a recorded prefill and a recorded decode server."""
+
+    def side(kind: type[PrefillOfPull] | type[DecodeOfPull], name: str) -> Callable[[], Peer]:
+        rank = _recorded_rank(version_text, config[name])
+        return lambda: kind(rank.rules, rank.paged(), record_rows=True)
+
+    return PairReplay(side(PrefillOfPull, "P"), side(DecodeOfPull, "D"), COLUMNS, PairRecorder)
 
 
 _DOCS = (
@@ -688,6 +710,7 @@ ENGINE = Engine(
     measured={"h100-sxm-80gb": (1, 2, 4)},
     plan=plan,
     replay=replay,
+    pair_replay=pair_replay,
     lockstep=Lockstep(
         applies=lambda flags, tensor_parallel, expert_ranks: True,
         launch=lambda devices, ranks: "",

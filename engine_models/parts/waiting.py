@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Iterator
 
 from engine_models.parts.sequence import Sequence
 
@@ -36,6 +37,9 @@ class ByPriority:
 
     def __len__(self) -> int:
         return len(self._heap)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return (entry[3] for entry in sorted(self._heap))
 
     def append(self, seq: Sequence) -> None:
         """Enqueue a request."""

@@ -52,6 +52,7 @@ class ContinuousScheduler(Scheduler):
     ) -> None:
         self.rules = rules
         self.host = host
+        self._loads = host is not None  # whether what a request lacks may come from elsewhere
         self._loading: dict[Sequence, int] = {}  # hold their blocks, wait for their content; tokens then found
         self.kv = kv
         self.itemised = kv.itemised or rules.speculative_tokens > 0
@@ -342,7 +343,7 @@ class ContinuousScheduler(Scheduler):
                 continue
             found: Any = kv.find(seq)  # opaque here: only the cache that found it looks inside
             hit = kv.hit_tokens(found)
-            if self.host is not None:
+            if self._loads:
                 began = self._begin_load(seq, found, hit, now_s)
                 if began == "full":
                     blocked = not aside
@@ -386,7 +387,7 @@ class ContinuousScheduler(Scheduler):
             budget -= want
         for seq in reversed(aside):
             self._queue.put_back(seq)
-        return blocked and not self._loading
+        return blocked and self.wake_s() == INFINITY
 
     def _start(
         self, batch: Batch, served: list[tuple[Sequence, int]], seq: Sequence, want: int, now_s: float, hit: int, loaded: int
@@ -444,8 +445,7 @@ class ContinuousScheduler(Scheduler):
         self, batch: Batch, served: list[tuple[Sequence, int]], budget: int, cap: int, now_s: float
     ) -> int:
         """Admit requests whose load has ended, before all others; return what is left of the budget."""
-        rules, kv, host = self.rules, self.kv, self.host
-        assert host is not None
+        rules, kv = self.rules, self.kv
         for seq in [s for s in self._loading if s.loaded_s <= now_s]:
             if budget <= 0 or len(self.running) >= rules.max_num_seqs:
                 break
@@ -459,13 +459,18 @@ class ContinuousScheduler(Scheduler):
             if kv.missing(seq, found + want + rules.lookahead_tokens) > kv.free_blocks:
                 break
             del self._loading[seq]
-            host.end_load(seq, tokens)
+            self._end_load(seq, tokens)
             local, seq.computed = seq.computed, found
             kv.grow(seq, min(found + want + rules.lookahead_tokens, rules.max_model_len))
             kv.register(seq, max(tokens, min(found + want, seq.length)))
             self._start(batch, served, seq, want, now_s, found, found - local)
             budget -= want
         return budget
+
+    def _end_load(self, seq: Sequence, tokens: int) -> None:
+        """Note that a request whose `tokens` tokens are there now leaves those that load."""
+        assert self.host is not None
+        self.host.end_load(seq, tokens)
 
     def _commit(self, batch: Batch, served: list[tuple[Sequence, int]]) -> None:
         """Count the scheduled tokens, note who emits and who ends."""
@@ -608,11 +613,15 @@ class ContinuousScheduler(Scheduler):
                 kv.register(seq, seq.final_length - 1)
                 if self.host is not None:
                     self.host.store(seq, seq.final_length - 1, batch.number)
-                kv.release(seq)
+                self._free(seq)
             seq.state = "finished"
         if batch.finishing:
             self.blocked = False
         return batch.finishing
+
+    def _free(self, seq: Sequence) -> None:
+        """Free the memory of an ended request."""
+        self.kv.release(seq)
 
     # -- jumping --------------------------------------------------------------------------------------------
 
@@ -634,7 +643,7 @@ class ContinuousScheduler(Scheduler):
             or not decodes.count
             or self.partial
             or self._wasting
-            or (not self.blocked and (self._queue or self._loading))
+            or (not self.blocked and (self._queue or self.wake_s() < INFINITY))
             or decodes.count > self.rules.max_num_batched_tokens
         ):
             return 0

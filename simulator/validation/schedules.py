@@ -8,20 +8,25 @@ step is compared: the ordered rows with their token counts, who was preempted, t
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Series
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine_models.declaration import Replay
+from engine_models.declaration import PairReplay, Replay
 from engine_models.engines.known import engine_named, find
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import FloatArray, StepCost
 from engine_models.parts.sequence import Sequence
 from hardware_profiles.errors import PlanError
 from simulator.serving.replica import Replica
-from simulator.validation.recordings import read, unreplayed, without_model
+from simulator.validation.pairs import replay_pair
+from simulator.validation.recordings import Recording, read, unreplayed, without_model
+
+PAIR = "_pd"
+"""What the recordings of servers that share requests add to the engine's name."""
 
 
 class RecordedClock(StepCost):
@@ -67,8 +72,9 @@ class RecordedClock(StepCost):
 def replay(path: Path) -> dict[str, Any]:
     """Replay one recording; return `name`, `engine`, `steps`, `equal` and `first_difference` (None or a dict)."""
     recording = read(path)
-    declared = find(recording.engine)
-    missing = without_model(recording, [recording.engine] if declared and declared.replay else [])
+    declared, pair = find(recording.engine), pair_of(recording.engine)
+    modelled = (declared is not None and declared.replay is not None) or pair is not None
+    missing = without_model(recording, [recording.engine] if modelled else [])
     if missing is not None:
         return missing
     config, requests, recorded = recording.config, recording.requests, recording.steps
@@ -76,6 +82,8 @@ def replay(path: Path) -> dict[str, Any]:
     reason = _damage(requests, recorded)
     if reason is None:
         try:
+            if pair is not None:
+                return _replay_pair(pair, recording)
             run = replay_of(config)
             return compare(name, engine, recorded, drive(run, config, requests), run.columns)
         except PlanError as error:
@@ -114,6 +122,34 @@ def _damage(requests: list[dict[str, Any]], recorded: list[dict[str, Any]]) -> s
         if "after" not in entry and not (isinstance(arrival, int | float) and 0 <= arrival < float("inf")):
             return f"request {name}: arrival is {arrival!r}, not a time"
     return None
+
+
+def pair_of(engine: str) -> Callable[[str, Mapping[str, Any]], PairReplay] | None:
+    """What the engine of a recording of servers that share requests declares for running it again; None for other recordings."""
+    name, is_pair, _ = engine.partition(PAIR)
+    declared = find(name) if is_pair else None
+    return declared.pair_replay if declared is not None else None
+
+
+def _replay_pair(pair: Callable[[str, Mapping[str, Any]], PairReplay], recording: Recording) -> dict[str, Any]:
+    """Compare the steps of several servers, each in its own order; the first difference is the earliest of a server."""
+    config = recording.config
+    run = pair(str(config["version"]), config["config"])
+    found = replay_pair(run, config, recording.requests, RecordedClock(config["clock"]))
+    servers: dict[str, list[dict[str, Any]]] = {}
+    for step in recording.steps:
+        servers.setdefault(step.get("engine", ""), []).append(step)
+    parts = [
+        compare(recording.name, recording.engine, steps, found.get(server, []), run.columns)
+        for server, steps in servers.items()
+    ]
+    first = [
+        {"server": server, **part["first_difference"]}
+        for server, part in zip(servers, parts, strict=True)
+        if part["first_difference"] is not None
+    ]
+    whole = {name: sum(part[name] for part in parts) for name in ("steps", "equal")}
+    return {**parts[0], **whole, "first_difference": first[0] if first else None}
 
 
 def replay_of(config: dict[str, Any]) -> Replay:

@@ -1,0 +1,134 @@
+"""Continuous batching in two servers, the second of which reads the first one's blocks: vLLM with its NIXL connector.
+
+The prefill server runs ordinary requests of one output token, and keeps the blocks of each when it has ended, until the reader
+has them. The decode server gives a request blocks for its whole prompt, in its place in the waiting queue and without taking a
+running row or tokens of the step; the read goes on beside the steps. When it has ended, the request is admitted before those
+that hold nothing yet, and its last prompt token is computed again, for the first output token. A request that loses its memory
+later is computed again here.
+
+Source: `distributed/kv_transfer/kv_connector/v1/nixl` and `v1/core/sched/scheduler.py` of vLLM 0.33.0, checked step by step
+against recordings of both servers (`capacity-plan validate schedules`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from engine_models.parts.batch import Batch
+from engine_models.parts.handover import Note, PullDecode, PullPrefill
+from engine_models.parts.protocols import INFINITY
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.continuous import ContinuousScheduler
+
+ARRIVED_S = -1.0
+"""In `Sequence.loaded_s`: the content is there."""
+
+
+class _Turning(ContinuousScheduler):
+    """A continuous scheduler whose loop turns once more after a request has ended."""
+
+    _ended = False  # requests have ended since the last decision
+    _once_more = False
+
+    def schedule(self, now_s: float) -> Batch | None:
+        """As of the base."""
+        self._once_more, self._ended = self._ended, False
+        return super().schedule(now_s)
+
+    def _free(self, seq: Sequence) -> None:
+        self._ended = True
+        super()._free(seq)
+
+    def queued(self) -> list[Sequence]:
+        """Requests that wait and hold nothing, in order."""
+        return list(self._queue)
+
+
+class PrefillOfPull(_Turning, PullPrefill):
+    """The prefill server: blocks of ended requests stay until `release`. Parameters as of the base."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.held: dict[Sequence, None] = {}
+        self._released: list[Sequence] = []
+
+    def schedule(self, now_s: float) -> Batch | None:
+        """As of the base."""
+        self.free_released()
+        return super().schedule(now_s)
+
+    def turns(self) -> bool:
+        """As of the base."""
+        return self._once_more or bool(self.held)
+
+    def _free(self, seq: Sequence) -> None:
+        self.held[seq] = None
+        self._ended = True
+
+    def release(self, seq: Sequence) -> None:
+        """As of the base."""
+        self._released.append(seq)
+        self.blocked = False
+
+    def free_released(self) -> None:
+        """Free the blocks of those released since the last step: what a step is told at once, it takes in order of name."""
+        if self._released:
+            for seq in sorted(self._released, key=lambda s: s.index):
+                del self.held[seq]
+                self.kv.release(seq)
+            self._released = []
+
+
+class DecodeOfPull(_Turning, PullDecode):
+    """The decode server: reads prompts, computes answers. Parameters as of the base."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._loads = True
+        self.notes: list[Note] = []
+
+    def turns(self) -> bool:
+        """As of the base."""
+        return self._once_more or bool(self._loading)
+
+    def arrived(self, seq: Sequence) -> None:
+        """As of the base."""
+        seq.loaded_s = ARRIVED_S
+        self.blocked = False
+
+    def loading(self) -> Iterable[Sequence]:
+        """Requests that hold blocks and wait, for what is read or for a row."""
+        return self._loading
+
+    def _admit(
+        self, batch: Batch, served: list[tuple[Sequence, int]], budget: int, cap: int, now_s: float
+    ) -> bool:
+        blocked = super()._admit(batch, served, budget, cap, now_s)
+        return blocked or (bool(self._loading) and len(self.running) >= self.rules.max_num_seqs)
+
+    def _begin_load(self, seq: Sequence, found: Any, hit: int, now_s: float) -> str:
+        """Let the queue's head read its prompt, if it has not done so before; as of the base."""
+        if seq.preemptions:
+            return ""
+        kv = self.kv
+        free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
+        owed = sum(kv.missing(other, other.length) for other in self.partial)
+        if kv.admission_blocks(found, seq.length, whole=True) + owed > free:
+            return "full"
+        self._queue.take()
+        if hit:
+            kv.hold(seq, found)
+        kv.grow(seq, seq.length)
+        seq.computed = hit
+        seq.state = "loading"
+        seq.loaded_s = INFINITY
+        self._loading[seq] = seq.length
+        self.notes.append(Note(seq, now_s, seq.length - hit))
+        return "loading"
+
+    def _end_load(self, seq: Sequence, tokens: int) -> None:
+        """As of the base: nothing to note."""
+
+
+__all__ = ["DecodeOfPull", "PrefillOfPull"]

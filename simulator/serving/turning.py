@@ -1,0 +1,39 @@
+"""A replica whose loop turns while it waits for a peer: what a peer does is noticed on the grid of its empty turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine_models.parts.handover import Peer
+from simulator.serving.replica import Replica
+
+
+class TurningReplica(Replica):
+    """A replica of one rank whose scheduler shares requests with another's (`engine_models.parts.handover`).
+
+    `on_turn` is called with the end of every turn in which nothing is computed [s] (for comparison with recorded schedules).
+    """
+
+    on_turn: Callable[[float], None] | None = None
+
+    def hear(self) -> None:
+        """Take in that a peer has changed something in the scheduler."""
+        self._priced = None
+        self._asleep_until_s = 0.0
+
+    def _sleep(self, limit_s: float) -> bool:
+        scheduler = self.ranks[0].scheduler
+        assert isinstance(scheduler, Peer)
+        if not scheduler.turns():
+            return super()._sleep(limit_s)
+        self._asleep_until_s = self._wake_s()
+        until_s = min(self._next_arrival_s(), self._asleep_until_s, limit_s)
+        now_s, turn_s, on_turn = self.clock_s, scheduler.turn_s, self.on_turn
+        while True:
+            now_s += turn_s
+            if on_turn is not None:
+                on_turn(now_s)
+            if now_s >= until_s:
+                break
+        self.clock_s = now_s
+        return True
