@@ -46,7 +46,7 @@ def _run(language: str, body: str, folder: Path) -> str:
     env = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "COLUMNS": "100",
+        "COLUMNS": "80",
         "NO_COLOR": "1",
         "TERM": "dumb",
     }

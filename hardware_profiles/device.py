@@ -280,6 +280,15 @@ def load_device(name: str) -> Device:
     return _load(resolve_device(name))
 
 
+def device_word(name: str) -> str:
+    """What one device of that name is called: a GPU, a machine (CPUs, Macs, processors with a GPU inside) or a device."""
+    try:
+        kind = load_device(name).kind
+    except InputError:  # that of a run which knew it
+        return "device"
+    return {"gpu": "GPU", "asic": "device"}.get(kind, "machine")
+
+
 def all_devices() -> list[Device]:
     """Return every device; reads every file (some tenths of a second)."""
     return [_load(name) for name in device_names()]

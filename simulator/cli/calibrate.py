@@ -30,8 +30,8 @@ def overheads(
     """Fit an engine's overheads and say how they do on groups left out."""
     from engine_models.engines.known import EXAMPLE
     from hardware_profiles.errors import InputError
+    from simulator.cli.layout import table
     from simulator.cli.progress import progress, progress_done
-    from simulator.cli.summary import table
     from simulator.io.text import plain
     from simulator.validation import overheads as module
     from simulator.validation.engines import FITTINGS
@@ -141,8 +141,8 @@ def _left_out_kernels(
     import statistics
 
     from hardware_profiles.kernel_validate import OVER, leave_out
+    from simulator.cli.layout import table
     from simulator.cli.progress import progress, progress_done
-    from simulator.cli.summary import table
 
     groups = leave_out(directory, what, devices or None, folds, progress)
     progress_done()

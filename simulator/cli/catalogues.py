@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.errors import InputError, nearest
-from simulator.cli.summary import short, table
+from simulator.cli.layout import GAP, pairs, table, wrapped
+from simulator.cli.numbers import count, quantity, short
 
 if TYPE_CHECKING:
     from hardware_profiles.device import Device
@@ -118,6 +120,8 @@ def _cell(value: Any) -> str:
         return f"{len(value)} values (--json lists them)"
     if isinstance(value, list):
         return " ".join(str(v) for v in value) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return short(value)
     if isinstance(value, int):
@@ -125,21 +129,61 @@ def _cell(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
+Columns = dict[str, Callable[[dict[str, Any]], str]]
+
+
+def _columns(kind: str) -> Columns:
+    """Titles of a catalogue's columns, and how an entry fills them."""
+
+    def told(key: str) -> Callable[[dict[str, Any]], str]:
+        return lambda entry: _cell(entry[key])
+
+    columns: dict[str, Columns] = {
+        "hardware": {
+            "memory": lambda e: f"{short(e['memory_gb'])} GB",
+            "bandwidth": lambda e: f"{short(e['bandwidth_gb_per_s'])} GB/s",
+            "bf16 TFLOP/s": told("bf16_tflops"),
+            "formats": told("formats"),
+            "kernels measured": told("kernels"),
+        },
+        "models": {
+            "parameters": lambda e: count(e["parameters"]),
+            "active": lambda e: count(e["active_parameters"]),
+            "KV bytes a token": told("kv_bytes_per_token_bf16"),
+            "context tokens": told("context_tokens"),
+            "weights": told("weights"),
+        },
+        "engines": {"newest": told("newest"), "versions": told("versions")},
+        "traces": {"requests/s": told("requests_per_s")},
+    }
+    return {"name": told("name"), **columns[kind]}
+
+
+WORDS = {"formats", "kernels measured", "versions", "devices", "meaning", "provider", "region", "unit"}
+"""Columns of words, which may be folded; names are not, so that they can be copied."""
+LEAST_WANTED = ("active", "context tokens", "weights", "kernels measured", "bf16 TFLOP/s", "region", "commitment")
+"""Columns that a narrow terminal goes without, the first of them first."""
+
+
 def list_command(kind: str, as_json: bool) -> None:
     """Print a catalogue."""
-    entries = _entries(_kind(kind))
+    kind = _kind(kind)
+    entries = _entries(kind)
     if as_json:
         print(json.dumps(entries))
         return
-    if _kind(kind) == "scenarios":
-        import textwrap
-
+    if kind == "scenarios":
         for entry in entries:
             print(entry["name"])
-            print(textwrap.fill(entry["question"], 96, initial_indent="    ", subsequent_indent="    "))
+            print(wrapped(f"    {entry['question']}", "    "))
         return
-    head = list(entries[0])
-    print("\n".join(table(head, [[_cell(e[h]) for h in head] for e in entries], indent="")))
+    columns = _columns(kind)
+    print("\n".join(_table(list(columns), [[show(e) for show in columns.values()] for e in entries], "")))
+
+
+def _table(head: list[str], rows: list[list[str]], indent: str) -> list[str]:
+    words = [i for i, title in enumerate(head) if title in WORDS]
+    return table(head, rows, indent, words=words, drop=[head.index(title) for title in LEAST_WANTED if title in head])
 
 
 def show_command(kind: str, name: str, as_json: bool) -> None:
@@ -154,23 +198,51 @@ def show_command(kind: str, name: str, as_json: bool) -> None:
 
 
 def _print(report: dict[str, Any]) -> None:
+    plain = {key: value for key, value in report.items() if not _nested(value)}
+    names = max([SHORTEST_NAME, *map(len, plain)])
     for key, value in report.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
+        if isinstance(value, list) and _nested(value):
             print(f"\n{key}")
-            head = list(value[0])
-            print("\n".join(table(head, [[_cell(v.get(h)) for h in head] for v in value])))
+            print("\n".join(_sourced(value)))
         elif isinstance(value, dict):
             print(f"\n{key}")
-            for inner, content in value.items():
-                print(f"  {inner:42} {_cell(content)}")
+            print("\n".join(pairs([(inner, _cell(content)) for inner, content in value.items()], GAP, SHORTEST_INNER)))
         elif isinstance(value, str) and "\n" in value:
             print(value)
         else:
-            print(f"{key:28} {_cell(value)}")
+            print("\n".join(pairs([(key, _cell(value))], "", names)))
+
+
+SHORTEST_NAME, SHORTEST_INNER = 24, 30
+"""Columns of a name at least, so that values of several groups stand below one another."""
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+
+
+def _sourced(entries: list[dict[str, Any]]) -> list[str]:
+    """A table of entries; where they name a source, kind, date and source stand below it, each once."""
+    told: dict[str, int] = {}
+    rows = []
+    for entry in entries:
+        row = {key: _cell(value) for key, value in entry.items() if key not in ("unit", "kind", "date", "source")}
+        if "unit" in entry:
+            row["value"] = quantity(float(entry["value"]), str(entry["unit"]))
+        if "source" in entry:
+            words = ": ".join(filter(None, [", ".join(filter(None, (entry.get("kind"), entry.get("date")))), entry["source"]]))
+            row["source"] = f"[{told.setdefault(words, len(told) + 1)}]"
+        elif "date" in entry:
+            row["date"] = _cell(entry["date"])
+        rows.append(row)
+    head = list(rows[0])
+    lines = _table(head, [list(row.values()) for row in rows], GAP)
+    mark = len(f"[{len(told)}]")
+    return lines + [wrapped(f"{GAP}{f'[{n}]'.rjust(mark)} {words}", " " * (len(GAP) + mark + 1)) for words, n in told.items()]
 
 
 def _show_hardware(name: str) -> dict[str, Any]:
-    from hardware_profiles.device import load_device, provenance
+    from hardware_profiles.device import device_word, load_device, provenance
     from hardware_profiles.kernel_model import fitted_models, load_kernel_model
     from hardware_profiles.prices import is_stale, prices_for
 
@@ -188,7 +260,7 @@ def _show_hardware(name: str) -> dict[str, Any]:
     import datetime
 
     today = datetime.date.today()
-    report["prices [USD per GPU-hour]"] = [
+    report[f"prices [USD per {device_word(device.name)}-hour]"] = [
         {
             "provider": p.provider,
             "region": p.region,

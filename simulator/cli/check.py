@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.errors import InfeasibleError
-from simulator.cli.summary import table, wrapped
+from simulator.cli.layout import labelled, table, wrapped
 from simulator.report.words import holder_of, shape_of
 
 if TYPE_CHECKING:
@@ -136,24 +136,19 @@ def check_command(name: str, overrides: list[str], as_json: bool) -> None:
         return
     d = report["deployment"]
     holder = holder_of(d)
-    print(
-        f"{scenario.name}: {d['model']}, weights {d['weights']}, KV {d['kv_cache']}\n"
-        f"on {d['replicas']} x ({shape_of(d)}) {d['hardware']}, {d['engine']} {d['engine_version']}\n"
-    )
-    print("\n".join(memory_lines(prepared.plan.memory)))
+    print(wrapped(f"{scenario.name}: {d['model']}, weights {d['weights']}, KV {d['kv_cache']}", "  "))
+    print(wrapped(f"on {d['replicas']} x ({shape_of(d)}) {d['hardware']}, {d['engine']} {d['engine_version']}", "  "))
+    print("\n" + "\n".join(memory_lines(prepared.plan.memory)))
     per_token = report["memory"]["kv_bytes_per_token"]
-    print(
-        f"\n  KV cache: {d['kv_tokens']:,} tokens a {holder}; "
-        f"a token takes {per_token:,.0f} bytes on each device of it"
-    )
-    fit = report["requests_that_fit_by_context_tokens"]
+    cache = f"{d['kv_tokens']:,} tokens a {holder}; a token takes {per_token:,.0f} bytes on each device of it"
+    print("\n" + wrapped(f"  KV cache: {cache}", "  "))
     flag = engine_named(d["engine"]).same_as.get("rows")
     most = f"at most {d['max_num_seqs']:,}" + (f", {flag}" if flag else "")
-    print(f"\n  how many requests a {holder} holds at once, if each is that long ({most}):")
-    head = ["prompt and answer, tokens", *[f"{int(c):,}" for c in fit]]
-    print("\n".join(table(head, [["requests at once", *[f"{n:,}" for n in fit.values()]]])))
+    print("\n" + wrapped(f"  how many requests a {holder} holds at once, if each is that long ({most}):", "  "))
+    fit = report["requests_that_fit_by_context_tokens"]
+    rows = [[f"{int(context):,}", f"{number:,}"] for context, number in fit.items()]
+    print("\n".join(table(["prompt and answer, tokens", "requests at once"], rows)))
     print("\n  the resolved scenario, every default filled in: add --json\n")
-    for text in report["warnings"]:
-        print(wrapped(f"warning   {text}", " " * 10))
-    for text in report["assumptions"]:
-        print(wrapped(f"assumed   {text}", " " * 10))
+    for label, texts in (("warning", report["warnings"]), ("assumed", report["assumptions"])):
+        for text in texts:
+            print(labelled(label, text))

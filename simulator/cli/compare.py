@@ -28,6 +28,9 @@ COUNTS = (
     "reasons.",
 )
 
+DIFFERENCE = 9
+"""Columns of a relative difference beside its value."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
@@ -69,7 +72,8 @@ def run(paths: list[Path], as_json: bool) -> None:
 
 def text(found: Comparison) -> str:
     """The comparison as a table; columns are numbered, and named above it."""
-    from simulator.cli.summary import short, table, wrapped
+    from simulator.cli.layout import table, wrapped
+    from simulator.cli.numbers import short
 
     lines = []
     for number, column in enumerate(found.columns, start=1):
@@ -77,21 +81,15 @@ def text(found: Comparison) -> str:
         lines.append(
             wrapped(f"{number}  {column.label} ({column.kind}{'; ' + facts if facts else ''})", "   ")
         )
-    head = ["", "1"]
-    for number in range(2, len(found.columns) + 1):
-        head += [str(number), "to 1"]
+    head = ["", "1", *(f"{number}{'to 1':>{DIFFERENCE}}" for number in range(2, len(found.columns) + 1))]
     rows = []
     for row in found.rows:
         values = [column.values.get(row) for column in found.columns]
         shown = [f"{v:,.0f}" if v is not None and row.startswith(COUNTS) else short(v) for v in values]
-        cells = [_title(row), shown[0]]
         for i in range(1, len(found.columns)):
             difference = found.difference(row, i)
-            cells += [
-                shown[i],
-                "" if difference is None else f"{difference:+.1%}",
-            ]
-        rows.append(cells)
+            shown[i] += f"{'' if difference is None else f'{difference:+.1%}':>{DIFFERENCE}}"
+        rows.append([_title(row), *shown])
     lines += ["", *table(head, rows)]
     if found.changes:
         lines += ["", "changed in the scenario"]

@@ -200,6 +200,8 @@ def of_run(
     today: dt.date,
 ) -> tuple[dict[str, Any], str]:
     """The budget of a run, as data and as text."""
+    from hardware_profiles.device import device_word
+    from simulator.cli.layout import wrapped
     from simulator.planning.budget import budget, fleet
     from simulator.planning.points import judged
     from simulator.report.words import shape_of
@@ -218,7 +220,8 @@ def of_run(
         "slo": verdict,
         **found.as_dict(),
     }
-    lines = [title, "", *figures(found), "", *offer_table(found), *remarks(found)]
+    offered = offer_table(found, device_word(deployed["hardware"]))
+    lines = [wrapped(title, "  "), "", *figures(found), "", *offered, *remarks(found)]
     if demand_requests_per_day is not None or profile is not None:
         needed = fleet(result, price, requests_per_day=demand_requests_per_day, headroom=headroom, profile=profile)
         data["demand"] = needed.as_dict()
@@ -228,14 +231,12 @@ def of_run(
 
 def figures(found: Budget) -> list[str]:
     """Lines of figures: what, arithmetic = value unit."""
-    from simulator.cli.summary import wrapped
+    from simulator.cli.layout import wrapped
 
     width = max(len(line.what) for line in found.lines)
     indent = " " * (width + 4)
     return [
-        wrapped(
-            f"  {line.what.ljust(width)}  {line.arithmetic} = {amount(line.value, line.unit)}", indent, 110
-        )
+        wrapped(f"  {line.what.ljust(width)}  {line.arithmetic} = {amount(line.value, line.unit)}", indent)
         for line in found.lines
     ]
 
@@ -255,9 +256,10 @@ def amount(value: float | None, unit: str) -> str:
     return f"{value:,.4g} {unit}"
 
 
-def offer_table(found: Budget) -> list[str]:
-    """The price list's offers for the deployment."""
-    from simulator.cli.summary import dollars, table
+def offer_table(found: Budget, device: str) -> list[str]:
+    """The price list's offers for the deployment; `device` is what one of its devices is called."""
+    from simulator.cli.layout import table
+    from simulator.cli.numbers import dollars
 
     if not found.offers:
         return ["  the price list has no offer for this hardware"]
@@ -274,14 +276,15 @@ def offer_table(found: Budget) -> list[str]:
         ]
         for offer in found.offers
     ]
-    return table(["offers", "provider", "region", "date", "kind", "$/GPU-h", "$/hour", "$/month"], rows)
+    head = ["offers", "provider", "region", "date", "kind", f"$/{device}-h", "$/hour", "$/month"]
+    return table(head, rows, words=(1, 2, 3), drop=(4,))
 
 
 def remarks(found: Budget) -> list[str]:
     """Notes, folded."""
-    from simulator.cli.summary import wrapped
+    from simulator.cli.layout import wrapped
 
-    return [wrapped(f"  note: {note}", "        ", 110) for note in found.notes]
+    return [wrapped(f"  note: {note}", "        ") for note in found.notes]
 
 
 # -- a sweep ------------------------------------------------------------------------------------------------
@@ -297,7 +300,7 @@ def of_sweep(
 ) -> tuple[dict[str, Any], str]:
     """The cost of every point of a sweep, and the whole budget of the cheapest that keeps the SLO."""
     from hardware_profiles.errors import InputError
-    from simulator.cli.summary import table
+    from simulator.cli.layout import table, wrapped
     from simulator.planning.store import read_sweep
 
     record = read_sweep(folder)
@@ -318,12 +321,12 @@ def of_sweep(
     data, words = of_run(*resolve(run_folder, overrides), *fleet_of_best, today)
     missing = len(record["points"]) - len(points)
     lines = [
-        f"{record['name']}: {len(points)} points, those that keep the SLO first, cheapest first",
-        *table(head, rows),
+        wrapped(f"{record['name']}: {len(points)} points, those that keep the SLO first, cheapest first", "  "),
+        *table(head, rows, words=(0,), drop=(2, 3)),
         *([f"  {missing} points have no result"] if missing else []),
         *(_fleet_notes(found) if wanted else []),
         "",
-        f"the first of them, {_label(best)}:",
+        wrapped(f"the first of them, {_label(best)}:", "  "),
         words,
     ]
     columns = [{k: v for k, v in p.items() if k != "texts"} for p in found]
@@ -369,7 +372,7 @@ def _point(
 
 def _fleet_notes(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the replicas for the demand rest on."""
-    from simulator.cli.summary import wrapped
+    from simulator.cli.layout import wrapped
 
     notes = []
     if any(p["slo"] == "missed" for p in found):
@@ -379,7 +382,7 @@ def _fleet_notes(found: Sequence[Mapping[str, Any]]) -> list[str]:
             "<= replicas: the run was not saturated, a replica carries at least what it was offered and fewer may do; "
             "sweep the rate and cost the highest that keeps the SLO"
         )
-    return [wrapped(f"  note: {note}", "        ", 110) for note in notes]
+    return [wrapped(f"  note: {note}", "        ") for note in notes]
 
 
 def _label(point: Mapping[str, Any]) -> str:
@@ -387,9 +390,9 @@ def _label(point: Mapping[str, Any]) -> str:
 
 
 def _rows(found: Sequence[Mapping[str, Any]], fleet_too: bool) -> tuple[list[str], list[list[str]]]:
-    from simulator.cli.summary import dollars
+    from simulator.cli.numbers import dollars
 
-    head = ["point", "SLO", "GPUs", "$/hour", "$/month"]
+    head = ["point", "SLO", "devices", "$/hour", "$/month"]
     if fleet_too:
         head += ["replicas for the demand", "$/hour", "$/month", "N+1"]
     rows = []

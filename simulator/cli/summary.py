@@ -4,41 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from hardware_profiles.device import device_word
+from simulator.cli.layout import LABEL, labelled, table, wrapped
+from simulator.cli.numbers import dollars, short
 from simulator.report.words import REASONS, holder_of, reasons_of, shape_of
 
 LATENCIES = (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms"), ("ITL", "itl_ms"), ("E2E", "e2el_ms"), ("queue", "queue_ms"))
-
-
-def number(value: float | None, digits: int = 1) -> str:
-    """A number with thousands separators, a dash for none."""
-    return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def short(value: float | None) -> str:
-    """Three significant digits, plain notation down to a ten-thousandth, a dash for none."""
-    if value is None:
-        return "-"
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size < 1e-3:
-        return f"{value:.3g}"
-    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 else 4
-    return f"{value:,.{digits}f}"
-
-
-def dollars(value: float | None) -> str:
-    """An amount in dollars."""
-    if value is None:
-        return "-"
-    return f"${value:,.0f}" if value >= 1000 else f"${value:,.2f}" if value >= 0.1 else f"${value:,.4f}"
-
-
-def wrapped(text: str, indent: str, width: int = 100) -> str:
-    """Text folded to `width`, all lines but the first indented."""
-    import textwrap
-
-    return textwrap.fill(text, width=width, subsequent_indent=indent)
 
 
 def latency_rows(metrics: dict[str, Any]) -> list[list[str]]:
@@ -55,16 +26,6 @@ def latency_rows(metrics: dict[str, Any]) -> list[list[str]]:
             [title, short(stats["mean"]) + half, *(short(stats[p]) for p in ("p50", "p90", "p99", "max")), model]
         )
     return rows
-
-
-def table(head: list[str], rows: list[list[str]], indent: str = "  ") -> list[str]:
-    """Aligned lines: the first column left, the others right."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = []
-    for row in [head, *rows]:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append((indent + "  ".join([row[0].ljust(widths[0]), *cells[1:]])).rstrip())
-    return lines
 
 
 def verdict_word(slo: dict[str, Any]) -> str:
@@ -99,12 +60,12 @@ def verdict_lines(slo: dict[str, Any] | None, classes: list[dict[str, Any]], *, 
     judged = [(kind["name"], kind["slo"]) for kind in classes if kind["slo"]] or ([("", slo)] if slo else [])
     if not judged:
         why = "no request in the measured window" if asked else "none given (slo: in the scenario)"
-        return [f"SLO       not judged: {why}"]
-    title = "SLO       "
+        return [labelled("SLO", f"not judged: {why}")]
+    label, indent = "SLO", " " * LABEL
     lines = []
     for name, verdict in judged:
-        lines.append(title + (f"{name}: " if name else "") + verdict_word(verdict))
-        title = " " * len(title)
+        lines.append(labelled(label, (f"{name}: " if name else "") + verdict_word(verdict)))
+        label = ""
         rows = []
         for check in verdict["checks"]:
             metric = check["metric"].removesuffix("_ms").upper().replace("E2EL", "E2E")
@@ -112,12 +73,11 @@ def verdict_lines(slo: dict[str, Any] | None, classes: list[dict[str, Any]], *, 
             mark = "ok" if check["holds"] else "MISSED"
             rows.append([f"{metric} {check['percentile']}", actual, f"of {short(check['bound_ms'])} ms", mark])
         if rows:
-            lines += table(rows[0], rows[1:], indent=title + "  ")
+            lines += table(rows[0], rows[1:], indent=indent + "  ")
         if verdict.get("attainment") is not None:
             wanted = verdict.get("attainment_wanted")
-            lines.append(
-                f"{title}  {verdict['attainment']:.1%} of requests good" + (f" (wanted {wanted:.1%})" if wanted else "")
-            )
+            asks = f" (wanted {wanted:.1%})" if wanted else ""
+            lines.append(labelled("", f"  {verdict['attainment']:.1%} of requests good{asks}"))
     return lines
 
 
@@ -132,7 +92,7 @@ def class_lines(classes: list[dict[str, Any]]) -> list[str]:
         [kind["name"], f"{kind['requests']:,}", *(short(kind["metrics"][name][p]) for _, name, p in wanted)]
         for kind in classes
     ]
-    return [*table(head, rows), ""]
+    return [*table(head, rows, drop=(6, 2, 4)), ""]
 
 
 def _unmeasured(provenance: dict[str, Any]) -> str:
@@ -154,11 +114,11 @@ def load_lines(totals: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     words += [f"{totals[name]:,} {name}" for name in REASONS if totals[name]]
     if totals["not_arrived"] and not _closed_loop(manifest["scenario"]["workload"]):
         words.append(f"{totals['not_arrived']:,} later turns fell after the end")
-    lines = [f"load      {', '.join(words)}; window {totals['duration_s']:,.0f} s"]
+    lines = [labelled("load", f"{', '.join(words)}; window {totals['duration_s']:,.0f} s")]
     for name in ("rejected", "failed"):
         why = reasons_of(totals, name)
         if totals[name] and why:
-            lines.append(wrapped(f"          {totals[name]:,} {name}: {why}", " " * 12, 80))
+            lines.append(labelled("", f"{totals[name]:,} {name}: {why}"))
     return lines
 
 
@@ -170,60 +130,101 @@ def _closed_loop(workload: dict[str, Any]) -> bool:
 
 def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | None = None) -> str:
     """The text that `simulate` prints."""
-    d, t, s, c = result["deployment"], result["totals"], result["server"], result["cost"]
-    holder = holder_of(d)
-    lines = [
-        f"{result['name']}: {d['model']}, weights {d['weights']}, KV {d['kv_cache']}",
-        f"on {d['replicas']} x ({shape_of(d)}) {d['hardware']}, {d['engine']} {d['engine_version']}",
-        *(["PARTIAL   the run was interrupted: figures of the simulated time it reached"] if manifest.get("partial") else []),
-        "",
-        *verdict_lines(result["slo"], result["classes"], asked=_asks(manifest["scenario"])),
-        "",
-        *table(["latency, ms", "mean", "p50", "p90", "p99", "max", "mean, 90 % interval"], latency_rows(result["metrics"])),
-        *(["  of the requests served; the SLO counts those lost as infinitely late"] if _lost(t) else []),
-        "",
-    ]
-    lines += class_lines(result["classes"])
+    d, t, s = result["deployment"], result["totals"], result["server"]
+    holder, device = holder_of(d), device_word(d["hardware"])
+    latencies = table(
+        ["latency, ms", "mean", "p50", "p90", "p99", "max", "mean, 90 % interval"], latency_rows(result["metrics"]), drop=(5, 3)
+    )
     goodput = ""
     if t["request_goodput"] is not None and t["goodput_fraction"] is not None:
         goodput = f", good {t['request_goodput']:.2f}/s ({t['goodput_fraction']:.1%})"
-    lines += [
+    lines = [
+        wrapped(f"{result['name']}: {d['model']}, weights {d['weights']}, KV {d['kv_cache']}", "  "),
+        wrapped(f"on {d['replicas']} x ({shape_of(d)}) {d['hardware']}, {d['engine']} {d['engine_version']}", "  "),
+        *(
+            [labelled("PARTIAL", "the run was interrupted: figures of the simulated time it reached")]
+            if manifest.get("partial")
+            else []
+        ),
+        "",
+        *verdict_lines(result["slo"], result["classes"], asked=_asks(manifest["scenario"])),
+        "",
+        *latencies,
+        *(["  of the requests served; the SLO counts those lost as infinitely late"] if _lost(t) else []),
+        "",
+        *class_lines(result["classes"]),
         *load_lines(t, manifest),
-        f"through   {t['request_throughput']:.2f} requests/s{goodput}; {t['input_throughput']:,.0f} input + "
-        f"{t['output_throughput']:,.0f} output tokens/s ({t['output_tput_per_gpu']:,.0f} output a GPU)",
-        f"queue     {s['num_requests_running']:,.1f} running (peak {s['num_requests_running_peak']:,}), "
-        f"{s['num_requests_waiting']:,.1f} waiting (peak {s['num_requests_waiting_peak']:,}) a {holder}",
-        f"KV cache  {s['kv_cache_usage_perc']:.0%} used (peak {s['kv_cache_usage_perc_peak']:.0%}) of {d['kv_tokens']:,} "
-        f"tokens a {holder}; {_counted(s['num_preemptions'], 'preemption')}; prefix hits {s['prefix_cache_hit_rate']:.1%}",
-        f"GPU busy  {s['gpu_busy_fraction']:.0%} of the time with any step, however small: not a measure of headroom",
+        labelled(
+            "through",
+            f"{t['request_throughput']:.2f} requests/s{goodput}; {t['input_throughput']:,.0f} input + "
+            f"{t['output_throughput']:,.0f} output tokens/s ({t['output_tput_per_gpu']:,.0f} output a {device})",
+        ),
+        labelled(
+            "queue",
+            f"{s['num_requests_running']:,.1f} running (peak {s['num_requests_running_peak']:,}), "
+            f"{s['num_requests_waiting']:,.1f} waiting (peak {s['num_requests_waiting_peak']:,}) a {holder}",
+        ),
+        labelled(
+            "KV cache",
+            f"{s['kv_cache_usage_perc']:.0%} used (peak {s['kv_cache_usage_perc_peak']:.0%}) of {d['kv_tokens']:,} tokens a "
+            f"{holder}; {_counted(s['num_preemptions'], 'preemption')}; prefix hits {s['prefix_cache_hit_rate']:.1%}",
+        ),
+        labelled(
+            "GPU busy" if device == "GPU" else "busy",
+            f"{s['gpu_busy_fraction']:.0%} of the time with any step, however small: not a measure of headroom",
+        ),
     ]
     if "external_prefix_cache_hit_rate" in s:
-        lines.append(f"host KV   {s['external_prefix_cache_hit_rate']:.1%} of the prompt tokens loaded from host memory")
-    if s.get("spec_decode_num_drafts"):
         lines.append(
-            f"drafts    {s['spec_decode_mean_acceptance_length']:.2f} tokens a verification; "
-            f"{s['spec_decode_num_accepted_tokens'] / s['spec_decode_num_draft_tokens']:.1%} of "
-            f"{s['spec_decode_num_draft_tokens']:,} drafts accepted"
+            labelled("host KV", f"{s['external_prefix_cache_hit_rate']:.1%} of the prompt tokens loaded from host memory")
         )
-    if c["usd_per_hour"] is None:
-        lines.append("cost      no price known for this hardware; set cost.usd_per_gpu_hour")
-    else:
-        lines += [
-            f"cost      {dollars(c['usd_per_hour'])}/hour ({c['devices']} x {dollars(c['ListUnitPrice'])}), "
-            f"{dollars(c['usd_per_month'])}/month of 730 h",
-            f"          per 1M tokens: input {dollars(c['usd_per_1m_input_tokens'])}, output "
-            f"{dollars(c['usd_per_1m_output_tokens'])}; all {dollars(c['usd_per_1m_total_tokens'])}, all charged to output "
-            f"{dollars(c['usd_per_1m_output_only'])}",
-            f"          price: {c['price_provider']} {c['SkuId']}"
-            + (f", {c['RegionId']}" if c["RegionId"] else "")
-            + (f", {c['price_date']}{_aged(c['price_date'])}" if c["price_date"] else "")
-            + f" ({c['price_kind']})",
-        ]
-    lines.append("")
-    lines += [wrapped(f"warning   {text}", " " * 10) for text in result["warnings"]]
-    lines += [wrapped(f"outside   {text}", " " * 10) for text in result["extrapolation"]["axes"]]
-    lines += [wrapped(f"assumed   {text}", " " * 10) for text in result["assumptions"]]
-    kernels = manifest["kernel_model"]
+    if s.get("spec_decode_num_drafts"):
+        accepted = s["spec_decode_num_accepted_tokens"] / s["spec_decode_num_draft_tokens"]
+        lines.append(
+            labelled(
+                "drafts",
+                f"{s['spec_decode_mean_acceptance_length']:.2f} tokens a verification; {accepted:.1%} of "
+                f"{s['spec_decode_num_draft_tokens']:,} drafts accepted",
+            )
+        )
+    lines += [*cost_lines(result["cost"]), ""]
+    for label, texts in (
+        ("warning", result["warnings"]),
+        ("outside", result["extrapolation"]["axes"]),
+        ("assumed", result["assumptions"]),
+    ):
+        lines += [labelled(label, text) for text in texts]
+    lines.append(labelled("sources", _kernel_sources(manifest["kernel_model"], d["hardware"])))
+    if directory:
+        lines.append(labelled("written", directory))
+    return "\n".join(lines)
+
+
+def cost_lines(cost: dict[str, Any]) -> list[str]:
+    """The price of an hour, a month and a million tokens, and whose price it is."""
+    if cost["usd_per_hour"] is None:
+        return [labelled("cost", "no price known for this hardware; set cost.usd_per_gpu_hour")]
+    each = [cost[f"usd_per_1m_{kind}"] for kind in ("input_tokens", "output_tokens", "total_tokens", "output_only")]
+    inputs, outputs, all_, charged = map(dollars, each)
+    return [
+        labelled(
+            "cost",
+            f"{dollars(cost['usd_per_hour'])}/hour ({cost['devices']} x {dollars(cost['ListUnitPrice'])}), "
+            f"{dollars(cost['usd_per_month'])}/month of 730 h",
+        ),
+        labelled("", f"per 1M tokens: input {inputs}, output {outputs}; all {all_}, all charged to output {charged}"),
+        labelled(
+            "",
+            f"price: {cost['price_provider']} {cost['SkuId']}"
+            + (f", {cost['RegionId']}" if cost["RegionId"] else "")
+            + (f", {cost['price_date']}{_aged(cost['price_date'])}" if cost["price_date"] else "")
+            + f" ({cost['price_kind']})",
+        ),
+    ]
+
+
+def _kernel_sources(kernels: dict[str, Any], hardware: str) -> str:
+    """Whose kernel times they are, how well they do, and where every number's source stands."""
     errors = kernels["held_out_error"]
     shown = ", ".join(
         f"{label} {errors[key]:.1f} %"
@@ -234,16 +235,8 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         )
         if key in errors
     )
-    lines.append(
-        wrapped(
-            f"sources   kernels: {kernels['framework']} on {kernels['device']}"
-            + (f", error on unseen shapes {shown}" if shown else _unmeasured(kernels["provenance"]))
-            + "; every number and its source: manifest.json, `capacity-plan show hardware "
-            + d["hardware"]
-            + "`",
-            " " * 10,
-        )
+    how = f", error on unseen shapes {shown}" if shown else _unmeasured(kernels["provenance"])
+    return (
+        f"kernels: {kernels['framework']} on {kernels['device']}{how}; every number and its source: manifest.json, "
+        f"`capacity-plan show hardware {hardware}`"
     )
-    if directory:
-        lines.append(f"written   {directory}")
-    return "\n".join(lines)

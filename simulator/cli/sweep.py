@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MAX_SHOWN = 60
 """Rows of the table on the terminal; all are in sweep.csv."""
+LEAST_WANTED = ("busy", "TPOT p50", "TTFT p50", "req/s", "$/hour")
+"""Columns that a narrow terminal goes without, the first of them first."""
 AXES_OUTSIDE = re.compile(r"; (?=[A-Za-z ]+: )")
 """Between two of a row's reasons, ``axis: what was measured and what not``, joined by semicolons."""
 LATER_BACKENDS = ("ray", "dask")
@@ -165,7 +167,7 @@ def as_object(plan: SweepPlan, result: SweepResult) -> dict[str, Any]:
 
 def text(plan: SweepPlan, result: SweepResult) -> str:
     """The table as a manager reads it: the answer first, then the points from the cheapest to the dearest."""
-    from simulator.cli.summary import table, wrapped
+    from simulator.cli.layout import table, wrapped
 
     names = short_names(plan.paths)
     rows = sorted(result.rows, key=lambda row: _by_cost(row, result))
@@ -173,23 +175,30 @@ def text(plan: SweepPlan, result: SweepResult) -> str:
     failed = [row for row in rows if row["status"] != "ok"]
     lines = [*(wrapped(line, "  ") for line in answer(names, result)), ""]
     if finished:
-        columns = _columns(names, plan.slo())
+        devices = _devices(finished)
+        columns = _columns(names, plan.slo(), f"{devices}s")
         cells = [[show(row) for _, show in columns] for row in finished[:MAX_SHOWN]]
-        lines += table([title for title, _ in columns], cells)
+        titles = [title for title, _ in columns]
+        texts = [i for i, (column, _) in enumerate(names.items()) if any(isinstance(row[column], str) for row in finished)]
+        last = ("$/month", "$/1M") if result.cost == "usd_per_1m_total_tokens" else ("$/1M", "good/s")
+        drop = [titles.index(title) for title in (*LEAST_WANTED, *last)]
+        lines += table(titles, cells, words=texts, drop=drop, elsewhere="sweep.csv")
         if len(finished) > MAX_SHOWN:
             lines.append(f"  ... and {len(finished) - MAX_SHOWN} more in sweep.csv")
         lines += [
             "",
-            f"* on the Pareto front of {result.cost} against {result.latency}: no point is both cheaper and quicker",
+            wrapped(
+                f"* on the Pareto front of {result.cost} against {result.latency}: no point is both cheaper and quicker", "  "
+            ),
         ]
     overloaded = [row for row in finished if row["overloaded"]]
     if overloaded:
-        lines.append("overload: the row says what the deployment carries, not what was offered")
+        lines.append(wrapped("overload: the row says what the deployment carries, not what was offered", "  "))
     turned_away = [row for row in finished if row["rejected"] or row["failed"]]
     lost = [f"{_values(names, row)}: {row['lost'].replace('_', ' ')}" for row in turned_away]
     if lost:
         more = f"; and {len(lost) - 4} more in sweep.csv" if len(lost) > 4 else ""
-        lines.append(wrapped(f"lost      {'. '.join(lost[:4])}{more}", " " * 10, 80))
+        lines.append(wrapped(f"lost      {'. '.join(lost[:4])}{more}", " " * 10))
     beyond = Counter(axis for row in finished for axis in AXES_OUTSIDE.split(row["outside"]) if axis)
     if beyond:
         for axis, n in beyond.items():
@@ -205,7 +214,7 @@ def text(plan: SweepPlan, result: SweepResult) -> str:
             lines.append(wrapped(f"  {shown}: {reason}", "    "))
     lines += [
         wrapped(_price_line(finished), " " * 10),
-        f"written   {result.folder} (sweep.csv, sweep.parquet, runs/)",
+        wrapped(f"written   {result.folder} (sweep.csv, sweep.parquet, runs/)", " " * 10),
     ]
     return "\n".join(line for line in lines if line is not None)
 
@@ -223,7 +232,7 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
 
 def answer(names: Mapping[str, str], result: SweepResult) -> list[str]:
     """The sweep's answer in words."""
-    from simulator.cli.summary import dollars, short
+    from simulator.cli.numbers import dollars, short
 
     if not any(row["slo"] for row in result.rows):
         return [
@@ -264,8 +273,16 @@ def _by_cost(row: Mapping[str, Any], result: SweepResult) -> tuple[bool, float, 
     )
 
 
-def _columns(names: Mapping[str, str], slo: Mapping[str, Mapping[str, float]]) -> list[tuple[str, Any]]:
-    from simulator.cli.summary import dollars, short
+def _devices(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What one device of these rows is called."""
+    from hardware_profiles.device import device_word
+
+    words = {device_word(row["hardware"]) for row in rows}
+    return words.pop() if len(words) == 1 else "device"
+
+
+def _columns(names: Mapping[str, str], slo: Mapping[str, Mapping[str, float]], devices: str) -> list[tuple[str, Any]]:
+    from simulator.cli.numbers import dollars, short
 
     def plain(column: str) -> Any:
         return lambda row: "-" if row[column] is None else str(row[column])
@@ -289,13 +306,14 @@ def _columns(names: Mapping[str, str], slo: Mapping[str, Mapping[str, float]]) -
     title = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "itl_ms": "ITL", "e2el_ms": "E2E"}
     return [
         *((name, plain(column)) for column, name in names.items()),
-        ("GPUs", plain("devices")),
+        (devices, plain("devices")),
         ("SLO", _verdict),
         *((f"{title[m]} {p}", number(f"{m}_{p}")) for m, p in shown),
         ("req/s", number("request_throughput")),
         ("good/s", number("request_goodput")),
         ("busy", share("gpu_busy_fraction")),
         ("$/hour", money("usd_per_hour")),
+        ("$/month", money("usd_per_month")),
         ("$/1M", money("usd_per_1m_total_tokens")),
         ("", lambda row: "*" if row["pareto"] else ""),
     ]
@@ -308,7 +326,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def _price_line(rows: Sequence[Mapping[str, Any]]) -> str:
-    from simulator.cli.summary import dollars
+    from simulator.cli.numbers import dollars
 
     prices = dict.fromkeys((row["hardware"], row["usd_per_gpu_hour"], row["price_date"]) for row in rows)
     known = [
@@ -317,11 +335,11 @@ def _price_line(rows: Sequence[Mapping[str, Any]]) -> str:
         if usd is not None
     ]
     unknown = [hardware for hardware, usd, _ in prices if usd is None]
-    parts = [f"{', '.join(known)} a GPU-hour"] if known else []
+    parts = [f"{', '.join(known)} a {_devices(rows)}-hour"] if known else []
     if unknown:
         parts.append(f"none known for {', '.join(unknown)}: set cost.usd_per_gpu_hour")
     return (
         "prices    "
         + ("; ".join(parts) or "-")
-        + ". $/1M: a million tokens, input and output; latencies in ms"
+        + ". $/month: 730 h; $/1M: a million tokens, input and output; latencies in ms"
     )

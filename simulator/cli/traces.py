@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from simulator.cli.summary import short
+from simulator.cli.layout import pairs
+from simulator.cli.numbers import short
 from simulator.workload.columns import Workload
 
 
@@ -28,6 +29,8 @@ def _load(trace: str, trace_format: str | None) -> Workload:
 
 def _cell(value: Any) -> str:
     """A fact as text: three figures of a float, a dash for what is not known."""
+    if isinstance(value, dict):
+        return "  ".join(f"{k} {_cell(v)}" for k, v in value.items() if v is not None) or "-"
     return "-" if value is None else short(value) if isinstance(value, float) else str(value)
 
 
@@ -40,14 +43,8 @@ def describe_command(trace: str, trace_format: str | None, as_json: bool) -> Non
     if as_json:
         print(json.dumps(facts))
         return
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            inner = "  ".join(f"{k} {_cell(v)}" for k, v in value.items() if v is not None)
-            print(f"{name:22} {inner or '-'}")
-        elif name != "warnings":
-            print(f"{name:22} {_cell(value)}")
-    for text in workload.warnings:
-        print(f"warning                {text}")
+    rows = [(name, _cell(value)) for name, value in facts.items() if name != "warnings"]
+    print("\n".join(pairs([*rows, *(("warning", text) for text in workload.warnings)])))
 
 
 def _write(workload: Workload, output: Path, to: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hardware_profiles.errors import InputError
-from simulator.cli.summary import table, wrapped
+from simulator.cli.layout import table, wrapped
 
 
 def _files(directory: Path, pattern: str) -> list[Path]:
@@ -41,7 +41,7 @@ def schedules_command(directory: Path, as_json: bool) -> None:
         [s["name"], s["engine"], f"{s['steps']:,}", f"{s['equal']:,}", _outcome(s)]
         for s in scenarios
     ]
-    print("\n".join(table(["recording", "engine", "steps", "equal", ""], rows, indent="")))
+    print("\n".join(table(["recording", "engine", "steps", "equal", ""], rows, indent="", words=(0,))))
     print(f"\n{equal:,} of {total:,} steps equal")
     for s in scenarios:
         if _outcome(s) == "NOT REPLAYED":
@@ -69,7 +69,8 @@ def kernels_command(directory: Path, as_json: bool) -> None:
     rows = [
         [g["op"], g["gpu"], g["framework"], g["dtype"], f"{g['rows']:,}", f"{g['mape']:.1f} %"] for g in report["groups"]
     ]
-    print("\n".join(table(["operation", "device", "framework", "format", "rows", "MAPE"], rows, indent="")))
+    head = ["operation", "device", "framework", "format", "rows", "MAPE"]
+    print("\n".join(table(head, rows, indent="", words=(0, 1, 3))))
     for g in report["skipped"]:
         print(wrapped(f"skipped {g['rows']:,} rows of {g['op']} {g['gpu']} {g['framework']} {g['dtype']}: {g['reason']}", "  "))
 
@@ -104,8 +105,8 @@ def runs_command(
     for e in outcome["experiments"]:
         by_id.setdefault(e["id"], {})[e["metric"]] = (e["predicted"] / e["measured"] - 1) * 100
     shown = [m for m in labels if any(m in d for d in by_id.values())]
-    body = [[name[:72], *(f"{d[m]:+.1f}" if m in d else "-" for m in shown)] for name, d in by_id.items()]
-    print("\n".join(table(["predicted against measured, %", *(labels[m] for m in shown)], body, indent="")))
+    body = [[name, *(f"{d[m]:+.1f}" if m in d else "-" for m in shown)] for name, d in by_id.items()]
+    print("\n".join(table(["predicted against measured, %", *(labels[m] for m in shown)], body, indent="", words=(0,))))
     print("\nmedian absolute error over whole runs that were not saturated:")
     for metric, value in outcome["medians"].items():
         if metric in labels:

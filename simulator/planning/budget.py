@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hardware_profiles import prices
-from hardware_profiles.device import load_device
+from hardware_profiles.device import device_word, load_device
 from hardware_profiles.errors import InputError
 from hardware_profiles.quantity import Quantity
 from simulator.cost import HOURS_PER_MONTH, UnitPrice
@@ -100,16 +100,17 @@ def budget(
     out = Budget()
     totals, cost = result["totals"], result["cost"]
     devices, window = result["deployment"]["devices"], totals["duration_s"]
+    device = device_word(result["deployment"]["hardware"])
     unit = price.usd_per_gpu_hour
     hourly = devices * unit
-    out.add("price of a GPU-hour", _price_words(price, today), unit, "USD/GPU-hour")
-    out.add("hour", f"{counted(devices, 'GPU')} x {usd(unit)}", hourly, "USD/hour")
+    out.add(f"price of a {device}-hour", _price_words(price, today), unit, f"USD/{device}-hour")
+    out.add("hour", f"{counted(devices, device)} x {usd(unit)}", hourly, "USD/hour")
     out.add("month", f"{usd(hourly)} x {HOURS_PER_MONTH:g} h", hourly * HOURS_PER_MONTH, "USD/month")
     bill = hourly * window / 3600
     out.add("window of the run", f"{usd(hourly)} x {window:,.0f} s / 3600", bill, "USD")
     _tokens(out, bill, totals, cost)
     busy = result["server"]["gpu_busy_fraction"]
-    out.add("idle", f"GPUs busy {busy:.1%}: {1 - busy:.1%} x {usd(hourly)}", (1 - busy) * hourly, "USD/hour")
+    out.add("idle", f"{device}s busy {busy:.1%}: {1 - busy:.1%} x {usd(hourly)}", (1 - busy) * hourly, "USD/hour")
     power = _power(out, result, settings)
     _owned(out, result, settings, power)
     out.offers = offers(result["deployment"]["hardware"], devices, today)
@@ -300,7 +301,7 @@ def fleet(
     out.add("replicas needed", words if carried.saturated else f"at most: {words}", replicas, "replicas")
     per_replica = result["deployment"]["devices"] // result["deployment"]["replicas"]
     hourly = replicas * per_replica * price.usd_per_gpu_hour
-    words = f"{replicas} x {counted(per_replica, 'GPU')} x {usd(price.usd_per_gpu_hour)}"
+    words = f"{replicas} x {counted(per_replica, device_word(result['deployment']['hardware']))} x {usd(price.usd_per_gpu_hour)}"
     out.add("hour", words, hourly, "USD/hour")
     monthly = hourly * HOURS_PER_MONTH
     out.add("month", f"{usd(hourly)} x {HOURS_PER_MONTH:g} h", monthly, "USD/month")
@@ -348,8 +349,8 @@ def _following(
     weeks = HOURS_PER_MONTH / HOURS_PER_WEEK
     out.add(
         "month, scaled hourly",
-        f"{counted(hours, 'replica-hour')}/week x {counted(per_replica, 'GPU')} x {usd(price.usd_per_gpu_hour)} x "
-        f"{weeks:.4g} weeks",
+        f"{counted(hours, 'replica-hour')}/week x {counted(per_replica, device_word(result['deployment']['hardware']))} x "
+        f"{usd(price.usd_per_gpu_hour)} x {weeks:.4g} weeks",
         hours * per_replica * price.usd_per_gpu_hour * weeks,
         "USD/month",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def test_the_facts_of_a_trace_are_text_and_a_warning_stands_once(
     code, out, _ = typed(monkeypatch, capsys, "trace", "describe", str(tmp_path / "t.csv"))
     assert code == 0
     assert "None" not in out
-    assert "rank_correlation       -\n" in out
+    assert re.search(r"^rank_correlation +-$", out, re.M)
     assert out.count("out of order") == 1
 
 
@@ -367,6 +368,7 @@ def test_check_says_what_its_numbers_are(
     (tmp_path / "s.yaml").write_text(json.dumps(SMALL))
     code, out, _ = typed(monkeypatch, capsys, "check", str(tmp_path / "s.yaml"))
     assert code == 0
+    out = " ".join(out.split())
     assert "GB = 1e9 bytes" in out
     assert "bytes on each device of it" in out
     assert "if each is that long (at most 1,024, max_num_seqs)" in out
@@ -427,7 +429,7 @@ def test_check_counts_prompts_that_are_too_long(tmp_path: Path, line: Typed) -> 
     path = scenario_file(tmp_path, PROMPT="uniform, low: 1000, high: 200000")
     code, out, _ = line("check", str(path))
     assert code == 0
-    assert "refused: prompt longer than the context of 131072 tokens (of 40)" in out
+    assert "refused: prompt longer than the context of 131072 tokens (of 40)" in " ".join(out.split())
 
 
 def test_an_error_of_an_override_names_the_override(tmp_path: Path, line: Typed) -> None:

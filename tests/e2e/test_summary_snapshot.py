@@ -17,11 +17,12 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.mark.parametrize("name", ["one-class", "classes"])
-def test_summary(name: str) -> None:
+def test_summary(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     run = json.loads((GOLDEN / f"{name}.json").read_text())
     text = summary(run["result"], run["manifest"], "runs/example-0123456789") + "\n"
     golden = GOLDEN / f"{name}.txt"
     if os.environ.get("CAPACITY_PLAN_GOLDEN") == "1":
         golden.write_text(text)
     assert text == golden.read_text()
-    assert max(map(len, text.splitlines())) <= 110
+    assert max(map(len, text.splitlines())) <= 80

@@ -1,0 +1,145 @@
+"""Output follows the terminal's width, and no number is cut."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.cli.layout import folded, pairs, table, width, wrapped
+from tests.terminal import typed
+
+NUMBER = re.compile(r"\d[\d,.]*\d|\d")
+WIDTHS = (60, 72, 80, 100, 120, 160)
+
+
+def at(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+
+def test_a_pipe_has_80_columns_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert width() == 80
+    at(monkeypatch, 100)
+    assert width() == 100
+    at(monkeypatch, 1)
+    assert width() == 40
+
+
+def test_a_paragraph_keeps_its_words_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    at(monkeypatch, 60)
+    text = "hardware " + "h100-sxm-80gb " * 9 + "runs/azure-conv-h100-0123456789"
+    lines = wrapped(text, "    ").splitlines()
+    assert max(map(len, lines)) <= 60
+    assert " ".join(lines).split() == text.split()
+    at(monkeypatch, 200)
+    assert max(map(len, wrapped(text * 3, "").splitlines())) <= 120
+
+
+def test_addresses_too_long_for_a_line_break_behind_a_slash() -> None:
+    lines = folded("see https://example.org/a-long-path/of-many-parts/0123456789/end", 30, "  ")
+    assert max(map(len, lines)) <= 30
+    assert "".join(line.strip() for line in lines) == (
+        "see https://example.org/a-long-path/of-many-parts/0123456789/end"
+    )
+
+
+def test_values_of_pairs_stand_in_one_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    at(monkeypatch, 40)
+    lines = pairs([("a", "word " * 12), ("longer", "1")], "  ")
+    assert lines[-1] == "  longer  1"
+    assert all(line.startswith(" " * 10) for line in lines[0].splitlines()[1:])
+
+
+CELLS = st.one_of(
+    st.floats(0, 1e9).map(lambda v: f"{v:,.3g}" if v < 1000 else f"{v:,.0f}"),
+    st.sampled_from(["-", "met", "overload", "4.30 to 5.10", "$1,234", "7.01 ±0.0670"]),
+)
+TEXTS = st.lists(st.sampled_from(["host", "time", "h100-sxm-80gb", "of", "12,345", "kernels"]), max_size=12).map(" ".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), columns=st.integers(60, 160))
+def test_no_table_is_wider_than_the_terminal_or_cuts_a_number(data: st.DataObject, columns: int) -> None:
+    count = data.draw(st.integers(1, 18))
+    words = data.draw(st.sets(st.integers(0, count - 1)))
+    drop = data.draw(st.lists(st.integers(1, count - 1), unique=True, max_size=4)) if count > 1 else []
+    head = [data.draw(st.sampled_from(["TTFT p99", "req/s", "KV bytes a token", "", "replicas"])) for _ in range(count)]
+    rows = [
+        [data.draw(TEXTS if i in words else CELLS) for i in range(count)] for _ in range(data.draw(st.integers(1, 4)))
+    ]
+    with pytest.MonkeyPatch.context() as patched:
+        at(patched, columns)
+        lines = table(head, rows, words=words, drop=drop)
+    assert max(map(len, lines)) <= columns
+    shown = "\n".join(lines)
+    gone = set(drop) if "not shown in" in shown else set()
+    wanted = {n for row in rows for i, cell in enumerate(row) if i not in gone for n in NUMBER.findall(cell)}
+    assert wanted <= set(NUMBER.findall(shown))
+
+
+def test_what_is_left_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    at(monkeypatch, 62)
+    lines = table(["point", *[f"figure{i}" for i in range(7)]], [["x", *["1,234"] * 7]], drop=(2, 5), elsewhere="sweep.csv")
+    assert lines[-1] == "  not shown in 62 columns: figure1 (sweep.csv)"
+    assert "figure1" not in lines[0]
+    assert "figure4" in lines[0]
+
+
+def test_columns_that_fit_nowhere_stand_below_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    at(monkeypatch, 40)
+    lines = table(["metric", *"abcdef"], [["TTFT", *(f"{i},000,000" for i in range(1, 7))]])
+    assert [line.split()[0] for line in lines if line] == ["metric", "TTFT"] * 3
+    assert lines.count("") == 2
+
+
+COMMANDS = [
+    ("list", "engines"), ("list", "hardware"), ("list", "models"), ("list", "traces"), ("list", "scenarios"),
+    ("show", "engine", "vllm"), ("show", "engine", "sglang"), ("show", "engine", "tgi"), ("show", "hardware", "h100-sxm-80gb"),
+    ("show", "hardware", "apple-m2-ultra-76c-192gb"), ("show", "hardware", "epyc-9654-2s"),
+    ("show", "model", "meta-llama/Llama-3.1-8B-Instruct"),
+    ("check", "azure-conv-h100"), ("check", "llama-70b-a100-priorities"),
+    ("simulate", "small.yaml"), ("simulate", "classes.yaml"), ("cost", "small.yaml"),
+    ("sweep", "small.yaml", "--vary", "deployment.hardware=h100-sxm-80gb,a100-sxm-80gb", "--vary", "deployment.replicas=1,2",
+     "--workers", "1", "--output", "fleet"),
+    ("cost", "fleet", "--demand-requests-per-day", "1000000"),
+    ("compare", "*"),
+]  # fmt: skip
+LOAD = {"prompt_tokens": 200, "output_tokens": 20, "arrivals": {"kind": "poisson", "rate": 2}}
+SMALL = {
+    "name": "small",
+    "model": "meta-llama/Llama-3.1-8B-Instruct",
+    "deployment": {"engine": "vllm", "hardware": "h100-sxm-80gb"},
+    "slo": {"ttft_ms": {"p99": 500}, "tpot_ms": {"p99": 30}, "e2el_ms": {"p90": 20000}},
+    "workload": {**LOAD, "duration": 10},
+}
+CLASSES = {
+    **SMALL,
+    "workload": {
+        "duration": 10,
+        "classes": [{**LOAD, "name": "interactive"}, {**LOAD, "name": "batch", "slo": {"e2el_ms": {"p90": 9e4}}}],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "columns", [pytest.param(c, marks=[] if c in (60, 100) else [pytest.mark.slow]) for c in WIDTHS]
+)
+def test_every_command_follows_the_width(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Words that can be broken nowhere (hashes, addresses) excepted."""
+    at(monkeypatch, columns)
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(json.dumps(SMALL))
+    Path("classes.yaml").write_text(json.dumps(CLASSES))
+    for command in COMMANDS:
+        words = [w for word in command for w in (map(str, sorted(Path("fleet/runs").iterdir())) if word == "*" else [word])]
+        code, out, _ = typed(monkeypatch, capsys, *words)
+        assert code == 0, command
+        wide = [line for line in out.splitlines() if len(line) > columns and max(map(len, line.split())) < columns - 32]
+        assert not wide, (command, wide)
