@@ -22,13 +22,14 @@ WALL_CLOCK = "recorded under a wall clock: its means can be compared, its steps 
 
 @dataclass(frozen=True)
 class Recording:
-    """One file: the engine it was recorded from, its `config` line, its `request` lines, and its steps in order."""
+    """One file: the engine it was recorded from, its `config` line, its `request` lines, its steps, and all lines in order."""
 
     name: str
     engine: str
     config: dict[str, Any]
     requests: list[dict[str, Any]]
     steps: list[dict[str, Any]]
+    lines: list[dict[str, Any]]
     wall_clock: bool = False
 
 
@@ -42,6 +43,7 @@ def read(path: Path) -> Recording:
     config: dict[str, Any] = {}
     requests: list[dict[str, Any]] = []
     steps: list[dict[str, Any]] = []
+    all_lines: list[dict[str, Any]] = []
     number = 0
     try:
         with path.open(encoding="utf-8") as lines:
@@ -51,7 +53,9 @@ def read(path: Path) -> Recording:
                 kind = entry["type"]
                 if kind == "config":
                     config = entry
-                elif kind == "request":
+                    continue
+                all_lines.append(entry)
+                if kind == "request":
                     requests.append(entry)
                 elif kind in STEP_LINES:
                     steps.append(entry)
@@ -73,7 +77,7 @@ def read(path: Path) -> Recording:
         raise InputError("no config line", where=str(path), mend="start the file with a `type: config` line")
     name, engine = str(config.get("scenario", path.stem)), str(config.get("engine"))
     wall_clock = name.startswith(WALL_CLOCK_PREFIX) or path.stem.startswith(WALL_CLOCK_PREFIX)
-    return Recording(name, engine, config, requests, [] if wall_clock else steps, wall_clock)
+    return Recording(name, engine, config, requests, [] if wall_clock else steps, all_lines, wall_clock)
 
 
 def unreplayed(name: str, engine: str, steps: int, reason: str) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import FloatArray, StepCost
 from engine_models.parts.sequence import Sequence
 from hardware_profiles.errors import PlanError
+from simulator.cluster.routing.systems import system_named
 from simulator.serving.replica import Replica
 from simulator.validation.pairs import replay_pair
 from simulator.validation.recordings import Recording, read, unreplayed, without_model
+from simulator.validation.routers import replay as replay_decisions
 
 PAIR = "_pd"
 """What the recordings of servers that share requests add to the engine's name."""
@@ -72,18 +74,20 @@ class RecordedClock(StepCost):
 def replay(path: Path) -> dict[str, Any]:
     """Replay one recording; return `name`, `engine`, `steps`, `equal` and `first_difference` (None or a dict)."""
     recording = read(path)
-    declared, pair = find(recording.engine), pair_of(recording.engine)
-    modelled = (declared is not None and declared.replay is not None) or pair is not None
+    declared, pair, router = find(recording.engine), pair_of(recording.engine), system_named(recording.engine)
+    modelled = (declared is not None and declared.replay is not None) or pair is not None or router is not None
     missing = without_model(recording, [recording.engine] if modelled else [])
     if missing is not None:
         return missing
     config, requests, recorded = recording.config, recording.requests, recording.steps
     engine, name = recording.engine, recording.name
-    reason = _damage(requests, recorded)
+    reason = _damage(requests, recorded) if router is None else None
     if reason is None:
         try:
             if pair is not None:
                 return _replay_pair(pair, recording)
+            if router is not None:
+                return replay_decisions(recording, router)
             run = replay_of(config)
             return compare(name, engine, recorded, drive(run, config, requests), run.columns)
         except PlanError as error:

@@ -1,0 +1,1 @@
+"""Which worker a router gives a request to: ideal rules on exact state, and those of products with a module each."""

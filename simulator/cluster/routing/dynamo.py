@@ -1,0 +1,287 @@
+"""Dynamo's KV router (ai-dynamo-runtime 1.6.1), with its flags and defaults.
+
+A worker's cost, in blocks, is what its prefill has before it with this request, less what it holds of the request's prefix, and
+the blocks of the requests that decode there with this one:
+
+    scale max(0, (pending + isl) / block - credit overlap / (1 + decay excess / ceil(isl / block))) + blocks + weight active
+
+with `excess` the pending prefill above the least of all workers, in blocks. The cheapest wins, or one is drawn by the softmax of
+``-cost / ((max - min) temperature)``. What waits for its first token is pending; blocks of a prefix that several live requests of
+a worker have count once.
+
+Sources: `lib/kv-router/src/scheduling/{selector/default,queue,policy}.rs` and `sequences/*.rs` (read 2026-11), the wheel's
+`kv_router_args.py` for flags and defaults (datasheet), and recordings of its decisions, which a replay compares to 1e-9.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Sequence as Series
+from itertools import count
+from random import Random
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cluster.routing.kv_index import KvIndex, LiveBlocks, LiveNode
+from simulator.cluster.routing.policy import Arrival, Policy
+from simulator.cluster.routing.system import Flag, Flags, RouterSystem
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+FLAGS = (
+    Flag("router_mode", "kv", ("kv",)),
+    Flag("kv_cache_block_size", 16, low=1),
+    Flag("overlap_score_credit", 1.0, low=0.0),
+    Flag("overlap_score_credit_decay", 0.0, low=0.0),
+    Flag("prefill_load_scale", 1.0, low=0.0),
+    Flag("decode_active_request_weight", 0.0, low=0.0),
+    Flag("router_temperature", 0.0, low=0.0),
+    Flag("use_kv_events", True),
+    Flag("router_track_active_blocks", True),
+    Flag("router_track_output_blocks", False),
+    Flag("router_track_prefill_tokens", True),
+    Flag("router_assume_kv_reuse", True),
+    Flag("router_ttl_secs", 120.0, low=0.0),
+    Flag("router_queue_threshold", None, low=0.0, like=16.0),
+    Flag("router_queue_policy", "fcfs", ("fcfs", "lcfs", "wspt")),
+)
+
+
+class Live:
+    """A request that a worker serves: its prompt's blocks, tokens that wait for its prefill, and blocks of its output."""
+
+    __slots__ = ("outputs", "pending", "private", "private_weight", "tail", "worker")
+
+    def __init__(self, worker: int, tail: LiveNode, private: int, pending: int) -> None:
+        self.worker = worker
+        self.tail = tail
+        self.private = private
+        self.private_weight = 1.0  # of each private block
+        self.pending = pending
+        self.outputs: list[float] = []
+
+
+class KvRouter(Policy):
+    """The cost above, over an index that follows the engines' events, or, without them, over what was routed of late."""
+
+    reads_blocks = True
+
+    def __init__(self, workers: int, draw: Random, flags: Flags) -> None:
+        super().__init__(workers, draw)
+        self.block_tokens = int(flags.number("kv_cache_block_size"))
+        self._credit = flags.number("overlap_score_credit")
+        self._decay = flags.number("overlap_score_credit_decay")
+        self._scale = flags.number("prefill_load_scale")
+        self._weight = flags.number("decode_active_request_weight")
+        self._temperature = flags.number("router_temperature")
+        self.follows_events = flags.on("use_kv_events")
+        self._track_blocks = flags.on("router_track_active_blocks")
+        self.tracks_output = flags.on("router_track_output_blocks")
+        self._track_prefill = flags.on("router_track_prefill_tokens")
+        self._reuse = flags.on("router_assume_kv_reuse")
+        self._ttl_s = flags.number("router_ttl_secs")
+        self.index = KvIndex(workers)
+        self._routed: deque[tuple[float, int, Series[int]]] = deque()
+        self._expires: dict[tuple[int, int], float] = {}
+        self._resident = LiveBlocks(workers)
+        self.pending = np.zeros(workers, dtype=np.int64)
+        self._own = np.zeros(workers)  # weighted blocks that are no prompt's others may share
+        self.active = np.zeros(workers, dtype=np.int64)
+        self._live: dict[int, Live] = {}
+        self._overlaps: dict[int, IntArray] = {}  # of requests that wait, as they were found
+
+    # -- deciding -------------------------------------------------------------------------------------------
+
+    def overlap(self, arrival: Arrival) -> IntArray:
+        """Leading blocks of the request that each worker holds; of one that has waited, as it was found before."""
+        found = self._overlaps.get(arrival.index)
+        return self.index.leading(arrival.blocks) if found is None else found
+
+    def keep_overlap(self, arrival: Arrival) -> IntArray:
+        """Look the request's overlap up now, for when it is decided later."""
+        found = self._overlaps[arrival.index] = self.index.leading(arrival.blocks)
+        return found
+
+    def blocks(self) -> IntArray:
+        """Blocks of the live requests of each worker, rounded."""
+        return np.floor(self._resident.total + self._own + 0.5).astype(np.int64)
+
+    def costs(self, arrival: Arrival) -> FloatArray:
+        """Cost of each worker [blocks]."""
+        blocks = self.blocks()
+        if self._track_blocks:
+            blocks = blocks + len(arrival.blocks) + arrival.private_blocks
+            if self._reuse:
+                blocks = blocks - self._resident.leading(arrival.blocks)
+        busy = self._weight * self.active
+        overlap = self.overlap(arrival)
+        if not self._track_prefill:
+            found: FloatArray = np.maximum(blocks - self._credit * overlap, 0.0) + busy
+            return found
+        size = self.block_tokens
+        credit: FloatArray | float = self._credit
+        if self._decay:
+            excess = (self.pending - self.pending[self.up].min()) / size
+            credit = self._credit / (1.0 + self._decay * (excess / math.ceil(arrival.length / size)))
+        prefill = np.maximum((self.pending + arrival.length) / size - credit * overlap, 0.0)
+        total: FloatArray = self._scale * prefill + blocks + busy
+        return total
+
+    def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:
+        """As of the base: the cheapest; at a temperature, all."""
+        if self._temperature:
+            return self.up
+        costs = self.costs(arrival)
+        if len(self.up) < self.workers:
+            return [worker for worker in self.up if costs[worker] == costs[self.up].min()]
+        found: list[int] = np.flatnonzero(costs == costs.min()).tolist()
+        return found
+
+    def choose(self, arrival: Arrival, now_s: float) -> int:
+        """As of the base; at a temperature by the softmax of the costs over their range."""
+        if not self._temperature:
+            return super().choose(arrival, now_s)
+        costs = self.costs(arrival)[self.up]
+        apart = costs.max() - costs.min()
+        if not apart:
+            return self.up[self.draw.randrange(len(self.up))]
+        weights = np.exp((costs.min() - costs) / (apart * self._temperature))
+        return self.draw.choices(self.up, weights.tolist())[0]
+
+    def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:
+        """As of the base."""
+        cached = int(self.overlap(arrival)[worker]) * self.block_tokens
+        self._overlaps.pop(arrival.index, None)
+        pending = max(arrival.length - cached, 0) if self._track_prefill else 0
+        private = (
+            arrival.private_blocks + (0 if self._reuse else len(arrival.blocks)) if self._track_blocks else 0
+        )
+        tail = self._resident.enter(worker, arrival.blocks if self._track_blocks and self._reuse else ())
+        self._live[arrival.index] = Live(worker, tail, private, pending)
+        self._own[worker] += private
+        self.pending[worker] += pending
+        self.active[worker] += 1
+        if not self.follows_events:
+            self.index.store(worker, None, arrival.blocks)
+            self._routed.append((now_s, worker, arrival.blocks))
+            for block in arrival.blocks:
+                self._expires[worker, block] = now_s
+
+    # -- what comes back ------------------------------------------------------------------------------------
+
+    def first_token(self, arrival: Arrival, worker: int, now_s: float) -> None:
+        """As of the base: its prefill is over."""
+        live = self._live.get(arrival.index)
+        if live is not None:
+            self.pending[live.worker] -= live.pending
+            live.pending = 0
+
+    def output_block(self, arrival: Arrival, fraction: float | None) -> None:
+        """A request has filled another block; `fraction` is what the blocks that only it has are to count for from now on."""
+        live = self._live[arrival.index]
+        live.outputs.append(1.0)
+        worker = live.worker
+        self._own[worker] += 1.0
+        if fraction is None:
+            return
+        self._own[worker] += sum(fraction - weight for weight in live.outputs)
+        self._own[worker] += live.private * (fraction - live.private_weight)
+        live.outputs = [fraction] * len(live.outputs)
+        live.private_weight = fraction
+        self._resident.weigh(worker, live.tail, fraction)
+
+    def ended(self, arrival: Arrival, worker: int, now_s: float) -> None:
+        """As of the base."""
+        live = self._live.pop(arrival.index, None)
+        if live is None:
+            return
+        worker = live.worker
+        self.pending[worker] -= live.pending
+        self.active[worker] -= 1
+        self._resident.leave(worker, live.tail)
+        self._own[worker] -= live.private * live.private_weight + sum(live.outputs)
+        if not self.active[worker]:
+            self._own[worker] = self._resident.total[worker] = 0.0
+
+    def tick(self, now_s: float) -> None:
+        """As of the base: what was routed long ago counts as cached no longer."""
+        routed = self._routed
+        while routed and now_s - routed[0][0] >= self._ttl_s:
+            at_s, worker, blocks = routed.popleft()
+            due = [block for block in blocks if self._expires.get((worker, block)) == at_s]
+            for block in due:
+                del self._expires[worker, block]
+            self.index.remove(worker, due)
+
+
+class Waiting:
+    """Requests that wait until a worker has room for prefill, highest first: by arrival, its reverse, or the shortest first."""
+
+    def __init__(self, policy: str) -> None:
+        self._policy = policy
+        self._heap: list[tuple[int, float, int, Arrival]] = []
+        self._order = count()
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def push(self, arrival: Arrival, arrived_s: float, uncached_tokens: int) -> None:
+        """Queue a request; `uncached_tokens` of its prompt are in no cache."""
+        jump_s = max(arrival.jump_s, 0.0)
+        if self._policy == "wspt":
+            key = (1.0 + jump_s) / max(uncached_tokens, 1)
+        else:
+            key = jump_s - arrived_s if self._policy == "fcfs" else jump_s + arrived_s
+        heapq.heappush(self._heap, (-arrival.priority, -key, next(self._order), arrival))
+
+    def head(self) -> Arrival:
+        """The next."""
+        return self._heap[0][3]
+
+    def pop(self) -> Arrival:
+        """Take the next."""
+        return heapq.heappop(self._heap)[3]
+
+    def take(self, arrival: Arrival) -> None:
+        """Take one out, whatever its turn."""
+        self._heap = [entry for entry in self._heap if entry[3] is not arrival]
+        heapq.heapify(self._heap)
+
+
+class Gate:
+    """Dynamo's router queue: requests wait while every worker has more than a share of a step's tokens pending."""
+
+    def __init__(self, router: KvRouter, flags: Flags, step_tokens: int) -> None:
+        threshold = flags.maybe("router_queue_threshold")
+        self.waiting = Waiting(flags.word("router_queue_policy"))
+        self._router = router
+        self._limit = None if threshold is None else threshold * step_tokens
+
+    def busy(self) -> bool:
+        """Whether every worker has too much before it."""
+        return self._limit is not None and bool((self._router.pending[self._router.up] > self._limit).all())
+
+    def must_wait(self) -> bool:
+        """Whether a request that comes now has to wait: behind others, or for a worker."""
+        return self._limit is not None and (bool(self.waiting) or self.busy())
+
+    def push(self, arrival: Arrival, now_s: float) -> None:
+        """Let a request wait."""
+        best = int(self._router.keep_overlap(arrival).max()) * self._router.block_tokens
+        self.waiting.push(arrival, now_s, max(arrival.length - best, 0))
+
+    def ready(self) -> bool:
+        """Whether the next may go now."""
+        return bool(self.waiting) and not self.busy()
+
+
+def policy(flags: Flags, workers: int, draw: Random, names: Series[str] | None) -> Policy:
+    """The policy of servers that have no role."""
+    return KvRouter(workers, draw, flags)
+
+
+SYSTEM = RouterSystem(version="1.6.1", flags=FLAGS, policy=policy, policy_flag="router_mode")

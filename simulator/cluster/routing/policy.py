@@ -1,0 +1,223 @@
+"""What every routing policy promises, and the counts that several share.
+
+A policy knows its workers by number, in the order in which its router lists them, and keeps state of its own: it is told what it
+would see (a request sent, an end, a worker out or back) and nothing else. `allowed` says whom the rule permits, `choose` draws
+as the rule draws, `sent` takes in what was done, whoever decided it: a replay of a recording and a simulation run the same code.
+"""
+
+from __future__ import annotations
+
+import heapq
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as Series
+from dataclasses import dataclass
+from random import Random
+
+Run = tuple[int, int, int]
+
+STALE = 16
+"""Entries a worker may have in a heap before those out of date are thrown away."""
+
+
+@dataclass(slots=True)
+class Arrival:
+    """A request as a router reads it.
+
+    `runs` are the contents of the whole prompt, (segment, offset, length), `length` units in all: characters or tokens. `blocks`
+    are the names of its leading full KV blocks that others may have too, `private_blocks` how many full ones follow. `key` names
+    a session or user, `jump_s` is how much earlier than others it is to be served, `priority` what goes before all else.
+    """
+
+    index: int
+    length: int
+    runs: tuple[Run, ...] = ()
+    key: str | None = None
+    blocks: Series[int] = ()
+    private_blocks: int = 0
+    jump_s: float = 0.0
+    priority: int = 0
+
+
+class Policy(ABC):
+    """Chooses among the workers that are up.
+
+    Parameters
+    ----------
+    workers : how many.
+    draw : source of random choices.
+    """
+
+    reads_text = False
+    """Whether the contents of prompts matter."""
+    reads_key = False
+    """Whether the session of a request matters."""
+
+    def __init__(self, workers: int, draw: Random) -> None:
+        self.workers = workers
+        self.draw = draw
+        self.up: list[int] = list(range(workers))
+
+    def tick(self, now_s: float) -> None:  # noqa: B027
+        """Do what is due by the clock; called before each decision."""
+
+    @abstractmethod
+    def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:
+        """Every worker that the rule may give the request at `now_s`; nothing is decided by asking."""
+
+    def choose(self, arrival: Arrival, now_s: float) -> int:
+        """The worker that gets the request, drawn as the rule draws: evenly, unless a rule says otherwise."""
+        allowed = self.allowed(arrival, now_s)
+        return allowed[0] if len(allowed) == 1 else allowed[self.draw.randrange(len(allowed))]
+
+    def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:  # noqa: B027
+        """Take in that a request goes to a worker."""
+
+    def first_token(self, arrival: Arrival, worker: int, now_s: float) -> None:  # noqa: B027
+        """Take in that the first token of a request has come back."""
+
+    def ended(self, arrival: Arrival, worker: int, now_s: float) -> None:  # noqa: B027
+        """Take in that a request has ended at a worker, however it did."""
+
+    def set_up(self, workers: Series[int]) -> None:
+        """From now on only these workers may be chosen."""
+        self.up = sorted(workers)
+
+
+class Loads:
+    """A load of each worker, with the least and the most over those that count; a change costs the logarithm of their number."""
+
+    def __init__(self, workers: int) -> None:
+        self.of = [0] * workers
+        self._counted = [True] * workers
+        self._low = [(0, worker) for worker in range(workers)]
+        self._high = self._low.copy()
+
+    def add(self, worker: int, by: int) -> None:
+        """Change a worker's load."""
+        load = self.of[worker] = self.of[worker] + by
+        if not self._counted[worker]:
+            return
+        heapq.heappush(self._low, (load, worker))
+        heapq.heappush(self._high, (-load, worker))
+        if len(self._low) + len(self._high) > STALE * len(self.of):
+            self._build()
+
+    def _build(self) -> None:
+        counted = [i for i, counts in enumerate(self._counted) if counts]
+        self._low = [(self.of[i], i) for i in counted]
+        self._high = [(-self.of[i], i) for i in counted]
+        heapq.heapify(self._low)
+        heapq.heapify(self._high)
+
+    def count(self, workers: Series[int]) -> None:
+        """From now on only these workers count."""
+        self._counted = [False] * len(self.of)
+        for worker in workers:
+            self._counted[worker] = True
+        self._build()
+
+    def first(self) -> int:
+        """The first of the least loaded workers."""
+        low = self._low
+        while self.of[low[0][1]] != low[0][0]:
+            heapq.heappop(low)
+        return low[0][1]
+
+    def least(self) -> int:
+        """The smallest load."""
+        return self.of[self.first()]
+
+    def most(self) -> int:
+        """The largest load."""
+        high = self._high
+        while self.of[high[0][1]] != -high[0][0]:
+            heapq.heappop(high)
+        return -high[0][0]
+
+
+class LoadPolicy(Policy):
+    """A policy that counts its requests in flight.
+
+    `counts` says whether its router does so at all: some keep the count for certain policies only, and then see zeros.
+    """
+
+    counts = True
+
+    def __init__(self, workers: int, draw: Random) -> None:
+        super().__init__(workers, draw)
+        self.loads = Loads(workers)
+
+    def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:
+        """As of the base."""
+        if self.counts:
+            self.loads.add(worker, 1)
+
+    def ended(self, arrival: Arrival, worker: int, now_s: float) -> None:
+        """As of the base."""
+        if self.counts:
+            self.loads.add(worker, -1)
+
+    def set_up(self, workers: Series[int]) -> None:
+        """As of the base."""
+        super().set_up(workers)
+        self.loads.count(self.up)
+
+
+class InTurn(Policy):
+    """Every worker that is up in turn, by a counter that goes on as they come and go."""
+
+    def __init__(self, workers: int, draw: Random) -> None:
+        super().__init__(workers, draw)
+        self.chosen = 0
+
+    def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:
+        """As of the base."""
+        return (self.up[self.chosen % len(self.up)],)
+
+    def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:
+        """As of the base."""
+        self.chosen += 1
+
+
+class AtRandom(Policy):
+    """Any worker that is up, each as likely."""
+
+    def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:
+        """As of the base."""
+        return self.up
+
+
+class LeastRequests(LoadPolicy):
+    """The worker with the fewest requests in flight, the first among equals."""
+
+    def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:
+        """As of the base."""
+        return (self.loads.first(),)
+
+
+class PowerOfTwo(LoadPolicy):
+    """Of two different workers at random the one with the smaller load, the first drawn among equals."""
+
+    def load(self, worker: int) -> float:
+        """What is compared."""
+        return self.loads.of[worker]
+
+    def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:
+        """As of the base: all but the one that is more loaded than every other."""
+        if len(self.up) < 2:
+            return self.up
+        loads = [self.load(worker) for worker in self.up]
+        most = max(loads)
+        if loads.count(most) > 1:
+            return self.up
+        return [worker for worker, load in zip(self.up, loads, strict=True) if load < most]
+
+    def choose(self, arrival: Arrival, now_s: float) -> int:
+        """As of the base."""
+        n = len(self.up)
+        if n < 2:
+            return self.up[0]
+        at = self.draw.randrange(n)
+        other = (at + 1 + self.draw.randrange(n - 1)) % n
+        first, second = self.up[at], self.up[other]
+        return first if self.load(first) <= self.load(second) else second

@@ -1,0 +1,152 @@
+"""The policies of vLLM's router (vllm-router 0.1.17), with its flags and defaults.
+
+Sources: `src/policies/*.rs` of vllm-project/router (read 2026-11), `router_args.py` of the wheel 0.1.17 for flags and defaults
+(datasheet), and recordings of its decisions, which a replay compares. Its prefix tree is that of SGLang's router, over token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Series
+from random import Random
+
+from simulator.cluster.routing import sglang_router
+from simulator.cluster.routing.hashing import FacebookRing, facebook_hash
+from simulator.cluster.routing.policy import Arrival, AtRandom, InTurn, Policy, PowerOfTwo
+from simulator.cluster.routing.sticky import Homes
+from simulator.cluster.routing.system import BREAKERS, RETRIES, Flag, Flags, RouterSystem
+
+POLICIES = ("random", "round_robin", "cache_aware", "power_of_two", "consistent_hash", "sticky_least_loaded")
+FLAGS = (
+    Flag("policy", "cache_aware", POLICIES),
+    Flag("cache_threshold", 0.3, low=0.0, high=1.0),
+    Flag("balance_abs_threshold", 64, low=0),
+    Flag("balance_rel_threshold", 1.5, low=0.0),
+    Flag("eviction_interval_secs", 120, low=0),
+    Flag("max_tree_size", 2**25, low=0),
+    *RETRIES,
+    *BREAKERS,
+)
+SESSION_IDLE_S, SESSION_SWEEP_S = 7200.0, 60.0
+"""How long a session of `sticky_least_loaded` lives unused, and how often that is looked for [s] (datasheet)."""
+VIRTUAL_NODES = 160
+"""Places of a worker on the hash ring (datasheet: `VIRTUAL_NODES_PER_WORKER`)."""
+
+
+class CacheAware(sglang_router.CacheAware):
+    """As SGLang's, but among all workers of the deepest node the least loaded."""
+
+    def of_node(self, maker: int, owners: dict[int, int]) -> Series[int]:
+        """As of the base."""
+        wanted = [worker for worker in owners if worker in self.up]
+        if not wanted:
+            return self.up[:1]
+        least = min(self.loads.of[worker] for worker in wanted)
+        return [worker for worker in wanted if self.loads.of[worker] == least]
+
+
+class ConsistentHash(Policy):
+    """The session of a request on a hash ring of the workers' names; without a session, its text."""
+
+    reads_key = True
+    reads_text = True
+
+    def __init__(self, workers: int, draw: Random, names: Series[str] | None = None) -> None:
+        super().__init__(workers, draw)
+        self._ring = FacebookRing(names, VIRTUAL_NODES) if names is not None else None
+        self._first: dict[str, int] = {}
+
+    def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:
+        """As of the base: the first that is up where the ring's is not; any for a new key where no names are known."""
+        key = _hash_key(arrival)
+        if self._ring is not None:
+            home = self._ring.worker(key)
+        elif key in self._first:
+            home = self._first[key]
+        else:
+            return self.up
+        return (home,) if home in self.up else self.up[:1]
+
+    def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:
+        """As of the base."""
+        if self._ring is None:
+            self._first.setdefault(_hash_key(arrival), worker)
+
+
+def _hash_key(arrival: Arrival) -> str:
+    return f"header:x-session-id:{arrival.key}" if arrival.key is not None else f"request_hash:{arrival.runs}"
+
+
+class StickyLeastLoaded(Policy):
+    """A session stays with its worker; a new one goes where the fewest live, ties by a hash of session and worker."""
+
+    reads_key = True
+
+    def __init__(self, workers: int, draw: Random, names: Series[str] | None = None) -> None:
+        super().__init__(workers, draw)
+        self._names = names
+        self._live = [0] * workers
+        self._homes = Homes(SESSION_IDLE_S, SESSION_SWEEP_S)
+
+    def tick(self, now_s: float) -> None:
+        """As of the base."""
+        for (worker,) in self._homes.sweep(now_s):
+            self._live[worker] -= 1
+
+    def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:
+        """As of the base."""
+        if arrival.key is not None:
+            homes = self._homes.get(arrival.key)
+            if homes and homes[0] in self.up:
+                return homes
+        least = min(self._live[worker] for worker in self.up)
+        tied = [worker for worker in self.up if self._live[worker] == least]
+        names = self._names
+        if names is None or len(tied) == 1:
+            return tied
+        key = arrival.key or ""
+        return (max(tied, key=lambda worker: facebook_hash(f"{key}:{names[worker]}")),)
+
+    def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:
+        """As of the base."""
+        if arrival.key is None:
+            return
+        for home in self._homes.get(arrival.key):
+            self._live[home] -= 1
+        self._live[worker] += 1
+        self._homes.put(arrival.key, (worker,), now_s)
+
+
+def policy(flags: Flags, workers: int, draw: Random, names: Series[str] | None) -> Policy:
+    """The policy of servers that have no role."""
+    return paired(flags.word("policy"), flags, workers, draw, names)
+
+
+def paired(name: str, flags: Flags, workers: int, draw: Random, names: Series[str] | None) -> Policy:
+    """The policy `name`, of the servers of a role or of all."""
+    if name == "cache_aware":
+        return CacheAware(workers, draw, flags)
+    if name == "consistent_hash":
+        return ConsistentHash(workers, draw, names)
+    if name == "sticky_least_loaded":
+        return StickyLeastLoaded(workers, draw, names)
+    if name == "power_of_two":
+        return PowerOfTwo(workers, draw)
+    return InTurn(workers, draw) if name == "round_robin" else AtRandom(workers, draw)
+
+
+SYSTEM = RouterSystem(
+    version="0.1.17",
+    flags=FLAGS,
+    policy=policy,
+    paired=paired,
+    key_headers=(
+        "x-session-id",
+        "x-user-id",
+        "x-tenant-id",
+        "x-correlation-id",
+        "x-request-id",
+        "x-trace-id",
+    ),
+    holds_prefill=False,
+    breaks=True,
+)
