@@ -79,36 +79,28 @@ def refused(prepared: Prepared) -> list[str]:
     return [f"{text} (of {len(workload):,})" for text in refusals(counted, limits)]
 
 
-def what_would_hold(scenario: Scenario) -> list[tuple[str, int, bool]]:
-    """Known GPUs on which the engine itself would start, fewest devices first: (device, tensor parallelism, native format)."""
-    from engine_models.model.architecture import load_architecture, tensor_parallel_sizes
-    from engine_models.model.formats import format_named
-    from hardware_profiles.device import all_devices
-    from hardware_profiles.errors import PlanError
-    from simulator.prepare import prepare
+SHOWN = 8
+"""Other hardware that an error names."""
 
-    deployment = scenario.deployment
-    arch = load_architecture(scenario.model)
-    weights = format_named(deployment.pools[0].weights or arch.quantization or arch.dtype)
-    found: list[tuple[str, int, bool]] = []
-    for device in all_devices():
-        if device.kind != "gpu":
-            continue
-        for ranks in tensor_parallel_sizes(arch, at_most=min(16, int(device.node_size.value))):
-            changes = {"hardware": device.name, "tensor_parallel": ranks}
-            if deployment.pools[0].data_parallel > 1:
-                changes |= {"data_parallel": 1, "expert_parallel": False}
-            pool = deployment.pools[0].model_copy(update=changes)
-            other = deployment.model_copy(update={"pools": (pool,)})
-            try:
-                prepare(scenario.model_copy(update={"deployment": other}))
-            except PlanError:
-                continue
-            native = weights.weight_only or weights.compute in (*device.formats, "bf16", "fp16")
-            found.append((device.name, ranks, native))
-            break
-    found.sort(key=lambda f: (not f[2], f[1], f[0]))
-    return found
+
+def what_would_hold(scenario: Scenario) -> str:
+    """What to deploy instead of what does not fit: more of the same card, smaller weights, other hardware by price."""
+    from simulator.cli.numbers import dollars
+    from simulator.planning.holding import Holder, more_of_the_same, other_hardware, smaller_weights
+
+    def words(holder: Holder) -> str:
+        price = "" if holder.usd_per_hour is None else f" {dollars(holder.usd_per_hour)}/hour"
+        return f"{holder.devices} x {holder.hardware}{price}" + ("" if holder.native else " (weight-only)")
+
+    said = []
+    if (same := more_of_the_same(scenario)) is not None:
+        stages = f", pipeline_parallel: {same.pipeline_parallel}" if same.pipeline_parallel > 1 else ""
+        said.append(f"more of the same: {words(same)} (tensor_parallel: {same.tensor_parallel}{stages})")
+    if formats := smaller_weights(scenario):
+        said.append(f"a checkpoint with weights in {', '.join(formats)} fits as deployed")
+    if others := other_hardware(scenario):
+        said.append(f"one node of other cards, by price: {', '.join(map(words, others[:SHOWN]))}")
+    return "; ".join(said)
 
 
 def check_command(name: str, overrides: list[str], as_json: bool) -> None:
@@ -125,8 +117,7 @@ def check_command(name: str, overrides: list[str], as_json: bool) -> None:
             prepared.times()
     except InfeasibleError as error:
         hold = what_would_hold(scenario)
-        listed = ", ".join(f"{count} x {device}" + ("" if native else " (weight-only)") for device, count, native in hold[:12])
-        mend = f"{error.mend}; one node of these holds it: {listed}" if hold else error.mend
+        mend = f"{error.mend}; {hold}" if hold else error.mend
         raise InfeasibleError(error.message, where=error.where, mend=mend) from None
     report = facts(prepared)
     with placed(name, overrides):
