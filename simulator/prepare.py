@@ -176,6 +176,12 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     pool = deployment.pools[0]
     engine, version = engine_named(pool.engine, where="deployment.engine"), split(pool.engine)[1]
     arch = load_architecture(scenario.model, base)
+    if not any(block.cache for block in arch.attention):
+        raise InputError(
+            f"no layer of {arch.name} keeps a KV cache, and engines that serve such models are not modelled",
+            where="model",
+            mend="use a model with attention layers",
+        )
     device = load_device(pool.hardware)
     if device.kind not in engine.devices:
         raise InputError(
@@ -229,7 +235,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     replicas = pool.replicas * (1 if ranks > 1 else pool.data_parallel)
     devices = replicas * ranks * pool.tensor_parallel * pool.pipeline_parallel
     read_as = [*_read_as(pool.hardware, device.name), *_version_as(engine.name, version, plan.version)]
-    assumptions = [*read_as, *notes, *lent, *plan.notes]
+    assumptions = [*(f"model: {said}" for said in arch.assumed), *read_as, *notes, *lent, *plan.notes]
     if ranks > 1 and engine.lockstep is not None:
         assumptions += lockstep_notes(ranks, pool, engine.lockstep)
     per_node = int(device.node_size.value)

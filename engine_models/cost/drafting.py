@@ -280,11 +280,12 @@ def _method(given: Mapping[str, Any]) -> str:
 
 def head_layer(arch: Architecture, *, dense: bool) -> Architecture:
     """A model of one layer like the last of `arch` that keeps KV by token; `dense` replaces experts by their active width."""
-    at = next(
-        (pair for pair in reversed(arch.layout) if arch.attention[pair[0]].kind in ("full", "mla")),
-        arch.layout[-1],
-    )
-    attention, mlp = arch.attention[at[0]], arch.mlp[at[1]]
+    whole = [
+        (arch.attention[found[0]], arch.mlp[mlps[-1]])
+        for found, mlps in arch.layout
+        if found and mlps and arch.attention[found[0]].kind in ("full", "mla")
+    ]
+    attention, mlp = whole[-1] if whole else (next(b for b in reversed(arch.attention) if b.cache), arch.mlp[-1])
     if dense and mlp.kind == "moe":
         width = mlp.experts_per_token * mlp.expert_intermediate + mlp.shared_intermediate
         mlp = MlpBlock("dense", 1, width, gated=mlp.gated)
@@ -293,7 +294,7 @@ def head_layer(arch: Architecture, *, dense: bool) -> Architecture:
         layers=1,
         attention=(replace(attention, layers=1, window_tokens=0),),
         mlp=(replace(mlp, layers=1),),
-        layout=((0, 0),),
+        layout=(((0,), (0,)),),
         positions=0,
     )
 

@@ -26,8 +26,11 @@ from engine_models.model.blocks import (
     Architecture,
     AttentionBlock,
     AttentionKind,
+    Linear,
     MlpBlock,
+    Width,
     parts_left_by_format,
+    replicated,
 )
 from engine_models.model.formats import FORMATS, Format
 from engine_models.model.hf_config import architecture_from_config, load_architecture
@@ -54,7 +57,8 @@ __all__ = [
     "parameters",
     "pipeline_layers",
     "stages",
-    "state_elements_per_sequence",
+    "state_bytes_per_sequence",
+    "tower_parameters",
     "tensor_parallel_sizes",
     "weight_bytes",
     "weight_bytes_per_rank",
@@ -64,7 +68,10 @@ __all__ = [
 VOCAB_PADDING = 64
 
 # Parts that stay in the model's dtype in every quantized checkpoint that engines load.
-ALWAYS_UNQUANTIZED = frozenset({"embedding", "lm_head", "router", "norm", "bias"})
+ALWAYS_UNQUANTIZED = frozenset({"embedding", "lm_head", "router", "norm", "bias", "vision"})
+
+# Parts that are memory, but no parameters of the language model.
+_TOWERS = ("vision",)
 
 
 @dataclass(frozen=True)
@@ -111,14 +118,6 @@ class KvGroup:
     bytes_per_token_per_rank: int
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """`count` parameters of one part of the model."""
-
-    part: str
-    count: int
-
-
 def _split(width: int, ranks: int) -> int:
     return -(-width // ranks)
 
@@ -127,64 +126,62 @@ def _padded_vocab(arch: Architecture) -> int:
     return -(-arch.vocab // VOCAB_PADDING) * VOCAB_PADDING
 
 
-def _attention_weights(block: AttentionBlock, hidden: int, tp: int) -> list[_Weights]:
-    """Parameters of one attention layer on one rank (norms of the layer's input are counted elsewhere)."""
-    heads = _split(block.heads, tp)
-    kv_heads = max(1, _split(block.kv_heads, tp)) if block.kv_heads else 0
-    if block.kind == "mla":
-        q_width = heads * (block.qk_nope_head_dim + block.qk_rope_head_dim)
-        latent = block.kv_lora_rank
-        query = hidden * q_width
-        norms = latent
-        if block.q_lora_rank:
-            query = hidden * block.q_lora_rank + block.q_lora_rank * q_width
-            norms += block.q_lora_rank
-        matrices = (
-            query
-            + hidden * (latent + block.qk_rope_head_dim)
-            + latent * heads * (block.qk_nope_head_dim + block.v_head_dim)
-            + heads * block.v_head_dim * hidden
-        )
-        biases = (latent + block.qk_rope_head_dim + block.q_lora_rank) if block.qkv_bias else 0
-        biases += hidden if block.out_bias else 0
-        return [_Weights("attention", matrices), _Weights("norm", norms), _Weights("bias", biases)]
-    if block.kind == "linear":
-        key_width, value_width = kv_heads * block.head_dim, heads * block.v_head_dim
-        inputs = 2 * key_width + 2 * value_width
-        if block.conv_kernel:  # gated delta net: q, k, v, z and the two scalars a value head
-            inputs += 2 * heads
-        matrices = hidden * inputs + value_width * hidden
-        small = block.conv_kernel * (2 * key_width + value_width)
-        small += 2 * heads + block.v_head_dim if block.conv_kernel else value_width
-        return [_Weights("linear_attention", matrices), _Weights("norm", small)]
-    q_width, k_width, v_width = heads * block.head_dim, kv_heads * block.head_dim, kv_heads * block.v_head_dim
-    gate_width = q_width if block.output_gate else 0
-    qkv_width = q_width + gate_width + k_width + v_width
-    matrices = hidden * qkv_width + heads * block.v_head_dim * hidden
-    biases = (qkv_width if block.qkv_bias else 0) + (hidden if block.out_bias else 0)
-    biases += heads if block.sinks else 0
-    norms = {"none": 0, "head": 2 * block.head_dim, "full": q_width + k_width}[block.qk_norm]
-    return [_Weights("attention", matrices), _Weights("norm", norms), _Weights("bias", biases)]
+def _attention_counts(block: AttentionBlock, tp: int) -> Counter[str]:
+    """Parameters of one mixer on one rank (norms of the layer's input are counted elsewhere)."""
+    found: Counter[str] = Counter()
+    for linear in block.linears:
+        outputs, inputs = linear.shape(tp)
+        found[linear.part] += outputs * inputs
+        found["bias"] += outputs if linear.bias else 0
+    for vector in block.vectors:
+        found[vector.part] += vector.width.on(tp)
+    return found
 
 
-def _mlp_weights(block: MlpBlock, hidden: int, tp: int, moe_tp: int, ep: int, routed: int) -> list[_Weights]:
-    """Parameters of one MLP layer on one rank; `routed` of the experts are counted before splitting by ep."""
+def _plain_linears(block: MlpBlock, hidden: int) -> list[Linear]:
+    """The matrices of an MLP beside its routed experts, gate and up fused."""
     inputs = 2 if block.gated else 1
+    first = "gate_up" if block.gated else "up"
+    whole = replicated(hidden)
+
+    def pair(width: int, prefix: str, part: str, bias: bool) -> list[Linear]:
+        return [
+            Linear(prefix + first, (Width(width, inputs),), whole, bias, part),
+            Linear(prefix + "down", (whole,), Width(width), bias, part),
+        ]
+
     if block.kind == "dense":
-        width = _split(block.intermediate, tp)
-        biases = inputs * width + hidden if block.bias else 0
-        return [_Weights("mlp", (inputs + 1) * hidden * width), _Weights("bias", biases)]
-    experts = _split(routed, ep)
-    width = _split(block.expert_intermediate, moe_tp)
-    biases = experts * (inputs * width + hidden) if block.bias else 0
-    biases += block.experts if block.router_bias else 0
-    shared = (inputs + 1) * hidden * _split(block.shared_intermediate, tp)
-    return [
-        _Weights("experts", experts * (inputs + 1) * hidden * width),
-        _Weights("shared_expert", shared),
-        _Weights("router", hidden * block.experts + (hidden if block.shared_gate else 0)),
-        _Weights("bias", biases),
-    ]
+        return pair(block.intermediate, "", "mlp", block.bias)
+    found = [Linear("router", (replicated(block.experts + block.zero_experts),), whole, part="router")]
+    if block.latent:  # vLLM holds them whole on every rank
+        latent = replicated(block.latent)
+        found += [
+            Linear("latent_in", (latent,), whole, part="experts"),
+            Linear("latent_out", (whole,), latent, part="experts"),
+        ]
+    return found + (
+        pair(block.shared_intermediate, "shared_", "shared_expert", False)
+        if block.shared_intermediate
+        else []
+    )
+
+
+def _mlp_counts(block: MlpBlock, hidden: int, tp: int, moe_tp: int, ep: int, routed: int) -> Counter[str]:
+    """Parameters of one MLP layer on one rank; `routed` of the experts are counted before splitting by ep."""
+    found: Counter[str] = Counter()
+    for linear in _plain_linears(block, hidden):
+        outputs, inputs = linear.shape(tp)
+        found[linear.part] += outputs * inputs
+        found["bias"] += outputs if linear.bias else 0
+    if block.kind == "dense":
+        return found
+    inputs = 2 if block.gated else 1
+    experts, width = _split(routed, ep), _split(block.expert_intermediate, moe_tp)
+    found["experts"] += experts * (inputs + 1) * (block.latent or hidden) * width
+    found["bias"] += experts * (inputs * width + hidden) if block.bias else 0
+    found["bias"] += block.experts + block.zero_experts if block.router_bias else 0
+    found["router"] += hidden if block.shared_gate else 0
+    return found
 
 
 def _moe_split(tp: int, ep: int, dp: int) -> int:
@@ -203,12 +200,12 @@ def _counts(
     dense = dense or tp
     moe_tp = _moe_split(tp, ep, dp)
     for attention in arch.attention:
-        for weights in _attention_weights(attention, arch.hidden, tp):
-            counts[weights.part] += weights.count * attention.layers
+        for part, count in _attention_counts(attention, tp).items():
+            counts[part] += count * attention.layers
     for mlp in arch.mlp:
-        routed = mlp.experts_per_token if only_active else mlp.experts
-        for weights in _mlp_weights(mlp, arch.hidden, dense, moe_tp, ep, routed):
-            counts[weights.part] += weights.count * mlp.layers
+        routed = _experts_a_token(mlp) if only_active else mlp.experts
+        for part, count in _mlp_counts(mlp, arch.hidden, dense, moe_tp, ep, routed).items():
+            counts[part] += count * mlp.layers
     norm_width = arch.hidden * (2 if arch.norm_bias else 1)
     final_norms = arch.final_norms if arch.has_lm_head else 0
     counts["norm"] += norm_width * (arch.norms_per_layer * arch.layers + final_norms)
@@ -216,6 +213,9 @@ def _counts(
     table = _split(rows, tp) * arch.hidden
     if arch.has_embedding:
         counts["embedding"] += table + arch.positions * arch.hidden
+        for extra in arch.extras:
+            if extra.read or not only_active:
+                counts[extra.part] += extra.rows.on(tp) * extra.columns
     if arch.has_lm_head and not (arch.tied_embeddings and arch.has_embedding):
         counts["lm_head"] += _split(rows, dense) * arch.hidden
     if arch.has_lm_head and arch.lm_head_bias:
@@ -223,12 +223,26 @@ def _counts(
     return counts
 
 
+def _experts_a_token(mlp: MlpBlock) -> int:
+    """Experts with weights that a token meets, on average where some have none (evenly chosen: assumed)."""
+    return round(mlp.experts_per_token * mlp.experts / max(1, mlp.experts + mlp.zero_experts))
+
+
 def parameters(arch: Architecture) -> int:
     """Return the number of parameters of the language model, norms, biases and embeddings included.
 
     Equal to the sum of the checkpoint's tensors, less vision towers and multi-token-prediction layers.
     """
-    return sum(_counts(arch, 1, 1, 1, padded=False).values())
+    return _without_towers(_counts(arch, 1, 1, 1, padded=False))
+
+
+def _without_towers(counts: Counter[str]) -> int:
+    return sum(count for part, count in counts.items() if part not in _TOWERS)
+
+
+def tower_parameters(arch: Architecture) -> int:
+    """Return the parameters of the vision tower, which take memory beside those of the language model; 0 for none."""
+    return sum(extra.rows.on(1) * extra.columns for extra in arch.extras if extra.part in _TOWERS)
 
 
 def active_parameters(arch: Architecture) -> int:
@@ -239,8 +253,8 @@ def active_parameters(arch: Architecture) -> int:
     vocab * hidden more.
     """
     counts = _counts(arch, 1, 1, 1, padded=False, only_active=True)
-    unread = 0 if arch.tied_embeddings else counts["embedding"]
-    return sum(counts.values()) - unread
+    unread = 0 if arch.tied_embeddings or not arch.has_embedding else counts["embedding"]
+    return _without_towers(counts) - unread
 
 
 def format_of_part(arch: Architecture, weights: Format, part: str) -> Format:
@@ -254,7 +268,10 @@ def format_of_part(arch: Architecture, weights: Format, part: str) -> Format:
     else:
         kept = kept | parts_left_by_format(weights.name, arch)
     plain = weights if weights.name in ("bf16", "fp16", "fp32") else FORMATS[arch.dtype]
-    return plain if part in kept else weights
+    if part in kept:
+        return plain
+    own = dict(arch.part_formats).get(part) if weights.name == arch.quantization else None
+    return FORMATS[own] if own else weights
 
 
 def _bytes(arch: Architecture, weights: Format, counts: Counter[str]) -> int:
@@ -313,15 +330,13 @@ def mla_absorbed_bytes_per_rank(
     """
 
     def stage_bytes(stage: Architecture) -> int:
-        return sum(
-            b.layers
-            * b.kv_lora_rank
-            * _split(b.heads, tensor_parallel)
-            * (b.qk_nope_head_dim + b.v_head_dim)
-            * 2
-            for b in stage.attention
-            if b.kind == "mla"
-        )
+        found = 0
+        for block in stage.attention:
+            for linear in block.linears:
+                if linear.name == "mla_kv_b":
+                    outputs, inputs = linear.shape(tensor_parallel)
+                    found += block.layers * outputs * inputs * 2
+        return found
 
     return max(stage_bytes(stage) for stage in stages(arch, pipeline_parallel))
 
@@ -349,8 +364,8 @@ def stages(arch: Architecture, pipeline_parallel: int) -> tuple[Architecture, ..
     for index, size in enumerate(sizes):
         layout = arch.layout[start : start + size]
         start += size
-        of_attention = Counter(a for a, _ in layout)
-        of_mlp = Counter(m for _, m in layout)
+        of_attention = Counter(a for found, _ in layout for a in found)
+        of_mlp = Counter(m for _, found in layout for m in found)
         attention_ids, mlp_ids = sorted(of_attention), sorted(of_mlp)
         found.append(
             replace(
@@ -358,7 +373,10 @@ def stages(arch: Architecture, pipeline_parallel: int) -> tuple[Architecture, ..
                 layers=size,
                 attention=tuple(replace(arch.attention[i], layers=of_attention[i]) for i in attention_ids),
                 mlp=tuple(replace(arch.mlp[i], layers=of_mlp[i]) for i in mlp_ids),
-                layout=tuple((attention_ids.index(a), mlp_ids.index(m)) for a, m in layout),
+                layout=tuple(
+                    (tuple(attention_ids.index(a) for a in of_layer), tuple(mlp_ids.index(m) for m in mlps))
+                    for of_layer, mlps in layout
+                ),
                 has_embedding=arch.has_embedding and index == 0,
                 has_lm_head=arch.has_lm_head and index == len(sizes) - 1,
             )
@@ -370,15 +388,15 @@ def _kv_groups_of(arch: Architecture, kv_format: Format, tp: int) -> list[KvGrou
     layers: Counter[tuple[AttentionKind, int]] = Counter()
     bits: Counter[tuple[AttentionKind, int]] = Counter()
     for block in arch.attention:
-        if block.kind == "linear":
+        if not block.cache:
             continue
-        if block.kind == "mla":
-            elements = block.kv_lora_rank + block.qk_rope_head_dim
-        else:
-            elements = max(1, _split(block.kv_heads, tp)) * (block.head_dim + block.v_head_dim)
+        elements = sum(width.on(tp) for width in block.cache)
+        index_bits = 8 * block.indexer.bytes_per_entry if block.indexer else 0
         key = (block.kind, block.window_tokens)
         layers[key] += block.layers
-        bits[key] += math.ceil(block.layers * elements * kv_format.bits_per_weight)
+        bits[key] += math.ceil(
+            block.layers * (elements * kv_format.bits_per_weight + index_bits) / block.entry_tokens
+        )
     return [
         KvGroup(kind, window, layers[kind, window], -(-bits[kind, window] // 8)) for kind, window in layers
     ]
@@ -390,7 +408,8 @@ def kv_groups(
     """Return the KV groups of the pipeline stage that holds the most KV bytes a token.
 
     K and V of each KV head on the rank (at least one); MLA one latent of kv_lora_rank + qk_rope_head_dim
-    values on every rank. Linear attention keeps no cache by token (`state_elements_per_sequence`).
+    values on every rank; an indexer's key besides; of compressed entries a token's share. Layers that read another's cache keep
+    none, nor do recurrent ones (`state_bytes_per_sequence`).
 
     Raises InputError if the format is not one for a KV cache.
     """
@@ -416,56 +435,27 @@ def kv_bytes_per_token(
     return sum(g.bytes_per_token_per_rank for g in groups)
 
 
-def state_elements_per_sequence(
-    arch: Architecture, tensor_parallel: int = 1, pipeline_parallel: int = 1
-) -> int:
-    """Return the values of recurrent state that linear-attention layers keep for a sequence on one rank.
+def state_bytes_per_sequence(arch: Architecture, tensor_parallel: int = 1, pipeline_parallel: int = 1) -> int:
+    """Return the bytes that recurrent layers keep of a sequence on one rank, whatever its length [bytes].
 
-    Per layer heads * head_dim * v_head_dim, and (conv_kernel - 1) past inputs of the convolution.
+    The state in the precision that the config asks for, and the past inputs of convolutions in 16 bit.
     """
 
     def of_stage(stage: Architecture) -> int:
-        total = 0
-        for b in stage.attention:
-            if b.kind == "linear":
-                heads, keys = _split(b.heads, tensor_parallel), _split(b.kv_heads, tensor_parallel)
-                past = max(0, b.conv_kernel - 1) * (2 * keys * b.head_dim + heads * b.v_head_dim)
-                total += b.layers * (heads * b.head_dim * b.v_head_dim + past)
-        return total
+        return sum(block.layers * state_bytes_of(block, tensor_parallel) for block in stage.attention)
 
     return max(of_stage(stage) for stage in stages(arch, pipeline_parallel))
 
 
-def _attention_gemms(block: AttentionBlock, hidden: int, tp: int) -> list[Gemm]:
-    layers = block.layers
-    heads = _split(block.heads, tp)
-    kv_heads = max(1, _split(block.kv_heads, tp)) if block.kv_heads else 0
-    if block.kind == "mla":
-        q_width = heads * (block.qk_nope_head_dim + block.qk_rope_head_dim)
-        latent, rope = block.kv_lora_rank, block.qk_rope_head_dim
-        if block.q_lora_rank:
-            inputs = [
-                Gemm("mla_qkv_a", block.q_lora_rank + latent + rope, hidden, layers),
-                Gemm("mla_q_b", q_width, block.q_lora_rank, layers),
-            ]
-        else:
-            inputs = [
-                Gemm("mla_q", q_width, hidden, layers),
-                Gemm("mla_kv_a", latent + rope, hidden, layers),
-            ]
-        kv_b = Gemm("mla_kv_b", heads * (block.qk_nope_head_dim + block.v_head_dim), latent, layers)
-        return [*inputs, kv_b, Gemm("o", hidden, heads * block.v_head_dim, layers)]
-    if block.kind == "linear":
-        key_width, value_width = kv_heads * block.head_dim, heads * block.v_head_dim
-        part = "linear_attention"
-        width = 2 * key_width + 2 * value_width + (2 * heads if block.conv_kernel else 0)
-        return [
-            Gemm("linear_in", width, hidden, layers, part=part),
-            Gemm("linear_out", hidden, value_width, layers, part=part),
-        ]
-    gates = 2 if block.output_gate else 1
-    qkv = gates * heads * block.head_dim + kv_heads * (block.head_dim + block.v_head_dim)
-    return [Gemm("qkv", qkv, hidden, layers), Gemm("o", hidden, heads * block.v_head_dim, layers)]
+def state_bytes_of(block: AttentionBlock, tensor_parallel: int = 1) -> int:
+    """Return the same of one layer [bytes]."""
+    state = sum(width.on(tensor_parallel) for width in block.state)
+    return state * block.state_bytes + 2 * sum(width.on(tensor_parallel) for width in block.conv)
+
+
+def _gemm(linear: Linear, layers: int, tp: int) -> Gemm:
+    outputs, inputs = linear.shape(tp)
+    return Gemm(linear.name, outputs, inputs, layers, part=linear.part)
 
 
 def gemm_shapes(arch: Architecture, tensor_parallel: int = 1, expert_parallel: int = 1) -> list[Gemm]:
@@ -477,21 +467,8 @@ def gemm_shapes(arch: Architecture, tensor_parallel: int = 1, expert_parallel: i
     """
     del expert_parallel
     tp, hidden = tensor_parallel, arch.hidden
-    found = [g for block in arch.attention for g in _attention_gemms(block, hidden, tp)]
-    for block in arch.mlp:
-        inputs = 2 if block.gated else 1
-        first = "gate_up" if block.gated else "up"
-        if block.kind == "dense":
-            width = _split(block.intermediate, tp)
-            found.append(Gemm(first, inputs * width, hidden, block.layers, part="mlp"))
-            found.append(Gemm("down", hidden, width, block.layers, part="mlp"))
-            continue
-        found.append(Gemm("router", block.experts, hidden, block.layers, part="router"))
-        if block.shared_intermediate:
-            width = _split(block.shared_intermediate, tp)
-            part = "shared_expert"
-            found.append(Gemm(f"shared_{first}", inputs * width, hidden, block.layers, part=part))
-            found.append(Gemm("shared_down", hidden, width, block.layers, part=part))
+    found = [_gemm(linear, block.layers, tp) for block in arch.attention for linear in block.linears]
+    found += [_gemm(linear, mlp.layers, tp) for mlp in arch.mlp for linear in _plain_linears(mlp, hidden)]
     if arch.has_lm_head:
         found.append(
             Gemm("lm_head", _split(_padded_vocab(arch), tp), hidden, 1, per="sequence", part="lm_head")
@@ -506,10 +483,10 @@ def moe_shapes(
     moe_tp = _moe_split(tensor_parallel, expert_parallel, data_parallel)
     return [
         MoeShape(
-            arch.hidden,
+            block.latent or arch.hidden,
             block.expert_intermediate,
             block.experts,
-            block.experts_per_token,
+            _experts_a_token(block),
             moe_tp,
             expert_parallel,
             block.layers,
@@ -547,7 +524,11 @@ FP8_BLOCK = 128
 
 
 def uneven_block_width(
-    arch: Architecture, weights: Format, tensor_parallel: int, expert_parallel: int = 1, data_parallel: int = 1
+    arch: Architecture,
+    weights: Format,
+    tensor_parallel: int,
+    expert_parallel: int = 1,
+    data_parallel: int = 1,
 ) -> int | None:
     """Width of a rank's share of an expert where blocks of `fp8_block` do not divide it, else None.
 
@@ -591,7 +572,11 @@ def check_parallelism(
             raise InputError(f"{key} is {size}", where=where, mend=f"give {key} a whole number from 1")
 
     def beside(key: str) -> str | None:
-        return where.removesuffix("tensor_parallel") + key if where and where.endswith(".tensor_parallel") else where
+        return (
+            where.removesuffix("tensor_parallel") + key
+            if where and where.endswith(".tensor_parallel")
+            else where
+        )
 
     if pipeline_parallel > arch.layers:
         raise InputError(

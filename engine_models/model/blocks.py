@@ -1,32 +1,97 @@
-"""What a decoder-only transformer is made of: attention and MLP blocks, and the model they add up to."""
+"""What a decoder-only language model is made of.
+
+A layer is token mixers (attention, or a recurrence with a state of fixed size) and MLPs; either may be absent or come twice.
+Every mixer says itself which matrices it multiplies by, what it keeps of a token and what of a sequence, so that parameters,
+memory and products are counted without knowing its family.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 AttentionKind = Literal["full", "sliding", "mla", "linear"]
 MlpKind = Literal["dense", "moe"]
 QkNorm = Literal["none", "head", "full"]
+Layer = tuple[tuple[int, ...], tuple[int, ...]]
+"""Indices of a layer's mixers and of its MLPs among those of the model."""
+
+
+@dataclass(frozen=True)
+class Width:
+    """`units` of `size` values each. Ranks split the units and hold at least one: a single unit is on every rank."""
+
+    units: int
+    size: int = 1
+
+    def on(self, ranks: int) -> int:
+        """Values on one of `ranks`."""
+        return -(-self.units // ranks) * self.size
+
+
+def replicated(size: int) -> Width:
+    """A width that every rank holds whole."""
+    return Width(1, size)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Weight matrices that one kernel multiplies by: their outputs side by side, from one input.
+
+    bias : one value an output.  part : what it belongs to, for its number format.
+    """
+
+    name: str
+    outputs: tuple[Width, ...]
+    inputs: Width
+    bias: bool = False
+    part: str = "attention"
+
+    def shape(self, ranks: int) -> tuple[int, int]:
+        """Outputs and inputs on one of `ranks`."""
+        return sum(width.on(ranks) for width in self.outputs), self.inputs.on(ranks)
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Parameters that are no matrix of a product: a norm, a convolution, a bias."""
+
+    width: Width
+    part: str = "norm"
+
+
+@dataclass(frozen=True)
+class Indexer:
+    """Chooses the tokens that an attention layer reads, by small keys of its own.
+
+    heads, head_dim : of its queries.  topk_tokens : at most so many cache entries are attended to.
+    bytes_per_entry : of its key in the cache, whatever the format of the KV cache.
+    """
+
+    heads: int
+    head_dim: int
+    topk_tokens: int
+    bytes_per_entry: int
 
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """Attention layers of one shape.
+    """Token mixers of one shape.
 
     kind : "full" (KV for every token), "sliding" (the last `window_tokens`; chunked local attention too),
         "mla" (one shared latent a token), "linear" (a state of fixed size a sequence).
-    layers : how many layers of the model have this shape.
+    layers : how many of the model have this shape.
     heads, kv_heads : query heads and KV heads ("linear": value heads and key heads).
     head_dim, v_head_dim : width of a query/key head and of a value head.
+    mechanism : which recurrence, for words ("linear" only).
     window_tokens : 0 for no window.
     chunked : the window starts anew every `window_tokens` (Llama 4) instead of sliding.
-    qkv_bias, out_bias : biases of the projections.
-    qk_norm : weights of the query and key norms: none, one head wide, or all heads wide.
+    entry_tokens : tokens that share one entry of the cache (compressed attention), 1 for none.
+    qk_norm : norms of queries and keys: none, one head wide, or all heads wide.
     sinks : one learned sink logit a head.
-    output_gate : the query projection also yields a gate of the same width.
-    q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim : MLA only; q_lora_rank 0 = direct query.
-    conv_kernel : "linear" only, taps of the short convolution (0 none).
+    linears, vectors : its parameters.
+    cache : values kept of an entry; empty where another layer's are read, or none are kept.
+    state, state_bytes : values of the recurrent state of a sequence and bytes of each; conv : past inputs of its convolution.
     """
 
     kind: AttentionKind
@@ -35,27 +100,30 @@ class AttentionBlock:
     kv_heads: int
     head_dim: int
     v_head_dim: int
+    mechanism: str = ""
     window_tokens: int = 0
     chunked: bool = False
-    qkv_bias: bool = False
-    out_bias: bool = False
+    entry_tokens: int = 1
     qk_norm: QkNorm = "none"
     sinks: bool = False
-    output_gate: bool = False
-    q_lora_rank: int = 0
-    kv_lora_rank: int = 0
-    qk_nope_head_dim: int = 0
-    qk_rope_head_dim: int = 0
-    conv_kernel: int = 0
+    indexer: Indexer | None = None
+    linears: tuple[Linear, ...] = ()
+    vectors: tuple[Vector, ...] = ()
+    cache: tuple[Width, ...] = ()
+    state: tuple[Width, ...] = ()
+    state_bytes: int = 2
+    conv: tuple[Width, ...] = ()
 
 
 @dataclass(frozen=True)
 class MlpBlock:
-    """MLP layers of one shape.
+    """MLPs of one shape.
 
     intermediate : width of a dense MLP (0 in a MoE layer).
     gated : two input projections (SwiGLU, GeGLU) instead of one.
     experts, experts_per_token, expert_intermediate : routed experts of a MoE layer.
+    zero_experts : experts without weights that the router may choose as well.
+    latent : width that tokens are projected to before the experts and back from after, 0 for none.
     shared_intermediate : total width of the shared experts, 0 for none.
     shared_gate : the shared experts' output is gated by a hidden -> 1 projection.
     bias : biases of the projections.  router_bias : one bias an expert in the router.
@@ -69,6 +137,8 @@ class MlpBlock:
     experts: int = 0
     experts_per_token: int = 0
     expert_intermediate: int = 0
+    zero_experts: int = 0
+    latent: int = 0
     shared_intermediate: int = 0
     shared_gate: bool = False
     bias: bool = False
@@ -77,12 +147,26 @@ class MlpBlock:
 
 
 @dataclass(frozen=True)
+class Extra:
+    """Parameters beside the layers, which the first stage of a pipeline holds: tables, towers.
+
+    read : they take part in every token (a table of which one row is read does not).
+    """
+
+    name: str
+    part: str
+    rows: Width
+    columns: int = 1
+    read: bool = True
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A decoder-only language model, or one pipeline stage of it.
 
     name : what the user called it.  model_type : of the Hugging Face config.
     hidden, layers, vocab : widths and depth.
-    attention, mlp : the distinct blocks; `layout` gives, layer by layer, the index of each.
+    attention, mlp : the distinct blocks; `layout` gives, layer by layer, the indices of each.
     max_context_tokens : prompt and output together.
     dtype : "bf16" or "fp16", of everything that is not quantized.
     quantization : the format the checkpoint is stored in, or None; `quantization_bits` its bits per weight
@@ -90,12 +174,15 @@ class Architecture:
     unquantized : parts that the checkpoint keeps in `dtype` though quantization is set: "attention",
         "linear_attention", "mlp", "experts", "shared_expert" (embeddings, LM head, routers, norms and biases
         always stay).
+    part_formats : parts that the checkpoint stores in another format than `quantization`.
     norms_per_layer, norm_bias, final_norms : hidden-wide norms; final_norms counts those outside the layers.
     positions : rows of a learned position table, 0 for rotary or ALiBi.
     lm_head_bias : the LM head has a bias.
+    extras : tables and towers; parts "vision" and "audio" are memory only and no parameters of the language model.
+    assumed : in words, what of the config was not read or not known.
     has_embedding, has_lm_head : false in the middle stages of a pipeline.
 
-    Language-model weights only: vision towers and multi-token-prediction layers are not part of it.
+    Multi-token-prediction layers are not part of it.
     """
 
     name: str
@@ -105,18 +192,21 @@ class Architecture:
     tied_embeddings: bool
     attention: tuple[AttentionBlock, ...]
     mlp: tuple[MlpBlock, ...]
-    layout: tuple[tuple[int, int], ...]
+    layout: tuple[Layer, ...]
     max_context_tokens: int
     dtype: str = "bf16"
     quantization: str | None = None
     quantization_bits: float = 0.0
     unquantized: tuple[str, ...] = ()
+    part_formats: tuple[tuple[str, str], ...] = ()
     norms_per_layer: int = 2
     norm_bias: bool = False
     final_norms: int = 1
     positions: int = 0
     lm_head_bias: bool = False
+    extras: tuple[Extra, ...] = ()
     model_type: str = ""
+    assumed: tuple[str, ...] = field(default=(), compare=False)
     has_embedding: bool = True
     has_lm_head: bool = True
 

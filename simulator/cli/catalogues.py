@@ -292,38 +292,37 @@ def _show_model(name: str) -> dict[str, Any]:
         kv_bytes_per_token,
         load_architecture,
         parameters,
+        state_bytes_per_sequence,
         tensor_parallel_sizes,
+        tower_parameters,
         weight_bytes,
     )
     from engine_models.model.catalogue import find_model
     from engine_models.model.formats import format_named
+    from engine_models.model.words import mixers_in_words, mlps_in_words
 
     arch = load_architecture(name)
     entry = find_model(name)
     weights = format_named(arch.quantization or arch.dtype)
+    own = [f", {part} in {name}" for part, name in arch.part_formats]
+    tower, state = tower_parameters(arch), state_bytes_per_sequence(arch)
     return {
         "name": arch.name,
         "parameters": parameters(arch),
         "active parameters": active_parameters(arch),
-        "weights": f"{weights.name}, {weight_bytes(arch, weights) / 1e9:,.1f} GB",
+        **({"parameters of the vision tower": tower} if tower else {}),
+        "weights": "".join((weights.name, *own, f", {weight_bytes(arch, weights) / 1e9:,.1f} GB")),
         "KV bytes per token (bf16)": kv_bytes_per_token(arch, format_named("bf16")),
+        **({"state bytes per sequence": state} if state else {}),
         "context tokens": arch.max_context_tokens,
         "layers": arch.layers,
         "hidden": arch.hidden,
         "vocabulary": arch.vocab,
-        "attention": "; ".join(
-            f"{b.layers} x {b.kind} {b.heads}/{b.kv_heads} heads of {b.head_dim}"
-            + (f", window {b.window_tokens}" if b.window_tokens else "")
-            for b in arch.attention
-        ),
-        "MLP": "; ".join(
-            f"{b.layers} x dense {b.intermediate}"
-            if b.kind == "dense"
-            else f"{b.layers} x {b.experts} experts of {b.expert_intermediate}, {b.experts_per_token} a token"
-            for b in arch.mlp
-        ),
+        "attention": mixers_in_words(arch),
+        "MLP": mlps_in_words(arch),
         "tensor parallel sizes": tensor_parallel_sizes(arch, at_most=16),
         "source": str(entry.config.get("source", "-")) if entry else "given",
+        **({"assumed": "; ".join(arch.assumed)} if arch.assumed else {}),
     }
 
 

@@ -24,7 +24,7 @@ from engine_models.model.architecture import (
     parameters,
     pipeline_layers,
     stages,
-    state_elements_per_sequence,
+    state_bytes_per_sequence,
     tensor_parallel_sizes,
     uneven_block_width,
     weight_bytes,
@@ -112,8 +112,8 @@ def test_kv_of_a_pipeline_is_that_of_the_longest_stage() -> None:
 def test_linear_attention_keeps_a_state_and_no_cache() -> None:
     arch = load_architecture("Qwen3-Next-80B-A3B-Instruct")
     assert kv_bytes_per_token(arch, BF16) == 12 * 2 * 2 * 256 * 2
-    assert state_elements_per_sequence(arch) == 36 * (32 * 128 * 128 + 3 * (2 * 16 * 128 + 32 * 128))
-    assert state_elements_per_sequence(load_architecture("Llama-3.1-8B")) == 0
+    assert state_bytes_per_sequence(arch) == 2 * 36 * (32 * 128 * 128 + 3 * (2 * 16 * 128 + 32 * 128))
+    assert state_bytes_per_sequence(load_architecture("Llama-3.1-8B")) == 0
 
 
 def test_weight_formats_are_refused_for_the_cache() -> None:
@@ -471,8 +471,12 @@ def test_a_window_as_long_as_the_context_is_none() -> None:
         ({"num_attention_heads": 5, "num_key_value_heads": 5}, "'head_dim' is absent"),
         ({"num_local_experts": 4, "num_experts_per_tok": 5}, "5 experts a token of 4"),
         ({"layer_types": ["full_attention"]}, "'layer_types' lists 1 layers"),
-        ({"model_type": "mamba2"}, "not a decoder-only transformer"),
-        ({"model_type": "t5", "is_encoder_decoder": True}, "not a decoder-only transformer"),
+        ({"model_type": "rwkv"}, "'rwkv' is not modelled: it is recurrent"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "it has an encoder and a decoder"),
+        ({"num_hidden_layers": 10**9}, "at most 10,000"),
+        ({"hidden_size": 1e308}, "'hidden_size' of the model config is 1e"),
+        ({"layer_types": ["full_attention", "hyper_attention", "mamba"]}, "kind 'hyper_attention' are not modelled"),
+        ({"block_configs": [{"ffn": {"ffn_mult": 2.0}}]}, r"unequal shape \(`block_configs`\)"),
         ({"quantization_config": {"quant_method": "aqlm"}}, "quantization method 'aqlm'"),
     ],
 )

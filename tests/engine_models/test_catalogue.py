@@ -139,12 +139,6 @@ def test_names_say_how_weights_are_stored(name: str, quantization: str) -> None:
     assert load_architecture(name).quantization == quantization
 
 
-def test_sparse_attention_is_refused() -> None:
-    stored = {**catalogue()["deepseek-ai/DeepSeek-V3"], "model_type": "deepseek_v32", "index_topk": 2048}
-    with pytest.raises(InputError, match="sparse attention is not modelled"):
-        load_architecture({**stored, "name": "DeepSeek-V3.2"})
-
-
 @pytest.mark.parametrize(("name", "published"), (QUOTED | REMEMBERED).items())
 def test_parameters_equal_the_published_tensor_total(name: str, published: int) -> None:
     assert parameters(load_architecture(name)) == published
