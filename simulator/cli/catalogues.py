@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.errors import InputError, nearest
 from simulator.cli.layout import GAP, pairs, table, wrapped
-from simulator.cli.numbers import count, quantity, short
+from simulator.report.numbers import count, quantity, short
 
 if TYPE_CHECKING:
     from hardware_profiles.device import Device

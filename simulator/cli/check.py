@@ -85,8 +85,8 @@ SHOWN = 8
 
 def what_would_hold(scenario: Scenario) -> str:
     """What to deploy instead of what does not fit: more of the same card, smaller weights, other hardware by price."""
-    from simulator.cli.numbers import dollars
     from simulator.planning.holding import Holder, more_of_the_same, other_hardware, smaller_weights
+    from simulator.report.numbers import dollars
 
     def words(holder: Holder) -> str:
         price = "" if holder.usd_per_hour is None else f" {dollars(holder.usd_per_hour)}/hour"

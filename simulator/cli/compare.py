@@ -73,7 +73,7 @@ def run(paths: list[Path], as_json: bool) -> None:
 def text(found: Comparison) -> str:
     """The comparison as a table; columns are numbered, and named above it."""
     from simulator.cli.layout import table, wrapped
-    from simulator.cli.numbers import short
+    from simulator.report.numbers import short
 
     lines = []
     for number, column in enumerate(found.columns, start=1):

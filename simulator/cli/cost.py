@@ -259,7 +259,7 @@ def amount(value: float | None, unit: str) -> str:
 def offer_table(found: Budget, device: str) -> list[str]:
     """The price list's offers for the deployment; `device` is what one of its devices is called."""
     from simulator.cli.layout import table
-    from simulator.cli.numbers import dollars
+    from simulator.report.numbers import dollars
 
     if not found.offers:
         return ["  the price list has no offer for this hardware"]
@@ -390,7 +390,7 @@ def _label(point: Mapping[str, Any]) -> str:
 
 
 def _rows(found: Sequence[Mapping[str, Any]], fleet_too: bool) -> tuple[list[str], list[list[str]]]:
-    from simulator.cli.numbers import dollars
+    from simulator.report.numbers import dollars
 
     head = ["point", "SLO", "devices", "$/hour", "$/month"]
     if fleet_too:

@@ -6,7 +6,7 @@ from typing import Any
 
 from hardware_profiles.device import device_word
 from simulator.cli.layout import LABEL, labelled, table, wrapped
-from simulator.cli.numbers import dollars, short
+from simulator.report.numbers import dollars, short
 from simulator.report.words import REASONS, holder_of, reasons_of, shape_of
 
 LATENCIES = (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms"), ("ITL", "itl_ms"), ("E2E", "e2el_ms"), ("queue", "queue_ms"))

@@ -124,7 +124,7 @@ def run(
         raise
     progress_done()
     if plots:
-        from simulator.planning.plots import write_plots
+        from simulator.report.sweep_plot import write_plots
 
         write_plots(plan, result, folder / "plots")
     for note in result.notes:
@@ -232,7 +232,7 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
 
 def answer(names: Mapping[str, str], result: SweepResult) -> list[str]:
     """The sweep's answer in words."""
-    from simulator.cli.numbers import dollars, short
+    from simulator.report.numbers import dollars, short
 
     if not any(row["slo"] for row in result.rows):
         return [
@@ -282,7 +282,7 @@ def _devices(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _columns(names: Mapping[str, str], slo: Mapping[str, Mapping[str, float]], devices: str) -> list[tuple[str, Any]]:
-    from simulator.cli.numbers import dollars, short
+    from simulator.report.numbers import dollars, short
 
     def plain(column: str) -> Any:
         return lambda row: "-" if row[column] is None else str(row[column])
@@ -326,7 +326,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def _price_line(rows: Sequence[Mapping[str, Any]]) -> str:
-    from simulator.cli.numbers import dollars
+    from simulator.report.numbers import dollars
 
     prices = dict.fromkeys((row["hardware"], row["usd_per_gpu_hour"], row["price_date"]) for row in rows)
     known = [

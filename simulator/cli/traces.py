@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.cli.layout import pairs
-from simulator.cli.numbers import short
+from simulator.report.numbers import short
 from simulator.workload.columns import Workload
 
 

@@ -80,9 +80,10 @@ def runs_command(
 ) -> None:
     """Replay a suite of measured experiments and print the errors."""
     from simulator.cli.progress import progress, progress_done
+    from simulator.report.fidelity_plot import write_plot
     from simulator.validation.contradictions import sift
     from simulator.validation.evidence import kinds
-    from simulator.validation.report import SHOWN, coverage_by_holdout, fidelity, write_plot
+    from simulator.validation.report import SHOWN, coverage_by_holdout, fidelity
     from simulator.validation.runs import validate_runs
     from simulator.validation.suite import read_suite
 

@@ -5,14 +5,17 @@ The same run gives the same bytes under one version of matplotlib: default style
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from io import BytesIO
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.report.drawing import SHADE, bare, png
+from simulator.report.numbers import short
 from simulator.report.words import shape_of
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 
 COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#57606a")
-BOUND, MUTED, SHADE = "#cf222e", "#57606a", "#eaeef2"
+BOUND, MUTED = "#cf222e", "#57606a"
 LATENCIES = (
     ("ttft_ms", "time to first token, TTFT [ms]"),
     ("tpot_ms", "time per output token, TPOT [ms]"),
@@ -32,6 +35,10 @@ MAX_POINTS = 240
 MAX_LINES = 4
 """Replicas drawn one by one; more are drawn as their mean within a band."""
 DPI = 120
+TITLE, NAME = 140, 20
+"""Letters of a line of the title, and of a class's name in a legend, at most."""
+LABEL_AT = (25, 55, 85)
+"""Heights at which a bound may be named [% of requests], the preferred first."""
 
 
 def write_plots(run: RunResult, directory: Path) -> list[Path]:
@@ -57,12 +64,11 @@ def _png(draw: Callable[[Any, RunResult], None], run: RunResult) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2) if draw is _latency else (11, 7), dpi=DPI, layout="constrained")
+    height = 4.2 + 0.18 * len(run.result["classes"]) if draw is _latency else 7.0
+    figure = Figure(figsize=(11, height), layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure, run)
-    image = BytesIO()
-    figure.savefig(image, format="png", metadata={"Software": None})
-    return image.getvalue()
+    return png(figure, DPI)
 
 
 def _column(run: RunResult, name: str) -> Any:
@@ -71,18 +77,10 @@ def _column(run: RunResult, name: str) -> Any:
     return run.requests[name]
 
 
-def _bare(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, color=SHADE, linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
 def _title(run: RunResult) -> str:
     d = run.result["deployment"]
-    return (
-        f"{run.name}: {d['model']} on {d['replicas']} x ({shape_of(d)}) {d['hardware']}, "
-        f"{d['engine']} {d['engine_version']}"
-    )
+    where = f"{d['replicas']} x ({shape_of(d)}) {d['hardware']}, {d['engine']} {d['engine_version']}"
+    return textwrap.fill(f"{run.name}: {d['model']} on {where}", TITLE, break_long_words=True, break_on_hyphens=False)
 
 
 def _window(run: RunResult) -> tuple[float, float]:
@@ -93,30 +91,45 @@ def _window(run: RunResult) -> tuple[float, float]:
 # Latency --------------------------------------------------------------------------------------------------
 
 
-def _groups(run: RunResult) -> list[tuple[str, NDArray[np.bool_], dict[str, Any] | None]]:
-    """Requests to draw together: (name, rows, verdict), one a class, of the measured window."""
+@dataclass(frozen=True)
+class Group:
+    """Requests to draw together: the requests of the measured window, their figures as the summary has them, their verdict."""
+
+    name: str
+    rows: NDArray[np.bool_]
+    metrics: Mapping[str, Mapping[str, Any]]
+    slo: dict[str, Any] | None
+
+
+def _groups(run: RunResult) -> list[Group]:
+    """All requests, or those of each class."""
     start_s, end_s = _window(run)
     arrival = run.raw.arrival_s
     reasons = np.array(_column(run, "finish_reason"), dtype=object)
     inside = (arrival >= start_s) & (arrival <= end_s) & (reasons != "not_arrived")
     kinds = run.result["classes"]
     if not kinds:
-        return [("", inside, run.result["slo"])]
+        return [Group("", inside, run.result["metrics"], run.result["slo"])]
     index = run.workload.class_index
-    return [(kind["name"], inside & (index == i), kind["slo"]) for i, kind in enumerate(kinds)]
+    names = [textwrap.shorten(kind["name"], NAME, placeholder="...") for kind in kinds]
+    return [
+        Group(name, inside & (index == i), kind["metrics"], kind["slo"])
+        for i, (name, kind) in enumerate(zip(names, kinds, strict=True))
+    ]
 
 
 def _latency(figure: Any, run: RunResult) -> None:
     figure.suptitle(f"{_title(run)}\nshare of requests that took at most so long", fontsize=10)
     groups = _groups(run)
     for axes, (metric, label) in zip(figure.subplots(1, 3, sharey=True), LATENCIES, strict=True):
-        _bare(axes)
-        for colour, (name, rows, slo) in zip(_cycle(len(groups)), groups, strict=True):
-            values = np.asarray(_column(run, metric), dtype=np.float64)[rows]
+        bare(axes)
+        curves = []
+        for colour, group in zip(_cycle(len(groups)), groups, strict=True):
+            values = np.asarray(_column(run, metric), dtype=np.float64)[group.rows]
             if metric == "tpot_ms":  # an output of one token has none
-                values = values[~(np.isnan(values) & (np.asarray(_column(run, "output_tokens"))[rows] == 1))]
-            _distribution(axes, values, colour, name)
-            _bounds(axes, metric, slo, colour if name else BOUND)
+                values = values[~(np.isnan(values) & (np.asarray(_column(run, "output_tokens"))[group.rows] == 1))]
+            curves.append(_distribution(axes, values, group.metrics[metric], colour, group.name))
+        _bounds(axes, metric, groups, curves)
         axes.set_xlabel(label)
         axes.set_ylim(0, 100.5)
         axes.set_yticks([0, 25, 50, 75, 90, 100])
@@ -124,43 +137,54 @@ def _latency(figure: Any, run: RunResult) -> None:
     figure.axes[0].set_ylabel("requests [%]")
 
 
-def _distribution(axes: Any, values: FloatArray, colour: str, name: str) -> None:
-    """Draw the cumulative share; lost requests (NaN) never arrive at it, so the curve ends below 100 %."""
+Curve = tuple[FloatArray, FloatArray]
+"""Values in ascending order, and the share of requests [%] that took at most so long."""
+
+
+def _distribution(axes: Any, values: FloatArray, stats: Mapping[str, Any], colour: str, name: str) -> Curve:
+    """Draw the cumulative share; lost requests (NaN) never arrive at it, so the curve ends below 100 %.
+
+    The percentiles named are those of the summary: of the requests served.
+    """
     done = np.sort(values[~np.isnan(values)])
     if not len(done):
         axes.plot([], [], color=colour, label=f"{name} (none completed)")
-        return
+        return done, done
     share = np.arange(1, len(done) + 1) / len(values) * 100
     if done[0] > 0 and done[-1] / done[0] > 20:
         axes.set_xscale("log")
-    named = []
     for percent in (50, 90, 99):
-        at = int(np.searchsorted(share, percent))
-        named.append(f"p{percent} {_short(done[at]) if at < len(done) else 'lost'}")
-        if at < len(done):
-            axes.plot(done[at], percent, "o", color=colour, markersize=3.5)
-    label = (f"{name}: " if name else "") + ", ".join(named)
-    axes.step(done, share, where="post", color=colour, linewidth=1.5, label=label)
+        axes.plot(stats[f"p{percent}"], percent * len(done) / len(values), "o", color=colour, markersize=3.5)
+    label = (f"{name}: " if name else "") + ", ".join(f"{p} {short(stats[p])}" for p in ("p50", "p90", "p99"))
+    lost = len(values) - len(done)
+    axes.step(done, share, where="post", color=colour, linewidth=1.5, label=label + (f"; {lost:,} lost" if lost else ""))
+    return done, share
 
 
-def _bounds(axes: Any, metric: str, slo: dict[str, Any] | None, colour: str) -> None:
-    for check in (slo or {}).get("checks", ()):
-        if check["metric"] == metric:
-            axes.axvline(check["bound_ms"], color=colour, linewidth=1, linestyle="--")
-            axes.annotate(
-                f"SLO {check['percentile']} {_short(check['bound_ms'])}",
-                (check["bound_ms"], 30),
-                ha="center",
-                va="center",
-                rotation=90,
-                fontsize=8,
-                color=colour,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-            )
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _bounds(axes: Any, metric: str, groups: Sequence[Group], curves: Sequence[Curve]) -> None:
+    """Draw the SLO's bounds, equal ones once, each named where the curves and the names before it leave the most room."""
+    asked: dict[float, dict[str, str]] = {}  # bound: percentile: colour
+    for colour, group in zip(_cycle(len(groups)), groups, strict=True):
+        for check in (group.slo or {}).get("checks", ()):
+            if check["metric"] == metric:
+                asked.setdefault(check["bound_ms"], {})[check["percentile"]] = colour if group.name else BOUND
+    free = list(LABEL_AT)
+    for bound, named in sorted(asked.items()):
+        colour = BOUND if len(set(named.values())) > 1 else next(iter(named.values()))
+        met = [float(np.interp(bound, *curve, left=0.0)) for curve in curves if len(curve[0])]
+        at = max(free or LABEL_AT, key=lambda at: min((abs(at - share) for share in met), default=0.0))
+        free = [height for height in free if height != at]
+        axes.axvline(bound, color=colour, linewidth=1, linestyle="--")
+        axes.annotate(
+            f"SLO {', '.join(named)} {short(bound)}",
+            (bound, at),
+            ha="center",
+            va="center",
+            rotation=90,
+            fontsize=8,
+            color=colour,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
 
 
 def _cycle(count: int) -> list[str]:
@@ -212,7 +236,7 @@ def _rows(figure: Any, run: RunResult, labels: Sequence[str]) -> list[Any]:
     last_s = max(run.raw.end_of_run_s, 1.0)
     rows = list(figure.subplots(len(labels), 1, sharex=True))
     for axes, label in zip(rows, labels, strict=True):
-        _bare(axes)
+        bare(axes)
         axes.set_ylabel(label)
         axes.set_xlim(0, last_s)
         for low, high in ((0.0, start_s), (end_s, last_s)):
@@ -259,7 +283,7 @@ def _throughput(figure: Any, run: RunResult) -> None:
         ("offered", MUTED, run.raw.arrival_s[~np.isnan(run.raw.arrival_s)]),
         ("completed", COLOURS[0], run.raw.end_s[~np.isnan(run.raw.end_s)]),
     ):
-        rows[0].stairs(np.histogram(found, edges)[0] / width, edges, color=colour, linewidth=1.2, label=label)
+        rows[0].stairs(np.histogram(found, edges)[0] / width, edges, color=colour, linewidth=1.2, label=label, baseline=None)
     for axes, name in zip(rows[1:], ("prefill_tokens", "decode_tokens"), strict=True):
         times, values, bin_s = _series(run, name)
         _curve(axes, times, values.sum(axis=0, keepdims=True) / bin_s, "")

@@ -86,32 +86,6 @@ def _peers(directory: Path, report: dict[str, Any]) -> list[str]:
     ]
 
 
-def write_plot(report: dict[str, Any], path: Path) -> None:
-    """Predicted against measured, one panel a metric, logarithmic; the dashed lines are 10 % apart from equal."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    chosen = [(m, label) for m, label in SHOWN if sum(e["metric"] == m for e in report["experiments"]) > 2][:6]
-    figure, axes = plt.subplots(2, 3, figsize=(11, 7), layout="constrained")
-    for axis, (metric, label) in zip(axes.flat, chosen, strict=False):
-        points = np.array([(e["measured"], e["predicted"]) for e in report["experiments"] if e["metric"] == metric])
-        low, high = points.min() * 0.8, points.max() * 1.25
-        axis.plot([low, high], [low, high], color="0.3", lw=1)
-        for factor in (0.9, 1.1):
-            axis.plot([low, high], [low * factor, high * factor], color="0.6", lw=0.8, ls="--")
-        axis.scatter(points[:, 0], points[:, 1], s=9, alpha=0.6, color="tab:blue", lw=0)
-        axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="measured", ylabel="predicted")
-        unit = "" if "tok/s" in label else " [ms]"
-        axis.set_title(f"{label}{unit}, {len(points)} values", fontsize=10)
-    for axis in list(axes.flat)[len(chosen) :]:
-        axis.axis("off")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
-
-
 def fidelity(
     directory: Path,
     rows: list[dict[str, Any]],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simulator.cli.catalogues import show_command
-from simulator.cli.numbers import count, quantity, short
+from simulator.report.numbers import count, quantity, short
 
 
 @pytest.mark.parametrize(
