@@ -22,14 +22,26 @@ class PlanError(Exception):
 
     def __init__(self, message: str, *, where: str | None = None, mend: str | None = None) -> None:
         super().__init__(message)
-        self.message = message
-        self.where = where
-        self.mend = mend
+        self.message = _sentence(message)
+        self.where = None if where is None else _sentence(where)
+        self.mend = None if mend is None else _sentence(mend)
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         mend = f"\n  mend: {self.mend}" if self.mend else ""
         return f"{place}{self.message}{mend}"
+
+
+LONGEST_SENTENCE = 2000
+"""Characters of a message; of a longer one, which quotes something endless, the middle is left out."""
+
+
+def _sentence(text: str) -> str:
+    """`text` on one line, of bearable length."""
+    text = text.replace("\n", "\\n")
+    if len(text) > LONGEST_SENTENCE:
+        text = f"{text[:500]} [... {len(text) - 1000:,} characters ...] {text[-500:]}"
+    return text
 
 
 class InputError(PlanError):

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from os.path import exists, isdir
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ from engine_models.model.families import (
 from engine_models.model.stored_format import stored_format
 from engine_models.model.towers import vision_tower
 from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.files import parse_json, read_text
+
+MOST_CONFIG_BYTES = 5_000_000
+"""Longest config.json read [bytes]; assumed, far above any."""
 
 
 def _layers(read: ConfigReader, family: Family, gated: bool, context: int) -> list[tuple[Mixers, Mlps]]:
@@ -269,8 +274,8 @@ def architecture_from_config(config: dict[str, Any], name: str, *, where: str | 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        found = parse_json(read_text(path, MOST_CONFIG_BYTES))
+    except json.JSONDecodeError as error:
         raise InputError(
             f"cannot read the model config: {error}",
             where=str(path),
@@ -313,8 +318,8 @@ def load_architecture(spec: str | dict[str, Any], base_dir: Path | None = None) 
             f"the model is {spec!r}", where="model", mend="give a catalogue name, a config.json or its fields"
         )
     path = Path(spec) if base_dir is None else base_dir / spec
-    if spec.endswith(".json") or path.is_dir():
-        if not path.exists():
+    if spec.endswith(".json") or isdir(path):
+        if not exists(path):
             raise InputError(f"no such file: {path}", where="model", mend="correct the path of config.json")
         return _from_file(path)
     found = find_model(spec)

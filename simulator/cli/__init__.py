@@ -5,6 +5,13 @@ from __future__ import annotations
 
 def main() -> None:
     """Entry point of `capacity-plan`."""
+    from simulator.cli.printable import printing
+
+    with printing():
+        _main()
+
+
+def _main() -> None:
     import os
     import sys
 

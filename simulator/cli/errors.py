@@ -16,6 +16,11 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, 128 + SIGINT."""
 
 
+_OF_A_PATH = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS,
+              errno.EINVAL)  # fmt: skip
+"""What the system says of a path that was given wrongly; anything else is its own trouble."""
+
+
 class InterruptedRun(PlanError):
     """Ctrl-C; the message says what was kept."""
 
@@ -48,7 +53,8 @@ def in_words(error: BaseException) -> PlanError:
     words: PlanError
     if isinstance(error, OSError):
         full = error.errno == errno.ENOSPC
-        words = PlanError(
+        kind = InputError if error.errno in _OF_A_PATH else PlanError
+        words = kind(
             "the disk is full; nothing was written" if full else f"{error.strerror or error}",
             where=str(error.filename) if error.filename else None,
             mend="free space, or choose another --output" if full else "check the path and its permissions",

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import sys
 
+from simulator.cli.printable import control
+
+CLEAR_LINE = "\r\033[K"
+
 
 def progress(text: str) -> None:
     """Say on stderr what is going on, if a person watches."""
     if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        control(CLEAR_LINE)
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 def progress_done() -> None:
     """Clear the progress line."""
     if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+        control(CLEAR_LINE)
+        sys.stderr.flush()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.files import read_text
 from simulator.config.located import MAX_FILE_BYTES, Located, locate_data, mapping, read_yaml, sequence
 from simulator.config.overrides import apply_override
 from simulator.config.problems import explain, locate, raise_all
@@ -110,7 +111,7 @@ def _read(
     if isinstance(source, str) and "\n" in source:
         return read_yaml(source, "scenario", problems), None, None
     path = _file_of(source)
-    return read_yaml(_text_of(path), _shown_path(source, path), problems), path.parent, path.stem
+    return read_yaml(read_text(path, MAX_FILE_BYTES), _shown_path(source, path), problems), path.parent, path.stem
 
 
 def shipped_scenarios() -> dict[str, Path]:
@@ -143,42 +144,6 @@ def _file_of(source: str | PathLike[str]) -> Path:
 
 def _shown_path(source: str | PathLike[str], path: Path) -> str:
     return str(source) if path == Path(source) else path.name
-
-
-def _text_of(path: Path) -> str:
-    where = str(path)
-    if path.is_dir():
-        raise InputError(f"'{path}' is a folder", where=where, mend="name the scenario's YAML file")
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(
-            f"cannot read the file: {reason}", where=where, mend="check the path and its rights"
-        ) from None
-    if len(data) > MAX_FILE_BYTES:
-        raise InputError(
-            f"the file is longer than {MAX_FILE_BYTES / 1e6:g} MB",
-            where=where,
-            mend="name the scenario's YAML file; request data belong into a trace file",
-        )
-    if b"\0" in data:
-        line = data[: data.index(b"\0")].count(b"\n") + 1
-        raise InputError(
-            "this is a binary file (or UTF-16), not a text in UTF-8",
-            where=f"{where}:{line}",
-            mend="name the scenario's YAML file, saved as UTF-8",
-        )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"byte 0x{data[error.start]:02x} is not UTF-8",
-            where=f"{where}:{line}",
-            mend="save the file as UTF-8",
-        ) from None
 
 
 # Paths inside a scenario ----------------------------------------------------------------------------------

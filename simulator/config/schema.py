@@ -9,14 +9,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Strict, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    Strict,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from simulator.config.overrides import AROUND_POOLS
 from simulator.workload.spec import Slo, WorkloadSpec
 
+
+def _as_name(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 Text = Annotated[str, Strict(), Field(min_length=1)]
+Name = Annotated[str, Strict(), BeforeValidator(_as_name), Field(min_length=1)]
+"""A name may be a number: `hardware: 4090`."""
 Whole = Annotated[int, Strict(), Field(ge=1)]
 NotNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 AboveZero = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
@@ -74,11 +89,11 @@ class Pool(_Model):
     by name or as a pasted launch command.
     """
 
-    name: Text
+    name: Name
     role: Literal["mixed", "prefill", "decode", "encode"] = "mixed"
     replicas: Annotated[int, Strict(), Field(ge=1, le=MAX_REPLICAS)] = 1
     engine: Text
-    hardware: Text
+    hardware: Name
     tensor_parallel: Whole = 1
     pipeline_parallel: Whole = 1
     data_parallel: Whole = 1
@@ -203,7 +218,7 @@ class Scenario(_Model):
     `model` is a catalogue name, a path to a Hugging Face config.json (or its folder), or its fields inline.
     """
 
-    name: Text = "scenario"
+    name: Name = "scenario"
     seed: Annotated[int, Strict(), Field(ge=0, lt=2**63)] = 0
     model: Text | dict[str, Any]
     deployment: Deployment

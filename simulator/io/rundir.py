@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hardware_profiles.errors import InputError, PlanError
+from hardware_profiles.files import parse_json
 from simulator.io.tables import Column, write_columns
 from simulator.io.text import json_text
 
@@ -121,7 +121,7 @@ def read_run(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"cannot read it: {error}", where=str(path), mend="run the simulation again"

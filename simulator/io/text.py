@@ -16,7 +16,8 @@ def json_text(data: Any) -> str:
     Floats are written with the fewest digits that read back as the same number. numpy scalars and arrays
     become numbers and lists, paths and other objects raise TypeError.
     """
-    return json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode()  # names of files may hold bytes that are no text
 
 
 def plain(data: Any) -> Any:

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.files import read_text
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 HOURS_PER_WEEK = 168
+LEAST, MOST = 1e-12, 1e12
+"""Bounds of relative demand (assumed)."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,13 @@ class Profile:
 
 def read_profile(path: Path) -> Profile:
     """Read a profile from YAML or CSV; InputError names what is wrong."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read the demand profile: {error}", where=str(path), mend="check the path"
-        ) from None
+    text = read_text(path)
     hourly = _from_csv(text, path) if path.suffix.lower() == ".csv" else _from_yaml(text, path)
-    if any(not math.isfinite(v) or v < 0 for v in hourly) or not sum(hourly) > 0:
+    if any(not (v == 0 or LEAST <= v <= MOST) for v in hourly) or not any(hourly):
         raise InputError(
-            "demand must be numbers from zero up, not all zero", where=str(path), mend="correct the values"
+            f"demand must be zero or numbers from {LEAST:g} to {MOST:g}, not all zero",
+            where=str(path),
+            mend="correct the values",
         )
     mean = sum(hourly) / len(hourly)
     return Profile(path.stem, tuple(v / mean for v in hourly))

@@ -16,20 +16,18 @@ are the gaps between tokens pooled over all requests; `ntpot_ms` = E2E / n, whic
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.files import parse_json, read_text
 
 VLLM_BENCH = "vllm bench serve"
 KINDS = (VLLM_BENCH, "aiperf", "guidellm", "inference-perf")
 OTHER_KINDS = {"sglang": "it looks like a result of SGLang's bench_serving", "llm-d": "it looks like an llm-d benchmark report"}
 """What other tools write, in words."""
-MAX_FILE_BYTES = 2_000_000_000
-"""Longest file read [bytes]; assumed, above detailed results of a million requests."""
 
 Json = Mapping[str, Any]
 Stats = dict[str, float]
@@ -66,29 +64,17 @@ def read_measured(path: Path) -> list[Measured]:
 
 
 def _documents(path: Path) -> list[Any]:
+    text = read_text(path)
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(
-                "the file is too long to be a result file", where=str(path), mend="name the summary"
-            )
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot read it: {reason}", where=str(path), mend="check the path") from None
-    except UnicodeDecodeError:
-        raise _unknown(path, "it is no text file") from None
-    try:
-        return [json.loads(text)]
+        return [parse_json(text)]
     except ValueError as whole:
         lines = [line for line in text.splitlines() if line.strip()]
         try:
             if len(lines) < 2:
                 raise whole
-            return [json.loads(line) for line in lines]
+            return [parse_json(line) for line in lines]
         except ValueError:
             raise _unknown(path, "it is not JSON" if text.strip() else "it is empty") from None
-    except RecursionError:
-        raise _unknown(path, "it is nested too deeply") from None
 
 
 def _unknown(path: Path, why: str) -> InputError:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from hardware_profiles.errors import InputError
+from hardware_profiles.files import read_text
 from simulator.workload import arrivals, lengths
 from simulator.workload.columns import (
     ANY_OF_CLASS,
@@ -46,6 +47,11 @@ FASTEST_REQUEST_S = 0.005
 FASTEST_TOKEN_S = 0.002
 """A closed loop's pool of requests is sized as if each took at least these times, whatever serves it
 (assumed, 2026, not measured; a run that is faster uses the pool up before the duration)."""
+
+MOST_PERIODS = 1e6
+"""Periods of one load that are drawn (assumed: some ten seconds)."""
+CROWDED, CROWDED_REQUESTS = 10.0, 1_000_000
+"""Requests drawn at most: so many times those of the mean rate, and these (assumed)."""
 
 Limit = Length | Literal["equal"] | None
 
@@ -92,12 +98,7 @@ def _measured(spec: EmpiricalLength, base_dir: Path, name: str) -> FloatArray:
         table = read_table(path)
         values = table.number(name)
     else:
-        try:
-            lines = path.read_text(encoding="utf-8").split()
-        except FileNotFoundError:
-            raise InputError("no such file of lengths", where=str(path), mend="check the path") from None
-        except (OSError, UnicodeDecodeError):
-            raise InputError("cannot be read as text", where=str(path), mend="one number a line") from None
+        lines = read_text(path).split()
         try:
             values = np.asarray([float(x) for x in lines])
         except ValueError as error:
@@ -228,17 +229,39 @@ class Drawn:
             for first in range(0, self._pool, STRETCH):
                 yield np.zeros(min(STRETCH, self._pool - first))
             return
+        self._refuse_endless(spec)
         process = _process(spec, stream(self._seed, self._prefix + "arrivals"), self._weight)
         held: list[FloatArray] = []
         n = 0
+        left = CROWDED_REQUESTS + CROWDED * self.requests.expected_requests
         for part in arrivals.parts(process, self._until_s, self._requests):
             held.append(part)
             n += len(part)
+            left -= len(part)
+            if left < 0:
+                raise InputError(
+                    f"bursts crowd far more than the {self.requests.expected_requests:.3g} requests of the mean rate",
+                    where="workload.arrivals",
+                    mend="lower cv, or give requests",
+                )
             if n >= STRETCH:
                 yield np.concatenate(held)
                 held, n = [], 0
         if n:
             yield np.concatenate(held)
+
+    def _refuse_endless(self, spec: Arrivals) -> None:
+        """Refuse periods so short that drawing them would take long."""
+        if not isinstance(spec, OnOffArrivals):
+            return
+        span_s = min(self._until_s, (self._requests or math.inf) / (mean_rate(spec) * self._weight))
+        periods = 2 * span_s / (spec.on_s + spec.off_s)
+        if periods > MOST_PERIODS:
+            raise InputError(
+                f"on_s of {spec.on_s:g} and off_s of {spec.off_s:g} s make {periods:.3g} periods, of {MOST_PERIODS:g} at most",
+                where="workload.arrivals",
+                mend="lengthen them, or use poisson arrivals of the mean rate, which these are like",
+            )
 
     def _openings(self) -> Iterator[tuple[FloatArray, IntArray]]:
         """Starts of conversations and how many turns each has, the last one cut where the requests end."""

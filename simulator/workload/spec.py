@@ -19,6 +19,15 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
+SMALLEST, LARGEST = 1e-12, 1e12
+"""Bounds of every number of a load but zero: seconds, tokens, requests, weights (assumed). A clock of 64 bits that has
+counted 1e12 s (31,700 years) still tells 0.1 ms from the next, and no prompt has 1e12 tokens."""
+SLOWEST = 1e-9
+"""Lowest rate [1/s], one request in 32 years (assumed)."""
+LARGEST_CV = 1000.0
+"""Largest coefficient of variation of gaps (assumed): requests then come in bursts of about half its square."""
+
+
 def _number(value: Any) -> Any:
     """Refuse what is no number in words, before pydantic's own terser message."""
     if isinstance(value, bool) or (isinstance(value, str) and not _is_number(value)):
@@ -39,12 +48,16 @@ def _finite(value: float) -> float:
         raise ValueError("is NaN; give a number")
     if math.isinf(value):
         raise ValueError("is infinite; give a finite number")
+    if abs(value) > LARGEST:
+        raise ValueError(f"is {value:.3g}; give a number of at most {LARGEST:g}")
     return value
 
 
 def _positive(value: float) -> float:
     if _finite(value) <= 0:
         raise ValueError(f"is {value:g}; it must be above zero")
+    if value < SMALLEST:
+        raise ValueError(f"is {value:g}; give a number of at least {SMALLEST:g}")
     return value
 
 
@@ -59,6 +72,8 @@ def _rate(value: float) -> float:
         raise ValueError(f"a rate of {value:g} per second is negative; give a rate above zero")
     if value == 0:
         raise ValueError("a rate of zero offers no request; give a rate above zero")
+    if value < SLOWEST:
+        raise ValueError(f"a rate of {value:g} per second offers no request in a lifetime; give at least {SLOWEST:g}")
     return value
 
 
@@ -207,6 +222,13 @@ class GammaArrivals(_Model):
     kind: Literal["gamma"]
     rate: Rate
     cv: Positive
+
+    @model_validator(mode="after")
+    def _bounded(self) -> GammaArrivals:
+        if not 1 / LARGEST_CV <= self.cv <= LARGEST_CV:
+            bounds = f"{1 / LARGEST_CV:g} to {LARGEST_CV:g} (recorded traces: up to 13)"
+            raise ValueError(f"cv is {self.cv:g}; give a number from {bounds}")
+        return self
 
 
 class ConstantArrivals(_Model):
@@ -403,7 +425,7 @@ class ClassLoad(Load):
     name: Annotated[str, Field(min_length=1)]
     weight: Positive = 1.0
     slo: Slo | None = None
-    priority: int = 0
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
 
     @model_validator(mode="after")
     def _form(self) -> ClassLoad:

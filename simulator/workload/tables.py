@@ -12,12 +12,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from os.path import exists, isdir
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.files import parse_json, read_bytes
 from simulator.workload.columns import FloatArray, IntArray
 
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
@@ -89,15 +91,13 @@ def read_table(path: Path) -> Table:
     InputError : no such file, an unknown suffix, a file cut short or not of its kind, no record.
     """
     shown = str(path)
-    if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    if not exists(path):
+        siblings = [p.name for p in path.parent.iterdir()] if isdir(path.parent) else []
         close = nearest(path.name, siblings)
         raise InputError(
             "no such trace file", where=shown, mend=f"did you mean {close!r}?" if close else "check the path"
         )
-    if path.is_dir():
-        raise InputError("is a folder, not a trace file", where=shown, mend="name the file in it")
-    data = path.read_bytes()
+    data = read_bytes(path)
     sha256 = hashlib.sha256(data).hexdigest()
     suffixes = [s.lower() for s in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
@@ -287,7 +287,7 @@ def json_line_tables(
         records, lines = [], []
         for number, line in islice(numbered, rows):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except json.JSONDecodeError as error:
                 raise InputError(
                     f"is no valid JSON ({error.msg})",
@@ -308,7 +308,7 @@ def json_line_tables(
 
 def _read_json(text: str, shown: str, sha256: str) -> Table:
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except json.JSONDecodeError as error:
         if text.lstrip().startswith("{") and "\n" in text.strip():
             return _read_jsonl(text, shown, sha256)  # JSON lines under the name .json

@@ -68,7 +68,7 @@ def test_empirical_files(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_text("5\nx\n")
     with pytest.raises(InputError, match="no number"):
         draw(kind="empirical", file="bad.txt", base=tmp_path)
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="No such file"):
         draw(kind="empirical", file="none.txt", base=tmp_path)
 
 
