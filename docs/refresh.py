@@ -243,7 +243,7 @@ def flags_reference() -> str:
 
     kinds = {
         "int": "integer", "float": "number", "str": "text", "bool": "true or false", "json": "JSON object",
-        "ints": "list of integers", "count": "integer, also 32k or 32K",
+        "ints": "list of integers", "texts": "list of texts", "count": "integer, also 32k or 32K",
     }  # fmt: skip
     lines = [(FLAGS_PAGE.parent / "engine-flags-intro.txt").read_text().rstrip(), ""]
     for name in BUILT_IN:
@@ -260,11 +260,17 @@ def flags_reference() -> str:
             lines.append(f"| `{flag}` | {value} | {default} | {key} |")
         spelled = {f"-{k}": v for k, v in table.shorts.items()} | table.aliases
         lines += ["", "Also spelled: " + ", ".join(f"`{k}` for `{v}`" for k, v in spelled.items()) + "."] if spelled else []
-        for words, flags in (
-            ("Change something that is not modelled (a warning)", table.unmodelled),
-            ("Change nothing that is predicted (no word)", table.harmless),
-        ):
-            lines += ["", f"{words}: " + ", ".join(f"`{flag}`" for flag in sorted(flags)) + "."]
+        if table.releases.looked_at:
+            lines += ["", "Known are the flags of the parsers of " + ", ".join(table.releases.looked_at) + "."]
+        groups: dict[str, list[str]] = {}
+        for flag, unread in sorted(table.unread.items()):
+            verdict = "Refused" if unread.refused else "A warning"
+            left = f" (not `{'`, `'.join(unread.neutral)}`)" if unread.neutral else ""
+            changes = f"{verdict}, since in the engine they change {unread.changes}"
+            words = changes if unread.changes else "Change nothing that is predicted (no word)"
+            groups.setdefault(words, []).append(f"`{flag}`{left}")
+        for words in sorted(groups, key=lambda words: (words.startswith("Change"), not words.startswith("Refused"))):
+            lines += ["", f"{words}: " + ", ".join(groups[words]) + "."]
         lines += [""]
     return "\n".join(lines).rstrip() + "\n"
 

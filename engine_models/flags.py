@@ -1,8 +1,9 @@
-"""Engine flags: names, types and defaults, read from keys or from a pasted launch command.
+"""Engine flags: names, types and defaults, and what they say of a pool's keys.
 
-An engine is one `FlagTable`: the flags that the simulation reads, those that change nothing it predicts, and those that do change
-something but are not modelled (they warn). The same table makes the parser and the reference page
-(docs/reference/engine-flags.md). The tables stand beside their engines (`engine_models.engines`).
+An engine is one `FlagTable`: the flags that the simulation reads, those that change nothing it predicts, those that do change
+something but are not modelled (they warn), and those that would make it wrong (they are refused). The same table makes the parser
+(`engine_models.arguments`) and the reference page (docs/reference/engine-flags.md). The tables stand beside their engines
+(`engine_models.engines`).
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine_models.launch import Launcher
 from engine_models.model.formats import format_named
 from hardware_profiles.errors import InputError, nearest
 
@@ -23,7 +24,7 @@ from hardware_profiles.errors import InputError, nearest
 class Flag:
     """One flag that the simulation reads.
 
-    kind : "int", "float", "str", "bool", "json", "ints" (a list), or "count" (an integer that may carry the
+    kind : "int", "float", "str", "bool", "json", "ints" and "texts" (lists), or "count" (an integer that may carry the
         suffix k, m, g for powers of 1000 or K, M, G for powers of 1024).
     default : the engine's default, None where the engine decides it from the hardware or the model.
     low, high : smallest and largest value (of every item of a list), None for no bound.
@@ -53,114 +54,121 @@ class Typed:
 
 
 @dataclass(frozen=True)
+class Unread:
+    """A flag that the simulation does not read.
+
+    kind : "switch", "pair" (a switch with a ``--no-`` form), "value", "list", or "optional" (a switch that may carry a value).
+    changes : what it changes, in words; "" for nothing that is predicted.
+    refused : whether the prediction would be wrong by more than its stated error with it, so that it is refused.
+    neutral : values, in lower case, that leave all as it is; `NEUTRAL` always do.
+    """
+
+    kind: str
+    changes: str = ""
+    refused: bool = False
+    neutral: tuple[str, ...] = ()
+
+    def leaves_all(self, value: Any) -> bool:
+        """Whether `value` changes nothing that is predicted."""
+        return not self.changes or str(value).lower() in (self.neutral or NEUTRAL)
+
+
+NEUTRAL = ("auto", "default", "none", "null", "false", "")
+"""Values by which a flag leaves the choice to the engine, or a switch is off."""
+
+
+@dataclass(frozen=True)
+class Releases:
+    """Which releases of an engine have which flags, as far as these were looked at.
+
+    looked_at : the releases, the oldest first; of : flag -> the first and the last of these that has it.
+    """
+
+    looked_at: tuple[str, ...] = ()
+    of: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def has(self, flag: str, release: str | None) -> bool:
+        """Whether a release (None: the newest) has the flag; between two that were looked at, whether one of them has."""
+        if flag not in self.of or not self.looked_at:
+            return True
+        first, last = (self.looked_at.index(end) for end in self.of[flag])
+        if release is None:
+            return last == len(self.looked_at) - 1
+        numbers = [_numbers(seen) for seen in self.looked_at]
+        here = _numbers(release)
+        newest = max((i for i, seen in enumerate(numbers) if seen[: len(here)] <= here), default=0)
+        exact = numbers[newest][: len(here)] == here
+        return first <= newest + (not exact) and newest <= last
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"[0-9]+", release.partition("rc")[0]))
+
+
+@dataclass(frozen=True)
 class FlagTable:
     """The flags of one engine, names in snake_case.
 
-    modelled : flags the simulation reads.
-    harmless : flags that change nothing it predicts, with the number of values they take (-1: any number).
-    unmodelled : flags that change something it does not predict, likewise.
-    shorts : short spellings without the dash, such as ``tp``.
-    aliases : other long names.
-    typed : flag name -> the pool's key that it states.
-    launched : finds the arguments among the words of a launch command, or returns None.
-    launch_example : for the mend.
-    launch_words : words by which a launch command is told as this engine's.
-    environment : settings of the environment that a key or a flag states, with the words that say so.
+    modelled : flags the simulation reads; unread : flags it knows and does not read.
+    launcher : how its servers are started.
+    shorts : short spellings without the dash, such as ``tp``; aliases : other long names.
+    elsewhere : flags of other servers that the same command starts, with the words that refuse them.
+    typed : flag name -> the pool's key that it states; role : the pool's role that the flags state together, None for none.
+    environment : variable of the environment -> the flag that it sets.
+    hints : settings of the environment that a key or a flag states, with the words that say so.
+    prefixes : beginnings of its own variables of the environment; quiet : pattern of the settings of these that need no word.
+    settings_file : the flag that names a file of flags, "" for none.
+    abbreviated : whether its parser takes unique beginnings of long names.
     """
 
     engine: str
-    modelled: dict[str, Flag]
-    harmless: dict[str, int]
-    unmodelled: dict[str, int]
-    shorts: dict[str, str]
-    aliases: dict[str, str]
-    typed: dict[str, Typed]
-    launched: Callable[[list[str]], list[str] | None]
-    launch_example: str
-    launch_words: tuple[str, ...]
+    modelled: Mapping[str, Flag]
+    launcher: Launcher
+    unread: Mapping[str, Unread] = field(default_factory=dict)
+    shorts: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    typed: Mapping[str, Typed] = field(default_factory=dict)
+    role: Callable[[Mapping[str, Any]], str | None] = lambda flags: None
     environment: Mapping[str, str] = field(default_factory=dict)
+    hints: Mapping[str, str] = field(default_factory=dict)
+    prefixes: tuple[str, ...] = ()
+    quiet: str = r"(?!)"
+    settings_file: str = ""
+    releases: Releases = field(default_factory=Releases)
+    abbreviated: bool = True
 
+    def knows(self, name: str) -> bool:
+        return name in self.modelled or name in self.unread
 
-OwnWord = Callable[[str], str | None]
+    def kind(self, name: str) -> str:
+        """How many values a flag takes, as `Unread.kind` says it."""
+        if name in self.unread:
+            return self.unread[name].kind
+        return {"bool": "pair", "ints": "list", "texts": "list"}.get(self.modelled[name].kind, "value")
 
 
 @dataclass(frozen=True)
 class EngineFlags:
-    """Flags as given: snake_case names and typed values, the model of a launch command, warnings in words."""
+    """Flags as given: snake_case names and typed values, the model of a launch command, the engine's version as an image or
+    a requirement states it (`said` : in which words); notes and warnings in words."""
 
     values: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
+    version: str | None = None
+    said: str = ""
+    notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-
-
-def parse_flags(table: FlagTable, args: Mapping[str, Any] | str, own_word: OwnWord = lambda name: None) -> EngineFlags:
-    """Return the flags in `args`: a dict of flag names, or a pasted launch command.
-
-    `own_word` gives the flag that says what another engine's flag says, for the mend of an unknown one. Raises InputError (its
-    `where` the flag) for unknown flags, wrong values, and text that is no command.
-    """
-    if isinstance(args, str):
-        return _Command(table, own_word).read(args) if args.strip() else EngineFlags()
-    return _from_keys(table, args, own_word)
-
-
-# Keys -----------------------------------------------------------------------------------------------------
 
 
 def snake(name: str) -> str:
     return name.strip().lstrip("-").replace("-", "_")
 
 
-def _from_keys(table: FlagTable, args: Mapping[str, Any], own_word: OwnWord) -> EngineFlags:
-    found = EngineFlags()
-    for key, value in args.items():
-        name, negated = _resolve(table, snake(key), key, own_word)
-        if name in found.values:
-            raise InputError(f"flag `{name}` is given twice", where=key, mend="keep one of its spellings")
-        if name not in table.modelled:
-            _note(table, name, found)
-            continue
-        typed = _typed(table.modelled[name], key, value)
-        if negated and not isinstance(typed, bool):
-            raise InputError(f"`{key}` must be true or false", where=key, mend=f"write {key}: true")
-        if typed is not None:
-            found.values[name] = not typed if negated else typed
-    model = found.values.pop("model", None)
-    return EngineFlags(found.values, model, found.warnings)
-
-
-def _resolve(table: FlagTable, name: str, shown: str, own_word: OwnWord) -> tuple[str, bool]:
-    """Return the flag's own name and whether `name` is its ``no_`` form."""
-    name = table.aliases.get(name, name)
-    if name in table.modelled or name in table.harmless or name in table.unmodelled:
-        return name, False
-    if name.startswith("no_"):
-        positive = table.aliases.get(name[3:], name[3:])
-        flag = table.modelled.get(positive)
-        if (
-            (flag and flag.kind == "bool")
-            or table.harmless.get(positive) == 0
-            or table.unmodelled.get(positive) == 0
-        ):
-            return positive, True
-    known = [*table.modelled, *table.harmless, *table.unmodelled]
-    near = own_word(name) or nearest(name, known)
-    dashed = shown.startswith("-")
-    spelled = ("--" + near.replace("_", "-") if dashed else near) if near else None
-    raise InputError(
-        f"{table.engine} has no flag `{shown}`",
-        where=shown,
-        mend=f"did you mean `{spelled}`?" if spelled else "remove it, or check its spelling",
-    )
-
-
-def _note(table: FlagTable, name: str, found: EngineFlags) -> None:
-    if name in table.unmodelled:
-        found.warnings.append(f"{table.engine} flag `{name}` is not modelled and was ignored")
-
-
 # Values ---------------------------------------------------------------------------------------------------
 
+_OPEN = re.compile(r"\$\w+|\$[{(].*[})]|<[A-Za-z][^<>]*>|\{\{.*\}\}")
+"""What stands for a value: a variable of the shell, a placeholder, a template."""
 _COUNT = re.compile(r"([-+]?[0-9]+(?:\.[0-9]+)?)([kmgtKMGT]?)")
 _POWER = {"k": 1, "m": 2, "g": 3, "t": 4}
 _DESCRIBED = {
@@ -170,11 +178,12 @@ _DESCRIBED = {
     "bool": "true or false",
     "json": "a JSON object",
     "ints": "a list of whole numbers",
+    "texts": "a list of texts",
     "count": "a whole number (32768, 32k or 32K)",
 }
 
 
-def _typed(flag: Flag, shown: str, value: Any) -> Any:
+def typed_value(flag: Flag, shown: str, value: Any) -> Any:
     """Return `value` (from YAML or from a command line) as the flag's type; None stays None."""
     if value is None or any(value == s and type(value) is type(s) for s in flag.special):
         return value
@@ -182,9 +191,11 @@ def _typed(flag: Flag, shown: str, value: Any) -> Any:
         specials = {str(s): s for s in flag.special}
         if value in specials:
             return specials[value]
-        if "$" in value and flag.kind != "str":
+        if flag.kind not in ("str", "texts") and (open_value := _OPEN.search(value)):
             raise InputError(
-                f"`{shown}` is {value}, a variable of the shell", where=shown, mend="write its value instead"
+                f"`{shown}` is {value}: {open_value[0]} stands for a value that is not in the text",
+                where=shown,
+                mend="write its value instead",
             )
     read = _READERS[flag.kind](value)
     if read is None:
@@ -257,6 +268,12 @@ def _ints(value: Any) -> list[int] | None:
     return None if any(n is None for n in numbers) else [n for n in numbers if n is not None]
 
 
+def _texts(value: Any) -> list[str] | None:
+    if isinstance(value, str):
+        value = value.split()
+    return [str(v) for v in value] if isinstance(value, list | tuple) and value else None
+
+
 def _count(value: Any) -> int | None:
     if not isinstance(value, str):
         return _int(value)
@@ -278,166 +295,9 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "bool": _bool,
     "json": _json,
     "ints": _ints,
+    "texts": _texts,
     "count": _count,
 }
-
-
-# Commands -------------------------------------------------------------------------------------------------
-
-_REDIRECTION = re.compile(r"\s[0-9]?>>?\s*(&[0-9]|[^\s&|;]+)")
-_ENDS_COMMAND = re.compile(r"[;&|]+")
-_NUMBER = re.compile(r"-[0-9.]+")
-
-
-class _Command:
-    """Reads a launch command as the engine's own parser would; the last of repeated flags wins."""
-
-    def __init__(self, table: FlagTable, own_word: OwnWord) -> None:
-        self.table = table
-        self.own_word = own_word
-        self.found = EngineFlags()
-        self.model: str | None = None
-
-    def read(self, text: str) -> EngineFlags:
-        before: list[str] = []
-        for words in _commands(text):
-            arguments = self.table.launched(words)
-            if arguments is not None:
-                before += words[: len(words) - len(arguments)]
-                break
-            before += words
-        else:
-            raise InputError(
-                f"this is no launch command of {self.table.engine}",
-                where=before[0] if before else None,
-                mend=f"paste the whole command (`{self.table.launch_example}`), or only its flags",
-            )
-        for word in before:
-            named = re.match(rf"({self.table.engine.upper()}_[A-Z0-9_]+)=", word)
-            if named:
-                instead = self.table.environment.get(word, "")
-                self.found.warnings.append(
-                    f"environment variable {named[1]} is not modelled and was ignored{instead}"
-                )
-        self.arguments(arguments)
-        model = self.found.values.pop("model", None) or self.model
-        return EngineFlags(self.found.values, model, self.found.warnings)
-
-    def arguments(self, words: list[str]) -> None:
-        at = 0
-        while at < len(words):
-            word = words[at]
-            at += 1
-            if not word.startswith("-") or word == "-":
-                self.positional(word)
-                continue
-            shown, equals, inline = word.partition("=")
-            name, inline_value = self.flag_name(shown, inline if equals else None)
-            name, _, inside = name.partition(".")
-            name, negated = _resolve(self.table, name, shown, self.own_word)
-            flag = self.table.modelled.get(name)
-            if flag is not None and flag.kind == "bool":
-                value: Any = "true"
-                if inline_value is not None:
-                    value = inline_value
-                elif not negated and at < len(words) and words[at].lower() in ("true", "false"):
-                    value = words[at]
-                    at += 1
-                read = _typed(flag, shown, value)
-                self.store(name, shown, (not read) if negated else read)
-                continue
-            count = 1 if flag is not None else self.arity(name)
-            many = count == -1 or (flag is not None and flag.kind == "ints")
-            values = [inline_value] if inline_value is not None else []
-            while at < len(words) and (many or len(values) < count) and not _is_flag(words[at]):
-                values.append(words[at])
-                at += 1
-            if len(values) < count or (flag is not None and not values):
-                raise InputError(f"`{shown}` lacks its value", where=shown, mend=f"write {shown} VALUE")
-            if flag is None:
-                _note(self.table, name, self.found)
-            elif inside:
-                self.store_inside(name, inside, shown, values[0])
-            else:
-                self.store(
-                    name, shown, _typed(flag, shown, " ".join(values) if flag.kind == "ints" else values[0])
-                )
-
-    def flag_name(self, shown: str, inline: str | None) -> tuple[str, str | None]:
-        if shown.startswith("--"):
-            return shown[2:].replace("-", "_"), inline
-        short, dot, inside = shown[1:].partition(".")
-        if short in self.table.shorts:
-            return self.table.shorts[short] + dot + inside, inline
-        glued = re.fullmatch(r"([A-Za-z])([0-9].*)", short)  # -O3
-        if glued and glued[1] in self.table.shorts:
-            return self.table.shorts[glued[1]], glued[2]
-        return short.replace("-", "_"), inline
-
-    def arity(self, name: str) -> int:
-        return self.table.harmless.get(name, self.table.unmodelled.get(name, 0))
-
-    def positional(self, word: str) -> None:
-        if self.model is not None:
-            raise InputError(
-                f"'{word}' stands beside the model '{self.model}'",
-                where=word,
-                mend="check the flag before it: it takes no value, or its value is split by a space",
-            )
-        self.model = word
-
-    def store(self, name: str, shown: str, value: Any) -> None:
-        if name in self.found.values and self.found.values[name] != value:
-            self.found.warnings.append(
-                f"`{shown}` is given twice; the last value, {value}, counts as in the engine"
-            )
-        self.found.values[name] = value
-
-    def store_inside(self, name: str, inside: str, shown: str, text: str) -> None:
-        """``--speculative-config.num_speculative_tokens 3``: one key of a JSON flag."""
-        if self.table.modelled[name].kind != "json":
-            raise InputError(
-                f"`{shown}` has no parts", where=shown, mend=f"write --{name.replace('_', '-')} VALUE"
-            )
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        place = self.found.values.setdefault(name, {})
-        *outer, last = inside.split(".")
-        for key in outer:
-            place = place.setdefault(key, {})
-        place[last] = value
-
-
-def _is_flag(word: str) -> bool:
-    return word.startswith("-") and len(word) > 1 and not _NUMBER.fullmatch(word)
-
-
-def _commands(text: str) -> list[list[str]]:
-    """Split shell text into commands of words: continuations joined, comments and redirections dropped."""
-    text = re.sub(r"(?m)^\s*#.*$|\s#\s.*$", "", text)
-    joined = re.sub(r"\\[ \t]*\r?\n", " ", text.strip()).removesuffix("\\")
-    joined = re.sub(r"(?m)^\s*[$>]\s+", "", joined)  # a prompt copied with the command
-    lexer = shlex.shlex(_REDIRECTION.sub(" ", joined), posix=True, punctuation_chars=";&|")
-    lexer.whitespace_split = True
-    lexer.commenters = ""
-    try:
-        words = list(lexer)
-    except ValueError:
-        raise InputError("a quote in the launch command is not closed", mend="close the quote") from None
-    commands: list[list[str]] = [[]]
-    for word in words:
-        if _ENDS_COMMAND.fullmatch(word):
-            commands.append([])
-        else:
-            commands[-1].append(word)
-    return commands
-
-
-def by_arity(*groups: tuple[str, int]) -> dict[str, int]:
-    """Return name -> number of values (-1: any number) from lists of names in one text each."""
-    return {name: arity for names, arity in groups for name in names.split()}
 
 
 # Typed keys -----------------------------------------------------------------------------------------------
@@ -543,8 +403,8 @@ def _check_model(flags: EngineFlags, model: str | dict[str, Any] | None) -> None
     if (
         flags.model is None
         or not isinstance(model, str)
-        or "$" in flags.model
-        or "/" in (flags.model[0], model[0])
+        or _OPEN.search(flags.model)
+        or {flags.model[0], model[0]} & {*"/~."}
     ):
         return  # a folder's name says nothing about the model in it
     if _base(flags.model) != _base(model):

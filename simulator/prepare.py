@@ -190,7 +190,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
             mend=f"give {engine.name} a device of another kind ({', '.join(engine.devices)}; "
             "`capacity-plan list hardware`)",
         )
-    flags = parse_engine_args(engine.name, pool.engine_args)
+    flags = parse_engine_args(pool.engine, pool.engine_args)
     warnings = list(flags.warnings)
     experts = expert_ranks(pool)
     ranks = lockstep_ranks(pool, engine, arch, flags)
@@ -235,7 +235,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     replicas = pool.replicas * (1 if ranks > 1 else pool.data_parallel)
     devices = replicas * ranks * pool.tensor_parallel * pool.pipeline_parallel
     read_as = [*_read_as(pool.hardware, device.name), *_version_as(engine.name, version, plan.version)]
-    assumptions = [*(f"model: {said}" for said in arch.assumed), *read_as, *notes, *lent, *plan.notes]
+    assumptions = [*(f"model: {said}" for said in arch.assumed), *read_as, *flags.notes, *notes, *lent, *plan.notes]
     if ranks > 1 and engine.lockstep is not None:
         assumptions += lockstep_notes(ranks, pool, engine.lockstep)
     per_node = int(device.node_size.value)

@@ -7,6 +7,7 @@ listed. What a plug-in gives is checked where it is used, and refused in words t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -14,8 +15,10 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, get_args
 
+from engine_models.arguments import Arguments, parse_flags
 from engine_models.declaration import FEATURES, Engine, EnginePlan, Lockstep, Mode, PoolRequest, Support
-from engine_models.flags import EngineFlags, FlagTable, parse_flags, snake
+from engine_models.flags import EngineFlags, FlagTable, snake
+from engine_models.launch import CONTAINER_KEYS, find_launches
 from engine_models.parts.protocols import Scheduler
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InputError, PlanError, nearest
@@ -98,26 +101,68 @@ def with_feature(feature: str) -> list[Engine]:
 # Flags ----------------------------------------------------------------------------------------------------
 
 
-def parse_engine_args(engine: str, args: Mapping[str, Any] | str) -> EngineFlags:
-    """Return the flags in `args`: a dict of flag names, or a pasted launch command.
+OTHERS = {
+    r"trtllm-serve|tensorrt_llm": "TensorRT-LLM",
+    r"lmdeploy": "LMDeploy",
+    r"llama-server|llama_cpp": "llama.cpp",
+    r"ollama": "Ollama",
+    r"mlc_llm": "MLC LLM",
+    r"mlx_lm": "MLX LM",
+    r"tritonserver": "Triton",
+    r"dynamo\.\w+|dynamo-run": "Dynamo",
+    r"deepspeed-mii|mii\.serve": "DeepSpeed-MII",
+    r"aphrodite": "Aphrodite",
+    r"litserve": "LitServe",
+    r"tabbyapi|exllamav[23]": "ExLlama",
+    r"transformers serve|transformers-cli": "Transformers",
+    r"ovms": "OpenVINO",
+}
+"""Words of launch commands of engines that are not simulated, and these engines."""
+
+
+def parse_engine_args(engine: str, args: Arguments) -> EngineFlags:
+    """Return the flags in `args`: a dict of flag names, a launch command as text or as a list of words, or a container.
 
     `engine` may carry a version (``vllm@0.15.1``). For an engine that is not known a dict passes unread.
-    Raises InputError (its `where` the flag) for unknown flags, wrong values, and text that is no command.
+    Raises InputError (its `where` the flag) for unknown flags, wrong values, and text that is no command of the engine.
 
     >>> parse_engine_args("vllm", "vllm serve org/m -tp 4 --max-model-len=32k").values
     {'tensor_parallel_size': 4, 'max_model_len': 32000}
     """
     found = find(engine)
     if found is not None:
-        return parse_flags(found.flags(), args, lambda name: _own_word(found, name))
-    if not isinstance(args, str):
+        started = _started(args)
+        if started is not None and started != found.name:
+            raise InputError(
+                f"this is a launch command of {started}, not of {found.name}",
+                mend=f"write engine: {started}" if started in BUILT_IN else f"{started} is not simulated; {_offer()}",
+            )
+        return parse_flags(found.flags(), args, split(engine)[1], lambda name: _own_word(found, name))
+    if isinstance(args, Mapping):
         return EngineFlags({snake(key): value for key, value in args.items()})
-    if not args.strip():
+    if not args or (isinstance(args, str) and not args.strip()):
         return EngineFlags()
     raise InputError(
         f"a pasted launch command of '{split(engine)[0]}' cannot be read yet",
         mend="write the flags as keys: engine_args: {flag_name: value}",
     )
+
+
+def _offer() -> str:
+    return f"`engine` is one of {', '.join(BUILT_IN)}"
+
+
+def _started(args: Arguments) -> str | None:
+    """The engine whose server a command starts, of this package or another; None for flags alone, or where none is known."""
+    if isinstance(args, Mapping) and not any(key in args for key in CONTAINER_KEYS):
+        return None
+    own = launched_by(args)
+    if own is not None:
+        return own
+    words = args if isinstance(args, str) else " ".join(map(str, args.values() if isinstance(args, Mapping) else args))
+    searched = ((re.search(rf"(?<![\w-])(?:{pattern})(?![\w-])", words), title) for pattern, title in OTHERS.items())
+    places = [(found.start(), title) for found, title in searched if found is not None]
+    return min(places)[1] if places and not words.lstrip().startswith("-") else None
 
 
 def flag_defaults(engine: str) -> dict[str, Any]:
@@ -126,16 +171,16 @@ def flag_defaults(engine: str) -> dict[str, Any]:
     return {name: flag.default for name, flag in found.flags().modelled.items()} if found else {}
 
 
-def launched_by(text: str) -> str | None:
-    """The engine of this package that a launch command starts, by the first of their words in it; None if it holds none."""
-    text = text.lower()
-    places = [
-        (text.index(word), name)
-        for name in BUILT_IN
-        for word in engine_named(name).flags().launch_words
-        if word in text
-    ]
-    return min(places)[1] if places else None
+def launched_by(args: Arguments) -> str | None:
+    """The engine of this package whose server a launch command starts, the first of several; None if it starts none."""
+    for name in BUILT_IN:
+        try:
+            found = find_launches(args, engine_named(name).flags().launcher)
+        except InputError:
+            return None
+        if found.named:
+            return name
+    return None
 
 
 def _own_word(engine: Engine, name: str) -> str | None:

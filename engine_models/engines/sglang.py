@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine_models.cost.flash_attention2 import HBM_BYTES_PER_S
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
@@ -31,15 +32,16 @@ from engine_models.declaration import (
     Replay,
     Support,
 )
-from engine_models.engines.sglang_flags import FLAGS
+from engine_models.engines.sglang_flags import FLAGS, dp_attention
 from engine_models.memory.radix import RadixPool
 from engine_models.model.activations import CONTEXT_BYTES
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
 from engine_models.model.formats import FORMATS
+from engine_models.model.overrides import served_context
 from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import PrefillFirstBatch, PrefillFirstRules, PrefillFirstScheduler
-from hardware_profiles.device import DeviceKind
+from hardware_profiles.device import DeviceKind, load_device
 from hardware_profiles.errors import InfeasibleError, InputError
 
 GIB = 1 << 30
@@ -162,7 +164,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     version = ENGINE.version(version_text)
     arch, flags = request.arch, request.flags
     tp, pp, dp = request.tensor_parallel, request.pipeline_parallel, request.data_parallel
-    context = int(flags.get("context_length") or arch.max_context_tokens)
+    warnings: list[str] = []
+    context = int(flags.get("context_length") or served_context(
+        arch, flags.get("json_model_override_args") or {}, "json_model_override_args", warnings
+    ))
     page = int(flags.get("page_size") or 1)
     default_chunk, default_graph = memory_defaults(request.device_memory_bytes, tp * dp)
     chunk = (
@@ -170,7 +175,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     )
     if chunk > 0:
         chunk = max(1, chunk // dp)  # the flag counts the tokens of all data-parallel ranks
-    graph_rows = int(flags.get("cuda_graph_max_bs") or default_graph)
+    captured_rows = tuple(sorted(map(int, flags.get("cuda_graph_bs") or ())))
+    graph_rows = int(flags.get("cuda_graph_max_bs") or max(captured_rows, default=default_graph))
     graphs = not flags.get("disable_cuda_graph", False)
     memory = _memory(request, chunk, graph_rows if graphs else 0, page)
     tokens = memory.blocks * page
@@ -213,6 +219,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         "SGLang's front end was measured with DeepSeek-R1, its host time of a step with Llama-3.1-8B; assumed to hold elsewhere",
         f"CUDA graphs hold prefills of up to {captured} tokens" if captured else "no CUDA graph holds a prefill",
     )
+    _warn_of_kernels(request, warnings)
     rank = Rank(
         rules=rules,
         kv_tokens=tokens,
@@ -241,7 +248,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         costs=StepCosts(
             arch,
             request.formats,
-            Terms(host, graph_sizes=graph_sizes(graph_rows) if graphs else ()),
+            Terms(host, graph_sizes=(captured_rows or graph_sizes(graph_rows)) if graphs else ()),
             TableRange(max(largest, rows), rows, context),
             Parallelism(tp, pp, request.expert_parallel, dp),
         ),
@@ -249,8 +256,41 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
         prefix_caching=caching,
         notes=notes,
+        warnings=tuple(warnings),
         sources=overheads.provenance,
     )
+
+
+_ATTENTION = {
+    "hopper": ({"fa3"}, {"fa3"}),
+    "blackwell": ({"trtllm_mha"}, {"trtllm_mla"}),
+    "ada": ({"flashinfer"}, {"triton"}),
+    "ampere": ({"flashinfer"}, {"triton"}),
+}
+"""Generation -> attention backends that SGLang picks by itself, without and with latent attention (datasheet: `server_args.py`
+of 0.5.6 to 0.5.23); Blackwell without HBM has those of Ada, AMD's have aiter."""
+
+
+def _warn_of_kernels(request: PoolRequest, warnings: list[str]) -> None:
+    """Warnings if flags choose other kernels than the engine itself would: kernels are priced as of its own choice."""
+    flags, device = request.flags, load_device(request.device_name)
+    hbm = device.memory_bandwidth_bytes_per_s.value >= HBM_BYTES_PER_S
+    generation = device.architecture if device.architecture != "blackwell" or hbm else "ada"
+    latent = any(block.kind == "mla" for block in request.arch.attention)
+    attention = {"aiter"} if device.vendor == "amd" else _ATTENTION.get(generation, (set(), set()))[latent]
+    experts = {"marlin"} if request.formats.weights.weight_only else {"triton"}
+    if generation == "blackwell":  # by model and version: Triton or TensorRT-LLM's
+        experts = {"flashinfer_trtllm"} if request.formats.weights.compute == "fp4" else set()
+    for flag in ("attention_backend", "prefill_attention_backend", "decode_attention_backend", "moe_runner_backend"):
+        own = experts if flag == "moe_runner_backend" else attention
+        asked = str(flags.get(flag) or "auto")
+        if asked in ("auto", *own) or (own is experts and not request.arch.has_experts):
+            continue
+        chosen = f", {' or '.join(sorted(own))}" if own else ""
+        warnings.append(
+            f"sglang flag `{flag}` ({asked}) is not modelled; in the engine it changes the speed of kernels, which are priced as "
+            f"of SGLang's own choice{chosen}"
+        )
 
 
 def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> MemoryBudget:
@@ -397,7 +437,7 @@ ENGINE = Engine(
     lockstep=Lockstep(
         # taken as given where the experts are spread over more ranks than tensor parallelism has
         applies=lambda flags, tensor_parallel, expert_ranks: bool(
-            flags.get("enable_dp_attention") or expert_ranks > tensor_parallel
+            dp_attention(flags) or expert_ranks > tensor_parallel
         ),
         launch=lambda devices, ranks: f"SGLang: --tp-size {devices} --dp-size {ranks} --enable-dp-attention",
         dense="assumed; SGLang splits them over all",

@@ -6,7 +6,9 @@ They follow the launcher of 3.3.7 (`launcher/src/main.rs`). Each may also be set
 
 from __future__ import annotations
 
-from engine_models.flags import Flag, FlagTable, Typed, by_arity
+from engine_models.flag_lists import classified
+from engine_models.flags import Flag, FlagTable, Typed
+from engine_models.launch import Launcher
 
 BLOCK_TOKENS = {"flashinfer": 1, "flashdecoding": 256, "flashdecoding-ipex": 64, "paged": 16}
 """Attention -> tokens of a page (datasheet: `server/text_generation_server/models/globals.py` at db931fcf, 2026-01)."""
@@ -48,57 +50,45 @@ _MODELLED: dict[str, Flag] = {
     "tgi_wiggle_room": Flag("float", 0.9, low=1e-3, high=0.999),
 }
 
-# Of the flags below the simulation reads none; each group is named by the number of values its flags take.
-_HARMLESS_SWITCHES = "disable_grammar_support env json_output ngrok trust_remote_code"
-_HARMLESS_VALUES = """
-    api_key cors_allow_origin dtype graceful_termination_timeout hf_token hostname huggingface_hub_cache master_addr master_port
-    max_best_of max_client_batch_size max_stop_sequences max_top_n_tokens ngrok_authtoken ngrok_edge otlp_endpoint
-    otlp_service_name payload_limit port prometheus_port revision shard_uds_path sharded tokenizer_config_path usage_stats
-    validation_workers watermark_delta watermark_gamma weights_cache_override
+_SWITCHES = """
+    disable_custom_kernels disable_grammar_support enable_prefill_logprobs env json_output ngrok trust_remote_code
 """
-_UNMODELLED_SWITCHES = "disable_custom_kernels enable_prefill_logprobs"
-_UNMODELLED_VALUES = "lora_adapters rope_factor rope_scaling speculate"
+_HARMLESS = """
+    api_key cors_allow_origin disable_grammar_support dtype env graceful_termination_timeout hf_token hostname
+    huggingface_hub_cache json_output master_addr master_port max_best_of max_client_batch_size max_stop_sequences
+    max_top_n_tokens ngrok ngrok_authtoken ngrok_edge otlp_endpoint otlp_service_name payload_limit port prometheus_port
+    revision shard_uds_path sharded tokenizer_config_path trust_remote_code usage_stats validation_workers watermark_delta
+    watermark_gamma weights_cache_override
+"""
+_CHANGING = {
+    "the speed of kernels": "disable_custom_kernels",
+    "the host's time": "enable_prefill_logprobs",
+    "the model's context": "rope_factor=1|1.0 rope_scaling",
+    "adapters, which are not simulated": "lora_adapters",
+}
+_REFUSED = {"how many tokens a step yields (drafts are not simulated for TGI)": "speculate=0"}
+_KINDS = {
+    name.partition("=")[0]: "switch" if name in _SWITCHES.split() else "value"
+    for text in (_HARMLESS, *_CHANGING.values(), *_REFUSED.values())
+    for name in text.split()
+}
 
 _ALIASES = {"model_id": "model", "max_input_length": "max_input_tokens"}
 
 
-def _launched(words: list[str]) -> list[str] | None:
-    """Arguments after ``text-generation-launcher`` or behind the container image, after what the environment says."""
-    for i, word in enumerate(words):
-        base = word.rpartition("/")[2]
-        if base == "text-generation-launcher" or base.partition(":")[0] == "text-generation-inference":
-            after = words[i + 1 :]
-            if after and after[0] == "text-generation-launcher":
-                after = after[1:]
-            return [*_from_environment(words[:i]), *after]
-    return words if words and words[0].startswith("-") else None
-
-
-def _from_environment(words: list[str]) -> list[str]:
-    """Flags as the environment sets them: ``NAME=VALUE`` before the command, or ``-e NAME=VALUE`` of a container."""
-    out: list[str] = []
-    for i, word in enumerate(words):
-        name, equals, value = word.removeprefix("--env=").partition("=")
-        named_in_place = not word.startswith("-") and (i == 0 or "=" in words[i - 1] or words[i - 1] == "env")
-        given = named_in_place or word.startswith("--env=") or words[i - 1] in ("-e", "--env")
-        flag = _ALIASES.get(name.lower(), name.lower())
-        if equals and value and given and name.isupper() and flag in _MODELLED:
-            out += [f"--{flag.replace('_', '-')}={_switched(flag, value)}"]
-    return out
-
-
-def _switched(flag: str, value: str) -> str:
-    """Switches are 1 or 0 in the environment."""
-    return {"1": "true", "0": "false"}.get(value, value) if _MODELLED[flag].kind == "bool" else value
-
-
-
+_LAUNCHER = Launcher(
+    programs=(r"text-generation-launcher",),
+    example="text-generation-launcher --model-id MODEL --flag value",
+    image=r"[^\s:=]*text-generation-inference[^\s:=]*",
+    published=r"huggingface/text-generation-inference",
+    enters=True,
+)
 
 FLAGS = FlagTable(
     engine="tgi",
     modelled=_MODELLED,
-    harmless=by_arity((_HARMLESS_SWITCHES, 0), (_HARMLESS_VALUES, 1)),
-    unmodelled=by_arity((_UNMODELLED_SWITCHES, 0), (_UNMODELLED_VALUES, 1)),
+    launcher=_LAUNCHER,
+    unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
     shorts={"p": "port", "e": "env"},
     aliases=_ALIASES,
     typed={
@@ -106,7 +96,6 @@ FLAGS = FlagTable(
         "quantize": Typed("weights", _WEIGHTS.get),
         "kv_cache_dtype": Typed("kv_cache", _KV_CACHE.get),
     },
-    launched=_launched,
-    launch_example="text-generation-launcher --model-id MODEL --flag value",
-    launch_words=("text-generation-launcher", "text-generation-inference"),
+    environment={name.upper(): _ALIASES.get(name, name) for name in (*_MODELLED, *_ALIASES, "speculate")},
+    abbreviated=False,
 )

@@ -16,8 +16,8 @@ from typing import Any
 
 from engine_models.cost import flash_attention2
 from engine_models.cost.drafting import ON_DEVICE, summary_note
-from engine_models.cost.overheads import load_overheads
-from engine_models.cost.sampling import Sampler, truncates
+from engine_models.cost.overheads import Overheads, load_overheads
+from engine_models.cost.sampling import Sampler
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import Fp32Router, HostOverhead, Parallelism, Terms
@@ -37,6 +37,7 @@ from engine_models.declaration import (
     Support,
 )
 from engine_models.engines.vllm_flags import FLAGS, SPECULATIVE_HARMLESS, SPECULATIVE_KEYS, offload_settings
+from engine_models.engines.vllm_options import cuda_graphs, truncates_samples, warn_of_attention
 from engine_models.engines.vllm_recorded import COLUMNS, PairRecorder
 from engine_models.memory.host_tier import HostTier
 from engine_models.memory.hybrid_kv import HybridKV
@@ -49,6 +50,7 @@ from engine_models.model.architecture import (
     weight_bytes_per_rank,
 )
 from engine_models.model.blocks import Architecture
+from engine_models.model.overrides import served_context
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.handover import Peer
 from engine_models.schedulers.continuous import ContinuousScheduler
@@ -88,6 +90,7 @@ class Version:
     capped_window_admission: bool = True
     windows_free_processed: bool = True
     sparse_windows: bool = True
+    ray_is_asynchronous: bool = True
     offloads_outputs: bool = False  # blocks of generated tokens go to the host too
     sampler: Sampler = "rejection"
     fp32_router: Fp32Router = "bf16x3"  # of models with a router in float32 (pull requests 38445, 47973)
@@ -112,6 +115,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "graph_memory_counts": False,
         "capped_window_admission": False,
         "offloads_outputs": True,
+        "ray_is_asynchronous": False,
         "sampler": "pivot",
         "fp32_router": "cublas",
     },
@@ -278,11 +282,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     warnings: list[str] = []
     notes: list[str] = []
     tp, pp = request.tensor_parallel, request.pipeline_parallel
-    max_model_len = int(flags.get("max_model_len") or arch.max_context_tokens)
-    auto_length = max_model_len == -1
-    if auto_length:
-        max_model_len = arch.max_context_tokens
+    overrides = {"rope_scaling": flags.get("rope_scaling"), **(flags.get("hf_overrides") or {})}
+    context = served_context(arch, overrides, "hf_overrides", warnings)
+    auto_length = flags.get("max_model_len") in (-1, "auto")
+    max_model_len = context if auto_length else int(flags.get("max_model_len") or context)
     default_tokens, default_rows = default_limits(version, request)
+    if flags.get("performance_mode") == "throughput":
+        default_tokens, default_rows = 2 * default_tokens, 2 * default_rows
     chunked = bool(flags.get("enable_chunked_prefill", True))
     rows = int(flags.get("max_num_seqs") or default_rows)
     tokens = int(flags.get("max_num_batched_tokens") or 0)
@@ -305,24 +311,25 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             where="deployment.engine_args.block_size",
             mend=f"write {max(1, round(block_tokens / KERNEL_BLOCK_TOKENS)) * KERNEL_BLOCK_TOKENS}, or leave block_size out",
         )
-    eager = bool(flags.get("enforce_eager", False))
-    given = flags.get("cudagraph_capture_sizes")
     row_tokens = 1 + (drafts.tokens if drafts else 0)
-    largest = flags.get("max_cudagraph_capture_size")
-    captured = tuple(sorted(map(int, given))) if given else graph_sizes(version, rows, tokens, row_tokens, largest)
+    graphs = cuda_graphs(flags, warnings)
+    captured = graphs.sizes or graph_sizes(version, rows, tokens, row_tokens, graphs.largest)
+    if flags.get("performance_mode") == "interactivity" and not graphs.sizes:
+        captured = tuple(sorted({*captured, *range(1, min(32, captured[-1]) + 1)}))
     on_cpu = request.device_kind == "cpu"  # there are no graphs, and nothing is launched: an operation is a call
-    sizes = () if eager or on_cpu else captured
+    sizes = () if graphs.eager or on_cpu else captured
     sampler: Sampler = "cores" if on_cpu else version.sampler
-    if eager and not on_cpu:
+    if graphs.eager and not on_cpu:
         notes.append("enforce_eager: a step takes no less than the host needs to launch its operations one by one")
     transfer = flags.get("kv_transfer_config")
     if transfer and offload_settings(transfer) is None:
         warnings.append(
-            "vllm flag `kv_transfer_config` is modelled for OffloadingConnector with cpu_bytes_to_use only and was ignored"
+            "vllm flag `kv_transfer_config` is modelled for OffloadingConnector with cpu_bytes_to_use only; "
+            "transfers of KV blocks to and from elsewhere are not"
         )
     if int(flags.get("stream_interval") or 1) > 1:
         warnings.append("stream_interval: tokens are shown as they are made, not in chunks")
-    sorts = str(flags.get("generation_config") or "auto") != "vllm" and truncates(arch.name)
+    sorts = truncates_samples(arch, flags)
     if sorts:
         notes.append(
             f"requests are sampled with top-p or top-k as the checkpoint asks (assumed), which {SAMPLING_WORK[sampler]}; "
@@ -334,6 +341,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         watermark = 0.0
     groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
     windows, block_bytes = kv_layout(groups, max_model_len, block_tokens)
+    if windows != (None,) and flags.get("disable_hybrid_kv_cache_manager"):
+        raise InputError(
+            f"disable_hybrid_kv_cache_manager keeps whole sequences in the sliding windows of {arch.name}, which is not modelled",
+            where="deployment.engine_args.disable_hybrid_kv_cache_manager",
+            mend="remove the flag",
+        )
     if drafts is not None:
         block_bytes += drafts.kv_bytes_per_token() * block_tokens
         notes += [summary_note(drafts), *drafts.notes]
@@ -368,8 +381,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             )
     rules = ContinuousRules(
         **scheduling_switches(version),
-        max_num_batched_tokens=tokens,
-        max_num_seqs=rows,
+        max_num_batched_tokens=min(tokens, int(flags.get("max_num_scheduled_tokens") or tokens)),
+        max_num_seqs=min(rows, int(flags.get("max_num_active_seqs") or rows)),
         max_model_len=max_model_len,
         in_flight=2 if asynchronous and pp == 1 else pp,
         policy=str(flags.get("scheduling_policy", "fcfs")),
@@ -383,8 +396,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     )
     moe_backend = _moe_backend(flags, warnings)
     overheads = load_overheads(ENGINE.name)
-    host = replace(overheads.host, prefill_graph_tokens=max(sizes, default=0))
-    if eager:  # `launch_s` is that of all eager steps
+    warn_of_attention(request, warnings)
+    host = replace(overheads.host, prefill_graph_tokens=max(sizes, default=0) if graphs.of_prefills else 0)
+    if graphs.eager:  # `launch_s` is that of all eager steps
         host = replace(host, prefill_launch_s=0.0)
     if on_cpu:  # no copies to a device, no gaps between its kernels
         host = HostOverhead(host.step_s, host.row_s)
@@ -437,12 +451,19 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             speculation=drafts,
         ),
         executor=Executor(depth=rules.in_flight, stages=pp, ranks=request.data_parallel),
-        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
+        front=_front_end(overheads, flags),
         prefix_caching=rank.prefix_caching,
         notes=tuple(notes),
         warnings=tuple(warnings),
         sources=overheads.provenance,
     )
+
+
+def _front_end(overheads: Overheads, flags: Mapping[str, Any]) -> FrontEnd:
+    """What stands before the scheduler, with the limit of ``--max-num-queued-reqs``."""
+    front = FrontEnd(overheads.front_end_s, overheads.tokenise_token_s)
+    limit = flags.get("max_num_queued_reqs")
+    return front if limit is None else replace(front, inflight=limit, on_full="503")
 
 
 def _host_tier(
@@ -508,6 +529,8 @@ def _asynchronous(version: Version, request: PoolRequest) -> bool:
             where="deployment.engine_args.async_scheduling",
             mend=f"leave it out, or draft with one of {', '.join(ON_DEVICE)}",
         )
+    if request.flags.get("distributed_executor_backend") in ("ray", "external_launcher") and not version.ray_is_asynchronous:
+        able = False
     return bool(asked) if asked is not None else version.async_scheduling and pp == 1 and able
 
 
@@ -517,7 +540,10 @@ def _moe_backend(flags: dict[str, Any], warnings: list[str]) -> str | None:
     if word == "auto":
         return None
     if word != "marlin":
-        warnings.append(f"vllm flag `moe_backend` is modelled for marlin only; {word} was ignored")
+        warnings.append(
+            f"vllm flag `moe_backend` is modelled for marlin only; {word} may change the speed of the experts, priced "
+            "as of vLLM's own choice"
+        )
         return None
     return word
 

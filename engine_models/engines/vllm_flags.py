@@ -1,15 +1,18 @@
 """vLLM's flags: names, types and defaults, and what they say of a pool's keys.
 
-They follow vLLM 0.33.0 (``vllm/config``, ``vllm/engine/arg_utils.py``, ``vllm/entrypoints/openai/cli_args.py``); flags of older
-releases that people still paste stand beside them.
+The list of all flags (``vllm_flags.json``) is made from the parsers of the releases that it names (source distributions on PyPI,
+read 2026-11: ``vllm/engine/arg_utils.py``, ``vllm/entrypoints``, ``vllm/config``); types and defaults are those of 0.33.0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from engine_models.flags import Flag, FlagTable, Typed, by_arity
+from engine_models.flag_lists import classified, load_flag_lists
+from engine_models.flags import Flag, FlagTable, Typed
+from engine_models.launch import Launcher
 from engine_models.model.formats import format_named
 from hardware_profiles.errors import InputError
 
@@ -51,68 +54,131 @@ _MODELLED: dict[str, Flag] = {
     "kv_offloading_backend": Flag("str", "native", choices=("native", "lmcache")),
     "kv_transfer_config": Flag("json", None),
     "moe_backend": Flag("str", "auto"),
+    "attention_backend": Flag("str", None),
+    "attention_config": Flag("json", None),
+    "compilation_config": Flag("json", None, special=(0, 1, 2, 3)),
+    "optimization_level": Flag("int", 2, low=0, high=3),
+    "performance_mode": Flag("str", "balanced", choices=("balanced", "interactivity", "throughput")),
+    "max_num_scheduled_tokens": Flag("count", None, low=1),
+    "max_num_active_seqs": Flag("int", None, low=1),
+    "max_num_queued_reqs": Flag("int", None, low=1),
+    "distributed_executor_backend": Flag("str", None),
+    "disable_hybrid_kv_cache_manager": Flag("bool", False),
+    "override_generation_config": Flag("json", None),
+    "hf_overrides": Flag("json", None),
+    "rope_scaling": Flag("json", None),
+    "spec_method": Flag("str", None),
+    "spec_model": Flag("str", None),
+    "spec_tokens": Flag("int", None, low=1),
+    "speculative_model": Flag("str", None),
+    "speculative_draft_tensor_parallel_size": Flag("int", None, low=1),
 }
 
-# Of the flags below the simulation reads none; each group is named by the number of values its flags take.
-_HARMLESS_SWITCHES = """
-    aggregate_engine_logging allow_credentials allow_deprecated_quantization cudagraph_metrics
-    disable_fastapi_docs disable_frontend_multiprocessing disable_log_requests disable_log_stats
-    disable_uvicorn_access_log enable_auto_tool_choice enable_force_include_usage enable_log_deltas
-    enable_log_outputs enable_log_requests enable_logging_iteration_details enable_mfu_metrics
-    enable_offline_docs enable_per_request_metrics enable_prompt_tokens_details enable_reasoning
-    enable_request_id_headers enable_server_load_tracking enable_sleep_mode enable_ssl_refresh
-    enable_tokenizer_info_endpoint exclude_tools_when_tool_choice_none fail_on_environ_validation headless
-    kv_cache_metrics log_error_stack ray_workers_use_nsight return_tokens_as_token_ids skip_tokenizer_init
-    tokens_only trust_remote_code trust_request_chat_template use_tqdm_on_load use_v2_block_manager
+_HARMLESS = """
+    aggregate_engine_logging allow_credentials allow_deprecated_quantization allowed_headers allowed_local_media_path
+    allowed_media_domains allowed_methods allowed_origins anthropic_disabled_thinking_effort api_key aux_output_config
+    calculate_kv_scales chat_template chat_template_content_format code_revision cohere_format cohere_is_reasoning_model
+    collect_detailed_traces config_format cpu_distributed_timeout_seconds cudagraph_metrics custom_histogram_buckets
+    data_parallel_address data_parallel_backend data_parallel_multi_port_external_lb data_parallel_rank data_parallel_rpc_port
+    data_parallel_size_local data_parallel_start_rank data_parallel_supervisor_port default_chat_template_kwargs device_ids
+    disable_access_log_for_endpoints disable_cascade_attn disable_fastapi_docs disable_log_requests disable_log_stats
+    disable_logprobs_during_spec_decoding disable_uvicorn_access_log distributed_timeout_seconds download_dir
+    dp_supervisor_probe_failure_threshold dp_supervisor_probe_interval_s dp_supervisor_probe_timeout_s
+    enable_auto_tool_choice enable_cumem_allocator enable_fault_tolerance enable_flash_late_interaction
+    enable_force_include_usage enable_log_deltas enable_log_outputs enable_log_requests enable_logging_iteration_details
+    enable_mfu_metrics enable_nccl_comm_suspend enable_offline_docs enable_per_request_metrics enable_prompt_embeds
+    enable_prompt_tokens_details enable_reasoning enable_request_id_headers enable_server_load_tracking enable_sleep_mode
+    enable_ssl_refresh enable_tokenizer_info_endpoint enable_trace_replay eplb_log_balancedness
+    exclude_tools_when_tool_choice_none expand_tools_even_if_tool_choice_none fail_on_environ_validation
+    fault_tolerance_config fingerprint_mode fingerprint_value grpc grpc_port guided_decoding_backend
+    guided_decoding_disable_additional_properties guided_decoding_disable_any_whitespace guided_decoding_disable_fallback
+    h11_max_header_count h11_max_incomplete_event_size headless hf_config_path hf_token host ignore_patterns
+    io_processor_plugin jit_monitor_mode jit_monitor_verbose kv_cache_metrics kv_cache_metrics_sample kv_events_config
+    load_format log_config_file log_error_stack log_level logging_config logits_processor_pattern logprobs_mode lora_modules
+    master_addr master_port max_log_len max_logprobs max_parallel_loading_workers middleware model_loader_extra_config
+    multi_step_stream_outputs nnodes node_rank otlp_traces_endpoint per_request_spec_decode_metrics port
+    prefix_caching_hash_algo profiler_config pt_load_map_location quantization_param_path ray_workers_use_nsight
+    reasoning_config reasoning_effort_map reasoning_parser reasoning_parser_plugin response_role return_tokens_as_token_ids
+    revision rope_theta root_path safetensors_load_strategy safetensors_prefetch_block_size safetensors_prefetch_num_threads
+    seed served_model_name show_hidden_metrics_for_version shutdown_timeout skip_tokenizer_init sleep_mode_backend
+    sleep_mode_offload_cudagraph sleep_preserve_parameter_names sse_keep_alive_interval ssl_ca_certs ssl_cert_reqs
+    ssl_certfile ssl_ciphers ssl_keyfile structured_outputs_config tokenizer tokenizer_mode tokenizer_revision tokens_only
+    tool_call_parser tool_parser_plugin tool_server tool_strict_level trust_remote_code trust_request_chat_template
+    trust_request_mm_kwargs uds use_gpu_for_pooling_score use_tqdm_on_load uvicorn_log_level watchdog_config
+    watermark_config weight_transfer_config worker_cls worker_extension_cls
+
+    cp_kv_cache_interleave_size dcp_comm_backend dcp_kv_cache_interleave_size dcp_q_replicate
+    cpu_offload_params offload_backend offload_num_in_group offload_params offload_prefetch_step
+    device override_pooler_config pooler_config swap_space use_v2_block_manager worker_use_ray
 """
-_HARMLESS_VALUES = """
-    allowed_headers allowed_local_media_path allowed_media_domains allowed_methods allowed_origins
-    chat_template chat_template_content_format code_revision config config_format data_parallel_address
-    data_parallel_rpc_port default_chat_template_kwargs disable_access_log_for_endpoints
-    distributed_executor_backend distributed_timeout_seconds download_dir fingerprint_mode fingerprint_value
-    h11_max_header_count h11_max_incomplete_event_size hf_config_path hf_token host
-    kv_cache_metrics_sample load_format log_config_file logprobs_mode master_addr master_port max_log_len
-    max_logprobs max_parallel_loading_workers model_loader_extra_config otlp_traces_endpoint
-    override_generation_config port prefix_caching_hash_algo profiler_config pt_load_map_location
-    reasoning_parser reasoning_parser_plugin response_role revision root_path runner
-    safetensors_load_strategy seed show_hidden_metrics_for_version shutdown_timeout ssl_ca_certs
-    ssl_cert_reqs ssl_certfile ssl_ciphers ssl_keyfile task tokenizer tokenizer_mode tokenizer_revision
-    tool_call_parser tool_parser_plugin tool_server uds uvicorn_log_level
-"""
-_HARMLESS_LISTS = "api_key collect_detailed_traces ignore_patterns lora_modules middleware served_model_name"
-_UNMODELLED_SWITCHES = """
-    calculate_kv_scales data_parallel_external_lb data_parallel_hybrid_lb disable_async_output_proc
-    disable_cascade_attn disable_chunked_mm_input disable_custom_all_reduce disable_hybrid_kv_cache_manager
-    disable_nccl_for_dp_synchronization disable_sliding_window enable_dbo enable_elastic_ep
-    enable_ep_weight_filter enable_eplb enable_flashinfer_autotune enable_layerwise_nvtx_tracing
-    enable_mamba_cache_stochastic_rounding enable_mm_embeds enable_prompt_embeds
-    enable_return_routed_experts enable_tower_connector_lora fully_sharded_loras interleave_mm_strings
-    kv_sharing_fast_prefill language_model_only mm_encoder_only numa_bind skip_mm_profiling
-    specialize_active_lora
-"""
-_UNMODELLED_VALUES = """
-    additional_config all2all_backend api_server_count attention_backend attention_config compilation_config
-    cp_kv_cache_interleave_size cpu_offload_gb data_parallel_backend data_parallel_rank
-    data_parallel_size_local data_parallel_start_rank dbo_decode_token_threshold dbo_prefill_token_threshold
-    dcp_comm_backend dcp_kv_cache_interleave_size decode_context_parallel_size default_mm_loras device
-    ec_transfer_config eplb_config expert_placement_strategy gdn_prefill_backend guided_decoding_backend
-    hf_overrides ir_op_priority kernel_config kv_events_config limit_mm_per_prompt
-    logits_processors lora_dtype lora_extra_vocab_size mamba_backend mamba_block_size mamba_cache_dtype
-    mamba_cache_mode mamba_cache_philox_rounds mamba_ssm_cache_dtype max_long_partial_prefills
-    max_num_active_seqs max_num_partial_prefills max_num_queued_reqs max_num_queued_tokens
-    max_seq_len_to_capture media_io_kwargs mm_encoder_attn_backend mm_encoder_attn_dtype mm_encoder_tp_mode
-    mm_processor_cache_gb mm_processor_cache_type mm_processor_kwargs mm_shm_cache_max_object_size_mb
-    mm_tensor_ipc model_impl ngram_prompt_lookup_max ngram_prompt_lookup_min nnodes node_rank
-    num_lookahead_slots num_scheduler_steps numa_bind_cpus numa_bind_nodes offload_backend
-    offload_group_size offload_num_in_group offload_prefetch_step optimization_level
-    override_attention_dtype override_neuron_config override_pooler_config performance_mode pooler_config
-    preemption_mode prefill_context_parallel_size prefill_schedule_interval prefix_cache_retention_interval
-    quantization_config reasoning_config renderer_num_workers rope_scaling rope_theta scheduler_cls
-    scheduler_delay_factor speculative_model speculative_draft_tensor_parallel_size
-    structured_outputs_config swap_space ubatch_size video_pruning_rate weight_transfer_config worker_cls
-    worker_extension_cls
-"""
-_UNMODELLED_LISTS = "cpu_offload_params kv_cache_dtype_skip_layers lora_target_modules offload_params"
+"""Flags that change nothing that is predicted; at the end those that do nothing without a flag that is refused, and those that
+the releases simulated here do not heed. Sizes over several nodes are stated by the sizes themselves; cascade attention (on by
+default up to 0.15) is not simulated."""
+
+_CHANGING = {
+    "the speed of kernels": """
+        additional_config enable_batch_sharded_sampling enable_bf16x3_router_gemm enable_flashinfer_autotune=true
+        gdn_prefill_backend ir_op_priority kda_decode_backend kda_prefill_backend kernel_config linear_backend mamba_backend
+        mamba_ssu_algorithm model_impl=auto|vllm monokernel override_attention_dtype override_neuron_config
+        sparse_indexer_topk_backend use_fp64_gumbel use_replayssm replayssm_buffer_len engram_config enable_hc_sp
+        kv_sharing_fast_prefill model_class_overrides
+    """,
+    "the speed of the exchange between devices": """
+        all2all_backend disable_custom_all_reduce disable_nccl_for_dp_synchronization enable_dbo dbo_decode_token_threshold
+        dbo_prefill_token_threshold dp_sync_interval=16|32 ubatch_size=0|1 elastic_ep_max_dp_size enable_elastic_ep
+    """,
+    "the balance of the experts": """
+        enable_eplb enable_ep_weight_filter eplb_config eplb_step_interval eplb_window_size expert_placement_strategy=linear
+        num_redundant_experts=0
+    """,
+    "how requests are dealt to the ranks": "data_parallel_external_lb data_parallel_hybrid_lb enable_scale_out",
+    "the host's time": """
+        api_server_count=1 disable_async_output_proc disable_frontend_multiprocessing enable_layerwise_nvtx_tracing
+        enable_return_routed_experts enable_shm_tensor_arena logits_processors numa_bind numa_bind_cpus numa_bind_nodes
+        renderer_num_workers=1 return_sampling_mask tokenizer_pool_extra_config tokenizer_pool_size=0 tokenizer_pool_type
+    """,
+    "the memory of the device": """
+        enable_mamba_cache_stochastic_rounding enable_mamba_shared_prefix_checkpoint kv_cache_dtype_skip_layers
+        language_model_only mamba_block_size mamba_cache_dtype mamba_cache_mode mamba_cache_philox_rounds
+        mamba_ssm_cache_dtype max_seq_len_to_capture prefix_cache_retention_interval prefix_match_unit quantization_config
+        disable_sliding_window swa_bounded_replay=true
+    """,
+    "which requests a step serves": """
+        disable_chunked_mm_input long_prefill_token_threshold_adaptive max_long_partial_prefills=1 max_num_partial_prefills=1
+        max_num_queued_tokens num_lookahead_slots=0 num_scheduler_steps=1 preemption_mode=recompute
+        prefill_schedule_interval=1 scheduler_cls scheduler_delay_factor=0|0.0
+    """,
+    "what images, video and sound cost; requests are text here": """
+        disable_mm_preprocessor_cache ec_manager_config ec_transfer_config enable_mm_embeds
+        enable_multimodal_encoder_data_parallel interleave_mm_strings limit_mm_per_prompt media_io_kwargs
+        mm_device_do_normalize mm_encoder_attn_backend mm_encoder_attn_dtype mm_encoder_fp8_scale_path
+        mm_encoder_fp8_scale_save_margin mm_encoder_fp8_scale_save_path mm_encoder_tp_mode=weights mm_hasher_algorithm
+        mm_ipc_gpu_memory_gb=0 mm_processor_cache_gb mm_processor_cache_type mm_processor_device mm_processor_kwargs
+        mm_shm_cache_max_object_size_mb mm_tensor_ipc skip_mm_profiling video_pruning_method video_pruning_rate
+    """,
+    "adapters, which are not simulated": """
+        default_mm_loras enable_lora_bias enable_mixed_moe_lora_format enable_moe_shared_loras enable_prompt_adapter
+        enable_tower_connector_lora fully_sharded_loras long_lora_scaling_factors lora_dtype lora_extra_vocab_size
+        lora_target_modules max_lora_cls_labels max_prompt_adapter_token max_prompt_adapters prompt_adapters
+        qlora_adapter_name_or_path specialize_active_lora
+    """,
+    "how many drafts are accepted, which is given": """
+        ngram_prompt_lookup_max ngram_prompt_lookup_min spec_decoding_acceptance_method speculative_disable_by_batch_size
+        speculative_disable_mqa_scorer speculative_max_model_len speculative_model_quantization
+        typical_acceptance_sampler_posterior_alpha typical_acceptance_sampler_posterior_threshold
+    """,
+}
+"""What flags change that is not modelled -> these flags, with the values that leave all as it is (0.33.0: `vllm/config`)."""
+
+_REFUSED = {
+    "where the KV cache lies and what attention costs": "decode_context_parallel_size=1 prefill_context_parallel_size=1",
+    "the time of a step (weights are read from the host)": "cpu_offload_gb=0|0.0 offload_group_size=0",
+    "the task (only text generation is simulated)": """
+        task=auto|generate runner=auto|generate|draft convert=auto|none diffusion_config mm_encoder_only
+    """,
+    "flags that stand in a file": "config",
+}
+"""The same for flags without which a prediction would be wrong by more than its stated error: they are refused."""
 
 
 _QUANTIZED_WEIGHTS = {
@@ -191,6 +257,11 @@ def speculative_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _old_draft_model(name: str) -> dict[str, Any]:
+    """``--speculative-model`` of the releases before ``--speculative-config``: a model, or a method in brackets."""
+    return {"method": name.strip("[]")} if name.startswith("[") else {"model": name}
+
+
 def offload_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return a ``--kv-transfer-config`` as a pool's `offload` settings; None for connectors other than the native offload.
 
@@ -203,36 +274,22 @@ def offload_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"kv_offloading_size": size_bytes / (1 << 30)} if size_bytes > 0 else None
 
 
-def _launched(words: list[str]) -> list[str] | None:
-    for i, word in enumerate(words):
-        base = word.rpartition("/")[2]
-        if base == "vllm" and i + 1 < len(words) and words[i + 1] == "serve":
-            return words[i + 2 :]
-        if word == "-m" and i + 1 < len(words) and words[i + 1].startswith("vllm.entrypoints"):
-            return words[i + 2 :]
-        if base == "api_server.py":
-            return words[i + 1 :]
-    if words and words[0].rpartition("/")[2] in ("docker", "podman", "nerdctl", "sudo"):
-        words = _after_image(words)
-    if words and (words[0].startswith("-") or words[0] == "serve"):
-        return words[words[0] == "serve" :]
-    return None
+def _role(flags: Mapping[str, Any]) -> str | None:
+    """Role of a server whose KV cache goes to or comes from another one."""
+    role = str((flags.get("kv_transfer_config") or {}).get("kv_role"))
+    return {"kv_producer": "prefill", "kv_consumer": "decode"}.get(role)
 
 
-_CONTAINER_VALUES = ("-v", "--volume", "-e", "--env", "--name", "--mount", "-w", "--env-file", "--hostname")
+_LAUNCHER = Launcher(
+    programs=(r"vllm serve", r"-m vllm\.entrypoints\.\S*api_server", r"api_server\.py"),
+    example="vllm serve MODEL --flag value",
+    image=r"[^\s:=]*vllm[^\s:=]*",
+    published=r"vllm/vllm-[\w-]+|vllm-cpu-release-repo",
+    enters=True,
+    package="vllm",
+)
 
-
-def _after_image(words: list[str]) -> list[str]:
-    """Return what follows the image of a ``docker run``: a name that holds "vllm" and a slash or a tag."""
-    for i in range(1, len(words)):
-        word = words[i]
-        named = "vllm" in word.lower() and ("/" in word or ":" in word) and "=" not in word
-        if named and not word.startswith("-") and words[i - 1] not in _CONTAINER_VALUES:
-            return words[i + 1 :]
-    return []
-
-
-_ENVIRONMENT = {
+_HINTS = {
     "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1": "; write activations: fp8 in the pool",
     "VLLM_MXFP4_USE_MARLIN=1": "; write --moe-backend marlin",
 }
@@ -243,36 +300,20 @@ versions take ``--moe-backend`` instead)."""
 PLAIN_SAMPLING = {"generation_config": "vllm"}
 """The flag by which requests are not sampled as the checkpoint asks."""
 
+_QUIET = r"""(?x)LOG|CACHE_ROOT|CONFIG_ROOT|_PORT|HOST_IP|USE_V1=1|ALLOW_|TIMEOUT|API_KEY|MODELSCOPE|DO_NOT_TRACK|USAGE
+    |TARGET_DEVICE|MULTIPROC_METHOD|DEV_MODE|ASSETS|FETCH|_PATH|_DIR\b|IMAGE|MODEL|VERSION"""
+"""Variables of the environment that change nothing that is predicted."""
+
+_LISTS = load_flag_lists(Path(__file__).with_name("vllm_flags.json"), {"cuda_graph_sizes": "cudagraph_capture_sizes"})
+
 FLAGS = FlagTable(
     engine="vllm",
     modelled=_MODELLED,
-    harmless=by_arity((_HARMLESS_SWITCHES, 0), (_HARMLESS_VALUES, 1), (_HARMLESS_LISTS, -1)),
-    unmodelled=by_arity((_UNMODELLED_SWITCHES, 0), (_UNMODELLED_VALUES, 1), (_UNMODELLED_LISTS, -1)),
-    shorts={
-        "tp": "tensor_parallel_size",
-        "pp": "pipeline_parallel_size",
-        "dp": "data_parallel_size",
-        "dpn": "data_parallel_rank",
-        "dpl": "data_parallel_size_local",
-        "dpr": "data_parallel_start_rank",
-        "dpa": "data_parallel_address",
-        "dpp": "data_parallel_rpc_port",
-        "dpb": "data_parallel_backend",
-        "dph": "data_parallel_hybrid_lb",
-        "dpe": "data_parallel_external_lb",
-        "dcp": "decode_context_parallel_size",
-        "pcp": "prefill_context_parallel_size",
-        "ep": "enable_expert_parallel",
-        "asc": "api_server_count",
-        "q": "quantization",
-        "O": "optimization_level",
-        "cc": "compilation_config",
-        "sc": "speculative_config",
-        "ac": "attention_config",
-        "n": "nnodes",
-        "r": "node_rank",
-    },
-    aliases={"model_tag": "model", "cuda_graph_sizes": "cudagraph_capture_sizes"},
+    launcher=_LAUNCHER,
+    unread=classified(_LISTS.kinds, _HARMLESS, _CHANGING, _REFUSED),
+    shorts={**_LISTS.shorts, "O": "optimization_level"},
+    aliases={**_LISTS.spellings, "model_tag": "model"},
+    elsewhere=dict.fromkeys(_LISTS.of_images, "a flag of its server of images, video and sound, which is not simulated"),
     typed={
         "tensor_parallel_size": Typed("tensor_parallel"),
         "pipeline_parallel_size": Typed("pipeline_parallel"),
@@ -282,12 +323,20 @@ FLAGS = FlagTable(
         "kv_cache_dtype": Typed("kv_cache", _kv_format),
         "speculative_config": Typed("speculative", speculative_settings),
         "num_speculative_tokens": Typed("speculative", lambda v: {"num_speculative_tokens": v}),
+        "spec_tokens": Typed("speculative", lambda v: {"num_speculative_tokens": v}),
+        "spec_method": Typed("speculative", lambda v: {"method": v}),
+        "spec_model": Typed("speculative", lambda v: {"model": v}),
+        "speculative_model": Typed("speculative", _old_draft_model),
+        "speculative_draft_tensor_parallel_size": Typed("speculative", lambda v: {"draft_tensor_parallel_size": v}),
         "enable_lora": Typed("lora", lambda v: {"enable_lora": True} if v else None),
         "kv_offloading_size": Typed("offload", lambda v: {"kv_offloading_size": v} if v else None),
         "kv_transfer_config": Typed("offload", offload_settings),
     },
-    launched=_launched,
-    launch_example="vllm serve MODEL --flag value",
-    launch_words=("vllm",),
-    environment=_ENVIRONMENT,
+    role=_role,
+    environment={"VLLM_ATTENTION_BACKEND": "attention_backend"},
+    hints=_HINTS,
+    prefixes=("VLLM_",),
+    quiet=_QUIET,
+    settings_file="config",
+    releases=_LISTS.releases,
 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engine_models.engines.known import find, parse_engine_args
-from engine_models.flags import reconcile
+from engine_models.declaration import Engine
+from engine_models.engines.known import find, parse_engine_args, split
+from engine_models.flags import EngineFlags, reconcile
 from hardware_profiles.errors import InputError
 from simulator.config.located import Located
 from simulator.config.problems import locate, raise_all
@@ -47,7 +48,7 @@ def flag_problems(root: Located) -> list[InputError]:
         if path[-1:] != ("engine_args",) or engine is None or not isinstance(engine.value, str):
             continue
         args = node.plain()
-        if not isinstance(args, str | dict):
+        if not isinstance(args, str | dict | list):
             continue
         try:
             parse_engine_args(engine.value, args)
@@ -76,11 +77,37 @@ def _filled(pool: Pool, model: str | dict[str, Any]) -> Pool:
     from simulator.config.schema import Offload
 
     updates = reconcile(engine.flags(), pool.model_dump(), flags, given=pool.model_fields_set, model=model)
+    updates |= _version(engine, pool, flags)
+    _check_role(engine, pool, flags)
     if "offload" in updates:
         updates["offload"] = Offload.model_validate(updates["offload"])
     if "speculative" in updates:
         updates["speculative"] = _speculative(updates["speculative"])
     return pool.model_copy(update=updates) if updates else pool
+
+
+def _version(engine: Engine, pool: Pool, flags: EngineFlags) -> dict[str, str]:
+    """The pool's `engine` with the version that an image's tag states; InputError if it is another than the key's."""
+    if flags.version is None:
+        return {}
+    name, typed = split(pool.engine)
+    said, asked = engine.parts(flags.version), engine.parts(typed) if typed is not None else ()
+    if said[: len(asked)] != asked[: len(said)]:
+        raise InputError(
+            f"the launch command runs version {flags.version} ({flags.said}), the pool's key `engine` says {pool.engine}",
+            mend=f"write engine: {name}@{flags.version}, or engine: {name} to follow the command",
+        )
+    return {"engine": f"{name}@{flags.version}"} if len(asked) < len(said) else {}
+
+
+def _check_role(engine: Engine, pool: Pool, flags: EngineFlags) -> None:
+    """Refuse a command that starts a server of another role than the pool's."""
+    role = engine.flags().role(flags.values)
+    if role is not None and role != pool.role:
+        raise InputError(
+            f"the launch command starts the {role} server of a pair, the pool's role is {pool.role}",
+            mend="write two pools, role: prefill and role: decode, each with its own command as engine_args",
+        )
 
 
 def _speculative(settings: dict[str, Any]) -> Any:

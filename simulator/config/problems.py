@@ -144,13 +144,14 @@ def _pasted(root: Located) -> dict[str, str]:
     from engine_models.engines.known import launched_by, parse_engine_args
 
     path, node = locate(root, ("deployment", "pools", 0, "engine_args"))
-    if path[-1:] != ("engine_args",) or not isinstance(node.value, str):
+    args = node.plain()
+    if path[-1:] != ("engine_args",) or not isinstance(args, str | list | dict):
         return {}
-    engine = launched_by(node.value)
+    engine = launched_by(args)
     if engine is None:
         return {}
     try:
-        model = parse_engine_args(engine, node.value).model
+        model = parse_engine_args(engine, args).model
     except InputError:
         model = None
     return {"engine": engine, **({"model": model} if model else {})}

@@ -85,8 +85,8 @@ class Pool(_Model):
 
     `tensor_parallel` x `pipeline_parallel` x `data_parallel` devices make one replica; `expert_parallel` is
     true, false, or the number of ranks that share the experts. `weights`, `activations` and `kv_cache` name
-    number formats, null being the checkpoint's or the engine's own. `engine_args` are the engine's own flags,
-    by name or as a pasted launch command.
+    number formats, null being the checkpoint's or the engine's own. `engine_args` are the engine's own flags:
+    by name, as a pasted launch command, as a list of its words, or as a container of a compose file or a manifest.
     """
 
     name: Name
@@ -101,7 +101,7 @@ class Pool(_Model):
     weights: Text | None = None
     activations: Text | None = None
     kv_cache: Text | None = None
-    engine_args: Annotated[str, Strict()] | dict[str, Any] = Field(default_factory=dict)
+    engine_args: Annotated[str, Strict()] | dict[str, Any] | tuple[str | int | float, ...] = Field(default_factory=dict)
     speculative: Speculative | None = None
     lora: Settings | None = None
     offload: Offload | None = None

@@ -239,7 +239,7 @@ def test_the_chosen_backend_of_the_experts_is_the_one_that_is_timed(h100: Kernel
         ("gpt-oss-120b", "h100-sxm-80gb", {"moe_backend": "marlin"}, None),
         ("gpt-oss-120b", "h100-sxm-80gb", {"moe_backend": "auto"}, None),
         ("Llama-3.1-8B", "h100-sxm-80gb", {"moe_backend": "marlin"}, None),
-        ("gpt-oss-120b", "h100-sxm-80gb", {"moe_backend": "cutlass"}, "for marlin only; cutlass was ignored"),
+        ("gpt-oss-120b", "h100-sxm-80gb", {"moe_backend": "cutlass"}, "for marlin only; cutlass may change"),
         ("gpt-oss-20b", "l40s-48gb", {"moe_backend": "marlin"}, "tables of experts in mxfp4 hold"),
         ("Mixtral-8x7B-v0.1", "h100-sxm-80gb", {"moe_backend": "marlin"}, "tables of experts in bf16 hold"),
     ],

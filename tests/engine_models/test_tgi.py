@@ -238,13 +238,17 @@ def test_launch_commands(command: str, values: dict[str, Any], model: str) -> No
 
 
 def test_flags_that_are_not_modelled_warn_and_unknown_ones_are_refused() -> None:
-    warned = parse_engine_args("tgi", {"speculate": 2, "max_waiting_tokens": 5})
+    warned = parse_engine_args("tgi", {"lora_adapters": "a", "max_waiting_tokens": 5})
     assert warned.values == {"max_waiting_tokens": 5}
-    assert warned.warnings == ["tgi flag `speculate` is not modelled and was ignored"]
+    assert warned.warnings == [
+        "tgi flag `lora_adapters` is not modelled; in the engine it changes adapters, which are not simulated"
+    ]
+    with pytest.raises(InputError, match="`speculate` 2 is not modelled yet"):
+        parse_engine_args("tgi", {"speculate": 2})
     with pytest.raises(InputError) as wrong:
         parse_engine_args("tgi", {"max_num_seqs": 5})
     assert "max_concurrent_requests" in str(wrong.value.mend)
-    with pytest.raises(InputError, match="no launch command of tgi"):
+    with pytest.raises(InputError, match="command of vllm, not of tgi"):
         parse_engine_args("tgi", "vllm serve org/m")
 
 

@@ -21,6 +21,7 @@ from engine_models.declaration import (
     Support,
 )
 from engine_models.flags import Flag, FlagTable
+from engine_models.launch import Launcher
 from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import Run, Scheduler, State
@@ -132,9 +133,7 @@ ENGINE = Engine(
     devices={"gpu": "any"},
     formats={name: Support(frozenset({"gpu"}), "any") for name in ("bf16", "fp16")},
     features={},
-    flags=lambda: FlagTable(
-        "static_batch", FLAGS, {}, {}, {}, {}, {}, lambda words: words, "static-batch --flag value", ("static-batch",)
-    ),
+    flags=lambda: FlagTable("static_batch", FLAGS, Launcher(("static-batch",), example="static-batch --flag value")),
     same_as={"rows": "max_batch_size", "context": "max_length"},
     kernels="vllm",
     plan=plan,

@@ -1,0 +1,356 @@
+"""Where a launch command stands: in shell text, in a list of words, in a container of a compose file or a Kubernetes manifest.
+
+What an engine's servers are started by is data (`Launcher`); how the arguments are read then is `engine_models.arguments`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from engine_models.shell import Script, assignment, read_script
+from hardware_profiles.errors import InputError
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LONGEST_YAML = 200_000  # characters; assumed, far above any manifest of one server
+_READS_AS_YAML = re.compile(r"\s*(#[^\n]*\n\s*)*(---\s|- |\[|[A-Za-z][\w./-]*:(\s|$))")
+CONTAINER_KEYS = ("image", "command", "args", "entrypoint")
+_ENGINES_OF_CONTAINERS = ("docker", "podman", "nerdctl")
+_VALUES_BEFORE_IMAGE = re.compile(
+    r"-[vewuphl]|--(volume|env|name|mount|workdir|env-file|hostname|user|label|network|publish|gpus|device|entrypoint|add-host|"
+    r"ulimit|shm-size|runtime|ipc|restart|cap-add|security-opt|group-add)"
+)
+_ANY_IMAGE = re.compile(r"\$\w+|\$\{\w+\}|<[^<>]*>|[A-Za-z0-9][\w.-]*(?:[/:][\w.@-]+)+")
+_SHELLS = ("bash", "sh", "zsh", "sleep", "tail")
+_HELP = ("--help", "-h", "--version")
+_FENCE = re.compile(r"\s*(`{3,})\w*\n(.*?)\n?\s*\1\s*|\s*(`)([^`]+)\3\s*", re.DOTALL)
+_TEMPLATE_LINE = re.compile(r"(?m)^[ \t]*\{\{.*\}\}[ \t]*$")
+_TEMPLATE = re.compile(r"\{\{.*?\}\}")
+_DOCKERFILE = re.compile(r"(?m)^(ENTRYPOINT|CMD)[ \t]+(\[(?:[^\]\n]|\\\n|\n)*\])")
+_SPEAK_OF_COMMANDS = ("pkill", "pgrep", "killall", "grep", "echo", "ps", "which", "man", "alias", "printf")
+_TAG_VERSION = re.compile(r"v?([0-9]+\.[0-9]+(?:\.[0-9]+)?(?:\.post[0-9]+)?)(?:rc[0-9]+)?(?=$|[-_+])")
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """How servers of an engine are started.
+
+    programs : patterns of the word, or the two words, before the arguments.
+    image : pattern of the engine's container images, registry and tag left out.
+    published : those of them whose tag is the engine's version.
+    enters : whether what follows such an image are the server's arguments.
+    package : its package, of a requirement as ``name==1.2``.
+    example : a launch command, for mends.
+    """
+
+    programs: tuple[str, ...]
+    example: str
+    image: str = ""
+    published: str = ""
+    enters: bool = False
+    package: str = ""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One server that is started: its arguments, its environment, and the files written beside it."""
+
+    arguments: list[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Found:
+    """What a text starts. `named` : whether it names the engine, or holds flags alone.
+
+    version : as an image's tag or a requirement states it; said : the words that do. `tag` : a tag that names no release.
+    others : words of commands that start nothing of this engine.
+    keys : flags as a group of keys (a config file), where the text is that.
+    """
+
+    launches: list[Launch] = field(default_factory=list)
+    named: bool = False
+    version: str | None = None
+    said: str = ""
+    tag: str | None = None
+    others: list[str] = field(default_factory=list)
+    keys: Mapping[str, Any] | None = None
+
+
+def find_launches(source: str | Sequence[Any] | Mapping[str, Any], launcher: Launcher) -> Found:
+    """Return the servers of an engine that `source` starts.
+
+    It is shell text, YAML text, a list of words, or a mapping: a container (`image`, `command`, `args`, `entrypoint`,
+    `environment` or `env`) or anything with containers inside.
+    """
+    search = _Search(launcher)
+    if isinstance(source, str):
+        fenced = _FENCE.fullmatch(source)
+        search.text((fenced[2] or fenced[4]) if fenced else source)
+    else:
+        search.data(source, alone=True)
+    return search.found
+
+
+def _documents(text: str) -> list[Any]:
+    """YAML documents; of a template the text without its fillings."""
+    if len(text) > _LONGEST_YAML:
+        raise InputError("the pasted YAML is too long", mend="paste the container that starts the server alone")
+    if "{{" in text:
+        text = _TEMPLATE.sub("<template>", _TEMPLATE_LINE.sub("", text))
+    try:
+        return list(yaml.load_all(text, Loader=_LOADER))
+    except (yaml.YAMLError, RecursionError, ValueError):
+        raise InputError(
+            "the launch command begins like YAML, but is none", mend="check its indentation, or paste the command alone"
+        ) from None
+
+
+def flags_of_file(text: str, name: str) -> Mapping[str, Any]:
+    """The flags of a settings file by name; InputError if it is no group of keys."""
+    documents = _documents(text)
+    if len(documents) != 1 or not isinstance(documents[0], Mapping):
+        raise InputError(f"{name} is no group of flags", where=name, mend="write `flag-name: value` in each line")
+    found: Mapping[str, Any] = documents[0]
+    return found
+
+
+class _Search:
+    def __init__(self, launcher: Launcher) -> None:
+        self.launcher = launcher
+        self.programs = [re.compile(rf"(?:\S*[/=])?(?:{program})") for program in launcher.programs]
+        self.image = re.compile(rf"(?:\S+/)?(?:{launcher.image})(?::[\w.-]+)?(?:@sha256:\w+)?", re.IGNORECASE)
+        self.found = Found()
+        self.seen: set[int] = set()
+
+    # Data ---------------------------------------------------------------------------------------------------
+
+    def text(self, text: str) -> None:
+        """YAML, or shell text; what that writes into files is looked at where it starts nothing itself."""
+        if _READS_AS_YAML.match(text):
+            documents = _documents(text)
+            for document in documents:
+                self.data(document, alone=len(documents) == 1)
+            return
+        text, words = self.dockerfile(text)
+        script = read_script(text)
+        self.script(script)
+        if words:
+            self.command(words, _singles(script), script.files)
+        if not self.found.launches:
+            for body in script.files.values():
+                self.text(body)
+
+    def dockerfile(self, text: str) -> tuple[str, list[str]]:
+        """The text without the lists of ENTRYPOINT and CMD, and their words."""
+        lists: dict[str, list[str]] = {}
+        for found in _DOCKERFILE.finditer(text):
+            try:
+                lists[found[1]] = [str(word) for word in json.loads(found[2].replace("\\\n", "\n"))]
+            except ValueError:
+                return text, []
+        return (_DOCKERFILE.sub("", text) if lists else text), [*lists.get("ENTRYPOINT", []), *lists.get("CMD", [])]
+
+    def data(self, data: Any, *, alone: bool) -> None:
+        """A document: a list of words, containers or scripts anywhere inside, or (`alone`) flags by name."""
+        if isinstance(data, str):
+            self.text(data)
+        elif isinstance(data, list | tuple) and all(not isinstance(item, dict | list) for item in data):
+            self.command(_listed(data, {}), {}, {})
+        elif isinstance(data, Mapping | list | tuple) and not self.containers(data):
+            self.seen.clear()
+            self.scripts(data, {})
+            if alone and not self.found.launches and isinstance(data, Mapping) and not {"kind", "apiVersion"} & {*data}:
+                self.found.keys = data
+
+    def scripts(self, data: Any, environment: Mapping[str, str]) -> None:
+        """Commands in the texts inside `data`, with the environment that stands beside them."""
+        if isinstance(data, str):
+            self.inside([data], environment)
+        if not isinstance(data, Mapping | list | tuple) or id(data) in self.seen:
+            return
+        self.seen.add(id(data))
+        if isinstance(data, Mapping):
+            for key in ("env", "envs", "environment"):
+                environment = {**environment, **dict(_environment(data.get(key)))}
+        for child in data.values() if isinstance(data, Mapping) else data:
+            self.scripts(child, environment)
+
+    def containers(self, data: Any) -> bool:
+        """Read every container inside `data`; whether there is any."""
+        if id(data) in self.seen:
+            return False
+        self.seen.add(id(data))
+        if isinstance(data, Mapping) and {*CONTAINER_KEYS} & {*data} and not isinstance(data.get("image"), dict):
+            self.container(data)
+            return True
+        children = data.values() if isinstance(data, Mapping) else data if isinstance(data, list | tuple) else ()
+        found = [self.containers(child) for child in children]
+        return any(found)
+
+    def container(self, data: Mapping[str, Any]) -> None:
+        environment = dict(_environment(data.get("environment"))) | dict(_environment(data.get("env")))
+        words: list[str] = []
+        for key in ("entrypoint", "command", "args"):
+            words += _words(data.get(key), environment)
+        image = data.get("image")
+        image_word = [image] if isinstance(image, str) else []
+        before = len(self.found.launches)
+        if not words:  # a task with commands of its own
+            self.scripts({key: child for key, child in data.items() if key != "image"}, environment)
+        if len(self.found.launches) > before:
+            self.versions(image_word, launching=True)
+        else:
+            self.command(["docker", "run", *image_word, *words] if image_word else words, environment, {})
+
+    # Commands -----------------------------------------------------------------------------------------------
+
+    def script(self, script: Script) -> None:
+        environment = {name: values[0] for name, values in script.variables.items() if len(values) == 1}
+        for words in script.commands:
+            self.command(words, environment, script.files)
+
+    def command(self, words: list[str], environment: Mapping[str, str], files: Mapping[str, str]) -> None:
+        """One command: note the server it starts, and the version that it speaks of."""
+        if not words:
+            return
+        before = len(self.found.launches)
+        at = self.program(words)
+        image = self.image_at(words)
+        set_here = {**environment, **dict(_assigned(words[: at if at is not None else image]))}
+        if at is not None and (words[0] in _SPEAK_OF_COMMANDS or {*words[at:]} & {*_HELP}):
+            pass
+        elif at is not None:
+            self.launch(words[at:], set_here, files, named=True)
+        elif image is not None:
+            self.contained(words, image, set_here, files)
+        elif words[0] == "serve" or (words[0].startswith("-") and not self.found.others):
+            self.launch(words[words[0] == "serve" :], environment, files, named=False)
+        elif words[0] not in _SPEAK_OF_COMMANDS:
+            self.inside(words, set_here)
+        if len(self.found.launches) == before:
+            self.found.others += words
+        self.versions(words, launching=len(self.found.launches) > before)
+
+    def launch(
+        self, arguments: list[str], environment: Mapping[str, str], files: Mapping[str, str], *, named: bool
+    ) -> None:
+        self.found.launches.append(Launch(arguments, environment, files))
+        self.found.named |= named
+
+    def program(self, words: list[str]) -> int | None:
+        """Where the arguments begin, behind the engine's program."""
+        for i, word in enumerate(words):
+            if any(p.fullmatch(word) for p in self.programs):
+                return i + 1
+            if i + 1 < len(words) and any(p.fullmatch(f"{word} {words[i + 1]}") for p in self.programs):
+                return i + 2
+        return None
+
+    def image_at(self, words: list[str]) -> int | None:
+        """Where the engine's image stands in a ``docker run``."""
+        if not self.launcher.image or not {*_ENGINES_OF_CONTAINERS} & {w.rpartition("/")[2] for w in words} or "run" not in words:
+            return None
+        places = range(words.index("run") + 1, len(words))
+        free = [i for i in places if not _VALUES_BEFORE_IMAGE.fullmatch(words[i - 1])]
+        own = (i for i in free if self.image.fullmatch(words[i]) and re.search("[/:]", words[i]))
+        return next(own, next((i for i in free if _ANY_IMAGE.fullmatch(words[i])), None))
+
+    def contained(self, words: list[str], image: int, environment: Mapping[str, str], files: Mapping[str, str]) -> None:
+        """What follows the image of a container, behind the entry point that is asked for."""
+        rest = words[image + 1 :]
+        for i, word in enumerate(words[:image]):
+            if word == "--entrypoint":
+                rest = [words[i + 1], *rest]
+            elif word.startswith("--entrypoint="):
+                rest = [word.partition("=")[2], *rest]
+        at = self.program(rest)
+        if at is not None:
+            self.launch(rest[at:], environment, files, named=True)
+            return
+        before = len(self.found.launches)
+        self.inside(rest, environment)
+        if len(self.found.launches) > before or (rest and rest[0].rpartition("/")[2] in _SHELLS):
+            return
+        own = self.image.fullmatch(words[image]) is not None
+        if not {*rest} & {*_HELP} and ((own and self.launcher.enters) or (rest and rest[0].startswith("-"))):
+            self.launch(rest[rest[:1] == ["serve"] :], environment, files, named=own)
+
+    def inside(self, words: list[str], environment: Mapping[str, str]) -> None:
+        """Commands in a word of their own: ``bash -c "..."``."""
+        for word in words:
+            if any(blank in word.strip() for blank in " \n") and not word.startswith(("{", "[")):
+                try:
+                    script = read_script(word, {name: [value] for name, value in environment.items()})
+                except InputError:
+                    continue
+                for inner in script.commands:
+                    if self.program(inner) is not None:
+                        self.command(inner, {**environment, **_singles(script)}, script.files)
+
+    # Versions -----------------------------------------------------------------------------------------------
+
+    def versions(self, words: list[str], *, launching: bool) -> None:
+        """Note the version that an image's tag or a requirement states; that of the launching command counts most."""
+        found, published = self.found, re.compile(rf"(?:\S+/)?(?:{self.launcher.published})(?::([\w.-]+))?(?:@sha256:\w+)?")
+        required = re.compile(rf"{re.escape(self.launcher.package)}(?:\[[\w,.-]*\])?==v?([0-9][\w.]*)(?:\+\S*)?")
+        for word in words:
+            image = published.fullmatch(word) if self.launcher.published else None
+            tag = _TAG_VERSION.match(image[1] or "") if image else None
+            pinned = required.fullmatch(word) if self.launcher.package else None
+            version = tag[1] if tag else pinned[1] if pinned else None
+            if version is not None and (launching or found.version is None):
+                found.version, found.said = version, f"image {word}" if tag else word
+            elif image and version is None and launching:
+                found.tag = image[1] or "latest"
+
+
+def _singles(script: Script) -> dict[str, str]:
+    return {name: values[0] for name, values in script.variables.items() if len(values) == 1}
+
+
+def _assigned(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Settings of the environment before a command, or of a container (``-e NAME=VALUE``)."""
+    for word in words:
+        pair = assignment(word.removeprefix("--env="))
+        if pair is not None:
+            yield pair
+
+
+def _environment(data: Any) -> Iterator[tuple[str, str]]:
+    """The environment of a container: a mapping, ``NAME=VALUE`` texts, or ``{name, value}`` pairs."""
+    if isinstance(data, Mapping):
+        yield from ((str(name), _text(value)) for name, value in data.items())
+    for item in data if isinstance(data, list | tuple) else ():
+        if isinstance(item, Mapping) and "name" in item and isinstance(item.get("value"), str | int | float):
+            yield str(item["name"]), _text(item["value"])
+        elif isinstance(item, str) and (pair := assignment(item)):
+            yield pair
+
+
+def _words(data: Any, environment: Mapping[str, str]) -> list[str]:
+    """A command of a container as words: shell text, or a list of words."""
+    if isinstance(data, str):
+        commands = read_script(data, {name: [value] for name, value in environment.items()}).commands
+        return commands[0] if len(commands) == 1 else ["sh", "-c", data] if commands else []
+    return _listed(data, environment) if isinstance(data, list | tuple) else []
+
+
+def _listed(items: Sequence[Any], environment: Mapping[str, str]) -> list[str]:
+    """Words of a list; a flag and its value in one item are told apart."""
+    words: list[str] = []
+    for item in items:
+        text = re.sub(r"\$\((\w+)\)|\$\{(\w+)\}", lambda m: environment.get(m[1] or m[2], m[0]), _text(item))
+        flag = re.match(r"--?[\w.-]+\s", text)
+        words += [word for command in read_script(text).commands for word in command] if flag else [text]
+    return words
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,347 @@
+"""Launch commands as people write them: shell, containers, manifests; properties of generated ones."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine_models.engines.known import BUILT_IN, OTHERS, engine_named, launched_by, parse_engine_args
+from engine_models.flags import FlagTable
+from engine_models.launch import find_launches
+from engine_models.shell import read_script
+from hardware_profiles.errors import InputError
+from simulator.config.load import load_scenario
+
+TABLES = {name: engine_named(name).flags() for name in BUILT_IN}
+ARGUMENTS = "--model org/m --max-num-seqs 8 -tp 2"
+READ = {"max_num_seqs": 8, "tensor_parallel_size": 2}
+
+COMPOSE = f"""\
+services:
+  llm:
+    image: vllm/vllm-openai:v0.15.1
+    environment:
+      - VLLM_ATTENTION_BACKEND=FLASHINFER
+    command: >
+      {ARGUMENTS}
+  cache:
+    image: redis:7
+    command: redis-server --appendonly yes
+"""
+MANIFEST = """\
+kind: Deployment
+spec:
+  template:
+    spec:
+      containers:
+        - name: llm
+          image: vllm/vllm-openai:v0.15.1
+          command: ["python3", "-m", "vllm.entrypoints.openai.api_server"]
+          args: ["--model=org/m", --max-num-seqs, 8, "--tensor-parallel-size=$(RANKS)"]
+          env:
+            - {name: RANKS, value: "2"}
+---
+kind: Service
+spec: {ports: [{port: 80}]}
+"""
+DOCKERFILE = """\
+FROM vllm/vllm-openai:v0.15.1
+ENTRYPOINT ["vllm", "serve"]
+CMD ["org/m", "--max-num-seqs", "8", \\
+     "-tp", "2"]
+"""
+SETTINGS = """\
+cat > /tmp/flags.yaml <<EOF
+tensor-parallel-size: 2
+max_num_seqs: 4
+EOF
+vllm serve org/m --config /tmp/flags.yaml --max-num-seqs 8
+"""
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        f"vllm serve {ARGUMENTS}",
+        f"CUDA_VISIBLE_DEVICES=0 numactl --cpunodebind=0 --membind=0 uv run vllm serve {ARGUMENTS}",
+        f'srun -N1 bash -c "export X=1 && vllm serve {ARGUMENTS}" &\nwait',
+        f"ssh host 'cd /srv; vllm serve {ARGUMENTS} > log 2>&1'",
+        "RANKS=2\nvllm serve ${MODEL:-org/m} \\  # the model\n  --max-num-seqs 8 \\\n  # ranks\n  -tp $RANKS | tee log",
+        "extra=(--max-num-seqs 8)\nextra+=(-tp 2)\nvllm serve org/m \"${extra[@]}\"",
+        "opts='--max-num-seqs 8'\nopts+=' -tp 2'\nvllm serve org/m $opts",
+        "vllm serve org/m\n  --max-num-seqs 8\n  -tp 2\ncurl localhost:8000/health",
+        "$ nvidia-smi\n| 550.54 | 81559MiB |\n$ vllm serve org/m --max-num-seqs 8 -tp 2\n# done",
+        f"ray start --head --port 6379\nvllm serve {ARGUMENTS} --distributed-executor-backend=mp",
+        f"```bash\nvllm serve {ARGUMENTS}\n```",
+        "vllm serve org/m —max-num-seqs 8 -tp=2",
+        "vllm serve org/m ^\n --max-num-seqs 8 `\n -tp 2",
+        "if [ $BIG ]; then\n  R=2\nelse\n  R=1\nfi\nvllm serve org/m --max-num-seqs 8 -tp $R",
+        f"docker run --gpus all -p 8000:8000 -e A=b vllm/vllm-openai:v0.15.1 {ARGUMENTS}",
+        "docker run --gpus all vllm/vllm-openai:latest org/m --max-num-seqs 8 -tp 2",
+        f"docker run -it --entrypoint /bin/bash vllm/vllm-openai:latest -c 'vllm serve {ARGUMENTS}'",
+        f"podman run --entrypoint=python3 quay.io/vllm/vllm-openai:x -m vllm.entrypoints.openai.api_server {ARGUMENTS}",
+        f"docker run -it --rm vllm/vllm-openai:v0.15.1 bash\nvllm serve {ARGUMENTS}",
+        f"docker run --gpus all -v /x:/y $IMAGE {ARGUMENTS}",
+        f"ExecStart=/opt/venv/bin/vllm serve {ARGUMENTS}",
+        ["vllm", "serve", *ARGUMENTS.split()],
+        ["--model=org/m", "--max-num-seqs 8", "-tp", 2],
+        {"image": "vllm/vllm-openai:v0.15.1", "command": ARGUMENTS, "ports": ["8000:8000"]},
+        {"command": ["sh", "-c"], "args": [f"exec vllm serve {ARGUMENTS}"]},
+        {"type": "service", "env": ["M=org/m"], "commands": ["pip list", "vllm serve $M --max-num-seqs 8 -tp 2"]},
+        MANIFEST,
+        f"cat <<'EOF' | kubectl apply -f -\n{MANIFEST}EOF\n",
+        DOCKERFILE,
+        SETTINGS,
+        "model: org/m\nmax-num-seqs: 8\ntensor_parallel_size: 2\n",
+    ],
+)
+def test_a_command_is_read_wherever_it_stands(written: Any) -> None:
+    found = parse_engine_args("vllm", written)
+    assert {name: value for name, value in found.values.items() if name != "distributed_executor_backend"} == READ
+    assert (found.model, found.warnings) == ("org/m", [])
+
+
+def test_a_compose_file_gives_flags_environment_and_version() -> None:
+    found = parse_engine_args("vllm", COMPOSE)
+    assert (found.values, found.version) == ({**READ, "attention_backend": "FLASHINFER"}, "0.15.1")
+
+
+@pytest.mark.parametrize(
+    ("written", "version"),
+    [
+        ("docker run vllm/vllm-openai:v0.11.0 --model m", "0.11.0"),
+        ("docker run docker.io/vllm/vllm-openai:v0.11.0-x86_64@sha256:ab12 --model m", "0.11.0"),
+        ("docker run vllm/vllm-openai-rocm:v0.20.2 m", "0.20.2"),
+        ("docker run nvcr.io/nvidia/vllm:25.09-py3 vllm serve m", None),  # the vendor's own numbers
+        ("uv pip install 'vllm==0.14.1' --torch-backend auto\nvllm serve m", "0.14.1"),
+        ("pip install 'vllm>=0.14.1'\nvllm serve m", None),
+        ("docker pull vllm/vllm-openai:v0.9.0\ndocker run vllm/vllm-openai:v0.11.0 --model m", "0.11.0"),
+        ("docker run vllm/vllm-openai:nightly-8bff83 --model m", None),
+        ("docker run vllm/vllm-openai --model m", None),
+        ("docker run lmsysorg/sglang:v0.5.9-cu126 python3 -m sglang.launch_server --model m", "0.5.9"),
+        ("docker run lmsysorg/sglang:v0.5.4.post1-rocm630-mi30x sglang serve --model-path m", "0.5.4.post1"),
+        ("docker run ghcr.io/huggingface/text-generation-inference:3.3.5 --model-id m", "3.3.5"),
+    ],
+)
+def test_the_tag_of_an_image_is_the_version(written: str, version: str | None) -> None:
+    engine = launched_by(written)
+    assert engine is not None
+    found = parse_engine_args(engine, written)
+    assert found.version == version
+    assert bool(found.notes) == (version is None and "vllm/vllm" in written)
+
+
+def scenario(engine: str, args: Any, **pool: Any) -> dict[str, Any]:
+    return {
+        "model": "Qwen/Qwen3-8B",
+        "deployment": {"engine": engine, "hardware": "h100-sxm-80gb", "engine_args": args, **pool},
+        "workload": {"arrivals": {"kind": "poisson", "rate": 1}, "prompt_tokens": 10, "output_tokens": 10, "duration": 10},
+    }
+
+
+def test_the_version_of_the_command_is_that_of_the_pool() -> None:
+    command = "docker run vllm/vllm-openai:v0.11.0 Qwen/Qwen3-8B"
+    assert load_scenario(scenario("vllm", command)).deployment.pools[0].engine == "vllm@0.11.0"
+    assert load_scenario(scenario("vllm@0.11", command)).deployment.pools[0].engine == "vllm@0.11.0"
+    with pytest.raises(InputError, match=r"runs version 0\.11\.0 .*v0\.11\.0.*says vllm@0\.15\.1"):
+        load_scenario(scenario("vllm@0.15.1", command))
+    newest = scenario("vllm@0.15.1", "docker run vllm/vllm-openai:nightly Qwen/Qwen3-8B")
+    assert load_scenario(newest).deployment.pools[0].engine == "vllm@0.15.1"
+
+
+@pytest.mark.parametrize(
+    ("engine", "written", "message"),
+    [
+        ("vllm", "vllm serve a -tp 8\nvllm serve a -tp 4 -dp 2", "starts 2 servers whose flags differ"),
+        (
+            "vllm",
+            """vllm serve a --kv-transfer-config '{"kv_connector": "P2pNcclConnector", "kv_role": "kv_producer"}' &
+            vllm serve a --kv-transfer-config '{"kv_connector": "P2pNcclConnector", "kv_role": "kv_consumer"}' &""",
+            "2 servers that share the work (decode, prefill)",
+        ),
+        ("vllm", "vllm serve a --config flags.yaml", "cannot be seen"),
+        ("vllm", "vllm serve a -dcp 8", "`-dcp` 8 is not modelled yet"),
+        ("vllm", "vllm serve a --cpu-offload-gb 8", "not modelled yet"),
+        ("vllm", "vllm serve a --runner pooling", "not modelled yet"),
+        ("vllm", "vllm serve a --omni", "server of images, video and sound"),
+        ("vllm", "vllm serve --help", "no launch command of vllm"),
+        ("vllm", "docker run -it vllm/vllm-openai:latest bash", "no launch command of vllm"),
+        ("vllm", "pkill -f 'vllm serve'", "no launch command of vllm"),
+        ("vllm", "vllm bench serve --model m", "no launch command of vllm"),
+        ("vllm", "vllm serve a --max-num-seqs <rows>", "stands for a value that is not in the text"),
+        ("vllm", "services:\n  a: [", "begins like YAML, but is none"),
+        ("vllm", "sglang serve --model-path m", "launch command of sglang, not of vllm"),
+        ("sglang", "sglang serve --model-path m --speculative-algorithm EAGLE", "how many tokens a step yields"),
+        ("sglang", "sglang serve --model-path m --dit-cpu-offload true", "server of images and video"),
+        ("sglang", "sglang serve --model-path m --cuda-graph-m 5", "is the beginning of"),
+        ("tgi", "text-generation-launcher --model-id m --max-batch-si 4", "tgi has no flag"),  # its parser takes no beginnings
+    ],
+)
+def test_what_cannot_be_predicted_from_a_command_is_refused_by_its_reason(engine: str, written: str, message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        parse_engine_args(engine, written)
+    assert message in refused.value.message
+    assert refused.value.mend
+
+
+@pytest.mark.parametrize("word", ["trtllm-serve m", "lmdeploy serve api_server m", "python -m dynamo.vllm -m m", "ollama run m"])
+def test_other_engines_are_named(word: str) -> None:
+    with pytest.raises(InputError, match=f"launch command of ({'|'.join(OTHERS.values())}), not of vllm"):
+        parse_engine_args("vllm", word)
+
+
+@pytest.mark.parametrize(
+    ("command", "role"),
+    [
+        ("python3 -m sglang.launch_server --model-path Qwen/Qwen3-8B --disaggregation-mode prefill", "prefill"),
+        ("python3 -m sglang.launch_server --model-path Qwen/Qwen3-8B --disaggregation-mode decode", "decode"),
+    ],
+)
+def test_a_server_of_a_pair_belongs_into_a_pool_of_its_role(command: str, role: str) -> None:
+    with pytest.raises(InputError, match=f"starts the {role} server of a pair") as refused:
+        load_scenario(scenario("sglang", command))
+    assert "two pools" in str(refused.value.mend)
+
+
+def test_nodes_of_one_server_are_one_command() -> None:
+    nodes = [f"sglang serve --model-path m --tp 16 --nnodes 2 --node-rank {rank} --dist-init-addr a:1" for rank in (0, 1)]
+    found = parse_engine_args("sglang", "\n".join(nodes))
+    assert found.values == {"tensor_parallel_size": 16}
+    assert "nodes of one server" in found.notes[-1]
+
+
+def test_a_release_that_lacks_a_flag_is_told() -> None:
+    assert parse_engine_args("vllm@0.11.0", "vllm serve m --performance-mode throughput").warnings == [
+        "vllm 0.11.0 has no flag `performance_mode`; read as other releases have it"
+    ]
+    assert parse_engine_args("vllm@0.33.0", "vllm serve m --performance-mode throughput").warnings == []
+    assert parse_engine_args("vllm@0.15.1", "vllm serve m --watermark 0.1").warnings != []
+
+
+# Properties -----------------------------------------------------------------------------------------------
+
+VALUES = {"int": "3", "count": "3", "float": "0.5", "str": "x", "json": '{"a": 1}', "ints": "1 2", "texts": "a b"}
+
+
+def accepted(table: FlagTable, name: str) -> list[str]:
+    """Words that give a flag a value its reader takes."""
+    flag = table.modelled.get(name)
+    if flag is None:
+        neutral = table.unread[name].neutral
+        value = neutral[0] if neutral else "auto"
+        return [] if table.kind(name) in ("switch", "pair", "optional") else [value]
+    if flag.kind == "bool":
+        return []
+    value = flag.choices[0] if flag.choices else VALUES[flag.kind]
+    return value.split() if table.kind(name) == "list" else [value]
+
+
+def readable(table: FlagTable) -> list[str]:
+    """Flags that stand alone without being refused."""
+    return [name for name in [*table.modelled, *table.unread] if name in table.modelled or not table.unread[name].refused]
+
+
+def outcome(engine: str, args: Any) -> Any:
+    try:
+        return parse_engine_args(engine, args)
+    except InputError as refused:
+        return refused.message
+
+
+@st.composite
+def flags_of(draw: st.DrawFn) -> tuple[str, list[list[str]]]:
+    """An engine and some of its flags as words, each flag once."""
+    engine = draw(st.sampled_from(sorted(TABLES)))
+    table = TABLES[engine]
+    names = draw(st.lists(st.sampled_from(readable(table)), max_size=6, unique=True))
+    return engine, [[f"--{name.replace('_', '-')}", *accepted(table, name)] for name in names]
+
+
+@given(flags_of(), st.randoms(use_true_random=False))
+def test_the_order_of_flags_does_not_matter(drawn: tuple[str, list[list[str]]], random: Any) -> None:
+    engine, groups = drawn
+    shuffled = random.sample(groups, len(groups))
+    one, other = (outcome(engine, [word for group in each for word in group]) for each in (groups, shuffled))
+    if isinstance(one, str) or isinstance(other, str):
+        assert type(one) is type(other)
+    else:
+        assert (one.values, one.model) == (other.values, other.model)
+
+
+@given(flags_of())
+def test_an_equals_sign_a_list_and_text_say_the_same(drawn: tuple[str, list[list[str]]]) -> None:
+    engine, groups = drawn
+    words = [word for group in groups for word in group]
+    joined = [word for group in groups for word in (["=".join(group)] if len(group) == 2 else group)]
+    text = f"{TABLES[engine].launcher.example.partition(' --')[0].removesuffix(' MODEL')} {shlex.join(words)}"
+    assert outcome(engine, words) == outcome(engine, joined) == outcome(engine, text)
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_a_beginning_is_the_flag_if_it_is_the_only_one(data: st.DataObject) -> None:
+    engine = data.draw(st.sampled_from(["vllm", "sglang"]))
+    table = TABLES[engine]
+    spelled = {word: table.aliases.get(word, word) for word in [*table.modelled, *table.unread, *table.aliases]}
+    spelled |= {f"no_{word}": f"no_{own}" for word, own in spelled.items() if table.kind(own) == "pair"}
+    word = data.draw(st.sampled_from(sorted(spelled)))
+    begun = word[: data.draw(st.integers(2, len(word)))]
+    meant = {own for other, own in spelled.items() if other.startswith(begun)}
+    meant = {own for own in meant if table.releases.has(own.removeprefix("no_"), None)} or meant
+    if begun in spelled:
+        meant = {spelled[begun]}
+    shown = "--" + begun.replace("_", "-")
+    found = outcome(engine, [shown, *(accepted(table, next(iter(meant)).removeprefix("no_")) if len(meant) == 1 else [])])
+    if len(meant) > 1:
+        assert f"`{shown}` is the beginning of {len(meant)} flags" in found
+    elif not isinstance(found, str):
+        assert any(f"`{shown}` is read as" in note for note in found.notes) == (begun not in spelled)
+    else:
+        assert "has no flag" not in found
+        assert "beginning of" not in found
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), min_size=1, max_size=8), min_size=1, max_size=5))
+def test_quoted_words_come_back(words: list[str]) -> None:
+    assert read_script(shlex.join(["x", *words])).commands == [["x", *words]]
+
+
+KEYS = st.sampled_from(["image", "command", "args", "entrypoint", "env", "environment", "services", "run", "x"])
+SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=30)
+
+
+@given(st.recursive(SCALARS, lambda one: st.lists(one, max_size=3) | st.dictionaries(KEYS, one, max_size=4), max_leaves=12))
+def test_any_data_is_read_or_refused_in_words(data: Any) -> None:
+    for engine in BUILT_IN:
+        with contextlib.suppress(InputError):
+            find_launches(json.dumps(data), TABLES[engine].launcher)
+        if isinstance(data, list | dict):
+            outcome(engine, data)
+
+
+@given(st.text(alphabet="abvllm serve-=\"'\\$<>|&;(){}[]#\n:`!.", max_size=80))
+def test_any_shell_text_is_read_or_refused_in_words(text: str) -> None:
+    outcome("vllm", f"vllm serve m {text}")
+    outcome("vllm", text)
+
+
+# The lists ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang"])
+def test_every_flag_of_the_engines_parser_is_known_once(name: str) -> None:
+    from importlib import import_module
+
+    module: Any = import_module(f"engine_models.engines.{name}_flags")
+    table, lists = TABLES[name], module._LISTS
+    assert [flag for flag in lists.kinds if not table.knows(flag)] == []
+    texts = [module._HARMLESS, *module._CHANGING.values(), *module._REFUSED.values()]
+    words = [word.partition("=")[0] for text in texts for word in text.split()]
+    assert sorted(words) == sorted({*words})
+    assert not {*words} & {*table.modelled}
