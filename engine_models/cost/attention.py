@@ -8,6 +8,10 @@ min(KV, window), which the mean length does not tell:
 
 t_w and s are one table of the window's kernel over equal rows, beyond the window and up to it. If all rows are beyond it the
 second factor is 1, if none is the product is s itself.
+
+Layers that choose what they attend to read so many entries at most, and pay for the choice
+(:mod:`engine_models.cost.indexing`); compressed layers have one entry for several tokens. Recurrent layers move their
+state, whatever the context (:mod:`engine_models.cost.recurrence`).
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from engine_models.cost import flash_attention2
+from engine_models.cost import flash_attention2, indexing, recurrence
 from engine_models.cost.tables import Bilinear, FloatArray, IntArray, PiecewiseLinear, log_grid
 from engine_models.cost.terms import Shard
 from engine_models.model.blocks import AttentionBlock
 from engine_models.parts.batch import Batch, Span
+from hardware_profiles.ops import Ops
 
 
 class RowTables:
@@ -90,7 +95,7 @@ class DecodeAttention:
     def __init__(self, shard: Shard, max_rows: int, max_context_tokens: int) -> None:
         rows = log_grid(max_rows, 3)
         contexts = np.unique(np.concatenate([[16.0, 64.0], log_grid(max_context_tokens, 2)[8:]])).astype(float)
-        blocks = [block for block in shard.stage.attention if block.kind != "linear"]
+        blocks = shard.stage.attention
         windows = sorted({b.window_tokens for b in blocks if 1 < b.window_tokens < contexts[-1]})
         mixed = shard.terms.fixed_grid_attention
 
@@ -183,22 +188,59 @@ def _layer_s(
 ) -> tuple[FloatArray, FloatArray]:
     """Seconds of one layer for equal rows: alone, and beside a prompt."""
     ops, terms, tensor = shard.ops, shard.terms, shard.parallel.tensor
+    if block.kind == "linear":
+        alone = terms.query_tokens * recurrence.decode_s(ops, block, tensor, batch)
+        return alone, alone
     kv_fmt = shard.formats.kv_cache.name
     heads = max(1, block.heads // tensor)
     queries = heads * terms.query_tokens
+    chosen_s, context = _chosen(ops, block, batch, context)
     if block.kind == "mla":
-        alone = ops.mla_decode_s("bf16", kv_fmt, queries, batch, context)
+        context = np.minimum(context, block.window_tokens) if block.window_tokens else context
+        alone = chosen_s + ops.mla_decode_s("bf16", kv_fmt, queries, batch, context)
         return alone, alone
     kv_heads = max(1, block.kv_heads // tensor)
     alone = ops.decode_attention_s(
         kv_fmt, queries, kv_heads, block.head_dim, block.window_tokens, batch, context
     )
+    alone = alone + chosen_s if block.indexer is not None else alone
     if not terms.fixed_grid_attention or block.sinks:  # FlashAttention 2 knows no sinks
         return alone, alone
     shape = (heads, kv_heads, block.head_dim, block.window_tokens)
     alone, together = flash_attention2.decode_s(ops, kv_fmt, *shape, batch, context, alone)
     # rows of several queries are unpacked whether a prompt is there or not
     return (together if terms.query_tokens > 1 else alone), together
+
+
+def _chosen(
+    ops: Ops, block: AttentionBlock, batch: FloatArray, context: FloatArray
+) -> tuple[FloatArray | float, FloatArray]:
+    """Seconds of choosing what equal rows attend to, and how much that is."""
+    if block.entry_tokens > 1:
+        context = np.maximum(1.0, context / block.entry_tokens)
+    if block.indexer is None:
+        return 0.0, context
+    chosen_s = indexing.decode_s(ops, block.indexer, batch, context) if block.indexer.bytes_per_entry else 0.0
+    return chosen_s, np.minimum(context, block.indexer.topk_tokens)
+
+
+def _sparse_chunk_s(
+    ops: Ops, block: AttentionBlock, kv_fmt: str, tensor: int, new: FloatArray, before: FloatArray
+) -> FloatArray:
+    """Seconds of one layer whose tokens attend to a part of the context, for one chunk: choice and attention."""
+    heads, entry = max(1, block.heads // tensor), block.entry_tokens
+    mean = np.maximum(1.0, (before + new / 2) / entry)
+    chosen_s: FloatArray | float = 0.0
+    attended = np.minimum(mean, block.window_tokens) if block.window_tokens else mean
+    if block.indexer is not None:
+        if block.indexer.bytes_per_entry:
+            chosen_s = indexing.chunk_s(ops, block.indexer, new, new * mean)
+        attended = np.minimum(attended, block.indexer.topk_tokens)
+    if block.kind == "mla":
+        width = sum(width.on(tensor) for width in block.cache)
+        return chosen_s + indexing.latent_chunk_s(ops, heads, width, new * attended)
+    shape = (heads, max(1, block.kv_heads // tensor), block.head_dim, 0)
+    return chosen_s + ops.prefill_attention_s("bf16", kv_fmt, *shape, new, before) * (attended / mean)
 
 
 class PrefillAttention:
@@ -212,6 +254,10 @@ class PrefillAttention:
         ops, tensor, kv_fmt = shard.ops, shard.parallel.tensor, shard.formats.kv_cache.name
         for block in shard.stage.attention:
             if block.kind == "linear":
+                total += block.layers * recurrence.chunk_s(ops, block, tensor, new)
+                continue
+            if block.indexer is not None or block.entry_tokens > 1 or (block.kind == "mla" and block.window_tokens):
+                total += block.layers * _sparse_chunk_s(ops, block, kv_fmt, tensor, new, before)
                 continue
             heads = max(1, block.heads // tensor)
             if block.kind == "mla":

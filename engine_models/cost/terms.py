@@ -174,7 +174,7 @@ class Shard:
         stage, tensor = self.stage, self.parallel.tensor
         gemms = gemm_shapes(stage, tensor, self.parallel.expert)
         found = float(sum(gemm.layers for gemm in gemms if gemm.per == "token"))
-        found += stage.norms_per_layer * stage.layers + (2 * stage.layers if tensor > 1 else 0)
+        found += stage.norms_per_layer * stage.layers + (_reduces(stage) if tensor > 1 else 0)
         found += sum(block.layers * (ATTENTION_LAUNCHES + 2 * (block.qk_norm != "none")) for block in stage.attention)
         experts = self.terms.host.expert_launches
         found += sum(mlp.layers * (experts if mlp.kind == "moe" else 1) for mlp in stage.mlp)
@@ -277,6 +277,10 @@ def norms_and_rotary(shard: Shard, m: IntArray) -> Parts:
     ops, stage, tp = shard.ops, shard.stage, shard.parallel.tensor
     yield "norms", stage.norms_per_layer * stage.layers * ops.elementwise_s(4.0 * _width(shard, m))
     for block in stage.attention:
+        if block.kind == "linear":  # the gated norm of what comes out
+            inner = np.asarray(m, dtype=np.float64) * 2.0 * (block.heads // tp) * block.v_head_dim
+            yield "norms", block.layers * ops.elementwise_s(3.0 * inner)
+            continue
         rotary = np.asarray(m, dtype=np.float64) * 2.0 * (block.heads // tp + max(1, block.kv_heads // tp)) * block.head_dim
         yield "rotary", block.layers * ops.elementwise_s(2.0 * rotary)
         if block.qk_norm == "head":  # reads and writes q and k
@@ -296,13 +300,20 @@ def activation(shard: Shard, m: IntArray) -> Parts:
 
 
 def collectives(shard: Shard, m: IntArray) -> Parts:
-    """Two all-reduces a layer under tensor parallelism, each with the wait for the slowest rank; the hop to the next stage."""
+    """An all-reduce after each mixer and MLP of a layer under tensor parallelism, with the wait for the slowest rank; the hop to
+    the next stage."""
     ops, tp, width = shard.ops, shard.parallel.tensor, _width(shard, m)
     if tp > 1:
         wait_s = shard.terms.host.reduce_wait_s
-        yield "collectives", 2.0 * shard.stage.layers * (ops.all_reduce_s(tp, width) + wait_s)
+        yield "collectives", float(_reduces(shard.stage)) * (ops.all_reduce_s(tp, width) + wait_s)
     if len(shard.stages) > 1:
         yield "pipeline hop", ops.p2p_s(width)
+
+
+def _reduces(stage: Architecture) -> int:
+    """Outputs that ranks hold in parts: of each mixer that has an output projection, of each MLP."""
+    ends = sum(block.layers for block in stage.attention if any(linear.name in ("o", "linear_out") for linear in block.linears))
+    return ends + sum(mlp.layers for mlp in stage.mlp)
 
 
 def gaps(shard: Shard, m: IntArray) -> Parts:

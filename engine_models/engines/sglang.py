@@ -9,6 +9,7 @@ scheduler (`capacity-plan validate schedules`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,7 +36,8 @@ from engine_models.declaration import (
 from engine_models.engines.sglang_flags import FLAGS, dp_attention
 from engine_models.memory.radix import RadixPool
 from engine_models.model.activations import CONTEXT_BYTES
-from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.model.architecture import kv_groups, state_bytes_per_sequence, weight_bytes_per_rank
+from engine_models.model.blocks import Architecture
 from engine_models.model.formats import FORMATS
 from engine_models.model.overrides import served_context
 from engine_models.parts.batch import Batch
@@ -184,6 +186,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         tokens = min(tokens, int(flags["max_total_tokens"]) // page * page)
     asked_rows = flags.get("max_running_requests")
     rows = max(1, int(asked_rows) // dp) if asked_rows else default_running(tokens, context)
+    state = _state_bytes(request)
+    if state:
+        rows = min(rows, memory.bytes_of("state") // state // _slots_a_row(request))
     prefill_tokens = int(flags.get("max_prefill_tokens") or 16384)
     mixed = bool(flags.get("enable_mixed_chunk", False))
     overlap = not flags.get("disable_overlap_schedule", False)
@@ -214,7 +219,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     host = replace(overheads.host, prefill_graph_tokens=captured)
     if not overlap:
         host = replace(host, step_s=float(overheads.provenance["serial_step_s"]["value"]))
+    state_note = (
+        f"recurrent layers: slots for {memory.bytes_of('state') // max(1, state)} states of {state / 1e6:,.0f} MB, "
+        f"{_slots_a_row(request)} a request"
+    )
     notes = (
+        *((state_note,) if state else ()),
+        *((COMPRESSED_NOTE,) if _compressed(arch) else ()),
         f"SGLang {version}: {tokens} KV tokens, {rows} rows, prefill of {largest} tokens a step",
         "SGLang's front end was measured with DeepSeek-R1, its host time of a step with Llama-3.1-8B; assumed to hold elsewhere",
         f"CUDA graphs hold prefills of up to {captured} tokens" if captured else "no CUDA graph holds a prefill",
@@ -293,6 +304,33 @@ def _warn_of_kernels(request: PoolRequest, warnings: list[str]) -> None:
         )
 
 
+STATE_RATIO = 0.9
+"""Memory of recurrent states over that of the KV cache (`mamba_full_memory_ratio`; datasheet: SGLang 0.5, `server_args.py`)."""
+SLOTS_A_ROW, SLOTS_A_ROW_UNCACHED = 3, 1
+"""States kept of a request with the radix cache (its own, that of the prefix it holds, one to be cached) and without it
+(datasheet: SGLang 0.5, `model_runner_kv_cache_mixin.py`)."""
+STATE_VALUE_BYTES = 4
+"""`mamba_ssm_dtype` is float32 unless told otherwise (datasheet: as above)."""
+COMPRESSED_WINDOW_SHARE = 0.1
+"""Tokens of the windows' pool over those of the compressed entries, for DeepSeek-V4 (`swa_full_tokens_ratio`; datasheet: SGLang
+0.5, defaults of DeepSeek-V4)."""
+COMPRESSED_NOTE = (
+    "compressed attention: windows have a pool of a tenth of the tokens (SGLang's default), which never runs short (assumed)"
+)
+
+
+def _state_bytes(request: PoolRequest) -> int:
+    return state_bytes_per_sequence(request.arch, request.tensor_parallel, request.pipeline_parallel, STATE_VALUE_BYTES)
+
+
+def _slots_a_row(request: PoolRequest) -> int:
+    return SLOTS_A_ROW_UNCACHED if request.flags.get("disable_radix_cache", False) else SLOTS_A_ROW
+
+
+def _compressed(arch: Architecture) -> bool:
+    return any(block.entry_tokens > 1 for block in arch.attention)
+
+
 def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> MemoryBudget:
     """KV bytes = free after the weights - (1 - mem_fraction_static) * free before them."""
     flags, arch = request.flags, request.arch
@@ -315,12 +353,14 @@ def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> Mem
     weights = weight_bytes_per_rank(
         arch, request.formats.weights, tp, pp, request.expert_parallel, dp, dense_parallel=tp * dp
     )
-    per_token = sum(
-        group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, pp)
-    )
+    groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
+    share = COMPRESSED_WINDOW_SHARE if _compressed(arch) else 1
+    per_token = math.ceil(sum(g.bytes_per_token_per_rank * (share if g.window_tokens else 1) for g in groups))
     block = int(per_token * page)
-    kv = usable - weights
-    if kv < block:
+    state = _state_bytes(request)
+    slots = int((usable - weights) * STATE_RATIO / (1 + STATE_RATIO) / state) if state else 0
+    kv = usable - weights - slots * state
+    if kv < block or (state and slots < _slots_a_row(request)):
         raise InfeasibleError(
             f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device, {usable / 1e9:.1f} GB usable "
             f"({fraction:.0%} of {free / 1e9:.1f} GB); {(weights + block - usable) / 1e9:.1f} GB too much on each of "
@@ -333,6 +373,7 @@ def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> Mem
         usable_bytes=device,
         lines=(
             MemoryLine("weight", "weights", weights),
+            *((MemoryLine("state", "states of recurrent layers", slots * state),) if state else ()),
             MemoryLine("activation", "reserve for activations, graphs", free - usable),
             MemoryLine("other", "CUDA context, collectives", int(CONTEXT_BYTES)),
         ),

@@ -10,6 +10,7 @@ against recordings of the real scheduler (`capacity-plan validate schedules`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -47,6 +48,7 @@ from engine_models.model.architecture import (
     KvGroup,
     kv_groups,
     mla_absorbed_bytes_per_rank,
+    state_pages,
     weight_bytes_per_rank,
 )
 from engine_models.model.blocks import Architecture
@@ -238,6 +240,8 @@ def kv_layout(groups: list[KvGroup], max_model_len: int, block_tokens: int) -> t
 
     Layers of one kind form groups of equal size, the smallest kind's number of layers; every group draws blocks from the same
     pool, each block holding `block_tokens` tokens of one group's layers. A window no shorter than the context is none.
+    Where layers of a window keep more of a token than those without, their groups hold fewer of them, so that blocks stay
+    alike (vLLM gives the others longer blocks instead: the same bytes).
     """
     kinds: dict[int | None, tuple[int, int]] = {}
     for group in groups:
@@ -246,12 +250,40 @@ def kv_layout(groups: list[KvGroup], max_model_len: int, block_tokens: int) -> t
         kinds[window] = (layers + group.layers, size + group.bytes_per_token_per_rank)
     if len(kinds) == 1 and None in kinds:
         return (None,), kinds[None][1] * block_tokens
+    each = {size / layers for layers, size in kinds.values()}
+    if None in kinds and max(each) > 1.01 * min(each):
+        whole = kinds[None][1]
+        split = {window: max(1, round(size / whole)) for window, (_, size) in kinds.items() if window is not None}
+        largest = max(whole, *(-(-size // split[w]) for w, (_, size) in kinds.items() if w is not None))
+        return (None, *(w for w, number in sorted(split.items()) for _ in range(number))), largest * block_tokens
     layers_a_group = min(layers for layers, _ in kinds.values())
     windows: list[int | None] = []
     for window, (layers, _) in sorted(kinds.items(), key=lambda item: item[0] is not None):
         windows += [window] * -(-layers // layers_a_group)
     per_layer = max(size / layers for layers, size in kinds.values())
     return tuple(windows), int(per_layer * layers_a_group * block_tokens)
+
+
+STATE_WINDOW = 1
+"""Window of the groups of recurrent layers: the block with the last token holds their state, those before it are free."""
+
+
+def with_states(
+    arch: Architecture, groups: list[KvGroup], tp: int, pp: int, max_model_len: int, block_tokens: int
+) -> tuple[tuple[int | None, ...], int, int]:
+    """`kv_layout` with the states of recurrent layers as groups of the same pool; windows, bytes of a block, its tokens.
+
+    A block is lengthened until that of an attention layer holds a recurrent layer's state, whose own page is padded to it
+    (vLLM, `platforms/interface.py`, read in public copies of 2026).
+    """
+    layers, page = state_pages(arch, tp, pp)
+    if not page:
+        return (*kv_layout(groups, max_model_len, block_tokens), block_tokens)
+    of_token = max(group.bytes_per_token_per_rank / group.layers for group in groups)
+    block_tokens *= max(1, math.ceil(page / (block_tokens * of_token)))
+    windows, block_bytes = kv_layout(groups, max_model_len, block_tokens)
+    states = math.ceil(layers * of_token * block_tokens / block_bytes)
+    return (*windows, *[STATE_WINDOW] * states), block_bytes, block_tokens
 
 
 CPU_TOKENS, CPU_ROWS = 2048, 128
@@ -340,12 +372,19 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         warnings.append(f"vLLM {version.name} has no watermark; it is ignored")
         watermark = 0.0
     groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
-    windows, block_bytes = kv_layout(groups, max_model_len, block_tokens)
-    if windows != (None,) and flags.get("disable_hybrid_kv_cache_manager"):
+    windows, block_bytes, block_tokens = with_states(arch, groups, tp, pp, max_model_len, block_tokens)
+    if any(window not in (None, STATE_WINDOW) for window in windows) and flags.get("disable_hybrid_kv_cache_manager"):
         raise InputError(
             f"disable_hybrid_kv_cache_manager keeps whole sequences in the sliding windows of {arch.name}, which is not modelled",
             where="deployment.engine_args.disable_hybrid_kv_cache_manager",
             mend="remove the flag",
+        )
+    states = sum(window == STATE_WINDOW for window in windows)
+    caching = bool(flags.get("enable_prefix_caching", not states))
+    if states:
+        notes.append(
+            f"recurrent layers: {states} blocks of {block_tokens} tokens hold the states of a request, whatever its length; "
+            + ("states can be found again at every block (assumed)" if caching else "no prefix cache, as vLLM's default")
         )
     if drafts is not None:
         block_bytes += drafts.kv_bytes_per_token() * block_tokens
@@ -407,7 +446,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         rules=rules,
         blocks=blocks - 1,
         block_tokens=block_tokens,
-        prefix_caching=bool(flags.get("enable_prefix_caching", True)),
+        prefix_caching=caching,
         unhashed_to_head=version.unhashed_to_head,
         windows=windows,
         switches=window_switches(version),
@@ -426,6 +465,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             prompt_tokens=max_model_len - 1,
             row_tokens=max_model_len,
             spare_tokens=rules.speculative_tokens + rules.lookahead_tokens,
+            row_blocks=states,
             # a request shorter than the windows takes blocks in all groups alike
             request_tokens=max(
                 max(0, rank.blocks - window_blocks) // full_groups, rank.blocks // max(1, len(windows))

@@ -57,7 +57,9 @@ __all__ = [
     "parameters",
     "pipeline_layers",
     "stages",
+    "state_bytes_of",
     "state_bytes_per_sequence",
+    "state_pages",
     "tower_parameters",
     "tensor_parallel_sizes",
     "weight_bytes",
@@ -435,22 +437,35 @@ def kv_bytes_per_token(
     return sum(g.bytes_per_token_per_rank for g in groups)
 
 
-def state_bytes_per_sequence(arch: Architecture, tensor_parallel: int = 1, pipeline_parallel: int = 1) -> int:
+def state_bytes_per_sequence(
+    arch: Architecture, tensor_parallel: int = 1, pipeline_parallel: int = 1, least_value_bytes: int = 0
+) -> int:
     """Return the bytes that recurrent layers keep of a sequence on one rank, whatever its length [bytes].
 
-    The state in the precision that the config asks for, and the past inputs of convolutions in 16 bit.
+    The state in the precision that the config asks for (of `least_value_bytes` a value at least, where an engine wants more), and
+    the past inputs of convolutions in 16 bit.
     """
 
     def of_stage(stage: Architecture) -> int:
-        return sum(block.layers * state_bytes_of(block, tensor_parallel) for block in stage.attention)
+        return sum(block.layers * state_bytes_of(block, tensor_parallel, least_value_bytes) for block in stage.attention)
 
     return max(of_stage(stage) for stage in stages(arch, pipeline_parallel))
 
 
-def state_bytes_of(block: AttentionBlock, tensor_parallel: int = 1) -> int:
+def state_pages(arch: Architecture, tensor_parallel: int = 1, pipeline_parallel: int = 1) -> tuple[int, int]:
+    """Return how many recurrent layers the stage with the most state has, and the bytes of the largest of them on one rank."""
+    stage = max(
+        stages(arch, pipeline_parallel),
+        key=lambda s: sum(b.layers * state_bytes_of(b, tensor_parallel) for b in s.attention if b.kind == "linear"),
+    )
+    found = [block for block in stage.attention if block.kind == "linear"]
+    return sum(block.layers for block in found), max((state_bytes_of(block, tensor_parallel) for block in found), default=0)
+
+
+def state_bytes_of(block: AttentionBlock, tensor_parallel: int = 1, least_value_bytes: int = 0) -> int:
     """Return the same of one layer [bytes]."""
     state = sum(width.on(tensor_parallel) for width in block.state)
-    return state * block.state_bytes + 2 * sum(width.on(tensor_parallel) for width in block.conv)
+    return state * max(block.state_bytes, least_value_bytes) + 2 * sum(width.on(tensor_parallel) for width in block.conv)
 
 
 def _gemm(linear: Linear, layers: int, tp: int) -> Gemm:

@@ -356,7 +356,6 @@ def kimi_delta_layer(read: ConfigReader) -> AttentionBlock:
         number("num_heads", "linear_num_heads", *("num_attention_heads",)),
         number("head_dim", "linear_head_dim"),
         number("short_conv_kernel_size", "linear_conv_kernel_dim", "short_conv_kernel_size"),
-        _state_bytes(read),
         low_rank_decay=not full_rank,
         low_rank_gate=not (full_rank or nested.get("use_full_rank_gate", False)),
     )
@@ -686,7 +685,7 @@ FAMILIES: dict[str, Family] = {
     "hy_v4": Family(gate="channels", router_bias=True, adjust=_hyper),
     "kimi_linear": _KIMI_LINEAR,
     "bailing_hybrid": replace(_KIMI_LINEAR, gate="heads"),
-    "longcat_flash": Family(router_bias=True, adjust=_longcat),
+    "longcat_flash": Family(router_bias=True, norms_per_layer=4, adjust=_longcat),
     "minimax_m2": Family(qk_norm="full", router_fp32=True),
     **dict.fromkeys(("minimax_m3", "minimax_m3_vl", "minimax_m3_vl_text"), _MINIMAX_M3),
     "mimo_v2_flash": Family(sinks="windows", router_bias=True, ignored=("attention_chunk_size", *_SINK_KEYS)),

@@ -307,12 +307,14 @@ def kimi_delta(
     heads: int,
     head_dim: int,
     taps: int,
-    state_bytes: int,
     *,
     low_rank_decay: bool,
     low_rank_gate: bool,
 ) -> AttentionBlock:
-    """Kimi delta attention: decay a channel, from a product of rank `head_dim` or of full rank; the output gate likewise."""
+    """Kimi delta attention: decay a channel, from a product of rank `head_dim` or of full rank; the output gate likewise.
+
+    Engines keep its state in float32 whatever the model's format (vLLM's `kda_state_dtype`, read in a public copy of 2026).
+    """
     inner, whole = Width(heads, head_dim), replicated(hidden)
     first = (replicated(head_dim),)
     low = [("decay", low_rank_decay), ("gate", low_rank_gate)]
@@ -326,7 +328,7 @@ def kimi_delta(
         ),
         small=(inner, Width(heads), replicated(head_dim)),
         state=(Width(heads, head_dim * head_dim),),
-        conv=(Width(heads, 3 * head_dim),), taps=taps, state_bytes=state_bytes,
+        conv=(Width(heads, 3 * head_dim),), taps=taps, state_bytes=4,
     )  # fmt: skip
 
 

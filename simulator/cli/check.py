@@ -37,7 +37,9 @@ def facts(prepared: Prepared) -> dict[str, Any]:
     plan = prepared.plan
     tokens, limits = plan.limits.kv_tokens, plan.limits
     fit = {
-        str(context): min(tokens // (-(-context // limits.block_tokens) * limits.block_tokens), limits.rows)
+        str(context): min(
+            tokens // ((-(-context // limits.block_tokens) + limits.row_blocks) * limits.block_tokens), limits.rows
+        )
         for context in CONTEXTS
         if context <= limits.context_tokens
     }

@@ -54,8 +54,11 @@ def _beyond_measured(prepared: Prepared) -> list[str]:
     """Axes along which a run leaves the measured ones whatever its hardware."""
     plan, device = prepared.plan, prepared.device
     axes: list[str] = []
-    if any(block.kind == "linear" for block in prepared.arch.attention):
-        axes.append("attention: linear-attention layers are priced by their projections only")
+    mixers = prepared.arch.attention
+    if any(block.kind == "linear" for block in mixers):
+        axes.append("attention: recurrent layers are priced by fits to kernel tables of gated delta nets; no run was measured")
+    if any(block.indexer or block.entry_tokens > 1 for block in mixers):
+        axes.append("attention: indexers and sparse attention are priced by fits and dense latent kernels; no run was measured")
     pool = prepared.scenario.deployment.pools[0]
     measured = engine_named(plan.engine).measured.get(device.name)
     if measured and pool.tensor_parallel not in measured:

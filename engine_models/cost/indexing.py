@@ -1,0 +1,53 @@
+"""Indexers of sparse attention: every query is compared with the small keys of all earlier entries, and the best are attended to.
+
+    decode:  t = SCORE_S + rows * ROW_S + keys read / (SCORE_SHARE * B)
+    chunk:   t = SCORE_S + tokens * TOKEN_S + 2 * pairs * heads * width / (SCORE_EFFICIENCY * fp8 rate)
+
+and the tokens of a chunk attend to latents in the absorbed form, with heads padded to `PADDED_HEADS`:
+
+    attention of a chunk:  t = 4 * attended * max(heads, PADDED_HEADS) * width / (efficiency * bf16 rate)
+
+Projections of the indexer are linear layers of their own. Kind: fitted, 2026-11, source: kernel tables of aisimulate 0.13.0
+(`sparse_attention`, GLM-5.2 by vLLM on H100, H200, B200, B300, GB200, GB300): whole layers with an indexer less the same without.
+Fits of single devices miss 16 % of what is so attributed (decode) and 7 to 13 % (chunks); one efficiency for all of them more
+(0.15 to 0.30 were found). Other models: assumed alike.
+"""
+
+from __future__ import annotations
+
+from engine_models.cost.tables import FloatArray
+from engine_models.model.blocks import Indexer
+from hardware_profiles.ops import Ops
+
+SCORE_S = 35e-6
+"""Quantising the queries, scores, choice [s]: 43 us less the two projections."""
+ROW_S = 0.06e-6
+TOKEN_S = 0.042e-6
+"""Choice of the best for a decoding row, for a token of a prompt [s]."""
+SCORE_SHARE = 1.2
+"""Share of the memory's rate at which keys are read; above 1, since the tables' keys stay in the cache in part."""
+SCORE_EFFICIENCY = 0.2
+PADDED_HEADS = 64
+CHUNK_EFFICIENCY, CHUNK_EFFICIENCY_FP4 = 0.6, 0.35
+"""Share of the bf16 rate that sparse attention of chunks reaches on Hopper, and on devices with FP4 (Blackwell)."""
+
+
+def decode_s(ops: Ops, indexer: Indexer, rows: FloatArray, context: FloatArray) -> FloatArray:
+    """Seconds of one layer for `rows` decoding rows that have `context` earlier entries each."""
+    keys = rows * context * indexer.bytes_per_entry
+    total_s: FloatArray = SCORE_S + rows * ROW_S + keys / (SCORE_SHARE * ops.peaks.hbm_bytes_per_s)
+    return total_s
+
+
+def chunk_s(ops: Ops, indexer: Indexer, new_tokens: FloatArray, compared_tokens: FloatArray) -> FloatArray:
+    """Seconds of one layer for a chunk of `new_tokens`, whose queries meet `compared_tokens` earlier entries altogether."""
+    flops = 2.0 * compared_tokens * indexer.heads * indexer.head_dim
+    total_s: FloatArray = SCORE_S + new_tokens * TOKEN_S + flops / (SCORE_EFFICIENCY * ops.peaks.rate("fp8"))
+    return total_s
+
+
+def latent_chunk_s(ops: Ops, heads: int, width: int, attended_tokens: FloatArray) -> FloatArray:
+    """Seconds of one layer whose queries attend to `attended_tokens` latents of `width` values altogether."""
+    share = CHUNK_EFFICIENCY_FP4 if "fp4" in ops.peaks.flops_per_s else CHUNK_EFFICIENCY
+    total_s: FloatArray = 4.0 * attended_tokens * max(heads, PADDED_HEADS) * width / (share * ops.peaks.rate("bfloat16"))
+    return total_s

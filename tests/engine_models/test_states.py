@@ -1,0 +1,218 @@
+"""Recurrent, indexed and compressed layers: the memory that engines give their states and entries, and their time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from engine_models.cost import indexing, recurrence
+from engine_models.cost.attention import DecodeAttention, PrefillAttention
+from engine_models.cost.terms import Formats, HostOverhead, Parallelism, Shard, Terms
+from engine_models.declaration import PoolRequest
+from engine_models.engines import sglang, tgi, vllm
+from engine_models.model.architecture import (
+    Architecture,
+    architecture_from_config,
+    kv_groups,
+    load_architecture,
+    state_bytes_of,
+    state_bytes_per_sequence,
+)
+from engine_models.model.formats import format_named
+from engine_models.parts.batch import Batch
+from hardware_profiles.device import load_device
+from hardware_profiles.errors import InputError
+from hardware_profiles.kernels import operations_of
+
+BF16 = format_named("bf16")
+FORMATS = Formats(BF16, BF16, BF16)
+HYBRID = load_architecture("Qwen3.5-397B-A17B")
+SMALL = architecture_from_config(
+    {
+        "model_type": "qwen3_5_moe_text",
+        "hidden_size": 2048,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "full_attention_interval": 4,
+        "linear_num_value_heads": 32,
+        "linear_num_key_heads": 16,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "linear_conv_kernel_dim": 4,
+        "mamba_ssm_dtype": "float32",
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+        "vocab_size": 248320,
+        "max_position_embeddings": 262144,
+    },
+    "35B-A3B",
+)
+INDEXED = {
+    "model_type": "deepseek_v32",
+    "hidden_size": 1024,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "q_lora_rank": 512,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "vocab_size": 1024,
+    "max_position_embeddings": 163840,
+    "index_n_heads": 64,
+    "index_head_dim": 128,
+    "index_topk": 2048,
+}
+
+
+def request(arch: Architecture, tp: int = 1, **flags: object) -> PoolRequest:
+    return PoolRequest(
+        arch,
+        FORMATS,
+        "h100-sxm-80gb",
+        int(load_device("h100-sxm-80gb").memory_bytes.value),
+        tensor_parallel=tp,
+        flags=dict(flags),
+    )
+
+
+# -- memory --------------------------------------------------------------------------------------------------
+
+
+def test_blocks_are_lengthened_until_they_hold_a_state() -> None:
+    # published start-up of Qwen3.5-35B-A3B: a state of 2,146,304 bytes a layer, 2,048 bytes of KV a token, blocks of 1,056
+    assert state_bytes_of(next(b for b in SMALL.attention if b.kind == "linear")) == 2_146_304
+    windows, block_bytes, tokens = vllm.with_states(SMALL, kv_groups(SMALL, BF16), 1, 1, 262_144, 16)
+    assert tokens == 1056
+    assert windows == (None, 1, 1, 1)
+    assert block_bytes == 10 * 2048 * 1056
+
+
+def test_a_model_without_states_keeps_its_blocks() -> None:
+    plain = load_architecture("Llama-3.1-8B")
+    assert vllm.with_states(plain, kv_groups(plain, BF16), 1, 1, 8192, 16) == ((None,), 16 * 131_072, 16)
+
+
+def test_a_request_takes_blocks_for_its_states_whatever_its_length() -> None:
+    plan = vllm.plan(request(SMALL, 2))
+    assert plan.limits.row_blocks == 3
+    assert not plan.prefix_caching
+    assert vllm.plan(request(SMALL, 2, enable_prefix_caching=True)).prefix_caching
+    assert any("hold the states" in note for note in plan.notes)
+
+
+def test_layers_of_unequal_caches_share_one_pool() -> None:
+    changes = {"model_type": "gemma4_text", "head_dim": 256, "global_head_dim": 512, "num_key_value_heads": 8}
+    changes |= {"num_global_key_value_heads": 2, "sliding_window": 1024}
+    changes |= {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]}
+    latent = ("kv_lora_rank", "v_head_dim", "index_head_dim")
+    arch = load_architecture({**{k: v for k, v in INDEXED.items() if k not in latent}, **changes})
+    windows, block_bytes = vllm.kv_layout(kv_groups(arch, BF16), 163_840, 16)
+    assert windows == (
+        None,
+        *[1024] * 6,
+    )  # 3 layers of 8 KiB a token, in groups of the 4 KiB of the one without a window
+    assert block_bytes == 16 * 2 * 2 * 512 * 2
+
+
+def test_sglang_keeps_three_states_a_request_and_one_without_its_cache() -> None:
+    state = state_bytes_per_sequence(SMALL, 2)
+    plan = sglang.plan(request(SMALL, 2))
+    slots = plan.memory.bytes_of("state") // state
+    assert plan.memory.bytes_of("state") / plan.memory.kv_bytes == pytest.approx(0.9, rel=0.01)
+    assert plan.limits.rows == min(slots // 3, 4096)
+    assert sglang.plan(request(SMALL, 2, disable_radix_cache=True)).limits.rows > plan.limits.rows
+
+
+def test_sglang_keeps_states_in_float32() -> None:
+    half = replace(SMALL, attention=tuple(replace(b, state_bytes=2) for b in SMALL.attention))
+    assert (
+        state_bytes_per_sequence(half)
+        < state_bytes_per_sequence(half, 1, 1, 4)
+        == state_bytes_per_sequence(SMALL)
+    )
+
+
+@pytest.mark.parametrize("arch", [SMALL, architecture_from_config(INDEXED, "indexed")])
+def test_tgi_has_no_such_models(arch: Architecture) -> None:
+    with pytest.raises(InputError, match="no model with recurrent, indexed or compressed layers"):
+        tgi.plan(request(arch))
+
+
+# -- time ----------------------------------------------------------------------------------------------------
+
+OPS = operations_of(load_device("h100-sxm-80gb"), "vllm")
+LINEAR = next(b for b in SMALL.attention if b.kind == "linear")
+
+
+def shard(arch: Architecture) -> Shard:
+    return Shard(arch, OPS, FORMATS, Parallelism(), Terms(HostOverhead(1e-3, 1e-6)))
+
+
+def test_decoding_moves_the_state_twice() -> None:
+    rows = np.array([1.0, 256.0])
+    alone, many = recurrence.decode_s(OPS, LINEAR, 1, rows)
+    state = 32 * 128 * 128 * 4
+    moved = 255 * 2 * (state / 0.88 + 3 * 8192 * 2 / 0.7) / OPS.peaks.hbm_bytes_per_s
+    assert many - alone == pytest.approx(moved)
+    assert many == pytest.approx(
+        364e-6 + 11.6e-6, rel=0.07
+    )  # of the tables, H100: recurrence and convolution
+
+
+def test_a_long_chunk_is_computed_block_by_block() -> None:
+    tokens = np.array([8192.0, 32768.0])
+    conv = recurrence.CONV_STEP_S + tokens * 4 * 8192 / (recurrence.CONV_SHARE * OPS.peaks.hbm_bytes_per_s)
+    scan = recurrence.chunk_s(OPS, LINEAR, 1, tokens) - conv
+    assert scan == pytest.approx([388e-6, 1529e-6], rel=0.25)  # of the tables, H100
+
+
+def test_states_cost_the_same_at_every_context() -> None:
+    attention = DecodeAttention(shard(replace(SMALL, attention=(LINEAR,))), 64, 65_536)
+    few, many = (attention.batch_s(Batch(0, 32, 32, tokens, tokens=32)) for tokens in (32 * 100, 32 * 60_000))
+    assert few == pytest.approx(many)
+    assert few == pytest.approx(
+        30 * float(recurrence.decode_s(OPS, LINEAR, 1, np.array([32.0]))[0]), rel=0.01
+    )
+
+
+def test_beyond_its_choice_sparse_attention_grows_by_the_indexer_alone() -> None:
+    arch = architecture_from_config(INDEXED, "indexed")
+    block = arch.attention[0]
+    attention = DecodeAttention(shard(arch), 64, 131_072)
+    short, long = (attention.batch_s(Batch(0, 32, 32, 32 * n, tokens=32)) for n in (4096, 65_536))
+    assert block.indexer is not None
+    keys = [
+        float(indexing.decode_s(OPS, block.indexer, np.array(32.0), np.array(float(n))))
+        for n in (4096, 65_536)
+    ]
+    assert long - short == pytest.approx(4 * (keys[1] - keys[0]), rel=0.02)
+    dense = DecodeAttention(
+        shard(
+            architecture_from_config({**INDEXED, "model_type": "deepseek_v3", "index_head_dim": None}, "d")
+        ),
+        64,
+        131_072,
+    )
+    assert long < dense.batch_s(Batch(0, 32, 32, 32 * 65_536, tokens=32))
+
+
+def test_layers_that_share_an_index_do_not_pay_for_it() -> None:
+    own = architecture_from_config({**INDEXED, "indexer_types": ["full"] * 4}, "own")
+    shared = architecture_from_config(
+        {**INDEXED, "indexer_types": ["full", "shared", "shared", "shared"]}, "shared"
+    )
+    batch = Batch(0, 32, 32, 32 * 65_536, tokens=32)
+    times = [DecodeAttention(shard(arch), 64, 131_072).batch_s(batch) for arch in (own, shared)]
+    assert times[1] < times[0]
+    chunk = Batch(0, 0, 0, 0, tokens=4096, prefill=[(4096, 32_768)])
+    assert PrefillAttention(shard(shared), 8192, 131_072).batch_s(chunk) < PrefillAttention(
+        shard(own), 8192, 131_072
+    ).batch_s(chunk)
