@@ -131,6 +131,8 @@ class _Reader:
         if found is None:
             near = self.own_word(name) or nearest(name, [*self.table.modelled, *self.table.unread, *self.table.aliases])
             spelled = _dashed(near) if near and shown.startswith("-") else near
+            if name in self.table.shorts:
+                spelled = f"-{name}" if shown.startswith("-") else self.table.shorts[name]
             raise InputError(
                 f"{self.table.engine} has no flag `{shown}`",
                 where=shown,

@@ -16,8 +16,17 @@ import yaml
 from engine_models.shell import Script, assignment, read_script
 from hardware_profiles.errors import InputError
 
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_LONGEST_YAML = 200_000  # characters; assumed, far above any manifest of one server
+LONGEST_TEXT = 100_000
+"""Longest text that is read as a launch command [characters]; assumed, far above any manifest of one server."""
+_DEEPEST = 64  # nesting of data; assumed, manifests need fewer than 20 levels
+_DEEPEST_MERGE = 4  # mappings merged into mappings (`<<`), one into the other
+
+_Loader: Any = type(
+    "_Loader",
+    (getattr(yaml, "CSafeLoader", yaml.SafeLoader),),
+    {"flatten_mapping": lambda self, node: None, "__doc__": "Leaves `<<` as a key: merging it here could fill the memory."},
+)
+_Loader.add_constructor("tag:yaml.org,2002:merge", lambda loader, node: "<<")
 _READS_AS_YAML = re.compile(r"\s*(#[^\n]*\n\s*)*(---\s|- |\[|[A-Za-z][\w./-]*:(\s|$))")
 CONTAINER_KEYS = ("image", "command", "args", "entrypoint")
 _ENGINES_OF_CONTAINERS = ("docker", "podman", "nerdctl")
@@ -28,10 +37,9 @@ _VALUES_BEFORE_IMAGE = re.compile(
 _ANY_IMAGE = re.compile(r"\$\w+|\$\{\w+\}|<[^<>]*>|[A-Za-z0-9][\w.-]*(?:[/:][\w.@-]+)+")
 _SHELLS = ("bash", "sh", "zsh", "sleep", "tail")
 _HELP = ("--help", "-h", "--version")
-_FENCE = re.compile(r"\s*(`{3,})\w*\n(.*?)\n?\s*\1\s*|\s*(`)([^`]+)\3\s*", re.DOTALL)
 _TEMPLATE_LINE = re.compile(r"(?m)^[ \t]*\{\{.*\}\}[ \t]*$")
 _TEMPLATE = re.compile(r"\{\{.*?\}\}")
-_DOCKERFILE = re.compile(r"(?m)^(ENTRYPOINT|CMD)[ \t]+(\[(?:[^\]\n]|\\\n|\n)*\])")
+_DOCKERFILE = re.compile(r"(?m)^(ENTRYPOINT|CMD)[ \t]+(\[[^\]]*\])")
 _SPEAK_OF_COMMANDS = ("pkill", "pgrep", "killall", "grep", "echo", "ps", "which", "man", "alias", "printf")
 _TAG_VERSION = re.compile(r"v?([0-9]+\.[0-9]+(?:\.[0-9]+)?(?:\.post[0-9]+)?)(?:rc[0-9]+)?(?=$|[-_+])")
 
@@ -91,21 +99,32 @@ def find_launches(source: str | Sequence[Any] | Mapping[str, Any], launcher: Lau
     """
     search = _Search(launcher)
     if isinstance(source, str):
-        fenced = _FENCE.fullmatch(source)
-        search.text((fenced[2] or fenced[4]) if fenced else source)
+        if len(source) > LONGEST_TEXT:
+            raise InputError(
+                f"the launch command is longer than {LONGEST_TEXT:,} characters",
+                mend="paste the part that starts the server alone",
+            )
+        search.text(_unfenced(source))
     else:
         search.data(source, alone=True)
     return search.found
 
 
+def _unfenced(text: str) -> str:
+    """Text without the marks of code that Markdown puts around it."""
+    lines = text.strip().splitlines()
+    if len(lines) > 1 and lines[0].startswith("```") and lines[-1].strip() == "```":
+        return "\n".join(lines[1:-1])
+    bare = text.strip()
+    return bare[1:-1] if bare.startswith("`") and bare.endswith("`") and bare.count("`") == 2 else text
+
+
 def _documents(text: str) -> list[Any]:
     """YAML documents; of a template the text without its fillings."""
-    if len(text) > _LONGEST_YAML:
-        raise InputError("the pasted YAML is too long", mend="paste the container that starts the server alone")
     if "{{" in text:
         text = _TEMPLATE.sub("<template>", _TEMPLATE_LINE.sub("", text))
     try:
-        return list(yaml.load_all(text, Loader=_LOADER))
+        return list(yaml.load_all(text, Loader=_Loader))
     except (yaml.YAMLError, RecursionError, ValueError):
         raise InputError(
             "the launch command begins like YAML, but is none", mend="check its indentation, or paste the command alone"
@@ -126,8 +145,10 @@ class _Search:
         self.launcher = launcher
         self.programs = [re.compile(rf"(?:\S*[/=])?(?:{program})") for program in launcher.programs]
         self.image = re.compile(rf"(?:\S+/)?(?:{launcher.image})(?::[\w.-]+)?(?:@sha256:\w+)?", re.IGNORECASE)
+        self.anywhere = re.compile("|".join(f"(?:{program.replace(' ', chr(92) + 's+')})" for program in launcher.programs))
         self.found = Found()
         self.seen: set[int] = set()
+        self.depth = 0
 
     # Data ---------------------------------------------------------------------------------------------------
 
@@ -169,29 +190,32 @@ class _Search:
             if alone and not self.found.launches and isinstance(data, Mapping) and not {"kind", "apiVersion"} & {*data}:
                 self.found.keys = data
 
-    def scripts(self, data: Any, environment: Mapping[str, str]) -> None:
+    def scripts(self, data: Any, environment: Mapping[str, str], depth: int = 0) -> None:
         """Commands in the texts inside `data`, with the environment that stands beside them."""
         if isinstance(data, str):
             self.inside([data], environment)
-        if not isinstance(data, Mapping | list | tuple) or id(data) in self.seen:
+        if not isinstance(data, Mapping | list | tuple) or id(data) in self.seen or depth > _DEEPEST:
             return
         self.seen.add(id(data))
         if isinstance(data, Mapping):
             for key in ("env", "envs", "environment"):
                 environment = {**environment, **dict(_environment(data.get(key)))}
         for child in data.values() if isinstance(data, Mapping) else data:
-            self.scripts(child, environment)
+            self.scripts(child, environment, depth + 1)
 
-    def containers(self, data: Any) -> bool:
+    def containers(self, data: Any, depth: int = 0) -> bool:
         """Read every container inside `data`; whether there is any."""
-        if id(data) in self.seen:
+        if id(data) in self.seen or depth > _DEEPEST:
             return False
         self.seen.add(id(data))
+        data = _merged(data) if isinstance(data, Mapping) else data
         if isinstance(data, Mapping) and {*CONTAINER_KEYS} & {*data} and not isinstance(data.get("image"), dict):
             self.container(data)
             return True
-        children = data.values() if isinstance(data, Mapping) else data if isinstance(data, list | tuple) else ()
-        found = [self.containers(child) for child in children]
+        children: Sequence[Any] = data if isinstance(data, list | tuple) else ()
+        if isinstance(data, Mapping):  # those named x-... are templates of a compose file
+            children = [child for key, child in data.items() if not str(key).startswith("x-")]
+        found = [self.containers(child, depth + 1) for child in children]
         return any(found)
 
     def container(self, data: Mapping[str, Any]) -> None:
@@ -285,14 +309,15 @@ class _Search:
     def inside(self, words: list[str], environment: Mapping[str, str]) -> None:
         """Commands in a word of their own: ``bash -c "..."``."""
         for word in words:
-            if any(blank in word.strip() for blank in " \n") and not word.startswith(("{", "[")):
+            if self.depth < _DEEPEST and re.search(r"\s", word) and self.anywhere.search(word):
                 try:
                     script = read_script(word, {name: [value] for name, value in environment.items()})
                 except InputError:
                     continue
+                self.depth += 1
                 for inner in script.commands:
-                    if self.program(inner) is not None:
-                        self.command(inner, {**environment, **_singles(script)}, script.files)
+                    self.command(inner, {**environment, **_singles(script)}, script.files)
+                self.depth -= 1
 
     # Versions -----------------------------------------------------------------------------------------------
 
@@ -309,6 +334,16 @@ class _Search:
                 found.version, found.said = version, f"image {word}" if tag else word
             elif image and version is None and launching:
                 found.tag = image[1] or "latest"
+
+
+def _merged(data: Mapping[Any, Any], depth: int = 0) -> Mapping[Any, Any]:
+    """A mapping with those that it merges (``<<: *common``)."""
+    bases = data.get("<<")
+    merged: dict[Any, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        if isinstance(base, Mapping) and depth < _DEEPEST_MERGE:
+            merged = {**_merged(base, depth + 1), **merged}
+    return {**merged, **{key: value for key, value in data.items() if key != "<<"}}
 
 
 def _singles(script: Script) -> dict[str, str]:

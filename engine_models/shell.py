@@ -17,11 +17,12 @@ _CONTINUED = re.compile(r"[\\^`][ \t]*(#[^\n]*)?\r?\n[ \t]*|\\\Z")
 _COMMENT = re.compile(r"#[^\n]*")
 _PLACEHOLDER = re.compile(r"<[A-Za-z][^<>\n|&;]*>")
 _REDIRECTION = re.compile(r"&?>{1,2}[&|]?|<&")
+_BLANKS = re.compile(r"[ \t]*")
 _HEREDOC = re.compile(r"<<-?[ \t]*(['\"\\]?)(\w+)\1")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?:\[[@*]\])?(?::?[-=]([^{}]*))?\})")
 _SUBSTITUTION = re.compile(r"\$\((?:[^()]|\([^()]*\))*\)|`[^`\n]*`")
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
-_DASHED_LINE = re.compile(r"\s*(#[^\n]*\n\s*)*--?[A-Za-z]")
+_DASHED_LINE = re.compile(r"\s*(?:#[^\n]*\n\s*)*(?=--?[A-Za-z])")
 _SETS = ("export", "declare", "local", "readonly", "set", "ENV", "env")
 
 
@@ -170,9 +171,9 @@ class _Lexer:
             self.at += 1
         if at_start:
             return None
-        self.matched(re.compile(r"[ \t]*"))
+        self.matched(_BLANKS)
         before, self.words = self.words, []
-        while self.at < len(self.text) and self.text[self.at] not in " \t\r\n;&|()":
+        while self.at < len(self.text) and self.text[self.at] not in " \t\r\n;&|()<>":
             self.step()
         self.end_word()
         self.target = self.words[0] if self.words else None
@@ -193,7 +194,7 @@ class _Lexer:
         self.at += 1
         if self.heredocs:
             self.end_command(self.bodies())
-        elif self.array is None and not (self.words and _DASHED_LINE.match(self.text, self.at)):
+        elif self.array is None and not (self.words and self.matched(_DASHED_LINE)):
             self.end_command()
 
     def bodies(self) -> str:

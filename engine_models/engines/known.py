@@ -131,7 +131,7 @@ def parse_engine_args(engine: str, args: Arguments) -> EngineFlags:
     """
     found = find(engine)
     if found is not None:
-        started = _started(args)
+        started = _started(found, args)
         if started is not None and started != found.name:
             raise InputError(
                 f"this is a launch command of {started}, not of {found.name}",
@@ -152,10 +152,13 @@ def _offer() -> str:
     return f"`engine` is one of {', '.join(BUILT_IN)}"
 
 
-def _started(args: Arguments) -> str | None:
-    """The engine whose server a command starts, of this package or another; None for flags alone, or where none is known."""
+def _started(engine: Engine, args: Arguments) -> str | None:
+    """The engine whose server a command starts: `engine` itself if it starts one of its servers, another of this package, or one
+    that is not simulated; None for flags alone, or where none is known."""
     if isinstance(args, Mapping) and not any(key in args for key in CONTAINER_KEYS):
         return None
+    if find_launches(args, engine.flags().launcher).named:
+        return engine.name
     own = launched_by(args)
     if own is not None:
         return own

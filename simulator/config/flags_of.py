@@ -91,6 +91,14 @@ def _version(engine: Engine, pool: Pool, flags: EngineFlags) -> dict[str, str]:
     if flags.version is None:
         return {}
     name, typed = split(pool.engine)
+    try:
+        engine.version(flags.version)
+    except InputError as error:
+        oldest = engine.releases[0]
+        raise InputError(
+            f"the launch command runs {flags.said}: {error.message}",
+            mend=f"take the version out of the command and write engine: {name}@{oldest}, the nearest that is modelled",
+        ) from None
     said, asked = engine.parts(flags.version), engine.parts(typed) if typed is not None else ()
     if said[: len(asked)] != asked[: len(said)]:
         raise InputError(

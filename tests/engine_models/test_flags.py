@@ -140,6 +140,7 @@ def test_a_pasted_command_is_read(command: str, values: dict[str, Any], model: s
     [
         ("vllm serve m --tensor-paralel-size 2", "--tensor-paralel-size", "`--tensor-parallel-size`"),
         ("vllm serve m --max-num-sequences 2", "--max-num-sequences", "`--max-num-seqs`"),
+        ("vllm serve m --tp 2", "--tp", "`-tp`"),
         ("vllm serve m --no-max-num-seqs", "--no-max-num-seqs", "max-num-seqs"),
         ("vllm serve m -tp", "lacks its value", "-tp VALUE"),
         ("vllm serve m -tp --port 8", "lacks its value", "-tp VALUE"),

@@ -94,6 +94,7 @@ vllm serve org/m --config /tmp/flags.yaml --max-num-seqs 8
         {"image": "vllm/vllm-openai:v0.15.1", "command": ARGUMENTS, "ports": ["8000:8000"]},
         {"command": ["sh", "-c"], "args": [f"exec vllm serve {ARGUMENTS}"]},
         {"type": "service", "env": ["M=org/m"], "commands": ["pip list", "vllm serve $M --max-num-seqs 8 -tp 2"]},
+        "x-base: &base\n  image: vllm/vllm-openai:v0.15.1\nservices:\n  a:\n    <<: *base\n    command: " + ARGUMENTS,
         MANIFEST,
         f"cat <<'EOF' | kubectl apply -f -\n{MANIFEST}EOF\n",
         DOCKERFILE,
@@ -151,6 +152,9 @@ def test_the_version_of_the_command_is_that_of_the_pool() -> None:
     assert load_scenario(scenario("vllm@0.11", command)).deployment.pools[0].engine == "vllm@0.11.0"
     with pytest.raises(InputError, match=r"runs version 0\.11\.0 .*v0\.11\.0.*says vllm@0\.15\.1"):
         load_scenario(scenario("vllm@0.15.1", command))
+    with pytest.raises(InputError, match=r"v0\.8\.5: vLLM 0\.8\.5 is older than the oldest modelled") as old:
+        load_scenario(scenario("vllm", "docker run vllm/vllm-openai:v0.8.5 Qwen/Qwen3-8B"))
+    assert "engine: vllm@0.11.0" in str(old.value.mend)
     newest = scenario("vllm@0.15.1", "docker run vllm/vllm-openai:nightly Qwen/Qwen3-8B")
     assert load_scenario(newest).deployment.pools[0].engine == "vllm@0.15.1"
 
@@ -328,6 +332,26 @@ def test_any_data_is_read_or_refused_in_words(data: Any) -> None:
 @given(st.text(alphabet="abvllm serve-=\"'\\$<>|&;(){}[]#\n:`!.", max_size=80))
 def test_any_shell_text_is_read_or_refused_in_words(text: str) -> None:
     outcome("vllm", f"vllm serve m {text}")
+    outcome("vllm", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<a" * 10_000,
+        "<<" * 10_000,
+        "$(" * 10_000,
+        "'" * 80_001,
+        "vllm serve m\n" + "#\n" * 20_000 + "x",
+        'CMD ["a", ' + "\\\n" * 30_000,
+        "```\n" + " " * 80_000 + "x",
+        "a: " + "[" * 900 + "]" * 900,
+        "b0: &b0 {k: v}\n" + "".join(f"b{i + 1}: &b{i + 1} {{<<: [*b{i}, *b{i}]}}\n" for i in range(30)),
+        "x" * 200_000,
+    ],
+    ids=lambda text: text[:8],
+)
+def test_no_text_takes_long_or_fills_the_stack(text: str) -> None:
     outcome("vllm", text)
 
 
