@@ -28,12 +28,11 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
             raise InputError("this is a folder, not a file", where=where, mend="name the file in it")
         if not stat.S_ISREG(found.st_mode):
             raise InputError("this is no regular file", where=where, mend="copy what it holds into a file, and name that")
-        with open(path, "rb") as file:
-            data = file.read(most_bytes + 1)
+        data = b"" if found.st_size > most_bytes else path.read_bytes()
     except (OSError, ValueError) as error:  # a zero byte in the name is a ValueError
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"cannot read the file: {reason}", where=where, mend="check the path and its rights") from None
-    if len(data) > most_bytes:
+    if found.st_size > most_bytes:
         raise InputError(f"the file is longer than {most_bytes / 1e6:g} MB", where=where, mend="check that it is the right file")
     return data
 

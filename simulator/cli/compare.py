@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
             list[Path],
             typer.Argument(
                 metavar="RUN_OR_FILE...",
-                help="Run folders, and result files of vllm bench serve, aiperf, guidellm or inference-perf.",
+                help="Run folders, and result files of vllm bench serve, SGLang, aiperf, guidellm or inference-perf.",
             ),
         ],
         as_json: Annotated[

@@ -1,17 +1,18 @@
 """Result files of other tools, read into the names and meanings of this one.
 
     vllm bench serve    --save-result            one flat object (or one a line, with --append-result)
-    aiperf              profile_export_aiperf.json
-    guidellm            benchmarks.json          several benchmarks in one file
+    SGLang              bench_serving            one object a line
+    aiperf              profile_export_aiperf.json, or the requests themselves: profile_export.jsonl
+    guidellm            benchmarks.json, .yaml, .csv   several benchmarks in one file
     inference-perf      summary_lifecycle_metrics.json, stage_N_lifecycle_metrics.json
 
 The same word means different things there. Here, as in vLLM's benchmark, TPOT = (E2E - TTFT) / (n - 1) of a request and ITL
 are the gaps between tokens pooled over all requests; `ntpot_ms` = E2E / n, which includes the first token.
 
-    ours      vllm   aiperf                 guidellm                     inference-perf
-    tpot_ms   tpot   inter_token_latency    inter_token_latency_ms       time_per_output_token
-    itl_ms    itl    inter_chunk_latency    -                            inter_token_latency
-    ntpot_ms  -      -                      time_per_output_token_ms     normalized_time_per_output_token
+    ours      vllm, SGLang   aiperf                 guidellm                     inference-perf
+    tpot_ms   tpot           inter_token_latency    inter_token_latency_ms       time_per_output_token
+    itl_ms    itl            inter_chunk_latency    -                            inter_token_latency
+    ntpot_ms  -              -                      time_per_output_token_ms     normalized_time_per_output_token
 """
 
 from __future__ import annotations
@@ -23,11 +24,18 @@ from typing import Any
 
 from hardware_profiles.errors import InputError
 from hardware_profiles.files import parse_json, read_text
+from simulator.results.statistics import PERCENTILES
+from simulator.workload.clients import aiperf_failed, aiperf_value
+from simulator.workload.tables import yaml_document
 
 VLLM_BENCH = "vllm bench serve"
-KINDS = (VLLM_BENCH, "aiperf", "guidellm", "inference-perf")
-OTHER_KINDS = {"sglang": "it looks like a result of SGLang's bench_serving", "llm-d": "it looks like an llm-d benchmark report"}
+SGLANG_BENCH = "SGLang bench_serving"
+KINDS = (VLLM_BENCH, SGLANG_BENCH, "aiperf", "guidellm", "inference-perf")
+OTHER_KINDS = {"llm-d": "it looks like an llm-d benchmark report"}
 """What other tools write, in words."""
+
+LARGEST = 1e30
+"""Numbers beyond it, and NaN, are taken for missing (assumed)."""
 
 Json = Mapping[str, Any]
 Stats = dict[str, float]
@@ -53,9 +61,11 @@ class Measured:
 def read_measured(path: Path) -> list[Measured]:
     """Return the measurements in a result file, its tool recognised by its keys.
 
-    Raises InputError for a file of another kind, naming the four and what was found.
+    Raises InputError for a file of another kind, naming those known and what was found.
     """
     documents = _documents(path)
+    if all(_is_aiperf_record(document) for document in documents):
+        return [_aiperf_requests(documents, path)]
     found: list[Measured] = []
     for number, document in enumerate(documents):
         label = path.name if len(documents) == 1 else f"{path.name}#{number}"
@@ -65,6 +75,10 @@ def read_measured(path: Path) -> list[Measured]:
 
 def _documents(path: Path) -> list[Any]:
     text = read_text(path)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return [yaml_document(text, str(path))]
+    if path.suffix.lower() == ".csv":
+        return [_guidellm_table(text, path)]
     try:
         return [parse_json(text)]
     except ValueError as whole:
@@ -92,8 +106,8 @@ def _read_one(document: Any, label: str, path: Path) -> list[Measured]:
         raise _unknown(path, "it is not a JSON object")
     kind = sniff(document)
     try:
-        if kind == VLLM_BENCH:
-            found = [_vllm(document, label)]
+        if kind in (VLLM_BENCH, SGLANG_BENCH):
+            found = [_bench_serving(document, label, kind)]
         elif kind == "aiperf":
             found = [_aiperf(document, label)]
         elif kind == "guidellm":
@@ -127,7 +141,7 @@ def sniff(document: Json) -> str | None:
     if isinstance(latency, dict) and {"unit", "avg"} <= latency.keys():
         return "aiperf"
     if "mean_e2e_latency_ms" in keys or "sharegpt_output_len" in keys:
-        return OTHER_KINDS["sglang"]
+        return SGLANG_BENCH
     if {"results", "run", "scenario"} <= keys and "version" in keys:
         return OTHER_KINDS["llm-d"]
     if "mean_ttft_ms" in keys or {"request_throughput", "completed", "duration"} <= keys:
@@ -136,7 +150,7 @@ def sniff(document: Json) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
     return float(value) if good else None
 
 
@@ -144,17 +158,19 @@ def _numbers(pairs: Mapping[str, Any]) -> dict[str, float]:
     return {name: number for name, value in pairs.items() if (number := _number(value)) is not None}
 
 
-# -- vllm bench serve ---------------------------------------------------------------------------------------
+# -- vllm bench serve, and SGLang's bench_serving, which was made from it -----------------------------------
 
 _VLLM_STATS = {"mean": "mean", "median": "p50", "std": "std"}
-_VLLM_FACTS = ("model_id", "backend", "request_rate", "burstiness", "max_concurrency", "num_prompts", "date")
+_VLLM_FACTS = (
+    "model_id", "backend", "dataset_name", "request_rate", "burstiness", "max_concurrency", "num_prompts", "date",
+)  # fmt: skip
 
 
-def _vllm(document: Json, label: str) -> Measured:
+def _bench_serving(document: Json, label: str, kind: str) -> Measured:
     metrics: dict[str, Stats] = {}
     for key, value in document.items():
         statistic, _, rest = key.partition("_")
-        metric = rest.removesuffix("_ms")
+        metric = rest.removesuffix("_ms").replace("e2e_latency", "e2el")
         number = _number(value)
         if rest.endswith("_ms") and metric in ("ttft", "tpot", "itl", "e2el") and number is not None:
             name = _VLLM_STATS.get(statistic, statistic.replace(".", "_"))
@@ -177,11 +193,14 @@ def _vllm(document: Json, label: str) -> Measured:
             "max_concurrent_requests": document.get("max_concurrent_requests"),
         }
     )
+    both = [totals.get("output_throughput"), _number(document.get("input_throughput"))]
+    if "total_token_throughput" not in totals and None not in both:
+        totals["total_token_throughput"] = sum(value or 0.0 for value in both)
     facts = {key: document[key] for key in _VLLM_FACTS if document.get(key) is not None}
     notes = (
         ("ITL counts one gap a streamed chunk, which may hold several tokens",) if "itl_ms" in metrics else ()
     )
-    return Measured(label, VLLM_BENCH, metrics, totals, facts, notes)
+    return Measured(label, kind, metrics, totals, facts, notes)
 
 
 # -- aiperf -------------------------------------------------------------------------------------------------
@@ -193,6 +212,7 @@ _AIPERF_LATENCIES = {
     "inter_chunk_latency": "itl_ms",
     "request_latency": "e2el_ms",
 }
+_AIPERF_LENGTHS = (("input_sequence_length", "input_tokens"), ("output_sequence_length", "output_tokens"))
 _AIPERF_TOTALS = {
     "request_throughput": "request_throughput",
     "goodput": "request_goodput",
@@ -208,7 +228,7 @@ def _aiperf(document: Json, label: str) -> Measured:
     for key, name in _AIPERF_LATENCIES.items():
         if isinstance(document.get(key), dict):
             metrics[name] = _aiperf_stats(document[key], _TO_MS[document[key]["unit"]])
-    for key, name in (("input_sequence_length", "input_tokens"), ("output_sequence_length", "output_tokens")):
+    for key, name in _AIPERF_LENGTHS:
         if isinstance(document.get(key), dict):
             metrics[name] = _aiperf_stats(document[key], 1.0)
     averages = {key: value.get("avg") for key, value in document.items() if isinstance(value, dict)}
@@ -234,6 +254,55 @@ def _aiperf_stats(block: Json, factor: float) -> Stats:
         for key, value in block.items()
         if key in named and (number := _number(value)) is not None
     }
+
+
+def _is_aiperf_record(document: Any) -> bool:
+    return isinstance(document, dict) and {"metadata", "metrics"} <= document.keys()
+
+
+def _aiperf_requests(records: list[Any], path: Path) -> Measured:
+    """The statistics of aiperf's per-request records."""
+    good = [record for record in records if not aiperf_failed(record)]
+    metrics = {
+        name: stats
+        for key, name in (*_AIPERF_LATENCIES.items(), *_AIPERF_LENGTHS)
+        if (stats := _stats_of(good, key))
+    }
+    if "ttft_ms" not in metrics and "e2el_ms" not in metrics:
+        raise InputError("records of aiperf without any latency", where=str(path), mend="check that requests succeeded")
+    times = [
+        (number, end)
+        for record in good
+        if (number := _number(record["metadata"].get("request_start_ns"))) is not None
+        and (end := _number(record["metadata"].get("request_end_ns"))) is not None
+    ]
+    duration_s = (max(end for _, end in times) - min(start for start, _ in times)) / 1e9 if times else 0.0
+    totals: dict[str, float] = {"completed": len(good), "failed": len(records) - len(good)}
+    if duration_s > 0:
+        sums = {name: metrics[name]["mean"] * metrics[name]["count"] for _, name in _AIPERF_LENGTHS if name in metrics}
+        totals |= {"vllm_duration_s": duration_s, "request_throughput": len(good) / duration_s}
+        if len(sums) == len(_AIPERF_LENGTHS):
+            totals["output_throughput"] = sums["output_tokens"] / duration_s
+            totals["total_token_throughput"] = sum(sums.values()) / duration_s
+    notes = ("its inter_token_latency is a request's mean gap: shown as TPOT", f"counted here from {len(good)} requests")
+    return Measured(path.name, "aiperf", metrics, totals, {}, notes)
+
+
+def _stats_of(records: list[Any], key: str) -> Stats:
+    """Mean, deviation and percentiles of a metric over records, of lists over all their values; empty if none has it."""
+    import numpy as np
+
+    values: list[float] = []
+    for record in records:
+        found = aiperf_value(record, key)
+        factor = _TO_MS.get(str((record["metrics"].get(key) or {}).get("unit")), 1.0) if key in _AIPERF_LATENCIES else 1.0
+        numbers = (_number(value) for value in (found if isinstance(found, list) else [found]))
+        values += [number * factor for number in numbers if number is not None]
+    if not values:
+        return {}
+    percentiles = zip(PERCENTILES, np.percentile(values, PERCENTILES).tolist(), strict=True)
+    named = {f"p{percent:g}".replace(".", "_"): value for percent, value in percentiles}
+    return {"mean": float(np.mean(values)), "std": float(np.std(values)), **named, "count": float(len(values))}
 
 
 # -- guidellm -----------------------------------------------------------------------------------------------
@@ -311,6 +380,65 @@ def _guidellm_stats(block: Json, factor: float) -> Stats:
         for key, value in (block.get("percentiles") or {}).items()
     }
     return out | {name: number * factor for name, number in _numbers(percentiles).items()}
+
+
+_GUIDELLM_COLUMNS = {
+    ("Request Latency", "Successful Sec"): "request_latency",
+    ("Time to First Token", "Successful ms"): "time_to_first_token_ms",
+    ("Time per Output Token", "Successful ms"): "time_per_output_token_ms",
+    ("Inter Token Latency", "Successful ms"): "inter_token_latency_ms",
+    ("Token Metrics", "Successful Input Tokens"): "prompt_token_count",
+    ("Token Metrics", "Successful Output Tokens"): "output_token_count",
+    ("Server Throughput", "Successful Requests/Sec"): "requests_per_second",
+    ("Token Throughput", "Successful Output Tokens/Sec"): "output_tokens_per_second",
+    ("Token Throughput", "Successful Total Tokens/Sec"): "tokens_per_second",
+}
+"""Group and name of the columns of benchmarks.csv -> the metric of benchmarks.json."""
+_GUIDELLM_LISTED = ("min", "p001", "p01", "p05", "p10", "p25", "p75", "p90", "p95", "p99", "max")
+"""What its column "Percentiles" lists, in order."""
+
+
+def _guidellm_table(text: str, path: Path) -> Json:
+    """guidellm's benchmarks.csv as the document that its benchmarks.json would be, as far as it goes."""
+    import csv
+
+    try:
+        rows = list(csv.reader(text.splitlines(), strict=True))
+    except csv.Error as error:
+        raise _unknown(path, f"it is no valid CSV ({error})") from None
+    if len(rows) < 4 or not rows[0] or rows[0][0] != "Run Info" or len(set(map(len, rows))) > 1:
+        raise _unknown(path, "it is a CSV that is not guidellm's")
+    head = list(zip(*rows[:3], strict=True))
+    return {"benchmarks": [_guidellm_row(head, row) for row in rows[3:]]}
+
+
+def _guidellm_row(head: list[tuple[str, ...]], row: list[str]) -> Json:
+    metrics: dict[str, Any] = {}
+    strategy: dict[str, str] = {}
+    for (group, name, statistic), cell in zip(head, row, strict=True):
+        if (group, name) == ("Benchmark", "Strategy"):
+            strategy["type_"] = cell
+        elif group == "Request Counts":
+            metrics.setdefault("request_totals", {})[name.lower()] = _parsed(cell)
+        elif (key := _GUIDELLM_COLUMNS.get((group, name))) is not None:
+            block = metrics.setdefault(key, {"successful": {"percentiles": {}}})["successful"]
+            if statistic == "Percentiles":
+                values = [_parsed(part) for part in cell.strip("[] ").split(",")]
+                listed = dict(zip(_GUIDELLM_LISTED, values, strict=True))
+                block |= {end: listed.pop(end) for end in ("min", "max")}
+                block["percentiles"] |= listed
+            else:
+                block[statistic.lower().replace(" ", "_")] = _parsed(cell)
+                if statistic == "Median":
+                    block["percentiles"]["p50"] = _parsed(cell)
+    return {"metrics": metrics, "config": {"strategy": strategy}}
+
+
+def _parsed(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
 
 
 # -- inference-perf -----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 
 from hardware_profiles.errors import InputError
 from simulator.workload.columns import Content, Workload
-from simulator.workload.traces import MOONCAKE_BLOCK_TOKENS
+from simulator.workload.formats import MOONCAKE_BLOCK_TOKENS
 
 FORMATS = ("columns", "mooncake")
 

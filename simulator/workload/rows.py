@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from simulator.workload.columns import Content, FloatArray, IntArray
+from simulator.workload.columns import BoolArray, Content, FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -45,3 +45,30 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.prompt_tokens)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A format's columns before checking; `keep` says which records count, `drops` why others do not.
+
+    `arrival_s` counts from any start, or is calendar times in any unit; `lasted_s` is what a request took.
+    """
+
+    arrival_s: FloatArray | None
+    prompt: FloatArray
+    output: FloatArray
+    names: tuple[str, str, str]
+    keep: BoolArray | None = None
+    drops: str = ""
+    max_output: FloatArray | None = None
+    session: list[Any] | None = None
+    turn: FloatArray | None = None
+    lasted_s: FloatArray | None = None
+    blocks: Any = None
+    block_tokens: int = 0
+    class_names: list[Any] | None = None
+    request_ids: list[Any] | None = None
+    licence: str | None = None
+    jitter_s: float = 0.0
+    lines: IntArray | None = None
+    warnings: tuple[str, ...] = ()

@@ -319,9 +319,18 @@ class Sessions(_Model):
     replay: Literal["gap", "absolute"] | None = None
 
 
-TRACE_FORMATS = ("azure", "mooncake", "burstgpt", "servegen", "sharegpt", "vllm-bench", "bailian", "columns")
 TraceFormat = Literal[
-    "azure", "mooncake", "burstgpt", "servegen", "sharegpt", "vllm-bench", "bailian", "columns"
+    "azure",
+    "mooncake",
+    "burstgpt",
+    "servegen",
+    "sharegpt",
+    "vllm-bench",
+    "sglang-bench",
+    "aiperf",
+    "guidellm",
+    "bailian",
+    "columns",
 ]
 
 _TRACE_KEYS = ("rate_scale", "window", "limit", "trace_format", "jitter_s")

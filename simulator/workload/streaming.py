@@ -126,7 +126,8 @@ def _recorded(
     scan = _scan(path, spec.trace_format)
     if scan is None or scan.kept <= above:
         return None
-    from simulator.workload.traces import FORMATS, check, take
+    from simulator.workload.formats import FORMATS
+    from simulator.workload.traces import check, take
 
     scale = spec.rate_scale or 1.0
     end = scan.last_s
@@ -192,7 +193,7 @@ def _part(rows: Rows) -> Part:
 
 def _scan(path: Path, given: str | None) -> _Scan | None:
     """Read a trace once; None if it is not of the kind that can be streamed."""
-    from simulator.workload.traces import FORMATS, sniff
+    from simulator.workload.formats import FORMATS, sniff
 
     name = given or ""
     first = last = math.nan
@@ -236,13 +237,13 @@ def _scan(path: Path, given: str | None) -> _Scan | None:
 
 def _origin(table: Any) -> dict[str, Any]:
     """The first time of a table whose times are texts, from which those of its other parts are counted too."""
-    from simulator.workload.traces import _named, _zoneless
+    from simulator.workload.formats import named, zoneless
 
-    values = table.columns.get(_named(table, "TIMESTAMP"))
+    values = table.columns.get(named(table, "TIMESTAMP"))
     if values is None or isinstance(values, np.ndarray) or not len(values):
         return {}
     try:
-        return {"origin": np.datetime64(_zoneless(values[0]), "ns")}
+        return {"origin": np.datetime64(zoneless(values[0]), "ns")}
     except ValueError:
         return {}
 

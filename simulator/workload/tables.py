@@ -22,7 +22,9 @@ from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.files import parse_json, read_bytes
 from simulator.workload.columns import FloatArray, IntArray
 
-SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
+SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".yaml", ".yml")
+MOST_DEPTH = 64
+"""Deepest nesting of YAML (assumed; reports of clients need ten levels)."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Table:
 
     Parameters
     ----------
-    columns : by name; each a numpy array, or a list where values are strings, lists or mixed.
+    columns : by name; each a numpy array, a list where values are strings, lists or mixed, or (starts, values) where they
+        are lists of numbers.
     lines : (n,) line of each record in a text file (from 1), row in a Parquet file or JSON array.
     unit : "line" or "row".
     metadata : key-value metadata of a Parquet file, or the scalars of a JSON object.
@@ -66,6 +69,8 @@ class Table:
                 mend=f"rename {close!r} if it holds it" if close else f"it has: {', '.join(self.columns)}",
             )
         values = self.columns[name]
+        if isinstance(values, tuple):
+            raise InputError(f"{name} holds lists, not numbers", where=self.path, mend="name another column so")
         if isinstance(values, np.ndarray):
             if values.dtype.kind == "M":
                 return values.astype("datetime64[ns]").astype(np.int64) / 1e9
@@ -74,13 +79,18 @@ class Table:
         for i, value in enumerate(values):
             try:
                 out[i] = np.nan if value is None or value == "" else float(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise InputError(
-                    f"{name} is {str(value)[:40]!r}, not a number",
+                    f"{name} is {_short(value)}, not a number",
                     where=self.where(i),
                     mend="correct that value",
                 ) from None
         return out
+
+
+def _short(value: Any) -> str:
+    """The beginning of a value, quoted; of a number too long to be one, that it is."""
+    return "a whole number beyond all bounds" if isinstance(value, int) else repr(str(value)[:40])
 
 
 def read_table(path: Path) -> Table:
@@ -130,7 +140,8 @@ def read_table(path: Path) -> Table:
                 raise UnicodeDecodeError("utf-8", data, 0, 1, "holds zero bytes")
         except UnicodeDecodeError:
             raise InputError("is a binary file, not text", where=shown, mend="check what it is") from None
-        reader = {".csv": _read_csv, ".json": _read_json}.get(kind, _read_jsonl)
+        readers = {".csv": _read_csv, ".json": _read_json, ".yaml": _read_yaml, ".yml": _read_yaml}
+        reader = readers.get(kind, _read_jsonl)
         table = reader(text, shown, sha256)
     if not len(table):
         raise InputError(
@@ -219,6 +230,9 @@ def csv_tables(text: IO[str] | list[str], shown: str, rows: int | None, sha256: 
     header: list[str] = []
     try:
         header = [name.strip() for name in next(reader)]
+        if header[:1] == ["Run Info"]:  # guidellm groups its columns so, in three lines
+            yield Table(shown, {name: [] for name in header}, np.ones(1, np.int64), "line", sha256)
+            return
         if len(set(header)) != len(header):
             twice = next(name for name in header if header.count(name) > 1)
             raise InputError(
@@ -317,6 +331,36 @@ def _read_json(text: str, shown: str, sha256: str) -> Table:
             where=f"{shown}, line {error.lineno}",
             mend="the file may be cut short",
         ) from None
+    return _document(document, shown, sha256)
+
+
+def _read_yaml(text: str, shown: str, sha256: str) -> Table:
+    return _document(yaml_document(text, shown), shown, sha256)
+
+
+def yaml_document(text: str, shown: str) -> Any:
+    """Return the plain data of one YAML document; InputError for what is none, for aliases and deep nesting."""
+    import yaml
+
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            alias = isinstance(event, yaml.AliasEvent)
+            if alias or depth > MOST_DEPTH:
+                words = "an alias stands here" if alias else f"nested deeper than {MOST_DEPTH} levels"
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise InputError(words, where=f"{shown}, line {line}", mend="write the file as JSON")
+        return yaml.load(text, Loader=yaml.CSafeLoader)
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
+        line = error.problem_mark.line + 1 if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else 1
+        raise InputError(
+            f"is no valid YAML ({str(error).splitlines()[0]})", where=f"{shown}, line {line}", mend="the file may be cut short"
+        ) from None
+
+
+def _document(document: Any, shown: str, sha256: str) -> Table:
+    """The table of a JSON or YAML document."""
     if isinstance(document, list):
         if not all(isinstance(record, dict) for record in document):
             raise InputError(
@@ -325,7 +369,10 @@ def _read_json(text: str, shown: str, sha256: str) -> Table:
         return Table(shown, _transpose(document), np.arange(1, len(document) + 1), "row", sha256)
     if not isinstance(document, dict):
         raise InputError("holds neither an object nor a list", where=shown, mend="check what it is")
+    document = {str(key): value for key, value in document.items()}
     lists = {k: v for k, v in document.items() if isinstance(v, list)}
+    if not any(lists.values()):
+        return Table(shown, {k: [v] for k, v in document.items()}, np.ones(1, np.int64), "row", sha256)
     rows = len(lists.get("input_lens", next(iter(lists.values()), [])))
     columns = {k: v for k, v in lists.items() if len(v) == rows}
     scalars = {k: v for k, v in document.items() if not isinstance(v, list | dict)}

@@ -1,15 +1,8 @@
-"""Readers of request traces: each format's columns become `Rows`.
-
-The format is recognised by its columns; `trace_format` overrides. Own format: ``arrival_s, prompt_tokens,
-output_tokens`` with, if wanted, ``max_output_tokens, session_id, turn, prefix_ids, class, request_id``.
-"""
+"""Request traces from files: the columns of a format, checked, become `Rows`."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,50 +10,15 @@ import numpy as np
 
 from hardware_profiles.errors import InputError
 from simulator.workload.clocks import MOST_SPAN_S, Clock, clock_of, suspicions, unified, widest_gap
-from simulator.workload.columns import FloatArray, IntArray
-from simulator.workload.rows import Rows
+from simulator.workload.columns import BoolArray, FloatArray, IntArray
+from simulator.workload.formats import FORMATS, plain_name, sniff
+from simulator.workload.rows import Raw, Rows
 from simulator.workload.streams import stream
 from simulator.workload.tables import Table, read_table
 
-MOONCAKE_BLOCK_TOKENS = 512
-"""Tokens per hash block (datasheet: kvcache-ai/Mooncake FAST25-release/traces, 2025)."""
-MOONCAKE_JITTER_S = 3.0
-"""Arrival times are recorded on a grid of 3 s (measured: 800 distinct times among the first 7 851 requests,
-kvcache-ai/Mooncake@3b5a594); replayed literally they make bursts that were not there."""
-BAILIAN_BLOCK_TOKENS = 16
-"""Tokens per hash block (datasheet: alibaba-edu/qwen-bailian-usagetraces-anon README, 2025)."""
-CHARACTERS_PER_TOKEN = 4.0
-"""Assumed where a trace holds text without token counts (common rule of thumb for English, 2023)."""
 MOST_TOKENS = 2.0**40
 """Larger token counts are taken for other data (assumed); longer prompts than the context are the engine's
 to reject."""
-
-
-@dataclass(frozen=True)
-class Raw:
-    """A format's columns before checking; `keep` says which records count, `drops` why others do not.
-
-    `arrival_s` counts from any start, or is calendar times in any unit; `lasted_s` is what a request took.
-    """
-
-    arrival_s: FloatArray | None
-    prompt: FloatArray
-    output: FloatArray
-    names: tuple[str, str, str]
-    keep: np.ndarray[Any, np.dtype[np.bool_]] | None = None
-    drops: str = ""
-    max_output: FloatArray | None = None
-    session: list[Any] | None = None
-    turn: FloatArray | None = None
-    lasted_s: FloatArray | None = None
-    blocks: Any = None
-    block_tokens: int = 0
-    class_names: list[Any] | None = None
-    request_ids: list[Any] | None = None
-    licence: str | None = None
-    jitter_s: float = 0.0
-    lines: IntArray | None = None
-    warnings: tuple[str, ...] = ()
 
 
 def read_trace(
@@ -108,111 +66,6 @@ def read_trace(
     return replace(rows, source=source)
 
 
-def sniff(table: Table) -> str:
-    """Return the name of the format that the table's columns show.
-
-    Raises
-    ------
-    InputError : none matches; the missing columns of the closest format are named.
-    """
-    have = {name.lower() for name in table.columns}
-    for name, needed in _SIGNS:
-        if needed <= have:
-            return name
-    name, needed = max(_SIGNS[::-1], key=lambda sign: len(sign[1] & have) / len(sign[1]))
-    missing = sorted(needed - have)
-    spare = [column for column in table.columns if column.lower() not in needed]
-    meant = {column: _meant(column, missing) for column in spare}
-    renamed = [f"nearest to {right} is {column!r}" for column, right in meant.items() if right]
-    hint = f"; {', '.join(renamed)}" if renamed else ""
-    only = next(iter(table.columns), "")
-    split = next((mark for mark in ";\t|" if len(table.columns) == 1 and mark in only), None)
-    if split is not None:
-        raise InputError(
-            f"its columns are separated by {'a tab' if split == chr(9) else repr(split)}, not by a comma",
-            where=f"{table.path}, line 1",
-            mend="write the file with commas (decimal points, no thousands separators)",
-        )
-    raise InputError(
-        f"the columns ({', '.join(list(table.columns)[:12])}) are of no known trace format; "
-        f"closest is {'the plain one' if name == 'columns' else name}, which lacks {', '.join(missing)}{hint}",
-        where=table.path,
-        mend="name the columns arrival_s, prompt_tokens, output_tokens, or set trace_format",
-    )
-
-
-OWN_COLUMNS = (
-    "arrival_s",
-    "prompt_tokens",
-    "output_tokens",
-    "max_output_tokens",
-    "session_id",
-    "turn",
-    "prefix_ids",
-    "hash_ids",
-    "class",
-    "request_id",
-)
-"""Columns of the tool's own format."""
-OTHER_NAMES = {
-    "arrival_s": (
-        "arrival",
-        "arrival_time",
-        "arrived_at",
-        "timestamp",
-        "time",
-        "time_s",
-        "start_time",
-        "arrival_time_s",
-    ),
-    "prompt_tokens": (
-        "input_length",
-        "input_tokens",
-        "prompt_len",
-        "prompt_length",
-        "num_prefill_tokens",
-        "isl",
-        "context_tokens",
-    ),
-    "output_tokens": (
-        "output_length",
-        "output_len",
-        "completion_tokens",
-        "generated_tokens",
-        "num_decode_tokens",
-        "osl",
-    ),
-    "max_output_tokens": ("max_tokens", "max_new_tokens", "max_completion_tokens"),
-    "session_id": ("session", "conversation_id", "chat_id", "user_id"),
-    "turn": ("turn_index", "turn_id"),
-    "prefix_ids": ("prefix_id", "block_ids", "prefix_hashes", "block_hashes"),
-    "class": ("class_name", "request_class"),
-}
-"""What other tools call a column of the own format."""
-
-
-def _meant(column: str, candidates: Sequence[str]) -> str | None:
-    """The column of `candidates` that another spelling means, or None."""
-    plain = column.strip().lower().replace(" ", "_").replace("-", "_")
-    for name in candidates:
-        if plain == name or plain in OTHER_NAMES.get(name, ()):
-            return name
-    found = difflib.get_close_matches(plain, candidates, 1, 0.75)
-    return found[0] if found else None
-
-
-def _unread(table: Table) -> tuple[str, ...]:
-    """One warning that names the columns of the own format's table that nothing reads."""
-    absent = [name for name in OWN_COLUMNS if name not in table.columns]
-    words = []
-    for column in (c for c in table.columns if c not in OWN_COLUMNS):
-        meant = _meant(column, absent)
-        words.append(f"{column} (rename it {meant}, if it holds that)" if meant else column)
-    if not words:
-        return ()
-    return (f"columns of the trace that nothing reads: {', '.join(words)}",)
-
-
 def take(rows: Rows, index: IntArray) -> Rows:
     """Return the records of `index`, in that order."""
     start, ids = rows.prefix_start, rows.prefix_ids
@@ -247,294 +100,11 @@ def take(rows: Rows, index: IntArray) -> Rows:
     )
 
 
-# Formats ------------------------------------------------------------------------------------------
-
-
-def _named(table: Table, name: str) -> str:
-    """The column of that name, whatever its case."""
-    return next((column for column in table.columns if column.lower() == name.lower()), name)
-
-
-def _azure(table: Table) -> Raw:
-    names = tuple(_named(table, c) for c in ("TIMESTAMP", "ContextTokens", "GeneratedTokens"))
-    time, prompt, output = names
-    arrival = _times(table, time)
-    outputs = table.number(output)
-    prompts = table.number(prompt)
-    keep = (outputs != 0) & (prompts != 0)
-    return Raw(
-        arrival,
-        prompts,
-        outputs,
-        (time, prompt, output),
-        keep=keep,
-        drops="no tokens",
-        licence="CC-BY-4.0 (Azure public dataset)",
-    )
-
-
-def _mooncake(table: Table) -> Raw:
-    blocks = _blocks(table, _named(table, "hash_ids")) if "hash_ids" in table.columns else None
-    outputs = table.number("output_length")
-    return Raw(
-        table.number("timestamp") / 1e3,
-        table.number("input_length"),
-        outputs,
-        ("timestamp", "input_length", "output_length"),
-        keep=outputs != 0,
-        drops="no output",
-        blocks=blocks,
-        block_tokens=MOONCAKE_BLOCK_TOKENS,
-        jitter_s=MOONCAKE_JITTER_S,
-    )
-
-
-def _bailian(table: Table) -> Raw:
-    chat, parent = table.columns["chat_id"], table.columns.get("parent_chat_id")
-    session: list[Any] | None = None
-    if parent is not None:
-        root: dict[Any, Any] = {}
-        session = []
-        for own, above in zip(list(chat), list(parent), strict=True):
-            root[own] = root.get(above, own)
-            session.append(root[own])
-    outputs = table.number("output_length")
-    blocks = _blocks(table, "hash_ids") if "hash_ids" in table.columns else None
-    return Raw(
-        table.number("timestamp"),
-        table.number("input_length"),
-        outputs,
-        ("timestamp", "input_length", "output_length"),
-        keep=outputs != 0,
-        drops="no output",
-        session=session,
-        turn=table.number("turn") if "turn" in table.columns else None,
-        blocks=blocks,
-        block_tokens=BAILIAN_BLOCK_TOKENS,
-        licence="Apache-2.0 (Qwen-Bailian usage traces)",
-    )
-
-
-def _burstgpt(table: Table) -> Raw:
-    time, prompt, output = (_named(table, c) for c in ("Timestamp", "Request tokens", "Response tokens"))
-    outputs, prompts = table.number(output), table.number(prompt)
-    session, elapsed = table.columns.get(_named(table, "Session ID")), _named(table, "Elapsed time")
-    return Raw(
-        table.number(time),
-        prompts,
-        outputs,
-        (time, prompt, output),
-        keep=(outputs != 0) & (prompts != 0),
-        drops="failed requests, recorded with 0 tokens",
-        session=None if session is None else list(session),
-        lasted_s=table.number(elapsed) if elapsed in table.columns else None,
-        licence="CC-BY-4.0 (BurstGPT)",
-    )
-
-
-def _servegen(table: Table) -> Raw:
-    if "data" in table.columns:
-        data = [d if isinstance(d, dict) else {} for d in table.columns["data"]]
-        inner = {k: [d.get(k) for d in data] for k in ("input_tokens", "output_tokens")}
-        table = replace(table, columns={**table.columns, **inner})
-    outputs = table.number("output_tokens")
-    return Raw(
-        table.number("timestamp"),
-        table.number("input_tokens"),
-        outputs,
-        ("timestamp", "input_tokens", "output_tokens"),
-        keep=outputs != 0,
-        drops="no output",
-        licence="Apache-2.0 (ServeGen)",
-    )
-
-
-def _vllm_bench(table: Table) -> Raw:
-    prompts, outputs = table.number("input_lens"), table.number("output_lens")
-    failed = np.zeros(len(table), bool)
-    if "errors" in table.columns:
-        failed = np.asarray([bool(e) for e in table.columns["errors"]])
-    arrival = None
-    warnings: tuple[str, ...] = ()
-    if "start_times" in table.columns:
-        arrival = table.number("start_times")
-        arrival = arrival - np.fmin.reduce(arrival)  # of a clock that starts anywhere
-    else:
-        warnings = ("the benchmark result holds no start_times; all requests arrive at time zero",)
-    return Raw(
-        arrival,
-        prompts,
-        outputs,
-        ("start_times", "input_lens", "output_lens"),
-        keep=(outputs != 0) & ~failed,
-        drops="failed requests",
-        warnings=warnings,
-    )
-
-
-def _sharegpt(table: Table) -> Raw:
-    """Each answer of a conversation is a request whose prompt is all that was said before it."""
-    conversations = table.columns["conversations"]
-    prompts, outputs, session, turn, lines = [], [], [], [], []
-    estimated = 0
-    for i, conversation in enumerate(conversations):
-        if not isinstance(conversation, list):
-            raise InputError("conversations is no list", where=table.where(i), mend="correct that record")
-        history, k = 0.0, 0
-        for message in conversation:
-            if not isinstance(message, dict):
-                raise InputError("a message is no object", where=table.where(i), mend="correct that record")
-            counted = message.get("tokens", message.get("token_count", message.get("num_tokens")))
-            if counted is None:
-                counted = np.ceil(
-                    len(str(message.get("value", message.get("content", "")))) / CHARACTERS_PER_TOKEN
-                )
-                estimated += 1
-            speaker = message.get("from", message.get("role"))
-            if speaker in ("gpt", "assistant", "chatgpt", "bard") and history > 0 and counted > 0:
-                prompts.append(history)
-                outputs.append(float(counted))
-                session.append(i)
-                turn.append(float(k))
-                lines.append(int(table.lines[i]))
-                k += 1
-            history += float(counted)
-    warnings = ["ShareGPT records no arrival times; all conversations start at time zero"]
-    if estimated:
-        warnings.append(
-            f"{estimated} messages carry no token count; lengths are estimated "
-            f"at {CHARACTERS_PER_TOKEN:g} characters a token (assumed)"
-        )
-    if not prompts:
-        raise InputError("no conversation holds an answer", where=table.path, mend="check the file")
-    return Raw(
-        None,
-        np.asarray(prompts),
-        np.asarray(outputs),
-        ("", "prompt tokens", "answer tokens"),
-        session=session,
-        turn=np.asarray(turn),
-        lines=np.asarray(lines, np.int64),
-        warnings=tuple(warnings),
-    )
-
-
-def _columns(table: Table) -> Raw:
-    have = table.columns
-    ids = next((c for c in ("prefix_ids", "hash_ids") if c in have), None)
-    block = int(table.metadata.get("block_size", 0) or 0)
-    arrival = table.number("arrival_s")
-    session = have.get("session_id")
-    return Raw(
-        arrival,
-        table.number("prompt_tokens"),
-        table.number("output_tokens"),
-        ("arrival_s", "prompt_tokens", "output_tokens"),
-        max_output=table.number("max_output_tokens") if "max_output_tokens" in have else None,
-        session=None if session is None else list(session),
-        turn=table.number("turn") if "turn" in have else None,
-        blocks=_blocks(table, ids) if ids else None,
-        block_tokens=block or (MOONCAKE_BLOCK_TOKENS if ids == "hash_ids" else 0),
-        class_names=list(have["class"]) if "class" in have else None,
-        request_ids=list(have["request_id"]) if "request_id" in have else None,
-        jitter_s=MOONCAKE_JITTER_S if ids == "hash_ids" and _on_grid(arrival, MOONCAKE_JITTER_S) else 0.0,
-        warnings=_unread(table),
-    )
-
-
-FORMATS: dict[str, Callable[[Table], Raw]] = {
-    "azure": _azure,
-    "mooncake": _mooncake,
-    "burstgpt": _burstgpt,
-    "servegen": _servegen,
-    "sharegpt": _sharegpt,
-    "vllm-bench": _vllm_bench,
-    "bailian": _bailian,
-    "columns": _columns,
-}
-_SIGNS: list[tuple[str, set[str]]] = [
-    ("columns", {"arrival_s", "prompt_tokens", "output_tokens"}),
-    ("azure", {"timestamp", "contexttokens", "generatedtokens"}),
-    ("bailian", {"chat_id", "timestamp", "input_length", "output_length"}),
-    ("mooncake", {"timestamp", "input_length", "output_length"}),
-    ("burstgpt", {"timestamp", "request tokens", "response tokens"}),
-    ("servegen", {"timestamp", "input_tokens", "output_tokens"}),
-    ("servegen", {"timestamp", "request_id", "data"}),
-    ("vllm-bench", {"input_lens", "output_lens"}),
-    ("sharegpt", {"conversations"}),
-]
-
-
-# Values -------------------------------------------------------------------------------------------
-
-
-def _on_grid(times: FloatArray, step_s: float) -> bool:
-    """Whether the times lie on multiples of `step_s`, give or take a few milliseconds."""
-    if len(times) < 20 or np.isnan(times).any():
-        return False
-    passed = times - times.min()
-    return bool(np.all(np.abs(passed - np.rint(passed / step_s) * step_s) < 0.005))
-
-
-def _times(table: Table, name: str) -> FloatArray:
-    """Calendar times as seconds since the first (or since the table's `origin`), or plain numbers."""
-    values = table.columns.get(name)
-    if values is None or isinstance(values, np.ndarray):
-        return table.number(name)
-    out = np.empty(len(values), np.float64)
-    try:
-        stamps = np.asarray([_zoneless(v) for v in values], dtype="datetime64[ns]")
-    except ValueError:
-        for i, value in enumerate(values):
-            try:
-                out[i] = np.datetime64(_zoneless(value), "ns").astype(np.int64) / 1e9
-            except ValueError:
-                raise InputError(
-                    f"{name} is {str(value)[:40]!r}, not a time",
-                    where=table.where(i),
-                    mend="correct that value",
-                ) from None
-        return out
-    origin = table.metadata.get("origin") or stamps[~np.isnat(stamps)].min()
-    out[:] = np.where(np.isnat(stamps), np.nan, (stamps - origin).astype(np.int64) / 1e9)
-    return out
-
-
-def _zoneless(value: Any) -> str:
-    return re.sub(r"(Z|[+-]\d\d:?\d\d)$", "", str(value).strip()).replace(" ", "T")
-
-
-def _blocks(table: Table, name: str) -> tuple[IntArray, IntArray]:
-    """Lists of block names as CSR; text lists may be separated by anything but digits; names may be words."""
-    values = table.columns[name]
-    if isinstance(values, tuple):
-        return values
-    lists: list[list[Any]] = []
-    for i, value in enumerate(values):
-        if value is None or (isinstance(value, float) and np.isnan(value)):
-            lists.append([])
-        elif isinstance(value, list):
-            lists.append(value)
-        elif isinstance(value, int | float):
-            lists.append([int(value)])
-        elif isinstance(value, str):
-            lists.append(re.findall(r"[\w-]+", value))
-        else:
-            raise InputError(f"{name} is no list", where=table.where(i), mend="write [1, 2, 3]")
-    flat = [item for row in lists for item in row]
-    start = np.concatenate(([0], np.cumsum([len(row) for row in lists]))).astype(np.int64)
-    try:
-        ids = np.asarray([int(item) for item in flat], np.int64)
-    except (TypeError, ValueError, OverflowError):
-        ids = np.unique(np.asarray([str(item) for item in flat]), return_inverse=True)[1].astype(np.int64)
-    return start, ids
-
-
 def _numbered(values: list[Any]) -> IntArray:
     """Session names as numbers in order of appearance, -1 where empty."""
     numbers: dict[Any, int] = {}
     out = []
-    for value in values:
+    for value in map(plain_name, values):
         if value is None or value == "" or value == -1 or (isinstance(value, float) and np.isnan(value)):
             out.append(-1)
         else:
@@ -566,16 +136,16 @@ def check(table: Table, raw: Raw, prefix_block_tokens: int | None, clock: Clock 
         _refuse(table, kept, np.isinf(arrival), time_name, arrival, "is infinite")
     for name, values in ((prompt_name, raw.prompt), (output_name, raw.output)):
         _refuse(table, kept, np.isnan(values), name, values, "is empty or NaN")
-        _refuse(table, kept, np.isinf(values), name, values, "is infinite")
-        _refuse(table, kept, values < 0, name, values, "is negative")
         _refuse(table, kept, values == 0, name, values, "is zero; a request has at least one token")
-        _refuse(table, kept, values != np.floor(values), name, values, "is no whole number")
-        _refuse(table, kept, values > MOST_TOKENS, name, values, "is no plausible number of tokens")
+        _refuse_tokens(table, kept, name, values)
+    if raw.turn is not None:
+        _refuse(table, kept, np.abs(raw.turn) > MOST_TOKENS, "turn", raw.turn, "is no plausible turn")
+    if raw.lasted_s is not None:
+        _refuse(table, kept, np.abs(raw.lasted_s) > MOST_SPAN_S, "the elapsed time", raw.lasted_s, "is no plausible time")
     if raw.max_output is not None:
-        given = np.nan_to_num(raw.max_output, nan=0.0)
-        _refuse(table, kept, given < 0, "max_output_tokens", given, "is negative")
+        _refuse_tokens(table, kept, "max_output_tokens", np.nan_to_num(raw.max_output, nan=0.0, posinf=np.inf))
     if raw.request_ids is not None:
-        _refuse_twice(table, kept, raw.request_ids)
+        _refuse_twice(table, kept, [plain_name(name) for name in raw.request_ids])
     start, ids, block = _checked_blocks(table, raw, prefix_block_tokens, warnings)
 
     whole = clock is None
@@ -609,7 +179,7 @@ def check(table: Table, raw: Raw, prefix_block_tokens: int | None, clock: Clock 
             )
         if turn is not None:
             _refuse_turns(table, kept, session, turn)
-    limits = None if raw.max_output is None else np.nan_to_num(raw.max_output, nan=0.0).astype(np.int64)
+    limits = None if raw.max_output is None else _whole(raw.max_output, keep)
     rows = Rows(
         arrival,
         np.where(keep, raw.prompt, 1).astype(np.int64),
@@ -617,7 +187,7 @@ def check(table: Table, raw: Raw, prefix_block_tokens: int | None, clock: Clock 
         span,
         max_output_tokens=limits,
         session=session,
-        turn=None if turn is None else np.nan_to_num(turn, nan=0.0).astype(np.int64),
+        turn=None if turn is None else _whole(turn, keep),
         end_s=end_s,
         prefix_start=start,
         prefix_ids=ids,
@@ -627,6 +197,11 @@ def check(table: Table, raw: Raw, prefix_block_tokens: int | None, clock: Clock 
         warnings=tuple(warnings),
     )
     return take(rows, order)
+
+
+def _whole(values: FloatArray, keep: BoolArray) -> IntArray:
+    """Whole numbers, 0 for what is empty or dropped."""
+    return np.where(keep & ~np.isnan(values), values, 0.0).astype(np.int64)
 
 
 def _name(value: Any) -> str:
@@ -668,6 +243,13 @@ def _refuse(table: Table, kept: IntArray, bad: Any, name: str, values: FloatArra
         raise InputError(
             f"{name}{shown} {words}{more}", where=table.where(i), mend="correct or remove that record"
         )
+
+
+def _refuse_tokens(table: Table, kept: IntArray, name: str, values: FloatArray) -> None:
+    _refuse(table, kept, np.isinf(values), name, values, "is infinite")
+    _refuse(table, kept, values < 0, name, values, "is negative")
+    _refuse(table, kept, values != np.floor(values), name, values, "is no whole number")
+    _refuse(table, kept, values > MOST_TOKENS, name, values, "is no plausible number of tokens")
 
 
 def _refuse_twice(table: Table, kept: IntArray, names: list[Any]) -> None:

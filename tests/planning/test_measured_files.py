@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from hardware_profiles.errors import InputError
+from simulator.planning import measured_files
 from simulator.planning.compare import read_columns_of
 from simulator.planning.measured_files import KINDS, read_measured
 
 EXAMPLES = Path(__file__).parent / "examples"
 FILES = {
     "vllm bench serve": "vllm_bench_serve.json",
+    "SGLang bench_serving": "sglang_bench.jsonl",
     "aiperf": "profile_export_aiperf.json",
     "guidellm": "benchmarks.json",
     "inference-perf": "summary_lifecycle_metrics.json",
@@ -44,7 +50,82 @@ def test_time_per_token_that_holds_the_first_token_has_its_own_name(kind: str) -
 
 def test_pooled_gaps_are_of_the_tools_that_pool_them() -> None:
     pooled = {kind for kind in KINDS if "itl_ms" in read_measured(EXAMPLES / FILES[kind])[0].metrics}
-    assert pooled == {"vllm bench serve", "aiperf", "inference-perf"}
+    assert pooled == {"vllm bench serve", "SGLang bench_serving", "aiperf", "inference-perf"}
+
+
+def test_a_report_of_guidellm_reads_the_same_in_all_its_formats(tmp_path: Path) -> None:
+    document = json.loads((EXAMPLES / FILES["guidellm"]).read_text())
+    (tmp_path / "benchmarks.yaml").write_text(yaml.safe_dump(document))
+    (tmp_path / "benchmarks.csv").write_text(as_guidellm_csv(document["benchmarks"] * 2))
+    (as_json,) = read_measured(EXAMPLES / FILES["guidellm"])
+    (as_yaml,) = read_measured(tmp_path / "benchmarks.yaml")
+    as_csv, again = read_measured(tmp_path / "benchmarks.csv")
+    assert (as_yaml.metrics, as_yaml.totals, as_yaml.facts) == (as_json.metrics, as_json.totals, as_json.facts)
+    assert as_csv.metrics == again.metrics
+    for metric, stats in as_csv.metrics.items():
+        assert stats == {key: as_json.metrics[metric][key] for key in stats}
+        assert {"mean", "std", "min", "p50", "p90", "p99", "max"} <= stats.keys()
+    assert as_csv.totals == as_json.totals
+    assert as_csv.facts == {"type_": "constant"}
+
+
+def as_guidellm_csv(benchmarks: list[dict[str, Any]]) -> str:
+    """Three lines of headers (group, name, statistic), then a line a benchmark, as guidellm 0.8 writes them."""
+    columns: list[tuple[str, str, str]] = [("Run Info", "Run ID", ""), ("Benchmark", "Strategy", "")]
+    columns += [("Request Counts", status, "") for status in ("Successful", "Incomplete", "Errored")]
+    for group, name in measured_files._GUIDELLM_COLUMNS:
+        columns += [(group, name, statistic) for statistic in ("Mean", "Median", "Std Dev", "Percentiles")]
+    rows = []
+    for benchmark in benchmarks:
+        metrics = benchmark["metrics"]
+        row: list[Any] = ["x", "constant"]
+        row += [metrics["request_totals"][status] for status in ("successful", "incomplete", "errored")]
+        for key in measured_files._GUIDELLM_COLUMNS.values():
+            stats = metrics[key]["successful"]
+            listed = [stats["min"], *(stats["percentiles"][p] for p in measured_files._GUIDELLM_LISTED[1:-1]), stats["max"]]
+            row += [stats["mean"], stats["median"], stats["std_dev"], str(listed)]
+        rows.append(row)
+    out = io.StringIO()
+    csv.writer(out).writerows([*zip(*columns, strict=True), *rows])
+    return out.getvalue()
+
+
+def test_requests_of_aiperf_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "profile_export.jsonl"
+    records = [
+        {
+            "metadata": {"request_start_ns": 10**18 + i * 10**9, "request_end_ns": 10**18 + i * 10**9 + E2E_MS * 1e6},
+            "metrics": {
+                "time_to_first_token": {"value": TTFT_MS / 1e3, "unit": "s"},
+                "inter_token_latency": {"value": TPOT_MS, "unit": "ms"},
+                "inter_chunk_latency": {"value": [TPOT_MS] * (TOKENS - 1), "unit": "ms"},
+                "request_latency": {"value": E2E_MS, "unit": "ms"},
+                "input_sequence_length": {"value": 50, "unit": "tokens"},
+                "output_sequence_length": {"value": TOKENS, "unit": "tokens"},
+            },
+            "error": None,
+        }
+        for i in range(3)
+    ]
+    records.append({**records[0], "error": {"code": 500}})
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (found,) = read_measured(path)
+    assert found.kind == "aiperf"
+    for metric, expected in (("ttft_ms", TTFT_MS), ("tpot_ms", TPOT_MS), ("itl_ms", TPOT_MS), ("e2el_ms", E2E_MS)):
+        assert found.metrics[metric]["mean"] == pytest.approx(expected)
+        assert found.metrics[metric]["p99"] == pytest.approx(expected)
+    assert found.metrics["itl_ms"]["count"] == 3 * (TOKENS - 1)
+    duration_s = 2 + E2E_MS / 1e3
+    assert found.totals == pytest.approx(
+        {
+            "completed": 3,
+            "failed": 1,
+            "vllm_duration_s": duration_s,
+            "request_throughput": 3 / duration_s,
+            "output_throughput": 3 * TOKENS / duration_s,
+            "total_token_throughput": 3 * (TOKENS + 50) / duration_s,
+        }
+    )
 
 
 def test_several_benchmarks_of_a_file_are_several_columns(tmp_path: Path) -> None:
@@ -81,7 +162,6 @@ def test_units_that_aiperf_names_are_kept(tmp_path: Path) -> None:
         ("{}", "none"),
         ('{"tokens_per_minute": 3}', "tokens_per_minute"),
         ('{"benchmarks": [1]}', "benchmarks"),
-        ('{"backend": "sglang", "mean_ttft_ms": 3, "mean_e2e_latency_ms": 9}', "SGLang"),
         ("[" * 100_000, "JSON"),
     ],
 )

@@ -1,6 +1,6 @@
-"""Write the example files of the four tools: one made-up measurement in each tool's documented schema.
+"""Write the example files of the tools: one made-up measurement in each tool's documented schema.
 
-All four describe the same three requests (TTFT 50, 60, 70 ms; 101 tokens each, 10, 11 and 12 ms apart), so that what
+All describe the same three requests (TTFT 50, 60, 70 ms; 101 tokens each, 10, 11 and 12 ms apart), so that what
 `compare` must read from them follows by arithmetic.
 """
 
@@ -93,6 +93,16 @@ def guidellm() -> dict[str, object]:
     return {"metadata": {"version": 2, "guidellm_version": "0.8.1"}, "config": {}, "benchmarks": [one]}
 
 
+def sglang() -> dict[str, object]:
+    """`python -m sglang.bench_serving --output-file`, a line."""
+    measured = vllm()
+    out: dict[str, object] = {"backend": "sglang", "dataset_name": "random", "sharegpt_output_len": None}
+    shared = ("request_rate", "max_concurrency", "duration", "completed", "total_input_tokens", "total_output_tokens")
+    out |= {key: measured[key] for key in (*shared, "request_throughput", "output_throughput")}
+    out |= {"input_throughput": PROMPT.sum() / DURATION_S}
+    return out | {key.replace("e2el", "e2e_latency"): value for key, value in measured.items() if key.endswith("_ms")}
+
+
 def inference_perf() -> dict[str, object]:
     """`summary_lifecycle_metrics.json`."""
 
@@ -121,9 +131,10 @@ def inference_perf() -> dict[str, object]:
 
 
 def write_examples(folder: Path) -> dict[str, Path]:
-    """Write the four files and return their paths by tool."""
+    """Write the files and return their paths by tool."""
     made = {
         "vllm bench serve": ("vllm_bench_serve.json", vllm()),
+        "SGLang bench_serving": ("sglang_bench.jsonl", sglang()),
         "aiperf": ("profile_export_aiperf.json", aiperf()),
         "guidellm": ("benchmarks.json", guidellm()),
         "inference-perf": ("summary_lifecycle_metrics.json", inference_perf()),
@@ -131,7 +142,8 @@ def write_examples(folder: Path) -> dict[str, Path]:
     paths = {}
     for kind, (name, document) in made.items():
         paths[kind] = folder / name
-        paths[kind].write_text(json.dumps(document, indent=1, default=float) + "\n")
+        indent = None if name.endswith(".jsonl") else 1
+        paths[kind].write_text(json.dumps(document, indent=indent, default=float) + "\n")
     return paths
 
 

@@ -1,0 +1,415 @@
+"""Formats of request traces: which columns each has, and what they mean.
+
+The format is recognised by its columns. Own format: ``arrival_s, prompt_tokens, output_tokens`` with, if wanted,
+``max_output_tokens, session_id, turn, prefix_ids, class, request_id``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from hardware_profiles.errors import InputError
+from simulator.workload.clients import aiperf, bench_serving, guidellm
+from simulator.workload.columns import FloatArray, IntArray
+from simulator.workload.rows import Raw
+from simulator.workload.tables import Table
+
+MOONCAKE_BLOCK_TOKENS = 512
+"""Tokens per hash block (datasheet: kvcache-ai/Mooncake FAST25-release/traces, 2025)."""
+MOONCAKE_JITTER_S = 3.0
+"""Arrival times are recorded on a grid of 3 s (measured: 800 distinct times among the first 7 851 requests,
+kvcache-ai/Mooncake@3b5a594); replayed literally they make bursts that were not there."""
+BAILIAN_BLOCK_TOKENS = 16
+"""Tokens per hash block (datasheet: alibaba-edu/qwen-bailian-usagetraces-anon README, 2025)."""
+CHARACTERS_PER_TOKEN = 4.0
+"""Assumed where a trace holds text without token counts (common rule of thumb for English, 2023)."""
+
+def sniff(table: Table) -> str:
+    """Return the name of the format that the table's columns show.
+
+    Raises
+    ------
+    InputError : none matches; the missing columns of the closest format are named.
+    """
+    have = {name.lower() for name in table.columns}
+    for signs, words, mend in SUMMARIES:
+        if signs <= have and "input_lens" not in have:
+            raise InputError(f"is {words}, which does not tell its requests", where=table.path, mend=mend)
+    for name, needed in SIGNS:
+        if needed <= have:
+            return name
+    name, needed = max(SIGNS[::-1], key=lambda sign: len(sign[1] & have) / len(sign[1]))
+    missing = sorted(needed - have)
+    spare = [column for column in table.columns if column.lower() not in needed]
+    meant = {column: _meant(column, missing) for column in spare}
+    renamed = [f"nearest to {right} is {column!r}" for column, right in meant.items() if right]
+    hint = f"; {', '.join(renamed)}" if renamed else ""
+    only = next(iter(table.columns), "")
+    split = next((mark for mark in ";\t|" if len(table.columns) == 1 and mark in only), None)
+    if split is not None:
+        raise InputError(
+            f"its columns are separated by {'a tab' if split == chr(9) else repr(split)}, not by a comma",
+            where=f"{table.path}, line 1",
+            mend="write the file with commas (decimal points, no thousands separators)",
+        )
+    raise InputError(
+        f"the columns ({', '.join(list(table.columns)[:12])}) are of no known trace format; "
+        f"closest is {'the plain one' if name == 'columns' else name}, which lacks {', '.join(missing)}{hint}",
+        where=table.path,
+        mend="name the columns arrival_s, prompt_tokens, output_tokens, or set trace_format",
+    )
+
+
+OWN_COLUMNS = (
+    "arrival_s",
+    "prompt_tokens",
+    "output_tokens",
+    "max_output_tokens",
+    "session_id",
+    "turn",
+    "prefix_ids",
+    "hash_ids",
+    "class",
+    "request_id",
+)
+"""Columns of the tool's own format."""
+OTHER_NAMES = {
+    "arrival_s": (
+        "arrival",
+        "arrival_time",
+        "arrived_at",
+        "timestamp",
+        "time",
+        "time_s",
+        "start_time",
+        "arrival_time_s",
+    ),
+    "prompt_tokens": (
+        "input_length",
+        "input_tokens",
+        "prompt_len",
+        "prompt_length",
+        "num_prefill_tokens",
+        "isl",
+        "context_tokens",
+    ),
+    "output_tokens": (
+        "output_length",
+        "output_len",
+        "completion_tokens",
+        "generated_tokens",
+        "num_decode_tokens",
+        "osl",
+    ),
+    "max_output_tokens": ("max_tokens", "max_new_tokens", "max_completion_tokens"),
+    "session_id": ("session", "conversation_id", "chat_id", "user_id"),
+    "turn": ("turn_index", "turn_id"),
+    "prefix_ids": ("prefix_id", "block_ids", "prefix_hashes", "block_hashes"),
+    "class": ("class_name", "request_class"),
+}
+"""What other tools call a column of the own format."""
+
+
+def _meant(column: str, candidates: Sequence[str]) -> str | None:
+    """The column of `candidates` that another spelling means, or None."""
+    plain = column.strip().lower().replace(" ", "_").replace("-", "_")
+    for name in candidates:
+        if plain == name or plain in OTHER_NAMES.get(name, ()):
+            return name
+    found = difflib.get_close_matches(plain, candidates, 1, 0.75)
+    return found[0] if found else None
+
+
+def _unread(table: Table) -> tuple[str, ...]:
+    """One warning that names the columns of the own format's table that nothing reads."""
+    absent = [name for name in OWN_COLUMNS if name not in table.columns]
+    words = []
+    for column in (c for c in table.columns if c not in OWN_COLUMNS):
+        meant = _meant(column, absent)
+        words.append(f"{column} (rename it {meant}, if it holds that)" if meant else column)
+    if not words:
+        return ()
+    return (f"columns of the trace that nothing reads: {', '.join(words)}",)
+
+
+def named(table: Table, name: str) -> str:
+    """Return the column of that name, whatever its case."""
+    return next((column for column in table.columns if column.lower() == name.lower()), name)
+
+
+def plain_name(value: Any) -> Any:
+    """Return a name as what can be looked up: text, a number, or what is shown of anything else."""
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _azure(table: Table) -> Raw:
+    names = tuple(named(table, c) for c in ("TIMESTAMP", "ContextTokens", "GeneratedTokens"))
+    time, prompt, output = names
+    arrival = _times(table, time)
+    outputs = table.number(output)
+    prompts = table.number(prompt)
+    keep = (outputs != 0) & (prompts != 0)
+    return Raw(
+        arrival,
+        prompts,
+        outputs,
+        (time, prompt, output),
+        keep=keep,
+        drops="no tokens",
+        licence="CC-BY-4.0 (Azure public dataset)",
+    )
+
+
+def _mooncake(table: Table) -> Raw:
+    blocks = _blocks(table, named(table, "hash_ids")) if "hash_ids" in table.columns else None
+    outputs = table.number("output_length")
+    return Raw(
+        table.number("timestamp") / 1e3,
+        table.number("input_length"),
+        outputs,
+        ("timestamp", "input_length", "output_length"),
+        keep=outputs != 0,
+        drops="no output",
+        blocks=blocks,
+        block_tokens=MOONCAKE_BLOCK_TOKENS,
+        jitter_s=MOONCAKE_JITTER_S,
+    )
+
+
+def _bailian(table: Table) -> Raw:
+    chat, parent = table.columns["chat_id"], table.columns.get("parent_chat_id")
+    session: list[Any] | None = None
+    if parent is not None:
+        root: dict[Any, Any] = {}
+        session = []
+        for own, above in zip(map(plain_name, chat), map(plain_name, parent), strict=True):
+            root[own] = root.get(above, own)
+            session.append(root[own])
+    outputs = table.number("output_length")
+    blocks = _blocks(table, "hash_ids") if "hash_ids" in table.columns else None
+    return Raw(
+        table.number("timestamp"),
+        table.number("input_length"),
+        outputs,
+        ("timestamp", "input_length", "output_length"),
+        keep=outputs != 0,
+        drops="no output",
+        session=session,
+        turn=table.number("turn") if "turn" in table.columns else None,
+        blocks=blocks,
+        block_tokens=BAILIAN_BLOCK_TOKENS,
+        licence="Apache-2.0 (Qwen-Bailian usage traces)",
+    )
+
+
+def _burstgpt(table: Table) -> Raw:
+    time, prompt, output = (named(table, c) for c in ("Timestamp", "Request tokens", "Response tokens"))
+    outputs, prompts = table.number(output), table.number(prompt)
+    session, elapsed = table.columns.get(named(table, "Session ID")), named(table, "Elapsed time")
+    return Raw(
+        table.number(time),
+        prompts,
+        outputs,
+        (time, prompt, output),
+        keep=(outputs != 0) & (prompts != 0),
+        drops="failed requests, recorded with 0 tokens",
+        session=None if session is None else list(session),
+        lasted_s=table.number(elapsed) if elapsed in table.columns else None,
+        licence="CC-BY-4.0 (BurstGPT)",
+    )
+
+
+def _servegen(table: Table) -> Raw:
+    if "data" in table.columns:
+        data = [d if isinstance(d, dict) else {} for d in table.columns["data"]]
+        inner = {k: [d.get(k) for d in data] for k in ("input_tokens", "output_tokens")}
+        table = replace(table, columns={**table.columns, **inner})
+    outputs = table.number("output_tokens")
+    return Raw(
+        table.number("timestamp"),
+        table.number("input_tokens"),
+        outputs,
+        ("timestamp", "input_tokens", "output_tokens"),
+        keep=outputs != 0,
+        drops="no output",
+        licence="Apache-2.0 (ServeGen)",
+    )
+
+
+def _sharegpt(table: Table) -> Raw:
+    """Each answer of a conversation is a request whose prompt is all that was said before it."""
+    conversations = table.columns["conversations"]
+    prompts, outputs, session, turn, lines = [], [], [], [], []
+    estimated = 0
+    for i, conversation in enumerate(conversations):
+        if not isinstance(conversation, list):
+            raise InputError("conversations is no list", where=table.where(i), mend="correct that record")
+        history, k = 0.0, 0
+        for message in conversation:
+            if not isinstance(message, dict):
+                raise InputError("a message is no object", where=table.where(i), mend="correct that record")
+            counted = message.get("tokens", message.get("token_count", message.get("num_tokens")))
+            if counted is None:
+                counted = np.ceil(
+                    len(str(message.get("value", message.get("content", "")))) / CHARACTERS_PER_TOKEN
+                )
+                estimated += 1
+            speaker = message.get("from", message.get("role"))
+            if speaker in ("gpt", "assistant", "chatgpt", "bard") and history > 0 and counted > 0:
+                prompts.append(history)
+                outputs.append(float(counted))
+                session.append(i)
+                turn.append(float(k))
+                lines.append(int(table.lines[i]))
+                k += 1
+            history += float(counted)
+    warnings = ["ShareGPT records no arrival times; all conversations start at time zero"]
+    if estimated:
+        warnings.append(
+            f"{estimated} messages carry no token count; lengths are estimated "
+            f"at {CHARACTERS_PER_TOKEN:g} characters a token (assumed)"
+        )
+    if not prompts:
+        raise InputError("no conversation holds an answer", where=table.path, mend="check the file")
+    return Raw(
+        None,
+        np.asarray(prompts),
+        np.asarray(outputs),
+        ("", "prompt tokens", "answer tokens"),
+        session=session,
+        turn=np.asarray(turn),
+        lines=np.asarray(lines, np.int64),
+        warnings=tuple(warnings),
+    )
+
+
+def _columns(table: Table) -> Raw:
+    have = table.columns
+    ids = next((c for c in ("prefix_ids", "hash_ids") if c in have), None)
+    stated = str(table.metadata.get("block_size", ""))
+    block = int(stated) if re.fullmatch(r"[0-9]{1,9}", stated) else 0
+    arrival = table.number("arrival_s")
+    session = have.get("session_id")
+    return Raw(
+        arrival,
+        table.number("prompt_tokens"),
+        table.number("output_tokens"),
+        ("arrival_s", "prompt_tokens", "output_tokens"),
+        max_output=table.number("max_output_tokens") if "max_output_tokens" in have else None,
+        session=None if session is None else list(session),
+        turn=table.number("turn") if "turn" in have else None,
+        blocks=_blocks(table, ids) if ids else None,
+        block_tokens=block or (MOONCAKE_BLOCK_TOKENS if ids == "hash_ids" else 0),
+        class_names=list(have["class"]) if "class" in have else None,
+        request_ids=list(have["request_id"]) if "request_id" in have else None,
+        jitter_s=MOONCAKE_JITTER_S if ids == "hash_ids" and _on_grid(arrival, MOONCAKE_JITTER_S) else 0.0,
+        warnings=_unread(table),
+    )
+
+
+def _on_grid(times: FloatArray, step_s: float) -> bool:
+    """Whether the times lie on multiples of `step_s`, give or take a few milliseconds."""
+    if len(times) < 20 or np.isnan(times).any():
+        return False
+    passed = times - times.min()
+    return bool(np.all(np.abs(passed - np.rint(passed / step_s) * step_s) < 0.005))
+
+
+def _times(table: Table, name: str) -> FloatArray:
+    """Calendar times as seconds since the first (or since the table's `origin`), or plain numbers."""
+    values = table.columns.get(name)
+    if values is None or isinstance(values, np.ndarray):
+        return table.number(name)
+    out = np.empty(len(values), np.float64)
+    try:
+        stamps = np.asarray([zoneless(v) for v in values], dtype="datetime64[ns]")
+    except ValueError:
+        for i, value in enumerate(values):
+            try:
+                out[i] = np.datetime64(zoneless(value), "ns").astype(np.int64) / 1e9
+            except ValueError:
+                raise InputError(
+                    f"{name} is {str(value)[:40]!r}, not a time",
+                    where=table.where(i),
+                    mend="correct that value",
+                ) from None
+        return out
+    if np.isnat(stamps).all():
+        return np.full(len(values), np.nan)
+    origin = table.metadata.get("origin") or stamps[~np.isnat(stamps)].min()
+    out[:] = np.where(np.isnat(stamps), np.nan, (stamps - origin).astype(np.int64) / 1e9)
+    return out
+
+
+def zoneless(value: Any) -> str:
+    """A time as text that numpy reads, its zone left out."""
+    return re.sub(r"(Z|[+-]\d\d:?\d\d)$", "", str(value).strip()).replace(" ", "T")
+
+
+def _blocks(table: Table, name: str) -> tuple[IntArray, IntArray]:
+    """Lists of block names as CSR; text lists may be separated by anything but digits; names may be words."""
+    values = table.columns[name]
+    if isinstance(values, tuple):
+        return values
+    lists: list[list[Any]] = []
+    for i, value in enumerate(values):
+        if value is None or (isinstance(value, float) and np.isnan(value)):
+            lists.append([])
+        elif isinstance(value, list):
+            lists.append(value)
+        elif isinstance(value, int | float):
+            lists.append([value])
+        elif isinstance(value, str):
+            lists.append(re.findall(r"[\w-]+", value))
+        else:
+            raise InputError(f"{name} is no list", where=table.where(i), mend="write [1, 2, 3]")
+    flat = [item for row in lists for item in row]
+    start = np.concatenate(([0], np.cumsum([len(row) for row in lists]))).astype(np.int64)
+    try:
+        ids = np.asarray([int(item) for item in flat], np.int64)
+    except (TypeError, ValueError, OverflowError):
+        ids = np.unique(np.asarray([str(item) for item in flat]), return_inverse=True)[1].astype(np.int64)
+    return start, ids
+
+
+SUMMARIES: list[tuple[set[str], str, str]] = [
+    ({"mean_e2e_latency_ms"}, "a summary of SGLang's bench_serving", "run it with --output-details"),
+    ({"mean_ttft_ms"}, "a summary of vllm bench serve", "run it with --save-detailed"),
+    ({"request_latency", "request_throughput"}, "a summary of aiperf", "name its profile_export.jsonl"),
+    ({"run info", "request latency"}, "a summary of guidellm", "name its benchmarks.json or benchmarks.yaml"),
+    ({"successes", "failures"}, "a summary of inference-perf", "write arrival_s, prompt_tokens, output_tokens of its requests"),
+]
+"""Columns of results that hold statistics alone, what writes them, and what would hold the requests."""
+FORMATS: dict[str, Callable[[Table], Raw]] = {
+    "azure": _azure,
+    "mooncake": _mooncake,
+    "burstgpt": _burstgpt,
+    "servegen": _servegen,
+    "sharegpt": _sharegpt,
+    "vllm-bench": bench_serving,
+    "sglang-bench": bench_serving,
+    "aiperf": aiperf,
+    "guidellm": guidellm,
+    "bailian": _bailian,
+    "columns": _columns,
+}
+SIGNS: list[tuple[str, set[str]]] = [
+    ("columns", {"arrival_s", "prompt_tokens", "output_tokens"}),
+    ("azure", {"timestamp", "contexttokens", "generatedtokens"}),
+    ("bailian", {"chat_id", "timestamp", "input_length", "output_length"}),
+    ("mooncake", {"timestamp", "input_length", "output_length"}),
+    ("burstgpt", {"timestamp", "request tokens", "response tokens"}),
+    ("servegen", {"timestamp", "input_tokens", "output_tokens"}),
+    ("servegen", {"timestamp", "request_id", "data"}),
+    ("sglang-bench", {"input_lens", "output_lens", "mean_e2e_latency_ms"}),
+    ("vllm-bench", {"input_lens", "output_lens"}),
+    ("aiperf", {"metadata", "metrics"}),
+    ("guidellm", {"benchmarks"}),
+    ("sharegpt", {"conversations"}),
+]
