@@ -326,7 +326,7 @@ class Collector:
         done = np.isinf(before_s)
         records, steps = [], []
         for number, (log, ends) in enumerate(zip(self._logs, clocks_of(self._logs), strict=True)):
-            reached = np.cumsum(np.frombuffer(log.steps, dtype=np.int32), dtype=np.int64)
+            reached = np.cumsum(log.column("steps"), dtype=np.int64)
             count = (
                 len(reached) if done else int(np.searchsorted(ends[reached - 1], before_s, side="left")) - 1
             )

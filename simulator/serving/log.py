@@ -7,94 +7,50 @@ says does not depend on how runs were cut.
 from __future__ import annotations
 
 from array import array
+from itertools import repeat
 from operator import eq
+from struct import Struct
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.parts.batch import Batch
-from engine_models.parts.protocols import State
-
 Columns = dict[str, NDArray[Any]]
+
+_FIELDS = {
+    "kv_steps": "q",
+    "prefill_s": "d",
+    "steps": "i",
+    "kv_peak": "i",
+    "start_s": "d",
+    "idle_s": "d",
+    "running": "i",
+    "waiting": "i",
+    "decode_tokens": "i",
+    "prefill_tokens": "i",
+    "preemptions": "i",
+}
+_RECORD = np.dtype([(name, f"<{kind}") for name, kind in _FIELDS.items()])
+_PLACE, _SUMS = Struct("<" + "".join(_FIELDS.values())), Struct("<qdii")
+_NO_STATE = (-1.0, 0, 0, 0, 0, 0)
 
 
 class StepLog:
     """End of every step [s], and of every record: begin [s], steps, and what was in them.
 
     `idle_s` is the time of each step in which the device waits, `kv_steps` the sum over the steps of the KV units held, `kv_peak`
-    the most of them; `running`, `waiting` and `decode_tokens` are of each step. A step begins when its host work does, or, where
-    that is hidden, when the device does. The number of a step minus `retired_steps` is its place.
+    the most of them, `prefill_s` the sum of the device's time that is attributed to prefill rows; `running`, `waiting` and
+    `decode_tokens` are of each step. A step begins when its host work does, or, where that is hidden, when the device does. The
+    number of a step minus `retired_steps` is its place.
     """
 
-    __slots__ = (
-        "decode_tokens",
-        "end_s",
-        "idle_s",
-        "kv_peak",
-        "kv_steps",
-        "preemptions",
-        "prefill_s",
-        "prefill_tokens",
-        "retired_steps",
-        "running",
-        "start_s",
-        "steps",
-        "waiting",
-    )
+    __slots__ = ("_records", "_state", "end_s", "retired_steps")
 
     def __init__(self) -> None:
         self.end_s = array("d")
-        self.start_s = array("d")
-        self.steps = array("i")
-        self.idle_s = array("d")
-        self.running = array("i")
-        self.waiting = array("i")
-        self.kv_steps = array("q")
-        self.kv_peak = array("i")
-        self.prefill_s = array("d")
-        self.prefill_tokens = array("i")
-        self.decode_tokens = array("i")
-        self.preemptions = array("i")
         self.retired_steps = 0
-
-    def step(self, start_s: float, end_s: float, idle_s: float, prefill_s: float, state: State, batch: Batch) -> None:
-        """Append a step; `state` is that after it was formed, `prefill_s` the device's time attributed to prefill rows."""
-        running, waiting, kv_used, _ = state
-        decoded = batch.decode_tokens
-        prefilled, preempted = batch.tokens - decoded, len(batch.preempted)
-        if not prefilled and not preempted and self._goes_on(start_s, idle_s, running, waiting, decoded):
-            self.end_s.append(end_s)
-            self.steps[-1] += 1
-            self.kv_steps[-1] += kv_used
-            if kv_used > self.kv_peak[-1]:
-                self.kv_peak[-1] = kv_used
-            return
-        self.end_s.append(end_s)
-        self.start_s.append(start_s)
-        self.steps.append(1)
-        self.idle_s.append(idle_s)
-        self.running.append(running)
-        self.waiting.append(waiting)
-        self.kv_steps.append(kv_used)
-        self.kv_peak.append(kv_used)
-        self.prefill_s.append(prefill_s)
-        self.prefill_tokens.append(prefilled)
-        self.decode_tokens.append(decoded)
-        self.preemptions.append(preempted)
-
-    def _goes_on(self, start_s: float, idle_s: float, running: int, waiting: int, decode_tokens: int) -> bool:
-        """Whether decode steps that begin at `start_s` go on in the state of the latest record."""
-        return (
-            bool(self.steps)
-            and self.end_s[-1] == start_s
-            and self.decode_tokens[-1] == decode_tokens
-            and not self.prefill_tokens[-1]
-            and self.waiting[-1] == waiting
-            and self.running[-1] == running
-            and self.idle_s[-1] == idle_s
-            and not self.preemptions[-1]
-        )
+        self._records = bytearray()
+        self._state = _NO_STATE  # of each step of the latest record: idle_s and what follows it
 
     def run(
         self,
@@ -106,27 +62,20 @@ class StepLog:
         kv_steps: int,
         kv_peak: int,
         decode_tokens: int,
+        prefill_s: float = 0.0,
+        prefill_tokens: int = 0,
+        preemptions: int = 0,
     ) -> None:
-        """Append steps that decode the same rows, each beginning when the one before it ends."""
-        goes_on = self._goes_on(start_s, idle_s, running, waiting, decode_tokens)
-        self.end_s.extend(ends_s)
-        if goes_on:
-            self.steps[-1] += len(ends_s)
-            self.kv_steps[-1] += kv_steps
-            if kv_peak > self.kv_peak[-1]:
-                self.kv_peak[-1] = kv_peak
-            return
-        self.start_s.append(start_s)
-        self.steps.append(len(ends_s))
-        self.idle_s.append(idle_s)
-        self.running.append(running)
-        self.waiting.append(waiting)
-        self.kv_steps.append(kv_steps)
-        self.kv_peak.append(kv_peak)
-        self.prefill_s.append(0.0)
-        self.prefill_tokens.append(0)
-        self.decode_tokens.append(decode_tokens)
-        self.preemptions.append(0)
+        """Append a step, or steps that decode the same rows, each beginning when the one before it ends."""
+        state = (idle_s, running, waiting, decode_tokens, prefill_tokens, preemptions)
+        if state == self._state and self.end_s[-1] == start_s and not (prefill_tokens or preemptions):
+            kv, prefilled_s, steps, peak = _SUMS.unpack_from(self._records, -_PLACE.size)
+            sums = kv + kv_steps, prefilled_s + prefill_s, steps + len(ends_s), max(peak, kv_peak)
+            _SUMS.pack_into(self._records, -_PLACE.size, *sums)
+        else:
+            self._records += _PLACE.pack(kv_steps, prefill_s, len(ends_s), kv_peak, start_s, *state)
+            self._state = state
+        self.end_s.fromlist(ends_s)
 
     def turns(
         self,
@@ -141,58 +90,41 @@ class StepLog:
         """Append decode steps of a pipeline one by one, as `run` does, in one go."""
         if not ends_s:
             return
-        n = len(ends_s)
         before = [self.end_s[-1], *ends_s] if self.end_s else [-1.0, *ends_s]
+        n = len(ends_s) - 1
         if any(map(eq, starts_s, before)):  # some may go on in the same state
-            for i in range(n):
-                kv = kv_used[i]
-                self.run(starts_s[i], ends_s[i : i + 1], idle_s[i], running, waiting, kv, kv, decode_tokens[i])
-            return
-        self.end_s.extend(ends_s)
-        self.start_s.extend(starts_s)
-        self.idle_s.extend(idle_s)
-        self.kv_steps.extend(kv_used)
-        self.kv_peak.extend(kv_used)
-        self.decode_tokens.extend(decode_tokens)
-        for column, value in ((self.steps, 1), (self.running, running), (self.waiting, waiting)):
-            column.extend([value] * n)
-        self.prefill_s.extend([0.0] * n)
-        self.prefill_tokens.extend([0] * n)
-        self.preemptions.extend([0] * n)
+            n = 0
+        if n:
+            sums, each = (kv_used, repeat(0.0), repeat(1), kv_used), (idle_s, repeat(running), repeat(waiting), decode_tokens)
+            self._records += b"".join(map(_PLACE.pack, *sums, starts_s[:n], *each, repeat(0), repeat(0)))
+            self.end_s.fromlist(ends_s[:n])
+        for i in range(n, len(ends_s)):
+            kv = kv_used[i]
+            self.run(starts_s[i], ends_s[i : i + 1], idle_s[i], running, waiting, kv, kv, decode_tokens[i])
+
+    def column(self, name: str, count: int | None = None) -> NDArray[Any]:
+        """A field of the first `count` records, of all if None."""
+        return np.frombuffer(self._records, dtype=_RECORD)[name][:count].copy()
 
     def records(self, count: int | None = None) -> Columns:
         """Columns by record, of the first `count`, of all if None; tokens and device time of all its steps together.
 
         Until `until_s` the state of a record holds: to its end or, in a pipeline, whose steps overlap, to the begin of the next.
         """
-        steps = _view(self.steps)[:count]
-        start_s, every = _view(self.start_s)[:count], _view(self.start_s)
-        end_s = _view(self.end_s)[np.cumsum(steps) - 1] if len(steps) else np.zeros(0)
+        found = {name: self.column(name, count) for name in _FIELDS}
+        steps, start_s = found["steps"], found["start_s"]
+        end_s = np.frombuffer(self.end_s)[np.cumsum(steps) - 1] if len(steps) else np.zeros(0)
         until_s = end_s.copy()
-        following = every[1 : len(steps) + 1]
+        following = self.column("start_s")[1 : len(steps) + 1]
         np.minimum(until_s[: len(following)], following, out=until_s[: len(following)])
-        return {
-            "start_s": start_s,
-            "end_s": end_s,
-            "until_s": until_s,
-            "steps": steps,
-            "device_s": end_s - start_s - _view(self.idle_s)[:count] * steps,
-            "kv_used": _view(self.kv_steps)[:count] / steps,
-            "decode_tokens": _view(self.decode_tokens)[:count] * steps,
-            **{
-                name: _view(getattr(self, name))[:count]
-                for name in ("running", "waiting", "kv_peak", "prefill_s", "prefill_tokens", "preemptions")
-            },
-        }
+        found["device_s"] = end_s - start_s - found.pop("idle_s") * steps
+        found["kv_used"] = found.pop("kv_steps") / steps
+        found["decode_tokens"] *= steps
+        return {**found, "end_s": end_s, "until_s": until_s}
 
     def retire(self, records: int, steps: int) -> None:
         """Drop the first records, and with them so many steps."""
-        for name in self.__slots__:
-            if name not in ("end_s", "retired_steps"):
-                del getattr(self, name)[:records]
-        del self.end_s[:steps]
+        del self._records[: records * _PLACE.size], self.end_s[:steps]
+        if not self._records:
+            self._state = _NO_STATE
         self.retired_steps += steps
-
-
-def _view(values: array[Any]) -> NDArray[Any]:
-    return np.frombuffer(values, dtype=values.typecode)

@@ -230,7 +230,10 @@ class Replica:
         for number, batch in enumerate(batches):
             batch.t_sched, batch.t_start, batch.t_end = now, start, end
             rank = ranks[number]
-            rank.log.step(begin, end, idle_s, prefills_s[number], rank.scheduler.state(), batch)
+            running, waiting, held, _ = rank.scheduler.state()
+            prefilled, preempted = batch.tokens - batch.decode_tokens, len(batch.preempted)
+            kinds = batch.decode_tokens, prefills_s[number], prefilled, preempted
+            rank.log.run(begin, [end], idle_s, running, waiting, held, held, *kinds)
         self._in_flight.append((ranks, batches, end))
 
     def _end(self, rank: Rank, finished: list[Sequence], now_s: float) -> None:

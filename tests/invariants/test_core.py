@@ -167,8 +167,8 @@ def test_requests_are_conserved_and_nothing_precedes_its_cause(case: Case) -> No
     for log in result.logs:
         ends = np.frombuffer(log.end_s, dtype=np.float64)
         assert np.all(np.diff(ends) > 0)
-        assert np.all(np.diff(np.frombuffer(log.start_s, dtype=np.float64)) >= 0)
-        assert sum(log.steps) == len(ends)
+        assert np.all(np.diff(log.column("start_s")) >= 0)
+        assert log.column("steps").sum() == len(ends)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -283,7 +283,7 @@ def test_littles_law_from_empty_to_empty(case: Case) -> None:
     # and the replicas' own count of running rows never exceeds what is in the system
     for number_, log in enumerate(result.logs):
         mine = done & (result.replica == number_)
-        held = np.frombuffer(log.running, np.int32) + np.frombuffer(log.waiting, np.int32)
+        held = log.column("running") + log.column("waiting")
         assert held.max(initial=0) <= mine.sum()
 
 
