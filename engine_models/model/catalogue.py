@@ -52,7 +52,7 @@ _BLOCK_FP8_ORGANISATIONS = ("qwen", "deepseek-ai", "minimaxai", "moonshotai")
 
 # Suffixes of variants with the same shapes.
 _VARIANT = re.compile(
-    r"-(instruct|it|hf|chat|base|pt|thinking|preview|v\d+(\.\d+)?|2[45]\d\d|0324|0528|0905)$"
+    r"-(instruct|it|hf|chat|base|pt|thinking|reasoning|preview|v\d+(\.\d+)?|2[45]\d\d|0324|0528|0905)$"
 )
 
 

@@ -118,10 +118,11 @@ MOST = 10**9
 # Keys that leave shapes, memory and work alone, whatever they say: training, sampling, scales, rotary angles, tokens, names.
 # Those of no pattern stand in `HARMLESS_FILE`.
 _HARMLESS = re.compile(
-    r"^_|_token_ids?$|_token_index$|_token$|dropout|_pdrop$|_drop$|layerdrop|^init_|initializer|_init_std$|(^|_)eps(ilon)?$"
-    r"|_loss(_weight|_coef|_alpha)?$|_loss_coeff?(icient)?$|loss_scaling_factor$|_dropout_prob$|^rope_|rope_theta$|rope_scaling$"
-    r"|softcap(ping)?$|soft_cap$|_multipliers?$|routed_scaling_factor$|^mtp_|_mtp_|nextn|_mtp$|^audio_|^image_|^video_|^vision_(?!config)"
-    r"|^mm_|^summary_|^classifier_|^suppress|suppress_tokens$|no_repeat_ngram_size$|_penalty$|^num_(beams|beam_groups|return_sequences)$"
+    r"^_|_token_ids?$|_token_index$|_token$|dropout(_p|_prob|_rate)?$|_pdrop$|_drop$|layerdrop$|^init_|^initializer_|_init_std$"
+    r"|initializer_range$|(^|_)eps(ilon)?$|_loss(_weight|_coef|_alpha)?$|_loss_coeff?(icient)?$|loss_scaling_factor$"
+    r"|^rope_|rope_theta$|rope_scaling$|softcap(ping)?$|soft_cap$|_multipliers?$|routed_scaling_factor$"
+    r"|^(use_)?mtp(_|$)|^num_mtp_|^num_nextn_|^audio_(?!config)|^image_|^video_|^vision_(?!config)|^mm_|^summary_|^classifier_"
+    r"|^suppress|suppress_tokens$|no_repeat_ngram_size$|_penalty$|^num_(beams|beam_groups|return_sequences)$"
 )
 HARMLESS_FILE = Path(__file__).parent / "catalogue" / "harmless_keys.txt"
 

@@ -143,6 +143,10 @@ def _softmax(
     out_bias: bool,
 ) -> AttentionBlock:
     prefix = "swa_" if kind == "sliding" else "global_"
+    other = read.raw("attention_other_setting")  # Step-3.5: heads of its layers with a window
+    if kind == "sliding":
+        listed = other if isinstance(other, Mapping) else {}
+        heads = read.whole(listed.get("num_attention_heads") or read.number("num_sliding_attention_heads", heads), "heads", 1)
     multi_query = read.flag("multi_query", False) and not read.flag("new_decoder_architecture", False)
     read.aside("kv_heads")
     kv_heads = 1 if multi_query else read.count("kv_heads", heads, prefix)

@@ -340,4 +340,4 @@ def load_architecture(spec: str | dict[str, Any], base_dir: Path | None = None) 
         return arch
     stored = None if found.quantization in ("bf16", "fp16") else found.quantization
     left = tuple(sorted(parts_left_by_format(stored, arch))) if stored else ()
-    return replace(arch, quantization=stored, quantization_bits=0.0, unquantized=left)
+    return replace(arch, quantization=stored, quantization_bits=0.0, unquantized=left, part_formats=())

@@ -192,6 +192,8 @@ def mixer_kinds(
                 mend="give the lists one entry a layer",
             ) from error
     words, alone = found
+    if len(words) == layers + read.number("num_nextn_predict_layers", 0):  # those of multi-token prediction come last
+        words = words[:layers]
     if len(words) != layers:
         raise InputError(
             f"'layer_types' lists {len(words)} layers, the model has {layers}",

@@ -74,7 +74,9 @@ def _matches(module: str, pattern: str) -> bool:
     return f".{pattern}." in f".{module}."
 
 
-def _unquantized(quantization: Config, dense: list[int], moe: list[int], layers: int) -> tuple[str, ...]:
+def _unquantized(
+    quantization: Config, dense: list[int], moe: list[int], layers: int, recurrence: str = "linear_attn.out_proj"
+) -> tuple[str, ...]:
     """The parts whose main matrices the checkpoint leaves alone, probed by their usual module names."""
     ignored: list[str] = []
     for key in ("modules_to_not_convert", "ignore", "exclude_modules", "ignored_layers"):
@@ -91,7 +93,7 @@ def _unquantized(quantization: Config, dense: list[int], moe: list[int], layers:
         experts = (f"layers.{routed}.experts.0.down_proj",)
     probes = {
         "attention": (f"layers.{middle}.self_attn.o_proj",),
-        "linear_attention": (f"layers.{middle}.linear_attn.out_proj",),
+        "linear_attention": (f"layers.{middle}.{recurrence}",),
         "mlp": (f"layers.{plain}.mlp.down_proj",),
         "experts": experts,
         "shared_expert": (
@@ -174,7 +176,10 @@ def stored_format(config: Config, dense: list[int], moe: list[int], layers: int,
         )
     name, bits = stored
     parts = (("experts", "mxfp4"),) if config.get("expert_dtype") == "fp4" and name != "mxfp4" else ()
-    return Stored(name, bits, _unquantized(quantization, dense, moe, layers), parts)
+    inner = config.get("text_config")
+    kimi = "linear_attn_config" in {**config, **(inner if isinstance(inner, Mapping) else {})}
+    recurrence = "self_attn.o_proj" if kimi else "linear_attn.out_proj"
+    return Stored(name, bits, _unquantized(quantization, dense, moe, layers, recurrence), parts)
 
 
 def _stored_mixed(quantization: Config, where: str) -> Stored:

@@ -157,6 +157,20 @@ def test_parameters_equal_the_published_tensor_total(name: str, published: int) 
         ("zai-org/GLM-4.5-Air", 106e9, 12e9, 0.08),
         ("Qwen/Qwen3-235B-A22B", 235e9, 22e9, 0.02),
         ("meta-llama/Llama-4-Maverick-17B-128E-Instruct", 400e9, 17e9, 0.06),
+        ("deepseek-ai/DeepSeek-V4-Flash", 284e9, 13e9, 0.03),
+        ("deepseek-ai/DeepSeek-V4-Pro", 1.6e12, 49e9, 0.02),
+        ("zai-org/GLM-5", 744e9, 40e9, 0.03),
+        ("moonshotai/Kimi-K3", 2.78e12, 104e9, 0.005),
+        ("moonshotai/Kimi-Linear-48B-A3B-Instruct", 48e9, 3e9, 0.04),
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", 31.6e9, 3.2e9, 0.02),
+        ("nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16", 120e9, 12e9, 0.02),
+        ("nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16", 550e9, 55e9, 0.01),
+        ("stepfun-ai/Step-3.5-Flash", 196e9, 11e9, 0.05),
+        ("baidu/ERNIE-4.5-300B-A47B-PT", 300e9, 47e9, 0.01),
+        ("meituan-longcat/LongCat-Flash-Chat", 560e9, 27e9, 0.01),
+        ("XiaomiMiMo/MiMo-V2-Flash", 309e9, 15e9, 0.02),
+        ("google/gemma-4-26B-A4B-it", 25.2e9, 3.8e9, 0.02),
+        ("Qwen/Qwen3.5-122B-A10B", 122e9, 10e9, 0.1),
     ],
 )
 def test_mixtures_match_their_model_cards(name: str, total: float, active: float, tolerance: float) -> None:
@@ -193,8 +207,9 @@ def test_every_entry_is_readable_and_sourced() -> None:
     assert len(model_names()) >= 45
     for name in model_names():
         arch = load_architecture(name)
-        assert arch.layers == len(arch.layout) == sum(b.layers for b in arch.attention)
-        assert arch.layers == sum(b.layers for b in arch.mlp)
+        assert arch.layers == len(arch.layout)
+        assert sum(b.layers for b in arch.attention) == sum(len(found) for found, _ in arch.layout)
+        assert sum(b.layers for b in arch.mlp) == sum(len(mlps) for _, mlps in arch.layout)
         assert catalogue()[name]["source"]
 
 
@@ -208,6 +223,9 @@ def test_every_entry_is_readable_and_sourced() -> None:
         ("codellama/CodeLlama-34b-Instruct-hf", "codellama/CodeLlama-34b-hf"),
         ("mistralai/Mixtral-8x7B-Instruct-v0.1", "mistralai/Mixtral-8x7B-v0.1"),
         ("nvidia/Llama-3.3-70B-Instruct-FP4", "meta-llama/Llama-3.3-70B-Instruct"),
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-FP8", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"),
+        ("mistralai/Ministral-3-14B-Reasoning-2512", "mistralai/Ministral-3-14B-Instruct-2512"),
+        ("deepseek-ai/DeepSeek-V3.2-Exp", "deepseek-ai/DeepSeek-V3.2"),
         ("deepseek-ai/DeepSeek-R1-0528", "deepseek-ai/DeepSeek-R1"),
         ("gemma-3-27b", "google/gemma-3-27b-it"),
         ("QWEN/qwen3-8b", "Qwen/Qwen3-8B"),
@@ -238,7 +256,7 @@ def test_a_format_suffix_sets_the_stored_format(spelling: str, quantization: str
     assert load_architecture(spelling).quantization == quantization
 
 
-@pytest.mark.parametrize("unknown", ["deepseek-v3.2", "phi-9", "Llama-9-8B", "gpt-4"])
+@pytest.mark.parametrize("unknown", ["deepseek-v3.9", "qwen3.7-27b", "phi-9", "Llama-9-8B", "gpt-4"])
 def test_another_version_is_another_model(unknown: str) -> None:
     assert find_model(unknown) is None
 
