@@ -118,6 +118,12 @@ SECTIONS = (
     ("NormalLength", "Lengths: `kind: normal`"),
     ("LognormalLength", "Lengths: `kind: lognormal`"),
     ("EmpiricalLength", "Lengths: `kind: empirical`"),
+    ("ExponentialTime", "Think times: `kind: exponential`"),
+    ("ConstantTime", "Think times: `kind: constant`"),
+    ("UniformTime", "Think times: `kind: uniform`"),
+    ("NormalTime", "Think times: `kind: normal`"),
+    ("LognormalTime", "Think times: `kind: lognormal`"),
+    ("EmpiricalTime", "Think times: `kind: empirical`"),
     ("SharedPrefix", "`shared_prefix`"),
     ("Sessions", "`sessions`"),
     ("Slo", "`slo`"),
@@ -180,6 +186,8 @@ def _default(prop: dict[str, Any]) -> str:
     value = prop.get("default")
     if value is None or value == {} or "$ref" in prop:
         return "-"
+    if isinstance(value, dict):
+        return "`{" + ", ".join(f"{k}: {v}" for k, v in value.items() if v is not None) + "}`"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
@@ -190,6 +198,8 @@ def _type(prop: dict[str, Any]) -> str:
         return (
             "length"
             if name.endswith("Length")
+            else "think time"
+            if name.endswith("Time")
             else "arrivals"
             if name.endswith("Arrivals")
             else title or name

@@ -134,7 +134,7 @@ def poisson(rate: float) -> dict[str, Any]:
     return {"kind": "poisson", "rate": rate}
 
 
-def closed(concurrency: int, think_time_s: float = 0.0) -> dict[str, Any]:
+def closed(concurrency: int, think_time_s: float | dict[str, Any] = 0.0) -> dict[str, Any]:
     return {"kind": "closed_loop", "concurrency": concurrency, "think_time_s": think_time_s}
 
 
@@ -175,6 +175,10 @@ LINKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "batch": ({"arrivals": {"kind": "batch"}, "sessions": CHATS, "requests": 500}, TIGHT),
     "loop": ({"arrivals": closed(24, 0.2), "shared_prefix": PREFIX, "requests": 500}, {}),
     "loop-for-a-time": ({"arrivals": closed(64), "duration": 8}, {"replicas": 3, "router": "least_requests"}),
+    "loop-of-thinkers": (
+        {"arrivals": closed(80, {"kind": "uniform", "low": 0, "high": 2}), "requests": 500},
+        {"replicas": 2},
+    ),
     "loop-of-many": ({"arrivals": closed(250), "requests": 700}, {"replicas": 2}),
     "loop-refused": ({"arrivals": closed(40, 0.1), "duration": 20}, REFUSING),
     "loop-of-chats": ({"arrivals": closed(6, 0.5), "sessions": CHATS, "duration": 30}, OVER_16),

@@ -176,7 +176,7 @@ class Cluster:
         self._linked = False  # whether requests wait for others
         self._shared: dict[int, SharedContents] = {}
         self._live: dict[int, Sequence] = {}
-        self._limit_s = self._end_s = self._last_step_s = 0.0
+        self._limit_s = self._last_sent_s = self._last_step_s = 0.0
         self.any_unfinished = False
         self.duration_s = 0.0
         self.stopped_at_s: float | None = None
@@ -216,19 +216,19 @@ class Cluster:
                 served = True
                 last_s = float(np.max(rows.arrival_s[rows.known], initial=last_s))
                 self.duration_s = source.duration_s if np.isfinite(source.duration_s) else last_s
-                self._end_s = self.duration_s + source.drain_s
+                self._last_sent_s = max(self._last_sent_s, last_s)
                 self._serve(rows, last_s + self._before_s)
-            self._limit_s = self._end_s
             self._next_reach_s = INFINITY
             loaded = self._rows
             while self._clock.step():
                 if sink is not None and self._rows > loaded:
                     loaded = self._rows
                     self._settle(sink, INFINITY)
+            self._limit_s = self._end_s if self._releases.all_sent else self._last_sent_s + source.drain_s
             for replica in self.replicas:  # all as far as the last arrival took the first, however short the drain
-                replica.advance(max(self._limit_s, last_s + self._before_s))
+                replica.advance(max(self._limit_s, self._last_sent_s + self._before_s))
         except Stopped:
-            self.stopped_at_s = self._limit_s = reached_s(self.replicas, self._limit_s)
+            self.stopped_at_s = self._limit_s = reached_s(self.replicas, max(self._limit_s, self._clock.now_s))
             for rows in self._blocks:
                 for row in rows.cut(self._limit_s).tolist():
                     self._live.pop(rows.first + row, None)
@@ -236,6 +236,14 @@ class Cluster:
             self._of(seq.index).keep(seq)
         self._last_step_s = last_step_s(self.ranks)
         self.any_unfinished |= any((rows.status == UNFINISHED).any() for rows in self._blocks)
+
+    @property
+    def _end_s(self) -> float:
+        """End of the drain [s], after the duration or the last request that is sent; infinite as long as that is to come."""
+        source = self._source
+        if source.duration_s < INFINITY:
+            return source.duration_s + source.drain_s
+        return self._last_sent_s + source.drain_s if self._releases.all_sent else INFINITY
 
     def _next(self) -> Rows | None:
         """The next block, if there is one."""
@@ -358,6 +366,8 @@ class Cluster:
 
     def _released(self, block: Rows, row: int, now_s: float) -> None:
         """A request that waited for another arrives."""
+        self._releases.arrived()
+        self._last_sent_s = max(self._last_sent_s, now_s)
         if not block.arrive(row, now_s):
             self._release(block, row, now_s)
             return
@@ -377,11 +387,25 @@ class Cluster:
 
     def _release(self, block: Rows, row: int, end_s: float) -> None:
         """Let the requests that waited for this one arrive."""
-        while self._releases.lack(block, row) and self._load():
+        clock, releases = self._clock, self._releases
+        while releases.lack(block, row) and self._load():
             pass
-        if self._releases:
-            for when_s, of, follower in self._releases.ended(block, row, end_s, self._clock.now_s):
-                self._clock.at(when_s, ARRIVALS, partial(self._released, of, follower, when_s))
+        if not releases:
+            return
+        for when_s, of, follower in releases.ended(block, row, end_s, clock.now_s):
+            clock.at(when_s, ARRIVALS, partial(self._released, of, follower, when_s))
+        ready_s = releases.ready_s(block, row, end_s, clock.now_s)
+        if ready_s is not None:
+            kind = int(block.workload.class_index[row])
+            clock.at(ready_s, ARRIVALS, partial(self._send_next, kind, ready_s))
+
+    def _send_next(self, kind: int, now_s: float) -> None:
+        """A client of the closed loop of a class sends its next request, if there is one left."""
+        while self._releases.lack_of(kind) and self._load():
+            pass
+        found = self._releases.next_of(kind)
+        if found is not None:
+            self._released(*found, now_s)
 
     # -- waking ---------------------------------------------------------------------------------------------
 
@@ -392,16 +416,19 @@ class Cluster:
         number %= len(self.replicas)
         clock, replica = self._clock, self.replicas[number]
         due_s = max(replica.visible_s(), clock.now_s)
-        if due_s > self._end_s or self._wake_s[number] <= due_s:
+        if due_s == INFINITY or due_s > self._end_s or self._wake_s[number] <= due_s:
             return
         self._wake_s[number] = due_s
 
         def results() -> None:
             if self._wake_s[number] == due_s:
                 self._wake_s[number] = INFINITY
+            if due_s > self._end_s:  # the last request was sent meanwhile
+                return
             replica.advance(due_s)
             self._router.note(number)
-            clock.at(due_s, DECISIONS, decisions)
+            if due_s < self._end_s:
+                clock.at(due_s, DECISIONS, decisions)
 
         def decisions() -> None:
             # decide and run on until some other part may interfere; an ended request may release another

@@ -108,6 +108,7 @@ def workload_of(
         requests.source,
         tuple(requests.said()),
         more,
+        rows.think_s,
     )
 
 
@@ -327,6 +328,7 @@ def _replayed(rows: Rows, load: Load, end_s: float) -> Requests:
         same_int(0, n)
         if rows.class_names is None
         else np.asarray([index[c] for c in rows.class_names], np.int64),
+        same_float(0.0, n),
         content,
         rows.request_ids,
     )

@@ -20,7 +20,7 @@ BoolArray = NDArray[np.bool_]
 NO_PREDECESSOR = -1
 """The request arrives at its own time."""
 ANY_OF_CLASS = -2
-"""Closed loop: released when any running request of the same class ends, rows in index order."""
+"""Closed loop: the next, in index order, that a client sends which has ended a request of the same class."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,9 @@ class Workload:
     arrival_s : (n,) [s]; NaN where the predecessor releases the request.
     prompt_tokens, output_tokens : (n,) at least 1. The output length is the oracle's: no scheduler sees it.
     max_output_tokens : (n,) the client's limit; 0 means none given (the model's context left).
-    predecessor : (n,) -1 none; j >= 0: released ``gap_s`` after request j of the run ends; -2: released ``gap_s`` after
-        any running request of the same class ends, in index order.
-    gap_s : (n,) [s] think time between the release's cause and the arrival.
+    predecessor : (n,) -1 none; j >= 0: released ``gap_s`` after request j of the run ends; -2: sent when a client is ready whose
+        request of the same class has ended, in index order.
+    gap_s : (n,) [s] think time between the end of request j and the arrival.
     not_before_s : (n,) [s] earliest arrival (the recorded time of sessions replayed as ``absolute``).
     session_id : (n,) -1 outside sessions. turn : (n,) from 0.
     class_index : (n,) into `classes`.
@@ -129,6 +129,8 @@ class Workload:
     source : provenance for the manifest (name, sha256, licence, jitter...).
     warnings : what a reader should know, in words.
     more : of a block of a streamed workload, what comes after it if requests wait for others.
+    think_s : (n,) [s] where the class is a closed loop (-2), how long the client thinks after this request until it is ready to
+        send the next; None for not at all.
     """
 
     arrival_s: FloatArray
@@ -150,6 +152,7 @@ class Workload:
     source: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     more: More | None = None
+    think_s: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_tokens)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from hardware_profiles.errors import InputError
-from hardware_profiles.files import read_text
-from simulator.workload import arrivals, lengths
+from simulator.workload import arrivals
 from simulator.workload.columns import (
     ANY_OF_CLASS,
     NO_PREDECESSOR,
@@ -23,21 +21,22 @@ from simulator.workload.columns import (
     same_int,
 )
 from simulator.workload.content import content_of_turns
+from simulator.workload.laws import Draw, residuals, sampler, time_sampler
 from simulator.workload.parts import Part, Requests
 from simulator.workload.spec import (
+    NO_THINKING,
     Arrivals,
     BatchArrivals,
     ClosedLoopArrivals,
     ConstantArrivals,
     DiurnalArrivals,
-    EmpiricalLength,
     GammaArrivals,
     Length,
     Load,
     OnOffArrivals,
     PoissonArrivals,
+    ThinkTime,
     WorkloadSpec,
-    quantile_points,
 )
 from simulator.workload.streams import stream
 
@@ -52,30 +51,13 @@ MOST_PERIODS = 1e6
 """Periods of one load that are drawn (assumed: some ten seconds)."""
 CROWDED, CROWDED_REQUESTS = 10.0, 1_000_000
 """Requests drawn at most: so many times those of the mean rate, and these (assumed)."""
+HARDLY_VARIES = 0.1
+"""Coefficient of variation below which a think time counts as constant (assumed)."""
 
 Limit = Length | Literal["equal"] | None
 
 
-# Lengths ------------------------------------------------------------------------------------------
-
-
-def sampler(spec: Length, rng: np.random.Generator, base_dir: Path, name: str) -> Callable[[int], IntArray]:
-    """Return what draws the next n lengths [tokens] of the distribution `spec`; `name` is the field, and a file's column."""
-    draw: Callable[[int], FloatArray]
-    if spec.kind == "constant":
-        draw = partial(lengths.constant, spec.value)
-    elif spec.kind == "uniform":
-        draw = partial(lengths.uniform, rng, spec.low, spec.high)
-    elif spec.kind == "normal":
-        draw = partial(lengths.normal, rng, spec.mean, spec.std)
-    elif spec.kind == "lognormal":
-        draw = partial(lengths.lognormal, rng, spec.mean, spec.p99)
-    elif spec.quantiles is not None:
-        points = np.asarray(quantile_points(spec.quantiles))
-        draw = partial(lengths.quantiles, rng, points[:, 0], points[:, 1])
-    else:
-        draw = partial(lengths.samples, rng, _measured(spec, base_dir, name))
-    return lambda n: lengths.to_tokens(draw(n), spec.min, spec.max)
+# Limits -------------------------------------------------------------------------------------------
 
 
 def client_limits(
@@ -88,30 +70,6 @@ def client_limits(
         return lambda outputs: outputs.copy()
     draw = sampler(limit, stream(seed, prefix + "max_output_tokens"), base_dir, "max_output_tokens")
     return lambda outputs: draw(len(outputs))
-
-
-def _measured(spec: EmpiricalLength, base_dir: Path, name: str) -> FloatArray:
-    path = base_dir / str(spec.file)
-    if path.suffix.lower() in (".csv", ".jsonl", ".ndjson", ".json", ".parquet", ".gz"):
-        from simulator.workload.tables import read_table
-
-        table = read_table(path)
-        values = table.number(name)
-    else:
-        lines = read_text(path).split()
-        try:
-            values = np.asarray([float(x) for x in lines])
-        except ValueError as error:
-            raise InputError(
-                f"holds a line that is no number ({error})", where=str(path), mend="one number a line"
-            ) from None
-    if not len(values) or not np.isfinite(values).all() or (values < 1).any():
-        raise InputError(
-            "lengths must be numbers of at least 1, and there must be some",
-            where=str(path),
-            mend="correct the file",
-        )
-    return values
 
 
 # Arrivals -----------------------------------------------------------------------------------------
@@ -174,14 +132,20 @@ class Drawn:
         self._seed, self._base_dir, self._prefix = seed, base_dir, prefix
         self._weight, self._requests = weight, requests
         self._until_s = spec.duration if spec.duration is not None else math.inf
-        self._clients = self._pool = 0
+        self._pool = 0
         self._sizes = None if load.sessions is None else load.sessions.turns
+        self._turn_think = (load.sessions.think_time_s if load.sessions is not None else None) or NO_THINKING
+        self._think = NO_THINKING
+        self._first_s = np.zeros(0)  # when each client of a closed loop sends for the first time, ascending
         warnings: list[str] = []
         if isinstance(self._arrivals, ClosedLoopArrivals):
-            self._clients = max(1, round(self._arrivals.concurrency * weight))
-            self._pool = self._pool_size(self._arrivals, largest_pool, warnings)
+            self._think = self._arrivals.think_time_s
+            clients = max(1, round(self._arrivals.concurrency * weight))
+            self._first_s = self._first_sends(clients)
+            self._pool = self._pool_size(clients, largest_pool, warnings) if len(self._first_s) else 0
         elif isinstance(self._arrivals, BatchArrivals):
             self._pool = requests or 0
+        warnings += self._synchronised()
         self.requests = Requests(
             self._parts(),
             (RequestClass("default"),),
@@ -207,27 +171,73 @@ class Drawn:
             openings = rate * self._weight * self._until_s
         return min(openings * turns, math.inf if self._requests is None else self._requests)
 
-    def _pool_size(self, loop: ClosedLoopArrivals, largest: int, warnings: list[str]) -> int:
-        """How many requests (or conversations) a closed loop can possibly use up before its end."""
+    def _thinker(self, spec: ThinkTime, name: str) -> Draw:
+        if spec == NO_THINKING:
+            return lambda n: same_float(0.0, n)
+        return time_sampler(spec, stream(self._seed, self._prefix + name), self._base_dir)
+
+    def _first_sends(self, clients: int) -> FloatArray:
+        """When the clients of a closed loop send first [s], ascending, up to the end: as if all had been thinking for long."""
+        think = self._turn_think if self._think == NO_THINKING else self._think
+        if think == NO_THINKING:
+            return np.zeros(clients)
+        rng = stream(self._seed, self._prefix + "first_sends")
+        first_s = np.sort(residuals(think, rng, self._base_dir, clients))
+        return first_s[first_s <= self._until_s]
+
+    def _synchronised(self) -> list[str]:
+        """A warning if those who begin together, or think equally long, stay in step for ever."""
+        together = isinstance(self._arrivals, BatchArrivals)
+        if not together and len(self._first_s) < 2:
+            return []
+        laws = [(self._think, "think_time_s"), (self._turn_think, "sessions.think_time_s")]
+        draws = [drawn for spec, name in laws if (drawn := self._thinker(spec, name)(1000)).any()]
+        if not draws or any(drawn.std() > HARDLY_VARIES * drawn.mean() for drawn in draws):
+            return []
+        kept = "all begin at time zero" if together else "keep the distances at which they began"
+        return [
+            f"the population stays synchronised: its think time hardly varies, so clients {kept}, those who meet in a queue stay "
+            "together, and tails are theirs; a number (think_time_s: 20) is the mean of an exponential time, which mixes them"
+        ]
+
+    def _pool_size(self, clients: int, largest: int, warnings: list[str]) -> int:
+        """How many requests (or conversations) a closed loop can possibly use up before its end.
+
+        A client ends at most ``t / mean + variance / mean^2 + 1`` cycles in a time t, on average (Lorden, Annals of Mathematical
+        Statistics 41, 1970), and all together hardly more than six standard deviations above that.
+        """
         if math.isinf(self._until_s):
             return self._requests or 0
         outputs = self._sampler(self._load.output_tokens, "output_tokens")(1000)
-        shortest_s = FASTEST_REQUEST_S + FASTEST_TOKEN_S * float(outputs.mean()) + loop.think_time_s
-        needed = self._clients * (2 + math.ceil(self._until_s / shortest_s))
+        thinks_s = self._thinker(self._think, "think_time_s")(1000)
+        turn_s = FASTEST_REQUEST_S + FASTEST_TOKEN_S * float(outputs.mean())
+        cycle_s, variance = turn_s + float(thinks_s.mean()), float(thinks_s.var())
+        if self._sizes is not None:  # a conversation: more turns, and a pause before each
+            more = self._sampler(self._sizes, "turns")(1000) - 1
+            pauses_s = self._thinker(self._turn_think, "sessions.think_time_s")(1000)
+            turn_s += float(pauses_s.mean())
+            cycle_s += float(more.mean()) * turn_s
+            variance += float(more.mean() * pauses_s.var() + more.var() * turn_s**2)
+        excess = variance / cycle_s**2
+        spread = 6 * math.sqrt(clients * self._until_s / cycle_s * excess)
+        needed = clients * (2 + math.ceil(self._until_s / cycle_s)) + math.ceil(clients * excess + spread)
         if needed > largest and self._requests is None:
             warnings.append(
                 f"the closed loop is prepared for {largest} requests; "
                 "a faster run ends before the duration: shorten the duration"
             )
-        most = max(largest, self._clients)
+        most = max(largest, clients)
         return min(needed, most, self._requests if self._requests is not None else needed)
 
     def _starts(self) -> Iterator[FloatArray]:
-        """Starts of the conversations [s], of a closed loop zero."""
+        """Starts of the conversations [s]; of those that a closed loop opens later, that of the last client."""
         spec = self._arrivals
         if isinstance(spec, BatchArrivals | ClosedLoopArrivals):
+            last_s = float(self._first_s[-1]) if len(self._first_s) else 0.0
             for first in range(0, self._pool, STRETCH):
-                yield np.zeros(min(STRETCH, self._pool - first))
+                many = min(STRETCH, self._pool - first)
+                starts = self._first_s[first : first + many]
+                yield np.append(starts, np.full(many - len(starts), last_s))
             return
         self._refuse_endless(spec)
         process = _process(spec, stream(self._seed, self._prefix + "arrivals"), self._weight)
@@ -285,7 +295,9 @@ class Drawn:
         draw_output = self._sampler(load.output_tokens, "output_tokens")
         limited = client_limits(self._limit, self._seed, self._base_dir, self._prefix)
         groups = stream(self._seed, self._prefix + "prefix_groups")
-        loop = load.arrivals if isinstance(load.arrivals, ClosedLoopArrivals) else None
+        draw_think = self._thinker(self._think, "think_time_s")
+        draw_turn_think = self._thinker(self._turn_think, "sessions.think_time_s")
+        clients = len(self._first_s)
         rows = conversations = 0
         lasts = np.zeros(0, np.int64)  # the last rows of as many conversations as there are clients
         for starts, turns in self._openings():
@@ -296,7 +308,7 @@ class Drawn:
                 self.requests.outputs_cut += int((outputs > limits).sum())
                 outputs = np.minimum(outputs, limits)
             prompts, turn, session = fresh, same_int(0, n), same_int(-1, n)
-            predecessor, gap_s = same_int(NO_PREDECESSOR, n), same_float(0.0, n)
+            predecessor, gap_s, think_s = same_int(NO_PREDECESSOR, n), same_float(0.0, n), same_float(0.0, n)
             first = conversation = np.arange(many)
             anchor = arrival = starts
             if load.sessions is not None:
@@ -310,7 +322,7 @@ class Drawn:
                 anchor, later = starts[conversation], turn > 0
                 arrival = np.where(later, np.nan, anchor)
                 predecessor = np.where(later, rows + np.arange(n) - 1, NO_PREDECESSOR)
-                gap_s = np.where(later, load.sessions.think_time_s or 0.0, 0.0)
+                gap_s = np.where(later, draw_turn_think(n), 0.0)
             content = None
             if load.shared_prefix is not None or load.sessions is not None:
                 prefixes, head, group = 0, same_int(0, n), None
@@ -320,18 +332,19 @@ class Drawn:
                     prompts = prompts + head
                 names = np.where(session >= 0, session + prefixes, -1)
                 content = content_of_turns(names, prompts, group, head, (turns > 1)[conversation])
-            if loop is not None:
-                opens = np.flatnonzero((turn == 0) & (conversation + conversations >= self._clients))
-                arrival, gap_s = arrival.copy(), gap_s.copy()
-                predecessor = predecessor.copy()
-                arrival[opens], gap_s[opens] = np.nan, loop.think_time_s
+            if clients:
+                opens = np.flatnonzero((turn == 0) & (conversation + conversations >= clients))
+                arrival, predecessor = arrival.copy(), predecessor.copy()
+                arrival[opens] = np.nan
                 if load.sessions is None:
-                    predecessor[opens] = ANY_OF_CLASS
+                    predecessor[opens], think_s = ANY_OF_CLASS, draw_think(n)
                 else:
                     # each client holds one conversation after another: its next opens when its last has ended
+                    gap_s = gap_s.copy()
+                    gap_s[opens] = draw_think(many)[conversation[opens]]
                     lasts = np.concatenate((lasts, rows + first + turns - 1))
-                    predecessor[opens] = lasts[conversation[opens] + len(lasts) - many - self._clients]
-                    lasts = lasts[-self._clients :]
+                    predecessor[opens] = lasts[conversation[opens] + len(lasts) - many - clients]
+                    lasts = lasts[-clients:]
             yield Part(
                 anchor,
                 arrival,
@@ -344,6 +357,7 @@ class Drawn:
                 session,
                 turn,
                 same_int(0, n),
+                think_s,
                 content,
             )
             rows, conversations = rows + n, conversations + many

@@ -1,6 +1,6 @@
-"""Length distributions: whole tokens from a numpy generator.
+"""Laws of lengths and times from a numpy generator.
 
-Every sampler rounds to whole tokens, then clips to [max(1, min), max]. Clipping, not redrawing: a value
+Every sampler of lengths rounds to whole tokens (`to_tokens`), then clips to [max(1, min), max]. Clipping, not redrawing: a value
 beyond a bound becomes the bound, as a server's limit does, so mass gathers there.
 """
 
@@ -54,6 +54,16 @@ def constant(value: float, n: int) -> FloatArray:
 def uniform(rng: np.random.Generator, low: float, high: float, n: int) -> FloatArray:
     """Whole numbers from `low` to `high`, both included, equally likely."""
     return rng.integers(math.ceil(low), math.floor(high), n, endpoint=True).astype(np.float64)
+
+
+def between(rng: np.random.Generator, low: float, high: float, n: int) -> FloatArray:
+    """Numbers from `low` to `high`, equally likely."""
+    return rng.uniform(low, high, n)
+
+
+def exponential(rng: np.random.Generator, mean: float, n: int) -> FloatArray:
+    """Exponential law."""
+    return rng.exponential(mean, n)
 
 
 def normal(rng: np.random.Generator, mean: float, std: float, n: int) -> FloatArray:

@@ -40,6 +40,7 @@ class Part:
     session_id: IntArray
     turn: IntArray
     class_index: IntArray
+    think_s: FloatArray
     content: Content | None = None
     request_ids: tuple[str, ...] | None = None
 
@@ -59,6 +60,7 @@ COLUMNS = (
     "session_id",
     "turn",
     "class_index",
+    "think_s",
 )
 
 
@@ -121,6 +123,7 @@ def by_clock(
         same_int(-1, n),
         zero,
         zero,
+        none,
         None,
         request_ids,
     )

@@ -94,9 +94,9 @@ Count = Annotated[int, BeforeValidator(_number), _after(_positive)]
 
 
 class _Bounded(_Model):
-    """min, max: samples beyond a bound become the bound [tokens]."""
+    """min, max: samples beyond a bound become the bound [tokens, or seconds]."""
 
-    min: Positive | None = None
+    min: NotNegative | None = None
     max: Positive | None = None
 
     @model_validator(mode="after")
@@ -197,13 +197,69 @@ def _bare_number(value: Any) -> Any:
     return value
 
 
-Length = Annotated[
-    Annotated[
-        ConstantLength | UniformLength | NormalLength | LognormalLength | EmpiricalLength,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(_bare_number),
+_Length = Annotated[
+    ConstantLength | UniformLength | NormalLength | LognormalLength | EmpiricalLength,
+    Field(discriminator="kind"),
 ]
+Length = Annotated[_Length, BeforeValidator(_bare_number, json_schema_input_type=float | _Length)]
+
+
+# Think times --------------------------------------------------------------------------------------
+
+
+class ExponentialTime(_Bounded):
+    """Exponential law [s], the one that forgets: what a bare number means."""
+
+    kind: Literal["exponential"]
+    mean: NotNegative
+
+
+class ConstantTime(ConstantLength):
+    """Always `value` seconds."""
+
+    value: NotNegative
+
+
+class UniformTime(_Bounded):
+    """Any time from `low` to `high` [s]."""
+
+    kind: Literal["uniform"]
+    low: NotNegative
+    high: NotNegative
+
+    @model_validator(mode="after")
+    def _range(self) -> UniformTime:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low:g}) is above high ({self.high:g})")
+        return self
+
+
+class NormalTime(NormalLength):
+    """Normal law [s], at least zero."""
+
+
+class LognormalTime(LognormalLength):
+    """Log-normal law [s] given by its mean and 99th percentile, both met exactly (before min and max)."""
+
+
+class EmpiricalTime(EmpiricalLength):
+    """Measured times [s]: as for lengths, `quantiles` or a `file` (whose column is ``think_time_s``)."""
+
+    quantiles: Annotated[dict[str, NotNegative], Field(min_length=2)] | None = None
+
+
+def _bare_mean(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"kind": "exponential", "mean": value}
+    return value
+
+
+_ThinkTime = Annotated[
+    ExponentialTime | ConstantTime | UniformTime | NormalTime | LognormalTime | EmpiricalTime,
+    Field(discriminator="kind"),
+]
+ThinkTime = Annotated[_ThinkTime, BeforeValidator(_bare_mean, json_schema_input_type=float | _ThinkTime)]
+NO_THINKING: ThinkTime = ExponentialTime(kind="exponential", mean=0.0)
 
 
 # Arrivals -----------------------------------------------------------------------------------------
@@ -267,11 +323,15 @@ class DiurnalArrivals(_Model):
 
 
 class ClosedLoopArrivals(_Model):
-    """`concurrency` requests at time 0; each completion releases the next after `think_time_s`."""
+    """`concurrency` clients, each with one request at a time, who think for `think_time_s` before each of them.
+
+    A number is the mean of an exponential law, 0 no thinking; another law has the form of a length's, such as
+    ``{kind: constant, value: 20}``. The first requests are spread over the first think time.
+    """
 
     kind: Literal["closed_loop"]
     concurrency: Count
-    think_time_s: NotNegative = 0.0
+    think_time_s: ThinkTime = NO_THINKING
 
 
 class BatchArrivals(_Model):
@@ -308,14 +368,14 @@ class SharedPrefix(_Model):
 class Sessions(_Model):
     """Conversations.
 
-    Synthetic: `turns` per conversation and `think_time_s` between the end of a turn and the next;
+    Synthetic: `turns` per conversation and `think_time_s` between the end of a turn and the next (a law as in a closed loop);
     `prompt_tokens` are then a turn's new tokens, the history comes on top, and the arrivals are those of
     conversations. Traces: `replay`, after the recorded gap (`gap`), or not before the recorded time
     (`absolute`).
     """
 
     turns: Length | None = None
-    think_time_s: NotNegative | None = None
+    think_time_s: ThinkTime | None = None
     replay: Literal["gap", "absolute"] | None = None
 
 

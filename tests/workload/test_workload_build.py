@@ -41,7 +41,7 @@ def raw(w: Workload) -> dict[str, Any]:
 FULL: dict[str, Any] = {
     "duration": 60,
     "classes": [
-        {"name": "chat", "arrivals": POISSON, "sessions": {"turns": 3, "think_time_s": 2},
+        {"name": "chat", "arrivals": POISSON, "sessions": {"turns": 3, "think_time_s": {"kind": "constant", "value": 2}},
          "shared_prefix": {"groups": 3, "tokens": 64}, **LENGTHS, "weight": 2, "priority": 1,
          "slo": {"ttft_ms": {"p99": 500}, "attainment": 0.9}},
         {"name": "replay", "trace": "mooncake-conversation", "max_output_tokens": "equal"},
@@ -73,7 +73,7 @@ def test_classes_are_merged_in_order_and_keep_their_links() -> None:
     assert (w.max_output_tokens[replay] == w.output_tokens[replay]).all()
     assert (w.max_output_tokens[~replay] == 0).all()
     loop = np.flatnonzero(w.class_index == 2)
-    assert (w.arrival_s[loop][:4] == 0).all()
+    assert (w.arrival_s[loop][:4] > 0).all()
     assert (w.predecessor[loop][4:] == -2).all()
 
 
@@ -116,10 +116,12 @@ def test_lengths_do_not_move_when_the_rate_does() -> None:
 def test_batch_and_closed_loop() -> None:
     w = build(arrivals={"kind": "batch"}, **LENGTHS, requests=7)
     assert w.arrival_s.tolist() == [0] * 7
-    loop = {"kind": "closed_loop", "concurrency": 3, "think_time_s": 0.5}
+    loop = {"kind": "closed_loop", "concurrency": 3, "think_time_s": {"kind": "constant", "value": 0.5}}
     w = build(arrivals=loop, **LENGTHS, requests=8)
     assert w.predecessor.tolist() == [-1] * 3 + [-2] * 5
-    assert w.gap_s.tolist() == [0] * 3 + [0.5] * 5
+    assert w.think_s is not None
+    assert w.think_s.tolist() == [0.5] * 8
+    assert (w.arrival_s[:3] < 0.5).all()
     assert w.duration_s == np.inf
     w = build(arrivals=loop, **LENGTHS, duration=100)
     assert w.duration_s == 100
@@ -127,8 +129,9 @@ def test_batch_and_closed_loop() -> None:
 
 
 def test_closed_loop_of_conversations_keeps_one_per_client() -> None:
-    loop = {"kind": "closed_loop", "concurrency": 2, "think_time_s": 9}
-    w = build(arrivals=loop, sessions={"turns": 2, "think_time_s": 1}, **LENGTHS, requests=8)
+    loop = {"kind": "closed_loop", "concurrency": 2, "think_time_s": {"kind": "constant", "value": 9}}
+    turns = {"turns": 2, "think_time_s": {"kind": "constant", "value": 1}}
+    w = build(arrivals=loop, sessions=turns, **LENGTHS, requests=8)
     assert w.predecessor.tolist() == [-1, 0, -1, 2, 1, 4, 3, 6]
     assert w.gap_s.tolist() == [0, 1, 0, 1, 9, 1, 9, 1]
 

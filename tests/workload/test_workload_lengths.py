@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from hardware_profiles.errors import InputError
-from simulator.workload.drawn import sampler
+from simulator.workload.laws import sampler
 from simulator.workload.lengths import Z99, lognormal_parameters, to_tokens
 from simulator.workload.spec import Length
 

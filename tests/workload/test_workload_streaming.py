@@ -61,6 +61,7 @@ def assert_same(fields: dict[str, Any], base: Path, warnings: bool = True) -> No
         "predecessor",
         "gap_s",
         "not_before_s",
+        "think_s",
         "session_id",
         "turn",
         "class_index",
@@ -156,7 +157,7 @@ def poisson(rate: float) -> dict[str, Any]:
     return {"kind": "poisson", "rate": rate}
 
 
-def closed(concurrency: int, think_time_s: float = 0.0) -> dict[str, Any]:
+def closed(concurrency: int, think_time_s: float | dict[str, Any] = 0.0) -> dict[str, Any]:
     return {"kind": "closed_loop", "concurrency": concurrency, "think_time_s": think_time_s}
 
 
@@ -182,6 +183,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "batch-of-chats": {"arrivals": {"kind": "batch"}, "sessions": CHATS, "requests": 3000},
     "loop": {"arrivals": closed(8, 0.3), "requests": 3000},
     "loop-for-a-time": {"arrivals": closed(32), "duration": 30},
+    "loop-of-another-law": {
+        "arrivals": closed(900, {"kind": "lognormal", "mean": 2, "p99": 20, "min": 0.1}),
+        "duration": 15,
+    },
     "loop-of-many": {"arrivals": closed(1500), "requests": 5000},
     "loop-of-chats": {"arrivals": closed(8, 0.3), "sessions": CHATS, "requests": 3000},
     "loop-of-many-chats": {
