@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,10 @@ from hardware_profiles.device import Device, device_names, load_device
 from hardware_profiles.errors import InputError
 from hardware_profiles.kernels import operations_in_node
 from hardware_profiles.ops import Ops
+from simulator.cluster.router import Routing
 from simulator.cost import UnitPrice
 from simulator.price import unit_price
+from simulator.routed import routing_of
 
 if TYPE_CHECKING:
     from simulator.config.schema import Pool, Scenario
@@ -51,6 +53,7 @@ class Prepared:
     price: UnitPrice | None
     warnings: tuple[str, ...]
     assumptions: tuple[str, ...]
+    routing: Routing = field(default_factory=Routing)
 
     @property
     def ranks(self) -> int:
@@ -238,6 +241,8 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     assumptions = [*(f"model: {said}" for said in arch.assumed), *read_as, *flags.notes, *notes, *lent, *plan.notes]
     if ranks > 1 and engine.lockstep is not None:
         assumptions += lockstep_notes(ranks, pool, engine.lockstep)
+    routing, routed = routing_of(deployment.router, plan, scenario.seed)
+    assumptions += routed
     per_node = int(device.node_size.value)
     if pool.tensor_parallel * ranks > per_node:
         kind = "tensor parallelism" if ranks == 1 else "data x tensor parallelism"
@@ -258,6 +263,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         price=unit_price(scenario, device),
         warnings=(*warnings, *plan.warnings, *_unused_costs(scenario)),
         assumptions=tuple(assumptions),
+        routing=routing,
     )
 
 

@@ -226,8 +226,8 @@ def _shape(prepared: Prepared) -> dict[str, Any]:
     return {
         "replicas": prepared.replicas,
         "ranks": prepared.ranks,
-        "router": prepared.scenario.deployment.router,
-        "before_s": prepared.plan.front.before_s + half_rtt_s,
+        "router": prepared.routing,
+        "before_s": prepared.plan.front.before_s + half_rtt_s + prepared.routing.hop_s,
         "after_s": half_rtt_s,
         "devices": prepared.devices // prepared.replicas,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,31 +12,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models.declaration import FrontEnd
-from simulator.cluster import router
+from engine_models.parts.sequence import Sequence
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import ClusterResult
-from simulator.cluster.router import LeastRequests
+from simulator.cluster.router import Router, router_of
 from simulator.run import simulate
+from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
 from tests.invariants.core_cases import CLOCK, Case, cases, plan_of, workload_of
 
 
-class Scan(LeastRequests):
+class Scan(Router):
     """The rule itself: ask every replica."""
 
-    def choose(self, now_s: float) -> int:
+    def __init__(self, replicas: list[Replica], *_: object) -> None:
+        self._replicas = replicas
+
+    def choose(self, now_s: float, seq: Sequence, session: int) -> int:
         for replica in self._replicas:
             replica.advance(now_s)
-        return min(range(len(self._ranks)), key=lambda number: self._ranks[number].in_service)
+        return min(range(len(self._replicas)), key=lambda number: self._replicas[number].ranks[0].in_service)
 
 
 def result(
     case: Case,
-    kind: type[LeastRequests],
+    made: Callable[..., Router],
     monkeypatch: pytest.MonkeyPatch,
     tokenise_token_s: float = 0.0,
 ) -> ClusterResult:
-    monkeypatch.setattr(router, "LeastRequests", kind)
+    monkeypatch.setattr("simulator.cluster.cluster.router_of", made)
     cluster = Cluster(
         workload_of(case),
         replace(plan_of(case), front=FrontEnd(tokenise_token_s=tokenise_token_s)),
@@ -52,8 +57,8 @@ def result(
 def test_choice_is_that_of_a_scan(case: Case, tokenise_token_s: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
         runs: list[Any] = [
-            result(case, kind, patch, tokenise_token_s)
-            for kind in (Scan, LeastRequests)
+            result(case, made, patch, tokenise_token_s)
+            for made in (Scan, router_of)
         ]
     for name in ("status", "replica", "first_token_s", "end_s", "preemptions", "cached_tokens"):
         wanted = getattr(runs[0], name)

@@ -15,8 +15,8 @@ Sources: the behaviour is that of vLLM's block pool and KV manager (0.11 to 0.33
 from __future__ import annotations
 
 from collections import OrderedDict
-from itertools import count
 
+from engine_models.parts.block_names import BlockEvents, ChainKeys
 from engine_models.parts.sequence import Sequence
 
 
@@ -37,65 +37,6 @@ class FreeRun:
 
     def __init__(self, blocks: int) -> None:
         self.blocks = blocks
-
-
-NAMED = 64
-"""Keys given out at a time (assumed: few enough to waste none that matters, enough that one number names a long run)."""
-
-
-class ChainKeys:
-    """Integer names of block contents: equal exactly when all tokens up to the end of the block are equal."""
-
-    def __init__(self, block_tokens: int) -> None:
-        self.block_tokens = block_tokens
-        self._fresh = count(NAMED, NAMED)
-        self._lines: dict[tuple[int, int, int], list[int]] = {}  # the first of each `NAMED` keys
-        self._mixed: dict[tuple[int, tuple[tuple[int, int, int], ...]], int] = {}
-
-    def fresh(self) -> int:
-        """Return a key that no other block has."""
-        return next(self._fresh)
-
-    def keys(self, runs: tuple[tuple[int, int, int], ...], blocks: int) -> list[int]:
-        """Keys of the first `blocks` full blocks of a content given as runs (segment, offset, length)."""
-        size = self.block_tokens
-        out: list[int] = []
-        parent = 0
-        pieces: list[tuple[int, int, int]] = []
-        filled = 0
-        for segment, offset, length in runs:
-            if filled:  # complete the block that spans runs
-                take = min(size - filled, length)
-                pieces.append((segment, offset, take))
-                filled += take
-                offset += take
-                length -= take
-                if filled < size:
-                    continue
-                name = (parent, tuple(pieces))
-                key = self._mixed.get(name)
-                if key is None:
-                    key = self._mixed[name] = next(self._fresh)
-                out.append(key)
-                parent = key
-                pieces = []
-                filled = 0
-            whole = length // size
-            if whole:
-                line = self._lines.setdefault((parent, segment, offset), [])
-                while len(line) * NAMED < whole:
-                    line.append(next(self._fresh))
-                for at, first in zip(range(0, whole, NAMED), line, strict=False):
-                    out.extend(range(first, first + min(NAMED, whole - at)))
-                parent = out[-1]
-                offset += whole * size
-                length -= whole * size
-            if length:
-                pieces = [(segment, offset, length)]
-                filled = length
-            if len(out) >= blocks:
-                break
-        return out[:blocks]
 
 
 class BlockPool:
@@ -122,6 +63,7 @@ class BlockPool:
         self._plain_head = capacity_blocks  # free, unhashed, at the head of the queue
         self._queue: OrderedDict[Block | FreeRun, None] = OrderedDict()
         self._index: dict[int, Block | list[Block]] = {}
+        self.events: BlockEvents | None = None  # noted where somebody wants to hear of them
 
     def prepare(self, seq: Sequence) -> None:
         """Name the blocks of the sequence's shareable content; called once, before its first lookup."""
@@ -141,6 +83,8 @@ class BlockPool:
         entry = self._index[block.key]
         if entry is block:
             del self._index[block.key]
+            if self.events is not None:
+                self.events.append((block.key, ()))
         else:
             assert isinstance(entry, list)
             entry.remove(block)
@@ -174,6 +118,17 @@ class PagedKV(BlockPool):
     """Blocks of one replica, all layers sharing one block id (a single KV group); parameters as of the pool."""
 
     itemised = False
+
+    def report(self, chain: ChainKeys) -> BlockEvents:
+        """From now on name blocks by `chain` and note those that enter and leave the index in the list returned."""
+        self.chain = chain
+        self.events = []
+        return self.events
+
+    def _entered(self, keys: list[int], first: int, end: int) -> None:
+        """Note that blocks `first` ... `end` - 1 of a sequence have entered the index."""
+        if self.events is not None and end > first:
+            self.events.append((keys[first - 1] if first else None, keys[first:end]))
 
     # -- admission ------------------------------------------------------------------------------------------
 
@@ -251,6 +206,7 @@ class PagedKV(BlockPool):
         if full <= seq.hashed_blocks and have >= min(full, len(keys)):
             return
         if have < len(keys) and have < full:
+            self._entered(keys, have, min(full, len(keys)))
             for key in keys[have : min(full, len(keys))]:
                 block = Block(key)
                 self._insert(block)
@@ -272,6 +228,7 @@ class PagedKV(BlockPool):
             keys = seq.keys = self.chain.keys(seq.runs, seq.hashed_blocks)
         while len(keys) < seq.hashed_blocks:
             keys.append(self.chain.fresh())
+        self._entered(keys, len(seq.blocks), seq.hashed_blocks)
         for key in keys[len(seq.blocks) : seq.hashed_blocks]:
             block = Block(key)
             self._insert(block)

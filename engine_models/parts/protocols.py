@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_models.parts.batch import Batch
+from engine_models.parts.block_names import BlockEvents, ChainKeys
 from engine_models.parts.sequence import Sequence
 
 FloatArray = NDArray[np.float64]
@@ -115,6 +116,13 @@ class Scheduler(ABC):
     def wake_s(self) -> float:
         """When, without an arrival or a result, waiting alone lets `schedule` form a batch; infinity if never."""
         return INFINITY
+
+    def report_blocks(self, chain: ChainKeys) -> BlockEvents | None:
+        """Name blocks by `chain` from now on, and note in the list returned which can be found and which no longer.
+
+        None where a cache cannot tell; called before the first request.
+        """
+        return None
 
     def cancel(self, seq: Sequence) -> None:
         """Forget a request (its client has gone, its node was lost): its memory is freed, its tokens so far stay noted."""

@@ -21,6 +21,7 @@ from engine_models.memory.host_tier import HostTier
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.batch import Batch, ContinuousRules
+from engine_models.parts.block_names import BlockEvents, ChainKeys
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import INFINITY, Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
@@ -99,6 +100,10 @@ class ContinuousScheduler(Scheduler):
         kv = self.kv
         total = kv.capacity_blocks
         return len(self.running), self.waiting_count, total - kv.free_blocks, total
+
+    def report_blocks(self, chain: ChainKeys) -> BlockEvents | None:
+        """As of the base: where one kind of blocks serves all layers."""
+        return self.kv.report(chain) if self.kv.__class__ is PagedKV and self.kv.prefix_caching else None
 
     def close(self) -> None:
         """Let the ranges of rows that still decode end with the latest batch."""

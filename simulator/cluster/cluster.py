@@ -37,7 +37,7 @@ from simulator.cluster.outcome import (
     reached_s,
 )
 from simulator.cluster.releases import Releases
-from simulator.cluster.router import InTurn, router_of
+from simulator.cluster.router import InTurn, Routing, router_of
 from simulator.serving.replica import Replica
 from simulator.workload.columns import Workload, no_requests
 
@@ -121,7 +121,7 @@ class Cluster:
     replicas : how many.
     ranks : data-parallel ranks of a replica that step together over shared experts. The ranks of all replicas are numbered one by
         one: number n is rank n // (count of replicas) of replica n % (count of replicas).
-    router : "round_robin" or "least_requests".
+    router : an ideal rule by its word, or how a product routes.
     before_s, after_s : time between the client's send and the engine, and between the end of a step and the client.
     devices : of one replica.
     aggregate : False forces plain stepping, the reference.
@@ -137,7 +137,7 @@ class Cluster:
         *,
         replicas: int = 1,
         ranks: int = 1,
-        router: str = "round_robin",
+        router: str | Routing = "round_robin",
         before_s: float = 0.0,
         after_s: float = 0.0,
         devices: int = 1,
@@ -267,7 +267,7 @@ class Cluster:
             self._unserved.append(rows)
         self._releases.take(rows)
         self._linked = self._linked or bool(self._releases)
-        if self._plan.prefix_caching and workload.content is not None:
+        if (self._plan.prefix_caching or self._router.reads_text) and workload.content is not None:
             self._shared[rows.first] = SharedContents(
                 workload.content, workload.prompt_tokens, rows.lengths.output_tokens
             )
@@ -351,7 +351,7 @@ class Cluster:
     def _reach(self, block: Rows, seq: Sequence) -> None:
         """A request reaches the engine now: the router chooses, and the replica takes it or sheds it."""
         now_s, row = self._clock.now_s, seq.index - block.first
-        number = self._router.choose(now_s)
+        number = self._router.choose(now_s, seq, int(block.workload.session_id[row]))
         replica = self.replicas[number % len(self.replicas)]
         replica.advance(now_s)
         if self._inflight is not None and sum(rank.in_service for rank in replica.ranks) >= self._inflight:
@@ -381,6 +381,7 @@ class Cluster:
         block, end_s = self._of(seq.index), now_s + self._after_s
         block.finish(seq, end_s)
         del self._live[seq.index]
+        self._router.ended(seq, now_s)
         self._release(block, seq.index - block.first, end_s)
         if self._should_stop is not None and self._should_stop():
             raise Stopped

@@ -1,9 +1,9 @@
-"""Which rank gets a request.
+"""Which rank gets a request: a policy over replicas, then the engine's rule over the ranks of a replica.
 
-Requests for a router that does not look at the replicas are dealt beforehand. The scan for the fewest requests in service is done
-by two heaps: one by the time before which nothing about a replica changes that counts here, so that only replicas that may have
-changed are advanced, and one by (requests in service, number), whose stale entries are dropped when they come up. A choice costs
-the logarithm of the number of replicas for every replica that changed.
+A policy hears what its router would: the requests that it sends, their ends and first tokens, loads that are polled, and what the
+engines' caches say. Before a choice only those replicas are advanced in which one of these may have happened since, by a heap of
+the times before which nothing can; a choice costs the logarithm of the number of replicas for every replica that changed.
+Requests for a router that looks at nothing, every rank in turn, are dealt beforehand.
 
 Ranks are numbered so that rank r of replica n of N is number r N + n.
 """
@@ -12,24 +12,38 @@ from __future__ import annotations
 
 import heapq
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import count
+from random import Random
 
 from engine_models.declaration import Executor
+from engine_models.parts.block_names import BlockEvents, ChainKeys
+from engine_models.parts.protocols import INFINITY
+from engine_models.parts.sequence import Sequence
+from simulator.cluster.routing.dynamo import KvRouter
+from simulator.cluster.routing.ideal import RULES
+from simulator.cluster.routing.policy import STALE, Arrival, Policy, Run
+from simulator.cluster.routing.sglang_router import PolledPowerOfTwo
+from simulator.cluster.routing.system import Flags, RouterSystem
 from simulator.serving.rank import Rank
 from simulator.serving.replica import Replica
-
-STALE = 16
-"""Entries of both heaps a replica may have before those out of date are thrown away."""
 
 
 class Router(ABC):
     """Chooses for each request, in order of the times at which they reach the engine."""
 
+    reads_text = False
+    """Whether the contents of prompts matter."""
+
     @abstractmethod
-    def choose(self, now_s: float) -> int:
-        """Return the number of the rank that gets a request which reaches the engine at `now_s`."""
+    def choose(self, now_s: float, seq: Sequence, session: int) -> int:
+        """Return the number of the rank that gets a request which reaches the engine at `now_s`; -1 is no session."""
 
     def note(self, number: int) -> None:  # noqa: B027
         """Take in that a rank was submitted to, or its replica advanced; one that looks for itself need not."""
+
+    def ended(self, seq: Sequence, now_s: float) -> None:  # noqa: B027
+        """Take in that a request has ended."""
 
 
 class InTurn(Router):
@@ -39,49 +53,10 @@ class InTurn(Router):
         self._ranks = ranks
         self.chosen = 0
 
-    def choose(self, now_s: float) -> int:
+    def choose(self, now_s: float, seq: Sequence, session: int) -> int:
         """As of the base."""
         self.chosen += 1
         return (self.chosen - 1) % self._ranks
-
-
-class LeastRequests(Router):
-    """The replica with the fewest requests submitted and unfinished, the first among equals; a rank each."""
-
-    def __init__(self, replicas: list[Replica]) -> None:
-        self._replicas = replicas
-        self._ranks = [replica.ranks[0] for replica in replicas]
-        self._version = [0] * len(replicas)
-        self._changes: list[tuple[float, int, int]] = []
-        self._fewest: list[tuple[int, int]] = []
-        for number in range(len(replicas)):
-            self.note(number)
-
-    def note(self, number: int) -> None:
-        """As of the base."""
-        version = self._version[number] = self._version[number] + 1
-        heapq.heappush(self._changes, (self._replicas[number].visible_s(), number, version))
-        heapq.heappush(self._fewest, (self._ranks[number].in_service, number))
-        if len(self._changes) + len(self._fewest) > STALE * len(self._replicas):
-            self._changes = [entry for entry in self._changes if entry[2] == self._version[entry[1]]]
-            self._fewest = [(rank.in_service, i) for i, rank in enumerate(self._ranks)]
-            heapq.heapify(self._changes)
-            heapq.heapify(self._fewest)
-
-    def choose(self, now_s: float) -> int:
-        """As of the base."""
-        changed = []
-        while self._changes and self._changes[0][0] <= now_s:
-            _, number, version = heapq.heappop(self._changes)
-            if version == self._version[number]:
-                self._replicas[number].advance(now_s)
-                changed.append(number)
-        for number in changed:
-            self.note(number)
-        fewest = self._fewest
-        while fewest[0][0] != self._ranks[fewest[0][1]].in_service:
-            heapq.heappop(fewest)
-        return fewest[0][1]
 
 
 WAITING_WEIGHT = 4
@@ -92,48 +67,35 @@ COUNTS_S = 0.1
 coordinator)."""
 
 
-class RankRouter(Router):
-    """First a replica, then one of its data-parallel ranks.
+class RankChoice:
+    """One of the data-parallel ranks of a replica that was chosen.
 
-    A replica is taken in turn, or the one with the fewest submitted and unfinished requests (`by_requests`). A rank is taken in
-    turn (SGLang) or by load (`by_load`, vLLM): least ``4 waiting + running``, the first among equals, from counts that are up to
-    100 ms old and to which the front end adds what it has sent since.
+    In turn (SGLang), or by load (`by_load`, vLLM): least ``4 waiting + running``, the first among equals, from counts that are
+    up to 100 ms old and to which the front end adds what it has sent since.
     """
 
-    def __init__(self, replicas: list[Replica], *, by_requests: bool, by_load: bool) -> None:
+    def __init__(self, replicas: list[Replica], *, by_load: bool) -> None:
         self._replicas = replicas
-        self._by_requests, self._by_load = by_requests, by_load
-        self._turn = 0
+        self._by_load = by_load
         self._turns = [0] * len(replicas)
         self._scores: list[list[int]] = [[] for _ in replicas]
         self._counted_s = [-COUNTS_S] * len(replicas)
 
-    def choose(self, now_s: float) -> int:
-        """As of the base."""
-        number = self._replica(now_s)
-        replica = self._replicas[number]
-        if self._by_load:
-            if now_s - self._counted_s[number] >= COUNTS_S:
-                replica.advance(now_s)
-                self._scores[number] = [_score(rank) for rank in replica.ranks]
-                self._counted_s[number] = now_s
-            scores = self._scores[number]
+    def number(self, replica: int, now_s: float) -> int:
+        """The number of the rank of a replica that gets a request."""
+        ranks = self._replicas[replica].ranks
+        if not self._by_load:
+            rank = self._turns[replica] % len(ranks)
+            self._turns[replica] += 1
+        else:
+            if now_s - self._counted_s[replica] >= COUNTS_S:
+                self._replicas[replica].advance(now_s)
+                self._scores[replica] = [_score(rank) for rank in ranks]
+                self._counted_s[replica] = now_s
+            scores = self._scores[replica]
             rank = scores.index(min(scores))
             scores[rank] += WAITING_WEIGHT
-        else:
-            rank = self._turns[number] % len(replica.ranks)
-            self._turns[number] += 1
-        return rank * len(self._replicas) + number
-
-    def _replica(self, now_s: float) -> int:
-        replicas = self._replicas
-        if not self._by_requests:
-            self._turn += 1
-            return (self._turn - 1) % len(replicas)
-        for replica in replicas:
-            replica.advance(now_s)
-        loads = [sum(rank.in_service for rank in replica.ranks) for replica in replicas]
-        return loads.index(min(loads))
+        return rank * len(self._replicas) + replica
 
 
 def _score(rank: Rank) -> int:
@@ -141,11 +103,252 @@ def _score(rank: Rank) -> int:
     return WAITING_WEIGHT * (rank.in_service - running) + running
 
 
-def router_of(replicas: list[Replica], rule: str, executor: Executor) -> Router:
-    """The router of a rule, "round_robin" or "least_requests"; ranks of a replica are chosen as the engine does."""
+class BlockNews:
+    """What the engines' caches say of their blocks, and when it is heard.
+
+    A replica's news are sent with the first tokens and ends of its requests, and heard `delay_s` later.
+    """
+
+    def __init__(self, replicas: list[Replica], router: KvRouter, chain: ChainKeys, delay_s: float) -> None:
+        self._router = router
+        self._delay_s = delay_s
+        self._said: list[BlockEvents] = []
+        for replica in replicas:
+            said = replica.ranks[0].scheduler.report_blocks(chain)
+            assert said is not None, "prepare refuses caches that do not tell"
+            self._said.append(said)
+        self._coming: list[tuple[float, int, int, BlockEvents]] = []
+        self._order = count()
+
+    def sent(self, replica: int, now_s: float) -> None:
+        """A replica speaks."""
+        said = self._said[replica]
+        if said:
+            heapq.heappush(self._coming, (now_s + self._delay_s, next(self._order), replica, said.copy()))
+            said.clear()
+
+    def hear(self, now_s: float) -> None:
+        """Let the router know of what has come up to now."""
+        while self._coming and self._coming[0][0] <= now_s:
+            _, _, replica, said = heapq.heappop(self._coming)
+            for block, stored in said:
+                if stored:
+                    self._router.index.store(replica, block, stored)
+                elif block is not None:
+                    self._router.index.remove(replica, (block,))
+
+
+class PolicyRouter(Router):
+    """A policy over replicas.
+
+    Parameters
+    ----------
+    replicas : in the order in which the router lists them.
+    policy : the rule.
+    ranks : chooses among the ranks of a replica, None where each has one.
+    unit : units of text a token, where the policy reads text.
+    chain, news : names of blocks and what the caches say, where the policy follows them.
+    block_tokens : tokens of an engine's block, by which its load is polled.
+    """
+
+    def __init__(
+        self,
+        replicas: list[Replica],
+        policy: Policy,
+        ranks: RankChoice | None,
+        *,
+        unit: int = 1,
+        chain: ChainKeys | None = None,
+        news: BlockNews | None = None,
+        block_tokens: int = 1,
+    ) -> None:
+        self._replicas = replicas
+        self.policy = policy
+        self._choice = ranks
+        self._unit = unit
+        self._chain, self._news = chain, news
+        self._block_tokens = block_tokens
+        self.reads_text = policy.reads_text or isinstance(policy, KvRouter)
+        self._kv = policy if isinstance(policy, KvRouter) else None
+        self._polled = policy if isinstance(policy, PolledPowerOfTwo) else None
+        self._poll_s = 0.0
+        self._hears = policy.hears_ends
+        self._sent: dict[int, tuple[Arrival, int, Sequence]] = {}
+        self._unanswered: list[dict[int, tuple[Sequence, int]]] = [{} for _ in replicas]
+        self._version = [0] * len(replicas)
+        self._changes: list[tuple[float, int, int]] = []
+
+    def note(self, number: int) -> None:
+        """As of the base."""
+        if not self._hears:
+            return
+        number %= len(self._replicas)
+        version = self._version[number] = self._version[number] + 1
+        heapq.heappush(self._changes, (self._next_s(number), number, version))
+        if len(self._changes) > STALE * len(self._replicas):
+            self._changes = [entry for entry in self._changes if entry[2] == self._version[entry[1]]]
+            heapq.heapify(self._changes)
+
+    def _next_s(self, number: int) -> float:
+        """A time before which the policy hears nothing of a replica."""
+        replica = self._replicas[number]
+        waiting = self._unanswered[number]
+        if not waiting:
+            return replica.visible_s()
+        return min(replica.settles_s(), *(self._answered_s(number, *entry) for entry in waiting.values()))
+
+    def _answered_s(self, number: int, seq: Sequence, rank: int) -> float:
+        """When the first token of a request has come or will, as far as that is known."""
+        if not seq.emissions:
+            return INFINITY
+        log = self._replicas[number].ranks[rank].log
+        place = seq.emissions[0][0] - log.retired_steps
+        return log.end_s[place] if place < len(log.end_s) else INFINITY
+
+    def _catch_up(self, now_s: float) -> None:
+        """Hear what has happened up to now."""
+        changed = []
+        while self._changes and self._changes[0][0] <= now_s:
+            _, number, version = heapq.heappop(self._changes)
+            if version == self._version[number]:
+                self._replicas[number].advance(now_s)
+                changed.append(number)
+        for number in changed:
+            self._answers(number, now_s)
+            self.note(number)
+
+    def _answers(self, number: int, now_s: float) -> None:
+        """Hear the first tokens that a replica has given."""
+        waiting = self._unanswered[number]
+        for index, (seq, rank) in list(waiting.items()):
+            answered_s = self._answered_s(number, seq, rank)
+            if answered_s <= now_s:
+                del waiting[index]
+                self.policy.first_token(self._sent[index][0], number, answered_s)
+                if self._news is not None:
+                    self._news.sent(number, answered_s)
+
+    def _poll(self, now_s: float) -> None:
+        """Look at the replicas' loads, if it is time: tokens in their KV caches, and of prompts that wait."""
+        polled = self._polled
+        if polled is None or now_s < self._poll_s:
+            return
+        every_s = polled.polls_tokens_s
+        self._poll_s = now_s - now_s % every_s + every_s
+        tokens: list[float | None] = []
+        for number, replica in enumerate(self._replicas):
+            replica.advance(now_s)
+            self.note(number)
+            tokens.append(sum(rank.scheduler.state()[2] for rank in replica.ranks) * self._block_tokens)
+        for _, number, seq in self._sent.values():
+            if seq.first_scheduled_s < 0:
+                tokens[number] = (tokens[number] or 0) + seq.prompt_tokens
+        polled.polled = tokens
+
+    def choose(self, now_s: float, seq: Sequence, session: int) -> int:
+        """As of the base."""
+        self._poll(now_s)
+        self._catch_up(now_s)
+        if self._news is not None:
+            self._news.hear(now_s)
+        policy = self.policy
+        policy.tick(now_s)
+        arrival = self._arrival(seq, session)
+        replica = policy.choose(arrival, now_s)
+        policy.sent(arrival, replica, now_s)
+        number = replica if self._choice is None else self._choice.number(replica, now_s)
+        if self._hears:
+            self._sent[seq.index] = arrival, replica, seq
+            if policy.hears_first_tokens:
+                self._unanswered[replica][seq.index] = seq, number // len(self._replicas)
+        return number
+
+    def ended(self, seq: Sequence, now_s: float) -> None:
+        """As of the base."""
+        found = self._sent.pop(seq.index, None)
+        if found is None:
+            return
+        arrival, number, _ = found
+        if self._unanswered[number].pop(seq.index, None) is not None:
+            self.policy.first_token(arrival, number, now_s)
+        self.policy.ended(arrival, number, now_s)
+        if self._news is not None:
+            self._news.sent(number, now_s)
+
+    def _arrival(self, seq: Sequence, session: int) -> Arrival:
+        """A request as the policy reads it."""
+        policy, unit = self.policy, self._unit
+        key = f"s{session}" if session >= 0 and policy.reads_key else None
+        arrival = Arrival(seq.index, seq.prompt_tokens * unit, key=key)
+        if self._kv is not None and self._chain is not None:
+            size = self._kv.block_tokens
+            shared = seq.shareable_tokens // size
+            if shared:
+                arrival.blocks = names = self._chain.keys(seq.runs, shared)
+                if self._news is not None:
+                    seq.keys = names.copy()  # the engine has the same names for them
+            arrival.private_blocks = seq.prompt_tokens // size - len(arrival.blocks)
+        elif policy.reads_text:
+            arrival.runs = _text(seq, unit)
+        return arrival
+
+
+def _text(seq: Sequence, unit: int) -> tuple[Run, ...]:
+    """The prompt of a request: what others may share, and a rest of its own."""
+    runs: list[Run] = []
+    left = seq.shareable_tokens
+    for segment, offset, length in seq.runs:
+        if left <= 0:
+            break
+        taken = min(left, length)
+        runs.append((segment, offset * unit, taken * unit))
+        left -= taken
+    rest = seq.prompt_tokens - seq.shareable_tokens
+    if rest > 0:
+        runs.append((-1 - seq.index, 0, rest * unit))
+    return tuple(runs)
+
+
+KV_NEWS_S = 0.005
+"""Time until a router has heard what an engine's cache says [s] (assumed: 1 to 10 ms over ZMQ or NATS)."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How requests are routed: an ideal rule by its word, or a product's policy by its flags.
+
+    `unit` are the units of text a token where a product reads text, `seed` is that of its random choices, `news_s` the time
+    until it hears of an engine's blocks, `hop_s` what it adds to the way of a request, before it decides.
+    """
+
+    rule: str = "round_robin"
+    system: RouterSystem | None = None
+    flags: Flags | None = None
+    unit: int = 1
+    seed: int = 0
+    news_s: float = KV_NEWS_S
+    block_tokens: int = 1
+    hop_s: float = 0.0
+
+
+def router_of(replicas: list[Replica], rule: str | Routing, executor: Executor) -> Router:
+    """The router of a rule; ranks of a replica are chosen as the engine does."""
+    routing = rule if isinstance(rule, Routing) else Routing(rule)
     ranks = len(replicas[0].ranks)
-    by_requests = len(replicas) > 1 and rule == "least_requests"
     by_load = ranks > 1 and executor.rank_router == "least_loaded"
-    if ranks > 1 and (by_requests or by_load):
-        return RankRouter(replicas, by_requests=by_requests, by_load=by_load)
-    return LeastRequests(replicas) if by_requests else InTurn(ranks * len(replicas))
+    if routing.system is None and (routing.rule == "round_robin" or len(replicas) == 1) and not by_load:
+        return InTurn(ranks * len(replicas))
+    draw, n = Random(routing.seed), len(replicas)
+    choice = RankChoice(replicas, by_load=by_load) if ranks > 1 else None
+    if routing.system is None or routing.flags is None:
+        return PolicyRouter(replicas, RULES[routing.rule](n, draw), choice)
+    policy = routing.system.policy(
+        routing.flags, n, draw, [f"http://replica-{number}:8000" for number in range(n)]
+    )
+    chain = news = None
+    if isinstance(policy, KvRouter):
+        chain = ChainKeys(policy.block_tokens)
+        news = BlockNews(replicas, policy, chain, routing.news_s) if policy.follows_events else None
+    return PolicyRouter(
+        replicas, policy, choice, unit=routing.unit, chain=chain, news=news, block_tokens=routing.block_tokens
+    )

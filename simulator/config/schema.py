@@ -13,9 +13,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     GetJsonSchemaHandler,
     Strict,
+    Tag,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -107,15 +109,43 @@ class Pool(_Model):
     offload: Offload | None = None
 
 
+class Router(_Model):
+    """How a router product routes: its policy and flags by its own names in snake_case, which may all be given here.
+
+    `system` is the product, `policy` what its own flag for the policy may be. `hop_s` is the time that it adds to the way of a
+    request, `bytes_per_token` the length of text that it sees for a token, `kv_event_delay_s` the time until it hears what the
+    engines' caches keep.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
+
+    system: Text
+    version: Text | None = None
+    policy: Text | None = None
+    hop_s: NotNegative = 0.0
+    bytes_per_token: Whole = 4
+    kv_event_delay_s: NotNegative = 0.005
+
+
+IdealRule = Literal["round_robin", "random", "least_requests", "least_tokens", "session"]
+
+
+def _kind_of_router(value: object) -> str:
+    return "product" if isinstance(value, dict | Router) else "word"
+
+
 class Deployment(_Model):
     """One pool inline, or `pools`, with what stands around them.
 
-    The router is `round_robin` (the default) or `least_requests`, the replica with the fewest requests in
-    flight. Pools without a name are called pool0, pool1, ...
+    The router is a word for an ideal rule on exact state: `round_robin` (the default), `random`, `least_requests` in flight,
+    `least_tokens` of prompts in flight, `session` (a session stays where it began); or a product's. Pools without a name are
+    called pool0, pool1, ...
     """
 
     pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
-    router: Literal["round_robin", "least_requests"] = "round_robin"
+    router: Annotated[
+        Annotated[IdealRule, Tag("word")] | Annotated[Router, Tag("product")], Discriminator(_kind_of_router)
+    ] = "round_robin"
     admission: Settings | None = None
     transfer: Settings | None = None
     autoscaler: Settings | None = None

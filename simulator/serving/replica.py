@@ -115,6 +115,10 @@ class Replica:
             due_s = self._asleep_until_s
         return due_s if due_s > self.clock_s else self.clock_s
 
+    def settles_s(self) -> float:
+        """A time before which no step's results are seen here; not before `next_event_s`."""
+        return self._in_flight[0][2] if self._in_flight else self.next_event_s()
+
     def visible_s(self) -> float:
         """A time before which no request ends here unless another is submitted; not before `next_event_s`.
 
@@ -122,11 +126,11 @@ class Replica:
         """
         flight = self._in_flight
         if self._staged or self._wake_s() < INFINITY or any(map(ends_a_request, flight)):
-            return self.next_event_s()
+            return self.settles_s()
         if self._priced is None:
             self._priced = self._price(INFINITY)
         if self._priced is None:
-            return self.next_event_s()
+            return self.settles_s()
         return max(min(self._priced[-1][-1], self._next_arrival_s()), self.next_event_s())
 
     def advance(self, limit_s: float, *, stop_after_finish: bool = False) -> bool:

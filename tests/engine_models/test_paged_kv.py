@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models.memory.hybrid_kv import HybridKV
-from engine_models.memory.paged_kv import ChainKeys, PagedKV
+from engine_models.memory.paged_kv import PagedKV
+from engine_models.parts.block_names import ChainKeys
 from engine_models.parts.sequence import Sequence
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import simulator.cluster.cluster
+from engine_models.parts.sequence import Sequence
 from simulator.cluster.router import Router, router_of
 from simulator.run import RunResult, simulate
 from simulator.serving.replica import Replica
@@ -30,6 +31,7 @@ STREAMED = {
     "pipeline": ({}, {"pipeline_parallel": 2}),
     "drafts": ({}, {"speculative": {"method": "ngram", "num_speculative_tokens": 3, "acceptance": 0.5}}),
     "tgi": (CHATS, {**SHEDDING, "replicas": 2}),
+    "kv-aware": (CHATS, {"replicas": 2, "router": {"system": "dynamo"}}),
 }
 CASES = {
     **GUARDED,
@@ -43,6 +45,9 @@ CASES = {
         )
     ),
     "gemma-chats": Case(given({"replicas": 2}, CHATS, "google/gemma-3-4b-it")),
+    "cache-aware": Case(given({"replicas": 3, "router": {"system": "sglang-router"}}, CHATS)),
+    "polled": Case(given({"replicas": 3, "router": {"system": "sglang-router", "policy": "power_of_two"}}, LOOP)),
+    "kv-aware": Case(given({"replicas": 3, "router": {"system": "dynamo"}, **args(**TIGHT)}, CHATS)),
     "streamed-windows": Case(given({}, {}, "google/gemma-3-4b-it"), 80),
     "streamed-ranks": Case(given({"hardware": "h200-sxm-141gb", **RANKS}, {}, "deepseek-ai/DeepSeek-V2-Lite"), 80),
     **{f"streamed-{name}": Case(given(on, load), 80) for name, (load, on) in STREAMED.items()},
@@ -56,6 +61,9 @@ CUT = (
     "round-robin",
     "gemma-chats",
     "tgi-sheds",
+    "cache-aware",
+    "polled",
+    "kv-aware",
     "pipeline-tight",
     "draft-model",
     "streamed",
@@ -109,15 +117,22 @@ class Nosy(Router):
         self._replicas, self._inner, self._rng = replicas, inner, rng
         self.cuts = 0
 
-    def choose(self, now_s: float) -> int:
+    @property
+    def reads_text(self) -> bool:  # type: ignore[override]
+        return self._inner.reads_text
+
+    def choose(self, now_s: float, seq: Sequence, session: int) -> int:
         for number in np.flatnonzero(self._rng.random(len(self._replicas)) < 0.4).tolist():
             self._replicas[number].advance(now_s)
             self._inner.note(number)
             self.cuts += 1
-        return self._inner.choose(now_s)
+        return self._inner.choose(now_s, seq, session)
 
     def note(self, number: int) -> None:
         self._inner.note(number)
+
+    def ended(self, seq: Sequence, now_s: float) -> None:
+        self._inner.ended(seq, now_s)
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])

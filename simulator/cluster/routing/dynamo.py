@@ -51,6 +51,18 @@ FLAGS = (
 )
 
 
+UNMODELLED = {
+    "host_cache_hit_weight": "blocks in host memory are not told to the router yet",
+    "disk_cache_hit_weight": "blocks on disks are not simulated yet",
+    "router_predicted_ttl_secs": "blocks count as cached when the engine says so",
+    "router_approximate_cache_policy": "without events blocks are kept for a time, not by use",
+    "router_prefill_load_model": "pending prefill is counted in tokens",
+    "router_replica_sync": "there is one router",
+    "conditional_disagg_enabled": "servers with roles behind a router are not simulated yet",
+    "router_policy_config": "classes of requests have no policies of their own yet",
+}
+
+
 class Live:
     """A request that a worker serves: its prompt's blocks, tokens that wait for its prefill, and blocks of its output."""
 
@@ -68,7 +80,8 @@ class Live:
 class KvRouter(Policy):
     """The cost above, over an index that follows the engines' events, or, without them, over what was routed of late."""
 
-    reads_blocks = True
+    hears_ends = True
+    hears_first_tokens = True
 
     def __init__(self, workers: int, draw: Random, flags: Flags) -> None:
         super().__init__(workers, draw)
@@ -284,4 +297,11 @@ def policy(flags: Flags, workers: int, draw: Random, names: Series[str] | None) 
     return KvRouter(workers, draw, flags)
 
 
-SYSTEM = RouterSystem(version="1.6.1", flags=FLAGS, policy=policy, policy_flag="router_mode")
+SYSTEM = RouterSystem(
+    version="1.6.1",
+    flags=FLAGS,
+    policy=policy,
+    policy_flag="router_mode",
+    reads_characters=False,
+    unmodelled=UNMODELLED,
+)

@@ -19,6 +19,8 @@ from simulator.cluster.routing.policy import (
 class LeastTokens(Policy):
     """The worker with the fewest tokens of prompts in flight, the first among equals."""
 
+    hears_ends = True
+
     def __init__(self, workers: int, draw: Random) -> None:
         super().__init__(workers, draw)
         self._loads = Loads(workers)

@@ -51,6 +51,10 @@ class Policy(ABC):
     """Whether the contents of prompts matter."""
     reads_key = False
     """Whether the session of a request matters."""
+    hears_ends = False
+    """Whether ends of requests matter."""
+    hears_first_tokens = False
+    """Whether first tokens matter."""
 
     def __init__(self, workers: int, draw: Random) -> None:
         self.workers = workers
@@ -142,6 +146,7 @@ class LoadPolicy(Policy):
     """
 
     counts = True
+    hears_ends = True
 
     def __init__(self, workers: int, draw: Random) -> None:
         super().__init__(workers, draw)

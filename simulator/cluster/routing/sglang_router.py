@@ -35,6 +35,17 @@ FLAGS = (
     *RETRIES,
     *BREAKERS,
 )
+UNMODELLED = {
+    "prefill_policy": "servers with roles behind a router are not simulated yet",
+    "decode_policy": "servers with roles behind a router are not simulated yet",
+    "pd_disaggregation": "servers with roles behind a router are not simulated yet",
+    "max_concurrent_requests": "limits of a router are `deployment.admission`",
+    "queue_size": "limits of a router are `deployment.admission`",
+    "queue_timeout_secs": "limits of a router are `deployment.admission`",
+    "rate_limit_tokens_per_second": "limits of a router are `deployment.admission`",
+    "request_timeout_secs": "time-outs are `client.timeout_s`",
+    "dp_aware": "ranks of a replica are chosen as the engine does",
+}
 POLL_S = 1.0
 """Time between two looks at the workers' `/get_load` [s] (measured: recordings of `power_of_two`)."""
 FIRST_SPAN = 4096
@@ -291,4 +302,5 @@ SYSTEM = RouterSystem(
     paired=paired,
     key_headers=("x-smg-routing-key",),
     breaks=True,
+    unmodelled=UNMODELLED,
 )

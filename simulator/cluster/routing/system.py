@@ -125,6 +125,7 @@ class RouterSystem:
     key_headers : headers that name a session, the first that is there.
     holds_prefill : whether a prefill server counts as busy until the answer has ended, or only while it computes.
     breaks : whether it has circuit breakers.
+    reads_characters : whether it matches characters of a text, else tokens.
     unmodelled : flags it has that change which worker is chosen or when, and are refused; why.
     """
 
@@ -136,6 +137,7 @@ class RouterSystem:
     key_headers: tuple[str, ...] = ()
     holds_prefill: bool = True
     breaks: bool = False
+    reads_characters: bool = True
     unmodelled: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, given: Mapping[str, object], where: str) -> Flags:

@@ -26,6 +26,17 @@ FLAGS = (
     *RETRIES,
     *BREAKERS,
 )
+UNMODELLED = {
+    "prefill_policy": "servers with roles behind a router are not simulated yet",
+    "decode_policy": "servers with roles behind a router are not simulated yet",
+    "max_concurrent_requests": "limits of a router are `deployment.admission`",
+    "queue_size": "limits of a router are `deployment.admission`",
+    "queue_timeout_secs": "limits of a router are `deployment.admission`",
+    "rate_limit_tokens_per_second": "limits of a router are `deployment.admission`",
+    "request_timeout_secs": "time-outs are `client.timeout_s`",
+    "intra_node_data_parallel_size": "ranks of a replica are chosen as the engine does",
+    "enable_program_scheduling": "requests have no programs",
+}
 SESSION_IDLE_S, SESSION_SWEEP_S = 7200.0, 60.0
 """How long a session of `sticky_least_loaded` lives unused, and how often that is looked for [s] (datasheet)."""
 VIRTUAL_NODES = 160
@@ -103,7 +114,7 @@ class StickyLeastLoaded(Policy):
         names = self._names
         if names is None or len(tied) == 1:
             return tied
-        key = arrival.key or ""
+        key = arrival.key or f"request:{arrival.index}"
         return (max(tied, key=lambda worker: facebook_hash(f"{key}:{names[worker]}")),)
 
     def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:
@@ -148,5 +159,7 @@ SYSTEM = RouterSystem(
         "x-trace-id",
     ),
     holds_prefill=False,
+    reads_characters=False,
+    unmodelled=UNMODELLED,
     breaks=True,
 )

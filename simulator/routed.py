@@ -1,0 +1,105 @@
+"""A scenario's router resolved: which product's policy with which flags, and what is assumed of it."""
+
+from __future__ import annotations
+
+import difflib
+from random import Random
+from typing import TYPE_CHECKING
+
+from engine_models.declaration import EnginePlan
+from engine_models.parts.block_names import ChainKeys
+from hardware_profiles.errors import InputError
+from simulator.cluster.router import Routing
+from simulator.cluster.routing.dynamo import KvRouter
+from simulator.cluster.routing.sglang_router import PolledPowerOfTwo
+from simulator.cluster.routing.system import RouterSystem
+from simulator.cluster.routing.systems import MODULES, system_named
+from simulator.workload.streams import stream
+
+if TYPE_CHECKING:
+    from simulator.config.schema import Router
+
+WHERE = "deployment.router"
+REPLAYED_ONLY = ("router_queue_threshold", "router_track_output_blocks")
+"""Flags that the replay of recordings knows and a run does not."""
+
+
+def routing_of(router: str | Router, plan: EnginePlan, seed: int) -> tuple[Routing, list[str]]:
+    """How requests are routed, and what is assumed.
+
+    Raises
+    ------
+    InputError : a product, flag or policy that is not there or not modelled, or that this engine cannot serve.
+    """
+    drawn = int(stream(seed, "router").integers(2**63))
+    if isinstance(router, str):
+        return Routing(router, seed=drawn), []
+    system = _system(router.system)
+    given = dict(router.model_extra or {})
+    if router.policy is not None:
+        given[system.policy_flag] = router.policy
+    block = plan.limits.block_tokens
+    if any(flag.name == "kv_cache_block_size" for flag in system.flags):
+        given.setdefault("kv_cache_block_size", block)
+    flags = system.read(given, WHERE)
+    for flag in (flag for flag in REPLAYED_ONLY if flags.values.get(flag)):
+        raise InputError(
+            f"`{flag}` is replayed from recordings, not simulated yet",
+            where=f"{WHERE}.{flag}",
+            mend=f"remove `{flag}`; a queue at the router is `deployment.admission`",
+        )
+    policy = system.policy(flags, 1, Random(0), [""])
+    notes = []
+    asked = router.version
+    if asked is not None and asked.lstrip("v") != system.version:
+        notes.append(
+            f"{router.system} {asked} is simulated by the rules of {system.version}, the version that is modelled"
+        )
+    if policy.reads_text and system.reads_characters:
+        notes.append(f"{router.system} sees texts of {router.bytes_per_token} bytes a token (bytes_per_token, 4 is assumed)")
+    if isinstance(policy, PolledPowerOfTwo):
+        notes.append(f"{router.system} polls the tokens of each replica every {policy.polls_tokens_s:g} s")
+    if isinstance(policy, KvRouter) and policy.follows_events:
+        _check_events(policy, plan, block)
+        notes.append(
+            f"{router.system} hears what an engine's cache keeps with first tokens and ends of its requests, "
+            f"{router.kv_event_delay_s:g} s later (kv_event_delay_s, assumed by default)"
+        )
+    routing = Routing(
+        system=system,
+        flags=flags,
+        unit=router.bytes_per_token if system.reads_characters else 1,
+        seed=drawn,
+        news_s=router.kv_event_delay_s,
+        block_tokens=block,
+        hop_s=router.hop_s,
+    )
+    return routing, notes
+
+
+def _system(name: str) -> RouterSystem:
+    system = system_named(name)
+    if system is not None:
+        return system
+    near = difflib.get_close_matches(name, list(MODULES), 1)
+    raise InputError(
+        f"no router is called {name!r}{f'; did you mean `{near[0]}`?' if near else ''}",
+        where=f"{WHERE}.system",
+        mend=f"one of {', '.join(MODULES)}",
+    )
+
+
+def _check_events(policy: KvRouter, plan: EnginePlan, block: int) -> None:
+    """Refuse to follow the events of a cache that does not tell, or tells of other blocks."""
+    if plan.executor.ranks > 1 or plan.scheduler("step").report_blocks(ChainKeys(block)) is None:
+        raise InputError(
+            f"what the KV cache of {plan.engine} keeps here is not told to a router yet",
+            where=f"{WHERE}.use_kv_events",
+            mend="set use_kv_events: false (the router then assumes that what it sent is kept for router_ttl_secs)",
+        )
+    if policy.block_tokens != block:
+        raise InputError(
+            f"the engine's blocks have {block} tokens, the router's {policy.block_tokens}",
+            where=f"{WHERE}.kv_cache_block_size",
+            mend=f"leave it out, or set {block}",
+        )
