@@ -26,6 +26,7 @@ SCHEMA = ROOT / "scenarios" / "scenario.schema.json"
 CLI_PAGE = DOCS / "reference" / "cli.md"
 SCENARIO_PAGE = DOCS / "reference" / "scenario.md"
 FLAGS_PAGE = DOCS / "reference" / "engine-flags.md"
+ROUTERS_PAGE = DOCS / "reference" / "router-flags.md"
 TIMEOUT_S = 300
 
 BLOCK = re.compile(
@@ -101,6 +102,7 @@ def words_of(text: str) -> str:
 SECTIONS = (
     ("Scenario", "The scenario"),
     ("Deployment", "`deployment`"),
+    ("Router", "`router`, a product"),
     ("Pool", "A pool"),
     ("Speculative", "`speculative`"),
     ("Offload", "`offload`"),
@@ -285,6 +287,29 @@ def flags_reference() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def routers_reference() -> str:
+    """The page of every router's flags: from the tables that also read them."""
+    from simulator.cluster.routing.systems import MODULES, system_named
+
+    lines = [(ROUTERS_PAGE.parent / "router-flags-intro.txt").read_text().rstrip(), ""]
+    for name in MODULES:
+        system = system_named(name)
+        assert system is not None
+        lines += [f"## {name} {system.version}", "", "| flag | value | default |", "|---|---|---|"]
+        for flag in system.flags:
+            like = flag.default if flag.default is not None else flag.like
+            kind = {bool: "true or false", int: "integer", float: "number", str: "text"}[type(like)]
+            bounds = [f"from {flag.low:g}"] if flag.low is not None else []
+            bounds += [f"to {flag.high:g}"] if flag.high is not None else []
+            value = ", ".join(f"`{choice}`" for choice in flag.choices) or ", ".join([kind, *bounds])
+            lines.append(f"| `{flag.name}` | {value} | `{'null' if flag.default is None else str(flag.default).lower()}` |")
+        for why in dict.fromkeys(system.unmodelled.values()):
+            names = ", ".join(f"`{flag}`" for flag, said in system.unmodelled.items() if said == why)
+            lines += ["", f"Refused, since {why}: {names}."]
+        lines += [""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def schema_text() -> str:
     """The JSON Schema that stands beside the scenarios, for editors."""
     import json
@@ -300,6 +325,7 @@ def main() -> None:
     SCENARIO_PAGE.write_text(scenario_reference())
     CLI_PAGE.write_text(cli_reference())
     FLAGS_PAGE.write_text(flags_reference())
+    ROUTERS_PAGE.write_text(routers_reference())
     SCHEMA.write_text(schema_text())
     for page in chosen:
         print(f"{page.relative_to(ROOT)}{' changed' if refresh(page) else ''}")

@@ -129,6 +129,7 @@ CODE = re.compile(r"^```(bash|python)$|^<!-- output", re.M)
 
 SLOW_PAGES = {
     "docs/how-to/budget.md",
+    "docs/how-to/choose-a-router.md",
     "docs/how-to/data-parallel-attention.md",
     "docs/how-to/reproduce-a-run.md",
     "docs/how-to/size-a-fleet.md",
@@ -182,6 +183,10 @@ def test_scenario_reference_is_the_schemas() -> None:
 
 def test_flags_reference_is_the_tables() -> None:
     assert refresh.FLAGS_PAGE.read_text() == refresh.flags_reference(), "run: python docs/refresh.py"
+
+
+def test_router_reference_is_the_tables() -> None:
+    assert refresh.ROUTERS_PAGE.read_text() == refresh.routers_reference(), "run: python docs/refresh.py"
 
 
 def test_command_reference_is_the_programs() -> None:
