@@ -133,16 +133,16 @@ class KvRouter(Policy):
         busy = self._weight * self.active
         overlap = self.overlap(arrival)
         if not self._track_prefill:
-            found: FloatArray = np.maximum(blocks - self._credit * overlap, 0.0) + busy
-            return found
+            decode_blocks: FloatArray = np.maximum(blocks - self._credit * overlap, 0.0) + busy
+            return decode_blocks
         size = self.block_tokens
         credit: FloatArray | float = self._credit
         if self._decay:
             excess = (self.pending - self.pending[self.up].min()) / size
             credit = self._credit / (1.0 + self._decay * (excess / math.ceil(arrival.length / size)))
         prefill = np.maximum((self.pending + arrival.length) / size - credit * overlap, 0.0)
-        total: FloatArray = self._scale * prefill + blocks + busy
-        return total
+        cost_blocks: FloatArray = self._scale * prefill + blocks + busy
+        return cost_blocks
 
     def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:
         """As of the base: the cheapest; at a temperature, all."""
