@@ -300,6 +300,28 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+# Number formats -------------------------------------------------------------------------------------------
+
+
+def number_format(flag: str, value: str, formats: Mapping[str, str | None]) -> str | None:
+    """The project's name of the number format that a flag's value fixes, None for the checkpoint's own; InputError for others."""
+    if value in formats:
+        return formats[value]
+    try:
+        return format_named(value).name
+    except InputError as error:
+        raise InputError(
+            f"`{flag}` {value}: this number format is not modelled",
+            where=flag,
+            mend=f"remove the flag, or state the nearest format by its key in the pool; {error.mend}",
+        ) from None
+
+
+def float32_weights(dtype: str) -> str | None:
+    """The weights' format that ``--dtype`` fixes: of 32 bits; of the formats of 16 bits it only chooses between equal sizes."""
+    return "fp32" if dtype in ("float", "float32") else None
+
+
 # Typed keys -----------------------------------------------------------------------------------------------
 
 

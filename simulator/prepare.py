@@ -118,12 +118,15 @@ def lockstep_notes(ranks: int, pool: Pool, lockstep: Lockstep) -> list[str]:
 
 
 def resolve_formats(
-    pool: Pool, arch: Architecture, device: Device, flags: EngineFlags
+    pool: Pool, arch: Architecture, device: Device, engine: Engine, flags: EngineFlags
 ) -> tuple[Formats, list[str]]:
     """Number formats of weights, activations and KV cache, checked against the device; and notes on them."""
     notes: list[str] = []
-    dtype = arch.dtype
-    chosen = pool.weights or flags.values.get("quantization") or arch.quantization or dtype
+    _check_checkpoint_format(pool, arch, engine, flags)
+    dtype = "fp32" if pool.weights == "fp32" else arch.dtype
+    chosen = pool.weights or arch.quantization or dtype
+    if arch.quantization == "fp8_block" and pool.weights == "fp8" and "quantization" in flags.values:
+        chosen = arch.quantization  # the flag reads the checkpoint as it is
     weights = format_named(str(chosen), where="deployment.weights")
     native = set(device.formats)
     act_name = pool.activations or ("bf16" if weights.weight_only else weights.compute)
@@ -146,8 +149,7 @@ def resolve_formats(
             where="deployment.activations",
             mend=f"one of {', '.join(sorted(native))}",
         )
-    kv_name = pool.kv_cache or flags.values.get("kv_cache_dtype") or "auto"
-    kv = format_named(dtype if str(kv_name) == "auto" else str(kv_name), where="deployment.kv_cache")
+    kv = format_named(dtype if pool.kv_cache in (None, "auto") else pool.kv_cache, where="deployment.kv_cache")
     if not kv.kv_cache:
         raise InputError(
             f"no engine keeps its KV cache in {kv.name}",
@@ -161,6 +163,20 @@ def resolve_formats(
             mend="use fp8 or bf16, or a Blackwell GPU",
         )
     return Formats(weights, activations, kv), notes
+
+
+def _check_checkpoint_format(pool: Pool, arch: Architecture, engine: Engine, flags: EngineFlags) -> None:
+    """Refuse a flag that leaves the weights' format to a checkpoint that is not quantized."""
+    if pool.weights is not None or arch.quantization is not None:
+        return
+    for flag, typed in engine.flags().typed.items():
+        value = flags.values.get(flag)
+        if typed.key == "weights" and flag != "dtype" and value is not None and value not in ("unquant", "none"):
+            raise InputError(
+                f"flag `{flag}` ({value}) takes the checkpoint's number format, and {arch.name} is not quantized",
+                where=f"deployment.engine_args.{flag}",
+                mend="name the quantized checkpoint under `model`, or state its format: weights: fp8 (or int4, awq...)",
+            )
 
 
 def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
@@ -208,7 +224,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         data_parallel=ranks,
         where="deployment.tensor_parallel",
     )
-    formats, notes = resolve_formats(pool, arch, device, flags)
+    formats, notes = resolve_formats(pool, arch, device, engine, flags)
     _check_format(engine, device, formats)
     uneven = uneven_block_width(arch, formats.weights, pool.tensor_parallel, experts, ranks)
     if uneven is not None:

@@ -35,7 +35,7 @@ TEMPLATE = re.compile(r"`(\s*(?:[A-Z_]+=\S+\s+)*(?:sglang serve|python3? -m sgla
 REFUSED = re.compile(
     r"not modelled yet|is not modelled, which|not simulated|older than the oldest|starts the \w+ server of a pair|"
     r"servers that share the work|whose flags differ|not in the text|changes `\w+` of the model|beginning of \d+ flags|"
-    r"cannot be seen"
+    r"cannot be seen|number format is not modelled"
 )
 STARTS = re.compile(r"vllm serve \S|vllm\.entrypoints\S*api_server|sglang\.launch_server|sglang serve -|text-generation-launcher")
 SUFFIXES = (".md", ".mdx", ".yaml", ".yml", ".js", ".jsx", ".ipynb", ".sh")

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from engine_models.flag_lists import classified, load_flag_lists
-from engine_models.flags import Flag, FlagTable, Typed
+from engine_models.flags import Flag, FlagTable, Typed, float32_weights, number_format
 from engine_models.launch import Launcher
 from engine_models.memory.radix import EVICTION_POLICIES
-from engine_models.model.formats import format_named
 from engine_models.schedulers.prefill_first import POLICIES
 from hardware_profiles.errors import InputError
 
@@ -258,12 +257,15 @@ _QUANTIZED_WEIGHTS = {
     "gptq": "gptq",
     "gptq_marlin": "gptq",
     "mxfp4": "mxfp4",
+    "nvfp4_online": "nvfp4",
+    "petit_nvfp4": "nvfp4",
+    "w8a8_int8": "int8",
+    **dict.fromkeys(("compressed-tensors", "quark", "modelopt_mixed", "moe_wna16", "auto-round", "auto-round-int8", "unquant")),
 }
-"""Values of SGLang's ``--quantization`` that fix the weights' format; others leave it to the checkpoint."""
+"""Values of SGLang's ``--quantization`` and the weights' format that they fix, None for that of the checkpoint."""
 
-
-def _kv_format(value: str) -> str | None:
-    return None if value == "auto" else format_named(value, where="kv_cache_dtype").name
+_KV_FORMATS = {"auto": None, "fp4_e2m1": "nvfp4", "fp4_mx_block16": "nvfp4", "mxfp8": "fp8"}
+"""Values of ``--kv-cache-dtype``; of mxfp8 the scales of 32 values (3 %) are left out."""
 
 
 _LAUNCHER = Launcher(
@@ -326,8 +328,9 @@ FLAGS = FlagTable(
         "data_parallel_size": Typed("data_parallel"),
         "attn_dp_size": Typed("data_parallel", lambda v: v if v > 1 else None),
         "expert_parallel_size": Typed("expert_parallel", lambda v: v if v > 1 else None),
-        "quantization": Typed("weights", _QUANTIZED_WEIGHTS.get),
-        "kv_cache_dtype": Typed("kv_cache", _kv_format),
+        "dtype": Typed("weights", float32_weights),
+        "quantization": Typed("weights", lambda v: number_format("quantization", v, _QUANTIZED_WEIGHTS)),
+        "kv_cache_dtype": Typed("kv_cache", lambda v: number_format("kv_cache_dtype", v, _KV_FORMATS)),
         "enable_lora": Typed("lora", lambda v: {"enable_lora": True} if v else None),
         "lora_paths": Typed("lora", lambda v: {"enable_lora": True}),
     },

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from engine_models.flag_lists import classified, load_flag_lists
-from engine_models.flags import Flag, FlagTable, Typed
+from engine_models.flags import Flag, FlagTable, Typed, float32_weights, number_format
 from engine_models.launch import Launcher
-from engine_models.model.formats import format_named
 from hardware_profiles.errors import InputError
 
 _MODELLED: dict[str, Flag] = {
@@ -191,15 +190,26 @@ _QUANTIZED_WEIGHTS = {
     "awq_marlin": "awq",
     "gptq": "gptq",
     "gptq_marlin": "gptq",
+    "gptq_bitblas": "gptq",
     "mxfp4": "mxfp4",
+    "gpt_oss_mxfp4": "mxfp4",
+    "deepgemm_fp8": "fp8_block",
+    "fp8_per_tensor": "fp8",
+    "fp8_per_block": "fp8_block",
+    **dict.fromkeys(
+        ("compressed-tensors", "quark", "modelopt_mixed", "moe_wna16", "torchao", "auto-round", "auto_round", "inc", "bitblas")
+    ),
 }
-"""Values of vLLM's ``--quantization`` that fix the weights' format; others leave it to the checkpoint."""
+"""Values of vLLM's ``--quantization`` and the weights' format that they fix, None for that of the checkpoint."""
 
-_KV_FORMATS = {"auto": None, "fp8_inc": "fp8", "fp8_ds_mla": "fp8"}
-
-
-def _kv_format(value: str) -> str | None:
-    return _KV_FORMATS[value] if value in _KV_FORMATS else format_named(value, where="kv_cache_dtype").name
+_KV_FORMATS = {
+    "auto": None,
+    "fp8_inc": "fp8",
+    "fp8_ds_mla": "fp8",
+    "fp8_per_token_head": "fp8",
+    "int8_per_token_head": "int8",
+}
+"""Values of ``--kv-cache-dtype``; a scale for each token and head (at most 3 % more) is left out."""
 
 
 SPECULATIVE_KEYS = {
@@ -319,8 +329,9 @@ FLAGS = FlagTable(
         "pipeline_parallel_size": Typed("pipeline_parallel"),
         "data_parallel_size": Typed("data_parallel"),
         "enable_expert_parallel": Typed("expert_parallel"),
-        "quantization": Typed("weights", _QUANTIZED_WEIGHTS.get),
-        "kv_cache_dtype": Typed("kv_cache", _kv_format),
+        "dtype": Typed("weights", float32_weights),
+        "quantization": Typed("weights", lambda v: number_format("quantization", v, _QUANTIZED_WEIGHTS)),
+        "kv_cache_dtype": Typed("kv_cache", lambda v: number_format("kv_cache_dtype", v, _KV_FORMATS)),
         "speculative_config": Typed("speculative", speculative_settings),
         "num_speculative_tokens": Typed("speculative", lambda v: {"num_speculative_tokens": v}),
         "spec_tokens": Typed("speculative", lambda v: {"num_speculative_tokens": v}),

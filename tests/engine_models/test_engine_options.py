@@ -158,3 +158,38 @@ def test_sglangs_newer_names_are_the_older_ones() -> None:
     assert (old.ranks, old.devices, old.plan.limits) == (new.ranks, new.devices, new.plan.limits) != (1, 1, new.plan.limits)
     assert graphs(plan("--cuda-graph-bs-decode 4 1", "sglang")) == (1, 4)
     assert graphs(plan("--cuda-graph-max-bs-decode 16", "sglang"))[-1] == 16
+
+
+BLOCKS = "Qwen/Qwen3-30B-A3B-FP8"
+
+
+@pytest.mark.parametrize(
+    ("engine", "args", "model", "weights", "kv_cache"),
+    [
+        ("vllm", {"quantization": "fp8"}, "Qwen/Qwen3-8B", "fp8", "bf16"),
+        ("vllm", {"quantization": "fp8"}, BLOCKS, "fp8_block", "bf16"),
+        ("vllm", {"quantization": "compressed-tensors"}, BLOCKS, "fp8_block", "bf16"),
+        ("vllm", {"kv_cache_dtype": "int8_per_token_head"}, "Qwen/Qwen3-8B", "bf16", "int8"),
+        ("vllm", {"dtype": "float32"}, "Qwen/Qwen3-8B", "fp32", "fp32"),
+        ("vllm", {"dtype": "half"}, "Qwen/Qwen3-8B", "bf16", "bf16"),
+        ("sglang", {"quantization": "w8a8_fp8", "kv_cache_dtype": "mxfp8"}, "Qwen/Qwen3-8B", "fp8", "fp8"),
+        ("sglang", {"quantization": "unquant"}, "Qwen/Qwen3-8B", "bf16", "bf16"),
+    ],
+)
+def test_number_formats_of_flags(engine: str, args: dict[str, Any], model: str, weights: str, kv_cache: str) -> None:
+    formats = prepared(args, engine, model).formats
+    assert (formats.weights.name, formats.kv_cache.name) == (weights, kv_cache)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"quantization": "compressed-tensors"}, "takes the checkpoint's number format, and Qwen/Qwen3-8B is not quantized"),
+        ({"quantization": "bitsandbytes"}, "this number format is not modelled"),
+        ({"kv_cache_dtype": "turboquant_4bit_nc"}, "this number format is not modelled"),
+    ],
+)
+def test_number_formats_that_are_not_known_are_refused_at_their_flag(args: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        prepared(args)
+    assert next(iter(args)) in refused.value.message
