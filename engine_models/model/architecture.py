@@ -447,7 +447,10 @@ def state_bytes_per_sequence(
     """
 
     def of_stage(stage: Architecture) -> int:
-        return sum(block.layers * state_bytes_of(block, tensor_parallel, least_value_bytes) for block in stage.attention)
+        return sum(
+            block.layers * state_bytes_of(block, tensor_parallel, least_value_bytes)
+            for block in stage.attention
+        )
 
     return max(of_stage(stage) for stage in stages(arch, pipeline_parallel))
 
@@ -456,16 +459,22 @@ def state_pages(arch: Architecture, tensor_parallel: int = 1, pipeline_parallel:
     """Return how many recurrent layers the stage with the most state has, and the bytes of the largest of them on one rank."""
     stage = max(
         stages(arch, pipeline_parallel),
-        key=lambda s: sum(b.layers * state_bytes_of(b, tensor_parallel) for b in s.attention if b.kind == "linear"),
+        key=lambda s: sum(
+            b.layers * state_bytes_of(b, tensor_parallel) for b in s.attention if b.kind == "linear"
+        ),
     )
     found = [block for block in stage.attention if block.kind == "linear"]
-    return sum(block.layers for block in found), max((state_bytes_of(block, tensor_parallel) for block in found), default=0)
+    return sum(block.layers for block in found), max(
+        (state_bytes_of(block, tensor_parallel) for block in found), default=0
+    )
 
 
 def state_bytes_of(block: AttentionBlock, tensor_parallel: int = 1, least_value_bytes: int = 0) -> int:
     """Return the same of one layer [bytes]."""
     state = sum(width.on(tensor_parallel) for width in block.state)
-    return state * max(block.state_bytes, least_value_bytes) + 2 * sum(width.on(tensor_parallel) for width in block.conv)
+    return state * max(block.state_bytes, least_value_bytes) + 2 * sum(
+        width.on(tensor_parallel) for width in block.conv
+    )
 
 
 def _gemm(linear: Linear, layers: int, tp: int) -> Gemm:
@@ -520,7 +529,11 @@ def _tensor_parallel_fault(arch: Architecture, tp: int, moe_tp: int) -> str | No
             block.kv_heads % tp if block.kv_heads >= tp else tp % block.kv_heads
         ):
             return f"{block.kv_heads} KV heads"
-        if block.kind == "linear" and block.kv_heads % tp:
+        if (
+            block.kind == "linear"
+            and block.kv_heads % tp
+            and not (block.mechanism == "Mamba-2" and tp % block.kv_heads == 0)
+        ):
             return f"{block.kv_heads} key heads of linear attention"
     for mlp in arch.mlp:
         if mlp.intermediate % tp:

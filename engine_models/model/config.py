@@ -112,7 +112,7 @@ SPELLINGS = {
 }
 
 # No model has more; what a file says beyond is a slip, and would fill memory. Kind: assumed, 2026-11.
-MOST_LAYERS = 10_000
+MOST_LAYERS = 1_000
 MOST = 10**9
 
 # Keys that leave shapes, memory and work alone, whatever they say: training, sampling, scales, rotary angles, tokens, names.

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from os.path import exists, isdir
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,8 @@ from engine_models.model.blocks import (
 )
 from engine_models.model.catalogue import find_model, model_names
 from engine_models.model.config import Config, ConfigReader
-from engine_models.model.families import (
-    FAMILIES,
-    REFUSED,
-    REFUSED_KEYS,
+from engine_models.model.families import FAMILIES, REFUSED, REFUSED_KEYS
+from engine_models.model.family import (
     Family,
     Mixers,
     Mlps,
@@ -75,7 +74,7 @@ def _layers(read: ConfigReader, family: Family, gated: bool, context: int) -> li
         elif mlp == "dense" and family.mlps:
             mlps = (dense_mlp(at, family, gated, beside_experts=experts and not beside),)
         if family.adjust is not None and of_layer:
-            of_layer, mlps = family.adjust(at, kind, of_layer, mlps)
+            of_layer, mlps = family.adjust(at, family, of_layer, mlps)
         found.append((of_layer, mlps))
     return found
 
@@ -210,7 +209,13 @@ def architecture_from_config(config: dict[str, Any], name: str, *, where: str | 
 
     Raises InputError naming the key, the place and the mend.
     """
-    place = where or f"model {name}"
+    return _architecture(json.dumps(config, default=str), name, where or f"model {name}")
+
+
+@lru_cache(maxsize=64)
+def _architecture(config_json: str, name: str, place: str) -> Architecture:
+    """`architecture_from_config`; a run asks for the same model many times."""
+    config = json.loads(config_json)
     inner = _inner(config)
     model_type = str(inner.get("model_type") or "")
     known = FAMILIES.get(model_type)

@@ -192,7 +192,9 @@ def mixer_kinds(
                 mend="give the lists one entry a layer",
             ) from error
     words, alone = found
-    if len(words) == layers + read.number("num_nextn_predict_layers", 0):  # those of multi-token prediction come last
+    if len(words) == layers + read.number(
+        "num_nextn_predict_layers", 0
+    ):  # those of multi-token prediction come last
         words = words[:layers]
     if len(words) != layers:
         raise InputError(

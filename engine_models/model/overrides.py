@@ -35,7 +35,9 @@ def served_context(arch: Architecture, overrides: Mapping[str, Any], flag: str, 
                 mend="change it in the config that `model` names, and remove it here",
             )
     if left:
-        warnings.append(f"`{flag}` ({', '.join(left)}) is not read; write what changes the model under `model`")
+        warnings.append(
+            f"`{flag}` ({', '.join(left)}) is not read; write what changes the model under `model`"
+        )
     factor = scaling.get("factor") if isinstance(scaling, dict) else None
     if isinstance(factor, int | float) and 1 < factor < 1e6:
         return int(factor * (_length(scaling.get("original_max_position_embeddings")) or context))

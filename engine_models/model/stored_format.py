@@ -75,7 +75,11 @@ def _matches(module: str, pattern: str) -> bool:
 
 
 def _unquantized(
-    quantization: Config, dense: list[int], moe: list[int], layers: int, recurrence: str = "linear_attn.out_proj"
+    quantization: Config,
+    dense: list[int],
+    moe: list[int],
+    layers: int,
+    recurrence: str = "linear_attn.out_proj",
 ) -> tuple[str, ...]:
     """The parts whose main matrices the checkpoint leaves alone, probed by their usual module names."""
     ignored: list[str] = []

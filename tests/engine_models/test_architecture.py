@@ -473,7 +473,7 @@ def test_a_window_as_long_as_the_context_is_none() -> None:
         ({"layer_types": ["full_attention"]}, "'layer_types' lists 1 layers"),
         ({"model_type": "rwkv"}, "'rwkv' is not modelled: it is recurrent"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "it has an encoder and a decoder"),
-        ({"num_hidden_layers": 10**9}, "at most 10,000"),
+        ({"num_hidden_layers": 10**9}, "at most 1,000"),
         ({"hidden_size": 1e308}, "'hidden_size' of the model config is 1e"),
         ({"layer_types": ["full_attention", "hyper_attention", "mamba"]}, "kind 'hyper_attention' are not modelled"),
         ({"block_configs": [{"ffn": {"ffn_mult": 2.0}}]}, r"unequal shape \(`block_configs`\)"),

@@ -138,6 +138,12 @@ def test_layers_are_of_the_kinds_that_the_config_says(name: str, kinds: dict[str
 
 
 @needs_trials
+def test_windows_may_have_more_kv_heads() -> None:
+    # of the class: 4 KV heads in 9 layers, 8 in the 39 with a window, keys of 192 and values of 128
+    assert kv_bytes_per_token(trial("tfcfg-mimo_v2_flash"), BF16) == (9 * 4 + 39 * 8) * (192 + 128) * 2
+
+
+@needs_trials
 def test_what_cannot_be_counted_is_refused_by_its_reason_or_marked() -> None:
     with pytest.raises(InputError, match=r"unequal shape \(`block_configs`\)"):
         trial("cfg-nemotron-super-49b")
