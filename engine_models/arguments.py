@@ -205,9 +205,13 @@ class _Reader:
                 self.key(flag, variable, {"1": "true", "0": "false"}.get(value, value) if is_switch else value)
             elif flag is None and variable.startswith(table.prefixes) and not re.search(table.quiet, f"{variable}={value}"):
                 unread.append(variable)
-        for variable in unread:
-            hint = table.hints.get(f"{variable}={variables[variable]}", "")
-            self.found.warnings.append(f"environment variable {variable} is not modelled and was ignored{hint}")
+        for variable in [v for v in unread if f"{v}={variables[v]}" in table.hints]:
+            unread.remove(variable)
+            hint = table.hints[f"{variable}={variables[variable]}"]
+            self.found.warnings.append(f"environment variable {variable} is not read; {hint}")
+        if unread:
+            words = f"variable {unread[0]} is" if len(unread) == 1 else f"variables {', '.join(unread)} are"
+            self.found.warnings.append(f"environment {words} not modelled; in the engine such may change the speed of kernels")
 
     def arguments(self, words: list[str]) -> None:
         at = 0

@@ -288,12 +288,9 @@ class _Search:
 
     def contained(self, words: list[str], image: int, environment: Mapping[str, str], files: Mapping[str, str]) -> None:
         """What follows the image of a container, behind the entry point that is asked for."""
-        rest = words[image + 1 :]
-        for i, word in enumerate(words[:image]):
-            if word == "--entrypoint":
-                rest = [words[i + 1], *rest]
-            elif word.startswith("--entrypoint="):
-                rest = [word.partition("=")[2], *rest]
+        entry = [words[i + 1] for i, word in enumerate(words[:image]) if word == "--entrypoint"]
+        entry += [word.partition("=")[2] for word in words[:image] if word.startswith("--entrypoint=")]
+        rest = [*entry, *words[image + 1 :]]
         at = self.program(rest)
         if at is not None:
             self.launch(rest[at:], environment, files, named=True)
@@ -303,7 +300,7 @@ class _Search:
         if len(self.found.launches) > before or (rest and rest[0].rpartition("/")[2] in _SHELLS):
             return
         own = self.image.fullmatch(words[image]) is not None
-        if not {*rest} & {*_HELP} and ((own and self.launcher.enters) or (rest and rest[0].startswith("-"))):
+        if not entry and not {*rest} & {*_HELP} and ((own and self.launcher.enters) or (rest and rest[0].startswith("-"))):
             self.launch(rest[rest[:1] == ["serve"] :], environment, files, named=own)
 
     def inside(self, words: list[str], environment: Mapping[str, str]) -> None:

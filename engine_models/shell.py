@@ -17,6 +17,7 @@ _CONTINUED = re.compile(r"[\\^`][ \t]*(#[^\n]*)?\r?\n[ \t]*|\\\Z")
 _COMMENT = re.compile(r"#[^\n]*")
 _PLACEHOLDER = re.compile(r"<[A-Za-z][^<>\n|&;]*>")
 _REDIRECTION = re.compile(r"&?>{1,2}[&|]?|<&")
+_TEMPLATE = re.compile(r"\{\{[^{}\n]*\}\}")
 _BLANKS = re.compile(r"[ \t]*")
 _HEREDOC = re.compile(r"<<-?[ \t]*(['\"\\]?)(\w+)\1")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?:\[[@*]\])?(?::?[-=]([^{}]*))?\})")
@@ -81,6 +82,8 @@ class _Lexer:
         elif here.isspace():
             self.end_word()
             self.at += 1
+        elif filling := self.matched(_TEMPLATE):
+            self.put(filling)
         elif here in "$`":
             self.expanded(quoted=False)
         elif here in "<>" or self.text.startswith("&>", self.at):

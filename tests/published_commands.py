@@ -53,7 +53,8 @@ def commands(folder: Path) -> Iterator[tuple[str, Any]]:
         if path.suffix in (".js", ".jsx"):
             yield from ((name, re.sub(r"\$\{[^}]*\}", "$VALUE", found[1])) for found in TEMPLATE.finditer(text))
             continue
-        if path.suffix == ".sh" or re.search(r"^(kind|services):", text, re.MULTILINE):
+        manifest = re.search(r"^(kind|services|image|containers):", text, re.MULTILINE)
+        if path.suffix == ".sh" or (manifest and path.suffix in (".yaml", ".yml")):
             if LAUNCHES.search(text):
                 yield name, text
             continue

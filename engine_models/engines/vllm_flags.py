@@ -300,8 +300,8 @@ _LAUNCHER = Launcher(
 )
 
 _HINTS = {
-    "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1": "; write activations: fp8 in the pool",
-    "VLLM_MXFP4_USE_MARLIN=1": "; write --moe-backend marlin",
+    "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1": "write activations: fp8 in the pool",
+    "VLLM_MXFP4_USE_MARLIN=1": "write --moe-backend marlin",
 }
 """Environment settings that a key of the pool or a flag states, with the words that say so (vLLM 0.15, `mxfp4.py`: on
 Blackwell experts in mxfp4 keep bf16 activations unless the first is set, and the second chooses Marlin for them; later

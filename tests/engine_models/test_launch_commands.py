@@ -178,6 +178,8 @@ def test_the_version_of_the_command_is_that_of_the_pool() -> None:
         ("vllm", "docker run -it vllm/vllm-openai:latest bash", "no launch command of vllm"),
         ("vllm", "pkill -f 'vllm serve'", "no launch command of vllm"),
         ("vllm", "vllm bench serve --model m", "no launch command of vllm"),
+        ("vllm", "docker run --entrypoint vllm vllm/vllm-openai:latest bench serve --model m", "no launch command of vllm"),
+        ("vllm", "vllm serve a --max-num-seqs {{ .Values.rows }}", "stands for a value that is not in the text"),
         ("vllm", "vllm serve a --max-num-seqs <rows>", "stands for a value that is not in the text"),
         ("vllm", "services:\n  a: [", "begins like YAML, but is none"),
         ("vllm", "sglang serve --model-path m", "launch command of sglang, not of vllm"),
