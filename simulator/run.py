@@ -29,6 +29,7 @@ from simulator.cluster.cluster import Cluster
 from simulator.cluster.devices import DeviceHistory
 from simulator.cluster.outcome import FINISHED, ClusterResult
 from simulator.cost import Usage, run_cost
+from simulator.effort import effort_of, machine_bytes
 from simulator.io.tables import Column, TableWriter
 from simulator.limits import all_refused, cuts, refusals
 from simulator.prepare import Prepared, deployment_summary, prepare
@@ -142,16 +143,22 @@ def run_prepared(
     workload: Workload | None = None,
     should_stop: Callable[[], bool] | None = None,
     scratch: Path | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> RunResult:
     """Simulate a prepared scenario and assemble its result.
 
     `should_stop` is asked after every request that ends; once it says True the run ends there, and the result (of the
     simulated time reached, without a verdict) says so in its warnings and in `raw.stopped_at_s`. `scratch` is the folder
-    in which a streamed run keeps its request table until the run directory is written; the system's by default.
+    in which a streamed run keeps its request table until the run directory is written; the system's by default. `say` is told
+    beforehand what the run will take, if that is much.
     """
     started = time.perf_counter()
     scenario, plan = prepared.scenario, prepared.plan
     source = workload if workload is not None else _requests(prepared)
+    effort = effort_of(source)
+    effort.refuse(machine_bytes())
+    if say is not None and (words := effort.said()) is not None:
+        say(words)
     cluster = Cluster(
         source,
         plan,

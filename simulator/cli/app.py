@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from simulator.cli.calibrate import calibrate_app
-from simulator.cli.progress import progress, progress_done
+from simulator.cli.progress import note, progress, progress_done
 
 app = typer.Typer(
     name="capacity-plan",
@@ -81,7 +81,7 @@ def simulate(
     with interruptible(lambda done: progress(f"simulating {loaded.name} ... {done:,} requests done")) as should_stop:
         scratch = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
         with placed(scenario, set_ or []):
-            run = run_prepared(prepared, should_stop=should_stop, scratch=scratch)
+            run = run_prepared(prepared, should_stop=should_stop, scratch=scratch, say=note)
     progress_done()
     partial = run.raw.stopped_at_s is not None
     run.manifest["run"]["command_line"] = sys.argv

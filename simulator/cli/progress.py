@@ -16,6 +16,12 @@ def progress(text: str) -> None:
         print(text, end="", file=sys.stderr, flush=True)
 
 
+def note(text: str) -> None:
+    """Say on stderr what a person should know beforehand."""
+    progress_done()
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
 def progress_done() -> None:
     """Clear the progress line."""
     if sys.stderr.isatty():

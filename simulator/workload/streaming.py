@@ -26,7 +26,7 @@ from simulator.workload.columns import ANY_OF_CLASS, More, RequestClass, Workloa
 from simulator.workload.drawn import client_limits
 from simulator.workload.parts import Part, Requests, by_clock, in_parts_of, join, limit_outputs
 from simulator.workload.rows import Rows
-from simulator.workload.spec import ClosedLoopArrivals, WorkloadSpec
+from simulator.workload.spec import BatchArrivals, ClosedLoopArrivals, WorkloadSpec
 
 BLOCK = 1 << 15
 """Requests of a block."""
@@ -47,6 +47,21 @@ class WorkloadStream:
         self.source, self.classes = requests.source, requests.classes
         self._closed = any(isinstance(load.arrivals, ClosedLoopArrivals) for load in spec.loads())
         self._waits = self._closed or any(load.sessions is not None for load in spec.loads())
+
+    @property
+    def expected_requests(self) -> float:
+        """About how many requests there are."""
+        return self._requests.expected_requests
+
+    @property
+    def shares(self) -> bool:
+        """Whether prompts share what they begin with."""
+        return any(load.sessions is not None or load.shared_prefix is not None for load in self._spec.loads())
+
+    @property
+    def at_once(self) -> bool:
+        """Whether all requests arrive at time zero."""
+        return all(isinstance(load.arrivals, BatchArrivals) for load in self._spec.loads())
 
     @property
     def warnings(self) -> list[str]:
