@@ -106,6 +106,7 @@ SECTIONS = (
     ("Pool", "A pool"),
     ("Speculative", "`speculative`"),
     ("Offload", "`offload`"),
+    ("Transfer", "`transfer`"),
     ("WorkloadSpec", "`workload`"),
     ("ClassLoad", "A class"),
     ("PoissonArrivals", "Arrivals: `kind: poisson`"),

@@ -22,6 +22,9 @@ from engine_models.parts.sequence import Sequence
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InputError
 
+Role = Literal["mixed", "prefill", "decode"]
+"""Whether a pool computes prompts and answers, or one of the two, and shares each request with a pool of the other kind."""
+
 Mode = Literal["jump", "step", "record"]
 """How a scheduler runs: proving runs of equal steps; plainly, the reference; or noting the rows of every batch."""
 
@@ -33,6 +36,8 @@ class PoolRequest:
     `flags` are the engine's own flags by snake_case name, already parsed. `device_memory_bytes` is what the driver
     reports; `device_name` serves defaults that engines key to a product. `data_parallel` are the ranks that share the experts
     of one replica, each with its own attention, scheduler and KV cache (1: none).
+    `role` other than "mixed" asks for a scheduler that shares requests (`engine_models.parts.handover`), over a `connector`
+    (None: the engine's own choice).
     """
 
     arch: Architecture
@@ -47,6 +52,8 @@ class PoolRequest:
     flags: dict[str, Any] = field(default_factory=dict)
     speculation: Speculation | None = None
     offload: HostMemory | None = None
+    role: Role = "mixed"
+    connector: str | None = None
 
     @property
     def more_memory(self) -> str:
@@ -173,11 +180,27 @@ class FrontEnd:
 
 
 @dataclass(frozen=True)
+class Handover:
+    """How a pool passes requests on, or takes them over.
+
+    connector : the engine's own name of what moves the KV cache.
+    unit_tokens : tokens of the smallest part that is moved.
+    lease_s : how long a prefill server holds what nobody asks for [s].
+    recomputes : whether a request whose transfer failed is computed again; else it fails.
+    """
+
+    connector: str
+    unit_tokens: int
+    lease_s: float
+    recomputes: bool = False
+
+
+@dataclass(frozen=True)
 class EnginePlan:
     """One pool's engine, resolved: what others may read of it.
 
     `scheduler` builds a fresh scheduler of one rank with its KV cache. `prefix_caching` says whether equal contents of two
-    requests matter to it. `sources` are those of the overheads.
+    requests matter to it. `handover` is that of a pool with a role. `sources` are those of the overheads.
     """
 
     engine: str
@@ -189,6 +212,7 @@ class EnginePlan:
     executor: Executor = field(default_factory=Executor)
     front: FrontEnd = field(default_factory=FrontEnd)
     prefix_caching: bool = False
+    handover: Handover | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     sources: Mapping[str, dict[str, Any]] = field(default_factory=dict)
@@ -266,6 +290,7 @@ class PairReplay:
 
 
 FEATURES = {
+    "handover": ("a split into prefill and decode pools", "deployment.role"),
     "speculative": ("speculative decoding", "deployment.speculative"),
     "offload": ("KV offload", "deployment.offload"),
     "pipeline_parallel": ("pipeline parallelism", "deployment.pipeline_parallel"),

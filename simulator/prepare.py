@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine_models.cost.drafting import Speculation, speculation_of
 from engine_models.cost.terms import Formats
-from engine_models.declaration import FEATURES, Engine, EnginePlan, HostMemory, Lockstep, PoolRequest
+from engine_models.declaration import FEATURES, Engine, HostMemory, Lockstep, PoolRequest
 from engine_models.engines.known import engine_named, parse_engine_args, split, with_feature
 from engine_models.engines.known import plan as plan_pool
 from engine_models.flags import EngineFlags
@@ -21,13 +21,11 @@ from engine_models.model.architecture import (
 )
 from engine_models.model.blocks import Architecture
 from engine_models.model.formats import FORMATS, format_named
-from engine_models.parts.protocols import StepCost
 from hardware_profiles.device import Device, device_names, load_device
-from hardware_profiles.errors import InputError
+from hardware_profiles.errors import InputError, PlanError
 from hardware_profiles.kernels import operations_in_node
-from hardware_profiles.ops import Ops
-from simulator.cluster.router import Routing
-from simulator.cost import UnitPrice
+from simulator.pools import blended_price, check_roles, connector_of, joint_limits, paths_of, unique
+from simulator.prepared import Prepared
 from simulator.price import unit_price
 from simulator.routed import routing_of
 
@@ -35,34 +33,6 @@ if TYPE_CHECKING:
     from simulator.config.schema import Pool, Scenario
 
 GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A scenario resolved to facts: what would be simulated."""
-
-    scenario: Scenario
-    base_dir: Path
-    arch: Architecture
-    device: Device
-    formats: Formats
-    plan: EnginePlan
-    kernels: Ops
-    replicas: int
-    devices: int
-    price: UnitPrice | None
-    warnings: tuple[str, ...]
-    assumptions: tuple[str, ...]
-    routing: Routing = field(default_factory=Routing)
-
-    @property
-    def ranks(self) -> int:
-        """Data-parallel ranks of a replica that step together over shared experts, 1 where there are none."""
-        return self.plan.executor.ranks
-
-    def times(self) -> StepCost:
-        """Step-time model of one replica."""
-        return self.plan.costs.over(self.kernels)
 
 
 def expert_ranks(pool: Pool) -> int:
@@ -184,15 +154,48 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
 
     Raises InputError on names and combinations that cannot be, InfeasibleError if the model does not fit.
     """
-    base = base_dir or Path.cwd()
-    deployment = scenario.deployment
-    if len(deployment.pools) > 1:
+    base, pools = base_dir or Path.cwd(), scenario.deployment.pools
+    running = [number for number, pool in enumerate(pools) if pool.replicas]
+    check_roles(scenario.deployment)
+    with_index = len(pools) > 1
+    found = [_prepare_pool(scenario, number, base, with_index=with_index) for number in running]
+    if len(found) == 1:
+        return found[0]
+    if found[0].routing.system is not None:
         raise InputError(
-            "several pools are not modelled yet",
-            where="deployment.pools",
-            mend="simulate each pool as a scenario of its own",
+            "a router product before prefill and decode pools is not modelled yet",
+            where="deployment.router",
+            mend="write the word of an ideal rule, such as router: least_requests",
         )
-    pool = deployment.pools[0]
+    found.sort(key=lambda each: each.pool.role == "decode")
+    limits = joint_limits(*([e.plan.limits for e in found if e.pool.role == role] for role in ("prefill", "decode")))
+    return replace(
+        found[-1],
+        plan=replace(found[-1].plan, limits=limits),
+        replicas=sum(each.replicas for each in found),
+        devices=sum(each.devices for each in found),
+        price=blended_price([(each.price, each.devices) for each in found]),
+        warnings=unique(text for each in found for text in each.warnings),
+        assumptions=unique(text for each in found for text in each.assumptions),
+        pools=tuple(found),
+        paths=paths_of(scenario.deployment, found),
+    )
+
+
+def _prepare_pool(scenario: Scenario, number: int, base: Path, *, with_index: bool) -> Prepared:
+    """Resolve one pool; errors name it by its index where there are several."""
+    try:
+        return _resolve(scenario, scenario.deployment.pools[number], base)
+    except PlanError as error:
+        if not with_index or error.where is None:
+            raise
+        where = re.sub(r"^deployment(?=\.|$)", f"deployment.pools.{number}", error.where)
+        mend = error.mend.replace("`deployment.", f"`deployment.pools.{number}.") if error.mend else error.mend
+        raise type(error)(error.message, where=where, mend=mend) from None
+
+
+def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
+    """Resolve one pool."""
     engine, version = engine_named(pool.engine, where="deployment.engine"), split(pool.engine)[1]
     arch = load_architecture(scenario.model, base)
     if not any(block.cache for block in arch.attention):
@@ -247,6 +250,8 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         flags=flags.values,
         speculation=_speculation(pool, arch, formats, base),
         offload=_host_memory(pool, device),
+        role=pool.role if pool.role != "encode" else "mixed",
+        connector=connector_of(scenario.deployment, pool.name) if pool.role != "mixed" else None,
     )
     plan = plan_pool(engine, request, version)
     kernels, lent = operations_in_node(device, engine.kernels, pool.tensor_parallel * ranks)
@@ -257,7 +262,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     assumptions = [*(f"model: {said}" for said in arch.assumed), *read_as, *flags.notes, *notes, *lent, *plan.notes]
     if ranks > 1 and engine.lockstep is not None:
         assumptions += lockstep_notes(ranks, pool, engine.lockstep)
-    routing, routed = routing_of(deployment.router, plan, scenario.seed)
+    routing, routed = routing_of(scenario.deployment.router, plan, scenario.seed)
     assumptions += routed
     per_node = int(device.node_size.value)
     if pool.tensor_parallel * ranks > per_node:
@@ -269,6 +274,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     return Prepared(
         scenario=scenario,
         base_dir=base,
+        pool=pool,
         arch=arch,
         device=device,
         formats=formats,
@@ -289,6 +295,7 @@ def _check_features(pool: Pool, engine: Engine, device: Device) -> None:
         "speculative": pool.speculative is not None,
         "offload": pool.offload is not None,
         "pipeline_parallel": pool.pipeline_parallel > 1,
+        "handover": pool.role != "mixed",
     }
     for feature in (feature for feature, wanted in asked.items() if wanted):
         words, where = FEATURES[feature]
@@ -383,7 +390,7 @@ def _read_as(written: str, device: str) -> list[str]:
 
 def deployment_summary(prepared: Prepared) -> dict[str, Any]:
     """What was deployed, for reports: devices, parallelism, formats, memory."""
-    pool = prepared.scenario.deployment.pools[0]
+    pool = prepared.pool
     memory, limits = prepared.plan.memory, prepared.plan.limits
     return {
         "model": prepared.arch.name,
@@ -406,4 +413,10 @@ def deployment_summary(prepared: Prepared) -> dict[str, Any]:
         "max_num_batched_tokens": limits.step_tokens,
         "max_num_seqs": limits.rows,
         "max_model_len": limits.context_tokens,
+        **({"pools": [_pool_summary(each) for each in prepared.pools]} if prepared.pools else {}),
     }
+
+
+def _pool_summary(prepared: Prepared) -> dict[str, Any]:
+    """What was deployed in one of several pools."""
+    return {"name": prepared.pool.name, "role": prepared.pool.role, **deployment_summary(prepared)}

@@ -27,12 +27,15 @@ from engine_models.declaration import EnginePlan
 from engine_models.parts.acceptance import AcceptanceStreams
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.devices import DeviceHistory
+from simulator.cluster.handover import HandoverCluster, Servers
 from simulator.cluster.outcome import FINISHED, ClusterResult
 from simulator.cost import Usage, run_cost
 from simulator.effort import effort_of, machine_bytes
 from simulator.io.tables import Column, TableWriter
 from simulator.limits import all_refused, cuts, refusals
-from simulator.prepare import Prepared, deployment_summary, prepare
+from simulator.pools import check_longest
+from simulator.prepare import deployment_summary, prepare
+from simulator.prepared import Prepared
 from simulator.results.domain import device_sources, domain, kernel_sources
 from simulator.results.figures import Collector, Figures
 from simulator.results.intervals import add_intervals
@@ -159,15 +162,9 @@ def run_prepared(
     effort.refuse(machine_bytes())
     if say is not None and (words := effort.said()) is not None:
         say(words)
-    cluster = Cluster(
-        source,
-        plan,
-        prepared.times(),
-        aggregate=aggregate,
-        should_stop=should_stop,
-        acceptance=_acceptance(plan, scenario.seed),
-        **_shape(prepared),
-    )
+    if isinstance(source, Workload):
+        check_longest(prepared, source)
+    cluster = _cluster(prepared, source, aggregate=aggregate, should_stop=should_stop)
     held = isinstance(source, Workload)
     folder = None if held else Scratch(scratch)
     try:
@@ -181,6 +178,8 @@ def run_prepared(
                 [rank.scheduler.state()[-1] for rank in cluster.ranks],
                 write,
                 exact=held,
+                pools=_pool_names(prepared),
+                hands_over=bool(prepared.pools),
             )
             cluster.stream(collector)
         raw = collector.held or cluster.totals()
@@ -227,17 +226,49 @@ def _table(folder: Scratch | None) -> Iterator[tuple[dict[str, Column] | Path, C
         yield path, writer.write
 
 
-def _shape(prepared: Prepared) -> dict[str, Any]:
-    """What a cluster needs to know of the deployment and the client beside the engine."""
-    half_rtt_s = prepared.scenario.client.network_rtt_ms / 2e3
-    return {
-        "replicas": prepared.replicas,
-        "ranks": prepared.ranks,
-        "router": prepared.routing,
-        "before_s": prepared.plan.front.before_s + half_rtt_s + prepared.routing.hop_s,
-        "after_s": half_rtt_s,
-        "devices": prepared.devices // prepared.replicas,
-    }
+def _cluster(
+    prepared: Prepared, source: Workload | WorkloadStream, *, aggregate: bool, should_stop: Callable[[], bool] | None
+) -> Cluster:
+    """The cluster of a deployment."""
+    scenario, plan = prepared.scenario, prepared.plan
+    half_rtt_s, routing = scenario.client.network_rtt_ms / 2e3, prepared.routing
+    if prepared.paths is not None:
+        stages: dict[str, list[Servers]] = {"prefill": [], "decode": []}
+        for each in prepared.pools:
+            stages[each.pool.role].append(Servers(each.plan, each.times(), each.replicas))
+        return HandoverCluster(
+            source,
+            stages["prefill"],
+            stages["decode"],
+            prepared.paths,
+            plan.limits,
+            router=routing,
+            before_s=prepared.pools[0].plan.front.before_s + half_rtt_s + routing.hop_s,
+            after_s=half_rtt_s,
+            devices=prepared.devices,
+            aggregate=aggregate,
+            should_stop=should_stop,
+        )
+    return Cluster(
+        source,
+        plan,
+        prepared.times(),
+        replicas=prepared.replicas,
+        ranks=prepared.ranks,
+        router=routing,
+        before_s=plan.front.before_s + half_rtt_s + routing.hop_s,
+        after_s=half_rtt_s,
+        devices=prepared.devices // prepared.replicas,
+        aggregate=aggregate,
+        should_stop=should_stop,
+        acceptance=_acceptance(plan, scenario.seed),
+    )
+
+
+def _pool_names(prepared: Prepared) -> list[str]:
+    """The pool of each rank."""
+    pools = prepared.pools or (prepared,)
+    return [each.pool.name for each in pools for _ in range(each.replicas * each.ranks)]
 
 
 def _acceptance(plan: EnginePlan, seed: int) -> Callable[[int], Callable[[int], int]] | None:

@@ -11,7 +11,7 @@ against recordings of the real scheduler (`capacity-plan validate schedules`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from engine_models.declaration import (
     EnginePlan,
     Executor,
     FrontEnd,
+    Handover,
     Limits,
     Lockstep,
     MemoryBudget,
@@ -35,6 +36,7 @@ from engine_models.declaration import (
     PairReplay,
     PoolRequest,
     Replay,
+    Role,
     Support,
 )
 from engine_models.engines.vllm_flags import FLAGS, SPECULATIVE_HARMLESS, SPECULATIVE_KEYS, offload_settings
@@ -141,7 +143,7 @@ class Rank:
     """Rules and KV cache of one rank: what a fresh scheduler is built from.
 
     `windows` and `switches` are those of the cache's groups (`kv_layout`, `window_switches`), `host` the parameters of a
-    `HostTier`, None without one.
+    `HostTier`, None without one. A `role` other than "mixed" shares requests with another server.
     """
 
     rules: ContinuousRules
@@ -152,6 +154,7 @@ class Rank:
     windows: tuple[int | None, ...] = (None,)
     switches: Mapping[str, bool] = field(default_factory=dict)
     host: Mapping[str, Any] | None = None
+    role: Role = "mixed"
 
     def paged(self) -> PagedKV:
         """Build a cache of one group."""
@@ -164,6 +167,9 @@ class Rank:
 
     def scheduler(self, mode: Mode) -> ContinuousScheduler:
         """Build a scheduler with its cache."""
+        if self.role != "mixed":
+            kind = PrefillOfPull if self.role == "prefill" else DecodeOfPull
+            return kind(self.rules, self.paged(), aggregate=mode != "step", record_rows=mode == "record")
         kv: PagedKV | HybridKV
         spans = tuple(sorted({window for window in self.windows if window is not None}))
         if self.windows == (None,):
@@ -354,7 +360,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     if graphs.eager and not on_cpu:
         notes.append("enforce_eager: a step takes no less than the host needs to launch its operations one by one")
     transfer = flags.get("kv_transfer_config")
-    if transfer and offload_settings(transfer) is None:
+    if transfer and offload_settings(transfer) is None and request.role == "mixed":
         warnings.append(
             "vllm flag `kv_transfer_config` is modelled for OffloadingConnector with cpu_bytes_to_use only; "
             "transfers of KV blocks to and from elsewhere are not"
@@ -399,6 +405,14 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             f"KV offload: {memory.host_blocks:,} blocks in host memory, copied at "
             f"{request.offload.link_bytes_per_s / 1e9:g} GB/s a device "
             "beside the computation (assumed: the link's full rate, none of it taken by others)"
+        )
+    handover = None
+    if request.role != "mixed":
+        handover = _handover(request, windows, block_tokens)
+        notes.append(
+            f"{handover.connector} (rules read and recorded at vLLM {ENGINE.newest}): a decode server reads the blocks of a "
+            "whole prompt when it has place for them, and computes the last token again; an engine that waits for its peer "
+            f"looks every {Peer.turn_s * 1e3:g} ms"
         )
     override = flags.get("num_gpu_blocks_override")
     blocks = int(override) if override else memory.blocks
@@ -451,6 +465,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         windows=windows,
         switches=window_switches(version),
         host=host_tier,
+        role=request.role,
     )
     return EnginePlan(
         engine=ENGINE.name,
@@ -493,6 +508,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         executor=Executor(depth=rules.in_flight, stages=pp, ranks=request.data_parallel),
         front=_front_end(overheads, flags),
         prefix_caching=rank.prefix_caching,
+        handover=handover,
         notes=tuple(notes),
         warnings=tuple(warnings),
         sources=overheads.provenance,
@@ -504,6 +520,55 @@ def _front_end(overheads: Overheads, flags: Mapping[str, Any]) -> FrontEnd:
     front = FrontEnd(overheads.front_end_s, overheads.tokenise_token_s)
     limit = flags.get("max_num_queued_reqs")
     return front if limit is None else replace(front, inflight=limit, on_full="503")
+
+
+LEASE_S = 30.0
+"""How long a prefill server holds blocks that no decode server has asked for (datasheet: `kv_lease_duration` of vLLM 0.33's
+NixlConnector; a decode server that has the request renews it)."""
+CONNECTOR = "NixlConnector"
+_ROLES = {"kv_producer": "prefill", "kv_consumer": "decode"}
+
+
+def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_tokens: int) -> Handover:
+    """How a pool with a role passes requests on; InputError where that is not modelled."""
+    config = request.flags.get("kv_transfer_config") or {}
+    where = "deployment.engine_args.kv_transfer_config"
+    connector = str(config.get("kv_connector") or request.connector or CONNECTOR)
+    if request.connector not in (None, connector):
+        raise InputError(
+            f"kv_transfer_config names {connector}, deployment.transfer {request.connector}",
+            where=where,
+            mend="name one connector in both, or leave one out",
+        )
+    if connector != CONNECTOR:
+        raise InputError(
+            f"prefill and decode pools over {connector} are not modelled yet, only over {CONNECTOR}",
+            where=where,
+            mend=f"write kv_connector: {CONNECTOR}, or leave kv_transfer_config out",
+        )
+    said = _ROLES.get(str(config.get("kv_role")))
+    if said is not None and said != request.role:
+        raise InputError(
+            f"kv_role {config['kv_role']} is that of a {said} server, the pool's role is {request.role}",
+            where=where,
+            mend=f"write kv_role: kv_both, or role: {said}",
+        )
+    lacking = {
+        "speculative decoding": request.speculation is not None,
+        "KV offload": request.offload is not None,
+        "pipeline parallelism": request.pipeline_parallel > 1,
+        "data-parallel attention": request.data_parallel > 1,
+        "a model with sliding windows": windows != (None,),
+        "state-space layers": any(block.kind == "linear" for block in request.arch.attention),
+    }
+    for words in (words for words, asked in lacking.items() if asked):
+        raise InputError(
+            f"prefill and decode pools with {words} are not modelled yet",
+            where="deployment.role",
+            mend="leave it out, or use pools of role: mixed",
+        )
+    policy = str(config.get("kv_load_failure_policy") or "fail")
+    return Handover(connector, block_tokens, LEASE_S, recomputes=policy == "recompute")
 
 
 def _host_tier(
@@ -731,12 +796,12 @@ def _as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
 def pair_replay(version_text: str, config: Mapping[str, Any]) -> PairReplay:
     """The schedulers of a recorded prefill and a recorded decode server."""
 
-    def side(kind: type[PrefillOfPull] | type[DecodeOfPull], name: str) -> Callable[[], Peer]:
-        rank = _recorded_rank(version_text, config[name])
-        return lambda: kind(rank.rules, rank.paged(), record_rows=True)
+    def side(role: Role, name: str) -> Peer:
+        scheduler = replace(_recorded_rank(version_text, config[name]), role=role).scheduler("record")
+        assert isinstance(scheduler, Peer)
+        return scheduler
 
-    return PairReplay(side(PrefillOfPull, "P"), side(DecodeOfPull, "D"), COLUMNS, PairRecorder)
-
+    return PairReplay(lambda: side("prefill", "P"), lambda: side("decode", "D"), COLUMNS, PairRecorder)
 
 _DOCS = (
     "vLLM's docs/getting_started/installation and docs/features/quantization/supported_hardware.md (public copies, read "
@@ -758,6 +823,7 @@ ENGINE = Engine(
         "speculative": Support(_ANYWHERE, _DOCS),
         "pipeline_parallel": Support(_ANYWHERE, _DOCS),
         "offload": Support(_ACCELERATORS, _DOCS),
+        "handover": Support(_ANYWHERE, "vLLM 0.33's distributed/kv_transfer/kv_connector/v1/nixl"),
     },
     flags=lambda: FLAGS,
     same_as={

@@ -49,6 +49,10 @@ class PullDecode(Peer):
     notes: list[Note]
 
     @abstractmethod
+    def idle(self) -> bool:
+        """Whether no request is here that may begin a read."""
+
+    @abstractmethod
     def arrived(self, seq: Sequence) -> None:
         """What was read is here."""
 

@@ -92,6 +92,10 @@ class DecodeOfPull(_Turning, PullDecode):
         """As of the base."""
         return self._once_more or bool(self._loading)
 
+    def idle(self) -> bool:
+        """As of the base."""
+        return not self._queue
+
     def arrived(self, seq: Sequence) -> None:
         """As of the base."""
         seq.loaded_s = ARRIVED_S

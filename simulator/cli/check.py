@@ -12,7 +12,7 @@ from simulator.report.words import holder_of, shape_of
 if TYPE_CHECKING:
     from engine_models.declaration import MemoryBudget
     from simulator.config.schema import Scenario
-    from simulator.prepare import Prepared
+    from simulator.prepared import Prepared
 
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 1048576)
 
@@ -65,6 +65,7 @@ def refused(prepared: Prepared) -> list[str]:
 
     from engine_models.lengths import judged
     from simulator.limits import all_refused, counted_lengths, refusals
+    from simulator.pools import check_longest
     from simulator.run import STREAM_ABOVE
     from simulator.workload.build import build_workload
     from simulator.workload.streaming import open_stream
@@ -73,6 +74,7 @@ def refused(prepared: Prepared) -> list[str]:
     if open_stream(spec, seed=seed, base_dir=base, above=STREAM_ABOVE) is not None:
         return []
     workload = build_workload(spec, seed=seed, base_dir=base)
+    check_longest(prepared, workload)
     limits = prepared.plan.limits
     found = judged(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, limits)
     counted = counted_lengths(found, np.ones(len(workload), bool))

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.declaration import EnginePlan
+from engine_models.declaration import EnginePlan, Executor, Mode
 from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS, Clock
@@ -37,7 +37,7 @@ from simulator.cluster.outcome import (
     reached_s,
 )
 from simulator.cluster.releases import Releases
-from simulator.cluster.router import InTurn, Routing, router_of
+from simulator.cluster.router import InTurn, Router, Routing, router_of
 from simulator.serving.replica import Replica
 from simulator.workload.columns import Workload, no_requests
 
@@ -149,24 +149,14 @@ class Cluster:
         self._plan = plan
         self._before_s, self._after_s = before_s, after_s
         self._should_stop, self._acceptance = should_stop, acceptance
-        self.replicas = [
-            Replica(
-                [plan.scheduler("jump" if aggregate else "step") for _ in range(ranks)],
-                cost,
-                depth=plan.executor.depth,
-                stages=plan.executor.stages,
-                tokenise_token_s=plan.front.tokenise_token_s,
-                on_finish=self._finished,
-            )
-            for _ in range(replicas)
-        ]
+        self.replicas = self._made(plan, cost, replicas, ranks, "jump" if aggregate else "step")
         self.ranks = [replica.ranks[rank] for rank in range(ranks) for replica in self.replicas]
-        self._router = router_of(self.replicas, router, plan.executor)
+        self._router = self._routed(router, plan.executor)
         self._inflight = plan.front.inflight
         self.devices = DeviceHistory(replicas * devices)
         self._feeds = [_Feed() for _ in self.ranks]
         self._clock = Clock()
-        self._wake_s = [INFINITY] * replicas
+        self._wake_s = [INFINITY] * len(self.replicas)
         self._releases = Releases()
         self._next_reach_s = INFINITY  # of the arrivals that are walked
         self._coming: Iterator[Workload] = iter(())
@@ -180,6 +170,22 @@ class Cluster:
         self.any_unfinished = False
         self.duration_s = 0.0
         self.stopped_at_s: float | None = None
+
+    def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
+        return [
+            Replica(
+                [plan.scheduler(mode) for _ in range(ranks)],
+                cost,
+                depth=plan.executor.depth,
+                stages=plan.executor.stages,
+                tokenise_token_s=plan.front.tokenise_token_s,
+                on_finish=self._finished,
+            )
+            for _ in range(replicas)
+        ]
+
+    def _routed(self, rule: str | Routing, executor: Executor) -> Router:
+        return router_of(self.replicas, rule, executor)
 
     # -- running --------------------------------------------------------------------------------------------
 

@@ -86,6 +86,29 @@ class ClusterResult:
     verified_drafts: int = 0
     accepted_drafts: int = 0
     host_hit_tokens: int = 0
+    handed: Handovers | None = None
+
+
+class Handovers:
+    """How requests went from a server that computed their prompts to one that computes their answers, by column.
+
+    `source` is the number of the rank that computed the prompt, -1 where none has taken the request. Times [s] are NaN where a
+    request did not get that far: the end of the prompt, the arrival at the second server, begin and end of the transfer, and
+    the first step there.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.source = np.full(n, -1, dtype=np.int32)
+        self.prefill_end_s = np.full(n, np.nan)
+        self.arrival_s = np.full(n, np.nan)
+        self.transfer_start_s = np.full(n, np.nan)
+        self.transfer_end_s = np.full(n, np.nan)
+        self.transfer_bytes = np.full(n, np.nan)
+        self.first_scheduled_s = np.full(n, np.nan)
+
+    def moved(self, row: int) -> bool:
+        """Whether a request has its prompt computed."""
+        return not np.isnan(self.prefill_end_s[row])
 
 
 class Rows:
@@ -120,6 +143,7 @@ class Rows:
         self.preemptions = np.zeros(n, dtype=np.int32)
         self.replica = np.full(n, -1, dtype=np.int32)
         self.emissions = Emissions(n)
+        self.handed: Handovers | None = None
 
     def arrive(self, row: int, now_s: float) -> bool:
         """Note that a released request arrives; return whether the engine takes it."""
@@ -138,11 +162,16 @@ class Rows:
 
     def keep(self, seq: Sequence) -> None:
         """Note what a request's object knows."""
-        row = seq.index - self.first
-        self.engine_arrival_s[row] = seq.arrival_s
-        self.first_scheduled_s[row] = seq.first_scheduled_s if seq.first_scheduled_s >= 0 else np.nan
-        self.cached[row] = seq.first_hit_tokens
-        self.preemptions[row] = seq.preemptions
+        row, scheduled_s = seq.index - self.first, seq.first_scheduled_s if seq.first_scheduled_s >= 0 else np.nan
+        self.preemptions[row] += seq.preemptions
+        if self.handed is not None and self.handed.moved(row):
+            self.handed.first_scheduled_s[row] = scheduled_s
+        else:
+            self.engine_arrival_s[row] = seq.arrival_s
+            self.first_scheduled_s[row] = scheduled_s
+            self.cached[row] = seq.first_hit_tokens
+            if self.handed is not None:
+                return  # what a server that computes prompts samples is dropped
         self.emissions.note(row, seq.emissions, int(self.replica[row]))
 
     def finish(self, seq: Sequence, end_s: float) -> None:
@@ -220,6 +249,7 @@ def outcome(
         verified_drafts=sum(scheduler.verified_drafts for scheduler in schedulers),
         accepted_drafts=sum(scheduler.accepted_drafts for scheduler in schedulers),
         host_hit_tokens=sum(scheduler.host_hit_tokens for scheduler in schedulers),
+        handed=rows.handed,
     )
 
 

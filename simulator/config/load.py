@@ -221,7 +221,7 @@ def _with_file(
 
 def resolved(scenario: Scenario) -> dict[str, Any]:
     """Return the scenario with every default, ready for JSON; `load_scenario` of it is the same scenario."""
-    return scenario.model_dump(mode="json")
+    return scenario.model_dump(mode="json", by_alias=True)
 
 
 def scenario_hash(scenario: Scenario, version: str) -> str:

@@ -89,11 +89,14 @@ class Pool(_Model):
     true, false, or the number of ranks that share the experts. `weights`, `activations` and `kv_cache` name
     number formats, null being the checkpoint's or the engine's own. `engine_args` are the engine's own flags:
     by name, as a pasted launch command, as a list of its words, or as a container of a compose file or a manifest.
+    Pools of role `prefill` compute prompts, those of role `decode` take the requests over for their answers; a pool with
+    `replicas: 0` is not there. Replicas fill nodes of `gpus_per_node` devices (the device's own by default) in order, each
+    pool nodes of its own, or those left over by the pool that `colocate` names.
     """
 
     name: Name
     role: Literal["mixed", "prefill", "decode", "encode"] = "mixed"
-    replicas: Annotated[int, Strict(), Field(ge=1, le=MAX_REPLICAS)] = 1
+    replicas: Annotated[int, Strict(), Field(ge=0, le=MAX_REPLICAS)] = 1
     engine: Text
     hardware: Name
     tensor_parallel: Whole = 1
@@ -107,6 +110,27 @@ class Pool(_Model):
     speculative: Speculative | None = None
     lora: Settings | None = None
     offload: Offload | None = None
+    gpus_per_node: Whole | None = None
+    colocate: Text | None = None
+
+
+class Transfer(_Model):
+    """How KV blocks go from prefill to decode pools.
+
+    `connector` is the engine's own name of the protocol and must agree with `engine_args`. `bytes_per_s` is the rate of one
+    interface in one direction, one interface a device; by default that of the `link`, as the device's profile has it: between
+    nodes or, where both replicas stand in one node, inside of it. `latency_s` is added to each transfer. In a list, `from` and
+    `to` name the pools.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, populate_by_name=True)
+
+    connector: Text | None = None
+    link: Literal["inter_node", "nvlink", "pcie"] | None = None
+    bytes_per_s: AboveZero | None = None
+    latency_s: NotNegative = 0.0
+    from_: Text | None = Field(default=None, alias="from", serialization_alias="from")
+    to: Text | None = None
 
 
 class Router(_Model):
@@ -147,7 +171,7 @@ class Deployment(_Model):
         Annotated[IdealRule, Tag("word")] | Annotated[Router, Tag("product")], Discriminator(_kind_of_router)
     ] = "round_robin"
     admission: Settings | None = None
-    transfer: Settings | None = None
+    transfer: Transfer | tuple[Transfer, ...] | None = None
     autoscaler: Settings | None = None
     failures: Settings | None = None
 
@@ -258,9 +282,9 @@ class Scenario(_Model):
     cost: Cost = Cost()
 
 
-NOT_MODELLED_AROUND = ("admission", "transfer", "autoscaler", "failures")
+NOT_MODELLED_AROUND = ("admission", "autoscaler", "failures")
 NOT_MODELLED_IN_POOL = ("lora",)
-NOT_MODELLED_ROLES = ("prefill", "decode", "encode")
+NOT_MODELLED_ROLES = ("encode",)
 
 
 def not_modelled(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:

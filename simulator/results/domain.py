@@ -9,7 +9,7 @@ from hardware_profiles.device import Device, provenance
 from hardware_profiles.kernel_borrow import HELD_OUT_ERROR_PCT
 from hardware_profiles.kernel_physics import canonical_format
 from hardware_profiles.ops import Ops
-from simulator.prepare import Prepared
+from simulator.prepared import Prepared
 from simulator.results.intervals import Evidence
 
 DATASHEET_ERROR = 0.5
@@ -59,7 +59,7 @@ def _beyond_measured(prepared: Prepared) -> list[str]:
         axes.append("attention: recurrent layers are priced by fits to kernel tables of gated delta nets; no run was measured")
     if any(block.indexer or block.entry_tokens > 1 for block in mixers):
         axes.append("attention: indexers and sparse attention are priced by fits and dense latent kernels; no run was measured")
-    pool = prepared.scenario.deployment.pools[0]
+    pool = prepared.pool
     measured = engine_named(plan.engine).measured.get(device.name)
     if measured and pool.tensor_parallel not in measured:
         ranks = f"{', '.join(map(str, measured[:-1]))} and {measured[-1]}"

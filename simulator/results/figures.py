@@ -32,6 +32,7 @@ from simulator.io.tables import Column
 from simulator.limits import counted_lengths
 from simulator.results.latencies import (
     LATENCIES,
+    OF_HANDOVER,
     Covered,
     Latencies,
     TokenGaps,
@@ -210,6 +211,8 @@ class Collector:
     logs : of all ranks; capacities : KV units of each.
     write : takes the columns of the request table, a block at a time.
     exact : keep everything (a run of one block, which comes when the run is over), and drop no step.
+    pools : the pool of each rank.
+    hands_over : whether requests go from a pool that computes prompts to one that computes answers.
     """
 
     def __init__(
@@ -223,10 +226,12 @@ class Collector:
         write: Callable[[Mapping[str, Column]], None],
         *,
         exact: bool,
+        pools: Sequence[str],
+        hands_over: bool = False,
     ) -> None:
         spec = self._spec = scenario.workload
         self._overhead_s = scenario.client.overhead_ms / 1e3
-        self._pool = scenario.deployment.pools[0].name
+        self._pools, self._hands_over = pools, hands_over
         self._exact, self._write = exact, write
         self._duration_s = duration_s
         known = spec.requests is None and np.isfinite(duration_s) and duration_s > warmup_s
@@ -239,7 +244,7 @@ class Collector:
         self._rates = Rates(BinnedTimes)
         slo = self._slo = slo_dict(scenario.slo)
         self._slos = [class_slo(kind, slo) for kind in classes] or [slo]
-        self._all = Judged(slo, LATENCIES, make, logs)
+        self._all = Judged(slo, (*LATENCIES, *(OF_HANDOVER if hands_over else ())), make, logs)
         apart = classes if spec.classes is not None or len(classes) > 1 else ()
         self._apart = [
             (kind, Judged(bounds, OF_A_CLASS, make, logs))
@@ -280,7 +285,7 @@ class Collector:
             good |= good_requests(lat, bounds) & (workload.class_index == number)
         self._write(
             request_table(
-                workload, block, lat, good if self._judged_at_all else None, pool=self._pool, first=rows.first
+                workload, block, lat, good if self._judged_at_all else None, pools=self._pools, first=rows.first
             )
         )
         together = [(self._all, inside)]

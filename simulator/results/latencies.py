@@ -23,6 +23,9 @@ from simulator.serving.emissions import Emissions, Ranges
 from simulator.serving.log import StepLog
 
 LATENCIES = ("ttft_ms", "tpot_ms", "e2el_ms", "queue_ms", "prefill_ms", "decode_ms")
+OF_HANDOVER = ("transfer_ms", "decode_queue_ms")
+"""Latencies of requests that went from one server to another: the transfer of their KV cache, and their waits at the second
+server before and after it."""
 STRETCHES = 8 * BATCHES
 """Stretches of time in which the gaps of several logs are joined (assumed: finer than the batches of the sampling error)."""
 
@@ -37,6 +40,8 @@ class Latencies:
     queue_ms: FloatArray
     prefill_ms: FloatArray
     decode_ms: FloatArray
+    transfer_ms: FloatArray
+    decode_queue_ms: FloatArray
 
 
 def latencies(result: ClusterResult, extra_s: float = 0.0) -> Latencies:
@@ -49,8 +54,15 @@ def latencies(result: ClusterResult, extra_s: float = 0.0) -> Latencies:
     tpot = np.full(len(ttft), np.nan)
     tpot[several] = (e2el - ttft)[several] / (result.output_tokens[several] - 1)
     queue = np.where(finished, (result.first_scheduled_s - result.engine_arrival_s) * 1e3, np.nan)
-    prefill = np.where(finished, (result.first_token_s - result.first_scheduled_s) * 1e3, np.nan)
-    return Latencies(ttft, tpot, e2el, queue, prefill, e2el - ttft)
+    handed, prefilled_s = result.handed, result.first_token_s
+    transfer = decode_queue = np.full(len(ttft), np.nan)
+    if handed is not None:
+        prefilled_s = handed.prefill_end_s
+        transfer = np.where(finished, (handed.transfer_end_s - handed.transfer_start_s) * 1e3, np.nan)
+        before_s = handed.transfer_start_s - handed.arrival_s
+        decode_queue = np.where(finished, (before_s + handed.first_scheduled_s - handed.transfer_end_s) * 1e3, np.nan)
+    prefill = np.where(finished, (prefilled_s - result.first_scheduled_s) * 1e3, np.nan)
+    return Latencies(ttft, tpot, e2el, queue, prefill, e2el - ttft, transfer, decode_queue)
 
 
 class Covered:

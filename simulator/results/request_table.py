@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,10 +31,13 @@ def request_table(
     lat: Latencies,
     good: NDArray[np.bool_] | None,
     *,
-    pool: str,
+    pools: Sequence[str],
     first: int = 0,
 ) -> dict[str, Column]:
-    """Return the columns of the requests of `workload`; those without a name are r0, r1, ... counted from `first`."""
+    """Return the columns of the requests of `workload`; those without a name are r0, r1, ... counted from `first`.
+
+    `pools` are those of the ranks by number.
+    """
     n = len(workload)
     capped = np.minimum(workload.output_tokens, raw.output_tokens) < workload.output_tokens
     limited = (workload.max_output_tokens > 0) & (raw.output_tokens >= workload.max_output_tokens)
@@ -59,14 +64,29 @@ def request_table(
         "queue_ms": lat.queue_ms,
         "preemptions": raw.preemptions,
         "instance_id": raw.replica,
-        "prefill_instance_id": raw.replica,
+        "prefill_instance_id": raw.replica if raw.handed is None else raw.handed.source,
         "finish_reason": Coded(code, FINISH_REASONS),
         "slo_ok": good if good is not None else Coded(same - 1, ()),
         "status": Coded(np.where(raw.status == NOT_ARRIVED, -1, raw.status), STATUS_NAMES),
         "reason": Coded(reason, REASON_NAMES),
         "attempts": np.broadcast_to(np.int64(1), n),
-        "pool": Coded(same, (pool,)),
+        "pool": _pool_of(raw, pools),
     }
+    if raw.handed is not None:
+        columns |= {
+            "transfer_start_s": raw.handed.transfer_start_s,
+            "transfer_end_s": raw.handed.transfer_end_s,
+            "transfer_bytes": raw.handed.transfer_bytes,
+            "transfer_ms": lat.transfer_ms,
+            "decode_queue_ms": lat.decode_queue_ms,
+        }
     if workload.classes:
         columns["class"] = Coded(workload.class_index, tuple(kind.name for kind in workload.classes))
     return columns
+
+
+def _pool_of(raw: ClusterResult, pools: Sequence[str]) -> Coded:
+    """The pool that had a request last; the first of them where none had it."""
+    names = tuple(dict.fromkeys(pools))
+    numbers = np.array([names.index(pool) for pool in pools], dtype=np.int8)
+    return Coded(numbers[np.maximum(raw.replica, 0)], names)

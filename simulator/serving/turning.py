@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engine_models.parts.handover import Peer
-from simulator.serving.replica import Replica
+from engine_models.parts.protocols import INFINITY
+from simulator.serving.replica import Replica, ends_a_request
 
 
 class TurningReplica(Replica):
@@ -20,6 +21,14 @@ class TurningReplica(Replica):
         """Take in that a peer has changed something in the scheduler."""
         self._priced = None
         self._asleep_until_s = 0.0
+
+    def decides_s(self) -> float:
+        """A time before which nobody is admitted and no request ends here unless something comes from outside."""
+        if self._wake_s() == INFINITY and not any(map(ends_a_request, self._in_flight)):
+            visible_s = self.visible_s()
+            if self._priced is not None:
+                return visible_s
+        return self.next_event_s()
 
     def _sleep(self, limit_s: float) -> bool:
         scheduler = self.ranks[0].scheduler

@@ -401,8 +401,7 @@ cost:
         ("replicas: 2", "replicas: 2.5", 6, "must be a whole number, not 2.5", "whole number"),
         ("replicas: 2", "replicas: '2'", 6, "must be a whole number, not '2'", "remove the quotes: 2"),
         ("replicas: 2", "replicas: true", 6, "must be a whole number, not true", "whole number"),
-        ("replicas: 2", "replicas: 0", 6, "is 0; it must be at least 1", "at least 1"),
-        ("replicas: 2", "replicas: -3", 6, "is -3; it must be at least 1", "at least 1"),
+        ("replicas: 2", "replicas: -1", 6, "is -1; it must be at least 0", "at least 0"),
         ("replicas: 2", "replicas: 1e9", 6, "must be a whole number", "whole number"),
         ("replicas: 2", "replicas: 1000000000", 6, "at most 100000", "at most"),
         ("replicas: 2", "replicas: two", 6, "not 'two'", "whole number"),
@@ -454,7 +453,7 @@ cost:
             "`deployment.admission` is not modelled yet",
             "remove",
         ),
-        ("replicas: 2", "transfer: {link: ib}", 6, "`deployment.transfer` is not modelled yet", "remove"),
+        ("replicas: 2", "transfer: {bytes_per_s: 0}", 6, "must be greater than 0", "greater than 0"),
         ("replicas: 2", "autoscaler: {}", 6, "`deployment.autoscaler` is not modelled yet", "remove"),
         ("replicas: 2", "failures: {mtbf_h: 5}", 6, "`deployment.failures` is not modelled yet", "remove"),
         ("replicas: 2", "lora: {max_loras: 5}", 6, "`deployment.lora` is not modelled yet", "remove"),
@@ -529,21 +528,21 @@ def test_two_pools_of_one_name_are_refused() -> None:
     assert "two pools are named 'a'" in only_problem(text).message
 
 
-def test_prefill_and_decode_pools_are_valid_names_but_not_modelled() -> None:
+def test_prefill_and_decode_pools_and_their_transfer_are_read() -> None:
     text = """\
 model: m
 deployment:
   pools:
-    - {role: prefill, engine: vllm, hardware: h}
-    - {role: decode, engine: vllm, hardware: h}
+    - {name: p, role: prefill, engine: vllm, hardware: h}
+    - {name: d, role: decode, engine: vllm, hardware: h, replicas: 0, colocate: p}
+  transfer: [{from: p, to: d, bytes_per_s: 1.0e+9}, {latency_s: 0.001}]
 workload: {trace: azure-conv-2023}
 """
-    found = problems_of(text)
-    assert [p.message for p in found] == [
-        "`deployment.pools.0.role: prefill` is not modelled yet",
-        "`deployment.pools.1.role: decode` is not modelled yet",
-    ]
-    assert [p.where for p in found] == ["scenario:4", "scenario:5"]
+    scenario = load_scenario(text)
+    assert [pool.role for pool in scenario.deployment.pools] == ["prefill", "decode"]
+    assert load_scenario(resolved(scenario)) == scenario
+    ways = resolved(scenario)["deployment"]["transfer"]
+    assert [(way["from"], way["to"], way["bytes_per_s"]) for way in ways] == [("p", "d", 1e9), (None, None, None)]
 
 
 # Overrides ------------------------------------------------------------------------------------------------

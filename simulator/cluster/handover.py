@@ -1,0 +1,226 @@
+"""Two kinds of replicas that share every request: some compute its prompt, others its answer; a network lies between.
+
+It is the cluster's loop with a second stage. A replica is advanced to the moments of one clock at which something may happen that
+another part hears of: a prompt's end, a request's way to the second stage, the begin of a transfer and its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from engine_models.declaration import EnginePlan, Executor, Limits, Mode
+from engine_models.parts.handover import Note, PullDecode, PullPrefill
+from engine_models.parts.protocols import INFINITY, StepCost
+from engine_models.parts.sequence import Sequence as Request
+from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
+from simulator.cluster.cluster import Cluster, IntArray, Source
+from simulator.cluster.outcome import Handovers, Rows
+from simulator.cluster.router import Router, Routing, router_of
+from simulator.cluster.transfer import Network, Paths
+from simulator.serving.replica import Replica
+from simulator.serving.turning import TurningReplica
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Equal replicas of one pool."""
+
+    plan: EnginePlan
+    cost: StepCost
+    replicas: int
+
+
+class HandoverCluster(Cluster):
+    """Prefill and decode replicas, numbered in this order, each of one rank.
+
+    Parameters
+    ----------
+    source : the requests.
+    prefill, decode : the pools of either stage.
+    paths : the ways between replicas.
+    limits : what both stages take.
+    router : rule by which a replica is chosen in each stage.
+    hop_s : time between a prompt's end and the request's arrival at the second stage, its front end's not included.
+    Others as of the base; `devices` are those of all replicas.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prefill: Sequence[Servers],
+        decode: Sequence[Servers],
+        paths: Paths,
+        limits: Limits,
+        *,
+        router: str | Routing = "round_robin",
+        before_s: float = 0.0,
+        after_s: float = 0.0,
+        hop_s: float = 0.0,
+        devices: int = 1,
+        aggregate: bool = True,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        self._stages = (prefill, decode)
+        self._paths = paths
+        self._first = sum(servers.replicas for servers in prefill)  # number of the first decode replica
+        self._hop_s = hop_s + decode[0].plan.front.before_s
+        plan = replace(
+            decode[0].plan,
+            limits=limits,
+            front=prefill[0].plan.front,
+            prefix_caching=any(s.plan.prefix_caching for s in (*prefill, *decode)),
+        )
+        super().__init__(
+            source,
+            plan,
+            decode[0].cost,
+            router=router,
+            before_s=before_s,
+            after_s=after_s,
+            devices=devices,
+            aggregate=aggregate,
+            should_stop=should_stop,
+        )
+        assert plan.handover is not None
+        self._unit = plan.handover.unit_tokens
+        self._linked = True
+        self._network = Network(self._clock)
+        self._sources: dict[int, tuple[int, Request]] = {}  # by request: who holds its prompt
+
+    def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
+        return [
+            TurningReplica(
+                [servers.plan.scheduler(mode)],
+                servers.cost,
+                depth=servers.plan.executor.depth,
+                tokenise_token_s=servers.plan.front.tokenise_token_s,
+                on_finish=on_finish,
+            )
+            for stage, on_finish in zip(self._stages, (self._prefilled, self._finished), strict=True)
+            for servers in stage
+            for _ in range(servers.replicas)
+        ]
+
+    def _routed(self, rule: str | Routing, executor: Executor) -> Router:
+        self._second = router_of(self.replicas[self._first :], rule, executor)
+        return router_of(self.replicas[: self._first], rule, executor)
+
+    def _next(self) -> Rows | None:
+        rows = super()._next()
+        if rows is not None:
+            rows.handed = Handovers(len(rows.workload))
+        return rows
+
+    # -- the way of a request -------------------------------------------------------------------------------
+
+    def _sequences(self, block: Rows, rows: IntArray) -> list[Request]:
+        """As of the base, for the first stage: requests of one token, which is dropped."""
+        made = super()._sequences(block, rows)
+        for seq in made:
+            seq.final_length = seq.prompt_tokens + 1
+            seq.stop_known, seq.limit_tokens, seq.output_shared = True, 1, False
+        return made
+
+    def _prefilled(self, seq: Request, now_s: float) -> None:
+        """A prompt is computed: the request goes on to the second stage."""
+        block = self._of(seq.index)
+        row, handed = seq.index - block.first, block.handed
+        assert handed is not None
+        self._router.ended(seq, now_s)
+        block.keep(seq)
+        handed.prefill_end_s[row] = now_s
+        handed.source[row] = number = int(block.replica[row])
+        del self._live[seq.index]
+        self._sources[seq.index] = number, seq
+        self._clock.at(now_s + self._hop_s, ARRIVALS, partial(self._take_over, block, row))
+
+    def _take_over(self, block: Rows, row: int) -> None:
+        """A request reaches the second stage now: its router chooses."""
+        now_s, handed = self._clock.now_s, block.handed
+        assert handed is not None
+        (seq,) = super()._sequences(block, np.array([row]))
+        seq.arrival_s = now_s
+        choice = self._second.choose(now_s, seq, int(block.workload.session_id[row]))
+        number = self._first + choice
+        self._advance(number, now_s)
+        block.replica[row] = number
+        self.ranks[number].submit(seq)
+        handed.arrival_s[row] = seq.arrival_s
+        self._note(number)
+
+    def _finished(self, seq: Request, now_s: float) -> None:
+        self._second.ended(seq, now_s)
+        super()._finished(seq, now_s)
+
+    def _begin(self, number: int, note: Note) -> None:
+        """A decode replica begins to read."""
+        seq, now_s = note.seq, max(note.at_s, self._clock.now_s)
+        block, (source, _) = self._of(seq.index), self._sources[seq.index]
+        row, handed, unit = seq.index - block.first, block.handed, self._unit
+        assert handed is not None
+        ends, latency_s, size = self._paths.of(source, number, -(-note.tokens // unit) * unit)
+        handed.transfer_start_s[row], handed.transfer_bytes[row] = now_s, size
+        self._network.send(now_s, ends, latency_s, partial(self._arrived, number, seq))
+
+    def _arrived(self, number: int, seq: Request, now_s: float) -> None:
+        """A read has ended: the reader may go on, the other side may free."""
+        block, (source, held) = self._of(seq.index), self._sources.pop(seq.index)
+        assert block.handed is not None
+        block.handed.transfer_end_s[seq.index - block.first] = now_s
+        for side in (number, source):
+            self._advance(side, now_s)
+        reader, holder = self.ranks[number].scheduler, self.ranks[source].scheduler
+        assert isinstance(reader, PullDecode)
+        assert isinstance(holder, PullPrefill)
+        reader.arrived(seq)
+        holder.release(held)
+        for side in (number, source):
+            replica = self.replicas[side]
+            assert isinstance(replica, TurningReplica)
+            replica.hear()
+            self._note(side)
+
+    # -- waking ---------------------------------------------------------------------------------------------
+
+    def _advance(self, number: int, to_s: float) -> None:
+        """Advance a replica; carry on what it says to its peers."""
+        self.replicas[number].advance(to_s)
+        scheduler = self.ranks[number].scheduler
+        if isinstance(scheduler, PullDecode) and scheduler.notes:
+            notes, scheduler.notes = scheduler.notes, []
+            for note in notes:
+                self._begin(number, note)
+
+    def _watch(self, number: int) -> None:
+        """Wake up when something may happen in a replica that others hear of."""
+        replica, scheduler = self.replicas[number], self.ranks[number].scheduler
+        if isinstance(scheduler, PullDecode) and not self._releases and not self.ranks[number].inbox and scheduler.idle():
+            return  # nothing is read until another request comes, and nobody waits for an end
+        assert isinstance(replica, TurningReplica)
+        due_s = max(replica.decides_s(), self._clock.now_s)
+        if due_s < INFINITY and due_s <= self._end_s and self._wake_s[number] > due_s:
+            self._wake_s[number] = due_s
+            self._clock.at(due_s, RESULTS, partial(self._wake, number, due_s))
+
+    def _wake(self, number: int, due_s: float) -> None:
+        if self._wake_s[number] == due_s:
+            self._wake_s[number] = INFINITY
+        if due_s > self._end_s:  # the last request was sent meanwhile
+            return
+        self._advance(number, due_s)
+        if due_s < self._end_s:
+            self._clock.at(due_s, DECISIONS, partial(self._decide, number, due_s))
+
+    def _decide(self, number: int, due_s: float) -> None:
+        self._advance(number, float(np.nextafter(due_s, INFINITY)))
+        self._note(number)
+
+    def _note(self, number: int) -> None:
+        """Tell the router of a replica that it has changed, and see when it next may."""
+        router, of = (self._router, number) if number < self._first else (self._second, number - self._first)
+        router.note(of)
+        self._watch(number)

@@ -1,0 +1,230 @@
+"""Pools that share requests: which may stand together, and the ways between their replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from engine_models.declaration import Limits
+from engine_models.lengths import judged
+from hardware_profiles.device import Device
+from hardware_profiles.errors import InfeasibleError, InputError
+from simulator.cluster.transfer import Paths, Route, Side
+from simulator.cost import UnitPrice
+from simulator.prepared import Prepared
+from simulator.workload.columns import Workload
+
+if TYPE_CHECKING:
+    from simulator.config.schema import Deployment, Transfer
+
+POOLS = "deployment.pools"
+
+
+def check_roles(deployment: Deployment) -> None:
+    """Refuse pools that cannot serve together; those without replicas are not there."""
+    pools = [pool for pool in deployment.pools if pool.replicas]
+    roles = {pool.role for pool in pools}
+    if not pools:
+        raise InputError(
+            "no pool has a replica", where=f"{POOLS}.0.replicas", mend="give at least one pool replicas above 0"
+        )
+    for role, other in (("prefill", "decode"), ("decode", "prefill")):
+        if role in roles and other not in roles:
+            raise InputError(
+                f"the {role} pools have replicas and no {other} pool has any",
+                where=POOLS,
+                mend=f"give a pool of role: {other} replicas, or use role: mixed",
+            )
+    if "mixed" in roles and len(pools) > 1:
+        beside = "several pools of role: mixed" if roles == {"mixed"} else "pools of role: mixed beside prefill and decode"
+        raise InputError(
+            f"{beside} at once are not modelled yet",
+            where=POOLS,
+            mend="set replicas: 0 in all but one of them, or simulate each as a scenario of its own",
+        )
+
+
+def check_pair(prefill: Prepared, decode: Prepared) -> None:
+    """Refuse two pools that cannot exchange KV blocks."""
+    names = f"pools '{prefill.pool.name}' and '{decode.pool.name}' cannot exchange KV blocks"
+    one, two = prefill.plan, decode.plan
+    assert one.handover is not None
+    assert two.handover is not None
+    differing = {
+        "engine": (one.engine, two.engine),
+        "connector": (one.handover.connector, two.handover.connector),
+        "KV format": (prefill.formats.kv_cache.name, decode.formats.kv_cache.name),
+        "tokens of a block": (one.handover.unit_tokens, two.handover.unit_tokens),
+    }
+    for what, (here, there) in differing.items():
+        if here != there:
+            raise InputError(f"{names}: {what} {here} and {there}", where=POOLS, mend="give both the same")
+    if two.front.inflight is not None:
+        raise InputError(
+            "a limit of queued requests at a decode pool is not modelled yet",
+            where=POOLS,
+            mend=f"give it to pool '{prefill.pool.name}' instead",
+        )
+    here, there = prefill.pool.tensor_parallel, decode.pool.tensor_parallel
+    if max(here, there) % min(here, there):
+        raise InputError(
+            f"{names}: tensor parallelism {here} and {there}, of which none divides the other",
+            where=POOLS,
+            mend="let one be a multiple of the other",
+        )
+
+
+def joint_limits(prefill: Sequence[Limits], decode: Sequence[Limits]) -> Limits:
+    """What the servers of both stages take: a prompt has to fit in any of the first, and with its answer in any of the second."""
+    least = min(decode, key=lambda limits: limits.held_tokens)
+    return replace(
+        least,
+        context_tokens=min(limits.context_tokens for limits in (*prefill, *decode)),
+        prompt_tokens=min(
+            *(limits.prompt_tokens for limits in (*prefill, *decode)),
+            *(limits.held_tokens - 1 for limits in prefill),
+        ),
+        row_tokens=min(limits.row_tokens for limits in decode),
+    )
+
+
+def check_longest(prepared: Prepared, workload: Workload) -> None:
+    """Refuse a workload whose longest request the decode pools cannot hold."""
+    if not prepared.pools:
+        return
+    limits = prepared.plan.limits
+    found = judged(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, limits)
+    if not found.never_fits.any():
+        return
+    longest = int(workload.prompt_tokens[found.never_fits].max())
+    pool = min((each for each in prepared.pools if each.pool.role == "decode"), key=lambda each: each.plan.limits.held_tokens)
+    number = [each.name for each in prepared.scenario.deployment.pools].index(pool.pool.name)
+    held = pool.plan.limits.held_tokens
+    raise InfeasibleError(
+        f"decode pool '{pool.pool.name}' holds {held:,} tokens a replica: a request with a prompt of {longest:,} tokens and its "
+        "answer do not fit",
+        where=f"{POOLS}.{number}",
+        mend="give the decode pool more or larger devices, or limit the context by max_model_len",
+    )
+
+
+def paths_of(deployment: Deployment, pools: Sequence[Prepared]) -> Paths:
+    """The ways between the replicas of pools, prefill before decode, in that order."""
+    names = {pool.name for pool in deployment.pools}
+    for named in (name for each in _listed(deployment) for name in (each.from_, each.to) if name is not None):
+        if named not in names:
+            raise InputError(
+                f"there is no pool '{named}'", where="deployment.transfer", mend=f"one of {', '.join(sorted(names))}"
+            )
+    nodes = _nodes(deployment, pools)
+    sides = [
+        Side(each.pool.name, nodes[each.pool.name][number], each.devices // each.replicas, each.plan.memory.kv_bytes_per_token)
+        for each in pools
+        for number in range(each.replicas)
+    ]
+    between, within = {}, {}
+    for source in pools:
+        for target in pools:
+            if source.pool.role == "prefill" and target.pool.role == "decode":
+                check_pair(source, target)
+                pair = source.pool.name, target.pool.name
+                given = _setting(deployment, *pair)
+                between[pair] = _route(given, source, target, inside=False)
+                within[pair] = _route(given, source, target, inside=True)
+    return Paths(sides, between, within)
+
+
+def _nodes(deployment: Deployment, pools: Sequence[Prepared]) -> dict[str, list[tuple[str, int]]]:
+    """The node of each replica by pool: replicas fill nodes in order, each pool its own unless it is colocated with another."""
+    by_name = {each.pool.name: each for each in pools}
+    known = {pool.name for pool in deployment.pools}
+    filled: dict[str, int] = {}
+    out: dict[str, list[tuple[str, int]]] = {}
+    for each in sorted(pools, key=lambda each: each.pool.colocate is not None):
+        host = each.pool.colocate or each.pool.name
+        if host not in known or (host in by_name and host != each.pool.name and by_name[host].pool.colocate):
+            raise InputError(
+                f"colocate: {host} names no pool with nodes of its own",
+                where=POOLS,
+                mend=f"one of {', '.join(sorted(known - {each.pool.name}))}",
+            )
+        per_node = each.pool.gpus_per_node or int(each.device.node_size.value)
+        size, first = each.devices // each.replicas, filled.get(host, 0)
+        out[each.pool.name] = [(host, (first + number * size) // per_node) for number in range(each.replicas)]
+        filled[host] = first + each.devices
+    return out
+
+
+def connector_of(deployment: Deployment, pool: str) -> str | None:
+    """The connector that is asked for at a pool, None if none is."""
+    named = (each.connector for each in _listed(deployment) if pool in (each.from_, each.to) or each.from_ is each.to is None)
+    return next((connector for connector in named if connector is not None), None)
+
+
+def _listed(deployment: Deployment) -> tuple[Transfer, ...]:
+    given = deployment.transfer
+    return given if isinstance(given, tuple) else () if given is None else (given,)
+
+
+def _setting(deployment: Deployment, source: str, target: str) -> Transfer | None:
+    """What is said of the way between two pools: the first entry that names them, or leaves an end open."""
+    return next(
+        (each for each in _listed(deployment) if each.from_ in (None, source) and each.to in (None, target)),
+        None,
+    )
+
+
+def _route(given: Transfer | None, source: Prepared, target: Prepared, *, inside: bool) -> Route:
+    rates = []
+    for each in (source, target):
+        rate = given.bytes_per_s if given is not None else None
+        rates.append(rate or _link_bytes_per_s(given.link if given is not None else None, each.device, inside=inside))
+    return Route(rates[0], rates[1], given.latency_s if given is not None else 0.0)
+
+
+def _link_bytes_per_s(link: str | None, device: Device, *, inside: bool) -> float:
+    """Rate of one of a device's interfaces, by the profile; InputError where it has none."""
+    link = link or ("nvlink" if inside and device.link is not None else "inter_node")
+    quantity = {
+        "inter_node": device.inter_node_bytes_per_s_per_direction,
+        "nvlink": device.link.bytes_per_s_per_direction if device.link is not None else None,
+        "pcie": device.pcie_bytes_per_s_per_direction,
+    }[link]
+    if quantity is None:
+        raise InputError(
+            f"the profile of {device.title} has no rate of the link {link}",
+            where="deployment.transfer",
+            mend="give it: transfer: {bytes_per_s: 25.0e+9}",
+        )
+    return quantity.value
+
+
+def blended_price(prices: Sequence[tuple[UnitPrice | None, int]]) -> UnitPrice | None:
+    """The price of a device-hour over pools of so many devices each: their mean; None if one is unknown."""
+    known = [(price, devices) for price, devices in prices if price is not None]
+    if len(known) < len(prices):
+        return None
+    if all(price == known[0][0] for price, _ in known):
+        return known[0][0]
+    total = sum(devices for _, devices in known)
+    usd = sum(price.usd_per_gpu_hour * devices for price, devices in known) / total
+
+    def joined(texts: Iterable[str]) -> str:
+        return ", ".join(unique(texts))
+
+    rows = [price for price, _ in known]
+    return UnitPrice(
+        usd,
+        f"mean over pools of {joined(row.provider for row in rows)}",
+        joined(row.region for row in rows),
+        rows[0].commitment,
+        joined(row.source for row in rows),
+        joined(row.date for row in rows),
+        joined(row.kind for row in rows),
+    )
+
+
+def unique(texts: Iterable[str]) -> tuple[str, ...]:
+    """Texts without repetitions, in order."""
+    return tuple(dict.fromkeys(texts))

@@ -1,0 +1,248 @@
+"""Prefill and decode pools: the way of a request between them, memory on both sides, and the network."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.pulled import DecodeOfPull, PrefillOfPull
+from hardware_profiles.errors import PlanError
+from simulator import load_scenario, simulate
+from simulator.cluster.clock import ARRIVALS, Clock
+from simulator.cluster.handover import HandoverCluster
+from simulator.cluster.outcome import FINISHED, NOT_ARRIVED
+from simulator.cluster.transfer import Network, Paths, Route, Side
+from simulator.prepare import prepare
+from simulator.run import _cluster
+from simulator.serving.turning import TurningReplica
+from simulator.workload.build import build_workload
+
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+WORKLOAD: dict[str, Any] = {
+    "arrivals": {"kind": "poisson", "rate": 10},
+    "prompt_tokens": {"kind": "lognormal", "mean": 900, "p99": 4000},
+    "output_tokens": {"kind": "lognormal", "mean": 60, "p99": 300},
+    "duration": 20,
+}
+SHARED = {"shared_prefix": {"groups": 3, "tokens": 700}}
+CLOSED = {"arrivals": {"kind": "closed_loop", "concurrency": 40}, "requests": 150, "duration": None}
+CHATS = {"sessions": {"turns": 4, "think_time_s": 1}, "arrivals": {"kind": "poisson", "rate": 3}}
+
+
+def pool(role: str, replicas: int = 1, **args: Any) -> dict[str, Any]:
+    keys = {"engine": "vllm", "hardware": "h100-sxm-80gb", "role": role, "name": role, "replicas": replicas}
+    return {**keys, **{k: args.pop(k) for k in ("tensor_parallel", "colocate", "hardware") if k in args}, "engine_args": args}
+
+
+def scenario(*pools: dict[str, Any], around: dict[str, Any] | None = None, **workload: Any) -> dict[str, Any]:
+    load = {key: value for key, value in {**WORKLOAD, **workload}.items() if value is not None}
+    return {"model": LLAMA, "deployment": {"pools": list(pools), **(around or {})}, "workload": load}
+
+
+def cluster_of(data: dict[str, Any]) -> HandoverCluster:
+    checked = load_scenario(data)
+    work = build_workload(checked.workload, seed=checked.seed, base_dir=None)
+    found = _cluster(prepare(checked), work, aggregate=True, should_stop=None)
+    assert isinstance(found, HandoverCluster)
+    return found
+
+
+CASES = {
+    "1P1D": scenario(pool("prefill"), pool("decode")),
+    "decode-short-of-blocks": scenario(pool("prefill"), pool("decode", num_gpu_blocks_override=700, max_model_len=8192)),
+    "prefill-short-of-blocks": scenario(
+        pool("prefill", num_gpu_blocks_override=600, max_model_len=8192),
+        pool("decode"),
+        around={"transfer": {"bytes_per_s": 2e9}},
+    ),
+    "few-rows": scenario(pool("prefill"), pool("decode", max_num_seqs=4)),
+    "synchronous": scenario(pool("prefill", async_scheduling=False), pool("decode", async_scheduling=False)),
+    "2P3D-least": scenario(pool("prefill", 2), pool("decode", 3), around={"router": "least_requests"}, **SHARED),
+    "closed-loop": scenario(pool("prefill"), pool("decode", 2), **CLOSED),
+    "conversations": scenario(pool("prefill", 2), pool("decode"), **CHATS),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_jumping_is_stepping(name: str) -> None:
+    one, other = (simulate(CASES[name], aggregate=aggregate) for aggregate in (True, False))
+    frame, plain = one.requests_frame(), other.requests_frame()
+    assert [column for column in frame if not frame[column].equals(plain[column])] == []
+    assert one.result["metrics"] == other.result["metrics"]
+    assert one.result["server"] == other.result["server"]
+    assert one.result["totals"] == other.result["totals"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_requests_and_blocks_are_conserved(name: str) -> None:
+    cluster = cluster_of(CASES[name])
+    result = cluster.run()
+    came = result.status != NOT_ARRIVED
+    assert (result.status[came] == FINISHED).all()
+    tokens = sum(last - first + 1 for row in range(len(result.status)) for _, first, last in result.emissions.of(row))
+    assert tokens == int(result.output_tokens[came].sum())
+    for rank in cluster.ranks:
+        scheduler = rank.scheduler
+        assert isinstance(scheduler, PrefillOfPull | DecodeOfPull)
+        if isinstance(scheduler, PrefillOfPull):
+            scheduler.free_released()
+        assert scheduler.kv.free_blocks == scheduler.kv.capacity_blocks
+        assert not scheduler.has_work()
+    handed = result.handed
+    assert handed is not None
+    order = [result.arrival_s, handed.prefill_end_s, handed.arrival_s, handed.transfer_start_s, handed.transfer_end_s]
+    order += [handed.first_scheduled_s, result.first_token_s, result.end_s]
+    for before, after in pairwise(order):
+        assert (after >= before)[came].all()
+
+
+def server(found: Any, ends: dict[int, float]) -> TurningReplica:
+    """A server of a pool alone, stepping plainly, which notes the ends of its requests."""
+
+    def ended(seq: Sequence, now_s: float) -> None:
+        ends[seq.index] = now_s
+
+    front, depth = found.plan.front, found.plan.executor.depth
+    return TurningReplica(
+        [found.plan.scheduler("step")], found.times(), depth=depth, tokenise_token_s=front.tokenise_token_s, on_finish=ended
+    )
+
+
+def test_a_pair_with_free_links_is_two_servers_in_a_row() -> None:
+    """Each server alone, the second fed by the first's ends, ends every request at the same time to the bit."""
+    data = scenario(pool("prefill"), pool("decode"), around={"transfer": {"bytes_per_s": 1e30}}, max_output_tokens="equal")
+    result = cluster_of(data).run()
+    handed, rows = result.handed, range(len(result.status))
+    assert handed is not None
+    assert (handed.transfer_end_s == handed.transfer_start_s).all()
+    first, second = prepare(load_scenario(data)).pools
+    before_s = first.plan.front.before_s
+    prompts: dict[int, float] = {}
+    one = server(first, prompts)
+    holder = one.ranks[0].scheduler
+    assert isinstance(holder, PrefillOfPull)
+    prompt, reached_s = result.prompt_tokens.tolist(), (result.arrival_s + before_s).tolist()
+    asked = {row: Sequence(row, prompt[row], 1, reached_s[row]) for row in rows}
+    events = [(seq.arrival_s, 1, seq.index) for seq in asked.values()]
+    for at_s, arrives, row in sorted([*events, *((float(handed.transfer_end_s[row]), 0, row) for row in rows)]):
+        one.advance(at_s)
+        if arrives:
+            one.ranks[0].submit(asked[row])
+        else:
+            holder.release(asked[row])
+            one.hear()
+    assert [prompts[row] for row in rows] == handed.prefill_end_s.tolist()
+    answers: dict[int, float] = {}
+    two = server(second, answers)
+    reader = two.ranks[0].scheduler
+    assert isinstance(reader, DecodeOfPull)
+    for row in sorted(rows, key=lambda row: prompts[row]):
+        at_s = prompts[row] + before_s
+        _run(two, reader, at_s)
+        two.ranks[0].submit(Sequence(row, prompt[row], int(result.output_tokens[row]), at_s))
+    _run(two, reader, 1e3)
+    assert [answers[row] for row in rows] == result.end_s.tolist()
+
+
+def _run(replica: TurningReplica, reader: DecodeOfPull, until_s: float) -> None:
+    """Advance a decode server whose reads take no time."""
+    while (due_s := replica.next_event_s()) < until_s:
+        replica.advance(float(np.nextafter(due_s, np.inf)))
+        notes, reader.notes = reader.notes, []
+        for note in notes:
+            reader.arrived(note.seq)
+            replica.hear()
+    replica.advance(until_s)
+
+
+def test_one_mixed_pool_beside_others_without_replicas_is_the_plain_run() -> None:
+    beside = simulate(scenario(pool("prefill", 0), pool("decode", 0), pool("mixed", 2)))
+    plain = simulate(scenario(pool("mixed", 2)))
+    assert beside.requests_frame().equals(plain.requests_frame())
+    assert beside.result["metrics"] == plain.result["metrics"]
+    assert beside.result["cost"] == plain.result["cost"]
+
+
+# The network ----------------------------------------------------------------------------------------------
+
+
+def ends_of(*flows: tuple[float, dict[str, tuple[float, float]]], latency_s: float = 0.0) -> list[float]:
+    """Ends of transfers, each given by its begin and its bytes and rate at both ends."""
+    clock, ends = Clock(), [0.0] * len(flows)
+    network = Network(clock)
+    for number, (at_s, between) in enumerate(flows):
+        send = partial(network.send, at_s, dict(between), latency_s, partial(ends.__setitem__, number))
+        clock.at(at_s, ARRIVALS, send)
+    while clock.step():
+        pass
+    return ends
+
+
+def test_a_transfer_lasts_bytes_over_rate_and_the_latency() -> None:
+    assert ends_of((1.0, {"a": (6e9, 2e9), "b": (6e9, 3e9)}), latency_s=0.25) == [pytest.approx(4.25)]
+
+
+def test_two_transfers_at_once_share_an_interface() -> None:
+    both = {"a": (2e9, 1e9), "b": (2e9, 1e9)}
+    assert ends_of((0.0, both), (0.0, both)) == [pytest.approx(4.0), pytest.approx(4.0)]
+    assert ends_of((0.0, both), (1.0, both)) == [pytest.approx(3.0), pytest.approx(4.0)]
+    assert ends_of((0.0, both), (0.0, {"a": (1e9, 1e9), "c": (1e9, 1e9)})) == [pytest.approx(3.0), pytest.approx(2.0)]
+
+
+def test_what_a_busier_end_leaves_goes_to_the_others() -> None:
+    """Three flows into one target, one of whose sources also feeds another target: that flow gets two thirds, not a half."""
+    ends = [("x", "t"), ("y", "t"), ("z", "t"), ("z", "u")]
+    assert ends_of(*((0.0, dict.fromkeys(pair, (1e9, 1e9))) for pair in ends))[3] == pytest.approx(1.5)
+
+
+def test_every_rank_reads_its_part() -> None:
+    """Four ranks read from two: each of the sources sends twice what a target receives."""
+    sides = [Side("p", 0, 2, 64.0), Side("d", 1, 4, 32.0)]
+    ends, latency_s, size = Paths(sides, {("p", "d"): Route(1e9, 2e9, 0.5)}, {}).of(0, 1, 100)
+    assert sorted(ends.values()) == [(3200.0, 2e9), (6400.0, 1e9)]
+    assert (latency_s, size) == (0.5, 12800)
+
+
+def test_transfers_of_a_run_last_as_long_as_their_bytes() -> None:
+    rate = 4e9
+    frame = simulate(scenario(pool("prefill"), pool("decode"), around={"transfer": {"bytes_per_s": rate, "latency_s": 0.01}}))
+    frame = frame.requests_frame()
+    alone = frame.transfer_bytes / rate + 0.01
+    lasted = frame.transfer_end_s - frame.transfer_start_s
+    assert (lasted >= alone * (1 - 1e-9)).all()
+    assert (lasted - alone < 1e-9).sum() > len(frame) / 3
+    blocks = -(-frame.prompt_tokens // 16)
+    assert (frame.transfer_bytes == blocks * 16 * 131072).all()
+
+
+# What cannot be -------------------------------------------------------------------------------------------
+
+AWQ = pool("decode") | {"kv_cache": "fp8"}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (scenario(pool("prefill", 0), pool("decode", 0)), "no pool has a replica"),
+        (scenario(pool("prefill", 1), pool("decode", 0)), "no decode pool has any"),
+        (scenario(pool("prefill"), pool("decode"), pool("mixed")), "role: mixed beside prefill and decode"),
+        (scenario(pool("prefill"), AWQ), "KV format bf16 and fp8"),
+        (scenario(pool("prefill"), pool("decode", block_size=32)), "tokens of a block 16 and 32"),
+        (scenario(pool("prefill"), pool("decode"), around={"transfer": {"connector": "MooncakeConnector"}}), "MooncakeConnector"),
+        (scenario(pool("prefill"), pool("decode"), around={"transfer": {"from": "nobody"}}), "no pool 'nobody'"),
+        (scenario(pool("prefill"), pool("decode", gpu_memory_utilization=0.25)), "deployment.pools.1"),
+        (scenario(pool("prefill"), pool("decode", num_gpu_blocks_override=50)), "'decode' holds 784 tokens"),
+        (scenario(pool("prefill"), pool("decode"), around={"transfer": {"bytes_per_s": 0}}), "greater than 0"),
+        (scenario(pool("prefill"), pool("decode", colocate="nobody")), "colocate: nobody"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(data: dict[str, Any], words: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        simulate(load_scenario(data))
+    assert words in str(caught.value)
+    assert caught.value.mend
