@@ -58,6 +58,9 @@ def simulate(
     output: Annotated[Path, typer.Option(help="Folder in which the run directory is made.")] = Path("runs"),
     seed: Annotated[int | None, typer.Option(help="Seed of all random streams.", min=0)] = None,
     plots: Annotated[bool, typer.Option("--plots", help="Add PNG plots under plots/.")] = False,
+    headroom: Annotated[
+        bool, typer.Option("--headroom", help="Find the highest load that it sustains and that keeps the SLO, by short runs.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 4 outside the calibrated domain.")] = False,
     fail_on_slo: Annotated[bool, typer.Option("--fail-on-slo", help="Exit 3 if the SLO is missed.")] = False,
     as_json: JsonOption = False,
@@ -68,6 +71,8 @@ def simulate(
     from simulator.config.load import load_scenario
     from simulator.io.rundir import check_place, run_directory, write_run
     from simulator.io.text import json_text
+    from simulator.planning.headroom import check_scalable
+    from simulator.planning.headroom import headroom as find_headroom
     from simulator.prepare import prepare
     from simulator.run import STREAM_ABOVE, run_prepared
 
@@ -77,11 +82,15 @@ def simulate(
     with placed(scenario, set_ or []):
         prepared = prepare(loaded)
     check_place(output)
+    if headroom:
+        check_scalable(loaded.workload)
     progress(f"simulating {loaded.name} ...")
     with interruptible(lambda done: progress(f"simulating {loaded.name} ... {done:,} requests done")) as should_stop:
         scratch = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
         with placed(scenario, set_ or []):
             run = run_prepared(prepared, should_stop=should_stop, scratch=scratch, say=note)
+        if headroom and run.raw.stopped_at_s is None:
+            run.result["headroom"] = find_headroom(prepared, run, should_stop=should_stop, tell=progress).as_dict()
     progress_done()
     partial = run.raw.stopped_at_s is not None
     run.manifest["run"]["command_line"] = sys.argv

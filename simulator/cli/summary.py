@@ -171,9 +171,12 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         ),
         labelled(
             "GPU busy" if device == "GPU" else "busy",
-            f"{s['gpu_busy_fraction']:.0%} of the time with any step, however small: not a measure of headroom",
+            f"{s['gpu_busy_fraction']:.0%} of the time with any step, however small: not a measure of headroom"
+            + ("" if "headroom" in result else " (--headroom finds it)"),
         ),
     ]
+    if "headroom" in result:
+        lines.append(labelled("headroom", headroom_words(result["headroom"])))
     if "external_prefix_cache_hit_rate" in s:
         lines.append(
             labelled("host KV", f"{s['external_prefix_cache_hit_rate']:.1%} of the prompt tokens loaded from host memory")
@@ -198,6 +201,23 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
     if directory:
         lines.append(labelled("written", directory))
     return "\n".join(lines)
+
+
+def headroom_words(found: dict[str, Any]) -> str:
+    """How full the deployment is, and at which load it breaks its SLO and overflows."""
+    unit, offered = found["unit"], found["offered"]
+    beyond = "the queue grows without bound" if unit == "requests/s" else "requests stand in the queue"
+    words = []
+    if found["judged"] and found["within_slo"] == 0:
+        words.append(f"no load tried keeps the SLO, however low; {short(offered)} {unit} offered")
+    elif (limit := found["within_slo"] if found["judged"] else found["sustainable"]) is not None:
+        kept = "that keep the SLO" if found["judged"] else f"above which {beyond}"
+        words.append(f"{offered / limit:.0%} used: {short(offered)} of about {short(limit)} {unit} {kept}")
+    else:
+        words.append(f"{short(offered)} {unit} offered; no limit found up to {short(found['tried'])}")
+    if found["judged"] and found["sustainable"]:
+        words.append(f"{beyond} above about {short(found['sustainable'])} ({offered / found['sustainable']:.0%} used)")
+    return f"{'; '.join(words)} (estimate, {found['runs']} short runs)"
 
 
 def cost_lines(cost: dict[str, Any]) -> list[str]:

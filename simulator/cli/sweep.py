@@ -50,6 +50,12 @@ def register(app: typer.Typer) -> None:
         ] = "process",
         resume: Annotated[bool, typer.Option("--resume", help="Keep the points that are finished.")] = False,
         plots: Annotated[bool, typer.Option("--plots", help="Add PNG plots under plots/.")] = False,
+        headroom: Annotated[
+            bool,
+            typer.Option(
+                "--headroom", help="Find the highest load of each point that it sustains and that keeps the SLO."
+            ),
+        ] = False,
         strict: Annotated[
             bool, typer.Option("--strict", help="Exit 4 outside the calibrated domain.")
         ] = False,
@@ -62,7 +68,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """What if: simulate a scenario over a grid of any of its fields; which point is cheapest."""
         check_backend(backend)
-        run(scenario, vary or [], set_ or [], output, workers, resume, plots, strict, fail_on_slo, as_json)
+        run(scenario, vary or [], set_ or [], output, workers, resume, plots, headroom, strict, fail_on_slo, as_json)
 
 
 def check_backend(backend: str) -> None:
@@ -93,6 +99,7 @@ def run(
     workers: int | None,
     resume: bool,
     plots: bool,
+    headroom: bool,
     strict: bool,
     fail_on_slo: bool,
     as_json: bool,
@@ -108,7 +115,7 @@ def run(
         raise InputError(
             "nothing to vary", where="--vary", mend="give an axis, for example --vary deployment.replicas=1:8"
         )
-    plan = plan_sweep(scenario, vary, overrides)
+    plan = plan_sweep(scenario, vary, overrides, headroom=headroom)
     folder = output or Path("sweeps") / f"{plan.name}-{plan.digest[:10]}"
     try:
         result = run_sweep(plan, folder, workers=workers, resume=resume, progress=progress)
@@ -177,6 +184,8 @@ def text(plan: SweepPlan, result: SweepResult) -> str:
     if finished:
         devices = _devices(finished)
         columns = _columns(names, plan.slo(), f"{devices}s")
+        if any(row["headroom_used"] is not None for row in finished):
+            columns.insert([title for title, _ in columns].index("SLO") + 1, ("used", _used))
         cells = [[show(row) for _, show in columns] for row in finished[:MAX_SHOWN]]
         titles = [title for title, _ in columns]
         texts = [i for i, (column, _) in enumerate(names.items()) if any(isinstance(row[column], str) for row in finished)]
@@ -194,6 +203,9 @@ def text(plan: SweepPlan, result: SweepResult) -> str:
     overloaded = [row for row in finished if row["overloaded"]]
     if overloaded:
         lines.append(wrapped("overload: the row says what the deployment carries, not what was offered", "  "))
+    if any(row["headroom_used"] is not None for row in finished):
+        kept = "that keeps the SLO" if plan.slo() else "that is sustained"
+        lines.append(wrapped(f"used: the load offered over the highest {kept}, an estimate by short runs", "  "))
     turned_away = [row for row in finished if row["rejected"] or row["failed"]]
     lost = [f"{_values(names, row)}: {row['lost'].replace('_', ' ')}" for row in turned_away]
     if lost:
@@ -317,6 +329,10 @@ def _columns(names: Mapping[str, str], slo: Mapping[str, Mapping[str, float]], d
         ("$/1M", money("usd_per_1m_total_tokens")),
         ("", lambda row: "*" if row["pareto"] else ""),
     ]
+
+
+def _used(row: Mapping[str, Any]) -> str:
+    return "-" if row["headroom_used"] is None else f"{row['headroom_used']:.0%}"
 
 
 def _verdict(row: Mapping[str, Any]) -> str:

@@ -261,10 +261,16 @@ class Sustained:
 def sustained(result: Mapping[str, Any]) -> Sustained:
     """Return the rate that a replica of the run sustains.
 
-    Of an overloaded run the completion rate of its saturated window, an estimate of the most it can do. Of another run
-    the rate that it completed: shown to work, but not the limit.
+    With headroom found (``--headroom``) the highest rate that keeps the SLO. Else of an overloaded run the completion rate of
+    its saturated window, an estimate of the most it can do, and of another run the rate that it completed: shown to work, but
+    not the limit.
     """
     replicas = result["deployment"]["replicas"]
+    found = result.get("headroom") or {}
+    if found.get("unit") == "requests/s" and found["judged"] and found["within_slo"]:
+        limit = found["within_slo"]
+        words = f"within the SLO: {limit:.4g}/s (headroom, an estimate) / {counted(replicas, 'replica')}"
+        return Sustained(limit / replicas, words, "met", True)
     over = overload_of(result)
     slo = judged(result)[0]
     if over is not None:

@@ -11,6 +11,7 @@ TOTALS = ("offered", "completed", "rejected", "failed", "unfinished", "request_t
           "goodput_fraction", "input_throughput", "output_throughput", "output_tput_per_gpu")  # fmt: skip
 SERVER = ("gpu_busy_fraction", "kv_cache_usage_perc", "kv_cache_usage_perc_peak", "prefix_cache_hit_rate",
           "num_preemptions", "num_requests_waiting")  # fmt: skip
+HEADROOM = ("sustainable", "within_slo", "used")
 COST = ("usd_per_hour", "usd_per_month", "usd_per_1m_total_tokens", "usd_per_1m_output_only",
         "usd_per_1m_input_tokens", "usd_per_1m_output_tokens")  # fmt: skip
 DEPLOYED = ("model", "engine", "hardware", "replicas", "tensor_parallel", "pipeline_parallel", "data_parallel",
@@ -54,6 +55,8 @@ def outcome_columns(result: Mapping[str, Any]) -> dict[str, Any]:
     row["overloaded"] = over is not None
     row["sustainable_per_s"] = over[1] if over else None
     row |= {name: result["server"][name] for name in SERVER}
+    found = result.get("headroom") or {}
+    row |= {f"headroom_{name}": found.get(name) for name in HEADROOM}
     row |= {name: result["cost"][name] for name in COST}
     row["usd_per_gpu_hour"] = result["cost"]["ListUnitPrice"]
     row["price_date"] = result["cost"]["price_date"] or None
@@ -65,5 +68,6 @@ def outcome_columns(result: Mapping[str, Any]) -> dict[str, Any]:
 def empty_columns() -> dict[str, Any]:
     """The columns of a point that did not finish: nothing known."""
     names = ["slo_holds", *DEPLOYED, *(f"{m}_{s}" for m in LATENCIES for s in STATISTICS), *TOTALS]
-    names += ["overloaded", "sustainable_per_s", *SERVER, *COST, "usd_per_gpu_hour", "price_date"]
+    names += ["overloaded", "sustainable_per_s", *SERVER, *(f"headroom_{name}" for name in HEADROOM), *COST]
+    names += ["usd_per_gpu_hour", "price_date"]
     return {"slo": "", **dict.fromkeys(names), "lost": "", "outside": "", "warnings": ""}

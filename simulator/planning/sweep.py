@@ -40,12 +40,13 @@ KEPT_FAILURES = ("infeasible", "invalid")
 
 @dataclass(frozen=True)
 class PlannedPoint:
-    """One point with its scenario, or with the reason why there is none."""
+    """One point with its scenario, or with the reason why there is none; `headroom`: how far it is from full is asked for."""
 
     point: Point
     scenario: Scenario | None
     digest: str
     error: PlanError | None = None
+    headroom: bool = False
 
     @property
     def name(self) -> str:
@@ -98,14 +99,20 @@ class SweepResult:
 
 
 def plan_sweep(
-    source: str | PathLike[str] | Mapping[str, Any], vary: Sequence[str], overrides: Sequence[str] = ()
+    source: str | PathLike[str] | Mapping[str, Any],
+    vary: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    headroom: bool = False,
 ) -> SweepPlan:
     """Return the points of a sweep, each scenario checked.
 
-    vary : texts as ``--vary`` takes them (see `simulator.planning.axes`); overrides : as ``--set``, for every point.
+    vary : texts as ``--vary`` takes them (see `simulator.planning.axes`); overrides : as ``--set``, for every point;
+    headroom : find the highest load of each (`simulator.planning.headroom`).
     A point whose values are wrong keeps its error; if all are wrong, the first error is raised.
     """
     from simulator.config.load import load_scenario, scenario_hash
+    from simulator.planning.headroom import check_scalable
 
     axes = parse_axes(vary)
     planned: list[PlannedPoint] = []
@@ -116,7 +123,9 @@ def plan_sweep(
             digest = hashlib.sha256(f"{VERSION} {point.overrides()}".encode()).hexdigest()
             planned.append(PlannedPoint(point, None, digest, error))
         else:
-            planned.append(PlannedPoint(point, scenario, scenario_hash(scenario, VERSION)))
+            if headroom:
+                check_scalable(scenario.workload)
+            planned.append(PlannedPoint(point, scenario, scenario_hash(scenario, VERSION), headroom=headroom))
     good = next((p.scenario for p in planned if p.scenario), None)
     if good is None:
         assert planned[0].error is not None
@@ -143,16 +152,22 @@ def shared_workload(scenario: Scenario) -> Workload:
     return _built[key]
 
 
-def run_point(scenario: Scenario, directory: Path, command_line: Sequence[str]) -> dict[str, Any]:
+def run_point(
+    scenario: Scenario, directory: Path, command_line: Sequence[str], with_headroom: bool = False
+) -> dict[str, Any]:
     """Simulate one point and write its run directory; return its status, reason and outcome columns.
 
     What the scenario itself forbids becomes a status. Errors of the place of writing (a full disk) are raised.
     """
+    from simulator.planning.headroom import headroom as find_headroom
     from simulator.prepare import prepare
     from simulator.run import run_prepared
 
     try:
-        run = run_prepared(prepare(scenario), workload=shared_workload(scenario))
+        prepared = prepare(scenario)
+        run = run_prepared(prepared, workload=shared_workload(scenario))
+        if with_headroom:
+            run.result["headroom"] = find_headroom(prepared, run).as_dict()
     except InfeasibleError as error:
         return {"status": "infeasible", "reason": in_words(error)}
     except InputError as error:
@@ -236,6 +251,8 @@ def _found(folder: Path, planned: PlannedPoint, notes: list[str]) -> dict[str, A
         place = store.set_aside(directory)
         notes.append(f"{directory.name} was damaged ({found}): computed again, the old one is {place.name}")
         return None
+    if found is not None and planned.headroom and "headroom" not in found:
+        return None
     if found is not None:
         return {"status": "ok", "reason": "", "outcome": outcome_columns(found)}
     return store.read_failure(folder, planned.name)
@@ -276,7 +293,7 @@ Outcomes = Iterator[tuple[PlannedPoint, dict[str, Any]]]
 def _in_turn(todo: list[PlannedPoint], folder: Path) -> Outcomes:
     for planned in todo:
         assert planned.scenario is not None
-        yield planned, run_point(planned.scenario, folder / store.RUNS / planned.name, sys.argv)
+        yield planned, run_point(planned.scenario, folder / store.RUNS / planned.name, sys.argv, planned.headroom)
 
 
 def _side_by_side(todo: list[PlannedPoint], folder: Path, workers: int) -> Outcomes:
@@ -316,7 +333,9 @@ def _pooled(todo: list[PlannedPoint], folder: Path, workers: int) -> Outcomes:
         while True:
             while len(running) < 2 * workers and (planned := next(waiting, None)) is not None:
                 directory = folder / store.RUNS / planned.name
-                running[pool.submit(run_point, planned.scenario, directory, sys.argv)] = planned
+                running[pool.submit(
+                    run_point, planned.scenario, directory, sys.argv, planned.headroom
+                )] = planned
             if not running:
                 break
             ready, _ = wait(running, return_when=FIRST_COMPLETED)

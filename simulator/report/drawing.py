@@ -59,9 +59,11 @@ def set_log_ticks(axes: Any) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def log_ticks(low: float, high: float, room: float, across: bool) -> list[float]:
-    """Ticks from `low` to `high` on an axis as long as `room` times the font's size, labelled along it or `across` from it."""
-    scale = room / math.log10(high / low)
+def log_ticks(low: float, high: float, length_ratio: float, across: bool) -> list[float]:
+    """Ticks from `low` to `high` on an axis `length_ratio` times as long as the font is high, whose labels stand side by side
+    (`across`) or above one another.
+    """
+    scale = length_ratio / math.log10(high / low)
     best: list[float] = []
     for ticks in _candidates(low, high):
         sizes = [LETTER * len(number(value)) if across else 1.0 for value in ticks]
