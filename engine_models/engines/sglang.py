@@ -36,7 +36,12 @@ from engine_models.declaration import (
 from engine_models.engines.sglang_flags import FLAGS, dp_attention
 from engine_models.memory.radix import RadixPool
 from engine_models.model.activations import CONTEXT_BYTES
-from engine_models.model.architecture import kv_groups, state_bytes_per_sequence, weight_bytes_per_rank
+from engine_models.model.architecture import (
+    kv_groups,
+    state_bytes_per_sequence,
+    weight_bytes_per_rank,
+    with_state_values,
+)
 from engine_models.model.blocks import Architecture
 from engine_models.model.formats import FORMATS
 from engine_models.model.overrides import served_context
@@ -164,7 +169,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     Raises InfeasibleError if the weights do not fit or no KV cache is left, InputError on flags out of range.
     """
     version = ENGINE.version(version_text)
-    arch, flags = request.arch, request.flags
+    flags = request.flags
+    # states are float32 unless the flag says otherwise, whatever the model's config asks for (datasheet: `server_args.py`, 0.5)
+    wide = str(flags.get("mamba_ssm_dtype") or "float32") == "float32"
+    request = replace(request, arch=with_state_values(request.arch, 4 if wide else 2))
+    arch = request.arch
     tp, pp, dp = request.tensor_parallel, request.pipeline_parallel, request.data_parallel
     warnings: list[str] = []
     context = int(flags.get("context_length") or served_context(
@@ -304,13 +313,9 @@ def _warn_of_kernels(request: PoolRequest, warnings: list[str]) -> None:
         )
 
 
-STATE_RATIO = 0.9
-"""Memory of recurrent states over that of the KV cache (`mamba_full_memory_ratio`; datasheet: SGLang 0.5, `server_args.py`)."""
 SLOTS_A_ROW, SLOTS_A_ROW_UNCACHED = 3, 1
 """States kept of a request with the radix cache (its own, that of the prefix it holds, one to be cached) and without it
 (datasheet: SGLang 0.5, `model_runner_kv_cache_mixin.py`)."""
-STATE_VALUE_BYTES = 4
-"""`mamba_ssm_dtype` is float32 unless told otherwise (datasheet: as above)."""
 COMPRESSED_WINDOW_SHARE = 0.1
 """Tokens of the windows' pool over those of the compressed entries, for DeepSeek-V4 (`swa_full_tokens_ratio`; datasheet: SGLang
 0.5, defaults of DeepSeek-V4)."""
@@ -320,7 +325,14 @@ COMPRESSED_NOTE = (
 
 
 def _state_bytes(request: PoolRequest) -> int:
-    return state_bytes_per_sequence(request.arch, request.tensor_parallel, request.pipeline_parallel, STATE_VALUE_BYTES)
+    return state_bytes_per_sequence(request.arch, request.tensor_parallel, request.pipeline_parallel)
+
+
+def _state_slots(request: PoolRequest, state_bytes: int, free_bytes: int) -> int:
+    """States that are kept: as many as asked for, else those of a share of the free memory (datasheet: as above)."""
+    asked = request.flags.get("max_mamba_cache_size")
+    ratio = float(request.flags.get("mamba_full_memory_ratio", 0.9))
+    return int(asked) if asked else int(free_bytes * ratio / (1 + ratio) / state_bytes)
 
 
 def _slots_a_row(request: PoolRequest) -> int:
@@ -358,7 +370,7 @@ def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> Mem
     per_token = math.ceil(sum(g.bytes_per_token_per_rank * (share if g.window_tokens else 1) for g in groups))
     block = int(per_token * page)
     state = _state_bytes(request)
-    slots = int((usable - weights) * STATE_RATIO / (1 + STATE_RATIO) / state) if state else 0
+    slots = _state_slots(request, state, usable - weights) if state else 0
     kv = usable - weights - slots * state
     if kv < block or (state and slots < _slots_a_row(request)):
         raise InfeasibleError(

@@ -52,6 +52,9 @@ _MODELLED: dict[str, Flag] = {
     "quantization": Flag("str", None),
     "dtype": Flag("str", "auto"),
     "stream_interval": Flag("int", 1, low=1),
+    "mamba_full_memory_ratio": Flag("float", 0.9, low=1e-3, high=1e3),
+    "max_mamba_cache_size": Flag("int", None, low=1),
+    "mamba_ssm_dtype": Flag("str", "float32", choices=("float32", "bfloat16", "float16")),
     "attn_dp_size": Flag("int", 1, low=1),
     "cuda_graph_bs": Flag("ints", None, low=1),
     "attention_backend": Flag("str", None),
@@ -191,8 +194,8 @@ _CHANGING = {
     "the memory of the device": """
         c128_page_size device=auto|cuda|rocm|hip|cpu|xpu|npu enable_int8_mamba_checkpoint
         enable_mamba_cache_stochastic_rounding enable_page_major_kv_layout enable_unified_memory hybrid_kvcache_ratio
-        int8_mamba_ckpt_size mamba_cache_philox_rounds mamba_full_memory_ratio mamba_max_states_per_path
-        mamba_radix_cache_strategy mamba_scheduler_strategy mamba_ssm_dtype mamba_track_interval max_mamba_cache_size
+        int8_mamba_ckpt_size mamba_cache_philox_rounds mamba_max_states_per_path
+        mamba_radix_cache_strategy mamba_scheduler_strategy mamba_track_interval
         modelopt_quant ple_offload_backend ple_offload_dir ple_offload_embedding prefill_only_disable_kv_cache
         quantize_and_serve swa_full_tokens_ratio swa_prefix_tails enable_session_radix_cache
     """,

@@ -52,6 +52,7 @@ from engine_models.model.architecture import (
     mla_absorbed_bytes_per_rank,
     state_pages,
     weight_bytes_per_rank,
+    with_state_values,
 )
 from engine_models.model.blocks import Architecture
 from engine_models.model.overrides import served_context
@@ -316,7 +317,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     Raises InfeasibleError if the weights or one request of `max_model_len` do not fit, InputError on flags out of range.
     """
     version = version_of(version_text)
-    arch, flags = request.arch, request.flags
+    flags = request.flags
+    state_values = str(flags.get("mamba_ssm_cache_dtype") or "auto")
+    if state_values != "auto":
+        request = replace(request, arch=with_state_values(request.arch, 4 if state_values == "float32" else 2))
+    arch = request.arch
     warnings: list[str] = []
     notes: list[str] = []
     tp, pp = request.tensor_parallel, request.pipeline_parallel

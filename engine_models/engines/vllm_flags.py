@@ -43,6 +43,7 @@ _MODELLED: dict[str, Flag] = {
     "cudagraph_capture_sizes": Flag("ints", None, low=1),
     "max_cudagraph_capture_size": Flag("int", None, low=0),
     "stream_interval": Flag("int", 1, low=1),
+    "mamba_ssm_cache_dtype": Flag("str", "auto", choices=("auto", "float32", "float16")),
     "speculative_config": Flag("json", None),
     "num_speculative_tokens": Flag("int", None, low=1),
     "enable_lora": Flag("bool", False),
@@ -139,7 +140,7 @@ _CHANGING = {
     "the memory of the device": """
         enable_mamba_cache_stochastic_rounding enable_mamba_shared_prefix_checkpoint kv_cache_dtype_skip_layers
         language_model_only mamba_block_size mamba_cache_dtype mamba_cache_mode mamba_cache_philox_rounds
-        mamba_ssm_cache_dtype max_seq_len_to_capture prefix_cache_retention_interval prefix_match_unit quantization_config
+        max_seq_len_to_capture prefix_cache_retention_interval prefix_match_unit quantization_config
         disable_sliding_window swa_bounded_replay=true
     """,
     "which requests a step serves": """

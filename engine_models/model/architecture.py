@@ -64,6 +64,7 @@ __all__ = [
     "tensor_parallel_sizes",
     "weight_bytes",
     "weight_bytes_per_rank",
+    "with_state_values",
 ]
 
 # Rows the vocabulary is padded to before it is split (vLLM DEFAULT_VOCAB_PADDING_SIZE; 2025; datasheet).
@@ -437,22 +438,21 @@ def kv_bytes_per_token(
     return sum(g.bytes_per_token_per_rank for g in groups)
 
 
-def state_bytes_per_sequence(
-    arch: Architecture, tensor_parallel: int = 1, pipeline_parallel: int = 1, least_value_bytes: int = 0
-) -> int:
+def state_bytes_per_sequence(arch: Architecture, tensor_parallel: int = 1, pipeline_parallel: int = 1) -> int:
     """Return the bytes that recurrent layers keep of a sequence on one rank, whatever its length [bytes].
 
-    The state in the precision that the config asks for (of `least_value_bytes` a value at least, where an engine wants more), and
-    the past inputs of convolutions in 16 bit.
+    The state in the precision that the config asks for, and the past inputs of convolutions in 16 bit.
     """
 
     def of_stage(stage: Architecture) -> int:
-        return sum(
-            block.layers * state_bytes_of(block, tensor_parallel, least_value_bytes)
-            for block in stage.attention
-        )
+        return sum(block.layers * state_bytes_of(block, tensor_parallel) for block in stage.attention)
 
     return max(of_stage(stage) for stage in stages(arch, pipeline_parallel))
+
+
+def with_state_values(arch: Architecture, value_bytes: int) -> Architecture:
+    """Return the model with its recurrent states kept in values of `value_bytes`, as an engine may be told to."""
+    return replace(arch, attention=tuple(replace(b, state_bytes=value_bytes) if b.state else b for b in arch.attention))
 
 
 def state_pages(arch: Architecture, tensor_parallel: int = 1, pipeline_parallel: int = 1) -> tuple[int, int]:
@@ -469,12 +469,10 @@ def state_pages(arch: Architecture, tensor_parallel: int = 1, pipeline_parallel:
     )
 
 
-def state_bytes_of(block: AttentionBlock, tensor_parallel: int = 1, least_value_bytes: int = 0) -> int:
+def state_bytes_of(block: AttentionBlock, tensor_parallel: int = 1) -> int:
     """Return the same of one layer [bytes]."""
     state = sum(width.on(tensor_parallel) for width in block.state)
-    return state * max(block.state_bytes, least_value_bytes) + 2 * sum(
-        width.on(tensor_parallel) for width in block.conv
-    )
+    return state * block.state_bytes + 2 * sum(width.on(tensor_parallel) for width in block.conv)
 
 
 def _gemm(linear: Linear, layers: int, tp: int) -> Gemm:

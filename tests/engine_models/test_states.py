@@ -19,6 +19,7 @@ from engine_models.model.architecture import (
     load_architecture,
     state_bytes_of,
     state_bytes_per_sequence,
+    with_state_values,
 )
 from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch
@@ -131,13 +132,28 @@ def test_sglang_keeps_three_states_a_request_and_one_without_its_cache() -> None
     assert sglang.plan(request(SMALL, 2, disable_radix_cache=True)).limits.rows > plan.limits.rows
 
 
-def test_sglang_keeps_states_in_float32() -> None:
-    half = replace(SMALL, attention=tuple(replace(b, state_bytes=2) for b in SMALL.attention))
-    assert (
-        state_bytes_per_sequence(half)
-        < state_bytes_per_sequence(half, 1, 1, 4)
-        == state_bytes_per_sequence(SMALL)
-    )
+def test_sglang_keeps_states_in_float32_unless_told_otherwise() -> None:
+    half = with_state_values(SMALL, 2)
+    wide = sglang.plan(request(SMALL, 2)).memory
+    narrow = sglang.plan(request(SMALL, 2, mamba_ssm_dtype="bfloat16")).memory
+    assert wide.bytes_of("state") % state_bytes_per_sequence(SMALL, 2) == 0
+    assert narrow.bytes_of("state") % state_bytes_per_sequence(half, 2) == 0
+    assert sglang.plan(request(half, 2)).memory == wide
+
+
+def test_flags_size_the_pool_of_states() -> None:
+    state = state_bytes_per_sequence(SMALL, 2)
+    few = sglang.plan(request(SMALL, 2, max_mamba_cache_size=90))
+    assert few.memory.bytes_of("state") == 90 * state
+    assert few.limits.rows == 30
+    equal = sglang.plan(request(SMALL, 2, mamba_full_memory_ratio=1.0)).memory
+    assert equal.bytes_of("state") == pytest.approx(equal.kv_bytes, rel=0.01)
+
+
+def test_vllm_keeps_states_as_its_flag_says() -> None:
+    wide = vllm.plan(request(SMALL, 2)).limits.block_tokens
+    narrow = vllm.plan(request(SMALL, 2, mamba_ssm_cache_dtype="float16")).limits.block_tokens
+    assert (wide, narrow) == (1056, 544)
 
 
 @pytest.mark.parametrize("arch", [SMALL, architecture_from_config(INDEXED, "indexed")])
