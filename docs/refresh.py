@@ -103,6 +103,7 @@ SECTIONS = (
     ("Scenario", "The scenario"),
     ("Deployment", "`deployment`"),
     ("Router", "`router`, a product"),
+    ("Admission", "`admission`"),
     ("Pool", "A pool"),
     ("Speculative", "`speculative`"),
     ("Offload", "`offload`"),
@@ -131,6 +132,7 @@ SECTIONS = (
     ("Sessions", "`sessions`"),
     ("Slo", "`slo`"),
     ("Client", "`client`"),
+    ("Retries", "`retries` of a client"),
     ("Cost", "`cost`"),
 )
 

@@ -167,6 +167,11 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
             where="deployment.router",
             mend="write the word of an ideal rule, such as router: least_requests",
         )
+    for given, where in ((scenario.deployment.admission, "deployment.admission"), (scenario.client.retries, "client.retries")):
+        if given is not None:
+            raise InputError(
+                f"`{where}` before prefill and decode pools is not modelled yet", where=where, mend=f"remove `{where}`"
+            )
     found.sort(key=lambda each: each.pool.role == "decode")
     limits = joint_limits(*([e.plan.limits for e in found if e.pool.role == role] for role in ("prefill", "decode")))
     return replace(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from engine_models.declaration import EnginePlan
 from engine_models.parts.block_names import ChainKeys
 from hardware_profiles.errors import InputError
+from simulator.cluster.admission import Admission, Backoff, ClientRules
+from simulator.cluster.outcome import Reason
 from simulator.cluster.router import Routing
 from simulator.cluster.routing.dynamo import KvRouter
 from simulator.cluster.routing.sglang_router import PolledPowerOfTwo
@@ -17,6 +19,7 @@ from simulator.cluster.routing.systems import MODULES, system_named
 from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
+    from simulator.config import schema
     from simulator.config.schema import Router
 
 WHERE = "deployment.router"
@@ -103,3 +106,20 @@ def _check_events(policy: KvRouter, plan: EnginePlan, block: int) -> None:
             where=f"{WHERE}.kv_cache_block_size",
             mend=f"leave it out, or set {block}",
         )
+
+
+ANSWERS = {"429": Reason.SHED_429, "503": Reason.SHED_503, "timeout": Reason.TIMED_OUT}
+"""What a client may be told, by its name in `client.retries.on`."""
+
+
+def admission_of(given: schema.Admission | None) -> Admission | None:
+    """The limits of the router, None without any."""
+    return None if given is None else Admission(**given.model_dump())
+
+
+def client_of(given: schema.Retries | None) -> ClientRules | None:
+    """When a client tries again, None if it does not."""
+    if given is None:
+        return None
+    backoff = Backoff(given.attempts, given.backoff_s, given.factor, given.jitter)
+    return ClientRules(backoff, frozenset(ANSWERS[name] for name in given.on))

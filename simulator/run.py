@@ -41,6 +41,7 @@ from simulator.results.figures import Collector, Figures
 from simulator.results.intervals import add_intervals
 from simulator.results.latencies import token_gaps
 from simulator.results.verdict import slo_bounds, slo_dict, with_model_error
+from simulator.routed import admission_of, client_of
 from simulator.version import SCHEMA_VERSION, VERSION
 from simulator.workload.columns import Workload
 from simulator.workload.streams import stream
@@ -256,6 +257,8 @@ def _cluster(
         replicas=prepared.replicas,
         ranks=prepared.ranks,
         router=routing,
+        admission=admission_of(scenario.deployment.admission),
+        client=client_of(scenario.client.retries),
         before_s=plan.front.before_s + half_rtt_s + routing.hop_s,
         after_s=half_rtt_s,
         devices=prepared.devices // prepared.replicas,

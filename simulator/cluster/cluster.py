@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from random import Random
 from typing import Protocol
 
 import numpy as np
@@ -22,14 +23,16 @@ from numpy.typing import NDArray
 from engine_models.declaration import EnginePlan, Executor, Mode
 from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence
+from simulator.cluster.admission import SHED, Admission, ClientRules, Door
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS, Clock
 from simulator.cluster.content import NOTHING_SHARED, SharedContents
 from simulator.cluster.devices import DeviceHistory
 from simulator.cluster.outcome import (
+    FAILED,
     REJECTED,
-    SHED,
     UNFINISHED,
     ClusterResult,
+    Reason,
     Rows,
     last_step_s,
     leave,
@@ -122,6 +125,7 @@ class Cluster:
     ranks : data-parallel ranks of a replica that step together over shared experts. The ranks of all replicas are numbered one by
         one: number n is rank n // (count of replicas) of replica n % (count of replicas).
     router : an ideal rule by its word, or how a product routes.
+    admission : limits of the router, if it has any. client : when a client tries again, if it does.
     before_s, after_s : time between the client's send and the engine, and between the end of a step and the client.
     devices : of one replica.
     aggregate : False forces plain stepping, the reference.
@@ -138,6 +142,8 @@ class Cluster:
         replicas: int = 1,
         ranks: int = 1,
         router: str | Routing = "round_robin",
+        admission: Admission | None = None,
+        client: ClientRules | None = None,
         before_s: float = 0.0,
         after_s: float = 0.0,
         devices: int = 1,
@@ -149,10 +155,14 @@ class Cluster:
         self._plan = plan
         self._before_s, self._after_s = before_s, after_s
         self._should_stop, self._acceptance = should_stop, acceptance
+        self._admission = admission
         self.replicas = self._made(plan, cost, replicas, ranks, "jump" if aggregate else "step")
         self.ranks = [replica.ranks[rank] for rank in range(ranks) for replica in self.replicas]
         self._router = self._routed(router, plan.executor)
         self._inflight = plan.front.inflight
+        self._door = Door(admission, self._router.has_room) if admission is not None else None
+        self._client, self._draw = client, Random(self._router.seed)
+        self._token_s = INFINITY  # when the rate of the router lets the next request in, if somebody waits for it
         self.devices = DeviceHistory(replicas * devices)
         self._feeds = [_Feed() for _ in self.ranks]
         self._clock = Clock()
@@ -185,7 +195,7 @@ class Cluster:
         ]
 
     def _routed(self, rule: str | Routing, executor: Executor) -> Router:
-        return router_of(self.replicas, rule, executor)
+        return router_of(self.replicas, rule, executor, self._admission)
 
     # -- running --------------------------------------------------------------------------------------------
 
@@ -355,20 +365,84 @@ class Cluster:
         return made
 
     def _reach(self, block: Rows, seq: Sequence) -> None:
+        """A request reaches the router now, which lets it in, lets it wait or sends it away."""
+        door, now_s = self._door, self._clock.now_s
+        answer = "in" if door is None else door.ask(now_s)
+        if answer == "in":
+            self._send(block, seq)
+        elif answer != "wait":
+            self._turn_away(block, seq, REJECTED, Reason(answer))
+        elif door is not None:
+            door.push(block, seq)
+            if door.rules.queue_timeout_s is not None:
+                self._clock.at(now_s + door.rules.queue_timeout_s, ARRIVALS, partial(self._expire, block, seq))
+            for number in range(len(self.replicas)) if len(door) == 1 else ():
+                self._watch(number)
+            self._await_rate()
+
+    def _send(self, block: Rows, seq: Sequence) -> None:
         """A request reaches the engine now: the router chooses, and the replica takes it or sheds it."""
         now_s, row = self._clock.now_s, seq.index - block.first
+        if not self._router.has_room(now_s):  # no replica that the router would try
+            self._turn_away(block, seq, REJECTED, Reason.SHED_503)
+            return
         number = self._router.choose(now_s, seq, int(block.workload.session_id[row]))
         replica = self.replicas[number % len(self.replicas)]
         replica.advance(now_s)
         if self._inflight is not None and sum(rank.in_service for rank in replica.ranks) >= self._inflight:
-            del self._live[seq.index]
-            block.end(row, REJECTED, SHED[self._plan.front.on_full])
-            self._release(block, row, now_s + self._after_s)
+            again_s = self._router.refused(seq, now_s)
+            if again_s is None:
+                self._turn_away(block, seq, REJECTED, SHED[self._plan.front.on_full])
+            else:
+                self._clock.at(again_s, ARRIVALS, partial(self._again, self._send, block, seq))
             return
         block.replica[row] = number
         self.ranks[number].submit(seq)
         self._router.note(number)
         self._watch(number)
+
+    def _again(self, how: Callable[[Rows, Sequence], None], block: Rows, seq: Sequence) -> None:
+        """A request that was sent away comes again, unless the run is over."""
+        seq.arrival_s = self._clock.now_s
+        if seq.arrival_s <= self._end_s:
+            how(block, seq)
+
+    def _turn_away(self, block: Rows, seq: Sequence, status: int, reason: Reason) -> None:
+        """A request gets no answer: its client tries again later, or it ends so."""
+        row, client = seq.index - block.first, self._client
+        end_s = self._clock.now_s + self._after_s
+        if client is not None and reason in client.on and block.attempts[row] < client.backoff.attempts:
+            again_s = end_s + client.backoff.delay_s(int(block.attempts[row]), self._draw) + self._before_s
+            block.attempts[row] += 1
+            self._clock.at(again_s, ARRIVALS, partial(self._again, self._reach, block, seq))
+            return
+        del self._live[seq.index]
+        block.end(row, status, reason)
+        self._release(block, row, end_s)
+
+    def _expire(self, block: Rows, seq: Sequence) -> None:
+        """A request has waited too long, if it waits still."""
+        if self._door is not None and self._door.leave(seq):
+            self._turn_away(block, seq, FAILED, Reason.TIMED_OUT)
+
+    def _let_in(self) -> None:
+        """Send on those that wait before the router, as far as there is room."""
+        door, now_s = self._door, self._clock.now_s
+        while door is not None and now_s <= self._end_s and (entry := door.next(now_s)) is not None:
+            block, seq = entry
+            seq.arrival_s = now_s
+            self._send(block, seq)
+        self._await_rate()
+
+    def _await_rate(self) -> None:
+        """Look again when the rate lets the next in, where somebody waits for that."""
+        door, now_s = self._door, self._clock.now_s
+        if door is None or not len(door):
+            return
+        due_s = door.next_s(now_s)
+        if due_s > now_s and not now_s < self._token_s <= due_s:
+            self._token_s = due_s
+            self._clock.at(due_s, ARRIVALS, self._let_in)
 
     def _released(self, block: Rows, row: int, now_s: float) -> None:
         """A request that waited for another arrives."""
@@ -388,6 +462,8 @@ class Cluster:
         block.finish(seq, end_s)
         del self._live[seq.index]
         self._router.ended(seq, now_s)
+        if self._door is not None and len(self._door):
+            self._clock.at(max(now_s, self._clock.now_s), ARRIVALS, self._let_in)
         self._release(block, seq.index - block.first, end_s)
         if self._should_stop is not None and self._should_stop():
             raise Stopped
@@ -418,7 +494,7 @@ class Cluster:
 
     def _watch(self, number: int) -> None:
         """Wake up when a request may end in the replica of a rank, as long as requests depend on results."""
-        if not self._releases:
+        if not self._releases and not self._door:
             return
         number %= len(self.replicas)
         clock, replica = self._clock, self.replicas[number]

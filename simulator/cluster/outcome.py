@@ -47,8 +47,6 @@ class Reason(IntEnum):
     KV_LOAD_FAILED = 13
 
 
-SHED = {"429": Reason.SHED_429, "503": Reason.SHED_503}
-"""Why a request is rejected by a full front end, by what it answers."""
 LOSSES = tuple(reason for reason in Reason if reason not in (Reason.STOP, Reason.LENGTH, Reason.NOT_ARRIVED))
 """Why a request that has arrived has no answer."""
 REASON_NAMES = tuple(reason.name.lower() for reason in Reason)
@@ -86,6 +84,7 @@ class ClusterResult:
     verified_drafts: int = 0
     accepted_drafts: int = 0
     host_hit_tokens: int = 0
+    attempts: AnyIntArray | None = None
     handed: Handovers | None = None
 
 
@@ -144,6 +143,7 @@ class Rows:
         self.replica = np.full(n, -1, dtype=np.int32)
         self.emissions = Emissions(n)
         self.handed: Handovers | None = None
+        self.attempts = np.ones(n, dtype=np.int32)
 
     def arrive(self, row: int, now_s: float) -> bool:
         """Note that a released request arrives; return whether the engine takes it."""
@@ -250,6 +250,7 @@ def outcome(
         accepted_drafts=sum(scheduler.accepted_drafts for scheduler in schedulers),
         host_hit_tokens=sum(scheduler.host_hit_tokens for scheduler in schedulers),
         handed=rows.handed,
+        attempts=rows.attempts,
     )
 
 

@@ -20,6 +20,8 @@ from engine_models.declaration import Executor
 from engine_models.parts.block_names import BlockEvents, ChainKeys
 from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
+from simulator.cluster.admission import Admission, Backoff
+from simulator.cluster.routing.breakers import BreakerRules, Breakers
 from simulator.cluster.routing.dynamo import KvRouter
 from simulator.cluster.routing.ideal import RULES
 from simulator.cluster.routing.policy import STALE, Arrival, Policy, Run
@@ -34,6 +36,8 @@ class Router(ABC):
 
     reads_text = False
     """Whether the contents of prompts matter."""
+    seed = 0
+    """Of random choices beside the policy's."""
 
     @abstractmethod
     def choose(self, now_s: float, seq: Sequence, session: int) -> int:
@@ -44,6 +48,14 @@ class Router(ABC):
 
     def ended(self, seq: Sequence, now_s: float) -> None:  # noqa: B027
         """Take in that a request has ended."""
+
+    def refused(self, seq: Sequence, now_s: float) -> float | None:
+        """Take in that the replica chosen last refused a request; return when the router tries again, None if it does not."""
+        return None
+
+    def has_room(self, now_s: float) -> bool:
+        """Whether some replica may get a request now."""
+        return True
 
 
 class InTurn(Router):
@@ -149,6 +161,8 @@ class PolicyRouter(Router):
     unit : units of text a token, where the policy reads text.
     chain, news : names of blocks and what the caches say, where the policy follows them.
     block_tokens : tokens of an engine's block, by which its load is polled.
+    limit : requests in flight at which a replica gets no more, None for no limit.
+    breakers, retries : what the router does about replicas that refuse requests, if anything.
     """
 
     def __init__(
@@ -161,6 +175,10 @@ class PolicyRouter(Router):
         chain: ChainKeys | None = None,
         news: BlockNews | None = None,
         block_tokens: int = 1,
+        limit: int | None = None,
+        breakers: Breakers | None = None,
+        retries: Backoff | None = None,
+        seed: int = 0,
     ) -> None:
         self._replicas = replicas
         self.policy = policy
@@ -172,7 +190,12 @@ class PolicyRouter(Router):
         self._kv = policy if isinstance(policy, KvRouter) else None
         self._polled = policy if isinstance(policy, PolledPowerOfTwo) else None
         self._poll_s = 0.0
-        self._hears = policy.hears_ends
+        self._limit, self._breakers, self._retries = limit, breakers, retries
+        self._flying = [0] * len(replicas)
+        self._full = 0  # replicas at the limit
+        self._tries: dict[int, int] = {}
+        self.seed, self._draw = seed, Random(seed)
+        self._hears = policy.hears_ends or limit is not None or breakers is not None
         self._sent: dict[int, tuple[Arrival, int, Sequence]] = {}
         self._unanswered: list[dict[int, tuple[Sequence, int]]] = [{} for _ in replicas]
         self._version = [0] * len(replicas)
@@ -252,6 +275,8 @@ class PolicyRouter(Router):
         if self._news is not None:
             self._news.hear(now_s)
         policy = self.policy
+        if self._breakers is not None and self._breakers.back(now_s):
+            self._set_up()
         policy.tick(now_s)
         arrival = self._arrival(seq, session)
         replica = policy.choose(arrival, now_s)
@@ -259,6 +284,10 @@ class PolicyRouter(Router):
         number = replica if self._choice is None else self._choice.number(replica, now_s)
         if self._hears:
             self._sent[seq.index] = arrival, replica, seq
+            self._flying[replica] += 1
+            if self._flying[replica] == self._limit:
+                self._full += 1
+                self._set_up()
             if policy.hears_first_tokens:
                 self._unanswered[replica][seq.index] = seq, number // len(self._replicas)
         return number
@@ -269,11 +298,48 @@ class PolicyRouter(Router):
         if found is None:
             return
         arrival, number, _ = found
+        self._gone(arrival, number, seq, now_s)
+        if self._breakers is not None:
+            self._breakers.note(number, now_s, success=True)
+            self._tries.pop(seq.index, None)
+        if self._news is not None:
+            self._news.sent(number, now_s)
+
+    def _gone(self, arrival: Arrival, number: int, seq: Sequence, now_s: float) -> None:
+        """A request is no longer at a replica."""
+        self._flying[number] -= 1
+        if self._flying[number] + 1 == self._limit:
+            self._full -= 1
+            self._set_up()
         if self._unanswered[number].pop(seq.index, None) is not None:
             self.policy.first_token(arrival, number, now_s)
         self.policy.ended(arrival, number, now_s)
-        if self._news is not None:
-            self._news.sent(number, now_s)
+
+    def refused(self, seq: Sequence, now_s: float) -> float | None:
+        """As of the base: by the product's back-off; a breaker counts it as a failure."""
+        arrival, number, _ = self._sent.pop(seq.index, None) or (None, 0, None)
+        if arrival is not None:
+            self._gone(arrival, number, seq, now_s)
+        if self._breakers is not None and self._breakers.note(number, now_s, success=False):
+            self._set_up()
+        failed = self._tries[seq.index] = self._tries.get(seq.index, 0) + 1
+        if self._retries is None or failed >= self._retries.attempts or not self.policy.up:
+            del self._tries[seq.index]
+            return None
+        return now_s + self._retries.delay_s(failed, self._draw)
+
+    def _set_up(self) -> None:
+        """Let the policy know who may be chosen: breakers closed, and below the limit."""
+        up = self._breakers.up() if self._breakers is not None else range(len(self._replicas))
+        self.policy.set_up([number for number in up if self._flying[number] != self._limit])
+
+    def has_room(self, now_s: float) -> bool:
+        """As of the base."""
+        if self._full == len(self._replicas):
+            self._catch_up(now_s)
+        if self._breakers is not None and self._breakers.back(now_s):
+            self._set_up()
+        return bool(self.policy.up)
 
     def _arrival(self, seq: Sequence, session: int) -> Arrival:
         """A request as the policy reads it."""
@@ -331,17 +397,21 @@ class Routing:
     hop_s: float = 0.0
 
 
-def router_of(replicas: list[Replica], rule: str | Routing, executor: Executor) -> Router:
+def router_of(
+    replicas: list[Replica], rule: str | Routing, executor: Executor, admission: Admission | None = None
+) -> Router:
     """The router of a rule; ranks of a replica are chosen as the engine does."""
     routing = rule if isinstance(rule, Routing) else Routing(rule)
     ranks = len(replicas[0].ranks)
     by_load = ranks > 1 and executor.rank_router == "least_loaded"
-    if routing.system is None and (routing.rule == "round_robin" or len(replicas) == 1) and not by_load:
+    limit = admission.max_inflight if admission is not None else None
+    plain = routing.system is None and admission is None and not by_load
+    if plain and (routing.rule == "round_robin" or len(replicas) == 1):
         return InTurn(ranks * len(replicas))
     draw, n = Random(routing.seed), len(replicas)
     choice = RankChoice(replicas, by_load=by_load) if ranks > 1 else None
     if routing.system is None or routing.flags is None:
-        return PolicyRouter(replicas, RULES[routing.rule](n, draw), choice)
+        return PolicyRouter(replicas, RULES[routing.rule](n, draw), choice, limit=limit, seed=routing.seed)
     policy = routing.system.policy(
         routing.flags, n, draw, [f"http://replica-{number}:8000" for number in range(n)]
     )
@@ -350,5 +420,40 @@ def router_of(replicas: list[Replica], rule: str | Routing, executor: Executor) 
         chain = ChainKeys(policy.block_tokens)
         news = BlockNews(replicas, policy, chain, routing.news_s) if policy.follows_events else None
     return PolicyRouter(
-        replicas, policy, choice, unit=routing.unit, chain=chain, news=news, block_tokens=routing.block_tokens
+        replicas,
+        policy,
+        choice,
+        unit=routing.unit,
+        chain=chain,
+        news=news,
+        block_tokens=routing.block_tokens,
+        limit=limit,
+        breakers=_breakers(routing.system, routing.flags, n),
+        retries=_retries(routing.system, routing.flags),
+        seed=routing.seed,
+    )
+
+
+def _breakers(system: RouterSystem, flags: Flags, workers: int) -> Breakers | None:
+    """A product's breakers, if it has any and they are on."""
+    if not system.breaks or flags.on("disable_circuit_breaker"):
+        return None
+    rules = BreakerRules(
+        int(flags.number("cb_failure_threshold")),
+        int(flags.number("cb_success_threshold")),
+        flags.number("cb_timeout_duration_secs"),
+    )
+    return Breakers(workers, rules)
+
+
+def _retries(system: RouterSystem, flags: Flags) -> Backoff | None:
+    """A product's retries, if it has any and they are on."""
+    if not system.breaks or flags.on("disable_retries"):
+        return None
+    return Backoff(
+        attempts=max(1, int(flags.number("retry_max_retries"))),
+        first_s=flags.number("retry_initial_backoff_ms") / 1e3,
+        factor=flags.number("retry_backoff_multiplier"),
+        jitter_share=flags.number("retry_jitter_factor"),
+        most_s=flags.number("retry_max_backoff_ms") / 1e3,
     )

@@ -133,6 +133,11 @@ class Transfer(_Model):
     to: Text | None = None
 
 
+def _as_text(value: object) -> object:
+    """A status that was written as a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class Router(_Model):
     """How a router product routes: its policy and flags by its own names in snake_case, which may all be given here.
 
@@ -149,6 +154,32 @@ class Router(_Model):
     hop_s: NotNegative = 0.0
     bytes_per_token: Whole = 4
     kv_event_delay_s: NotNegative = 0.005
+
+
+class Admission(_Model):
+    """Limits of the router; a replica's own are its engine's flags.
+
+    `max_inflight` are the requests in flight at each replica. Where none has room, a request is answered `on_full`, or waits, by
+    class priority and then in order of arrival: at most `max_queue` of them, `queue_timeout_s` long. `rate_per_s` are let in a
+    second, `burst` at once after a pause.
+    """
+
+    max_inflight: Whole | None = None
+    max_queue: Annotated[int, Strict(), Field(ge=0)] | None = None
+    on_full: Annotated[Literal["429", "503", "wait"], BeforeValidator(_as_text)] = "429"
+    rate_per_s: AboveZero | None = None
+    burst: Whole = 1
+    queue_timeout_s: AboveZero | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Admission:
+        if self.max_inflight is None and self.rate_per_s is None:
+            raise ValueError("admission limits nothing; give max_inflight or rate_per_s")
+        if self.on_full != "wait" and (self.max_queue is not None or self.queue_timeout_s is not None):
+            raise ValueError("nobody waits: max_queue and queue_timeout_s need on_full: wait")
+        if self.burst > 1 and self.rate_per_s is None:
+            raise ValueError("burst needs rate_per_s")
+        return self
 
 
 IdealRule = Literal["round_robin", "random", "least_requests", "least_tokens", "session"]
@@ -170,7 +201,7 @@ class Deployment(_Model):
     router: Annotated[
         Annotated[IdealRule, Tag("word")] | Annotated[Router, Tag("product")], Discriminator(_kind_of_router)
     ] = "round_robin"
-    admission: Settings | None = None
+    admission: Admission | None = None
     transfer: Transfer | tuple[Transfer, ...] | None = None
     autoscaler: Settings | None = None
     failures: Settings | None = None
@@ -223,11 +254,29 @@ class Deployment(_Model):
         return listed
 
 
+class Retries(_Model):
+    """When a client sends a request again that was turned away: `attempts` in all.
+
+    The first new one follows after `backoff_s`, each later one after `factor` times as long, give or take the share `jitter`.
+    `on` are the answers after which it tries again.
+    """
+
+    attempts: Annotated[int, Strict(), Field(ge=2, le=1000)]
+    backoff_s: NotNegative = 0.5
+    factor: Annotated[float, Strict(), Field(ge=1, allow_inf_nan=False)] = 2.0
+    jitter: Share = 0.0
+    on: Annotated[
+        tuple[Annotated[Literal["429", "503", "timeout"], BeforeValidator(_as_text)], ...], Field(min_length=1)
+    ] = ("429", "503")
+
+
 class Client(_Model):
-    """What the measuring client adds to TTFT and end-to-end latency [ms]."""
+    """What the measuring client adds to TTFT and end-to-end latency [ms], and when it tries again."""
 
     overhead_ms: NotNegative = 0.0
     network_rtt_ms: NotNegative = 0.0
+    timeout_s: AboveZero | None = None
+    retries: Retries | None = None
 
 
 Commitment = Literal["on_demand", "reserved_1y", "reserved_3y", "spot"]
@@ -282,13 +331,15 @@ class Scenario(_Model):
     cost: Cost = Cost()
 
 
-NOT_MODELLED_AROUND = ("admission", "autoscaler", "failures")
+NOT_MODELLED_AROUND = ("autoscaler", "failures")
 NOT_MODELLED_IN_POOL = ("lora",)
 NOT_MODELLED_ROLES = ("encode",)
 
 
 def not_modelled(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yield (path, value to name) of every setting that is a valid name but is not simulated yet."""
+    if scenario.client.timeout_s is not None:
+        yield ("client", "timeout_s"), ""
     for key in NOT_MODELLED_AROUND:
         if getattr(scenario.deployment, key) is not None:
             yield ("deployment", key), ""

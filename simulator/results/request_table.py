@@ -69,7 +69,7 @@ def request_table(
         "slo_ok": good if good is not None else Coded(same - 1, ()),
         "status": Coded(np.where(raw.status == NOT_ARRIVED, -1, raw.status), STATUS_NAMES),
         "reason": Coded(reason, REASON_NAMES),
-        "attempts": np.broadcast_to(np.int64(1), n),
+        "attempts": raw.attempts.astype(np.int64) if raw.attempts is not None else np.broadcast_to(np.int64(1), n),
         "pool": _pool_of(raw, pools),
     }
     if raw.handed is not None:
