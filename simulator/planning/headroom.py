@@ -25,7 +25,7 @@ from simulator.workload.spec import Load, WorkloadSpec
 
 if TYPE_CHECKING:
     from simulator.config.schema import Scenario
-    from simulator.prepare import Prepared
+    from simulator.prepared import Prepared
 
 TOLERANCE = 0.05
 """Relative distance at which bisection ends; assumed: below the sampling error of a short run."""
