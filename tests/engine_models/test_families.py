@@ -81,22 +81,34 @@ EXACT = {
 }
 EXACT |= {"inkling2_text", "mimo_v2_flash"}
 """Families whose counts must be there; the others may be refused or marked."""
+COUNTED = {
+    "apertus": 6_979_596_352,
+    "arcee": 4_022_766_080,
+    "inkling2_text": 593_718_478_848,
+    "jetmoe": 4_293_888_000,
+    "mimo_v2_flash": 308_778_768_832,
+}
+"""Parameters of classes that the file of counts lacks (transformers 5.24, built on the meta device, tables tied once)."""
 
 
 @needs_trials
 def test_parameters_are_those_of_the_classes_or_marked() -> None:
-    counts = json.loads((TRIALS / "transformers-counts.json").read_text())
+    given = json.loads((TRIALS / "transformers-counts.json").read_text())
+    counts = COUNTED | {name: count for name, (count, _) in given.items() if count}
     judged = [
-        p for p in sorted(TRIALS.glob("tfcfg-*.json")) if counts.get(p.stem.removeprefix("tfcfg-"), [None])[0]
+        path.stem
+        for path in sorted(TRIALS.glob("tfcfg-*.json"))
+        if path.stem.removeprefix("tfcfg-") in counts
     ]
-    for path in judged:
-        name = path.stem.removeprefix("tfcfg-")
+    assert len(judged) >= len(EXACT)
+    for stem in judged:
+        name = stem.removeprefix("tfcfg-")
         try:
-            arch = trial(path.stem)
+            arch = trial(stem)
         except InputError:
             assert name not in EXACT
             continue
-        off = parameters(arch) / counts[name][0] - 1
+        off = parameters(arch) / counts[name] - 1
         assert abs(off) < 0.01 or (arch.assumed and name not in EXACT), f"{name}: {off:+.1%}"
 
 

@@ -190,6 +190,14 @@ def test_a_long_chunk_is_computed_block_by_block() -> None:
     assert scan == pytest.approx([388e-6, 1529e-6], rel=0.25)  # of the tables, H100
 
 
+def test_prompts_pay_for_recurrent_layers() -> None:
+    attention = PrefillAttention(shard(replace(SMALL, attention=(LINEAR,))), 8192, 65_536)
+    chunk = attention.batch_s(Batch(0, 0, 0, 0, tokens=4096, prefill=[(4096, 0)]))
+    assert chunk == pytest.approx(
+        30 * float(recurrence.chunk_s(OPS, LINEAR, 1, np.array([4096.0]))[0]), rel=0.02
+    )
+
+
 def test_states_cost_the_same_at_every_context() -> None:
     attention = DecodeAttention(shard(replace(SMALL, attention=(LINEAR,))), 64, 65_536)
     few, many = (attention.batch_s(Batch(0, 32, 32, tokens, tokens=32)) for tokens in (32 * 100, 32 * 60_000))
