@@ -260,8 +260,9 @@ class Replay:
 
 
 class PairRecorder(Protocol):
-    """Writes the steps of a server that shares requests, as its recording does, into `lines`."""
+    """Writes the steps of a server that shares requests, as its recording does, into `lines`; `columns` are compared."""
 
+    columns: tuple[str, ...]
     lines: list[dict[str, Any]]
 
     def turn(self, end_s: float) -> None:
@@ -279,13 +280,11 @@ class PairReplay:
     """How recorded schedules of servers that share requests are run again.
 
     prefill, decode : make a fresh scheduler of a server of either side.
-    columns : the columns that are compared.
     recorder : from a server's scheduler and the requests' names by index.
     """
 
     prefill: Callable[[], Peer]
     decode: Callable[[], Peer]
-    columns: tuple[str, ...]
     recorder: Callable[[Peer, Mapping[int, str]], PairRecorder]
 
 

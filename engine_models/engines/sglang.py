@@ -29,11 +29,13 @@ from engine_models.declaration import (
     MemoryBudget,
     MemoryLine,
     Mode,
+    PairReplay,
     PoolRequest,
     Replay,
     Support,
 )
 from engine_models.engines.sglang_flags import FLAGS, dp_attention
+from engine_models.engines.sglang_recorded import PairRecorder
 from engine_models.memory.radix import RadixPool
 from engine_models.model.activations import CONTEXT_BYTES
 from engine_models.model.architecture import (
@@ -46,8 +48,14 @@ from engine_models.model.blocks import Architecture
 from engine_models.model.formats import FORMATS
 from engine_models.model.overrides import served_context
 from engine_models.parts.batch import Batch
+from engine_models.parts.handover import Peer
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import PrefillFirstBatch, PrefillFirstRules, PrefillFirstScheduler
+from engine_models.schedulers.reserved import (
+    ReservingDecodeScheduler,
+    ReservingRules,
+    SendingPrefillScheduler,
+)
 from hardware_profiles.device import DeviceKind, load_device
 from hardware_profiles.errors import InfeasibleError, InputError
 
@@ -459,6 +467,38 @@ def _recorder() -> Callable[[Batch, Mapping[int, str]], dict[str, Any]]:
     return as_recorded
 
 
+def pair_replay(version_text: str, knobs: Mapping[str, Any]) -> PairReplay:
+    """The schedulers of a recorded prefill and a recorded decode server; a recording has one of them."""
+    ENGINE.version(version_text)
+    tokens, page, rows = knobs["max_total_num_tokens"], knobs.get("page_size", 1), knobs["max_running_requests"]
+
+    def prefill() -> Peer:
+        chunk = knobs.get("chunked_prefill_size") or -1
+        rules = PrefillFirstRules(
+            max_running_requests=rows,
+            max_model_len=knobs["context_len"],
+            max_prefill_tokens=knobs["max_prefill_tokens"],
+            chunked_prefill_size=chunk if chunk > 0 else None,
+            schedule_policy=knobs.get("schedule_policy", "fcfs"),
+        )
+        return SendingPrefillScheduler(
+            rules, RadixPool(tokens, page), metadata_buffers=knobs["metadata_buffers"], record_rows=True
+        )
+
+    def decode() -> Peer:
+        rules = ReservingRules(
+            max_running_requests=rows,
+            pre_alloc_size=knobs["pre_alloc_size"],
+            metadata_buffers=knobs["metadata_buffers"],
+            max_model_len=knobs["context_len"],
+            num_reserved_decode_tokens=knobs.get("num_reserved_decode_tokens", 512),
+            polling_interval=knobs.get("polling_interval", 1),
+        )
+        return ReservingDecodeScheduler(rules, RadixPool(tokens, page, prefix_caching=False), record_rows=True)
+
+    return PairReplay(prefill, decode, PairRecorder)
+
+
 _DOCS = "SGLang's docs/advanced_features/quantization.md (public copy, read 2026-11); apu: assumed as gpu"
 _KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apu"})
 
@@ -487,6 +527,7 @@ ENGINE = Engine(
     overheads_from="vllm",
     plan=plan,
     replay=replay,
+    pair_replay=pair_replay,
     lockstep=Lockstep(
         # taken as given where the experts are spread over more ranks than tensor parallelism has
         applies=lambda flags, tensor_parallel, expert_ranks: bool(

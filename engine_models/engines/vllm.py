@@ -41,7 +41,7 @@ from engine_models.declaration import (
 )
 from engine_models.engines.vllm_flags import FLAGS, SPECULATIVE_HARMLESS, SPECULATIVE_KEYS, offload_settings
 from engine_models.engines.vllm_options import cuda_graphs, truncates_samples, warn_of_attention
-from engine_models.engines.vllm_recorded import COLUMNS, PairRecorder
+from engine_models.engines.vllm_recorded import PairRecorder
 from engine_models.memory.host_tier import HostTier
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import PagedKV
@@ -806,7 +806,7 @@ def pair_replay(version_text: str, config: Mapping[str, Any]) -> PairReplay:
         assert isinstance(scheduler, Peer)
         return scheduler
 
-    return PairReplay(lambda: side("prefill", "P"), lambda: side("decode", "D"), COLUMNS, PairRecorder)
+    return PairReplay(lambda: side("prefill", "P"), lambda: side("decode", "D"), PairRecorder)
 
 _DOCS = (
     "vLLM's docs/getting_started/installation and docs/features/quantization/supported_hardware.md (public copies, read "

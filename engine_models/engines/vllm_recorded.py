@@ -22,6 +22,7 @@ class PairRecorder:
 
     def __init__(self, scheduler: Peer, ids: Mapping[int, str]) -> None:
         assert isinstance(scheduler, PrefillOfPull | DecodeOfPull)
+        self.columns: tuple[str, ...] = COLUMNS
         self.lines: list[dict[str, Any]] = []
         self._scheduler, self._ids = scheduler, ids
         self._done = "recv_done" if isinstance(scheduler, DecodeOfPull) else "send_done"

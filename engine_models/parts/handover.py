@@ -35,6 +35,10 @@ class Peer(Scheduler):
         """Whether the loop goes on turning when nothing can be computed now."""
 
 
+    def turned(self, turns: int) -> None:
+        """Take in that the loop has turned so many times more without a decision that could differ from the latest."""
+
+
 class PullPrefill(Peer):
     """Computes prompts and holds their memory until the reader has it."""
 
@@ -57,4 +61,28 @@ class PullDecode(Peer):
         """What was read is here."""
 
 
-__all__ = ["Note", "Peer", "PullDecode", "PullPrefill"]
+class ReservingDecode(Peer):
+    """Takes over requests whose prompts are computed after it has reserved memory for them; `notes` are these reservations."""
+
+    notes: list[Note]
+
+    @abstractmethod
+    def arrived(self, seq: Sequence) -> None:
+        """All of a prompt is here."""
+
+
+class SendingPrefill(Peer):
+    """Computes prompts for which memory is reserved elsewhere, and sends them piece by piece; `notes` are the pieces."""
+
+    notes: list[Note]
+
+    @abstractmethod
+    def reserved(self, seq: Sequence) -> None:
+        """A request's memory at the other server is reserved."""
+
+    @abstractmethod
+    def sent(self, seq: Sequence) -> None:
+        """All of a prompt is at the other server."""
+
+
+__all__ = ["Note", "Peer", "PullDecode", "PullPrefill", "ReservingDecode", "SendingPrefill"]

@@ -37,12 +37,16 @@ class TurningReplica(Replica):
             return super()._sleep(limit_s)
         self._asleep_until_s = self._wake_s()
         until_s = min(self._next_arrival_s(), self._asleep_until_s, limit_s)
-        now_s, turn_s, on_turn = self.clock_s, scheduler.turn_s, self.on_turn
+        now_s, turn_s, on_turn, turns = self.clock_s, scheduler.turn_s, self.on_turn, 0
+        if until_s == INFINITY:
+            return False
         while True:
             now_s += turn_s
+            turns += 1
             if on_turn is not None:
                 on_turn(now_s)
             if now_s >= until_s:
                 break
         self.clock_s = now_s
+        scheduler.turned(turns - 1)
         return True

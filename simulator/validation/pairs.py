@@ -6,18 +6,18 @@ The recording's own clock times steps, transfers and the proxy between the serve
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Any
 
 import numpy as np
 
 from engine_models.declaration import PairReplay
-from engine_models.parts.handover import Note, Peer, PullDecode, PullPrefill
+from engine_models.parts.handover import Note, Peer, PullDecode, PullPrefill, ReservingDecode, SendingPrefill
 from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence
 from simulator.serving.turning import TurningReplica
-
-Line = dict[str, Any]
 
 
 class Server:
@@ -36,8 +36,70 @@ class Server:
         )
         self.replica.on_turn = self.recorder.turn
 
+    @property
+    def recorded(self) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+        """The steps as the recording writes them, and the columns to compare."""
+        return self.recorder.lines, self.recorder.columns
 
-class PulledPair:
+
+class Drive:
+    """Servers and what comes to them from outside, on one clock."""
+
+    def __init__(self, requests: list[dict[str, Any]]) -> None:
+        self.requests = {entry["idx"]: entry for entry in requests}
+        self.ids = {index: entry["id"] for index, entry in self.requests.items()}
+        self.servers: dict[str, Server] = {}
+        self._events: list[tuple[float, int, Any]] = []
+        self._serials = count()
+
+    def run(self) -> dict[str, Server]:
+        """Run to the end; return the servers."""
+        servers = self.servers.values()
+        while True:
+            due_s = min(server.replica.next_event_s() for server in servers)
+            event_s = self._events[0][0] if self._events else INFINITY
+            if event_s == due_s == INFINITY:
+                for server in servers:  # the turn after the last end
+                    if server.scheduler.has_work() or not isinstance(server.scheduler, ReservingDecode):
+                        server.replica.advance(server.replica.clock_s + server.scheduler.turn_s)
+                return self.servers
+            if event_s <= due_s:
+                for server in servers:
+                    server.replica.advance(float(np.nextafter(event_s, -np.inf)))
+                    self.take(server)
+                if self._events[0][0] == event_s:
+                    heapq.heappop(self._events)[2](event_s)
+                continue
+            limit_s = min(float(np.nextafter(due_s, np.inf)), event_s)
+            for server in servers:
+                server.replica.advance(limit_s, stop_after_finish=True)
+                self.take(server)
+
+    def at(self, when_s: float, what: Callable[[float], None]) -> None:
+        """Call `what` at a time, with it."""
+        heapq.heappush(self._events, (when_s, next(self._serials), what))
+
+    def make(self, index: int, output_tokens: int, now_s: float) -> Sequence:
+        """A request as a server sees it."""
+        entry = self.requests[index]
+        runs = tuple((int(s), int(o), int(n)) for s, o, n in entry.get("segments", ()))
+        output = ((int(entry["out_seg"]), 0, output_tokens),) if "out_seg" in entry else ()
+        return Sequence(
+            index,
+            entry["prompt_len"],
+            output_tokens,
+            now_s,
+            runs=(*runs, *output),
+            shareable_tokens=entry["prompt_len"] if runs else 0,
+            output_shared=bool(output),
+        )
+
+    def take(self, server: Server) -> None:
+        """Carry on what a server has done."""
+        raise NotImplementedError
+
+
+class PulledPair(Drive):
     """Prefill and decode servers whose decode side reads: the recording's proxy and its link.
 
     A request goes to the prefill servers in turn; when its answer is there, `hop` later to the decode servers in turn. A read of
@@ -45,83 +107,42 @@ class PulledPair:
     """
 
     def __init__(self, run: PairReplay, config: dict[str, Any], requests: list[dict[str, Any]], cost: StepCost) -> None:
+        super().__init__(requests)
         self._clock, self._block_tokens = config["clock"], config["config"]["D"]["block_size"]
-        self._requests = {entry["idx"]: entry for entry in requests}
-        ids = {index: entry["id"] for index, entry in self._requests.items()}
         turn_s = self._clock["empty"]
-        self._prefill = {name: Server(run.prefill(), run, cost, turn_s, ids) for name in config["config"]["prefill"]}
-        self._decode = {name: Server(run.decode(), run, cost, turn_s, ids) for name in config["config"]["decode"]}
+        names = config["config"]
+        self._prefill = {name: Server(run.prefill(), run, cost, turn_s, self.ids) for name in names["prefill"]}
+        self._decode = {name: Server(run.decode(), run, cost, turn_s, self.ids) for name in names["decode"]}
         self.servers = {**self._prefill, **self._decode}
-        self._events: list[tuple[float, int, Any]] = []
-        self._serials = count()
         self._sources: dict[int, tuple[Server, Sequence]] = {}
         self._followers: dict[str, list[tuple[float, int]]] = {}
         self._sent = self._handed = 0
-        for index, entry in sorted(self._requests.items()):
+        for index, entry in sorted(self.requests.items()):
             if "after" in entry:
                 self._followers.setdefault(entry["after"]["id"], []).append((entry["after"]["delay"], index))
             else:
-                self._at(entry["arrival"], lambda now_s, index=index: self._arrive(index, now_s))
-
-    def drive(self) -> dict[str, list[Line]]:
-        """Run to the end; return the steps by server."""
-        servers = self.servers.values()
-        while True:
-            due_s = min(server.replica.next_event_s() for server in servers)
-            event_s = self._events[0][0] if self._events else INFINITY
-            if event_s == due_s == INFINITY:
-                for server in servers:  # the turn after the last end
-                    server.replica.advance(server.replica.clock_s + server.scheduler.turn_s)
-                return {name: server.recorder.lines for name, server in self.servers.items()}
-            if event_s <= due_s:
-                for server in servers:
-                    server.replica.advance(float(np.nextafter(event_s, -np.inf)))
-                    self._take(server)
-                if self._events[0][0] == event_s:
-                    heapq.heappop(self._events)[2](event_s)
-                continue
-            limit_s = min(float(np.nextafter(due_s, np.inf)), event_s)
-            for server in servers:
-                server.replica.advance(limit_s, stop_after_finish=True)
-                self._take(server)
-
-    def _at(self, when_s: float, what: Any) -> None:
-        heapq.heappush(self._events, (when_s, next(self._serials), what))
-
-    def _make(self, index: int, output_tokens: int, now_s: float) -> Sequence:
-        entry = self._requests[index]
-        runs = tuple((int(s), int(o), int(n)) for s, o, n in entry["segments"])
-        output = (int(entry["out_seg"]), 0, output_tokens)
-        return Sequence(
-            index,
-            entry["prompt_len"],
-            output_tokens,
-            now_s,
-            runs=(*runs, output),
-            shareable_tokens=entry["prompt_len"],
-            output_shared=True,
-        )
+                self.at(entry["arrival"], partial(self._arrive, index))
 
     def _arrive(self, index: int, now_s: float) -> None:
         server = list(self._prefill.values())[self._sent % len(self._prefill)]
         self._sent += 1
-        server.replica.ranks[0].submit(self._make(index, 1, now_s))
+        server.replica.ranks[0].submit(self.make(index, 1, now_s))
 
     def _hand_over(self, index: int, now_s: float) -> None:
         server = list(self._decode.values())[self._handed % len(self._decode)]
         self._handed += 1
-        server.replica.ranks[0].submit(self._make(index, self._requests[index]["output_len"], now_s))
+        server.replica.ranks[0].submit(self.make(index, self.requests[index]["output_len"], now_s))
 
-    def _take(self, server: Server) -> None:
+    def take(self, server: Server) -> None:
         """Carry on what a server has done: answers of prompts, ends of requests, reads that begin."""
         ended, server.ended = server.ended, []
         for seq, now_s in ended:
             if isinstance(server.scheduler, PullPrefill):
                 self._sources[seq.index] = server, seq
-                self._at(now_s + self._clock["hop"], lambda at_s, index=seq.index: self._hand_over(index, at_s))
+                self.at(now_s + self._clock["hop"], partial(self._hand_over, seq.index))
             else:
-                for delay_s, index in self._followers.get(self._requests[seq.index]["id"], ()):
-                    self._at(now_s + delay_s, lambda at_s, index=index: self._arrive(index, at_s))
+                for delay_s, index in self._followers.get(self.requests[seq.index]["id"], ()):
+                    self.at(now_s + delay_s, partial(self._arrive, index))
         if isinstance(server.scheduler, PullDecode):
             notes, server.scheduler.notes = server.scheduler.notes, []
             for note in notes:
@@ -130,7 +151,7 @@ class PulledPair:
     def _read(self, server: Server, note: Note) -> None:
         blocks = -(-note.tokens // self._block_tokens)
         took_s = self._clock["xfer_fixed"] + self._clock["xfer_block"] * blocks
-        self._at(note.at_s + took_s, lambda now_s: self._arrived(server, note.seq, now_s))
+        self.at(note.at_s + took_s, partial(self._arrived, server, note.seq))
 
     def _arrived(self, server: Server, seq: Sequence, now_s: float) -> None:
         source, held = self._sources.pop(seq.index)
@@ -143,6 +164,86 @@ class PulledPair:
             side.recorder.heard(request, now_s)
 
 
-def replay_pair(run: PairReplay, config: dict[str, Any], requests: list[dict[str, Any]], cost: StepCost) -> dict[str, list[Line]]:
-    """Run a recording's servers again; return their steps by server."""
-    return PulledPair(run, config, requests, cost).drive()
+class DecodeAlone(Drive):
+    """A decode server that reserves: prompts are computed elsewhere, as soon as they may, without a queue."""
+
+    def __init__(self, run: PairReplay, config: dict[str, Any], requests: list[dict[str, Any]], cost: StepCost) -> None:
+        super().__init__(requests)
+        self._clock = config["clock"]
+        self.servers = {"": Server(run.decode(), run, cost, self._clock["empty"], self.ids)}
+        for index, entry in sorted(self.requests.items()):
+            if entry["prompt_len"] <= config["config"]["max_total_num_tokens"]:
+                self.at(entry["arrival"], partial(self._arrive, index))
+
+    def _arrive(self, index: int, now_s: float) -> None:
+        self.servers[""].replica.ranks[0].submit(self.make(index, self.requests[index]["output_len"], now_s))
+
+    def take(self, server: Server) -> None:
+        """As of the base: reservations let prompts begin."""
+        assert isinstance(server.scheduler, ReservingDecode)
+        notes, server.scheduler.notes = server.scheduler.notes, []
+        for seq, at_s, tokens in notes:
+            took_s = self._clock["prefill_fixed"] + self._clock["prefill_token"] * tokens
+            self.at(at_s + took_s, partial(self._arrived, server, seq))
+
+    def _arrived(self, server: Server, seq: Sequence, now_s: float) -> None:
+        assert isinstance(server.scheduler, ReservingDecode)
+        server.scheduler.arrived(seq)
+        server.replica.hear()
+
+
+class PrefillAlone(Drive):
+    """A prefill server that sends: when memory is reserved elsewhere is given, and how long a last piece takes."""
+
+    def __init__(self, run: PairReplay, config: dict[str, Any], requests: list[dict[str, Any]], cost: StepCost) -> None:
+        super().__init__(requests)
+        self._clock = config["clock"]
+        self._server = Server(run.prefill(), run, cost, self._clock["empty"], self.ids)
+        self.servers = {"": self._server}
+        self._came: dict[int, int] = {}
+        for index, entry in sorted(self.requests.items()):
+            if entry["prompt_len"] <= config["config"]["max_total_num_tokens"]:
+                seq = self.make(index, 1, entry["arrival"])
+                self.at(entry["arrival"], partial(self._arrive, seq))
+                self.at(entry["decode_ready"], partial(self._reserved, seq))
+
+    def _arrive(self, seq: Sequence, now_s: float) -> None:
+        self._server.replica.ranks[0].submit(seq)
+
+    def _reserved(self, seq: Sequence, now_s: float) -> None:
+        scheduler = self._server.scheduler
+        assert isinstance(scheduler, SendingPrefill)
+        scheduler.reserved(seq)
+        self._server.replica.hear()
+
+    def take(self, server: Server) -> None:
+        """As of the base: a prompt is there a while after its last piece was sent."""
+        assert isinstance(server.scheduler, SendingPrefill)
+        notes, server.scheduler.notes = server.scheduler.notes, []
+        for seq, at_s, tokens in notes:
+            self._came[seq.index] = self._came.get(seq.index, 0) + tokens
+            if self._came[seq.index] == seq.prompt_tokens:
+                took_s = self._clock["xfer_fixed"] + self._clock["xfer_token"] * tokens
+                self.at(at_s + took_s, partial(self._there, seq))
+
+    def _there(self, seq: Sequence, now_s: float) -> None:
+        scheduler = self._server.scheduler
+        assert isinstance(scheduler, SendingPrefill)
+        scheduler.sent(seq)
+        self._server.replica.hear()
+        self._server.recorder.heard(seq, now_s)
+
+
+KINDS: dict[str, type[PulledPair | DecodeAlone | PrefillAlone]] = {
+    "": PulledPair,
+    "_decode": DecodeAlone,
+    "_prefill": PrefillAlone,
+}
+"""What was recorded, by what its name adds to that of a pair."""
+
+
+def replay_pair(
+    kind: str, run: PairReplay, config: dict[str, Any], requests: list[dict[str, Any]], cost: StepCost
+) -> dict[str, Server]:
+    """Run a recording's servers again; return them by name."""
+    return KINDS[kind](run, config, requests, cost).run()

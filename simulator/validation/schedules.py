@@ -138,13 +138,14 @@ def pair_of(engine: str) -> Callable[[str, Mapping[str, Any]], PairReplay] | Non
 def _replay_pair(pair: Callable[[str, Mapping[str, Any]], PairReplay], recording: Recording) -> dict[str, Any]:
     """Compare the steps of several servers, each in its own order; the first difference is the earliest of a server."""
     config = recording.config
-    run = pair(str(config["version"]), config["config"])
-    found = replay_pair(run, config, recording.requests, RecordedClock(config["clock"]))
+    run, kind = pair(str(config["version"]), config["config"]), recording.engine.partition(PAIR)[2]
+    clock = {name: config["clock"].get(name, 0.0) for name in "abcd"}
+    found = replay_pair(kind, run, config, recording.requests, RecordedClock(clock))
     servers: dict[str, list[dict[str, Any]]] = {}
     for step in recording.steps:
         servers.setdefault(step.get("engine", ""), []).append(step)
     parts = [
-        compare(recording.name, recording.engine, steps, found.get(server, []), run.columns)
+        compare(recording.name, recording.engine, steps, *found[server].recorded)
         for server, steps in servers.items()
     ]
     first = [

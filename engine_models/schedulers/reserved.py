@@ -1,0 +1,369 @@
+"""Prefill and decode in two servers, where the second reserves memory before the first begins: SGLang's disaggregation.
+
+A request is at both servers at once. The decode server gives it memory for its whole prompt in its turn, keeping back some for
+what its rows will still generate; only then the prefill server may take it into its waiting queue. Pieces of the prompt are sent
+as they are computed, and stay locked at the prefill server until all have arrived. Nothing is computed twice: the first token
+comes from the prefill server, and goes out when the row joins the running batch. A row that loses its memory at the decode
+server keeps its content in host memory.
+
+Source: `srt/disaggregation/{prefill,decode}.py` of SGLang 0.5.23, checked loop by loop against recordings of both servers'
+queues (`capacity-plan validate schedules`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from engine_models.memory.radix import RadixPool
+from engine_models.parts.batch import Batch
+from engine_models.parts.handover import Note, ReservingDecode, SendingPrefill
+from engine_models.parts.protocols import INFINITY, State
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.prefill_first import CLIP_NEW_TOKENS, PrefillFirstBatch, PrefillFirstScheduler
+
+NO_LATER_S = 1e-9
+"""By so much a moment that is due may seem not to have come: what rounding adds to a sum of turns [s]."""
+
+
+class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
+    """The prefill server: parameters as of the base, and how many requests may be between reservation and arrival."""
+
+    def __init__(self, *args: Any, metadata_buffers: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.notes: list[Note] = []
+        self.bootstrap: dict[Sequence, None] = {}  # arrived, and not yet taken in
+        self.inflight: dict[Sequence, None] = {}  # computed, and not yet seen at the other server
+        self.loop: dict[str, Any] = {}  # what the latest loop did
+        self._ready: set[Sequence] = set()  # memory is reserved for them
+        self._buffers = metadata_buffers
+        self._sent: dict[Sequence, int] = {}
+        self._gone: set[Sequence] = set()
+
+    def turns(self) -> bool:
+        """As of the base: the loop never rests."""
+        return True
+
+    def wake_s(self) -> float:
+        """As of the base: a queue is looked through in every loop."""
+        return 0.0 if self._waiting else INFINITY
+
+    def add(self, seq: Sequence) -> None:
+        """As of the base."""
+        seq.state = "waiting"
+        self.bootstrap[seq] = None
+
+    def reserved(self, seq: Sequence) -> None:
+        """As of the base."""
+        self._ready.add(seq)
+
+    def sent(self, seq: Sequence) -> None:
+        """As of the base: seen at the end of the loop."""
+        self._gone.add(seq)
+
+    def schedule(self, now_s: float) -> PrefillFirstBatch | None:
+        """As of the base."""
+        loop: dict[str, Any] = {"seen": self._see_sent(), "bootstrap": list(self.bootstrap)}
+        loop |= {"free_before": self.kv.free_tokens, "evictable_before": self.kv.tree.evictable_tokens}
+        loop |= {name: [] for name in ("bootstrapped", "sent_chunk", "sent_early", "sent_after")}
+        for seq in [seq for seq in self.bootstrap if seq in self._ready]:
+            if not self._buffers:
+                break
+            self._buffers -= 1
+            del self.bootstrap[seq]
+            self._ready.remove(seq)
+            loop["bootstrapped"].append(seq)
+            self._receive(seq)
+        loop["waiting"] = list(self._waiting)
+        cut = self.chunked if self._last_extend else None
+        if cut is not None:
+            self._send(cut, cut.computed, now_s, loop["sent_chunk"])
+        batch = super().schedule(now_s)
+        for seq, before in batch.hits if batch is not None else ():
+            self._send(seq, before, now_s, loop["sent_early"])
+        loop["free"] = self.kv.free_tokens
+        self.loop = loop
+        return batch
+
+    def _see_sent(self) -> list[Sequence]:
+        """Free what has arrived at the other server since the last loop; return these requests."""
+        gone = [seq for seq in self.inflight if seq in self._gone] if self._gone else []
+        for seq in gone:
+            del self.inflight[seq]
+            self._buffers += 1
+            self._release(seq)
+        self._gone.clear()
+        return gone
+
+    def settle(self, batch: Batch) -> list[Sequence]:
+        """As of the base."""
+        ended = super().settle(batch)
+        for seq in ended:
+            self._send(seq, seq.prompt_tokens, batch.t_end, self.loop["sent_after"])
+            self._sent.pop(seq)
+        return ended
+
+    def _finish(self, seq: Sequence) -> None:
+        """As of the base, but the prompt stays locked."""
+        self._checkpoint(seq, seq.prompt_tokens)
+        self.inflight[seq] = None
+        self.running.pop(seq, None)
+        self._decoding.pop(seq, None)
+        seq.state = "finished"
+
+    def _send(self, seq: Sequence, to: int, now_s: float, pieces: list[tuple[Sequence, int]]) -> None:
+        """Send a prompt's tokens up to `to` that were not sent before."""
+        tokens = to - self._sent.get(seq, 0)
+        self._sent[seq] = to
+        if tokens > 0:
+            pieces.append((seq, tokens))
+            self.notes.append(Note(seq, now_s, tokens))
+
+
+@dataclass(frozen=True)
+class ReservingRules:
+    """What a decode server that reserves may do. Names of knobs are SGLang's.
+
+    Attributes
+    ----------
+    max_running_requests : rows that decode at once.
+    pre_alloc_size : rows beyond these that may hold memory.
+    metadata_buffers : requests that may be between reservation and arrival.
+    num_reserved_decode_tokens : kept back for each request that holds memory.
+    polling_interval : reservations and arrivals are looked at in every so manieth loop.
+    max_model_len : context limit in tokens.
+    handshake_s : time after the loop that took a request in until it may reserve [s].
+    """
+
+    max_running_requests: int
+    pre_alloc_size: int
+    metadata_buffers: int
+    max_model_len: int
+    num_reserved_decode_tokens: int = 512
+    polling_interval: int = 1
+    handshake_s: float = 1e-3
+
+
+class ReservingDecodeScheduler(ReservingDecode):
+    """The decode server, without a cache of prefixes.
+
+    Parameters
+    ----------
+    rules : the knobs.
+    kv : the pool; its tree stays empty.
+    record_rows : keep the ordered rows of every batch.
+    """
+
+    def __init__(self, rules: ReservingRules, kv: RadixPool, *, record_rows: bool = False) -> None:
+        self.rules = rules
+        self.kv = kv
+        self.notes: list[Note] = []
+        self.prealloc: dict[Sequence, float] = {}  # waits for memory; from when it may have it
+        self.transfer: dict[Sequence, bool] = {}  # has it; whether all is here
+        self.waiting: list[Sequence] = []  # all is here, waits for a row
+        self.retracted: list[Sequence] = []
+        self.running: dict[Sequence, None] = {}
+        self.next_number = 0
+        self.loop: dict[str, Any] = {}  # what the latest loop did
+        self._record_rows = record_rows
+        self._ended: list[Sequence] = []  # with the last step; still count as running
+        self._alone: list[Sequence] = []  # ended with their first token
+        self._polls = 0
+        self._now_s, self._polled_s = 0.0, -1.0
+        self._news = False  # something has changed that the queues have not been looked at with
+
+    # -- the outside ----------------------------------------------------------------------------------------
+
+    def turns(self) -> bool:
+        """As of the base: the loop never rests."""
+        return True
+
+    def wake_s(self) -> float:
+        """As of the base: when the next request may reserve; at once where the next loops may decide otherwise than the latest."""
+        if self._news:
+            return 0.0
+        return min((ready_s for ready_s in self.prealloc.values() if ready_s > self._now_s), default=INFINITY)
+
+    def add(self, seq: Sequence) -> None:
+        """As of the base."""
+        seq.state = "waiting"
+        self.prealloc[seq] = -1.0
+        self._news = True
+
+    def has_work(self) -> bool:
+        """As of the base."""
+        return bool(self.prealloc or self.transfer or self.waiting or self.retracted or self.running)
+
+    def state(self) -> State:
+        """As of the base: tokens."""
+        waiting = len(self.prealloc) + len(self.transfer) + len(self.waiting) + len(self.retracted)
+        total = self.kv.capacity_blocks
+        return len(self.running), waiting, total - self.kv.free_blocks, total
+
+    def close(self) -> None:
+        """As of the base: every token is noted with its step."""
+
+    def arrived(self, seq: Sequence) -> None:
+        """As of the base."""
+        self.transfer[seq] = self._news = True
+
+    def turned(self, turns: int) -> None:
+        """As of the base."""
+        if not self.retracted:
+            self._polls = (self._polls + turns) % self.rules.polling_interval
+
+    # -- the loop -------------------------------------------------------------------------------------------
+
+    def schedule(self, now_s: float) -> Batch | None:
+        """One loop: resume, reserve, take what has arrived, let rows join, decode."""
+        kv, rules = self.kv, self.rules
+        self._now_s = now_s
+        for seq, ready_s in self.prealloc.items():
+            if ready_s < 0:
+                self.prealloc[seq] = now_s + rules.handshake_s
+        done: dict[str, Any] = {"prealloc": list(self.prealloc), "free_before": kv.free_tokens}
+        done["resumed"] = self._resume()
+        self.waiting += done["resumed"]
+        done["admitted"], done["transferred"] = [], []
+        if not self.retracted:
+            self._polls = (self._polls + 1) % rules.polling_interval
+            if not self._polls:
+                self._news, self._polled_s = bool(self._ended), now_s  # those ended count for the last time
+                done["admitted"] = self._reserve(now_s)
+                done["transferred"] = self._take_arrived()
+        self._news |= any(self._polled_s < ready_s <= now_s for ready_s in self.prealloc.values())
+        done["free_after_queues"] = kv.free_tokens
+        places = rules.max_running_requests - len(self.running) - len(self._ended)
+        joined, self.waiting = self.waiting[: max(0, places)], self.waiting[max(0, places) :]
+        done["prebuilt"] = joined
+        self._ended = []
+        for seq in joined:
+            self._join(seq, now_s)
+        batch = self._decode()
+        done["retracted"] = batch.preempted if batch is not None else []
+        done["free"] = kv.free_tokens
+        self.loop = done
+        return batch
+
+    def _held(self) -> int:
+        """Requests for whose answers tokens are kept back: those that ended with the last step still count."""
+        return len(self.running) + len(self._ended) + len(self.transfer) + len(self.waiting)
+
+    def _rows_left(self) -> int:
+        rows = self.rules.max_running_requests + self.rules.pre_alloc_size
+        return rows - len(self.running) - len(self.transfer) - len(self.waiting)
+
+    def _resume(self) -> list[Sequence]:
+        """Give retracted rows their memory again, the first first."""
+        kv, keep = self.kv, self.rules.num_reserved_decode_tokens
+        resumed: list[Sequence] = []
+        while self.retracted:
+            seq = self.retracted[0]
+            tokens = seq.length - 1
+            left = kv.free_tokens - keep * (self._held() + len(resumed))
+            if self._rows_left() - len(resumed) <= 0 or tokens + keep > left:
+                break
+            kv.free_tokens -= tokens
+            resumed.append(self.retracted.pop(0))
+        return resumed
+
+    def _reserve(self, now_s: float) -> list[Sequence]:
+        """Give waiting requests memory for their prompts, until the first that does not fit."""
+        kv, rules = self.kv, self.rules
+        keep, counted = rules.num_reserved_decode_tokens, [*self.running, *self._ended]
+        admitted: list[Sequence] = []
+        retractable = sum(seq.length for seq in counted)
+        longest = max((self._most(seq) - retractable for seq in counted), default=0)
+        buffers = rules.metadata_buffers - len(self.transfer)
+        for seq, ready_s in list(self.prealloc.items()):
+            if now_s < ready_s - NO_LATER_S:
+                continue
+            if self._rows_left() <= 0 or buffers - len(admitted) <= 0:
+                break
+            left = kv.free_tokens - max(keep * self._held(), longest)
+            if max(seq.prompt_tokens + keep, self._most(seq) - retractable) > left:
+                break
+            kv.free_tokens -= seq.prompt_tokens
+            del self.prealloc[seq]
+            self.transfer[seq] = False
+            self.notes.append(Note(seq, now_s, seq.prompt_tokens))
+            admitted.append(seq)
+        return admitted
+
+    def _most(self, seq: Sequence) -> int:
+        """Tokens that a request may come to have, as far as admission looks."""
+        limit = seq.final_length - seq.prompt_tokens
+        if not seq.stop_known:
+            limit = self.rules.max_model_len - seq.prompt_tokens - 1
+        return seq.prompt_tokens + min(limit, CLIP_NEW_TOKENS)
+
+    def _take_arrived(self) -> list[Sequence]:
+        taken = [seq for seq, here in self.transfer.items() if here]
+        for seq in taken:
+            del self.transfer[seq]
+        self.waiting += taken
+        return taken
+
+    def _join(self, seq: Sequence, now_s: float) -> None:
+        """A request joins the running rows; its first token, which came with it, goes out."""
+        if seq.first_scheduled_s < 0:
+            seq.first_scheduled_s = now_s
+            seq.length += 1
+        if seq.length >= seq.final_length:
+            self.kv.free_tokens += seq.length - 1
+            seq.state = "finished"
+            self._alone.append(seq)
+        else:
+            seq.state = "decoding"
+            self.running[seq] = None
+
+    def _decode(self) -> Batch | None:
+        """One token for every running row, after those have lost their memory for which there is no room."""
+        kv, rows = self.kv, self.running
+        if not rows:
+            return None
+        batch = Batch(self.next_number)
+        if kv.free_tokens < len(rows):
+            self._retract(batch)
+        self.next_number += 1
+        for seq in self.running:
+            seq.length += 1
+            if batch.rows is None and self._record_rows:
+                batch.rows = []
+            if batch.rows is not None:
+                batch.rows.append((seq, 1, seq.length - 2))
+            batch.serve(1, seq.length - 2, decodes=True)
+            seq.emit(batch.number, batch.number)
+            if seq.length >= seq.final_length:
+                batch.finishing.append(seq)
+        kv.free_tokens -= len(self.running)
+        return batch
+
+    def _retract(self, batch: Batch) -> None:
+        """Take the memory of rows: fewest generated tokens first, then longest prompts, until a step fits."""
+        kv = self.kv
+        rows = sorted(self.running, key=lambda seq: (seq.length - seq.prompt_tokens, -seq.prompt_tokens), reverse=True)
+        while len(rows) > 1:
+            victim = rows.pop()
+            kv.free_tokens += victim.length - 1
+            victim.state = "preempted"
+            victim.preemptions += 1
+            batch.preempted.append(victim)
+            if kv.free_tokens >= len(rows):
+                break
+        self.running = dict.fromkeys(rows)
+        self.retracted += batch.preempted
+
+    def settle(self, batch: Batch) -> list[Sequence]:
+        """As of the base."""
+        self.processed_number = batch.number
+        for seq in batch.finishing:
+            del self.running[seq]
+            self.kv.free_tokens += seq.length - 1
+            seq.state = "finished"
+        self._ended = list(batch.finishing)
+        self._news = self._news or bool(self._ended)
+        return batch.finishing
+
+
+__all__ = ["ReservingDecodeScheduler", "ReservingRules", "SendingPrefillScheduler"]

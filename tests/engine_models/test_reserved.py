@@ -1,0 +1,104 @@
+"""A decode server that reserves memory before the prefill server begins, and that prefill server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine_models.memory.radix import RadixPool
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.prefill_first import PrefillFirstRules
+from engine_models.schedulers.reserved import (
+    ReservingDecodeScheduler,
+    ReservingRules,
+    SendingPrefillScheduler,
+)
+from simulator.validation.schedules import replay
+
+RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "conformance" / "sglang_pd"
+
+
+def decode_server(tokens: int, **knobs: int) -> ReservingDecodeScheduler:
+    rules = {"max_running_requests": 8, "pre_alloc_size": 8, "metadata_buffers": 8, "max_model_len": 8192, **knobs}
+    return ReservingDecodeScheduler(ReservingRules(**rules), RadixPool(tokens, prefix_caching=False))
+
+
+def loops(server: ReservingDecodeScheduler, times_s: list[float]) -> list[list[int]]:
+    """Run loops at given times; return who was given memory in each."""
+    out = []
+    for now_s in times_s:
+        batch = server.schedule(now_s)
+        out.append([seq.index for seq in server.loop["admitted"]])
+        if batch is not None:
+            server.settle(batch)
+    return out
+
+
+def test_all_recordings_are_equal_at_every_step() -> None:
+    if not RECORDED.is_dir():
+        pytest.skip(f"no recordings beside the checkout ({RECORDED})")
+    results = [replay(path) for path in sorted(RECORDED.glob("*.jsonl"))]
+    assert {r["name"]: r["first_difference"] for r in results if r["first_difference"] is not None} == {}
+    assert sum(r["equal"] for r in results) == sum(r["steps"] for r in results) > 2500
+
+
+def test_tokens_are_kept_back_for_every_request_that_holds_memory() -> None:
+    server = decode_server(2000)
+    for index in range(3):
+        server.add(Sequence(index, 600, 10, 0.0))
+    # 600 + 512 of 2,000; then 600 + 512 of 1,400 - 512
+    assert loops(server, [0.0, 0.0015, 0.003]) == [[], [0], []]
+    server.transfer.clear()
+    server.kv.free_tokens = 2000
+    assert loops(server, [0.004]) == [[1]]
+
+
+def test_queues_are_looked_at_in_every_so_manieth_loop() -> None:
+    server = decode_server(20000, polling_interval=3)
+    assert loops(server, [0.0]) == [[]]
+    server.turned(4)  # the sixth loop is the next to look
+    server.add(Sequence(0, 600, 10, 0.0))
+    assert loops(server, [0.005, 0.006, 0.007, 0.008]) == [[], [], [], [0]]
+    server.arrived(next(iter(server.transfer)))
+    assert server.wake_s() == 0.0
+
+
+def test_a_row_without_memory_goes_to_the_host_and_comes_back() -> None:
+    server = decode_server(1210, num_reserved_decode_tokens=1)
+    rows = [Sequence(index, 600, 20, 0.0) for index in range(2)]
+    for seq in rows:
+        server.add(seq)
+    loops(server, [0.0, 0.01])
+    for seq in rows:
+        server.arrived(seq)
+    now_s = 0.1
+    while any(seq.state != "finished" for seq in rows):
+        loops(server, [now_s])
+        now_s += 0.01
+    assert [seq.preemptions for seq in rows] == [0, 1]
+    tokens = [sum(last - first + 1 for first, last in seq.emissions) for seq in rows]
+    assert tokens == [19, 19]  # the first came with the prompt
+    assert server.kv.free_tokens == 1210
+
+
+def test_the_prefill_server_waits_for_memory_elsewhere_and_locks_until_all_has_arrived() -> None:
+    rules = PrefillFirstRules(8, 8192, chunked_prefill_size=500)
+    server = SendingPrefillScheduler(rules, RadixPool(2000), metadata_buffers=8)
+    seq = Sequence(0, 800, 1, 0.0, runs=((7, 0, 800),), shareable_tokens=800)
+    server.add(seq)
+    assert server.schedule(0.0) is None
+    server.reserved(seq)
+    pieces = []
+    for now_s in (1.0, 2.0):
+        batch = server.schedule(now_s)
+        assert batch is not None
+        batch.t_end = now_s + 0.5
+        server.settle(batch)
+        pieces += [(note.at_s, note.tokens) for note in server.notes]
+        server.notes = []
+    assert pieces == [(2.0, 500), (2.5, 300)]
+    assert (server.kv.free_tokens, server.kv.tree.evictable_tokens) == (1200, 0)
+    server.sent(seq)
+    server.schedule(3.0)
+    assert (server.kv.free_tokens, server.kv.tree.evictable_tokens) == (1200, 800)
