@@ -24,15 +24,15 @@ from hardware_profiles.errors import InputError, nearest
 from simulator.workload import generators
 from simulator.workload.columns import NO_PREDECESSOR, More, RequestClass, Workload, same_float, same_int
 from simulator.workload.content import content_of_blocks, content_of_sessions
-from simulator.workload.drawn import Drawn, Limit, client_limits, mean_rate
+from simulator.workload.drawn import Drawn, Limit, client_limits
 from simulator.workload.parts import Part, Requests, as_class, join, limit_outputs, together
 from simulator.workload.rows import Rows
-from simulator.workload.spec import ClassLoad, Load, WorkloadSpec
+from simulator.workload.spec import LARGEST, ClassLoad, Load, WorkloadSpec
 
 LARGEST_POOL = 500_000
 """Requests prepared in memory for one closed loop at most; a run that uses them up ends early, with the warning."""
-MOST_REQUESTS = 20_000_000
-"""Requests of one run that are held (assumed: their columns take some 2 GB)."""
+MOST_REQUESTS = 5_000_000
+"""Requests of one run that are held (assumed: their columns take some 0.5 GB)."""
 MOST_STREAMED = 200_000_000
 """Drawn requests of one run that are streamed (assumed: hours of work)."""
 
@@ -56,6 +56,13 @@ def build_workload(spec: WorkloadSpec, *, seed: int, base_dir: Path) -> Workload
             "no request arrives",
             where="workload",
             mend="lengthen duration or window, or raise the rate",
+        )
+    last_s = float(np.nanmax(rows.anchor_s))
+    if last_s > LARGEST:
+        raise InputError(
+            f"the last request arrives after {last_s:.3g} s; a clock counts to {LARGEST:g}",
+            where="workload",
+            mend="raise the rate or rate_scale, or give fewer requests",
         )
     return workload_of(spec, rows, requests, _duration(spec, rows, requests.end_s))
 
@@ -152,11 +159,11 @@ def _load(
         return found
     most, largest = (MOST_STREAMED, MOST_STREAMED) if streamed else (MOST_REQUESTS, LARGEST_POOL)
     found = Drawn(spec, load, limit, seed, base_dir, prefix, weight, requests, largest).requests
-    if found.expected_requests > most and load.arrivals is not None and mean_rate(load.arrivals):
+    if found.expected_requests > most:
         raise InputError(
-            f"the rate asks for about {found.expected_requests:.3g} requests; a run holds at most {most:,}",
+            f"the load asks for about {found.expected_requests:.3g} requests; a run holds at most {most:,}",
             where="workload.arrivals",
-            mend="lower the rate or shorten the duration",
+            mend="lower the rate or shorten the duration" if spec.requests is None else "lower workload.requests",
         )
     return found
 

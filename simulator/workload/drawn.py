@@ -47,6 +47,11 @@ FASTEST_TOKEN_S = 0.002
 """A closed loop's pool of requests is sized as if each took at least these times, whatever serves it
 (assumed, 2026, not measured; a run that is faster uses the pool up before the duration)."""
 
+ROWS = 1 << 16
+"""Requests that are drawn at a time at most, or those of one conversation."""
+MOST_CLIENTS = 1_000_000
+MOST_TURNS = 100_000
+"""Clients of a closed loop and turns of a conversation (assumed, far above any that are observed)."""
 MOST_PERIODS = 1e6
 """Periods of one load that are drawn (assumed: some ten seconds)."""
 CROWDED, CROWDED_REQUESTS = 10.0, 1_000_000
@@ -141,6 +146,13 @@ class Drawn:
         if isinstance(self._arrivals, ClosedLoopArrivals):
             self._think = self._arrivals.think_time_s
             clients = max(1, round(self._arrivals.concurrency * weight))
+            if clients > MOST_CLIENTS:
+                raise InputError(
+                    f"the closed loop has {clients:,} clients; a run holds at most {MOST_CLIENTS:,}",
+                    where="workload.arrivals",
+                    mend="lower concurrency, or give poisson arrivals of the rate that so many make",
+                )
+            largest_pool = max(1, int(largest_pool / self._mean_turns()))
             self._first_s = self._first_sends(clients)
             self._pool = self._pool_size(clients, largest_pool, warnings) if len(self._first_s) else 0
         elif isinstance(self._arrivals, BatchArrivals):
@@ -164,8 +176,11 @@ class Drawn:
         assert spec is not None
         return sampler(spec, stream(self._seed, self._prefix + name), self._base_dir, name)
 
+    def _mean_turns(self) -> float:
+        return 1.0 if self._sizes is None else float(self._sampler(self._sizes, "turns")(1000).mean())
+
     def _expected(self) -> float:
-        turns = 1.0 if self._sizes is None else float(self._sampler(self._sizes, "turns")(1000).mean())
+        turns = self._mean_turns()
         openings = float(self._pool)
         if rate := mean_rate(self._arrivals):
             openings = rate * self._weight * self._until_s
@@ -285,7 +300,14 @@ class Drawn:
                 starts, turns, over = starts[:n], turns[:n], int(reached[n - 1] - left)
                 turns[-1] -= over
             left -= int(reached[len(turns) - 1])
-            yield starts, turns
+            if turns.max() > MOST_TURNS:
+                raise InputError(
+                    f"a conversation has {turns.max():,} turns; a run takes at most {MOST_TURNS:,}",
+                    where="workload.sessions.turns",
+                    mend="lower turns",
+                )
+            places = np.flatnonzero(np.diff(np.cumsum(turns) // ROWS)) + 1  # that no piece is long, whatever the turns
+            yield from zip(np.split(starts, places), np.split(turns, places), strict=True)
             if left <= 0:
                 return
 

@@ -260,6 +260,10 @@ def _sharegpt(table: Table) -> Raw:
                     len(str(message.get("value", message.get("content", "")))) / CHARACTERS_PER_TOKEN
                 )
                 estimated += 1
+            if not isinstance(counted, int | float) or not 0 <= counted <= 2**40:
+                raise InputError(
+                    f"a message has {str(counted)[:40]!r} tokens", where=table.where(i), mend="correct that record"
+                )
             speaker = message.get("from", message.get("role"))
             if speaker in ("gpt", "assistant", "chatgpt", "bard") and history > 0 and counted > 0:
                 prompts.append(history)

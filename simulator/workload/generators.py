@@ -29,6 +29,8 @@ from simulator.workload.columns import Content, FloatArray, IntArray
 from simulator.workload.rows import Rows
 from simulator.workload.streams import stream
 
+MOST_DRAWN = 5e6
+"""Requests of a generator that are drawn, all at once (assumed: some 0.5 GB)."""
 FOLDER = Path(__file__).resolve().parents[2] / "scenarios" / "traces"
 
 
@@ -78,6 +80,12 @@ def generate(name: str, *, seed: int, until_s: float | None = None, prefix: str 
     process = fitted["arrivals"]
     span = len(process["expected"]) * process["bin_s"]
     until = float(span if until_s is None else until_s)
+    if (expected := until * mean_rate(name)) > MOST_DRAWN:
+        raise InputError(
+            f"{name} would draw about {expected:.3g} requests up to {until:.3g} s; it draws at most {MOST_DRAWN:,.0f}",
+            where="workload.trace",
+            mend="shorten the duration or the window, lower limit or rate_scale",
+        )
     content = None
     if "prefix" in fitted:
         times, prompts, content = _conversations(fitted, seed, until, prefix)

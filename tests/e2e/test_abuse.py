@@ -44,7 +44,9 @@ def test_no_number_or_name_is_too_much(case: str, command: str, cli: Cli, tmp_pa
 
 def test_bursts_far_beyond_the_mean_rate_are_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawn, "CROWDED_REQUESTS", 1000)
-    cli("check", "small.yaml", "--set", "workload.arrivals={kind: gamma, rate: 2, cv: 900}").refused(2, "bursts", "cv")
+    cli("check", "small.yaml", "--set", "workload.arrivals={kind: gamma, rate: 2, cv: 900}").refused(
+        2, "bursts", "cv"
+    )
 
 
 def test_hardware_may_be_named_by_a_number(cli: Cli) -> None:

@@ -30,7 +30,9 @@ def test_a_batch_beyond_memory_is_refused_before_it_is_drawn(
 ) -> None:
     load = "workload={arrivals: {kind: batch}, requests: 200000000, prompt_tokens: 9, output_tokens: 9}"
     monkeypatch.setattr(run, "machine_bytes", lambda: 16e9)
-    cli("simulate", "small.yaml", "--set", load).refused(2, "200,000,000 requests", "80 GB", "this machine has 16")
+    cli("simulate", "small.yaml", "--set", load).refused(
+        2, "200,000,000 requests", "80 GB", "this machine has 16"
+    )
     assert files_below(tmp_path) == {"small.yaml"}
 
 

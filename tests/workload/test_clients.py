@@ -27,7 +27,11 @@ REQUESTS = st.lists(
 def aiperf(requests: Requests, **metadata: Any) -> str:
     rows = [
         {
-            "metadata": {"request_start_ns": START_NS + ms * 10**6, "request_end_ns": START_NS + (ms + 5) * 10**6, **metadata},
+            "metadata": {
+                "request_start_ns": START_NS + ms * 10**6,
+                "request_end_ns": START_NS + (ms + 5) * 10**6,
+                **metadata,
+            },
             "metrics": {
                 "input_sequence_length": {"value": prompt, "unit": "tokens"},
                 "output_sequence_length": {"value": output, "unit": "tokens"},
@@ -43,33 +47,53 @@ def guidellm(requests: Requests) -> dict[str, Any]:
     good = [
         {
             "request_id": str(i),
-            "info": {"timings": {"request_start": 1.7959177e9 + ms / 1e3, "request_end": 1.7959177e9 + ms / 1e3 + 0.005}},
+            "info": {
+                "timings": {
+                    "request_start": 1.7959177e9 + ms / 1e3,
+                    "request_end": 1.7959177e9 + ms / 1e3 + 0.005,
+                }
+            },
             "prompt_tokens": prompt,
             "output_tokens": output,
         }
         for i, (ms, prompt, output) in enumerate(requests)
     ]
     bad = [{"request_id": "x", "info": {"timings": {}}, "prompt_tokens": None, "output_tokens": None}]
-    return {"benchmarks": [{"metrics": {}, "requests": {"successful": good, "errored": bad, "incomplete": []}}]}
+    return {
+        "benchmarks": [{"metrics": {}, "requests": {"successful": good, "errored": bad, "incomplete": []}}]
+    }
 
 
 def bench(requests: Requests, **more: Any) -> str:
     times, prompts, outputs = zip(*requests, strict=True)
-    return json.dumps({"input_lens": prompts, "output_lens": outputs, "start_times": [83.25 + ms / 1e3 for ms in times], **more})
+    return json.dumps(
+        {
+            "input_lens": prompts,
+            "output_lens": outputs,
+            "start_times": [83.25 + ms / 1e3 for ms in times],
+            **more,
+        }
+    )
 
 
 def own(requests: Requests) -> str:
-    return "arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{ms / 1e3},{p},{o}\n" for ms, p, o in requests)
+    return "arrival_s,prompt_tokens,output_tokens\n" + "".join(
+        f"{ms / 1e3},{p},{o}\n" for ms, p, o in requests
+    )
 
 
 def build(path: Path, text: str, **spec: Any) -> Workload:
     path.write_text(text)
-    return build_workload(WorkloadSpec.model_validate({"trace": path.name, **spec}), seed=0, base_dir=path.parent)
+    return build_workload(
+        WorkloadSpec.model_validate({"trace": path.name, **spec}), seed=0, base_dir=path.parent
+    )
 
 
 @settings(max_examples=15, deadline=None)
 @given(REQUESTS)
-def test_every_client_tells_the_same_requests(tmp_path_factory: pytest.TempPathFactory, requests: Requests) -> None:
+def test_every_client_tells_the_same_requests(
+    tmp_path_factory: pytest.TempPathFactory, requests: Requests
+) -> None:
     folder = tmp_path_factory.getbasetemp()
     expected = build(folder / "own.csv", own(requests))
     files = {
@@ -78,13 +102,18 @@ def test_every_client_tells_the_same_requests(tmp_path_factory: pytest.TempPathF
         "guidellm.yaml": ("guidellm", yaml.safe_dump(guidellm(requests))),
         "vllm.json": ("vllm-bench", bench(requests)),
         "vllm.jsonl": ("vllm-bench", bench(requests) + "\n"),
-        "sglang.jsonl": ("sglang-bench", bench(requests, mean_e2e_latency_ms=3.0, errors=[""] * len(requests)) + "\n"),
+        "sglang.jsonl": (
+            "sglang-bench",
+            bench(requests, mean_e2e_latency_ms=3.0, errors=[""] * len(requests)) + "\n",
+        ),
     }
     for name, (kind, text) in files.items():
         found = build(folder / name, text)
         assert found.source["format"] == kind
         assert found.arrival_s == pytest.approx(expected.arrival_s, abs=1e-6), name
-        assert sorted(zip(found.prompt_tokens, found.output_tokens, strict=True)) == sorted((p, o) for _, p, o in requests)
+        assert sorted(zip(found.prompt_tokens, found.output_tokens, strict=True)) == sorted(
+            (p, o) for _, p, o in requests
+        )
         assert found.duration_s == pytest.approx(expected.duration_s, abs=1e-6)
 
 
@@ -94,7 +123,9 @@ def test_what_failed_or_only_warmed_up_is_left_out(tmp_path: Path) -> None:
     failed = json.dumps({"metadata": {}, "metrics": {}, "error": {"code": 500}}) + "\n"
     found = build(tmp_path / "profile_export.jsonl", bad + good + failed)
     assert found.arrival_s.tolist() == pytest.approx([0, 1])
-    assert any("3 of 5 rows dropped (failed, cancelled or warm-up requests)" in text for text in found.warnings)
+    assert any(
+        "3 of 5 rows dropped (failed, cancelled or warm-up requests)" in text for text in found.warnings
+    )
 
 
 def test_conversations_keep_their_turns(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_building_loads_no_heavy_module() -> None:
 
 
 def test_a_mistyped_rate_is_refused_before_it_fills_memory() -> None:
-    with pytest.raises(InputError, match="at most 20,000,000"):
+    with pytest.raises(InputError, match="at most 5,000,000"):
         build(arrivals={"kind": "poisson", "rate": 1e9}, **LENGTHS, duration=600)
     with pytest.raises(InputError, match="no request arrives"):
         build(arrivals={"kind": "poisson", "rate": 1e-9}, **LENGTHS, duration=1)
