@@ -36,6 +36,9 @@ _GEMMA3_DEFAULTS = {
 }
 _PARALLEL_BLOCK = replace(_LAYER_NORM, norms_per_layer=1)
 _LLAMA = Family()
+_LLAMA4 = Family(
+    shared_like_expert=True, chunked=True, defaults={"attention_chunk_size": 8192, "head_dim": 128}
+)
 _QWEN2 = Family(qkv_bias=True, qkv_bias_key=None, out_bias_key=None)
 _QWEN3 = Family(qk_norm="head")
 _QWEN3_NEXT = Family(qk_norm="head", gate="channels", shared_gate=True)
@@ -99,10 +102,20 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl_text": _QWEN2,
     "mimo": replace(_QWEN2, qkv_bias_key="attention_bias"),
     **dict.fromkeys(
-        ("qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text", "hunyuan_v1_dense", "olmo_hybrid_text"),
+        (
+            "qwen3",
+            "qwen3_moe",
+            "qwen3_vl",
+            "qwen3_vl_text",
+            "qwen3_vl_moe",
+            "qwen3_vl_moe_text",
+            "hunyuan_v1_dense",
+        ),
         _QWEN3,
     ),
-    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _QWEN3_NEXT),
+    **dict.fromkeys(
+        ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), _QWEN3_NEXT
+    ),
     "gemma": Family(tied=True, defaults={"head_dim": 256}),
     "gemma2": Family(tied=True, norms_per_layer=4, defaults={"head_dim": 256, "sliding_window_pattern": 2}),
     "gemma3": _GEMMA3,
@@ -118,19 +131,29 @@ FAMILIES: dict[str, Family] = {
         router_bias=True,
         defaults={"sliding_window_pattern": 2},
     ),
-    "llama4_text": Family(
-        shared_like_expert=True, chunked=True, defaults={"attention_chunk_size": 8192, "head_dim": 128}
-    ),
+    "llama4": _LLAMA4,
+    "llama4_text": _LLAMA4,
     "phimoe": Family(norm_bias=True),
     "chatglm": Family(qkv_bias=True, qkv_bias_key="add_qkv_bias", out_bias_key=None),
     "glm": _GLM4,
     "glm4": _GLM4,
     "glm4_moe": _GLM4_MOE,
+    "glm4v_moe_text": _GLM4_MOE,
     "solar_open": _GLM4_MOE,
     "sarvam_moe": _GLM4_MOE,
     "dots1": Family(qk_norm="head", router_bias=True),
     **dict.fromkeys(
-        ("deepseek_v3", "deepseek_v32", "kimi_k2", "glm4_moe_lite", "glm_moe_dsa", "axk1", "axk2"), _DEEPSEEK
+        (
+            "deepseek_v3",
+            "deepseek_v32",
+            "kimi_k2",
+            "kimi_k25",
+            "glm4_moe_lite",
+            "glm_moe_dsa",
+            "axk1",
+            "axk2",
+        ),
+        _DEEPSEEK,
     ),
     "deepseek_v2": Family(defaults={"num_experts_per_tok": 6}),
     "deepseek_v4": Family(router_bias=True, adjust=hyper_connections),
@@ -139,6 +162,7 @@ FAMILIES: dict[str, Family] = {
     "hy_v3": Family(qk_norm="head", router_bias=True),
     "hy_v4": Family(gate="channels", router_bias=True, adjust=hyper_connections),
     "kimi_linear": _KIMI_LINEAR,
+    "kimi_k3": _KIMI_LINEAR,
     "bailing_hybrid": replace(_KIMI_LINEAR, gate="heads"),
     "longcat_flash": Family(router_bias=True, norms_per_layer=4, adjust=twice_a_layer),
     "minimax_m2": Family(qk_norm="full", router_fp32=True),
