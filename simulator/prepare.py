@@ -119,7 +119,10 @@ def resolve_formats(
             where="deployment.activations",
             mend=f"one of {', '.join(sorted(native))}",
         )
-    kv = format_named(dtype if pool.kv_cache in (None, "auto") else pool.kv_cache, where="deployment.kv_cache")
+    own = pool.kv_cache in (None, "auto")
+    kv = format_named(arch.kv_format if own else str(pool.kv_cache), where="deployment.kv_cache")
+    if own and arch.kv_format != dtype:
+        notes.append(f"the KV cache of {arch.name} is kept in {kv.name}, as engines do for compressed attention")
     if not kv.kv_cache:
         raise InputError(
             f"no engine keeps its KV cache in {kv.name}",

@@ -394,11 +394,12 @@ def _kv_groups_of(arch: Architecture, kv_format: Format, tp: int) -> list[KvGrou
         if not block.cache:
             continue
         elements = sum(width.on(tp) for width in block.cache)
-        index_bits = 8 * block.indexer.bytes_per_entry if block.indexer else 0
+        besides = block.indexer.bytes_per_entry if block.indexer else 0
+        besides += block.wide_bytes if kv_format.bits_per_weight == 8 else 0
         key = (block.kind, block.window_tokens)
         layers[key] += block.layers
         bits[key] += math.ceil(
-            block.layers * (elements * kv_format.bits_per_weight + index_bits) / block.entry_tokens
+            block.layers * (elements * kv_format.bits_per_weight + 8 * besides) / block.entry_tokens
         )
     return [
         KvGroup(kind, window, layers[kind, window], -(-bits[kind, window] // 8)) for kind, window in layers
@@ -452,7 +453,9 @@ def state_bytes_per_sequence(arch: Architecture, tensor_parallel: int = 1, pipel
 
 def with_state_values(arch: Architecture, value_bytes: int) -> Architecture:
     """Return the model with its recurrent states kept in values of `value_bytes`, as an engine may be told to."""
-    return replace(arch, attention=tuple(replace(b, state_bytes=value_bytes) if b.state else b for b in arch.attention))
+    return replace(
+        arch, attention=tuple(replace(b, state_bytes=value_bytes) if b.state else b for b in arch.attention)
+    )
 
 
 def state_pages(arch: Architecture, tensor_parallel: int = 1, pipeline_parallel: int = 1) -> tuple[int, int]:

@@ -91,6 +91,7 @@ class AttentionBlock:
     sinks : one learned sink logit a head.
     linears, vectors : its parameters.
     cache : values kept of an entry; empty where another layer's are read, or none are kept.
+    wide_bytes : what an entry of an 8-bit cache takes beyond a byte a value: a rotary part in 16 bit, scales.
     state, state_bytes : values of the recurrent state of a sequence and bytes of each; conv : past inputs of its convolution.
     """
 
@@ -110,6 +111,7 @@ class AttentionBlock:
     linears: tuple[Linear, ...] = ()
     vectors: tuple[Vector, ...] = ()
     cache: tuple[Width, ...] = ()
+    wide_bytes: int = 0
     state: tuple[Width, ...] = ()
     state_bytes: int = 2
     conv: tuple[Width, ...] = ()
@@ -213,6 +215,11 @@ class Architecture:
     def windows_below(self, tokens: int) -> tuple[int, ...]:
         """Sliding windows shorter than a context of `tokens`, each once, by rising length."""
         return tuple(sorted({b.window_tokens for b in self.attention if 0 < b.window_tokens < tokens}))
+
+    @property
+    def kv_format(self) -> str:
+        """Format in which engines keep the KV cache unless told otherwise: compressed entries in FP8, all else in the model's."""
+        return "fp8" if any(block.entry_tokens > 1 for block in self.attention) else self.dtype
 
     @property
     def has_experts(self) -> bool:

@@ -23,6 +23,12 @@ from engine_models.model.blocks import (
 Gate = Literal["none", "channels", "heads"]
 """Whether the output of an attention is gated: each of its channels, or each head as a whole."""
 
+SPARSE_WIDE_BYTES = 80
+"""An 8-bit latent of 512 + 64 values takes 656 bytes where attention is sparse: the rotary part in 16 bit, four float32 scales
+(SGLang's `calculate_mla_kv_cache_dim`, read in a public copy of 2026). Kind: datasheet."""
+COMPRESSED_WIDE_BYTES = 72
+"""The same of DeepSeek-V4's latent of 448 + 64 values: the rotary part in 16 bit, a scale byte for each 64 of the others. Kind:
+assumed, 2026-11."""
 INDEX_KEY_SCALE_BYTES = 4
 """A key of an indexer is kept in FP8 with one float32 scale (DeepSeek-V3.2's inference code, 2025-09; 132 bytes for 128
 values). Kind: datasheet."""
@@ -157,6 +163,8 @@ def with_indexer(
     owned : false where an earlier layer's choice is taken over. vLLM holds indexers whole on every rank.
     """
     indexer = Indexer(heads, head_dim, topk_tokens, head_dim + INDEX_KEY_SCALE_BYTES if owned else 0)
+    if block.kind == "mla":
+        block = replace(block, wide_bytes=block.wide_bytes or SPARSE_WIDE_BYTES)
     if not owned:
         return replace(block, indexer=indexer)
     linears = (
@@ -206,6 +214,7 @@ def compressed_attention(
         ),
         vectors=(Vector(replicated(head_dim + q_rank)), Vector(Width(heads), "bias")),
         cache=(latent,),
+        wide_bytes=COMPRESSED_WIDE_BYTES,
     )
     if not entry_tokens:
         return (window,)

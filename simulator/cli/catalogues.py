@@ -313,6 +313,11 @@ def _show_model(name: str) -> dict[str, Any]:
         **({"parameters of the vision tower": tower} if tower else {}),
         "weights": "".join((weights.name, *own, f", {weight_bytes(arch, weights) / 1e9:,.1f} GB")),
         "KV bytes per token (bf16)": kv_bytes_per_token(arch, format_named("bf16")),
+        **{
+            f"KV bytes per token ({name}, as engines keep it)": kv_bytes_per_token(arch, format_named(name))
+            for name in (arch.kv_format,)
+            if name != arch.dtype
+        },
         **({"state bytes per sequence": state} if state else {}),
         "context tokens": arch.max_context_tokens,
         "layers": arch.layers,

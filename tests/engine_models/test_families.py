@@ -360,9 +360,20 @@ def test_states_do_not_grow_with_the_context() -> None:
 
 def test_an_indexer_keeps_a_key_a_token_in_its_own_format() -> None:
     indexed, plain = read(**KINDS["indexed"]), read(model_type="deepseek_v3", **MLA)
-    for form in ("bf16", "fp8"):
+    # in 8 bit the rotary part of a latent stays in 16 bit, with scales: 80 bytes more
+    for form, wide in (("bf16", 0), ("fp8", 80)):
         kv = format_named(form)
-        assert kv_bytes_per_token(indexed, kv) - kv_bytes_per_token(plain, kv) == 4 * (16 + 4)
+        assert kv_bytes_per_token(indexed, kv) - kv_bytes_per_token(plain, kv) == 4 * (16 + 4 + wide)
+
+
+@needs_trials
+def test_compressed_caches_are_in_8_bit_unless_told_otherwise() -> None:
+    arch = trial("cfg-deepseek-v4-flash")
+    assert arch.kv_format == "fp8"
+    assert kv_bytes_per_token(arch, format_named("fp8")) == 43 * 584 + -(-21 * (584 + 132) // 4) + -(
+        -20 * 584 // 128
+    )
+    assert read().kv_format == "bf16"
 
 
 def test_compressed_entries_take_a_share_of_a_token() -> None:
