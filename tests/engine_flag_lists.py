@@ -46,7 +46,8 @@ def kind_of_type(annotation: str) -> Kind:
     """The value of a flag from the annotation of its field, as both engines derive it."""
     if re.search(r"\bbool\b", annotation):
         return "optional" if re.search(r"\bstr\b", annotation) else "pair"
-    return "list" if re.search(r"\b(list|List|tuple|set)\b", re.sub(r"\b[dD]ict\[[^\[\]]*\]", "", annotation)) else "value"
+    outside_dicts = re.sub(r"\b[dD]ict\[(?:[^\[\]]|\[[^\[\]]*\])*\]", "", annotation)
+    return "list" if re.search(r"\b(list|List|tuple|set)\b", outside_dicts) else "value"
 
 
 def literal(node: ast.expr | None) -> object:

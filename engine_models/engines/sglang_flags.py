@@ -88,7 +88,7 @@ _HARMLESS = """
     engine_info_bootstrap_port eplb_algorithm eplb_min_rebalancing_utilization_threshold eplb_rebalance_layers_per_chunk
     eplb_rebalance_num_iterations expert_balancedness_report_mode expert_distribution_recorder_buffer_size
     expert_distribution_recorder_mode export_metrics_to_file export_metrics_to_file_dir extra_metric_labels
-    fastapi_root_path file_storage_path file_storage_pth flashinfer_autotune_skip_ops flashinfer_mla_disable_ragged
+    fastapi_root_path file_storage_path file_storage_pth flashinfer_autotune_skip_ops
     forward_hooks forward_pass_metrics_ipc_name forward_pass_metrics_worker_id gated_launch_port gc_threshold
     gc_warning_threshold_secs generation_tokens_buckets gpu_id_step grammar_backend grpc_mode grpc_port
     grpc_response_timeout_secs hf_chat_template_name host http2_initial_connection_window_size http2_max_concurrent_streams
@@ -109,7 +109,7 @@ _HARMLESS = """
     soft_watchdog_timeout spec_trace_dir ssl_ca_certs ssl_certfile ssl_keyfile ssl_keyfile_password
     startup_weight_load_mode stream_output stream_response_default_include_usage strip_thinking_cache
     tbo_token_distribution_threshold tokenizer_metrics_allowed_custom_labels tokenizer_metrics_custom_labels_header
-    tokenizer_mode tokenizer_path tool_call_parser tool_server trace_modules triton_attention_reduce_in_fp32
+    tokenizer_mode tokenizer_path tool_call_parser tool_server trace_modules
     trust_mm_content_hashes trust_remote_code trust_request_chat_template use_ray uvicorn_access_log_exclude_prefixes
     warmups watchdog_timeout watermark_config weight_cache_mode weight_cache_socket weight_cache_timeout
     weight_loader_disable_mmap weight_loader_drop_cache_after_load weight_loader_prefetch_checkpoints
@@ -169,7 +169,8 @@ _CHANGING = {
         linear_attn_verify_backend linear_replayssm_cache_len mamba_backend model_impl=auto|sglang monokernel_backend
         n_share_experts_fusion=0 nsa_decode_backend nsa_prefill_backend piecewise_cuda_graph_compiler
         piecewise_cuda_graph_tokens prefill_kv_cache_dequant_dtype qsa_indexer_dtype sampling_backend
-        torch_compile_max_bs triton_attention_num_kv_splits triton_attention_split_tile_size
+        torch_compile_max_bs triton_attention_num_kv_splits triton_attention_reduce_in_fp32 triton_attention_split_tile_size
+        flashinfer_mla_disable_ragged
     """,
     "the speed of the exchange between devices": """
         deepep_config deepep_dispatcher_output_dtype deepep_mode deepep_v2_mode disable_attn_tp_gather

@@ -87,8 +87,8 @@ _HARMLESS = """
     enable_auto_tool_choice enable_cumem_allocator enable_fault_tolerance enable_flash_late_interaction
     enable_force_include_usage enable_log_deltas enable_log_outputs enable_log_requests enable_logging_iteration_details
     enable_mfu_metrics enable_nccl_comm_suspend enable_offline_docs enable_per_request_metrics enable_prompt_embeds
-    enable_prompt_tokens_details enable_reasoning enable_request_id_headers enable_server_load_tracking enable_sleep_mode
-    enable_ssl_refresh enable_tokenizer_info_endpoint enable_trace_replay eplb_log_balancedness
+    enable_prompt_tokens_details enable_reasoning enable_request_id_headers enable_scale_out enable_server_load_tracking
+    enable_sleep_mode enable_ssl_refresh enable_tokenizer_info_endpoint enable_trace_replay eplb_log_balancedness
     exclude_tools_when_tool_choice_none expand_tools_even_if_tool_choice_none fail_on_environ_validation
     fault_tolerance_config fingerprint_mode fingerprint_value grpc grpc_port guided_decoding_backend
     guided_decoding_disable_additional_properties guided_decoding_disable_any_whitespace guided_decoding_disable_fallback
@@ -131,7 +131,7 @@ _CHANGING = {
         enable_eplb enable_ep_weight_filter eplb_config eplb_step_interval eplb_window_size expert_placement_strategy=linear
         num_redundant_experts=0
     """,
-    "how requests are dealt to the ranks": "data_parallel_external_lb data_parallel_hybrid_lb enable_scale_out",
+    "how requests are dealt to the ranks": "data_parallel_external_lb data_parallel_hybrid_lb",
     "the host's time": """
         api_server_count=1 disable_async_output_proc disable_frontend_multiprocessing enable_layerwise_nvtx_tracing
         enable_return_routed_experts enable_shm_tensor_arena logits_processors numa_bind numa_bind_cpus numa_bind_nodes
