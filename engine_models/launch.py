@@ -41,6 +41,7 @@ _TEMPLATE_LINE = re.compile(r"(?m)^[ \t]*\{\{.*\}\}[ \t]*$")
 _TEMPLATE = re.compile(r"\{\{.*?\}\}")
 _DOCKERFILE = re.compile(r"(?m)^(ENTRYPOINT|CMD)[ \t]+(\[[^\]]*\])")
 _SPEAK_OF_COMMANDS = ("pkill", "pgrep", "killall", "grep", "echo", "ps", "which", "man", "alias", "printf")
+_REFERENCE = re.compile(r"\$\((\w+)\)|\$?\$\{(\w+)(?::?-([^{}]*))?\}")
 _TAG_VERSION = re.compile(r"v?([0-9]+\.[0-9]+(?:\.[0-9]+)?(?:\.post[0-9]+)?)(?:rc[0-9]+)?(?=$|[-_+])")
 
 
@@ -48,7 +49,7 @@ _TAG_VERSION = re.compile(r"v?([0-9]+\.[0-9]+(?:\.[0-9]+)?(?:\.post[0-9]+)?)(?:r
 class Launcher:
     """How servers of an engine are started.
 
-    programs : patterns of the word, or the two words, before the arguments.
+    programs : patterns of the one to three words before the arguments.
     image : pattern of the engine's container images, registry and tag left out.
     published : those of them whose tag is the engine's version.
     enters : whether what follows such an image are the server's arguments.
@@ -270,11 +271,10 @@ class _Search:
 
     def program(self, words: list[str]) -> int | None:
         """Where the arguments begin, behind the engine's program."""
-        for i, word in enumerate(words):
-            if any(p.fullmatch(word) for p in self.programs):
-                return i + 1
-            if i + 1 < len(words) and any(p.fullmatch(f"{word} {words[i + 1]}") for p in self.programs):
-                return i + 2
+        for i in range(len(words)):
+            for end in range(i + 1, min(i + 4, len(words) + 1)):
+                if any(p.fullmatch(" ".join(words[i:end])) for p in self.programs):
+                    return end
         return None
 
     def image_at(self, words: list[str]) -> int | None:
@@ -378,7 +378,7 @@ def _listed(items: Sequence[Any], environment: Mapping[str, str]) -> list[str]:
     """Words of a list; a flag and its value in one item are told apart."""
     words: list[str] = []
     for item in items:
-        text = re.sub(r"\$\((\w+)\)|\$\{(\w+)\}", lambda m: environment.get(m[1] or m[2], m[0]), _text(item))
+        text = _REFERENCE.sub(lambda m: environment.get(m[1] or m[2], m[0] if m[3] is None else m[3]), _text(item))
         flag = re.match(r"--?[\w.-]+\s", text)
         words += [word for command in read_script(text).commands for word in command] if flag else [text]
     return words

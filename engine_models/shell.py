@@ -140,6 +140,8 @@ class _Lexer:
         """A variable by its value in the text or its default; what is not known stays as it is written."""
         if taken := self.matched(_SUBSTITUTION):
             return self.put(taken)
+        if self.text.startswith("$$", self.at) and _VARIABLE.match(self.text, self.at + 1):
+            self.at += 1  # as compose files write a variable of the shell
         found = _VARIABLE.match(self.text, self.at)
         if found is None:
             self.put(self.text[self.at])

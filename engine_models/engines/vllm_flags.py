@@ -292,7 +292,12 @@ def _role(flags: Mapping[str, Any]) -> str | None:
 
 
 _LAUNCHER = Launcher(
-    programs=(r"vllm serve", r"-m vllm\.entrypoints\.\S*api_server", r"api_server\.py"),
+    programs=(
+        r"vllm serve",
+        r"-m vllm(?:\.entrypoints\.cli\.main)? serve",
+        r"-m vllm\.entrypoints\.\S*api_server",
+        r"api_server\.py",
+    ),
     example="vllm serve MODEL --flag value",
     image=r"[^\s:=]*vllm[^\s:=]*",
     published=r"vllm/vllm-[\w-]+|vllm-cpu-release-repo",
