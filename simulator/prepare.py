@@ -120,8 +120,9 @@ def resolve_formats(
             mend=f"one of {', '.join(sorted(native))}",
         )
     own = pool.kv_cache in (None, "auto")
-    kv = format_named(arch.kv_format if own else str(pool.kv_cache), where="deployment.kv_cache")
-    if own and arch.kv_format != dtype:
+    auto = dtype if pool.weights == "fp32" else arch.kv_format
+    kv = format_named(auto if own else str(pool.kv_cache), where="deployment.kv_cache")
+    if own and auto != dtype:
         notes.append(f"the KV cache of {arch.name} is kept in {kv.name}, as engines do for compressed attention")
     if not kv.kv_cache:
         raise InputError(
