@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from engine_models.cost import flash_attention2, indexing, recurrence
-from engine_models.cost.tables import Bilinear, FloatArray, IntArray, PiecewiseLinear, log_grid
+from engine_models.cost.tables import Bilinear, FloatArray, IntArray, PiecewiseLinear, distinct, log_grid
 from engine_models.cost.terms import Shard
 from engine_models.model.blocks import AttentionBlock
 from engine_models.parts.batch import Batch, Span
@@ -94,7 +94,7 @@ class DecodeAttention:
 
     def __init__(self, shard: Shard, max_rows: int, max_context_tokens: int) -> None:
         rows = log_grid(max_rows, 3)
-        contexts = np.unique(np.concatenate([[16.0, 64.0], log_grid(max_context_tokens, 2)[8:]])).astype(float)
+        contexts = distinct(np.concatenate([[16.0, 64.0], log_grid(max_context_tokens, 2)[8:]])).astype(float)
         blocks = shard.stage.attention
         windows = sorted({b.window_tokens for b in blocks if 1 < b.window_tokens < contexts[-1]})
         mixed = shard.terms.fixed_grid_attention
@@ -115,7 +115,7 @@ class DecodeAttention:
         self.windows: list[WindowTables] = []
         self._windows_mixed: list[WindowTables] = []
         for window in windows:
-            nodes = np.unique(np.append(contexts, [1.0, float(window)]))
+            nodes = distinct(np.append(contexts, [1.0, float(window)]))
             alone, together = grids(window, nodes)
             self.windows.append(WindowTables(window, rows, nodes, alone))
             self._windows_mixed.append(
@@ -248,7 +248,7 @@ class PrefillAttention:
 
     def __init__(self, shard: Shard, max_step_tokens: int, max_context_tokens: int) -> None:
         chunk = log_grid(max_step_tokens, 4)
-        prior = np.unique(np.concatenate([[0], log_grid(max_context_tokens, 3)[12:]]))
+        prior = distinct(np.concatenate([[0], log_grid(max_context_tokens, 3)[12:]]))
         new, before = np.meshgrid(chunk, prior, indexing="ij")
         total = np.zeros(new.shape)
         ops, tensor, kv_fmt = shard.ops, shard.parallel.tensor, shard.formats.kv_cache.name

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine_models.cost.attention import DecodeAttention, PrefillAttention
-from engine_models.cost.tables import FloatArray, PiecewiseLinear, log_grid
+from engine_models.cost.tables import FloatArray, PiecewiseLinear, distinct, log_grid
 from engine_models.cost.terms import ROW_TERMS, TOKEN_TERMS, IntArray, Shard, parts_s
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
@@ -112,7 +112,7 @@ class StepTimeModel(StepCost):
         sizes = np.array(self.launches.sizes or [0], dtype=np.int64)
         top = int(sizes[-1])
         beyond = log_grid(max(max_tokens, top + 1), 6)
-        grid = np.unique(np.concatenate([sizes[sizes > 0], beyond[beyond > top], [top + 1]])).astype(np.int64)
+        grid = distinct(np.concatenate([sizes[sizes > 0], beyond[beyond > top], [top + 1]]))
         values = sum(self.parts_s(grid).values(), np.zeros(len(grid)))
         table = PiecewiseLinear(grid.astype(float), np.maximum.accumulate(values))
         padded = np.arange(max_tokens + 1)
@@ -206,7 +206,7 @@ class StepTimeModel(StepCost):
             to = bisect_left(attended, nodes[i], at)
             out += [fixed + (value + slope * (x - node)) for x in attended[at:to]]
             at = to
-        return out if min(out) > least else [max(device, least) for device in out]
+        return out if not least or min(out) > least else [max(device, least) for device in out]
 
     def host_s(self, batch: Batch) -> float:
         """Host seconds of a batch."""

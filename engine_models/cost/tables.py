@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+Number = TypeVar("Number", np.float64, np.int64)
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+
+
+def distinct(values: NDArray[Number]) -> NDArray[Number]:
+    """Sorted values, each once: `np.unique`, which would import the masked arrays."""
+    values = np.sort(values)
+    first: NDArray[Number] = values[np.append(True, values[1:] != values[:-1])]
+    return first
 
 
 def log_grid(highest: int, per_octave: int) -> IntArray:
     """Integers from 1 to `highest`, about `per_octave` an octave."""
     count = max(2, int(np.log2(max(highest, 2)) * per_octave) + 1)
-    return np.unique(np.rint(np.geomspace(1, max(highest, 2), count)).astype(np.int64))
+    return distinct(np.rint(np.geomspace(1, max(highest, 2), count)).astype(np.int64))
 
 
 class PiecewiseLinear:

@@ -99,7 +99,7 @@ class ContinuousScheduler(Scheduler):
         """Requests, and blocks."""
         kv = self.kv
         total = kv.capacity_blocks
-        return len(self.running), self.waiting_count, total - kv.free_blocks, total
+        return len(self.running), len(self._queue) + len(self._loading), total - kv.free_blocks, total
 
     def report_blocks(self, chain: ChainKeys) -> BlockEvents | None:
         """As of the base: where one kind of blocks serves all layers."""
@@ -161,6 +161,8 @@ class ContinuousScheduler(Scheduler):
         if budget < 0:
             return False
         need = decodes.blocks_needed()
+        if not self.partial:
+            return need <= kv.free_blocks
         clipped = False
         for seq in self.partial:
             want = self._want(seq, 1 << 60, cap)

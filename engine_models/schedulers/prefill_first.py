@@ -181,6 +181,7 @@ class PrefillFirstScheduler(Scheduler):
         self._decoding: dict[Sequence, None] = {}  # the running batch, in order
         self._merging: list[Sequence] = []  # rows of the last prefill batch, not yet in the running batch
         self._last_extend = False
+        self._latest_extend = PrefillFirstBatch(-1)
         self._ending: list[Sequence] = []  # in the running batch, last token in flight
         self._wasting: list[Sequence] = []  # ended, but scheduled once more as the end was not certain
         self._aborted: list[Sequence] = []
@@ -271,6 +272,7 @@ class PrefillFirstScheduler(Scheduler):
         batch.tokens = batch.decode_rows + sum(new for new, _ in batch.prefill)
         if batch.mode != "DECODE":
             self._last_prefilled = batch.tokens
+            self._latest_extend = batch
         # the running batch keeps the token count of the prefill it began as, and counts it again with every step
         self._prefilled_tokens += self._running_prefilled if batch.mode == "DECODE" else batch.tokens
         batch.decode_tokens = batch.decode_rows
@@ -785,12 +787,12 @@ class PrefillFirstScheduler(Scheduler):
         return run
 
     def _proven_steps(self) -> int:
+        if not self.aggregate or self.chunked is not None:
+            return 0
+        self._merge()  # as the next step does first
         decodes = self.decodes
         if (
-            not self.aggregate
-            or self._last_extend
-            or self.chunked is not None
-            or not decodes.count
+            not decodes.count
             or self._ending
             or self._wasting
             or self._aborted
@@ -810,7 +812,17 @@ class PrefillFirstScheduler(Scheduler):
         return self.rules.receive_interval - 1 - self._since_receipt
 
     def take(self, steps: int) -> tuple[Batch, int, int]:
-        """Schedule `steps` decode steps at once."""
+        """Schedule `steps` decode steps at once; a prefill in flight is settled when the first is formed."""
+        if self._latest_extend.number <= self.processed_number:
+            return self._take(steps)
+        batch, held, most = self._take(1)
+        self.settle(self._latest_extend)
+        if steps == 1:
+            return batch, held, most
+        batch, more, later = self._take(steps - 1)
+        return batch, held + more, max(most, later)
+
+    def _take(self, steps: int) -> tuple[Batch, int, int]:
         decodes, kv = self.decodes, self.kv
         page = kv.page_tokens
         held = kv.capacity_blocks - kv.free_blocks

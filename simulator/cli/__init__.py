@@ -5,6 +5,9 @@ from __future__ import annotations
 
 def main() -> None:
     """Entry point of `capacity-plan`."""
+    import gc
+
+    gc.disable()  # until a run begins: start-up makes many objects and no garbage
     from simulator.cli.printable import printing
 
     with printing():

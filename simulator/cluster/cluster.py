@@ -59,6 +59,9 @@ YOUNG_OBJECTS = 50_000
 @contextmanager
 def rare_collections() -> Iterator[None]:
     """Look for cyclic garbage rarely: a run makes millions of objects, few of them in cycles."""
+    if not gc.isenabled():  # as the command line starts; what start-up has made stays
+        gc.freeze()
+        gc.enable()
     before = gc.get_threshold()
     gc.set_threshold(YOUNG_OBJECTS, *before[1:])
     try:
@@ -464,7 +467,8 @@ class Cluster:
         self._router.ended(seq, now_s)
         if self._door is not None and len(self._door):
             self._clock.at(max(now_s, self._clock.now_s), ARRIVALS, self._let_in)
-        self._release(block, seq.index - block.first, end_s)
+        if self._linked:
+            self._release(block, seq.index - block.first, end_s)
         if self._should_stop is not None and self._should_stop():
             raise Stopped
 

@@ -47,6 +47,7 @@ class Reason(IntEnum):
     KV_LOAD_FAILED = 13
 
 
+_STOP = int(Reason.STOP)
 LOSSES = tuple(reason for reason in Reason if reason not in (Reason.STOP, Reason.LENGTH, Reason.NOT_ARRIVED))
 """Why a request that has arrived has no answer."""
 REASON_NAMES = tuple(reason.name.lower() for reason in Reason)
@@ -178,7 +179,7 @@ class Rows:
         """Note the end of a request."""
         row = seq.index - self.first
         self.status[row] = FINISHED
-        self.reason[row] = Reason.STOP
+        self.reason[row] = _STOP
         self.end_s[row] = end_s
         self.left -= 1
         self.keep(seq)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine_models.cost.tables import distinct
 from simulator.cluster.outcome import NOT_ARRIVED, REJECTED, ClusterResult
 from simulator.results.statistics import BATCHES, BoolArray, FloatArray, IntArray, around, parts
 from simulator.results.timeline import Window, widen
@@ -37,7 +38,7 @@ class ExactTimes(Times):
     """Counts between the edges that `Rates` asks for over a window that is known beforehand."""
 
     def __init__(self, window: Window) -> None:
-        self._edges_s = np.unique(np.concatenate([_halves_s(window), _stretches_s(window)]))
+        self._edges_s = distinct(np.concatenate([_halves_s(window), _stretches_s(window)]))
         self._counts = np.zeros(max(1, len(self._edges_s) - 1))
 
     def add(self, times_s: FloatArray, amounts: IntArray | None = None) -> None:

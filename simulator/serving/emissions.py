@@ -39,15 +39,15 @@ class Emissions:
     """Ranges of n requests."""
 
     def __init__(self, n: int) -> None:
-        self._start = np.full(n, -1, dtype=np.int64)
-        self._count = np.zeros(n, dtype=np.int32)
+        self._start = array("q", (-1,)) * n  # arrays: one number is read and set quicker than numpy's
+        self._count = array("i", (0,)) * n
         self._log = array("i")
         self._first = array("q")
         self._last = array("q")
 
     def note(self, row: int, spans: list[list[int]], log: int) -> None:
         """Append ranges `[first, last]` of a request in a log, later than those it has; empty ones have `last < first`."""
-        start, count = int(self._start[row]), int(self._count[row])
+        start, count = self._start[row], self._count[row]
         at = len(self._first)
         if count and start + count != at:  # others came between: bring those it has to the end
             for column in (self._log, self._first, self._last):
@@ -72,28 +72,29 @@ class Emissions:
 
     def of(self, row: int) -> list[tuple[int, int, int]]:
         """Ranges of a request: log, first and last step."""
-        start = int(self._start[row])
-        return [(self._log[i], self._first[i], self._last[i]) for i in range(start, start + int(self._count[row]))]
+        start = self._start[row]
+        return [(self._log[i], self._first[i], self._last[i]) for i in range(start, start + self._count[row])]
 
     def firsts(self) -> tuple[NDArray[np.int32], IntArray]:
         """Log and step of each request's first range, -1 where it has none."""
         log = np.full(len(self), -1, dtype=np.int32)
         step = np.full(len(self), -1, dtype=np.int64)
-        some = self._count > 0
+        some = np.frombuffer(self._count, dtype=np.int32) > 0
         if some.any():
-            at = self._start[some]
+            at = np.frombuffer(self._start, dtype=np.int64)[some]
             log[some] = np.frombuffer(self._log, dtype=np.int32)[at]
             step[some] = np.frombuffer(self._first, dtype=np.int64)[at]
         return log, step
 
     def ranges(self, rows: IntArray) -> Ranges:
         """Ranges of `rows`, in that order."""
-        rows = rows[self._count[rows] > 0]
+        counted = np.frombuffer(self._count, dtype=np.int32)
+        rows = rows[counted[rows] > 0]
         if not len(rows):
             nothing = np.zeros(0, dtype=np.int64)
             return Ranges(np.zeros(0, dtype=np.int32), nothing, nothing, nothing)
-        counts = self._count[rows]
-        at, owner = self._start[rows], rows
+        counts = counted[rows]
+        at, owner = np.frombuffer(self._start, dtype=np.int64)[rows], rows
         if (counts > 1).any():
             skipped = np.cumsum(counts, dtype=np.int64) - counts
             at = np.repeat(at - skipped, counts) + np.arange(int(counts.sum()))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine_models.cost.tables import distinct
 from simulator.workload.columns import FloatArray
 
 ERA_S = (1e9, 4.2e9)
@@ -45,7 +46,7 @@ class Clock:
 
 def clock_of(stamps: FloatArray) -> Clock | None:
     """The clock of finite stamps; None if they are calendar times of several units."""
-    units = np.unique(_units(stamps))
+    units = distinct(_units(stamps))
     if not units[0]:
         return Clock(float(stamps.min()), 1.0)
     return Clock(float(stamps.min()), float(units[0])) if len(units) == 1 else None
