@@ -48,11 +48,13 @@ def parse_flags(
 def _one(table: FlagTable, found: Found, servers: list[EngineFlags]) -> EngineFlags:
     """The one server that is started, by one command or by the same on several nodes."""
     first = servers[0]
-    if any((s.values, s.model, s.warnings) != (first.values, first.model, first.warnings) for s in servers[1:]):
-        roles = {role for role in (table.role(s.values) for s in servers) if role is not None}
+    roles = {role for role in (table.role(s.values) for s in servers) if role is not None}
+    unlike = any((s.values, s.model, s.warnings) != (first.values, first.model, first.warnings) for s in servers[1:])
+    if unlike or (len(servers) > 1 and roles == {"either"}):
         if roles:
+            said = ", ".join(sorted(roles - {"either"})) or "they exchange KV blocks"
             raise InputError(
-                f"the text starts {len(servers)} servers that share the work ({', '.join(sorted(roles))})",
+                f"the text starts {len(servers)} servers that share the work ({said})",
                 mend="write them as two pools, role: prefill and role: decode, each with its own command as engine_args",
             )
         raise InputError(

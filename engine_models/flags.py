@@ -113,7 +113,8 @@ class FlagTable:
     launcher : how its servers are started.
     shorts : short spellings without the dash, such as ``tp``; aliases : other long names.
     elsewhere : flags of other servers that the same command starts, with the words that refuse them.
-    typed : flag name -> the pool's key that it states; role : the pool's role that the flags state together, None for none.
+    typed : flag name -> the pool's key that it states; role : the pool's role that the flags state together, None for
+        none, "either" for that of prefill or decode.
     environment : variable of the environment -> the flag that it sets.
     hints : settings of the environment that a key or a flag states, with the words that say so.
     prefixes : beginnings of its own variables of the environment; quiet : pattern of the settings of these that need no word.

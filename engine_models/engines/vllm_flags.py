@@ -285,10 +285,15 @@ def offload_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"kv_offloading_size": size_bytes / (1 << 30)} if size_bytes > 0 else None
 
 
+_TRANSFERS = ("NixlConnector", "MooncakeConnector", "P2pNcclConnector", "MoRIIOConnector")
+"""Connectors that carry KV blocks from one server to another."""
+
+
 def _role(flags: Mapping[str, Any]) -> str | None:
-    """Role of a server whose KV cache goes to or comes from another one."""
-    role = str((flags.get("kv_transfer_config") or {}).get("kv_role"))
-    return {"kv_producer": "prefill", "kv_consumer": "decode"}.get(role)
+    """Role of a server whose KV cache goes to or comes from another one; "either" where its peers decide."""
+    config = flags.get("kv_transfer_config") or {}
+    role = {"kv_producer": "prefill", "kv_consumer": "decode", "kv_both": "either"}.get(str(config.get("kv_role")))
+    return None if role == "either" and config.get("kv_connector") not in _TRANSFERS else role
 
 
 _LAUNCHER = Launcher(

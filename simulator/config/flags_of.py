@@ -111,7 +111,7 @@ def _version(engine: Engine, pool: Pool, flags: EngineFlags) -> dict[str, str]:
 def _check_role(engine: Engine, pool: Pool, flags: EngineFlags) -> None:
     """Refuse a command that starts a server of another role than the pool's."""
     role = engine.flags().role(flags.values)
-    if role is not None and role != pool.role:
+    if role not in (None, "either", pool.role):
         raise InputError(
             f"the launch command starts the {role} server of a pair, the pool's role is {pool.role}",
             mend="write two pools, role: prefill and role: decode, each with its own command as engine_args",

@@ -172,6 +172,12 @@ def test_the_version_of_the_command_is_that_of_the_pool() -> None:
             vllm serve a --kv-transfer-config '{"kv_connector": "P2pNcclConnector", "kv_role": "kv_consumer"}' &""",
             "2 servers that share the work (decode, prefill)",
         ),
+        (
+            "vllm",
+            """vllm serve a --port 1 --kv-transfer-config '{"kv_connector": "NixlConnector", "kv_role": "kv_both"}' &
+            vllm serve a --port 2 --kv-transfer-config '{"kv_connector": "NixlConnector", "kv_role": "kv_both"}' &""",
+            "2 servers that share the work",
+        ),
         ("vllm", "vllm serve a --config flags.yaml", "cannot be seen"),
         ("vllm", "vllm serve a -dcp 8", "`-dcp` 8 is not modelled yet"),
         ("vllm", "vllm serve a --cpu-offload-gb 8", "not modelled yet"),
