@@ -360,7 +360,7 @@ class KvReplay:
         router = self._router
         after = {
             "prefill": router.pending.tolist(),
-            "decode": router.blocks().tolist(),
+            "decode": router.blocks.tolist(),
             "active": router.active.tolist(),
             "pending": len(self._gate.waiting),
         }

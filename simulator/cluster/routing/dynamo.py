@@ -104,6 +104,8 @@ class KvRouter(Policy):
         self.pending = np.zeros(workers, dtype=np.int64)
         self._own = np.zeros(workers)  # weighted blocks that are no prompt's others may share
         self.active = np.zeros(workers, dtype=np.int64)
+        self.blocks = np.zeros(workers, dtype=np.int64)
+        """Blocks of the live requests of each worker, rounded."""
         self._live: dict[int, Live] = {}
         self._overlaps: dict[int, IntArray] = {}  # of requests that wait, as they were found
 
@@ -119,18 +121,18 @@ class KvRouter(Policy):
         found = self._overlaps[arrival.index] = self.index.leading(arrival.blocks)
         return found
 
-    def blocks(self) -> IntArray:
-        """Blocks of the live requests of each worker, rounded."""
-        return np.floor(self._resident.total + self._own + 0.5).astype(np.int64)
+    def _count(self, worker: int) -> None:
+        """Round the blocks of a worker's live requests anew."""
+        self.blocks[worker] = math.floor(self._resident.total[worker] + self._own[worker] + 0.5)
 
     def costs(self, arrival: Arrival) -> FloatArray:
         """Cost of each worker [blocks]."""
-        blocks = self.blocks()
+        blocks = self.blocks
         if self._track_blocks:
             blocks = blocks + len(arrival.blocks) + arrival.private_blocks
             if self._reuse:
                 blocks = blocks - self._resident.leading(arrival.blocks)
-        busy = self._weight * self.active
+        busy = self._weight * self.active if self._weight else 0.0
         overlap = self.overlap(arrival)
         if not self._track_prefill:
             decode_blocks: FloatArray = np.maximum(blocks - self._credit * overlap, 0.0) + busy
@@ -176,6 +178,7 @@ class KvRouter(Policy):
         tail = self._resident.enter(worker, arrival.blocks if self._track_blocks and self._reuse else ())
         self._live[arrival.index] = Live(worker, tail, private, pending)
         self._own[worker] += private
+        self._count(worker)
         self.pending[worker] += pending
         self.active[worker] += 1
         if not self.follows_events:
@@ -200,12 +203,14 @@ class KvRouter(Policy):
         worker = live.worker
         self._own[worker] += 1.0
         if fraction is None:
+            self._count(worker)
             return
         self._own[worker] += sum(fraction - weight for weight in live.outputs)
         self._own[worker] += live.private * (fraction - live.private_weight)
         live.outputs = [fraction] * len(live.outputs)
         live.private_weight = fraction
         self._resident.weigh(worker, live.tail, fraction)
+        self._count(worker)
 
     def ended(self, arrival: Arrival, worker: int, now_s: float) -> None:
         """As of the base."""
@@ -219,6 +224,7 @@ class KvRouter(Policy):
         self._own[worker] -= live.private * live.private_weight + sum(live.outputs)
         if not self.active[worker]:
             self._own[worker] = self._resident.total[worker] = 0.0
+        self._count(worker)
 
     def tick(self, now_s: float) -> None:
         """As of the base: what was routed long ago counts as cached no longer."""

@@ -10,6 +10,7 @@ against recordings of ai-dynamo-runtime 1.6.1.
 from __future__ import annotations
 
 from collections.abc import Sequence as Series
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -306,5 +307,11 @@ def _bits(mask: int) -> list[int]:
 
 def _put(found: IntArray, mask: int, value: int, workers: int) -> None:
     """Set `found` to a value for the workers of a mask."""
+    found[_members(mask, workers)] = value
+
+
+@lru_cache(maxsize=4096)
+def _members(mask: int, workers: int) -> NDArray[np.bool_]:
+    """Whether each worker is in a mask."""
     raw = np.frombuffer(mask.to_bytes(-(-workers // 8), "little"), dtype=np.uint8)
-    found[np.unpackbits(raw, count=workers, bitorder="little").astype(bool)] = value
+    return np.unpackbits(raw, count=workers, bitorder="little").astype(bool)
