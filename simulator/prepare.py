@@ -27,7 +27,7 @@ from hardware_profiles.kernels import operations_in_node
 from simulator.pools import blended_price, check_roles, connector_of, joint_limits, paths_of, unique
 from simulator.prepared import Prepared
 from simulator.price import unit_price
-from simulator.routed import routing_of
+from simulator.routed import check_paired, routing_of
 
 if TYPE_CHECKING:
     from simulator.config.schema import Pool, Scenario
@@ -165,12 +165,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     found = [_prepare_pool(scenario, number, base, with_index=with_index) for number in running]
     if len(found) == 1:
         return found[0]
-    if found[0].routing.system is not None:
-        raise InputError(
-            "a router product before prefill and decode pools is not modelled yet",
-            where="deployment.router",
-            mend="write the word of an ideal rule, such as router: least_requests",
-        )
+    check_paired(found[0].routing)
     for given, where in ((scenario.deployment.admission, "deployment.admission"), (scenario.client.retries, "client.retries")):
         if given is not None:
             raise InputError(
@@ -271,7 +266,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     assumptions = [*(f"model: {said}" for said in arch.assumed), *read_as, *flags.notes, *notes, *lent, *plan.notes]
     if ranks > 1 and engine.lockstep is not None:
         assumptions += lockstep_notes(ranks, pool, engine.lockstep)
-    routing, routed = routing_of(scenario.deployment.router, plan, scenario.seed)
+    routing, routed = routing_of(scenario.deployment.router, plan, scenario.seed, role=pool.role)
     assumptions += routed
     per_node = int(device.node_size.value)
     if pool.tensor_parallel * ranks > per_node:

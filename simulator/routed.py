@@ -27,7 +27,7 @@ REPLAYED_ONLY = ("router_queue_threshold", "router_track_output_blocks")
 """Flags that the replay of recordings knows and a run does not."""
 
 
-def routing_of(router: str | Router, plan: EnginePlan, seed: int) -> tuple[Routing, list[str]]:
+def routing_of(router: str | Router, plan: EnginePlan, seed: int, *, role: str = "mixed") -> tuple[Routing, list[str]]:
     """How requests are routed, and what is assumed.
 
     Raises
@@ -51,6 +51,9 @@ def routing_of(router: str | Router, plan: EnginePlan, seed: int) -> tuple[Routi
             where=f"{WHERE}.{flag}",
             mend=f"remove `{flag}`; a queue at the router is `deployment.admission`",
         )
+    for flag in ("prefill_policy", "decode_policy"):
+        if role == "mixed" and flags.values.get(flag):
+            raise InputError(f"`{flag}` without pools of roles", where=f"{WHERE}.{flag}", mend=f"remove `{flag}`")
     policy = system.policy(flags, 1, Random(0), [""])
     notes = []
     asked = router.version
@@ -78,6 +81,28 @@ def routing_of(router: str | Router, plan: EnginePlan, seed: int) -> tuple[Routi
         hop_s=router.hop_s,
     )
     return routing, notes
+
+
+def check_paired(routing: Routing) -> None:
+    """Refuse a product that does not send a prompt first and then, when it is computed, the request.
+
+    Raises
+    ------
+    InputError : it sends both at once, or has no pools of roles.
+    """
+    system = routing.system
+    if system is not None and (system.paired is None or system.holds_prefill):
+        raise InputError(
+            "this router before prefill and decode pools is not modelled yet",
+            where=WHERE,
+            mend="use an ideal rule, such as router: least_requests, or a router that chooses for decoding when the prompt is computed "
+            f"({', '.join(name for name in MODULES if _in_turn(name))})",
+        )
+
+
+def _in_turn(name: str) -> bool:
+    system = system_named(name)
+    return system is not None and system.paired is not None and not system.holds_prefill
 
 
 def _system(name: str) -> RouterSystem:

@@ -106,8 +106,11 @@ class HandoverCluster(Cluster):
         ]
 
     def _routed(self, rule: str | Routing, executor: Executor) -> Router:
-        self._second = router_of(self.replicas[self._first :], rule, executor)
-        return router_of(self.replicas[: self._first], rule, executor)
+        first = second = rule
+        if isinstance(rule, Routing):
+            first, second = replace(rule, role="prefill"), replace(rule, role="decode", seed=rule.seed + 1)
+        self._second = router_of(self.replicas[self._first :], second, executor)
+        return router_of(self.replicas[: self._first], first, executor)
 
     def _next(self) -> Rows | None:
         rows = super()._next()

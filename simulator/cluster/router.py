@@ -384,7 +384,8 @@ class Routing:
     """How requests are routed: an ideal rule by its word, or a product's policy by its flags.
 
     `unit` are the units of text a token where a product reads text, `seed` is that of its random choices, `news_s` the time
-    until it hears of an engine's blocks, `hop_s` what it adds to the way of a request, before it decides.
+    until it hears of an engine's blocks, `hop_s` what it adds to the way of a request, before it decides. `role` is that of the
+    replicas, prefill or decode, where they have one.
     """
 
     rule: str = "round_robin"
@@ -395,6 +396,7 @@ class Routing:
     news_s: float = KV_NEWS_S
     block_tokens: int = 1
     hop_s: float = 0.0
+    role: str = ""
 
 
 def router_of(
@@ -412,9 +414,7 @@ def router_of(
     choice = RankChoice(replicas, by_load=by_load) if ranks > 1 else None
     if routing.system is None or routing.flags is None:
         return PolicyRouter(replicas, RULES[routing.rule](n, draw), choice, limit=limit, seed=routing.seed)
-    policy = routing.system.policy(
-        routing.flags, n, draw, [f"http://replica-{number}:8000" for number in range(n)]
-    )
+    policy = _policy(routing.system, routing.flags, routing.role, n, draw)
     chain = news = None
     if isinstance(policy, KvRouter):
         chain = ChainKeys(policy.block_tokens)
@@ -432,6 +432,15 @@ def router_of(
         retries=_retries(routing.system, routing.flags),
         seed=routing.seed,
     )
+
+
+def _policy(system: RouterSystem, flags: Flags, role: str, workers: int, draw: Random) -> Policy:
+    """A product's policy over the replicas of a role; their names matter where they are hashed."""
+    names = [f"http://{role or 'replica'}-{number}:8000" for number in range(workers)]
+    if not role or system.paired is None:
+        return system.policy(flags, workers, draw, names)
+    own = flags.values[f"{role}_policy"]
+    return system.paired(str(own) if own else flags.word(system.policy_flag), flags, workers, draw, names)
 
 
 def _breakers(system: RouterSystem, flags: Flags, workers: int) -> Breakers | None:

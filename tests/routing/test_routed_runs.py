@@ -86,6 +86,24 @@ def test_polled_loads_herd() -> None:
     assert switches[1] > 150
 
 
+PAIR = [
+    {"engine": "vllm", "hardware": "h100-sxm-80gb", "role": role, "name": role, "replicas": 2} for role in ("prefill", "decode")
+]
+
+
+@pytest.mark.parametrize("prefill", ["round_robin", "cache_aware", "power_of_two", "consistent_hash"])
+@pytest.mark.parametrize("decode", ["random", "sticky_least_loaded"])
+def test_prefill_and_decode_pools_are_routed_apart(prefill: str, decode: str) -> None:
+    router = {"system": "vllm-router", "prefill_policy": prefill, "decode_policy": decode}
+    scenario = {**given({}, MANY), "deployment": {"pools": PAIR, "router": router}}
+    run = simulate(scenario)
+    assert run.result["totals"]["completed"] == 120
+    assert run.result == simulate(scenario, aggregate=False).result
+    served = run.requests_frame().groupby("session_id")
+    assert (served["instance_id"].nunique().max() == 1) == (decode == "sticky_least_loaded")
+    assert (served["prefill_instance_id"].nunique().max() == 1) == (prefill in ("consistent_hash", "cache_aware"))
+
+
 def test_a_hop_delays_every_request() -> None:
     router = {"system": "vllm-router", "policy": "round_robin", "hop_s": 0.25}
     near, far = (simulate(given({"replicas": 2, "router": r}, {"requests": 20})) for r in ("round_robin", router))
@@ -98,12 +116,19 @@ def test_what_a_router_assumes_is_said() -> None:
     assert any("0.2.0 is simulated by the rules of 0.3.2" in line for line in said)
 
 
+@pytest.mark.parametrize("system", ["sglang-router", "dynamo", "production-stack"])
+def test_products_that_choose_both_at_once_are_refused_before_pools_of_roles(system: str) -> None:
+    with pytest.raises(InputError, match="vllm-router"):
+        simulate({**given({}, MANY), "deployment": {"pools": PAIR, "router": {"system": system}}})
+
+
 @pytest.mark.parametrize(
     ("deployment", "where", "said"),
     [
         ({"router": {"system": "sglang-ruter"}}, "router.system", "sglang-router"),
         ({"router": {"system": "sglang-router", "cache_treshold": 0.1}}, "router.cache_treshold", "cache_threshold"),
         ({"router": {"system": "sglang-router", "prefill_policy": "bucket"}}, "router.prefill_policy", "roles"),
+        ({"router": {"system": "vllm-router", "prefill_policy": "random"}}, "router.prefill_policy", "roles"),
         ({"router": {"system": "vllm-router", "queue_size": 5}}, "router.queue_size", "admission"),
         ({"router": {"system": "dynamo"}, "engine": "tgi"}, "router.use_kv_events", "use_kv_events: false"),
         ({"router": {"system": "dynamo", "kv_cache_block_size": 64}}, "router.kv_cache_block_size", "16"),

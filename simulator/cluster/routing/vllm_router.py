@@ -18,6 +18,8 @@ from simulator.cluster.routing.system import BREAKERS, RETRIES, Flag, Flags, Rou
 POLICIES = ("random", "round_robin", "cache_aware", "power_of_two", "consistent_hash", "sticky_least_loaded")
 FLAGS = (
     Flag("policy", "cache_aware", POLICIES),
+    Flag("prefill_policy", None, POLICIES, like=""),
+    Flag("decode_policy", None, POLICIES, like=""),
     Flag("cache_threshold", 0.3, low=0.0, high=1.0),
     Flag("balance_abs_threshold", 64, low=0),
     Flag("balance_rel_threshold", 1.5, low=0.0),
@@ -27,8 +29,6 @@ FLAGS = (
     *BREAKERS,
 )
 UNMODELLED = {
-    "prefill_policy": "servers with roles behind a router are not simulated yet",
-    "decode_policy": "servers with roles behind a router are not simulated yet",
     "max_concurrent_requests": "limits of a router are `deployment.admission`",
     "queue_size": "limits of a router are `deployment.admission`",
     "queue_timeout_secs": "limits of a router are `deployment.admission`",
