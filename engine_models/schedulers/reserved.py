@@ -179,7 +179,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         return True
 
     def wake_s(self) -> float:
-        """As of the base: when the next request may reserve; at once where the next loops may decide otherwise than the latest."""
+        """As of the base: when the next request may reserve; at once where the next loops may decide otherwise."""
         if self._news:
             return 0.0
         return min((ready_s for ready_s in self.prealloc.values() if ready_s > self._now_s), default=INFINITY)
