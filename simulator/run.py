@@ -350,6 +350,7 @@ def _assemble(
         "server": server,
         "slo": figures.verdict,
         "classes": figures.classes,
+        **({"pools": figures.pools} if figures.pools else {}),
         "overload": asdict(figures.overload) if figures.overload is not None else None,
         "cost": cost,
         "deployment": deployment_summary(prepared),

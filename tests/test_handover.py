@@ -168,6 +168,19 @@ def test_one_mixed_pool_beside_others_without_replicas_is_the_plain_run() -> Non
     assert beside.result["cost"] == plain.result["cost"]
 
 
+def test_the_commands_of_both_servers_state_their_roles() -> None:
+    """The commands of vLLM's own example for a prefill and a decode server, pasted."""
+    launch = "vllm serve meta-llama/Llama-3.1-8B-Instruct --max-model-len 16384 --kv-transfer-config "
+    connector = '\'{"kv_connector": "NixlConnector", "kv_role": "'
+    sides = [f"{launch}{connector}{role}\"}}'" for role in ("kv_producer", "kv_consumer")]
+    pools = [{"engine": "vllm", "hardware": "h100-sxm-80gb", "engine_args": text} for text in sides]
+    checked = load_scenario(scenario(*pools))
+    assert [each.role for each in checked.deployment.pools] == ["prefill", "decode"]
+    assert not any("kv_transfer_config" in warning for warning in prepare(checked).warnings)
+    with pytest.raises(PlanError, match="starts the decode server"):
+        load_scenario(scenario(pools[0], {**pools[1], "role": "prefill"}))
+
+
 # The network ----------------------------------------------------------------------------------------------
 
 

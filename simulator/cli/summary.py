@@ -128,6 +128,46 @@ def _closed_loop(workload: dict[str, Any]) -> bool:
     return any((load.get("arrivals") or {}).get("kind") == "closed_loop" for load in loads)
 
 
+def deployed_lines(deployment: dict[str, Any]) -> list[str]:
+    """What was deployed, a line for each pool."""
+    lines = []
+    for pool in deployment.get("pools") or [deployment]:
+        role = f", {pool['role']}" if "role" in pool else ""
+        engine = f"{pool['engine']} {pool['engine_version']}{role}"
+        lines.append(wrapped(f"on {pool['replicas']} x ({shape_of(pool)}) {pool['hardware']}, {engine}", "  "))
+    return lines
+
+
+def first_token_lines(metrics: dict[str, Any]) -> list[str]:
+    """What the mean TTFT is made of, where requests go from one pool to another."""
+    parts = {"queue": "queue_ms", "prefill": "prefill_ms", "transfer": "transfer_ms", "decode queue": "decode_queue_ms"}
+    if "transfer_ms" not in metrics or not metrics["ttft_ms"]["count"]:
+        return []
+    means = {words: metrics[name]["mean"] for words, name in parts.items()}
+    rest = metrics["ttft_ms"]["mean"] - sum(means.values())
+    said = " + ".join(f"{words} {short(mean)}" for words, mean in means.items())
+    whole = short(metrics["ttft_ms"]["mean"])
+    return ["", labelled("TTFT", f"mean {whole} ms: {said} + front ends and first step {short(rest)}")]
+
+
+def pool_lines(result: dict[str, Any]) -> list[str]:
+    """The load of each pool, where there are several."""
+    if not result.get("pools"):
+        return []
+    head = ["pool", "role", "running", "waiting", "KV used", "KV peak", "busy"]
+    roles = {pool["name"]: pool["role"] for pool in result["deployment"]["pools"]}
+    rows = [
+        [
+            pool["name"],
+            roles[pool["name"]],
+            *(f"{pool[f'num_requests_{what}']:,.1f}" for what in ("running", "waiting")),
+            *(f"{pool[name]:.0%}" for name in ("kv_cache_usage_perc", "kv_cache_usage_perc_peak", "gpu_busy_fraction")),
+        ]
+        for pool in result["pools"]
+    ]
+    return [*table(head, rows), ""]
+
+
 def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | None = None) -> str:
     """The text that `simulate` prints."""
     d, t, s = result["deployment"], result["totals"], result["server"]
@@ -140,7 +180,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         goodput = f", good {t['request_goodput']:.2f}/s ({t['goodput_fraction']:.1%})"
     lines = [
         wrapped(f"{result['name']}: {d['model']}, weights {d['weights']}, KV {d['kv_cache']}", "  "),
-        wrapped(f"on {d['replicas']} x ({shape_of(d)}) {d['hardware']}, {d['engine']} {d['engine_version']}", "  "),
+        *deployed_lines(d),
         *(
             [labelled("PARTIAL", "the run was interrupted: figures of the simulated time it reached")]
             if manifest.get("partial")
@@ -151,7 +191,9 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         "",
         *latencies,
         *(["  of the requests served; the SLO counts those lost as infinitely late"] if _lost(t) else []),
+        *first_token_lines(result["metrics"]),
         "",
+        *pool_lines(result),
         *class_lines(result["classes"]),
         *load_lines(t, manifest),
         labelled(

@@ -25,7 +25,7 @@ def fill_from_flags(scenario: Scenario, root: Located) -> Scenario:
     for i, pool in enumerate(scenario.deployment.pools):
         path, node = locate(root, ("deployment", "pools", i, "engine_args"))
         try:
-            pools.append(_filled(pool, scenario.model))
+            pools.append(_filled(pool, scenario.model, alone=len(scenario.deployment.pools) == 1))
         except InputError as error:
             problems.append(_at_flag(error, path, node))
             pools.append(pool)
@@ -68,7 +68,7 @@ def _has(node: Located, key: str | None) -> bool:
     return isinstance(node.value, dict) and key in node.value
 
 
-def _filled(pool: Pool, model: str | dict[str, Any]) -> Pool:
+def _filled(pool: Pool, model: str | dict[str, Any], *, alone: bool) -> Pool:
     if not pool.engine_args:
         return pool
     flags, engine = parse_engine_args(pool.engine, pool.engine_args), find(pool.engine)
@@ -78,7 +78,7 @@ def _filled(pool: Pool, model: str | dict[str, Any]) -> Pool:
 
     updates = reconcile(engine.flags(), pool.model_dump(), flags, given=pool.model_fields_set, model=model)
     updates |= _version(engine, pool, flags)
-    _check_role(engine, pool, flags)
+    updates |= _role(engine, pool, flags, alone=alone)
     if "offload" in updates:
         updates["offload"] = Offload.model_validate(updates["offload"])
     if "speculative" in updates:
@@ -108,14 +108,17 @@ def _version(engine: Engine, pool: Pool, flags: EngineFlags) -> dict[str, str]:
     return {"engine": f"{name}@{flags.version}"} if len(asked) < len(said) else {}
 
 
-def _check_role(engine: Engine, pool: Pool, flags: EngineFlags) -> None:
-    """Refuse a command that starts a server of another role than the pool's."""
+def _role(engine: Engine, pool: Pool, flags: EngineFlags, *, alone: bool) -> dict[str, str]:
+    """The pool's `role` that its command states; InputError if it is another than the key's, or the pool stands alone."""
     role = engine.flags().role(flags.values)
-    if role not in (None, "either", pool.role):
+    if role in (None, "either", pool.role):
+        return {}
+    if alone or "role" in pool.model_fields_set:
         raise InputError(
             f"the launch command starts the {role} server of a pair, the pool's role is {pool.role}",
             mend="write two pools, role: prefill and role: decode, each with its own command as engine_args",
         )
+    return {"role": role}
 
 
 def _speculative(settings: dict[str, Any]) -> Any:

@@ -228,6 +228,8 @@ class Deployment(_Model):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two pools are named '{twice}'; give each pool its own name")
+        if any(pool.engine_args and "role" not in pool.model_fields_set for pool in self.pools):
+            return self  # flags may say it
         roles = {pool.role for pool in self.pools}
         for role, other in (("prefill", "decode"), ("decode", "prefill")):
             if role in roles and other not in roles:

@@ -74,7 +74,7 @@ class Figures:
     measured window, `completed_inside` those of them that ended, `good_inside` those that kept the SLO (None without one);
     `window_completed` ended in the window, whenever they arrived, and `window_good` of those kept the SLO. Tokens are counted in
     the window as they become visible, and in `total_*` for finished requests of the whole run. `quantile_error` is the relative
-    error that the percentiles may have, 0 where they are exact.
+    error that the percentiles may have, 0 where they are exact. `pools` are the loads of each pool, where there are several.
     """
 
     window: Window
@@ -85,6 +85,7 @@ class Figures:
     completed_inside: int
     stats: dict[str, dict[str, Any]]
     server: dict[str, Any]
+    pools: list[dict[str, Any]]
     first_arrival_s: float
     last_end_s: float
     total_input_tokens: int
@@ -237,6 +238,7 @@ class Collector:
         known = spec.requests is None and np.isfinite(duration_s) and duration_s > warmup_s
         self.window = Window(warmup_s, duration_s if known else OPEN_END_S)
         self._load = WindowLoad(self.window)
+        self._of_pools = {name: WindowLoad(self.window) for name in pools}
         self._logs, self._capacities = logs, capacities
         self._bins = [Bins(capacity) for capacity in capacities]
         make: type[Statistic] = Exact if exact else Sketched
@@ -275,6 +277,7 @@ class Collector:
                 len(block.status), self._duration_s, block.end_of_run_s, block.stopped_at_s
             )
             self._load = WindowLoad(self.window)
+            self._of_pools = {name: WindowLoad(self.window) for name in self._pools}
             self._rates = Rates(partial(ExactTimes, self.window))
         window, sums, status, workload = self.window, self._sums, block.status, rows.workload
         arrived, finished = status != NOT_ARRIVED, status == FINISHED
@@ -354,6 +357,8 @@ class Collector:
         """Count the first records of a log: the time and state of their steps, which end at `ends`, and the tokens they yield."""
         window, found = self.window, self._logs[number].records(records)
         self._load.add(found, self._capacities[number])
+        if len(self._of_pools) > 1:
+            self._of_pools[self._pools[number]].add(found, self._capacities[number])
         self._bins[number].add(found)
         tokens = self._tokens[number].take(len(ends))
         low = int(np.searchsorted(ends, window.start_s, side="left"))
@@ -390,6 +395,11 @@ class Collector:
             stats=everything.summaries()
             | {name: stat.summary("tokens") for name, stat in self._lengths.items()},
             server=self._load.averages(window.length_s, len(self._logs)),
+            pools=[
+                {"name": name, **load.averages(window.length_s, self._pools.count(name))}
+                for name, load in self._of_pools.items()
+                if len(self._of_pools) > 1
+            ],
             first_arrival_s=self._first_arrival_s if np.isfinite(self._first_arrival_s) else 0.0,
             last_end_s=self._last_end_s,
             total_input_tokens=sums["total_in"],
