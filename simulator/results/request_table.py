@@ -72,14 +72,13 @@ def request_table(
         "attempts": raw.attempts.astype(np.int64) if raw.attempts is not None else np.broadcast_to(np.int64(1), n),
         "pool": _pool_of(raw, pools),
     }
-    if raw.handed is not None:
-        columns |= {
-            "transfer_start_s": raw.handed.transfer_start_s,
-            "transfer_end_s": raw.handed.transfer_end_s,
-            "transfer_bytes": raw.handed.transfer_bytes,
-            "transfer_ms": lat.transfer_ms,
-            "decode_queue_ms": lat.decode_queue_ms,
-        }
+    handed, none = raw.handed, np.broadcast_to(np.float64(np.nan), n)
+    columns |= {
+        "transfer_start_s": none if handed is None else handed.transfer_start_s,
+        "transfer_end_s": none if handed is None else handed.transfer_end_s,
+        "transfer_bytes": none if handed is None else handed.transfer_bytes,
+        "decode_queue_ms": none if handed is None else lat.decode_queue_ms,
+    }
     if workload.classes:
         columns["class"] = Coded(workload.class_index, tuple(kind.name for kind in workload.classes))
     return columns
