@@ -23,7 +23,7 @@ EXCEPT = (
     ("simulator/planning/measured_files.py", ".*", "file formats of benchmark tools"),
     ("simulator/cli/compare.py", ".*result files of vllm bench serve.*", "file formats of benchmark tools"),
     ("simulator/**/*.py", "vllm.duration.s", "a key of result.json"),
-    ("simulator/workload/*.py", "vllm-bench", "a trace format"),
+    ("simulator/workload/*.py", "(vllm|sglang)-bench|a summary of .*bench.serv(e|ing)", "a trace format"),
 )
 """Files, constants in them that may name an engine, and what they are instead."""
 
