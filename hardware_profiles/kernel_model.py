@@ -623,10 +623,6 @@ class KernelModel(Ops):
         """Time of a reduce-scatter; message_bytes is the whole tensor [s]."""
         return self.collective_s("reduce_scatter", gpus, message_bytes, mode)
 
-    def all_to_all_s(self, gpus: int, message_bytes: ArrayLike, mode: str = "graph") -> Array:
-        """Time of an all-to-all; message_bytes is each rank's whole send buffer [s]."""
-        return self.collective_s("alltoall", gpus, message_bytes, mode)
-
     def p2p_s(self, message_bytes: ArrayLike, link: str = "intra_node") -> Array:
         """Time to send a message from one GPU to another, ``intra_node`` or ``inter_node`` [s].
 

@@ -105,7 +105,9 @@ class DecodeSet:
         if size == 1:
             return self.count * steps, self.count * steps * (steps + 1) // 2
         at = -self.steps % size
-        by_step = phases[at::-1] + phases[:at:-1]  # what the next steps take, in turn
+        by_step = phases[at::-1]  # what the next steps take, in turn
+        if steps > at + 1:
+            by_step += phases[:at:-1]
         if steps > size:
             by_step = by_step * -(-steps // size)
         so_far = list(accumulate(by_step[:steps]))

@@ -26,8 +26,6 @@ SECONDS_PER_DAY = 86400
 HOURS_PER_YEAR = 8760
 AMORTISATION_YEARS = 4.0
 """Years over which bought hardware is written off [years]; assumed where the scenario names none."""
-DEFAULT_HEADROOM = 0.3
-"""Capacity kept above the demand [fraction of it]; assumed, the user sets his own."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,6 @@ def _after(check: Any) -> Any:
 Positive = Annotated[float, BeforeValidator(_number), _after(_positive)]
 NotNegative = Annotated[float, BeforeValidator(_number), _after(_not_negative)]
 Rate = Annotated[float, BeforeValidator(_number), _after(_rate)]
-Finite = Annotated[float, BeforeValidator(_number), _after(_finite)]
 Count = Annotated[int, BeforeValidator(_number), _after(_positive)]
 
 
