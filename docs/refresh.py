@@ -6,7 +6,7 @@
 A ```bash or ```python block is run, each page in a folder of its own, its blocks in order; a ```sh block is not (it
 installs, or needs another machine). ``<!-- output -->`` before a ```text block says that the block shows what the last
 command printed; ``<!-- output: COMMAND -->`` names the command. tests/test_project.py runs the same code and compares the
-words, not the numbers.
+words, and in slow runs (`-m slow`) the numbers too.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ SCENARIO_PAGE = DOCS / "reference" / "scenario.md"
 FLAGS_PAGE = DOCS / "reference" / "engine-flags.md"
 ROUTERS_PAGE = DOCS / "reference" / "router-flags.md"
 TIMEOUT_S = 300
+READ_ON = 1795219200
+"""The day on which prices are judged stale, 2026-11-21 [s since 1970], so that pages do not change with the calendar."""
 
 BLOCK = re.compile(
     r"(?:<!-- output(?:: (?P<command>[^\n]+?))? -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$", re.S | re.M
@@ -48,6 +50,7 @@ def _run(language: str, body: str, folder: Path) -> str:
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "COLUMNS": "80",
+        "SOURCE_DATE_EPOCH": str(READ_ON),
         "NO_COLOR": "1",
         "TERM": "dumb",
     }
@@ -95,6 +98,18 @@ def words_of(text: str) -> str:
     """Text without its numbers and spacing: what has to stay the same from one platform to another."""
     plain = re.sub(r"-[0-9a-f]{10}\b", "-#", text)  # the digest in a run directory's name
     return re.sub(r"\s+", " ", re.sub(r"\d[\d.,]*\d|\d", "#", plain))
+
+
+NUMBER = re.compile(r"\d[\d,]*\.?\d*(?:e[+-]?\d+)?")
+CLOSE = 0.02
+"""Relative distance at which numbers of a page count as those printed: the last of three digits, and another platform's sums."""
+
+
+def strayed(shown: str, printed: str) -> list[str]:
+    """Numbers of a shown output that differ from those printed, as ``shown, printed``; the words are taken to be the same."""
+    pairs = zip(*(NUMBER.findall(re.sub(r"-[0-9a-f]{10}\b", "", text)) for text in (shown, printed)), strict=True)
+    values = [(a, b, *(float(word.replace(",", "")) for word in (a, b))) for a, b in pairs]
+    return [f"{a}, {b}" for a, b, x, y in values if abs(x - y) > CLOSE * max(abs(x), abs(y))]
 
 
 # The scenario reference -------------------------------------------------------------------------------------

@@ -129,8 +129,11 @@ CODE = re.compile(r"^```(bash|python)$|^<!-- output", re.M)
 
 SLOW_PAGES = {
     "docs/how-to/budget.md",
+    "docs/how-to/chat-for-users.md",
     "docs/how-to/choose-a-router.md",
     "docs/how-to/data-parallel-attention.md",
+    "docs/how-to/highest-rate.md",
+    "docs/how-to/nightly-batch.md",
     "docs/how-to/reproduce-a-run.md",
     "docs/how-to/size-a-fleet.md",
     "docs/how-to/speculative-decoding.md",
@@ -148,10 +151,39 @@ SLOW_PAGES = {
     ],
 )
 def test_code_of_a_page_runs_and_prints_what_it_shows(name: str) -> None:
+    """In words; of the slow pages in numbers too, and of the others in the slow test below."""
     for match, printed in refresh.shown_and_printed(PAGES[name]):
         assert refresh.words_of(match["body"]) == refresh.words_of(printed), (
             f"{name} shows another output; run: python docs/refresh.py {name}"
         )
+        if name in SLOW_PAGES:
+            assert not refresh.strayed(match["body"], printed), f"run: python docs/refresh.py {name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(n for n in PAGES.keys() - SLOW_PAGES if CODE.search(PAGES[n].read_text())))
+def test_numbers_of_a_page_are_those_printed(name: str) -> None:
+    for match, printed in refresh.shown_and_printed(PAGES[name]):
+        assert not refresh.strayed(match["body"], printed), f"run: python docs/refresh.py {name}"
+
+
+def test_a_number_that_strayed_is_found() -> None:
+    assert refresh.strayed("TTFT 4,633 ms, run-0123456789", "TTFT 4,634 ms, run-9876543210") == []
+    assert refresh.strayed("p99 123", "p99 133") == ["123, 133"]
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_commands_in_the_text_of_a_page_are_known(name: str) -> None:
+    """In back-quotes and in blocks that are not run: the command and its options are in the reference."""
+    text = PAGES[name].read_text()
+    unrun = re.findall(r"^```sh\n(.*?)^```$", text, flags=re.S | re.M)
+    plain = re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
+    quoted = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", plain)]
+    known = refresh.CLI_PAGE.read_text()
+    for line in [*quoted, *"".join(unrun).replace("\\\n", " ").splitlines()]:
+        for command in re.findall(r"capacity-plan ([a-z][^|#&]*)", line):
+            assert re.search(rf"^## capacity-plan {command.split()[0]}\b", known, flags=re.M), command
+            assert not {o for o in re.findall(r"(?<!\S)--[a-z][\w-]*", command) if o not in known}, command
 
 
 @pytest.mark.parametrize("name", sorted(SLOW_PAGES))

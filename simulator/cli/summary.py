@@ -122,6 +122,12 @@ def load_lines(totals: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _has_rate(workload: dict[str, Any]) -> bool:
+    """Whether the load could be raised: a batch is all there at once."""
+    loads = workload.get("classes") or [workload]
+    return all((load.get("arrivals") or {}).get("kind") != "batch" for load in loads)
+
+
 def _closed_loop(workload: dict[str, Any]) -> bool:
     """Whether requests were prepared that a faster server would have been sent; they are no part of the load."""
     loads = [workload, *(workload.get("classes") or [])]
@@ -214,7 +220,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         labelled(
             "GPU busy" if device == "GPU" else "busy",
             f"{s['gpu_busy_fraction']:.0%} of the time with any step, however small: not a measure of headroom"
-            + ("" if "headroom" in result else " (--headroom finds it)"),
+            + (" (--headroom finds it)" if "headroom" not in result and _has_rate(manifest["scenario"]["workload"]) else ""),
         ),
     ]
     if "headroom" in result:
