@@ -318,7 +318,7 @@ class _Reader:
             raise InputError(
                 f"`{shown}` {value}: the flags in that file cannot be seen",
                 where=shown,
-                mend="paste its keys as engine_args, or write the file in the text (`cat > FILE <<EOF`)",
+                mend="put it beside the scenario, paste its keys as engine_args, or write it in the text (cat > FILE <<EOF)",
             )
         if unread.refused:
             given = f" {value}" if str(value) not in ("True", "true") else ""

@@ -259,7 +259,7 @@ class _Search:
             self.launch(words[words[0] == "serve" :], environment, files, named=False)
         elif words[0] not in _SPEAK_OF_COMMANDS:
             self.inside(words, set_here)
-        if len(self.found.launches) == before:
+        if len(self.found.launches) == before and words[0] not in ("cat", "tee"):
             self.found.others += words
         self.versions(words, launching=len(self.found.launches) > before)
 

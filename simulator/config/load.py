@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine_models.launch import LONGEST_TEXT
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.files import read_text
 from simulator.config.located import MAX_FILE_BYTES, Located, locate_data, mapping, read_yaml, sequence
@@ -157,6 +160,7 @@ def _with_paths(root: Located, folder: Path | None, problems: list[InputError]) 
         children["workload"] = _with_load_files(children["workload"], folder, problems)
     if "deployment" in children:
         children["deployment"] = _with_draft_files(children["deployment"], folder)
+        children["deployment"] = _with_flag_files(children["deployment"], folder)
     return mapping(children, root.where)
 
 
@@ -174,6 +178,40 @@ def _with_draft_files(node: Located, folder: Path | None) -> Located:
         named = _with_file(drafts.value["model"], folder, [], in_folder="config.json")
         children["speculative"] = mapping({**drafts.value, "model": named}, drafts.where)
     return mapping(children, node.where)
+
+
+def _with_flag_files(node: Located, folder: Path | None) -> Located:
+    """Write files of flags that launch commands name (``--config FILE``) into these commands, where the files exist."""
+    if isinstance(node.value, list):
+        return sequence([_with_flag_files(child, folder) for child in node.value], node.where)
+    if not isinstance(node.value, dict):
+        return node
+    children = {key: _with_flag_files(child, folder) if key == "pools" else child for key, child in node.value.items()}
+    args = children.get("engine_args")
+    if args is not None and isinstance(args.value, str):
+        text = args.value
+        for name in dict.fromkeys(found[2] for found in _FLAG_FILE.finditer(text)):
+            content = _flag_file(name, folder)
+            if content is not None and f"<<'{_END_OF_FILE}'" not in text:
+                text = f"cat > {shlex.quote(name)} <<'{_END_OF_FILE}'\n{content}\n{_END_OF_FILE}\n{text}"
+        children["engine_args"] = Located(text, args.where)
+    return mapping(children, node.where)
+
+
+_FLAG_FILE = re.compile(r"--config[=\s]+(['\"]?)([^\s'\"]+)\1")
+_END_OF_FILE = "END_OF_FLAGS"
+
+
+def _flag_file(name: str, folder: Path | None) -> str | None:
+    """The text of a file of flags, from the scenario's folder or the working directory; None if there is none to read."""
+    for base in (folder, Path.cwd()):
+        try:
+            path = base / name if base is not None else None
+            if path is not None and path.is_file() and path.stat().st_size <= LONGEST_TEXT:
+                return path.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def _with_load_files(node: Located, folder: Path | None, problems: list[InputError]) -> Located:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_models.engines.known import parse_engine_args
 from hardware_profiles.errors import InputError
 from simulator.config import load as load_module
 from simulator.config.load import json_schema, load_scenario, resolved, scenario_hash
@@ -633,3 +634,15 @@ def test_the_json_schema_knows_both_forms_of_a_deployment() -> None:
     assert "pools" not in inline["properties"]
     assert sorted(inline["required"]) == ["engine", "hardware"]
     json.dumps(schema, allow_nan=False)
+
+
+def test_a_file_of_flags_beside_the_scenario_is_read(tmp_path: Path) -> None:
+    (tmp_path / "flags.yaml").write_text("max-num-seqs: 9\ntensor-parallel-size: 2\n")
+    for args in ("vllm serve /models/m --config flags.yaml --max-num-seqs 7", "--config=flags.yaml --max-num-seqs 7"):
+        path = write(tmp_path, BLOCK.replace("replicas: 2", f"engine_args: {args}", 1))
+        pool = load_scenario(path).deployment.pools[0]
+        assert pool.tensor_parallel == 2
+        assert parse_engine_args("vllm", pool.engine_args).values == {"max_num_seqs": 7, "tensor_parallel_size": 2}
+    lacking = write(tmp_path, BLOCK.replace("replicas: 2", "engine_args: --config none.yaml", 1))
+    with pytest.raises(InputError, match="flags in that file cannot be seen"):
+        load_scenario(lacking)
