@@ -185,14 +185,13 @@ class Handover:
 
     connector : the engine's own name of what moves the KV cache.
     unit_tokens : tokens of the smallest part that is moved.
-    lease_s : how long a prefill server holds what nobody asks for [s].
-    recomputes : whether a request whose transfer failed is computed again; else it fails.
+    reserves : whether a request goes to both servers at once, and the second has to reserve memory before the first begins; else
+        it goes to the second when its prompt is computed.
     """
 
     connector: str
     unit_tokens: int
-    lease_s: float
-    recomputes: bool = False
+    reserves: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from engine_models.declaration import EnginePlan
 from engine_models.parts.acceptance import AcceptanceStreams
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.devices import DeviceHistory
-from simulator.cluster.handover import HandoverCluster, Servers
+from simulator.cluster.handover import HandoverCluster, ReservingCluster, Servers
 from simulator.cluster.outcome import FINISHED, ClusterResult
 from simulator.cost import Usage, run_cost
 from simulator.effort import effort_of, machine_bytes
@@ -237,7 +237,9 @@ def _cluster(
         stages: dict[str, list[Servers]] = {"prefill": [], "decode": []}
         for each in prepared.pools:
             stages[each.pool.role].append(Servers(each.plan, each.times(), each.replicas))
-        return HandoverCluster(
+        assert plan.handover is not None
+        kind = ReservingCluster if plan.handover.reserves else HandoverCluster
+        return kind(
             source,
             stages["prefill"],
             stages["decode"],

@@ -11,6 +11,7 @@ import pytest
 
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.pulled import DecodeOfPull, PrefillOfPull
+from engine_models.schedulers.reserved import ReservingDecodeScheduler, SendingPrefillScheduler
 from hardware_profiles.errors import PlanError
 from simulator import load_scenario, simulate
 from simulator.cluster.clock import ARRIVALS, Clock
@@ -27,16 +28,21 @@ WORKLOAD: dict[str, Any] = {
     "arrivals": {"kind": "poisson", "rate": 10},
     "prompt_tokens": {"kind": "lognormal", "mean": 900, "p99": 4000},
     "output_tokens": {"kind": "lognormal", "mean": 60, "p99": 300},
-    "duration": 20,
+    "duration": 12,
 }
 SHARED = {"shared_prefix": {"groups": 3, "tokens": 700}}
 CLOSED = {"arrivals": {"kind": "closed_loop", "concurrency": 40}, "requests": 150, "duration": None}
+SHORT = {"kind": "uniform", "low": 1, "high": 3}
 CHATS = {"sessions": {"turns": 4, "think_time_s": 1}, "arrivals": {"kind": "poisson", "rate": 3}}
 
 
-def pool(role: str, replicas: int = 1, **args: Any) -> dict[str, Any]:
-    keys = {"engine": "vllm", "hardware": "h100-sxm-80gb", "role": role, "name": role, "replicas": replicas}
+def pool(role: str, replicas: int = 1, engine: str = "vllm", **args: Any) -> dict[str, Any]:
+    keys = {"engine": engine, "hardware": "h100-sxm-80gb", "role": role, "name": role, "replicas": replicas}
     return {**keys, **{k: args.pop(k) for k in ("tensor_parallel", "colocate", "hardware") if k in args}, "engine_args": args}
+
+
+def sglang(role: str, replicas: int = 1, **args: Any) -> dict[str, Any]:
+    return pool(role, replicas, "sglang", **args)
 
 
 def scenario(*pools: dict[str, Any], around: dict[str, Any] | None = None, **workload: Any) -> dict[str, Any]:
@@ -65,6 +71,22 @@ CASES = {
     "2P3D-least": scenario(pool("prefill", 2), pool("decode", 3), around={"router": "least_requests"}, **SHARED),
     "closed-loop": scenario(pool("prefill"), pool("decode", 2), **CLOSED),
     "conversations": scenario(pool("prefill", 2), pool("decode"), **CHATS),
+    "sglang-in-pieces": scenario(sglang("prefill", chunked_prefill_size=512), sglang("decode"), **SHARED),
+    "sglang-serial": scenario(sglang("prefill", disable_overlap_schedule=True), sglang("decode")),
+    "sglang-reserving": scenario(sglang("prefill"), sglang("decode", max_total_tokens=9000, context_length=8192)),
+    "sglang-retracting": scenario(
+        sglang("prefill"), sglang("decode", max_total_tokens=6000, context_length=8192, num_reserved_decode_tokens=8)
+    ),
+    "sglang-small-prefill": scenario(
+        sglang("prefill", max_total_tokens=6000, context_length=8192),
+        sglang("decode", 2),
+        around={"transfer": {"bytes_per_s": 4e9}},
+    ),
+    "sglang-few-rows": scenario(
+        sglang("prefill", 2), sglang("decode", max_running_requests=4), around={"router": "least_requests"}
+    ),
+    "sglang-closed-loop": scenario(sglang("prefill"), sglang("decode", 2), **CLOSED),
+    "sglang-conversations": scenario(sglang("prefill", 2), sglang("decode"), **{**CHATS, "output_tokens": SHORT}),
 }
 
 
@@ -88,14 +110,16 @@ def test_requests_and_blocks_are_conserved(name: str) -> None:
     assert tokens == int(result.output_tokens[came].sum())
     for rank in cluster.ranks:
         scheduler = rank.scheduler
-        assert isinstance(scheduler, PrefillOfPull | DecodeOfPull)
+        assert isinstance(scheduler, PrefillOfPull | DecodeOfPull | ReservingDecodeScheduler | SendingPrefillScheduler)
         if isinstance(scheduler, PrefillOfPull):
             scheduler.free_released()
         assert scheduler.kv.free_blocks == scheduler.kv.capacity_blocks
         assert not scheduler.has_work()
     handed = result.handed
     assert handed is not None
-    order = [result.arrival_s, handed.prefill_end_s, handed.arrival_s, handed.transfer_start_s, handed.transfer_end_s]
+    order = [result.arrival_s, handed.arrival_s, handed.transfer_start_s, handed.transfer_end_s]
+    assert (result.arrival_s <= handed.prefill_end_s)[came].all()
+    assert (handed.prefill_end_s <= handed.transfer_end_s)[came].all()
     order += [handed.first_scheduled_s, result.first_token_s, result.end_s]
     for before, after in pairwise(order):
         assert (after >= before)[came].all()
@@ -245,6 +269,9 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
         (scenario(pool("prefill", 1), pool("decode", 0)), "no decode pool has any"),
         (scenario(pool("prefill"), pool("decode"), pool("mixed")), "role: mixed beside prefill and decode"),
         (scenario(pool("prefill"), AWQ), "KV format bf16 and fp8"),
+        (scenario(pool("prefill"), sglang("decode")), "engine vllm and sglang"),
+        (scenario(sglang("prefill"), sglang("decode", page_size=64)), "page_size above 1"),
+        (scenario(sglang("prefill"), sglang("decode", max_total_tokens=4500)), "'decode' holds 3,988 tokens"),
         (scenario(pool("prefill"), pool("decode", block_size=32)), "tokens of a block 16 and 32"),
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"connector": "MooncakeConnector"}}), "MooncakeConnector"),
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"from": "nobody"}}), "no pool 'nobody'"),

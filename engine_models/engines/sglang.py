@@ -24,6 +24,7 @@ from engine_models.declaration import (
     EnginePlan,
     Executor,
     FrontEnd,
+    Handover,
     Limits,
     Lockstep,
     MemoryBudget,
@@ -32,6 +33,7 @@ from engine_models.declaration import (
     PairReplay,
     PoolRequest,
     Replay,
+    Role,
     Support,
 )
 from engine_models.engines.sglang_flags import FLAGS, dp_attention
@@ -107,8 +109,10 @@ class Rank:
     prefix_caching: bool = True
     eviction_policy: str = "lru"
     windows: tuple[int, ...] = ()  # of the model's layers
+    role: Role = "mixed"
+    decode: ReservingRules | None = None  # of a decode server
 
-    def scheduler(self, mode: Mode) -> PrefillFirstScheduler:
+    def scheduler(self, mode: Mode) -> PrefillFirstScheduler | ReservingDecodeScheduler:
         """Build a scheduler with its cache."""
         kv = RadixPool(
             self.kv_tokens,
@@ -116,8 +120,16 @@ class Rank:
             prefix_caching=self.prefix_caching,
             eviction_policy=self.eviction_policy,
         )
+        if self.decode is not None:
+            return ReservingDecodeScheduler(self.decode, kv, record_rows=mode == "record", windows=self.windows)
+        record = mode == "record"
+        if self.role == "prefill":
+            buffers = self.rules.max_running_requests
+            return SendingPrefillScheduler(
+                self.rules, kv, metadata_buffers=buffers, record_rows=record, windows=self.windows
+            )
         return PrefillFirstScheduler(
-            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
+            self.rules, kv, aggregate=mode != "step", record_rows=record, windows=self.windows
         )
 
 
@@ -248,6 +260,14 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         f"CUDA graphs hold prefills of up to {captured} tokens" if captured else "no CUDA graph holds a prefill",
     )
     _warn_of_kernels(request, warnings)
+    decodes, handover, backing = request.role == "decode", None, 0
+    if request.role != "mixed":
+        handover = _handover(request, page)
+        notes = (*notes, HANDOVER_NOTE)
+    if decodes:
+        backing = int(flags.get("num_reserved_decode_tokens", 512))
+        caching = False
+        host = replace(host, step_s=0.0, row_s=0.0)  # hidden behind the device's, as it is where batches are formed ahead
     rank = Rank(
         rules=rules,
         kv_tokens=tokens,
@@ -255,6 +275,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         prefix_caching=caching,
         eviction_policy=str(flags.get("radix_eviction_policy", "lru")),
         windows=arch.windows_below(context),
+        role=request.role,
+        decode=_reserving(flags, rows, context) if decodes else None,
     )
     # the scheduler keeps a row within one token less than context and cache, and its last token is not stored
     held = min(context, rank.kv_tokens) - 1
@@ -270,6 +292,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             block_tokens=page,
             prompt_tokens=held - SPARE_TOKENS - 1,
             row_tokens=held - 1,
+            request_tokens=rank.kv_tokens - backing if decodes else None,
         ),
         memory=memory,
         scheduler=rank.scheduler,
@@ -280,12 +303,74 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             TableRange(max(largest, rows), rows, context),
             Parallelism(tp, pp, request.expert_parallel, dp),
         ),
-        executor=Executor(depth=rules.in_flight, ranks=dp, rank_router="round_robin"),
+        executor=Executor(depth=1 if decodes else rules.in_flight, ranks=dp, rank_router="round_robin"),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
         prefix_caching=caching,
+        handover=handover,
         notes=notes,
         warnings=tuple(warnings),
         sources=overheads.provenance,
+    )
+
+
+HANDOVER_NOTE = (
+    "SGLang's servers (rules read and recorded at 0.5.23) look for news every 1 ms (assumed), a request may reserve 1 ms after "
+    "it has arrived (as recorded); a decode server forms a batch when the one before it has ended, its host time hidden"
+)
+CONNECTOR = "mooncake"
+PREALLOCATED = 2
+"""Rows that may hold memory beyond those that run, for each of these, where they are at most `MOST_PREALLOCATING` (datasheet:
+SGLang 0.5.23 `pre_alloc_size`)."""
+MOST_PREALLOCATING = 32
+BUFFERS = 2
+"""Metadata buffers of a decode server for each of its rows (datasheet: SGLang 0.5.23)."""
+
+
+def _handover(request: PoolRequest, page: int) -> Handover:
+    """How a pool with a role passes requests on; InputError where that is not modelled."""
+    flags = request.flags
+    connector = str(flags.get("disaggregation_transfer_backend") or request.connector or CONNECTOR)
+    if request.connector not in (None, connector):
+        raise InputError(
+            f"disaggregation_transfer_backend is {connector}, deployment.transfer names {request.connector}",
+            where="deployment.engine_args.disaggregation_transfer_backend",
+            mend="name one connector in both, or leave one out",
+        )
+    if connector not in (CONNECTOR, "nixl"):
+        raise InputError(
+            f"prefill and decode pools over {connector} are not modelled",
+            where="deployment.transfer.connector",
+            mend=f"use {CONNECTOR} or nixl",
+        )
+    lacking = {
+        "page_size above 1": page > 1,
+        "pipeline parallelism": request.pipeline_parallel > 1,
+        "data-parallel attention": request.data_parallel > 1,
+        "recurrent layers": any(block.kind == "linear" for block in request.arch.attention),
+        "disaggregation_decode_allocation_policy other than early": flags.get("disaggregation_decode_allocation_policy", "early")
+        != "early",
+        "disaggregation_decode_enable_radix_cache": bool(flags.get("disaggregation_decode_enable_radix_cache")),
+        "disaggregation_decode_extra_slots": flags.get("disaggregation_decode_extra_slots") is not None,
+        "disaggregation_decode_retraction_backup none": flags.get("disaggregation_decode_retraction_backup") == "none",
+        "optimistic_prefill_attempts": bool(flags.get("optimistic_prefill_attempts")),
+    }
+    for words in (words for words, asked in lacking.items() if asked):
+        raise InputError(
+            f"prefill and decode pools with {words} are not modelled yet",
+            where="deployment.role",
+            mend="leave it out, or use pools of role: mixed",
+        )
+    return Handover(connector, page, reserves=True)
+
+
+def _reserving(flags: Mapping[str, Any], rows: int, context: int) -> ReservingRules:
+    return ReservingRules(
+        max_running_requests=rows,
+        pre_alloc_size=PREALLOCATED * rows if rows <= MOST_PREALLOCATING else 0,
+        metadata_buffers=BUFFERS * rows,
+        max_model_len=context,
+        num_reserved_decode_tokens=int(flags.get("num_reserved_decode_tokens", 512)),
+        polling_interval=int(flags.get("disaggregation_decode_polling_interval", 1)),
     )
 
 
@@ -509,7 +594,7 @@ ENGINE = Engine(
     oldest="0.5",
     devices=dict.fromkeys(("gpu", "apu"), _DOCS),
     formats={name: Support(_KINDS, _DOCS) for name in FORMATS},
-    features={},
+    features={"handover": Support(_KINDS, "SGLang 0.5.23's srt/disaggregation")},
     flags=lambda: FLAGS,
     same_as={
         "rows": "max_running_requests",

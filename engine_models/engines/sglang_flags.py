@@ -65,6 +65,14 @@ _MODELLED: dict[str, Flag] = {
     "enable_lora": Flag("bool", False),
     "lora_paths": Flag("texts", None),
     "disaggregation_mode": Flag("str", "null", choices=("null", "prefill", "decode")),
+    "disaggregation_transfer_backend": Flag("str", "mooncake"),
+    "num_reserved_decode_tokens": Flag("int", 512, low=0),
+    "disaggregation_decode_polling_interval": Flag("int", 1, low=1),
+    "disaggregation_decode_allocation_policy": Flag("str", "early"),
+    "disaggregation_decode_enable_radix_cache": Flag("bool", False),
+    "disaggregation_decode_extra_slots": Flag("int", None, low=0),
+    "disaggregation_decode_retraction_backup": Flag("str", "cpu_tensor"),
+    "optimistic_prefill_attempts": Flag("int", 0, low=0),
 }
 
 _HARMLESS = """
@@ -135,13 +143,10 @@ _HARMLESS = """
     speculative_ngram_min_bfs_breadth speculative_ngram_min_match_window_size speculative_num_draft_tokens
     speculative_num_steps speculative_skip_dp_mlp_sync speculative_token_map speculative_use_block_verification
     speculative_use_rejection_sampling
-    disaggregation_bootstrap_port disaggregation_decode_allocation_policy disaggregation_decode_dp
-    disaggregation_decode_enable_fake_auto disaggregation_decode_enable_offload_kvcache
-    disaggregation_decode_enable_radix_cache disaggregation_decode_extra_slots disaggregation_decode_host_receive_threshold
-    disaggregation_decode_polling_interval disaggregation_decode_retraction_backup disaggregation_decode_tp
-    disaggregation_enable_kv_checksum disaggregation_ib_device disaggregation_prefill_pp disaggregation_transfer_backend
-    encoder_bootstrap_port enable_pd_role_switch num_reserved_decode_tokens optimistic_prefill_attempts
-    optimistic_prefill_retries
+    disaggregation_bootstrap_port disaggregation_decode_dp disaggregation_decode_enable_fake_auto
+    disaggregation_decode_enable_offload_kvcache disaggregation_decode_host_receive_threshold disaggregation_decode_tp
+    disaggregation_enable_kv_checksum disaggregation_ib_device disaggregation_prefill_pp encoder_bootstrap_port
+    enable_pd_role_switch optimistic_prefill_retries
 """
 """Flags that change nothing that is predicted; at the end those that do nothing without a flag that is refused or states the
 pool's role. Sizes over several nodes are stated by the sizes themselves."""

@@ -527,9 +527,6 @@ def _front_end(overheads: Overheads, flags: Mapping[str, Any]) -> FrontEnd:
     return front if limit is None else replace(front, inflight=limit, on_full="503")
 
 
-LEASE_S = 30.0
-"""How long a prefill server holds blocks that no decode server has asked for (datasheet: `kv_lease_duration` of vLLM 0.33's
-NixlConnector; a decode server that has the request renews it)."""
 CONNECTOR = "NixlConnector"
 _ROLES = {"kv_producer": "prefill", "kv_consumer": "decode"}
 
@@ -572,8 +569,7 @@ def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_token
             where="deployment.role",
             mend="leave it out, or use pools of role: mixed",
         )
-    policy = str(config.get("kv_load_failure_policy") or "fail")
-    return Handover(connector, block_tokens, LEASE_S, recomputes=policy == "recompute")
+    return Handover(connector, block_tokens)
 
 
 def _host_tier(

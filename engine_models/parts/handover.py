@@ -7,6 +7,7 @@ other methods, between two steps.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 from engine_models.parts.protocols import Scheduler
@@ -62,9 +63,18 @@ class PullDecode(Peer):
 
 
 class ReservingDecode(Peer):
-    """Takes over requests whose prompts are computed after it has reserved memory for them; `notes` are these reservations."""
+    """Takes over requests whose prompts are computed after it has reserved memory for them; `notes` are these reservations.
+
+    It calls `at_once` when first tokens that came with requests go out: the time [s], how many, and the requests that ended
+    with theirs. They count as a batch of no length, which has a number.
+    """
 
     notes: list[Note]
+    at_once: Callable[[float, int, list[Sequence]], None] | None = None
+
+    @abstractmethod
+    def idle(self) -> bool:
+        """Whether no request is here that may be given memory."""
 
     @abstractmethod
     def arrived(self, seq: Sequence) -> None:

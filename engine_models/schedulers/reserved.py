@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine_models.memory.radix import RadixPool
-from engine_models.parts.batch import Batch
+from engine_models.parts.batch import Batch, Span
 from engine_models.parts.handover import Note, ReservingDecode, SendingPrefill
 from engine_models.parts.protocols import INFINITY, State
 from engine_models.parts.sequence import Sequence
@@ -43,6 +43,10 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
     def turns(self) -> bool:
         """As of the base: the loop never rests."""
         return True
+
+    def has_work(self) -> bool:
+        """As of the base; a request that waits for its reservation is none."""
+        return super().has_work() or any(seq in self.bootstrap for seq in self._ready)
 
     def wake_s(self) -> float:
         """As of the base: a queue is looked through in every loop."""
@@ -75,7 +79,7 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
             loop["bootstrapped"].append(seq)
             self._receive(seq)
         loop["waiting"] = list(self._waiting)
-        cut = self.chunked if self._last_extend else None
+        cut = self.chunked if self._last_extend and not self._overlap else None
         if cut is not None:
             self._send(cut, cut.computed, now_s, loop["sent_chunk"])
         batch = super().schedule(now_s)
@@ -98,6 +102,10 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
     def settle(self, batch: Batch) -> list[Sequence]:
         """As of the base."""
         ended = super().settle(batch)
+        if self._overlap and isinstance(batch, PrefillFirstBatch):  # a chunk goes when its results are there
+            for seq, computed, complete, _ in batch.extends:
+                if not complete:
+                    self._send(seq, computed, batch.t_end, self.loop["sent_chunk"])
         for seq in ended:
             self._send(seq, seq.prompt_tokens, batch.t_end, self.loop["sent_after"])
             self._sent.pop(seq)
@@ -152,10 +160,14 @@ class ReservingDecodeScheduler(ReservingDecode):
     rules : the knobs.
     kv : the pool; its tree stays empty.
     record_rows : keep the ordered rows of every batch.
+    windows : of the model's layers, whose spans a batch names.
     """
 
-    def __init__(self, rules: ReservingRules, kv: RadixPool, *, record_rows: bool = False) -> None:
+    def __init__(
+        self, rules: ReservingRules, kv: RadixPool, *, record_rows: bool = False, windows: tuple[int, ...] = ()
+    ) -> None:
         self.rules = rules
+        self._no_spans = tuple(Span(window, 0, 0) for window in windows)
         self.kv = kv
         self.notes: list[Note] = []
         self.prealloc: dict[Sequence, float] = {}  # waits for memory; from when it may have it
@@ -167,7 +179,6 @@ class ReservingDecodeScheduler(ReservingDecode):
         self.loop: dict[str, Any] = {}  # what the latest loop did
         self._record_rows = record_rows
         self._ended: list[Sequence] = []  # with the last step; still count as running
-        self._alone: list[Sequence] = []  # ended with their first token
         self._polls = 0
         self._now_s, self._polled_s = 0.0, -1.0
         self._news = False  # something has changed that the queues have not been looked at with
@@ -207,6 +218,10 @@ class ReservingDecodeScheduler(ReservingDecode):
         """As of the base."""
         self.transfer[seq] = self._news = True
 
+    def idle(self) -> bool:
+        """As of the base."""
+        return not self.prealloc
+
     def turned(self, turns: int) -> None:
         """As of the base."""
         if not self.retracted:
@@ -237,8 +252,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         joined, self.waiting = self.waiting[: max(0, places)], self.waiting[max(0, places) :]
         done["prebuilt"] = joined
         self._ended = []
-        for seq in joined:
-            self._join(seq, now_s)
+        self._join(joined, now_s)
         batch = self._decode()
         done["retracted"] = batch.preempted if batch is not None else []
         done["free"] = kv.free_tokens
@@ -294,7 +308,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         """Tokens that a request may come to have, as far as admission looks."""
         limit = seq.final_length - seq.prompt_tokens
         if not seq.stop_known:
-            limit = self.rules.max_model_len - seq.prompt_tokens - 1
+            limit = min(self.rules.max_model_len - 1, self.kv.capacity_tokens - 2) - seq.prompt_tokens
         return seq.prompt_tokens + min(limit, CLIP_NEW_TOKENS)
 
     def _take_arrived(self) -> list[Sequence]:
@@ -304,18 +318,26 @@ class ReservingDecodeScheduler(ReservingDecode):
         self.waiting += taken
         return taken
 
-    def _join(self, seq: Sequence, now_s: float) -> None:
-        """A request joins the running rows; its first token, which came with it, goes out."""
-        if seq.first_scheduled_s < 0:
+    def _join(self, joined: list[Sequence], now_s: float) -> None:
+        """Requests join the running rows; first tokens, which came with them, go out, as a batch of no length."""
+        fresh = [seq for seq in joined if seq.first_scheduled_s < 0]
+        ended = []
+        for seq in fresh:
             seq.first_scheduled_s = now_s
             seq.length += 1
-        if seq.length >= seq.final_length:
-            self.kv.free_tokens += seq.length - 1
-            seq.state = "finished"
-            self._alone.append(seq)
-        else:
-            seq.state = "decoding"
-            self.running[seq] = None
+            seq.emit(self.next_number, self.next_number)
+        for seq in joined:
+            if seq.length >= seq.final_length:
+                self.kv.free_tokens += seq.length - 1
+                seq.state = "finished"
+                ended.append(seq)
+            else:
+                seq.state = "decoding"
+                self.running[seq] = None
+        if fresh:
+            self.next_number += 1
+            if self.at_once is not None:
+                self.at_once(now_s, len(fresh), ended)
 
     def _decode(self) -> Batch | None:
         """One token for every running row, after those have lost their memory for which there is no room."""
@@ -323,6 +345,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         if not rows:
             return None
         batch = Batch(self.next_number)
+        batch.spans = self._no_spans
         if kv.free_tokens < len(rows):
             self._retract(batch)
         self.next_number += 1

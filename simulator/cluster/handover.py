@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from engine_models.declaration import EnginePlan, Executor, Limits, Mode
-from engine_models.parts.handover import Note, PullDecode, PullPrefill
+from engine_models.parts.handover import Note, PullDecode, PullPrefill, ReservingDecode, SendingPrefill
 from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence as Request
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
@@ -23,6 +24,9 @@ from simulator.cluster.router import Router, Routing, router_of
 from simulator.cluster.transfer import Network, Paths
 from simulator.serving.replica import Replica
 from simulator.serving.turning import TurningReplica
+
+Speaking = PullDecode | ReservingDecode | SendingPrefill
+"""Schedulers that have something to say to their peers."""
 
 
 @dataclass(frozen=True)
@@ -182,10 +186,14 @@ class HandoverCluster(Cluster):
         reader.arrived(seq)
         holder.release(held)
         for side in (number, source):
-            replica = self.replicas[side]
-            assert isinstance(replica, TurningReplica)
-            replica.hear()
-            self._note(side)
+            self._hear(side)
+
+    def _hear(self, number: int) -> None:
+        """Let a replica take in what a peer has done to its scheduler."""
+        replica = self.replicas[number]
+        assert isinstance(replica, TurningReplica)
+        replica.hear()
+        self._note(number)
 
     # -- waking ---------------------------------------------------------------------------------------------
 
@@ -193,7 +201,7 @@ class HandoverCluster(Cluster):
         """Advance a replica; carry on what it says to its peers."""
         self.replicas[number].advance(to_s)
         scheduler = self.ranks[number].scheduler
-        if isinstance(scheduler, PullDecode) and scheduler.notes:
+        if isinstance(scheduler, Speaking) and scheduler.notes:
             notes, scheduler.notes = scheduler.notes, []
             for note in notes:
                 self._begin(number, note)
@@ -201,8 +209,9 @@ class HandoverCluster(Cluster):
     def _watch(self, number: int) -> None:
         """Wake up when something may happen in a replica that others hear of."""
         replica, scheduler = self.replicas[number], self.ranks[number].scheduler
-        if isinstance(scheduler, PullDecode) and not self._releases and not self.ranks[number].inbox and scheduler.idle():
-            return  # nothing is read until another request comes, and nobody waits for an end
+        nobody_waits = not self._releases and not self.ranks[number].inbox
+        if nobody_waits and isinstance(scheduler, PullDecode | ReservingDecode) and scheduler.idle():
+            return  # nothing is begun until another request comes, and no end is awaited
         assert isinstance(replica, TurningReplica)
         due_s = max(replica.decides_s(), self._clock.now_s)
         if due_s < INFINITY and due_s <= self._end_s and self._wake_s[number] > due_s:
@@ -227,3 +236,93 @@ class HandoverCluster(Cluster):
         router, of = (self._router, number) if number < self._first else (self._second, number - self._first)
         router.note(of)
         self._watch(number)
+
+
+@dataclass
+class _Pair:
+    """A request at both servers: the numbers of these, how it looks there, tokens sent and pieces under way."""
+
+    source: int
+    prompt: Request
+    target: int
+    answer: Request
+    sent_tokens: int = 0
+    pieces: int = 0
+
+
+class ReservingCluster(HandoverCluster):
+    """Prefill and decode replicas that get a request at once, the second of which reserves memory before the first begins."""
+
+    _pairs: dict[int, _Pair]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._pairs = {}
+
+    def _reach(self, block: Rows, seq: Request) -> None:
+        """As of the base: both routers choose, both replicas take it."""
+        now_s, row = self._clock.now_s, seq.index - block.first
+        handed, session = block.handed, int(block.workload.session_id[row])
+        assert handed is not None
+        (answer,) = Cluster._sequences(self, block, np.array([row]))
+        answer.arrival_s = seq.arrival_s
+        source = self._router.choose(now_s, seq, session)
+        target = self._first + self._second.choose(now_s, answer, session)
+        self._pairs[seq.index] = _Pair(source, seq, target, answer)
+        block.replica[row], handed.source[row] = target, source
+        for number, side in ((source, seq), (target, answer)):
+            self._advance(number, now_s)
+            self.ranks[number].submit(side)
+            self._note(number)
+
+    def _prefilled(self, seq: Request, now_s: float) -> None:
+        """A prompt is computed; its last piece is on its way."""
+        block = self._of(seq.index)
+        assert block.handed is not None
+        self._router.ended(seq, now_s)
+        block.keep(seq)
+        block.handed.prefill_end_s[seq.index - block.first] = now_s
+
+    def _begin(self, number: int, note: Note) -> None:
+        """Memory is reserved for a request, or a piece of its prompt is sent."""
+        pair, now_s = self._pairs[note.seq.index], max(note.at_s, self._clock.now_s)
+        if number == pair.target:
+            self._clock.at(now_s, RESULTS, partial(self._reserved, pair))
+            return
+        block = self._of(note.seq.index)
+        row, handed = note.seq.index - block.first, block.handed
+        assert handed is not None
+        ends, latency_s, size = self._paths.of(pair.source, pair.target, note.tokens)
+        if not pair.sent_tokens:  # until then it waits with the prefill server, not with this one
+            handed.arrival_s[row] = handed.transfer_start_s[row] = now_s
+            handed.transfer_bytes[row] = 0.0
+        handed.transfer_bytes[row] += size
+        pair.sent_tokens += note.tokens
+        pair.pieces += 1
+        self._network.send(now_s, ends, latency_s, partial(self._piece_arrived, pair))
+
+    def _reserved(self, pair: _Pair) -> None:
+        scheduler = self.ranks[pair.source].scheduler
+        assert isinstance(scheduler, SendingPrefill)
+        self._advance(pair.source, self._clock.now_s)
+        scheduler.reserved(pair.prompt)
+        self._hear(pair.source)
+
+    def _piece_arrived(self, pair: _Pair, now_s: float) -> None:
+        pair.pieces -= 1
+        if pair.pieces or pair.sent_tokens < pair.prompt.prompt_tokens:
+            return
+        index = pair.prompt.index
+        block = self._of(index)
+        assert block.handed is not None
+        block.handed.transfer_end_s[index - block.first] = now_s
+        del self._pairs[index]
+        for side in (pair.source, pair.target):
+            self._advance(side, now_s)
+        sender, reader = self.ranks[pair.source].scheduler, self.ranks[pair.target].scheduler
+        assert isinstance(sender, SendingPrefill)
+        assert isinstance(reader, ReservingDecode)
+        sender.sent(pair.prompt)
+        reader.arrived(pair.answer)
+        for side in (pair.source, pair.target):
+            self._hear(side)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from engine_models.parts.handover import Peer
+from engine_models.parts.handover import Peer, ReservingDecode
 from engine_models.parts.protocols import INFINITY
+from engine_models.parts.sequence import Sequence
 from simulator.serving.replica import Replica, ends_a_request
 
 
@@ -14,6 +16,20 @@ class TurningReplica(Replica):
 
     `on_turn` is called with the end of every turn in which nothing is computed [s] (for comparison with recorded schedules).
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        scheduler = self.ranks[0].scheduler
+        if isinstance(scheduler, ReservingDecode):
+            scheduler.at_once = self._at_once
+
+    def _at_once(self, now_s: float, tokens: int, ended: list[Sequence]) -> None:
+        """Log a batch of no length, and note who ended with it."""
+        rank = self.ranks[0]
+        running, waiting, held, _ = rank.scheduler.state()
+        rank.log.run(now_s, [now_s], 0.0, running, waiting, held, held, tokens)
+        if ended:
+            self._end(rank, ended, now_s)
 
     on_turn: Callable[[float], None] | None = None
 
