@@ -79,7 +79,8 @@ def _column(run: RunResult, name: str) -> Any:
 
 def _title(run: RunResult) -> str:
     d = run.result["deployment"]
-    where = f"{d['replicas']} x ({shape_of(d)}) {d['hardware']}, {d['engine']} {d['engine_version']}"
+    pools = [f"{p['replicas']} x ({shape_of(p)}) {p['hardware']}" for p in d.get("pools") or [d]]
+    where = f"{' + '.join(pools)}, {d['engine']} {d['engine_version']}"
     return textwrap.fill(f"{run.name}: {d['model']} on {where}", TITLE, break_long_words=True, break_on_hyphens=False)
 
 
@@ -208,26 +209,36 @@ def _coarse(values: FloatArray) -> list[FloatArray]:
     return np.array_split(values, min(MAX_POINTS, values.shape[-1]), axis=-1)
 
 
-def _curve(axes: Any, times: FloatArray, values: FloatArray, replicas: str) -> None:
-    """Draw values (replicas, bins): a line each for a few, else their mean in a band from lowest to highest."""
+def _curves(axes: Any, times: FloatArray, values: FloatArray, lines: Sequence[Line]) -> None:
+    """Draw values (replicas, bins): of the replicas of each line their mean, in a band from lowest to highest."""
     at = np.array([group[0] for group in _coarse(times)])
-    groups = _coarse(values)
-    mean = np.array([group.mean(axis=1) for group in groups])  # (points, replicas)
-    count = values.shape[0]
+    for colour, (name, replicas) in zip(_cycle(len(lines)), lines, strict=True):
+        groups = _coarse(values[replicas])
+        low, high = [group.min() for group in groups], [group.max() for group in groups]
+        axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(at, [group.mean() for group in groups], color=colour, linewidth=1.1, label=name or None)
+
+
+Line = tuple[str, slice]
+"""A line's name and the replicas it stands for."""
+
+
+def _lines(run: RunResult) -> list[Line]:
+    """A line for each pool where there are several, else for each of a few replicas, else for all together."""
+    count = len(run.raw.logs)
+    lines, first = [], 0
+    for pool in run.result["deployment"].get("pools", ()):
+        replicas = pool["replicas"] * pool.get("data_parallel", 1)
+        name = textwrap.shorten(pool["name"], NAME, placeholder="...")
+        lines.append((f"{name}, mean of {replicas}" if replicas > 1 else name, slice(first, first + replicas)))
+        first += replicas
+    if lines and first == count:
+        return lines
+    if count == 1:
+        return [("", slice(0, 1))]
     if count <= MAX_LINES:
-        for i, colour in enumerate(_cycle(count)):
-            axes.plot(
-                at, mean[:, i], color=colour, linewidth=1.1, label=f"replica {i}" if count > 1 else None
-            )
-            low = [group[i].min() for group in groups]
-            high = [group[i].max() for group in groups]
-            axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-        return
-    low, high = [group.min() for group in groups], [group.max() for group in groups]
-    axes.fill_between(
-        at, low, high, color=COLOURS[0], alpha=0.15, linewidth=0, label=f"lowest to highest of {replicas}"
-    )
-    axes.plot(at, mean.mean(axis=1), color=COLOURS[0], linewidth=1.1, label=f"mean of {replicas}")
+        return [(f"replica {i}", slice(i, i + 1)) for i in range(count)]
+    return [(f"mean of {count} replicas", slice(0, count))]
 
 
 def _rows(figure: Any, run: RunResult, labels: Sequence[str]) -> list[Any]:
@@ -260,10 +271,10 @@ def _load(figure: Any, run: RunResult) -> None:
     figure.suptitle(f"{_title(run)}\nload of a replica; band: lowest to highest second", fontsize=10)
     labels = ("running\n[requests]", "waiting\n[requests]", "KV cache in use\n[%]")
     rows = _rows(figure, run, labels)
-    replicas = f"{len(run.raw.logs)} replicas"
+    lines = _lines(run)
     for axes, (name, scale) in zip(rows, (("running", 1), ("waiting", 1), ("kv_usage", 100)), strict=True):
         times, values, _ = _series(run, name)
-        _curve(axes, times, values * scale, replicas)
+        _curves(axes, times, values * scale, lines)
     for axes in rows[1:]:
         legend = axes.get_legend_handles_labels()[0]
         for artist in legend:
@@ -286,5 +297,5 @@ def _throughput(figure: Any, run: RunResult) -> None:
         rows[0].stairs(np.histogram(found, edges)[0] / width, edges, color=colour, linewidth=1.2, label=label, baseline=None)
     for axes, name in zip(rows[1:], ("prefill_tokens", "decode_tokens"), strict=True):
         times, values, bin_s = _series(run, name)
-        _curve(axes, times, values.sum(axis=0, keepdims=True) / bin_s, "")
+        _curves(axes, times, values.sum(axis=0, keepdims=True) / bin_s, [("", slice(0, 1))])
     _finish(rows)
