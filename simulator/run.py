@@ -10,6 +10,7 @@ table and dropped as they end.
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -40,7 +41,8 @@ from simulator.results.domain import device_sources, domain, kernel_sources
 from simulator.results.figures import Collector, Figures
 from simulator.results.intervals import add_intervals
 from simulator.results.latencies import token_gaps
-from simulator.results.verdict import slo_bounds, slo_dict, with_model_error
+from simulator.results.rates import BatchCut
+from simulator.results.verdict import class_slo, slo_bounds, slo_dict, too_short, with_model_error
 from simulator.routed import admission_of, client_of
 from simulator.version import SCHEMA_VERSION, VERSION
 from simulator.workload.columns import Workload
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     from simulator.config.schema import Scenario
     from simulator.workload.streaming import WorkloadStream
 
+WAITED, RESERVED = 0.01, 0.8
+"""Share of the time with a queue, and of the KV cache held, from which unlimited answers are said to hold the queue (assumed)."""
 STREAM_ABOVE = 500_000
 """Requests above which a run is streamed, if its workload can be (`simulator.workload.streaming`)."""
 
@@ -183,11 +187,12 @@ def run_prepared(
                 hands_over=bool(prepared.pools),
             )
             cluster.stream(collector)
+        reserves = any(rank.scheduler.reserves_answers for rank in cluster.ranks)
         raw = collector.held or cluster.totals()
         figures = collector.figures(raw.end_of_run_s, raw.stopped_at_s, cluster.duration_s)
         if figures.offered and figures.offered == figures.refused:
             raise all_refused(figures.offered, figures.lengths, plan.limits)
-        result, manifest, digest = _assemble(prepared, source, raw, figures, cluster.devices, started)
+        result, manifest, digest = _assemble(prepared, source, raw, figures, cluster.devices, reserves, started)
     except BaseException:
         if folder is not None:
             folder.close()
@@ -289,6 +294,7 @@ def _assemble(
     raw: ClusterResult,
     figures: Figures,
     deployed: DeviceHistory,
+    reserves: bool,
     started: float,
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Return result.json, the manifest and the scenario's hash."""
@@ -342,6 +348,8 @@ def _assemble(
     )
     cost = run_cost(prepared.price, usage)
     warnings = [*prepared.warnings, *workload.warnings, *_warnings(prepared, workload, raw, figures, slo)]
+    if reserves:
+        warnings += _held_queue(prepared, figures)
     totals["ci95"] = figures.rates_ci95
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -363,6 +371,8 @@ def _assemble(
     evidence, axes = domain(prepared)
     result["assumptions"] += add_intervals(result, evidence, open_loop=figures.open_loop)
     result["extrapolation"] = {"inside_calibration": not axes, "axes": axes}
+    if figures.batch_cut is not None:
+        result["batch_cut"] = asdict(figures.batch_cut)
     if figures.quantile_error:
         result["assumptions"].append(
             f"percentiles of this many requests are read from histograms: relative error up to {figures.quantile_error:.2%}"
@@ -443,9 +453,19 @@ def _warnings(
         out.append(
             f"interrupted after {raw.stopped_at_s:,.0f} s of simulated time: figures of that time, no verdict"
         )
+    elif figures.batch_cut is not None:
+        out.append(_cut_words(figures.batch_cut, figures.counts, raw.end_of_run_s, workload.drain_s))
     elif unfinished:
-        late = f"unfinished after {workload.drain_s:g} s of drain; they count as infinitely late"
+        late = f"unfinished after {workload.drain_s:g} s of drain (workload.drain_s); they count as infinitely late"
         out.append(f"{_count(unfinished, 'request')} {late}")
+    if figures.never_sent:
+        spec = prepared.scenario.workload
+        why = (
+            f"the duration of {spec.duration:g} s ended first (workload.duration)"
+            if spec.duration is not None
+            else "the load holds no more"
+        )
+        out.append(f"{figures.never_sent:,} of {spec.requests:,} requests were never sent: {why}")
     if figures.preemptions:
         out.append(
             f"{_count(figures.preemptions, 'preemption')} in the whole run: the KV cache ran short and requests were "
@@ -456,16 +476,44 @@ def _warnings(
             f"the closed loop had used up its {sum(figures.counts.values()):,} prepared requests at "
             f"{figures.used_up_at_s:,.0f} s of {workload.duration_s:,.0f} s: rates are too low; shorten the duration"
         )
-    named = {name for bounds in slo.values() if isinstance(bounds, dict) for name in bounds}
-    count = figures.completed_inside
-    for name in sorted(named):
-        percent = float(name[1:].replace("_", "."))
-        needed = int(np.ceil(10 / (1 - percent / 100)))
-        if count < needed:
-            out.append(
-                f"too short a run for {name}: {count} requests in the window, {needed} are needed for ten beyond it"
-            )
+    if not figures.classes:
+        return out + (too_short(slo, figures.inside) if figures.inside else [])
+    for kind, judged in zip(workload.classes, figures.classes, strict=True):
+        short = too_short(class_slo(kind, slo), judged["requests"])
+        if short and not judged["requests"]:
+            short = ["no request arrives in the measured window"]
+        out += [f"{kind.name}: {text}" for text in short]
     return out
+
+
+def _held_queue(prepared: Prepared, figures: Figures) -> list[str]:
+    """A warning where memory reserved for answers that no client has limited keeps requests waiting."""
+    server, held = figures.server, figures.unlimited
+    waited, used = server["waiting_time_fraction"], server["kv_cache_usage_perc_peak"]
+    if not held or waited < WAITED or used < RESERVED:
+        return []
+    engine = prepared.plan.engine
+    return [
+        f"{_count(held, 'request')} without workload.max_output_tokens: {engine} reserves memory for the longest answer that the "
+        f"context leaves to each. So up to {used:.0%} of the KV cache was taken, and requests waited {waited:.0%} of the time; "
+        "give the limit that clients send"
+    ]
+
+
+def _cut_words(cut: BatchCut, counts: Mapping[str, int], end_of_run_s: float, drain_s: float) -> str:
+    """How far a batch got by the end of its drain, and when it would end."""
+    offered = sum(counts.values()) - counts["rejected"]
+    words = (
+        f"the batch was cut after {end_of_run_s:,.0f} s, with {counts['finished']:,} of {offered:,} requests done "
+        f"({cut.prompts_done:.0%} of the prompt tokens, {cut.outputs_done:.0%} of the output tokens)"
+    )
+    if cut.ends_s is None:
+        return f"{words}: raise workload.drain_s ({drain_s:g})"
+    when = f"{cut.ends_s / 3600:,.2g} h" if cut.ends_s >= 7200 else f"{cut.ends_s / 60:,.0f} min"
+    when = f"not before {when}: no answer has begun" if cut.least else f"after about {when}"
+    enough = math.ceil(float(f"{1.5 * cut.ends_s:.2g}"))
+    estimate = f"it would end {when} (estimate: the rest at the speed so far)"
+    return f"{words}; {estimate}: set workload.drain_s to {enough} or more, not {drain_s:g}"
 
 
 def _count(number: int, noun: str) -> str:

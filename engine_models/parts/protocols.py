@@ -62,6 +62,8 @@ class Scheduler(ABC):
     verifications: int = 0
     verified_drafts: int = 0
     accepted_drafts: int = 0
+    #: Whether memory for the whole answer is set aside at admission, by the client's limit or, without one, the context left.
+    reserves_answers: bool = False
 
     @abstractmethod
     def add(self, seq: Sequence) -> None:

@@ -100,6 +100,8 @@ class WholeLifetimeScheduler(Scheduler):
     windows : of the model's layers, whose spans a step names.
     """
 
+    reserves_answers = True
+
     def __init__(
         self,
         rules: LifetimeRules,

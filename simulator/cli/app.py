@@ -132,7 +132,7 @@ def simulate(
         print(f"outside the calibrated domain: {'; '.join(run.result['extrapolation']['axes'])}", file=sys.stderr)
         raise SystemExit(4)
     judged = [run.result["slo"], *(kind["slo"] for kind in run.result["classes"])]
-    if fail_on_slo and not any(judged) and loaded.slo.bounds_ms():
+    if fail_on_slo and any(slo and not slo["requests"] for slo in judged):
         from hardware_profiles.errors import InfeasibleError
 
         raise InfeasibleError(

@@ -111,11 +111,12 @@ def resolve(target: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict
     """Result, cost settings and price of a run folder, or of a scenario that is simulated now."""
     from hardware_profiles.device import load_device
     from simulator.cli.progress import progress, progress_done
-    from simulator.io.rundir import read_run
+    from simulator.config.load import load_scenario, shipped_scenarios
+    from simulator.io.rundir import RESULT, read_run
     from simulator.io.text import plain
     from simulator.planning.budget import known
 
-    if Path(target).is_dir():
+    if Path(target).is_dir() and ((Path(target) / RESULT).is_file() or target not in shipped_scenarios()):
         read = read_run(target)
         result, settings = read["result"], read["manifest"]["scenario"]["cost"]
         if overrides:
@@ -123,7 +124,6 @@ def resolve(target: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict
         else:
             price = recorded_price(result)
         return result, settings, known(price, result["deployment"]["hardware"])
-    from simulator.config.load import load_scenario
     from simulator.prepare import prepare
     from simulator.price import unit_price
     from simulator.run import run_prepared
@@ -311,7 +311,7 @@ def of_sweep(
         )
     found = [_point(folder, p, overrides, demand_requests_per_day, headroom, profile) for p in points]
     key = "fleet_usd_per_month" if demand_requests_per_day is not None or profile is not None else "usd_per_month"
-    order = ["met", "", "close", "missed"]
+    order = ["met", "", "close", "not judged", "missed"]
     found.sort(key=lambda p: (order.index(p["slo"]), p[key] is None, p[key] or 0.0, p["point"]))
     best = found[0]
     head, rows = _rows(found, fleet_too=key.startswith("fleet"))

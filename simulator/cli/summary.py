@@ -30,6 +30,8 @@ def latency_rows(metrics: dict[str, Any]) -> list[list[str]]:
 
 def verdict_word(slo: dict[str, Any]) -> str:
     """MET, MISSED, or that the figures cannot tell."""
+    if not slo.get("requests", 1):
+        return "not judged: no request in the measured window"
     word = "MET" if slo["holds"] else "MISSED"
     return f"CLOSE ({word.lower()}, but within the error of the model or of this run)" if slo.get("close") else word
 
@@ -59,7 +61,7 @@ def verdict_lines(slo: dict[str, Any] | None, classes: list[dict[str, Any]], *, 
     """
     judged = [(kind["name"], kind["slo"]) for kind in classes if kind["slo"]] or ([("", slo)] if slo else [])
     if not judged:
-        why = "no request in the measured window" if asked else "none given (slo: in the scenario)"
+        why = "the run was interrupted" if asked else "none given (slo: in the scenario)"
         return [labelled("SLO", f"not judged: {why}")]
     label, indent = "SLO", " " * LABEL
     lines = []
@@ -67,9 +69,10 @@ def verdict_lines(slo: dict[str, Any] | None, classes: list[dict[str, Any]], *, 
         lines.append(labelled(label, (f"{name}: " if name else "") + verdict_word(verdict)))
         label = ""
         rows = []
-        for check in verdict["checks"]:
+        for check in verdict["checks"] if verdict.get("requests", 1) else ():
             metric = check["metric"].removesuffix("_ms").upper().replace("E2EL", "E2E")
-            actual = "lost requests" if check["actual_ms"] is None else f"{short(check['actual_ms'])} ms"
+            lost = "none has it" if check["holds"] else "lost requests"
+            actual = lost if check["actual_ms"] is None else f"{short(check['actual_ms'])} ms"
             mark = "ok" if check["holds"] else "MISSED"
             rows.append([f"{metric} {check['percentile']}", actual, f"of {short(check['bound_ms'])} ms", mark])
         if rows:
@@ -112,8 +115,10 @@ def load_lines(totals: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     """What was offered, what became of it, and the measured window; and why requests were rejected or failed."""
     words = [f"{totals['offered']:,} requests offered", f"{totals['completed']:,} completed"]
     words += [f"{totals[name]:,} {name}" for name in REASONS if totals[name]]
-    if totals["not_arrived"] and not _closed_loop(manifest["scenario"]["workload"]):
-        words.append(f"{totals['not_arrived']:,} later turns fell after the end")
+    workload = manifest["scenario"]["workload"]
+    if totals["not_arrived"] and (not _closed_loop(workload) or workload.get("requests")):
+        late = "were never sent" if _closed_loop(workload) else "later turns fell after the end"
+        words.append(f"{totals['not_arrived']:,} {late}")
     lines = [labelled("load", f"{', '.join(words)}; window {totals['duration_s']:,.0f} s")]
     for name in ("rejected", "failed"):
         why = reasons_of(totals, name)

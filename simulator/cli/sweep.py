@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simulator.planning.points import WARNING_ENDS
+
 if TYPE_CHECKING:
     from simulator.planning.sweep import SweepPlan, SweepResult
 
@@ -20,6 +22,9 @@ LEAST_WANTED = ("busy", "TPOT p50", "TTFT p50", "req/s", "$/hour")
 """Columns that a narrow terminal goes without, the first of them first."""
 AXES_OUTSIDE = re.compile(r"; (?=[A-Za-z ]+: )")
 """Between two of a row's reasons, ``axis: what was measured and what not``, joined by semicolons."""
+NUMBER = re.compile(r"\d[\d,.]*")
+MAX_WARNINGS = 8
+"""Kinds of warnings on the terminal."""
 LATER_BACKENDS = ("ray", "dask")
 
 
@@ -48,7 +53,7 @@ def register(app: typer.Typer) -> None:
         backend: Annotated[
             str, typer.Option(help="process; ray and dask are not available yet.")
         ] = "process",
-        resume: Annotated[bool, typer.Option("--resume", help="Keep the points that are finished.")] = False,
+        resume: Annotated[bool, typer.Option("--resume", help="Keep finished points, also of fewer values.")] = False,
         plots: Annotated[bool, typer.Option("--plots", help="Add PNG plots under plots/.")] = False,
         headroom: Annotated[
             bool,
@@ -109,6 +114,7 @@ def run(
     from simulator.cli.errors import InterruptedRun
     from simulator.cli.progress import progress, progress_done
     from simulator.io.text import json_text
+    from simulator.planning.store import akin
     from simulator.planning.sweep import plan_sweep, run_sweep
 
     if not vary:
@@ -117,6 +123,8 @@ def run(
         )
     plan = plan_sweep(scenario, vary, overrides, headroom=headroom)
     folder = output or Path("sweeps") / f"{plan.name}-{plan.digest[:10]}"
+    if resume and output is None and not folder.exists():
+        folder = akin(folder, plan.runs) or folder
     try:
         result = run_sweep(plan, folder, workers=workers, resume=resume, progress=progress)
     except BaseException as error:
@@ -183,7 +191,9 @@ def text(plan: SweepPlan, result: SweepResult) -> str:
     lines = [*(wrapped(line, "  ") for line in answer(names, result)), ""]
     if finished:
         devices = _devices(finished)
-        columns = _columns(names, plan.slo(), f"{devices}s")
+        columns = _columns(
+            names, plan.slo(), f"{devices}s", jobs=any(row["would_end_s"] is not None for row in finished)
+        )
         if any(row["headroom_used"] is not None for row in finished):
             columns.insert([title for title, _ in columns].index("SLO") + 1, ("used", _used))
         cells = [[show(row) for _, show in columns] for row in finished[:MAX_SHOWN]]
@@ -200,6 +210,8 @@ def text(plan: SweepPlan, result: SweepResult) -> str:
                 f"* on the Pareto front of {result.cost} against {result.latency}: no point is both cheaper and quicker", "  "
             ),
         ]
+    if any(row["warnings"] for row in finished):
+        lines.append(wrapped("! warned about, see below", "  "))
     overloaded = [row for row in finished if row["overloaded"]]
     if overloaded:
         lines.append(wrapped("overload: the row says what the deployment carries, not what was offered", "  "))
@@ -216,6 +228,7 @@ def text(plan: SweepPlan, result: SweepResult) -> str:
         for axis, n in beyond.items():
             some = f" ({n} of {len(finished)} points)" if n < len(finished) else ""
             lines.append(wrapped(f"outside   {axis}{some}", " " * 10))
+    lines += warning_lines(names, finished)
     if failed:
         lines.append(f"{len(failed)} of {len(rows)} points have no result:")
         reasons: dict[str, list[str]] = {}
@@ -229,6 +242,26 @@ def text(plan: SweepPlan, result: SweepResult) -> str:
         wrapped(f"written   {result.folder} (sweep.csv, sweep.parquet, runs/)", " " * 10),
     ]
     return "\n".join(line for line in lines if line is not None)
+
+
+def warning_lines(names: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the points are warned about; warnings that differ in their numbers alone are told once."""
+    from simulator.cli.layout import wrapped
+
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        for text in filter(None, row["warnings"].split(WARNING_ENDS)):
+            alike.setdefault(NUMBER.sub("#", text), []).append((_values(names, row), text))
+    lines = []
+    for found in list(alike.values())[:MAX_WARNINGS]:
+        values, text = found[0]
+        points = len({point for point, _ in found})
+        some = "" if points == len(rows) else f"{values}: "
+        more = f" (in {points} of {len(rows)} points)" if 1 < points < len(rows) else ""
+        lines.append(wrapped(f"warning   {some}{text}{more}", " " * 10))
+    if len(alike) > MAX_WARNINGS:
+        lines.append(f"warning   ... and {len(alike) - MAX_WARNINGS} more kinds in sweep.csv")
+    return lines
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
@@ -251,6 +284,12 @@ def answer(names: Mapping[str, str], result: SweepResult) -> list[str]:
             "No SLO is given: the table shows what each point does, none is judged (slo: in the scenario)."
         ]
 
+    unjudged = [row for row in result.rows if row["slo"] == "not judged"]
+    why = "no request in the measured window"
+    lower = "lower workload.warmup or give more requests"
+    if unjudged and all(row["slo"] in ("", "not judged") for row in result.rows):
+        return [f"The SLO is not judged: {why} of any point; {lower}."]
+
     def words(row: Mapping[str, Any]) -> str:
         price = "price unknown" if row["usd_per_hour"] is None else f"{dollars(row['usd_per_hour'])}/hour"
         late = row[result.latency]
@@ -259,14 +298,21 @@ def answer(names: Mapping[str, str], result: SweepResult) -> list[str]:
             f"{result.latency.replace('_ms_', ' ').upper().replace(' P', ' p')} {short(late)} ms"
         )
 
+    def warned(row: Mapping[str, Any]) -> list[str]:
+        return [f"  it is warned: {text}" for text in row["warnings"].split(WARNING_ENDS) if text]
+
     lines = []
     if result.cheapest:
-        lines.append(f"Cheapest that meets the SLO: {words(result.cheapest)}")
+        lines += [f"Cheapest that meets the SLO: {words(result.cheapest)}", *warned(result.cheapest)]
     else:
         lines.append("No point meets the SLO for certain.")
     if result.close:
         title = "Cheaper but close" if result.cheapest else "Closest"
         lines.append(f"{title}: {words(result.close)}; its verdict lies within the error of the run or the model")
+        lines += warned(result.close)
+    if unjudged:
+        points = "; ".join(_values(names, row) for row in unjudged[:4]) + ("; ..." if len(unjudged) > 4 else "")
+        lines.append(f"Not judged, {why}: {points}; {lower}.")
     return lines
 
 
@@ -293,7 +339,16 @@ def _devices(rows: Sequence[Mapping[str, Any]]) -> str:
     return words.pop() if len(words) == 1 else "device"
 
 
-def _columns(names: Mapping[str, str], slo: Mapping[str, Mapping[str, float]], devices: str) -> list[tuple[str, Any]]:
+def _ends(row: Mapping[str, Any]) -> str:
+    """When a batch ends, or would."""
+    from simulator.planning.sweep import duration
+
+    return f"~{duration(row['would_end_s'])}" if row["would_end_s"] is not None else duration(row["vllm_duration_s"])
+
+
+def _columns(
+    names: Mapping[str, str], slo: Mapping[str, Mapping[str, float]], devices: str, *, jobs: bool
+) -> list[tuple[str, Any]]:
     from simulator.report.numbers import dollars, short
 
     def plain(column: str) -> Any:
@@ -321,13 +376,14 @@ def _columns(names: Mapping[str, str], slo: Mapping[str, Mapping[str, float]], d
         (devices, plain("devices")),
         ("SLO", _verdict),
         *((f"{title[m]} {p}", number(f"{m}_{p}")) for m, p in shown),
+        *((("ends", _ends),) if jobs else ()),
         ("req/s", number("request_throughput")),
         ("good/s", number("request_goodput")),
         ("busy", share("gpu_busy_fraction")),
         ("$/hour", money("usd_per_hour")),
         ("$/month", money("usd_per_month")),
         ("$/1M", money("usd_per_1m_total_tokens")),
-        ("", lambda row: "*" if row["pareto"] else ""),
+        ("", lambda row: ("*" if row["pareto"] else "") + ("!" if row["warnings"] else "")),
     ]
 
 
@@ -336,6 +392,8 @@ def _used(row: Mapping[str, Any]) -> str:
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
+    if row["would_end_s"] is not None:
+        return "unfinished"
     if row["overloaded"]:
         return "overload" if row["slo"] in ("missed", "") else f"{row['slo']}, overload"
     return str(row["slo"] or "-")

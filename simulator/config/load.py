@@ -130,9 +130,9 @@ def _file_of(source: str | PathLike[str]) -> Path:
         exists = path.exists()
     except (OSError, ValueError):
         exists = False
-    if exists:
-        return path
     shipped = shipped_scenarios()
+    if exists and not (str(source) in shipped and path.is_dir()):
+        return path
     if str(source) in shipped:
         return shipped[str(source)]
     near = nearest(str(source), list(shipped))

@@ -18,6 +18,8 @@ from simulator.io.tables import Column, write_columns
 from simulator.io.text import json_text
 
 RESULT, MANIFEST, REQUESTS, TIMELINE = "result.json", "manifest.json", "requests.parquet", "timeline.parquet"
+OWN_FILES = (RESULT, MANIFEST, REQUESTS, TIMELINE, "report.html")
+"""What this tool writes into a run directory, beside plots."""
 PARTIAL_SUFFIX = "-partial"
 HASH_DIGITS = 10
 """Hexadecimal digits of the scenario's hash in a directory's name."""
@@ -55,10 +57,10 @@ def write_run(
 ) -> Path:
     """Write one run and return its directory; a request table that was written while the run went (a path) is moved there.
 
-    The files are written beside `directory` and moved there together; a run that stands there is replaced. An
-    interrupted run (`partial`) goes to ``<directory>-partial``, its manifest marked ``"partial": true``; a
-    complete one removes such a leftover. Raises InputError if the place cannot be written, PlanError (exit 1)
-    if the disk is full; either way nothing of the run is left behind.
+    The files are written beside `directory` and moved there together; a run that stands there is replaced, and whatever
+    else lies in its folder stays. An interrupted run (`partial`) goes to ``<directory>-partial``, its manifest marked
+    ``"partial": true``; a complete one removes the files of such a leftover. Raises InputError if the place cannot be
+    written, PlanError (exit 1) if the disk is full; either way nothing of the run is left behind.
     """
     leftover = directory.with_name(directory.name + PARTIAL_SUFFIX)
     target = leftover if partial else directory
@@ -75,7 +77,7 @@ def write_run(
 
     _replace(target, fill)
     if not partial and _is_run(leftover):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _drop(leftover)
     return target
 
 
@@ -132,7 +134,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_run(folder: Path) -> bool:
-    return folder.is_dir() and (folder / MANIFEST).is_file()
+    return folder.is_dir() and (folder / MANIFEST).is_file() and (folder / RESULT).is_file()
+
+
+def _drop(folder: Path) -> None:
+    """Remove the files of a run, and its folder if nothing else is in it."""
+    with contextlib.suppress(OSError):
+        for name in OWN_FILES:
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _replace(target: Path, fill: Callable[[Path], None]) -> None:
@@ -170,12 +180,15 @@ def _swap(new: Path, target: Path) -> None:
         os.rename(target, old)
         try:
             os.rename(new, target)
+            for other in old.iterdir():  # what somebody else put there, and plots of the same run
+                if other.name not in OWN_FILES and not (target / other.name).exists():
+                    os.rename(other, target / other.name)
         except BaseException:
             if not target.exists():
                 os.rename(old, target)
             raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        _drop(old)
 
 
 def _umask() -> int:

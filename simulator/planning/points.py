@@ -7,8 +7,10 @@ from typing import Any
 
 LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2el_ms", "queue_ms")
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
-TOTALS = ("offered", "completed", "rejected", "failed", "unfinished", "request_throughput", "request_goodput",
-          "goodput_fraction", "input_throughput", "output_throughput", "output_tput_per_gpu")  # fmt: skip
+TOTALS = ("offered", "completed", "rejected", "failed", "unfinished", "vllm_duration_s", "request_throughput",
+          "request_goodput", "goodput_fraction", "input_throughput", "output_throughput", "output_tput_per_gpu")  # fmt: skip
+WARNING_ENDS = " | "
+"""Between two warnings of a point."""
 SERVER = ("gpu_busy_fraction", "kv_cache_usage_perc", "kv_cache_usage_perc_peak", "prefix_cache_hit_rate",
           "num_preemptions", "num_requests_waiting")  # fmt: skip
 HEADROOM = ("sustainable", "within_slo", "used")
@@ -20,17 +22,24 @@ DEPLOYED = ("model", "engine", "hardware", "replicas", "tensor_parallel", "pipel
 
 
 def judged(result: Mapping[str, Any]) -> tuple[str, bool | None]:
-    """The SLO verdict over the run and its classes: "met", "close", "missed", or "" where no SLO is given.
+    """The SLO verdict over the run and its classes: "met", "close", "missed", "not judged", or "" where no SLO is given.
 
-    "close": the verdict could turn within the interval of the run's sampling error or the model's error.
+    "close": the verdict could turn within the interval of the run's sampling error or the model's error, or it holds in a run too
+    short for it. "not judged": none that could be is missed, and of some no request came in the measured window.
     """
-    verdicts = [result.get("slo"), *(kind.get("slo") for kind in result.get("classes") or [])]
-    verdicts = [v for v in verdicts if v]
+    given = [result.get("slo"), *(kind.get("slo") for kind in result.get("classes") or [])]
+    verdicts = [v for v in given if v and v.get("requests", 1)]
+    empty = any(v and not v.get("requests", 1) for v in given)
     if not verdicts:
-        return "", None
+        return ("not judged", False) if empty else ("", None)
     holds = all(v["holds"] for v in verdicts)
-    deciding = verdicts if holds else [v for v in verdicts if not v["holds"]]
-    close = any(v.get("close") for v in deciding) if holds else all(v.get("close") for v in deciding)
+    close = (
+        any(v.get("close") for v in verdicts)
+        if holds
+        else all(v.get("close") for v in verdicts if not v["holds"])
+    )
+    if empty and (holds or close):
+        return "not judged", False
     return "close" if close else "met" if holds else "missed", holds
 
 
@@ -50,6 +59,7 @@ def outcome_columns(result: Mapping[str, Any]) -> dict[str, Any]:
         stats = result["metrics"][metric]
         row |= {f"{metric}_{name}": stats[name] for name in STATISTICS}
     row |= {name: result["totals"][name] for name in TOTALS}
+    row["would_end_s"] = (result.get("batch_cut") or {}).get("ends_s")
     row["lost"] = "; ".join(f"{count} {name}" for name, count in result["totals"]["reasons"].items())
     over = overload_of(result)
     row["overloaded"] = over is not None
@@ -61,13 +71,13 @@ def outcome_columns(result: Mapping[str, Any]) -> dict[str, Any]:
     row["usd_per_gpu_hour"] = result["cost"]["ListUnitPrice"]
     row["price_date"] = result["cost"]["price_date"] or None
     row["outside"] = "; ".join(result["extrapolation"]["axes"])
-    row["warnings"] = "; ".join(result["warnings"])
+    row["warnings"] = WARNING_ENDS.join(result["warnings"])
     return row
 
 
 def empty_columns() -> dict[str, Any]:
     """The columns of a point that did not finish: nothing known."""
     names = ["slo_holds", *DEPLOYED, *(f"{m}_{s}" for m in LATENCIES for s in STATISTICS), *TOTALS]
-    names += ["overloaded", "sustainable_per_s", *SERVER, *(f"headroom_{name}" for name in HEADROOM), *COST]
+    names += ["would_end_s", "overloaded", "sustainable_per_s", *SERVER, *(f"headroom_{name}" for name in HEADROOM), *COST]
     names += ["usd_per_gpu_hour", "price_date"]
     return {"slo": "", **dict.fromkeys(names), "lost": "", "outside": "", "warnings": ""}

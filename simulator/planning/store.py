@@ -16,20 +16,23 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hardware_profiles.errors import InputError
-from simulator.io.rundir import MANIFEST, REQUESTS, RESULT, TIMELINE, write_file
+from simulator.io.rundir import HASH_DIGITS, MANIFEST, REQUESTS, RESULT, TIMELINE, write_file
 from simulator.io.text import json_text
 
 SWEEP, TABLE, CSV, RUNS, FAILED = "sweep.json", "sweep.parquet", "sweep.csv", "runs", "failed"
 _PARQUET_MARK = b"PAR1"
 
 
-def claim(folder: Path, digest: str) -> None:
-    """Check that `folder` is free for the sweep of that hash; InputError if it holds anything else."""
+def claim(folder: Path, digest: str, runs: Collection[str] = ()) -> None:
+    """Check that `folder` is free for the sweep of that hash; InputError if it holds anything else.
+
+    A sweep that has some of the points `runs` may be grown into it.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -38,14 +41,32 @@ def claim(folder: Path, digest: str) -> None:
         )
     if not any(child.name != ".lock" for child in folder.iterdir()):
         return
-    found = read_sweep(folder)["digest"] if (folder / SWEEP).is_file() else None
-    if found != digest:
+    found = read_sweep(folder) if (folder / SWEEP).is_file() else None
+    if found is None or (found["digest"] != digest and not in_common(found, runs)):
         what = "another sweep (other axes, scenario or version)" if found else "something other than a sweep"
         raise InputError(
             f"the folder holds {what}, and is left alone",
             where=str(folder),
-            mend="name another with --output",
+            mend="name another with --output, or give --resume to a sweep that shares points",
         )
+
+
+def in_common(sweep: Mapping[str, Any], runs: Collection[str]) -> int:
+    """How many of the points `runs`, named by their run directories, a sweep has."""
+    return len({point.get("run") for point in sweep["points"]} & set(runs))
+
+
+def akin(beside: Path, runs: Collection[str]) -> Path | None:
+    """The folder next to `beside` whose sweep has most of the points `runs`; None if there is none."""
+    best: tuple[int, Path] | None = None
+    for path in sorted(beside.parent.glob(f"*/{SWEEP}")):
+        try:
+            common = in_common(read_sweep(path.parent), runs)
+        except InputError:
+            continue
+        if common and (best is None or common > best[0]):
+            best = common, path.parent
+    return None if best is None else best[1]
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
@@ -80,8 +101,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def sweep_away(folder: Path) -> None:
-    """Remove what a killed process left half-written; its names begin with a dot."""
-    for leftover in (folder / RUNS).glob(".*"):
+    """Remove what a killed process left half-written beside its run, as `write_run` names it."""
+    for leftover in (folder / RUNS).glob(f".*-{'[0-9a-f]' * HASH_DIGITS}.*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -69,6 +69,11 @@ class SweepPlan:
         """The varied fields."""
         return [path for axis in self.axes for path in axis.paths]
 
+    @property
+    def runs(self) -> list[str]:
+        """Names of the points' run directories."""
+        return [planned.name for planned in self.points]
+
     def slo(self) -> dict[str, dict[str, float]]:
         """Bounds of the first point's SLO [ms]: {metric: {percentile: bound}}."""
         first = next((p.scenario for p in self.points if p.scenario), None)
@@ -215,10 +220,10 @@ def run_sweep(
     """Simulate the points of `plan` and write the sweep's folder.
 
     workers : processes, by default one a core; 1 simulates in this process.
-    resume : take finished points from the folder. Without it they are simulated anew.
+    resume : take finished points from the folder, also from a sweep of other values there. Without it they are simulated anew.
     Raises InputError if the folder holds something else; a full disk or an interrupt keeps the finished points.
     """
-    store.claim(folder, plan.digest)
+    store.claim(folder, plan.digest, plan.runs if resume else ())
     write_file(folder / store.SWEEP, json_text(_record(plan, None)))
     notes: list[str] = []
     with store.locked(folder):
@@ -266,8 +271,8 @@ def _simulate(
 
     def tell() -> None:
         spent = time.monotonic() - started
-        left = f", about {_duration(spent / count * (total - count))} left" if count else ""
-        progress(f"{count} of {total} points, {_duration(spent)}{left}")
+        left = f", about {duration(spent / count * (total - count))} left" if count else ""
+        progress(f"{count} of {total} points, {duration(spent)}{left}")
 
     tell()
     outcomes = _in_turn(todo, folder) if workers == 1 or total == 1 else _side_by_side(todo, folder, workers)
@@ -281,7 +286,8 @@ def _simulate(
         tell()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in words, of two or three digits."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DPI = 120
 SIDES = ((5, 5), (-5, 5), (5, -5), (-5, -5))
 """Where the words of a point stand beside it [points], the preferred first."""
-COLOURS = {"met": "#1a7f37", "close": "#bf8700", "missed": "#cf222e", "": "#57606a"}
+COLOURS = {"met": "#1a7f37", "close": "#bf8700", "missed": "#cf222e", "not judged": "#8250df", "": "#57606a"}
 UNITS = {
     "usd_per_hour": "cost, $/hour",
     "usd_per_1m_total_tokens": "cost, $ per 1M tokens (input and output)",

@@ -40,7 +40,16 @@ from simulator.results.latencies import (
     kept_ranges,
     latencies,
 )
-from simulator.results.rates import BinnedTimes, ExactTimes, Overload, Rates, lost_backlog, shed_load
+from simulator.results.rates import (
+    BatchCut,
+    BinnedTimes,
+    ExactTimes,
+    Overload,
+    Rates,
+    batch_cut,
+    lost_backlog,
+    shed_load,
+)
 from simulator.results.request_table import request_table
 from simulator.results.sketch import RELATIVE_ERROR
 from simulator.results.statistics import BoolArray, Exact, FloatArray, IntArray, Sketched, Statistic
@@ -71,10 +80,11 @@ class Figures:
 
     `counts` are requests by how they ended, `reasons` those that arrived and have no answer, by why, `lengths` those that the
     engine refuses or cuts for their length, by the names of `limits.counted_lengths`. `inside` are those that arrived in the
-    measured window, `completed_inside` those of them that ended, `good_inside` those that kept the SLO (None without one);
-    `window_completed` ended in the window, whenever they arrived, and `window_good` of those kept the SLO. Tokens are counted in
-    the window as they become visible, and in `total_*` for finished requests of the whole run. `quantile_error` is the relative
-    error that the percentiles may have, 0 where they are exact. `pools` are the loads of each pool, where there are several.
+    measured window, `good_inside` those of them that kept the SLO (None without one); `window_completed` ended in the window,
+    whenever they arrived, and `window_good` of those kept the SLO. Tokens are counted in the window as they become visible, and
+    in `total_*` for finished requests of the whole run. `quantile_error` is the relative error that the percentiles may have, 0
+    where they are exact. `unlimited` requests arrived without a limit of the client's, `never_sent` were asked for by a number of
+    requests, and the end came before. `pools` are the loads of each pool, where there are several.
     """
 
     window: Window
@@ -82,7 +92,6 @@ class Figures:
     reasons: dict[str, int]
     lengths: Mapping[str, int]
     inside: int
-    completed_inside: int
     stats: dict[str, dict[str, Any]]
     server: dict[str, Any]
     pools: list[dict[str, Any]]
@@ -98,12 +107,15 @@ class Figures:
     max_concurrent: int
     preemptions: int
     overload: Overload | None
+    batch_cut: BatchCut | None
     verdict: dict[str, Any] | None
     rates_ci95: dict[str, list[float] | None]
     open_loop: bool
     used_up_at_s: float | None
     classes: list[dict[str, Any]]
     quantile_error: float
+    unlimited: int
+    never_sent: int
 
     @property
     def offered(self) -> int:
@@ -258,6 +270,7 @@ class Collector:
         self._reasons = np.zeros(len(Reason), dtype=np.int64)
         self._refused: Counter[str] = Counter()
         self._sums: Counter[str] = Counter()
+        self._work = dict.fromkeys(("prompts", "outputs", "cached", "prefilled", "emitted", "prefill_s", "decode_s"), 0.0)
         self._first_arrival_s, self._last_end_s = np.inf, 0.0
         self._known_s = np.zeros(0)  # first and last arrival that is known beforehand
         self._level = self._peak = 0
@@ -312,6 +325,11 @@ class Collector:
         sums["total_in"] += int(block.prompt_tokens[finished].sum())
         sums["total_out"] += int(block.output_tokens[finished].sum())
         sums["preempted"] += int(block.preemptions.sum())
+        sums["unlimited"] += int((arrived & (workload.max_output_tokens <= 0)).sum())
+        work, taken = self._work, ~rows.refused
+        work["prompts"] += float(block.prompt_tokens[taken].sum())
+        work["outputs"] += float(block.output_tokens[taken].sum())
+        work["cached"] += float(block.cached_tokens.sum())
         unknown = np.isnan(workload.arrival_s)
         pooled = unknown & (workload.predecessor < 0)
         sums["released"] += int(unknown.sum())
@@ -364,6 +382,11 @@ class Collector:
         low = int(np.searchsorted(ends, window.start_s, side="left"))
         high = int(np.searchsorted(ends, window.end_s, side="right"))
         self._sums["tokens"] += int(tokens[low:high].sum(dtype=np.int64))
+        work, prefill_s = self._work, float(found["prefill_s"].sum())
+        work["emitted"] += float(tokens.sum(dtype=np.int64))
+        work["prefilled"] += float(found["prefill_tokens"].sum())
+        work["prefill_s"] += prefill_s
+        work["decode_s"] += float(found["device_s"].sum()) - prefill_s
         self._rates.tokens.add(ends, tokens)
 
     # -- giving ---------------------------------------------------------------------------------------------
@@ -383,7 +406,10 @@ class Collector:
             if self._exact
             else self._window(sum(counts.values()), duration_s, end_of_run_s, stopped_at_s)
         )
-        verdict = everything.verdict() if stopped_at_s is None and everything.requests else None
+        verdict = everything.verdict() if stopped_at_s is None else None
+        spec = self._spec
+        cut = counts["unfinished"] > 0 and stopped_at_s is None and is_batch(spec)
+        lost = None if cut else lost_backlog(counts, window, end_of_run_s, stopped_at_s)
         used_up = sums["pooled"] and not sums["left"] and end_of_run_s < self._duration_s
         return Figures(
             window=window,
@@ -391,7 +417,6 @@ class Collector:
             reasons={r.name.lower(): int(self._reasons[r]) for r in LOSSES if self._reasons[r]},
             lengths=self._refused,
             inside=everything.requests,
-            completed_inside=everything.requests - everything.lost,
             stats=everything.summaries()
             | {name: stat.summary("tokens") for name, stat in self._lengths.items()},
             server=self._load.averages(window.length_s, len(self._logs)),
@@ -412,13 +437,14 @@ class Collector:
             max_concurrent=self._peak,
             preemptions=sums["preempted"],
             overload=self._rates.overload(window, counts["unfinished"])
-            or lost_backlog(counts, window, end_of_run_s, stopped_at_s)
+            or lost
             or shed_load(
                 int(self._reasons[Reason.SHED_429] + self._reasons[Reason.SHED_503]),
                 sum(counts.values()) - counts["not_arrived"],
                 sums["completed"],
                 window,
             ),
+            batch_cut=batch_cut(self._work, end_of_run_s) if cut else None,
             verdict=verdict,
             rates_ci95=self._rates.ci95(window, judged=judged_at_all),
             open_loop=not sums["released"] and bool(np.ptp(self._known_s) > 0),
@@ -431,17 +457,26 @@ class Collector:
                     "priority": kind.priority,
                     "requests": judged.requests,
                     "metrics": judged.summaries(),
-                    "slo": judged.verdict(),
+                    "slo": judged.verdict() if stopped_at_s is None else None,
                     "goodput_fraction": judged.goodput_fraction(),
                 }
                 for kind, judged in self._apart
             ],
             quantile_error=0.0 if self._exact else RELATIVE_ERROR,
+            unlimited=sums["unlimited"],
+            never_sent=max(0, (spec.requests or 0) - sum(counts.values()) + counts["not_arrived"])
+            if stopped_at_s is None
+            else 0,
         )
 
     def timeline(self, end_of_run_s: float) -> dict[str, NDArray[Any]]:
         """Columns of `timeline.parquet`."""
         return table(self._bins, end_of_run_s)
+
+
+def is_batch(spec: WorkloadSpec) -> bool:
+    """Whether all requests are there at time zero."""
+    return all(load.arrivals is not None and load.arrivals.kind == "batch" for load in spec.loads())
 
 
 def _peak_of(began: FloatArray, ended: FloatArray, before: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,6 +158,36 @@ def lost_backlog(
         return None
     span = max(end_of_run_s - window.start_s, 1e-9)
     return Overload(offered / max(window.length_s, 1e-9), counts["finished"] / span, unfinished)
+
+
+@dataclass(frozen=True)
+class BatchCut:
+    """A batch cut by the end of its drain: shares of its prompt and output tokens that were done, and an estimate of its end.
+
+    `ends_s` is None before any work was done; `least` says that no answer has begun, so that it ends later.
+    """
+
+    prompts_done: float
+    outputs_done: float
+    ends_s: float | None
+    least: bool
+
+
+def batch_cut(work: Mapping[str, float], end_of_run_s: float) -> BatchCut:
+    """What was done of a batch by the end of the drain, and when the rest would be at the speed so far.
+
+    `work` holds tokens (`prompts` and `outputs` in all, `prefilled`, found in a cache as `cached`, `emitted`) and the device's
+    time for each kind (`prefill_s`, `decode_s`). What is left takes as long a token as what was done.
+    """
+    left = max(0.0, work["prompts"] - work["cached"] - work["prefilled"])
+    prompts = work["prompts"] - left
+    least = not work["emitted"]
+    left_s = left * work["prefill_s"] / max(1.0, work["prefilled"])
+    if not least:
+        left_s += (work["outputs"] - work["emitted"]) * work["decode_s"] / work["emitted"]
+    busy_s = work["prefill_s"] + work["decode_s"]
+    ends_s = end_of_run_s * (1 + left_s / busy_s) if busy_s > 0 else None
+    return BatchCut(prompts / max(1.0, work["prompts"]), work["emitted"] / max(1.0, work["outputs"]), ends_s, least)
 
 
 def shed_load(shed: int, offered: int, completed: int, window: Window) -> Overload | None:

@@ -11,6 +11,11 @@ from simulator.results.latencies import Latencies
 from simulator.results.statistics import BoolArray, Share, Statistic
 from simulator.workload.columns import RequestClass
 
+BEYOND = 10
+"""Values beyond a percentile with which it is known well enough (assumed)."""
+MOST_PERCENT = 99.0
+"""Above it an attainment asks for no more requests (assumed: no run shows that all are good)."""
+
 
 def slo_dict(slo: Any) -> dict[str, Any]:
     """Return the bounds of an SLO model as {metric: {percentile: ms}}, with `attainment` if given."""
@@ -58,14 +63,18 @@ def good_requests(lat: Latencies, slo: dict[str, Any]) -> BoolArray:
 def verdict(stats: Mapping[str, Statistic], late: Share, slo: dict[str, Any]) -> dict[str, Any]:
     """Judge the SLO: every named percentile of `stats`, lost requests counted as infinite, and the attainment.
 
-    `late` are the requests that are not good. A check is `close` if the sampling error of the run leaves open on which side of
-    its bound the percentile lies; the verdict is close if checks that are close could turn it. `with_model_error` adds the error
-    of the model.
+    `late` are the requests that are not good. A check is `close` if the sampling error of the
+    run leaves open on which side of its bound the percentile lies, or if it holds and the run is too short for it (`needed`); the
+    verdict is close if checks that are close could turn it. `with_model_error` adds the error of the model. Without any request
+    nothing holds, and `requests` is 0. A latency that no request has (TPOT of single tokens) is kept, and close.
     """
     checks: list[dict[str, Any]] = []
     for metric, name, bound in named_bounds(slo):
         percent = float(name[1:].replace("_", "."))
         actual, holds = stats[metric].judged(percent, bound)
+        beyond = stats[metric].beyond(bound)
+        holds = holds or (not beyond.total and late.total > 0)
+        thin = min(beyond.total, late.total) < needed(percent)
         checks.append(
             {
                 "metric": metric,
@@ -73,21 +82,47 @@ def verdict(stats: Mapping[str, Statistic], late: Share, slo: dict[str, Any]) ->
                 "bound_ms": bound,
                 "actual_ms": actual if np.isfinite(actual) else None,
                 "holds": holds,
-                "close": stats[metric].beyond(bound).open(1 - percent / 100),
+                "close": (holds and thin) or beyond.open(1 - percent / 100),
             }
         )
     attainment = (late.total - late.beyond) / late.total if late.total else None
     wanted = slo.get("attainment")
     kept = wanted is None or (attainment is not None and attainment >= wanted)
-    near = wanted is not None and late.open(1 - wanted)
+    near = wanted is not None and (
+        (kept and late.total < needed(min(100 * wanted, MOST_PERCENT))) or late.open(1 - wanted)
+    )
     return {
-        "holds": kept and all(check["holds"] for check in checks),
-        "close": _may_turn(checks, kept, near),
+        "holds": kept and all(check["holds"] for check in checks) and late.total > 0,
+        "close": _may_turn(checks, kept, near) or not late.total,
+        "requests": late.total,
         "checks": checks,
         "attainment": attainment,
         "attainment_wanted": wanted,
         "attainment_close": near,
     }
+
+
+def needed(percent: float) -> int:
+    """Requests of which `BEYOND` lie beyond a percentile: fewer are too short a run for it.
+
+    >>> needed(99), needed(90), needed(50)
+    (1000, 100, 20)
+    """
+    return int(np.ceil(round(BEYOND / (1 - percent / 100), 6)))
+
+
+def too_short(slo: dict[str, Any], requests: int) -> list[str]:
+    """What of an SLO a run of so few requests is too short for, in words."""
+    named = sorted({name for _, name, _ in named_bounds(slo)})
+    wants = [(name, needed(float(name[1:].replace("_", ".")))) for name in named]
+    if slo.get("attainment") is not None:
+        percent = 100 * slo["attainment"]
+        wants.append((f"an attainment of {percent:g} %", needed(min(percent, MOST_PERCENT))))
+    return [
+        f"too short a run for {name}: {requests} requests in the window, {least} are needed for ten beyond it"
+        for name, least in wants
+        if requests < least
+    ]
 
 
 def named_bounds(slo: dict[str, Any]) -> list[tuple[str, str, float]]:
@@ -127,7 +162,7 @@ def with_model_error(
     return {
         **judged,
         "checks": checks,
-        "close": _may_turn(checks, kept, near),
+        "close": _may_turn(checks, kept, near) or not judged["requests"],
         "attainment_close": near,
     }
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from engine_models.engines.known import parse_engine_args
 from hardware_profiles.errors import InputError
 from simulator.config import load as load_module
-from simulator.config.load import json_schema, load_scenario, resolved, scenario_hash
+from simulator.config.load import json_schema, load_scenario, resolved, scenario_hash, shipped_scenarios
 from simulator.config.located import MAX_FILE_BYTES, read_yaml, scalar
 from simulator.config.problems import ScenarioError
 
@@ -646,3 +646,13 @@ def test_a_file_of_flags_beside_the_scenario_is_read(tmp_path: Path) -> None:
     lacking = write(tmp_path, BLOCK.replace("replicas: 2", "engine_args: --config none.yaml", 1))
     with pytest.raises(InputError, match="flags in that file cannot be seen"):
         load_scenario(lacking)
+
+
+def test_a_shipped_scenario_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = sorted(shipped_scenarios())[0]
+    (tmp_path / name).mkdir()
+    assert load_scenario(name).name
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match="folder"):
+        load_scenario("other")

@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardware_profiles.errors import InputError, PlanError
@@ -239,3 +240,21 @@ def test_errors_become_three_keys() -> None:
     both = error_as_dict(ScenarioError([first, second]))["error"]
     assert both == {"message": "one; also a:2: two", "where": "a:1", "mend": "do"}
     assert error_as_dict(ValueError()) == {"error": {"message": "ValueError", "where": None, "mend": None}}
+
+
+@given(st.sets(st.sampled_from(["notes.txt", ".hidden", "sub/deep.txt", "plots/mine.png"]), min_size=1))
+@settings(max_examples=12, deadline=None)
+def test_what_others_put_beside_a_run_stays(names: set[str]) -> None:
+    with tempfile.TemporaryDirectory() as base:
+        directory = Path(base) / "a"
+        for partial in (False, True, False):
+            place = write(directory, partial=partial)
+            for name in names:
+                (place / name).parent.mkdir(exist_ok=True)
+                (place / name).write_text(f"mine {place.name}")
+        write(directory, result={"new": 1})
+        assert read_run(directory)["result"] == {"new": 1}
+        assert not (directory.with_name("a-partial") / "result.json").exists()
+        for place in (directory, directory.with_name("a-partial")):
+            assert {name: (place / name).read_text() for name in names} == dict.fromkeys(names, f"mine {place.name}")
+        assert sorted(path.name for path in Path(base).iterdir()) == ["a", "a-partial"]

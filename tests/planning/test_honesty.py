@@ -19,7 +19,7 @@ SLO: dict[str, Any] = {"ttft_ms": {"p90": 100.0}}
 
 
 def lat(ttft_ms: np.ndarray[Any, Any]) -> Latencies:
-    return Latencies(*[ttft_ms] * 6)
+    return Latencies(*[ttft_ms] * 8)
 
 
 def judge(ttft_ms: np.ndarray[Any, Any], slo: dict[str, Any] = SLO) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def test_a_shorter_run_is_close_where_a_longer_one_is_not() -> None:
     assert not judge(late(0.085, 100_000))["close"]
 
 
-@pytest.mark.parametrize("count", [50, 60, 100, 1000])
+@pytest.mark.parametrize("count", [100, 120, 1000])
 def test_one_lost_request_does_not_open_a_wide_margin(count: int) -> None:
     values = late(0.0, count)
     values[count // 2] = np.nan

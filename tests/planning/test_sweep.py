@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,6 +120,49 @@ def test_resumed_no_point_is_done_again_and_the_table_is_the_same(tmp_path: Path
     assert any(name.startswith(first) for name in before)
     assert len(after) == len(files(whole.folder))
     assert tables(again.folder) == tables(whole.folder)
+
+
+def test_a_resumed_sweep_grows_by_values_and_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_module, "run_point", counted := Counted(sweep_module.run_point))
+    do(tmp_path, ["deployment.replicas=1,2"])
+    before = files(tmp_path / "sweep")
+    grown = do(tmp_path, ["deployment.replicas=1,2,3"], resume=True)
+    assert [row["status"] for row in grown.rows] == ["ok"] * 3
+    assert "2 of 3 points were there already" in grown.notes
+    assert counted.calls == 3
+    more = do(tmp_path, ["deployment.replicas=1,3", "workload.arrivals.rate=4,8"], resume=True)
+    assert "2 of 4 points were there already" in more.notes
+    assert counted.calls == 5
+    after = files(tmp_path / "sweep")
+    assert {name: after[name] for name in before} == before
+    with pytest.raises(InputError, match="another sweep"):
+        do(tmp_path, ["deployment.replicas=1,2"])
+    with pytest.raises(InputError, match="another sweep"):
+        do(tmp_path, ["workload.output_tokens=21,22"], resume=True)
+
+
+def test_a_sweep_without_a_folder_finds_what_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from simulator.cli.sweep import run
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(json.dumps(SCENARIO))
+    for values in ("1,2", "1,2,3", "1,2,3,4"):
+        run("s.yaml", [f"deployment.replicas={values}"], [], None, 1, True, False, False, False, False, False)
+    assert len(list((tmp_path / "sweeps").iterdir())) == 1
+    with pytest.raises(InputError) as caught:
+        run("s.yaml", ["deployment.replicas=1,2"], [], None, 1, False, False, False, False, False, False)
+    assert "--resume" in str(caught.value.mend)
+
+
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function, self.calls = function, 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        return self._function(*args)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "garbage", "no manifest", "other"])
