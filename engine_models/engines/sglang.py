@@ -121,7 +121,9 @@ class Rank:
             eviction_policy=self.eviction_policy,
         )
         if self.decode is not None:
-            return ReservingDecodeScheduler(self.decode, kv, record_rows=mode == "record", windows=self.windows)
+            return ReservingDecodeScheduler(
+                self.decode, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
+            )
         record = mode == "record"
         if self.role == "prefill":
             buffers = self.rules.max_running_requests

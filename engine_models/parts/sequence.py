@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -123,6 +124,18 @@ class Sequence:
             spans[-1][1] = last
         else:
             spans.append([first, last])
+
+    def emit_between(self, last: int, pauses: list[int]) -> None:
+        """Note that each batch after the latest range up to `last` yields a token, but those of `pauses`, which rise."""
+        first = self.emissions[-1][1] + 1
+        at = bisect_left(pauses, first)
+        while at < len(pauses) and pauses[at] <= last:
+            if first < pauses[at]:
+                self.emit(first, pauses[at] - 1)
+            first = pauses[at] + 1
+            at += 1
+        if first <= last:
+            self.emit(first, last)
 
     def end_emissions(self, last: int) -> None:
         """Let the latest range end at batch `last`; it goes if nothing is left of it."""

@@ -15,7 +15,6 @@ step against recordings of it; see docs/engines/sglang.md.
 from __future__ import annotations
 
 import random
-from bisect import bisect_left
 from dataclasses import dataclass
 
 from engine_models.memory.radix import Content, Node, RadixPool, RadixTree, content_of
@@ -761,16 +760,7 @@ class PrefillFirstScheduler(Scheduler):
     def _leave_decodes(self, seq: Sequence, last: int) -> None:
         """Take a row out of the decode set and note the batches up to `last` in which it emitted."""
         self.decodes.leave(seq)
-        pauses = self._pauses
-        first = seq.emissions[-1][1] + 1
-        at = bisect_left(pauses, first)
-        while at < len(pauses) and pauses[at] <= last:
-            if first < pauses[at]:
-                seq.emit(first, pauses[at] - 1)
-            first = pauses[at] + 1
-            at += 1
-        if first <= last:
-            seq.emit(first, last)
+        seq.emit_between(last, self._pauses)
 
     # -- jumping --------------------------------------------------------------------------------------------
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine_models.memory.radix import RadixPool
-from engine_models.parts.batch import Batch, Span
+from engine_models.parts.batch import Batch
+from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.handover import Note, ReservingDecode, SendingPrefill
-from engine_models.parts.protocols import INFINITY, State
+from engine_models.parts.protocols import INFINITY, Run, State
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import CLIP_NEW_TOKENS, PrefillFirstBatch, PrefillFirstScheduler
 
@@ -159,15 +160,26 @@ class ReservingDecodeScheduler(ReservingDecode):
     ----------
     rules : the knobs.
     kv : the pool; its tree stays empty.
+    aggregate : allow many decode steps to be scheduled as one.
     record_rows : keep the ordered rows of every batch.
     windows : of the model's layers, whose spans a batch names.
     """
 
     def __init__(
-        self, rules: ReservingRules, kv: RadixPool, *, record_rows: bool = False, windows: tuple[int, ...] = ()
+        self,
+        rules: ReservingRules,
+        kv: RadixPool,
+        *,
+        aggregate: bool = True,
+        record_rows: bool = False,
+        windows: tuple[int, ...] = (),
     ) -> None:
         self.rules = rules
-        self._no_spans = tuple(Span(window, 0, 0) for window in windows)
+        self.aggregate = aggregate
+        self.decodes = DecodeSet(1, windows)
+        self._run = Run(0, Batch(-1))
+        self._orders = 0
+        self._pauses: list[int] = []  # batches of first tokens alone
         self.kv = kv
         self.notes: list[Note] = []
         self.prealloc: dict[Sequence, float] = {}  # waits for memory; from when it may have it
@@ -212,7 +224,10 @@ class ReservingDecodeScheduler(ReservingDecode):
         return len(self.running), waiting, total - self.kv.free_blocks, total
 
     def close(self) -> None:
-        """As of the base: every token is noted with its step."""
+        """As of the base."""
+        for seq in list(self.running):
+            if seq.state == "decoding":
+                self._leave(seq, self.next_number - 1)
 
     def arrived(self, seq: Sequence) -> None:
         """As of the base."""
@@ -284,18 +299,19 @@ class ReservingDecodeScheduler(ReservingDecode):
     def _reserve(self, now_s: float) -> list[Sequence]:
         """Give waiting requests memory for their prompts, until the first that does not fit."""
         kv, rules = self.kv, self.rules
-        keep, counted = rules.num_reserved_decode_tokens, [*self.running, *self._ended]
-        admitted: list[Sequence] = []
-        retractable = sum(seq.length for seq in counted)
-        longest = max((self._most(seq) - retractable for seq in counted), default=0)
-        buffers = rules.metadata_buffers - len(self.transfer)
+        keep, admitted = rules.num_reserved_decode_tokens, list[Sequence]()
+        if not any(ready_s <= now_s + NO_LATER_S for ready_s in self.prealloc.values()):
+            return admitted
+        retractable = self.decodes.kv_tokens() + sum(seq.length for seq in self._ended)
+        most = max((self._most_of(seq) for seq in (*self.running, *self._ended)), default=retractable)
+        longest, buffers = most - retractable, rules.metadata_buffers - len(self.transfer)
         for seq, ready_s in list(self.prealloc.items()):
             if now_s < ready_s - NO_LATER_S:
                 continue
             if self._rows_left() <= 0 or buffers - len(admitted) <= 0:
                 break
             left = kv.free_tokens - max(keep * self._held(), longest)
-            if max(seq.prompt_tokens + keep, self._most(seq) - retractable) > left:
+            if max(seq.prompt_tokens + keep, self._most_of(seq) - retractable) > left:
                 break
             kv.free_tokens -= seq.prompt_tokens
             del self.prealloc[seq]
@@ -304,7 +320,7 @@ class ReservingDecodeScheduler(ReservingDecode):
             admitted.append(seq)
         return admitted
 
-    def _most(self, seq: Sequence) -> int:
+    def _most_of(self, seq: Sequence) -> int:
         """Tokens that a request may come to have, as far as admission looks."""
         limit = seq.final_length - seq.prompt_tokens
         if not seq.stop_known:
@@ -326,48 +342,60 @@ class ReservingDecodeScheduler(ReservingDecode):
             seq.first_scheduled_s = now_s
             seq.length += 1
             seq.emit(self.next_number, self.next_number)
+        if fresh:
+            self._pauses.append(self.next_number)
+            self.next_number += 1
         for seq in joined:
             if seq.length >= seq.final_length:
                 self.kv.free_tokens += seq.length - 1
                 seq.state = "finished"
                 ended.append(seq)
             else:
-                seq.state = "decoding"
                 self.running[seq] = None
-        if fresh:
-            self.next_number += 1
-            if self.at_once is not None:
-                self.at_once(now_s, len(fresh), ended)
+                seq.order = self._orders
+                self._orders += 1
+                seq.emit(self.next_number, self.next_number - 1)
+                self.decodes.join(seq)
+        if fresh and self.at_once is not None:
+            self.at_once(now_s, len(fresh), ended)
 
     def _decode(self) -> Batch | None:
         """One token for every running row, after those have lost their memory for which there is no room."""
-        kv, rows = self.kv, self.running
-        if not rows:
+        kv, decodes = self.kv, self.decodes
+        if not self.running:
             return None
         batch = Batch(self.next_number)
-        batch.spans = self._no_spans
-        if kv.free_tokens < len(rows):
+        if kv.free_tokens < decodes.count:
             self._retract(batch)
+        decodes.serve(batch)
+        if self._record_rows:
+            batch.rows = [(seq, 1, decodes.length(seq) - 1) for seq in self.running]
+        decodes.steps += 1
+        kv.free_tokens -= decodes.count
         self.next_number += 1
-        for seq in self.running:
-            seq.length += 1
-            if batch.rows is None and self._record_rows:
-                batch.rows = []
-            if batch.rows is not None:
-                batch.rows.append((seq, 1, seq.length - 2))
-            batch.serve(1, seq.length - 2, decodes=True)
-            seq.emit(batch.number, batch.number)
-            if seq.length >= seq.final_length:
-                batch.finishing.append(seq)
-        kv.free_tokens -= len(self.running)
+        self._end_rows(batch)
         return batch
+
+    def _end_rows(self, batch: Batch) -> None:
+        """Rows whose last token a batch yields leave the aggregate."""
+        ended = set(self.decodes.pop_ended())
+        if ended:
+            batch.finishing = [seq for seq in self.running if seq in ended]
+            for seq in batch.finishing:
+                self._leave(seq, batch.number)
+
+    def _leave(self, seq: Sequence, last: int) -> None:
+        """Take a row out of the aggregate, and note the batches up to `last` in which it emitted."""
+        self.decodes.leave(seq)
+        seq.emit_between(last, self._pauses)
 
     def _retract(self, batch: Batch) -> None:
         """Take the memory of rows: fewest generated tokens first, then longest prompts, until a step fits."""
-        kv = self.kv
-        rows = sorted(self.running, key=lambda seq: (seq.length - seq.prompt_tokens, -seq.prompt_tokens), reverse=True)
+        kv, length = self.kv, self.decodes.length
+        rows = sorted(self.running, key=lambda seq: (length(seq) - seq.prompt_tokens, -seq.prompt_tokens), reverse=True)
         while len(rows) > 1:
             victim = rows.pop()
+            self._leave(victim, self.next_number - 1)
             kv.free_tokens += victim.length - 1
             victim.state = "preempted"
             victim.preemptions += 1
@@ -387,6 +415,45 @@ class ReservingDecodeScheduler(ReservingDecode):
         self._ended = list(batch.finishing)
         self._news = self._news or bool(self._ended)
         return batch.finishing
+
+    # -- jumping --------------------------------------------------------------------------------------------
+
+    def run(self) -> Run | None:
+        """Steps of the running rows while nobody waits for memory, nothing has arrived, and none has lost its memory."""
+        if (
+            self._record_rows
+            or not self.aggregate
+            or not self.running
+            or self.prealloc
+            or self.retracted
+            or self._ended
+            or self._news
+            or (self.waiting and len(self.running) < self.rules.max_running_requests)
+        ):
+            return None
+        steps = self.decodes.steps_within(self.decodes.steps_alike(), self.kv.free_tokens)
+        if steps < 2:
+            return None
+        run = self._run
+        self.decodes.serve(run.shape)
+        run.steps = steps
+        return run
+
+    def take(self, steps: int) -> tuple[Batch, int, int]:
+        """As of the base."""
+        kv, decodes = self.kv, self.decodes
+        held = kv.capacity_tokens - kv.free_tokens
+        need, summed = decodes.taken_over(steps)
+        kv.free_tokens -= need
+        decodes.steps += steps
+        self.turned(steps)
+        self.next_number += steps
+        batch = Batch(self.next_number - 1)
+        self.processed_number = batch.number - 1
+        batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count
+        batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
+        self._end_rows(batch)
+        return batch, held * steps + summed, held + need
 
 
 __all__ = ["ReservingDecodeScheduler", "ReservingRules", "SendingPrefillScheduler"]
