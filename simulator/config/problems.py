@@ -170,7 +170,7 @@ PLANNED = {
     "pool": ("kv_tiers", "warm_cache", "models", "swap_s", "colocate"),
     "deployment": ("kv_tiers", "dynamo", "wva", "warm_cache", "models", "swap_s", "colocate"),
     "client": ("timeout_s", "retries"),
-    "workload": ("stages", "prompt_pool"),
+    "workload": ("stages",),
 }
 """Keys by section that are right and not simulated yet; those of an inline pool stand under `deployment`."""
 

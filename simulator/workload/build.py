@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from simulator.workload.columns import NO_PREDECESSOR, More, RequestClass, Workl
 from simulator.workload.content import content_of_blocks, content_of_sessions
 from simulator.workload.drawn import Drawn, Limit, client_limits
 from simulator.workload.parts import Part, Requests, as_class, join, limit_outputs, together
+from simulator.workload.prompts import Prompts, once, pool
 from simulator.workload.rows import Rows
 from simulator.workload.spec import LARGEST, ClassLoad, Load, WorkloadSpec
 
@@ -153,12 +155,17 @@ def _load(
     requests: int | None,
     streamed: bool,
 ) -> Requests:
-    if load.trace is not None:
+    prompts = source = None
+    if load.trace is not None and load.arrivals is not None:
+        prompts, source, said = _prompts(spec, load, seed, base_dir, prefix, requests)
+    elif load.trace is not None:
         found = _traced(spec, load, seed, base_dir, prefix, weight, requests)
         limit_outputs(found, client_limits(limit, seed, base_dir, prefix))
         return found
     most, largest = (MOST_STREAMED, MOST_STREAMED) if streamed else (MOST_REQUESTS, LARGEST_POOL)
-    found = Drawn(spec, load, limit, seed, base_dir, prefix, weight, requests, largest).requests
+    found = Drawn(spec, load, limit, seed, base_dir, prefix, weight, requests, largest, prompts, source).requests
+    if prompts is not None:
+        found.warnings += said
     if found.expected_requests > most:
         raise InputError(
             f"the load asks for about {found.expected_requests:.3g} requests; a run holds at most {most:,}",
@@ -243,6 +250,21 @@ def _traced(
             f"the trace ends at {ends:.6g} s, before the duration of {spec.duration:g} s",
         )
     return _replayed(replace(rows, source=source, warnings=warnings), load, ends)
+
+
+def _prompts(
+    spec: WorkloadSpec, load: Load, seed: int, base_dir: Path, prefix: str, requests: int | None
+) -> tuple[Prompts, dict[str, Any], list[str]]:
+    """The requests of a trace without their times, their source and what is to be said of them."""
+    most = requests if load.prompt_pool is None else load.prompt_pool
+    timeless = spec.model_copy(update={"duration": None})
+    found = _traced(timeless, load, seed, base_dir, prefix, 1.0, most)
+    whole = join(list(found.parts))
+    if not len(whole):
+        raise InputError("no request is left of the trace", where="workload.trace", mend="widen window or limit")
+    make = once if load.prompt_pool is None else pool
+    prompts = make(whole.prompt_tokens, whole.output_tokens, whole.max_output_tokens, whole.content)
+    return prompts, found.source, found.warnings
 
 
 def _generated(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from simulator.workload.columns import (
 from simulator.workload.content import content_of_turns
 from simulator.workload.laws import Draw, residuals, sampler, time_sampler
 from simulator.workload.parts import Part, Requests
+from simulator.workload.prompts import Prompts, pool
 from simulator.workload.spec import (
     NO_THINKING,
     Arrivals,
@@ -117,6 +118,7 @@ class Drawn:
     prefix : of the names of its random streams.
     weight : multiplies its rate, or its concurrency.
     requests : that end it, or None.
+    prompts : in order, instead of drawn ones.
     largest_pool : requests or conversations prepared for a closed loop at most.
     """
 
@@ -131,10 +133,17 @@ class Drawn:
         weight: float,
         requests: int | None,
         largest_pool: int,
+        prompts: Prompts | None = None,
+        source: dict[str, Any] | None = None,
     ) -> None:
         assert load.arrivals is not None
         self._load, self._limit, self._arrivals = load, limit, load.arrivals
         self._seed, self._base_dir, self._prefix = seed, base_dir, prefix
+        self._prompts = prompts
+        if prompts is None and load.prompt_pool is not None:
+            self._prompts = self._drawn_pool(load.prompt_pool)
+        elif prompts is not None and not prompts.again:
+            requests = len(prompts) if requests is None else min(requests, len(prompts))
         self._weight, self._requests = weight, requests
         self._until_s = spec.duration if spec.duration is not None else math.inf
         self._pool = 0
@@ -163,10 +172,24 @@ class Drawn:
             (RequestClass("default"),),
             self._expected(),
             self._until_s,
-            {"name": "synthetic", "kind": "synthetic"},
+            source or {"name": "synthetic", "kind": "synthetic"},
             warnings,
             sessions=self._count if self._sizes is not None else None,
         )
+
+    def _drawn_pool(self, n: int) -> Prompts:
+        """The first n prompts of the load, which come again."""
+        load = self._load
+        prompts = self._sampler(load.prompt_tokens, "prompt_tokens")(n)
+        outputs = self._sampler(load.output_tokens, "output_tokens")(n)
+        content = None
+        if load.shared_prefix is not None:
+            head = same_int(load.shared_prefix.tokens, n)
+            groups = stream(self._seed, self._prefix + "prefix_groups")
+            group = groups.integers(0, load.shared_prefix.groups, n).astype(np.int64)
+            prompts = prompts + head
+            content = content_of_turns(same_int(-1, n), prompts, group, head)
+        return pool(prompts, outputs, same_int(0, n), content)
 
     def _count(self) -> int:
         """Count the conversations by drawing their openings once more."""
@@ -223,7 +246,10 @@ class Drawn:
         """
         if math.isinf(self._until_s):
             return self._requests or 0
-        outputs = self._sampler(self._load.output_tokens, "output_tokens")(1000)
+        if self._prompts is not None:
+            outputs = self._prompts.output_tokens
+        else:
+            outputs = self._sampler(self._load.output_tokens, "output_tokens")(1000)
         thinks_s = self._thinker(self._think, "think_time_s")(1000)
         turn_s = FASTEST_REQUEST_S + FASTEST_TOKEN_S * float(outputs.mean())
         cycle_s, variance = turn_s + float(thinks_s.mean()), float(thinks_s.var())
@@ -313,8 +339,10 @@ class Drawn:
 
     def _parts(self) -> Iterator[Part]:
         load = self._load
-        draw_fresh = self._sampler(load.prompt_tokens, "prompt_tokens")
-        draw_output = self._sampler(load.output_tokens, "output_tokens")
+        given = self._prompts
+        if given is None:
+            draw_fresh = self._sampler(load.prompt_tokens, "prompt_tokens")
+            draw_output = self._sampler(load.output_tokens, "output_tokens")
         limited = client_limits(self._limit, self._seed, self._base_dir, self._prefix)
         groups = stream(self._seed, self._prefix + "prefix_groups")
         draw_think = self._thinker(self._think, "think_time_s")
@@ -324,11 +352,18 @@ class Drawn:
         lasts = np.zeros(0, np.int64)  # the last rows of as many conversations as there are clients
         for starts, turns in self._openings():
             n, many = int(turns.sum()), len(starts)
-            fresh, outputs = draw_fresh(n), draw_output(n)
-            limits = limited(outputs)
-            if limits is not None:
-                self.requests.outputs_cut += int((outputs > limits).sum())
-                outputs = np.minimum(outputs, limits)
+            if given is None:
+                fresh, outputs, limits, content = draw_fresh(n), draw_output(n), same_int(0, n), None
+            else:
+                taken = given.take(rows, n)
+                fresh, outputs, content = taken.prompt_tokens, taken.output_tokens, taken.content
+                limits = taken.max_output_tokens
+            asked = limited(outputs)
+            limits = limits if asked is None else asked
+            over = (limits > 0) & (outputs > limits)
+            if over.any():
+                self.requests.outputs_cut += int(over.sum())
+                outputs = np.where(over, limits, outputs)
             prompts, turn, session = fresh, same_int(0, n), same_int(-1, n)
             predecessor, gap_s, think_s = same_int(NO_PREDECESSOR, n), same_float(0.0, n), same_float(0.0, n)
             first = conversation = np.arange(many)
@@ -345,8 +380,7 @@ class Drawn:
                 arrival = np.where(later, np.nan, anchor)
                 predecessor = np.where(later, rows + np.arange(n) - 1, NO_PREDECESSOR)
                 gap_s = np.where(later, draw_turn_think(n), 0.0)
-            content = None
-            if load.shared_prefix is not None or load.sessions is not None:
+            if given is None and (load.shared_prefix is not None or load.sessions is not None):
                 prefixes, head, group = 0, same_int(0, n), None
                 if load.shared_prefix is not None:
                     prefixes, head = load.shared_prefix.groups, same_int(load.shared_prefix.tokens, n)
@@ -372,7 +406,7 @@ class Drawn:
                 arrival,
                 prompts,
                 outputs,
-                same_int(0, n) if limits is None else limits,
+                limits,
                 predecessor,
                 gap_s,
                 same_float(0.0, n),

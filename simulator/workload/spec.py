@@ -392,7 +392,8 @@ TraceFormat = Literal[
     "columns",
 ]
 
-_TRACE_KEYS = ("rate_scale", "window", "limit", "trace_format", "jitter_s")
+_TIMES_KEYS = ("rate_scale", "jitter_s")
+_TRACE_KEYS = (*_TIMES_KEYS, "window", "limit", "trace_format")
 _SYNTHETIC_KEYS = ("arrivals", "prompt_tokens", "output_tokens", "shared_prefix")
 
 
@@ -412,10 +413,21 @@ class Load(_Model):
     sessions: Sessions | None = None
     max_output_tokens: Length | Literal["equal"] | None = None
     prefix_block_tokens: Count | None = None
+    prompt_pool: Count | None = None
 
     def _check_load(self) -> None:
         traced = [k for k in ("trace", *_TRACE_KEYS) if getattr(self, k) is not None]
         synthetic = [k for k in _SYNTHETIC_KEYS if getattr(self, k) is not None]
+        if self.prompt_pool is not None and self.sessions is not None:
+            raise ValueError("prompt_pool and sessions exclude each other: give one of them")
+        if self.trace is not None and synthetic == ["arrivals"]:
+            self._check_trace(traced)
+            timed = [k for k in (*_TIMES_KEYS, "sessions") if getattr(self, k) is not None]
+            if timed:
+                raise ValueError(f"{timed[0]} belongs to recorded times, which arrivals replace; remove one of them")
+            return
+        if self.prompt_pool is not None and not synthetic:
+            raise ValueError("prompt_pool belongs to arrivals; give arrivals, or remove it")
         if traced and synthetic:
             raise ValueError(
                 f"{traced[0]} belongs to a trace and {synthetic[0]} to a synthetic load; "
@@ -515,7 +527,7 @@ class WorkloadSpec(Load):
         if self.classes is None:
             self._check_load()
         else:
-            keys = ("trace", *_TRACE_KEYS, *_SYNTHETIC_KEYS, "sessions", "prefix_block_tokens")
+            keys = ("trace", *_TRACE_KEYS, *_SYNTHETIC_KEYS, "sessions", "prefix_block_tokens", "prompt_pool")
             mixed = [k for k in keys if getattr(self, k) is not None]
             if mixed:
                 raise ValueError(
@@ -535,7 +547,7 @@ class WorkloadSpec(Load):
         return self
 
     def _check_end(self, load: Load) -> None:
-        if load.arrivals is None:
+        if load.arrivals is None or (load.trace is not None and load.prompt_pool is None):
             return
         if self.requests is None and load.arrivals.kind == "batch":
             raise ValueError("batch arrivals need requests, the number that arrive at time zero")

@@ -94,7 +94,7 @@ def open_stream(spec: WorkloadSpec, *, seed: int, base_dir: Path, above: int) ->
     Raises InputError as `build_workload`.
     """
     loads = spec.loads()
-    if spec.classes is None and spec.trace is not None:
+    if spec.classes is None and spec.trace is not None and spec.arrivals is None:
         path = resolve_trace(spec.trace, base_dir)
         counts = [c for c in (spec.limit, spec.requests) if c is not None]
         if (
@@ -106,7 +106,7 @@ def open_stream(spec: WorkloadSpec, *, seed: int, base_dir: Path, above: int) ->
             return None
         return _recorded(spec, path, min(counts, default=None), seed, base_dir, above)
     closed = any(isinstance(load.arrivals, ClosedLoopArrivals) for load in loads)
-    if (closed and len(loads) > 1) or any(load.trace is not None for load in loads):
+    if (closed and len(loads) > 1) or any(load.trace is not None and load.prompt_pool is None for load in loads):
         return None
     requests = requests_of(spec, seed=seed, base_dir=base_dir, streamed=True)
     if not above < requests.expected_requests <= MOST_STREAMED:
