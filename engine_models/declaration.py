@@ -184,13 +184,16 @@ class Handover:
     """How a pool passes requests on, or takes them over.
 
     connector : the engine's own name of what moves the KV cache.
-    unit_tokens : tokens of the smallest part that is moved.
+    unit_tokens : tokens of the smallest part that is moved, unit_s : what each adds to a transfer beside its bytes [s].
+    hop_s : time between a prompt's end and the request's arrival at the second server, beside that one's front end [s].
     reserves : whether a request goes to both servers at once, and the second has to reserve memory before the first begins; else
         it goes to the second when its prompt is computed.
     """
 
     connector: str
     unit_tokens: int
+    unit_s: float = 0.0
+    hop_s: float = 0.0
     reserves: bool = False
 
 

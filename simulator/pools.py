@@ -180,7 +180,10 @@ def _route(given: Transfer | None, source: Prepared, target: Prepared, *, inside
     for each in (source, target):
         rate = given.bytes_per_s if given is not None else None
         rates.append(rate or _link_bytes_per_s(given.link if given is not None else None, each.device, inside=inside))
-    return Route(rates[0], rates[1], given.latency_s if given is not None else 0.0)
+    stated = given is not None and given.bytes_per_s is not None  # a rate that is given holds what the protocol costs
+    handover = target.plan.handover
+    token_s = 0.0 if stated or handover is None else handover.unit_s / handover.unit_tokens
+    return Route(rates[0], rates[1], given.latency_s if given is not None else 0.0, token_s)
 
 
 def _link_bytes_per_s(link: str | None, device: Device, *, inside: bool) -> float:

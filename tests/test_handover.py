@@ -32,6 +32,7 @@ WORKLOAD: dict[str, Any] = {
 }
 SHARED = {"shared_prefix": {"groups": 3, "tokens": 700}}
 CLOSED = {"arrivals": {"kind": "closed_loop", "concurrency": 40}, "requests": 150, "duration": None}
+SLOW = {"kind": "poisson", "rate": 1}
 SHORT = {"kind": "uniform", "low": 1, "high": 3}
 CHATS = {"sessions": {"turns": 4, "think_time_s": 1}, "arrivals": {"kind": "poisson", "rate": 3}}
 
@@ -146,6 +147,8 @@ def test_a_pair_with_free_links_is_two_servers_in_a_row() -> None:
     assert (handed.transfer_end_s == handed.transfer_start_s).all()
     first, second = prepare(load_scenario(data)).pools
     before_s = first.plan.front.before_s
+    assert second.plan.handover is not None
+    hop_s = second.plan.handover.hop_s + second.plan.front.before_s
     prompts: dict[int, float] = {}
     one = server(first, prompts)
     holder = one.ranks[0].scheduler
@@ -166,7 +169,7 @@ def test_a_pair_with_free_links_is_two_servers_in_a_row() -> None:
     reader = two.ranks[0].scheduler
     assert isinstance(reader, DecodeOfPull)
     for row in sorted(rows, key=lambda row: prompts[row]):
-        at_s = prompts[row] + before_s
+        at_s = prompts[row] + hop_s
         _run(two, reader, at_s)
         two.ranks[0].submit(Sequence(row, prompt[row], int(result.output_tokens[row]), at_s))
     _run(two, reader, 1e3)
@@ -255,6 +258,18 @@ def test_transfers_of_a_run_last_as_long_as_their_bytes() -> None:
     assert (lasted - alone < 1e-9).sum() > len(frame) / 3
     blocks = -(-frame.prompt_tokens // 16)
     assert (frame.transfer_bytes == blocks * 16 * 131072).all()
+
+
+def test_descriptors_count_where_no_rate_is_stated() -> None:
+    """Reads in blocks of 64 tokens have a quarter of the descriptors of those in blocks of 16."""
+
+    def excess_s(block_size: int) -> float:
+        pools = [pool(role, block_size=block_size) for role in ("prefill", "decode")]
+        frame = simulate(scenario(*pools, prompt_tokens={"kind": "constant", "value": 4800}, arrivals=SLOW)).requests_frame()
+        return float((frame.transfer_end_s - frame.transfer_start_s - frame.transfer_bytes / 5e10).min())
+
+    assert excess_s(16) == pytest.approx(300 * 64 * 1.5e-6, rel=1e-6)  # 32 layers, K and V
+    assert excess_s(64) == pytest.approx(75 * 64 * 1.5e-6, rel=1e-6)
 
 
 # What cannot be -------------------------------------------------------------------------------------------

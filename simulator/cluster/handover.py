@@ -71,7 +71,10 @@ class HandoverCluster(Cluster):
         self._stages = (prefill, decode)
         self._paths = paths
         self._first = sum(servers.replicas for servers in prefill)  # number of the first decode replica
-        self._hop_s = hop_s + decode[0].plan.front.before_s
+        handover = decode[0].plan.handover
+        assert handover is not None
+        self._unit = handover.unit_tokens
+        self._hop_s = hop_s + handover.hop_s + decode[0].plan.front.before_s
         plan = replace(
             decode[0].plan,
             limits=limits,
@@ -89,8 +92,6 @@ class HandoverCluster(Cluster):
             aggregate=aggregate,
             should_stop=should_stop,
         )
-        assert plan.handover is not None
-        self._unit = plan.handover.unit_tokens
         self._linked = True
         self._network = Network(self._clock)
         self._sources: dict[int, tuple[int, Request]] = {}  # by request: who holds its prompt

@@ -99,11 +99,15 @@ class Side:
 
 @dataclass(frozen=True)
 class Route:
-    """What a transfer between two pools goes over: rates of an interface of either end [byte/s], and the latency [s]."""
+    """What a transfer between two pools goes over: rates of an interface of either end [byte/s], and the latency [s].
+
+    `token_s` is what the protocol adds to the latency for each token [s].
+    """
 
     from_bytes_per_s: float
     to_bytes_per_s: float
     latency_s: float
+    token_s: float = 0.0
 
 
 class Paths:
@@ -136,7 +140,7 @@ class Paths:
             (inside, "out", source): (sent, route.from_bytes_per_s),
             (inside, "in", target): (each, route.to_bytes_per_s),
         }
-        return ends, route.latency_s, int(whole)
+        return ends, route.latency_s + tokens * route.token_s, int(whole)
 
 
 def _fill(flows: dict[Flow, None]) -> None:

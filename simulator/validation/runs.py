@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from engine_models.cost.overheads import Overheads
 from hardware_profiles.errors import PlanError
 from simulator.cluster.outcome import ClusterResult
+from simulator.prepared import Prepared
 from simulator.results.intervals import Evidence, half_width, interval, rate_width, share_of_queue
 from simulator.results.latencies import Latencies, latencies
 from simulator.results.statistics import statistics
@@ -42,28 +43,7 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
     from simulator.run import run_prepared
 
     scenario = load_scenario(experiment.scenario)
-    prepared = prepare(scenario)
-    plan = prepared.plan
-    if overheads is not None:
-        own = plan.costs.terms.host  # what follows from flags stays
-        host = replace(
-            overheads.host,
-            prefill_launch_s=own.prefill_launch_s,
-            prefill_graph_tokens=own.prefill_graph_tokens,
-        )
-        front = replace(plan.front, before_s=overheads.front_end_s, tokenise_token_s=overheads.tokenise_token_s)
-        plan = replace(plan, costs=plan.costs.with_terms(host=host), front=front)
-    plan = replace(
-        plan, costs=plan.costs.with_terms(**experiment.costs), front=replace(plan.front, **experiment.front)
-    )
-    if experiment.host_cores is not None:
-        ranks = max(1, prepared.devices // prepared.replicas)
-        own = plan.costs.terms.host
-        shared = replace(own, launch_s=own.launch_s * max(1.0, ranks / experiment.host_cores))
-        plan = replace(plan, costs=plan.costs.with_terms(host=shared))
-    if experiment.in_process:
-        plan = replace(plan, front=replace(plan.front, before_s=0.0, tokenise_token_s=0.0))
-    prepared = replace(prepared, plan=plan)
+    prepared = _as_launched(prepare(scenario), experiment, overheads)
     run = run_prepared(prepared, workload=experiment.workload)
     raw = run.raw
     lat = latencies(raw)
@@ -91,6 +71,32 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
             name: (value, *_interval(name, values, queue, rate, evidence)) for name, value in values.items()
         }
     return out
+
+
+def _as_launched(prepared: Prepared, experiment: Experiment, overheads: Overheads | None) -> Prepared:
+    """A deployment with what is published of its launch, in each of its pools."""
+    plan = prepared.plan
+    if overheads is not None:
+        own = plan.costs.terms.host  # what follows from flags stays
+        host = replace(
+            overheads.host,
+            prefill_launch_s=own.prefill_launch_s,
+            prefill_graph_tokens=own.prefill_graph_tokens,
+        )
+        front = replace(plan.front, before_s=overheads.front_end_s, tokenise_token_s=overheads.tokenise_token_s)
+        plan = replace(plan, costs=plan.costs.with_terms(host=host), front=front)
+    plan = replace(
+        plan, costs=plan.costs.with_terms(**experiment.costs), front=replace(plan.front, **experiment.front)
+    )
+    if experiment.host_cores is not None:
+        ranks = max(1, prepared.devices // prepared.replicas)
+        own = plan.costs.terms.host
+        shared = replace(own, launch_s=own.launch_s * max(1.0, ranks / experiment.host_cores))
+        plan = replace(plan, costs=plan.costs.with_terms(host=shared))
+    if experiment.in_process:
+        plan = replace(plan, front=replace(plan.front, before_s=0.0, tokenise_token_s=0.0))
+    pools = tuple(_as_launched(pool, experiment, overheads) for pool in prepared.pools)
+    return replace(prepared, plan=plan, pools=pools)
 
 
 def _interval(

@@ -199,6 +199,29 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
     return pool
 
 
+SIDES = ("prefill", "decode")
+
+
+def pools_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the deployment's pools of a row: one, or a prefill and a decode pool where it says how many workers each has."""
+    if not row.get("disagg"):
+        return [pool_of(row)]
+    try:
+        layout = json.loads(str(row["disagg"]))
+        workers = {side: int(layout[f"{side}_num_workers"]) for side in SIDES}
+    except (ValueError, KeyError, TypeError):
+        raise Unplayable("prefill and decode apart, and not how many servers of each") from None
+    pools = []
+    for side in SIDES:
+        ranks, shared = int(layout[f"{side}_tp_size"]), int(layout[f"{side}_attention_dp_size"])
+        if shared > 1:
+            raise Unplayable("data-parallel attention in prefill or decode pools is not modelled yet")
+        parts = {"tp": ranks, "pp": int(layout[f"{side}_pp_size"]), "dp": 1, "ep": int(layout[f"{side}_moe_ep_size"])}
+        pool = pool_of({**row, **parts, "gpus": ranks, "disagg": None})
+        pools.append({**pool, "name": side, "role": side, "replicas": workers[side]})
+    return pools
+
+
 def _drafts(row: dict[str, Any]) -> dict[str, Any] | None:
     """Speculative decoding of a row: its settings as JSON (vLLM's names), with the acceptance in them or in its own column."""
     from engine_models.engines.vllm_flags import speculative_settings
@@ -393,7 +416,7 @@ def plan_experiment(
 ) -> Experiment:
     """Turn the rows of one run into a scenario and its requests."""
     row = min(rows, key=lambda r: r.get("stage_index", -1))
-    pool = pool_of(row)
+    pools = pools_of(row)
     if row.get("per_request_file") and "statistical" not in str(row.get("replay", "exact")):
         workload, stage, judged = exact_requests(row, directory)
     else:
@@ -401,7 +424,7 @@ def plan_experiment(
     scenario = {
         "name": "".join(c if c.isalnum() or c in "-._" else "-" for c in base_id(row)),
         "model": str(row["model"]),
-        "deployment": pool,
+        "deployment": pools[0] if len(pools) == 1 else {"pools": pools},
         "workload": {"arrivals": {"kind": "batch"}, "prompt_tokens": 1, "output_tokens": 1, "requests": 1},
         "cost": {"usd_per_gpu_hour": 0.0},
     }
@@ -416,6 +439,6 @@ def plan_experiment(
         in_process,
         host_cores(row),
         published.front(row),
-        published.costs(row, pool["hardware"]),
+        published.costs(row, pools[0]["hardware"]),
         published.start_s(row),
     )

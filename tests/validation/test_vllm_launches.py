@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 
 from simulator.validation.evidence import kinds
 from simulator.validation.runs import predict
-from simulator.validation.suite import plan_experiment, pool_of
+from simulator.validation.spellings import Unplayable
+from simulator.validation.suite import plan_experiment, pool_of, pools_of
 from simulator.validation.vllm_launches import (
     DRAWN_TOKEN_S,
     REPEATED_PROMPTS,
@@ -179,3 +181,29 @@ def test_the_bench_of_llmservingsim_asks_for_greedy_decoding() -> None:
     assert is_serving_sim_bench(bench)
     assert not is_serving_sim_bench(bench | {"source": "casys-kaist/LLMServingSim (2.0 artifact)"})
     assert not is_serving_sim_bench({"source": "inference-sim/training"})
+
+
+LAYOUT = {
+    f"{side}_{name}": value
+    for side, ranks in (("prefill", 4), ("decode", 8))
+    for name, value in {"tp_size": ranks, "pp_size": 1, "attention_dp_size": 1, "moe_ep_size": ranks}.items()
+}
+
+
+def test_a_run_with_prefill_and_decode_apart_has_a_pool_of_each() -> None:
+    workers = {"prefill_num_workers": 1, "decode_num_workers": 4}
+    pools = pools_of(row("moonshotai/Kimi-K2.5", "GB200", precision="fp4", disagg=json.dumps({**LAYOUT, **workers})))
+    told = [(pool["role"], pool["replicas"], pool["tensor_parallel"], pool["expert_parallel"]) for pool in pools]
+    assert told == [("prefill", 1, 4, 4), ("decode", 4, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, "not how many servers"),
+        ({"prefill_num_workers": 1, "decode_num_workers": 1, "decode_attention_dp_size": 8}, "data-parallel attention"),
+    ],
+)
+def test_what_is_not_said_of_such_a_run_is_not_guessed(changed: dict[str, int], words: str) -> None:
+    with pytest.raises(Unplayable, match=words):
+        pools_of(row("moonshotai/Kimi-K2.5", "GB200", precision="fp4", disagg=json.dumps({**LAYOUT, **changed})))
