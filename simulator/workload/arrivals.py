@@ -16,6 +16,8 @@ from simulator.workload.columns import FloatArray, IntArray
 
 _CHUNK = 4096
 """Gaps drawn at a time (any value gives the same times; this one keeps the arrays in cache)."""
+_MOST_AT_ONCE = 1e6
+"""Arrivals of a period that are drawn together."""
 
 
 Stretches = Iterator[tuple[FloatArray, float]]
@@ -95,9 +97,12 @@ def onoff_process(
     while True:
         length = rng.exponential(on_s if state_on else off_s)
         rate = rate_on if state_on else rate_off
-        times = time + np.sort(rng.random(rng.poisson(rate * length))) * length
-        time += length
-        yield times, time
+        pieces = max(1, math.ceil(rate * length / _MOST_AT_ONCE))
+        for _ in range(pieces):
+            piece = length / pieces
+            times = time + np.sort(rng.random(rng.poisson(rate * piece))) * piece
+            time += piece
+            yield times, time
         state_on = not state_on
 
 

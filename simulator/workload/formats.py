@@ -352,8 +352,11 @@ def _times(table: Table, name: str) -> FloatArray:
 
 
 def zoneless(value: Any) -> str:
-    """A time as text that numpy reads, its zone left out."""
-    return re.sub(r"(Z|[+-]\d\d:?\d\d)$", "", str(value).strip()).replace(" ", "T")
+    """A time as text that numpy reads, its zone left out; ValueError if it cannot be one."""
+    text = re.sub(r"(Z|[+-]\d\d:?\d\d)$", "", str(value).strip()).replace(" ", "T")
+    if not re.fullmatch(r"([0-9]{4}-[0-9T:.-]*)?", text):
+        raise ValueError("no time")
+    return text
 
 
 def _blocks(table: Table, name: str) -> tuple[IntArray, IntArray]:

@@ -44,12 +44,13 @@ def _is_number(text: str) -> bool:
 
 
 def _finite(value: float) -> float:
-    if math.isnan(value):
+    if value != value:
         raise ValueError("is NaN; give a number")
-    if math.isinf(value):
-        raise ValueError("is infinite; give a finite number")
     if abs(value) > LARGEST:
-        raise ValueError(f"is {value:.3g}; give a number of at most {LARGEST:g}")
+        if isinstance(value, float) and math.isinf(value):
+            raise ValueError("is infinite; give a finite number")
+        shown = f"{value:.3g}" if abs(value) < 1e300 else "beyond all bounds"  # such a whole number is no float
+        raise ValueError(f"is {shown}; give a number of at most {LARGEST:g}")
     return value
 
 

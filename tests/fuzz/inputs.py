@@ -349,7 +349,7 @@ TEXTS: list[bytes] = [
     BOMB.encode(),
 ]
 FLAGS = words("""--max-num-seqs --max-model-len --gpu-memory-utilization --tensor-parallel-size --block-size --enforce-eager
--tp --seed --max-num-batched-tokens --kv-cache-dtype --quantization --mem-fraction-static --chunked-prefill-size --max-batch-size 
+-tp --seed --max-num-batched-tokens --kv-cache-dtype --quantization --mem-fraction-static --chunked-prefill-size --max-batch-size
 --dtype --speculative-config --no-enable-prefix-caching --swap-space --nonsense""")
 VALUES = [
     "",
