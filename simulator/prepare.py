@@ -261,6 +261,14 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     kernels, lent = operations_in_node(device, engine.kernels, pool.tensor_parallel * ranks)
     warnings += [f"{said}, on {device.title}; it was ignored" for said in plan.costs.unserved(kernels)]
     replicas = pool.replicas * (1 if ranks > 1 else pool.data_parallel)
+    from simulator.config.schema import MAX_REPLICAS
+
+    if replicas > MAX_REPLICAS:
+        raise InputError(
+            f"data parallelism of {pool.data_parallel:,} makes {replicas:,} replicas; a pool has at most {MAX_REPLICAS:,}",
+            where="deployment.data_parallel",
+            mend="lower data_parallel or replicas",
+        )
     devices = replicas * ranks * pool.tensor_parallel * pool.pipeline_parallel
     read_as = [*_read_as(pool.hardware, device.name), *_version_as(engine.name, version, plan.version)]
     assumptions = [*(f"model: {said}" for said in arch.assumed), *read_as, *flags.notes, *notes, *lent, *plan.notes]

@@ -34,15 +34,17 @@ def _as_name(value: Any) -> Any:
 Text = Annotated[str, Strict(), Field(min_length=1)]
 Name = Annotated[str, Strict(), BeforeValidator(_as_name), Field(min_length=1)]
 """A name may be a number: `hardware: 4090`."""
-Whole = Annotated[int, Strict(), Field(ge=1)]
-NotNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
-AboveZero = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+Whole = Annotated[int, Strict(), Field(ge=1, le=10**12)]
+NotNegative = Annotated[float, Strict(), Field(ge=0, le=1e15, allow_inf_nan=False)]
+AboveZero = Annotated[float, Strict(), Field(gt=0, ge=1e-15, le=1e15, allow_inf_nan=False)]
+"""Bounds of a deployment's numbers, whatever their unit (assumed, far above what any device or price has)."""
 Bool = Annotated[bool, Strict()]
 Settings = dict[str, Any]
 """Keys that are accepted by name; `not_modelled` refuses them until they are simulated."""
 
-MAX_REPLICAS = 100_000
-"""Most replicas of a pool; assumed, a guard against slips of the keyboard."""
+MAX_REPLICAS = 10_000
+"""Most replicas of a pool, and ranks of one; assumed, a guard against slips of the keyboard."""
+Ranks = Annotated[int, Strict(), Field(ge=1, le=MAX_REPLICAS)]
 
 
 class _Model(BaseModel):
@@ -99,10 +101,10 @@ class Pool(_Model):
     replicas: Annotated[int, Strict(), Field(ge=0, le=MAX_REPLICAS)] = 1
     engine: Text
     hardware: Name
-    tensor_parallel: Whole = 1
-    pipeline_parallel: Whole = 1
-    data_parallel: Whole = 1
-    expert_parallel: Bool | Whole = False
+    tensor_parallel: Ranks = 1
+    pipeline_parallel: Ranks = 1
+    data_parallel: Ranks = 1
+    expert_parallel: Bool | Ranks = False
     weights: Text | None = None
     activations: Text | None = None
     kv_cache: Text | None = None

@@ -16,6 +16,8 @@ from simulator.serving.log import Columns
 FloatArray = NDArray[np.float64]
 
 MAX_ROWS = 10_000
+FEW_ROWS = 64
+"""Bins for which a rank has room at first (even, as all numbers of bins are)."""
 MIN_BIN_S = 1.0
 
 
@@ -108,15 +110,18 @@ class Bins:
             "device": spread.sums(steps["device_s"]),
         }
         for name, values in found.items():
-            self._column(name)[first:stop] += values
+            self._column(name, stop)[first:stop] += values
         some = np.flatnonzero(steps["preemptions"])
         at = (steps["start_s"][some] / width_s).astype(np.int64)
-        np.add.at(self._column("preemptions"), at, steps["preemptions"][some])
+        np.add.at(self._column("preemptions", stop), at, steps["preemptions"][some])
 
-    def _column(self, name: str) -> FloatArray:
-        if name not in self._sums:
-            self._sums[name] = np.zeros(MAX_ROWS)
-        return self._sums[name]
+    def _column(self, name: str, bins: int) -> FloatArray:
+        """The sums of a column, at least so many of them: many ranks of a short run hold little."""
+        sums = self._sums.get(name, np.zeros(0))
+        if len(sums) < bins:
+            rows = min(MAX_ROWS, max(FEW_ROWS, 2 * bins))
+            sums = self._sums[name] = np.concatenate([sums, np.zeros(rows - len(sums))])
+        return sums
 
     def columns(self, bins: int) -> dict[str, NDArray[Any]]:
         """Columns of the timeline over the first `bins` bins.
@@ -124,7 +129,7 @@ class Bins:
         `running`, `waiting` and `kv_usage` are averages over the time in which the rank worked, busy_fraction is the share of
         the bin in which its device computed, `batch_tokens` the mean of tokens a step.
         """
-        found = {name: self._column(name)[:bins] for name in self.NAMES}
+        found = {name: self._column(name, bins)[:bins] for name in self.NAMES}
         seconds = np.maximum(found["seconds"], 1e-12)
         rows = {name: found[name] / seconds for name in ("running", "waiting", "kv_usage")}
         rows["batch_tokens"] = found["tokens"] / np.maximum(found["steps"], 1e-12)

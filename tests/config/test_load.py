@@ -404,7 +404,7 @@ cost:
         ("replicas: 2", "replicas: true", 6, "must be a whole number, not true", "whole number"),
         ("replicas: 2", "replicas: -1", 6, "is -1; it must be at least 0", "at least 0"),
         ("replicas: 2", "replicas: 1e9", 6, "must be a whole number", "whole number"),
-        ("replicas: 2", "replicas: 1000000000", 6, "at most 100000", "at most"),
+        ("replicas: 2", "replicas: 1000000000", 6, "at most 10000", "at most"),
         ("replicas: 2", "replicas: two", 6, "not 'two'", "whole number"),
         ("replicas: 2", "replicas:", 6, "not empty", "whole number"),
         ("replicas: 2", "expert_parallel: 0", 6, "at least 1", "at least 1"),
