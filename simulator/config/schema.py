@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -31,12 +32,20 @@ def _as_name(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _not_tiny(value: float) -> float:
+    if value < 1e-15:
+        raise ValueError(f"is {value:g}; give a number of at least 1e-15")
+    return value
+
+
 Text = Annotated[str, Strict(), Field(min_length=1)]
 Name = Annotated[str, Strict(), BeforeValidator(_as_name), Field(min_length=1)]
 """A name may be a number: `hardware: 4090`."""
 Whole = Annotated[int, Strict(), Field(ge=1, le=10**12)]
 NotNegative = Annotated[float, Strict(), Field(ge=0, le=1e15, allow_inf_nan=False)]
-AboveZero = Annotated[float, Strict(), Field(gt=0, ge=1e-15, le=1e15, allow_inf_nan=False)]
+AboveZero = Annotated[
+    float, Strict(), Field(gt=0, le=1e15, allow_inf_nan=False), AfterValidator(_not_tiny)
+]
 """Bounds of a deployment's numbers, whatever their unit (assumed, far above what any device or price has)."""
 Bool = Annotated[bool, Strict()]
 Settings = dict[str, Any]
