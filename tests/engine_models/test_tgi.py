@@ -177,7 +177,7 @@ def test_impossible_flags_are_refused(flags: dict[str, Any], words: str) -> None
 
 
 def test_models_without_a_class_are_refused() -> None:
-    with pytest.raises(InputError, match="linear attention"):
+    with pytest.raises(InputError, match="recurrent, indexed or compressed layers"):
         plan(request_of("Qwen/Qwen3-Next-80B-A3B-Instruct", tp=4))
 
 
