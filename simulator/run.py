@@ -505,7 +505,7 @@ def _cut_words(cut: BatchCut, counts: Mapping[str, int], end_of_run_s: float, dr
     offered = sum(counts.values()) - counts["rejected"]
     words = (
         f"the batch was cut after {end_of_run_s:,.0f} s, with {counts['finished']:,} of {offered:,} requests done "
-        f"({cut.prompts_done:.0%} of the prompt tokens, {cut.outputs_done:.0%} of the output tokens)"
+        f"({cut.prompt_share:.0%} of the prompt tokens, {cut.output_share:.0%} of the output tokens)"
     )
     if cut.ends_s is None:
         return f"{words}: raise workload.drain_s ({drain_s:g})"

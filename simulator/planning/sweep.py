@@ -286,11 +286,11 @@ def _simulate(
         tell()
 
 
-def duration(seconds: float) -> str:
+def duration(time_s: float) -> str:
     """A time in words, of two or three digits."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if time_s < 100:
+        return f"{time_s:.0f} s"
+    return f"{time_s / 60:.0f} min" if time_s < 5400 else f"{time_s / 3600:.1f} h"
 
 
 Outcomes = Iterator[tuple[PlannedPoint, dict[str, Any]]]

@@ -167,8 +167,8 @@ class BatchCut:
     `ends_s` is None before any work was done; `least` says that no answer has begun, so that it ends later.
     """
 
-    prompts_done: float
-    outputs_done: float
+    prompt_share: float
+    output_share: float
     ends_s: float | None
     least: bool
 

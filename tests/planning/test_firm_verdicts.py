@@ -146,7 +146,7 @@ def test_a_batch_cut_before_any_answer_says_that_it_knows_no_more() -> None:
     lengths = {"prompt_tokens": 60_000, "output_tokens": 200}
     batch = {"arrivals": {"kind": "batch"}, "requests": 20, **lengths, "drain_s": 0.6}
     run = simulate({**SCENARIO, "workload": batch})
-    assert run.result["batch_cut"]["outputs_done"] == 0
+    assert run.result["batch_cut"]["output_share"] == 0
     (words,) = warned(run, "the batch was cut")
     assert "not before" in words
 
