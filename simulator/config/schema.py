@@ -196,6 +196,10 @@ class Admission(_Model):
 IdealRule = Literal["round_robin", "random", "least_requests", "least_tokens", "session"]
 
 
+def _one_or_list(value: object) -> str:
+    return "list" if isinstance(value, list | tuple) else "one"
+
+
 def _kind_of_router(value: object) -> str:
     return "product" if isinstance(value, dict | Router) else "word"
 
@@ -213,7 +217,12 @@ class Deployment(_Model):
         Annotated[IdealRule, Tag("word")] | Annotated[Router, Tag("product")], Discriminator(_kind_of_router)
     ] = "round_robin"
     admission: Admission | None = None
-    transfer: Transfer | tuple[Transfer, ...] | None = None
+    transfer: (
+        Annotated[
+            Annotated[Transfer, Tag("one")] | Annotated[tuple[Transfer, ...], Tag("list")], Discriminator(_one_or_list)
+        ]
+        | None
+    ) = None
     autoscaler: Settings | None = None
     failures: Settings | None = None
 
