@@ -313,7 +313,7 @@ def _assemble(
         "failed": counts["failed"],
         "rejected": counts["rejected"],
         "unfinished": counts["unfinished"],
-        "not_arrived": counts["not_arrived"],
+        "not_arrived": max(counts["not_arrived"], figures.never_sent),
         "reasons": figures.reasons,
         "total_input_tokens": figures.total_input_tokens,
         "total_output_tokens": figures.total_output_tokens,

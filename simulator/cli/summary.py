@@ -117,7 +117,7 @@ def load_lines(totals: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     words += [f"{totals[name]:,} {name}" for name in REASONS if totals[name]]
     workload = manifest["scenario"]["workload"]
     if totals["not_arrived"] and (not _closed_loop(workload) or workload.get("requests")):
-        late = "were never sent" if _closed_loop(workload) else "later turns fell after the end"
+        late = "were never sent" if workload.get("requests") else "later turns fell after the end"
         words.append(f"{totals['not_arrived']:,} {late}")
     lines = [labelled("load", f"{', '.join(words)}; window {totals['duration_s']:,.0f} s")]
     for name in ("rejected", "failed"):

@@ -169,6 +169,7 @@ def test_requests_that_the_duration_cut_off_are_told() -> None:
     loop = {"kind": "closed_loop", "concurrency": 4}
     run = simulate(load(arrivals=loop, requests=5000, duration=10))
     left = 5000 - run.result["totals"]["offered"]
+    assert run.result["totals"]["not_arrived"] == left
     assert warned(run, "never sent") == [
         f"{left:,} of 5,000 requests were never sent: the duration of 10 s ended first (workload.duration)"
     ]
