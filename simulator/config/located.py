@@ -82,6 +82,13 @@ def read_yaml(text: str, name: str, problems: list[InputError]) -> Located:
     Duplicate keys and numbers that are not finite are appended to `problems`, the reading goes on; syntax
     errors and documents beyond the limits raise InputError.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes of a command line that are no text
+        line = text.count("\n", 0, error.start) + 1
+        raise InputError(
+            "it holds bytes that are not UTF-8", where=f"{name}:{line}", mend="write the value as UTF-8"
+        ) from None
     loader = _LOADER(text)
     try:
         return _Reader(loader, name, problems).document()

@@ -83,6 +83,16 @@ def test_control_characters_of_files_are_written_out(cli: Cli, tmp_path: Path) -
         assert not RAW.search(told.err), told.err
 
 
+def test_bytes_of_a_command_line_that_are_no_text(cli: Cli, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"odd\xff")
+    for setting in (f"name={odd}", f"{odd}=1", f"model={odd}"):
+        cli("check", "small.yaml", "--set", setting).refused(2, "UTF-8" if setting[0] != "o" else "odd")
+    (tmp_path / f"{odd}.yaml").write_bytes((tmp_path / "small.yaml").read_bytes())
+    told = cli("simulate", f"{odd}.yaml")
+    assert (told.code, told.err) == (0, "")
+    cli("trace", "describe", f"{odd}.csv").refused(2, "odd\\udcff.csv")
+
+
 def test_a_line_feed_in_a_value_makes_no_line_of_its_own(cli: Cli) -> None:
     told = cli("check", "small.yaml", "--set", 'model="no\\nerror: such model"')
     told.refused(2, "no\\nerror: such model")
