@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import json
 import os
 import re
@@ -168,6 +169,7 @@ def many(numbers: range, root: Path) -> list[Outcome]:
     return [outcome for number in numbers if (outcome := run(held(case(number)), root)).wrong]
 
 
+@functools.cache
 def warm_up() -> None:
     """Load what commands load, and build what they build once, so that cases start quickly."""
     import simulator.cli.app

@@ -143,6 +143,59 @@ SCENARIOS: list[dict[str, Any]] = [
             "engine_args": "vllm serve meta-llama/Llama-3.1-8B-Instruct --max-num-seqs 64 --max-model-len 8192 -tp 1"
         },
     ),
+    *(
+        scenario(
+            {**DRAWN, "sessions": {"turns": 2, "think_time_s": 1}},
+            deployment={"replicas": 3, "router": {"hop_s": 0.001, "bytes_per_token": 4, **router}},
+        )
+        for router in (
+            {"system": "sglang-router", "policy": "cache_aware", "balance_abs_threshold": 8},
+            {"system": "vllm-router", "policy": "power_of_two"},
+            {"system": "dynamo", "kv_event_delay_s": 0.01},
+            {"system": "production-stack", "policy": "prefixaware"},
+        )
+    ),
+    scenario(
+        DRAWN,
+        deployment={
+            "replicas": 2,
+            "router": "least_tokens",
+            "admission": {
+                "max_inflight": 4,
+                "on_full": "wait",
+                "max_queue": 9,
+                "queue_timeout_s": 3,
+                "rate_per_s": 50,
+                "burst": 3,
+            },
+        },
+        client={
+            "timeout_s": 20,
+            "retries": {"attempts": 3, "backoff_s": 0.5, "factor": 2, "jitter": 0.1, "on": ["429"]},
+        },
+    ),
+    scenario(
+        DRAWN,
+        deployment={
+            "pools": [
+                {
+                    "role": "prefill",
+                    "engine": "vllm",
+                    "hardware": "h100-sxm-80gb",
+                    "replicas": 1,
+                    "gpus_per_node": 8,
+                },
+                {
+                    "role": "decode",
+                    "engine": "vllm",
+                    "hardware": "h100-sxm-80gb",
+                    "replicas": 2,
+                    "tensor_parallel": 2,
+                },
+            ],
+            "transfer": {"bytes_per_s": 4e10, "latency_s": 0.001},
+        },
+    ),
 ]
 TIMES = [0.0, 0.4, 1.9, 2.1, 4.5]
 PROMPTS, OUTPUTS = [812, 95, 1050, 2300, 520], [12, 31, 8, 5, 20]
