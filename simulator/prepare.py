@@ -27,7 +27,7 @@ from hardware_profiles.kernels import operations_in_node
 from simulator.pools import blended_price, check_roles, connector_of, joint_limits, paths_of, unique
 from simulator.prepared import Prepared
 from simulator.price import unit_price
-from simulator.routed import check_paired, routing_of
+from simulator.routed import check_paired, check_timeout, routing_of
 
 if TYPE_CHECKING:
     from simulator.config.schema import Pool, Scenario
@@ -166,7 +166,12 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     if len(found) == 1:
         return found[0]
     check_paired(found[0].routing)
-    for given, where in ((scenario.deployment.admission, "deployment.admission"), (scenario.client.retries, "client.retries")):
+    around = {
+        "deployment.admission": scenario.deployment.admission,
+        "client.retries": scenario.client.retries,
+        "client.timeout_s": scenario.client.timeout_s,
+    }
+    for where, given in around.items():
         if given is not None:
             raise InputError(
                 f"`{where}` before prefill and decode pools is not modelled yet", where=where, mend=f"remove `{where}`"
@@ -274,6 +279,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     assumptions = [*(f"model: {said}" for said in arch.assumed), *read_as, *flags.notes, *notes, *lent, *plan.notes]
     if ranks > 1 and engine.lockstep is not None:
         assumptions += lockstep_notes(ranks, pool, engine.lockstep)
+    check_timeout(scenario.client, plan)
     routing, routed = routing_of(scenario.deployment.router, plan, scenario.seed, role=pool.role)
     assumptions += routed
     per_node = int(device.node_size.value)

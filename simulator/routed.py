@@ -95,8 +95,8 @@ def check_paired(routing: Routing) -> None:
         raise InputError(
             "this router before prefill and decode pools is not modelled yet",
             where=WHERE,
-            mend="use an ideal rule, such as router: least_requests, or a router that chooses for decoding when the prompt is computed "
-            f"({', '.join(name for name in MODULES if _in_turn(name))})",
+            mend="use an ideal rule, such as router: least_requests, or one that chooses for decoding when the prompt is "
+            f"computed ({', '.join(name for name in MODULES if _in_turn(name))})",
         )
 
 
@@ -142,9 +142,25 @@ def admission_of(given: schema.Admission | None) -> Admission | None:
     return None if given is None else Admission(**given.model_dump())
 
 
-def client_of(given: schema.Retries | None) -> ClientRules | None:
-    """When a client tries again, None if it does not."""
-    if given is None:
-        return None
-    backoff = Backoff(given.attempts, given.backoff_s, given.factor, given.jitter)
-    return ClientRules(backoff, frozenset(ANSWERS[name] for name in given.on))
+def client_of(given: schema.Client) -> ClientRules | None:
+    """How long a client waits and when it tries again, None if it does neither."""
+    retries = given.retries
+    if retries is None:
+        return ClientRules(timeout_s=given.timeout_s) if given.timeout_s is not None else None
+    backoff = Backoff(retries.attempts, retries.backoff_s, retries.factor, retries.jitter)
+    return ClientRules(backoff, frozenset(ANSWERS[name] for name in retries.on), given.timeout_s)
+
+
+def check_timeout(given: schema.Client, plan: EnginePlan) -> None:
+    """Refuse a time-out before an engine that cannot drop a request.
+
+    Raises
+    ------
+    InputError : it cannot.
+    """
+    if given.timeout_s is not None and not plan.scheduler("step").cancels:
+        raise InputError(
+            f"{plan.engine} as deployed here cannot drop a request yet",
+            where="client.timeout_s",
+            mend="remove `client.timeout_s`",
+        )

@@ -265,7 +265,7 @@ def _cluster(
         ranks=prepared.ranks,
         router=routing,
         admission=admission_of(scenario.deployment.admission),
-        client=client_of(scenario.client.retries),
+        client=client_of(scenario.client),
         before_s=plan.front.before_s + half_rtt_s + routing.hop_s,
         after_s=half_rtt_s,
         devices=prepared.devices // prepared.replicas,

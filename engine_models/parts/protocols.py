@@ -126,8 +126,16 @@ class Scheduler(ABC):
         """
         return None
 
-    def cancel(self, seq: Sequence) -> None:
-        """Forget a request (its client has gone, its node was lost): its memory is freed, its tokens so far stay noted."""
+    @property
+    def cancels(self) -> bool:
+        """Whether `cancel` can be called."""
+        return False
+
+    def cancel(self, seq: Sequence) -> bool:
+        """Forget a request (its client has gone, its node was lost): its memory is freed, its tokens so far stay noted.
+
+        Called between steps. False: its last token is in flight; it ends by itself when that is settled.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot drop a request")
 
 

@@ -101,6 +101,27 @@ class ContinuousScheduler(Scheduler):
         total = kv.capacity_blocks
         return len(self.running), len(self._queue) + len(self._loading), total - kv.free_blocks, total
 
+    @property
+    def cancels(self) -> bool:
+        """As of the base: this rule itself, where no load from the host is under way."""
+        return self.__class__ is ContinuousScheduler and self.host is None and not self.rules.pipelined
+
+    def cancel(self, seq: Sequence) -> bool:
+        """As of the base: full blocks can be found by others still."""
+        if seq.state == "ending" or seq in self._wasting:
+            return False
+        if seq in self.running:
+            known = self._before_preemption(seq, None)
+            if not self.itemised:
+                self.kv.register(seq, known)
+            self.kv.release(seq)
+            del self.running[seq]
+        else:
+            self._queue.remove(seq)
+        seq.state = "finished"
+        self.blocked = False
+        return True
+
     def report_blocks(self, chain: ChainKeys) -> BlockEvents | None:
         """As of the base: where one kind of blocks serves all layers."""
         return self.kv.report(chain) if self.kv.__class__ is PagedKV and self.kv.prefix_caching else None

@@ -78,7 +78,7 @@ class LifetimeBatch(Batch):
 class _Row:
     """What the scheduler knows of a request besides its counts."""
 
-    __slots__ = ("chunk", "content", "limit", "prompt_tokens", "reserved_length")
+    __slots__ = ("chunk", "content", "dropped", "limit", "prompt_tokens", "reserved_length")
 
     def __init__(self, content: Content, prompt_tokens: int, limit: int) -> None:
         self.content = content
@@ -86,6 +86,7 @@ class _Row:
         self.limit = limit  # answer tokens that the client asked for
         self.reserved_length = 0
         self.chunk = 0  # prompt tokens that the next step computes
+        self.dropped = False  # its client went while a step was in flight
 
 
 class WholeLifetimeScheduler(Scheduler):
@@ -153,8 +154,16 @@ class WholeLifetimeScheduler(Scheduler):
         kv, waiting = self.kv, len(self._waiting) + len(self._returning)
         return len(self.running), waiting, kv.used_blocks, kv.capacity_blocks
 
-    def cancel(self, seq: Sequence) -> None:
-        """Forget a request."""
+    @property
+    def cancels(self) -> bool:
+        """As of the base."""
+        return True
+
+    def cancel(self, seq: Sequence) -> bool:
+        """As of the base."""
+        if seq.state == "ending":
+            self._rows[seq].dropped = True
+            return False
         row = self._rows.pop(seq)
         if seq in self.running:
             del self.running[seq]
@@ -168,6 +177,7 @@ class WholeLifetimeScheduler(Scheduler):
             self._waiting.remove(seq)
         self._nobody_fits = self._too_few_wait = False
         seq.state = "finished"
+        return True
 
     def close(self) -> None:
         """Let the ranges of rows that still decode end with the latest batch."""
@@ -371,9 +381,13 @@ class WholeLifetimeScheduler(Scheduler):
             del self.running[seq]
             self._give_back(seq, self._rows[seq])
             seq.state = "finished"
+        if batch.renewed:
+            batch.finishing += [seq for seq in batch.renewed if self._rows[seq].dropped]
         for seq in batch.finishing:
             del self._rows[seq]
         for seq in batch.renewed:
+            if seq not in self._rows:
+                continue
             self._rows[seq].prompt_tokens = seq.length
             seq.computed = 0
             seq.state = "waiting"

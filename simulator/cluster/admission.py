@@ -56,10 +56,11 @@ class Backoff:
 
 @dataclass(frozen=True)
 class ClientRules:
-    """How a client tries again: for which reasons, and when."""
+    """How long a client waits for an answer, for ever if None, and for which reasons and when it tries again, if it does."""
 
-    backoff: Backoff
-    on: frozenset[Reason]
+    backoff: Backoff | None = None
+    on: frozenset[Reason] = frozenset()
+    timeout_s: float | None = None
 
 
 Entry = tuple[Rows, Sequence]

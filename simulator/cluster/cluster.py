@@ -165,6 +165,7 @@ class Cluster:
         self._inflight = plan.front.inflight
         self._door = Door(admission, self._router.has_room) if admission is not None else None
         self._client, self._draw = client, Random(self._router.seed)
+        self._timeout_s = client.timeout_s if client is not None else None
         self._token_s = INFINITY  # when the rate of the router lets the next request in, if somebody waits for it
         self.devices = DeviceHistory(replicas * devices)
         self._feeds = [_Feed() for _ in self.ranks]
@@ -295,7 +296,7 @@ class Cluster:
     def _serve(self, rows: Rows, until_s: float) -> None:
         """Let the requests of a block arrive, up to `until_s`, when the last with a known arrival reaches the engine."""
         router = self._router
-        if isinstance(router, InTurn) and self._inflight is None and not self._linked:
+        if isinstance(router, InTurn) and self._inflight is None and self._timeout_s is None and not self._linked:
             slices = np.linspace(self._limit_s, until_s, 1 + (SLICES if len(self.replicas) > 1 else 1))
             self._limit_s = until_s
             for feed, rank, mine in zip(
@@ -370,6 +371,9 @@ class Cluster:
     def _reach(self, block: Rows, seq: Sequence) -> None:
         """A request reaches the router now, which lets it in, lets it wait or sends it away."""
         door, now_s = self._door, self._clock.now_s
+        if self._timeout_s is not None:
+            attempt = int(block.attempts[seq.index - block.first])
+            self._clock.at(now_s + self._timeout_s, ARRIVALS, partial(self._give_up, block, seq, attempt))
         answer = "in" if door is None else door.ask(now_s)
         if answer == "in":
             self._send(block, seq)
@@ -406,27 +410,61 @@ class Cluster:
 
     def _again(self, how: Callable[[Rows, Sequence], None], block: Rows, seq: Sequence) -> None:
         """A request that was sent away comes again, unless the run is over."""
-        seq.arrival_s = self._clock.now_s
-        if seq.arrival_s <= self._end_s:
+        now_s = self._clock.now_s
+        if self._live.get(seq.index) is seq and now_s <= self._end_s:
+            seq.arrival_s = now_s
             how(block, seq)
 
-    def _turn_away(self, block: Rows, seq: Sequence, status: int, reason: Reason) -> None:
-        """A request gets no answer: its client tries again later, or it ends so."""
+    def _turn_away(self, block: Rows, seq: Sequence, status: int, reason: Reason, *, begun: bool = False) -> None:
+        """A request gets no answer, though a replica had it (`begun`): its client tries again later, or it ends so."""
         row, client = seq.index - block.first, self._client
         end_s = self._clock.now_s + self._after_s
-        if client is not None and reason in client.on and block.attempts[row] < client.backoff.attempts:
-            again_s = end_s + client.backoff.delay_s(int(block.attempts[row]), self._draw) + self._before_s
+        backoff = client.backoff if client is not None and reason in client.on else None
+        if backoff is not None and block.attempts[row] < backoff.attempts:
+            again_s = end_s + backoff.delay_s(int(block.attempts[row]), self._draw) + self._before_s
             block.attempts[row] += 1
+            if begun:
+                block.replica[row] = -1
+                (seq,) = self._sequences(block, np.array([row]))
             self._clock.at(again_s, ARRIVALS, partial(self._again, self._reach, block, seq))
             return
+        if begun:
+            block.keep(seq)
         del self._live[seq.index]
         block.end(row, status, reason)
         self._release(block, row, end_s)
+
+    def _give_up(self, block: Rows, seq: Sequence, attempt: int) -> None:
+        """The client of a request waits no longer, if it waits still: wherever the request is, it is forgotten."""
+        now_s, row = self._clock.now_s, seq.index - block.first
+        if self._live.get(seq.index) is not seq or block.attempts[row] != attempt or now_s > self._end_s:
+            return
+        number = int(block.replica[row])
+        if number < 0:  # it waits before the router, or to be sent again
+            if self._door is not None:
+                self._door.leave(seq)
+            self._turn_away(block, seq, FAILED, Reason.TIMED_OUT)
+            return
+        replica = self.replicas[number % len(self.replicas)]
+        replica.advance(now_s)
+        if self._live.get(seq.index) is not seq:  # it has just ended
+            return
+        replica.cancel(self.ranks[number], seq)
+        self._router.ended(seq, now_s)
+        self._turn_away(block, seq, FAILED, Reason.TIMED_OUT, begun=True)
+        self._router.note(number)
+        self._watch(number)
+        self._room_made(now_s)
 
     def _expire(self, block: Rows, seq: Sequence) -> None:
         """A request has waited too long, if it waits still."""
         if self._door is not None and self._door.leave(seq):
             self._turn_away(block, seq, FAILED, Reason.TIMED_OUT)
+
+    def _room_made(self, now_s: float) -> None:
+        """A replica has one request less: those that wait may come in."""
+        if self._door:
+            self._clock.at(max(now_s, self._clock.now_s), ARRIVALS, self._let_in)
 
     def _let_in(self) -> None:
         """Send on those that wait before the router, as far as there is room."""
@@ -461,12 +499,13 @@ class Cluster:
             self._reach(block, seq)
 
     def _finished(self, seq: Sequence, now_s: float) -> None:
+        if self._timeout_s is not None and self._live.get(seq.index) is not seq:
+            return  # its client has gone while the last token was computed
         block, end_s = self._of(seq.index), now_s + self._after_s
         block.finish(seq, end_s)
         del self._live[seq.index]
         self._router.ended(seq, now_s)
-        if self._door is not None and len(self._door):
-            self._clock.at(max(now_s, self._clock.now_s), ARRIVALS, self._let_in)
+        self._room_made(now_s)
         if self._linked:
             self._release(block, seq.index - block.first, end_s)
         if self._should_stop is not None and self._should_stop():

@@ -293,7 +293,7 @@ class Retries(_Model):
 
 
 class Client(_Model):
-    """What the measuring client adds to TTFT and end-to-end latency [ms], and when it tries again."""
+    """What the measuring client adds to TTFT and end-to-end latency [ms], how long it waits, and when it tries again."""
 
     overhead_ms: NotNegative = 0.0
     network_rtt_ms: NotNegative = 0.0
@@ -360,8 +360,6 @@ NOT_MODELLED_ROLES = ("encode",)
 
 def not_modelled(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yield (path, value to name) of every setting that is a valid name but is not simulated yet."""
-    if scenario.client.timeout_s is not None:
-        yield ("client", "timeout_s"), ""
     for key in NOT_MODELLED_AROUND:
         if getattr(scenario.deployment, key) is not None:
             yield ("deployment", key), ""

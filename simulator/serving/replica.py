@@ -217,6 +217,16 @@ class Replica:
         self.clock_s = due_s
         return True
 
+    def cancel(self, rank: Rank, seq: Sequence) -> None:
+        """Forget a request that has not ended, at the time up to which the replica was advanced."""
+        self._priced = None
+        self._asleep_until_s = 0.0
+        if seq in rank.inbox:
+            rank.inbox.remove(seq)
+            rank.in_service -= 1
+        elif rank.scheduler.cancel(seq):
+            rank.in_service -= 1
+
     # -- steps ----------------------------------------------------------------------------------------------
 
     def _launch(self, ranks: Series[Rank], batches: list[Batch]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -198,6 +199,22 @@ def test_an_answer_longer_than_its_part_queues_again_at_the_end() -> None:
     assert served[8:12] == [[(1, 40, 0)], [(1, 1, 40)], [(1, 1, 41)], [(0, 20, 8)]]
     assert sum(last - first + 1 for first, last in long.emissions) == 20
     assert long.state == other.state == "finished"
+
+
+@pytest.mark.parametrize("after", [1, 4, 8, 9])
+def test_a_request_dropped_at_any_time_leaves_nothing(after: int) -> None:
+    """With a step in flight, the eighth of which ends a part of the answer: then it leaves with that step."""
+    scheduler = scheduler_of(LifetimeRules(100, 400, 400, reserved_answer_tokens=8), 50)
+    seq = Sequence(0, 20, 20, 0.0)
+    scheduler.add(seq)
+    for _ in range(after - 1):
+        step(scheduler)
+    batch = scheduler.schedule(0.0)
+    assert batch is not None
+    gone = scheduler.cancel(seq)
+    assert (gone, scheduler.settle(batch)) == ((False, [seq]) if after == 8 else (True, []))
+    assert scheduler.state()[:3] == (0, 0, 0)
+    assert not scheduler.has_work()
 
 
 def test_a_prompt_put_back_can_be_found_though_never_computed() -> None:

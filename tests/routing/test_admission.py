@@ -190,6 +190,27 @@ def test_a_door_keeps_order_and_forgets_those_that_left() -> None:
     assert list(room) == []
 
 
+def test_clients_that_give_up_free_what_they_held() -> None:
+    """Answers of 300 tokens take some 2 s; after 0.5 s each client is gone, and another in its place."""
+    lengths = {"prompt_tokens": {"kind": "constant", "value": 300}, "output_tokens": {"kind": "uniform", "low": 20, "high": 300}}
+    load = {"arrivals": poisson(30), "requests": 300, **lengths}
+    for engine in ("vllm", "tgi"):
+        run = simulate(given({"engine": engine, "replicas": 2}, load, client={"timeout_s": 0.5}))
+        raw = run.raw
+        assert set(raw.status.tolist()) == {FINISHED, FAILED}
+        assert set(raw.reason[raw.status == FAILED].tolist()) == {Reason.TIMED_OUT}
+        assert (raw.end_s - raw.arrival_s)[raw.status == FINISHED].max() < 0.55
+        assert raw.output_tokens[raw.status == FINISHED].mean() < raw.output_tokens[raw.status == FAILED].mean()
+        assert run.result["totals"]["reasons"] == {"timed_out": int((raw.status == FAILED).sum())}
+        again = simulate(given({"engine": engine, "replicas": 2}, load, client={"timeout_s": 0.5}), aggregate=False)
+        assert again.result == run.result
+
+
+def test_a_time_out_before_an_engine_that_cannot_drop_requests_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot drop a request"):
+        simulate(given({"engine": "sglang"}, {"requests": 5}, client={"timeout_s": 5}))
+
+
 LIMITS = st.builds(
     Admission,
     max_inflight=st.sampled_from([None, 1, 3]),
@@ -201,15 +222,23 @@ LIMITS = st.builds(
 )
 CLIENTS = st.none() | st.builds(
     ClientRules,
-    st.builds(Backoff, attempts=st.sampled_from([2, 5]), first_s=st.sampled_from([0.0, 0.05]), factor=st.just(2.0)),
+    st.none()
+    | st.builds(Backoff, attempts=st.sampled_from([2, 5]), first_s=st.sampled_from([0.0, 0.05]), factor=st.just(2.0)),
     st.just(frozenset({Reason.SHED_429, Reason.SHED_503, Reason.TIMED_OUT})),
+    st.sampled_from([None, None, 0.05, 0.3, 1.0]),
 )
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@drawn(cases(), LIMITS, CLIENTS, st.sampled_from(["random", "least_requests", "session"]), st.sampled_from([None, 2]))
+@drawn(
+    cases(),
+    st.none() | LIMITS,
+    CLIENTS,
+    st.sampled_from(["round_robin", "random", "least_requests", "session"]),
+    st.sampled_from([None, 2]),
+)
 def test_every_request_is_accounted_for(
-    case: Case, limits: Admission, client: ClientRules | None, router: str, inflight: int | None
+    case: Case, limits: Admission | None, client: ClientRules | None, router: str, inflight: int | None
 ) -> None:
     """Under any limits each request ends in one way, those that end free their memory, and jumps change nothing."""
     runs = []
@@ -238,6 +267,10 @@ def test_every_request_is_accounted_for(
     lost = np.isin(result.status, (REJECTED, FAILED))
     assert np.isin(result.reason[lost], (Reason.SHED_429, Reason.SHED_503, Reason.TIMED_OUT)).all()
     assert result.attempts is not None
-    assert result.attempts.max(initial=1) <= (client.backoff.attempts if client else 1)
+    assert result.attempts.max(initial=1) <= (client.backoff.attempts if client and client.backoff else 1)
+    if client is not None and client.timeout_s is not None:
+        last_s = result.arrival_s + client.timeout_s + 0.003
+        single = (result.status == FINISHED) & (result.attempts == 1)
+        assert (result.end_s[single] <= last_s[single] + 0.2).all()  # a step that was under way
     for name in ("status", "reason", "replica", "attempts", "engine_arrival_s", "end_s"):
         np.testing.assert_array_equal(getattr(runs[1], name), getattr(result, name), err_msg=name)
