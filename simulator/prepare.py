@@ -165,7 +165,8 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     found = [_prepare_pool(scenario, number, base, with_index=with_index) for number in running]
     if len(found) == 1:
         return found[0]
-    check_paired(found[0].routing)
+    handover = found[0].plan.handover
+    check_paired(found[0].routing, at_once=handover is not None and handover.reserves)
     around = {
         "deployment.admission": scenario.deployment.admission,
         "client.retries": scenario.client.retries,
@@ -192,11 +193,11 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
 
 
 def _prepare_pool(scenario: Scenario, number: int, base: Path, *, with_index: bool) -> Prepared:
-    """Resolve one pool; errors name it by its index where there are several."""
+    """Resolve one pool; errors about it name its index where there are several."""
     try:
         return _resolve(scenario, scenario.deployment.pools[number], base)
     except PlanError as error:
-        if not with_index or error.where is None:
+        if not with_index or error.where is None or error.where.startswith("deployment.router"):
             raise
         where = re.sub(r"^deployment(?=\.|$)", f"deployment.pools.{number}", error.where)
         mend = error.mend.replace("`deployment.", f"`deployment.pools.{number}.") if error.mend else error.mend

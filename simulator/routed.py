@@ -83,26 +83,25 @@ def routing_of(router: str | Router, plan: EnginePlan, seed: int, *, role: str =
     return routing, notes
 
 
-def check_paired(routing: Routing) -> None:
-    """Refuse a product that does not send a prompt first and then, when it is computed, the request.
+def check_paired(routing: Routing, *, at_once: bool) -> None:
+    """Refuse a product that does not send requests to two pools as their servers expect: `at_once` to both, or in turn.
 
     Raises
     ------
-    InputError : it sends both at once, or has no pools of roles.
+    InputError : it does not, or has no pools of roles.
     """
-    system = routing.system
-    if system is not None and (system.paired is None or system.holds_prefill):
+    if routing.system is not None and not _pairs(routing.system, at_once=at_once):
+        able = [name for name in MODULES if _pairs(_system(name), at_once=at_once)]
         raise InputError(
-            "this router before prefill and decode pools is not modelled yet",
+            "this router before prefill and decode pools of these servers is not modelled yet",
             where=WHERE,
-            mend="use an ideal rule, such as router: least_requests, or one that chooses for decoding when the prompt is "
-            f"computed ({', '.join(name for name in MODULES if _in_turn(name))})",
+            mend="use an ideal rule, such as router: least_requests, or one that sends a request "
+            f"{'to both servers at once' if at_once else 'on when the prompt is computed'} ({', '.join(able)})",
         )
 
 
-def _in_turn(name: str) -> bool:
-    system = system_named(name)
-    return system is not None and system.paired is not None and not system.holds_prefill
+def _pairs(system: RouterSystem, *, at_once: bool) -> bool:
+    return system.paired is not None and system.holds_prefill == at_once
 
 
 def _system(name: str) -> RouterSystem:

@@ -114,8 +114,12 @@ class HandoverCluster(Cluster):
         first = second = rule
         if isinstance(rule, Routing):
             first, second = replace(rule, role="prefill"), replace(rule, role="decode", seed=rule.seed + 1)
+        system = rule.system if isinstance(rule, Routing) else None
+        self._holds_prefill = system is not None and system.holds_prefill
         self._second = router_of(self.replicas[self._first :], second, executor)
-        return router_of(self.replicas[: self._first], first, executor)
+        router = router_of(self.replicas[: self._first], first, executor)
+        router.reads_text = router.reads_text or self._second.reads_text
+        return router
 
     def _next(self) -> Rows | None:
         rows = super()._next()
@@ -280,7 +284,8 @@ class ReservingCluster(HandoverCluster):
         """A prompt is computed; its last piece is on its way."""
         block = self._of(seq.index)
         assert block.handed is not None
-        self._router.ended(seq, now_s)
+        if not self._holds_prefill:  # else it ends for the router with the answer
+            self._router.ended(seq, now_s)
         block.keep(seq)
         block.handed.prefill_end_s[seq.index - block.first] = now_s
 

@@ -104,6 +104,30 @@ def test_prefill_and_decode_pools_are_routed_apart(prefill: str, decode: str) ->
     assert (served["prefill_instance_id"].nunique().max() == 1) == (prefill in ("consistent_hash", "cache_aware"))
 
 
+@pytest.mark.parametrize("prefill", ["bucket", "cache_aware", "power_of_two", "round_robin"])
+@pytest.mark.parametrize("decode", ["manual", "power_of_two", "cache_aware"])
+def test_both_servers_of_a_pair_are_chosen_at_once(prefill: str, decode: str) -> None:
+    router = {"system": "sglang-router", "prefill_policy": prefill, "decode_policy": decode}
+    pools = [{**pool, "engine": "sglang"} for pool in PAIR]
+    scenario = {**given({}, MANY), "deployment": {"pools": pools, "router": router}}
+    run = simulate(scenario)
+    assert run.result["totals"]["completed"] == 120
+    assert run.result == simulate(scenario, aggregate=False).result
+    served = run.requests_frame()
+    assert (served.groupby("session_id")["instance_id"].nunique().max() == 1) == (decode == "manual")
+    assert set(served["prefill_instance_id"]) == {0, 1}
+
+
+def test_one_server_of_each_role_behind_a_product_is_the_plain_run() -> None:
+    for engine, system in (("vllm", "vllm-router"), ("sglang", "sglang-router")):
+        pools = [{**pool, "engine": engine, "replicas": 1} for pool in PAIR]
+        results = []
+        for router in ("round_robin", {"system": system}):
+            run = simulate({**given({}, MANY), "deployment": {"pools": pools, "router": router}})
+            results.append([run.raw.first_token_s.tolist(), run.raw.end_s.tolist()])
+        assert results[0] == results[1]
+
+
 def test_a_hop_delays_every_request() -> None:
     router = {"system": "vllm-router", "policy": "round_robin", "hop_s": 0.25}
     near, far = (simulate(given({"replicas": 2, "router": r}, {"requests": 20})) for r in ("round_robin", router))
@@ -116,10 +140,16 @@ def test_what_a_router_assumes_is_said() -> None:
     assert any("0.2.0 is simulated by the rules of 0.3.2" in line for line in said)
 
 
-@pytest.mark.parametrize("system", ["sglang-router", "dynamo", "production-stack"])
-def test_products_that_choose_both_at_once_are_refused_before_pools_of_roles(system: str) -> None:
-    with pytest.raises(InputError, match="vllm-router"):
-        simulate({**given({}, MANY), "deployment": {"pools": PAIR, "router": {"system": system}}})
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_products_that_send_to_pairs_otherwise_than_these_expect_are_refused(engine: str) -> None:
+    able = {"vllm": "vllm-router", "sglang": "sglang-router"}[engine]
+    pools = [{**pool, "engine": engine} for pool in PAIR]
+    for system in ("vllm-router", "sglang-router", "dynamo", "production-stack"):
+        if system == able:
+            continue
+        router = {"system": system} | ({"use_kv_events": False} if system == "dynamo" else {})
+        with pytest.raises(InputError, match=able):
+            simulate({**given({}, MANY), "deployment": {"pools": pools, "router": router}})
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,11 @@ from simulator.cluster.routing.prefix_tree import PrefixTree
 from simulator.cluster.routing.sticky import Homes
 from simulator.cluster.routing.system import BREAKERS, RETRIES, Flag, Flags, RouterSystem
 
+POLICIES = ("random", "round_robin", "cache_aware", "power_of_two", "manual")
 FLAGS = (
-    Flag("policy", "cache_aware", ("random", "round_robin", "cache_aware", "power_of_two", "manual")),
+    Flag("policy", "cache_aware", POLICIES),
+    Flag("prefill_policy", None, (*POLICIES, "bucket"), like=""),
+    Flag("decode_policy", None, POLICIES, like=""),
     Flag("cache_threshold", 0.3, low=0.0, high=1.0),
     Flag("balance_abs_threshold", 64, low=0),
     Flag("balance_rel_threshold", 1.5, low=0.0),
@@ -36,9 +39,7 @@ FLAGS = (
     *BREAKERS,
 )
 UNMODELLED = {
-    "prefill_policy": "servers with roles behind a router are not simulated yet",
-    "decode_policy": "servers with roles behind a router are not simulated yet",
-    "pd_disaggregation": "servers with roles behind a router are not simulated yet",
+    "pd_disaggregation": "servers with roles are `deployment.pools`",
     "max_concurrent_requests": "limits of a router are `deployment.admission`",
     "queue_size": "limits of a router are `deployment.admission`",
     "queue_timeout_secs": "limits of a router are `deployment.admission`",
