@@ -272,7 +272,7 @@ class _Search:
     def program(self, words: list[str]) -> int | None:
         """Where the arguments begin, behind the engine's program."""
         for i in range(len(words)):
-            for end in range(i + 1, min(i + 4, len(words) + 1)):
+            for end in range(min(i + 3, len(words)), i, -1):
                 if any(p.fullmatch(" ".join(words[i:end])) for p in self.programs):
                     return end
         return None

@@ -51,6 +51,7 @@ class Launches:
         host, launches = shard.terms.host, shard.launches()
         self.sizes = sorted(size for size in shard.terms.graph_sizes if size <= max_step_tokens)
         self.largest = max(self.sizes, default=0)
+        self._exact = set(self.sizes) if shard.terms.exact_graphs else None
         self._host = host
         self._step_s = host.launch_s * launches
         self._prefill_s = host.prefill_launch_s * launches
@@ -58,22 +59,26 @@ class Launches:
 
     def least_s(self, tokens: int, prefills: bool) -> float:
         """Least device time of a step of so many tokens."""
-        step_s = 0.0 if tokens <= self.largest else self._step_s
+        step_s = 0.0 if self._holds(tokens) else self._step_s
         if not prefills:
             return step_s
         return self._graph_s if tokens <= self._host.prefill_graph_tokens else max(step_s, self._prefill_s)
 
+    def _holds(self, tokens: int) -> bool:
+        return tokens <= self.largest if self._exact is None else tokens in self._exact
+
     def tables_s(self, max_tokens: int) -> tuple[list[float], list[float]]:
         """`least_s` for 0 to `max_tokens` tokens, of steps that only decode and of those that prefill."""
         tokens, host = np.arange(max_tokens + 1), self._host
-        step_s = np.where(tokens <= self.largest, 0.0, self._step_s)
+        held = tokens <= self.largest if self._exact is None else np.isin(tokens, self.sizes)
+        step_s = np.where(held, 0.0, self._step_s)
         eager_s = np.maximum(step_s, self._prefill_s)
         prefill_s = np.where(tokens <= host.prefill_graph_tokens, self._graph_s, eager_s)
         return step_s.tolist(), prefill_s.tolist()
 
     def captured(self, tokens: int, prefills: bool) -> bool:
         """Whether a graph may hold the step of ranks in lockstep."""
-        if tokens > self.largest:
+        if not self._holds(tokens):
             return False
         return not prefills or tokens <= self._host.prefill_graph_tokens or not self._host.prefill_launch_s
 
@@ -116,7 +121,7 @@ class StepTimeModel(StepCost):
         values = sum(self.parts_s(grid).values(), np.zeros(len(grid)))
         table = PiecewiseLinear(grid.astype(float), np.maximum.accumulate(values))
         padded = np.arange(max_tokens + 1)
-        if top:
+        if top and not self.shard.terms.exact_graphs:
             inside = padded <= top
             padded[inside] = sizes[np.searchsorted(sizes, padded[inside])]
         found: list[float] = table.over(padded.astype(float)).tolist()

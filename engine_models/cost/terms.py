@@ -116,6 +116,7 @@ class Terms:
     host : overheads of the engine.
     graph_sizes : CUDA-graph sizes in tokens; a batch is padded up to the next one, above the last it is not. Empty: nothing is
         captured, every operation is launched by the host.
+    exact_graphs : nothing is padded: a graph holds batches of its size only, others are launched by the host.
     truncated_sampling : whether requests are sampled with top-p or top-k, which sorts the logits.
     sampler : how that is done, see :mod:`engine_models.cost.sampling`.
     sample_bytes_per_logit : memory traffic of plain sampling; five passes in float32 (convert, penalties, softmax, draw, arg
@@ -132,6 +133,7 @@ class Terms:
 
     host: HostOverhead
     graph_sizes: tuple[int, ...] = ()
+    exact_graphs: bool = False
     truncated_sampling: bool = False
     sampler: Sampler = "sort"
     sample_bytes_per_logit: float = 20.0

@@ -27,10 +27,16 @@ BUILT_IN = {
     "vllm": "engine_models.engines.vllm",
     "sglang": "engine_models.engines.sglang",
     "tgi": "engine_models.engines.tgi",
+    "trtllm": "engine_models.engines.trtllm",
 }
 """Engine -> its module, imported when a pool asks for it. The first is the one that examples show."""
 
-SPELLINGS: dict[str, str] = {"text_generation_inference": "tgi"}
+SPELLINGS: dict[str, str] = {
+    "text_generation_inference": "tgi",
+    "tensorrt_llm": "trtllm",
+    "tensorrtllm": "trtllm",
+    "trt_llm": "trtllm",
+}
 """Other spellings of these names, in lower case with underscores."""
 
 GROUP = "capacity_plan.engine_models"
@@ -102,7 +108,6 @@ def with_feature(feature: str) -> list[Engine]:
 
 
 OTHERS = {
-    r"trtllm-serve|tensorrt_llm": "TensorRT-LLM",
     r"lmdeploy": "LMDeploy",
     r"llama-server|llama_cpp": "llama.cpp",
     r"ollama": "Ollama",

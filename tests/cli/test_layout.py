@@ -99,7 +99,8 @@ def test_columns_that_fit_nowhere_stand_below_one_another(monkeypatch: pytest.Mo
 
 COMMANDS = [
     ("list", "engines"), ("list", "hardware"), ("list", "models"), ("list", "traces"), ("list", "scenarios"),
-    ("show", "engine", "vllm"), ("show", "engine", "sglang"), ("show", "engine", "tgi"), ("show", "hardware", "h100-sxm-80gb"),
+    ("show", "engine", "vllm"), ("show", "engine", "sglang"), ("show", "engine", "tgi"), ("show", "engine", "trtllm"),
+    ("show", "hardware", "h100-sxm-80gb"),
     ("show", "hardware", "apple-m2-ultra-76c-192gb"), ("show", "hardware", "epyc-9654-2s"),
     ("show", "model", "meta-llama/Llama-3.1-8B-Instruct"),
     ("check", "azure-conv-h100"), ("check", "llama-70b-a100-priorities"),

@@ -187,6 +187,7 @@ def warm_up() -> None:
         ("vllm@0.15.1", "a100-sxm-80gb"),
         ("sglang", "h100-sxm-80gb"),
         ("tgi", "h100-sxm-80gb"),
+        ("trtllm", "h100-sxm-80gb"),
     ):
         simulate(scenario({**DRAWN, "requests": 2}, deployment={"engine": engine, "hardware": hardware}))
 

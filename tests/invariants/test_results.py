@@ -21,6 +21,16 @@ from tests.guard.cases import CHATS, CLASSES, RANKS, TIGHT, Case, args, given, p
 
 LOOP = {"arrivals": {"kind": "closed_loop", "concurrency": 12, "think_time_s": 0.3}, "requests": 150}
 TGI = {"engine": "tgi", **args(max_input_tokens=4000, max_total_tokens=5000)}
+TRTLLM = {"engine": "trtllm", **args(max_seq_len=4000, kv_cache_config={"max_tokens": 9000})}
+PAUSING = {
+    "engine": "trtllm",
+    **args(
+        max_seq_len=4000,
+        enable_chunked_prefill=True,
+        kv_cache_config={"max_tokens": 6000},
+        scheduler_config={"capacity_scheduler_policy": "MAX_UTILIZATION"},
+    ),
+}
 SHEDDING = {**TGI, **args(max_input_tokens=4000, max_total_tokens=5000, max_concurrent_requests=6)}
 STREAMED = {
     "sessions": (CHATS, {"replicas": 2, "router": "least_requests"}),
@@ -37,6 +47,8 @@ CASES = {
     **GUARDED,
     "tgi": Case(given(TGI, {"arrivals": poisson(30)})),
     "tgi-sheds": Case(given({**SHEDDING, "replicas": 2, "router": "least_requests"}, LOOP)),
+    "trtllm": Case(given(TRTLLM, {"arrivals": poisson(30), "shared_prefix": {"groups": 6, "tokens": 100}})),
+    "trtllm-pauses": Case(given({**PAUSING, "replicas": 2, "router": "least_requests"}, LOOP)),
     "sglang-loop": Case(given({"engine": "sglang", "replicas": 2}, LOOP)),
     "sglang-hrrn": Case(
         given(
@@ -61,6 +73,7 @@ CUT = (
     "round-robin",
     "gemma-chats",
     "tgi-sheds",
+    "trtllm-pauses",
     "cache-aware",
     "polled",
     "kv-aware",

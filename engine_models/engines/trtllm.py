@@ -1,0 +1,399 @@
+"""TensorRT-LLM: its PyTorch backend in terms of the shared parts, its defaults, memory and flags.
+
+The scheduling rules are `engine_models.schedulers.memory_then_tokens`, the cache `engine_models.memory.block_tree`.
+
+Behaviour and defaults of the repository in 2026 (the 1.3 line: `tensorrt_llm/_torch/pyexecutor`, `llmapi/llm_args.py`,
+`cpp/tensorrt_llm/batch_manager`); scheduling checked step by step against recordings (`capacity-plan validate schedules`).
+Version 1.0 is the same rules with its CUDA-graph sizes, compared with nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine_models.cost.overheads import load_overheads
+from engine_models.cost.settings import StepCosts
+from engine_models.cost.step_time import TableRange
+from engine_models.cost.terms import Parallelism, Terms
+from engine_models.declaration import (
+    Engine,
+    EnginePlan,
+    Executor,
+    FrontEnd,
+    Limits,
+    MemoryBudget,
+    MemoryLine,
+    Mode,
+    PoolRequest,
+    Replay,
+    Support,
+)
+from engine_models.engines.trtllm_flags import FLAGS, group
+from engine_models.memory.block_tree import BlockTree
+from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
+from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.parts.batch import Batch
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.memory_then_tokens import (
+    CAPACITY_POLICIES,
+    CHUNKING_POLICIES,
+    FIRST_COME,
+    UTILIZATION,
+    TwoPassBatch,
+    TwoPassRules,
+    TwoPassScheduler,
+)
+from hardware_profiles.device import DeviceKind
+from hardware_profiles.errors import InfeasibleError, InputError, nearest
+
+VERSIONS: dict[str, dict[str, Any]] = {
+    "1.3.0": {"recorded": True, "graph_step_above_128": 64},
+    "1.0.0": {"recorded": False, "graph_step_above_128": 0},
+}
+"""The newest first; of each older one what differs from the next newer. `recorded`: whether its scheduling was compared with
+recordings; `graph_step_above_128`: step of the padded CUDA-graph sizes (0: they double). Source: as the module."""
+
+BATCH_SIZE, STEP_TOKENS, MEMORY_FRACTION = 2048, 8192, 0.9
+GRAPH_ROWS = 128
+"""`max_batch_size`, `max_num_tokens`, `free_gpu_memory_fraction` of ``trtllm-serve`` and the largest captured batch (datasheet:
+`tensorrt_llm/commands/serve.py`, `llmapi/llm_args.py`, read 2026-11)."""
+
+OTHER_MAKERS = ("mi", "rx-", "ryzen-", "arc-")
+"""How the names of GPUs begin that are not NVIDIA's."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Rules and blocks of one rank: what a fresh scheduler is built from."""
+
+    rules: TwoPassRules
+    blocks: int
+    block_tokens: int
+    reuse: bool
+    partial: bool = True
+    copies: bool = True
+    windows: tuple[int, ...] = ()  # of the model's layers
+
+    def scheduler(self, mode: Mode) -> TwoPassScheduler:
+        """Build a scheduler with its blocks."""
+        kv = BlockTree(
+            self.blocks,
+            self.block_tokens,
+            prefix_caching=self.reuse,
+            partial=self.partial,
+            copies=self.copies,
+        )
+        return TwoPassScheduler(
+            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
+        )
+
+
+def graph_sizes(config: Mapping[str, Any], step_above_128: int) -> tuple[int, ...]:
+    """Batch sizes that are captured: as listed, or up to `max_batch_size` (128)."""
+    if config["batch_sizes"]:
+        return tuple(sorted(set(config["batch_sizes"])))
+    most = int(config["max_batch_size"] or GRAPH_ROWS)
+    if config["enable_padding"]:
+        sizes = {1, 2, 4, *range(8, 129, 8)}
+        sizes |= (
+            set(range(192, most + 1, step_above_128))
+            if step_above_128
+            else {2**i for i in range(8, most.bit_length())}
+        )
+    else:
+        sizes = {*range(1, 33), 64, 128, *(2**i for i in range(8, most.bit_length()))}
+    return tuple(sorted({size for size in sizes if size <= most} | {most}))
+
+
+def _policy(name: str, value: str, known: tuple[str, ...]) -> str:
+    if value.upper() in known:
+        return value.upper()
+    close = nearest(value.upper(), list(known))
+    raise InputError(
+        f"{name} {value} is not simulated for TensorRT-LLM",
+        where=f"deployment.engine_args.scheduler_config.{name}",
+        mend=(f"did you mean {close}? " if close else "") + f"one of {', '.join(known)}",
+    )
+
+
+def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
+    """Resolve one pool of TensorRT-LLM: memory as left after a trial run, limits, policies, graphs, overheads.
+
+    Raises InfeasibleError if the weights or a few blocks do not fit, InputError on flags out of range.
+    """
+    name = ENGINE.version(version_text)
+    version, arch, flags = ENGINE.switches(name), request.arch, request.flags
+    if request.device_name.startswith(OTHER_MAKERS):
+        raise InputError(
+            f"TensorRT-LLM runs on NVIDIA GPUs, not on {request.device_name}",
+            where="deployment.hardware",
+            mend="use an NVIDIA GPU, or another engine (`capacity-plan list engines`)",
+        )
+    if any(block.kind == "linear" or block.indexer or block.entry_tokens > 1 for block in arch.attention):
+        raise InputError(
+            f"models with recurrent, indexed or compressed layers such as {arch.name} are not simulated for TensorRT-LLM",
+            where="model",
+            mend="use another engine (`capacity-plan list engines`)",
+        )
+    kv, scheduling = group(flags, "kv_cache_config"), group(flags, "scheduler_config")
+    captured = flags.get("cuda_graph_config") != "none"
+    graph_config = group(flags, "cuda_graph_config") if captured else {}
+    rows, tokens = int(flags.get("max_batch_size", BATCH_SIZE)), int(flags.get("max_num_tokens", STEP_TOKENS))
+    block = int(kv["tokens_per_block"])
+    chunked = bool(flags.get("enable_chunked_prefill", False))
+    if chunked and tokens < block:
+        raise InputError(
+            f"max_num_tokens {tokens} is less than a block of {block} tokens, to which chunks are cut: none would be computed",
+            where="deployment.engine_args.max_num_tokens",
+            mend=f"give at least {block}",
+        )
+    policy = _policy("capacity_scheduler_policy", scheduling["capacity_scheduler_policy"], CAPACITY_POLICIES)
+    chunking = _policy(
+        "context_chunking_policy", scheduling["context_chunking_policy"] or FIRST_COME, CHUNKING_POLICIES
+    )
+    asked = int(flags.get("max_seq_len") or arch.max_context_tokens)
+    memory = _memory(request, tokens, asked, kv)
+    kv_tokens = memory.blocks * block
+    context = min(asked, kv_tokens)
+    rules = TwoPassRules(
+        max_batch_size=rows,
+        max_num_tokens=tokens,
+        max_seq_len=context,
+        capacity_scheduler_policy=policy,
+        context_chunking_policy=chunking if chunked else None,
+        batch_wait_timeout_iters=int(flags.get("batch_wait_timeout_iters", 0)),
+        batch_wait_max_tokens_ratio=float(flags.get("batch_wait_max_tokens_ratio", 0.0)),
+        overlap=not flags.get("disable_overlap_scheduler", False),
+    )
+    reuse = bool(kv["enable_block_reuse"])
+    rank = Rank(
+        rules,
+        memory.blocks,
+        block,
+        reuse,
+        bool(kv["enable_partial_reuse"]),
+        bool(kv["copy_on_partial_reuse"]),
+        arch.windows_below(context),
+    )
+    sizes = graph_sizes(graph_config, version["graph_step_above_128"]) if captured else ()
+    overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
+    # a paused request comes back with its answer as prompt, computed alone if it exceeds the budget
+    step_tokens = max(tokens, rows, context if policy == UTILIZATION and not chunked else 0)
+    backend = str(group(flags, "moe_config")["backend"])
+    return EnginePlan(
+        engine=ENGINE.name,
+        version=name,
+        limits=Limits(
+            rows=rows,
+            step_tokens=step_tokens,
+            context_tokens=context,
+            kv_tokens=kv_tokens,
+            kv_blocks=memory.blocks,
+            block_tokens=block,
+            prompt_tokens=context - 1 if chunked else min(context - 1, tokens),
+            row_tokens=context,
+        ),
+        memory=memory,
+        scheduler=rank.scheduler,
+        costs=StepCosts(
+            arch,
+            request.formats,
+            Terms(
+                overheads.host,
+                graph_sizes=sizes,
+                exact_graphs=captured and not graph_config["enable_padding"],
+                moe_backend=None if backend.upper() == "AUTO" else backend.lower(),
+            ),
+            TableRange(step_tokens, rows, context),
+            Parallelism(request.tensor_parallel, expert=request.expert_parallel),
+        ),
+        executor=Executor(depth=2 if rules.overlap else 1),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
+        prefix_caching=reuse,
+        notes=_notes(
+            name,
+            bool(version["recorded"]),
+            rules,
+            asked,
+            reuse,
+            sizes,
+            bool(graph_config.get("enable_padding")),
+        ),
+        sources=overheads.provenance,
+    )
+
+
+def _notes(
+    name: str,
+    recorded: bool,
+    rules: TwoPassRules,
+    asked: int,
+    reuse: bool,
+    sizes: tuple[int, ...],
+    padding: bool,
+) -> tuple[str, ...]:
+    policy = rules.capacity_scheduler_policy
+    prompts = f"in chunks ({rules.context_chunking_policy})" if rules.context_chunking_policy else "whole"
+    lets_in = (
+        "lets in what fits the next step, and pauses the last that began when memory runs short"
+        if policy == UTILIZATION
+        else "reserves memory for a request's whole allowed answer: its max_output_tokens, or, where it sets none, all up to "
+        f"max_seq_len ({rules.max_seq_len:,})"
+    )
+    return (
+        f"TensorRT-LLM {name}: at most {rules.max_batch_size:,} active requests and {rules.max_num_tokens:,} tokens a step, "
+        f"prompts {prompts} beside answers; {'blocks are reused' if reuse else 'no block reuse'}, "
+        f"{'overlap scheduler' if rules.overlap else 'no overlap'}",
+        f"{policy} {lets_in}",
+        *(
+            (f"max_seq_len {asked:,} is reduced to the {rules.max_seq_len:,} tokens that the KV cache holds",)
+            if asked > rules.max_seq_len
+            else ()
+        ),
+        *(
+            ()
+            if recorded
+            else (
+                f"TensorRT-LLM {name} is simulated by the rules of 1.3 with its graph sizes; no recording of it was compared",
+            )
+        ),
+        "TensorRT-LLM's host times are taken over from vLLM (assumed), nobody measured them here; its kernel tables are its own",
+        "without CUDA graphs (cuda_graph_config: none) the host launches every operation"
+        if not sizes
+        else f"decode steps of {'up to' if padding else 'exactly'} the captured sizes (to {sizes[-1]} rows) run as CUDA graphs"
+        + ("" if padding else ", others are launched by the host (enable_padding is off)"),
+    )
+
+
+def _memory(request: PoolRequest, tokens: int, context: int, kv: Mapping[str, Any]) -> MemoryBudget:
+    """KV bytes = the share of what is free after a trial run of one full step; datasheet: `pyexecutor/_util.py`, read 2026-11."""
+    flags, arch = request.flags, request.arch
+    given = flags.get("kv_cache_config") or {}
+    share = kv["free_gpu_memory_fraction"] if "free_gpu_memory_fraction" in given else None
+    fraction = float(share or flags.get("free_gpu_memory_fraction", MEMORY_FRACTION))
+    tp, device = request.tensor_parallel, request.device_memory_bytes
+    weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1, request.expert_parallel)
+    activations = activation_bytes(arch, tokens, -(-tokens // max(context - 1, 1)), tp)
+    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
+    per_token = sum(
+        group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)
+    )
+    block = int(per_token * int(kv["tokens_per_block"]))
+    free = device - weights - activations - other
+    usable = int(free * fraction)
+    if usable < 2 * block:
+        lack = (2 * block - usable) / fraction
+        raise InfeasibleError(
+            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(activations + other) / 1e9:.1f} GB besides "
+            f"(a step of {tokens:,} tokens), of {device / 1e9:.1f} GB; {lack / 1e9:.1f} GB too much on each of {tp} devices",
+            where="deployment",
+            mend=f"{request.more_memory}, or a smaller engine_args.max_num_tokens",
+        )
+    blocks = usable // block
+    if kv["max_tokens"] is not None:
+        blocks = min(blocks, max(int(kv["max_tokens"]) // int(kv["tokens_per_block"]), 2))
+    return MemoryBudget(
+        device_bytes=device,
+        usable_bytes=device,
+        lines=(
+            MemoryLine("weight", "weights", weights),
+            MemoryLine("activation", "activations (trial run of a full step)", activations),
+            MemoryLine("other", "CUDA context, collectives", other),
+            MemoryLine("free", "left free (1 - free_gpu_memory_fraction), CUDA graphs", free - usable),
+        ),
+        kv_bytes=usable,
+        kv_bytes_per_token=per_token,
+        block_bytes=block,
+        blocks=blocks,
+    )
+
+
+def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
+    """The scheduler of a recording, from the knobs of its `config` line; recordings name a branch, not a release."""
+    rules = TwoPassRules(
+        max_batch_size=knobs["max_batch_size"],
+        max_num_tokens=knobs["max_num_tokens"],
+        max_seq_len=knobs["max_seq_len"],
+        capacity_scheduler_policy=knobs["capacity_scheduler_policy"],
+        context_chunking_policy=knobs["context_chunking_policy"] if knobs["enable_chunked_prefill"] else None,
+        batch_wait_timeout_iters=knobs["batch_wait_timeout_iters"],
+        batch_wait_max_tokens_ratio=knobs["batch_wait_max_tokens_ratio"],
+        overlap=knobs["overlap"],
+    )
+    rank = Rank(
+        rules,
+        knobs["num_blocks"],
+        knobs["tokens_per_block"],
+        knobs["enable_block_reuse"],
+        knobs["enable_partial_reuse"],
+        knobs["copy_on_partial_reuse"],
+    )
+    columns = (
+        "sched",
+        "n_ctx",
+        "hits",
+        "paused",
+        "skipped",
+        "running",
+        "waiting",
+        "queued",
+        "free_blocks",
+        "finished",
+    )
+    return Replay(
+        rank.scheduler("record"), 2 if rules.overlap else 1, (*columns, "free_blocks_after"), as_recorded
+    )
+
+
+def as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
+    """A settled step as the recordings write it."""
+    assert isinstance(batch, TwoPassBatch)
+    assert batch.rows is not None
+
+    def names(seqs: list[Sequence]) -> list[str]:
+        return [ids[seq.index] for seq in seqs]
+
+    return {
+        "sched": [[ids[seq.index], new, before] for seq, new, before in batch.rows],
+        "n_ctx": len(batch.contexts),
+        "hits": {ids[seq.index]: found for seq, found in batch.hits},
+        "paused": names(batch.preempted),
+        "skipped": names(batch.skipped),
+        "running": names(batch.running),
+        "waiting": names(batch.waiting),
+        "queued": names(batch.queued),
+        "free_blocks": batch.free_blocks,
+        "finished": names(batch.finishing),
+        "free_blocks_after": batch.free_after,
+    }
+
+
+_SOURCE = "NVIDIA/TensorRT-LLM, docs/source/features/quantization.md and supported hardware (public copy, read 2026-11)"
+_KINDS: frozenset[DeviceKind] = frozenset({"gpu"})
+
+ENGINE = Engine(
+    name="trtllm",
+    title="TensorRT-LLM",
+    versions=VERSIONS,
+    oldest="0.20",
+    devices={"gpu": f"{_SOURCE}: NVIDIA GPUs only"},
+    formats={
+        name: Support(_KINDS, _SOURCE)
+        for name in ("bf16", "fp16", "fp8", "fp8_block", "nvfp4", "mxfp4", "int4", "awq", "gptq")
+    },
+    features={},
+    flags=lambda: FLAGS,
+    same_as={
+        "rows": "max_batch_size",
+        "context": "max_seq_len",
+        "step_tokens": "max_num_tokens",
+        "memory_share": "free_gpu_memory_fraction",
+        "tensor_ranks": "tensor_parallel_size",
+    },
+    kernels="trtllm",
+    overheads_from="vllm",
+    plan=plan,
+    replay=replay,
+)

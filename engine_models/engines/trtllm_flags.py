@@ -1,0 +1,179 @@
+"""TensorRT-LLM's flags: those of ``trtllm-serve``, and the keys of the YAML file that it takes (``LlmArgs``).
+
+Names and defaults are those of `tensorrt_llm/commands/serve.py` and `tensorrt_llm/llmapi/llm_args.py` of 2026 (1.2, 1.3). The
+groups of the file (`kv_cache_config`, `scheduler_config`, `cuda_graph_config`, `moe_config`) are flags whose value is a group
+of keys; `GROUPS` says which are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine_models.flag_lists import classified
+from engine_models.flags import Flag, FlagTable, Typed, typed_value
+from engine_models.launch import Launcher
+from hardware_profiles.errors import InputError, nearest
+
+_MODELLED: dict[str, Flag] = {
+    "model": Flag("str"),
+    "tensor_parallel_size": Flag("int", 1, low=1),
+    "pipeline_parallel_size": Flag("int", 1, low=1),
+    "moe_expert_parallel_size": Flag("int", None, low=1),
+    "max_batch_size": Flag("int", 2048, low=1),
+    "max_num_tokens": Flag("int", 8192, low=1),
+    "max_seq_len": Flag("int", None, low=2),
+    "free_gpu_memory_fraction": Flag("float", 0.9, low=1e-3, high=0.999),
+    "enable_chunked_prefill": Flag("bool", False),
+    "disable_overlap_scheduler": Flag("bool", False),
+    "batch_wait_timeout_iters": Flag("int", 0, low=0),
+    "batch_wait_max_tokens_ratio": Flag("float", 0.0, low=0.0, high=1.0),
+    "kv_cache_config": Flag("json", None),
+    "scheduler_config": Flag("json", None),
+    "cuda_graph_config": Flag("json", None, special=("none",)),
+    "moe_config": Flag("json", None),
+}
+
+_KV = {
+    "free_gpu_memory_fraction": Flag("float", 0.9, low=1e-3, high=0.999),
+    "max_tokens": Flag("int", None, low=1),
+    "enable_block_reuse": Flag("bool", True),
+    "enable_partial_reuse": Flag("bool", True),
+    "copy_on_partial_reuse": Flag("bool", True),
+    "tokens_per_block": Flag("int", 32, low=1),
+    "dtype": Flag("str", "auto", choices=("auto", "fp8", "nvfp4")),
+}
+_SCHEDULER = {
+    "capacity_scheduler_policy": Flag("str", "GUARANTEED_NO_EVICT"),
+    "context_chunking_policy": Flag("str", None),
+}
+_GRAPHS = {
+    "enable_padding": Flag("bool", False),
+    "max_batch_size": Flag("int", None, low=0),
+    "batch_sizes": Flag("ints", None, low=1),
+}
+GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] = {
+    "kv_cache_config": (
+        _KV,
+        {
+            "host_cache_size": (0, None),
+            "max_attention_window": (None,),
+            "sink_token_length": (0, None),
+            "event_buffer_max_size": (),
+            "onboard_blocks": (),
+            "secondary_offload_min_priority": (),
+        },
+    ),
+    "scheduler_config": (
+        _SCHEDULER,
+        {"dynamic_batch_config": (), "waiting_queue_policy": ("fcfs", "FCFS", None)},
+    ),
+    "cuda_graph_config": (_GRAPHS, {}),
+    "moe_config": ({"backend": Flag("str", "AUTO")}, {"load_balancer": (None,), "max_num_tokens": ()}),
+}
+"""Group -> the keys that are read, and those that are not, each with the values that are taken (none named: all)."""
+
+_SWITCHES = """
+    enable_attention_dp enable_lora fail_fast_on_attention_window_too_large print_iter_log trust_remote_code
+    enable_iter_perf_stats enable_min_latency use_torch_sampler skip_tokenizer_init
+"""
+_HARMLESS = """
+    chat_template custom_module_dirs custom_tokenizer enable_iter_perf_stats fail_fast_on_attention_window_too_large gpus_per_node
+    guided_decoding_backend host iter_stats_max_iterations log_level media_io_kwargs metadata_server_config_file
+    otlp_traces_endpoint port print_iter_log reasoning_parser return_perf_metrics revision skip_tokenizer_init tokenizer
+    tool_parser trust_remote_code
+"""
+_CHANGING = {
+    "the speed of kernels": """
+        allreduce_strategy attn_backend enable_autotuner enable_min_latency load_format moe_cluster_parallel_size
+        nvfp4_gemm_config sampler_type torch_compile_config use_torch_sampler
+    """,
+    "the host's time": "garbage_collection_gen0_threshold num_postprocess_workers=0",
+    "how tokens are bundled for the client": "stream_interval=1",
+    "flags in a file that cannot be seen": "extra_llm_api_options",
+}
+_REFUSED = {
+    "how many tokens a step yields (speculation is not simulated for TensorRT-LLM)": "speculative_config",
+    "what ranks compute together (attention data parallelism is not simulated for TensorRT-LLM)": "enable_attention_dp=false "
+    "attention_dp_config context_parallel_size=1 cp_config",
+    "the engine (its PyTorch backend is simulated)": "backend=pytorch",
+    "how many sequences a request has": "max_beam_width=1",
+    "adapters, which are not simulated": "enable_lora=false lora_config peft_cache_config",
+    "where prompts are computed (disaggregation is not simulated for TensorRT-LLM)": "server_role disagg_cluster_uri "
+    "cache_transceiver_config disagg_cluster",
+    "attention (sparse attention is not simulated for TensorRT-LLM)": "sparse_attention_config",
+    "when prompts start (waiting by time is not simulated)": "batch_wait_timeout_ms=0|0.0",
+}
+_KINDS = {
+    name.partition("=")[0]: "switch" if name in _SWITCHES.split() else "value"
+    for text in (_HARMLESS, *_CHANGING.values(), *_REFUSED.values())
+    for name in text.split()
+}
+_KINDS["enable_attention_dp"] = _KINDS["enable_lora"] = "switch"
+
+_ALIASES = {
+    "tp_size": "tensor_parallel_size",
+    "pp_size": "pipeline_parallel_size",
+    "ep_size": "moe_expert_parallel_size",
+    "cp_size": "context_parallel_size",
+    "cluster_size": "moe_cluster_parallel_size",
+    "kv_cache_free_gpu_memory_fraction": "free_gpu_memory_fraction",
+    "config": "extra_llm_api_options",
+}
+
+_LAUNCHER = Launcher(
+    programs=(r"trtllm-serve serve", r"trtllm-serve"),
+    example="trtllm-serve MODEL --flag value",
+    image=r"[^\s:=]*(?:tensorrt-llm|tensorrtllm)[^\s:=]*",
+    published=r"nvcr\.io/nvidia/tensorrt-llm/release",
+)
+
+
+def _kv_format(config: Mapping[str, Any]) -> str | None:
+    name = str(config.get("dtype", "auto")) if isinstance(config, Mapping) else "auto"
+    return None if name == "auto" else name
+
+
+FLAGS = FlagTable(
+    engine="trtllm",
+    modelled=_MODELLED,
+    launcher=_LAUNCHER,
+    unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
+    aliases=_ALIASES,
+    typed={
+        "tensor_parallel_size": Typed("tensor_parallel"),
+        "pipeline_parallel_size": Typed("pipeline_parallel"),
+        "moe_expert_parallel_size": Typed("expert_parallel", lambda v: v if v > 1 else None),
+        "kv_cache_config": Typed("kv_cache", _kv_format),
+    },
+    settings_file="extra_llm_api_options",
+    abbreviated=False,
+)
+
+
+def group(flags: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The keys of a group with their defaults; InputError for a key that there is not, or a value that is not simulated."""
+    given = flags.get(name) or {}
+    where = f"deployment.engine_args.{name}"
+    if not isinstance(given, Mapping):
+        raise InputError(f"`{name}` is no group of keys", where=where, mend=f"write {name}: {{key: value}}")
+    read, unread = GROUPS[name]
+    found = {key: flag.default for key, flag in read.items()}
+    for key, value in given.items():
+        if key in read:
+            if value is not None:
+                found[key] = typed_value(read[key], f"{name}.{key}", value)
+        elif key not in unread:
+            close = nearest(key, [*read, *unread])
+            raise InputError(
+                f"TensorRT-LLM's `{name}` has no key `{key}` that is known here",
+                where=f"{where}.{key}",
+                mend=f"did you mean `{close}`?" if close else "remove it, or check its spelling",
+            )
+        elif unread[key] and value not in unread[key]:
+            raise InputError(
+                f"`{name}.{key}` ({value}) is not simulated for TensorRT-LLM",
+                where=f"{where}.{key}",
+                mend="remove it",
+            )
+    return found

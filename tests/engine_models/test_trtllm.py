@@ -1,0 +1,206 @@
+"""TensorRT-LLM: recorded schedules, defaults, memory, flags and launch commands, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine_models.cost.step_time import StepTimeModel
+from engine_models.cost.terms import Formats
+from engine_models.declaration import EnginePlan, PoolRequest
+from engine_models.engines.known import parse_engine_args, split
+from engine_models.engines.trtllm import graph_sizes, plan
+from engine_models.model.architecture import load_architecture
+from engine_models.model.formats import format_named
+from engine_models.schedulers.memory_then_tokens import TwoPassScheduler
+from hardware_profiles.device import load_device
+from hardware_profiles.errors import InfeasibleError, InputError
+from simulator.config.load import load_scenario
+from simulator.prepare import Prepared, prepare
+from simulator.run import simulate
+from simulator.validation.schedules import replay
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "trtllm"
+RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "conformance" / "trtllm"
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+
+
+def request_of(model: str = LLAMA, device: str = "h100-sxm-80gb", **flags: Any) -> PoolRequest:
+    bf16 = format_named("bf16")
+    return PoolRequest(
+        arch=load_architecture(model),
+        formats=Formats(bf16, bf16, bf16),
+        device_name=device,
+        device_memory_bytes=int(load_device(device).memory_bytes.value),
+        flags=flags,
+    )
+
+
+def scheduler_of(found: EnginePlan) -> TwoPassScheduler:
+    scheduler = found.scheduler("jump")
+    assert isinstance(scheduler, TwoPassScheduler)
+    return scheduler
+
+
+def scenario_of(workload: dict[str, Any] | None = None, **flags: Any) -> dict[str, Any]:
+    lengths = {"prompt_tokens": {"kind": "constant", "value": 500}, "output_tokens": {"kind": "constant", "value": 40}}
+    return {
+        "model": LLAMA,
+        "deployment": {"engine": "trtllm", "hardware": "h100-sxm-80gb", "engine_args": flags},
+        "workload": {"arrivals": {"kind": "batch"}, "requests": 100, **lengths, **(workload or {})},
+    }
+
+
+def prepared(**flags: Any) -> Prepared:
+    return prepare(load_scenario(scenario_of(**flags)))
+
+
+@pytest.mark.parametrize("name", ["shared_prefix_skip", "max_utilization_small_kv_reuse"])
+def test_kept_recording_is_equal_at_every_step(name: str) -> None:
+    result = replay(FIXTURES / f"{name}.jsonl")
+    assert result["first_difference"] is None
+    assert result["equal"] == result["steps"] > 400
+
+
+def test_all_recordings_are_equal_at_every_step() -> None:
+    if not RECORDED.is_dir():
+        pytest.skip(f"no recordings beside the checkout ({RECORDED})")
+    results = [replay(path) for path in sorted(RECORDED.glob("*.jsonl"))]
+    assert {r["name"]: r["first_difference"] for r in results if r["equal"] != r["steps"]} == {}
+    assert sum(r["steps"] for r in results) == 5944
+
+
+def test_defaults_on_an_h100() -> None:
+    """Nine tenths of what weights, a full step and the context leave, in blocks of 32 tokens."""
+    found = plan(request_of())
+    rules = scheduler_of(found).rules
+    assert (rules.max_batch_size, rules.max_num_tokens, rules.max_seq_len) == (2048, 8192, 131_072)
+    assert (rules.capacity_scheduler_policy, rules.context_chunking_policy) == ("GUARANTEED_NO_EVICT", None)
+    assert (found.limits.prompt_tokens, found.limits.context_tokens, found.executor.depth) == (8192, 131_072, 2)
+    assert (found.limits.block_tokens, found.prefix_caching) == (32, True)
+    memory = found.memory
+    used = memory.bytes_of("weight") + memory.bytes_of("activation") + memory.bytes_of("other")
+    assert memory.kv_bytes == int(0.9 * (memory.device_bytes - used))
+    assert memory.blocks == memory.kv_bytes // (32 * 131_072) == found.limits.kv_blocks
+
+
+def test_flags_say_how_it_schedules() -> None:
+    found = plan(
+        request_of(
+            enable_chunked_prefill=True,
+            disable_overlap_scheduler=True,
+            scheduler_config={"capacity_scheduler_policy": "max_utilization", "context_chunking_policy": "EQUAL_PROGRESS"},
+            kv_cache_config={"max_tokens": 10_000, "enable_block_reuse": False, "tokens_per_block": 64},
+        )
+    )
+    rules = scheduler_of(found).rules
+    assert (rules.capacity_scheduler_policy, rules.context_chunking_policy) == ("MAX_UTILIZATION", "EQUAL_PROGRESS")
+    assert (found.executor.depth, found.prefix_caching, found.limits.kv_tokens) == (1, False, 156 * 64)
+    assert (found.limits.context_tokens, found.limits.prompt_tokens) == (156 * 64, 156 * 64 - 1)
+    assert any("max_seq_len 131,072 is reduced to the 9,984 tokens" in note for note in found.notes)
+    less = plan(request_of(kv_cache_config={"free_gpu_memory_fraction": 0.5}, free_gpu_memory_fraction=0.8))
+    assert less.memory.kv_bytes == pytest.approx(plan(request_of()).memory.kv_bytes * 5 / 9, rel=1e-6)
+
+
+def test_sizes_of_cuda_graphs_and_what_runs_outside_them() -> None:
+    exact = {"enable_padding": False, "max_batch_size": None, "batch_sizes": None}
+    assert graph_sizes(exact, 64) == (*range(1, 33), 64, 128)
+    assert graph_sizes({**exact, "max_batch_size": 300}, 64)[-3:] == (128, 256, 300)
+    padded = {**exact, "enable_padding": True, "max_batch_size": 300}
+    assert graph_sizes(padded, 64) == (1, 2, 4, *range(8, 129, 8), 192, 256, 300)
+    assert graph_sizes(padded, 0)[-3:] == (128, 256, 300)
+    assert graph_sizes({**exact, "batch_sizes": [8, 2]}, 64) == (2, 8)
+    outside = {}
+    for padding in (True, False):
+        found = prepared(cuda_graph_config={"enable_padding": padding})
+        cost = found.plan.costs.over(found.kernels)
+        assert isinstance(cost, StepTimeModel)
+        outside[padding] = [cost.launches.least_s(rows, prefills=False) > 0 for rows in (31, 33, 64, 65, 128, 129)]
+        tables = cost.launches.tables_s(130)[0]
+        assert outside[padding] == [tables[rows] > 0 for rows in (31, 33, 64, 65, 128, 129)]
+    assert outside == {True: [False] * 5 + [True], False: [False, True, False, True, False, True]}
+
+
+def test_who_asks_for_no_limit_is_held_against_the_whole_context() -> None:
+    """625 blocks: 36 requests of 17 blocks at once if they say how much they want, one if not."""
+    flags: dict[str, Any] = {"kv_cache_config": {"max_tokens": 20_000}, "max_seq_len": 12_000}
+    peaks = []
+    for limit in ({"max_output_tokens": {"kind": "constant", "value": 40}}, {}):
+        result = simulate(scenario_of(limit, **flags)).result
+        assert result["totals"]["completed"] == 100
+        peaks.append(result["server"]["num_requests_running_peak"])
+    assert peaks == [625 // 17, 1]
+    flags["scheduler_config"] = {"capacity_scheduler_policy": "MAX_UTILIZATION"}
+    loose = simulate(scenario_of(**flags)).result
+    assert (loose["totals"]["completed"], loose["server"]["num_requests_running_peak"]) == (100, 625 // 16)
+
+
+def test_launch_commands_are_read() -> None:
+    assert [split(name)[0] for name in ("TensorRT-LLM", "tensorrt_llm@1.2", "trt-llm", "trtllm")] == ["trtllm"] * 4
+    found = parse_engine_args(
+        "trtllm",
+        "docker run --gpus all nvcr.io/nvidia/tensorrt-llm/release:1.2.0 trtllm-serve serve org/m --tp_size 4 "
+        "--kv_cache_free_gpu_memory_fraction 0.8 --ep_size 2 --backend pytorch --trust_remote_code --enable_chunked_prefill",
+    )
+    assert (found.model, found.version, found.warnings) == ("org/m", "1.2.0", [])
+    assert found.values == {
+        "tensor_parallel_size": 4,
+        "free_gpu_memory_fraction": 0.8,
+        "moe_expert_parallel_size": 2,
+        "enable_chunked_prefill": True,
+    }
+    written = """cat > extra.yml <<EOF
+kv_cache_config:
+  dtype: fp8
+  enable_block_reuse: false
+cuda_graph_config:
+  enable_padding: true
+enable_attention_dp: false
+EOF
+trtllm-serve org/m --max_num_tokens=20000 --extra_llm_api_options=extra.yml"""
+    assert parse_engine_args("trtllm", written).values == {
+        "kv_cache_config": {"dtype": "fp8", "enable_block_reuse": False},
+        "cuda_graph_config": {"enable_padding": True},
+        "max_num_tokens": 20_000,
+    }
+    assert prepared(kv_cache_config={"dtype": "fp8"}).formats.kv_cache.name == "fp8"
+    assert prepared(cuda_graph_config="none").plan.costs.terms.graph_sizes == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"kv_cache_config": {"host_cache_size": 10**9}}, "host_cache_size.*is not simulated"),
+        ({"kv_cache_config": {"free_gpu_fraction": 0.5}}, "has no key `free_gpu_fraction`"),
+        ({"kv_cache_config": {"tokens_per_block": 0}}, "must be at least 1"),
+        ({"scheduler_config": {"capacity_scheduler_policy": "MAX_UTIL"}}, "MAX_UTIL is not simulated"),
+        ({"scheduler_config": {"context_chunking_policy": "FORCE_CHUNK"}}, "FORCE_CHUNK is not simulated"),
+        ({"speculative_config": {"decoding_type": "MTP"}}, "speculation is not simulated"),
+        ({"enable_attention_dp": True}, "attention data parallelism is not simulated"),
+        ({"max_beam_width": 4}, "how many sequences a request has"),
+        ({"lora_config": {"max_lora_rank": 8}}, "adapters"),
+        ({"enable_chunked_prefill": True, "max_num_tokens": 16}, "less than a block of 32"),
+        ({"max_batchsize": 4}, "no flag `max_batchsize`"),
+    ],
+)
+def test_what_is_not_simulated_is_refused_in_words(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words) as error:
+        prepared(**flags)
+    assert error.value.mend
+
+
+def test_other_makers_other_layers_and_too_large_models_are_refused() -> None:
+    with pytest.raises(InputError, match="runs on NVIDIA GPUs, not on mi300x-192gb"):
+        plan(request_of(device="mi300x-192gb"))
+    with pytest.raises(InputError, match="recurrent, indexed or compressed layers"):
+        plan(request_of("Qwen/Qwen3-Next-80B-A3B-Instruct"))
+    with pytest.raises(InfeasibleError, match="does not fit: weights 141"):
+        plan(request_of("meta-llama/Llama-3.1-70B-Instruct", "l4-24gb"))
+
+
+def test_version_1_says_that_it_is_not_proven() -> None:
+    assert plan(request_of(), "1.2").version == "1.0.0"
+    assert any("no recording of it was compared" in note for note in plan(request_of(), "1.0").notes)
+    assert not any("no recording" in note for note in plan(request_of()).notes)
