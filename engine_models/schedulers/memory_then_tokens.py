@@ -167,14 +167,6 @@ class TwoPassScheduler(Scheduler):
             kv.capacity_blocks,
         )
 
-    def cancel(self, seq: Sequence) -> None:
-        """Forget a request."""
-        if seq in self.active:
-            self._end(seq)
-        else:
-            self._queue.remove(seq)
-        seq.state = "finished"
-
     def close(self) -> None:
         """Let the ranges of rows that still decode end with the latest batch."""
         for seq in list(self.active):
