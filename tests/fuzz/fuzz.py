@@ -25,6 +25,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -95,8 +96,10 @@ def _child(found: Case, folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 1))
     code = 70
     try:
+        import simulator.cli.app
         from simulator.cli import main
 
+        simulator.cli.app.app = built_app()
         main()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
@@ -170,6 +173,16 @@ def many(numbers: range, root: Path) -> list[Outcome]:
 
 
 @functools.cache
+def built_app() -> Any:
+    """The command line, which Typer else builds anew for every case."""
+    import typer
+
+    import simulator.cli.app
+
+    return typer.main.get_command(simulator.cli.app.app)
+
+
+@functools.cache
 def warm_up() -> None:
     """Load what commands load, and build what they build once, so that cases start quickly."""
     import simulator.cli.app
@@ -182,6 +195,7 @@ def warm_up() -> None:
     from simulator import simulate
     from tests.fuzz.inputs import DRAWN, scenario
 
+    built_app()
     for engine, hardware in (
         ("vllm", "h100-sxm-80gb"),
         ("vllm@0.15.1", "a100-sxm-80gb"),
