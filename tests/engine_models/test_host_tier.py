@@ -97,7 +97,7 @@ CHAT: dict[str, Any] = {
     },
     "workload": {
         "arrivals": {"kind": "poisson", "rate": 1.0},
-        "sessions": {"turns": {"kind": "constant", "value": 5}, "think_time_s": 4},
+        "sessions": {"turns": {"kind": "constant", "value": 5}, "think_time_s": {"kind": "constant", "value": 4}},
         "prompt_tokens": {"kind": "lognormal", "mean": 300, "p99": 1200},
         "output_tokens": {"kind": "lognormal", "mean": 120, "p99": 500},
         "requests": 120,
