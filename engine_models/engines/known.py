@@ -28,6 +28,7 @@ BUILT_IN = {
     "sglang": "engine_models.engines.sglang",
     "tgi": "engine_models.engines.tgi",
     "trtllm": "engine_models.engines.trtllm",
+    "lmdeploy": "engine_models.engines.lmdeploy",
 }
 """Engine -> its module, imported when a pool asks for it. The first is the one that examples show."""
 
@@ -36,6 +37,7 @@ SPELLINGS: dict[str, str] = {
     "tensorrt_llm": "trtllm",
     "tensorrtllm": "trtllm",
     "trt_llm": "trtllm",
+    "lmdeploy_pytorch": "lmdeploy",
 }
 """Other spellings of these names, in lower case with underscores."""
 
@@ -108,7 +110,6 @@ def with_feature(feature: str) -> list[Engine]:
 
 
 OTHERS = {
-    r"lmdeploy": "LMDeploy",
     r"llama-server|llama_cpp": "llama.cpp",
     r"ollama": "Ollama",
     r"mlc_llm": "MLC LLM",

@@ -16,6 +16,9 @@ from hardware_profiles.errors import InputError
 from simulator.config.load import load_scenario
 from simulator.prepare import Prepared, prepare
 
+CHOICES: dict[str, dict[str, Any]] = {"lmdeploy": {"engine_args": {"backend": "pytorch"}}}
+"""What a pool has to say besides the engine."""
+
 
 def prepared(model: str = "meta-llama/Llama-3.1-8B-Instruct", **pool: Any) -> Prepared:
     workload = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
@@ -41,7 +44,7 @@ def test_a_declaration_names_what_exists(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(BUILT_IN))
 def test_a_plan_builds_a_fresh_scheduler_in_every_mode(name: str) -> None:
-    plan = prepared(engine=name).plan
+    plan = prepared(engine=name, **CHOICES.get(name, {})).plan
     built = [plan.scheduler(mode) for mode in ("jump", "step", "record")]
     assert all(isinstance(scheduler, Scheduler) for scheduler in built)
     assert len({id(scheduler) for scheduler in built}) == 3
@@ -60,7 +63,7 @@ def test_an_older_version_is_a_few_lines(name: str) -> None:
     for version in versions[1:]:
         assert len(engine.versions[version]) <= 12
         assert set(engine.versions[version]) <= set(engine.switches(version))
-        assert prepared(engine=f"{name}@{version}").plan.version == version
+        assert prepared(engine=f"{name}@{version}", **CHOICES.get(name, {})).plan.version == version
 
 
 def test_spellings_lead_to_engines_that_exist() -> None:

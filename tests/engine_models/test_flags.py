@@ -161,7 +161,7 @@ def test_a_pasted_command_is_read(command: str, values: dict[str, Any], model: s
         ("vllm serve m --enforce-eager maybe", "stands beside the model", "flag before it"),
         ("vllm serve m --dtype 'half", "quote", "close"),
         ("python -m sglang.launch_server --model-path m", "command of sglang, not of vllm", "engine: sglang"),
-        ("lmdeploy serve api_server m --tp 2", "command of LMDeploy, not of vllm", "is not simulated"),
+        ("mlc_llm serve m --tp 2", "command of MLC LLM, not of vllm", "is not simulated"),
         ("trtllm-serve m --tp_size 2", "command of trtllm, not of vllm", "engine: trtllm"),
         ("hello", "no launch command of vllm", "vllm serve MODEL"),
     ],

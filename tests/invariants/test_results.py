@@ -32,6 +32,7 @@ PAUSING = {
     ),
 }
 SHEDDING = {**TGI, **args(max_input_tokens=4000, max_total_tokens=5000, max_concurrent_requests=6)}
+LMDEPLOY = {"engine": "lmdeploy", **args(backend="pytorch", max_batch_size=40, max_prefill_token_num=1000)}
 STREAMED = {
     "sessions": (CHATS, {"replicas": 2, "router": "least_requests"}),
     "sessions-sglang": (CHATS, {"engine": "sglang", "replicas": 2}),
@@ -49,6 +50,17 @@ CASES = {
     "tgi-sheds": Case(given({**SHEDDING, "replicas": 2, "router": "least_requests"}, LOOP)),
     "trtllm": Case(given(TRTLLM, {"arrivals": poisson(30), "shared_prefix": {"groups": 6, "tokens": 100}})),
     "trtllm-pauses": Case(given({**PAUSING, "replicas": 2, "router": "least_requests"}, LOOP)),
+    "lmdeploy": Case(given(LMDEPLOY, {"arrivals": poisson(60)})),
+    "lmdeploy-chats": Case(
+        given(
+            {
+                **LMDEPLOY,
+                **args(backend="pytorch", max_batch_size=12, enable_prefix_caching=True, cache_max_entry_count=0.03),
+                "replicas": 2,
+            },
+            CHATS,
+        )
+    ),
     "sglang-loop": Case(given({"engine": "sglang", "replicas": 2}, LOOP)),
     "sglang-hrrn": Case(
         given(

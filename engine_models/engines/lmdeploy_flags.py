@@ -1,0 +1,103 @@
+"""Flags of LMDeploy's API server: names, types and defaults, and what they say of a pool's keys.
+
+They follow `lmdeploy/cli/serve.py` and `cli/utils.py` at 1263d5cd (2026-08). `prefill_interval` is a field of the engine's
+configuration only, `ttft_policy`, `ttft_short_turns` and `ttft_aging_sec` are variables of the environment.
+"""
+
+from __future__ import annotations
+
+from engine_models.flag_lists import classified
+from engine_models.flags import Flag, FlagTable, Typed
+from engine_models.launch import Launcher
+
+_WEIGHTS = {"hf": None, "awq": "awq", "fp8": "fp8_block"}
+"""Values of ``--model-format`` that the PyTorch engine loads, and the format they fix; None leaves it to the checkpoint."""
+
+_KV_CACHE = {"8": "int8", "int8": "int8", "16": "fp8", "fp8": "fp8", "17": "fp8", "fp8_e5m2": "fp8"}
+"""Values of ``--quant-policy`` and the format of the KV cache that they fix."""
+
+_MODELLED: dict[str, Flag] = {
+    "model": Flag("str"),
+    "backend": Flag("str", "turbomind", choices=("pytorch", "turbomind")),
+    "tp": Flag("int", 1, low=1),
+    "session_len": Flag("int", None, low=2),
+    "max_batch_size": Flag("int", None, low=1),
+    "max_concurrent_requests": Flag("int", None, low=1),
+    "cache_max_entry_count": Flag("float", 0.8, low=1e-3, high=0.999),
+    "cache_block_seq_len": Flag("int", 64, low=16),
+    "enable_prefix_caching": Flag("bool", False),
+    "max_prefill_token_num": Flag("int", 8192, low=1),
+    "cudagraph_capture_batch_sizes": Flag("ints", None, low=1),
+    "eager_mode": Flag("bool", False),
+    "quant_policy": Flag("str", "0", choices=("0", "none", *_KV_CACHE)),
+    "model_format": Flag("str", None, choices=tuple(_WEIGHTS)),
+    "prefill_interval": Flag("int", 16, low=1),
+    "ttft_policy": Flag("str", "size", choices=("size", "fifo")),
+    "ttft_short_turns": Flag("int", 3, low=1),
+    "ttft_aging_sec": Flag("float", 2.0, low=1e-3),
+}
+
+_SWITCHES = """
+    allow_credentials allow_terminate_by_client disable_fastapi_docs disable_metrics enable_abort_handling enable_eplb
+    enable_microbatch enable_return_routed_experts language_model_only ssl trust_remote_code
+"""
+_LISTS = "adapters allow_headers allow_methods allow_origins allowed_media_domains api_keys"
+_HARMLESS = """
+    allow_credentials allow_headers allow_methods allow_origins allow_terminate_by_client allowed_media_domains api_keys
+    async chat_template communicator cp disable_fastapi_docs disable_metrics dist_init_addr distributed_executor_backend
+    download_dir dtype enable_abort_handling generation_config kernel_block_size language_model_only log_level
+    max_log_len max_prefill_iters migration_backend model_name num_tokens_per_iter prefix_cache_decode_state_interval
+    prefix_cache_state_budget proxy_url reasoning_parser revision rope_scaling_factor server_name server_port ssl
+    tool_call_parser trust_remote_code vision_max_batch_size
+"""
+_CHANGING = {
+    "the model's configuration": "hf_overrides",
+    "the host's time": "logprobs_mode enable_return_routed_experts",
+    "how experts are placed and overlapped": "enable_eplb enable_microbatch",
+    "adapters, which are not simulated": "adapters",
+}
+_REFUSED = {
+    "how many tokens a step yields (drafts are not simulated for LMDeploy)": (
+        "speculative_algorithm speculative_draft_model speculative_num_draft_tokens"
+    ),
+    "how a diffusion model yields its tokens": (
+        "dllm_block_length dllm_unmasking_strategy dllm_denoising_steps dllm_confidence_threshold"
+    ),
+    "which ranks share attention and experts (not simulated for LMDeploy)": "dp=1 ep=1",
+    "how a server is spread over nodes": "nnodes=1 node_rank=0",
+    "which part of a request a server computes": "role=hybrid",
+    "the kind of device": "device=cuda",
+}
+_KINDS = {
+    name.partition("=")[0]: "switch"
+    if name in _SWITCHES.split()
+    else "list"
+    if name in _LISTS.split()
+    else "value"
+    for text in (_HARMLESS, *_CHANGING.values(), *_REFUSED.values())
+    for name in text.split()
+}
+
+_LAUNCHER = Launcher(
+    programs=(r"lmdeploy serve api_server", r"-m lmdeploy serve api_server"),
+    example="lmdeploy serve api_server MODEL --backend pytorch --flag value",
+    image=r"[^\s:=]*openmmlab/lmdeploy[^\s:=]*",
+    published=r"openmmlab/lmdeploy",
+    package="lmdeploy",
+)
+
+FLAGS = FlagTable(
+    engine="lmdeploy",
+    modelled=_MODELLED,
+    launcher=_LAUNCHER,
+    unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
+    aliases={"model_path": "model"},
+    typed={
+        "tp": Typed("tensor_parallel"),
+        "model_format": Typed("weights", _WEIGHTS.get),
+        "quant_policy": Typed("kv_cache", _KV_CACHE.get),
+    },
+    environment={
+        f"LMDEPLOY_PT_{name.upper()}": name for name in ("ttft_policy", "ttft_short_turns", "ttft_aging_sec")
+    },
+)

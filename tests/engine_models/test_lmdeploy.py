@@ -1,0 +1,207 @@
+"""LMDeploy's PyTorch engine: its recordings, defaults as its configuration makes them, flags and launch commands, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from engine_models.cost.terms import Formats
+from engine_models.declaration import EnginePlan, PoolRequest
+from engine_models.engines.known import parse_engine_args
+from engine_models.engines.lmdeploy import graph_sizes, plan
+from engine_models.model.architecture import load_architecture
+from engine_models.model.formats import format_named
+from engine_models.schedulers.alternating import AlternatingScheduler
+from hardware_profiles.device import load_device
+from hardware_profiles.errors import InfeasibleError, InputError
+from simulator.run import RunResult, simulate
+from simulator.validation.schedules import replay
+
+RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "conformance" / "lmdeploy_pytorch"
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+
+
+def request_of(
+    model: str = LLAMA, device: str = "h100-sxm-80gb", tp: int = 1, weights: str = "bf16", **flags: Any
+) -> PoolRequest:
+    bf16 = format_named("bf16")
+    return PoolRequest(
+        arch=load_architecture(model),
+        formats=Formats(format_named(weights), bf16, bf16),
+        device_name=device,
+        device_memory_bytes=int(load_device(device).memory_bytes.value),
+        tensor_parallel=tp,
+        flags={"backend": "pytorch", **flags},
+    )
+
+
+def scheduler_of(found: EnginePlan) -> AlternatingScheduler:
+    scheduler = found.scheduler("jump")
+    assert isinstance(scheduler, AlternatingScheduler)
+    return scheduler
+
+
+def served(workload: dict[str, Any], **flags: Any) -> RunResult:
+    pool = {"engine": "lmdeploy", "hardware": "h100-sxm-80gb", "engine_args": {"backend": "pytorch", **flags}}
+    return simulate({"model": LLAMA, "deployment": pool, "workload": workload})
+
+
+def test_all_recordings_are_equal_at_every_step() -> None:
+    if not RECORDED.is_dir():
+        pytest.skip(f"no recordings beside the checkout ({RECORDED})")
+    results = [replay(path) for path in sorted(RECORDED.glob("*.jsonl"))]
+    assert {r["name"]: r["first_difference"] for r in results if r["equal"] != r["steps"]} == {}
+    assert sum(r["steps"] for r in results) == 5822
+
+
+def test_defaults_on_an_h100() -> None:
+    """0.8 of what 16.1 GB of weights, the context and logits of 8,192 + 2 x 1,024 rows in two bytes leave."""
+    found = plan(request_of())
+    scheduler, memory = scheduler_of(found), found.memory
+    rules = scheduler.rules
+    assert (rules.max_batch_size, rules.max_prefill_token_num, rules.prefill_interval) == (1024, 8192, 16)
+    assert (rules.ttft_policy, rules.ttft_short_turns, rules.ttft_aging_s, rules.handle_pool) == (
+        "size",
+        3,
+        2.0,
+        1024,
+    )
+    assert (found.executor.depth, found.prefix_caching, found.limits.block_tokens) == (2, False, 64)
+    logits = (8192 + 2 * 1024) * 128_256 * 2
+    assert memory.bytes_of("activation") == logits
+    free = memory.device_bytes - memory.bytes_of("weight") - memory.bytes_of("other")
+    assert memory.kv_bytes == int(0.8 * (free - logits))
+    assert scheduler.kv.capacity_blocks == found.limits.kv_blocks == memory.kv_bytes // (64 * 131_072) - 1
+    assert (found.limits.context_tokens, found.limits.prompt_tokens) == (131_072, 131_071)
+
+
+@pytest.mark.parametrize(
+    ("device", "rows"),
+    [("a100-sxm-80gb", 384), ("h200-sxm-141gb", 1024), ("l40s-48gb", 128), ("b200-sxm-180gb", 128)],
+)
+def test_rows_by_card(device: str, rows: int) -> None:
+    assert scheduler_of(plan(request_of(device=device))).rules.max_batch_size == rows
+
+
+def test_graphs_are_of_powers_of_two_then_of_steps() -> None:
+    assert graph_sizes(1024) == (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024)
+    assert graph_sizes(100) == (1, 2, 4, 8, 16, 32, 64, 100)
+    assert graph_sizes(1) == (1,)
+    assert plan(request_of(eager_mode=True)).costs.terms.graph_sizes == ()
+    assert plan(
+        request_of(max_batch_size=40, cudagraph_capture_batch_sizes=[8, 64])
+    ).costs.terms.graph_sizes == (8, 40)
+
+
+def test_a_prefill_is_halved_where_few_blocks_are_left() -> None:
+    """Ten blocks beside the logits are too few, and half the budget leaves many; of two or fewer it does not start."""
+    device = "rtx-4090-24gb"
+    whole = plan(request_of(device=device)).memory
+    row, block = 128_256 * 2, 64 * 131_072
+    free = whole.device_bytes - whole.bytes_of("weight") - whole.bytes_of("other")
+    prefill = (free - int(10.5 * block / 0.8)) // row - 2 * 128
+    found = plan(request_of(device=device, max_prefill_token_num=prefill))
+    assert scheduler_of(found).rules.max_prefill_token_num == prefill // 2
+    with pytest.raises(InfeasibleError, match="does not fit"):
+        plan(request_of(device=device, max_prefill_token_num=prefill + 12 * block // row))
+    with pytest.raises(InfeasibleError, match="does not fit"):
+        plan(request_of("meta-llama/Llama-3.1-70B-Instruct"))
+
+
+def test_session_length_cuts_answers_and_refuses_prompts() -> None:
+    load = {"arrivals": {"kind": "batch"}, "requests": 3}
+    fixed = {
+        "prompt_tokens": {"kind": "constant", "value": 500},
+        "output_tokens": {"kind": "constant", "value": 300},
+    }
+    asked = {"max_output_tokens": {"kind": "constant", "value": 4000}}
+    outcome = served({**load, **fixed, **asked}, session_len=600)
+    assert outcome.result["totals"]["total_output_tokens"] == 300  # 100 each, not refused
+    long = {**fixed, "prompt_tokens": {"kind": "uniform", "low": 599, "high": 601}}
+    totals = served({**load, **long, "requests": 30}, session_len=600).result["totals"]
+    assert 0 < totals["rejected"] < 30
+
+
+def test_prompts_pause_the_running_rows_until_they_go_first_again() -> None:
+    """Two rows of two run: no prompt comes in; of four, half of the rows are free, and it comes in at once."""
+    load = {
+        "arrivals": {"kind": "constant", "rate": 20},
+        "prompt_tokens": {"kind": "constant", "value": 400},
+        "output_tokens": {"kind": "constant", "value": 60},
+        "requests": 60,
+    }
+    waits = [float(np.mean(_ttft_ms(served(load, max_batch_size=rows)))) for rows in (8, 64)]
+    assert waits[0] > waits[1]
+    often = served(load, max_batch_size=8, max_concurrent_requests=8, prefill_interval=1)
+    assert float(np.mean(_ttft_ms(often))) < waits[0]
+
+
+def _ttft_ms(outcome: RunResult) -> Any:
+    column: Any = outcome.requests
+    return np.asarray(column["ttft_ms"])
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"backend": "turbomind"}, "TurboMind backend is not simulated"),
+        ({"device": "mi300x-192gb"}, "on NVIDIA GPUs"),
+        ({"model": "Qwen/Qwen3-Next-80B-A3B-Instruct", "tp": 4}, "state caches"),
+    ],
+)
+def test_what_is_not_simulated_is_refused(request_: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        plan(request_of(**request_))
+
+
+def test_the_default_backend_is_said_to_be_another() -> None:
+    pool = {"engine": "lmdeploy", "hardware": "h100-sxm-80gb"}
+    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    with pytest.raises(InputError, match="what LMDeploy takes unless told otherwise"):
+        simulate({"model": LLAMA, "deployment": pool, "workload": load})
+
+
+def test_launch_commands() -> None:
+    found = parse_engine_args(
+        "lmdeploy",
+        "lmdeploy serve api_server internlm/internlm2_5-7b-chat --backend pytorch --tp 2 --cache-max-entry-count 0.5 "
+        "--session-len 32768 --server-port 23333 --enable-prefix-caching",
+    )
+    assert found.model == "internlm/internlm2_5-7b-chat"
+    assert found.values == {
+        "backend": "pytorch",
+        "tp": 2,
+        "cache_max_entry_count": 0.5,
+        "session_len": 32768,
+        "enable_prefix_caching": True,
+    }
+    image = "docker run --gpus all openmmlab/lmdeploy:v0.18.0 lmdeploy serve api_server m --backend pytorch"
+    assert parse_engine_args("lmdeploy", image).values == {"backend": "pytorch"}
+    variable = "LMDEPLOY_PT_TTFT_POLICY=fifo lmdeploy serve api_server m --backend pytorch --quant-policy 8"
+    assert parse_engine_args("lmdeploy", variable).values == {
+        "backend": "pytorch",
+        "ttft_policy": "fifo",
+        "quant_policy": "8",
+    }
+    with pytest.raises(InputError, match="which ranks share"):
+        parse_engine_args("lmdeploy", "lmdeploy serve api_server m --dp 2")
+    with pytest.raises(InputError, match="no flag"):
+        parse_engine_args("lmdeploy", {"max_num_seqs": 4})
+
+
+def test_short_prompts_go_ahead_of_a_documents_chunks() -> None:
+    """The shipped scenario, and the same on an engine that computes a document's prompt before those that came later."""
+    path = Path(__file__).resolve().parents[2] / "scenarios" / "documents-lmdeploy-h100.yaml"
+    scenario = yaml.safe_load(path.read_text(encoding="utf-8"))
+    scenario["workload"] |= {"duration": 100, "warmup": 10}
+    waits = []
+    for pool in (scenario["deployment"], {"engine": "vllm", "hardware": "h100-sxm-80gb"}):
+        outcome = simulate({**scenario, "deployment": pool})
+        column: Any = outcome.requests
+        chats = np.asarray(column["prompt_tokens"]) < 8192
+        waits.append(float(np.quantile(np.asarray(column["ttft_ms"])[chats], 0.95)))
+    assert waits[0] < 0.6 * waits[1]
