@@ -124,7 +124,8 @@ def guidellm(table: Table) -> Raw:
         before = len(sent)
         for status in ("successful", "errored", "incomplete"):
             found = requests.get(status)
-            sent += [_of_guidellm(r, status == "successful") for r in found or () if isinstance(r, Mapping)]
+            listed = found if isinstance(found, list) else []
+            sent += [_of_guidellm(r, status == "successful") for r in listed if isinstance(r, Mapping)]
         times = [s.start_s for s in sent[before:] if s.counts and isinstance(s.start_s, int | float)]
         if times:
             spans.append(f"{number}: {min(times):.3f} to {max(times):.3f}")

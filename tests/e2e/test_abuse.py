@@ -11,6 +11,7 @@ import pytest
 
 from simulator.cli.printable import printable
 from simulator.workload import drawn
+from tests.fuzz.inputs import MODELS
 
 from .conftest import Cli, files_below
 
@@ -40,6 +41,17 @@ def test_no_number_or_name_is_too_much(case: str, command: str, cli: Cli, tmp_pa
     setting, words = BOUNDS[case]
     cli(command, "small.yaml", "--set", setting).refused(2, *words)
     assert files_below(tmp_path) == {"small.yaml"}
+
+
+@pytest.mark.parametrize("key", ["kv_lora_rank", "v_head_dim"])
+def test_a_latent_of_no_width_is_refused(key: str, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(json.dumps({**MODELS[2], key: 0}))
+    cli("simulate", "small.yaml", "--set", "model=m.json").refused(2, key, "at least 1")
+
+
+def test_requests_of_a_report_that_are_no_list(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(json.dumps({"benchmarks": [{"requests": {"successful": 0.5}}, 3]}))
+    cli("trace", "describe", "t.json").refused(2, "no requests")
 
 
 def test_bursts_far_beyond_the_mean_rate_are_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
