@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import random
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -119,12 +121,8 @@ def loads(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any], list[Asked]]
     return rules, kv, asked
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(loads())
-def test_runs_equal_steps_and_blocks_are_conserved(
-    load: tuple[dict[str, Any], dict[str, Any], list[Asked]],
-) -> None:
-    rules, kv, asked = load
+def assert_exact(rules: dict[str, Any], kv: dict[str, Any], asked: list[Asked]) -> None:
+    """Runs give what steps give, and all tokens that were asked for."""
     jumped, stepped = (
         Served(AlternatingRules(**rules), TrieBlocks(**kv), asked, aggregate=aggregate)
         for aggregate in (True, False)
@@ -138,3 +136,35 @@ def test_runs_equal_steps_and_blocks_are_conserved(
     assert jumped.scheduler.hit_tokens == stepped.scheduler.hit_tokens
     assert jumped.scheduler._decode_count == stepped.scheduler._decode_count
     assert jumped.scheduler.state()[:3] == (0, 0, 0)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(loads())
+def test_runs_equal_steps_and_blocks_are_conserved(
+    load: tuple[dict[str, Any], dict[str, Any], list[Asked]],
+) -> None:
+    assert_exact(*load)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_many_rows_that_come_and_go(seed: int) -> None:
+    """Memory for a part of the rows: many are preempted, some return within a step."""
+    rng = random.Random(seed)
+    rows = rng.choice([6, 40, 200])
+    rules = {
+        "max_batch_size": rows,
+        "max_prefill_token_num": rng.choice([64, 200, 1000]),
+        "prefill_interval": rng.choice([1, 4, 16, 40]),
+        "handle_pool": rng.choice([rows, 1000]),
+    }
+    kv = {
+        "capacity_blocks": rng.choice([100, 160, 300, 500]),
+        "block_tokens": rng.choice([8, 16]),
+        "prefix_caching": rng.random() < 0.5,
+    }
+    gap_s = rng.choice([0.0, 0.005, 0.02])
+    asked = [
+        (i * gap_s, rng.randint(1, 250), rng.randint(1, 150), rng.choice([0, 1, 2]))
+        for i in range(rng.randint(30, 160))
+    ]
+    assert_exact(rules, kv, asked)
