@@ -7,9 +7,10 @@ import re
 from simulator.validation.published import Fitting, Published, Row
 from simulator.validation.sglang_launches import SGLANG
 from simulator.validation.spellings import engine_name
+from simulator.validation.trtllm_launches import TRTLLM
 from simulator.validation.vllm_launches import VLLM
 
-PUBLISHED: dict[str, Published] = {"vllm": VLLM, "sglang": SGLANG}
+PUBLISHED: dict[str, Published] = {"vllm": VLLM, "sglang": SGLANG, "trtllm": TRTLLM}
 
 FITTINGS: dict[str, tuple[str, Fitting]] = {
     name + suffix: (name, fitting)

@@ -15,7 +15,15 @@ class Unplayable(Exception):
 
 # -- engines ------------------------------------------------------------------------------------------------
 
-_ENGINES = {"vllm-openai": "vllm", "vllm-v1": "vllm", "vllm_v1": "vllm", "sgl": "sglang"}
+_ENGINES = {
+    "vllm-openai": "vllm",
+    "vllm-v1": "vllm",
+    "vllm_v1": "vllm",
+    "sgl": "sglang",
+    "tensorrt-llm": "trtllm",
+    "tensorrt_llm": "trtllm",
+    "trt": "trtllm",
+}
 _VARIANT = re.compile(r"v?\d+(\.\w+)*")
 
 
