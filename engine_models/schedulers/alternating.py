@@ -172,6 +172,7 @@ class AlternatingScheduler(Scheduler):
         self._due: dict[int, list[_Row]] = {}  # decode step -> rows that need a block for it
         self._ahead_blocks = -(-rules.prefill_interval // kv.block_tokens)
         self._last: AlternatingBatch | None = None  # the latest batch
+        self._before: AlternatingBatch | None = None  # the one before it
         self._begun = True  # whether it has started, so that its rows count as decodes
         self._chunked: _Row | None = None
         self._decode_count = 0
@@ -217,14 +218,44 @@ class AlternatingScheduler(Scheduler):
         kv = self.kv
         return len(self._running), len(self._waiting) + len(self._outside), kv.used_blocks, kv.capacity_blocks
 
+    @property
+    def cancels(self) -> bool:
+        """As of the base."""
+        return True
+
+    def cancel(self, seq: Sequence) -> bool:
+        """As of the base; tokens in flight count as got, as those of other schedulers."""
+        if any(batch is not None and seq in batch.finishing for batch in (self._before, self._last)):
+            return False
+        row = self._rows.pop(seq, None)
+        if row is None:
+            self._outside.remove(seq)
+        else:
+            if row in self._decoding and row.state == "running":
+                self._note_tokens(row)
+                self._gone.append(row)
+            if row is self._chunked:
+                self._chunked = None
+            self._waiting.pop(row, None)
+            self._running.pop(row, None)
+            row.state = "stopped"
+            self._blocked = False
+            self._free(row, self._now_s)
+        seq.state = "finished"
+        return True
+
     def close(self) -> None:
         """Let the ranges of rows that still decode end with the latest batch."""
         self._begin()
         for row in self._decoding:
             if row.state == "running":
-                if row.born > self.processed_number:
-                    row.seq.emit(row.born, row.born)
-                row.seq.emit_between(self.next_number - 1, self._pauses)
+                self._note_tokens(row)
+
+    def _note_tokens(self, row: _Row) -> None:
+        """Note the tokens of a decode in all batches so far."""
+        if row.born > self.processed_number:
+            row.seq.emit(row.born, row.born)
+        row.seq.emit_between(self.next_number - 1, self._pauses)
 
     # -- memory ---------------------------------------------------------------------------------------------
 
@@ -392,7 +423,7 @@ class AlternatingScheduler(Scheduler):
             self._record(batch)
         self._back = []
         self._evicted = 0
-        self._last, self._begun = batch, False
+        self._before, self._last, self._begun = self._last, batch, False
         self.next_number += 1
         return batch
 
@@ -556,7 +587,7 @@ class AlternatingScheduler(Scheduler):
             tokens = known = row.computed + limit
         else:
             tokens, known = row.tokens + self.rules.prefill_interval, row.tokens
-        if not self._reclaim(row, tokens, now_s, chain(list(self._stopped), list(self._waiting))):
+        if not self._reclaim(row, tokens, now_s, chain(self._stopped, self._waiting)):
             return None
         self._take(row, tokens, known, now_s)
         self._short_turns = 0
@@ -624,7 +655,7 @@ class AlternatingScheduler(Scheduler):
         for row in self._needy():
             row.tokens = decodes.length(row.seq) - self._in_flight(row)
             row.computed = row.tokens - 1 if row.born != self._flying_number() else row.computed
-            if self._reclaim(row, row.tokens + ahead, now_s, chain(list(self._stopped), list(self._waiting))):
+            if self._reclaim(row, row.tokens + ahead, now_s, chain(self._stopped, self._waiting)):
                 self._take(row, row.tokens + ahead, row.tokens, now_s)
                 self._note_due(row)
             else:
@@ -743,7 +774,7 @@ class AlternatingScheduler(Scheduler):
         batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
         batch.finishing = list(dict.fromkeys(decodes.pop_ended()))  # who came back can be there twice
         batch.order_finishing()
-        self._last, self._begun = batch, True
+        self._before, self._last, self._begun = None, batch, True
         return batch, held, kv.used_blocks
 
 

@@ -194,15 +194,16 @@ def test_clients_that_give_up_free_what_they_held() -> None:
     """Answers of 300 tokens take some 2 s; after 0.5 s each client is gone, and another in its place."""
     lengths = {"prompt_tokens": {"kind": "constant", "value": 300}, "output_tokens": {"kind": "uniform", "low": 20, "high": 300}}
     load = {"arrivals": poisson(30), "requests": 300, **lengths}
-    for engine in ("vllm", "tgi"):
-        run = simulate(given({"engine": engine, "replicas": 2}, load, client={"timeout_s": 0.5}))
+    alternating = {"engine": "lmdeploy", "engine_args": {"backend": "pytorch", "max_batch_size": 24}}
+    for pool in ({"engine": "vllm"}, {"engine": "tgi"}, alternating):
+        run = simulate(given({**pool, "replicas": 2}, load, client={"timeout_s": 0.5}))
         raw = run.raw
         assert set(raw.status.tolist()) == {FINISHED, FAILED}
         assert set(raw.reason[raw.status == FAILED].tolist()) == {Reason.TIMED_OUT}
         assert (raw.end_s - raw.arrival_s)[raw.status == FINISHED].max() < 0.55
         assert raw.output_tokens[raw.status == FINISHED].mean() < raw.output_tokens[raw.status == FAILED].mean()
         assert run.result["totals"]["reasons"] == {"timed_out": int((raw.status == FAILED).sum())}
-        again = simulate(given({"engine": engine, "replicas": 2}, load, client={"timeout_s": 0.5}), aggregate=False)
+        again = simulate(given({**pool, "replicas": 2}, load, client={"timeout_s": 0.5}), aggregate=False)
         assert again.result == run.result
 
 
