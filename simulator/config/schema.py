@@ -32,10 +32,15 @@ def _as_name(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _not_tiny(value: float) -> float:
-    if value < 1e-15:
-        raise ValueError(f"is {value:g}; give a number of at least 1e-15")
-    return value
+def _least(bound: float) -> AfterValidator:
+    """Refuse positive numbers below a bound; those of zero and less are named otherwise."""
+
+    def check(value: float) -> float:
+        if value < bound:
+            raise ValueError(f"is {value:g}; give a number of at least {bound:g}")
+        return value
+
+    return AfterValidator(check)
 
 
 Text = Annotated[str, Strict(), Field(min_length=1)]
@@ -43,10 +48,12 @@ Name = Annotated[str, Strict(), BeforeValidator(_as_name), Field(min_length=1)]
 """A name may be a number: `hardware: 4090`."""
 Whole = Annotated[int, Strict(), Field(ge=1, le=10**12)]
 NotNegative = Annotated[float, Strict(), Field(ge=0, le=1e15, allow_inf_nan=False)]
-AboveZero = Annotated[
-    float, Strict(), Field(gt=0, le=1e15, allow_inf_nan=False), AfterValidator(_not_tiny)
-]
+AboveZero = Annotated[float, Strict(), Field(gt=0, le=1e15, allow_inf_nan=False), _least(1e-15)]
 """Bounds of a deployment's numbers, whatever their unit (assumed, far above what any device or price has)."""
+BytesPerSecond = Annotated[float, Strict(), Field(gt=0, le=1e15, allow_inf_nan=False), _least(1e3)]
+"""No slower than a modem's (assumed): what waits for a transfer looks for it again and again."""
+Delay = Annotated[float, Strict(), Field(ge=0, le=3600, allow_inf_nan=False)]
+"""At most an hour [s] (assumed)."""
 Bool = Annotated[bool, Strict()]
 Settings = dict[str, Any]
 """Keys that are accepted by name; `not_modelled` refuses them until they are simulated."""
@@ -90,7 +97,7 @@ class Offload(_Model):
     """
 
     kv_offloading_size: AboveZero
-    bytes_per_s: AboveZero | None = None
+    bytes_per_s: BytesPerSecond | None = None
 
 
 class Pool(_Model):
@@ -138,8 +145,8 @@ class Transfer(_Model):
 
     connector: Text | None = None
     link: Literal["inter_node", "nvlink", "pcie"] | None = None
-    bytes_per_s: AboveZero | None = None
-    latency_s: NotNegative = 0.0
+    bytes_per_s: BytesPerSecond | None = None
+    latency_s: Delay = 0.0
     from_: Text | None = Field(default=None, alias="from", serialization_alias="from")
     to: Text | None = None
 
@@ -162,9 +169,9 @@ class Router(_Model):
     system: Text
     version: Text | None = None
     policy: Text | None = None
-    hop_s: NotNegative = 0.0
+    hop_s: Delay = 0.0
     bytes_per_token: Whole = 4
-    kv_event_delay_s: NotNegative = 0.005
+    kv_event_delay_s: Delay = 0.005
 
 
 class Admission(_Model):
@@ -284,7 +291,7 @@ class Retries(_Model):
     """
 
     attempts: Annotated[int, Strict(), Field(ge=2, le=1000)]
-    backoff_s: NotNegative = 0.5
+    backoff_s: Delay = 0.5
     factor: Annotated[float, Strict(), Field(ge=1, allow_inf_nan=False)] = 2.0
     jitter: Share = 0.0
     on: Annotated[

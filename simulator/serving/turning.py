@@ -10,6 +10,10 @@ from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
 from simulator.serving.replica import Replica, ends_a_request
 
+SUMMED_TURNS = 1_000_000
+"""Turns whose ends are summed one by one, as the engine's clock does; of a longer wait the first ones are multiplied (assumed:
+a tenth of a second of work, and rounding that nothing sees)."""
+
 
 class TurningReplica(Replica):
     """A replica of one rank whose scheduler shares requests with another's (`engine_models.parts.handover`).
@@ -56,6 +60,9 @@ class TurningReplica(Replica):
         now_s, turn_s, on_turn, turns = self.clock_s, scheduler.turn_s, self.on_turn, 0
         if until_s == INFINITY:
             return False
+        if on_turn is None and (whole := int((until_s - now_s) / turn_s)) > SUMMED_TURNS:
+            turns = whole - SUMMED_TURNS
+            now_s += turns * turn_s
         while True:
             now_s += turn_s
             turns += 1

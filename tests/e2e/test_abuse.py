@@ -28,6 +28,8 @@ BOUNDS: dict[str, tuple[str, list[str]]] = {
     "a weight of nothing": ("slo={ttft_ms: {p99: 5e-324}}", ["slo.ttft_ms.p99", "at least 1e-12"]),
     "a duration of ages": ("workload.duration=1e+300", ["workload.duration", "at most 1e+12"]),
     "a number of no float": ("workload.duration=1e400", ["infinity"]),
+    "a link of no rate": ("deployment.transfer={bytes_per_s: 14.9}", ["bytes_per_s", "at least 1000"]),
+    "a link of ages": ("deployment.transfer={latency_s: 1e+9}", ["latency_s", "at most 3600"]),
     "a name that is no path": (f"model={'a' * 400}", ["is not in the catalogue"]),
     "a path of no name": (f"workload={{trace: {'a' * 400}.csv}}", ["a.csv"]),
     "a device for a trace": ("workload={trace: /dev/zero}", ["/dev/zero"]),
@@ -52,6 +54,15 @@ def test_a_latent_of_no_width_is_refused(key: str, cli: Cli, tmp_path: Path) -> 
 def test_requests_of_a_report_that_are_no_list(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(json.dumps({"benchmarks": [{"requests": {"successful": 0.5}}, 3]}))
     cli("trace", "describe", "t.json").refused(2, "no requests")
+
+
+def test_a_link_of_weeks_is_waited_for_in_a_moment(cli: Cli, tmp_path: Path) -> None:
+    """The decode server looks for the blocks at every empty turn."""
+    pools = [{"role": role, "engine": "vllm", "hardware": "h100-sxm-80gb"} for role in ("prefill", "decode")]
+    deployment = json.dumps({"pools": pools, "transfer": {"bytes_per_s": 1000.0}})
+    told = cli("simulate", "small.yaml", "--json", "--set", f"deployment={deployment}", "--set", "workload.requests=3")
+    assert told.code == 0, told.err
+    assert told.json()["totals"]["offered"] == 3
 
 
 def test_bursts_far_beyond_the_mean_rate_are_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
