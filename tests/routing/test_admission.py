@@ -38,7 +38,7 @@ def erlang_c(servers: int, offered: float) -> float:
 )
 def test_a_queue_at_the_router_is_m_m_c(servers: int, load: float) -> None:
     """One request at each of c replicas, the others wait at the router: Erlang C, mean wait C / (c mu - lambda)."""
-    n, mean_s = 12_000, 1.0
+    n, mean_s = 4_000 * servers, 1.0
     rng = np.random.default_rng(11)
     output = np.clip(rng.exponential(mean_s / FIXED["a"], n).round(), 1, 4000).astype(np.int64)
     rate = load * servers / mean_s
