@@ -108,19 +108,9 @@ class AlternatingBatch(Batch):
     """
 
     __slots__ = (
-        *(
-            "admitted",
-            "back",
-            "decode_count",
-            "evicted",
-            "first",
-            "kind",
-            "running",
-            "stopped",
-            "trie_blocks",
-        ),
-        *("trie_evictable", "waiting"),
-    )
+        "admitted", "back", "decode_count", "evicted", "first", "kind", "running", "stopped",
+        "trie_blocks", "trie_evictable", "waiting",
+    )  # fmt: skip
 
     def __init__(self, number: int, kind: Kind) -> None:
         super().__init__(number)
@@ -165,9 +155,7 @@ class AlternatingScheduler(Scheduler):
         self._waiting: dict[_Row, None] = {}
         self._running: dict[_Row, None] = {}
         self._stopped: dict[_Row, None] = {}
-        self._decoding: dict[
-            _Row, None
-        ] = {}  # the rows of the decode set, in order; those gone leave when it is used next
+        self._decoding: dict[_Row, None] = {}  # of the decode set, in order; those gone leave when it is used next
         self._gone: list[_Row] = []
         self._due: dict[int, list[_Row]] = {}  # decode step -> rows that need a block for it
         self._ahead_blocks = -(-rules.prefill_interval // kv.block_tokens)

@@ -130,9 +130,7 @@ class TwoPassScheduler(Scheduler):
         self.aggregate = aggregate and not record_rows
         self.record_rows = record_rows
         self.active: dict[Sequence, _Row] = {}  # in order of arrival
-        self.decodes = DecodeSet(
-            kv.block_tokens, windows
-        )  # rows that generate, but for those whose last token is in flight
+        self.decodes = DecodeSet(kv.block_tokens, windows)  # rows that generate, but for those whose last token is in flight
         self._queue: deque[Sequence] = deque()
         self._contexts: dict[Sequence, _Row] = {}  # active rows without a whole prompt
         self._begun: dict[Sequence, _Row] = {}  # those of them with a part of it
