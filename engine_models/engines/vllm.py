@@ -417,7 +417,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         notes.append(
             f"{handover.connector} (rules read and recorded at vLLM {ENGINE.newest}): a decode server reads the blocks of a "
             "whole prompt when it has place for them, and computes the last token again; an engine that waits for its peer "
-            f"looks every {Peer.turn_s * 1e3:g} ms"
+            f"looks every {Peer.turn_s * 1e3:g} ms; between a prompt's end and its arrival there {HANDOVER_S:g} s pass besides "
+            "the transfer, as one published measurement has it (vLLM issue 50913: assumed for other proxies and models)"
         )
     override = flags.get("num_gpu_blocks_override")
     blocks = int(override) if override else memory.blocks

@@ -30,9 +30,7 @@ class Block:
         self.key: Runs = ()
         self.parent: Block | None = None
         self.children: dict[Runs, Block] = {}
-        self.starts: dict[
-            tuple[int, int], dict[Block, None]
-        ] = {}  # children by their first token, in order of entry
+        self.starts: dict[tuple[int, int], dict[Block, None]] = {}  # children by their first token, in order of entry
         self.refs = refs
 
 

@@ -289,9 +289,7 @@ class WindowedScheduler(ContinuousScheduler):
         self._hybrid = kv
         self._rows = WindowedDecodes(kv, self._lag, windows)
         self.decodes = self._rows
-        self._alone: list[
-            tuple[Sequence, int]
-        ] = []  # rows outside the set and the tokens that they get in this step
+        self._alone: list[tuple[Sequence, int]] = []  # rows outside the set and the tokens that they get in this step
         self._stuck_at: int | None = (
             None  # free blocks that the head of the queue needs, None if it lacks something else
         )

@@ -158,7 +158,7 @@ def first_token_lines(metrics: dict[str, Any]) -> list[str]:
     rest = metrics["ttft_ms"]["mean"] - sum(means.values())
     said = " + ".join(f"{words} {short(mean)}" for words, mean in means.items())
     whole = short(metrics["ttft_ms"]["mean"])
-    last = f"+ front ends and first step {short(rest)}" if rest >= 0 else f"- what overlaps {short(-rest)}"
+    last = f"+ hand-over, front ends and first step {short(rest)}" if rest >= 0 else f"- what overlaps {short(-rest)}"
     return ["", labelled("TTFT", f"mean {whole} ms: {said} {last}")]
 
 
