@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.batch import ContinuousRules
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.pulled import DecodeOfPull, PrefillOfPull
-from simulator.validation.schedules import replay
 
-RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "conformance" / "vllm_pd"
 RULES: dict[str, Any] = {"max_num_batched_tokens": 64, "max_num_seqs": 2, "max_model_len": 4096}
 
 
@@ -23,14 +18,6 @@ def pool(blocks: int) -> PagedKV:
 
 def request(index: int, prompt: int, output: int) -> Sequence:
     return Sequence(index, prompt, output, 0.0, runs=((index, 0, prompt),), shareable_tokens=prompt)
-
-
-def test_all_recordings_are_equal_at_every_step() -> None:
-    if not RECORDED.is_dir():
-        pytest.skip(f"no recordings beside the checkout ({RECORDED})")
-    results = [replay(path) for path in sorted(RECORDED.glob("*.jsonl"))]
-    assert {r["name"]: r["first_difference"] for r in results if r["first_difference"] is not None} == {}
-    assert sum(r["equal"] for r in results) == sum(r["steps"] for r in results) > 3000
 
 
 def test_the_prefill_server_holds_blocks_until_the_reader_has_them() -> None:

@@ -11,7 +11,7 @@ from hardware_profiles.errors import InputError
 from simulator.validation.schedules import drive, replay, replay_of
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "conformance"
-RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "conformance" / "vllm"
+RECORDED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "conformance"
 KEPT = sorted(path.stem for path in FIXTURES.glob("*.jsonl"))
 
 
@@ -27,12 +27,25 @@ def test_recordings_of_both_engines_are_kept() -> None:
     assert len(KEPT) == 17
 
 
-def test_all_recordings_are_equal_at_every_step() -> None:
+@pytest.mark.parametrize(
+    ("folder", "files", "steps"),
+    [
+        ("vllm", 18, 8599),
+        ("vllm_pd", 9, 3482),
+        ("sglang", 17, 11004),
+        ("sglang_pd", 10, 2734),
+        ("tgi", 10, 4804),
+        ("trtllm", 12, 5944),
+        ("lmdeploy_pytorch", 11, 5822),
+        ("routers", 36, 2351),
+    ],
+)
+def test_all_recordings_are_equal_at_every_step(folder: str, files: int, steps: int) -> None:
     if not RECORDED.is_dir():
         pytest.skip(f"no recordings beside the checkout ({RECORDED})")
-    results = [replay(path) for path in sorted(RECORDED.glob("*.jsonl"))]
-    assert len(results) == 18
+    results = [replay(path) for path in sorted((RECORDED / folder).glob("*.jsonl"))]
     assert {r["name"]: r["first_difference"] for r in results if r["equal"] != r["steps"]} == {}
+    assert (len(results), sum(r["steps"] for r in results)) == (files, steps)
 
 
 def simulate_recording(config: dict, requests: list[dict]) -> list[dict]:
