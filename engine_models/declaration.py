@@ -307,7 +307,8 @@ class Engine:
     versions : the newest first; of each older one what differs from the next newer, by the names of the engine's switches.
     oldest : oldest release for which the oldest declared version stands, "" for that version itself.
     devices : kinds of devices with a backend, and the source.
-    formats : number formats of weights that it loads, and where; features : of `FEATURES`, those that are simulated, and where.
+    formats : number formats of weights that it loads (or families of packed ones, `Format.family`), and where.
+    features : of `FEATURES`, those that are simulated, and where.
     flags : its flags; same_as : for words of all engines (rows, context, step_tokens, memory_share...) its own flag.
     kernels : framework whose kernel tables are its own, as the tables name it.
     overheads_from : engine whose overheads stand in for those that nobody measured, None for none.

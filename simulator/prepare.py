@@ -336,7 +336,8 @@ def _check_features(pool: Pool, engine: Engine, device: Device) -> None:
 
 def _check_format(engine: Engine, device: Device, formats: Formats) -> None:
     """Refuse weights in a format that the engine does not load, or not on this kind of device."""
-    name, support = formats.weights.name, engine.formats.get(formats.weights.name)
+    name, kv = formats.weights.name, formats.kv_cache
+    support = engine.formats.get(name) or engine.formats.get(formats.weights.family)
     if support is None or device.kind not in support.kinds:
         able = [key for key, entry in engine.formats.items() if device.kind in entry.kinds]
         on_device = f" on {device.title}" if support is not None else ""
@@ -345,6 +346,8 @@ def _check_format(engine: Engine, device: Device, formats: Formats) -> None:
             where="deployment.weights",
             mend=f"one of {', '.join(able)}",
         )
+    if kv.family and kv.family not in engine.formats:
+        raise InputError(f"{engine.title} keeps no KV cache in {kv.name}", where="deployment.kv_cache")
 
 
 def _host_memory(pool: Pool, device: Device) -> HostMemory | None:

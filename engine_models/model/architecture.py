@@ -32,7 +32,7 @@ from engine_models.model.blocks import (
     parts_left_by_format,
     replicated,
 )
-from engine_models.model.formats import FORMATS, Format
+from engine_models.model.formats import FORMATS, Format, format_named
 from engine_models.model.hf_config import architecture_from_config, load_architecture
 from hardware_profiles.errors import InputError
 
@@ -263,8 +263,14 @@ def active_parameters(arch: Architecture) -> int:
 def format_of_part(arch: Architecture, weights: Format, part: str) -> Format:
     """Return the format in which `part` of the model is held when the model is served in `weights`.
 
-    A checkpoint stored in `weights` says itself what it leaves alone; otherwise the rule of the format holds.
+    A checkpoint stored in `weights` says itself what it leaves alone; otherwise the rule of the format holds. A packed file names
+    the types of embedding and head (of both where they are one matrix).
     """
+    if weights.parts:
+        named = dict(weights.parts)
+        tied = part == "embedding" and arch.tied_embeddings
+        if own_name := named.get("lm_head" if tied else part):
+            return format_named(own_name)
     kept = ALWAYS_UNQUANTIZED
     if weights.name == arch.quantization:
         kept = kept | frozenset(arch.unquantized)

@@ -1,13 +1,16 @@
 """Number formats of weights, activations and KV cache: the bits a value takes, the arithmetic it needs.
 
-`FORMATS` is a plain dict; a further family of formats (GGUF, EXL2, MLX) is more entries of the same kind.
+`FORMATS` holds what servers of GPUs load; formats of packed files (GGUF, EXL2, EXL3, MLX) stand in
+:mod:`hardware_profiles.packed_formats`, and `format_named` knows both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.packed_formats import PACKED_FORMATS, packed_format
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,8 @@ class Format:
     compute : the arithmetic the matrix units run, a name of the hardware profile ("bf16", "fp8", ...).
     weight_only : the values are widened before the multiplication, so that only memory traffic shrinks.
     kv_cache : engines offer the format for the KV cache too.
+    family : of the packed files that have it ("gguf", "mlx", "exl"), by which an engine may say that it loads them all; "" else.
+    parts : formats of the parts of a model that are in another one, by name.
     """
 
     name: str
@@ -26,6 +31,8 @@ class Format:
     compute: str
     weight_only: bool
     kv_cache: bool = False
+    family: str = ""
+    parts: tuple[tuple[str, str], ...] = ()
 
 
 # Bits follow from the storage layouts (kind: datasheet, by arithmetic; read 2025-11):
@@ -71,6 +78,8 @@ _ALIASES = {
     "w8a16": "int8_wo",
     "w4a16": "int4",
     "fp4": "nvfp4",
+    "f16": "fp16",
+    "f32": "fp32",
 }
 
 
@@ -83,11 +92,30 @@ def format_named(name: str, *, where: str | None = None) -> Format:
     4.5
     """
     key = str(name).strip().lower().replace("-", "_")
-    found = FORMATS.get(_ALIASES.get(key, key))
+    found = FORMATS.get(_ALIASES.get(key, key)) or _packed(key)
     if found is None:
-        near = nearest(key, list(FORMATS))
+        near = nearest(key, [*FORMATS, *PACKED_FORMATS])
         hint = f"did you mean '{near}'? " if near else ""
         raise InputError(
-            f"unknown number format '{name}'", where=where, mend=f"{hint}known formats: {', '.join(FORMATS)}"
+            f"unknown number format '{name}'",
+            where=where,
+            mend=f"{hint}known formats: {', '.join(FORMATS)}, and "
+            "those of packed files: q4_k_m (GGUF), mlx_4bit, exl2_4.0...",
         )
     return found
+
+
+@lru_cache(maxsize=256)
+def _packed(name: str) -> Format | None:
+    packed = packed_format(name)
+    if packed is None:
+        return None
+    return Format(
+        packed.name,
+        packed.bits,
+        "fp16",
+        weight_only=True,
+        kv_cache=packed.kv_cache,
+        family=packed.family,
+        parts=tuple(packed.parts.items()),
+    )

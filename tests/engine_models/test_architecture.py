@@ -496,3 +496,32 @@ def test_missing_and_broken_files_are_answered(tmp_path: Path) -> None:
         load_architecture("config.json", tmp_path)
     with pytest.raises(InputError, match="the model is ''"):
         load_architecture("")
+
+
+@pytest.mark.parametrize(
+    ("model", "fmt", "gib"),
+    [
+        ("Llama-3.1-8B", "q4_k_m", 4.58),
+        ("Llama-3.1-8B", "iq2_xxs", 2.23),
+        ("Llama-3.1-8B", "q8_0", 7.95),
+        ("Llama-2-7b-hf", "q4_0", 3.56),
+        ("Llama-2-7b-hf", "q4_k_m", 3.80),
+        ("Llama-3.1-70B", "q4_k_m", 39.59),
+        ("Llama-3.2-1B", "q4_k_m", 0.745),  # one matrix is embedding and head
+        ("gpt-oss-20b", "mxfp4_moe", 11.27),
+    ],
+)
+def test_files_of_packed_weights_have_the_size_that_they_have(model: str, fmt: str, gib: float) -> None:
+    """Sizes as llama.cpp prints them."""
+    assert weight_bytes(load_architecture(model), format_named(fmt)) / 2**30 == pytest.approx(gib, rel=0.02)
+
+
+def test_bits_of_packed_formats() -> None:
+    assert format_named("EXL2_4.65").bits_per_weight == 4.65
+    assert format_named("exl2-4.0bpw").name == "exl2_4"
+    assert format_named("exl2_4.0") == format_named("exl2_4")
+    assert format_named("mlx_4bit").bits_per_weight == 4.5
+    assert format_of_part(load_architecture("Llama-3.1-8B"), format_named("q4_k_m"), "lm_head").name == "q6_k"
+    for name in ("exl2_9.0", "exl2_0.5", "q7_k", "mlx_7bit"):
+        with pytest.raises(InputError, match="unknown number format"):
+            format_named(name)

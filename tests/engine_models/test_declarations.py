@@ -13,6 +13,7 @@ from engine_models.model.formats import FORMATS
 from engine_models.parts.protocols import Scheduler
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InputError
+from hardware_profiles.packed_formats import PackedFamily
 from simulator.config.load import load_scenario
 from simulator.prepare import Prepared, prepare
 
@@ -31,7 +32,7 @@ def test_a_declaration_names_what_exists(name: str) -> None:
     engine = engine_named(name)
     assert engine.name == engine.flags().engine == name
     assert set(engine.devices) <= set(get_args(DeviceKind))
-    assert set(engine.formats) <= set(FORMATS)
+    assert set(engine.formats) <= {*FORMATS, *get_args(PackedFamily)}
     assert set(engine.features) <= set(FEATURES)
     for support in (*engine.formats.values(), *engine.features.values()):
         assert support.kinds <= set(engine.devices)
@@ -100,3 +101,10 @@ def test_what_an_engine_lacks_is_refused_in_words(pool: dict[str, Any], words: s
     with pytest.raises(InputError, match=words) as error:
         prepared(**pool)
     assert error.value.mend
+
+
+def test_a_packed_format_is_refused_by_an_engine_that_does_not_load_its_family() -> None:
+    with pytest.raises(InputError, match="does not load weights in q4_k_m"):
+        prepared(engine="vllm", weights="q4_k_m")
+    with pytest.raises(InputError, match="keeps no KV cache in q8_0"):
+        prepared(engine="vllm", kv_cache="q8_0")

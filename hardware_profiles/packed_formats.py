@@ -1,0 +1,154 @@
+"""Formats of weights that are stored packed and widened before the multiplication, by the families of files they come in.
+
+A GGUF file mixes block types by a recipe (`q4_k_m`: mostly Q4_K, some matrices in Q6_K); its embedding and its output matrix have
+types of their own. Bits are those of the layers' matrices, scales included.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+PackedFamily = Literal["gguf", "mlx", "exl"]
+
+
+@dataclass(frozen=True)
+class PackedFormat:
+    """A format of packed weights.
+
+    bits : of a weight of the layers, scales and mixed-in larger types included [bits].
+    block : the type that most of them are in, which decides how they are unpacked.
+    parts : types of parts of the model that are in another: ``embedding``, ``lm_head``, ``router``, ``experts``.
+    kv_cache : the family's engines keep keys and values in it too.
+    """
+
+    name: str
+    family: PackedFamily
+    bits: float
+    block: str
+    parts: Mapping[str, str] = field(default_factory=dict)
+    kv_cache: bool = False
+
+
+#: Bits of a weight by block type: bytes of a block times 8 over its weights. kind: datasheet, by arithmetic, 2026-11, source:
+#: layouts of blocks in llama.cpp (ggml-common.h): 18, 20, 22, 24, 34 bytes a 32 weights (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0), 84, 110,
+#: 144, 176, 210 bytes a 256 (Q2_K to Q6_K), 50 to 136 a 256 (IQ1_S to IQ4_XS), 54, 66 (ternary), 17 a 32 (MXFP4).
+GGUF_BLOCK_BITS: Mapping[str, float] = {
+    "q4_0": 4.5,
+    "q4_1": 5.0,
+    "q5_0": 5.5,
+    "q5_1": 6.0,
+    "q8_0": 8.5,
+    "q2_k": 2.625,
+    "q3_k": 3.4375,
+    "q4_k": 4.5,
+    "q5_k": 5.5,
+    "q6_k": 6.5625,
+    "iq1_s": 1.5625,
+    "iq1_m": 1.75,
+    "iq2_xxs": 2.0625,
+    "iq2_xs": 2.3125,
+    "iq2_s": 2.5625,
+    "iq3_xxs": 3.0625,
+    "iq3_s": 3.4375,
+    "iq4_nl": 4.5,
+    "iq4_xs": 4.25,
+    "tq1_0": 1.6875,
+    "tq2_0": 2.0625,
+}
+
+#: Recipe of a file -> bits of the layers, main block type, types of embedding and head. Bits: what remains of the whole file's
+#: (Llama-3.1-8B) after embedding and head. unit: bits, kind: measured, 2026-11, source: table of `llama-quantize`
+#: (ggml-org/llama.cpp@311c2c9f, tools/quantize/README.md; Q3_K_M: 3.74 GiB of the same model); types: its `llama-quant.cpp`.
+GGUF_RECIPES: Mapping[str, tuple[float, str, str, str]] = {
+    "iq1_s": (1.694, "iq1_s", "q2_k", "q5_k"),
+    "iq1_m": (1.858, "iq1_m", "q2_k", "q5_k"),
+    "iq2_xxs": (2.130, "iq2_xxs", "q2_k", "q5_k"),
+    "iq2_xs": (2.366, "iq2_xs", "q2_k", "q5_k"),
+    "iq2_s": (2.480, "iq2_s", "iq3_s", "q5_k"),
+    "iq2_m": (2.698, "iq2_s", "iq3_s", "q5_k"),
+    "iq3_xxs": (2.992, "iq3_xxs", "iq3_s", "q6_k"),
+    "iq3_xs": (3.272, "iq3_xxs", "iq3_s", "q6_k"),
+    "iq3_s": (3.459, "iq3_s", "iq3_s", "q6_k"),
+    "iq3_m": (3.577, "iq3_s", "iq3_s", "q6_k"),
+    "iq4_xs": (4.317, "iq4_xs", "iq4_xs", "q6_k"),
+    "iq4_nl": (4.554, "iq4_nl", "iq4_nl", "q6_k"),
+    "q2_k_s": (2.725, "q2_k", "q2_k", "q6_k"),
+    "q2_k": (2.943, "q2_k", "q2_k", "q6_k"),
+    "q3_k_s": (3.439, "q3_k", "q3_k", "q6_k"),
+    "q3_k_m": (3.845, "q3_k", "q3_k", "q6_k"),
+    "q3_k_l": (4.192, "q3_k", "q3_k", "q6_k"),
+    "q4_0": (4.5, "q4_0", "q4_0", "q6_k"),
+    "q4_1": (5.0, "q4_1", "q4_1", "q6_k"),
+    "q4_k_s": (4.537, "q4_k", "q4_k", "q6_k"),
+    "q4_k_m": (4.799, "q4_k", "q4_k", "q6_k"),
+    "q5_0": (5.5, "q5_0", "q5_0", "q6_k"),
+    "q5_1": (6.0, "q5_1", "q5_1", "q6_k"),
+    "q5_k_s": (5.501, "q5_k", "q5_k", "q6_k"),
+    "q5_k_m": (5.654, "q5_k", "q5_k", "q6_k"),
+    "q6_k": (6.564, "q6_k", "q6_k", "q6_k"),
+    "q8_0": (8.5, "q8_0", "q8_0", "q8_0"),
+    "tq1_0": (1.6875, "tq1_0", "q4_k", "q6_k"),
+    "tq2_0": (2.0625, "tq2_0", "q4_k", "q6_k"),
+}
+
+#: Block types that llama.cpp keeps keys and values in. kind: datasheet, 2026-11, source: its flag `--cache-type-k`.
+GGUF_KV_TYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+
+#: MLX's affine formats: groups of 64 weights with a 16-bit scale and a 16-bit bias, embedding and head included, routers in 8
+#: bits. kind: datasheet, 2026-11, source: `mlx.core.quantize` (documentation), by arithmetic; `mlx_lm.convert` (routers).
+MLX_BITS = (2, 3, 4, 5, 6, 8)
+
+#: Least and most bits of an EXL2 or EXL3 file, and the bits of its head. kind: datasheet, 2026-11, source: exllamav2
+#: `doc/convert.md` (`-b`, `-hb`: 6), exllamav3 `doc/convert.md`.
+EXL_BITS, EXL_HEAD_BITS = (1.0, 8.0), 6
+
+_EXL = re.compile(r"(exl[23])_(\d(?:\.\d{1,2})?)(?:bpw)?")
+
+
+def _gguf(name: str, recipe: tuple[float, str, str, str]) -> PackedFormat:
+    bits, block, embedding, head = recipe
+    parts = {"embedding": embedding, "lm_head": head}
+    return PackedFormat(name, "gguf", bits, block, parts, kv_cache=name in GGUF_KV_TYPES)
+
+
+def _mlx(bits: int) -> PackedFormat:
+    name = f"mlx_{bits}bit"
+    parts = {"embedding": name, "lm_head": name, "router": "mlx_8bit"}
+    return PackedFormat(name, "mlx", bits + 0.5, name, parts, kv_cache=bits in (4, 8))
+
+
+#: Formats with a name of their own; EXL2 and EXL3 come in any number of bits, see `packed_format`. ``mxfp4_moe`` is llama.cpp's
+#: file of gpt-oss: experts in MXFP4, the rest in Q8_0 (kind: measured: 11.27 GiB of 20.9e9 parameters, 2026-11).
+PACKED_FORMATS: Mapping[str, PackedFormat] = {
+    **{name: _gguf(name, recipe) for name, recipe in GGUF_RECIPES.items()},
+    **{
+        name: PackedFormat(name, "gguf", bits, name, {"embedding": name, "lm_head": name})
+        for name, bits in GGUF_BLOCK_BITS.items()
+        if name not in GGUF_RECIPES
+    },
+    "mxfp4_moe": PackedFormat(
+        "mxfp4_moe", "gguf", 8.5, "q8_0", {"embedding": "q8_0", "lm_head": "q8_0", "experts": "mxfp4"}
+    ),
+    **{f"mlx_{bits}bit": _mlx(bits) for bits in MLX_BITS},
+}
+
+
+@lru_cache(maxsize=256)
+def packed_format(name: str) -> PackedFormat | None:
+    """The packed format of that name, None where it is none: ``q4_k_m``, ``mlx_4bit``, ``exl2_4.65``."""
+    known = PACKED_FORMATS.get(name)
+    found = None if known else _EXL.fullmatch(name)
+    if found is None:
+        return known
+    kind, bits = found[1], float(found[2])
+    if not EXL_BITS[0] <= bits <= EXL_BITS[1]:
+        return None
+    head = {"lm_head": f"{kind}_{max(EXL_HEAD_BITS, round(bits))}"}
+    return PackedFormat(f"{kind}_{bits:g}", "exl", bits, kind, head, kv_cache=bits in (4.0, 6.0, 8.0))
+
+
+__all__ = ["PACKED_FORMATS", "PackedFamily", "PackedFormat", "packed_format"]
