@@ -211,6 +211,18 @@ def validate_runs(
     runs_command(directory, experiment or [], output, report, workers, as_json)
 
 
+@validate_app.command("reports")
+def validate_reports(
+    file: Annotated[Path, typer.Argument(help="List of published measurements beside their scenarios (JSON lines).")],
+    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Simulate published measurements and print the error by group, and how often the interval holds."""
+    from simulator.cli.validate import reports_command
+
+    reports_command(file, workers, as_json)
+
+
 @validate_app.command("kernels")
 def validate_kernels(
     directory: Annotated[Path, typer.Argument(help="Directory of kernel timing tables (*.parquet).")],

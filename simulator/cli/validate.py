@@ -115,11 +115,47 @@ def runs_command(
     checked = [e["covered"] for e in outcome["experiments"] if e["covered"] is not None]
     if checked:
         print(f"  inside the 90 % interval: {100 * sum(checked) / len(checked):.0f} % of {len(checked):,} values")
+    _print_reasons(outcome["skipped"], "row")
+
+
+def reports_command(path: Path, workers: int, as_json: bool) -> None:
+    """Simulate a list of published measurements and print the errors."""
+    from simulator.cli.progress import progress, progress_done
+    from simulator.validation.reports import errors_by, validate_reports
+
+    outcome = validate_reports(path, workers, progress)
+    progress_done()
+    if as_json:
+        print(json.dumps(outcome))
+        return
+    cases = outcome["cases"]
+    grouped = {
+        "engine and device": lambda e: f"{e['group']['engine']} on {e['group']['gpu']}",
+        "model family": lambda e: e["group"]["family"],
+        "source": lambda e: "/".join(e["group"]["source"].split("/")[-2:]),
+        "all": lambda e: "all",
+    }
+    for title, key in grouped.items():
+        body = []
+        for (group, metric), errors in errors_by(cases, key).items():
+            covered = "-" if errors.coverage_pct is None else f"{errors.coverage_pct:.0f} %"
+            middle, high, bias = errors.figures
+            body.append([group, metric, str(len(errors.inside)), f"{middle:.1f}", f"{high:.1f}", f"{bias:+.1f}", covered])
+        head = [title, "metric", "values", "median error %", "p90 %", "bias %", "in interval"]
+        if body:
+            print("\n".join(table(head, body, indent="", words=(0, 1))) + "\n")
+    for e in cases:
+        if e["abs_pct_error"] is None:
+            print(f"{e['id']}: reported '{e['reported']}', predicted '{e['predicted']}': {'right' if e['covered'] else 'WRONG'}")
+    _print_reasons(outcome["skipped"], "value")
+
+
+def _print_reasons(skipped: list[dict[str, str]], what: str) -> None:
     reasons: dict[str, int] = {}
-    for entry in outcome["skipped"]:
+    for entry in skipped:
         reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
     for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
-        print(wrapped(f"skipped {count:,} {'row' if count == 1 else 'rows'}: {reason}", "  "))
+        print(wrapped(f"skipped {count:,} {what if count == 1 else what + 's'}: {reason}", "  "))
 
 
 def _write_table(experiments: list[dict[str, object]], path: Path) -> None:

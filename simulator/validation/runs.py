@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,20 @@ from simulator.validation.suite import (
     workload_lengths,
 )
 
+if TYPE_CHECKING:
+    from simulator.run import RunResult
+
 UNREADABLE = (KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError, OSError)
 """What the values of a damaged row or file may raise: the row is left out with the reason, the others are judged."""
 
-Prediction = tuple[float, list[float] | None, float, float]
-"""A predicted value, its 90 % interval, and the shares of queueing and of TTFT in it."""
+class Prediction(NamedTuple):
+    """A predicted value, its 90 % interval, and the shares of queueing and of TTFT in it."""
+
+    value: float
+    interval: list[float] | None
+    queue_share: float = 0.0
+    ttft_share: float = 0.0
+
 
 
 def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[str, dict[str, Prediction]]:
@@ -52,7 +61,6 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
         lat = replace(lat, ttft_ms=lat.ttft_ms + late_ms, e2el_ms=lat.e2el_ms + late_ms)
     evidence, _ = domain(prepared)
     evidence = replace(evidence, closed_loop=bool(np.isnan(experiment.workload.arrival_s).any()))
-    overloaded = run.result["overload"] is not None
     out: dict[str, dict[str, Prediction]] = {}
     for row in experiment.rows:
         stage = int(row.get("stage_index", -1))
@@ -61,16 +69,20 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
         mask &= experiment.judged
         if not mask.any():
             continue
-        values = row_metrics(raw, lat, mask)
-        queue = lat.queue_ms[mask]
-        queue = queue[~np.isnan(queue)]
-        arrived, ended = raw.arrival_s[mask], raw.end_s[mask]
-        span = float(np.nanmax(ended) - np.nanmin(arrived)) if (~np.isnan(ended) & ~np.isnan(arrived)).any() else 0.0
-        rate = rate_width(evidence, values.get("e2e_mean_ms", 0.0) / 1e3, span, overloaded)
-        out[row["id"]] = {
-            name: (value, *_interval(name, values, queue, rate, evidence)) for name, value in values.items()
-        }
+        out[row["id"]] = predictions(run, lat, evidence, mask)
     return out
+
+
+def predictions(run: RunResult, lat: Latencies, evidence: Evidence, mask: NDArray[np.bool_]) -> dict[str, Prediction]:
+    """The metrics of a suite over some requests of a run, with their intervals."""
+    raw = run.raw
+    values = row_metrics(raw, lat, mask)
+    queue = lat.queue_ms[mask]
+    queue = queue[~np.isnan(queue)]
+    arrived, ended = raw.arrival_s[mask], raw.end_s[mask]
+    span = float(np.nanmax(ended) - np.nanmin(arrived)) if (~np.isnan(ended) & ~np.isnan(arrived)).any() else 0.0
+    rate = rate_width(evidence, values.get("e2e_mean_ms", 0.0) / 1e3, span, run.result["overload"] is not None)
+    return {name: Prediction(value, *_interval(name, values, queue, rate, evidence)) for name, value in values.items()}
 
 
 def _as_launched(prepared: Prepared, experiment: Experiment, overheads: Overheads | None) -> Prepared:
@@ -207,18 +219,18 @@ def _compare(row: dict[str, Any], predicted: dict[str, Prediction]) -> list[dict
         measured = row.get(metric)
         if not isinstance(measured, int | float) or measured <= 0 or metric not in predicted:
             continue
-        value, bounds, queue_share, ttft_share = predicted[metric]
+        found = predicted[metric]
         out.append(
             {
                 "id": row["id"],
                 "metric": metric,
                 "measured": float(measured),
-                "predicted": value,
-                "abs_pct_error": abs(value / measured - 1) * 100,
-                "interval": bounds,
-                "covered": bounds[0] <= measured <= bounds[1] if bounds else None,
-                "queue_share": queue_share,
-                "ttft_share": ttft_share,
+                "predicted": found.value,
+                "abs_pct_error": abs(found.value / measured - 1) * 100,
+                "interval": found.interval,
+                "covered": found.interval[0] <= measured <= found.interval[1] if found.interval else None,
+                "queue_share": found.queue_share,
+                "ttft_share": found.ttft_share,
             }
         )
     return out

@@ -1,0 +1,312 @@
+"""Lists of measurements that others published, each beside its scenario: simulate and compare.
+
+A list is a file of JSON lines, one case a line: `id`, `source`, `scenario` (YAML text), `reported` (metric -> value), and where
+known `lengths`, the [prompt, output] tokens of each request in order, which replace the laws of the scenario.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hardware_profiles.errors import InfeasibleError, InputError, PlanError
+from simulator.results.intervals import half_width, interval
+from simulator.validation.runs import UNREADABLE, predictions
+from simulator.workload.columns import FloatArray, Workload
+
+if TYPE_CHECKING:
+    from simulator.config.schema import Scenario
+    from simulator.prepared import Prepared
+
+OF_RUN = {
+    "ttft_mean_ms": "ttft_mean_ms",
+    "ttft_median_ms": "ttft_p50_ms",
+    "tpot_mean_ms": "tpot_mean_ms",
+    "itl_mean_ms": "itl_mean_ms",
+    "output_tok_s": "output_throughput_tok_s",
+    "total_tok_s": "total_throughput_tok_s",
+    "e2e_s": "e2e_mean_ms",
+}
+"""Metric of a report -> column of a suite of runs."""
+METRICS = (*OF_RUN, "prefill_tok_s", "decode_tok_s", "duration_s", "kv_tokens")
+STARTS, FAILS = "starts", "does not start"
+_USERS = re.compile(r"_c(\d+)$")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case: `reported` are numbers, or the words "starts" and "does not start"."""
+
+    id: str
+    source: str
+    scenario: str
+    reported: Mapping[str, Any]
+    lengths: tuple[tuple[int, int], ...] = ()
+
+
+Entry = dict[str, Any]
+"""A case's metric in the JSON of `validate reports`."""
+Outcome = tuple[list[Entry], list[dict[str, str]]]
+"""What was compared, and what was skipped."""
+
+
+def read_cases(path: Path) -> list[Case]:
+    """Cases of a list. InputError names the line of one that cannot be read."""
+    if not path.is_file():
+        raise InputError("no such file", where=str(path), mend="name a file of JSON lines, one case a line")
+    cases: list[Case] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            lengths = tuple((int(p), int(o)) for p, o in entry.get("lengths") or ())
+            reported = dict(entry["reported"])
+            cases.append(Case(str(entry["id"]), str(entry.get("source", "")), str(entry["scenario"]), reported, lengths))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"not a case: {type(error).__name__}: {error}"[:160],
+                where=f"{path}, line {number}",
+                mend="an object with id, source, scenario (YAML text) and reported (metric to value)",
+            ) from None
+    if not cases:
+        raise InputError("it holds no case", where=str(path), mend="write one JSON object a line")
+    return cases
+
+
+def validate_reports(path: Path, workers: int = 1, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Simulate every case. Returns the JSON form: `cases`, `skipped` and `medians` (absolute error [%] by metric)."""
+    cases = read_cases(path)
+    if workers > 1 and len(cases) > workers:
+        from joblib import Parallel, delayed
+
+        outcomes: list[Outcome] = list(Parallel(n_jobs=workers)(delayed(judged)(case) for case in cases))
+    else:
+        outcomes = []
+        for number, case in enumerate(cases, 1):
+            if progress:
+                progress(f"{number}/{len(cases)} {case.id}")
+            outcomes.append(judged(case))
+    compared = [entry for found, _ in outcomes for entry in found]
+    errors: dict[str, list[float]] = {}
+    for entry in compared:
+        if entry["abs_pct_error"] is not None:
+            errors.setdefault(entry["metric"], []).append(entry["abs_pct_error"])
+    return {
+        "cases": compared,
+        "skipped": [entry for _, found in outcomes for entry in found],
+        "medians": {metric: float(np.median(values)) for metric, values in errors.items()},
+    }
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Signed errors [percent] of some entries, and whether each lay in its interval (None: no interval)."""
+
+    signed_percent: FloatArray
+    inside: tuple[bool | None, ...]
+
+    @property
+    def figures(self) -> tuple[float, float, float]:
+        """Median and 90th percentile of the absolute error, and the median of the signed one [%]."""
+        size = np.abs(self.signed_percent)
+        return float(np.median(size)), float(np.percentile(size, 90)), float(np.median(self.signed_percent))
+
+    @property
+    def coverage_pct(self) -> float | None:
+        """Share of the reported values inside their intervals [%]."""
+        known = [inside for inside in self.inside if inside is not None]
+        return 100 * sum(known) / len(known) if known else None
+
+
+def errors_by(entries: Iterable[Entry], key: Callable[[Entry], str]) -> dict[tuple[str, str], Errors]:
+    """Errors by (group, metric), sorted; right-or-wrong entries are left out."""
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        if entry["abs_pct_error"] is not None:
+            groups.setdefault((key(entry), entry["metric"]), []).append(entry)
+    return {
+        name: Errors(
+            np.array([(e["predicted"] / e["reported"] - 1) * 100 for e in found]), tuple(e["covered"] for e in found)
+        )
+        for name, found in sorted(groups.items())
+    }
+
+
+def judged(case: Case) -> Outcome:
+    """Compare each reported metric of a case; a suffix `_cN` asks for a closed loop of N users instead of the scenario's load."""
+    compared: list[Entry] = []
+    skipped: list[dict[str, str]] = []
+    by_load: dict[str, dict[str, Any]] = {}
+    for name, value in case.reported.items():
+        users = _USERS.search(name)
+        known = name.removesuffix(users[0]) if users else name
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+        if known not in METRICS:
+            skipped.append({"id": case.id, "metric": name, "reason": f"metric '{name}' is not known"})
+        elif not number and not str(value).startswith((STARTS, FAILS)):
+            skipped.append({"id": case.id, "metric": name, "reason": f"'{str(value)[:40]}' is no positive number"})
+        else:
+            by_load.setdefault(users[1] if users else "", {})[name] = value
+    for load, wanted in by_load.items():
+        found, reason = _compare(case, load, wanted)
+        compared += found
+        skipped += [{"id": case.id, "metric": name, "reason": reason} for name in wanted if reason]
+    return compared, skipped
+
+
+def _compare(case: Case, users: str, wanted: Mapping[str, Any]) -> tuple[list[Entry], str]:
+    """Compare the wanted metrics under one load; the reason why not all could be."""
+    from simulator.config.load import load_scenario
+    from simulator.prepare import prepare
+
+    out: list[Entry] = []
+    try:
+        load = [f"workload.arrivals={{kind: closed_loop, concurrency: {users}}}"] if users else []
+        scenario = load_scenario(_text(case.scenario), load)
+        group = _group(case, scenario)
+        try:
+            prepared = prepare(scenario)
+        except InfeasibleError as error:
+            words = {name: value for name, value in wanted.items() if isinstance(value, str)}
+            out = [_started(case, name, value, FAILS, group) for name, value in words.items()]
+            return out, "" if len(words) == len(wanted) else error.message
+        timed = {}
+        for name, value in wanted.items():
+            if isinstance(value, str):
+                out.append(_started(case, name, value, STARTS, group))
+            elif _USERS.sub("", name) == "kv_tokens":
+                held = prepared.plan.limits.kv_tokens * prepared.ranks
+                out.append(_entry(case, name, float(value), (float(held), None), group))
+            else:
+                timed[name] = float(value)
+        if timed:
+            predicted = simulated(prepared, case.lengths)
+            out += [_entry(case, name, value, predicted[_USERS.sub("", name)], group) for name, value in timed.items()]
+    except PlanError as error:
+        return out, error.message
+    except (RuntimeError, NotImplementedError) as error:
+        return out, f"not modelled: {error}"[:200]
+    except UNREADABLE as error:
+        return out, f"internal error: {type(error).__name__}: {error}"[:200]
+    return out, ""
+
+
+def _text(scenario: str) -> str:
+    """YAML text as the loader tells it from a name."""
+    return scenario if "\n" in scenario else scenario + "\n"
+
+
+def _group(case: Case, scenario: Scenario) -> dict[str, str]:
+    """Engine, device, model family and source of a case."""
+    from engine_models.model.architecture import load_architecture
+
+    pool = scenario.deployment.pools[0]
+    arch = load_architecture(scenario.model)
+    engine = pool.engine.partition("@")[0]
+    return {"engine": engine, "gpu": pool.hardware, "family": arch.model_type or arch.name, "source": case.source}
+
+
+def _started(case: Case, name: str, reported: str, predicted: str, group: dict[str, str]) -> Entry:
+    """Whether a server starts: right or wrong."""
+    right = reported.startswith(predicted)
+    return {
+        "id": case.id, "metric": name, "reported": reported, "predicted": predicted, "abs_pct_error": None,
+        "interval": None, "covered": right, "group": group,
+    }  # fmt: skip
+
+
+def _entry(
+    case: Case, name: str, reported: float, predicted: tuple[float, list[float] | None], group: dict[str, str]
+) -> Entry:
+    value = float(predicted[0])
+    bounds = None if predicted[1] is None else [float(bound) for bound in predicted[1]]
+    return {
+        "id": case.id,
+        "metric": name,
+        "reported": reported,
+        "predicted": value,
+        "abs_pct_error": abs(value / reported - 1) * 100,
+        "interval": bounds,
+        "covered": bounds[0] <= reported <= bounds[1] if bounds else None,
+        "group": group,
+    }
+
+
+def simulated(prepared: Prepared, lengths: tuple[tuple[int, int], ...]) -> dict[str, tuple[float, list[float] | None]]:
+    """Simulate a scenario; value and 90 % interval by metric.
+
+    lengths : [prompt, output] of each request in order instead of the scenario's laws; none: the laws.
+    """
+    from simulator.results.domain import domain
+    from simulator.results.latencies import latencies
+    from simulator.run import run_prepared
+    from simulator.workload.build import build_workload
+
+    scenario = prepared.scenario
+    load = build_workload(scenario.workload, seed=scenario.seed, base_dir=prepared.base_dir)
+    if lengths:
+        load = with_lengths(load, lengths)
+    run = run_prepared(prepared, workload=load)
+    lat = latencies(run.raw, scenario.client.overhead_ms / 1e3)
+    evidence, _ = domain(prepared)
+    evidence = replace(evidence, closed_loop=bool(np.isnan(load.arrival_s).any() or np.ptp(load.arrival_s) == 0))
+    every = np.ones(len(load), dtype=bool)
+    of_run = predictions(run, lat, evidence, every)
+    out = {metric: (of_run[column].value, of_run[column].interval) for metric, column in OF_RUN.items() if column in of_run}
+    if "e2e_s" in out:
+        value, bounds = out["e2e_s"]
+        out["e2e_s"] = value / 1e3, None if bounds is None else [bound / 1e3 for bound in bounds]
+    first_s, raw = run.raw.arrival_s + lat.ttft_ms / 1e3, run.raw
+    answered = ~np.isnan(raw.end_s)
+    prompts, answers = raw.prompt_tokens[answered].sum(), raw.output_tokens[answered].sum()
+    spans = {
+        "prefill_tok_s": (prompts, busy_s(raw.arrival_s[answered], first_s[answered])),
+        "decode_tok_s": (answers - answered.sum(), busy_s(first_s[answered], raw.end_s[answered])),
+    }
+    for metric, (tokens, seconds) in spans.items():
+        if tokens > 0 and seconds > 0:
+            like = "ttft" if metric == "prefill_tok_s" else "tpot"
+            out[metric] = tokens / seconds, interval(tokens / seconds, half_width(evidence, like, "mean")[0])
+    if answered.any():
+        whole_s = float(raw.end_s[answered].max() - np.nanmin(raw.arrival_s))
+        rate = of_run["output_throughput_tok_s"]
+        width = 0.0 if rate.interval is None else math.log(rate.interval[1] / rate.value)
+        out["duration_s"] = whole_s, interval(whole_s, width)
+    return out
+
+
+def busy_s(start_s: FloatArray, end_s: FloatArray) -> float:
+    """Time that at least one of the intervals covers [s].
+
+    >>> busy_s(np.array([0.0, 1.0, 5.0]), np.array([2.0, 3.0, 6.0]))
+    4.0
+    """
+    order = np.argsort(start_s, kind="stable")
+    start, end = start_s[order], end_s[order]
+    reached = np.concatenate([start[:1], np.maximum.accumulate(end)[:-1]])
+    return float(np.maximum(0.0, end - np.maximum(start, reached)).sum())
+
+
+def with_lengths(load: Workload, lengths: tuple[tuple[int, int], ...]) -> Workload:
+    """The workload with the lengths of each request in order. InputError if they are not as many or prompts share content."""
+    if len(lengths) != len(load):
+        raise InputError(
+            f"lengths of {len(lengths):,} requests, and the scenario sends {len(load):,}",
+            where="lengths",
+            mend="one [prompt, output] a request",
+        )
+    if load.content is not None:
+        raise InputError("lengths do not go with prompts that share content", where="lengths", mend="remove either")
+    prompt, output = np.array(lengths, dtype=np.int64).T
+    if (prompt < 1).any() or (output < 1).any():
+        raise InputError("a length is below one token", where="lengths", mend="at least 1")
+    limit = np.where(load.max_output_tokens == load.output_tokens, output, load.max_output_tokens)
+    return replace(load, prompt_tokens=prompt, output_tokens=output, max_output_tokens=limit)

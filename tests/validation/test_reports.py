@@ -1,0 +1,170 @@
+"""A list of published measurements: each case simulated and compared, what cannot be is skipped with the reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hardware_profiles.errors import InputError
+from simulator import load_scenario, simulate
+from simulator.validation.reports import busy_s, errors_by, read_cases, validate_reports
+from tests.terminal import typed
+
+SCENARIO = """
+model: meta-llama/Llama-3.1-8B-Instruct
+deployment: {engine: vllm@0.15.1, hardware: h100-sxm-80gb}
+workload:
+  arrivals: {kind: closed_loop, concurrency: 2}
+  prompt_tokens: {kind: constant, value: 300}
+  output_tokens: {kind: constant, value: 20}
+  max_output_tokens: equal
+  requests: 6
+"""
+Case = dict[str, Any]
+
+
+def case(name: str = "a", **changed: Any) -> Case:
+    """One case, with `changed` fields."""
+    plain: Case = {"id": name, "source": "https://example.org/page", "scenario": SCENARIO, "reported": {"tpot_mean_ms": 7.0}}
+    return plain | changed
+
+
+def write(folder: Path, *cases: Case) -> Path:
+    """Write a list."""
+    path = folder / "cases.jsonl"
+    path.write_text("\n".join(json.dumps(each) for each in cases) + "\n", encoding="utf-8")
+    return path
+
+
+def predicted(folder: Path, each: Case) -> dict[str, float]:
+    """Predicted values of one case by metric."""
+    return {e["metric"]: e["predicted"] for e in validate_reports(write(folder, each))["cases"]}
+
+
+def test_a_case_is_compared_with_what_simulate_gives(tmp_path: Path) -> None:
+    """Each metric is that of the scenario's own run; the entry says of what it is."""
+    result = simulate(load_scenario(SCENARIO)).result
+    names = {"ttft_mean_ms": ("ttft_ms", "mean"), "ttft_median_ms": ("ttft_ms", "p50"), "tpot_mean_ms": ("tpot_ms", "mean")}
+    reported = dict.fromkeys([*names, "itl_mean_ms", "e2e_s", "output_tok_s", "total_tok_s", "duration_s"], 1.0)
+    outcome = validate_reports(write(tmp_path, case(reported=reported)))
+    found = {e["metric"]: e for e in outcome["cases"]}
+    for name, (metric, statistic) in names.items():
+        assert found[name]["predicted"] == pytest.approx(result["metrics"][metric][statistic])
+        low, high = found[name]["interval"]
+        assert [low, high] == pytest.approx(result["metrics"][metric]["interval"][statistic])
+    assert found["e2e_s"]["predicted"] == pytest.approx(result["metrics"]["e2el_ms"]["mean"] / 1e3)
+    duration_s = found["duration_s"]["predicted"]
+    assert found["output_tok_s"]["predicted"] == pytest.approx(6 * 20 / duration_s)
+    assert found["total_tok_s"]["predicted"] == pytest.approx(6 * 320 / duration_s)
+    entry = found["tpot_mean_ms"]
+    assert entry["abs_pct_error"] == pytest.approx(abs(entry["predicted"] - 1) * 100)
+    assert entry["covered"] is (entry["interval"][0] <= 1.0 <= entry["interval"][1])
+    group = {"engine": "vllm", "gpu": "h100-sxm-80gb", "family": "llama", "source": "https://example.org/page"}
+    assert entry["group"] == group
+    assert outcome["medians"]["tpot_mean_ms"] == entry["abs_pct_error"]
+
+
+def test_rates_of_prompts_and_of_answers_are_over_the_time_that_some_request_is_at_it(tmp_path: Path) -> None:
+    """With one user both follow from TTFT and TPOT; waiting in parallel counts once."""
+    alone = SCENARIO.replace("concurrency: 2", "concurrency: 1")
+    reported = dict.fromkeys(["prefill_tok_s", "decode_tok_s", "ttft_mean_ms", "tpot_mean_ms"], 1.0)
+    found = predicted(tmp_path, case(scenario=alone, reported=reported))
+    assert found["prefill_tok_s"] == pytest.approx(300 / found["ttft_mean_ms"] * 1e3)
+    assert found["decode_tok_s"] == pytest.approx(1e3 / found["tpot_mean_ms"])
+    assert busy_s(np.array([3.0, 0.0, 1.0]), np.array([4.0, 2.0, 1.5])) == 3.0
+
+
+def test_lengths_replace_the_laws_in_order(tmp_path: Path) -> None:
+    """A case with the lengths of the laws is the case without; other lengths are other figures."""
+    reported = {"output_tok_s": 1.0, "ttft_mean_ms": 1.0}
+    plain = predicted(tmp_path, case(reported=reported))
+    assert predicted(tmp_path, case(reported=reported, lengths=[[300, 20]] * 6)) == plain
+    longer = predicted(tmp_path, case(reported=reported, lengths=[[300, 20]] * 5 + [[3000, 20]]))
+    assert longer["ttft_mean_ms"] > plain["ttft_mean_ms"] * 1.2
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"lengths": [[300, 20]] * 5}, "5 requests, and the scenario sends 6"),
+        ({"lengths": [[0, 20]] * 6}, "below one token"),
+        ({"scenario": SCENARIO.replace("vllm@0.15.1", "vlm")}, "vlm"),
+        ({"scenario": SCENARIO.replace("8B-Instruct", "405B")}, "does not fit|do not fit|GB"),
+        ({"scenario": "[]"}, "group of keys"),
+        ({"reported": {"tpot_mean_ms": -3}}, "no positive number"),
+        ({"reported": {"tokens_a_joule": 3}}, "'tokens_a_joule' is not known"),
+    ],
+)
+def test_what_cannot_be_compared_is_skipped_with_the_reason(tmp_path: Path, changed: Case, words: str) -> None:
+    """The other cases are judged."""
+    outcome = validate_reports(write(tmp_path, case("bad", **changed), case("good")))
+    (skipped,) = outcome["skipped"]
+    assert skipped["id"] == "bad"
+    assert any(word in skipped["reason"] for word in words.split("|")), skipped["reason"]
+    assert [e["id"] for e in outcome["cases"]] == ["good"]
+
+
+def test_memory_is_what_check_says_and_starting_is_right_or_wrong(tmp_path: Path) -> None:
+    """`kv_tokens` as a number or in words; a number where the model does not fit is skipped."""
+    from simulator.prepare import prepare
+
+    held = prepare(load_scenario(SCENARIO)).plan.limits.kv_tokens
+    assert predicted(tmp_path, case(reported={"kv_tokens": 5})) == {"kv_tokens": held}
+    large = SCENARIO.replace("8B-Instruct", "405B")
+    for scenario, right in ((SCENARIO, "starts"), (large, "does not start")):
+        for said in ("starts", "does not start (out of memory)"):
+            (entry,) = validate_reports(write(tmp_path, case(scenario=scenario, reported={"kv_tokens": said})))["cases"]
+            assert entry["predicted"] == right
+            assert entry["covered"] is said.startswith(right)
+            assert entry["abs_pct_error"] is None
+
+
+def test_a_suffix_sets_the_number_of_users(tmp_path: Path) -> None:
+    """`_c8` is the metric with eight users."""
+    found = predicted(tmp_path, case(reported={"output_tok_s": 1.0, "output_tok_s_c2": 1.0, "output_tok_s_c6": 1.0}))
+    assert found["output_tok_s_c2"] == found["output_tok_s"]
+    assert found["output_tok_s_c6"] > 2 * found["output_tok_s"]
+
+
+def test_errors_are_grouped_with_bias_tail_and_coverage() -> None:
+    """The median of the absolute error, its 90th percentile, the signed median, and the share inside."""
+    entries = [
+        {"metric": "m", "reported": 100.0, "predicted": 100.0 + e, "abs_pct_error": abs(e), "covered": e != -30.0}
+        for e in (-30.0, -20.0, -10.0, 10.0)
+    ]
+    (errors,) = errors_by(entries, lambda e: "all").values()
+    assert errors.figures == pytest.approx((15.0, 27.0, -15.0))
+    assert errors.coverage_pct == 75.0
+
+
+def test_a_list_that_cannot_be_read_names_the_line(tmp_path: Path) -> None:
+    """Bad JSON, a missing key, an empty or missing file."""
+    path = write(tmp_path, case())
+    path.write_text(path.read_text() + "{}\n")
+    with pytest.raises(InputError) as caught:
+        read_cases(path)
+    assert "line 2" in str(caught.value.where)
+    assert "reported" in caught.value.message
+    path.write_text("\n")
+    with pytest.raises(InputError, match="no case"):
+        read_cases(path)
+    with pytest.raises(InputError, match="no such file"):
+        read_cases(tmp_path / "none.jsonl")
+
+
+def test_the_command_prints_groups_or_one_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Words for people, one JSON object for programs; errors of prediction are no failure."""
+    path = write(tmp_path, case(), case("b", reported={"x": 1}))
+    code, out, _ = typed(monkeypatch, capsys, "validate", "reports", str(path))
+    assert code == 0
+    assert "vllm on h100-sxm-80gb" in out
+    assert "skipped 1 value: metric 'x' is not known" in out
+    code, out, _ = typed(monkeypatch, capsys, "validate", "reports", str(path), "--json")
+    assert code == 0
+    assert set(json.loads(out)) == {"cases", "skipped", "medians"}
