@@ -58,6 +58,7 @@ class Device:
     weight_only_formats : formats that weights may be stored in and are widened before the arithmetic.
     multiprocessors : SMs, compute units, GPU cores or CPU cores.
     node_size : devices joined by `link`; None of `link` where a machine has one.
+    sustained_bandwidth_bytes_per_s : what a benchmark of memory measured of `memory_bandwidth_bytes_per_s`.
     kernel_profile : folder under ``kernels/`` with fitted kernel times, if there is one.
 
     A CPU device is a whole machine of one or two sockets.
@@ -82,6 +83,7 @@ class Device:
     link: Link | None = None
     pcie_bytes_per_s_per_direction: Quantity | None = None
     inter_node_bytes_per_s_per_direction: Quantity | None = None
+    sustained_bandwidth_bytes_per_s: Quantity | None = None
     kernel_profile: str | None = None
 
 
@@ -100,11 +102,16 @@ ALIASES: Mapping[str, str] = {
     "gb200-185gb": "gb200-186gb",
     "gb200-sxm": "gb200-186gb",
     "gb300-sxm": "gb300-288gb",
+    "gh200": "gh200-96gb",
     "gh200-480gb": "gh200-96gb",
+    "v100": "v100-sxm-32gb",
     "gh100": "h100-sxm-80gb",
     "a6000": "rtx-a6000-48gb",
     "7900-xtx": "rx-7900-xtx-24gb",
     "gb10": "dgx-spark-128gb",
+    "r9700": "radeon-ai-pro-r9700-32gb",
+    "thor": "jetson-thor-128gb",
+    "strix-halo": "ryzen-ai-max-395-128gb",
 }
 #: Words that makers and drivers put into a name and that tell no devices apart here.
 _NOISE = frozenset(
@@ -178,6 +185,8 @@ def resolve_device(name: str) -> str:
     fits = [k for k in known if wanted <= set(k.split("-"))] if wanted else []
     if len(fits) > 1:  # a server processor named without its sockets comes in pairs
         fits = [k for k in fits if k.endswith("-2s")] or fits
+    if len(fits) > 1:  # "rtx 4080" is not the Super
+        fits = [k for k in fits if len(set(k.split("-")) - wanted) == 1 and k.endswith("gb")] or fits
     if len(fits) == 1:
         return fits[0]
     if fits:
@@ -213,6 +222,7 @@ _QUANTITIES = (
     "idle_w",
     "pcie_bytes_per_s_per_direction",
     "inter_node_bytes_per_s_per_direction",
+    "sustained_bandwidth_bytes_per_s",
 )
 _TEXTS = ("title", "vendor", "kind", "architecture", "formats")
 _KEYS = {*_QUANTITIES, *_TEXTS, "weight_only_formats", "kernel_profile", "peak_flops_per_s", "link"}
