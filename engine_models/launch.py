@@ -5,8 +5,10 @@ What an engine's servers are started by is data (`Launcher`); how the arguments 
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +56,7 @@ class Launcher:
     published : those of them whose tag is the engine's version.
     enters : whether what follows such an image are the server's arguments.
     package : its package, of a requirement as ``name==1.2``.
+    calls : functions of Python that start it, as they are called; the model comes first, flags by keyword.
     example : a launch command, for mends.
     """
 
@@ -63,6 +66,7 @@ class Launcher:
     published: str = ""
     enters: bool = False
     package: str = ""
+    calls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,11 @@ class _Search:
     # Data ---------------------------------------------------------------------------------------------------
 
     def text(self, text: str) -> None:
-        """YAML, or shell text; what that writes into files is looked at where it starts nothing itself."""
+        """A call in Python, YAML, or shell text; what that writes into files is looked at where it starts nothing itself."""
+        keys = _of_call(text, self.launcher.calls)
+        if keys is not None:
+            self.found.keys, self.found.named = keys, True
+            return
         if _READS_AS_YAML.match(text):
             documents = _documents(text)
             for document in documents:
@@ -331,6 +339,35 @@ class _Search:
                 found.version, found.said = version, f"image {word}" if tag else word
             elif image and version is None and launching:
                 found.tag = image[1] or "latest"
+
+
+def _of_call(text: str, functions: tuple[str, ...]) -> Mapping[str, Any] | None:
+    """The keywords of the one call of `functions` in text that is Python, `model` its first argument; None if there is none.
+
+    InputError where the call's arguments are no plain values.
+    """
+    if not any(name in text for name in functions):
+        return None
+    try:
+        nodes = list(ast.walk(ast.parse(textwrap.dedent(text))))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) in functions]
+    if not calls:
+        return None
+    mend = "paste one call with its values written out, or write the flags as keys: engine_args: {flag_name: value}"
+    if len(calls) > 1:
+        raise InputError(f"the text starts {len(calls)} servers", mend=mend)
+    named = [("model" if at == 0 else None, value) for at, value in enumerate(calls[0].args)]
+    keys: dict[str, Any] = {}
+    for name, value in [*named, *((word.arg, word.value) for word in calls[0].keywords)]:
+        try:
+            if name is None:
+                raise ValueError
+            keys[name] = ast.literal_eval(value)
+        except ValueError:
+            raise InputError(f"`{ast.unparse(value)}` in the call is no flag with a value", mend=mend) from None
+    return keys
 
 
 def _merged(data: Mapping[Any, Any], depth: int = 0) -> Mapping[Any, Any]:

@@ -29,6 +29,7 @@ BUILT_IN = {
     "tgi": "engine_models.engines.tgi",
     "trtllm": "engine_models.engines.trtllm",
     "lmdeploy": "engine_models.engines.lmdeploy",
+    "deepspeed_mii": "engine_models.engines.deepspeed_mii",
 }
 """Engine -> its module, imported when a pool asks for it. The first is the one that examples show."""
 
@@ -38,6 +39,9 @@ SPELLINGS: dict[str, str] = {
     "tensorrtllm": "trtllm",
     "trt_llm": "trtllm",
     "lmdeploy_pytorch": "lmdeploy",
+    "mii": "deepspeed_mii",
+    "fastgen": "deepspeed_mii",
+    "deepspeed_fastgen": "deepspeed_mii",
 }
 """Other spellings of these names, in lower case with underscores."""
 
@@ -116,7 +120,6 @@ OTHERS = {
     r"mlx_lm": "MLX LM",
     r"tritonserver": "Triton",
     r"dynamo\.\w+|dynamo-run": "Dynamo",
-    r"deepspeed-mii|mii\.serve": "DeepSpeed-MII",
     r"aphrodite": "Aphrodite",
     r"litserve": "LitServe",
     r"tabbyapi|exllamav[23]": "ExLlama",

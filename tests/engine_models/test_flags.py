@@ -18,6 +18,7 @@ POOL: dict[str, Any] = {
     "engine": "vllm",
     "tensor_parallel": 1,
     "pipeline_parallel": 1,
+    "replicas": 1,
     "data_parallel": 1,
     "expert_parallel": False,
     "weights": None,

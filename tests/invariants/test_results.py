@@ -33,6 +33,10 @@ PAUSING = {
 }
 SHEDDING = {**TGI, **args(max_input_tokens=4000, max_total_tokens=5000, max_concurrent_requests=6)}
 LMDEPLOY = {"engine": "lmdeploy", **args(backend="pytorch", max_batch_size=40, max_prefill_token_num=1000)}
+MII = {
+    "engine": "deepspeed_mii",
+    **args(max_ragged_sequence_count=24, max_ragged_batch_size=256, memory_config={"mode": "allocate", "size": 70}),
+}
 STREAMED = {
     "sessions": (CHATS, {"replicas": 2, "router": "least_requests"}),
     "sessions-sglang": (CHATS, {"engine": "sglang", "replicas": 2}),
@@ -61,6 +65,7 @@ CASES = {
             CHATS,
         )
     ),
+    "mii": Case(given(MII, {"arrivals": poisson(60)})),
     "sglang-loop": Case(given({"engine": "sglang", "replicas": 2}, LOOP)),
     "sglang-hrrn": Case(
         given(

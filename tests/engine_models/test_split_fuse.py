@@ -1,0 +1,163 @@
+"""Split and fuse: exact runs, conservation of blocks, the rule's worked cases."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine_models.parts.batch import Batch
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.split_fuse import SplitFuseBatch, SplitFuseRules, SplitFuseScheduler
+from simulator.serving.replica import Replica
+from simulator.validation.schedules import RecordedClock
+
+CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
+Asked = tuple[float, int, int]
+"""Arrival [s], prompt and output tokens."""
+WIDE = {"max_ragged_batch_size": 768, "max_ragged_sequence_count": 512, "max_tracked_sequences": 2048}
+
+
+class Served:
+    """What became of requests: ends [s], the numbers of the batches that gave tokens, and the batches."""
+
+    def __init__(
+        self, rules: dict[str, int], blocks: int, asked: list[Asked], *, aggregate: bool = False, record: bool = False
+    ) -> None:
+        self.scheduler = SplitFuseScheduler(SplitFuseRules(**rules), blocks, 16, aggregate=aggregate, record_rows=record)
+        self.batches: list[SplitFuseBatch] = []
+        self.ends: dict[int, float] = {}
+        self.seqs = [Sequence(index, prompt, output, at) for index, (at, prompt, output) in enumerate(asked)]
+        replica = Replica([self.scheduler], RecordedClock(CLOCK), on_finish=self._ended, on_batch=self._settled)
+        due = [(seq.arrival_s, seq.index) for seq in self.seqs]
+        heapq.heapify(due)
+        while due or replica.busy():
+            event = replica.next_event_s()
+            if due and due[0][0] <= event:
+                at, index = heapq.heappop(due)
+                replica.advance(at)
+                replica.ranks[0].submit(self.seqs[index])
+            else:
+                replica.advance(min(event + 0.5, due[0][0] if due else float("inf")), stop_after_finish=True)
+        self.scheduler.close()
+        self.tokens = [[n for first, last in seq.emissions for n in range(first, last + 1)] for seq in self.seqs]
+        self.log = replica.ranks[0].log
+
+    def _ended(self, seq: Sequence, now_s: float) -> None:
+        self.ends[seq.index] = now_s
+
+    def _settled(self, batch: Batch) -> None:
+        assert isinstance(batch, SplitFuseBatch)
+        self.batches.append(batch)
+        scheduler = self.scheduler
+        outside = [*scheduler._buffer, *scheduler._ended, *scheduler._flushes]
+        held = sum(scheduler._held(seq.computed) for seq in outside)
+        held += sum(scheduler._held(scheduler.decodes.length(seq) - 1) for seq in scheduler._decoding)
+        assert scheduler.free_blocks + held == scheduler.capacity_blocks
+        assert scheduler.free_blocks >= 0
+        assert batch.tokens <= scheduler.rules.max_ragged_batch_size
+        assert batch.decode_rows + len(batch.prefill) <= scheduler.rules.max_ragged_sequence_count
+        assert scheduler._holding <= scheduler.rules.max_tracked_sequences
+
+    def rows(self) -> list[list[tuple[int, int, int]]]:
+        """Of each step, the rows by index: new tokens and those before."""
+        return [[(seq.index, new, before) for seq, new, before in batch.rows or ()] for batch in self.batches]
+
+
+@st.composite
+def loads(draw: st.DrawFn) -> tuple[dict[str, int], int, list[Asked]]:
+    """Small pools under pressure."""
+    rows = draw(st.sampled_from([2, 6, 40]))
+    rules = {
+        "max_ragged_batch_size": draw(st.sampled_from([rows, 64, 300])),
+        "max_ragged_sequence_count": rows,
+        "max_tracked_sequences": draw(st.sampled_from([rows, rows + 3, 1000])),
+    }
+    rules["max_ragged_batch_size"] = max(rules["max_ragged_batch_size"], rows)
+    number, gap_s = draw(st.integers(1, 25)), draw(st.sampled_from([0.0, 0.02, 0.2]))
+    asked = [(i * gap_s, draw(st.integers(1, 250)), draw(st.integers(1, 150))) for i in range(number)]
+    return rules, draw(st.sampled_from([25, 40, 90, 1000])), asked
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(loads())
+def test_runs_equal_steps_and_blocks_are_conserved(load: tuple[dict[str, int], int, list[Asked]]) -> None:
+    jumped, stepped = (Served(*load, aggregate=aggregate) for aggregate in (True, False))
+    assert jumped.tokens == stepped.tokens
+    assert [len(tokens) for tokens in jumped.tokens] == [output for _, _, output in load[2]]
+    assert jumped.ends == stepped.ends
+    assert jumped.log.end_s == stepped.log.end_s
+    for name, column in jumped.log.records().items():
+        assert column.tolist() == stepped.log.records()[name].tolist(), name
+    assert jumped.scheduler.state()[:3] == (0, 0, 0)
+    assert [seq.preemptions for seq in jumped.seqs] == [seq.preemptions for seq in stepped.seqs]
+
+
+def test_a_prompt_is_cut_to_what_decodes_leave_and_goes_on_first() -> None:
+    rules = {**WIDE, "max_ragged_batch_size": 100, "max_ragged_sequence_count": 100}
+    found = Served(rules, 100, [(0.0, 30, 5), (0.001, 250, 2), (0.002, 20, 2)], record=True)
+    assert found.rows()[:5] == [
+        [(0, 30, 0)],
+        [(0, 1, 30), (1, 99, 0)],
+        [(0, 1, 31), (1, 99, 99)],
+        [(0, 1, 32), (1, 52, 198), (2, 20, 0)],
+        [(0, 1, 33), (1, 1, 250), (2, 1, 20)],
+    ]
+
+
+def test_a_prompt_waits_until_all_its_blocks_are_free_and_nobody_overtakes_it() -> None:
+    """Of ten blocks the first holds three: the eight for 128 tokens are free only when it has been flushed."""
+    found = Served(WIDE, 10, [(0.0, 40, 3), (0.001, 128, 1), (0.002, 16, 1)], record=True)
+    assert found.rows() == [[(0, 40, 0)], [(0, 1, 40)], [(0, 1, 41)], [(1, 128, 0), (2, 16, 0)]]
+    assert found.batches[3].flushed == [found.seqs[0]]
+
+
+def test_blocks_of_an_ended_request_are_seen_free_two_steps_later() -> None:
+    """While another decodes: ended in step 0, its flush goes with step 2, and step 3 is the first to use its blocks."""
+    found = Served(WIDE, 6, [(0.0, 48, 1), (0.0, 17, 9), (0.001, 40, 1)], record=True)
+    assert [[index for index, _, _ in rows] for rows in found.rows()[:4]] == [[0, 1], [1], [1], [1, 2]]
+    assert [batch.free_blocks for batch in found.batches[:4]] == [6, 1, 1, 4]
+
+
+def test_decodes_at_the_edge_of_a_block_are_passed_over_and_others_go_on() -> None:
+    """Two blocks each, none left: the one whose block is full stands still, the other goes on until its own is."""
+    found = Served(WIDE, 4, [(0.0, 32, 4), (0.0, 30, 4)], record=True)
+    assert found.rows()[:3] == [[(0, 32, 0), (1, 30, 0)], [(1, 1, 30)], [(1, 1, 31)]]
+    assert [seq.preemptions for seq in found.seqs] == [0, 1]
+
+
+def test_when_nothing_can_run_the_last_with_blocks_begins_again_with_its_answer_as_prompt() -> None:
+    found = Served(WIDE, 4, [(0.0, 32, 4), (0.0, 32, 4), (0.0, 32, 1)], record=True)
+    assert found.rows() == [
+        [(0, 32, 0), (1, 32, 0)],
+        [(0, 1, 32)],
+        [(0, 1, 33)],
+        [(0, 1, 34)],
+        [(2, 32, 0)],
+        [(1, 33, 0)],
+        [(1, 1, 33)],
+        [(1, 1, 34)],
+    ]
+    assert found.batches[1].preempted == found.batches[1].flushed == [found.seqs[1]]
+
+
+def test_the_number_of_requests_that_hold_blocks_is_bounded() -> None:
+    rules = {**WIDE, "max_ragged_sequence_count": 2, "max_tracked_sequences": 2}
+    found = Served(rules, 100, [(0.0, 20, 2), (0.0, 20, 6), (0.0, 20, 1)], record=True)
+    assert [[index for index, _, _ in rows] for rows in found.rows()] == [[0, 1], [0, 1], [1], [1], [1, 2], [1]]
+
+
+def test_arrivals_do_not_end_a_run_while_the_first_who_waits_finds_no_room() -> None:
+    scheduler = SplitFuseScheduler(SplitFuseRules(**WIDE), 10, 16)
+    seqs: list[Any] = [Sequence(0, 40, 30, 0.0), Sequence(1, 150, 2, 0.0)]
+    for seq in seqs:
+        scheduler.add(seq)
+    for _ in range(2):
+        batch = scheduler.schedule(0.0)
+        assert batch is not None
+        scheduler.settle(batch)
+    run = scheduler.run()
+    assert run is not None
+    assert run.deaf
