@@ -127,6 +127,7 @@ class Limits:
     prompt_tokens : longest prompt that is taken.
     row_tokens : longest prompt and answer together; an answer is cut there.
     asked_tokens : most of an asked-for limit that is held against the context, None for all of it.
+    answer_tokens : longest answer to a request that asks for no limit, None for the room that there is.
     request_tokens : tokens that the KV cache holds of one request alone, None for `kv_tokens`.
     row_blocks : blocks that a request takes beside those of its tokens, for states of recurrent layers.
     spare_tokens : memory that a row's last step may hold beyond its own tokens, for drafts that come to nothing [tokens].
@@ -142,6 +143,7 @@ class Limits:
     row_tokens: int
     spare_tokens: int = 0
     asked_tokens: int | None = None
+    answer_tokens: int | None = None
     request_tokens: int | None = None
     row_blocks: int = 0
 

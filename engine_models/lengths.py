@@ -52,6 +52,8 @@ def judged(
     asked_too_much = given & (asked > room) & ~too_long
     too_long |= prompt_tokens > limits.prompt_tokens
     room = np.maximum(limits.row_tokens - prompt_tokens, 1)
+    if limits.answer_tokens is not None:
+        room = np.where(given, room, np.minimum(room, limits.answer_tokens))
     limit = np.where(given, np.minimum(max_output_tokens, room), room)
     output = np.minimum(output_tokens, limit)
     held = prompt_tokens + output

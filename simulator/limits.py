@@ -42,9 +42,11 @@ def cuts(counted: Mapping[str, int], limits: Limits) -> list[str]:
     count = counted["cut"]
     if not count:
         return []
-    one = count == 1
+    one, ends = count == 1, f"the context of {limits.context_tokens} tokens ends"
+    if limits.answer_tokens is not None:
+        ends += f", or after {limits.answer_tokens} tokens where no limit is asked for"
     return [
-        f"{count:,} {'answer' if one else 'answers'} cut where the context of {limits.context_tokens} tokens ends: "
+        f"{count:,} {'answer' if one else 'answers'} cut where {ends}: "
         f"{'it counts' if one else 'they count'} as completed, with fewer tokens than the workload asks"
     ]
 

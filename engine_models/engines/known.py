@@ -30,6 +30,7 @@ BUILT_IN = {
     "trtllm": "engine_models.engines.trtllm",
     "lmdeploy": "engine_models.engines.lmdeploy",
     "deepspeed_mii": "engine_models.engines.deepspeed_mii",
+    "mlx_lm": "engine_models.engines.mlx_lm",
 }
 """Engine -> its module, imported when a pool asks for it. The first is the one that examples show."""
 
@@ -42,6 +43,7 @@ SPELLINGS: dict[str, str] = {
     "mii": "deepspeed_mii",
     "fastgen": "deepspeed_mii",
     "deepspeed_fastgen": "deepspeed_mii",
+    "mlx": "mlx_lm",
 }
 """Other spellings of these names, in lower case with underscores."""
 
@@ -117,7 +119,6 @@ OTHERS = {
     r"llama-server|llama_cpp": "llama.cpp",
     r"ollama": "Ollama",
     r"mlc_llm": "MLC LLM",
-    r"mlx_lm": "MLX LM",
     r"tritonserver": "Triton",
     r"dynamo\.\w+|dynamo-run": "Dynamo",
     r"aphrodite": "Aphrodite",

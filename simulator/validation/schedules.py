@@ -241,7 +241,7 @@ def compare(
             difference = {"what": "missing", "recorded": None, "simulated": None}
         else:
             for what in columns:
-                expected = [row[:3] for row in want["sched"]] if what == "sched" else want[what]
+                expected = [row[:3] for row in want["sched"]] if what == "sched" else want.get(what)
                 if got[what] != expected:
                     difference = {"what": what, "recorded": expected, "simulated": got[what]}
                     break

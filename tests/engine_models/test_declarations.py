@@ -17,7 +17,10 @@ from hardware_profiles.packed_formats import PackedFamily
 from simulator.config.load import load_scenario
 from simulator.prepare import Prepared, prepare
 
-CHOICES: dict[str, dict[str, Any]] = {"lmdeploy": {"engine_args": {"backend": "pytorch"}}}
+CHOICES: dict[str, dict[str, Any]] = {
+    "lmdeploy": {"engine_args": {"backend": "pytorch"}},
+    "mlx_lm": {"hardware": "apple-m4-max-40c-64gb"},
+}
 """What a pool has to say besides the engine."""
 
 

@@ -37,6 +37,7 @@ MII = {
     "engine": "deepspeed_mii",
     **args(max_ragged_sequence_count=24, max_ragged_batch_size=256, memory_config={"mode": "allocate", "size": 70}),
 }
+MLX = {"engine": "mlx_lm", "hardware": "apple-m4-max-40c-64gb", **args(decode_concurrency=12, prompt_concurrency=4)}
 STREAMED = {
     "sessions": (CHATS, {"replicas": 2, "router": "least_requests"}),
     "sessions-sglang": (CHATS, {"engine": "sglang", "replicas": 2}),
@@ -66,6 +67,7 @@ CASES = {
         )
     ),
     "mii": Case(given(MII, {"arrivals": poisson(60)})),
+    "mlx": Case(given({**MLX, "replicas": 2}, CHATS)),
     "sglang-loop": Case(given({"engine": "sglang", "replicas": 2}, LOOP)),
     "sglang-hrrn": Case(
         given(

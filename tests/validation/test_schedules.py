@@ -38,6 +38,7 @@ def test_recordings_of_both_engines_are_kept() -> None:
         ("trtllm", 12, 5944),
         ("lmdeploy_pytorch", 11, 5822),
         ("deepspeed_mii", 9, 4245),
+        ("mlx_lm", 9, 4757),
         ("routers", 36, 2351),
     ],
 )

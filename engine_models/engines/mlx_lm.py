@@ -1,0 +1,198 @@
+"""MLX LM's server: what it is in terms of the shared parts, its defaults, memory and flags.
+
+The scheduling rule is `engine_models.schedulers.polled_turns`, what it keeps of prompts `engine_models.memory.prompt_copies`.
+
+Behaviour and defaults of 0.32.2 (`mlx_lm/server.py`, `mlx_lm/generate.py`, `mlx_lm/models/cache.py`; repository at d78bf58e,
+2026-08); scheduling checked step by step against recordings of it (`capacity-plan validate schedules`). Servers before 0.31.2
+form their turns otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine_models.cost.overheads import load_overheads
+from engine_models.cost.settings import StepCosts
+from engine_models.cost.step_time import TableRange
+from engine_models.cost.terms import Terms
+from engine_models.declaration import (
+    Engine,
+    EnginePlan,
+    FrontEnd,
+    Limits,
+    MemoryBudget,
+    MemoryLine,
+    Mode,
+    PoolRequest,
+    Replay,
+    Support,
+)
+from engine_models.engines.mlx_lm_flags import FLAGS, size_bytes
+from engine_models.engines.mlx_lm_recorded import replay as replay_recorded
+from engine_models.memory.prompt_copies import PromptCopies
+from engine_models.model.activations import activation_bytes
+from engine_models.model.architecture import kv_groups, state_bytes_per_sequence, weight_bytes_per_rank
+from engine_models.schedulers.polled_turns import PolledTurnsScheduler, TurnRules
+from hardware_profiles.device import DeviceKind
+from hardware_profiles.errors import InfeasibleError, InputError
+
+
+@dataclass(frozen=True)
+class Server:
+    """Rules and store of one server: what a fresh scheduler is built from."""
+
+    rules: TurnRules
+    copies: int
+    uncut_from: int | None
+    windows: tuple[int, ...]
+
+    def scheduler(self, mode: Mode) -> PolledTurnsScheduler:
+        """Build a scheduler with an empty store."""
+        copies = PromptCopies(self.copies, self.uncut_from)
+        return PolledTurnsScheduler(
+            self.rules, copies, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
+        )
+
+
+def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
+    """Resolve one pool: memory left by weights and the largest call, limits, overheads.
+
+    Raises InfeasibleError if the weights do not fit, InputError on what the engine or this model of it lacks.
+    """
+    arch, flags = request.arch, request.flags
+    _refuse(request)
+    decodes, prompts = int(flags.get("decode_concurrency", 32)), int(flags.get("prompt_concurrency", 8))
+    chunk, copies = int(flags.get("prefill_step_size", 2048)), int(flags.get("prompt_cache_size", 10))
+    rows, step_tokens = max(decodes, prompts) + prompts - 1, prompts * chunk
+    windows = arch.windows_below(arch.max_context_tokens)
+    memory = _memory(request, step_tokens, rows + prompts + copies)
+    limit = flags.get("prompt_cache_bytes")
+    states = any(block.kind == "linear" for block in arch.attention)
+    rules = TurnRules(
+        decode_concurrency=decodes,
+        prompt_concurrency=prompts,
+        prefill_step_size=chunk,
+        prompt_cache_tokens=None
+        if limit is None
+        else int(size_bytes("prompt_cache_bytes", str(limit)) / memory.kv_bytes_per_token),
+        held_tokens=memory.blocks,
+    )
+    server = Server(rules, copies, 1 if states else min(windows, default=None), windows)
+    overheads = load_overheads(ENGINE.name)
+    answer = int(flags.get("max_tokens", 512))
+    return EnginePlan(
+        engine=ENGINE.name,
+        version=ENGINE.version(version_text),
+        limits=Limits(
+            rows=rows,
+            step_tokens=step_tokens,
+            context_tokens=arch.max_context_tokens,
+            kv_tokens=memory.blocks,
+            kv_blocks=memory.blocks,
+            block_tokens=1,
+            prompt_tokens=arch.max_context_tokens - 1,
+            row_tokens=arch.max_context_tokens,
+            asked_tokens=1,  # nobody compares it with the context
+            answer_tokens=answer,
+        ),
+        memory=memory,
+        scheduler=server.scheduler,
+        costs=StepCosts(
+            arch,
+            request.formats,
+            Terms(overheads.host),
+            TableRange(step_tokens, rows, arch.max_context_tokens),
+        ),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
+        prefix_caching=True,
+        notes=(
+            f"MLX LM: {decodes:,} rows decode, {prompts:,} prompts of up to {chunk:,} tokens a call are in work, padded to the "
+            f"longest; {copies:,} prompts are kept as whole copies"
+            + (
+                f", those of {server.uncut_from:,} tokens or more are found whole or not at all"
+                if server.uncut_from
+                else ""
+            ),
+            f"new requests are taken in every {rules.time_budget_s:g} s while others are served; an answer without a limit ends "
+            f"after {answer:,} tokens (max_tokens)",
+            "MLX LM does not look at memory or at the context: here longer requests are refused, and a run that needs more "
+            "memory than the device lets the GPU use ends with an error, where macOS would swap or end the server",
+            "what a chat shares with others before text of its own is taken for its system prompt; MLX LM's host times (1.5 ms "
+            "a call, 50 us a row, 2 ms a request) are assumed, nobody measured them",
+        ),
+        sources=overheads.provenance,
+    )
+
+
+def _refuse(request: PoolRequest) -> None:
+    arch = request.arch
+    if request.tensor_parallel * request.expert_parallel > 1:
+        raise InputError(
+            "MLX LM over several machines is not simulated",
+            where="deployment.tensor_parallel",
+            mend="use one device, larger if need be, or another engine (`capacity-plan list engines`)",
+        )
+    if any(block.indexer or block.entry_tokens > 1 for block in arch.attention):
+        raise InputError(
+            f"MLX LM's sparse attention, which {arch.name} needs, is not simulated",
+            where="model",
+            mend="use another engine (`capacity-plan list engines`)",
+        )
+
+
+def _memory(request: PoolRequest, step_tokens: int, sequences: int) -> MemoryBudget:
+    """KV tokens of the layers that attend to everything, in what weights, the largest call, windows and states leave."""
+    arch, device = request.arch, request.device_memory_bytes
+    weights = weight_bytes_per_rank(arch, request.formats.weights)
+    largest = activation_bytes(arch, step_tokens, 1, 1)
+    groups = kv_groups(arch, request.formats.kv_cache)
+    whole = [group for group in groups if not group.window_tokens]
+    windowed = sum(group.window_tokens * group.bytes_per_token_per_rank for group in groups)
+    fixed = sequences * (windowed + state_bytes_per_sequence(arch)) if whole else 0
+    per_token = sum(group.bytes_per_token_per_rank for group in whole or groups)
+    kv = device - weights - largest - fixed
+    if kv < per_token:
+        besides = (largest + fixed) / 1e9
+        raise InfeasibleError(
+            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB + {besides:.1f} GB besides (a call of {step_tokens:,} "
+            f"prompt tokens), of {device / 1e9:.1f} GB that the GPU may use",
+            where="deployment",
+            mend="a smaller number format (weights: mlx_4bit), a device with more memory, or a smaller "
+            "engine_args.prefill_step_size or prompt_concurrency",
+        )
+    lines = (
+        MemoryLine("weight", "weights", weights),
+        MemoryLine("activation", "activations of the largest call", largest),
+        MemoryLine("other", "windows and states of all rows and copies", fixed),
+    )
+    return MemoryBudget(device, device, lines, kv, per_token, int(per_token), kv // int(per_token))
+
+
+def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
+    """The scheduler of a recording, from its version and the knobs of its `config` line."""
+    ENGINE.version(version_text)
+    return replay_recorded(knobs)
+
+
+_SOURCE = "ml-explore/mlx-lm 0.32.2 (d78bf58e, 2026-08)"
+_KINDS: frozenset[DeviceKind] = frozenset({"apple"})
+
+ENGINE = Engine(
+    name="mlx_lm",
+    title="MLX LM",
+    versions={"0.32.2": {}},
+    oldest="0.31.2",
+    devices={"apple": f"{_SOURCE}: Apple silicon; MLX's CUDA and CPU backends are not simulated"},
+    formats={
+        name: Support(_KINDS, f"{_SOURCE}: mlx_lm/convert.py, mlx_lm/utils.py")
+        for name in ("bf16", "fp16", "mlx", "mxfp4")
+    },
+    features={},
+    flags=lambda: FLAGS,
+    same_as={"rows": "decode_concurrency", "step_tokens": "prefill_step_size"},
+    kernels="mlx",
+    plan=plan,
+    replay=replay,
+)

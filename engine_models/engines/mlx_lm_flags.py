@@ -1,0 +1,71 @@
+"""Flags of MLX LM's server: names, types and defaults, and what they say of a pool's keys.
+
+They follow `mlx_lm/server.py` of 0.32.2 (2026-08).
+"""
+
+from __future__ import annotations
+
+import re
+
+from engine_models.flag_lists import classified
+from engine_models.flags import Flag, FlagTable
+from engine_models.launch import Launcher
+from hardware_profiles.errors import InputError
+
+_MODELLED: dict[str, Flag] = {
+    "model": Flag("str"),
+    "max_tokens": Flag("int", 512, low=1),
+    "decode_concurrency": Flag("int", 32, low=1),
+    "prompt_concurrency": Flag("int", 8, low=1),
+    "prefill_step_size": Flag("int", 2048, low=1),
+    "prompt_cache_size": Flag("int", 10, low=1),
+    "prompt_cache_bytes": Flag("str"),
+}
+
+_HARMLESS = """
+    allowed_origins chat_template chat_template_args host kv_group_size log_level min_p num_draft_tokens port quantized_kv_start
+    temp top_k top_p trust_remote_code use_default_chat_template
+"""
+_CHANGING = {"adapters, which are not simulated": "adapter_path"}
+_REFUSED = {
+    "how many requests run at once (with a quantized KV cache MLX LM serves them one by one, which is not simulated)": "kv_bits",
+    "how many tokens a step yields (with drafts MLX LM serves requests one by one, which is not simulated)": "draft_model",
+    "how a model is spread over machines": "pipeline",
+}
+_SWITCHES = ("trust_remote_code", "use_default_chat_template", "pipeline")
+_KINDS = {
+    name: "switch" if name in _SWITCHES else "value"
+    for text in (_HARMLESS, *_CHANGING.values(), *_REFUSED.values())
+    for name in text.split()
+}
+
+_SIZES = {"": 1, "M": 10**6, "MB": 10**6, "G": 10**9, "GB": 10**9}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(|M|MB|G|GB)", re.IGNORECASE)
+
+_LAUNCHER = Launcher(
+    programs=(r"mlx_lm\.server", r"mlx_lm server", r"-m mlx_lm\.server", r"-m mlx_lm server"),
+    example="mlx_lm.server --model MODEL --flag value",
+    package="mlx-lm",
+)
+
+FLAGS = FlagTable(
+    engine="mlx_lm",
+    modelled=_MODELLED,
+    launcher=_LAUNCHER,
+    unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
+)
+
+
+def size_bytes(flag: str, text: str) -> int:
+    """Bytes of a size as the server writes it (``4GB``, ``500M``, a number); InputError for others."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise InputError(
+            f"{flag}: '{text}' is no size",
+            where=f"deployment.engine_args.{flag}",
+            mend="write it as 4GB, 500M, or as a number of bytes",
+        )
+    return int(float(found[1]) * _SIZES[found[2].upper()])
+
+
+__all__ = ["FLAGS", "size_bytes"]
