@@ -19,7 +19,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.handover import Peer
 from engine_models.parts.protocols import Scheduler
 from engine_models.parts.sequence import Sequence
-from hardware_profiles.device import DeviceKind
+from hardware_profiles.device import Device, DeviceKind
 from hardware_profiles.errors import InputError
 
 Role = Literal["mixed", "prefill", "decode"]
@@ -37,7 +37,7 @@ class PoolRequest:
     reports; `device_name` serves defaults that engines key to a product. `data_parallel` are the ranks that share the experts
     of one replica, each with its own attention, scheduler and KV cache (1: none).
     `role` other than "mixed" asks for a scheduler that shares requests (`engine_models.parts.handover`), over a `connector`
-    (None: the engine's own choice).
+    (None: the engine's own choice). `device_cores` are those of a CPU.
     """
 
     arch: Architecture
@@ -54,6 +54,7 @@ class PoolRequest:
     offload: HostMemory | None = None
     role: Role = "mixed"
     connector: str | None = None
+    device_cores: int = 0
 
     @property
     def more_memory(self) -> str:
@@ -317,6 +318,7 @@ class Engine:
     measured : devices with end-to-end runs behind its overheads (docs/fidelity.md), and their tensor-parallel ranks.
     plan : resolves a pool, given the version as it was asked for (None: the newest).
     replay : from a recording's version and knobs; None: no recording can be run again.
+    kv_format : format of the KV cache on a device unless the pool names one; None: the model's.
     lockstep : None where data parallelism always means copies.
     pair_replay : `replay` of servers that share requests, from a version and the knobs.
     """
@@ -332,6 +334,7 @@ class Engine:
     same_as: Mapping[str, str]
     kernels: str
     overheads_from: str | None = None
+    kv_format: Callable[[Device], str] | None = None
     measured: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     plan: Callable[[PoolRequest, str | None], EnginePlan]
     replay: Callable[[str, Mapping[str, Any]], Replay] | None = None

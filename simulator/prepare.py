@@ -121,8 +121,11 @@ def resolve_formats(
         )
     own = pool.kv_cache in (None, "auto")
     auto = dtype if pool.weights == "fp32" else arch.kv_format
-    kv = format_named(auto if own else str(pool.kv_cache), where="deployment.kv_cache")
-    if own and auto != dtype:
+    by_engine = engine.kv_format(device) if own and engine.kv_format is not None else None
+    if by_engine is not None:
+        notes.append(f"the KV cache is kept in {by_engine}, as {engine.title} does on {device.title} unless told otherwise")
+    kv = format_named(by_engine or auto if own else str(pool.kv_cache), where="deployment.kv_cache")
+    if own and by_engine is None and auto != dtype:
         notes.append(f"the KV cache of {arch.name} is kept in {kv.name}, as engines do for compressed attention")
     if not kv.kv_cache:
         raise InputError(
@@ -253,6 +256,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         device_name=device.name,
         device_memory_bytes=int(device.memory_bytes.value),
         device_kind=device.kind,
+        device_cores=int(device.multiprocessors.value) if device.kind == "cpu" and device.multiprocessors else 0,
         tensor_parallel=pool.tensor_parallel,
         pipeline_parallel=pool.pipeline_parallel,
         data_parallel=ranks,

@@ -31,6 +31,7 @@ BUILT_IN = {
     "lmdeploy": "engine_models.engines.lmdeploy",
     "deepspeed_mii": "engine_models.engines.deepspeed_mii",
     "mlx_lm": "engine_models.engines.mlx_lm",
+    "openvino": "engine_models.engines.openvino",
 }
 """Engine -> its module, imported when a pool asks for it. The first is the one that examples show."""
 
@@ -44,6 +45,9 @@ SPELLINGS: dict[str, str] = {
     "fastgen": "deepspeed_mii",
     "deepspeed_fastgen": "deepspeed_mii",
     "mlx": "mlx_lm",
+    "ovms": "openvino",
+    "openvino_genai": "openvino",
+    "openvino_model_server": "openvino",
 }
 """Other spellings of these names, in lower case with underscores."""
 
@@ -125,7 +129,6 @@ OTHERS = {
     r"litserve": "LitServe",
     r"tabbyapi|exllamav[23]": "ExLlama",
     r"transformers serve|transformers-cli": "Transformers",
-    r"ovms": "OpenVINO",
 }
 """Words of launch commands of engines that are not simulated, and these engines."""
 

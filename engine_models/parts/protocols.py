@@ -64,6 +64,9 @@ class Scheduler(ABC):
     accepted_drafts: int = 0
     #: Whether memory for the whole answer is set aside at admission, by the client's limit or, without one, the context left.
     reserves_answers: bool = False
+    #: Whether a request that arrives while a step runs is to be handed over before that step's results, for it looks at once for
+    #: what the memory holds of its prompt.
+    hears_in_step: bool = False
 
     @abstractmethod
     def add(self, seq: Sequence) -> None:
@@ -81,8 +84,8 @@ class Scheduler(ABC):
         """Form the next batch at `now_s`, which never falls.
 
         None: nothing can run now. A batch without tokens: rows only lost their memory, and it takes no number; the executor
-        asks again at once. Else `next_number` has risen by one, and the rows whose last token the batch may yield stand in
-        `finishing` if that is certain.
+        asks again at once; rows in its `finishing` have ended without an answer, in the state "dropped". Else `next_number` has
+        risen by one, and the rows whose last token the batch may yield stand in `finishing` if that is certain.
         """
 
     @abstractmethod

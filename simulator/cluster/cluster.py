@@ -502,7 +502,11 @@ class Cluster:
         if self._timeout_s is not None and self._live.get(seq.index) is not seq:
             return  # its client has gone while the last token was computed
         block, end_s = self._of(seq.index), now_s + self._after_s
-        block.finish(seq, end_s)
+        if seq.state == "dropped":
+            block.keep(seq)
+            block.end(seq.index - block.first, FAILED, Reason.OUT_OF_MEMORY)
+        else:
+            block.finish(seq, end_s)
         del self._live[seq.index]
         self._router.ended(seq, now_s)
         self._room_made(now_s)

@@ -45,6 +45,7 @@ class Reason(IntEnum):
     CANCELLED = 11
     NODE_LOST = 12
     KV_LOAD_FAILED = 13
+    OUT_OF_MEMORY = 14
 
 
 _STOP = int(Reason.STOP)

@@ -18,6 +18,7 @@ REASONS = {
         "cancelled": "cancelled",
         "node_lost": "node lost",
         "kv_load_failed": "KV load failed",
+        "out_of_memory": "out of memory",
     },
     "unfinished": {"drain_ended": "drain ended", "interrupted": "interrupted"},
 }

@@ -88,6 +88,7 @@ class Replica:
         self._sync = depth == 1
         self._staged = stages > 1
         self._asleep_until_s = 0.0  # nothing can be scheduled before, unless a request arrives
+        self._hears_in_step = any(scheduler.hears_in_step for scheduler in schedulers)
 
     # -- the outside ----------------------------------------------------------------------------------------
 
@@ -144,6 +145,8 @@ class Replica:
             if not self._may_schedule:
                 if flight[0][2] > limit_s:
                     return False
+                if self._hears_in_step:
+                    self._receive(flight[0][2])
                 taking, batches, end_s = flight.popleft()
                 if end_s > self.clock_s:
                     self.clock_s = end_s
@@ -181,6 +184,10 @@ class Replica:
                 taking, batches, again = ranks, [], formed is not None
                 if formed is not None and formed.tokens:
                     batches = [formed]
+                elif formed is not None and formed.finishing:  # dropped
+                    self._end(only, formed.finishing, now)
+                    if stop_after_finish:
+                        return True
             if batches:
                 self._launch(taking, batches)
                 if len(flight) >= self.depth:
@@ -189,6 +196,13 @@ class Replica:
                 self._may_schedule = False
             elif not again and not self._sleep(limit_s):  # after preemptions alone: again, with the blocks they freed
                 return False
+
+    def _receive(self, now_s: float) -> None:
+        """Hand the requests that have arrived to the schedulers."""
+        for rank in self.ranks:
+            if rank.next_arrival_s() <= now_s:
+                rank.receive(now_s)
+                self._priced = None
 
     def _form(self, now_s: float) -> tuple[Series[Rank], list[Batch], bool]:
         """Let every rank that has work form its batch; return those that compute, the batches, whether any only preempted."""
@@ -202,6 +216,7 @@ class Replica:
                 batches.append(formed)
             elif formed is not None:
                 again = True
+                self._end(rank, formed.finishing, now_s)
         return taking, batches, again
 
     def _sleep(self, limit_s: float) -> bool:

@@ -38,6 +38,7 @@ MII = {
     **args(max_ragged_sequence_count=24, max_ragged_batch_size=256, memory_config={"mode": "allocate", "size": 70}),
 }
 MLX = {"engine": "mlx_lm", "hardware": "apple-m4-max-40c-64gb", **args(decode_concurrency=12, prompt_concurrency=4)}
+OPENVINO = {"engine": "openvino", "hardware": "xeon-8592-1s", "weights": "int4"}
 STREAMED = {
     "sessions": (CHATS, {"replicas": 2, "router": "least_requests"}),
     "sessions-sglang": (CHATS, {"engine": "sglang", "replicas": 2}),
@@ -68,6 +69,14 @@ CASES = {
     ),
     "mii": Case(given(MII, {"arrivals": poisson(60)})),
     "mlx": Case(given({**MLX, "replicas": 2}, CHATS)),
+    "openvino": Case(given({**OPENVINO, **args(num_kv_blocks=150, enable_prefix_caching=False)}, {"arrivals": poisson(2)})),
+    "openvino-whole": Case(
+        given(
+            {**OPENVINO, **args(dynamic_split_fuse=False, max_num_batched_tokens=4096, max_num_seqs=6)},
+            {"arrivals": poisson(2), "shared_prefix": {"groups": 6, "tokens": 100}},
+        )
+    ),
+    "openvino-chats": Case(given({**OPENVINO, **args(num_kv_blocks=300, rest_workers=4), "replicas": 2}, CHATS)),
     "sglang-loop": Case(given({"engine": "sglang", "replicas": 2}, LOOP)),
     "sglang-hrrn": Case(
         given(
@@ -96,6 +105,7 @@ CUT = (
     "cache-aware",
     "polled",
     "kv-aware",
+    "openvino-chats",
     "pipeline-tight",
     "draft-model",
     "streamed",

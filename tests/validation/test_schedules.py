@@ -39,6 +39,7 @@ def test_recordings_of_both_engines_are_kept() -> None:
         ("lmdeploy_pytorch", 11, 5822),
         ("deepspeed_mii", 9, 4245),
         ("mlx_lm", 9, 4757),
+        ("openvino", 13, 7925),
         ("routers", 36, 2351),
     ],
 )

@@ -1,0 +1,85 @@
+"""Flags of OpenVINO Model Server and names of OpenVINO GenAI's `SchedulerConfig`, and what they say of a pool's keys.
+
+They follow `src/graph_export/graph_cli_parser.cpp`, `src/cli_parser.cpp` and `src/llm/llm_calculator.proto` of
+openvinotoolkit/model_server at 7e4df0c7 and `scheduler_config.hpp` of openvino.genai at da1db864 (2026-08). `num_kv_blocks` is a
+field of the library only.
+"""
+
+from __future__ import annotations
+
+from engine_models.flag_lists import classified
+from engine_models.flags import Flag, FlagTable, Typed
+from engine_models.launch import Launcher
+
+_KV_CACHE = {"u8": "int8", "i8": "int8", "f16": "fp16", "bf16": "bf16", "f32": "fp32"}
+"""Values of ``--kv_cache_precision`` and the format of the KV cache that they fix."""
+
+_WEIGHTS = {"fp32": "fp32", "fp16": "fp16", "int8": "int8_wo", "int4": "int4"}
+"""Values of ``--weight-format``, by which the server converts a checkpoint, and the format that they fix."""
+
+MODELLED: dict[str, Flag] = {
+    "max_num_batched_tokens": Flag("int", 256, low=1),
+    "max_num_seqs": Flag("int", 256, low=1),
+    "cache_size": Flag("int", 0, low=0),
+    "num_kv_blocks": Flag("int", 0, low=0),
+    "dynamic_split_fuse": Flag("bool", True),
+    "enable_prefix_caching": Flag("bool", True),
+    "rest_workers": Flag("int", None, low=2, high=10_000),
+    "kv_cache_precision": Flag("str", None, choices=("", *_KV_CACHE)),
+    "weight_format": Flag("str", None, choices=tuple(_WEIGHTS)),
+    "target_device": Flag("str", None),
+}
+
+_SWITCHES = """
+    pull configure list_models overwrite_models add_to_config remove_from_config metrics_enable verbose_response
+    allow_credentials enable_tool_guided_generation trust_remote_code help version
+"""
+_HARMLESS = """
+    allow_credentials allowed_headers allowed_local_media_path allowed_media_domains allowed_methods allowed_origins
+    api_key_file cache_dir cache_interval_multiplier config_path configure cpu_extension
+    custom_node_resources_cleaner_interval_seconds file_system_poll_wait_seconds grpc_bind_address grpc_channel_arguments
+    grpc_max_threads grpc_memory_quota grpc_workers gguf_filename log_level log_path max_prompt_len metrics_enable metrics_list
+    model_name model_path model_repository_path models_path model_version_policy nireq overwrite_models port pull
+    reasoning_parser rest_bind_address rest_port source_model task=text_generation tool_parser trust_remote_code
+    verbose_response best_of_limit
+"""
+_CHANGING = {
+    "the host's time": "enable_tool_guided_generation",
+    "which answers clients may ask for": "max_tokens_limit",
+    "how a model is spread over sockets or devices": "model_distribution_policy",
+    "settings of OpenVINO's device plugin": "plugin_config={}",
+    "the number format; say it as `weights`": "extra_quantization_params",
+}
+_REFUSED = {
+    "how many tokens a step yields (drafts are not simulated for OpenVINO)": "draft_source_model draft_models_path",
+    "which blocks of the KV cache are kept": "use_cache_eviction cache_eviction_config",
+    "what prompts attend to": "use_sparse_attention sparse_attention_config",
+    "how requests are batched: other pipelines serve one at a time": "pipeline_type=auto|lm_cb",
+}
+_KINDS = {
+    name.partition("=")[0]: "switch" if name.partition("=")[0] in _SWITCHES.split() else "value"
+    for text in (_HARMLESS, *_CHANGING.values(), *_REFUSED.values())
+    for name in text.split()
+}
+
+_LAUNCHER = Launcher(
+    programs=(r"ovms", r"/ovms/bin/ovms"),
+    example="ovms --source_model MODEL --rest_port 8000 --flag value",
+    image=r"[^\s:=]*openvino/model_server[^\s:=]*",
+    published=r"openvino/model_server",
+    enters=True,
+    package="openvino-genai",
+)
+
+FLAGS = FlagTable(
+    engine="openvino",
+    modelled=MODELLED,
+    launcher=_LAUNCHER,
+    unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
+    aliases={"device": "target_device"},
+    typed={
+        "kv_cache_precision": Typed("kv_cache", lambda value: _KV_CACHE.get(value)),
+        "weight_format": Typed("weights", lambda value: _WEIGHTS.get(value)),
+    },
+    abbreviated=False,
+)
