@@ -14,7 +14,6 @@ from simulator.cli.check import facts
 from simulator.cli.summary import summary
 from simulator.prepare import Prepared, prepare
 from simulator.run import run_prepared
-from simulator.validation.launches import shared_ranks
 from simulator.validation.suite import pool_of
 
 WORKLOAD = {
@@ -237,30 +236,10 @@ def test_a_streamed_run_is_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert frame["instance_id"].tolist() == wanted["instance_id"].tolist()
 
 
-INFERENCEX = {"source": "ai-dynamo/aiconfigurator silicon_sample.csv (inferencex-dump)"}
-
-
-@pytest.mark.parametrize(
-    ("source", "stated", "meant"),
-    [
-        (INFERENCEX, (4, 4, 16), (4, 1, 4)),  # tensor and expert ranks multiplied
-        (INFERENCEX, (2, 2, 4), (2, 1, 2)),
-        (INFERENCEX, (1, 64, 8), (1, 8, 8)),  # data-parallel attention, its ranks multiplied
-        (INFERENCEX, (1, 8, 8), (1, 8, 8)),
-        ({"source": "somebody else"}, (2, 2, 4), (2, 2, 4)),
-    ],
-)
-def test_ranks_of_measured_rows(
-    source: dict[str, str], stated: tuple[int, int, int], meant: tuple[int, int, int]
-) -> None:
-    assert shared_ranks(source, *stated) == meant
-
-
 @pytest.mark.parametrize(
     ("row", "wanted"),
     [
         ({"tp": 1, "dp": 8, "ep": 8}, {"tensor_parallel": 1, "data_parallel": 8, "expert_parallel": 8}),
-        ({"tp": 2, "dp": 2, "ep": 4, **INFERENCEX}, {"tensor_parallel": 2, "expert_parallel": 2}),
         ({"tp": 2, "dp": 2, "source": "inference-sim/x"}, {"tensor_parallel": 2, "replicas": 2}),
         ({"tp": 2, "dp": 2, "mode": "agg (2 instances)"}, {"tensor_parallel": 2, "replicas": 2}),
     ],

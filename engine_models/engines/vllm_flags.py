@@ -310,9 +310,13 @@ _LAUNCHER = Launcher(
     package="vllm",
 )
 
+MARLIN_VARIABLE, MXFP8_VARIABLE = "VLLM_MXFP4_USE_MARLIN", "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8"
+FP32_VARIABLE = "VLLM_FLOAT32_MATMUL_PRECISION"
+"""Variables of the environment: experts in mxfp4 by Marlin; their activations in mxfp8; products in float32 ("high": TF32)."""
+
 _HINTS = {
-    "VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1": "write activations: fp8 in the pool",
-    "VLLM_MXFP4_USE_MARLIN=1": "write --moe-backend marlin",
+    f"{MXFP8_VARIABLE}=1": "write activations: fp8 in the pool",
+    f"{MARLIN_VARIABLE}=1": "write --moe-backend marlin",
 }
 """Environment settings that a key of the pool or a flag states, with the words that say so (vLLM 0.15, `mxfp4.py`: on
 Blackwell experts in mxfp4 keep bf16 activations unless the first is set, and the second chooses Marlin for them; later

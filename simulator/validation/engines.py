@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from simulator.validation.launches import launch_of
 from simulator.validation.published import Fitting, Published, Row
 from simulator.validation.sglang_launches import SGLANG
 from simulator.validation.spellings import engine_name
@@ -24,7 +25,7 @@ _RELEASE = re.compile(r"(?:^|[^a-z\d.]|\bv)(\d+\.\d+(?:\.\d+)*)")
 
 def engine_release(row: Row) -> str:
     """Version of a row's engine that is modelled (``0.15.1``), "" where the row states none; raises `Unplayable`."""
-    stated = str(row.get("engine_version") or " ".join(str(row["engine"]).split()[1:])).lower()
+    stated = str(row.get("engine_version") or " ".join(str(row["engine"]).split()[1:]) or launch_of(row).image).lower()
     found = _RELEASE.search(stated)
     published = PUBLISHED[engine_name(row)]
     return published.unstated(row) if found is None else published.release(found.group(1))

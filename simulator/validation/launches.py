@@ -1,68 +1,111 @@
-"""What the sources of sampled rows publish of their benchmarks, whatever the engine, and the rows do not say: lengths, ranks.
+"""How the servers of a suite's rows were launched and what the clients did: `launches.parquet` beside the rows.
 
-Facts of the workload, the same for every row of a kind. Sources, read 2026-11: github.com/SemiAnalysisAI/InferenceX (Apache-2.0),
-`utils/bench_serving/benchmark_serving.py`, `benchmarks/benchmark_lib.sh` and `benchmarks/single_node/`.
+Facts that were read from public scripts of the day of each run, joined by `id`; what a row itself states goes before them. A
+suite without the file, and a row without a launch, is replayed by its columns alone.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-RANGE_RATIO = 0.8
-"""Lengths are uniform from this share of the stated one up to it (`--random-range-ratio`, function `sample_random_requests`)."""
+from hardware_profiles.errors import InputError
 
-NODE_GPUS = 8
-"""GPUs of the machines of the single-node runs."""
-
-
-RESTATED = "kimi-k2.5-gap-analysis.csv"
-"""File of the sample that restates InferenceX runs under another source: the same figures, rounded to two decimals."""
+FILE = "launches.parquet"
+KNOWN = ("exact", "near", "family")
+"""Confidences of a launch that is public; "none": it is not."""
 
 
-def is_inferencex(row: dict[str, Any]) -> bool:
-    """Whether a row is an InferenceX run in the sample of aiconfigurator."""
-    source = str(row.get("source", "")).lower()
-    return "aiconfigurator" in source and (
-        "inferencex" in source or RESTATED in str(row.get("source_path", ""))
+@dataclass(frozen=True)
+class Launch:
+    """One row's launch.
+
+    confidence : "exact" (the script of that day and its configuration), "near" (of another day or build), "family" (of the
+        sister device), "none" (no launch is public), "" (the suite says nothing of it).
+    model : the checkpoint that was served.  image : the container image or build, which tells the version.
+    tensor_ranks : 0 where the script says nothing.
+    flags : by the engine's own names, nested.  environment : variables of the server.  client : what the load generator did.
+    unfit : why the row is not the run that its label says; "" if it is.
+    """
+
+    confidence: str = ""
+    model: str = ""
+    image: str = ""
+    tensor_ranks: int = 0
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    client: Mapping[str, Any] = field(default_factory=dict)
+    unfit: str = ""
+
+
+UNKNOWN = Launch()
+
+
+def launch_of(row: Mapping[str, Any]) -> Launch:
+    """The launch of a row, as `read_launches` found it."""
+    found = row.get("launch")
+    return found if isinstance(found, Launch) else UNKNOWN
+
+
+def read_launches(directory: Path) -> dict[str, Launch]:
+    """Launches by id; none without the file. InputError if it cannot be read."""
+    path = directory / FILE
+    if not path.is_file():
+        return {}
+    import pyarrow.parquet as pq
+
+    try:
+        return {str(entry["id"]): _read(entry) for entry in pq.read_table(path).to_pylist()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"not a readable table of launches: {type(error).__name__}: {error}"[:200], where=str(path), mend="write it again"
+        ) from None
+
+
+def _read(entry: Mapping[str, Any]) -> Launch:
+    texts = {name: str(entry.get(name) or "") for name in ("confidence", "image", "speculative", "mislabelled_reason")}
+    return Launch(
+        confidence=texts["confidence"],
+        model=str(entry.get("model_served") or ""),
+        image=texts["image"],
+        tensor_ranks=int(entry.get("tp") or 0),
+        flags=nested(json.loads(entry.get("engine_flags") or "{}")),
+        environment=json.loads(entry.get("environment") or "{}"),
+        client=json.loads(entry.get("client") or "{}"),
+        unfit=_unfit(texts["speculative"], texts["mislabelled_reason"] if entry.get("mislabelled") else ""),
     )
 
 
-def is_gap_analysis(row: dict[str, Any]) -> bool:
-    """Whether a row is a run of NVIDIA's own (not one that restates InferenceX): servers that aiconfigurator generates."""
-    return "nvidia-gap-analysis" in str(row.get("source", "")).lower() and not is_inferencex(row)
+def _unfit(speculative: str, mislabelled: str) -> str:
+    if mislabelled:
+        return f"mislabelled: {mislabelled}"
+    if speculative == "unknown":
+        return "with or without multi-token prediction: nothing tells which"
+    return "multi-token prediction without a stated acceptance" if speculative not in ("", "none") else ""
 
 
-def measured_on(row: dict[str, Any]) -> str:
+def nested(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags with dotted names as the nested settings that they write.
+
+    >>> nested({"a.b.c": 1, "a.d": 2, "e": 3})
+    {'a': {'b': {'c': 1}, 'd': 2}, 'e': 3}
+    """
+    out: dict[str, Any] = {}
+    for name, value in flags.items():
+        *path, last = name.split(".")
+        at = out
+        for part in path:
+            at = at.setdefault(part, {})
+        at[last] = value
+    return out
+
+
+def measured_on(row: Mapping[str, Any]) -> str:
     """Day on which a row was measured, by its column or by its source path (`measured=2026-04-22`); "" if neither states it."""
     stated = re.search(r"\d{4}-\d{2}-\d{2}", str(row.get("measured_on") or ""))
     found = stated or re.search(r"(?<=measured=)\d{4}-\d{2}-\d{2}", str(row.get("source_path", "")))
     return found.group() if found else ""
-
-
-def tensor_ranks(row: dict[str, Any], tensor_parallel: int, expert_parallel: int) -> int:
-    """Ranks over which a row's model is split, given what the row says.
-
-    Where experts are split as well, the sample multiplies the two: 16 = 4 x 4 and 64 = 8 x 8 on machines of 8 GPUs, with the
-    very measurements that other rows give for 4 and for 8 ranks.
-    """
-    multiplied = tensor_parallel > NODE_GPUS and tensor_parallel == expert_parallel * expert_parallel
-    return expert_parallel if multiplied and is_inferencex(row) else tensor_parallel
-
-
-def shared_ranks(
-    row: dict[str, Any], tensor_parallel: int, data_parallel: int, expert_parallel: int
-) -> tuple[int, int, int]:
-    """Tensor-, data- and expert-parallel ranks of a row that counts data-parallel ranks, given what the row says.
-
-    The sample of InferenceX multiplies counts where experts are split. Rows of 2 x 2 and 4 x 4 (tensor x data ranks) repeat
-    runs that other rows give as tensor parallelism of 2 and 4 with as many expert ranks, within 2 % in TPOT; they ran
-    on 2 and 4 GPUs with ``--tensor-parallel-size N --enable-expert-parallel``, no data-parallel attention. Rows of one
-    tensor rank are data-parallel attention: 64 ranks of 8 experts' shares are the 8 of other rows with the same measurements.
-    """
-    if not is_inferencex(row):
-        return tensor_parallel, data_parallel, expert_parallel
-    if tensor_parallel > 1:
-        return tensor_parallel, 1, tensor_parallel
-    ranks = expert_parallel if data_parallel == expert_parallel * expert_parallel else data_parallel
-    return 1, ranks, expert_parallel

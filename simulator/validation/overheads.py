@@ -38,7 +38,7 @@ from simulator.validation.suite import (
     workload_lengths,
 )
 
-TOLD_BY = {"serial_step_s": "tpot_mean_ms", "row_s": "tpot_mean_ms", "start_s": "ttft_mean_ms"}
+TOLD_BY = {"start_s": "ttft_mean_ms"}
 """Unknown -> the metric that tells it, where it is one alone: its small effect on the other is left to the noise."""
 SOFT = 0.05
 """Scale of the soft-l1 loss in log units: errors beyond about 5 % weigh less than quadratically. Kind: assumed."""
@@ -92,8 +92,6 @@ def _log_errors(experiment: Experiment, targets: tuple[str, ...], values: dict[s
     if "start_s" in values and experiment.start_s:
         experiment = replace(experiment, start_s=values["start_s"])
     used = shipped | values
-    if experiment.scenario["deployment"]["engine_args"].get("disable_overlap_schedule"):
-        used["step_s"] = used["serial_step_s"]
     predicted = predict(experiment, overheads_from(used, {}))[row["id"]]
     return [math.log(predicted[target][0] / row[target]) for target in targets]
 

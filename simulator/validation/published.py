@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from simulator.validation.launches import launch_of
+
 Row = dict[str, Any]
 """A row of a suite."""
 
@@ -40,11 +42,10 @@ class Published:
     release : the modelled version that stands for a stated one ("" for the newest); raises `Unplayable`.
     unstated : version of a row that states none, "" if unknown.
     columns : flags that the columns of a row state.
-    launch : flags of the script that launched a row's server, by its device and ranks.
+    launch : flags of the script that launched a row's server, and on which device; `activations` among them is a pool's key.
     ranks : flags of data-parallel ranks that share experts.
     instances : independent servers behind one router that a row counts as data-parallel ranks.
     front, costs : what client and environment do that no flag says: fields of `FrontEnd` and `StepCosts`.
-    repeated_prompts : prompts that a row's client draws from, 0: all are new.
     start_s : how much longer the first request of each user waits when the closed loop of a row starts [s].
     compiles_while_measured : whether a run measured what its server compiled on first use.
     fittings : by the suffix of the fit's name, "" for the engine's own; fitted : the words on them.
@@ -53,12 +54,11 @@ class Published:
     release: Callable[[str], str]
     unstated: Callable[[Row], str] = lambda row: ""
     columns: Callable[[Row], dict[str, Any]]
-    launch: Callable[[Row, str, int], dict[str, Any]]
+    launch: Callable[[Row, str], dict[str, Any]] = lambda row, device: dict(launch_of(row).flags)
     ranks: Mapping[str, Any] = field(default_factory=dict)
     instances: Callable[[Row], int] = lambda row: 1
     front: Callable[[Row], dict[str, Any]] = lambda row: {}
-    costs: Callable[[Row, str], dict[str, Any]] = lambda row, hardware: {}
-    repeated_prompts: Callable[[Row], int] = lambda row: 0
+    costs: Callable[[Row], dict[str, Any]] = lambda row: {}
     start_s: Callable[[Row], float] = lambda row: 0.0
     compiles_while_measured: Callable[[Row], bool] = lambda row: False
     fittings: Mapping[str, Fitting] = field(default_factory=dict)

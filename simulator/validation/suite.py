@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from engine_models.cost.drafting import ACCEPTANCE
 from hardware_profiles.errors import InputError, PlanError
 from simulator.validation.engines import PUBLISHED, engine_release
-from simulator.validation.launches import RANGE_RATIO, is_inferencex, shared_ranks, tensor_ranks
+from simulator.validation.launches import launch_of, read_launches
 from simulator.validation.published import number
 from simulator.validation.spellings import (
     Unplayable,
@@ -71,7 +71,10 @@ class Experiment:
 
 
 def read_suite(directory: Path) -> list[dict[str, Any]]:
-    """Rows of the suite, nulls left out. InputError if the file or a column that identifies a row is missing."""
+    """Rows of the suite, nulls left out, with their launches (`launch`).
+
+    InputError if the file or a column that identifies a row is missing.
+    """
     path = directory / "experiments.parquet"
     if not path.is_file():
         names = ("experiments.csv", "experiments.json", "experiments.jsonl")
@@ -95,9 +98,12 @@ def read_suite(directory: Path) -> list[dict[str, Any]]:
         )
     if not table.num_rows:
         raise InputError("it holds no experiment", where=str(path), mend="write one row a measured experiment")
+    launches = read_launches(directory)
     rows = []
     for row in table.to_pylist():
-        rows.append({k: v for k, v in row.items() if v is not None and not (isinstance(v, float) and math.isnan(v))})
+        known = {k: v for k, v in row.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
+        launch = launches.get(str(row["id"]))
+        rows.append(known if launch is None else known | {"launch": launch})
     return rows
 
 
@@ -145,6 +151,8 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
     if engine_variant(row):
         raise Unplayable(f"engine '{row['engine']}': this variant of {engine} is not modelled")
     release = engine_release(row)
+    if launch_of(row).unfit:
+        raise Unplayable(launch_of(row).unfit)
     if row.get("disagg"):
         raise Unplayable("disaggregated prefill and decode are not modelled yet")
     if any(words in str(row.get("replay", "")) for words in ("aggregates only", "prefix hashes not", "token ids not")):
@@ -159,38 +167,34 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
         raise Unplayable(error.message) from None
     if not any(number(row, k) for k in ("tp", "pp", "dp")) and (number(row, "gpus") or 1) > 1:
         raise Unplayable(f"{int(row['gpus'])} GPUs, and not how they share the model")
-    tp, pp, dp = (int(number(row, k) or 1) for k in ("tp", "pp", "dp"))
-    ep = int(number(row, "ep") or 1)
+    tp, pp, dp, ep = (int(number(row, k) or 1) for k in ("tp", "pp", "dp", "ep"))
     instances = published.instances(row)
-    if dp > 1 and instances == 1 and arch.has_experts:
-        tp, dp, ep = shared_ranks(row, tp, dp, ep)
-    elif dp > 1 and dp != instances:
-        raise Unplayable("data-parallel ranks of several servers are not modelled yet")
-    tp = tensor_ranks(row, tp, ep)
     formats = formats_of(row, arch.quantization)
-    args = published.launch(row, device.name, tp) | published.columns(row)
-    if "kv_cache_dtype" in args:
-        formats.setdefault("kv_cache", "fp8" if args.pop("kv_cache_dtype").startswith("fp8") else "bf16")
+    args = published.launch(row, device.name) | published.columns(row)
+    if "kv_cache" in formats:
+        args.pop("kv_cache_dtype", None)  # what the row states goes before the launch
     if "activations" in args:
         formats["activations"] = args.pop("activations")
-    if args.pop("enable_expert_parallel", False):
-        ep = tp if instances > 1 else tp * dp
-    ranks = dp if instances == 1 else 1
-    if ep == 1 and uneven_block_width(arch, format_named(formats["weights"]), tp, ep, ranks):
-        ep = tp * ranks  # the engine loads it no other way
     pool: dict[str, Any] = {
         "engine": f"{engine}@{release}" if release else engine,
         "hardware": device.name,
-        "tensor_parallel": tp,
-        "pipeline_parallel": pp,
         "engine_args": args,
         **formats,
     }
-    if ep > 1:
-        pool["expert_parallel"] = ep
-    if dp > 1 and instances == 1:
-        pool["data_parallel"] = dp
-        if arch.has_experts:
+    launched = launch_of(row).tensor_ranks
+    if launched:  # its flags state the ranks, which samples multiply
+        pool["tensor_parallel"] = launched
+    else:
+        if dp > 1 and instances == 1 and not arch.has_experts:
+            raise Unplayable("data-parallel ranks of several servers are not modelled yet")
+        ranks = dp if instances == 1 else 1
+        if ep == 1 and uneven_block_width(arch, format_named(formats["weights"]), tp, ep, ranks):
+            ep = tp * ranks  # the engine loads it no other way
+        pool |= {"tensor_parallel": tp, "pipeline_parallel": pp}
+        if ep > 1:
+            pool["expert_parallel"] = ep
+        if ranks > 1:
+            pool["data_parallel"] = ranks
             args |= published.ranks
     if instances > 1:
         pool["replicas"] = instances
@@ -360,9 +364,10 @@ def statistical_requests(
         raise Unplayable(f"mean prompt or output length impossible: {prompt_mean:g} and {output_mean:g} tokens")
     concurrency = number(row, "concurrency")
     if concurrency:
-        least = RANGE_RATIO if is_inferencex(row) else 1.0
+        client = launch_of(row).client
+        least = float(client.get("range_ratio") or 1.0)
         users = int(concurrency)
-        n = int(number(row, "num_requests") or max(10 * users, 40))
+        n = int(number(row, "num_requests") or max(int(client.get("num_prompts_per_user") or 10) * users, 40))
         n = min(n, 20_000)
 
         def draw(mean: float) -> NDArray[np.int64]:
@@ -373,9 +378,7 @@ def statistical_requests(
         arrival[:users] = 0.0
         predecessor = np.full(n, -2, dtype=np.int64)
         predecessor[:users] = -1
-        pool = PUBLISHED[engine_name(row)].repeated_prompts(row)
-        content = _pool_content(rng.integers(0, pool, n), prompt) if pool else None
-        return _plain(arrival, prompt, output, content, predecessor), np.full(n, -1, np.int64), np.ones(n, bool)
+        return _plain(arrival, prompt, output, None, predecessor), np.full(n, -1, np.int64), np.ones(n, bool)
     stages: list[tuple[float, float]] = []
     if row.get("rate_stages"):
         for rate, seconds in json.loads(str(row["rate_stages"])):
@@ -439,6 +442,6 @@ def plan_experiment(
         in_process,
         host_cores(row),
         published.front(row),
-        published.costs(row, pools[0]["hardware"]),
+        published.costs(row),
         published.start_s(row),
     )

@@ -1,12 +1,6 @@
-"""How published vLLM measurements were launched, where the rows of a suite do not say: flags, version, instances.
+"""What is known of measured vLLM runs beside rows and launches: versions, instances, hosts, and what is fitted to them.
 
-Facts of the launch scripts and logs that the sources publish, the same for every row of a script. One departs from them (marked
-below): the KV format of Llama-3.1-70B on H100, where the script asks for fp8 and the measured queues are those of bf16.
-Sources, read 2026-11: github.com/SemiAnalysisAI/InferenceX (Apache-2.0), `benchmarks/single_node/minimaxm2.5_{fp8,fp4}_b200.sh`,
-`benchmarks/single_node/gptoss_fp4_{b200,h100,h200}.sh`, `benchmarks/70b_{fp8,fp4}_b200_docker.sh`,
-`benchmarks/70b_fp8_h200_slurm.sh`, `benchmarks/single_node/minimaxm2.5_fp8_{h100,h200}.sh`,
-`benchmarks/single_node/kimik2.5_{fp4_b200,int4_b200,int4_h200}.sh`,
-`experimental/token_position_decode_slo/minimax-m2.5/*.sh`; github.com/casys-kaist/LLMServingSim (MIT) at e0f4911,
+Facts of the sources, the same for every row of a kind. Read 2026-11: github.com/casys-kaist/LLMServingSim (MIT) at e0f4911,
 `evaluation/artifacts`: server logs under `figure_6/raw_data` and `figure_7/raw_data`, budget in `figure_8/logs`; at fbda276
 and 3b21cc5, `bench/core/runner.py`.
 """
@@ -18,11 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_models.engines.vllm import ENGINE
-from engine_models.engines.vllm_flags import PLAIN_SAMPLING
-from simulator.validation.launches import is_gap_analysis, is_inferencex, measured_on
+from engine_models.engines.vllm_flags import FP32_VARIABLE, MARLIN_VARIABLE, MXFP8_VARIABLE, PLAIN_SAMPLING
+from simulator.validation.launches import launch_of, measured_on
 from simulator.validation.published import Fitting, Published, Row, Unknowns, number, parts
 from simulator.validation.spellings import Unplayable
 
+MODELOPT = "nvidia/"
+"""Publisher of the checkpoints that ModelOpt quantised."""
 NIGHTLY = re.compile(r"nightly|main\b|dev\b")
 RELEASES = (
     ("2025-10", "0.11.0"),
@@ -36,22 +32,11 @@ RELEASES = (
 known by then)."""
 
 
-CAPTURED_TOKENS = 2048
-"""``max-cudagraph-capture-size`` of the scripts of gpt-oss and of MiniMax-M2.5 on B200."""
-
-
 DRAWN_TOKEN_S = 5e-6
 """Front end's time for each token of a prompt made of drawn vocabulary entries [s] (InferenceX's `sample_random_requests`), one
 prompt after the other. kind: fitted, 2026-11, source: gpt-oss-120b, 8,192 tokens, four users, H100, H200 and B200, TP 1 to 8:
 at the 2 us of plain text 11 to 33 ms of the time to first token are left over, whether a prefill takes 24 or 290 ms. Such text
 is slower than prose: it has about seven bytes a token and no word twice."""
-
-REPEATED_PROMPTS = 100
-"""Prompts that the load generator of NVIDIA's own vLLM runs had and drew from. kind: assumed, 2026-11: the default of genai-perf
-and aiperf. Were all prompts new, Llama-3.1-8B in FP8 would compute 118,000 of their tokens a second on one H200, 89 % of its
-peak in the linear layers alone, and yield a token every 10 ms beside; with hits in the prefix cache the predicted time per token
-is 6 % off, not 90."""
-
 
 def is_serving_sim_artifact(row: dict[str, Any]) -> bool:
     """Whether a row is a reference measurement of the LLMServingSim 2.0 artifact."""
@@ -66,7 +51,7 @@ def is_serving_sim_bench(row: dict[str, Any]) -> bool:
 
 
 def unstated_version(row: dict[str, Any]) -> str:
-    """Version of a row that states none ("" if unknown): the one in the server logs of its source."""
+    """Version of a row that states none ("" if unknown): of its month's nightly build, or in the server logs of its source."""
     if is_serving_sim_artifact(row):
         return "0.13.0"
     if not NIGHTLY.match(str(row.get("engine_version", "")).lower()):
@@ -88,22 +73,13 @@ def host_cores(row: dict[str, Any]) -> int | None:
 
 def client_facts(row: dict[str, Any]) -> dict[str, Any]:
     """What a row's client does to the front end: fields of `FrontEnd`."""
-    return {"tokenise_token_s": DRAWN_TOKEN_S} if is_inferencex(row) else {}
+    return {"tokenise_token_s": DRAWN_TOKEN_S} if launch_of(row).client.get("dataset") == "random" else {}
 
 
-def repeated_prompts(row: dict[str, Any]) -> int:
-    """Prompts that a row's client draws from, the same ones again and again; 0: all are new."""
-    return REPEATED_PROMPTS if is_gap_analysis(row) else 0
-
-
-def launch_facts(row: dict[str, Any], hardware: str) -> dict[str, Any]:
-    """What the environment of a launch says that no flag does: fields of `Terms`.
-
-    MiniMax-M2.5 on B200 runs since the second half of April 2026 with ``VLLM_FLOAT32_MATMUL_PRECISION=high`` (InferenceX pull
-    request 1069 and vLLM's recipe, pull request 353): its router in TF32.
-    """
-    on_b200 = is_inferencex(row) and hardware.startswith("b200") and "minimax-m2" in str(row["model"]).lower()
-    return {"fp32_router": "tf32"} if on_b200 and measured_on(row) >= "2026-04-15" else {}
+def launch_facts(row: dict[str, Any]) -> dict[str, Any]:
+    """What the environment of a launch says that no flag does: fields of `Terms`."""
+    precise = launch_of(row).environment.get(FP32_VARIABLE)
+    return {"fp32_router": "tf32"} if precise == "high" else {}
 
 
 def instances(row: dict[str, Any]) -> int:
@@ -119,46 +95,25 @@ def instances(row: dict[str, Any]) -> int:
     return int(found.group(1)) if found else 1
 
 
-def launch_flags(row: dict[str, Any], hardware: str, ranks: int) -> dict[str, Any]:
-    """Flags of the script that launched a row's server; what the row states itself goes before them."""
+def launch_flags(row: dict[str, Any], device: str) -> dict[str, Any]:
+    """Flags with which a row's server was launched; what the row states itself goes before them.
+
+    Two variables of the environment are later flags of vLLM or of the pool. A checkpoint of ModelOpt has its KV cache in FP8
+    unless a flag says otherwise (vLLM reads `kv_cache_quant_algo` of its `hf_quant_config.json`).
+    """
     if is_serving_sim_artifact(row):
         return {"enforce_eager": True, "max_num_batched_tokens": 2048, "max_num_seqs": 128}
     if is_serving_sim_bench(row):  # its runner asks for temperature 0
         return dict(PLAIN_SAMPLING)
-    if not is_inferencex(row):
-        return {}
-    model, users = str(row["model"]).lower(), max(1, int(row.get("concurrency", 1)))
-    prompt = int(row.get("prompt_tokens_mean", 0))
-    if "llama-3.1-70b" in model and hardware.startswith(("b200", "h200")):
-        # the script for H100 asks for an fp8 cache too, but its runs queue as with one of half as many tokens
-        rows = 512 if hardware.startswith("b200") else users
-        return {"kv_cache_dtype": "fp8", "max_num_batched_tokens": 8192, "max_num_seqs": rows, "gpu_memory_utilization": 0.9}
-    if "gpt-oss" in model and hardware.startswith(("b200", "h100", "h200")):
-        flags = {"max_num_batched_tokens": 8192, "max_num_seqs": users, "gpu_memory_utilization": 0.9}
-        flags["max_cudagraph_capture_size"] = CAPTURED_TOKENS
-        # VLLM_MXFP4_USE_MARLIN=1 on H100 and H200: vLLM's later --moe-backend marlin
-        hopper = {"moe_backend": "marlin"}
-        # VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1 on B200 quantises the experts' activations
-        b200 = {"kv_cache_dtype": "fp8", "activations": "fp8", "max_num_seqs": 512}
-        return flags | (b200 if hardware.startswith("b200") else hopper)
-    if "minimax-m2" in model and hardware.startswith("b200"):
-        if str(row.get("engine_version", "")).startswith("0.17"):  # experts are split whatever the row's own count of ranks
-            return {"gpu_memory_utilization": 0.95, "enable_expert_parallel": True}
-        script = {"kv_cache_dtype": "fp8", "max_num_batched_tokens": 2 * prompt, "gpu_memory_utilization": 0.9}
-        # the nightly builds ran before the script captured more: their prompts of 1,024 tokens take 35 ms longer
-        nightly = NIGHTLY.match(str(row.get("engine_version", "")).lower())
-        return script if nightly else script | {"max_cudagraph_capture_size": CAPTURED_TOKENS}
-    if "minimax-m2" in model and hardware.startswith("h200"):
-        return {"gpu_memory_utilization": 0.95}
-    if "minimax-m2" in model and hardware.startswith("h100"):
-        return {"gpu_memory_utilization": 0.9, "max_num_seqs": 256}
-    if "kimi-k2" in model and row.get("precision") == "fp4" and hardware.startswith("b200"):
-        return {"gpu_memory_utilization": 0.9, "max_num_seqs": users}
-    if "kimi-k2" in model and row.get("precision") == "int4" and hardware.startswith("h200"):
-        return {"gpu_memory_utilization": 0.95, "max_num_seqs": users}
-    if "kimi-k2" in model and row.get("precision") == "int4" and hardware.startswith("b200"):
-        return {"gpu_memory_utilization": 0.97}
-    return {}
+    launch = launch_of(row)
+    flags = dict(launch.flags)
+    if launch.environment.get(MARLIN_VARIABLE) == "1":
+        flags["moe_backend"] = "marlin"
+    if launch.environment.get(MXFP8_VARIABLE) == "1":
+        flags["activations"] = "fp8"
+    if launch.model.startswith(MODELOPT) and row.get("precision") in ("fp8", "fp4", "nvfp4"):
+        flags.setdefault("kv_cache_dtype", "fp8")
+    return flags
 
 
 def release(stated: str) -> str:
@@ -240,7 +195,6 @@ VLLM = Published(
     instances=instances,
     front=client_facts,
     costs=launch_facts,
-    repeated_prompts=repeated_prompts,
     fittings={
         "": Fitting(UNKNOWNS, TARGETS, _told, _runs),
         "-eager": Fitting(EAGER_UNKNOWNS, EAGER_TARGETS, _told_eager, _eager_runs, least_runs=2, eager=True),

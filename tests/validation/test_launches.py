@@ -1,4 +1,4 @@
-"""Published facts of measured runs, and that the suite's reader applies them to those rows alone."""
+"""Launches of measured runs are read beside the rows, and rows without one are replayed by their columns."""
 
 from __future__ import annotations
 
@@ -7,20 +7,45 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from engine_models.engines.sglang_flags import FLAGS
-from simulator.validation.engines import PUBLISHED, compiles_while_measured
+from hardware_profiles.errors import InputError
+from simulator.validation.engines import PUBLISHED, compiles_while_measured, engine_release
 from simulator.validation.evidence import kinds
-from simulator.validation.launches import is_gap_analysis, is_inferencex, tensor_ranks
+from simulator.validation.launches import Launch, launch_of, read_launches
 from simulator.validation.report import fidelity
 from simulator.validation.runs import predict
-from simulator.validation.sglang_launches import launch_flags, start_s
-from simulator.validation.suite import plan_experiment
+from simulator.validation.sglang_launches import start_s
+from simulator.validation.spellings import Unplayable
+from simulator.validation.suite import plan_experiment, pool_of, read_suite
 
+CLIENT = {
+    "dataset": "random",
+    "range_ratio": 0.8,
+    "num_prompts_per_user": 10,
+    "num_warmups_per_user": 2,
+    "warmup_prompt": "the first prompt of the run, repeated",
+}
+LAUNCH = Launch(
+    confidence="exact",
+    model="nvidia/DeepSeek-R1-0528-FP4-V2",
+    image="lmsysorg/sglang:v0.5.9-cu130",
+    tensor_ranks=4,
+    flags={
+        "tensor_parallel_size": 4,
+        "expert_parallel_size": 4,
+        "kv_cache_dtype": "fp8_e4m3",
+        "max_running_requests": 256,
+        "scheduler_recv_interval": 30,
+        "disable_radix_cache": True,
+    },
+    client=CLIENT,
+)
 ROW: dict[str, Any] = {
     "id": "x/all",
-    "source": "ai-dynamo/aiconfigurator silicon_sample.csv (inferencex-dump)",
+    "source": "somewhere",
     "engine": "sglang",
     "hardware": "B200-180GB",
     "model": "deepseek-ai/DeepSeek-R1",
@@ -31,104 +56,91 @@ ROW: dict[str, Any] = {
     "concurrency": 16.0,
     "prompt_tokens_mean": 1000.0,
     "output_tokens_mean": 500.0,
+    "launch": LAUNCH,
 }
-OTHER = {"source": "somewhere else"}
+UNSTATED = {"launch": Launch(), "tp": 8.0, "ep": 1.0}
 
 
-def test_only_rows_of_that_source() -> None:
-    assert is_inferencex(ROW)
-    assert not is_inferencex(ROW | OTHER)
-    assert not is_inferencex({"source": "SemiAnalysisAI/InferenceX experimental/token_position_decode_slo"})
-    analysis = {"source": "ai-dynamo/aiconfigurator silicon_sample.csv (nvidia-gap-analysis)"}
-    assert not is_inferencex(ROW | analysis)
-    assert is_inferencex(
-        ROW | analysis | {"source_path": "source_file=kimi-k2.5-gap-analysis.csv; silicon_concurrency=4"}
-    )
-    assert launch_flags(ROW | OTHER, "b200-sxm-180gb", 4) == {}
-    assert launch_flags(ROW | {"model": "meta-llama/Llama-3.1-8B"}, "b200-sxm-180gb", 4) == {}
+def launched(row: dict[str, Any] = ROW, **changed: Any) -> dict[str, Any]:
+    """The row with another launch."""
+    return row | {"launch": replace(launch_of(row), **changed)}
+
+
+def test_a_table_beside_the_rows_is_read(tmp_path: Path) -> None:
+    """Dotted flags are nested, JSON texts are read, and what the table says of a row is the row's launch."""
+    pq.write_table(pa.table({k: [v] for k, v in ROW.items() if k != "launch"}), tmp_path / "experiments.parquet")
+    assert launch_of(read_suite(tmp_path)[0]) == Launch()
+    entry = {
+        "id": "x/all", "confidence": "near", "image": "a:v1.2.3", "tp": 4, "mislabelled": False, "speculative": "none",
+        "engine_flags": '{"a.b": 1, "c": 2}', "environment": '{"E": "1"}', "client": '{"range_ratio": 0.5}',
+    }  # fmt: skip
+    pq.write_table(pa.table({k: [v] for k, v in entry.items()}), tmp_path / "launches.parquet")
+    found = launch_of(read_suite(tmp_path)[0])
+    wanted = Launch("near", "", "a:v1.2.3", 4, {"a": {"b": 1}, "c": 2}, {"E": "1"}, {"range_ratio": 0.5})
+    assert found == wanted
+    (tmp_path / "launches.parquet").write_text("nonsense")
+    with pytest.raises(InputError, match="table of launches"):
+        read_launches(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("tp", "ep", "ranks"), [(16, 4, 4), (64, 8, 8), (8, 8, 8), (4, 4, 4), (8, 1, 8), (72, 1, 72), (4, 2, 4)]
+    ("entry", "words"),
+    [
+        ({"mislabelled": True, "mislabelled_reason": "another configuration"}, "mislabelled: another configuration"),
+        ({"speculative": "mtp"}, "multi-token prediction without a stated acceptance"),
+        ({"speculative": "unknown"}, "nothing tells which"),
+    ],
 )
-def test_ranks_multiplied_by_the_sample_are_divided_again(tp: int, ep: int, ranks: int) -> None:
-    assert tensor_ranks(ROW, tp, ep) == ranks
-    assert tensor_ranks(ROW | OTHER, tp, ep) == tp
+def test_rows_that_are_not_what_their_label_says_are_left_out_by_name(
+    tmp_path: Path, entry: dict[str, Any], words: str
+) -> None:
+    pq.write_table(pa.table({k: [v] for k, v in ({"id": "x"} | entry).items()}), tmp_path / "launches.parquet")
+    with pytest.raises(Unplayable, match=words):
+        pool_of(ROW | {"launch": read_launches(tmp_path)["x"]})
 
 
-@pytest.mark.parametrize("hardware", ["h200-sxm-141gb", "b200-sxm-180gb"])
-@pytest.mark.parametrize("precision", ["fp4", "fp8"])
-@pytest.mark.parametrize("ranks", [4, 8])
-def test_every_launch_is_made_of_modelled_flags(hardware: str, precision: str, ranks: int) -> None:
-    assert set(launch_flags(ROW | {"precision": precision}, hardware, ranks)) <= set(FLAGS.modelled)
-
-
-def test_few_users_are_received_sooner() -> None:
-    interval = [
-        launch_flags(ROW | {"concurrency": users}, "b200-sxm-180gb", 8)["scheduler_recv_interval"]
-        for users in (4, 8, 16, 128)
-    ]
-    assert interval == [10, 10, 30, 30]
-
-
-def test_reader_applies_them() -> None:
+def test_flags_and_ranks_are_those_of_the_launch() -> None:
+    """A sample that multiplies ranks (16 = 4 x 4) is put right; the image tells the version."""
     experiment = plan_experiment((ROW,), Path("."), {})
     pool = experiment.scenario["deployment"]
-    assert (pool["tensor_parallel"], pool["expert_parallel"], pool["kv_cache"]) == (4, 4, "fp8")
-    assert pool["engine_args"]["scheduler_recv_interval"] == 30
-    assert "kv_cache_dtype" not in pool["engine_args"]
+    assert (pool["engine"], pool["tensor_parallel"]) == ("sglang@0.5.9", 4)
+    assert "expert_parallel" not in pool
+    assert pool["engine_args"] == LAUNCH.flags
     lengths = experiment.workload.prompt_tokens
     assert len(lengths) == 160
     assert (lengths.min(), lengths.max()) == (pytest.approx(800, abs=15), pytest.approx(1000, abs=15))
     assert experiment.workload.output_tokens.max() <= 500
+    more = plan_experiment((launched(client=CLIENT | {"num_prompts_per_user": 50}),), Path("."), {})
+    assert len(more.workload.prompt_tokens) == 800
 
 
-def test_other_closed_loops_have_the_stated_length() -> None:
-    experiment = plan_experiment((ROW | OTHER | {"tp": 8.0, "ep": 1.0},), Path("."), {})
+def test_without_a_launch_the_columns_say_all() -> None:
+    experiment = plan_experiment((ROW | UNSTATED,), Path("."), {})
     assert np.unique(experiment.workload.prompt_tokens).tolist() == [1000]
-    assert "scheduler_recv_interval" not in experiment.scenario["deployment"]["engine_args"]
+    assert experiment.scenario["deployment"]["engine_args"] == {}
+    assert experiment.scenario["deployment"]["tensor_parallel"] == 8
+    assert engine_release(ROW | UNSTATED) == ""
 
 
-def test_flags_of_the_row_win() -> None:
-    experiment = plan_experiment((ROW | {"max_num_seqs": 7.0},), Path("."), {})
-    assert experiment.scenario["deployment"]["engine_args"]["max_running_requests"] == 7
-
-
-GAP: dict[str, Any] = ROW | {
-    "source": "ai-dynamo/aiconfigurator silicon_sample.csv (nvidia-gap-analysis)",
-    "hardware": "H200-SXM-141GB",
-    "model": "meta-llama/Llama-3.1-8B-Instruct",
-    "precision": "fp8",
-    "tp": 1.0,
-    "ep": 1.0,
-}
-
-
-def test_generated_servers_mix_prefill_with_decode_and_do_not_overlap() -> None:
-    flags = launch_flags(GAP, "h200-sxm-141gb", 1)
-    assert flags == {"enable_mixed_chunk": True, "max_prefill_tokens": 2500, "disable_overlap_schedule": True}
-    assert set(flags) <= set(FLAGS.modelled)
-    restated = GAP | {"source_path": "source_file=kimi-k2.5-gap-analysis.csv"}
-    assert not is_gap_analysis(restated)
-    assert is_gap_analysis(GAP)
-    assert not is_gap_analysis(ROW)
+def test_what_the_row_states_goes_before_the_launch() -> None:
+    pool = pool_of(ROW | {"max_num_seqs": 7.0, "kv_dtype": "bf16"})
+    assert pool["engine_args"]["max_running_requests"] == 7
+    assert pool["kv_cache"] == "bf16"
+    assert "kv_cache_dtype" not in pool["engine_args"]
 
 
 @pytest.mark.parametrize(
     ("change", "cold"),
     [
-        ({"measured_on": "2025-11-10 00:00:00"}, True),
-        ({"measured_on": "2025-12-31"}, True),
-        ({"measured_on": "2026-01-27"}, False),
-        ({"measured_on": "2026-03-25"}, False),
+        ({"client": CLIENT | {"num_warmups_per_user": 0}}, True),
         ({}, False),
-        ({"measured_on": "2025-11-10", "engine": "vllm"}, False),
-        ({"measured_on": "2025-11-10"} | OTHER, False),
+        ({"client": {}}, False),
     ],
 )
 def test_runs_before_the_client_warmed_up_are_no_evidence(change: dict[str, Any], cold: bool) -> None:
-    row = ROW | {"tp": 4.0} | change
+    row = launched(**change)
     assert compiles_while_measured(row) is cold
+    assert not compiles_while_measured(row | {"engine": "vllm"})
     assert (row["id"] in kinds([row])) is not cold
     error = {"id": row["id"], "metric": "ttft_mean_ms", "measured": 2.0, "predicted": 1.0, "abs_pct_error": 50.0}
     page = fidelity(Path("."), [row], {"experiments": [error], "skipped": []}, [])
@@ -137,12 +149,40 @@ def test_runs_before_the_client_warmed_up_are_no_evidence(change: dict[str, Any]
 
 def test_first_request_of_each_user_waits_longer_where_that_was_seen() -> None:
     """The mean over ten requests a user moves by a tenth of the delay, time per output token by nothing."""
-    row = ROW | {"tp": 4.0, "concurrency": 4.0, "output_tokens_mean": 20.0}
+    row = ROW | {"concurrency": 4.0, "output_tokens_mean": 20.0}
     experiment = plan_experiment((row,), Path("."), {})
     assert experiment.start_s == start_s(row) > 0
-    assert start_s(GAP) == PUBLISHED["vllm"].start_s(row) == start_s(row | OTHER) == 0.0
+    assert start_s(launched(client={})) == PUBLISHED["vllm"].start_s(row) == start_s(row | UNSTATED) == 0.0
     late = predict(experiment)[row["id"]]
     prompt = predict(replace(experiment, start_s=0.0))[row["id"]]
     for name in ("ttft_mean_ms", "e2e_mean_ms"):
-        assert late[name][0] - prompt[name][0] == pytest.approx(experiment.start_s * 1e3 / 10)
-    assert late["tpot_mean_ms"][0] == pytest.approx(prompt["tpot_mean_ms"][0])
+        assert late[name].value - prompt[name].value == pytest.approx(experiment.start_s * 1e3 / 10)
+    assert late["tpot_mean_ms"].value == pytest.approx(prompt["tpot_mean_ms"].value)
+
+
+SUITE = Path(__file__).resolve().parents[3] / "shared" / "data" / "measured"
+
+
+@pytest.mark.skipif(not SUITE.is_dir(), reason="the measured suite is not here")
+def test_every_launch_of_the_suite_is_read_by_the_engines_own_flags() -> None:
+    """No flag of a public script is unknown; those that change the answer and are not modelled are refused by name."""
+    from engine_models.engines.known import parse_engine_args
+    from simulator.validation.spellings import engine_name
+
+    reasons = set()
+    seen: set[str] = set()
+    for row in read_suite(SUITE):
+        if not launch_of(row).flags or row.get("disagg"):
+            continue
+        name = engine_name(row)
+        args = PUBLISHED[name].launch(row, "b200-sxm-180gb")
+        args.pop("activations", None)
+        if str(args) in seen:
+            continue
+        seen.add(str(args))
+        try:
+            parse_engine_args(name, args)
+        except InputError as error:
+            reasons.add(error.message.split("`")[1])
+    assert reasons <= {"attention_dp_config", "enable_attention_dp", "speculative_config", "speculative_algorithm"}
+    assert len(seen) > 100

@@ -1,4 +1,4 @@
-"""What is published of measured TensorRT-LLM runs: flags by model and hardware, spellings, versions, refusals."""
+"""What is known of measured TensorRT-LLM runs: flags of launches, versions, refusals."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from simulator.validation.engines import engine_release
+from simulator.validation.launches import Launch
 from simulator.validation.spellings import Unplayable
 from simulator.validation.suite import pool_of
 
@@ -25,26 +26,23 @@ ROW: dict[str, Any] = {
 }
 
 
-def test_flags_of_the_scripts() -> None:
-    pool = pool_of(ROW)
-    assert (pool["engine"], pool["kv_cache"], pool["tensor_parallel"]) == ("trtllm@1.1.0", "fp8", 4)
-    args = pool["engine_args"]
-    assert (args["max_num_tokens"], args["batch_wait_timeout_iters"]) == (16_384, 20)
-    assert args["kv_cache_config"] == {"enable_block_reuse": False}
-    assert "batch_wait_timeout_iters" not in pool_of({**ROW, "prompt_tokens_mean": 8192})["engine_args"]
-    assert "batch_wait_timeout_iters" not in pool_of({**ROW, "tp": 8})["engine_args"]
-    deepseek = pool_of({**ROW, "model": "deepseek-ai/DeepSeek-R1", "tp": 8, "concurrency": 128, "hardware": "B200-180GB"})
-    assert deepseek["engine_args"]["max_num_tokens"] == 1024 + 64 + 128
-    assert deepseek["engine_args"]["kv_cache_config"]["free_gpu_memory_fraction"] == 0.75
-    oss = {**ROW, "model": "openai/gpt-oss-120b", "precision": "fp4"}
-    assert "kv_cache" not in pool_of(oss)
-    assert pool_of({**oss, "hardware": "B200-180GB"})["kv_cache"] == "fp8"
-    assert pool_of(oss)["engine_args"]["max_num_tokens"] == 20_000
+YAML = {
+    "kv_cache_config": {"dtype": "fp8", "enable_block_reuse": False, "free_gpu_memory_fraction": 0.8},
+    "moe_config": {"backend": "TRTLLM"},
+}
+LAUNCH = Launch(confidence="exact", tensor_ranks=4, flags={"tp_size": 4, "max_num_tokens": 1152, "extra_llm_api_options": YAML})
+
+
+def test_flags_of_the_command_and_of_its_file() -> None:
+    pool = pool_of({**ROW, "launch": LAUNCH})
+    assert (pool["engine"], pool["tensor_parallel"]) == ("trtllm@1.1.0", 4)
+    assert pool["engine_args"] == {"tp_size": 4, "max_num_tokens": 1152, **YAML}
+    oss = {**ROW, "model": "openai/gpt-oss-120b", "precision": "fp4", "launch": LAUNCH}
+    assert "activations" not in pool_of(oss)
+    assert pool_of({**oss, "hardware": "B200-180GB"})["activations"] == "fp8"
 
 
 def test_rows_of_other_sources_have_what_their_columns_say() -> None:
-    own = {**ROW, "source": "ai-dynamo/aiconfigurator silicon_sample.csv (nvidia-gap-analysis)"}
-    assert pool_of(own)["engine_args"]["enable_chunked_prefill"] is True
     other = {**ROW, "source": "mine", "max_num_seqs": 64, "max_num_batched_tokens": 4096, "max_model_len": 9000}
     assert pool_of(other)["engine_args"] == {"max_batch_size": 64, "max_num_tokens": 4096, "max_seq_len": 9000}
 

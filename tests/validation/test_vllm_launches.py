@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from engine_models.engines.vllm_flags import PLAIN_SAMPLING
 from simulator.validation.evidence import kinds
+from simulator.validation.launches import Launch
 from simulator.validation.runs import predict
 from simulator.validation.spellings import Unplayable
 from simulator.validation.suite import plan_experiment, pool_of, pools_of
 from simulator.validation.vllm_launches import (
     DRAWN_TOKEN_S,
-    REPEATED_PROMPTS,
     client_facts,
     host_cores,
     instances,
@@ -25,42 +26,39 @@ from simulator.validation.vllm_launches import (
     unstated_version,
 )
 
-INFERENCEX = "ai-dynamo/aiconfigurator silicon_sample.csv (inferencex-dump)"
-
 
 def row(model: str, hardware: str, **more: Any) -> dict[str, Any]:
-    base = {"id": "x", "source": INFERENCEX, "engine": "vllm", "hardware": hardware, "model": model, "tp": 4.0}
+    base = {"id": "x", "source": "somewhere", "engine": "vllm", "hardware": hardware, "model": model, "tp": 4.0}
     return base | {"concurrency": 16.0, "prompt_tokens_mean": 8192.0, "output_tokens_mean": 1024.0} | more
 
 
-def test_the_cache_is_fp8_where_the_script_says_so() -> None:
-    for hardware, kv in (("B200-180GB", "fp8"), ("H200-SXM-141GB", "fp8"), ("H100-SXM-80GB", None)):
-        assert pool_of(row("meta-llama/Llama-3.1-70B", hardware, precision="fp8")).get("kv_cache") == kv
+def launched(base: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return base | {"launch": Launch(confidence="exact", **fields)}
 
 
-def test_what_the_row_states_goes_before_the_script() -> None:
-    pool = pool_of(row("meta-llama/Llama-3.1-70B", "B200-180GB", precision="fp8", kv_dtype="bf16", max_num_seqs=64.0))
-    assert pool["kv_cache"] == "bf16"
-    assert pool["engine_args"]["max_num_seqs"] == 64
+def test_variables_of_the_environment_are_flags_or_terms() -> None:
+    oss = row("openai/gpt-oss-120b", "H100-SXM-80GB", precision="fp4")
+    flags = {"max_num_seqs": 16}
+    assert pool_of(launched(oss, flags=flags))["engine_args"] == {**flags, **PLAIN_SAMPLING, "max_model_len": -1}
+    marlin = launched(oss, flags=flags, environment={"VLLM_MXFP4_USE_MARLIN": "1"})
+    assert pool_of(marlin)["engine_args"]["moe_backend"] == "marlin"
+    wide = launched(oss, flags=flags, environment={"VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8": "1"})
+    assert pool_of(wide)["activations"] == "fp8"
+    assert launch_facts(launched(oss, environment={"VLLM_FLOAT32_MATMUL_PRECISION": "high"})) == {"fp32_router": "tf32"}
+    assert launch_facts(oss) == {}
 
 
-def test_the_budget_of_minimax_follows_the_prompt() -> None:
-    pool = pool_of(row("MiniMaxAI/MiniMax-M2.5", "B200-180GB", precision="fp8", engine_version="0.19.0"))
-    assert pool["engine_args"]["max_num_batched_tokens"] == 16384
-    assert "expert_parallel" not in pool
-    older = pool_of(row("MiniMaxAI/MiniMax-M2.5", "B200-180GB", precision="fp8", engine_version="0.17.0"))
-    assert older["expert_parallel"] == 4
-
-
-def test_gpt_oss_ran_on_marlin_on_hopper_only() -> None:
-    scripts = {"H100-SXM-80GB": "marlin", "H200-SXM-141GB": "marlin", "B200-180GB": None}
-    for hardware, backend in scripts.items():
-        pool = pool_of(row("openai/gpt-oss-120b", hardware, precision="fp4"))
-        assert pool["engine_args"].get("moe_backend") == backend
+def test_a_checkpoint_of_modelopt_has_its_cache_in_fp8() -> None:
+    base = row("moonshotai/Kimi-K2.5", "B200", precision="fp4")
+    names = ("nvidia/Kimi-K2.5-NVFP4", "moonshotai/x")
+    own = {name: launch_flags(launched(base, model=name), "b200-sxm-180gb") for name in names}
+    assert own == {"nvidia/Kimi-K2.5-NVFP4": {"kv_cache_dtype": "fp8"}, "moonshotai/x": {}}
+    said = launched(base, model="nvidia/Kimi-K2.5-NVFP4", flags={"kv_cache_dtype": "bfloat16"})
+    assert launch_flags(said, "b200-sxm-180gb")["kv_cache_dtype"] == "bfloat16"
 
 
 def test_other_sources_get_nothing() -> None:
-    assert launch_flags(row("meta-llama/Llama-3.1-70B", "B200", source="someone else"), "b200-sxm-180gb", 1) == {}
+    assert launch_flags(row("meta-llama/Llama-3.1-70B", "B200"), "b200-sxm-180gb") == {}
     assert unstated_version(row("meta-llama/Llama-3.1-70B", "B200")) == ""
 
 
@@ -122,62 +120,21 @@ def test_a_nightly_build_is_the_version_of_its_month(stated: str, path: str, ver
     assert unstated_version(row("meta-llama/Llama-3.1-70B", "H200", engine_version=stated, source_path=path)) == version
 
 
-def test_the_router_of_minimax_ran_in_tf32_on_b200_from_a_date() -> None:
-    model = "MiniMaxAI/MiniMax-M2.5"
-    late = row(model, "B200-180GB", source_path="db-dump; measured=2026-04-22T00:00:00.000Z")
-    assert launch_facts(late, "b200-sxm-180gb") == {"fp32_router": "tf32"}
-    assert launch_facts(late, "h200-sxm-141gb") == {}
-    early = late | {"source_path": "measured=2026-04-08"}
-    assert launch_facts(early, "b200-sxm-180gb") == {}
-
-
-def test_scripts_that_capture_more_say_so() -> None:
-    captured = "max_cudagraph_capture_size"
-    assert launch_flags(row("openai/gpt-oss-120b", "H200"), "h200-sxm-141gb", 1)[captured] == 2048
-    minimax = row("MiniMaxAI/MiniMax-M2.5", "B200", engine_version="0.19.0")
-    assert launch_flags(minimax, "b200-sxm-180gb", 1)[captured] == 2048
-    assert captured not in launch_flags(minimax | {"engine_version": "nightly-5b8c"}, "b200-sxm-180gb", 1)
-    assert captured not in launch_flags(row("meta-llama/Llama-3.1-70B", "B200"), "b200-sxm-180gb", 1)
-
-
-def test_rows_of_kimi_are_limited_to_the_users() -> None:
-    flags = launch_flags(row("moonshotai/Kimi-K2.5", "B200", precision="fp4"), "b200-sxm-180gb", 1)
-    assert (flags["max_num_seqs"], flags["gpu_memory_utilization"]) == (16, 0.9)
-    assert "max_num_seqs" not in launch_flags(row("moonshotai/Kimi-K2.5", "B200", precision="int4"), "b200-sxm-180gb", 1)
-
-
 def test_drawn_tokens_are_tokenised_more_slowly() -> None:
     """Alone on the server a prompt of 8,192 tokens at most waits that long for the front end, and no other part changes."""
     base = row("openai/gpt-oss-120b", "H100-SXM-80GB", precision="fp4", concurrency=1.0, num_requests=4.0, output_tokens_mean=8.0)
+    base = launched(base, client={"dataset": "random"})
     drawn = plan_experiment((base,), Path(), {})
     prose = replace(drawn, front={})
-    longer_ms = predict(drawn)["x"]["ttft_mean_ms"][0] - predict(prose)["x"]["ttft_mean_ms"][0]
+    longer_ms = predict(drawn)["x"]["ttft_mean_ms"].value - predict(prose)["x"]["ttft_mean_ms"][0]
     assert client_facts(base) == {"tokenise_token_s": DRAWN_TOKEN_S}
     assert longer_ms == pytest.approx(3e-3 * float(drawn.workload.prompt_tokens.mean()), rel=0.05)
-    assert client_facts(base | {"source": "elsewhere"}) == {}
-
-
-def test_nvidias_own_runs_repeat_their_prompts() -> None:
-    own = row(
-        "nvidia/Llama-3.1-8B-Instruct-FP8",
-        "H200-SXM-141GB",
-        source="ai-dynamo/aiconfigurator silicon_sample.csv (nvidia-gap-analysis)",
-        precision="fp8",
-        prompt_tokens_mean=2000.0,
-        output_tokens_mean=100.0,
-        concurrency=64.0,
-        tp=1.0,
-    )
-    content = plan_experiment((own,), Path(), {}).workload.content
-    assert content is not None
-    assert len(set(content.segment.tolist())) <= REPEATED_PROMPTS
-    for other in (own | {"engine": "sglang"}, own | {"source": INFERENCEX}):
-        assert plan_experiment((other,), Path(), {}).workload.content is None
+    assert client_facts(launched(base)) == {}
 
 
 def test_the_bench_of_llmservingsim_asks_for_greedy_decoding() -> None:
     bench = {"source": "casys-kaist/LLMServingSim", "model": "meta-llama/Llama-3.1-8B"}
-    assert launch_flags(bench, "rtx-pro-6000-96gb", 1) == {"generation_config": "vllm"}
+    assert launch_flags(bench, "rtx-pro-6000-96gb") == {"generation_config": "vllm"}
     assert is_serving_sim_bench(bench)
     assert not is_serving_sim_bench(bench | {"source": "casys-kaist/LLMServingSim (2.0 artifact)"})
     assert not is_serving_sim_bench({"source": "inference-sim/training"})
