@@ -44,9 +44,9 @@ class StepCosts:
         return own if self.parallel.ranks == 1 else Lockstep(own, shard, self.up_to)
 
     def unserved(self, ops: Ops) -> tuple[str, ...]:
-        """Warnings on choices of the engine that the device's operations do not tell apart."""
+        """Warnings on what flags choose and the device's operations do not tell apart."""
         word = self.terms.moe_backend
-        if word is None or not self.arch.has_experts:
+        if word is None or not self.terms.moe_by_flag or not self.arch.has_experts:
             return ()
         fmt = kernel_format(self.arch, self.formats, "experts")
         if ops.expert_backend(fmt, word) is not None:

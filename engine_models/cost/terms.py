@@ -127,6 +127,7 @@ class Terms:
     fp32_router : how a router that the model wants in float32 is computed, see `Fp32Router`.
     moe_backend : backend of the experts by the engine's word for it (``marlin``); None, or one that the tables lack: the one
         that measured layers like these run on.
+    moe_by_flag : whether that is what somebody asked for, and not the engine's own choice.
     fixed_grid_attention : whether prompts and decoding rows share a call of FlashAttention 2, see
         :mod:`engine_models.cost.flash_attention2`.
     """
@@ -141,6 +142,7 @@ class Terms:
     sampled_tokens: int = 1
     fp32_router: Fp32Router = "cublas"
     moe_backend: str | None = None
+    moe_by_flag: bool = True
     fixed_grid_attention: bool = False
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine_models.cost.flash_attention2 import HBM_BYTES_PER_S
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
@@ -37,6 +36,7 @@ from engine_models.declaration import (
     Support,
 )
 from engine_models.engines.sglang_flags import FLAGS, dp_attention
+from engine_models.engines.sglang_kernels import EXPERTS, experts, warn_of_attention
 from engine_models.engines.sglang_recorded import PairRecorder
 from engine_models.memory.radix import RadixPool
 from engine_models.model.activations import CONTEXT_BYTES
@@ -58,7 +58,7 @@ from engine_models.schedulers.reserved import (
     ReservingRules,
     SendingPrefillScheduler,
 )
-from hardware_profiles.device import DeviceKind, load_device
+from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InfeasibleError, InputError
 
 GIB = 1 << 30
@@ -261,7 +261,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         "SGLang's front end was measured with DeepSeek-R1, its host time of a step with Llama-3.1-8B; assumed to hold elsewhere",
         f"CUDA graphs hold prefills of up to {captured} tokens" if captured else "no CUDA graph holds a prefill",
     )
-    _warn_of_kernels(request, warnings)
+    warn_of_attention(request, warnings)
+    own_experts = experts(request, ENGINE.parts(version_text or ENGINE.newest), warnings)
+    if own_experts:
+        notes = (*notes, f"experts run on {EXPERTS[own_experts]} (SGLang's rule of version, model, format and GPU, or its flag)")
     decodes, handover, backing = request.role == "decode", None, 0
     if request.role != "mixed":
         handover = _handover(request, page)
@@ -301,7 +304,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         costs=StepCosts(
             arch,
             request.formats,
-            Terms(host, graph_sizes=(captured_rows or graph_sizes(graph_rows)) if graphs else ()),
+            Terms(
+                host,
+                graph_sizes=(captured_rows or graph_sizes(graph_rows)) if graphs else (),
+                moe_backend=own_experts,
+                moe_by_flag=bool(flags.get("moe_runner_backend")),
+            ),
             TableRange(max(largest, rows), rows, context),
             Parallelism(tp, pp, request.expert_parallel, dp),
         ),
@@ -374,38 +382,6 @@ def _reserving(flags: Mapping[str, Any], rows: int, context: int) -> ReservingRu
         num_reserved_decode_tokens=int(flags.get("num_reserved_decode_tokens", 512)),
         polling_interval=int(flags.get("disaggregation_decode_polling_interval", 1)),
     )
-
-
-_ATTENTION = {
-    "hopper": ({"fa3"}, {"fa3"}),
-    "blackwell": ({"trtllm_mha"}, {"trtllm_mla"}),
-    "ada": ({"flashinfer"}, {"triton"}),
-    "ampere": ({"flashinfer"}, {"triton"}),
-}
-"""Generation -> attention backends that SGLang picks by itself, without and with latent attention (datasheet: `server_args.py`
-of 0.5.6 to 0.5.23); Blackwell without HBM has those of Ada, AMD's have aiter."""
-
-
-def _warn_of_kernels(request: PoolRequest, warnings: list[str]) -> None:
-    """Warnings if flags choose other kernels than the engine itself would: kernels are priced as of its own choice."""
-    flags, device = request.flags, load_device(request.device_name)
-    hbm = device.memory_bandwidth_bytes_per_s.value >= HBM_BYTES_PER_S
-    generation = device.architecture if device.architecture != "blackwell" or hbm else "ada"
-    latent = any(block.kind == "mla" for block in request.arch.attention)
-    attention = {"aiter"} if device.vendor == "amd" else _ATTENTION.get(generation, (set(), set()))[latent]
-    experts = {"marlin"} if request.formats.weights.weight_only else {"triton"}
-    if generation == "blackwell":  # by model and version: Triton or TensorRT-LLM's
-        experts = {"flashinfer_trtllm"} if request.formats.weights.compute == "fp4" else set()
-    for flag in ("attention_backend", "prefill_attention_backend", "decode_attention_backend", "moe_runner_backend"):
-        own = experts if flag == "moe_runner_backend" else attention
-        asked = str(flags.get(flag) or "auto")
-        if asked in ("auto", *own) or (own is experts and not request.arch.has_experts):
-            continue
-        chosen = f", {' or '.join(sorted(own))}" if own else ""
-        warnings.append(
-            f"sglang flag `{flag}` ({asked}) is not modelled; in the engine it changes the speed of kernels, which are priced as "
-            f"of SGLang's own choice{chosen}"
-        )
 
 
 SLOTS_A_ROW, SLOTS_A_ROW_UNCACHED = 3, 1

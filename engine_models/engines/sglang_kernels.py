@@ -1,0 +1,120 @@
+"""Which kernels SGLang runs: experts and attention by version, architecture, number format and GPU, unless a flag says otherwise.
+
+Read 2026-11 in SGLang's sources of 0.5.5 to 0.5.23 (`server_args.py`, `layers/quantization/`, `arg_groups/`). An architecture's
+own rule stands before that of the number format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine_models.cost.flash_attention2 import HBM_BYTES_PER_S
+from engine_models.declaration import PoolRequest
+from engine_models.model.formats import Format
+from hardware_profiles.device import load_device
+
+_FP8, _FP4, _WIDE = ("fp8", "fp8_block"), ("nvfp4",), ("bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Since:
+    """From `version` on, experts in `formats` run TensorRT-LLM's kernels on data-centre Blackwell."""
+
+    version: tuple[int, ...]
+    formats: tuple[str, ...]
+
+
+_QWEN = (Since((0, 5, 6), _FP8 + _FP4), Since((0, 5, 8), _WIDE))
+_DEEPSEEK = (Since((0, 5, 5), _FP8 + _FP4), Since((0, 5, 14), (*_WIDE, "int4")))
+_TRTLLM_ON_BLACKWELL: dict[str, tuple[Since, ...]] = {
+    "qwen3_moe": _QWEN,
+    "qwen3_vl_moe": _QWEN,
+    "qwen3_next": _QWEN,
+    "qwen3_5_moe": (Since((0, 5, 9), _FP8 + _FP4 + _WIDE),),
+    **dict.fromkeys(("deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25", "glm_moe_dsa"), _DEEPSEEK),
+    "glm4_moe": (Since((0, 5, 8), _FP4), Since((0, 5, 20), _WIDE)),
+    "llama4": (Since((0, 5, 5), _FP8),),
+    "gemma4": (Since((0, 5, 14), _FP4),),
+    "nemotron_h": (Since((0, 5, 14), _FP8 + _FP4 + _WIDE),),
+    "gpt_oss": (Since((0, 5, 2), ("mxfp4",)),),
+}
+"""Type of model -> its rules. Of what stands in none, experts in nvfp4 run TensorRT-LLM's kernels, int4 Marlin's, the rest
+Triton's."""
+
+_WORDS = {
+    "flashinfer_trtllm": "trtllm",
+    "flashinfer_trtllm_routed": "trtllm",
+    "flashinfer_mxfp4": "trtllm",
+    "flashinfer_cutlass": "cutlass",
+    "triton": "triton",
+    "marlin": "marlin",
+}
+"""Value of ``--moe-runner-backend`` -> how kernel tables call it."""
+EXPERTS = {
+    "trtllm": "FlashInfer's TensorRT-LLM kernels",
+    "cutlass": "FlashInfer's CUTLASS kernels",
+    "triton": "Triton kernels",
+    "marlin": "Marlin kernels",
+}
+"""The same in words."""
+
+
+def experts(request: PoolRequest, version: tuple[int, ...], warnings: list[str]) -> str | None:
+    """The kernels of a model's experts, as tables call them; None where it has none or nothing is known of the GPU's."""
+    arch, flags = request.arch, request.flags
+    device = load_device(request.device_name)
+    if not arch.has_experts or device.vendor != "nvidia":
+        return None
+    asked = str(flags.get("moe_runner_backend") or "auto")
+    if asked != "auto":
+        if asked not in _WORDS:
+            warnings.append(
+                f"sglang flag `moe_runner_backend` ({asked}) is not modelled; in the engine it changes the speed of the experts, "
+                "which are priced as of SGLang's own choice"
+            )
+        else:
+            return _WORDS[asked]
+    return _own_choice(arch.model_type, request.formats.weights, version, blackwell=_data_centre_blackwell(request.device_name))
+
+
+def _own_choice(model_type: str, weights: Format, version: tuple[int, ...], *, blackwell: bool) -> str:
+    rules = _TRTLLM_ON_BLACKWELL.get(model_type, ()) if blackwell else ()
+    if any(version >= rule.version and weights.name in rule.formats for rule in rules):
+        return "trtllm"
+    if weights.name in _FP4:
+        return "trtllm" if blackwell else "marlin"
+    return "marlin" if weights.weight_only and weights.name != "mxfp4" else "triton"
+
+
+def _data_centre_blackwell(name: str) -> bool:
+    device = load_device(name)
+    return device.architecture == "blackwell" and device.memory_bandwidth_bytes_per_s.value >= HBM_BYTES_PER_S
+
+
+_ATTENTION = {
+    "hopper": ({"fa3"}, {"fa3"}),
+    "blackwell": ({"trtllm_mha"}, {"trtllm_mla"}),
+    "ada": ({"flashinfer"}, {"triton"}),
+    "ampere": ({"flashinfer"}, {"triton"}),
+}
+"""Generation -> attention backends that SGLang picks by itself, without and with latent attention (datasheet: `server_args.py`
+of 0.5.6 to 0.5.23); Blackwell without HBM has those of Ada, AMD's have aiter."""
+
+
+def warn_of_attention(request: PoolRequest, warnings: list[str]) -> None:
+    """Warnings if flags choose another attention than the engine itself would: it is priced as of its own choice."""
+    device = load_device(request.device_name)
+    generation = device.architecture
+    if generation == "blackwell" and not _data_centre_blackwell(request.device_name):
+        generation = "ada"
+    latent = any(block.kind == "mla" for block in request.arch.attention)
+    own = {"aiter"} if device.vendor == "amd" else _ATTENTION.get(generation, (set(), set()))[latent]
+    for flag in ("attention_backend", "prefill_attention_backend", "decode_attention_backend"):
+        asked = str(request.flags.get(flag) or "auto")
+        if asked in ("auto", *own):
+            continue
+        chosen = f", {' or '.join(sorted(own))}" if own else ""
+        warnings.append(
+            f"sglang flag `{flag}` ({asked}) is not modelled; in the engine it changes the speed of kernels, which are priced as "
+            f"of SGLang's own choice{chosen}"
+        )
