@@ -25,7 +25,7 @@ class PromptTrie(ContentTree):
 
     def __init__(self, page_tokens: int) -> None:
         super().__init__(page_tokens)
-        self._time = 0
+        self._time = 0.0
         self._free_places: list[int] = []
         self._places = 0
 

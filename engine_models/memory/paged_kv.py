@@ -239,7 +239,7 @@ class PagedKV(BlockPool):
         """Free all blocks, the last of the sequence first."""
         queue = self._queue
         hashed = seq.hashed_blocks if self.prefix_caching else 0
-        keyed = seq.blocks
+        keyed: list[Block] = seq.blocks
         private = max(0, hashed - len(keyed))
         plain = seq.extra_blocks - private
         self.free_blocks += seq.extra_blocks

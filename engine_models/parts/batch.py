@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 from numpy.typing import NDArray
 
 from engine_models.parts.sequence import Sequence
@@ -71,6 +72,7 @@ class Span(NamedTuple):
     grows: int
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Batch:
     """One scheduled step (or, after a jump, the last of several equal ones): who is served, and the shape that is priced.
 

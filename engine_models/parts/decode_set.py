@@ -11,11 +11,14 @@ from __future__ import annotations
 import heapq
 from itertools import accumulate
 
+from mypy_extensions import mypyc_attr
+
 from engine_models.parts.batch import Batch, Span
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.spans import WindowSum
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class DecodeSet:
     """Aggregate of the decoding rows: count, sum of lengths, block phases, ends, and what they attend to in windows.
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence as Series
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 from numpy.typing import NDArray
 
 from engine_models.parts.batch import Batch
@@ -45,6 +46,7 @@ State = tuple[int, int, int, int]
 """What others may read of a scheduler: requests running and waiting, KV units (blocks or pages) held and there at all."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Scheduler(ABC):
     """Waiting and running requests of one rank, their memory, and the rule that forms the next batch.
 
@@ -142,6 +144,7 @@ class Scheduler(ABC):
         raise NotImplementedError(f"{type(self).__name__} cannot drop a request")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class StepCost(ABC):
     """Seconds of a step of ranks that step together, one in most engines; ranks without work are left out of the lists.
 

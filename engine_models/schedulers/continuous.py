@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mypy_extensions import mypyc_attr
+
 from engine_models.memory.host_tier import HostTier
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import PagedKV
@@ -28,6 +30,7 @@ from engine_models.parts.sequence import Sequence
 from engine_models.parts.waiting import ByPriority, FirstCome
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ContinuousScheduler(Scheduler):
     """Waiting and running requests of one replica and the rule that forms the next batch.
 

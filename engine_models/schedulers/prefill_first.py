@@ -17,6 +17,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from mypy_extensions import mypyc_attr
+
 from engine_models.memory.radix import Content, Node, RadixPool, RadixTree, content_of
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
@@ -137,6 +139,7 @@ class _Row:
         self.prefilled = 0  # prompt tokens prefilled by the replica before it was queued
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PrefillFirstScheduler(Scheduler):
     """Waiting and running requests of one replica and the rule that forms the next batch.
 

@@ -7,6 +7,8 @@ are served one by one, as the base does, and return to lanes after.
 
 from __future__ import annotations
 
+from mypy_extensions import mypyc_attr
+
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.decode_set import DecodeSet
@@ -25,6 +27,7 @@ class Lane(DecodeSet):
         self.numbers: list[int] = []
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class StagedScheduler(ContinuousScheduler):
     """The scheduler of `continuous` for a pipeline over a cache of one group, without drafts or a host tier."""
 

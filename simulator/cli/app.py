@@ -36,9 +36,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def version_callback(value: bool) -> None:
     """Print the version."""
     if value:
-        from simulator.version import VERSION
+        from simulator.version import VERSION, build
 
-        print(f"capacity-plan {VERSION}")
+        print(f"capacity-plan {VERSION} ({build()})")
         raise typer.Exit
 
 

@@ -312,9 +312,9 @@ def test_the_library_gives_what_the_command_gives(cli: Cli, tmp_path: Path) -> N
 
 
 def test_version_and_schema(cli: Cli) -> None:
-    from simulator.version import VERSION
+    from simulator.version import VERSION, build
 
-    assert cli("--version").out == f"capacity-plan {VERSION}\n"
+    assert cli("--version").out == f"capacity-plan {VERSION} ({build()})\n"
     schema = cli("schema").json()
     assert {"model", "deployment", "workload"} <= set(schema["properties"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,7 +116,7 @@ def results(case: Case, kv: PagedKV | HybridKV, *, drafts: int = 0, **options: A
     """End and emission times of every request of a case on one replica."""
     rules = plan_of(case).scheduler("jump").rules
     if drafts:
-        rules = ContinuousRules(**{**rules.__dict__, "speculative_tokens": drafts})
+        rules = replace(rules, speculative_tokens=drafts)
     scheduler = ContinuousScheduler(rules, kv, **options)
     ends: dict[int, float] = {}
     replica = Replica(
