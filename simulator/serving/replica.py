@@ -21,6 +21,7 @@ from collections.abc import Sequence as Series
 from itertools import accumulate
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import INFINITY, FloatArray, Scheduler, StepCost
@@ -48,6 +49,7 @@ Priced = tuple[Series[Rank], Series[bool], float, float, float, list[float]]
 host's time of a step, the start of the first and the ends of all [s]."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Replica:
     """An executor over the schedulers of one or several ranks.
 
