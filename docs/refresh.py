@@ -123,6 +123,9 @@ SECTIONS = (
     ("Speculative", "`speculative`"),
     ("Offload", "`offload`"),
     ("Transfer", "`transfer`"),
+    ("Failures", "`failures`"),
+    ("FailureEvent", "An event of `failures`"),
+    ("StartUp", "`start_up`"),
     ("WorkloadSpec", "`workload`"),
     ("ClassLoad", "A class"),
     ("PoissonArrivals", "Arrivals: `kind: poisson`"),
@@ -176,7 +179,7 @@ def scenario_reference() -> str:
         known = meanings.get(name, {})
         rows = []
         for key, prop in model.get("properties", {}).items():
-            if key == "kind":
+            if "const" in prop:  # it names the section
                 continue
             meaning = known.get(key) or meanings["Load"].get(key)
             if not meaning:

@@ -24,6 +24,7 @@ from engine_models.model.formats import FORMATS, format_named
 from hardware_profiles.device import Device, device_names, load_device
 from hardware_profiles.errors import InputError, PlanError
 from hardware_profiles.kernels import operations_in_node
+from simulator.elastic import with_elasticity
 from simulator.pools import blended_price, check_roles, connector_of, joint_limits, paths_of, unique
 from simulator.prepared import Prepared
 from simulator.price import unit_price
@@ -167,7 +168,15 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     with_index = len(pools) > 1
     found = [_prepare_pool(scenario, number, base, with_index=with_index) for number in running]
     if len(found) == 1:
-        return found[0]
+        return with_elasticity(found[0])
+    for number, pool in enumerate(pools):
+        if scenario.deployment.failures is not None or pool.failures is not None:
+            at = "deployment" if scenario.deployment.failures is not None else f"deployment.pools.{number}"
+            raise InputError(
+                f"`{at}.failures` of prefill and decode pools is not modelled yet",
+                where=f"{at}.failures",
+                mend=f"remove `{at}.failures`, or fail a pool of role: mixed",
+            )
     handover = found[0].plan.handover
     check_paired(found[0].routing, at_once=handover is not None and handover.reserves)
     around = {

@@ -6,18 +6,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine_models.cost.start_up import StartUp
 from engine_models.cost.terms import Formats
 from engine_models.declaration import EnginePlan
 from engine_models.model.blocks import Architecture
 from engine_models.parts.protocols import StepCost
 from hardware_profiles.device import Device
 from hardware_profiles.ops import Ops
+from simulator.cluster.faults import Faults
 from simulator.cluster.router import Routing
 from simulator.cluster.transfer import Paths
 from simulator.cost import UnitPrice
 
 if TYPE_CHECKING:
     from simulator.config.schema import Pool, Scenario
+
+
+@dataclass(frozen=True)
+class Elasticity:
+    """What lets replicas come and go.
+
+    most : replicas at once. start : a new one takes so long. holds : requests wait at the router while none serves.
+    """
+
+    most: int
+    start: StartUp
+    faults: Faults | None = None
+    holds: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,11 +59,22 @@ class Prepared:
     routing: Routing = field(default_factory=Routing)
     pools: tuple[Prepared, ...] = ()
     paths: Paths | None = None
+    elastic: Elasticity | None = None
 
     @property
     def ranks(self) -> int:
         """Data-parallel ranks of a replica that step together over shared experts, 1 where there are none."""
         return self.plan.executor.ranks
+
+    @property
+    def devices_each(self) -> int:
+        """Devices of one replica."""
+        return self.ranks * self.pool.tensor_parallel * self.pool.pipeline_parallel
+
+    @property
+    def most(self) -> int:
+        """Replicas that there may be at once."""
+        return self.replicas if self.elastic is None else self.elastic.most
 
     def times(self) -> StepCost:
         """Step-time model of one replica."""

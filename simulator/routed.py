@@ -132,7 +132,7 @@ def _check_events(policy: KvRouter, plan: EnginePlan, block: int) -> None:
         )
 
 
-ANSWERS = {"429": Reason.SHED_429, "503": Reason.SHED_503, "timeout": Reason.TIMED_OUT}
+ANSWERS = {"429": Reason.SHED_429, "503": Reason.SHED_503, "timeout": Reason.TIMED_OUT, "node_lost": Reason.NODE_LOST}
 """What a client may be told, by its name in `client.retries.on`."""
 
 

@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from engine_models.declaration import EnginePlan
 from engine_models.parts.acceptance import AcceptanceStreams
 from simulator.cluster.cluster import Cluster
-from simulator.cluster.devices import DeviceHistory
+from simulator.cluster.elastic import ElasticCluster
 from simulator.cluster.handover import HandoverCluster, ReservingCluster, Servers
 from simulator.cluster.outcome import FINISHED, ClusterResult
 from simulator.cost import Usage, run_cost
@@ -39,6 +40,7 @@ from simulator.prepare import deployment_summary, prepare
 from simulator.prepared import Prepared
 from simulator.results.domain import device_sources, domain, kernel_sources
 from simulator.results.figures import Collector, Figures
+from simulator.results.fleet import fleet_figures
 from simulator.results.intervals import add_intervals
 from simulator.results.latencies import token_gaps
 from simulator.results.rates import BatchCut
@@ -189,10 +191,13 @@ def run_prepared(
             cluster.stream(collector)
         reserves = any(rank.scheduler.reserves_answers for rank in cluster.ranks)
         raw = collector.held or cluster.totals()
-        figures = collector.figures(raw.end_of_run_s, raw.stopped_at_s, cluster.duration_s)
+        elastic = cluster if isinstance(cluster, ElasticCluster) else None
+        figures = collector.figures(
+            raw.end_of_run_s, raw.stopped_at_s, cluster.duration_s, elastic.ranks_in if elastic is not None else None
+        )
         if figures.offered and figures.offered == figures.refused:
             raise all_refused(figures.offered, figures.lengths, plan.limits)
-        result, manifest, digest = _assemble(prepared, source, raw, figures, cluster.devices, reserves, started)
+        result, manifest, digest = _assemble(prepared, source, raw, figures, cluster, reserves, started)
     except BaseException:
         if folder is not None:
             folder.close()
@@ -200,7 +205,7 @@ def run_prepared(
     return RunResult(
         result,
         table,
-        collector.timeline(raw.end_of_run_s),
+        collector.timeline(raw.end_of_run_s, elastic.ranks_ever if elastic is not None else None),
         manifest,
         scenario.name,
         digest,
@@ -257,7 +262,11 @@ def _cluster(
             aggregate=aggregate,
             should_stop=should_stop,
         )
-    return Cluster(
+    elastic = prepared.elastic
+    made: Callable[..., Cluster] = Cluster
+    if elastic is not None:
+        made = partial(ElasticCluster, most=elastic.most, faults=elastic.faults, holds=elastic.holds)
+    return made(
         source,
         plan,
         prepared.times(),
@@ -268,7 +277,7 @@ def _cluster(
         client=client_of(scenario.client),
         before_s=plan.front.before_s + half_rtt_s + routing.hop_s,
         after_s=half_rtt_s,
-        devices=prepared.devices // prepared.replicas,
+        devices=prepared.devices_each,
         aggregate=aggregate,
         should_stop=should_stop,
         acceptance=_acceptance(plan, scenario.seed),
@@ -278,7 +287,7 @@ def _cluster(
 def _pool_names(prepared: Prepared) -> list[str]:
     """The pool of each rank."""
     pools = prepared.pools or (prepared,)
-    return [each.pool.name for each in pools for _ in range(each.replicas * each.ranks)]
+    return [each.pool.name for each in pools for _ in range(each.most * each.ranks)]
 
 
 def _acceptance(plan: EnginePlan, seed: int) -> Callable[[int], Callable[[int], int]] | None:
@@ -293,7 +302,7 @@ def _assemble(
     workload: Workload | WorkloadStream,
     raw: ClusterResult,
     figures: Figures,
-    deployed: DeviceHistory,
+    cluster: Cluster,
     reserves: bool,
     started: float,
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -302,7 +311,8 @@ def _assemble(
     window, counts, server = figures.window, figures.counts, dict(figures.server)
     slo = slo_dict(scenario.slo)
     length = max(window.length_s, 1e-9)
-    devices = deployed.mean(window.start_s, window.end_s)
+    devices = cluster.devices.mean(window.start_s, window.end_s)
+    per_device = max(devices, 1e-9)
     input_tokens, output_tokens = figures.window_input_tokens, figures.window_output_tokens
     good, inside = figures.good_inside, figures.inside
     totals: dict[str, Any] = {
@@ -327,8 +337,8 @@ def _assemble(
         "request_goodput": None if figures.window_good is None else figures.window_good / length,
         "goodput_fraction": good / inside if good is not None and inside else None,
         "slo": slo_bounds(slo),
-        "tput_per_gpu": (input_tokens + output_tokens) / length / devices,
-        "output_tput_per_gpu": output_tokens / length / devices,
+        "tput_per_gpu": (input_tokens + output_tokens) / length / per_device,
+        "output_tput_per_gpu": output_tokens / length / per_device,
         "max_concurrent_requests": figures.max_concurrent,
     }
     server["prefix_cache_hit_rate"] = raw.hit_tokens / raw.queried_tokens if raw.queried_tokens else 0.0
@@ -351,6 +361,7 @@ def _assemble(
     if reserves:
         warnings += _held_queue(prepared, figures)
     totals["ci95"] = figures.rates_ci95
+    fleet = fleet_figures(cluster, window) if isinstance(cluster, ElasticCluster) else {}
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "kind": "simulated",
@@ -361,6 +372,7 @@ def _assemble(
         "slo": figures.verdict,
         "classes": figures.classes,
         **({"pools": figures.pools} if figures.pools else {}),
+        **({"fleet": fleet} if fleet else {}),
         "overload": asdict(figures.overload) if figures.overload is not None else None,
         "cost": cost,
         "deployment": deployment_summary(prepared),

@@ -137,6 +137,7 @@ SLOW_PAGES = {
     "docs/how-to/reproduce-a-run.md",
     "docs/how-to/size-a-fleet.md",
     "docs/how-to/speculative-decoding.md",
+    "docs/how-to/survive-failures.md",
     "docs/tutorial/first-plan.md",
 }
 """Pages whose code takes several seconds; quickly tested are their scenarios, commands and options."""

@@ -180,6 +180,35 @@ def pool_lines(result: dict[str, Any]) -> list[str]:
     return [*table(head, rows), ""]
 
 
+FAULTS = {
+    "node": ("node lost", "nodes lost"),
+    "gpu": ("replica lost", "replicas lost"),
+    "slow": ("replica slow", "replicas slow"),
+    "reclaim": ("taken back", "taken back"),
+    "drain": ("drain", "drains"),
+}
+"""Words for one fault and for several, by kind."""
+
+
+def fleet_lines(result: dict[str, Any]) -> list[str]:
+    """How many replicas served, and what was lost with those that went."""
+    found = result.get("fleet")
+    if found is None:
+        return []
+    least, most = found["serving_min"], found["serving_max"]
+    words = f"{found['serving_mean']:.2f} replicas serve on average ({least} to {most})"
+    faults = ", ".join(f"{count:,} {FAULTS[kind][count > 1]}" for kind, count in found["faults"].items())
+    if faults:
+        words += f"; {faults}"
+    if found["attempts_lost"]:
+        again = found["attempts_sent_again"]
+        words += (
+            f", with {_counted(found['attempts_lost'], 'request')} under way and {found['tokens_lost']:,} tokens of theirs; "
+            f"{again:,} sent again"
+        )
+    return [labelled("fleet", words)]
+
+
 def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | None = None) -> str:
     """The text that `simulate` prints."""
     d, t, s = result["deployment"], result["totals"], result["server"]
@@ -206,6 +235,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         *first_token_lines(result["metrics"]),
         "",
         *pool_lines(result),
+        *fleet_lines(result),
         *class_lines(result["classes"]),
         *load_lines(t, manifest),
         labelled(

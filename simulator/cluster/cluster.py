@@ -253,7 +253,7 @@ class Cluster:
                 for row in rows.cut(self._limit_s).tolist():
                     self._live.pop(rows.first + row, None)
         for seq in leave(self.ranks, self._live.values(), self._limit_s):
-            self._of(seq.index).keep(seq)
+            self._keep(seq)
         self._last_step_s = last_step_s(self.ranks)
         self.any_unfinished |= any((rows.status == UNFINISHED).any() for rows in self._blocks)
 
@@ -396,7 +396,7 @@ class Cluster:
         number = self._router.choose(now_s, seq, int(block.workload.session_id[row]))
         replica = self.replicas[number % len(self.replicas)]
         replica.advance(now_s)
-        if self._inflight is not None and sum(rank.in_service for rank in replica.ranks) >= self._inflight:
+        if self._inflight is not None and replica.in_service >= self._inflight:
             again_s = self._router.refused(seq, now_s)
             if again_s is None:
                 self._turn_away(block, seq, REJECTED, SHED[self._plan.front.on_full])
@@ -407,6 +407,10 @@ class Cluster:
         self.ranks[number].submit(seq)
         self._router.note(number)
         self._watch(number)
+
+    def _keep(self, seq: Sequence) -> None:
+        """Note what a request that ends without its answer knows."""
+        self._of(seq.index).keep(seq)
 
     def _again(self, how: Callable[[Rows, Sequence], None], block: Rows, seq: Sequence) -> None:
         """A request that was sent away comes again, unless the run is over."""
@@ -429,7 +433,7 @@ class Cluster:
             self._clock.at(again_s, ARRIVALS, partial(self._again, self._reach, block, seq))
             return
         if begun:
-            block.keep(seq)
+            self._keep(seq)
         del self._live[seq.index]
         block.end(row, status, reason)
         self._release(block, row, end_s)
@@ -540,10 +544,10 @@ class Cluster:
     # -- waking ---------------------------------------------------------------------------------------------
 
     def _watch(self, number: int) -> None:
-        """Wake up when a request may end in the replica of a rank, as long as requests depend on results."""
-        if not self._releases and not self._door:
-            return
+        """Wake up when a request may end in the replica of a rank, as long as something depends on results."""
         number %= len(self.replicas)
+        if not self._releases and not self._door and not self._awaited(number):
+            return
         clock, replica = self._clock, self.replicas[number]
         due_s = max(replica.visible_s(), clock.now_s)
         if due_s == INFINITY or due_s > self._end_s or self._wake_s[number] <= due_s:
@@ -569,6 +573,10 @@ class Cluster:
             self._watch(number)
 
         clock.at(due_s, RESULTS, results)
+
+    def _awaited(self, number: int) -> bool:
+        """Whether the end of what a replica has changes more than its requests."""
+        return False
 
     def _next_s(self) -> float:
         """When something next happens outside of the replicas."""

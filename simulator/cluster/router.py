@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 from abc import ABC, abstractmethod
+from collections.abc import Sequence as Series
 from dataclasses import dataclass
 from itertools import count
 from random import Random
@@ -48,6 +49,18 @@ class Router(ABC):
 
     def ended(self, seq: Sequence, now_s: float) -> None:  # noqa: B027
         """Take in that a request has ended."""
+
+    def lost(self, seq: Sequence, now_s: float) -> None:
+        """Take in that a request's replica was lost, or that it was thrown out there."""
+        self.ended(seq, now_s)
+
+    def serving(self, replicas: Series[int]) -> None:
+        """From now on only these replicas may be chosen."""
+        raise NotImplementedError(f"{type(self).__name__} takes no replica out")
+
+    def renewed(self, replica: int) -> None:
+        """Take in that a replica begins anew, with nothing that it kept."""
+        raise NotImplementedError(f"{type(self).__name__} takes no replica out")
 
     def refused(self, seq: Sequence, now_s: float) -> float | None:
         """Take in that the replica chosen last refused a request; return when the router tries again, None if it does not."""
@@ -123,14 +136,22 @@ class BlockNews:
 
     def __init__(self, replicas: list[Replica], router: KvRouter, chain: ChainKeys, delay_s: float) -> None:
         self._router = router
+        self._replicas, self._chain = replicas, chain
         self._delay_s = delay_s
-        self._said: list[BlockEvents] = []
-        for replica in replicas:
-            said = replica.ranks[0].scheduler.report_blocks(chain)
-            assert said is not None, "prepare refuses caches that do not tell"
-            self._said.append(said)
+        self._said = [self._reports(replica) for replica in replicas]
         self._coming: list[tuple[float, int, int, BlockEvents]] = []
         self._order = count()
+
+    def _reports(self, replica: Replica) -> BlockEvents:
+        said = replica.ranks[0].scheduler.report_blocks(self._chain)
+        assert said is not None, "prepare refuses caches that do not tell"
+        return said
+
+    def renewed(self, replica: int) -> None:
+        """A replica begins anew; what it said before and nobody has heard is forgotten."""
+        self._said[replica] = self._reports(self._replicas[replica])
+        self._coming = [entry for entry in self._coming if entry[2] != replica]
+        heapq.heapify(self._coming)
 
     def sent(self, replica: int, now_s: float) -> None:
         """A replica speaks."""
@@ -192,7 +213,7 @@ class PolicyRouter(Router):
         self._poll_s = 0.0
         self._limit, self._breakers, self._retries = limit, breakers, retries
         self._flying = [0] * len(replicas)
-        self._full = 0  # replicas at the limit
+        self._serving: Series[int] = range(len(replicas))
         self._tries: dict[int, int] = {}
         self.seed, self._draw = seed, Random(seed)
         self._hears = policy.hears_ends or limit is not None or breakers is not None
@@ -225,7 +246,7 @@ class PolicyRouter(Router):
         if not seq.emissions:
             return INFINITY
         log = self._replicas[number].ranks[rank].log
-        place = seq.emissions[0][0] - log.retired_steps
+        place = self._replicas[number].ranks[rank].first_step + seq.emissions[0][0] - log.retired_steps
         return log.end_s[place] if place < len(log.end_s) else INFINITY
 
     def _catch_up(self, now_s: float) -> None:
@@ -286,7 +307,6 @@ class PolicyRouter(Router):
             self._sent[seq.index] = arrival, replica, seq
             self._flying[replica] += 1
             if self._flying[replica] == self._limit:
-                self._full += 1
                 self._set_up()
             if policy.hears_first_tokens:
                 self._unanswered[replica][seq.index] = seq, number // len(self._replicas)
@@ -309,11 +329,31 @@ class PolicyRouter(Router):
         """A request is no longer at a replica."""
         self._flying[number] -= 1
         if self._flying[number] + 1 == self._limit:
-            self._full -= 1
             self._set_up()
         if self._unanswered[number].pop(seq.index, None) is not None:
             self.policy.first_token(arrival, number, now_s)
         self.policy.ended(arrival, number, now_s)
+
+    def lost(self, seq: Sequence, now_s: float) -> None:
+        """As of the base; a breaker counts it as a failure."""
+        arrival, number, _ = self._sent.pop(seq.index, None) or (None, 0, None)
+        if arrival is None:
+            return
+        self._gone(arrival, number, seq, now_s)
+        self._tries.pop(seq.index, None)
+        if self._breakers is not None and self._breakers.note(number, now_s, success=False):
+            self._set_up()
+
+    def serving(self, replicas: Series[int]) -> None:
+        """As of the base."""
+        self._serving = replicas
+        self._set_up()
+
+    def renewed(self, replica: int) -> None:
+        """As of the base."""
+        self.policy.forget(replica)
+        if self._news is not None:
+            self._news.renewed(replica)
 
     def refused(self, seq: Sequence, now_s: float) -> float | None:
         """As of the base: by the product's back-off; a breaker counts it as a failure."""
@@ -329,13 +369,14 @@ class PolicyRouter(Router):
         return now_s + self._retries.delay_s(failed, self._draw)
 
     def _set_up(self) -> None:
-        """Let the policy know who may be chosen: breakers closed, and below the limit."""
-        up = self._breakers.up() if self._breakers is not None else range(len(self._replicas))
-        self.policy.set_up([number for number in up if self._flying[number] != self._limit])
+        """Let the policy know who may be chosen: they serve, breakers closed, and below the limit."""
+        closed = set(self._breakers.up()) if self._breakers is not None else self._serving
+        up = [n for n in self._serving if n in closed and self._flying[n] != self._limit]
+        self.policy.set_up(up)
 
     def has_room(self, now_s: float) -> bool:
         """As of the base."""
-        if self._full == len(self._replicas):
+        if not self.policy.up:
             self._catch_up(now_s)
         if self._breakers is not None and self._breakers.back(now_s):
             self._set_up()
@@ -400,14 +441,19 @@ class Routing:
 
 
 def router_of(
-    replicas: list[Replica], rule: str | Routing, executor: Executor, admission: Admission | None = None
+    replicas: list[Replica],
+    rule: str | Routing,
+    executor: Executor,
+    admission: Admission | None = None,
+    *,
+    changing: bool = False,
 ) -> Router:
-    """The router of a rule; ranks of a replica are chosen as the engine does."""
+    """The router of a rule; ranks of a replica are chosen as the engine does. `changing`: replicas may come and go."""
     routing = rule if isinstance(rule, Routing) else Routing(rule)
     ranks = len(replicas[0].ranks)
     by_load = ranks > 1 and executor.rank_router == "least_loaded"
     limit = admission.max_inflight if admission is not None else None
-    plain = routing.system is None and admission is None and not by_load
+    plain = routing.system is None and admission is None and not by_load and not changing
     if plain and (routing.rule == "round_robin" or len(replicas) == 1):
         return InTurn(ranks * len(replicas))
     draw, n = Random(routing.seed), len(replicas)

@@ -266,6 +266,8 @@ SHORT_NAMES = {
 
 CLOSE_SPELLING = 0.75
 """Least likeness (difflib's ratio) of a key to one of another place that it is taken for (assumed)."""
+OF_THEIR_OWN = ("events",)
+"""Lists whose keys are offered nowhere else."""
 MOST_PLACES = 3
 """Places that a mend names for one key (assumed: more is no help)."""
 
@@ -279,7 +281,7 @@ def leaf_paths(model: type[BaseModel]) -> list[Path]:
             path = (*at, name) if at[-1:] != ("pools",) else (*at[:-1], name)
             found.setdefault(path)
             for inner in _models_of(outer, name):
-                if inner not in above:
+                if inner not in above and name not in OF_THEIR_OWN:
                     walk(inner, path, (*above, inner))
 
     walk(model, (), (model,))

@@ -100,6 +100,93 @@ class Offload(_Model):
     bytes_per_s: BytesPerSecond | None = None
 
 
+class StartUp(_Model):
+    """Parts of the time until a new server serves [s]; null is predicted, those not predicted are 0.
+
+    `provisioning_s` until the devices are there (and billed), `image_s` until the container's image is, `weights_s` to load the
+    weights, which lie on the host's disk, on a shared file system or in the page cache (`weights_from`), then compilation, with a
+    filled cache or without (`compile_cache`), capture of graphs, and warm-up.
+    """
+
+    provisioning_s: NotNegative = 0.0
+    image_s: NotNegative = 0.0
+    weights_from: Literal["disk", "network", "cache"] = "disk"
+    weights_s: NotNegative | None = None
+    compile_cache: Bool = False
+    compile_s: NotNegative | None = None
+    graph_capture_s: NotNegative | None = None
+    warm_up_s: NotNegative | None = None
+
+
+def _number_or_parts(value: object) -> str:
+    return "parts" if isinstance(value, dict | StartUp) else "seconds"
+
+
+StartTime = Annotated[
+    Annotated[NotNegative, Tag("seconds")] | Annotated[StartUp, Tag("parts")], Discriminator(_number_or_parts)
+]
+
+
+class FailureEvent(_Model):
+    """Something that goes wrong at `at_s`.
+
+    A `node` is lost with all its replicas, or a `gpu` with its own; a `reclaim` takes a node back `notice_s` after it is
+    announced; `slow` makes the steps of a replica take `factor` times as long; a `drain` restarts a replica once it has ended
+    what it has, at most `notice_s` later, and without `replica` all of them, one after the other. `for_s` is how long devices are
+    away (or slow).
+    """
+
+    at_s: NotNegative
+    pool: Text | None = None
+    replica: Annotated[int, Strict(), Field(ge=0)] | None = None
+    kind: Literal["node", "gpu", "link", "slow", "reclaim", "drain"]
+    for_s: NotNegative | None = None
+    factor: Annotated[float, Strict(), Field(gt=1, le=1e6, allow_inf_nan=False)] | None = None
+    notice_s: NotNegative | None = None
+    from_: Text | None = Field(default=None, alias="from", serialization_alias="from")
+    to: Text | None = None
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FailureEvent:
+        if (self.kind == "slow") != (self.factor is not None):
+            raise ValueError("kind: slow needs a factor, and no other kind has one")
+        if self.notice_s is not None and self.kind not in ("reclaim", "drain"):
+            raise ValueError("notice_s belongs to kind: reclaim or drain")
+        if self.replica is None and self.kind not in ("link", "drain"):
+            raise ValueError(f"kind: {self.kind} needs a replica")
+        return self
+
+
+class Failures(_Model):
+    """What goes wrong: listed `events`, and what comes at random.
+
+    Each `device`, `node` or `replica` (`of`) fails every `mtbf_h` hours on average and is away for `repair_s`; each is taken back
+    `reclaims_per_hour` times an hour, `notice_s` after it is announced. Lost capacity returns after `replaced_after_s` where an
+    event does not say for how long it is away, and never without either; a server then takes `start_up` until it serves.
+    """
+
+    events: tuple[FailureEvent, ...] = ()
+    mtbf_h: AboveZero | None = None
+    repair_s: NotNegative | None = None
+    reclaims_per_hour: AboveZero | None = None
+    notice_s: NotNegative = 120.0
+    of: Literal["device", "node", "replica"] | None = None
+    replaced_after_s: NotNegative | None = None
+    start_up: StartTime | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Failures:
+        if not self.events and self.mtbf_h is None and self.reclaims_per_hour is None:
+            raise ValueError("failures name nothing that goes wrong; give events, mtbf_h or reclaims_per_hour")
+        if (self.mtbf_h is not None or self.reclaims_per_hour is not None) != (self.of is not None):
+            raise ValueError("mtbf_h and reclaims_per_hour need `of` (device, node or replica), and it needs one of them")
+        if self.repair_s is not None and self.mtbf_h is None:
+            raise ValueError("repair_s needs mtbf_h")
+        return self
+
+
 class Pool(_Model):
     """Replicas of one engine on one kind of hardware.
 
@@ -130,6 +217,7 @@ class Pool(_Model):
     offload: Offload | None = None
     gpus_per_node: Whole | None = None
     colocate: Text | None = None
+    failures: Failures | None = None
 
 
 class Transfer(_Model):
@@ -231,7 +319,7 @@ class Deployment(_Model):
         | None
     ) = None
     autoscaler: Settings | None = None
-    failures: Settings | None = None
+    failures: Failures | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -284,7 +372,7 @@ class Deployment(_Model):
 
 
 class Retries(_Model):
-    """When a client sends a request again that was turned away: `attempts` in all.
+    """When a client sends a request again that was turned away or lost with its server: `attempts` in all.
 
     The first new one follows after `backoff_s`, each later one after `factor` times as long, give or take the share `jitter`.
     `on` are the answers after which it tries again.
@@ -295,8 +383,8 @@ class Retries(_Model):
     factor: Annotated[float, Strict(), Field(ge=1, allow_inf_nan=False)] = 2.0
     jitter: Share = 0.0
     on: Annotated[
-        tuple[Annotated[Literal["429", "503", "timeout"], BeforeValidator(_as_text)], ...], Field(min_length=1)
-    ] = ("429", "503")
+        tuple[Annotated[Literal["429", "503", "timeout", "node_lost"], BeforeValidator(_as_text)], ...], Field(min_length=1)
+    ] = ("429", "503", "node_lost")
 
 
 class Client(_Model):
@@ -360,7 +448,7 @@ class Scenario(_Model):
     cost: Cost = Cost()
 
 
-NOT_MODELLED_AROUND = ("autoscaler", "failures")
+NOT_MODELLED_AROUND = ("autoscaler",)
 NOT_MODELLED_IN_POOL = ("lora",)
 NOT_MODELLED_ROLES = ("encode",)
 

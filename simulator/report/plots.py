@@ -44,6 +44,8 @@ LABEL_AT = (25, 55, 85)
 def write_plots(run: RunResult, directory: Path) -> list[Path]:
     """Write ``latency.png``, ``load.png`` and ``throughput.png`` into `directory` and return their paths.
 
+    Where replicas came or went, ``fleet.png`` too.
+
     Raises InputError if the place cannot be written, PlanError if the disk is full, TypeError for a streamed run, whose
     requests are not held.
     """
@@ -53,7 +55,10 @@ def write_plots(run: RunResult, directory: Path) -> list[Path]:
 
     paths = []
     with matplotlib.style.context("default", after_reset=True):
-        for name, draw in (("latency", _latency), ("load", _load), ("throughput", _throughput)):
+        drawn = {"latency": _latency, "load": _load, "throughput": _throughput}
+        if "fleet" in run.result:
+            drawn["fleet"] = _fleet
+        for name, draw in drawn.items():
             path = directory / f"{name}.png"
             write_file(path, _png(draw, run))
             paths.append(path)
@@ -195,9 +200,14 @@ def _cycle(count: int) -> list[str]:
 # Over time ------------------------------------------------------------------------------------------------
 
 
+def _instances(run: RunResult) -> int:
+    """Replicas of the timeline."""
+    return int(run.timeline["instance_id"][-1]) + 1
+
+
 def _series(run: RunResult, name: str) -> tuple[FloatArray, FloatArray, float]:
     """Bin starts [s], values (replicas, bins), and the width of a bin [s]."""
-    replicas = len(run.raw.logs)
+    replicas = _instances(run)
     times = np.asarray(run.timeline["t_s"]).reshape(replicas, -1)[0]
     values = np.asarray(run.timeline[name], dtype=np.float64).reshape(replicas, -1)
     span_s = max(run.raw.end_of_run_s, 1.0)
@@ -225,7 +235,7 @@ Line = tuple[str, slice]
 
 def _lines(run: RunResult) -> list[Line]:
     """A line for each pool where there are several, else for each of a few replicas, else for all together."""
-    count = len(run.raw.logs)
+    count = _instances(run)
     lines, first = [], 0
     for pool in run.result["deployment"].get("pools", ()):
         replicas = pool["replicas"] * pool.get("data_parallel", 1)
@@ -281,6 +291,24 @@ def _load(figure: Any, run: RunResult) -> None:
             artist.set_label("_")
     rows[1].set_ylim(top=max(1.0, rows[1].get_ylim()[1]))
     rows[2].set_ylim(top=min(105.0, max(5.0, rows[2].get_ylim()[1])))
+    _finish(rows)
+
+
+def _fleet(figure: Any, run: RunResult) -> None:
+    figure.suptitle(f"{_title(run)}\nreplicas, and the requests at all of them", fontsize=10)
+    rows = _rows(figure, run, ("replicas", "running\n[requests]", "waiting\n[requests]"))
+    found = run.result["fleet"]["over_time"]
+    edges = [*found["at_s"], max(found["at_s"][-1], run.raw.end_of_run_s)]
+    for name, colour, words in (
+        ("up", COLOURS[0], "serve"),
+        ("coming", COLOURS[1], "away, ordered or starting"),
+        ("draining", COLOURS[3], "drain"),
+    ):
+        if any(found[name]):
+            rows[0].stairs(found[name], edges, color=colour, linewidth=1.4, label=words, baseline=None)
+    for axes, name in zip(rows[1:], ("running", "waiting"), strict=True):
+        times, values, _ = _series(run, name)
+        _curves(axes, times, values.sum(axis=0, keepdims=True), [("", slice(0, 1))])
     _finish(rows)
 
 

@@ -397,8 +397,14 @@ class Collector:
         start_s = self.window.start_s
         return measured_window(requests, duration_s, start_s, end_of_run_s, stopped_at_s, self._spec)
 
-    def figures(self, end_of_run_s: float, stopped_at_s: float | None, duration_s: float) -> Figures:
-        """What the run amounts to, once everything was retired."""
+    def figures(
+        self,
+        end_of_run_s: float,
+        stopped_at_s: float | None,
+        duration_s: float,
+        ranks_in: Callable[[float, float], float] | None = None,
+    ) -> Figures:
+        """What the run amounts to, once everything was retired; `ranks_in` is how many there were on average, all if None."""
         sums, judged_at_all, everything = self._sums, self._judged_at_all, self._all
         counts = dict(zip(STATUS_NAMES, self._statuses.tolist(), strict=True))
         window = (
@@ -406,6 +412,7 @@ class Collector:
             if self._exact
             else self._window(sum(counts.values()), duration_s, end_of_run_s, stopped_at_s)
         )
+        ranks = len(self._logs) if ranks_in is None else ranks_in(window.start_s, window.end_s)
         verdict = everything.verdict() if stopped_at_s is None else None
         spec = self._spec
         cut = counts["unfinished"] > 0 and stopped_at_s is None and is_batch(spec)
@@ -419,7 +426,7 @@ class Collector:
             inside=everything.requests,
             stats=everything.summaries()
             | {name: stat.summary("tokens") for name, stat in self._lengths.items()},
-            server=self._load.averages(window.length_s, len(self._logs)),
+            server=self._load.averages(window.length_s, ranks),
             pools=[
                 {"name": name, **load.averages(window.length_s, self._pools.count(name))}
                 for name, load in self._of_pools.items()
@@ -469,9 +476,9 @@ class Collector:
             else 0,
         )
 
-    def timeline(self, end_of_run_s: float) -> dict[str, NDArray[Any]]:
-        """Columns of `timeline.parquet`."""
-        return table(self._bins, end_of_run_s)
+    def timeline(self, end_of_run_s: float, ranks: int | None = None) -> dict[str, NDArray[Any]]:
+        """Columns of `timeline.parquet`, of the first `ranks`, all if None."""
+        return table(self._bins[:ranks], end_of_run_s)
 
 
 def is_batch(spec: WorkloadSpec) -> bool:

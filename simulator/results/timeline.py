@@ -196,18 +196,18 @@ class WindowLoad:
             peaks["kv"] = max(peaks["kv"], float(steps["kv_peak"][inside].max()) / total)
             self._preemptions += int(steps["preemptions"][inside].sum())
 
-    def averages(self, length_s: float, ranks: int) -> dict[str, Any]:
-        """Averages over `length_s` seconds of `ranks`, peaks, and device time by kind."""
+    def averages(self, length_s: float, count: float) -> dict[str, Any]:
+        """Averages over `length_s` seconds of so many ranks, peaks, and device time by kind."""
         totals, peaks, length = self._totals, self._peaks, max(length_s, 1e-9)
         return {
-            "kv_cache_usage_perc": totals["kv"] / length / ranks,
+            "kv_cache_usage_perc": totals["kv"] / length / count,
             "kv_cache_usage_perc_peak": peaks["kv"],
-            "num_requests_running": totals["running"] / length / ranks,
+            "num_requests_running": totals["running"] / length / count,
             "num_requests_running_peak": peaks["running"],
-            "num_requests_waiting": totals["waiting"] / length / ranks,
+            "num_requests_waiting": totals["waiting"] / length / count,
             "num_requests_waiting_peak": peaks["waiting"],
-            "waiting_time_fraction": totals["saturated"] / length / ranks,
-            "gpu_busy_fraction": min(totals["busy"] / length / ranks, 1.0),
+            "waiting_time_fraction": totals["saturated"] / length / count,
+            "gpu_busy_fraction": min(totals["busy"] / length / count, 1.0),
             "num_preemptions": self._preemptions,
             "busy_prefill_s": totals["prefill"],
             "busy_decode_s": totals["busy"] - totals["prefill"],

@@ -25,9 +25,25 @@ class Rank:
         self.log = StepLog()
         self.inbox: deque[Sequence] = deque()
         self.in_service = 0  # submitted and not finished: what a router counts
+        self.first_step = 0  # of the log, that is batch 0 of the scheduler
         self._source: Iterator[list[Sequence]] = iter(())
         self._tokenise_token_s = tokenise_token_s
         self._tokenised_s = 0.0  # when the front end has done the last prompt
+
+    def renew(self, scheduler: Scheduler, now_s: float) -> None:
+        """Begin anew with another scheduler: nothing waits or runs, counters and log go on."""
+        before = self.scheduler
+        scheduler.hit_tokens += before.hit_tokens
+        scheduler.queried_tokens += before.queried_tokens
+        scheduler.host_hit_tokens += before.host_hit_tokens
+        scheduler.verifications += before.verifications
+        scheduler.verified_drafts += before.verified_drafts
+        scheduler.accepted_drafts += before.accepted_drafts
+        self.scheduler = scheduler
+        self.inbox.clear()
+        self.in_service = 0
+        self.first_step = self.log.retired_steps + len(self.log.end_s)
+        self._tokenised_s = now_s
 
     def submit(self, seq: Sequence) -> None:
         """Hand over a request that reaches the front end at `seq.arrival_s` (not before the replica's clock)."""

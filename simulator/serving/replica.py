@@ -49,6 +49,31 @@ Priced = tuple[Series[Rank], Series[bool], float, float, float, list[float]]
 host's time of a step, the start of the first and the ends of all [s]."""
 
 
+class Slowed(StepCost):
+    """Steps that take longer on the device: a straggler."""
+
+    def __init__(self, cost: StepCost, factor: float) -> None:
+        self._cost, self._factor = cost, factor
+
+    def step_s(self, batches: Series[Batch]) -> tuple[float, list[float]]:
+        """As of the base."""
+        device_s, prefills_s = self._cost.step_s(batches)
+        return device_s * self._factor, [each * self._factor for each in prefills_s]
+
+    def run_s(self, shapes: Series[Batch], steps: int) -> FloatArray:
+        """As of the base."""
+        device_s: FloatArray = self._cost.run_s(shapes, steps) * self._factor
+        return device_s
+
+    def few_s(self, shapes: Series[Batch], steps: int) -> list[float]:
+        """As of the base."""
+        return [each * self._factor for each in self._cost.few_s(shapes, steps)]
+
+    def host_s(self, batch: Batch) -> float:
+        """As of the base."""
+        return self._cost.host_s(batch)
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Replica:
     """An executor over the schedulers of one or several ranks.
@@ -76,7 +101,7 @@ class Replica:
         on_batch: Callable[[Batch], None] | None = None,
     ) -> None:
         self.ranks = [Rank(scheduler, tokenise_token_s) for scheduler in schedulers]
-        self.cost = cost
+        self.cost = self._own_cost = cost
         self.depth = depth
         self.clock_s = 0.0
         self._in_flight: deque[Step] = deque()
@@ -97,6 +122,11 @@ class Replica:
     def busy(self) -> bool:
         """Whether anything is left to do."""
         return bool(self._in_flight) or any(rank.busy() for rank in self.ranks)
+
+    @property
+    def in_service(self) -> int:
+        """Requests submitted and not finished."""
+        return sum(rank.in_service for rank in self.ranks)
 
     def _next_arrival_s(self) -> float:
         return min(rank.next_arrival_s() for rank in self.ranks)
@@ -243,6 +273,30 @@ class Replica:
             rank.in_service -= 1
         elif rank.scheduler.cancel(seq):
             rank.in_service -= 1
+
+    def renew(self, schedulers: Series[Scheduler], now_s: float) -> None:
+        """Forget everything at the time up to which the replica was advanced; go on, empty, with fresh schedulers.
+
+        A step under way stays in the log. `start` says from when the replica serves again.
+        """
+        for rank, scheduler in zip(self.ranks, schedulers, strict=True):
+            rank.renew(scheduler, now_s)
+        self._in_flight.clear()
+        self._may_schedule = True
+        self._priced = None
+        self.cost = self._own_cost
+
+    def start(self, now_s: float) -> None:
+        """Serve from now on, or from the end of the step that was under way."""
+        ends_s = (rank.log.end_s[-1] for rank in self.ranks if rank.log.end_s)
+        self.clock_s = max((now_s, *ends_s))
+        self._asleep_until_s = 0.0
+        self._stage_free_s = [self.clock_s] * len(self._stage_free_s)
+
+    def slow(self, factor: float) -> None:
+        """From the next step on the device takes `factor` times as long."""
+        self.cost = self._own_cost if factor == 1.0 else Slowed(self._own_cost, factor)
+        self._priced = None
 
     # -- steps ----------------------------------------------------------------------------------------------
 

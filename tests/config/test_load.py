@@ -456,7 +456,6 @@ cost:
         ),
         ("replicas: 2", "transfer: {bytes_per_s: 0}", 6, "must be greater than 0", "greater than 0"),
         ("replicas: 2", "autoscaler: {}", 6, "`deployment.autoscaler` is not modelled yet", "remove"),
-        ("replicas: 2", "failures: {mtbf_h: 5}", 6, "`deployment.failures` is not modelled yet", "remove"),
         ("replicas: 2", "lora: {max_loras: 5}", 6, "`deployment.lora` is not modelled yet", "remove"),
         ("replicas: 2", "kv_tiers: [{kind: nvme}]", 6, "`deployment.kv_tiers` is not modelled yet", "remove"),
         ("replicas: 2", "role: encode", 6, "`deployment.role: encode` is not modelled yet", "remove"),

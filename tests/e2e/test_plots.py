@@ -30,6 +30,12 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
+def test_a_fleet_that_changes_has_an_image_of_its_own(tmp_path: Path) -> None:
+    failures = {"events": [{"at_s": 2, "replica": 1, "kind": "gpu", "for_s": 1}], "start_up": 1}
+    run = simulate({**SCENARIO, "deployment": {**SCENARIO["deployment"], "replicas": 2, "failures": failures}})
+    assert [path.name for path in write_plots(run, tmp_path)] == [*NAMES, "fleet.png"]
+
+
 @pytest.mark.parametrize("case", CHANGES)
 def test_three_images_of_any_run(case: str, tmp_path: Path) -> None:
     scenario = {**SCENARIO, **CHANGES[case]}

@@ -226,6 +226,12 @@ class KvRouter(Policy):
             self._own[worker] = self._resident.total[worker] = 0.0
         self._count(worker)
 
+    def forget(self, worker: int) -> None:
+        """As of the base."""
+        self.index.forget(worker)
+        for key in [key for key in self._expires if key[0] == worker]:
+            del self._expires[key]
+
     def tick(self, now_s: float) -> None:
         """As of the base: what was routed long ago counts as cached no longer."""
         routed = self._routed

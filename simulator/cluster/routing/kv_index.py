@@ -153,6 +153,15 @@ class KvIndex:
             if not node.full:
                 node.children = {}
 
+    def forget(self, worker: int) -> None:
+        """A worker has lost all its blocks."""
+        nodes = [self._root]
+        while nodes:
+            node = nodes.pop()
+            nodes += node.children.values()
+            node.full &= ~(1 << worker)
+            node.held.pop(worker, None)
+
     def leading(self, blocks: Series[int]) -> IntArray:
         """How many leading blocks each worker holds."""
         found = np.zeros(self._workers, dtype=np.int64)

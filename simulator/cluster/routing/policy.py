@@ -82,6 +82,9 @@ class Policy(ABC):
     def ended(self, arrival: Arrival, worker: int, now_s: float) -> None:  # noqa: B027
         """Take in that a request has ended at a worker, however it did."""
 
+    def forget(self, worker: int) -> None:  # noqa: B027
+        """Take in that a worker begins anew: nothing is left of what it kept."""
+
     def set_up(self, workers: Series[int]) -> None:
         """From now on only these workers may be chosen."""
         self.up = sorted(workers)

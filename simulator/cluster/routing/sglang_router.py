@@ -99,6 +99,10 @@ class CacheAware(LoadPolicy):
         self.tree.insert(arrival.runs, worker)
         super().sent(arrival, worker, now_s)
 
+    def forget(self, worker: int) -> None:
+        """As of the base."""
+        self.tree.forget(worker)
+
     def tick(self, now_s: float) -> None:
         """As of the base: cut the tree to its size."""
         every_s = self._evict_every_s

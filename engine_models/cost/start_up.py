@@ -1,0 +1,75 @@
+"""What a server does before it serves, and how long that takes.
+
+Weights are read at a rate that depends on where they lie, each device its own part at once; compilation, graph capture and
+warm-up are constants of an engine. The constants, their sources and how far each is off where it was held out: `start_up.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+Place = Literal["cache", "disk", "network"]
+"""Where weights lie: in the page cache of the host, on its disk, on a shared file system."""
+
+
+@dataclass(frozen=True)
+class StartUp:
+    """Seconds of each part, one after the other. The devices are there, and billed, once they are provisioned."""
+
+    provisioning_s: float
+    image_s: float
+    weights_s: float
+    compile_s: float
+    graph_capture_s: float
+    warm_up_s: float
+
+    @property
+    def server_s(self) -> float:
+        """Time on devices that are there."""
+        return sum(self.parts().values()) - self.provisioning_s
+
+    def parts(self) -> dict[str, float]:
+        """Seconds by part."""
+        return {each.name: float(getattr(self, each.name)) for each in fields(self)}
+
+
+@cache
+def constants() -> dict[str, Any]:
+    """The constants as shipped."""
+    raw: dict[str, Any] = json.loads(files("engine_models.cost").joinpath("start_up.json").read_text())
+    return raw
+
+
+def predicted(
+    engine: str, weight_bytes: float, *, place: Place = "disk", compiled: bool = False, captures: bool = True
+) -> tuple[StartUp, list[str]]:
+    """How long a server of an engine takes to start, and what is assumed.
+
+    Parameters
+    ----------
+    engine : its name.
+    weight_bytes : of one device.
+    place : where the weights lie. compiled : whether a filled compilation cache is there.
+    captures : whether it captures graphs; one that does not compiles nothing either.
+    """
+    raw = constants()
+    lender = raw["lender"]
+    own, lent = raw["engines"].get(engine, {}), raw["engines"][lender]
+    compiles = "compile_cached_s" if compiled else "compile_s"
+    keys = (compiles, "graph_capture_s", "warm_up_s") if captures else ("warm_up_s",)
+    found = {key: (own.get(key) or lent[key])["value"] for key in keys}
+    borrowed = [key for key in found if key not in own]
+    notes = [f"start-up: {', '.join(borrowed)} of {engine} taken over from {lender} (assumed)"] if borrowed else []
+    start_up = StartUp(
+        provisioning_s=0.0,
+        image_s=0.0,
+        weights_s=weight_bytes / raw["weights"][place]["value"],
+        compile_s=found.get(compiles, 0.0),
+        graph_capture_s=found.get("graph_capture_s", 0.0),
+        warm_up_s=found["warm_up_s"],
+    )
+    return start_up, notes

@@ -1,0 +1,321 @@
+"""Replicas that come and go: faults, drains, and what an autoscaler asks for.
+
+It is the cluster's loop over a fleet. A replica that goes takes along what it has: its requests are lost, and their clients may
+send them again; what it had computed, and the contents of its cache, are gone. The router hears of all this at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from engine_models.declaration import EnginePlan, Executor, Mode
+from engine_models.parts.protocols import INFINITY, StepCost
+from engine_models.parts.sequence import Sequence
+from simulator.cluster.admission import Admission, ClientRules, Door
+from simulator.cluster.clock import ARRIVALS, DECISIONS
+from simulator.cluster.cluster import Cluster, Sink, Source
+from simulator.cluster.faults import Fault, Faults, Process
+from simulator.cluster.fleet import Fleet, Level, State
+from simulator.cluster.outcome import FAILED, Reason
+from simulator.cluster.router import Router, Routing, router_of
+from simulator.serving.replica import Replica
+
+
+@dataclass
+class Toll:
+    """What became of the fleet: changes, and what was lost with replicas.
+
+    `lost` are tries of requests that were under way when their replica went, `again` those of them that a client sends again,
+    `lost_tokens` the tokens of their prompts and answers that had been computed. `faults` are the losses and drains, by kind.
+    """
+
+    levels: list[Level]
+    faults: dict[str, int] = field(default_factory=dict)
+    lost: int = 0
+    again: int = 0
+    lost_tokens: int = 0
+
+
+class ElasticCluster(Cluster):
+    """A pool of equal replicas that come and go.
+
+    Parameters
+    ----------
+    replicas : those that serve from the begin on. most : how many there may be at once.
+    faults : what goes wrong, if anything.
+    holds : whether requests wait at the router while no replica serves, rather than be answered 503.
+    Others as of the base.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        plan: EnginePlan,
+        cost: StepCost,
+        *,
+        replicas: int,
+        most: int,
+        faults: Faults | None = None,
+        holds: bool = False,
+        ranks: int = 1,
+        router: str | Routing = "round_robin",
+        admission: Admission | None = None,
+        client: ClientRules | None = None,
+        before_s: float = 0.0,
+        after_s: float = 0.0,
+        devices: int = 1,
+        aggregate: bool = True,
+        should_stop: Callable[[], bool] | None = None,
+        acceptance: Callable[[int], Callable[[int], int]] | None = None,
+    ) -> None:
+        self._mode: Mode = "jump" if aggregate else "step"
+        super().__init__(
+            source,
+            plan,
+            cost,
+            replicas=most,
+            ranks=ranks,
+            router=router,
+            admission=admission,
+            client=client,
+            before_s=before_s,
+            after_s=after_s,
+            aggregate=aggregate,
+            should_stop=should_stop,
+            acceptance=acceptance,
+        )
+        self.fleet = Fleet(replicas, most, devices)
+        self.devices = self.fleet.devices
+        self.toll = Toll(self.fleet.levels)
+        self._faults = faults
+        self._then: dict[int, Callable[[], None]] = {}  # by replica: what waits for it to serve again
+        self._away_s: dict[int, float | None] = {}  # of those that drain: how long their devices are away afterwards
+        if holds and self._door is None:
+            self._door = Door(Admission(on_full="wait"), self._router.has_room)
+        self._router.serving(self.fleet.of(State.UP))
+
+    def _routed(self, rule: str | Routing, executor: Executor) -> Router:
+        return router_of(self.replicas, rule, executor, self._admission, changing=True)
+
+    def _run(self, sink: Sink | None) -> None:
+        if self._faults is not None:
+            for at_s, fault in self._faults.events:
+                self._clock.at(at_s, ARRIVALS, partial(self._strike, fault))
+            for process in self._faults.processes:
+                self._await(process)
+        super()._run(sink)
+
+    @property
+    def ranks_ever(self) -> int:
+        """Ranks that were ever there, whose numbers are the lowest; all, where replicas have several."""
+        return self.fleet.ever if len(self.ranks) == len(self.replicas) else len(self.ranks)
+
+    def ranks_in(self, start_s: float, end_s: float) -> float:
+        """Ranks that were there in a stretch of time, on average."""
+        each = len(self.ranks) // len(self.replicas)
+        return max(self.devices.mean(start_s, end_s) / self.fleet.each * each, 1e-9)
+
+    def _over(self, now_s: float) -> bool:
+        """Whether nothing that is to come matters: all requests have ended, and the time that is measured is over."""
+        idle = self._next_reach_s == INFINITY and not self._live and not self._releases
+        return now_s > self._end_s or (idle and now_s >= min(self._source.duration_s, self._end_s))
+
+    # -- faults ---------------------------------------------------------------------------------------------
+
+    def _await(self, process: Process) -> None:
+        at_s = self._clock.now_s + process.wait_s()
+        if at_s <= self._end_s:
+            self._clock.at(at_s, ARRIVALS, partial(self._recur, process))
+
+    def _recur(self, process: Process) -> None:
+        if not self._over(self._clock.now_s):
+            self._strike(process.fault)
+            self._await(process)
+
+    def _strike(self, fault: Fault) -> None:
+        """A fault comes to pass."""
+        now_s = self._clock.now_s
+        assert self._faults is not None
+        struck = [n for n in self._faults.struck(fault) if self.fleet.states[n] != State.ABSENT]
+        if not struck or now_s > self._end_s:
+            return
+        self.toll.faults[fault.kind] = self.toll.faults.get(fault.kind, 0) + 1
+        if fault.kind == "drain":
+            self._roll(fault, struck)
+            return
+        for replica in struck:
+            if fault.kind == "slow":
+                self._slow(replica, fault)
+            elif fault.kind != "reclaim":
+                leaving = self._away_s.get(replica, 0.0) is None  # it was not to come back anyway
+                self._lose(replica, None if leaving else fault.away_s)
+            elif self.fleet.states[replica] == State.UP:
+                self._drain(replica, now_s + fault.notice_s, fault.away_s, leaves_empty=False)
+            else:
+                life = self.fleet.life[replica]
+                self._clock.at(now_s + fault.notice_s, ARRIVALS, partial(self._expel, replica, life, fault.away_s))
+
+    def _slow(self, replica: int, fault: Fault) -> None:
+        now_s = self._clock.now_s
+        if self.fleet.states[replica] in (State.UP, State.DRAINING):
+            self.replicas[replica].advance(now_s)
+            self.replicas[replica].slow(fault.factor)
+            self._changed(replica)
+            if fault.slow_s < INFINITY:
+                self._clock.at(now_s + fault.slow_s, ARRIVALS, partial(self._recover, replica, self.fleet.life[replica]))
+
+    def _recover(self, replica: int, life: int) -> None:
+        if self.fleet.life[replica] == life:
+            self.replicas[replica].advance(self._clock.now_s)
+            self.replicas[replica].slow(1.0)
+            self._changed(replica)
+
+    def _changed(self, replica: int) -> None:
+        """What was foreseen of a replica's steps holds no longer."""
+        self._router.note(replica)
+        self._wake_s[replica] = INFINITY
+        self._watch(replica)
+
+    def _roll(self, fault: Fault, replicas: list[int]) -> None:
+        """Restart replicas one after the other."""
+        now_s = self._clock.now_s
+        while replicas and self.fleet.states[replicas[0]] != State.UP:
+            replicas = replicas[1:]
+        if not replicas or now_s > self._end_s:
+            return
+        first, *others = replicas
+        self._then[first] = partial(self._roll, fault, others)
+        self._drain(first, now_s + fault.notice_s, fault.away_s or 0.0)
+
+    # -- going ----------------------------------------------------------------------------------------------
+
+    def _serving(self) -> None:
+        """Let the router know who serves."""
+        self._router.serving(self.fleet.of(State.UP))
+
+    def _drain(self, replica: int, until_s: float, away_s: float | None, *, leaves_empty: bool = True) -> None:
+        """Give a replica nothing new; it goes at `until_s` at the latest, with `leaves_empty` when it has nothing left."""
+        life = self.fleet.turn(replica, State.DRAINING, self._clock.now_s)
+        self._serving()
+        self._clock.at(until_s, ARRIVALS, partial(self._expel, replica, life, away_s))
+        if leaves_empty:
+            self._away_s[replica] = away_s
+            self._wake_s[replica] = INFINITY
+            self.replicas[replica].advance(self._clock.now_s)
+            self._watch(replica)
+            self._leave_if_empty(replica)
+
+    def _awaited(self, number: int) -> bool:
+        return number in self._away_s
+
+    def _finished(self, seq: Sequence, now_s: float) -> None:
+        block = self._of(seq.index)
+        number = int(block.replica[seq.index - block.first])
+        self._shift(seq, number)
+        super()._finished(seq, now_s)
+        replica = number % len(self.replicas)
+        if replica in self._away_s:
+            at_s = max(now_s, self._clock.now_s)
+            self._clock.at(at_s, DECISIONS, partial(self._leave_if_empty, replica))
+
+    def _leave_if_empty(self, replica: int) -> None:
+        if replica in self._away_s and not self.replicas[replica].in_service:
+            self._lose(replica, self._away_s[replica])
+
+    def _expel(self, replica: int, life: int, away_s: float | None) -> None:
+        """A replica has to go now, if it has not gone before."""
+        if self.fleet.life[replica] == life:
+            self._lose(replica, away_s)
+
+    def _lose(self, replica: int, away_s: float | None) -> None:
+        """A replica goes, and all that it has; its devices are back after `away_s`, if ever."""
+        now_s, fleet, server = self._clock.now_s, self.fleet, self.replicas[replica]
+        if fleet.states[replica] == State.ABSENT:
+            return
+        self._away_s.pop(replica, None)
+        life = fleet.turn(replica, State.ABSENT if away_s is None else State.AWAY, now_s)
+        self._serving()
+        server.advance(now_s)
+        self._throw_out(replica, server)
+        server.renew([self._plan.scheduler(self._mode) for _ in server.ranks], now_s)
+        self._router.renewed(replica)
+        self._wake_s[replica] = INFINITY
+        if away_s is not None:
+            self._clock.at(now_s + away_s, ARRIVALS, partial(self._return, replica, life))
+
+    def _throw_out(self, replica: int, server: Replica) -> None:
+        """Everything that a replica has is lost."""
+        toll, now_s, count = self.toll, self._clock.now_s, len(self.replicas)
+        for rank in server.ranks:
+            rank.scheduler.close()
+        for seq in list(self._live.values()):
+            block = self._of(seq.index)
+            row = seq.index - block.first
+            number = int(block.replica[row])
+            if number < 0 or number % count != replica:
+                continue
+            _cut(seq.emissions, self.ranks[number].scheduler.processed_number)
+            toll.lost += 1
+            toll.lost_tokens += _computed(seq)
+            self._router.lost(seq, now_s)
+            tries = int(block.attempts[row])
+            self._turn_away(block, seq, FAILED, Reason.NODE_LOST, begun=True)
+            toll.again += int(block.attempts[row]) - tries
+
+    def _keep(self, seq: Sequence) -> None:
+        block = self._of(seq.index)
+        self._shift(seq, int(block.replica[seq.index - block.first]))
+        super()._keep(seq)
+
+    def _shift(self, seq: Sequence, number: int) -> None:
+        """Let the steps of a request be counted from the first of the log, not of the replica's life."""
+        first = self.ranks[number].first_step
+        if first:
+            for span in seq.emissions:
+                span[0] += first
+                span[1] += first
+
+    # -- coming ---------------------------------------------------------------------------------------------
+
+    def _return(self, replica: int, life: int) -> None:
+        """A replica's devices are back."""
+        if self.fleet.life[replica] == life and self._faults is not None:
+            self._start(replica, self._faults.start_s)
+
+    def _start(self, replica: int, start_s: float) -> None:
+        """Start a server on devices that are there."""
+        now_s = self._clock.now_s
+        life = self.fleet.turn(replica, State.STARTING, now_s)
+        self._clock.at(now_s + start_s, ARRIVALS, partial(self._begin, replica, life))
+
+    def _begin(self, replica: int, life: int) -> None:
+        """A replica serves from now on."""
+        if self.fleet.life[replica] != life:
+            return
+        now_s = self._clock.now_s
+        self.replicas[replica].start(now_s)
+        self.fleet.turn(replica, State.UP, now_s)
+        self._serving()
+        self._room_made(now_s)
+        then = self._then.pop(replica, None)
+        if then is not None:
+            then()
+
+
+def _cut(emissions: list[list[int]], last: int) -> None:
+    """Take away what batches after `last` would have yielded."""
+    while emissions and emissions[-1][0] > last:
+        emissions.pop()
+    if emissions and emissions[-1][1] > last:
+        emissions[-1][1] = last
+
+
+def _computed(seq: Sequence) -> int:
+    """Tokens of the prompt, once it is computed, and of the answer that a request has got."""
+    got = sum(last - first + 1 for first, last in seq.emissions)
+    return seq.prompt_tokens + got if got else 0
+
+
+__all__ = ["ElasticCluster", "Toll"]

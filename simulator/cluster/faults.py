@@ -1,0 +1,63 @@
+"""What goes wrong with replicas, and when: listed events, and processes at given rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from engine_models.parts.protocols import INFINITY
+
+Kind = Literal["node", "gpu", "slow", "reclaim", "drain"]
+"""A node is lost, or a device and with it its replica; a replica's devices slow down; a node is taken back after a notice; a
+replica is restarted on purpose once it has ended what it has."""
+HOUR_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that happens to a replica, or to all on its node.
+
+    replica : its number; None (of a `drain`) for all, one after the other. whole_node : with it, all on its node.
+    away_s : time until its devices are back, None if they never are.
+    slow_s, factor : how long steps take so many times as long.
+    notice_s : between the notice and the loss of a reclaim; the most that a drain may take.
+    """
+
+    kind: Kind
+    replica: int | None
+    whole_node: bool = False
+    away_s: float | None = None
+    slow_s: float = INFINITY
+    factor: float = 1.0
+    notice_s: float = 0.0
+
+
+class Process:
+    """A fault that comes again and again, `per_s` times a second on average, at exponential intervals drawn from `seed`."""
+
+    def __init__(self, fault: Fault, per_s: float, seed: int) -> None:
+        self.fault = fault
+        self._per_s, self._draw = per_s, Random(seed)
+
+    def wait_s(self) -> float:
+        """Time to the next."""
+        return self._draw.expovariate(self._per_s)
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Events [s] and processes, the node of each replica, and what a replica needs to start once its devices are back [s]."""
+
+    events: tuple[tuple[float, Fault], ...]
+    processes: tuple[Process, ...]
+    nodes: tuple[int, ...]
+    start_s: float
+
+    def struck(self, fault: Fault) -> list[int]:
+        """The replicas that a fault strikes."""
+        if fault.replica is None:
+            return list(range(len(self.nodes)))
+        if not fault.whole_node:
+            return [fault.replica]
+        return [number for number, node in enumerate(self.nodes) if node == self.nodes[fault.replica]]

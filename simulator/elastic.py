@@ -1,0 +1,132 @@
+"""Failures and scaling of a scenario resolved: what happens to which replica, and how long a new one takes to start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from engine_models.cost.start_up import StartUp, predicted
+from hardware_profiles.errors import InputError
+from simulator.cluster.faults import HOUR_S, Fault, Faults, Process
+from simulator.prepared import Elasticity, Prepared
+from simulator.workload.streams import stream
+
+if TYPE_CHECKING:
+    from simulator.config import schema
+
+FAILURES = "deployment.failures"
+
+
+def with_elasticity(prepared: Prepared) -> Prepared:
+    """A pool with what its failures do to it; as it was, without any.
+
+    Raises
+    ------
+    InputError : they name a pool or a replica that is not there, or what one pool has not.
+    """
+    failures = failures_of(prepared)
+    if failures is None:
+        return prepared
+    start, notes = start_of(prepared, failures.start_up)
+    faults = _faults(prepared, failures, start, prepared.replicas)
+    said = [*notes, *_words(failures, start)]
+    return replace(
+        prepared,
+        elastic=Elasticity(most=prepared.replicas, start=start, faults=faults),
+        assumptions=(*prepared.assumptions, *said),
+    )
+
+
+def failures_of(prepared: Prepared) -> schema.Failures | None:
+    """The failures of a pool: its own, or those that stand around the pools."""
+    own, around = prepared.pool.failures, prepared.scenario.deployment.failures
+    if own is not None and around is not None:
+        raise InputError(
+            f"pool '{prepared.pool.name}' has failures of its own beside those of the deployment",
+            where=FAILURES,
+            mend="keep one of the two",
+        )
+    return own or around
+
+
+def start_of(prepared: Prepared, given: float | schema.StartUp | None) -> tuple[StartUp, list[str]]:
+    """How long a new server takes to start, by parts, and what is assumed."""
+    if isinstance(given, int | float):
+        return StartUp(0.0, 0.0, float(given), 0.0, 0.0, 0.0), []
+    memory = prepared.plan.memory
+    found, notes = predicted(
+        prepared.plan.engine,
+        memory.bytes_of("weight"),
+        place=given.weights_from if given is not None else "disk",
+        compiled=given is not None and given.compile_cache,
+        captures=memory.bytes_of("graph") > 0,
+    )
+    if given is not None:
+        stated = {key: getattr(given, key) for key in found.parts() if getattr(given, key) is not None}
+        found = replace(found, **stated)
+    said = ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {s:.3g}" for name, s in found.parts().items())
+    return found, [f"a new server takes {found.provisioning_s + found.server_s:.3g} s to start: {said} (start_up)", *notes]
+
+
+def _words(failures: schema.Failures, start: StartUp) -> list[str]:
+    out = ["clients and the router hear of a lost server at once; a client may send its request again (client.retries)"]
+    if failures.reclaims_per_hour is not None or any(event.kind == "reclaim" for event in failures.events):
+        out.append("a server that is to be taken back gets no new requests from the notice on, and is billed until it goes")
+    return out
+
+
+def _faults(prepared: Prepared, failures: schema.Failures, start: StartUp, most: int) -> Faults:
+    each = prepared.devices_each
+    per_node = prepared.pool.gpus_per_node or int(prepared.device.node_size.value)
+    nodes = tuple(number * each // per_node for number in range(most))
+    events = tuple(
+        (event.at_s, _event(prepared, failures, event, number, most)) for number, event in enumerate(failures.events)
+    )
+    return Faults(events, tuple(_processes(prepared, failures, nodes)), nodes, start.server_s)
+
+
+def _event(prepared: Prepared, failures: schema.Failures, event: schema.FailureEvent, number: int, most: int) -> Fault:
+    where = f"{FAILURES}.events.{number}"
+    if event.kind == "link":
+        raise InputError(
+            "kind: link needs prefill and decode pools, which KV blocks go between",
+            where=f"{where}.kind",
+            mend="name the replica's `node` or `gpu`",
+        )
+    if event.pool not in (None, prepared.pool.name):
+        raise InputError(f"there is no pool '{event.pool}'", where=f"{where}.pool", mend=f"use '{prepared.pool.name}'")
+    if event.replica is not None and event.replica >= most:
+        raise InputError(
+            f"there is no replica {event.replica}: they are numbered from 0 to {most - 1}",
+            where=f"{where}.replica",
+            mend="name one of them",
+        )
+    away_s = event.for_s if event.for_s is not None else failures.replaced_after_s
+    if event.kind == "slow":
+        assert event.factor is not None
+        slow = Fault("slow", event.replica, factor=event.factor)
+        return slow if event.for_s is None else replace(slow, slow_s=event.for_s)
+    notice_s = event.notice_s if event.notice_s is not None else failures.notice_s
+    return Fault(event.kind, event.replica, event.kind in ("node", "reclaim"), away_s, notice_s=notice_s)
+
+
+def _processes(prepared: Prepared, failures: schema.Failures, nodes: tuple[int, ...]) -> list[Process]:
+    """A process for each unit that may fail, and one for each that may be taken back."""
+    if failures.of is None:
+        return []
+    whole = failures.of == "node"
+    units = [nodes.index(node) for node in dict.fromkeys(nodes)] if whole else list(range(len(nodes)))
+    times = prepared.devices_each if failures.of == "device" else 1
+    seeds = stream(prepared.scenario.seed, "failures")
+    back_s = failures.replaced_after_s
+    fail_s = failures.repair_s if failures.repair_s is not None else back_s
+    out = []
+    for unit in units:
+        drawn = seeds.integers(2**63, size=2).tolist()
+        if failures.mtbf_h is not None:
+            kind = Fault("node" if whole else "gpu", unit, whole, fail_s)
+            out.append(Process(kind, times / (failures.mtbf_h * HOUR_S), drawn[0]))
+        if failures.reclaims_per_hour is not None:
+            notice = Fault("reclaim", unit, whole, back_s, notice_s=failures.notice_s)
+            out.append(Process(notice, times * failures.reclaims_per_hour / HOUR_S, drawn[1]))
+    return out

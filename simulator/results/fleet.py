@@ -1,0 +1,37 @@
+"""What became of a fleet whose replicas came and went, for result.json."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from simulator.cluster.elastic import ElasticCluster
+from simulator.results.timeline import Window
+
+
+def fleet_figures(cluster: ElasticCluster, window: Window) -> dict[str, Any]:
+    """Replicas over time, losses, and device-hours of the window; empty if nothing ever changed."""
+    toll, levels = cluster.toll, cluster.fleet.levels
+    if len(levels) == 1 and not toll.faults:
+        return {}
+    end_s = max(window.end_s, cluster.end_of_run_s())
+    levels = [level for level in levels if level.at_s <= end_s]
+    until = [later.at_s for _, later in pairwise(levels)] + [end_s]
+    inside = [
+        (level.up, min(to_s, window.end_s) - max(level.at_s, window.start_s))
+        for level, to_s in zip(levels, until, strict=True)
+    ]
+    lived = [(up, length_s) for up, length_s in inside if length_s > 0]
+    return {
+        "serving_mean": sum(up * length_s for up, length_s in lived) / max(window.length_s, 1e-9),
+        "serving_min": min((up for up, _ in lived), default=levels[-1].up),
+        "serving_max": max((up for up, _ in lived), default=levels[-1].up),
+        "device_hours": cluster.devices.mean(window.start_s, window.end_s) * window.length_s / 3600.0,
+        "faults": toll.faults,
+        "attempts_lost": toll.lost,
+        "attempts_sent_again": toll.again,
+        "tokens_lost": toll.lost_tokens,
+        "over_time": {
+            name: [getattr(level, name) for level in levels] for name in ("at_s", "up", "draining", "coming", "devices")
+        },
+    }
