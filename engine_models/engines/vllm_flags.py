@@ -41,6 +41,7 @@ _MODELLED: dict[str, Flag] = {
     "enforce_eager": Flag("bool", False),
     "generation_config": Flag("str", "auto"),
     "cudagraph_capture_sizes": Flag("ints", None, low=1),
+    "cuda_graph_sizes": Flag("ints", None, low=1),
     "max_cudagraph_capture_size": Flag("int", None, low=0),
     "stream_interval": Flag("int", 1, low=1),
     "mamba_ssm_cache_dtype": Flag("str", "auto", choices=("auto", "float32", "float16")),
@@ -329,7 +330,7 @@ _QUIET = r"""(?x)LOG|CACHE_ROOT|CONFIG_ROOT|_PORT|HOST_IP|USE_V1=1|ALLOW_|TIMEOU
     |TARGET_DEVICE|MULTIPROC_METHOD|DEV_MODE|ASSETS|FETCH|_PATH|_DIR\b|IMAGE|MODEL|VERSION"""
 """Variables of the environment that change nothing that is predicted."""
 
-_LISTS = load_flag_lists(Path(__file__).with_name("vllm_flags.json"), {"cuda_graph_sizes": "cudagraph_capture_sizes"})
+_LISTS = load_flag_lists(Path(__file__).with_name("vllm_flags.json"), {})
 
 FLAGS = FlagTable(
     engine="vllm",

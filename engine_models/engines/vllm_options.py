@@ -44,6 +44,8 @@ def cuda_graphs(flags: Mapping[str, Any], warnings: list[str]) -> Graphs:
         flags.get(name) or typed_value(FLAGS.modelled[name], name, config.get(name))
         for name in ("cudagraph_capture_sizes", "max_cudagraph_capture_size")
     )
+    older = flags.get("cuda_graph_sizes") or ()  # up to 0.11: one number is the largest, several are the sizes
+    given, largest = (given or older, largest) if len(older) > 1 else (given, largest or max(older, default=None))
     none_left = mode == "NONE" or (not mode and level == 0)
     return Graphs(
         eager=bool(flags.get("enforce_eager", False)) or none_left,

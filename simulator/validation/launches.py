@@ -67,7 +67,7 @@ def read_launches(directory: Path) -> dict[str, Launch]:
 
 
 def _read(entry: Mapping[str, Any]) -> Launch:
-    texts = {name: str(entry.get(name) or "") for name in ("confidence", "image", "speculative", "mislabelled_reason")}
+    texts = {name: str(entry.get(name) or "") for name in ("confidence", "image", "speculative", "mislabelled_reason", "note")}
     return Launch(
         confidence=texts["confidence"],
         model=str(entry.get("model_served") or ""),
@@ -76,13 +76,17 @@ def _read(entry: Mapping[str, Any]) -> Launch:
         flags=nested(json.loads(entry.get("engine_flags") or "{}")),
         environment=json.loads(entry.get("environment") or "{}"),
         client=json.loads(entry.get("client") or "{}"),
-        unfit=_unfit(texts["speculative"], texts["mislabelled_reason"] if entry.get("mislabelled") else ""),
+        unfit=_unfit(
+            texts["speculative"], texts["mislabelled_reason"] if entry.get("mislabelled") else "", texts["note"]
+        ),
     )
 
 
-def _unfit(speculative: str, mislabelled: str) -> str:
+def _unfit(speculative: str, mislabelled: str, note: str) -> str:
     if mislabelled:
         return f"mislabelled: {mislabelled}"
+    if "outside the search space" in note:
+        return "more users than the benchmark of that day sent: what limited them is not public"
     if speculative == "unknown":
         return "with or without multi-token prediction: nothing tells which"
     return "multi-token prediction without a stated acceptance" if speculative not in ("", "none") else ""

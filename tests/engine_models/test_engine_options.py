@@ -39,6 +39,8 @@ def graphs(found: EnginePlan) -> tuple[int, ...]:
         ("--compilation-config 3", ""),
         ('-cc \'{"cudagraph_mode": "FULL_AND_PIECEWISE", "mode": 3}\'', ""),
         ('-cc \'{"cudagraph_capture_sizes": [1, 8, 64]}\'', "--cudagraph-capture-sizes 1 8 64"),
+        ("--cuda-graph-sizes 1 8 64", "--cudagraph-capture-sizes 1 8 64"),
+        ("--cuda-graph-sizes 1024", "--max-cudagraph-capture-size 1024"),
         ("-cc.max_cudagraph_capture_size 64", "--max-cudagraph-capture-size 64"),
         ("--performance-mode balanced", ""),
         ("--max-model-len auto --performance-mode balanced", "--max-model-len -1"),
@@ -127,7 +129,8 @@ def test_overrides_of_sizes_belong_to_the_model() -> None:
         ("sglang", {"attention_backend": "trtllm_mha"}, {"hardware": "b200-sxm-180gb"}, ""),
         ("sglang", {"moe_runner_backend": "deep_gemm"}, {}, ""),  # no experts
         ("sglang", {"moe_runner_backend": "triton"}, {"model": "Qwen/Qwen3-30B-A3B"}, ""),
-        ("sglang", {"moe_runner_backend": "flashinfer_cutlass"}, {"model": "Qwen/Qwen3-30B-A3B"}, "triton"),
+        ("sglang", {"moe_runner_backend": "flashinfer_cutlass"}, {"model": "Qwen/Qwen3-30B-A3B"}, ""),
+        ("sglang", {"moe_runner_backend": "deep_gemm"}, {"model": "Qwen/Qwen3-30B-A3B"}, "deep_gemm"),
     ],
 )
 def test_kernels_that_the_engine_would_not_pick_are_warned_about(

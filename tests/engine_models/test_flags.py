@@ -91,7 +91,7 @@ cd /opt && source venv/bin/activate && \\
             {"cudagraph_capture_sizes": [1, 2, 4], "block_size": 32},
             None,
         ),
-        ("--cuda-graph-sizes 8", {"cudagraph_capture_sizes": [8]}, None),
+        ("--cuda-graph-sizes 8", {"cuda_graph_sizes": [8]}, None),
         ("--trust-remote-code --served-model-name a b --port 1 org/m", {}, "org/m"),
         ("--kv-cache-dtype fp8 -pp 2", {"kv_cache_dtype": "fp8", "pipeline_parallel_size": 2}, None),
         (

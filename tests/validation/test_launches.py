@@ -89,6 +89,7 @@ def test_a_table_beside_the_rows_is_read(tmp_path: Path) -> None:
         ({"mislabelled": True, "mislabelled_reason": "another configuration"}, "mislabelled: another configuration"),
         ({"speculative": "mtp"}, "multi-token prediction without a stated acceptance"),
         ({"speculative": "unknown"}, "nothing tells which"),
+        ({"note": "concurrency is outside the search space of that day"}, "what limited them is not public"),
     ],
 )
 def test_rows_that_are_not_what_their_label_says_are_left_out_by_name(
