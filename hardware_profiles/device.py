@@ -87,6 +87,27 @@ class Device:
     kernel_profile: str | None = None
 
 
+#: Names of devices with stacked memory begin with these; all others have GDDR or LPDDR. kind: datasheet.
+STACKED_MEMORY = (
+    "a30-",
+    "a100-",
+    "a800-",
+    "h100-",
+    "gh200-",
+    "h20-",
+    "h200-",
+    "h800-",
+    "b200-",
+    "b300-",
+    "gb200-",
+    "gb300-",
+    "mi3",
+    "mi50-",
+    "mi100-",
+    "mi2",
+    "v100-",
+)
+
 #: Short names that fit several devices, and the one that is meant: the part most often rented or measured.
 ALIASES: Mapping[str, str] = {
     "a100": "a100-sxm-80gb",

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.device import Device, Link, device_names, load_device
+from hardware_profiles.device import STACKED_MEMORY, Device, Link, device_names, load_device
 from hardware_profiles.kernel_model import (
     KERNELS_DIR,
     KernelModel,
@@ -47,23 +47,6 @@ OTHER_VENDOR: Mapping[str, str] = {"amd": "nvidia"}
 #: Ratios of arithmetic to bandwidth up to this many times apart are as far as the close pair shows (H100 to H200 1.43).
 #: kind: assumed, 2026-11.
 CLOSE_RATIO = 1.5
-
-#: Names of devices with stacked memory begin with these; all others have GDDR or LPDDR. kind: datasheet.
-STACKED_MEMORY = (
-    "a30-",
-    "a100-",
-    "a800-",
-    "h100-",
-    "gh200-",
-    "h20-",
-    "h200-",
-    "h800-",
-    "b200-",
-    "b300-",
-    "gb200-",
-    "gb300-",
-    "mi3",
-)
 
 #: Share of its bus bandwidth over two GPUs that a host's all-reduce must keep over four and eight, for its curves to stand for
 #: other hosts. RTX PRO 6000's keeps 0.62 and NVLink all of it; four A100 and four H100 bridged in pairs reach 0.74 and 0.76 of

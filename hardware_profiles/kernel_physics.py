@@ -116,7 +116,8 @@ def peaks_of(device: Device) -> DevicePeaks:
     """Datasheet rates of a device, for the physics of kernels that nobody measured on it."""
     names = {"bf16": "bfloat16", "fp8": "fp8", "int8": "int8", "fp4": "fp4", "fp16": "fp16"}
     rates = {names[k]: q.value for k, q in device.peak_flops_per_s.items() if k in names}
-    rates.setdefault("bfloat16", rates.get("fp16", 0.0))
+    plain = device.peak_flops_per_s.get("fp32")  # what computes 16-bit values where nothing else does
+    rates.setdefault("bfloat16", rates.get("fp16", plain.value if plain else 0.0))
     return DevicePeaks(
         flops_per_s=rates,
         hbm_bytes_per_s=device.memory_bandwidth_bytes_per_s.value,

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from hardware_profiles.device import Device
+from hardware_profiles.device_laws import LawOps
 from hardware_profiles.kernel_borrow import borrowed_model, borrowing, on_its_links
 from hardware_profiles.kernel_model import KERNELS_DIR, KernelModel, load_kernel_model
+from hardware_profiles.law_constants import law_of
 from hardware_profiles.ops import Ops
 from hardware_profiles.roofline import Roofline
 
 
 def operations_of(device: Device, framework: str) -> Ops:
-    """Return the operations of a device under a framework (``vllm``, ``sglang``, ``trtllm``).
+    """Return the operations of a device under a framework (``vllm``, ``sglang``, ``trtllm``; ``llama_cpp``, ``mlx``...).
 
-    Order: the tables measured on it under the framework; under another one, said in ``provenance["borrowed_from"]``; the
-    nearest fitted device's kernels over its rates, said in ``provenance["borrowed_from_device"]``; the datasheet.
+    Order: the law of its class, for kernels that an engine brings itself, said in ``provenance["law"]``; the tables measured on
+    it under the framework; under another one, said in ``provenance["borrowed_from"]``; the nearest fitted device's kernels over
+    its rates, said in ``provenance["borrowed_from_device"]``; the datasheet.
     """
+    law = law_of(device, framework)
+    if law is not None:
+        return LawOps.under(law, device, framework)
     profile = device.kernel_profile or device.name
     if any(path.stem != "collectives" for path in (KERNELS_DIR / profile).glob("*.json")):
         return load_kernel_model(profile, framework)
@@ -27,6 +33,11 @@ def operations_in_node(device: Device, framework: str, gpus: int) -> tuple[Ops, 
     said = None
     if gpus > 2 and isinstance(ops, KernelModel):
         ops, said = on_its_links(ops, device)
+    if "law" in ops.provenance:
+        said = (
+            f"kernels of {ops.device} by the law of {ops.provenance['law']}, fitted to published rates; a chip left out is about "
+            f"{ops.provenance['law_error_pct']:.0f} % off"
+        )
     return ops, tuple(s for s in (borrowing(ops), said) if s)
 
 

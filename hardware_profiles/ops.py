@@ -22,7 +22,8 @@ class Ops(ABC):
     device : its name, or the folder of its tables.
     framework : whose kernels these are ("" for none in particular).
     peaks : the datasheet's rates.
-    provenance : sources and kind of the numbers; ``borrowed_from_device`` and ``borrowed_error_pct`` where they are another's.
+    provenance : sources and kind of the numbers; ``borrowed_from_device`` and ``borrowed_error_pct`` where they are another's,
+        ``law`` and ``law_error_pct`` where a law of its class stands for them.
     held_out_error : mean error on shapes kept out of the fit, per ``op/format`` [%]; empty without measurements.
     """
 
@@ -35,6 +36,10 @@ class Ops(ABC):
     def held_out_error(self) -> Mapping[str, float]:
         """See the class."""
         return {}
+
+    def on_threads(self, threads: int) -> Ops:
+        """The operations with so many threads of a CPU; the same where a device has none, or nobody measured what they change."""
+        return self
 
     @abstractmethod
     def gemm_s(self, fmt: str, m: ArrayLike, n: int, k: int) -> Array:

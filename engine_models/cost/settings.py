@@ -35,6 +35,7 @@ class StepCosts:
     def over(self, ops: Ops) -> StepCost:
         """Step times of one replica on a device with these operations."""
         terms, drafts = self.terms, self.speculation
+        ops = ops.on_threads(terms.threads) if terms.threads else ops
         if drafts is not None:
             verified = 1 + drafts.tokens
             terms = replace(terms, query_tokens=verified, sampled_tokens=verified)

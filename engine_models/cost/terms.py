@@ -130,6 +130,7 @@ class Terms:
     moe_by_flag : whether that is what somebody asked for, and not the engine's own choice.
     fixed_grid_attention : whether prompts and decoding rows share a call of FlashAttention 2, see
         :mod:`engine_models.cost.flash_attention2`.
+    threads : of a CPU that compute; 0: one on each core.
     """
 
     host: HostOverhead
@@ -144,6 +145,7 @@ class Terms:
     moe_backend: str | None = None
     moe_by_flag: bool = True
     fixed_grid_attention: bool = False
+    threads: int = 0
 
 
 @dataclass(frozen=True)

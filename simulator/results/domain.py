@@ -32,10 +32,12 @@ def domain(prepared: Prepared) -> tuple[Evidence, list[str]]:
             0, f"hardware: no end-to-end run of {plan.engine} on {device.name} was measured, only its kernels"
         )
     else:
-        lender = kernels.provenance.get("borrowed_from_device")
+        said = kernels.provenance
+        lender, law = said.get("borrowed_from_device"), said.get("law")
         hardware = "borrowed" if lender else "physics"
-        error = float(kernels.provenance["borrowed_error_pct"]) / 100 if lender else DATASHEET_ERROR
-        basis = f"efficiencies of {lender}" if lender else "assumed efficiencies"
+        percent = said["borrowed_error_pct"] if lender else said["law_error_pct"] if law else 100 * DATASHEET_ERROR
+        error = float(percent) / 100
+        basis = f"efficiencies of {lender or law}" if lender or law else "assumed efficiencies"
         axes.insert(0, f"hardware: no kernel of {device.name} was measured; datasheet rates and {basis}")
     weights = prepared.formats.weights
     if groups and weights.bits_per_weight < 16:

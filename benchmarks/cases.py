@@ -1,0 +1,599 @@
+"""Published measurements as cases of `capacity-plan validate reports`.
+
+    python benchmarks/cases.py ../shared/data/published --output cases.jsonl
+
+One function a file. `ppN @ dD` is one request of N new tokens on D cached ones (`prefill_tok_s`), `tgN @ dD` one of N outputs
+after D (`decode_tok_s`), batch B as many requests at once. What a scenario cannot say is listed with the reason on stderr.
+Nothing of the files is kept in the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from engine_models.model.formats import format_named
+from hardware_profiles.device import device_names, resolve_device
+from hardware_profiles.errors import InputError
+
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A measured row.
+
+    engine : by its name here. model : of the catalogue. weights : a number format.
+    new, depth, output, batch : new prompt tokens and cached ones of each of `batch` requests, and their outputs.
+    rate_qps : Poisson arrivals; else `batch` at once (`users`: in a closed loop).
+    reported : metric to value.
+    args : flags of the engine.
+    """
+
+    id: str
+    source: str
+    engine: str
+    model: str
+    weights: str
+    hardware: str
+    new: int
+    output: int
+    reported: dict[str, float]
+    depth: int = 0
+    batch: int = 1
+    users: int = 0
+    rate_qps: float = 0.0
+    requests: int = 0
+    tensor: int = 1
+    args: dict[str, object] = field(default_factory=dict)
+    note: str = ""
+
+    def scenario(self) -> str:
+        """The scenario that describes it, as YAML.
+
+        Cached tokens are a prefix that a request long before has left; only the later ones are in the window.
+        """
+        deployment: dict[str, object] = {"engine": self.engine, "hardware": self.hardware, "weights": self.weights}
+        if self.tensor > 1:
+            deployment["tensor_parallel"] = self.tensor
+        if self.args:
+            deployment["engine_args"] = dict(self.args)
+        load: dict[str, object] = {"arrivals": {"kind": "batch"}, "requests": self.requests or self.batch}
+        if self.rate_qps:
+            load["arrivals"] = {"kind": "poisson", "rate": self.rate_qps}
+        elif self.users:
+            load["arrivals"] = {"kind": "closed_loop", "concurrency": self.users}
+        cached = self.depth and "prefill_tok_s" in self.reported
+        prompt = self.new if cached else self.depth + self.new
+        load |= {"prompt_tokens": max(prompt, 1), "output_tokens": max(self.output, 1), "max_output_tokens": "equal"}
+        if cached:
+            load |= {
+                "arrivals": {"kind": "constant", "rate": 1e-4},
+                "requests": 2,
+                "shared_prefix": {"groups": 1, "tokens": self.depth},
+                "warmup": 5000,
+            }
+        whole = {"name": self.id, "seed": 1, "model": self.model, "deployment": deployment, "workload": load}
+        return yaml.safe_dump(whole, sort_keys=False)
+
+    def line(self) -> str:
+        """The case as a line of JSON."""
+        record = {"id": self.id, "source": self.source, "scenario": self.scenario(), "reported": self.reported}
+        return json.dumps(record | ({"note": self.note} if self.note else {}))
+
+
+class Unsaid(Exception):
+    """Why a row is no case."""
+
+
+Found = Iterator[Case | Unsaid]
+
+
+# -- names ----------------------------------------------------------------------------------------------------
+
+#: Models as the files spell them (dashes, dots and spaces left out), and the catalogue's; the first that fits.
+MODELS: tuple[tuple[str, str], ...] = (
+    ("tinyllama11b", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
+    ("openllama3b|gemma4e|gemma2b|demomodel|smollm2360m|deepseekv4flash|bonsai|visn|smolvlm", ""),
+    ("deepseekr1distill(qwen)?15b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"),
+    ("deepseekr1distillllama8b|deepseekr18b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"),
+    ("deepseekr1distillllama70b|deepseekr170b", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B"),
+    ("deepseekr1(distill)?(qwen)?7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"),
+    ("deepseekr1(distill)?(qwen)?14b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"),
+    ("deepseekr1(distill)?(qwen)?32b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B"),
+    ("deepseekcoder6?7b", "deepseek-ai/deepseek-coder-6.7b-base"),
+    ("deepseekv32", "deepseek-ai/DeepSeek-V3.2"),
+    ("deepseekr1|deepseekr1671b", "deepseek-ai/DeepSeek-R1"),
+    ("deepseek2 ?16b", "deepseek-ai/DeepSeek-V2-Lite"),
+    ("kimik25", "moonshotai/Kimi-K2.5"),
+    ("llama4scout|llama417bx16e|llama4109b", "meta-llama/Llama-4-Scout-17B-16E-Instruct"),
+    ("llama(3|31|3x|33|31instruct)?:?405b|llama3405b", "meta-llama/Llama-3.1-405B"),
+    ("codellama34b", "codellama/CodeLlama-34b-hf"),
+    ("midnightmiqu70b|llama270b", "meta-llama/Llama-2-70b-hf"),
+    ("(meta)?llama(31|3|33|3x):?(instruct)?70b|^llama70b", "meta-llama/Llama-3.1-70B"),
+    ("llama213b", "meta-llama/Llama-2-13b-hf"),
+    ("llama(1)?13b", "huggyllama/llama-13b"),
+    ("llama33b|llama30b", "huggyllama/llama-30b"),
+    ("llama27b", "meta-llama/Llama-2-7b-hf"),
+    ("llama32:?1b|^llama1b", "meta-llama/Llama-3.2-1B"),
+    ("llama32:?3b|^llama3b", "meta-llama/Llama-3.2-3B"),
+    ("hermes3llama318b|(meta)?llama(31|3x|3):?8b|llama8b|llama31 ?(instruct)?8b", "meta-llama/Llama-3.1-8B"),
+    ("llama7b", "huggyllama/llama-7b"),
+    ("mistral7b|llama8x|mistral7binstruct", "mistralai/Mistral-7B-v0.3"),
+    ("mistralnemo", "mistralai/Mistral-Nemo-Instruct-2407"),
+    ("ministral314b", "mistralai/Ministral-3-14B-Instruct-2512"),
+    ("mistralsmall", "mistralai/Mistral-Small-3.1-24B-Instruct-2503"),
+    ("devstral", "mistralai/Devstral-Small-2505"),
+    ("mixtral8x7b", "mistralai/Mixtral-8x7B-v0.1"),
+    ("phi3mini", "microsoft/Phi-3-mini-4k-instruct"),
+    ("phi3medium", "microsoft/Phi-3-medium-4k-instruct"),
+    ("phi4mini", "microsoft/Phi-4-mini-instruct"),
+    ("phi4", "microsoft/phi-4"),
+    ("gemma29b", "google/gemma-2-9b"),
+    ("gemma22b", "google/gemma-2-2b"),
+    ("gemma227b", "google/gemma-2-27b"),
+    ("gemma31b", "google/gemma-3-1b-it"),
+    ("gemma34b", "google/gemma-3-4b-it"),
+    ("gemma312b", "google/gemma-3-12b-it"),
+    ("gemma327b", "google/gemma-3-27b-it"),
+    ("gemma426ba4b", "google/gemma-4-26B-A4B-it"),
+    ("gemma431b", "google/gemma-4-31B-it"),
+    ("smollm33b", "HuggingFaceTB/SmolLM3-3B"),
+    ("smollm217b", "HuggingFaceTB/SmolLM2-1.7B"),
+    ("qwq32b", "Qwen/Qwen2.5-32B"),
+    ("qwen(2|25)(coder)?05b", "Qwen/Qwen2.5-0.5B"),
+    ("qwen(2|25)(coder)?15b", "Qwen/Qwen2.5-1.5B"),
+    ("qwen(2|25)(coder)?3b", "Qwen/Qwen2.5-3B"),
+    ("qwen25vl7b", "Qwen/Qwen2.5-VL-7B-Instruct"),
+    ("qwen(2|25)(coder)?7b", "Qwen/Qwen2.5-7B"),
+    ("qwen(2|25)(coder)?14b", "Qwen/Qwen2.5-14B"),
+    ("qwen(2|25)(coder)?32b", "Qwen/Qwen2.5-32B"),
+    ("qwen(2|25)72b", "Qwen/Qwen2.5-72B"),
+    ("qwen3235b", "Qwen/Qwen3-235B-A22B"),
+    ("qwen3(coder)?30ba3b", "Qwen/Qwen3-30B-A3B"),
+    ("qwen3(coder)?next", "Qwen/Qwen3-Next-80B-A3B-Instruct"),
+    ("qwen306b", "Qwen/Qwen3-0.6B"),
+    ("qwen317b", "Qwen/Qwen3-1.7B"),
+    ("qwen34b", "Qwen/Qwen3-4B"),
+    ("qwen3(vl)?8b", "Qwen/Qwen3-8B"),
+    ("qwen314b", "Qwen/Qwen3-14B"),
+    ("qwen332b", "Qwen/Qwen3-32B"),
+    ("qwen359b", "Qwen/Qwen3.5-9B"),
+    ("qwen3[56]27b", "Qwen/Qwen3.5-27B"),
+    ("qwen3[56]35b", "Qwen/Qwen3.5-35B-A3B"),
+    ("qwen35122b", "Qwen/Qwen3.5-122B-A10B"),
+    ("gptoss20b", "openai/gpt-oss-20b"),
+    ("gptoss120b", "openai/gpt-oss-120b"),
+    ("glm47flash", "zai-org/GLM-4.7-Flash"),
+    ("glm45air|glm4moe106b", "zai-org/GLM-4.5-Air"),
+    ("minimaxm25", "MiniMaxAI/MiniMax-M2.5"),
+    ("nemotron3super", "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16"),
+    ("gptj", "EleutherAI/gpt-j-6b"),
+)
+
+
+def model_of(text: str) -> str:
+    """The catalogue's name of a model as a file spells it."""
+    plain = re.sub(r"[\s\-_.]", "", text.lower().split("/")[-1])
+    for pattern, name in MODELS:
+        if re.search(pattern, plain):
+            if name:
+                return name
+            break
+    raise Unsaid(f"model '{text}' is not in the catalogue")
+
+
+def gguf_of(text: str) -> str:
+    """The number format that a text names, in GGUF's words."""
+    plain = text.lower().replace("-", "_").replace(" ", "_")
+    if "mxfp4" in plain:
+        return "mxfp4_moe"
+    found = re.search(r"(?<![a-z0-9])(i?q\d(_[01k](_[sml])?|_(xxs|xs|s|m|nl))|tq[12]_0|b?f16|f32)(?![a-z0-9])", plain)
+    if "q8_k_xl" in plain or re.search(r"q[2356]_k_xl|_xxs_xl", plain):
+        raise Unsaid(f"'{text}' is a mixture whose types are not stated")
+    if "q4_k_xl" in plain or "q4_k___medium" in plain:
+        return "q4_k_m"
+    if "q4_k___small" in plain:
+        return "q4_k_s"
+    if "q5_k___medium" in plain:
+        return "q5_k_m"
+    if "q3_k___large" in plain:
+        return "q3_k_l"
+    if "q2_k___small" in plain:
+        return "q2_k_s"
+    if found is None:
+        raise Unsaid(f"no format of weights is named in '{text}'")
+    word = {"q4_k": "q4_k_m", "q5_k": "q5_k_m", "q3_k": "q3_k_m"}.get(found[1], found[1])
+    try:
+        return format_named(word).name
+    except InputError:
+        raise Unsaid(f"'{word}' is a format of a fork") from None
+
+
+def device_of(text: str) -> str:
+    """The device that a text means."""
+    low = text.lower().replace("‑", "-")
+    apple = re.search(r"\bm(\d)( pro| max| ultra)?\b", low)
+    if ("apple" in low or "m1" in low or "m2" in low or "m4" in low) and apple and "cpu)" not in low:
+        cores = re.search(r"(\d+)[- ]?(?:core gpu|gpu core|gpu|c\b)", low) or re.search(r"gpu[^0-9]*(\d+)", low)
+        chip = f"apple-m{apple[1]}{(apple[2] or '').replace(' ', '-')}"
+        found = [n for n in device_names() if re.fullmatch(rf"{chip}-(\d+)c-\d+gb", n)]
+        if cores:
+            found = [n for n in found if f"-{int(cores[1])}c-" in n] or found
+        if found:
+            return max(found, key=lambda n: [int(x) for x in re.findall(r"(\d+)c-(\d+)gb", n)[0]])
+        raise Unsaid(f"device '{text}' is unknown")
+    for pattern, name in DEVICES:
+        if re.search(pattern, low):
+            return name
+    try:
+        return resolve_device(re.sub(r"\(.*|\d+ ?gb.*|\*.*", "", low).replace("nvidia", "").strip())
+    except InputError:
+        raise Unsaid(f"device '{text}' is unknown") from None
+
+
+DEVICES: tuple[tuple[str, str], ...] = (
+    ("ryzen ai max|framework (desktop )?mainboard", "ryzen-ai-max-395-128gb"),
+    ("gb10|dgx spark", "dgx-spark-128gb"),
+    ("thor", "jetson-thor-128gb"),
+    ("r9700", "radeon-ai-pro-r9700-32gb"),
+    ("7950x.*zen4|^ryzen 9 7950x \\(16c", "ryzen-9-7950x-1s"),
+    ("xeon gold 6138", "xeon-6138-1s"),
+    ("m6a", "epyc-7r13-1s"),
+    ("m7a", "epyc-9r14-1s"),
+    ("m6i", "xeon-8375c-2s"),
+    ("m7i.*48 cores", "xeon-8488c-1s"),
+    ("altra", "ampere-altra-q80-1s"),
+    ("ampereone m", "ampereone-m-a192-1s"),
+    ("ampereone", "ampereone-a192-1s"),
+    ("graviton4", "graviton4-1s"),
+    ("6980p", "xeon-6980p-1s"),
+    ("5975wx", "threadripper-5975wx-1s"),
+    ("rtx pro 6000", "rtx-pro-6000-96gb"),
+    ("h100 pcie", "h100-pcie-80gb"),
+    ("h100", "h100-sxm-80gb"),
+    ("h200", "h200-sxm-141gb"),
+    ("mi300x", "mi300x-192gb"),
+    ("mi325x", "mi325x-256gb"),
+    ("mi355x", "mi355x-288gb"),
+    ("mi50", "mi50-32gb"),
+    ("rx 7900 \\(", "rx-7900-xtx-24gb"),
+    ("(?<!rtx )4090", "rtx-4090-24gb"),
+    ("(?<!rtx )5090", "rtx-5090-32gb"),
+    ("3080 ti", "rtx-3080-ti-12gb"),
+    ("3090 ti", "rtx-3090-ti-24gb"),
+    ("4070 ti super", "rtx-4070-ti-super-16gb"),
+    ("4070 ti", "rtx-4070-ti-12gb"),
+    ("5060 ti", "rtx-5060-ti-16gb"),
+    ("5070 ti", "rtx-5070-ti-16gb"),
+    ("2080 ti", "rtx-2080-ti-11gb"),
+    ("(rtx )?3080(?! ti)", "rtx-3080-10gb"),
+    ("(rtx )?3070", "rtx-3070-8gb"),
+    ("(rtx )?3060", "rtx-3060-12gb"),
+    ("4080 super", "rtx-4080-super-16gb"),
+    ("4080", "rtx-4080-16gb"),
+    ("nvidia 4070\\)", "rtx-4070-12gb"),
+    ("rtx a4000", "rtx-a4000-16gb"),
+    ("rtx 4000 ada", "rtx-4000-ada-20gb"),
+    ("rtx 5000 ada", "rtx-5000-ada-32gb"),
+    ("rtx 6000 ada", "rtx-6000-ada-48gb"),
+    ("7900 xtx", "rx-7900-xtx-24gb"),
+    ("7900 xt", "rx-7900-xt-20gb"),
+)
+
+TEST = re.compile(r"(pp|tg)(\d+)(?:\s*@\s*(?:d|pp)(\d+))?")
+
+
+def bench(
+    number: str, row: Row, engine: str, model: str, weights: str, hardware: str, test: str, rate: str, **more: object
+) -> Case:
+    """A row of llama-bench: what a test says of tokens, and its rate."""
+    found = TEST.fullmatch(test)
+    if found is None:
+        raise Unsaid(f"test '{test}' is no prompt and no decode")
+    if not rate or float(rate) <= 0:
+        raise Unsaid("no rate is given")
+    tokens, depth = int(found[2]), int(found[3] or 0)
+    prompt = found[1] == "pp"
+    sizes = {"new": tokens, "output": 1} if prompt else {"new": 1 if not depth else 0, "output": tokens}
+    metric = "prefill_tok_s" if prompt else "decode_tok_s"
+    made = {"depth": depth, "reported": {metric: float(rate)}, **sizes}
+    return Case(number, row.get("source", ""), engine, model, weights, hardware, **made, **more)  # type: ignore[arg-type]
+
+
+# -- files ----------------------------------------------------------------------------------------------------
+
+
+def llamacpp_apple(row: Row, number: str) -> Case:
+    """measured_llamacpp_apple.csv: the community's table of Apple chips, benchmarks of many models, MLX-LM."""
+    engine = "mlx_lm" if row["engine"].startswith("mlx") else "ollama" if "ollama" in row["engine"] else "llama_cpp"
+    hardware, test = device_of(row["hardware"]), row["test"]
+    named = f"{row['model']} {row['quant']}"
+    if test.startswith("eval"):
+        named, test = f"{row['model']} Q4_K_M", "tg200"
+    weights = "mlx_4bit" if engine == "mlx_lm" else gguf_of(named)
+    if test.startswith("batched"):
+        batch, isl, osl = int(row["batch"]), int(float(row["isl"])), int(float(row["osl"]))
+        reported = {"output_tok_s": float(row["tok_s"])}
+        model = model_of(row["model"])
+        return Case(number, row["source"], engine, model, weights, hardware, isl, osl, reported, batch=batch, note="decode only")
+    return bench(number, row, engine, model_of(row["model"]), weights, hardware, test, row["tok_s"])
+
+
+def llamacpp_gpu(row: Row, number: str) -> Case:
+    """measured_llamacpp_gpu.csv: llama.cpp on graphics cards, ExLlamaV2, Ollama."""
+    text, engine = row["hardware"], row["engine"]
+    cards = re.search(r"\* ?(\d)$", text)
+    if cards:
+        raise Unsaid("layers of one model over several cards, one after another")
+    if "mlc" in engine.lower():
+        raise Unsaid("no engine here runs it")
+    name = "exllamav2" if "exllama" in engine.lower() else "ollama" if "ollama" in engine else "llama_cpp"
+    if "llama.cpp CPU" in engine:
+        raise Unsaid("the processor of a device whose graphics are the profile")
+    test = row["test"]
+    if name == "exllamav2":
+        bits = re.search(r"([\d.]+) bpw", row["model"])
+        weights = f"exl2_{bits[1]}" if bits else "gptq" if "GPTQ" in row["model"] else "exl2_4.0"
+        test = "tg256"
+    else:
+        named = row["model"] if re.search(r"Q\d|F16|MXFP4", row["model"]) else f"{row['model']} Q4_K_M"
+        named = "mxfp4" if "gpt-oss" in row["model"] else named
+        weights = gguf_of(named)
+        test = "tg200" if test.startswith(("eval", "decode")) else test
+    return bench(number, row, name, model_of(row["model"]), weights, device_of(text), test, row["tok_s"], note=engine)
+
+
+def llamacpp_batched(row: Row, number: str) -> Case:
+    """measured_llamacpp_batched.csv: so many tokens in flight, as a prompt of as many."""
+    tokens, depth = int(float(row["n_ubatch"])), int(float(row["depth"] or 0))
+    if "size_gib" in row and row["model"] == "llama 13B" and float(row["params_b"] or 13) > 20:
+        raise Unsaid("the label is llama.cpp's own; the model is not stated")
+    test = f"pp{tokens} @ d{depth}" if depth else f"pp{tokens}"
+    if row["quant"] == "F32":
+        raise Unsaid("weights in 32 bit")
+    return bench(
+        number, row, "llama_cpp", model_of(row["model"]), gguf_of(row["quant"]), device_of(row["hardware"]), test, row["tok_s"]
+    )
+
+
+def llamabench_amd(row: Row, number: str) -> Case:
+    """measured_llamabench_amd.csv: llama-bench on Strix Halo and R9700."""
+    if float(row["n_dev"] or 1) > 1:
+        raise Unsaid("layers of one model over several cards, one after another")
+    named = f"{row['model']} {row['quant']}"
+    if row["model"] == "llama 13B Q4_K - Medium":
+        model = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
+    elif row["model"].startswith(("dots1", "hunyuan", "Nemotron")):
+        raise Unsaid(f"model '{row['model']}' is not in the catalogue")
+    elif row["model"].startswith("llama 7B"):
+        model = "meta-llama/Llama-2-7b-hf"
+    else:
+        model = model_of(row["model"])
+    note = row["backend"]
+    return bench(
+        number, row, "llama_cpp", model, gguf_of(named), device_of(row["hardware"]), row["test"], row["tok_s"], note=note
+    )
+
+
+def cpu_llamacpp(row: Row, number: str) -> Case:
+    """measured_cpu_llamacpp.csv: llama.cpp and its fork on processors, by threads."""
+    if not row["model"]:
+        raise Unsaid("no model is named")
+    if row["engine"].startswith("ik_llama"):
+        raise Unsaid("a fork with kernels of its own")
+    if "A1 (OCI" in row["cpu"]:
+        raise Unsaid("four cores of a shared machine")
+    args: dict[str, object] = {"threads": int(float(row["threads"]))} if row["threads"] else {}
+    weights, hardware = gguf_of(row["model"]), device_of(row["cpu"])
+    return bench(
+        number, row, "llama_cpp", model_of(row["model"]), weights, hardware, row["test"], row["tok_s"], args=args
+    )
+
+
+def cpu_batched(row: Row, number: str) -> Case:
+    """measured_cpu_batched.csv: batches on processors; several processes are as many replicas on a share of the cores."""
+    if int(row["n_proc"]) > 1:
+        raise Unsaid("several processes on one machine")
+    if row["engine"].startswith("ampere optimized") or "graviton" in row["engine"].lower():
+        raise Unsaid("a vendor's build with kernels of its own")
+    if not row["tg_tok_s"]:
+        raise Unsaid("no rate is given")
+    batch, isl, osl = int(row["batch"]), int(row["isl"]), int(row["osl"])
+    args: dict[str, object] = {"threads": int(row["threads"])}
+    reported = {"output_tok_s": float(row["tg_tok_s"])}
+    where = (model_of(row["model"]), gguf_of(row["quant"]), device_of(row["cpu"]))
+    return Case(number, row["source"], "llama_cpp", *where, isl, osl, reported, batch=batch, args=args, note="decode only")
+
+
+def cpu(row: Row, number: str) -> Case:
+    """measured_cpu.csv: OpenVINO's server by rate, llama.cpp on processors."""
+    if row["engine"].startswith("OpenVINO"):
+        if not row["tpot_ms"]:
+            raise Unsaid("no rate is given")
+        weights = {"FP16": "fp16", "INT8": "int8_wo", "INT4": "int4"}[row["model"].split()[-1]]
+        hardware = "xeon-8480-2s" if "8480" in row["cpu"] else device_of(row["cpu"])
+        reported, rate = {"tpot_mean_ms": float(row["tpot_ms"])}, float(row["rate_qps"])
+        model = model_of(row["model"].replace("-chat", ""))
+        raise_note = "lengths are not stated"
+        return Case(number, row["source"], "openvino", model, weights, hardware, 250, 250, reported, rate_qps=rate,
+                    requests=400, note=raise_note)  # fmt: skip
+    if row["engine"] != "llama.cpp" or "E5-2683" in row["cpu"]:
+        raise Unsaid("no engine or no device here runs it")
+    args: dict[str, object] = {"threads": int(float(row["threads"]))} if row["threads"] else {}
+    where = (model_of(row["model"]), gguf_of(row["model"]), device_of(row["cpu"]))
+    return bench(number, row, "llama_cpp", *where, row["test"], row["tok_s"], args=args)
+
+
+def nv_consumer(row: Row, number: str) -> Case:
+    """measured_nv_consumer.csv: GGUF files on single cards, and a rig of RTX 3090."""
+    engine = row["engine"]
+    if row["kind"] == "single stream" and engine.startswith("llama.cpp"):
+        device, rate = device_of(row["hardware"]), float(row["decode_tok_s"])
+        if "3080" in row["hardware"] and float(row["size_gib"]) > 7.0:
+            raise Unsaid("the model does not fit the card")
+        if rate >= 1000:
+            raise Unsaid("the rate is cut at 1,000")
+        where = (model_of(row["model"]), gguf_of(row["quant"]), device)
+        return bench(number, row, "llama_cpp", *where, "tg200", row["decode_tok_s"], note="lengths are not stated")
+    if not engine.startswith("vllm") or not re.search("limit (300|220)", row["hardware"]):
+        raise Unsaid("no engine or no device here runs it so")
+    if float(row["pp"] or 1) > 1 or row["spec"] or not row["out_tok_s"] or not row["concurrency"]:
+        raise Unsaid("pipelines, drafts, or no load is stated")
+    if not row["isl"] or not row["osl"]:
+        raise Unsaid("lengths are not stated")
+    users = int(float(row["concurrency"]))
+    weights = "bf16" if "BF16" in row["quant"] else "fp8" if "FP8" in row["quant"] else "awq"
+    return Case(number, row["source"], "vllm", model_of(row["model"]), weights, "rtx-3090-24gb", int(float(row["isl"])),
+                int(float(row["osl"])), {"output_tok_s": float(row["out_tok_s"])}, users=users, requests=4 * users,
+                tensor=int(float(row["tp"] or 1)))  # fmt: skip
+
+
+def apple_engines(row: Row, number: str) -> Case:
+    """measured_apple_engines.csv: MLX engines, one stream."""
+    engine = row["engine"].lower()
+    if not any(word in engine for word in ("mlx", "lmstudio")) or "gguf" in engine or "vlm" in engine:
+        raise Unsaid("no engine here runs it so")
+    if float(row["n_dev"] or 1) != 1 or float(row["batch"] or 1) != 1 or not row["decode_tok_s"]:
+        raise Unsaid("clusters, batches, or no rate is given")
+    named = f"{row['model']} {row['quant']}".lower()
+    bits = re.search(r"(?<![\d.])([234568])-?bit|\bq([234568])\b", named)
+    if "gguf" in named:
+        raise Unsaid("no engine here runs it so")
+    weights = "bf16" if "bf16" in named or "fp16" in named else f"mlx_{bits[1] or bits[2]}bit" if bits else ""
+    if "mxfp4" in named or not weights:
+        raise Unsaid("the format of the weights is not stated")
+    hardware = device_of(row["hardware"])
+    prompt, output = int(float(row["isl"] or row["context"] or 128)), int(float(row["osl"] or 128))
+    reported = {"decode_tok_s": float(row["decode_tok_s"])}
+    if row["prefill_tok_s"] and row["isl"]:
+        reported["prefill_tok_s"] = float(row["prefill_tok_s"])
+    return Case(number, row["source"], "mlx_lm", model_of(row["model"]), weights, hardware, prompt, output, reported,
+                note=row["engine"])  # fmt: skip
+
+
+def community(row: Row, number: str) -> Case:
+    """measured_community.csv: uploads of many cards, one stream."""
+    engine = row["engine"]
+    if engine not in ("llamacpp", "llama.cpp", "ollama") or float(row["n_gpu"] or 1) != 1 or row["spec"] or row["mtp"]:
+        raise Unsaid("no engine here runs it so")
+    if not row["decode_tok_s"]:
+        raise Unsaid("no rate is given")
+    weights = gguf_of(f"{row['model']} {row['quant']}")
+    where = (model_of(row["model"]), weights, device_of(row["hardware"]))
+    return bench(number, row, "llama_cpp", *where, "tg200", row["decode_tok_s"], note="unverified upload")
+
+
+def amd_serving(row: Row, number: str) -> Case:
+    """measured_amd_serving.csv: Instinct under vLLM and SGLang, and H100, H200 beside them."""
+    layout = re.fullmatch(r"TP(\d)", row["layout"])
+    if layout is None or row["spec"] not in ("", "none"):
+        raise Unsaid(f"layout '{row['layout']}' or drafts")
+    engine = "vllm" if "vllm" in row["engine"].lower() else "sglang" if "sglang" in row["engine"].lower() else ""
+    if not engine or not row["isl"] or not row["osl"]:
+        raise Unsaid("no engine here runs it so, or lengths are not stated")
+    weights = {"fp8": "fp8", "fp4": "mxfp4", "bf16": "bf16", "fp16": "fp16"}.get(row["precision"].lower(), "")
+    model = model_of(row["model"])
+    if not weights or ("deepseek" in model.lower() and weights == "mxfp4"):
+        raise Unsaid(f"a checkpoint in {row['precision']} that has no name here")
+    where = (model, "fp8_block" if "DeepSeek" in model else weights, device_of(row["hardware"]))
+    sizes, tensor = (int(float(row["isl"])), int(float(row["osl"]))), int(layout[1])
+    if row["concurrency"] and (row["tpot_mean_ms"] or row["tpot_p50_ms"]):
+        users = int(float(row["concurrency"]))
+        reported = {f"{k}_mean_ms": float(row[f"{k}_mean_ms"]) for k in ("ttft", "tpot") if row.get(f"{k}_mean_ms")}
+        return Case(number, row["source"], engine, *where, *sizes, reported, users=users, requests=max(10 * users, 40),
+                    tensor=tensor)  # fmt: skip
+    if row["total_tok_s"] and "generated" in row["note"]:
+        reported = {"output_tok_s": float(row["total_tok_s"])}
+        return Case(number, row["source"], engine, *where, *sizes, reported, requests=1000, batch=1000, tensor=tensor)
+    raise Unsaid("no load is stated")
+
+
+def mi300x(row: Row, number: str) -> Case:
+    """measured_mi300x.csv: the tables of the ROCm image of vLLM."""
+    if not row["engine"].startswith("vllm") or not row["tp"].isdigit() or not row["isl"]:
+        raise Unsaid("a micro-benchmark, or an engine that is not here")
+    model = model_of(row["model"].split("(")[0])
+    where = (model, row["precision"].lower(), "mi300x-192gb")
+    sizes, tensor = (int(float(row["isl"])), int(float(row["osl"]))), int(row["tp"])
+    if row["metric"] == "out_tok_s":
+        reported, count = {"output_tok_s": float(row["value"])}, int(float(row["num_prompts"]))
+        args: dict[str, object] = {"max_num_seqs": int(float(row["max_num_seqs"]))}
+        return Case(number, row["source"], "vllm", *where, *sizes, reported, batch=count, tensor=tensor, args=args)
+    if row["metric"] == "e2e_latency_s":
+        batch, reported = int(float(row["batch"])), {"e2el_mean_ms": 1e3 * float(row["value"])}
+        return Case(number, row["source"], "vllm", *where, *sizes, reported, batch=batch, tensor=tensor)
+    raise Unsaid(f"metric '{row['metric']}'")
+
+
+def consumer_qps(row: Row, number: str) -> Case:
+    """measured_vllm_consumer_qps.csv: vLLM on RTX 4090 by rate; lengths by their means."""
+    sizes = (round(float(row["actual_in"])), round(float(row["actual_out"])))
+    reported = {"ttft_median_ms": float(row["ttft_p50_ms"]), "tpot_mean_ms": float(row["tpot_mean_ms"])}
+    where = (model_of(row["model"]), "bf16", device_of(row["gpu"]))
+    return Case(number, row["source"], "vllm@0.11.0", *where, *sizes, reported, rate_qps=float(row["rate_qps"]),
+                requests=int(row["num_prompts"]), tensor=int(row["n_gpu"]), note="vLLM 0.8.5")  # fmt: skip
+
+
+FILES: dict[str, Callable[[Row, str], Case]] = {
+    "measured_llamacpp_apple": llamacpp_apple,
+    "measured_llamacpp_gpu": llamacpp_gpu,
+    "measured_llamacpp_batched": llamacpp_batched,
+    "measured_llamabench_amd": llamabench_amd,
+    "measured_cpu_llamacpp": cpu_llamacpp,
+    "measured_cpu_batched": cpu_batched,
+    "measured_cpu": cpu,
+    "measured_nv_consumer": nv_consumer,
+    "measured_apple_engines": apple_engines,
+    "measured_community": community,
+    "measured_amd_serving": amd_serving,
+    "measured_mi300x": mi300x,
+    "measured_vllm_consumer_qps": consumer_qps,
+}
+
+
+def read(path: Path) -> Found:
+    """The cases of a file, and why its other rows are none."""
+    reader = FILES[path.stem]
+    with path.open(encoding="utf-8", newline="") as file:
+        for i, row in enumerate(csv.DictReader(file)):
+            try:
+                yield reader(row, f"{path.stem.removeprefix('measured_')}-{i}")
+            except Unsaid as why:
+                yield why
+            except ValueError:
+                yield Unsaid("a number is missing")
+
+
+def main() -> None:
+    """Write the cases of a folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    asked = parser.parse_args()
+    with asked.output.open("w", encoding="utf-8") as out:
+        for name in FILES:
+            unsaid: Counter[str] = Counter()
+            made = 0
+            for found in read(asked.folder / f"{name}.csv"):
+                if isinstance(found, Case):
+                    out.write(found.line() + "\n")
+                    made += 1
+                else:
+                    unsaid[str(found)] += 1
+            print(f"{name}: {made} cases", file=sys.stderr)
+            for why, count in unsaid.most_common():
+                print(f"  {count} rows: {why}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

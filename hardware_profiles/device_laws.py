@@ -1,0 +1,285 @@
+"""Operations of engines that bring their own kernels to many kinds of devices, by a law of few constants a class of devices.
+
+A matrix of W weights, multiplied by m rows, takes
+
+    t(m) = launch + bytes / (e B) + u W / P32 + work(m)
+
+bytes are those stored, e the share of the memory bandwidth B that the format's kernel reads at, u the operations that unpack a
+weight, at the 32-bit rate P32. Further rows are computed by the matrix-vector kernel up to `vector_rows` (a row costs
+2 W / (v P32)), beyond by a matrix kernel that is short of work below some rows:
+
+    work(m) = (m - 1) 2 W / (v P32)            up to vector_rows
+              2 W (m + fill) / (x P) + start   beyond, never less than at vector_rows
+
+P is the peak of the arithmetic the matrix kernel runs in. Experts are the same over the matrices touched. Attention reads the KV
+at a share of the bandwidth, and computes prompts at a share of P. The constants of the classes stand in
+:mod:`hardware_profiles.law_constants`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hardware_profiles.device import Device, load_device
+from hardware_profiles.kernel_physics import (
+    MLA_KV_RANK,
+    MLA_NOPE,
+    MLA_ROPE,
+    MLA_V,
+    WEIGHT_BYTES,
+    Array,
+    as_array,
+    canonical_format,
+    causal_pairs,
+    moe_active_experts,
+)
+from hardware_profiles.packed_formats import packed_format
+from hardware_profiles.roofline import Roofline
+
+
+@dataclass(frozen=True)
+class Law:
+    """Constants of a class of devices under a family of kernels.
+
+    title : the class, for words.
+    off_pct : what a chip left out of the fit is off by in the median, at decoding and at prompts [%].
+    read : share of the memory bandwidth by block type of the weights ("16": those in 16 bit, "": all others).
+    unpack : operations that unpack a weight, likewise.
+    launch_s : of every operation of a step, whatever its size.
+    vector, vector_rows : share of the 32-bit rate for further rows of a matrix-vector product, by block type, and how many.
+    arithmetic : of the matrix kernels, by whether the weights are packed: key of the datasheet's peaks and a factor on it.
+    matrix : share of that peak, likewise ("" and "16").
+    fill, expert_fill : rows that a matrix kernel is short of work by, for a matrix and for one of an expert.
+    start_s : what a matrix kernel takes beside its work: rows are brought into its format, the last tiles run alone.
+    widened : bytes a packed weight that are moved to widen it to 16 bit before a matrix product (engines without kernels for it).
+    traffic : bytes that elementwise operations move, as a multiple of what 16-bit fused ones would.
+    kv : share of the bandwidth at which attention reads keys and values.
+    attention : share of the 16-bit peak that the attention of prompts reaches.
+    attend : share of the 32-bit rate at which decoding rows attend, and operations a query head and cell beside the products.
+    slower : factor on `launch_s` by architecture, or by the word "ultra" for chips of two dies.
+    older : factor on the share of matrix kernels by architecture.
+    core_launch_s, core_bytes_per_s : of a CPU: what a core more adds to `launch_s`, and the most that a core reads.
+    """
+
+    title: str
+    off_pct: tuple[float, float]
+    read: Mapping[str, float]
+    unpack: Mapping[str, float]
+    launch_s: float
+    vector: Mapping[str, float]
+    matrix: Mapping[str, float]
+    fill: float
+    expert_fill: float
+    kv: float
+    attention: float
+    arithmetic: Mapping[str, tuple[str, float]]
+    start_s: float = 0.0
+    widened: float = 0.0
+    traffic: float = 1.0
+    attend: tuple[float, float] = (1.0, 0.0)
+    vector_rows: int = 8
+    slower: Mapping[str, float] = field(default_factory=dict)
+    older: Mapping[str, float] = field(default_factory=dict)
+    core_launch_s: float = 0.0
+    core_bytes_per_s: float = 0.0
+
+
+def _of(table: Mapping[str, float], block: str, kind: str) -> float:
+    """Entry of a block type, else of 16-bit weights ("16") or of packed ones ("")."""
+    return table[block] if block in table else table.get(kind, table[""])
+
+
+@dataclass(frozen=True)
+class LawOps(Roofline):
+    """Times of one device by a law.
+
+    fp32, matrix_peak : rates of the device in the law's arithmetic [FLOP/s], the latter for packed and for 16-bit weights.
+    """
+
+    law: Law = field(kw_only=True)
+    fp32: float = field(kw_only=True)
+    matrix_peak: Mapping[str, float] = field(kw_only=True)
+    launch_s: float = field(kw_only=True)
+
+    @classmethod
+    def under(cls, law: Law, device: Device, framework: str, threads: int = 0) -> LawOps:
+        """Operations of a device under a law; `threads` of a CPU compute, 0: one on each of its cores."""
+        plain = Roofline.of_device(device, framework)
+        rates = {key: q.value for key, q in device.peak_flops_per_s.items()}
+        half = rates.get("fp16") or rates.get("bf16") or rates["fp32"]
+        rates.setdefault("fp32", half)
+        cores = int(device.multiprocessors.value) if device.multiprocessors else 1
+        used = min(threads or cores, cores) if law.core_bytes_per_s else cores
+        share = used / cores * law.older.get(device.architecture, 1.0)
+        peak = {kind: share * factor * rates.get(name, half) for kind, (name, factor) in law.arithmetic.items()}
+        word = "ultra" if "-ultra-" in device.name else device.architecture
+        launch_s = law.launch_s * law.slower.get(word, 1.0) + law.core_launch_s * used
+        most = law.core_bytes_per_s * used / max(law.read.values()) if law.core_bytes_per_s else plain.peaks.hbm_bytes_per_s
+        return cls(
+            device.name,
+            framework,
+            replace(plain.peaks, hbm_bytes_per_s=min(plain.peaks.hbm_bytes_per_s, most)),
+            plain.efficiencies,
+            plain.processors,
+            plain.link_latency_s,
+            plain.message_latency_s,
+            {"sources": [], "kind": "fitted", "law": law.title, "law_error_pct": max(law.off_pct)},
+            law=law,
+            fp32=rates["fp32"] * used / cores,
+            matrix_peak=peak,
+            launch_s=launch_s,
+        )
+
+    def on_threads(self, threads: int) -> LawOps:
+        """See the base."""
+        return LawOps.under(self.law, load_device(self.device), self.framework, threads)
+
+    # -- products ---------------------------------------------------------------------------------------------
+
+    def _product_s(self, fmt: str, weights: ArrayLike, rows: Array, matrices: ArrayLike, fill: float) -> Array:
+        """`rows` rows in all on `matrices` matrices of `weights` weights each, without the launch."""
+        law, w, count = self.law, as_array(weights), as_array(matrices)
+        stored, size = packed_format(fmt), weight_bytes(fmt)
+        block, kind = stored.block if stored else fmt, "16" if size == 2.0 else ""
+        held = w * count * size
+        read_s = held / (_of(law.read, block, kind) * self.peaks.hbm_bytes_per_s)
+        read_s = np.hypot(read_s, _of(law.unpack, block, kind) * w * count / self.fp32)
+        vector = 2.0 * w / (_of(law.vector, block, kind) * self.fp32)
+        matrix = 2.0 * w / (_of(law.matrix, block, kind) * self.matrix_peak[kind])
+        most = count * law.vector_rows
+        few = np.maximum(np.minimum(rows, most) - count, 0.0) * vector
+        many = (rows + fill * count) * matrix + law.start_s
+        if law.widened and not kind:
+            many = many + law.widened * w * count / self.peaks.hbm_bytes_per_s
+        return read_s + np.where(rows <= most, few, np.maximum(few, many))
+
+    def gemm_s(self, fmt: str, m: ArrayLike, n: int, k: int) -> Array:
+        """See the head of the module."""
+        rows = np.maximum(as_array(m), 1.0)
+        fmt = _known(fmt)
+        t = self.launch_s + self._product_s(fmt, float(n) * float(k), rows, 1.0, self.law.fill)
+        t = np.maximum(t, 2.0 * rows * n * k / self._most(fmt))
+        return np.where(as_array(m) > 0, t, 0.0)
+
+    def _most(self, fmt: str) -> float:
+        """The highest rate that the device has for products of a format."""
+        return max(self.fp32, self.matrix_peak["16" if weight_bytes(fmt) == 2.0 else ""])
+
+    def moe_s(
+        self,
+        fmt: str,
+        hidden: int,
+        intermediate: int,
+        topk: int,
+        experts: int,
+        tp: int,
+        ep: int,
+        tokens: ArrayLike,
+        *,
+        gated: bool = True,
+        kernel: str | None = None,
+    ) -> Array:
+        """See the head of the module; experts touched as `moe_active_experts` has them."""
+        fmt, count = _known(fmt), as_array(tokens)
+        assigned = np.maximum(np.maximum(count, 1.0) * topk / ep, 1.0)
+        local = np.float64(experts / ep)
+        active = np.minimum(moe_active_experts(local, assigned, chosen=topk / experts), assigned)
+        weights = (3.0 if gated else 2.0) * hidden * intermediate / tp
+        t = EXPERT_LAUNCHES * self.launch_s + self._product_s(fmt, weights, assigned, active, self.law.expert_fill)
+        t = np.maximum(t, 2.0 * weights * assigned / self._most(fmt))
+        return np.where(count > 0, t, 0.0)
+
+    # -- attention --------------------------------------------------------------------------------------------
+
+    def _reading_s(self, moved_bytes: Array, flops: Array) -> Array:
+        read_s = moved_bytes / (self.law.kv * self.peaks.hbm_bytes_per_s)
+        return self.launch_s + np.maximum(read_s, flops / (self.law.attend[0] * self.fp32))
+
+    def decode_attention_s(
+        self,
+        kv_fmt: str,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        window_tokens: int,
+        batch: ArrayLike,
+        context_tokens: ArrayLike,
+    ) -> Array:
+        """The KV read once, at the law's share."""
+        b, c = np.broadcast_arrays(as_array(batch), np.maximum(as_array(context_tokens), 1.0))
+        span = np.minimum(c, window_tokens) if window_tokens > 0 else c
+        moved = np.maximum(b, 1.0) * span * 2.0 * kv_heads * head_dim * weight_bytes(_known(kv_fmt))
+        return np.where(b > 0, self._reading_s(moved, b * span * heads * (4.0 * head_dim + self.law.attend[1])), 0.0)
+
+    def _prompt_s(self, flops: Array, moved_bytes: Array) -> Array:
+        peak = max(self.matrix_peak["16"], self.fp32)
+        compute_s = np.maximum(flops / (self.law.attention * self.matrix_peak["16"]), flops / peak)
+        return self.launch_s + np.maximum(compute_s, moved_bytes / (self.law.kv * self.peaks.hbm_bytes_per_s))
+
+    def prefill_attention_s(
+        self,
+        fmt: str,
+        kv_fmt: str,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        window_tokens: int,
+        new_tokens: ArrayLike,
+        prior_tokens: ArrayLike,
+    ) -> Array:
+        """Arithmetic at the law's share of the 16-bit peak, never less than reading the cached KV."""
+        q, prior = np.broadcast_arrays(as_array(new_tokens), np.maximum(as_array(prior_tokens), 0.0))
+        new = np.maximum(q, 1.0)
+        pairs = causal_pairs(new, prior, np.float64(window_tokens))
+        past = np.minimum(prior, window_tokens) if window_tokens > 0 else prior
+        moved = (past + new) * 2.0 * kv_heads * head_dim * weight_bytes(_known(kv_fmt))
+        return np.where(q > 0, self._prompt_s(4.0 * heads * head_dim * pairs, moved), 0.0)
+
+    def mla_decode_s(
+        self, fmt: str, kv_fmt: str, heads: int, batch: ArrayLike, context_tokens: ArrayLike
+    ) -> Array:
+        """The latent KV read once, at the law's share."""
+        b, c = np.broadcast_arrays(as_array(batch), np.maximum(as_array(context_tokens), 1.0))
+        rows = np.maximum(b, 1.0) * c
+        moved = rows * (MLA_KV_RANK + MLA_ROPE) * weight_bytes(_known(kv_fmt))
+        flops = rows * heads * (4.0 * MLA_KV_RANK + 2.0 * MLA_ROPE + self.law.attend[1])
+        return np.where(b > 0, self._reading_s(moved, flops), 0.0)
+
+    def mla_prefill_s(
+        self, fmt: str, kv_fmt: str, heads: int, new_tokens: ArrayLike, prior_tokens: ArrayLike
+    ) -> Array:
+        """As `prefill_attention_s`, in the expanded form."""
+        q, prior = np.broadcast_arrays(as_array(new_tokens), np.maximum(as_array(prior_tokens), 0.0))
+        new = np.maximum(q, 1.0)
+        pairs = causal_pairs(new, prior, np.float64(0.0))
+        moved = (prior + new) * (MLA_KV_RANK + MLA_ROPE) * weight_bytes(_known(kv_fmt))
+        flops = 2.0 * heads * (MLA_NOPE + MLA_ROPE + MLA_V) * pairs
+        return np.where(q > 0, self._prompt_s(flops, moved), 0.0)
+
+    def elementwise_s(self, moved_bytes: ArrayLike) -> Array:
+        """A launch, and the bytes at the share that 16-bit weights are read at."""
+        size = as_array(moved_bytes)
+        t = self.launch_s + self.law.traffic * size / (_of(self.law.read, "", "16") * self.peaks.hbm_bytes_per_s)
+        return np.where(size > 0, t, 0.0)
+
+
+#: Operations of a layer of experts: softmax, choice, their weights, three products, biases, activation, weighting, sum. kind: by
+#: construction (graph of llama.cpp).
+EXPERT_LAUNCHES = 14
+
+
+def _known(fmt: str) -> str:
+    return fmt if packed_format(fmt.lower()) else canonical_format(fmt)
+
+
+def weight_bytes(fmt: str) -> float:
+    """Bytes of a stored value, of a packed format or one of the kernel tables."""
+    stored = packed_format(fmt)
+    return stored.bits / 8 if stored else WEIGHT_BYTES[canonical_format(fmt)]
+
+
+__all__ = ["Law", "LawOps", "weight_bytes"]
