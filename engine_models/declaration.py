@@ -250,6 +250,10 @@ class Lockstep:
     dense: str
 
 
+Line = dict[str, Any]
+"""A line of a recording."""
+
+
 @dataclass(frozen=True)
 class Replay:
     """How a recorded schedule is run again: the scheduler, the executor's depth, and a step as the recording writes it.
@@ -321,6 +325,7 @@ class Engine:
     kv_format : format of the KV cache on a device unless the pool names one; None: the model's.
     lockstep : None where data parallelism always means copies.
     pair_replay : `replay` of servers that share requests, from a version and the knobs.
+    transcribe : recordings that are written in a form of their own as others are: `config` line, requests and steps.
     """
 
     name: str
@@ -340,6 +345,7 @@ class Engine:
     replay: Callable[[str, Mapping[str, Any]], Replay] | None = None
     lockstep: Lockstep | None = None
     pair_replay: Callable[[str, Mapping[str, Any]], PairReplay] | None = None
+    transcribe: Callable[[Line, list[Line], list[Line]], tuple[Line, list[Line], list[Line]]] | None = None
 
     @property
     def newest(self) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hardware_profiles.device import Device
 from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.packed_formats import PACKED_FORMATS
 
 Array = NDArray[np.float64]
 Number = Array | np.float64
@@ -39,6 +40,7 @@ WEIGHT_BYTES: Mapping[str, float] = {
     "nvfp4": 0.5625,
     "w4a16_mxfp4": 0.53125,
     "w4a8_mxfp4_mxfp8": 0.53125,
+    **{name: packed.bits / 8 for name, packed in PACKED_FORMATS.items()},
 }
 #: The arithmetic a format runs in: the key into :attr:`DevicePeaks.flops_per_s`.
 COMPUTE_FORMAT: Mapping[str, str] = {
@@ -51,6 +53,7 @@ COMPUTE_FORMAT: Mapping[str, str] = {
     "nvfp4": "fp4",
     "w4a16_mxfp4": "bfloat16",
     "w4a8_mxfp4_mxfp8": "fp8",
+    **dict.fromkeys(PACKED_FORMATS, "bfloat16"),
 }
 _ALIASES: Mapping[str, str] = {
     "bf16": "bfloat16",

@@ -10,17 +10,22 @@ from hardware_profiles.law_constants import law_of
 from hardware_profiles.ops import Ops
 from hardware_profiles.roofline import Roofline
 
+TABLED = ("vllm", "sglang", "trtllm")
+"""Frameworks whose kernels were measured; one without tables has other kernels than these."""
+
 
 def operations_of(device: Device, framework: str) -> Ops:
     """Return the operations of a device under a framework (``vllm``, ``sglang``, ``trtllm``; ``llama_cpp``, ``mlx``...).
 
     Order: the law of its class, for kernels that an engine brings itself, said in ``provenance["law"]``; the tables measured on
     it under the framework; under another one, said in ``provenance["borrowed_from"]``; the nearest fitted device's kernels over
-    its rates, said in ``provenance["borrowed_from_device"]``; the datasheet.
+    its rates, said in ``provenance["borrowed_from_device"]``; the datasheet. Frameworks without tables have the first or last.
     """
     law = law_of(device, framework)
     if law is not None:
         return LawOps.under(law, device, framework)
+    if framework not in TABLED:
+        return Roofline.of_device(device, framework)
     profile = device.kernel_profile or device.name
     if any(path.stem != "collectives" for path in (KERNELS_DIR / profile).glob("*.json")):
         return load_kernel_model(profile, framework)

@@ -8,6 +8,7 @@ from typing import Any
 from engine_models.cost.drafting import Drafting, Speculation
 from engine_models.cost.lockstep import Lockstep
 from engine_models.cost.step_time import StepTimeModel, TableRange
+from engine_models.cost.sub_batches import Parts, SubBatches
 from engine_models.cost.terms import Formats, Parallelism, Shard, Terms, kernel_format
 from engine_models.model.blocks import Architecture
 from engine_models.parts.protocols import StepCost
@@ -18,7 +19,7 @@ from hardware_profiles.ops import Ops
 class StepCosts:
     """The cost of a step up to the device's operations: the model, its formats and parallelism, the engine's terms, drafts.
 
-    `up_to` is the range to tabulate.
+    `up_to` is the range to tabulate. `parts`: steps are computed in parts, None where they are not.
     """
 
     arch: Architecture
@@ -27,6 +28,7 @@ class StepCosts:
     up_to: TableRange
     parallel: Parallelism = field(default_factory=Parallelism)
     speculation: Speculation | None = None
+    parts: Parts | None = None
 
     def with_terms(self, **changed: Any) -> StepCosts:
         """The same with other terms, by the names of `Terms`."""
@@ -41,6 +43,8 @@ class StepCosts:
             terms = replace(terms, query_tokens=verified, sampled_tokens=verified)
         shard = Shard(self.arch, ops, self.formats, self.parallel, terms)
         model = StepTimeModel(shard, self.up_to)
+        if self.parts is not None:
+            return SubBatches(model, self.parts)
         own = model if drafts is None else Drafting(model, drafts, self.up_to)
         return own if self.parallel.ranks == 1 else Lockstep(own, shard, self.up_to)
 

@@ -32,6 +32,7 @@ BUILT_IN = {
     "deepspeed_mii": "engine_models.engines.deepspeed_mii",
     "mlx_lm": "engine_models.engines.mlx_lm",
     "openvino": "engine_models.engines.openvino",
+    "llama_cpp": "engine_models.engines.llama_cpp",
 }
 """Engine -> its module, imported when a pool asks for it. The first is the one that examples show."""
 
@@ -48,6 +49,9 @@ SPELLINGS: dict[str, str] = {
     "ovms": "openvino",
     "openvino_genai": "openvino",
     "openvino_model_server": "openvino",
+    "llamacpp": "llama_cpp",
+    "llama_server": "llama_cpp",
+    "llama_cpp_server": "llama_cpp",
 }
 """Other spellings of these names, in lower case with underscores."""
 
@@ -120,7 +124,6 @@ def with_feature(feature: str) -> list[Engine]:
 
 
 OTHERS = {
-    r"llama-server|llama_cpp": "llama.cpp",
     r"ollama": "Ollama",
     r"mlc_llm": "MLC LLM",
     r"tritonserver": "Triton",

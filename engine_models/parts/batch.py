@@ -162,3 +162,18 @@ class Batch:
         self.spans = tuple(
             [Span(w, n + (kv_tokens if kv_tokens < w else w), up + (kv_tokens < w)) for w, n, up in self.spans]
         )
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class PartedBatch(Batch):
+    """A step that the device computes in `parts` one after the other, each of which reads the weights and has its own shape.
+
+    `copied_tokens` are those whose states are copied between device and host before it.
+    """
+
+    __slots__ = ("copied_tokens", "parts")
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.parts: list[Batch] = []
+        self.copied_tokens = 0

@@ -81,7 +81,14 @@ def replay(path: Path) -> dict[str, Any]:
         return missing
     config, requests, recorded = recording.config, recording.requests, recording.steps
     engine, name = recording.engine, recording.name
-    reason = _damage(requests, recorded) if router is None else None
+    reason = None
+    if declared is not None and declared.transcribe is not None:
+        try:
+            config, requests, recorded = declared.transcribe(config, requests, recorded)
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            reason = _unreadable(error)
+    if reason is None and router is None:
+        reason = _damage(requests, recorded)
     if reason is None:
         try:
             if pair is not None:
@@ -101,8 +108,12 @@ def replay(path: Path) -> dict[str, Any]:
             ArithmeticError,
             RuntimeError,
         ) as error:
-            reason = f"the recording cannot be replayed: {type(error).__name__}: {error}"[:200]
+            reason = _unreadable(error)
     return unreplayed(name, engine, len(recorded), reason)
+
+
+def _unreadable(error: Exception) -> str:
+    return f"the recording cannot be replayed: {type(error).__name__}: {error}"[:200]
 
 
 def _damage(requests: list[dict[str, Any]], recorded: list[dict[str, Any]]) -> str | None:

@@ -39,6 +39,7 @@ MII = {
 }
 MLX = {"engine": "mlx_lm", "hardware": "apple-m4-max-40c-64gb", **args(decode_concurrency=12, prompt_concurrency=4)}
 OPENVINO = {"engine": "openvino", "hardware": "xeon-8592-1s", "weights": "int4"}
+SLOTS = {"engine": "llama_cpp", "weights": "q4_k_m", "hardware": "rtx-4090-24gb"}
 STREAMED = {
     "sessions": (CHATS, {"replicas": 2, "router": "least_requests"}),
     "sessions-sglang": (CHATS, {"engine": "sglang", "replicas": 2}),
@@ -77,6 +78,36 @@ CASES = {
         )
     ),
     "openvino-chats": Case(given({**OPENVINO, **args(num_kv_blocks=300, rest_workers=4), "replicas": 2}, CHATS)),
+    "slots": Case(
+        given(
+            {**SLOTS, **args(parallel=3, ctx_size=16384)},
+            {"arrivals": poisson(4), "shared_prefix": {"groups": 4, "tokens": 200}},
+        )
+    ),
+    "slots-end-together": Case(
+        given(
+            {**SLOTS, **args(parallel=6, ctx_size=16384)},
+            {
+                "arrivals": poisson(12),
+                "prompt_tokens": 40,
+                "output_tokens": 64,
+                "shared_prefix": {"groups": 4, "tokens": 30},
+            },
+        )
+    ),
+    "slots-pool-runs-full": Case(given({**SLOTS, **args(ctx_size=3000)}, {"arrivals": poisson(6)})),
+    "slots-shift": Case(
+        given(
+            {**SLOTS, **args(parallel=3, ctx_size=2304, context_shift=True)},
+            {"arrivals": poisson(3), "requests": 80},
+        )
+    ),
+    "slots-chats": Case(
+        given({**SLOTS, **args(parallel=3, ctx_size=32768)}, {**CHATS, "arrivals": poisson(0.8)})
+    ),
+    "slots-loop": Case(
+        given({**SLOTS, **args(parallel=8, ctx_size=32768), "replicas": 2, "router": "least_requests"}, LOOP)
+    ),
     "sglang-loop": Case(given({"engine": "sglang", "replicas": 2}, LOOP)),
     "sglang-hrrn": Case(
         given(
@@ -102,6 +133,7 @@ CUT = (
     "gemma-chats",
     "tgi-sheds",
     "trtllm-pauses",
+    "slots-loop",
     "cache-aware",
     "polled",
     "kv-aware",

@@ -40,6 +40,7 @@ def test_recordings_of_both_engines_are_kept() -> None:
         ("deepspeed_mii", 9, 4245),
         ("mlx_lm", 9, 4757),
         ("openvino", 13, 7925),
+        ("llama_cpp", 25, 4220),
         ("routers", 36, 2351),
     ],
 )

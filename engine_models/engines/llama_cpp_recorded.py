@@ -1,0 +1,232 @@
+"""Schedules of llama.cpp's server as the recorder writes them, from the server's own debug log, iteration by iteration.
+
+Which iteration a request met, and which a client left before, depended on the wall clock: both are facts that a replay is given.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from engine_models.declaration import Line, Replay
+from engine_models.memory.whole_prompts import WholePrompts
+from engine_models.parts.batch import Batch
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.slots import Call, End, SlotBatch, SlotRules, SlotScheduler, Task, Wish
+
+COLUMNS = (*("tasks", "start", "prompt", "decode", "calls", "shift", "emit", "finished", "pop_deferred"),)
+STATE_BYTES = 4096 + 12
+"""Of a token of the recorded model in host memory: keys and values of 8 layers, and about 12 beside (measured, 2026-11)."""
+OUTPUT_SEGMENTS = 20000
+MIB = 1 << 20
+
+Leaving = dict[int, list[tuple[int, str]]]
+"""Iteration -> clients that leave before it: after so many tasks were taken, which request."""
+
+
+class _Scripted(SlotScheduler):
+    """The scheduler of a recording whose clients leave where they left."""
+
+    leaving: Leaving
+    ids: Mapping[str, int]
+
+    def _take_tasks(self) -> None:
+        leaving, taken = deque(self.leaving.get(self.next_number, ())), 0
+        while self._queue or leaving:
+            if leaving and (leaving[0][0] <= taken or not self._queue):
+                index = self.ids[leaving.popleft()[1]]
+                self.cancel(next(seq for seq in self._rows if seq.index == index))
+            else:
+                self._take(self._queue.popleft())
+                taken += 1
+        self.leaving.pop(self.next_number, None)
+
+
+def transcribe(config: Line, requests: list[Line], steps: list[Line]) -> tuple[Line, list[Line], list[Line]]:
+    """A recording as those of other engines are written: times are iterations, steps have all columns."""
+    order = {entry["id"]: (entry["arrive_iter"], place) for place, entry in enumerate(requests)}
+    for step in steps:
+        met = [task["id"] for task in step.get("tasks", ()) if not task.get("from_deferred")]
+        order |= {name: (step["i"], place) for place, name in enumerate(met) if order[name][0] == step["i"]}
+    ordered = sorted(requests, key=lambda entry: order[entry["id"]])
+    wishes = {index: _wish(entry) for index, entry in enumerate(ordered)}
+    knobs = {
+        **config["config"],
+        "args": config["args"],
+        "wishes": wishes,
+        "leaving": {step["i"]: _leaving(step) for step in steps if "cancelled_before" in step},
+        "ids": {entry["id"]: index for index, entry in enumerate(ordered)},
+    }
+    given = [
+        {
+            "idx": index,
+            "id": entry["id"],
+            "arrival": float(entry["arrive_iter"]),
+            "prompt_len": entry["prompt_len"],
+            "output_len": entry["n_predict"],
+            "segments": entry["segments"],
+            "out_seg": OUTPUT_SEGMENTS + entry["idx"],
+        }
+        for index, entry in enumerate(ordered)
+    ]
+    clock = {"a": 1.0, "b": 0.0, "c": 0.0, "d": 0.0}
+    return {**config, "config": knobs, "step_time": clock}, given, [_columns(step) for step in steps]
+
+
+def _wish(entry: Line) -> Wish:
+    said = entry.get("opts", {})
+    return Wish(
+        slot=said.get("id_slot"),
+        cache_prompt=said.get("cache_prompt"),
+        answers=entry.get("n", 1),
+        n_keep=said.get("n_keep"),
+        n_discard=said.get("n_discard", 0),
+    )
+
+
+def _leaving(step: Line) -> list[tuple[int, str]]:
+    """Clients that left before an iteration, each after the tasks that stand before the one that its slot brought."""
+    places = {
+        task["id"]: place for place, task in enumerate(step.get("tasks", ())) if task.get("from_deferred")
+    }
+    brought = [places[entry["id"]] for entry in step.get("pop_deferred", ()) if entry["id"] in places]
+    brought += [len(step.get("tasks", ()))] * len(step["cancelled_before"])
+    return [(place, entry["id"]) for place, entry in zip(brought, step["cancelled_before"], strict=False)]
+
+
+def _columns(step: Line) -> Line:
+    """The compared columns of a recorded iteration."""
+    return {
+        "tasks": [
+            {
+                "id": task["id"],
+                "slot": task.get("slot"),
+                "by": task.get("by"),
+                "deferred": task.get("deferred", False),
+                "ram": task.get("ram", []),
+            }
+            for task in step.get("tasks", ())
+        ],
+        "start": step.get("start", []),
+        "prompt": step.get("prompt", []),
+        "decode": step.get("decode", []),
+        "calls": [
+            {key: value for key, value in call.items() if key != "purged_tokens"}
+            for call in step.get("calls", ())
+        ],
+        "shift": [
+            {key: value for key, value in shift.items() if key != "n_left"} for shift in step.get("shift", ())
+        ],
+        "emit": step.get("emit", []),
+        "finished": step.get("finished", []),
+        "pop_deferred": [entry["id"] for entry in step.get("pop_deferred", ())],
+    }
+
+
+def replay(knobs: Mapping[str, Any]) -> Replay:
+    """The scheduler of a recording, from the knobs of its `config` line."""
+    args = _Args(knobs["args"])
+    unified = knobs["kv_unified"]
+    context = int(args.value("-c", "0"))
+    ram_mib = int(args.value("-cram", "8192"))
+    rules = SlotRules(
+        n_parallel=knobs["n_slots"],
+        slot_tokens=knobs["n_ctx_slot"],
+        pool_cells=-(-context // 256) * 256 if unified else 0,
+        n_batch=int(args.value("-b", "2048")),
+        n_ubatch=int(args.value("-ub", "512")),
+        cont_batching="-nocb" not in knobs["args"],
+        slot_prompt_similarity=float(args.value("-sps", "0.1")),
+        cache_reuse=int(args.value("--cache-reuse", "0")),
+        cache_idle_slots="--no-cache-idle-slots" not in knobs["args"],
+        context_shift="--context-shift" in knobs["args"],
+    )
+    prompts = WholePrompts(ram_mib * MIB if ram_mib > 0 else float("inf"), STATE_BYTES) if ram_mib else None
+    scheduler = _Scripted(rules, prompts, wishes=knobs["wishes"], record_rows=True)
+    scheduler.leaving, scheduler.ids = dict(knobs["leaving"]), knobs["ids"]
+    return Replay(scheduler, 1, COLUMNS, as_recorded)
+
+
+class _Args:
+    """Arguments of the server."""
+
+    def __init__(self, words: list[str]) -> None:
+        self._words = words
+
+    def value(self, name: str, default: str) -> str:
+        return self._words[self._words.index(name) + 1] if name in self._words else default
+
+
+def as_recorded(batch: Batch, ids: Mapping[int, str]) -> Line:
+    """A settled iteration as the recordings write it."""
+    assert isinstance(batch, SlotBatch)
+
+    def name(seq: Sequence, answer: int) -> str:
+        return ids[seq.index] + (f".{answer}" if answer else "")
+
+    def task(each: Task) -> Line:
+        return {
+            "id": ids[each.row.seq.index],
+            "slot": each.slot,
+            "by": each.by,
+            "deferred": each.slot is None,
+            "ram": [list(event) for event in each.events],
+        }
+
+    def end(each: End) -> Line:
+        row = each.row
+        cut = int(each.why == "context_full" or row.shifted)
+        return {
+            "id": name(row.seq, row.answer),
+            "slot": each.slot.index,
+            "why": each.why,
+            "slot_tokens": each.left,
+            "truncated": cut,
+        }
+
+    starts = []
+    for start in batch.starts:
+        entry = {
+            "slot": start.slot,
+            "id": ids[start.row.seq.index],
+            "prompt": start.row.prompt,
+            "n_past": start.found,
+        }
+        starts.append({**entry, "chunks": [list(run) for run in start.moved]} if start.moved else entry)
+    generating = [entry for entry in batch.entries if entry.decodes]
+    return {
+        "tasks": [task(each) for each in batch.tasks],
+        "start": starts,
+        "decode": [[e.slot.index, name(e.row.seq, e.row.answer), e.first] for e in generating],
+        "prompt": [
+            [e.slot.index, ids[e.row.seq.index], e.tokens, e.first] for e in batch.entries if not e.decodes
+        ],
+        "calls": [_call(each) for each in batch.calls],
+        "shift": [
+            {"slot": slot, "id": ids[row.seq.index], "n_keep": keep, "n_discard": dropped}
+            for slot, row, keep, dropped in batch.shifts
+        ],
+        "emit": [name(row.seq, row.answer) for row in batch.emitted],
+        "finished": [end(each) for each in batch.ends],
+        "pop_deferred": [ids[row.seq.index] for row in batch.popped],
+    }
+
+
+def _call(call: Call) -> Line:
+    parts = [[list(entry) for entry in part] for part in call.parts]
+    found: Line = {
+        "n_batch": call.n_batch,
+        "off": call.at,
+        "n": call.tokens,
+        "ubatches": parts,
+        "ok": call.ok,
+    }
+    if not call.ok:
+        if call.emptied is not None:
+            found["purged_slot"] = call.emptied
+        if call.next_n_batch is None:
+            found["exceeded"] = True
+        else:
+            found["next_n_batch"] = call.next_n_batch
+    return found

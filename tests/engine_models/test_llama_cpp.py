@@ -1,0 +1,237 @@
+"""llama.cpp's server: memory and context as it makes them, flags and launch commands, what a run is made of, refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine_models.cost.sub_batches import Parts, SubBatches
+from engine_models.cost.terms import Formats
+from engine_models.declaration import EnginePlan, PoolRequest
+from engine_models.engines.known import launched_by, parse_engine_args
+from engine_models.engines.llama_cpp import plan
+from engine_models.engines.llama_cpp_flags import quant_of
+from engine_models.model.architecture import load_architecture
+from engine_models.model.formats import format_named
+from engine_models.parts.batch import Batch, PartedBatch
+from engine_models.schedulers.slots import SlotScheduler
+from hardware_profiles.device import load_device
+from hardware_profiles.errors import InfeasibleError, InputError
+from simulator.config.load import load_scenario
+from simulator.prepare import prepare
+from simulator.run import RunResult, simulate
+from simulator.validation.schedules import RecordedClock
+
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+MAC = "apple-m2-ultra-76c-192gb"
+
+
+def request_of(
+    model: str = LLAMA, device: str = "rtx-4090-24gb", weights: str = "q4_k_m", kv: str = "fp16", **flags: Any
+) -> PoolRequest:
+    found = load_device(device)
+    return PoolRequest(
+        arch=load_architecture(model),
+        formats=Formats(format_named(weights), format_named("bf16"), format_named(kv)),
+        device_name=device,
+        device_memory_bytes=int(found.memory_bytes.value),
+        device_kind=found.kind,
+        flags=flags,
+    )
+
+
+def scheduler_of(found: EnginePlan) -> SlotScheduler:
+    scheduler = found.scheduler("jump")
+    assert isinstance(scheduler, SlotScheduler)
+    return scheduler
+
+
+def served(workload: dict[str, Any], hardware: str = MAC, **flags: Any) -> RunResult:
+    pool = {"engine": "llama.cpp", "hardware": hardware, "weights": "q4_k_m", "engine_args": flags}
+    return simulate({"model": LLAMA, "deployment": pool, "workload": workload})
+
+
+def test_slots_share_a_pool_unless_their_number_is_given() -> None:
+    """-np auto: four slots over the whole context; -np 4 -c 16384: each has 4,096."""
+    auto, four = (scheduler_of(plan(request_of(device=MAC, **flags))).rules for flags in ({}, {"parallel": 4, "ctx_size": 16384}))
+    assert (auto.n_parallel, auto.slot_tokens, auto.pool_cells) == (4, 131_072, 131_072)
+    assert (four.n_parallel, four.slot_tokens, four.pool_cells) == (4, 4096, 0)
+    one = scheduler_of(plan(request_of(device=MAC, parallel=4, ctx_size=16384, kv_unified=True))).rules
+    assert (one.slot_tokens, one.pool_cells) == (16384, 16384)
+    capped = scheduler_of(plan(request_of(device=MAC, kv_unified_per_slot=2048))).rules
+    assert (capped.slot_tokens, capped.pool_cells) == (2048, 8192)
+
+
+def test_a_context_that_is_not_asked_for_is_lowered_until_it_fits() -> None:
+    """24 GB: 16 GB of weights leave room for the KV cache less 1,024 MiB; asked for more, it does not start."""
+    found = plan(request_of(weights="bf16"))
+    memory = found.memory
+    left = memory.bytes_of("left")
+    assert 1 << 30 <= left < (1 << 30) + 256 * 131_072
+    assert found.limits.kv_tokens == memory.kv_bytes // 131_072 < 131_072
+    assert found.limits.kv_tokens % 256 == 0
+    with pytest.raises(InfeasibleError, match=r"does not fit.*layers on the CPU are not simulated"):
+        plan(request_of(ctx_size=131_072, fit="off", weights="bf16"))
+    smaller = plan(request_of(weights="bf16", kv="q8_0")).limits.kv_tokens
+    assert smaller == pytest.approx(found.limits.kv_tokens * 16 / 8.5, abs=256)
+    with pytest.raises(InfeasibleError, match="does not fit"):
+        plan(request_of("meta-llama/Llama-3.1-70B-Instruct"))
+
+
+def test_a_model_with_windows_keeps_them_apart() -> None:
+    """Gemma 3's sliding layers have a small cache of their own unless --swa-full; theirs cannot be cut."""
+    small, full = (plan(request_of("google/gemma-3-4b-it", ctx_size=32768, swa_full=on)) for on in (False, True))
+    assert small.memory.bytes_of("window") > 0
+    assert small.memory.kv_bytes < full.memory.kv_bytes
+    assert [scheduler_of(each).rules.rolls_back for each in (small, full)] == [False, True]
+    with pytest.raises(InputError, match="cannot shift the context"):
+        plan(request_of("google/gemma-3-4b-it", context_shift=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("models/Llama-3.1-8B-Instruct-Q4_K_M.gguf", "q4_k_m"),
+        ("qwen2.5-7b-instruct-q8_0-00001-of-00003.gguf", "q8_0"),
+        ("Mixtral-8x7B-IQ2_XXS.gguf", "iq2_xxs"),
+        ("ggml-model-f16.gguf", "fp16"),
+        ("llama-7b.Q5_K_S.gguf", "q5_k_s"),
+        ("q4_k_m", "q4_k_m"),
+        ("model.gguf", None),
+        ("q9_x.gguf", None),
+    ],
+)
+def test_the_name_of_a_file_states_its_format(name: str, found: str | None) -> None:
+    assert quant_of(name) == found
+
+
+@pytest.mark.parametrize(
+    ("command", "values", "weights"),
+    [
+        ("llama-server -m m-Q4_K_M.gguf -np 4 -c 16384 -ngl 99", {"parallel": 4, "ctx_size": 16384, "gpu_layers": 99}, "q4_k_m"),
+        ("./build/bin/llama-server --model x.gguf -nocb -no-kvu -fa on", {"cont_batching": False, "kv_unified": False}, None),
+        (
+            "docker run --gpus all -v /m:/m -p 8080:8080 ghcr.io/ggml-org/llama.cpp:server-cuda -m /m/a-Q8_0.gguf -b 512 -ub 128",
+            {"batch_size": 512, "ubatch_size": 128},
+            "q8_0",
+        ),
+        ("llama-server -hf ggml-org/gemma-3-4b-it-GGUF -ctk q8_0 -ctv q8_0", {"cache_type_k": "q8_0"}, "q4_k_m"),
+        ("llama-server -hf bartowski/Llama-GGUF:IQ3_M --cache-ram -1 -sps 0", {"cache_ram": -1}, "iq3_m"),
+        ("LLAMA_ARG_N_PARALLEL=2 LLAMA_ARG_CTX_SIZE=4096 llama-server -m a.gguf", {"parallel": 2, "ctx_size": 4096}, None),
+    ],
+)
+def test_pasted_commands_are_read(command: str, values: dict[str, Any], weights: str | None) -> None:
+    assert launched_by(command) == "llama_cpp"
+    flags = parse_engine_args("llama_cpp", command)
+    assert {name: flags.values[name] for name in values} == values
+    assert flags.warnings == []
+    pool = load_scenario(
+        {
+            "model": LLAMA,
+            "deployment": {"engine": "llama_cpp", "hardware": MAC, "engine_args": command},
+            "workload": {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1},
+        }
+    ).deployment.pools[0]
+    assert pool.weights == weights
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"gpu_layers": 20}, "20 of the 33 layers"),
+        ({"cache_type_k": "q8_0"}, "keys in q8_0 and values in f16"),
+        ({"spec_draft_model": "d.gguf"}, "how many tokens a step yields"),
+        ({"n_cpu_moe": 10}, "which part of the model the CPU computes"),
+        ({"split_mode": "row"}, "how the model is split"),
+        ({"embedding": True}, "what the server computes"),
+        ({"max_num_seqs": 4}, "did you mean `parallel`"),
+        ({"cache_type_k": "q3_k"}, "cannot be 'q3_k'"),
+    ],
+)
+def test_what_it_does_not_simulate_is_refused_in_words(flags: dict[str, Any], words: str) -> None:
+    pool = {"engine": "llama_cpp", "hardware": "rtx-4090-24gb", "weights": "q4_k_m", "engine_args": flags}
+    workload = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    with pytest.raises(InputError) as error:
+        prepare(load_scenario({"model": LLAMA, "deployment": pool, "workload": workload}))
+    assert words in f"{error.value.message} {error.value.mend}"
+
+
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [
+        ({"weights": "awq"}, "does not load weights in awq"),
+        ({"weights": "mlx_4bit"}, "does not load weights in mlx_4bit"),
+        ({"hardware": "gaudi-3-128gb"}, "does not run on"),
+        ({"tensor_parallel": 2, "hardware": "h100-sxm-80gb"}, "over several devices"),
+    ],
+)
+def test_devices_and_formats_it_lacks_are_refused_in_words(pool: dict[str, Any], words: str) -> None:
+    deployment = {"engine": "llama_cpp", "hardware": MAC, "weights": "q4_k_m", **pool}
+    workload = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    with pytest.raises(InputError, match=words) as error:
+        prepare(load_scenario({"model": LLAMA, "deployment": deployment, "workload": workload}))
+    assert error.value.mend
+
+
+@pytest.mark.parametrize("hardware", [MAC, "xeon-8480-1s", "epyc-9654-2s", "rtx-4090-24gb", "rx-7900-xtx-24gb", "arc-a770-16gb"])
+def test_it_runs_on_every_kind_of_device(hardware: str) -> None:
+    load = {"arrivals": {"kind": "batch"}, "requests": 6, "prompt_tokens": 300, "output_tokens": 20}
+    totals = served(load, hardware, ctx_size=8192).result["totals"]
+    assert (totals["completed"], totals["total_output_tokens"]) == (6, 120)
+
+
+def test_a_step_costs_the_sum_of_its_sub_batches_and_copies() -> None:
+    clock = RecordedClock({"a": 1.0, "b": 0.01, "c": 0.1, "d": 0.0})
+    cost = SubBatches(clock, Parts(copied_token_s=0.5))
+    batch = PartedBatch(0)
+    batch.parts = [Batch(0, 2, 2, 20, tokens=2), Batch(0, 0, 0, 0, [(10, 0)], 10)]
+    batch.copied_tokens = 4
+    assert cost.step_s([batch]) == (pytest.approx(1.2 + 1.1), [0.0])
+    assert cost.host_s(batch) == 2.0
+    shape = PartedBatch(0)
+    shape.parts = [Batch(0, 2, 2, 20, tokens=2), Batch(0, 1, 1, 5, tokens=1)]
+    assert cost.few_s([shape], 3) == cost.run_s([shape], 3).tolist() == pytest.approx([2.3] * 3)
+
+
+def test_smaller_sub_batches_read_the_weights_more_often() -> None:
+    load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 2000, "output_tokens": 1}
+    ttft = [
+        served(load, parallel=1, ctx_size=4096, ubatch_size=size).result["metrics"]["ttft_ms"]["mean"]
+        for size in (32, 512)
+    ]
+    assert ttft[0] > 1.15 * ttft[1]
+
+
+def test_all_that_runs_fails_when_the_pool_is_full() -> None:
+    """Four slots of 1,024 cells together: no request is too long for a slot, four are for the pool."""
+    load = {"arrivals": {"kind": "batch"}, "requests": 4, "prompt_tokens": 200, "output_tokens": 200}
+    result = served(load, parallel=4, ctx_size=1024, kv_unified=True).result
+    assert result["totals"]["reasons"] == {"out_of_memory": 4}
+    assert result["totals"]["failed"] == 4
+    apart = served(load, parallel=4, ctx_size=2048).result["totals"]
+    assert apart["completed"] == 4
+
+
+def test_a_full_slot_cuts_the_answer_unless_the_context_shifts() -> None:
+    load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 200, "output_tokens": 400}
+    assert [
+        served(load, parallel=1, ctx_size=256, context_shift=on).result["totals"]["total_output_tokens"]
+        for on in (False, True)
+    ] == [56, 400]
+
+
+def test_a_conversation_goes_on_from_host_memory() -> None:
+    """More conversations than slots: with host memory later turns are found, without it few are."""
+    load = {
+        "arrivals": {"kind": "poisson", "rate": 0.5},
+        "sessions": {"turns": 4, "think_time_s": 10},
+        "requests": 60,
+        "prompt_tokens": 300,
+        "output_tokens": 50,
+    }
+    shares = []
+    for ram in (8192, 0):
+        run = served(load, parallel=2, ctx_size=16384, cache_ram=ram)
+        shares.append(run.raw.hit_tokens / run.raw.queried_tokens)
+    assert shares[0] > 0.5 > shares[1] + 0.1
