@@ -33,6 +33,7 @@ BUILT_IN = {
     "mlx_lm": "engine_models.engines.mlx_lm",
     "openvino": "engine_models.engines.openvino",
     "llama_cpp": "engine_models.engines.llama_cpp",
+    "openarc": "engine_models.engines.openarc",
 }
 """Engine -> its module, imported when a pool asks for it. The first is the one that examples show."""
 

@@ -7,12 +7,10 @@ field of the library only.
 
 from __future__ import annotations
 
+from engine_models.engines.openvino_genai import KV_FORMATS
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
 from engine_models.launch import Launcher
-
-_KV_CACHE = {"u8": "int8", "i8": "int8", "f16": "fp16", "bf16": "bf16", "f32": "fp32"}
-"""Values of ``--kv_cache_precision`` and the format of the KV cache that they fix."""
 
 _WEIGHTS = {"fp32": "fp32", "fp16": "fp16", "int8": "int8_wo", "int4": "int4"}
 """Values of ``--weight-format``, by which the server converts a checkpoint, and the format that they fix."""
@@ -25,7 +23,7 @@ MODELLED: dict[str, Flag] = {
     "dynamic_split_fuse": Flag("bool", True),
     "enable_prefix_caching": Flag("bool", True),
     "rest_workers": Flag("int", None, low=2, high=10_000),
-    "kv_cache_precision": Flag("str", None, choices=("", *_KV_CACHE)),
+    "kv_cache_precision": Flag("str", None, choices=("", *KV_FORMATS)),
     "weight_format": Flag("str", None, choices=tuple(_WEIGHTS)),
     "target_device": Flag("str", None),
 }
@@ -78,7 +76,7 @@ FLAGS = FlagTable(
     unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
     aliases={"device": "target_device"},
     typed={
-        "kv_cache_precision": Typed("kv_cache", lambda value: _KV_CACHE.get(value)),
+        "kv_cache_precision": Typed("kv_cache", lambda value: KV_FORMATS.get(value)),
         "weight_format": Typed("weights", lambda value: _WEIGHTS.get(value)),
     },
     abbreviated=False,

@@ -139,7 +139,8 @@ class Scheduler(ABC):
     def cancel(self, seq: Sequence) -> bool:
         """Forget a request (its client has gone, its node was lost): its memory is freed, its tokens so far stay noted.
 
-        Called between steps. False: its last token is in flight; it ends by itself when that is settled.
+        Called between steps. False: it ends by itself, when its last token is settled: that is in flight, or the engine
+        does not notice that it computes for nobody.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot drop a request")
 

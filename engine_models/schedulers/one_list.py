@@ -49,6 +49,7 @@ class OneListRules:
     dynamic_split_fuse : whether prompts are cut and share steps with decoding rows.
     partial_preemption : whether a row may lose a part of its blocks, else all.
     workers : requests that are let into the list at once, None for all; others wait before it, in order of arrival.
+    forgets_unanswered : whether who gives up before his first token is forgotten, or computed to the end all the same.
     """
 
     max_num_batched_tokens: int
@@ -56,6 +57,7 @@ class OneListRules:
     dynamic_split_fuse: bool = True
     partial_preemption: bool = True
     workers: int | None = None
+    forgets_unanswered: bool = True
 
 
 class _Row:
@@ -207,6 +209,9 @@ class OneListScheduler(Scheduler):
         if seq.state == "ending":
             return False
         row = self._rows.get(seq)
+        answered = seq.emissions and seq.emissions[0][0] <= self.processed_number
+        if not answered and not self.rules.forgets_unanswered:
+            return False
         if row is None:
             self._outside.remove(seq)
             seq.state = "finished"

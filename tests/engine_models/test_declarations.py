@@ -21,6 +21,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "lmdeploy": {"engine_args": {"backend": "pytorch"}},
     "mlx_lm": {"hardware": "apple-m4-max-40c-64gb"},
     "openvino": {"hardware": "xeon-8480-2s"},
+    "openarc": {"hardware": "xeon-8480-2s"},
 }
 """What a pool has to say besides the engine."""
 

@@ -77,6 +77,7 @@ CASES = {
             {"arrivals": poisson(2), "shared_prefix": {"groups": 6, "tokens": 100}},
         )
     ),
+    "openarc": Case(given({**OPENVINO, "engine": "openarc"}, CHATS)),
     "openvino-chats": Case(given({**OPENVINO, **args(num_kv_blocks=300, rest_workers=4), "replicas": 2}, CHATS)),
     "slots": Case(
         given(

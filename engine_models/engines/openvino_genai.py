@@ -1,0 +1,279 @@
+"""OpenVINO GenAI, the library behind several servers: its memory, its limits, and what it runs on.
+
+The scheduling rule is `engine_models.schedulers.one_list`, the cache `engine_models.memory.content_blocks`.
+
+Behaviour and defaults of openvino.genai at da1db864 (`src/cpp/src/continuous_batching`) and of OpenVINO's plugins for CPUs and
+GPUs (2026-08); scheduling checked step by step against recordings (`capacity-plan validate schedules`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engine_models.cost.overheads import load_overheads
+from engine_models.cost.settings import StepCosts
+from engine_models.cost.step_time import TableRange
+from engine_models.cost.terms import HostOverhead, Terms
+from engine_models.declaration import (
+    Engine,
+    EnginePlan,
+    FrontEnd,
+    Limits,
+    MemoryBudget,
+    MemoryLine,
+    Mode,
+    PoolRequest,
+    Support,
+)
+from engine_models.memory.content_blocks import ContentBlocks
+from engine_models.model.activations import CONTEXT_BYTES, activation_bytes
+from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.schedulers.one_list import OneListRules, OneListScheduler
+from hardware_profiles.device import Device, DeviceKind
+from hardware_profiles.errors import InfeasibleError, InputError
+
+BATCHED_TOKENS = 256
+ROWS = 256
+CPU_BLOCK_TOKENS, GPU_BLOCK_TOKENS = 32, 16
+"""Defaults and block sizes (datasheet: `scheduler_config.hpp`, `kv_cache_manager.hpp` at da1db864, 2026-08)."""
+
+CPU_SCALE_BYTES = 8
+GPU_KEY_SCALE_BYTES, GPU_VALUE_SCALE_BYTES = 4, 4
+"""Scale and zero point of 8-bit keys and values: two fp32 a head and token on CPUs; two fp16 a channel and block of keys, a head
+and token of values on GPUs (datasheet: `transformation_pipeline.cpp`, CPU plugin; `paged_attention`, GPU plugin, 2025)."""
+
+GPU_USED_SHARE = 1.1
+"""What counts as used of a GPU's memory, over what is (datasheet: `get_available_gpu_memory` in `utils.cpp` at da1db864)."""
+HOST_BYTES = 4 << 30
+"""Memory of the operating system and the server's process on a CPU machine [bytes] (assumed)."""
+LARGEST_STEP_TOKENS = 4096
+"""Tokens of a step for which memory is kept, where a larger one is allowed: it is taken when a long prompt comes (assumed)."""
+GIB = 1 << 30
+
+ARM_CPUS = ("neoverse", "ampere")
+"""Architectures of CPUs on which keys and values stay in 16 bit unless told otherwise (datasheet: `config.h`, CPU plugin)."""
+INTEL_GPUS = ("arc-", "max-", "flex-")
+
+SOURCE = "openvinotoolkit/openvino.genai at da1db864 (2026-08)"
+KINDS: frozenset[DeviceKind] = frozenset({"cpu", "gpu"})
+DEVICES: Mapping[DeviceKind, str] = {
+    "cpu": f"{SOURCE}: x86-64 and ARM CPUs",
+    "gpu": f"{SOURCE}: Intel GPUs; NPUs are not simulated",
+}
+FORMATS = {
+    name: Support(KINDS, "compression of weights by NNCF, as optimum-intel offers it (2026-08)")
+    for name in ("fp32", "bf16", "fp16", "int8_wo", "int4", "awq", "gptq")
+}
+KV_FORMATS = {"u8": "int8", "i8": "int8", "f16": "fp16", "bf16": "bf16", "f32": "fp32"}
+"""Values of the property ``KV_CACHE_PRECISION``, and the format of the KV cache that they fix."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Rules and blocks of one rank: what a fresh scheduler is built from. `most_blocks`: up to where a growing pool grows."""
+
+    rules: OneListRules
+    blocks: int
+    most_blocks: int | None
+    block_tokens: int
+    prefix_caching: bool
+    windows: tuple[int, ...]
+
+    def scheduler(self, mode: Mode) -> OneListScheduler:
+        """Build a scheduler with its blocks."""
+        kv = ContentBlocks(
+            self.blocks,
+            self.block_tokens,
+            prefix_caching=self.prefix_caching,
+            most_blocks=self.most_blocks,
+        )
+        return OneListScheduler(
+            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
+        )
+
+
+def kv_format(device: Device) -> str:
+    """Format of the KV cache unless told otherwise: 8 bits, but on ARM."""
+    return "fp16" if device.architecture.startswith(ARM_CPUS) else "int8"
+
+
+def library_plan(
+    request: PoolRequest,
+    engine: Engine,
+    version_text: str | None,
+    rules: OneListRules,
+    settings: Mapping[str, Any],
+    words: str,
+) -> EnginePlan:
+    """The plan of a pool with these rules. Of `settings`, `enable_prefix_caching`, `cache_size` and `num_kv_blocks` are read.
+
+    Raises InfeasibleError if the weights or the cache asked for do not fit, InputError on what the library lacks.
+    """
+    _refuse(request, engine.title)
+    arch, on_cpu, context = request.arch, request.device_kind == "cpu", request.arch.max_context_tokens
+    budget = min(rules.max_num_batched_tokens, context)
+    split, caching = rules.dynamic_split_fuse, bool(settings["enable_prefix_caching"])
+    memory, fixed = _memory(request, budget, settings)
+    block_tokens = _block_tokens(request)
+    kv_tokens = memory.blocks * block_tokens
+    rows = budget if split else min(rules.max_num_seqs, budget)
+    rows = min(rows, rules.workers or rows)
+    blocks, most_blocks = (memory.blocks, None) if fixed else (0, memory.blocks)
+    rank = Rank(rules, blocks, most_blocks, block_tokens, caching, arch.windows_below(context))
+    overheads = load_overheads(engine.name, engine.overheads_from)
+    host = overheads.host
+    if on_cpu:  # an operation is a call
+        terms = Terms(HostOverhead(host.step_s, host.row_s), graph_sizes=(), sampler="cores")
+    else:
+        terms = Terms(replace(host, prefill_graph_tokens=0, prefill_launch_s=0.0), graph_sizes=())
+    return EnginePlan(
+        engine=engine.name,
+        version=engine.version(version_text),
+        limits=Limits(
+            rows=rows,
+            step_tokens=budget,
+            context_tokens=context,
+            kv_tokens=kv_tokens,
+            kv_blocks=memory.blocks,
+            block_tokens=block_tokens,
+            prompt_tokens=context - 1 if split else min(context - 1, budget),
+            row_tokens=context,
+            request_tokens=None if on_cpu and not fixed else max(context, kv_tokens),
+        ),
+        memory=memory,
+        scheduler=rank.scheduler,
+        costs=StepCosts(arch, request.formats, terms, TableRange(budget, rows, context)),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
+        prefix_caching=caching,
+        notes=(
+            f"{words}; "
+            + (
+                f"a KV cache of {memory.blocks:,} blocks of {block_tokens} tokens; who lacks blocks takes the newest from the "
+                "last request in the list, which computes them again"
+                if fixed
+                else "a KV cache that grows as it is needed, up to the memory there is, which takes no time here, though "
+                "all of it is copied (not measured)"
+            ),
+            "cached prompts can be found" if caching else "no prefix cache",
+            f"{engine.title}'s kernels are priced by {'the datasheet' if on_cpu else 'their next of kin or the datasheet'}, "
+            "its host and front end as vLLM's (assumed, nobody measured them)",
+        ),
+        warnings=_warnings(engine.title, rules, context, kv_tokens, fixed=fixed),
+        sources=overheads.provenance,
+    )
+
+
+def _warnings(
+    title: str, rules: OneListRules, context: int, kv_tokens: int, *, fixed: bool
+) -> tuple[str, ...]:
+    found = []
+    if fixed and kv_tokens < context:
+        found.append(
+            f"a request of more than {kv_tokens:,} tokens cannot be held: when nothing can go on, {title} drops all requests"
+        )
+    if not rules.dynamic_split_fuse and rules.max_num_batched_tokens < context - 1:
+        found.append(
+            f"prompts above max_num_batched_tokens {rules.max_num_batched_tokens:,} count as refused here; without "
+            "split-fuse the server itself ends at the first"
+        )
+    return tuple(found)
+
+
+def _refuse(request: PoolRequest, title: str) -> None:
+    """Refuse what the library, or this model of it, lacks."""
+    arch = request.arch
+    if request.device_kind == "gpu" and not request.device_name.startswith(INTEL_GPUS):
+        raise InputError(
+            f"{title} runs on CPUs and Intel GPUs, not on {request.device_name}",
+            where="deployment.hardware",
+            mend="use an Intel GPU or a CPU, or another engine (`capacity-plan list engines`)",
+        )
+    for key in ("tensor_parallel", "expert_parallel"):
+        if getattr(request, key) > 1:
+            raise InputError(
+                f"{title} over several devices is not simulated",
+                where=f"deployment.{key}",
+                mend="use one device (both sockets of a machine are one), and replicas",
+            )
+    if any(
+        block.kind in ("mla", "linear") or block.indexer or block.entry_tokens > 1 for block in arch.attention
+    ):
+        raise InputError(
+            f"{title}'s caches of latents, states and sparse attention, which {arch.name} needs, are not simulated",
+            where="model",
+            mend="use another engine (`capacity-plan list engines`)",
+        )
+
+
+def check_device(request: PoolRequest, flag: str) -> None:
+    """Refuse a device named by a flag that is not the pool's."""
+    named, here = str(request.flags.get(flag) or "").upper(), request.device_kind.upper()
+    if named and not named.startswith((here, "AUTO")):
+        raise InputError(
+            f"{flag} {named} is not the hardware of the pool, {request.device_name}",
+            where=f"deployment.engine_args.{flag}",
+            mend=f"write {here}, or leave it out; NPU and HETERO (one request at a time, several devices) are not simulated",
+        )
+
+
+def _block_tokens(request: PoolRequest) -> int:
+    return CPU_BLOCK_TOKENS if request.device_kind == "cpu" else GPU_BLOCK_TOKENS
+
+
+def _kv_bytes_per_token(request: PoolRequest) -> float:
+    """Bytes of keys and values of a token, with the scales of 8-bit ones."""
+    arch, kv = request.arch, request.formats.kv_cache
+    plain = float(sum(group.bytes_per_token_per_rank for group in kv_groups(arch, kv)))
+    if kv.name != "int8":
+        return plain
+    blocks = [block for block in arch.attention if block.cache]
+    heads = sum(block.layers * block.kv_heads for block in blocks)
+    if request.device_kind == "cpu":
+        return plain + 2 * CPU_SCALE_BYTES * heads
+    channels = sum(block.layers * block.kv_heads * block.head_dim for block in blocks)
+    return plain + channels * GPU_KEY_SCALE_BYTES / GPU_BLOCK_TOKENS + heads * GPU_VALUE_SCALE_BYTES
+
+
+def _memory(request: PoolRequest, step_tokens: int, settings: Mapping[str, Any]) -> tuple[MemoryBudget, bool]:
+    """What the weights, the largest step and the rest leave for keys and values, and whether the cache has a fixed size.
+
+    `num_kv_blocks` goes before `cache_size`, which is in GiB; without both the cache may grow to all that is left.
+    """
+    arch, device, on_cpu = request.arch, request.device_memory_bytes, request.device_kind == "cpu"
+    weights = weight_bytes_per_rank(arch, request.formats.weights)
+    tokens = min(step_tokens, LARGEST_STEP_TOKENS)
+    step = activation_bytes(arch, tokens, min(tokens, ROWS), 1)
+    other = int(
+        HOST_BYTES if on_cpu else CONTEXT_BYTES + (GPU_USED_SHARE - 1) * (weights + step + CONTEXT_BYTES)
+    )
+    block = int(_kv_bytes_per_token(request) * _block_tokens(request))
+    kv = device - weights - step - other
+    if kv < block:
+        raise InfeasibleError(
+            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB + {(step + other) / 1e9:.1f} GB besides, of "
+            f"{device / 1e9:.1f} GB",
+            where="deployment",
+            mend="a smaller number format (int8, int4), or a larger device",
+        )
+    lines = [
+        MemoryLine("weight", "weights", weights),
+        MemoryLine("activation", "the largest step (of at most 4,096 tokens)", step),
+        MemoryLine(
+            "other", "operating system and process" if on_cpu else "context and what counts as used", other
+        ),
+    ]
+    asked = int(settings.get("num_kv_blocks") or int(settings.get("cache_size") or 0) * GIB // block)
+    if asked * block > kv:
+        raise InfeasibleError(
+            f"the KV cache asked for, {asked * block / GIB:.1f} GiB, is larger than the {kv / GIB:.1f} GiB left for it",
+            where="deployment.engine_args",
+            mend="ask for less (cache_size, num_kv_blocks), or for nothing: the cache then grows as it is needed",
+        )
+    if asked:
+        lines.append(MemoryLine("left", "left beside a cache of fixed size", kv - asked * block))
+        kv = asked * block
+    return MemoryBudget(
+        device, device, tuple(lines), kv, block / _block_tokens(request), block, kv // block
+    ), asked > 0
