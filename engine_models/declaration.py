@@ -259,13 +259,13 @@ class Replay:
     """How a recorded schedule is run again: the scheduler, the executor's depth, and a step as the recording writes it.
 
     columns : the columns that are compared.
-    as_recorded : from a settled batch and the requests' names by index.
+    as_recorded : from a settled batch and the requests' names by index; None: it is no step of its own there.
     """
 
     scheduler: Scheduler
     depth: int
     columns: tuple[str, ...]
-    as_recorded: Callable[[Batch, Mapping[int, str]], dict[str, Any]]
+    as_recorded: Callable[[Batch, Mapping[int, str]], dict[str, Any] | None]
 
 
 class PairRecorder(Protocol):

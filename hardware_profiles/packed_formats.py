@@ -106,6 +106,10 @@ MLX_BITS = (2, 3, 4, 5, 6, 8)
 #: `doc/convert.md` (`-b`, `-hb`: 6), exllamav3 `doc/convert.md`.
 EXL_BITS, EXL_HEAD_BITS = (1.0, 8.0), 6
 
+#: Bits of a value of ExLlamaV2's quantized KV cache: 4 or 8 and a 16-bit scale a 32 values; in Q6 keys have 8, values 4. kind:
+#: datasheet, 2026-11, source: exllamav2 `cache.py` (`ExLlamaV2Cache_Q4`, `_Q6`, `_Q8`), by arithmetic.
+EXL_KV_BITS: Mapping[str, float] = {"exl_q4": 4.5, "exl_q6": 6.5, "exl_q8": 8.5}
+
 _EXL = re.compile(r"(exl[23])_(\d(?:\.\d{1,2})?)(?:bpw)?")
 
 
@@ -134,6 +138,7 @@ PACKED_FORMATS: Mapping[str, PackedFormat] = {
         "mxfp4_moe", "gguf", 8.5, "q8_0", {"embedding": "q8_0", "lm_head": "q8_0", "experts": "mxfp4"}
     ),
     **{f"mlx_{bits}bit": _mlx(bits) for bits in MLX_BITS},
+    **{name: PackedFormat(name, "exl", bits, name, kv_cache=True) for name, bits in EXL_KV_BITS.items()},
 }
 
 
@@ -148,7 +153,7 @@ def packed_format(name: str) -> PackedFormat | None:
     if not EXL_BITS[0] <= bits <= EXL_BITS[1]:
         return None
     head = {"lm_head": f"{kind}_{max(EXL_HEAD_BITS, round(bits))}"}
-    return PackedFormat(f"{kind}_{bits:g}", "exl", bits, kind, head, kv_cache=bits in (4.0, 6.0, 8.0))
+    return PackedFormat(f"{kind}_{bits:g}", "exl", bits, kind, head)
 
 
 __all__ = ["PACKED_FORMATS", "PackedFamily", "PackedFormat", "packed_format"]

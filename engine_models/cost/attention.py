@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from engine_models.cost import flash_attention2, indexing, recurrence
+from engine_models.cost import flash_attention2, indexing, recurrence, widening
 from engine_models.cost.tables import Bilinear, FloatArray, IntArray, PiecewiseLinear, distinct, log_grid
 from engine_models.cost.terms import Shard
 from engine_models.model.blocks import AttentionBlock
@@ -200,9 +200,12 @@ def _layer_s(
         alone = chosen_s + ops.mla_decode_s("bf16", kv_fmt, queries, batch, context)
         return alone, alone
     kv_heads = max(1, block.kv_heads // tensor)
+    kv_fmt = widening.WIDE_FORMAT if terms.widens_kv else kv_fmt
     alone = ops.decode_attention_s(
         kv_fmt, queries, kv_heads, block.head_dim, block.window_tokens, batch, context
     )
+    if terms.widens_kv:
+        alone = alone + widening.pass_s(ops, block, shard.formats.kv_cache, tensor, batch * context)
     alone = alone + chosen_s if block.indexer is not None else alone
     if not terms.fixed_grid_attention or block.sinks:  # FlashAttention 2 knows no sinks
         return alone, alone
@@ -252,6 +255,7 @@ class PrefillAttention:
         new, before = np.meshgrid(chunk, prior, indexing="ij")
         total = np.zeros(new.shape)
         ops, tensor, kv_fmt = shard.ops, shard.parallel.tensor, shard.formats.kv_cache.name
+        kv_fmt = widening.WIDE_FORMAT if shard.terms.widens_kv else kv_fmt
         for block in shard.stage.attention:
             if block.kind == "linear":
                 total += block.layers * recurrence.chunk_s(ops, block, tensor, new)
@@ -265,6 +269,8 @@ class PrefillAttention:
                 continue
             kv_heads = max(1, block.kv_heads // tensor)
             shape = (heads, kv_heads, block.head_dim, block.window_tokens)
+            if shard.terms.widens_kv:
+                total += block.layers * widening.pass_s(ops, block, shard.formats.kv_cache, tensor, new + before)
             total += block.layers * ops.prefill_attention_s("bf16", kv_fmt, *shape, new, before)
         self.floor_s = float(total[0, 0])
         self._table = Bilinear(chunk, prior, total)

@@ -131,6 +131,7 @@ class Terms:
     fixed_grid_attention : whether prompts and decoding rows share a call of FlashAttention 2, see
         :mod:`engine_models.cost.flash_attention2`.
     threads : of a CPU that compute; 0: one on each core.
+    widens_kv : whether a narrow KV cache is widened to 16 bits before attention, in a pass that reads and writes it.
     """
 
     host: HostOverhead
@@ -146,6 +147,7 @@ class Terms:
     moe_by_flag: bool = True
     fixed_grid_attention: bool = False
     threads: int = 0
+    widens_kv: bool = False
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ BUILT_IN = {
     "openvino": "engine_models.engines.openvino",
     "llama_cpp": "engine_models.engines.llama_cpp",
     "openarc": "engine_models.engines.openarc",
+    "exllamav2": "engine_models.engines.exllamav2",
 }
 """Engine -> its module, imported when a pool asks for it. The first is the one that examples show."""
 
@@ -53,6 +54,8 @@ SPELLINGS: dict[str, str] = {
     "llamacpp": "llama_cpp",
     "llama_server": "llama_cpp",
     "llama_cpp_server": "llama_cpp",
+    "exllama": "exllamav2",
+    "tabbyapi": "exllamav2",
 }
 """Other spellings of these names, in lower case with underscores."""
 
@@ -131,7 +134,7 @@ OTHERS = {
     r"dynamo\.\w+|dynamo-run": "Dynamo",
     r"aphrodite": "Aphrodite",
     r"litserve": "LitServe",
-    r"tabbyapi|exllamav[23]": "ExLlama",
+    r"exllamav3": "ExLlamaV3",
     r"transformers serve|transformers-cli": "Transformers",
 }
 """Words of launch commands of engines that are not simulated, and these engines."""

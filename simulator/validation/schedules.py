@@ -214,7 +214,9 @@ def drive(run: Replay, config: dict[str, Any], requests: list[dict[str, Any]]) -
             heapq.heappush(arrivals, (now_s + delay, index))
 
     def processed(batch: Batch) -> None:
-        out.append(run.as_recorded(batch, ids))
+        step = run.as_recorded(batch, ids)
+        if step is not None:
+            out.append(step)
 
     replica = Replica(
         [run.scheduler],

@@ -22,6 +22,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "mlx_lm": {"hardware": "apple-m4-max-40c-64gb"},
     "openvino": {"hardware": "xeon-8480-2s"},
     "openarc": {"hardware": "xeon-8480-2s"},
+    "exllamav2": {"engine_args": {"max_seq_len": 8192}},
 }
 """What a pool has to say besides the engine."""
 

@@ -152,10 +152,10 @@ def test_launch_commands() -> None:
 
 
 def test_the_shipped_scenario_shows_the_polls_and_the_stops() -> None:
-    """Half of the requests wait a good part of the budget, and a prompt stops those who decode for many steps."""
+    """Who comes waits a good part of the budget, and a prompt stops those who decode for many steps."""
     path = Path(__file__).resolve().parents[2] / "scenarios" / "mac-team-mlx.yaml"
     scenario = yaml.safe_load(path.read_text(encoding="utf-8"))
     scenario["workload"] |= {"duration": 200, "warmup": 20}
     metrics = simulate(scenario).result["metrics"]
-    assert 100 < metrics["queue_ms"]["p50"] < 500
+    assert 100 < metrics["queue_ms"]["p50"] < 500 < 1.5 * metrics["queue_ms"]["p90"]
     assert metrics["itl_ms"]["max"] > 10 * metrics["itl_ms"]["p50"]

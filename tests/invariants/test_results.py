@@ -40,6 +40,12 @@ MII = {
 MLX = {"engine": "mlx_lm", "hardware": "apple-m4-max-40c-64gb", **args(decode_concurrency=12, prompt_concurrency=4)}
 OPENVINO = {"engine": "openvino", "hardware": "xeon-8592-1s", "weights": "int4"}
 SLOTS = {"engine": "llama_cpp", "weights": "q4_k_m", "hardware": "rtx-4090-24gb"}
+EXLLAMA = {
+    "engine": "exllamav2",
+    "hardware": "rtx-4090-24gb",
+    "weights": "gptq",
+    **args(max_seq_len=4096, cache_size=8192, cache_mode="Q4", max_batch_size=12),
+}
 STREAMED = {
     "sessions": (CHATS, {"replicas": 2, "router": "least_requests"}),
     "sessions-sglang": (CHATS, {"engine": "sglang", "replicas": 2}),
@@ -109,6 +115,7 @@ CASES = {
     "slots-loop": Case(
         given({**SLOTS, **args(parallel=8, ctx_size=32768), "replicas": 2, "router": "least_requests"}, LOOP)
     ),
+    "exllama": Case(given({**EXLLAMA, "replicas": 2}, CHATS)),
     "sglang-loop": Case(given({"engine": "sglang", "replicas": 2}, LOOP)),
     "sglang-hrrn": Case(
         given(

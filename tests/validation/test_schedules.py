@@ -41,6 +41,7 @@ def test_recordings_of_both_engines_are_kept() -> None:
         ("mlx_lm", 9, 4757),
         ("openvino", 13, 7925),
         ("llama_cpp", 25, 4220),
+        ("exllamav2", 7, 4080),
         ("routers", 36, 2351),
     ],
 )
