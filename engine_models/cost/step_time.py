@@ -31,6 +31,7 @@ import numpy as np
 from engine_models.cost.attention import DecodeAttention, PrefillAttention
 from engine_models.cost.tables import FloatArray, PiecewiseLinear, distinct, log_grid
 from engine_models.cost.terms import ROW_TERMS, TOKEN_TERMS, IntArray, Shard, parts_s
+from engine_models.model.architecture import kv_bytes_per_token
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
 
@@ -42,6 +43,18 @@ class TableRange:
     step_tokens: int = 8192
     rows: int = 1024
     context_tokens: int = 131072
+
+
+def gather_token_s(shard: Shard) -> float:
+    """Seconds for each KV token of a step that gathers: its bytes in all layers, so many times over the memory."""
+    passes = shard.terms.gather_factor
+    if not passes:
+        return 0.0
+    token_bytes = passes * kv_bytes_per_token(
+        shard.arch, shard.formats.kv_cache, shard.parallel.tensor, shard.parallel.pipeline
+    )
+    few, many = shard.ops.elementwise_s(np.array([1e9, 2e9])).tolist()
+    return float(token_bytes * (many - few) / 1e9)
 
 
 class Launches:
@@ -108,6 +121,7 @@ class StepTimeModel(StepCost):
         self._decode = DecodeAttention(shard, up_to.rows, up_to.context_tokens)
         self._prefill = PrefillAttention(shard, up_to.step_tokens, up_to.context_tokens)
         self._least_s, self._least_prefill_s = self.launches.tables_s(up_to.step_tokens)
+        self._gather_token_s = gather_token_s(shard)
 
     def parts_s(self, m: IntArray) -> dict[str, FloatArray]:
         """Seconds of each token-wise operation of a stage for `m` tokens a step, summed over its layers."""
@@ -143,6 +157,8 @@ class StepTimeModel(StepCost):
         linear_s = self._linear_s[tokens]
         attention_s = self._decode.batch_s(batch) if rows else 0.0
         chunks = batch.prefill
+        if batch.gathers:
+            attention_s += self._gather_token_s * (batch.decode_kv_tokens + sum(map(sum, chunks)))
         if not chunks:
             return linear_s + self._rows_s[sampled] + attention_s, linear_s, 0.0
         prefill_s = self._prefill.batch_s(batch)
@@ -163,7 +179,11 @@ class StepTimeModel(StepCost):
     def own_run_s(self, shape: Batch, tokens: int, steps: int) -> FloatArray:
         """`own_s` of `steps` steps of a run that begins with `shape`, in an array."""
         sampled = shape.decode_tokens if self._samples_drafts else shape.decode_rows
-        return (self._linear_s[tokens] + self._rows_s[sampled]) + self._decode.over(shape, steps)
+        attention_s = self._decode.over(shape, steps)
+        if shape.gathers:
+            attended = shape.decode_kv_tokens + shape.grows * np.arange(steps)
+            attention_s = attention_s + self._gather_token_s * attended
+        return (self._linear_s[tokens] + self._rows_s[sampled]) + attention_s
 
     def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
         """Device seconds of `steps` pure decode steps that begin with the shape of the one rank there is."""
@@ -178,6 +198,9 @@ class StepTimeModel(StepCost):
         tokens = shape.padded_tokens or shape.tokens
         fixed = self._linear_s[tokens] + self._rows_s[shape.decode_tokens if self._samples_drafts else rows]
         least = self._least_s[tokens]
+        if shape.gathers:
+            found: list[float] = self.run_s(shapes, steps).tolist()
+            return found
         if self._decode.windows or shape.pool_cells:
             return [max(fixed + attention, least) for attention in self._decode.few(shape, steps)]
         if shape.kv_by_step is None:

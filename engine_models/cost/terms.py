@@ -128,6 +128,7 @@ class Terms:
     moe_backend : backend of the experts by the engine's word for it (``marlin``); None, or one that the tables lack: the one
         that measured layers like these run on.
     moe_by_flag : whether that is what somebody asked for, and not the engine's own choice.
+    gather_factor : times that the KV cache of a step that gathers it passes the memory beside attention, reads and writes.
     fixed_grid_attention : whether prompts and decoding rows share a call of FlashAttention 2, see
         :mod:`engine_models.cost.flash_attention2`.
     threads : of a CPU that compute; 0: one on each core.
@@ -145,6 +146,7 @@ class Terms:
     fp32_router: Fp32Router = "cublas"
     moe_backend: str | None = None
     moe_by_flag: bool = True
+    gather_factor: float = 0.0
     fixed_grid_attention: bool = False
     threads: int = 0
     widens_kv: bool = False

@@ -29,6 +29,7 @@ BUILT_IN = {
     "tgi": "engine_models.engines.tgi",
     "trtllm": "engine_models.engines.trtllm",
     "lmdeploy": "engine_models.engines.lmdeploy",
+    "transformers": "engine_models.engines.transformers",
     "deepspeed_mii": "engine_models.engines.deepspeed_mii",
     "mlx_lm": "engine_models.engines.mlx_lm",
     "openvino": "engine_models.engines.openvino",
@@ -44,6 +45,8 @@ SPELLINGS: dict[str, str] = {
     "tensorrtllm": "trtllm",
     "trt_llm": "trtllm",
     "lmdeploy_pytorch": "lmdeploy",
+    "transformers_cb": "transformers",
+    "hf_transformers": "transformers",
     "mii": "deepspeed_mii",
     "fastgen": "deepspeed_mii",
     "deepspeed_fastgen": "deepspeed_mii",
@@ -59,6 +62,12 @@ SPELLINGS: dict[str, str] = {
 }
 """Other spellings of these names, in lower case with underscores."""
 
+IMPLIED: dict[str, dict[str, str]] = {
+    "transformers_cb": {"mode": "continuous"},
+    "lmdeploy_pytorch": {"backend": "pytorch"},
+}
+"""Flags that a spelling says beside the engine, unless they are given."""
+
 GROUP = "capacity_plan.engine_models"
 EXAMPLE = next(iter(BUILT_IN))
 
@@ -67,10 +76,14 @@ def split(text: str) -> tuple[str, str | None]:
     """Split "vllm@0.15.1" into the engine's name, common spellings forgiven, and the version."""
     name, _, version = text.partition("@")
     name = name.strip().lower()
-    key = name.replace("-", "_").replace(".", "_").replace(" ", "_")
-    for known in (name, key):
+    for known in (name, _key(name)):
         name = SPELLINGS.get(known, known if known in BUILT_IN else name)
     return name, version.strip() or None
+
+
+def _key(text: str) -> str:
+    """The name in `text` in lower case with underscores."""
+    return re.sub(r"[-. ]", "_", text.partition("@")[0].strip().lower())
 
 
 def names() -> list[str]:
@@ -135,7 +148,6 @@ OTHERS = {
     r"aphrodite": "Aphrodite",
     r"litserve": "LitServe",
     r"exllamav3": "ExLlamaV3",
-    r"transformers serve|transformers-cli": "Transformers",
 }
 """Words of launch commands of engines that are not simulated, and these engines."""
 
@@ -157,7 +169,8 @@ def parse_engine_args(engine: str, args: Arguments) -> EngineFlags:
                 f"this is a launch command of {started}, not of {found.name}",
                 mend=f"write engine: {started}" if started in BUILT_IN else f"{started} is not simulated; {_offer()}",
             )
-        return parse_flags(found.flags(), args, split(engine)[1], lambda name: _own_word(found, name))
+        flags = parse_flags(found.flags(), args, split(engine)[1], lambda name: _own_word(found, name))
+        return replace(flags, values={**IMPLIED.get(_key(engine), {}), **flags.values})
     if isinstance(args, Mapping):
         return EngineFlags({snake(key): value for key, value in args.items()})
     if not args or (isinstance(args, str) and not args.strip()):

@@ -82,9 +82,9 @@ class Batch:
     `itemised` lists rows served one by one until processed: (row, tokens, drafts, preemptions so far), drafts -1
     where the row emits nothing.
     `spans` are those of the windows that the scheduler knows of, by rising window. `padded_tokens` are the tokens after padding,
-    of engines that compute padding (0: none do). `pool_cells` are the cells that each decode row reads where attention runs
-    over a whole pool of them (0: its own KV). See `grows` for what one more step adds; in the shape of a run whose rows grow
-    unevenly `kv_by_step` has `decode_kv_tokens` of all its steps instead.
+    of engines that compute padding (0: none do). `gathers` says that the KV cache of its rows is copied first. `pool_cells` are
+    the cells that each decode row reads where attention runs over a whole pool of them (0: its own KV). See `grows` for what one
+    more step adds; in the shape of a run whose rows grow unevenly `kv_by_step` has `decode_kv_tokens` of all its steps instead.
     """
 
     __slots__ = (
@@ -93,6 +93,7 @@ class Batch:
         "decode_tokens",
         "finishing",
         "free_blocks",
+        "gathers",
         "hits",
         "itemised",
         "kv_by_step",
@@ -133,6 +134,7 @@ class Batch:
         self.t_sched = self.t_start = self.t_end = 0.0
         self.spans: tuple[Span, ...] = ()
         self.padded_tokens = self.pool_cells = 0
+        self.gathers = False
         self.kv_by_step: NDArray[np.int64] | None = None
 
     @property

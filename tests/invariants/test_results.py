@@ -32,6 +32,10 @@ PAUSING = {
     ),
 }
 SHEDDING = {**TGI, **args(max_input_tokens=4000, max_total_tokens=5000, max_concurrent_requests=6)}
+TRANSFORMERS = {
+    "engine": "transformers",
+    **args(mode="continuous", page_size=16, num_blocks=420, max_batch_tokens=1000, max_requests_per_batch=60),
+}
 LMDEPLOY = {"engine": "lmdeploy", **args(backend="pytorch", max_batch_size=40, max_prefill_token_num=1000)}
 MII = {
     "engine": "deepspeed_mii",
@@ -63,6 +67,10 @@ CASES = {
     "tgi-sheds": Case(given({**SHEDDING, "replicas": 2, "router": "least_requests"}, LOOP)),
     "trtllm": Case(given(TRTLLM, {"arrivals": poisson(30), "shared_prefix": {"groups": 6, "tokens": 100}})),
     "trtllm-pauses": Case(given({**PAUSING, "replicas": 2, "router": "least_requests"}, LOOP)),
+    "transformers": Case(given(TRANSFORMERS, {"arrivals": poisson(40), "shared_prefix": {"groups": 6, "tokens": 100}})),
+    "transformers-static": Case(
+        given({"engine": "transformers", "replicas": 2, "router": "least_requests", **args(batch_size=6)}, LOOP)
+    ),
     "lmdeploy": Case(given(LMDEPLOY, {"arrivals": poisson(60)})),
     "lmdeploy-chats": Case(
         given(

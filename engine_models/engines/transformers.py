@@ -1,0 +1,443 @@
+"""Hugging Face transformers: what it is in terms of the shared parts, its defaults, memory and flags.
+
+Two engines under one name. `mode: static`, the default, is `generate` in fixed groups (`engine_models.schedulers.static`), one
+request at a time as `transformers serve` calls it; `mode: continuous` (`--continuous-batching`) is its continuous batching
+(`engine_models.schedulers.first_fit`, `engine_models.memory.sector_kv`).
+
+Behaviour and defaults of 5.24.0 (2026-11: `generation/`, `cli/serve.py`, `cli/serving/`); continuous batching checked step by
+step against recordings of it (`capacity-plan validate schedules`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil, lcm
+from typing import Any
+
+from engine_models.cost.overheads import load_overheads
+from engine_models.cost.settings import StepCosts
+from engine_models.cost.step_time import TableRange
+from engine_models.cost.terms import HostOverhead, Parallelism, Terms
+from engine_models.declaration import (
+    Engine,
+    EnginePlan,
+    Executor,
+    FrontEnd,
+    Limits,
+    MemoryBudget,
+    MemoryLine,
+    Mode,
+    PoolRequest,
+    Replay,
+    Support,
+)
+from engine_models.engines.transformers_flags import FLAGS
+from engine_models.engines.transformers_recorded import replay as replay_recorded
+from engine_models.memory.sector_kv import LayerGroup, SectorKV
+from engine_models.model.activations import CONTEXT_BYTES, activation_bytes
+from engine_models.model.architecture import kv_bytes_per_token, kv_groups, weight_bytes_per_rank
+from engine_models.schedulers.first_fit import FirstFitRules, FirstFitScheduler
+from engine_models.schedulers.static import StaticScheduler
+from hardware_profiles.device import DeviceKind
+from hardware_profiles.errors import InfeasibleError, InputError
+
+BATCH_TOKENS, BATCH_REQUESTS, BLOCKS_PER_REQUEST, PAGE_TOKENS, QUERY_STEP = 8192, 1024, 32, 256, 64
+SAFETY_MARGINS = {"fifo": 0.15, "prefill_first": 0.0}
+MEMORY_SHARE, SHARED_MEMORY_SHARE = 0.9, 0.6
+TRASH_SECTORS = 2
+INDEX_BYTES = 4
+"""Defaults and sizes (datasheet: `continuous_batching/{initialization,cache}.py`, `configuration_utils.py` of 5.24.0). The
+smaller share is where the device's memory is the host's."""
+
+STATIC_GATHER_FACTOR = 2.0
+"""`DynamicCache` writes the whole cache anew in every step: one read, one write (datasheet: `cache_utils.py` of 5.24.0)."""
+
+
+def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
+    """Resolve one pool in either mode.
+
+    Raises InfeasibleError if the model does not fit, InputError on what the engine or this model of it lacks.
+    """
+    _refuse(request)
+    flags = request.flags
+    continuous = flags.get("mode", "static") == "continuous" or bool(flags.get("continuous_batching"))
+    return (_continuous if continuous else _static)(request, ENGINE.version(version_text))
+
+
+def _refuse(request: PoolRequest) -> None:
+    arch, flags = request.arch, request.flags
+    if flags.get("mode") == "static" and flags.get("continuous_batching"):
+        raise InputError(
+            "`mode: static` contradicts `continuous_batching`",
+            where="deployment.engine_args.mode",
+            mend="remove one of the two",
+        )
+    if any(
+        block.kind in ("mla", "linear") or block.indexer or block.entry_tokens > 1 for block in arch.attention
+    ):
+        raise InputError(
+            f"the caches of {arch.name} (latent, recurrent or sparse layers) are not simulated for transformers",
+            where="model",
+            mend="use another engine (`capacity-plan list engines`)",
+        )
+
+
+def _weights(request: PoolRequest) -> int:
+    arch = request.arch
+    weights = weight_bytes_per_rank(arch, request.formats.weights, request.tensor_parallel, 1)
+    free = request.device_memory_bytes - weights - int(CONTEXT_BYTES)
+    if free <= 0:
+        raise InfeasibleError(
+            f"the weights of {arch.name} ({weights / 1e9:.1f} GB a device) do not fit in "
+            f"{request.device_memory_bytes / 1e9:.1f} GB",
+            where="deployment",
+            mend=request.more_memory,
+        )
+    return weights
+
+
+def _notes(request: PoolRequest) -> tuple[str, ...]:
+    weights = request.formats.weights
+    said = (
+        ()
+        if weights.name in ("bf16", "fp16", "fp32")
+        else (
+            f"{weights.name} weights are priced by vLLM's kernels (assumed; those of transformers are slower)",
+        )
+    )
+    return (
+        "transformers' kernels are priced as vLLM's, its front end likewise (assumed, nobody measured them)",
+        *said,
+    )
+
+
+# Groups ---------------------------------------------------------------------------------------------------
+
+
+def _static(request: PoolRequest, version: str) -> EnginePlan:
+    arch, tp, flags = request.arch, request.tensor_parallel, request.flags
+    rows = int(flags.get("batch_size", 1))
+    context = int(flags.get("max_length") or arch.max_context_tokens)
+    weights, device, other = _weights(request), request.device_memory_bytes, int(CONTEXT_BYTES)
+    per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp)
+    fixed = activation_bytes(arch, 0, rows, tp)
+    prefill = activation_bytes(arch, 1, 0, tp)  # a token's share; the whole group is one forward pass
+    tokens = (device - weights - other - fixed) // (per_token + prefill)
+    if tokens < 2 * rows:
+        raise InfeasibleError(
+            f"{arch.name} leaves no memory for {rows:,} rows beside {weights / 1e9:.1f} GB of weights",
+            where="deployment",
+            mend=f"{request.more_memory}, or a smaller engine_args.batch_size",
+        )
+    held = min(context, tokens)
+    overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
+    windows = arch.windows_below(context)
+    lines = (
+        MemoryLine("weight", "weights", weights),
+        MemoryLine("other", "device context", other),
+        MemoryLine("activation", "logits, and activations of the largest prefill", fixed + tokens * prefill),
+        MemoryLine("left", "rounding", device - weights - other - fixed - tokens * (per_token + prefill)),
+    )
+    return EnginePlan(
+        engine=ENGINE.name,
+        version=version,
+        limits=Limits(
+            rows=rows,
+            step_tokens=min(tokens, rows * context),
+            context_tokens=context,
+            kv_tokens=tokens,
+            kv_blocks=tokens,
+            block_tokens=1,
+            prompt_tokens=held - 1,
+            row_tokens=held,
+            asked_tokens=1,  # an answer is cut, not refused
+        ),
+        memory=MemoryBudget(device, device, lines, tokens * per_token, per_token, per_token, tokens),
+        scheduler=lambda mode: StaticScheduler(rows, tokens, windows=windows, aggregate=mode == "jump"),
+        costs=StepCosts(
+            arch,
+            request.formats,
+            Terms(
+                replace(_eager(overheads.host, request), step_s=0.0, row_s=0.0),
+                gather_factor=STATIC_GATHER_FACTOR,
+            ),
+            TableRange(min(tokens, rows * context), rows, context),
+            Parallelism(tp),
+        ),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
+        notes=(
+            f"generate in groups of up to {rows:,} waiting requests, padded to the longest, computed until the last ends; the "
+            f"cache is written anew in every step; above {tokens:,} tokens, padding included, a group fails for lack of memory",
+            *_notes(request),
+        ),
+        sources=overheads.provenance,
+    )
+
+
+def _eager(host: HostOverhead, request: PoolRequest) -> HostOverhead:
+    """Overheads where every operation is launched from Python; a CPU computes when it is told to, and waits for no launch."""
+    return replace(host, launch_s=0.0) if request.device_kind == "cpu" else host
+
+
+# Continuous batching ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Rules and memory of one rank: what a fresh scheduler is built from."""
+
+    rules: FirstFitRules
+    sectors: int
+    page_tokens: int
+    groups: tuple[LayerGroup, ...]
+    sharing: bool
+    windows: tuple[int, ...]
+
+    def scheduler(self, mode: Mode) -> FirstFitScheduler:
+        """Build a scheduler with its blocks."""
+        kv = SectorKV(self.sectors, self.page_tokens, self.groups, sharing=self.sharing)
+        return FirstFitScheduler(
+            self.rules, kv, aggregate=mode == "jump", record_rows=mode == "record", windows=self.windows
+        )
+
+
+def _uses_flash(request: PoolRequest) -> bool:
+    """Whether attention is FlashAttention: with it come the fast path, graphs and batches chosen ahead."""
+    asked = request.flags.get("attn_implementation")
+    if asked is not None:
+        return "flash" in str(asked)
+    return request.device_kind == "gpu" and not request.device_name.startswith(
+        ("mi", "rx-", "arc-", "radeon")
+    )
+
+
+def _continuous(request: PoolRequest, version: str) -> EnginePlan:
+    arch, tp, flags = request.arch, request.tensor_parallel, request.flags
+    context, flash = arch.max_context_tokens, _uses_flash(request)
+    graphs = bool(flags.get("use_cuda_graph", flash)) and request.device_kind == "gpu"
+    ahead = flags.get("use_async_batching")
+    ahead = (graphs and flash) if ahead is None else bool(ahead)
+    page = int(flags.get("page_size", PAGE_TOKENS))
+    tokens = int(flags.get("max_batch_tokens") or BATCH_TOKENS)
+    rows = min(int(flags.get("max_requests_per_batch") or BATCH_REQUESTS), tokens)
+    most_blocks = flags.get("max_blocks_per_request")
+    most_blocks = BLOCKS_PER_REQUEST if most_blocks is None else int(most_blocks)
+    groups = _groups(request)
+    windows = [group.window_tokens for group in groups]
+    fast = most_blocks if flash and windows == [None] else 0
+    memory, sectors = _memory(
+        request, groups, tokens=tokens, rows=rows, flash=flash, ahead=ahead, blocks=fast
+    )
+    longest = _longest(sectors, page, groups, context)
+    policy = str(flags.get("scheduler_type", "fifo"))
+    margin = flags.get("safety_margin")
+    query = int(flags.get("q_padding_interval_size") or QUERY_STEP)
+    rules = FirstFitRules(
+        max_batch_tokens=tokens,
+        max_requests_per_batch=rows,
+        max_tokens_read=sectors * max(group.blocks_per_sector for group in groups) * page,
+        max_decode_fast_path_length=fast * page,
+        safety_margin_share=SAFETY_MARGINS[policy] if margin is None else float(margin),
+        prefill_first=policy == "prefill_first",
+        read_window_tokens=windows[0] if len(windows) == 1 else None,
+        pads_to_powers=rows if graphs else 0,
+        pads_to_tokens=query if graphs else 0,
+    )
+    sharing = bool(flags.get("allow_block_sharing", True)) and windows == [None]
+    rank = Rank(rules, sectors, page, groups, sharing, arch.windows_below(context))
+    overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
+    heads = arch.attention[0]
+    passes = 2.0 if flash else 2.0 + 2.0 * heads.heads / heads.kv_heads
+    captured = (
+        {min(1 << power, rows) for power in range(rows.bit_length())}
+        | set(range(query, tokens + 1, query))
+        | {tokens}
+    )
+    host = replace(overheads.host, prefill_graph_tokens=tokens if graphs else 0)
+    per_sector = sum(group.blocks_per_sector * page for group in groups if group.window_tokens is None)
+    capacity = sectors * (per_sector or page)
+    return EnginePlan(
+        engine=ENGINE.name,
+        version=version,
+        limits=Limits(
+            rows=rows,
+            step_tokens=tokens,
+            context_tokens=context,
+            kv_tokens=max(capacity, longest),
+            kv_blocks=sectors,
+            block_tokens=page,
+            prompt_tokens=longest - 1,
+            row_tokens=longest,
+            asked_tokens=1,  # an answer is cut, not refused
+        ),
+        memory=memory,
+        scheduler=rank.scheduler,
+        costs=StepCosts(
+            arch,
+            request.formats,
+            Terms(
+                host if graphs else _eager(host, request),
+                graph_sizes=tuple(sorted(captured)) if graphs else (),
+                gather_factor=passes,
+            ),
+            TableRange(tokens, rows, context),
+            Parallelism(tp),
+        ),
+        executor=Executor(depth=2 if ahead else 1),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
+        prefix_caching=sharing,
+        notes=(
+            f"continuous batching: {sectors:,} sectors of {page} tokens, {tokens:,} tokens and {rows:,} rows a step, "
+            + ("complete blocks can be found" if sharing else "no prefix cache"),
+            f"steps in which all rows decode below {fast * page:,} tokens read the cache in place, others copy it first"
+            if fast
+            else "every step copies the cache that it reads",
+            "CUDA graphs hold every step, the next one is chosen while one runs; the host's time is assumed"
+            if graphs and ahead
+            else "no CUDA graphs: a step takes no less than the host needs to launch it"
+            if not graphs and request.device_kind != "cpu"
+            else "the host's time is assumed",
+            *_notes(request),
+        ),
+        sources=overheads.provenance,
+    )
+
+
+def _group_bytes(request: PoolRequest) -> dict[int | None, int]:
+    """Bytes of a token by what layers see: window, None for all."""
+    found: dict[int | None, int] = {}
+    for group in kv_groups(request.arch, request.formats.kv_cache, request.tensor_parallel):
+        window = group.window_tokens or None
+        found[window] = found.get(window, 0) + group.bytes_per_token_per_rank
+    return found
+
+
+def _groups(request: PoolRequest) -> tuple[LayerGroup, ...]:
+    """Groups of layers by what they see: a sector is the smallest size that the blocks of all divide."""
+    sizes = _group_bytes(request)
+    whole = lcm(*sizes.values())
+    return tuple(LayerGroup(whole // size, window) for window, size in sizes.items())
+
+
+def _longest(sectors: int, page: int, groups: tuple[LayerGroup, ...], context: int) -> int:
+    """Longest request that the cache holds alone, context at most."""
+
+    def fits(tokens: int) -> bool:
+        blocks = [-(-min(tokens, group.window_tokens or tokens) // page) for group in groups]
+        return (
+            sum(-(-n // group.blocks_per_sector) for n, group in zip(blocks, groups, strict=True)) <= sectors
+        )
+
+    low, high = 0, context
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    if low < 2:
+        raise InfeasibleError(
+            f"the KV cache holds {sectors} sectors, no request fits",
+            where="deployment",
+            mend="a larger num_blocks, or more memory",
+        )
+    return low
+
+
+def _memory(
+    request: PoolRequest,
+    groups: tuple[LayerGroup, ...],
+    *,
+    tokens: int,
+    rows: int,
+    flash: bool,
+    ahead: bool,
+    blocks: int,
+) -> tuple[MemoryBudget, int]:
+    """A share of what the weights leave, less the tensors of the largest step; what each sector costs beside its own bytes."""
+    arch, flags, tp = request.arch, request.flags, request.tensor_parallel
+    weights, device = _weights(request), request.device_memory_bytes
+    page = int(flags.get("page_size", PAGE_TOKENS))
+    share = flags.get("max_memory_percent")
+    share = float(share) if share else MEMORY_SHARE if request.device_kind == "gpu" else SHARED_MEMORY_SHARE
+    heads, value = arch.attention[0], 2
+    kv_heads, queries = max(1, heads.kv_heads // tp), max(1, heads.heads // tp)
+    at_peak = 2 * kv_heads if flash else 2 * queries + kv_heads
+    pairs, kinds = 2 if ahead else 1, len(groups)
+    sizes = _group_bytes(request)
+    whole, sector_bytes = sum(sizes.values()), lcm(*sizes.values()) * page
+    readable = max(group.blocks_per_sector for group in groups) * page
+    batch_token = value * (arch.hidden + (queries + 2 * kv_heads + at_peak) * heads.head_dim)
+    batch_token += pairs * (8 * INDEX_BYTES + kinds * (blocks * INDEX_BYTES + 16))
+    step = tokens * batch_token + rows * (arch.hidden * value + 4 * arch.vocab)
+    beside = readable * (at_peak * heads.head_dim * value + pairs * kinds * 8)
+    masks = 0 if flash else 2 if any(group.window_tokens for group in groups) else 1
+    mask_token = pairs * masks * value * tokens
+    usable = int((device - weights - int(CONTEXT_BYTES)) * share)
+    asked = flags.get("num_blocks")
+    if asked is not None:
+        sectors = max(1, ceil(int(asked) * page * whole / sector_bytes))
+    else:
+        left = usable - step - TRASH_SECTORS * sector_bytes
+        sectors = left // (sector_bytes + beside)
+        sectors -= ceil(
+            mask_token * (sectors * readable + tokens) / (sector_bytes + beside + mask_token * readable)
+        )
+    spent = (
+        step + sectors * beside + mask_token * (sectors * readable + tokens) + TRASH_SECTORS * sector_bytes
+    )
+    kv = sectors * sector_bytes
+    if sectors < 1 or spent + kv > usable:
+        raise InfeasibleError(
+            f"{arch.name} does not fit: beside {weights / 1e9:.1f} GB of weights the tensors of steps of {tokens:,} tokens need "
+            f"{spent / 1e9:.1f} GB, of {usable / 1e9:.1f} GB that may be used",
+            where="deployment",
+            mend=f"{request.more_memory}, or a smaller engine_args.max_batch_tokens",
+        )
+    lines = (
+        MemoryLine("weight", "weights", weights),
+        MemoryLine("other", "device context", int(CONTEXT_BYTES)),
+        MemoryLine("activation", "tensors of the largest step", spent),
+        MemoryLine("left", "left free", device - weights - int(CONTEXT_BYTES) - spent - kv),
+    )
+    return MemoryBudget(device, device, lines, kv, whole, sector_bytes, sectors), sectors
+
+
+def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
+    """The scheduler of a recording of continuous batching, from its version and the knobs of its `config` line."""
+    ENGINE.version(version_text)
+    return replay_recorded(knobs)
+
+
+_SOURCE = "transformers 5.24.0 (2026-11)"
+_ANY: frozenset[DeviceKind] = frozenset({"gpu", "cpu", "apple"})
+_GPU: frozenset[DeviceKind] = frozenset({"gpu"})
+
+ENGINE = Engine(
+    name="transformers",
+    title="transformers",
+    versions={"5.24.0": {}},
+    oldest="5.23.0",
+    devices={
+        "gpu": f"{_SOURCE}: CUDA, ROCm and XPU; FlashAttention, which the fast path needs, on NVIDIA GPUs unless it is asked for",
+        "cpu": f"{_SOURCE}: any that PyTorch runs on",
+        "apple": f"{_SOURCE}: MPS",
+    },
+    formats={
+        **{name: Support(_ANY, f"{_SOURCE}: dtype") for name in ("bf16", "fp16", "fp32")},
+        **{
+            name: Support(_GPU, f"{_SOURCE}: quantizers/")
+            for name in ("fp8", "fp8_block", "int8", "int4", "awq", "gptq")
+        },
+    },
+    features={},
+    flags=lambda: FLAGS,
+    same_as={
+        "rows": "max_requests_per_batch",
+        "context": "max_length",
+        "step_tokens": "max_batch_tokens",
+        "memory_share": "max_memory_percent",
+    },
+    kernels="vllm",
+    overheads_from="vllm",
+    plan=plan,
+    replay=replay,
+)
