@@ -156,4 +156,4 @@ def packed_format(name: str) -> PackedFormat | None:
     return PackedFormat(f"{kind}_{bits:g}", "exl", bits, kind, head)
 
 
-__all__ = ["PACKED_FORMATS", "PackedFamily", "PackedFormat", "packed_format"]
+__all__ = ["MLX_BITS", "PACKED_FORMATS", "PackedFamily", "PackedFormat", "packed_format"]

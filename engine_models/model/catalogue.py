@@ -47,6 +47,14 @@ _FORMAT_SUFFIXES = {
     "-awq": "awq",
 }
 
+# Names of packed files: MLX's by bits, EXL2's and EXL3's by bits a weight.
+_PACKED = (
+    (re.compile(r"-(?:mlx-)?([234568])bit(?:-dwq)?$"), "mlx_{}bit"),
+    (re.compile(r"-([1-8](?:\.\d{1,2})?)bpw(?:-h\d)?-exl2$"), "exl2_{}"),
+    (re.compile(r"-exl2-([1-8](?:\.\d{1,2})?)bpw(?:-h\d)?$"), "exl2_{}"),
+    (re.compile(r"-exl3-([1-8](?:\.\d{1,2})?)bpw(?:-h\d)?$"), "exl3_{}"),
+)
+
 # Organisations whose own "-FP8" repositories scale by 128 x 128 blocks (their model cards).
 _BLOCK_FP8_ORGANISATIONS = ("qwen", "deepseek-ai", "minimaxai", "moonshotai")
 
@@ -133,6 +141,10 @@ def find_model(name: str) -> CatalogueModel | None:
     for suffix, stored in _FORMAT_SUFFIXES.items():
         if plain.endswith(suffix):
             plain, quantization = plain[: -len(suffix)], stored
+            break
+    for pattern, packed in _PACKED if quantization is None else ():
+        if (named := pattern.search(plain)) is not None:
+            plain, quantization = plain[: named.start()], packed.format(named[1])
             break
     if quantization == "fp8" and organisation in _BLOCK_FP8_ORGANISATIONS:
         quantization = "fp8_block"

@@ -10,6 +10,7 @@ from typing import Any
 
 from engine_models.model.config import Config
 from hardware_profiles.errors import InputError
+from hardware_profiles.packed_formats import MLX_BITS
 
 
 def _group_bits(bits: int, group: Any, zero_bits: int) -> float:
@@ -57,6 +58,10 @@ def _stored_format(quantization: Config) -> tuple[str, float] | None:
         return None
     if method == "bitsandbytes":
         return ("int8" if quantization.get("load_in_8bit") else "int4"), 0.0
+    if not method and not algorithm and isinstance(bits, int) and isinstance(group, int) and bits in MLX_BITS:
+        if quantization.get("mode", "affine") == "affine":  # MLX: a 16-bit scale and a 16-bit bias a group
+            return f"mlx_{bits}bit", bits + 32 / group
+        return ("mxfp4", 0.0) if quantization["mode"] == "mxfp4" else None
     groups = quantization.get("config_groups")
     if isinstance(groups, Mapping) and groups:
         group = next(iter(groups.values()))
@@ -164,7 +169,7 @@ class Stored:
 
 def stored_format(config: Config, dense: list[int], moe: list[int], layers: int, where: str) -> Stored:
     """What the config says of its number formats. dense, moe : layers with such an MLP."""
-    quantization = config.get("quantization_config")
+    quantization = config.get("quantization_config") or config.get("quantization")
     if quantization is None and isinstance(config.get("text_config"), Mapping):
         quantization = config["text_config"].get("quantization_config")
     if not isinstance(quantization, Mapping) or not quantization:

@@ -382,6 +382,8 @@ def test_modelopt_states_its_format_beside_the_config(tmp_path: Path) -> None:
             8.125,
         ),
         ({"quant_method": "gptq", "bits": 8, "group_size": 128}, "int8_wo", 8.1875),
+        ({"group_size": 32, "bits": 4, "mode": "affine"}, "mlx_4bit", 5.0),
+        ({"group_size": 32, "bits": 4, "mode": "mxfp4"}, "mxfp4", 0.0),
         (
             {
                 "quant_method": "compressed-tensors",

@@ -250,6 +250,12 @@ def test_names_are_forgiven(spelling: str, key: str) -> None:
         ("openai/gpt-oss-20b", "mxfp4"),
         ("deepseek-ai/DeepSeek-V3", "fp8_block"),
         ("meta-llama/Llama-3.1-8B", None),
+        ("mlx-community/Qwen3-4B-4bit", "mlx_4bit"),
+        ("lmstudio-community/Qwen3-8B-MLX-6bit", "mlx_6bit"),
+        ("mlx-community/Qwen3-30B-A3B-4bit-DWQ", "mlx_4bit"),
+        ("unsloth/Llama-3.1-8B-Instruct-bnb-4bit", "int4"),
+        ("LoneStriker/Llama-2-70b-hf-2.4bpw-h6-exl2", "exl2_2.4"),
+        ("turboderp/Llama-3.1-8B-Instruct-exl2-4.65bpw", "exl2_4.65"),
     ],
 )
 def test_a_format_suffix_sets_the_stored_format(spelling: str, quantization: str | None) -> None:
