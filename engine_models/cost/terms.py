@@ -129,6 +129,7 @@ class Terms:
         that measured layers like these run on.
     moe_by_flag : whether that is what somebody asked for, and not the engine's own choice.
     gather_factor : times that the KV cache of a step that gathers it passes the memory beside attention, reads and writes.
+    small_kernels : whether the kernels of latent attention and shared experts that no table holds are launched one by one.
     fixed_grid_attention : whether prompts and decoding rows share a call of FlashAttention 2, see
         :mod:`engine_models.cost.flash_attention2`.
     threads : of a CPU that compute; 0: one on each core.
@@ -138,6 +139,7 @@ class Terms:
     host: HostOverhead
     graph_sizes: tuple[int, ...] = ()
     exact_graphs: bool = False
+    small_kernels: bool = False
     truncated_sampling: bool = False
     sampler: Sampler = "sort"
     sample_bytes_per_logit: float = 20.0
@@ -309,6 +311,29 @@ def activation(shard: Shard, m: IntArray) -> Parts:
             yield "activation", mlp.layers * shard.ops.elementwise_s(3.0 * act)
 
 
+LATENT_NORMS, LATENT_PASSES, SHARED_KERNELS = 2, 2, 2
+"""Kernels of a layer that no table holds (by construction: SGLang 0.5, `models/deepseek_v2.py`).
+
+Latent attention: the norms of both latents (together about a quarter of the hidden width, assumed); over the queries, the second
+of the two absorbed products, and what puts their parts together and writes the cache. A shared expert: activation, and the sum
+with the routed ones."""
+
+
+def small_kernels(shard: Shard, m: IntArray) -> Parts:
+    """Kernels that no table holds, each a pass over the activations that it reads and writes."""
+    if not shard.terms.small_kernels:
+        return
+    ops, tp, width = shard.ops, shard.parallel.tensor, _width(shard, m)
+    for block in shard.stage.attention:
+        if block.kind == "mla":
+            queries = np.asarray(m, dtype=np.float64) * 2.0 * (block.heads // tp) * block.head_dim
+            passes_s = LATENT_NORMS * ops.elementwise_s(width / 2) + LATENT_PASSES * ops.elementwise_s(2.0 * queries)
+            yield "small kernels", block.layers * passes_s
+    for mlp in shard.stage.mlp:
+        if mlp.shared_intermediate:
+            yield "small kernels", mlp.layers * SHARED_KERNELS * ops.elementwise_s(2.0 * width)
+
+
 def collectives(shard: Shard, m: IntArray) -> Parts:
     """An all-reduce after each mixer and MLP of a layer under tensor parallelism, with the wait for the slowest rank; the hop to
     the next stage."""
@@ -338,7 +363,7 @@ def _width(shard: Shard, m: IntArray) -> FloatArray:
 
 Term = Callable[[Shard, IntArray], Parts]
 
-TOKEN_TERMS: tuple[Term, ...] = (linear_layers, experts, norms_and_rotary, activation, collectives, gaps)
+TOKEN_TERMS: tuple[Term, ...] = (linear_layers, experts, norms_and_rotary, activation, small_kernels, collectives, gaps)
 
 
 # -- by rows ------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from engine_models.declaration import (
     Support,
 )
 from engine_models.engines.sglang_flags import FLAGS, dp_attention
-from engine_models.engines.sglang_kernels import EXPERTS, experts, warn_of_attention
+from engine_models.engines.sglang_kernels import EXPERTS, as_run, experts, warn_of_attention
 from engine_models.engines.sglang_recorded import PairRecorder
 from engine_models.memory.radix import RadixPool
 from engine_models.model.activations import CONTEXT_BYTES
@@ -262,7 +262,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         f"CUDA graphs hold prefills of up to {captured} tokens" if captured else "no CUDA graph holds a prefill",
     )
     warn_of_attention(request, warnings)
-    own_experts = experts(request, ENGINE.parts(version_text or ENGINE.newest), warnings)
+    number = ENGINE.parts(version_text or ENGINE.newest)
+    own_experts = experts(request, number, warnings)
+    launched, fused = as_run(request, number, own_experts)
+    notes = (*notes, *fused)
     if own_experts:
         notes = (*notes, f"experts run on {EXPERTS[own_experts]} (SGLang's rule of version, model, format and GPU, or its flag)")
     decodes, handover, backing = request.role == "decode", None, 0
@@ -302,10 +305,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         memory=memory,
         scheduler=rank.scheduler,
         costs=StepCosts(
-            arch,
+            launched,
             request.formats,
             Terms(
                 host,
+                small_kernels=True,
                 graph_sizes=(captured_rows or graph_sizes(graph_rows)) if graphs else (),
                 moe_backend=own_experts,
                 moe_by_flag=bool(flags.get("moe_runner_backend")),

@@ -36,6 +36,9 @@ _MODELLED: dict[str, Flag] = {
     "schedule_conservativeness": Flag("float", 1.0, low=0.0),
     "enable_mixed_chunk": Flag("bool", False),
     "disable_radix_cache": Flag("bool", False),
+    "disable_shared_experts_fusion": Flag("bool", False),
+    "enable_flashinfer_allreduce_fusion": Flag("bool", False),
+    "enforce_disable_flashinfer_allreduce_fusion": Flag("bool", False),
     "radix_eviction_policy": Flag("str", "lru", choices=EVICTION_POLICIES),
     "disable_overlap_schedule": Flag("bool", False),
     "enable_priority_scheduling": Flag("bool", False),
@@ -157,18 +160,18 @@ _CHANGING = {
         cuda_graph_config cuda_graph_max_seq_len_prefill cuda_graph_prefill_max_context cuda_graph_tc_compiler
         disable_aiter_allreduce_fusion_in_decode disable_aiter_allreduce_fusion_in_prefill disable_cuda_graph_padding
         disable_decode_cuda_graph disable_flashinfer disable_flashinfer_autotune
-        disable_flashinfer_cutlass_moe_fp4_allgather disable_flashinfer_sampling disable_mla disable_shared_experts_fusion
+        disable_flashinfer_cutlass_moe_fp4_allgather disable_flashinfer_sampling disable_mla
         dsa_decode_backend dsa_paged_mqa_logits_backend dsa_prefill_backend dsa_topk_backend dsa_triton_union
         dsv4_attn_backend dsv4_prefill_backend enable_aiter_allreduce_fusion enable_amd_monokernel
         enable_breakable_cuda_graph enable_decoder_swa_bounded_replay enable_deepseek_v4_fp4_indexer
         enable_deterministic_inference enable_dsa_cache_layer_split enable_dsa_fused_indexer enable_encoder_swa_bounded_replay
-        enable_flashinfer_allreduce_fusion enable_flashinfer_autotune enable_flashinfer_cutedsl_moe
+        enable_flashinfer_autotune enable_flashinfer_cutedsl_moe
         enable_flashinfer_cutlass_moe enable_flashinfer_mla enable_flashinfer_mxfp4_moe enable_flashinfer_trtllm_moe
         enable_flashmla enable_fp32_lm_head enable_fused_moe_sum_all_reduce enable_fused_qk_norm_rope enable_hisparse
         enable_layernorm_sp enable_lean_attention enable_linear_replayssm enable_megamoe_for_layernorm_sp
         enable_nan_detection enable_nvidia_megakernel enable_precise_embedding_interpolation enable_scattered_sconv
         enable_tf32_matmul enable_torch_compile enable_triton_kernel_moe enable_w4a4_mxfp4_megamoe
-        enforce_disable_flashinfer_allreduce_fusion enforce_piecewise_cuda_graph enforce_shared_experts_fusion
+        enforce_piecewise_cuda_graph enforce_shared_experts_fusion
         experts_shared_outer_loras flashinfer_allreduce_fusion_backend flashinfer_mxfp4_moe_precision fp4_gemm_backend
         fp8_gemm_backend hisparse_config linear_attn_backend linear_attn_decode_backend linear_attn_prefill_backend
         linear_attn_verify_backend linear_replayssm_cache_len mamba_backend model_impl=auto|sglang monokernel_backend

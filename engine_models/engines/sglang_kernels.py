@@ -6,10 +6,11 @@ own rule stands before that of the number format.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine_models.cost.flash_attention2 import HBM_BYTES_PER_S
 from engine_models.declaration import PoolRequest
+from engine_models.model.blocks import Architecture, MlpBlock
 from engine_models.model.formats import Format
 from hardware_profiles.device import load_device
 
@@ -89,6 +90,54 @@ def _own_choice(model_type: str, weights: Format, version: tuple[int, ...], *, b
 def _data_centre_blackwell(name: str) -> bool:
     device = load_device(name)
     return device.architecture == "blackwell" and device.memory_bandwidth_bytes_per_s.value >= HBM_BYTES_PER_S
+
+
+_SHARE_EXPERTS = ("deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25", "glm_moe_dsa", "glm4_moe")
+_FUSE_REDUCES = (*_SHARE_EXPERTS, "gpt_oss", "qwen3_moe", "qwen3_5_moe")
+FUSED_REDUCES_SINCE = (0, 5, 10)
+
+
+def as_run(request: PoolRequest, version: tuple[int, ...], backend: str | None) -> tuple[Architecture, tuple[str, ...]]:
+    """The model's layers as their kernels are launched, and that in words.
+
+    A shared expert of the experts' width is one of them, chosen by every token, in Triton's kernels (TensorRT-LLM's switch that
+    off). The norms beside a reduction over the ranks are part of it where the two are fused, by the flag or by itself.
+    """
+    arch, said = request.arch, []
+    if backend == "triton" and _shares_experts(request):
+        arch = replace(arch, mlp=tuple(_with_shared(block) for block in arch.mlp))
+        said.append("the shared expert is computed as one of the routed ones")
+    if _fuses_reduces(request, version):
+        arch = replace(arch, norms_per_layer=0)
+        said.append("norms are fused with the reductions over the ranks")
+    return arch, tuple(said)
+
+
+def _shares_experts(request: PoolRequest) -> bool:
+    blocks = [block for block in request.arch.mlp if block.kind == "moe"]
+    return (
+        request.arch.model_type in _SHARE_EXPERTS
+        and not request.flags.get("disable_shared_experts_fusion")
+        and all(block.shared_intermediate == block.expert_intermediate for block in blocks)
+        and request.expert_parallel == request.data_parallel == 1
+    )
+
+
+def _fuses_reduces(request: PoolRequest, version: tuple[int, ...]) -> bool:
+    flags, device = request.flags, load_device(request.device_name)
+    able = device.architecture == "hopper" or _data_centre_blackwell(request.device_name)
+    own = version >= FUSED_REDUCES_SINCE and request.arch.model_type in _FUSE_REDUCES
+    asked = own or bool(flags.get("enable_flashinfer_allreduce_fusion"))
+    off = bool(flags.get("enforce_disable_flashinfer_allreduce_fusion"))
+    return able and asked and not off and request.tensor_parallel > 1 and request.data_parallel == 1
+
+
+def _with_shared(block: MlpBlock) -> MlpBlock:
+    if block.kind != "moe":
+        return block
+    return replace(
+        block, experts=block.experts + 1, experts_per_token=block.experts_per_token + 1, shared_intermediate=0
+    )
 
 
 _ATTENTION = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from engine_models.cost.terms import Shard, experts
+from engine_models.cost.terms import Shard, experts, small_kernels
 from simulator import load_scenario
 from simulator.prepare import Prepared, prepare
 
@@ -66,3 +67,39 @@ def test_a_backend_that_is_not_modelled_is_named() -> None:
     plan = prepared(GLM, "0.5.6", "b200-sxm-180gb", engine_args={"moe_runner_backend": "flashinfer_cutedsl"}).plan
     assert any("flashinfer_cutedsl" in text for text in plan.warnings)
     assert plan.costs.terms.moe_backend == "triton"
+
+
+def test_a_shared_expert_is_one_of_tritons_routed_ones() -> None:
+    """Not under TensorRT-LLM's kernels, nor where experts are spread over ranks or the flag says no; memory stays as it is."""
+    own = prepared(R1, "0.5.9", "h200-sxm-141gb")
+    routed = own.plan.costs.arch.mlp[1]
+    assert (routed.experts, routed.experts_per_token, routed.shared_intermediate) == (257, 9, 0)
+    apart = prepared(R1, "0.5.9", "h200-sxm-141gb", engine_args={"disable_shared_experts_fusion": True})
+    for other in (apart, prepared(R1, "0.5.9", "b200-sxm-180gb"), prepared(R1, "0.5.9", "h200-sxm-141gb", expert_parallel=8)):
+        assert other.plan.costs.arch.mlp == other.arch.mlp
+    assert own.plan.memory == apart.plan.memory
+
+
+def test_norms_are_part_of_fused_reductions() -> None:
+    """By the flag, or by itself from 0.5.10 on for some models; over one rank there is nothing to reduce."""
+
+    def norms(version: str, hardware: str = "h200-sxm-141gb", **pool: Any) -> int:
+        return prepared(R1, version, hardware, **pool).plan.costs.arch.norms_per_layer
+
+    assert norms("0.5.9") == 2
+    assert norms("0.5.9", engine_args={"enable_flashinfer_allreduce_fusion": True}) == 0
+    assert norms("0.5.10") == 0
+    assert norms("0.5.10", engine_args={"enforce_disable_flashinfer_allreduce_fusion": True}) == 2
+    assert norms("0.5.10", "mi300x-192gb") == 2
+
+
+def test_kernels_of_latent_attention_and_shared_experts_are_priced() -> None:
+    """Four passes a layer of latent attention, two a layer with a shared expert of its own; none where nothing launches them."""
+    each = prepared(R1, "0.5.9", "b200-sxm-180gb")
+    costs = each.plan.costs
+    shard = Shard(costs.arch, each.kernels, costs.formats, costs.parallel, costs.terms)
+    one_s = float(each.kernels.elementwise_s(np.array([1.0]))[0])
+    found_s = float(sum(values[0] for _, values in small_kernels(shard, np.array([1]))))
+    assert found_s == pytest.approx((4 * 61 + 2 * 58) * one_s, rel=0.1)
+    plain = replace(shard, terms=replace(shard.terms, small_kernels=False))
+    assert list(small_kernels(plain, np.array([1]))) == []
