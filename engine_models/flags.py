@@ -120,6 +120,8 @@ class FlagTable:
     prefixes : beginnings of its own variables of the environment; quiet : pattern of the settings of these that need no word.
     settings_file : the flag that names a file of flags, "" for none.
     abbreviated : whether its parser takes unique beginnings of long names.
+    converted : pattern of names of models in the engine's own form, which are not those of the originals; its group is their
+        format.
     """
 
     engine: str
@@ -138,6 +140,7 @@ class FlagTable:
     settings_file: str = ""
     releases: Releases = field(default_factory=Releases)
     abbreviated: bool = True
+    converted: str = r"(?!)()"
 
     def knows(self, name: str) -> bool:
         return name in self.modelled or name in self.unread
@@ -368,7 +371,11 @@ def reconcile(
         if key not in given:
             updates[key] = wanted
     _check_dtype(pool, flags, given)
-    _check_model(flags, model)
+    stored = re.fullmatch(table.converted, _base(flags.model or ""))
+    if stored is None:
+        _check_model(flags, model)
+    elif "weights" not in given:
+        updates["weights"] = stored[1]
     return {key: value for key, value in updates.items() if pool[key] != value}
 
 

@@ -184,6 +184,31 @@ EXL = replace(
     start_s=2e-5,
 )
 
+#: MLC-LLM's compiled kernels on NVIDIA cards. kind: fitted, 2026-11, source: Llama-2 of 7B and 13B in 4 bits on an RTX 3090 Ti
+#: (llm-perf-bench, 2023-10): two rates, two constants; the rates of prompts and batches are assumed. Elsewhere: llama.cpp's laws
+#: without its unpacking, assumed.
+MLC = replace(
+    EXL,
+    title="NVIDIA cards under MLC-LLM",
+    read={"": 0.95, "16": 0.92},
+    unpack={"": 0.0},
+    launch_s=2.1e-6,
+)
+
+#: Kernels that widen blocks of weights while they multiply a row, and before they multiply many. kind: assumed, 2026-11,
+#: source: 12 tokens a second of 34B parameters in 4 bits on an RTX 4090, a fifth of the bandwidth, half of the KV in host memory
+#: (inferflow/inferflow@14ff95e, docs/34b40b_models_on_24gb_vram.md).
+BLOCKWISE = replace(
+    EXL,
+    title="NVIDIA cards under Inferflow",
+    off_pct=(40.0, 50.0),
+    read={"": 0.25, "16": 0.7},
+    unpack={"": 0.0},
+    widened=4.5,
+    launch_s=5e-6,
+    kv=0.5,
+)
+
 #: Bandwidth below which a CPU is a desktop's [byte/s]: two channels. kind: assumed, 2026-11.
 DESKTOP_BYTES_PER_S = 1.2e11
 
@@ -196,6 +221,13 @@ def law_of(device: Device, framework: str) -> Law | None:
         return MLX if device.kind == "apple" else None
     if framework == "exllamav2":
         return EXL if device.vendor == "nvidia" else None
+    if framework == "blockwise":
+        return BLOCKWISE
+    if framework == "mlc":
+        if device.vendor == "nvidia":
+            return MLC
+        near = law_of(device, "llama_cpp")
+        return near and replace(near, title=f"{near.title}, taken for MLC-LLM's", off_pct=(40.0, 50.0), unpack={"": 0.0})
     if framework not in ("llama_cpp", "llama_cpp_2024"):
         return None
     if device.kind == "cpu":

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
-PackedFamily = Literal["gguf", "mlx", "exl"]
+PackedFamily = Literal["gguf", "mlx", "exl", "mlc", "blockwise"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,37 @@ GGUF_KV_TYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 #: bits. kind: datasheet, 2026-11, source: `mlx.core.quantize` (documentation), by arithmetic; `mlx_lm.convert` (routers).
 MLX_BITS = (2, 3, 4, 5, 6, 8)
 
+#: MLC-LLM's group formats, embedding and head included but in ``q4f16_2``: 4 bits and a 16-bit scale for 32 weights; ten
+#: weights of 3 bits in 32, and a 16-bit scale for 40; ``q4f16_ft`` has a scale a channel, taken as 0. kind: datasheet, by
+#: arithmetic, 2026-11, source: mlc-ai/mlc-llm@79d603f0, python/mlc_llm/quantization/quantization.py.
+MLC_BITS: Mapping[str, float] = {
+    "q4f16_0": 4.5,
+    "q4f16_1": 4.5,
+    "q4bf16_0": 4.5,
+    "q4bf16_1": 4.5,
+    "q4f32_1": 4.5,
+    "q4f16_2": 4.5,
+    "q3f16_0": 3.6,
+    "q3f16_1": 3.6,
+    "q4f16_ft": 4.0,
+}
+
+#: Blocks of 32 or 64 weights with a base and a scale, the head in them too, the embedding left alone. kind: datasheet, by
+#: arithmetic, 2026-11, source: inferflow/inferflow@14ff95e, src/common/quant_types.h.
+BLOCKWISE_BITS: Mapping[str, float] = {
+    "q8_b32t1": 9.0,
+    "q8_b32t2": 8.5,
+    "q6_b64t1": 6.5,
+    "q5_b64t1": 5.5,
+    "q5_b32t1": 6.0,
+    "q4_b32t1": 5.0,
+    "q4_b32t2": 4.5,
+    "q4_b64t1": 4.5,
+    "q3h_b64t1": 4.0,
+    "q3_b32t1": 4.0,
+    "q2_b32t1": 3.0,
+}
+
 #: Least and most bits of an EXL2 or EXL3 file, and the bits of its head. kind: datasheet, 2026-11, source: exllamav2
 #: `doc/convert.md` (`-b`, `-hb`: 6), exllamav3 `doc/convert.md`.
 EXL_BITS, EXL_HEAD_BITS = (1.0, 8.0), 6
@@ -139,6 +170,14 @@ PACKED_FORMATS: Mapping[str, PackedFormat] = {
     ),
     **{f"mlx_{bits}bit": _mlx(bits) for bits in MLX_BITS},
     **{name: PackedFormat(name, "exl", bits, name, kv_cache=True) for name, bits in EXL_KV_BITS.items()},
+    **{
+        name: PackedFormat(name, "mlc", bits, name, {} if name == "q4f16_2" else {"embedding": name, "lm_head": name})
+        for name, bits in MLC_BITS.items()
+    },
+    **{
+        name: PackedFormat(name, "blockwise", bits, name, {"lm_head": name}, kv_cache=name == "q8_b32t2")
+        for name, bits in BLOCKWISE_BITS.items()
+    },
 }
 
 

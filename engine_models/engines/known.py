@@ -31,6 +31,7 @@ BUILT_IN = {
     "lmdeploy": "engine_models.engines.lmdeploy",
     "transformers": "engine_models.engines.transformers",
     "deepspeed_mii": "engine_models.engines.deepspeed_mii",
+    "mlc_llm": "engine_models.engines.mlc_llm",
     "mlx_lm": "engine_models.engines.mlx_lm",
     "openvino": "engine_models.engines.openvino",
     "llama_cpp": "engine_models.engines.llama_cpp",
@@ -48,6 +49,8 @@ SPELLINGS: dict[str, str] = {
     "transformers_cb": "transformers",
     "hf_transformers": "transformers",
     "mii": "deepspeed_mii",
+    "mlc": "mlc_llm",
+    "mlcllm": "mlc_llm",
     "fastgen": "deepspeed_mii",
     "deepspeed_fastgen": "deepspeed_mii",
     "mlx": "mlx_lm",
@@ -142,7 +145,6 @@ def with_feature(feature: str) -> list[Engine]:
 
 OTHERS = {
     r"ollama": "Ollama",
-    r"mlc_llm": "MLC LLM",
     r"tritonserver": "Triton",
     r"dynamo\.\w+|dynamo-run": "Dynamo",
     r"aphrodite": "Aphrodite",

@@ -1,6 +1,6 @@
 """Number formats of weights, activations and KV cache: the bits a value takes, the arithmetic it needs.
 
-`FORMATS` holds what servers of GPUs load; formats of packed files (GGUF, EXL2, EXL3, MLX) stand in
+`FORMATS` holds what servers of GPUs load; formats of packed files (GGUF, EXL2, EXL3, MLX, MLC) stand in
 :mod:`hardware_profiles.packed_formats`, and `format_named` knows both.
 """
 
@@ -22,7 +22,8 @@ class Format:
     compute : the arithmetic the matrix units run, a name of the hardware profile ("bf16", "fp8", ...).
     weight_only : the values are widened before the multiplication, so that only memory traffic shrinks.
     kv_cache : engines offer the format for the KV cache too.
-    family : of the packed files that have it ("gguf", "mlx", "exl"), by which an engine may say that it loads them all; "" else.
+    family : of the packed files that have it ("gguf", "mlx", "exl", "mlc", "blockwise"), by which an engine may say that it
+        loads them all; "" else.
     parts : formats of the parts of a model that are in another one, by name.
     """
 

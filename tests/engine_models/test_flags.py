@@ -162,7 +162,7 @@ def test_a_pasted_command_is_read(command: str, values: dict[str, Any], model: s
         ("vllm serve m --enforce-eager maybe", "stands beside the model", "flag before it"),
         ("vllm serve m --dtype 'half", "quote", "close"),
         ("python -m sglang.launch_server --model-path m", "command of sglang, not of vllm", "engine: sglang"),
-        ("mlc_llm serve m --tp 2", "command of MLC LLM, not of vllm", "is not simulated"),
+        ("mlc_llm serve m --tp 2", "command of mlc_llm, not of vllm", "engine: mlc_llm"),
         ("trtllm-serve m --tp_size 2", "command of trtllm, not of vllm", "engine: trtllm"),
         ("hello", "no launch command of vllm", "vllm serve MODEL"),
     ],

@@ -1,0 +1,238 @@
+"""MLC-LLM: what its engine is in terms of the shared parts, its modes, memory and flags.
+
+The scheduling rule is `engine_models.schedulers.hybrid_prefill`, the cache `engine_models.memory.forked_pages`.
+
+Behaviour and defaults of the repository at 79d603f0 (2026-07: `cpp/serve`, `python/mlc_llm`), read; no recordings exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine_models.cost.overheads import load_overheads
+from engine_models.cost.settings import StepCosts
+from engine_models.cost.step_time import TableRange
+from engine_models.cost.terms import Parallelism, Terms
+from engine_models.declaration import (
+    Engine,
+    EnginePlan,
+    FrontEnd,
+    Limits,
+    MemoryBudget,
+    MemoryLine,
+    Mode,
+    PoolRequest,
+    Support,
+)
+from engine_models.engines.mlc_llm_flags import FLAGS, settings
+from engine_models.memory.forked_pages import ForkedPages
+from engine_models.model.activations import activation_bytes
+from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.schedulers.hybrid_prefill import WATERMARK_TOKENS, HybridPrefillScheduler, HybridRules
+from hardware_profiles.device import DeviceKind
+from hardware_profiles.errors import InfeasibleError, InputError
+
+LOCAL_ROWS, LOCAL_TOKENS, METAL_TOKENS, CHUNK = 4, 8192, 32_768, 8192
+"""Rows and tokens of the mode `local`, tokens of the cache under Metal, tokens of a step with prompts as models are compiled
+(datasheet: `EstimateMemoryUsageOnMode` in `cpp/serve/config.cc`, `model/llama/llama_model.py`, 79d603f0)."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Rules and pages of one rank: what a fresh scheduler is built from."""
+
+    rules: HybridRules
+    pages: int
+    page_tokens: int
+    prefix_caching: bool
+    recycling: int | None
+    windows: tuple[int, ...]
+
+    def scheduler(self, mode: Mode) -> HybridPrefillScheduler:
+        """Build a scheduler with its pages."""
+        kv = ForkedPages(self.pages, self.page_tokens, prefix_caching=self.prefix_caching, recycling=self.recycling)
+        return HybridPrefillScheduler(
+            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
+        )
+
+
+def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
+    """Resolve one pool: rows and tokens by its mode, as far as its own estimate of memory allows.
+
+    Raises InfeasibleError if weights and buffers do not fit, InputError on what the engine lacks.
+    """
+    arch, flags = request.arch, settings(request.flags)
+    _refuse(request)
+    mode, page = str(flags["mode"]), int(flags["kv_cache_page_size"])
+    compiled = {"local": min(LOCAL_ROWS, flags["max_batch_size"]), "interactive": 1, "server": flags["max_batch_size"]}
+    rows = int(flags["max_num_sequence"] or compiled[mode])
+    context = min(int(flags["context_window_size"] or arch.max_context_tokens), arch.max_context_tokens)
+    compiled_chunk = min(arch.max_context_tokens, CHUNK)
+    lines, per_token, most = _memory(request, flags, rows, compiled_chunk)
+    allowed = {
+        "local": min(most, context, LOCAL_TOKENS),
+        "interactive": min(most, context),
+        "server": min(most, rows * context),
+    }
+    total = int(flags["max_total_seq_length"] or allowed[mode])
+    if total > most:
+        raise InfeasibleError(
+            f"max_total_seq_length {total:,} is more than the {most:,} tokens that memory holds",
+            where="deployment.engine_args.max_total_seq_length",
+            mend=f"give at most {most}, or {request.more_memory}",
+        )
+    chunk = int(flags["prefill_chunk_size"] or (compiled_chunk if mode == "server" else min(compiled_chunk, total, context)))
+    pages = -(-total // page) + 1
+    longest = min(context, total - WATERMARK_TOKENS - page)
+    if longest < 2:
+        raise InfeasibleError(
+            f"the KV cache holds {total:,} tokens, no request fits", where="deployment", mend=request.more_memory
+        )
+    recycling = flags["prefix_cache_max_num_recycling_seqs"]
+    kept = rows if recycling is None else recycling
+    caching = flags["prefix_cache_mode"] == "radix"
+    rank = Rank(
+        HybridRules(rows, total, chunk, hybrid=flags["prefill_mode"] == "hybrid"),
+        pages,
+        page,
+        caching,
+        None if kept < 0 else kept,
+        arch.windows_below(context),
+    )
+    usable = sum(line.bytes for line in lines) + int(most * per_token)
+    overheads = load_overheads(ENGINE.name)
+    return EnginePlan(
+        engine=ENGINE.name,
+        version=ENGINE.version(version_text),
+        limits=Limits(
+            rows=rank.rules.rows,
+            step_tokens=max(chunk, rank.rules.rows),
+            context_tokens=context,
+            kv_tokens=total,
+            kv_blocks=pages,
+            block_tokens=page,
+            prompt_tokens=longest - 1,
+            row_tokens=longest,
+            asked_tokens=1,  # an answer is cut, not refused
+        ),
+        memory=MemoryBudget(
+            request.device_memory_bytes,
+            usable,
+            (*lines, MemoryLine("unused", f"not used in mode {mode}", int(most * per_token) - int(total * per_token))),
+            int(total * per_token),
+            per_token,
+            int(per_token * page),
+            pages,
+        ),
+        scheduler=rank.scheduler,
+        costs=StepCosts(
+            arch,
+            request.formats,
+            Terms(overheads.host),
+            TableRange(max(chunk, rank.rules.rows), rank.rules.rows, context),
+            Parallelism(request.tensor_parallel),
+        ),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
+        prefix_caching=caching,
+        notes=(
+            f"MLC-LLM in mode {mode}: {rows:,} rows, {total:,} tokens in the cache, {chunk:,} tokens a step with prompts, "
+            + ("decodes among them" if rank.rules.hybrid else "during which decodes pause")
+            + (f"; {'all' if kept < 0 else f'{kept:,}'} ended sequences are kept for others" if caching else "; no prefix cache"),
+            *(
+                (f"mode local serves {rows} requests at once, others wait; `mode: server` takes the memory that is there",)
+                if mode == "local"
+                else ()
+            ),
+            "its scheduling was read from the source and compared with no recording; buffers of compiled functions are taken for "
+            "twice the activations of a step, its host times (0.5 ms an action, 10 us a row) are assumed, nobody measured them",
+        ),
+        sources=overheads.provenance,
+    )
+
+
+def _refuse(request: PoolRequest) -> None:
+    arch = request.arch
+    if any(block.kind in ("mla", "linear") or block.indexer or block.entry_tokens > 1 for block in arch.attention):
+        raise InputError(
+            f"models with recurrent layers or with latent or sparse attention such as {arch.name} are not simulated for MLC-LLM",
+            where="model",
+            mend="use another engine (`capacity-plan list engines`)",
+        )
+    if request.expert_parallel > 1:
+        raise InputError(
+            "MLC-LLM has no expert parallelism",
+            where="deployment.expert_parallel",
+            mend="leave it out, or use another engine (`capacity-plan list engines`)",
+        )
+    if request.formats.kv_cache.bits_per_weight != 16:
+        raise InputError(
+            f"MLC-LLM keeps the KV cache in 16 bits, not in {request.formats.kv_cache.name}",
+            where="deployment.kv_cache",
+            mend="leave it out, or use another engine (`capacity-plan list engines`)",
+        )
+
+
+def _memory(
+    request: PoolRequest, flags: Mapping[str, Any], rows: int, chunk: int
+) -> tuple[tuple[MemoryLine, ...], float, int]:
+    """Uses before the KV cache, bytes of a token in it, and the most tokens it may hold, as `EstimateMemoryUsageOnMode`
+    counts."""
+    arch, tp, device = request.arch, request.tensor_parallel, request.device_memory_bytes
+    heads = arch.attention[0]
+    queries, kv_heads = -(-heads.heads // tp), -(-heads.kv_heads // tp)
+    weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1)
+    hidden = heads.head_dim * queries
+    attention = (rows + 1) * 88 + chunk * (queries + 1) * 8 + chunk * heads.head_dim * (queries + kv_heads) * 4 + 48 * 2**20
+    model = chunk * 4 + rows * 4 + (chunk * 2 + rows) * hidden * 2
+    logits = int(rows * 20 + rows * arch.vocab * 16.125)
+    lines = (
+        MemoryLine("weight", "weights", weights),
+        MemoryLine("activation", "buffers of compiled functions (2 x the largest)", 2 * activation_bytes(arch, chunk, 0, tp)),
+        MemoryLine("other", "workspaces of attention, model and logits", attention + model + logits),
+    )
+    per_token = (
+        sum(group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)) + 1.25
+    )
+    usable, spent = int(device * float(flags["gpu_memory_utilization"])), sum(line.bytes for line in lines)
+    most = int((usable - spent) / per_token)
+    if most <= 0:
+        raise InfeasibleError(
+            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(spent - weights) / 1e9:.1f} GB of buffers, "
+            f"of {usable / 1e9:.1f} GB; {(spent - usable) / 1e9:.1f} GB too much on each of {tp} devices",
+            where="deployment",
+            mend=f"{request.more_memory}, or a larger engine_args.gpu_memory_utilization",
+        )
+    return lines, per_token, min(most, METAL_TOKENS) if request.device_kind == "apple" else most
+
+
+_SOURCE = "mlc-ai/mlc-llm at 79d603f0 (2026-07)"
+_KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apple", "apu"})
+
+ENGINE = Engine(
+    name="mlc_llm",
+    title="MLC-LLM",
+    versions={"0.26.0": {}},
+    oldest="0.1.0",
+    devices={
+        "gpu": f"{_SOURCE}: CUDA, ROCm, Vulkan, OpenCL",
+        "apple": f"{_SOURCE}: Metal",
+        "apu": f"{_SOURCE}: Vulkan, ROCm",
+    },
+    formats={
+        name: Support(_KINDS, f"{_SOURCE}: python/mlc_llm/quantization/quantization.py")
+        for name in ("fp16", "bf16", "awq", "fp8", "fp8_block", "mlc")
+    },
+    features={},
+    flags=lambda: FLAGS,
+    same_as={
+        "rows": "max_num_sequence",
+        "context": "context_window_size",
+        "step_tokens": "prefill_chunk_size",
+        "memory_share": "gpu_memory_utilization",
+        "tensor_ranks": "tensor_parallel_shards",
+    },
+    kernels="mlc",
+    plan=plan,
+)

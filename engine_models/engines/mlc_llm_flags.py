@@ -1,0 +1,112 @@
+"""What MLC-LLM is told: flags of ``mlc_llm serve``, and the values that its ``--overrides`` lists, which are flags of their own
+too.
+
+They follow `python/mlc_llm/cli/serve.py` and `serve/config.py` at 79d603f0 (2026-07). `max_batch_size` is a value of
+``mlc_llm gen_config``, which the compiled model fixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine_models.flag_lists import classified
+from engine_models.flags import Flag, FlagTable, Typed, snake, typed_value
+from engine_models.launch import Launcher
+from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.packed_formats import MLC_BITS
+
+OVERRIDES: dict[str, Flag] = {
+    "max_num_sequence": Flag("int", None, low=1),
+    "max_total_seq_length": Flag("int", None, low=48),
+    "prefill_chunk_size": Flag("int", None, low=1),
+    "gpu_memory_utilization": Flag("float", 0.85, low=1e-3, high=0.999),
+    "context_window_size": Flag("int", None, low=2),
+    "tensor_parallel_shards": Flag("int", 1, low=1),
+    "prefix_cache_max_num_recycling_seqs": Flag("int", None, low=-1),
+}
+_IGNORED = ("max_history_size", "spec_draft_length", "spec_tree_width", "prefix_cache_mode", "prefill_mode", "opt")
+"""Of those that may be listed: of recurrent models or of speculation, or read from the flags of the same name instead."""
+_NEVER = ("sliding_window_size", "attention_sink_size", "pipeline_parallel_stages")
+
+_MODELLED: dict[str, Flag] = {
+    "model": Flag("str"),
+    "mode": Flag("str", "local", choices=("local", "interactive", "server")),
+    "overrides": Flag("str", None),
+    "prefix_cache_mode": Flag("str", "radix", choices=("radix", "disable")),
+    "prefill_mode": Flag("str", "hybrid", choices=("hybrid", "chunked")),
+    "kv_cache_page_size": Flag("int", 16, low=16, high=16),
+    "max_batch_size": Flag("int", 128, low=1),
+    **OVERRIDES,
+}
+
+_SWITCHES = "allow_credentials enable_debug enable_tracing"
+_HARMLESS = """
+    allow_credentials allow_headers allow_methods allow_origins api_key device embedding_model embedding_model_lib enable_debug
+    host model_lib port
+"""
+_CHANGING = {"the host's time": "enable_tracing"}
+_REFUSED = {
+    "how many tokens a step yields (speculation is not simulated for MLC-LLM)": "speculative_mode=disable additional_models",
+    "how long a token is seen, and which layers a device has (not simulated for MLC-LLM)": " ".join(
+        f"{name}=-1|1" for name in _NEVER
+    ),
+}
+_KINDS = {
+    name.partition("=")[0]: "switch" if name in _SWITCHES.split() else "value"
+    for text in (_HARMLESS, *_CHANGING.values(), *_REFUSED.values())
+    for name in text.split()
+}
+_KINDS["additional_models"] = "list"
+
+
+def overridden(text: Any) -> dict[str, Any]:
+    """The values in ``--overrides "a=1;b=2"``; InputError for names and values that there are not."""
+    found: dict[str, Any] = {}
+    where = "deployment.engine_args.overrides"
+    for part in filter(None, (part.strip() for part in str(text or "").split(";"))):
+        name, equals, value = part.partition("=")
+        key = snake(name)
+        if key in _NEVER or not equals:
+            raise InputError(f"`{part}` in overrides is not simulated", where=where, mend="remove it")
+        if key in OVERRIDES:
+            found[key] = typed_value(OVERRIDES[key], key, value)
+        elif key not in _IGNORED:
+            close = nearest(key, [*OVERRIDES, *_IGNORED])
+            raise InputError(
+                f"MLC-LLM has no override `{key}`",
+                where=where,
+                mend=f"did you mean `{close}`?" if close else "remove it, or check its spelling",
+            )
+    return found
+
+
+def settings(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """All flags with their defaults; what `overrides` lists may not contradict a flag."""
+    listed = overridden(flags.get("overrides"))
+    for name, value in listed.items():
+        if flags.get(name, value) != value:
+            raise InputError(
+                f"`{name}` is {flags[name]}, and {value} in `overrides`",
+                where=f"deployment.engine_args.{name}",
+                mend="remove one of the two",
+            )
+    return {name: flag.default for name, flag in _MODELLED.items()} | dict(flags) | listed
+
+
+FLAGS = FlagTable(
+    engine="mlc_llm",
+    modelled=_MODELLED,
+    launcher=Launcher(
+        programs=(r"mlc_llm serve", r"-m mlc_llm serve"),
+        example='mlc_llm serve MODEL --mode server --overrides "max_num_sequence=32"',
+        package="mlc-llm",
+    ),
+    unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
+    aliases={"max_total_sequence_length": "max_total_seq_length"},
+    typed={
+        "tensor_parallel_shards": Typed("tensor_parallel"),
+        "overrides": Typed("tensor_parallel", lambda text: overridden(text).get("tensor_parallel_shards")),
+    },
+    converted=rf"(?i:.*-({'|'.join(MLC_BITS)})-mlc)",
+)
