@@ -172,6 +172,11 @@ class ContentBlocks:
             return lacking * rows if lacking else rows - 1
         return max(0, lacking)
 
+    def taken(self, held: HeldContent, tokens: int) -> int:
+        """Blocks that `write_on` takes."""
+        lacking = -(-tokens // self.block_tokens) - held.count
+        return max(lacking, int(not lacking and self.is_shared(held)))
+
     def take(self, held: HeldContent, tokens: int, known_tokens: int) -> None:
         """Give a row the blocks that it lacks for `tokens` tokens, named by what is known of them; there must be as many."""
         size = self.block_tokens

@@ -519,9 +519,10 @@ class OneListScheduler(Scheduler):
             tokens, end = row.rest, row.seq.computed + row.rest
             if running >= rules.max_num_seqs or rules.max_num_batched_tokens - used < tokens:
                 break
-            while (needed := kv.needed(row.held, end)) > kv.free_blocks and self._grow_once():
+            taken = kv.taken(row.held, end)
+            while taken > kv.free_blocks and self._grow_once():
                 pass
-            if needed > kv.free_blocks:
+            if taken > kv.free_blocks:
                 break
             kv.write_on(row.held, end, seq.length)
             served.append((row, tokens))
