@@ -361,7 +361,7 @@ def reconcile(
             updates[key] = _merged(flag, key, present, wanted)
             continue
         if (key in given or key in updates) and not _same(key, present, wanted):
-            of_all = typed.beside is not None and wanted != value
+            of_all = isinstance(wanted, int) and wanted != value
             said = f"{_word(value)} over all ranks, {_word(wanted)} in each" if of_all else _word(value)
             raise InputError(
                 f"flag `{flag}` ({said}) contradicts the pool's key `{key}` ({_word(present)})",

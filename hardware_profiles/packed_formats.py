@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from typing import Literal
 
-PackedFamily = Literal["gguf", "mlx", "exl", "mlc", "blockwise"]
+PackedFamily = Literal["gguf", "mlx", "exl", "mlc", "blockwise", "nncf"]
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,14 @@ EXL_BITS, EXL_HEAD_BITS = (1.0, 8.0), 6
 #: datasheet, 2026-11, source: exllamav2 `cache.py` (`ExLlamaV2Cache_Q4`, `_Q6`, `_Q8`), by arithmetic.
 EXL_KV_BITS: Mapping[str, float] = {"exl_q4": 4.5, "exl_q6": 6.5, "exl_q8": 8.5}
 
+#: NNCF's formats, as OpenVINO loads them: 8 bits with a scale and a zero point a channel, which count as nothing; 4 bits in
+#: groups with a 16-bit scale, if asymmetric a 4-bit zero point, in a share of the layers (`--ratio`), the others, embedding and
+#: head in 8. ``u4`` is of keys and values; their scales an engine adds. kind: datasheet, by arithmetic, 2026-11, source: NNCF
+#: (`compress_weights`, documentation), optimum-intel (`--weight-format`, `--sym`, `--group-size`, `--ratio`: int4 is asymmetric
+#: in groups of 128 unless told otherwise).
+NNCF_GROUPS: Mapping[str, int] = {"32": 32, "64": 64, "128": 128, "channel": 0}
+NNCF_RATIOS = ("", "_r0.9", "_r0.8", "_r0.7", "_r0.6", "_r0.5")
+
 _EXL = re.compile(r"(exl[23])_(\d(?:\.\d{1,2})?)(?:bpw)?")
 
 
@@ -154,6 +163,14 @@ def _mlx(bits: int) -> PackedFormat:
     name = f"mlx_{bits}bit"
     parts = {"embedding": name, "lm_head": name, "router": "mlx_8bit"}
     return PackedFormat(name, "mlx", bits + 0.5, name, parts, kv_cache=bits in (4, 8))
+
+
+def _nncf(kind: str, group: str, ratio: str) -> PackedFormat:
+    name = f"nncf_int4_{kind}_{group}{ratio}"
+    size, share = NNCF_GROUPS[group], float(ratio[2:] or 1)
+    bits = 4 + ((20 if kind == "asym" else 16) / size if size else 0)
+    parts = {"embedding": "nncf_int8", "lm_head": "nncf_int8"}
+    return PackedFormat(name, "nncf", share * bits + (1 - share) * 8, "nncf_int4", parts)
 
 
 #: Formats with a name of their own; EXL2 and EXL3 come in any number of bits, see `packed_format`. ``mxfp4_moe`` is llama.cpp's
@@ -178,6 +195,11 @@ PACKED_FORMATS: Mapping[str, PackedFormat] = {
         name: PackedFormat(name, "blockwise", bits, name, {"lm_head": name}, kv_cache=name == "q8_b32t2")
         for name, bits in BLOCKWISE_BITS.items()
     },
+    "nncf_int8": PackedFormat(
+        "nncf_int8", "nncf", 8.0, "nncf_int8", {"embedding": "nncf_int8", "lm_head": "nncf_int8"}
+    ),
+    **{each.name: each for each in (_nncf(*of) for of in product(("sym", "asym"), NNCF_GROUPS, NNCF_RATIOS))},
+    "u4": PackedFormat("u4", "nncf", 4.0, "u4", kv_cache=True),
 }
 
 

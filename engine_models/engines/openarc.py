@@ -81,6 +81,17 @@ def scheduler_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
 def _check_runtime(config: Mapping[str, Any]) -> None:
     """Refuse what of OpenVINO's properties would make the prediction wrong."""
     where = "deployment.engine_args.runtime_config"
+    other = set(config) - {
+        "ATTENTION_BACKEND",
+        "KV_CACHE_PRECISION",
+        "PERFORMANCE_HINT",
+        "LOG_LEVEL",
+        "CACHE_DIR",
+    }
+    if other:
+        raise InputError(
+            f"runtime_config has `{min(other)}`, which is not simulated", where=where, mend="leave it out"
+        )
     if str(config.get("ATTENTION_BACKEND", "PA")).upper() != "PA":
         raise InputError(
             "OpenArc without paged attention (ATTENTION_BACKEND) is not simulated",

@@ -7,13 +7,31 @@ field of the library only.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 from engine_models.engines.openvino_genai import KV_FORMATS
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
 from engine_models.launch import Launcher
 
-_WEIGHTS = {"fp32": "fp32", "fp16": "fp16", "int8": "int8_wo", "int4": "int4"}
-"""Values of ``--weight-format``, by which the server converts a checkpoint, and the format that they fix."""
+_WEIGHTS = ("fp32", "fp16", "int8", "int4")
+_GROUP = re.compile(r"--group-size[ =](-?\d+)")
+_RATIO = re.compile(r"--ratio[ =]([\d.]+)")
+
+
+def _weights(value: str, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> str:
+    """The format by which the server converts a checkpoint: ``--weight-format`` and ``--extra_quantization_params``."""
+    if value != "int4":
+        return "nncf_int8" if value == "int8" else value
+    said = str(flags.get("extra_quantization_params") or "")
+    group, ratio = _GROUP.search(said), _RATIO.search(said)
+    size = group[1] if group else "128"
+    share = f"{float(ratio[1]):g}" if ratio else "1"
+    name = f"nncf_int4_{'sym' if '--sym' in said.split() else 'asym'}_{'channel' if size == '-1' else size}"
+    return name + (f"_r{share}" if share != "1" else "")
+
 
 MODELLED: dict[str, Flag] = {
     "max_num_batched_tokens": Flag("int", 256, low=1),
@@ -24,7 +42,8 @@ MODELLED: dict[str, Flag] = {
     "enable_prefix_caching": Flag("bool", True),
     "rest_workers": Flag("int", None, low=2, high=10_000),
     "kv_cache_precision": Flag("str", None, choices=("", *KV_FORMATS)),
-    "weight_format": Flag("str", None, choices=tuple(_WEIGHTS)),
+    "weight_format": Flag("str", None, choices=_WEIGHTS),
+    "extra_quantization_params": Flag("str", None),
     "target_device": Flag("str", None),
 }
 
@@ -46,7 +65,6 @@ _CHANGING = {
     "which answers clients may ask for": "max_tokens_limit",
     "how a model is spread over sockets or devices": "model_distribution_policy",
     "settings of OpenVINO's device plugin": "plugin_config={}",
-    "the number format; say it as `weights`": "extra_quantization_params",
 }
 _REFUSED = {
     "how many tokens a step yields (drafts are not simulated for OpenVINO)": "draft_source_model draft_models_path",
@@ -77,7 +95,7 @@ FLAGS = FlagTable(
     aliases={"device": "target_device"},
     typed={
         "kv_cache_precision": Typed("kv_cache", lambda value: KV_FORMATS.get(value)),
-        "weight_format": Typed("weights", lambda value: _WEIGHTS.get(value)),
+        "weight_format": Typed("weights", beside=_weights),
     },
     abbreviated=False,
 )

@@ -41,8 +41,9 @@ CPU_BLOCK_TOKENS, GPU_BLOCK_TOKENS = 32, 16
 
 CPU_SCALE_BYTES = 8
 GPU_KEY_SCALE_BYTES, GPU_VALUE_SCALE_BYTES = 4, 4
-"""Scale and zero point of 8-bit keys and values: two fp32 a head and token on CPUs; two fp16 a channel and block of keys, a head
-and token of values on GPUs (datasheet: `transformation_pipeline.cpp`, CPU plugin; `paged_attention`, GPU plugin, 2025)."""
+"""Scale and zero point of keys and values in 8 and 4 bits: two fp32 a head and token on CPUs; two fp16 a channel and block of
+keys, a head and token of values on GPUs (datasheet: `transformation_pipeline.cpp`, CPU plugin; `paged_attention`, GPU plugin,
+2025)."""
 
 GPU_USED_SHARE = 1.1
 """What counts as used of a GPU's memory, over what is (datasheet: `get_available_gpu_memory` in `utils.cpp` at da1db864)."""
@@ -64,9 +65,9 @@ DEVICES: Mapping[DeviceKind, str] = {
 }
 FORMATS = {
     name: Support(KINDS, "compression of weights by NNCF, as optimum-intel offers it (2026-08)")
-    for name in ("fp32", "bf16", "fp16", "int8_wo", "int4", "awq", "gptq")
+    for name in ("fp32", "bf16", "fp16", "nncf", "int8_wo", "int4", "awq", "gptq")
 }
-KV_FORMATS = {"u8": "int8", "i8": "int8", "f16": "fp16", "bf16": "bf16", "f32": "fp32"}
+KV_FORMATS = {"u8": "int8", "i8": "int8", "u4": "u4", "f16": "fp16", "bf16": "bf16", "f32": "fp32"}
 """Values of the property ``KV_CACHE_PRECISION``, and the format of the KV cache that they fix."""
 
 
@@ -190,6 +191,12 @@ def _refuse(request: PoolRequest, title: str) -> None:
             where="deployment.hardware",
             mend="use an Intel GPU or a CPU, or another engine (`capacity-plan list engines`)",
         )
+    if request.device_kind == "gpu" and request.formats.kv_cache.name == "u4":
+        raise InputError(
+            f"{title}'s keys and values in 4 bits are simulated on CPUs, not on GPUs",
+            where="deployment.kv_cache",
+            mend="use int8 or fp16",
+        )
     for key in ("tensor_parallel", "expert_parallel"):
         if getattr(request, key) > 1:
             raise InputError(
@@ -223,10 +230,10 @@ def _block_tokens(request: PoolRequest) -> int:
 
 
 def _kv_bytes_per_token(request: PoolRequest) -> float:
-    """Bytes of keys and values of a token, with the scales of 8-bit ones."""
+    """Bytes of keys and values of a token, with their scales."""
     arch, kv = request.arch, request.formats.kv_cache
     plain = float(sum(group.bytes_per_token_per_rank for group in kv_groups(arch, kv)))
-    if kv.name != "int8":
+    if kv.name not in ("int8", "u4"):
         return plain
     blocks = [block for block in arch.attention if block.cache]
     heads = sum(block.layers * block.kv_heads for block in blocks)

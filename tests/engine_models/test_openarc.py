@@ -164,7 +164,11 @@ def test_any_setting_brings_the_defaults_of_the_library() -> None:
     [
         ({"scheduler_config": {"use_cache_eviction": True}}, "`use_cache_eviction`, which is not simulated"),
         ({"runtime_config": {"ATTENTION_BACKEND": "SDPA"}}, "without paged attention"),
-        ({"runtime_config": {"KV_CACHE_PRECISION": "u4"}}, "KV_CACHE_PRECISION u4 is not simulated"),
+        ({"runtime_config": {"KV_CACHE_PRECISION": "u2"}}, "KV_CACHE_PRECISION u2 is not simulated"),
+        (
+            {"runtime_config": {"INFERENCE_PRECISION_HINT": "f32"}},
+            "`INFERENCE_PRECISION_HINT`, which is not simulated",
+        ),
         ({"device": "HETERO:GPU.0,GPU.1"}, "device HETERO:GPU.0,GPU.1 is not the hardware"),
     ],
 )

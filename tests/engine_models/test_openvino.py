@@ -32,7 +32,7 @@ def request_of(
     found = load_device(device)
     return PoolRequest(
         arch=load_architecture(model),
-        formats=Formats(format_named("int4"), format_named("bf16"), format_named(kv)),
+        formats=Formats(format_named("nncf_int4_sym_128"), format_named("bf16"), format_named(kv)),
         device_name=device,
         device_memory_bytes=int(found.memory_bytes.value),
         device_kind=found.kind,
@@ -87,6 +87,43 @@ def test_keys_and_values_have_eight_bits_but_on_arm_or_if_told_otherwise() -> No
     assert prepared(engine_args={"kv_cache_precision": "f16"}).formats.kv_cache.name == "fp16"
     assert prepared(kv_cache="bf16").formats.kv_cache.name == "bf16"
     assert any("kept in int8, as OpenVINO does" in said for said in prepared().assumptions)
+
+
+def test_keys_and_values_in_four_bits_have_the_scales_of_eight() -> None:
+    assert plan(request_of(kv="u4")).memory.kv_bytes_per_token == 32 * 8 * 2 * (64 + 8)
+    with pytest.raises(InputError, match="in 4 bits are simulated on CPUs"):
+        plan(request_of(device="arc-pro-b60-24gb", kv="u4"))
+
+
+@pytest.mark.parametrize(
+    ("args", "weights", "bits"),
+    [
+        ({"weight_format": "int8"}, "nncf_int8", 8.0),
+        ({"weight_format": "int4"}, "nncf_int4_asym_128", 4 + 20 / 128),
+        (
+            {"weight_format": "int4", "extra_quantization_params": "--sym --group-size 64"},
+            "nncf_int4_sym_64",
+            4 + 16 / 64,
+        ),
+        (
+            {"weight_format": "int4", "extra_quantization_params": "--group-size -1 --ratio 0.8 --awq"},
+            "nncf_int4_asym_channel_r0.8",
+            0.8 * 4 + 0.2 * 8,
+        ),
+    ],
+)
+def test_weights_as_the_server_converts_them(args: dict[str, Any], weights: str, bits: float) -> None:
+    """Embedding and head, 2 x 128,256 x 4,096 values, have 8 bits; norms 16."""
+    found = prepared(engine_args=args)
+    assert (found.formats.weights.name, found.formats.weights.bits_per_weight) == (
+        weights,
+        pytest.approx(bits),
+    )
+    ends, norms = 2 * 128_256 * 4096, 65 * 4096
+    layers = 8_030_261_248 - ends - norms
+    assert found.plan.memory.bytes_of("weight") == pytest.approx(
+        ends + 2 * norms + layers * bits / 8, rel=1e-6
+    )
 
 
 def test_a_cache_of_fixed_size() -> None:
