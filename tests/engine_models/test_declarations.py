@@ -23,6 +23,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "openvino": {"hardware": "xeon-8480-2s"},
     "openarc": {"hardware": "xeon-8480-2s"},
     "exllamav2": {"engine_args": {"max_seq_len": 8192}},
+    "inferflow": {"engine_args": {"max_context_len": 4096}},
 }
 """What a pool has to say besides the engine."""
 

@@ -51,6 +51,7 @@ EXLLAMA = {
     **args(max_seq_len=4096, cache_size=8192, cache_mode="Q4", max_batch_size=12),
 }
 MLC = {"engine": "mlc_llm", **args(mode="server", max_num_sequence=12, max_total_seq_length=4000, prefill_chunk_size=500)}
+INFERFLOW = {"engine": "inferflow", **args(max_context_len=2048)}
 STREAMED = {
     "sessions": (CHATS, {"replicas": 2, "router": "least_requests"}),
     "sessions-sglang": (CHATS, {"engine": "sglang", "replicas": 2}),
@@ -127,6 +128,7 @@ CASES = {
     "exllama": Case(given({**EXLLAMA, "replicas": 2}, CHATS)),
     "mlc-chats": Case(given({**MLC, "replicas": 2}, CHATS)),
     "mlc": Case(given(MLC, {"arrivals": poisson(60), "shared_prefix": {"groups": 6, "tokens": 100}})),
+    "inferflow": Case(given(INFERFLOW, {"arrivals": poisson(30)})),
     "sglang-loop": Case(given({"engine": "sglang", "replicas": 2}, LOOP)),
     "sglang-hrrn": Case(
         given(
