@@ -10,7 +10,7 @@ form their turns otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine_models.cost.overheads import load_overheads
@@ -34,6 +34,7 @@ from engine_models.engines.mlx_lm_recorded import replay as replay_recorded
 from engine_models.memory.prompt_copies import PromptCopies
 from engine_models.model.activations import activation_bytes
 from engine_models.model.architecture import kv_groups, state_bytes_per_sequence, weight_bytes_per_rank
+from engine_models.model.formats import format_named
 from engine_models.schedulers.polled_turns import PolledTurnsScheduler, TurnRules
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InfeasibleError, InputError
@@ -63,7 +64,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     """
     arch, flags = request.arch, request.flags
     _refuse(request)
+    alone = bool(request.formats.kv_cache.family)
     decodes, prompts = int(flags.get("decode_concurrency", 32)), int(flags.get("prompt_concurrency", 8))
+    if alone:
+        decodes = prompts = 1
     chunk, copies = int(flags.get("prefill_step_size", 2048)), int(flags.get("prompt_cache_size", 10))
     rows, step_tokens = max(decodes, prompts) + prompts - 1, prompts * chunk
     windows = arch.windows_below(arch.max_context_tokens)
@@ -75,13 +79,15 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         prompt_concurrency=prompts,
         prefill_step_size=chunk,
         prompt_cache_tokens=None
-        if limit is None
+        if limit is None or alone
         else int(size_bytes("prompt_cache_bytes", str(limit)) / memory.kv_bytes_per_token),
         held_tokens=memory.blocks,
+        alone=alone,
     )
     server = Server(rules, copies, 1 if states else min(windows, default=None), windows)
     overheads = load_overheads(ENGINE.name)
     answer = int(flags.get("max_tokens", 512))
+    wide = replace(request.formats, kv_cache=format_named("bf16")) if alone else request.formats
     return EnginePlan(
         engine=ENGINE.name,
         version=ENGINE.version(version_text),
@@ -101,22 +107,31 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         scheduler=server.scheduler,
         costs=StepCosts(
             arch,
-            request.formats,
+            wide,
             Terms(overheads.host),
             TableRange(step_tokens, rows, arch.max_context_tokens),
         ),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
         prefix_caching=True,
         notes=(
-            f"MLX LM: {decodes:,} rows decode, {prompts:,} prompts of up to {chunk:,} tokens a call are in work, padded to the "
-            f"longest; {copies:,} prompts are kept as whole copies"
+            (
+                f"MLX LM: one request at a time, as with any quantized KV cache, prompts in calls of up to {chunk:,} tokens"
+                if alone
+                else f"MLX LM: {decodes:,} rows decode, {prompts:,} prompts of up to {chunk:,} tokens a call are in work, padded "
+                "to the longest"
+            )
+            + f"; {copies:,} prompts are kept as whole copies"
             + (
                 f", those of {server.uncut_from:,} tokens or more are found whole or not at all"
                 if server.uncut_from
                 else ""
             ),
-            f"new requests are taken in every {rules.time_budget_s:g} s while others are served; an answer without a limit ends "
-            f"after {answer:,} tokens (max_tokens)",
+            (
+                "attention over a quantized KV cache is priced as over one in 16 bits (assumed)"
+                if alone
+                else f"new requests are taken in every {rules.time_budget_s:g} s while others are served"
+            )
+            + f"; an answer without a limit ends after {answer:,} tokens (max_tokens)",
             "MLX LM does not look at memory or at the context: here longer requests are refused, and a run that needs more "
             "memory than the device lets the GPU use ends with an error, where macOS would swap or end the server",
             "what a chat shares with others before text of its own is taken for its system prompt; MLX LM's host times (0.7 ms "
@@ -133,6 +148,19 @@ def _refuse(request: PoolRequest) -> None:
             "MLX LM over several machines is not simulated",
             where="deployment.tensor_parallel",
             mend="use one device, larger if need be, or another engine (`capacity-plan list engines`)",
+        )
+    kv = request.formats.kv_cache
+    if kv.bits_per_weight < 16 and kv.family != "mlx":
+        raise InputError(
+            f"MLX LM keeps no KV cache in {kv.name}",
+            where="deployment.kv_cache",
+            mend="leave it out, or use mlx_8bit or mlx_4bit (`--kv-bits`)",
+        )
+    if kv.family and any(block.window_tokens or block.kind != "full" for block in arch.attention):
+        raise InputError(
+            f"MLX LM quantizes no cache with windows, latents or states, as {arch.name} has",
+            where="deployment.kv_cache",
+            mend="leave it out",
         )
     if any(block.indexer or block.entry_tokens > 1 for block in arch.attention):
         raise InputError(
@@ -152,6 +180,10 @@ def _memory(request: PoolRequest, step_tokens: int, sequences: int) -> MemoryBud
     windowed = sum(group.window_tokens * group.bytes_per_token_per_rank for group in groups)
     fixed = sequences * (windowed + state_bytes_per_sequence(arch)) if whole else 0
     per_token = sum(group.bytes_per_token_per_rank for group in whole or groups)
+    if request.formats.kv_cache.family:  # up to a length caches stay in 16 bits
+        start = int(request.flags.get("quantized_kv_start", 5000))
+        narrow = request.formats.kv_cache.bits_per_weight
+        fixed += int(sequences * start * per_token * (16 / narrow - 1))
     kv = device - weights - largest - fixed
     if kv < per_token:
         besides = (largest + fixed) / 1e9
@@ -165,7 +197,7 @@ def _memory(request: PoolRequest, step_tokens: int, sequences: int) -> MemoryBud
     lines = (
         MemoryLine("weight", "weights", weights),
         MemoryLine("activation", "activations of the largest call", largest),
-        MemoryLine("other", "windows and states of all rows and copies", fixed),
+        MemoryLine("other", "windows, states and 16-bit beginnings of rows and copies", fixed),
     )
     return MemoryBudget(device, device, lines, kv, per_token, int(per_token), kv // int(per_token))
 

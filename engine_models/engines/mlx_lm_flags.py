@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from engine_models.flag_lists import classified
-from engine_models.flags import Flag, FlagTable
+from engine_models.flags import Flag, FlagTable, Typed
 from engine_models.launch import Launcher
 from hardware_profiles.errors import InputError
 
@@ -20,15 +20,16 @@ _MODELLED: dict[str, Flag] = {
     "prefill_step_size": Flag("int", 2048, low=1),
     "prompt_cache_size": Flag("int", 10, low=1),
     "prompt_cache_bytes": Flag("str"),
+    "kv_bits": Flag("int", None, low=2, high=8),
+    "quantized_kv_start": Flag("int", 5000, low=0),
 }
 
 _HARMLESS = """
-    allowed_origins chat_template chat_template_args host kv_group_size log_level min_p num_draft_tokens port quantized_kv_start
+    allowed_origins chat_template chat_template_args host kv_group_size log_level min_p num_draft_tokens port
     temp top_k top_p trust_remote_code use_default_chat_template
 """
 _CHANGING = {"adapters, which are not simulated": "adapter_path"}
 _REFUSED = {
-    "how many requests run at once (with a quantized KV cache MLX LM serves them one by one, which is not simulated)": "kv_bits",
     "how many tokens a step yields (with drafts MLX LM serves requests one by one, which is not simulated)": "draft_model",
     "how a model is spread over machines": "pipeline",
 }
@@ -53,6 +54,7 @@ FLAGS = FlagTable(
     modelled=_MODELLED,
     launcher=_LAUNCHER,
     unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
+    typed={"kv_bits": Typed("kv_cache", lambda bits: f"mlx_{bits}bit")},
 )
 
 

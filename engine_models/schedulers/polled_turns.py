@@ -12,6 +12,8 @@ What a call computes is handed out in the next turn: a token comes at the end of
 is computed once more, for nothing, in the turn that hands out its last token. The thread waits for all calls of a turn, but
 where a turn was the last token of prompts alone: then it goes on, or looks at its queue, while that is computed.
 
+Where requests are served alone, the thread takes one, serves it to its end, and takes the next.
+
 Prompts are kept as whole copies at the end of each of their segments, answers with their prompts when they end
 (`engine_models.memory.prompt_copies`). A request looks for one when it is taken in, and for a copy holds the memory of the whole.
 
@@ -32,7 +34,7 @@ from engine_models.memory.prompt_copies import Kind, PromptCopies
 from engine_models.memory.radix import Content, content_of
 from engine_models.parts.batch import Batch, Span
 from engine_models.parts.decode_set import DecodeSet
-from engine_models.parts.protocols import Run, Scheduler, State
+from engine_models.parts.protocols import INFINITY, Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
 from hardware_profiles.errors import InfeasibleError
 
@@ -63,6 +65,7 @@ class TurnRules:
     held_tokens : tokens that memory holds, rows, prompts and copies together; None: whoever sends the requests sees to it.
     padded : whether a call reads and computes its padding (a recording's clock does not count it).
     system_tokens : of a request, the tokens of its system prompt; -1 where it is no chat.
+    alone : requests are served one after the other; their prompts are stored with their answers only, when these end.
     """
 
     decode_concurrency: int = 32
@@ -73,6 +76,7 @@ class TurnRules:
     held_tokens: int | None = None
     padded: bool = True
     system_tokens: Callable[[Sequence], int] = shared_head
+    alone: bool = False
 
     @property
     def rows(self) -> int:
@@ -280,7 +284,9 @@ class PolledTurnsScheduler(Scheduler):
         if not self._in_turn:
             thread_s = now_s if self._thread_s is None else self._thread_s
             self._thread_s = None
-            if not self._rows or thread_s - self._round_s > self.rules.time_budget_s:
+            if not self._rows or (
+                thread_s - self._round_s > self.rules.time_budget_s and not self.rules.alone
+            ):
                 self._poll(thread_s)
                 self._round_s = thread_s
             if not self._rows:
@@ -303,7 +309,9 @@ class PolledTurnsScheduler(Scheduler):
             seq = queue.popleft()
             row = self._rows[seq] = _Row(seq)
             found, row.copied = copies.find(row.content, seq.prompt_tokens)
-            row.cut(found, rules.system_tokens(seq))
+            row.cut(found, -1 if rules.alone else rules.system_tokens(seq))
+            if rules.alone:
+                row.kinds.clear()
             self._waiting.append(row)
             seq.state, seq.computed = "running", found
             seq.first_scheduled_s, seq.first_hit_tokens = now_s, found
@@ -316,6 +324,8 @@ class PolledTurnsScheduler(Scheduler):
                 limit = rules.prompt_cache_tokens - self._active_tokens()
                 self._limits.append(limit)
                 self._dropped += copies.trim(limit)
+            if rules.alone:
+                break
 
     def _plan_turn(self, thread_s: float) -> None:
         """Form the calls of the next turn."""
@@ -424,7 +434,8 @@ class PolledTurnsScheduler(Scheduler):
             row.segments[0] -= tokens
             if not row.segments[0]:
                 del row.segments[0]
-                self._ends.append((row, row.kinds.pop(0)))
+                if row.kinds:
+                    self._ends.append((row, row.kinds.pop(0)))
             pieces.append((row, tokens))
         self._compute(self._call("prompt"), pieces, self._prompt_kv.longest)
         self._prompt_kv.grow(max(tokens for _, tokens in pieces))
@@ -508,6 +519,8 @@ class PolledTurnsScheduler(Scheduler):
 
     def _polls_s(self) -> float:
         """The first time at which the budget is used up."""
+        if self.rules.alone:
+            return INFINITY
         budget_s, due_s = self.rules.time_budget_s, self._round_s + self.rules.time_budget_s
         while due_s - self._round_s > budget_s:
             due_s = math.nextafter(due_s, 0.0)

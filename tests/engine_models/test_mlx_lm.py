@@ -21,17 +21,21 @@ from hardware_profiles.errors import InfeasibleError, InputError
 from simulator.run import RunResult, simulate
 
 QWEN, MAC = "Qwen/Qwen3-4B", "apple-m4-max-40c-64gb"
+VALUES = 2 * 36 * 8 * 128
+"""Keys and values of a token of the model."""
 LENGTHS = {
     "prompt_tokens": {"kind": "constant", "value": 400},
     "output_tokens": {"kind": "constant", "value": 60},
 }
 
 
-def request_of(model: str = QWEN, device: str = MAC, weights: str = "bf16", **flags: Any) -> PoolRequest:
+def request_of(
+    model: str = QWEN, device: str = MAC, weights: str = "bf16", kv: str = "bf16", **flags: Any
+) -> PoolRequest:
     bf16 = format_named("bf16")
     return PoolRequest(
         arch=load_architecture(model),
-        formats=Formats(format_named(weights), bf16, bf16),
+        formats=Formats(format_named(weights), bf16, format_named(kv)),
         device_name=device,
         device_kind="apple",
         device_memory_bytes=int(load_device(device).memory_bytes.value),
@@ -64,8 +68,22 @@ def test_defaults() -> None:
     assert (scheduler.copies.most, scheduler.copies.uncut_from) == (10, None)
     assert (found.executor.depth, found.limits.rows, found.limits.step_tokens) == (1, 39, 16_384)
     assert (found.limits.answer_tokens, found.prefix_caching) == (512, True)
-    assert memory.kv_bytes_per_token == 2 * 36 * 8 * 128 * 2
-    assert rules.held_tokens == memory.blocks == memory.kv_bytes // (2 * 36 * 8 * 128 * 2)
+    assert memory.kv_bytes_per_token == VALUES * 2
+    assert rules.held_tokens == memory.blocks == memory.kv_bytes // (VALUES * 2)
+
+
+def test_a_quantized_cache_holds_more_and_serves_one_at_a_time() -> None:
+    """8.5 of 16 bits a value, but for the first 5,000 tokens of the row and of each of the ten copies."""
+    found = plan(request_of(kv="mlx_8bit"))
+    rules, memory = scheduler_of(found).rules, found.memory
+    assert (rules.alone, found.limits.rows, found.limits.step_tokens) == (True, 1, 2048)
+    assert memory.kv_bytes_per_token == VALUES * 8.5 / 8
+    assert memory.bytes_of("other") == int((1 + 1 + 10) * 5000 * VALUES * (2 - 8.5 / 8))
+    assert plan(request_of(kv="mlx_8bit", quantized_kv_start=0)).memory.bytes_of("other") == 0
+    load = {"arrivals": {"kind": "batch"}, "requests": 3}
+    outcome = served(load, kv_bits=8)
+    ends, starts = np.sort(column(outcome, "end_s")), np.sort(column(outcome, "first_scheduled_s"))
+    assert starts[1:] == pytest.approx(ends[:-1], abs=1e-9)
 
 
 def test_windows_and_states_are_kept_whole() -> None:
@@ -79,17 +97,20 @@ def test_windows_and_states_are_kept_whole() -> None:
 
 
 def test_sizes_of_the_store() -> None:
-    per_token = 2 * 36 * 8 * 128 * 2
     for written, size in (("2GB", 2e9), ("1.5g", 1.5e9), ("500M", 5e8), ("1000000000", 1e9)):
         found = scheduler_of(plan(request_of(prompt_cache_bytes=written)))
-        assert found.rules.prompt_cache_tokens == int(size / per_token)
+        assert found.rules.prompt_cache_tokens == int(size / (VALUES * 2))
     with pytest.raises(InputError, match="'many' is no size"):
         plan(request_of(prompt_cache_bytes="many"))
 
 
 def test_who_comes_waits_for_the_next_look_at_the_queue() -> None:
     """A chat decodes when another comes 0.38 s before the next look, and then one every 0.125 s: four are taken in together."""
-    load = {"arrivals": {"kind": "constant", "rate": 8}, "requests": 5, "output_tokens": {"kind": "constant", "value": 200}}
+    load = {
+        "arrivals": {"kind": "constant", "rate": 8},
+        "requests": 5,
+        "output_tokens": {"kind": "constant", "value": 200},
+    }
     waits = column(served(load), "queue_ms")
     assert waits[0] == 0
     assert 375 < waits[1] < 400
@@ -119,7 +140,9 @@ def test_padding_costs() -> None:
         ({"hardware": "h100-sxm-80gb"}, "does not run on"),
         ({"weights": "awq"}, "does not load weights in awq"),
         ({"weights": "q4_k_m"}, "does not load weights in q4_k_m"),
-        ({"engine_args": {"kv_bits": 8}}, "one by one"),
+        ({"engine_args": {"draft_model": "m"}}, "drafts"),
+        ({"model": "google/gemma-3-4b-it", "engine_args": {"kv_bits": 8}}, "quantizes no cache with windows"),
+        ({"kv_cache": "int8"}, "keeps no KV cache in int8"),
         ({"engine_args": {"max_num_seqs": 4}}, "decode_concurrency"),
         ({"engine": "mlx_lm@0.28"}, "older than the oldest modelled version"),
         ({"model": "deepseek-ai/DeepSeek-V3.2", "weights": "mlx_4bit"}, "sparse attention"),
@@ -129,7 +152,9 @@ def test_what_is_lacking_is_refused_in_words(pool: dict[str, Any], words: str) -
     load = {"arrivals": {"kind": "batch"}, "requests": 1, **LENGTHS}
     model = pool.pop("model", QWEN)
     with pytest.raises(InputError, match=words) as error:
-        simulate({"model": model, "deployment": {"engine": "mlx_lm", "hardware": MAC, **pool}, "workload": load})
+        simulate(
+            {"model": model, "deployment": {"engine": "mlx_lm", "hardware": MAC, **pool}, "workload": load}
+        )
     assert error.value.mend
 
 
@@ -145,7 +170,10 @@ def test_launch_commands() -> None:
     )
     assert found.model == "mlx-community/Qwen3-4B-4bit"
     assert found.values == {"decode_concurrency": 16, "prompt_cache_bytes": "4GB"}
-    for written in ("python3 -m mlx_lm.server --prompt-concurrency 4", "python -m mlx_lm server --prompt-concurrency=4"):
+    for written in (
+        "python3 -m mlx_lm.server --prompt-concurrency 4",
+        "python -m mlx_lm server --prompt-concurrency=4",
+    ):
         assert parse_engine_args("mlx_lm", written).values == {"prompt_concurrency": 4}
     with pytest.raises(InputError, match="drafts"):
         parse_engine_args("mlx_lm", "mlx_lm.server --model m --draft-model d")

@@ -95,6 +95,7 @@ def loads(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any], list[Asked]]
         "time_budget_s": draw(st.sampled_from([0.02, 0.1, 0.5])),
         "held_tokens": draw(st.sampled_from([None, 60_000])),
         "padded": draw(st.booleans()),
+        "alone": draw(st.sampled_from([False, False, True])),
     }
     store = {"most": draw(st.sampled_from([1, 4, 10])), "uncut_from": draw(st.sampled_from([None, 150]))}
     gap_s = draw(st.sampled_from([0.0, 0.02, 0.2]))
@@ -298,3 +299,13 @@ def test_a_completion_is_one_segment() -> None:
     served = Served([(0.0, 100, 3, 1)] * 2, record=True, system_tokens=no_system)
     stored = [entry for call in served.calls for entry in call.stored]
     assert {kind for kind, _ in stored} == {"assistant"}
+
+
+def test_requests_served_alone_come_one_by_one_and_are_stored_when_they_end() -> None:
+    served = Served(
+        [(0.0, 300, 10, 1)] * 3, record=True, alone=True, decode_concurrency=1, prompt_concurrency=1
+    )
+    taken = [call.number for call in served.calls if call.taken]
+    assert taken == [0, 12, 24]  # a prompt, its last token, ten decodes each
+    assert [entry for call in served.calls for entry in call.stored] == [("assistant", 310)] * 2
+    assert [found for call in served.calls for _, found in call.hits] == [100, 100]
