@@ -134,8 +134,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             + f"; an answer without a limit ends after {answer:,} tokens (max_tokens)",
             "MLX LM does not look at memory or at the context: here longer requests are refused, and a run that needs more "
             "memory than the device lets the GPU use ends with an error, where macOS would swap or end the server",
-            "what a chat shares with others before text of its own is taken for its system prompt; MLX LM's host times (0.7 ms "
-            "a call, 50 us a row, 2 ms a request) are assumed, nobody measured them",
+            "what a chat shares with others before text of its own is taken for its system prompt; MLX LM's host times (50 us a "
+            "row, 2 ms a request) are assumed, nobody measured them",
         ),
         sources=overheads.provenance,
     )
