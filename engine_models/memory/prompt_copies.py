@@ -57,7 +57,7 @@ class PromptCopies:
         shorter, common, longer = 0, 0, 0
         for copy in self:
             equal = content.common(0, min(prompt_tokens, copy.tokens), copy.key)
-            if equal == copy.tokens:
+            if equal == copy.tokens > 1:  # one token alone does not count
                 shorter = max(shorter, equal)
             if equal > common or (equal == common and copy.tokens < longer):
                 common, longer = equal, copy.tokens

@@ -248,6 +248,11 @@ def test_what_cannot_be_cut_is_found_whole_or_not_at_all() -> None:
     assert copies.find(content((1, 100), (3, 50)), 150) == (100, 100)
     assert copies.find(content((1, 100), (2, 80)), 170) == (150, 150)
     assert copies.tokens == 250
+    copies.store("user", content((4, 1)), 1)
+    assert copies.find(content((4, 50)), 50) == (1, 1)  # cut out of it
+    always = PromptCopies(10, uncut_from=1)
+    always.store("user", content((4, 1)), 1)
+    assert always.find(content((4, 50)), 50) == (0, 0)
 
 
 def test_the_oldest_of_the_kind_with_most_goes() -> None:
