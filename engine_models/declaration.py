@@ -37,7 +37,8 @@ class PoolRequest:
     reports; `device_name` serves defaults that engines key to a product. `data_parallel` are the ranks that share the experts
     of one replica, each with its own attention, scheduler and KV cache (1: none).
     `role` other than "mixed" asks for a scheduler that shares requests (`engine_models.parts.handover`), over a `connector`
-    (None: the engine's own choice). `device_cores` are those of a CPU.
+    (None: the engine's own choice). `device_cores` are those of a CPU, `host_link_bytes_per_s` the nominal rate
+    of the device's link to the host, one way (0: unknown).
     """
 
     arch: Architecture
@@ -55,6 +56,7 @@ class PoolRequest:
     role: Role = "mixed"
     connector: str | None = None
     device_cores: int = 0
+    host_link_bytes_per_s: float = 0.0
 
     @property
     def more_memory(self) -> str:

@@ -361,6 +361,11 @@ def _of_call(text: str, functions: tuple[str, ...]) -> Mapping[str, Any] | None:
     named = [("model" if at == 0 else None, value) for at, value in enumerate(calls[0].args)]
     keys: dict[str, Any] = {}
     for name, value in [*named, *((word.arg, word.value) for word in calls[0].keywords)]:
+        if name == "model" and isinstance(value, ast.Name):
+            continue  # an object that the program has made
+        if name is not None and isinstance(value, ast.Attribute):
+            keys[name] = value.attr  # torch.float16
+            continue
         try:
             if name is None:
                 raise ValueError

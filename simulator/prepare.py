@@ -266,6 +266,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         device_memory_bytes=int(device.memory_bytes.value),
         device_kind=device.kind,
         device_cores=int(device.multiprocessors.value) if device.kind == "cpu" and device.multiprocessors else 0,
+        host_link_bytes_per_s=device.pcie_bytes_per_s_per_direction.value if device.pcie_bytes_per_s_per_direction else 0.0,
         tensor_parallel=pool.tensor_parallel,
         pipeline_parallel=pool.pipeline_parallel,
         data_parallel=ranks,

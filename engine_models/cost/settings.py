@@ -10,6 +10,7 @@ from engine_models.cost.lockstep import Lockstep
 from engine_models.cost.step_time import StepTimeModel, TableRange
 from engine_models.cost.sub_batches import Parts, SubBatches
 from engine_models.cost.terms import Formats, Parallelism, Shard, Terms, kernel_format
+from engine_models.cost.weight_stream import Stream, Streamed
 from engine_models.model.blocks import Architecture
 from engine_models.parts.protocols import StepCost
 from hardware_profiles.ops import Ops
@@ -19,7 +20,8 @@ from hardware_profiles.ops import Ops
 class StepCosts:
     """The cost of a step up to the device's operations: the model, its formats and parallelism, the engine's terms, drafts.
 
-    `up_to` is the range to tabulate. `parts`: steps are computed in parts, None where they are not.
+    `up_to` is the range to tabulate. `parts`: steps are computed in parts, None where they are not. `stream`: what comes over
+    the link to the host in every step, None for nothing.
     """
 
     arch: Architecture
@@ -29,6 +31,7 @@ class StepCosts:
     parallel: Parallelism = field(default_factory=Parallelism)
     speculation: Speculation | None = None
     parts: Parts | None = None
+    stream: Stream | None = None
 
     def with_terms(self, **changed: Any) -> StepCosts:
         """The same with other terms, by the names of `Terms`."""
@@ -45,6 +48,8 @@ class StepCosts:
         model = StepTimeModel(shard, self.up_to)
         if self.parts is not None:
             return SubBatches(model, self.parts)
+        if self.stream is not None:
+            return Streamed(model, self.stream)
         own = model if drafts is None else Drafting(model, drafts, self.up_to)
         return own if self.parallel.ranks == 1 else Lockstep(own, shard, self.up_to)
 

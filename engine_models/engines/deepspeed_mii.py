@@ -108,8 +108,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         notes=(
             f"DeepSpeed-MII: {memory.blocks:,} blocks of {page} tokens, no prefix cache; a step has up to {rows:,} rows and "
             f"{tokens:,} tokens, decodes first, prompts cut to what is left (SplitFuse)",
-            "the kernels, the host's time of a step and the front end are priced as vLLM's (assumed, nobody measured them); a "
-            "step begins when the one before it is read, and every operation is launched by the host: it has no CUDA graphs",
+            "the kernels, launches and the front end are priced as vLLM's (assumed), the host's time of a step is fitted to one "
+            "measured rate; a step begins when the one before it is read, and every operation is launched by the host: it has no "
+            "CUDA graphs",
         ),
         sources=overheads.provenance,
     )

@@ -31,6 +31,7 @@ BUILT_IN = {
     "lmdeploy": "engine_models.engines.lmdeploy",
     "transformers": "engine_models.engines.transformers",
     "deepspeed_mii": "engine_models.engines.deepspeed_mii",
+    "deepspeed_inference": "engine_models.engines.deepspeed_inference",
     "inferflow": "engine_models.engines.inferflow",
     "mlc_llm": "engine_models.engines.mlc_llm",
     "mlx_lm": "engine_models.engines.mlx_lm",
