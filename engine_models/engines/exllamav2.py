@@ -44,9 +44,11 @@ RESERVED_BYTES = 96 << 20
 neither it nor the context is given, of a chunk, the tokens of a row for which a call has room (rows = chunk / `ROW_TOKENS`), how
 often a request is passed over, and the memory that the loader leaves free."""
 
-UNPAGED = ("t4", "v100", "rtx-20", "mi", "rx-", "ryzen-", "arc-", "gaudi")
-"""Cards on which FlashAttention's paged kernels are missing, or TabbyAPI does not use them (datasheet: README of ExLlamaV2 and
-`common/hardware.py` of TabbyAPI: NVIDIA from Ampere on)."""
+UNPAGED = ("t4", "v100", "rtx-20", "titan-rtx")
+"""NVIDIA's cards before Ampere, which FlashAttention's paged kernels do not know (datasheet: README of ExLlamaV2,
+`common/hardware.py` of TabbyAPI)."""
+OTHERS = ("mi", "rx-", "ryzen-", "radeon", "arc-", "gaudi", "max-")
+"""Cards of other makers. ExLlamaV2 runs on AMD's, without pages; its kernels there are not known."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     """
     arch, flags = request.arch, request.flags
     _refuse(request)
+    paged = not request.device_name.startswith(UNPAGED)
     asked = flags.get("max_seq_len")
-    cache = _rounded(int(flags.get("cache_size") or asked or CACHE_TOKENS))
+    cache = _rounded(int((flags.get("cache_size") if paged else None) or asked or CACHE_TOKENS))
     context = min(int(asked or arch.max_context_tokens), cache)
     chunk = _rounded(sorted((PAGE_TOKENS, int(flags.get("chunk_size", CHUNK_TOKENS)), context))[1])
     rows = int(flags.get("max_batch_size") or chunk // ROW_TOKENS)
@@ -91,8 +94,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             where="deployment.engine_args.max_batch_size",
             mend=f"give at most {chunk // ROW_TOKENS}, or a larger chunk_size",
         )
-    memory = _memory(request, cache, chunk)
-    rules = BypassRules(rows, chunk, context, int(flags.get("max_skips", MAX_SKIPS)))
+    memory = _memory(request, cache, chunk, PAGE_TOKENS if paged else cache)
+    rows, page = (rows, PAGE_TOKENS) if paged else (1, cache)
+    rules = BypassRules(rows, chunk, context, int(flags.get("max_skips", MAX_SKIPS)), paged)
     windows = arch.windows_below(context)
     overheads = load_overheads(ENGINE.name)
     kv = request.formats.kv_cache
@@ -105,13 +109,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             step_tokens=step_tokens,
             context_tokens=cache,
             kv_tokens=cache,
-            kv_blocks=cache // PAGE_TOKENS,
-            block_tokens=PAGE_TOKENS,
+            kv_blocks=cache // page,
+            block_tokens=page,
             prompt_tokens=context - 1,
             row_tokens=context,
         ),
         memory=memory,
-        scheduler=Server(rules, cache // PAGE_TOKENS, windows).scheduler,
+        scheduler=Server(rules, cache // page, windows).scheduler,
         costs=StepCosts(
             arch,
             request.formats,
@@ -123,7 +127,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         prefix_caching=True,
         notes=(
             f"ExLlamaV2 behind TabbyAPI: {cache // PAGE_TOKENS:,} pages of {PAGE_TOKENS} tokens ({kv.name}), which are set aside "
-            f"for prompt and max_tokens when a request starts; one that asks for no limit takes the whole context of {context:,}",
+            f"for prompt and max_tokens when a request starts; one that asks for no limit takes the whole context of {context:,}"
+            if paged
+            else f"ExLlamaV2 behind TabbyAPI on {request.device_name}, without pages: one request at a time, which finds what it "
+            "shares with the one before; cache_size and max_batch_size do not count",
             f"each prompt in work stops the others for a chunk of {chunk:,} tokens in every iteration; a request that does not "
             f"fit is passed over {rules.max_skips} times",
             *(
@@ -148,11 +155,11 @@ def _is_packed(request: PoolRequest) -> bool:
 
 def _refuse(request: PoolRequest) -> None:
     arch, formats = request.arch, request.formats
-    if request.device_name.startswith(UNPAGED):
+    if request.device_name.startswith(OTHERS):
         raise InputError(
-            f"on {request.device_name} ExLlamaV2 serves one request at a time, without pages; that is not simulated",
+            f"ExLlamaV2 is simulated on NVIDIA GPUs, not on {request.device_name}",
             where="deployment.hardware",
-            mend="use an NVIDIA GPU from Ampere on, or another engine (`capacity-plan list engines`)",
+            mend="use an NVIDIA GPU, or another engine (`capacity-plan list engines`)",
         )
     if formats.weights.name.startswith("exl3"):
         raise InputError(
@@ -172,7 +179,7 @@ def _refuse(request: PoolRequest) -> None:
         )
 
 
-def _memory(request: PoolRequest, cache_tokens: int, chunk: int) -> MemoryBudget:
+def _memory(request: PoolRequest, cache_tokens: int, chunk: int, page: int) -> MemoryBudget:
     """The cache is as large as asked for; what it leaves beside weights, a chunk and the reserve must not be negative."""
     arch, tp, device = request.arch, request.tensor_parallel, request.device_memory_bytes
     weights = weight_bytes_per_rank(arch, request.formats.weights, tp)
@@ -206,8 +213,7 @@ def _memory(request: PoolRequest, cache_tokens: int, chunk: int) -> MemoryBudget
         MemoryLine("widened", "16-bit copy of one layer of the cache", widened * cache_tokens),
         MemoryLine("left", "left", left),
     )
-    block = int(per_token * PAGE_TOKENS)
-    return MemoryBudget(device, device, lines, kv, per_token, block, cache_tokens // PAGE_TOKENS)
+    return MemoryBudget(device, device, lines, kv, per_token, int(per_token * page), cache_tokens // page)
 
 
 def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
@@ -224,9 +230,7 @@ ENGINE = Engine(
     title="ExLlamaV2",
     versions={"0.3.2": {}},
     oldest="0.2.0",
-    devices={
-        "gpu": f"{_SOURCE}: NVIDIA GPUs from Ampere on with pages; older ones and AMD's without them, not simulated"
-    },
+    devices={"gpu": f"{_SOURCE}: NVIDIA GPUs, before Ampere without pages; AMD's are not simulated"},
     formats={
         name: Support(_KINDS, f"{_SOURCE}: exllamav2/linear.py, conversion/qparams.py")
         for name in ("fp16", "bf16", "gptq", "exl")

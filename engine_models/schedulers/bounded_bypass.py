@@ -37,12 +37,15 @@ class BypassRules:
     max_chunk_size : prompt tokens of a call, a multiple of a page.
     max_seq_len : prompt and answer of a request that asks for no limit.
     max_skips : how often a request may be passed over.
+    paged : whether there are pages. Without them the cache is one sequence: one request at a time, which finds the beginning
+        that it shares with the one before.
     """
 
     max_batch_size: int
     max_chunk_size: int
     max_seq_len: int
     max_skips: int = 4
+    paged: bool = True
 
 
 class BypassBatch(Batch):
@@ -117,6 +120,9 @@ class BypassScheduler(Scheduler):
         ] = {}  # step of the decode set after which rows have filled a page
         self._pauses: list[int] = []  # calls that hand out nothing to rows
         self._orders = 0
+        self._last: tuple[Content, int] | None = (
+            None  # what is in a cache without pages, and how many tokens of it
+        )
         self._shape = Batch(-1)
 
     # -- queues ---------------------------------------------------------------------------------------------
@@ -126,8 +132,8 @@ class BypassScheduler(Scheduler):
         prompt, content = seq.prompt_tokens, content_of(seq)
         room = (seq.final_length if seq.stop_known else self.rules.max_seq_len) - prompt
         longest = prompt + max(seq.limit_tokens or room, 1)
-        whole = (prompt - 1) // PAGE_TOKENS
-        more = -(-longest // PAGE_TOKENS) - whole
+        whole = (prompt - 1) // PAGE_TOKENS if self.rules.paged else 0
+        more = -(-longest // PAGE_TOKENS) - whole if self.rules.paged else 1
         self._pending[seq] = _Job(seq, content, self.kv.names(content, whole), more)
         seq.state = "waiting"
         self._nobody_fits = False
@@ -172,6 +178,8 @@ class BypassScheduler(Scheduler):
         self.decodes.leave(job.seq)
 
     def _release(self, job: _Job) -> None:
+        if not self.rules.paged:
+            self._last = job.content, job.seq.computed
         self.kv.release(job.pages)
         del self._active[job.seq]
         self._nobody_fits = False
@@ -289,6 +297,8 @@ class BypassScheduler(Scheduler):
 
     def _chunk(self, job: _Job) -> tuple[int, int] | None:
         """The next chunk of a prompt: its tokens and those before it; None if all of it is found."""
+        if not self.rules.paged:
+            return self._chunk_of_sequence(job)
         kv, pages, content = self.kv, job.pages, job.content
         begin = job.kv
         end = (begin + self.rules.max_chunk_size) // PAGE_TOKENS * PAGE_TOKENS
@@ -320,6 +330,18 @@ class BypassScheduler(Scheduler):
             kv.follow(pages, number)
         return end - begin, begin
 
+    def _chunk_of_sequence(self, job: _Job) -> tuple[int, int] | None:
+        """The same in a cache without pages."""
+        rest = job.seq.prompt_tokens - 1
+        if not job.kv and self._last is not None:
+            last, tokens = self._last
+            job.kv = job.found = (
+                job.content.common(0, min(tokens, rest), last.slice(0, tokens)) if tokens else 0
+            )
+        begin, end = job.kv, min(job.kv + self.rules.max_chunk_size, rest)
+        job.kv = job.seq.computed = end
+        return (end - begin, begin) if end > begin else None
+
     def _join(self, job: _Job) -> None:
         """A row whose prompt is computed short of its last token generates from now on."""
         job.first = self.next_number + len(self._calls)
@@ -328,6 +350,8 @@ class BypassScheduler(Scheduler):
 
     def _note_page(self, job: _Job) -> None:
         """Note the step after which a row has filled its page."""
+        if not self.rules.paged:
+            return
         tokens = self.decodes.length(job.seq) - 1
         due = self.decodes.steps + PAGE_TOKENS - tokens % PAGE_TOKENS
         self._completes.setdefault(due, []).append(job)
@@ -335,7 +359,7 @@ class BypassScheduler(Scheduler):
     def _write_tail(self, job: _Job) -> None:
         """Let the page that a row generates into hold what it has computed of it."""
         tokens = self.decodes.length(job.seq) - 1
-        if tokens % PAGE_TOKENS:
+        if self.rules.paged and tokens % PAGE_TOKENS:
             self.kv.write(job.pages, tokens // PAGE_TOKENS, job.content, tokens % PAGE_TOKENS)
 
     def _generate(self, batch: BypassBatch) -> list[Sequence]:

@@ -106,6 +106,7 @@ def loads(draw: st.DrawFn) -> tuple[int, dict[str, Any], list[Asked]]:
         "max_batch_size": draw(st.sampled_from([2, 5, 256])),
         "max_chunk_size": draw(st.sampled_from([256, 2048])),
         "max_skips": draw(st.sampled_from([0, 2, 4])),
+        "paged": draw(st.sampled_from([True, True, True, False])),
     }
     gap_s = draw(st.sampled_from([0.0, 0.05, 0.5]))
     asked = [
@@ -119,6 +120,8 @@ def loads(draw: st.DrawFn) -> tuple[int, dict[str, Any], list[Asked]]:
 @given(loads())
 def test_runs_equal_steps_and_pages_are_conserved(load: tuple[int, dict[str, Any], list[Asked]]) -> None:
     pages, rules, asked = load
+    if not rules["paged"]:
+        pages, rules["max_batch_size"] = 1, 1
     jumped, stepped = (Served(asked, pages, aggregate=aggregate, **rules) for aggregate in (True, False))
     assert jumped.tokens == stepped.tokens
     assert [len(tokens) for tokens in jumped.tokens] == [output for _, _, output, _ in asked]
@@ -181,6 +184,18 @@ def test_a_request_that_goes_gives_back_its_pages() -> None:
     assert scheduler.cancel(seqs[2])
     assert seqs[2].emissions == [[2, 2]]
     assert scheduler.state() == (0, 0, 0, 16)
+
+
+def test_without_pages_a_request_finds_the_beginning_of_the_one_before() -> None:
+    asked = [(0.0, 900, 5, 1), (0.0, 800, 5, 1), (0.0, 50, 5, 0), (0.0, 900, 5, 1)]
+    served = Served(asked, 1, record=True, paged=False, max_batch_size=1, max_chunk_size=512)
+    rows = [
+        (seq.index, new, before)
+        for batch in served.iterations
+        for seq, new, before in batch.rows or ()
+        if new > 1
+    ]
+    assert rows == [(0, 512, 0), (0, 387, 512), (1, 99, 700), (2, 49, 0), (3, 512, 0), (3, 387, 512)]
 
 
 # -- pages --------------------------------------------------------------------------------------------------

@@ -133,8 +133,7 @@ def test_a_request_without_a_limit_takes_the_whole_cache() -> None:
 @pytest.mark.parametrize(
     ("pool", "words"),
     [
-        ({"hardware": "t4-16gb"}, "one request at a time"),
-        ({"hardware": "rx-7900-xtx-24gb"}, "one request at a time"),
+        ({"hardware": "rx-7900-xtx-24gb"}, "on NVIDIA GPUs"),
         ({"hardware": "apple-m4-max-40c-64gb"}, "does not run on"),
         ({"weights": "exl3_4.0"}, "EXL3 is ExLlamaV3's"),
         ({"weights": "fp8"}, "does not load weights in fp8"),
@@ -151,6 +150,23 @@ def test_what_is_lacking_is_refused_in_words(pool: dict[str, Any], words: str) -
     with pytest.raises(InputError, match=words) as error:
         simulate({"model": model, "deployment": deployment, "workload": load})
     assert error.value.mend
+
+
+def test_cards_before_ampere_serve_one_request_at_a_time() -> None:
+    """Without pages a request finds what it shares with the one before, and nothing of the one before that."""
+    found = plan(request_of(device="t4-16gb", cache_size=65_536))
+    assert (found.limits.rows, found.limits.kv_blocks, found.limits.kv_tokens) == (1, 1, 4096)
+    load = {
+        "arrivals": {"kind": "batch"},
+        "requests": 4,
+        "max_output_tokens": {"kind": "constant", "value": 100},
+    }
+    pool = {"engine": "exllamav2", "hardware": "t4-16gb", "weights": "exl2_4.0"}
+    shared = {**LENGTHS, **load, "shared_prefix": {"groups": 1, "tokens": 300}}
+    outcome = simulate({"model": LLAMA, "deployment": pool, "workload": shared})
+    ends, starts = np.sort(column(outcome, "end_s")), np.sort(column(outcome, "first_scheduled_s"))
+    assert starts[1:] == pytest.approx(ends[:-1], abs=1e-9)
+    assert sorted(column(outcome, "cached_tokens")) == [0, 300, 300, 300]
 
 
 def test_launch_commands() -> None:
