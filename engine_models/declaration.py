@@ -133,6 +133,7 @@ class Limits:
     answer_tokens : longest answer to a request that asks for no limit, None for the room that there is.
     request_tokens : tokens that the KV cache holds of one request alone, None for `kv_tokens`.
     row_blocks : blocks that a request takes beside those of its tokens, for states of recurrent layers.
+    cuts_prompts : whether a longer prompt is cut, not refused.
     spare_tokens : memory that a row's last step may hold beyond its own tokens, for drafts that come to nothing [tokens].
     """
 
@@ -149,6 +150,7 @@ class Limits:
     answer_tokens: int | None = None
     request_tokens: int | None = None
     row_blocks: int = 0
+    cuts_prompts: bool = False
 
     @property
     def held_tokens(self) -> int:
@@ -176,12 +178,14 @@ class FrontEnd:
     before_s : time of a request in it [s].
     tokenise_token_s : time of the one tokeniser for each token of a prompt, one prompt after the other [s].
     inflight : requests that a replica holds at once, all its ranks together, None for no limit; others are answered `on_full`.
+    asks : whether the scheduler is asked too (`Scheduler.sheds`).
     """
 
     before_s: float = 0.0
     tokenise_token_s: float = 0.0
     inflight: int | None = None
     on_full: Literal["429", "503"] = "429"
+    asks: bool = False
 
 
 @dataclass(frozen=True)
@@ -320,6 +324,7 @@ class Engine:
     features : of `FEATURES`, those that are simulated, and where.
     flags : its flags; same_as : for words of all engines (rows, context, step_tokens, memory_share...) its own flag.
     kernels : framework whose kernel tables are its own, as the tables name it.
+    weights : number format that it loads where a pool and a checkpoint state none, None for the checkpoint's own.
     overheads_from : engine whose overheads stand in for those that nobody measured, None for none.
     measured : devices with end-to-end runs behind its overheads (docs/fidelity.md), and their tensor-parallel ranks.
     plan : resolves a pool, given the version as it was asked for (None: the newest).
@@ -340,6 +345,7 @@ class Engine:
     flags: Callable[[], FlagTable]
     same_as: Mapping[str, str]
     kernels: str
+    weights: str | None = None
     overheads_from: str | None = None
     kv_format: Callable[[Device], str] | None = None
     measured: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

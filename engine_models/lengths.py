@@ -44,6 +44,8 @@ def judged(
 ) -> Lengths:
     """Return what an engine makes of requests; `max_output_tokens` is 0 or less where the client asked for no limit."""
     given = max_output_tokens > 0
+    if limits.cuts_prompts:
+        prompt_tokens = np.minimum(prompt_tokens, limits.prompt_tokens)
     room = limits.context_tokens - prompt_tokens
     too_long = room <= 0
     asked = max_output_tokens

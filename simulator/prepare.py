@@ -95,10 +95,12 @@ def resolve_formats(
     notes: list[str] = []
     _check_checkpoint_format(pool, arch, engine, flags)
     dtype = "fp32" if pool.weights == "fp32" else arch.dtype
-    chosen = pool.weights or arch.quantization or dtype
+    chosen = pool.weights or arch.quantization or engine.weights or dtype
     if arch.quantization == "fp8_block" and pool.weights == "fp8" and "quantization" in flags.values:
         chosen = arch.quantization  # the flag reads the checkpoint as it is
     weights = format_named(str(chosen), where="deployment.weights")
+    if pool.weights is None and chosen == engine.weights:
+        notes.append(f"weights in {weights.name}, as most files for {engine.title} are; `weights` states another format")
     native = set(device.formats)
     act_name = pool.activations or ("bf16" if weights.weight_only else weights.compute)
     if weights.compute not in native and weights.compute not in ("bf16", "fp16"):

@@ -37,6 +37,7 @@ BUILT_IN = {
     "mlx_lm": "engine_models.engines.mlx_lm",
     "openvino": "engine_models.engines.openvino",
     "llama_cpp": "engine_models.engines.llama_cpp",
+    "ollama": "engine_models.engines.ollama",
     "openarc": "engine_models.engines.openarc",
     "exllamav2": "engine_models.engines.exllamav2",
 }
@@ -146,7 +147,6 @@ def with_feature(feature: str) -> list[Engine]:
 
 
 OTHERS = {
-    r"ollama": "Ollama",
     r"tritonserver": "Triton",
     r"dynamo\.\w+|dynamo-run": "Dynamo",
     r"aphrodite": "Aphrodite",

@@ -53,6 +53,7 @@ _MODELLED: dict[str, Flag] = {
     "cache_type_k": Flag("str", "f16", choices=tuple(KV_TYPES)),
     "cache_type_v": Flag("str", "f16", choices=tuple(KV_TYPES)),
     "gpu_layers": Flag("int", None, low=0, special=("auto", "all", -1)),
+    "threads": Flag("int", -1, low=-1),
     "fit": Flag("str", "on", choices=("on", "off")),
     "fit_target": Flag("ints", [1024], low=0),
     "fit_ctx": Flag("int", 4096, low=1),
@@ -83,8 +84,8 @@ _HARMLESS = """
     mirostat_ent samplers sampler_seq logit_bias control_vector control_vector_scaled control_vector_layer_range
 """
 _CHANGING = {
-    "the speed of a CPU, of which all cores are assumed": (
-        "threads threads_batch cpu_mask cpu_range cpu_strict prio poll cpu_mask_batch cpu_range_batch cpu_strict_batch "
+    "the speed of a CPU": (
+        "threads_batch=-1 cpu_mask cpu_range cpu_strict prio poll cpu_mask_batch cpu_range_batch cpu_strict_batch "
         "prio_batch poll_batch numa repack=true no_host"
     ),
     "the speed of attention": "flash_attn=on|auto|1|true",

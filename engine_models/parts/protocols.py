@@ -124,6 +124,10 @@ class Scheduler(ABC):
         """When, without an arrival or a result, waiting alone lets `schedule` form a batch; infinity if never."""
         return INFINITY
 
+    def sheds(self, now_s: float, coming: int) -> bool:
+        """Whether a request that reaches the server now is answered with an error; `coming` others have just been let in."""
+        return False
+
     def report_blocks(self, chain: ChainKeys) -> BlockEvents | None:
         """Name blocks by `chain` from now on, and note in the list returned which can be found and which no longer.
 

@@ -162,7 +162,7 @@ class Cluster:
         self.replicas = self._made(plan, cost, replicas, ranks, "jump" if aggregate else "step")
         self.ranks = [replica.ranks[rank] for rank in range(ranks) for replica in self.replicas]
         self._router = self._routed(router, plan.executor)
-        self._inflight = plan.front.inflight
+        self._inflight, self._asks = plan.front.inflight, plan.front.asks
         self._door = Door(admission, self._router.has_room) if admission is not None else None
         self._client, self._draw = client, Random(self._router.seed)
         self._timeout_s = client.timeout_s if client is not None else None
@@ -296,7 +296,8 @@ class Cluster:
     def _serve(self, rows: Rows, until_s: float) -> None:
         """Let the requests of a block arrive, up to `until_s`, when the last with a known arrival reaches the engine."""
         router = self._router
-        if isinstance(router, InTurn) and self._inflight is None and self._timeout_s is None and not self._linked:
+        limited = self._inflight is not None or self._asks
+        if isinstance(router, InTurn) and not limited and self._timeout_s is None and not self._linked:
             slices = np.linspace(self._limit_s, until_s, 1 + (SLICES if len(self.replicas) > 1 else 1))
             self._limit_s = until_s
             for feed, rank, mine in zip(
@@ -396,7 +397,8 @@ class Cluster:
         number = self._router.choose(now_s, seq, int(block.workload.session_id[row]))
         replica = self.replicas[number % len(self.replicas)]
         replica.advance(now_s)
-        if self._inflight is not None and replica.in_service >= self._inflight:
+        full = self._inflight is not None and replica.in_service >= self._inflight
+        if full or (self._asks and self._sheds(number, now_s)):
             again_s = self._router.refused(seq, now_s)
             if again_s is None:
                 self._turn_away(block, seq, REJECTED, SHED[self._plan.front.on_full])
@@ -411,6 +413,11 @@ class Cluster:
     def _keep(self, seq: Sequence) -> None:
         """Note what a request that ends without its answer knows."""
         self._of(seq.index).keep(seq)
+
+    def _sheds(self, number: int, now_s: float) -> bool:
+        """Whether the scheduler of a rank turns away who comes now."""
+        rank = self.ranks[number]
+        return rank.scheduler.sheds(now_s, len(rank.inbox))
 
     def _again(self, how: Callable[[Rows, Sequence], None], block: Rows, seq: Sequence) -> None:
         """A request that was sent away comes again, unless the run is over."""

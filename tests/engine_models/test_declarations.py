@@ -56,7 +56,8 @@ def test_a_plan_builds_a_fresh_scheduler_in_every_mode(name: str) -> None:
     built = [plan.scheduler(mode) for mode in ("jump", "step", "record")]
     assert all(isinstance(scheduler, Scheduler) for scheduler in built)
     assert len({id(scheduler) for scheduler in built}) == 3
-    assert plan.limits.prompt_tokens < plan.limits.row_tokens <= plan.limits.context_tokens
+    assert plan.limits.prompt_tokens < plan.limits.row_tokens
+    assert plan.limits.row_tokens <= plan.limits.context_tokens or plan.limits.cuts_prompts  # a context that shifts
     memory = plan.memory
     spent = sum(line.bytes for line in memory.lines)
     assert memory.usable_bytes - spent == pytest.approx(memory.kv_bytes, abs=1)

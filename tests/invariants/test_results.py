@@ -129,6 +129,17 @@ CASES = {
     "mlc-chats": Case(given({**MLC, "replicas": 2}, CHATS)),
     "mlc": Case(given(MLC, {"arrivals": poisson(60), "shared_prefix": {"groups": 6, "tokens": 100}})),
     "inferflow": Case(given(INFERFLOW, {"arrivals": poisson(30)})),
+    "kept-model": Case(
+        given(
+            {
+                "engine": "ollama",
+                "hardware": "rtx-4090-24gb",
+                "replicas": 2,
+                **args(num_parallel=2, num_ctx=2048, keep_alive="2s"),
+            },
+            {**CHATS, "arrivals": poisson(0.5)},
+        )
+    ),
     "sglang-loop": Case(given({"engine": "sglang", "replicas": 2}, LOOP)),
     "sglang-hrrn": Case(
         given(

@@ -1,0 +1,249 @@
+"""A llama-server: its slots, its memory and its costs from its own flags, for engines that are one or that start one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine_models.cost.overheads import Overheads
+from engine_models.cost.settings import StepCosts
+from engine_models.cost.step_time import TableRange
+from engine_models.cost.sub_batches import Parts
+from engine_models.cost.terms import Terms
+from engine_models.declaration import Limits, MemoryBudget, MemoryLine, PoolRequest
+from engine_models.memory.whole_prompts import WholePrompts
+from engine_models.model.activations import CONTEXT_BYTES
+from engine_models.model.architecture import kv_groups, state_bytes_per_sequence, weight_bytes_per_rank
+from engine_models.schedulers.slots import PAD_CELLS, SlotRules, padded
+from hardware_profiles.errors import InfeasibleError, InputError
+
+AUTO_SLOTS = 4
+"""Slots of a server that is not told how many; they then share one pool (datasheet: `tools/server/server.cpp`)."""
+MIB = 1 << 20
+FIT_STEP = 256
+"""Contexts are lowered by whole multiples of so many tokens, so that the model fits (datasheet: `common/fit.cpp`)."""
+LOGIT_BYTES, ACTIVATION_BYTES = 4, 4
+"""Of a value of the compute buffer: float32 (datasheet: ggml's graphs)."""
+ENTRY_BYTES = 12
+"""What a saved token takes beside its keys and values (measured, 2026-11: recordings of build 11669)."""
+COPY_BYTES_PER_S = 10e9
+"""Rate at which a state is copied between the device's memory and the host's, tensor by tensor from pageable memory [byte/s]
+(assumed, 2026-11: a single core's copy, and PCIe from pageable memory, reach 5 to 20 GB/s)."""
+
+
+ENDLESS = 1 << 40
+"""Tokens of a row that is never cut for its length."""
+
+
+@dataclass(frozen=True)
+class LlamaServer:
+    """One server, resolved. `cells` are those of its whole cache; `ram_bytes` 0: no prompts are kept in host memory."""
+
+    request: PoolRequest
+    rules: SlotRules
+    cells: int
+    memory: MemoryBudget
+    ram_bytes: float
+    token_bytes: float
+
+    def prompts(self) -> WholePrompts | None:
+        """An empty cache in host memory; None without."""
+        return WholePrompts(self.ram_bytes, self.token_bytes) if self.ram_bytes else None
+
+    def limits(self) -> Limits:
+        """A prompt as long as its slot is refused; an answer is cut there, unless the context shifts."""
+        rules = self.rules
+        endless = ENDLESS if rules.context_shift else rules.slot_tokens
+        return Limits(
+            rows=rules.n_parallel,
+            step_tokens=max(rules.n_batch, rules.n_parallel),
+            context_tokens=rules.slot_tokens,
+            kv_tokens=self.cells,
+            kv_blocks=self.cells,
+            block_tokens=1,
+            prompt_tokens=rules.slot_tokens - 1,
+            row_tokens=endless,
+            asked_tokens=1,  # an answer is cut, not refused
+            request_tokens=endless,
+        )
+
+    def costs(self, overheads: Overheads) -> StepCosts:
+        """Costs of its sub-batches."""
+        rules, request = self.rules, self.request
+        longest = padded(self.cells if rules.pool_cells else rules.slot_tokens)
+        threads = int(request.flags.get("threads", -1)) if request.device_kind == "cpu" else 0
+        return StepCosts(
+            request.arch,
+            request.formats,
+            Terms(overheads.host, threads=max(threads, 0)),
+            TableRange(max(rules.n_ubatch, rules.n_parallel), rules.n_parallel, longest),
+            parts=Parts(self.token_bytes / COPY_BYTES_PER_S),
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        """What is assumed of it."""
+        rules = self.rules
+        slots = f"{rules.n_parallel} slot" + "s" * (rules.n_parallel > 1)
+        held = f"one pool of {self.cells:,} cells" if rules.pool_cells else f"{rules.slot_tokens:,} cells each"
+        saved = "as much as fits" if self.ram_bytes == float("inf") else f"{int(self.ram_bytes) // MIB:,} MiB"
+        kept = f"{saved} of prompts are kept in host memory" if self.ram_bytes else "no prompts are kept in host memory"
+        found = (
+            "a prompt goes on from what its slot holds"
+            if rules.rolls_back
+            else "a slot's cache cannot be cut: a prompt goes on from the whole of it or is computed anew (checkpoints are not "
+            "simulated)"
+        )
+        full = "shifts its context" if rules.context_shift else "ends its answer"
+        pool = (
+            f"attention reads the whole pool as far as it is filled, in steps of {PAD_CELLS} cells, whatever a slot holds "
+            "(assumed: from its beginning on)"
+        )
+        return (
+            f"llama-server: {slots} with {held}, batches of {rules.n_batch:,} tokens computed {rules.n_ubatch:,} at a time; "
+            f"further requests wait in order; a full slot {full}",
+            f"{found}; {kept}" if rules.cache_prompt else "prompts are computed from their beginning (no cache_prompt)",
+            *((pool,) if rules.pool_cells else ()),
+            f"states are copied to and from host memory at {COPY_BYTES_PER_S / 1e9:.0f} GB/s (assumed), while all slots wait",
+            "the host's time (0.1 ms a row, for sampling and streaming) and the front end (1 ms) are assumed",
+        )
+
+
+def llama_server(request: PoolRequest) -> LlamaServer:
+    """Resolve a server from its own flags.
+
+    Raises InfeasibleError if weights and the least context do not fit, InputError on what this model of it lacks.
+    """
+    arch, flags = request.arch, request.flags
+    _refuse(request)
+    asked = int(flags.get("parallel", -1))
+    slots = asked if asked > 0 else AUTO_SLOTS
+    unified = bool(flags.get("kv_unified", asked <= 0))
+    cells, memory = _memory(request, slots, unified=unified)
+    context = cells if unified else max(cells // slots // PAD_CELLS, 1) * PAD_CELLS
+    per_slot = flags.get("kv_unified_per_slot")
+    if unified and per_slot:
+        context = min(context, int(per_slot))
+    shifts = bool(flags.get("context_shift", False))
+    rolls_back = cuts_anywhere(request)
+    if shifts and not rolls_back:
+        raise InputError(
+            f"llama.cpp cannot shift the context of {arch.name}: not all its layers keep the whole context",
+            where="deployment.engine_args.context_shift",
+            mend="remove context_shift",
+        )
+    n_batch = int(flags.get("batch_size", 2048))
+    ram_mib = int(flags.get("cache_ram", 8192))
+    rules = SlotRules(
+        n_parallel=slots,
+        slot_tokens=min(context, arch.max_context_tokens),
+        pool_cells=cells if unified else 0,
+        n_batch=n_batch,
+        n_ubatch=min(int(flags.get("ubatch_size", 512)), n_batch),
+        cont_batching=bool(flags.get("cont_batching", True)),
+        slot_prompt_similarity=float(flags.get("slot_prompt_similarity", 0.1)),
+        cache_prompt=bool(flags.get("cache_prompt", True)),
+        cache_reuse=int(flags.get("cache_reuse", 0)) if rolls_back else 0,
+        rolls_back=rolls_back,
+        cache_idle_slots=bool(flags.get("cache_idle_slots", True)),
+        context_shift=shifts,
+        n_keep=int(flags.get("keep", 0)),
+    )
+    ram_bytes = float("inf") if ram_mib < 0 else float(ram_mib * MIB)
+    return LlamaServer(request, rules, cells, memory, ram_bytes, _kv_token_bytes(request) + ENTRY_BYTES)
+
+
+def cuts_anywhere(request: PoolRequest) -> bool:
+    """Whether a cache can be cut and shifted: all layers keep the whole context, none a state."""
+    swa_full = bool(request.flags.get("swa_full"))
+    return all(block.kind != "linear" and (swa_full or not block.window_tokens) for block in request.arch.attention)
+
+
+def _refuse(request: PoolRequest) -> None:
+    arch, flags = request.arch, request.flags
+    if request.tensor_parallel > 1 or request.pipeline_parallel > 1:
+        raise InputError(
+            "one model over several devices is not simulated for llama.cpp",
+            where="deployment.tensor_parallel"
+            if request.tensor_parallel > 1
+            else "deployment.pipeline_parallel",
+            mend="use one device, `replicas` for more servers, or another engine (`capacity-plan list engines`)",
+        )
+    if request.expert_parallel > 1:
+        raise InputError(
+            "llama.cpp has no expert parallelism",
+            where="deployment.expert_parallel",
+            mend="leave it out, or use another engine (`capacity-plan list engines`)",
+        )
+    if any(block.indexer or block.entry_tokens > 1 for block in arch.attention):
+        raise InputError(
+            f"sparse attention over an index, which {arch.name} has, is not simulated for llama.cpp",
+            where="model",
+            mend="use another engine (`capacity-plan list engines`)",
+        )
+    if flags.get("cache_type_k", "f16") != flags.get("cache_type_v", "f16"):
+        raise InputError(
+            f"keys in {flags.get('cache_type_k', 'f16')} and values in {flags.get('cache_type_v', 'f16')} are not simulated",
+            where="deployment.engine_args.cache_type_v",
+            mend="give both the same type",
+        )
+    layers = flags.get("gpu_layers")
+    if request.device_kind != "cpu" and isinstance(layers, int) and 0 <= layers <= arch.layers:
+        raise InputError(
+            f"{layers} of the {arch.layers + 1} layers of {arch.name} (its head counts as one) on the device and the rest on the "
+            "CPU are not simulated",
+            where="deployment.engine_args.gpu_layers",
+            mend="leave gpu_layers out (all of them), or name a CPU under `hardware`",
+        )
+
+
+def _kv_token_bytes(request: PoolRequest) -> float:
+    return float(
+        sum(group.bytes_per_token_per_rank for group in kv_groups(request.arch, request.formats.kv_cache))
+    )
+
+
+def _memory(request: PoolRequest, slots: int, *, unified: bool) -> tuple[int, MemoryBudget]:
+    """Cells of the whole cache, allocated at the start, and the budget: what is not asked for is lowered until it fits."""
+    flags, arch, device = request.flags, request.arch, request.device_memory_bytes
+    weights = weight_bytes_per_rank(arch, request.formats.weights, 1, 1, 1)
+    n_ubatch = min(int(flags.get("ubatch_size", 512)), int(flags.get("batch_size", 2048)))
+    compute = n_ubatch * (LOGIT_BYTES * arch.vocab + ACTIVATION_BYTES * 4 * arch.hidden)
+    other = int(CONTEXT_BYTES) if request.device_kind == "gpu" else 0
+    states = slots * state_bytes_per_sequence(arch)
+    per_token, windowed = 0, 0
+    for group in kv_groups(arch, request.formats.kv_cache):
+        if group.window_tokens and not flags.get("swa_full"):
+            windowed += group.bytes_per_token_per_rank * padded(group.window_tokens * slots + n_ubatch)
+        else:
+            per_token += group.bytes_per_token_per_rank
+    asked = int(flags.get("ctx_size", 0))
+    per_slot = flags.get("kv_unified_per_slot")
+    if not asked and unified and per_slot:
+        asked = slots * int(per_slot)
+    fits = flags.get("fit", "on") == "on"
+    margin = int(flags.get("fit_target", [1024])[0]) * MIB if fits else 0
+    fixed = weights + compute + other + states + windowed
+    wanted = padded(asked or arch.max_context_tokens)
+    room = (device - fixed - margin) // max(per_token, 1)
+    cells = wanted
+    if not asked and fits and wanted > room:
+        least = padded(min(int(flags.get("fit_ctx", 4096)), arch.max_context_tokens))
+        cells = max(room // FIT_STEP * FIT_STEP, least)
+    if fixed + cells * per_token > device:
+        lack = (fixed + cells * per_token - device) / 1e9
+        raise InfeasibleError(
+            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB + KV cache of {cells:,} tokens "
+            f"{(cells * per_token + windowed) / 1e9:.1f} GB + {(compute + other + states) / 1e9:.1f} GB besides, of "
+            f"{device / 1e9:.1f} GB; {lack:.1f} GB too much (layers on the CPU are not simulated)",
+            where="deployment",
+            mend="a smaller engine_args.ctx_size, a smaller number format (weights: q4_k_m, kv_cache: q8_0), or a larger device",
+        )
+    kv = cells * per_token
+    lines = (
+        MemoryLine("weight", "weights", weights),
+        MemoryLine("activation", "compute buffer", compute),
+        *((MemoryLine("other", "context of the device", other),) if other else ()),
+        *((MemoryLine("window", "KV cache of sliding windows", windowed),) if windowed else ()),
+        *((MemoryLine("state", "states of the slots", states),) if states else ()),
+        MemoryLine("left", "left free", device - fixed - kv),
+    )
+    return cells, MemoryBudget(device, device, lines, kv, per_token, per_token, cells)
