@@ -121,7 +121,7 @@ class FlagTable:
     settings_file : the flag that names a file of flags, "" for none.
     abbreviated : whether its parser takes unique beginnings of long names.
     converted : pattern of names of models in the engine's own form, which are not those of the originals; its group is their
-        format.
+        format, "" where they say none.
     """
 
     engine: str
@@ -374,7 +374,7 @@ def reconcile(
     stored = re.fullmatch(table.converted, _base(flags.model or ""))
     if stored is None:
         _check_model(flags, model)
-    elif "weights" not in given:
+    elif stored[1] and "weights" not in given:
         updates["weights"] = stored[1]
     return {key: value for key, value in updates.items() if pool[key] != value}
 

@@ -68,7 +68,7 @@ FLAGS = FlagTable(
     modelled=_MODELLED,
     launcher=Launcher(
         programs=(r"inferflow_service",),
-        example="inferflow_service FILE.ini, whose items are written as keys: engine_args: {max_concurrent_queries: 6}",
+        example="inferflow_service",
     ),
     unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
     typed={
@@ -77,4 +77,5 @@ FLAGS = FlagTable(
         "device_kv_cache_data_type": Typed("kv_cache", lambda value: "q8_b32t2" if value.lower() == "q8" else None),
     },
     abbreviated=False,
+    converted=r".*\.ini()",
 )

@@ -85,6 +85,8 @@ def test_its_configuration_says_formats_and_devices() -> None:
     found = prepare(load_scenario({"model": LLAMA, "deployment": pool, "workload": workload})).plan
     formats = found.costs.formats
     assert (formats.weights.name, formats.kv_cache.name, found.costs.parallel.tensor) == ("q3h_b64t1", "q8_b32t2", 2)
+    prepare(load_scenario({"model": LLAMA, "deployment": {**pool, "engine_args": "inferflow_service chat.ini --devices 0 "
+        "--max-context-len 2048"}, "workload": workload}))  # fmt: skip
     with pytest.raises(InputError, match="host memory is not simulated"):
         parse_engine_args("inferflow", {"host_kv_cache_percent": 50})
     with pytest.raises(InputError, match="the CPU computes"):
