@@ -65,8 +65,8 @@ class Case:
         deployment: dict[str, object] = {"engine": self.engine, "hardware": self.hardware, "weights": self.weights}
         if self.tensor > 1:
             deployment["tensor_parallel"] = self.tensor
-        if self.args:
-            deployment["engine_args"] = dict(self.args)
+        if args := dict(self.args) | self._server():
+            deployment["engine_args"] = args
         load: dict[str, object] = {"arrivals": {"kind": "batch"}, "requests": self.requests or self.batch}
         if self.rate_qps:
             load["arrivals"] = {"kind": "poisson", "rate": self.rate_qps}
@@ -84,6 +84,14 @@ class Case:
             }
         whole = {"name": self.id, "seed": 1, "model": self.model, "deployment": deployment, "workload": load}
         return yaml.safe_dump(whole, sort_keys=False)
+
+    def _server(self) -> dict[str, object]:
+        """What a benchmark of llama.cpp allocates: a sequence for each request, of its own length."""
+        if self.engine != "llama_cpp" or self.rate_qps:
+            return {}
+        sequences = self.users or self.batch
+        tokens = sequences * -(-(self.depth + self.new + self.output + 1) // 256) * 256
+        return {"parallel": sequences, "ctx_size": tokens} | ({"kv_unified": True} if sequences > 1 else {})
 
     def line(self) -> str:
         """The case as a line of JSON."""
