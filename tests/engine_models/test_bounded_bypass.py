@@ -186,6 +186,14 @@ def test_a_request_that_goes_gives_back_its_pages() -> None:
     assert scheduler.state() == (0, 0, 0, 16)
 
 
+def test_a_page_is_copied_as_far_as_another_has_its_beginning() -> None:
+    """Of 700 shared tokens two pages are shared and 188 tokens copied; what runs at the same time is found too."""
+    served = Served([(0.0, 900, 5, 1), (0.0, 800, 5, 1)], 20, record=True)
+    rows = [(seq.index, new, before) for seq, new, before in served.iterations[0].rows or ()]
+    assert rows == [(0, 899, 0), (1, 99, 700), (0, 1, 899), (1, 1, 799)]
+    assert [(seq.index, found) for seq, found in served.iterations[0].hits] == [(1, 700)]
+
+
 def test_without_pages_a_request_finds_the_beginning_of_the_one_before() -> None:
     asked = [(0.0, 900, 5, 1), (0.0, 800, 5, 1), (0.0, 50, 5, 0), (0.0, 900, 5, 1)]
     served = Served(asked, 1, record=True, paged=False, max_batch_size=1, max_chunk_size=512)
