@@ -290,6 +290,10 @@ class PairRecorder(Protocol):
         """A peer is done with a request at `at_s`."""
 
 
+Decisions = tuple[list[dict[str, Any]], tuple[str, ...]]
+"""Steps of a recording again, and the columns that are compared."""
+
+
 @dataclass(frozen=True)
 class PairReplay:
     """How recorded schedules of servers that share requests are run again.
@@ -330,6 +334,7 @@ class Engine:
     plan : resolves a pool, given the version as it was asked for (None: the newest).
     replay : from a recording's version and knobs; None: no recording can be run again.
     kv_format : format of the KV cache on a device unless the pool names one; None: the model's.
+    decisions : `replay` of an engine that was recorded without a model: its steps again, from the knobs and the requests.
     lockstep : None where data parallelism always means copies.
     pair_replay : `replay` of servers that share requests, from a version and the knobs.
     transcribe : recordings that are written in a form of their own as others are: `config` line, requests and steps.
@@ -351,6 +356,7 @@ class Engine:
     measured: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     plan: Callable[[PoolRequest, str | None], EnginePlan]
     replay: Callable[[str, Mapping[str, Any]], Replay] | None = None
+    decisions: Callable[[Mapping[str, Any], list[dict[str, Any]]], Decisions] | None = None
     lockstep: Lockstep | None = None
     pair_replay: Callable[[str, Mapping[str, Any]], PairReplay] | None = None
     transcribe: Callable[[Line, list[Line], list[Line]], tuple[Line, list[Line], list[Line]]] | None = None

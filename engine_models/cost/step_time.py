@@ -170,9 +170,9 @@ class StepTimeModel(StepCost):
         tokens = batch.padded_tokens or batch.tokens
         device_s, linear_s, prefill_s = self.own_s(batch, tokens)
         if not batch.prefill:
-            least_s = self._least_s[tokens]
+            least_s = self._least_s[tokens] / batch.launchers
             return (device_s if device_s > least_s else least_s), [0.0]
-        least_s = self._least_prefill_s[tokens]
+        least_s = self._least_prefill_s[tokens] / batch.launchers
         share = (batch.tokens - batch.decode_tokens) / batch.tokens
         return (device_s if device_s > least_s else least_s), [linear_s * share + prefill_s]
 

@@ -30,6 +30,7 @@ BUILT_IN = {
     "trtllm": "engine_models.engines.trtllm",
     "lmdeploy": "engine_models.engines.lmdeploy",
     "transformers": "engine_models.engines.transformers",
+    "litserve": "engine_models.engines.litserve",
     "deepspeed_mii": "engine_models.engines.deepspeed_mii",
     "deepspeed_inference": "engine_models.engines.deepspeed_inference",
     "inferflow": "engine_models.engines.inferflow",
@@ -150,7 +151,6 @@ OTHERS = {
     r"tritonserver": "Triton",
     r"dynamo\.\w+|dynamo-run": "Dynamo",
     r"aphrodite": "Aphrodite",
-    r"litserve": "LitServe",
     r"exllamav3": "ExLlamaV3",
 }
 """Words of launch commands of engines that are not simulated, and these engines."""

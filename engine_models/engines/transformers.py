@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from math import ceil, lcm
 from typing import Any
 
-from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
-from engine_models.cost.terms import HostOverhead, Parallelism, Terms
+from engine_models.cost.terms import Parallelism, Terms
 from engine_models.declaration import (
     Engine,
     EnginePlan,
@@ -32,11 +31,20 @@ from engine_models.declaration import (
     Replay,
     Support,
 )
+from engine_models.engines.generate import (
+    Groups,
+    check_model,
+    launched,
+    overheads,
+    plan_groups,
+    priced_as,
+    weights_of,
+)
 from engine_models.engines.transformers_flags import FLAGS
 from engine_models.engines.transformers_recorded import replay as replay_recorded
 from engine_models.memory.sector_kv import LayerGroup, SectorKV
-from engine_models.model.activations import CONTEXT_BYTES, activation_bytes
-from engine_models.model.architecture import kv_bytes_per_token, kv_groups, weight_bytes_per_rank
+from engine_models.model.activations import CONTEXT_BYTES
+from engine_models.model.architecture import kv_groups
 from engine_models.schedulers.first_fit import FirstFitRules, FirstFitScheduler
 from engine_models.schedulers.static import StaticScheduler
 from hardware_profiles.device import DeviceKind
@@ -49,9 +57,6 @@ TRASH_SECTORS = 2
 INDEX_BYTES = 4
 """Defaults and sizes (datasheet: `continuous_batching/{initialization,cache}.py`, `configuration_utils.py` of 5.24.0). The
 smaller share is where the device's memory is the host's."""
-
-STATIC_GATHER_FACTOR = 2.0
-"""`DynamicCache` writes the whole cache anew in every step: one read, one write (datasheet: `cache_utils.py` of 5.24.0)."""
 
 
 def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
@@ -66,118 +71,32 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
 
 
 def _refuse(request: PoolRequest) -> None:
-    arch, flags = request.arch, request.flags
-    if flags.get("mode") == "static" and flags.get("continuous_batching"):
+    if request.flags.get("mode") == "static" and request.flags.get("continuous_batching"):
         raise InputError(
             "`mode: static` contradicts `continuous_batching`",
             where="deployment.engine_args.mode",
             mend="remove one of the two",
         )
-    if any(
-        block.kind in ("mla", "linear") or block.indexer or block.entry_tokens > 1 for block in arch.attention
-    ):
-        raise InputError(
-            f"the caches of {arch.name} (latent, recurrent or sparse layers) are not simulated for transformers",
-            where="model",
-            mend="use another engine (`capacity-plan list engines`)",
-        )
-
-
-def _weights(request: PoolRequest) -> int:
-    arch = request.arch
-    weights = weight_bytes_per_rank(arch, request.formats.weights, request.tensor_parallel, 1)
-    free = request.device_memory_bytes - weights - int(CONTEXT_BYTES)
-    if free <= 0:
-        raise InfeasibleError(
-            f"the weights of {arch.name} ({weights / 1e9:.1f} GB a device) do not fit in "
-            f"{request.device_memory_bytes / 1e9:.1f} GB",
-            where="deployment",
-            mend=request.more_memory,
-        )
-    return weights
-
-
-def _notes(request: PoolRequest) -> tuple[str, ...]:
-    weights = request.formats.weights
-    said = (
-        ()
-        if weights.name in ("bf16", "fp16", "fp32")
-        else (
-            f"{weights.name} weights are priced by vLLM's kernels (assumed; those of transformers are slower)",
-        )
-    )
-    return (
-        "transformers' kernels are priced as vLLM's, its front end likewise (assumed, nobody measured them)",
-        *said,
-    )
-
-
-# Groups ---------------------------------------------------------------------------------------------------
+    check_model(request)
 
 
 def _static(request: PoolRequest, version: str) -> EnginePlan:
-    arch, tp, flags = request.arch, request.tensor_parallel, request.flags
-    rows = int(flags.get("batch_size", 1))
-    context = int(flags.get("max_length") or arch.max_context_tokens)
-    weights, device, other = _weights(request), request.device_memory_bytes, int(CONTEXT_BYTES)
-    per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp)
-    fixed = activation_bytes(arch, 0, rows, tp)
-    prefill = activation_bytes(arch, 1, 0, tp)  # a token's share; the whole group is one forward pass
-    tokens = (device - weights - other - fixed) // (per_token + prefill)
-    if tokens < 2 * rows:
-        raise InfeasibleError(
-            f"{arch.name} leaves no memory for {rows:,} rows beside {weights / 1e9:.1f} GB of weights",
-            where="deployment",
-            mend=f"{request.more_memory}, or a smaller engine_args.batch_size",
-        )
-    held = min(context, tokens)
-    overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
-    windows = arch.windows_below(context)
-    lines = (
-        MemoryLine("weight", "weights", weights),
-        MemoryLine("other", "device context", other),
-        MemoryLine("activation", "logits, and activations of the largest prefill", fixed + tokens * prefill),
-        MemoryLine("left", "rounding", device - weights - other - fixed - tokens * (per_token + prefill)),
+    rows, found = int(request.flags.get("batch_size", 1)), overheads()
+    groups = Groups(
+        rows,
+        1,
+        lambda tokens, windows: (
+            lambda mode: StaticScheduler(rows, tokens, windows=windows, aggregate=mode == "jump")
+        ),
+        "batch_size",
     )
-    return EnginePlan(
-        engine=ENGINE.name,
-        version=version,
-        limits=Limits(
-            rows=rows,
-            step_tokens=min(tokens, rows * context),
-            context_tokens=context,
-            kv_tokens=tokens,
-            kv_blocks=tokens,
-            block_tokens=1,
-            prompt_tokens=held - 1,
-            row_tokens=held,
-            asked_tokens=1,  # an answer is cut, not refused
-        ),
-        memory=MemoryBudget(device, device, lines, tokens * per_token, per_token, per_token, tokens),
-        scheduler=lambda mode: StaticScheduler(rows, tokens, windows=windows, aggregate=mode == "jump"),
-        costs=StepCosts(
-            arch,
-            request.formats,
-            Terms(
-                replace(_eager(overheads.host, request), step_s=0.0, row_s=0.0),
-                gather_factor=STATIC_GATHER_FACTOR,
-            ),
-            TableRange(min(tokens, rows * context), rows, context),
-            Parallelism(tp),
-        ),
-        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
-        notes=(
-            f"generate in groups of up to {rows:,} waiting requests, padded to the longest, computed until the last ends; the "
-            f"cache is written anew in every step; above {tokens:,} tokens, padding included, a group fails for lack of memory",
-            *_notes(request),
-        ),
-        sources=overheads.provenance,
+    said = (
+        f"generate in groups of up to {rows:,} waiting requests, padded to the longest, computed until the last ends; the cache "
+        "is written anew in every step; above {tokens} tokens, padding included, a group fails for lack of memory",
+        "the front end is vLLM's (assumed)",
     )
-
-
-def _eager(host: HostOverhead, request: PoolRequest) -> HostOverhead:
-    """Overheads where every operation is launched from Python; a CPU computes when it is told to, and waits for no launch."""
-    return replace(host, launch_s=0.0) if request.device_kind == "cpu" else host
+    front = FrontEnd(found.front_end_s, found.tokenise_token_s)
+    return plan_groups(request, ENGINE.name, version, groups, front, said)
 
 
 # Continuous batching ---------------------------------------------------------------------------------------
@@ -246,7 +165,7 @@ def _continuous(request: PoolRequest, version: str) -> EnginePlan:
     )
     sharing = bool(flags.get("allow_block_sharing", True)) and windows == [None]
     rank = Rank(rules, sectors, page, groups, sharing, arch.windows_below(context))
-    overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
+    found = overheads()
     heads = arch.attention[0]
     passes = 2.0 if flash else 2.0 + 2.0 * heads.heads / heads.kv_heads
     captured = (
@@ -254,7 +173,7 @@ def _continuous(request: PoolRequest, version: str) -> EnginePlan:
         | set(range(query, tokens + 1, query))
         | {tokens}
     )
-    host = replace(overheads.host, prefill_graph_tokens=tokens if graphs else 0)
+    host = replace(found.host, prefill_graph_tokens=tokens if graphs else 0)
     per_sector = sum(group.blocks_per_sector * page for group in groups if group.window_tokens is None)
     capacity = sectors * (per_sector or page)
     return EnginePlan(
@@ -277,7 +196,7 @@ def _continuous(request: PoolRequest, version: str) -> EnginePlan:
             arch,
             request.formats,
             Terms(
-                host if graphs else _eager(host, request),
+                host if graphs else launched(host, request),
                 graph_sizes=tuple(sorted(captured)) if graphs else (),
                 gather_factor=passes,
             ),
@@ -285,7 +204,7 @@ def _continuous(request: PoolRequest, version: str) -> EnginePlan:
             Parallelism(tp),
         ),
         executor=Executor(depth=2 if ahead else 1),
-        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
+        front=FrontEnd(found.front_end_s, found.tokenise_token_s),
         prefix_caching=sharing,
         notes=(
             f"continuous batching: {sectors:,} sectors of {page} tokens, {tokens:,} tokens and {rows:,} rows a step, "
@@ -298,9 +217,10 @@ def _continuous(request: PoolRequest, version: str) -> EnginePlan:
             else "no CUDA graphs: a step takes no less than the host needs to launch it"
             if not graphs and request.device_kind != "cpu"
             else "the host's time is assumed",
-            *_notes(request),
+            "the front end is vLLM's (assumed)",
+            *priced_as(request),
         ),
-        sources=overheads.provenance,
+        sources=found.provenance,
     )
 
 
@@ -354,7 +274,7 @@ def _memory(
 ) -> tuple[MemoryBudget, int]:
     """A share of what the weights leave, less the tensors of the largest step; what each sector costs beside its own bytes."""
     arch, flags, tp = request.arch, request.flags, request.tensor_parallel
-    weights, device = _weights(request), request.device_memory_bytes
+    weights, device = weights_of(request), request.device_memory_bytes
     page = int(flags.get("page_size", PAGE_TOKENS))
     share = flags.get("max_memory_percent")
     share = float(share) if share else MEMORY_SHARE if request.device_kind == "gpu" else SHARED_MEMORY_SHARE

@@ -82,9 +82,10 @@ class Batch:
     `itemised` lists rows served one by one until processed: (row, tokens, drafts, preemptions so far), drafts -1
     where the row emits nothing.
     `spans` are those of the windows that the scheduler knows of, by rising window. `padded_tokens` are the tokens after padding,
-    of engines that compute padding (0: none do). `gathers` says that the KV cache of its rows is copied first. `pool_cells` are
-    the cells that each decode row reads where attention runs over a whole pool of them (0: its own KV). See `grows` for what one
-    more step adds; in the shape of a run whose rows grow unevenly `kv_by_step` has `decode_kv_tokens` of all its steps instead.
+    of engines that compute padding (0: none do). `gathers` says that the KV cache of its rows is copied first. `launchers` are
+    the processes that launch steps for the device side by side. `pool_cells` are the cells that each decode row reads where
+    attention runs over a whole pool of them (0: its own KV). See `grows` for what one more step adds; in the shape of a run
+    whose rows grow unevenly `kv_by_step` has `decode_kv_tokens` of all its steps instead.
     """
 
     __slots__ = (
@@ -97,6 +98,7 @@ class Batch:
         "hits",
         "itemised",
         "kv_by_step",
+        "launchers",
         "number",
         "padded_tokens",
         "pool_cells",
@@ -135,6 +137,7 @@ class Batch:
         self.spans: tuple[Span, ...] = ()
         self.padded_tokens = self.pool_cells = 0
         self.gathers = False
+        self.launchers = 1
         self.kv_by_step: NDArray[np.int64] | None = None
 
     @property

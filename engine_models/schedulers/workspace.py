@@ -27,6 +27,6 @@ class WorkspaceScheduler(StaticScheduler):
         super().__init__(rows, rows * row_tokens, windows=windows, aggregate=aggregate)
         self.row_tokens = row_tokens
 
-    def _room(self) -> int:
+    def _row_tokens(self, rows: int) -> int:
         """As of the base."""
-        return self.row_tokens + 1 - self.longest - self.steps  # the last token of an answer is in no cache
+        return self.row_tokens + 1  # the last token of an answer is in no cache

@@ -46,6 +46,9 @@ from simulator.workload.columns import Workload, no_requests
 
 IntArray = NDArray[np.int64]
 
+LOST = {"dropped": Reason.OUT_OF_MEMORY, "expired": Reason.TIMED_OUT}
+"""States in which a scheduler gives requests up, and why."""
+
 CHUNK = 1024
 """Requests that are made at once when their arrivals are known beforehand."""
 SLICES = 64
@@ -513,9 +516,9 @@ class Cluster:
         if self._timeout_s is not None and self._live.get(seq.index) is not seq:
             return  # its client has gone while the last token was computed
         block, end_s = self._of(seq.index), now_s + self._after_s
-        if seq.state == "dropped":
+        if seq.state in LOST:
             block.keep(seq)
-            block.end(seq.index - block.first, FAILED, Reason.OUT_OF_MEMORY)
+            block.end(seq.index - block.first, FAILED, LOST[seq.state])
         else:
             block.finish(seq, end_s)
         del self._live[seq.index]

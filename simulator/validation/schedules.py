@@ -75,7 +75,8 @@ def replay(path: Path) -> dict[str, Any]:
     """Replay one recording; return `name`, `engine`, `steps`, `equal` and `first_difference` (None or a dict)."""
     recording = read(path)
     declared, pair, router = find(recording.engine), pair_of(recording.engine), system_named(recording.engine)
-    modelled = (declared is not None and declared.replay is not None) or pair is not None or router is not None
+    alone = declared is not None and (declared.replay is not None or declared.decisions is not None)
+    modelled = alone or pair is not None or router is not None
     missing = without_model(recording, [recording.engine] if modelled else [])
     if missing is not None:
         return missing
@@ -95,6 +96,8 @@ def replay(path: Path) -> dict[str, Any]:
                 return _replay_pair(pair, recording)
             if router is not None:
                 return replay_decisions(recording, router)
+            if declared is not None and declared.decisions is not None:
+                return compare(name, engine, recorded, *declared.decisions(config["config"], requests))
             run = replay_of(config)
             return compare(name, engine, recorded, drive(run, config, requests), run.columns)
         except PlanError as error:

@@ -73,6 +73,18 @@ CASES = {
     "transformers-static": Case(
         given({"engine": "transformers", "replicas": 2, "router": "least_requests", **args(batch_size=6)}, LOOP)
     ),
+    "litserve": Case(
+        given({"engine": "litserve", **args(max_batch_size=4, batch_timeout=0.3, timeout=20)}, {"arrivals": poisson(2)})
+    ),
+    "litserve-workers": Case(
+        given(
+            {
+                "engine": "litserve", "replicas": 2, "router": "least_requests",
+                **args(max_batch_size=4, batch_timeout=0.3, workers_per_device=2, stream=True),
+            },
+            LOOP,
+        )
+    ),
     "lmdeploy": Case(given(LMDEPLOY, {"arrivals": poisson(60)})),
     "lmdeploy-chats": Case(
         given(

@@ -38,6 +38,7 @@ def test_recordings_of_both_engines_are_kept() -> None:
         ("trtllm", 12, 5944),
         ("lmdeploy_pytorch", 11, 5822),
         ("transformers_cb", 12, 6773),
+        ("litserve", 12, 740),
         ("deepspeed_mii", 9, 4245),
         ("mlx_lm", 9, 4757),
         ("openvino", 13, 7925),
