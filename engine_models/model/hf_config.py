@@ -37,6 +37,7 @@ from engine_models.model.family import (
     is_gated,
     linear_layer,
 )
+from engine_models.model.gguf import read_gguf
 from engine_models.model.stored_format import stored_format
 from engine_models.model.towers import vision_tower
 from hardware_profiles.errors import InputError, nearest
@@ -304,11 +305,20 @@ def _from_file(path: Path) -> Architecture:
     return architecture_from_config(config, name, where=str(path))
 
 
+def _from_gguf(path: Path) -> Architecture:
+    """A model by its file's header, in the file's recipe with the bits that its layers have in it."""
+    file = read_gguf(path)
+    arch = architecture_from_config(file.config, file.name, where=str(path))
+    if file.format in ("fp16", "bf16", "fp32"):
+        return replace(arch, dtype="bf16" if file.format == "bf16" else "fp16")
+    return replace(arch, quantization=file.format, quantization_bits=file.layer_bits)
+
+
 def load_architecture(spec: str | dict[str, Any], base_dir: Path | None = None) -> Architecture:
     """Return the architecture a scenario's ``model`` names.
 
     spec : a catalogue name (case, organisation and suffixes such as -Instruct or -FP8 forgiven), the path of
-        a ``config.json`` or of its folder (relative to base_dir), or a dict of the same keys (and ``name``).
+        a ``config.json``, of its folder or of a GGUF file (relative to base_dir), or a dict of the same keys (and ``name``).
 
     A suffix that names a number format sets `Architecture.quantization`. Raises InputError with the nearest
     catalogue name.
@@ -323,6 +333,10 @@ def load_architecture(spec: str | dict[str, Any], base_dir: Path | None = None) 
             f"the model is {spec!r}", where="model", mend="give a catalogue name, a config.json or its fields"
         )
     path = Path(spec) if base_dir is None else base_dir / spec
+    if spec.lower().endswith(".gguf"):
+        if not exists(path):
+            raise InputError(f"no such file: {path}", where="model", mend="correct the path of the GGUF file")
+        return _from_gguf(path)
     if spec.endswith(".json") or isdir(path):
         if not exists(path):
             raise InputError(f"no such file: {path}", where="model", mend="correct the path of config.json")

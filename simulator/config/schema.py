@@ -435,7 +435,7 @@ class Cost(_Model):
 class Scenario(_Model):
     """A model, a deployment that serves it, and the load it must carry.
 
-    `model` is a catalogue name, a path to a Hugging Face config.json (or its folder), or its fields inline.
+    `model` is a catalogue name, a path to a Hugging Face config.json (or its folder) or to a GGUF file, or its fields inline.
     """
 
     name: Name = "scenario"
