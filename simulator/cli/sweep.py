@@ -25,7 +25,6 @@ AXES_OUTSIDE = re.compile(r"; (?=[A-Za-z ]+: )")
 NUMBER = re.compile(r"\d[\d,.]*")
 MAX_WARNINGS = 8
 """Kinds of warnings on the terminal."""
-LATER_BACKENDS = ("ray", "dask")
 
 
 def register(app: typer.Typer) -> None:
@@ -47,12 +46,16 @@ def register(app: typer.Typer) -> None:
             typer.Option("--set", metavar="PATH=VALUE", help="Replace a field at every point."),
         ] = None,
         output: Annotated[
-            Path | None, typer.Option(help="Folder of the sweep; sweeps/NAME-HASH by default.")
+            str | None,
+            typer.Option(help="Folder of the sweep, or the URL of one (s3://, gs://); sweeps/NAME-HASH by default."),
         ] = None,
         workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core by default.")] = None,
         backend: Annotated[
-            str, typer.Option(help="process; ray and dask are not available yet.")
+            str, typer.Option(help="process: this machine. ray, dask: a cluster that runs already.")
         ] = "process",
+        address: Annotated[
+            str | None, typer.Option(help="Of the cluster; RAY_ADDRESS or DASK_SCHEDULER_ADDRESS by default.")
+        ] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Keep finished points, also of fewer values.")] = False,
         plots: Annotated[bool, typer.Option("--plots", help="Add PNG plots under plots/.")] = False,
         headroom: Annotated[
@@ -72,36 +75,43 @@ def register(app: typer.Typer) -> None:
         ] = False,
     ) -> None:
         """What if: simulate a scenario over a grid of any of its fields; which point is cheapest."""
-        check_backend(backend)
-        run(scenario, vary or [], set_ or [], output, workers, resume, plots, headroom, strict, fail_on_slo, as_json)
+        check_backend(backend, address, workers)
+        cluster = None if backend == "process" else (backend, address)
+        run(scenario, vary or [], set_ or [], output, workers, cluster, resume, plots, headroom, strict, fail_on_slo, as_json)
 
 
-def check_backend(backend: str) -> None:
-    """Refuse backends that are not there, in words."""
+def check_backend(backend: str, address: str | None, workers: int | None) -> None:
+    """Refuse backends that are not there, and options that are of another, in words."""
     from hardware_profiles.errors import InputError, nearest
+    from simulator.planning.backends import ON_CLUSTERS
 
     if backend == "process":
-        return
-    if backend in LATER_BACKENDS:
+        if address is not None:
+            raise InputError(
+                "an address is of a cluster", where="--address", mend="add --backend ray or --backend dask"
+            )
+    elif backend not in ON_CLUSTERS:
+        near = nearest(backend, ["process", *ON_CLUSTERS])
         raise InputError(
-            f"the {backend} backend is not available in this version: its extra does not exist yet",
+            f"there is no backend '{backend}'",
             where="--backend",
-            mend=f"use --backend process; once it is there: pip install 'capacity-plan[{backend}]'",
+            mend=f"did you mean '{near}'?" if near else "use --backend process",
         )
-    near = nearest(backend, ["process", *LATER_BACKENDS])
-    raise InputError(
-        f"there is no backend '{backend}'",
-        where="--backend",
-        mend=f"did you mean '{near}'?" if near else "use --backend process",
-    )
+    elif workers is not None:
+        raise InputError(
+            f"a cluster of {backend} has its own workers",
+            where="--workers",
+            mend="leave it out; points in hand are twice the cluster's cores",
+        )
 
 
 def run(
     scenario: str,
     vary: Sequence[str],
     overrides: Sequence[str],
-    output: Path | None,
+    output: str | None,
     workers: int | None,
+    cluster: tuple[str, str | None] | None,
     resume: bool,
     plots: bool,
     headroom: bool,
@@ -113,8 +123,9 @@ def run(
     from hardware_profiles.errors import InputError
     from simulator.cli.errors import InterruptedRun
     from simulator.cli.progress import progress, progress_done
+    from simulator.io.rundir import is_remote
     from simulator.io.text import json_text
-    from simulator.planning.store import akin
+    from simulator.planning.store import akin, place
     from simulator.planning.sweep import plan_sweep, run_sweep
 
     if not vary:
@@ -122,11 +133,15 @@ def run(
             "nothing to vary", where="--vary", mend="give an axis, for example --vary deployment.replicas=1:8"
         )
     plan = plan_sweep(scenario, vary, overrides, headroom=headroom)
-    folder = output or Path("sweeps") / f"{plan.name}-{plan.digest[:10]}"
+    folder = place(output) if output else Path("sweeps") / f"{plan.name}-{plan.digest[:10]}"
+    if plots and is_remote(folder):
+        raise InputError("plots are written to a folder", where="--plots", mend="leave it out, or name a folder")
     if resume and output is None and not folder.exists():
         folder = akin(folder, plan.runs) or folder
     try:
-        result = run_sweep(plan, folder, workers=workers, resume=resume, progress=progress)
+        result = run_sweep(
+            plan, folder, workers=workers, cluster=cluster, resume=resume, progress=progress
+        )
     except BaseException as error:
         progress_done()
         kept = len({p.digest for p in plan.points if (folder / "runs" / p.name).is_dir()})

@@ -39,6 +39,11 @@ def run_directory(base: Path, name: str, scenario_hash: str) -> Path:
     return base / f"{slug}-{scenario_hash[:HASH_DIGITS]}"
 
 
+def is_remote(path: Path) -> bool:
+    """Whether a path is of an object store, over fsspec: one file is written whole or not at all there, a folder is not."""
+    return not isinstance(path, Path)
+
+
 def check_place(base: Path) -> None:
     """Raise InputError if no run can be written below `base`, as `write_run` would; nothing is left there."""
     existing = next(path for path in (base, *base.absolute().parents) if path.exists())
@@ -75,6 +80,9 @@ def write_run(
             write_columns(requests, folder / REQUESTS)
         write_columns(timeline, folder / TIMELINE)
 
+    if is_remote(target):
+        _upload(target, fill)
+        return target
     _replace(target, fill)
     if not partial and _is_run(leftover):
         _drop(leftover)
@@ -84,6 +92,10 @@ def write_run(
 def write_file(path: Path, content: str | bytes) -> None:
     """Write one file whole or not at all; errors as in `write_run`."""
     data = content.encode() if isinstance(content, str) else content
+    if is_remote(path):
+        with _in_words(path):
+            path.write_bytes(data)
+        return
     with _in_words(path), _parents(path.parent):
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -164,6 +176,15 @@ def _replace(target: Path, fill: Callable[[Path], None]) -> None:
             _swap(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _upload(target: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder here and put its files into the object store, the manifest last: what has none is no run."""
+    with tempfile.TemporaryDirectory() as aside:
+        fill(Path(aside))
+        names = sorted(os.listdir(aside), key=lambda name: name == MANIFEST)
+        for name in names:
+            write_file(target / name, (Path(aside) / name).read_bytes())
 
 
 def _swap(new: Path, target: Path) -> None:

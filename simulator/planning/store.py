@@ -16,16 +16,41 @@ import io
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hardware_profiles.errors import InputError
-from simulator.io.rundir import HASH_DIGITS, MANIFEST, REQUESTS, RESULT, TIMELINE, write_file
+from simulator.io.rundir import HASH_DIGITS, MANIFEST, REQUESTS, RESULT, TIMELINE, is_remote, write_file
 from simulator.io.text import json_text
 
 SWEEP, TABLE, CSV, RUNS, FAILED = "sweep.json", "sweep.parquet", "sweep.csv", "runs", "failed"
 _PARQUET_MARK = b"PAR1"
+
+
+def place(text: str) -> Path:
+    """A folder by its path, or by the URL of an object store (``s3://``, ``gs://``...), used like one."""
+    if "://" not in text:
+        return Path(text)
+    scheme = text.split("://")[0]
+    try:
+        from upath import UPath
+
+        found = cast(Path, UPath(text))  # the methods of a path over fsspec
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"cannot write to {scheme}://: {error}",
+            where=text,
+            mend=f"pip install 'capacity-plan[{'gcs' if scheme in ('gs', 'gcs') else 's3'}]', or name a folder",
+        ) from None
+    try:
+        found.exists()
+    except Exception as error:  # each store has its own kinds
+        raise InputError(
+            f"the object store does not answer: {error}", where=text, mend="check the URL, the endpoint and the keys"
+        ) from None
+    return found
 
 
 def claim(folder: Path, digest: str, runs: Collection[str] = ()) -> None:
@@ -85,6 +110,9 @@ def read_sweep(folder: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder against a second sweep; the lock ends with the process, however it ends."""
+    if is_remote(folder):  # no lock there: two sweeps may do one point twice, with the same result
+        yield
+        return
     try:
         import fcntl
     except ImportError:  # not on Windows: two sweeps there may do one point twice, with the same result
@@ -102,6 +130,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 def sweep_away(folder: Path) -> None:
     """Remove what a killed process left half-written beside its run, as `write_run` names it."""
+    if is_remote(folder):
+        return
     for leftover in (folder / RUNS).glob(f".*-{'[0-9a-f]' * HASH_DIGITS}.*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -139,7 +169,7 @@ def set_aside(directory: Path) -> Path:
     number = 1
     while (place := directory.with_name(f"{directory.name}.damaged-{number}")).exists():
         number += 1
-    os.rename(directory, place)
+    directory.rename(place)
     return place
 
 
@@ -168,12 +198,9 @@ def write_table(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writerows(
         zip(*(["" if v is None else v for v in column] for column in columns.values()), strict=True)
     )
-    temporary = folder / f".{TABLE}.{os.getpid()}"
-    try:
-        write_columns(columns, temporary)
-        data = temporary.read_bytes()
-    finally:
-        temporary.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as aside:
+        write_columns(columns, Path(aside) / TABLE)
+        data = (Path(aside) / TABLE).read_bytes()
     write_file(folder / TABLE, data)
     write_file(folder / CSV, text.getvalue())
 

@@ -12,47 +12,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
-from simulator.io.rundir import run_directory, write_file, write_run
-from simulator.io.text import json_text, plain
+from simulator.io.rundir import write_file
+from simulator.io.text import json_text
 from simulator.planning import store
-from simulator.planning.axes import Axis, Point, parse_axes, points_of
+from simulator.planning.axes import Axis, parse_axes, points_of
+from simulator.planning.backends import ON_CLUSTERS, Outcomes, in_turn, side_by_side
+from simulator.planning.one_point import PlannedPoint, in_words
 from simulator.planning.pareto import cheapest, cost_column, latency_column, pareto_front
 from simulator.planning.points import empty_columns, outcome_columns
 from simulator.version import SCHEMA_VERSION, VERSION
 
-if TYPE_CHECKING:
-    from simulator.config.schema import Scenario
-    from simulator.workload.columns import Workload
-
 Progress = Callable[[str], None]
 KEPT_FAILURES = ("infeasible", "invalid")
 """Failures that the same scenario meets again; others (a killed worker, an internal error) are tried again."""
-
-
-@dataclass(frozen=True)
-class PlannedPoint:
-    """One point with its scenario, or with the reason why there is none; `headroom`: how far it is from full is asked for."""
-
-    point: Point
-    scenario: Scenario | None
-    digest: str
-    error: PlanError | None = None
-    headroom: bool = False
-
-    @property
-    def name(self) -> str:
-        """Name of the point's run directory."""
-        label = self.scenario.name if self.scenario else "invalid"
-        return run_directory(Path(), label, self.digest).name
 
 
 @dataclass(frozen=True)
@@ -140,72 +120,6 @@ def plan_sweep(
     return SweepPlan(good.name, axes, tuple(planned), digest)
 
 
-# -- one point ----------------------------------------------------------------------------------------------
-
-_built: dict[str, Workload] = {}
-"""The last workload, which most points of a sweep share."""
-
-
-def shared_workload(scenario: Scenario) -> Workload:
-    """Return the scenario's requests, built once for points that share them; they are never changed."""
-    from simulator.workload.build import build_workload
-
-    key = f"{scenario.seed} {scenario.workload.model_dump_json()}"
-    if key not in _built:
-        _built.clear()
-        _built[key] = build_workload(scenario.workload, seed=scenario.seed, base_dir=Path.cwd())
-    return _built[key]
-
-
-def run_point(
-    scenario: Scenario, directory: Path, command_line: Sequence[str], with_headroom: bool = False
-) -> dict[str, Any]:
-    """Simulate one point and write its run directory; return its status, reason and outcome columns.
-
-    What the scenario itself forbids becomes a status. Errors of the place of writing (a full disk) are raised.
-    """
-    from simulator.planning.headroom import headroom as find_headroom
-    from simulator.prepare import prepare
-    from simulator.run import run_prepared
-
-    try:
-        prepared = prepare(scenario)
-        run = run_prepared(prepared, workload=shared_workload(scenario))
-        if with_headroom:
-            run.result["headroom"] = find_headroom(prepared, run).as_dict()
-    except InfeasibleError as error:
-        return {"status": "infeasible", "reason": in_words(error)}
-    except InputError as error:
-        return {"status": "invalid", "reason": in_words(error)}
-    except Exception as error:
-        return {"status": "failed", "reason": f"internal error: {type(error).__name__}: {error}"}
-    run.manifest["run"]["command_line"] = list(command_line)
-    write_run(
-        directory, result=run.result, manifest=run.manifest, requests=run.requests, timeline=run.timeline
-    )
-    return {"status": "ok", "reason": "", "outcome": outcome_columns(plain(run.result))}
-
-
-def in_words(error: PlanError) -> str:
-    """An error in one line."""
-    place = f"{error.where}: " if error.where else ""
-    return f"{place}{error.message}" + (f" (mend: {error.mend})" if error.mend else "")
-
-
-def _follow(parent: int) -> None:
-    """Prepare a worker process: it ends when its parent has, and leaves interrupts to it."""
-    import signal
-    import threading
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=watch, daemon=True).start()
-
-
 # -- all points ---------------------------------------------------------------------------------------------
 
 
@@ -214,12 +128,14 @@ def run_sweep(
     folder: Path,
     *,
     workers: int | None = None,
+    cluster: tuple[str, str | None] | None = None,
     resume: bool = False,
     progress: Progress = lambda text: None,
 ) -> SweepResult:
     """Simulate the points of `plan` and write the sweep's folder.
 
     workers : processes, by default one a core; 1 simulates in this process.
+    cluster : `ray` or `dask` and its address, None for the one of its environment variable; this machine if not given.
     resume : take finished points from the folder, also from a sweep of other values there. Without it they are simulated anew.
     Raises InputError if the folder holds something else; a full disk or an interrupt keeps the finished points.
     """
@@ -237,7 +153,14 @@ def run_sweep(
         todo = [p for p in unique.values() if p.digest not in done]
         if resume:
             notes.append(f"{len(unique) - len(todo)} of {len(unique)} points were there already")
-        _simulate(todo, folder, workers or min(os.cpu_count() or 1, max(1, len(todo))), done, progress)
+        workers = workers or min(os.cpu_count() or 1, max(1, len(todo)))
+        if not todo:
+            outcomes: Outcomes = iter(())
+        elif cluster is not None:
+            outcomes = ON_CLUSTERS[cluster[0]](todo, folder, cluster[1])
+        else:
+            outcomes = in_turn(todo, folder) if 1 in (workers, len(todo)) else side_by_side(todo, folder, workers)
+        _simulate(outcomes, len(todo), folder, done, progress)
         result = _tabulate(plan, folder, done, notes)
         store.write_table(folder, result.rows)
         write_file(folder / store.SWEEP, json_text(_record(plan, result)))
@@ -264,9 +187,9 @@ def _found(folder: Path, planned: PlannedPoint, notes: list[str]) -> dict[str, A
 
 
 def _simulate(
-    todo: list[PlannedPoint], folder: Path, workers: int, done: dict[str, dict[str, Any]], progress: Progress
+    outcomes: Outcomes, total: int, folder: Path, done: dict[str, dict[str, Any]], progress: Progress
 ) -> None:
-    started, total = time.monotonic(), len(todo)
+    started = time.monotonic()
     count = 0
 
     def tell() -> None:
@@ -275,7 +198,6 @@ def _simulate(
         progress(f"{count} of {total} points, {duration(spent)}{left}")
 
     tell()
-    outcomes = _in_turn(todo, folder) if workers == 1 or total == 1 else _side_by_side(todo, folder, workers)
     for planned, outcome in outcomes:
         if outcome["status"] in KEPT_FAILURES:
             store.write_failure(
@@ -291,66 +213,6 @@ def duration(time_s: float) -> str:
     if time_s < 100:
         return f"{time_s:.0f} s"
     return f"{time_s / 60:.0f} min" if time_s < 5400 else f"{time_s / 3600:.1f} h"
-
-
-Outcomes = Iterator[tuple[PlannedPoint, dict[str, Any]]]
-
-
-def _in_turn(todo: list[PlannedPoint], folder: Path) -> Outcomes:
-    for planned in todo:
-        assert planned.scenario is not None
-        yield planned, run_point(planned.scenario, folder / store.RUNS / planned.name, sys.argv, planned.headroom)
-
-
-def _side_by_side(todo: list[PlannedPoint], folder: Path, workers: int) -> Outcomes:
-    """Simulate in worker processes; after a worker's death the rest one by one, to learn which point kills it."""
-    from joblib.externals.loky.process_executor import BrokenProcessPool
-
-    left = {p.digest: p for p in todo}
-    try:
-        for planned, outcome in _pooled(todo, folder, workers):
-            del left[planned.digest]
-            yield planned, outcome
-        return
-    except BrokenProcessPool:
-        pass
-    for planned in left.values():
-        try:
-            yield from _pooled([planned], folder, 1)
-        except BrokenProcessPool:
-            yield (
-                planned,
-                {"status": "failed", "reason": "its process was killed, probably for want of memory"},
-            )
-
-
-def _pooled(todo: list[PlannedPoint], folder: Path, workers: int) -> Outcomes:
-    from concurrent.futures import FIRST_COMPLETED, Future, wait
-
-    from joblib.externals.loky import ProcessPoolExecutor
-
-    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    pool = ProcessPoolExecutor(
-        max_workers=min(workers, len(todo)), env=one_thread, initializer=_follow, initargs=(os.getpid(),)
-    )
-    waiting = iter(todo)
-    running: dict[Future[dict[str, Any]], PlannedPoint] = {}
-    try:
-        while True:
-            while len(running) < 2 * workers and (planned := next(waiting, None)) is not None:
-                directory = folder / store.RUNS / planned.name
-                running[pool.submit(
-                    run_point, planned.scenario, directory, sys.argv, planned.headroom
-                )] = planned
-            if not running:
-                break
-            ready, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in ready:
-                yield running.pop(future), future.result()
-    except BaseException:
-        pool.shutdown(kill_workers=True)
-        raise
-    pool.shutdown()
 
 
 # -- the table ----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
 from simulator.io.tables import read_columns
-from simulator.planning import sweep as sweep_module
+from simulator.planning import backends, one_point
 from simulator.planning.sweep import SweepResult, plan_sweep, run_sweep
 from simulator.run import simulate
 
@@ -123,7 +123,7 @@ def test_resumed_no_point_is_done_again_and_the_table_is_the_same(tmp_path: Path
 
 
 def test_a_resumed_sweep_grows_by_values_and_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "run_point", counted := Counted(sweep_module.run_point))
+    monkeypatch.setattr(backends, "run_point", counted := Counted(backends.run_point))
     do(tmp_path, ["deployment.replicas=1,2"])
     before = files(tmp_path / "sweep")
     grown = do(tmp_path, ["deployment.replicas=1,2,3"], resume=True)
@@ -147,10 +147,10 @@ def test_a_sweep_without_a_folder_finds_what_it_grows(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.yaml").write_text(json.dumps(SCENARIO))
     for values in ("1,2", "1,2,3", "1,2,3,4"):
-        run("s.yaml", [f"deployment.replicas={values}"], [], None, 1, True, False, False, False, False, False)
+        run("s.yaml", [f"deployment.replicas={values}"], [], None, 1, None, True, False, False, False, False, False)
     assert len(list((tmp_path / "sweeps").iterdir())) == 1
     with pytest.raises(InputError) as caught:
-        run("s.yaml", ["deployment.replicas=1,2"], [], None, 1, False, False, False, False, False, False)
+        run("s.yaml", ["deployment.replicas=1,2"], [], None, 1, None, False, False, False, False, False, False)
     assert "--resume" in str(caught.value.mend)
 
 
@@ -227,13 +227,13 @@ def test_if_no_point_fits_the_sweep_is_infeasible_and_its_table_stands(tmp_path:
 
 def test_points_alike_are_simulated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
-    real = sweep_module.run_point
+    real = backends.run_point
 
     def counting(*args: object) -> dict[str, object]:
         done.append(args)
         return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweep_module, "run_point", counting)
+    monkeypatch.setattr(backends, "run_point", counting)
     result = do(
         tmp_path, ["deployment.pools.0.replicas,deployment.hardware=1:h100-sxm-80gb,1:'h100-sxm-80gb'"]
     )
@@ -265,7 +265,7 @@ def test_two_sweeps_do_not_work_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_the_finished_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = sweep_module.write_run, []
+    real, calls = one_point.write_run, []
 
     def full(directory: Path, **parts: object) -> Path:
         calls.append(directory)
@@ -273,7 +273,7 @@ def test_a_full_disk_keeps_the_finished_points(tmp_path: Path, monkeypatch: pyte
             raise PlanError("the disk is full (no space left on device); nothing was written")
         return real(directory, **parts)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweep_module, "write_run", full)
+    monkeypatch.setattr(one_point, "write_run", full)
     with pytest.raises(PlanError, match="disk is full"):
         do(tmp_path, VARY)
     folder = tmp_path / "sweep"

@@ -1,0 +1,257 @@
+"""Where the points of a sweep are simulated: in this process, in processes of this machine, on a cluster of Ray or Dask.
+
+Each of them yields points with their outcomes in the order in which they end, a few more in hand than there are workers, so that
+none waits and start-up is paid once a worker. What a worker simulates it writes itself, whole or not at all, so that one that is
+killed loses nothing but time: its points are given to another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hardware_profiles.errors import InputError
+from simulator.planning import store
+from simulator.planning.one_point import PlannedPoint, run_point
+from simulator.version import VERSION
+
+if TYPE_CHECKING:
+    from simulator.config.schema import Scenario
+
+Outcomes = Iterator[tuple[PlannedPoint, dict[str, Any]]]
+Submit = Callable[[PlannedPoint], "Future[dict[str, Any]]"]
+TRIES = 3
+"""How often a point is begun on a cluster: what kills three workers is taken to be the point."""
+IN_HAND = 2
+"""Points given out a worker."""
+COUNTED_S = 5.0
+"""How often a cluster is asked for its size, which may grow [s]."""
+REACHED_S = 8.0
+"""How long a cluster may take to answer [s]."""
+
+
+def gathered(todo: Sequence[PlannedPoint], submit: Submit, workers: Callable[[], int]) -> Outcomes:
+    """Points with their outcomes, as they end; a future's own error is raised."""
+    waiting = iter(todo)
+    running: dict[Future[dict[str, Any]], PlannedPoint] = {}
+    limit, counted_s = 0, float("-inf")
+    while True:
+        if time.monotonic() - counted_s > COUNTED_S:
+            limit, counted_s = max(1, IN_HAND * workers()), time.monotonic()
+        while len(running) < limit and (planned := next(waiting, None)) is not None:
+            running[submit(planned)] = planned
+        if not running:
+            return
+        ready, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in ready:
+            yield running.pop(future), future.result()
+
+
+# -- this machine -------------------------------------------------------------------------------------------
+
+
+def in_turn(todo: list[PlannedPoint], folder: Path) -> Outcomes:
+    """Simulate in this process."""
+    for planned in todo:
+        assert planned.scenario is not None
+        yield planned, run_point(planned.scenario, folder / store.RUNS / planned.name, sys.argv, planned.headroom)
+
+
+def side_by_side(todo: list[PlannedPoint], folder: Path, workers: int) -> Outcomes:
+    """Simulate in worker processes; after a worker's death the rest one by one, to learn which point kills it."""
+    from joblib.externals.loky.process_executor import BrokenProcessPool
+
+    left = {p.digest: p for p in todo}
+    try:
+        for planned, outcome in _pooled(todo, folder, workers):
+            del left[planned.digest]
+            yield planned, outcome
+        return
+    except BrokenProcessPool:
+        pass
+    for planned in left.values():
+        try:
+            yield from _pooled([planned], folder, 1)
+        except BrokenProcessPool:
+            yield (
+                planned,
+                {"status": "failed", "reason": "its process was killed, probably for want of memory"},
+            )
+
+
+def _pooled(todo: list[PlannedPoint], folder: Path, workers: int) -> Outcomes:
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    workers = min(workers, len(todo))
+    pool = ProcessPoolExecutor(max_workers=workers, env=one_thread, initializer=_follow, initargs=(os.getpid(),))
+
+    def submit(planned: PlannedPoint) -> Future[dict[str, Any]]:
+        directory = folder / store.RUNS / planned.name
+        future: Future[dict[str, Any]] = pool.submit(
+            run_point, planned.scenario, directory, sys.argv, planned.headroom
+        )
+        return future
+
+    try:
+        yield from gathered(todo, submit, lambda: workers)
+    except BaseException:
+        pool.shutdown(kill_workers=True)
+        raise
+    pool.shutdown()
+
+
+def _follow(parent: int) -> None:
+    """Prepare a worker process: it ends when its parent has, and leaves interrupts to it."""
+    import signal
+    import threading
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# -- clusters -----------------------------------------------------------------------------------------------
+
+
+def on_ray(todo: list[PlannedPoint], folder: Path, address: str | None) -> Outcomes:
+    """Simulate on a cluster of Ray that runs already: at `address`, at RAY_ADDRESS, or started on this machine."""
+    ray = _package("ray", "ray")
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _reach("ray", address)
+    with contextlib.redirect_stdout(sys.stderr), _in_words("ray", address, "ray start --head"):
+        ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
+    remote = ray.remote(max_retries=TRIES - 1, num_cpus=1)(_at_a_worker)
+
+    def submit(planned: PlannedPoint) -> Future[dict[str, Any]]:
+        return _settled(remote.remote(*_told(planned, folder)).future(), (ray.exceptions.RayError,))
+
+    try:
+        yield from gathered(todo, submit, lambda: int(ray.cluster_resources().get("CPU", 1)))
+    finally:
+        ray.shutdown()
+
+
+def on_dask(todo: list[PlannedPoint], folder: Path, address: str | None) -> Outcomes:
+    """Simulate on a cluster of Dask that runs already: the scheduler at `address` or at DASK_SCHEDULER_ADDRESS."""
+    distributed = _package("distributed", "dask")
+    address = address or os.environ.get("DASK_SCHEDULER_ADDRESS")
+    if not address:
+        raise InputError(
+            "no cluster of Dask is named",
+            where="--address",
+            mend="start one (dask scheduler; dask worker ADDRESS --nthreads 1) and give --address, or set "
+            "DASK_SCHEDULER_ADDRESS",
+        )
+    _reach("dask", address)
+    with _in_words("dask", address, "dask scheduler"):
+        client = distributed.Client(address, timeout=REACHED_S, set_as_default=False)
+    executor = client.get_executor(pure=False, retries=TRIES - 1)
+    killed = (distributed.scheduler.KilledWorker,)
+
+    def submit(planned: PlannedPoint) -> Future[dict[str, Any]]:
+        return _settled(executor.submit(_at_a_worker, *_told(planned, folder)), killed)
+
+    try:
+        yield from gathered(todo, submit, lambda: sum(client.nthreads().values()))
+    finally:
+        client.close()
+
+
+def _told(planned: PlannedPoint, folder: Path) -> tuple[Any, ...]:
+    return planned.scenario, str(folder), planned.name, sys.argv, planned.headroom, os.getcwd(), VERSION
+
+
+def _at_a_worker(
+    scenario: Scenario,
+    folder: str,
+    name: str,
+    command_line: Sequence[str],
+    with_headroom: bool,
+    cwd: str,
+    version: str,
+) -> dict[str, Any]:
+    """`run_point` on another machine, which has to be of the same version and see the same files."""
+    if version != VERSION:
+        why = f"a worker has capacity-plan {VERSION}, the sweep is of {version}: install the same everywhere"
+        return {"status": "failed", "reason": why}
+    if os.path.isdir(cwd):
+        os.chdir(cwd)  # relative paths of the scenario are as for who asked
+    place = store.place(folder)
+    if not (place / store.SWEEP).is_file():
+        why = f"a worker does not see {folder}: --output has to be a folder that all machines share, or a URL"
+        return {"status": "failed", "reason": why}
+    return run_point(scenario, place / store.RUNS / name, command_line, with_headroom)
+
+
+def _settled(future: Future[dict[str, Any]], deaths: tuple[type[Exception], ...]) -> Future[dict[str, Any]]:
+    """A future that has a failed outcome where the workers of `future` died."""
+    outer: Future[dict[str, Any]] = Future()
+
+    def end(inner: Future[dict[str, Any]]) -> None:
+        try:
+            outer.set_result(inner.result())
+        except deaths as error:
+            first = str(error).strip().split("\n")[0]
+            why = f"its workers died {TRIES} times, perhaps for want of memory ({type(error).__name__}: {first})"
+            outer.set_result({"status": "failed", "reason": why})
+        except BaseException as error:
+            outer.set_exception(error)
+
+    future.add_done_callback(end)
+    return outer
+
+
+def _package(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise InputError(
+            f"the {extra} backend needs the package {name}, which is not installed",
+            where="--backend",
+            mend=f"pip install 'capacity-plan[{extra}]'",
+        ) from None
+
+
+def _reach(backend: str, address: str) -> None:
+    """InputError if nobody listens at ``[scheme://]host:port``; an address of another form is left to the backend."""
+    host, _, port = address.split("://")[-1].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACHED_S).close()
+    except OSError as error:
+        raise InputError(
+            f"no cluster of {backend} answers at {address} ({error})",
+            where="--address",
+            mend="start the cluster, or name another address",
+        ) from None
+
+
+@contextlib.contextmanager
+def _in_words(backend: str, address: str | None, start: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"cannot join a cluster of {backend}{f' at {address}' if address else ''}: {first}",
+            where="--address",
+            mend=f"start one ({start}), or give --address",
+        ) from None
+
+
+ON_CLUSTERS: dict[str, Callable[[list[PlannedPoint], Path, str | None], Outcomes]] = {"ray": on_ray, "dask": on_dask}

@@ -1,0 +1,87 @@
+"""One point of a sweep: what it is, and its simulation, in whatever process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hardware_profiles.errors import InfeasibleError, InputError, PlanError
+from simulator.io.rundir import run_directory, write_run
+from simulator.io.text import plain
+from simulator.planning.axes import Point
+from simulator.planning.points import outcome_columns
+
+if TYPE_CHECKING:
+    from simulator.config.schema import Scenario
+    from simulator.workload.columns import Workload
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """One point with its scenario, or with the reason why there is none; `headroom`: how far it is from full is asked for."""
+
+    point: Point
+    scenario: Scenario | None
+    digest: str
+    error: PlanError | None = None
+    headroom: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the point's run directory."""
+        label = self.scenario.name if self.scenario else "invalid"
+        return run_directory(Path(), label, self.digest).name
+
+
+_built: dict[str, Workload] = {}
+"""The last workload, which most points of a sweep share."""
+
+
+def shared_workload(scenario: Scenario) -> Workload:
+    """Return the scenario's requests, built once for points that share them; they are never changed."""
+    from simulator.workload.build import build_workload
+
+    key = f"{scenario.seed} {scenario.workload.model_dump_json()}"
+    found = _built.get(key)  # threads of one worker may be here at once
+    if found is None:
+        found = build_workload(scenario.workload, seed=scenario.seed, base_dir=Path.cwd())
+        _built.clear()
+        _built[key] = found
+    return found
+
+
+def run_point(
+    scenario: Scenario, directory: Path, command_line: Sequence[str], with_headroom: bool = False
+) -> dict[str, Any]:
+    """Simulate one point and write its run directory; return its status, reason and outcome columns.
+
+    What the scenario itself forbids becomes a status. Errors of the place of writing (a full disk) are raised.
+    """
+    from simulator.planning.headroom import headroom as find_headroom
+    from simulator.prepare import prepare
+    from simulator.run import run_prepared
+
+    try:
+        prepared = prepare(scenario)
+        run = run_prepared(prepared, workload=shared_workload(scenario))
+        if with_headroom:
+            run.result["headroom"] = find_headroom(prepared, run).as_dict()
+    except InfeasibleError as error:
+        return {"status": "infeasible", "reason": in_words(error)}
+    except InputError as error:
+        return {"status": "invalid", "reason": in_words(error)}
+    except Exception as error:
+        return {"status": "failed", "reason": f"internal error: {type(error).__name__}: {error}"}
+    run.manifest["run"]["command_line"] = list(command_line)
+    write_run(
+        directory, result=run.result, manifest=run.manifest, requests=run.requests, timeline=run.timeline
+    )
+    return {"status": "ok", "reason": "", "outcome": outcome_columns(plain(run.result))}
+
+
+def in_words(error: PlanError) -> str:
+    """An error in one line."""
+    place = f"{error.where}: " if error.where else ""
+    return f"{place}{error.message}" + (f" (mend: {error.mend})" if error.mend else "")
