@@ -6,6 +6,8 @@ SCHEMA_VERSION = "1.0"
 
 def build() -> str:
     """Whether the inner loops are interpreted ("plain") or compiled."""
-    from engine_models.parts import batch
+    from importlib.util import find_spec
 
-    return "plain" if batch.__file__.endswith(".py") else "compiled"
+    found = find_spec("engine_models.parts.batch")
+    assert found is not None
+    return "plain" if (found.origin or "").endswith(".py") else "compiled"
