@@ -133,6 +133,7 @@ SLOW_PAGES = {
     "docs/how-to/choose-a-router.md",
     "docs/how-to/data-parallel-attention.md",
     "docs/how-to/highest-rate.md",
+    "docs/how-to/mac-for-a-team.md",
     "docs/how-to/nightly-batch.md",
     "docs/how-to/reproduce-a-run.md",
     "docs/how-to/size-a-fleet.md",
