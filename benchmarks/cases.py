@@ -2,9 +2,9 @@
 
     python benchmarks/cases.py ../shared/data/published --output cases.jsonl
 
-One function a file. `ppN @ dD` is one request of N new tokens on D cached ones (`prefill_tok_s`), `tgN @ dD` one of N outputs
-after D (`decode_tok_s`), batch B as many requests at once. What a scenario cannot say is listed with the reason on stderr.
-Nothing of the files is kept in the project.
+One function a file. `ppN` is one request of N new tokens (`prefill_tok_s`; `@ dD`: on D cached ones, `ttft_median_ms`), `tgN
+@ dD` one of N outputs after D (`decode_tok_s`), batch B as many requests at once. What a scenario cannot say is listed with the
+reason on stderr. Nothing of the files is kept in the project.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pathlib import Path
 
 import yaml
 
+from engine_models.model.catalogue import model_names
 from engine_models.model.formats import format_named
-from hardware_profiles.device import device_names, resolve_device
+from hardware_profiles.device import device_names, load_device, resolve_device
 from hardware_profiles.errors import InputError
 
 Row = dict[str, str]
@@ -60,7 +61,7 @@ class Case:
     def scenario(self) -> str:
         """The scenario that describes it, as YAML.
 
-        Cached tokens are a prefix that a request long before has left; only the later ones are in the window.
+        Cached tokens are a prefix that the first of four requests leaves; the median is of the later ones.
         """
         deployment: dict[str, object] = {"engine": self.engine, "hardware": self.hardware, "weights": self.weights}
         if self.tensor > 1:
@@ -72,15 +73,14 @@ class Case:
             load["arrivals"] = {"kind": "poisson", "rate": self.rate_qps}
         elif self.users:
             load["arrivals"] = {"kind": "closed_loop", "concurrency": self.users}
-        cached = self.depth and "prefill_tok_s" in self.reported
+        cached = self.depth and "ttft_median_ms" in self.reported
         prompt = self.new if cached else self.depth + self.new
         load |= {"prompt_tokens": max(prompt, 1), "output_tokens": max(self.output, 1), "max_output_tokens": "equal"}
         if cached:
             load |= {
                 "arrivals": {"kind": "constant", "rate": 1e-4},
-                "requests": 2,
+                "requests": 4,
                 "shared_prefix": {"groups": 1, "tokens": self.depth},
-                "warmup": 5000,
             }
         whole = {"name": self.id, "seed": 1, "model": self.model, "deployment": deployment, "workload": load}
         return yaml.safe_dump(whole, sort_keys=False)
@@ -100,7 +100,11 @@ class Case:
 
 
 class Unsaid(Exception):
-    """Why a row is no case."""
+    """Why a row is no case; `detail` tells rows of one reason apart."""
+
+    def __init__(self, why: str, detail: str = "") -> None:
+        super().__init__(why)
+        self.detail = detail
 
 
 Found = Iterator[Case | Unsaid]
@@ -124,7 +128,7 @@ MODELS: tuple[tuple[str, str], ...] = (
     ("deepseek2 ?16b", "deepseek-ai/DeepSeek-V2-Lite"),
     ("kimik25", "moonshotai/Kimi-K2.5"),
     ("llama4scout|llama417bx16e|llama4109b", "meta-llama/Llama-4-Scout-17B-16E-Instruct"),
-    ("llama(3|31|3x|33|31instruct)?:?405b|llama3405b", "meta-llama/Llama-3.1-405B"),
+    ("llama(3|31|3x|33)?:?405b", "meta-llama/Llama-3.1-405B"),
     ("codellama34b", "codellama/CodeLlama-34b-hf"),
     ("midnightmiqu70b|llama270b", "meta-llama/Llama-2-70b-hf"),
     ("(meta)?llama(31|3|33|3x):?(instruct)?70b|^llama70b", "meta-llama/Llama-3.1-70B"),
@@ -191,13 +195,18 @@ MODELS: tuple[tuple[str, str], ...] = (
 
 def model_of(text: str) -> str:
     """The catalogue's name of a model as a file spells it."""
-    plain = re.sub(r"[\s\-_.]", "", text.lower().split("/")[-1])
+    plain = re.sub(r"[\s\-_.()]", "", text.lower().split("/")[-1])
     for pattern, name in MODELS:
         if re.search(pattern, plain):
             if name:
                 return name
             break
-    raise Unsaid(f"model '{text}' is not in the catalogue")
+    else:
+        known = {re.sub(r"[\s\-_.]|instruct", "", name.lower().split("/")[-1]): name for name in model_names()}
+        fits = [key for key in known if re.search(rf"(^|[a-z]){re.escape(key)}(?![0-9])", plain.replace("instruct", ""))]
+        if fits:
+            return known[max(fits, key=len)]
+    raise Unsaid("the model is not in the catalogue", text)
 
 
 def gguf_of(text: str) -> str:
@@ -207,7 +216,7 @@ def gguf_of(text: str) -> str:
         return "mxfp4_moe"
     found = re.search(r"(?<![a-z0-9])(i?q\d(_[01k](_[sml])?|_(xxs|xs|s|m|nl))|tq[12]_0|b?f16|f32)(?![a-z0-9])", plain)
     if "q8_k_xl" in plain or re.search(r"q[2356]_k_xl|_xxs_xl", plain):
-        raise Unsaid(f"'{text}' is a mixture whose types are not stated")
+        raise Unsaid("a mixture of formats whose types are not stated", text)
     if "q4_k_xl" in plain or "q4_k___medium" in plain:
         return "q4_k_m"
     if "q4_k___small" in plain:
@@ -219,12 +228,12 @@ def gguf_of(text: str) -> str:
     if "q2_k___small" in plain:
         return "q2_k_s"
     if found is None:
-        raise Unsaid(f"no format of weights is named in '{text}'")
+        raise Unsaid("no format of weights is named", text)
     word = {"q4_k": "q4_k_m", "q5_k": "q5_k_m", "q3_k": "q3_k_m"}.get(found[1], found[1])
     try:
         return format_named(word).name
     except InputError:
-        raise Unsaid(f"'{word}' is a format of a fork") from None
+        raise Unsaid("a format of a fork", word) from None
 
 
 def device_of(text: str) -> str:
@@ -239,14 +248,14 @@ def device_of(text: str) -> str:
             found = [n for n in found if f"-{int(cores[1])}c-" in n] or found
         if found:
             return max(found, key=lambda n: [int(x) for x in re.findall(r"(\d+)c-(\d+)gb", n)[0]])
-        raise Unsaid(f"device '{text}' is unknown")
+        raise Unsaid("the device is unknown", text)
     for pattern, name in DEVICES:
         if re.search(pattern, low):
             return name
     try:
         return resolve_device(re.sub(r"\(.*|\d+ ?gb.*|\*.*", "", low).replace("nvidia", "").strip())
     except InputError:
-        raise Unsaid(f"device '{text}' is unknown") from None
+        raise Unsaid("the device is unknown", text) from None
 
 
 DEVICES: tuple[tuple[str, str], ...] = (
@@ -284,6 +293,8 @@ DEVICES: tuple[tuple[str, str], ...] = (
     ("5060 ti", "rtx-5060-ti-16gb"),
     ("5070 ti", "rtx-5070-ti-16gb"),
     ("2080 ti", "rtx-2080-ti-11gb"),
+    ("3090", "rtx-3090-24gb"),
+    ("v100-pcie", "v100-pcie-32gb"),
     ("(rtx )?3080(?! ti)", "rtx-3080-10gb"),
     ("(rtx )?3070", "rtx-3070-8gb"),
     ("(rtx )?3060", "rtx-3060-12gb"),
@@ -297,6 +308,15 @@ DEVICES: tuple[tuple[str, str], ...] = (
     ("7900 xtx", "rx-7900-xtx-24gb"),
     ("7900 xt", "rx-7900-xt-20gb"),
 )
+
+EARLY = "llama_cpp@0.0.2800"
+"""Builds of early 2024, whose kernels on NVIDIA's cards were others."""
+
+
+def early(row: Row) -> bool:
+    """Whether a row was measured with such a build."""
+    return row.get("date", "").startswith(("2023", "2024-0")) or "GPU-Benchmarks" in row.get("source", "")
+
 
 TEST = re.compile(r"(pp|tg)(\d+)(?:\s*@\s*(?:d|pp)(\d+))?")
 
@@ -313,8 +333,10 @@ def bench(
     tokens, depth = int(found[2]), int(found[3] or 0)
     prompt = found[1] == "pp"
     sizes = {"new": tokens, "output": 1} if prompt else {"new": 1 if not depth else 0, "output": tokens}
-    metric = "prefill_tok_s" if prompt else "decode_tok_s"
-    made = {"depth": depth, "reported": {metric: float(rate)}, **sizes}
+    reported = {"prefill_tok_s" if prompt else "decode_tok_s": float(rate)}
+    if prompt and depth:
+        reported = {"ttft_median_ms": 1e3 * tokens / float(rate)}
+    made = {"depth": depth, "reported": reported, **sizes}
     return Case(number, row.get("source", ""), engine, model, weights, hardware, **made, **more)  # type: ignore[arg-type]
 
 
@@ -331,9 +353,10 @@ def llamacpp_apple(row: Row, number: str) -> Case:
     weights = "mlx_4bit" if engine == "mlx_lm" else gguf_of(named)
     if test.startswith("batched"):
         batch, isl, osl = int(row["batch"]), int(float(row["isl"])), int(float(row["osl"]))
-        reported = {"output_tok_s": float(row["tok_s"])}
-        model = model_of(row["model"])
-        return Case(number, row["source"], engine, model, weights, hardware, isl, osl, reported, batch=batch, note="decode only")
+        reported = {"decode_tok_s": float(row["tok_s"])}
+        args: dict[str, object] = {"parallel": batch, "kv_unified": True}
+        where = (model_of(row["model"]), weights, hardware)
+        return Case(number, row["source"], engine, *where, isl, osl, reported, batch=batch, args=args)
     return bench(number, row, engine, model_of(row["model"]), weights, hardware, test, row["tok_s"])
 
 
@@ -358,7 +381,10 @@ def llamacpp_gpu(row: Row, number: str) -> Case:
         named = "mxfp4" if "gpt-oss" in row["model"] else named
         weights = gguf_of(named)
         test = "tg200" if test.startswith(("eval", "decode")) else test
-    return bench(number, row, name, model_of(row["model"]), weights, device_of(text), test, row["tok_s"], note=engine)
+    device = device_of(text)
+    if name == "llama_cpp" and early(row) and load_device(device).vendor == "nvidia":
+        name = EARLY
+    return bench(number, row, name, model_of(row["model"]), weights, device, test, row["tok_s"], note=engine)
 
 
 def llamacpp_batched(row: Row, number: str) -> Case:
@@ -382,7 +408,7 @@ def llamabench_amd(row: Row, number: str) -> Case:
     if row["model"] == "llama 13B Q4_K - Medium":
         model = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
     elif row["model"].startswith(("dots1", "hunyuan", "Nemotron")):
-        raise Unsaid(f"model '{row['model']}' is not in the catalogue")
+        raise Unsaid("the model is not in the catalogue", row["model"])
     elif row["model"].startswith("llama 7B"):
         model = "meta-llama/Llama-2-7b-hf"
     else:
@@ -417,10 +443,10 @@ def cpu_batched(row: Row, number: str) -> Case:
     if not row["tg_tok_s"]:
         raise Unsaid("no rate is given")
     batch, isl, osl = int(row["batch"]), int(row["isl"]), int(row["osl"])
-    args: dict[str, object] = {"threads": int(row["threads"])}
-    reported = {"output_tok_s": float(row["tg_tok_s"])}
+    args: dict[str, object] = {"threads": int(row["threads"]), "parallel": batch, "kv_unified": True}
+    reported = {"decode_tok_s": float(row["tg_tok_s"])}
     where = (model_of(row["model"]), gguf_of(row["quant"]), device_of(row["cpu"]))
-    return Case(number, row["source"], "llama_cpp", *where, isl, osl, reported, batch=batch, args=args, note="decode only")
+    return Case(number, row["source"], "llama_cpp", *where, isl, osl, reported, batch=batch, args=args)
 
 
 def cpu(row: Row, number: str) -> Case:
@@ -505,14 +531,14 @@ def amd_serving(row: Row, number: str) -> Case:
     """measured_amd_serving.csv: Instinct under vLLM and SGLang, and H100, H200 beside them."""
     layout = re.fullmatch(r"TP(\d)", row["layout"])
     if layout is None or row["spec"] not in ("", "none"):
-        raise Unsaid(f"layout '{row['layout']}' or drafts")
+        raise Unsaid("ranks in step, roles apart or drafts", row["layout"])
     engine = "vllm" if "vllm" in row["engine"].lower() else "sglang" if "sglang" in row["engine"].lower() else ""
     if not engine or not row["isl"] or not row["osl"]:
         raise Unsaid("no engine here runs it so, or lengths are not stated")
     weights = {"fp8": "fp8", "fp4": "mxfp4", "bf16": "bf16", "fp16": "fp16"}.get(row["precision"].lower(), "")
     model = model_of(row["model"])
     if not weights or ("deepseek" in model.lower() and weights == "mxfp4"):
-        raise Unsaid(f"a checkpoint in {row['precision']} that has no name here")
+        raise Unsaid("a checkpoint whose format has no name here", row["precision"])
     where = (model, "fp8_block" if "DeepSeek" in model else weights, device_of(row["hardware"]))
     sizes, tensor = (int(float(row["isl"])), int(float(row["osl"]))), int(layout[1])
     if row["concurrency"] and (row["tpot_mean_ms"] or row["tpot_p50_ms"]):
@@ -520,8 +546,8 @@ def amd_serving(row: Row, number: str) -> Case:
         reported = {f"{k}_mean_ms": float(row[f"{k}_mean_ms"]) for k in ("ttft", "tpot") if row.get(f"{k}_mean_ms")}
         return Case(number, row["source"], engine, *where, *sizes, reported, users=users, requests=max(10 * users, 40),
                     tensor=tensor)  # fmt: skip
-    if row["total_tok_s"] and "generated" in row["note"]:
-        reported = {"output_tok_s": float(row["total_tok_s"])}
+    if row["out_tok_s"] and "generated" in row["note"]:
+        reported = {"output_tok_s": float(row["out_tok_s"])}
         return Case(number, row["source"], engine, *where, *sizes, reported, requests=1000, batch=1000, tensor=tensor)
     raise Unsaid("no load is stated")
 
@@ -538,7 +564,7 @@ def mi300x(row: Row, number: str) -> Case:
         args: dict[str, object] = {"max_num_seqs": int(float(row["max_num_seqs"]))}
         return Case(number, row["source"], "vllm", *where, *sizes, reported, batch=count, tensor=tensor, args=args)
     if row["metric"] == "e2e_latency_s":
-        batch, reported = int(float(row["batch"])), {"e2el_mean_ms": 1e3 * float(row["value"])}
+        batch, reported = int(float(row["batch"])), {"e2e_s": float(row["value"])}
         return Case(number, row["source"], "vllm", *where, *sizes, reported, batch=batch, tensor=tensor)
     raise Unsaid(f"metric '{row['metric']}'")
 
@@ -590,17 +616,18 @@ def main() -> None:
     asked = parser.parse_args()
     with asked.output.open("w", encoding="utf-8") as out:
         for name in FILES:
-            unsaid: Counter[str] = Counter()
+            unsaid: dict[str, Counter[str]] = {}
             made = 0
             for found in read(asked.folder / f"{name}.csv"):
                 if isinstance(found, Case):
                     out.write(found.line() + "\n")
                     made += 1
                 else:
-                    unsaid[str(found)] += 1
+                    unsaid.setdefault(str(found), Counter())[found.detail] += 1
             print(f"{name}: {made} cases", file=sys.stderr)
-            for why, count in unsaid.most_common():
-                print(f"  {count} rows: {why}", file=sys.stderr)
+            for why, details in unsaid.items():
+                named = ", ".join(detail for detail, _ in details.most_common(6) if detail)
+                print(f"  {details.total()} rows: {why}{': ' + named if named else ''}", file=sys.stderr)
 
 
 if __name__ == "__main__":

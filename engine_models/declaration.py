@@ -211,7 +211,8 @@ class EnginePlan:
     """One pool's engine, resolved: what others may read of it.
 
     `scheduler` builds a fresh scheduler of one rank with its KV cache. `prefix_caching` says whether equal contents of two
-    requests matter to it. `handover` is that of a pool with a role. `sources` are those of the overheads.
+    requests matter to it. `handover` is that of a pool with a role. `sources` are those of the overheads. `kernels` are the
+    version's, where they are not the engine's.
     """
 
     engine: str
@@ -227,6 +228,7 @@ class EnginePlan:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     sources: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    kernels: str = ""
 
     @property
     def speculation(self) -> Speculation | None:

@@ -2,7 +2,7 @@
 
 A matrix of W weights, multiplied by m rows, takes
 
-    t(m) = launch + bytes / (e B) + u W / P32 + work(m)
+    t(m) = launch + bytes / (e B) and u W / P32, in part at the same time + work(m)
 
 bytes are those stored, e the share of the memory bandwidth B that the format's kernel reads at, u the operations that unpack a
 weight, at the 32-bit rate P32. Further rows are computed by the matrix-vector kernel up to `vector_rows` (a row costs
@@ -51,6 +51,7 @@ class Law:
     unpack : operations that unpack a weight, likewise.
     launch_s : of every operation of a step, whatever its size.
     vector, vector_rows : share of the 32-bit rate for further rows of a matrix-vector product, by block type, and how many.
+    overlap : power in which reading and unpacking add: 1 one after the other, large at the same time.
     arithmetic : of the matrix kernels, by whether the weights are packed: key of the datasheet's peaks and a factor on it.
     matrix : share of that peak, likewise ("" and "16").
     fill, expert_fill : rows that a matrix kernel is short of work by, for a matrix and for one of an expert.
@@ -81,6 +82,7 @@ class Law:
     widened: float = 0.0
     traffic: float = 1.0
     attend: tuple[float, float] = (1.0, 0.0)
+    overlap: float = 2.0
     vector_rows: int = 8
     slower: Mapping[str, float] = field(default_factory=dict)
     older: Mapping[str, float] = field(default_factory=dict)
@@ -140,14 +142,16 @@ class LawOps(Roofline):
 
     # -- products ---------------------------------------------------------------------------------------------
 
-    def _product_s(self, fmt: str, weights: ArrayLike, rows: Array, matrices: ArrayLike, fill: float) -> Array:
+    def product_s(self, fmt: str, weights: ArrayLike, rows: Array, matrices: ArrayLike, fill: float) -> Array:
         """`rows` rows in all on `matrices` matrices of `weights` weights each, without the launch."""
         law, w, count = self.law, as_array(weights), as_array(matrices)
         stored, size = packed_format(fmt), weight_bytes(fmt)
         block, kind = stored.block if stored else fmt, "16" if size == 2.0 else ""
         held = w * count * size
         read_s = held / (_of(law.read, block, kind) * self.peaks.hbm_bytes_per_s)
-        read_s = np.hypot(read_s, _of(law.unpack, block, kind) * w * count / self.fp32)
+        unpack_s = _of(law.unpack, block, kind) * w * count / self.fp32
+        longer_s, shorter_s = np.maximum(read_s, unpack_s), np.minimum(read_s, unpack_s)
+        read_s = longer_s * (1.0 + (shorter_s / longer_s) ** law.overlap) ** (1.0 / law.overlap)
         vector = 2.0 * w / (_of(law.vector, block, kind) * self.fp32)
         matrix = 2.0 * w / (_of(law.matrix, block, kind) * self.matrix_peak[kind])
         most = count * law.vector_rows
@@ -160,8 +164,8 @@ class LawOps(Roofline):
     def gemm_s(self, fmt: str, m: ArrayLike, n: int, k: int) -> Array:
         """See the head of the module."""
         rows = np.maximum(as_array(m), 1.0)
-        fmt = _known(fmt)
-        t = self.launch_s + self._product_s(fmt, float(n) * float(k), rows, 1.0, self.law.fill)
+        fmt = known_format(fmt)
+        t = self.launch_s + self.product_s(fmt, float(n) * float(k), rows, 1.0, self.law.fill)
         t = np.maximum(t, 2.0 * rows * n * k / self._most(fmt))
         return np.where(as_array(m) > 0, t, 0.0)
 
@@ -184,12 +188,12 @@ class LawOps(Roofline):
         kernel: str | None = None,
     ) -> Array:
         """See the head of the module; experts touched as `moe_active_experts` has them."""
-        fmt, count = _known(fmt), as_array(tokens)
+        fmt, count = known_format(fmt), as_array(tokens)
         assigned = np.maximum(np.maximum(count, 1.0) * topk / ep, 1.0)
         local = np.float64(experts / ep)
         active = np.minimum(moe_active_experts(local, assigned, chosen=topk / experts), assigned)
         weights = (3.0 if gated else 2.0) * hidden * intermediate / tp
-        t = EXPERT_LAUNCHES * self.launch_s + self._product_s(fmt, weights, assigned, active, self.law.expert_fill)
+        t = EXPERT_LAUNCHES * self.launch_s + self.product_s(fmt, weights, assigned, active, self.law.expert_fill)
         t = np.maximum(t, 2.0 * weights * assigned / self._most(fmt))
         return np.where(count > 0, t, 0.0)
 
@@ -212,7 +216,7 @@ class LawOps(Roofline):
         """The KV read once, at the law's share."""
         b, c = np.broadcast_arrays(as_array(batch), np.maximum(as_array(context_tokens), 1.0))
         span = np.minimum(c, window_tokens) if window_tokens > 0 else c
-        moved = np.maximum(b, 1.0) * span * 2.0 * kv_heads * head_dim * weight_bytes(_known(kv_fmt))
+        moved = np.maximum(b, 1.0) * span * 2.0 * kv_heads * head_dim * weight_bytes(known_format(kv_fmt))
         return np.where(b > 0, self._reading_s(moved, b * span * heads * (4.0 * head_dim + self.law.attend[1])), 0.0)
 
     def _prompt_s(self, flops: Array, moved_bytes: Array) -> Array:
@@ -236,7 +240,7 @@ class LawOps(Roofline):
         new = np.maximum(q, 1.0)
         pairs = causal_pairs(new, prior, np.float64(window_tokens))
         past = np.minimum(prior, window_tokens) if window_tokens > 0 else prior
-        moved = (past + new) * 2.0 * kv_heads * head_dim * weight_bytes(_known(kv_fmt))
+        moved = (past + new) * 2.0 * kv_heads * head_dim * weight_bytes(known_format(kv_fmt))
         return np.where(q > 0, self._prompt_s(4.0 * heads * head_dim * pairs, moved), 0.0)
 
     def mla_decode_s(
@@ -245,7 +249,7 @@ class LawOps(Roofline):
         """The latent KV read once, at the law's share."""
         b, c = np.broadcast_arrays(as_array(batch), np.maximum(as_array(context_tokens), 1.0))
         rows = np.maximum(b, 1.0) * c
-        moved = rows * (MLA_KV_RANK + MLA_ROPE) * weight_bytes(_known(kv_fmt))
+        moved = rows * (MLA_KV_RANK + MLA_ROPE) * weight_bytes(known_format(kv_fmt))
         flops = rows * heads * (4.0 * MLA_KV_RANK + 2.0 * MLA_ROPE + self.law.attend[1])
         return np.where(b > 0, self._reading_s(moved, flops), 0.0)
 
@@ -256,7 +260,7 @@ class LawOps(Roofline):
         q, prior = np.broadcast_arrays(as_array(new_tokens), np.maximum(as_array(prior_tokens), 0.0))
         new = np.maximum(q, 1.0)
         pairs = causal_pairs(new, prior, np.float64(0.0))
-        moved = (prior + new) * (MLA_KV_RANK + MLA_ROPE) * weight_bytes(_known(kv_fmt))
+        moved = (prior + new) * (MLA_KV_RANK + MLA_ROPE) * weight_bytes(known_format(kv_fmt))
         flops = 2.0 * heads * (MLA_NOPE + MLA_ROPE + MLA_V) * pairs
         return np.where(q > 0, self._prompt_s(flops, moved), 0.0)
 
@@ -272,7 +276,7 @@ class LawOps(Roofline):
 EXPERT_LAUNCHES = 14
 
 
-def _known(fmt: str) -> str:
+def known_format(fmt: str) -> str:
     return fmt if packed_format(fmt.lower()) else canonical_format(fmt)
 
 
@@ -282,4 +286,4 @@ def weight_bytes(fmt: str) -> float:
     return stored.bits / 8 if stored else WEIGHT_BYTES[canonical_format(fmt)]
 
 
-__all__ = ["Law", "LawOps", "weight_bytes"]
+__all__ = ["EXPERT_LAUNCHES", "Law", "LawOps", "known_format", "weight_bytes"]

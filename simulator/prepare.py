@@ -280,7 +280,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         connector=connector_of(scenario.deployment, pool.name) if pool.role != "mixed" else None,
     )
     plan = plan_pool(engine, request, version)
-    kernels, lent = operations_in_node(device, engine.kernels, pool.tensor_parallel * ranks)
+    kernels, lent = operations_in_node(device, plan.kernels or engine.kernels, pool.tensor_parallel * ranks)
     warnings += [f"{said}, on {device.title}; it was ignored" for said in plan.costs.unserved(kernels)]
     replicas = pool.replicas * (1 if ranks > 1 else pool.data_parallel)
     from simulator.config.schema import MAX_REPLICAS

@@ -35,9 +35,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             server.rules, server.prompts(), aggregate=mode != "step", record_rows=mode == "record"
         )
 
+    version = ENGINE.version(version_text)
     return EnginePlan(
         engine=ENGINE.name,
-        version=ENGINE.version(version_text),
+        version=version,
+        kernels=ENGINE.switches(version).get("kernels", ""),
         limits=server.limits(),
         memory=server.memory,
         scheduler=scheduler,
@@ -61,8 +63,8 @@ _KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apple", "cpu", "apu"})
 ENGINE = Engine(
     name="llama_cpp",
     title="llama.cpp",
-    versions={"0.7.0": {}},
-    oldest="0.7",
+    versions={"0.7.0": {}, "0.0.2800": {"kernels": "llama_cpp_2024"}},
+    oldest="0.0.2400",
     devices={
         "gpu": f"{_SOURCE}: ggml backends CUDA, HIP, Vulkan, SYCL",
         "apple": f"{_SOURCE}: ggml backend Metal",

@@ -13,6 +13,8 @@ from hardware_profiles.kernels import operations_in_node, operations_of
 from hardware_profiles.law_constants import law_of
 from hardware_profiles.ops import Ops
 from hardware_profiles.packed_formats import PACKED_FORMATS
+from simulator.config.load import load_scenario
+from simulator.run import simulate
 
 BRINGING = ("llama_cpp", "llama_cpp_2024", "mlx", "exllamav2")
 TABLED_FORMATS = ("bf16", "fp8", "int8_wo", "int4", "mxfp4")
@@ -89,9 +91,9 @@ def test_a_second_row_costs_less_than_the_first_and_the_matrix_kernel_takes_over
 def test_old_builds_widen_the_weights_of_prompts() -> None:
     device = load_device("rtx-3090-24gb")
     new, old = (operations_of(device, f) for f in ("llama_cpp", "llama_cpp_2024"))
-    moved = 4.46 * N * K / device.memory_bandwidth_bytes_per_s.value
-    assert float(old.gemm_s("q4_k_m", 512, N, K)) > moved
     assert isinstance(old, LawOps)
+    moved = old.law.widened * N * K / device.memory_bandwidth_bytes_per_s.value
+    assert float(old.gemm_s("q4_k_m", 512, N, K)) > moved
     narrow = replace(old, law=replace(old.law, widened=0.0))
     more = old.gemm_s("q4_k_m", ROWS, N, K) - narrow.gemm_s("q4_k_m", ROWS, N, K)
     assert more[-1] == pytest.approx(moved)
@@ -104,12 +106,23 @@ def test_threads_of_a_cpu() -> None:
     cpu = operations_of(load_device("ryzen-9-7950x-1s"), "llama_cpp")
     two, all_of_them, more = (cpu.on_threads(n) for n in (2, 16, 64))
     assert float(two.gemm_s("q4_k_m", 512, N, K)) == pytest.approx(8 * float(cpu.gemm_s("q4_k_m", 512, N, K)), rel=0.05)
-    assert float(two.gemm_s("fp16", 1, N, K)) == pytest.approx(float(cpu.gemm_s("fp16", 1, N, K)), rel=0.01)
+    assert float(two.gemm_s("fp16", 1, N, K)) == pytest.approx(float(cpu.gemm_s("fp16", 1, N, K)), rel=0.15)
     assert float(cpu.on_threads(1).gemm_s("fp16", 1, N, K)) > 1.9 * float(cpu.gemm_s("fp16", 1, N, K))
     assert float(all_of_them.gemm_s("q8_0", 1, N, K)) == float(cpu.gemm_s("q8_0", 1, N, K))
     assert float(more.gemm_s("q8_0", 1, N, K)) == float(cpu.gemm_s("q8_0", 1, N, K))
     gpu = operations_of(load_device("h100"), "vllm")
     assert gpu.on_threads(4) is gpu
+
+
+def test_a_version_and_its_threads_change_the_times_of_its_steps() -> None:
+    def took_s(engine: str, hardware: str, **args: int) -> float:
+        deployment = {"engine": engine, "hardware": hardware, "weights": "q4_k_m", "engine_args": {"ctx_size": 4096, **args}}
+        load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 2000, "output_tokens": 1}
+        run = simulate(load_scenario({"model": "Llama-3.2-1B", "deployment": deployment, "workload": load}))
+        return float(run.result["metrics"]["ttft_ms"]["mean"]) / 1e3
+
+    assert took_s("llama_cpp@0.0.2800", "rtx-3090-24gb") > 1.1 * took_s("llama_cpp", "rtx-3090-24gb")
+    assert took_s("llama_cpp", "ryzen-9-7950x-1s", threads=4) > 3 * took_s("llama_cpp", "ryzen-9-7950x-1s")
 
 
 def test_two_sockets_read_less_than_twice_one() -> None:
