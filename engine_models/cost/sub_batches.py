@@ -13,13 +13,22 @@ from engine_models.parts.protocols import FloatArray, StepCost
 
 @dataclass(frozen=True)
 class Parts:
-    """That steps are computed in parts; host seconds to copy the state of a token between device and host memory."""
+    """That steps are computed in parts.
+
+    copied_token_s : host seconds to copy the state of a token between device and host memory.
+    devices : over which the layers are split; parts follow each other through them.
+    """
 
     copied_token_s: float = 0.0
+    devices: int = 1
 
 
 class SubBatches(StepCost):
-    """The sum over the parts of a step; host time is each part's own, and that of copies."""
+    """The sum over the parts of a step; host time is each part's own, and that of copies.
+
+    Over k devices with the k-th part of the layers each, parts of t_i seconds take sum(t_i) / k + (1 - 1/k) max(t_i): one alone
+    takes its time, many keep all devices busy.
+    """
 
     def __init__(self, model: StepCost, parts: Parts) -> None:
         self.model = model
@@ -27,28 +36,35 @@ class SubBatches(StepCost):
 
     def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
         """As of the base, of the one rank there is."""
-        device_s = prefill_s = 0.0
+        device_s = prefill_s = longest_s = 0.0
         for part in _parts(batches):
             own_s, of_prefill_s = self.model.step_s((part,))
             device_s += own_s
             prefill_s += of_prefill_s[0]
-        return device_s, [prefill_s]
+            longest_s = max(longest_s, own_s)
+        through_s = self._through(device_s, longest_s)
+        return through_s, [prefill_s * through_s / device_s if device_s else 0.0]
+
+    def _through(self, total_s: float, longest_s: float) -> float:
+        """Time of parts one after the other through the devices."""
+        share = 1.0 / self.parts.devices
+        return total_s if share == 1.0 else total_s * share + (1.0 - share) * longest_s
 
     def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
         """As of the base."""
-        total = np.zeros(steps)
+        total, longest = np.zeros(steps), np.zeros(steps)
         for part in _parts(shapes):
-            total = total + self.model.run_s((part,), steps)
-        return total
+            own = self.model.run_s((part,), steps)
+            total, longest = total + own, np.maximum(longest, own)
+        share = 1.0 / self.parts.devices
+        return total if share == 1.0 else total * share + (1.0 - share) * longest
 
     def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
         """As of the base."""
-        total = [0.0] * steps
-        for part in _parts(shapes):
-            total = [
-                before + own for before, own in zip(total, self.model.few_s((part,), steps), strict=True)
-            ]
-        return total
+        each = [self.model.few_s((part,), steps) for part in _parts(shapes)]
+        if len(each) == 1 and self.parts.devices == 1:
+            return each[0]
+        return [self._through(sum(own, 0.0), max(own)) for own in zip(*each, strict=True)]
 
     def host_s(self, batch: Batch) -> float:
         """As of the base."""

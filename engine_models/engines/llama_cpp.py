@@ -75,7 +75,9 @@ ENGINE = Engine(
         name: Support(_KINDS, f"{_SOURCE}: ggml/src/ggml-common.h, tools/quantize")
         for name in ("gguf", "bf16", "fp16", "fp32", "mxfp4")
     },
-    features={},
+    features={
+        "pipeline_parallel": Support(frozenset({"gpu", "apu"}), f"{_SOURCE}: --split-mode layer, the default"),
+    },
     flags=lambda: FLAGS,
     same_as={"rows": "parallel", "context": "ctx_size", "step_tokens": "batch_size"},
     kernels="llama_cpp",

@@ -100,11 +100,11 @@ _CHANGING = {
         "ctx_checkpoints=32 checkpoint_min_step=8192"
     ),
     "where rarely used tensors are read from": "lazy_mode=auto|off",
-    "which devices compute": "device op_offload=true",
+    "which devices compute": "device op_offload=true tensor_split",
     "adapters, which are not simulated": "lora lora_scaled lora_init_without_apply",
 }
 _REFUSED = {
-    "how the model is split over several devices": "split_mode=layer|none tensor_split rpc",
+    "how the model is split over several devices": "split_mode=layer|none rpc",
     "which part of the model the CPU computes": (
         "override_tensor cpu_moe n_cpu_moe=0 n_cpu_ffn=0 moe_cache_mib=0 kv_offload=true"
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine_models.cost.overheads import Overheads
 from engine_models.cost.settings import StepCosts
@@ -30,6 +30,9 @@ COPY_BYTES_PER_S = 10e9
 (assumed, 2026-11: a single core's copy, and PCIe from pageable memory, reach 5 to 20 GB/s)."""
 
 
+HOP_S = 2.9e-4
+"""What each further device of a model split by layers adds to a sub-batch [s] (fitted, 2026-11: published rates of llama.cpp of 2024 on one
+to six of 13 GeForce and workstation cards, 8B and 70B in Q4_K_M and F16)."""
 ENDLESS = 1 << 40
 """Tokens of a row that is never cut for its length."""
 
@@ -70,13 +73,17 @@ class LlamaServer:
         """Costs of its sub-batches."""
         rules, request = self.rules, self.request
         longest = padded(self.cells if rules.pool_cells else rules.slot_tokens)
+        devices = request.pipeline_parallel
         threads = int(request.flags.get("threads", -1)) if request.device_kind == "cpu" else 0
         return StepCosts(
             request.arch,
             request.formats,
-            Terms(overheads.host, threads=max(threads, 0)),
+            Terms(
+                replace(overheads.host, device_step_s=overheads.host.device_step_s + HOP_S * (devices - 1)),
+                threads=max(threads, 0),
+            ),
             TableRange(max(rules.n_ubatch, rules.n_parallel), rules.n_parallel, longest),
-            parts=Parts(self.token_bytes / COPY_BYTES_PER_S),
+            parts=Parts(self.token_bytes / COPY_BYTES_PER_S, devices),
         )
 
     def notes(self) -> tuple[str, ...]:
@@ -93,6 +100,11 @@ class LlamaServer:
             "simulated)"
         )
         full = "shifts its context" if rules.context_shift else "ends its answer"
+        devices = self.request.pipeline_parallel
+        split = (
+            f"the layers are split over {devices} devices, which compute one after the other, {HOP_S * 1e3:g} ms more for each; "
+            "sub-batches of an iteration follow each other through them"
+        )
         pool = (
             f"attention reads the whole pool as far as it is filled, in steps of {PAD_CELLS} cells, whatever a slot holds "
             "(assumed: from its beginning on)"
@@ -102,6 +114,7 @@ class LlamaServer:
             f"further requests wait in order; a full slot {full}",
             f"{found}; {kept}" if rules.cache_prompt else "prompts are computed from their beginning (no cache_prompt)",
             *((pool,) if rules.pool_cells else ()),
+            *((split,) if devices > 1 else ()),
             f"states are copied to and from host memory at {COPY_BYTES_PER_S / 1e9:.0f} GB/s (assumed), while all slots wait",
             "the host's time (0.1 ms a row, for sampling and streaming) and the front end (1 ms) are assumed",
         )
@@ -159,13 +172,11 @@ def cuts_anywhere(request: PoolRequest) -> bool:
 
 def _refuse(request: PoolRequest) -> None:
     arch, flags = request.arch, request.flags
-    if request.tensor_parallel > 1 or request.pipeline_parallel > 1:
+    if request.tensor_parallel > 1:
         raise InputError(
-            "one model over several devices is not simulated for llama.cpp",
-            where="deployment.tensor_parallel"
-            if request.tensor_parallel > 1
-            else "deployment.pipeline_parallel",
-            mend="use one device, `replicas` for more servers, or another engine (`capacity-plan list engines`)",
+            "split modes `row` and `tensor` of llama.cpp are not simulated",
+            where="deployment.tensor_parallel",
+            mend="split the model by layers (pipeline_parallel: the number of devices), or use `replicas` for more servers",
         )
     if request.expert_parallel > 1:
         raise InputError(
@@ -204,13 +215,14 @@ def _kv_token_bytes(request: PoolRequest) -> float:
 def _memory(request: PoolRequest, slots: int, *, unified: bool) -> tuple[int, MemoryBudget]:
     """Cells of the whole cache, allocated at the start, and the budget: what is not asked for is lowered until it fits."""
     flags, arch, device = request.flags, request.arch, request.device_memory_bytes
-    weights = weight_bytes_per_rank(arch, request.formats.weights, 1, 1, 1)
+    stages = request.pipeline_parallel
+    weights = weight_bytes_per_rank(arch, request.formats.weights, 1, stages)
     n_ubatch = min(int(flags.get("ubatch_size", 512)), int(flags.get("batch_size", 2048)))
     compute = n_ubatch * (LOGIT_BYTES * arch.vocab + ACTIVATION_BYTES * 4 * arch.hidden)
     other = int(CONTEXT_BYTES) if request.device_kind == "gpu" else 0
-    states = slots * state_bytes_per_sequence(arch)
+    states = slots * state_bytes_per_sequence(arch, 1, stages)
     per_token, windowed = 0, 0
-    for group in kv_groups(arch, request.formats.kv_cache):
+    for group in kv_groups(arch, request.formats.kv_cache, 1, stages):
         if group.window_tokens and not flags.get("swa_full"):
             windowed += group.bytes_per_token_per_rank * padded(group.window_tokens * slots + n_ubatch)
         else:
@@ -231,11 +243,12 @@ def _memory(request: PoolRequest, slots: int, *, unified: bool) -> tuple[int, Me
     if fixed + cells * per_token > device:
         lack = (fixed + cells * per_token - device) / 1e9
         raise InfeasibleError(
-            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB + KV cache of {cells:,} tokens "
+            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + KV cache of {cells:,} tokens "
             f"{(cells * per_token + windowed) / 1e9:.1f} GB + {(compute + other + states) / 1e9:.1f} GB besides, of "
             f"{device / 1e9:.1f} GB; {lack:.1f} GB too much (layers on the CPU are not simulated)",
             where="deployment",
-            mend="a smaller engine_args.ctx_size, a smaller number format (weights: q4_k_m, kv_cache: q8_0), or a larger device",
+            mend="a smaller engine_args.ctx_size, a smaller number format (weights: q4_k_m, kv_cache: q8_0), or larger or more "
+            "devices (pipeline_parallel)",
         )
     kv = cells * per_token
     lines = (

@@ -152,7 +152,7 @@ ENGINE = Engine(
         "apu": f"{_SOURCE}: ROCm and Vulkan",
     },
     formats={name: Support(_KINDS, f"{_SOURCE}: files in GGUF") for name in ("gguf", "bf16", "fp16", "fp32", "mxfp4")},
-    features={},
+    features={"pipeline_parallel": Support(frozenset({"gpu", "apu"}), f"{_SOURCE}: layers over several GPUs")},
     flags=lambda: FLAGS,
     same_as={"rows": "num_parallel", "context": "num_ctx", "step_tokens": "num_batch"},
     kernels="llama_cpp",

@@ -163,7 +163,7 @@ def test_what_it_does_not_simulate_is_refused_in_words(flags: dict[str, Any], wo
         ({"weights": "awq"}, "does not load weights in awq"),
         ({"weights": "mlx_4bit"}, "does not load weights in mlx_4bit"),
         ({"hardware": "gaudi-3-128gb"}, "does not run on"),
-        ({"tensor_parallel": 2, "hardware": "h100-sxm-80gb"}, "over several devices"),
+        ({"tensor_parallel": 2, "hardware": "h100-sxm-80gb"}, "split modes `row` and `tensor`"),
     ],
 )
 def test_devices_and_formats_it_lacks_are_refused_in_words(pool: dict[str, Any], words: str) -> None:
@@ -189,9 +189,31 @@ def test_a_step_costs_the_sum_of_its_sub_batches_and_copies() -> None:
     batch.copied_tokens = 4
     assert cost.step_s([batch]) == (pytest.approx(1.2 + 1.1), [0.0])
     assert cost.host_s(batch) == 2.0
+    over_two = SubBatches(clock, Parts(devices=2))
+    assert over_two.step_s([batch])[0] == pytest.approx((1.2 + 1.1) / 2 + 1.2 / 2)
     shape = PartedBatch(0)
     shape.parts = [Batch(0, 2, 2, 20, tokens=2), Batch(0, 1, 1, 5, tokens=1)]
     assert cost.few_s([shape], 3) == cost.run_s([shape], 3).tolist() == pytest.approx([2.3] * 3)
+    assert over_two.few_s([shape], 3) == over_two.run_s([shape], 3).tolist() == pytest.approx([1.75] * 3)
+
+
+def test_layers_over_several_devices_share_the_memory_and_not_the_time() -> None:
+    """70B in 4 bits needs two cards of 24 GB; 8B answers no faster on two, and its prompts of several sub-batches do."""
+    with pytest.raises(InfeasibleError, match="does not fit"):
+        plan(request_of("meta-llama/Llama-3.1-70B-Instruct", ctx_size=4096))
+    load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 2000, "output_tokens": 20}
+
+    def metrics(model: str, devices: int) -> tuple[float, float]:
+        pool = {"engine": "llama_cpp", "hardware": "rtx-4090-24gb", "weights": "q4_k_m", "pipeline_parallel": devices}
+        result = simulate(
+            {"model": model, "deployment": {**pool, "engine_args": {"ctx_size": 4096, "parallel": 1}}, "workload": load}
+        ).result["metrics"]
+        return result["ttft_ms"]["mean"], result["tpot_ms"]["mean"]
+
+    assert metrics("meta-llama/Llama-3.1-70B-Instruct", 2)[1] > 30.0
+    one, two = metrics(LLAMA, 1), metrics(LLAMA, 2)
+    assert two[1] == pytest.approx(one[1] + 0.29, abs=1e-3)
+    assert 0.6 * one[0] < two[0] < 0.75 * one[0]  # (4 + 1) / 8 of the time
 
 
 def test_smaller_sub_batches_read_the_weights_more_often() -> None:
