@@ -1,4 +1,4 @@
-"""Failures and scaling of a scenario resolved: what happens to which replica, and how long a new one takes to start."""
+"""Failures of a scenario resolved: what happens to which replica, and how long a new one takes to start."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from engine_models.cost.start_up import StartUp, predicted
 from hardware_profiles.errors import InputError
 from simulator.cluster.faults import HOUR_S, Fault, Faults, Process
 from simulator.prepared import Elasticity, Prepared
+from simulator.scaled import scaled
 from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
@@ -18,35 +19,40 @@ FAILURES = "deployment.failures"
 
 
 def with_elasticity(prepared: Prepared) -> Prepared:
-    """A pool with what its failures do to it; as it was, without any.
+    """A pool with what its failures and its autoscaler do to it; as it was, without any.
 
     Raises
     ------
-    InputError : they name a pool or a replica that is not there, or what one pool has not.
+    InputError : they name a pool or a replica that is not there, bounds that cannot be, or what one pool has not.
     """
-    failures = failures_of(prepared)
-    if failures is None:
+    pool, around = prepared.pool, prepared.scenario.deployment
+    _check_once(prepared)
+    failures, scaling = pool.failures or around.failures, pool.autoscaler or around.autoscaler
+    if failures is None and scaling is None:
         return prepared
-    start, notes = start_of(prepared, failures.start_up)
-    faults = _faults(prepared, failures, start, prepared.replicas)
-    said = [*notes, *_words(failures, start)]
-    return replace(
-        prepared,
-        elastic=Elasticity(most=prepared.replicas, start=start, faults=faults),
-        assumptions=(*prepared.assumptions, *said),
-    )
+    given = scaling.start_up if scaling is not None else failures.start_up if failures is not None else None
+    start, notes = start_of(prepared, given)
+    elastic = Elasticity(most=prepared.replicas, start=start)
+    if scaling is not None:
+        elastic, said = scaled(prepared, scaling, elastic)
+        notes += said
+    if failures is not None:
+        back = start if failures.start_up is None else start_of(prepared, failures.start_up)[0]
+        ready_s = start.provisioning_s if scaling is not None else None
+        elastic = replace(elastic, faults=_faults(prepared, failures, back, elastic.most, ready_s))
+        notes += _words(failures)
+    return replace(prepared, elastic=elastic, assumptions=(*prepared.assumptions, *notes))
 
 
-def failures_of(prepared: Prepared) -> schema.Failures | None:
-    """The failures of a pool: its own, or those that stand around the pools."""
-    own, around = prepared.pool.failures, prepared.scenario.deployment.failures
-    if own is not None and around is not None:
-        raise InputError(
-            f"pool '{prepared.pool.name}' has failures of its own beside those of the deployment",
-            where=FAILURES,
-            mend="keep one of the two",
-        )
-    return own or around
+def _check_once(prepared: Prepared) -> None:
+    """Refuse what stands in a pool and around the pools."""
+    for key in ("failures", "autoscaler"):
+        if getattr(prepared.pool, key) is not None and getattr(prepared.scenario.deployment, key) is not None:
+            raise InputError(
+                f"pool '{prepared.pool.name}' has `{key}` of its own beside that of the deployment",
+                where=f"deployment.{key}",
+                mend="keep one of the two",
+            )
 
 
 def start_of(prepared: Prepared, given: float | schema.StartUp | None) -> tuple[StartUp, list[str]]:
@@ -68,14 +74,19 @@ def start_of(prepared: Prepared, given: float | schema.StartUp | None) -> tuple[
     return found, [f"a new server takes {found.provisioning_s + found.server_s:.3g} s to start: {said} (start_up)", *notes]
 
 
-def _words(failures: schema.Failures, start: StartUp) -> list[str]:
+def _words(failures: schema.Failures) -> list[str]:
     out = ["clients and the router hear of a lost server at once; a client may send its request again (client.retries)"]
     if failures.reclaims_per_hour is not None or any(event.kind == "reclaim" for event in failures.events):
         out.append("a server that is to be taken back gets no new requests from the notice on, and is billed until it goes")
     return out
 
 
-def _faults(prepared: Prepared, failures: schema.Failures, start: StartUp, most: int) -> Faults:
+def _faults(
+    prepared: Prepared, failures: schema.Failures, start: StartUp, most: int, ready_s: float | None
+) -> Faults:
+    """What goes wrong; lost devices come back after `ready_s` where nothing else is said, None for never."""
+    if failures.replaced_after_s is None and ready_s is not None:
+        failures = failures.model_copy(update={"replaced_after_s": ready_s})
     each = prepared.devices_each
     per_node = prepared.pool.gpus_per_node or int(prepared.device.node_size.value)
     nodes = tuple(number * each // per_node for number in range(most))

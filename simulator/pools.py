@@ -24,6 +24,8 @@ POOLS = "deployment.pools"
 def check_roles(deployment: Deployment) -> None:
     """Refuse pools that cannot serve together; those without replicas are not there."""
     pools = [pool for pool in deployment.pools if pool.replicas]
+    if len(deployment.pools) == 1 and (deployment.autoscaler or deployment.pools[0].autoscaler) is not None:
+        return
     roles = {pool.role for pool in pools}
     if not pools:
         raise InputError(

@@ -165,20 +165,23 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     Raises InputError on names and combinations that cannot be, InfeasibleError if the model does not fit.
     """
     base, pools = base_dir or Path.cwd(), scenario.deployment.pools
-    running = [number for number, pool in enumerate(pools) if pool.replicas]
+    scaled = scenario.deployment.autoscaler is not None or pools[0].autoscaler is not None
+    running = [number for number, pool in enumerate(pools) if pool.replicas or (scaled and len(pools) == 1)]
     check_roles(scenario.deployment)
     with_index = len(pools) > 1
     found = [_prepare_pool(scenario, number, base, with_index=with_index) for number in running]
     if len(found) == 1:
         return with_elasticity(found[0])
     for number, pool in enumerate(pools):
-        if scenario.deployment.failures is not None or pool.failures is not None:
-            at = "deployment" if scenario.deployment.failures is not None else f"deployment.pools.{number}"
-            raise InputError(
-                f"`{at}.failures` of prefill and decode pools is not modelled yet",
-                where=f"{at}.failures",
-                mend=f"remove `{at}.failures`, or fail a pool of role: mixed",
-            )
+        for key in ("failures", "autoscaler"):
+            beside = getattr(scenario.deployment, key) is not None
+            if beside or getattr(pool, key) is not None:
+                at = f"deployment.{key}" if beside else f"deployment.pools.{number}.{key}"
+                raise InputError(
+                    f"`{at}` of prefill and decode pools is not modelled yet",
+                    where=at,
+                    mend=f"remove `{at}`, or use a pool of role: mixed",
+                )
     handover = found[0].plan.handover
     check_paired(found[0].routing, at_once=handover is not None and handover.reserves)
     around = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from hardware_profiles.device import Device
 from hardware_profiles.ops import Ops
 from simulator.cluster.faults import Faults
 from simulator.cluster.router import Routing
+from simulator.cluster.scaling.scaler import Autoscaler
 from simulator.cluster.transfer import Paths
 from simulator.cost import UnitPrice
 
@@ -26,12 +28,15 @@ if TYPE_CHECKING:
 class Elasticity:
     """What lets replicas come and go.
 
-    most : replicas at once. start : a new one takes so long. holds : requests wait at the router while none serves.
+    most : replicas at once. start : a new one takes so long. scaler : makes the autoscaler of a run. grace_s : a replica that is
+        sent away has so long to end what it has. holds : requests wait at the router while none serves.
     """
 
     most: int
     start: StartUp
     faults: Faults | None = None
+    scaler: Callable[[], Autoscaler] | None = None
+    grace_s: float = 0.0
     holds: bool = False
 
 

@@ -265,7 +265,15 @@ def _cluster(
     elastic = prepared.elastic
     made: Callable[..., Cluster] = Cluster
     if elastic is not None:
-        made = partial(ElasticCluster, most=elastic.most, faults=elastic.faults, holds=elastic.holds)
+        made = partial(
+            ElasticCluster,
+            most=elastic.most,
+            faults=elastic.faults,
+            scaler=elastic.scaler() if elastic.scaler is not None else None,
+            start=elastic.start,
+            grace_s=elastic.grace_s,
+            holds=elastic.holds,
+        )
     return made(
         source,
         plan,

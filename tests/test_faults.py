@@ -286,7 +286,7 @@ def test_requests_are_conserved_whatever_goes_wrong(
     for aggregate in (True, False):
         processes = () if rate is None else (Process(Fault("gpu", 0, away_s=0.1), rate, case.seed),)
         cluster = ElasticCluster(
-            replace(workload_of(case), duration_s=20.0),
+            replace(workload_of(case), duration_s=20.0, drain_s=30.0),
             plan_of(case),
             RecordedClock(CLOCK),
             replicas=case.replicas,

@@ -136,6 +136,7 @@ SLOW_PAGES = {
     "docs/how-to/mac-for-a-team.md",
     "docs/how-to/nightly-batch.md",
     "docs/how-to/reproduce-a-run.md",
+    "docs/how-to/scale-with-the-load.md",
     "docs/how-to/size-a-fleet.md",
     "docs/how-to/speculative-decoding.md",
     "docs/how-to/survive-failures.md",
@@ -315,6 +316,9 @@ KNOWN = {
     "slot_prompt_similarity",
     "low", "high", "value", "values", "ordered_values", "x", "y", "mean", "std", "p99", "offset", "output", "prompt", "profile",
     "stamps", "first_stamp", "number", "count", "devices", "bound", "predicted", "measured", "confidence", "headroom", "pue",
+    # of autoscalers, in the unit of the metric, or as the product names it
+    "target", "tolerance", "whole", "load", "more", "less", "stable", "panic", "concurrency", "max_scale_up_rate",
+    "max_scale_down_rate", "kv_cache_threshold", "queue_length_threshold", "kv_spare_trigger", "queue_spare_trigger",
     # shapes of kernels
     "ep", "tp", "topk", "experts", "gated", "head_dim", "heads", "kv_heads", "hidden", "inter", "window", "skewed",
     "kv_bytes_min", "n", "k", "rows", "context", "multiprocessors",

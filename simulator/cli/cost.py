@@ -343,7 +343,7 @@ def _point(
 ) -> dict[str, Any]:
     from hardware_profiles.errors import InputError
     from simulator.cost import HOURS_PER_MONTH
-    from simulator.planning.budget import fleet, sustained
+    from simulator.planning.budget import deployed, fleet, sustained
     from simulator.planning.points import judged
 
     row: dict[str, Any] = {"point": point["point"], "values": point["values"], "run": point["run"]}
@@ -354,7 +354,7 @@ def _point(
         result, _, price = resolve(str(folder / "runs" / point["run"]), overrides)
     except InputError as error:
         return {**row, "slo": "", "devices": None, "reason": error.message}
-    row["slo"], row["devices"] = judged(result)[0], result["deployment"]["devices"]
+    row["slo"], row["devices"] = judged(result)[0], deployed(result)["devices"]
     row["usd_per_hour"] = row["devices"] * price.usd_per_gpu_hour
     row["usd_per_month"] = row["usd_per_hour"] * HOURS_PER_MONTH
     wanted = demand_requests_per_day is not None or profile is not None

@@ -315,7 +315,7 @@ def cost_lines(cost: dict[str, Any]) -> list[str]:
     return [
         labelled(
             "cost",
-            f"{dollars(cost['usd_per_hour'])}/hour ({cost['devices']} x {dollars(cost['ListUnitPrice'])}), "
+            f"{dollars(cost['usd_per_hour'])}/hour ({cost['devices']:.4g} x {dollars(cost['ListUnitPrice'])}), "
             f"{dollars(cost['usd_per_month'])}/month of 730 h",
         ),
         labelled("", f"per 1M tokens: input {inputs}, output {outputs}; all {all_}, all charged to output {charged}"),

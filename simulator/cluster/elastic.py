@@ -9,17 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from random import Random
 
+from engine_models.cost.start_up import StartUp
 from engine_models.declaration import EnginePlan, Executor, Mode
 from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence
 from simulator.cluster.admission import Admission, ClientRules, Door
-from simulator.cluster.clock import ARRIVALS, DECISIONS
+from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
 from simulator.cluster.cluster import Cluster, Sink, Source
 from simulator.cluster.faults import Fault, Faults, Process
 from simulator.cluster.fleet import Fleet, Level, State
-from simulator.cluster.outcome import FAILED, Reason
+from simulator.cluster.outcome import FAILED, Reason, Rows
 from simulator.cluster.router import Router, Routing, router_of
+from simulator.cluster.scaling.flow import Flow
+from simulator.cluster.scaling.scaler import Autoscaler, Counts, Reading, Seen
 from simulator.serving.replica import Replica
 
 
@@ -27,12 +31,15 @@ from simulator.serving.replica import Replica
 class Toll:
     """What became of the fleet: changes, and what was lost with replicas.
 
+    `faults` are the losses and drains, by kind, `added` and `removed` the replicas that an autoscaler asked for and sent away.
     `lost` are tries of requests that were under way when their replica went, `again` those of them that a client sends again,
-    `lost_tokens` the tokens of their prompts and answers that had been computed. `faults` are the losses and drains, by kind.
+    `lost_tokens` the tokens of their prompts and answers that had been computed.
     """
 
     levels: list[Level]
     faults: dict[str, int] = field(default_factory=dict)
+    added: int = 0
+    removed: int = 0
     lost: int = 0
     again: int = 0
     lost_tokens: int = 0
@@ -45,6 +52,8 @@ class ElasticCluster(Cluster):
     ----------
     replicas : those that serve from the begin on. most : how many there may be at once.
     faults : what goes wrong, if anything.
+    scaler : how many there are to be, if anybody decides about it; start : what a new one then takes to start. A replica that is
+        sent away has `grace_s` to end what it has.
     holds : whether requests wait at the router while no replica serves, rather than be answered 503.
     Others as of the base.
     """
@@ -58,6 +67,9 @@ class ElasticCluster(Cluster):
         replicas: int,
         most: int,
         faults: Faults | None = None,
+        scaler: Autoscaler | None = None,
+        start: StartUp | None = None,
+        grace_s: float = 0.0,
         holds: bool = False,
         ranks: int = 1,
         router: str | Routing = "round_robin",
@@ -90,6 +102,9 @@ class ElasticCluster(Cluster):
         self.devices = self.fleet.devices
         self.toll = Toll(self.fleet.levels)
         self._faults = faults
+        self._scaler, self._start_up, self._grace_s = scaler, start, grace_s
+        self._seen = Seen(0.0, ())
+        self._flow = Flow()
         self._then: dict[int, Callable[[], None]] = {}  # by replica: what waits for it to serve again
         self._away_s: dict[int, float | None] = {}  # of those that drain: how long their devices are away afterwards
         if holds and self._door is None:
@@ -104,7 +119,10 @@ class ElasticCluster(Cluster):
             for at_s, fault in self._faults.events:
                 self._clock.at(at_s, ARRIVALS, partial(self._strike, fault))
             for process in self._faults.processes:
-                self._await(process)
+                self._await(process, Random(process.seed))
+        if self._scaler is not None:
+            self._every(self._scaler.collect_s, RESULTS, self._collect)
+            self._every(self._scaler.every_s, DECISIONS, self._decide)
         super()._run(sink)
 
     @property
@@ -124,15 +142,15 @@ class ElasticCluster(Cluster):
 
     # -- faults ---------------------------------------------------------------------------------------------
 
-    def _await(self, process: Process) -> None:
-        at_s = self._clock.now_s + process.wait_s()
+    def _await(self, process: Process, draw: Random) -> None:
+        at_s = self._clock.now_s + draw.expovariate(process.rate_per_s)
         if at_s <= self._end_s:
-            self._clock.at(at_s, ARRIVALS, partial(self._recur, process))
+            self._clock.at(at_s, ARRIVALS, partial(self._recur, process, draw))
 
-    def _recur(self, process: Process) -> None:
+    def _recur(self, process: Process, draw: Random) -> None:
         if not self._over(self._clock.now_s):
             self._strike(process.fault)
-            self._await(process)
+            self._await(process, draw)
 
     def _strike(self, fault: Fault) -> None:
         """A fault comes to pass."""
@@ -189,6 +207,86 @@ class ElasticCluster(Cluster):
         self._then[first] = partial(self._roll, fault, others)
         self._drain(first, now_s + fault.notice_s, fault.away_s or 0.0)
 
+    # -- scaling --------------------------------------------------------------------------------------------
+
+    def _every(self, period_s: float, priority: int, action: Callable[[], None], times: int = 0) -> None:
+        """Do something at time zero and every `period_s`, as long as the run goes on."""
+
+        def act() -> None:
+            if not self._over(self._clock.now_s):
+                action()
+                self._every(period_s, priority, action, times + 1)
+
+        self._clock.at(times * period_s, priority, act)
+
+    def _collect(self) -> None:
+        """Metrics are collected."""
+        now_s, flow, scaler = self._clock.now_s, self._flow, self._scaler
+        assert scaler is not None
+        serving = self.fleet.of(State.UP)
+        queued = self._queued_tokens() if scaler.reads_queued_tokens else {}
+        readings = tuple(self._reading(number, queued.get(number, 0)) for number in serving)
+        held = len(self._door) if self._door is not None else 0
+        self._seen = flow.seen(now_s, readings, held)
+        scaler.collected(self._seen)
+
+    def _reading(self, replica: int, queued_tokens: int) -> Reading:
+        server = self.replicas[replica]
+        server.advance(self._clock.now_s)
+        states = [rank.scheduler.state() for rank in server.ranks]
+        running, waiting, used, whole = (sum(column) for column in zip(*states, strict=True))
+        tokens = self._plan.limits.kv_tokens * len(states)
+        return Reading(running, waiting, used / max(whole, 1), tokens, queued_tokens)
+
+    def _queued_tokens(self) -> dict[int, int]:
+        """Tokens of the prompts that wait, by replica."""
+        found: dict[int, int] = {}
+        for seq in self._live.values():
+            block = self._of(seq.index)
+            number = int(block.replica[seq.index - block.first])
+            if number >= 0 and seq.first_scheduled_s < 0:
+                replica = number % len(self.replicas)
+                found[replica] = found.get(replica, 0) + seq.prompt_tokens
+        return found
+
+    def _decide(self) -> None:
+        """The autoscaler decides."""
+        fleet, now_s = self.fleet, self._clock.now_s
+        assert self._scaler is not None
+        before = fleet.wanted
+        wanted = self._scaler.desired(self._seen, Counts(before, len(fleet.of(State.UP))), now_s)
+        for replica in fleet.to_add(max(wanted - before, 0)):
+            self.toll.added += 1
+            self._order(replica)
+        for replica in fleet.to_remove(max(before - wanted, 0)):
+            self.toll.removed += 1
+            if fleet.states[replica] == State.UP:
+                self._drain(replica, now_s + self._grace_s, None)
+            else:
+                fleet.turn(replica, State.ABSENT, now_s)
+
+    def _order(self, replica: int) -> None:
+        """Ask for a new replica."""
+        now_s, start = self._clock.now_s, self._start_up
+        assert start is not None
+        if not start.provisioning_s:
+            self._start(replica, start.server_s)
+            return
+        life = self.fleet.turn(replica, State.ORDERED, now_s)
+        self._clock.at(now_s + start.provisioning_s, ARRIVALS, partial(self._provisioned, replica, life))
+
+    def _provisioned(self, replica: int, life: int) -> None:
+        if self.fleet.life[replica] == life and self._start_up is not None:
+            self._start(replica, self._start_up.server_s)
+
+    def _reach(self, block: Rows, seq: Sequence) -> None:
+        self._flow.enter(seq, self._clock.now_s)
+        super()._reach(block, seq)
+
+    def _turn_away(self, block: Rows, seq: Sequence, status: int, reason: Reason, *, begun: bool = False) -> None:
+        self._flow.leave(self._clock.now_s)
+        super()._turn_away(block, seq, status, reason, begun=begun)
+
     # -- going ----------------------------------------------------------------------------------------------
 
     def _serving(self) -> None:
@@ -214,6 +312,9 @@ class ElasticCluster(Cluster):
         block = self._of(seq.index)
         number = int(block.replica[seq.index - block.first])
         self._shift(seq, number)
+        if self._live.get(seq.index) is seq:
+            self._flow.leave(now_s)
+            self._flow.ended(seq)
         super()._finished(seq, now_s)
         replica = number % len(self.replicas)
         if replica in self._away_s:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from random import Random
 from typing import Literal
 
 from engine_models.parts.protocols import INFINITY
@@ -33,16 +32,13 @@ class Fault:
     notice_s: float = 0.0
 
 
+@dataclass(frozen=True)
 class Process:
-    """A fault that comes again and again, `per_s` times a second on average, at exponential intervals drawn from `seed`."""
+    """A fault that comes again and again, `rate_per_s` times on average, at exponential intervals drawn from `seed`."""
 
-    def __init__(self, fault: Fault, per_s: float, seed: int) -> None:
-        self.fault = fault
-        self._per_s, self._draw = per_s, Random(seed)
-
-    def wait_s(self) -> float:
-        """Time to the next."""
-        return self._draw.expovariate(self._per_s)
+    fault: Fault
+    rate_per_s: float
+    seed: int
 
 
 @dataclass(frozen=True)

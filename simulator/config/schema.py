@@ -187,6 +187,148 @@ class Failures(_Model):
         return self
 
 
+class _Scaling(_Model):
+    """What every autoscaler has.
+
+    `min_replicas` and `max_replicas` bound the count, `replicas` is the first. A new replica takes `start_up`; one that is sent
+    away gets nothing new and has `grace_s` to end what it has.
+    """
+
+    min_replicas: Annotated[int, Strict(), Field(ge=0, le=MAX_REPLICAS)] | None = None
+    max_replicas: Ranks | None = None
+    start_up: StartTime | None = None
+    grace_s: NotNegative = 30.0
+
+    @model_validator(mode="after")
+    def _bounds(self) -> _Scaling:
+        if self.min_replicas is not None and self.max_replicas is not None and self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
+        return self
+
+
+class ScalingPolicy(_Model):
+    """By how many `Pods`, or `Percent` of them, a count may change in a period."""
+
+    type: Literal["Pods", "Percent"]
+    value: Annotated[int, Strict(), Field(ge=1, le=10**6)]
+    period_seconds: Annotated[int, Strict(), Field(ge=1, le=1800)]
+
+
+class ScalingRules(_Model):
+    """How fast a count may rise, or fall; null is Kubernetes' default."""
+
+    stabilization_window_seconds: Annotated[int, Strict(), Field(ge=0, le=3600)] | None = None
+    select_policy: Literal["Max", "Min", "Disabled"] = "Max"
+    policies: Annotated[tuple[ScalingPolicy, ...], Field(min_length=1)] | None = None
+
+
+class ScalingBehavior(_Model):
+    """`behavior` of an HPA, in snake_case."""
+
+    scale_up: ScalingRules = ScalingRules()
+    scale_down: ScalingRules = ScalingRules()
+
+
+Gauge = Literal["num_requests_waiting", "num_requests_running", "kv_cache_usage_perc", "requests_in_flight"]
+
+
+class _ByHpa(_Scaling):
+    tolerance: Share = 0.1
+    behavior: ScalingBehavior = ScalingBehavior()
+
+
+class HpaScaler(_ByHpa):
+    """Kubernetes' Horizontal Pod Autoscaler over one metric, of each pod (`pods`) or in all (`external`, of type AverageValue).
+
+    Metrics are those of the latest scrape, one every `scrape_s`.
+    """
+
+    kind: Literal["hpa"]
+    metric: Gauge = "num_requests_waiting"
+    metric_type: Literal["pods", "external"] = "pods"
+    target: AboveZero
+    sync_period_s: AboveZero = 15.0
+    scrape_s: AboveZero = 15.0
+
+
+class KedaScaler(_ByHpa):
+    """A scaled object of KEDA with one trigger on the total of a metric, requests at the router included.
+
+    `target` is the trigger's threshold. Between none and one replica it decides itself, above by an HPA.
+    """
+
+    kind: Literal["keda"]
+    metric: Gauge = "num_requests_waiting"
+    target: AboveZero
+    activation_threshold: NotNegative = 0.0
+    sync_period_s: AboveZero = 15.0
+    scrape_s: AboveZero = 15.0
+    idle_replicas: Annotated[int, Strict(), Field(ge=0, le=MAX_REPLICAS)] | None = None
+    polling_interval_s: AboveZero = 30.0
+    cooldown_period_s: NotNegative = 300.0
+    initial_cooldown_period_s: NotNegative = 0.0
+
+    @model_validator(mode="after")
+    def _idle_below(self) -> KedaScaler:
+        if self.idle_replicas is not None and self.idle_replicas >= (self.min_replicas or 0):
+            raise ValueError(f"idle_replicas ({self.idle_replicas}) must be below min_replicas ({self.min_replicas or 0})")
+        return self
+
+
+class KnativeScaler(_Scaling):
+    """Knative's autoscaler: requests in flight (`concurrency`) or a second (`rps`), over a stable and a panic window.
+
+    `target` is per replica: 100 in flight, of which `target_utilization_percentage` counts, or 200 a second by default.
+    """
+
+    kind: Literal["knative"]
+    metric: Literal["concurrency", "rps"] = "concurrency"
+    target: AboveZero | None = None
+    target_utilization_percentage: Annotated[float, Strict(), Field(gt=0, le=100)] = 70.0
+    stable_window_s: Annotated[float, Strict(), Field(ge=6, le=3600)] = 60.0
+    panic_window_percentage: Annotated[float, Strict(), Field(ge=1, le=100)] = 10.0
+    panic_threshold_percentage: Annotated[float, Strict(), Field(ge=110, le=1000)] = 200.0
+    max_scale_up_rate: Annotated[float, Strict(), Field(gt=1, le=1e6)] = 1000.0
+    max_scale_down_rate: Annotated[float, Strict(), Field(gt=1, le=1e6)] = 2.0
+    scale_down_delay_s: Delay = 0.0
+    scale_to_zero_grace_period_s: NotNegative = 30.0
+    activation_scale: Ranks = 1
+
+
+class DynamoScaler(_Scaling):
+    """Dynamo's planner, by load and static thresholds (its default); budgets are of all GPUs, -1 for none.
+
+    `min_replicas` and `max_replicas`, which it does not know, bound the count besides.
+    """
+
+    kind: Literal["dynamo"]
+    optimization_target: Literal["throughput", "latency", "sla"] = "throughput"
+    load_adjustment_interval_s: AboveZero = 5.0
+    min_gpu_budget: Annotated[int, Strict(), Field(ge=-1, le=10**6)] = -1
+    max_gpu_budget: Annotated[int, Strict(), Field(ge=-1, le=10**6)] = 8
+    min_endpoint: Ranks = 1
+
+    @model_validator(mode="after")
+    def _budgets(self) -> DynamoScaler:
+        if 0 <= self.max_gpu_budget < self.min_gpu_budget:
+            raise ValueError(f"min_gpu_budget ({self.min_gpu_budget}) is above max_gpu_budget ({self.max_gpu_budget})")
+        return self
+
+
+class WvaScaler(_ByHpa):
+    """llm-d's variant autoscaler, which an HPA follows: by `saturation` of replicas, or by `tokens` in demand."""
+
+    kind: Literal["wva"]
+    analyzer: Literal["saturation", "tokens"] = "saturation"
+    kv_cache_threshold: Share = 0.8
+    queue_length_threshold: AboveZero = 5.0
+    kv_spare_trigger: Share = 0.1
+    queue_spare_trigger: NotNegative = 3.0
+
+
+Scaler = Annotated[HpaScaler | KedaScaler | KnativeScaler | DynamoScaler | WvaScaler, Field(discriminator="kind")]
+
+
 class Pool(_Model):
     """Replicas of one engine on one kind of hardware.
 
@@ -217,6 +359,7 @@ class Pool(_Model):
     offload: Offload | None = None
     gpus_per_node: Whole | None = None
     colocate: Text | None = None
+    autoscaler: Scaler | None = None
     failures: Failures | None = None
 
 
@@ -318,7 +461,7 @@ class Deployment(_Model):
         ]
         | None
     ) = None
-    autoscaler: Settings | None = None
+    autoscaler: Scaler | None = None
     failures: Failures | None = None
 
     @model_validator(mode="before")
@@ -448,7 +591,7 @@ class Scenario(_Model):
     cost: Cost = Cost()
 
 
-NOT_MODELLED_AROUND = ("autoscaler",)
+NOT_MODELLED_AROUND: tuple[str, ...] = ()
 NOT_MODELLED_IN_POOL = ("lora",)
 NOT_MODELLED_ROLES = ("encode",)
 

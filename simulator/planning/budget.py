@@ -60,7 +60,25 @@ class Budget:
 
 def counted(count: float, what: str) -> str:
     """A number of things: 1 GPU, 2,048 GPUs."""
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
+    said = f"{count:,.4g}" if isinstance(count, float) else f"{count:,}"
+    return f"{said} {what}" + ("" if count == 1 else "s")
+
+
+def deployed(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was deployed; where replicas came and went, devices and replicas are means over the window."""
+    found: Mapping[str, Any] = result["deployment"]
+    if "fleet" not in result:
+        return found
+    devices = float(result["cost"]["devices"])
+    return {**found, "devices": devices, "replicas": devices / devices_each(result)}
+
+
+def devices_each(result: Mapping[str, Any]) -> int:
+    """Devices of a replica, on average where pools differ."""
+    found = result["deployment"]
+    if "fleet" not in result:
+        return int(found["devices"] // found["replicas"])
+    return int(found["tensor_parallel"] * found["pipeline_parallel"] * found.get("data_parallel", 1))
 
 
 def usd(value: float) -> str:
@@ -97,7 +115,7 @@ def budget(
     """
     out = Budget()
     totals, cost = result["totals"], result["cost"]
-    devices, window = result["deployment"]["devices"], totals["duration_s"]
+    devices, window = deployed(result)["devices"], totals["duration_s"]
     device = device_word(result["deployment"]["hardware"])
     unit = price.usd_per_gpu_hour
     hourly = devices * unit
@@ -162,7 +180,7 @@ def _tokens(out: Budget, bill: float, totals: Mapping[str, Any], cost: Mapping[s
 
 def _power(out: Budget, result: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     """Add the power line and return its cost [USD/hour]."""
-    deployment = result["deployment"]
+    deployment = deployed(result)
     device = load_device(deployment["hardware"])
     per_kwh = settings.get("power_usd_per_kwh")
     said = "" if per_kwh is not None else " (US average, assumed)"
@@ -173,7 +191,7 @@ def _power(out: Budget, result: Mapping[str, Any], settings: Mapping[str, Any]) 
     kilowatt = deployment["devices"] * watt * ratio / 1000
     out.add(
         "power",
-        f"{deployment['devices']} x {watt:g} W ({source}) x PUE {ratio:g} x {usd(per_kwh)}/kWh{said}; a rental holds it",
+        f"{deployment['devices']:.4g} x {watt:g} W ({source}) x PUE {ratio:g} x {usd(per_kwh)}/kWh{said}; a rental holds it",
         kilowatt * per_kwh,
         "USD/hour",
     )
@@ -181,7 +199,7 @@ def _power(out: Budget, result: Mapping[str, Any], settings: Mapping[str, Any]) 
 
 
 def _owned(out: Budget, result: Mapping[str, Any], settings: Mapping[str, Any], power: float) -> None:
-    devices, hardware = result["deployment"]["devices"], result["deployment"]["hardware"]
+    devices, hardware = deployed(result)["devices"], result["deployment"]["hardware"]
     each, source = settings.get("purchase_usd_per_gpu"), "the scenario"
     if each is None:
         listed = prices.purchase_price(hardware)
@@ -194,7 +212,7 @@ def _owned(out: Budget, result: Mapping[str, Any], settings: Mapping[str, Any], 
     hourly = devices * each / (years * HOURS_PER_YEAR) + power
     out.add(
         "owned",
-        f"{devices} x {usd(each)} ({source}) / ({years:g} years{said} x {HOURS_PER_YEAR:,} h) + power; "
+        f"{devices:.4g} x {usd(each)} ({source}) / ({years:g} years{said} x {HOURS_PER_YEAR:,} h) + power; "
         "without host, network, staff",
         hourly,
         "USD/hour",
@@ -263,7 +281,7 @@ def sustained(result: Mapping[str, Any]) -> Sustained:
     its saturated window, an estimate of the most it can do, and of another run the rate that it completed: shown to work, but
     not the limit.
     """
-    replicas = result["deployment"]["replicas"]
+    replicas = deployed(result)["replicas"]
     found = result.get("headroom") or {}
     if found.get("unit") == "requests/s" and found["judged"] and found["within_slo"]:
         limit = found["within_slo"]
@@ -303,7 +321,7 @@ def fleet(
     out.add("a replica carries", carried.words, each, "requests/s")
     words = f"{peak:.4g}/s x (1 + {headroom:g} headroom) / {each:.4g}/s, rounded up"
     out.add("replicas needed", words if carried.saturated else f"at most: {words}", replicas, "replicas")
-    per_replica = result["deployment"]["devices"] // result["deployment"]["replicas"]
+    per_replica = devices_each(result)
     hourly = replicas * per_replica * price.usd_per_gpu_hour
     words = f"{replicas} x {counted(per_replica, device_word(result['deployment']['hardware']))} x {usd(price.usd_per_gpu_hour)}"
     out.add("hour", words, hourly, "USD/hour")
@@ -349,7 +367,7 @@ def _following(
 ) -> None:
     """The month if the fleet follows the profile hour by hour."""
     hours = sum(replicas_for(mean * share, headroom, each) for share in profile.hourly)
-    per_replica = result["deployment"]["devices"] // result["deployment"]["replicas"]
+    per_replica = devices_each(result)
     weeks = HOURS_PER_MONTH / HOURS_PER_WEEK
     out.add(
         "month, scaled hourly",

@@ -55,6 +55,8 @@ def outcome_columns(result: Mapping[str, Any]) -> dict[str, Any]:
     row["slo"], row["slo_holds"] = judged(result)
     deployed = {"data_parallel": 1, **result["deployment"]}
     row |= {name: deployed[name] for name in DEPLOYED}
+    if "fleet" in result:  # on average
+        row["devices"] = round(result["cost"]["devices"], 2)
     for metric in LATENCIES:
         stats = result["metrics"][metric]
         row |= {f"{metric}_{name}": stats[name] for name in STATISTICS}

@@ -28,6 +28,8 @@ def fleet_figures(cluster: ElasticCluster, window: Window) -> dict[str, Any]:
         "serving_max": max((up for up, _ in lived), default=levels[-1].up),
         "device_hours": cluster.devices.mean(window.start_s, window.end_s) * window.length_s / 3600.0,
         "faults": toll.faults,
+        "added": toll.added,
+        "removed": toll.removed,
         "attempts_lost": toll.lost,
         "attempts_sent_again": toll.again,
         "tokens_lost": toll.lost_tokens,

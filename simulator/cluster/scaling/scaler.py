@@ -1,0 +1,88 @@
+"""What an autoscaler sees and what it promises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Metrics of a replica: requests that run and that wait, the share of its KV cache that is held, the tokens of all of it.
+
+    `queued_tokens` are those of the prompts that wait.
+    """
+
+    running: int
+    waiting: int
+    kv_share: float
+    kv_tokens: int
+    queued_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Metrics as they were last collected, at `at_s`: of the replicas that served then, and of the router.
+
+    held : requests that wait at the router for a replica.
+    concurrency : requests in flight, the router's included, averaged over the time since they were collected before.
+    arrivals : requests that came in that time.
+    prompt_tokens, output_tokens : their means so far, the latter over requests that have ended.
+    """
+
+    at_s: float
+    readings: tuple[Reading, ...]
+    held: int = 0
+    concurrency: float = 0.0
+    arrivals: int = 0
+    prompt_tokens: float = 0.0
+    output_tokens: float = 0.0
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Replicas that are asked for, and of those the ones that serve; known at once, unlike metrics."""
+
+    wanted: int
+    ready: int
+
+
+class Autoscaler(ABC):
+    """Decides how many replicas there are to be.
+
+    every_s : time between two decisions [s]. collect_s : time between two collections of metrics [s].
+    """
+
+    every_s: float
+    collect_s: float
+    reads_queued_tokens = False
+    """Whether the prompts that wait matter."""
+
+    def collected(self, seen: Seen) -> None:  # noqa: B027
+        """Take in metrics that were just collected; one that reads the latest alone need not."""
+
+    @abstractmethod
+    def desired(self, seen: Seen, counts: Counts, now_s: float) -> int:
+        """How many replicas are to be asked for from now on, by metrics that are up to `collect_s` old."""
+
+
+METRICS: dict[str, Callable[[Reading], float]] = {
+    "num_requests_waiting": lambda reading: float(reading.waiting),
+    "num_requests_running": lambda reading: float(reading.running),
+    "kv_cache_usage_perc": lambda reading: reading.kv_share,
+    "requests_in_flight": lambda reading: float(reading.running + reading.waiting),
+}
+"""Metrics of a replica, by the names that vLLM gives them; the last is their sum, as an EPP counts it."""
+AT_ROUTER = ("num_requests_waiting", "requests_in_flight")
+"""Metrics in whose total requests count that wait at the router."""
+
+
+def of_replicas(metric: str, seen: Seen) -> list[float]:
+    """A metric of each replica."""
+    return [METRICS[metric](reading) for reading in seen.readings]
+
+
+def total(metric: str, seen: Seen) -> float:
+    """A metric over all replicas and the router."""
+    return sum(of_replicas(metric, seen)) + (seen.held if metric in AT_ROUTER else 0)

@@ -1,0 +1,164 @@
+"""llm-d's workload variant autoscaler, whose count an HPA follows one to one.
+
+Source: `llm-d/llm-d-workload-variant-autoscaler` @ b08b1c7, `internal/saturation/`; the queueing model:
+`llm-d-incubation/workload-variant-autoscaler` @ 56a651b, `pkg/analyzer/{queueanalyzer,queuemodel}.go`, `pkg/core/allocation.go`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from collections.abc import Sequence as Series
+from dataclasses import dataclass
+
+from simulator.cluster.scaling.hpa import Behaviour, by_average_value
+from simulator.cluster.scaling.scaler import Autoscaler, Counts, Seen
+
+RECONCILE_S = 15.0
+"""Time between two decisions [s] (datasheet)."""
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """Flags of the analyser by the names of its config, in snake_case (datasheet)."""
+
+    kv_cache_threshold: float = 0.80
+    queue_length_threshold: float = 5.0
+    kv_spare_trigger: float = 0.10
+    queue_spare_trigger: float = 3.0
+
+
+def by_saturation(replicas: Series[tuple[float, float]], rules: Saturation) -> int:
+    """How many replicas more (1, 0, -1), by the KV usage and queue of each."""
+    free = [
+        (kv, queue) for kv, queue in replicas if kv < rules.kv_cache_threshold and queue < rules.queue_length_threshold
+    ]
+    n = len(free)
+    spare_kv = sum(rules.kv_cache_threshold - kv for kv, _ in free) / n if n else 0.0
+    spare_queue = sum(rules.queue_length_threshold - queue for _, queue in free) / n if n else 0.0
+    if spare_kv < rules.kv_spare_trigger or spare_queue < rules.queue_spare_trigger:
+        return 1
+    if n < 2:
+        return 0
+    kv, queue = (sum(values) / n * n / (n - 1) for values in zip(*free, strict=True))
+    left_kv, left_queue = rules.kv_cache_threshold - kv, rules.queue_length_threshold - queue
+    return -1 if left_kv >= rules.kv_spare_trigger and left_queue >= rules.queue_spare_trigger else 0
+
+
+UP_SHARE, DOWN_SHARE = 0.85, 0.70
+"""Shares of the capacity that demand is to take at most and at least (datasheet)."""
+
+
+def by_tokens(demand_tokens: float, supply_tokens: float, each_tokens: float, pending_tokens: float = 0.0) -> int:
+    """How many replicas more: demand against the capacity of those that serve and of those that are pending."""
+    required = demand_tokens / UP_SHARE - (supply_tokens + pending_tokens)
+    if required > 0:
+        return math.ceil(required / each_tokens)
+    return -max(0, math.floor((supply_tokens - demand_tokens / DOWN_SHARE) / each_tokens))
+
+
+@dataclass(frozen=True)
+class ServiceLaw:
+    """Times of a replica [ms]: a decode step of n rows takes ``alpha + beta n``, a prompt ``gamma + delta tokens n``."""
+
+    alpha_ms: float
+    beta_ms: float
+    gamma_ms: float
+    delta_ms: float
+
+    def rate(self, rows: float, prompt_tokens: float, output_tokens: float) -> float:
+        """Requests a millisecond of so many rows."""
+        prefill_ms = self.gamma_ms + self.delta_ms * prompt_tokens * rows
+        return rows / (prefill_ms + (output_tokens - 1) * (self.alpha_ms + self.beta_ms * rows))
+
+
+QUEUE_PER_ROW = 10
+"""Requests that may wait for each row of the batch (datasheet)."""
+SEARCH_STEPS = 100
+"""Halvings of the interval in which a rate is searched (datasheet)."""
+
+
+@dataclass(frozen=True)
+class QueueModel:
+    """A single queue whose service rate depends on the number in service, `rows` at most."""
+
+    law: ServiceLaw
+    rows: int
+    prompt_tokens: float
+    output_tokens: float
+
+    def latencies_ms(self, per_ms: float) -> tuple[float, float]:
+        """Mean TTFT and ITL at a rate of arrivals [1/ms]."""
+        n, law = self.rows, self.law
+        rates = [law.rate(i, self.prompt_tokens, self.output_tokens) for i in range(1, n + 1)]
+        weights = [1.0]
+        for i in range(1, n + QUEUE_PER_ROW * n + 1):
+            weights.append(weights[-1] * per_ms / rates[min(i, n) - 1])
+        whole = sum(weights)
+        served = sum(min(i, n) * weight for i, weight in enumerate(weights)) / whole
+        inside = sum(i * weight for i, weight in enumerate(weights)) / whole
+        through = per_ms * (1.0 - weights[-1] / whole)
+        wait_ms, service_ms = (inside - served) / through, served / through
+        steps = self.output_tokens - 1
+        fixed, growing = law.gamma_ms + law.alpha_ms * steps, law.delta_ms * self.prompt_tokens + law.beta_ms * steps
+        effective_rows = min(max((service_ms - fixed) / growing, 0.0), n)
+        ttft_ms = wait_ms + law.gamma_ms + law.delta_ms * self.prompt_tokens * effective_rows
+        return ttft_ms, law.alpha_ms + law.beta_ms * effective_rows
+
+    def most_per_s(self, ttft_ms: float, itl_ms: float) -> float:
+        """The highest rate at which both targets are met [1/s]."""
+        low = 0.001 * self.law.rate(1, self.prompt_tokens, self.output_tokens)
+        high = 0.999 * self.law.rate(self.rows, self.prompt_tokens, self.output_tokens)
+        by_ttft = _search(low, high, lambda rate: self.latencies_ms(rate)[0] <= ttft_ms)
+        by_itl = _search(low, high, lambda rate: self.latencies_ms(rate)[1] <= itl_ms)
+        return min(by_ttft, by_itl) * 1e3
+
+
+def _search(low: float, high: float, holds: Callable[[float], bool]) -> float:
+    """The highest rate that holds."""
+    if holds(high):
+        return high
+    for _ in range(SEARCH_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+class Wva(Autoscaler):
+    """One variant, and the HPA that follows it; `by_demand` counts tokens, else saturated replicas."""
+
+    def __init__(self, behaviour: Behaviour, rules: Saturation, *, by_demand: bool = False, tolerance: float) -> None:
+        self._behaviour, self._rules, self._by_demand, self._tolerance = behaviour, rules, by_demand, tolerance
+        self._seen_full: list[float] = []
+        self._count = 0
+        self.every_s = self.collect_s = RECONCILE_S
+
+    def desired(self, seen: Seen, counts: Counts, now_s: float) -> int:
+        """As of the base."""
+        if not counts.wanted:
+            return 0
+        if counts.ready == counts.wanted == len(seen.readings):  # else the model is in transition
+            more = self._by_tokens(seen) if self._by_demand else self._by_saturation(seen)
+            self._count = max(1, counts.wanted + more)
+        elif not self._count:
+            self._count = counts.wanted
+        proposal = by_average_value(float(self._count), 1.0, counts.wanted, self._tolerance)
+        return self._behaviour.settle(proposal, counts.wanted, now_s)
+
+    def _by_saturation(self, seen: Seen) -> int:
+        return by_saturation([(reading.kv_share, float(reading.waiting)) for reading in seen.readings], self._rules)
+
+    def _by_tokens(self, seen: Seen) -> int:
+        rules, found = self._rules, seen.readings
+        used = [reading.kv_share * reading.kv_tokens for reading in found]
+        full = [tokens for tokens, r in zip(used, found, strict=True) if r.waiting >= rules.queue_length_threshold]
+        self._seen_full = [*self._seen_full, *full][-FULL_KEPT:]
+        each = found[0].kv_tokens * rules.kv_cache_threshold
+        if self._seen_full:
+            each = min(each, sum(self._seen_full) / len(self._seen_full))
+        demand = sum(used) + sum(reading.waiting for reading in found) * seen.prompt_tokens
+        return by_tokens(demand, each * len(found), each)
+
+
+FULL_KEPT = 10
+"""Loads at which a queue was seen that are remembered (datasheet)."""

@@ -1,0 +1,186 @@
+"""A scenario's autoscaler resolved: whose rules, between which bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from hardware_profiles.errors import InputError
+from simulator.cluster.scaling.dynamo import Planner
+from simulator.cluster.scaling.hpa import DOWN, UP, Behaviour, Direction, Hpa, Policy
+from simulator.cluster.scaling.keda import Keda
+from simulator.cluster.scaling.knative import Knative, KnativeRules
+from simulator.cluster.scaling.scaler import AT_ROUTER, Autoscaler
+from simulator.cluster.scaling.wva import Saturation, Wva
+from simulator.prepared import Elasticity, Prepared
+
+if TYPE_CHECKING:
+    from simulator.config import schema
+
+WHERE = "deployment.autoscaler"
+Maker = Callable[[], Autoscaler]
+SELECT: dict[str, Literal["max", "min", "disabled"]] = {"Max": "max", "Min": "min", "Disabled": "disabled"}
+KEDA_MOST = 100
+"""Default of `maxReplicaCount` (datasheet)."""
+IN_FLIGHT, PER_SECOND = 100.0, 200.0
+"""Knative's default targets of a replica (datasheet: `config-autoscaler`)."""
+
+
+def scaled(prepared: Prepared, given: schema.Scaler, elastic: Elasticity) -> tuple[Elasticity, list[str]]:
+    """What an autoscaler adds to a pool, and what is assumed.
+
+    Raises
+    ------
+    InputError : bounds that leave out the first count, or that are not there; ranks that step together.
+    """
+    if prepared.ranks > 1:
+        raise InputError(
+            "an autoscaler over replicas of data-parallel ranks is not modelled yet",
+            where=WHERE,
+            mend="remove `deployment.autoscaler`, or use tensor_parallel",
+        )
+    least, most = _bounds(prepared, given)
+    first = prepared.replicas
+    if not least <= first <= most:
+        raise InputError(
+            f"replicas: {first} is the first count, and outside of the autoscaler's bounds, {least} to {most}",
+            where="deployment.replicas",
+            mend=f"give a count from {least} to {most}",
+        )
+    if given.kind == "keda" and least == 0 and given.metric not in AT_ROUTER:
+        raise InputError(
+            f"nothing would wake the pool from zero: without a replica there is no {given.metric}",
+            where=f"{WHERE}.metric",
+            mend=f"use {' or '.join(AT_ROUTER)}, in which requests count that wait at the router, or min_replicas: 1",
+        )
+    made = _maker(prepared, given, least, most)
+    elastic = replace(elastic, most=most, scaler=made, grace_s=given.grace_s, holds=least == 0)
+    return elastic, _words(given, made())
+
+
+def _bounds(prepared: Prepared, given: schema.Scaler) -> tuple[int, int]:
+    """Fewest and most replicas."""
+    least, most = given.min_replicas, given.max_replicas or 0
+    if given.kind == "dynamo":
+        fit = given.max_gpu_budget // prepared.devices_each if given.max_gpu_budget >= 0 else most
+        most = min(fit, most) if most else fit
+        least = max(given.min_endpoint, least or 0)
+    if least is None:
+        least = 0 if given.kind in ("keda", "knative") else 1
+    elif not least and given.kind in ("hpa", "wva"):
+        raise InputError(
+            f"kind: {given.kind} does not scale to zero",
+            where=f"{WHERE}.min_replicas",
+            mend="give 1 or more, or use keda or knative",
+        )
+    if given.max_replicas is None and given.kind in ("hpa", "knative", "wva"):
+        raise InputError(f"kind: {given.kind} needs max_replicas", where=WHERE, mend="give `deployment.autoscaler.max_replicas`")
+    if given.max_replicas is None and given.kind == "keda":
+        most = KEDA_MOST
+    if least > most:
+        raise InputError(
+            f"at least {least} replicas are wanted, and at most {most} may be there",
+            where=WHERE,
+            mend=f"allow {least} or more, or fewer at least",
+        )
+    return least, most
+
+
+def _maker(prepared: Prepared, given: schema.Scaler, least: int, most: int) -> Maker:
+    """What makes the autoscaler of a run."""
+    if given.kind == "hpa":
+        return lambda: _hpa(given, least, most, given.target, per_pod=given.metric_type == "pods", metric=given.metric)
+    if given.kind == "keda":
+        return lambda: Keda(
+            _hpa(given, max(1, least), most, given.target, per_pod=False, metric=given.metric),
+            given.metric,
+            activation=given.activation_threshold,
+            least=least,
+            idle=given.idle_replicas,
+            polling_s=given.polling_interval_s,
+            cooldown_s=given.cooldown_period_s,
+            initial_cooldown_s=given.initial_cooldown_period_s,
+        )
+    if given.kind == "knative":
+        return partial(Knative, _knative(given, least, most), by_rate=given.metric == "rps")
+    if given.kind == "wva":
+        rules = Saturation(
+            given.kv_cache_threshold, given.queue_length_threshold, given.kv_spare_trigger, given.queue_spare_trigger
+        )
+        return lambda: Wva(
+            _behaviour(given.behavior, least, most),
+            rules,
+            by_demand=given.analyzer == "tokens",
+            tolerance=given.tolerance,
+        )
+    if given.optimization_target == "sla":
+        raise InputError(
+            "optimization_target: sla, by regression on measured passes, is not modelled yet",
+            where=f"{WHERE}.optimization_target",
+            mend="use throughput (the default) or latency",
+        )
+    return partial(
+        Planner,
+        given.optimization_target,
+        prepared.devices_each,
+        least_gpus=given.min_gpu_budget,
+        most_gpus=most * prepared.devices_each,
+        min_endpoint=least,
+        every_s=given.load_adjustment_interval_s,
+    )
+
+
+def _hpa(
+    given: schema.HpaScaler | schema.KedaScaler, least: int, most: int, target: float, *, per_pod: bool, metric: str
+) -> Hpa:
+    return Hpa(
+        metric,
+        target,
+        _behaviour(given.behavior, least, most),
+        per_pod=per_pod,
+        tolerance=given.tolerance,
+        sync_s=given.sync_period_s,
+        collect_s=given.scrape_s,
+    )
+
+
+def _behaviour(given: schema.ScalingBehavior, least: int, most: int) -> Behaviour:
+    return Behaviour(least, most, _direction(given.scale_up, UP), _direction(given.scale_down, DOWN))
+
+
+def _direction(given: schema.ScalingRules, default: Direction) -> Direction:
+    window_s, policies = given.stabilization_window_seconds, default.policies
+    if given.policies is not None:
+        policies = tuple(
+            Policy("pods" if each.type == "Pods" else "percent", each.value, float(each.period_seconds))
+            for each in given.policies
+        )
+    return Direction(default.window_s if window_s is None else float(window_s), policies, SELECT[given.select_policy])
+
+
+def _knative(given: schema.KnativeScaler, least: int, most: int) -> KnativeRules:
+    by_rate = given.metric == "rps"
+    target = given.target or (PER_SECOND if by_rate else IN_FLIGHT)
+    return KnativeRules(
+        target=target if by_rate else target * given.target_utilization_percentage / 100,
+        stable_window_s=given.stable_window_s,
+        panic_window_share=given.panic_window_percentage / 100,
+        panic_threshold_ratio=given.panic_threshold_percentage / 100,
+        max_scale_up_rate=given.max_scale_up_rate,
+        max_scale_down_rate=given.max_scale_down_rate,
+        scale_down_delay_s=given.scale_down_delay_s,
+        scale_to_zero_grace_period_s=given.scale_to_zero_grace_period_s,
+        activation_scale=given.activation_scale,
+        min_scale=least,
+        max_scale=most,
+    )
+
+
+def _words(given: schema.Scaler, made: Autoscaler) -> list[str]:
+    """What is assumed of an autoscaler."""
+    return [
+        f"{given.kind} decides every {made.every_s:g} s by metrics collected every {made.collect_s:g} s; a replica that it sends "
+        f"away has {given.grace_s:g} s to end what it has (grace_s), then the rest is lost"
+    ]

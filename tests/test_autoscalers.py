@@ -1,0 +1,272 @@
+"""Autoscalers' formulae: worked numbers, those of the planner from its own code."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from simulator.cluster.scaling.dynamo import (
+    EASY,
+    by_estimates,
+    by_rate,
+    by_thresholds,
+    near,
+    pair_within_budget,
+    stays_below,
+    within_budget,
+)
+from simulator.cluster.scaling.hpa import TOLERANCE, Behaviour, Hpa, by_average_value, by_pods
+from simulator.cluster.scaling.keda import Keda
+from simulator.cluster.scaling.knative import Decider, Knative, KnativeRules
+from simulator.cluster.scaling.scaler import Autoscaler, Counts, Reading, Seen
+from simulator.cluster.scaling.wva import QueueModel, Saturation, ServiceLaw, by_saturation, by_tokens
+
+# HPA ---------------------------------------------------------------------------------------------------------
+
+
+def pods(ratio: float, current: int, **more: int) -> int:
+    return by_pods([ratio * 10.0] * current, 10.0, current, **{"missing": 0, "unready": 0, **more}, tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "current", "wanted"),
+    [(1.09, 4, 4), (1.11, 4, 5), (0.91, 4, 4), (0.89, 4, 4), (0.5, 10, 5), (2.7, 3, 9)],
+)
+def test_hpa_of_a_metric_of_pods(ratio: float, current: int, wanted: int) -> None:
+    assert pods(ratio, current) == wanted
+
+
+@pytest.mark.parametrize(("whole", "current", "wanted"), [(95, 3, 10), (32, 3, 3), (34, 3, 4), (40, 8, 4)])
+def test_hpa_of_an_external_metric(whole: float, current: int, wanted: int) -> None:
+    assert by_average_value(whole, 10, current, TOLERANCE) == wanted
+
+
+def test_hpa_counts_pods_without_a_sample_against_the_direction() -> None:
+    """Six pods are ready, two more start: up, they count as idle; two without a sample count as 100 % down, as idle up."""
+    assert by_pods([20.0] * 6, 10.0, 8, missing=0, unready=2, tolerance=TOLERANCE) == 12  # 2.0 -> 1.5 over 8
+    assert by_pods([14.0] * 6, 10.0, 8, missing=0, unready=2, tolerance=TOLERANCE) == 8  # 1.4 -> 1.05: keep
+    assert by_pods([12.0] * 6, 10.0, 8, missing=0, unready=2, tolerance=TOLERANCE) == 8  # 1.2 -> 0.9: the other direction
+    assert by_pods([5.0] * 6, 10.0, 8, missing=0, unready=2, tolerance=TOLERANCE) == 3  # down, they are left out
+    assert by_pods([5.0] * 6, 10.0, 8, missing=2, unready=0, tolerance=TOLERANCE) == 5  # (30 + 20) / 80
+    assert by_pods([20.0] * 6, 10.0, 8, missing=2, unready=0, tolerance=TOLERANCE) == 12
+
+
+def test_hpa_rises_as_its_policies_allow() -> None:
+    behaviour = Behaviour(1, 100)
+    assert behaviour.settle(9, 3, 0.0) == 7
+    assert behaviour.settle(9, 7, 15.0) == 9
+    behaviour = Behaviour(1, 100)
+    assert behaviour.settle(10, 3, 0.0) == 7
+    assert behaviour.settle(10, 7, 5.0) == 7, "within the period what was added counts"
+
+
+def test_hpa_falls_when_the_window_is_over() -> None:
+    """6, 6, 2, 2, ... every 15 s: at the first sync at which the last 6 has left the window of 300 s."""
+    behaviour, count, fell_s = Behaviour(1, 100), 6, None
+    for at_s in range(0, 600, 15):
+        count = behaviour.settle(6 if at_s < 30 else 2, count, float(at_s))
+        if count == 2 and fell_s is None:
+            fell_s = at_s
+    assert fell_s == 315
+    behaviour, counts = Behaviour(1, 100), []
+    for at_s in range(0, 330, 15):
+        counts.append(behaviour.settle(pods(0.5, 10), 10, float(at_s)))
+    assert counts == [10] * 20 + [5] * 2, "half the load is believed after 300 s"
+
+
+def seen(*readings: Reading, held: int = 0, at_s: float = 0.0, **more: Any) -> Seen:
+    return Seen(at_s, readings, held, **more)
+
+
+def waiting(count: int) -> Reading:
+    return Reading(0, count, 0.0, 100_000)
+
+
+def run(scaler: Autoscaler, queue: Any, until_s: int, start_s: float = 0.0) -> dict[int, int]:
+    """Counts at each decision, with pods that start in `start_s` and a queue that is given at any time."""
+    count = ready = 1 if isinstance(scaler, Hpa) else 0
+    coming: list[tuple[float, int]] = []
+    out = {}
+    step = round(scaler.every_s)
+    for at_s in range(0, until_s, step):
+        while coming and coming[0][0] <= at_s:
+            ready = min(coming.pop(0)[1], count)
+        metrics = seen(*[waiting(0)] * ready, held=queue(at_s), at_s=float(at_s))
+        wanted = scaler.desired(metrics, Counts(count, ready), float(at_s))
+        if wanted > count:
+            coming.append((at_s + start_s, wanted))
+        count, ready = wanted, min(ready, wanted)
+        out[at_s] = count
+    return out
+
+
+def test_hpa_of_a_burst_that_waits() -> None:
+    """Target 5, 40 wait from the first second, pods take 180 s: 5, then 8; from an empty queue at T on until T + 300, then 1."""
+    counts = run(Hpa("num_requests_waiting", 5.0, Behaviour(1, 100), per_pod=False), lambda at: 40 if at < 240 else 0, 900, 180.0)
+    assert [counts[at_s] for at_s in (0, 15, 30, 240, 510, 525)] == [5, 8, 8, 8, 8, 1]
+
+
+# KEDA --------------------------------------------------------------------------------------------------------
+
+
+def test_keda_wakes_from_zero_and_goes_back() -> None:
+    """12 wait from 31 s to 200 s: the poll at 60 s gives one replica, the HPA's next sync three; 1 at 500 s, none at 510 s."""
+    hpa = Hpa("num_requests_waiting", 5.0, Behaviour(1, 8), per_pod=False)
+    counts = run(Keda(hpa, "num_requests_waiting"), lambda at: 12 if 31 <= at < 200 else 0, 600)
+    assert [counts[at_s] for at_s in (0, 30, 45, 60, 75)] == [0, 0, 0, 1, 3]
+    assert [counts[at_s] for at_s in (480, 495, 510)] == [3, 1, 0]
+
+
+def test_keda_keeps_its_least_and_its_idle_count() -> None:
+    for least, idle, expected in ((1, None, [0, 1, 1]), (3, 1, [1, 3, 1]), (0, None, [0, 1, 0])):
+        hpa = Hpa("num_requests_waiting", 5.0, Behaviour(max(1, least), 8), per_pod=False)
+        keda = Keda(hpa, "num_requests_waiting", least=least, idle=idle)
+        counts = run(keda, lambda at: 3 if 31 <= at < 100 else 0, 900)
+        assert [counts[at_s] for at_s in (30, 60, 885)] == expected
+
+
+# Knative -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ready", "stable", "panic", "wanted", "panics"),
+    [
+        (4, 200, 210, 3, False),
+        (2, 90, 300, 5, True),
+        (10, 100, 100, 5, False),
+        (5, 100, 100, 2, False),
+        (0, 5, 20, 1, False),
+        (3, 420, 420, 6, True),
+    ],
+)
+def test_knative(ready: int, stable: float, panic: float, wanted: int, panics: bool) -> None:
+    decider = Decider(KnativeRules(target=70.0))
+    assert decider.pods(ready, stable, panic, 0.0) == wanted
+    assert decider.panics == panics
+
+
+def test_knative_in_panic_never_falls_for_a_window() -> None:
+    decider = Decider(KnativeRules(target=70.0))
+    assert decider.pods(3, 420, 420, 0.0) == 6
+    assert {decider.pods(6, 300, 10, at_s) for at_s in range(2, 61, 2)} == {6}
+    assert decider.pods(6, 300, 10, 62.0) == 5
+    assert not decider.panics
+
+
+def test_knative_averages_what_there_is_and_goes_to_zero_after_the_grace_period() -> None:
+    knative, count, counts = Knative(KnativeRules(target=70.0)), 1, {}
+    for at_s in range(1, 140):
+        knative.collected(seen(at_s=float(at_s), concurrency=140.0 if at_s <= 10 else 0.0))
+        if at_s % 2 == 0:
+            counts[at_s] = count = knative.desired(seen(), Counts(count, count), float(at_s))
+    assert counts[2] == 2, "140 of two seconds, not of sixty"
+    assert counts[60] >= 1
+    gone_s = min(at_s for at_s, n in counts.items() if n == 0)
+    # the last bucket with load leaves the stable window at 70 s; then the activator stays for 30 s
+    assert gone_s == pytest.approx(70 + 30, abs=4)
+
+
+# Dynamo ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loads", "count", "up", "wanted"),
+    [((0.45, 0.3), 2, 1.0, 1), ((0.55, 0.1), 2, 1.0, 2), ((0.5, 0.5, 0.5), 3, 1.0, 2), ((0.09, 0.02), 4, 0.1, 4)],
+)
+def test_dynamo_removes_a_worker_if_the_others_can_take_its_load(
+    loads: tuple[float, ...], count: int, up: float, wanted: int
+) -> None:
+    rules = EASY["throughput", "decode"] if up == 1.0 else EASY["latency", "prefill"]
+    assert (count - 1 if stays_below(loads, count, rules) else count) == wanted
+
+
+@pytest.mark.parametrize(
+    ("mode", "side", "loads", "wanted"),
+    [
+        ("throughput", "prefill", (1.0, 0.0), 3),
+        ("throughput", "decode", (1.0, 0.0), 2),
+        ("throughput", "decode", (1.01, 0.0), 3),
+        ("throughput", "prefill", (0.09, 0.09), 1),
+        ("throughput", "decode", (0.59, 0.1), 2),
+        ("throughput", "decode", (0.45, 0.6), 2),
+        ("latency", "prefill", (0.1, 0.0), 3),
+        ("latency", "prefill", (0.0, 0.0), 1),
+        ("latency", "prefill", (0.01, 0.0), 2),
+        ("latency", "decode", (0.41, 0.0), 3),
+        ("latency", "decode", (0.09, 0.09), 1),
+    ],
+)
+def test_dynamo_by_thresholds(mode: str, side: Any, loads: tuple[float, ...], wanted: int) -> None:
+    assert by_thresholds(loads, 2, EASY[mode, side]) == wanted
+
+
+def test_dynamo_by_estimates_of_latency() -> None:
+    assert by_estimates([600, 700], [1200, 1400], 2, 500) == 3
+    assert by_estimates([600, 400], [1200, 800], 2, 500) == 2
+    assert by_estimates([100, 120], [200, 240], 2, 500) == 1
+    assert by_estimates([501], [501], 1, 500) == 2
+
+
+def test_dynamo_by_rate_and_not_too_far() -> None:
+    assert by_rate(21.0, 5.0) == 5
+    assert (near(20, 4), near(3, 12), near(9, 1)) == (12, 4, 9)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ((6, 6, 1, 1, -1, 8, 1), (4, 4)),
+        ((10, 2, 1, 1, -1, 8, 1), (6, 2)),
+        ((3, 5, 2, 1, -1, 8, 1), (2, 4)),
+        ((1, 1, 4, 8, -1, 8, 1), (0, 0)),
+        ((2, 9, 1, 2, -1, 16, 1), (1, 7)),
+        ((1, 1, 1, 1, 8, 8, 1), (4, 4)),
+        ((20, 4, 1, 1, -1, 8, 2), (6, 2)),
+    ],
+)
+def test_dynamo_keeps_two_pools_within_a_budget(given: tuple[int, ...], found: tuple[int, int]) -> None:
+    prefill, decode, prefill_gpus, decode_gpus, *bounds = given
+    assert pair_within_budget((prefill, decode), (prefill_gpus, decode_gpus), *bounds) == found
+
+
+@pytest.mark.parametrize(("given", "found"), [((12, 1, -1, 8), 8), ((5, 2, -1, 8), 4), ((3, 4, -1, 8), 2), ((1, 4, 8, 16), 1)])
+def test_dynamo_keeps_one_pool_within_a_budget(given: tuple[int, int, int, int], found: int) -> None:
+    assert within_budget(*given, 1) == found
+
+
+# WVA ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("usage", "more"),
+    [((0.65, 0.72), 0), ((0.65, 0.76), 1), ((0.2, 0.3, 0.1), -1), ((0.85, 0.9), 1), ((0.65, 0.75), 0)],
+)
+def test_wva_by_saturation(usage: tuple[float, ...], more: int) -> None:
+    assert by_saturation([(kv, 0.0) for kv in usage], Saturation()) == more
+
+
+def test_wva_by_saturation_looks_at_queues() -> None:
+    assert by_saturation([(0.1, 3.0), (0.1, 2.0)], Saturation()) == 1  # spare 2.5 < 3
+    assert by_saturation([(0.1, 1.0), (0.1, 1.0)], Saturation()) == -1  # 2 on one: spare 3
+    assert by_saturation([(0.1, 1.5), (0.1, 1.0)], Saturation()) == 0
+
+
+@pytest.mark.parametrize(("demand", "more"), [(180_000, 1), (60_000, -1), (150_000, 0)])
+def test_wva_by_tokens(demand: float, more: int) -> None:
+    assert by_tokens(demand, 200_000, 125_000 * 0.8) == more
+
+
+def test_wva_by_its_queueing_model() -> None:
+    model = QueueModel(ServiceLaw(20, 0.5, 10, 0.02), 16, 512, 128)
+    assert model.law.rate(1, 512, 128) * 1e3 == pytest.approx(0.3811, abs=5e-5)
+    assert model.law.rate(16, 512, 128) * 1e3 == pytest.approx(4.290, abs=5e-4)
+    assert model.most_per_s(500, math.inf) == pytest.approx(3.496, abs=5e-4)
+    assert model.most_per_s(math.inf, 24) == pytest.approx(2.231, abs=5e-4)
+    assert math.ceil(10 / model.most_per_s(500, 24)) == 5
+    model = QueueModel(ServiceLaw(8, 0.2, 5, 0.01), 64, 1024, 256)
+    most = model.most_per_s(300, 15)
+    assert most == pytest.approx(7.300, abs=5e-4)
+    assert model.latencies_ms(most / 1e3)[1] == pytest.approx(13.76, abs=5e-3)
+    assert math.ceil(30 / most) == 5
