@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engine_models.arguments import parse_flags
 from engine_models.cost.overheads import load_overheads
 from engine_models.declaration import Engine, EnginePlan, FrontEnd, Mode, PoolRequest, Replay, Support
 from engine_models.engines.llama_cpp_flags import FLAGS
@@ -54,7 +55,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
 def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
     """The scheduler of a recording, from its version and the knobs of its `config` line."""
     ENGINE.version(version_text.partition(" ")[0])
-    return replay_recorded(knobs)
+    return replay_recorded(knobs, parse_flags(FLAGS, list(knobs["args"])).values)
 
 
 _SOURCE = "ggml-org/llama.cpp at 0c1e57098 (2026)"

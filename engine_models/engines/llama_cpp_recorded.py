@@ -13,7 +13,7 @@ from engine_models.declaration import Line, Replay
 from engine_models.memory.whole_prompts import WholePrompts
 from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
-from engine_models.schedulers.slots import Call, End, SlotBatch, SlotRules, SlotScheduler, Task, Wish
+from engine_models.schedulers.slots import Call, End, SlotBatch, SlotRules, SlotScheduler, Task, Wish, padded
 
 COLUMNS = (*("tasks", "start", "prompt", "decode", "calls", "shift", "emit", "finished", "pop_deferred"),)
 STATE_BYTES = 4096 + 12
@@ -124,38 +124,30 @@ def _columns(step: Line) -> Line:
     }
 
 
-def replay(knobs: Mapping[str, Any]) -> Replay:
-    """The scheduler of a recording, from the knobs of its `config` line."""
-    args = _Args(knobs["args"])
-    unified = knobs["kv_unified"]
-    context = int(args.value("-c", "0"))
-    ram_mib = int(args.value("-cram", "8192"))
+def replay(knobs: Mapping[str, Any], flags: Mapping[str, Any]) -> Replay:
+    """The scheduler of a recording, from the knobs of its `config` line and the server's flags."""
+    cells = int(flags.get("ctx_size", 0)) or knobs["n_ctx_slot"]
+    if "ctx_size" not in flags and "kv_unified_per_slot" in flags:
+        cells = knobs["n_slots"] * int(flags["kv_unified_per_slot"])
+    ram_mib = int(flags.get("cache_ram", 8192))
     rules = SlotRules(
         n_parallel=knobs["n_slots"],
         slot_tokens=knobs["n_ctx_slot"],
-        pool_cells=-(-context // 256) * 256 if unified else 0,
-        n_batch=int(args.value("-b", "2048")),
-        n_ubatch=int(args.value("-ub", "512")),
-        cont_batching="-nocb" not in knobs["args"],
-        slot_prompt_similarity=float(args.value("-sps", "0.1")),
-        cache_reuse=int(args.value("--cache-reuse", "0")),
-        cache_idle_slots="--no-cache-idle-slots" not in knobs["args"],
-        context_shift="--context-shift" in knobs["args"],
+        pool_cells=padded(cells) if knobs["kv_unified"] else 0,
+        n_batch=int(flags.get("batch_size", 2048)),
+        n_ubatch=int(flags.get("ubatch_size", 512)),
+        cont_batching=bool(flags.get("cont_batching", True)),
+        slot_prompt_similarity=float(flags.get("slot_prompt_similarity", 0.1)),
+        cache_prompt=bool(flags.get("cache_prompt", True)),
+        cache_reuse=int(flags.get("cache_reuse", 0)),
+        cache_idle_slots=bool(flags.get("cache_idle_slots", True)),
+        context_shift=bool(flags.get("context_shift", False)),
+        n_keep=int(flags.get("keep", 0)),
     )
     prompts = WholePrompts(ram_mib * MIB if ram_mib > 0 else float("inf"), STATE_BYTES) if ram_mib else None
     scheduler = _Scripted(rules, prompts, wishes=knobs["wishes"], record_rows=True)
     scheduler.leaving, scheduler.ids = dict(knobs["leaving"]), knobs["ids"]
     return Replay(scheduler, 1, COLUMNS, as_recorded)
-
-
-class _Args:
-    """Arguments of the server."""
-
-    def __init__(self, words: list[str]) -> None:
-        self._words = words
-
-    def value(self, name: str, default: str) -> str:
-        return self._words[self._words.index(name) + 1] if name in self._words else default
 
 
 def as_recorded(batch: Batch, ids: Mapping[int, str]) -> Line:

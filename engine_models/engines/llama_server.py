@@ -19,8 +19,6 @@ from hardware_profiles.errors import InfeasibleError, InputError
 AUTO_SLOTS = 4
 """Slots of a server that is not told how many; they then share one pool (datasheet: `tools/server/server.cpp`)."""
 MIB = 1 << 20
-FIT_STEP = 256
-"""Contexts are lowered by whole multiples of so many tokens, so that the model fits (datasheet: `common/fit.cpp`)."""
 LOGIT_BYTES, ACTIVATION_BYTES = 4, 4
 """Of a value of the compute buffer: float32 (datasheet: ggml's graphs)."""
 ENTRY_BYTES = 12
@@ -28,11 +26,9 @@ ENTRY_BYTES = 12
 COPY_BYTES_PER_S = 10e9
 """Rate at which a state is copied between the device's memory and the host's, tensor by tensor from pageable memory [byte/s]
 (assumed, 2026-11: a single core's copy, and PCIe from pageable memory, reach 5 to 20 GB/s)."""
-
-
 HOP_S = 2.9e-4
-"""What each further device of a model split by layers adds to a sub-batch [s] (fitted, 2026-11: published rates of llama.cpp of 2024 on one
-to six of 13 GeForce and workstation cards, 8B and 70B in Q4_K_M and F16)."""
+"""What each further device of a model split by layers adds to a sub-batch [s] (fitted, 2026-11: published rates of llama.cpp of
+2024 on one to six of 13 GeForce and workstation cards, 8B and 70B in Q4_K_M and F16)."""
 ENDLESS = 1 << 40
 """Tokens of a row that is never cut for its length."""
 
@@ -131,7 +127,7 @@ def llama_server(request: PoolRequest) -> LlamaServer:
     slots = asked if asked > 0 else AUTO_SLOTS
     unified = bool(flags.get("kv_unified", asked <= 0))
     cells, memory = _memory(request, slots, unified=unified)
-    context = cells if unified else max(cells // slots // PAD_CELLS, 1) * PAD_CELLS
+    context = cells if unified else cells // slots
     per_slot = flags.get("kv_unified_per_slot")
     if unified and per_slot:
         context = min(context, int(per_slot))
@@ -234,12 +230,12 @@ def _memory(request: PoolRequest, slots: int, *, unified: bool) -> tuple[int, Me
     fits = flags.get("fit", "on") == "on"
     margin = int(flags.get("fit_target", [1024])[0]) * MIB if fits else 0
     fixed = weights + compute + other + states + windowed
-    wanted = padded(asked or arch.max_context_tokens)
+    apart = 1 if unified else slots
+    cells = apart * padded((asked or arch.max_context_tokens) // apart)
     room = (device - fixed - margin) // max(per_token, 1)
-    cells = wanted
-    if not asked and fits and wanted > room:
-        least = padded(min(int(flags.get("fit_ctx", 4096)), arch.max_context_tokens))
-        cells = max(room // FIT_STEP * FIT_STEP, least)
+    if not asked and fits and cells > room:
+        least = padded(min(int(flags.get("fit_ctx", 4096)), arch.max_context_tokens) // apart)
+        cells = apart * max(room // apart // PAD_CELLS * PAD_CELLS, least)
     if fixed + cells * per_token > device:
         lack = (fixed + cells * per_token - device) / 1e9
         raise InfeasibleError(

@@ -298,12 +298,12 @@ class SlotScheduler(Scheduler):
         row = self._rows[seq]
         if self._flying is not None and seq in self._flying.finishing:
             return False
-        slot = next((slot for slot in self.slots if slot.row is row), None)
-        if slot is None:
+        slots = [slot for slot in self.slots if slot.row is not None and slot.row.seq is seq]
+        if not slots:
             (self._queue if row in self._queue else self._deferred).remove(row)
-        else:
-            row.note_tokens()
-            row.ended = "gone"
+        row.note_tokens()
+        row.ended = "gone"
+        for slot in slots:
             self._release(slot)
         del self._rows[seq]
         seq.state = "finished"
@@ -641,8 +641,9 @@ class SlotScheduler(Scheduler):
 
     def _copy(self, slot: _Slot, child: _Slot) -> None:
         """An answer begins with the computed prompt of another."""
-        self._cells += slot.cells - child.cells
-        child.content, child.tokens, child.cells = slot.content, slot.tokens, slot.cells
+        cells = 0 if self.rules.pool_cells else slot.cells  # a pool's cells may belong to several
+        self._cells += cells - child.cells
+        child.content, child.tokens, child.cells = slot.content, slot.tokens, cells
         if child.row is not None:
             child.row.phase = "generates"
 

@@ -63,6 +63,12 @@ def test_slots_share_a_pool_unless_their_number_is_given() -> None:
     assert (capped.slot_tokens, capped.pool_cells) == (2048, 8192)
 
 
+def test_a_slot_has_its_part_of_the_context_in_whole_pads() -> None:
+    """`llama_context`: the context over the slots, padded up to 256; the cache is that many times the slots."""
+    found = plan(request_of(parallel=3, ctx_size=4096))
+    assert (scheduler_of(found).rules.slot_tokens, found.limits.kv_tokens) == (1536, 4608)
+
+
 def test_a_context_that_is_not_asked_for_is_lowered_until_it_fits() -> None:
     """24 GB: 16 GB of weights leave room for the KV cache less 1,024 MiB; asked for more, it does not start."""
     found = plan(request_of(weights="bf16"))
