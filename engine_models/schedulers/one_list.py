@@ -354,10 +354,10 @@ class OneListScheduler(Scheduler):
     # -- decodes --------------------------------------------------------------------------------------------
 
     def _note_due(self, row: _Row) -> None:
-        """Note the decode step for which a row of the decode set needs a block."""
+        """Note the decode step for which a row needs a block, or with names the next one: others may know its last block."""
         kv, steps = self.kv, self.decodes.steps
         row.due = row.held.count * kv.block_tokens + 1 - row.seq.offset
-        if row.due < steps or kv.is_shared(row.held):
+        if row.due < steps or kv.prefix_caching:
             row.due = steps
         self._due.setdefault(row.due, []).append(row)
 
@@ -419,7 +419,7 @@ class OneListScheduler(Scheduler):
             if not inside:
                 kv.write_on(row.held, prior + tokens, seq.length)
                 served.append((row, tokens))
-            elif prior + tokens > row.held.count * kv.block_tokens or kv.is_shared(row.held):
+            elif row.due <= decodes.steps or kv.needed(row.held, prior + tokens):
                 kv.write_on(row.held, prior + tokens, prior + tokens)
                 self._note_due_next(row)
         return used
@@ -443,7 +443,7 @@ class OneListScheduler(Scheduler):
             ):
                 break
             needed = kv.needed(row.held, tokens)
-        return needed <= kv.free_blocks
+        return kv.needed(row.held, tokens) <= kv.free_blocks
 
     def _preempt(self, victim: _Row, needed: int, batch: OneListBatch) -> bool:
         """Take a row's last blocks, or all; whether blocks have become free."""

@@ -72,6 +72,8 @@ class Served:
         assert 0 <= kv.free_blocks <= kv.capacity_blocks
         assert batch.tokens <= scheduler.rules.max_num_batched_tokens
         rows = scheduler._rows.values()
+        for row in scheduler._decoding.values():
+            assert row.held.count == -(-(scheduler.decodes.length(row.seq) - 1) // 16)
         if kv.prefix_caching:
             distinct = {block for row in rows for block in row.held.blocks}
             assert kv.used_blocks == len(distinct)
@@ -191,6 +193,18 @@ def test_without_split_fuse_whole_prompts_go_alone_and_a_cut_prompt_loses_everyt
     assert found.batches[2].bare == []
 
 
+def test_who_lost_everything_comes_back_with_the_prompts_where_nobody_loses_a_part() -> None:
+    """48 and 80 tokens in nine blocks: the first takes the second's at its 65th. When it has ended, the second computes 80
+    again, alone or as a row that decodes, and yields nothing with them."""
+    for partial in (False, True):
+        rules = {"max_num_batched_tokens": 300, "dynamic_split_fuse": False, "partial_preemption": partial}
+        found = Served(rules, {"capacity_blocks": 9}, plain((0.0, 48, 20), (0.001, 80, 4)), record=True)
+        assert [seq.preemptions for seq in found.seqs] == [0, 1]
+        (again,) = [batch for batch in found.batches[2:] if batch.rows == [(found.seqs[1], 80, 0)]]
+        assert again.only_prompts is not partial
+        assert again.number not in found.tokens[1]
+
+
 def test_rows_are_limited_by_number_only_without_split_fuse() -> None:
     asked = plain(*((0.0, 10, 6) for _ in range(5)))
     for split, most in ((True, 5), (False, 2)):
@@ -235,6 +249,34 @@ def test_a_prompt_found_whole_computes_its_last_token_and_takes_a_block_of_its_o
     )
     assert found.rows()[1] == [(0, 1, 40), (1, 1, 39)]
     assert [batch.free_blocks for batch in found.batches[:2]] == [47, 46]
+
+
+def test_a_name_that_a_row_gives_up_may_be_anothers_later() -> None:
+    """Two equal prompts; the second comes before the first is computed, and its turn when that has gone on and given up the name
+    of its last block. The second's has it then; a third takes that block, and a fourth, in the same step, finds it with him."""
+    text = ((7, 0, 40),)
+    asked: list[Asked] = [
+        (0.0, 10, 7, ()),
+        (0.02, 40, 90, text),
+        (0.02, 40, 1, text),
+        (0.6, 40, 1, text),
+        (0.6005, 40, 1, text),
+    ]
+    rules = {"max_num_batched_tokens": 300, "max_num_seqs": 2, "dynamic_split_fuse": False}
+    found = Served(rules, {"capacity_blocks": 50, "prefix_caching": True}, asked)
+    assert [seq.first_hit_tokens for seq in found.seqs] == [0, 0, 0, 39, 39]
+
+
+def test_who_shares_a_block_goes_on_in_it_when_the_other_loses_it() -> None:
+    """Three blocks for a prompt of 40 tokens, found whole by a second request: the first needs one of its own for the last. The
+    second loses its share of that, 7 computed tokens; no block is free then, but none is needed."""
+    text = ((7, 0, 40),)
+    asked: list[Asked] = [(0.0, 40, 9, text), (0.001, 40, 9, text)]
+    found = Served(
+        {"max_num_batched_tokens": 256}, {"capacity_blocks": 3, "prefix_caching": True}, asked, record=True
+    )
+    assert found.rows()[1] == [(0, 1, 40)]
+    assert list(found.batches[1].lost.values()) == [7]
 
 
 def test_as_many_requests_are_inside_as_there_are_workers() -> None:
