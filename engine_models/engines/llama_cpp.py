@@ -10,6 +10,7 @@ Behaviour and defaults of llama.cpp at 0c1e57098 (2026: `tools/server`, `common/
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from engine_models.arguments import parse_flags
@@ -18,7 +19,7 @@ from engine_models.declaration import Engine, EnginePlan, FrontEnd, Mode, PoolRe
 from engine_models.engines.llama_cpp_flags import FLAGS
 from engine_models.engines.llama_cpp_recorded import replay as replay_recorded
 from engine_models.engines.llama_cpp_recorded import transcribe
-from engine_models.engines.llama_server import llama_server
+from engine_models.engines.llama_server import cuts_anywhere, llama_server
 from engine_models.schedulers.slots import SlotScheduler
 from hardware_profiles.device import DeviceKind
 
@@ -28,7 +29,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
 
     Raises InfeasibleError if weights and the least context do not fit, InputError on what this model of it lacks.
     """
-    server = llama_server(request)
+    version = ENGINE.version(version_text)
+    server = llama_server(_with_defaults(request, version))
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
 
     def scheduler(mode: Mode) -> SlotScheduler:
@@ -36,7 +38,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             server.rules, server.prompts(), aggregate=mode != "step", record_rows=mode == "record"
         )
 
-    version = ENGINE.version(version_text)
     return EnginePlan(
         engine=ENGINE.name,
         version=version,
@@ -52,6 +53,17 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     )
 
 
+def _with_defaults(request: PoolRequest, version: str) -> PoolRequest:
+    """The pool with the defaults of an older version, whose slots are parts of one pool."""
+    older = {flag: value for flag, value in ENGINE.switches(version).items() if flag != "kernels"}
+    if not older or "context_shift" in request.flags or not cuts_anywhere(request):
+        older.pop("context_shift", None)
+    flags = {**older, **request.flags}
+    if older and flags["kv_unified"] and flags.get("ctx_size"):
+        flags["kv_unified_per_slot"] = int(flags["ctx_size"]) // max(int(flags["parallel"]), 1)
+    return replace(request, flags=flags)
+
+
 def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
     """The scheduler of a recording, from its version and the knobs of its `config` line."""
     ENGINE.version(version_text.partition(" ")[0])
@@ -64,7 +76,16 @@ _KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apple", "cpu", "apu"})
 ENGINE = Engine(
     name="llama_cpp",
     title="llama.cpp",
-    versions={"0.7.0": {}, "0.0.2800": {"kernels": "llama_cpp_2024"}},
+    versions={
+        "0.7.0": {},
+        "0.0.2800": {
+            "kernels": "llama_cpp_2024",
+            "parallel": 1,
+            "kv_unified": True,
+            "context_shift": True,
+            "cache_ram": 0,
+        },
+    },
     oldest="0.0.2400",
     devices={
         "gpu": f"{_SOURCE}: ggml backends CUDA, HIP, Vulkan, SYCL",

@@ -15,6 +15,7 @@ from engine_models.model.activations import CONTEXT_BYTES
 from engine_models.model.architecture import kv_groups, state_bytes_per_sequence, weight_bytes_per_rank
 from engine_models.schedulers.slots import PAD_CELLS, SlotRules, padded
 from hardware_profiles.errors import InfeasibleError, InputError
+from hardware_profiles.packed_formats import GGUF_KV_TYPES
 
 AUTO_SLOTS = 4
 """Slots of a server that is not told how many; they then share one pool (datasheet: `tools/server/server.cpp`)."""
@@ -191,6 +192,13 @@ def _refuse(request: PoolRequest) -> None:
             f"keys in {flags.get('cache_type_k', 'f16')} and values in {flags.get('cache_type_v', 'f16')} are not simulated",
             where="deployment.engine_args.cache_type_v",
             mend="give both the same type",
+        )
+    kv = request.formats.kv_cache.name
+    if kv not in ("fp32", "fp16", "bf16", *GGUF_KV_TYPES):
+        raise InputError(
+            f"llama.cpp keeps no KV cache in {kv}",
+            where="deployment.kv_cache",
+            mend=f"use fp16 or one of {', '.join(GGUF_KV_TYPES)}",
         )
     layers = flags.get("gpu_layers")
     if request.device_kind != "cpu" and isinstance(layers, int) and 0 <= layers <= arch.layers:

@@ -63,6 +63,17 @@ def test_slots_share_a_pool_unless_their_number_is_given() -> None:
     assert (capped.slot_tokens, capped.pool_cells) == (2048, 8192)
 
 
+def test_early_versions_have_one_slot_and_shift() -> None:
+    """Builds of 2024: one slot, one pool of which each slot may have its part, contexts that shift, no prompts in host memory."""
+    early = plan(request_of(ctx_size=4096), "0.0.2800")
+    rules = scheduler_of(early).rules
+    assert (rules.n_parallel, rules.slot_tokens, rules.pool_cells, rules.context_shift) == (1, 4096, 4096, True)
+    assert scheduler_of(early).prompts is None
+    four = scheduler_of(plan(request_of(ctx_size=4096, parallel=4, context_shift=False), "0.0.2800")).rules
+    assert (four.n_parallel, four.slot_tokens, four.pool_cells, four.context_shift) == (4, 1024, 4096, False)
+    assert not scheduler_of(plan(request_of("google/gemma-3-4b-it", ctx_size=4096), "0.0.2800")).rules.context_shift
+
+
 def test_a_slot_has_its_part_of_the_context_in_whole_pads() -> None:
     """`llama_context`: the context over the slots, padded up to 256; the cache is that many times the slots."""
     found = plan(request_of(parallel=3, ctx_size=4096))
@@ -169,6 +180,7 @@ def test_what_it_does_not_simulate_is_refused_in_words(flags: dict[str, Any], wo
         ({"weights": "awq"}, "does not load weights in awq"),
         ({"weights": "mlx_4bit"}, "does not load weights in mlx_4bit"),
         ({"hardware": "gaudi-3-128gb"}, "does not run on"),
+        ({"kv_cache": "fp8"}, "keeps no KV cache in fp8"),
         ({"tensor_parallel": 2, "hardware": "h100-sxm-80gb"}, "split modes `row` and `tensor`"),
     ],
 )
