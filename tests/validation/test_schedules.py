@@ -22,9 +22,10 @@ def test_kept_recording_is_equal_at_every_step(name: str) -> None:
     assert result["equal"] == result["steps"] > 20
 
 
-def test_recordings_of_both_engines_are_kept() -> None:
+def test_recordings_of_several_engines_are_kept() -> None:
     assert sum(name.startswith("sglang_") for name in KEPT) == 10
-    assert len(KEPT) == 17
+    assert sum(name.startswith("llama_cpp_") for name in KEPT) == 3
+    assert len(KEPT) == 20
 
 
 @pytest.mark.parametrize(
