@@ -232,7 +232,7 @@ def test_start_up_is_said_by_its_parts() -> None:
     assert prepared.elastic is not None
     parts = prepared.elastic.start.parts()
     assert parts["compile_s"] == 50
-    assert parts["weights_s"] == pytest.approx(16.06e9 / 1.31e10, rel=0.01)
+    assert parts["weights_s"] == pytest.approx(16.06e9 / 1.285e10, rel=0.01)
     assert any("graph capture 21" in said for said in prepared.assumptions)
 
 

@@ -67,6 +67,25 @@ def assert_same_requests(whole: RunResult, parts: RunResult) -> None:
             np.testing.assert_array_equal(found.astype(float), wanted.astype(float), err_msg=name)
 
 
+def test_replicas_that_come_and_go_stream_alike(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lives of a replica share a log of which steps are dropped as they are counted; tries wait across blocks."""
+    events = [{"at_s": 15, "replica": 0, "kind": "gpu", "for_s": 2}, {"at_s": 30, "replica": 1, "kind": "gpu", "for_s": 0}]
+    changing: dict[str, Any] = {
+        "failures": {"events": events, "start_up": 1},
+        "autoscaler": {"kind": "hpa", "metric": "requests_in_flight", "target": 6, "max_replicas": 4, "start_up": 2},
+    }
+    whole, parts = both(
+        scenario(1200, replicas=2, router="least_requests", **changing) | {"client": {"retries": {"attempts": 3}}}, monkeypatch
+    )
+    assert whole.result["fleet"]["attempts_lost"] > 0
+    assert whole.result["fleet"]["added"] > 0
+    assert_same_requests(whole, parts)
+    assert_same_metrics(whole.result["metrics"], parts.result["metrics"])
+    assert parts.result["fleet"] == whole.result["fleet"]
+    for name, column in whole.timeline.items():
+        np.testing.assert_allclose(parts.timeline[name], column, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
 def assert_same_metrics(a: dict[str, Any], b: dict[str, Any]) -> None:
     for name, stats in a.items():
         other = b[name]

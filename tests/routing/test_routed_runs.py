@@ -37,10 +37,16 @@ def plain() -> RunResult:
 
 @pytest.mark.parametrize("router", ROUTERS, ids=str)
 def test_one_replica_behind_any_router_is_the_plain_run(router: Any, plain: RunResult) -> None:
-    routed = simulate(given({"router": router, **args(**TIGHT)}, MANY))
-    assert bare(routed) == bare(plain)
-    assert routed.requests_frame().equals(plain.requests_frame())
-    assert routed.timeline_frame().equals(plain.timeline_frame())
+    idle = {
+        "admission": {"max_inflight": 1000, "on_full": "wait"},
+        "failures": {"mtbf_h": 1e12, "of": "node"},
+        "autoscaler": {"kind": "hpa", "metric": "requests_in_flight", "target": 1e6, "max_replicas": 4},
+    }
+    for around in ({}, idle):
+        routed = simulate(given({"router": router, **args(**TIGHT), **around}, MANY))
+        assert bare(routed) == bare(plain)
+        assert routed.requests_frame().equals(plain.requests_frame())
+        assert routed.timeline_frame().equals(plain.timeline_frame())
 
 
 @pytest.mark.parametrize("router", ROUTERS, ids=str)
