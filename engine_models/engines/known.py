@@ -31,6 +31,7 @@ BUILT_IN = {
     "lmdeploy": "engine_models.engines.lmdeploy",
     "transformers": "engine_models.engines.transformers",
     "litserve": "engine_models.engines.litserve",
+    "triton": "engine_models.engines.triton",
     "deepspeed_mii": "engine_models.engines.deepspeed_mii",
     "deepspeed_inference": "engine_models.engines.deepspeed_inference",
     "inferflow": "engine_models.engines.inferflow",
@@ -148,7 +149,6 @@ def with_feature(feature: str) -> list[Engine]:
 
 
 OTHERS = {
-    r"tritonserver": "Triton",
     r"dynamo\.\w+|dynamo-run": "Dynamo",
     r"aphrodite": "Aphrodite",
     r"exllamav3": "ExLlamaV3",

@@ -18,7 +18,8 @@ from engine_models.engines.generate import Groups, plan_groups
 from engine_models.engines.litserve_flags import FLAGS
 from engine_models.engines.litserve_recorded import decisions
 from engine_models.parts.protocols import INFINITY, Scheduler
-from engine_models.schedulers.worker_windows import WindowRules, WorkerWindows
+from engine_models.schedulers.worker_groups import WorkerGroups
+from engine_models.schedulers.worker_windows import Collectors, WindowRules
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InputError
 
@@ -48,8 +49,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     rules, stream = rules_of(request.flags), bool(request.flags.get("stream", False))
 
     def scheduler(tokens: int, windows: tuple[int, ...]) -> Callable[[Mode], Scheduler]:
-        return lambda mode: WorkerWindows(
-            rules, tokens, windows=windows, at_once=not stream, aggregate=mode == "jump"
+        return lambda mode: WorkerGroups(
+            Collectors(rules),
+            rules.workers,
+            tokens,
+            windows=windows,
+            at_once=not stream,
+            aggregate=mode == "jump",
         )
 
     rows, workers = rules.max_batch_size, rules.workers
@@ -69,7 +75,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         if stream
         else "answers are seen when the whole batch has ended (stream: false)",
         *(
-            ["the steps of several workers take turns on the device, each launches its own meanwhile (assumed)"]
+            [
+                "the steps of several workers take turns on the device, each launches its own meanwhile (assumed)"
+            ]
             if workers > 1
             else []
         ),

@@ -68,7 +68,7 @@ def _windows(
 
     while coming or computing or collectors.taken or collectors.queue:
         due_s = coming[-1]["arrival"] if coming else INFINITY
-        now_s = min(due_s, collectors.ends_s(), computing[0][0] if computing else INFINITY)
+        now_s = min(due_s, collectors.wakes_s(), computing[0][0] if computing else INFINITY)
         if now_s == INFINITY:
             break
         ends(now_s)

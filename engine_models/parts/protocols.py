@@ -86,9 +86,9 @@ class Scheduler(ABC):
         """Form the next batch at `now_s`, which never falls.
 
         None: nothing can run now. A batch without tokens: rows only lost their memory, and it takes no number; the executor
-        asks again at once; rows in its `finishing` have ended without an answer, in the state "dropped" (for want of memory) or
-        "expired" (they have waited too long). Else `next_number` has risen by one, and the rows whose last token the batch may
-        yield stand in `finishing` if that is certain.
+        asks again at once; rows in its `finishing` have ended without an answer, in the state "dropped" (for want of memory),
+        "expired" (they have waited too long) or "shed" (the queue was full). Else `next_number` has risen by one, and the rows
+        whose last token the batch may yield stand in `finishing` if that is certain.
         """
 
     @abstractmethod

@@ -6,8 +6,6 @@ anything is. How long a request has waited is looked at when it is taken, and ne
 
 Of several workers that collect, the next request goes to the one that has polled the queue longest; a poll lasts `POLL_S`.
 
-Each worker has a copy of the model. On one device their steps take turns, but each launches its own while others compute.
-
 Source: behaviour of LitServe 0.2.19 (`loops/base.py`, `loops/simple_loops.py`, `loops/streaming_loops.py`), checked batch by
 batch against recordings; see docs/engines/litserve.md.
 """
@@ -16,12 +14,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
-from engine_models.parts.batch import Batch
-from engine_models.parts.protocols import INFINITY, Run, Scheduler, State
-from engine_models.parts.sequence import Sequence
-from engine_models.schedulers.static import Group
+from engine_models.parts.protocols import INFINITY
+from engine_models.schedulers.worker_groups import Formed, GroupFormer
 
 POLL_S, LONE_POLL_S = 0.001, 1.0
 """Longest wait for the queue within a window, and of a worker that takes one request at a time (datasheet: `collate_requests`,
@@ -49,15 +45,6 @@ class WindowRules:
     max_batch_size: int
     batch_timeout_s: float
     timeout_s: float = INFINITY
-
-
-class Formed(NamedTuple, Generic[T]):
-    """What a worker has taken, when it begins with it, and why it waits no longer: "full", "window" or "queue empty"."""
-
-    at_s: float
-    worker: int
-    requests: list[T]
-    reason: str
 
 
 class _Collecting(Generic[T]):
@@ -91,16 +78,13 @@ class _Collecting(Generic[T]):
             self.closes_s = now_s
 
 
-class Collectors(Generic[T]):
-    """The queue and the workers that collect from it; those that compute are known to who calls.
-
-    `expired` are the requests sent away, until somebody takes them out.
-    """
+class Collectors(GroupFormer[T]):
+    """The queue and the workers that collect from it."""
 
     def __init__(self, rules: WindowRules) -> None:
+        super().__init__()
         self.rules = rules
         self.queue: deque[tuple[float, T]] = deque()
-        self.expired: list[T] = []
         self.taken = 0  # by those that collect
         self._collecting: list[_Collecting[T]] = []
         # alone a worker need not be followed poll by poll
@@ -110,8 +94,8 @@ class Collectors(Generic[T]):
             self._collecting.append(_Collecting(number, number, 0.0, rules.batch_timeout_s))
         self._ranks = 0
 
-    def add(self, arrival_s: float, request: T) -> None:
-        """A request arrives, not before any other."""
+    def add(self, arrival_s: float, request: T, priority: int = 0) -> None:
+        """As of the base; all are equal."""
         self.queue.append((arrival_s, request))
 
     def free(self, worker: int, now_s: float) -> None:
@@ -120,11 +104,21 @@ class Collectors(Generic[T]):
         self._collecting.append(_Collecting(worker, self._ranks, now_s, self.rules.batch_timeout_s))
 
     @property
-    def any_collects(self) -> bool:
-        """Whether a worker would hear of an arrival."""
+    def waiting(self) -> int:
+        """As of the base."""
+        return len(self.queue) + self.taken
+
+    @property
+    def hears(self) -> bool:
+        """As of the base: whether somebody collects."""
         return bool(self._collecting)
 
-    def ends_s(self) -> float:
+    @property
+    def unheard(self) -> bool:
+        """As of the base."""
+        return bool(self.queue)
+
+    def wakes_s(self) -> float:
         """When the first window with a request in it ends."""
         return min((each.closes_s for each in self._collecting), default=INFINITY)
 
@@ -133,7 +127,7 @@ class Collectors(Generic[T]):
         formed: list[Formed[T]] = []
         while True:
             at_s, worker = self._next_taker()
-            ends_s = self.ends_s()
+            ends_s = self.wakes_s()
             if min(at_s, ends_s) > now_s or (worker is None and ends_s == INFINITY):
                 return formed
             if worker is not None and at_s <= ends_s:
@@ -183,7 +177,7 @@ class Collectors(Generic[T]):
         while True:
             arrival_s, request = queue.popleft()
             if now_s - arrival_s > rules.timeout_s:
-                self.expired.append(request)
+                self.lost.append((request, "expired"))
                 worker.take(None, now_s, self._poll_s)
             else:
                 worker.take(request, now_s, self._poll_s)
@@ -201,124 +195,4 @@ class Collectors(Generic[T]):
         return Formed(now_s, worker.number, worker.taken, reason)
 
 
-class WorkerWindows(Scheduler):
-    """Workers of one device that compute groups, their steps by turns.
-
-    Parameters
-    ----------
-    rules : how they collect.
-    kv_tokens : tokens that each worker's memory holds.
-    windows : of the model's layers, whose spans a step names.
-    at_once : whether the answers of a group are seen when all have ended.
-    aggregate : whether runs of equal steps are proven.
-    """
-
-    def __init__(
-        self,
-        rules: WindowRules,
-        kv_tokens: int,
-        *,
-        windows: tuple[int, ...] = (),
-        at_once: bool = True,
-        aggregate: bool = True,
-    ) -> None:
-        self.rules = rules
-        self.kv_tokens = kv_tokens
-        self.windows = windows
-        self.at_once = at_once
-        self.aggregate = aggregate
-        self.collectors = Collectors[Sequence](rules)
-        self.running: dict[int, Group] = {}  # by worker, who has waited longest for the device first
-        self._stepping = -1  # worker of the latest step
-        self._shape = Batch(-1)
-
-    def add(self, seq: Sequence) -> None:
-        """Enqueue an arrived request."""
-        self.collectors.add(seq.arrival_s, seq)
-
-    def has_work(self) -> bool:
-        """Whether anything waits or runs."""
-        collectors = self.collectors
-        return bool(collectors.queue or collectors.taken or self.running)
-
-    def wake_s(self) -> float:
-        """When the next window ends in which there is a request."""
-        return self.collectors.ends_s()
-
-    def schedule(self, now_s: float) -> Batch | None:
-        """The next step of the worker whose turn it is; None while all collect."""
-        self._collect(now_s)
-        number = self.next_number
-        if self.collectors.expired:
-            batch = Batch(number)
-            batch.finishing, self.collectors.expired = self.collectors.expired, []
-            for seq in batch.finishing:
-                seq.state = "expired"
-            return batch
-        if not self.running:
-            return None
-        worker, group = next(iter(self.running.items()))
-        del self.running[worker]
-        if group.room <= 0:
-            self.collectors.free(worker, now_s)
-            return group.drop(number)
-        self.running[worker] = group
-        self._stepping = worker
-        self.next_number += 1
-        batch = group.shape(number) if group.steps else group.prefill(number, now_s)
-        batch.launchers = len(self.running)
-        return group.emit(batch, number)
-
-    def _collect(self, now_s: float) -> None:
-        for formed in self.collectors.until(now_s):
-            group = Group(
-                formed.requests, self.kv_tokens // len(formed.requests), self.windows, at_once=self.at_once
-            )
-            self.running[formed.worker] = group
-
-    def settle(self, batch: Batch) -> list[Sequence]:
-        """Take in the results of a step; return the requests that ended with it."""
-        self.processed_number = batch.number
-        group = self.running[self._stepping]
-        group.settle(batch)
-        if not group.live:
-            del self.running[self._stepping]
-            self.collectors.free(self._stepping, batch.t_end)
-        return batch.finishing
-
-    def state(self) -> State:
-        """Requests, and tokens of all workers."""
-        collectors, groups = self.collectors, self.running.values()
-        waiting = len(collectors.queue) + collectors.taken
-        used = sum(group.used_tokens for group in groups)
-        return sum(len(group.live) for group in groups), waiting, used, self.kv_tokens * self.rules.workers
-
-    def close(self) -> None:
-        """Nothing is open: tokens are noted as they come."""
-
-    # -- runs -----------------------------------------------------------------------------------------------
-
-    def run(self) -> Run | None:
-        """Steps of the only group that runs, up to its next end or the end of another worker's window."""
-        collectors = self.collectors
-        heard = collectors.any_collects
-        if not self.aggregate or len(self.running) != 1 or collectors.expired or (heard and collectors.queue):
-            return None
-        ((worker, group),) = self.running.items()
-        if not group.steps:
-            return None
-        steps = group.alike()
-        if steps < 2:
-            return None
-        self._stepping = worker
-        return Run(steps, group.shape(self.next_number), collectors.ends_s(), deaf=not heard)
-
-    def take(self, steps: int) -> tuple[Batch, int, int]:
-        """Compute so many tokens of every row."""
-        ((_, group),) = self.running.items()
-        first, self.next_number = self.next_number, self.next_number + steps
-        self.processed_number = self.next_number - 2
-        return group.take(first, steps)
-
-
-__all__ = ["Collectors", "Formed", "WindowRules", "WorkerWindows"]
+__all__ = ["Collectors", "WindowRules"]

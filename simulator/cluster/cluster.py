@@ -46,8 +46,12 @@ from simulator.workload.columns import Workload, no_requests
 
 IntArray = NDArray[np.int64]
 
-LOST = {"dropped": Reason.OUT_OF_MEMORY, "expired": Reason.TIMED_OUT}
-"""States in which a scheduler gives requests up, and why."""
+LOST = {
+    "dropped": (FAILED, Reason.OUT_OF_MEMORY),
+    "expired": (FAILED, Reason.TIMED_OUT),
+    "shed": (REJECTED, Reason.SHED_503),
+}
+"""States in which a scheduler gives requests up, what they count as, and why."""
 
 CHUNK = 1024
 """Requests that are made at once when their arrivals are known beforehand."""
@@ -518,7 +522,7 @@ class Cluster:
         block, end_s = self._of(seq.index), now_s + self._after_s
         if seq.state in LOST:
             block.keep(seq)
-            block.end(seq.index - block.first, FAILED, LOST[seq.state])
+            block.end(seq.index - block.first, *LOST[seq.state])
         else:
             block.finish(seq, end_s)
         del self._live[seq.index]

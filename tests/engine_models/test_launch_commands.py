@@ -205,7 +205,7 @@ def test_what_cannot_be_predicted_from_a_command_is_refused_by_its_reason(engine
     assert refused.value.mend
 
 
-@pytest.mark.parametrize("word", ["tritonserver m", "python -m dynamo.vllm -m m"])
+@pytest.mark.parametrize("word", ["aphrodite run m", "python -m dynamo.vllm -m m"])
 def test_other_engines_are_named(word: str) -> None:
     with pytest.raises(InputError, match=f"launch command of ({'|'.join(OTHERS.values())}), not of vllm"):
         parse_engine_args("vllm", word)

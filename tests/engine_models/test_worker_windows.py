@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
-from engine_models.schedulers.worker_windows import Collectors, WindowRules, WorkerWindows
+from engine_models.schedulers.worker_groups import WorkerGroups
+from engine_models.schedulers.worker_windows import Collectors, WindowRules
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
 
@@ -26,7 +27,9 @@ class Served:
     ) -> None:
         self.ends: dict[int, float] = {}
         self.seqs = [Sequence(index, prompt, output, at) for index, (at, prompt, output) in enumerate(asked)]
-        scheduler = WorkerWindows(rules, 100_000, at_once=at_once, aggregate=aggregate)
+        scheduler = WorkerGroups(
+            Collectors(rules), rules.workers, 100_000, at_once=at_once, aggregate=aggregate
+        )
         replica = Replica([scheduler], RecordedClock(CLOCK), on_finish=self._ended)
         for seq in self.seqs:
             replica.advance(seq.arrival_s)
@@ -48,9 +51,9 @@ def test_a_window_begins_when_the_worker_is_free_and_not_with_a_request() -> Non
     assert (at_s, worker, requests, reason) == (pytest.approx(0.15), 0, ["a"], "window")
     collectors.free(0, 0.175)
     collectors.add(0.19, "b")
-    assert collectors.ends_s() == INFINITY
+    assert collectors.wakes_s() == INFINITY
     assert not collectors.until(0.2)
-    assert collectors.ends_s() == pytest.approx(0.225)
+    assert collectors.wakes_s() == pytest.approx(0.225)
 
 
 def test_a_full_batch_does_not_wait_for_the_window() -> None:
@@ -79,7 +82,7 @@ def test_age_is_looked_at_when_a_request_is_taken() -> None:
     collectors.add(0.2, "c")
     collectors.free(0, 0.4)
     ((_, _, requests, _),) = collectors.until(0.4)
-    assert (requests, collectors.expired) == (["c"], ["b"])
+    assert (requests, collectors.lost) == (["c"], [("b", "expired")])
 
 
 def test_answers_of_a_batch_are_seen_together_unless_they_are_streamed() -> None:

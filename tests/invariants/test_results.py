@@ -85,6 +85,18 @@ CASES = {
             LOOP,
         )
     ),
+    "triton": Case(
+        given(
+            {
+                "engine": "triton",
+                **args(
+                    max_batch_size=4,
+                    dynamic_batching={"max_queue_delay_microseconds": 300000, "default_queue_policy": {"max_queue_size": 6}},
+                ),
+            },
+            {"arrivals": poisson(2)},
+        )
+    ),
     "lmdeploy": Case(given(LMDEPLOY, {"arrivals": poisson(60)})),
     "lmdeploy-chats": Case(
         given(
