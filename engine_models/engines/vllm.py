@@ -88,6 +88,7 @@ class Version:
     wasted_row_after_limit: bool = False
     first_admission_lookahead: bool = True
     gpu_memory_utilization: float = 0.92
+    cpu_kv_gib: int = 0  # of the KV cache on CPUs; 0: `CPU_KV_SHARE` of a socket's memory
     graph_memory_counts: bool = True
     large_gpu_budget: int = 16384  # default token budget on devices of 160 GiB and more
     graph_step_above_256: int = 16
@@ -132,6 +133,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "unfit_prompt_is_skipped": True,
         "wasted_row_after_limit": True,
         "graph_step_above_256": 8,
+        "cpu_kv_gib": 4,
     },
 }
 """The newest version in full (the defaults of `Version`); of each older one what differs from the next newer."""
@@ -298,6 +300,12 @@ CPU_TOKENS, CPU_ROWS = 2048, 128
 `engine/arg_utils.py`)."""
 
 
+CPU_BLOCK_TOKENS = 128
+CPU_KV_SHARE = 0.5
+"""Default tokens of a block on CPUs, and share of a NUMA node's memory that the KV cache takes; 0.11 takes 4 GiB on any machine
+(datasheet: `platforms/cpu.py` of 0.11.0 and of 2026). A socket counts as a node (assumed)."""
+
+
 def default_limits(version: Version, request: PoolRequest) -> tuple[int, int]:
     """Default (max_num_batched_tokens, max_num_seqs) of the API server, by device."""
     device_name, memory_bytes = request.device_name, request.device_memory_bytes
@@ -347,7 +355,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     rows = min(rows, tokens)
     drafts = request.speculation
     asynchronous = _asynchronous(version, request)
-    block_tokens = int(flags.get("block_size") or _block_tokens(arch))
+    block_tokens = int(flags.get("block_size") or _block_tokens(request))
     if block_tokens % KERNEL_BLOCK_TOKENS:
         raise InputError(
             f"block_size {block_tokens}: no attention backend of vLLM takes it, only multiples of {KERNEL_BLOCK_TOKENS}",
@@ -372,6 +380,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         )
     if int(flags.get("stream_interval") or 1) > 1:
         warnings.append("stream_interval: tokens are shown as they are made, not in chunks")
+    idle = "gpu_memory_utilization" if on_cpu else "cpu_kvcache_space"
+    if flags.get(idle):
+        warnings.append(f"vllm flag `{idle}` has no effect on {'CPUs' if on_cpu else 'GPUs'}; it is ignored")
     sorts = truncates_samples(arch, flags)
     if sorts:
         notes.append(
@@ -694,8 +705,11 @@ KERNEL_BLOCK_TOKENS = 16
 does not start with another (datasheet: vLLM pull requests 36241 and 41363, 2026)."""
 
 
-def _block_tokens(arch: Architecture) -> int:
-    """Default tokens a block: 16; with MLA 64, that of FlashMLA (Hopper) and FlashInfer (Blackwell), on other devices assumed."""
+def _block_tokens(request: PoolRequest) -> int:
+    """Default tokens a block: 16; with MLA 64, that of FlashMLA (Hopper) and FlashInfer (Blackwell), on other GPUs assumed."""
+    if request.device_kind == "cpu":
+        return CPU_BLOCK_TOKENS
+    arch = request.arch
     return 64 if any(block.kind == "mla" for block in arch.attention) else 16
 
 
@@ -711,6 +725,8 @@ def _memory(
             where="deployment.engine_args.gpu_memory_utilization",
             mend="give the fraction of device memory that the engine may use, such as 0.9",
         )
+    on_cpu = request.device_kind == "cpu"
+    share = 1.0 if on_cpu else share
     usable = int(request.device_memory_bytes * share)
     weights = weight_bytes_per_rank(arch, request.formats.weights, tp, pp, request.expert_parallel, request.data_parallel)
     weights += mla_absorbed_bytes_per_rank(arch, tp, pp)
@@ -724,9 +740,17 @@ def _memory(
     per_token = sum(group.bytes_per_token_per_rank for group in groups) + (drafter.kv_bytes_per_token() if drafter else 0)
     block = block_bytes
     kv = usable - weights - draft_weights - activations - other - graph
-    verbatim = flags.get("kv_cache_memory_bytes")
+    left, verbatim = kv, flags.get("kv_cache_memory_bytes")
+    if on_cpu:
+        verbatim = verbatim or _cpu_kv_bytes(request, version)
     if verbatim:
         kv = int(verbatim)
+    if on_cpu and kv > left >= block:
+        raise InfeasibleError(
+            f"the KV cache takes {kv / GIB:.1f} GiB, and {left / GIB:.1f} GiB are left beside the weights",
+            where="deployment",
+            mend=f"set VLLM_CPU_KVCACHE_SPACE (engine_args.cpu_kvcache_space) to at most {left // GIB}, in GiB",
+        )
     if kv < block or usable < weights + draft_weights:
         besides = draft_weights + activations + other + graph
         lack = weights + besides + block - usable
@@ -742,8 +766,11 @@ def _memory(
         *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
         MemoryLine("activation", "activations (peak of one step)", activations),
         *(
-            (MemoryLine("other", "runtime, collectives", other),)
-            if request.device_kind == "cpu"
+            (
+                MemoryLine("other", "runtime, collectives", other),
+                MemoryLine("left", "left to the machine", left - kv),
+            )
+            if on_cpu
             else (MemoryLine("other", "CUDA context, collectives", other), MemoryLine("graph", "CUDA graphs", graph))
         ),
     )
@@ -756,6 +783,13 @@ def _memory(
         block_bytes=block,
         blocks=kv // block,
     )
+
+
+def _cpu_kv_bytes(request: PoolRequest, version: Version) -> int:
+    """What the KV cache takes on a CPU: as it is told (`VLLM_CPU_KVCACHE_SPACE`, in GiB), or the version's default."""
+    told = int(request.flags.get("cpu_kvcache_space") or 0) or version.cpu_kv_gib
+    nodes = 2 if request.device_name.endswith("-2s") else 1
+    return told * GIB or int(request.device_memory_bytes // nodes * CPU_KV_SHARE)
 
 
 def _recorded_rank(version_text: str, knobs: Mapping[str, Any]) -> Rank:

@@ -7,7 +7,7 @@ import pytest
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.terms import HostOverhead
 from engine_models.engines.vllm import VERSIONS, graph_sizes, version_of
-from hardware_profiles.errors import InputError
+from hardware_profiles.errors import InfeasibleError, InputError
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
 from simulator.run import simulate
@@ -69,6 +69,40 @@ def test_a_cpu_has_its_own_defaults_and_no_graphs() -> None:
     assert own == HostOverhead(own.step_s, own.row_s)  # nothing of launches, copies, kernels
     assert plan.costs.terms.sampler == "cores"
     assert not [line for line in plan.memory.lines if "CUDA" in line.label]
+
+
+@pytest.mark.parametrize(
+    ("engine", "flags", "hardware", "gib"),
+    [
+        ("vllm", {}, "xeon-8480-2s", 256),  # half of a socket's 512 GiB
+        ("vllm", {}, "xeon-8480-1s", 256),
+        ("vllm@0.11.0", {}, "xeon-8480-2s", 4),
+        ("vllm@0.11.0", {"cpu_kvcache_space": 40}, "xeon-8480-2s", 40),
+        ("vllm", {"cpu_kvcache_space": 40}, "xeon-8480-2s", 40),
+        ("vllm", {"gpu_memory_utilization": 0.2}, "xeon-8480-2s", 256),
+    ],
+)
+def test_the_cache_of_a_cpu_takes_what_it_is_told_or_half_a_node(
+    engine: str, flags: dict[str, object], hardware: str, gib: int
+) -> None:
+    pool = {"engine": engine, "hardware": hardware, "engine_args": flags}
+    workload = {"arrivals": {"kind": "batch"}, "prompt_tokens": 10, "output_tokens": 10, "requests": 1}
+    plan = prepare(
+        load_scenario({"model": "Qwen/Qwen2.5-1.5B-Instruct", "deployment": pool, "workload": workload})
+    ).plan
+    assert plan.memory.kv_bytes == gib * 2**30
+    assert plan.memory.block_bytes == 128 * plan.memory.kv_bytes_per_token
+    assert any("has no effect on CPUs" in warning for warning in plan.warnings) == ("gpu_memory_utilization" in flags)
+
+
+def test_a_cache_that_the_weights_of_a_cpu_leave_no_room_for_is_refused() -> None:
+    pool = {"engine": "vllm", "hardware": "xeon-8480-1s"}
+    pool["engine_args"] = "VLLM_CPU_KVCACHE_SPACE=600 vllm serve Qwen/Qwen2.5-1.5B-Instruct"
+    workload = {"arrivals": {"kind": "batch"}, "prompt_tokens": 10, "output_tokens": 10, "requests": 1}
+    scenario = {"model": "Qwen/Qwen2.5-1.5B-Instruct", "deployment": pool, "workload": workload}
+    with pytest.raises(InfeasibleError, match=r"the KV cache takes 600\.0 GiB") as refused:
+        prepare(load_scenario(scenario))
+    assert "VLLM_CPU_KVCACHE_SPACE" in refused.value.mend
 
 
 @pytest.mark.parametrize(("prompt", "completed"), [(950, 3), (1040, 0)])
