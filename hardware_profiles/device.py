@@ -40,12 +40,14 @@ class Link:
     topology : ``all_to_all`` (a switch: any pair gets the whole bandwidth), ``mesh`` (a fixed link to each
         peer), ``pairs`` (bridged pairs, PCIe beyond), ``pcie`` (through the host).
     peer_bytes_per_s_per_direction : between two devices alone, where that is less (``mesh``).
+    peer_access : devices read each other's memory; else everything is copied through the host's (GeForce cards: datasheet).
     """
 
     kind: str
     bytes_per_s_per_direction: Quantity
     topology: Topology
     peer_bytes_per_s_per_direction: Quantity | None = None
+    peer_access: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +286,8 @@ def read_device(path: Path, name: str, option: str | None = None) -> Device:
             raise InputError(f"unknown topology '{raw_link.get('topology')}'", where=f"{where}: link")
         keys = ("bytes_per_s_per_direction", "peer_bytes_per_s_per_direction")
         rates = {k: quantity(raw_link[k], f"link.{k}") for k in keys if k in raw_link}
-        link = Link(kind=raw_link["kind"], topology=raw_link["topology"], **rates)
+        through = bool(raw_link.get("peer_access", True))
+        link = Link(kind=raw_link["kind"], topology=raw_link["topology"], peer_access=through, **rates)
     return Device(
         name=name,
         title=merged["title"] + (f", {option}" if option else ""),

@@ -32,17 +32,11 @@ from hardware_profiles.ops import Ops
 from hardware_profiles.roofline import Roofline
 
 #: Mean error of borrowed kernels over products, decode and prompt attention and expert layers, by whether lender and
-#: borrower are close: of one generation, and within :data:`CLOSE_RATIO`. Close: H100 SXM and H200 from each other (5 to
-#: 16 %; the datasheet alone 32 to 42 %). Not close: L40S and RTX PRO 6000 from each other, halfway (20 to 34 %; the
+#: borrower are close: of one generation, and within :data:`CLOSE_RATIO`. Close: H100 SXM and H200 from each other (5 to 16 %;
+#: the datasheet alone 32 to 42 %). Not close: L40S and RTX PRO 6000 from each other, halfway (20 to 34 %; the
 #: datasheet alone 27 to 50 %). unit: %, kind: measured, 2026-11, source: the kernel tables of ``kernels/NOTICE.md``, each
 #: GPU left out in turn (`capacity-plan calibrate kernels DIR --leave-out gpu`).
 HELD_OUT_ERROR_PCT: Mapping[bool, float] = {True: 10.0, False: 30.0}
-
-#: The same across vendors: Arc Pro B60 from each NVIDIA GPU (26 to 73 %, mean 50). AMD's stacked-memory GPUs borrow all the
-#: same, and whole: 16 latencies of Llama-3.1-70B FP8 on eight MI300X are 22 % off that way, 31 % halfway, 37 % by the
-#: datasheet (benchmark table of ROCm/vllm f8c9a3852, 2025-08). unit: %, kind: measured, 2026-11.
-OTHER_VENDOR_ERROR_PCT = 50.0
-OTHER_VENDOR: Mapping[str, str] = {"amd": "nvidia"}
 
 #: Ratios of arithmetic to bandwidth up to this many times apart are as far as the close pair shows (H100 to H200 1.43).
 #: kind: assumed, 2026-11.
@@ -54,19 +48,21 @@ CLOSE_RATIO = 1.5
 #: assumed, 2026-11, source: the collectives of ``kernels/NOTICE.md``.
 HOST_KEEPS = 0.5
 
+#: Least time of an all-reduce through the host's memory, and what each step of its ring adds to it, for devices without access
+#: to each other's memory [s]: 50 us over two of them, 90 over four. kind: assumed, 2026-11: tokens of RTX 4090 in pairs and
+#: fours ask for 45 to 55 and 75 to 105 us.
+HOST_REDUCE_S, HOST_STEP_S = 3e-5, 1e-5
+
 #: Kinds of device whose kernels are launched, tiled and cached alike. An accelerated processor borrows from GPUs of its
 #: vendor; CPUs, Apple's GPUs and other accelerators keep the datasheet.
 BORROWING_KINDS = ("gpu", "apu")
 
-#: Order of generations, for the nearest one: compute capabilities 8.0/8.6, 8.9, 9.0, 10.0/12.0 (kind: datasheet); AMD's by
-#: NVIDIA's of the same years (kind: assumed).
+#: Order of generations, for the nearest one: compute capabilities 8.0/8.6, 8.9, 9.0, 10.0/12.0 (kind: datasheet).
 GENERATIONS: Mapping[str, float] = {
     "ampere": 8.3,
     "ada": 8.9,
     "hopper": 9.0,
     "blackwell": 11.0,
-    "cdna3": 9.0,
-    "cdna4": 11.0,
 }
 
 
@@ -103,9 +99,9 @@ def _rate(device: Device) -> float:
 def kernel_donor(device: Device, without: frozenset[str] = frozenset()) -> Donor | None:
     """The fitted device whose kernels fit `device` best, or None where no physics carries over.
 
-    The same type of memory and the same vendor are musts (for AMD's stacked memory another vendor's will do); then the
-    nearest generation, then the nearest ratio of 16-bit arithmetic to memory bandwidth (in steps of a tenth of its
-    logarithm), then the nearest bandwidth. without : folders that are not to lend (for a test of the rule).
+    The same type of memory and the same vendor are musts; then the nearest generation, then the nearest ratio of 16-bit
+    arithmetic to memory bandwidth (in steps of a tenth of its logarithm), then the nearest bandwidth. without : folders that are
+    not to lend (for a test of the rule).
     """
     if device.kind not in BORROWING_KINDS or _rate(device) <= 0:
         return None
@@ -113,20 +109,15 @@ def kernel_donor(device: Device, without: frozenset[str] = frozenset()) -> Donor
     ranked: list[tuple[tuple[float, float, float, str], Donor]] = []
     for profile in sorted({d for d, _ in fitted_models()} - without):
         other = device_of(profile)
-        lending = device.vendor
-        if _stacked(device):
-            lending = OTHER_VENDOR.get(lending, lending)
-        if other.vendor != lending or _stacked(other) != _stacked(device):
+        if other.vendor != device.vendor or _stacked(other) != _stacked(device):
             continue
         same = other.architecture == device.architecture
         apart = GENERATIONS.get(other.architecture, 0.0) - GENERATIONS.get(device.architecture, 0.0)
         bandwidth = math.log(other.memory_bandwidth_bytes_per_s.value / own_bytes)
         ratio = math.log(_rate(other) / own_rate) - bandwidth
         place = (0.0 if same else 1.0 + abs(apart), round(abs(ratio), 1), abs(bandwidth), profile)
-        kin = other.vendor == device.vendor
         close = same and abs(ratio) <= math.log(CLOSE_RATIO)
-        error = HELD_OUT_ERROR_PCT[close] if kin else OTHER_VENDOR_ERROR_PCT
-        ranked.append((place, Donor(profile, other, kin and not same, error)))
+        ranked.append((place, Donor(profile, other, not same, HELD_OUT_ERROR_PCT[close])))
     return min(ranked, key=lambda r: r[0])[1] if ranked else None
 
 
@@ -224,7 +215,26 @@ def _scaled_from(lender: str | None, link: Link) -> Mapping[str, Any]:
     theirs = device_of(lender).link if lender else None
     if lender is None or theirs is None:
         return {}
-    return scaled_links(load_links(lender), _one_way(theirs) / _one_way(link))
+    scaled = scaled_links(load_links(lender), _one_way(theirs) / _one_way(link))
+    return scaled if link.peer_access else through_host(scaled)
+
+
+def through_host(links: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Curves of collectives between devices that do not see each other's memory: the least one takes a copy to the host and back.
+
+    The smallest message takes :data:`HOST_REDUCE_S` and :data:`HOST_STEP_S` for each of the ``2 (n - 1)`` steps of the ring; all
+    others as much more as on the lender.
+    """
+    out: dict[str, Any] = {}
+    for key, group in links.items():
+        curves = {}
+        for name, curve in group["curves"].items():
+            steps = 2 * (int(name.split("/")[2]) - 1)
+            t = np.exp(np.asarray(curve["log_s"], dtype=np.float64))
+            later_s = max(HOST_REDUCE_S + steps * HOST_STEP_S - float(t[0]), 0.0)
+            curves[name] = {**curve, "log_s": np.log(t + later_s).tolist()}
+        out[key] = {**group, "curves": curves} if key.startswith("collective/") else group
+    return out
 
 
 def _one_way(link: Link) -> float:

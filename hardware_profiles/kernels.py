@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from hardware_profiles.device import Device
+from hardware_profiles.device import STACKED_MEMORY, Device
 from hardware_profiles.device_laws import LawOps
+from hardware_profiles.instinct import Instinct
 from hardware_profiles.kernel_borrow import borrowed_model, borrowing, on_its_links
 from hardware_profiles.kernel_model import KERNELS_DIR, KernelModel, load_kernel_model
 from hardware_profiles.law_constants import law_of
@@ -26,6 +27,8 @@ def operations_of(device: Device, framework: str) -> Ops:
         return LawOps.under(law, device, framework)
     if framework not in TABLED:
         return Roofline.of_device(device, framework)
+    if device.vendor == "amd" and device.name.startswith(STACKED_MEMORY):
+        return Instinct.of(device, framework)
     profile = device.kernel_profile or device.name
     if any(path.stem != "collectives" for path in (KERNELS_DIR / profile).glob("*.json")):
         return load_kernel_model(profile, framework)
@@ -40,8 +43,8 @@ def operations_in_node(device: Device, framework: str, gpus: int) -> tuple[Ops, 
         ops, said = on_its_links(ops, device)
     if "law" in ops.provenance:
         said = (
-            f"kernels of {ops.device} by the law of {ops.provenance['law']}, fitted to published rates; a chip left out is about "
-            f"{ops.provenance['law_error_pct']:.0f} % off"
+            f"kernels of {ops.device} by the law of {ops.provenance['law']}, fitted to published rates; about "
+            f"{ops.provenance['law_error_pct']:.0f} % off where it was not fitted"
         )
     return ops, tuple(s for s in (borrowing(ops), said) if s)
 

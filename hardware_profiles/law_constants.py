@@ -22,7 +22,7 @@ METAL = Law(
     read={"": 0.863, "16": 0.864},
     unpack={"": 29.6, "q8_0": 0.0, "q4_0": 0.0, "q4_1": 0.0, "q5_0": 0.0, "q5_1": 0.0, "16": 0.0, "w4a16_mxfp4": 0.0},
     overlap=8.0,
-    launch_s=1.17e-5,
+    launch_s=1.25e-5,
     vector={"": 0.33},
     matrix={"": 0.625, "16": 0.78, "q8_0": 0.684, "q4_0": 0.684},
     fill=0.0,
@@ -30,7 +30,7 @@ METAL = Law(
     kv=0.36,
     attention=0.25,
     arithmetic={"": ("fp16", 1.0), "16": ("fp16", 1.0)},
-    slower={"ultra": 1.49},
+    slower={"ultra": 1.48},
 )
 
 #: llama.cpp on NVIDIA cards with GDDR (and LPDDR). kind: fitted, 2026-11, source: 25 cards of four generations: GGUF formats
@@ -39,9 +39,9 @@ METAL = Law(
 CUDA_GDDR = Law(
     title="NVIDIA cards with GDDR under llama.cpp",
     off_pct=(5.9, 12.0),
-    read={"": 0.874, "16": 0.891},
-    unpack={"": 10.7, "16": 0.0, "q8_0": 0.0, "q4_0": 0.0, "q6_k": 2.5, "q5_k": 2.0, "q3_k": 12.4, "q2_k": 14.5},
-    launch_s=2.8e-6,
+    read={"": 0.879, "16": 0.893},
+    unpack={"": 10.3, "16": 0.0, "q8_0": 0.0, "q4_0": 0.0, "q6_k": 2.7, "q5_k": 2.5, "q3_k": 13.6, "q2_k": 15.2},
+    launch_s=3.55e-6,
     vector={"": 0.277, "q4_0": 0.5, "q8_0": 0.5, "16": 5.0},
     matrix={"": 0.208, "16": 0.733, "q4_0": 0.314, "q8_0": 0.314, "w4a16_mxfp4": 0.314},
     fill=0.0,
@@ -50,14 +50,14 @@ CUDA_GDDR = Law(
     attention=0.34,
     arithmetic={"": ("int8", 1.0), "16": ("int8", 0.5)},
     start_s=5.06e-5,
-    slower={"ampere": 1.75, "turing": 1.75, "ada": 1.12},
+    slower={"ampere": 1.67, "turing": 1.67, "ada": 1.15},
 )
 
 #: The same before June 2024: prompts widen the weights and multiply in 16 bit, attention is not fused, launches take longer.
 CUDA_GDDR_2024 = replace(
     CUDA_GDDR,
     title="NVIDIA cards with GDDR under llama.cpp of early 2024",
-    launch_s=4.9e-6,
+    launch_s=5.75e-6,
     kv=0.57,
     attention=0.067,
     widened=4.55,
@@ -69,10 +69,10 @@ CUDA_GDDR_2024 = replace(
 CUDA_HBM = replace(
     CUDA_GDDR,
     title="NVIDIA GPUs with stacked memory under llama.cpp",
-    off_pct=(14.9, 3.7),
-    read={"": 0.637, "16": 0.626},
-    launch_s=5.6e-6,
-    matrix={"": 0.0845, "16": 0.348},
+    off_pct=(13.1, 3.5),
+    read={"": 0.646, "16": 0.627},
+    launch_s=6.6e-6,
+    matrix={"": 0.0845, "16": 0.351},
     kv=0.3,
     attention=0.15,
     slower={},
@@ -111,7 +111,7 @@ AMD_CARD = replace(
     title="AMD cards under llama.cpp",
     off_pct=(4.8, 10.1),
     read={"": 0.819, "16": 0.85, "q8_0": 0.9, "q4_0": 0.95, "w4a16_mxfp4": 0.95},
-    launch_s=4.76e-6,
+    launch_s=5.45e-6,
     matrix={"": 0.32, "16": 0.399, "q4_0": 0.399, "q8_0": 0.399},
 )
 
@@ -136,7 +136,7 @@ CPU_SERVER = Law(
     off_pct=(31.0, 47.0),
     read={"": 0.418},
     unpack={"": 3.0, "q8_0": 5.4, "16": 0.0, "q5_0": 6.1, "iq4_nl": 6.1, **dict.fromkeys(_IQ, 7.5)},
-    launch_s=8.0e-6,
+    launch_s=9.8e-6,
     core_launch_s=2.25e-7,
     core_bytes_per_s=3e10,
     vector={"": 0.345, "q8_0": 0.76},

@@ -86,7 +86,7 @@ REACHES: dict[str, tuple[Callable[[Any, Written], bool], ...]] = {
     "round-robin": (spread,),
     "least-requests": (spread,),
     "gemma-windows-tight": (preempted,),
-    "borrowed-mi300x": (warned("borrowed"),),
+    "borrowed-mi300x": (warned("AMD Instinct"),),
     "pipeline-tight": (preempted, spread),
     "ranks": (spread, warned("data-parallel attention")),
     "ranks-mla": (spread,),

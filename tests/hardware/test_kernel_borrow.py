@@ -17,7 +17,7 @@ from hardware_profiles import kernel_validate as kv
 from hardware_profiles.device import all_devices, load_device
 from hardware_profiles.kernel_model import KernelModel, load_kernel_model
 from hardware_profiles.kernel_physics import peaks_of
-from hardware_profiles.kernels import operations_of
+from hardware_profiles.kernels import operations_in_node, operations_of
 from hardware_profiles.roofline import Roofline
 from simulator.prepare import prepare
 from simulator.results.domain import domain
@@ -49,7 +49,6 @@ def borrower(name: str, framework: str = "vllm", bandwidth_ratio: float = 1.0) -
         ("rtx-5090-32gb", "rtx-pro-6000-96gb", False),
         ("a10g-24gb", "l40s-48gb", True),
         ("arc-b580-12gb", "arc-pro-b60", False),
-        ("mi300x-192gb", "h200-sxm-141gb", False),
     ],
 )
 def test_the_nearest_kin_lends(name: str, donor: str, halfway: bool) -> None:
@@ -63,7 +62,7 @@ def test_the_nearest_kin_lends(name: str, donor: str, halfway: bool) -> None:
 
 def test_only_gpus_borrow_and_physics_is_kept_elsewhere() -> None:
     for device in all_devices():
-        if device.kind in ("cpu", "apple", "asic") or device.name == "rx-7900-xtx-24gb":
+        if device.kind in ("cpu", "apple", "asic") or device.vendor == "amd":
             assert kb.kernel_donor(device) is None, device.name
     gaudi = operations_of(load_device("gaudi-3-128gb"), "vllm")
     assert isinstance(gaudi, Roofline)
@@ -101,7 +100,7 @@ def test_a_format_without_its_arithmetic_is_not_borrowed() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.sampled_from(["a100-sxm-40gb", "l4-24gb", "rtx-4090-24gb", "a10-24gb", "mi300x-192gb"]),
+    st.sampled_from(["a100-sxm-40gb", "l4-24gb", "rtx-4090-24gb", "a10-24gb"]),
     st.integers(1, 256),
     st.floats(1.05, 4.0),
 )
@@ -112,7 +111,7 @@ def test_more_bandwidth_never_costs_more(name: str, rows: int, ratio: float) -> 
     assert fast.decode_attention_s(*args) <= slow.decode_attention_s(*args) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("name", ["a100-sxm-40gb", "rtx-3090-24gb", "mi300x-192gb"])
+@pytest.mark.parametrize("name", ["a100-sxm-40gb", "rtx-3090-24gb"])
 def test_borrowed_kernels_keep_to_the_roofline(name: str) -> None:
     k = borrower(name)
     m = np.array([1.0, 7, 64, 300, 4096])
@@ -254,3 +253,15 @@ def test_borrowing_costs_milliseconds() -> None:
     begin = time.process_time()
     operations_of(device, "vllm")
     assert time.process_time() - begin < 0.1
+
+
+def test_cards_without_peer_access_pay_for_the_way_through_the_host() -> None:
+    """50 us over two of them and 90 over four, however small the message; RTX 4090 has the bus of RTX A6000, which has access."""
+    plain, through = (
+        {n: operations_in_node(load_device(name), "vllm", n)[0] for n in (2, 4)} for name in ("rtx-a6000-48gb", "rtx-4090-24gb")
+    )
+    sizes = np.array([128.0, 65536.0, 16e6])
+    for n, least in ((2, 50e-6), (4, 90e-6)):
+        quick, slow = plain[n].all_reduce_s(n, sizes), through[n].all_reduce_s(n, sizes)
+        assert float(slow[0]) == pytest.approx(least, rel=0.05)
+        assert slow - quick == pytest.approx(float(slow[0] - quick[0]), rel=0.3)
