@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine_models.cost.drafting import Drafting, Speculation
+from engine_models.cost.host_layers import HostLayers
 from engine_models.cost.lockstep import Lockstep
 from engine_models.cost.step_time import StepTimeModel, TableRange
 from engine_models.cost.sub_batches import Parts, SubBatches
@@ -21,7 +22,8 @@ class StepCosts:
     """The cost of a step up to the device's operations: the model, its formats and parallelism, the engine's terms, drafts.
 
     `up_to` is the range to tabulate. `parts`: steps are computed in parts, None where they are not. `stream`: what comes over
-    the link to the host in every step, None for nothing.
+    the link to the host in every step, None for nothing. `host_layers`: those that come before `arch`, of steps in
+    parts; None: the device has all.
     """
 
     arch: Architecture
@@ -32,6 +34,7 @@ class StepCosts:
     speculation: Speculation | None = None
     parts: Parts | None = None
     stream: Stream | None = None
+    host_layers: HostLayers | None = None
 
     def with_terms(self, **changed: Any) -> StepCosts:
         """The same with other terms, by the names of `Terms`."""
@@ -47,7 +50,9 @@ class StepCosts:
         shard = Shard(self.arch, ops, self.formats, self.parallel, terms)
         model = StepTimeModel(shard, self.up_to)
         if self.parts is not None:
-            return SubBatches(model, self.parts)
+            layers = self.host_layers
+            whole = model if layers is None else layers.before(model, ops, self.formats, terms, self.up_to)
+            return SubBatches(whole, self.parts)
         if self.stream is not None:
             return Streamed(model, self.stream)
         own = model if drafts is None else Drafting(model, drafts, self.up_to)

@@ -31,6 +31,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     """
     version = ENGINE.version(version_text)
     server = llama_server(_with_defaults(request, version))
+    kernels = ENGINE.switches(version).get("kernels", "")
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
 
     def scheduler(mode: Mode) -> SlotScheduler:
@@ -41,11 +42,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     return EnginePlan(
         engine=ENGINE.name,
         version=version,
-        kernels=ENGINE.switches(version).get("kernels", ""),
+        kernels=kernels,
         limits=server.limits(),
         memory=server.memory,
         scheduler=scheduler,
-        costs=server.costs(overheads),
+        costs=server.costs(overheads, kernels or ENGINE.kernels),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
         prefix_caching=server.rules.cache_prompt,
         notes=server.notes(),

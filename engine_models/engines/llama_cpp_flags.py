@@ -53,6 +53,8 @@ _MODELLED: dict[str, Flag] = {
     "cache_type_k": Flag("str", "f16", choices=tuple(KV_TYPES)),
     "cache_type_v": Flag("str", "f16", choices=tuple(KV_TYPES)),
     "gpu_layers": Flag("int", None, low=0, special=("auto", "all", -1)),
+    "op_offload": Flag("bool", True),
+    "host_cpu": Flag("str", None),
     "threads": Flag("int", -1, low=-1),
     "fit": Flag("str", "on", choices=("on", "off")),
     "fit_target": Flag("ints", [1024], low=0),
@@ -63,7 +65,7 @@ _SWITCHES = """
     agent backend_sampling check_tensors cors_credentials cpu_moe cpu_moe_draft embedding escape fim_qwen_1.5b_default
     fim_qwen_14b_spec fim_qwen_30b_default fim_qwen_3b_default fim_qwen_7b_default fim_qwen_7b_spec gpt_oss_120b_default
     gpt_oss_20b_default ignore_eos jinja kv_offload log_disable log_jsonl log_prefix log_timestamps lora_init_without_apply
-    metrics mlock mmap mmproj_auto mmproj_offload models_autoload no_host offline op_offload perf prefill_assistant props
+    metrics mlock mmap mmproj_auto mmproj_offload models_autoload no_host offline perf prefill_assistant props
     reasoning_preserve repack rerank reuse_port server skip_chat_parsing slots spec_default spec_draft_backend_sampling special
     spm_infill ui ui_mcp_proxy verbose vision_gemma_12b_default vision_gemma_4b_default warmup
     embd_gemma_default
@@ -100,7 +102,7 @@ _CHANGING = {
         "ctx_checkpoints=32 checkpoint_min_step=8192"
     ),
     "where rarely used tensors are read from": "lazy_mode=auto|off",
-    "which devices compute": "device op_offload=true tensor_split",
+    "which devices compute": "device tensor_split",
     "adapters, which are not simulated": "lora lora_scaled lora_init_without_apply",
 }
 _REFUSED = {
@@ -129,7 +131,7 @@ _REFUSED = {
 }
 _PAIRS = """
     agent cors_credentials escape jinja kv_offload log_jsonl log_prefix log_timestamps mmap mmproj_auto mmproj_offload
-    models_autoload op_offload perf prefill_assistant reasoning_preserve repack skip_chat_parsing slots
+    models_autoload perf prefill_assistant reasoning_preserve repack skip_chat_parsing slots
     spec_draft_backend_sampling ui ui_mcp_proxy warmup
 """
 _NAMES = [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+from engine_models.cost.host_layers import HostLayers
 from engine_models.cost.overheads import Overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
@@ -12,9 +14,17 @@ from engine_models.cost.terms import Terms
 from engine_models.declaration import Limits, MemoryBudget, MemoryLine, PoolRequest
 from engine_models.memory.whole_prompts import WholePrompts
 from engine_models.model.activations import CONTEXT_BYTES
-from engine_models.model.architecture import kv_groups, state_bytes_per_sequence, weight_bytes_per_rank
+from engine_models.model.architecture import (
+    Architecture,
+    in_pieces,
+    kv_groups,
+    state_bytes_per_sequence,
+    weight_bytes_per_rank,
+)
 from engine_models.schedulers.slots import PAD_CELLS, SlotRules, padded
+from hardware_profiles.device import Device, load_device
 from hardware_profiles.errors import InfeasibleError, InputError
+from hardware_profiles.kernels import operations_of
 from hardware_profiles.packed_formats import GGUF_KV_TYPES
 
 AUTO_SLOTS = 4
@@ -30,13 +40,21 @@ COPY_BYTES_PER_S = 10e9
 HOP_S = 2.9e-4
 """What each further device of a model split by layers adds to a sub-batch [s] (fitted, 2026-11: published rates of llama.cpp of
 2024 on one to six of 13 GeForce and workstation cards, 8B and 70B in Q4_K_M and F16)."""
+FETCHED_TOKENS = 32
+"""Tokens of a sub-batch from which a GPU computes layers of the CPU's, with their weights fetched (datasheet: `op_offload`,
+`ggml/src/ggml-cuda/ggml-cuda.cu`)."""
+HOSTS = ("core-i9-13900k", "xeon-8480")
+"""The CPU beside a card for desktops and workstations, and beside any other GPU, where none is named (assumed)."""
 ENDLESS = 1 << 40
 """Tokens of a row that is never cut for its length."""
 
 
 @dataclass(frozen=True)
 class LlamaServer:
-    """One server, resolved. `cells` are those of its whole cache; `ram_bytes` 0: no prompts are kept in host memory."""
+    """One server, resolved. `cells` are those of its whole cache; `ram_bytes` 0: no prompts are kept in host memory.
+
+    `held` is what its devices hold of the model, `on_host` the layers before that, which the CPU `host` computes (None: none).
+    """
 
     request: PoolRequest
     rules: SlotRules
@@ -44,6 +62,13 @@ class LlamaServer:
     memory: MemoryBudget
     ram_bytes: float
     token_bytes: float
+    held: Architecture
+    on_host: Architecture | None = None
+
+    @cached_property
+    def host(self) -> Device:
+        """The CPU beside the devices."""
+        return host_of(self.request)
 
     def prompts(self) -> WholePrompts | None:
         """An empty cache in host memory; None without."""
@@ -66,14 +91,14 @@ class LlamaServer:
             request_tokens=endless,
         )
 
-    def costs(self, overheads: Overheads) -> StepCosts:
-        """Costs of its sub-batches."""
+    def costs(self, overheads: Overheads, kernels: str) -> StepCosts:
+        """Costs of its sub-batches, layers on the CPU with these kernels."""
         rules, request = self.rules, self.request
         longest = padded(self.cells if rules.pool_cells else rules.slot_tokens)
         devices = request.pipeline_parallel
         threads = int(request.flags.get("threads", -1)) if request.device_kind == "cpu" else 0
         return StepCosts(
-            request.arch,
+            self.held,
             request.formats,
             Terms(
                 replace(overheads.host, device_step_s=overheads.host.device_step_s + HOP_S * (devices - 1)),
@@ -81,6 +106,20 @@ class LlamaServer:
             ),
             TableRange(max(rules.n_ubatch, rules.n_parallel), rules.n_parallel, longest),
             parts=Parts(self.token_bytes / COPY_BYTES_PER_S, devices),
+            host_layers=self._host_layers(kernels),
+        )
+
+    def _host_layers(self, kernels: str) -> HostLayers | None:
+        if self.on_host is None:
+            return None
+        flags, link = self.request.flags, self.request.host_link_bytes_per_s
+        return HostLayers(
+            self.on_host,
+            operations_of(self.host, kernels),
+            max(int(flags.get("threads", -1)), 0),
+            FETCHED_TOKENS if flags.get("op_offload", True) else None,
+            weight_bytes_per_rank(self.on_host, self.request.formats.weights),
+            min(link, COPY_BYTES_PER_S) if link else COPY_BYTES_PER_S,
         )
 
     def notes(self) -> tuple[str, ...]:
@@ -102,6 +141,17 @@ class LlamaServer:
             f"the layers are split over {devices} devices, which compute one after the other, {HOP_S * 1e3:g} ms more for each; "
             "sub-batches of an iteration follow each other through them"
         )
+        beside: tuple[str, ...] = ()
+        if self.on_host is not None:
+            chosen = "" if self.request.flags.get("host_cpu") else " (assumed; name another as `host_cpu`)"
+            fetched = (
+                f"; of sub-batches of {FETCHED_TOKENS} tokens and more the GPU computes them too, but for attention, with "
+                f"weights fetched at {COPY_BYTES_PER_S / 1e9:.0f} GB/s (assumed)"
+            )
+            beside = (
+                f"{self.on_host.layers} of {self.request.arch.layers} layers stay on the CPU, {self.host.title}{chosen}"
+                f"{fetched if self.request.flags.get('op_offload', True) else ''}",
+            )
         pool = (
             f"attention reads the whole pool as far as it is filled, in steps of {PAD_CELLS} cells, whatever a slot holds "
             "(assumed: from its beginning on)"
@@ -112,6 +162,7 @@ class LlamaServer:
             f"{found}; {kept}" if rules.cache_prompt else "prompts are computed from their beginning (no cache_prompt)",
             *((pool,) if rules.pool_cells else ()),
             *((split,) if devices > 1 else ()),
+            *beside,
             f"states are copied to and from host memory at {COPY_BYTES_PER_S / 1e9:.0f} GB/s (assumed), while all slots wait",
             "the host's time (0.1 ms a row, for sampling and streaming) and the front end (1 ms) are assumed",
         )
@@ -127,7 +178,10 @@ def llama_server(request: PoolRequest) -> LlamaServer:
     asked = int(flags.get("parallel", -1))
     slots = asked if asked > 0 else AUTO_SLOTS
     unified = bool(flags.get("kv_unified", asked <= 0))
-    cells, memory = _memory(request, slots, unified=unified)
+    held, on_host = _layers(request)
+    cells, memory = _memory(request, held, slots, unified=unified)
+    if on_host is not None:
+        _check_host(request, on_host, cells)
     context = cells if unified else cells // slots
     per_slot = flags.get("kv_unified_per_slot")
     if unified and per_slot:
@@ -158,7 +212,7 @@ def llama_server(request: PoolRequest) -> LlamaServer:
         n_keep=int(flags.get("keep", 0)),
     )
     ram_bytes = float("inf") if ram_mib < 0 else float(ram_mib * MIB)
-    return LlamaServer(request, rules, cells, memory, ram_bytes, _kv_token_bytes(request) + ENTRY_BYTES)
+    return LlamaServer(request, rules, cells, memory, ram_bytes, _kv_token_bytes(request) + ENTRY_BYTES, held, on_host)
 
 
 def cuts_anywhere(request: PoolRequest) -> bool:
@@ -200,13 +254,57 @@ def _refuse(request: PoolRequest) -> None:
             where="deployment.kv_cache",
             mend=f"use fp16 or one of {', '.join(GGUF_KV_TYPES)}",
         )
-    layers = flags.get("gpu_layers")
-    if request.device_kind != "cpu" and isinstance(layers, int) and 0 <= layers <= arch.layers:
+
+
+def host_of(request: PoolRequest) -> Device:
+    """The CPU beside the devices: the one that is named, or one that goes with such a device.
+
+    Raises InputError if it is none.
+    """
+    named = request.flags.get("host_cpu")
+    workstation = request.device_name.startswith(("rtx", "rx-", "radeon", "arc"))
+    found = load_device(str(named or HOSTS[not workstation]))
+    if found.kind != "cpu":
         raise InputError(
-            f"{layers} of the {arch.layers + 1} layers of {arch.name} (its head counts as one) on the device and the rest on the "
-            "CPU are not simulated",
+            f"{found.title} is no CPU",
+            where="deployment.engine_args.host_cpu",
+            mend="name one of `capacity-plan list hardware`, such as xeon-8480",
+        )
+    return found
+
+
+def _layers(request: PoolRequest) -> tuple[Architecture, Architecture | None]:
+    """What the devices hold of the model, and the layers before it, which stay on the CPU.
+
+    Layers are counted from the last, of which the head is one (datasheet: `src/llama-model.cpp`, `i_gpu_start`).
+    """
+    arch, asked = request.arch, request.flags.get("gpu_layers")
+    if request.device_kind == "cpu" or not isinstance(asked, int) or not 0 <= asked <= arch.layers:
+        return arch, None
+    where = "deployment.engine_args.gpu_layers"
+    few = f"{asked} of the {arch.layers + 1} layers of {arch.name} (its head counts as one) on the device and the rest on the CPU"
+    if asked < 2:
+        raise InputError(
+            f"{few} are not simulated", where=where, mend="leave gpu_layers out (all of them), or name a CPU under `hardware`"
+        )
+    if request.device_kind != "gpu":
+        raise InputError(f"{few}, which share one memory, are not simulated", where=where, mend="leave gpu_layers out")
+    if request.pipeline_parallel > 1:
+        raise InputError(f"{few} are simulated for one device only", where=where, mend="set pipeline_parallel: 1")
+    on_host, held = in_pieces(arch, (arch.layers + 1 - asked, asked - 1))
+    return held, replace(on_host, has_embedding=False)  # a table that no step multiplies
+
+
+def _check_host(request: PoolRequest, on_host: Architecture, cells: int) -> None:
+    host = host_of(request)
+    needed = weight_bytes_per_rank(on_host, request.formats.weights)
+    needed += cells * sum(g.bytes_per_token_per_rank for g in kv_groups(on_host, request.formats.kv_cache))
+    if needed > host.memory_bytes.value:
+        raise InfeasibleError(
+            f"{on_host.layers} layers of {request.arch.name} and their cache take {needed / 1e9:.0f} GB of the host's memory; "
+            f"{host.title} has {host.memory_bytes.value / 1e9:.0f} GB",
             where="deployment.engine_args.gpu_layers",
-            mend="leave gpu_layers out (all of them), or name a CPU under `hardware`",
+            mend="more gpu_layers, a smaller number format, or another host_cpu (`capacity-plan list hardware`)",
         )
 
 
@@ -216,17 +314,17 @@ def _kv_token_bytes(request: PoolRequest) -> float:
     )
 
 
-def _memory(request: PoolRequest, slots: int, *, unified: bool) -> tuple[int, MemoryBudget]:
+def _memory(request: PoolRequest, held: Architecture, slots: int, *, unified: bool) -> tuple[int, MemoryBudget]:
     """Cells of the whole cache, allocated at the start, and the budget: what is not asked for is lowered until it fits."""
     flags, arch, device = request.flags, request.arch, request.device_memory_bytes
     stages = request.pipeline_parallel
-    weights = weight_bytes_per_rank(arch, request.formats.weights, 1, stages)
+    weights = weight_bytes_per_rank(held, request.formats.weights, 1, stages)
     n_ubatch = min(int(flags.get("ubatch_size", 512)), int(flags.get("batch_size", 2048)))
     compute = n_ubatch * (LOGIT_BYTES * arch.vocab + ACTIVATION_BYTES * 4 * arch.hidden)
     other = int(CONTEXT_BYTES) if request.device_kind == "gpu" else 0
-    states = slots * state_bytes_per_sequence(arch, 1, stages)
+    states = slots * state_bytes_per_sequence(held, 1, stages)
     per_token, windowed = 0, 0
-    for group in kv_groups(arch, request.formats.kv_cache, 1, stages):
+    for group in kv_groups(held, request.formats.kv_cache, 1, stages):
         if group.window_tokens and not flags.get("swa_full"):
             windowed += group.bytes_per_token_per_rank * padded(group.window_tokens * slots + n_ubatch)
         else:
@@ -249,10 +347,10 @@ def _memory(request: PoolRequest, slots: int, *, unified: bool) -> tuple[int, Me
         raise InfeasibleError(
             f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + KV cache of {cells:,} tokens "
             f"{(cells * per_token + windowed) / 1e9:.1f} GB + {(compute + other + states) / 1e9:.1f} GB besides, of "
-            f"{device / 1e9:.1f} GB; {lack:.1f} GB too much (layers on the CPU are not simulated)",
+            f"{device / 1e9:.1f} GB; {lack:.1f} GB too much",
             where="deployment",
-            mend="a smaller engine_args.ctx_size, a smaller number format (weights: q4_k_m, kv_cache: q8_0), or larger or more "
-            "devices (pipeline_parallel)",
+            mend="a smaller engine_args.ctx_size, a smaller number format (weights: q4_k_m, kv_cache: q8_0), larger or more "
+            f"devices (pipeline_parallel){_fewer(request, held, fixed - weights + cells * per_token, weights)}",
         )
     kv = cells * per_token
     lines = (
@@ -264,3 +362,12 @@ def _memory(request: PoolRequest, slots: int, *, unified: bool) -> tuple[int, Me
         MemoryLine("left", "left free", device - fixed - kv),
     )
     return cells, MemoryBudget(device, device, lines, kv, per_token, per_token, cells)
+
+
+def _fewer(request: PoolRequest, held: Architecture, besides: int, weights: int) -> str:
+    """How many layers would fit, in words; the head is counted as a layer."""
+    room = request.device_memory_bytes / (weights + besides)
+    layers = int(held.layers * room * 0.97) + 1
+    if request.device_kind != "gpu" or request.pipeline_parallel > 1 or layers < 2:
+        return ""
+    return f", or layers on the CPU (engine_args.gpu_layers: {layers})"

@@ -20,7 +20,7 @@ from engine_models.engines.llama_server import LlamaServer, cuts_anywhere, llama
 from engine_models.engines.ollama_flags import FLAGS, keep_alive_s
 from engine_models.schedulers.kept_model import KeptModel, KeptModelScheduler
 from hardware_profiles.device import DeviceKind
-from hardware_profiles.errors import InfeasibleError
+from hardware_profiles.errors import InfeasibleError, InputError, PlanError
 
 GIB, MIB = 1 << 30, 1 << 20
 CONTEXTS = ((47 * GIB, 262_144), (23 * GIB, 32_768))
@@ -72,7 +72,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         ),
         memory=server.memory,
         scheduler=scheduler,
-        costs=server.costs(overheads),
+        costs=server.costs(overheads, ENGINE.kernels),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, on_full="503", asks=True),
         prefix_caching=True,
         notes=(
@@ -95,10 +95,23 @@ def _server(request: PoolRequest) -> LlamaServer:
     for number, tokens in enumerate(contexts):
         try:
             return _started(request, min(tokens, arch.max_context_tokens))
-        except InfeasibleError:
+        except InfeasibleError as error:
             if number == len(contexts) - 1:
-                raise
+                raise _in_own_words(error) from None
+        except InputError as error:
+            raise _in_own_words(error) from None
     raise AssertionError("a context is always tried")
+
+
+def _in_own_words(error: PlanError) -> PlanError:
+    """What is said of the server's flags, said of Ollama's settings."""
+
+    def own(text: str | None) -> str | None:
+        for flag, setting in (("gpu_layers", "num_gpu"), ("ctx_size", "num_ctx")):
+            text = text and text.replace(flag, setting)
+        return text
+
+    return type(error)(error.message, where=own(error.where), mend=own(error.mend))
 
 
 def _vram(request: PoolRequest) -> int:
@@ -116,7 +129,7 @@ def _started(request: PoolRequest, num_ctx: int) -> LlamaServer:
         "threads": int(flags.get("num_thread", 0)) or -1,
     }
     if int(flags.get("num_gpu", -1)) >= 0:
-        own["gpu_layers"] = int(flags["num_gpu"])
+        own |= {"gpu_layers": int(flags["num_gpu"]), "host_cpu": flags.get("host_cpu")}
     plain = llama_server(replace(request, flags=own))
     batch = flags.get("num_batch") or _batch(plain, num_ctx * slots, _vram(request))
     return llama_server(replace(request, flags={**own, "batch_size": int(batch), "ubatch_size": int(batch)}))

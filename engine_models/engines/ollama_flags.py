@@ -26,6 +26,7 @@ _MODELLED: dict[str, Flag] = {
     "num_keep": Flag("int", 4, low=-1),
     "num_gpu": Flag("int", -1, low=-1),
     "num_thread": Flag("int", 0, low=0),
+    "host_cpu": Flag("str", None),
     "shift": Flag("bool", True),
 }
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -49,6 +50,7 @@ __all__ = [
     "uneven_block_width",
     "format_of_part",
     "gemm_shapes",
+    "in_pieces",
     "kv_bytes_per_token",
     "kv_groups",
     "load_architecture",
@@ -367,9 +369,17 @@ def stages(arch: Architecture, pipeline_parallel: int) -> tuple[Architecture, ..
     """Return each pipeline stage as an architecture of its own, so that every count applies to it."""
     if pipeline_parallel == 1:
         return (arch,)
+    return in_pieces(arch, pipeline_layers(arch.layers, pipeline_parallel))
+
+
+def in_pieces(arch: Architecture, sizes: Sequence[int]) -> tuple[Architecture, ...]:
+    """Return the model cut into pieces of so many layers: the embedding is the first one's, the head the last one's.
+
+    >>> [piece.layers for piece in in_pieces(load_architecture("Llama-3.1-8B"), (12, 20))]
+    [12, 20]
+    """
     found = []
     start = 0
-    sizes = pipeline_layers(arch.layers, pipeline_parallel)
     for index, size in enumerate(sizes):
         layout = arch.layout[start : start + size]
         start += size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ from engine_models.engines.llama_cpp_flags import quant_of
 from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch, PartedBatch
+from engine_models.parts.protocols import StepCost
 from engine_models.schedulers.slots import SlotScheduler
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InfeasibleError, InputError
+from hardware_profiles.kernels import operations_of
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
 from simulator.run import RunResult, simulate
@@ -88,7 +91,7 @@ def test_a_context_that_is_not_asked_for_is_lowered_until_it_fits() -> None:
     assert 1 << 30 <= left < (1 << 30) + 256 * 131_072
     assert found.limits.kv_tokens == memory.kv_bytes // 131_072 < 131_072
     assert found.limits.kv_tokens % 256 == 0
-    with pytest.raises(InfeasibleError, match=r"does not fit.*layers on the CPU are not simulated"):
+    with pytest.raises(InfeasibleError, match=r"(?s)does not fit.*layers on the CPU"):
         plan(request_of(ctx_size=131_072, fit="off", weights="bf16"))
     smaller = plan(request_of(weights="bf16", kv="q8_0")).limits.kv_tokens
     assert smaller == pytest.approx(found.limits.kv_tokens * 16 / 8.5, abs=256)
@@ -156,7 +159,8 @@ def test_pasted_commands_are_read(command: str, values: dict[str, Any], weights:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"gpu_layers": 20}, "20 of the 33 layers"),
+        ({"gpu_layers": 0}, "0 of the 33 layers"),
+        ({"gpu_layers": 20, "host_cpu": "h100"}, "is no CPU"),
         ({"cache_type_k": "q8_0"}, "keys in q8_0 and values in f16"),
         ({"spec_draft_model": "d.gguf"}, "how many tokens a step yields"),
         ({"n_cpu_moe": 10}, "which part of the model the CPU computes"),
@@ -275,3 +279,69 @@ def test_a_conversation_goes_on_from_host_memory() -> None:
         run = served(load, parallel=2, ctx_size=16384, cache_ram=ram)
         shares.append(run.raw.hit_tokens / run.raw.queried_tokens)
     assert shares[0] > 0.5 > shares[1] + 0.1
+
+
+def test_layers_that_the_gpu_lacks_are_computed_by_the_cpu() -> None:
+    """-ngl 13 of 33: the head and 12 layers on the GPU; a token reads the other 20 layers' weights from the CPU's memory."""
+    whole, parted = (plan(request_of(**flags)) for flags in ({}, {"gpu_layers": 13, "ctx_size": 8192, "parallel": 1}))
+    assert parted.costs.arch.layers == 12
+    layers = parted.costs.host_layers
+    assert layers is not None
+    assert layers.arch.layers == 20
+    assert whole.memory.bytes_of("weight") > 2 * parted.memory.bytes_of("weight")
+    ops = operations_of(load_device("rtx-4090-24gb"), "llama_cpp")
+    cost = parted.costs.over(ops)
+    token_s = decoded_s(cost)
+    assert token_s > layers.fetched_bytes / load_device("core-i9-13900k").memory_bandwidth_bytes_per_s.value
+    assert token_s > 5 * decoded_s(whole.costs.over(ops))
+    threads = plan(request_of(gpu_layers=13, ctx_size=8192, parallel=1, threads=1)).costs.over(ops)
+    assert decoded_s(threads) > token_s
+
+
+def test_many_tokens_are_computed_by_the_gpu_with_fetched_weights() -> None:
+    """512 tokens with `op_offload` take the weights' way to the GPU; without it the CPU multiplies them."""
+    ops = operations_of(load_device("rtx-4090-24gb"), "llama_cpp")
+    asked: dict[str, Any] = {"gpu_layers": 13, "ctx_size": 8192, "parallel": 1}
+    costs = [plan(request_of(**asked, op_offload=on)).costs for on in (True, False)]
+    layers = costs[0].host_layers
+    assert layers is not None
+    assert layers.fetched_bytes == pytest.approx(20 / 32 * 4.19e9, rel=0.01)
+    fetching_s, computing_s = (prompt_s(of.over(ops), 512) for of in costs)
+    assert layers.fetched_bytes / layers.bytes_per_s < fetching_s < computing_s
+    few = [prompt_s(of.over(ops), 31) for of in costs]
+    assert few[0] == few[1]
+
+
+def test_a_model_that_does_not_fit_says_how_many_layers_would() -> None:
+    with pytest.raises(InfeasibleError) as error:
+        plan(request_of("meta-llama/Llama-3.1-70B-Instruct"))
+    found = re.search(r"gpu_layers: (\d+)", str(error.value.mend))
+    assert found
+    layers = int(found[1])
+    with pytest.raises(InfeasibleError):
+        plan(request_of("meta-llama/Llama-3.1-70B-Instruct", gpu_layers=layers + 4, ctx_size=4096))
+    assert plan(request_of("meta-llama/Llama-3.1-70B-Instruct", gpu_layers=layers, ctx_size=4096)).memory.kv_bytes
+
+
+def test_a_run_over_two_processors_jumps_as_it_steps() -> None:
+    workload = {"arrivals": {"kind": "poisson", "rate": 2.0}, "prompt_tokens": 200, "output_tokens": 60, "requests": 40}
+    asked: dict[str, Any] = {"gpu_layers": 13, "ctx_size": 65536, "parallel": 40}
+    pool = {"engine": "llama.cpp", "hardware": "rtx-4090-24gb", "weights": "q4_k_m", "engine_args": asked}
+    scenario = {"model": LLAMA, "deployment": pool, "workload": workload}
+    jumped, stepped = (simulate(scenario, aggregate=aggregate) for aggregate in (True, False))
+    for name in ("first_token_s", "end_s"):
+        assert list(jumped.requests[name]) == list(stepped.requests[name])
+
+
+def decoded_s(cost: StepCost) -> float:
+    """Device time of one decoding row of 1,000 tokens."""
+    step = PartedBatch(0)
+    step.parts = [Batch(0, 1, 1, 1000, tokens=1)]
+    return cost.step_s((step,))[0]
+
+
+def prompt_s(cost: StepCost, tokens: int) -> float:
+    """Device time of the first tokens of a prompt."""
+    step = PartedBatch(0)
+    step.parts = [Batch(0, prefill=[(tokens, 0)], tokens=tokens)]
+    return cost.step_s((step,))[0]

@@ -250,6 +250,18 @@ def test_a_default_context_that_does_not_fit_steps_down() -> None:
         plan(request_of("rtx-4090-24gb", num_ctx=131_072, num_parallel=4))
 
 
+def test_layers_on_the_cpu_are_asked_for_in_its_own_words() -> None:
+    """A model that does not fit names `num_gpu`; with it a part of the layers is the CPU's."""
+    with pytest.raises(InfeasibleError) as error:
+        plan(request_of("rtx-4090-24gb", "meta-llama/Llama-3.1-70B-Instruct"))
+    assert "engine_args.num_gpu: 45" in str(error.value.mend)
+    found = plan(request_of("rtx-4090-24gb", "meta-llama/Llama-3.1-70B-Instruct", num_gpu=45, num_ctx=4096, host_cpu="epyc-9654"))
+    assert found.costs.host_layers is not None
+    assert found.costs.host_layers.arch.layers == 36
+    with pytest.raises(InputError, match="num_gpu"):
+        plan(request_of("rtx-4090-24gb", num_gpu=0))
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("5m", 300), ("1h30m", 5400), ("0", 0), ("90", 90), ("-1", float("inf")), ("500ms", 0.5)]
 )
