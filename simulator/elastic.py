@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Series
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine_models.cost.start_up import StartUp, predicted
+from engine_models.parts.protocols import INFINITY
 from hardware_profiles.errors import InputError
-from simulator.cluster.faults import HOUR_S, Fault, Faults, Process
+from simulator.cluster.faults import HOUR_S, Disturbance, Fault, Faults, Process
 from simulator.prepared import Elasticity, Prepared
 from simulator.scaled import scaled
 from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
     from simulator.config import schema
+    from simulator.config.schema import Scenario
 
 FAILURES = "deployment.failures"
 
@@ -141,3 +144,67 @@ def _processes(prepared: Prepared, failures: schema.Failures, nodes: tuple[int, 
             notice = Fault("reclaim", unit, whole, back_s, notice_s=failures.notice_s)
             out.append(Process(notice, times * failures.reclaims_per_hour / HOUR_S, drawn[1]))
     return out
+
+
+def disturbances_of(scenario: Scenario, pools: Series[Prepared]) -> tuple[tuple[Disturbance, ...], list[str]]:
+    """What disturbs prefill and decode pools (in the order of their replicas), and what is assumed.
+
+    Raises
+    ------
+    InputError : a fault that is not modelled there, a pool or a replica that is not there, or no way between two pools.
+    """
+    failures = scenario.deployment.failures
+    if failures is None:
+        return (), []
+    if failures.of is not None:
+        raise InputError(
+            "failures of prefill and decode pools at random are not modelled yet",
+            where=FAILURES,
+            mend="give events of kind: link or slow, or use a pool of role: mixed",
+        )
+    found = tuple(_disturbance(event, number, pools) for number, event in enumerate(failures.events))
+    stalls = any(fault.ways for fault in found)
+    words = "transfers over a link that is down stand still until it is back: their connector does not give up (assumed)"
+    return found, [words] if stalls else []
+
+
+def _disturbance(event: schema.FailureEvent, number: int, pools: Series[Prepared]) -> Disturbance:
+    where, names = f"{FAILURES}.events.{number}", [each.pool.name for each in pools]
+    for key, name in (("pool", event.pool), ("from", event.from_), ("to", event.to)):
+        if name is not None and name not in names:
+            raise InputError(f"there is no pool '{name}'", where=f"{where}.{key}", mend=f"one of {', '.join(names)}")
+    for_s = INFINITY if event.for_s is None else event.for_s
+    if event.kind == "link":
+        ends = {role: [each.pool.name for each in pools if each.pool.role == role] for role in ("prefill", "decode")}
+        ways = tuple(
+            (here, there)
+            for here in ends["prefill"]
+            for there in ends["decode"]
+            if event.from_ in (None, here) and event.to in (None, there)
+        )
+        if not ways:
+            raise InputError(
+                f"nothing goes from pool '{event.from_}' to pool '{event.to}'",
+                where=where,
+                mend="name a prefill and a decode pool",
+            )
+        return Disturbance(event.at_s, for_s, ways)
+    if event.kind != "slow":
+        raise InputError(
+            f"kind: {event.kind} in prefill and decode pools is not modelled yet",
+            where=f"{where}.kind",
+            mend="use kind: link or slow, or a pool of role: mixed",
+        )
+    assert event.replica is not None
+    assert event.factor is not None
+    if event.pool is None:
+        raise InputError("which pool's replica is slow?", where=where, mend=f"give `pool`, one of {', '.join(names)}")
+    at = names.index(event.pool)
+    if event.replica >= pools[at].replicas:
+        raise InputError(
+            f"there is no replica {event.replica} in pool '{event.pool}'",
+            where=f"{where}.replica",
+            mend=f"name one from 0 to {pools[at].replicas - 1}",
+        )
+    first = sum(each.replicas for each in pools[:at])
+    return Disturbance(event.at_s, for_s, replica=first + event.replica, factor=event.factor)

@@ -24,7 +24,7 @@ from engine_models.model.formats import FORMATS, format_named
 from hardware_profiles.device import Device, device_names, load_device
 from hardware_profiles.errors import InputError, PlanError
 from hardware_profiles.kernels import operations_in_node
-from simulator.elastic import with_elasticity
+from simulator.elastic import disturbances_of, with_elasticity
 from simulator.pools import blended_price, check_roles, connector_of, joint_limits, paths_of, unique
 from simulator.prepared import Prepared
 from simulator.price import unit_price
@@ -173,15 +173,17 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     if len(found) == 1:
         return with_elasticity(found[0])
     for number, pool in enumerate(pools):
-        for key in ("failures", "autoscaler"):
-            beside = getattr(scenario.deployment, key) is not None
-            if beside or getattr(pool, key) is not None:
-                at = f"deployment.{key}" if beside else f"deployment.pools.{number}.{key}"
-                raise InputError(
-                    f"`{at}` of prefill and decode pools is not modelled yet",
-                    where=at,
-                    mend=f"remove `{at}`, or use a pool of role: mixed",
-                )
+        refused = {
+            "deployment.autoscaler": scenario.deployment.autoscaler,
+            f"deployment.pools.{number}.autoscaler": pool.autoscaler,
+            f"deployment.pools.{number}.failures": pool.failures,
+        }
+        for at in (at for at, setting in refused.items() if setting is not None):
+            raise InputError(
+                f"`{at}` of prefill and decode pools is not modelled yet",
+                where=at,
+                mend=f"remove `{at}`, or use a pool of role: mixed",
+            )
     handover = found[0].plan.handover
     check_paired(found[0].routing, at_once=handover is not None and handover.reserves)
     around = {
@@ -195,6 +197,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
                 f"`{where}` before prefill and decode pools is not modelled yet", where=where, mend=f"remove `{where}`"
             )
     found.sort(key=lambda each: each.pool.role == "decode")
+    disturbed, said = disturbances_of(scenario, found)
     limits = joint_limits(*([e.plan.limits for e in found if e.pool.role == role] for role in ("prefill", "decode")))
     return replace(
         found[-1],
@@ -203,9 +206,10 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         devices=sum(each.devices for each in found),
         price=blended_price([(each.price, each.devices) for each in found]),
         warnings=unique(text for each in found for text in each.warnings),
-        assumptions=unique(text for each in found for text in each.assumptions),
+        assumptions=unique((*(text for each in found for text in each.assumptions), *said)),
         pools=tuple(found),
         paths=paths_of(scenario.deployment, found),
+        disturbances=disturbed,
     )
 
 

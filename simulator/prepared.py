@@ -14,7 +14,7 @@ from engine_models.model.blocks import Architecture
 from engine_models.parts.protocols import StepCost
 from hardware_profiles.device import Device
 from hardware_profiles.ops import Ops
-from simulator.cluster.faults import Faults
+from simulator.cluster.faults import Disturbance, Faults
 from simulator.cluster.router import Routing
 from simulator.cluster.scaling.scaler import Autoscaler
 from simulator.cluster.transfer import Paths
@@ -64,6 +64,7 @@ class Prepared:
     routing: Routing = field(default_factory=Routing)
     pools: tuple[Prepared, ...] = ()
     paths: Paths | None = None
+    disturbances: tuple[Disturbance, ...] = ()
     elastic: Elasticity | None = None
 
     @property

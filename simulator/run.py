@@ -255,6 +255,7 @@ def _cluster(
             stages["decode"],
             prepared.paths,
             plan.limits,
+            faults=prepared.disturbances,
             router=routing,
             before_s=prepared.pools[0].plan.front.before_s + half_rtt_s + routing.hop_s,
             after_s=half_rtt_s,

@@ -13,7 +13,7 @@ from simulator.cluster.scaling.hpa import DOWN, UP, Behaviour, Direction, Hpa, P
 from simulator.cluster.scaling.keda import Keda
 from simulator.cluster.scaling.knative import Knative, KnativeRules
 from simulator.cluster.scaling.scaler import AT_ROUTER, Autoscaler
-from simulator.cluster.scaling.wva import Saturation, Wva
+from simulator.cluster.scaling.wva import Saturation, ServiceLaw, Targets, Wva
 from simulator.prepared import Elasticity, Prepared
 
 if TYPE_CHECKING:
@@ -109,10 +109,12 @@ def _maker(prepared: Prepared, given: schema.Scaler, least: int, most: int) -> M
         rules = Saturation(
             given.kv_cache_threshold, given.queue_length_threshold, given.kv_spare_trigger, given.queue_spare_trigger
         )
+        targets = _targets(given, prepared.plan.limits.rows) if given.analyzer == "queue_model" else None
         return lambda: Wva(
             _behaviour(given.behavior, least, most),
             rules,
             by_demand=given.analyzer == "tokens",
+            targets=targets,
             tolerance=given.tolerance,
         )
     if given.optimization_target == "sla":
@@ -130,6 +132,14 @@ def _maker(prepared: Prepared, given: schema.Scaler, least: int, most: int) -> M
         min_endpoint=least,
         every_s=given.load_adjustment_interval_s,
     )
+
+
+def _targets(given: schema.WvaScaler, rows: int) -> Targets:
+    alpha_ms, beta_ms, gamma_ms, delta_ms, ttft_ms, itl_ms = (
+        value or 0.0
+        for value in (given.alpha_ms, given.beta_ms, given.gamma_ms, given.delta_ms, given.ttft_ms, given.itl_ms)
+    )
+    return Targets(ServiceLaw(alpha_ms, beta_ms, gamma_ms, delta_ms), rows, ttft_ms, itl_ms)
 
 
 def _hpa(

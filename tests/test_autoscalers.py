@@ -260,8 +260,8 @@ def test_wva_by_tokens(demand: float, more: int) -> None:
 
 def test_wva_by_its_queueing_model() -> None:
     model = QueueModel(ServiceLaw(20, 0.5, 10, 0.02), 16, 512, 128)
-    assert model.law.rate(1, 512, 128) * 1e3 == pytest.approx(0.3811, abs=5e-5)
-    assert model.law.rate(16, 512, 128) * 1e3 == pytest.approx(4.290, abs=5e-4)
+    assert model.rate_per_ms(1) * 1e3 == pytest.approx(0.3811, abs=5e-5)
+    assert model.rate_per_ms(16) * 1e3 == pytest.approx(4.290, abs=5e-4)
     assert model.most_per_s(500, math.inf) == pytest.approx(3.496, abs=5e-4)
     assert model.most_per_s(math.inf, 24) == pytest.approx(2.231, abs=5e-4)
     assert math.ceil(10 / model.most_per_s(500, 24)) == 5

@@ -211,17 +211,61 @@ def test_failures_that_cannot_be_are_refused(failures: dict[str, Any], said: str
     assert said in str(error.value)
 
 
-def test_failures_of_prefill_and_decode_pools_are_refused() -> None:
-    pool = {"engine": "vllm", "hardware": "h100-sxm-80gb"}
-    deployment = {
-        "engine": None,
-        "pools": [{**pool, "name": role, "role": role} for role in ("prefill", "decode")],
-        "failures": {"mtbf_h": 100, "of": "node"},
-    }
-    scenario = given({}, {"requests": 5})
-    scenario["deployment"] = {key: value for key, value in deployment.items() if value is not None}
-    with pytest.raises(InputError, match="not modelled yet"):
-        simulate(scenario)
+def paired(events: list[dict[str, Any]], engine: str = "vllm", *, aggregate: bool = True, **more: Any) -> RunResult:
+    pool = {"engine": engine, "hardware": "h100-sxm-80gb"}
+    pools = [{**pool, "name": name, "role": role} for name, role in (("one", "prefill"), ("two", "decode"))]
+    scenario = given({}, {"arrivals": poisson(8), "duration": 25, "requests": None, **LENGTHS})
+    failures = {"failures": {"events": events, **more}} if events or more else {}
+    return simulate({**scenario, "deployment": {"pools": pools, **failures}}, aggregate=aggregate)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_transfers_over_a_link_that_is_down_stand_still(engine: str) -> None:
+    event = {"kind": "link", "from": "one", "to": "two"}
+    plain = paired([], engine)
+    never = paired([{**event, "at_s": 1e6, "for_s": 5}], engine)
+    assert never.requests_frame().equals(plain.requests_frame())
+    found = paired([{**event, "at_s": 10, "for_s": 5}], engine).raw
+    assert (found.status == FINISHED).all()
+    assert found.handed is not None
+    ends = found.handed.transfer_end_s
+    assert not ((ends > 10.1) & (ends < 15)).any()
+    held = (found.handed.transfer_start_s < 15) & (ends >= 15)
+    assert held.sum() > 10
+    assert plain.raw.handed is not None
+    assert (ends - plain.raw.handed.transfer_end_s)[held].min() > 0
+    before = plain.raw.handed.transfer_end_s < 9.9
+    np.testing.assert_array_equal(ends[before], plain.raw.handed.transfer_end_s[before])
+
+
+def test_a_slow_decode_server_decodes_slowly() -> None:
+    event = {"kind": "slow", "pool": "two", "replica": 0, "factor": 3, "at_s": 10, "for_s": 8}
+    plain, found, step = paired([]), paired([event]), paired([event], aggregate=False)
+    assert step.result == found.result
+    inside = (found.raw.arrival_s > 10.5) & (found.raw.arrival_s < 14)
+    tpot = [np.asarray(run.requests_frame()["tpot_ms"])[inside].mean() for run in (plain, found)]
+    assert tpot[1] > 2 * tpot[0]
+    first = np.asarray(found.requests_frame()["tpot_ms"])[found.raw.arrival_s < 8].mean()
+    assert first == pytest.approx(np.asarray(plain.requests_frame()["tpot_ms"])[plain.raw.arrival_s < 8].mean(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("events", "more", "said"),
+    [
+        ([], {"mtbf_h": 100, "of": "node"}, "at random are not modelled yet"),
+        ([{"at_s": 1, "replica": 0, "pool": "two", "kind": "gpu"}], {}, "not modelled yet"),
+        ([{"at_s": 1, "kind": "link", "from": "two", "to": "one"}], {}, "nothing goes from pool 'two'"),
+        ([{"at_s": 1, "kind": "link", "from": "three"}], {}, "no pool 'three'"),
+        ([{"at_s": 1, "replica": 0, "kind": "slow", "factor": 2}], {}, "which pool"),
+        ([{"at_s": 1, "replica": 4, "pool": "two", "kind": "slow", "factor": 2}], {}, "no replica 4 in pool 'two'"),
+    ],
+)
+def test_failures_of_prefill_and_decode_pools_that_cannot_be_are_refused(
+    events: list[dict[str, Any]], more: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        paired(events, **more)
+    assert said in str(error.value)
 
 
 def test_start_up_is_said_by_its_parts() -> None:

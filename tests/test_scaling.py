@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from simulator.cluster.faults import Fault, Faults, Process
 from simulator.cluster.outcome import FINISHED, UNFINISHED, Reason
 from simulator.cluster.scaling.flow import Flow
 from simulator.cluster.scaling.scaler import Autoscaler, Counts, Seen
+from simulator.cluster.scaling.wva import QueueModel, ServiceLaw
 from simulator.run import RunResult, simulate
 from simulator.validation.schedules import RecordedClock
 from tests.guard.cases import CHATS, TIGHT, args, given, poisson
@@ -109,6 +111,17 @@ def test_a_replica_that_is_sent_away_loses_what_outlasts_the_grace() -> None:
     assert not lost[300]
 
 
+def test_wva_asks_for_what_its_queueing_model_says() -> None:
+    """14 requests a second of 200 and 100 tokens, of which the law below lets a replica carry 6.4: three."""
+    law = ServiceLaw(10, 0.4, 5, 0.01)
+    most = QueueModel(law, 1024, 200, 100).most_per_s(200, 14)
+    wanted = math.ceil(14 / most)
+    assert wanted == 3
+    scaler = {"alpha_ms": 10, "beta_ms": 0.4, "gamma_ms": 5, "delta_ms": 0.01, "ttft_ms": 200, "itl_ms": 14}
+    found = run({"kind": "wva", "analyzer": "queue_model", "max_replicas": 8, **scaler}, {"phases": [(120, 14)]})
+    assert found.result["fleet"]["over_time"]["up"][-1] == wanted
+
+
 def test_start_up_has_parts_and_devices_are_billed_once_provisioned() -> None:
     load = {"arrivals": poisson(60), "duration": 200}
     parts = {"provisioning_s": 50, "image_s": 10, "weights_s": 5, "compile_s": 0, "graph_capture_s": 3, "warm_up_s": 2}
@@ -157,6 +170,8 @@ def test_requests_in_flight_are_averaged_over_time_whatever_the_order_of_their_e
         ({"kind": "keda", "target": 5, "min_replicas": 200}, {}, "at most 100 may be there"),
         ({"kind": "keda", "target": 5, "min_replicas": 1, "idle_replicas": 1}, {}, "must be below min_replicas"),
         ({"kind": "knative", "max_replicas": 4, "panic_threshold_percentage": 50}, {}, "at least 110"),
+        ({"kind": "wva", "max_replicas": 4, "analyzer": "queue_model", "alpha_ms": 5}, {}, "needs alpha_ms, beta_ms"),
+        ({"kind": "wva", "max_replicas": 4, "alpha_ms": 5}, {}, "belong to analyzer: queue_model"),
         ({"kind": "dynamo", "min_gpu_budget": 9}, {}, "is above max_gpu_budget"),
         ({"kind": "dynamo"}, {"tensor_parallel": 8, "pipeline_parallel": 2}, "at most 0 may be there"),
         ({"kind": "dynamo"}, {"tensor_parallel": 8, "replicas": 2}, "outside of the autoscaler's bounds"),

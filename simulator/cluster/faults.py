@@ -42,6 +42,17 @@ class Process:
 
 
 @dataclass(frozen=True)
+class Disturbance:
+    """What slows down prefill and decode pools for a time: ways between pools that are closed, or a replica by a factor."""
+
+    at_s: float
+    for_s: float = INFINITY
+    ways: tuple[tuple[str, str], ...] = ()
+    replica: int | None = None
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
 class Faults:
     """Events [s] and processes, the node of each replica, and what a replica needs to start once its devices are back [s]."""
 

@@ -18,7 +18,8 @@ from engine_models.parts.handover import Note, PullDecode, PullPrefill, Reservin
 from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence as Request
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
-from simulator.cluster.cluster import Cluster, IntArray, Source
+from simulator.cluster.cluster import Cluster, IntArray, Sink, Source
+from simulator.cluster.faults import Disturbance
 from simulator.cluster.outcome import Handovers, Rows
 from simulator.cluster.router import Router, Routing, router_of
 from simulator.cluster.transfer import Network, Paths
@@ -47,6 +48,7 @@ class HandoverCluster(Cluster):
     prefill, decode : the pools of either stage.
     paths : the ways between replicas.
     limits : what both stages take.
+    faults : ways that are closed and replicas that are slow, for a time.
     router : rule by which a replica is chosen in each stage.
     hop_s : time between a prompt's end and the request's arrival at the second stage, its front end's not included.
     Others as of the base; `devices` are those of all replicas.
@@ -60,6 +62,7 @@ class HandoverCluster(Cluster):
         paths: Paths,
         limits: Limits,
         *,
+        faults: Sequence[Disturbance] = (),
         router: str | Routing = "round_robin",
         before_s: float = 0.0,
         after_s: float = 0.0,
@@ -69,7 +72,7 @@ class HandoverCluster(Cluster):
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
         self._stages = (prefill, decode)
-        self._paths = paths
+        self._paths, self._faults = paths, faults
         self._first = sum(servers.replicas for servers in prefill)  # number of the first decode replica
         handover = decode[0].plan.handover
         assert handover is not None
@@ -127,6 +130,23 @@ class HandoverCluster(Cluster):
             rows.handed = Handovers(len(rows.workload))
         return rows
 
+    def _run(self, sink: Sink | None) -> None:
+        for fault in self._faults:
+            self._clock.at(fault.at_s, ARRIVALS, partial(self._disturb, fault, begins=True))
+            if fault.for_s < INFINITY:
+                self._clock.at(fault.at_s + fault.for_s, ARRIVALS, partial(self._disturb, fault, begins=False))
+        super()._run(sink)
+
+    def _disturb(self, fault: Disturbance, *, begins: bool) -> None:
+        """A fault begins or is over."""
+        for way in fault.ways:
+            self._network.turn(way, closed=begins)
+        if fault.replica is not None:
+            self._advance(fault.replica, self._clock.now_s)
+            self.replicas[fault.replica].slow(fault.factor if begins else 1.0)
+            self._wake_s[fault.replica] = INFINITY
+            self._hear(fault.replica)
+
     # -- the way of a request -------------------------------------------------------------------------------
 
     def _sequences(self, block: Rows, rows: IntArray) -> list[Request]:
@@ -176,7 +196,8 @@ class HandoverCluster(Cluster):
         assert handed is not None
         ends, latency_s, size = self._paths.of(source, number, -(-note.tokens // unit) * unit)
         handed.transfer_start_s[row], handed.transfer_bytes[row] = now_s, size
-        self._network.send(now_s, ends, latency_s, partial(self._arrived, number, seq))
+        way = self._paths.way(source, number)
+        self._network.send(now_s, way, ends, latency_s, partial(self._arrived, number, seq))
 
     def _arrived(self, number: int, seq: Request, now_s: float) -> None:
         """A read has ended: the reader may go on, the other side may free."""
@@ -305,7 +326,8 @@ class ReservingCluster(HandoverCluster):
         handed.transfer_bytes[row] += size
         pair.sent_tokens += note.tokens
         pair.pieces += 1
-        self._network.send(now_s, ends, latency_s, partial(self._piece_arrived, pair))
+        way = self._paths.way(pair.source, pair.target)
+        self._network.send(now_s, way, ends, latency_s, partial(self._piece_arrived, pair))
 
     def _reserved(self, pair: _Pair) -> None:
         scheduler = self.ranks[pair.source].scheduler

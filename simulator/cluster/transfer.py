@@ -17,12 +17,15 @@ from simulator.cluster.clock import RESULTS, Clock
 
 Interface = Hashable
 """Name of one direction of a replica's interface."""
+Way = tuple[str, str]
+"""Pools that a transfer goes from and to."""
 
 
 @dataclass(eq=False)
 class Flow:
-    """A transfer under way: the interfaces it loads, each with its share at full speed, and seconds left at full speed."""
+    """A transfer: its way, the interfaces it loads, each with its share at full speed, and seconds left at full speed."""
 
+    way: Way
     loads: dict[Interface, float]
     left_s: float
     done: Callable[[float], None]
@@ -38,18 +41,30 @@ class Network:
         self._flows: dict[Flow, None] = {}
         self._now_s = 0.0  # up to which the flows have been moved
         self._event = 0  # number of the event that is awaited; others are out of date
+        self._closed: set[Way] = set()
+
+    def turn(self, way: Way, *, closed: bool) -> None:
+        """A way is closed, and what goes there stands still; or it is open again."""
+        self._move(self._clock.now_s)
+        (self._closed.add if closed else self._closed.discard)(way)
+        self._share()
 
     def send(
-        self, at_s: float, ends: dict[Interface, tuple[float, float]], latency_s: float, done: Callable[[float], None]
+        self,
+        at_s: float,
+        way: Way,
+        ends: dict[Interface, tuple[float, float]],
+        latency_s: float,
+        done: Callable[[float], None],
     ) -> None:
         """Begin a transfer at `at_s` (now): bytes and rate [byte/s] at each end; `done` is called with the time of its end."""
         alone_s = max(amount / rate for amount, rate in ends.values())
-        if not alone_s:
+        if not alone_s and way not in self._closed:
             self._clock.at(at_s + latency_s, RESULTS, partial(done, at_s + latency_s))
             return
         self._move(at_s)
-        loads = {name: amount / rate / alone_s for name, (amount, rate) in ends.items()}
-        self._flows[Flow(loads, alone_s, done, latency_s)] = None
+        loads = {name: amount / rate / alone_s if alone_s else 1.0 for name, (amount, rate) in ends.items()}
+        self._flows[Flow(way, loads, alone_s or TINY_S, done, latency_s)] = None
         self._share()
 
     def _move(self, to_s: float) -> None:
@@ -61,10 +76,16 @@ class Network:
 
     def _share(self) -> None:
         """Give every flow its speed anew, and await the first to end."""
-        _fill(self._flows)
+        flows = self._flows
+        if self._closed:
+            flows = {flow: None for flow in flows if flow.way not in self._closed}
+            for flow in self._flows.keys() - flows.keys():
+                flow.speed_share = 0.0
+        if flows:
+            _fill(flows)
         self._event += 1
         number = self._event
-        first = min(self._flows, key=lambda flow: flow.left_s / flow.speed_share, default=None)
+        first = min(flows, key=lambda flow: flow.left_s / flow.speed_share, default=None)
         if first is not None:
             end_s = self._now_s + max(first.left_s, 0.0) / first.speed_share
             self._clock.at(end_s, RESULTS, partial(self._ended, number, first, end_s))
@@ -74,7 +95,7 @@ class Network:
             return
         self._move(now_s)
         first.left_s = 0.0
-        over = [flow for flow in self._flows if flow.left_s <= TINY_S]
+        over = [flow for flow in self._flows if flow.left_s <= TINY_S and flow.way not in self._closed]
         for flow in over:
             del self._flows[flow]
         self._share()
@@ -123,6 +144,10 @@ class Paths:
         self, sides: list[Side], between: dict[tuple[str, str], Route], within: dict[tuple[str, str], Route]
     ) -> None:
         self._sides, self._between, self._within = sides, between, within
+
+    def way(self, source: int, target: int) -> Way:
+        """The pools of two replicas."""
+        return self._sides[source].pool, self._sides[target].pool
 
     def of(self, source: int, target: int, tokens: int) -> tuple[dict[Interface, tuple[float, float]], float, int]:
         """Bytes and rate at both ends for the KV of so many tokens, the latency [s], and the bytes in all.

@@ -315,15 +315,37 @@ class DynamoScaler(_Scaling):
         return self
 
 
+QUEUE_MODEL = ("alpha_ms", "beta_ms", "gamma_ms", "delta_ms", "ttft_ms", "itl_ms")
+
+
 class WvaScaler(_ByHpa):
-    """llm-d's variant autoscaler, which an HPA follows: by `saturation` of replicas, or by `tokens` in demand."""
+    """llm-d's variant autoscaler, which an HPA follows: by `saturation` of replicas, `tokens` in demand, or a `queue_model`.
+
+    The model takes a decode step of n rows as ``alpha_ms + beta_ms n`` and a prompt as ``gamma_ms + delta_ms tokens n``, and
+    asks for so many replicas that the means of TTFT and ITL stay below `ttft_ms` and `itl_ms`.
+    """
 
     kind: Literal["wva"]
-    analyzer: Literal["saturation", "tokens"] = "saturation"
+    analyzer: Literal["saturation", "tokens", "queue_model"] = "saturation"
     kv_cache_threshold: Share = 0.8
     queue_length_threshold: AboveZero = 5.0
     kv_spare_trigger: Share = 0.1
     queue_spare_trigger: NotNegative = 3.0
+    alpha_ms: AboveZero | None = None
+    beta_ms: AboveZero | None = None
+    gamma_ms: NotNegative | None = None
+    delta_ms: NotNegative | None = None
+    ttft_ms: AboveZero | None = None
+    itl_ms: AboveZero | None = None
+
+    @model_validator(mode="after")
+    def _law(self) -> WvaScaler:
+        given = [getattr(self, key) is not None for key in QUEUE_MODEL]
+        if self.analyzer == "queue_model" and not all(given):
+            raise ValueError(f"analyzer: queue_model needs {', '.join(QUEUE_MODEL)}")
+        if self.analyzer != "queue_model" and any(given):
+            raise ValueError(f"{', '.join(QUEUE_MODEL)} belong to analyzer: queue_model")
+        return self
 
 
 Scaler = Annotated[HpaScaler | KedaScaler | KnativeScaler | DynamoScaler | WvaScaler, Field(discriminator="kind")]

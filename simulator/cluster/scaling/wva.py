@@ -7,12 +7,19 @@ Source: `llm-d/llm-d-workload-variant-autoscaler` @ b08b1c7, `internal/saturatio
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Series
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simulator.cluster.scaling.hpa import Behaviour, by_average_value
 from simulator.cluster.scaling.scaler import Autoscaler, Counts, Seen
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 
 RECONCILE_S = 15.0
 """Time between two decisions [s] (datasheet)."""
@@ -66,16 +73,11 @@ class ServiceLaw:
     gamma_ms: float
     delta_ms: float
 
-    def rate(self, rows: float, prompt_tokens: float, output_tokens: float) -> float:
-        """Requests a millisecond of so many rows."""
-        prefill_ms = self.gamma_ms + self.delta_ms * prompt_tokens * rows
-        return rows / (prefill_ms + (output_tokens - 1) * (self.alpha_ms + self.beta_ms * rows))
-
 
 QUEUE_PER_ROW = 10
 """Requests that may wait for each row of the batch (datasheet)."""
-SEARCH_STEPS = 100
-"""Halvings of the interval in which a rate is searched (datasheet)."""
+CLOSE = 1e-6
+"""Relative width of the interval at which the search for a rate ends."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +89,28 @@ class QueueModel:
     prompt_tokens: float
     output_tokens: float
 
+    def _busy_ms(self, rows: IntArray) -> FloatArray:
+        """Time that a request takes beside so many rows, itself among them."""
+        law = self.law
+        prefill_ms = law.gamma_ms + law.delta_ms * self.prompt_tokens * rows
+        found: FloatArray = prefill_ms + (self.output_tokens - 1) * (law.alpha_ms + law.beta_ms * rows)
+        return found
+
+    def rate_per_ms(self, rows: int) -> float:
+        """Requests that so many rows serve a millisecond."""
+        return rows / float(self._busy_ms(np.array([rows]))[0])
+
     def latencies_ms(self, per_ms: float) -> tuple[float, float]:
         """Mean TTFT and ITL at a rate of arrivals [1/ms]."""
         n, law = self.rows, self.law
-        rates = [law.rate(i, self.prompt_tokens, self.output_tokens) for i in range(1, n + 1)]
-        weights = [1.0]
-        for i in range(1, n + QUEUE_PER_ROW * n + 1):
-            weights.append(weights[-1] * per_ms / rates[min(i, n) - 1])
-        whole = sum(weights)
-        served = sum(min(i, n) * weight for i, weight in enumerate(weights)) / whole
-        inside = sum(i * weight for i, weight in enumerate(weights)) / whole
-        through = per_ms * (1.0 - weights[-1] / whole)
+        held = np.arange(1 + n + QUEUE_PER_ROW * n)
+        rows = np.minimum(held, n)
+        rates = rows[1:] / self._busy_ms(rows[1:])
+        ways = np.concatenate([[0.0], np.cumsum(np.log(per_ms / rates))])  # logarithms: products of thousands overflow
+        shares = np.exp(ways - ways.max())
+        shares /= shares.sum()
+        served, inside = float((shares * rows).sum()), float((shares * held).sum())
+        through = per_ms * (1.0 - float(shares[-1]))
         wait_ms, service_ms = (inside - served) / through, served / through
         steps = self.output_tokens - 1
         fixed, growing = law.gamma_ms + law.alpha_ms * steps, law.delta_ms * self.prompt_tokens + law.beta_ms * steps
@@ -107,8 +120,7 @@ class QueueModel:
 
     def most_per_s(self, ttft_ms: float, itl_ms: float) -> float:
         """The highest rate at which both targets are met [1/s]."""
-        low = 0.001 * self.law.rate(1, self.prompt_tokens, self.output_tokens)
-        high = 0.999 * self.law.rate(self.rows, self.prompt_tokens, self.output_tokens)
+        low, high = 0.001 * self.rate_per_ms(1), 0.999 * self.rate_per_ms(self.rows)
         by_ttft = _search(low, high, lambda rate: self.latencies_ms(rate)[0] <= ttft_ms)
         by_itl = _search(low, high, lambda rate: self.latencies_ms(rate)[1] <= itl_ms)
         return min(by_ttft, by_itl) * 1e3
@@ -118,32 +130,75 @@ def _search(low: float, high: float, holds: Callable[[float], bool]) -> float:
     """The highest rate that holds."""
     if holds(high):
         return high
-    for _ in range(SEARCH_STEPS):
+    while high - low > CLOSE * high:
         middle = (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low
 
 
-class Wva(Autoscaler):
-    """One variant, and the HPA that follows it; `by_demand` counts tokens, else saturated replicas."""
+@dataclass(frozen=True)
+class Targets:
+    """What the queueing model is to keep: a law of service, rows of a replica, mean TTFT and ITL [ms]."""
 
-    def __init__(self, behaviour: Behaviour, rules: Saturation, *, by_demand: bool = False, tolerance: float) -> None:
+    law: ServiceLaw
+    rows: int
+    ttft_ms: float
+    itl_ms: float
+
+
+RATE_S = 60.0
+"""Time over which arrivals are averaged [s] (assumed: ``rate(...[1m])`` of the metrics)."""
+
+
+class Wva(Autoscaler):
+    """One variant, and the HPA that follows it.
+
+    It goes by the queueing model where `targets` are given, by tokens in demand (`by_demand`), or by saturated replicas.
+    """
+
+    def __init__(
+        self,
+        behaviour: Behaviour,
+        rules: Saturation,
+        *,
+        by_demand: bool = False,
+        targets: Targets | None = None,
+        tolerance: float,
+    ) -> None:
         self._behaviour, self._rules, self._by_demand, self._tolerance = behaviour, rules, by_demand, tolerance
+        self._targets = targets
+        self._arrivals: deque[int] = deque(maxlen=round(RATE_S / RECONCILE_S))
         self._seen_full: list[float] = []
         self._count = 0
         self.every_s = self.collect_s = RECONCILE_S
+
+    def collected(self, seen: Seen) -> None:
+        """As of the base."""
+        if seen.at_s > 0.0:
+            self._arrivals.append(seen.arrivals)
 
     def desired(self, seen: Seen, counts: Counts, now_s: float) -> int:
         """As of the base."""
         if not counts.wanted:
             return 0
         if counts.ready == counts.wanted == len(seen.readings):  # else the model is in transition
-            more = self._by_tokens(seen) if self._by_demand else self._by_saturation(seen)
+            if self._targets is not None:
+                more = self._by_model(seen, self._targets) - counts.wanted
+            else:
+                more = self._by_tokens(seen) if self._by_demand else self._by_saturation(seen)
             self._count = max(1, counts.wanted + more)
         elif not self._count:
             self._count = counts.wanted
         proposal = by_average_value(float(self._count), 1.0, counts.wanted, self._tolerance)
         return self._behaviour.settle(proposal, counts.wanted, now_s)
+
+    def _by_model(self, seen: Seen, targets: Targets) -> int:
+        """Replicas that carry the rate of late; as many as there are until an answer has ended."""
+        if not self._arrivals or not seen.output_tokens:
+            return len(seen.readings)
+        rate_per_s = sum(self._arrivals) / len(self._arrivals) / RECONCILE_S
+        model = QueueModel(targets.law, targets.rows, seen.prompt_tokens, seen.output_tokens)
+        return math.ceil(rate_per_s / model.most_per_s(targets.ttft_ms, targets.itl_ms))
 
     def _by_saturation(self, seen: Seen) -> int:
         return by_saturation([(reading.kv_share, float(reading.waiting)) for reading in seen.readings], self._rules)
