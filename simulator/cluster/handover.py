@@ -22,7 +22,7 @@ from simulator.cluster.cluster import Cluster, IntArray, Sink, Source
 from simulator.cluster.faults import Disturbance
 from simulator.cluster.outcome import Handovers, Rows
 from simulator.cluster.router import Router, Routing, router_of
-from simulator.cluster.transfer import Network, Paths
+from simulator.cluster.transfer import Network, Paths, Way
 from simulator.serving.replica import Replica
 from simulator.serving.turning import TurningReplica
 
@@ -196,8 +196,11 @@ class HandoverCluster(Cluster):
         assert handed is not None
         ends, latency_s, size = self._paths.of(source, number, -(-note.tokens // unit) * unit)
         handed.transfer_start_s[row], handed.transfer_bytes[row] = now_s, size
-        way = self._paths.way(source, number)
-        self._network.send(now_s, way, ends, latency_s, partial(self._arrived, number, seq))
+        self._network.send(now_s, ends, latency_s, partial(self._arrived, number, seq), self._way(source, number))
+
+    def _way(self, source: int, target: int) -> Way:
+        """The pools of a transfer, where one of their links may be down."""
+        return self._paths.way(source, target) if self._faults else ("", "")
 
     def _arrived(self, number: int, seq: Request, now_s: float) -> None:
         """A read has ended: the reader may go on, the other side may free."""
@@ -326,8 +329,8 @@ class ReservingCluster(HandoverCluster):
         handed.transfer_bytes[row] += size
         pair.sent_tokens += note.tokens
         pair.pieces += 1
-        way = self._paths.way(pair.source, pair.target)
-        self._network.send(now_s, way, ends, latency_s, partial(self._piece_arrived, pair))
+        way = self._way(pair.source, pair.target)
+        self._network.send(now_s, ends, latency_s, partial(self._piece_arrived, pair), way)
 
     def _reserved(self, pair: _Pair) -> None:
         scheduler = self.ranks[pair.source].scheduler

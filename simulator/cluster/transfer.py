@@ -52,10 +52,10 @@ class Network:
     def send(
         self,
         at_s: float,
-        way: Way,
         ends: dict[Interface, tuple[float, float]],
         latency_s: float,
         done: Callable[[float], None],
+        way: Way = ("", ""),
     ) -> None:
         """Begin a transfer at `at_s` (now): bytes and rate [byte/s] at each end; `done` is called with the time of its end."""
         alone_s = max(amount / rate for amount, rate in ends.values())
