@@ -27,6 +27,7 @@ CLI_PAGE = DOCS / "reference" / "cli.md"
 SCENARIO_PAGE = DOCS / "reference" / "scenario.md"
 FLAGS_PAGE = DOCS / "reference" / "engine-flags.md"
 ROUTERS_PAGE = DOCS / "reference" / "router-flags.md"
+MATRIX_PAGE = DOCS / "reference" / "what-runs-where.md"
 TIMEOUT_S = 300
 READ_ON = 1795219200
 """The day on which prices are judged stale, 2026-11-21 [s since 1970], so that pages do not change with the calendar."""
@@ -339,6 +340,46 @@ def routers_reference() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def matrix_reference() -> str:
+    """The page of what each engine runs on, loads and has: from the declarations."""
+    from engine_models.declaration import FEATURES
+    from engine_models.engines.known import BUILT_IN, engine_named
+    from engine_models.engines.projects import PROJECTS
+
+    engines = [engine_named(name) for name in BUILT_IN]
+    kinds = list(dict.fromkeys(kind for engine in engines for kind in engine.devices))
+    head = ["engine", *kinds, *(FEATURES[key][0] for key in FEATURES), "licence", "seen alive", "recorded steps equal"]
+    lines = [(MATRIX_PAGE.parent / "what-runs-where-intro.txt").read_text().rstrip(), ""]
+    lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for engine in engines:
+        project = PROJECTS[engine.name]
+        cells = [f"[{engine.title}](#{engine.name}) {engine.newest}"]
+        cells += ["yes" if kind in engine.devices else "-" for kind in kinds]
+        for key in FEATURES:
+            support = engine.features.get(key)
+            everywhere = support is not None and support.kinds >= set(engine.devices)
+            cells.append("-" if support is None else "yes" if everywhere else " ".join(sorted(support.kinds)))
+        state = f" ({project.state})" if project.state else ""
+        cells += [project.licence, f"{project.alive}{state}", f"{project.steps:,}" if project.steps else "-"]
+        lines.append(f"| {' | '.join(cells)} |")
+    for engine in engines:
+        lines += ["", f"## {engine.name}", "", "| what | where | source |", "|---|---|---|"]
+        lines += [f"| device: {kind} | | {source} |" for kind, source in engine.devices.items()]
+        for (where, source), names in _by_support(engine.formats).items():
+            lines.append(f"| weights: {', '.join(names)} | {where} | {source} |")
+        for (where, source), names in _by_support(engine.features).items():
+            lines.append(f"| {', '.join(FEATURES[name][0] for name in names)} | {where} | {source} |")
+    return "\n".join(lines) + "\n"
+
+
+def _by_support(table: Any) -> dict[tuple[str, str], list[str]]:
+    """Names of a table by where they are supported, and the source."""
+    out: dict[tuple[str, str], list[str]] = {}
+    for name, support in table.items():
+        out.setdefault((", ".join(sorted(support.kinds)), support.source), []).append(name)
+    return out
+
+
 def schema_text() -> str:
     """The JSON Schema that stands beside the scenarios, for editors."""
     import json
@@ -355,6 +396,7 @@ def main() -> None:
     CLI_PAGE.write_text(cli_reference())
     FLAGS_PAGE.write_text(flags_reference())
     ROUTERS_PAGE.write_text(routers_reference())
+    MATRIX_PAGE.write_text(matrix_reference())
     SCHEMA.write_text(schema_text())
     for page in chosen:
         print(f"{page.relative_to(ROOT)}{' changed' if refresh(page) else ''}")

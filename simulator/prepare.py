@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine_models.cost.drafting import Speculation, speculation_of
 from engine_models.cost.terms import Formats
 from engine_models.declaration import FEATURES, Engine, HostMemory, Lockstep, PoolRequest
-from engine_models.engines.known import engine_named, parse_engine_args, split, with_feature
+from engine_models.engines.known import engine_named, loading, on_kind, parse_engine_args, split, with_feature
 from engine_models.engines.known import plan as plan_pool
 from engine_models.flags import EngineFlags
 from engine_models.model.architecture import (
@@ -240,8 +240,8 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         raise InputError(
             f"{engine.name} does not run on {device.title}",
             where="deployment.hardware",
-            mend=f"give {engine.name} a device of another kind ({', '.join(engine.devices)}; "
-            "`capacity-plan list hardware`)",
+            mend=f"use an engine that does ({', '.join(e.name for e in on_kind(device.kind))}), or give {engine.name} a device "
+            f"of another kind ({', '.join(engine.devices)}; `capacity-plan list hardware`)",
         )
     flags = parse_engine_args(pool.engine, pool.engine_args)
     warnings = list(flags.warnings)
@@ -367,7 +367,8 @@ def _check_format(engine: Engine, device: Device, formats: Formats) -> None:
         raise InputError(
             f"{engine.title} does not load weights in {name}{on_device}",
             where="deployment.weights",
-            mend=f"one of {', '.join(able)}",
+            mend=f"one of {', '.join(able)}"
+            + (f", or an engine that does: {', '.join(others)}" if (others := loading(formats.weights, device.kind)) else ""),
         )
     if kv.family and kv.family not in engine.formats:
         raise InputError(f"{engine.title} keeps no KV cache in {kv.name}", where="deployment.kv_cache")

@@ -224,6 +224,10 @@ def test_router_reference_is_the_tables() -> None:
     assert refresh.ROUTERS_PAGE.read_text() == refresh.routers_reference(), "run: python docs/refresh.py"
 
 
+def test_the_matrix_is_the_declarations() -> None:
+    assert refresh.MATRIX_PAGE.read_text() == refresh.matrix_reference(), "run: python docs/refresh.py"
+
+
 def test_command_reference_is_the_programs() -> None:
     told, true = refresh.CLI_PAGE.read_text(), refresh.cli_reference()
     assert refresh.words_of(told) == refresh.words_of(true), "run: python docs/refresh.py"

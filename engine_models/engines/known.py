@@ -19,6 +19,7 @@ from engine_models.arguments import Arguments, parse_flags
 from engine_models.declaration import FEATURES, Engine, EnginePlan, Lockstep, Mode, PoolRequest, Support
 from engine_models.flags import EngineFlags, FlagTable, snake
 from engine_models.launch import CONTAINER_KEYS, find_launches
+from engine_models.model.formats import Format
 from engine_models.parts.protocols import Scheduler
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InputError, PlanError, nearest
@@ -143,6 +144,17 @@ def plan(engine: Engine, request: PoolRequest, version: str | None) -> EnginePla
 def with_feature(feature: str) -> list[Engine]:
     """The engines of this package that have a feature."""
     return [engine for engine in map(engine_named, BUILT_IN) if feature in engine.features]
+
+
+def on_kind(kind: DeviceKind) -> list[Engine]:
+    """The engines of this package that run on a kind of device."""
+    return [engine for engine in map(engine_named, BUILT_IN) if kind in engine.devices]
+
+
+def loading(weights: Format, kind: DeviceKind) -> list[str]:
+    """Names of the engines of this package that load weights in a format on a kind of device."""
+    found = {e.name: e.formats.get(weights.name) or e.formats.get(weights.family) for e in on_kind(kind)}
+    return [name for name, support in found.items() if support is not None and kind in support.kinds]
 
 
 # Flags ----------------------------------------------------------------------------------------------------

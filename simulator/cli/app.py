@@ -274,10 +274,11 @@ def trace_synthesize(
 
 
 def _register_planning() -> None:
-    from simulator.cli import compare, cost, sweep
+    from simulator.cli import compare, cost, recommend, sweep
 
     sweep.register(app)
     cost.register(app)
+    recommend.register(app)
     compare.register(app)
 
 

@@ -32,6 +32,7 @@ def _kind(word: str) -> str:
 
 def _engines() -> list[dict[str, Any]]:
     from engine_models.engines.known import engine_named, names
+    from engine_models.engines.projects import PROJECTS
 
     out: list[dict[str, Any]] = []
     for name in names():
@@ -40,7 +41,20 @@ def _engines() -> list[dict[str, Any]]:
         except InputError as error:  # a plug-in that is broken keeps nobody from the others
             print(f"warning: {error.message}", file=sys.stderr)
             continue
-        out.append({"name": engine.name, "newest": engine.newest, "versions": engine.releases})
+        project = PROJECTS.get(engine.name)
+        costs = f"measured on {len(engine.measured)} device{'s' * (len(engine.measured) > 1)}" if engine.measured else "assumed"
+        out.append(
+            {
+                "name": engine.name,
+                "newest": engine.newest,
+                "versions": engine.releases,
+                "recorded_steps_equal": project.steps if project else 0,
+                "costs": costs,
+                "devices": list(engine.devices),
+                "licence": project.licence if project else None,
+                "state": project.state if project else "",
+            }
+        )
     return out
 
 
@@ -153,7 +167,13 @@ def _columns(kind: str) -> Columns:
             "context tokens": told("context_tokens"),
             "weights": told("weights"),
         },
-        "engines": {"newest": told("newest"), "versions": told("versions")},
+        "engines": {
+            "newest": told("newest"),
+            "steps equal": lambda entry: _cell(entry["recorded_steps_equal"] or None),
+            "host costs": told("costs"),
+            "devices": told("devices"),
+            "versions": told("versions"),
+        },
         "traces": {"requests/s": told("requests_per_s")},
     }
     return {"name": told("name"), **columns[kind]}

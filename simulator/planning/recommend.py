@@ -1,0 +1,358 @@
+"""Which engine for a scenario: who can serve it at all, and what each costs where it is as full as the SLO lets it be.
+
+Every engine is given the scenario's own load, model, hardware and parallelism, and its own defaults. What the scenario itself or
+a constraint forbids is an exclusion with its reason. Of the others the highest load within the SLO (without one, the highest
+that is sustained) is looked for by short runs (`simulator.planning.headroom`); the *cost at the SLO* is that of a million
+tokens there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from engine_models.declaration import FEATURES
+from engine_models.engines.known import IMPLIED, engine_named, names, split
+from engine_models.engines.projects import PROJECTS
+from hardware_profiles.errors import InputError, PlanError, nearest
+from simulator.planning.points import judged
+
+if TYPE_CHECKING:
+    from simulator.config.schema import Pool, Scenario
+
+TUNED = ("rows", "step_tokens")
+"""Words for the flags that `tune` tries other values of, where an engine has them: requests at once, tokens of a step."""
+FACTORS = (0.25, 4.0)
+"""Values tried of each, as multiples of the default; assumed: a coarse search, one flag at a time."""
+CARRIED = ("context",)
+"""Words for flags of the scenario's engine that are said to the others in their own words; other flags are its own affair."""
+CRITERIA = ("cost", "ttft", "tpot", "e2e")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked beside the scenario.
+
+    licences : SPDX identifiers that are allowed, all if empty. alive_since : year and month of the oldest sign of life allowed.
+    features : of `FEATURES`, those that must be there, used or not. weights : of `CRITERIA`, how much each counts.
+    tune : try other values of the flags of `TUNED`.
+    """
+
+    licences: tuple[str, ...] = ()
+    alive_since: str = ""
+    features: tuple[str, ...] = ()
+    weights: tuple[tuple[str, float], ...] = (("cost", 1.0),)
+    tune: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine that can serve the scenario, at the flags that serve it best.
+
+    highest : the highest load within the SLO in `unit`, None if none was found, 0 if every load breaks it.
+    used : the offered load over it. cost_usd : of a million tokens there; cost_interval_usd : with the model's 90 % error.
+    slo and latencies : at the offered load. proven_steps : recorded steps that the engine's model reproduces. measured : whether
+    its costs were fitted on this device. reserves : whether it sets memory aside for all that a client may ask for.
+    """
+
+    engine: str
+    version: str
+    implied: Mapping[str, str]
+    weights: str
+    flags: Mapping[str, Any]
+    slo: str
+    ttft_ms_p99: float | None
+    tpot_ms_p99: float | None
+    e2e_ms_p99: float | None
+    used: float | None
+    highest: float | None
+    unit: str
+    devices: int
+    devices_needed: int
+    cost_usd: float | None
+    cost_interval_usd: tuple[float, float] | None
+    proven_steps: int
+    measured: bool
+    reserves: bool
+    close: bool = False
+    """Whether its interval overlaps the best one's."""
+
+    @property
+    def name(self) -> str:
+        """The engine, its version, and which of its ways to serve."""
+        return " ".join([self.engine, self.version, *self.implied.values()])
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """An engine that is left out, and why."""
+
+    engine: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Engines from the best to the worst, those that break the SLO at every load after them, and those that are left out."""
+
+    ranked: tuple[Choice, ...]
+    never: tuple[Choice, ...]
+    excluded: tuple[Excluded, ...]
+    notes: tuple[str, ...]
+
+
+def recommend(
+    scenario: Scenario, wishes: Wishes, *, workers: int | None = None, tell: Callable[[str], None] = lambda text: None
+) -> Recommendation:
+    """Compare all engines under the scenario's load.
+
+    Raises InputError for a scenario of several pools or a constraint that nothing is known of.
+    """
+    if len(scenario.deployment.pools) > 1:
+        raise InputError(
+            "engines are compared for a deployment of one pool",
+            where="deployment.pools",
+            mend="describe one of them inline under `deployment`",
+        )
+    _check(wishes)
+    pool = scenario.deployment.pools[0]
+    mine, _ = split(pool.engine)
+    excluded: list[Excluded] = []
+    asked: list[tuple[str, Scenario, dict[str, Any]]] = []
+    for spelled in (*names(), *IMPLIED):
+        name = split(spelled)[0]
+        why = _unwanted(name, wishes)
+        if why is None:
+            try:
+                changed, default = _with_engine(scenario, pool, name, IMPLIED.get(spelled, {}))
+            except PlanError as error:
+                why = error.message
+        if why is not None:
+            excluded.append(Excluded(name, why))
+            continue
+        asked.append((spelled, changed, {}))
+        if wishes.tune:
+            asked += [(spelled, _flagged(changed, flags), flags) for flags in default]
+    notes = []
+    if flags := _own_flags(pool, mine):
+        notes.append(f"flags of {mine} are not said to the others: {', '.join(flags)}")
+    found: dict[str, list[Choice]] = {}
+    for spelled, outcome in _all(asked, workers, tell):
+        if isinstance(outcome, str):
+            excluded.append(Excluded(split(spelled)[0], outcome))
+        else:
+            found.setdefault(spelled, []).append(outcome)
+    best = [min(choices, key=lambda c: _badness(c, wishes.weights, None)) for choices in found.values()]
+    never = tuple(c for c in best if c.used is None and c.highest == 0)
+    able = [c for c in best if c not in never]
+    least = {key: min((v for c in able if (v := _criteria(c)[key])), default=1.0) for key in CRITERIA}
+    able.sort(key=lambda c: _badness(c, wishes.weights, least))
+    ranked = tuple(replace(c, close=n > 0 and _overlap(able[0], c)) for n, c in enumerate(able))
+    held = sorted({c.engine for c in best if c.reserves})
+    if held and any(load.max_output_tokens is None for load in scenario.workload.loads()):
+        notes.append(f"{', '.join(held)} set memory aside for an answer's limit: state workload.max_output_tokens if clients do")
+    left = {e.engine: e for e in reversed(excluded) if e.engine not in {c.engine for c in best}}
+    return Recommendation(ranked, never, tuple(left.values())[::-1], tuple(notes))
+
+
+def _check(wishes: Wishes) -> None:
+    known = {p.licence for p in PROJECTS.values()}
+    for text, allowed, where in (
+        *((name, known, "--licence") for name in wishes.licences),
+        *((name, set(FEATURES), "--need") for name in wishes.features),
+        *((name, set(CRITERIA), "--weight") for name, _ in wishes.weights),
+    ):
+        if text not in allowed:
+            close = nearest(text, sorted(allowed))
+            raise InputError(
+                f"'{text}' is not known" + (f"; did you mean '{close}'?" if close else ""),
+                where=where,
+                mend=f"one of {', '.join(sorted(allowed))}",
+            )
+
+
+def _unwanted(name: str, wishes: Wishes) -> str | None:
+    """Why a constraint excludes an engine; None if none does."""
+    project = PROJECTS.get(name)
+    if wishes.licences and (project is None or project.licence not in wishes.licences):
+        return f"licence {project.licence if project else 'unknown'}"
+    if wishes.alive_since and (project is None or project.alive < wishes.alive_since):
+        return f"no sign of life since {f'{project.alive} ({project.seen})' if project else 'ever'}"
+    features = engine_named(name).features
+    for feature in wishes.features:
+        if feature not in features:
+            return f"{FEATURES[feature][0]} is not simulated for it"
+    return None
+
+
+def _with_engine(
+    scenario: Scenario, pool: Pool, name: str, implied: Mapping[str, str]
+) -> tuple[Scenario, list[dict[str, Any]]]:
+    """The scenario under another engine's defaults, and flags worth trying; raises what refuses it."""
+    from simulator.prepare import prepare
+
+    mine, _ = split(pool.engine)
+    if name == mine and not implied:
+        changed = scenario
+    else:
+        mapped = {**implied, **_carried(pool, mine, name)}
+        changed = _replaced(scenario, pool.model_copy(update={"engine": name, "engine_args": mapped}))
+    limits = prepare(changed).plan.limits
+    defaults = {"rows": limits.rows, "step_tokens": limits.step_tokens}
+    own = engine_named(name).same_as
+    tries = [
+        {own[word]: max(1, round(defaults[word] * factor))} for word in TUNED if word in own for factor in FACTORS
+    ]
+    return changed, tries
+
+
+def _carried(pool: Pool, mine: str, name: str) -> dict[str, Any]:
+    """Flags of the scenario's engine that another is told in its own words."""
+    said = _flags(pool)
+    own, other = engine_named(mine).same_as, engine_named(name).same_as
+    return {
+        other[word]: said[own[word]] for word in CARRIED if word in own and word in other and own[word] in said
+    }
+
+
+def _flags(pool: Pool) -> dict[str, Any]:
+    from engine_models.engines.known import parse_engine_args
+
+    return dict(parse_engine_args(pool.engine, pool.engine_args).values)
+
+
+def _own_flags(pool: Pool, mine: str) -> list[str]:
+    own = engine_named(mine).same_as
+    return sorted(set(_flags(pool)) - {own[word] for word in CARRIED if word in own})
+
+
+def _replaced(scenario: Scenario, pool: Pool) -> Scenario:
+    deployment = scenario.deployment.model_copy(update={"pools": (pool,)})
+    return scenario.model_copy(update={"deployment": deployment})
+
+
+def _flagged(scenario: Scenario, flags: Mapping[str, Any]) -> Scenario:
+    pool = scenario.deployment.pools[0]
+    return _replaced(scenario, pool.model_copy(update={"engine_args": {**_flags(pool), **flags}}))
+
+
+# -- one engine ---------------------------------------------------------------------------------------------
+
+Asked = tuple[str, "Scenario", dict[str, Any]]
+
+
+def _all(asked: Sequence[Asked], workers: int | None, tell: Callable[[str], None]) -> list[tuple[str, Choice | str]]:
+    """Each candidate's outcome, in order: in this process, or in several."""
+    workers = min(workers or os.cpu_count() or 1, len(asked))
+    out: dict[int, Choice | str] = {}
+
+    def note() -> None:
+        tell(f"{len(out)} of {len(asked)} candidates simulated ...")
+
+    if workers <= 1:
+        for number, each in enumerate(asked):
+            note()
+            out[number] = judge(*each)
+    else:
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        pool = ProcessPoolExecutor(max_workers=workers)
+        try:
+            running: dict[Future[Choice | str], int] = {pool.submit(judge, *each): n for n, each in enumerate(asked)}
+            while running:
+                note()
+                for future in wait(running, return_when=FIRST_COMPLETED)[0]:
+                    out[running.pop(future)] = future.result()
+        except BaseException:
+            pool.shutdown(kill_workers=True)
+            raise
+        pool.shutdown()
+    return [(each[0], out[number]) for number, each in enumerate(asked)]
+
+
+def judge(spelled: str, scenario: Scenario, flags: dict[str, Any]) -> Choice | str:
+    """Simulate one candidate and fill it to its limit; why it is left out, if it cannot be."""
+    from simulator.planning.headroom import headroom
+    from simulator.prepare import prepare
+    from simulator.run import run_prepared
+
+    try:
+        prepared = prepare(scenario)
+        run = run_prepared(prepared)
+        batch = any(load.arrivals is not None and load.arrivals.kind == "batch" for load in scenario.workload.loads())
+        room = None if batch else headroom(prepared, run)
+    except PlanError as error:
+        return error.message
+    name = split(spelled)[0]
+    result, plan = run.result, prepared.plan
+    metrics, cost = result["metrics"], result["cost"]["usd_per_1m_total_tokens"]
+    used = room.used_share if room else None
+    limit = None if room is None else room.within_slo if room.judged else room.sustainable
+    if room is not None and limit == 0:
+        cost = None
+    elif cost is not None and used is not None:
+        cost *= used
+    interval = None
+    step = metrics["tpot_ms"]
+    bounds = (step.get("interval") or {}).get("mean")
+    if cost is not None and bounds and step["mean"]:
+        interval = (cost * bounds[0] / step["mean"], cost * bounds[1] / step["mean"])
+    project = PROJECTS.get(name)
+    return Choice(
+        engine=name,
+        version=plan.version,
+        implied=IMPLIED.get(spelled, {}),
+        weights=prepared.formats.weights.name,
+        flags=flags,
+        slo=judged(result)[0],
+        ttft_ms_p99=metrics["ttft_ms"]["p99"],
+        tpot_ms_p99=step["p99"],
+        e2e_ms_p99=metrics["e2el_ms"]["p99"],
+        used=used,
+        highest=limit,
+        unit=room.unit if room else "",
+        devices=prepared.devices,
+        devices_needed=math.ceil(prepared.devices * used - 1e-9) if used else prepared.devices,
+        cost_usd=cost,
+        cost_interval_usd=interval,
+        proven_steps=project.steps if project else 0,
+        measured=prepared.device.name in engine_named(name).measured,
+        reserves=plan.scheduler("jump").reserves_answers,
+    )
+
+
+# -- the order ----------------------------------------------------------------------------------------------
+
+
+def _criteria(choice: Choice) -> dict[str, float | None]:
+    return {
+        "cost": choice.cost_usd,
+        "ttft": choice.ttft_ms_p99,
+        "tpot": choice.tpot_ms_p99,
+        "e2e": choice.e2e_ms_p99,
+    }
+
+
+def _badness(
+    choice: Choice, weights: Sequence[tuple[str, float]], least: Mapping[str, float] | None
+) -> tuple[float, str]:
+    """Weighted sum of the logarithms of each criterion over the best engine's: twice as dear weighs as much as twice as slow."""
+    found = _criteria(choice)
+    total = 0.0
+    for name, weight in weights:
+        value = found[name]
+        if value is None:
+            return math.inf, choice.name
+        total += weight * math.log(max(value, 1e-12) / (least[name] if least else 1.0))
+    return total, choice.name
+
+
+def _overlap(best: Choice, other: Choice) -> bool:
+    """Whether the model's error leaves open which of two is cheaper."""
+    if best.cost_interval_usd is None or other.cost_interval_usd is None:
+        return True
+    return other.cost_interval_usd[0] <= best.cost_interval_usd[1]

@@ -1,0 +1,209 @@
+"""Which engine: who is left out and why, the order, and what is too close to call."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine_models.engines.known import names
+from engine_models.engines.projects import PROJECTS
+from hardware_profiles.errors import InputError
+from simulator.config.load import load_scenario
+from simulator.planning import recommend as module
+from simulator.planning.recommend import Choice, Wishes, judge, recommend
+from tests.planning.test_planning_cli import Shell
+
+SCENARIO: dict[str, Any] = {
+    "name": "chat",
+    "model": "meta-llama/Llama-3.1-8B-Instruct",
+    "deployment": {"engine": "vllm", "hardware": "h100-sxm-80gb", "engine_args": {"max_model_len": 8192}},
+    "workload": {
+        "arrivals": {"kind": "poisson", "rate": 8},
+        "prompt_tokens": {"kind": "constant", "value": 300},
+        "output_tokens": {"kind": "constant", "value": 20},
+        "max_output_tokens": "equal",
+        "duration": 15,
+    },
+    "slo": {"ttft_ms": {"p90": 500}},
+    "cost": {"usd_per_gpu_hour": 3.0},
+}
+
+
+def stub(costs: dict[str, float | None]) -> Any:
+    """A `judge` that knows what each engine costs, None where it breaks the SLO at every load."""
+
+    def judged(spelled: str, scenario: Any, flags: dict[str, Any]) -> Choice | str:
+        if spelled not in costs:
+            return "not tried here"
+        cost = costs[spelled]
+        if cost is not None and flags:
+            cost *= 0.5 if flags == {"max_num_batched_tokens": 32768} else 2.0
+        args = scenario.deployment.pools[0].engine_args
+        return Choice(
+            engine=spelled,
+            version="1",
+            implied={},
+            weights="bf16",
+            flags={**flags, "args": args} if flags else {},
+            slo="met",
+            ttft_ms_p99=1.0 / (cost or 1.0),
+            tpot_ms_p99=1.0,
+            e2e_ms_p99=1.0,
+            used=None if cost is None else 0.5,
+            highest=0.0 if cost is None else 10.0,
+            unit="requests/s",
+            devices=1,
+            devices_needed=1,
+            cost_usd=cost,
+            cost_interval_usd=None if cost is None else (0.8 * cost, 1.25 * cost),
+            proven_steps=0,
+            measured=False,
+            reserves=False,
+        )
+
+    return judged
+
+
+@pytest.fixture
+def costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "judge", stub({"vllm": 1.0, "sglang": 1.4, "tgi": 2.0, "trtllm": None}))
+
+
+@pytest.mark.usefixtures("costs")
+def test_the_cheapest_comes_first_and_what_overlaps_it_is_too_close_to_call() -> None:
+    found = recommend(load_scenario(SCENARIO), Wishes(), workers=1)
+    assert [c.engine for c in found.ranked] == ["vllm", "sglang", "tgi"]
+    assert [c.close for c in found.ranked] == [False, True, False]  # 0.8 x 1.4 < 1.25 x 1.0 < 0.8 x 2.0
+    assert [c.engine for c in found.never] == ["trtllm"]
+
+
+@pytest.mark.usefixtures("costs")
+def test_weights_turn_the_order() -> None:
+    """TTFT is 1 / cost in the stub: weighed twice, the dearest is the best."""
+    wishes = Wishes(weights=(("cost", 1.0), ("ttft", 2.0)))
+    assert [c.engine for c in recommend(load_scenario(SCENARIO), wishes, workers=1).ranked] == ["tgi", "sglang", "vllm"]
+
+
+@pytest.mark.usefixtures("costs")
+def test_every_engine_is_ranked_or_left_out_with_a_reason() -> None:
+    found = recommend(load_scenario(SCENARIO), Wishes(), workers=1)
+    told = {c.engine for c in (*found.ranked, *found.never)} | {e.engine for e in found.excluded}
+    assert told == set(names())
+    reasons = {e.engine: e.reason for e in found.excluded}
+    assert reasons["mlx_lm"] == "mlx_lm does not run on NVIDIA H100 SXM5 80 GB"
+    assert all(reasons.values())
+
+
+@pytest.mark.usefixtures("costs")
+def test_tuning_keeps_the_flag_that_is_cheapest() -> None:
+    found = recommend(load_scenario(SCENARIO), Wishes(tune=True), workers=1)
+    best = found.ranked[0]
+    assert (best.engine, best.cost_usd) == ("vllm", 0.5)
+    assert best.flags["args"]["max_num_batched_tokens"] == 32768
+    assert best.flags["args"]["max_model_len"] == 8192  # what the scenario says is kept
+
+
+@pytest.mark.usefixtures("costs")
+@pytest.mark.parametrize(
+    ("wishes", "left"),
+    [
+        (Wishes(licences=("MIT",)), {"vllm": "licence Apache-2.0"}),
+        (Wishes(alive_since="2026-06"), {"tgi": "no sign of life since 2026-01 (commit db931fcf)"}),
+        (Wishes(features=("speculative",)), {"tgi": "speculative decoding is not simulated for it"}),
+    ],
+)
+def test_a_constraint_leaves_out_with_its_reason(wishes: Wishes, left: dict[str, str]) -> None:
+    found = recommend(load_scenario(SCENARIO), wishes, workers=1)
+    reasons = {e.engine: e.reason for e in found.excluded}
+    assert left.items() <= reasons.items()
+
+
+@pytest.mark.usefixtures("costs")
+def test_the_context_is_said_to_others_in_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def spy(spelled: str, scenario: Any, flags: dict[str, Any]) -> str:
+        seen[spelled] = scenario.deployment.pools[0].engine_args
+        return "seen"
+
+    monkeypatch.setattr(module, "judge", spy)
+    scenario = {**SCENARIO, "deployment": {**SCENARIO["deployment"], "engine_args": {"max_model_len": 8192, "max_num_seqs": 64}}}
+    found = recommend(load_scenario(scenario), Wishes(), workers=1)
+    assert seen["sglang"] == {"context_length": 8192}
+    assert seen["lmdeploy_pytorch"]["backend"] == "pytorch"
+    assert "flags of vllm are not said to the others: max_num_seqs" in found.notes
+
+
+@pytest.mark.slow
+def test_the_cost_at_the_slo_is_that_of_the_load_which_it_keeps() -> None:
+    """The run's own cost times the share in use: filled up, the same hour serves so many more tokens."""
+    scenario = load_scenario(SCENARIO)
+    found = judge("vllm", scenario, {})
+    assert isinstance(found, Choice)
+    from simulator import simulate
+
+    whole = simulate(scenario).result["cost"]["usd_per_1m_total_tokens"]
+    assert found.used is not None
+    assert 0 < found.used < 1
+    assert found.cost_usd == pytest.approx(whole * found.used)
+    assert found.cost_interval_usd is not None
+    assert found.cost_interval_usd[0] < found.cost_usd < found.cost_interval_usd[1]
+    assert found.measured
+    slower = judge("tgi", load_scenario({**SCENARIO, "deployment": {"engine": "tgi", "hardware": "h100-sxm-80gb"}}), {})
+    assert isinstance(slower, Choice)
+    assert not slower.measured
+
+
+def test_every_engine_has_its_project() -> None:
+    assert set(names()) <= set(PROJECTS) | {"static_batch"}
+
+
+def test_unknown_words_are_refused_with_the_nearest() -> None:
+    scenario = load_scenario(SCENARIO)
+    for wishes in (Wishes(licences=("mit",)), Wishes(features=("speculativ",)), Wishes(weights=(("costs", 1.0),))):
+        with pytest.raises(InputError) as caught:
+            recommend(scenario, wishes, workers=1)
+        assert "did you mean" in caught.value.message
+    two = {"pools": [{"name": "a", "engine": "vllm", "hardware": "h100-sxm-80gb"}] * 2}
+    with pytest.raises(InputError):
+        recommend(load_scenario({**SCENARIO, "deployment": two}), Wishes(), workers=1)
+
+
+@pytest.fixture
+def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(json.dumps(SCENARIO))
+    monkeypatch.setattr(module, "judge", stub({"vllm": 1.0, "sglang": 1.4, "tgi": 2.0, "trtllm": None}))
+    return Shell(monkeypatch, capsys, tmp_path)
+
+
+def test_the_answer_comes_first(typed: Shell) -> None:
+    code, out, err = typed("recommend", "s.yaml", "--workers", "1")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[:2] == ["chat: vllm 1 at $1.00 a million tokens", "too close to call: sglang 1"]
+    assert "never     trtllm 1: no load was found at which it keeps the SLO" in lines
+    assert max(map(len, lines)) <= 80
+
+
+def test_json_is_one_object(typed: Shell) -> None:
+    _, out, _ = typed("recommend", "s.yaml", "--workers", "1", "--json")
+    assert [c["engine"] for c in json.loads(out)["ranked"]] == ["vllm", "sglang", "tgi"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--weight", "cost=nan"], 2, "no weight"),
+        (["--alive-since", "2026"], 2, "no month"),
+        (["--licence", "GPL-3.0-only"], 2, "is not known"),
+        (["--licence", "BSD-3-Clause"], 3, ""),
+    ],
+)
+def test_exit_codes(typed: Shell, words: list[str], code: int, said: str) -> None:
+    found, _, err = typed("recommend", "s.yaml", "--workers", "1", *words)
+    assert found == code
+    assert said in err
