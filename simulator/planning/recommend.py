@@ -54,7 +54,7 @@ class Choice:
     """An engine that can serve the scenario, at the flags that serve it best.
 
     highest : the highest load within the SLO in `unit`, None if none was found, 0 if every load breaks it.
-    used : the offered load over it. cost_usd : of a million tokens there; cost_interval_usd : with the model's 90 % error.
+    used_share : the offered load over it. cost_usd : of a million tokens there; cost_interval_usd : with the model's 90 % error.
     slo and latencies : at the offered load. proven_steps : recorded steps that the engine's model reproduces. measured : whether
     its costs were fitted on this device. reserves : whether it sets memory aside for all that a client may ask for.
     """
@@ -65,10 +65,10 @@ class Choice:
     weights: str
     flags: Mapping[str, Any]
     slo: str
-    ttft_ms_p99: float | None
-    tpot_ms_p99: float | None
-    e2e_ms_p99: float | None
-    used: float | None
+    p99_ttft_ms: float | None
+    p99_tpot_ms: float | None
+    p99_e2e_ms: float | None
+    used_share: float | None
     highest: float | None
     unit: str
     devices: int
@@ -147,7 +147,7 @@ def recommend(
         else:
             found.setdefault(spelled, []).append(outcome)
     best = [min(choices, key=lambda c: _badness(c, wishes.weights, None)) for choices in found.values()]
-    never = tuple(c for c in best if c.used is None and c.highest == 0)
+    never = tuple(c for c in best if c.used_share is None and c.highest == 0)
     able = [c for c in best if c not in never]
     least = {key: min((v for c in able if (v := _criteria(c)[key])), default=1.0) for key in CRITERIA}
     able.sort(key=lambda c: _badness(c, wishes.weights, least))
@@ -309,10 +309,10 @@ def judge(spelled: str, scenario: Scenario, flags: dict[str, Any]) -> Choice | s
         weights=prepared.formats.weights.name,
         flags=flags,
         slo=judged(result)[0],
-        ttft_ms_p99=metrics["ttft_ms"]["p99"],
-        tpot_ms_p99=step["p99"],
-        e2e_ms_p99=metrics["e2el_ms"]["p99"],
-        used=used,
+        p99_ttft_ms=metrics["ttft_ms"]["p99"],
+        p99_tpot_ms=step["p99"],
+        p99_e2e_ms=metrics["e2el_ms"]["p99"],
+        used_share=used,
         highest=limit,
         unit=room.unit if room else "",
         devices=prepared.devices,
@@ -331,9 +331,9 @@ def judge(spelled: str, scenario: Scenario, flags: dict[str, Any]) -> Choice | s
 def _criteria(choice: Choice) -> dict[str, float | None]:
     return {
         "cost": choice.cost_usd,
-        "ttft": choice.ttft_ms_p99,
-        "tpot": choice.tpot_ms_p99,
-        "e2e": choice.e2e_ms_p99,
+        "ttft": choice.p99_ttft_ms,
+        "tpot": choice.p99_tpot_ms,
+        "e2e": choice.p99_e2e_ms,
     }
 
 

@@ -49,10 +49,10 @@ def stub(costs: dict[str, float | None]) -> Any:
             weights="bf16",
             flags={**flags, "args": args} if flags else {},
             slo="met",
-            ttft_ms_p99=1.0 / (cost or 1.0),
-            tpot_ms_p99=1.0,
-            e2e_ms_p99=1.0,
-            used=None if cost is None else 0.5,
+            p99_ttft_ms=1.0 / (cost or 1.0),
+            p99_tpot_ms=1.0,
+            p99_e2e_ms=1.0,
+            used_share=None if cost is None else 0.5,
             highest=0.0 if cost is None else 10.0,
             unit="requests/s",
             devices=1,
@@ -146,9 +146,9 @@ def test_the_cost_at_the_slo_is_that_of_the_load_which_it_keeps() -> None:
     from simulator import simulate
 
     whole = simulate(scenario).result["cost"]["usd_per_1m_total_tokens"]
-    assert found.used is not None
-    assert 0 < found.used < 1
-    assert found.cost_usd == pytest.approx(whole * found.used)
+    assert found.used_share is not None
+    assert 0 < found.used_share < 1
+    assert found.cost_usd == pytest.approx(whole * found.used_share)
     assert found.cost_interval_usd is not None
     assert found.cost_interval_usd[0] < found.cost_usd < found.cost_interval_usd[1]
     assert found.measured
