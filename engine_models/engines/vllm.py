@@ -40,7 +40,13 @@ from engine_models.declaration import (
     Support,
 )
 from engine_models.engines.vllm_flags import FLAGS, SPECULATIVE_HARMLESS, SPECULATIVE_KEYS, offload_settings
-from engine_models.engines.vllm_options import cuda_graphs, truncates_samples, warn_of_attention
+from engine_models.engines.vllm_options import (
+    cuda_graphs,
+    latent_block_tokens,
+    truncates_samples,
+    warn_of_attention,
+    warn_of_weights,
+)
 from engine_models.engines.vllm_recorded import PairRecorder
 from engine_models.memory.host_tier import HostTier
 from engine_models.memory.hybrid_kv import HybridKV
@@ -467,6 +473,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     moe_backend = _moe_backend(flags, warnings)
     overheads = load_overheads(ENGINE.name)
     warn_of_attention(request, warnings)
+    warn_of_weights(request, warnings)
     host = replace(overheads.host, prefill_graph_tokens=max(sizes, default=0) if graphs.of_prefills else 0)
     if graphs.eager:  # `launch_s` is that of all eager steps
         host = replace(host, prefill_launch_s=0.0)
@@ -706,11 +713,10 @@ does not start with another (datasheet: vLLM pull requests 36241 and 41363, 2026
 
 
 def _block_tokens(request: PoolRequest) -> int:
-    """Default tokens a block: 16; with MLA 64, that of FlashMLA (Hopper) and FlashInfer (Blackwell), on other GPUs assumed."""
+    """Default tokens of a block, by device and attention."""
     if request.device_kind == "cpu":
         return CPU_BLOCK_TOKENS
-    arch = request.arch
-    return 64 if any(block.kind == "mla" for block in arch.attention) else 16
+    return latent_block_tokens(request) if any(block.kind == "mla" for block in request.arch.attention) else 16
 
 
 def _memory(

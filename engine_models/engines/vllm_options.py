@@ -12,7 +12,8 @@ from engine_models.declaration import PoolRequest
 from engine_models.engines.vllm_flags import FLAGS
 from engine_models.flags import Flag, typed_value
 from engine_models.model.blocks import Architecture
-from hardware_profiles.device import load_device
+from hardware_profiles.device import Device, load_device
+from hardware_profiles.errors import PlanError
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,48 @@ _ATTENTION = {
     "blackwell": ({"FLASHINFER"}, {"FLASHINFER_MLA", "CUTLASS_MLA"}),
     "ada": ({"FLASH_ATTN"}, {"TRITON_MLA"}),
     "ampere": ({"FLASH_ATTN"}, {"TRITON_MLA"}),
+    "amd": ({"ROCM_ATTN", "TRITON_ATTN"}, {"TRITON_MLA"}),
 }
 """Generation -> attention backends that vLLM picks by itself, without and with latent attention (datasheet: `platforms/cuda.py`
-of 0.14 to 0.33); Blackwell without HBM has those of Ada."""
+of 0.14 to 0.33, `platforms/rocm.py` of 2026 without AITER's kernels); Blackwell without HBM has those of Ada."""
+
+
+AMD_FP8 = ("cdna3", "cdna4", "rdna4")
+"""AMD's architectures whose FP8 arithmetic vLLM uses (datasheet: `platforms/rocm.py` of 2026, `supports_fp8`)."""
+
+
+def _generation(device: Device) -> str:
+    if device.vendor == "amd":
+        return "amd"
+    return "ada" if flash_attention2.serves(device) else device.architecture
+
+
+def latent_block_tokens(request: PoolRequest) -> int:
+    """Default tokens of a block of latent attention: 64, of FlashMLA (Hopper) and FlashInfer (Blackwell with HBM).
+
+    16 with Triton's kernels (datasheet: `platforms/cuda.py` of 0.11, `backends/mla` of 2026); 64 is assumed on all other devices.
+    """
+    try:
+        own = _ATTENTION.get(_generation(load_device(request.device_name)), (set(), set()))[1]
+    except PlanError:
+        return 64
+    return 16 if own == {"TRITON_MLA"} else 64
+
+
+def warn_of_weights(request: PoolRequest, warnings: list[str]) -> None:
+    """A warning if weights in FP8 meet an AMD GPU without such arithmetic (datasheet: vLLM's pull requests 51021, 52985)."""
+    weights = request.formats.weights
+    if request.device_kind == "cpu" or weights.compute != "fp8":
+        return
+    try:
+        device = load_device(request.device_name)
+    except PlanError:
+        return
+    if device.vendor == "amd" and device.architecture not in AMD_FP8:
+        warnings.append(
+            f"vLLM has no kernels for {weights.name} weights on {device.title}: older versions fail (torch._scaled_mm), those of "
+            "2026 widen the weights to bf16 in every step, which is slower than priced; int4 (awq, gptq) has kernels"
+        )
 
 
 def warn_of_attention(request: PoolRequest, warnings: list[str]) -> None:
@@ -80,7 +120,7 @@ def warn_of_attention(request: PoolRequest, warnings: list[str]) -> None:
     if asked is None or str(asked).lower() in ("auto", "none"):
         return
     device = load_device(request.device_name)
-    generation = "ada" if flash_attention2.serves(device) else device.architecture
+    generation = _generation(device)
     own = _ATTENTION.get(generation, (set(), set()))[any(block.kind == "mla" for block in request.arch.attention)]
     word = str(asked).upper().replace("_VLLM_V1", "")
     if word not in own and not (word == "FLASHINFER" and generation == "ada" and request.formats.kv_cache.compute == "fp8"):

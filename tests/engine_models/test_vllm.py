@@ -105,6 +105,30 @@ def test_a_cache_that_the_weights_of_a_cpu_leave_no_room_for_is_refused() -> Non
     assert "VLLM_CPU_KVCACHE_SPACE" in refused.value.mend
 
 
+@pytest.mark.parametrize(
+    ("hardware", "tokens"),
+    [("h200-sxm-141gb", 64), ("b200-sxm-180gb", 64), ("a100-sxm-80gb", 16), ("l40s-48gb", 16), ("mi300x-192gb", 16)],
+)
+def test_blocks_of_latent_attention_are_those_of_the_kernels_that_the_gpu_gets(hardware: str, tokens: int) -> None:
+    pool = {"engine": "vllm", "hardware": hardware, "engine_args": {"max_model_len": 8192}}
+    workload = {"arrivals": {"kind": "batch"}, "prompt_tokens": 10, "output_tokens": 10, "requests": 1}
+    plan = prepare(
+        load_scenario({"model": "deepseek-ai/DeepSeek-V2-Lite", "deployment": pool, "workload": workload})
+    ).plan
+    assert plan.memory.block_bytes == tokens * plan.memory.kv_bytes_per_token
+
+
+@pytest.mark.parametrize(
+    ("hardware", "warned"),
+    [("mi210-64gb", True), ("rx-7900-xtx-24gb", True), ("mi300x-192gb", False), ("rx-9070-xt-16gb", False)],
+)
+def test_fp8_on_an_amd_gpu_without_its_arithmetic_is_warned_of(hardware: str, warned: bool) -> None:
+    pool = {"engine": "vllm", "hardware": hardware, "weights": "fp8"}
+    workload = {"arrivals": {"kind": "batch"}, "prompt_tokens": 10, "output_tokens": 10, "requests": 1}
+    scenario = {"model": "Qwen/Qwen2.5-1.5B-Instruct", "deployment": pool, "workload": workload}
+    assert any("no kernels for fp8" in line for line in prepare(load_scenario(scenario)).plan.warnings) == warned
+
+
 @pytest.mark.parametrize(("prompt", "completed"), [(950, 3), (1040, 0)])
 def test_what_the_blocks_asked_for_never_hold_in_all_groups_is_refused(prompt: int, completed: int) -> None:
     """Gemma 3 has six groups of layers: 399 blocks of 16 tokens hold 66 blocks of each, 1,056 tokens."""
