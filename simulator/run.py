@@ -17,7 +17,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -390,7 +390,8 @@ def _assemble(
         "extrapolation": {"inside_calibration": None, "axes": []},
     }
     evidence, axes = domain(prepared)
-    result["assumptions"] += add_intervals(result, evidence, open_loop=figures.open_loop)
+    evidence = replace(evidence, closed_loop=not figures.open_loop, batch=figures.at_once)
+    result["assumptions"] += add_intervals(result, evidence)
     result["extrapolation"] = {"inside_calibration": not axes, "axes": axes}
     if figures.batch_cut is not None:
         result["batch_cut"] = asdict(figures.batch_cut)

@@ -22,6 +22,7 @@ from simulator.results.intervals import (
     share_below,
     share_of_queue,
     table,
+    why,
 )
 
 
@@ -37,8 +38,10 @@ GROUPS = {
         "ttft/p99": entry(0.45),
         "throughput/mean": entry(0.03),
     },
-    "vllm/kernels/closed loop": {"tpot/mean": entry(0.15), "ttft/mean": entry(0.6)},
-    "any/kernels/closed loop": {"tpot/mean": entry(0.3), "ttft/mean": entry(0.8)},
+    "vllm/closed loop": {"tpot/mean": entry(0.15), "ttft/mean": entry(0.6)},
+    "any/closed loop": {"tpot/mean": entry(0.3), "ttft/mean": entry(0.8)},
+        "vllm/batch": {"ttft/mean": entry(0.7), "throughput/mean": entry(0.35)},
+    "any/launch unknown": {"tpot/mean": entry(1.2)},
 }
 SERVED = Evidence("vllm", "measured")
 BEYOND = math.sqrt(0.15**2 - 0.09**2)
@@ -54,6 +57,20 @@ def test_the_nearest_kind_of_run_stands_behind_an_interval() -> None:
     assert width(Evidence("vllm", "kernels", closed_loop=True), "ttft") == 0.6
     assert width(Evidence("sglang", "kernels", closed_loop=True), "ttft") == 0.8  # of all engines together
     assert width(Evidence("sglang", "kernels"), "ttft") == 0.8
+
+
+def test_batches_and_launches_that_nobody_knows_have_widths_of_their_own_and_the_words_say_what_lacks() -> None:
+    """Where a statistic of theirs was not measured, that of closed loops stands in."""
+    closed = Evidence("vllm", "kernels", closed_loop=True)
+    batch, unknown = replace(closed, batch=True), replace(closed, launch_known=False)
+    assert (width(batch, "ttft"), width(batch)) == (0.7, 0.15)
+    assert (width(unknown), width(unknown, "ttft")) == (1.2, 0.6)
+    assert rate_width(batch, 6.0, 60.0, False, GROUPS) == 0.35
+    assert why(SERVED, 0.1) == ""
+    assert why(closed, 0.1).endswith("left out")
+    far = why(replace(closed, near=False), 0.4)
+    assert far.endswith("no run with this engine, device, kind of model and format was measured")
+    assert "1.49" in far
 
 
 @pytest.mark.parametrize(
@@ -167,8 +184,8 @@ def test_every_figure_of_every_kind_of_hardware_has_an_interval_around_it() -> N
     widths = []
     for hardware, error in kinds:
         result = a_result()
-        assumed = add_intervals(result, Evidence("vllm", hardware, kernel_error=error), open_loop=True)
-        assert bool(assumed) == (error > 0)
+        assumed = add_intervals(result, Evidence("vllm", hardware, kernel_error=error))
+        assert any("assume" in text for text in assumed) == (error > 0)
         for metrics in (result["metrics"], result["classes"][0]["metrics"]):
             for name, found in metrics.items():
                 for statistic in ("mean", "p50", "p90", "p95", "p99"):
@@ -184,18 +201,18 @@ def test_every_figure_of_every_kind_of_hardware_has_an_interval_around_it() -> N
 
 def test_goodput_may_fall_as_far_as_latencies_within_their_error_let_it() -> None:
     result = a_result()  # every TTFT 100 ms of the 105 allowed: 15 % more and none is good
-    add_intervals(result, SERVED, open_loop=True)
+    add_intervals(result, SERVED)
     assert result["totals"]["interval"]["goodput_fraction"] == [0.0, 1.0]
     wide = a_result()
     wide["totals"]["slo"] = {"ttft_ms": 1000.0}
-    add_intervals(wide, SERVED, open_loop=True)
+    add_intervals(wide, SERVED)
     assert wide["totals"]["interval"]["goodput_fraction"] == [1.0, 1.0]
 
 
 def test_an_overloaded_run_has_no_upper_bound_of_ttft() -> None:
     result = a_result()
     result["warnings"] = ["overload: more than it carries"]
-    add_intervals(result, SERVED, open_loop=True)
+    add_intervals(result, SERVED)
     assert result["metrics"]["ttft_ms"]["interval"]["p99"][1] is None
     assert result["metrics"]["tpot_ms"]["interval"]["p99"][1] is not None
 

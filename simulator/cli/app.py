@@ -202,13 +202,14 @@ def validate_runs(
     experiment: Annotated[list[str] | None, typer.Option(help="Only experiments whose id contains this.")] = None,
     output: Annotated[Path, typer.Option(help="Write the comparison to this Parquet file.")] = Path("validation.parquet"),
     report: Annotated[Path | None, typer.Option(help="Write the fidelity page (Markdown, with a plot).")] = None,
+    reports: Annotated[Path | None, typer.Option(help="List of published measurements that the page shows too.")] = None,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Replay measured runs and print the error of every metric."""
     from simulator.cli.validate import runs_command
 
-    runs_command(directory, experiment or [], output, report, workers, as_json)
+    runs_command(directory, experiment or [], output, report, reports, workers, as_json)
 
 
 @validate_app.command("reports")

@@ -74,20 +74,26 @@ def overheads(
 @calibrate_app.command("intervals")
 def intervals(
     directory: Annotated[Path, typer.Argument(help="Suite of measured experiments.")],
+    reports: Annotated[Path | None, typer.Option(help="List of published measurements (JSON lines) that counts too.")] = None,
     output: Annotated[Path | None, typer.Option(help="File to write; the shipped one by default.")] = None,
     workers: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
-    """Derive the 90 % interval widths from the errors on measured runs."""
+    """Derive the 90 % interval widths from the errors on measured runs and on published measurements."""
     from simulator.cli.progress import progress, progress_done
     from simulator.validation.evidence import kinds
-    from simulator.validation.intervals import derive, write_intervals
+    from simulator.validation.intervals import derive, seen, values_of, write_intervals
+    from simulator.validation.reports import report_kinds, validate_reports
     from simulator.validation.runs import validate_runs
     from simulator.validation.suite import read_suite
 
     outcome = validate_runs(directory, (), workers, progress)
+    experiments, known = outcome["experiments"], kinds(read_suite(directory))
+    if reports is not None:
+        more, of_reports = report_kinds(validate_reports(reports, workers, progress)["cases"])
+        experiments, known = [*experiments, *more], known | of_reports
     progress_done()
-    groups = derive(outcome["experiments"], kinds(read_suite(directory)))
-    path = write_intervals(groups, output)
+    groups = derive(experiments, known)
+    path = write_intervals(groups, seen(values_of(experiments, known)), output)
     for group, entries in groups.items():
         shown = ", ".join(
             f"{k} {100 * math.expm1(v['log_half_width']):.0f} % ({v['experiments']})"

@@ -76,7 +76,13 @@ def kernels_command(directory: Path, as_json: bool) -> None:
 
 
 def runs_command(
-    directory: Path, experiments: list[str], output: Path, report: Path | None, workers: int, as_json: bool
+    directory: Path,
+    experiments: list[str],
+    output: Path,
+    report: Path | None,
+    reports: Path | None,
+    workers: int,
+    as_json: bool,
 ) -> None:
     """Replay a suite of measured experiments and print the errors."""
     from simulator.cli.progress import progress, progress_done
@@ -84,6 +90,7 @@ def runs_command(
     from simulator.validation.contradictions import sift
     from simulator.validation.evidence import kinds
     from simulator.validation.report import SHOWN, coverage_by_holdout, fidelity
+    from simulator.validation.reports import report_kinds, validate_reports
     from simulator.validation.runs import validate_runs
     from simulator.validation.suite import read_suite
 
@@ -94,7 +101,11 @@ def runs_command(
     if report is not None:
         known = kinds(rows)
         report.parent.mkdir(parents=True, exist_ok=True)
-        page = fidelity(directory, rows, outcome, coverage_by_holdout(outcome, known), tuple(experiments))
+        published = validate_reports(reports, workers, progress) if reports is not None else None
+        more, of_reports = report_kinds(published["cases"] if published is not None else [])
+        evidence = {"experiments": [*outcome["experiments"], *more]}
+        held = coverage_by_holdout(evidence, known | of_reports)
+        page = fidelity(directory, rows, outcome, held, tuple(experiments), published)
         report.write_text(page, encoding="utf-8")
         whole = {"experiments": [e for e in outcome["experiments"] if e["id"] in known]}
         write_plot(whole, report.parent / "figures" / "fidelity.png")

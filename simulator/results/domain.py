@@ -10,7 +10,7 @@ from hardware_profiles.kernel_borrow import HELD_OUT_ERROR_PCT
 from hardware_profiles.kernel_physics import canonical_format
 from hardware_profiles.ops import Ops
 from simulator.prepared import Prepared
-from simulator.results.intervals import Evidence
+from simulator.results.intervals import Evidence, Setting, table
 
 DATASHEET_ERROR = 0.5
 """Mean error of kernels priced by the datasheet with typical efficiencies. Kind: assumed, 2026-11: on NVIDIA GPUs whose tables
@@ -25,12 +25,12 @@ def domain(prepared: Prepared) -> tuple[Evidence, list[str]]:
     plan, device, kernels = prepared.plan, prepared.device, prepared.kernels
     groups = kernels.held_out_error
     hardware, error, axes = "kernels", 0.0, _beyond_measured(prepared)
+    setting = setting_of(prepared)
+    near = setting.key() in table()["seen"]
     if device.name in engine_named(plan.engine).measured:
         hardware = "kernels" if axes else "measured"
     elif groups:
-        axes.insert(
-            0, f"hardware: no end-to-end run of {plan.engine} on {device.name} was measured, only its kernels"
-        )
+        axes = [*_unlike(setting, near=near), *axes]
     else:
         said = kernels.provenance
         lender, law = said.get("borrowed_from_device"), said.get("law")
@@ -49,7 +49,35 @@ def domain(prepared: Prepared) -> tuple[Evidence, list[str]]:
             axes.append(
                 f"weights: no {'expert' if moe else 'matrix'} kernels in {weights.name} were measured on {device.name}"
             )
-    return Evidence(plan.engine, hardware, kernel_error=error), axes
+    return Evidence(plan.engine, hardware, kernel_error=error, near=near), axes
+
+
+def setting_of(prepared: Prepared) -> Setting:
+    """Engine, device, kind of model and width of the weights."""
+    arch, bits = prepared.arch, prepared.formats.weights.bits_per_weight
+    mixers = arch.attention
+    kinds = {
+        "recurrent layers": any(block.kind == "linear" for block in mixers),
+        "sparse attention": any(block.indexer or block.entry_tokens > 1 for block in mixers),
+        "latent attention": any(block.kind == "mla" for block in mixers),
+    }
+    kind = next((name for name, found in kinds.items() if found), "attention")
+    return Setting(
+        prepared.plan.engine,
+        prepared.device.name,
+        f"{kind}, {'experts' if arch.has_experts else 'no experts'}",
+        "16 bits" if bits >= 16 else "8 bits" if bits > 6 else "4 bits",
+    )
+
+
+def _unlike(setting: Setting, *, near: bool) -> list[str]:
+    """In which way no measured run is like a setting."""
+    if near:
+        return []
+    where = f"{setting.engine}/{setting.device}/"
+    if any(key.startswith(where) for key in table()["seen"]):
+        return [f"model: no run of {setting.engine} on {setting.device} with {setting.model} in {setting.weights} was measured"]
+    return [f"hardware: no end-to-end run of {setting.engine} on {setting.device} was measured, only its kernels"]
 
 
 def _beyond_measured(prepared: Prepared) -> list[str]:

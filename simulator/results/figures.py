@@ -111,6 +111,7 @@ class Figures:
     verdict: dict[str, Any] | None
     rates_ci95: dict[str, list[float] | None]
     open_loop: bool
+    at_once: bool
     used_up_at_s: float | None
     classes: list[dict[str, Any]]
     quantile_error: float
@@ -455,6 +456,7 @@ class Collector:
             verdict=verdict,
             rates_ci95=self._rates.ci95(window, judged=judged_at_all),
             open_loop=not sums["released"] and bool(np.ptp(self._known_s) > 0),
+            at_once=not sums["released"] and not np.ptp(self._known_s),
             used_up_at_s=end_of_run_s
             if used_up and self._spec.requests is None and stopped_at_s is None
             else None,

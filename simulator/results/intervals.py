@@ -54,22 +54,46 @@ class Evidence:
     """What a prediction rests on.
 
     engine : name of the engine, such as "vllm".
-    hardware : "measured" (end-to-end runs of this engine on this device), "kernels" (only kernel timings), "borrowed" (kernels of
-        another device), or "physics" (datasheet rates).
-    closed_loop : whether clients wait for an answer before they send again.
+    hardware : "measured" (runs of this engine on this device under open load), "kernels" (only kernel timings), "borrowed"
+        (kernels of another device), or "physics" (datasheet rates).
+    closed_loop : whether clients wait for an answer before they send again, or all send at once (`batch`).
     kernel_error : mean relative error of kernel times that were not measured; 0 where they were.
+    near : whether runs of the engine on the device with such a model in such a format were measured (`Setting`).
+    launch_known : whether it is known how the server was launched; of a scenario it always is.
     """
 
     engine: str
     hardware: str
     closed_loop: bool = False
     kernel_error: float = 0.0
+    near: bool = True
+    batch: bool = False
+    launch_known: bool = True
 
     def group(self) -> str:
         """Name of the group of measured runs: closed loops are other sites' and count as hardware known by its kernels."""
-        measured = self.hardware == "measured" and not self.closed_loop
-        load = "closed loop" if self.closed_loop else "open loop"
-        return f"{self.engine}/{'measured' if measured else 'kernels'}/{load}"
+        return self.groups()[0]
+
+    def groups(self) -> tuple[str, ...]:
+        """The same with those that stand in for it, the nearest first: of the engine, of all engines, of any closed loop."""
+        if not self.closed_loop:
+            return (f"{self.engine}/{'measured' if self.hardware == 'measured' else 'kernels'}/open loop",)
+        kinds = [*(["batch"] if self.batch else []), *([] if self.launch_known else ["launch unknown"]), "closed loop"]
+        return tuple(f"{who}/{kind}" for kind in kinds for who in (self.engine, "any"))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a prediction shares with measured runs, or does not: engine, device, kind of model, width of the weights."""
+
+    engine: str
+    device: str
+    model: str
+    weights: str
+
+    def key(self) -> str:
+        """The setting as one text."""
+        return "/".join((self.engine, self.device, self.model, self.weights))
 
 
 Groups = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -123,21 +147,18 @@ def run_width(groups: Groups, evidence: Evidence, metric: str, statistic: str) -
     A server under open load on hardware that is known by its kernels: the width of such a server on measured hardware, and in
     quadrature what hardware known by its kernels adds to TPOT. Without that, closed loops, of all engines at the last.
     """
-    group = evidence.group()
-    width = _within(groups, group, metric, statistic)
-    if width is not None:
-        return width
-    closed = f"{evidence.engine}/kernels/closed loop"
-    if not evidence.closed_loop:
-        served = _within(groups, f"{evidence.engine}/measured/open loop", metric, statistic)
-        usual = _within(groups, f"{evidence.engine}/measured/open loop", "tpot", "mean")
-        kernels = _within(groups, closed, "tpot", "mean")
-        if served is not None and usual is not None and kernels is not None:
-            return math.hypot(served, _beyond(kernels, usual))
-    for other in (closed, "any/kernels/closed loop"):
-        if (width := _within(groups, other, metric, statistic)) is not None:
+    for group in evidence.groups():
+        if (width := _within(groups, group, metric, statistic)) is not None:
             return width
-    return None
+    if evidence.closed_loop:
+        return None
+    closed = replace(evidence, closed_loop=True)
+    served = _within(groups, f"{evidence.engine}/measured/open loop", metric, statistic)
+    usual = _within(groups, f"{evidence.engine}/measured/open loop", "tpot", "mean")
+    kernels = run_width(groups, closed, "tpot", "mean")
+    if served is not None and usual is not None and kernels is not None:
+        return math.hypot(served, _beyond(kernels, usual))
+    return run_width(groups, closed, metric, statistic)
 
 
 def half_width(
@@ -199,9 +220,13 @@ def rate_width(
     left is how clients count (the width of measured throughput under open load), and in quadrature the requests under way at the
     end of the window, which may fall on either side: the width of E2E times E2E over the window.
     """
-    if evidence.closed_loop or overloaded:
-        return half_width(evidence, "tpot", "mean", groups=groups)[0]
     known: Groups = table()["groups"] if groups is None else groups
+    if evidence.closed_loop or overloaded:
+        like = evidence.groups()[:2]
+        own = next((w for name in like if (w := _own(known, name, "throughput", "mean")) is not None), None)
+        if own is None or not evidence.closed_loop:
+            return half_width(evidence, "tpot", "mean", groups=groups)[0]
+        return math.hypot(own, math.log1p(INTERVAL_OF_MEAN_ERROR * evidence.kernel_error))
     counted = (
         _own(known, name, "throughput", "mean") for name in known if name.endswith("/measured/open loop")
     )
@@ -210,13 +235,12 @@ def rate_width(
     return math.hypot(client, half_width(evidence, "e2e", "mean", groups=groups)[0] * under_way)
 
 
-def add_intervals(result: dict[str, Any], evidence: Evidence, *, open_loop: bool) -> list[str]:
-    """Write `interval` into every predicted metric of a result and of its classes; return what they assume.
+def add_intervals(result: dict[str, Any], evidence: Evidence) -> list[str]:
+    """Write `interval` into every predicted metric of a result and of its classes; return what they rest on, and assume.
 
     TTFT and E2E are widened by the share of queueing in them: near saturation a small error of the step time is a large error
     of the queue. An overloaded run's TTFT has no upper bound (null), since it grows with the length of the run.
     """
-    evidence = replace(evidence, closed_loop=not open_loop)
     overloaded = any(text.startswith("overload") for text in result["warnings"])
     for metrics in (result["metrics"], *(kind["metrics"] for kind in result.get("classes") or [])):
         for name, metric in METRIC_OF.items():
@@ -234,7 +258,7 @@ def add_intervals(result: dict[str, Any], evidence: Evidence, *, open_loop: bool
     cost["interval"] = {name: interval(cost[name], width) for name in whole}
     cost["interval"] |= {name: interval(cost[name], math.hypot(width, step)) for name in split}
     if kind == "fitted":
-        return []
+        return [words] if (words := why(evidence, step)) else []
     if not evidence.kernel_error:
         return ["error intervals are assumed: no measured run stands behind this engine"]
     source = {"borrowed": "borrowed kernels", "physics": "kernels priced by the datasheet"}.get(
@@ -244,6 +268,16 @@ def add_intervals(result: dict[str, Any], evidence: Evidence, *, open_loop: bool
         f"error intervals assume that {source} err by {evidence.kernel_error:.0%} on average; "
         "the rest of their width is from measured runs on other hardware"
     ]
+
+
+def why(evidence: Evidence, step_width: float) -> str:
+    """Why an interval is as wide as it is, `step_width` that of TPOT; "" where runs of the very kind stand behind it."""
+    if evidence.hardware == "measured" and not evidence.closed_loop:
+        return ""
+    said = f"error intervals (a factor of {math.exp(step_width):.2f} for TPOT) hold nine of ten measured sources left out"
+    if evidence.near:
+        return said
+    return f"{said}; no run with this engine, device, kind of model and format was measured"
 
 
 def _intervals(

@@ -9,6 +9,7 @@ from engine_models.engines.known import find
 from hardware_profiles.errors import PlanError
 from simulator.results.intervals import Evidence
 from simulator.validation.engines import compiles_while_measured
+from simulator.validation.launches import launch_of
 from simulator.validation.spellings import Unplayable, engine_name, hardware_name, weights_format
 from simulator.validation.vllm_launches import host_cores
 
@@ -66,12 +67,16 @@ class Kind:
     model: str
     hardware: str
     workload: str
+    source: str = ""
+    setting: str = ""
 
 
 def set_aside(row: dict[str, Any]) -> str:
     """Why the error of a run is not that of a server as people run it; "" if it is."""
     if host_cores(row) is not None:
         return "the host had too few cores for its ranks"
+    if launch_of(row).confidence == "none" and closed_loop(row):
+        return "how the server was launched is not public"
     if compiles_while_measured(row):
         return "the server compiled kernels while it was measured (no warm-up)"
     return ""
@@ -93,6 +98,24 @@ def kinds(rows: list[dict[str, Any]]) -> dict[str, Kind]:
             continue
         workload = row.get("workload") or f"{row.get('prompt_tokens_mean', '-')} / {row.get('output_tokens_mean', '-')} tokens"
         out[row["id"]] = Kind(
-            Evidence(engine_of(row), hardware_class(row), closed_loop(row)), str(row["model"]), device_name(row), str(workload)
+            Evidence(engine_of(row), hardware_class(row), closed_loop(row)),
+            family_of(str(row["model"])),
+            device_name(row),
+            str(workload),
+            source_of(row),
         )
     return out
+
+
+def family_of(model: str) -> str:
+    """Type of a model's architecture, with its size: checkpoints and fine-tunes of one are one."""
+    from engine_models.model.architecture import load_architecture
+
+    arch = load_architecture(model)
+    return f"{arch.model_type} {arch.layers} x {arch.hidden}"
+
+
+def source_of(row: dict[str, Any]) -> str:
+    """Who measured: rows of a sample with a public launch are those of who published it."""
+    source = str(row.get("source", "-"))
+    return "InferenceX" if launch_of(row).flags and "InferenceX" not in source else source

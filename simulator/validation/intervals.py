@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ MIN_EXPERIMENTS = 10
 """Fewer have no order statistic of rank ceil(0.9 (n + 1)), or barely."""
 MIN_MODELS = 3
 """A group whose experiments are of fewer models says little of another model: all engines together stand in."""
+MIN_CLUSTERS = 5
+"""A group of closed loops of fewer clusters likewise."""
 METRIC_OF = {"ttft": "ttft", "e2e": "e2e", "tpot": "tpot"}
 RATES = ("request_throughput_rps", "output_throughput_tok_s")
 
@@ -39,6 +42,75 @@ def split_name(column: str) -> tuple[str, str] | None:
     return None
 
 
+Cluster = tuple[str, str, str]
+"""Source, model and device: measurements that err together."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """One measured value beside its prediction; `outcome` tells one that a suite holds twice."""
+
+    cluster: Cluster
+    evidence: Evidence
+    setting: str
+    metric: str
+    statistic: str
+    log_error: float
+    queue_share: float
+    outcome: tuple[Any, ...]
+
+
+FULL_CLUSTER = 5
+"""Values of a cluster that weighs in full; one of fewer weighs by their number (assumed)."""
+
+
+def clustered_half_width(errors: Mapping[Cluster, list[float]], level: float = LEVEL) -> float:
+    """The least width that holds the share `level` of the mean of the clusters, each weighing the same (`FULL_CLUSTER`).
+
+    So it is a new cluster that is inside in the stated share of cases, not one more run of the largest. Nothing is added for
+    their small number: with ten the width would be the largest error.
+    """
+    weighted = sorted((abs(e), min(1, len(found) / FULL_CLUSTER) / len(found)) for found in errors.values() for e in found)
+    wanted, inside = level * sum(weight for _, weight in weighted), 0.0
+    for width, weight in weighted:
+        inside += weight
+        if inside >= wanted - 1e-9:
+            return width
+    return weighted[-1][0]
+
+
+def values_of(
+    experiments: Iterable[Mapping[str, Any]], known: Mapping[str, Kind], exclude: Callable[[str], bool] = lambda _: False
+) -> list[Value]:
+    """What counts of the `experiments` of `validate runs`: those that are known and not excluded, on measured kernels."""
+    out = []
+    for e in experiments:
+        named = ("throughput", "mean") if e["metric"] in RATES else split_name(e["metric"])
+        kind = None if exclude(e["id"]) else known.get(e["id"])
+        if named is None or kind is None:
+            continue
+        evidence, setting = behind(e, kind)
+        if evidence.kernel_error:
+            continue
+        share = 0.0 if evidence.closed_loop else float(e.get("queue_share") or 0.0)
+        outcome = (evidence.engine, kind.hardware, kind.workload, e["measured"])
+        error = abs(math.log(e["predicted"] / e["measured"]))
+        out.append(Value((kind.source, kind.model, kind.hardware), evidence, setting, *named, error, share, outcome))
+    return out
+
+
+def behind(experiment: Mapping[str, Any], kind: Kind) -> tuple[Evidence, str]:
+    """What a prediction rested on, and its setting."""
+    rests_on = dict(experiment.get("rests_on") or {})
+    setting = str(rests_on.pop("setting", kind.setting))
+    return (Evidence(**rests_on) if rests_on else kind.evidence), setting
+
+
+def seen(values: Iterable[Value]) -> set[str]:
+    """Settings of which a closed loop was measured; runs whose launch is not known tell nothing."""
+    return {v.setting for v in values if v.evidence.closed_loop and v.evidence.launch_known}
+
+
 def derive(
     experiments: Iterable[Mapping[str, Any]],
     known: Mapping[str, Kind],
@@ -55,53 +127,50 @@ def derive(
     known : what stands behind each by id; others are left out.
     exclude : ids to leave out, for cross-validation.
     """
-    errors: dict[tuple[str, str, str], dict[tuple[Any, ...], tuple[float, float, str]]] = {}
-    for e in experiments:
-        named = ("throughput", "mean") if e["metric"] in RATES else split_name(e["metric"])
-        kind = None if exclude(e["id"]) else known.get(e["id"])
-        if named is None or kind is None:
-            continue
-        error = abs(math.log(e["predicted"] / e["measured"]))
-        share = 0.0 if kind.evidence.closed_loop else float(e.get("queue_share") or 0.0)
-        outcome = (kind.evidence.engine, kind.hardware, kind.workload, e["measured"])
-        for group in _groups_of(kind.evidence):
-            errors.setdefault((group, *named), {})[outcome] = (error, share, kind.model)
+    grouped: dict[tuple[str, str, str], dict[tuple[Any, ...], Value]] = {}
+    for value in values_of(experiments, known, exclude):
+        for group in value.evidence.groups()[:2]:
+            grouped.setdefault((group, value.metric, value.statistic), {})[value.outcome] = value
     out: dict[str, dict[str, dict[str, float]]] = {}
-    for (group, metric, statistic), by_outcome in sorted(
-        errors.items(), key=lambda item: _step_first(*item[0])
-    ):
+    for (group, metric, statistic), by_outcome in sorted(grouped.items(), key=lambda item: _step_first(*item[0])):
         values = list(by_outcome.values())
         step = out.get(group, {}).get("tpot/mean", {}).get("log_half_width", 0.0)
         explained = QUEUE_ELASTICITY * step if metric in ("ttft", "e2e") else 0.0
-        width = conformal_half_width(
-            math.sqrt(max(0.0, e**2 - (explained * share) ** 2)) for e, share, _ in values
-        )
-        models = len({model for *_, model in values})
-        if width is not None and len(values) >= MIN_EXPERIMENTS and models >= MIN_MODELS:
-            entry = {"log_half_width": round(width, 5), "experiments": len(values), "models": models}
+        clusters: dict[Cluster, list[float]] = {}
+        for v in values:
+            left = math.sqrt(max(0.0, v.log_error**2 - (explained * v.queue_share) ** 2))
+            clusters.setdefault(v.cluster, []).append(left)
+        models = len({model for _, model, _ in clusters})
+        if len(values) < MIN_EXPERIMENTS or models < MIN_MODELS:
+            continue
+        together = conformal_half_width(e for errors in clusters.values() for e in errors)
+        if not group.endswith("open loop") and len(clusters) < MIN_CLUSTERS and not group.startswith("any/"):
+            continue
+        width = together if group.endswith("open loop") else clustered_half_width(clusters)
+        if width is not None:
+            entry = {"log_half_width": round(width, 5), "experiments": len(values), "models": models, "clusters": len(clusters)}
             out.setdefault(group, {})[f"{metric}/{statistic}"] = entry
     return out
-
-
-def _groups_of(evidence: Evidence) -> list[str]:
-    """The groups to which a measured run counts: its own, and of a closed loop that of all engines."""
-    return [evidence.group(), *(["any/kernels/closed loop"] if evidence.closed_loop else [])]
 
 
 def _step_first(group: str, metric: str, statistic: str) -> tuple[Any, ...]:
     return group, (metric, statistic) != ("tpot", "mean"), metric, statistic
 
 
-def write_intervals(groups: dict[str, dict[str, dict[str, float]]], output: Path | None = None) -> Path:
-    """Write the shipped table of half-widths."""
+def write_intervals(
+    groups: dict[str, dict[str, dict[str, float]]], settings: Iterable[str], output: Path | None = None
+) -> Path:
+    """Write the shipped table of half-widths, and the settings of which closed loops were measured."""
     path = output or Path(__file__).parents[1] / "results" / "intervals.json"
     content = {
         "groups": groups,
+        "seen": sorted(settings),
         "level": LEVEL,
         "kind": "fitted",
         "date": date.today().isoformat(),
         "unit": "natural log of predicted / measured",
-        "source": "errors of `capacity-plan validate runs` on whole, unsaturated, trusted runs; see docs/fidelity.md",
+        "source": "errors of `capacity-plan validate runs` on whole, unsaturated, trusted runs and of `validate reports`; see "
+        "docs/fidelity.md",
     }
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return path

@@ -48,7 +48,8 @@ class Published:
     front, costs : what client and environment do that no flag says: fields of `FrontEnd` and `StepCosts`.
     start_s : how much longer the first request of each user waits when the closed loop of a row starts [s].
     compiles_while_measured : whether a run measured what its server compiled on first use.
-    fittings : by the suffix of the fit's name, "" for the engine's own; fitted : the words on them.
+    fittings : by the suffix of the fit's name, "" for the engine's own; fitted : the words on them; chosen : the words on what
+        else was set by looking at end-to-end runs.
     """
 
     release: Callable[[str], str]
@@ -63,6 +64,7 @@ class Published:
     compiles_while_measured: Callable[[Row], bool] = lambda row: False
     fittings: Mapping[str, Fitting] = field(default_factory=dict)
     fitted: str = ""
+    chosen: str = ""
 
 
 def number(row: Row, name: str) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
-from simulator.results.intervals import half_width, interval
+from simulator.results.intervals import Evidence, half_width, interval
+from simulator.validation.evidence import Kind
 from simulator.validation.runs import UNREADABLE, predictions
 from simulator.workload.columns import FloatArray, Workload
 
@@ -188,8 +189,9 @@ def _compare(case: Case, users: str, wanted: Mapping[str, Any]) -> tuple[list[En
             else:
                 timed[name] = float(value)
         if timed:
-            predicted = simulated(prepared, case.lengths)
-            out += [_entry(case, name, value, predicted[_USERS.sub("", name)], group) for name, value in timed.items()]
+            predicted, rests_on = simulated(prepared, case.lengths)
+            for name, value in timed.items():
+                out.append(_entry(case, name, value, predicted[_USERS.sub("", name)], group) | {"rests_on": rests_on})
     except PlanError as error:
         return out, error.message
     except (RuntimeError, NotImplementedError) as error:
@@ -240,12 +242,16 @@ def _entry(
     }
 
 
-def simulated(prepared: Prepared, lengths: tuple[tuple[int, int], ...]) -> dict[str, tuple[float, list[float] | None]]:
-    """Simulate a scenario; value and 90 % interval by metric.
+Predicted = dict[str, tuple[float, list[float] | None]]
+"""Value and 90 % interval by metric."""
+
+
+def simulated(prepared: Prepared, lengths: tuple[tuple[int, int], ...]) -> tuple[Predicted, dict[str, Any]]:
+    """Simulate a scenario; the metrics, and what they rest on.
 
     lengths : [prompt, output] of each request in order instead of the scenario's laws; none: the laws.
     """
-    from simulator.results.domain import domain
+    from simulator.results.domain import domain, setting_of
     from simulator.results.latencies import latencies
     from simulator.run import run_prepared
     from simulator.workload.build import build_workload
@@ -257,9 +263,12 @@ def simulated(prepared: Prepared, lengths: tuple[tuple[int, int], ...]) -> dict[
     run = run_prepared(prepared, workload=load)
     lat = latencies(run.raw, scenario.client.overhead_ms / 1e3)
     evidence, _ = domain(prepared)
-    evidence = replace(evidence, closed_loop=bool(np.isnan(load.arrival_s).any() or np.ptp(load.arrival_s) == 0))
+    waits = bool(np.isnan(load.arrival_s).any())
+    batch = not waits and bool(np.ptp(load.arrival_s) == 0)
+    evidence = replace(evidence, closed_loop=waits or batch, batch=batch)
     every = np.ones(len(load), dtype=bool)
-    of_run = predictions(run, lat, evidence, every)
+    of_run = predictions(run, lat, evidence, every, setting_of(prepared).key())
+    rests_on = next(iter(of_run.values())).rests_on if of_run else {}
     out = {metric: (of_run[column].value, of_run[column].interval) for metric, column in OF_RUN.items() if column in of_run}
     if "e2e_s" in out:
         value, bounds = out["e2e_s"]
@@ -280,7 +289,7 @@ def simulated(prepared: Prepared, lengths: tuple[tuple[int, int], ...]) -> dict[
         rate = of_run["output_throughput_tok_s"]
         width = 0.0 if rate.interval is None else math.log(rate.interval[1] / rate.value)
         out["duration_s"] = whole_s, interval(whole_s, width)
-    return out
+    return out, rests_on
 
 
 def busy_s(start_s: FloatArray, end_s: FloatArray) -> float:
@@ -310,3 +319,24 @@ def with_lengths(load: Workload, lengths: tuple[tuple[int, int], ...]) -> Worklo
         raise InputError("a length is below one token", where="lengths", mend="at least 1")
     limit = np.where(load.max_output_tokens == load.output_tokens, output, load.max_output_tokens)
     return replace(load, prompt_tokens=prompt, output_tokens=output, max_output_tokens=limit)
+
+
+def report_kinds(cases: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Kind]]:
+    """The `cases` of `validate reports` as experiments of a suite of runs, and what each is; other metrics are left out.
+
+    Where a report has a median of TTFT, its mean is left out too: pages give both where the first prompts were cached.
+    """
+    has_median = {case["id"] for case in cases if case["metric"] == "ttft_median_ms"}
+    experiments: list[dict[str, Any]] = []
+    known: dict[str, Kind] = {}
+    for case in cases:
+        column = OF_RUN.get(case["metric"])
+        if column is None or "rests_on" not in case or case["metric"] == "e2e_s":
+            continue
+        if case["metric"] == "ttft_mean_ms" and case["id"] in has_median:
+            continue
+        name, group = f"report/{case['id']}", case["group"]
+        experiments.append({**case, "id": name, "metric": column, "measured": case["reported"]})
+        evidence = Evidence(**{k: v for k, v in case["rests_on"].items() if k != "setting"})
+        known[name] = Kind(evidence, group["family"], group["gpu"], name, group["source"])
+    return experiments, known

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ from simulator.results.intervals import Evidence, half_width, interval, rate_wid
 from simulator.results.latencies import Latencies, latencies
 from simulator.results.statistics import statistics
 from simulator.validation.contradictions import sift
+from simulator.validation.launches import launch_of
 from simulator.validation.spellings import Unplayable
 from simulator.validation.suite import (
     METRICS,
@@ -35,12 +36,13 @@ UNREADABLE = (KeyError, ValueError, TypeError, IndexError, AttributeError, Arith
 """What the values of a damaged row or file may raise: the row is left out with the reason, the others are judged."""
 
 class Prediction(NamedTuple):
-    """A predicted value, its 90 % interval, and the shares of queueing and of TTFT in it."""
+    """A predicted value, its 90 % interval, the shares of queueing and of TTFT in it, and what it rests on."""
 
     value: float
     interval: list[float] | None
-    queue_share: float = 0.0
-    ttft_share: float = 0.0
+    queue_share: float
+    ttft_share: float
+    rests_on: dict[str, Any]
 
 
 
@@ -48,7 +50,7 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
     """Simulate one experiment; predicted metrics by row id. `overheads` replaces the engine's own."""
     from simulator.config.load import load_scenario
     from simulator.prepare import prepare
-    from simulator.results.domain import domain
+    from simulator.results.domain import domain, setting_of
     from simulator.run import run_prepared
 
     scenario = load_scenario(experiment.scenario)
@@ -60,7 +62,12 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
         late_ms = np.where(experiment.workload.predecessor == -1, experiment.start_s * 1e3, 0.0)
         lat = replace(lat, ttft_ms=lat.ttft_ms + late_ms, e2el_ms=lat.e2el_ms + late_ms)
     evidence, _ = domain(prepared)
-    evidence = replace(evidence, closed_loop=bool(np.isnan(experiment.workload.arrival_s).any()))
+    evidence = replace(
+        evidence,
+        closed_loop=bool(np.isnan(experiment.workload.arrival_s).any()),
+        launch_known=launch_of(experiment.rows[0]).confidence != "none",
+    )
+    setting = setting_of(prepared).key()
     out: dict[str, dict[str, Prediction]] = {}
     for row in experiment.rows:
         stage = int(row.get("stage_index", -1))
@@ -69,11 +76,13 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
         mask &= experiment.judged
         if not mask.any():
             continue
-        out[row["id"]] = predictions(run, lat, evidence, mask)
+        out[row["id"]] = predictions(run, lat, evidence, mask, setting)
     return out
 
 
-def predictions(run: RunResult, lat: Latencies, evidence: Evidence, mask: NDArray[np.bool_]) -> dict[str, Prediction]:
+def predictions(
+    run: RunResult, lat: Latencies, evidence: Evidence, mask: NDArray[np.bool_], setting: str
+) -> dict[str, Prediction]:
     """The metrics of a suite over some requests of a run, with their intervals."""
     raw = run.raw
     values = row_metrics(raw, lat, mask)
@@ -82,7 +91,8 @@ def predictions(run: RunResult, lat: Latencies, evidence: Evidence, mask: NDArra
     arrived, ended = raw.arrival_s[mask], raw.end_s[mask]
     span = float(np.nanmax(ended) - np.nanmin(arrived)) if (~np.isnan(ended) & ~np.isnan(arrived)).any() else 0.0
     rate = rate_width(evidence, values.get("e2e_mean_ms", 0.0) / 1e3, span, run.result["overload"] is not None)
-    return {name: Prediction(value, *_interval(name, values, queue, rate, evidence)) for name, value in values.items()}
+    rests_on = {**asdict(evidence), "setting": setting}
+    return {name: Prediction(value, *_interval(name, values, queue, rate, evidence), rests_on) for name, value in values.items()}
 
 
 def _as_launched(prepared: Prepared, experiment: Experiment, overheads: Overheads | None) -> Prepared:
@@ -231,6 +241,7 @@ def _compare(row: dict[str, Any], predicted: dict[str, Prediction]) -> list[dict
                 "covered": found.interval[0] <= measured <= found.interval[1] if found.interval else None,
                 "queue_share": found.queue_share,
                 "ttft_share": found.ttft_share,
+                "rests_on": found.rests_on,
             }
         )
     return out

@@ -93,4 +93,7 @@ SGLANG = Published(
     compiles_while_measured=compiles_while_measured,
     fittings={"": Fitting(UNKNOWNS, TARGETS, _told, _runs)},
     fitted="what a closed loop of InferenceX waits longer at its start (in these replays alone) on runs of DeepSeek-R1",
+    chosen="the front end and the launch times of prefills (single published runs of DeepSeek-V3 and R1), the host time of a "
+    "step without overlap (an earlier fit, now assumed), and that the small kernels of latent attention and shared "
+    "experts are priced for this engine and not for the others (published runs on B200)",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,16 @@ from hypothesis import strategies as st
 
 from simulator.results.intervals import QUEUE_ELASTICITY, Evidence
 from simulator.validation.evidence import Kind
-from simulator.validation.intervals import MIN_EXPERIMENTS, conformal_half_width, derive
+from simulator.validation.intervals import (
+    MIN_EXPERIMENTS,
+    clustered_half_width,
+    conformal_half_width,
+    derive,
+    seen,
+    values_of,
+)
 from simulator.validation.report import coverage_by_holdout
+from simulator.validation.reports import report_kinds
 
 OPEN = Evidence("vllm", "measured")
 CLOSED = Evidence("vllm", "kernels", closed_loop=True)
@@ -32,7 +41,7 @@ def experiment(
 
 
 def suite(
-    errors: list[float], models: int = 4, evidence: Evidence = OPEN, **more: Any
+    errors: list[float], models: int = 5, evidence: Evidence = OPEN, **more: Any
 ) -> tuple[list[dict[str, Any]], dict[str, Kind]]:
     runs = [experiment(f"r{i}", e, measured=10.0 + i, **more) for i, e in enumerate(errors)]
     return runs, {r["id"]: Kind(evidence, f"m{i % models}", "gpu", f"w{i % 3}") for i, r in enumerate(runs)}
@@ -64,7 +73,7 @@ def test_an_outcome_that_a_suite_holds_twice_counts_once() -> None:
 
 def test_closed_loops_count_for_their_engine_and_for_all_together() -> None:
     runs, known = suite([0.01 * i for i in range(20)], evidence=CLOSED)
-    assert set(derive(runs, known)) == {"vllm/kernels/closed loop", "any/kernels/closed loop"}
+    assert set(derive(runs, known)) == {"vllm/closed loop", "any/closed loop"}
 
 
 @pytest.mark.parametrize(("evidence", "left"), [(OPEN, True), (CLOSED, False)])
@@ -108,3 +117,41 @@ def test_where_clients_wait_e2e_left_out_is_judged_by_its_parts() -> None:
     found = next(c for c in lines if c["group"].startswith("one model") and c["metric"] == "E2E mean")
     assert found["inside_pct"] == 100.0
     assert found["half_width_pct"] == pytest.approx(100 * math.expm1(0.26), rel=1e-3)
+
+
+def test_a_new_source_is_inside_as_often_as_a_large_one() -> None:
+    """Nine clusters of five values and one of ninety: the many do not decide; small clusters weigh by their values."""
+    small = {("s", f"m{i}", "gpu"): [0.1 * (i + 1)] * 5 for i in range(9)}
+    large = {("big", "m", "gpu"): [0.01] * 90}
+    assert clustered_half_width(small | large) == pytest.approx(0.8)
+    assert conformal_half_width(e for errors in (small | large).values() for e in errors) == pytest.approx(0.7)
+    assert clustered_half_width(large | {("s", "m", "g"): [9.0] * 5}) == 9.0
+    assert clustered_half_width(large | small | {("s", "m", "g"): [9.0]}) < 1.0
+
+
+def test_settings_of_closed_loops_are_remembered() -> None:
+    runs, known = suite([0.01 * i for i in range(12)], evidence=CLOSED)
+    known = {name: replace(kind, setting=f"s{i % 3}") for i, (name, kind) in enumerate(known.items())}
+    assert seen(values_of(runs, known)) == {"s0", "s1", "s2"}
+    assert seen(values_of(runs, known, exclude=lambda name: name in ("r0", "r3", "r6", "r9"))) == {"s1", "s2"}
+
+
+def test_launches_that_are_not_known_and_borrowed_kernels_tell_nothing_of_settings() -> None:
+    runs, known = suite([0.02 * i for i in range(30)], evidence=replace(CLOSED, launch_known=False))
+    assert set(derive(runs, known)) == {"vllm/launch unknown", "any/launch unknown"}
+    assert seen(values_of(runs, known)) == set()
+    runs, known = suite([0.02 * i for i in range(30)], evidence=replace(CLOSED, kernel_error=0.3))
+    assert derive(runs, known) == {}
+
+
+def test_reports_count_as_experiments_of_their_page() -> None:
+    rests_on = {"engine": "vllm", "hardware": "kernels", "closed_loop": True, "setting": "vllm/gpu/x/y"}
+    group = {"engine": "vllm", "gpu": "gpu", "family": "llama", "source": "page"}
+    case = {"id": "a", "metric": "tpot_mean_ms", "reported": 10.0, "predicted": 11.0, "group": group, "rests_on": rests_on}
+    others = [case | {"metric": name} for name in ("kv_tokens", "output_tok_s")]
+    experiments, known = report_kinds([case, *others])
+    assert [e["metric"] for e in experiments] == ["tpot_mean_ms", "output_throughput_tok_s"]
+    assert {e["id"] for e in experiments} == {"report/a"}
+    (value, rate) = values_of(experiments, known)
+    assert (value.cluster, value.setting, rate.metric) == (("page", "llama", "gpu"), "vllm/gpu/x/y", "throughput")
+    assert value.log_error == pytest.approx(math.log(1.1))

@@ -145,7 +145,7 @@ def test_runs_before_the_client_warmed_up_are_no_evidence(change: dict[str, Any]
     assert (row["id"] in kinds([row])) is not cold
     error = {"id": row["id"], "metric": "ttft_mean_ms", "measured": 2.0, "predicted": 1.0, "abs_pct_error": 50.0}
     page = fidelity(Path("."), [row], {"experiments": [error], "skipped": []}, [])
-    assert ("| the server compiled kernels while it was measured (no warm-up) | 50.0 (1) |" in page) is cold
+    assert ("| the server compiled kernels while it was measured (no warm-up) | 50.0, 50, -50, - (1) |" in page) is cold
 
 
 def test_first_request_of_each_user_waits_longer_where_that_was_seen() -> None:
