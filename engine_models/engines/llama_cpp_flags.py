@@ -53,6 +53,8 @@ _MODELLED: dict[str, Flag] = {
     "cache_type_k": Flag("str", "f16", choices=tuple(KV_TYPES)),
     "cache_type_v": Flag("str", "f16", choices=tuple(KV_TYPES)),
     "gpu_layers": Flag("int", None, low=0, special=("auto", "all", -1)),
+    "cpu_moe": Flag("bool", False),
+    "n_cpu_moe": Flag("int", 0, low=0),
     "op_offload": Flag("bool", True),
     "host_cpu": Flag("str", None),
     "threads": Flag("int", -1, low=-1),
@@ -62,7 +64,7 @@ _MODELLED: dict[str, Flag] = {
 }
 
 _SWITCHES = """
-    agent backend_sampling check_tensors cors_credentials cpu_moe cpu_moe_draft embedding escape fim_qwen_1.5b_default
+    agent backend_sampling check_tensors cors_credentials cpu_moe_draft embedding escape fim_qwen_1.5b_default
     fim_qwen_14b_spec fim_qwen_30b_default fim_qwen_3b_default fim_qwen_7b_default fim_qwen_7b_spec gpt_oss_120b_default
     gpt_oss_20b_default ignore_eos jinja kv_offload log_disable log_jsonl log_prefix log_timestamps lora_init_without_apply
     metrics mlock mmap mmproj_auto mmproj_offload models_autoload no_host offline perf prefill_assistant props
@@ -108,7 +110,7 @@ _CHANGING = {
 _REFUSED = {
     "how the model is split over several devices": "split_mode=layer|none rpc",
     "which part of the model the CPU computes": (
-        "override_tensor cpu_moe n_cpu_moe=0 n_cpu_ffn=0 moe_cache_mib=0 kv_offload=true"
+        "override_tensor n_cpu_ffn=0 moe_cache_mib=0 kv_offload=true"
     ),
     "how many tokens a step yields (drafts are not simulated for llama.cpp)": (
         "spec_type=none spec_default spec_draft_model spec_draft_hf spec_draft_n_max spec_draft_n_min spec_draft_p_split "

@@ -16,6 +16,7 @@ from engine_models.memory.whole_prompts import WholePrompts
 from engine_models.model.activations import CONTEXT_BYTES
 from engine_models.model.architecture import (
     Architecture,
+    expert_bytes,
     in_pieces,
     kv_groups,
     state_bytes_per_sequence,
@@ -43,6 +44,8 @@ HOP_S = 2.9e-4
 FETCHED_TOKENS = 32
 """Tokens of a sub-batch from which a GPU computes layers of the CPU's, with their weights fetched (datasheet: `op_offload`,
 `ggml/src/ggml-cuda/ggml-cuda.cu`)."""
+FETCH_SHARE = 0.8
+"""Share of the link to the host at which weights are fetched (fitted, 2026-11: the run named at `host_layers.DISTINCT`)."""
 HOSTS = ("core-i9-13900k", "xeon-8480")
 """The CPU beside a card for desktops and workstations, and beside any other GPU, where none is named (assumed)."""
 ENDLESS = 1 << 40
@@ -50,10 +53,24 @@ ENDLESS = 1 << 40
 
 
 @dataclass(frozen=True)
+class Split:
+    """What the devices compute: `held`, and before it, with the CPU, the layers `on_host` (None: none) or only their experts.
+
+    `cached` are the layers whose cache the devices hold, `weights` the bytes a device.
+    """
+
+    held: Architecture
+    cached: Architecture
+    weights: int
+    on_host: Architecture | None = None
+    experts_only: bool = False
+
+
+@dataclass(frozen=True)
 class LlamaServer:
     """One server, resolved. `cells` are those of its whole cache; `ram_bytes` 0: no prompts are kept in host memory.
 
-    `held` is what its devices hold of the model, `on_host` the layers before that, which the CPU `host` computes (None: none).
+    `split` says what its devices hold of the model, the CPU `host` has the rest.
     """
 
     request: PoolRequest
@@ -62,8 +79,7 @@ class LlamaServer:
     memory: MemoryBudget
     ram_bytes: float
     token_bytes: float
-    held: Architecture
-    on_host: Architecture | None = None
+    split: Split
 
     @cached_property
     def host(self) -> Device:
@@ -98,7 +114,7 @@ class LlamaServer:
         devices = request.pipeline_parallel
         threads = int(request.flags.get("threads", -1)) if request.device_kind == "cpu" else 0
         return StepCosts(
-            self.held,
+            self.split.held,
             request.formats,
             Terms(
                 replace(overheads.host, device_step_s=overheads.host.device_step_s + HOP_S * (devices - 1)),
@@ -110,17 +126,25 @@ class LlamaServer:
         )
 
     def _host_layers(self, kernels: str) -> HostLayers | None:
-        if self.on_host is None:
+        on_host, only = self.split.on_host, self.split.experts_only
+        if on_host is None:
             return None
-        flags, link = self.request.flags, self.request.host_link_bytes_per_s
+        flags, weights = self.request.flags, self.request.formats.weights
+        experts = expert_bytes(on_host, weights)
         return HostLayers(
-            self.on_host,
+            on_host,
             operations_of(self.host, kernels),
             max(int(flags.get("threads", -1)), 0),
             FETCHED_TOKENS if flags.get("op_offload", True) else None,
-            weight_bytes_per_rank(self.on_host, self.request.formats.weights),
-            min(link, COPY_BYTES_PER_S) if link else COPY_BYTES_PER_S,
+            0.0 if only else weight_bytes_per_rank(on_host, weights) - experts,
+            experts,
+            self._fetch_bytes_per_s,
+            only,
         )
+
+    @property
+    def _fetch_bytes_per_s(self) -> float:
+        return FETCH_SHARE * self.request.host_link_bytes_per_s or COPY_BYTES_PER_S
 
     def notes(self) -> tuple[str, ...]:
         """What is assumed of it."""
@@ -137,20 +161,22 @@ class LlamaServer:
         )
         full = "shifts its context" if rules.context_shift else "ends its answer"
         devices = self.request.pipeline_parallel
-        split = (
+        spread = (
             f"the layers are split over {devices} devices, which compute one after the other, {HOP_S * 1e3:g} ms more for each; "
             "sub-batches of an iteration follow each other through them"
         )
         beside: tuple[str, ...] = ()
-        if self.on_host is not None:
+        split = self.split
+        if split.on_host is not None:
             chosen = "" if self.request.flags.get("host_cpu") else " (assumed; name another as `host_cpu`)"
             fetched = (
-                f"; of sub-batches of {FETCHED_TOKENS} tokens and more the GPU computes them too, but for attention, with "
-                f"weights fetched at {COPY_BYTES_PER_S / 1e9:.0f} GB/s (assumed)"
+                f"; of sub-batches of {FETCHED_TOKENS} tokens and more the GPU computes them too"
+                f"{'' if split.experts_only else ', but for attention'}, with weights fetched at "
+                f"{self._fetch_bytes_per_s / 1e9:.0f} GB/s"
             )
             beside = (
-                f"{self.on_host.layers} of {self.request.arch.layers} layers stay on the CPU, {self.host.title}{chosen}"
-                f"{fetched if self.request.flags.get('op_offload', True) else ''}",
+                f"{'the experts of ' if split.experts_only else ''}{split.on_host.layers} of {self.request.arch.layers} layers "
+                f"stay on the CPU, {self.host.title}{chosen}{fetched if self.request.flags.get('op_offload', True) else ''}",
             )
         pool = (
             f"attention reads the whole pool as far as it is filled, in steps of {PAD_CELLS} cells, whatever a slot holds "
@@ -161,7 +187,7 @@ class LlamaServer:
             f"further requests wait in order; a full slot {full}",
             f"{found}; {kept}" if rules.cache_prompt else "prompts are computed from their beginning (no cache_prompt)",
             *((pool,) if rules.pool_cells else ()),
-            *((split,) if devices > 1 else ()),
+            *((spread,) if devices > 1 else ()),
             *beside,
             f"states are copied to and from host memory at {COPY_BYTES_PER_S / 1e9:.0f} GB/s (assumed), while all slots wait",
             "the host's time (0.1 ms a row, for sampling and streaming) and the front end (1 ms) are assumed",
@@ -178,10 +204,9 @@ def llama_server(request: PoolRequest) -> LlamaServer:
     asked = int(flags.get("parallel", -1))
     slots = asked if asked > 0 else AUTO_SLOTS
     unified = bool(flags.get("kv_unified", asked <= 0))
-    held, on_host = _layers(request)
-    cells, memory = _memory(request, held, slots, unified=unified)
-    if on_host is not None:
-        _check_host(request, on_host, cells)
+    split = _split(request)
+    cells, memory = _memory(request, split, slots, unified=unified)
+    _check_host(request, split, cells)
     context = cells if unified else cells // slots
     per_slot = flags.get("kv_unified_per_slot")
     if unified and per_slot:
@@ -212,7 +237,7 @@ def llama_server(request: PoolRequest) -> LlamaServer:
         n_keep=int(flags.get("keep", 0)),
     )
     ram_bytes = float("inf") if ram_mib < 0 else float(ram_mib * MIB)
-    return LlamaServer(request, rules, cells, memory, ram_bytes, _kv_token_bytes(request) + ENTRY_BYTES, held, on_host)
+    return LlamaServer(request, rules, cells, memory, ram_bytes, _kv_token_bytes(request) + ENTRY_BYTES, split)
 
 
 def cuts_anywhere(request: PoolRequest) -> bool:
@@ -273,38 +298,64 @@ def host_of(request: PoolRequest) -> Device:
     return found
 
 
-def _layers(request: PoolRequest) -> tuple[Architecture, Architecture | None]:
-    """What the devices hold of the model, and the layers before it, which stay on the CPU.
+def _split(request: PoolRequest) -> Split:
+    """What the devices hold of the model, and what stays on the CPU.
 
-    Layers are counted from the last, of which the head is one (datasheet: `src/llama-model.cpp`, `i_gpu_start`).
+    Layers of the GPU are counted from the last, of which the head is one (datasheet: `src/llama-model.cpp`, `i_gpu_start`),
+    layers whose experts stay on the CPU from the first (`common/arg.cpp`, `n_cpu_moe`).
     """
-    arch, asked = request.arch, request.flags.get("gpu_layers")
-    if request.device_kind == "cpu" or not isinstance(asked, int) or not 0 <= asked <= arch.layers:
-        return arch, None
-    where = "deployment.engine_args.gpu_layers"
-    few = f"{asked} of the {arch.layers + 1} layers of {arch.name} (its head counts as one) on the device and the rest on the CPU"
-    if asked < 2:
-        raise InputError(
-            f"{few} are not simulated", where=where, mend="leave gpu_layers out (all of them), or name a CPU under `hardware`"
+    arch, flags, weights = request.arch, request.flags, request.formats.weights
+    asked = flags.get("gpu_layers")
+    on_device = asked if isinstance(asked, int) and 0 <= asked <= arch.layers else None
+    of_experts = int(flags.get("n_cpu_moe", 0))
+    if flags.get("cpu_moe"):
+        of_experts = arch.layers
+    of_experts = min(of_experts, arch.layers) if arch.has_experts else 0
+    if request.device_kind == "cpu" or (on_device is None and not of_experts):
+        return Split(arch, arch, weight_bytes_per_rank(arch, weights, 1, request.pipeline_parallel))
+    key = "gpu_layers" if on_device is not None else "cpu_moe" if flags.get("cpu_moe") else "n_cpu_moe"
+    where, without = f"deployment.engine_args.{key}", f"leave {key} out"
+    if on_device is None:
+        few = f"experts of {of_experts} layers of {arch.name} on the CPU"
+    else:
+        few = (
+            f"{on_device} of the {arch.layers + 1} layers of {arch.name} (its head counts as one) on the device and the rest on "
+            "the CPU"
         )
+        if of_experts:
+            raise InputError(f"{few}, and experts too, are not simulated", where=where, mend=without)
+        if on_device < 2:
+            mend = f"{without} (all of them), or name a CPU under `hardware`"
+            raise InputError(f"{few} are not simulated", where=where, mend=mend)
     if request.device_kind != "gpu":
-        raise InputError(f"{few}, which share one memory, are not simulated", where=where, mend="leave gpu_layers out")
+        raise InputError(f"{few}, which share one memory, are not simulated", where=where, mend=without)
     if request.pipeline_parallel > 1:
         raise InputError(f"{few} are simulated for one device only", where=where, mend="set pipeline_parallel: 1")
-    on_host, held = in_pieces(arch, (arch.layers + 1 - asked, asked - 1))
-    return held, replace(on_host, has_embedding=False)  # a table that no step multiplies
+    first = of_experts if on_device is None else arch.layers + 1 - on_device
+    on_host, held = in_pieces(arch, (first, arch.layers - first))
+    on_host = replace(on_host, has_embedding=False)  # a table that no step multiplies
+    if on_device is not None:
+        return Split(held, held, weight_bytes_per_rank(held, weights), on_host)
+    kept = weight_bytes_per_rank(arch, weights) - expert_bytes(on_host, weights)
+    return Split(held, arch, kept, on_host, experts_only=True)
 
 
-def _check_host(request: PoolRequest, on_host: Architecture, cells: int) -> None:
+def _check_host(request: PoolRequest, split: Split, cells: int) -> None:
+    on_host = split.on_host
+    if on_host is None:
+        return
     host = host_of(request)
-    needed = weight_bytes_per_rank(on_host, request.formats.weights)
-    needed += cells * sum(g.bytes_per_token_per_rank for g in kv_groups(on_host, request.formats.kv_cache))
+    if split.experts_only:
+        needed = expert_bytes(on_host, request.formats.weights)
+    else:
+        needed = weight_bytes_per_rank(on_host, request.formats.weights)
+        needed += cells * sum(g.bytes_per_token_per_rank for g in kv_groups(on_host, request.formats.kv_cache))
     if needed > host.memory_bytes.value:
         raise InfeasibleError(
-            f"{on_host.layers} layers of {request.arch.name} and their cache take {needed / 1e9:.0f} GB of the host's memory; "
+            f"what stays on the CPU of {request.arch.name} takes {needed / 1e9:.0f} GB of the host's memory; "
             f"{host.title} has {host.memory_bytes.value / 1e9:.0f} GB",
-            where="deployment.engine_args.gpu_layers",
-            mend="more gpu_layers, a smaller number format, or another host_cpu (`capacity-plan list hardware`)",
+            where="deployment.engine_args",
+            mend="more layers on the GPU, a smaller number format, or another host_cpu (`capacity-plan list hardware`)",
         )
 
 
@@ -314,11 +365,11 @@ def _kv_token_bytes(request: PoolRequest) -> float:
     )
 
 
-def _memory(request: PoolRequest, held: Architecture, slots: int, *, unified: bool) -> tuple[int, MemoryBudget]:
+def _memory(request: PoolRequest, split: Split, slots: int, *, unified: bool) -> tuple[int, MemoryBudget]:
     """Cells of the whole cache, allocated at the start, and the budget: what is not asked for is lowered until it fits."""
     flags, arch, device = request.flags, request.arch, request.device_memory_bytes
     stages = request.pipeline_parallel
-    weights = weight_bytes_per_rank(held, request.formats.weights, 1, stages)
+    weights, held = split.weights, split.cached
     n_ubatch = min(int(flags.get("ubatch_size", 512)), int(flags.get("batch_size", 2048)))
     compute = n_ubatch * (LOGIT_BYTES * arch.vocab + ACTIVATION_BYTES * 4 * arch.hidden)
     other = int(CONTEXT_BYTES) if request.device_kind == "gpu" else 0
@@ -350,7 +401,7 @@ def _memory(request: PoolRequest, held: Architecture, slots: int, *, unified: bo
             f"{device / 1e9:.1f} GB; {lack:.1f} GB too much",
             where="deployment",
             mend="a smaller engine_args.ctx_size, a smaller number format (weights: q4_k_m, kv_cache: q8_0), larger or more "
-            f"devices (pipeline_parallel){_fewer(request, held, fixed - weights + cells * per_token, weights)}",
+            f"devices (pipeline_parallel){_fewer(request, fixed - weights + cells * per_token, weights)}",
         )
     kv = cells * per_token
     lines = (
@@ -364,10 +415,11 @@ def _memory(request: PoolRequest, held: Architecture, slots: int, *, unified: bo
     return cells, MemoryBudget(device, device, lines, kv, per_token, per_token, cells)
 
 
-def _fewer(request: PoolRequest, held: Architecture, besides: int, weights: int) -> str:
+def _fewer(request: PoolRequest, besides: int, weights: int) -> str:
     """How many layers would fit, in words; the head is counted as a layer."""
     room = request.device_memory_bytes / (weights + besides)
-    layers = int(held.layers * room * 0.97) + 1
-    if request.device_kind != "gpu" or request.pipeline_parallel > 1 or layers < 2:
+    layers = int(request.arch.layers * room * 0.97) + 1
+    split = any(request.flags.get(key) for key in ("gpu_layers", "cpu_moe", "n_cpu_moe"))
+    if request.device_kind != "gpu" or request.pipeline_parallel > 1 or layers < 2 or split:
         return ""
     return f", or layers on the CPU (engine_args.gpu_layers: {layers})"

@@ -48,6 +48,7 @@ __all__ = [
     "architecture_from_config",
     "check_parallelism",
     "uneven_block_width",
+    "expert_bytes",
     "format_of_part",
     "gemm_shapes",
     "in_pieces",
@@ -329,6 +330,11 @@ def weight_bytes_per_rank(
         )
         for stage in stages(arch, pipeline_parallel)
     )
+
+
+def expert_bytes(arch: Architecture, weights: Format) -> int:
+    """Return the bytes of the routed experts [bytes]."""
+    return _bytes(arch, weights, Counter(experts=_counts(arch, 1, 1, 1, padded=True)["experts"]))
 
 
 def mla_absorbed_bytes_per_rank(

@@ -163,7 +163,7 @@ def test_pasted_commands_are_read(command: str, values: dict[str, Any], weights:
         ({"gpu_layers": 20, "host_cpu": "h100"}, "is no CPU"),
         ({"cache_type_k": "q8_0"}, "keys in q8_0 and values in f16"),
         ({"spec_draft_model": "d.gguf"}, "how many tokens a step yields"),
-        ({"n_cpu_moe": 10}, "which part of the model the CPU computes"),
+        ({"override_tensor": "exps=CPU"}, "which part of the model the CPU computes"),
         ({"split_mode": "row"}, "how the model is split"),
         ({"embedding": True}, "what the server computes"),
         ({"max_num_seqs": 4}, "did you mean `parallel`"),
@@ -306,10 +306,53 @@ def test_many_tokens_are_computed_by_the_gpu_with_fetched_weights() -> None:
     layers = costs[0].host_layers
     assert layers is not None
     assert layers.fetched_bytes == pytest.approx(20 / 32 * 4.19e9, rel=0.01)
+    assert layers.expert_bytes == 0
     fetching_s, computing_s = (prompt_s(of.over(ops), 512) for of in costs)
     assert layers.fetched_bytes / layers.bytes_per_s < fetching_s < computing_s
     few = [prompt_s(of.over(ops), 31) for of in costs]
     assert few[0] == few[1]
+
+
+def test_experts_stay_on_the_cpu() -> None:
+    """--n-cpu-moe 26 of 36: experts of 26 layers leave the card, the cache does not; a sub-batch fetches those that it meets."""
+    asked: dict[str, Any] = {"parallel": 1, "ctx_size": 4096}
+    found = plan(request_of("openai/gpt-oss-120b", "rtx-3090-24gb", "mxfp4", n_cpu_moe=26, **asked))
+    whole = plan(request_of("openai/gpt-oss-120b", "h100-sxm-80gb", "mxfp4", **asked))
+    layers = found.costs.host_layers
+    assert layers is not None
+    assert layers.experts_only
+    assert (layers.arch.layers, found.costs.arch.layers, layers.fetched_bytes) == (26, 10, 0.0)
+    assert layers.expert_bytes == pytest.approx(26 / 36 * 60.9e9, rel=0.02)
+    moved = whole.memory.bytes_of("weight") - found.memory.bytes_of("weight")
+    assert moved == pytest.approx(layers.expert_bytes, rel=1e-6)
+    assert found.memory.kv_bytes == whole.memory.kv_bytes
+    assert 0.5 < layers.fetch_s(256) / layers.fetch_s(1 << 20) < layers.fetch_s(2048) / layers.fetch_s(1 << 20) < 1.0
+    everything = plan(request_of("openai/gpt-oss-120b", "rtx-3090-24gb", "mxfp4", cpu_moe=True, **asked))
+    assert everything.costs.host_layers is not None
+    assert everything.costs.host_layers.arch.layers == 36
+    ops = operations_of(load_device("rtx-3090-24gb"), "llama_cpp")
+    assert decoded_s(everything.costs.over(ops)) > decoded_s(found.costs.over(ops))
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "flags", "published"),
+    [
+        ("google/gemma-3-12b-it", "q4_k_m", {"gpu_layers": 44}, 26.1),
+        ("Qwen/Qwen3-14B", "q4_k_m", {"gpu_layers": 32}, 16.9),
+        ("microsoft/phi-4", "q4_k_m", {"gpu_layers": 32}, 16.7),
+        ("mistralai/Mistral-Small-24B-Instruct-2501", "q4_k_m", {"gpu_layers": 16}, 5.2),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "q4_k_m", {"n_cpu_moe": 36}, 36.7),
+        ("deepseek-ai/DeepSeek-V2-Lite", "q4_k_m", {"n_cpu_moe": 16}, 49.6),
+    ],
+)
+def test_partly_offloaded_models_decode_as_published(
+    model: str, weights: str, flags: dict[str, Any], published: float
+) -> None:
+    """Tokens per second of an RTX 2080 beside a Core i9-10900X (94 GB/s; here one of 90 GB/s): github.com/AlexsJones/llmfit, pull
+    requests 755, 774, 775 and 778 (2026-07)."""
+    found = plan(request_of(model, "rtx-2080-8gb", weights, parallel=1, ctx_size=4096, fit="off", **flags))
+    rate = 1.0 / decoded_s(found.costs.over(operations_of(load_device("rtx-2080-8gb"), "llama_cpp")))
+    assert 0.9 < rate / published < 1.45
 
 
 def test_a_model_that_does_not_fit_says_how_many_layers_would() -> None:
