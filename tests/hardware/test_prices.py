@@ -94,10 +94,10 @@ def test_the_default_is_the_median_over_providers_by_hand() -> None:
 
 
 def test_one_provider_is_its_own_median() -> None:
-    price = default_price("b200")
+    price = default_price("mi325x")
     assert price is not None
-    assert (price.provider, price.usd_per_gpu_hour.value) == ("Lambda", 6.69)
-    assert price.gpus_per_instance == 8
+    assert (price.provider, price.usd_per_gpu_hour.value) == ("TensorWave", 1.95)
+    assert price.gpus_per_instance == 1
 
 
 def test_the_newest_listing_of_a_provider_counts() -> None:
