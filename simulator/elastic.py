@@ -78,7 +78,8 @@ def start_of(prepared: Prepared, given: float | schema.StartUp | None) -> tuple[
 
 
 def _words(failures: schema.Failures) -> list[str]:
-    out = ["clients and the router hear of a lost server at once; a client may send its request again (client.retries)"]
+    when = "at once" if not failures.detected_after_s else f"at once, of a lost node after {failures.detected_after_s:g} s"
+    out = [f"clients and the router hear of a lost server {when}; a client may send its request again (client.retries)"]
     if failures.reclaims_per_hour is not None or any(event.kind == "reclaim" for event in failures.events):
         out.append("a server that is to be taken back gets no new requests from the notice on, and is billed until it goes")
     return out
@@ -96,7 +97,8 @@ def _faults(
     events = tuple(
         (event.at_s, _event(prepared, failures, event, number, most)) for number, event in enumerate(failures.events)
     )
-    return Faults(events, tuple(_processes(prepared, failures, nodes)), nodes, start.server_s)
+    processes = tuple(_processes(prepared, failures, nodes))
+    return Faults(events, processes, nodes, start.server_s, failures.detected_after_s)
 
 
 def _event(prepared: Prepared, failures: schema.Failures, event: schema.FailureEvent, number: int, most: int) -> Fault:

@@ -156,6 +156,30 @@ def test_a_node_takes_all_its_replicas_and_no_other() -> None:
     assert found.result["fleet"]["over_time"]["up"] == [4, 2]
 
 
+def test_a_lost_node_that_nobody_notices_is_sent_requests() -> None:
+    """For 3 s half of the requests go where nobody answers; then all of them are lost, and sent again at once."""
+    event = {"at_s": 10, "replica": 1, "kind": "node", "for_s": 10}
+    pool = {"gpus_per_node": 1, "router": "round_robin"}
+    failures = {"events": [event], "detected_after_s": 3, "start_up": 0}
+    unseen = given({"replicas": 2, "failures": failures, **pool}, LOAD, client=RETRIES)
+    found, step = (simulate(unseen, aggregate=jump) for jump in (True, False))
+    raw = found.raw
+    assert raw.attempts is not None
+    assert (raw.status == FINISHED).all()
+    unnoticed = (raw.arrival_s > 10) & (raw.arrival_s < 13)
+    assert (raw.attempts[unnoticed] > 1).mean() == pytest.approx(0.5, abs=0.02)
+    assert (raw.first_token_s[raw.attempts > 1] > 13).all()
+    assert (raw.attempts[raw.arrival_s > 13.1] == 1).all()
+    assert step.result == found.result
+    gpu = run([{**event, "kind": "gpu"}], failures={"detected_after_s": 3}, client=RETRIES).result["fleet"]
+    assert gpu["attempts_lost"] < found.result["fleet"]["attempts_lost"] - 20, "a dead process refuses connections"
+    waits = {"timeout_s": 1.0, "retries": {"attempts": 9, "on": ["timeout"]}}
+    given_up = simulate(given({"replicas": 2, "failures": failures, **pool}, LOAD, client=waits)).raw
+    assert given_up.attempts is not None
+    assert set(given_up.status.tolist()) <= {FINISHED, FAILED}
+    assert (given_up.attempts > 1).sum() > 20
+
+
 def test_requests_for_a_fleet_that_is_gone_are_answered_503() -> None:
     found = run([{"at_s": 10, "replica": 0, "kind": "gpu", "for_s": 10}], replicas=1)
     reasons = found.result["totals"]["reasons"]
@@ -308,6 +332,7 @@ FAULTS = st.lists(
     st.booleans(),
     st.sampled_from([None, Admission(max_inflight=2, on_full="wait"), Admission(max_inflight=1, on_full="429")]),
     st.sampled_from([None, 0.3]),
+    st.sampled_from([0.0, 0.2, 5.0]),
 )
 def test_requests_are_conserved_whatever_goes_wrong(
     case: Case,
@@ -317,6 +342,7 @@ def test_requests_are_conserved_whatever_goes_wrong(
     tries: bool,
     limits: Admission | None,
     timeout_s: float | None,
+    noticed_s: float,
 ) -> None:
     """Each request ends in one way, no replica keeps memory of one that has ended, and jumps change nothing."""
     nodes = tuple(number // 2 for number in range(case.replicas))
@@ -335,7 +361,7 @@ def test_requests_are_conserved_whatever_goes_wrong(
             RecordedClock(CLOCK),
             replicas=case.replicas,
             most=case.replicas,
-            faults=Faults(tuple(faults), processes, nodes, 0.02),
+            faults=Faults(tuple(faults), processes, nodes, 0.02, noticed_s),
             router=router,
             admission=limits,
             client=client,
@@ -359,3 +385,6 @@ def test_requests_are_conserved_whatever_goes_wrong(
         assert got == result.output_tokens[row]
     for name in ("status", "reason", "replica", "attempts", "engine_arrival_s", "first_token_s", "end_s"):
         np.testing.assert_array_equal(getattr(runs[1], name), getattr(result, name), err_msg=name)
+    assert [run.emissions.of(row) for run in runs[:1] for row in range(case.requests)] == [
+        runs[1].emissions.of(row) for row in range(case.requests)
+    ]

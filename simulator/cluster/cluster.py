@@ -413,9 +413,13 @@ class Cluster:
                 self._clock.at(again_s, ARRIVALS, partial(self._again, self._send, block, seq))
             return
         block.replica[row] = number
-        self.ranks[number].submit(seq)
+        self._submit(number, seq)
         self._router.note(number)
         self._watch(number)
+
+    def _submit(self, number: int, seq: Sequence) -> None:
+        """A replica takes a request."""
+        self.ranks[number].submit(seq)
 
     def _keep(self, seq: Sequence) -> None:
         """Note what a request that ends without its answer knows."""

@@ -6,6 +6,7 @@ send them again; what it had computed, and the contents of its cache, are gone. 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -105,6 +106,8 @@ class ElasticCluster(Cluster):
         self._scaler, self._start_up, self._grace_s = scaler, start, grace_s
         self._seen = Seen(0.0, ())
         self._flow = Flow()
+        self._silent: dict[int, list[Sequence]] = {}  # by replica that is lost, and nobody knows: the requests it was sent
+        self._shifted: set[Sequence] = set()  # whose steps are counted from the first of the log already
         self._then: dict[int, Callable[[], None]] = {}  # by replica: what waits for it to serve again
         self._away_s: dict[int, float | None] = {}  # of those that drain: how long their devices are away afterwards
         if holds and self._door is None:
@@ -168,7 +171,8 @@ class ElasticCluster(Cluster):
                 self._slow(replica, fault)
             elif fault.kind != "reclaim":
                 leaving = self._away_s.get(replica, 0.0) is None  # it was not to come back anyway
-                self._lose(replica, None if leaving else fault.away_s)
+                silent_s = self._faults.noticed_s if fault.kind == "node" else 0.0
+                self._lose(replica, None if leaving else fault.away_s, silent_s)
             elif self.fleet.states[replica] == State.UP:
                 self._drain(replica, now_s + fault.notice_s, fault.away_s, leaves_empty=False)
             else:
@@ -290,8 +294,8 @@ class ElasticCluster(Cluster):
     # -- going ----------------------------------------------------------------------------------------------
 
     def _serving(self) -> None:
-        """Let the router know who serves."""
-        self._router.serving(self.fleet.of(State.UP))
+        """Let the router know who serves, as far as that is known."""
+        self._router.serving(sorted({*self.fleet.of(State.UP), *self._silent}))
 
     def _drain(self, replica: int, until_s: float, away_s: float | None, *, leaves_empty: bool = True) -> None:
         """Give a replica nothing new; it goes at `until_s` at the latest, with `leaves_empty` when it has nothing left."""
@@ -330,12 +334,16 @@ class ElasticCluster(Cluster):
         if self.fleet.life[replica] == life:
             self._lose(replica, away_s)
 
-    def _lose(self, replica: int, away_s: float | None) -> None:
-        """A replica goes, and all that it has; its devices are back after `away_s`, if ever."""
+    def _lose(self, replica: int, away_s: float | None, silent_s: float = 0.0) -> None:
+        """A replica goes with all that it has, noticed `silent_s` later; its devices are back after `away_s`, if ever."""
         now_s, fleet, server = self._clock.now_s, self.fleet, self.replicas[replica]
         if fleet.states[replica] == State.ABSENT:
             return
         self._away_s.pop(replica, None)
+        self._notice(replica)
+        if silent_s and fleet.states[replica] == State.UP:
+            waiting = self._silent[replica] = []
+            self._clock.at(now_s + silent_s, ARRIVALS, partial(self._notice, replica, waiting))
         life = fleet.turn(replica, State.ABSENT if away_s is None else State.AWAY, now_s)
         self._serving()
         server.advance(now_s)
@@ -346,9 +354,47 @@ class ElasticCluster(Cluster):
         if away_s is not None:
             self._clock.at(now_s + away_s, ARRIVALS, partial(self._return, replica, life))
 
+    def _notice(self, replica: int, waiting: list[Sequence] | None = None) -> None:
+        """Router and clients find out that a replica is lost, if they do not know; `waiting` names the loss."""
+        found = self._silent.get(replica)
+        if found is None or (waiting is not None and found is not waiting):
+            return
+        del self._silent[replica]
+        self._serving()
+        for seq in found:
+            self._drop(seq)
+
+    def _drop(self, seq: Sequence) -> None:
+        """The client of a request that was lost hears of it."""
+        block, now_s = self._of(seq.index), self._clock.now_s
+        row = seq.index - block.first
+        self._router.lost(seq, now_s)
+        tries = int(block.attempts[row])
+        self._turn_away(block, seq, FAILED, Reason.NODE_LOST, begun=True)
+        self.toll.again += int(block.attempts[row]) - tries
+
+    def _submit(self, number: int, seq: Sequence) -> None:
+        waiting = self._silent.get(number % len(self.replicas))
+        if waiting is None:
+            super()._submit(number, seq)
+        else:
+            self.toll.lost += 1
+            waiting.append(seq)
+
+    def _give_up(self, block: Rows, seq: Sequence, attempt: int) -> None:
+        number = int(block.replica[seq.index - block.first])
+        waiting = self._silent.get(number % len(self.replicas)) if number >= 0 else None
+        here = waiting is not None and seq in waiting and block.attempts[seq.index - block.first] == attempt
+        if waiting is None or not here or self._clock.now_s > self._end_s:
+            super()._give_up(block, seq, attempt)
+            return
+        waiting.remove(seq)
+        self._router.lost(seq, self._clock.now_s)
+        self._turn_away(block, seq, FAILED, Reason.TIMED_OUT, begun=True)
+
     def _throw_out(self, replica: int, server: Replica) -> None:
         """Everything that a replica has is lost."""
-        toll, now_s, count = self.toll, self._clock.now_s, len(self.replicas)
+        toll, count, waiting = self.toll, len(self.replicas), self._silent.get(replica)
         for rank in server.ranks:
             rank.scheduler.close()
         for seq in list(self._live.values()):
@@ -357,17 +403,26 @@ class ElasticCluster(Cluster):
             number = int(block.replica[row])
             if number < 0 or number % count != replica:
                 continue
-            _cut(seq.emissions, self.ranks[number].scheduler.processed_number)
+            _cut(seq.emissions, self._last_step(number))
             toll.lost += 1
             toll.lost_tokens += _computed(seq)
-            self._router.lost(seq, now_s)
-            tries = int(block.attempts[row])
-            self._turn_away(block, seq, FAILED, Reason.NODE_LOST, begun=True)
-            toll.again += int(block.attempts[row]) - tries
+            if waiting is None:
+                self._drop(seq)
+            else:
+                self._shift(seq, number)
+                self._shifted.add(seq)
+                waiting.append(seq)
+
+    def _last_step(self, number: int) -> int:
+        """The latest step of this life of a rank that has ended, by the clock: an executor may have settled one ahead."""
+        rank = self.ranks[number]
+        log = rank.log
+        return log.retired_steps + bisect_right(log.end_s, self._clock.now_s) - 1 - rank.first_step
 
     def _keep(self, seq: Sequence) -> None:
         block = self._of(seq.index)
-        self._shift(seq, int(block.replica[seq.index - block.first]))
+        if seq not in self._shifted:
+            self._shift(seq, int(block.replica[seq.index - block.first]))
         super()._keep(seq)
 
     def _shift(self, seq: Sequence, number: int) -> None:
@@ -396,6 +451,7 @@ class ElasticCluster(Cluster):
         if self.fleet.life[replica] != life:
             return
         now_s = self._clock.now_s
+        self._notice(replica)
         self.replicas[replica].start(now_s)
         self.fleet.turn(replica, State.UP, now_s)
         self._serving()

@@ -54,12 +54,16 @@ class Disturbance:
 
 @dataclass(frozen=True)
 class Faults:
-    """Events [s] and processes, the node of each replica, and what a replica needs to start once its devices are back [s]."""
+    """Events [s] and processes, the node of each replica, and what a replica needs to start once its devices are back [s].
+
+    A lost node says nothing: router and clients find out after `noticed_s`, and until then send it requests.
+    """
 
     events: tuple[tuple[float, Fault], ...]
     processes: tuple[Process, ...]
     nodes: tuple[int, ...]
     start_s: float
+    noticed_s: float = 0.0
 
     def struck(self, fault: Fault) -> list[int]:
         """The replicas that a fault strikes."""

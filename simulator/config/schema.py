@@ -164,7 +164,8 @@ class Failures(_Model):
 
     Each `device`, `node` or `replica` (`of`) fails every `mtbf_h` hours on average and is away for `repair_s`; each is taken back
     `reclaims_per_hour` times an hour, `notice_s` after it is announced. Lost capacity returns after `replaced_after_s` where an
-    event does not say for how long it is away, and never without either; a server then takes `start_up` until it serves.
+    event does not say for how long it is away, and never without either; a server then takes `start_up` until it serves. That a
+    node is lost is noticed `detected_after_s` later: until then it is sent requests, and none of its clients hears of anything.
     """
 
     events: tuple[FailureEvent, ...] = ()
@@ -174,6 +175,7 @@ class Failures(_Model):
     notice_s: NotNegative = 120.0
     of: Literal["device", "node", "replica"] | None = None
     replaced_after_s: NotNegative | None = None
+    detected_after_s: NotNegative = 0.0
     start_up: StartTime | None = None
 
     @model_validator(mode="after")
