@@ -52,6 +52,7 @@ EXLLAMA = {
 }
 MLC = {"engine": "mlc_llm", **args(mode="server", max_num_sequence=12, max_total_seq_length=4000, prefill_chunk_size=500)}
 INFERFLOW = {"engine": "inferflow", **args(max_context_len=2048)}
+ZERO = {"engine": "deepspeed_inference", **args(batch_size=8, zero={"stage": 3, "offload_param": {"device": "cpu"}})}
 STREAMED = {
     "sessions": (CHATS, {"replicas": 2, "router": "least_requests"}),
     "sessions-sglang": (CHATS, {"engine": "sglang", "replicas": 2}),
@@ -164,6 +165,7 @@ CASES = {
             {**CHATS, "arrivals": poisson(0.5)},
         )
     ),
+    "zero-inference": Case(given({**ZERO, "replicas": 2}, {"arrivals": poisson(0.5)})),
     "sglang-loop": Case(given({"engine": "sglang", "replicas": 2}, LOOP)),
     "sglang-hrrn": Case(
         given(
