@@ -168,6 +168,14 @@ def test_a_timeline_of_the_watermark_and_preemption() -> None:
     assert [seq.preemptions for seq in found.seqs] == [0, 1, 0]
 
 
+def test_room_for_eight_tokens_of_every_row_is_asked_for() -> None:
+    """`HasPrefillSpace`: 40 + 50 tokens fit 100, 8 more of each of two rows do not; of 44 they do."""
+    for prompt, together in ((50, 1), (44, 2)):
+        asked: list[Asked] = [(0.0, 40, 3, ()), (0.0, prompt, 2, ())]
+        found = Served(rules_of(max_total_sequence_length=100), pages_of(capacity_blocks=20, recycling=0), asked, record=True)
+        assert len(found.rows()[0]) == together
+
+
 def test_a_timeline_of_kept_sequences() -> None:
     """prefix_cache.cc:85-130: the next turn takes the ended sequence over in place; another with the same beginning is forked
     from it, and copies a page that it shares in part; who asks for less than 0.9 of a kept sequence is forked, not given it."""

@@ -114,6 +114,13 @@ def test_a_prompt_waits_until_all_its_blocks_are_free_and_nobody_overtakes_it() 
     assert found.batches[3].flushed == [found.seqs[0]]
 
 
+def test_a_prompt_is_not_begun_where_its_rest_would_not_fit() -> None:
+    """The first 64 of 128 tokens would fit into the seven free blocks, all of it needs eight."""
+    rules = {**WIDE, "max_ragged_batch_size": 64, "max_ragged_sequence_count": 64}
+    found = Served(rules, 10, [(0.0, 40, 3), (0.001, 128, 1)], record=True)
+    assert found.rows() == [[(0, 40, 0)], [(0, 1, 40)], [(0, 1, 41)], [(1, 64, 0)], [(1, 64, 64)]]
+
+
 def test_blocks_of_an_ended_request_are_seen_free_two_steps_later() -> None:
     """While another decodes: ended in step 0, its flush goes with step 2, and step 3 is the first to use its blocks."""
     found = Served(WIDE, 6, [(0.0, 48, 1), (0.0, 17, 9), (0.001, 40, 1)], record=True)
