@@ -32,23 +32,23 @@ from hardware_profiles.ops import Ops
 FloatArray = NDArray[np.float64]
 Sampler = Literal["sort", "pivot", "rejection", "cores"]
 
-# Families whose generation_config.json truncates. Kind: assumed (from memory of the published files, 2026-11,
-# unconfirmed); the step times measured for Llama-2, Llama-3.1 and Llama-4 carry the extra cost, those of Mixtral,
-# CodeLlama, Mistral-Nemo and Yi do not.
-TRUNCATING = (
-    "llama-2",
-    "llama-3",
-    "meta-llama-3",
-    "llama-4",
-    "qwen2.5",
-    "qwen3",
-    "qwq",
-    "deepseek-r1",
-    "deepseek-v3.1",
-    "gemma-3",
-    "glm-4",
-    "minimax-m2",
-)
+_UNREAD = "assumed: from memory of the published file, 2026-11"
+TRUNCATING: dict[str, str] = {
+    "llama-2": f"{_UNREAD}; its measured step times carry the cost",
+    "llama-3": "top_p 0.9: generation_config.json of Llama-3.1-8B-Instruct (copy in FastMindAPI's DEVELOPMENT.md, read 2026-11)",
+    "meta-llama-3": "as llama-3",
+    "llama-4": f"{_UNREAD}; its measured step times carry the cost",
+    "qwen2.5": "top_p 0.8, top_k 20: generation config printed by a server of Qwen2.5 (LlamaFactory issue 8453, 2025-06)",
+    "qwen3": _UNREAD,
+    "qwq": _UNREAD,
+    "deepseek-r1": "top_p 0.95: printed by a server of DeepSeek-R1-Distill-Qwen-1.5B (a published log, 2025-06)",
+    "deepseek-v3.1": _UNREAD,
+    "gemma-3": _UNREAD,
+    "glm-4": _UNREAD,
+    "minimax-m2": "top_p 0.95, top_k 40: printed by a server of MiniMax-M2.5 (a published log, 2026-03)",
+}
+"""Beginning of a model's name -> what says that its generation_config.json truncates. Measured step times of Mixtral, CodeLlama,
+Mistral-Nemo and Yi carry no such cost."""
 
 #: Memory traffic of the sort a logit. kind: assumed, 2026-11: counted over PyTorch's kernels for fewer than 128 rows: pairs
 #: sorted by key in four passes and by row in one (156), softmax (14), running sum (8), comparison and mask (14), scatter
@@ -73,7 +73,7 @@ CLOCK_HZ = 1.8e9
 def truncates(model: str) -> bool:
     """Whether the checkpoint's own generation_config.json asks for top-p or top-k sampling."""
     name = model.lower().rsplit("/", 1)[-1]
-    return name.startswith(TRUNCATING)
+    return name.startswith(tuple(TRUNCATING))
 
 
 def truncation_s(
