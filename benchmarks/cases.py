@@ -16,11 +16,12 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
 
+from engine_models.model.architecture import load_architecture
 from engine_models.model.catalogue import model_names
 from engine_models.model.formats import format_named
 from hardware_profiles.device import device_names, load_device, resolve_device
@@ -76,6 +77,7 @@ class Case:
         cached = self.depth and "ttft_median_ms" in self.reported
         prompt = self.new if cached else self.depth + self.new
         load |= {"prompt_tokens": max(prompt, 1), "output_tokens": max(self.output, 1), "max_output_tokens": "equal"}
+        load["drain_s"] = 100_000  # seconds a token, on the slowest
         if cached:
             load |= {
                 "arrivals": {"kind": "constant", "rate": 1e-4},
@@ -332,12 +334,31 @@ def bench(
         raise Unsaid("no rate is given")
     tokens, depth = int(found[2]), int(found[3] or 0)
     prompt = found[1] == "pp"
+    if not prompt and tokens < 2:
+        raise Unsaid("a single token is no rate of decoding")
+    if prompt and depth and any(b.window_tokens or b.kind == "linear" for b in load_architecture(model).attention):
+        raise Unsaid("a cached prefix of a model with windows or states, which a server does not cut")
     sizes = {"new": tokens, "output": 1} if prompt else {"new": 1 if not depth else 0, "output": tokens}
     reported = {"prefill_tok_s" if prompt else "decode_tok_s": float(rate)}
     if prompt and depth:
         reported = {"ttft_median_ms": 1e3 * tokens / float(rate)}
     made = {"depth": depth, "reported": reported, **sizes}
     return Case(number, row.get("source", ""), engine, model, weights, hardware, **made, **more)  # type: ignore[arg-type]
+
+
+def decoding(
+    number: str,
+    row: Row,
+    engine: str,
+    where: tuple[str, str, str],
+    isl: int,
+    osl: int,
+    reported: dict[str, float],
+    batch: int,
+) -> Case:
+    """Decoding of a batch after its prompts: answers to a single token whose mean context is that of the benchmark."""
+    args: dict[str, object] = {"parallel": batch, "kv_unified": True}
+    return Case(number, row["source"], engine, *where, 1, 2 * isl + osl, reported, batch=batch, args=args)
 
 
 # -- files ----------------------------------------------------------------------------------------------------
@@ -354,9 +375,8 @@ def llamacpp_apple(row: Row, number: str) -> Case:
     if test.startswith("batched"):
         batch, isl, osl = int(row["batch"]), int(float(row["isl"])), int(float(row["osl"]))
         reported = {"decode_tok_s": float(row["tok_s"])}
-        args: dict[str, object] = {"parallel": batch, "kv_unified": True}
         where = (model_of(row["model"]), weights, hardware)
-        return Case(number, row["source"], engine, *where, isl, osl, reported, batch=batch, args=args)
+        return decoding(number, row, engine, where, isl, osl, reported, batch)
     return bench(number, row, engine, model_of(row["model"]), weights, hardware, test, row["tok_s"])
 
 
@@ -392,7 +412,7 @@ def llamacpp_batched(row: Row, number: str) -> Case:
     tokens, depth = int(float(row["n_ubatch"])), int(float(row["depth"] or 0))
     if "size_gib" in row and row["model"] == "llama 13B" and float(row["params_b"] or 13) > 20:
         raise Unsaid("the label is llama.cpp's own; the model is not stated")
-    test = f"pp{tokens} @ d{depth}" if depth else f"pp{tokens}"
+    test = "tg16" if tokens == 1 and not depth else f"pp{tokens} @ d{depth}" if depth else f"pp{tokens}"
     if row["quant"] == "F32":
         raise Unsaid("weights in 32 bit")
     return bench(
@@ -446,7 +466,7 @@ def cpu_batched(row: Row, number: str) -> Case:
     args: dict[str, object] = {"threads": int(row["threads"]), "parallel": batch, "kv_unified": True}
     reported = {"decode_tok_s": float(row["tg_tok_s"])}
     where = (model_of(row["model"]), gguf_of(row["quant"]), device_of(row["cpu"]))
-    return Case(number, row["source"], "llama_cpp", *where, isl, osl, reported, batch=batch, args=args)
+    return replace(decoding(number, row, "llama_cpp", where, isl, osl, reported, batch), args=args)
 
 
 def cpu(row: Row, number: str) -> Case:
@@ -455,8 +475,10 @@ def cpu(row: Row, number: str) -> Case:
         if not row["tpot_ms"]:
             raise Unsaid("no rate is given")
         weights = {"FP16": "fp16", "INT8": "int8_wo", "INT4": "int4"}[row["model"].split()[-1]]
-        hardware = "xeon-8480-2s" if "8480" in row["cpu"] else device_of(row["cpu"])
+        hardware = "xeon-8480-1s" if "8480" in row["cpu"] else device_of(row["cpu"])
         reported, rate = {"tpot_mean_ms": float(row["tpot_ms"])}, float(row["rate_qps"])
+        if not rate < float("inf"):
+            raise Unsaid("all requests at once, of a number that is not stated")
         model = model_of(row["model"].replace("-chat", ""))
         raise_note = "lengths are not stated"
         return Case(number, row["source"], "openvino", model, weights, hardware, 250, 250, reported, rate_qps=rate,
@@ -575,7 +597,8 @@ def consumer_qps(row: Row, number: str) -> Case:
     reported = {"ttft_median_ms": float(row["ttft_p50_ms"]), "tpot_mean_ms": float(row["tpot_mean_ms"])}
     where = (model_of(row["model"]), "bf16", device_of(row["gpu"]))
     return Case(number, row["source"], "vllm@0.11.0", *where, *sizes, reported, rate_qps=float(row["rate_qps"]),
-                requests=int(row["num_prompts"]), tensor=int(row["n_gpu"]), note="vLLM 0.8.5")  # fmt: skip
+                requests=int(row["num_prompts"]), tensor=int(row["n_gpu"]), args={"max_model_len": 8192},
+                note="vLLM 0.8.5")  # fmt: skip
 
 
 FILES: dict[str, Callable[[Row, str], Case]] = {

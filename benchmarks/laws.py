@@ -31,7 +31,7 @@ from hardware_profiles.kernels import operations_of
 
 Array = NDArray[np.float64]
 Constants = dict[str, float]
-HOST_S = {"llama_cpp": 1e-4, EARLY: 1e-4, "mlx_lm": 1.55e-3, "exllamav2": 0.0}
+HOST_S = {"llama_cpp": 1e-4, EARLY: 1e-4, "mlx_lm": 5e-5, "exllamav2": 5e-5}
 """Host time of a step that the engines add (`engine_models/cost/overheads/`)."""
 HOLD = 0.02
 """What holds a constant at its start that no row tells anything of, as an error of the logarithm."""

@@ -157,17 +157,17 @@ CPU_DESKTOP = replace(CPU_SERVER, title="desktop CPUs under llama.cpp", read={""
 MLX = replace(
     METAL,
     title="Apple GPUs under MLX",
-    off_pct=(8.0, 8.7),
-    read={"": 0.828, "16": 0.828},
-    unpack={"": 3.8, "16": 0.0},
-    launch_s=5.7e-6,
+    off_pct=(3.7, 12.2),
+    read={"": 0.813},
+    unpack={"": 5.0, "16": 0.0},
+    launch_s=7.2e-6,
     vector={"": 0.1, "16": 1.0},
-    matrix={"": 0.754, "16": 0.754},
-    expert_fill=16.5,
-    kv=0.77,
+    matrix={"": 0.754},
+    expert_fill=16.0,
+    kv=0.76,
     attention=0.79,
-    slower={"ultra": 0.64},
-    older={"m1": 0.56, "m2": 0.47},
+    slower={"ultra": 1.04},
+    older={"m1": 0.56, "m2": 0.46},
 )
 
 #: ExLlamaV2 on NVIDIA cards. kind: fitted, 2026-11, source: one RTX 3090 Ti, 12 models, decoding alone (in the fit: 3 % in the
