@@ -89,6 +89,8 @@ class RunResult:
     digest: str
     raw: ClusterResult
     workload: Workload
+    pools: tuple[str, ...] = ()
+    """Names of the ranks' pools, by number."""
     scratch: Scratch | None = field(repr=False, default=None)
 
     @property
@@ -211,6 +213,7 @@ def run_prepared(
         digest,
         raw,
         source if isinstance(source, Workload) else source.columns_of_none(),
+        tuple(_pool_names(prepared)),
         folder,
     )
 

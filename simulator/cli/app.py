@@ -58,6 +58,9 @@ def simulate(
     output: Annotated[Path, typer.Option(help="Folder in which the run directory is made.")] = Path("runs"),
     seed: Annotated[int | None, typer.Option(help="Seed of all random streams.", min=0)] = None,
     plots: Annotated[bool, typer.Option("--plots", help="Add PNG plots under plots/.")] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Add trace.json.gz for ui.perfetto.dev: steps, queues, memory, requests, transfers.")
+    ] = False,
     headroom: Annotated[
         bool, typer.Option("--headroom", help="Find the highest load that it sustains and that keeps the SLO, by short runs.")
     ] = False,
@@ -112,16 +115,22 @@ def simulate(
 
             print(summary(run.result, run.manifest, str(directory)))
         raise InterruptedRun(f"interrupted; what was done is in {directory}")
-    if plots and isinstance(run.requests, Path):
+    if (plots or trace) and isinstance(run.requests, Path):
+        what = "plots" if plots else "a trace"
         print(
-            f"no plots: a run of more than {STREAM_ABOVE:,} requests is counted without being held\n"
-            "  mend: for plots simulate a part of it: fewer requests, a shorter duration, a window or a limit of the trace",
+            f"no {what.removeprefix('a ')}: a run of more than {STREAM_ABOVE:,} requests is counted without being held\n"
+            f"  mend: for {what} simulate a part of it: fewer requests, a shorter duration, a window or a limit of the trace",
             file=sys.stderr,
         )
-    elif plots:
-        from simulator.report.plots import write_plots
+    else:
+        if plots:
+            from simulator.report.plots import write_plots
 
-        write_plots(run, directory / "plots")
+            write_plots(run, directory / "plots")
+        if trace:
+            from simulator.report.perfetto import write_trace
+
+            write_trace(run, directory, say=note)
     if as_json:
         print(json_text(run.result), end="")
     else:

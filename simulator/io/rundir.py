@@ -18,7 +18,7 @@ from simulator.io.tables import Column, write_columns
 from simulator.io.text import json_text
 
 RESULT, MANIFEST, REQUESTS, TIMELINE = "result.json", "manifest.json", "requests.parquet", "timeline.parquet"
-OWN_FILES = (RESULT, MANIFEST, REQUESTS, TIMELINE, "report.html")
+OWN_FILES = (RESULT, MANIFEST, REQUESTS, TIMELINE, "report.html", "trace.json.gz")
 """What this tool writes into a run directory, beside plots."""
 PARTIAL_SUFFIX = "-partial"
 HASH_DIGITS = 10
