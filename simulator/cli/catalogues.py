@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LONGEST_LIST = 16
 """Values printed of a list; a longer one is counted."""
+EVIDENCE = ("measured", "fitted", "datasheet", "assumed")
+"""Kinds of constants, the firmest first."""
 KINDS = ("engines", "hardware", "models", "traces", "scenarios")
 
 
@@ -31,6 +33,7 @@ def _kind(word: str) -> str:
 
 
 def _engines() -> list[dict[str, Any]]:
+    from engine_models.cost.overheads import own_overheads
     from engine_models.engines.known import engine_named, names
     from engine_models.engines.projects import PROJECTS
 
@@ -42,14 +45,14 @@ def _engines() -> list[dict[str, Any]]:
             print(f"warning: {error.message}", file=sys.stderr)
             continue
         project = PROJECTS.get(engine.name)
-        costs = f"measured on {len(engine.measured)} device{'s' * (len(engine.measured) > 1)}" if engine.measured else "assumed"
+        kinds = {str(entry["kind"]) for entry in own_overheads(engine.name).values()} or {"assumed"}
         out.append(
             {
                 "name": engine.name,
                 "newest": engine.newest,
                 "versions": engine.releases,
                 "recorded_steps_equal": project.steps if project else 0,
-                "costs": costs,
+                "host_costs": sorted(kinds, key=EVIDENCE.index),
                 "devices": list(engine.devices),
                 "licence": project.licence if project else None,
                 "state": project.state if project else "",
@@ -170,7 +173,7 @@ def _columns(kind: str) -> Columns:
         "engines": {
             "newest": told("newest"),
             "steps equal": lambda entry: _cell(entry["recorded_steps_equal"] or None),
-            "host costs": told("costs"),
+            "host costs": told("host_costs"),
             "devices": told("devices"),
             "versions": told("versions"),
         },
@@ -179,7 +182,7 @@ def _columns(kind: str) -> Columns:
     return {"name": told("name"), **columns[kind]}
 
 
-WORDS = {"formats", "kernels measured", "versions", "devices", "meaning", "provider", "region", "unit"}
+WORDS = {"host costs", "formats", "kernels measured", "versions", "devices", "meaning", "provider", "region", "unit"}
 """Columns of words, which may be folded; names are not, so that they can be copied."""
 LEAST_WANTED = ("active", "context tokens", "weights", "kernels measured", "bf16 TFLOP/s", "region", "commitment")
 """Columns that a narrow terminal goes without, the first of them first."""
