@@ -260,8 +260,7 @@ def _notes(
             )
         ),
         "TensorRT-LLM's host times are taken over from vLLM (assumed), nobody measured them here; its kernel tables are its own. "
-        "Over 664 measured runs TPOT is 16 % and TTFT 26 % off in the median (docs/engines/trtllm.md), which the intervals, made "
-        "of other engines' runs, do not take in: read them as too narrow",
+        "Over 375 measured runs TPOT is 16 % and TTFT 17 % off in the median (docs/engines/trtllm.md)",
         "without CUDA graphs (cuda_graph_config: none) the host launches every operation"
         if not sizes
         else f"decode steps of {'up to' if padding else 'exactly'} the captured sizes (to {sizes[-1]} rows) run as CUDA graphs"
