@@ -52,10 +52,10 @@ class Streamed(StepCost):
         """As of the base."""
         (shape,) = shapes
         tokens = shape.decode_kv_tokens + shape.grows * np.arange(steps)
-        found: FloatArray = (
+        steps_s: FloatArray = (
             np.maximum(self.model.run_s(shapes, steps), self._weights_s + self._token_s * tokens) + self._first_s
         )
-        return found
+        return steps_s
 
     def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
         """As of the base."""
