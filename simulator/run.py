@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from engine_models.declaration import EnginePlan
 from engine_models.parts.acceptance import AcceptanceStreams
+from hardware_profiles.power import mean_power_w
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.elastic import ElasticCluster
 from simulator.cluster.handover import HandoverCluster, ReservingCluster, Servers
@@ -354,7 +355,10 @@ def _assemble(
         "max_concurrent_requests": figures.max_concurrent,
     }
     server["prefix_cache_hit_rate"] = raw.hit_tokens / raw.queried_tokens if raw.queried_tokens else 0.0
-    server["energy_j"] = None
+    busy = float(server["gpu_busy_fraction"])
+    at_once = float(server["num_requests_running"]) / max(busy, 1e-9)
+    alike = not prepared.pools  # pools of unlike devices are averaged nowhere
+    server["energy_j"] = devices * window.length_s * mean_power_w(prepared.device, busy, at_once) if alike else None
     if prepared.plan.memory.host_blocks:
         rate = raw.host_hit_tokens / raw.queried_tokens if raw.queried_tokens else 0.0
         server["external_prefix_cache_hit_rate"] = rate
