@@ -135,7 +135,7 @@ def rate_of(ops: LawOps, work: Work, host_s: float) -> float:
     for (fmt, expert), (times, weights, rows, matrices) in work.products.items():
         t += float(times @ ops.product_s(fmt, weights, rows, matrices, law.expert_fill if expert else law.fill))
     read_bytes, flops, cells = work.attended
-    t += max(read_bytes / (law.kv * bandwidth), (flops + law.attend[1] * cells) / (law.attend[0] * ops.fp32))
+    t += max(read_bytes / (law.kv * bandwidth), (flops + law.attend[1] * cells) / (law.attend[0] * ops.fp32_flops_per_s))
     if work.prompts.size:
         layers, work_flops, moved = work.prompts
         seconds = np.maximum(work_flops / (law.attention * ops.matrix_peak["16"]), moved / (law.kv * bandwidth))

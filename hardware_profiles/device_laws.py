@@ -99,11 +99,11 @@ def _of(table: Mapping[str, float], block: str, kind: str) -> float:
 class LawOps(Roofline):
     """Times of one device by a law.
 
-    fp32, matrix_peak : rates of the device in the law's arithmetic [FLOP/s], the latter for packed and for 16-bit weights.
+    fp32_flops_per_s, matrix_peak : rates of the device in the law's arithmetic [FLOP/s], the latter by packed or 16-bit weights.
     """
 
     law: Law = field(kw_only=True)
-    fp32: float = field(kw_only=True)
+    fp32_flops_per_s: float = field(kw_only=True)
     matrix_peak: Mapping[str, float] = field(kw_only=True)
     launch_s: float = field(kw_only=True)
 
@@ -131,7 +131,7 @@ class LawOps(Roofline):
             plain.message_latency_s,
             {"sources": [], "kind": "fitted", "law": law.title, "law_error_pct": max(law.off_pct)},
             law=law,
-            fp32=rates["fp32"] * used / cores,
+            fp32_flops_per_s=rates["fp32"] * used / cores,
             matrix_peak=peak,
             launch_s=launch_s,
         )
@@ -149,10 +149,10 @@ class LawOps(Roofline):
         block, kind = stored.block if stored else fmt, "16" if size == 2.0 else ""
         held = w * count * size
         read_s = held / (_of(law.read, block, kind) * self.peaks.hbm_bytes_per_s)
-        unpack_s = _of(law.unpack, block, kind) * w * count / self.fp32
+        unpack_s = _of(law.unpack, block, kind) * w * count / self.fp32_flops_per_s
         longer_s, shorter_s = np.maximum(read_s, unpack_s), np.minimum(read_s, unpack_s)
         read_s = longer_s * (1.0 + (shorter_s / longer_s) ** law.overlap) ** (1.0 / law.overlap)
-        vector = 2.0 * w / (_of(law.vector, block, kind) * self.fp32)
+        vector = 2.0 * w / (_of(law.vector, block, kind) * self.fp32_flops_per_s)
         matrix = 2.0 * w / (_of(law.matrix, block, kind) * self.matrix_peak[kind])
         most = count * law.vector_rows
         few = np.maximum(np.minimum(rows, most) - count, 0.0) * vector
@@ -171,7 +171,7 @@ class LawOps(Roofline):
 
     def _most(self, fmt: str) -> float:
         """The highest rate that the device has for products of a format."""
-        return max(self.fp32, self.matrix_peak["16" if weight_bytes(fmt) == 2.0 else ""])
+        return max(self.fp32_flops_per_s, self.matrix_peak["16" if weight_bytes(fmt) == 2.0 else ""])
 
     def moe_s(
         self,
@@ -201,7 +201,7 @@ class LawOps(Roofline):
 
     def _reading_s(self, moved_bytes: Array, flops: Array) -> Array:
         read_s = moved_bytes / (self.law.kv * self.peaks.hbm_bytes_per_s)
-        return self.launch_s + np.maximum(read_s, flops / (self.law.attend[0] * self.fp32))
+        return self.launch_s + np.maximum(read_s, flops / (self.law.attend[0] * self.fp32_flops_per_s))
 
     def decode_attention_s(
         self,
@@ -220,7 +220,7 @@ class LawOps(Roofline):
         return np.where(b > 0, self._reading_s(moved, b * span * heads * (4.0 * head_dim + self.law.attend[1])), 0.0)
 
     def _prompt_s(self, flops: Array, moved_bytes: Array) -> Array:
-        peak = max(self.matrix_peak["16"], self.fp32)
+        peak = max(self.matrix_peak["16"], self.fp32_flops_per_s)
         compute_s = np.maximum(flops / (self.law.attention * self.matrix_peak["16"]), flops / peak)
         return self.launch_s + np.maximum(compute_s, moved_bytes / (self.law.kv * self.peaks.hbm_bytes_per_s))
 

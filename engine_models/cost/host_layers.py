@@ -88,8 +88,8 @@ class OverHost(StepCost):
     def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
         """As of the base."""
         other, fetch_s = self._other(shapes)
-        found: FloatArray = self.model.run_s(shapes, steps) + other.run_s(shapes, steps) + fetch_s
-        return found
+        steps_s: FloatArray = self.model.run_s(shapes, steps) + other.run_s(shapes, steps) + fetch_s
+        return steps_s
 
     def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
         """As of the base."""

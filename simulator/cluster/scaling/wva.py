@@ -93,8 +93,8 @@ class QueueModel:
         """Time that a request takes beside so many rows, itself among them."""
         law = self.law
         prefill_ms = law.gamma_ms + law.delta_ms * self.prompt_tokens * rows
-        found: FloatArray = prefill_ms + (self.output_tokens - 1) * (law.alpha_ms + law.beta_ms * rows)
-        return found
+        busy_ms: FloatArray = prefill_ms + (self.output_tokens - 1) * (law.alpha_ms + law.beta_ms * rows)
+        return busy_ms
 
     def rate_per_ms(self, rows: int) -> float:
         """Requests that so many rows serve a millisecond."""
