@@ -26,6 +26,10 @@ from hardware_profiles.errors import InfeasibleError, InputError
 GATHER_FACTOR = 2.0
 """`DynamicCache` writes the whole cache anew in every step: one read, one write (datasheet: `cache_utils.py` of 5.24.0)."""
 
+QUANTIZED_LAUNCHES = {"int8": 6.6, "int4": 2.1}
+"""How much longer the host takes for a step of bitsandbytes weights (8 bit, 4 bit): 6.98 and 21.7 tokens/s where float16
+gives 46.4 (fitted, 2026-11: Llama-2-7B, batch 1, A100 80 GB, premAI-io/benchmarks at 16338c3, 2024-01)."""
+
 MAKER, KERNELS = "transformers", "vllm"
 """Whose host times these are, and whose stand in for those that nobody measured."""
 
@@ -36,8 +40,14 @@ def overheads() -> Overheads:
 
 
 def check_model(request: PoolRequest) -> None:
-    """InputError for models whose caches are not simulated."""
+    """InputError for models and formats whose caches are not simulated."""
     arch = request.arch
+    if request.formats.kv_cache.name == "fp32":
+        raise InputError(
+            "keys and values in float32, as a model in float32 keeps them, have no kernels that are priced",
+            where="deployment.weights",
+            mend="write weights: bf16 or fp16",
+        )
     if any(
         block.kind in ("mla", "linear") or block.indexer or block.entry_tokens > 1 for block in arch.attention
     ):
@@ -64,16 +74,18 @@ def weights_of(request: PoolRequest, copies: int = 1) -> int:
 
 def launched(host: HostOverhead, request: PoolRequest) -> HostOverhead:
     """Overheads where every operation is launched from Python; a CPU computes when it is told to, and waits for no launch."""
-    return replace(host, launch_s=0.0) if request.device_kind == "cpu" else host
+    factor = QUANTIZED_LAUNCHES.get(request.formats.weights.name, 1.0)
+    return replace(host, launch_s=0.0 if request.device_kind == "cpu" else factor * host.launch_s)
 
 
 def priced_as(request: PoolRequest) -> tuple[str, ...]:
     """What is assumed of kernels."""
     weights = request.formats.weights.name
     said = "transformers' kernels are priced as vLLM's (assumed, nobody measured them)"
-    if weights in ("bf16", "fp16", "fp32"):
+    if weights in ("bf16", "fp16"):
         return (said,)
-    return (said, f"{weights} weights too; those of transformers are slower")
+    launches = ", launched as bitsandbytes'" if weights in QUANTIZED_LAUNCHES else ""
+    return (said, f"{weights} weights too{launches}; those of transformers are slower")
 
 
 @dataclass(frozen=True)

@@ -125,12 +125,16 @@ def test_static_is_one_request_at_a_time_unless_told_otherwise() -> None:
     assert found.limits.kv_tokens * 131_072 < found.memory.device_bytes
 
 
-def test_a_single_row_takes_what_was_measured() -> None:
-    """46.4 tokens a second of Llama-2-7B in float16 on an A100 80 GB, batch 1 (the launches are fitted to it)."""
-    pool = {"engine": "transformers", "hardware": "a100-sxm-80gb", "weights": "fp16"}
+@pytest.mark.parametrize(
+    ("weights", "rate", "within"),
+    [("fp16", 46.4, 0.02), ("int8", 6.98, 0.02), ("int4", 21.7, 0.04)],
+)
+def test_a_single_row_takes_what_was_measured(weights: str, rate: float, within: float) -> None:
+    """Tokens a second of Llama-2-7B on an A100 80 GB, batch 1, to which the launches are fitted; bitsandbytes at the end."""
+    pool = {"engine": "transformers", "hardware": "a100-sxm-80gb", "weights": weights}
     load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 64, "output_tokens": 256}
     outcome = simulate({"model": "meta-llama/Llama-2-7b-hf", "deployment": pool, "workload": load})
-    assert 1000 / outcome.result["metrics"]["tpot_ms"]["mean"] == pytest.approx(46.4, rel=0.02)
+    assert 1000 / outcome.result["metrics"]["tpot_ms"]["mean"] == pytest.approx(rate, rel=within)
 
 
 def test_groups_wait_where_continuous_batching_does_not() -> None:
@@ -207,4 +211,6 @@ def test_formats_of_a_gpu_are_refused_on_a_cpu() -> None:
     load = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 8, "output_tokens": 8}
     with pytest.raises(InputError, match="does not load weights in awq"):
         served({"hardware": "xeon-8480-2s", "weights": "awq"}, load)
+    with pytest.raises(InputError, match="float32"):
+        served({"weights": "fp32"}, load)
     assert np.isfinite(served({"hardware": "xeon-8480-2s"}, load).result["metrics"]["tpot_ms"]["mean"])
