@@ -63,6 +63,7 @@ def _windows(
                 "worker": formed.worker,
                 "batch": [request["id"] for request in formed.requests],
                 "reason": formed.reason,
+                "t_end": formed.at_s + length_s,
             }
             heapq.heappush(computing, (formed.at_s + length_s, formed.worker, step))
 
