@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import ceil, lcm
 from typing import Any
 
 from engine_models.cost.settings import StepCosts
@@ -24,8 +23,6 @@ from engine_models.declaration import (
     Executor,
     FrontEnd,
     Limits,
-    MemoryBudget,
-    MemoryLine,
     Mode,
     PoolRequest,
     Replay,
@@ -38,25 +35,19 @@ from engine_models.engines.generate import (
     overheads,
     plan_groups,
     priced_as,
-    weights_of,
 )
 from engine_models.engines.transformers_flags import FLAGS
+from engine_models.engines.transformers_memory import groups_of, longest_request, memory_of
 from engine_models.engines.transformers_recorded import replay as replay_recorded
 from engine_models.memory.sector_kv import LayerGroup, SectorKV
-from engine_models.model.activations import CONTEXT_BYTES
-from engine_models.model.architecture import kv_groups
 from engine_models.schedulers.first_fit import FirstFitRules, FirstFitScheduler
 from engine_models.schedulers.static import StaticScheduler
 from hardware_profiles.device import DeviceKind
-from hardware_profiles.errors import InfeasibleError, InputError
+from hardware_profiles.errors import InputError
 
 BATCH_TOKENS, BATCH_REQUESTS, BLOCKS_PER_REQUEST, PAGE_TOKENS, QUERY_STEP = 8192, 1024, 32, 256, 64
 SAFETY_MARGINS = {"fifo": 0.15, "prefill_first": 0.0}
-MEMORY_SHARE, SHARED_MEMORY_SHARE = 0.9, 0.6
-TRASH_SECTORS = 2
-INDEX_BYTES = 4
-"""Defaults and sizes (datasheet: `continuous_batching/{initialization,cache}.py`, `configuration_utils.py` of 5.24.0). The
-smaller share is where the device's memory is the host's."""
+"""Defaults (datasheet: `continuous_batching/initialization.py`, `scheduler.py`, `configuration_utils.py` of 5.24.0)."""
 
 
 def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
@@ -142,13 +133,13 @@ def _continuous(request: PoolRequest, version: str) -> EnginePlan:
     rows = min(int(flags.get("max_requests_per_batch") or BATCH_REQUESTS), tokens)
     most_blocks = flags.get("max_blocks_per_request")
     most_blocks = BLOCKS_PER_REQUEST if most_blocks is None else int(most_blocks)
-    groups = _groups(request)
+    groups = groups_of(request)
     windows = [group.window_tokens for group in groups]
     fast = most_blocks if flash and windows == [None] else 0
-    memory, sectors = _memory(
-        request, groups, tokens=tokens, rows=rows, flash=flash, ahead=ahead, blocks=fast
+    memory, sectors = memory_of(
+        request, groups, tokens=tokens, rows=rows, flash=flash, ahead=ahead, blocks=fast, page=page
     )
-    longest = _longest(sectors, page, groups, context)
+    longest = longest_request(sectors, page, groups, context)
     policy = str(flags.get("scheduler_type", "fifo"))
     margin = flags.get("safety_margin")
     query = int(flags.get("q_padding_interval_size") or QUERY_STEP)
@@ -222,103 +213,6 @@ def _continuous(request: PoolRequest, version: str) -> EnginePlan:
         ),
         sources=found.provenance,
     )
-
-
-def _group_bytes(request: PoolRequest) -> dict[int | None, int]:
-    """Bytes of a token by what layers see: window, None for all."""
-    found: dict[int | None, int] = {}
-    for group in kv_groups(request.arch, request.formats.kv_cache, request.tensor_parallel):
-        window = group.window_tokens or None
-        found[window] = found.get(window, 0) + group.bytes_per_token_per_rank
-    return found
-
-
-def _groups(request: PoolRequest) -> tuple[LayerGroup, ...]:
-    """Groups of layers by what they see: a sector is the smallest size that the blocks of all divide."""
-    sizes = _group_bytes(request)
-    whole = lcm(*sizes.values())
-    return tuple(LayerGroup(whole // size, window) for window, size in sizes.items())
-
-
-def _longest(sectors: int, page: int, groups: tuple[LayerGroup, ...], context: int) -> int:
-    """Longest request that the cache holds alone, context at most."""
-
-    def fits(tokens: int) -> bool:
-        blocks = [-(-min(tokens, group.window_tokens or tokens) // page) for group in groups]
-        return (
-            sum(-(-n // group.blocks_per_sector) for n, group in zip(blocks, groups, strict=True)) <= sectors
-        )
-
-    low, high = 0, context
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    if low < 2:
-        raise InfeasibleError(
-            f"the KV cache holds {sectors} sectors, no request fits",
-            where="deployment",
-            mend="a larger num_blocks, or more memory",
-        )
-    return low
-
-
-def _memory(
-    request: PoolRequest,
-    groups: tuple[LayerGroup, ...],
-    *,
-    tokens: int,
-    rows: int,
-    flash: bool,
-    ahead: bool,
-    blocks: int,
-) -> tuple[MemoryBudget, int]:
-    """A share of what the weights leave, less the tensors of the largest step; what each sector costs beside its own bytes."""
-    arch, flags, tp = request.arch, request.flags, request.tensor_parallel
-    weights, device = weights_of(request), request.device_memory_bytes
-    page = int(flags.get("page_size", PAGE_TOKENS))
-    share = flags.get("max_memory_percent")
-    share = float(share) if share else MEMORY_SHARE if request.device_kind == "gpu" else SHARED_MEMORY_SHARE
-    heads, value = arch.attention[0], 2
-    kv_heads, queries = max(1, heads.kv_heads // tp), max(1, heads.heads // tp)
-    at_peak = 2 * kv_heads if flash else 2 * queries + kv_heads
-    pairs, kinds = 2 if ahead else 1, len(groups)
-    sizes = _group_bytes(request)
-    whole, sector_bytes = sum(sizes.values()), lcm(*sizes.values()) * page
-    readable = max(group.blocks_per_sector for group in groups) * page
-    batch_token = value * (arch.hidden + (queries + 2 * kv_heads + at_peak) * heads.head_dim)
-    batch_token += pairs * (8 * INDEX_BYTES + kinds * (blocks * INDEX_BYTES + 16))
-    step = tokens * batch_token + rows * (arch.hidden * value + 4 * arch.vocab)
-    beside = readable * (at_peak * heads.head_dim * value + pairs * kinds * 8)
-    masks = 0 if flash else 2 if any(group.window_tokens for group in groups) else 1
-    mask_token = pairs * masks * value * tokens
-    usable = int((device - weights - int(CONTEXT_BYTES)) * share)
-    asked = flags.get("num_blocks")
-    if asked is not None:
-        sectors = max(1, ceil(int(asked) * page * whole / sector_bytes))
-    else:
-        left = usable - step - TRASH_SECTORS * sector_bytes
-        sectors = left // (sector_bytes + beside)
-        sectors -= ceil(
-            mask_token * (sectors * readable + tokens) / (sector_bytes + beside + mask_token * readable)
-        )
-    spent = (
-        step + sectors * beside + mask_token * (sectors * readable + tokens) + TRASH_SECTORS * sector_bytes
-    )
-    kv = sectors * sector_bytes
-    if sectors < 1 or spent + kv > usable:
-        raise InfeasibleError(
-            f"{arch.name} does not fit: beside {weights / 1e9:.1f} GB of weights the tensors of steps of {tokens:,} tokens need "
-            f"{spent / 1e9:.1f} GB, of {usable / 1e9:.1f} GB that may be used",
-            where="deployment",
-            mend=f"{request.more_memory}, or a smaller engine_args.max_batch_tokens",
-        )
-    lines = (
-        MemoryLine("weight", "weights", weights),
-        MemoryLine("other", "device context", int(CONTEXT_BYTES)),
-        MemoryLine("activation", "tensors of the largest step", spent),
-        MemoryLine("left", "left free", device - weights - int(CONTEXT_BYTES) - spent - kv),
-    )
-    return MemoryBudget(device, device, lines, kv, whole, sector_bytes, sectors), sectors
 
 
 def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
