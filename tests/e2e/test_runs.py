@@ -112,7 +112,7 @@ def test_every_shipped_scenario(name: str, cli: Cli, tmp_path: Path) -> None:
     split = name.startswith("disaggregate-")
     shorter = [] if name == "deepseek-r1-8-h100" else ["--set", f"workload.duration={40 if split else 240}"]
     shorter += ["--set", "workload.warmup=30"] if shorter else []
-    if name == "night-batch-cpu":  # all are there at time zero
+    if name in ("night-batch-cpu", "offline-zero-inference-a6000"):  # all are there at time zero
         shorter = ["--set", "workload.requests=200"]
     run = cli("simulate", name, *shorter)
     if name == "deepseek-r1-8-h100":
