@@ -131,14 +131,14 @@ def rate_of(ops: LawOps, work: Work, host_s: float) -> float:
     """Tokens a second of a case [1/s]."""
     law, bandwidth = ops.law, ops.peaks.hbm_bytes_per_s
     t = work.launches * ops.launch_s + work.steps * host_s
-    t += law.traffic * work.moved_bytes / (law.read.get("16", law.read[""]) * bandwidth)
+    t += law.traffic_factor * work.moved_bytes / (law.read.get("16", law.read[""]) * bandwidth)
     for (fmt, expert), (times, weights, rows, matrices) in work.products.items():
-        t += float(times @ ops.product_s(fmt, weights, rows, matrices, law.expert_fill if expert else law.fill))
+        t += float(times @ ops.product_s(fmt, weights, rows, matrices, law.expert_fill_tokens if expert else law.fill_tokens))
     read_bytes, flops, cells = work.attended
-    t += max(read_bytes / (law.kv * bandwidth), (flops + law.attend[1] * cells) / (law.attend[0] * ops.fp32_flops_per_s))
+    t += max(read_bytes / (law.kv_share * bandwidth), (flops + law.attend[1] * cells) / (law.attend[0] * ops.fp32_flops_per_s))
     if work.prompts.size:
         layers, work_flops, moved = work.prompts
-        seconds = np.maximum(work_flops / (law.attention * ops.matrix_peak["16"]), moved / (law.kv * bandwidth))
+        seconds = np.maximum(work_flops / (law.attention_share * ops.matrix_peak["16"]), moved / (law.kv_share * bandwidth))
         t += float(layers @ seconds)
     return work.tokens / t
 
@@ -221,7 +221,7 @@ def _metal(c: Constants, chip: Chip) -> Law:
     unpack = {**laws.METAL.unpack, "": c["unpack"]}
     matrix = {"": c["matrix"], "16": c["matrix_16"], "q8_0": c["matrix_8"], "q4_0": c["matrix_8"]}
     return replace(laws.METAL, read=read, unpack=unpack, matrix=matrix, launch_s=c["launch"], slower={"ultra": c["ultra"]},
-                   attention=c["attention"], expert_fill=c["expert_fill"])  # fmt: skip
+                   attention_share=c["attention"], expert_fill_tokens=c["expert_fill"])  # fmt: skip
 
 
 def _gddr(c: Constants, chip: Chip) -> Law:
@@ -230,11 +230,13 @@ def _gddr(c: Constants, chip: Chip) -> Law:
     slower = {"ampere": c["ampere"], "turing": c["ampere"], "ada": c["ada"]}
     vector = {**laws.CUDA_GDDR.vector, "": c["vector"], "q4_0": c["vector_4"], "q8_0": c["vector_4"]}
     new = replace(laws.CUDA_GDDR, read={"": c["read"], "16": c["read_16"]}, unpack=unpack, matrix=matrix, slower=slower,
-                  vector=vector, launch_s=c["launch"], start_s=c["start"], kv=min(c["kv"], 0.98), attention=c["attention"],
-                  expert_fill=c["expert_fill"])  # fmt: skip
+                  vector=vector, launch_s=c["launch"], start_s=c["start"], kv_share=min(c["kv"], 0.98),
+                   attention_share=c["attention"],
+                  expert_fill_tokens=c["expert_fill"])  # fmt: skip
     if not chip.build:
         return new
-    return replace(new, launch_s=c["launch"] * c["old"], kv=c["kv_old"], attention=c["attention_old"], widened=c["widened"],
+    return replace(new, launch_s=c["launch"] * c["old"], kv_share=c["kv_old"], attention_share=c["attention_old"],
+                   widened_bytes=c["widened"],
                    matrix={"": c["matrix_16"] / 2, "16": c["matrix_16"]})  # fmt: skip
 
 
@@ -247,14 +249,16 @@ def _cpu(c: Constants, chip: Chip) -> Law:
     unpack = {"": c["unpack"], "q8_0": c["unpack_8"], "16": 0.0, "q5_0": c["unpack_5"], "iq4_nl": c["unpack_5"]}
     unpack |= dict.fromkeys(iq, c["unpack_iq"])
     matrix = {"": c["matrix"], "16": c["matrix"], "q8_0": c["matrix_8"], **dict.fromkeys(iq, c["matrix_iq"])}
-    return replace(server, read={"": share}, unpack=unpack, matrix=matrix, kv=c["kv"] * two, attend=(c["attend"], c["cell"]),
+    return replace(server, read={"": share}, unpack=unpack, matrix=matrix, kv_share=c["kv"] * two,
+                   attend=(c["attend"], c["cell"]),
                    vector={"": c["vector"], "q8_0": c["vector_8"]}, launch_s=c["launch"], core_launch_s=c["core"])  # fmt: skip
 
 
 def _mlx(c: Constants, chip: Chip) -> Law:
     read, unpack, matrix = {"": c["read"]}, {"": c["unpack"], "16": 0.0}, {"": c["matrix"]}
-    return replace(laws.MLX, read=read, unpack=unpack, launch_s=c["launch"], matrix=matrix, kv=c["kv"], attention=c["attention"],
-                   slower={"ultra": c["ultra"]}, expert_fill=c["expert_fill"], older={"m1": c["m1"], "m2": c["m2"]})  # fmt: skip
+    return replace(laws.MLX, read=read, unpack=unpack, launch_s=c["launch"], matrix=matrix, kv_share=c["kv"],
+                   attention_share=c["attention"],
+                   slower={"ultra": c["ultra"]}, expert_fill_tokens=c["expert_fill"], older={"m1": c["m1"], "m2": c["m2"]})  # fmt: skip
 
 
 def _apu(c: Constants, chip: Chip) -> Law:
@@ -263,7 +267,7 @@ def _apu(c: Constants, chip: Chip) -> Law:
     matrix = {"": c["matrix_k"], "16": c["matrix_16"], **dict.fromkeys(small, c["matrix"])}
     vector = {"": c["vector"], "16": 1.0, **dict.fromkeys(small, c["vector_4"])}
     return replace(laws.AMD_APU, read=read, matrix=matrix, vector=vector, unpack={"": c["unpack"]}, launch_s=c["launch"],
-                   kv=c["kv"], attention=c["attention"], expert_fill=c["expert_fill"], start_s=c["start"])  # fmt: skip
+                   kv_share=c["kv"], attention_share=c["attention"], expert_fill_tokens=c["expert_fill"], start_s=c["start"])  # fmt: skip
 
 
 def _exl(c: Constants, chip: Chip) -> Law:
@@ -282,7 +286,7 @@ def _hbm(c: Constants, chip: Chip) -> Law:
                   matrix={"": c["matrix"], "16": c["matrix_16"]})  # fmt: skip
     if not chip.build:
         return new
-    return replace(new, kv=c["kv_old"], attention=c["attention_old"], widened=laws.CUDA_HBM_2024.widened,
+    return replace(new, kv_share=c["kv_old"], attention_share=c["attention_old"], widened_bytes=laws.CUDA_HBM_2024.widened_bytes,
                    matrix={"": c["matrix_16"] / 2, "16": c["matrix_16"]})  # fmt: skip
 
 

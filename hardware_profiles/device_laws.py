@@ -51,15 +51,15 @@ class Law:
     unpack : operations that unpack a weight, likewise.
     launch_s : of every operation of a step, whatever its size.
     vector, vector_rows : share of the 32-bit rate for further rows of a matrix-vector product, by block type, and how many.
-    overlap : power in which reading and unpacking add: 1 one after the other, large at the same time.
+    overlap_factor : power in which reading and unpacking add: 1 one after the other, large at the same time.
     arithmetic : of the matrix kernels, by whether the weights are packed: key of the datasheet's peaks and a factor on it.
     matrix : share of that peak, likewise ("" and "16").
-    fill, expert_fill : rows that a matrix kernel is short of work by, for a matrix and for one of an expert.
+    fill_tokens, expert_fill_tokens : rows that a matrix kernel is short of work by, for a matrix and for one of an expert.
     start_s : what a matrix kernel takes beside its work: rows are brought into its format, the last tiles run alone.
-    widened : bytes a packed weight that are moved to widen it to 16 bit before a matrix product (engines without kernels for it).
-    traffic : bytes that elementwise operations move, as a multiple of what 16-bit fused ones would.
-    kv : share of the bandwidth at which attention reads keys and values.
-    attention : share of the 16-bit peak that the attention of prompts reaches.
+    widened_bytes : moved to widen a packed weight to 16 bit before a matrix product, by engines without kernels for it.
+    traffic_factor : bytes that elementwise operations move, as a multiple of what 16-bit fused ones would.
+    kv_share : share of the bandwidth at which attention reads keys and values.
+    attention_share : share of the 16-bit peak that the attention of prompts reaches.
     attend : share of the 32-bit rate at which decoding rows attend, and operations a query head and cell beside the products.
     slower : factor on `launch_s` by architecture, or by the word "ultra" for chips of two dies.
     older : factor on the share of matrix kernels by architecture.
@@ -73,16 +73,16 @@ class Law:
     launch_s: float
     vector: Mapping[str, float]
     matrix: Mapping[str, float]
-    fill: float
-    expert_fill: float
-    kv: float
-    attention: float
+    fill_tokens: float
+    expert_fill_tokens: float
+    kv_share: float
+    attention_share: float
     arithmetic: Mapping[str, tuple[str, float]]
     start_s: float = 0.0
-    widened: float = 0.0
-    traffic: float = 1.0
+    widened_bytes: float = 0.0
+    traffic_factor: float = 1.0
     attend: tuple[float, float] = (1.0, 0.0)
-    overlap: float = 2.0
+    overlap_factor: float = 2.0
     vector_rows: int = 8
     slower: Mapping[str, float] = field(default_factory=dict)
     older: Mapping[str, float] = field(default_factory=dict)
@@ -142,7 +142,7 @@ class LawOps(Roofline):
 
     # -- products ---------------------------------------------------------------------------------------------
 
-    def product_s(self, fmt: str, weights: ArrayLike, rows: Array, matrices: ArrayLike, fill: float) -> Array:
+    def product_s(self, fmt: str, weights: ArrayLike, rows: Array, matrices: ArrayLike, fill_tokens: float) -> Array:
         """`rows` rows in all on `matrices` matrices of `weights` weights each, without the launch."""
         law, w, count = self.law, as_array(weights), as_array(matrices)
         stored, size = packed_format(fmt), weight_bytes(fmt)
@@ -151,21 +151,21 @@ class LawOps(Roofline):
         read_s = held / (_of(law.read, block, kind) * self.peaks.hbm_bytes_per_s)
         unpack_s = _of(law.unpack, block, kind) * w * count / self.fp32_flops_per_s
         longer_s, shorter_s = np.maximum(read_s, unpack_s), np.minimum(read_s, unpack_s)
-        read_s = longer_s * (1.0 + (shorter_s / longer_s) ** law.overlap) ** (1.0 / law.overlap)
+        read_s = longer_s * (1.0 + (shorter_s / longer_s) ** law.overlap_factor) ** (1.0 / law.overlap_factor)
         vector = 2.0 * w / (_of(law.vector, block, kind) * self.fp32_flops_per_s)
         matrix = 2.0 * w / (_of(law.matrix, block, kind) * self.matrix_peak[kind])
         most = count * law.vector_rows
         few = np.maximum(np.minimum(rows, most) - count, 0.0) * vector
-        many = (rows + fill * count) * matrix + law.start_s
-        if law.widened and not kind:
-            many = many + law.widened * w * count / self.peaks.hbm_bytes_per_s
+        many = (rows + fill_tokens * count) * matrix + law.start_s
+        if law.widened_bytes and not kind:
+            many = many + law.widened_bytes * w * count / self.peaks.hbm_bytes_per_s
         return read_s + np.where(rows <= most, few, np.maximum(few, many))
 
     def gemm_s(self, fmt: str, m: ArrayLike, n: int, k: int) -> Array:
         """See the head of the module."""
         rows = np.maximum(as_array(m), 1.0)
         fmt = known_format(fmt)
-        t = self.launch_s + self.product_s(fmt, float(n) * float(k), rows, 1.0, self.law.fill)
+        t = self.launch_s + self.product_s(fmt, float(n) * float(k), rows, 1.0, self.law.fill_tokens)
         t = np.maximum(t, 2.0 * rows * n * k / self._most(fmt))
         return np.where(as_array(m) > 0, t, 0.0)
 
@@ -193,14 +193,14 @@ class LawOps(Roofline):
         local = np.float64(experts / ep)
         active = np.minimum(moe_active_experts(local, assigned, chosen=topk / experts), assigned)
         weights = (3.0 if gated else 2.0) * hidden * intermediate / tp
-        t = EXPERT_LAUNCHES * self.launch_s + self.product_s(fmt, weights, assigned, active, self.law.expert_fill)
+        t = EXPERT_LAUNCHES * self.launch_s + self.product_s(fmt, weights, assigned, active, self.law.expert_fill_tokens)
         t = np.maximum(t, 2.0 * weights * assigned / self._most(fmt))
         return np.where(count > 0, t, 0.0)
 
     # -- attention --------------------------------------------------------------------------------------------
 
     def _reading_s(self, moved_bytes: Array, flops: Array) -> Array:
-        read_s = moved_bytes / (self.law.kv * self.peaks.hbm_bytes_per_s)
+        read_s = moved_bytes / (self.law.kv_share * self.peaks.hbm_bytes_per_s)
         return self.launch_s + np.maximum(read_s, flops / (self.law.attend[0] * self.fp32_flops_per_s))
 
     def decode_attention_s(
@@ -221,8 +221,8 @@ class LawOps(Roofline):
 
     def _prompt_s(self, flops: Array, moved_bytes: Array) -> Array:
         peak = max(self.matrix_peak["16"], self.fp32_flops_per_s)
-        compute_s = np.maximum(flops / (self.law.attention * self.matrix_peak["16"]), flops / peak)
-        return self.launch_s + np.maximum(compute_s, moved_bytes / (self.law.kv * self.peaks.hbm_bytes_per_s))
+        compute_s = np.maximum(flops / (self.law.attention_share * self.matrix_peak["16"]), flops / peak)
+        return self.launch_s + np.maximum(compute_s, moved_bytes / (self.law.kv_share * self.peaks.hbm_bytes_per_s))
 
     def prefill_attention_s(
         self,
@@ -267,7 +267,7 @@ class LawOps(Roofline):
     def elementwise_s(self, moved_bytes: ArrayLike) -> Array:
         """A launch, and the bytes at the share that 16-bit weights are read at."""
         size = as_array(moved_bytes)
-        t = self.launch_s + self.law.traffic * size / (_of(self.law.read, "", "16") * self.peaks.hbm_bytes_per_s)
+        t = self.launch_s + self.law.traffic_factor * size / (_of(self.law.read, "", "16") * self.peaks.hbm_bytes_per_s)
         return np.where(size > 0, t, 0.0)
 
 
@@ -283,7 +283,7 @@ def known_format(fmt: str) -> str:
 def weight_bytes(fmt: str) -> float:
     """Bytes of a stored value, of a packed format or one of the kernel tables."""
     stored = packed_format(fmt)
-    return stored.bits / 8 if stored else WEIGHT_BYTES[canonical_format(fmt)]
+    return stored.bits_per_weight / 8 if stored else WEIGHT_BYTES[canonical_format(fmt)]
 
 
 __all__ = ["EXPERT_LAUNCHES", "Law", "LawOps", "known_format", "weight_bytes"]

@@ -40,7 +40,7 @@ WEIGHT_BYTES: Mapping[str, float] = {
     "nvfp4": 0.5625,
     "w4a16_mxfp4": 0.53125,
     "w4a8_mxfp4_mxfp8": 0.53125,
-    **{name: packed.bits / 8 for name, packed in PACKED_FORMATS.items()},
+    **{name: packed.bits_per_weight / 8 for name, packed in PACKED_FORMATS.items()},
 }
 #: The arithmetic a format runs in: the key into :attr:`DevicePeaks.flops_per_s`.
 COMPUTE_FORMAT: Mapping[str, str] = {

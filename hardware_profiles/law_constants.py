@@ -21,14 +21,14 @@ METAL = Law(
     off_pct=(5.4, 2.7),
     read={"": 0.863, "16": 0.864},
     unpack={"": 29.6, "q8_0": 0.0, "q4_0": 0.0, "q4_1": 0.0, "q5_0": 0.0, "q5_1": 0.0, "16": 0.0, "w4a16_mxfp4": 0.0},
-    overlap=8.0,
+    overlap_factor=8.0,
     launch_s=1.25e-5,
     vector={"": 0.33},
     matrix={"": 0.625, "16": 0.78, "q8_0": 0.684, "q4_0": 0.684},
-    fill=0.0,
-    expert_fill=0.0,
-    kv=0.36,
-    attention=0.25,
+    fill_tokens=0.0,
+    expert_fill_tokens=0.0,
+    kv_share=0.36,
+    attention_share=0.25,
     arithmetic={"": ("fp16", 1.0), "16": ("fp16", 1.0)},
     slower={"ultra": 1.48},
 )
@@ -44,10 +44,10 @@ CUDA_GDDR = Law(
     launch_s=3.55e-6,
     vector={"": 0.277, "q4_0": 0.5, "q8_0": 0.5, "16": 5.0},
     matrix={"": 0.208, "16": 0.733, "q4_0": 0.314, "q8_0": 0.314, "w4a16_mxfp4": 0.314},
-    fill=0.0,
-    expert_fill=47.0,
-    kv=0.95,
-    attention=0.34,
+    fill_tokens=0.0,
+    expert_fill_tokens=47.0,
+    kv_share=0.95,
+    attention_share=0.34,
     arithmetic={"": ("int8", 1.0), "16": ("int8", 0.5)},
     start_s=5.06e-5,
     slower={"ampere": 1.67, "turing": 1.67, "ada": 1.15},
@@ -58,9 +58,9 @@ CUDA_GDDR_2024 = replace(
     CUDA_GDDR,
     title="NVIDIA cards with GDDR under llama.cpp of early 2024",
     launch_s=5.75e-6,
-    kv=0.57,
-    attention=0.067,
-    widened=4.55,
+    kv_share=0.57,
+    attention_share=0.067,
+    widened_bytes=4.55,
     matrix={"": 0.366, "16": 0.733},
 )
 
@@ -73,16 +73,16 @@ CUDA_HBM = replace(
     read={"": 0.646, "16": 0.627},
     launch_s=6.6e-6,
     matrix={"": 0.0845, "16": 0.351},
-    kv=0.3,
-    attention=0.15,
+    kv_share=0.3,
+    attention_share=0.15,
     slower={},
 )
 CUDA_HBM_2024 = replace(
     CUDA_HBM,
     title="NVIDIA GPUs with stacked memory under llama.cpp of early 2024",
-    kv=0.125,
-    attention=0.039,
-    widened=4.55,
+    kv_share=0.125,
+    attention_share=0.039,
+    widened_bytes=4.55,
     matrix={"": 0.174, "16": 0.348},
 )
 
@@ -96,10 +96,10 @@ AMD_APU = Law(
     launch_s=4.0e-6,
     vector={"": 0.096, "q4_0": 0.4, "q8_0": 0.4, "w4a16_mxfp4": 0.4, "16": 1.0},
     matrix={"": 0.1, "16": 0.447, "q4_0": 0.151, "q8_0": 0.151, "w4a16_mxfp4": 0.151},
-    fill=0.0,
-    expert_fill=0.9,
-    kv=0.45,
-    attention=0.18,
+    fill_tokens=0.0,
+    expert_fill_tokens=0.9,
+    kv_share=0.45,
+    attention_share=0.18,
     arithmetic={"": ("fp16", 1.0), "16": ("fp16", 1.0)},
     start_s=1e-6,
 )
@@ -142,15 +142,15 @@ CPU_SERVER = Law(
     vector={"": 0.345, "q8_0": 0.76},
     vector_rows=4,
     matrix={"": 0.542, "q8_0": 0.963, **dict.fromkeys(_IQ, 0.26)},
-    fill=0.0,
-    expert_fill=0.0,
-    kv=0.667,
-    attention=0.2,
+    fill_tokens=0.0,
+    expert_fill_tokens=0.0,
+    kv_share=0.667,
+    attention_share=0.2,
     attend=(0.32, 920.0),
     arithmetic={"": ("fp32", 1.0), "16": ("fp32", 1.0)},
 )
 #: Two sockets: 0.55 of the shares of one (kind: fitted, the same rows). Desktops, by two memory channels: 0.79 (the Ryzen's).
-CPU_TWO = replace(CPU_SERVER, title="CPUs in two sockets under llama.cpp", read={"": 0.23}, kv=0.366)
+CPU_TWO = replace(CPU_SERVER, title="CPUs in two sockets under llama.cpp", read={"": 0.23}, kv_share=0.366)
 CPU_DESKTOP = replace(CPU_SERVER, title="desktop CPUs under llama.cpp", read={"": 0.79})
 
 #: MLX on Apple's GPUs. kind: fitted, 2026-11, source: mlx_lm.benchmark and Rapid-MLX on two M3 Ultra, MLX-LM on M1 and M2 Max.
@@ -163,9 +163,9 @@ MLX = replace(
     launch_s=7.2e-6,
     vector={"": 0.1, "16": 1.0},
     matrix={"": 0.754},
-    expert_fill=16.0,
-    kv=0.76,
-    attention=0.79,
+    expert_fill_tokens=16.0,
+    kv_share=0.76,
+    attention_share=0.79,
     slower={"ultra": 1.04},
     older={"m1": 0.56, "m2": 0.46},
 )
@@ -182,8 +182,8 @@ EXL = replace(
     slower={},
     vector={"": 0.4, "16": 5.0},
     matrix={"": 0.6, "16": 0.7},
-    expert_fill=16.0,
-    kv=0.9,
+    expert_fill_tokens=16.0,
+    kv_share=0.9,
     arithmetic={"": ("int8", 0.5), "16": ("int8", 0.5)},
     start_s=2e-5,
 )
@@ -208,9 +208,9 @@ BLOCKWISE = replace(
     off_pct=(40.0, 50.0),
     read={"": 0.25, "16": 0.7},
     unpack={"": 0.0},
-    widened=4.5,
+    widened_bytes=4.5,
     launch_s=5e-6,
-    kv=0.5,
+    kv_share=0.5,
 )
 
 #: Bandwidth below which a CPU is a desktop's [byte/s]: two channels. kind: assumed, 2026-11.

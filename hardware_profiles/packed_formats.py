@@ -20,7 +20,7 @@ PackedFamily = Literal["gguf", "mlx", "exl", "mlc", "blockwise", "nncf"]
 class PackedFormat:
     """A format of packed weights.
 
-    bits : of a weight of the layers, scales and mixed-in larger types included [bits].
+    bits_per_weight : of the layers, scales and mixed-in larger types included [bits].
     block : the type that most of them are in, which decides how they are unpacked.
     parts : types of parts of the model that are in another: ``embedding``, ``lm_head``, ``router``, ``experts``.
     kv_cache : the family's engines keep keys and values in it too.
@@ -28,7 +28,7 @@ class PackedFormat:
 
     name: str
     family: PackedFamily
-    bits: float
+    bits_per_weight: float
     block: str
     parts: Mapping[str, str] = field(default_factory=dict)
     kv_cache: bool = False

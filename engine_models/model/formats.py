@@ -113,7 +113,7 @@ def _packed(name: str) -> Format | None:
         return None
     return Format(
         packed.name,
-        packed.bits,
+        packed.bits_per_weight,
         "fp16",
         weight_only=True,
         kv_cache=packed.kv_cache,

@@ -46,7 +46,7 @@ def bounded(ops: Ops, fmt: str, size_bytes: float) -> None:
 @pytest.mark.parametrize("framework", BRINGING)
 def test_no_step_beats_memory_or_arithmetic_and_more_rows_take_no_less(framework: str) -> None:
     """Over all profiles that have a law, and all formats."""
-    formats = {name: packed.bits / 8 for name, packed in PACKED_FORMATS.items()} | {"exl2_4.65": 4.65 / 8}
+    formats = {name: packed.bits_per_weight / 8 for name, packed in PACKED_FORMATS.items()} | {"exl2_4.65": 4.65 / 8}
     formats |= {name: weight_bytes(name) for name in TABLED_FORMATS}
     met = [name for name, family in laws() if family == framework]
     assert met
@@ -94,9 +94,9 @@ def test_old_builds_widen_the_weights_of_prompts() -> None:
     device = load_device("rtx-3090-24gb")
     new, old = (operations_of(device, f) for f in ("llama_cpp", "llama_cpp_2024"))
     assert isinstance(old, LawOps)
-    moved = old.law.widened * N * K / device.memory_bandwidth_bytes_per_s.value
+    moved = old.law.widened_bytes * N * K / device.memory_bandwidth_bytes_per_s.value
     assert float(old.gemm_s("q4_k_m", 512, N, K)) > moved
-    narrow = replace(old, law=replace(old.law, widened=0.0))
+    narrow = replace(old, law=replace(old.law, widened_bytes=0.0))
     more = old.gemm_s("q4_k_m", ROWS, N, K) - narrow.gemm_s("q4_k_m", ROWS, N, K)
     assert more[-1] == pytest.approx(moved)
     assert more[0] == 0.0
