@@ -258,7 +258,8 @@ def _mlx(c: Constants, chip: Chip) -> Law:
     read, unpack, matrix = {"": c["read"]}, {"": c["unpack"], "16": 0.0}, {"": c["matrix"]}
     return replace(laws.MLX, read=read, unpack=unpack, launch_s=c["launch"], matrix=matrix, kv_share=c["kv"],
                    attention_share=c["attention"],
-                   slower={"ultra": c["ultra"]}, expert_fill_tokens=c["expert_fill"], older={"m1": c["m1"], "m2": c["m2"]})  # fmt: skip
+                   slower={"ultra": c["ultra"]},
+                   expert_fill_tokens=c["expert_fill"], older={"m1": c["m1"], "m2": c["m2"]})  # fmt: skip
 
 
 def _apu(c: Constants, chip: Chip) -> Law:
@@ -267,7 +268,8 @@ def _apu(c: Constants, chip: Chip) -> Law:
     matrix = {"": c["matrix_k"], "16": c["matrix_16"], **dict.fromkeys(small, c["matrix"])}
     vector = {"": c["vector"], "16": 1.0, **dict.fromkeys(small, c["vector_4"])}
     return replace(laws.AMD_APU, read=read, matrix=matrix, vector=vector, unpack={"": c["unpack"]}, launch_s=c["launch"],
-                   kv_share=c["kv"], attention_share=c["attention"], expert_fill_tokens=c["expert_fill"], start_s=c["start"])  # fmt: skip
+                   kv_share=c["kv"], attention_share=c["attention"],
+                   expert_fill_tokens=c["expert_fill"], start_s=c["start"])  # fmt: skip
 
 
 def _exl(c: Constants, chip: Chip) -> Law:
