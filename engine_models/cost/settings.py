@@ -8,6 +8,7 @@ from typing import Any
 from engine_models.cost.drafting import Drafting, Speculation
 from engine_models.cost.host_layers import HostLayers
 from engine_models.cost.lockstep import Lockstep
+from engine_models.cost.measured import MeasuredSteps, StepLaw
 from engine_models.cost.step_time import StepTimeModel, TableRange
 from engine_models.cost.sub_batches import Parts, SubBatches
 from engine_models.cost.terms import Formats, Parallelism, Shard, Terms, kernel_format
@@ -23,7 +24,7 @@ class StepCosts:
 
     `up_to` is the range to tabulate. `parts`: steps are computed in parts, None where they are not. `stream`: what comes over
     the link to the host in every step, None for nothing. `host_layers`: those that come before `arch`, of steps in
-    parts; None: the device has all.
+    parts; None: the device has all. `measured`: steps are timed by this law of whole steps, not by the device's operations.
     """
 
     arch: Architecture
@@ -35,6 +36,7 @@ class StepCosts:
     parts: Parts | None = None
     stream: Stream | None = None
     host_layers: HostLayers | None = None
+    measured: StepLaw | None = None
 
     def with_terms(self, **changed: Any) -> StepCosts:
         """The same with other terms, by the names of `Terms`."""
@@ -43,6 +45,9 @@ class StepCosts:
     def over(self, ops: Ops) -> StepCost:
         """Step times of one replica on a device with these operations."""
         terms, drafts = self.terms, self.speculation
+        if self.measured is not None:
+            steps = MeasuredSteps(self.measured, terms.host)
+            return steps if self.parts is None else SubBatches(steps, self.parts)
         ops = ops.on_threads(terms.threads) if terms.threads else ops
         if drafts is not None:
             verified = 1 + drafts.tokens
