@@ -64,11 +64,17 @@ class Scheduler(ABC):
     verifications: int = 0
     verified_drafts: int = 0
     accepted_drafts: int = 0
-    #: Whether memory for the whole answer is set aside at admission, by the client's limit or, without one, the context left.
-    reserves_answers: bool = False
-    #: Whether a request that arrives while a step runs is to be handed over before that step's results, for it looks at once for
-    #: what the memory holds of its prompt.
-    hears_in_step: bool = False
+    @property
+    def reserves_answers(self) -> bool:
+        """Whether memory for the whole answer is set aside at admission: the client's limit or, without one, the context left."""
+        return False
+
+    @property
+    def hears_in_step(self) -> bool:
+        """Whether a request that arrives while a step runs is to be handed over before that step's results, for it looks at once
+        for what the memory holds of its prompt.
+        """
+        return False
 
     @abstractmethod
     def add(self, seq: Sequence) -> None:

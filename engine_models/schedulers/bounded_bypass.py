@@ -93,8 +93,6 @@ class BypassScheduler(Scheduler):
     windows : of the model's layers, whose spans a step names.
     """
 
-    reserves_answers = True
-
     def __init__(
         self,
         rules: BypassRules,
@@ -126,6 +124,11 @@ class BypassScheduler(Scheduler):
         self._shape = Batch(-1)
 
     # -- queues ---------------------------------------------------------------------------------------------
+
+    @property
+    def reserves_answers(self) -> bool:
+        """As of the base."""
+        return True
 
     def add(self, seq: Sequence) -> None:
         """Enqueue an arrived request."""

@@ -119,8 +119,6 @@ class OneListScheduler(Scheduler):
     windows : of the model's layers, whose spans a step names.
     """
 
-    hears_in_step = True
-
     def __init__(
         self,
         rules: OneListRules,
@@ -150,6 +148,11 @@ class OneListScheduler(Scheduler):
         self._shape = Batch(-1)
 
     # -- the list -------------------------------------------------------------------------------------------
+
+    @property
+    def hears_in_step(self) -> bool:
+        """As of the base."""
+        return True
 
     def add(self, seq: Sequence) -> None:
         """Take in an arrived request, unless all workers are busy."""

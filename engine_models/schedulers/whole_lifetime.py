@@ -101,8 +101,6 @@ class WholeLifetimeScheduler(Scheduler):
     windows : of the model's layers, whose spans a step names.
     """
 
-    reserves_answers = True
-
     def __init__(
         self,
         rules: LifetimeRules,
@@ -133,6 +131,11 @@ class WholeLifetimeScheduler(Scheduler):
         self._shape = Batch(-1)
 
     # -- queues ---------------------------------------------------------------------------------------------
+
+    @property
+    def reserves_answers(self) -> bool:
+        """As of the base."""
+        return True
 
     def add(self, seq: Sequence) -> None:
         """Enqueue an arrived request."""
