@@ -83,14 +83,14 @@ _NEEDED = ("embedding_length", "block_count", "attention.head_count", "context_l
 class GgufFile:
     """What a header says: the model's name, its config as Hugging Face writes it, the recipe of its types, its tensors' bytes.
 
-    layer_bits : of a weight in the layers' matrices, as stored.
+    bits_per_weight : in the layers' matrices, as stored.
     """
 
     name: str
     config: dict[str, Any]
     format: str
     bytes: int
-    layer_bits: float
+    bits_per_weight: float
 
 
 class _Header:

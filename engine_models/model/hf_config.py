@@ -311,7 +311,7 @@ def _from_gguf(path: Path) -> Architecture:
     arch = architecture_from_config(file.config, file.name, where=str(path))
     if file.format in ("fp16", "bf16", "fp32"):
         return replace(arch, dtype="bf16" if file.format == "bf16" else "fp16")
-    return replace(arch, quantization=file.format, quantization_bits=file.layer_bits)
+    return replace(arch, quantization=file.format, quantization_bits=file.bits_per_weight)
 
 
 def load_architecture(spec: str | dict[str, Any], base_dir: Path | None = None) -> Architecture:
