@@ -31,6 +31,7 @@ from simulator.prepare import prepare
 from simulator.results.domain import domain
 from simulator.results.latencies import latencies
 from simulator.run import run_prepared
+from simulator.validation.microbenchmarks import chunked, read_steps
 from simulator.validation.runs import predictions
 from simulator.workload.columns import Workload
 
@@ -91,27 +92,6 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def chunked(tokens: int, prior: int, most: int) -> tuple[Part, ...]:
-    """A prompt of one row in parts of at most so many tokens; the last yields a token."""
-    return tuple(
-        Part(1, min(most, tokens - at), prior + at, int(at + most >= tokens)) for at in range(0, tokens, most)
-    )
-
-
-def bench_step(row: dict[str, Any]) -> MeasuredStep:
-    """A row of llama-bench: a prompt, or the mean of the steps of an answer, after `n_depth` tokens."""
-    seconds, depth, answer = row["avg_ns"] / 1e9, row["n_depth"], row["n_gen"]
-    if answer:
-        return MeasuredStep((Part(1, 1, depth + (answer - 1) / 2, 1),), seconds / answer)
-    return MeasuredStep(chunked(row["n_prompt"], depth, row["n_ubatch"]), seconds)
-
-
-def batched_step(row: dict[str, Any]) -> MeasuredStep:
-    """A row of llama-batched-bench: the mean of the steps of its `pl` answers."""
-    rows, steps = row["pl"], row["tg"]
-    return MeasuredStep((Part(rows, 1, row["pp"] + (steps - 1) / 2, rows),), row["t_tg"] / steps)
-
-
 def llama_law(folder: Path, model: str) -> tuple[StepLaw, Floats]:
     """The law of a model under llama.cpp, and its relative errors on the microbenchmarks."""
     shape = MODELS[model]
@@ -119,8 +99,7 @@ def llama_law(folder: Path, model: str) -> tuple[StepLaw, Floats]:
     attention = 2 * hidden * hidden + 2 * hidden * width * shape["num_key_value_heads"]
     layers = shape["num_hidden_layers"] * (attention + 3 * hidden * shape["intermediate_size"])
     share = shape["vocab_size"] * hidden * Q6_K_BITS / (layers * Q4_0_BITS)
-    steps = [bench_step(row) for path in sorted(folder.glob(f"{model}-*.bench.jsonl")) for row in lines(path)]
-    steps += [batched_step(row) for path in sorted(folder.glob(f"{model}-*.batched.jsonl")) for row in lines(path)]
+    steps = read_steps(path for kind in ("bench", "batched") for path in sorted(folder.glob(f"{model}-*.{kind}.jsonl")))
     law = fit_law(steps, ROWS_AT_ONCE, share, TILE_TOKENS)
     return law, law.errors(steps)
 

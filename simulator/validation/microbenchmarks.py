@@ -1,0 +1,142 @@
+"""Results of llama-bench and llama-batched-bench as measured steps: JSON, JSON lines, and the tables that both print.
+
+Columns: `examples/llama-bench` and `examples/batched-bench` of llama.cpp (2026). Times are of one model on one machine with one
+setting; files that mix several are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine_models.cost.measured import MeasuredStep, Part
+from hardware_profiles.errors import InputError
+
+UBATCH_TOKENS = 512
+"""Tokens computed at once where a table does not say (datasheet: default of `--ubatch-size`)."""
+SETTINGS = ("model_filename", "model", "n_threads", "threads", "backends", "backend", "n_gpu_layers", "ngl", "type_k", "type_v")
+"""What must be equal over all rows of a kind for their times to be of one thing."""
+_TEST = re.compile(r"(?:pp(\d+))?\+?(?:tg(\d+))?(?: @ d(\d+))?")
+_RATE = re.compile(r"([\d.]+)(?: ± [\d.]+)?")
+
+
+def read_steps(paths: Iterable[Path]) -> list[MeasuredStep]:
+    """Measured steps of result files; prompts of llama-batched-bench only where llama-bench measured none.
+
+    Raises InputError for a file that is neither, a row that lacks a number, and rows of several settings.
+    """
+    alone: list[MeasuredStep] = []
+    rows_at_once: list[MeasuredStep] = []
+    prompts: list[MeasuredStep] = []
+    seen: dict[str, tuple[str, Path]] = {}
+    for path in paths:
+        for row in _rows(path):
+            _check_setting(row, path, seen)
+            try:
+                if "avg_ns" in row or "test" in row:
+                    alone.append(_alone(row))
+                else:
+                    prompt, decode = _together(row)
+                    rows_at_once.append(decode)
+                    prompts += prompt
+            except (KeyError, ValueError, TypeError, ArithmeticError) as error:
+                raise InputError(
+                    f"a row of {path.name} cannot be read: {type(error).__name__}: {error}",
+                    where=str(path),
+                    mend="give the output of llama-bench (-o json, jsonl or md) or llama-batched-bench",
+                ) from error
+    measured = any(part.tokens > 1 for step in alone for part in step.parts)
+    return [*alone, *rows_at_once, *([] if measured else prompts)]
+
+
+def chunked(tokens: int, prior_tokens: int, most: int) -> tuple[Part, ...]:
+    """A prompt of one row in parts of at most so many tokens; the last yields a token."""
+    return tuple(
+        Part(1, min(most, tokens - at), prior_tokens + at, int(at + most >= tokens)) for at in range(0, tokens, most)
+    )
+
+
+def _check_setting(row: Mapping[str, Any], path: Path, seen: dict[str, tuple[str, Path]]) -> None:
+    for key in SETTINGS:
+        value = row.get(key)
+        if value is None:
+            continue
+        first, where = seen.setdefault(key, (str(value), path))
+        if first != str(value):
+            raise InputError(
+                f"{key} is {first} in {where.name} and {value} in {path.name}: times of one setting make a law",
+                where=str(path),
+                mend="give files of one model, machine and setting",
+            )
+
+
+def _alone(row: Mapping[str, Any]) -> MeasuredStep:
+    """A row of llama-bench: a prompt, an answer, or one after the other, after `n_depth` tokens; of an answer the mean step."""
+    if "avg_ns" in row:
+        prompt, answer, depth = (int(row[key]) for key in ("n_prompt", "n_gen", "n_depth"))
+        took_s = float(row["avg_ns"]) / 1e9
+    else:
+        named, rate = _TEST.fullmatch(row["test"]), _RATE.fullmatch(row["t/s"])
+        if named is None or rate is None or not (named[1] or named[2]):
+            raise ValueError(f"test {row['test']}, t/s {row['t/s']}")
+        prompt, answer, depth = (int(number or 0) for number in named.groups())
+        took_s = (prompt + answer) / float(rate[1])
+    parts = chunked(prompt, depth, int(row.get("n_ubatch") or UBATCH_TOKENS))
+    step = Part(1, 1, depth + prompt + (answer - 1) / 2, 1)
+    if not prompt:
+        return MeasuredStep((step,), took_s / answer)
+    return MeasuredStep((*parts, *[step] * answer), took_s)
+
+
+def _together(row: Mapping[str, Any]) -> tuple[list[MeasuredStep], MeasuredStep]:
+    """A row of llama-batched-bench: its prompt if it is one, and the mean step of its answers."""
+    lower = {key.lower(): value for key, value in row.items()}
+    prompt, answer = int(lower["pp"]), int(lower["tg"])
+    rows = int(lower["pl"] if "pl" in lower else lower["b"])
+    prompt_s, answer_s = (float(lower[key] if key in lower else lower[f"{key} s"]) for key in ("t_pp", "t_tg"))
+    decode = MeasuredStep((Part(rows, 1, prompt + (answer - 1) / 2, rows),), answer_s / answer)
+    if rows > 1:
+        return [], decode
+    return [MeasuredStep(chunked(prompt, 0, int(lower.get("n_ubatch") or UBATCH_TOKENS)), prompt_s)], decode
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a file by its own column names."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}", where=str(path), mend="give a readable file") from error
+    try:
+        if text.lstrip().startswith("["):
+            rows = json.loads(text)
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")] or list(_table(text))
+    except ValueError as error:
+        raise InputError(f"{path.name} is cut or no JSON: {error}", where=str(path), mend="measure again") from error
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise InputError(
+            f"{path.name} has no rows of llama-bench or llama-batched-bench",
+            where=str(path),
+            mend="give the output of llama-bench (-o json, jsonl or md) or llama-batched-bench",
+        )
+    yield from rows
+
+
+def _table(text: str) -> Iterator[dict[str, Any]]:
+    """Rows of the tables in a text."""
+    head: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            head = []
+            continue
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if not head:
+            head = cells
+        elif not all(set(cell) <= set("-: ") for cell in cells):
+            yield dict(zip(head, cells, strict=False))
+
+
+__all__ = ["chunked", "read_steps"]
