@@ -34,6 +34,7 @@ from simulator.run import run_prepared
 from simulator.validation.microbenchmarks import chunked, read_steps
 from simulator.validation.runs import predictions
 from simulator.workload.columns import Workload
+from simulator.workload.content import Content
 
 Floats = NDArray[np.float64]
 MODELS: dict[str, dict[str, Any]] = {
@@ -72,6 +73,8 @@ one at a time with idle cores: loop 2.25 ms, tokeniser 0.43 ms; 0.7 us and 1.4 u
 VLLM_STEP_TOKENS = 512
 """Tokens of a step of the measured vLLM (fitted: of equal prompts of 511 tokens at once, the fourth has its first token after
 five steps of equal length, as under this budget and no larger one: `calibration/vllm246-d512-k8.jsonl`)."""
+WORDS = re.compile(r"\d+m|np\d+|ub\d+|[pcb]\d+|r\d+|seed\d+|pfx|cache|nocache")
+"""What names of runs are made of: model, slots, batch, load, repetition, seed, shared prefixes."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,12 @@ def vllm_law(folder: Path) -> tuple[StepLaw, Floats]:
 
 
 def setting_of(row: dict[str, Any], folder: Path) -> Setting:
-    """The deployment of a run, from its name. Raises ValueError where it does not say enough."""
+    """The deployment of a run, from its name. Raises ValueError where it does not say enough, or what is not known here."""
     name = str(row["run"])
     flags: dict[str, Any]
+    unknown = [word for word in name.split("-") if not WORDS.fullmatch(word)]
+    if unknown:
+        raise ValueError(f"what {', '.join(unknown)} means in {name} is not known")
     if str(row["dir"]).startswith("vllm"):
         flags = {"enforce_eager": True, "async_scheduling": False, "max_num_batched_tokens": VLLM_STEP_TOKENS}
         return Setting("vllm@0.32.0", "246m", flags, law_of("vllm", folder, "246m"), "bf16")
@@ -155,10 +161,17 @@ def law_of(engine: str, folder: Path, model: str) -> StepLaw:
     return (vllm_law(folder) if engine == "vllm" else llama_law(folder, model))[0]
 
 
+def prefixes_of(row: dict[str, Any], n: int) -> Content | None:
+    """Prefixes that requests share, where they are cached. Which request has which is not recorded: drawn by the run's seed."""
+    if not row["prefix"] or not (row["cache_prompt"] or str(row["dir"]).startswith("vllm")):
+        return None
+    drawn = np.random.default_rng(int(row["seed"])).integers(int(row["nprefix"]) or 1, size=n)
+    zeros = np.zeros(n, np.int64)
+    return Content(np.arange(n + 1), drawn, zeros, np.full(n, int(row["prefix"])), zeros - 1, zeros)
+
+
 def workload_of(row: dict[str, Any], requests: pd.DataFrame) -> Workload:
-    """Arrivals and lengths of a run as recorded, in a closed loop by its concurrency; prefixes are not known by request."""
-    if row["cache_prompt"] and row["prefix"]:
-        raise ValueError("which request has which prefix is not recorded")
+    """Arrivals and lengths of a run as recorded, in a closed loop by its concurrency."""
     n, users = len(requests), int(row["conc"])
     zeros, none = np.zeros(n, np.int64), np.full(n, -1, np.int64)
     arrival, after = requests["due"].to_numpy(float), none.copy()
@@ -179,7 +192,7 @@ def workload_of(row: dict[str, Any], requests: pd.DataFrame) -> Workload:
         turn=zeros,
         class_index=zeros,
         classes=(),
-        content=None,
+        content=prefixes_of(row, n),
         request_ids=None,
         duration_s=float("inf") if users else float(arrival[-1]),
         warmup_s=0.0,

@@ -62,17 +62,29 @@ def test_a_closed_loop_follows_too(cut: dict[str, Any]) -> None:
 def test_runs_that_do_not_say_enough_are_left_out_with_the_reason(predict: ModuleType, tmp_path: Path) -> None:
     import pandas as pd
 
-    runs = pd.read_parquet(CUT / "runs.parquet")
-    runs.loc[runs["run"] == "31m-np4-c4", ["cache_prompt", "prefix"]] = [1, 200]
+    names = {"run": {"246m-np4-p70-r1": "7b-np4-p70", "31m-np4-c4": "31m-np4-kvu-c4"}}
     (tmp_path / "calibration").symlink_to(CUT / "calibration")
-    requests = pd.read_parquet(CUT / "requests.parquet").replace({"run": {"246m-np4-p70-r1": "7b-np4-p70"}})
-    runs.replace({"run": {"246m-np4-p70-r1": "7b-np4-p70"}}).to_parquet(tmp_path / "runs.parquet")
-    requests.to_parquet(tmp_path / "requests.parquet")
+    for table in ("runs.parquet", "requests.parquet"):
+        pd.read_parquet(CUT / table).replace(names).to_parquet(tmp_path / table)
     reasons = {each["id"]: each["reason"] for each in predict.predict(tmp_path, ("llama",))["skipped"]}
     assert reasons == {
-        "llama-quiet/31m-np4-c4": "which request has which prefix is not recorded",
-        "llama/7b-np4-p70": "no deployment is known of 7b-np4-p70",
+        "llama-quiet/31m-np4-kvu-c4": "what kvu means in 31m-np4-kvu-c4 is not known",
+        "llama/7b-np4-p70": "what 7b means in 7b-np4-p70 is not known",
     }
+
+
+def test_shared_prefixes_are_found_in_the_cache(predict: ModuleType) -> None:
+    import pandas as pd
+
+    rows = pd.read_parquet(CUT / "runs.parquet").set_index("run", drop=False)
+    requests = pd.read_parquet(CUT / "requests.parquet")
+    found = []
+    for cached in (0, 1):
+        row = rows.loc["246m-np4-p70-r1"].to_dict() | {"cache_prompt": cached, "prefix": 40, "nprefix": 1, "seed": 1}
+        own = requests[requests["run"] == row["run"]].sort_values("i")
+        own = own.assign(prompt=own["prompt"] + 40)
+        found.append({each["metric"]: each["predicted"] for each in predict.compare(row, own, CUT / "calibration")})
+    assert found[1]["ttft_mean_ms"] < 0.8 * found[0]["ttft_mean_ms"]
 
 
 @pytest.mark.slow
