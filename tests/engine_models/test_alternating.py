@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import random
 from typing import Any
 
@@ -16,6 +15,7 @@ from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.alternating import AlternatingBatch, AlternatingRules, AlternatingScheduler
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
+from tests.engine_models.fed import feed, sharing, token_steps
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 Asked = tuple[float, int, int, int]
@@ -51,34 +51,13 @@ class Served:
         self.scheduler = AlternatingScheduler(rules, kv, aggregate=aggregate, record_rows=record)
         self.batches: list[AlternatingBatch] = []
         self.ends: dict[int, float] = {}
-        self.seqs = [
-            Sequence(
-                index,
-                prompt,
-                output,
-                at,
-                runs=((group, 0, min(100, prompt)),) if group else (),
-                shareable_tokens=min(100, prompt) if group else 0,
-            )
-            for index, (at, prompt, output, group) in enumerate(asked)
-        ]
+        self.seqs = sharing(asked, 100)
         replica = Replica(
             [self.scheduler], RecordedClock(CLOCK), depth=2, on_finish=self._ended, on_batch=self._settled
         )
-        due = [(seq.arrival_s, seq.index) for seq in self.seqs]
-        heapq.heapify(due)
-        while due or replica.busy():
-            event = replica.next_event_s()
-            if due and due[0][0] <= event:
-                at, index = heapq.heappop(due)
-                replica.advance(at)
-                replica.ranks[0].submit(self.seqs[index])
-            else:
-                replica.advance(min(event + 0.5, due[0][0] if due else float("inf")), stop_after_finish=True)
+        feed(replica, self.seqs, 0.5)
         self.scheduler.close()
-        self.tokens = [
-            [n for first, last in seq.emissions for n in range(first, last + 1)] for seq in self.seqs
-        ]
+        self.tokens = token_steps(self.seqs)
         self.log = replica.ranks[0].log
 
     def _ended(self, seq: Sequence, now_s: float) -> None:

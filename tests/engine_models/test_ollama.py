@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from typing import Any
 
 import pytest
@@ -28,6 +27,7 @@ from simulator.prepare import prepare
 from simulator.run import RunResult, simulate
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
+from tests.engine_models.fed import feed, sharing
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 TICK = {"a": 1.0, "b": 0.0, "c": 0.0, "d": 0.0}
@@ -43,31 +43,16 @@ class Served:
         self.ends: dict[int, float] = {}
         self.shed: list[int] = []
         self.batches: list[SlotBatch] = []
-        self.seqs = [
-            Sequence(
-                index,
-                prompt,
-                output,
-                at,
-                runs=((group, 0, min(60, prompt)),) if group else (),
-                shareable_tokens=min(60, prompt) if group else 0,
-            )
-            for index, (at, prompt, output, group) in enumerate(asked)
-        ]
+        self.seqs = sharing(asked, 60)
         replica = Replica([scheduler], RecordedClock(TICK), on_finish=self._ended, on_batch=self._settled)
-        due = [(seq.arrival_s, seq.index) for seq in self.seqs]
-        heapq.heapify(due)
-        while due or replica.busy():
-            event = replica.next_event_s()
-            if due and due[0][0] <= event:
-                at, index = heapq.heappop(due)
-                replica.advance(at)
-                if scheduler.sheds(at, len(replica.ranks[0].inbox)):
-                    self.shed.append(index)
-                else:
-                    replica.ranks[0].submit(self.seqs[index])
+
+        def submit(seq: Sequence, at_s: float) -> None:
+            if scheduler.sheds(at_s, len(replica.ranks[0].inbox)):
+                self.shed.append(seq.index)
             else:
-                replica.advance(min(event + 7, due[0][0] if due else float("inf")), stop_after_finish=True)
+                replica.ranks[0].submit(seq)
+
+        feed(replica, self.seqs, 7, submit)
         scheduler.close()
         log = replica.ranks[0].log
         self.log_ends = list(log.end_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from typing import Any
 
 from hypothesis import given, settings
@@ -13,6 +12,7 @@ from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.split_fuse import SplitFuseBatch, SplitFuseRules, SplitFuseScheduler
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
+from tests.engine_models.fed import feed, token_steps
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 Asked = tuple[float, int, int]
@@ -31,18 +31,9 @@ class Served:
         self.ends: dict[int, float] = {}
         self.seqs = [Sequence(index, prompt, output, at) for index, (at, prompt, output) in enumerate(asked)]
         replica = Replica([self.scheduler], RecordedClock(CLOCK), on_finish=self._ended, on_batch=self._settled)
-        due = [(seq.arrival_s, seq.index) for seq in self.seqs]
-        heapq.heapify(due)
-        while due or replica.busy():
-            event = replica.next_event_s()
-            if due and due[0][0] <= event:
-                at, index = heapq.heappop(due)
-                replica.advance(at)
-                replica.ranks[0].submit(self.seqs[index])
-            else:
-                replica.advance(min(event + 0.5, due[0][0] if due else float("inf")), stop_after_finish=True)
+        feed(replica, self.seqs, 0.5)
         self.scheduler.close()
-        self.tokens = [[n for first, last in seq.emissions for n in range(first, last + 1)] for seq in self.seqs]
+        self.tokens = token_steps(self.seqs)
         self.log = replica.ranks[0].log
 
     def _ended(self, seq: Sequence, now_s: float) -> None:

@@ -1,0 +1,53 @@
+"""Requests fed to one replica, for the tests of schedulers."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Series
+
+from engine_models.parts.sequence import Sequence
+from simulator.serving.replica import Replica
+
+
+def sharing(asked: Iterable[tuple[float, int, int, int]], shared_tokens: int, *, limit_tokens: int = 0) -> list[Sequence]:
+    """Requests by arrival [s], prompt, answer, and the group whose text begins their prompts (0: none)."""
+    return [
+        Sequence(
+            index,
+            prompt,
+            output,
+            at,
+            limit_tokens=limit_tokens,
+            runs=((group, 0, min(shared_tokens, prompt)),) if group else (),
+            shareable_tokens=min(shared_tokens, prompt) if group else 0,
+        )
+        for index, (at, prompt, output, group) in enumerate(asked)
+    ]
+
+
+def feed(
+    replica: Replica, seqs: Series[Sequence], pace_s: float, submit: Callable[[Sequence, float], None] | None = None
+) -> None:
+    """Hand each request over when it arrives (or let `submit` do it) and advance the replica until all have ended.
+
+    It is advanced by `pace_s` beyond its next event at most, so that runs of equal steps are cut here and there.
+    """
+    due = [(seq.arrival_s, seq.index) for seq in seqs]
+    heapq.heapify(due)
+    while due or replica.busy():
+        event_s = replica.next_event_s()
+        if due and due[0][0] <= event_s:
+            at_s, index = heapq.heappop(due)
+            replica.advance(at_s)
+            if submit is None:
+                replica.ranks[0].submit(seqs[index])
+            else:
+                submit(seqs[index], at_s)
+        else:
+            replica.advance(min(event_s + pace_s, due[0][0] if due else float("inf")), stop_after_finish=True)
+
+
+def token_steps(seqs: Iterable[Sequence]) -> list[list[int]]:
+    """Numbers of the batches that gave each request its tokens."""
+    return [[n for first, last in seq.emissions for n in range(first, last + 1)] for seq in seqs]
