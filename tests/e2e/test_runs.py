@@ -111,7 +111,7 @@ def test_every_shipped_scenario(name: str, cli: Cli, tmp_path: Path) -> None:
 
     split = name.startswith("disaggregate-")
     pauses = name == "office-ollama-4090"  # of several minutes
-    length_s = 40 if split else 1500 if pauses else 240
+    length_s = 40 if split else 2400 if pauses else 240
     shorter = [] if name == "deepseek-r1-8-h100" else ["--set", f"workload.duration={length_s}"]
     shorter += ["--set", "workload.warmup=30"] if shorter else []
     if name in ("night-batch-cpu", "offline-zero-inference-a6000"):  # all are there at time zero
