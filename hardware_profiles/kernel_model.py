@@ -301,13 +301,13 @@ class KernelModel(Ops):
             t = self._in_graph_s(key, t, base, lambda other: other.gemm_s(fmt, rows, n, k))
             if fmt != "bfloat16" and self.peaks.rate(fmt) <= self.peaks.rate("bfloat16"):
                 _, plain = self._group("gemm", "bfloat16")
-                work = 2.0 * rows * nn * kk / (self.peaks.rate(fmt) * plain["compute_efficiency"])
+                work = 2.0 * rows * nn * kk / (self.peaks.pipe_rate(fmt) * plain["compute_efficiency"])
                 share = work / gemm_base_s(plain, self.peaks, "bfloat16", rows, nn, kk, False)
                 t = np.maximum(t, np.minimum(share, 1.0) * self.gemm_s("bfloat16", rows, n, k))
             known = key.partition("/")[2] or fmt
             held = sustained_share(self.path.stem, self.path.parent.name, known) if self.path else None
             if held is not None:
-                t = np.maximum(t, 2.0 * rows * nn * kk / (held * self.peaks.rate(fmt)))
+                t = np.maximum(t, 2.0 * rows * nn * kk / (held * self.peaks.pipe_rate(fmt)))
         return np.where(as_array(m) > 0, t, 0.0)
 
     # -- attention
@@ -480,7 +480,7 @@ class KernelModel(Ops):
             if not key and fmt != "bfloat16" and self.peaks.rate(fmt) <= self.peaks.rate("bfloat16"):
                 # unmeasured and in bfloat16's arithmetic: at least that share of its time, as in gemm_s
                 _, plain = self._group("moe", "bfloat16")
-                work = flops / (self.peaks.rate("bfloat16") * plain["compute_efficiency"])
+                work = flops / (self.peaks.pipe_rate("bfloat16") * plain["compute_efficiency"])
                 share = work / moe_base_s(plain, self.peaks, "bfloat16", rows, *args, warm=False)
                 whole = self.moe_s("bfloat16", hidden, intermediate, topk, experts, tp, ep, rows, gated=gated)
                 t = np.maximum(t, np.minimum(share, 1.0) * whole)

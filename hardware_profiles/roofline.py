@@ -126,7 +126,7 @@ class Roofline(Ops):
         t = np.maximum(t, 2.0 * rows * nn * kk / self.peaks.rate(fmt))
         t = np.maximum(t, p["latency_s"] + gemm_bytes(fmt, rows, nn, kk) / self.peaks.hbm_bytes_per_s)
         if fmt != "bfloat16" and self.peaks.rate(fmt) <= self.peaks.rate("bfloat16"):
-            work = 2.0 * rows * nn * kk / (self.peaks.rate(fmt) * p["compute_efficiency"])
+            work = 2.0 * rows * nn * kk / (self.peaks.pipe_rate(fmt) * p["compute_efficiency"])
             share = work / gemm_base_s(p, self.peaks, "bfloat16", rows, nn, kk, False)
             t = np.maximum(t, np.minimum(share, 1.0) * self.gemm_s("bfloat16", rows, n, k))
         return np.where(as_array(m) > 0, t, 0.0)
@@ -225,7 +225,7 @@ class Roofline(Ops):
         flops = np.where(gated, 6.0, 4.0) * h * i / tp * rows * k / ep
         t = np.maximum(t, flops / self.peaks.rate(fmt))
         if fmt != "bfloat16" and self.peaks.rate(fmt) <= self.peaks.rate("bfloat16"):
-            work = flops / (self.peaks.rate("bfloat16") * p["compute_efficiency"])
+            work = flops / (self.peaks.pipe_rate("bfloat16") * p["compute_efficiency"])
             share = work / moe_base_s(p, self.peaks, "bfloat16", rows, *args, warm=False)
             whole = self.moe_s("bfloat16", hidden, intermediate, topk, experts, tp, ep, rows, gated=gated)
             t = np.maximum(t, np.minimum(share, 1.0) * whole)

@@ -265,3 +265,21 @@ def test_cards_without_peer_access_pay_for_the_way_through_the_host() -> None:
         quick, slow = plain[n].all_reduce_s(n, sizes), through[n].all_reduce_s(n, sizes)
         assert float(slow[0]) == pytest.approx(least, rel=0.05)
         assert slow - quick == pytest.approx(float(slow[0] - quick[0]), rel=0.3)
+
+
+@pytest.mark.parametrize(("name", "halves"), [("rtx-4090-24gb", True), ("rtx-3090-24gb", True), ("rtx-6000-ada-48gb", False)])
+def test_cards_that_halve_sums_in_32_bits_reach_the_rate_they_are_left_with(name: str, halves: bool) -> None:
+    """Shares of peak are of the tensor cores' full rate: a lender's half of it is all that such a card has."""
+    card, peaks = operations_of(load_device(name), "vllm"), peaks_of(load_device(name))
+    work = 2.0 * 4096 * 8192 * 8192
+    share = work / float(card.gemm_s("bf16", 4096, 8192, 8192)) / peaks.rate("bfloat16")
+    assert 0.95 <= share <= 1.0 if halves else share < 0.7
+    assert peaks.pipe_rate("bfloat16") == pytest.approx((2.0 if halves else 1.0) * peaks.rate("bfloat16"), rel=0.02)
+    if "fp8" in peaks.flops_per_s:
+        assert float(card.gemm_s("fp8", 4096, 8192, 8192)) < float(card.gemm_s("bf16", 4096, 8192, 8192))
+
+
+def test_devices_with_tables_are_priced_at_their_datasheet() -> None:
+    for name in ("a100-sxm-80gb", "h100-sxm-80gb", "l40s-48gb", "b200-sxm-180gb", "rtx-pro-6000-96gb", "b300-sxm-288gb"):
+        peaks = peaks_of(load_device(name))
+        assert all(peaks.pipe_rate(fmt) == peaks.rate(fmt) for fmt in ("bfloat16", "fp8", "int4_wo", "sq"))
