@@ -1,19 +1,20 @@
 """Operations of AMD's Instinct GPUs under ROCm: the datasheet's rates times efficiencies fitted to AMD's own kernel tables.
 
 The physics is that of :mod:`hardware_profiles.kernel_physics`. What differs from other datasheets' is that products start late
-and reach less of the peaks, that attention costs a time for every decoding row whatever it reads, and that a small all-reduce
-waits for eight devices without a switch.
+and reach less of the peaks, by blocks of FP8 the more so, that attention costs a time for every decoding row whatever it reads,
+and that a small all-reduce waits for eight devices without a switch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from hardware_profiles.device import Device
-from hardware_profiles.kernel_physics import DEFAULT_PARAMETERS, Array, as_array, peaks_of
+from hardware_profiles.kernel_physics import DEFAULT_PARAMETERS, Array, as_array, canonical_format, peaks_of
 from hardware_profiles.roofline import Efficiencies, Roofline
 
 #: Parameters of the bases. kind: fitted, 2026-11, source: products of aiter and hipBLASLt on MI300X, MI325X and MI355X (held
@@ -40,14 +41,30 @@ ROW_S = 5e-7
 #: Least time of a collective over a node [s]. kind: fitted, 2026-11, source: what is left of single-stream steps of
 #: Llama-3.1-70B on eight MI300X; RCCL's own is 50 us, that of vLLM's kernels on MI355X 4 to 6.
 LINK_LATENCY_S = 1e-5
+#: What a product of weights in FP8 by blocks takes beside its tuned kernel [s], by architecture: the activations are quantised by
+#: groups in a kernel of its own, which aiter's tables leave out, and shapes without a tuned tile fall back; experts are two
+#: products. kind: fitted, 2026-11, source: MI300X with few users: DeepSeek-R1 (SGLang 0.5.8, ROCm/aiter#1930: 22 to 27 us each),
+#: MiniMax-M2.7 (SGLang 0.5.13, sgl-project/sglang#31044: 28), Qwen3.5-122B (vLLM 0.18, Millstone-AI a6d0bcd: 19); aiter's Triton
+#: experts by blocks take 73 to 85 us beside their kernels (ROCm/aiter#1483). CDNA4: none is seen (DeepSeek-R1 in MXFP4).
+BLOCK_PRODUCT_S = {"cdna3": 2.4e-5}
 #: What it is off by [%] in the median: 4 on 27 rows of dense models in FP8 (16 latencies of Llama-3.1-70B, 11 throughputs of
-#: Llama-3.1-8B and 405B), all of which chose these constants; experts and latent attention, other engines and versions more.
-#: kind: assumed, 2026-11.
+#: Llama-3.1-8B and 405B), all of which chose these constants; other engines, versions and latent attention more. kind: assumed,
+#: 2026-11.
 ERROR_PCT = 15.0
+#: The same in formats whose kernels differ by version more than by size, by architecture. kind: assumed, 2026-11, source: nine
+#: runs of DeepSeek-V3.1 under SGLang 0.5.7 on MI300X, which chose nothing: steps 9 to 34 % too short, prompts 27 to 78 %;
+#: gpt-oss in MXFP4 on MI300X: vLLM 0.24 takes 3.8 times what is predicted, ATOM 1.3 times (bb96972).
+FORMAT_ERROR_PCT = {"cdna3": {"fp8_block": 30.0, "w4a16_mxfp4": 50.0}}
 
 
+@dataclass(frozen=True)
 class Instinct(Roofline):
-    """Times of one of AMD's Instinct GPUs."""
+    """Times of one of AMD's Instinct GPUs.
+
+    block_product_s : see `BLOCK_PRODUCT_S`.
+    """
+
+    block_product_s: float = 0.0
 
     @classmethod
     def of(cls, device: Device, framework: str) -> Instinct:
@@ -57,6 +74,7 @@ class Instinct(Roofline):
             "kind": "fitted",
             "law": "AMD Instinct under ROCm",
             "law_error_pct": ERROR_PCT,
+            "format_error_pct": FORMAT_ERROR_PCT.get(device.architecture, {}),
         }
         return cls(
             device.name,
@@ -65,7 +83,35 @@ class Instinct(Roofline):
             EFFICIENCIES,
             link_latency_s=LINK_LATENCY_S,
             provenance=provenance,
+            block_product_s=BLOCK_PRODUCT_S.get(device.architecture, 0.0),
         )
+
+    def _blocks_s(self, fmt: str, products: int, rows: ArrayLike) -> Array:
+        """What `products` products pay for their blocks, if they have any."""
+        paid = self.block_product_s * products if canonical_format(fmt) == "fp8_block" else 0.0
+        return np.where(as_array(rows) > 0, paid, 0.0)
+
+    def gemm_s(self, fmt: str, m: ArrayLike, n: int, k: int) -> Array:
+        """As the base, and what blocks take."""
+        return super().gemm_s(fmt, m, n, k) + self._blocks_s(fmt, 1, m)
+
+    def moe_s(
+        self,
+        fmt: str,
+        hidden: int,
+        intermediate: int,
+        topk: int,
+        experts: int,
+        tp: int,
+        ep: int,
+        tokens: ArrayLike,
+        *,
+        gated: bool = True,
+        kernel: str | None = None,
+    ) -> Array:
+        """As the base, and what blocks take in two products."""
+        t = super().moe_s(fmt, hidden, intermediate, topk, experts, tp, ep, tokens, gated=gated, kernel=kernel)
+        return t + self._blocks_s(fmt, 2, tokens)
 
     def decode_attention_s(
         self,

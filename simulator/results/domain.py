@@ -36,6 +36,10 @@ def domain(prepared: Prepared) -> tuple[Evidence, list[str]]:
         lender, law = said.get("borrowed_from_device"), said.get("law")
         hardware = "borrowed" if lender else "physics"
         percent = said["borrowed_error_pct"] if lender else said["law_error_pct"] if law else 100 * DATASHEET_ERROR
+        differing = said.get("format_error_pct")
+        if differing and (fmt := canonical_format(prepared.formats.weights.name)) in differing:
+            percent = differing[fmt]
+            axes.insert(0, f"weights: kernels in {fmt} on {device.name} differ by version; {percent:.0f} % assumed")
         error = float(percent) / 100
         basis = f"efficiencies of {lender or law}" if lender or law else "assumed efficiencies"
         axes.insert(0, f"hardware: no kernel of {device.name} was measured; datasheet rates and {basis}")

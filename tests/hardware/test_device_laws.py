@@ -9,7 +9,7 @@ import pytest
 
 from hardware_profiles.device import all_devices, device_names, load_device
 from hardware_profiles.device_laws import LawOps, weight_bytes
-from hardware_profiles.instinct import LINK_LATENCY_S, ROW_S
+from hardware_profiles.instinct import BLOCK_PRODUCT_S, LINK_LATENCY_S, ROW_S
 from hardware_profiles.kernels import operations_in_node, operations_of
 from hardware_profiles.law_constants import law_of
 from hardware_profiles.ops import Ops
@@ -158,3 +158,33 @@ def test_instinct_gpus_start_late_and_pay_for_rows() -> None:
     assert float(ops.all_reduce_s(8, 128)) == pytest.approx(LINK_LATENCY_S, rel=0.01)
     bounded(ops, "fp8", 1.0)
     assert "AMD Instinct" in operations_in_node(device, "sglang", 8)[1][0]
+
+
+def test_products_by_blocks_pay_on_cdna3_alone() -> None:
+    """One product pays once, a layer of experts twice; CDNA4, products of whole tensors and no rows pay nothing."""
+    older, newer = (operations_of(load_device(name), "vllm") for name in ("mi300x", "mi355x"))
+    extra = BLOCK_PRODUCT_S["cdna3"]
+
+    def blocks_s(ops: Ops, rows: int) -> tuple[float, float]:
+        linear = [float(ops.gemm_s(fmt, rows, 2112, 7168)) for fmt in ("fp8_block", "fp8")]
+        experts = [float(ops.moe_s(fmt, 7168, 2048, 8, 256, 8, 1, rows)) for fmt in ("fp8_block", "fp8")]
+        return linear[0] - linear[1], experts[0] - experts[1]
+
+    assert blocks_s(older, 4) == pytest.approx((extra, 2 * extra))
+    assert blocks_s(newer, 4) == blocks_s(older, 0) == (0.0, 0.0)
+
+
+def test_an_interval_widens_where_kernels_differ_by_version() -> None:
+    """By blocks of FP8 a model is less sure on MI300X than in FP8 as a whole, and the result says why; CDNA4 is as sure."""
+    load = {"prompt_tokens": 200, "output_tokens": 20, "requests": 20, "arrivals": {"kind": "poisson", "rate": 1}}
+
+    def said(device: str, weights: str) -> tuple[float, bool]:
+        deployment = {"engine": "vllm", "hardware": device, "weights": weights}
+        result = simulate(load_scenario({"model": "Qwen3-32B", "deployment": deployment, "workload": load})).result
+        low, high = result["metrics"]["tpot_ms"]["interval"]["mean"]
+        return high / low, "differ by version" in " ".join(result["extrapolation"]["axes"])
+
+    whole, blocks, newer = said("mi300x", "fp8"), said("mi300x", "fp8_block"), said("mi355x", "fp8_block")
+    assert blocks[0] > 1.3 * whole[0]
+    assert whole[0] == pytest.approx(newer[0], rel=1e-6)
+    assert (whole[1], blocks[1], newer[1]) == (False, True, False)
