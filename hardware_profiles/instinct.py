@@ -52,9 +52,10 @@ BLOCK_PRODUCT_S = {"cdna3": 2.4e-5}
 #: 2026-11.
 ERROR_PCT = 15.0
 #: The same in formats whose kernels differ by version more than by size, by architecture. kind: assumed, 2026-11, source: nine
-#: runs of DeepSeek-V3.1 under SGLang 0.5.7 on MI300X, which chose nothing: steps 9 to 34 % too short, prompts 27 to 78 %;
+#: runs of DeepSeek-V3.1 under SGLang 0.5.7 on MI300X, which chose this width alone: steps 11 to 35 % too short, prompts 27 to 78
+#: (mean 40);
 #: gpt-oss in MXFP4 on MI300X: vLLM 0.24 takes 3.8 times what is predicted, ATOM 1.3 times (bb96972).
-FORMAT_ERROR_PCT = {"cdna3": {"fp8_block": 30.0, "w4a16_mxfp4": 50.0}}
+FORMAT_ERROR_PCT = {"cdna3": {"fp8_block": 40.0, "w4a16_mxfp4": 50.0}}
 
 
 @dataclass(frozen=True)
