@@ -664,6 +664,8 @@ def _asynchronous(version: Version, request: PoolRequest) -> bool:
         )
     if request.flags.get("distributed_executor_backend") in ("ray", "external_launcher") and not version.ray_is_asynchronous:
         able = False
+    if request.device_kind == "cpu":  # as a server of 0.32 was observed, 2026-11; other versions assumed alike
+        able = False
     return bool(asked) if asked is not None else version.async_scheduling and pp == 1 and able
 
 

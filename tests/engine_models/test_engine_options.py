@@ -196,3 +196,22 @@ def test_number_formats_that_are_not_known_are_refused_at_their_flag(args: dict[
     with pytest.raises(InputError, match=message) as refused:
         prepared(args)
     assert next(iter(args)) in refused.value.message
+
+
+def test_nothing_is_scheduled_ahead_on_a_cpu_unless_asked_for() -> None:
+    from simulator.config.load import load_scenario
+    from simulator.prepare import prepare
+
+    def depth(**args: bool) -> int:
+        deployment = {"engine": "vllm", "hardware": "xeon-8480-2s", "engine_args": args}
+        workload = {
+            "arrivals": {"kind": "batch"},
+            "requests": 1,
+            "prompt_tokens": {"kind": "constant", "value": 100},
+            "output_tokens": {"kind": "constant", "value": 10},
+        }
+        scenario = {"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": deployment, "workload": workload}
+        return prepare(load_scenario(scenario)).plan.executor.depth
+
+    assert depth() == 1
+    assert depth(async_scheduling=True) == 2
