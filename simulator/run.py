@@ -53,6 +53,7 @@ from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
     from simulator.config.schema import Scenario
+    from simulator.workload.spec import WorkloadSpec
     from simulator.workload.streaming import WorkloadStream
 
 WAITED, RESERVED = 0.01, 0.8
@@ -297,6 +298,18 @@ def _cluster(
     )
 
 
+def _mostly_think(spec: WorkloadSpec, result: dict[str, Any]) -> bool:
+    """Whether clients of closed loops think for longer than they wait, by Little's law: then requests come as in an open loop.
+
+    Runs with the evidence of closed loops are of clients without think time, which keep a server full.
+    """
+    users = spec.users()
+    if not users:
+        return False
+    served_per_s, answer_s = result["totals"]["request_throughput"], (result["metrics"]["e2el_ms"]["mean"] or 0.0) / 1e3
+    return bool(served_per_s * answer_s < users / 2)
+
+
 def _pool_names(prepared: Prepared) -> list[str]:
     """The pool of each rank."""
     pools = prepared.pools or (prepared,)
@@ -397,7 +410,8 @@ def _assemble(
         "extrapolation": {"inside_calibration": None, "axes": []},
     }
     evidence, axes = domain(prepared)
-    evidence = replace(evidence, closed_loop=not figures.open_loop, batch=figures.at_once)
+    waits = not figures.open_loop and not _mostly_think(scenario.workload, result)
+    evidence = replace(evidence, closed_loop=waits, batch=figures.at_once)
     result["assumptions"] += add_intervals(result, evidence)
     result["extrapolation"] = {"inside_calibration": not axes, "axes": axes}
     if figures.batch_cut is not None:

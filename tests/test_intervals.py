@@ -236,3 +236,23 @@ def test_intervals_contradict_no_other() -> None:
     }  # fmt: skip
     overloaded: dict[str, list[Any] | None] = {"p50": [2.0, None], "p99": [1.0, None]}
     assert coherent(overloaded) == {"p50": [2.0, None], "p99": [2.0, None]}
+
+
+@pytest.mark.parametrize(("think_s", "waits"), [(0.0, True), (20.0, False)])
+def test_clients_that_think_longer_than_they_wait_count_as_an_open_loop(think_s: float, waits: bool) -> None:
+    """Their TTFT is that of Poisson arrivals of the same rate; those who never think keep the server full."""
+    from simulator import simulate
+
+    def run(arrivals: dict[str, Any]) -> dict[str, Any]:
+        lengths = {"prompt_tokens": {"kind": "constant", "value": 300}, "output_tokens": {"kind": "constant", "value": 60}}
+        workload = {"arrivals": arrivals, **lengths, "duration": 120}
+        deployment = {"engine": "vllm", "hardware": "h100-sxm-80gb"}
+        return simulate({"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": deployment, "workload": workload}).result
+
+    closed = run({"kind": "closed_loop", "concurrency": 100, "think_time_s": think_s})
+    opened = run({"kind": "poisson", "rate": closed["totals"]["request_throughput"]})
+    first, second = (result["metrics"]["ttft_ms"] for result in (closed, opened))
+    wide, narrow = (metric["interval"]["mean"][1] / metric["mean"] for metric in (first, second))
+    assert (wide > 1.5 * narrow) == waits
+    if not waits:
+        assert first["mean"] == pytest.approx(second["mean"], rel=0.1)

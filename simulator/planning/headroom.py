@@ -198,7 +198,7 @@ class _Search:
 
     def _same(self, low: float, high: float) -> bool:
         """Whether no whole number of users lies between two loads."""
-        users = _users(self._spec)
+        users = self._spec.users()
         return self._closed and round(users * high) - round(users * low) <= 1
 
 
@@ -211,17 +211,6 @@ def _offered_per_s(run: RunResult) -> float:
 
 def _closed(spec: WorkloadSpec) -> bool:
     return all(load.arrivals is not None and load.arrivals.kind == "closed_loop" for load in spec.loads())
-
-
-def _users(spec: WorkloadSpec) -> float:
-    """Concurrency of the closed loops, those of classes by their weight."""
-    return float(
-        sum(
-            load.arrivals.concurrency * getattr(load, "weight", 1.0)
-            for load in spec.loads()
-            if load.arrivals is not None and load.arrivals.kind == "closed_loop"
-        )
-    )
 
 
 def _span_of_files_s(prepared: Prepared) -> float | None:
@@ -248,7 +237,7 @@ def headroom(
     check_scalable(spec)
     search = _Search(prepared, run, should_stop, tell)
     closed = _closed(spec)
-    offered = _users(spec) if closed else search.seen[1.0].rate
+    offered = spec.users() if closed else search.seen[1.0].rate
     sustained = search.highest(search.sustains)
     asked = judged(run.result)[1] is not None
     within = search.highest(lambda outcome: bool(outcome.holds) and search.sustains(outcome)) if asked else None

@@ -558,3 +558,13 @@ class WorkloadSpec(Load):
     def loads(self) -> tuple[Load, ...]:
         """Return the classes, or the single load itself."""
         return self.classes if self.classes is not None else (self,)
+
+    def users(self) -> float:
+        """Concurrency of the closed loops, those of classes by their weight."""
+        return float(
+            sum(
+                load.arrivals.concurrency * getattr(load, "weight", 1.0)
+                for load in self.loads()
+                if load.arrivals is not None and load.arrivals.kind == "closed_loop"
+            )
+        )
