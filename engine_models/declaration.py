@@ -19,7 +19,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.handover import Peer
 from engine_models.parts.protocols import Scheduler
 from engine_models.parts.sequence import Sequence
-from hardware_profiles.device import Device, DeviceKind
+from hardware_profiles.device import Device, DeviceKind, load_device
 from hardware_profiles.errors import InputError
 
 Role = Literal["mixed", "prefill", "decode"]
@@ -57,6 +57,11 @@ class PoolRequest:
     connector: str | None = None
     device_cores: int = 0
     host_link_bytes_per_s: float = 0.0
+
+    @property
+    def device_vendor(self) -> str:
+        """Who makes the device, in lower case."""
+        return load_device(self.device_name).vendor
 
     @property
     def more_memory(self) -> str:

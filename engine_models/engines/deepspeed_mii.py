@@ -40,8 +40,6 @@ from hardware_profiles.errors import InfeasibleError, InputError
 FAMILIES = ("falcon", "llama", "mistral", "mixtral", "opt", "phi", "phi3", "qwen", "qwen2", "qwen2_moe", "exaone4")
 """Values of `model_type` that it has an implementation of (datasheet: `deepspeed/inference/v2/engine_factory.py`, 0.19.8)."""
 
-OTHER_MAKERS = ("mi", "rx-", "ryzen-", "arc-")
-"""How the names of GPUs begin that are not NVIDIA's."""
 
 LOGIT_BYTES = 2
 SMALL_HEAD_DIM, SMALL_HEAD_BLOCK, BLOCK = 64, 128, 64
@@ -118,7 +116,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
 
 def _refuse(request: PoolRequest) -> None:
     arch = request.arch
-    if request.device_name.startswith(OTHER_MAKERS):
+    if request.device_vendor != "nvidia":
         raise InputError(
             f"DeepSpeed-MII runs on NVIDIA GPUs from Ampere on, not on {request.device_name}",
             where="deployment.hardware",

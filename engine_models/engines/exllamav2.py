@@ -47,8 +47,6 @@ often a request is passed over, and the memory that the loader leaves free."""
 UNPAGED = ("t4", "v100", "rtx-20", "titan-rtx")
 """NVIDIA's cards before Ampere, which FlashAttention's paged kernels do not know (datasheet: README of ExLlamaV2,
 `common/hardware.py` of TabbyAPI)."""
-OTHERS = ("mi", "rx-", "ryzen-", "radeon", "arc-", "gaudi", "max-")
-"""Cards of other makers. ExLlamaV2 runs on AMD's, without pages; its kernels there are not known."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def _is_packed(request: PoolRequest) -> bool:
 
 def _refuse(request: PoolRequest) -> None:
     arch, formats = request.arch, request.formats
-    if request.device_name.startswith(OTHERS):
+    if request.device_vendor != "nvidia":
         raise InputError(
             f"ExLlamaV2 is simulated on NVIDIA GPUs, not on {request.device_name}",
             where="deployment.hardware",

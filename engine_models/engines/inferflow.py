@@ -35,8 +35,6 @@ STEP_TOKENS, MOST_QUERIES, SHIPPED_QUERIES, SHIPPED_WORKERS = 256, 16, 6, 32
 """Soft budget of a step, most caches (`MAX_PROC_ID`), and what the shipped ini file says (datasheet: `GetLocalInput` in
 `inference_engine.cc`, `query_state_table.h`, `bin/inferflow_service.ini`, 14ff95e)."""
 
-OTHER_MAKERS = ("mi", "rx-", "ryzen-", "arc-", "gaudi")
-"""How the names of accelerators begin that are not NVIDIA's."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
 
 def _refuse(request: PoolRequest) -> None:
     arch = request.arch
-    if request.device_name.startswith(OTHER_MAKERS):
+    if request.device_vendor != "nvidia":
         raise InputError(
             f"Inferflow runs on NVIDIA GPUs, not on {request.device_name}",
             where="deployment.hardware",

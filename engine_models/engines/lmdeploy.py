@@ -182,7 +182,7 @@ def _refuse(request: PoolRequest) -> None:
             where="deployment.engine_args.backend",
             mend="for its PyTorch engine write engine_args: {backend: pytorch} (`--backend pytorch`)",
         )
-    if request.device_name.startswith(("mi", "rx-", "ryzen-")):
+    if request.device_vendor != "nvidia":
         raise InputError(
             f"LMDeploy's PyTorch engine is simulated on NVIDIA GPUs, not on {request.device_name}",
             where="deployment.hardware",

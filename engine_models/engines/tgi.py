@@ -155,7 +155,7 @@ def serving_of(request: PoolRequest, version: Version) -> Serving:
     flags, arch = request.flags, request.arch
     attention = version.attention
     caching, chunked = version.prefix_caching, version.chunked_prefill
-    if not attention and _is_amd(request.device_name):  # as its container image sets it
+    if not attention and request.device_vendor == "amd":  # as its container image sets it
         attention, caching, chunked = "paged", False, False
     elif not attention:
         heads = arch.attention[0]
@@ -175,10 +175,6 @@ def serving_of(request: PoolRequest, version: Version) -> Serving:
     caching = attention != "paged" and bool(caching if asked is None else asked)
     chunked = attention != "paged" and chunked and bool(flags.get("prefill_chunking", True))
     return Serving(attention, caching, chunked)
-
-
-def _is_amd(device_name: str) -> bool:
-    return device_name.startswith(("mi", "rx-", "ryzen-"))
 
 
 def default_prefill_tokens(request: PoolRequest, version: Version) -> int:

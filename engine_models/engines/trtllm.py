@@ -60,8 +60,6 @@ GRAPH_ROWS = 128
 """`max_batch_size`, `max_num_tokens`, `free_gpu_memory_fraction` of ``trtllm-serve`` and the largest captured batch (datasheet:
 `tensorrt_llm/commands/serve.py`, `llmapi/llm_args.py`, read 2026-11)."""
 
-OTHER_MAKERS = ("mi", "rx-", "ryzen-", "arc-")
-"""How the names of GPUs begin that are not NVIDIA's."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     """
     name = ENGINE.version(version_text)
     version, arch, flags = ENGINE.switches(name), request.arch, request.flags
-    if request.device_name.startswith(OTHER_MAKERS):
+    if request.device_vendor != "nvidia":
         raise InputError(
             f"TensorRT-LLM runs on NVIDIA GPUs, not on {request.device_name}",
             where="deployment.hardware",

@@ -215,3 +215,25 @@ def test_nothing_is_scheduled_ahead_on_a_cpu_unless_asked_for() -> None:
 
     assert depth() == 1
     assert depth(async_scheduling=True) == 2
+
+
+@pytest.mark.parametrize("engine", ["trtllm", "lmdeploy_pytorch", "deepspeed_mii", "inferflow", "exllamav2"])
+def test_engines_of_one_maker_refuse_all_others_gpus(engine: str) -> None:
+    from hardware_profiles.device import all_devices
+    from simulator.config.load import load_scenario
+    from simulator.prepare import prepare
+
+    others = [device.name for device in all_devices() if device.kind == "gpu" and device.vendor != "nvidia"]
+    assert {"mi300x-192gb", "radeon-ai-pro-r9700-32gb"} <= set(others)
+    assert any(name.startswith("arc-") for name in others)
+    workload = {
+        "arrivals": {"kind": "batch"},
+        "requests": 1,
+        "prompt_tokens": {"kind": "constant", "value": 100},
+        "output_tokens": {"kind": "constant", "value": 10},
+    }
+    for name in others:
+        deployment = {"engine": engine, "hardware": name}
+        scenario = {"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": deployment, "workload": workload}
+        with pytest.raises(InputError, match="NVIDIA"):
+            prepare(load_scenario(scenario))
