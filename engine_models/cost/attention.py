@@ -260,7 +260,7 @@ class PrefillAttention:
             if block.kind == "linear":
                 total += block.layers * recurrence.chunk_s(ops, block, tensor, new)
                 continue
-            if block.indexer is not None or block.entry_tokens > 1 or (block.kind == "mla" and block.window_tokens):
+            if block.sparse or (block.kind == "mla" and block.window_tokens):
                 total += block.layers * _sparse_chunk_s(ops, block, kv_fmt, tensor, new, before)
                 continue
             heads = max(1, block.heads // tensor)

@@ -167,7 +167,7 @@ def _refuse(request: PoolRequest, place: str, *, injected: bool) -> None:
             "write zero: {stage: 3, offload_param: {device: cpu}}, or weights: int8_wo",
         ),
         "model": (
-            any(block.kind in ("mla", "linear") or block.indexer or block.entry_tokens > 1 for block in arch.attention),
+            any(block.kind in ("mla", "linear") or block.sparse for block in arch.attention),
             f"the caches of {arch.name} (latent, recurrent or sparse layers) are not simulated for DeepSpeed-Inference",
             "use another engine (`capacity-plan list engines`)",
         ),

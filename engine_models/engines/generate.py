@@ -49,7 +49,7 @@ def check_model(request: PoolRequest) -> None:
             mend="write weights: bf16 or fp16",
         )
     if any(
-        block.kind in ("mla", "linear") or block.indexer or block.entry_tokens > 1 for block in arch.attention
+        block.kind in ("mla", "linear") or block.sparse for block in arch.attention
     ):
         raise InputError(
             f"the caches of {arch.name} (latent, recurrent or sparse layers) are not simulated for transformers",

@@ -125,7 +125,7 @@ def _refuse(request: PoolRequest) -> None:
             where="deployment.engine_args.devices",
             mend="join the devices by `&` (they then share each layer), or use another engine",
         )
-    if any(block.kind in ("mla", "linear") or block.indexer or block.entry_tokens > 1 for block in arch.attention):
+    if any(block.kind in ("mla", "linear") or block.sparse for block in arch.attention):
         raise InputError(
             f"Inferflow has no recurrent layers, and no latent or sparse attention, which {arch.name} needs",
             where="model",

@@ -260,7 +260,7 @@ def _refuse(request: PoolRequest) -> None:
             where="deployment.expert_parallel",
             mend="leave it out, or use another engine (`capacity-plan list engines`)",
         )
-    if any(block.indexer or block.entry_tokens > 1 for block in arch.attention):
+    if any(block.sparse for block in arch.attention):
         raise InputError(
             f"sparse attention over an index, which {arch.name} has, is not simulated for llama.cpp",
             where="model",

@@ -194,7 +194,7 @@ def _refuse(request: PoolRequest) -> None:
             where="deployment.expert_parallel",
             mend="leave it out, or use another engine (`capacity-plan list engines`)",
         )
-    if any(block.kind == "linear" or block.indexer or block.entry_tokens > 1 for block in arch.attention):
+    if any(block.kind == "linear" or block.sparse for block in arch.attention):
         raise InputError(
             f"LMDeploy's state caches and sparse attention, which {arch.name} needs, are not simulated",
             where="model",

@@ -154,7 +154,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
 
 def _refuse(request: PoolRequest) -> None:
     arch = request.arch
-    if any(block.kind in ("mla", "linear") or block.indexer or block.entry_tokens > 1 for block in arch.attention):
+    if any(block.kind in ("mla", "linear") or block.sparse for block in arch.attention):
         raise InputError(
             f"models with recurrent layers or with latent or sparse attention such as {arch.name} are not simulated for MLC-LLM",
             where="model",

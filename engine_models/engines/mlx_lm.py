@@ -162,7 +162,7 @@ def _refuse(request: PoolRequest) -> None:
             where="deployment.kv_cache",
             mend="leave it out",
         )
-    if any(block.indexer or block.entry_tokens > 1 for block in arch.attention):
+    if any(block.sparse for block in arch.attention):
         raise InputError(
             f"MLX LM's sparse attention, which {arch.name} needs, is not simulated",
             where="model",

@@ -204,7 +204,7 @@ def _refuse(request: PoolRequest, title: str) -> None:
                 mend="use one device (both sockets of a machine are one), and replicas",
             )
     if any(
-        block.kind in ("mla", "linear") or block.indexer or block.entry_tokens > 1 for block in arch.attention
+        block.kind in ("mla", "linear") or block.sparse for block in arch.attention
     ):
         raise InputError(
             f"{title}'s caches of latents, states and sparse attention, which {arch.name} needs, are not simulated",

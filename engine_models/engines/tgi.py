@@ -231,7 +231,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     """
     version = version_of(version_text)
     arch, flags = request.arch, request.flags
-    if any(block.kind == "linear" or block.indexer or block.entry_tokens > 1 for block in arch.attention):
+    if any(block.kind == "linear" or block.sparse for block in arch.attention):
         raise InputError(
             f"TGI has no model with recurrent, indexed or compressed layers such as {arch.name}",
             where="model",

@@ -129,7 +129,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             where="deployment.hardware",
             mend="use an NVIDIA GPU, or another engine (`capacity-plan list engines`)",
         )
-    if any(block.kind == "linear" or block.indexer or block.entry_tokens > 1 for block in arch.attention):
+    if any(block.kind == "linear" or block.sparse for block in arch.attention):
         raise InputError(
             f"models with recurrent, indexed or compressed layers such as {arch.name} are not simulated for TensorRT-LLM",
             where="model",

@@ -116,6 +116,11 @@ class AttentionBlock:
     state_bytes: int = 2
     conv: tuple[Width, ...] = ()
 
+    @property
+    def sparse(self) -> bool:
+        """Whether it reads a choice of the cache, or one that is compressed."""
+        return self.indexer is not None or self.entry_tokens > 1
+
 
 @dataclass(frozen=True)
 class MlpBlock:

@@ -62,7 +62,7 @@ def setting_of(prepared: Prepared) -> Setting:
     mixers = arch.attention
     kinds = {
         "recurrent layers": any(block.kind == "linear" for block in mixers),
-        "sparse attention": any(block.indexer or block.entry_tokens > 1 for block in mixers),
+        "sparse attention": any(block.sparse for block in mixers),
         "latent attention": any(block.kind == "mla" for block in mixers),
     }
     kind = next((name for name, found in kinds.items() if found), "attention")
@@ -91,7 +91,7 @@ def _beyond_measured(prepared: Prepared) -> list[str]:
     mixers = prepared.arch.attention
     if any(block.kind == "linear" for block in mixers):
         axes.append("attention: recurrent layers are priced by fits to kernel tables of gated delta nets; no run was measured")
-    if any(block.indexer or block.entry_tokens > 1 for block in mixers):
+    if any(block.sparse for block in mixers):
         axes.append("attention: indexers and sparse attention are priced by fits and dense latent kernels; no run was measured")
     pool = prepared.pool
     measured = engine_named(plan.engine).measured.get(device.name)
