@@ -13,10 +13,11 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hardware_profiles.errors import InputError
 from simulator.planning import store
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from simulator.config.schema import Scenario
 
 Outcomes = Iterator[tuple[PlannedPoint, dict[str, Any]]]
-Submit = Callable[[PlannedPoint], "Future[dict[str, Any]]"]
+Asked = TypeVar("Asked")
+Found = TypeVar("Found")
 TRIES = 3
 """How often a point is begun on a cluster: what kills three workers is taken to be the point."""
 IN_HAND = 2
@@ -38,16 +40,18 @@ REACHED_S = 8.0
 """How long a cluster may take to answer [s]."""
 
 
-def gathered(todo: Sequence[PlannedPoint], submit: Submit, workers: Callable[[], int]) -> Outcomes:
-    """Points with their outcomes, as they end; a future's own error is raised."""
+def gathered(
+    todo: Iterable[Asked], submit: Callable[[Asked], Future[Found]], workers: Callable[[], int]
+) -> Iterator[tuple[Asked, Found]]:
+    """What was asked with what was found, as it ends; a future's own error is raised."""
     waiting = iter(todo)
-    running: dict[Future[dict[str, Any]], PlannedPoint] = {}
+    running: dict[Future[Found], Asked] = {}
     limit, counted_s = 0, float("-inf")
     while True:
         if time.monotonic() - counted_s > COUNTED_S:
             limit, counted_s = max(1, IN_HAND * workers()), time.monotonic()
-        while len(running) < limit and (planned := next(waiting, None)) is not None:
-            running[submit(planned)] = planned
+        while len(running) < limit and (each := next(waiting, None)) is not None:
+            running[submit(each)] = each
         if not running:
             return
         ready, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -88,21 +92,24 @@ def side_by_side(todo: list[PlannedPoint], folder: Path, workers: int) -> Outcom
 
 
 def _pooled(todo: list[PlannedPoint], folder: Path, workers: int) -> Outcomes:
+    def submit(pool: Executor, planned: PlannedPoint) -> Future[dict[str, Any]]:
+        assert planned.scenario is not None
+        directory = folder / store.RUNS / planned.name
+        return pool.submit(run_point, planned.scenario, directory, sys.argv, planned.headroom)
+
+    return in_processes(todo, submit, min(workers, len(todo)))
+
+
+def in_processes(
+    todo: Iterable[Asked], submit: Callable[[Executor, Asked], Future[Found]], workers: int
+) -> Iterator[tuple[Asked, Found]]:
+    """`gathered` over so many processes of this machine, one thread each, which end with this one."""
     from joblib.externals.loky import ProcessPoolExecutor
 
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    workers = min(workers, len(todo))
     pool = ProcessPoolExecutor(max_workers=workers, env=one_thread, initializer=_follow, initargs=(os.getpid(),))
-
-    def submit(planned: PlannedPoint) -> Future[dict[str, Any]]:
-        directory = folder / store.RUNS / planned.name
-        future: Future[dict[str, Any]] = pool.submit(
-            run_point, planned.scenario, directory, sys.argv, planned.headroom
-        )
-        return future
-
     try:
-        yield from gathered(todo, submit, lambda: workers)
+        yield from gathered(todo, partial(submit, pool), lambda: workers)
     except BaseException:
         pool.shutdown(kill_workers=True)
         raise

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from engine_models.declaration import FEATURES
 from engine_models.engines.known import IMPLIED, engine_named, names, split
 from engine_models.engines.projects import PROJECTS
 from hardware_profiles.errors import InputError, PlanError, nearest
+from simulator.planning.backends import in_processes
 from simulator.planning.points import judged
 
 if TYPE_CHECKING:
@@ -248,29 +248,15 @@ Asked = tuple[str, "Scenario", dict[str, Any]]
 def _all(asked: Sequence[Asked], workers: int | None, tell: Callable[[str], None]) -> list[tuple[str, Choice | str]]:
     """Each candidate's outcome, in order: in this process, or in several."""
     workers = min(workers or os.cpu_count() or 1, len(asked))
-    out: dict[int, Choice | str] = {}
-
-    def note() -> None:
-        tell(f"{len(out)} of {len(asked)} candidates simulated ...")
-
+    numbers, out = range(len(asked)), dict[int, Choice | str]()
     if workers <= 1:
-        for number, each in enumerate(asked):
-            note()
-            out[number] = judge(*each)
+        found: Iterable[tuple[int, Choice | str]] = ((number, judge(*asked[number])) for number in numbers)
     else:
-        from joblib.externals.loky import ProcessPoolExecutor
-
-        pool = ProcessPoolExecutor(max_workers=workers)
-        try:
-            running: dict[Future[Choice | str], int] = {pool.submit(judge, *each): n for n, each in enumerate(asked)}
-            while running:
-                note()
-                for future in wait(running, return_when=FIRST_COMPLETED)[0]:
-                    out[running.pop(future)] = future.result()
-        except BaseException:
-            pool.shutdown(kill_workers=True)
-            raise
-        pool.shutdown()
+        found = in_processes(numbers, lambda pool, number: pool.submit(judge, *asked[number]), workers)
+    tell(f"0 of {len(asked)} candidates simulated ...")
+    for number, outcome in found:
+        out[number] = outcome
+        tell(f"{len(out)} of {len(asked)} candidates simulated ...")
     return [(each[0], out[number]) for number, each in enumerate(asked)]
 
 
