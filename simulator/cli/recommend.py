@@ -86,7 +86,7 @@ def weights(given: Sequence[str]) -> tuple[tuple[str, float], ...]:
 
     from hardware_profiles.errors import InputError
 
-    out = []
+    out: list[tuple[str, float]] = []
     for each in given:
         name, _, number = each.partition("=")
         try:
@@ -95,6 +95,8 @@ def weights(given: Sequence[str]) -> tuple[tuple[str, float], ...]:
             value = math.nan
         if not (math.isfinite(value) and value > 0):
             raise InputError(f"'{each}' is no weight", where="--weight", mend="write it as cost=1 or ttft=0.5")
+        if name in (known for known, _ in out):
+            raise InputError(f"{name} has two weights", where="--weight", mend="give it once")
         out.append((name, value))
     return tuple(out)
 

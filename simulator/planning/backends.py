@@ -38,6 +38,8 @@ COUNTED_S = 5.0
 """How often a cluster is asked for its size, which may grow [s]."""
 REACHED_S = 8.0
 """How long a cluster may take to answer [s]."""
+CLUSTERS = {"ray": ("ray", "RAY_ADDRESS", "6379"), "dask": ("distributed", "DASK_SCHEDULER_ADDRESS", "8786")}
+"""Backend -> its package, the variable that may name the cluster, and the port that it listens at unless told otherwise."""
 
 
 def gathered(
@@ -133,12 +135,28 @@ def _follow(parent: int) -> None:
 # -- clusters -----------------------------------------------------------------------------------------------
 
 
-def on_ray(todo: list[PlannedPoint], folder: Path, address: str | None) -> Outcomes:
-    """Simulate on a cluster of Ray that runs already: at `address`, at RAY_ADDRESS, or started on this machine."""
-    ray = _package("ray", "ray")
-    address = address or os.environ.get("RAY_ADDRESS")
+def check_cluster(backend: str, address: str | None) -> str | None:
+    """The address of a cluster: as given, or of the backend's own variable; None for the one that runs on this machine.
+
+    Raises InputError if the backend is not installed, or nobody listens there.
+    """
+    name, variable, _ = CLUSTERS[backend]
+    _package(name, backend)
+    address = address or os.environ.get(variable)
     if address:
-        _reach("ray", address)
+        _reach(backend, address)
+    elif backend == "dask":
+        raise InputError(
+            "no cluster of Dask is named",
+            where="--address",
+            mend=f"start one (dask scheduler; dask worker ADDRESS --nthreads 1) and give --address, or set {variable}",
+        )
+    return address
+
+
+def on_ray(todo: list[PlannedPoint], folder: Path, address: str | None) -> Outcomes:
+    """Simulate on a cluster of Ray that runs already, at an address that `check_cluster` has found."""
+    ray = _package("ray", "ray")
     with contextlib.redirect_stdout(sys.stderr), _in_words("ray", address, "ray start --head"):
         ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
     remote = ray.remote(max_retries=TRIES - 1, num_cpus=1)(_at_a_worker)
@@ -153,17 +171,8 @@ def on_ray(todo: list[PlannedPoint], folder: Path, address: str | None) -> Outco
 
 
 def on_dask(todo: list[PlannedPoint], folder: Path, address: str | None) -> Outcomes:
-    """Simulate on a cluster of Dask that runs already: the scheduler at `address` or at DASK_SCHEDULER_ADDRESS."""
+    """Simulate on a cluster of Dask that runs already, at an address that `check_cluster` has found."""
     distributed = _package("distributed", "dask")
-    address = address or os.environ.get("DASK_SCHEDULER_ADDRESS")
-    if not address:
-        raise InputError(
-            "no cluster of Dask is named",
-            where="--address",
-            mend="start one (dask scheduler; dask worker ADDRESS --nthreads 1) and give --address, or set "
-            "DASK_SCHEDULER_ADDRESS",
-        )
-    _reach("dask", address)
     with _in_words("dask", address, "dask scheduler"):
         client = distributed.Client(address, timeout=REACHED_S, set_as_default=False)
     executor = client.get_executor(pure=False, retries=TRIES - 1)
@@ -234,10 +243,12 @@ def _package(name: str, extra: str) -> Any:
 
 
 def _reach(backend: str, address: str) -> None:
-    """InputError if nobody listens at ``[scheme://]host:port``; an address of another form is left to the backend."""
-    host, _, port = address.split("://")[-1].rpartition(":")
-    if not host or not port.isdigit():
+    """InputError if nobody listens at ``[scheme://]host[:port]``; a word without a host is left to the backend."""
+    if address == "auto":
         return
+    host, _, port = address.split("://")[-1].rpartition(":")
+    if not port.isdigit():
+        host, port = address.split("://")[-1], CLUSTERS[backend][2]
     try:
         socket.create_connection((host, int(port)), timeout=REACHED_S).close()
     except OSError as error:

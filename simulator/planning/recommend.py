@@ -12,11 +12,14 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine_models.declaration import FEATURES
 from engine_models.engines.known import IMPLIED, engine_named, names, split
 from engine_models.engines.projects import PROJECTS
+from engine_models.model.architecture import load_architecture
+from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError, PlanError, nearest
 from simulator.planning.backends import in_processes
 from simulator.planning.points import judged
@@ -120,6 +123,9 @@ def recommend(
         )
     _check(wishes)
     pool = scenario.deployment.pools[0]
+    engine_named(pool.engine, where="deployment.engine")
+    load_device(pool.hardware)  # what no engine could mend is an error, not an exclusion
+    load_architecture(scenario.model, Path.cwd())
     mine, _ = split(pool.engine)
     excluded: list[Excluded] = []
     asked: list[tuple[str, Scenario, dict[str, Any]]] = []

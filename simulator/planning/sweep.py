@@ -24,7 +24,7 @@ from simulator.io.rundir import write_file
 from simulator.io.text import json_text
 from simulator.planning import store
 from simulator.planning.axes import Axis, parse_axes, points_of
-from simulator.planning.backends import ON_CLUSTERS, Outcomes, in_turn, side_by_side
+from simulator.planning.backends import ON_CLUSTERS, Outcomes, check_cluster, in_turn, side_by_side
 from simulator.planning.one_point import PlannedPoint, in_words
 from simulator.planning.pareto import cheapest, cost_column, latency_column, pareto_front
 from simulator.planning.points import empty_columns, outcome_columns
@@ -139,6 +139,7 @@ def run_sweep(
     resume : take finished points from the folder, also from a sweep of other values there. Without it they are simulated anew.
     Raises InputError if the folder holds something else; a full disk or an interrupt keeps the finished points.
     """
+    address = check_cluster(*cluster) if cluster is not None else None
     store.claim(folder, plan.digest, plan.runs if resume else ())
     write_file(folder / store.SWEEP, json_text(_record(plan, None)))
     notes: list[str] = []
@@ -157,7 +158,7 @@ def run_sweep(
         if not todo:
             outcomes: Outcomes = iter(())
         elif cluster is not None:
-            outcomes = ON_CLUSTERS[cluster[0]](todo, folder, cluster[1])
+            outcomes = ON_CLUSTERS[cluster[0]](todo, folder, address)
         else:
             outcomes = in_turn(todo, folder) if 1 in (workers, len(todo)) else side_by_side(todo, folder, workers)
         _simulate(outcomes, len(todo), folder, done, progress)

@@ -156,6 +156,24 @@ def test_a_cluster_that_does_not_answer_is_named(
         InputError, match=f"no cluster of {backend} answers at 127.0.0.1:{(port := free_port())}"
     ):
         run_sweep(plan_sweep(SCENARIO, VARY), tmp_path / "s", cluster=(backend, f"127.0.0.1:{port}"))
+    assert not (tmp_path / "s").exists()  # nothing is written before the cluster answers
+
+
+@pytest.mark.parametrize(("backend", "port"), [("ray", "6379"), ("dask", "8786")])
+def test_an_address_without_a_port_is_tried_at_the_usual_one(
+    backend: str, port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[str, int]] = []
+
+    def refuse(place: tuple[str, int], timeout: float) -> None:
+        tried.append(place)
+        raise OSError("refused")
+
+    monkeypatch.setattr(backends, "_package", lambda name, extra: None)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with pytest.raises(InputError, match="answers at head"):
+        backends.check_cluster(backend, "head")
+    assert tried == [("head", int(port))]
 
 
 @pytest.mark.parametrize(("backend", "package"), [("ray", "ray"), ("dask", "distributed")])

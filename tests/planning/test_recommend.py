@@ -198,6 +198,9 @@ def test_json_is_one_object(typed: Shell) -> None:
     ("words", "code", "said"),
     [
         (["--weight", "cost=nan"], 2, "no weight"),
+        (["--weight", "cost=1", "--weight", "cost=2"], 2, "two weights"),
+        (["--set", "deployment.hardware=m99"], 2, "unknown hardware 'm99'"),
+        (["--set", "model=nobody/nothing"], 2, "nobody/nothing"),
         (["--alive-since", "2026"], 2, "no month"),
         (["--licence", "GPL-3.0-only"], 2, "is not known"),
         (["--licence", "BSD-3-Clause"], 3, ""),
