@@ -24,7 +24,6 @@ from engine_models.model.formats import FORMATS, format_named
 from hardware_profiles.device import Device, device_names, load_device
 from hardware_profiles.errors import InputError, PlanError
 from hardware_profiles.kernels import operations_in_node
-from simulator.elastic import disturbances_of, with_elasticity
 from simulator.pools import blended_price, check_roles, connector_of, joint_limits, paths_of, unique
 from simulator.prepared import Prepared
 from simulator.price import unit_price
@@ -171,6 +170,11 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     with_index = len(pools) > 1
     found = [_prepare_pool(scenario, number, base, with_index=with_index) for number in running]
     if len(found) == 1:
+        changes = (scenario.deployment.failures, scenario.deployment.autoscaler, pools[0].failures, pools[0].autoscaler)
+        if all(each is None for each in changes):
+            return found[0]
+        from simulator.elastic import with_elasticity
+
         return with_elasticity(found[0])
     for number, pool in enumerate(pools):
         refused = {
@@ -196,6 +200,8 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
             raise InputError(
                 f"`{where}` before prefill and decode pools is not modelled yet", where=where, mend=f"remove `{where}`"
             )
+    from simulator.elastic import disturbances_of
+
     found.sort(key=lambda each: each.pool.role == "decode")
     disturbed, said = disturbances_of(scenario, found)
     limits = joint_limits(*([e.plan.limits for e in found if e.pool.role == role] for role in ("prefill", "decode")))

@@ -14,13 +14,13 @@ from engine_models.model.blocks import Architecture
 from engine_models.parts.protocols import StepCost
 from hardware_profiles.device import Device
 from hardware_profiles.ops import Ops
-from simulator.cluster.faults import Disturbance, Faults
 from simulator.cluster.router import Routing
-from simulator.cluster.scaling.scaler import Autoscaler
 from simulator.cluster.transfer import Paths
 from simulator.cost import UnitPrice
 
 if TYPE_CHECKING:
+    from simulator.cluster.faults import Disturbance, Faults
+    from simulator.cluster.scaling.scaler import Autoscaler
     from simulator.config.schema import Pool, Scenario
 
 

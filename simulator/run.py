@@ -29,8 +29,6 @@ from engine_models.declaration import EnginePlan
 from engine_models.parts.acceptance import AcceptanceStreams
 from hardware_profiles.power import mean_power_w
 from simulator.cluster.cluster import Cluster
-from simulator.cluster.elastic import ElasticCluster
-from simulator.cluster.handover import HandoverCluster, ReservingCluster, Servers
 from simulator.cluster.outcome import FINISHED, ClusterResult
 from simulator.cost import Usage, run_cost
 from simulator.effort import effort_of, machine_bytes
@@ -52,6 +50,7 @@ from simulator.workload.columns import Workload
 from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
+    from simulator.cluster.elastic import ElasticCluster
     from simulator.config.schema import Scenario
     from simulator.workload.spec import WorkloadSpec
     from simulator.workload.streaming import WorkloadStream
@@ -195,7 +194,7 @@ def run_prepared(
             cluster.stream(collector)
         reserves = any(rank.scheduler.reserves_answers for rank in cluster.ranks)
         raw = collector.held or cluster.totals()
-        elastic = cluster if isinstance(cluster, ElasticCluster) else None
+        elastic = _elastic(prepared, cluster)
         figures = collector.figures(
             raw.end_of_run_s, raw.stopped_at_s, cluster.duration_s, elastic.ranks_in if elastic is not None else None
         )
@@ -242,6 +241,16 @@ def _table(folder: Scratch | None) -> Iterator[tuple[dict[str, Column] | Path, C
         yield path, writer.write
 
 
+def _elastic(prepared: Prepared, cluster: Cluster) -> ElasticCluster | None:
+    """The cluster as one whose replicas come and go, if they do."""
+    if prepared.elastic is None:
+        return None
+    from simulator.cluster.elastic import ElasticCluster
+
+    assert isinstance(cluster, ElasticCluster)
+    return cluster
+
+
 def _cluster(
     prepared: Prepared, source: Workload | WorkloadStream, *, aggregate: bool, should_stop: Callable[[], bool] | None
 ) -> Cluster:
@@ -249,6 +258,8 @@ def _cluster(
     scenario, plan = prepared.scenario, prepared.plan
     half_rtt_s, routing = scenario.client.network_rtt_ms / 2e3, prepared.routing
     if prepared.paths is not None:
+        from simulator.cluster.handover import HandoverCluster, ReservingCluster, Servers
+
         stages: dict[str, list[Servers]] = {"prefill": [], "decode": []}
         for each in prepared.pools:
             stages[each.pool.role].append(Servers(each.plan, each.times(), each.replicas))
@@ -271,6 +282,8 @@ def _cluster(
     elastic = prepared.elastic
     made: Callable[..., Cluster] = Cluster
     if elastic is not None:
+        from simulator.cluster.elastic import ElasticCluster
+
         made = partial(
             ElasticCluster,
             most=elastic.most,
@@ -390,7 +403,8 @@ def _assemble(
     if reserves:
         warnings += _held_queue(prepared, figures)
     totals["ci95"] = figures.rates_ci95
-    fleet = fleet_figures(cluster, window) if isinstance(cluster, ElasticCluster) else {}
+    elastic = _elastic(prepared, cluster)
+    fleet = fleet_figures(elastic, window) if elastic is not None else {}
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "kind": "simulated",

@@ -74,8 +74,6 @@ def simulate(
     from simulator.config.load import load_scenario
     from simulator.io.rundir import check_place, run_directory, write_run
     from simulator.io.text import json_text
-    from simulator.planning.headroom import check_scalable
-    from simulator.planning.headroom import headroom as find_headroom
     from simulator.prepare import prepare
     from simulator.run import STREAM_ABOVE, run_prepared
 
@@ -86,6 +84,8 @@ def simulate(
         prepared = prepare(loaded)
     check_place(output)
     if headroom:
+        from simulator.planning.headroom import check_scalable
+
         check_scalable(loaded.workload)
     progress(f"simulating {loaded.name} ...")
     with interruptible(lambda done: progress(f"simulating {loaded.name} ... {done:,} requests done")) as should_stop:
@@ -93,6 +93,8 @@ def simulate(
         with placed(scenario, set_ or []):
             run = run_prepared(prepared, should_stop=should_stop, scratch=scratch, say=note)
         if headroom and run.raw.stopped_at_s is None:
+            from simulator.planning.headroom import headroom as find_headroom
+
             run.result["headroom"] = find_headroom(prepared, run, should_stop=should_stop, tell=progress).as_dict()
     progress_done()
     partial = run.raw.stopped_at_s is not None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from simulator.cluster.elastic import ElasticCluster
 from simulator.results.timeline import Window
+
+if TYPE_CHECKING:
+    from simulator.cluster.elastic import ElasticCluster
 
 
 def fleet_figures(cluster: ElasticCluster, window: Window) -> dict[str, Any]:
