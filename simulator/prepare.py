@@ -24,6 +24,7 @@ from engine_models.model.formats import FORMATS, format_named
 from hardware_profiles.device import Device, device_names, load_device
 from hardware_profiles.errors import InputError, PlanError
 from hardware_profiles.kernels import operations_in_node
+from simulator.calibrated import calibrated, calibration_of, calibration_words
 from simulator.pools import blended_price, check_roles, connector_of, joint_limits, paths_of, unique
 from simulator.prepared import Prepared
 from simulator.price import unit_price
@@ -295,6 +296,10 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     plan = plan_pool(engine, request, version)
     kernels, lent = operations_in_node(device, plan.kernels or engine.kernels, pool.tensor_parallel * ranks)
     warnings += [f"{said}, on {device.title}; it was ignored" for said in plan.costs.unserved(kernels)]
+    calibration = calibration_of(pool, plan, device, base)
+    if calibration is not None:
+        kernels, plan = calibrated(calibration.as_scales(), kernels, plan)
+        lent = (*lent, calibration_words(calibration))
     replicas = pool.replicas * (1 if ranks > 1 else pool.data_parallel)
     from simulator.config.schema import MAX_REPLICAS
 
@@ -334,6 +339,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         warnings=(*warnings, *plan.warnings, *_unused_costs(scenario)),
         assumptions=tuple(assumptions),
         routing=routing,
+        calibration=calibration,
     )
 
 

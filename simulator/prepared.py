@@ -12,6 +12,7 @@ from engine_models.cost.terms import Formats
 from engine_models.declaration import EnginePlan
 from engine_models.model.blocks import Architecture
 from engine_models.parts.protocols import StepCost
+from hardware_profiles.calibration import Calibration
 from hardware_profiles.device import Device
 from hardware_profiles.ops import Ops
 from simulator.cluster.router import Routing
@@ -66,6 +67,7 @@ class Prepared:
     paths: Paths | None = None
     disturbances: tuple[Disturbance, ...] = ()
     elastic: Elasticity | None = None
+    calibration: Calibration | None = None
 
     @property
     def ranks(self) -> int:

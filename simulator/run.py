@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from engine_models.declaration import EnginePlan
 from engine_models.parts.acceptance import AcceptanceStreams
 from hardware_profiles.power import mean_power_w
+from simulator.calibrated import used_ranges
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FINISHED, ClusterResult
 from simulator.cost import Usage, run_cost
@@ -423,7 +424,7 @@ def _assemble(
         "assumptions": list(prepared.assumptions),
         "extrapolation": {"inside_calibration": None, "axes": []},
     }
-    evidence, axes = domain(prepared)
+    evidence, axes = domain(prepared, used_ranges(result))
     waits = not figures.open_loop and not _mostly_think(scenario.workload, result)
     evidence = replace(evidence, closed_loop=waits, batch=figures.at_once)
     result["assumptions"] += add_intervals(result, evidence)

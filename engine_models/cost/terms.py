@@ -9,7 +9,7 @@ function in one of the two tuples, and a field of `Terms` if an engine decides a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -62,6 +62,17 @@ class HostOverhead:
     prefill_launch_s: float = 0.0
     prefill_graph_tokens: int = 0
     prefill_graph_launch_s: float = 0.0
+
+    def slowed(self, factor: float) -> HostOverhead:
+        """The same on a host that takes `factor` times as long; device times stay."""
+        return replace(
+            self,
+            step_s=factor * self.step_s,
+            row_s=factor * self.row_s,
+            launch_s=factor * self.launch_s,
+            prefill_launch_s=factor * self.prefill_launch_s,
+            prefill_graph_launch_s=factor * self.prefill_graph_launch_s,
+        )
 
 
 #: Operations of a layer beside its linear layers, normalisations and collectives: rotary embedding, cache write, attention.

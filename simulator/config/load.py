@@ -159,20 +159,22 @@ def _with_paths(root: Located, folder: Path | None, problems: list[InputError]) 
     if "workload" in children:
         children["workload"] = _with_load_files(children["workload"], folder, problems)
     if "deployment" in children:
-        children["deployment"] = _with_draft_files(children["deployment"], folder)
+        children["deployment"] = _with_pool_files(children["deployment"], folder, problems)
         children["deployment"] = _with_flag_files(children["deployment"], folder)
     return mapping(children, root.where)
 
 
-def _with_draft_files(node: Located, folder: Path | None) -> Located:
-    """Make draft models that are files absolute; other names are the catalogue's or mere labels of heads."""
+def _with_pool_files(node: Located, folder: Path | None, problems: list[InputError]) -> Located:
+    """Make calibrations absolute, and draft models that are files; other names are the catalogue's or mere labels of heads."""
     if isinstance(node.value, list):
-        return sequence([_with_draft_files(child, folder) for child in node.value], node.where)
+        return sequence([_with_pool_files(child, folder, problems) for child in node.value], node.where)
     if not isinstance(node.value, dict):
         return node
     children = dict(node.value)
     if "pools" in children:
-        children["pools"] = _with_draft_files(children["pools"], folder)
+        children["pools"] = _with_pool_files(children["pools"], folder, problems)
+    if "calibration" in children:
+        children["calibration"] = _with_file(children["calibration"], folder, problems)
     drafts = children.get("speculative")
     if drafts is not None and isinstance(drafts.value, dict) and "model" in drafts.value:
         named = _with_file(drafts.value["model"], folder, [], in_folder="config.json")
@@ -278,7 +280,16 @@ def scenario_hash(scenario: Scenario, version: str) -> str:
 def _hashable(data: dict[str, Any]) -> dict[str, Any]:
     model = data["model"]
     content = _content(model) if isinstance(model, str) else model
-    return {**data, "model": content, "workload": _hashable_load(data["workload"])}
+    pools = [_hashable_pool(pool) for pool in data["deployment"]["pools"]]
+    deployment = {**data["deployment"], "pools": pools}
+    return {**data, "model": content, "deployment": deployment, "workload": _hashable_load(data["workload"])}
+
+
+def _hashable_pool(pool: dict[str, Any]) -> dict[str, Any]:
+    """The pool with its calibration by content; without one it has the hash that it had before there were any."""
+    named = pool["calibration"]
+    kept = {key: value for key, value in pool.items() if key != "calibration"}
+    return kept if named is None else {**kept, "calibration": _content(named)}
 
 
 def _hashable_load(value: Any) -> Any:

@@ -362,7 +362,8 @@ class Pool(_Model):
     by name, as a pasted launch command, as a list of its words, or as a container of a compose file or a manifest.
     Pools of role `prefill` compute prompts, those of role `decode` take the requests over for their answers; a pool with
     `replicas: 0` is not there. Replicas fill nodes of `gpus_per_node` devices (the device's own by default) in order, each
-    pool nodes of its own, or those left over by the pool that `colocate` names.
+    pool nodes of its own, or those left over by the pool that `colocate` names. `calibration` names a file of
+    `capacity-plan calibrate` with measurements of such a deployment, whose scales its step times then have.
     """
 
     name: Name
@@ -385,6 +386,7 @@ class Pool(_Model):
     colocate: Text | None = None
     autoscaler: Scaler | None = None
     failures: Failures | None = None
+    calibration: Text | None = None
 
 
 class Transfer(_Model):

@@ -146,6 +146,8 @@ def recommend(
     notes = []
     if flags := _own_flags(pool, mine):
         notes.append(f"flags of {mine} are not said to the others: {', '.join(flags)}")
+    if pool.calibration is not None:
+        notes.append(f"the calibration is of {mine}; the others are not calibrated")
     found: dict[str, list[Choice]] = {}
     for spelled, outcome in _all(asked, workers, tell):
         if isinstance(outcome, str):
@@ -206,7 +208,7 @@ def _with_engine(
         changed = scenario
     else:
         mapped = {**implied, **_carried(pool, mine, name)}
-        changed = _replaced(scenario, pool.model_copy(update={"engine": name, "engine_args": mapped}))
+        changed = _replaced(scenario, pool.model_copy(update={"engine": name, "engine_args": mapped, "calibration": None}))
     limits = prepare(changed).plan.limits
     defaults = {"rows": limits.rows, "step_tokens": limits.step_tokens}
     own = engine_named(name).same_as

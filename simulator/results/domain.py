@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from engine_models.engines.known import engine_named
@@ -9,19 +11,36 @@ from hardware_profiles.device import Device, provenance
 from hardware_profiles.kernel_borrow import HELD_OUT_ERROR_PCT
 from hardware_profiles.kernel_physics import canonical_format
 from hardware_profiles.ops import Ops
+from simulator.calibrated import beyond, unlike
 from simulator.prepared import Prepared
-from simulator.results.intervals import Evidence, Setting, table
+from simulator.results.intervals import Evidence, Setting, half_width, table
 
 DATASHEET_ERROR = 0.5
 """Mean error of kernels priced by the datasheet with typical efficiencies. Kind: assumed, 2026-11: on NVIDIA GPUs whose tables
 are left out 23 to 50 %, mean 36 % (docs/background/accuracy.md); the devices that are left to it are of other makes."""
 
 
-def domain(prepared: Prepared) -> tuple[Evidence, list[str]]:
+def domain(prepared: Prepared, used: Mapping[str, float] | None = None) -> tuple[Evidence, list[str]]:
     """What evidence stands behind a prediction, and the axes along which it leaves the calibrated domain.
 
+    used : how far the run goes along the ranges of a user's calibration. Inside of that, what it measured stands for all else;
+    outside an interval is no narrower than without it.
     Whether the load is a closed loop is not looked at: `Evidence.closed_loop` is False.
     """
+    evidence, axes = _shipped(prepared)
+    own = prepared.calibration
+    left = [*unlike(prepared), *beyond(prepared, used or {})]
+    if own is None or prepared.pools:
+        return evidence, [*left, *axes]
+    fitted = dict(own.interval)
+    if left:
+        fitted = {metric: max(width, half_width(evidence, metric, "mean")[0]) for metric, width in fitted.items()}
+        return replace(evidence, fitted=tuple(fitted.items()), fitted_by=own.name), [*left, *axes]
+    return replace(evidence, fitted=tuple(fitted.items()), fitted_by=own.name), []
+
+
+def _shipped(prepared: Prepared) -> tuple[Evidence, list[str]]:
+    """The evidence and the axes by what is shipped."""
     plan, device, kernels = prepared.plan, prepared.device, prepared.kernels
     groups = kernels.held_out_error
     hardware, error, axes = "kernels", 0.0, _beyond_measured(prepared)

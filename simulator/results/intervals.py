@@ -60,6 +60,7 @@ class Evidence:
     kernel_error : mean relative error of kernel times that were not measured; 0 where they were.
     near : whether runs of the engine on the device with such a model in such a format were measured (`Setting`).
     launch_known : whether it is known how the server was launched; of a scenario it always is.
+    fitted : log half-widths by metric of a user's calibration, of those metrics that it tells; `fitted_by` is its name.
     """
 
     engine: str
@@ -69,6 +70,8 @@ class Evidence:
     near: bool = True
     batch: bool = False
     launch_known: bool = True
+    fitted: tuple[tuple[str, float], ...] = ()
+    fitted_by: str = ""
 
     def group(self) -> str:
         """Name of the group of measured runs: closed loops are other sites' and count as hardware known by its kernels."""
@@ -176,17 +179,22 @@ def half_width(
     groups : widths of measured runs, by default the shipped ones.
     """
     known = table()["groups"] if groups is None else groups
-    if metric == "e2e" and evidence.closed_loop:
+    own = dict(evidence.fitted)
+    if metric == "e2e" and (evidence.closed_loop or own):
         first, kind = half_width(evidence, "ttft", statistic, groups=known)
         rest, _ = half_width(evidence, "tpot", statistic, groups=known)
-        return ttft_share * first + (1 - ttft_share) * rest, kind
-    run = run_width(known, evidence, metric, statistic)
-    kernels = math.log1p(INTERVAL_OF_MEAN_ERROR * evidence.kernel_error)
-    width = math.hypot(ASSUMED_HALF_WIDTH[metric] if run is None else run, kernels)
+        width = ttft_share * first + (1 - ttft_share) * rest
+    elif metric in own:
+        width, kind = own[metric], "fitted"
+    else:
+        run = run_width(known, evidence, metric, statistic)
+        kernels = math.log1p(INTERVAL_OF_MEAN_ERROR * evidence.kernel_error)
+        width = math.hypot(ASSUMED_HALF_WIDTH[metric] if run is None else run, kernels)
+        kind = "assumed" if run is None or evidence.kernel_error else "fitted"
     if metric != "tpot" and not evidence.closed_loop and queue_share > 0:
         step, _ = half_width(evidence, "tpot", "mean", groups=known)
         width = queue_widening(width, queue_share, step)
-    return width, "assumed" if run is None or evidence.kernel_error else "fitted"
+    return width, kind
 
 
 def queue_widening(log_half_width: float, queue_share: float, step_width: float) -> float:
@@ -224,7 +232,7 @@ def rate_width(
     if evidence.closed_loop or overloaded:
         like = evidence.groups()[:2]
         own = next((w for name in like if (w := _own(known, name, "throughput", "mean")) is not None), None)
-        if own is None or not evidence.closed_loop:
+        if own is None or evidence.fitted or not evidence.closed_loop:
             return half_width(evidence, "tpot", "mean", groups=groups)[0]
         return math.hypot(own, math.log1p(INTERVAL_OF_MEAN_ERROR * evidence.kernel_error))
     counted = (
@@ -272,6 +280,9 @@ def add_intervals(result: dict[str, Any], evidence: Evidence) -> list[str]:
 
 def why(evidence: Evidence, step_width: float) -> str:
     """Why an interval is as wide as it is, `step_width` that of TPOT; "" where runs of the very kind stand behind it."""
+    if evidence.fitted:
+        told = " and ".join(metric.upper() for metric, _ in evidence.fitted)
+        return f"error intervals of {told} are those of {evidence.fitted_by} (a factor of {math.exp(step_width):.2f} for TPOT)"
     if evidence.hardware == "measured" and not evidence.closed_loop:
         return ""
     said = f"error intervals (a factor of {math.exp(step_width):.2f} for TPOT) hold nine of ten measured sources left out"

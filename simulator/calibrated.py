@@ -1,0 +1,117 @@
+"""A deployment by a user's calibration: its scales applied, and how far the deployment is from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine_models.declaration import EnginePlan
+from hardware_profiles.calibration import RANGES, Calibration, read_calibration
+from hardware_profiles.device import Device
+from hardware_profiles.errors import InputError
+from hardware_profiles.ops import Ops
+from hardware_profiles.scaled_ops import ScaledOps, Scales
+from simulator.prepared import Prepared
+
+if TYPE_CHECKING:
+    from simulator.config.schema import Pool
+
+BEYOND = 1.5
+"""Lengths and rows up to so many times those measured, or a part of them so small, count as measured (assumed)."""
+WORDS = {
+    "prompt_tokens": "prompts of {:,.0f} tokens",
+    "context_tokens": "contexts of {:,.0f} tokens",
+    "rows": "{:,.0f} requests at once",
+}
+
+
+def calibration_of(pool: Pool, plan: EnginePlan, device: Device, base: Path) -> Calibration | None:
+    """The calibration that a pool names. Raises InputError for one of another engine or device."""
+    if pool.calibration is None:
+        return None
+    found = read_calibration(base / pool.calibration)
+    for name, here in (("engine", plan.engine), ("hardware", device.name)):
+        if found.measured_on[name] != here:
+            raise InputError(
+                f"{found.name} was measured on {found.measured_on['engine']} on {found.measured_on['hardware']}, and this is "
+                f"{plan.engine} on {device.name}",
+                where="deployment.calibration",
+                mend="remove `deployment.calibration`, or calibrate with measurements of this deployment",
+            )
+    return found
+
+
+def calibrated(scales: Scales, kernels: Ops, plan: EnginePlan) -> tuple[Ops, EnginePlan]:
+    """Operations and plan by scales."""
+    host = plan.costs.terms.host.slowed(scales.host_scale)
+    return ScaledOps.of(kernels, scales), replace(plan, costs=plan.costs.with_terms(host=host))
+
+
+def with_scales(prepared: Prepared, scales: Scales) -> Prepared:
+    """A deployment by scales."""
+    kernels, plan = calibrated(scales, prepared.kernels, prepared.plan)
+    return replace(prepared, kernels=kernels, plan=plan)
+
+
+def calibration_words(calibration: Calibration) -> str:
+    """What a calibration does, for the assumptions of a run."""
+    told = [f"{name} {value:.3g}" for name, value in calibration.scales.items()]
+    left = f"; not told by them: {', '.join(calibration.unidentified)}" if calibration.unidentified else ""
+    held = "" if calibration.held_out_error is None else f", left out in turn {calibration.held_out_error:.0%} off in the median"
+    many = "1 measurement" if calibration.points == 1 else f"{calibration.points} measurements"
+    return f"step times by {calibration.name}: {many}{held}; times the profile's: {', '.join(told)}{left}"
+
+
+def measured_on(prepared: Prepared) -> dict[str, str]:
+    """What a measurement of the deployment is a measurement of, by the names of `SETTING`."""
+    pool, formats, plan = prepared.pool, prepared.formats, prepared.plan
+    features = [name for name, there in (("speculative", pool.speculative), ("offload", pool.offload)) if there is not None]
+    features += [] if pool.role == "mixed" else [pool.role]
+    return {
+        "engine": plan.engine,
+        "version": plan.version,
+        "hardware": prepared.device.name,
+        "model": prepared.arch.name,
+        "weights": formats.weights.name,
+        "activations": formats.activations.name,
+        "kv_cache": formats.kv_cache.name,
+        "tensor_parallel": str(pool.tensor_parallel),
+        "pipeline_parallel": str(pool.pipeline_parallel),
+        "data_parallel": str(prepared.ranks),
+        "features": ", ".join(features) or "none",
+    }
+
+
+def unlike(prepared: Prepared) -> list[str]:
+    """In which ways a deployment is not the one that its calibration measured."""
+    if prepared.pools:
+        return list(dict.fromkeys(text for each in prepared.pools for text in unlike(each)))
+    if prepared.calibration is None:
+        return []
+    here, there = measured_on(prepared), prepared.calibration.measured_on
+    names = [name for name in here if here[name] != there[name]]
+    return [f"calibration: {name.replace('_', ' ')} {there[name]} was measured, not {here[name]}" for name in names]
+
+
+def beyond(prepared: Prepared, used: Mapping[str, float]) -> list[str]:
+    """Along which of `RANGES` a load leaves the calibration's."""
+    if prepared.calibration is None:
+        return []
+    out = []
+    for name in RANGES:
+        least, most = prepared.calibration.domain.get(name, (0.0, float("inf")))
+        if name in used and not least / BEYOND <= used[name] <= BEYOND * most:
+            near = most if used[name] > most else least
+            out.append(f"calibration: {WORDS[name].format(near)} were measured, not {WORDS[name].format(used[name])}")
+    return out
+
+
+def used_ranges(result: Mapping[str, Any]) -> dict[str, float]:
+    """How far a run went along `RANGES`: the longest prompt, prompt and answer in the 99th percentile, rows of a replica."""
+    prompts, answers = (result["metrics"][f"{name}_tokens"] for name in ("input", "output"))
+    if not prompts["count"]:
+        return {}
+    rows = float(result["server"]["num_requests_running_peak"])
+    return {"prompt_tokens": prompts["p99"], "context_tokens": prompts["p99"] + answers["p99"], "rows": rows}
