@@ -2,9 +2,10 @@
 
     vllm bench serve    --save-result            one flat object (or one a line, with --append-result)
     SGLang              bench_serving            one object a line
-    aiperf              profile_export_aiperf.json, or the requests themselves: profile_export.jsonl
+    aiperf              profile_export_aiperf.json, .csv, or the requests themselves: profile_export.jsonl
     guidellm            benchmarks.json, .yaml, .csv   several benchmarks in one file
-    inference-perf      summary_lifecycle_metrics.json, stage_N_lifecycle_metrics.json
+    inference-perf      summary_lifecycle_metrics.json, stage_N_lifecycle_metrics.json, or the requests themselves:
+                        per_request_lifecycle_metrics.json
 
 The same word means different things there. Here, as in vLLM's benchmark, TPOT = (E2E - TTFT) / (n - 1) of a request and ITL
 are the gaps between tokens pooled over all requests; `ntpot_ms` = E2E / n, which includes the first token.
@@ -19,13 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from hardware_profiles.errors import InputError
 from hardware_profiles.files import parse_json, read_text
 from simulator.results.statistics import PERCENTILES
-from simulator.workload.clients import aiperf_failed, aiperf_value
+from simulator.workload.clients import aiperf_failed, aiperf_value, perf_request
 from simulator.workload.tables import yaml_document
 
 VLLM_BENCH = "vllm bench serve"
@@ -64,8 +66,12 @@ def read_measured(path: Path) -> list[Measured]:
     Raises InputError for a file of another kind, naming those known and what was found.
     """
     documents = _documents(path)
+    if any(_is_of_llama_bench(document) for document in documents):
+        raise _unknown(path, "it looks like a result of llama-bench, which `capacity-plan calibrate results` reads")
     if all(_is_aiperf_record(document) for document in documents):
         return [_aiperf_requests(documents, path)]
+    if len(documents) == 1 and _are_perf_records(documents[0]):
+        return [_perf_requests(documents[0], path)]
     found: list[Measured] = []
     for number, document in enumerate(documents):
         label = path.name if len(documents) == 1 else f"{path.name}#{number}"
@@ -78,7 +84,7 @@ def _documents(path: Path) -> list[Any]:
     if path.suffix.lower() in (".yaml", ".yml"):
         return [yaml_document(text, str(path))]
     if path.suffix.lower() == ".csv":
-        return [_guidellm_table(text, path)]
+        return [_table(text, path)]
     try:
         return [parse_json(text)]
     except ValueError as whole:
@@ -89,6 +95,11 @@ def _documents(path: Path) -> list[Any]:
             return [parse_json(line) for line in lines]
         except ValueError:
             raise _unknown(path, "it is not JSON" if text.strip() else "it is empty") from None
+
+
+def _is_of_llama_bench(document: Any) -> bool:
+    first = document[0] if isinstance(document, list) and document else document
+    return isinstance(first, dict) and ({"n_prompt", "n_gen", "avg_ns"} <= first.keys() or {"pp", "tg", "pl"} <= first.keys())
 
 
 def _unknown(path: Path, why: str) -> InputError:
@@ -256,6 +267,22 @@ def _aiperf_stats(block: Json, factor: float) -> Stats:
     }
 
 
+def _aiperf_table(rows: list[list[str]]) -> Json:
+    """aiperf's profile_export_aiperf.csv: a table of statistics by metric and unit, one of single values, others."""
+    document: dict[str, dict[str, Any]] = {}
+    head: list[str] = []
+    for row in rows:
+        if row[:1] == ["Metric"]:
+            head = ["avg" if name == "Value" else name for name in row[1:]]
+        elif not row or len(row) != len(head) + 1:  # the end of a table, and what comes after it
+            head = []
+        else:
+            name, _, unit = row[0].partition(" (")
+            numbers = {key: value for key, cell in zip(head, row[1:], strict=True) if (value := _parsed(cell)) is not None}
+            document[name.lower().replace(" ", "_")] = {"unit": unit.removesuffix(")"), **numbers}
+    return document
+
+
 def _is_aiperf_record(document: Any) -> bool:
     return isinstance(document, dict) and {"metadata", "metrics"} <= document.keys()
 
@@ -289,15 +316,20 @@ def _aiperf_requests(records: list[Any], path: Path) -> Measured:
 
 
 def _stats_of(records: list[Any], key: str) -> Stats:
-    """Mean, deviation and percentiles of a metric over records, of lists over all their values; empty if none has it."""
-    import numpy as np
-
+    """Statistics of a metric over records, of lists over all their values; empty if none has it."""
     values: list[float] = []
     for record in records:
         found = aiperf_value(record, key)
         factor = _TO_MS.get(str((record["metrics"].get(key) or {}).get("unit")), 1.0) if key in _AIPERF_LATENCIES else 1.0
         numbers = (_number(value) for value in (found if isinstance(found, list) else [found]))
         values += [number * factor for number in numbers if number is not None]
+    return _stats(values)
+
+
+def _stats(values: list[float]) -> Stats:
+    """Mean, deviation, percentiles and count of values; empty if there is none."""
+    import numpy as np
+
     if not values:
         return {}
     percentiles = zip(PERCENTILES, np.percentile(values, PERCENTILES).tolist(), strict=True)
@@ -398,16 +430,18 @@ _GUIDELLM_LISTED = ("min", "p001", "p01", "p05", "p10", "p25", "p75", "p90", "p9
 """What its column "Percentiles" lists, in order."""
 
 
-def _guidellm_table(text: str, path: Path) -> Json:
-    """guidellm's benchmarks.csv as the document that its benchmarks.json would be, as far as it goes."""
+def _table(text: str, path: Path) -> Json:
+    """A CSV of guidellm or aiperf as the document that its JSON would be, as far as it goes."""
     import csv
 
     try:
         rows = list(csv.reader(text.splitlines(), strict=True))
     except csv.Error as error:
         raise _unknown(path, f"it is no valid CSV ({error})") from None
+    if rows and rows[0][:2] == ["Metric", "avg"]:
+        return _aiperf_table(rows)
     if len(rows) < 4 or not rows[0] or rows[0][0] != "Run Info" or len(set(map(len, rows))) > 1:
-        raise _unknown(path, "it is a CSV that is not guidellm's")
+        raise _unknown(path, "it is a CSV that is not guidellm's or aiperf's")
     head = list(zip(*rows[:3], strict=True))
     return {"benchmarks": [_guidellm_row(head, row) for row in rows[3:]]}
 
@@ -484,3 +518,44 @@ def _inference_perf(document: Json, label: str) -> Measured:
 def _perf_stats(block: Json, factor: float) -> Stats:
     names = {"median": "p50"}
     return {names.get(key, key.replace(".", "_")): n * factor for key, n in _numbers(block).items()}
+
+
+def _are_perf_records(document: Any) -> bool:
+    keys = {"start_time", "end_time", "info"}
+    return isinstance(document, list) and bool(document) and all(isinstance(r, dict) and keys <= r.keys() for r in document)
+
+
+def _perf_requests(records: list[Any], path: Path) -> Measured:
+    """The statistics of inference-perf's per-request records: times in seconds, the output's one a token of a chunk."""
+    found = [perf_request(record) for record in records]
+    values: dict[str, list[float]] = {
+        name: [] for name in ("ttft_ms", "tpot_ms", "itl_ms", "ntpot_ms", "e2el_ms", "input_tokens", "output_tokens")
+    }
+    spans: list[tuple[float, float]] = []
+    for request in found:
+        start, end = _number(request.start_s), _number(request.end_s)
+        if request.failed or start is None or end is None:
+            continue
+        spans.append((start, end))
+        values["e2el_ms"].append(1e3 * (end - start))
+        for name, tokens in (("input_tokens", _number(request.prompt)), ("output_tokens", _number(request.output))):
+            values[name] += [] if tokens is None else [tokens]
+        listed = request.token_times_s if isinstance(request.token_times_s, list) else []
+        times = [number for time in listed if (number := _number(time)) is not None]
+        outputs = _number(request.output) or len(times)
+        values["ntpot_ms"] += [1e3 * (end - start) / outputs] if outputs else []
+        if times:
+            values["ttft_ms"].append(1e3 * (times[0] - start))
+            values["itl_ms"] += [1e3 * (later - one) for one, later in pairwise(times)]
+            values["tpot_ms"] += [1e3 * (times[-1] - times[0]) / (outputs - 1)] if outputs > 1 else []
+    metrics = {name: stats for name, some in values.items() if (stats := _stats(some))}
+    if not metrics:
+        raise InputError("records of inference-perf without any latency", where=str(path), mend="check that requests succeeded")
+    totals: dict[str, float] = {"completed": len(spans), "failed": len(found) - len(spans)}
+    duration_s = max(end for _, end in spans) - min(start for start, _ in spans)
+    if duration_s > 0:
+        totals |= {"vllm_duration_s": duration_s, "request_throughput": len(spans) / duration_s}
+        totals["output_throughput"] = sum(values["output_tokens"]) / duration_s
+        totals["total_token_throughput"] = (sum(values["input_tokens"]) + sum(values["output_tokens"])) / duration_s
+    notes = (f"counted here from {len(spans)} requests", "its ITL gives the tokens of one chunk gaps of zero")
+    return Measured(path.name, "inference-perf", metrics, totals, {}, notes)

@@ -4,6 +4,7 @@
     SGLang            bench_serving --output-details  the same, one object a line; no times
     aiperf            profile_export.jsonl            one object a line and request
     guidellm          benchmarks.json, .yaml          requests.successful of each benchmark
+    inference-perf    per_request_lifecycle_metrics.json   one object a request, in a list
 """
 
 from __future__ import annotations
@@ -159,6 +160,52 @@ def _of_guidellm(request: Record, good: bool) -> _Sent:
         info.get("turn_index"),
         good,
     )
+
+
+# inference-perf -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PerfRequest:
+    """A request of inference-perf as its file says it, of any type; `token_times_s` of the output, by the clock of the start."""
+
+    start_s: Any
+    end_s: Any
+    prompt: Any
+    output: Any
+    token_times_s: Any
+    failed: bool
+
+
+def perf_request(record: Record) -> PerfRequest:
+    """Read one record: tokens are counted in `info` (up to 0.2), or below it by request and response; the server's counts win."""
+    info = _group(record, "info")
+    answer, asked = _group(info, "response_metrics"), _group(_group(info, "request_metrics"), "text")
+    counted = _group(answer, "server_usage")
+    return PerfRequest(
+        record.get("start_time"),
+        record.get("end_time"),
+        info.get("input_tokens", asked.get("input_tokens")),
+        info.get("output_tokens", counted.get("completion_tokens", answer.get("output_tokens"))),
+        info.get("output_token_times", answer.get("output_token_times")),
+        bool(record.get("error")),
+    )
+
+
+def inference_perf(table: Table) -> Raw:
+    """Records of inference-perf's ``per_request_lifecycle_metrics.json``."""
+    names = ("start_time", "end_time", "info", "error")
+    columns = {name: table.columns[name] for name in names if name in table.columns}
+    found = [perf_request({name: values[i] for name, values in columns.items()}) for i in range(len(table))]
+    sent = [_Sent(r.start_s, r.end_s, r.prompt, r.output, None, None, not r.failed) for r in found]
+    first_s = min((s.start_s for s in sent if isinstance(s.start_s, int | float)), default=0.0)
+    sent = [replace(s, start_s=_since(s.start_s, first_s), end_s=_since(s.end_s, first_s)) for s in sent]
+    return _of_records(sent, ("start_time", "input_tokens", "output_tokens"), table, "failed requests")
+
+
+def _since(stamp_s: Any, first_s: float) -> Any:
+    """Seconds since `first_s`, of a clock that starts anywhere."""
+    return stamp_s - first_s if isinstance(stamp_s, int | float) else stamp_s
 
 
 # Records ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hardware_profiles.errors import InputError
-from simulator.workload.clients import aiperf, bench_serving, guidellm
+from simulator.workload.clients import aiperf, bench_serving, guidellm, inference_perf
 from simulator.workload.columns import FloatArray, IntArray
 from simulator.workload.rows import Raw
 from simulator.workload.tables import Table
@@ -390,7 +390,8 @@ SUMMARIES: list[tuple[set[str], str, str]] = [
     ({"mean_ttft_ms"}, "a summary of vllm bench serve", "run it with --save-detailed"),
     ({"request_latency", "request_throughput"}, "a summary of aiperf", "name its profile_export.jsonl"),
     ({"run info", "request latency"}, "a summary of guidellm", "name its benchmarks.json or benchmarks.yaml"),
-    ({"successes", "failures"}, "a summary of inference-perf", "write arrival_s, prompt_tokens, output_tokens of its requests"),
+    ({"successes", "failures"}, "a summary of inference-perf", "name its per_request_lifecycle_metrics.json"),
+    ({"metric", "avg"}, "a summary of aiperf", "name its profile_export.jsonl"),
 ]
 """Columns of results that hold statistics alone, what writes them, and what would hold the requests."""
 FORMATS: dict[str, Callable[[Table], Raw]] = {
@@ -403,6 +404,7 @@ FORMATS: dict[str, Callable[[Table], Raw]] = {
     "sglang-bench": bench_serving,
     "aiperf": aiperf,
     "guidellm": guidellm,
+    "inference-perf": inference_perf,
     "bailian": _bailian,
     "columns": _columns,
 }
@@ -418,5 +420,6 @@ SIGNS: list[tuple[str, set[str]]] = [
     ("vllm-bench", {"input_lens", "output_lens"}),
     ("aiperf", {"metadata", "metrics"}),
     ("guidellm", {"benchmarks"}),
+    ("inference-perf", {"start_time", "end_time", "request", "info"}),
     ("sharegpt", {"conversations"}),
 ]

@@ -389,6 +389,7 @@ TraceFormat = Literal[
     "sglang-bench",
     "aiperf",
     "guidellm",
+    "inference-perf",
     "bailian",
     "columns",
 ]

@@ -230,7 +230,7 @@ def csv_tables(text: IO[str] | list[str], shown: str, rows: int | None, sha256: 
     header: list[str] = []
     try:
         header = [name.strip() for name in next(reader)]
-        if header[:1] == ["Run Info"]:  # guidellm groups its columns so, in three lines
+        if header[:1] == ["Run Info"] or header[:2] == ["Metric", "avg"]:  # guidellm's, in three lines; aiperf's several tables
             yield Table(shown, {name: [] for name in header}, np.ones(1, np.int64), "line", sha256)
             return
         if len(set(header)) != len(header):

@@ -13,6 +13,7 @@ from hardware_profiles.errors import InputError
 from simulator.planning import measured_files
 from simulator.planning.compare import read_columns_of
 from simulator.planning.measured_files import KINDS, read_measured
+from simulator.workload.traces import read_trace
 
 EXAMPLES = Path(__file__).parent / "examples"
 FILES = {
@@ -67,6 +68,52 @@ def test_a_report_of_guidellm_reads_the_same_in_all_its_formats(tmp_path: Path) 
         assert {"mean", "std", "min", "p50", "p90", "p99", "max"} <= stats.keys()
     assert as_csv.totals == as_json.totals
     assert as_csv.facts == {"type_": "constant"}
+
+
+def perf_record(at_s: float, gap_s: float, *, nested: bool, **changed: Any) -> dict[str, Any]:
+    """A record of 200 prompt tokens and three outputs, the first 50 ms after its start, by either version's layout."""
+    times = [at_s + 0.05 + gap_s * n for n in range(3)]
+    counts = {"input_tokens": 200, "output_tokens": 3, "output_token_times": times}
+    parts = {"request_metrics": {"text": {"input_tokens": 200}}, "response_metrics": {"output_token_times": times}}
+    parts["response_metrics"] |= {"output_tokens": 4, "server_usage": {"completion_tokens": 3}}
+    body = {"start_time": at_s, "end_time": times[-1], "request": "{}", "response": "", "error": None}
+    return {**body, "info": parts if nested else counts, **changed}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_requests_of_inference_perf_are_counted_and_replay(tmp_path: Path, nested: bool) -> None:
+    records = [perf_record(7000.0 + at, 0.01 + at / 1000, nested=nested) for at in (0.0, 2.0)]
+    path = tmp_path / "per_request_lifecycle_metrics.json"
+    path.write_text(json.dumps([*records, perf_record(7001.0, 0.01, nested=nested, error={"error_type": "x"})]))
+    (found,) = read_measured(path)
+    assert found.metrics["ttft_ms"]["mean"] == pytest.approx(50)
+    assert found.metrics["tpot_ms"]["mean"] == found.metrics["itl_ms"]["mean"] == pytest.approx(11)
+    assert (found.totals["completed"], found.totals["failed"]) == (2, 1)
+    assert found.totals["output_throughput"] == pytest.approx(6 / (2.05 + 0.024))
+    trace = read_trace(path)
+    assert trace.arrival_s.tolist() == pytest.approx([0, 2])
+    assert (trace.prompt_tokens.tolist(), trace.output_tokens.tolist()) == ([200, 200], [3, 3])
+
+
+def test_the_csv_of_aiperf_reads_as_its_json(tmp_path: Path) -> None:
+    document = json.loads((EXAMPLES / FILES["aiperf"]).read_text())
+    blocks = {key: value for key, value in document.items() if isinstance(value, dict) and {"unit", "avg"} <= value.keys()}
+    stats = ("avg", "min", "max", *(f"p{p}" for p in (1, 5, 10, 25, 50, 75, 90, 95, 99)), "std")
+    lines = [["Metric", *stats]]
+    names = {key: f"{key.replace('_', ' ').title()} ({block['unit']})" for key, block in blocks.items()}
+    lines += [[names[key], *(block[name] for name in stats)] for key, block in blocks.items() if "p50" in block]
+    lines += [[], ["Metric", "Value"]]
+    lines += [[names[key], block["avg"]] for key, block in blocks.items() if "p50" not in block]
+    lines += [[], ["Endpoint", "GPU_Index", "Metric", "avg"], ["localhost", 0, "GPU Power Usage (W)", 300]]
+    text = io.StringIO()
+    csv.writer(text).writerows(lines)
+    (tmp_path / "profile_export_aiperf.csv").write_text(text.getvalue())
+    (as_csv,), (as_json,) = read_measured(tmp_path / "profile_export_aiperf.csv"), read_measured(EXAMPLES / FILES["aiperf"])
+    assert as_csv.totals == as_json.totals
+    for metric, found in as_json.metrics.items():
+        assert as_csv.metrics[metric] == {key: value for key, value in found.items() if key not in ("count", "sum")}
+    with pytest.raises(InputError, match=r"(?s)a summary of aiperf.*profile_export\.jsonl"):
+        read_trace(tmp_path / "profile_export_aiperf.csv")
 
 
 def as_guidellm_csv(benchmarks: list[dict[str, Any]]) -> str:
