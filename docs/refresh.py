@@ -137,6 +137,7 @@ SECTIONS = (
     ("StartUp", "`start_up`"),
     ("WorkloadSpec", "`workload`"),
     ("ClassLoad", "A class"),
+    ("Stage", "A stage"),
     ("PoissonArrivals", "Arrivals: `kind: poisson`"),
     ("GammaArrivals", "Arrivals: `kind: gamma`"),
     ("ConstantArrivals", "Arrivals: `kind: constant`"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hardware_profiles.errors import InputError
@@ -62,6 +63,15 @@ def effort_of(source: Workload | WorkloadStream) -> Effort:
         requests, sharing = float(len(source)), source.content is not None
         held = HELD_BYTES * requests
     return Effort(requests, requests * (SHARING_REQUEST_S if sharing else REQUEST_S), BASE_BYTES + held)
+
+
+def effort_of_all(sources: Iterable[Workload]) -> Effort:
+    """What a run of several loads that follow each other takes."""
+    each = [effort_of(source) for source in sources]
+    held = sum(effort.memory_bytes - BASE_BYTES for effort in each)
+    return Effort(
+        sum(effort.requests for effort in each), sum(effort.processor_s for effort in each), BASE_BYTES + held
+    )
 
 
 def machine_bytes() -> float:

@@ -111,6 +111,19 @@ def check_longest(prepared: Prepared, workload: Workload) -> None:
     )
 
 
+def check_stages(prepared: Prepared) -> None:
+    """Refuse loads that follow each other where replicas come and go by the clock of the whole run."""
+    for asked, where in (
+        (prepared.elastic is not None and prepared.elastic.scaler is not None, "deployment.autoscaler"),
+        (prepared.elastic is not None and prepared.elastic.faults is not None, "deployment.failures"),
+        (bool(prepared.disturbances), "deployment.failures"),
+    ):
+        if asked:
+            raise InputError(
+                f"`{where}` under a load of stages is not modelled yet", where=where, mend=f"remove `{where}`, or workload.stages"
+            )
+
+
 def paths_of(deployment: Deployment, pools: Sequence[Prepared]) -> Paths:
     """The ways between the replicas of pools, prefill before decode, in that order."""
     names = {pool.name for pool in deployment.pools}

@@ -32,8 +32,8 @@ from simulator.calibrated import used_ranges
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FINISHED, ClusterResult
 from simulator.cost import Usage, run_cost
-from simulator.effort import effort_of, machine_bytes
-from simulator.io.tables import Column, TableWriter
+from simulator.effort import effort_of, effort_of_all, machine_bytes
+from simulator.io.tables import Coded, Column, TableWriter
 from simulator.limits import all_refused, cuts, refusals
 from simulator.pools import check_longest
 from simulator.prepare import deployment_summary, prepare
@@ -166,6 +166,8 @@ def run_prepared(
     in which a streamed run keeps its request table until the run directory is written; the system's by default. `say` is told
     beforehand what the run will take, if that is much.
     """
+    if workload is None and prepared.scenario.workload.stages is not None:
+        return _run_stages(prepared, aggregate=aggregate, should_stop=should_stop, say=say)
     started = time.perf_counter()
     scenario, plan = prepared.scenario, prepared.plan
     source = workload if workload is not None else _requests(prepared)
@@ -180,18 +182,7 @@ def run_prepared(
     folder = None if held else Scratch(scratch)
     try:
         with _table(folder) as (table, write):
-            collector = Collector(
-                scenario,
-                source.classes,
-                source.warmup_s,
-                source.duration_s,
-                [rank.log for rank in cluster.ranks],
-                [rank.scheduler.state()[-1] for rank in cluster.ranks],
-                write,
-                exact=held,
-                pools=_pool_names(prepared),
-                hands_over=bool(prepared.pools),
-            )
+            collector = _collector(prepared, source, cluster, write)
             cluster.stream(collector)
         reserves = any(rank.scheduler.reserves_answers for rank in cluster.ranks)
         raw = collector.held or cluster.totals()
@@ -218,6 +209,111 @@ def run_prepared(
         tuple(_pool_names(prepared)),
         folder,
     )
+
+
+def _collector(
+    prepared: Prepared,
+    source: Workload | WorkloadStream,
+    cluster: Cluster,
+    write: Callable[[Mapping[str, Column]], None],
+    begin_s: float = 0.0,
+) -> Collector:
+    """What counts a load of a cluster."""
+    return Collector(
+        prepared.scenario,
+        source.classes,
+        source.warmup_s,
+        source.duration_s,
+        [rank.log for rank in cluster.ranks],
+        [rank.scheduler.state()[-1] for rank in cluster.ranks],
+        write,
+        exact=isinstance(source, Workload),
+        pools=_pool_names(prepared),
+        hands_over=bool(prepared.pools),
+        begin_s=begin_s,
+    )
+
+
+REPORTED = ("metrics", "totals", "server", "slo", "classes", "overload", "batch_cut", "cost", "warnings")
+"""What the result says of each stage."""
+
+
+def _run_stages(
+    prepared: Prepared, *, aggregate: bool, should_stop: Callable[[], bool] | None, say: Callable[[str], None] | None
+) -> RunResult:
+    """Simulate loads that follow each other on one cluster, each counted by itself, and those measured together."""
+    from simulator.cluster.outcome import Rows
+    from simulator.cluster.outcome import in_a_row as results_in_a_row
+    from simulator.pools import check_stages
+    from simulator.workload.naming import SegmentNumbers
+    from simulator.workload.stages import begun, build_stages, in_a_row
+
+    started = time.perf_counter()
+    scenario, plan = prepared.scenario, prepared.plan
+    check_stages(prepared)
+    stages = build_stages(scenario.workload, SegmentNumbers(), seed=scenario.seed, base_dir=prepared.base_dir)
+    effort = effort_of_all(stage.workload for stage in stages)
+    effort.refuse(machine_bytes())
+    if say is not None and (words := effort.said()) is not None:
+        say(words)
+    loads: list[tuple[str, Workload]] = []
+    raws: list[ClusterResult] = []
+    reports: list[dict[str, Any]] = []
+    warnings = list(prepared.warnings)
+    rows = sessions = refused = 0
+    at_s, warmup_s = 0.0, math.inf
+    cluster: Cluster | None = None
+    reserves = False
+    for stage in stages:
+        check_longest(prepared, stage.workload)
+        load = begun(stage.workload, at_s, rows, sessions)
+        own = replace(prepared, scenario=scenario.model_copy(update={"workload": stage.spec}), warnings=())
+        if cluster is None:
+            cluster = _cluster(own, load, aggregate=aggregate, should_stop=should_stop)
+            reserves = any(rank.scheduler.reserves_answers for rank in cluster.ranks)
+        else:
+            cluster.follow(load, at_s)
+        before = cluster.totals()
+        collector = _collector(own, load, cluster, lambda columns: None, at_s)
+        cluster.stream(collector)
+        assert collector.held is not None
+        raw = collector.held.since(before)
+        figures = collector.figures(raw.end_of_run_s, raw.stopped_at_s, cluster.duration_s)
+        found, _, _ = _assemble(own, load, raw, figures, cluster, reserves, started)
+        said = {name: found[name] for name in REPORTED if name in found}
+        reports.append({"name": stage.name, "measured": stage.measured, "start_s": at_s, "end_s": raw.end_of_run_s, **said})
+        warnings += [f"{stage.name}: {text}" for text in found["warnings"]]
+        if stage.measured and not math.isfinite(warmup_s):
+            warmup_s, unmeasured = load.warmup_s, before
+        loads.append((stage.name, load))
+        raws.append(collector.held)
+        rows += len(load)
+        sessions = max(sessions, int(load.session_id.max(initial=-1)) + 1)
+        refused += figures.refused
+        if raw.stopped_at_s is not None:
+            break
+        ended_s = max(float(np.nanmax(raw.end_s, initial=at_s)), float(np.nanmax(raw.arrival_s, initial=at_s)))
+        at_s = max(ended_s, load.duration_s) if stage.spec.duration is not None else ended_s
+        at_s = float(np.nextafter(at_s, math.inf))  # an end is in one window only
+    assert cluster is not None
+    if refused == rows:
+        raise all_refused(rows, figures.lengths, plan.limits)
+    if not math.isfinite(warmup_s):  # interrupted before
+        warmup_s, unmeasured = loads[-1][1].warmup_s, before
+    whole, table = in_a_row(loads, warmup_s), dict[str, Column]()
+    collector = _collector(prepared, whole, cluster, table.update)
+    collector.account(results_in_a_row(raws).since(unmeasured), Rows(whole, plan.limits))
+    collector.retire(math.inf)
+    raw = collector.held or cluster.totals()
+    figures = collector.figures(raw.end_of_run_s, raw.stopped_at_s, cluster.duration_s)
+    result, manifest, digest = _assemble(prepared, whole, raw, figures, cluster, reserves, started)
+    result |= {"stages": reports, "warnings": warnings}
+    result["overload"] = next((each["overload"] for each in reports if each["overload"] is not None), None)
+    counts = [len(load) for _, load in loads]
+    table["stage"] = Coded(np.repeat(np.arange(len(loads), dtype=np.int16), counts), tuple(name for name, _ in loads))
+    timeline = collector.timeline(raw.end_of_run_s, None)
+    pools = tuple(_pool_names(prepared))
+    return RunResult(result, table, timeline, manifest, scenario.name, digest, raw, whole, pools)
 
 
 def _requests(prepared: Prepared) -> Workload | WorkloadStream:

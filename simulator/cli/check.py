@@ -61,16 +61,26 @@ def refused(prepared: Prepared) -> list[str]:
 
     Workloads that are too large to be held are not looked at.
     """
+    from dataclasses import replace
+
     import numpy as np
 
     from engine_models.lengths import judged
     from simulator.limits import all_refused, counted_lengths, refusals
-    from simulator.pools import check_longest
+    from simulator.pools import check_longest, check_stages
     from simulator.run import STREAM_ABOVE
     from simulator.workload.build import build_workload
+    from simulator.workload.stages import stage_specs
     from simulator.workload.streaming import open_stream
 
     spec, seed, base = prepared.scenario.workload, prepared.scenario.seed, prepared.base_dir
+    if spec.stages is not None:
+        check_stages(prepared)
+        said = []
+        for stage, own in zip(spec.stages, stage_specs(spec), strict=True):
+            alone = replace(prepared, scenario=prepared.scenario.model_copy(update={"workload": own}))
+            said += [f"{stage.name}: {text}" for text in refused(alone)]
+        return said
     if open_stream(spec, seed=seed, base_dir=base, above=STREAM_ABOVE) is not None:
         return []
     workload = build_workload(spec, seed=seed, base_dir=base)

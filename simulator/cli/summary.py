@@ -98,6 +98,26 @@ def class_lines(classes: list[dict[str, Any]]) -> list[str]:
     return [*table(head, rows, drop=(6, 2, 4)), ""]
 
 
+def stage_lines(stages: list[dict[str, Any]]) -> list[str]:
+    """A row for each of the loads that followed each other."""
+    if not stages:
+        return []
+    head = ["stage", "begins, s", "requests", "requests/s", "TTFT p50", "TTFT p99", "TPOT p50", "prefix hits", "SLO"]
+    rows = [
+        [
+            stage["name"] + ("" if stage["measured"] else " (not measured)"),
+            f"{stage['start_s']:,.0f}",
+            f"{stage['totals']['offered']:,}",
+            f"{stage['totals']['request_throughput']:.2f}",
+            *(short(stage["metrics"][name][p]) for name, p in (("ttft_ms", "p50"), ("ttft_ms", "p99"), ("tpot_ms", "p50"))),
+            f"{stage['server']['prefix_cache_hit_rate']:.1%}",
+            verdict_word(stage["slo"]).partition(" ")[0] if stage["slo"] else "-",
+        ]
+        for stage in stages
+    ]
+    return [*table(head, rows, drop=(1, 8, 6)), ""]
+
+
 def _unmeasured(provenance: dict[str, Any]) -> str:
     """Where the kernel times of a device without fits come from, for the line of sources."""
     donor = provenance.get("borrowed_from_device")
@@ -130,14 +150,17 @@ def load_lines(totals: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
 
 
 def _has_rate(workload: dict[str, Any]) -> bool:
-    """Whether the load could be raised: a batch is all there at once."""
+    """Whether the load could be raised: a batch is all there at once, and stages have no one rate."""
+    if workload.get("stages"):
+        return False
     loads = workload.get("classes") or [workload]
     return all((load.get("arrivals") or {}).get("kind") != "batch" for load in loads)
 
 
 def _closed_loop(workload: dict[str, Any]) -> bool:
     """Whether requests were prepared that a faster server would have been sent; they are no part of the load."""
-    loads = [workload, *(workload.get("classes") or [])]
+    stages = [workload, *(workload.get("stages") or [])]
+    loads = [*stages, *(kind for stage in stages for kind in stage.get("classes") or [])]
     return any((load.get("arrivals") or {}).get("kind") == "closed_loop" for load in loads)
 
 
@@ -238,6 +261,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         "",
         *pool_lines(result),
         *fleet_lines(result),
+        *stage_lines(result.get("stages", [])),
         *class_lines(result["classes"]),
         *load_lines(t, manifest),
         labelled(

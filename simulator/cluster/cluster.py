@@ -226,6 +226,19 @@ class Cluster:
             sink.account(self._outcome(rows), rows)
         sink.retire(INFINITY)
 
+    def follow(self, source: Source, at_s: float) -> None:
+        """Take another load, which begins at `at_s`; every request of the one before has ended."""
+        self._source = source
+        self._unserved.clear()
+        self._blocks.clear()
+        self._shared.clear()
+        self._releases = Releases()
+        self._linked = False
+        self._block_rows = 0
+        self._limit_s = self._last_sent_s = at_s
+        self._next_reach_s = INFINITY
+        self._wake_s = [INFINITY] * len(self.replicas)
+
     def totals(self) -> ClusterResult:
         """Totals of the replicas, without requests."""
         return self._outcome(Rows(no_requests(), self._plan.limits))

@@ -124,6 +124,11 @@ class HandoverCluster(Cluster):
         router.reads_text = router.reads_text or self._second.reads_text
         return router
 
+    def follow(self, source: Source, at_s: float) -> None:
+        """As of the base."""
+        super().follow(source, at_s)
+        self._linked = True
+
     def _next(self) -> Rows | None:
         rows = super()._next()
         if rows is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence as Series
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -89,6 +90,28 @@ class ClusterResult:
     attempts: AnyIntArray | None = None
     handed: Handovers | None = None
 
+    def since(self, before: ClusterResult) -> ClusterResult:
+        """The same requests, with what the replicas counted after `before`."""
+        counters = ("hit_tokens", "queried_tokens", "host_hit_tokens", "verifications", "verified_drafts", "accepted_drafts")
+        counted: dict[str, Any] = {name: vars(self)[name] - vars(before)[name] for name in counters}
+        return replace(self, **counted)
+
+
+def in_a_row(parts: Series[ClusterResult]) -> ClusterResult:
+    """Requests of several loads that followed each other, with the totals of all from the last of them."""
+    columns: dict[str, Any] = {
+        name: np.concatenate([vars(part)[name] for part in parts])
+        for name, value in vars(parts[-1]).items()
+        if isinstance(value, np.ndarray)
+    }
+    handed = [part.handed for part in parts if part.handed is not None]
+    return replace(
+        parts[-1],
+        **columns,
+        emissions=Emissions.joined([part.emissions for part in parts]),
+        handed=Handovers.joined(handed) if handed else None,
+    )
+
 
 class Handovers:
     """How requests went from a server that computed their prompts to one that computes their answers, by column.
@@ -106,6 +129,14 @@ class Handovers:
         self.transfer_end_s = np.full(n, np.nan)
         self.transfer_bytes = np.full(n, np.nan)
         self.first_scheduled_s = np.full(n, np.nan)
+
+    @classmethod
+    def joined(cls, parts: Series[Handovers]) -> Handovers:
+        """Those of requests one part after the other."""
+        whole = cls(0)
+        for column in vars(whole):
+            setattr(whole, column, np.concatenate([vars(part)[column] for part in parts]))
+        return whole
 
     def moved(self, row: int) -> bool:
         """Whether a request has its prompt computed."""

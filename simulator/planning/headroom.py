@@ -76,6 +76,12 @@ class Headroom:
 
 def check_scalable(spec: WorkloadSpec) -> None:
     """Raise InputError for a load without a rate."""
+    if spec.stages is not None:
+        raise InputError(
+            "loads that follow each other have no one rate",
+            where="--headroom",
+            mend="give one of the stages as the workload",
+        )
     if any(load.arrivals is not None and load.arrivals.kind == "batch" for load in spec.loads()):
         raise InputError(
             "a batch has no rate that could be raised: all its requests are there at time zero",

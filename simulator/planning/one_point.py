@@ -39,10 +39,15 @@ _built: dict[str, Workload] = {}
 """The last workload, which most points of a sweep share."""
 
 
-def shared_workload(scenario: Scenario) -> Workload:
-    """Return the scenario's requests, built once for points that share them; they are never changed."""
+def shared_workload(scenario: Scenario) -> Workload | None:
+    """Return the scenario's requests, built once for points that share them; they are never changed.
+
+    None for a load of stages, which are built by the run.
+    """
     from simulator.workload.build import build_workload
 
+    if scenario.workload.stages is not None:
+        return None
     key = f"{scenario.seed} {scenario.workload.model_dump_json()}"
     found = _built.get(key)  # threads of one worker may be here at once
     if found is None:

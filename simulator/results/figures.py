@@ -227,6 +227,7 @@ class Collector:
     exact : keep everything (a run of one block, which comes when the run is over), and drop no step.
     pools : the pool of each rank.
     hands_over : whether requests go from a pool that computes prompts to one that computes answers.
+    begin_s : when the load begins; what the logs hold of before is not its own.
     """
 
     def __init__(
@@ -242,7 +243,9 @@ class Collector:
         exact: bool,
         pools: Sequence[str],
         hands_over: bool = False,
+        begin_s: float = 0.0,
     ) -> None:
+        self._begin_s = begin_s
         spec = self._spec = scenario.workload
         self._overhead_s = scenario.client.overhead_ms / 1e3
         self._pools, self._hands_over = pools, hands_over
@@ -383,6 +386,9 @@ class Collector:
         low = int(np.searchsorted(ends, window.start_s, side="left"))
         high = int(np.searchsorted(ends, window.end_s, side="right"))
         self._sums["tokens"] += int(tokens[low:high].sum(dtype=np.int64))
+        if self._begin_s:
+            own = int(np.searchsorted(found["start_s"], self._begin_s))
+            found = {name: column[own:] for name, column in found.items()}
         work, prefill_s = self._work, float(found["prefill_s"].sum())
         work["emitted"] += float(tokens.sum(dtype=np.int64))
         work["prefilled"] += float(found["prefill_tokens"].sum())

@@ -8,6 +8,7 @@ objects can go; three flat columns and a start a row hold a million requests in 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +67,17 @@ class Emissions:
         self._log.extend(array("i", (log,)) * len(spans))
         self._first.extend(array("q", firsts))
         self._last.extend(array("q", lasts))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Emissions]) -> Emissions:
+        """Those of requests one part after the other."""
+        whole = cls(0)
+        for part in parts:
+            at = len(whole._first)
+            whole._start.extend(array("q", (start + at for start in part._start)))
+            for column in ("_count", "_log", "_first", "_last"):
+                getattr(whole, column).extend(getattr(part, column))
+        return whole
 
     def __len__(self) -> int:
         return len(self._start)

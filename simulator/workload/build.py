@@ -24,7 +24,7 @@ import numpy as np
 from hardware_profiles.errors import InputError, nearest
 from simulator.workload import generators
 from simulator.workload.columns import NO_PREDECESSOR, More, RequestClass, Workload, same_float, same_int
-from simulator.workload.content import content_of_blocks, content_of_sessions
+from simulator.workload.content import content_of_blocks, content_of_named_blocks, content_of_sessions
 from simulator.workload.drawn import Drawn, Limit, client_limits
 from simulator.workload.parts import Part, Requests, as_class, join, limit_outputs, together
 from simulator.workload.prompts import Prompts, once, pool
@@ -39,19 +39,20 @@ MOST_STREAMED = 200_000_000
 """Drawn requests of one run that are streamed (assumed: hours of work)."""
 
 
-def build_workload(spec: WorkloadSpec, *, seed: int, base_dir: Path) -> Workload:
+def build_workload(spec: WorkloadSpec, *, seed: int, base_dir: Path, named: bool = False) -> Workload:
     """Build the columns of `spec`.
 
     Parameters
     ----------
     seed : every random stream is a function of it and of the stream's name.
     base_dir : folder that relative trace and length files are relative to.
+    named : whether contents that other loads may name keep their names, be they found in this load or not.
 
     Raises
     ------
     InputError : a trace that cannot be read, or no request at all.
     """
-    requests = requests_of(spec, seed=seed, base_dir=base_dir)
+    requests = requests_of(spec, seed=seed, base_dir=base_dir, named=named)
     rows = join(list(requests.parts))
     if not len(rows):
         raise InputError(
@@ -69,14 +70,22 @@ def build_workload(spec: WorkloadSpec, *, seed: int, base_dir: Path) -> Workload
     return workload_of(spec, rows, requests, _duration(spec, rows, requests.end_s))
 
 
-def requests_of(spec: WorkloadSpec, *, seed: int, base_dir: Path, streamed: bool = False) -> Requests:
+def requests_of(
+    spec: WorkloadSpec, *, seed: int, base_dir: Path, streamed: bool = False, named: bool = False
+) -> Requests:
     """Return the requests of `spec`, those of its classes merged; more than are held at once only if they are `streamed`.
 
-    Raises InputError for a trace that cannot be read, and where a rate asks for too many requests.
+    Raises InputError for a trace that cannot be read, where a rate asks for too many requests, and for stages.
     """
+    if spec.stages is not None:
+        raise InputError(
+            "a load of several stages is not one list of requests",
+            where="workload.stages",
+            mend="`capacity-plan simulate` runs them; for this give one of them as the workload",
+        )
     if spec.classes is None:
         limit = spec.max_output_tokens
-        return _load(spec, spec, limit, seed, base_dir, "", 1.0, spec.requests, streamed)
+        return _load(spec, spec, limit, seed, base_dir, "", 1.0, spec.requests, streamed, named)
     loads = []
     for load, requests in zip(spec.classes, _shares(spec.classes, spec.requests), strict=True):
         limit = load.max_output_tokens if load.max_output_tokens is not None else spec.max_output_tokens
@@ -87,7 +96,7 @@ def requests_of(spec: WorkloadSpec, *, seed: int, base_dir: Path, streamed: bool
             slo.bounds_ms() if slo is not None else None,
             slo.attainment if slo is not None else None,
         )
-        found = _load(spec, load, limit, seed, base_dir, prefix, load.weight, requests, streamed)
+        found = _load(spec, load, limit, seed, base_dir, prefix, load.weight, requests, streamed, named)
         as_class(found, of_class)
         loads.append(found)
     return together(loads, spec.requests, at_once=not streamed)
@@ -154,12 +163,13 @@ def _load(
     weight: float,
     requests: int | None,
     streamed: bool,
+    named: bool,
 ) -> Requests:
     prompts = source = None
     if load.trace is not None and load.arrivals is not None:
-        prompts, source, said = _prompts(spec, load, seed, base_dir, prefix, requests)
+        prompts, source, said = _prompts(spec, load, seed, base_dir, prefix, requests, named)
     elif load.trace is not None:
-        found = _traced(spec, load, seed, base_dir, prefix, weight, requests)
+        found = _traced(spec, load, seed, base_dir, prefix, weight, requests, named)
         limit_outputs(found, client_limits(limit, seed, base_dir, prefix))
         return found
     most, largest = (MOST_STREAMED, MOST_STREAMED) if streamed else (MOST_REQUESTS, LARGEST_POOL)
@@ -206,6 +216,7 @@ def _traced(
     prefix: str,
     weight: float,
     requests: int | None,
+    named: bool,
 ) -> Requests:
     assert load.trace is not None
     scale = (load.rate_scale or 1.0) * weight
@@ -249,16 +260,16 @@ def _traced(
             *warnings,
             f"the trace ends at {ends:.6g} s, before the duration of {spec.duration:g} s",
         )
-    return _replayed(replace(rows, source=source, warnings=warnings), load, ends)
+    return _replayed(replace(rows, source=source, warnings=warnings), load, ends, prefix, named)
 
 
 def _prompts(
-    spec: WorkloadSpec, load: Load, seed: int, base_dir: Path, prefix: str, requests: int | None
+    spec: WorkloadSpec, load: Load, seed: int, base_dir: Path, prefix: str, requests: int | None, named: bool
 ) -> tuple[Prompts, dict[str, Any], list[str]]:
     """The requests of a trace without their times, their source and what is to be said of them."""
     most = requests if load.prompt_pool is None else load.prompt_pool
     timeless = spec.model_copy(update={"duration": None})
-    found = _traced(timeless, load, seed, base_dir, prefix, 1.0, most)
+    found = _traced(timeless, load, seed, base_dir, prefix, 1.0, most, named)
     whole = join(list(found.parts))
     if not len(whole):
         raise InputError("no request is left of the trace", where="workload.trace", mend="widen window or limit")
@@ -292,7 +303,7 @@ def _generated(
         until *= 2
 
 
-def _replayed(rows: Rows, load: Load, end_s: float) -> Requests:
+def _replayed(rows: Rows, load: Load, end_s: float, prefix: str, named: bool) -> Requests:
     n = len(rows)
     warnings = list(rows.warnings)
     session = same_int(-1, n) if rows.session is None else rows.session
@@ -331,9 +342,9 @@ def _replayed(rows: Rows, load: Load, end_s: float) -> Requests:
 
     content = rows.content
     if rows.prefix_start is not None and rows.prefix_ids is not None:
-        content = content_of_blocks(
-            rows.prefix_start, rows.prefix_ids, rows.prefix_block_tokens, rows.prompt_tokens
-        )
+        blocks = rows.prefix_start, rows.prefix_ids, rows.prefix_block_tokens, rows.prompt_tokens
+        source = f"{prefix}trace {rows.source['sha256']}"
+        content = content_of_named_blocks(*blocks, source) if named else content_of_blocks(*blocks)
     elif content is None and len(member):
         content, broken = content_of_sessions(session, turn, rows.prompt_tokens, rows.output_tokens)
         if broken:

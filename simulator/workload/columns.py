@@ -42,6 +42,15 @@ class RequestClass:
 
 
 @dataclass(frozen=True)
+class Named:
+    """Segments whose tokens other loads, and other runs, name too: (m,) those of the `ids` in a `source`, from their first on."""
+
+    source: str
+    ids: IntArray
+    segments: IntArray
+
+
+@dataclass(frozen=True)
 class Content:
     """The part of each prompt that other requests may share, as runs in CSR form.
 
@@ -61,6 +70,7 @@ class Content:
     output_segment, output_offset : (n,) where the output stands.
     found : (runs,) whether another request may name the run's segment. output_found : (n,) whether another request's prompt may
         name the output's. None where only these requests tell.
+    named : segments that are not of this load alone.
     """
 
     start: IntArray
@@ -71,11 +81,13 @@ class Content:
     output_offset: IntArray
     found: BoolArray | None = None
     output_found: BoolArray | None = None
+    named: tuple[Named, ...] = ()
 
     def renumbered(self, loads: int, number: int) -> Content:
         """The content of load `number` of `loads`, with segments that no other load's content names."""
         outputs = np.where(self.output_segment >= 0, self.output_segment * loads + number, -1)
-        return replace(self, segment=self.segment * loads + number, output_segment=outputs)
+        named = tuple(replace(each, segments=each.segments * loads + number) for each in self.named)
+        return replace(self, segment=self.segment * loads + number, output_segment=outputs, named=named)
 
     def named_by_others(self) -> tuple[BoolArray, BoolArray]:
         """Return `found` and `output_found`, of these requests if they are not given."""
@@ -209,6 +221,7 @@ def take_content(content: Content, rows: IntArray) -> Content:
         content.output_offset[rows],
         None if content.found is None else content.found[runs],
         None if content.output_found is None else content.output_found[rows],
+        content.named,
     )
 
 
@@ -223,17 +236,20 @@ def join_contents(contents: Sequence[Content | None], sizes: Sequence[int]) -> C
         else content
         for content, size in zip(contents, sizes, strict=True)
     ]
-    found: tuple[BoolArray, BoolArray] | tuple[None, None] = (None, None)
+    found = output_found = None
     if any(content.found is not None for content in whole):
-        named = [content.named_by_others() for content in whole]
-        found = np.concatenate([runs for runs, _ in named]), np.concatenate([rows for _, rows in named])
+        known = [content.named_by_others() for content in whole]
+        found, output_found = np.concatenate([runs for runs, _ in known]), np.concatenate([rows for _, rows in known])
     firsts = np.cumsum([0, *(len(content.segment) for content in whole[:-1])])
     starts = [content.start[1:] + first for content, first in zip(whole, firsts, strict=True)]
     return Content(
         np.concatenate([np.zeros(1, np.int64), *starts]),
-        *(
-            np.concatenate([getattr(content, name) for content in whole])
-            for name in ("segment", "offset", "length", "output_segment", "output_offset")
-        ),
-        *found,
+        np.concatenate([content.segment for content in whole]),
+        np.concatenate([content.offset for content in whole]),
+        np.concatenate([content.length for content in whole]),
+        np.concatenate([content.output_segment for content in whole]),
+        np.concatenate([content.output_offset for content in whole]),
+        found,
+        output_found,
+        tuple({each.source: each for content in whole for each in content.named}.values()),
     )

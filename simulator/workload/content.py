@@ -4,7 +4,31 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.workload.columns import BoolArray, Content, IntArray
+from simulator.workload.columns import BoolArray, Content, IntArray, Named
+
+
+def content_of_named_blocks(
+    start: IntArray, ids: IntArray, block_tokens: int, prompt_tokens: IntArray, source: str
+) -> Content:
+    """Return the runs of prompts given as lists of content blocks that other loads name too: one for each block.
+
+    Parameters as of `content_of_blocks`; `source` is where the names come from.
+    """
+    n = len(prompt_tokens)
+    row = np.repeat(np.arange(n), np.diff(start))
+    left = prompt_tokens[row] - (np.arange(len(ids)) - start[row]) * block_tokens
+    kept = left > 0
+    names, segment = np.unique(ids[kept], return_inverse=True)
+    starts = np.searchsorted(row[kept], np.arange(n + 1)).astype(np.int64)
+    return Content(
+        starts,
+        segment.astype(np.int64),
+        np.zeros(len(segment), np.int64),
+        np.minimum(left[kept], block_tokens),
+        np.full(n, -1, np.int64),
+        np.zeros(n, np.int64),
+        named=(Named(source, names, np.arange(len(names))),),
+    )
 
 
 def content_of_blocks(start: IntArray, ids: IntArray, block_tokens: int, prompt_tokens: IntArray) -> Content:

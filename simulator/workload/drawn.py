@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from simulator.workload.columns import (
     NO_PREDECESSOR,
     FloatArray,
     IntArray,
+    Named,
     RequestClass,
     same_float,
     same_int,
@@ -188,8 +190,15 @@ class Drawn:
             groups = stream(self._seed, self._prefix + "prefix_groups")
             group = groups.integers(0, load.shared_prefix.groups, n).astype(np.int64)
             prompts = prompts + head
-            content = content_of_turns(same_int(-1, n), prompts, group, head)
+            content = replace(content_of_turns(same_int(-1, n), prompts, group, head), named=self._groups())
         return pool(prompts, outputs, same_int(0, n), content)
+
+    def _groups(self) -> tuple[Named, ...]:
+        """The prefixes of the groups, which other loads name too."""
+        if self._load.shared_prefix is None:
+            return ()
+        groups = np.arange(self._load.shared_prefix.groups)
+        return (Named(f"{self._prefix}shared_prefix", groups, groups),)
 
     def _count(self) -> int:
         """Count the conversations by drawing their openings once more."""
@@ -388,6 +397,7 @@ class Drawn:
                     prompts = prompts + head
                 names = np.where(session >= 0, session + prefixes, -1)
                 content = content_of_turns(names, prompts, group, head, (turns > 1)[conversation])
+                content = replace(content, named=self._groups())
             if clients:
                 opens = np.flatnonzero((turn == 0) & (conversation + conversations >= clients))
                 arrival, predecessor = arrival.copy(), predecessor.copy()

@@ -515,17 +515,15 @@ class ClassLoad(Load):
         return self
 
 
-class WorkloadSpec(Load):
-    """The `workload` section."""
+class TimedLoad(Load):
+    """A load with an end: what a workload and each of its stages have in common."""
 
     classes: Annotated[tuple[ClassLoad, ...], Field(min_length=1)] | None = None
     duration: Positive | None = None
     requests: Count | None = None
-    drain_s: NotNegative = 600.0
     warmup: NotNegative = 0.0
 
-    @model_validator(mode="after")
-    def _form(self) -> WorkloadSpec:
+    def _check_whole(self) -> None:
         if self.classes is None:
             self._check_load()
         else:
@@ -546,7 +544,6 @@ class WorkloadSpec(Load):
                 f"warmup ({self.warmup:g} s) leaves nothing of the duration ({self.duration:g} s) to measure; "
                 "give a shorter warmup or a longer duration"
             )
-        return self
 
     def _check_end(self, load: Load) -> None:
         if load.arrivals is None or (load.trace is not None and load.prompt_pool is None):
@@ -560,8 +557,64 @@ class WorkloadSpec(Load):
         """Return the classes, or the single load itself."""
         return self.classes if self.classes is not None else (self,)
 
+
+class Stage(TimedLoad):
+    """One of several loads that run one after the other; what is not `measured` only warms the servers up."""
+
+    name: Annotated[str, Field(min_length=1)]
+    measured: bool = True
+
+    @model_validator(mode="after")
+    def _form(self) -> Stage:
+        self._check_whole()
+        return self
+
+
+class WorkloadSpec(TimedLoad):
+    """The `workload` section.
+
+    `stages` are loads that run one after the other on the same servers, whose caches are kept: each begins when the last request
+    of the one before it is answered. Their times count from their own begin.
+    """
+
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] | None = None
+    drain_s: NotNegative = 600.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_stages(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("stages"), list | tuple):
+            numbered = enumerate(data["stages"], 1)
+            stages = [{"name": f"stage{n}", **each} if isinstance(each, dict) else each for n, each in numbered]
+            return {**data, "stages": stages}
+        return data
+
+    @model_validator(mode="after")
+    def _form(self) -> WorkloadSpec:
+        if self.stages is None:
+            self._check_whole()
+            return self
+        beside = sorted(self.model_fields_set - {"stages", "drain_s"})
+        given = [key for key in beside if getattr(self, key) not in (None, type(self).model_fields[key].default)]
+        if given:
+            raise ValueError(f"{given[0]} stands beside stages; each stage carries its own load")
+        names = [stage.name for stage in self.stages]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"two stages are named {twice[0]!r}; names must differ")
+        measured = [stage.measured for stage in self.stages]
+        if True not in measured or False in measured[measured.index(True) :]:
+            raise ValueError("measured: false belongs to the first stages, which warm the servers up, and not to all of them")
+        return self
+
+    def loads(self) -> tuple[Load, ...]:
+        """Return the classes, or the single load itself; those of all stages."""
+        return super().loads() if self.stages is None else tuple(load for stage in self.stages for load in stage.loads())
+
     def users(self) -> float:
-        """Concurrency of the closed loops, those of classes by their weight."""
+        """Concurrency of the closed loops, those of classes by their weight; 0 where stages follow each other."""
+        if self.stages is not None:
+            return 0.0
         return float(
             sum(
                 load.arrivals.concurrency * getattr(load, "weight", 1.0)

@@ -28,13 +28,17 @@ def build(seed: int = 0, **spec: Any) -> Workload:
     return build_workload(WorkloadSpec.model_validate(spec), seed=seed, base_dir=Path())
 
 
+def raw_column(value: Any) -> Any:
+    return value.tobytes() if isinstance(value, np.ndarray) else str(value)
+
+
 def raw(w: Workload) -> dict[str, Any]:
     out = {}
     for field in dataclasses.fields(w):
         value = getattr(w, field.name)
         if dataclasses.is_dataclass(value):
-            value = {f.name: getattr(value, f.name).tobytes() for f in dataclasses.fields(value)}
-        out[field.name] = value.tobytes() if isinstance(value, np.ndarray) else value
+            value = {f.name: raw_column(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        out[field.name] = raw_column(value)
     return out
 
 
