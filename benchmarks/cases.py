@@ -597,9 +597,8 @@ def consumer_qps(row: Row, number: str) -> Case:
     reported = {"ttft_median_ms": float(row["ttft_p50_ms"]), "tpot_mean_ms": float(row["tpot_mean_ms"])}
     where = (model_of(row["model"]), "bf16", device_of(row["gpu"]))
     args: dict[str, object] = {"max_model_len": 8192, "generation_config": "vllm"}
-    return Case(number, row["source"], "vllm@0.11.0", *where, *sizes, reported, rate_qps=float(row["rate_qps"]),
-                requests=int(row["num_prompts"]), tensor=int(row["n_gpu"]), args=args,
-                note="vLLM 0.8.5")  # fmt: skip
+    return Case(number, row["source"], "vllm@0.8.5", *where, *sizes, reported, rate_qps=float(row["rate_qps"]),
+                requests=int(row["num_prompts"]), tensor=int(row["n_gpu"]), args=args)  # fmt: skip
 
 
 FILES: dict[str, Callable[[Row, str], Case]] = {

@@ -216,8 +216,8 @@ class EnginePlan:
     """One pool's engine, resolved: what others may read of it.
 
     `scheduler` builds a fresh scheduler of one rank with its KV cache. `prefix_caching` says whether equal contents of two
-    requests matter to it. `handover` is that of a pool with a role. `sources` are those of the overheads. `kernels` are the
-    version's, where they are not the engine's.
+    requests matter to it. `handover` is that of a pool with a role. `outside` names in what the plan leaves the measured runs, as
+    ``axis: what``. `sources` are those of the overheads. `kernels` are the version's, where they are not the engine's.
     """
 
     engine: str
@@ -232,6 +232,7 @@ class EnginePlan:
     handover: Handover | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     sources: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     kernels: str = ""
 

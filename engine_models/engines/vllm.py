@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 from engine_models.cost import flash_attention2
@@ -39,6 +40,7 @@ from engine_models.declaration import (
     Role,
     Support,
 )
+from engine_models.engines import vllm_v0
 from engine_models.engines.vllm_flags import FLAGS, SPECULATIVE_HARMLESS, SPECULATIVE_KEYS, offload_settings
 from engine_models.engines.vllm_options import (
     cuda_graphs,
@@ -83,6 +85,7 @@ class Version:
     """
 
     name: str
+    first_engine: bool = False  # V0
     async_scheduling: bool = True
     reserve_full_prompt: bool = True
     has_watermark: bool = True
@@ -141,8 +144,14 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "graph_step_above_256": 8,
         "cpu_kv_gib": 4,
     },
+    "0.8.0": {},
+    "0.6.0": {"first_engine": True, "reserve_full_prompt": True},
 }
-"""The newest version in full (the defaults of `Version`); of each older one what differs from the next newer."""
+"""The newest version in full (the defaults of `Version`); of each older one what differs from the next newer. Those
+from 0.8 to 0.10 are taken for 0.11 (assumed: the same engine; its source was not read there)."""
+
+OLDEST_MEASURED = "0.11.0"
+"""Of older versions no run and no recording is there."""
 
 GRAPH_BYTES_PER_SIZE = 12e6  # assumed: memory of one captured graph size (about 0.6 GB for the 51 default sizes)
 
@@ -315,6 +324,8 @@ CPU_KV_SHARE = 0.5
 def default_limits(version: Version, request: PoolRequest) -> tuple[int, int]:
     """Default (max_num_batched_tokens, max_num_seqs) of the API server, by device."""
     device_name, memory_bytes = request.device_name, request.device_memory_bytes
+    if version.first_engine:
+        return vllm_v0.TOKENS, vllm_v0.ROWS
     if request.device_kind == "cpu":
         ranks = request.tensor_parallel * request.pipeline_parallel
         return CPU_TOKENS * ranks, CPU_ROWS * ranks
@@ -346,7 +357,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     default_tokens, default_rows = default_limits(version, request)
     if flags.get("performance_mode") == "throughput":
         default_tokens, default_rows = 2 * default_tokens, 2 * default_rows
-    chunked = bool(flags.get("enable_chunked_prefill", True))
+    first = version.first_engine
+    chunked = vllm_v0.cuts_prompts(flags, max_model_len) if first else bool(flags.get("enable_chunked_prefill", True))
+    if first and chunked:
+        default_tokens = vllm_v0.CHUNKED_TOKENS
     rows = int(flags.get("max_num_seqs") or default_rows)
     tokens = int(flags.get("max_num_batched_tokens") or 0)
     if not tokens:
@@ -370,7 +384,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         )
     row_tokens = 1 + (drafts.tokens if drafts else 0)
     graphs = cuda_graphs(flags, warnings)
-    captured = graphs.sizes or graph_sizes(version, rows, tokens, row_tokens, graphs.largest)
+    largest = vllm_v0.LARGEST_GRAPH if first and graphs.largest is None else graphs.largest
+    captured = graphs.sizes or graph_sizes(version, rows, tokens, row_tokens, largest)
     if flags.get("performance_mode") == "interactivity" and not graphs.sizes:
         captured = tuple(sorted({*captured, *range(1, min(32, captured[-1]) + 1)}))
     on_cpu = request.device_kind == "cpu"  # there are no graphs, and nothing is launched: an operation is a call
@@ -408,7 +423,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             mend="remove the flag",
         )
     states = sum(window == STATE_WINDOW for window in windows)
-    caching = bool(flags.get("enable_prefix_caching", not states))
+    if first:
+        vllm_v0.refuse(request, version.name, windows=len(windows) > states + 1 or None not in windows, states=states > 0)
+    caching = bool(flags.get("enable_prefix_caching", not states and not first))
     if states:
         notes.append(
             f"recurrent layers: {states} blocks of {block_tokens} tokens hold the states of a request, whatever its length; "
@@ -474,12 +491,21 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     overheads = load_overheads(ENGINE.name)
     warn_of_attention(request, warnings)
     warn_of_weights(request, warnings)
-    host = replace(overheads.host, prefill_graph_tokens=max(sizes, default=0) if graphs.of_prefills else 0)
+    of_prompts = max(sizes, default=0) if graphs.of_prefills and not first else 0
+    host = replace(overheads.host, prefill_graph_tokens=of_prompts)
     if graphs.eager:  # `launch_s` is that of all eager steps
         host = replace(host, prefill_launch_s=0.0)
     if on_cpu:  # no copies to a device, no gaps between its kernels
         host = HostOverhead(host.step_s, host.row_s)
     notes.append(f"vLLM {version.name}: {tokens} tokens and {rows} rows a step, {blocks} blocks of {block_tokens} tokens")
+    outside: tuple[str, ...] = ()
+    if ENGINE.parts(version.name) < ENGINE.parts(OLDEST_MEASURED):
+        rules_of = "its first engine, read from 0.6.3" if first else f"{OLDEST_MEASURED}, the oldest that was read"
+        warnings.append(
+            f"vLLM {version_text} follows the rules of {rules_of}, and has the host times of later versions (assumed: older "
+            "ones were slower)"
+        )
+        outside = (f"version: runs of vLLM {OLDEST_MEASURED} and later were measured, not of {version_text}",)
     rank = Rank(
         rules=rules,
         blocks=blocks - 1,
@@ -491,6 +517,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         host=host_tier,
         role=request.role,
     )
+    whole = first and not chunked
+    longest = vllm_v0.longest_blocks(rank.blocks) if first else rank.blocks
     return EnginePlan(
         engine=ENGINE.name,
         version=version.name,
@@ -507,12 +535,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             row_blocks=states,
             # a request shorter than the windows takes blocks in all groups alike
             request_tokens=max(
-                max(0, rank.blocks - window_blocks) // full_groups, rank.blocks // max(1, len(windows))
+                max(0, longest - window_blocks) // full_groups, longest // max(1, len(windows))
             )
             * block_tokens,
         ),
         memory=memory,
-        scheduler=rank.scheduler,
+        scheduler=partial(vllm_v0.whole_prefills, tokens, rows, rank.blocks, block_tokens) if whole else rank.scheduler,
         costs=StepCosts(
             arch,
             request.formats,
@@ -535,6 +563,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         handover=handover,
         notes=tuple(notes),
         warnings=tuple(warnings),
+        outside=outside,
         sources=overheads.provenance,
     )
 

@@ -106,7 +106,7 @@ def _unlike(setting: Setting, *, near: bool) -> list[str]:
 def _beyond_measured(prepared: Prepared) -> list[str]:
     """Axes along which a run leaves the measured ones whatever its hardware."""
     plan, device = prepared.plan, prepared.device
-    axes: list[str] = []
+    axes = list(plan.outside)
     mixers = prepared.arch.attention
     if any(block.kind == "linear" for block in mixers):
         axes.append("attention: recurrent layers are priced by fits to kernel tables of gated delta nets; no run was measured")

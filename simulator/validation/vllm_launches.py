@@ -117,14 +117,10 @@ def launch_flags(row: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 def release(stated: str) -> str:
-    """The modelled version for a stated one.
-
-    0.8 to 0.10 ran the V1 engine by default and are taken for 0.11, the oldest modelled (assumed; their defaults of batch size
-    are 0.11's).
-    """
-    if parts(stated) < (0, 8):
-        raise Unplayable(f"{ENGINE.title} {stated} ran the V0 engine by default, which is not modelled")
-    return ENGINE.releases[0] if parts(stated) < (0, 11) else stated
+    """The modelled version for a stated one; raises `Unplayable` on those before the oldest."""
+    if parts(stated) < parts(ENGINE.releases[0]):
+        raise Unplayable(f"{ENGINE.title} {stated} is older than the modelled versions")
+    return stated
 
 
 def columns(row: Row) -> dict[str, Any]:

@@ -155,9 +155,9 @@ def test_the_version_of_the_command_is_that_of_the_pool() -> None:
     assert load_scenario(scenario("vllm@0.11", command)).deployment.pools[0].engine == "vllm@0.11.0"
     with pytest.raises(InputError, match=r"runs version 0\.11\.0 .*v0\.11\.0.*says vllm@0\.15\.1"):
         load_scenario(scenario("vllm@0.15.1", command))
-    with pytest.raises(InputError, match=r"v0\.8\.5: vLLM 0\.8\.5 is older than the oldest modelled") as old:
-        load_scenario(scenario("vllm", "docker run vllm/vllm-openai:v0.8.5 Qwen/Qwen3-8B"))
-    assert "engine: vllm@0.11.0" in str(old.value.mend)
+    with pytest.raises(InputError, match=r"v0\.5\.4: vLLM 0\.5\.4 is older than the oldest modelled") as old:
+        load_scenario(scenario("vllm", "docker run vllm/vllm-openai:v0.5.4 Qwen/Qwen3-8B"))
+    assert "engine: vllm@0.6.0" in str(old.value.mend)
     newest = scenario("vllm@0.15.1", "docker run vllm/vllm-openai:nightly Qwen/Qwen3-8B")
     assert load_scenario(newest).deployment.pools[0].engine == "vllm@0.15.1"
 
