@@ -288,7 +288,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         data_parallel=ranks,
         expert_parallel=experts,
         flags=flags.values,
-        speculation=_speculation(pool, arch, formats, base),
+        speculation=_speculation(pool, engine, flags, arch, formats, base),
         offload=_host_memory(pool, device),
         role=pool.role if pool.role != "encode" else "mixed",
         connector=connector_of(scenario.deployment, pool.name) if pool.role != "mixed" else None,
@@ -402,12 +402,15 @@ def _host_memory(pool: Pool, device: Device) -> HostMemory | None:
     return HostMemory(int(pool.offload.kv_offloading_size * GIB), rate)
 
 
-def _speculation(pool: Pool, arch: Architecture, formats: Formats, base: Path) -> Speculation | None:
+def _speculation(
+    pool: Pool, engine: Engine, flags: EngineFlags, arch: Architecture, formats: Formats, base: Path
+) -> Speculation | None:
     """The pool's speculative decoding, resolved; None where it has none."""
     if pool.speculative is None:
         return None
+    settings = {key: value for key, value in pool.speculative.model_dump().items() if value is not None}
     return speculation_of(
-        pool.speculative.model_dump(),
+        settings if engine.drafts is None else engine.drafts(settings, arch, flags.values),
         arch,
         formats,
         load=lambda name: load_architecture(name, base),

@@ -22,11 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from engine_models.cost.stated_acceptance import ACCEPTANCE, WHERE, acceptance_by_task, acceptance_rates
 from engine_models.cost.step_time import StepTimeModel, TableRange
 from engine_models.cost.tables import FloatArray, PiecewiseLinear, log_grid
 from engine_models.cost.terms import Formats, HostOverhead, Parallelism, Shard, Terms
@@ -57,16 +57,13 @@ paper (Li et al. 2025) for Llama-3 models; others' heads differ."""
 DRAFT_BYTES_PER_LOGIT = 2.0
 """Drafts are the arg max of bf16 logits, read once. Kind: by construction (vLLM's default `draft_sample_method: greedy`)."""
 
-WHERE = "deployment.speculative"
-EXAMPLE = "acceptance: 0.7, acceptance_length: 2.6 or acceptance_rates: [0.8, 0.6, 0.4]"
-
 
 @dataclass(frozen=True)
 class Speculation:
     """Speculative decoding of one pool, resolved.
 
     method : one of `METHODS`.
-    tokens : drafts a row and step (k).
+    tokens : drafts a row and step (k); of a tree its depth.
     rates : probability that the first i drafts are all accepted, i = 1..k; never rising.
     draft : the drafter's layers as a model of its own, None where it has none (n-gram, Medusa).
     formats : number formats of the drafter.
@@ -75,6 +72,8 @@ class Speculation:
         hidden state).
     first_joins : likewise, in the first pass only.
     heads : (n, k) of the matrices of Medusa's heads, applied to the last token of a row.
+    branches : tokens that a pass of the drafter proposes from, a row (1: drafts form a chain, else a tree).
+    verified : tokens of a row that a step verifies, the one before the drafts included; 0: 1 + tokens.
     notes : what was assumed.
     """
 
@@ -88,7 +87,14 @@ class Speculation:
     joins: tuple[tuple[int, int], ...] = ()
     first_joins: tuple[tuple[int, int], ...] = ()
     heads: tuple[tuple[int, int], ...] = ()
+    branches: int = 1
+    verified: int = 0
     notes: tuple[str, ...] = ()
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a row that a step verifies."""
+        return self.verified or 1 + self.tokens
 
     @property
     def lookahead_tokens(self) -> int:
@@ -136,8 +142,8 @@ def speculation_of(
 ) -> Speculation:
     """Resolve a pool's `speculative` settings for the model `arch` served in `formats`.
 
-    settings : `method`, `num_speculative_tokens`, `model`, `weights`, `draft_tensor_parallel_size` and one of `acceptance`,
-        `acceptance_rates`, `acceptance_length`; None counts as left out.
+    settings : `method`, `num_speculative_tokens`, `model`, `weights`, `draft_tensor_parallel_size`, `eagle_topk`,
+        `num_draft_tokens` and one of `acceptance`, `acceptance_rates`, `acceptance_length`, `task`; None counts as left out.
     load : architecture of a draft model by name.
 
     Raises InputError for what is missing, contradictory or out of range.
@@ -151,7 +157,62 @@ def speculation_of(
             where=f"{WHERE}.num_speculative_tokens",
             mend="give it as the engine's --speculative-config does, such as num_speculative_tokens: 3",
         )
-    rates = acceptance_rates(int(tokens), **{key: given[key] for key in ACCEPTANCE if key in given})
+    branches = int(given.get("eagle_topk", 1))
+    verified = int(given.get("num_draft_tokens", 0))
+    most = 1 + branches + (int(tokens) - 1) * branches * branches
+    if verified > most:
+        raise InputError(
+            f"num_draft_tokens {verified} is more than {most}: {tokens} drafting steps of {branches}, and the token before them",
+            where=f"{WHERE}.num_draft_tokens",
+            mend="leave it out where drafts form a chain, or give more steps or a larger eagle_topk",
+        )
+    depth = min(int(tokens), verified - 1) if verified else int(tokens)
+    stated = {key: given[key] for key in ACCEPTANCE if key in given}
+    by_task: tuple[str, ...] = ()
+    if not stated and "task" in given:
+        probability, note = acceptance_by_task(method, str(given["task"]))
+        stated, by_task = {"acceptance": probability}, (note,)
+    rates = acceptance_rates(depth, **stated)
+    speculation = _drafter(method, int(tokens), rates, given, arch, formats, load, tensor_parallel, expert_parallel)
+    return replace(speculation, branches=branches, verified=verified, notes=(*speculation.notes, *by_task))
+
+
+def chains_only(
+    title: str, methods: tuple[str, ...] = METHODS
+) -> Callable[[Mapping[str, Any], Architecture, Mapping[str, Any]], dict[str, Any]]:
+    """The settings as they are, of an engine whose drafts form chains, by one of `methods`; InputError for others."""
+
+    def checked(settings: Mapping[str, Any], arch: Architecture, flags: Mapping[str, Any]) -> dict[str, Any]:
+        for key in ("eagle_topk", "num_draft_tokens"):
+            if key in settings:
+                raise InputError(
+                    f"{title} drafts chains, `{key}` is a tree's",
+                    where=f"{WHERE}.{key}",
+                    mend="remove it; num_speculative_tokens is the number of drafts",
+                )
+        if settings.get("method", methods[0]) in set(METHODS) - set(methods):
+            raise InputError(
+                f"{title} with {settings['method']} drafts is not modelled",
+                where=f"{WHERE}.method",
+                mend=f"one of {', '.join(methods)}",
+            )
+        return dict(settings)
+
+    return checked
+
+
+def _drafter(
+    method: str,
+    tokens: int,
+    rates: tuple[float, ...],
+    given: Mapping[str, Any],
+    arch: Architecture,
+    formats: Formats,
+    load: Callable[[str], Architecture],
+    tensor_parallel: int,
+    expert_parallel: int,
+) -> Speculation:
+    """The drafter of a method, and what it is made of."""
     ranks = int(given.get("draft_tensor_parallel_size", tensor_parallel))
     if ranks not in (1, tensor_parallel):
         raise InputError(
@@ -161,7 +222,7 @@ def speculation_of(
         )
     common: dict[str, Any] = {
         "method": method,
-        "tokens": int(tokens),
+        "tokens": tokens,
         "rates": rates,
         "tensor_parallel": ranks,
     }
@@ -173,7 +234,7 @@ def speculation_of(
         block, head = (arch.hidden, arch.hidden), (-(-arch.vocab // ranks), arch.hidden)
         notes = (f"Medusa: {tokens} heads of one residual block and an LM head each (Cai et al. 2024)",)
         return Speculation(
-            draft=None, formats=plain, heads=(block, head) * int(tokens), notes=notes, **common
+            draft=None, formats=plain, heads=(block, head) * tokens, notes=notes, **common
         )
     if method == "draft_model":
         return _with_draft_model(given, arch, formats, load, common)
@@ -299,89 +360,6 @@ def head_layer(arch: Architecture, *, dense: bool) -> Architecture:
     )
 
 
-# -- acceptance ---------------------------------------------------------------------------------------------
-
-Stated = float | list[float] | tuple[float, ...] | None
-"""How a scenario states an acceptance: one number, or one a position."""
-
-ACCEPTANCE = ("acceptance", "acceptance_rates", "acceptance_length")
-
-
-def acceptance_rates(
-    tokens: int,
-    acceptance: Stated = None,
-    acceptance_rates: Stated = None,
-    acceptance_length: Stated = None,
-) -> tuple[float, ...]:
-    """Return the probability that the first i drafts are all accepted, for i = 1 to `tokens`, from one of three statements.
-
-    acceptance : probability a that a draft is accepted if those before it were; one for all positions or one each. r_i is the
-        product of the first i.
-    acceptance_rates : r_i itself, as vLLM logs "Per-position acceptance rate"; never rising.
-    acceptance_length : tokens a verification yields on average, the model's own included (1 to tokens + 1), as vLLM logs "Mean
-        acceptance length"; r_i = a^i with a such that 1 + r_1 + ... + r_k is that length.
-
-    Raises InputError where none or several are given or a value is out of range.
-
-    >>> acceptance_rates(3, acceptance=0.5)
-    (0.5, 0.25, 0.125)
-    >>> acceptance_rates(2, acceptance_length=3.0)
-    (1.0, 1.0)
-    """
-    given = [
-        n
-        for n, v in zip(ACCEPTANCE, (acceptance, acceptance_rates, acceptance_length), strict=True)
-        if v is not None
-    ]
-    if len(given) != 1:
-        what = "no acceptance is given" if not given else f"{' and '.join(given)} are given together"
-        raise InputError(
-            f"{what}: how many drafts are accepted depends on the text and the drafter",
-            where=f"{WHERE}.acceptance" if not given else f"{WHERE}.{given[1]}",
-            mend=f"give one of {EXAMPLE}; the server's log and its metrics spec_decode_* have measured values",
-        )
-    if acceptance_length is not None:
-        return _rates_of_length(tokens, float(acceptance_length))  # type: ignore[arg-type]
-    values = acceptance if acceptance is not None else acceptance_rates
-    where = f"{WHERE}.{given[0]}"
-    listed = [float(v) for v in values] if isinstance(values, list | tuple) else [float(values)] * tokens  # type: ignore[arg-type]
-    if len(listed) != tokens:
-        raise InputError(
-            f"{len(listed)} values for {tokens} drafts", where=where, mend=f"give {tokens}, one a position"
-        )
-    if any(not 0 <= v <= 1 for v in listed):
-        raise InputError(
-            f"{given[0]} must be between 0 and 1", where=where, mend="give probabilities, such as 0.7"
-        )
-    if acceptance is not None:
-        return tuple(float(r) for r in np.multiply.accumulate(listed))
-    if any(later > earlier for earlier, later in pairwise(listed)):
-        raise InputError(
-            "acceptance_rates rise: a draft counts only if all before it were accepted",
-            where=where,
-            mend="give the rates by position as servers log them, or `acceptance` for each position by itself",
-        )
-    return tuple(listed)
-
-
-def _rates_of_length(tokens: int, length: float) -> tuple[float, ...]:
-    """r_i = a^i with 1 + a + ... + a^k = length, a by bisection."""
-    if not 1 <= length <= tokens + 1:
-        raise InputError(
-            f"acceptance_length {length:g} is not between 1 and {tokens + 1}",
-            where=f"{WHERE}.acceptance_length",
-            mend="give the tokens a verification yields, the model's own included: 1 plus the accepted drafts",
-        )
-    low, high = 0.0, 1.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        if 1 + sum(middle**i for i in range(1, tokens + 1)) < length:
-            low = middle
-        else:
-            high = middle
-    return tuple(high**i for i in range(1, tokens + 1))
-
-
 # -- time ---------------------------------------------------------------------------------------------------
 
 
@@ -396,12 +374,12 @@ class Drafting(StepCost):
     def __init__(self, model: StepTimeModel, speculation: Speculation, up_to: TableRange) -> None:
         self._model = model
         self.launches = model.launches
-        self._more = speculation.tokens - 1
+        self._more, self._branches = speculation.tokens - 1, speculation.branches
         self._first: StepTimeModel | None = None
         terms, ops = model.shard.terms, model.shard.ops
         rows, tokens = up_to.rows, up_to.step_tokens
         self._heads = _matrices_s(ops, speculation.heads, rows)
-        self._joins = _matrices_s(ops, speculation.joins, tokens)
+        self._joins = _matrices_s(ops, speculation.joins, max(tokens, rows * self._branches))
         self._first_joins = _matrices_s(ops, (*speculation.joins, *speculation.first_joins), tokens)
         if speculation.heads:
             logits = sum(n for n, _ in speculation.heads[1::2])
@@ -412,9 +390,10 @@ class Drafting(StepCost):
             later = Terms(host, terms.graph_sizes, sample_bytes_per_logit=DRAFT_BYTES_PER_LOGIT)
             parallel = Parallelism(speculation.tensor_parallel, expert=speculation.expert_parallel)
             shard = Shard(speculation.draft, ops, speculation.formats, parallel, later)
-            first = replace(later, query_tokens=1 + speculation.tokens)
+            first = replace(later, query_tokens=speculation.row_tokens)
             self._first = StepTimeModel(replace(shard, terms=first), up_to)
-            self._later = StepTimeModel(shard, up_to)
+            proposers = rows * self._branches
+            self._later = StepTimeModel(shard, replace(up_to, rows=proposers, step_tokens=max(tokens, proposers)))
 
     def _drafted_s(self, batch: Batch, device_s: float, prefill_s: float) -> tuple[float, float]:
         """Device time of a step, and the part attributed to its prefill rows, with that of the drafter behind it."""
@@ -428,10 +407,11 @@ class Drafting(StepCost):
         if self._more:
             attended = batch.decode_kv_tokens + sum(new + prior for new, prior in batch.prefill)
             passes_s = 0.0
-            for pass_s in self._later.passes_s(rows, range(attended, attended + self._more * rows, rows)):
+            proposers, attended = rows * self._branches, attended * self._branches
+            for pass_s in self._later.passes_s(proposers, range(attended, attended + self._more * proposers, proposers)):
                 passes_s += pass_s
             device_s += passes_s
-            device_s += self._more * float(self._joins[rows])
+            device_s += self._more * float(self._joins[proposers])
         return device_s, prefill_s
 
     def own_s(self, batch: Batch, tokens: int) -> tuple[float, float, float]:
@@ -449,13 +429,14 @@ class Drafting(StepCost):
             raise ValueError("the rows of a run with drafts grow unevenly: its shape says by how much")
         device_s = device_s + (self._first.run_s((shape,), steps) + float(self._first_joins[shape.tokens]))
         if self._more:
-            later = Batch(0, rows, rows, tokens=rows)
+            proposers = rows * self._branches
+            later = Batch(0, proposers, proposers, tokens=proposers)
             passes_s = np.zeros(steps)
             for number in range(self._more):
-                later.kv_by_step = attended + number * rows
+                later.kv_by_step = attended * self._branches + number * proposers
                 passes_s = passes_s + self._later.run_s((later,), steps)
             device_s = device_s + passes_s
-            device_s = device_s + self._more * float(self._joins[rows])
+            device_s = device_s + self._more * float(self._joins[proposers])
         return device_s
 
     def own_run_s(self, shape: Batch, tokens: int, steps: int) -> FloatArray:
@@ -483,12 +464,13 @@ class Drafting(StepCost):
         first_s, join_s = self._first.few_s(shapes, steps), float(self._first_joins[shape.tokens])
         if not self._more:
             return [step_s + (pass_s + join_s) for step_s, pass_s in zip(device_s, first_s, strict=True)]
-        of_steps = attended[:steps].astype(np.float64).tolist()
-        passes_s = self._later.passes_s(rows, of_steps)
+        proposers = rows * self._branches
+        of_steps = (attended[:steps] * self._branches).astype(np.float64).tolist()
+        passes_s = self._later.passes_s(proposers, of_steps)
         for number in range(1, self._more):
-            later_s = self._later.passes_s(rows, [kv_tokens + number * rows for kv_tokens in of_steps])
+            later_s = self._later.passes_s(proposers, [kv_tokens + number * proposers for kv_tokens in of_steps])
             passes_s = [sum_s + pass_s for sum_s, pass_s in zip(passes_s, later_s, strict=True)]
-        joins_s = self._more * float(self._joins[rows])
+        joins_s = self._more * float(self._joins[proposers])
         parts_s = zip(device_s, first_s, passes_s, strict=True)
         return [step_s + (pass_s + join_s) + sum_s + joins_s for step_s, pass_s, sum_s in parts_s]
 
@@ -513,8 +495,10 @@ def _matrices_s(ops: Ops, matrices: tuple[tuple[int, int], ...], highest: int) -
 def summary_note(speculation: Speculation) -> str:
     """One line on what is assumed of the acceptance."""
     rates = ", ".join(f"{rate:.3g}" for rate in speculation.rates)
-    several = speculation.tokens > 1
-    drafts = f"{speculation.tokens} drafts a step, the first 1, 2, ... all" if several else "one draft a step,"
+    several = len(speculation.rates) > 1
+    count = speculation.row_tokens - 1 if speculation.branches > 1 else speculation.tokens
+    shape = f" in a tree {speculation.tokens} deep" if speculation.branches > 1 else ""
+    drafts = f"{count} drafts a step{shape}, the first 1, 2, ... all" if several else "one draft a step,"
     return (
         f"speculative decoding ({speculation.method}): {drafts} accepted with "
         f"probability {rates} (given), {speculation.mean_length:.2f} tokens a verification; independent of the text"
@@ -526,7 +510,7 @@ __all__ = [
     "ON_DEVICE",
     "Drafting",
     "Speculation",
-    "acceptance_rates",
+    "chains_only",
     "head_layer",
     "speculation_of",
     "summary_note",

@@ -50,7 +50,7 @@ class StepCosts:
             return steps if self.parts is None else SubBatches(steps, self.parts)
         ops = ops.on_threads(terms.threads) if terms.threads else ops
         if drafts is not None:
-            verified = 1 + drafts.tokens
+            verified = drafts.row_tokens
             terms = replace(terms, query_tokens=verified, sampled_tokens=verified)
         shard = Shard(self.arch, ops, self.formats, self.parallel, terms)
         model = StepTimeModel(shard, self.up_to)

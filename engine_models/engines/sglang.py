@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine_models.cost.drafting import Speculation, summary_note
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
@@ -35,7 +36,15 @@ from engine_models.declaration import (
     Role,
     Support,
 )
-from engine_models.engines.sglang_flags import FLAGS, dp_attention
+from engine_models.engines.sglang_drafts import (
+    DRAFTED_ROWS,
+    draft_defaults,
+    drafted_graph_rows,
+    kv_share_of_drafter,
+    overlaps,
+    step_slots,
+)
+from engine_models.engines.sglang_flags import FLAGS, SPEC_V2, dp_attention
 from engine_models.engines.sglang_kernels import EXPERTS, as_run, experts, warn_of_attention
 from engine_models.engines.sglang_recorded import PairRecorder
 from engine_models.memory.radix import RadixPool
@@ -53,6 +62,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.handover import Peer
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import PrefillFirstBatch, PrefillFirstRules, PrefillFirstScheduler
+from engine_models.schedulers.prefill_first_drafted import DraftedPrefillFirstScheduler
 from engine_models.schedulers.reserved import (
     ReservingDecodeScheduler,
     ReservingRules,
@@ -111,6 +121,7 @@ class Rank:
     windows: tuple[int, ...] = ()  # of the model's layers
     role: Role = "mixed"
     decode: ReservingRules | None = None  # of a decode server
+    drafts: Speculation | None = None
 
     def scheduler(self, mode: Mode) -> PrefillFirstScheduler | ReservingDecodeScheduler:
         """Build a scheduler with its cache."""
@@ -125,6 +136,15 @@ class Rank:
                 self.decode, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
             )
         record = mode == "record"
+        if self.drafts is not None:
+            return DraftedPrefillFirstScheduler(
+                self.rules,
+                kv,
+                row_tokens=self.drafts.row_tokens,
+                step_slots=step_slots(self.drafts, self.page_tokens),
+                record_rows=record,
+                windows=self.windows,
+            )
         if self.role == "prefill":
             buffers = self.rules.max_running_requests
             return SendingPrefillScheduler(
@@ -208,21 +228,28 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     )
     if chunk > 0:
         chunk = max(1, chunk // dp)  # the flag counts the tokens of all data-parallel ranks
+    drafts = request.speculation
+    asked_rows = flags.get("max_running_requests") or (DRAFTED_ROWS if drafts else None)
+    if drafts and asked_rows:
+        default_graph = min(default_graph, int(asked_rows))
     captured_rows = tuple(sorted(map(int, flags.get("cuda_graph_bs") or ())))
     graph_rows = int(flags.get("cuda_graph_max_bs") or max(captured_rows, default=default_graph))
+    row_tokens = drafts.row_tokens if drafts else 1
     graphs = not flags.get("disable_cuda_graph", False)
     memory = _memory(request, chunk, graph_rows if graphs else 0, page)
     tokens = memory.blocks * page
     if flags.get("max_total_tokens"):
         tokens = min(tokens, int(flags["max_total_tokens"]) // page * page)
-    asked_rows = flags.get("max_running_requests")
     rows = max(1, int(asked_rows) // dp) if asked_rows else default_running(tokens, context)
     state = _state_bytes(request)
     if state:
         rows = min(rows, memory.bytes_of("state") // state // _slots_a_row(request))
     prefill_tokens = int(flags.get("max_prefill_tokens") or 16384)
     mixed = bool(flags.get("enable_mixed_chunk", False))
+    number = ENGINE.parts(version_text or ENGINE.newest)
     overlap = not flags.get("disable_overlap_schedule", False)
+    if drafts:
+        overlap = overlap and overlaps(drafts, number, SPEC_V2.get(str(flags.get("enable_spec_v2"))))
     priority = bool(flags.get("enable_priority_scheduling", False))
     policy = str(flags.get("schedule_policy", "fcfs"))
     caching = not flags.get("disable_radix_cache", False)
@@ -249,7 +276,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     captured = prefill_graph_tokens(request, version_text, chunk)
     host = replace(overheads.host, prefill_graph_tokens=captured)
     if not overlap:
-        host = replace(host, step_s=float(overheads.provenance["serial_step_s"]["value"]))
+        serial = ("serial_step_s", "serial_draft_s") if drafts and drafts.draft else ("serial_step_s",)
+        host = replace(host, step_s=sum(float(overheads.provenance[name]["value"]) for name in serial))
     state_note = (
         f"recurrent layers: slots for {memory.bytes_of('state') // max(1, state)} states of {state / 1e6:,.0f} MB, "
         f"{_slots_a_row(request)} a request"
@@ -261,8 +289,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         "SGLang's front end was measured with DeepSeek-R1, its host time of a step with Llama-3.1-8B; assumed to hold elsewhere",
         f"CUDA graphs hold prefills of up to {captured} tokens" if captured else "no CUDA graph holds a prefill",
     )
+    if drafts:
+        ahead = "scheduled ahead" if overlap else "scheduled when the step before has ended (no overlap)"
+        notes = (*notes, summary_note(drafts), *drafts.notes, f"SGLang {version_text or version} with drafts: steps are {ahead}")
+    sizes = captured_rows or (drafted_graph_rows(graph_rows) if drafts else graph_sizes(graph_rows))
     warn_of_attention(request, warnings)
-    number = ENGINE.parts(version_text or ENGINE.newest)
     own_experts = experts(request, number, warnings)
     launched, fused = as_run(request, number, own_experts)
     notes = (*notes, *fused)
@@ -285,6 +316,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         windows=arch.windows_below(context),
         role=request.role,
         decode=_reserving(flags, rows, context) if decodes else None,
+        drafts=drafts,
     )
     # the scheduler keeps a row within one token less than context and cache, and its last token is not stored
     held = min(context, rank.kv_tokens) - 1
@@ -293,7 +325,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         version=version,
         limits=Limits(
             rows=rows,
-            step_tokens=max(largest, rows),
+            step_tokens=max(largest, rows * row_tokens),
             context_tokens=context,
             kv_tokens=rank.kv_tokens,
             kv_blocks=tokens // page,
@@ -301,6 +333,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             prompt_tokens=held - SPARE_TOKENS - 1,
             row_tokens=held - 1,
             request_tokens=rank.kv_tokens - backing if decodes else None,
+            spare_tokens=2 * step_slots(drafts, page) if drafts else 0,
         ),
         memory=memory,
         scheduler=rank.scheduler,
@@ -310,12 +343,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             Terms(
                 host,
                 small_kernels=True,
-                graph_sizes=(captured_rows or graph_sizes(graph_rows)) if graphs else (),
+                graph_sizes=tuple(row_tokens * size for size in sizes) if graphs else (),
                 moe_backend=own_experts,
                 moe_by_flag=bool(flags.get("moe_runner_backend")),
             ),
-            TableRange(max(largest, rows), rows, context),
+            TableRange(max(largest, rows * row_tokens), rows, context),
             Parallelism(tp, pp, request.expert_parallel, dp),
+            speculation=drafts,
         ),
         executor=Executor(depth=1 if decodes else rules.in_flight, ranks=dp, rank_router="round_robin"),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
@@ -359,6 +393,7 @@ def _handover(request: PoolRequest, page: int) -> Handover:
     lacking = {
         "page_size above 1": page > 1,
         "pipeline parallelism": request.pipeline_parallel > 1,
+        "speculative decoding": request.speculation is not None,
         "data-parallel attention": request.data_parallel > 1,
         "recurrent layers": any(block.kind == "linear" for block in request.arch.attention),
         "disaggregation_decode_allocation_policy other than early": flags.get("disaggregation_decode_allocation_policy", "early")
@@ -443,14 +478,19 @@ def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> Mem
     groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
     share = COMPRESSED_WINDOW_SHARE if _compressed(arch) else 1
     per_token = math.ceil(sum(g.bytes_per_token_per_rank * (share if g.window_tokens else 1) for g in groups))
+    drafter = request.speculation
+    draft_weights = drafter.weight_bytes() if drafter else 0
+    if drafter:
+        per_token = math.ceil(per_token * (1 + kv_share_of_drafter(drafter, arch)))
     block = int(per_token * page)
     state = _state_bytes(request)
     slots = _state_slots(request, state, usable - weights) if state else 0
-    kv = usable - weights - slots * state
+    kv = usable - weights - draft_weights - slots * state
+    lack = weights + draft_weights + block - usable
     if kv < block or (state and slots < _slots_a_row(request)):
         raise InfeasibleError(
             f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device, {usable / 1e9:.1f} GB usable "
-            f"({fraction:.0%} of {free / 1e9:.1f} GB); {(weights + block - usable) / 1e9:.1f} GB too much on each of "
+            f"({fraction:.0%} of {free / 1e9:.1f} GB); {lack / 1e9:.1f} GB too much on each of "
             f"{tp * pp * dp} devices",
             where="deployment",
             mend=request.more_memory,
@@ -460,6 +500,7 @@ def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> Mem
         usable_bytes=device,
         lines=(
             MemoryLine("weight", "weights", weights),
+            *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
             *((MemoryLine("state", "states of recurrent layers", slots * state),) if state else ()),
             MemoryLine("activation", "reserve for activations, graphs", free - usable),
             MemoryLine("other", "CUDA context, collectives", int(CONTEXT_BYTES)),
@@ -576,7 +617,11 @@ ENGINE = Engine(
     oldest="0.5",
     devices=dict.fromkeys(("gpu", "apu"), _DOCS),
     formats={name: Support(_KINDS, _DOCS) for name in FORMATS},
-    features={"handover": Support(_KINDS, "SGLang 0.5.23's srt/disaggregation")},
+    features={
+        "handover": Support(_KINDS, "SGLang 0.5.23's srt/disaggregation"),
+        "speculative": Support(_KINDS, "SGLang 0.5.23's srt/speculative"),
+    },
+    drafts=draft_defaults,
     flags=lambda: FLAGS,
     same_as={
         "rows": "max_running_requests",

@@ -6,7 +6,7 @@ The list of all flags (``sglang_flags.json``) is made from the parsers of the re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from engine_models.launch import Launcher
 from engine_models.memory.radix import EVICTION_POLICIES
 from engine_models.schedulers.prefill_first import POLICIES
 from hardware_profiles.errors import InputError
+
+SPEC_V2 = {"1": True, "true": True, "True": True, "0": False, "false": False, "False": False}
+"""Values of the environment's SGLANG_ENABLE_SPEC_V2, of releases before 0.5.14."""
 
 _MODELLED: dict[str, Flag] = {
     "model": Flag("str"),
@@ -76,6 +79,13 @@ _MODELLED: dict[str, Flag] = {
     "disaggregation_decode_extra_slots": Flag("int", None, low=0),
     "disaggregation_decode_retraction_backup": Flag("str", "cpu_tensor"),
     "optimistic_prefill_attempts": Flag("int", 0, low=0),
+    "speculative_algorithm": Flag("str", None),
+    "speculative_draft_model_path": Flag("str", None),
+    "speculative_draft_model_quantization": Flag("str", None),
+    "speculative_num_steps": Flag("int", None, low=1),
+    "speculative_eagle_topk": Flag("int", None, low=1),
+    "speculative_num_draft_tokens": Flag("int", None, low=2),
+    "enable_spec_v2": Flag("str", None, choices=tuple(SPEC_V2)),
 }
 
 _HARMLESS = """
@@ -130,22 +140,21 @@ _HARMLESS = """
     decoupled_spec_bind_endpoint decoupled_spec_connect_endpoints decoupled_spec_rank decoupled_spec_role
     dllm_algorithm_config dllm_block_size dllm_fdfo ds_channel_config_path ds_heavy_channel_num ds_heavy_channel_type
     ds_heavy_token_num ds_sparse_decode_threshold enable_beta_spec enable_gdn_replayssm_spec enable_linear_replayssm_spec
-    enable_multi_layer_eagle kt_amx_method kt_amx_weight_path kt_cpuinfer kt_max_deferred_experts_per_token
+    kt_amx_method kt_amx_weight_path kt_cpuinfer kt_max_deferred_experts_per_token
     kt_num_gpu_experts kt_threadpool_count offload_num_in_group offload_prefetch_step speculative_accept_threshold_acc
-    speculative_accept_threshold_single speculative_adaptive speculative_adaptive_config speculative_attention_mode
+    speculative_accept_threshold_single speculative_adaptive_config speculative_attention_mode
     speculative_dflash_block_size speculative_dflash_draft_window_size speculative_domino_candidate_pool_size
     speculative_draft_attention_backend speculative_draft_kv_cache_dtype speculative_draft_load_format
-    speculative_draft_model_path speculative_draft_model_quantization speculative_draft_model_revision
+    speculative_draft_model_revision
     speculative_draft_sink_size speculative_draft_window_size speculative_dsa_topk_backend
     speculative_dspark_align_verify_tokens_to_graph_tier speculative_dspark_block_size
-    speculative_dspark_confidence_sts_path speculative_dspark_sps_table_path speculative_eagle_topk
+    speculative_dspark_confidence_sts_path speculative_dspark_sps_table_path
     speculative_enable_w4a4_mxfp4_megamoe speculative_moe_a2a_backend speculative_moe_runner_backend
     speculative_ngram_branch_length speculative_ngram_capacity speculative_ngram_external_corpus_max_tokens
     speculative_ngram_external_corpus_path speculative_ngram_external_sam_budget speculative_ngram_match_type
     speculative_ngram_max_bfs_breadth speculative_ngram_max_match_window_size speculative_ngram_max_trie_depth
-    speculative_ngram_min_bfs_breadth speculative_ngram_min_match_window_size speculative_num_draft_tokens
-    speculative_num_steps speculative_skip_dp_mlp_sync speculative_token_map speculative_use_block_verification
-    speculative_use_rejection_sampling
+    speculative_ngram_min_bfs_breadth speculative_ngram_min_match_window_size speculative_skip_dp_mlp_sync
+    speculative_token_map speculative_use_block_verification speculative_use_rejection_sampling
     disaggregation_bootstrap_port disaggregation_decode_dp disaggregation_decode_enable_fake_auto
     disaggregation_decode_enable_offload_kvcache disaggregation_decode_host_receive_threshold disaggregation_decode_tp
     disaggregation_enable_kv_checksum disaggregation_ib_device disaggregation_prefill_pp encoder_bootstrap_port
@@ -239,7 +248,7 @@ _CHANGING = {
 """What flags change that is not modelled -> these flags, with the values that leave all as it is (`arg_groups/fields`)."""
 
 _REFUSED = {
-    "how many tokens a step yields (drafts are not simulated for SGLang)": "speculative_algorithm=none",
+    "how many tokens a step yields": "speculative_adaptive enable_multi_layer_eagle",
     "where the KV cache lies and what attention costs": """
         attn_cp_size=1 dcp_size=1 enable_prefill_cp enable_prefill_context_parallel enable_cp_decode_attn_tp
         enable_dsa_prefill_context_parallel enable_nsa_prefill_context_parallel
@@ -308,6 +317,38 @@ def _attention_ranks(tensor_ranks: int, flags: Mapping[str, Any], pool: Mapping[
     return tensor_ranks // ranks
 
 
+_METHODS = {"EAGLE": "eagle", "NEXTN": "mtp", "EAGLE3": "eagle3", "STANDALONE": "draft_model", "NGRAM": "ngram"}
+"""Values of ``--speculative-algorithm`` that are simulated -> methods of a pool's `speculative`."""
+
+
+def _draft_method(algorithm: str, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The method of an algorithm; EAGLE without a drafter's path, or with one that says so, is the model's own MTP layer."""
+    name = algorithm.upper()
+    if name in ("NONE", ""):
+        return None
+    if name not in _METHODS:
+        raise InputError(
+            f"speculative_algorithm {algorithm} is not simulated",
+            where="speculative_algorithm",
+            mend=f"one of {', '.join(_METHODS)}",
+        )
+    path = str(flags.get("speculative_draft_model_path") or "nextn").lower()
+    own_layer = name == "EAGLE" and any(word in path for word in ("nextn", "mtp"))
+    stated = (pool.get("speculative") or {}).get("method")
+    method = "mtp" if own_layer else _METHODS[name]
+    return {"method": stated if name == "EAGLE" and stated in ("eagle", "mtp") else method}
+
+
+def _where_drafted(key: str) -> Callable[[Any, Mapping[str, Any], Mapping[str, Any]], dict[str, Any] | None]:
+    """What a flag says of a pool's `speculative`, where drafts are asked for at all."""
+    return lambda value, flags, pool: {key: value} if flags.get("speculative_algorithm") or pool.get("speculative") else None
+
+
+def _draft_weights(value: str, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any] | None:
+    found = number_format("speculative_draft_model_quantization", value, {**_QUANTIZED_WEIGHTS, "unquant": "bf16"})
+    return _where_drafted("weights")(found, flags, pool) if found else None
+
+
 _QUIET = r"""(?x)LOG|CACHE|_PORT|HOST|TIMEOUT|API_KEY|MODELSCOPE|USAGE|ALLOW_|_PATH|_DIR\b|IMAGE|MODEL|VERSION|PROFILE|TEST|DEBUG
     |SKIP"""
 """Variables of the environment that change nothing that is predicted."""
@@ -345,8 +386,20 @@ FLAGS = FlagTable(
         "kv_cache_dtype": Typed("kv_cache", lambda v: number_format("kv_cache_dtype", v, _KV_FORMATS)),
         "enable_lora": Typed("lora", lambda v: {"enable_lora": True} if v else None),
         "lora_paths": Typed("lora", lambda v: {"enable_lora": True}),
+        "speculative_algorithm": Typed("speculative", beside=_draft_method),
+        **{
+            f"speculative_{flag}": Typed("speculative", beside=_where_drafted(key))
+            for flag, key in {
+                "draft_model_path": "model",
+                "num_steps": "num_speculative_tokens",
+                "eagle_topk": "eagle_topk",
+                "num_draft_tokens": "num_draft_tokens",
+            }.items()
+        },
+        "speculative_draft_model_quantization": Typed("speculative", beside=_draft_weights),
     },
     role=lambda flags: {"prefill": "prefill", "decode": "decode"}.get(flags.get("disaggregation_mode", "null")),
+    environment={"SGLANG_ENABLE_SPEC_V2": "enable_spec_v2"},
     prefixes=("SGLANG_", "SGL_"),
     quiet=_QUIET,
     settings_file="config",

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from engine_models.cost import flash_attention2
-from engine_models.cost.drafting import ON_DEVICE, summary_note
+from engine_models.cost.drafting import ON_DEVICE, chains_only, summary_note
 from engine_models.cost.overheads import Overheads, load_overheads
 from engine_models.cost.sampling import Sampler
 from engine_models.cost.settings import StepCosts
@@ -906,6 +906,7 @@ ENGINE = Engine(
         "offload": Support(_ACCELERATORS, _DOCS),
         "handover": Support(_ANYWHERE, "vLLM 0.33's distributed/kv_transfer/kv_connector/v1/nixl"),
     },
+    drafts=chains_only("vLLM"),
     flags=lambda: FLAGS,
     same_as={
         "rows": "max_num_seqs",

@@ -271,13 +271,12 @@ class PrefillFirstScheduler(Scheduler):
                 self.ratio = self.initial_ratio  # idle
             self._last_decoded = False
             return batch if batch.preempted else None
-        batch.tokens = batch.decode_rows + sum(new for new, _ in batch.prefill)
+        batch.tokens = batch.decode_tokens + sum(new for new, _ in batch.prefill)
         if batch.mode != "DECODE":
             self._last_prefilled = batch.tokens
             self._latest_extend = batch
         # the running batch keeps the token count of the prefill it began as, and counts it again with every step
         self._prefilled_tokens += self._running_prefilled if batch.mode == "DECODE" else batch.tokens
-        batch.decode_tokens = batch.decode_rows
         batch.chunked = self.chunked
         batch.batch_is_full = self.batch_is_full
         batch.new_token_ratio = self.ratio
@@ -303,8 +302,12 @@ class PrefillFirstScheduler(Scheduler):
         for seq in self._merging:
             self._decoding[seq] = None
             if seq.state == "running":
-                self.decodes.join(seq)
+                self._join_decodes(seq)
         self._merging = []
+
+    def _join_decodes(self, seq: Sequence) -> None:
+        """Let a row decode from the next step on."""
+        self.decodes.join(seq)
 
     # -- admission ------------------------------------------------------------------------------------------
 
@@ -438,15 +441,13 @@ class PrefillFirstScheduler(Scheduler):
         if kv.free_tokens < 0:
             raise RuntimeError("out of KV memory for a prefill that was admitted")
         self._last_extend = True
-        if mixed:
-            need = self.decodes.blocks_needed() * page
-            if self._decoding and kv.make_room(need):
-                batch.mode = "MIXED"
-                self._decode_all(batch)
-                finishing.extend(batch.finishing)
-                ended = set(finishing)
-                self._merging += sorted(self._decoding, key=lambda s: s in ended and s.state == "ending")
-                self._decoding = {}
+        if mixed and self._decoding and kv.make_room(self._tokens_needed()):
+            batch.mode = "MIXED"
+            self._decode_all(batch)
+            finishing.extend(batch.finishing)
+            ended = set(finishing)
+            self._merging += sorted(self._decoding, key=lambda s: s in ended and s.state == "ending")
+            self._decoding = {}
         batch.finishing = finishing
 
     def _order_waiting(self) -> None:
@@ -568,7 +569,7 @@ class PrefillFirstScheduler(Scheduler):
         if not self._decoding:
             self.batch_is_full = False
             return False
-        if not self.kv.make_room(self.decodes.blocks_needed() * self.kv.page_tokens):
+        if not self.kv.make_room(self._tokens_needed()):
             if len(self._decoding) < rows:
                 return False  # the rows whose last token is in flight will free memory at its end
             self._retract(batch)
@@ -579,12 +580,16 @@ class PrefillFirstScheduler(Scheduler):
         self._decode_all(batch)
         return True
 
+    def _tokens_needed(self) -> int:
+        """Tokens, in whole pages, that the next step of the running batch takes."""
+        return self.decodes.blocks_needed() * self.kv.page_tokens
+
     def _decode_all(self, batch: PrefillFirstBatch) -> None:
         """One token for every row of the running batch."""
         decodes, kv = self.decodes, self.kv
         kv.make_room(decodes.count * kv.page_tokens)  # the allocator makes room for a new page a row
         kv.free_tokens -= decodes.blocks_needed() * kv.page_tokens
-        batch.decode_rows = decodes.count
+        batch.decode_rows = batch.decode_tokens = decodes.count
         batch.decode_kv_tokens = decodes.kv_tokens()
         batch.spans = decodes.spans()
         if batch.rows is not None:
@@ -612,11 +617,11 @@ class PrefillFirstScheduler(Scheduler):
 
     def _retract(self, batch: PrefillFirstBatch) -> None:
         """Take the memory of running rows until a decode step fits: fewest generated tokens first, then longest prompts."""
-        kv, page = self.kv, self.kv.page_tokens
+        kv = self.kv
         before = len(self._decoding)
         rows = sorted(self._decoding, key=lambda s: (self._outputs(s), -s.prompt_tokens), reverse=True)
         first = True
-        while first or not kv.make_room(self.decodes.blocks_needed() * page):
+        while first or not kv.make_room(self._tokens_needed()):
             if len(rows) == 1:
                 break
             first = False
@@ -624,7 +629,7 @@ class PrefillFirstScheduler(Scheduler):
             del self._decoding[victim]
             self._take_memory(victim, len(rows))
             batch.retracted.append(victim)
-        if len(rows) <= 1 and not kv.make_room(self.decodes.blocks_needed() * page):
+        if len(rows) <= 1 and not kv.make_room(self._tokens_needed()):
             last = rows.pop()
             del self._decoding[last]
             self._take_memory(last, 0)
@@ -651,7 +656,7 @@ class PrefillFirstScheduler(Scheduler):
         if seq.state == "decoding":
             self._leave_decodes(seq, self.next_number - 1)
         lost = seq.length - seq.prompt_tokens - outputs
-        self.kv.free_tokens += self.kv.paged(seq.computed) - row.protected
+        self.kv.free_tokens += self._held_tokens(seq) - row.protected
         self.kv.tree.unlock(row.node)
         if lost:
             seq.length -= lost
@@ -678,6 +683,10 @@ class PrefillFirstScheduler(Scheduler):
         self._unsorted = True
 
     # -- memory ---------------------------------------------------------------------------------------------
+
+    def _held_tokens(self, seq: Sequence) -> int:
+        """Tokens of the pages that a row outside of the decode set holds."""
+        return self.kv.paged(seq.computed)
 
     def _checkpoint(self, seq: Sequence, computed: int) -> None:
         """Enter the computed prompt into the tree and hold it there."""
@@ -712,7 +721,7 @@ class PrefillFirstScheduler(Scheduler):
         """Hand the tokens of an ended row over to the tree."""
         kv = self.kv
         row: _Row = seq.group_state
-        held = kv.paged(seq.computed)
+        held = self._held_tokens(seq)
         if not kv.prefix_caching:
             kv.free_tokens += held
         else:

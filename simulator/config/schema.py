@@ -77,7 +77,9 @@ class Speculative(_Model):
 
     Acceptance is one of: `acceptance`, the probability of each draft if those before it were accepted (one for all positions
     or a list), `acceptance_rates`, the share of steps in which the first 1, 2, ... drafts were all accepted, and
-    `acceptance_length`, the mean number of tokens a verification yields. There is no default.
+    `acceptance_length`, the mean number of tokens a verification yields, or `task`, that of a published table. There is no
+    default. Where drafts form a tree, `num_speculative_tokens` is its depth, `eagle_topk` the tokens that each drafting step goes
+    on from, and `num_draft_tokens` the tokens of a row that a step verifies.
     """
 
     method: Text | None = None
@@ -88,6 +90,9 @@ class Speculative(_Model):
     acceptance: Share | tuple[Share, ...] | None = None
     acceptance_rates: tuple[Share, ...] | None = None
     acceptance_length: Annotated[float, Strict(), Field(ge=1, allow_inf_nan=False)] | None = None
+    task: Text | None = None
+    eagle_topk: Annotated[int, Strict(), Field(ge=1, le=64)] | None = None
+    num_draft_tokens: Annotated[int, Strict(), Field(ge=2, le=257)] | None = None
 
 
 class Offload(_Model):

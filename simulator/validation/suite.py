@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.cost.drafting import ACCEPTANCE
+from engine_models.cost.stated_acceptance import ACCEPTANCE
 from hardware_profiles.errors import InputError, PlanError
 from simulator.validation.engines import PUBLISHED, engine_release
 from simulator.validation.launches import launch_of, read_launches

@@ -14,10 +14,10 @@ from engine_models.cost.drafting import (
     METHODS,
     Drafting,
     Speculation,
-    acceptance_rates,
     head_layer,
     speculation_of,
 )
+from engine_models.cost.stated_acceptance import acceptance_rates
 from engine_models.cost.step_time import StepTimeModel
 from engine_models.cost.terms import Formats, HostOverhead
 from engine_models.declaration import EnginePlan, PoolRequest
