@@ -1,7 +1,7 @@
 """vLLM's first engine, V0, the only one before 0.8: what it does by default, what of it is modelled, its scheduler.
 
 It begins whole prompts before it decodes, unless prompts are cut, which it does by default only for long contexts; then it
-decodes first, cuts what is left of the budget from prompts, and forms the steps that the later engine forms without looking ahead.
+decodes first, cuts what is left of the budget from prompts, and forms the steps of the later engine without looking ahead.
 
 Read from vLLM 0.6.3 (`core/scheduler.py`, `config.py`, `engine/arg_utils.py`, `worker/model_runner.py`), 2026-11; no schedule of
 it was recorded, and its host times are not known apart from those of the later engine.
