@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine_models.cost.drafting import chains_only, summary_note
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
@@ -40,11 +41,13 @@ from engine_models.schedulers.memory_then_tokens import (
     CAPACITY_POLICIES,
     CHUNKING_POLICIES,
     FIRST_COME,
+    GUARANTEED,
     UTILIZATION,
     TwoPassBatch,
     TwoPassRules,
     TwoPassScheduler,
 )
+from engine_models.schedulers.memory_then_tokens_drafted import DraftedTwoPassScheduler
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InfeasibleError, InputError, nearest
 
@@ -54,6 +57,10 @@ VERSIONS: dict[str, dict[str, Any]] = {
 }
 """The newest first; of each older one what differs from the next newer. `recorded`: whether its scheduling was compared with
 recordings; `graph_step_above_128`: step of the padded CUDA-graph sizes (0: they double). Source: as the module."""
+
+ONE_MODEL = ("mtp", "eagle3")
+"""Methods whose drafter is part of the model's own pass; the others run without the overlap scheduler (datasheet: the examples of
+docs/source/features/speculative-decoding.md, read 2026-11)."""
 
 BATCH_SIZE, STEP_TOKENS, MEMORY_FRACTION = 2048, 8192, 0.9
 GRAPH_ROWS = 128
@@ -73,6 +80,7 @@ class Rank:
     partial: bool = True
     copies: bool = True
     windows: tuple[int, ...] = ()  # of the model's layers
+    row_tokens: int = 1  # that a step verifies, with drafts
 
     def scheduler(self, mode: Mode) -> TwoPassScheduler:
         """Build a scheduler with its blocks."""
@@ -83,6 +91,8 @@ class Rank:
             partial=self.partial,
             copies=self.copies,
         )
+        if self.row_tokens > 1:
+            return DraftedTwoPassScheduler(self.rules, kv, row_tokens=self.row_tokens, windows=self.windows)
         return TwoPassScheduler(
             self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
         )
@@ -139,6 +149,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     captured = flags.get("cuda_graph_config") != "none"
     graph_config = group(flags, "cuda_graph_config") if captured else {}
     rows, tokens = int(flags.get("max_batch_size", BATCH_SIZE)), int(flags.get("max_num_tokens", STEP_TOKENS))
+    drafts = request.speculation
+    row_tokens = drafts.row_tokens if drafts else 1
+    if drafts:
+        rows = max(1, min(rows, tokens // row_tokens))
     block = int(kv["tokens_per_block"])
     chunked = bool(flags.get("enable_chunked_prefill", False))
     if chunked and tokens < block:
@@ -148,6 +162,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             mend=f"give at least {block}",
         )
     policy = _policy("capacity_scheduler_policy", scheduling["capacity_scheduler_policy"], CAPACITY_POLICIES)
+    if drafts and policy == UTILIZATION:
+        raise InputError(
+            f"{UTILIZATION} beside speculative decoding is not modelled",
+            where="deployment.engine_args.scheduler_config.capacity_scheduler_policy",
+            mend=f"use {GUARANTEED}, the default",
+        )
     chunking = _policy(
         "context_chunking_policy", scheduling["context_chunking_policy"] or FIRST_COME, CHUNKING_POLICIES
     )
@@ -163,7 +183,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         context_chunking_policy=chunking if chunked else None,
         batch_wait_timeout_iters=int(flags.get("batch_wait_timeout_iters", 0)),
         batch_wait_max_tokens_ratio=float(flags.get("batch_wait_max_tokens_ratio", 0.0)),
-        overlap=not flags.get("disable_overlap_scheduler", False),
+        overlap=not flags.get("disable_overlap_scheduler", False) and (drafts is None or drafts.method in ONE_MODEL),
     )
     reuse = bool(kv["enable_block_reuse"])
     rank = Rank(
@@ -174,11 +194,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         bool(kv["enable_partial_reuse"]),
         bool(kv["copy_on_partial_reuse"]),
         arch.windows_below(context),
+        row_tokens,
     )
     sizes = graph_sizes(graph_config, version["graph_step_above_128"]) if captured else ()
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
     # a paused request comes back with its answer as prompt, computed alone if it exceeds the budget
-    step_tokens = max(tokens, rows, context if policy == UTILIZATION and not chunked else 0)
+    step_tokens = max(tokens, rows * row_tokens, context if policy == UTILIZATION and not chunked else 0)
     backend = str(group(flags, "moe_config")["backend"])
     return EnginePlan(
         engine=ENGINE.name,
@@ -192,6 +213,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             block_tokens=block,
             prompt_tokens=context - 1 if chunked else min(context - 1, tokens),
             row_tokens=context,
+            spare_tokens=row_tokens - 1,
         ),
         memory=memory,
         scheduler=rank.scheduler,
@@ -200,24 +222,28 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             request.formats,
             Terms(
                 overheads.host,
-                graph_sizes=sizes,
+                graph_sizes=tuple(row_tokens * size for size in sizes),
                 exact_graphs=captured and not graph_config["enable_padding"],
                 moe_backend=None if backend.upper() == "AUTO" else backend.lower(),
             ),
             TableRange(step_tokens, rows, context),
             Parallelism(request.tensor_parallel, expert=request.expert_parallel),
+            speculation=drafts,
         ),
         executor=Executor(depth=2 if rules.overlap else 1),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
         prefix_caching=reuse,
-        notes=_notes(
-            name,
-            bool(version["recorded"]),
-            rules,
-            asked,
-            reuse,
-            sizes,
-            bool(graph_config.get("enable_padding")),
+        notes=(
+            *((summary_note(drafts), *drafts.notes) if drafts else ()),
+            *_notes(
+                name,
+                bool(version["recorded"]),
+                rules,
+                asked,
+                reuse,
+                sizes,
+                bool(graph_config.get("enable_padding")),
+            ),
         ),
         sources=overheads.provenance,
     )
@@ -274,13 +300,15 @@ def _memory(request: PoolRequest, tokens: int, context: int, kv: Mapping[str, An
     fraction = float(share or flags.get("free_gpu_memory_fraction", MEMORY_FRACTION))
     tp, device = request.tensor_parallel, request.device_memory_bytes
     weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1, request.expert_parallel)
+    drafter = request.speculation
+    draft_weights = drafter.weight_bytes() if drafter else 0
     activations = activation_bytes(arch, tokens, -(-tokens // max(context - 1, 1)), tp)
     other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
     per_token = sum(
         group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)
-    )
+    ) + (drafter.kv_bytes_per_token() if drafter else 0)
     block = int(per_token * int(kv["tokens_per_block"]))
-    free = device - weights - activations - other
+    free = device - weights - draft_weights - activations - other
     usable = int(free * fraction)
     if usable < 2 * block:
         lack = (2 * block - usable) / fraction
@@ -298,6 +326,7 @@ def _memory(request: PoolRequest, tokens: int, context: int, kv: Mapping[str, An
         usable_bytes=device,
         lines=(
             MemoryLine("weight", "weights", weights),
+            *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
             MemoryLine("activation", "activations (trial run of a full step)", activations),
             MemoryLine("other", "CUDA context, collectives", other),
             MemoryLine("free", "left free (1 - free_gpu_memory_fraction), CUDA graphs", free - usable),
@@ -382,7 +411,8 @@ ENGINE = Engine(
         name: Support(_KINDS, _SOURCE)
         for name in ("bf16", "fp16", "fp8", "fp8_block", "nvfp4", "mxfp4", "int4", "awq", "gptq")
     },
-    features={},
+    features={"speculative": Support(_KINDS, "NVIDIA/TensorRT-LLM, docs/source/features/speculative-decoding.md (read 2026-11)")},
+    drafts=chains_only("TensorRT-LLM", ("mtp", "eagle3", "ngram", "draft_model")),
     flags=lambda: FLAGS,
     same_as={
         "rows": "max_batch_size",

@@ -35,6 +35,7 @@ _MODELLED: dict[str, Flag] = {
     "scheduler_config": Flag("json", None),
     "cuda_graph_config": Flag("json", None, special=("none",)),
     "moe_config": Flag("json", None),
+    "speculative_config": Flag("json", None),
 }
 
 _KV = {
@@ -76,6 +77,22 @@ GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] =
 }
 """Group -> the keys that are read, and those that are not, each with the values that are taken (none named: all)."""
 
+DRAFT_METHODS = {"mtp": "mtp", "eagle3": "eagle3", "eagle": "eagle3", "ngram": "ngram", "drafttarget": "draft_model"}
+"""``decoding_type`` in lower case, without underscores -> method of a pool's `speculative`. Of Eagle its doc says that it means
+EAGLE-3 (docs/source/features/speculative-decoding.md, read 2026-11)."""
+DRAFT_KEYS = {
+    "max_draft_len": "num_speculative_tokens",
+    "num_nextn_predict_layers": "num_speculative_tokens",
+    "speculative_model": "model",
+    "speculative_model_dir": "model",
+}
+DRAFTS_HARMLESS = """
+    decoding_type eagle3_one_model use_relaxed_acceptance_for_thinking relaxed_topk relaxed_delta max_matching_ngram_size
+    is_public_pool is_keep_all is_use_oldest eagle3_layers_to_capture load_format draft_tensor_parallel_size acceptance_window
+    use_mtp_vanilla mtp_eagle_one_model begin_thinking_phase_token end_thinking_phase_token
+"""
+"""Other keys, which change nothing but which drafts are accepted (that is given) or how they are launched."""
+
 _SWITCHES = """
     enable_attention_dp enable_lora fail_fast_on_attention_window_too_large print_iter_log trust_remote_code
     enable_iter_perf_stats enable_min_latency use_torch_sampler skip_tokenizer_init
@@ -96,7 +113,6 @@ _CHANGING = {
     "flags in a file that cannot be seen": "extra_llm_api_options",
 }
 _REFUSED = {
-    "how many tokens a step yields (speculation is not simulated for TensorRT-LLM)": "speculative_config",
     "what ranks compute together (attention data parallelism is not simulated for TensorRT-LLM)": "enable_attention_dp=false "
     "attention_dp_config context_parallel_size=1 cp_config",
     "the engine (its PyTorch backend is simulated)": "backend=pytorch",
@@ -137,6 +153,33 @@ def _kv_format(config: Mapping[str, Any]) -> str | None:
     return None if name == "auto" else name
 
 
+def _drafts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``speculative_config`` as a pool's `speculative` settings; InputError for what is not modelled."""
+    where = "speculative_config"
+    kind = str(config.get("decoding_type", "")).lower().replace("_", "")
+    if kind not in DRAFT_METHODS:
+        raise InputError(
+            f"speculative_config with decoding_type {config.get('decoding_type') or '(none)'} is not simulated",
+            where=where,
+            mend="one of MTP, Eagle3, NGram, DraftTarget; the PyTorch backend has no Medusa",
+        )
+    found: dict[str, Any] = {"method": DRAFT_METHODS[kind]}
+    for key, value in config.items():
+        if key in DRAFT_KEYS:
+            if value is not None:
+                found[DRAFT_KEYS[key]] = value
+        elif key not in DRAFTS_HARMLESS.split() and value not in (None, False):
+            near = nearest(key, [*DRAFT_KEYS, *DRAFTS_HARMLESS.split()])
+            raise InputError(
+                f"`speculative_config.{key}` ({value}) is not simulated",
+                where=where,
+                mend=f"did you mean `{near}`?" if near else "remove it: chains of a fixed length are simulated",
+            )
+    if found["method"] == "mtp":
+        found.setdefault("num_speculative_tokens", 1)
+    return found
+
+
 FLAGS = FlagTable(
     engine="trtllm",
     modelled=_MODELLED,
@@ -148,6 +191,7 @@ FLAGS = FlagTable(
         "pipeline_parallel_size": Typed("pipeline_parallel"),
         "moe_expert_parallel_size": Typed("expert_parallel", lambda v: v if v > 1 else None),
         "kv_cache_config": Typed("kv_cache", _kv_format),
+        "speculative_config": Typed("speculative", _drafts),
     },
     settings_file="extra_llm_api_options",
     abbreviated=False,

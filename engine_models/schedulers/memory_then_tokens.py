@@ -143,6 +143,7 @@ class TwoPassScheduler(Scheduler):
         self._latest = TwoPassBatch(-1)  # latest batch that computes prompts
         self._blocked = False  # nobody comes in before a row ends, whoever arrives
         self._shape = Batch(-1)
+        self.spare_tokens = 0  # that a row's last step may hold beyond its answer
 
     # -- the outside ----------------------------------------------------------------------------------------
 
@@ -179,7 +180,7 @@ class TwoPassScheduler(Scheduler):
             room = (seq.final_length if seq.stop_known else rules.max_seq_len) - prompt
             answer = max(min(seq.limit_tokens or room, rules.max_seq_len - prompt), seq.final_length - prompt)
             row = _Row(content_of(seq), prompt, answer)
-            row.total = -(-(prompt + answer) // self.kv.block_tokens)
+            row.total = -(-(prompt + answer + self.spare_tokens) // self.kv.block_tokens)
             seq.order = self._orders
             self._orders += 1
             self.active[seq] = self._contexts[seq] = row
@@ -282,10 +283,11 @@ class TwoPassScheduler(Scheduler):
         tokens = chunked = count = 0
         fits = True
         if rules.capacity_scheduler_policy != UTILIZATION:
-            count = tokens = decodes.count
+            count = decodes.count
+            tokens = count * decodes.row_tokens
             if tokens > budget:
                 rows = (seq for seq in self.active if seq.state == "decoding")
-                return [], [seq for seq, _ in zip(rows, range(budget), strict=False)]
+                return [], [seq for seq, _ in zip(rows, range(budget // decodes.row_tokens), strict=False)]
             if count >= rules.max_batch_size:
                 return [], None
         else:
@@ -411,7 +413,7 @@ class TwoPassScheduler(Scheduler):
         for seq in contexts:
             if not self._contexts[seq].held:
                 self._start(batch, seq, now_s)
-        contexts = sorted(self._trimmed(contexts, decodes.count), key=self._last_chunk)
+        contexts = sorted(self._trimmed(contexts, decodes.count * decodes.row_tokens), key=self._last_chunk)
         self._decode(batch, contexts)
         self._compute_prompts(batch, contexts)
         for seq in resting:

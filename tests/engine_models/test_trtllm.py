@@ -168,7 +168,7 @@ trtllm-serve org/m --max_num_tokens=20000 --extra_llm_api_options=extra.yml"""
         ({"kv_cache_config": {"tokens_per_block": 0}}, "must be at least 1"),
         ({"scheduler_config": {"capacity_scheduler_policy": "MAX_UTIL"}}, "MAX_UTIL is not simulated"),
         ({"scheduler_config": {"context_chunking_policy": "FORCE_CHUNK"}}, "FORCE_CHUNK is not simulated"),
-        ({"speculative_config": {"decoding_type": "MTP"}}, "speculation is not simulated"),
+        ({"speculative_config": {"decoding_type": "Medusa"}}, "Medusa is not simulated"),
         ({"enable_attention_dp": True}, "attention data parallelism is not simulated"),
         ({"max_beam_width": 4}, "how many sequences a request has"),
         ({"lora_config": {"max_lora_rank": 8}}, "adapters"),
