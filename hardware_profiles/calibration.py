@@ -11,6 +11,7 @@
     points                   how many measurements; rows of the before/after table under `table`
     held_out_error           median error of points left out in turn, null of a single one
     provenance               tool, date, files (name, sha256, client)
+    steps                    where whole steps were measured: their law (`engine_models.cost.measured`), in place of scales
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Calibration:
     table: tuple[Mapping[str, Any], ...]
     provenance: Mapping[str, Any]
     name: str = ""
+    steps: Mapping[str, Any] | None = None
 
     def as_scales(self) -> Scales:
         """The scales, 1 where the data told none."""
@@ -77,6 +79,7 @@ class Calibration:
             "held_out_error": self.held_out_error,
             "table": [dict(row) for row in self.table],
             "provenance": dict(self.provenance),
+            **({} if self.steps is None else {"steps": dict(self.steps)}),
         }
 
     def write(self, path: Path) -> None:
@@ -116,6 +119,7 @@ def read_calibration(path: Path) -> Calibration:
             tuple(data["table"]),
             data["provenance"],
             path.name,
+            data.get("steps"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine_models.cost.measured import FittedLaw, fitted_from
+from engine_models.cost.terms import HostOverhead
 from engine_models.declaration import EnginePlan
 from hardware_profiles.calibration import RANGES, Calibration, read_calibration
 from hardware_profiles.device import Device
@@ -43,25 +45,65 @@ def calibration_of(pool: Pool, plan: EnginePlan, device: Device, base: Path) -> 
     return found
 
 
-def calibrated(scales: Scales, kernels: Ops, plan: EnginePlan) -> tuple[Ops, EnginePlan]:
-    """Operations and plan by scales."""
+def calibrated(found: Calibration, kernels: Ops, plan: EnginePlan) -> tuple[Ops, EnginePlan]:
+    """Operations and plan by a calibration: the operations by its scales, or the plan by its law of steps."""
+    if found.steps is None:
+        return _by_scales(found.as_scales(), kernels, plan)
+    try:
+        return kernels, _by_law(plan, fitted_from(found.steps))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{found.name} holds no law of steps: {type(error).__name__}: {error}",
+            where="deployment.calibration",
+            mend="write it again by `capacity-plan calibrate endpoint`",
+        ) from None
+
+
+def _by_scales(scales: Scales, kernels: Ops, plan: EnginePlan) -> tuple[Ops, EnginePlan]:
     host = plan.costs.terms.host.slowed(scales.host_scale)
     return ScaledOps.of(kernels, scales), replace(plan, costs=plan.costs.with_terms(host=host))
 
 
+def with_law(prepared: Prepared, fitted: FittedLaw) -> Prepared:
+    """A deployment whose steps are timed by a law; what the host and the front end take is in it."""
+    return replace(prepared, plan=_by_law(prepared.plan, fitted))
+
+
+def _by_law(plan: EnginePlan, fitted: FittedLaw) -> EnginePlan:
+    costs = replace(plan.costs.with_terms(host=HostOverhead(0.0, 0.0)), measured=fitted.law)
+    front = replace(plan.front, before_s=fitted.front_s, tokenise_token_s=0.0)
+    return replace(plan, costs=costs, front=front)
+
+
 def with_scales(prepared: Prepared, scales: Scales) -> Prepared:
     """A deployment by scales."""
-    kernels, plan = calibrated(scales, prepared.kernels, prepared.plan)
+    kernels, plan = _by_scales(scales, prepared.kernels, prepared.plan)
     return replace(prepared, kernels=kernels, plan=plan)
+
+
+def check_law(prepared: Prepared) -> Prepared:
+    """The deployment itself. Raises InputError where a law of whole steps was measured on another one."""
+    found = prepared.calibration
+    other = [] if found is None or found.steps is None else [text for text in unlike(prepared) if ": version " not in text]
+    if found is not None and other:
+        raise InputError(
+            f"{found.name} times whole steps, which hold for the deployment they were measured on: "
+            f"{'; '.join(text.removeprefix('calibration: ') for text in other)}",
+            where="deployment.calibration",
+            mend="remove `deployment.calibration`, or calibrate with measurements of this deployment",
+        )
+    return prepared
 
 
 def calibration_words(calibration: Calibration) -> str:
     """What a calibration does, for the assumptions of a run."""
     told = [f"{name} {value:.3g}" for name, value in calibration.scales.items()]
+    law = calibration.steps is not None
     left = f"; not told by them: {', '.join(calibration.unidentified)}" if calibration.unidentified else ""
     held = "" if calibration.held_out_error is None else f", left out in turn {calibration.held_out_error:.0%} off in the median"
     many = "1 measurement" if calibration.points == 1 else f"{calibration.points} measurements"
-    return f"step times by {calibration.name}: {many}{held}; times the profile's: {', '.join(told)}{left}"
+    by = "whole steps, in place of the profile's" if law else f"times the profile's: {', '.join(told)}"
+    return f"step times by {calibration.name}: {many}{held}; {by}{left}"
 
 
 def measured_on(prepared: Prepared) -> dict[str, str]:

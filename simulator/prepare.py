@@ -24,7 +24,7 @@ from engine_models.model.formats import FORMATS, format_named
 from hardware_profiles.device import Device, device_names, load_device
 from hardware_profiles.errors import InputError, PlanError
 from hardware_profiles.kernels import operations_in_node
-from simulator.calibrated import calibrated, calibration_of, calibration_words
+from simulator.calibrated import calibrated, calibration_of, calibration_words, check_law
 from simulator.pools import blended_price, check_roles, connector_of, joint_limits, paths_of, unique
 from simulator.prepared import Prepared
 from simulator.price import unit_price
@@ -298,7 +298,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     warnings += [f"{said}, on {device.title}; it was ignored" for said in plan.costs.unserved(kernels)]
     calibration = calibration_of(pool, plan, device, base)
     if calibration is not None:
-        kernels, plan = calibrated(calibration.as_scales(), kernels, plan)
+        kernels, plan = calibrated(calibration, kernels, plan)
         lent = (*lent, calibration_words(calibration))
     replicas = pool.replicas * (1 if ranks > 1 else pool.data_parallel)
     from simulator.config.schema import MAX_REPLICAS
@@ -324,7 +324,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
             f"{kind} {pool.tensor_parallel * ranks} spans nodes of {per_node} devices: "
             "collectives are priced as inside one node"
         )
-    return Prepared(
+    prepared = Prepared(
         scenario=scenario,
         base_dir=base,
         pool=pool,
@@ -341,6 +341,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         routing=routing,
         calibration=calibration,
     )
+    return check_law(prepared)
 
 
 def _check_features(pool: Pool, engine: Engine, device: Device) -> None:

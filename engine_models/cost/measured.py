@@ -8,15 +8,17 @@ costs `cell_s`, by the number of such rows, for each token it attends to. That o
 `tile_tokens` by `tile_tokens` pairs, each whole where any of it is needed, for `tile_cell_s` a pair; of a chunk shorter than a
 tile as that of one row.
 
-All of it is linear in the unknowns, which are found by non-negative least squares of relative errors.
+All of it is linear in the unknowns, which are found by non-negative least squares of relative errors. What stands before the
+scheduler (`front_s`, once a request) is one more of them, where steps were timed by a client.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,10 +39,11 @@ class Part(NamedTuple):
 
 
 class MeasuredStep(NamedTuple):
-    """Seconds that parts took one after the other."""
+    """Seconds that parts took one after the other, after `fronts` requests had passed what stands before the scheduler."""
 
     parts: tuple[Part, ...]
     took_s: float
+    fronts: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,58 @@ class StepLaw:
 
     def errors(self, steps: Iterable[MeasuredStep]) -> FloatArray:
         """Relative errors, predicted over measured less one."""
-        model = MeasuredSteps(self, HostOverhead(0.0, 0.0))
-        return np.array([sum(map(model.part_s, step.parts)) / step.took_s - 1 for step in steps])
+        return FittedLaw(self, 0.0).errors(steps)
+
+
+class FittedLaw(NamedTuple):
+    """A law, and the time before the scheduler beside it [s]."""
+
+    law: StepLaw
+    front_s: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; `fitted_from` reads it."""
+        return {**asdict(self.law), "front_s": self.front_s}
+
+    def errors(self, steps: Iterable[MeasuredStep]) -> FloatArray:
+        """Relative errors, predicted over measured less one."""
+        model = MeasuredSteps(self.law, HostOverhead(0.0, 0.0))
+        return np.array(
+            [(sum(map(model.part_s, step.parts)) + step.fronts * self.front_s) / step.took_s - 1 for step in steps]
+        )
+
+
+def fitted_from(data: Mapping[str, Any]) -> FittedLaw:
+    """A law as JSON holds it (`as_dict`). Raises ValueError, KeyError or TypeError for what is none."""
+    read = {name: float(data[name]) for name in ("token_s", "output_s", "tile_cell_s", "front_s")}
+    block_tokens, tile_tokens = int(data["block_tokens"]), int(data["tile_tokens"])
+    products, cells = (tuple((int(at), float(value)) for at, value in data[name]) for name in ("products", "cells"))
+    numbers = [*read.values(), *(value for _, value in products + cells)]
+    rising = all([at for at, _ in table] == sorted({at for at, _ in table}) for table in (products, cells))
+    whole = products and cells and min(block_tokens, tile_tokens) > 0
+    if not (whole and rising and all(0 <= value < float("inf") for value in numbers)):
+        raise ValueError("a law of steps has rising tables and no negative times")
+    law = StepLaw(block_tokens, products, read["token_s"], read["output_s"], cells, read["tile_cell_s"], tile_tokens)
+    return FittedLaw(law, read["front_s"])
 
 
 def fit_law(
     steps: Sequence[MeasuredStep], block_tokens: int = 1, output_share: float = 0.0, tile_tokens: int = 1
 ) -> StepLaw:
+    """`fit_with_front` of steps that no client timed."""
+    return fit_with_front(steps, block_tokens, output_share, tile_tokens).law
+
+
+def fit_with_front(
+    steps: Sequence[MeasuredStep],
+    block_tokens: int = 1,
+    output_share: float = 0.0,
+    tile_tokens: int = 1,
+    straight_from_tokens: float = float("inf"),
+) -> FittedLaw:
     """Fit the law. Attention of counts of single rows that were measured over one context is taken from other counts.
+
+    Products of more than `straight_from_tokens` tokens go on in a straight line, so that what bends beyond it is attention.
 
     An output costs `output_share` of a single token's products: the share of its weights' bytes.
     Raises InputError for a time that cannot be, and where the steps tell nothing of single rows over two contexts or
@@ -90,21 +137,23 @@ def fit_law(
             mend="measure single rows by context, and prompts with and without a context before them",
         )
     nodes = sorted({0} | {_whole(part.rows * part.tokens, block_tokens) for part in parts})
+    nodes = [node for at, node in enumerate(nodes) if at < 2 or node <= straight_from_tokens]
     matrix = np.array([_features(step, nodes, singles, tile_tokens, block_tokens, output_share) for step in steps])
     seconds = np.array([step.took_s for step in steps])
     from scipy.optimize import nnls
 
     found = nnls(matrix / seconds[:, None], np.ones(len(steps)))[0].tolist()
     products, rest = found[: len(nodes)], found[len(nodes) :]
-    return StepLaw(
+    law = StepLaw(
         block_tokens,
         tuple(zip(nodes, np.cumsum(products).tolist(), strict=True)),
         rest[0],
         rest[0] * output_share,
-        tuple(zip(singles, rest[2:], strict=True)),
+        tuple(zip(singles, rest[2:-1], strict=True)),
         rest[1],
         tile_tokens,
     )
+    return FittedLaw(law, rest[-1])
 
 
 def cells_of(tokens: int, prior_tokens: float, tile_tokens: int) -> float:
@@ -123,13 +172,15 @@ def _whole(tokens: int, block_tokens: int) -> int:
 def _features(
     step: MeasuredStep, nodes: list[int], singles: list[int], tile_tokens: int, block_tokens: int, output_share: float
 ) -> list[float]:
-    """Factors of the unknowns in a step: rises of the table, a token, a chunk's cell, a cell by rows."""
-    out = [0.0] * (len(nodes) + 2 + len(singles))
+    """Factors of the unknowns in a step: rises of the table, a token, a chunk's cell, a cell by rows, the front."""
+    out = [0.0] * (len(nodes) + 2 + len(singles)) + [float(step.fronts)]
     for part in step.parts:
         tokens = part.rows * part.tokens
         whole = _whole(tokens, block_tokens)
-        for at, node in enumerate(nodes):
-            out[at] += float(node <= whole)
+        out[0] += 1.0
+        for at, (node, after) in enumerate(pairwise(nodes), 1):
+            share = max(0.0, (whole - node) / (after - node))
+            out[at] += share if after == nodes[-1] else min(1.0, share)
         out[len(nodes)] += tokens - whole + output_share * part.outputs
         cells = part.rows * cells_of(part.tokens, part.prior_tokens, tile_tokens)
         if part.tokens > 1 and part.tokens >= tile_tokens:
@@ -209,4 +260,4 @@ class MeasuredSteps(StepCost):
         return self.host.step_s + self.host.row_s * (batch.decode_rows + len(batch.prefill))
 
 
-__all__ = ["MeasuredStep", "MeasuredSteps", "Part", "StepLaw", "fit_law"]
+__all__ = ["FittedLaw", "MeasuredStep", "MeasuredSteps", "Part", "StepLaw", "fit_law", "fit_with_front", "fitted_from"]

@@ -235,6 +235,28 @@ def validate_reports(
     reports_command(file, workers, as_json)
 
 
+@validate_app.command("endpoint")
+def validate_endpoint(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Address of an OpenAI-compatible server.")],
+    scenario: ScenarioArgument,
+    set_: SetOption = None,
+    model: Annotated[str, typer.Option(help="The server's name of the model; the only one it lists by default.")] = "",
+    api: Annotated[str, typer.Option(help="completions or chat.")] = "completions",
+    key_variable: Annotated[str, typer.Option(help="Environment variable with the server's key.")] = "OPENAI_API_KEY",
+    output: Annotated[Path, typer.Option(help="Folder in which the folder of this comparison is made.")] = Path("runs"),
+    most_s: Annotated[float, typer.Option("--max-seconds", min=1, help="Arrivals up to this time.")] = 900,
+    max_requests: Annotated[int, typer.Option(min=1, help="Requests at most.")] = 1000,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Longest silence of the server.")] = 120,
+    as_json: JsonOption = False,
+) -> None:
+    """Send a scenario's requests to a live server; measured beside simulated, percentile by percentile."""
+    from simulator.cli.endpoint import validate_command
+
+    validate_command(
+        url, scenario, set_ or [], model, api, key_variable, output, most_s, max_requests, timeout_s, as_json
+    )
+
+
 @validate_app.command("kernels")
 def validate_kernels(
     directory: Annotated[Path, typer.Argument(help="Directory of kernel timing tables (*.parquet).")],

@@ -178,3 +178,31 @@ def _left_out_kernels(
         over = sum(g["over"] for g in groups)
         known = sum(g["reference"] is not None for g in groups)
         print(f"{over} of {known} groups with a reference are above {OVER:g} times it")
+
+
+@calibrate_app.command("endpoint")
+def endpoint(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Address of an OpenAI-compatible server.")],
+    scenario: Annotated[str, typer.Argument(help="Scenario with the server's deployment; prompts up to its load's longest.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Replace a field of it.")] = None,
+    model: Annotated[str, typer.Option(help="The server's name of the model; the only one it lists by default.")] = "",
+    api: Annotated[str, typer.Option(help="completions or chat.")] = "completions",
+    key_variable: Annotated[str, typer.Option(help="Environment variable with the server's key.")] = "OPENAI_API_KEY",
+    output: Annotated[Path, typer.Option(help="Calibration file to write.")] = Path("calibration.json"),
+    measurements: Annotated[
+        Path | None, typer.Option(help="File of measurements, taken up where it ends; by default beside the output.")
+    ] = None,
+    most_s: Annotated[float, typer.Option("--max-seconds", min=1, help="Time for measuring.")] = 600,
+    max_requests: Annotated[int, typer.Option(min=1, help="Requests for measuring.")] = 600,
+    max_rows: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, max=20, help="Times that each point is measured; medians count.")] = 3,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Longest silence of the server.")] = 120,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Drive a live server with a short experiment; fit the times of its steps and say how well they fit."""
+    from simulator.cli.endpoint import calibrate_command
+
+    calibrate_command(
+        url, scenario, set_ or [], model, api, key_variable, output, measurements, most_s, max_requests, max_rows, repeats,
+        timeout_s, as_json,
+    )  # fmt: skip
