@@ -53,6 +53,7 @@ from simulator.workload.streams import stream
 if TYPE_CHECKING:
     from simulator.cluster.elastic import ElasticCluster
     from simulator.config.schema import Scenario
+    from simulator.workload.naming import SegmentNumbers
     from simulator.workload.spec import WorkloadSpec
     from simulator.workload.streaming import WorkloadStream
 
@@ -94,6 +95,8 @@ class RunResult:
     pools: tuple[str, ...] = ()
     """Names of the ranks' pools, by number."""
     scratch: Scratch | None = field(repr=False, default=None)
+    cache: dict[str, Any] | None = field(repr=False, default=None)
+    """What the prefix caches hold at the end, where that was asked for."""
 
     @property
     def gaps(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -158,19 +161,21 @@ def run_prepared(
     should_stop: Callable[[], bool] | None = None,
     scratch: Path | None = None,
     say: Callable[[str], None] | None = None,
+    save_cache: bool = False,
 ) -> RunResult:
     """Simulate a prepared scenario and assemble its result.
 
     `should_stop` is asked after every request that ends; once it says True the run ends there, and the result (of the
     simulated time reached, without a verdict) says so in its warnings and in `raw.stopped_at_s`. `scratch` is the folder
     in which a streamed run keeps its request table until the run directory is written; the system's by default. `say` is told
-    beforehand what the run will take, if that is much.
+    beforehand what the run will take, if that is much. With `save_cache` the result holds what the prefix caches are left with.
     """
     if workload is None and prepared.scenario.workload.stages is not None:
-        return _run_stages(prepared, aggregate=aggregate, should_stop=should_stop, say=say)
+        return _run_stages(prepared, aggregate=aggregate, should_stop=should_stop, say=say, save_cache=save_cache)
     started = time.perf_counter()
     scenario, plan = prepared.scenario, prepared.plan
-    source = workload if workload is not None else _requests(prepared)
+    numbers = _numbers(prepared, save_cache)
+    source = workload if workload is not None else _requests(prepared, numbers)
     effort = effort_of(source)
     effort.refuse(machine_bytes())
     if say is not None and (words := effort.said()) is not None:
@@ -178,6 +183,8 @@ def run_prepared(
     if isinstance(source, Workload):
         check_longest(prepared, source)
     cluster = _cluster(prepared, source, aggregate=aggregate, should_stop=should_stop)
+    if numbers is not None:
+        prepared = _warmed(prepared, cluster, numbers)
     held = isinstance(source, Workload)
     folder = None if held else Scratch(scratch)
     try:
@@ -208,7 +215,33 @@ def run_prepared(
         source if isinstance(source, Workload) else source.columns_of_none(),
         tuple(_pool_names(prepared)),
         folder,
+        _saved(prepared, cluster, numbers) if save_cache else None,
     )
+
+
+def _numbers(prepared: Prepared, save_cache: bool) -> SegmentNumbers | None:
+    """Numbers of contents, where caches outlive a run."""
+    if not save_cache and not any(each.pool.warm_cache for each in prepared.pools or (prepared,)):
+        return None
+    from simulator.workload.naming import SegmentNumbers
+
+    return SegmentNumbers()
+
+
+def _warmed(prepared: Prepared, cluster: Cluster, numbers: SegmentNumbers) -> Prepared:
+    """Fill the caches of a cluster as its pools ask; the words about it are among the assumptions."""
+    from simulator.caches import warm
+
+    said = warm(prepared, cluster.ranks, numbers)
+    cluster.warmed()
+    return replace(prepared, assumptions=(*prepared.assumptions, *said))
+
+
+def _saved(prepared: Prepared, cluster: Cluster, numbers: SegmentNumbers | None) -> dict[str, Any]:
+    from simulator.caches import saved
+
+    assert numbers is not None
+    return saved(prepared, cluster.ranks, numbers)
 
 
 def _collector(
@@ -239,7 +272,12 @@ REPORTED = ("metrics", "totals", "server", "slo", "classes", "overload", "batch_
 
 
 def _run_stages(
-    prepared: Prepared, *, aggregate: bool, should_stop: Callable[[], bool] | None, say: Callable[[str], None] | None
+    prepared: Prepared,
+    *,
+    aggregate: bool,
+    should_stop: Callable[[], bool] | None,
+    say: Callable[[str], None] | None,
+    save_cache: bool,
 ) -> RunResult:
     """Simulate loads that follow each other on one cluster, each counted by itself, and those measured together."""
     from simulator.cluster.outcome import Rows
@@ -251,7 +289,8 @@ def _run_stages(
     started = time.perf_counter()
     scenario, plan = prepared.scenario, prepared.plan
     check_stages(prepared)
-    stages = build_stages(scenario.workload, SegmentNumbers(), seed=scenario.seed, base_dir=prepared.base_dir)
+    numbers = SegmentNumbers()
+    stages = build_stages(scenario.workload, numbers, seed=scenario.seed, base_dir=prepared.base_dir)
     effort = effort_of_all(stage.workload for stage in stages)
     effort.refuse(machine_bytes())
     if say is not None and (words := effort.said()) is not None:
@@ -271,6 +310,7 @@ def _run_stages(
         if cluster is None:
             cluster = _cluster(own, load, aggregate=aggregate, should_stop=should_stop)
             reserves = any(rank.scheduler.reserves_answers for rank in cluster.ranks)
+            prepared = _warmed(prepared, cluster, numbers)
         else:
             cluster.follow(load, at_s)
         before = cluster.totals()
@@ -313,15 +353,19 @@ def _run_stages(
     table["stage"] = Coded(np.repeat(np.arange(len(loads), dtype=np.int16), counts), tuple(name for name, _ in loads))
     timeline = collector.timeline(raw.end_of_run_s, None)
     pools = tuple(_pool_names(prepared))
-    return RunResult(result, table, timeline, manifest, scenario.name, digest, raw, whole, pools)
+    cache = _saved(prepared, cluster, numbers) if save_cache else None
+    return RunResult(result, table, timeline, manifest, scenario.name, digest, raw, whole, pools, cache=cache)
 
 
-def _requests(prepared: Prepared) -> Workload | WorkloadStream:
-    """The scenario's requests, as a stream if they are many and can be streamed."""
+def _requests(prepared: Prepared, numbers: SegmentNumbers | None) -> Workload | WorkloadStream:
+    """The scenario's requests, as a stream if they are many and can be streamed; held, and by `numbers`, if there are some."""
     from simulator.workload.build import build_workload
     from simulator.workload.streaming import open_stream
 
     spec, seed, base_dir = prepared.scenario.workload, prepared.scenario.seed, prepared.base_dir
+    if numbers is not None:
+        named = build_workload(spec, seed=seed, base_dir=base_dir, named=True)
+        return named if named.content is None else replace(named, content=numbers.renumber(named.content))
     streamed = open_stream(spec, seed=seed, base_dir=base_dir, above=STREAM_ABOVE)
     return streamed or build_workload(spec, seed=seed, base_dir=base_dir)
 

@@ -16,8 +16,10 @@ docs/engines/trtllm.md.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence as Series
 
 from engine_models.memory.radix import Content, Runs
+from engine_models.parts.kept import Kept, parents_first
 from engine_models.parts.sequence import Sequence
 
 
@@ -64,6 +66,40 @@ class BlockTree:
         self.root = Block(1)
         self._fresh = capacity_blocks  # free ones without content, which stand before all others
         self._line: OrderedDict[Block, None] = OrderedDict()
+
+    # -- what outlives it -----------------------------------------------------------------------------------
+
+    def kept(self) -> list[Kept]:
+        """Free blocks that can be found, the longest free first; of those that nobody finds how much room they take."""
+        at: dict[Block, int] = {block: number for number, block in enumerate(self._line) if self._found(block)}
+        return [
+            Kept(-1 if block.parent is None else at.get(block.parent, -1), block.key)
+            if block in at
+            else Kept(-1, ((-1, 0, self.block_tokens),))
+            for block in self._line
+        ]
+
+    def _found(self, block: Block) -> bool:
+        """Whether a block stands in the tree, its parents free as it is."""
+        at: Block | None = block
+        while at is not None and at is not self.root:
+            if at.refs or at.parent is None or at.parent.children.get(at.key) is not at:
+                return False
+            at = at.parent
+        return True
+
+    def warm(self, pieces: Series[Kept]) -> None:
+        """Hold what another cache has kept, as much of the latest free as fits. Before: the cache is empty."""
+        first = max(0, len(pieces) - self.capacity_blocks)
+        made: dict[int, Block] = {}
+        for number in parents_first(pieces):
+            piece = pieces[number]
+            if number >= first and (piece.parent < 0 or piece.parent in made):
+                made[number] = Block()
+                self._enter(made[number], made.get(piece.parent, self.root), piece.runs)
+        for number in sorted(made):
+            self._line[made[number]] = None
+        self._fresh -= len(made)
 
     # -- looking up -----------------------------------------------------------------------------------------
 

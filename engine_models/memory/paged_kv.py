@@ -15,8 +15,10 @@ Sources: the behaviour is that of vLLM's block pool and KV manager (0.11 to 0.33
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence as Series
 
 from engine_models.parts.block_names import BlockEvents, ChainKeys
+from engine_models.parts.kept import Kept, line_runs, lines, parents_first
 from engine_models.parts.sequence import Sequence
 
 
@@ -129,6 +131,50 @@ class PagedKV(BlockPool):
         """Note that blocks `first` ... `end` - 1 of a sequence have entered the index."""
         if self.events is not None and end > first:
             self.events.append((keys[first - 1] if first else None, keys[first:end]))
+
+    # -- what outlives it -----------------------------------------------------------------------------------
+
+    def kept(self) -> list[Kept]:
+        """What can be found, the least recently used first, a block a piece; blocks of which nobody knows the name in one."""
+        known = self.chain.contents()
+        held = [block for entry in self._index.values() for block in (entry if isinstance(entry, list) else (entry,))]
+        order = [*self._queue, *(block for block in held if block not in self._queue)]
+        at: dict[int, int] = {}
+        for key in sorted(block.key for block in held):  # a block's key is above that of the one before it
+            if key in known and (known[key][0] == 0 or known[key][0] in at):
+                at[key] = -1
+        found: list[Kept] = []
+        for number, entry in enumerate(order):
+            if isinstance(entry, Block) and at.get(entry.key, 0) < 0:
+                at[entry.key] = number
+                found.append(Kept(known[entry.key][0], known[entry.key][1]))
+            else:
+                blocks = 1 if isinstance(entry, Block) else entry.blocks
+                found.append(Kept(0, ((-1, 0, blocks * self.block_tokens),)))
+        return [piece._replace(parent=at.get(piece.parent, -1)) for piece in found]
+
+    def warm(self, pieces: Series[Kept]) -> None:
+        """Hold what another cache has kept, as much of the latest used as fits. Before: the cache is empty."""
+        size = self.block_tokens
+        keys: dict[int, int] = {}
+        for line in lines(pieces):
+            keys.update(zip(line, self.chain.keys(line_runs(pieces, line), len(line)), strict=False))
+        blocks = [piece.tokens // size for piece in pieces]
+        over = sum(blocks) - self.capacity_blocks
+        first = 0
+        while over > 0:
+            over -= blocks[first]
+            first += 1
+        for number in range(first, len(pieces)):
+            entry = Block(keys[number]) if blocks[number] == 1 else FreeRun(blocks[number])
+            if isinstance(entry, Block):
+                entry.holders = 0
+                self._insert(entry)
+            self._queue[entry] = None
+            self._plain_head -= blocks[number]
+        for number in parents_first(pieces) if self.events is not None else ():
+            if number >= first and blocks[number] == 1 and self.events is not None:
+                self.events.append((keys.get(pieces[number].parent), [keys[number]]))
 
     # -- admission ------------------------------------------------------------------------------------------
 

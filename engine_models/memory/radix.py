@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
+from collections.abc import Sequence as Series
 from itertools import count
 
+from engine_models.parts.kept import Kept, parents_first
 from engine_models.parts.sequence import Sequence
 
 Run = tuple[int, int, int]
@@ -370,6 +372,31 @@ class RadixTree(ContentTree):
         child.tick = float(next(self._clock))
         return upper
 
+    # -- what outlives it -----------------------------------------------------------------------------------
+
+    def kept(self) -> list[Kept]:
+        """All nodes, the least recently used first."""
+        nodes = sorted(self.nodes(), key=lambda node: node.tick)
+        at: dict[Node | None, int] = {node: number for number, node in enumerate(nodes)}
+        return [Kept(at.get(node.parent, -1), node.key, node.hits) for node in nodes]
+
+    def warm(self, pieces: Series[Kept]) -> int:
+        """Hold what another tree has kept; return its tokens. Before: the tree is empty."""
+        made: dict[int, Node] = {}
+        for number in parents_first(pieces):
+            piece = pieces[number]
+            parent = made.get(piece.parent, self.root)
+            first = self._first_of(piece.runs)
+            used = float(number - len(pieces))  # before all that is to come
+            node = made[number] = Node(piece.runs, piece.tokens, first, parent, used, next(self._serials))
+            node.hits = piece.hits
+            parent.children[first] = node
+            self.evictable_tokens += node.length
+        for node in made.values():
+            if not node.children:
+                self._offer(node)
+        return sum(piece.tokens for piece in pieces)
+
     # -- eviction -------------------------------------------------------------------------------------------
 
     def _rank(self, node: Node) -> object:
@@ -430,6 +457,12 @@ class RadixPool:
     def free_blocks(self) -> int:
         """Pages that are free or could be."""
         return (self.free_tokens + self.tree.evictable_tokens) // self.page_tokens
+
+    def warm(self, pieces: Series[Kept]) -> None:
+        """Hold what another pool has kept, as much as fits by the rule of eviction. Before: the pool is empty."""
+        self.free_tokens -= self.tree.warm(pieces)
+        if self.free_tokens < 0:
+            self.free_tokens += self.tree.evict(-self.free_tokens)
 
     def paged(self, tokens: int) -> int:
         """`tokens` rounded up to whole pages."""

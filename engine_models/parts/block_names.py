@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import count
 
+from engine_models.parts.kept import Runs
+
 BlockEvents = list[tuple[int | None, Sequence[int]]]
 """News of a cache, in order: the block before (None: the first of a prompt) and those stored after it; or a block that has gone,
 with nothing."""
@@ -66,3 +68,15 @@ class ChainKeys:
             if len(out) >= blocks:
                 break
         return out[:blocks]
+
+    def contents(self) -> dict[int, tuple[int, Runs]]:
+        """What each key that stands for a content names: the key of the block before it (0: none), and its tokens."""
+        size = self.block_tokens
+        found: dict[int, tuple[int, Runs]] = {key: name for name, key in self._mixed.items()}  # (parent, pieces)
+        for (parent, segment, offset), line in self._lines.items():
+            before = parent
+            for at, first in enumerate(line):
+                for key in range(first, first + NAMED):
+                    found[key] = before, ((segment, offset + (at * NAMED + key - first) * size, size),)
+                    before = key
+        return found

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from engine_models.parts.batch import Batch
 from engine_models.parts.block_names import BlockEvents, ChainKeys
+from engine_models.parts.kept import Kept
 from engine_models.parts.sequence import Sequence
 
 FloatArray = NDArray[np.float64]
@@ -141,6 +142,14 @@ class Scheduler(ABC):
         None where a cache cannot tell; called before the first request.
         """
         return None
+
+    def cached(self) -> list[Kept] | None:
+        """What the prefix cache holds, the least recently used first; None where there is none, or it cannot tell."""
+        return None
+
+    def warm(self, pieces: Series[Kept]) -> None:
+        """Begin with what another scheduler's cache has kept; called before the first request, where `cached` tells."""
+        raise NotImplementedError(f"{type(self).__name__} cannot begin with a filled cache")
 
     @property
     def cancels(self) -> bool:

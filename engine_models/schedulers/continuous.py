@@ -15,6 +15,7 @@ one when their batch is settled (`_settle_itemised`). `drafted` and `windowed` h
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Series
 from typing import Any
 
 from mypy_extensions import mypyc_attr
@@ -25,6 +26,7 @@ from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.block_names import BlockEvents, ChainKeys
 from engine_models.parts.decode_set import DecodeSet
+from engine_models.parts.kept import Kept
 from engine_models.parts.protocols import INFINITY, Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.waiting import ByPriority, FirstCome
@@ -128,6 +130,15 @@ class ContinuousScheduler(Scheduler):
     def report_blocks(self, chain: ChainKeys) -> BlockEvents | None:
         """As of the base: where one kind of blocks serves all layers."""
         return self.kv.report(chain) if self.kv.__class__ is PagedKV and self.kv.prefix_caching else None
+
+    def cached(self) -> list[Kept] | None:
+        """As of the base: where one kind of blocks serves all layers."""
+        return self.kv.kept() if isinstance(self.kv, PagedKV) and self.kv.prefix_caching else None
+
+    def warm(self, pieces: Series[Kept]) -> None:
+        """As of the base."""
+        assert isinstance(self.kv, PagedKV)
+        self.kv.warm(pieces)
 
     def close(self) -> None:
         """Let the ranges of rows that still decode end with the latest batch."""

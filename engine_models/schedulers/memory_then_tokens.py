@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from collections.abc import Sequence as Series
 from dataclasses import dataclass
 
 from engine_models.memory.block_tree import Block, BlockTree
 from engine_models.memory.radix import Content, Runs, content_of
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
+from engine_models.parts.kept import Kept
 from engine_models.parts.protocols import Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
 
@@ -165,6 +167,14 @@ class TwoPassScheduler(Scheduler):
             kv.capacity_blocks - kv.free_blocks,
             kv.capacity_blocks,
         )
+
+    def cached(self) -> list[Kept] | None:
+        """As of the base."""
+        return self.kv.kept() if self.kv.prefix_caching else None
+
+    def warm(self, pieces: Series[Kept]) -> None:
+        """As of the base."""
+        self.kv.warm(pieces)
 
     def close(self) -> None:
         """Let the ranges of rows that still decode end with the latest batch."""

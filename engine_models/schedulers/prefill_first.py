@@ -15,6 +15,7 @@ step against recordings of it; see docs/engines/sglang.md.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence as Series
 from dataclasses import dataclass
 
 from mypy_extensions import mypyc_attr
@@ -22,6 +23,7 @@ from mypy_extensions import mypyc_attr
 from engine_models.memory.radix import Content, Node, RadixPool, RadixTree, content_of
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
+from engine_models.parts.kept import Kept
 from engine_models.parts.protocols import Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
 
@@ -247,6 +249,14 @@ class PrefillFirstScheduler(Scheduler):
         """Requests, and pages; what the tree keeps without a holder counts as free."""
         total = self.kv.capacity_blocks
         return len(self.running), self.waiting_count, total - self.kv.free_blocks, total
+
+    def cached(self) -> list[Kept] | None:
+        """As of the base."""
+        return self.kv.tree.kept() if self.kv.prefix_caching else None
+
+    def warm(self, pieces: Series[Kept]) -> None:
+        """As of the base."""
+        self.kv.warm(pieces)
 
     def close(self) -> None:
         """Let the ranges of rows that still decode end with the latest batch."""

@@ -61,6 +61,9 @@ def simulate(
     trace: Annotated[
         bool, typer.Option("--trace", help="Add trace.json.gz for ui.perfetto.dev: steps, queues, memory, requests, transfers.")
     ] = False,
+    save_cache: Annotated[
+        Path | None, typer.Option("--save-cache", help="Write what the prefix caches hold at the end, for `warm_cache`.")
+    ] = None,
     headroom: Annotated[
         bool, typer.Option("--headroom", help="Find the highest load that it sustains and that keeps the SLO, by short runs.")
     ] = False,
@@ -69,11 +72,12 @@ def simulate(
     as_json: JsonOption = False,
 ) -> None:
     """Run one scenario; print a summary and write the run directory."""
+    from simulator.caches import cache_words, check_tells
     from simulator.cli.errors import InterruptedRun, placed
     from simulator.cli.interrupt import interruptible, terminable
     from simulator.config.load import load_scenario
-    from simulator.io.rundir import check_place, run_directory, write_run
-    from simulator.io.text import json_text
+    from simulator.io.rundir import check_place, run_directory, write_file, write_run
+    from simulator.io.text import dense_json, json_text
     from simulator.prepare import prepare
     from simulator.run import STREAM_ABOVE, run_prepared
 
@@ -91,7 +95,11 @@ def simulate(
     with interruptible(lambda done: progress(f"simulating {loaded.name} ... {done:,} requests done")) as should_stop:
         scratch = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
         with placed(scenario, set_ or []):
-            run = run_prepared(prepared, should_stop=should_stop, scratch=scratch, say=note)
+            if save_cache is not None:
+                check_tells(prepared)
+            run = run_prepared(
+                prepared, should_stop=should_stop, scratch=scratch, say=note, save_cache=save_cache is not None
+            )
         if headroom and run.raw.stopped_at_s is None:
             from simulator.planning.headroom import headroom as find_headroom
 
@@ -111,6 +119,9 @@ def simulate(
         )
     if run.scratch is not None:
         run.scratch.close()
+    if save_cache is not None and run.cache is not None and not partial:
+        write_file(save_cache, dense_json(run.cache))
+        note(f"caches written to {save_cache}: {cache_words(run.cache)}")
     if partial:
         if not as_json:
             from simulator.cli.summary import summary

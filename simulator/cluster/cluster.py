@@ -226,6 +226,10 @@ class Cluster:
             sink.account(self._outcome(rows), rows)
         sink.retire(INFINITY)
 
+    def warmed(self) -> None:
+        """The caches of replicas were filled before the first request."""
+        self._router.warmed()
+
     def follow(self, source: Source, at_s: float) -> None:
         """Take another load, which begins at `at_s`; every request of the one before has ended."""
         self._source = source

@@ -62,6 +62,9 @@ class Router(ABC):
         """Take in that a replica begins anew, with nothing that it kept."""
         raise NotImplementedError(f"{type(self).__name__} takes no replica out")
 
+    def warmed(self) -> None:  # noqa: B027
+        """Take in that caches begin filled."""
+
     def refused(self, seq: Sequence, now_s: float) -> float | None:
         """Take in that the replica chosen last refused a request; return when the router tries again, None if it does not."""
         return None
@@ -348,6 +351,13 @@ class PolicyRouter(Router):
         """As of the base."""
         self._serving = replicas
         self._set_up()
+
+    def warmed(self) -> None:
+        """As of the base: the router has followed the caches since they were filled."""
+        if self._news is not None:
+            for replica in range(len(self._replicas)):
+                self._news.sent(replica, -INFINITY)
+            self._news.hear(0.0)
 
     def renewed(self, replica: int) -> None:
         """As of the base."""

@@ -165,7 +165,7 @@ def _with_paths(root: Located, folder: Path | None, problems: list[InputError]) 
 
 
 def _with_pool_files(node: Located, folder: Path | None, problems: list[InputError]) -> Located:
-    """Make calibrations absolute, and draft models that are files; other names are the catalogue's or mere labels of heads."""
+    """Make calibrations and caches absolute, and draft models that are files; other names are the catalogue's or mere labels."""
     if isinstance(node.value, list):
         return sequence([_with_pool_files(child, folder, problems) for child in node.value], node.where)
     if not isinstance(node.value, dict):
@@ -173,8 +173,9 @@ def _with_pool_files(node: Located, folder: Path | None, problems: list[InputErr
     children = dict(node.value)
     if "pools" in children:
         children["pools"] = _with_pool_files(children["pools"], folder, problems)
-    if "calibration" in children:
-        children["calibration"] = _with_file(children["calibration"], folder, problems)
+    for key in ("calibration", "warm_cache"):
+        if key in children:
+            children[key] = _with_file(children[key], folder, problems)
     drafts = children.get("speculative")
     if drafts is not None and isinstance(drafts.value, dict) and "model" in drafts.value:
         named = _with_file(drafts.value["model"], folder, [], in_folder="config.json")
@@ -286,10 +287,10 @@ def _hashable(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hashable_pool(pool: dict[str, Any]) -> dict[str, Any]:
-    """The pool with its calibration by content; without one it has the hash that it had before there were any."""
-    named = pool["calibration"]
-    kept = {key: value for key, value in pool.items() if key != "calibration"}
-    return kept if named is None else {**kept, "calibration": _content(named)}
+    """The pool with the files that it names by content; without one it has the hash that it had before there were any."""
+    files = {key: pool[key] for key in ("calibration", "warm_cache")}
+    named = {key: _content(file) for key, file in files.items() if file is not None}
+    return {**{key: value for key, value in pool.items() if key not in files}, **named}
 
 
 def _hashable_load(value: Any) -> Any:

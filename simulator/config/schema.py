@@ -392,6 +392,7 @@ class Pool(_Model):
     autoscaler: Scaler | None = None
     failures: Failures | None = None
     calibration: Text | None = None
+    warm_cache: Text | None = None
 
 
 class Transfer(_Model):

@@ -20,6 +20,11 @@ def json_text(data: Any) -> str:
     return text.encode("utf-8", "backslashreplace").decode()  # names of files may hold bytes that are no text
 
 
+def dense_json(data: Any) -> str:
+    """Return plain `data` as JSON without spaces, for what only this tool reads."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False) + "\n"
+
+
 def plain(data: Any) -> Any:
     """Return `data` as dicts, lists, strings, numbers, booleans and None."""
     if isinstance(data, Mapping):

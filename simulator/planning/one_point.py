@@ -42,11 +42,11 @@ _built: dict[str, Workload] = {}
 def shared_workload(scenario: Scenario) -> Workload | None:
     """Return the scenario's requests, built once for points that share them; they are never changed.
 
-    None for a load of stages, which are built by the run.
+    None where the run builds them: stages, and requests whose contents a cache may hold from before.
     """
     from simulator.workload.build import build_workload
 
-    if scenario.workload.stages is not None:
+    if scenario.workload.stages is not None or any(pool.warm_cache for pool in scenario.deployment.pools):
         return None
     key = f"{scenario.seed} {scenario.workload.model_dump_json()}"
     found = _built.get(key)  # threads of one worker may be here at once
