@@ -251,5 +251,16 @@ def join_contents(contents: Sequence[Content | None], sizes: Sequence[int]) -> C
         np.concatenate([content.output_offset for content in whole]),
         found,
         output_found,
-        tuple({each.source: each for content in whole for each in content.named}.values()),
+        _join_named([each for content in whole for each in content.named]),
     )
+
+
+def _join_named(found: Sequence[Named]) -> tuple[Named, ...]:
+    """The names of several contents, those of a source together."""
+    joined = []
+    for source in dict.fromkeys(each.source for each in found):
+        ids = np.concatenate([each.ids for each in found if each.source == source])
+        segments = np.concatenate([each.segments for each in found if each.source == source])
+        once, first = np.unique(ids, return_index=True)
+        joined.append(Named(source, once, segments[first]))
+    return tuple(joined)

@@ -190,14 +190,14 @@ class Drawn:
             groups = stream(self._seed, self._prefix + "prefix_groups")
             group = groups.integers(0, load.shared_prefix.groups, n).astype(np.int64)
             prompts = prompts + head
-            content = replace(content_of_turns(same_int(-1, n), prompts, group, head), named=self._groups())
+            content = replace(content_of_turns(same_int(-1, n), prompts, group, head), named=self._groups(group))
         return pool(prompts, outputs, same_int(0, n), content)
 
-    def _groups(self) -> tuple[Named, ...]:
-        """The prefixes of the groups, which other loads name too."""
-        if self._load.shared_prefix is None:
+    def _groups(self, group: IntArray | None) -> tuple[Named, ...]:
+        """The prefixes of the groups of these requests, which other loads name too."""
+        if group is None:
             return ()
-        groups = np.arange(self._load.shared_prefix.groups)
+        groups = np.unique(group)
         return (Named(f"{self._prefix}shared_prefix", groups, groups),)
 
     def _count(self) -> int:
@@ -397,7 +397,7 @@ class Drawn:
                     prompts = prompts + head
                 names = np.where(session >= 0, session + prefixes, -1)
                 content = content_of_turns(names, prompts, group, head, (turns > 1)[conversation])
-                content = replace(content, named=self._groups())
+                content = replace(content, named=self._groups(group))
             if clients:
                 opens = np.flatnonzero((turn == 0) & (conversation + conversations >= clients))
                 arrival, predecessor = arrival.copy(), predecessor.copy()

@@ -189,6 +189,12 @@ def test_building_loads_no_heavy_module() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_prefixes_that_no_request_has_take_no_memory() -> None:
+    few = build(arrivals=POISSON, **LENGTHS, requests=30, shared_prefix={"groups": 10**12, "tokens": 64})
+    assert few.content is not None
+    assert [len(each.ids) for each in few.content.named] == [30]
+
+
 def test_a_mistyped_rate_is_refused_before_it_fills_memory() -> None:
     with pytest.raises(InputError, match="at most 5,000,000"):
         build(arrivals={"kind": "poisson", "rate": 1e9}, **LENGTHS, duration=600)
