@@ -334,15 +334,22 @@ def lent_model(
     if not any(k.startswith("collective/") for k in links):
         links = {**_lent_links(device), **links}
     whole = _whole(profile, framework, donor, peaks, links)
-    for group in whole.groups.values():
-        named = group.get("serving_from") or (group.get("serving_as") or [None])[0]
-        if named and named != framework and named not in whole._siblings:
-            whole._siblings[named] = _whole(profile, named, donor, peaks, links)
+    for tabled, other in fitted_models():
+        if tabled == donor.profile and other != framework:
+            whole._siblings[other] = _whole(profile, other, donor, peaks, links)
     if not donor.halfway:
         return whole
     plain = Roofline.of_gpu(profile, framework, peaks)
     return HalfBorrowed(
-        profile, framework, peaks, whole.provenance, whole.groups, links=links, whole=whole, plain=plain
+        profile,
+        framework,
+        peaks,
+        whole.provenance,
+        whole.groups,
+        links=links,
+        _siblings=whole._siblings,
+        whole=whole,
+        plain=plain,
     )
 
 

@@ -65,6 +65,7 @@ from hardware_profiles.kernel_surface import (
     surface_of,
 )
 from hardware_profiles.ops import Ops
+from hardware_profiles.static_scales import pass_s, scale_pass
 from hardware_profiles.sustained import sustained_share
 
 Condition = Literal["bench", "serving"]
@@ -207,6 +208,10 @@ class KernelModel(Ops):
 
         None where the tables of the format hold no such backend but those of :data:`SET_ASIDE`, or one backend only.
         """
+        framework, _, own = word.rpartition("/")
+        if framework:
+            lent = self._sibling(framework).expert_backend(fmt, own)
+            return f"{framework}/{lent}" if lent else None
         kernels = self.groups.get(f"moe/{canonical_format(fmt)}", {}).get("kernels", {})
         usual = [name for name in sorted(kernels) if not name.endswith(tuple(SET_ASIDE.values()))]
         return next((name for name in usual if f"_{word}_" in f"_{name}_"), None)
@@ -295,9 +300,13 @@ class KernelModel(Ops):
             else:
                 residual = surface.at(shape, np.log2(rows))
             t = t * np.exp(residual)
+        floor_s = p["latency_s"]
+        scaled = scale_pass(self.path.stem, self.path.parent.name, fmt) if self.path else None
+        if condition == "serving" and scaled is not None:
+            t, floor_s = t - pass_s(scaled, rows * kk), floor_s - scaled.latency_s
         t = np.maximum(t, 2.0 * rows * nn * kk / self.peaks.rate(fmt))
         if condition == "serving":
-            t = np.maximum(t, p["latency_s"] + gemm_bytes(fmt, rows, nn, kk) / self.peaks.hbm_bytes_per_s)
+            t = np.maximum(t, floor_s + gemm_bytes(fmt, rows, nn, kk) / self.peaks.hbm_bytes_per_s)
             t = self._in_graph_s(key, t, base, lambda other: other.gemm_s(fmt, rows, n, k))
             if fmt != "bfloat16" and self.peaks.rate(fmt) <= self.peaks.rate("bfloat16"):
                 _, plain = self._group("gemm", "bfloat16")
@@ -440,6 +449,11 @@ class KernelModel(Ops):
         Marlin where it is not the default has, in serving, its launch floor exchanged (:data:`MARLIN_FLOOR_FORMAT`).
         """
         fmt = canonical_format(fmt)
+        framework, _, name = (kernel or "").rpartition("/")
+        if framework:
+            return self._sibling(framework).moe_s(
+                fmt, hidden, intermediate, topk, experts, tp, ep, tokens, distribution, gated, condition, name
+            )
         key, p = self._group("moe", fmt)
         if condition == "serving" and key and (other := self.groups[key].get("serving_as")):
             framework, as_fmt = other

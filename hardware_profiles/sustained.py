@@ -23,8 +23,8 @@ SUSTAINED_SHARE: Mapping[str, Mapping[str, float]] = {
 SGLang's and TensorRT-LLM's medians over products of 3e12 FLOP and more; source: aiconfigurator 095f58a (Apache-2.0), tables of
 linear layers, vLLM 0.24.0, SGLang 0.5.14 (A100: 0.5.10), TensorRT-LLM 1.3.0rc20 (A100: 1.0.0); 2026-11."""
 
-WITHOUT_POWER = ("vllm",)
-"""Frameworks whose tables were timed with weights that cost no power."""
+WITHOUT_POWER: Mapping[str, tuple[str, ...]] = {"vllm": ("bfloat16", "fp8", "nvfp4"), "trtllm": ("fp8",)}
+"""Frameworks and formats whose tables were timed with weights that cost no power, or rest for the pass that finds scales."""
 
 
 def sustained_share(framework: str, table: str, fmt: str) -> float | None:
@@ -32,4 +32,4 @@ def sustained_share(framework: str, table: str, fmt: str) -> float | None:
 
     framework, table : framework and device that the table was taken with.
     """
-    return SUSTAINED_SHARE.get(table, {}).get(fmt) if framework in WITHOUT_POWER else None
+    return SUSTAINED_SHARE.get(table, {}).get(fmt) if fmt in WITHOUT_POWER.get(framework, ()) else None

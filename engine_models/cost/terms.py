@@ -144,6 +144,10 @@ class Terms:
     fixed_grid_attention : whether prompts and decoding rows share a call of FlashAttention 2, see
         :mod:`engine_models.cost.flash_attention2`.
     threads : of a CPU that compute; 0: one on each core.
+    shared_beside : whether a shared expert runs beside the routed ones, in a second stream of the steps that CUDA graphs hold.
+    expert_launches, latent_launches : launches that the experts of a layer and latent attention cost the host, counted in plain
+        operations; None: those of the overheads.
+    rotary_in_attention : whether attention rotates queries and keys in the kernel that writes its cache, which its tables hold.
     widens_kv : whether a narrow KV cache is widened to 16 bits before attention, in a pass that reads and writes it.
     """
 
@@ -162,6 +166,10 @@ class Terms:
     gather_factor: float = 0.0
     fixed_grid_attention: bool = False
     threads: int = 0
+    shared_beside: bool = False
+    expert_launches: float | None = None
+    latent_launches: float = 0.0
+    rotary_in_attention: bool = False
     widens_kv: bool = False
 
 
@@ -199,7 +207,9 @@ class Shard:
         found = float(sum(gemm.layers for gemm in gemms if gemm.per == "token"))
         found += stage.norms_per_layer * stage.layers + (_reduces(stage) if tensor > 1 else 0)
         found += sum(block.layers * (ATTENTION_LAUNCHES + 2 * (block.qk_norm != "none")) for block in stage.attention)
-        experts = self.terms.host.expert_launches
+        found += sum(block.layers * self.terms.latent_launches for block in stage.attention if block.kind == "mla")
+        counted = self.terms.expert_launches
+        experts = self.terms.host.expert_launches if counted is None else counted
         found += sum(mlp.layers * (experts if mlp.kind == "moe" else 1) for mlp in stage.mlp)
         shared = sum(mlp.layers for mlp in stage.mlp if mlp.kind == "moe") if self.parallel.ranks > 1 else 0
         return found + EXCHANGE_LAUNCHES * shared
@@ -266,7 +276,17 @@ def experts(shard: Shard, m: IntArray) -> Parts:
     """Layers of experts, unless ranks share them."""
     shapes = moe_shapes(shard.stage, shard.parallel.tensor, shard.parallel.expert)
     if shapes and shard.parallel.ranks == 1:
-        yield "experts", experts_s(shard, shapes, m)
+        routed_s = experts_s(shard, shapes, m)
+        yield "experts", routed_s - (hidden_s(shard, m, routed_s) if shard.terms.shared_beside else 0.0)
+
+
+def hidden_s(shard: Shard, m: IntArray, routed_s: FloatArray) -> FloatArray:
+    """Seconds of a shared expert's products that hide behind the routed ones, where a CUDA graph holds both streams."""
+    shared_s = np.zeros(len(m))
+    for gemm in gemm_shapes(shard.stage, shard.parallel.tensor, shard.parallel.expert):
+        if gemm.part == "shared_expert":
+            shared_s = shared_s + gemm.layers * shard.ops.gemm_s(shard.weights_format(gemm.part), m, gemm.n, gemm.k)
+    return np.where(m <= max(shard.terms.graph_sizes, default=0), np.minimum(shared_s, routed_s), 0.0)
 
 
 def experts_s(shard: Shard, shapes: list[MoeShape], m: IntArray) -> FloatArray:
@@ -305,7 +325,8 @@ def norms_and_rotary(shard: Shard, m: IntArray) -> Parts:
             yield "norms", block.layers * ops.elementwise_s(3.0 * inner)
             continue
         rotary = np.asarray(m, dtype=np.float64) * 2.0 * (block.heads // tp + max(1, block.kv_heads // tp)) * block.head_dim
-        yield "rotary", block.layers * ops.elementwise_s(2.0 * rotary)
+        if not shard.terms.rotary_in_attention:
+            yield "rotary", block.layers * ops.elementwise_s(2.0 * rotary)
         if block.qk_norm == "head":  # reads and writes q and k
             yield "norms", block.layers * ops.elementwise_s(2.0 * rotary)
         elif block.qk_norm == "full":  # variances over all heads: one kernel to sum, one to scale

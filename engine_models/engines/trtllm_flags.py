@@ -15,9 +15,6 @@ from engine_models.flags import Flag, FlagTable, Typed, typed_value
 from engine_models.launch import Launcher
 from hardware_profiles.errors import InputError, nearest
 
-OWN_KERNELS = "TRTLLM"
-"""Value of ``moe_config.backend`` by which experts run TensorRT-LLM's generated kernels (Blackwell)."""
-
 _MODELLED: dict[str, Flag] = {
     "model": Flag("str"),
     "tensor_parallel_size": Flag("int", 1, low=1),

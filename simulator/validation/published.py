@@ -43,6 +43,7 @@ class Published:
     unstated : version of a row that states none, "" if unknown.
     columns : flags that the columns of a row state.
     launch : flags of the script that launched a row's server, and on which device; `activations` among them is a pool's key.
+    tensor_ranks : tensor ranks of a row's launch, 0 where the launch says nothing.
     ranks : flags of data-parallel ranks that share experts.
     instances : independent servers behind one router that a row counts as data-parallel ranks.
     front, costs : what client and environment do that no flag says: fields of `FrontEnd` and `StepCosts`.
@@ -56,6 +57,7 @@ class Published:
     unstated: Callable[[Row], str] = lambda row: ""
     columns: Callable[[Row], dict[str, Any]]
     launch: Callable[[Row, str], dict[str, Any]] = lambda row, device: dict(launch_of(row).flags)
+    tensor_ranks: Callable[[Row], int] = lambda row: launch_of(row).tensor_ranks
     ranks: Mapping[str, Any] = field(default_factory=dict)
     instances: Callable[[Row], int] = lambda row: 1
     front: Callable[[Row], dict[str, Any]] = lambda row: {}

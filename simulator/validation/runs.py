@@ -102,7 +102,7 @@ def _as_launched(prepared: Prepared, experiment: Experiment, overheads: Overhead
         own = plan.costs.terms.host  # what follows from flags stays
         host = replace(
             overheads.host,
-            prefill_launch_s=own.prefill_launch_s,
+            prefill_launch_s=overheads.host.prefill_launch_s if own.prefill_launch_s else 0.0,
             prefill_graph_tokens=own.prefill_graph_tokens,
         )
         front = replace(plan.front, before_s=overheads.front_end_s, tokenise_token_s=overheads.tokenise_token_s)

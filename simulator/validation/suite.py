@@ -181,7 +181,7 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
         "engine_args": args,
         **formats,
     }
-    launched = launch_of(row).tensor_ranks
+    launched = published.tensor_ranks(row)
     if launched:  # its flags state the ranks, which samples multiply
         pool["tensor_parallel"] = launched
     else:

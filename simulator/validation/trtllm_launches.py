@@ -5,12 +5,13 @@ Rows of attention data parallelism are refused, by the flag that launches it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from engine_models.engines.trtllm import ENGINE
-from engine_models.engines.trtllm_flags import OWN_KERNELS
+from engine_models.engines.trtllm_kernels import OWN_KERNELS
 from simulator.validation.launches import launch_of
-from simulator.validation.published import Published, Row, number, parts
+from simulator.validation.published import Fitting, Published, Row, Unknowns, number, parts
 from simulator.validation.spellings import Unplayable
 
 
@@ -21,10 +22,30 @@ def launch_flags(row: Row, device: str) -> dict[str, Any]:
     """
     flags = dict(launch_of(row).flags)
     flags |= flags.pop("extra_llm_api_options", {})
+    fewer = _fewer_ranks(row)
+    if fewer:
+        flags |= {"tp_size": fewer, "ep_size": fewer}
     backend = (flags.get("moe_config") or {}).get("backend")
     if backend == OWN_KERNELS and "gpt-oss" in str(row["model"]) and device.startswith("b200"):
         flags["activations"] = "fp8"
     return flags
+
+
+def _fewer_ranks(row: Row) -> int:
+    """Ranks of a row whose launch was taken for one of more; 0 where it was not.
+
+    The sample multiplies tensor by expert ranks: 4 with 2 of experts is a run on two devices, whatever script of four ranks
+    holds its users.
+    """
+    tp, ep = (int(number(row, name) or 1) for name in ("tp", "ep"))
+    launch = launch_of(row)
+    taken = tp == launch.tensor_ranks and 1 < ep < int(launch.flags.get("ep_size") or 1)
+    return tp // ep if taken else 0
+
+
+def tensor_ranks(row: Row) -> int:
+    """Tensor ranks of a row's launch."""
+    return _fewer_ranks(row) or launch_of(row).tensor_ranks
 
 
 def release(stated: str) -> str:
@@ -40,4 +61,37 @@ def columns(row: Row) -> dict[str, Any]:
     return {flag: int(row[name]) for name, flag in names.items() if number(row, name)}
 
 
-TRTLLM = Published(release=release, columns=columns, launch=launch_flags, ranks={"enable_attention_dp": True})
+UNKNOWNS: Unknowns = {
+    "front_end_s": ("s", 0.004, "client, HTTP, detokeniser, hand-over to the executor: added to TTFT and E2E"),
+    "prefill_launch_s": ("s", 4e-6, "host time to launch one operation of a step with prompts, which no CUDA graph holds"),
+    "reduce_wait_s": ("s", 1e-6, "wait for the slowest rank at an all-reduce, beyond its time in a benchmark of aligned ranks"),
+}
+TARGETS = ("tpot_mean_ms", "ttft_mean_ms")
+FEW_USERS = 16
+"""Most users of a run that tells what the host costs: of more the device's queue is most of a time to first token."""
+
+
+def _told(row: Row, flags: Mapping[str, Any], measured: bool) -> tuple[str, ...]:
+    """Both metrics of few users on a device whose experts' kernels are priced as those that ran."""
+    backend = str((flags.get("moe_config") or {}).get("backend", OWN_KERNELS))
+    known = launch_of(row).confidence != "none" and all(target in row for target in TARGETS)
+    return TARGETS if known and backend == OWN_KERNELS and (number(row, "concurrency") or 0) <= FEW_USERS else ()
+
+
+def _runs(name: str, rows: list[Row]) -> tuple[str, str, str]:
+    where = " and ".join(sorted({str(row["hardware"]).split("-")[0] for row in rows}))
+    return ENGINE.name, where, "silicon sample of aiconfigurator: InferenceX"
+
+
+TRTLLM = Published(
+    release=release,
+    columns=columns,
+    launch=launch_flags,
+    tensor_ranks=tensor_ranks,
+    ranks={"enable_attention_dp": True},
+    fittings={"": Fitting(UNKNOWNS, TARGETS, _told, _runs)},
+    fitted="front end, launch time of prompts' steps and wait at an all-reduce on the runs of InferenceX with up to 16 users",
+    chosen="how many launches experts by backend and latent attention cost the host in a prompt's step (gpt-oss-120b and "
+    "DeepSeek-R1 of InferenceX), and that the tables' pass that finds scales, one nvfp4 table and rotary embeddings are not "
+    "priced (Llama-3.1-70B of InferenceX)",
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine_models.cost.step_time import StepTimeModel
@@ -195,3 +196,50 @@ def test_version_1_says_that_it_is_not_proven() -> None:
     assert plan(request_of(), "1.2").version == "1.0.0"
     assert any("no recording of it was compared" in note for note in plan(request_of(), "1.0").notes)
     assert not any("no recording" in note for note in plan(request_of()).notes)
+
+
+def _steps(model: str, device: str, weights: str, tensor: int = 1, **flags: Any) -> StepTimeModel:
+    scenario = {
+        "model": model,
+        "deployment": {
+            "engine": "trtllm",
+            "hardware": device,
+            "weights": weights,
+            "tensor_parallel": tensor,
+            "engine_args": {"max_num_tokens": 1024, "max_batch_size": 64, **flags},
+        },
+        "workload": {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 8, "output_tokens": 1},
+    }
+    steps = prepare(load_scenario(scenario)).times()
+    assert isinstance(steps, StepTimeModel)
+    return steps
+
+
+def test_fused_kernels_are_no_extra_ones() -> None:
+    """Reductions hold the norms beside them, and attention rotates what it writes to the cache."""
+    parts = _steps(LLAMA, "h100-sxm-80gb", "fp8", 2).parts_s(np.array([16]))
+    assert parts["norms"] == 0.0
+    assert "rotary" not in parts
+    assert _steps(LLAMA, "h100-sxm-80gb", "fp8").parts_s(np.array([16]))["norms"] > 0.0
+
+
+def test_experts_are_those_of_the_backend() -> None:
+    """Generated kernels take less than half of CUTLASS's time at 4 rows (DeepSeek-R1 on B200); the tables tell them apart."""
+
+    def experts_s(backend: str) -> float:
+        steps = _steps("deepseek-ai/DeepSeek-R1", "b200-sxm-180gb", "nvfp4", 8, moe_config={"backend": backend})
+        return float(steps.parts_s(np.array([4]))["experts"][0])
+
+    assert experts_s("TRTLLM") < 0.5 * experts_s("CUTLASS")
+    assert experts_s("AUTO") == experts_s("CUTLASS")
+    flags = {"moe_config": {"backend": "WIDEEP"}}
+    (warning,) = plan(request_of("mistralai/Mixtral-8x7B-v0.1", device="h200-sxm-141gb", **flags)).warnings
+    assert "WIDEEP is not modelled" in warning
+
+
+def test_a_shared_expert_hides_behind_the_routed_ones_where_graphs_hold_both() -> None:
+    captured = _steps("deepseek-ai/DeepSeek-R1", "h200-sxm-141gb", "fp8_block", 8)
+    launched = _steps("deepseek-ai/DeepSeek-R1", "h200-sxm-141gb", "fp8_block", 8, cuda_graph_config="none")
+    beside, alone = (steps.parts_s(np.array([16]))["experts"][0] for steps in (captured, launched))
+    assert beside < alone - 5e-6 * 58
+    assert launched.parts_s(np.array([1024]))["experts"] == captured.parts_s(np.array([1024]))["experts"]

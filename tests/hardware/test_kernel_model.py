@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from hardware_profiles import kernel_model as km
 from hardware_profiles import kernel_physics as kp
+from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
 from hardware_profiles.kernel_model import load_kernel_model
 from hardware_profiles.kernel_physics import DevicePeaks
+from hardware_profiles.kernels import operations_of
 from hardware_profiles.roofline import Roofline
 
 FITTED = km.fitted_models()
@@ -426,3 +428,32 @@ def test_integer_products_cost_what_8_bit_floats_do_where_only_those_were_measur
         same = np.allclose(kernels.gemm_s("int8", m, 14336, 4096), kernels.gemm_s("fp8", m, 14336, 4096), rtol=1e-12)
         assert same == alike
         assert np.all(kernels.gemm_s("int8", m, 14336, 4096) <= kernels.gemm_s("bf16", m, 14336, 4096))
+
+
+def test_static_scales_are_not_sought() -> None:
+    """TensorRT-LLM's fp8 table finds the scale of activations in every product; a server's checkpoint has it."""
+    k = load_kernel_model("h200-sxm-141gb", "trtllm")
+    rows = np.array([4.0, 64.0])
+    saved = k.gemm_s("fp8", rows, 8192, 8192, condition="bench") - k.gemm_s("fp8", rows, 8192, 8192)
+    assert np.all((saved > 5e-6) & (saved < 9e-6))
+    bf16 = k.gemm_s("bf16", rows, 8192, 8192) / k.gemm_s("bf16", rows, 8192, 8192, condition="bench")
+    assert np.all(bf16 > 0.98)
+
+
+def test_one_kernel_for_every_shape_is_not_what_a_tuner_serves() -> None:
+    own, other = (load_kernel_model("b200-sxm-180gb", name) for name in ("trtllm", "vllm"))
+    rows = np.array([4.0, 64.0])
+    assert np.array_equal(own.gemm_s("nvfp4", rows, 10240, 8192), other.gemm_s("nvfp4", rows, 10240, 8192))
+    assert np.all(own.gemm_s("nvfp4", rows, 10240, 8192) < 0.7 * own.gemm_s("nvfp4", rows, 10240, 8192, condition="bench"))
+
+
+@pytest.mark.parametrize("device", ["b200-sxm-180gb", "gb300-288gb", "h800-sxm-80gb"])
+def test_experts_of_another_framework_are_named_with_it(device: str) -> None:
+    k, other = (operations_of(load_device(device), name) for name in ("trtllm", "vllm"))
+    shape = (7168, 2048, 8, 256, 8, 1, TOKENS)
+    word = "triton" if device.startswith("h") else "trtllm"
+    named = k.expert_backend("fp8_block", f"vllm/{word}")
+    assert named is not None
+    lent = other.moe_s("fp8_block", *shape, kernel=other.expert_backend("fp8_block", word))
+    assert np.array_equal(k.moe_s("fp8_block", *shape, kernel=named), lent)
+    assert k.expert_backend("fp8_block", "vllm/none") is None

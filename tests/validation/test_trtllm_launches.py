@@ -52,3 +52,13 @@ def test_versions_too_old_are_not_replayed() -> None:
     assert engine_release({**ROW, "engine_version": "gpt-oss-dev"}) == ""
     with pytest.raises(Unplayable, match=r"TensorRT-LLM 0\.16\.0 is older"):
         engine_release({**ROW, "engine_version": "0.16.0"})
+
+
+def test_ranks_times_ranks_of_experts_are_not_all_devices() -> None:
+    """A row of four ranks with two of experts is a run on two, though a script of four holds its users."""
+    base = {"id": "x", "source": "s", "engine": "tensorrt-llm", "hardware": "H200-SXM-141GB", "model": "openai/gpt-oss-120b"}
+    found = Launch(confidence="exact", image="tensorrt-llm/release:1.2.0", tensor_ranks=4, flags={"tp_size": 4, "ep_size": 4})
+    two = pool_of({**base, "precision": "fp4", "tp": 4.0, "ep": 2.0, "launch": found})
+    assert (two["tensor_parallel"], two["engine_args"]["ep_size"]) == (2, 2)
+    four = pool_of({**base, "precision": "fp4", "tp": 16.0, "ep": 4.0, "launch": found})
+    assert (four["tensor_parallel"], four["engine_args"]["ep_size"]) == (4, 4)

@@ -1,0 +1,62 @@
+"""Which kernels TensorRT-LLM runs: experts by `moe_config.backend`, version, model and GPU; what it fuses.
+
+Read 2026-11 in the repository of 1.0 to 1.3 (`tensorrt_llm/_torch/models/modeling_*.py`, `modules/`, `llmapi/llm_args.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engine_models.declaration import PoolRequest
+from engine_models.model.blocks import Architecture
+from hardware_profiles.device import load_device
+
+OWN_KERNELS = "TRTLLM"
+"""Value of ``moe_config.backend`` by which experts run TensorRT-LLM's generated kernels (Blackwell)."""
+_TABLES = {
+    "CUTLASS": "cutlass",
+    "TRTLLM": "vllm/trtllm",
+    "TRITON": "vllm/triton",
+    "DEEPGEMM": "deepgemm",
+}
+"""Backend -> how kernel tables call it. TensorRT-LLM's tables hold CUTLASS's experts (by blocks of FP8 on Blackwell DeepGEMM's);
+those that it generates and Triton's are the kernels that another framework's tables were timed with (``framework/kernel``)."""
+
+
+def experts(request: PoolRequest, asked: str, warnings: list[str]) -> str | None:
+    """The kernels of a model's experts, as tables call them; None where it has none."""
+    if not request.arch.has_experts:
+        return None
+    backend = _own_choice(request) if asked.upper() == "AUTO" else asked.upper()
+    if backend not in _TABLES:
+        warnings.append(
+            f"`moe_config.backend` {asked} is not modelled; in the engine it changes the speed of the experts, which are priced "
+            f"as those of {_own_choice(request)}"
+        )
+        backend = _own_choice(request)
+    return _TABLES[backend]
+
+
+EXPERT_LAUNCHES = {"cutlass": 17.0, "vllm/trtllm": 7.0, "vllm/triton": 38.0, "deepgemm": 17.0}
+"""Kernels -> launches that a layer of experts costs the host in a prompt's step, in plain operations: one call for the generated
+ones, Python around several for Triton's. kind: fitted, 2026-11, source: TTFT of 1,024 tokens with up to 16 users, gpt-oss-120b on
+B200 and H200 (InferenceX); the other two as another engine's count."""
+LATENT_LAUNCHES = 28.0
+"""The same of latent attention with a shared expert, beside their products: norms, copies, streams. kind: fitted, 2026-11,
+source: as above, DeepSeek-R1 on B200."""
+
+
+def _own_choice(request: PoolRequest) -> str:
+    """What `AUTO` means: gpt-oss has kernels of its own, the rest CUTLASS's."""
+    if request.arch.model_type != "gpt_oss":
+        return "CUTLASS"
+    return {"blackwell": OWN_KERNELS, "hopper": "TRITON"}.get(load_device(request.device_name).architecture, "CUTLASS")
+
+
+def as_run(request: PoolRequest) -> Architecture:
+    """The model's layers as their kernels are launched: reductions over the ranks hold the norms beside them.
+
+    `AllReduceFusionOp.RESIDUAL_RMS_NORM` and its quantising forms, in the layers of Llama, gpt-oss, DeepSeek and Qwen.
+    """
+    fused = request.tensor_parallel > 1 and request.data_parallel == 1
+    return replace(request.arch, norms_per_layer=0) if fused else request.arch
