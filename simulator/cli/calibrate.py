@@ -9,9 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from simulator.cli import calibrate_results
+
 calibrate_app = typer.Typer(
-    help="Fit kernels, overheads and error intervals from measurements.", no_args_is_help=True
+    help="Fit kernels, overheads, error intervals and a deployment's scales from measurements.", no_args_is_help=True
 )
+calibrate_results.register(calibrate_app)
 
 
 @calibrate_app.command("overheads")

@@ -104,7 +104,7 @@ def _is_of_llama_bench(document: Any) -> bool:
 
 def _unknown(path: Path, why: str) -> InputError:
     return InputError(
-        f"this is no result that compare can read: {why}",
+        f"this is no result of a client that is known: {why}",
         where=str(path),
         mend=f"name a run folder, or a result file of {', '.join(KINDS)}",
     )
@@ -174,6 +174,7 @@ def _numbers(pairs: Mapping[str, Any]) -> dict[str, float]:
 _VLLM_STATS = {"mean": "mean", "median": "p50", "std": "std"}
 _VLLM_FACTS = (
     "model_id", "backend", "dataset_name", "request_rate", "burstiness", "max_concurrency", "num_prompts", "date",
+    "tensor_parallel_size",
 )  # fmt: skip
 
 
@@ -250,12 +251,29 @@ def _aiperf(document: Json, label: str) -> Measured:
     facts = {
         key: document[key] for key in ("aiperf_version", "benchmark_id", "start_time") if document.get(key)
     }
+    facts |= _aiperf_load(document.get("input_config"))
     notes = ["its inter_token_latency is a request's mean gap: shown as TPOT"]
     if "itl_ms" in metrics:
         notes.append("its inter_chunk_latency is shown as ITL: one gap a chunk")
     if document.get("was_cancelled"):
         notes.append("the benchmark was cancelled before its end")
     return Measured(label, "aiperf", metrics, totals, facts, tuple(notes))
+
+
+def _aiperf_load(config: Any) -> dict[str, Any]:
+    """Model, rate and concurrency by the configuration that aiperf saves: of its phases, or of its load generator before 0.10."""
+    config = config if isinstance(config, dict) else {}
+    items = _mapping(config.get("models")).get("items")
+    names = _mapping(config.get("endpoint")).get("model_names") or [_mapping(item).get("name") for item in items or []]
+    phases = [_mapping(phase) for phase in config.get("phases") or [] if _mapping(phase).get("kind", "profiling") == "profiling"]
+    load = {**_mapping(config.get("loadgen")), **(phases[-1] if phases else {})}
+    found = {"model_id": names[0] if names else None, "request_rate": load.get("rate", load.get("request_rate"))}
+    found |= {"max_concurrency": load.get("concurrency"), "arrivals": load.get("type", load.get("request_rate_mode"))}
+    return {key: value for key, value in found.items() if isinstance(value, str | int | float)}
+
+
+def _mapping(value: Any) -> Json:
+    return value if isinstance(value, dict) else {}
 
 
 def _aiperf_stats(block: Json, factor: float) -> Stats:

@@ -33,23 +33,39 @@ def read_steps(paths: Iterable[Path]) -> list[MeasuredStep]:
     prompts: list[MeasuredStep] = []
     seen: dict[str, tuple[str, Path]] = {}
     for path in paths:
-        for row in _rows(path):
+        for row in rows_of(path):
             _check_setting(row, path, seen)
-            try:
-                if "avg_ns" in row or "test" in row:
-                    alone.append(_alone(row))
-                else:
-                    prompt, decode = _together(row)
-                    rows_at_once.append(decode)
-                    prompts += prompt
-            except (KeyError, ValueError, TypeError, ArithmeticError) as error:
-                raise InputError(
-                    f"a row of {path.name} cannot be read: {type(error).__name__}: {error}",
-                    where=str(path),
-                    mend="give the output of llama-bench (-o json, jsonl or md) or llama-batched-bench",
-                ) from error
+            prompt, answer = steps_of(row, path)
+            if answer is None or _is_alone(row):
+                alone += [step for step in (prompt, answer) if step is not None]
+            else:
+                rows_at_once.append(answer)
+                prompts += [] if prompt is None else [prompt]
     measured = any(part.tokens > 1 for step in alone for part in step.parts)
     return [*alone, *rows_at_once, *([] if measured else prompts)]
+
+
+def steps_of(row: Mapping[str, Any], path: Path) -> tuple[MeasuredStep | None, MeasuredStep | None]:
+    """The prompt of a row and the mean step of its answers, each None where the row does not time it alone.
+
+    A row of llama-bench that times both together is one step, the first. Raises InputError for a row that lacks a number.
+    """
+    try:
+        if not _is_alone(row):
+            return _together(row)
+        step = _alone(row)
+        return (None, step) if step.parts[0].tokens == 1 else (step, None)
+    except (KeyError, ValueError, TypeError, ArithmeticError) as error:
+        raise InputError(
+            f"a row of {path.name} cannot be read: {type(error).__name__}: {error}",
+            where=str(path),
+            mend="give the output of llama-bench (-o json, jsonl or md) or llama-batched-bench",
+        ) from error
+
+
+def _is_alone(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of llama-bench, of one request."""
+    return "avg_ns" in row or "test" in row
 
 
 def chunked(tokens: int, prior_tokens: int, most: int) -> tuple[Part, ...]:
@@ -91,7 +107,7 @@ def _alone(row: Mapping[str, Any]) -> MeasuredStep:
     return MeasuredStep((*parts, *[step] * answer), took_s)
 
 
-def _together(row: Mapping[str, Any]) -> tuple[list[MeasuredStep], MeasuredStep]:
+def _together(row: Mapping[str, Any]) -> tuple[MeasuredStep | None, MeasuredStep]:
     """A row of llama-batched-bench: its prompt if it is one, and the mean step of its answers."""
     lower = {key.lower(): value for key, value in row.items()}
     prompt, answer = int(lower["pp"]), int(lower["tg"])
@@ -99,12 +115,12 @@ def _together(row: Mapping[str, Any]) -> tuple[list[MeasuredStep], MeasuredStep]
     prompt_s, answer_s = (float(lower[key] if key in lower else lower[f"{key} s"]) for key in ("t_pp", "t_tg"))
     decode = MeasuredStep((Part(rows, 1, prompt + (answer - 1) / 2, rows),), answer_s / answer)
     if rows > 1:
-        return [], decode
-    return [MeasuredStep(chunked(prompt, 0, int(lower.get("n_ubatch") or UBATCH_TOKENS)), prompt_s)], decode
+        return None, decode
+    return MeasuredStep(chunked(prompt, 0, int(lower.get("n_ubatch") or UBATCH_TOKENS)), prompt_s), decode
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file by its own column names."""
+def rows_of(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a file by its own column names. Raises InputError for a file of another kind."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -139,4 +155,4 @@ def _table(text: str) -> Iterator[dict[str, Any]]:
             yield dict(zip(head, cells, strict=False))
 
 
-__all__ = ["chunked", "read_steps"]
+__all__ = ["chunked", "read_steps", "rows_of", "steps_of"]

@@ -246,10 +246,13 @@ Predicted = dict[str, tuple[float, list[float] | None]]
 """Value and 90 % interval by metric."""
 
 
-def simulated(prepared: Prepared, lengths: tuple[tuple[int, int], ...]) -> tuple[Predicted, dict[str, Any]]:
+def simulated(
+    prepared: Prepared, lengths: tuple[tuple[int, int], ...], arrival_s: FloatArray | None = None
+) -> tuple[Predicted, dict[str, Any]]:
     """Simulate a scenario; the metrics, and what they rest on.
 
     lengths : [prompt, output] of each request in order instead of the scenario's laws; none: the laws.
+    arrival_s : when each arrives, rising, instead of by the scenario's law.
     """
     from simulator.results.domain import domain, setting_of
     from simulator.results.latencies import latencies
@@ -260,6 +263,8 @@ def simulated(prepared: Prepared, lengths: tuple[tuple[int, int], ...]) -> tuple
     load = build_workload(scenario.workload, seed=scenario.seed, base_dir=prepared.base_dir)
     if lengths:
         load = with_lengths(load, lengths)
+    if arrival_s is not None:
+        load = replace(load, arrival_s=arrival_s, duration_s=float(arrival_s[-1]))
     run = run_prepared(prepared, workload=load)
     lat = latencies(run.raw, scenario.client.overhead_ms / 1e3)
     evidence, _ = domain(prepared)

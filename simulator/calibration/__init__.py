@@ -1,0 +1,1 @@
+"""Calibration of a deployment by a user's own measurements."""

@@ -1,0 +1,313 @@
+"""Which scales a set of measurements identifies, and what they are.
+
+A measurement is a time (or the inverse of a rate) that the simulator predicts for given scales. Its *sensitivity* to a scale is
+d log(time) / d log(scale), taken by simulating with the scale moved. Scales that the data cannot tell apart are moved together,
+those that they hardly feel stay 1: of all ways to do so the one with the most groups is taken of whose every group the data know
+more than was known before, and of these the one that moves the fewest scales. The rest is least squares of log errors
+(Gauss-Newton), and leaving each measurement out in turn, linearised about the solution.
+
+Before any measurement the logarithm of a scale is 0 with the deviation `prior`: the profile's own error. Measurements of one
+machine deviate by `spread` from any scales: by length, batch and model. A single one is so followed by p^2 / (p^2 + s^2) of its
+error, many by all of it. What they say beyond `prior` widens it to that: the profile is then of something else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardware_profiles.calibration import SCALES
+from hardware_profiles.scaled_ops import Scales
+
+Floats = NDArray[np.float64]
+Group = tuple[str, ...]
+"""Scales that move together."""
+
+LEAST_PRIOR = 0.3
+"""Deviation of a scale's logarithm before any measurement, at least (assumed): a server's versions and settings differ from those
+that a profile was made of."""
+SPREAD_SHARE = 0.5
+"""`spread` as a part of the profile's own error (fitted, 2026-11: of 0 to 1 the part at which single anchors of 14 chips leave
+the smallest errors, `benchmarks/anchored.py`)."""
+LEAST_SPREAD = {"prompt": 0.1, "decode": 0.05, "host": 0.1}
+"""Its least, by scale (assumed: TTFT also holds what stands before the scheduler, and few requests have it)."""
+SPREAD_POINTS = 6
+"""As many left-out measurements `spread` weighs when that of a user's own is found (assumed)."""
+UNFELT = 0.25
+"""A scale that makes up a smaller part of a measurement may stay 1 (assumed)."""
+DEAF = 0.2
+"""A measurement whose time hardly follows any scale tells nothing (assumed): a throughput that the arrivals fix."""
+HOST_ERROR = 0.4
+"""Deviation of the logarithm of host times (assumed: hosts' cores differ by a factor of 1.5 either way)."""
+STEP, ROUNDS, FAR, SETTLED = 0.1, 5, 0.2, 0.003
+"""Move of a logarithm to take a sensitivity, most rounds, a move after which sensitivities are taken again, one that ends all."""
+RATES = ("prefill_tok_s", "decode_tok_s", "output_tok_s", "total_tok_s")
+"""Metrics that are the inverse of a time."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measurement of one load.
+
+    measured : value by metric, as `predict` names them. noise : relative standard error of a value, by metric.
+    predict : values for given scales. ranges : what of the calibrated domain it covers.
+    """
+
+    label: str
+    measured: Mapping[str, float]
+    predict: Callable[[Scales], Mapping[str, float]]
+    noise: Mapping[str, float]
+    ranges: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A metric of a point, before and after: log errors of the time, predicted over measured.
+
+    held_out : the error when its point is left out of the fit; None where the others do not tell.
+    """
+
+    point: Point
+    metric: str
+    before_error: float
+    after_error: float
+    held_out_error: float | None
+    sensitivity: tuple[float, ...]
+
+    @property
+    def of_prompts(self) -> bool:
+        """Whether the time is more of prompts than of the rest."""
+        prompt = self.sensitivity[SCALES.index("prompt")]
+        return prompt > max(other for name, other in zip(SCALES, self.sensitivity, strict=True) if name != "prompt")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known before any measurement, by scale: deviations of its logarithm, and of a measurement's from any scales."""
+
+    prior: Mapping[str, float]
+    spread: Mapping[str, float]
+
+    @classmethod
+    def of_error(cls, step_error: float) -> Known:
+        """By the profile's own error: the deviation of the logarithm of a step's time."""
+        errors = {"prompt": step_error, "decode": step_error, "host": HOST_ERROR}
+        return cls(
+            {name: max(error, LEAST_PRIOR) for name, error in errors.items()},
+            {name: max(SPREAD_SHARE * error, LEAST_SPREAD[name]) for name, error in errors.items()},
+        )
+
+    def sigma(self, jacobian: Floats, noise: Floats) -> Floats:
+        """Deviation of each row, the more where it amplifies what a step takes; (rows,)."""
+        parts = np.abs(jacobian) / np.maximum(np.abs(jacobian).sum(axis=1), 1e-12)[:, None]
+        spread = parts @ np.array([self.spread[name] for name in SCALES])
+        return np.asarray(np.hypot(noise, spread * np.array([_amplified(row) for row in jacobian])), dtype=np.float64)
+
+    def weight(self, groups: tuple[Group, ...], x: Floats) -> Floats:
+        """Inverse deviation of each group's logarithm, where the data have it at `x` so far."""
+        prior = [np.mean([self.prior[name] for name in group]) for group in groups]
+        return 1.0 / np.maximum(prior, np.abs(_of_groups(groups, x)))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A solution: log scales and their standard errors by name, the groups that moved together, and why others did not."""
+
+    known: Known
+    log_scales: Mapping[str, float]
+    log_std: Mapping[str, float]
+    groups: tuple[Group, ...]
+    unidentified: Mapping[str, str]
+    rows: tuple[Row, ...]
+    deaf: tuple[Row, ...]
+
+    def scales(self) -> Scales:
+        """As factors."""
+        return Scales(*(math.exp(self.log_scales.get(name, 0.0)) for name in SCALES))
+
+    def half_widths(self) -> dict[str, float]:
+        """Log half-widths of 90 % intervals of TTFT and TPOT, of those that the data tell.
+
+        Left-out errors h_i of n measurements, and `spread` s for k more (`SPREAD_POINTS`), give (sum h_i^2 + k s^2) / (n + k);
+        the width is the t quantile of n + k times its root. Of a single measurement it is that of two such deviations, its own
+        and that of what is predicted.
+        """
+        from scipy.special import stdtrit
+
+        out = {}
+        for metric, of_prompts in (("ttft", True), ("tpot", False)):
+            rows = [row for row in self.rows if row.of_prompts == of_prompts]
+            if not rows:
+                continue
+            held = [row.held_out_error / _amplified(row.sensitivity) for row in rows if row.held_out_error is not None]
+            weight, spread = len(held) + SPREAD_POINTS, self.known.spread["prompt" if of_prompts else "decode"]
+            own = math.sqrt((sum(h * h for h in held) + SPREAD_POINTS * spread**2) / weight)
+            out[metric] = float(stdtrit(weight, 0.95)) * own * (1.0 if held else math.sqrt(2.0))
+        return out
+
+
+def fit(points: Sequence[Point], known: Known, progress: Callable[[str], None] | None = None) -> Fit:
+    """Fit the scales that the points identify. Those of no row that tells anything leave all as it is."""
+    x = np.zeros(len(SCALES))
+    groups: tuple[Group, ...] = ()
+    first: Floats | None = None
+    keys = [(point, metric) for point in points for metric in point.measured]
+    noise = np.array([point.noise.get(metric, 0.0) for point, metric in keys])
+    far = True
+    for number in range(ROUNDS):
+        errors = _errors(points, x)
+        if far:
+            jacobian = np.array([_errors(points, x + STEP * unit) - errors for unit in np.eye(len(SCALES))]).T / STEP
+        first = errors if first is None else first
+        told = jacobian.sum(axis=1) >= DEAF
+        sigma = known.sigma(jacobian, noise)
+        groups = groups or best_groups(jacobian[told], sigma[told], known)
+        if not groups:
+            break
+        basis = _basis(groups)
+        move = _solve(jacobian[told] @ basis, errors[told], sigma[told], known.weight(groups, x), _of_groups(groups, x))
+        x = x + basis @ move
+        errors = errors + jacobian @ (basis @ move)
+        if progress:
+            progress(f"round {number + 1}: " + ", ".join(f"{n} {math.exp(v):.3g}" for n, v in zip(SCALES, x, strict=True)))
+        if float(np.abs(move).max()) < SETTLED:
+            break
+        far = bool(np.abs(move).max() > FAR)
+    assert first is not None
+    held = _left_out(points, keys, jacobian, errors, sigma, told, groups, known, x)
+    rows = [
+        Row(point, metric, float(first[i]), float(errors[i]), held[i], tuple(jacobian[i].tolist()))
+        for i, (point, metric) in enumerate(keys)
+    ]
+    std = _posterior_std(jacobian[told] @ _basis(groups), sigma[told], known.weight(groups, x)) if groups else np.zeros(0)
+    by_group = {name: float(std[at]) for at, group in enumerate(groups) for name in group}
+    told_rows = tuple(row for row, told_one in zip(rows, told.tolist(), strict=True) if told_one)
+    return Fit(
+        known,
+        {name: float(x[SCALES.index(name)]) for name in by_group},
+        by_group,
+        groups,
+        {name: _why(name, told_rows) for name in SCALES if name not in by_group},
+        told_rows,
+        tuple(row for row, told_one in zip(rows, told.tolist(), strict=True) if not told_one),
+    )
+
+
+def best_groups(jacobian: Floats, sigma: Floats, known: Known) -> tuple[Group, ...]:
+    """The scales to move, see the head of the module; none where the rows tell none."""
+    if not len(jacobian):
+        return ()
+    parts = np.abs(jacobian) / np.abs(jacobian).sum(axis=1)[:, None]
+
+    def told(groups: tuple[Group, ...]) -> bool:
+        kept = {SCALES.index(name) for group in groups for name in group}
+        if any(parts[:, at].max() >= UNFELT for at in range(len(SCALES)) if at not in kept):
+            return False
+        covariance = _covariance(jacobian @ _basis(groups), sigma)
+        return bool(np.all(np.sqrt(np.diag(covariance)) * known.weight(groups, np.zeros(len(SCALES))) <= 1.0))
+
+    found = [groups for groups in _groupings() if told(groups)]
+    return min(found, key=lambda groups: (-len(groups), sum(map(len, groups))), default=())
+
+
+def _groupings() -> Iterator[tuple[Group, ...]]:
+    """All ways to move some scales in groups."""
+    for size in range(1, len(SCALES) + 1):
+        for chosen in combinations(SCALES, size):
+            yield from _partitions(chosen)
+
+
+def _partitions(names: tuple[str, ...]) -> Iterator[tuple[Group, ...]]:
+    if not names:
+        yield ()
+        return
+    first, rest = names[0], names[1:]
+    for size in range(len(rest) + 1):
+        for others in combinations(rest, size):
+            left = tuple(name for name in rest if name not in others)
+            for parts in _partitions(left):
+                yield ((first, *others), *parts)
+
+
+def _basis(groups: tuple[Group, ...]) -> Floats:
+    """Scales by groups: 1 where a scale is in the group."""
+    return np.array([[float(name in group) for group in groups] for name in SCALES])
+
+
+def _of_groups(groups: tuple[Group, ...], x: Floats) -> Floats:
+    return np.array([x[SCALES.index(group[0])] for group in groups])
+
+
+def _covariance(jacobian: Floats, sigma: Floats) -> Floats:
+    """Of the least-squares solution; infinite where it is not determined."""
+    weighted = jacobian / sigma[:, None]
+    product = weighted.T @ weighted
+    if np.linalg.matrix_rank(product, tol=1e-6 * float(np.trace(product))) < len(product):
+        return np.full_like(product, np.inf)
+    return np.asarray(np.linalg.inv(product), dtype=np.float64)
+
+
+def _solve(jacobian: Floats, errors: Floats, sigma: Floats, weight: Floats, so_far: Floats) -> Floats:
+    """The move of the groups' logarithms from `so_far`, whose prior is 0 with the inverse deviation `weight`."""
+    rows = np.concatenate([jacobian / sigma[:, None], np.diag(weight)])
+    wanted = np.concatenate([-errors / sigma, -so_far * weight])
+    return np.asarray(np.linalg.lstsq(rows, wanted, rcond=None)[0], dtype=np.float64)
+
+
+def _posterior_std(jacobian: Floats, sigma: Floats, weight: Floats) -> Floats:
+    weighted = jacobian / sigma[:, None]
+    return np.asarray(np.sqrt(np.diag(np.linalg.inv(weighted.T @ weighted + np.diag(weight**2)))), dtype=np.float64)
+
+
+def _left_out(
+    points: Sequence[Point], keys: list[tuple[Point, str]], jacobian: Floats, errors: Floats, sigma: Floats,
+    told: NDArray[np.bool_], groups: tuple[Group, ...], known: Known, x: Floats,
+) -> list[float | None]:  # fmt: skip
+    """The error of each row when its point is not in the fit."""
+    out: list[float | None] = [None] * len(keys)
+    if not groups:
+        return out
+    reduced, weight, so_far = jacobian @ _basis(groups), known.weight(groups, x), _of_groups(groups, x)
+    for point in points:
+        inside = np.array([key[0] is point for key in keys])
+        rest = told & ~inside
+        if not rest.any() or not np.all(np.sqrt(np.diag(_covariance(reduced[rest], sigma[rest]))) * weight <= 1.0):
+            continue
+        move = _solve(reduced[rest], errors[rest], sigma[rest], weight, so_far)
+        for at in np.flatnonzero(inside):
+            out[at] = float(errors[at] + reduced[at] @ move)
+    return out
+
+
+def _errors(points: Sequence[Point], x: Floats) -> Floats:
+    """Log errors of all rows, as times."""
+    scales = Scales(*np.exp(x).tolist())
+    out = []
+    for point in points:
+        predicted = point.predict(scales)
+        for metric, value in point.measured.items():
+            error = math.log(predicted[metric] / value)
+            out.append(-error if metric in RATES else error)
+    return np.array(out)
+
+
+def _amplified(sensitivity: Sequence[float] | Floats) -> float:
+    """How much more than a step's a time moves: more than once where it is a queue's."""
+    return max(1.0, float(np.sum(sensitivity)))
+
+
+def _why(name: str, rows: Sequence[Row]) -> str:
+    """Why a scale stays 1."""
+    at = SCALES.index(name)
+    most = max((abs(row.sensitivity[at]) for row in rows), default=0.0)
+    if most < UNFELT:
+        return f"makes up at most {most:.0%} of any time measured"
+    return "cannot be told from the others by these data"
+
+
+__all__ = ["Fit", "Point", "Row", "best_groups", "fit"]

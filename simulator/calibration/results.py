@@ -1,0 +1,218 @@
+"""`calibrate results`: measured result files and the scenario that was measured, to the scales that they identify."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine_models.model.architecture import active_parameters
+from hardware_profiles.calibration import RANGES, Calibration
+from hardware_profiles.errors import InputError
+from hardware_profiles.files import read_bytes, read_text
+from hardware_profiles.scaled_ops import Scales
+from simulator.calibrated import measured_on
+from simulator.calibration.deployment import Deployment
+from simulator.calibration.fit import RATES, Fit, Known, Point, Row, fit
+from simulator.calibration.served import Left, points_of_results
+from simulator.calibration.steps import METRIC, points_of_steps
+from simulator.prepared import Prepared
+from simulator.results.domain import domain
+from simulator.results.intervals import half_width
+from simulator.version import VERSION
+
+LIKELY = 3.0
+"""Most by which a deployment that is described may be slower or faster than its profile (assumed)."""
+ODD = 0.2
+"""Median log error after the fit from which the scenario is doubted (assumed)."""
+UNITS = 1000.0
+"""Ratio of seconds and milliseconds, the two units of clients; UNITS_WITHIN is how near a ratio comes to it."""
+UNITS_WITHIN = 4.0
+QUANTILE = 1.645
+"""Half-width of a 90 % interval over the standard deviation, of a normal distribution."""
+TOLERANCE = 1.03
+"""A time so much below what the datasheet allows is still taken: rounded, or a clock boosted (assumed)."""
+CACHE_BYTES = 1.2e9
+"""Weights of a CPU up to which its caches may hold them (datasheet: the largest have 1.15 GB), so that memory bounds nothing."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A calibration, the fit behind it, what was left out, and notes."""
+
+    calibration: Calibration
+    fit: Fit
+    left: tuple[Left, ...]
+    notes: tuple[str, ...]
+
+
+def calibrate_results(
+    paths: Sequence[Path], deployment: Deployment, progress: Callable[[str], None] | None = None, *, any_scale: bool = False
+) -> Outcome:
+    """Fit the scales of a deployment to result files.
+
+    any_scale : take scales beyond `LIKELY` too.
+    Raises InputError for files that cannot be read or are of something else, and where they tell no scale.
+    """
+    prepared = deployment.prepared
+    points: list[Point] = []
+    left: list[Left] = []
+    notes: list[str] = []
+    for path in paths:
+        if of_llama_bench(read_text(path)):
+            points += points_of_steps(path, deployment)
+            continue
+        some, without, said = points_of_results(path, deployment)
+        points, left, notes = [*points, *some], [*left, *without], [*notes, *said]
+    if not points:
+        why = "; ".join(f"{one.label}: {one.reason}" for one in left)
+        raise InputError(f"too few points: none is left ({why})", where="FILE", mend="measure more requests")
+    _check_units(points)
+    for point in points:
+        _check_bounds(point, prepared)
+    found = fit(points, known_of(prepared), progress)
+    if not found.groups:
+        raise InputError(
+            "these measurements tell nothing of step times: " + "; ".join(f"{k} {why}" for k, why in found.unidentified.items()),
+            where="FILE",
+            mend="give latencies (TTFT, TPOT) of a load that the server carries, or rates of a full one",
+        )
+    if not any_scale:
+        _check_scales(found)
+    rest = float(np.median([abs(row.after_error) for row in found.rows]))
+    if rest > ODD:
+        notes.append(
+            f"the scales leave {math.expm1(rest):.0%} in the median: these measurements are not of one deployment, or not of this"
+        )
+    return Outcome(_calibration(found, paths, prepared), found, tuple(left), tuple(notes))
+
+
+def known_of(prepared: Prepared) -> Known:
+    """What is known of a deployment before: the error of a step that its intervals state."""
+    evidence, _ = domain(prepared)
+    return Known.of_error(half_width(evidence, "tpot", "mean")[0] / QUANTILE)
+
+
+def of_llama_bench(text: str) -> bool:
+    """Whether a text holds rows of llama-bench or llama-batched-bench."""
+    head = text.lstrip()[:20_000]
+    if head.startswith(("[", "{")):
+        return any(all(f'"{name}"' in head for name in names) for names in (("n_gen", "avg_ns"), ("t_pp", "t_tg")))
+    return any(line.startswith("|") and "t/s" in line for line in head.splitlines())
+
+
+# -- whether the numbers can be ---------------------------------------------------------------------------
+
+
+def _check_units(points: Sequence[Point]) -> None:
+    """Raise InputError for a time that is a thousand times what is predicted, or a thousandth."""
+    for point in points:
+        predicted = point.predict(Scales())
+        for metric, value in point.measured.items():
+            ratio = value / predicted[metric]
+            for times, words in ((UNITS, "more"), (1 / UNITS, "less")):
+                if 1 / UNITS_WITHIN < ratio / times < UNITS_WITHIN:
+                    raise InputError(
+                        f"{metric} is {value:.4g}, about a thousand times {words} than predicted ({predicted[metric]:.4g}): "
+                        "units are mixed",
+                        where=point.label,
+                        mend="give latencies in the client's own unit: seconds and milliseconds are told by its format",
+                    )
+
+
+def _check_bounds(point: Point, prepared: Prepared) -> None:
+    """Raise InputError for a time that the device's datasheet forbids: weights read from memory, a prompt's arithmetic."""
+    if prepared.plan.speculation is not None:
+        return
+    tokens = point.ranges.get("prompt_tokens", 0.0)
+    device, devices = prepared.device, prepared.devices_each
+    read_s = _read_bytes(prepared) / (device.memory_bandwidth_bytes_per_s.value * devices)
+    compute_s = 2.0 * active_parameters(prepared.arch) / (_peak(prepared) * devices)
+    bounds = {"tpot_mean_ms": read_s, "itl_mean_ms": read_s}
+    if METRIC in point.measured:
+        bounds[METRIC] = max(read_s, compute_s * (tokens or point.ranges.get("rows", 1.0)))
+    for metric, bound_s in bounds.items():
+        value = point.measured.get(metric)
+        if value is not None and value * TOLERANCE < 1e3 * bound_s:
+            raise InputError(
+                f"{metric} is {value:.4g}, and {device.title} cannot do it in less than {1e3 * bound_s:.4g}: above the roofline",
+                where=point.label,
+                mend="check hardware, number of devices, model and format of the weights in the scenario",
+            )
+
+
+def _read_bytes(prepared: Prepared) -> float:
+    """Weights that the least step reads; 0 where a CPU's caches may hold them."""
+    read = active_parameters(prepared.arch) * prepared.formats.weights.bits_per_weight / 8
+    return 0.0 if prepared.device.kind == "cpu" and read < CACHE_BYTES else read
+
+
+def _peak(prepared: Prepared) -> float:
+    """The highest rate of the datasheet [FLOP/s]; twice that of 16 bits where no narrower one is stated."""
+    rates = {name: quantity.value for name, quantity in prepared.device.peak_flops_per_s.items()}
+    return max(*rates.values(), 2.0 * max(rates.get("fp16", 0.0), rates.get("bf16", 0.0)))
+
+
+def _check_scales(found: Fit) -> None:
+    """Raise InputError for scales that a deployment as described cannot have."""
+    for name, value in found.log_scales.items():
+        if abs(value) > math.log(LIKELY):
+            words = f"{math.exp(value):.3g} times" if value > 0 else f"{math.exp(value):.2g} of"
+            raise InputError(
+                f"what was measured took {words} the profile's time ({name}): the scenario does not describe the server",
+                where="--scenario",
+                mend="check model, formats, hardware, tensor_parallel and replicas; or take it as it is with --any-scale",
+            )
+
+
+# -- the file ---------------------------------------------------------------------------------------------
+
+
+def _calibration(found: Fit, paths: Sequence[Path], prepared: Prepared) -> Calibration:
+    """The fit as a file."""
+    points = list({id(row.point): row.point for row in found.rows}.values())
+    held = [abs(math.expm1(row.held_out_error)) for row in found.rows if row.held_out_error is not None]
+    return Calibration(
+        scales={name: math.exp(value) for name, value in found.log_scales.items()},
+        log_std=dict(found.log_std),
+        unidentified=dict(found.unidentified),
+        interval=found.half_widths(),
+        measured_on=measured_on(prepared),
+        domain=_domain(points),
+        points=len(points),
+        held_out_error=float(np.median(held)) if held else None,
+        table=tuple(as_dict(row) for row in found.rows),
+        provenance={
+            "tool": f"capacity-plan {VERSION}",
+            "date": datetime.date.today().isoformat(),
+            "files": [{"name": path.name, "sha256": hashlib.sha256(read_bytes(path)).hexdigest()} for path in paths],
+        },
+    )
+
+
+def _domain(points: Sequence[Point]) -> dict[str, tuple[float, float]]:
+    """Least and most of what was measured."""
+    values = {name: [point.ranges[name] for point in points if name in point.ranges] for name in RANGES}
+    return {name: (min(some), max(some)) for name, some in values.items() if some}
+
+
+def as_dict(row: Row) -> Mapping[str, object]:
+    """A row of the table: errors of the metric itself, predicted over measured less one."""
+    sign = -1.0 if row.metric in RATES else 1.0
+    held = None if row.held_out_error is None else math.expm1(sign * row.held_out_error)
+    return {
+        "point": row.point.label,
+        "metric": row.metric,
+        "measured": row.point.measured[row.metric],
+        "before_error": math.expm1(sign * row.before_error),
+        "after_error": math.expm1(sign * row.after_error),
+        "left_out_error": held,
+    }
+
+
+__all__ = ["Outcome", "as_dict", "calibrate_results", "known_of"]

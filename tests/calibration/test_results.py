@@ -1,0 +1,181 @@
+"""`calibrate results`: known scales come back from files of a simulated server; what cannot be is refused by its name."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from hardware_profiles.calibration import read_calibration
+from hardware_profiles.errors import InputError
+from hardware_profiles.scaled_ops import Scales
+from simulator.calibrated import with_scales
+from simulator.calibration.deployment import Deployment
+from simulator.calibration.fit import Known, best_groups
+from simulator.calibration.results import calibrate_results
+from simulator.cli.app import app
+from simulator.config.load import load_scenario
+from simulator.prepare import prepare
+from simulator.results.latencies import latencies
+from simulator.run import run_prepared
+
+SCENARIO: dict[str, Any] = {
+    "model": "Qwen/Qwen3-8B",
+    "deployment": {
+        "engine": "vllm",
+        "hardware": "h100-sxm-80gb",
+        "engine_args": {"max_model_len": 4096, "max_num_batched_tokens": 4096, "max_num_seqs": 16},
+    },
+    "workload": {
+        "arrivals": {"kind": "closed_loop", "concurrency": 1},
+        "prompt_tokens": 1024,
+        "output_tokens": 16,
+        "max_output_tokens": "equal",
+        "requests": 12,
+    },
+}
+TRUE = Scales(prompt_scale=1.3, decode_scale=0.85)
+
+
+def bench(path: Path, clients: int, prompt: int, scales: Scales = TRUE, **changed: Any) -> Path:
+    """What `vllm bench serve` would save of a server with these scales."""
+    load = [f"workload.arrivals.concurrency={clients}", f"workload.prompt_tokens={prompt}"]
+    run = run_prepared(with_scales(prepare(load_scenario(SCENARIO, load)), scales))
+    found, raw = latencies(run.raw), run.raw
+    document = {
+        "model_id": "Qwen/Qwen3-8B",
+        "request_rate": "inf",
+        "max_concurrency": clients,
+        "completed": 12,
+        "failed": 0,
+        "duration": float(raw.end_s.max()),
+        "total_input_tokens": int(raw.prompt_tokens.sum()),
+        "total_output_tokens": int(raw.output_tokens.sum()),
+        "input_lens": raw.prompt_tokens.tolist(),
+        "output_lens": raw.output_tokens.tolist(),
+        "request_throughput": 1.0,
+        "mean_ttft_ms": float(found.ttft_ms.mean()),
+        "mean_tpot_ms": float(found.tpot_ms.mean()),
+    }
+    path.write_text(json.dumps({**document, **changed}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scenario, and results of two loads."""
+    made = tmp_path_factory.mktemp("measured")
+    (made / "s.yaml").write_text(yaml.safe_dump(SCENARIO))
+    for clients, prompt in ((1, 1024), (4, 2048)):
+        bench(made / f"c{clients}.json", clients, prompt)
+    return made
+
+
+def test_known_scales_come_back_and_serve_a_scenario(folder: Path, tmp_path: Path) -> None:
+    files = [str(folder / f"c{clients}.json") for clients in (1, 4)]
+    out = tmp_path / "mine.json"
+    done = CliRunner().invoke(app, ["calibrate", "results", *files, "--scenario", str(folder / "s.yaml"), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("written")) <= 80
+    found = read_calibration(out)
+    assert found.scales["prompt"] == pytest.approx(1.3, rel=0.03)
+    assert found.scales["decode"] == pytest.approx(0.85, rel=0.02)
+    assert list(found.unidentified) == ["host"]
+    assert found.points == 2
+    assert found.held_out_error is not None
+    assert found.held_out_error < 0.04
+    assert max(abs(row["after_error"]) for row in found.table) < 0.03 < max(abs(row["before_error"]) for row in found.table)
+    assert found.domain == {"prompt_tokens": (1024, 2048), "context_tokens": (1040, 2064), "rows": (1, 4)}
+    assert [file["name"] for file in found.provenance["files"]] == ["c1.json", "c4.json"]
+    run = run_prepared(prepare(load_scenario(SCENARIO, [f"deployment.calibration={out}"])))
+    truth = json.loads((folder / "c1.json").read_text())
+    assert run.result["metrics"]["tpot_ms"]["mean"] == pytest.approx(truth["mean_tpot_ms"], rel=0.02)
+    assert run.result["extrapolation"]["inside_calibration"]
+    again = CliRunner().invoke(app, ["calibrate", "results", *files, "--scenario", str(folder / "s.yaml"), "--out", str(out)])
+    assert isinstance(again.exception, InputError)
+    assert read_calibration(out) == found
+
+
+def test_one_measurement_gives_scales_and_says_what_it_does_not_tell(folder: Path) -> None:
+    outcome = calibrate_results([folder / "c1.json"], Deployment(folder / "s.yaml"))
+    found = outcome.calibration
+    assert found.held_out_error is None
+    assert found.scales["decode"] == pytest.approx(0.85, rel=0.03)
+    assert found.log_std["decode"] > 0.03
+    assert "of any time measured" in found.unidentified["host"]
+    assert 0.1 < found.interval["tpot"] < found.interval["ttft"] < 0.4
+
+
+def test_scales_that_the_data_cannot_tell_apart_move_together() -> None:
+    known = Known.of_error(0.2)
+    apart = np.array([[0.9, 0.05, 0.0], [0.0, 0.95, 0.02]])
+    assert best_groups(apart, known.sigma(apart, np.zeros(2)), known) == (("prompt",), ("decode",))
+    mixed = np.array([[0.4, 0.55, 0.0]])
+    assert best_groups(mixed, known.sigma(mixed, np.zeros(1)), known) == (("prompt", "decode"),)
+    host = np.array([[0.0, 0.02, 0.95]])
+    assert best_groups(host, known.sigma(host, np.zeros(1)), known) == (("host",),)
+
+
+REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
+    ({"model_id": "meta-llama/Llama-3.1-70B"}, [], r"measured with meta-llama/Llama-3\.1-70B, and the scenario's model is Qwen"),
+    ({"tensor_parallel_size": 2}, [], "tensor parallelism 2, and the scenario has 1"),
+    ({"mean_tpot_ms": 5.5e-3}, [], "a thousand times less than predicted .* units are mixed"),
+    ({"mean_tpot_ms": 2.0}, [], "cannot do it in less than .* above the roofline"),
+    ({"mean_tpot_ms": 40.0}, [], "the scenario does not describe the server"),
+    ({"completed": 3}, [], "too few points: none is left .*3 requests are too few"),
+    ({"failed": 9}, [], "9 requests failed, of 21"),
+    ({"input_lens": None, "output_lens": None}, ["workload.prompt_tokens=300"], "prompts of 1,024 tokens were measured"),
+    ({}, ["deployment.hardware=l40s"], "above the roofline"),
+]
+
+
+@pytest.mark.parametrize(("changed", "overrides", "words"), REFUSED)
+def test_what_cannot_be_is_refused(
+    folder: Path, tmp_path: Path, changed: dict[str, Any], overrides: list[str], words: str
+) -> None:
+    document = json.loads((folder / "c1.json").read_text())
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({key: value for key, value in {**document, **changed}.items() if value is not None}))
+    with pytest.raises(InputError, match=words):
+        calibrate_results([path], Deployment(folder / "s.yaml", tuple(overrides)))
+
+
+def llama_bench(path: Path, rows: list[tuple[int, int, float]], **changed: Any) -> Path:
+    """Rows of llama-bench: prompt, answer, milliseconds of all of it."""
+    common = {"model_n_params": 8_030_261_248, "model_size": 4_920_000_000, "model_type": "llama 8B", "n_ubatch": 512}
+    lines = [
+        json.dumps({**common, "n_prompt": p, "n_gen": g, "n_depth": 0, "avg_ns": round(ms * 1e6), "stddev_ns": 0, **changed})
+        for p, g, ms in rows
+    ]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_llama_bench_calibrates_a_mac_and_names_another_model(tmp_path: Path) -> None:
+    scenario = {
+        "model": "meta-llama/Llama-3.1-8B",
+        "deployment": {"engine": "llama_cpp", "hardware": "apple-m2-ultra-76c-192gb", "weights": "q4_k_m"},
+        "workload": {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 512, "output_tokens": 16},
+    }
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(scenario))
+    deployment = Deployment(tmp_path / "s.yaml")
+    path = llama_bench(tmp_path / "b.jsonl", [(512, 0, 500.0), (0, 128, 1500.0)])
+    outcome = calibrate_results([path], deployment)
+    assert outcome.fit.groups == (("prompt",), ("decode",))
+    before, after = (
+        np.array([row[name] for row in outcome.calibration.table]) for name in ("before_error", "after_error")
+    )
+    assert np.all(np.abs(after) < np.abs(before))
+    assert np.all(np.abs(after) < 0.05)
+    assert "makes up at most 0%" in outcome.calibration.unidentified["host"]
+    with pytest.raises(InputError, match=r"a model of 3\.21 B parameters .* has 8\.03 B"):
+        calibrate_results([llama_bench(tmp_path / "o.jsonl", [(512, 0, 500.0)], model_n_params=3_212_749_888)], deployment)
+    with pytest.raises(InputError, match=r"8\.1 bits a weight, and the scenario's weights are q4_k_m"):
+        calibrate_results([llama_bench(tmp_path / "o.jsonl", [(512, 0, 500.0)], model_size=8_100_000_000)], deployment)
+    assert math.isclose(outcome.calibration.domain["prompt_tokens"][1], 512)
