@@ -7,7 +7,9 @@ exceed the context; without a limit the answer is cut where a row has to end (vL
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,25 @@ class Lengths:
     def refused(self) -> BoolArray:
         """Requests that the engine does not take."""
         return self.too_long | self.asked_too_much | self.never_fits
+
+    def columns(self) -> tuple[NDArray[Any], ...]:
+        """The arrays, in order."""
+        return self.output_tokens, self.stop_known, self.too_long, self.asked_too_much, self.never_fits, self.cut
+
+    def follow(self, other: Lengths, row: int) -> bool:
+        """Take over what another engine makes of a request; return whether that is something else."""
+        pairs = list(zip(self.columns(), other.columns(), strict=True))
+        if all(own[row] == theirs[row] for own, theirs in pairs):
+            return False
+        for own, theirs in pairs:
+            own[row] = theirs[row]
+        return True
+
+
+def by_row(found: Sequence[Lengths], which: IntArray) -> Lengths:
+    """Of each request what the engine number `which` makes of it."""
+    rows = np.arange(len(which))
+    return Lengths(*(np.stack(columns)[which, rows] for columns in zip(*(each.columns() for each in found), strict=True)))
 
 
 def judged(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from engine_models.declaration import Limits
 from engine_models.lengths import BoolArray, Lengths
@@ -19,16 +19,21 @@ def counted_lengths(found: Lengths, rows: BoolArray) -> dict[str, int]:
     return {name: int((mask & rows).sum()) for name, mask in zip(why, masks, strict=True)}
 
 
-def refusals(counted: Mapping[str, int], limits: Limits) -> list[str]:
-    """Return, for each reason that refuses requests, how many and why; `counted` as by `counted_lengths`."""
-    context = f"{limits.context_tokens} tokens"
+def _tokens(values: Iterable[int]) -> str:
+    """Numbers of tokens, one where all are equal."""
+    return f"{' or '.join(map(str, dict.fromkeys(values)))} tokens"
+
+
+def refusals(counted: Mapping[str, int], pools: Sequence[Limits]) -> list[str]:
+    """Return, for each reason that refuses requests, how many and why; `counted` as by `counted_lengths`, limits by pool."""
+    context = _tokens(limits.context_tokens for limits in pools)
     bound = f"the context of {context}"
-    if limits.context_tokens - limits.prompt_tokens > KEPT_BACK_TOKENS:
-        bound = f"the {limits.prompt_tokens} tokens that a prompt may have"
+    if any(limits.context_tokens - limits.prompt_tokens > KEPT_BACK_TOKENS for limits in pools):
+        bound = f"the {_tokens(limits.prompt_tokens for limits in pools)} that a prompt may have"
     reasons = {
         "too_long": f"prompt longer than {bound}",
         "asked_too_much": f"prompt and max_output_tokens together longer than the context of {context}",
-        "never_fits": f"longer than the KV cache of a replica, {limits.held_tokens} tokens",
+        "never_fits": f"longer than the KV cache of a replica, {_tokens(limits.held_tokens for limits in pools)}",
     }
     return [
         f"{count:,} {'request' if count == 1 else 'requests'} refused: {why}"
@@ -37,23 +42,24 @@ def refusals(counted: Mapping[str, int], limits: Limits) -> list[str]:
     ]
 
 
-def cuts(counted: Mapping[str, int], limits: Limits) -> list[str]:
+def cuts(counted: Mapping[str, int], pools: Sequence[Limits]) -> list[str]:
     """Return how many requests are cut short; nothing if none is."""
     count = counted["cut"]
     if not count:
         return []
-    one, ends = count == 1, f"the context of {limits.context_tokens} tokens ends"
-    if limits.answer_tokens is not None:
-        ends += f", or after {limits.answer_tokens} tokens where no limit is asked for"
+    one, ends = count == 1, f"the context of {_tokens(limits.context_tokens for limits in pools)} ends"
+    answers = [limits.answer_tokens for limits in pools if limits.answer_tokens is not None]
+    if answers:
+        ends += f", or after {_tokens(answers)} where no limit is asked for"
     return [
         f"{count:,} {'answer' if one else 'answers'} cut where {ends}: "
         f"{'it counts' if one else 'they count'} as completed, with fewer tokens than the workload asks"
     ]
 
 
-def all_refused(requests: int, counted: Mapping[str, int], limits: Limits) -> InputError:
+def all_refused(requests: int, counted: Mapping[str, int], pools: Sequence[Limits]) -> InputError:
     """The error of a run of which no request is taken."""
-    reasons = refusals(counted, limits)
+    reasons = refusals(counted, pools)
     why = "; ".join(reasons) if len(reasons) > 1 else reasons[0].partition("refused: ")[2]
     mend = "shorten the prompts, raise max_model_len, or use a model with a longer context"
     if counted["asked_too_much"]:

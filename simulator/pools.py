@@ -16,7 +16,7 @@ from simulator.prepared import Prepared
 from simulator.workload.columns import Workload
 
 if TYPE_CHECKING:
-    from simulator.config.schema import Deployment, Transfer
+    from simulator.config.schema import Deployment, Scenario, Transfer
 
 POOLS = "deployment.pools"
 
@@ -38,13 +38,30 @@ def check_roles(deployment: Deployment) -> None:
                 where=POOLS,
                 mend=f"give a pool of role: {other} replicas, or use role: mixed",
             )
-    if "mixed" in roles and len(pools) > 1:
-        beside = "several pools of role: mixed" if roles == {"mixed"} else "pools of role: mixed beside prefill and decode"
+    if "mixed" in roles and len(roles) > 1:
         raise InputError(
-            f"{beside} at once are not modelled yet",
+            "pools of role: mixed beside prefill and decode at once are not modelled yet",
             where=POOLS,
-            mend="set replicas: 0 in all but one of them, or simulate each as a scenario of its own",
+            mend="set replicas: 0 in either, or simulate each as a scenario of its own",
         )
+
+
+def check_one_model(scenario: Scenario, pools: Sequence[Prepared]) -> None:
+    """Refuse prefill and decode pools that do not serve one model, or take prompts by their length."""
+    names = list(dict.fromkeys(each.arch.name for each in pools))
+    if len(names) > 1:
+        raise InputError(
+            f"prefill and decode pools of several models ({', '.join(names)}) are not modelled yet",
+            where=POOLS,
+            mend="give all pools one model, or simulate each model as a scenario of its own",
+        )
+    for number, pool in enumerate(scenario.deployment.pools):
+        if pool.prompt_tokens is not None and pool.replicas:
+            raise InputError(
+                "`prompt_tokens` of prefill and decode pools is not modelled yet",
+                where=f"{POOLS}.{number}.prompt_tokens",
+                mend="remove it, or use pools of role: mixed",
+            )
 
 
 def check_pair(prefill: Prepared, decode: Prepared) -> None:
@@ -93,7 +110,7 @@ def joint_limits(prefill: Sequence[Limits], decode: Sequence[Limits]) -> Limits:
 
 def check_longest(prepared: Prepared, workload: Workload) -> None:
     """Refuse a workload whose longest request the decode pools cannot hold."""
-    if not prepared.pools:
+    if prepared.paths is None:
         return
     limits = prepared.plan.limits
     found = judged(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, limits)
@@ -112,11 +129,12 @@ def check_longest(prepared: Prepared, workload: Workload) -> None:
 
 
 def check_stages(prepared: Prepared) -> None:
-    """Refuse loads that follow each other where replicas come and go by the clock of the whole run."""
+    """Refuse loads that follow each other where replicas come and go by the clock of the run, or pools stand side by side."""
     for asked, where in (
         (prepared.elastic is not None and prepared.elastic.scaler is not None, "deployment.autoscaler"),
         (prepared.elastic is not None and prepared.elastic.faults is not None, "deployment.failures"),
         (bool(prepared.disturbances), "deployment.failures"),
+        (prepared.side_by_side, POOLS),
     ):
         if asked:
             raise InputError(
@@ -238,7 +256,7 @@ def blended_price(prices: Sequence[tuple[UnitPrice | None, int]]) -> UnitPrice |
         joined(row.region for row in rows),
         rows[0].commitment,
         joined(row.source for row in rows),
-        joined(row.date for row in rows),
+        min(row.date for row in rows),
         joined(row.kind for row in rows),
     )
 

@@ -25,10 +25,19 @@ from hardware_profiles.device import Device, device_names, load_device
 from hardware_profiles.errors import InputError, PlanError
 from hardware_profiles.kernels import operations_in_node
 from simulator.calibrated import calibrated, calibration_of, calibration_words, check_law
-from simulator.pools import blended_price, check_roles, connector_of, joint_limits, paths_of, unique
+from simulator.pools import (
+    blended_price,
+    check_one_model,
+    check_roles,
+    connector_of,
+    joint_limits,
+    paths_of,
+    unique,
+)
 from simulator.prepared import Prepared
 from simulator.price import unit_price
 from simulator.routed import check_paired, check_timeout, routing_of
+from simulator.served import models_of, side_by_side
 
 if TYPE_CHECKING:
     from simulator.config.schema import Pool, Scenario
@@ -170,13 +179,19 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     check_roles(scenario.deployment)
     with_index = len(pools) > 1
     found = [_prepare_pool(scenario, number, base, with_index=with_index) for number in running]
-    if len(found) == 1:
+    asked = [(kind.name, kind.model) for kind in scenario.workload.classes or ()]
+    if len(found) == 1 and found[0].pool.prompt_tokens is None:
+        models_of(found[0], asked)
         changes = (scenario.deployment.failures, scenario.deployment.autoscaler, pools[0].failures, pools[0].autoscaler)
         if all(each is None for each in changes):
             return found[0]
         from simulator.elastic import with_elasticity
 
         return with_elasticity(found[0])
+    if all(each.pool.role == "mixed" for each in found):
+        return side_by_side(scenario, found)
+    check_one_model(scenario, found)
+    models_of(found[0], asked)
     for number, pool in enumerate(pools):
         refused = {
             "deployment.autoscaler": scenario.deployment.autoscaler,
@@ -235,7 +250,7 @@ def _prepare_pool(scenario: Scenario, number: int, base: Path, *, with_index: bo
 def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     """Resolve one pool."""
     engine, version = engine_named(pool.engine, where="deployment.engine"), split(pool.engine)[1]
-    arch = load_architecture(scenario.model, base)
+    arch = load_architecture(pool.model or scenario.model, base)
     if not any(block.cache for block in arch.attention):
         raise InputError(
             f"no layer of {arch.name} keeps a KV cache, and engines that serve such models are not modelled",
@@ -335,7 +350,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         kernels=kernels,
         replicas=replicas,
         devices=devices,
-        price=unit_price(scenario, device),
+        price=unit_price(scenario, device, pool),
         warnings=(*warnings, *plan.warnings, *_unused_costs(scenario)),
         assumptions=tuple(assumptions),
         routing=routing,
@@ -481,4 +496,10 @@ def deployment_summary(prepared: Prepared) -> dict[str, Any]:
 
 def _pool_summary(prepared: Prepared) -> dict[str, Any]:
     """What was deployed in one of several pools."""
-    return {"name": prepared.pool.name, "role": prepared.pool.role, **deployment_summary(prepared)}
+    taken = prepared.pool.prompt_tokens
+    return {
+        "name": prepared.pool.name,
+        "role": prepared.pool.role,
+        **({"prompt_tokens": list(taken)} if taken is not None else {}),
+        **deployment_summary(prepared),
+    }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine_models.cost.start_up import StartUp
 from engine_models.cost.terms import Formats
-from engine_models.declaration import EnginePlan
+from engine_models.declaration import EnginePlan, Limits
 from engine_models.model.blocks import Architecture
 from engine_models.parts.protocols import StepCost
 from hardware_profiles.calibration import Calibration
@@ -46,7 +46,8 @@ class Prepared:
     """A scenario resolved to facts: what would be simulated.
 
     What is of one pool is that of `pool`, which gives the answers; `replicas`, `devices` and `price` are of all that run. `pools`
-    are those that share requests, prefill before decode, each resolved as if it were alone; none where one pool does it all.
+    are those that share the requests, each resolved as if it were alone; none where one pool does it all. With `paths` between
+    them each request passes from a prefill pool to a decode pool (they stand in this order), without each is served by one.
     """
 
     scenario: Scenario
@@ -68,6 +69,16 @@ class Prepared:
     disturbances: tuple[Disturbance, ...] = ()
     elastic: Elasticity | None = None
     calibration: Calibration | None = None
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether requests are served by one of several pools, or by one that does not take all of them."""
+        return bool(self.pools) and self.paths is None
+
+    @property
+    def limits(self) -> tuple[Limits, ...]:
+        """What requests are held against, by pool where one of several serves them."""
+        return tuple(each.plan.limits for each in self.pools) if self.side_by_side else (self.plan.limits,)
 
     @property
     def ranks(self) -> int:

@@ -9,16 +9,19 @@ from hardware_profiles.errors import InputError
 from simulator.cost import UnitPrice
 
 if TYPE_CHECKING:
-    from simulator.config.schema import Scenario
+    from simulator.config.schema import Pool, Scenario
 
 
-def unit_price(scenario: Scenario, device: Device) -> UnitPrice | None:
-    """Price of a device-hour: the scenario's own, else the price list's default; None if none is known."""
-    cost = scenario.cost
-    commitment = "spot" if cost.spot else (cost.commitment or "on_demand")
-    if cost.usd_per_gpu_hour is not None:
+def unit_price(scenario: Scenario, device: Device, pool: Pool | None = None) -> UnitPrice | None:
+    """Price of a device-hour: the pool's own, else the deployment's, the scenario's, the price list's; None if none is known."""
+    cost, around = scenario.cost, scenario.deployment
+    own = (pool, around) if pool is not None else (around,)
+    asked = [each.commitment for each in own if each.commitment is not None]
+    commitment = asked[0] if asked else "spot" if cost.spot else (cost.commitment or "on_demand")
+    stated = [each.usd_per_gpu_hour for each in (*own, cost) if each.usd_per_gpu_hour is not None]
+    if stated:
         return UnitPrice(
-            cost.usd_per_gpu_hour,
+            stated[0],
             cost.provider or "scenario",
             cost.region or "",
             commitment,

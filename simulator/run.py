@@ -31,6 +31,7 @@ from hardware_profiles.power import mean_power_w
 from simulator.calibrated import used_ranges
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FINISHED, ClusterResult
+from simulator.cluster.servers import Servers
 from simulator.cost import Usage, run_cost
 from simulator.effort import effort_of, effort_of_all, machine_bytes
 from simulator.io.tables import Coded, Column, TableWriter
@@ -44,8 +45,10 @@ from simulator.results.fleet import fleet_figures
 from simulator.results.intervals import add_intervals
 from simulator.results.latencies import token_gaps
 from simulator.results.rates import BatchCut
+from simulator.results.timeline import Window
 from simulator.results.verdict import class_slo, slo_bounds, slo_dict, too_short, with_model_error
 from simulator.routed import admission_of, client_of
+from simulator.served import check_asked, destinations_of, routings_of
 from simulator.version import SCHEMA_VERSION, VERSION
 from simulator.workload.columns import Workload
 from simulator.workload.streams import stream
@@ -173,15 +176,17 @@ def run_prepared(
     if workload is None and prepared.scenario.workload.stages is not None:
         return _run_stages(prepared, aggregate=aggregate, should_stop=should_stop, say=say, save_cache=save_cache)
     started = time.perf_counter()
-    scenario, plan = prepared.scenario, prepared.plan
+    scenario = prepared.scenario
     numbers = _numbers(prepared, save_cache)
     source = workload if workload is not None else _requests(prepared, numbers)
     effort = effort_of(source)
     effort.refuse(machine_bytes())
     if say is not None and (words := effort.said()) is not None:
         say(words)
+    lost = []
     if isinstance(source, Workload):
         check_longest(prepared, source)
+        lost = check_asked(prepared, source)
     cluster = _cluster(prepared, source, aggregate=aggregate, should_stop=should_stop)
     if numbers is not None:
         prepared = _warmed(prepared, cluster, numbers)
@@ -198,8 +203,9 @@ def run_prepared(
             raw.end_of_run_s, raw.stopped_at_s, cluster.duration_s, elastic.ranks_in if elastic is not None else None
         )
         if figures.offered and figures.offered == figures.refused:
-            raise all_refused(figures.offered, figures.lengths, plan.limits)
+            raise all_refused(figures.offered, figures.lengths, prepared.limits)
         result, manifest, digest = _assemble(prepared, source, raw, figures, cluster, reserves, started)
+        result["warnings"] += lost
     except BaseException:
         if folder is not None:
             folder.close()
@@ -262,8 +268,9 @@ def _collector(
         write,
         exact=isinstance(source, Workload),
         pools=_pool_names(prepared),
-        hands_over=bool(prepared.pools),
+        hands_over=prepared.paths is not None,
         begin_s=begin_s,
+        apart=prepared.side_by_side,
     )
 
 
@@ -305,6 +312,7 @@ def _run_stages(
     reserves = False
     for stage in stages:
         check_longest(prepared, stage.workload)
+        check_asked(prepared, stage.workload)
         load = begun(stage.workload, at_s, rows, sessions)
         own = replace(prepared, scenario=scenario.model_copy(update={"workload": stage.spec}), warnings=())
         if cluster is None:
@@ -337,7 +345,7 @@ def _run_stages(
         at_s = float(np.nextafter(at_s, math.inf))  # an end is in one window only
     assert cluster is not None
     if refused == rows:
-        raise all_refused(rows, figures.lengths, plan.limits)
+        raise all_refused(rows, figures.lengths, (plan.limits,))
     if not math.isfinite(warmup_s):  # interrupted before
         warmup_s, unmeasured = loads[-1][1].warmup_s, before
     whole, table = in_a_row(loads, warmup_s), dict[str, Column]()
@@ -399,7 +407,7 @@ def _cluster(
     scenario, plan = prepared.scenario, prepared.plan
     half_rtt_s, routing = scenario.client.network_rtt_ms / 2e3, prepared.routing
     if prepared.paths is not None:
-        from simulator.cluster.handover import HandoverCluster, ReservingCluster, Servers
+        from simulator.cluster.handover import HandoverCluster, ReservingCluster
 
         stages: dict[str, list[Servers]] = {"prefill": [], "decode": []}
         for each in prepared.pools:
@@ -416,6 +424,23 @@ def _cluster(
             router=routing,
             before_s=prepared.pools[0].plan.front.before_s + half_rtt_s + routing.hop_s,
             after_s=half_rtt_s,
+            devices=prepared.devices,
+            aggregate=aggregate,
+            should_stop=should_stop,
+        )
+    if prepared.side_by_side:
+        from simulator.cluster.mixed import MixedCluster
+
+        destinations = destinations_of(prepared, source.classes)
+        return MixedCluster(
+            source,
+            [Servers(e.plan, e.times(), e.replicas, _acceptance(e.plan, scenario.seed)) for e in prepared.pools],
+            destinations,
+            routings_of(destinations, prepared.pools),
+            before_s=[each.plan.front.before_s + half_rtt_s + routing.hop_s for each in prepared.pools],
+            after_s=half_rtt_s,
+            admission=admission_of(scenario.deployment.admission),
+            client=client_of(scenario.client),
             devices=prepared.devices,
             aggregate=aggregate,
             should_stop=should_stop,
@@ -524,7 +549,7 @@ def _assemble(
     server["prefix_cache_hit_rate"] = raw.hit_tokens / raw.queried_tokens if raw.queried_tokens else 0.0
     busy = float(server["gpu_busy_fraction"])
     at_once = float(server["num_requests_running"]) / max(busy, 1e-9)
-    alike = not prepared.pools  # pools of unlike devices are averaged nowhere
+    alike = prepared.paths is None and len(prepared.pools) < 2  # pools of unlike devices are averaged nowhere
     server["energy_j"] = devices * window.length_s * mean_power_w(prepared.device, busy, at_once) if alike else None
     if prepared.plan.memory.host_blocks:
         rate = raw.host_hit_tokens / raw.queried_tokens if raw.queried_tokens else 0.0
@@ -544,6 +569,9 @@ def _assemble(
     if reserves:
         warnings += _held_queue(prepared, figures)
     totals["ci95"] = figures.rates_ci95
+    if prepared.side_by_side and figures.pools:
+        figures.pools = [_of_pool(each, load, window) for each, load in zip(prepared.pools, figures.pools, strict=True)]
+        server["energy_j"] = sum(pool["energy_j"] for pool in figures.pools)
     elastic = _elastic(prepared, cluster)
     fleet = fleet_figures(elastic, window) if elastic is not None else {}
     result: dict[str, Any] = {
@@ -608,6 +636,26 @@ def _assemble(
     return result, manifest, digest
 
 
+def _of_pool(pool: Prepared, load: dict[str, Any], window: Window) -> dict[str, Any]:
+    """What one of several pools served, at which rate and cost."""
+    length_s = max(window.length_s, 1e-9)
+    busy_s = load.pop("busy_prefill_s"), load.pop("busy_decode_s")
+    completed, inputs, outputs = (load[f"window_{what}"] for what in ("completed", "input_tokens", "output_tokens"))
+    usage = Usage(pool.devices, window.length_s, inputs, outputs, completed, *busy_s)
+    busy = float(load["gpu_busy_fraction"])
+    at_once = float(load["num_requests_running"]) / max(busy, 1e-9)
+    return {
+        **load,
+        "energy_j": pool.devices * window.length_s * mean_power_w(pool.device, busy, at_once),
+        "model": pool.arch.name,
+        "hardware": pool.device.name,
+        "devices": pool.devices,
+        "request_throughput": completed / length_s,
+        "output_throughput": outputs / length_s,
+        "cost": run_cost(pool.price, usage),
+    }
+
+
 def _drafted(prepared: Prepared, raw: ClusterResult) -> dict[str, Any]:
     """What came of the drafts, by vLLM's metric names (`vllm:spec_decode_*`); empty without speculative decoding."""
     if prepared.plan.speculation is None:
@@ -646,7 +694,7 @@ def _warnings(
             "lower workload.warmup or give more requests"
         )
     unfinished = figures.counts["unfinished"]
-    out += [*refusals(figures.lengths, prepared.plan.limits), *cuts(figures.lengths, prepared.plan.limits)]
+    out += [*refusals(figures.lengths, prepared.limits), *cuts(figures.lengths, prepared.limits)]
     if raw.stopped_at_s is not None:
         out.append(
             f"interrupted after {raw.stopped_at_s:,.0f} s of simulated time: figures of that time, no verdict"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.errors import InfeasibleError
 from simulator.cli.layout import labelled, table, wrapped
-from simulator.report.words import holder_of, shape_of
+from simulator.report.words import holder_of
 
 if TYPE_CHECKING:
     from engine_models.declaration import MemoryBudget
@@ -29,11 +29,8 @@ def memory_lines(memory: MemoryBudget) -> list[str]:
     return table(["memory of one device", "GB = 1e9 bytes"], rows)
 
 
-def facts(prepared: Prepared) -> dict[str, Any]:
-    """What `check` reports, as data."""
-    from simulator.config.load import resolved
-    from simulator.prepare import deployment_summary
-
+def memory_facts(prepared: Prepared) -> dict[str, Any]:
+    """The memory of a pool's devices, and what fits into its KV cache, as data."""
     plan = prepared.plan
     tokens, limits = plan.limits.kv_tokens, plan.limits
     fit = {
@@ -44,16 +41,48 @@ def facts(prepared: Prepared) -> dict[str, Any]:
         if context <= limits.context_tokens
     }
     return {
-        "fits": True,
-        "deployment": deployment_summary(prepared),
         "memory": plan.memory.as_dict(),
         "kv_tokens_per_replica": tokens * prepared.ranks,
         **({"kv_tokens_per_rank": tokens} if prepared.ranks > 1 else {}),
         "requests_that_fit_by_context_tokens": fit,
+    }
+
+
+def facts(prepared: Prepared) -> dict[str, Any]:
+    """What `check` reports, as data; the memory of several pools also by their names."""
+    from simulator.config.load import resolved
+    from simulator.prepare import deployment_summary
+
+    return {
+        "fits": True,
+        "deployment": deployment_summary(prepared),
+        **memory_facts(prepared),
+        **({"pools": {each.pool.name: memory_facts(each) for each in prepared.pools}} if prepared.pools else {}),
         "warnings": list(prepared.warnings),
         "assumptions": list(prepared.assumptions),
         "scenario": resolved(prepared.scenario),
     }
+
+
+def pool_lines(pool: Prepared) -> list[str]:
+    """The memory budget of a pool's devices, and how many requests a replica holds."""
+    from engine_models.engines.known import engine_named
+    from simulator.prepare import deployment_summary
+
+    d, found = deployment_summary(pool), memory_facts(pool)
+    holder, per_token = holder_of(d), found["memory"]["kv_bytes_per_token"]
+    cache = f"{d['kv_tokens']:,} tokens a {holder}; a token takes {per_token:,.0f} bytes on each device of it"
+    flag = engine_named(d["engine"]).same_as.get("rows")
+    most = f"at most {d['max_num_seqs']:,}" + (f", {flag}" if flag else "")
+    fit = found["requests_that_fit_by_context_tokens"]
+    return [
+        *memory_lines(pool.plan.memory),
+        "",
+        wrapped(f"  KV cache: {cache}", "  "),
+        "",
+        wrapped(f"  how many requests a {holder} holds at once, if each is that long ({most}):", "  "),
+        *table(["prompt and answer, tokens", "requests at once"], [[f"{int(c):,}", f"{n:,}"] for c, n in fit.items()]),
+    ]
 
 
 def refused(prepared: Prepared) -> list[str]:
@@ -69,6 +98,7 @@ def refused(prepared: Prepared) -> list[str]:
     from simulator.limits import all_refused, counted_lengths, refusals
     from simulator.pools import check_longest, check_stages
     from simulator.run import STREAM_ABOVE
+    from simulator.served import check_asked
     from simulator.workload.build import build_workload
     from simulator.workload.stages import stage_specs
     from simulator.workload.streaming import open_stream
@@ -85,8 +115,11 @@ def refused(prepared: Prepared) -> list[str]:
         return []
     workload = build_workload(spec, seed=seed, base_dir=base)
     check_longest(prepared, workload)
-    limits = prepared.plan.limits
-    found = judged(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, limits)
+    said = check_asked(prepared, workload)
+    if prepared.side_by_side:  # which pool a request goes to, and so who may refuse it, the run decides
+        return said
+    limits = prepared.limits
+    found = judged(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, prepared.plan.limits)
     counted = counted_lengths(found, np.ones(len(workload), bool))
     if len(workload) and found.refused.all():
         raise all_refused(len(workload), counted, limits)
@@ -119,8 +152,8 @@ def what_would_hold(scenario: Scenario) -> str:
 
 def check_command(name: str, overrides: list[str], as_json: bool) -> None:
     """Print what a scenario would deploy; if it cannot, by how much and what would hold it (exit 3)."""
-    from engine_models.engines.known import engine_named
     from simulator.cli.errors import placed
+    from simulator.cli.summary import deployed_lines
     from simulator.config.load import load_scenario
     from simulator.prepare import prepare
 
@@ -140,19 +173,10 @@ def check_command(name: str, overrides: list[str], as_json: bool) -> None:
         print(json.dumps(report))
         return
     d = report["deployment"]
-    holder = holder_of(d)
     print(wrapped(f"{scenario.name}: {d['model']}, weights {d['weights']}, KV {d['kv_cache']}", "  "))
-    print(wrapped(f"on {d['replicas']} x ({shape_of(d)}) {d['hardware']}, {d['engine']} {d['engine_version']}", "  "))
-    print("\n" + "\n".join(memory_lines(prepared.plan.memory)))
-    per_token = report["memory"]["kv_bytes_per_token"]
-    cache = f"{d['kv_tokens']:,} tokens a {holder}; a token takes {per_token:,.0f} bytes on each device of it"
-    print("\n" + wrapped(f"  KV cache: {cache}", "  "))
-    flag = engine_named(d["engine"]).same_as.get("rows")
-    most = f"at most {d['max_num_seqs']:,}" + (f", {flag}" if flag else "")
-    print("\n" + wrapped(f"  how many requests a {holder} holds at once, if each is that long ({most}):", "  "))
-    fit = report["requests_that_fit_by_context_tokens"]
-    rows = [[f"{int(context):,}", f"{number:,}"] for context, number in fit.items()]
-    print("\n".join(table(["prompt and answer, tokens", "requests at once"], rows)))
+    print("\n".join(deployed_lines(d)))
+    for pool in prepared.pools or (prepared,):
+        print("\n" + "\n".join([*([f"pool {pool.pool.name}"] if prepared.pools else []), *pool_lines(pool)]))
     print("\n  the resolved scenario, every default filled in: add --json\n")
     for label, texts in (("warning", report["warnings"]), ("assumed", report["assumptions"])):
         for text in texts:

@@ -109,7 +109,6 @@ def share_of(text: str) -> float:
 
 def resolve(target: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], UnitPrice]:
     """Result, cost settings and price of a run folder, or of a scenario that is simulated now."""
-    from hardware_profiles.device import load_device
     from simulator.cli.progress import progress, progress_done
     from simulator.config.load import load_scenario, shipped_scenarios
     from simulator.io.rundir import RESULT, read_run
@@ -125,12 +124,11 @@ def resolve(target: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict
             price = recorded_price(result)
         return result, settings, known(price, result["deployment"]["hardware"])
     from simulator.prepare import prepare
-    from simulator.price import unit_price
     from simulator.run import run_prepared
 
     scenario = load_scenario(target, overrides)
     prepared = prepare(scenario)
-    price = known(unit_price(scenario, load_device(prepared.device.name)), prepared.device.name)
+    price = known(prepared.price, prepared.device.name)
     progress(f"simulating {scenario.name} ...")
     result = plain(run_prepared(prepared).result)
     progress_done()
@@ -208,9 +206,9 @@ def of_run(
 
     deployed = result["deployment"]
     verdict = judged(result)[0]
+    pools = [f"{pool['replicas']} x ({shape_of(pool)}) {pool['hardware']}" for pool in deployed.get("pools") or [deployed]]
     title = (
-        f"{result['name']}: {deployed['model']} on {deployed['replicas']} x ({shape_of(deployed)}) "
-        f"{deployed['hardware']}; SLO {verdict or 'none given'}; "
+        f"{result['name']}: {deployed['model']} on {', '.join(pools)}; SLO {verdict or 'none given'}; "
         f"{result['totals']['request_throughput']:.4g} requests/s completed"
     )
     found = budget(result, price, settings, today)
@@ -220,7 +218,7 @@ def of_run(
         "slo": verdict,
         **found.as_dict(),
     }
-    offered = offer_table(found, device_word(deployed["hardware"]))
+    offered = offer_table(found, device_word(deployed["hardware"])) if found.offers else []
     lines = [wrapped(title, "  "), "", *figures(found), "", *offered, *remarks(found)]
     if demand_requests_per_day is not None or profile is not None:
         needed = fleet(result, price, requests_per_day=demand_requests_per_day, headroom=headroom, profile=profile)

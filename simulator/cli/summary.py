@@ -168,9 +168,14 @@ def deployed_lines(deployment: dict[str, Any]) -> list[str]:
     """What was deployed, a line for each pool."""
     lines = []
     for pool in deployment.get("pools") or [deployment]:
-        role = f", {pool['role']}" if "role" in pool else ""
-        engine = f"{pool['engine']} {pool['engine_version']}{role}"
-        lines.append(wrapped(f"on {pool['replicas']} x ({shape_of(pool)}) {pool['hardware']}, {engine}", "  "))
+        said = [f"{pool['engine']} {pool['engine_version']}"]
+        if pool.get("role", "mixed") != "mixed":
+            said.append(pool["role"])
+        if pool["model"] != deployment["model"]:
+            said.append(f"{pool['model']}, weights {pool['weights']}, KV {pool['kv_cache']}")
+        if "prompt_tokens" in pool:
+            said.append(f"prompts of {pool['prompt_tokens'][0]:,} to {pool['prompt_tokens'][1]:,} tokens")
+        lines.append(wrapped(f"on {pool['replicas']} x ({shape_of(pool)}) {pool['hardware']}, {', '.join(said)}", "  "))
     return lines
 
 
@@ -191,6 +196,8 @@ def pool_lines(result: dict[str, Any]) -> list[str]:
     """The load of each pool, where there are several."""
     if not result.get("pools"):
         return []
+    if "cost" in result["pools"][0]:
+        return [*_served_lines(result["pools"]), ""]
     head = ["pool", "role", "running", "waiting", "KV used", "KV peak", "busy"]
     roles = {pool["name"]: pool["role"] for pool in result["deployment"]["pools"]}
     rows = [
@@ -203,6 +210,27 @@ def pool_lines(result: dict[str, Any]) -> list[str]:
         for pool in result["pools"]
     ]
     return [*table(head, rows), ""]
+
+
+def _served_lines(pools: list[dict[str, Any]]) -> list[str]:
+    """What each of several pools served, and what it costs."""
+    head = ["pool", "requests", "TTFT p99", "TPOT p99", "busy", "KV peak", "$/hour", "$/1M", "good"]
+    rows = [
+        [
+            pool["name"],
+            f"{pool['requests']:,}",
+            *(short(pool["metrics"][name]["p99"]) for name in ("ttft_ms", "tpot_ms")),
+            *(f"{pool[name]:.0%}" for name in ("gpu_busy_fraction", "kv_cache_usage_perc_peak")),
+            *(_usd(pool["cost"][name]) for name in ("usd_per_hour", "usd_per_1m_total_tokens")),
+            "-" if pool["goodput_fraction"] is None else f"{pool['goodput_fraction']:.1%}",
+        ]
+        for pool in pools
+    ]
+    return table(head, rows, drop=(8, 5))
+
+
+def _usd(value: float | None) -> str:
+    return "-" if value is None else dollars(value)
 
 
 FAULTS = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator.planning.points import WARNING_ENDS
+from simulator.planning.points import SEVERAL, WARNING_ENDS
 
 if TYPE_CHECKING:
     from simulator.planning.sweep import SweepPlan, SweepResult
@@ -350,7 +350,7 @@ def _devices(rows: Sequence[Mapping[str, Any]]) -> str:
     """What one device of these rows is called."""
     from hardware_profiles.device import device_word
 
-    words = {device_word(row["hardware"]) for row in rows}
+    words = {device_word(name) for row in rows for name in row["hardware"].split(SEVERAL)}
     return words.pop() if len(words) == 1 else "device"
 
 
@@ -419,7 +419,7 @@ def _price_line(rows: Sequence[Mapping[str, Any]]) -> str:
 
     prices = dict.fromkeys((row["hardware"], row["usd_per_gpu_hour"], row["price_date"]) for row in rows)
     known = [
-        f"{hardware} {dollars(usd)}" + (f" ({date})" if date else "")
+        f"{hardware} {dollars(usd)}" + (" on average" if SEVERAL in hardware else "") + (f" ({date})" if date else "")
         for hardware, usd, date in prices
         if usd is not None
     ]

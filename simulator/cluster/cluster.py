@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.declaration import EnginePlan, Executor, Mode
+from engine_models.declaration import EnginePlan, Executor, FrontEnd, Mode
 from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence
 from simulator.cluster.admission import SHED, Admission, ClientRules, Door
@@ -167,9 +167,12 @@ class Cluster:
         self._should_stop, self._acceptance = should_stop, acceptance
         self._admission = admission
         self.replicas = self._made(plan, cost, replicas, ranks, "jump" if aggregate else "step")
-        self.ranks = [replica.ranks[rank] for rank in range(ranks) for replica in self.replicas]
+        places = self._places(ranks)
+        self.ranks = [self.replicas[replica].ranks[rank] for replica, rank in places]
+        self._replica_of = [replica for replica, _ in places]
+        self._fronts = self._front_ends()
         self._router = self._routed(router, plan.executor)
-        self._inflight, self._asks = plan.front.inflight, plan.front.asks
+        self._limited = any(front.inflight is not None or front.asks for front in self._fronts)
         self._door = Door(admission, self._router.has_room) if admission is not None else None
         self._client, self._draw = client, Random(self._router.seed)
         self._timeout_s = client.timeout_s if client is not None else None
@@ -204,6 +207,14 @@ class Cluster:
             )
             for _ in range(replicas)
         ]
+
+    def _places(self, ranks: int) -> list[tuple[int, int]]:
+        """Replica and rank of each number."""
+        return [(replica, rank) for rank in range(ranks) for replica in range(len(self.replicas))]
+
+    def _front_ends(self) -> list[FrontEnd]:
+        """The front end of each replica."""
+        return [self._plan.front] * len(self.replicas)
 
     def _routed(self, rule: str | Routing, executor: Executor) -> Router:
         return router_of(self.replicas, rule, executor, self._admission)
@@ -294,9 +305,13 @@ class Cluster:
         workload = next(self._coming, None)
         if workload is None:
             return None
-        rows = Rows(workload, self._plan.limits, self._rows)
+        rows = self._judged(workload)
         self._rows += len(workload)
         return rows
+
+    def _judged(self, workload: Workload) -> Rows:
+        """A block with what the engine makes of its lengths."""
+        return Rows(workload, self._plan.limits, self._rows)
 
     def _load(self) -> bool:
         """Take in the next block; False if there is none."""
@@ -320,8 +335,7 @@ class Cluster:
     def _serve(self, rows: Rows, until_s: float) -> None:
         """Let the requests of a block arrive, up to `until_s`, when the last with a known arrival reaches the engine."""
         router = self._router
-        limited = self._inflight is not None or self._asks
-        if isinstance(router, InTurn) and not limited and self._timeout_s is None and not self._linked:
+        if isinstance(router, InTurn) and not self._limited and self._timeout_s is None and not self._linked:
             slices = np.linspace(self._limit_s, until_s, 1 + (SLICES if len(self.replicas) > 1 else 1))
             self._limit_s = until_s
             for feed, rank, mine in zip(
@@ -415,24 +429,33 @@ class Cluster:
     def _send(self, block: Rows, seq: Sequence) -> None:
         """A request reaches the engine now: the router chooses, and the replica takes it or sheds it."""
         now_s, row = self._clock.now_s, seq.index - block.first
-        if not self._router.has_room(now_s):  # no replica that the router would try
+        if not self._router.has_room(now_s, seq):  # no replica that the router would try
             self._turn_away(block, seq, REJECTED, Reason.SHED_503)
             return
         number = self._router.choose(now_s, seq, int(block.workload.session_id[row]))
-        replica = self.replicas[number % len(self.replicas)]
+        at = self._replica_of[number]
+        replica, front = self.replicas[at], self._fronts[at]
         replica.advance(now_s)
-        full = self._inflight is not None and replica.in_service >= self._inflight
-        if full or (self._asks and self._sheds(number, now_s)):
+        full = front.inflight is not None and replica.in_service >= front.inflight
+        if full or (front.asks and self._sheds(number, now_s)):
             again_s = self._router.refused(seq, now_s)
             if again_s is None:
-                self._turn_away(block, seq, REJECTED, SHED[self._plan.front.on_full])
+                self._turn_away(block, seq, REJECTED, SHED[front.on_full])
             else:
                 self._clock.at(again_s, ARRIVALS, partial(self._again, self._send, block, seq))
             return
+        if (reason := self._suits(block, seq, at)) is not None:
+            self._router.ended(seq, now_s)
+            self._turn_away(block, seq, REJECTED, reason)
+            return
         block.replica[row] = number
         self._submit(number, seq)
-        self._router.note(number)
-        self._watch(number)
+        self._router.note(at)
+        self._watch(at)
+
+    def _suits(self, block: Rows, seq: Sequence, replica: int) -> Reason | None:
+        """Make a request one of a replica's; why that replica refuses it, None if it does not."""
+        return None
 
     def _submit(self, number: int, seq: Sequence) -> None:
         """A replica takes a request."""
@@ -484,15 +507,16 @@ class Cluster:
                 self._door.leave(seq)
             self._turn_away(block, seq, FAILED, Reason.TIMED_OUT)
             return
-        replica = self.replicas[number % len(self.replicas)]
+        at = self._replica_of[number]
+        replica = self.replicas[at]
         replica.advance(now_s)
         if self._live.get(seq.index) is not seq:  # it has just ended
             return
         replica.cancel(self.ranks[number], seq)
         self._router.ended(seq, now_s)
         self._turn_away(block, seq, FAILED, Reason.TIMED_OUT, begun=True)
-        self._router.note(number)
-        self._watch(number)
+        self._router.note(at)
+        self._watch(at)
         self._room_made(now_s)
 
     def _expire(self, block: Rows, seq: Sequence) -> None:
@@ -579,8 +603,7 @@ class Cluster:
     # -- waking ---------------------------------------------------------------------------------------------
 
     def _watch(self, number: int) -> None:
-        """Wake up when a request may end in the replica of a rank, as long as something depends on results."""
-        number %= len(self.replicas)
+        """Wake up when a request may end in a replica, as long as something depends on results."""
         if not self._releases and not self._door and not self._awaited(number):
             return
         clock, replica = self._clock, self.replicas[number]

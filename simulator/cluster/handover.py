@@ -22,21 +22,13 @@ from simulator.cluster.cluster import Cluster, IntArray, Sink, Source
 from simulator.cluster.faults import Disturbance
 from simulator.cluster.outcome import Handovers, Rows
 from simulator.cluster.router import Router, Routing, router_of
+from simulator.cluster.servers import Servers
 from simulator.cluster.transfer import Network, Paths, Way
 from simulator.serving.replica import Replica
 from simulator.serving.turning import TurningReplica
 
 Speaking = PullDecode | ReservingDecode | SendingPrefill
 """Schedulers that have something to say to their peers."""
-
-
-@dataclass(frozen=True)
-class Servers:
-    """Equal replicas of one pool."""
-
-    plan: EnginePlan
-    cost: StepCost
-    replicas: int
 
 
 class HandoverCluster(Cluster):

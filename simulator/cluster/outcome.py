@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_models.declaration import Limits
-from engine_models.lengths import judged
+from engine_models.lengths import Lengths, judged
 from engine_models.parts.sequence import Sequence
 from simulator.serving.emissions import Emissions
 from simulator.serving.log import StepLog
@@ -47,6 +47,7 @@ class Reason(IntEnum):
     NODE_LOST = 12
     KV_LOAD_FAILED = 13
     OUT_OF_MEMORY = 14
+    NO_POOL = 15
 
 
 _STOP = int(Reason.STOP)
@@ -146,18 +147,27 @@ class Handovers:
 class Rows:
     """Requests `first`, `first` + 1, ... of a run and what became of them, as the columns of a `ClusterResult`.
 
-    `lengths` are what the engine makes of their lengths, `accepted` the rows that it takes, `left` how many may still end or
-    arrive. Those with a time of arrival arrive; the others count as not arrived until they do.
+    `lengths` are what the engine makes of their lengths (by `limits`, if not given), `nowhere` those that no pool is for,
+    `accepted` the rows that are taken, `left` how many may still end or arrive. Those with a time of arrival arrive; the others
+    count as not arrived until they do.
     """
 
-    def __init__(self, workload: Workload, limits: Limits, first: int = 0) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        limits: Limits,
+        first: int = 0,
+        *,
+        lengths: Lengths | None = None,
+        nowhere: NDArray[np.bool_] | None = None,
+    ) -> None:
         n = len(workload)
         self.first = first
         self.workload = workload
-        found = self.lengths = judged(
-            workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, limits
-        )
-        self.refused = found.refused
+        if lengths is None:
+            lengths = judged(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, limits)
+        found = self.lengths = lengths
+        self.refused = found.refused if nowhere is None else found.refused | nowhere
         self.accepted = np.flatnonzero(~self.refused)
         self.arrival_s = workload.arrival_s.copy()
         self.known = ~np.isnan(self.arrival_s)
@@ -167,6 +177,8 @@ class Rows:
         self.reason[found.never_fits] = Reason.EXCEEDS_KV_CACHE
         self.reason[found.asked_too_much] = Reason.LIMIT_TOO_LONG
         self.reason[found.too_long] = Reason.PROMPT_TOO_LONG
+        if nowhere is not None:
+            self.reason[nowhere] = Reason.NO_POOL
         self.status[self.known] = np.where(self.refused, REJECTED, UNFINISHED)[self.known]
         self.engine_arrival_s = np.full(n, np.nan)
         self.first_scheduled_s = np.full(n, np.nan)

@@ -44,8 +44,8 @@ class Router(ABC):
     def choose(self, now_s: float, seq: Sequence, session: int) -> int:
         """Return the number of the rank that gets a request which reaches the engine at `now_s`; -1 is no session."""
 
-    def note(self, number: int) -> None:  # noqa: B027
-        """Take in that a rank was submitted to, or its replica advanced; one that looks for itself need not."""
+    def note(self, replica: int) -> None:  # noqa: B027
+        """Take in that a replica was submitted to, or advanced; one that looks for itself need not."""
 
     def ended(self, seq: Sequence, now_s: float) -> None:  # noqa: B027
         """Take in that a request has ended."""
@@ -69,9 +69,13 @@ class Router(ABC):
         """Take in that the replica chosen last refused a request; return when the router tries again, None if it does not."""
         return None
 
-    def has_room(self, now_s: float) -> bool:
-        """Whether some replica may get a request now."""
+    def has_room(self, now_s: float, seq: Sequence | None = None) -> bool:
+        """Whether some replica may get a request, or the one given, now."""
         return True
+
+    def shared(self, seq: Sequence, session: int, replica: int, now_s: float) -> None:
+        """Take in that another router gave a request to one of these replicas."""
+        raise NotImplementedError(f"{type(self).__name__} shares no replica")
 
 
 class InTurn(Router):
@@ -98,13 +102,13 @@ coordinator)."""
 class RankChoice:
     """One of the data-parallel ranks of a replica that was chosen.
 
-    In turn (SGLang), or by load (`by_load`, vLLM): least ``4 waiting + running``, the first among equals, from counts that are
-    up to 100 ms old and to which the front end adds what it has sent since.
+    In turn (SGLang), or by load (vLLM), as the replica's engine does: least ``4 waiting + running``, the first among equals, from
+    counts that are up to 100 ms old and to which the front end adds what it has sent since.
     """
 
-    def __init__(self, replicas: list[Replica], *, by_load: bool) -> None:
+    def __init__(self, replicas: list[Replica], executors: Series[Executor]) -> None:
         self._replicas = replicas
-        self._by_load = by_load
+        self._by_load = [executor.rank_router == "least_loaded" for executor in executors]
         self._turns = [0] * len(replicas)
         self._scores: list[list[int]] = [[] for _ in replicas]
         self._counted_s = [-COUNTS_S] * len(replicas)
@@ -112,7 +116,7 @@ class RankChoice:
     def number(self, replica: int, now_s: float) -> int:
         """The number of the rank of a replica that gets a request."""
         ranks = self._replicas[replica].ranks
-        if not self._by_load:
+        if not self._by_load[replica]:
             rank = self._turns[replica] % len(ranks)
             self._turns[replica] += 1
         else:
@@ -225,13 +229,12 @@ class PolicyRouter(Router):
         self._version = [0] * len(replicas)
         self._changes: list[tuple[float, int, int]] = []
 
-    def note(self, number: int) -> None:
+    def note(self, replica: int) -> None:
         """As of the base."""
         if not self._hears:
             return
-        number %= len(self._replicas)
-        version = self._version[number] = self._version[number] + 1
-        heapq.heappush(self._changes, (self._next_s(number), number, version))
+        version = self._version[replica] = self._version[replica] + 1
+        heapq.heappush(self._changes, (self._next_s(replica), replica, version))
         if len(self._changes) > STALE * len(self._replicas):
             self._changes = [entry for entry in self._changes if entry[2] == self._version[entry[1]]]
             heapq.heapify(self._changes)
@@ -307,13 +310,24 @@ class PolicyRouter(Router):
         policy.sent(arrival, replica, now_s)
         number = replica if self._choice is None else self._choice.number(replica, now_s)
         if self._hears:
-            self._sent[seq.index] = arrival, replica, seq
-            self._flying[replica] += 1
-            if self._flying[replica] == self._limit:
-                self._set_up()
+            self._fly(arrival, replica, seq)
             if policy.hears_first_tokens:
                 self._unanswered[replica][seq.index] = seq, number // len(self._replicas)
         return number
+
+    def _fly(self, arrival: Arrival, replica: int, seq: Sequence) -> None:
+        """A request is at a replica from now on."""
+        self._sent[seq.index] = arrival, replica, seq
+        self._flying[replica] += 1
+        if self._flying[replica] == self._limit:
+            self._set_up()
+
+    def shared(self, seq: Sequence, session: int, replica: int, now_s: float) -> None:
+        """As of the base."""
+        arrival = self._arrival(seq, session)
+        self.policy.loaded(arrival, replica)
+        if self._hears:
+            self._fly(arrival, replica, seq)
 
     def ended(self, seq: Sequence, now_s: float) -> None:
         """As of the base."""
@@ -384,7 +398,7 @@ class PolicyRouter(Router):
         up = [n for n in self._serving if n in closed and self._flying[n] != self._limit]
         self.policy.set_up(up)
 
-    def has_room(self, now_s: float) -> bool:
+    def has_room(self, now_s: float, seq: Sequence | None = None) -> bool:
         """As of the base."""
         if not self.policy.up:
             self._catch_up(now_s)
@@ -453,21 +467,27 @@ class Routing:
 def router_of(
     replicas: list[Replica],
     rule: str | Routing,
-    executor: Executor,
+    executors: Executor | Series[Executor],
     admission: Admission | None = None,
     *,
     changing: bool = False,
 ) -> Router:
-    """The router of a rule; ranks of a replica are chosen as the engine does. `changing`: replicas may come and go."""
+    """The router of a rule; ranks of a replica are chosen as its engine does (`executors`, one for all or one a replica).
+
+    `changing`: replicas may come and go, or others send to them too.
+    """
     routing = rule if isinstance(rule, Routing) else Routing(rule)
-    ranks = len(replicas[0].ranks)
-    by_load = ranks > 1 and executor.rank_router == "least_loaded"
+    if isinstance(executors, Executor):
+        executors = [executors] * len(replicas)
+    ranks = max(len(replica.ranks) for replica in replicas)
+    by_load = ranks > 1 and any(executor.rank_router == "least_loaded" for executor in executors)
+    alike = all(len(replica.ranks) == ranks for replica in replicas)
     limit = admission.max_inflight if admission is not None else None
-    plain = routing.system is None and admission is None and not by_load and not changing
+    plain = routing.system is None and admission is None and not by_load and alike and not changing
     if plain and (routing.rule == "round_robin" or len(replicas) == 1):
         return InTurn(ranks * len(replicas))
     draw, n = Random(routing.seed), len(replicas)
-    choice = RankChoice(replicas, by_load=by_load) if ranks > 1 else None
+    choice = RankChoice(replicas, executors) if ranks > 1 else None
     if routing.system is None or routing.flags is None:
         return PolicyRouter(replicas, RULES[routing.rule](n, draw), choice, limit=limit, seed=routing.seed)
     policy = _policy(routing.system, routing.flags, routing.role, n, draw)

@@ -25,7 +25,7 @@ def fill_from_flags(scenario: Scenario, root: Located) -> Scenario:
     for i, pool in enumerate(scenario.deployment.pools):
         path, node = locate(root, ("deployment", "pools", i, "engine_args"))
         try:
-            pools.append(_filled(pool, scenario.model, alone=len(scenario.deployment.pools) == 1))
+            pools.append(_filled(pool, pool.model or scenario.model, alone=len(scenario.deployment.pools) == 1))
         except InputError as error:
             problems.append(_at_flag(error, path, node))
             pools.append(pool)

@@ -165,7 +165,7 @@ def _with_paths(root: Located, folder: Path | None, problems: list[InputError]) 
 
 
 def _with_pool_files(node: Located, folder: Path | None, problems: list[InputError]) -> Located:
-    """Make calibrations and caches absolute, and draft models that are files; other names are the catalogue's or mere labels."""
+    """Make models, caches and calibrations that are files absolute; other names are the catalogue's, or mere labels."""
     if isinstance(node.value, list):
         return sequence([_with_pool_files(child, folder, problems) for child in node.value], node.where)
     if not isinstance(node.value, dict):
@@ -173,6 +173,8 @@ def _with_pool_files(node: Located, folder: Path | None, problems: list[InputErr
     children = dict(node.value)
     if "pools" in children:
         children["pools"] = _with_pool_files(children["pools"], folder, problems)
+    if "model" in children:
+        children["model"] = _with_file(children["model"], folder, problems, in_folder="config.json")
     for key in ("calibration", "warm_cache"):
         if key in children:
             children[key] = _with_file(children[key], folder, problems)
@@ -279,18 +281,28 @@ def scenario_hash(scenario: Scenario, version: str) -> str:
 
 
 def _hashable(data: dict[str, Any]) -> dict[str, Any]:
-    model = data["model"]
-    content = _content(model) if isinstance(model, str) else model
-    pools = [_hashable_pool(pool) for pool in data["deployment"]["pools"]]
-    deployment = {**data["deployment"], "pools": pools}
-    return {**data, "model": content, "deployment": deployment, "workload": _hashable_load(data["workload"])}
+    def named(model: Any) -> Any:
+        return _content(model) if isinstance(model, str) else model
+
+    around = data["deployment"]
+    kept = {key: value for key, value in around.items() if key not in LATER or value is not None}
+    pools = [_hashable_pool({**pool, "model": named(pool["model"])}) for pool in around["pools"]]
+    return {
+        **data,
+        "model": named(data["model"]),
+        "deployment": {**kept, "pools": pools},
+        "workload": _hashable_load(data["workload"]),
+    }
+
+
+LATER = ("calibration", "warm_cache", "model", "models", "swap_s", "prompt_tokens", "commitment", "usd_per_gpu_hour")
+"""Keys of a deployment and its pools that leave the hash as it was where they are not given."""
 
 
 def _hashable_pool(pool: dict[str, Any]) -> dict[str, Any]:
-    """The pool with the files that it names by content; without one it has the hash that it had before there were any."""
-    files = {key: pool[key] for key in ("calibration", "warm_cache")}
-    named = {key: _content(file) for key, file in files.items() if file is not None}
-    return {**{key: value for key, value in pool.items() if key not in files}, **named}
+    """The pool with the files that it names by content."""
+    kept = {key: value for key, value in pool.items() if key not in LATER or value is not None}
+    return {**kept, **{key: _content(kept[key]) for key in ("calibration", "warm_cache") if key in kept}}
 
 
 def _hashable_load(value: Any) -> Any:
@@ -300,6 +312,7 @@ def _hashable_load(value: Any) -> Any:
             if key in ("trace", "file") and isinstance(child, str)
             else _hashable_load(child)
             for key, child in value.items()
+            if key != "model" or child is not None  # of a class
         }
     if isinstance(value, list):
         return [_hashable_load(child) for child in value]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hardware_profiles.errors import InputError
 from simulator.config.located import Located, mapping, read_yaml, sequence
 
-AROUND_POOLS = ("pools", "router", "admission", "transfer", "autoscaler", "failures")
+AROUND_POOLS = ("pools", "router", "admission", "transfer", "autoscaler", "failures", "commitment", "usd_per_gpu_hour")
 """Keys of a deployment that are not keys of a pool."""
 
 

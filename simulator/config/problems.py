@@ -167,8 +167,8 @@ def _missing(path: Path, item: dict[str, Any], root: Located) -> InputError:
 
 
 PLANNED = {
-    "pool": ("kv_tiers", "warm_cache", "models", "swap_s", "colocate"),
-    "deployment": ("kv_tiers", "dynamo", "wva", "warm_cache", "models", "swap_s", "colocate"),
+    "pool": ("kv_tiers", "warm_cache", "colocate"),
+    "deployment": ("kv_tiers", "dynamo", "wva", "warm_cache", "colocate"),
     "client": ("timeout_s", "retries"),
     "workload": ("stages",),
 }

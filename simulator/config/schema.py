@@ -358,6 +358,9 @@ class WvaScaler(_ByHpa):
 Scaler = Annotated[HpaScaler | KedaScaler | KnativeScaler | DynamoScaler | WvaScaler, Field(discriminator="kind")]
 
 
+Commitment = Literal["on_demand", "reserved_1y", "reserved_3y", "spot"]
+
+
 class Pool(_Model):
     """Replicas of one engine on one kind of hardware.
 
@@ -367,11 +370,16 @@ class Pool(_Model):
     by name, as a pasted launch command, as a list of its words, or as a container of a compose file or a manifest.
     Pools of role `prefill` compute prompts, those of role `decode` take the requests over for their answers; a pool with
     `replicas: 0` is not there. Replicas fill nodes of `gpus_per_node` devices (the device's own by default) in order, each
-    pool nodes of its own, or those left over by the pool that `colocate` names. `calibration` names a file of
-    `capacity-plan calibrate` with measurements of such a deployment, whose scales its step times then have.
+    pool nodes of its own, or those left over by the pool that `colocate` names. `model` is what it serves, if that is not the
+    scenario's; with `prompt_tokens` it is only given requests with prompts of so many tokens, both bounds included. `calibration`
+    names a file of `capacity-plan calibrate` with measurements of such a deployment, whose scales its step times then have.
     """
 
     name: Name
+    model: Text | dict[str, Any] | None = None
+    models: tuple[Text, ...] | None = None
+    swap_s: NotNegative | None = None
+    prompt_tokens: tuple[Annotated[int, Strict(), Field(ge=0)], Annotated[int, Strict(), Field(ge=1)]] | None = None
     role: Literal["mixed", "prefill", "decode", "encode"] = "mixed"
     replicas: Annotated[int, Strict(), Field(ge=0, le=MAX_REPLICAS)] = 1
     engine: Text
@@ -393,6 +401,15 @@ class Pool(_Model):
     failures: Failures | None = None
     calibration: Text | None = None
     warm_cache: Text | None = None
+    commitment: Commitment | None = None
+    usd_per_gpu_hour: NotNegative | None = None
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Pool:
+        if self.prompt_tokens is not None and self.prompt_tokens[0] > self.prompt_tokens[1]:
+            low, high = self.prompt_tokens
+            raise ValueError(f"prompt_tokens [{low}, {high}] leaves out every prompt; write [low, high]")
+        return self
 
 
 class Transfer(_Model):
@@ -495,6 +512,8 @@ class Deployment(_Model):
     ) = None
     autoscaler: Scaler | None = None
     failures: Failures | None = None
+    commitment: Commitment | None = None
+    usd_per_gpu_hour: NotNegative | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -571,9 +590,6 @@ class Client(_Model):
     retries: Retries | None = None
 
 
-Commitment = Literal["on_demand", "reserved_1y", "reserved_3y", "spot"]
-
-
 class Cost(_Model):
     """Overrides of the price list; null leaves the list's value.
 
@@ -611,6 +627,7 @@ class Scenario(_Model):
     """A model, a deployment that serves it, and the load it must carry.
 
     `model` is a catalogue name, a path to a Hugging Face config.json (or its folder) or to a GGUF file, or its fields inline.
+    Pools and classes that name none have this one; it may be left out where every pool names its own, and is the first's then.
     """
 
     name: Name = "scenario"
@@ -622,9 +639,19 @@ class Scenario(_Model):
     slo: Slo = Slo()
     cost: Cost = Cost()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_model(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "model" in data:
+            return data
+        deployment = data.get("deployment")
+        pools = deployment.get("pools") if isinstance(deployment, dict) else None
+        named = [pool.get("model") if isinstance(pool, dict) else None for pool in pools] if isinstance(pools, list) else []
+        return {"model": named[0], **data} if named and all(name is not None for name in named) else data
+
 
 NOT_MODELLED_AROUND: tuple[str, ...] = ()
-NOT_MODELLED_IN_POOL = ("lora",)
+NOT_MODELLED_IN_POOL = ("lora", "models", "swap_s")
 NOT_MODELLED_ROLES = ("encode",)
 
 

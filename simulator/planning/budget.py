@@ -125,11 +125,18 @@ def budget(
     bill = hourly * window / 3600
     out.add("window of the run", f"{usd(hourly)} x {window:,.0f} s / 3600", bill, "USD")
     _tokens(out, bill, totals, cost)
+    for pool in result.get("pools") or () if "fleet" not in result else ():
+        if "cost" in pool:  # pools side by side, each with a price
+            _pool(out, pool)
     busy = result["server"]["gpu_busy_fraction"]
     out.add("idle", f"{device}s busy {busy:.1%}: {1 - busy:.1%} x {usd(hourly)}", (1 - busy) * hourly, "USD/hour")
     power = _power(out, result, settings)
     _owned(out, result, settings, power)
-    out.offers = offers(result["deployment"]["hardware"], devices, today)
+    parts = parts_of(result)
+    if len(parts) == 1:
+        out.offers = offers(parts[0][0], devices, today)
+    else:
+        out.notes.append("of several kinds of devices no offers are listed: `capacity-plan show hardware` has those of each")
     _hosted(out, result)
     if any(offer["stale"] for offer in out.offers) or stale(price.date, today):
         out.notes.append("prices marked stale are older than 180 days: ask the provider")
@@ -178,20 +185,44 @@ def _tokens(out: Budget, bill: float, totals: Mapping[str, Any], cost: Mapping[s
         out.add("  output apart", words, bill * (1 - share) / made * 1e6, "USD/1M tokens")
 
 
+def _pool(out: Budget, pool: Mapping[str, Any]) -> None:
+    """Add what one of several pools costs, and its tokens."""
+    cost, device = pool["cost"], device_word(pool["hardware"])
+    hourly, each = cost["usd_per_hour"], cost["usd_per_1m_total_tokens"]
+    if hourly is None:
+        return
+    tokens = "no tokens" if each is None else f"{usd(each)} a million tokens"
+    words = f"{counted(pool['devices'], device)} ({pool['hardware']}) x {usd(cost['ListUnitPrice'])}; {tokens}"
+    out.add(f"  pool {pool['name']}", words, hourly, "USD/hour")
+
+
+def parts_of(result: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The kinds of devices deployed, and how many of each there are."""
+    found = deployed(result)
+    pools = found.get("pools") if "fleet" not in result else None
+    counts: dict[str, float] = {}
+    for pool in pools or [found]:
+        counts[pool["hardware"]] = counts.get(pool["hardware"], 0) + pool["devices"]
+    return list(counts.items())
+
+
 def _power(out: Budget, result: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
     """Add the power line and return its cost [USD/hour]."""
-    deployment = deployed(result)
-    device = load_device(deployment["hardware"])
     per_kwh = settings.get("power_usd_per_kwh")
     said = "" if per_kwh is not None else " (US average, assumed)"
     per_kwh = prices.electricity().value if per_kwh is None else per_kwh
     ratio = settings.get("pue") or prices.pue().value
-    wall = prices.wall_power_w(device.name)
-    watt, source = (wall.value, "at the wall") if wall else (device.tdp_w.value, "TDP: the most it draws")
-    kilowatt = deployment["devices"] * watt * ratio / 1000
+    words, kilowatt = [], 0.0
+    for hardware, devices in parts_of(result):
+        device = load_device(hardware)
+        wall = prices.wall_power_w(device.name)
+        watt, source = (wall.value, "at the wall") if wall else (device.tdp_w.value, "TDP: the most it draws")
+        kilowatt += devices * watt * ratio / 1000
+        words.append(f"{devices:.4g} x {watt:g} W ({source})")
+    drawn = " + ".join(words) if len(words) == 1 else f"({' + '.join(words)})"
     out.add(
         "power",
-        f"{deployment['devices']:.4g} x {watt:g} W ({source}) x PUE {ratio:g} x {usd(per_kwh)}/kWh{said}; a rental holds it",
+        f"{drawn} x PUE {ratio:g} x {usd(per_kwh)}/kWh{said}; a rental holds it",
         kilowatt * per_kwh,
         "USD/hour",
     )
@@ -199,20 +230,24 @@ def _power(out: Budget, result: Mapping[str, Any], settings: Mapping[str, Any]) 
 
 
 def _owned(out: Budget, result: Mapping[str, Any], settings: Mapping[str, Any], power: float) -> None:
-    devices, hardware = deployed(result)["devices"], result["deployment"]["hardware"]
-    each, source = settings.get("purchase_usd_per_gpu"), "the scenario"
-    if each is None:
-        listed = prices.purchase_price(hardware)
-        if listed is None:
-            return
-        each, source = listed.usd.value, f"{listed.item}, {listed.usd.date}"
+    bought, words = 0.0, []
+    for hardware, devices in parts_of(result):
+        each, source = settings.get("purchase_usd_per_gpu"), "the scenario"
+        if each is None:
+            listed = prices.purchase_price(hardware)
+            if listed is None:
+                return
+            each, source = listed.usd.value, f"{listed.item}, {listed.usd.date}"
+        bought += devices * each
+        words.append(f"{devices:.4g} x {usd(each)} ({source})")
+    paid = " + ".join(words) if len(words) == 1 else f"({' + '.join(words)})"
     years = settings.get("amortisation_years")
     said = "" if years else " (assumed)"
     years = years or AMORTISATION_YEARS
-    hourly = devices * each / (years * HOURS_PER_YEAR) + power
+    hourly = bought / (years * HOURS_PER_YEAR) + power
     out.add(
         "owned",
-        f"{devices:.4g} x {usd(each)} ({source}) / ({years:g} years{said} x {HOURS_PER_YEAR:,} h) + power; "
+        f"{paid} / ({years:g} years{said} x {HOURS_PER_YEAR:,} h) + power; "
         "without host, network, staff",
         hourly,
         "USD/hour",

@@ -49,12 +49,18 @@ def overload_of(result: Mapping[str, Any]) -> tuple[float, float] | None:
     return (float(recorded["offered_per_s"]), float(recorded["sustainable_per_s"])) if recorded else None
 
 
+SEVERAL = " + "
+"""Between kinds of hardware, where pools differ."""
+
+
 def outcome_columns(result: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a finished point, from its `result.json`."""
     row: dict[str, Any] = {}
     row["slo"], row["slo_holds"] = judged(result)
     deployed = {"data_parallel": 1, **result["deployment"]}
     row |= {name: deployed[name] for name in DEPLOYED}
+    if "pools" in deployed:
+        row["hardware"] = SEVERAL.join(dict.fromkeys(pool["hardware"] for pool in deployed["pools"]))
     if "fleet" in result:  # on average
         row["devices"] = round(result["cost"]["devices"], 2)
     for metric in LATENCIES:

@@ -12,6 +12,7 @@ REASONS = {
         "exceeds_kv_cache": "beyond the KV cache",
         "shed_429": "shed (429)",
         "shed_503": "shed (503)",
+        "no_pool": "no pool for them",
     },
     "failed": {
         "timed_out": "timed out",

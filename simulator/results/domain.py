@@ -25,8 +25,13 @@ def domain(prepared: Prepared, used: Mapping[str, float] | None = None) -> tuple
 
     used : how far the run goes along the ranges of a user's calibration. Inside of that, what it measured stands for all else;
     outside an interval is no narrower than without it.
-    Whether the load is a closed loop is not looked at: `Evidence.closed_loop` is False.
+    Whether the load is a closed loop is not looked at: `Evidence.closed_loop` is False. Of pools side by side the one that is
+    known least stands for all.
     """
+    if prepared.side_by_side:
+        found = [(each.pool.name, *domain(each)) for each in prepared.pools]
+        worst = max((evidence for _, evidence, _ in found), key=_doubt)
+        return worst, [f"pool '{name}': {axis}" for name, _, axes in found for axis in axes]
     evidence, axes = _shipped(prepared)
     own = prepared.calibration
     left = [*unlike(prepared), *beyond(prepared, used or {})]
@@ -73,6 +78,11 @@ def _shipped(prepared: Prepared) -> tuple[Evidence, list[str]]:
                 f"weights: no {'expert' if moe else 'matrix'} kernels in {weights.name} were measured on {device.name}"
             )
     return Evidence(plan.engine, hardware, kernel_error=error, near=near), axes
+
+
+def _doubt(evidence: Evidence) -> tuple[int, bool, float]:
+    """How little stands behind a prediction, for comparison."""
+    return ("measured", "kernels", "borrowed", "physics").index(evidence.hardware), not evidence.near, evidence.kernel_error
 
 
 def setting_of(prepared: Prepared) -> Setting:

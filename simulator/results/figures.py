@@ -214,6 +214,29 @@ class Judged:
         return (late.total - late.beyond) / late.total if late.total else None
 
 
+@dataclass
+class PoolRequests:
+    """The requests that one of several pools served, judged together, and sums of what it did in the window."""
+
+    judged: Judged
+    completed: int = 0
+    good: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def figures(self, *, judged: bool) -> dict[str, Any]:
+        """Their figures; how many of them were good if an SLO is `judged`."""
+        requests = self.judged.requests
+        return {
+            "requests": requests,
+            "window_completed": self.completed,
+            "window_input_tokens": self.input_tokens,
+            "window_output_tokens": self.output_tokens,
+            "goodput_fraction": self.good / requests if judged and requests else None,
+            "metrics": self.judged.summaries(),
+        }
+
+
 class Collector:
     """The sink of a cluster that counts a run: takes blocks of requests, drops what has been counted, and yields figures.
 
@@ -228,6 +251,7 @@ class Collector:
     pools : the pool of each rank.
     hands_over : whether requests go from a pool that computes prompts to one that computes answers.
     begin_s : when the load begins; what the logs hold of before is not its own.
+    apart : whether each request is served by one pool, whose requests are judged apart.
     """
 
     def __init__(
@@ -244,6 +268,7 @@ class Collector:
         pools: Sequence[str],
         hands_over: bool = False,
         begin_s: float = 0.0,
+        apart: bool = False,
     ) -> None:
         self._begin_s = begin_s
         spec = self._spec = scenario.workload
@@ -263,11 +288,12 @@ class Collector:
         slo = self._slo = slo_dict(scenario.slo)
         self._slos = [class_slo(kind, slo) for kind in classes] or [slo]
         self._all = Judged(slo, (*LATENCIES, *(OF_HANDOVER if hands_over else ())), make, logs)
-        apart = classes if spec.classes is not None or len(classes) > 1 else ()
+        kinds = classes if spec.classes is not None or len(classes) > 1 else ()
         self._apart = [
             (kind, Judged(bounds, OF_A_CLASS, make, logs))
-            for kind, bounds in zip(apart, self._slos, strict=False)
+            for kind, bounds in zip(kinds, self._slos, strict=False)
         ]
+        self._served = {name: PoolRequests(Judged(slo, OF_A_CLASS, make, logs)) for name in pools if apart}
         self._lengths = {name: make(()) for name in LENGTHS}
         self._tokens = [Covered() for _ in logs]
         self._statuses = np.zeros(len(STATUS_NAMES), dtype=np.int64)
@@ -283,6 +309,10 @@ class Collector:
     @property
     def _judged_at_all(self) -> bool:
         return any(self._slos)
+
+    def _numbers_of(self, pool: str) -> list[int]:
+        """The ranks of a pool."""
+        return [number for number, name in enumerate(self._pools) if name == pool]
 
     # -- taking in ------------------------------------------------------------------------------------------
 
@@ -310,6 +340,8 @@ class Collector:
         )
         together = [(self._all, inside)]
         together += [(one, inside & (workload.class_index == i)) for i, (_, one) in enumerate(self._apart)]
+        by_pool = {name: np.isin(block.replica, self._numbers_of(name)) for name in self._served}
+        together += [(self._served[name].judged, inside & mine) for name, mine in by_pool.items()]
         for judged, mine in together:
             judged.add(lat, mine)
             judged.count(block.emissions, mine & finished)
@@ -322,6 +354,11 @@ class Collector:
         self._refused.update(counted_lengths(rows.lengths, arrived))
         visible = (block.end_s >= window.start_s) & (block.end_s <= window.end_s)
         first = (block.first_token_s >= window.start_s) & (block.first_token_s <= window.end_s)
+        for name, mine in by_pool.items():
+            served = self._served[name]
+            served.completed += int((visible & mine).sum())
+            served.good += int((good & inside & mine).sum())
+            served.input_tokens += int(block.prompt_tokens[first & mine].sum())
         sums["good"] += int((good & inside).sum())
         sums["window_good"] += int((good & visible).sum())
         sums["completed"] += int(visible.sum())
@@ -365,7 +402,8 @@ class Collector:
             if count > 0:
                 self._count_steps(number, count, ends[: steps[-1]])
         del ends
-        for judged in (self._all, *(judged for _, judged in self._apart)):
+        apart = (judged for _, judged in self._apart)
+        for judged in (self._all, *apart, *(served.judged for served in self._served.values())):
             judged.retire(steps)
         if not self._exact:
             for log, count, n in zip(self._logs, records, steps, strict=True):
@@ -385,7 +423,10 @@ class Collector:
         tokens = self._tokens[number].take(len(ends))
         low = int(np.searchsorted(ends, window.start_s, side="left"))
         high = int(np.searchsorted(ends, window.end_s, side="right"))
-        self._sums["tokens"] += int(tokens[low:high].sum(dtype=np.int64))
+        emitted = int(tokens[low:high].sum(dtype=np.int64))
+        self._sums["tokens"] += emitted
+        if self._served:
+            self._served[self._pools[number]].output_tokens += emitted
         if self._begin_s:
             own = int(np.searchsorted(found["start_s"], self._begin_s))
             found = {name: column[own:] for name, column in found.items()}
@@ -435,7 +476,11 @@ class Collector:
             | {name: stat.summary("tokens") for name, stat in self._lengths.items()},
             server=self._load.averages(window.length_s, ranks),
             pools=[
-                {"name": name, **load.averages(window.length_s, self._pools.count(name))}
+                {
+                    "name": name,
+                    **load.averages(window.length_s, self._pools.count(name)),
+                    **(self._served[name].figures(judged=judged_at_all) if self._served else {}),
+                }
                 for name, load in self._of_pools.items()
                 if len(self._of_pools) > 1
             ],

@@ -15,6 +15,7 @@ Decisions where the scenario is silent:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,15 @@ import numpy as np
 
 from hardware_profiles.errors import InputError, nearest
 from simulator.workload import generators
-from simulator.workload.columns import NO_PREDECESSOR, More, RequestClass, Workload, same_float, same_int
+from simulator.workload.columns import (
+    NO_PREDECESSOR,
+    IntArray,
+    More,
+    RequestClass,
+    Workload,
+    same_float,
+    same_int,
+)
 from simulator.workload.content import content_of_blocks, content_of_named_blocks, content_of_sessions
 from simulator.workload.drawn import Drawn, Limit, client_limits
 from simulator.workload.parts import Part, Requests, as_class, join, limit_outputs, together
@@ -95,8 +104,15 @@ def requests_of(
             load.priority,
             slo.bounds_ms() if slo is not None else None,
             slo.attainment if slo is not None else None,
+            load.model,
         )
         found = _load(spec, load, limit, seed, base_dir, prefix, load.weight, requests, streamed, named)
+        if any(kind.model is not None for kind in found.classes):
+            raise InputError(
+                f"the trace of class '{load.name}' has a column `model`, and a class asks for one model",
+                where="workload.classes",
+                mend="remove the column, or give the trace as the whole workload",
+            )
         as_class(found, of_class)
         loads.append(found)
     return together(loads, spec.requests, at_once=not streamed)
@@ -352,8 +368,7 @@ def _replayed(rows: Rows, load: Load, end_s: float, prefix: str, named: bool) ->
                 f"{broken} turns are too short to contain their conversation's history; "
                 "what does not fit is not shared"
             )
-    names = tuple(dict.fromkeys(rows.class_names)) if rows.class_names is not None else ("default",)
-    index = {name: i for i, name in enumerate(names)}
+    kinds, kind_of_row = _kinds(rows)
     part = Part(
         rows.arrival_s,
         arrival,
@@ -365,11 +380,22 @@ def _replayed(rows: Rows, load: Load, end_s: float, prefix: str, named: bool) ->
         not_before,
         session,
         turn,
-        same_int(0, n)
-        if rows.class_names is None
-        else np.asarray([index[c] for c in rows.class_names], np.int64),
+        kind_of_row,
         same_float(0.0, n),
         content,
         rows.request_ids,
     )
-    return Requests([part], tuple(RequestClass(name) for name in names), n, end_s, rows.source, warnings)
+    return Requests([part], kinds, n, end_s, rows.source, warnings)
+
+
+def _kinds(rows: Rows) -> tuple[tuple[RequestClass, ...], IntArray]:
+    """The classes of recorded requests, one for each pair of class and model, and that of each request."""
+    if rows.class_names is None and rows.models is None:
+        return (RequestClass("default"),), same_int(0, len(rows))
+    models: Sequence[str | None] = rows.models or (None,) * len(rows)
+    pairs = list(zip(rows.class_names or ("",) * len(rows), (model or None for model in models), strict=True))
+    index = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
+    kinds = tuple(
+        RequestClass("/".join(filter(None, (name, model))) or "default", model=model) for name, model in index
+    )
+    return kinds, np.asarray([index[pair] for pair in pairs], np.int64)

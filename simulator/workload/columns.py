@@ -33,12 +33,14 @@ class RequestClass:
     priority : the lower number is served first where the engine knows priorities (vLLM's convention).
     slo : latency bounds [ms] by metric and percentile, ``{"ttft_ms": {"p99": 500.0}}``, or None.
     attainment : fraction of requests that must be good, or None.
+    model : the model that it asks for, None for the scenario's.
     """
 
     name: str
     priority: int = 0
     slo: dict[str, dict[str, float]] | None = None
     attainment: float | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True)

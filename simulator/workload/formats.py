@@ -1,7 +1,7 @@
 """Formats of request traces: which columns each has, and what they mean.
 
 The format is recognised by its columns. Own format: ``arrival_s, prompt_tokens, output_tokens`` with, if wanted,
-``max_output_tokens, session_id, turn, prefix_ids, class, request_id``.
+``max_output_tokens, session_id, turn, prefix_ids, class, model, request_id``.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ OWN_COLUMNS = (
     "prefix_ids",
     "hash_ids",
     "class",
+    "model",
     "request_id",
 )
 """Columns of the tool's own format."""
@@ -311,6 +312,7 @@ def _columns(table: Table) -> Raw:
         blocks=_blocks(table, ids) if ids else None,
         block_tokens=block or (MOONCAKE_BLOCK_TOKENS if ids == "hash_ids" else 0),
         class_names=list(have["class"]) if "class" in have else None,
+        models=list(have["model"]) if "model" in have else None,
         request_ids=list(have["request_id"]) if "request_id" in have else None,
         jitter_s=MOONCAKE_JITTER_S if ids == "hash_ids" and _on_grid(arrival, MOONCAKE_JITTER_S) else 0.0,
         warnings=_unread(table),

@@ -22,7 +22,7 @@ class Rows:
     prefix_start, prefix_ids : CSR lists of content blocks per request, or None.
     prefix_block_tokens : tokens per block [tokens], 0 if there are no blocks.
     content : runs, where the source knows them directly.
-    class_names : (n,) or None. request_ids : (n,) or None.
+    class_names : (n,) or None. models : (n,) names of what is asked for, or None. request_ids : (n,) or None.
     span_s : length of the recording [s].
     """
 
@@ -39,6 +39,7 @@ class Rows:
     prefix_block_tokens: int = 0
     content: Content | None = None
     class_names: tuple[str, ...] | None = None
+    models: tuple[str, ...] | None = None
     request_ids: tuple[str, ...] | None = None
     source: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -67,6 +68,7 @@ class Raw:
     blocks: Any = None
     block_tokens: int = 0
     class_names: list[Any] | None = None
+    models: list[Any] | None = None
     request_ids: list[Any] | None = None
     licence: str | None = None
     jitter_s: float = 0.0

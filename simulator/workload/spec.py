@@ -501,10 +501,11 @@ class ClassLoad(Load):
     """One class: a load of its own, with its name, service objective and priority.
 
     `weight` multiplies the class's rate (its concurrency in a closed loop; its share of `requests` in a
-    batch).
+    batch). `model` is the model that it asks for, where pools serve several.
     """
 
     name: Annotated[str, Field(min_length=1)]
+    model: Annotated[str, Field(min_length=1)] | None = None
     weight: Positive = 1.0
     slo: Slo | None = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0

@@ -226,7 +226,9 @@ def _scan(path: Path, given: str | None) -> _Scan | None:
                 metadata |= _origin(table)
         table.metadata.update(metadata)
         raw = FORMATS[name](table)
-        if raw.arrival_s is None or raw.blocks is not None or raw.class_names is not None or raw.jitter_s:
+        if raw.arrival_s is None or raw.blocks is not None or raw.jitter_s:
+            return None
+        if raw.class_names is not None or raw.models is not None:
             return None
         if raw.session is not None and any(s not in (None, "", -1) and s == s for s in raw.session):
             return None

@@ -64,7 +64,7 @@ def first_error(*overrides: str, varied: tuple[str, ...] = ()) -> InputError:
         ("deployment.max-num-seqs=3", "deployment.engine_args.max_num_seqs"),
         ("slo.ttft.p99=300", "slo.ttft_ms"),
         ("deployment.speculative.tokens=3", "deployment.speculative.num_speculative_tokens"),
-        ("usd_per_gpu_hour=2", "cost.usd_per_gpu_hour"),
+        ("usd_per_gpu_hour=2", "deployment.usd_per_gpu_hour"),
     ],
 )
 def test_a_wrong_path_leads_to_the_right_leaf(override: str, meant: str) -> None:

@@ -31,6 +31,10 @@ class LeastTokens(Policy):
 
     def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:
         """As of the base."""
+        self.loaded(arrival, worker)
+
+    def loaded(self, arrival: Arrival, worker: int) -> None:
+        """As of the base."""
         self._loads.add(worker, arrival.length)
 
     def ended(self, arrival: Arrival, worker: int, now_s: float) -> None:

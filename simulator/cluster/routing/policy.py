@@ -76,6 +76,9 @@ class Policy(ABC):
     def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:  # noqa: B027
         """Take in that a request goes to a worker."""
 
+    def loaded(self, arrival: Arrival, worker: int) -> None:  # noqa: B027
+        """Take in that a worker has a request, whoever sent it: what `sent` does to loads."""
+
     def first_token(self, arrival: Arrival, worker: int, now_s: float) -> None:  # noqa: B027
         """Take in that the first token of a request has come back."""
 
@@ -156,6 +159,10 @@ class LoadPolicy(Policy):
         self.loads = Loads(workers)
 
     def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:
+        """As of the base."""
+        self.loaded(arrival, worker)
+
+    def loaded(self, arrival: Arrival, worker: int) -> None:
         """As of the base."""
         if self.counts:
             self.loads.add(worker, 1)

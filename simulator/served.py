@@ -1,0 +1,194 @@
+"""Pools side by side resolved: which of them serves which model, and prompts of which length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine_models.model.architecture import load_architecture
+from hardware_profiles.errors import InputError, PlanError, nearest
+from simulator.cluster.destinations import NOWHERE, Destinations, Takes, overlap
+from simulator.cluster.router import Routing
+from simulator.pools import POOLS, blended_price, unique
+from simulator.prepared import Prepared
+from simulator.workload.columns import RequestClass, Workload
+
+if TYPE_CHECKING:
+    from simulator.config.schema import Scenario
+
+CLASSES = "workload.classes"
+
+
+def check_side_by_side(scenario: Scenario, pools: Sequence[Prepared]) -> None:
+    """Refuse what is not modelled around several pools of role: mixed.
+
+    Raises
+    ------
+    InputError : such a key is given, or a product's router stands before pools that it cannot tell apart.
+    """
+    deployment = scenario.deployment
+    given = {
+        "deployment.autoscaler": deployment.autoscaler,
+        "deployment.failures": deployment.failures,
+        "deployment.transfer": deployment.transfer,
+        **{f"{POOLS}.{n}.autoscaler": pool.autoscaler for n, pool in enumerate(deployment.pools)},
+        **{f"{POOLS}.{n}.failures": pool.failures for n, pool in enumerate(deployment.pools)},
+    }
+    for where in (where for where, value in given.items() if value is not None):
+        raise InputError(
+            f"`{where}` with several pools of role: mixed is not modelled yet",
+            where=where,
+            mend=f"remove `{where}`, or simulate the pool as a scenario of its own",
+        )
+    groups = Destinations(takes_of(pools), ()).groups
+    if deployment.admission is not None and len(groups) > 1:
+        raise InputError(
+            "`deployment.admission` before pools that take different requests is not modelled yet",
+            where="deployment.admission",
+            mend="remove it, or give all pools the same model and no `prompt_tokens`",
+        )
+    routings = [pool.routing for pool in pools]
+    router = deployment.router
+    if isinstance(router, str):
+        return
+    if overlap(groups):
+        raise InputError(
+            f"a router of {router.system} before pools of which one takes requests that others take only in part is not "
+            "modelled yet",
+            where="deployment.router",
+            mend="use an ideal rule, such as router: least_requests, or `prompt_tokens` that do not overlap",
+        )
+    for group in groups:
+        first, *others = (routings[pool] for pool in group)
+        if any((each.block_tokens, each.flags) != (first.block_tokens, first.flags) for each in others):
+            raise InputError(
+                f"a router of {router.system} before servers with KV blocks of several sizes is not modelled yet",
+                where="deployment.router",
+                mend="give the pools the same block size, or use an ideal rule, such as router: least_requests",
+            )
+
+
+def takes_of(pools: Sequence[Prepared]) -> list[Takes]:
+    """What each pool is given; models are numbered in the order of the pools."""
+    names = list(dict.fromkeys(pool.arch.name for pool in pools))
+    found = []
+    for each in pools:
+        least, most = each.pool.prompt_tokens or (0, None)
+        found.append(Takes(names.index(each.arch.name), least, most))
+    return found
+
+
+def destinations_of(prepared: Prepared, classes: Sequence[RequestClass]) -> Destinations:
+    """Where requests of each class may go.
+
+    Raises
+    ------
+    InputError : a class asks for a model that no pool serves.
+    """
+    return Destinations(takes_of(prepared.pools), models_of(prepared, [(kind.name, kind.model) for kind in classes]))
+
+
+def models_of(prepared: Prepared, classes: Sequence[tuple[str, str | None]]) -> list[int]:
+    """The model that each class (its name, the model that it names) asks for, by number in the order of the pools.
+
+    Raises
+    ------
+    InputError : no pool serves it.
+    """
+    pools = prepared.pools or (prepared,)
+    names = list(dict.fromkeys(each.arch.name for each in pools))
+    spelled = {each.arch.name.casefold(): each.arch.name for each in pools}
+    for each in pools:
+        written = each.pool.model or prepared.scenario.model
+        if isinstance(written, str):
+            spelled.setdefault(written.casefold(), each.arch.name)
+    usual = next((each.arch.name for each in pools if each.pool.model is None), None)
+    found = []
+    for kind, asked in classes:
+        if asked is None and usual is not None:
+            found.append(names.index(usual))
+            continue
+        model = asked if asked is not None else prepared.scenario.model
+        name = spelled.get(model.casefold()) if isinstance(model, str) else None
+        name = name or _catalogue_name(model, prepared.base_dir)
+        if name not in names:
+            raise _unserved(kind, asked, prepared, names)
+        found.append(names.index(name))
+    return found
+
+
+def _catalogue_name(model: object, base: Path) -> str | None:
+    """The name of a model by another spelling, None if there is no such model."""
+    try:
+        return load_architecture(model, base).name if isinstance(model, str | dict) else None
+    except PlanError:
+        return None
+
+
+def _unserved(kind: str, asked: str | None, prepared: Prepared, names: Sequence[str]) -> InputError:
+    listed = ", ".join(names)
+    if asked is None:
+        what = "requests ask for" if kind == "default" else f"class '{kind}' names no model, which means"
+        return InputError(
+            f"{what} {prepared.scenario.model}, the scenario's model, and no pool serves it (they serve {listed})",
+            where=CLASSES,
+            mend=f"give each class its `model`, one of {listed}, or a pool this model",
+        )
+    close = nearest(asked, list(names))
+    return InputError(
+        f"class '{kind}' asks for the model {asked}, and no pool serves it (they serve {listed})",
+        where=CLASSES,
+        mend=f"did you mean {close}?" if close else f"name one of {listed}, or add a pool with model: {asked}",
+    )
+
+
+def check_asked(prepared: Prepared, workload: Workload) -> list[str]:
+    """Warnings on prompts of a length that no pool takes.
+
+    Raises
+    ------
+    InputError : no pool takes any request, or a class asks for a model that none serves.
+    """
+    if not prepared.side_by_side:
+        models_of(prepared, [(kind.name, kind.model) for kind in workload.classes])
+        return []
+    nowhere = destinations_of(prepared, workload.classes).of(workload) == NOWHERE
+    if not nowhere.any():
+        return []
+    lengths = workload.prompt_tokens[nowhere]
+    span = f"{lengths.min():,} to {lengths.max():,} tokens"
+    if nowhere.all():
+        raise InputError(
+            f"no pool takes any of the requests: their prompts have {span}",
+            where=f"{POOLS}.0.prompt_tokens",
+            mend="widen the pools' `prompt_tokens`",
+        )
+    return [f"{len(lengths):,} of {len(nowhere):,} requests refused: no pool takes prompts of {span} (their `prompt_tokens`)"]
+
+
+def side_by_side(scenario: Scenario, pools: Sequence[Prepared]) -> Prepared:
+    """Several pools of role: mixed as one deployment; what is of one pool is that of the first."""
+    check_side_by_side(scenario, pools)
+    first = pools[0]
+    said = [] if len({each.arch.name for each in pools}) < 2 else [
+        f"requests that name no model ask for {scenario.model} (model)"
+    ]
+    found = replace(
+        first,
+        replicas=sum(each.replicas for each in pools),
+        devices=sum(each.devices for each in pools),
+        price=blended_price([(each.price, each.devices) for each in pools]),
+        warnings=unique(text for each in pools for text in each.warnings),
+        assumptions=unique((*(text for each in pools for text in each.assumptions), *said)),
+        pools=tuple(pools),
+    )
+    classes = scenario.workload.classes or ()
+    models_of(found, [(kind.name, kind.model) for kind in classes])
+    return found
+
+
+def routings_of(destinations: Destinations, pools: Sequence[Prepared]) -> list[Routing]:
+    """How the requests of each group of pools are routed."""
+    return [pools[group[0]].routing for group in destinations.groups]
