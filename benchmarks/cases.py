@@ -39,6 +39,7 @@ class Case:
     rate_qps : Poisson arrivals; else `batch` at once (`users`: in a closed loop).
     reported : metric to value.
     args : flags of the engine.
+    servers : how many of each role, where prefill and decode are apart.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Case:
     requests: int = 0
     tensor: int = 1
     args: dict[str, object] = field(default_factory=dict)
+    servers: dict[str, int] = field(default_factory=dict)
     note: str = ""
 
     def scenario(self) -> str:
@@ -69,6 +71,9 @@ class Case:
             deployment["tensor_parallel"] = self.tensor
         if args := dict(self.args) | self._server():
             deployment["engine_args"] = args
+        if self.servers:
+            apart = [{"name": role, "role": role, "replicas": count, **deployment} for role, count in self.servers.items()]
+            deployment = {"pools": apart}
         load: dict[str, object] = {"arrivals": {"kind": "batch"}, "requests": self.requests or self.batch}
         if self.rate_qps:
             load["arrivals"] = {"kind": "poisson", "rate": self.rate_qps}
@@ -278,6 +283,7 @@ DEVICES: tuple[tuple[str, str], ...] = (
     ("6980p", "xeon-6980p-1s"),
     ("5975wx", "threadripper-5975wx-1s"),
     ("rtx pro 6000", "rtx-pro-6000-96gb"),
+    ("a100 80gb", "a100-sxm-80gb"),
     ("h100 pcie", "h100-pcie-80gb"),
     ("h100", "h100-sxm-80gb"),
     ("h200", "h200-sxm-141gb"),
@@ -601,7 +607,115 @@ def consumer_qps(row: Row, number: str) -> Case:
                 requests=int(row["num_prompts"]), tensor=int(row["n_gpu"]), args=args)  # fmt: skip
 
 
+#: Requests of a run of ``trtllm-bench throughput`` by prompt and answer, as its page lists them (datasheet, read 2026-11; others:
+#: 1,500). All are there at once: the rate over the whole run is that of a queue that is never empty, but for its end.
+BENCHED = {(128, 128): 30_000, (20_000, 2000): 1000} | dict.fromkeys(
+    [(128, 2048), (2048, 128), (500, 2000), (1000, 1000), (1000, 2000)], 3000
+)
+
+
+def trtllm_overview(row: Row, number: str) -> Case:
+    """measured_trtllm_overview.csv: greatest throughput of TensorRT-LLM 1.0, and a closed loop of NIM.
+
+    Assumed where the page says nothing: 2,048 rows and 8,192 tokens a step, nine tenths of free memory for a cache in FP8, padded CUDA
+    graphs for every batch, no block reuse, experts split over all ranks.
+    """
+    if row["trtllm"].startswith("0."):
+        raise Unsaid("the engine before 0.20, built ahead in C++", row["trtllm"])
+    layout = re.fullmatch(r"(?:TP)?(\d+)(?:PP(\d+))?", row["tp"])
+    if layout is None or int(layout[2] or 1) > 1:
+        raise Unsaid("pipeline parallelism of this engine", row["tp"])
+    tensor, model = int(layout[1]), model_of(row["model"])
+    weights = {"FP8": "fp8", "FP4": "nvfp4"}[row["precision"]]
+    where = (model, weights, device_of(row["gpu"].replace("H100-80GB", "H100")))
+    isl, osl = int(float(row["isl"])), int(float(row["osl"]))
+    graphs = {"enable_padding": True, "max_batch_size": 2048}
+    cache = {"dtype": "fp8", "free_gpu_memory_fraction": 0.9, "enable_block_reuse": False}
+    args: dict[str, object] = {"max_batch_size": 2048, "max_num_tokens": 8192, "max_seq_len": isl + osl + 1}
+    args |= {"cuda_graph_config": graphs, "kv_cache_config": cache, "enable_chunked_prefill": isl > 8192}
+    if load_architecture(model).has_experts and tensor > 1:
+        args["moe_expert_parallel_size"] = tensor
+    if row["concurrency"]:
+        users = int(float(row["concurrency"]))
+        reported = {"ttft_mean_ms": float(row["ttft_mean_ms"]), "tpot_mean_ms": float(row["itl_mean_ms"])}
+        return Case(number, row["source"], "trtllm", *where, isl, osl, reported, users=users, requests=max(10 * users, 40),
+                    tensor=tensor, args=args)  # fmt: skip
+    count, total = BENCHED.get((isl, osl), 1500), {"output_tok_s": float(row["value"])}
+    return Case(number, row["source"], "trtllm", *where, isl, osl, total, batch=count, tensor=tensor, args=args)
+
+
+def lmdeploy(row: Row, number: str) -> Case:
+    """measured_lmdeploy.csv: ShareGPT in a closed loop, lengths by their means; TurboMind's rows are answered by the PyTorch engine."""
+    if row["mode"] != "request_throughput":
+        raise Unsaid("a static batch inside the engine", row["mode"])
+    requests_s, out_s = float(row["rps"]), float(row["out_tok_s"])
+    sizes = (round((float(row["total_tok_s"]) - out_s) / requests_s), round(out_s / requests_s))
+    where = (model_of(row["model"]), "fp16", device_of(row["gpu"]))
+    users = int(row["batch"])
+    return Case(number, row["source"], "lmdeploy", *where, *sizes, {"output_tok_s": out_s}, users=users,
+                requests=int(float(row["num_prompts"])), tensor=int(row["tp"]), args={"backend": "pytorch", "max_batch_size": users},
+                note="answered by backend pytorch: TurboMind is not simulated")  # fmt: skip
+
+
+def tgi(row: Row, number: str) -> Case:
+    """measured_tgi.csv: makespans of TGI 3 and of vLLM."""
+    raise Unsaid("how long the answers were is not stated", f"{row['scenario']} {row['run']}")
+
+
+def serving_rates(row: Row, number: str) -> Case:
+    """measured_serving_rates.csv: arrivals by rate on one card, users of llama-server, single streams of several engines."""
+    engine, where = row["engine"], (model_of(row["model"]), row["precision"], device_of(row["hardware"]))
+    if row["rate_qps"]:
+        if engine.startswith("TensorRT-LLM 0."):
+            raise Unsaid("the engine before 0.20, built ahead in C++", engine)
+        raise Unsaid("vLLM before 0.6", engine)
+    if engine == "transformers (pytorch)" and row["precision"] in ("float16", "float32"):
+        weights = {"float16": "fp16", "float32": "fp32"}[row["precision"]]
+        return bench(number, row, "transformers", where[0], weights, where[2], "tg512", row["out_tok_s"],
+                     args={"mode": "static"}, note="lengths assumed")  # fmt: skip
+    if row["concurrency"] and "lama" in engine and not engine.startswith("Ollama"):
+        reported = {"output_tok_s": float(row["out_tok_s"])}
+        users, osl = int(float(row["concurrency"])), int(float(row["osl"]))
+        weights = gguf_of(row["quant"].removeprefix("UD-"))
+        return Case(number, row["source"], "llama_cpp", where[0], weights, where[2], 32, osl, reported, users=users,
+                    requests=4 * users, note="prompts assumed to have 32 tokens")  # fmt: skip
+    raise Unsaid("no engine here runs it so, or lengths are not stated", engine)
+
+
+def mlperf(row: Row, number: str) -> Case:
+    """measured_mlperf.csv: MLPerf Inference 4.1."""
+    if "TensorRT" in row["framework"] or "CUDA" in row["framework"]:
+        raise Unsaid("the engine before 0.20, built ahead in C++", row["framework"])
+    raise Unsaid("vLLM before 0.6, or a CPU's own code", row["framework"])
+
+
+def speculative2(row: Row, number: str) -> Case:
+    """measured_speculative2.csv: drafts by batch."""
+    raise Unsaid("how long prompts and answers were is not stated", row["engine"])
+
+
+def disaggregation(row: Row, number: str) -> Case:
+    """measured_disaggregation.csv: prefill and decode servers of SGLang in one node of eight H200, two devices each (assumed)."""
+    layout = re.fullmatch(r"(\d)P(\d)D", row["config"])
+    if layout is None or row["kind"] != "measured" or not row["actual_in"] or "SGLang" not in row["engine"]:
+        raise Unsaid("a claim, a transfer by itself, or a layout that is not stated", row["config"])
+    servers = {"prefill": int(layout[1]), "decode": int(layout[2])}
+    reported = {"ttft_mean_ms": float(row["ttft_mean_ms"]), "tpot_mean_ms": float(row["tpot_mean_ms"]),
+                "output_tok_s": float(row["out_tok_s"])}  # fmt: skip
+    where = (model_of(row["model"]), "mxfp4", "h200-sxm-141gb")
+    sizes = (round(float(row["actual_in"])), round(float(row["actual_out"])))
+    return Case(number, row["source"], "sglang", *where, *sizes, reported, users=int(float(row["concurrency"])),
+                requests=int(float(row["num_prompts"])), tensor=8 // sum(servers.values()), servers=servers)  # fmt: skip
+
+
 FILES: dict[str, Callable[[Row, str], Case]] = {
+    "measured_lmdeploy": lmdeploy,
+    "measured_tgi": tgi,
+    "measured_serving_rates": serving_rates,
+    "measured_mlperf": mlperf,
+    "measured_speculative2": speculative2,
+    "measured_disaggregation": disaggregation,
+    "measured_trtllm_overview": trtllm_overview,
     "measured_llamacpp_apple": llamacpp_apple,
     "measured_llamacpp_gpu": llamacpp_gpu,
     "measured_llamacpp_batched": llamacpp_batched,
