@@ -38,7 +38,7 @@ class PoolRequest:
     of one replica, each with its own attention, scheduler and KV cache (1: none).
     `role` other than "mixed" asks for a scheduler that shares requests (`engine_models.parts.handover`), over a `connector`
     (None: the engine's own choice). `device_cores` are those of a CPU, `host_link_bytes_per_s` the nominal rate
-    of the device's link to the host, one way (0: unknown).
+    of the device's link to the host, one way (0: unknown). `lora` are a pool's settings of adapters, None for none.
     """
 
     arch: Architecture
@@ -55,6 +55,7 @@ class PoolRequest:
     offload: HostMemory | None = None
     role: Role = "mixed"
     connector: str | None = None
+    lora: Mapping[str, Any] | None = None
     device_cores: int = 0
     host_link_bytes_per_s: float = 0.0
 
@@ -319,6 +320,7 @@ FEATURES = {
     "handover": ("a split into prefill and decode pools", "deployment.role"),
     "speculative": ("speculative decoding", "deployment.speculative"),
     "offload": ("KV offload", "deployment.offload"),
+    "lora": ("LoRA adapters", "deployment.lora"),
     "pipeline_parallel": ("pipeline parallelism", "deployment.pipeline_parallel"),
 }
 """What an engine may lack: its words, and the key of a scenario that asks for it."""

@@ -169,6 +169,16 @@ def snake(name: str) -> str:
     return name.strip().lstrip("-").replace("-", "_")
 
 
+def settings_with(key: str, setting: str, *switches: str) -> Typed:
+    """A flag that states one `setting` of a pool's `key`, where the key or one of the flags `switches` asks for it."""
+
+    def beside(value: Any, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any] | None:
+        asked = pool.get(key) is not None or any(flags.get(switch) for switch in switches)
+        return {setting: value} if asked and value is not None else None
+
+    return Typed(key, beside=beside)
+
+
 # Values ---------------------------------------------------------------------------------------------------
 
 _OPEN = re.compile(r"\$\w+|\$[{(].*[})]|<[A-Za-z][^<>]*>|\{\{.*\}\}")
@@ -357,7 +367,7 @@ def reconcile(
         if wanted is None:
             continue
         present = updates.get(key, pool[key])
-        if key in ("speculative", "offload"):
+        if key in ("speculative", "offload", "lora"):
             updates[key] = _merged(flag, key, present, wanted)
             continue
         if (key in given or key in updates) and not _same(key, present, wanted):

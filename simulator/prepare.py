@@ -68,7 +68,7 @@ def _check_lockstep(pool: Pool) -> None:
             where="deployment.pipeline_parallel",
             mend="use tensor_parallel within a rank instead",
         )
-    for key in ("speculative", "offload"):
+    for key in ("speculative", "offload", "lora"):
         if getattr(pool, key) is not None:
             raise InputError(
                 f"`{key}` beside data-parallel attention is not modelled yet",
@@ -305,6 +305,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         flags=flags.values,
         speculation=_speculation(pool, engine, flags, arch, formats, base),
         offload=_host_memory(pool, device),
+        lora=_adapters(scenario, pool),
         role=pool.role if pool.role != "encode" else "mixed",
         connector=connector_of(scenario.deployment, pool.name) if pool.role != "mixed" else None,
     )
@@ -363,6 +364,7 @@ def _check_features(pool: Pool, engine: Engine, device: Device) -> None:
     """Refuse what the engine lacks, or lacks on this kind of device."""
     asked = {
         "speculative": pool.speculative is not None,
+        "lora": pool.lora is not None,
         "offload": pool.offload is not None,
         "pipeline_parallel": pool.pipeline_parallel > 1,
         "handover": pool.role != "mixed",
@@ -416,6 +418,30 @@ def _host_memory(pool: Pool, device: Device) -> HostMemory | None:
             mend="give it, such as offload: {kv_offloading_size: 64, bytes_per_s: 25.0e+9}",
         )
     return HostMemory(int(pool.offload.kv_offloading_size * GIB), rate)
+
+
+def _adapters(scenario: Scenario, pool: Pool) -> dict[str, Any] | None:
+    """The pool's settings of adapters, None where it has none; InputError where requests name adapters that nobody serves."""
+    if pool.lora is None:
+        if any(load.adapters is not None for load in scenario.workload.loads()):
+            raise InputError(
+                f"requests name adapters (workload.adapters), and pool {pool.name} serves none",
+                where="deployment.lora",
+                mend="say what it serves, such as lora: {max_loras: 4, rank: 16}, or take workload.adapters out",
+            )
+        return None
+    for key in ("speculative", "offload"):
+        if getattr(pool, key) is not None:
+            raise InputError(
+                f"LoRA adapters beside `{key}` are not modelled yet", where="deployment.lora", mend=f"remove lora or {key}"
+            )
+    if pool.role != "mixed" or pool.pipeline_parallel > 1:
+        raise InputError(
+            "LoRA adapters beside roles or pipeline parallelism are not modelled yet",
+            where="deployment.lora",
+            mend="use pools of role: mixed and tensor_parallel",
+        )
+    return {key: value for key, value in pool.lora.model_dump().items() if value is not None}
 
 
 def _speculation(

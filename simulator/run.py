@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from engine_models.declaration import EnginePlan
 from engine_models.parts.acceptance import AcceptanceStreams
+from hardware_profiles.errors import InputError
 from hardware_profiles.power import mean_power_w
 from simulator.calibrated import used_ranges
 from simulator.cluster.cluster import Cluster
@@ -405,6 +406,13 @@ def _cluster(
 ) -> Cluster:
     """The cluster of a deployment."""
     scenario, plan = prepared.scenario, prepared.plan
+    named = isinstance(source, Workload) and source.adapter is not None and bool(source.adapter.any())
+    if named and any(each.plan.costs.adapters is None for each in prepared.pools or (prepared,)):
+        raise InputError(
+            "requests of the trace name adapters (its column `adapter`), and a pool serves none",
+            where="deployment.lora",
+            mend="say what it serves, such as lora: {max_loras: 4, rank: 16}, or take the column out",
+        )
     half_rtt_s, routing = scenario.client.network_rtt_ms / 2e3, prepared.routing
     if prepared.paths is not None:
         from simulator.cluster.handover import HandoverCluster, ReservingCluster

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from engine_models.cost.adapters import Adapters, WithAdapters
 from engine_models.cost.drafting import Drafting, Speculation
 from engine_models.cost.host_layers import HostLayers
 from engine_models.cost.lockstep import Lockstep
@@ -25,6 +26,7 @@ class StepCosts:
     `up_to` is the range to tabulate. `parts`: steps are computed in parts, None where they are not. `stream`: what comes over
     the link to the host in every step, None for nothing. `host_layers`: those that come before `arch`, of steps in
     parts; None: the device has all. `measured`: steps are timed by this law of whole steps, not by the device's operations.
+    `adapters`: LoRA adapters that batches may read.
     """
 
     arch: Architecture
@@ -37,6 +39,7 @@ class StepCosts:
     stream: Stream | None = None
     host_layers: HostLayers | None = None
     measured: StepLaw | None = None
+    adapters: Adapters | None = None
 
     def with_terms(self, **changed: Any) -> StepCosts:
         """The same with other terms, by the names of `Terms`."""
@@ -60,6 +63,8 @@ class StepCosts:
             return SubBatches(whole, self.parts)
         if self.stream is not None:
             return Streamed(model, self.stream)
+        if self.adapters is not None:
+            return WithAdapters(model, self.adapters, shard, self.up_to)
         own = model if drafts is None else Drafting(model, drafts, self.up_to)
         return own if self.parallel.ranks == 1 else Lockstep(own, shard, self.up_to)
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine_models.cost.adapters import Adapters, adapters_of
+from engine_models.cost.adapters import summary_note as adapters_note
 from engine_models.cost.drafting import Speculation, summary_note
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
@@ -58,10 +60,12 @@ from engine_models.model.architecture import (
 from engine_models.model.blocks import Architecture
 from engine_models.model.formats import FORMATS
 from engine_models.model.overrides import served_context
+from engine_models.parts.adapters import AdapterLimits
 from engine_models.parts.batch import Batch
 from engine_models.parts.handover import Peer
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import PrefillFirstBatch, PrefillFirstRules, PrefillFirstScheduler
+from engine_models.schedulers.prefill_first_adapted import AdaptedPrefillFirstScheduler
 from engine_models.schedulers.prefill_first_drafted import DraftedPrefillFirstScheduler
 from engine_models.schedulers.reserved import (
     ReservingDecodeScheduler,
@@ -122,6 +126,7 @@ class Rank:
     role: Role = "mixed"
     decode: ReservingRules | None = None  # of a decode server
     drafts: Speculation | None = None
+    adapters: AdapterLimits | None = None
 
     def scheduler(self, mode: Mode) -> PrefillFirstScheduler | ReservingDecodeScheduler:
         """Build a scheduler with its cache."""
@@ -136,6 +141,10 @@ class Rank:
                 self.decode, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
             )
         record = mode == "record"
+        if self.adapters is not None:
+            return AdaptedPrefillFirstScheduler(
+                self.rules, kv, self.adapters, aggregate=mode != "step", record_rows=record, windows=self.windows
+            )
         if self.drafts is not None:
             return DraftedPrefillFirstScheduler(
                 self.rules,
@@ -236,7 +245,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     graph_rows = int(flags.get("cuda_graph_max_bs") or max(captured_rows, default=default_graph))
     row_tokens = drafts.row_tokens if drafts else 1
     graphs = not flags.get("disable_cuda_graph", False)
-    memory = _memory(request, chunk, graph_rows if graphs else 0, page)
+    adapters = _adapters(request)
+    lora_bytes = adapters.memory_bytes if adapters is not None else 0
+    memory = _memory(request, chunk, graph_rows if graphs else 0, page, lora_bytes)
     tokens = memory.blocks * page
     if flags.get("max_total_tokens"):
         tokens = min(tokens, int(flags["max_total_tokens"]) // page * page)
@@ -292,6 +303,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     if drafts:
         ahead = "scheduled ahead" if overlap else "scheduled when the step before has ended (no overlap)"
         notes = (*notes, summary_note(drafts), *drafts.notes, f"SGLang {version_text or version} with drafts: steps are {ahead}")
+    if adapters is not None:
+        notes = (*notes, adapters_note(adapters))
     sizes = captured_rows or (drafted_graph_rows(graph_rows) if drafts else graph_sizes(graph_rows))
     warn_of_attention(request, warnings)
     own_experts = experts(request, number, warnings)
@@ -317,6 +330,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         role=request.role,
         decode=_reserving(flags, rows, context) if decodes else None,
         drafts=drafts,
+        adapters=adapters.limits if adapters is not None else None,
     )
     # the scheduler keeps a row within one token less than context and cache, and its last token is not stored
     held = min(context, rank.kv_tokens) - 1
@@ -350,6 +364,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             TableRange(max(largest, rows * row_tokens), rows, context),
             Parallelism(tp, pp, request.expert_parallel, dp),
             speculation=drafts,
+            adapters=adapters,
         ),
         executor=Executor(depth=1 if decodes else rules.in_flight, ranks=dp, rank_router="round_robin"),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
@@ -453,7 +468,26 @@ def _compressed(arch: Architecture) -> bool:
     return any(block.entry_tokens > 1 for block in arch.attention)
 
 
-def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> MemoryBudget:
+LORA_PLACES = 8
+"""`max_loras_per_batch` (datasheet: SGLang 0.5.23 `arg_groups/fields/lora.py`)."""
+
+
+def _adapters(request: PoolRequest) -> Adapters | None:
+    """Adapters of a pool, None where it serves none; InputError for what is not modelled."""
+    if request.lora is None:
+        return None
+    return adapters_of(
+        request.lora,
+        request.arch,
+        tensor_parallel=request.tensor_parallel,
+        link_bytes_per_s=request.host_link_bytes_per_s,
+        on_device=LORA_PLACES,
+        pads_rank=False,
+        counts_model=True,
+    )
+
+
+def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int, lora_bytes: int = 0) -> MemoryBudget:
     """KV bytes = free after the weights - (1 - mem_fraction_static) * free before them."""
     flags, arch = request.flags, request.arch
     tp, pp = request.tensor_parallel, request.pipeline_parallel
@@ -485,8 +519,8 @@ def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> Mem
     block = int(per_token * page)
     state = _state_bytes(request)
     slots = _state_slots(request, state, usable - weights) if state else 0
-    kv = usable - weights - draft_weights - slots * state
-    lack = weights + draft_weights + block - usable
+    kv = usable - weights - draft_weights - lora_bytes - slots * state
+    lack = weights + draft_weights + lora_bytes + block - usable
     if kv < block or (state and slots < _slots_a_row(request)):
         raise InfeasibleError(
             f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device, {usable / 1e9:.1f} GB usable "
@@ -501,6 +535,7 @@ def _memory(request: PoolRequest, chunk: int, graph_rows: int, page: int) -> Mem
         lines=(
             MemoryLine("weight", "weights", weights),
             *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
+            *((MemoryLine("lora", "places for LoRA adapters", lora_bytes),) if lora_bytes else ()),
             *((MemoryLine("state", "states of recurrent layers", slots * state),) if state else ()),
             MemoryLine("activation", "reserve for activations, graphs", free - usable),
             MemoryLine("other", "CUDA context, collectives", int(CONTEXT_BYTES)),
@@ -620,6 +655,7 @@ ENGINE = Engine(
     features={
         "handover": Support(_KINDS, "SGLang 0.5.23's srt/disaggregation"),
         "speculative": Support(_KINDS, "SGLang 0.5.23's srt/speculative"),
+        "lora": Support(_KINDS, "SGLang 0.5.23's srt/lora"),
     },
     drafts=draft_defaults,
     flags=lambda: FLAGS,

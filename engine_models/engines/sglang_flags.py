@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_models.flag_lists import classified, load_flag_lists
-from engine_models.flags import Flag, FlagTable, Typed, float32_weights, number_format
+from engine_models.flags import Flag, FlagTable, Typed, float32_weights, number_format, settings_with
 from engine_models.launch import Launcher
 from engine_models.memory.radix import EVICTION_POLICIES
 from engine_models.schedulers.prefill_first import POLICIES
@@ -70,6 +70,10 @@ _MODELLED: dict[str, Flag] = {
     "json_model_override_args": Flag("json", None),
     "enable_lora": Flag("bool", False),
     "lora_paths": Flag("texts", None),
+    "max_loras_per_batch": Flag("int", 8, low=1),
+    "max_lora_rank": Flag("int", None, low=1),
+    "max_loaded_loras": Flag("int", None, low=1),
+    "lora_target_modules": Flag("texts", None),
     "disaggregation_mode": Flag("str", "null", choices=("null", "prefill", "decode")),
     "disaggregation_transfer_backend": Flag("str", "mooncake"),
     "num_reserved_decode_tokens": Flag("int", 512, low=0),
@@ -239,10 +243,9 @@ _CHANGING = {
         mm_enable_dp_encoder mm_feature_transport mm_global_cache_backend mm_io_worker_num mm_max_concurrent_calls
         mm_per_request_timeout mm_preprocess_cache_size_mb mm_process_config mm_processor_worker_num
     """,
-    "adapters, which are not simulated": """
+    "how adapters are loaded and computed": """
         enable_lora_overlap_loading lora_backend lora_drain_wait_threshold lora_eviction_policy lora_strict_loading
-        lora_target_modules lora_use_virtual_experts max_loaded_loras max_lora_chunk_size max_lora_rank
-        max_loras_per_batch uno_lora_path
+        lora_use_virtual_experts max_lora_chunk_size uno_lora_path
     """,
 }
 """What flags change that is not modelled -> these flags, with the values that leave all as it is (`arg_groups/fields`)."""
@@ -317,6 +320,12 @@ def _attention_ranks(tensor_ranks: int, flags: Mapping[str, Any], pool: Mapping[
     return tensor_ranks // ranks
 
 
+_LORA = {
+    "max_loras_per_batch": "max_loras",
+    "max_lora_rank": "max_lora_rank",
+    "max_loaded_loras": "max_cpu_loras",
+    "lora_target_modules": "target_modules",
+}
 _METHODS = {"EAGLE": "eagle", "NEXTN": "mtp", "EAGLE3": "eagle3", "STANDALONE": "draft_model", "NGRAM": "ngram"}
 """Values of ``--speculative-algorithm`` that are simulated -> methods of a pool's `speculative`."""
 
@@ -384,8 +393,9 @@ FLAGS = FlagTable(
         "dtype": Typed("weights", float32_weights),
         "quantization": Typed("weights", lambda v: number_format("quantization", v, _QUANTIZED_WEIGHTS)),
         "kv_cache_dtype": Typed("kv_cache", lambda v: number_format("kv_cache_dtype", v, _KV_FORMATS)),
-        "enable_lora": Typed("lora", lambda v: {"enable_lora": True} if v else None),
-        "lora_paths": Typed("lora", lambda v: {"enable_lora": True}),
+        "enable_lora": Typed("lora", lambda v: {} if v else None),
+        "lora_paths": Typed("lora", lambda v: {}),
+        **{flag: settings_with("lora", key, "enable_lora", "lora_paths") for flag, key in _LORA.items()},
         "speculative_algorithm": Typed("speculative", beside=_draft_method),
         **{
             f"speculative_{flag}": Typed("speculative", beside=_where_drafted(key))

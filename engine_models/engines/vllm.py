@@ -17,6 +17,8 @@ from functools import partial
 from typing import Any
 
 from engine_models.cost import flash_attention2
+from engine_models.cost.adapters import Adapters, adapters_of
+from engine_models.cost.adapters import summary_note as adapters_note
 from engine_models.cost.drafting import ON_DEVICE, chains_only, summary_note
 from engine_models.cost.overheads import Overheads, load_overheads
 from engine_models.cost.sampling import Sampler
@@ -64,8 +66,10 @@ from engine_models.model.architecture import (
 )
 from engine_models.model.blocks import Architecture
 from engine_models.model.overrides import served_context
+from engine_models.parts.adapters import AdapterLimits
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.handover import Peer
+from engine_models.schedulers.adapted import AdaptedScheduler
 from engine_models.schedulers.continuous import ContinuousScheduler
 from engine_models.schedulers.drafted import DraftedScheduler
 from engine_models.schedulers.pulled import DecodeOfPull, PrefillOfPull
@@ -173,6 +177,7 @@ class Rank:
     switches: Mapping[str, bool] = field(default_factory=dict)
     host: Mapping[str, Any] | None = None
     role: Role = "mixed"
+    adapters: AdapterLimits | None = None
 
     def paged(self) -> PagedKV:
         """Build a cache of one group."""
@@ -188,6 +193,9 @@ class Rank:
         if self.role != "mixed":
             kind = PrefillOfPull if self.role == "prefill" else DecodeOfPull
             return kind(self.rules, self.paged(), aggregate=mode != "step", record_rows=mode == "record")
+        if self.adapters is not None:
+            steps, records = mode == "step", mode == "record"
+            return AdaptedScheduler(self.rules, self.paged(), self.adapters, aggregate=not steps, record_rows=records)
         kv: PagedKV | HybridKV
         spans = tuple(sorted({window for window in self.windows if window is not None}))
         if self.windows == (None,):
@@ -435,7 +443,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         block_bytes += drafts.kv_bytes_per_token() * block_tokens
         notes += [summary_note(drafts), *drafts.notes]
         warnings += _unread_settings(flags.get("speculative_config") or {})
-    memory = _memory(request, version, tokens, rows, block_bytes, len(sizes))
+    adapters = _adapters(request, windows, first=first)
+    if adapters is not None:
+        notes.append(adapters_note(adapters))
+    lora_bytes = adapters.memory_bytes if adapters is not None else 0
+    memory = _memory(request, version, tokens, rows, block_bytes, len(sizes), lora_bytes)
     host_tier: dict[str, Any] | None = None
     if request.offload is not None:
         host_tier = _host_tier(request, version, windows, block_bytes, block_tokens)
@@ -516,6 +528,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         switches=window_switches(version),
         host=host_tier,
         role=request.role,
+        adapters=adapters.limits if adapters is not None else None,
     )
     whole = first and not chunked
     longest = vllm_v0.longest_blocks(rank.blocks) if first else rank.blocks
@@ -556,6 +569,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             TableRange(tokens, rows, max_model_len),
             Parallelism(tp, pp, request.expert_parallel, request.data_parallel),
             speculation=drafts,
+            adapters=adapters,
         ),
         executor=Executor(depth=rules.in_flight, stages=pp, ranks=request.data_parallel),
         front=_front_end(overheads, flags),
@@ -573,6 +587,46 @@ def _front_end(overheads: Overheads, flags: Mapping[str, Any]) -> FrontEnd:
     front = FrontEnd(overheads.front_end_s, overheads.tokenise_token_s)
     limit = flags.get("max_num_queued_reqs")
     return front if limit is None else replace(front, inflight=limit, on_full="503")
+
+
+LORA_PLACES, LORA_RANK = 1, 16
+"""`max_loras` and `max_lora_rank` (datasheet: vLLM `config/lora.py`, 2025)."""
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that `max_lora_rank` may have (datasheet: as above)."""
+
+
+def _adapters(request: PoolRequest, windows: tuple[int | None, ...], *, first: bool) -> Adapters | None:
+    """Adapters of a pool, None where it serves none; InputError for what vLLM refuses or is not modelled."""
+    settings, arch, tp = request.lora, request.arch, request.tensor_parallel
+    if settings is None:
+        return None
+    lacking = {
+        "vLLM before 0.8": first,
+        "sliding windows or recurrent layers": windows != (None,),
+        "CPUs": request.device_kind == "cpu",
+    }
+    for words in (words for words, there in lacking.items() if there):
+        raise InputError(f"LoRA adapters with {words} are not modelled yet", where="deployment.lora", mend="remove the key")
+    largest = int(settings.get("max_lora_rank", LORA_RANK))
+    if largest not in LORA_RANKS:
+        raise InputError(
+            f"max_lora_rank {largest} is none that vLLM takes",
+            where="deployment.lora.max_lora_rank",
+            mend=f"one of {', '.join(map(str, LORA_RANKS))}",
+        )
+    places = int(settings.get("max_loras", LORA_PLACES))
+    return adapters_of(
+        settings,
+        arch,
+        tensor_parallel=tp,
+        link_bytes_per_s=request.host_link_bytes_per_s,
+        on_device=places,
+        on_host=places,
+        rank_limit=LORA_RANK,
+        pads_rank=True,
+        # of the embedding and the LM head, which adapters may change too
+        other_values=arch.vocab + 2 * arch.hidden + -(-arch.vocab // tp),
+    )
 
 
 CONNECTOR = "NixlConnector"
@@ -751,7 +805,8 @@ def _block_tokens(request: PoolRequest) -> int:
 
 
 def _memory(
-    request: PoolRequest, version: Version, tokens: int, rows: int, block_bytes: int, graphs: int
+    request: PoolRequest, version: Version, tokens: int, rows: int, block_bytes: int, graphs: int,
+    lora_bytes: int = 0,
 ) -> MemoryBudget:
     flags, arch = request.flags, request.arch
     tp, pp = request.tensor_parallel, request.pipeline_parallel
@@ -776,7 +831,7 @@ def _memory(
     draft_weights = drafter.weight_bytes() if drafter else 0
     per_token = sum(group.bytes_per_token_per_rank for group in groups) + (drafter.kv_bytes_per_token() if drafter else 0)
     block = block_bytes
-    kv = usable - weights - draft_weights - activations - other - graph
+    kv = usable - weights - draft_weights - lora_bytes - activations - other - graph
     left, verbatim = kv, flags.get("kv_cache_memory_bytes")
     if on_cpu:
         verbatim = verbatim or _cpu_kv_bytes(request, version)
@@ -789,7 +844,7 @@ def _memory(
             mend=f"set VLLM_CPU_KVCACHE_SPACE (engine_args.cpu_kvcache_space) to at most {left // GIB}, in GiB",
         )
     if kv < block or usable < weights + draft_weights:
-        besides = draft_weights + activations + other + graph
+        besides = draft_weights + lora_bytes + activations + other + graph
         lack = weights + besides + block - usable
         raise InfeasibleError(
             f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {besides / 1e9:.1f} GB "
@@ -801,6 +856,7 @@ def _memory(
     lines = (
         MemoryLine("weight", "weights", weights),
         *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
+        *((MemoryLine("lora", "places for LoRA adapters", lora_bytes),) if lora_bytes else ()),
         MemoryLine("activation", "activations (peak of one step)", activations),
         *(
             (
@@ -891,6 +947,8 @@ _DOCS = (
 _ANYWHERE: frozenset[DeviceKind] = frozenset({"gpu", "apu", "asic", "cpu"})
 _ACCELERATORS: frozenset[DeviceKind] = frozenset({"gpu", "apu", "asic"})
 
+_LORA_KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apu"})
+
 ENGINE = Engine(
     name="vllm",
     title="vLLM",
@@ -901,6 +959,7 @@ ENGINE = Engine(
         **{name: Support(_ACCELERATORS, _DOCS) for name in ("fp8", "fp8_block", "nvfp4", "mxfp4")},
     },
     features={
+        "lora": Support(_LORA_KINDS, _DOCS),
         "speculative": Support(_ANYWHERE, _DOCS),
         "pipeline_parallel": Support(_ANYWHERE, _DOCS),
         "offload": Support(_ACCELERATORS, _DOCS),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_models.flag_lists import classified, load_flag_lists
-from engine_models.flags import Flag, FlagTable, Typed, float32_weights, number_format
+from engine_models.flags import Flag, FlagTable, Typed, float32_weights, number_format, settings_with
 from engine_models.launch import Launcher
 from hardware_profiles.errors import InputError
 
@@ -52,6 +52,9 @@ _MODELLED: dict[str, Flag] = {
     "max_loras": Flag("int", 1, low=1),
     "max_lora_rank": Flag("int", 16, low=1),
     "max_cpu_loras": Flag("int", None, low=1),
+    "lora_dtype": Flag("str", "auto", choices=("auto", "float16", "bfloat16", "float32")),
+    "fully_sharded_loras": Flag("bool", False),
+    "lora_target_modules": Flag("texts", None),
     "kv_offloading_size": Flag("float", None, low=0.0),
     "kv_offloading_backend": Flag("str", "native", choices=("native", "lmcache")),
     "kv_transfer_config": Flag("json", None),
@@ -158,11 +161,10 @@ _CHANGING = {
         mm_ipc_gpu_memory_gb=0 mm_processor_cache_gb mm_processor_cache_type mm_processor_device mm_processor_kwargs
         mm_shm_cache_max_object_size_mb mm_tensor_ipc skip_mm_profiling video_pruning_method video_pruning_rate
     """,
-    "adapters, which are not simulated": """
+    "what adapters change and how they are kept": """
         default_mm_loras enable_lora_bias enable_mixed_moe_lora_format enable_moe_shared_loras enable_prompt_adapter
-        enable_tower_connector_lora fully_sharded_loras long_lora_scaling_factors lora_dtype lora_extra_vocab_size
-        lora_target_modules max_lora_cls_labels max_prompt_adapter_token max_prompt_adapters prompt_adapters
-        qlora_adapter_name_or_path specialize_active_lora
+        enable_tower_connector_lora long_lora_scaling_factors lora_extra_vocab_size max_lora_cls_labels
+        max_prompt_adapter_token max_prompt_adapters prompt_adapters qlora_adapter_name_or_path specialize_active_lora
     """,
     "how many drafts are accepted, which is given": """
         ngram_prompt_lookup_max ngram_prompt_lookup_min spec_decoding_acceptance_method speculative_disable_by_batch_size
@@ -214,6 +216,8 @@ _KV_FORMATS = {
 }
 """Values of ``--kv-cache-dtype``; a scale for each token and head (at most 3 % more) is left out."""
 
+
+_LORA = ("max_loras", "max_lora_rank", "max_cpu_loras", "lora_dtype", "fully_sharded_loras")
 
 SPECULATIVE_KEYS = {
     "method": "method",
@@ -356,7 +360,9 @@ FLAGS = FlagTable(
         "spec_model": Typed("speculative", lambda v: {"model": v}),
         "speculative_model": Typed("speculative", _old_draft_model),
         "speculative_draft_tensor_parallel_size": Typed("speculative", lambda v: {"draft_tensor_parallel_size": v}),
-        "enable_lora": Typed("lora", lambda v: {"enable_lora": True} if v else None),
+        "enable_lora": Typed("lora", lambda v: {} if v else None),
+        **{flag: settings_with("lora", flag, "enable_lora") for flag in _LORA},
+        "lora_target_modules": settings_with("lora", "target_modules", "enable_lora"),
         "kv_offloading_size": Typed("offload", lambda v: {"kv_offloading_size": v} if v else None),
         "kv_transfer_config": Typed("offload", offload_settings),
     },

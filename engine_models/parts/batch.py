@@ -72,6 +72,19 @@ class Span(NamedTuple):
     grows: int
 
 
+class AdapterUse(NamedTuple):
+    """What a batch does with adapters.
+
+    adapters, tokens : how many it reads, for how many of its tokens. copied, read : how many are copied to the device before it,
+    and how many of these are read from the host's disk.
+    """
+
+    adapters: int
+    tokens: int
+    copied: int = 0
+    read: int = 0
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Batch:
     """One scheduled step (or, after a jump, the last of several equal ones): who is served, and the shape that is priced.
@@ -85,10 +98,12 @@ class Batch:
     of engines that compute padding (0: none do). `gathers` says that the KV cache of its rows is copied first. `launchers` are
     the processes that launch steps for the device side by side. `pool_cells` are the cells that each decode row reads where
     attention runs over a whole pool of them (0: its own KV). See `grows` for what one more step adds; in the shape of a run
-    whose rows grow unevenly `kv_by_step` has `decode_kv_tokens` of all its steps instead.
+    whose rows grow unevenly `kv_by_step` has `decode_kv_tokens` of all its steps instead. `adapters` says what it does with
+    adapters, None if it reads none.
     """
 
     __slots__ = (
+        "adapters",
         "decode_kv_tokens",
         "decode_rows",
         "decode_tokens",
@@ -138,6 +153,7 @@ class Batch:
         self.padded_tokens = self.pool_cells = 0
         self.gathers = False
         self.launchers = 1
+        self.adapters: AdapterUse | None = None
         self.kv_by_step: NDArray[np.int64] | None = None
 
     @property

@@ -372,23 +372,28 @@ class ContinuousScheduler(Scheduler):
         pads = drafts > 0 and rules.pads_lone_token and all(seq.drafts for seq, _ in served)
         lookahead = rules.lookahead_tokens if rules.first_admission_lookahead else 0
         aside: list[Sequence] = []
+        passed = 0  # of these, those that nobody but a row's end lets in
         blocked = False
         if self._loading:
             budget = self._admit_loaded(batch, served, budget, cap, now_s)
         while self._queue and budget > 0:
             if len(self.running) >= rules.max_num_seqs:
-                blocked = not aside
+                blocked = len(aside) == passed
                 break
             seq = self._queue.head()
             if seq.ready_batch > self.processed_number or seq.in_flight_tokens:
                 aside.append(self._queue.take())
+                continue
+            if self._passes_over(seq, served):
+                aside.append(self._queue.take())
+                passed += 1
                 continue
             found: Any = kv.find(seq)  # opaque here: only the cache that found it looks inside
             hit = kv.hit_tokens(found)
             if self._loads:
                 began = self._begin_load(seq, found, hit, now_s)
                 if began == "full":
-                    blocked = not aside
+                    blocked = len(aside) == passed
                     break
                 if began:
                     if began == "later":
@@ -398,7 +403,7 @@ class ContinuousScheduler(Scheduler):
             if want == 1 and pads and (served_before or hit) and hit + 2 + drafts <= rules.max_model_len:
                 want += drafts
                 if want > budget:
-                    blocked = not aside
+                    blocked = len(aside) == passed
                     break
             if 0 < cap < want:
                 want = cap
@@ -406,18 +411,18 @@ class ContinuousScheduler(Scheduler):
                 if rules.unfit_prompt_is_skipped:
                     aside.append(self._queue.take())
                     continue
-                blocked = not aside
+                blocked = len(aside) == passed
                 break
             want = min(want, budget)
             free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
             if rules.reserve_full_prompt:
                 whole = min(seq.length, rules.max_model_len)
                 if kv.admission_blocks(found, whole, whole=True) > free:
-                    blocked = not aside
+                    blocked = len(aside) == passed
                     break
             slots = min(hit + want + lookahead, rules.max_model_len)
             if kv.admission_blocks(found, slots, whole=False) > free:
-                blocked = not aside
+                blocked = len(aside) == passed
                 break
             self._queue.take()
             if hit:
@@ -427,9 +432,15 @@ class ContinuousScheduler(Scheduler):
             kv.register(seq, min(hit + want, seq.length))
             self._start(batch, served, seq, want, now_s, hit, 0)
             budget -= want
+        if passed and not self._queue:
+            blocked = len(aside) == passed
         for seq in reversed(aside):
             self._queue.put_back(seq)
         return blocked and self.wake_s() == INFINITY
+
+    def _passes_over(self, seq: Sequence, served: list[tuple[Sequence, int]]) -> bool:
+        """Whether those behind a waiting request may go before it, until a row ends."""
+        return False
 
     def _start(
         self, batch: Batch, served: list[tuple[Sequence, int]], seq: Sequence, want: int, now_s: float, hit: int, loaded: int

@@ -372,10 +372,13 @@ class PrefillFirstScheduler(Scheduler):
         adder = _Adder(self)
         if self.chunked is not None:
             adder.continue_chunk(self.chunked)
-        taken = 0
+        taken = passed = 0
         for seq in self._waiting:
             if adder.exhausted():
                 break
+            if self._passes_over(seq, adder.admitted):
+                passed += 1
+                continue
             if len(adder.admitted) >= self._free_slots():
                 self.batch_is_full = True
             if self.batch_is_full and not (rules.preemption and adder.preempt_for(seq, batch)):
@@ -388,7 +391,10 @@ class PrefillFirstScheduler(Scheduler):
                 if verdict == "no_token":
                     self.batch_is_full = bool(adder.admitted) or bool(self._decoding)
                 break
-        if taken:
+        if passed:
+            admitted = {seq for seq, _, _, _ in adder.admitted}
+            self._waiting = [seq for seq in self._waiting if seq not in admitted]
+        elif taken:
             del self._waiting[:taken]
         for seq in batch.preempted:
             self._enqueue(seq)
@@ -400,6 +406,10 @@ class PrefillFirstScheduler(Scheduler):
             self.chunked = None
         self._launch_prefill(batch, adder.admitted, now_s)
         return True
+
+    def _passes_over(self, seq: Sequence, admitted: list[tuple[Sequence, int, int, bool]]) -> bool:
+        """Whether a waiting request is left where it is and those behind it are tried."""
+        return False
 
     def _launch_prefill(
         self, batch: PrefillFirstBatch, admitted: list[tuple[Sequence, int, int, bool]], now_s: float

@@ -25,7 +25,7 @@ from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence
 from simulator.cluster.admission import SHED, Admission, ClientRules, Door
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS, Clock
-from simulator.cluster.content import NOTHING_SHARED, SharedContents
+from simulator.cluster.content import NOTHING_SHARED, SharedContents, for_adapter
 from simulator.cluster.devices import DeviceHistory
 from simulator.cluster.outcome import (
     FAILED,
@@ -42,7 +42,7 @@ from simulator.cluster.outcome import (
 from simulator.cluster.releases import Releases
 from simulator.cluster.router import InTurn, Router, Routing, router_of
 from simulator.serving.replica import Replica
-from simulator.workload.columns import Workload, no_requests
+from simulator.workload.columns import Workload, no_requests, same_int
 
 IntArray = NDArray[np.int64]
 
@@ -384,12 +384,15 @@ class Cluster:
             w.class_index[rows],
             lengths.stop_known[rows],
             w.max_output_tokens[rows],
+            same_int(0, len(rows)) if w.adapter is None else w.adapter[rows],
         )
         made = []
-        for row, prompt, output, engine_s, kind, known, limit in zip(
+        for row, prompt, output, engine_s, kind, known, limit, adapter in zip(
             *(column.tolist() for column in columns), strict=True
         ):
             runs, tokens, output_shared = shared.of(row) if shared is not None else NOTHING_SHARED
+            if adapter:
+                runs = for_adapter(runs, adapter)
             index = first + row
             seq = self._live[index] = Sequence(
                 index,
@@ -403,6 +406,7 @@ class Cluster:
                 shareable_tokens=tokens,
                 output_shared=output_shared,
                 acceptance=acceptance(index) if acceptance is not None else None,
+                adapter=adapter,
             )
             made.append(seq)
         return made

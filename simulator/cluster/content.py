@@ -14,6 +14,15 @@ Shared = tuple[Runs, int, bool]
 NOTHING_SHARED: Shared = ((), 0, False)
 
 
+ADAPTER = 1 << 44
+"""Segments of requests without an adapter are below it."""
+
+
+def for_adapter(runs: Runs, adapter: int) -> Runs:
+    """The contents as computed with an adapter: nothing of them is found without it, or with another."""
+    return tuple([(segment + adapter * ADAPTER, offset, length) for segment, offset, length in runs])
+
+
 class SharedContents:
     """The shared contents of requests, with the lengths that answers have."""
 

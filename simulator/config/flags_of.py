@@ -12,6 +12,8 @@ from simulator.config.located import Located
 from simulator.config.problems import locate, raise_all
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from simulator.config.schema import Pool, Scenario
 
 
@@ -74,7 +76,7 @@ def _filled(pool: Pool, model: str | dict[str, Any], *, alone: bool) -> Pool:
     flags, engine = parse_engine_args(pool.engine, pool.engine_args), find(pool.engine)
     if engine is None:
         return pool
-    from simulator.config.schema import Offload
+    from simulator.config.schema import Lora, Offload, Speculative
 
     updates = reconcile(engine.flags(), pool.model_dump(), flags, given=pool.model_fields_set, model=model)
     updates |= _version(engine, pool, flags)
@@ -82,7 +84,9 @@ def _filled(pool: Pool, model: str | dict[str, Any], *, alone: bool) -> Pool:
     if "offload" in updates:
         updates["offload"] = Offload.model_validate(updates["offload"])
     if "speculative" in updates:
-        updates["speculative"] = _speculative(updates["speculative"])
+        updates["speculative"] = _checked(Speculative, updates["speculative"], "speculative decoding")
+    if "lora" in updates:
+        updates["lora"] = _checked(Lora, updates["lora"], "lora")
     return pool.model_copy(update=updates) if updates else pool
 
 
@@ -121,19 +125,13 @@ def _role(engine: Engine, pool: Pool, flags: EngineFlags, *, alone: bool) -> dic
     return {"role": role}
 
 
-def _speculative(settings: dict[str, Any]) -> Any:
-    """Settings of speculative decoding, checked as the scenario's own key is; InputError for a value out of range."""
+def _checked(kind: type[BaseModel], settings: dict[str, Any], words: str) -> Any:
+    """Settings that flags state, checked as the scenario's own key is; InputError for a value out of range."""
     from pydantic import ValidationError
 
-    from simulator.config.schema import Speculative
-
     try:
-        return Speculative.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"][:1])
-        raise InputError(
-            f"`{name}` of speculative_config: {first['msg'].lower()}",
-            where="speculative_config",
-            mend="check its value",
-        ) from None
+        raise InputError(f"`{name}` of {words}: {first['msg'].lower()}", where=name, mend="check its value") from None

@@ -95,6 +95,26 @@ class Speculative(_Model):
     num_draft_tokens: Annotated[int, Strict(), Field(ge=2, le=257)] | None = None
 
 
+class Lora(_Model):
+    """LoRA adapters of a pool: how many the engine holds, of which rank, and what they are.
+
+    `max_loras` are those on a device, which a step may name; `max_cpu_loras` those that the host's memory holds, the others lie
+    on its disk; `max_lora_rank` is the largest rank that is taken (vLLM's flags; SGLang's are `max_loras_per_batch`,
+    `max_loaded_loras`, `max_lora_rank`). `rank` and `target_modules` are the adapters' own. `bytes_per_s` is the rate of a copy
+    from the host to one device, `disk_bytes_per_s` that of the disk. Which requests name one stands in `workload.adapters`.
+    """
+
+    max_loras: Whole | None = None
+    max_lora_rank: Annotated[int, Strict(), Field(ge=1, le=4096)] | None = None
+    max_cpu_loras: Whole | None = None
+    lora_dtype: Literal["auto", "float16", "bfloat16", "float32"] | None = None
+    fully_sharded_loras: Bool | None = None
+    rank: Annotated[int, Strict(), Field(ge=1, le=4096)] | None = None
+    target_modules: tuple[Text, ...] | None = None
+    bytes_per_s: BytesPerSecond | None = None
+    disk_bytes_per_s: BytesPerSecond | None = None
+
+
 class Offload(_Model):
     """KV blocks in host memory behind the device's prefix cache (vLLM's native connector).
 
@@ -393,7 +413,7 @@ class Pool(_Model):
     kv_cache: Text | None = None
     engine_args: Annotated[str, Strict()] | dict[str, Any] | tuple[str | int | float, ...] = Field(default_factory=dict)
     speculative: Speculative | None = None
-    lora: Settings | None = None
+    lora: Lora | None = None
     offload: Offload | None = None
     gpus_per_node: Whole | None = None
     colocate: Text | None = None
@@ -651,7 +671,7 @@ class Scenario(_Model):
 
 
 NOT_MODELLED_AROUND: tuple[str, ...] = ()
-NOT_MODELLED_IN_POOL = ("lora", "models", "swap_s")
+NOT_MODELLED_IN_POOL = ("models", "swap_s")
 NOT_MODELLED_ROLES = ("encode",)
 
 

@@ -131,6 +131,8 @@ def _beyond_measured(prepared: Prepared) -> list[str]:
         axes.append("parallelism: collectives across nodes are priced as inside one")
     if plan.speculation is not None:
         axes.append("speculative decoding: no run with it was measured")
+    if plan.costs.adapters is not None:
+        axes.append("LoRA adapters: no run with them was measured, nor their kernels")
     if plan.memory.host_blocks:
         axes.append("KV offload: no run that depends on it was measured")
     if prepared.ranks > 1:

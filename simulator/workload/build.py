@@ -24,6 +24,7 @@ import numpy as np
 
 from hardware_profiles.errors import InputError, nearest
 from simulator.workload import generators
+from simulator.workload.adapters import assign
 from simulator.workload.columns import (
     NO_PREDECESSOR,
     IntArray,
@@ -143,6 +144,7 @@ def workload_of(
         tuple(requests.said()),
         more,
         rows.think_s,
+        rows.adapter,
     )
 
 
@@ -187,6 +189,8 @@ def _load(
     elif load.trace is not None:
         found = _traced(spec, load, seed, base_dir, prefix, weight, requests, named)
         limit_outputs(found, client_limits(limit, seed, base_dir, prefix))
+        if load.adapters is not None:
+            assign(found, load.adapters, seed, prefix)
         return found
     most, largest = (MOST_STREAMED, MOST_STREAMED) if streamed else (MOST_REQUESTS, LARGEST_POOL)
     found = Drawn(spec, load, limit, seed, base_dir, prefix, weight, requests, largest, prompts, source).requests
@@ -198,6 +202,8 @@ def _load(
             where="workload.arrivals",
             mend="lower the rate or shorten the duration" if spec.requests is None else "lower workload.requests",
         )
+    if load.adapters is not None:
+        assign(found, load.adapters, seed, prefix)
     return found
 
 
@@ -384,6 +390,7 @@ def _replayed(rows: Rows, load: Load, end_s: float, prefix: str, named: bool) ->
         same_float(0.0, n),
         content,
         rows.request_ids,
+        rows.adapter,
     )
     return Requests([part], kinds, n, end_s, rows.source, warnings)
 

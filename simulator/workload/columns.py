@@ -145,6 +145,7 @@ class Workload:
     more : of a block of a streamed workload, what comes after it if requests wait for others.
     think_s : (n,) [s] where the class is a closed loop (-2), how long the client thinks after this request until it is ready to
         send the next; None for not at all.
+    adapter : (n,) number of the adapter that the request names, from 1; 0 for none. None if no request names any.
     """
 
     arrival_s: FloatArray
@@ -167,6 +168,7 @@ class Workload:
     warnings: tuple[str, ...] = ()
     more: More | None = None
     think_s: FloatArray | None = None
+    adapter: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_tokens)

@@ -1,7 +1,7 @@
 """Formats of request traces: which columns each has, and what they mean.
 
 The format is recognised by its columns. Own format: ``arrival_s, prompt_tokens, output_tokens`` with, if wanted,
-``max_output_tokens, session_id, turn, prefix_ids, class, model, request_id``.
+``max_output_tokens, session_id, turn, prefix_ids, class, model, request_id, adapter``.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ OWN_COLUMNS = (
     "class",
     "model",
     "request_id",
+    "adapter",
 )
 """Columns of the tool's own format."""
 OTHER_NAMES = {
@@ -113,6 +114,7 @@ OTHER_NAMES = {
     "turn": ("turn_index", "turn_id"),
     "prefix_ids": ("prefix_id", "block_ids", "prefix_hashes", "block_hashes"),
     "class": ("class_name", "request_class"),
+    "adapter": ("adapter_id", "lora", "lora_id", "lora_name", "lora_adapter"),
 }
 """What other tools call a column of the own format."""
 
@@ -314,6 +316,7 @@ def _columns(table: Table) -> Raw:
         class_names=list(have["class"]) if "class" in have else None,
         models=list(have["model"]) if "model" in have else None,
         request_ids=list(have["request_id"]) if "request_id" in have else None,
+        adapters=list(have["adapter"]) if "adapter" in have else None,
         jitter_s=MOONCAKE_JITTER_S if ids == "hash_ids" and _on_grid(arrival, MOONCAKE_JITTER_S) else 0.0,
         warnings=_unread(table),
     )

@@ -43,6 +43,7 @@ class Part:
     think_s: FloatArray
     content: Content | None = None
     request_ids: tuple[str, ...] | None = None
+    adapter: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -142,7 +143,14 @@ def join(parts: Sequence[Part]) -> Part:
         **{name: _joined([getattr(part, name) for part in parts]) for name in COLUMNS},
         content=join_contents([part.content for part in parts], [len(part) for part in parts]),
         request_ids=tuple(name for part in parts for name in part.request_ids or ()) if named else None,
+        adapter=_joined_adapters(parts),
     )
+
+
+def _joined_adapters(parts: Sequence[Part]) -> IntArray | None:
+    if all(part.adapter is None for part in parts):
+        return None
+    return np.concatenate([same_int(0, len(part)) if part.adapter is None else part.adapter for part in parts])
 
 
 def _joined(columns: list[NDArray[Any]]) -> NDArray[Any]:
@@ -163,6 +171,7 @@ def between(part: Part, start: int, stop: int) -> Part:
         **{name: getattr(part, name)[some] for name in COLUMNS},
         content=None if part.content is None else take_content(part.content, np.arange(len(part))[some]),
         request_ids=None if ids is None else ids[some],
+        adapter=None if part.adapter is None else part.adapter[some],
     )
 
 
@@ -286,10 +295,23 @@ class _Merging:
             **joined,
             content=None if content is None else take_content(content, order),
             request_ids=self._ids(pieces, order),
+            adapter=self._adapters(pieces, order),
         )
         self._rows += len(order)
         self._taken = [taken + size for taken, size in zip(self._taken, sizes, strict=True)]
         return part
+
+    def _adapters(self, pieces: list[Part], order: IntArray) -> IntArray | None:
+        """Adapters of each load are its own: their numbers are told apart."""
+        loads = len(pieces)
+        own = [
+            replace(piece, adapter=np.where(piece.adapter > 0, piece.adapter * loads + number, 0))
+            if piece.adapter is not None
+            else piece
+            for number, piece in enumerate(pieces)
+        ]
+        joined = _joined_adapters(own)
+        return None if joined is None else joined[order]
 
     def _ids(self, pieces: list[Part], order: IntArray) -> tuple[str, ...] | None:
         if all(piece.request_ids is None for piece in pieces):

@@ -23,6 +23,7 @@ class Rows:
     prefix_block_tokens : tokens per block [tokens], 0 if there are no blocks.
     content : runs, where the source knows them directly.
     class_names : (n,) or None. models : (n,) names of what is asked for, or None. request_ids : (n,) or None.
+    adapter : (n,) number of the adapter that a request names, from 1, 0 for none; or None.
     span_s : length of the recording [s].
     """
 
@@ -41,6 +42,7 @@ class Rows:
     class_names: tuple[str, ...] | None = None
     models: tuple[str, ...] | None = None
     request_ids: tuple[str, ...] | None = None
+    adapter: IntArray | None = None
     source: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -70,6 +72,7 @@ class Raw:
     class_names: list[Any] | None = None
     models: list[Any] | None = None
     request_ids: list[Any] | None = None
+    adapters: list[Any] | None = None
     licence: str | None = None
     jitter_s: float = 0.0
     lines: IntArray | None = None

@@ -379,6 +379,29 @@ class Sessions(_Model):
     replay: Literal["gap", "absolute"] | None = None
 
 
+class AdapterMix(_Model):
+    """Which LoRA adapters requests name: `share` of them one of `count`, the others the model itself.
+
+    All are equally popular, or the k-th is named in proportion to k^-exponent (`zipf`). A conversation keeps its adapter.
+    """
+
+    count: Count
+    popularity: Literal["uniform", "zipf"] = "uniform"
+    exponent: Positive = 1.0
+    share: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _fraction(self) -> AdapterMix:
+        if self.share > 1:
+            raise ValueError(f"share is {self.share:g}; it is a fraction, at most 1")
+        if self.count > MOST_ADAPTERS:
+            raise ValueError(f"count is {self.count:,}; a load names at most {MOST_ADAPTERS:,} adapters")
+        return self
+
+
+MOST_ADAPTERS = 100_000
+"""Most adapters of a load; assumed, a guard against slips of the keyboard."""
+
 TraceFormat = Literal[
     "azure",
     "mooncake",
@@ -416,6 +439,7 @@ class Load(_Model):
     max_output_tokens: Length | Literal["equal"] | None = None
     prefix_block_tokens: Count | None = None
     prompt_pool: Count | None = None
+    adapters: AdapterMix | None = None
 
     def _check_load(self) -> None:
         traced = [k for k in ("trace", *_TRACE_KEYS) if getattr(self, k) is not None]
@@ -528,7 +552,7 @@ class TimedLoad(Load):
         if self.classes is None:
             self._check_load()
         else:
-            keys = ("trace", *_TRACE_KEYS, *_SYNTHETIC_KEYS, "sessions", "prefix_block_tokens", "prompt_pool")
+            keys = ("trace", *_TRACE_KEYS, *_SYNTHETIC_KEYS, "sessions", "prefix_block_tokens", "prompt_pool", "adapters")
             mixed = [k for k in keys if getattr(self, k) is not None]
             if mixed:
                 raise ValueError(

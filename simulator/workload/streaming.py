@@ -230,6 +230,8 @@ def _scan(path: Path, given: str | None) -> _Scan | None:
             return None
         if raw.class_names is not None or raw.models is not None:
             return None
+        if raw.adapters is not None:
+            return None
         if raw.session is not None and any(s not in (None, "", -1) and s == s for s in raw.session):
             return None
         keep = np.ones(len(raw.prompt), bool) if raw.keep is None else raw.keep

@@ -98,6 +98,7 @@ def take(rows: Rows, index: IntArray) -> Rows:
         class_names=pick(rows.class_names),
         models=pick(rows.models),
         request_ids=pick(rows.request_ids),
+        adapter=None if rows.adapter is None else rows.adapter[index],
     )
 
 
@@ -196,6 +197,7 @@ def check(table: Table, raw: Raw, prefix_block_tokens: int | None, clock: Clock 
         class_names=None if raw.class_names is None else tuple(_name(c) for c in raw.class_names),
         models=None if raw.models is None else tuple("" if m is None or m != m else _name(m) for m in raw.models),
         request_ids=None if raw.request_ids is None else tuple(_name(r) for r in raw.request_ids),
+        adapter=None if raw.adapters is None else _numbered(raw.adapters) + 1,
         warnings=tuple(warnings),
     )
     return take(rows, order)

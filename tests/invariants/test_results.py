@@ -20,6 +20,7 @@ from tests.guard.cases import CASES as GUARDED
 from tests.guard.cases import CHATS, CLASSES, RANKS, TIGHT, Case, args, given, poisson, write_trace
 
 LOOP = {"arrivals": {"kind": "closed_loop", "concurrency": 12, "think_time_s": 0.3}, "requests": 150}
+LORA = {"lora": {"max_loras": 4, "max_cpu_loras": 6}}
 TGI = {"engine": "tgi", **args(max_input_tokens=4000, max_total_tokens=5000)}
 TRTLLM = {"engine": "trtllm", **args(max_seq_len=4000, kv_cache_config={"max_tokens": 9000})}
 PAUSING = {
@@ -61,6 +62,7 @@ STREAMED = {
     "shared": ({"shared_prefix": {"groups": 20, "tokens": 100}}, args(**TIGHT)),
     "pipeline": ({}, {"pipeline_parallel": 2}),
     "drafts": ({}, {"speculative": {"method": "ngram", "num_speculative_tokens": 3, "acceptance": 0.5}}),
+    "adapters": ({**CHATS, "adapters": {"count": 9, "share": 0.8}}, {"replicas": 2, "lora": {"max_loras": 3}}),
     "tgi": (CHATS, {**SHEDDING, "replicas": 2}),
     "kv-aware": (CHATS, {"replicas": 2, "router": {"system": "dynamo"}}),
 }
@@ -68,6 +70,8 @@ CASES = {
     **GUARDED,
     "tgi": Case(given(TGI, {"arrivals": poisson(30)})),
     "tgi-sheds": Case(given({**SHEDDING, "replicas": 2, "router": "least_requests"}, LOOP)),
+    "adapters": Case(given({**LORA, "replicas": 2}, {**CHATS, "adapters": {"count": 9, "share": 0.8}})),
+    "adapters-sglang": Case(given({**LORA, "engine": "sglang"}, {"arrivals": poisson(20), "adapters": {"count": 9}})),
     "trtllm": Case(given(TRTLLM, {"arrivals": poisson(30), "shared_prefix": {"groups": 6, "tokens": 100}})),
     "trtllm-pauses": Case(given({**PAUSING, "replicas": 2, "router": "least_requests"}, LOOP)),
     "transformers": Case(given(TRANSFORMERS, {"arrivals": poisson(40), "shared_prefix": {"groups": 6, "tokens": 100}})),

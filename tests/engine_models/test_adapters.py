@@ -1,0 +1,235 @@
+"""LoRA adapters: which requests name them, who may run beside whom, their memory and price, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine_models.cost.adapters import MODULES, modules_of
+from engine_models.engines.known import parse_engine_args
+from engine_models.engines.sglang_flags import FLAGS as SGLANG_FLAGS
+from engine_models.engines.vllm_flags import FLAGS as VLLM_FLAGS
+from engine_models.flags import reconcile
+from engine_models.memory.paged_kv import PagedKV
+from engine_models.memory.radix import RadixPool
+from engine_models.model.architecture import load_architecture
+from engine_models.parts.adapters import AdapterLimits, AdapterSlots
+from engine_models.parts.batch import AdapterUse, Batch, ContinuousRules
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.adapted import AdaptedScheduler
+from engine_models.schedulers.continuous import ContinuousScheduler
+from engine_models.schedulers.prefill_first import PrefillFirstRules, PrefillFirstScheduler
+from engine_models.schedulers.prefill_first_adapted import AdaptedPrefillFirstScheduler
+from hardware_profiles.errors import InputError
+from simulator.cluster.content import for_adapter
+from simulator.config.load import load_scenario
+from simulator.prepare import prepare
+from simulator.run import simulate
+from simulator.serving.replica import Replica
+from simulator.workload.adapters import shares
+from simulator.workload.build import build_workload
+from simulator.workload.spec import AdapterMix, WorkloadSpec
+from tests.engine_models.test_sglang import CLOCK, REQUEST, build
+from tests.invariants.core_cases import SpannedClock
+
+LLAMA = load_architecture("llama-3.1-8b")
+LOAD = {"arrivals": {"kind": "poisson", "rate": 20}, "prompt_tokens": 60, "output_tokens": 40, "requests": 150}
+
+
+def scheduler(kind: str, limits: AdapterLimits | None, capacity: int, depth: int) -> Any:
+    """A scheduler of vLLM's or SGLang's rule with these limits, without adapters for None."""
+    if kind == "vllm":
+        rules, kv = ContinuousRules(200, 8, 256, in_flight=depth), PagedKV(capacity // 16, 16, prefix_caching=True)
+        return ContinuousScheduler(rules, kv) if limits is None else AdaptedScheduler(rules, kv, limits)
+    own, pool = PrefillFirstRules(8, 256, chunked_prefill_size=64, in_flight=depth), RadixPool(capacity)
+    return PrefillFirstScheduler(own, pool) if limits is None else AdaptedPrefillFirstScheduler(own, pool, limits)
+
+
+def served(
+    kind: str, limits: AdapterLimits | None, requests: list[Sequence], capacity: int, depth: int
+) -> tuple[list[Batch], bytes]:
+    """Batches that were formed one by one, and the ends of all steps."""
+    batches: list[Batch] = []
+    replica = Replica([scheduler(kind, limits, capacity, depth)], SpannedClock(CLOCK), depth=depth, on_batch=batches.append)
+    for seq in requests:
+        replica.advance(seq.arrival_s)
+        replica.ranks[0].submit(seq)
+    replica.advance(float("inf"))
+    assert all(seq.state == "finished" for seq in requests)
+    return batches, replica.ranks[0].log.end_s.tobytes()
+
+
+def named(drawn: list[Any], adapters: int) -> list[Sequence]:
+    requests = build(drawn)
+    for seq in requests:
+        seq.adapter = (seq.index * 7) % (adapters + 1)
+        seq.runs = for_adapter(seq.runs, seq.adapter) if seq.adapter else seq.runs
+    return requests
+
+
+RULES = st.sampled_from(["vllm", "sglang"]), st.sampled_from([1, 2])
+
+
+@given(st.lists(REQUEST, min_size=1, max_size=16), *RULES, st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_enough_places_leave_the_schedule_as_it_is(drawn: list[Any], kind: str, depth: int, adapters: int) -> None:
+    limits = AdapterLimits(adapters + 1, counts_model=kind == "sglang")
+    with_places, without = named(drawn, adapters), named(drawn, adapters)
+    batches, ends_s = served(kind, limits, with_places, 900, depth)
+    assert ends_s == served(kind, None, without, 900, depth)[1]
+    assert [seq.emissions for seq in with_places] == [seq.emissions for seq in without]
+    if not adapters:
+        assert all(batch.adapters is None for batch in batches)
+
+
+@given(st.lists(REQUEST, min_size=3, max_size=16), *RULES, st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_no_step_names_more_adapters_than_there_are_places(drawn: list[Any], kind: str, depth: int, places: int) -> None:
+    limits = AdapterLimits(places, counts_model=kind == "sglang")
+    for batch in served(kind, limits, named(drawn, 6), 900, depth)[0]:
+        use = batch.adapters or AdapterUse(0, 0)
+        assert use.adapters <= places
+        assert use.copied <= use.adapters
+        assert use.tokens <= batch.tokens
+
+
+def test_who_names_one_adapter_too_many_is_passed_over_until_another_has_ended() -> None:
+    requests = [Sequence(i, 10, 4, 0.0, adapter=adapter) for i, adapter in enumerate((1, 2, 1, 0))]
+    first = [b for b in served("vllm", AdapterLimits(1), requests, 900, 1)[0] if b.prefill]
+    # the second waits; the third has the adapter that runs, the fourth none
+    assert [b.prefill for b in first] == [[(10, 0)] * 3, [(10, 0)]]
+    assert [b.adapters for b in first] == [AdapterUse(1, 20, 1), AdapterUse(1, 10, 1)]
+    assert first[1].number == 4
+    # where requests without an adapter take a place too, the last waits as well, behind the second
+    requests = [Sequence(i, 10, 4, 0.0, adapter=adapter) for i, adapter in enumerate((1, 2, 1, 0))]
+    again, _ = served("sglang", AdapterLimits(1, counts_model=True), requests, 900, 1)
+    assert [b.prefill for b in again if b.prefill] == [[(10, 0)] * 2, [(10, 0)], [(10, 0)]]
+
+
+def test_the_adapter_used_longest_ago_makes_room_and_what_the_host_lacks_is_read() -> None:
+    slots = AdapterSlots(AdapterLimits(2, on_host=3))
+    assert slots.use([1, 2]) == (2, 2)
+    assert slots.use([1]) == (0, 0)
+    assert slots.use([3]) == (1, 1)  # in the place of 2
+    assert slots.use([2]) == (1, 0)  # the host had it; in the place of 1
+    assert slots.use([4]) == (1, 1)
+    assert slots.use([1]) == (1, 1)
+
+
+def test_an_adapter_has_the_known_size() -> None:
+    # PEFT counts 41,943,040 parameters of rank 16 on all linear layers of Llama-3.1-8B, 6,815,744 on q and v
+    assert 16 * sum(module.values for module in modules_of(LLAMA, 1)) == 41_943_040
+    assert 16 * sum(module.values for module in modules_of(LLAMA, 1, ["q_proj", "v_proj"])) == 6_815_744
+    whole, sharded = modules_of(LLAMA, 4), modules_of(LLAMA, 4, fully_sharded=True)
+    assert sum(m.values for m in whole) > sum(m.values for m in sharded) == sum(m.values for m in modules_of(LLAMA, 1)) / 4
+    assert len(MODULES) == 7
+    with pytest.raises(InputError, match="did you mean `q_proj`"):
+        modules_of(LLAMA, 1, ["q_pro"])
+
+
+def pool(**keys: Any) -> Any:
+    deployment = {"engine": "vllm", "hardware": "h100-sxm-80gb", **keys}
+    return prepare(load_scenario({"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": deployment, "workload": LOAD}))
+
+
+def test_memory_of_the_places_comes_off_the_cache_and_a_step_costs_what_it_reads() -> None:
+    plain, eight = pool(), pool(lora={"max_loras": 8})
+    per_place = 2 * 16 * (sum(m.values for m in modules_of(LLAMA, 1)) + 2 * (LLAMA.vocab + LLAMA.hidden))
+    assert eight.plan.memory.bytes_of("lora") == 8 * per_place
+    assert plain.plan.memory.kv_bytes - eight.plan.memory.kv_bytes == 8 * per_place
+    cost = eight.times()
+    batch = Batch(0, 8, 8, 4000, tokens=8)
+    (none_s, _) = cost.step_s([batch])
+    steps_s = []
+    for use in (AdapterUse(1, 8), AdapterUse(8, 8), AdapterUse(8, 8, 1), AdapterUse(8, 8, 1, 1)):
+        batch.adapters = use
+        steps_s.append(cost.step_s([batch])[0])
+    one_s, all_s, copied_s, read_s = steps_s
+    adapters = eight.plan.costs.adapters
+    assert adapters is not None
+    size = adapters.bytes_of(16)
+    assert 0.0005 < one_s - none_s < 0.003  # 256 small kernels
+    assert all_s - one_s == pytest.approx(7 * size / 3.35e12, rel=0.25)  # at the memory's rate
+    assert copied_s - all_s == pytest.approx(size / adapters.link_bytes_per_s)
+    assert read_s - copied_s == pytest.approx(size / adapters.disk_bytes_per_s)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"lora": {"rank": 64}}, "adapters of rank 64 are above max_lora_rank 16"),
+        ({"lora": {"max_lora_rank": 24}}, "max_lora_rank 24 is none that vLLM takes"),
+        ({"lora": {"max_loras": 8, "max_cpu_loras": 4}}, "max_cpu_loras 4 is less than the 8"),
+        ({"lora": {}, "offload": {"kv_offloading_size": 8}}, "beside `offload`"),
+        ({"lora": {}, "pipeline_parallel": 2}, "beside roles or pipeline"),
+        ({"lora": {}, "engine": "lmdeploy", "engine_args": {"backend": "pytorch"}}, "LoRA adapters is modelled for"),
+        ({"engine_args": "vllm serve x/Llama-3.1-8B-Instruct --enable-lora --max-lora-rank 24"}, "max_lora_rank 24"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        pool(**keys)
+
+
+def test_requests_that_name_adapters_need_a_pool_that_serves_them() -> None:
+    scenario = {"model": "llama-3.1-8b", "deployment": {"engine": "vllm", "hardware": "h100-sxm-80gb"}}
+    with pytest.raises(InputError, match="serves none"):
+        prepare(load_scenario({**scenario, "workload": {**LOAD, "adapters": {"count": 3}}}))
+
+
+def test_flags_state_the_places() -> None:
+    def read(engine: str, table: Any, command: str, lora: Any = None) -> Any:
+        keys = {**dict.fromkeys(typed.key for typed in table.typed.values()), "lora": lora}
+        return reconcile(table, keys, parse_engine_args(engine, command), given=set()).get("lora")
+
+    vllm = "--model m --enable-lora --max-loras 4 --max-lora-rank 64 --max-cpu-loras 40 --fully-sharded-loras"
+    assert read("vllm", VLLM_FLAGS, vllm) == {
+        "max_loras": 4, "max_lora_rank": 64, "max_cpu_loras": 40, "fully_sharded_loras": True
+    }  # fmt: skip
+    assert read("vllm", VLLM_FLAGS, "--model m --max-loras 4") is None
+    assert read("vllm", VLLM_FLAGS, "--model m --max-loras 4", {"rank": 8}) == {"rank": 8, "max_loras": 4}
+    sglang = "--model m --lora-paths a=x --max-loras-per-batch 4 --max-loaded-loras 9 --lora-target-modules q_proj v_proj"
+    found = read("sglang", SGLANG_FLAGS, sglang)
+    assert found == {"max_loras": 4, "max_cpu_loras": 9, "target_modules": ["q_proj", "v_proj"]}
+
+
+# Who names which ------------------------------------------------------------------------------------------------
+
+
+def test_popularity_is_as_stated_and_a_conversation_keeps_its_adapter(tmp_path: Path) -> None:
+    mix = AdapterMix(count=3, popularity="zipf", share=0.5)
+    assert shares(mix) == pytest.approx(np.array([6, 3, 2]) / 22)
+    spec = {**LOAD, "requests": 6000, "adapters": {"count": 3, "popularity": "zipf", "share": 0.5}}
+    counts = np.bincount(build_workload(WorkloadSpec.model_validate(spec), seed=1, base_dir=tmp_path).adapter) / 6000
+    assert counts == pytest.approx([0.5, *shares(mix)], abs=0.02)
+    chats = {**LOAD, "sessions": {"turns": 3, "think_time_s": 1}, "adapters": {"count": 9}}
+    load = build_workload(WorkloadSpec.model_validate(chats), seed=1, base_dir=tmp_path)
+    assert load.adapter is not None
+    for session in range(20):
+        assert len(set(load.adapter[load.session_id == session])) == 1
+    own = {k: v for k, v in LOAD.items() if k != "requests"}
+    classes = [{"name": name, **own, "adapters": {"count": 4}} for name in "ab"]
+    both = build_workload(WorkloadSpec.model_validate({"classes": classes, "requests": 200}), seed=1, base_dir=tmp_path)
+    assert both.adapter is not None
+    assert not set(both.adapter[both.class_index == 0]) & set(both.adapter[both.class_index == 1])
+
+
+def test_a_trace_names_adapters_in_a_column_and_a_prefix_is_found_with_the_same_one_only(tmp_path: Path) -> None:
+    names = ["x", "x", "y", "", ""]
+    lines = ["arrival_s,prompt_tokens,output_tokens,prefix_ids,adapter", *(f"{i},64,4,1 2 3 4,{a}" for i, a in enumerate(names))]
+    (tmp_path / "trace.csv").write_text("\n".join(lines))
+    scenario = {
+        "model": "llama-3.1-8b",
+        "deployment": {"engine": "vllm", "hardware": "h100-sxm-80gb", "lora": {"max_loras": 2}},
+        "workload": {"trace": str(tmp_path / "trace.csv"), "prefix_block_tokens": 16},
+    }
+    run = simulate(load_scenario(scenario), base_dir=tmp_path)
+    assert run.requests["cached_tokens"].tolist() == [0, 48, 0, 0, 48]
+    scenario["deployment"] = {"engine": "vllm", "hardware": "h100-sxm-80gb"}
+    with pytest.raises(InputError, match="serves none"):
+        simulate(load_scenario(scenario), base_dir=tmp_path)
