@@ -4,18 +4,21 @@
 
 Rows are the cases of `benchmarks/cases.py`. The work of each (products, attention, launches) is counted once; a fit then changes
 constants by their logarithms, by soft-L1 least squares on the logarithm of the rate. Every chip has the same weight (in a class
-of one chip every model). Constants are printed, not written: rounding them and saying so is a decision.
+of one chip every model). Chips are left out in turn; what one row of such a chip is worth as an anchor stands beside. Constants
+are printed, not written: rounding them and saying so is a decision.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from anchored import Measured, after_one
 from cases import EARLY, FILES, Case, read
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
@@ -28,11 +31,21 @@ from hardware_profiles.device import STACKED_MEMORY, load_device
 from hardware_profiles.device_laws import EXPERT_LAUNCHES, Law, LawOps, known_format
 from hardware_profiles.kernel_physics import causal_pairs, moe_active_experts
 from hardware_profiles.kernels import operations_of
+from simulator.calibration.fit import Known
+from simulator.calibration.results import QUANTILE
+from simulator.results.intervals import INTERVAL_OF_MEAN_ERROR
 
 Array = NDArray[np.float64]
 Constants = dict[str, float]
 HOST_S = {"llama_cpp": 1e-4, EARLY: 1e-4, "mlx_lm": 5e-5, "exllamav2": 5e-5}
 """Host time of a step that the engines add (`engine_models/cost/overheads/`)."""
+SENSITIVITY: Mapping[str, tuple[float, float, float]] = {
+    "decode": (0.0, 1.0, 0.0),
+    "batch": (0.1, 0.9, 0.0),
+    "few tokens": (0.5, 0.5, 0.0),
+    "prompt": (1.0, 0.0, 0.0),
+}
+"""What of a time follows the scales of a calibration, by what was measured (`benchmarks/anchored.py` simulates it)."""
 HOLD = 0.02
 """What holds a constant at its start that no row tells anything of, as an error of the logarithm."""
 
@@ -179,17 +192,22 @@ class Fit:
         )
         return np.asarray(found.x, dtype=np.float64)
 
-    def left_out(self, x: Array) -> dict[str, dict[str, float]]:
-        """Median error [%] of each chip under constants fitted to the others, by what was measured."""
-        out: dict[str, dict[str, float]] = defaultdict(dict)
+    def left_out(self, x: Array, known: Known) -> dict[str, dict[str, tuple[float, float]]]:
+        """Median error [%] of each chip under constants fitted to the others, by what was measured.
+
+        The second is that of all rows but one when that one calibrates the chip, the median over which it is (NaN of a single).
+        """
+        out: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
         for group in sorted(set(self.groups)):
             mine = np.flatnonzero(self.groups == group)
             others = self.fit(np.flatnonzero(self.groups != group), x, 30)
-            off = np.abs(np.expm1(self.errors(others, mine)))
-            for what in ("decode", "batch", "few tokens", "prompt"):
-                some = [e for e, i in zip(off, mine, strict=True) if kind_of(self.cases[i]) == what]
+            errors = self.errors(others, mine)
+            for what, sensitivity in SENSITIVITY.items():
+                some = [e for e, i in zip(errors, mine, strict=True) if kind_of(self.cases[i]) == what]
+                rows = [Measured(("", "", "", ""), -e, sensitivity, known) for e in some]
                 if some:
-                    out[what][group] = 100 * float(np.median(some))
+                    anchored = np.median(after_one(rows)) if len(rows) > 1 else np.nan
+                    out[what][group] = 100 * float(np.median(np.abs(np.expm1(some)))), 100 * float(anchored)
         return out
 
 
@@ -250,7 +268,7 @@ def _cpu(c: Constants, chip: Chip) -> Law:
     unpack |= dict.fromkeys(iq, c["unpack_iq"])
     matrix = {"": c["matrix"], "16": c["matrix"], "q8_0": c["matrix_8"], **dict.fromkeys(iq, c["matrix_iq"])}
     return replace(server, read={"": share}, unpack=unpack, matrix=matrix, kv_share=c["kv"] * two,
-                   attend=(c["attend"], c["cell"]),
+                   attend=(c["attend"] * two, c["cell"]),
                    vector={"": c["vector"], "q8_0": c["vector_8"]}, launch_s=c["launch"], core_launch_s=c["core"])  # fmt: skip
 
 
@@ -397,9 +415,12 @@ def main() -> None:
             if some:
                 print(f"  {what}: {100 * float(np.median(some)):.1f} % in the fit, {len(some)} rows")
         if len(set(fit.groups)) > 1:
-            for what, errors in fit.left_out(x).items():
-                each = ", ".join(f"{chip} {e:.0f}" for chip, e in errors.items())
-                print(f"  {what}, chip left out: {np.median(list(errors.values())):.1f} % ({each})")
+            law = fit.built(dict(zip(starts, np.exp(x).tolist(), strict=True)), fit.chips[0])
+            known = Known.of_error(math.log1p(INTERVAL_OF_MEAN_ERROR * max(law.off_pct) / 100) / QUANTILE)
+            for what, errors in fit.left_out(x, known).items():
+                each = ", ".join(f"{chip} {e:.0f} {after:.0f}" for chip, (e, after) in errors.items())
+                before, after = (np.nanmedian(side) for side in zip(*errors.values(), strict=True))
+                print(f"  {what}, chip left out: {before:.1f} %, with one row of it as an anchor {after:.1f} % ({each})")
 
 
 if __name__ == "__main__":

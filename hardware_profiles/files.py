@@ -81,3 +81,15 @@ def _whole_characters(value: Any) -> Any:
     if isinstance(value, dict):
         return {_whole_characters(key): _whole_characters(child) for key, child in value.items()}
     return value
+
+
+def without_cut_line(text: str) -> str:
+    """JSON lines without a last one that is cut short, as an interrupted client leaves it; any other text as it is."""
+    lines = text.rstrip().splitlines()
+    if len(lines) < 2 or not all(line.startswith("{") for line in (lines[0], lines[-1])) or not lines[0].endswith("}"):
+        return text
+    try:
+        json.loads(lines[-1])
+    except ValueError:
+        return "\n".join(lines[:-1])
+    return text

@@ -149,8 +149,11 @@ CPU_SERVER = Law(
     attend=(0.32, 920.0),
     arithmetic={"": ("fp32", 1.0), "16": ("fp32", 1.0)},
 )
-#: Two sockets: 0.55 of the shares of one (kind: fitted, the same rows). Desktops, by two memory channels: 0.79 (the Ryzen's).
-CPU_TWO = replace(CPU_SERVER, title="CPUs in two sockets under llama.cpp", read={"": 0.23}, kv_share=0.366)
+#: Two sockets: 0.55 of the shares of one for weights, half of attention's arithmetic, whose cells lie at either, and 0.75 of its
+#: reading (kind: fitted, 2026-11, the rows of Ice Lake alone). Desktops, by two memory channels: 0.79 (the Ryzen's).
+CPU_TWO = replace(
+    CPU_SERVER, title="CPUs in two sockets under llama.cpp", read={"": 0.23}, kv_share=0.5, attend=(0.16, 920.0)
+)
 CPU_DESKTOP = replace(CPU_SERVER, title="desktop CPUs under llama.cpp", read={"": 0.79})
 
 #: MLX on Apple's GPUs. kind: fitted, 2026-11, source: mlx_lm.benchmark and Rapid-MLX on two M3 Ultra, MLX-LM on M1 and M2 Max.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,10 @@ class Deployment:
         scenario = self.prepared.scenario
         load = build_workload(scenario.workload, seed=scenario.seed, base_dir=self.prepared.base_dir)
         return load.prompt_tokens, load.output_tokens
+
+    def at_width(self, ranks: int) -> Deployment:
+        """The same at another tensor parallelism."""
+        return replace(self, overrides=(*self.overrides, f"deployment.tensor_parallel={ranks}"))
 
     def under(self, **workload: Any) -> Prepared:
         """The deployment under another load: keys of `workload` replaced, or all of it where lengths are given too."""

@@ -55,7 +55,7 @@ class Point:
     """A measurement of one load.
 
     measured : value by metric, as `predict` names them. noise : relative standard error of a value, by metric.
-    predict : values for given scales. ranges : what of the calibrated domain it covers.
+    predict : values for given scales. ranges : what of the calibrated domain it covers, and the mean prompt.
     """
 
     label: str

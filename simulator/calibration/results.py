@@ -13,8 +13,8 @@ import numpy as np
 
 from engine_models.model.architecture import active_parameters
 from hardware_profiles.calibration import RANGES, Calibration
-from hardware_profiles.errors import InputError
-from hardware_profiles.files import read_bytes, read_text
+from hardware_profiles.errors import InputError, PlanError
+from hardware_profiles.files import read_bytes, read_text, without_cut_line
 from hardware_profiles.scaled_ops import Scales
 from simulator.calibrated import measured_on
 from simulator.calibration.deployment import Deployment
@@ -28,6 +28,8 @@ from simulator.version import VERSION
 
 LIKELY = 3.0
 """Most by which a deployment that is described may be slower or faster than its profile (assumed)."""
+DOUBTED, WIDTHS = 1.4, (1, 2, 4, 8)
+"""A scale from which other tensor parallelism is tried, and which (assumed)."""
 ODD = 0.2
 """Median log error after the fit from which the scenario is doubted (assumed)."""
 UNITS = 1000.0
@@ -60,15 +62,7 @@ def calibrate_results(
     Raises InputError for files that cannot be read or are of something else, and where they tell no scale.
     """
     prepared = deployment.prepared
-    points: list[Point] = []
-    left: list[Left] = []
-    notes: list[str] = []
-    for path in paths:
-        if of_llama_bench(read_text(path)):
-            points += points_of_steps(path, deployment)
-            continue
-        some, without, said = points_of_results(path, deployment)
-        points, left, notes = [*points, *some], [*left, *without], [*notes, *said]
+    points, left, notes = _points(paths, deployment)
     if not points:
         why = "; ".join(f"{one.label}: {one.reason}" for one in left)
         raise InputError(f"too few points: none is left ({why})", where="FILE", mend="measure more requests")
@@ -80,9 +74,10 @@ def calibrate_results(
         raise InputError(
             "these measurements tell nothing of step times: " + "; ".join(f"{k} {why}" for k, why in found.unidentified.items()),
             where="FILE",
-            mend="give latencies (TTFT, TPOT) of a load that the server carries, or rates of a full one",
+            mend="give latencies (TTFT, TPOT) of a load that the server carries",
         )
     if not any_scale:
+        _check_width(found, paths, deployment)
         _check_scales(found)
     rest = float(np.median([abs(row.after_error) for row in found.rows]))
     if rest > ODD:
@@ -90,6 +85,23 @@ def calibrate_results(
             f"the scales leave {math.expm1(rest):.0%} in the median: these measurements are not of one deployment, or not of this"
         )
     return Outcome(_calibration(found, paths, prepared), found, tuple(left), tuple(notes))
+
+
+def _points(paths: Sequence[Path], deployment: Deployment) -> tuple[list[Point], list[Left], list[str]]:
+    """The points of all files, what is left out, and notes."""
+    points: list[Point] = []
+    left: list[Left] = []
+    notes: list[str] = []
+    for path in paths:
+        text = read_text(path)
+        if without_cut_line(text) != text:
+            left.append(Left(path.name, "its last line is cut short; what stands before it is taken"))
+        if of_llama_bench(text):
+            points += points_of_steps(path, deployment)
+            continue
+        some, without, said = points_of_results(path, deployment)
+        points, left, notes = [*points, *some], [*left, *without], [*notes, *said]
+    return points, left, notes
 
 
 def known_of(prepared: Prepared) -> Known:
@@ -134,6 +146,7 @@ def _check_bounds(point: Point, prepared: Prepared) -> None:
     read_s = _read_bytes(prepared) / (device.memory_bandwidth_bytes_per_s.value * devices)
     compute_s = 2.0 * active_parameters(prepared.arch) / (_peak(prepared) * devices)
     bounds = {"tpot_mean_ms": read_s, "itl_mean_ms": read_s}
+    bounds["ttft_mean_ms"] = compute_s * point.ranges.get("mean_prompt_tokens", 0.0)
     if METRIC in point.measured:
         bounds[METRIC] = max(read_s, compute_s * (tokens or point.ranges.get("rows", 1.0)))
     for metric, bound_s in bounds.items():
@@ -142,7 +155,7 @@ def _check_bounds(point: Point, prepared: Prepared) -> None:
             raise InputError(
                 f"{metric} is {value:.4g}, and {device.title} cannot do it in less than {1e3 * bound_s:.4g}: above the roofline",
                 where=point.label,
-                mend="check hardware, number of devices, model and format of the weights in the scenario",
+                mend="check hardware, devices, model and weights in the scenario; prompts that were cached tell nothing",
             )
 
 
@@ -156,6 +169,27 @@ def _peak(prepared: Prepared) -> float:
     """The highest rate of the datasheet [FLOP/s]; twice that of 16 bits where no narrower one is stated."""
     rates = {name: quantity.value for name, quantity in prepared.device.peak_flops_per_s.items()}
     return max(*rates.values(), 2.0 * max(rates.get("fp16", 0.0), rates.get("bf16", 0.0)))
+
+
+def _check_width(found: Fit, paths: Sequence[Path], deployment: Deployment) -> None:
+    """Raise InputError where the profile at another tensor parallelism is by far nearer to what was measured."""
+    if max(map(abs, found.log_scales.values())) < math.log(DOUBTED):
+        return
+    here, own = float(np.median([abs(row.before_error) for row in found.rows])), deployment.prepared.pool.tensor_parallel
+    for ranks in (ranks for ranks in WIDTHS if ranks != own):
+        try:
+            points, _, _ = _points(paths, deployment.at_width(ranks))
+        except PlanError:
+            continue
+        errors = [math.log(point.predict(Scales())[m] / value) for point in points for m, value in point.measured.items()]
+        off = float(np.median(np.abs(errors))) if errors else math.inf
+        if off < here / 3:
+            raise InputError(
+                f"the profile is {math.expm1(here):.0%} off at tensor parallelism {own}, as the scenario has it, and "
+                f"{math.expm1(off):.0%} at {ranks}: the scenario does not describe the server",
+                where="--scenario",
+                mend=f"set deployment.tensor_parallel: {ranks}, or take it as it is with --any-scale",
+            )
 
 
 def _check_scales(found: Fit) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from engine_models.model.architecture import load_architecture, parameters
 from hardware_profiles.errors import InputError
+from hardware_profiles.files import read_text, without_cut_line
 from hardware_profiles.scaled_ops import Scales
 from simulator.calibrated import with_scales
 from simulator.calibration.deployment import Deployment
@@ -27,7 +28,7 @@ from simulator.validation.reports import simulated
 from simulator.workload.columns import FloatArray
 from simulator.workload.formats import FORMATS, sniff
 from simulator.workload.rows import Raw
-from simulator.workload.tables import Table, read_table
+from simulator.workload.tables import Table, json_line_tables, read_table
 
 FEWEST = 5
 """Requests of a measurement (assumed: a mean of fewer is one of accidents)."""
@@ -119,7 +120,8 @@ def _point(one: Measured, sent: Sent | None, path: Path, deployment: Deployment,
     together = float(clients) if isinstance(clients, int | float) and arrivals.get("kind") == "closed_loop" else _little(one)
     prompts, outputs = np.array(lengths).T if lengths else deployment.tokens
     longest, longest_answer = float(np.percentile(prompts, 99)), float(np.percentile(outputs, 99))
-    ranges = {"prompt_tokens": longest, "context_tokens": longest + longest_answer, "rows": together}
+    ranges = {"prompt_tokens": longest, "context_tokens": longest + longest_answer, "rows": together / prepared.replicas}
+    ranges["mean_prompt_tokens"] = float(np.mean(prompts))
     measured = {METRICS[name]: value for name, value in values.items()}
     return Point(one.label, measured, _predicted(prepared, lengths, arrival_s), noise, ranges)
 
@@ -186,7 +188,9 @@ def _positive(value: Any) -> float | None:
 def _records(path: Path, count: int) -> list[Sent | None]:
     """The requests of each of `count` measurements in a file, None where it has no requests."""
     try:
-        table = read_table(path)
+        text = read_text(path)
+        whole = without_cut_line(text)
+        table = read_table(path) if whole == text else next(json_line_tables(whole.splitlines(), str(path), None))
         name = sniff(table)
     except InputError:
         return [None] * count

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from hardware_profiles.errors import InputError
-from hardware_profiles.files import parse_json, read_text
+from hardware_profiles.files import parse_json, read_text, without_cut_line
 from simulator.results.statistics import PERCENTILES
 from simulator.workload.clients import aiperf_failed, aiperf_value, perf_request
 from simulator.workload.tables import yaml_document
@@ -80,7 +80,7 @@ def read_measured(path: Path) -> list[Measured]:
 
 
 def _documents(path: Path) -> list[Any]:
-    text = read_text(path)
+    text = without_cut_line(read_text(path))
     if path.suffix.lower() in (".yaml", ".yml"):
         return [yaml_document(text, str(path))]
     if path.suffix.lower() == ".csv":

@@ -14,6 +14,7 @@ from typing import Any
 
 from engine_models.cost.measured import MeasuredStep, Part
 from hardware_profiles.errors import InputError
+from hardware_profiles.files import without_cut_line
 
 UBATCH_TOKENS = 512
 """Tokens computed at once where a table does not say (datasheet: default of `--ubatch-size`)."""
@@ -122,7 +123,7 @@ def _together(row: Mapping[str, Any]) -> tuple[MeasuredStep | None, MeasuredStep
 def rows_of(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a file by its own column names. Raises InputError for a file of another kind."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = without_cut_line(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}", where=str(path), mend="give a readable file") from error
     try:

@@ -128,6 +128,7 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
     ({"mean_tpot_ms": 5.5e-3}, [], "a thousand times less than predicted .* units are mixed"),
     ({"mean_tpot_ms": 2.0}, [], "cannot do it in less than .* above the roofline"),
     ({"mean_tpot_ms": 40.0}, [], "the scenario does not describe the server"),
+    ({"mean_ttft_ms": 4.0}, [], "ttft_mean_ms is 4, .* above the roofline"),
     ({"completed": 3}, [], "too few points: none is left .*3 requests are too few"),
     ({"failed": 9}, [], "9 requests failed, of 21"),
     ({"input_lens": None, "output_lens": None}, ["workload.prompt_tokens=300"], "prompts of 1,024 tokens were measured"),
@@ -144,6 +145,21 @@ def test_what_cannot_be_is_refused(
     path.write_text(json.dumps({key: value for key, value in {**document, **changed}.items() if value is not None}))
     with pytest.raises(InputError, match=words):
         calibrate_results([path], Deployment(folder / "s.yaml", tuple(overrides)))
+
+
+def test_a_server_of_fewer_devices_than_the_scenario_is_found_out(folder: Path, tmp_path: Path) -> None:
+    path = bench(tmp_path / "one.json", 1, 1024, Scales(), mean_ttft_ms=None)
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if value is not None}))
+    with pytest.raises(InputError, match=r"at tensor parallelism 2, .* 0% at 1: the scenario does not describe the server"):
+        calibrate_results([path], Deployment(folder / "s.yaml", ("deployment.tensor_parallel=2",)))
+
+
+def test_rows_before_a_cut_line_are_kept_and_the_cut_is_said(folder: Path, tmp_path: Path) -> None:
+    whole = (folder / "c1.json").read_text()
+    (tmp_path / "r.jsonl").write_text(f"{whole}\n{whole[:300]}")
+    outcome = calibrate_results([tmp_path / "r.jsonl"], Deployment(folder / "s.yaml"))
+    assert outcome.calibration.points == 1
+    assert [(one.label, "cut short" in one.reason) for one in outcome.left] == [("r.jsonl", True)]
 
 
 def llama_bench(path: Path, rows: list[tuple[int, int, float]], **changed: Any) -> Path:
