@@ -124,6 +124,7 @@ SECTIONS = (
     ("Speculative", "`speculative`"),
     ("Lora", "`lora`"),
     ("Offload", "`offload`"),
+    ("KvTier", "A tier of `kv_tiers`"),
     ("Transfer", "`transfer`"),
     ("HpaScaler", "Autoscaler: `kind: hpa`"),
     ("KedaScaler", "Autoscaler: `kind: keda`"),

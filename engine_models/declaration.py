@@ -19,6 +19,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.handover import Peer
 from engine_models.parts.protocols import Scheduler
 from engine_models.parts.sequence import Sequence
+from engine_models.parts.tiers import KvTier, TierKind
 from hardware_profiles.device import Device, DeviceKind, load_device
 from hardware_profiles.errors import InputError
 
@@ -37,8 +38,9 @@ class PoolRequest:
     reports; `device_name` serves defaults that engines key to a product. `data_parallel` are the ranks that share the experts
     of one replica, each with its own attention, scheduler and KV cache (1: none).
     `role` other than "mixed" asks for a scheduler that shares requests (`engine_models.parts.handover`), over a `connector`
-    (None: the engine's own choice). `device_cores` are those of a CPU, `host_link_bytes_per_s` the nominal rate
-    of the device's link to the host, one way (0: unknown). `lora` are a pool's settings of adapters, None for none.
+    (None: the engine's own choice). `tiers` keep KV blocks beyond the device. `device_cores` are those of a CPU,
+    `host_link_bytes_per_s` the nominal rate of the device's link to the host, one way, `network_bytes_per_s` that of its link to
+    other machines (0: unknown). `lora` are a pool's settings of adapters, None for none.
     """
 
     arch: Architecture
@@ -52,12 +54,13 @@ class PoolRequest:
     expert_parallel: int = 1
     flags: dict[str, Any] = field(default_factory=dict)
     speculation: Speculation | None = None
-    offload: HostMemory | None = None
+    tiers: tuple[KvTier, ...] = ()
     role: Role = "mixed"
     connector: str | None = None
     lora: Mapping[str, Any] | None = None
     device_cores: int = 0
     host_link_bytes_per_s: float = 0.0
+    network_bytes_per_s: float = 0.0
 
     @property
     def device_vendor(self) -> str:
@@ -69,14 +72,6 @@ class PoolRequest:
         """What to try where the model does not fit."""
         parallelism = "tensor or data parallelism" if self.data_parallel > 1 else "tensor parallelism"
         return f"more {parallelism}, a smaller number format, or larger devices"
-
-
-@dataclass(frozen=True)
-class HostMemory:
-    """Host memory for KV blocks of one replica: bytes, and the rate of a copy to one device [byte/s]."""
-
-    capacity_bytes: int
-    link_bytes_per_s: float
 
 
 @dataclass(frozen=True)
@@ -236,6 +231,7 @@ class EnginePlan:
     outside: tuple[str, ...] = ()
     sources: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     kernels: str = ""
+    tiers: tuple[TierKind, ...] = ()
 
     @property
     def speculation(self) -> Speculation | None:

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine_models.declaration import Limits
 from engine_models.lengths import judged
 from hardware_profiles.device import Device
@@ -187,6 +190,12 @@ def _nodes(deployment: Deployment, pools: Sequence[Prepared]) -> dict[str, list[
         out[each.pool.name] = [(host, (first + number * size) // per_node) for number in range(each.replicas)]
         filled[host] = first + each.devices
     return out
+
+
+def machines(prepared: Prepared) -> NDArray[np.int64]:
+    """The machine of each replica of one pool: replicas fill nodes in order."""
+    per_node = prepared.pool.gpus_per_node or int(prepared.device.node_size.value)
+    return np.arange(prepared.most) * prepared.devices_each // per_node
 
 
 def connector_of(deployment: Deployment, pool: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_models.cost.drafting import Speculation, speculation_of
 from engine_models.cost.terms import Formats
-from engine_models.declaration import FEATURES, Engine, HostMemory, Lockstep, PoolRequest
+from engine_models.declaration import FEATURES, Engine, Lockstep, PoolRequest
 from engine_models.engines.known import engine_named, loading, on_kind, parse_engine_args, split, with_feature
 from engine_models.engines.known import plan as plan_pool
 from engine_models.flags import EngineFlags
@@ -38,6 +38,7 @@ from simulator.prepared import Prepared
 from simulator.price import unit_price
 from simulator.routed import check_paired, check_timeout, routing_of
 from simulator.served import models_of, side_by_side
+from simulator.tiers import check_store, rate_of, tiers_of
 
 if TYPE_CHECKING:
     from simulator.config.schema import Pool, Scenario
@@ -68,7 +69,7 @@ def _check_lockstep(pool: Pool) -> None:
             where="deployment.pipeline_parallel",
             mend="use tensor_parallel within a rank instead",
         )
-    for key in ("speculative", "offload", "lora"):
+    for key in ("speculative", "offload", "kv_tiers", "lora"):
         if getattr(pool, key) is not None:
             raise InputError(
                 f"`{key}` beside data-parallel attention is not modelled yet",
@@ -189,6 +190,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
 
         return with_elasticity(found[0])
     if all(each.pool.role == "mixed" for each in found):
+        check_store(found)
         return side_by_side(scenario, found)
     check_one_model(scenario, found)
     models_of(found[0], asked)
@@ -298,13 +300,14 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         device_kind=device.kind,
         device_cores=int(device.multiprocessors.value) if device.kind == "cpu" and device.multiprocessors else 0,
         host_link_bytes_per_s=device.pcie_bytes_per_s_per_direction.value if device.pcie_bytes_per_s_per_direction else 0.0,
+        network_bytes_per_s=rate_of(device.inter_node_bytes_per_s_per_direction),
         tensor_parallel=pool.tensor_parallel,
         pipeline_parallel=pool.pipeline_parallel,
         data_parallel=ranks,
         expert_parallel=experts,
         flags=flags.values,
         speculation=_speculation(pool, engine, flags, arch, formats, base),
-        offload=_host_memory(pool, device),
+        tiers=tiers_of(scenario.deployment, pool, device),
         lora=_adapters(scenario, pool),
         role=pool.role if pool.role != "encode" else "mixed",
         connector=connector_of(scenario.deployment, pool.name) if pool.role != "mixed" else None,
@@ -365,7 +368,7 @@ def _check_features(pool: Pool, engine: Engine, device: Device) -> None:
     asked = {
         "speculative": pool.speculative is not None,
         "lora": pool.lora is not None,
-        "offload": pool.offload is not None,
+        "offload": pool.offload is not None or bool(pool.kv_tiers),
         "pipeline_parallel": pool.pipeline_parallel > 1,
         "handover": pool.role != "mixed",
     }
@@ -404,22 +407,6 @@ def _check_format(engine: Engine, device: Device, formats: Formats) -> None:
         raise InputError(f"{engine.title} keeps no KV cache in {kv.name}", where="deployment.kv_cache")
 
 
-def _host_memory(pool: Pool, device: Device) -> HostMemory | None:
-    """Host memory for KV blocks, resolved; None where the pool has none."""
-    if pool.offload is None:
-        return None
-    rate = pool.offload.bytes_per_s
-    if rate is None and device.pcie_bytes_per_s_per_direction is not None:
-        rate = device.pcie_bytes_per_s_per_direction.value
-    if rate is None:
-        raise InputError(
-            f"the rate of a copy between the host and {device.title} is unknown",
-            where="deployment.offload.bytes_per_s",
-            mend="give it, such as offload: {kv_offloading_size: 64, bytes_per_s: 25.0e+9}",
-        )
-    return HostMemory(int(pool.offload.kv_offloading_size * GIB), rate)
-
-
 def _adapters(scenario: Scenario, pool: Pool) -> dict[str, Any] | None:
     """The pool's settings of adapters, None where it has none; InputError where requests name adapters that nobody serves."""
     if pool.lora is None:
@@ -430,7 +417,7 @@ def _adapters(scenario: Scenario, pool: Pool) -> dict[str, Any] | None:
                 mend="say what it serves, such as lora: {max_loras: 4, rank: 16}, or take workload.adapters out",
             )
         return None
-    for key in ("speculative", "offload"):
+    for key in ("speculative", "offload", "kv_tiers"):
         if getattr(pool, key) is not None:
             raise InputError(
                 f"LoRA adapters beside `{key}` are not modelled yet", where="deployment.lora", mend=f"remove lora or {key}"

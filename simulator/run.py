@@ -37,7 +37,7 @@ from simulator.cost import Usage, run_cost
 from simulator.effort import effort_of, effort_of_all, machine_bytes
 from simulator.io.tables import Coded, Column, TableWriter
 from simulator.limits import all_refused, cuts, refusals
-from simulator.pools import check_longest
+from simulator.pools import check_longest, machines
 from simulator.prepare import deployment_summary, prepare
 from simulator.prepared import Prepared
 from simulator.results.domain import device_sources, domain, kernel_sources
@@ -482,6 +482,7 @@ def _cluster(
         aggregate=aggregate,
         should_stop=should_stop,
         acceptance=_acceptance(plan, scenario.seed),
+        nodes=machines(prepared),
     )
 
 
@@ -562,6 +563,15 @@ def _assemble(
     if prepared.plan.memory.host_blocks:
         rate = raw.host_hit_tokens / raw.queried_tokens if raw.queried_tokens else 0.0
         server["external_prefix_cache_hit_rate"] = rate
+        server["kv_tiers"] = [
+            {
+                "kind": count.kind,
+                "hit_rate": count.hit_tokens / raw.queried_tokens if raw.queried_tokens else 0.0,
+                "read_bytes": count.read_bytes,
+                "written_bytes": count.written_bytes,
+            }
+            for count in raw.tiers
+        ]
     server |= _drafted(prepared, raw)
     usage = Usage(
         devices,

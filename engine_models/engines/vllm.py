@@ -43,7 +43,7 @@ from engine_models.declaration import (
     Support,
 )
 from engine_models.engines import vllm_v0
-from engine_models.engines.vllm_flags import FLAGS, SPECULATIVE_HARMLESS, SPECULATIVE_KEYS, offload_settings
+from engine_models.engines.vllm_flags import FLAGS, SPECULATIVE_HARMLESS, SPECULATIVE_KEYS
 from engine_models.engines.vllm_options import (
     cuda_graphs,
     latent_block_tokens,
@@ -52,7 +52,7 @@ from engine_models.engines.vllm_options import (
     warn_of_weights,
 )
 from engine_models.engines.vllm_recorded import PairRecorder
-from engine_models.memory.host_tier import HostTier
+from engine_models.engines.vllm_tiers import LMCACHE, MOONCAKE, NATIVE, TierPlan, tier_plan
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
@@ -111,6 +111,7 @@ class Version:
     sparse_windows: bool = True
     ray_is_asynchronous: bool = True
     offloads_outputs: bool = False  # blocks of generated tokens go to the host too
+    offloads_further: bool = True  # disks and stores behind host memory
     sampler: Sampler = "rejection"
     fp32_router: Fp32Router = "bf16x3"  # of models with a router in float32 (pull requests 38445, 47973)
 
@@ -134,6 +135,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "graph_memory_counts": False,
         "capped_window_admission": False,
         "offloads_outputs": True,
+        "offloads_further": False,
         "ray_is_asynchronous": False,
         "sampler": "pivot",
         "fp32_router": "cublas",
@@ -164,8 +166,8 @@ GRAPH_BYTES_PER_SIZE = 12e6  # assumed: memory of one captured graph size (about
 class Rank:
     """Rules and KV cache of one rank: what a fresh scheduler is built from.
 
-    `windows` and `switches` are those of the cache's groups (`kv_layout`, `window_switches`), `host` the parameters of a
-    `HostTier`, None without one. A `role` other than "mixed" shares requests with another server.
+    `windows` and `switches` are those of the cache's groups (`kv_layout`, `window_switches`), `tiers` what lies beyond the
+    device, None without any. A `role` other than "mixed" shares requests with another server.
     """
 
     rules: ContinuousRules
@@ -175,7 +177,7 @@ class Rank:
     unhashed_to_head: bool = True
     windows: tuple[int | None, ...] = (None,)
     switches: Mapping[str, bool] = field(default_factory=dict)
-    host: Mapping[str, Any] | None = None
+    tiers: TierPlan | None = None
     role: Role = "mixed"
     adapters: AdapterLimits | None = None
 
@@ -211,16 +213,16 @@ class Rank:
                 max_model_len=self.rules.max_model_len,
                 **self.switches,
             )
-            if mode == "jump" and self.host is None and WindowedScheduler.serves(self.rules):
+            if mode == "jump" and self.tiers is None and WindowedScheduler.serves(self.rules):
                 return WindowedScheduler(self.rules, kv, spans)
-        if mode == "jump" and self.host is None and isinstance(kv, PagedKV):
+        if mode == "jump" and self.tiers is None and isinstance(kv, PagedKV):
             if DraftedScheduler.serves(self.rules):
                 return DraftedScheduler(self.rules, kv)
             if self.rules.pipelined and not self.rules.speculative_tokens:
                 return StagedScheduler(self.rules, kv)
-        host = HostTier(**self.host) if self.host is not None else None
+        tiers = self.tiers.build() if self.tiers is not None else None
         return ContinuousScheduler(
-            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", host=host, windows=spans
+            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", tiers=tiers, windows=spans
         )
 
 
@@ -401,12 +403,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     sampler: Sampler = "cores" if on_cpu else version.sampler
     if graphs.eager and not on_cpu:
         notes.append("enforce_eager: a step takes no less than the host needs to launch its operations one by one")
-    transfer = flags.get("kv_transfer_config")
-    if transfer and offload_settings(transfer) is None and request.role == "mixed":
-        warnings.append(
-            "vllm flag `kv_transfer_config` is modelled for OffloadingConnector with cpu_bytes_to_use only; "
-            "transfers of KV blocks to and from elsewhere are not"
-        )
     if int(flags.get("stream_interval") or 1) > 1:
         warnings.append("stream_interval: tokens are shown as they are made, not in chunks")
     idle = "gpu_memory_utilization" if on_cpu else "cpu_kvcache_space"
@@ -448,14 +444,22 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         notes.append(adapters_note(adapters))
     lora_bytes = adapters.memory_bytes if adapters is not None else 0
     memory = _memory(request, version, tokens, rows, block_bytes, len(sizes), lora_bytes)
-    host_tier: dict[str, Any] | None = None
-    if request.offload is not None:
-        host_tier = _host_tier(request, version, windows, block_bytes, block_tokens)
-        memory = replace(memory, host_blocks=host_tier["capacity_blocks"])
-        notes.append(
-            f"KV offload: {memory.host_blocks:,} blocks in host memory, copied at "
-            f"{request.offload.link_bytes_per_s / 1e9:g} GB/s a device "
-            "beside the computation (assumed: the link's full rate, none of it taken by others)"
+    tiers = tier_plan(
+        request,
+        block_bytes,
+        block_tokens,
+        windows=windows,
+        stores_outputs=version.offloads_outputs,
+        has_tiers=version.offloads_further,
+    )
+    if tiers is not None:
+        memory = replace(memory, host_blocks=tiers.first_blocks)
+        notes += tiers.notes
+    transfer = flags.get("kv_transfer_config")
+    if transfer and tiers is None and request.role == "mixed":
+        warnings.append(
+            f"vllm flag `kv_transfer_config` is modelled for {NATIVE} with cpu_bytes_to_use, {LMCACHE} and {MOONCAKE} with "
+            f"kv_tiers; transfers of KV blocks by {transfer.get('kv_connector')} to and from elsewhere are not"
         )
     handover = None
     if request.role != "mixed":
@@ -526,7 +530,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         unhashed_to_head=version.unhashed_to_head,
         windows=windows,
         switches=window_switches(version),
-        host=host_tier,
+        tiers=tiers,
         role=request.role,
         adapters=adapters.limits if adapters is not None else None,
     )
@@ -579,6 +583,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         warnings=tuple(warnings),
         outside=outside,
         sources=overheads.provenance,
+        tiers=tuple(tier.kind for tier in tiers.tiers) if tiers is not None else (),
     )
 
 
@@ -666,7 +671,7 @@ def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_token
         )
     lacking = {
         "speculative decoding": request.speculation is not None,
-        "KV offload": request.offload is not None,
+        "KV offload": bool(request.tiers),
         "pipeline parallelism": request.pipeline_parallel > 1,
         "data-parallel attention": request.data_parallel > 1,
         "a model with sliding windows": windows != (None,),
@@ -680,52 +685,6 @@ def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_token
         )
     parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention)
     return Handover(connector, block_tokens, unit_s=DESCRIPTOR_S * parts, hop_s=HANDOVER_S)
-
-
-def _host_tier(
-    request: PoolRequest, version: Version, windows: tuple[int | None, ...], block_bytes: int, block_tokens: int
-) -> dict[str, Any]:
-    """Parameters of the `HostTier` that a pool asks for; InputError where it is not modelled, cannot be or holds nothing."""
-    offload = request.offload
-    assert offload is not None
-    _check_offload(request.flags, windows)
-    replica_block_bytes = block_bytes * request.tensor_parallel * request.pipeline_parallel
-    blocks = offload.capacity_bytes // replica_block_bytes
-    if not blocks:
-        raise InputError(
-            f"{offload.capacity_bytes:,} bytes of host memory hold less than one block of {replica_block_bytes:,}",
-            where="deployment.offload.kv_offloading_size",
-            mend="give gibibytes, such as kv_offloading_size: 64",
-        )
-    return {
-        "capacity_blocks": blocks,
-        "block_tokens": block_tokens,
-        "block_bytes": block_bytes,
-        "link_bytes_per_s": offload.link_bytes_per_s,
-        "stores_outputs": version.offloads_outputs,
-    }
-
-
-def _check_offload(flags: dict[str, Any], windows: tuple[int | None, ...]) -> None:
-    """Refuse KV offload where it is not modelled or cannot be."""
-    if not flags.get("enable_prefix_caching", True):
-        raise InputError(
-            "KV offload finds blocks by the hashes of the prefix cache, which is off",
-            where="deployment.engine_args.enable_prefix_caching",
-            mend="leave prefix caching on, or offload out",
-        )
-    if windows != (None,):
-        raise InputError(
-            "KV offload for models with sliding windows is not modelled yet",
-            where="deployment.offload",
-            mend="remove `deployment.offload`",
-        )
-    if flags.get("kv_offloading_backend", "native") != "native":
-        raise InputError(
-            f"KV offload by {flags['kv_offloading_backend']} is not modelled, only vLLM's native connector",
-            where="deployment.engine_args.kv_offloading_backend",
-            mend="leave the flag out",
-        )
 
 
 def _asynchronous(version: Version, request: PoolRequest) -> bool:

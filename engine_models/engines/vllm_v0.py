@@ -41,7 +41,7 @@ def refuse(request: PoolRequest, version: str, *, windows: bool, states: bool) -
         "pipeline parallelism": request.pipeline_parallel > 1,
         "data-parallel attention": request.data_parallel > 1,
         "speculative decoding": request.speculation is not None,
-        "KV offload": request.offload is not None,
+        "KV offload": bool(request.tiers),
         "hand-over of requests": request.role != "mixed",
         "a model with sliding windows": windows,
         "a model with recurrent layers": states,

@@ -97,9 +97,10 @@ class Batch:
     `spans` are those of the windows that the scheduler knows of, by rising window. `padded_tokens` are the tokens after padding,
     of engines that compute padding (0: none do). `gathers` says that the KV cache of its rows is copied first. `launchers` are
     the processes that launch steps for the device side by side. `pool_cells` are the cells that each decode row reads where
-    attention runs over a whole pool of them (0: its own KV). See `grows` for what one more step adds; in the shape of a run
-    whose rows grow unevenly `kv_by_step` has `decode_kv_tokens` of all its steps instead. `adapters` says what it does with
-    adapters, None if it reads none.
+    attention runs over a whole pool of them (0: its own KV). `stall_s` prolongs the step, for copies of KV blocks that it waits
+    for; beside it others go on for `streams_s`, which it cannot be shorter than. See `grows` for what one more step adds; in
+    the shape of a run whose rows grow unevenly `kv_by_step` has `decode_kv_tokens` of all its steps instead. `adapters`
+    says what it does with adapters, None if it reads none.
     """
 
     __slots__ = (
@@ -121,6 +122,8 @@ class Batch:
         "prefill",
         "rows",
         "spans",
+        "stall_s",
+        "streams_s",
         "t_end",
         "t_sched",
         "t_start",
@@ -154,6 +157,7 @@ class Batch:
         self.gathers = False
         self.launchers = 1
         self.adapters: AdapterUse | None = None
+        self.stall_s = self.streams_s = 0.0
         self.kv_by_step: NDArray[np.int64] | None = None
 
     @property

@@ -17,6 +17,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.block_names import BlockEvents, ChainKeys
 from engine_models.parts.kept import Kept
 from engine_models.parts.sequence import Sequence
+from engine_models.parts.tiers import TierCount, TierKind
 
 FloatArray = NDArray[np.float64]
 INFINITY = float("inf")
@@ -150,6 +151,14 @@ class Scheduler(ABC):
     def warm(self, pieces: Series[Kept]) -> None:
         """Begin with what another scheduler's cache has kept; called before the first request, where `cached` tells."""
         raise NotImplementedError(f"{type(self).__name__} cannot begin with a filled cache")
+
+    def tier_counts(self) -> list[TierCount]:
+        """What became of the tiers beyond the device, the nearest first; none where there are none."""
+        return []
+
+    def join(self, other: Scheduler, kind: TierKind) -> None:
+        """Share the tiers of a kind with another replica's scheduler, which joins nobody; called before the first request."""
+        raise NotImplementedError(f"{type(self).__name__} has no tiers beyond the device")
 
     @property
     def cancels(self) -> bool:

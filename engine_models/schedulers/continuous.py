@@ -20,8 +20,8 @@ from typing import Any
 
 from mypy_extensions import mypyc_attr
 
-from engine_models.memory.host_tier import HostTier
 from engine_models.memory.hybrid_kv import HybridKV
+from engine_models.memory.kv_tiers import KvTiers
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.block_names import BlockEvents, ChainKeys
@@ -29,6 +29,7 @@ from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.kept import Kept
 from engine_models.parts.protocols import INFINITY, Run, Scheduler, State
 from engine_models.parts.sequence import Sequence
+from engine_models.parts.tiers import TierCount, TierKind
 from engine_models.parts.waiting import ByPriority, FirstCome
 
 
@@ -42,7 +43,7 @@ class ContinuousScheduler(Scheduler):
     kv : the block allocator.
     aggregate : serve decoding rows as one where that is exact.
     record_rows : keep the ordered rows of every batch (`Batch.rows`), for comparison with recorded schedules.
-    host : KV blocks in host memory, searched where the device's cache ends.
+    tiers : KV blocks in host memory and beyond, searched where the device's cache ends.
     windows : of the model's layers, whose spans a batch names.
     """
 
@@ -53,12 +54,12 @@ class ContinuousScheduler(Scheduler):
         *,
         aggregate: bool = True,
         record_rows: bool = False,
-        host: HostTier | None = None,
+        tiers: KvTiers | None = None,
         windows: tuple[int, ...] = (),
     ) -> None:
         self.rules = rules
-        self.host = host
-        self._loads = host is not None  # whether what a request lacks may come from elsewhere
+        self.tiers = tiers
+        self._loads = tiers is not None and not tiers.in_step  # whether what a request lacks may come from elsewhere
         self._loading: dict[Sequence, int] = {}  # hold their blocks, wait for their content; tokens then found
         self.kv = kv
         self.itemised = kv.itemised or rules.speculative_tokens > 0
@@ -82,7 +83,7 @@ class ContinuousScheduler(Scheduler):
 
     @property
     def waiting_count(self) -> int:
-        """Requests that wait for admission, preempted ones and those that load from the host included."""
+        """Requests that wait for admission, preempted ones and those that load from a tier included."""
         return len(self._queue) + len(self._loading)
 
     def add(self, seq: Sequence) -> None:
@@ -97,8 +98,9 @@ class ContinuousScheduler(Scheduler):
         return bool(self.running) or bool(self._queue) or bool(self._loading)
 
     def wake_s(self) -> float:
-        """When the next load from the host ends."""
-        return min((seq.loaded_s for seq in self._loading), default=INFINITY) if self._loading else INFINITY
+        """When the next load from a tier ends."""
+        loaded_s = min((seq.loaded_s for seq in self._loading), default=INFINITY) if self._loading else INFINITY
+        return loaded_s if self.tiers is None else min(loaded_s, self.tiers.wake_s())
 
     def state(self) -> State:
         """Requests, and blocks."""
@@ -108,8 +110,8 @@ class ContinuousScheduler(Scheduler):
 
     @property
     def cancels(self) -> bool:
-        """As of the base: this rule itself, where no load from the host is under way."""
-        return self.__class__ is ContinuousScheduler and self.host is None and not self.rules.pipelined
+        """As of the base: this rule itself, where no load from a tier is under way."""
+        return self.__class__ is ContinuousScheduler and self.tiers is None and not self.rules.pipelined
 
     def cancel(self, seq: Sequence) -> bool:
         """As of the base: full blocks can be found by others still."""
@@ -130,6 +132,19 @@ class ContinuousScheduler(Scheduler):
     def report_blocks(self, chain: ChainKeys) -> BlockEvents | None:
         """As of the base: where one kind of blocks serves all layers."""
         return self.kv.report(chain) if self.kv.__class__ is PagedKV and self.kv.prefix_caching else None
+
+    def tier_counts(self) -> list[TierCount]:
+        """As of the base."""
+        return [] if self.tiers is None else self.tiers.counts()
+
+    def join(self, other: Scheduler, kind: TierKind) -> None:
+        """As of the base; blocks are then named alike in both."""
+        assert isinstance(other, ContinuousScheduler)
+        assert self.tiers is not None
+        assert other.tiers is not None
+        self.tiers.join(other.tiers, kind)
+        if kind == "shared":
+            self.kv.chain = other.kv.chain
 
     def cached(self) -> list[Kept] | None:
         """As of the base: where one kind of blocks serves all layers."""
@@ -155,6 +170,9 @@ class ContinuousScheduler(Scheduler):
         batch.spans = self.decodes.no_spans
         if self.record_rows:
             batch.rows = []
+        if self.tiers is not None:
+            batch.t_sched = now_s
+            self.tiers.arrived(now_s)
         budget = rules.max_num_batched_tokens
         cap = rules.long_prefill_token_threshold
         if cap and rules.lone_request_ignores_threshold and len(self.running) + self.waiting_count <= 1:
@@ -176,9 +194,9 @@ class ContinuousScheduler(Scheduler):
                 self.blocked = False
             return batch if batch.preempted else None
         self._commit(batch, served)
-        if self.host is not None:
+        if self.tiers is not None:
             for seq, _ in served:
-                self.host.store(seq, min(seq.computed, seq.prompt_tokens), batch.number)
+                batch.stall_s += self.tiers.store(seq, min(seq.computed, seq.prompt_tokens), batch.number, now_s)
         batch.free_blocks = self.kv.free_blocks
         self.next_number += 1
         return batch
@@ -328,11 +346,11 @@ class ContinuousScheduler(Scheduler):
         known = self._before_preemption(seq, fresh_blocks)
         if not self.itemised:
             kv.register(seq, known)
-        if self.host is not None:
-            self.host.store(seq, known, self.next_number)
+        if self.tiers is not None:
+            self.tiers.store(seq, known, self.next_number, batch.t_sched)
         kv.make_findable(seq)
-        if self.host is not None:
-            self.host.name(seq)
+        if self.tiers is not None:
+            self.tiers.name(seq)
         kv.release(seq)
         seq.computed = 0
         seq.length -= seq.pending
@@ -390,7 +408,12 @@ class ContinuousScheduler(Scheduler):
                 continue
             found: Any = kv.find(seq)  # opaque here: only the cache that found it looks inside
             hit = kv.hit_tokens(found)
-            if self._loads:
+            loaded = 0
+            if self.tiers is not None and self.tiers.in_step:
+                loaded = (self.tiers.find(seq, hit // kv.block_tokens, self.processed_number, now_s) or 0) * kv.block_tokens
+                loaded = min(loaded, seq.length - 1 - hit)  # the last token is computed again, for its output
+                hit += loaded
+            elif self._loads:
                 began = self._begin_load(seq, found, hit, now_s)
                 if began == "full":
                     blocked = len(aside) == passed
@@ -425,12 +448,16 @@ class ContinuousScheduler(Scheduler):
                 blocked = len(aside) == passed
                 break
             self._queue.take()
-            if hit:
+            if hit > loaded:
                 kv.hold(seq, found)
+            if loaded and self.tiers is not None:
+                held = (hit - loaded) // kv.block_tokens
+                blocks = -(-loaded // kv.block_tokens)
+                batch.stall_s += self.tiers.load(seq, held, blocks, self.processed_number, now_s)
             kv.grow(seq, slots)
             seq.computed = hit
             kv.register(seq, min(hit + want, seq.length))
-            self._start(batch, served, seq, want, now_s, hit, 0)
+            self._start(batch, served, seq, want, now_s, hit, loaded)
             budget -= want
         if passed and not self._queue:
             blocked = len(aside) == passed
@@ -445,7 +472,7 @@ class ContinuousScheduler(Scheduler):
     def _start(
         self, batch: Batch, served: list[tuple[Sequence, int]], seq: Sequence, want: int, now_s: float, hit: int, loaded: int
     ) -> None:
-        """Enter an admitted request among the running, `hit` of its tokens found, `loaded` of these on the host."""
+        """Enter an admitted request among the running, `hit` of its tokens found, `loaded` of these in a tier."""
         seq.order = self._orders
         self._orders += 1
         seq.state = "running"
@@ -463,18 +490,18 @@ class ContinuousScheduler(Scheduler):
             batch.rows.append((seq, want, seq.computed))
         served.append((seq, want))
 
-    # -- the host tier --------------------------------------------------------------------------------------
+    # -- tiers ----------------------------------------------------------------------------------------------
 
     def _begin_load(self, seq: Sequence, found: Any, hit: int, now_s: float) -> str:
-        """Let the queue's head load what the host holds behind its device hit: it takes its blocks and leaves the queue.
+        """Let the queue's head load what the tiers hold behind its device hit: it takes its blocks and leaves the queue.
 
-        "" if the host holds nothing, "full" if the blocks of the whole prompt are not free (loads never wait for one
-        another's blocks), "later" if another request is loading the same blocks.
+        "" if they hold nothing, "full" if the blocks of the whole prompt are not free (loads never wait for one
+        another's blocks), "later" if the blocks are on their way, or another request is loading the same ones.
         """
-        kv, host = self.kv, self.host
-        assert host is not None
+        kv, tiers = self.kv, self.tiers
+        assert tiers is not None
         held = hit // kv.block_tokens
-        more = host.find(seq, held, self.processed_number)
+        more = tiers.find(seq, held, self.processed_number, now_s)
         if more is None:
             return "later"
         if not more:
@@ -490,7 +517,7 @@ class ContinuousScheduler(Scheduler):
         kv.grow(seq, tokens)
         seq.computed = hit
         seq.state = "loading"
-        host.load(seq, held, more, now_s)
+        tiers.load(seq, held, more, self.processed_number, now_s)
         self._loading[seq] = tokens
         return "loading"
 
@@ -522,8 +549,8 @@ class ContinuousScheduler(Scheduler):
 
     def _end_load(self, seq: Sequence, tokens: int) -> None:
         """Note that a request whose `tokens` tokens are there now leaves those that load."""
-        assert self.host is not None
-        self.host.end_load(seq, tokens)
+        assert self.tiers is not None
+        self.tiers.end_load(seq, tokens)
 
     def _commit(self, batch: Batch, served: list[tuple[Sequence, int]]) -> None:
         """Count the scheduled tokens, note who emits and who ends."""
@@ -664,8 +691,8 @@ class ContinuousScheduler(Scheduler):
                 if seq.output_shared and kv.prefix_caching:
                     kv.name_output(seq)
                 kv.register(seq, seq.final_length - 1)
-                if self.host is not None:
-                    self.host.store(seq, seq.final_length - 1, batch.number)
+                if self.tiers is not None:
+                    self.tiers.store(seq, seq.final_length - 1, batch.number, batch.t_end)
                 self._free(seq)
             seq.state = "finished"
         if batch.finishing:

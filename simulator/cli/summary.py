@@ -315,10 +315,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
     ]
     if "headroom" in result:
         lines.append(labelled("headroom", headroom_words(result["headroom"])))
-    if "external_prefix_cache_hit_rate" in s:
-        lines.append(
-            labelled("host KV", f"{s['external_prefix_cache_hit_rate']:.1%} of the prompt tokens loaded from host memory")
-        )
+    lines += tier_lines(s)
     if s.get("spec_decode_num_drafts"):
         accepted = s["spec_decode_num_accepted_tokens"] / s["spec_decode_num_draft_tokens"]
         lines.append(
@@ -339,6 +336,22 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
     if directory:
         lines.append(labelled("written", directory))
     return "\n".join(lines)
+
+
+PLACES = {"host": "host memory", "nvme": "disk", "shared": "the shared store"}
+"""Words for the tiers of a KV cache."""
+
+
+def tier_lines(server: dict[str, Any]) -> list[str]:
+    """What was found in the tiers beyond the device."""
+    tiers = server.get("kv_tiers")
+    if tiers is None:
+        return []
+    if [tier["kind"] for tier in tiers] == ["host"]:
+        return [labelled("host KV", f"{tiers[0]['hit_rate']:.1%} of the prompt tokens loaded from host memory")]
+    each = ", ".join(f"{tier['hit_rate']:.1%} {PLACES[tier['kind']]}" for tier in tiers)
+    whole = server["external_prefix_cache_hit_rate"]
+    return [labelled("KV tiers", f"{whole:.1%} of the prompt tokens loaded: {each}")]
 
 
 def headroom_words(found: dict[str, Any]) -> str:

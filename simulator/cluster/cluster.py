@@ -27,6 +27,7 @@ from simulator.cluster.admission import SHED, Admission, ClientRules, Door
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS, Clock
 from simulator.cluster.content import NOTHING_SHARED, SharedContents, for_adapter
 from simulator.cluster.devices import DeviceHistory
+from simulator.cluster.joins import Joins
 from simulator.cluster.outcome import (
     FAILED,
     REJECTED,
@@ -41,6 +42,7 @@ from simulator.cluster.outcome import (
 )
 from simulator.cluster.releases import Releases
 from simulator.cluster.router import InTurn, Router, Routing, router_of
+from simulator.serving.convoy import ConvoyReplica
 from simulator.serving.replica import Replica
 from simulator.workload.columns import Workload, no_requests, same_int
 
@@ -141,6 +143,7 @@ class Cluster:
     aggregate : False forces plain stepping, the reference.
     should_stop : asked after every request that ends; True ends the run there.
     acceptance : with speculative decoding, how many drafts each request accepts, by the row of the workload.
+    nodes : the machine in which each replica stands; None for one each.
     """
 
     def __init__(
@@ -160,12 +163,14 @@ class Cluster:
         aggregate: bool = True,
         should_stop: Callable[[], bool] | None = None,
         acceptance: Callable[[int], Callable[[int], int]] | None = None,
+        nodes: IntArray | None = None,
     ) -> None:
         self._source = source
         self._plan = plan
         self._before_s, self._after_s = before_s, after_s
         self._should_stop, self._acceptance = should_stop, acceptance
         self._admission = admission
+        self._nodes = nodes
         self.replicas = self._made(plan, cost, replicas, ranks, "jump" if aggregate else "step")
         places = self._places(ranks)
         self.ranks = [self.replicas[replica].ranks[rank] for replica, rank in places]
@@ -196,17 +201,23 @@ class Cluster:
         self.stopped_at_s: float | None = None
 
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
-        return [
-            Replica(
-                [plan.scheduler(mode) for _ in range(ranks)],
+        self._joins = Joins(plan, mode, replicas, self._nodes)
+        kind = ConvoyReplica if self._joins.shares else Replica
+        made = [
+            kind(
+                [self._joins.scheduler(number) for _ in range(ranks)],
                 cost,
                 depth=plan.executor.depth,
                 stages=plan.executor.stages,
                 tokenise_token_s=plan.front.tokenise_token_s,
                 on_finish=self._finished,
             )
-            for _ in range(replicas)
+            for number in range(replicas)
         ]
+        convoy = [replica for replica in made if isinstance(replica, ConvoyReplica)]
+        for replica in convoy:
+            replica.members = convoy
+        return made
 
     def _places(self, ranks: int) -> list[tuple[int, int]]:
         """Replica and rank of each number."""

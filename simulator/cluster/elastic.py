@@ -18,7 +18,7 @@ from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence
 from simulator.cluster.admission import Admission, ClientRules, Door
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
-from simulator.cluster.cluster import Cluster, Sink, Source
+from simulator.cluster.cluster import Cluster, IntArray, Sink, Source
 from simulator.cluster.faults import Fault, Faults, Process
 from simulator.cluster.fleet import Fleet, Level, State
 from simulator.cluster.outcome import FAILED, Reason, Rows
@@ -82,6 +82,7 @@ class ElasticCluster(Cluster):
         aggregate: bool = True,
         should_stop: Callable[[], bool] | None = None,
         acceptance: Callable[[int], Callable[[int], int]] | None = None,
+        nodes: IntArray | None = None,
     ) -> None:
         self._mode: Mode = "jump" if aggregate else "step"
         super().__init__(
@@ -98,6 +99,7 @@ class ElasticCluster(Cluster):
             aggregate=aggregate,
             should_stop=should_stop,
             acceptance=acceptance,
+            nodes=nodes,
         )
         self.fleet = Fleet(replicas, most, devices)
         self.devices = self.fleet.devices
@@ -348,7 +350,7 @@ class ElasticCluster(Cluster):
         self._serving()
         server.advance(now_s)
         self._throw_out(replica, server)
-        server.renew([self._plan.scheduler(self._mode) for _ in server.ranks], now_s)
+        server.renew([self._joins.scheduler(replica) for _ in server.ranks], now_s)
         self._router.renewed(replica)
         self._wake_s[replica] = INFINITY
         if away_s is not None:

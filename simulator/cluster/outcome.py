@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from engine_models.declaration import Limits
 from engine_models.lengths import Lengths, judged
 from engine_models.parts.sequence import Sequence
+from engine_models.parts.tiers import TierCount, counted
 from simulator.serving.emissions import Emissions
 from simulator.serving.log import StepLog
 from simulator.serving.rank import Rank
@@ -90,12 +91,14 @@ class ClusterResult:
     host_hit_tokens: int = 0
     attempts: AnyIntArray | None = None
     handed: Handovers | None = None
+    tiers: tuple[TierCount, ...] = ()
 
     def since(self, before: ClusterResult) -> ClusterResult:
         """The same requests, with what the replicas counted after `before`."""
         counters = ("hit_tokens", "queried_tokens", "host_hit_tokens", "verifications", "verified_drafts", "accepted_drafts")
         counted: dict[str, Any] = {name: vars(self)[name] - vars(before)[name] for name in counters}
-        return replace(self, **counted)
+        fresh = [TierCount(count.kind, 0, 0.0, 0.0) for count in self.tiers]
+        return replace(self, **counted, tiers=tuple(map(TierCount.less, self.tiers, before.tiers or fresh)))
 
 
 def in_a_row(parts: Series[ClusterResult]) -> ClusterResult:
@@ -296,6 +299,7 @@ def outcome(
         host_hit_tokens=sum(scheduler.host_hit_tokens for scheduler in schedulers),
         handed=rows.handed,
         attempts=rows.attempts,
+        tiers=counted([rank.lost_tiers for rank in ranks] + [scheduler.tier_counts() for scheduler in schedulers]),
     )
 
 

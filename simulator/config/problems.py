@@ -167,10 +167,8 @@ def _missing(path: Path, item: dict[str, Any], root: Located) -> InputError:
 
 
 PLANNED = {
-    "pool": ("kv_tiers", "warm_cache", "colocate"),
-    "deployment": ("kv_tiers", "dynamo", "wva", "warm_cache", "colocate"),
-    "client": ("timeout_s", "retries"),
-    "workload": ("stages",),
+    "pool": ("colocate",),
+    "deployment": ("dynamo", "wva", "colocate"),
 }
 """Keys by section that are right and not simulated yet; those of an inline pool stand under `deployment`."""
 

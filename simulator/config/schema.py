@@ -125,6 +125,21 @@ class Offload(_Model):
     bytes_per_s: BytesPerSecond | None = None
 
 
+class KvTier(_Model):
+    """A place for KV blocks beyond the device: `bytes` of each replica, of a `shared` store those of all together.
+
+    `bytes_per_s` is the rate of a copy: between host memory and one device, of a node's disks, of the whole store (whose way to
+    a replica is its devices' network besides).
+    """
+
+    kind: Literal["host", "nvme", "shared"]
+    bytes: NotNegative
+    bytes_per_s: BytesPerSecond | None = None
+    latency_s: Delay = 0.0
+    write: Literal["through", "back", "selective"] | None = None
+    connector: Text | None = None
+
+
 class StartUp(_Model):
     """Parts of the time until a new server serves [s]; null is predicted, those not predicted are 0.
 
@@ -415,6 +430,7 @@ class Pool(_Model):
     speculative: Speculative | None = None
     lora: Lora | None = None
     offload: Offload | None = None
+    kv_tiers: tuple[KvTier, ...] | None = None
     gpus_per_node: Whole | None = None
     colocate: Text | None = None
     autoscaler: Scaler | None = None
@@ -534,6 +550,7 @@ class Deployment(_Model):
     failures: Failures | None = None
     commitment: Commitment | None = None
     usd_per_gpu_hour: NotNegative | None = None
+    kv_tiers: tuple[KvTier, ...] | None = None
 
     @model_validator(mode="before")
     @classmethod

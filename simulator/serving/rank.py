@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from engine_models.parts.protocols import INFINITY, Scheduler
 from engine_models.parts.sequence import Sequence
+from engine_models.parts.tiers import TierCount, counted
 from simulator.serving.log import StepLog
 
 
@@ -25,6 +26,7 @@ class Rank:
         self.log = StepLog()
         self.inbox: deque[Sequence] = deque()
         self.in_service = 0  # submitted and not finished: what a router counts
+        self.lost_tiers: tuple[TierCount, ...] = ()  # what became of those of earlier schedulers
         self.first_step = 0  # of the log, that is batch 0 of the scheduler
         self._source: Iterator[list[Sequence]] = iter(())
         self._tokenise_token_s = tokenise_token_s
@@ -39,6 +41,7 @@ class Rank:
         scheduler.verifications += before.verifications
         scheduler.verified_drafts += before.verified_drafts
         scheduler.accepted_drafts += before.accepted_drafts
+        self.lost_tiers = counted([self.lost_tiers, before.tier_counts()])
         self.scheduler = scheduler
         self.inbox.clear()
         self.in_service = 0

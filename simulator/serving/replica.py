@@ -303,6 +303,11 @@ class Replica:
     def _launch(self, ranks: Series[Rank], batches: list[Batch]) -> None:
         now, cost = self.clock_s, self.cost
         device_s, prefills_s = cost.step_s(batches)
+        for batch in batches:
+            if batch.streams_s > device_s:
+                device_s = batch.streams_s
+        for batch in batches:
+            device_s += batch.stall_s
         host_s = cost.host_s(batches[0]) if len(batches) == 1 else self._host_s(batches)
         if self._sync:
             begin, idle_s = now, host_s

@@ -10,8 +10,9 @@ import pytest
 from engine_models.engines.known import parse_engine_args
 from engine_models.engines.vllm_flags import FLAGS, offload_settings
 from engine_models.flags import reconcile
-from engine_models.memory.host_tier import HostTier
+from engine_models.memory.kv_tiers import BlockStore, KvTiers, Level, Stored
 from engine_models.parts.sequence import Sequence
+from engine_models.parts.tiers import Link
 from hardware_profiles.errors import InputError
 from simulator.prepare import prepare
 from simulator.run import RunResult, simulate
@@ -19,8 +20,17 @@ from simulator.run import RunResult, simulate
 BLOCK = 16
 
 
-def tier(capacity: int = 100, outputs: bool = False) -> HostTier:
-    return HostTier(capacity, BLOCK, block_bytes=1000, link_bytes_per_s=1e6, stores_outputs=outputs)
+def tier(capacity: int = 100, outputs: bool = False, further: list[Level] | None = None, **ways: bool) -> KvTiers:
+    levels = [Level("host", BlockStore(capacity)), *(further or [])]
+    return KvTiers(
+        levels,
+        BLOCK,
+        unit_bytes=1000,
+        rank_unit_bytes=1000,
+        device_link=Link(1e6),
+        stores_outputs=outputs,
+        **ways,  # type: ignore[arg-type]
+    )
 
 
 def seq_of(keys: list[int], prompt_tokens: int, index: int = 0) -> Sequence:
@@ -66,12 +76,12 @@ def test_loads_follow_one_another_on_the_link_and_are_shared() -> None:
     host = tier()
     host.store(seq_of([1, 2, 3, 4], 64), 64, 0)
     first, second = seq_of([1, 2, 3, 4], 70, 1), seq_of([1, 2, 5], 70, 2)
-    host.load(first, 0, 4, now_s=10.0)
+    host.load(first, 0, 4, 9, now_s=10.0)
     assert first.loaded_s == pytest.approx(10.0 + 4 * 1000 / 1e6)
     assert host.find(second, 0, 9) is None  # these very blocks are under way
     host.end_load(first, 64)
     assert host.find(second, 0, 9) == 2
-    host.load(second, 0, 2, now_s=10.001)
+    host.load(second, 0, 2, 9, now_s=10.001)
     assert second.loaded_s == pytest.approx(first.loaded_s + 2 * 1000 / 1e6)
 
 
@@ -84,6 +94,67 @@ def test_a_preempted_request_finds_its_own_blocks() -> None:
     host.name(seq)
     assert host.blocks == 5
     assert host.find(seq, 0, 9) == 5
+
+
+def test_what_is_further_down_comes_up_first_and_replicas_of_a_machine_queue_at_its_disk() -> None:
+    def with_disk() -> KvTiers:
+        disk = Level("nvme", BlockStore(100), [Link(1e5)], [Link(1e6)])
+        return tier(capacity=4, further=[disk])
+
+    one, two = with_disk(), with_disk()
+    two.join(one, "nvme")
+    for host in (one, two):
+        host.store(seq_of([1, 2, 3, 4], 64), 64, 0, now_s=0.0)
+        host.store(seq_of([5, 6, 7, 8], 64, 1), 64, 0, now_s=0.0)  # the first four are on the disk alone now
+    assert one.find(seq_of([1, 2, 3, 4], 70, 2), 0, 9, now_s=0.001) == 0  # not written yet
+    first, second = seq_of([1, 2, 3, 4], 70, 3), seq_of([1, 2, 3, 4], 70, 4)
+    assert one.find(first, 0, 9, now_s=1.0) is None
+    assert one.wake_s() == pytest.approx(1.0 + 4 * 1000 / 1e5)
+    assert two.find(second, 0, 9, now_s=1.0) is None
+    assert two.wake_s() == pytest.approx(1.0 + 8 * 1000 / 1e5)  # behind the other's
+    one.arrived(1.04)
+    assert one.find(first, 0, 9, now_s=1.04) == 4
+    one.load(first, 0, 4, 9, now_s=1.04)
+    assert [(level.hit_tokens, level.read_units) for level in one.levels] == [(0, 4), (64, 4)]
+
+
+def test_a_chunk_is_stored_and_found_whole_and_from_the_first_on() -> None:
+    host = KvTiers(
+        [Level("host", BlockStore(10))], BLOCK, unit_blocks=2, unit_bytes=2000, rank_unit_bytes=2000,
+        device_link=Link(1e6), stores_outputs=False, staged=False, in_step=True, from_start=True,
+    )  # fmt: skip
+    assert host.store(seq_of([1, 2, 3, 4, 5], 90), 80, 0) == pytest.approx(2 * 2000 / 1e6)  # the step waits for the copy
+    again = seq_of([1, 2, 3, 4, 5], 90, 1)
+    assert host.find(again, 0, 9) == 4
+    assert host.find(again, 1, 9) == 3
+    assert host.load(again, 1, 3, 9, now_s=5.0) == pytest.approx(2 * 2000 / 1e6)  # whole chunks, also what is there
+    assert host.levels[0].hit_tokens == 3 * BLOCK
+    assert host.find(seq_of([9, 2, 3, 4], 90, 2), 2, 9) == 2  # a chunk is named by all before its end
+    assert host.find(seq_of([1, 7, 3, 4], 90, 3), 0, 9) == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bytes_are_conserved(seed: int) -> None:
+    """What was written into a tier is there or was pushed out; never more than it holds."""
+    rng = np.random.default_rng(seed)
+    disk, store = (Level(kind, BlockStore(size), [Link(1e6)], [Link(1e6)]) for kind, size in (("nvme", 40), ("shared", 25)))
+    tiers = tier(capacity=int(rng.integers(8, 30)), outputs=True, further=[disk, store])
+    now_s = 0.0
+    for batch in range(300):
+        now_s += float(rng.exponential(0.02))
+        tiers.arrived(now_s)
+        group, blocks = int(rng.integers(8)), int(rng.integers(1, 9))
+        seq = seq_of([100 * group + i for i in range(blocks)], blocks * BLOCK + 5, batch)
+        found = tiers.find(seq, 0, batch, now_s)
+        if found:
+            tiers.load(seq, 0, found, batch, now_s)
+            tiers.end_load(seq, found * BLOCK)
+        before = [(level.store.units, level.written_units) for level in tiers.levels]
+        tiers.store(seq, seq.length + int(rng.integers(0, 80)), batch, now_s)
+        for level, (units, written) in zip(tiers.levels, before, strict=True):
+            held = sum(entry.blocks if isinstance(entry, Stored) else 1 for entry in level.store._entries)
+            assert held == level.store.units <= level.store.capacity_units
+            assert level.store.units - units <= level.written_units - written
 
 
 # Runs -------------------------------------------------------------------------------------------------------
@@ -194,7 +265,7 @@ def test_speculation_and_offload_go_together() -> None:
     ("deployment", "message"),
     [
         ({"engine_args": {"enable_prefix_caching": False}}, "prefix cache, which is off"),
-        ({"engine_args": {"kv_offloading_backend": "lmcache"}}, "lmcache is not modelled"),
+        ({"engine_args": {"kv_offloading_backend": "lmcache"}}, "a process of its own since vLLM 0.24"),
         ({"engine": "sglang"}, "not for sglang"),
         ({"offload": {"kv_offloading_size": 0.001}}, "less than one block"),
     ],

@@ -1,0 +1,259 @@
+"""vLLM's KV cache beyond the device: which connector keeps it, in which tiers, and by which rule it comes back.
+
+Rules of the connectors: `OffloadingConnector` (host memory, later disks and stores behind it), LMCache's `LMCacheConnectorV1` and
+`MooncakeStoreConnector`; see `engine_models.memory.kv_tiers` for what was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from engine_models.declaration import PoolRequest
+from engine_models.memory.kv_tiers import BlockStore, KvTiers, Level
+from engine_models.parts.tiers import NVME_BYTES_PER_S, KvTier, Link
+from hardware_profiles.errors import InputError
+
+GIB = 1 << 30
+NATIVE, LMCACHE, MOONCAKE = "OffloadingConnector", "LMCacheConnectorV1", "MooncakeStoreConnector"
+LMCACHE_CHUNK_TOKENS = 256
+"""Tokens of a chunk unless `chunk_size` says otherwise (datasheet: LMCache's `config.py`, read 2026-11)."""
+LMCACHE_HOST_GIB = 5.0
+"""Host memory of a rank unless `max_local_cpu_size` says otherwise [GiB] (datasheet: as above)."""
+WHERE_FLAG = "deployment.engine_args.kv_transfer_config"
+
+
+@dataclass(frozen=True)
+class TierPlan:
+    """Tiers of a pool, resolved: what a fresh replica's are built from, and what is said of them."""
+
+    tiers: tuple[KvTier, ...]
+    connector: str
+    block_tokens: int
+    unit_blocks: int
+    block_bytes: int
+    ranks: int
+    host_bytes_per_s: float
+    network_bytes_per_s: float
+    stores_outputs: bool
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of a unit, all ranks together."""
+        return self.block_bytes * self.unit_blocks * self.ranks
+
+    @property
+    def first_blocks(self) -> int:
+        """Blocks of the device's cache that the first tier holds."""
+        return self._units(self.tiers[0]) * self.unit_blocks
+
+    def _units(self, tier: KvTier) -> int:
+        return int(tier.capacity_bytes // self.unit_bytes)
+
+    def build(self) -> KvTiers:
+        """The tiers of a replica."""
+        return KvTiers(
+            [self._level(tier) for tier in self.tiers],
+            self.block_tokens,
+            unit_blocks=self.unit_blocks,
+            unit_bytes=self.unit_bytes,
+            rank_unit_bytes=self.block_bytes * self.unit_blocks,
+            device_link=Link(self.host_bytes_per_s),
+            stores_outputs=self.stores_outputs,
+            staged=self.connector == NATIVE,
+            in_step=self.connector == LMCACHE,
+            from_start=self.connector != NATIVE,
+        )
+
+    def _level(self, tier: KvTier) -> Level:
+        store, rate, latency_s = BlockStore(self._units(tier)), tier.bytes_per_s, tier.latency_s
+        if tier.kind == "host":
+            return Level("host", store)
+        if tier.kind == "nvme":
+            return Level("nvme", store, [Link(rate, latency_s)], [Link(rate, latency_s)])
+        own = [Link(self.network_bytes_per_s or inf) for _ in range(2)]
+        return Level("shared", store, [Link(rate, latency_s), own[0]], [own[1], Link(rate, latency_s)])
+
+    @property
+    def notes(self) -> list[str]:
+        """What is said of them."""
+        if self.connector == NATIVE and len(self.tiers) == 1:
+            return [
+                f"KV offload: {self.first_blocks:,} blocks in host memory, copied at {self.host_bytes_per_s / 1e9:g} GB/s "
+                "a device beside the computation (assumed: the link's full rate, none of it taken by others)"
+            ]
+        way = {
+            NATIVE: "loaded in the background, from further down by way of host memory",
+            LMCACHE: f"chunks of {self.unit_blocks * self.block_tokens} tokens, which the step waits for as they are copied",
+            MOONCAKE: "loaded in the background",
+        }[self.connector]
+        held = " + ".join(f"{tier_words(tier)} ({self._units(tier) * self.unit_blocks:,} blocks)" for tier in self.tiers)
+        return [
+            f"KV tiers by {self.connector}: {held}; {way}; copies to the device at {self.host_bytes_per_s / 1e9:g} GB/s "
+            "(assumed: the link's full rate, none of it taken by others)",
+        ]
+
+
+def tier_words(tier: KvTier) -> str:
+    """A tier, its size and its rate."""
+    rate = "" if tier.kind == "host" or tier.bytes_per_s == inf else f" at {tier.bytes_per_s / 1e9:g} GB/s"
+    return f"{tier.capacity_bytes / GIB:,.4g} GiB {tier.kind}{rate}"
+
+
+def tier_plan(
+    request: PoolRequest,
+    block_bytes: int,
+    block_tokens: int,
+    *,
+    windows: tuple[int | None, ...],
+    stores_outputs: bool,
+    has_tiers: bool,
+) -> TierPlan | None:
+    """The tiers that a pool asks for, None for none; InputError for what is not modelled or cannot be.
+
+    `has_tiers` says whether the version's own connector knows disks and stores.
+    """
+    flags = request.flags
+    connector = _connector(request, has_tiers)
+    tiers = _lmcache_tiers(request) if connector == LMCACHE else request.tiers
+    if not tiers or connector is None:
+        return None
+    kinds = [tier.kind for tier in tiers]
+    _check(request, windows, tiers, connector)
+    if connector == NATIVE and kinds[0] != "host":
+        raise InputError(
+            f"{NATIVE} brings everything by way of host memory, and kv_tiers begins with {kinds[0]}",
+            where="deployment.kv_tiers",
+            mend=f"put a tier of kind: host before it, or name connector: {LMCACHE}",
+        )
+    if connector == NATIVE and len(tiers) > 1 and not has_tiers:
+        raise InputError(
+            f"{NATIVE} of this version of vLLM has host memory alone",
+            where="deployment.kv_tiers",
+            mend=f"use vllm@0.24.0 or later, or connector: {LMCACHE}",
+        )
+    if connector == MOONCAKE and kinds != ["shared"]:
+        raise InputError(
+            f"{MOONCAKE} keeps KV blocks in one shared store, and kv_tiers names {', '.join(kinds)}",
+            where="deployment.kv_tiers",
+            mend="leave the others out",
+        )
+    chunk = int(flags.get("lmcache_chunk_size") or LMCACHE_CHUNK_TOKENS) if connector == LMCACHE else block_tokens
+    if chunk % block_tokens:
+        raise InputError(
+            f"chunks of {chunk} tokens are no whole number of blocks of {block_tokens}",
+            where="deployment.engine_args.lmcache_chunk_size",
+            mend=f"give a multiple of {block_tokens}",
+        )
+    ranks = request.tensor_parallel * request.pipeline_parallel
+    plan = TierPlan(
+        tiers,
+        connector,
+        block_tokens,
+        chunk // block_tokens,
+        block_bytes,
+        ranks,
+        next((tier.bytes_per_s for tier in tiers if tier.kind == "host"), request.host_link_bytes_per_s or inf),
+        request.network_bytes_per_s * ranks,
+        stores_outputs and connector == NATIVE,
+    )
+    for tier in tiers:
+        if tier.capacity_bytes < plan.unit_bytes:
+            raise InputError(
+                f"{int(tier.capacity_bytes):,} bytes of {tier.kind} memory hold less than one block of {plan.unit_bytes:,}",
+                where="deployment.offload.kv_offloading_size" if kinds == ["host"] else "deployment.kv_tiers",
+                mend="give more, or leave the tier out (0)",
+            )
+    return plan
+
+
+def _connector(request: PoolRequest, has_tiers: bool) -> str | None:
+    """The connector that keeps KV blocks beyond the device; None where the flags name one of another kind."""
+    flags = request.flags
+    named = str((flags.get("kv_transfer_config") or {}).get("kv_connector") or "")
+    asked = {tier.connector for tier in request.tiers if tier.connector}
+    if len(asked | ({named} if named else set())) > 1:
+        raise InputError(
+            f"kv_tiers and flags name the connectors {', '.join(sorted(asked | {named} - {''}))}",
+            where="deployment.kv_tiers",
+            mend="name one connector for all tiers",
+        )
+    backend = LMCACHE if flags.get("kv_offloading_backend", "native") == "lmcache" else NATIVE
+    if backend == LMCACHE and has_tiers and not named:
+        raise InputError(
+            "kv_offloading_backend: lmcache is a process of its own since vLLM 0.24, to which the flag does not pass the size on",
+            where="deployment.engine_args.kv_offloading_backend",
+            mend=f"write kv_transfer_config: {{kv_connector: {LMCACHE}, kv_role: kv_both}}, or leave the flag out",
+        )
+    connector = named or next(iter(asked), backend)
+    if connector in (NATIVE, LMCACHE, MOONCAKE):
+        return connector
+    if request.tiers:
+        raise InputError(
+            f"KV tiers by {connector} are not modelled, only by {NATIVE}, {LMCACHE} and {MOONCAKE}",
+            where=WHERE_FLAG if named else "deployment.kv_tiers",
+            mend="name one of these, or remove the tiers",
+        )
+    return None
+
+
+def _check(request: PoolRequest, windows: tuple[int | None, ...], tiers: tuple[KvTier, ...], connector: str) -> None:
+    """Refuse tiers where they are not modelled or cannot be."""
+    if not request.flags.get("enable_prefix_caching", True):
+        raise InputError(
+            "KV offload finds blocks by the hashes of the prefix cache, which is off",
+            where="deployment.engine_args.enable_prefix_caching",
+            mend="leave prefix caching on, or offload out",
+        )
+    key = "offload" if [tier.kind for tier in tiers] == ["host"] else "kv_tiers"
+    if windows != (None,):
+        raise InputError(
+            "KV offload for models with sliding windows is not modelled yet",
+            where=f"deployment.{key}",
+            mend=f"remove `deployment.{key}`",
+        )
+    if connector == LMCACHE and request.pipeline_parallel > 1:
+        raise InputError(
+            "LMCache beside pipeline parallelism is not modelled yet",
+            where="deployment.pipeline_parallel",
+            mend="use tensor_parallel within a rank instead",
+        )
+    for tier in tiers:
+        if tier.write not in (None, "through"):
+            raise InputError(
+                f"{connector} writes every block through to all tiers, not `write: {tier.write}`",
+                where="deployment.kv_tiers",
+                mend="leave `write` out",
+            )
+
+
+def _lmcache_tiers(request: PoolRequest) -> tuple[KvTier, ...]:
+    """LMCache's tiers by its own settings, where the pool does not say them."""
+    flags, asked = request.flags, request.tiers
+    kinds = {tier.kind: tier for tier in asked}
+    ranks = request.tensor_parallel * request.pipeline_parallel
+    settings = lmcache_settings(flags)
+    if "host" not in kinds and settings.get("local_cpu", True) and not asked:
+        size = float(settings.get("max_local_cpu_size", LMCACHE_HOST_GIB)) * GIB * ranks
+        kinds["host"] = KvTier("host", size, request.host_link_bytes_per_s or inf)
+    if "nvme" not in kinds and settings.get("local_disk"):
+        size = float(settings.get("max_local_disk_size", 0.0)) * GIB * ranks
+        if size:
+            kinds["nvme"] = KvTier("nvme", size, NVME_BYTES_PER_S)
+    if "shared" not in kinds and settings.get("remote_url"):
+        raise InputError(
+            f"LMCache's remote store {settings['remote_url']} is of unknown size",
+            where="deployment.kv_tiers",
+            mend="say it: kv_tiers: [{kind: shared, bytes: 1.0e+12, bytes_per_s: 25.0e+9}]",
+        )
+    return tuple(kinds[kind] for kind in ("host", "nvme", "shared") if kind in kinds)
+
+
+def lmcache_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """LMCache's settings: flags of its variables of the environment, and ``lmcache.*`` of the connector's config."""
+    extra = (flags.get("kv_transfer_config") or {}).get("kv_connector_extra_config") or {}
+    inside = {key.removeprefix("lmcache."): value for key, value in extra.items() if str(key).startswith("lmcache.")}
+    stated = {key.removeprefix("lmcache_"): value for key, value in flags.items() if key.startswith("lmcache_")}
+    return {**inside, **stated}

@@ -1,0 +1,353 @@
+"""Tiers of KV blocks behind the prefix cache of the device: host memory, a disk, a store that replicas share.
+
+Every full unit of a prompt (one block, or a chunk of several) is copied down after the step that computed it, of generated tokens
+too if the engine does so, into the first tier and from there to all others; in each it stays until newer ones push it out,
+least recently used first. A waiting request whose prefix goes on where the device's cache ends loads it. There are three ways:
+
+- *in the background*: it is given device blocks at once and loads them, one load after another; it can be scheduled when its load
+  has ended. Meanwhile others run: copies take no compute.
+- *staged*: the same, from the first tier alone; what is found further down comes up to that first, and the request waits
+  without blocks until it is there.
+- *in the step*: the request is scheduled at once, and its step lasts as much longer as the loads and the stores of it take.
+
+Units that no other request can find are counted, not named; a preempted request's are named then, for it may come back to
+find them.
+
+Source: `vllm/v1/kv_offload/` (the LRU manager, the tiering manager: read 2026-11) and
+`distributed/kv_transfer/kv_connector/v1/offloading_connector.py` in public copies of 0.11 to 0.33; LMCache's
+`integration/vllm/vllm_v1_adapter.py` (read 2026-11). A store into host memory is visible one step after the step that computed
+it: the copy of a block takes less than a step. A store further down is visible when its copy has ended.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence as Series
+from heapq import heappop, heappush
+
+from engine_models.parts.protocols import INFINITY
+from engine_models.parts.sequence import Sequence
+from engine_models.parts.tiers import Link, TierCount, TierKind
+
+
+Moment = float
+"""A time [s], or the number of a batch."""
+
+
+class Stored:
+    """Units of one request that only it could find: one place in the order of use, however many they are."""
+
+    __slots__ = ("blocks",)
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+
+
+class BlockStore:
+    """Units in order of their last use, each with the moment from which it can be found: a batch or a time."""
+
+    def __init__(self, capacity_units: int) -> None:
+        self.capacity_units = capacity_units
+        self.units = 0
+        self._entries: OrderedDict[int | Stored, Moment] = OrderedDict()
+
+    def has(self, key: int, moment: Moment) -> bool:
+        """Whether a unit is there at a moment."""
+        ready = self._entries.get(key)
+        return ready is not None and ready <= moment
+
+    def touch(self, keys: Series[int]) -> None:
+        """Those of these units that are there are used, the first of them last."""
+        entries = self._entries
+        for key in reversed(keys):
+            if key in entries:
+                entries.move_to_end(key)
+
+    def put(self, keys: Series[int], ready: Moment) -> int:
+        """Take named units in, as found from a moment on; return how many were not there."""
+        entries, before = self._entries, self.units
+        for key in keys:
+            if key in entries:
+                entries.move_to_end(key)
+            else:
+                entries[key] = ready
+                self.units += 1
+        return self.units - before
+
+    def put_private(self, run: Stored | None, units: int, ready: Moment) -> Stored:
+        """Take units without names in, beside those of `run` if these are there still; return where they stand."""
+        if run is None or run not in self._entries:
+            run = Stored(0)
+            self._entries[run] = ready
+        run.blocks += units
+        self.units += units
+        self._entries.move_to_end(run)
+        return run
+
+    def name(self, run: Stored | None, keys: Series[int]) -> None:
+        """Name the units of `run`, of which the last have these keys."""
+        if run is None or run not in self._entries:
+            return
+        ready = self._entries.pop(run)
+        self.units -= run.blocks
+        for key in keys[max(0, len(keys) - run.blocks) :]:
+            if key not in self._entries:
+                self._entries[key] = ready
+                self.units += 1
+
+    def evict(self) -> None:
+        """Push out what is too much."""
+        excess = self.units - self.capacity_units
+        entries = self._entries
+        while excess > 0:
+            entry = next(iter(entries))
+            if isinstance(entry, Stored):
+                taken = min(excess, entry.blocks)
+                entry.blocks -= taken
+                if not entry.blocks:
+                    del entries[entry]
+            else:
+                taken = 1
+                del entries[entry]
+            excess -= taken
+            self.units -= taken
+
+
+class Level:
+    """One tier: what it holds, and the ways that a copy from it to host memory takes, and one into it."""
+
+    def __init__(
+        self, kind: TierKind, store: BlockStore, reads: Series[Link] = (), writes: Series[Link] = ()
+    ) -> None:
+        self.kind = kind
+        self.store = store
+        self.reads, self.writes = list(reads), list(writes)
+        self.hit_tokens = 0
+        self.read_units = self.written_units = 0
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether its units are found from a batch on, not from a time."""
+        return self.kind == "host"
+
+
+def through(links: Series[Link], units: int, unit_bytes: float, now_s: float) -> float:
+    """Send units over ways one after the other; when they have arrived [s]."""
+    for link in links:
+        now_s = link.send(units * unit_bytes / link.bytes_per_s, now_s)
+    return now_s
+
+
+class KvTiers:
+    """The tiers of one replica, the nearest first.
+
+    Parameters
+    ----------
+    levels : the tiers.
+    block_tokens : tokens of a device's block. unit_blocks : blocks of a unit.
+    unit_bytes : of a unit, all ranks together.
+    device_link : from host memory to one rank; ranks load their parts side by side. rank_unit_bytes : a unit on one rank.
+    stores_outputs : whether units of generated tokens are stored too.
+    staged : whether what is further down than the first tier comes up to it first.
+    in_step : whether loads and stores prolong the step of the request.
+    from_start : whether only what is found from the first unit on counts, not what follows the device's hit.
+    """
+
+    def __init__(
+        self,
+        levels: Series[Level],
+        block_tokens: int,
+        *,
+        unit_blocks: int = 1,
+        unit_bytes: float,
+        rank_unit_bytes: float,
+        device_link: Link,
+        stores_outputs: bool,
+        staged: bool = True,
+        in_step: bool = False,
+        from_start: bool = False,
+    ) -> None:
+        self.levels = list(levels)
+        self.block_tokens = block_tokens
+        self.unit_blocks = unit_blocks
+        self.unit_bytes = unit_bytes
+        self.stores_outputs = stores_outputs
+        self.staged, self.in_step, self.from_start = staged, in_step, from_start
+        self._link = device_link
+        self._device_unit_s = rank_unit_bytes / device_link.bytes_per_s
+        self._loading_keys: dict[int, int] = {}
+        self._rising: dict[int, tuple[float, Level]] = {}  # came up to the first tier, or will: when they are there
+        self._coming_s: list[float] = []  # when those are there that are on their way
+
+    @property
+    def blocks(self) -> int:
+        """Units in the first tier."""
+        return self.levels[0].store.units
+
+    def _names(self, seq: Sequence) -> list[int]:
+        """Names of the sequence's units: that of the last block of each, which stands for all before it."""
+        keys, size = seq.keys or [], self.unit_blocks
+        return keys if size == 1 else keys[size - 1 :: size]
+
+    # -- storing --------------------------------------------------------------------------------------------
+
+    def store(self, seq: Sequence, known_tokens: int, batch: int, now_s: float = 0.0) -> float:
+        """Copy the full units of `known_tokens` tokens that were not copied yet down; batch `batch` computes them.
+
+        Return how long the step has to wait for it [s].
+        """
+        tokens = known_tokens if self.stores_outputs else min(known_tokens, seq.prompt_tokens)
+        full = tokens // (self.block_tokens * self.unit_blocks)
+        if full <= seq.host_blocks:
+            return 0.0
+        keys = self._names(seq)
+        named, private = keys[seq.host_blocks : full], full - max(seq.host_blocks, len(keys))
+        copied = 0
+        runs: list[Stored | None] = seq.host_run if seq.host_run is not None else [None] * len(self.levels)
+        for number, level in enumerate(self.levels):
+            store = level.store
+            lacking = sum(not store.has(key, INFINITY) for key in named) + max(private, 0)
+            copied = max(copied, lacking)
+            level.written_units += lacking
+            ready = through(level.writes, lacking, self.unit_bytes, now_s) if lacking else now_s
+            store.put(named, batch + 1 if level.by_batch else ready)
+            if private > 0:
+                runs[number] = store.put_private(runs[number], private, batch + 1 if level.by_batch else ready)
+            store.evict()
+        seq.host_run = runs
+        seq.host_blocks = full
+        return copied * self._device_unit_s if self.in_step else 0.0
+
+    def name(self, seq: Sequence) -> None:
+        """Name the units of a preempted request, whose keys its device cache has just made: it may look itself up."""
+        runs = seq.host_run
+        seq.host_run = None
+        if runs is None or not seq.keys:
+            return
+        keys = self._names(seq)[: seq.host_blocks]
+        for level, run in zip(self.levels, runs, strict=True):
+            level.store.name(run, keys)
+
+    # -- loading --------------------------------------------------------------------------------------------
+
+    def find(self, seq: Sequence, held_blocks: int, batch: int, now_s: float = 0.0) -> int | None:
+        """Blocks found here that follow the `held_blocks` found on the device; None if they, or others' loads of them, are on
+        their way.
+        """
+        keys = self._names(seq)
+        if not keys:
+            return 0
+        size = self.unit_blocks
+        begin = held_blocks // size
+        end = seq.length // (self.block_tokens * size)
+        at = 0 if self.from_start else begin
+        rises: list[tuple[int, Level]] = []
+        first = self.levels[0]
+        room = first.store.capacity_units - len(self._coming_s)
+        while at < min(end, len(keys)):
+            key = keys[at]
+            level = self._level_of(key, batch, now_s)
+            if level is None:
+                break
+            if key in self._loading_keys and at >= begin and not self.in_step:
+                return None
+            if self.staged and level is not first:
+                if at - begin >= room:
+                    break  # the first tier has no place for more of it
+                rises.append((key, level))
+            at += 1
+        for each in self.levels:
+            each.store.touch(keys[:at])
+        if rises:
+            self._raise(rises, batch, now_s)
+        if any(key in self._rising and self._rising[key][0] > now_s for key in keys[begin:at]):
+            return None
+        return max(0, at * size - held_blocks)
+
+    def _level_of(self, key: int, batch: int, now_s: float) -> Level | None:
+        for level in self.levels:
+            if level.store.has(key, batch if level.by_batch else now_s):
+                return level
+        return None
+
+    def _raise(self, rises: list[tuple[int, Level]], batch: int, now_s: float) -> None:
+        """Bring units up to the first tier."""
+        first = self.levels[0]
+        for level in self.levels[1:]:
+            keys = [key for key, where in rises if where is level]
+            if not keys:
+                continue
+            there_s = through(level.reads, len(keys), self.unit_bytes, now_s)
+            level.read_units += len(keys)
+            first.store.put(keys, batch)
+            for key in keys:
+                self._rising[key] = there_s, level
+                heappush(self._coming_s, there_s)
+        first.store.evict()
+
+    def arrived(self, now_s: float) -> None:
+        """Forget what is on its way and is there by now."""
+        while self._coming_s and self._coming_s[0] <= now_s:
+            heappop(self._coming_s)
+
+    def wake_s(self) -> float:
+        """When the next unit is there that is on its way up; infinite if none is."""
+        return self._coming_s[0] if self._coming_s else INFINITY
+
+    def load(self, seq: Sequence, held_blocks: int, blocks: int, batch: int, now_s: float) -> float:
+        """Start loading `blocks` blocks behind the `held_blocks` of the device; `seq.loaded_s` says when they are there [s].
+
+        Return how long the step has to wait for it [s].
+        """
+        size = self.unit_blocks
+        begin, end = held_blocks // size, (held_blocks + blocks) // size
+        keys = self._names(seq)[begin:end]
+        there_s = now_s
+        unit_tokens, known = size * self.block_tokens, held_blocks * self.block_tokens
+        found: dict[Level, int] = {}
+        for number, key in enumerate(keys, begin + 1):
+            _, level = self._rising.pop(key, (0.0, self._level_of(key, batch, now_s)))
+            assert level is not None
+            found[level] = found.get(level, 0) + 1
+            before, known = known, min(number * unit_tokens, seq.length - 1)  # the last token is computed again
+            if seq.first_scheduled_s < 0:
+                level.hit_tokens += known - before
+        if self.staged:
+            self.levels[0].read_units += len(keys)
+        else:
+            for level, units in found.items():
+                level.read_units += units
+                there_s = max(there_s, through(level.reads, units, self.unit_bytes, now_s))
+        seq.loaded_s = self._link.send(len(keys) * self._device_unit_s, there_s)
+        if self.in_step:
+            return seq.loaded_s - now_s
+        for key in keys:
+            self._loading_keys[key] = seq.index
+        return 0.0
+
+    def end_load(self, seq: Sequence, tokens: int) -> None:
+        """The load has ended: its units may be loaded by others again."""
+        for key in self._names(seq)[: tokens // (self.block_tokens * self.unit_blocks)]:
+            if self._loading_keys.get(key) == seq.index:
+                del self._loading_keys[key]
+
+    def counts(self) -> list[TierCount]:
+        """What became of each tier."""
+        size = self.unit_bytes
+        return [
+            TierCount(level.kind, level.hit_tokens, level.read_units * size, level.written_units * size)
+            for level in self.levels
+        ]
+
+    # -- sharing --------------------------------------------------------------------------------------------
+
+    def join(self, other: KvTiers, kind: TierKind) -> None:
+        """Share a tier with another replica: a store with its rate, of a disk the rate alone."""
+        for mine, theirs in zip(self.levels, other.levels, strict=True):
+            if mine.kind != kind:
+                continue
+            if kind == "shared":
+                mine.store = theirs.store
+                mine.reads[0], mine.writes[-1] = theirs.reads[0], theirs.writes[-1]
+            else:
+                mine.reads, mine.writes = theirs.reads, theirs.writes

@@ -1,0 +1,40 @@
+"""Which replicas share the tiers of their KV caches: a store with all others, disks with those in the same machine."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine_models.declaration import EnginePlan, Mode
+from engine_models.parts.protocols import Scheduler
+
+
+class Joins:
+    """Makes the schedulers of a pool's replicas, and lets them share what they share.
+
+    Parameters
+    ----------
+    plan : the pool's. mode : how its schedulers run.
+    nodes : the machine of each replica, None for one each.
+    """
+
+    def __init__(self, plan: EnginePlan, mode: Mode, replicas: int, nodes: NDArray[np.int64] | None) -> None:
+        self._plan, self._mode = plan, mode
+        self._nodes = np.arange(replicas) if nodes is None else nodes
+        self._keepers: dict[object, Scheduler] = {}  # by what is shared: who keeps it
+        several = len(np.unique(self._nodes)) < len(self._nodes)
+        self.shares = replicas > 1 and ("shared" in plan.tiers or ("nvme" in plan.tiers and several))
+
+    def scheduler(self, replica: int) -> Scheduler:
+        """A fresh scheduler of a replica."""
+        made = self._plan.scheduler(self._mode)
+        if not self.shares:
+            return made
+        for kind, place in (("shared", None), ("nvme", int(self._nodes[replica]))):
+            if kind not in self._plan.tiers:
+                continue
+            keeper = self._keepers.get((kind, place))
+            if keeper is None:  # of a scheduler that serves nobody
+                keeper = self._keepers[kind, place] = self._plan.scheduler(self._mode)
+            made.join(keeper, "shared" if kind == "shared" else "nvme")
+        return made

@@ -1,0 +1,90 @@
+"""Places for KV blocks beyond the devices, resolved: sizes, rates and the replicas that share them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from typing import TYPE_CHECKING
+
+from engine_models.parts.tiers import NVME_BYTES_PER_S, KvTier, TierKind
+from hardware_profiles.device import Device
+from hardware_profiles.errors import InputError
+from hardware_profiles.quantity import Quantity
+
+if TYPE_CHECKING:
+    from simulator.config.schema import Deployment, Pool
+    from simulator.config.schema import KvTier as Asked
+    from simulator.prepared import Prepared
+
+GIB = 1 << 30
+ORDER: tuple[TierKind, ...] = ("host", "nvme", "shared")
+"""Tiers, the nearest first."""
+
+
+def tiers_of(deployment: Deployment, pool: Pool, device: Device) -> tuple[KvTier, ...]:
+    """The tiers of a pool, the nearest first, without those of no bytes; InputError where they cannot stand so."""
+    asked = [*(pool.kv_tiers or ()), *(deployment.kv_tiers or ())]
+    if pool.offload is not None:
+        if asked:
+            raise InputError(
+                "`offload` is short for one tier of kv_tiers, and both are given",
+                where="deployment.offload",
+                mend="put it among kv_tiers: {kind: host, bytes: ...}",
+            )
+        rate = pool.offload.bytes_per_s or rate_of(device.pcie_bytes_per_s_per_direction)
+        if not rate:
+            raise _unknown(device, "deployment.offload.bytes_per_s", "offload: {kv_offloading_size: 64, bytes_per_s: 25.0e+9}")
+        return (KvTier("host", int(pool.offload.kv_offloading_size * GIB), rate),)
+    kinds = [tier.kind for tier in asked]
+    if kinds != [kind for kind in ORDER if kind in kinds]:
+        raise InputError(
+            f"kv_tiers are {', '.join(kinds)}: they stand from the nearest to the farthest, each kind once",
+            where="deployment.kv_tiers",
+            mend=f"bring them into the order {', '.join(ORDER)}",
+        )
+    for tier in deployment.kv_tiers or ():
+        if tier.kind != "shared":
+            raise InputError(
+                f"a tier of kind: {tier.kind} is a replica's own and stands in its pool, not around the pools",
+                where="deployment.kv_tiers",
+                mend="move it into the pool",
+            )
+    return tuple(_resolved(tier, device) for tier in asked if tier.bytes)
+
+
+def check_store(pools: Sequence[Prepared]) -> None:
+    """Refuse one store for several pools."""
+    for each in pools:
+        if "shared" in each.plan.tiers:
+            raise InputError(
+                "a shared store of KV blocks beside several pools is not modelled yet",
+                where="deployment.kv_tiers",
+                mend="give each pool host memory and disks of its own, or simulate one pool",
+            )
+
+
+def _resolved(tier: Asked, device: Device) -> KvTier:
+    rate = tier.bytes_per_s
+    if rate is None and tier.kind == "host":
+        rate = rate_of(device.pcie_bytes_per_s_per_direction)
+    elif rate is None and tier.kind == "nvme":
+        rate = NVME_BYTES_PER_S
+    elif rate is None:  # the network of the replicas alone
+        rate = inf if rate_of(device.inter_node_bytes_per_s_per_direction) else 0.0
+    if not rate:
+        example = f"kv_tiers: [{{kind: {tier.kind}, bytes: 1.0e+11, bytes_per_s: 25.0e+9}}]"
+        raise _unknown(device, "deployment.kv_tiers", example)
+    return KvTier(tier.kind, tier.bytes, rate, tier.latency_s, tier.write, tier.connector)
+
+
+def rate_of(quantity: Quantity | None) -> float:
+    """A rate of a device's profile [byte/s], 0 where it is not known."""
+    return quantity.value if quantity is not None else 0.0
+
+
+def _unknown(device: Device, where: str, example: str) -> InputError:
+    return InputError(
+        f"the rate of a copy between {device.title} and that place is unknown",
+        where=where,
+        mend=f"give it, such as {example}",
+    )
