@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.files import read_text
 from hardware_profiles.quantity import Quantity, read_quantity
 
 try:
@@ -62,6 +63,7 @@ class Device:
     node_size : devices joined by `link`; None of `link` where a machine has one.
     sustained_bandwidth_bytes_per_s : what a benchmark of memory measured of `memory_bandwidth_bytes_per_s`.
     kernel_profile : folder under ``kernels/`` with fitted kernel times, if there is one.
+    kernel_error : mean relative error of the datasheet's physics under rates that were fitted to kernels of the device.
 
     A CPU device is a whole machine of one or two sockets.
     """
@@ -87,6 +89,7 @@ class Device:
     inter_node_bytes_per_s_per_direction: Quantity | None = None
     sustained_bandwidth_bytes_per_s: Quantity | None = None
     kernel_profile: str | None = None
+    kernel_error: Quantity | None = None
 
 
 #: Names of devices with stacked memory begin with these; all others have GDDR or LPDDR. kind: datasheet.
@@ -173,6 +176,27 @@ def _files() -> Mapping[str, tuple[Path, str | None]]:
     return dict(sorted(found.items()))
 
 
+_OWN: dict[str, Path] = {}
+"""Devices of files that were named by their path in this process: the file of each name."""
+
+
+def _own_file(name: str) -> str | None:
+    """The name of the device in a file, if `name` is the path of one; it can then be loaded by that name too.
+
+    Raises InputError for a file that is not there, or has the name of a shipped device.
+    """
+    path = Path(name)
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return None
+    if not path.is_file():
+        raise InputError(f"there is no device file '{name}'", where="hardware", mend="check the path")
+    own = path.stem.lower()
+    if own in _files():
+        raise InputError(f"'{own}' is the name of a shipped device", where=str(path), mend="give the file another name")
+    _OWN[own] = path.resolve()
+    return own
+
+
 def device_names() -> list[str]:
     """Return the names of all devices, sorted; reads no file."""
     return list(_files())
@@ -192,13 +216,15 @@ def resolve_device(name: str) -> str:
     """Return the canonical name of the device that `name` means.
 
     Case, separators, makers' names and driver spellings are forgiven (``H100``, ``NVIDIA H100 80GB HBM3``,
-    ``A100_SXM4_80GB``). A name that fits nothing, or several devices that no alias decides, raises InputError
-    naming the nearest.
+    ``A100_SXM4_80GB``). The path of a device file (``my-card.yaml``) means that file's device. A name that fits nothing, or
+    several devices that no alias decides, raises InputError naming the nearest.
     """
     plain = str(name).strip().lower()
     known = _files()
-    if plain in known:
+    if plain in known or plain in _OWN:
         return plain
+    if (own := _own_file(str(name))) is not None:
+        return own
     words = _words(plain)
     short = "-".join(words)
     for candidate in (short, ALIASES.get(plain, ""), ALIASES.get(short, "")):
@@ -228,7 +254,14 @@ def resolve_device(name: str) -> str:
 
 @lru_cache(maxsize=128)
 def _read(path: Path) -> dict[str, Any]:
-    data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    return _parsed(path)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.load(read_text(path), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"this is no YAML: {str(error).splitlines()[0]}", where=str(path), mend="correct it") from None
     if not isinstance(data, dict):
         raise InputError("a device file is a mapping", where=str(path))
     return data
@@ -246,6 +279,7 @@ _QUANTITIES = (
     "pcie_bytes_per_s_per_direction",
     "inter_node_bytes_per_s_per_direction",
     "sustained_bandwidth_bytes_per_s",
+    "kernel_error",
 )
 _TEXTS = ("title", "vendor", "kind", "architecture", "formats")
 _KEYS = {*_QUANTITIES, *_TEXTS, "weight_only_formats", "kernel_profile", "peak_flops_per_s", "link"}
@@ -256,7 +290,7 @@ def read_device(path: Path, name: str, option: str | None = None) -> Device:
 
     Raises InputError naming the file and the key when something is missing, unknown or malformed.
     """
-    raw = _read(path)
+    raw = _read(path) if path.parent == DEVICES_DIR else _parsed(path)
     where = path.name
     sources = raw.get("sources", {})
     merged = {k: v for k, v in raw.items() if k not in ("sources", "options")}
@@ -278,7 +312,10 @@ def read_device(path: Path, name: str, option: str | None = None) -> Device:
         raise InputError(f"unknown kind '{merged['kind']}'", where=f"{where}: kind")
 
     def quantity(value: Any, key: str) -> Quantity:
-        return read_quantity(value, sources, f"{where}: {key}")
+        found = read_quantity(value, sources, f"{where}: {key}")
+        if found.value <= 0:
+            raise InputError(f"{key} is {found.value:g}", where=where, mend="give a number above zero")
+        return found
 
     link = None
     if (raw_link := merged.get("link")) is not None:
@@ -311,7 +348,16 @@ def _load(name: str) -> Device:
 
 def load_device(name: str) -> Device:
     """Return the device that `name` means (see :func:`resolve_device`); reads one file."""
-    return _load(resolve_device(name))
+    resolved = resolve_device(name)
+    if resolved in _OWN:
+        return _load_own(_OWN[resolved], resolved, _OWN[resolved].stat().st_mtime_ns)
+    return _load(resolved)
+
+
+@lru_cache(maxsize=16)
+def _load_own(path: Path, name: str, written_ns: int) -> Device:
+    """A device of a file as it was written at a time."""
+    return read_device(path, name)
 
 
 def device_word(name: str) -> str:

@@ -20,7 +20,8 @@ def operations_of(device: Device, framework: str) -> Ops:
 
     Order: the law of its class, for kernels that an engine brings itself, said in ``provenance["law"]``; the tables measured on
     it under the framework; under another one, said in ``provenance["borrowed_from"]``; the nearest fitted device's kernels over
-    its rates, said in ``provenance["borrowed_from_device"]``; the datasheet. Frameworks without tables have the first or last.
+    its rates, said in ``provenance["borrowed_from_device"]``; the datasheet. Rates fitted to the device's own kernels
+    (`kernel_error`) need no other's. Frameworks without tables have the first or last.
     """
     law = law_of(device, framework)
     if law is not None:
@@ -29,6 +30,8 @@ def operations_of(device: Device, framework: str) -> Ops:
         return Roofline.of_device(device, framework)
     if device.vendor == "amd" and device.name.startswith(STACKED_MEMORY):
         return Instinct.of(device, framework)
+    if device.kernel_error is not None:
+        return Roofline.of_device(device, framework)
     profile = device.kernel_profile or device.name
     if any(path.stem != "collectives" for path in (KERNELS_DIR / profile).glob("*.json")):
         return load_kernel_model(profile, framework)

@@ -468,7 +468,7 @@ def _version_as(name: str, asked: str | None, taken: str) -> list[str]:
 
 def _read_as(written: str, device: str) -> list[str]:
     """Say which device a short name was taken for, unless the name holds all of it."""
-    words = set(re.split(r"[^a-z0-9.]+", written.lower()))
+    words = set(re.split(r"[^a-z0-9.]+", Path(written).stem.lower() if written.endswith((".yaml", ".yml")) else written.lower()))
     if set(device.split("-")) <= words:
         return []
     others = [

@@ -209,3 +209,16 @@ def endpoint(
         url, scenario, set_ or [], model, api, key_variable, output, measurements, most_s, max_requests, max_rows, repeats,
         timeout_s, as_json,
     )  # fmt: skip
+
+
+@calibrate_app.command("device")
+def device(
+    like: Annotated[str, typer.Option(help="Device whose profile has what is not timed: formats, power, links.")],
+    output: Annotated[Path, typer.Option(help="Device file to write.")] = Path("my-device.yaml"),
+    most_s: Annotated[float, typer.Option("--max-seconds", min=5, help="Time for measuring.")] = 120,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Time kernels of this machine by PyTorch; write a device file that scenarios can name as hardware."""
+    from simulator.cli.device import device_command
+
+    device_command(like, output, most_s, as_json)

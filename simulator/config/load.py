@@ -165,7 +165,7 @@ def _with_paths(root: Located, folder: Path | None, problems: list[InputError]) 
 
 
 def _with_pool_files(node: Located, folder: Path | None, problems: list[InputError]) -> Located:
-    """Make models, caches and calibrations that are files absolute; other names are the catalogue's, or mere labels."""
+    """Make models, devices, caches and calibrations that are files absolute; other names are catalogues' or mere labels."""
     if isinstance(node.value, list):
         return sequence([_with_pool_files(child, folder, problems) for child in node.value], node.where)
     if not isinstance(node.value, dict):
@@ -175,7 +175,7 @@ def _with_pool_files(node: Located, folder: Path | None, problems: list[InputErr
         children["pools"] = _with_pool_files(children["pools"], folder, problems)
     if "model" in children:
         children["model"] = _with_file(children["model"], folder, problems, in_folder="config.json")
-    for key in ("calibration", "warm_cache"):
+    for key in ("calibration", "warm_cache", "hardware"):
         if key in children:
             children[key] = _with_file(children[key], folder, problems)
     drafts = children.get("speculative")
@@ -302,7 +302,7 @@ LATER = ("calibration", "warm_cache", "model", "models", "swap_s", "prompt_token
 def _hashable_pool(pool: dict[str, Any]) -> dict[str, Any]:
     """The pool with the files that it names by content."""
     kept = {key: value for key, value in pool.items() if key not in LATER or value is not None}
-    return {**kept, **{key: _content(kept[key]) for key in ("calibration", "warm_cache") if key in kept}}
+    return {**kept, **{key: _content(kept[key]) for key in ("calibration", "warm_cache", "hardware") if key in kept}}
 
 
 def _hashable_load(value: Any) -> Any:

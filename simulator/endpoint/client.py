@@ -144,7 +144,7 @@ class Client:
 
     def asking(self, target: Target) -> Client:
         """The same connections, asked in another way."""
-        other = Client(target, self.say, self.clock)
+        other = type(self)(target, self.say, self.clock)
         other._session = self._session
         return other
 

@@ -59,14 +59,17 @@ def _shipped(prepared: Prepared) -> tuple[Evidence, list[str]]:
         said = kernels.provenance
         lender, law = said.get("borrowed_from_device"), said.get("law")
         hardware = "borrowed" if lender else "physics"
-        percent = said["borrowed_error_pct"] if lender else said["law_error_pct"] if law else 100 * DATASHEET_ERROR
+        own = device.kernel_error
+        without = 100 * (DATASHEET_ERROR if own is None else own.value)
+        percent = said["borrowed_error_pct"] if lender else said["law_error_pct"] if law else without
         differing = said.get("format_error_pct")
         if differing and (fmt := canonical_format(prepared.formats.weights.name)) in differing:
             percent = differing[fmt]
             axes.insert(0, f"weights: kernels in {fmt} on {device.name} differ by version; {percent:.0f} % assumed")
         error = float(percent) / 100
         basis = f"efficiencies of {lender or law}" if lender or law else "assumed efficiencies"
-        axes.insert(0, f"hardware: no kernel of {device.name} was measured; datasheet rates and {basis}")
+        if own is None or law:
+            axes.insert(0, f"hardware: no kernel of {device.name} was measured; datasheet rates and {basis}")
     weights = prepared.formats.weights
     if groups and weights.bits_per_weight < 16:
         moe = prepared.arch.has_experts
