@@ -75,7 +75,7 @@ def check_scenario(prepared: Prepared) -> Prepared:
             where="deployment",
             mend="calibrate a server without, or give result files to `capacity-plan calibrate results`",
         )
-    return replace(prepared, replicas=1, devices=prepared.devices_each)
+    return replace(prepared, replicas=1, devices=prepared.devices_each, elastic=None)
 
 
 async def experiment(
