@@ -19,6 +19,7 @@ from engine_models.parts.sequence import Sequence as Request
 from simulator.cluster.admission import Admission, ClientRules
 from simulator.cluster.clock import ARRIVALS
 from simulator.cluster.cluster import Cluster, Sink, Source
+from simulator.cluster.content import for_adapter
 from simulator.cluster.destinations import NOWHERE, Destinations, overlap
 from simulator.cluster.devices import DeviceHistory
 from simulator.cluster.outcome import Reason, Rows
@@ -159,7 +160,8 @@ class MixedCluster(Cluster):
             seq.final_length = seq.prompt_tokens + int(found.output_tokens[row])
             seq.stop_known = bool(found.stop_known[row])
             if (shared := self._shared.get(block.first)) is not None:
-                seq.runs, seq.shareable_tokens, seq.output_shared = shared.of(row)
+                runs, seq.shareable_tokens, seq.output_shared = shared.of(row)
+                seq.runs = for_adapter(runs, seq.adapter) if seq.adapter else runs
         acceptance = self._pools[pool].acceptance
         seq.acceptance = acceptance(seq.index) if acceptance is not None else None
         self._delay(block, seq, self._group_before_s[self._group(seq)], self._own_before_s[pool])

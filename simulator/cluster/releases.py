@@ -18,6 +18,8 @@ class Releases:
 
     def __init__(self) -> None:
         self._followers: dict[int, list[tuple[Rows, int]]] = {}
+        self._lacks: dict[int, int] = {}  # by request that waits for several others: those that have not ended yet
+        self._given_up: set[int] = set()  # of these
         self._pools: dict[int, deque[tuple[Rows, int]]] = {}
         self._to_come = 0
         self.more: More | None = None
@@ -42,6 +44,9 @@ class Releases:
                 self._followers.setdefault(before, []).append((block, row))
             else:
                 self._pools.setdefault(int(w.class_index[row]), deque()).append((block, row))
+        for before, after in w.edges.tolist() if w.edges is not None else ():
+            self._followers.setdefault(before, []).append((block, after - block.first))
+            self._lacks[after] = self._lacks.get(after, 1) + 1
 
     def lack(self, block: Rows, row: int) -> bool:
         """Whether a request that is not taken in yet may follow this one."""
@@ -51,7 +56,14 @@ class Releases:
         """Requests that follow one that has ended, and when each arrives [s]: not before `now_s`, not after the duration."""
         out = []
         for of, follower in self._followers.pop(block.first + row, []):
-            w = of.workload
+            number, w = of.first + follower, of.workload
+            if number in self._given_up:
+                continue
+            if number in self._lacks:
+                self._lacks[number] -= 1
+                if self._lacks[number]:
+                    continue
+                del self._lacks[number]
             when = max(end_s + float(w.gap_s[follower]), float(w.not_before_s[follower]), now_s)
             if when <= w.duration_s:
                 out.append((when, of, follower))
@@ -87,6 +99,10 @@ class Releases:
         given_up = [(block, row)]
         while given_up:
             of, follower = given_up.pop()
+            if of.first + follower in self._given_up:
+                continue
+            if self._lacks.pop(of.first + follower, None) is not None:
+                self._given_up.add(of.first + follower)
             of.left -= 1
             self._to_come -= 1
             given_up += self._followers.pop(of.first + follower, [])

@@ -244,7 +244,7 @@ def _with_file(
     for path in tried:
         for candidate in (path, path / in_folder) if in_folder else (path,):
             try:
-                found = candidate.is_file()
+                found = candidate.is_file() or (not in_folder and "/" in text and candidate.is_dir())
             except OSError:
                 found = False
             if found:
@@ -322,8 +322,13 @@ def _hashable_load(value: Any) -> Any:
 def _content(name: str) -> str:
     if not Path(name).is_absolute():
         return name
-    with open(name, "rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    path = Path(name)
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest() if path.is_dir() else opened.read())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def json_schema() -> dict[str, Any]:

@@ -495,7 +495,7 @@ class Collector:
             good_inside=sums["good"] if judged_at_all else None,
             max_concurrent=self._peak,
             preemptions=sums["preempted"],
-            overload=self._rates.overload(window, counts["unfinished"])
+            overload=(None if spec.holds_sessions() else self._rates.overload(window, counts["unfinished"]))
             or lost
             or shed_load(
                 int(self._reasons[Reason.SHED_429] + self._reasons[Reason.SHED_503]),

@@ -27,6 +27,7 @@ from simulator.workload import generators
 from simulator.workload.adapters import assign
 from simulator.workload.columns import (
     NO_PREDECESSOR,
+    Content,
     IntArray,
     More,
     RequestClass,
@@ -145,6 +146,7 @@ def workload_of(
         more,
         rows.think_s,
         rows.adapter,
+        rows.edges,
     )
 
 
@@ -184,14 +186,17 @@ def _load(
     named: bool,
 ) -> Requests:
     prompts = source = None
-    if load.trace is not None and load.arrivals is not None:
-        prompts, source, said = _prompts(spec, load, seed, base_dir, prefix, requests, named)
-    elif load.trace is not None:
-        found = _traced(spec, load, seed, base_dir, prefix, weight, requests, named)
+    if load.trace is not None and (load.arrivals is None or load.sessions is not None):
+        if load.arrivals is None:
+            found = _traced(spec, load, seed, base_dir, prefix, weight, requests, named)
+        else:
+            found = _in_whole_sessions(spec, load, seed, base_dir, prefix, weight, requests, named)
         limit_outputs(found, client_limits(limit, seed, base_dir, prefix))
         if load.adapters is not None:
             assign(found, load.adapters, seed, prefix)
         return found
+    if load.trace is not None:
+        prompts, source, said = _prompts(spec, load, seed, base_dir, prefix, requests, named)
     most, largest = (MOST_STREAMED, MOST_STREAMED) if streamed else (MOST_REQUESTS, LARGEST_POOL)
     found = Drawn(spec, load, limit, seed, base_dir, prefix, weight, requests, largest, prompts, source).requests
     if prompts is not None:
@@ -270,6 +275,8 @@ def _traced(
     rows = replace(rows, arrival_s=rows.arrival_s / scale)
     if rows.end_s is not None:
         rows = replace(rows, end_s=rows.end_s / scale)
+    if rows.wait_s is not None:
+        rows = replace(rows, wait_s=rows.wait_s / scale)
     if spec.duration is not None:
         rows = take(rows, np.flatnonzero(rows.arrival_s <= spec.duration))
     if limit is not None:
@@ -298,6 +305,26 @@ def _prompts(
     make = once if load.prompt_pool is None else pool
     prompts = make(whole.prompt_tokens, whole.output_tokens, whole.max_output_tokens, whole.content)
     return prompts, found.source, found.warnings
+
+
+def _in_whole_sessions(
+    spec: WorkloadSpec,
+    load: Load,
+    seed: int,
+    base_dir: Path,
+    prefix: str,
+    weight: float,
+    requests: int | None,
+    named: bool,
+) -> Requests:
+    """The sessions of a trace, which begin by the load's arrivals."""
+    from simulator.workload.whole_sessions import whole_sessions
+
+    timeless = spec.model_copy(update={"duration": None})
+    recorded = _traced(timeless, load, seed, base_dir, prefix, 1.0, load.limit, named)
+    return whole_sessions(
+        recorded, spec, load, seed=seed, base_dir=base_dir, prefix=prefix, weight=weight, requests=requests, most=MOST_REQUESTS
+    )
 
 
 def _generated(
@@ -331,6 +358,8 @@ def _replayed(rows: Rows, load: Load, end_s: float, prefix: str, named: bool) ->
     session = same_int(-1, n) if rows.session is None else rows.session
     turn = same_int(0, n)
     predecessor = same_int(NO_PREDECESSOR, n)
+    if rows.edges is not None:
+        return _linked(rows, load, end_s, _content_of(rows, prefix, named))
     member = np.flatnonzero(session >= 0)
     arrival, not_before, gap = rows.arrival_s, same_float(0.0, n), same_float(0.0, n)
     if len(member):
@@ -362,12 +391,8 @@ def _replayed(rows: Rows, load: Load, end_s: float, prefix: str, named: bool) ->
             f"{disorder} turns are recorded before the turn they follow; they are replayed in turn order"
         )
 
-    content = rows.content
-    if rows.prefix_start is not None and rows.prefix_ids is not None:
-        blocks = rows.prefix_start, rows.prefix_ids, rows.prefix_block_tokens, rows.prompt_tokens
-        source = f"{prefix}trace {rows.source['sha256']}"
-        content = content_of_named_blocks(*blocks, source) if named else content_of_blocks(*blocks)
-    elif content is None and len(member):
+    content = _content_of(rows, prefix, named)
+    if content is None and len(member):
         content, broken = content_of_sessions(session, turn, rows.prompt_tokens, rows.output_tokens)
         if broken:
             warnings.append(
@@ -391,6 +416,65 @@ def _replayed(rows: Rows, load: Load, end_s: float, prefix: str, named: bool) ->
         content,
         rows.request_ids,
         rows.adapter,
+    )
+    return Requests([part], kinds, n, end_s, rows.source, warnings)
+
+
+def _content_of(rows: Rows, prefix: str, named: bool) -> Content | None:
+    """What recorded prompts share, as far as the trace says it."""
+    if rows.prefix_start is None or rows.prefix_ids is None:
+        return rows.content
+    blocks = rows.prefix_start, rows.prefix_ids, rows.prefix_block_tokens, rows.prompt_tokens
+    return content_of_named_blocks(*blocks, f"{prefix}trace {rows.source['sha256']}") if named else content_of_blocks(*blocks)
+
+
+def _linked(rows: Rows, load: Load, end_s: float, content: Content | None) -> Requests:
+    """Recorded requests that wait for those that the trace names: one for its predecessor, and others beside it."""
+    n, edges, session = len(rows), rows.edges, rows.session
+    assert edges is not None
+    assert session is not None
+    warnings = list(rows.warnings)
+    edges = edges[np.lexsort((edges[:, 0], edges[:, 1]))]
+    first = np.concatenate(([True], edges[1:, 1] != edges[:-1, 1])) if len(edges) else np.zeros(0, np.bool_)
+    before, later = edges[first].T if len(edges) else (np.zeros(0, np.int64),) * 2
+    predecessor = np.full(n, NO_PREDECESSOR, np.int64)
+    predecessor[later] = before
+    ended = rows.arrival_s if rows.end_s is None else np.where(np.isnan(rows.end_s), rows.arrival_s, rows.end_s)
+    last_s = np.full(n, -np.inf)
+    np.maximum.at(last_s, edges[:, 1], ended[edges[:, 0]])
+    gap, not_before, arrival = np.zeros(n), np.zeros(n), rows.arrival_s.copy()
+    gap[later] = np.maximum(rows.arrival_s[later] - last_s[later], 0.0)
+    if rows.wait_s is not None:
+        gap[later] = np.where(np.isnan(rows.wait_s[later]), gap[later], rows.wait_s[later])
+    if load.sessions is not None and load.sessions.replay == "absolute":
+        not_before[later], gap[later] = rows.arrival_s[later], 0.0
+    arrival[later] = np.nan
+    order = np.lexsort((rows.arrival_s, session))
+    place = np.arange(n)
+    opening = np.maximum.accumulate(np.where(np.concatenate(([True], session[order][1:] != session[order][:-1])), place, 0))
+    turn = np.zeros(n, np.int64)
+    turn[order] = place - opening
+    if content is None and (turn > 0).any():
+        warnings.append("the trace names no contents (hash_ids): the prompts of its sessions share nothing")
+    kinds, kind_of_row = _kinds(rows)
+    limits = same_int(0, n) if rows.max_output_tokens is None else rows.max_output_tokens
+    part = Part(
+        rows.arrival_s,
+        arrival,
+        rows.prompt_tokens,
+        rows.output_tokens,
+        limits,
+        predecessor,
+        gap,
+        not_before,
+        session,
+        turn,
+        kind_of_row,
+        same_float(0.0, n),
+        content,
+        rows.request_ids,
+        rows.adapter,
+        edges[~first],
     )
     return Requests([part], kinds, n, end_s, rows.source, warnings)
 

@@ -143,6 +143,8 @@ class Workload:
     source : provenance for the manifest (name, sha256, licence, jitter...).
     warnings : what a reader should know, in words.
     more : of a block of a streamed workload, what comes after it if requests wait for others.
+    edges : (m, 2) requests of the run, the second of which waits for the first too, beside its predecessor: it is released
+        ``gap_s`` after the last of all that it waits for ends. None for none.
     think_s : (n,) [s] where the class is a closed loop (-2), how long the client thinks after this request until it is ready to
         send the next; None for not at all.
     adapter : (n,) number of the adapter that the request names, from 1; 0 for none. None if no request names any.
@@ -169,6 +171,7 @@ class Workload:
     more: More | None = None
     think_s: FloatArray | None = None
     adapter: IntArray | None = None
+    edges: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_tokens)

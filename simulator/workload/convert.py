@@ -58,6 +58,8 @@ def write_workload(
             "output_length": workload.output_tokens.tolist(),
             "hash_ids": lists,
         }
+        if (workload.predecessor >= 0).any():
+            columns |= _links(workload)
         order = np.argsort(times, kind="stable")
     else:
         columns, order = _own_columns(workload, times, block_tokens), np.argsort(times, kind="stable")
@@ -110,6 +112,25 @@ def recorded_times(workload: Workload) -> np.ndarray[Any, np.dtype[np.float64]]:
     return times
 
 
+def _waited_for(workload: Workload) -> list[list[int]]:
+    """Of each request those that it waits for."""
+    found: list[list[int]] = [[before] if before >= 0 else [] for before in workload.predecessor.tolist()]
+    for before, row in workload.edges.tolist() if workload.edges is not None else ():
+        found[row].append(before)
+    return found
+
+
+def _links(workload: Workload) -> dict[str, Any]:
+    """What Dynamo's agentic Mooncake lines have beside those of Mooncake."""
+    names = workload.request_ids or tuple(f"r{row}" for row in range(len(workload)))
+    return {
+        "request_id": list(names),
+        "session_id": workload.session_id.tolist(),
+        "wait_for": [[names[before] for before in waited] for waited in _waited_for(workload)],
+        "delay": (workload.gap_s * 1e3).tolist(),
+    }
+
+
 def block_lists(workload: Workload, block_tokens: int, *, every_block: bool = False) -> list[list[int]]:
     """Return each prompt's content blocks as numbers; equal numbers are equal tokens at equal positions.
 
@@ -159,6 +180,11 @@ def _whole_blocks(content: Content | None, row: int, tokens: int, block_tokens: 
 def _own_columns(
     workload: Workload, times: np.ndarray[Any, np.dtype[np.float64]], block_tokens: int
 ) -> dict[str, Any]:
+    followed = workload.predecessor[workload.predecessor >= 0]
+    if (workload.edges is not None and len(workload.edges)) or len(np.unique(followed)) < len(followed):
+        raise InputError(
+            "sessions that branch cannot be written as columns", mend="write them as lines of Mooncake: --to mooncake"
+        )
     columns: dict[str, Any] = {
         "arrival_s": times.tolist(),
         "prompt_tokens": workload.prompt_tokens.tolist(),

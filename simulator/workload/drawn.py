@@ -90,11 +90,12 @@ def mean_rate(spec: Arrivals) -> float:
     return 0.0 if isinstance(spec, BatchArrivals | ClosedLoopArrivals) else spec.rate
 
 
-def _process(
+def arrival_process(
     spec: PoissonArrivals | GammaArrivals | ConstantArrivals | OnOffArrivals | DiurnalArrivals,
     rng: np.random.Generator,
     weight: float,
 ) -> arrivals.Stretches:
+    """The arrivals of an open process of `weight` times its rate."""
     if isinstance(spec, OnOffArrivals):
         on, off = spec.rate_on * weight, spec.rate_off * weight
         return arrivals.onoff_process(rng, on, off, spec.on_s, spec.off_s)
@@ -290,7 +291,7 @@ class Drawn:
                 yield np.append(starts, np.full(many - len(starts), last_s))
             return
         self._refuse_endless(spec)
-        process = _process(spec, stream(self._seed, self._prefix + "arrivals"), self._weight)
+        process = arrival_process(spec, stream(self._seed, self._prefix + "arrivals"), self._weight)
         held: list[FloatArray] = []
         n = 0
         left = CROWDED_REQUESTS + CROWDED * self.requests.expected_requests

@@ -15,6 +15,15 @@ from typing import Any
 import numpy as np
 
 from hardware_profiles.errors import InputError
+from simulator.workload.agents import (
+    AGENTIC,
+    CHARACTERS_PER_TOKEN,
+    block_tokens_of,
+    conversations,
+    dynamo,
+    linked_lines,
+    weka,
+)
 from simulator.workload.clients import aiperf, bench_serving, guidellm, inference_perf
 from simulator.workload.columns import FloatArray, IntArray
 from simulator.workload.rows import Raw
@@ -27,8 +36,6 @@ MOONCAKE_JITTER_S = 3.0
 kvcache-ai/Mooncake@3b5a594); replayed literally they make bursts that were not there."""
 BAILIAN_BLOCK_TOKENS = 16
 """Tokens per hash block (datasheet: alibaba-edu/qwen-bailian-usagetraces-anon README, 2025)."""
-CHARACTERS_PER_TOKEN = 4.0
-"""Assumed where a trace holds text without token counts (common rule of thumb for English, 2023)."""
 
 def sniff(table: Table) -> str:
     """Return the name of the format that the table's columns show.
@@ -171,10 +178,13 @@ def _azure(table: Table) -> Raw:
 
 def _mooncake(table: Table) -> Raw:
     blocks = _blocks(table, named(table, "hash_ids")) if "hash_ids" in table.columns else None
-    outputs = table.number("output_length")
-    return Raw(
-        table.number("timestamp") / 1e3,
-        table.number("input_length"),
+    outputs, prompts = table.number("output_length"), table.number("input_length")
+    sessions = any(name in table.columns for name in AGENTIC)
+    if sessions:
+        outputs = np.maximum(outputs, 1.0)
+    raw = Raw(
+        table.number("timestamp") / 1e3 if "timestamp" in table.columns or not sessions else None,
+        prompts,
         outputs,
         ("timestamp", "input_length", "output_length"),
         keep=outputs != 0,
@@ -183,6 +193,10 @@ def _mooncake(table: Table) -> Raw:
         block_tokens=MOONCAKE_BLOCK_TOKENS,
         jitter_s=MOONCAKE_JITTER_S,
     )
+    if not sessions:
+        return raw
+    size = MOONCAKE_BLOCK_TOKENS if blocks is None else block_tokens_of(prompts, blocks[0], MOONCAKE_BLOCK_TOKENS)
+    return linked_lines(table, replace(raw, block_tokens=size))
 
 
 def _bailian(table: Table) -> Raw:
@@ -411,6 +425,9 @@ FORMATS: dict[str, Callable[[Table], Raw]] = {
     "guidellm": guidellm,
     "inference-perf": inference_perf,
     "bailian": _bailian,
+    "dynamo": dynamo,
+    "weka": weka,
+    "aiperf-dag": conversations,
     "columns": _columns,
 }
 SIGNS: list[tuple[str, set[str]]] = [
@@ -418,6 +435,11 @@ SIGNS: list[tuple[str, set[str]]] = [
     ("azure", {"timestamp", "contexttokens", "generatedtokens"}),
     ("bailian", {"chat_id", "timestamp", "input_length", "output_length"}),
     ("mooncake", {"timestamp", "input_length", "output_length"}),
+    ("mooncake", {"session_id", "input_length", "output_length"}),
+    ("dynamo", {"timestamp", "event"}),
+    ("dynamo", {"event_type", "agent_context"}),
+    ("weka", {"requests", "block_size"}),
+    ("aiperf-dag", {"session_id", "turns"}),
     ("burstgpt", {"timestamp", "request tokens", "response tokens"}),
     ("servegen", {"timestamp", "input_tokens", "output_tokens"}),
     ("servegen", {"timestamp", "request_id", "data"}),

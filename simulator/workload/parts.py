@@ -26,7 +26,8 @@ from simulator.workload.columns import (
 class Part:
     """Successive requests as the columns of a `Workload`.
 
-    `anchor_s` is the time that orders requests among those of other loads; predecessors are counted from the first of all.
+    `anchor_s` is the time that orders requests among those of other loads; predecessors are counted from the first of all, and so
+    are the (m, 2) `edges`: requests, the second of which waits for the first too, beside its predecessor.
     """
 
     anchor_s: FloatArray
@@ -44,6 +45,7 @@ class Part:
     content: Content | None = None
     request_ids: tuple[str, ...] | None = None
     adapter: IntArray | None = None
+    edges: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -144,6 +146,7 @@ def join(parts: Sequence[Part]) -> Part:
         content=join_contents([part.content for part in parts], [len(part) for part in parts]),
         request_ids=tuple(name for part in parts for name in part.request_ids or ()) if named else None,
         adapter=_joined_adapters(parts),
+        edges=_linked(part.edges for part in parts),
     )
 
 
@@ -151,6 +154,12 @@ def _joined_adapters(parts: Sequence[Part]) -> IntArray | None:
     if all(part.adapter is None for part in parts):
         return None
     return np.concatenate([same_int(0, len(part)) if part.adapter is None else part.adapter for part in parts])
+
+
+def _linked(edges: Iterable[IntArray | None]) -> IntArray | None:
+    """All of these edges, None without any."""
+    found = [each for each in edges if each is not None and len(each)]
+    return np.concatenate(found) if found else None
 
 
 def _joined(columns: list[NDArray[Any]]) -> NDArray[Any]:
@@ -172,6 +181,7 @@ def between(part: Part, start: int, stop: int) -> Part:
         content=None if part.content is None else take_content(part.content, np.arange(len(part))[some]),
         request_ids=None if ids is None else ids[some],
         adapter=None if part.adapter is None else part.adapter[some],
+        edges=None if part.edges is None else part.edges[(part.edges[:, 1] >= start) & (part.edges[:, 1] < stop)],
     )
 
 
@@ -291,11 +301,16 @@ class _Merging:
             "session_id": sessions[order],
             "class_index": np.repeat(np.arange(loads), sizes)[order],
         }
+        edges = _linked(
+            None if piece.edges is None else place[piece.edges + shift] + self._rows
+            for piece, shift in zip(pieces, shifts, strict=True)
+        )
         part = Part(
             **joined,
             content=None if content is None else take_content(content, order),
             request_ids=self._ids(pieces, order),
             adapter=self._adapters(pieces, order),
+            edges=edges,
         )
         self._rows += len(order)
         self._taken = [taken + size for taken, size in zip(self._taken, sizes, strict=True)]

@@ -22,6 +22,8 @@ class Rows:
     prefix_start, prefix_ids : CSR lists of content blocks per request, or None.
     prefix_block_tokens : tokens per block [tokens], 0 if there are no blocks.
     content : runs, where the source knows them directly.
+    edges : (m, 2) pairs of records, the second of which waits for the first to end, or None where sessions go by `turn`; wait_s :
+        (n,) how long after the last of these a record arrives [s], NaN for as recorded.
     class_names : (n,) or None. models : (n,) names of what is asked for, or None. request_ids : (n,) or None.
     adapter : (n,) number of the adapter that a request names, from 1, 0 for none; or None.
     span_s : length of the recording [s].
@@ -39,6 +41,8 @@ class Rows:
     prefix_ids: IntArray | None = None
     prefix_block_tokens: int = 0
     content: Content | None = None
+    edges: IntArray | None = None
+    wait_s: FloatArray | None = None
     class_names: tuple[str, ...] | None = None
     models: tuple[str, ...] | None = None
     request_ids: tuple[str, ...] | None = None
@@ -73,6 +77,9 @@ class Raw:
     models: list[Any] | None = None
     request_ids: list[Any] | None = None
     adapters: list[Any] | None = None
+    content: Content | None = None
+    edges: IntArray | None = None
+    wait_s: FloatArray | None = None
     licence: str | None = None
     jitter_s: float = 0.0
     lines: IntArray | None = None

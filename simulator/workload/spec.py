@@ -371,7 +371,7 @@ class Sessions(_Model):
     Synthetic: `turns` per conversation and `think_time_s` between the end of a turn and the next (a law as in a closed loop);
     `prompt_tokens` are then a turn's new tokens, the history comes on top, and the arrivals are those of
     conversations. Traces: `replay`, after the recorded gap (`gap`), or not before the recorded time
-    (`absolute`).
+    (`absolute`). Beside a trace and `arrivals` these are of whole sessions, whose later requests follow by the recorded gaps.
     """
 
     turns: Length | None = None
@@ -413,6 +413,9 @@ TraceFormat = Literal[
     "aiperf",
     "guidellm",
     "inference-perf",
+    "dynamo",
+    "weka",
+    "aiperf-dag",
     "bailian",
     "columns",
 ]
@@ -448,7 +451,8 @@ class Load(_Model):
             raise ValueError("prompt_pool and sessions exclude each other: give one of them")
         if self.trace is not None and synthetic == ["arrivals"]:
             self._check_trace(traced)
-            timed = [k for k in (*_TIMES_KEYS, "sessions") if getattr(self, k) is not None]
+            timed = [k for k in _TIMES_KEYS if getattr(self, k) is not None]
+            timed += ["sessions.replay: absolute"] if self.sessions is not None and self.sessions.replay == "absolute" else []
             if timed:
                 raise ValueError(f"{timed[0]} belongs to recorded times, which arrivals replace; remove one of them")
             return
@@ -635,6 +639,13 @@ class WorkloadSpec(TimedLoad):
     def loads(self) -> tuple[Load, ...]:
         """Return the classes, or the single load itself; those of all stages."""
         return super().loads() if self.stages is None else tuple(load for stage in self.stages for load in stage.loads())
+
+    def holds_sessions(self) -> bool:
+        """Whether so many recorded sessions are alive at all times, however many requests each has under way."""
+        return all(
+            load.trace is not None and load.sessions is not None and isinstance(load.arrivals, ClosedLoopArrivals)
+            for load in self.loads()
+        )
 
     def users(self) -> float:
         """Concurrency of the closed loops, those of classes by their weight; 0 where stages follow each other."""

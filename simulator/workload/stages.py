@@ -62,6 +62,7 @@ def begun(workload: Workload, at_s: float, rows: int, sessions: int) -> Workload
         arrival_s=workload.arrival_s + at_s,
         not_before_s=workload.not_before_s + at_s,
         predecessor=np.where(workload.predecessor >= 0, workload.predecessor + rows, workload.predecessor),
+        edges=None if workload.edges is None else workload.edges + rows,
         session_id=np.where(workload.session_id >= 0, workload.session_id + sessions, -1),
         duration_s=workload.duration_s + at_s,
         warmup_s=workload.warmup_s + at_s,

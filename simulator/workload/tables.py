@@ -107,6 +107,8 @@ def read_table(path: Path) -> Table:
         raise InputError(
             "no such trace file", where=shown, mend=f"did you mean {close!r}?" if close else "check the path"
         )
+    if isdir(path):
+        return _read_folder(path)
     data = read_bytes(path)
     sha256 = hashlib.sha256(data).hexdigest()
     suffixes = [s.lower() for s in path.suffixes]
@@ -148,6 +150,27 @@ def read_table(path: Path) -> Table:
             "the trace has no request", where=shown, mend="give a trace with at least one request"
         )
     return table
+
+
+def _read_folder(path: Path) -> Table:
+    """The JSON files of a folder, each an object, as one table of a row a file."""
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".json" and file.is_file())
+    if not files:
+        raise InputError(
+            "is a folder without .json files", where=str(path), mend="name a trace file, or a folder of recorded runs"
+        )
+    digest, records = hashlib.sha256(), []
+    for file in files:
+        data = read_bytes(file)
+        digest.update(data)
+        try:
+            record = parse_json(data.decode("utf-8-sig"))
+        except (UnicodeDecodeError, json.JSONDecodeError):
+            raise InputError("is no valid JSON", where=str(file), mend="the file may be cut short; copy it again") from None
+        if not isinstance(record, dict):
+            raise InputError("holds no object", where=str(file), mend="keep recorded runs alone in the folder")
+        records.append(record)
+    return Table(str(path), _transpose(records), np.arange(1, len(records) + 1), "file", digest.hexdigest())
 
 
 def _read_parquet(data: bytes, shown: str, sha256: str) -> Table:
@@ -370,6 +393,8 @@ def _document(document: Any, shown: str, sha256: str) -> Table:
     if not isinstance(document, dict):
         raise InputError("holds neither an object nor a list", where=shown, mend="check what it is")
     document = {str(key): value for key, value in document.items()}
+    if {"requests", "block_size"} <= set(document):  # one recorded run, not columns
+        return Table(shown, {k: [v] for k, v in document.items()}, np.ones(1, np.int64), "row", sha256)
     lists = {k: v for k, v in document.items() if isinstance(v, list)}
     if not any(lists.values()):
         return Table(shown, {k: [v] for k, v in document.items()}, np.ones(1, np.int64), "row", sha256)

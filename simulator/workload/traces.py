@@ -95,11 +95,21 @@ def take(rows: Rows, index: IntArray) -> Rows:
         prefix_start=start,
         prefix_ids=ids,
         content=content,
+        edges=None if rows.edges is None else among(rows.edges, index, len(rows)),
+        wait_s=None if rows.wait_s is None else rows.wait_s[index],
         class_names=pick(rows.class_names),
         models=pick(rows.models),
         request_ids=pick(rows.request_ids),
         adapter=None if rows.adapter is None else rows.adapter[index],
     )
+
+
+def among(edges: IntArray, index: IntArray, n: int) -> IntArray:
+    """The pairs of those of n records that are of `index`, numbered as they stand there."""
+    place = np.full(n, -1, np.int64)
+    place[index] = np.arange(len(index))
+    found = place[edges]
+    return found[(found >= 0).all(axis=1)]
 
 
 def _numbered(values: list[Any]) -> IntArray:
@@ -161,7 +171,7 @@ def check(table: Table, raw: Raw, prefix_block_tokens: int | None, clock: Clock 
     far = arrival > MOST_SPAN_S
     _refuse(table, kept, far, time_name, stamps, f"is more than {MOST_SPAN_S:g} s after the first request")
     order = kept[np.argsort(arrival[kept], kind="stable")]
-    if not np.array_equal(order, kept):
+    if raw.edges is None and not np.array_equal(order, kept):
         warnings.append("the trace is out of order; it was sorted by arrival")
     span = float(arrival[order[-1]])
     if whole and raw.arrival_s is not None:
@@ -194,6 +204,9 @@ def check(table: Table, raw: Raw, prefix_block_tokens: int | None, clock: Clock 
         prefix_start=start,
         prefix_ids=ids,
         prefix_block_tokens=block,
+        content=raw.content,
+        edges=raw.edges,
+        wait_s=raw.wait_s,
         class_names=None if raw.class_names is None else tuple(_name(c) for c in raw.class_names),
         models=None if raw.models is None else tuple("" if m is None or m != m else _name(m) for m in raw.models),
         request_ids=None if raw.request_ids is None else tuple(_name(r) for r in raw.request_ids),

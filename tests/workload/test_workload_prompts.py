@@ -144,7 +144,7 @@ def test_a_streamed_pool_is_the_built_one(loop: Any, tmp_path: Path, monkeypatch
     [
         ({"trace": "t.csv", "arrivals": BATCH, "rate_scale": 2}, "rate_scale belongs to recorded times"),
         ({"trace": "t.csv", "arrivals": BATCH, "jitter_s": 2}, "jitter_s belongs to recorded times"),
-        ({"trace": "t.csv", "arrivals": BATCH, "sessions": {"replay": "gap"}}, "sessions belongs to recorded times"),
+        ({"trace": "t.csv", "arrivals": BATCH, "sessions": {"replay": "absolute"}}, "absolute belongs to recorded times"),
         ({"trace": "t.csv", "arrivals": BATCH, "prompt_tokens": 3}, "give one form or the other"),
         ({"trace": "t.csv", "prompt_pool": 3}, "prompt_pool belongs to arrivals"),
         ({"arrivals": LOOP, **LENGTHS, "requests": 9, "prompt_pool": 3, "sessions": {"turns": 2}}, "exclude each other"),
