@@ -24,8 +24,8 @@ def shares(mix: AdapterMix) -> FloatArray:
     """
     ranks = np.arange(1, mix.count + 1, dtype=np.float64)
     weights = ranks ** -(mix.exponent if mix.popularity == "zipf" else 0.0)
-    found: FloatArray = mix.share * weights / weights.sum()
-    return found
+    named_share: FloatArray = mix.share * weights / weights.sum()
+    return named_share
 
 
 def assign(load: Requests, mix: AdapterMix, seed: int, prefix: str) -> None:

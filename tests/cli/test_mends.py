@@ -63,7 +63,7 @@ def first_error(*overrides: str, varied: tuple[str, ...] = ()) -> InputError:
         ("max_num_seqs=3", "deployment.engine_args.max_num_seqs"),
         ("deployment.max-num-seqs=3", "deployment.engine_args.max_num_seqs"),
         ("slo.ttft.p99=300", "slo.ttft_ms"),
-        ("deployment.speculative.tokens=3", "deployment.speculative.num_speculative_tokens"),
+        ("deployment.speculative.speculative_tokens=3", "deployment.speculative.num_speculative_tokens"),
         ("usd_per_gpu_hour=2", "deployment.usd_per_gpu_hour"),
     ],
 )

@@ -457,7 +457,7 @@ cost:
         ("replicas: 2", "transfer: {bytes_per_s: 0}", 6, "must be greater than 0", "greater than 0"),
         ("replicas: 2", "autoscaler: {kind: hpaa}", 6, "hpaa", "hpa"),
         ("replicas: 2", "autoscaler: {kind: hpa, target: 5, min_replica: 2}", 6, "unknown key `min_replica`", "`min_replicas`"),
-        ("replicas: 2", "lora: {max_loras: 5}", 6, "`deployment.lora` is not modelled yet", "remove"),
+        ("replicas: 2", "lora: {loras: 5}", 6, "unknown key `loras` under `deployment.lora`", "max_loras"),
         ("replicas: 2", "kv_tiers: [{kind: nvme}]", 6, "`deployment.kv_tiers.0.bytes` is missing", ""),
         ("replicas: 2", "kv_tiers: [{kind: tape, bytes: 1}]", 6, "tape", "nvme"),
         ("replicas: 2", "role: encode", 6, "`deployment.role: encode` is not modelled yet", "remove"),
@@ -480,7 +480,6 @@ cost:
             "contradicts the pool's key `ten",
             "one of",
         ),
-        ("replicas: 2", "engine_args: --enable-lora", 6, "asks for `lora`, which is not modelled", "flag"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_its_line_and_mend(
