@@ -22,6 +22,7 @@ EXCEPT = (
     ("simulator/cluster/routing/systems.py", "(vllm|sglang).router|vllm-production-stack", "the mapping to router products"),
     ("simulator/planning/measured_files.py", ".*", "file formats of benchmark tools"),
     ("simulator/cli/compare.py", ".*result files of vllm bench serve.*", "file formats of benchmark tools"),
+    ("simulator/cli/calibrate_results.py", "Results of vllm bench serve.*", "file formats of benchmark tools"),
     ("simulator/**/*.py", "vllm.duration.s", "a key of result.json"),
     ("simulator/workload/*.py", "(vllm|sglang)-bench|a summary of .*bench.serv(e|ing)", "a trace format"),
 )
