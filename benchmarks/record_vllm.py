@@ -1,0 +1,373 @@
+"""Schedules of vLLM's own scheduler under drawn settings and loads, for `capacity-plan validate schedules`.
+
+    python benchmarks/record_vllm.py OUT --first 0 --count 60      60 recordings, by their seeds
+    capacity-plan validate schedules OUT                           how many steps are reproduced
+
+Runs in an environment where vLLM 0.33 can be imported (its Python files, torch for CPUs); nothing of this project is needed. The
+scheduler, the KV manager, the block pool and the requests are vLLM's; its config is a name space with what they ask for, the
+model is not there: every request yields its number of tokens, drafts are accepted as scripted, and a step takes
+a + b x prompt tokens + c x decode rows + d x KV tokens on a virtual clock. Retention of window blocks is vLLM's default, 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import importlib
+import json
+import random
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+VERSION = "0.33.0"
+STEP_TIME = {"a": 0.008, "b": 2.5e-05, "c": 1e-4, "d": 2e-08}
+Case = dict[str, Any]
+
+
+class Given:
+    """A config: what was given, None for the rest."""
+
+    def __init__(self, **given: Any) -> None:
+        self.__dict__.update(given)
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+# -- what is drawn ------------------------------------------------------------------------------------------
+
+
+def drawn_config(draw: random.Random, longest: int, answer: int) -> Case:
+    """Settings, and a KV cache that is tight or roomy for requests of `longest` + `answer` tokens."""
+    config: Case = {
+        "max_num_seqs": draw.choice([4, 8, 24, 64, 256]),
+        "max_num_batched_tokens": draw.choice([64, 128, 256, 512, 1024, 2048]),
+        "max_model_len": draw.choice([2048, 4096, 16384]),
+        "block_size": draw.choice([16, 16, 16, 32]),
+    }
+    config["max_num_seqs"] = min(config["max_num_seqs"], config["max_num_batched_tokens"])
+    optional = {
+        "enable_prefix_caching": (0.3, [False]),
+        "policy": (0.3, ["priority"]),
+        "watermark": (0.3, [0.05, 0.1, 0.2]),
+        "long_prefill_token_threshold": (0.3, [32, 64, 200]),
+        "scheduler_reserve_full_isl": (0.25, [False]),
+        "async_scheduling": (0.4, [True]),
+    }
+    config |= {name: draw.choice(values) for name, (share, values) in optional.items() if draw.random() < share}
+    if draw.random() < 0.2:
+        config |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 4096, "max_model_len": 4096}
+        config.pop("long_prefill_token_threshold", None)
+    if draw.random() < 0.3:
+        drafts = draw.choice([1, 2, 3, 4])
+        config |= {"num_speculative_tokens": drafts, "num_lookahead_tokens": draw.choice([0, 0, drafts])}
+        config["spec_accept"] = [draw.randint(0, drafts) for _ in range(draw.randint(1, 9))]
+    if draw.random() < 0.3:
+        window = draw.choice([32, 64, 128, 256])
+        config["kv_groups"] = [{"type": "full"}, *[{"type": "swa", "window": window}] * draw.choice([1, 1, 2, 3])]
+    one = ((longest + answer) // config["block_size"] + 2) * len(config.get("kv_groups", "1"))
+    config["num_gpu_blocks"] = 8 + max(one, int(one * draw.choice([1.5, 2.5, 5, 12])))
+    return config
+
+
+def drawn_requests(draw: random.Random, longest: int, answer: int, *, priorities: bool) -> list[Case]:
+    """Requests with shared beginnings, some of which go on where another has ended."""
+    heads = [(10 + number, draw.randint(16, 150)) for number in range(draw.randint(1, 3))]
+    rate, at_s = draw.choice([2, 8, 30, 100]), 0.0
+    requests: list[Case] = []
+    open_ended: dict[str, Case] = {}
+    for index in range(draw.choice([20, 40, 60])):
+        at_s += draw.expovariate(rate)
+        segments: list[list[int]] = []
+        when: Case = {"arrival": round(at_s, 6)}
+        if open_ended and draw.random() < 0.35:
+            before = open_ended.pop(draw.choice(sorted(open_ended)))
+            segments = [*before["segments"], [before["out_seg"], 0, before["output_len"]]]
+            when = {"after": {"id": before["id"], "delay": round(draw.uniform(0, 0.4), 6)}}
+        elif draw.random() < 0.6:
+            segments = [[*draw.choice(heads)]]
+            segments[0].insert(1, 0)
+        segments.append([100 + index, 0, draw.randint(1, max(1, longest - 150))])
+        if sum(tokens for *_, tokens in segments) > longest:
+            segments, when = [[100 + index, 0, draw.randint(1, longest)]], {"arrival": round(at_s, 6)}
+        request = {
+            "type": "request",
+            "idx": index,
+            "id": f"r{index:03d}",
+            "segments": segments,
+            "prompt_len": sum(tokens for *_, tokens in segments),
+            "output_len": draw.randint(1, answer),
+            "out_seg": 20000 + index,
+            "priority": draw.choice([0, 1, 2]) if priorities else 0,
+            **when,
+        }
+        requests.append(request)
+        if draw.random() < 0.5:
+            open_ended[request["id"]] = request
+    return requests
+
+
+def drawn(seed: int) -> tuple[Case, list[Case]]:
+    """The config line and the requests of a seed."""
+    draw = random.Random(seed)
+    longest, answer = draw.choice([200, 500, 1200]), draw.choice([20, 80, 200])
+    config = drawn_config(draw, longest, answer)
+    head = {"type": "config", "engine": "vllm", "version": VERSION, "scenario": f"drawn-{seed}", "config": config}
+    head["step_time"] = STEP_TIME
+    return head, drawn_requests(draw, longest, answer, priorities=config.get("policy") == "priority")
+
+
+# -- vLLM's scheduler ---------------------------------------------------------------------------------------
+
+
+def token(segment: int, place: int) -> int:
+    """A token by its content: equal ones are equal."""
+    return 10 + (segment * 7919 + place * 104729) % 50000
+
+
+def built(config: Case) -> Any:
+    """vLLM's scheduler with these settings."""
+    interface = importlib.import_module("vllm.v1.kv_cache_interface")
+    torch = importlib.import_module("torch")
+    block, drafts = config["block_size"], config.get("num_speculative_tokens", 0)
+    lookahead, depth = config.get("num_lookahead_tokens", 0), 1 + config.get("async_scheduling", False)
+
+    def group(number: int, given: Case) -> Any:
+        shape = {"block_size": block, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float16}
+        if given["type"] == "full":
+            spec = interface.FullAttentionSpec(**shape)
+        else:
+            spec = interface.SlidingWindowSpec(sliding_window=given["window"], **shape)
+        return interface.KVCacheGroupSpec([f"layer{number}"], spec)
+
+    defaults = {"policy": "fcfs", "watermark": 0.0, "long_prefill_token_threshold": 0, "enable_chunked_prefill": True}
+    defaults |= {"scheduler_reserve_full_isl": True, "prefill_schedule_interval": 1, "async_scheduling": False}
+    drafter = Given(
+        num_speculative_tokens=drafts,
+        max_num_new_slots_for_drafting=0,
+        use_eagle=lambda: lookahead > 0,
+        use_eagle_block_drop=lambda: False,
+        needs_eagle_block_drop=lambda: False,
+    )
+    whole = Given(
+        scheduler_config=Given(**{**defaults, **config}),
+        cache_config=Given(**{"enable_prefix_caching": True, **config}, mamba_cache_mode="none"),
+        model_config=Given(max_model_len=config["max_model_len"], runner_type="generate"),
+        parallel_config=Given(
+            pipeline_parallel_size=1,
+            data_parallel_size=1,
+            data_parallel_index=0,
+            decode_context_parallel_size=1,
+            prefill_context_parallel_size=1,
+        ),
+        observability_config=Given(),
+        ec_manager_config=Given(get_encoder_cache_manager_obj=lambda: None),
+        aux_output_config=Given(enabled=False),
+        speculative_config=drafter if drafts else None,
+        num_speculative_tokens=drafts,
+        num_lookahead_tokens=lookahead,
+        num_prefill_lookahead_tokens=0,
+        num_hash_lookahead_tokens=0,
+        max_concurrent_batches=depth,
+        max_in_flight_tokens=depth * config["max_num_batched_tokens"],
+    )
+    groups = enumerate(config.get("kv_groups") or [{"type": "full"}])
+    layout = interface.KVCacheConfig(
+        num_blocks=config["num_gpu_blocks"],
+        kv_cache_tensors=[],
+        kv_cache_groups=[group(number, given) for number, given in groups],
+        prefix_cache_retention_interval=0,
+    )
+    grammar = Given(
+        should_advance=lambda *_: False,
+        should_fill_bitmask=lambda *_: False,
+        accept_tokens=lambda *_: True,
+        validate_tokens=lambda _, tokens: tokens,
+    )
+    kind = "async_scheduler.AsyncScheduler" if depth > 1 else "scheduler.Scheduler"
+    module, name = kind.split(".")
+    scheduler = getattr(importlib.import_module(f"vllm.v1.core.sched.{module}"), name)
+    given = {"kv_cache_config": layout, "structured_output_manager": grammar, "block_size": block, "log_stats": True}
+    return scheduler(vllm_config=whole, **given)
+
+
+class Recorder:
+    """One run: requests in, steps out."""
+
+    def __init__(self, head: Case, requests: list[Case]) -> None:
+        self.config = head["config"]
+        self.drafts = self.config.get("num_speculative_tokens", 0)
+        self.accepted = self.config.get("spec_accept", [0])
+        self.scheduler = built(self.config)
+        self.by_id = {request["id"]: request for request in requests}
+        self.due = [(r["arrival"], r["idx"], r["id"]) for r in requests if "arrival" in r]
+        heapq.heapify(self.due)
+        self.emitted = dict.fromkeys(self.by_id, 0)
+        self.verified = dict.fromkeys(self.by_id, 0)
+        self.found: dict[str, int] = {}
+        self.preempted: list[str] = []
+        self.steps: list[Case] = []
+        manager = self.scheduler.kv_cache_manager
+        look_up = manager.get_computed_blocks
+
+        def noting(request: Any, *rest: Any, **more: Any) -> Any:
+            result = look_up(request, *rest, **more)
+            self.found[request.request_id] = result[1]
+            return result
+
+        preempt = self.scheduler._preempt_request
+
+        def noting_preempted(request: Any, *rest: Any, **more: Any) -> Any:
+            self.preempted.append(request.request_id)
+            return preempt(request, *rest, **more)
+
+        manager.get_computed_blocks = noting
+        self.scheduler._preempt_request = noting_preempted
+        if self.config.get("enable_prefix_caching", True):
+            hashing, utils = importlib.import_module("vllm.utils.hashing"), importlib.import_module("vllm.v1.core.kv_cache_utils")
+            utils.init_none_hash(hashing.sha256)
+            self.hasher = utils.get_request_block_hasher(self.config["block_size"], hashing.sha256)
+        else:
+            self.hasher = None
+
+    def free_blocks(self) -> int:
+        """Blocks of the pool that nobody holds."""
+        free: int = self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        return free
+
+    def enqueue(self, now_s: float) -> None:
+        """Hand over what has arrived."""
+        sampling = importlib.import_module("vllm.sampling_params").SamplingParams
+        request_kind = importlib.import_module("vllm.v1.request").Request
+        while self.due and self.due[0][0] <= now_s + 1e-12:
+            at_s, _, name = heapq.heappop(self.due)
+            given = self.by_id[name]
+            prompt = [token(segment, first + place) for segment, first, many in given["segments"] for place in range(many)]
+            self.scheduler.add_request(
+                request_kind(
+                    request_id=name,
+                    prompt_token_ids=prompt,
+                    sampling_params=sampling(max_tokens=given["output_len"], ignore_eos=True, temperature=0.0),
+                    pooling_params=None,
+                    arrival_time=at_s,
+                    priority=given["priority"],
+                    block_hasher=self.hasher,
+                )
+            )
+
+    def form(self, now_s: float) -> tuple[Any, Case, set[str]]:
+        """Let a step be formed: vLLM's output, the step as it is recorded, and who yields a token with it."""
+        self.enqueue(now_s)
+        self.found.clear()
+        self.preempted.clear()
+        scheduler = self.scheduler
+        output = scheduler.schedule()
+        rows, yielding = [], set()
+        prompts = decodes = kv = 0
+        for name, new in output.num_scheduled_tokens.items():
+            request = scheduler.requests[name]
+            before, drafts = request.num_computed_tokens - new, len(output.scheduled_spec_decode_tokens.get(name, ()))
+            rows.append([name, new, before] + [drafts] * bool(self.drafts))
+            if before + new >= request.num_tokens:
+                yielding.add(name)
+            decoding = new - drafts == 1 and before >= self.by_id[name]["prompt_len"]
+            decodes += decoding
+            prompts += 0 if decoding else new
+            kv += before + new
+        step = {
+            "type": "step",
+            "step": len(self.steps),
+            "t_sched": now_s,
+            "sched": rows,
+            "hits": {name: hit for name, hit in self.found.items() if hit and name in output.num_scheduled_tokens},
+            "preempted": list(self.preempted),
+            "running": [request.request_id for request in scheduler.running],
+            "waiting": [request.request_id for request in scheduler.waiting],
+            "free_blocks": self.free_blocks(),
+            "prefill_tokens": prompts,
+            "decode_seqs": decodes,
+            "kv_tokens": kv,
+        }
+        return output, step, yielding
+
+    def settle(self, output: Any, step: Case, yielding: set[str]) -> None:
+        """Take in the results of a step at its end."""
+        outputs = importlib.import_module("vllm.v1.outputs")
+        names = list(output.num_scheduled_tokens)
+        sampled = []
+        for name in names:
+            many = 0
+            if name in yielding:
+                many = 1
+                if drafts := len(output.scheduled_spec_decode_tokens.get(name, ())):
+                    many += min(self.accepted[self.verified[name] % len(self.accepted)], drafts)
+                    self.verified[name] += 1
+            begun, segment = self.emitted[name], self.by_id[name]["out_seg"]
+            sampled.append([token(segment, begun + place) for place in range(many)])
+        scheduler = self.scheduler
+        inside = set(scheduler.requests)
+        result = outputs.ModelRunnerOutput(
+            req_ids=names, req_id_to_index={name: at for at, name in enumerate(names)}, sampled_token_ids=sampled
+        )
+        emitted = {}
+        for core in scheduler.update_from_output(output, result).values():
+            for each in core.outputs:
+                emitted[each.request_id] = len(each.new_token_ids)
+                self.emitted[each.request_id] += len(each.new_token_ids)
+        if self.drafts:
+            step["emitted"] = emitted
+            if not self.config.get("async_scheduling"):
+                drafted = [name for name, tokens in zip(names, sampled, strict=True) if tokens and name in scheduler.requests]
+                scheduler.update_draft_token_ids(outputs.DraftTokenIds(drafted, [[1] * self.drafts for _ in drafted]))
+        step["finished"] = [name for name in names if name in inside and name not in scheduler.requests]
+        step["free_blocks_after_update"] = self.free_blocks()
+        for other in self.by_id.values():
+            after = other.get("after")
+            if after and after["id"] in step["finished"]:
+                heapq.heappush(self.due, (step["t_end"] + after["delay"], other["idx"], other["id"]))
+
+    def run(self) -> None:
+        """Serve all requests; one batch ahead with async scheduling."""
+        depth = 1 + self.config.get("async_scheduling", False)
+        flight: deque[tuple[Any, Case, set[str]]] = deque()
+        now_s = free_s = 0.0
+        while self.due or flight or self.scheduler.has_unfinished_requests():
+            while len(flight) < depth:
+                output, step, yielding = self.form(now_s)
+                if not output.total_num_scheduled_tokens:
+                    break
+                took_s = STEP_TIME["a"] + STEP_TIME["b"] * step["prefill_tokens"] + STEP_TIME["c"] * step["decode_seqs"]
+                step["t_start"] = max(now_s, free_s)
+                step["t_end"] = free_s = step["t_start"] + took_s + STEP_TIME["d"] * step["kv_tokens"]
+                self.steps.append(step)
+                flight.append((output, step, yielding))
+            if flight:
+                output, step, yielding = flight.popleft()
+                now_s = max(now_s, step["t_end"])
+                self.settle(output, step, yielding)
+            elif self.due:
+                now_s = max(now_s, self.due[0][0])
+            else:
+                raise RuntimeError("requests are left, and none can be served")
+
+
+def main() -> None:
+    """Record the seeds that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--count", type=int, default=60)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    for seed in range(given.first, given.first + given.count):
+        head, requests = drawn(seed)
+        recorder = Recorder(head, requests)
+        recorder.run()
+        lines = [head, *requests, *recorder.steps]
+        (given.out / f"drawn-{seed}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+if __name__ == "__main__":
+    main()
