@@ -34,7 +34,7 @@ that a profile was made of."""
 SPREAD_SHARE = 0.5
 """`spread` as a part of the profile's own error (fitted, 2026-11: of 0 to 1 the part at which single anchors of 14 chips leave
 the smallest errors, `benchmarks/anchored.py`)."""
-LEAST_SPREAD = {"prompt": 0.1, "decode": 0.05, "host": 0.1}
+LEAST_SPREAD = {"prompt": 0.07, "decode": 0.05, "host": 0.07}
 """Its least, by scale (assumed: TTFT also holds what stands before the scheduler, and few requests have it)."""
 SPREAD_POINTS = 6
 """As many left-out measurements `spread` weighs when that of a user's own is found (assumed)."""

@@ -19,7 +19,7 @@ from hardware_profiles.scaled_ops import Scales
 from simulator.calibrated import measured_on
 from simulator.calibration.deployment import Deployment
 from simulator.calibration.fit import RATES, Fit, Known, Point, Row, fit
-from simulator.calibration.served import Left, points_of_results
+from simulator.calibration.served import Left, points_of_cases, points_of_results
 from simulator.calibration.steps import METRIC, points_of_steps
 from simulator.prepared import Prepared
 from simulator.results.domain import domain
@@ -99,6 +99,9 @@ def _points(paths: Sequence[Path], deployment: Deployment) -> tuple[list[Point],
         if of_llama_bench(text):
             points += points_of_steps(path, deployment)
             continue
+        if of_cases(text):
+            points += points_of_cases(path, deployment)
+            continue
         some, without, said = points_of_results(path, deployment)
         points, left, notes = [*points, *some], [*left, *without], [*notes, *said]
     return points, left, notes
@@ -116,6 +119,12 @@ def of_llama_bench(text: str) -> bool:
     if head.startswith(("[", "{")):
         return any(all(f'"{name}"' in head for name in names) for names in (("n_gen", "avg_ns"), ("t_pp", "t_tg")))
     return any(line.startswith("|") and "t/s" in line for line in head.splitlines())
+
+
+def of_cases(text: str) -> bool:
+    """Whether a text is a list of cases, as `validate reports` takes it."""
+    first = text.lstrip()[:100_000].partition("\n")[0]
+    return first.startswith("{") and all(f'"{name}"' in first for name in ("id", "scenario", "reported"))
 
 
 # -- whether the numbers can be ---------------------------------------------------------------------------

@@ -22,9 +22,13 @@ from hardware_profiles.scaled_ops import Scales
 from simulator.calibrated import with_scales
 from simulator.calibration.deployment import Deployment
 from simulator.calibration.fit import Point
+from simulator.config.load import load_scenario
 from simulator.planning.measured_files import Measured, read_measured
+from simulator.prepare import prepare
 from simulator.prepared import Prepared
-from simulator.validation.reports import simulated
+from simulator.validation.reports import METRICS as TIMED
+from simulator.validation.reports import read_cases, simulated
+from simulator.workload.build import build_workload
 from simulator.workload.columns import FloatArray
 from simulator.workload.formats import FORMATS, sniff
 from simulator.workload.rows import Raw
@@ -38,10 +42,14 @@ ALIKE = 0.1
 """By how much mean lengths may differ from the scenario's, parameters from those of the scenario's model (assumed)."""
 FULL = 0.85
 """Mean number in flight over the most from which a recording is of so many clients that wait (assumed)."""
-METRICS = {"ttft_ms": "ttft_mean_ms", "tpot_ms": "tpot_mean_ms", "itl_ms": "itl_mean_ms", "e2el_ms": "e2e_ms"}
+METRICS = {
+    "ttft_ms": "ttft_mean_ms", "tpot_ms": "tpot_mean_ms", "itl_ms": "itl_mean_ms", "e2el_ms": "e2e_ms",
+    "output_throughput": "output_tok_s",
+}  # fmt: skip
 """Metric of a result file -> of a simulation."""
 PICKED = (("ttft_ms", "tpot_ms"), ("ttft_ms", "itl_ms"), ("tpot_ms",), ("itl_ms",), ("e2el_ms",), ("ttft_ms",))
-"""Metrics that are fitted, the first pair that a file has: TPOT before ITL, which counts chunks; E2E only where it is all."""
+"""Metrics that are fitted, the first of these that a file has: TPOT before ITL, which counts chunks; E2E, and the rate of output
+tokens, only where they are all."""
 Lengths = tuple[tuple[int, int], ...]
 
 
@@ -82,7 +90,7 @@ def points_of_results(path: Path, deployment: Deployment) -> tuple[list[Point], 
         elif lost > 0.1 * done:
             left.append(Left(one.label, f"{lost:.0f} requests failed, of {done + lost:.0f}"))
         elif not values:
-            left.append(Left(one.label, "no mean TTFT, TPOT, ITL or E2E"))
+            left.append(Left(one.label, "no mean TTFT, TPOT, ITL or E2E, and no rate of output tokens"))
         else:
             points.append(_point(one, records[number], path, deployment, values))
     return points, left, list(dict.fromkeys(notes))
@@ -93,7 +101,8 @@ def _values(one: Measured) -> dict[str, float]:
         values = {name: one.metrics[name]["mean"] for name in names if one.metrics.get(name, {}).get("mean", 0.0) > 0}
         if len(values) == len(names):
             return values
-    return {}
+    rate = one.totals.get("output_throughput", 0.0)
+    return {"output_throughput": rate} if rate > 0 else {}
 
 
 def _point(one: Measured, sent: Sent | None, path: Path, deployment: Deployment, values: dict[str, float]) -> Point:
@@ -114,16 +123,46 @@ def _point(one: Measured, sent: Sent | None, path: Path, deployment: Deployment,
     prepared = deployment.under(**load)
     count = one.totals.get("completed", 0.0)
     noise = {
-        METRICS[name]: one.metrics[name].get("std", 0.0) / value / math.sqrt(max(count, 1.0)) for name, value in values.items()
+        METRICS[name]: one.metrics.get(name, {}).get("std", 0.0) / value / math.sqrt(max(count, 1.0))
+        for name, value in values.items()
     }
-    clients = one.facts.get("max_concurrency")
-    together = float(clients) if isinstance(clients, int | float) and arrivals.get("kind") == "closed_loop" else _little(one)
+    together = float(arrivals["concurrency"]) if arrivals.get("kind") == "closed_loop" else _little(one)
     prompts, outputs = np.array(lengths).T if lengths else deployment.tokens
     longest, longest_answer = float(np.percentile(prompts, 99)), float(np.percentile(outputs, 99))
     ranges = {"prompt_tokens": longest, "context_tokens": longest + longest_answer, "rows": together / prepared.replicas}
     ranges["mean_prompt_tokens"] = float(np.mean(prompts))
     measured = {METRICS[name]: value for name, value in values.items()}
     return Point(one.label, measured, _predicted(prepared, lengths, arrival_s), noise, ranges)
+
+
+def points_of_cases(path: Path, deployment: Deployment) -> list[Point]:
+    """A point for each case of a list of `validate reports`, which brings a scenario of its own: several models of one machine.
+
+    Raises InputError for a case of another engine or device, and for a list without a figure that is simulated.
+    """
+    own, points = deployment.prepared, []
+    for case in read_cases(path):
+        prepared = prepare(load_scenario(f"{case.scenario}\n"))
+        for here, there in ((own.plan.engine, prepared.plan.engine), (own.device.name, prepared.device.name)):
+            if here != there:
+                raise InputError(
+                    f"{case.id} was measured on {there}, and the scenario has {here}",
+                    where=str(path),
+                    mend="give cases of one engine on one device",
+                )
+        predict = _predicted(prepared, case.lengths, None)
+        known = predict(Scales())
+        measured = {
+            name: float(value) for name, value in case.reported.items() if isinstance(value, int | float) and name in known
+        }
+        load = build_workload(prepared.scenario.workload, seed=prepared.scenario.seed, base_dir=prepared.base_dir)
+        prompts, outputs = np.array(case.lengths).T if case.lengths else (load.prompt_tokens, load.output_tokens)
+        longest = float(np.percentile(prompts, 99))
+        ranges = {"prompt_tokens": longest, "context_tokens": longest + float(np.percentile(outputs, 99))}
+        points += [Point(case.id, measured, predict, {}, ranges)] if measured else []
+    if not points:
+        raise InputError("no case has a figure that is simulated", where=str(path), mend=f"give one of {', '.join(TIMED)}")
+    return points
 
 
 def _little(one: Measured) -> float:
@@ -285,4 +324,4 @@ def _check_lengths(one: Measured, path: Path, deployment: Deployment) -> None:
             )
 
 
-__all__ = ["Left", "points_of_results"]
+__all__ = ["Left", "points_of_cases", "points_of_results"]

@@ -18,6 +18,7 @@ MEANING = {
 }
 METRICS = {
     "ttft_mean_ms": "TTFT, ms", "tpot_mean_ms": "TPOT, ms", "itl_mean_ms": "ITL, ms", "e2e_ms": "E2E, ms", "step_ms": "step, ms",
+    "output_tok_s": "output, 1/s", "prefill_tok_s": "prompt, 1/s", "decode_tok_s": "decode, 1/s",
 }  # fmt: skip
 
 
@@ -82,7 +83,8 @@ def text(outcome: Outcome, output: Path | None) -> str:
     found = outcome.calibration
     rows: list[dict[str, Any]] = [dict(row) for row in found.table]
     cells = [
-        [row["point"], METRICS[row["metric"]], short(row["measured"]), *map(_percent, _errors(row))] for row in rows
+        [row["point"], METRICS.get(row["metric"], row["metric"]), short(row["measured"]), *map(_percent, _errors(row))]
+        for row in rows
     ]
     head = ["measured", "", "value", "before", "after", "left out"]
     lines = table(head, cells, drop=(5,), indent="")
@@ -102,7 +104,7 @@ def text(outcome: Outcome, output: Path | None) -> str:
     if found.held_out_error is None:
         lines.append(wrapped("none can be left out: the intervals are those of single measurements elsewhere", "  "))
     for row in outcome.fit.deaf:
-        lines.append(wrapped(f"note: {row.point.label}: {METRICS[row.metric]} tells nothing of step times", "  "))
+        lines.append(wrapped(f"note: {row.point.label}: {METRICS.get(row.metric, row.metric)} tells nothing of step times", "  "))
     lines += [wrapped(f"left out: {one.label}: {one.reason}", "  ") for one in outcome.left]
     lines += [wrapped(f"note: {said}", "  ") for said in outcome.notes]
     if output is not None:

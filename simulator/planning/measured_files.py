@@ -133,9 +133,9 @@ def _read_one(document: Any, label: str, path: Path) -> list[Measured]:
             where=str(path),
             mend="check that the file is complete",
         ) from None
-    if not any(m.metrics for m in found):
+    if not any(m.metrics or m.totals.get("output_throughput") for m in found):
         raise InputError(
-            f"a result of {kind} without any latency", where=str(path), mend="check that requests succeeded"
+            f"a result of {kind} without any latency or rate", where=str(path), mend="check that requests succeeded"
         )
     return found
 

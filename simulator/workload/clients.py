@@ -245,7 +245,7 @@ def _of_records(sent: list[_Sent], names: tuple[str, str, str], table: Table, dr
         drops=drops,
         session=list(session) if spoken else None,
         turn=column((s.turn for s in sent), "turn_index") if spoken else None,
-        lasted_s=column((s.end_s for s in sent), "the end of the request") - start_s if spoken else None,
+        lasted_s=column((s.end_s for s in sent), "the end of the request") - start_s,
         lines=table.lines,
     )
 

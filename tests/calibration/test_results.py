@@ -19,6 +19,7 @@ from simulator.calibrated import with_scales
 from simulator.calibration.deployment import Deployment
 from simulator.calibration.fit import Known, best_groups
 from simulator.calibration.results import calibrate_results
+from simulator.calibration.served import points_of_results
 from simulator.cli.app import app
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
@@ -100,6 +101,78 @@ def test_known_scales_come_back_and_serve_a_scenario(folder: Path, tmp_path: Pat
     again = CliRunner().invoke(app, ["calibrate", "results", *files, "--scenario", str(folder / "s.yaml"), "--out", str(out)])
     assert isinstance(again.exception, InputError)
     assert read_calibration(out) == found
+
+
+def as_client(kind: str, folder: Path) -> Path:
+    """What a client would save of each request of four users of a server with the scales above."""
+    run = run_prepared(with_scales(prepare(load_scenario(SCENARIO, ["workload.arrivals.concurrency=4"])), TRUE))
+    raw, found = run.raw, latencies(run.raw)
+    sent = list(zip(raw.arrival_s, raw.end_s, found.ttft_ms, found.tpot_ms, raw.prompt_tokens, raw.output_tokens, strict=True))
+    if kind == "aiperf":
+        lines = []
+        for start, end, ttft, tpot, prompt, output in sent:
+            values = {"time_to_first_token": (ttft, "ms"), "inter_token_latency": (tpot, "ms")}
+            values |= {"input_sequence_length": (int(prompt), "tokens"), "output_sequence_length": (int(output), "tokens")}
+            metrics = {name: {"value": value, "unit": unit} for name, (value, unit) in values.items()}
+            times = {"request_start_ns": 10**18 + round(start * 1e9), "request_end_ns": 10**18 + round(end * 1e9)}
+            lines.append(json.dumps({"metadata": times, "metrics": metrics}))
+        path, text = folder / "profile_export.jsonl", "\n".join(lines)
+    elif kind == "inference-perf":
+        records = [
+            {
+                "start_time": 50 + start,
+                "end_time": 50 + end,
+                "request": "",
+                "info": {
+                    "input_tokens": int(prompt),
+                    "output_tokens": int(output),
+                    "output_token_times": np.linspace(50 + start + ttft / 1e3, 50 + end, int(output)).tolist(),
+                },
+            }
+            for start, end, ttft, _, prompt, output in sent
+        ]
+        path, text = folder / "per_request_lifecycle_metrics.json", json.dumps(records)
+    else:
+        blocks = {"time_to_first_token_ms": found.ttft_ms, "inter_token_latency_ms": found.tpot_ms}
+        benchmark = {
+            "config": {"strategy": {"type_": "concurrent", "streams": 4}},
+            "metrics": {
+                **{name: {"successful": {"mean": float(v.mean()), "count": len(v)}} for name, v in blocks.items()},
+                "request_totals": {"successful": 12, "errored": 0},
+            },
+            "requests": {
+                "successful": [
+                    {"request_start_time": start, "prompt_tokens": int(prompt), "output_tokens": int(output)}
+                    for start, _, _, _, prompt, output in sent
+                ]
+            },
+        }
+        path, text = folder / "benchmarks.json", json.dumps({"benchmarks": [benchmark, benchmark]})
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(("kind", "points"), [("aiperf", 1), ("inference-perf", 1), ("guidellm", 2)])
+def test_requests_of_each_client_are_the_load(folder: Path, tmp_path: Path, kind: str, points: int) -> None:
+    found, left, _ = points_of_results(as_client(kind, tmp_path), Deployment(folder / "s.yaml", ("workload.prompt_tokens=64",)))
+    assert (len(found), left) == (points, [])
+    predicted = found[0].predict(TRUE)
+    assert found[0].measured.keys() == {"ttft_mean_ms", "tpot_mean_ms"}
+    for metric, value in found[0].measured.items():
+        assert predicted[metric] == pytest.approx(value, rel=0.02)
+    assert found[0].ranges["rows"] == 4
+    assert found[0].ranges["prompt_tokens"] == 1024
+
+
+def test_a_list_of_cases_brings_scenarios_of_its_own(folder: Path, tmp_path: Path) -> None:
+    case = {"id": "one", "scenario": yaml.safe_dump(SCENARIO), "reported": {"tpot_mean_ms": 6.5}}
+    (tmp_path / "cases.jsonl").write_text(json.dumps(case))
+    outcome = calibrate_results([tmp_path / "cases.jsonl"], Deployment(folder / "s.yaml"))
+    assert outcome.fit.groups == (("decode",),)
+    with pytest.raises(InputError, match="one was measured on h100-sxm-80gb, and the scenario has a100"):
+        calibrate_results(
+            [tmp_path / "cases.jsonl"], Deployment(folder / "s.yaml", ("deployment.hardware=a100-sxm-80gb",))
+        )
 
 
 def test_one_measurement_gives_scales_and_says_what_it_does_not_tell(folder: Path) -> None:
