@@ -607,7 +607,7 @@ def consumer_qps(row: Row, number: str) -> Case:
                 requests=int(row["num_prompts"]), tensor=int(row["n_gpu"]), args=args)  # fmt: skip
 
 
-#: Requests of a run of ``trtllm-bench throughput`` by prompt and answer, as its page lists them (datasheet, read 2026-11; others:
+#: Requests of a run of ``trtllm-bench throughput`` by prompt and answer, as its page lists them (from memory, unconfirmed; others:
 #: 1,500). All are there at once: the rate over the whole run is that of a queue that is never empty, but for its end.
 BENCHED = {(128, 128): 30_000, (20_000, 2000): 1000} | dict.fromkeys(
     [(128, 2048), (2048, 128), (500, 2000), (1000, 1000), (1000, 2000)], 3000
@@ -617,8 +617,8 @@ BENCHED = {(128, 128): 30_000, (20_000, 2000): 1000} | dict.fromkeys(
 def trtllm_overview(row: Row, number: str) -> Case:
     """measured_trtllm_overview.csv: greatest throughput of TensorRT-LLM 1.0, and a closed loop of NIM.
 
-    Assumed where the page says nothing: 2,048 rows and 8,192 tokens a step, nine tenths of free memory for a cache in FP8, padded CUDA
-    graphs for every batch, no block reuse, experts split over all ranks.
+    Assumed where the page says nothing: 2,048 rows and 8,192 tokens a step, nine tenths of free memory for a cache in FP8,
+    padded CUDA graphs for every batch, no block reuse, experts split over all ranks.
     """
     if row["trtllm"].startswith("0."):
         raise Unsaid("the engine before 0.20, built ahead in C++", row["trtllm"])
@@ -645,7 +645,10 @@ def trtllm_overview(row: Row, number: str) -> Case:
 
 
 def lmdeploy(row: Row, number: str) -> Case:
-    """measured_lmdeploy.csv: ShareGPT in a closed loop, lengths by their means; TurboMind's rows are answered by the PyTorch engine."""
+    """measured_lmdeploy.csv: ShareGPT in a closed loop, lengths by their means.
+
+    TurboMind's rows are answered by the PyTorch engine.
+    """
     if row["mode"] != "request_throughput":
         raise Unsaid("a static batch inside the engine", row["mode"])
     requests_s, out_s = float(row["rps"]), float(row["out_tok_s"])
@@ -653,7 +656,8 @@ def lmdeploy(row: Row, number: str) -> Case:
     where = (model_of(row["model"]), "fp16", device_of(row["gpu"]))
     users = int(row["batch"])
     return Case(number, row["source"], "lmdeploy", *where, *sizes, {"output_tok_s": out_s}, users=users,
-                requests=int(float(row["num_prompts"])), tensor=int(row["tp"]), args={"backend": "pytorch", "max_batch_size": users},
+                requests=int(float(row["num_prompts"])), tensor=int(row["tp"]),
+                args={"backend": "pytorch", "max_batch_size": users},
                 note="answered by backend pytorch: TurboMind is not simulated")  # fmt: skip
 
 
@@ -695,7 +699,7 @@ def speculative2(row: Row, number: str) -> Case:
 
 
 def disaggregation(row: Row, number: str) -> Case:
-    """measured_disaggregation.csv: prefill and decode servers of SGLang in one node of eight H200, two devices each (assumed)."""
+    """measured_disaggregation.csv: prefill and decode servers of SGLang in a node of eight H200, two devices each (assumed)."""
     layout = re.fullmatch(r"(\d)P(\d)D", row["config"])
     if layout is None or row["kind"] != "measured" or not row["actual_in"] or "SGLang" not in row["engine"]:
         raise Unsaid("a claim, a transfer by itself, or a layout that is not stated", row["config"])
