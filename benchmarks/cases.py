@@ -607,7 +607,7 @@ def consumer_qps(row: Row, number: str) -> Case:
                 requests=int(row["num_prompts"]), tensor=int(row["n_gpu"]), args=args)  # fmt: skip
 
 
-#: Requests of a run of ``trtllm-bench throughput`` by prompt and answer, as its page lists them (from memory, unconfirmed; others:
+#: Requests of a run of ``trtllm-bench throughput`` by prompt and answer, as its page lists them (from memory, unconfirmed; others
 #: 1,500). All are there at once: the rate over the whole run is that of a queue that is never empty, but for its end.
 BENCHED = {(128, 128): 30_000, (20_000, 2000): 1000} | dict.fromkeys(
     [(128, 2048), (2048, 128), (500, 2000), (1000, 1000), (1000, 2000)], 3000
@@ -618,7 +618,7 @@ def trtllm_overview(row: Row, number: str) -> Case:
     """measured_trtllm_overview.csv: greatest throughput of TensorRT-LLM 1.0, and a closed loop of NIM.
 
     Assumed where the page says nothing: 2,048 rows and 8,192 tokens a step, nine tenths of free memory for a cache in FP8,
-    padded CUDA graphs for every batch, no block reuse, experts split over all ranks.
+    padded CUDA graphs for every batch, no block reuse, experts split over all ranks; over PCIe their attention data-parallel.
     """
     if row["trtllm"].startswith("0."):
         raise Unsaid("the engine before 0.20, built ahead in C++", row["trtllm"])
@@ -635,6 +635,9 @@ def trtllm_overview(row: Row, number: str) -> Case:
     args |= {"cuda_graph_config": graphs, "kv_cache_config": cache, "enable_chunked_prefill": isl > 8192}
     if load_architecture(model).has_experts and tensor > 1:
         args["moe_expert_parallel_size"] = tensor
+        if "RTX" in row["gpu"]:
+            args |= {"tensor_parallel_size": tensor, "enable_attention_dp": True}
+            tensor = 1
     if row["concurrency"]:
         users = int(float(row["concurrency"]))
         reported = {"ttft_mean_ms": float(row["ttft_mean_ms"]), "tpot_mean_ms": float(row["itl_mean_ms"])}

@@ -17,7 +17,7 @@ from engine_models.flags import FlagTable
 from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import Batch
 from engine_models.parts.handover import Peer
-from engine_models.parts.protocols import Scheduler
+from engine_models.parts.protocols import Gate, Scheduler
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import KvTier, TierKind
 from hardware_profiles.device import Device, DeviceKind, load_device
@@ -163,13 +163,15 @@ class Limits:
 class Executor:
     """How a replica executes: batches scheduled ahead, pipeline stages, ranks that step together, and who of them gets a request.
 
-    rank_router : "least_loaded", or "round_robin".
+    rank_router : "least_loaded", "round_robin", or "fewest" requests.
+    gate : makes what the ranks of a replica agree on before each step, None for nothing.
     """
 
     depth: int = 1
     stages: int = 1
     ranks: int = 1
-    rank_router: Literal["least_loaded", "round_robin"] = "least_loaded"
+    rank_router: Literal["least_loaded", "round_robin", "fewest"] = "least_loaded"
+    gate: Callable[[], Gate | None] = lambda: None
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,13 @@ def shared_parts_s(shard: Shard, tokens: IntArray) -> dict[str, FloatArray]:
     """Seconds of the layers of experts and of the exchange around them for `tokens` tokens of all ranks together."""
     ops, ranks = shard.ops, shard.parallel.ranks
     shapes = moe_shapes(shard.stage, shard.parallel.tensor, shard.parallel.expert, ranks)
-    width = np.asarray(tokens, dtype=np.float64) * shard.stage.hidden * EXCHANGED_BYTES
+    values = np.asarray(tokens, dtype=np.float64) * shard.stage.hidden
+    gathered, width = values * shard.terms.gathered_bytes, values * EXCHANGED_BYTES
     exchange = np.zeros(len(tokens))
     waits_s = 2.0 * shard.terms.host.reduce_wait_s  # as at the two all-reduces of a layer under tensor parallelism
     for moe in shapes:
         choices = CHOICE_BYTES * moe.topk * np.asarray(tokens, dtype=np.float64)
-        gather_s, scatter_s = ops.all_gather_s(ranks, width + choices), ops.reduce_scatter_s(ranks, width)
+        gather_s, scatter_s = ops.all_gather_s(ranks, gathered + choices), ops.reduce_scatter_s(ranks, width)
         exchange += moe.layers * (gather_s + scatter_s + waits_s)
     return {"experts": experts_s(shard, shapes, tokens), "exchange between ranks": exchange}
 

@@ -10,7 +10,8 @@ Version 1.0 is the same rules with its CUDA-graph sizes, compared with nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from engine_models.cost.drafting import chains_only, summary_note
@@ -24,6 +25,7 @@ from engine_models.declaration import (
     Executor,
     FrontEnd,
     Limits,
+    Lockstep,
     MemoryBudget,
     MemoryLine,
     Mode,
@@ -32,7 +34,7 @@ from engine_models.declaration import (
     Support,
 )
 from engine_models.engines.trtllm_flags import FLAGS, group
-from engine_models.engines.trtllm_kernels import EXPERT_LAUNCHES, LATENT_LAUNCHES, as_run, experts
+from engine_models.engines.trtllm_kernels import EXPERT_LAUNCHES, LATENT_LAUNCHES, as_run, experts, gathered_bytes
 from engine_models.memory.block_tree import BlockTree
 from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
@@ -49,6 +51,7 @@ from engine_models.schedulers.memory_then_tokens import (
     TwoPassScheduler,
 )
 from engine_models.schedulers.memory_then_tokens_drafted import DraftedTwoPassScheduler
+from engine_models.schedulers.prompts_together import PromptsTogether
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InfeasibleError, InputError, nearest
 
@@ -82,6 +85,7 @@ class Rank:
     copies: bool = True
     windows: tuple[int, ...] = ()  # of the model's layers
     row_tokens: int = 1  # that a step verifies, with drafts
+    together: bool = False  # ranks begin prompts together: what they agree on is by steps, none of which is left out
 
     def scheduler(self, mode: Mode) -> TwoPassScheduler:
         """Build a scheduler with its blocks."""
@@ -95,7 +99,11 @@ class Rank:
         if self.row_tokens > 1:
             return DraftedTwoPassScheduler(self.rules, kv, row_tokens=self.row_tokens, windows=self.windows)
         return TwoPassScheduler(
-            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
+            self.rules,
+            kv,
+            aggregate=mode != "step" and not self.together,
+            record_rows=mode == "record",
+            windows=self.windows,
         )
 
 
@@ -162,6 +170,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             where="deployment.engine_args.max_num_tokens",
             mend=f"give at least {block}",
         )
+    dp = request.data_parallel
     policy = _policy("capacity_scheduler_policy", scheduling["capacity_scheduler_policy"], CAPACITY_POLICIES)
     if drafts and policy == UTILIZATION:
         raise InputError(
@@ -196,6 +205,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         bool(kv["copy_on_partial_reuse"]),
         arch.windows_below(context),
         row_tokens,
+        bool(group(flags, "attention_dp_config")["enable_balance"]) and dp > 1,
     )
     sizes = graph_sizes(graph_config, version["graph_step_above_128"]) if captured else ()
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
@@ -230,15 +240,16 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 moe_backend=backend,
                 moe_by_flag=False,
                 rotary_in_attention=True,
+                gathered_bytes=gathered_bytes(request),
                 shared_beside=True,
                 expert_launches=EXPERT_LAUNCHES.get(backend or ""),
                 latent_launches=LATENT_LAUNCHES,
             ),
             TableRange(step_tokens, rows, context),
-            Parallelism(request.tensor_parallel, expert=request.expert_parallel),
+            Parallelism(request.tensor_parallel, expert=request.expert_parallel, ranks=dp),
             speculation=drafts,
         ),
-        executor=Executor(depth=2 if rules.overlap else 1),
+        executor=_executor(flags, rules.overlap, dp, rank.together),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
         prefix_caching=reuse,
         notes=(
@@ -256,6 +267,16 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         warnings=tuple(warnings),
         sources=overheads.provenance,
     )
+
+
+def _executor(flags: Mapping[str, Any], overlap: bool, ranks: int, together: bool) -> Executor:
+    """Ranks of attention data parallelism get a request by their number of them, and may begin prompts together."""
+    executor = Executor(depth=2 if overlap else 1, ranks=ranks, rank_router="fewest")
+    if not together:
+        return executor
+    balance = group(flags, "attention_dp_config")
+    waits = int(balance["timeout_iters"]), int(balance["batching_wait_iters"])
+    return replace(executor, gate=partial(PromptsTogether, *waits))
 
 
 def _notes(
@@ -308,7 +329,9 @@ def _memory(request: PoolRequest, tokens: int, context: int, kv: Mapping[str, An
     share = kv["free_gpu_memory_fraction"] if "free_gpu_memory_fraction" in given else None
     fraction = float(share or flags.get("free_gpu_memory_fraction", MEMORY_FRACTION))
     tp, device = request.tensor_parallel, request.device_memory_bytes
-    weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1, request.expert_parallel)
+    weights = weight_bytes_per_rank(
+        arch, request.formats.weights, tp, 1, request.expert_parallel, request.data_parallel
+    )
     drafter = request.speculation
     draft_weights = drafter.weight_bytes() if drafter else 0
     activations = activation_bytes(arch, tokens, -(-tokens // max(context - 1, 1)), tp)
@@ -434,4 +457,9 @@ ENGINE = Engine(
     overheads_from="vllm",
     plan=plan,
     replay=replay,
+    lockstep=Lockstep(
+        applies=lambda flags, tensor_parallel, expert_ranks: bool(flags.get("enable_attention_dp")),
+        launch=lambda devices, ranks: f"TensorRT-LLM: --tp_size {devices}, enable_attention_dp",
+        dense="as TensorRT-LLM does",
+    ),
 )

@@ -33,6 +33,8 @@ _MODELLED: dict[str, Flag] = {
     "cuda_graph_config": Flag("json", None, special=("none",)),
     "moe_config": Flag("json", None),
     "speculative_config": Flag("json", None),
+    "enable_attention_dp": Flag("bool", False),
+    "attention_dp_config": Flag("json", None),
 }
 
 _KV = {
@@ -53,6 +55,11 @@ _GRAPHS = {
     "max_batch_size": Flag("int", None, low=0),
     "batch_sizes": Flag("ints", None, low=1),
 }
+_BALANCE = {
+    "enable_balance": Flag("bool", False),
+    "timeout_iters": Flag("int", 50, low=0),
+    "batching_wait_iters": Flag("int", 10, low=0),
+}
 GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] = {
     "kv_cache_config": (
         _KV,
@@ -70,6 +77,7 @@ GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] =
         {"dynamic_batch_config": (), "waiting_queue_policy": ("fcfs", "FCFS", None)},
     ),
     "cuda_graph_config": (_GRAPHS, {}),
+    "attention_dp_config": (_BALANCE, {}),
     "moe_config": ({"backend": Flag("str", "AUTO")}, {"load_balancer": (None,), "max_num_tokens": ()}),
 }
 """Group -> the keys that are read, and those that are not, each with the values that are taken (none named: all)."""
@@ -91,7 +99,7 @@ DRAFTS_HARMLESS = """
 """Other keys, which change nothing but which drafts are accepted (that is given) or how they are launched."""
 
 _SWITCHES = """
-    enable_attention_dp enable_lora fail_fast_on_attention_window_too_large print_iter_log trust_remote_code
+    enable_lora fail_fast_on_attention_window_too_large print_iter_log trust_remote_code
     enable_iter_perf_stats enable_min_latency use_torch_sampler skip_tokenizer_init
 """
 _HARMLESS = """
@@ -110,8 +118,7 @@ _CHANGING = {
     "flags in a file that cannot be seen": "extra_llm_api_options",
 }
 _REFUSED = {
-    "what ranks compute together (attention data parallelism is not simulated for TensorRT-LLM)": "enable_attention_dp=false "
-    "attention_dp_config context_parallel_size=1 cp_config",
+    "what ranks compute together (context parallelism is not simulated)": "context_parallel_size=1 cp_config",
     "the engine (its PyTorch backend is simulated)": "backend=pytorch",
     "how many sequences a request has": "max_beam_width=1",
     "adapters, which are not simulated": "enable_lora=false lora_config peft_cache_config",
@@ -125,7 +132,7 @@ _KINDS = {
     for text in (_HARMLESS, *_CHANGING.values(), *_REFUSED.values())
     for name in text.split()
 }
-_KINDS["enable_attention_dp"] = _KINDS["enable_lora"] = "switch"
+_KINDS["enable_lora"] = "switch"
 
 _ALIASES = {
     "tp_size": "tensor_parallel_size",
@@ -143,6 +150,16 @@ _LAUNCHER = Launcher(
     image=r"[^\s:=]*(?:tensorrt-llm|tensorrtllm)[^\s:=]*",
     published=r"nvcr\.io/nvidia/tensorrt-llm/release",
 )
+
+
+def _attention_ranks(tensor_ranks: int, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> int:
+    """Tensor-parallel ranks of one data-parallel rank: under attention data parallelism each device is a rank of its own."""
+    return 1 if flags.get("enable_attention_dp") else tensor_ranks
+
+
+def _ranks(shared: bool, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> int | None:
+    """Data-parallel ranks that share the experts: all that the command counts as tensor-parallel."""
+    return int(flags.get("tensor_parallel_size") or pool["data_parallel"]) if shared else None
 
 
 def _kv_format(config: Mapping[str, Any]) -> str | None:
@@ -184,7 +201,8 @@ FLAGS = FlagTable(
     unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
     aliases=_ALIASES,
     typed={
-        "tensor_parallel_size": Typed("tensor_parallel"),
+        "tensor_parallel_size": Typed("tensor_parallel", beside=_attention_ranks),
+        "enable_attention_dp": Typed("data_parallel", beside=_ranks),
         "pipeline_parallel_size": Typed("pipeline_parallel"),
         "moe_expert_parallel_size": Typed("expert_parallel", lambda v: v if v > 1 else None),
         "kv_cache_config": Typed("kv_cache", _kv_format),

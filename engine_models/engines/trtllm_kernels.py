@@ -53,6 +53,17 @@ def _own_choice(request: PoolRequest) -> str:
     return {"blackwell": OWN_KERNELS, "hopper": "TRITON"}.get(load_device(request.device_name).architecture, "CUTLASS")
 
 
+_GATHERED_BYTES = {"nvfp4": 0.5625, "fp8": 1.0, "mxfp4": 1.03125}
+"""Weights of experts -> bytes of a value that ranks gather: they quantise before it (mxfp4: where the activations are in FP8)."""
+
+
+def gathered_bytes(request: PoolRequest) -> float:
+    """Bytes of a value of the activations that ranks of attention data parallelism gather before experts."""
+    formats = request.formats
+    wide = formats.weights.name == "mxfp4" and formats.activations.compute != "fp8"
+    return 2.0 if wide else _GATHERED_BYTES.get(formats.weights.name, 2.0)
+
+
 def as_run(request: PoolRequest) -> Architecture:
     """The model's layers as their kernels are launched: reductions over the ranks hold the norms beside them.
 

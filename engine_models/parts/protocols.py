@@ -49,6 +49,15 @@ State = tuple[int, int, int, int]
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
+class Gate(ABC):
+    """What the ranks of a replica agree on before they form a step together."""
+
+    @abstractmethod
+    def agree(self, schedulers: Series[Scheduler]) -> None:
+        """Tell the schedulers of all ranks, each of which then forms its batch or has none."""
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Scheduler(ABC):
     """Waiting and running requests of one rank, their memory, and the rule that forms the next batch.
 

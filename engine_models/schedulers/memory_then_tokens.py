@@ -145,6 +145,7 @@ class TwoPassScheduler(Scheduler):
         self._latest = TwoPassBatch(-1)  # latest batch that computes prompts
         self._blocked = False  # nobody comes in before a row ends, whoever arrives
         self._shape = Batch(-1)
+        self.holds_prompts = False  # none is computed in the next step
         self.spare_tokens = 0  # that a row's last step may hold beyond its answer
 
     # -- the outside ----------------------------------------------------------------------------------------
@@ -175,6 +176,13 @@ class TwoPassScheduler(Scheduler):
     def warm(self, pieces: Series[Kept]) -> None:
         """As of the base."""
         self.kv.warm(pieces)
+
+    def prompts_fit(self) -> bool:
+        """Whether a prompt would be computed in the next step, by memory and rows."""
+        self._activate()
+        if self.decodes.count >= self.rules.max_batch_size:
+            return False
+        return bool(self._fit_with_answers(TwoPassBatch(-1))) if self._contexts else False
 
     def close(self) -> None:
         """Let the ranges of rows that still decode end with the latest batch."""
@@ -406,6 +414,8 @@ class TwoPassScheduler(Scheduler):
         else:
             contexts, served = self._fill(self.active) if decodes.count > rules.max_num_tokens else ([], None)
         waits = self._waits(contexts, decodes.count if served is None else len(served))
+        if self.holds_prompts and contexts:
+            contexts, waits = [], True
         if waits:
             contexts = []
         self._blocked = not (

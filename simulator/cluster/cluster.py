@@ -210,6 +210,7 @@ class Cluster:
                 depth=plan.executor.depth,
                 stages=plan.executor.stages,
                 tokenise_token_s=plan.front.tokenise_token_s,
+                gate=plan.executor.gate(),
                 on_finish=self._finished,
             )
             for number in range(replicas)

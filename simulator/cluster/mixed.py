@@ -87,6 +87,7 @@ class MixedCluster(Cluster):
                 depth=pool.plan.executor.depth,
                 stages=pool.plan.executor.stages,
                 tokenise_token_s=pool.plan.front.tokenise_token_s,
+                gate=pool.plan.executor.gate(),
                 on_finish=self._finished,
             )
             for pool in self._pools

@@ -102,13 +102,15 @@ coordinator)."""
 class RankChoice:
     """One of the data-parallel ranks of a replica that was chosen.
 
-    In turn (SGLang), or by load (vLLM), as the replica's engine does: least ``4 waiting + running``, the first among equals, from
-    counts that are up to 100 ms old and to which the front end adds what it has sent since.
+    In turn (SGLang), the one with fewest requests (TensorRT-LLM), or by load (vLLM), as the replica's engine does: least
+    ``4 waiting + running``, the first among equals, from counts that are up to 100 ms old and to which the front end adds what it
+    has sent since.
     """
 
     def __init__(self, replicas: list[Replica], executors: Series[Executor]) -> None:
         self._replicas = replicas
         self._by_load = [executor.rank_router == "least_loaded" for executor in executors]
+        self._fewest = [executor.rank_router == "fewest" for executor in executors]
         self._turns = [0] * len(replicas)
         self._scores: list[list[int]] = [[] for _ in replicas]
         self._counted_s = [-COUNTS_S] * len(replicas)
@@ -116,7 +118,11 @@ class RankChoice:
     def number(self, replica: int, now_s: float) -> int:
         """The number of the rank of a replica that gets a request."""
         ranks = self._replicas[replica].ranks
-        if not self._by_load[replica]:
+        if self._fewest[replica]:
+            self._replicas[replica].advance(now_s)
+            held = [rank.in_service for rank in ranks]
+            rank = held.index(min(held))
+        elif not self._by_load[replica]:
             rank = self._turns[replica] % len(ranks)
             self._turns[replica] += 1
         else:
@@ -480,7 +486,7 @@ def router_of(
     if isinstance(executors, Executor):
         executors = [executors] * len(replicas)
     ranks = max(len(replica.ranks) for replica in replicas)
-    by_load = ranks > 1 and any(executor.rank_router == "least_loaded" for executor in executors)
+    by_load = ranks > 1 and any(executor.rank_router != "round_robin" for executor in executors)
     alike = all(len(replica.ranks) == ranks for replica in replicas)
     limit = admission.max_inflight if admission is not None else None
     plain = routing.system is None and admission is None and not by_load and alike and not changing

@@ -24,7 +24,7 @@ import numpy as np
 from mypy_extensions import mypyc_attr
 
 from engine_models.parts.batch import Batch
-from engine_models.parts.protocols import INFINITY, FloatArray, Scheduler, StepCost
+from engine_models.parts.protocols import INFINITY, FloatArray, Gate, Scheduler, StepCost
 from engine_models.parts.sequence import Sequence
 from simulator.serving.rank import Rank
 
@@ -85,6 +85,7 @@ class Replica:
     depth : steps in flight (1 synchronous, 2 async scheduling, stages of a pipeline).
     stages : pipeline stages.
     tokenise_token_s : see `Rank`.
+    gate : what the ranks agree on before they form a step.
     on_finish : called with each ended request and the time in seconds.
     on_batch : called with each settled batch (for comparison with recorded schedules).
     """
@@ -97,6 +98,7 @@ class Replica:
         depth: int = 1,
         stages: int = 1,
         tokenise_token_s: float = 0.0,
+        gate: Gate | None = None,
         on_finish: Callable[[Sequence, float], None] | None = None,
         on_batch: Callable[[Batch], None] | None = None,
     ) -> None:
@@ -115,6 +117,7 @@ class Replica:
         self._sync = depth == 1
         self._staged = stages > 1
         self._asleep_until_s = 0.0  # nothing can be scheduled before, unless a request arrives
+        self._gate = gate
         self._hears_in_step = any(scheduler.hears_in_step for scheduler in schedulers)
 
     # -- the outside ----------------------------------------------------------------------------------------
@@ -241,6 +244,8 @@ class Replica:
         taking: list[Rank] = []
         batches: list[Batch] = []
         again = False
+        if self._gate is not None:
+            self._gate.agree([rank.scheduler for rank in self.ranks])
         for rank in self.ranks:
             formed = rank.scheduler.schedule(now_s) if rank.scheduler.has_work() else None
             if formed is not None and formed.tokens:

@@ -43,7 +43,7 @@ class Published:
     unstated : version of a row that states none, "" if unknown.
     columns : flags that the columns of a row state.
     launch : flags of the script that launched a row's server, and on which device; `activations` among them is a pool's key.
-    tensor_ranks : tensor ranks of a row's launch, 0 where the launch says nothing.
+    parallel : a pool's keys of the ranks of a row's launch, empty where the launch says nothing.
     ranks : flags of data-parallel ranks that share experts.
     instances : independent servers behind one router that a row counts as data-parallel ranks.
     front, costs : what client and environment do that no flag says: fields of `FrontEnd` and `StepCosts`.
@@ -57,7 +57,7 @@ class Published:
     unstated: Callable[[Row], str] = lambda row: ""
     columns: Callable[[Row], dict[str, Any]]
     launch: Callable[[Row, str], dict[str, Any]] = lambda row, device: dict(launch_of(row).flags)
-    tensor_ranks: Callable[[Row], int] = lambda row: launch_of(row).tensor_ranks
+    parallel: Callable[[Row], dict[str, int]] = lambda row: tensor_ranks(launch_of(row).tensor_ranks)
     ranks: Mapping[str, Any] = field(default_factory=dict)
     instances: Callable[[Row], int] = lambda row: 1
     front: Callable[[Row], dict[str, Any]] = lambda row: {}
@@ -67,6 +67,11 @@ class Published:
     fittings: Mapping[str, Fitting] = field(default_factory=dict)
     fitted: str = ""
     chosen: str = ""
+
+
+def tensor_ranks(ranks: int) -> dict[str, int]:
+    """A pool's keys of so many tensor-parallel ranks; none of 0."""
+    return {"tensor_parallel": ranks} if ranks else {}
 
 
 def number(row: Row, name: str) -> float | None:

@@ -181,9 +181,9 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
         "engine_args": args,
         **formats,
     }
-    launched = published.tensor_ranks(row)
+    launched = published.parallel(row)
     if launched:  # its flags state the ranks, which samples multiply
-        pool["tensor_parallel"] = launched
+        pool |= launched
     else:
         if dp > 1 and instances == 1 and not arch.has_experts:
             raise Unplayable("data-parallel ranks of several servers are not modelled yet")

@@ -1,7 +1,4 @@
-"""What is known of measured TensorRT-LLM runs beside rows and launches.
-
-Rows of attention data parallelism are refused, by the flag that launches it.
-"""
+"""What is known of measured TensorRT-LLM runs beside rows and launches."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Any
 from engine_models.engines.trtllm import ENGINE
 from engine_models.engines.trtllm_kernels import OWN_KERNELS
 from simulator.validation.launches import launch_of
-from simulator.validation.published import Fitting, Published, Row, Unknowns, number, parts
+from simulator.validation.published import Fitting, Published, Row, Unknowns, number, parts, tensor_ranks
 from simulator.validation.spellings import Unplayable
 
 
@@ -43,9 +40,12 @@ def _fewer_ranks(row: Row) -> int:
     return tp // ep if taken else 0
 
 
-def tensor_ranks(row: Row) -> int:
-    """Tensor ranks of a row's launch."""
-    return _fewer_ranks(row) or launch_of(row).tensor_ranks
+def parallel(row: Row) -> dict[str, int]:
+    """A pool's keys of the ranks of a row's launch: under attention data parallelism each device is a rank of its own."""
+    ranks = _fewer_ranks(row) or launch_of(row).tensor_ranks
+    if launch_flags(row, "").get("enable_attention_dp"):
+        return {"tensor_parallel": 1, "data_parallel": ranks}
+    return tensor_ranks(ranks)
 
 
 def release(stated: str) -> str:
@@ -87,7 +87,7 @@ TRTLLM = Published(
     release=release,
     columns=columns,
     launch=launch_flags,
-    tensor_ranks=tensor_ranks,
+    parallel=parallel,
     ranks={"enable_attention_dp": True},
     fittings={"": Fitting(UNKNOWNS, TARGETS, _told, _runs)},
     fitted="front end, launch time of prompts' steps and wait at an all-reduce on the runs of InferenceX with up to 16 users",

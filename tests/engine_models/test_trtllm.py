@@ -15,12 +15,14 @@ from engine_models.engines.known import parse_engine_args, split
 from engine_models.engines.trtllm import graph_sizes, plan
 from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import format_named
+from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.memory_then_tokens import TwoPassScheduler
+from engine_models.schedulers.prompts_together import PromptsTogether
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InfeasibleError, InputError
 from simulator.config.load import load_scenario
 from simulator.prepare import Prepared, prepare
-from simulator.run import simulate
+from simulator.run import run_prepared, simulate
 from simulator.validation.schedules import replay
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "trtllm"
@@ -155,6 +157,7 @@ trtllm-serve org/m --max_num_tokens=20000 --extra_llm_api_options=extra.yml"""
     assert parse_engine_args("trtllm", written).values == {
         "kv_cache_config": {"dtype": "fp8", "enable_block_reuse": False},
         "cuda_graph_config": {"enable_padding": True},
+        "enable_attention_dp": False,
         "max_num_tokens": 20_000,
     }
     assert prepared(kv_cache_config={"dtype": "fp8"}).formats.kv_cache.name == "fp8"
@@ -170,7 +173,7 @@ trtllm-serve org/m --max_num_tokens=20000 --extra_llm_api_options=extra.yml"""
         ({"scheduler_config": {"capacity_scheduler_policy": "MAX_UTIL"}}, "MAX_UTIL is not simulated"),
         ({"scheduler_config": {"context_chunking_policy": "FORCE_CHUNK"}}, "FORCE_CHUNK is not simulated"),
         ({"speculative_config": {"decoding_type": "Medusa"}}, "Medusa is not simulated"),
-        ({"enable_attention_dp": True}, "attention data parallelism is not simulated"),
+        ({"attention_dp_config": {"enable_balance": "often"}}, "enable_balance"),
         ({"max_beam_width": 4}, "how many sequences a request has"),
         ({"lora_config": {"max_lora_rank": 8}}, "adapters"),
         ({"enable_chunked_prefill": True, "max_num_tokens": 16}, "less than a block of 32"),
@@ -243,3 +246,71 @@ def test_a_shared_expert_hides_behind_the_routed_ones_where_graphs_hold_both() -
     beside, alone = (steps.parts_s(np.array([16]))["experts"][0] for steps in (captured, launched))
     assert beside < alone - 5e-6 * 58
     assert launched.parts_s(np.array([1024]))["experts"] == captured.parts_s(np.array([1024]))["experts"]
+
+
+ADP = {"tp_size": 4, "ep_size": 4, "enable_attention_dp": True, "max_seq_len": 4096}
+
+
+def _on_four_ranks(**balance: Any) -> Prepared:
+    scenario = {
+        "model": "mistralai/Mixtral-8x7B-v0.1",
+        "deployment": {
+            "engine": "trtllm",
+            "hardware": "h200-sxm-141gb",
+            "engine_args": ADP | ({"attention_dp_config": balance} if balance else {}),
+        },
+        "workload": {
+            "arrivals": {"kind": "closed_loop", "concurrency": 8},
+            "requests": 32,
+            "prompt_tokens": {"kind": "uniform", "low": 200, "high": 600},
+            "output_tokens": {"kind": "uniform", "low": 20, "high": 60},
+        },
+    }
+    return prepare(load_scenario(scenario))
+
+
+def test_attention_data_parallelism_makes_every_device_a_rank() -> None:
+    found = _on_four_ranks()
+    assert (found.ranks, found.devices_each, found.pool.tensor_parallel) == (4, 4, 1)
+    assert found.plan.executor.rank_router == "fewest"
+    assert found.plan.executor.gate() is None
+    assert found.plan.memory.bytes_of("weight") > 24e9  # attention and embeddings whole, a quarter of the experts, in 16 bits
+    scenario = scenario_of(tp_size=4, enable_attention_dp=True)
+    scenario["deployment"]["tensor_parallel"] = 4
+    with pytest.raises(InputError, match="over all ranks"):
+        prepare(load_scenario(scenario))
+
+
+def test_ranks_that_balance_begin_prompts_together() -> None:
+    """A prompt waits until every rank has one, or for as many steps as it may."""
+
+    def starts(**balance: Any) -> int:
+        return len(np.unique(run_prepared(_on_four_ranks(**balance)).raw.first_scheduled_s))
+
+    together = {"enable_balance": True, "batching_wait_iters": 0}
+    alone, patient, hasty = starts(), starts(timeout_iters=1000, **together), starts(timeout_iters=1, **together)
+    assert patient < 0.6 * alone
+    assert patient < hasty <= alone
+
+
+def test_prompts_together_by_hand() -> None:
+    """Two ranks: both generate, one has a prompt; it waits three steps, or until the other has one too."""
+    found = _on_four_ranks()
+    ranks = [scheduler_of(found.plan) for _ in range(2)]
+    gate = PromptsTogether(3, 0)
+
+    def step(*arriving: int) -> list[int]:
+        for rank in arriving:
+            ranks[rank].add(Sequence(index=next(numbers), arrival_s=0.0, prompt_tokens=64, output_tokens=40))
+        gate.agree(ranks)
+        formed = [rank.schedule(0.0) for rank in ranks]
+        for rank, batch in zip(ranks, formed, strict=True):
+            if batch is not None:
+                rank.settle(batch)
+        return [0 if batch is None else len(batch.contexts) for batch in formed]
+
+    numbers = iter(range(10))
+    assert step(0) == [1, 0]  # the other is idle
+    assert step(1) == [0, 1]
+    assert [step(0), step(), step(), step()] == [[0, 0], [0, 0], [1, 0], [0, 0]]
+    assert [step(1), step(0)] == [[0, 0], [1, 1]]
