@@ -34,7 +34,13 @@ from engine_models.declaration import (
     Support,
 )
 from engine_models.engines.trtllm_flags import FLAGS, group
-from engine_models.engines.trtllm_kernels import EXPERT_LAUNCHES, LATENT_LAUNCHES, as_run, experts, gathered_bytes
+from engine_models.engines.trtllm_kernels import (
+    EXPERT_LAUNCHES,
+    LATENT_LAUNCHES,
+    as_run,
+    experts,
+    gathered_bytes,
+)
 from engine_models.memory.block_tree import BlockTree
 from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
