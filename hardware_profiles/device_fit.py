@@ -1,6 +1,7 @@
 """A device file from kernels timed on a machine: the rates under which the datasheet's physics is nearest to them.
 
-Two numbers are fitted, the bf16 rate and the bandwidth, by the sum of absolute logarithmic errors; all else is another device's.
+Two numbers are fitted to the products of matrices, the bf16 rate and the bandwidth, by the sum of absolute logarithmic errors;
+copies and attention are judged by them. All else is another device's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ FRAMEWORK = "vllm"
 
 @dataclass(frozen=True)
 class DeviceFit:
-    """The device as fitted, relative errors of the physics on each kernel, and those on kernels left out shape by shape."""
+    """The device as fitted, relative errors of the physics on each kernel, and those where its shape was left out of the fit."""
 
     device: Device
     errors: tuple[float, ...]
@@ -42,30 +43,33 @@ def errors_of(ops: Ops, times: Sequence[KernelTime]) -> tuple[float, ...]:
 
 def fit_device(like: Device, times: Sequence[KernelTime], date: str, source: str) -> DeviceFit:
     """Fit a device of the kind of `like`. Raises InputError for too few kernels, or rates beyond what can be."""
-    if len(times) < LEAST_KERNELS or len({each.op for each in times}) < 3:
+    if len(products_of(times)) < LEAST_KERNELS or len({each.op for each in times}) < 3:
         raise InputError(f"{len(times)} kernels were timed, too few to fit", where="--max-seconds", mend="raise it")
     made = _fitted(like, times, date, source)
-    shapes = dict.fromkeys(each.shape for each in times)
-    held: dict[KernelTime, float] = {}
-    for shape in shapes:
+    errors = errors_of(Roofline.of_device(made, FRAMEWORK), times)
+    held = dict(zip(times, errors, strict=True))
+    for shape in dict.fromkeys(each.shape for each in products_of(times)):
         left = [each for each in times if each.shape == shape]
         rest = _fitted(like, [each for each in times if each.shape != shape], date, source)
         held |= dict(zip(left, errors_of(Roofline.of_device(rest, FRAMEWORK), left), strict=True))
-    errors = errors_of(Roofline.of_device(made, FRAMEWORK), times)
     held_out = tuple(held[each] for each in times)
     off = float(np.mean(np.abs(held_out)))
-    error = Quantity(off, "ratio", source, date, "measured", "mean error on kernels left out, shape by shape")
+    error = Quantity(off, "ratio", source, date, "measured", "mean error on products left out by shape, on copies and on attention")
     return DeviceFit(replace(made, kernel_error=error), errors, held_out)
+
+
+def products_of(times: Sequence[KernelTime]) -> list[KernelTime]:
+    """Those that are products of matrices."""
+    return [each for each in times if each.op == "gemm"]
 
 
 def _fitted(like: Device, times: Sequence[KernelTime], date: str, source: str) -> Device:
     from scipy.optimize import minimize
 
+    times = products_of(times)
     took = np.array([each.took_s for each in times])
-    fastest = [2.0 * math.prod(each.sizes) / each.took_s for each in times if each.op == "gemm"]
-    moved = [each.sizes[0] / each.took_s for each in times if each.op == "stream"]
-    usual = like.peak_flops_per_s["bf16"].value, like.memory_bandwidth_bytes_per_s.value
-    start = np.log([max(fastest, default=usual[0]), max(moved, default=usual[1])])
+    fastest = max(2.0 * math.prod(each.sizes) / each.took_s for each in times)
+    start = np.log([fastest, max(2.0 * math.prod(each.sizes[1:]) / each.took_s for each in times)])
 
     def off(logs: Any) -> float:
         ops = Roofline.of_device(_with_rates(like, np.exp(logs), date, source), FRAMEWORK)

@@ -53,7 +53,7 @@ def device_command(like: str, output: Path, most_s: float, as_json: bool) -> Non
     print(f"{found.title}: {len(times)} kernels timed by PyTorch {found.version}\n")
     shown = ("before_pct", "after_pct", "held_out_pct")
     body = [[str(row["op"]), str(row["kernels"]), *(f"{row[key]:.1f}" for key in shown)] for row in rows]
-    head = ["median error", "kernels", f"profile of {profile.name} %", "fitted %", "shape left out %"]
+    head = ["median error", "kernels", f"profile of {profile.name} %", "fitted %", "not fitted to %"]
     print("\n".join(table(head, body, indent="")))
     peak, bandwidth = device.peak_flops_per_s["bf16"].value, device.memory_bandwidth_bytes_per_s.value
     print(f"\nbf16 {peak:.3g} FLOP/s, memory {bandwidth:.3g} byte/s, as the physics of kernels takes them")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import math
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ from simulator.workload.columns import NO_PREDECESSOR, Workload, same_float, sam
 
 LEAST_POINTS = 6
 """Points without which nothing is fitted (assumed)."""
+FRONT_TOKENS = 16
+"""Prompts below which are there to tell the front end; without one of them it is another (assumed)."""
 LEAST_WIDTH = 0.02
 """Narrowest 90 % interval, logarithmic (assumed: a client's clock and load are never as good)."""
 
@@ -85,15 +88,13 @@ async def experiment(
 
     Raises InputError for a server that fails; what was measured until then is in the file.
     """
-    seed = prepared.scenario.seed
-    asking, wording = await probe(client, prepared.arch.vocab, seed)
+    asking, wording = await probe(client, prepared.arch.vocab, secrets.randbits(32))
     plan = list(rounds(design(limits_of(prepared), options.max_rows, wording.fewest), options.repeats))
     head = {
         "server": asking.target.base,
         "model": asking.target.model,
         "api": asking.target.api,
         "prompts": "text" if wording.ids is None else "token ids",
-        "seed": seed,
     }
     book = Notebook(path, head)
     if book.found:
@@ -195,13 +196,16 @@ def _at_once(point: Point) -> Workload:
 
 
 def _interval(found: list[Seen], made: Fit) -> dict[str, float]:
-    """Half-widths of what nine in ten points left out stay within, by metric; of the fit where none was left out."""
+    """Half-widths of what nine in ten points left out stay within, by metric; of the fit where none was left out.
+
+    Of prompts those count that are no shorter than `FRONT_TOKENS`.
+    """
     out = {}
     for metric, name in (("ttft", "ttft"), ("itl", "tpot")):
+        of_metric = [all_of for all_of in zip(found, made.errors, made.held_out, strict=True) if all_of[0].metric == metric]
+        long = [all_of for all_of in of_metric if metric == "itl" or all_of[0].point.prompt >= FRONT_TOKENS]
         errors = [
-            abs(math.log1p(max(-0.99, fitted if math.isnan(held) else held)))
-            for each, fitted, held in zip(found, made.errors, made.held_out, strict=True)
-            if each.metric == metric
+            abs(math.log1p(max(-0.99, fitted if math.isnan(held) else held))) for _, fitted, held in long or of_metric
         ]
         if errors:
             out[name] = max(LEAST_WIDTH, float(np.quantile(errors, 0.9, method="higher")))

@@ -33,8 +33,8 @@ SHORT = 32
 """Tokens of the prompts of the sweep over batch sizes."""
 FILLED = 0.7
 """Part of the KV cache that a point may fill (assumed)."""
-MOST_OFF, LEAST_OFF = 0.05, 16
-"""How far a server's count of a prompt's tokens may be from ours: a part, and tokens that it adds to each (assumed)."""
+MOST_OFF = 0.05
+"""By what part a server's count of a prompt's tokens may be another than ours (assumed)."""
 BUFFERED = 0.05
 """Part of an answer's time in which all tokens come where a stream is held back (assumed; 16 steps are never that short)."""
 
@@ -218,7 +218,7 @@ async def probe(client: Client, vocabulary: int, seed: int) -> tuple[Client, Wor
         if wording.ids is None:
             wording = await _count_words(asking, seed, answer)
         else:
-            check_count(answer, PROBE_TOKENS, way.base)
+            check_count(answer, PROBE_TOKENS, wording, way.base)
         if not way.fixed_length:
             client.say("the server does not take `ignore_eos`: answers may end before their limit")
         return asking, wording
@@ -262,10 +262,10 @@ def check(answer: Answer, where: str) -> None:
     raise InputError(answer.error, where=where, mend=mend)
 
 
-def check_count(answer: Answer, tokens: int, where: str) -> None:
-    """Raise InputError for a server that counts other tokens than were sent, or more than it was asked for."""
-    counted = answer.prompt_tokens
-    if counted is not None and abs(counted - tokens) > max(LEAST_OFF, MOST_OFF * tokens):
+def check_count(answer: Answer, asked_tokens: int, wording: Wording, where: str) -> None:
+    """Raise InputError for a server that counts other tokens than were sent."""
+    counted, tokens = answer.prompt_tokens, max(asked_tokens, wording.fewest)
+    if counted is not None and abs(counted - tokens) > max(wording.slack_tokens, MOST_OFF * tokens):
         raise InputError(
             f"the server counts {counted} tokens in a prompt of {tokens}",
             where=where,
@@ -337,7 +337,7 @@ async def _measured(client: Client, wording: Wording, point: Point, repeat: int)
         answers = await _asked(client, wording, point, f"{repeat} {tries}")
         for answer in answers:
             check(answer, where)
-            check_count(answer, point.prompt, where)
+            check_count(answer, point.prompt, wording, where)
         if point.rows == 1 or not any(answer.refusals for answer in answers):
             break
     else:

@@ -13,6 +13,8 @@ _TEXT = (
     "story fact month lot right study book eye job word business issue side kind head house service friend father power hour"
 )
 WORDS = _TEXT.split()
+DRAWN_WORDS = 8
+"""Words at the beginning of a text that are drawn: 60 to the 8th of such beginnings."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Wording:
     """How prompts are made: `ids` are bounds of the ids that are drawn, None for text.
 
     Of a number of words a server makes fixed_tokens + tokens_per_word * words tokens; the first has what a chat template adds.
+    `seed` is another one in every session: a server may remember the prompts of the last.
     """
 
     seed: int
@@ -32,11 +35,20 @@ class Wording:
         """Tokens of the shortest prompt."""
         return 1 if self.ids is not None else int(self.fixed_tokens + self.tokens_per_word) + 1
 
+    @property
+    def slack_tokens(self) -> int:
+        """By how much a server's count may be another than ours: what it adds to ids, and how unequal words are (assumed)."""
+        return 16 if self.ids is not None else 64
+
     def units(self, segment: str, count: int) -> list[int]:
-        """The first `count` of a segment's ids (or numbers of words); equal segments are equal."""
+        """The first `count` of a segment's ids (or numbers of words); equal segments are equal.
+
+        Words are drawn as far as they have to tell segments apart, then come in turn, so that equal counts make equal tokens.
+        """
         low, high = self.ids or (0, len(WORDS))
-        drawn: list[int] = stream(self.seed, f"prompt {segment}").integers(low, high, size=count).tolist()
-        return drawn
+        drawn_count = count if self.ids is not None else min(count, DRAWN_WORDS)
+        drawn: list[int] = stream(self.seed, f"prompt {segment}").integers(low, high, size=drawn_count).tolist()
+        return drawn + [number % high for number in range(count - drawn_count)]
 
     def words(self, tokens: int) -> int:
         """Units that make so many tokens."""

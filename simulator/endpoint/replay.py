@@ -1,13 +1,14 @@
 """A scenario's own requests on a live server, by its schedule or its clients, beside the same requests simulated.
 
-What is sent is what is simulated: the same lengths, contents and limits (each answer's own length, which the server is asked to
-run on to). Prompts of later turns hold drawn tokens in place of the server's answers, so that it finds the prompts of earlier
-turns again and not their answers; the simulated run is of such prompts too.
+What is sent is what is simulated: the same contents and limits, prompts as the server counted them, answers of their own lengths,
+which the server is asked to run on to. Prompts of later turns hold drawn tokens in place of the server's answers, so that it
+finds the prompts of earlier turns again and not their answers; the simulated run is of such prompts too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,7 @@ class Sent:
     answers: list[Answer | None]
     began_s: float = 0.0
     unreached: int = 0
+    wording: Wording | None = None
     gone: str = ""
 
     @classmethod
@@ -258,7 +260,11 @@ def load_of(prepared: Prepared, max_requests: int, most_s: float) -> tuple[Workl
 
 async def send(client: Client, prepared: Prepared, sent: Sent, tell: Callable[[str], None]) -> Target:
     """Probe the server, then send; the server as it is asked. Raises InputError for one that fails from the beginning."""
-    asking, wording = await probe(client, prepared.arch.vocab, prepared.scenario.seed)
+    asking, wording = await probe(client, prepared.arch.vocab, secrets.randbits(32))
+    short = int((sent.load.prompt_tokens < wording.fewest).sum())
+    if short:
+        client.say(f"{short:,} prompts are shorter than the {wording.fewest} tokens that the server makes of one word")
+    sent.wording = wording
     await replay(asking, sent, wording, tell)
     return asking.target
 
@@ -273,9 +279,12 @@ def compare(sent: Sent, prepared: Prepared, where: str) -> Comparison:
             where=where,
             mend="see what the server's log says of it; what was measured is kept",
         )
+    counted = sent.load.prompt_tokens.copy()
     for row, answer in whole:
-        check_count(answer, int(sent.load.prompt_tokens[row]), where)
-    run = run_prepared(prepared, workload=sent.load)
+        if sent.wording is not None:
+            check_count(answer, int(counted[row]), sent.wording, where)
+        counted[row] = answer.prompt_tokens or counted[row]
+    run = run_prepared(prepared, workload=replace(sent.load, prompt_tokens=counted))
     measured = {name: statistics(values, "ms") for name, values in sent.values().items()}
     entries = []
     for metric in METRICS:

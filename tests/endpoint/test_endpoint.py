@@ -136,6 +136,16 @@ def test_measurements_are_kept_and_taken_up(tmp_path: Path) -> None:
         measured(Server(name="b-model", port=server.port), path)
 
 
+def test_a_server_that_remembers_prompts_is_never_sent_one_of_an_earlier_session(tmp_path: Path) -> None:
+    whole: list[Any] = []
+    for name in ("a", "b"):
+        first, second = Server(), Server()
+        measured(first, tmp_path / name, replace(OPTIONS, max_requests=3))
+        validated(second, with_load(requests=3))
+        whole += [tuple(prompt) for prompt in first.prompts + second.prompts]
+    assert len(set(whole)) == len(whole)
+
+
 def test_text_is_measured_by_the_servers_own_count(tmp_path: Path) -> None:
     found, _, notes = measured(Server(ids=False), tmp_path / "m.jsonl")
     assert "prompts are text: 2.00 tokens a word and 7 beside them" in notes
