@@ -54,7 +54,7 @@ def fit_device(like: Device, times: Sequence[KernelTime], date: str, source: str
         held |= dict(zip(left, errors_of(Roofline.of_device(rest, FRAMEWORK), left), strict=True))
     held_out = tuple(held[each] for each in times)
     off = float(np.mean(np.abs(held_out)))
-    error = Quantity(off, "ratio", source, date, "measured", "mean error on products left out by shape, on copies and on attention")
+    error = Quantity(off, "ratio", source, date, "measured", "mean error: products left out by shape, copies, attention")
     return DeviceFit(replace(made, kernel_error=error), errors, held_out)
 
 
