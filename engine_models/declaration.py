@@ -40,7 +40,8 @@ class PoolRequest:
     `role` other than "mixed" asks for a scheduler that shares requests (`engine_models.parts.handover`), over a `connector`
     (None: the engine's own choice). `tiers` keep KV blocks beyond the device. `device_cores` are those of a CPU,
     `host_link_bytes_per_s` the nominal rate of the device's link to the host, one way, `network_bytes_per_s` that of its link to
-    other machines (0: unknown). `lora` are a pool's settings of adapters, None for none.
+    other machines (0: unknown). `lora` are a pool's settings of adapters, None for none;
+    `structured` says whether grammars constrain answers.
     """
 
     arch: Architecture
@@ -58,6 +59,7 @@ class PoolRequest:
     role: Role = "mixed"
     connector: str | None = None
     lora: Mapping[str, Any] | None = None
+    structured: bool = False
     device_cores: int = 0
     host_link_bytes_per_s: float = 0.0
     network_bytes_per_s: float = 0.0
@@ -319,6 +321,7 @@ FEATURES = {
     "speculative": ("speculative decoding", "deployment.speculative"),
     "offload": ("KV offload", "deployment.offload"),
     "lora": ("LoRA adapters", "deployment.lora"),
+    "structured": ("structured output", "workload.structured_output"),
     "pipeline_parallel": ("pipeline parallelism", "deployment.pipeline_parallel"),
 }
 """What an engine may lack: its words, and the key of a scenario that asks for it."""

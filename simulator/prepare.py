@@ -271,7 +271,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     warnings = list(flags.warnings)
     experts = expert_ranks(pool)
     ranks = lockstep_ranks(pool, engine, arch, flags)
-    _check_features(pool, engine, device)
+    _check_features(pool, engine, device, structured=_structured(scenario, pool))
     if ranks > 1:
         _check_lockstep(pool)
     check_parallelism(
@@ -309,6 +309,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         speculation=_speculation(pool, engine, flags, arch, formats, base),
         tiers=tiers_of(scenario.deployment, pool, device),
         lora=_adapters(scenario, pool),
+        structured=_structured(scenario, pool),
         role=pool.role if pool.role != "encode" else "mixed",
         connector=connector_of(scenario.deployment, pool.name) if pool.role != "mixed" else None,
     )
@@ -363,11 +364,12 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     return check_law(prepared)
 
 
-def _check_features(pool: Pool, engine: Engine, device: Device) -> None:
+def _check_features(pool: Pool, engine: Engine, device: Device, *, structured: bool) -> None:
     """Refuse what the engine lacks, or lacks on this kind of device."""
     asked = {
         "speculative": pool.speculative is not None,
         "lora": pool.lora is not None,
+        "structured": structured,
         "offload": pool.offload is not None or bool(pool.kv_tiers),
         "pipeline_parallel": pool.pipeline_parallel > 1,
         "handover": pool.role != "mixed",
@@ -405,6 +407,19 @@ def _check_format(engine: Engine, device: Device, formats: Formats) -> None:
         )
     if kv.family and kv.family not in engine.formats:
         raise InputError(f"{engine.title} keeps no KV cache in {kv.name}", where="deployment.kv_cache")
+
+
+def _structured(scenario: Scenario, pool: Pool) -> bool:
+    """Whether grammars constrain some answers; InputError beside what that is not modelled with."""
+    if all(load.structured_output is None for load in scenario.workload.loads()):
+        return False
+    if pool.speculative or pool.offload or pool.kv_tiers or pool.role != "mixed" or pool.pipeline_parallel > 1:
+        raise InputError(
+            "structured output beside drafts, KV offload, roles or pipeline parallelism is not modelled yet",
+            where="workload.structured_output",
+            mend="take one of the two out",
+        )
+    return True
 
 
 def _adapters(scenario: Scenario, pool: Pool) -> dict[str, Any] | None:

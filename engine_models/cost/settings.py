@@ -13,6 +13,7 @@ from engine_models.cost.measured import MeasuredSteps, StepLaw
 from engine_models.cost.step_time import StepTimeModel, TableRange
 from engine_models.cost.sub_batches import Parts, SubBatches
 from engine_models.cost.terms import Formats, Parallelism, Shard, Terms, kernel_format
+from engine_models.cost.token_masks import TokenMasks, WithMasks
 from engine_models.cost.weight_stream import Stream, Streamed
 from engine_models.model.blocks import Architecture
 from engine_models.parts.protocols import StepCost
@@ -26,7 +27,7 @@ class StepCosts:
     `up_to` is the range to tabulate. `parts`: steps are computed in parts, None where they are not. `stream`: what comes over
     the link to the host in every step, None for nothing. `host_layers`: those that come before `arch`, of steps in
     parts; None: the device has all. `measured`: steps are timed by this law of whole steps, not by the device's operations.
-    `adapters`: LoRA adapters that batches may read.
+    `adapters`: LoRA adapters that batches may read. `masks`: how those of structured output are made.
     """
 
     arch: Architecture
@@ -40,6 +41,7 @@ class StepCosts:
     host_layers: HostLayers | None = None
     measured: StepLaw | None = None
     adapters: Adapters | None = None
+    masks: TokenMasks | None = None
 
     def with_terms(self, **changed: Any) -> StepCosts:
         """The same with other terms, by the names of `Terms`."""
@@ -63,8 +65,9 @@ class StepCosts:
             return SubBatches(whole, self.parts)
         if self.stream is not None:
             return Streamed(model, self.stream)
-        if self.adapters is not None:
-            return WithAdapters(model, self.adapters, shard, self.up_to)
+        if self.adapters is not None or self.masks is not None:
+            adapted = model if self.adapters is None else WithAdapters(model, self.adapters, shard, self.up_to)
+            return adapted if self.masks is None else WithMasks(adapted, self.masks, shard)
         own = model if drafts is None else Drafting(model, drafts, self.up_to)
         return own if self.parallel.ranks == 1 else Lockstep(own, shard, self.up_to)
 

@@ -21,6 +21,8 @@ from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import Parallelism, Terms
+from engine_models.cost.token_masks import TokenMasks
+from engine_models.cost.token_masks import summary_note as masks_note
 from engine_models.declaration import (
     Engine,
     EnginePlan,
@@ -60,7 +62,7 @@ from engine_models.model.architecture import (
 from engine_models.model.blocks import Architecture
 from engine_models.model.formats import FORMATS
 from engine_models.model.overrides import served_context
-from engine_models.parts.adapters import AdapterLimits
+from engine_models.parts.adapters import NO_ADAPTERS, AdapterLimits
 from engine_models.parts.batch import Batch
 from engine_models.parts.handover import Peer
 from engine_models.parts.sequence import Sequence
@@ -261,6 +263,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     overlap = not flags.get("disable_overlap_schedule", False)
     if drafts:
         overlap = overlap and overlaps(drafts, number, SPEC_V2.get(str(flags.get("enable_spec_v2"))))
+    masks = TokenMasks(overlap) if request.structured else None
     priority = bool(flags.get("enable_priority_scheduling", False))
     policy = str(flags.get("schedule_policy", "fcfs"))
     caching = not flags.get("disable_radix_cache", False)
@@ -305,6 +308,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         notes = (*notes, summary_note(drafts), *drafts.notes, f"SGLang {version_text or version} with drafts: steps are {ahead}")
     if adapters is not None:
         notes = (*notes, adapters_note(adapters))
+    if masks is not None:
+        notes = (*notes, masks_note(masks))
     sizes = captured_rows or (drafted_graph_rows(graph_rows) if drafts else graph_sizes(graph_rows))
     warn_of_attention(request, warnings)
     own_experts = experts(request, number, warnings)
@@ -330,7 +335,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         role=request.role,
         decode=_reserving(flags, rows, context) if decodes else None,
         drafts=drafts,
-        adapters=adapters.limits if adapters is not None else None,
+        adapters=adapters.limits if adapters is not None else NO_ADAPTERS if masks is not None else None,
     )
     # the scheduler keeps a row within one token less than context and cache, and its last token is not stored
     held = min(context, rank.kv_tokens) - 1
@@ -365,6 +370,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             Parallelism(tp, pp, request.expert_parallel, dp),
             speculation=drafts,
             adapters=adapters,
+            masks=masks,
         ),
         executor=Executor(depth=1 if decodes else rules.in_flight, ranks=dp, rank_router="round_robin"),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
@@ -656,6 +662,7 @@ ENGINE = Engine(
         "handover": Support(_KINDS, "SGLang 0.5.23's srt/disaggregation"),
         "speculative": Support(_KINDS, "SGLang 0.5.23's srt/speculative"),
         "lora": Support(_KINDS, "SGLang 0.5.23's srt/lora"),
+        "structured": Support(_KINDS, "SGLang 0.5.23's srt/constrained"),
     },
     drafts=draft_defaults,
     flags=lambda: FLAGS,

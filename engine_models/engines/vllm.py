@@ -25,7 +25,10 @@ from engine_models.cost.sampling import Sampler
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import Fp32Router, HostOverhead, Parallelism, Terms
+from engine_models.cost.token_masks import TokenMasks
+from engine_models.cost.token_masks import summary_note as masks_note
 from engine_models.declaration import (
+    FEATURES,
     Engine,
     EnginePlan,
     Executor,
@@ -66,7 +69,7 @@ from engine_models.model.architecture import (
 )
 from engine_models.model.blocks import Architecture
 from engine_models.model.overrides import served_context
-from engine_models.parts.adapters import AdapterLimits
+from engine_models.parts.adapters import NO_ADAPTERS, AdapterLimits
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.handover import Peer
 from engine_models.schedulers.adapted import AdaptedScheduler
@@ -110,6 +113,7 @@ class Version:
     windows_free_processed: bool = True
     sparse_windows: bool = True
     ray_is_asynchronous: bool = True
+    masks_overlap: bool = True  # of structured output, filled while the model runs (pull request 26866)
     offloads_outputs: bool = False  # blocks of generated tokens go to the host too
     offloads_further: bool = True  # disks and stores behind host memory
     sampler: Sampler = "rejection"
@@ -144,6 +148,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
     "0.14.1": {},
     "0.11.0": {
         "async_scheduling": False,
+        "masks_overlap": False,
         "preempted_tokens_return": False,
         "unfit_prompt_is_skipped": True,
         "wasted_row_after_limit": True,
@@ -439,6 +444,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         block_bytes += drafts.kv_bytes_per_token() * block_tokens
         notes += [summary_note(drafts), *drafts.notes]
         warnings += _unread_settings(flags.get("speculative_config") or {})
+    masks = TokenMasks(version.masks_overlap, *MASK_THREADS) if request.structured else None
+    if masks is not None:
+        notes.append(masks_note(masks))
     adapters = _adapters(request, windows, first=first)
     if adapters is not None:
         notes.append(adapters_note(adapters))
@@ -532,7 +540,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         switches=window_switches(version),
         tiers=tiers,
         role=request.role,
-        adapters=adapters.limits if adapters is not None else None,
+        adapters=adapters.limits if adapters is not None else NO_ADAPTERS if masks is not None else None,
     )
     whole = first and not chunked
     longest = vllm_v0.longest_blocks(rank.blocks) if first else rank.blocks
@@ -574,6 +582,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             Parallelism(tp, pp, request.expert_parallel, request.data_parallel),
             speculation=drafts,
             adapters=adapters,
+            masks=masks,
         ),
         executor=Executor(depth=rules.in_flight, stages=pp, ranks=request.data_parallel),
         front=_front_end(overheads, flags),
@@ -594,6 +603,9 @@ def _front_end(overheads: Overheads, flags: Mapping[str, Any]) -> FrontEnd:
     return front if limit is None else replace(front, inflight=limit, on_full="503")
 
 
+MASK_THREADS = (8, 128)
+"""Threads that fill masks, once there are more rows than so many (datasheet: vLLM `v1/structured_output/__init__.py`, 2025; on a
+host of at least 16 cores, assumed)."""
 LORA_PLACES, LORA_RANK = 1, 16
 """`max_loras` and `max_lora_rank` (datasheet: vLLM `config/lora.py`, 2025)."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -603,7 +615,7 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 def _adapters(request: PoolRequest, windows: tuple[int | None, ...], *, first: bool) -> Adapters | None:
     """Adapters of a pool, None where it serves none; InputError for what vLLM refuses or is not modelled."""
     settings, arch, tp = request.lora, request.arch, request.tensor_parallel
-    if settings is None:
+    if settings is None and not request.structured:
         return None
     lacking = {
         "vLLM before 0.8": first,
@@ -611,7 +623,10 @@ def _adapters(request: PoolRequest, windows: tuple[int | None, ...], *, first: b
         "CPUs": request.device_kind == "cpu",
     }
     for words in (words for words, there in lacking.items() if there):
-        raise InputError(f"LoRA adapters with {words} are not modelled yet", where="deployment.lora", mend="remove the key")
+        what, where = ("LoRA adapters", "deployment.lora") if settings is not None else FEATURES["structured"]
+        raise InputError(f"{what} with {words}: not modelled yet", where=where, mend="remove the key")
+    if settings is None:
+        return None
     largest = int(settings.get("max_lora_rank", LORA_RANK))
     if largest not in LORA_RANKS:
         raise InputError(
@@ -918,6 +933,7 @@ ENGINE = Engine(
         **{name: Support(_ACCELERATORS, _DOCS) for name in ("fp8", "fp8_block", "nvfp4", "mxfp4")},
     },
     features={
+        "structured": Support(_LORA_KINDS, _DOCS),
         "lora": Support(_LORA_KINDS, _DOCS),
         "speculative": Support(_ANYWHERE, _DOCS),
         "pipeline_parallel": Support(_ANYWHERE, _DOCS),

@@ -1,4 +1,4 @@
-"""LoRA adapters of one rank: which are on the device, and which a batch reads."""
+"""LoRA adapters of one rank: which are on the device, and which a batch reads; and which of its rows a grammar constrains."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ class AdapterLimits:
     on_device: int
     on_host: int | None = None
     counts_model: bool = False
+
+
+NO_ADAPTERS = AdapterLimits(1)
+"""Where requests name none."""
 
 
 class AdapterSlots:
@@ -70,18 +74,19 @@ class AdapterSlots:
 
 
 class AdaptedDecodes(DecodeSet):
-    """The decoding rows, with a count of those that name each adapter."""
+    """The decoding rows, with a count of those that name each adapter, and of those that a grammar constrains."""
 
-    __slots__ = ("adapters", "rows_of_model")
+    __slots__ = ("adapters", "masked_rows", "rows_of_model")
 
     def __init__(self, block_tokens: int, windows: tuple[int, ...] = ()) -> None:
         super().__init__(block_tokens, windows)
         self.adapters: dict[int, int] = {}
-        self.rows_of_model = 0
+        self.masked_rows = self.rows_of_model = 0
 
     def join(self, seq: Sequence) -> None:
         """As of the base."""
         super().join(seq)
+        self.masked_rows += seq.masked
         if seq.adapter:
             self.adapters[seq.adapter] = self.adapters.get(seq.adapter, 0) + 1
         else:
@@ -90,6 +95,7 @@ class AdaptedDecodes(DecodeSet):
     def leave(self, seq: Sequence) -> None:
         """As of the base."""
         super().leave(seq)
+        self.masked_rows -= seq.masked
         if not seq.adapter:
             self.rows_of_model -= 1
         elif self.adapters[seq.adapter] == 1:
@@ -120,4 +126,4 @@ class AdaptedDecodes(DecodeSet):
         return AdapterUse(len(named), tokens, copied, read)
 
 
-__all__ = ["AdaptedDecodes", "AdapterLimits", "AdapterSlots"]
+__all__ = ["NO_ADAPTERS", "AdaptedDecodes", "AdapterLimits", "AdapterSlots"]

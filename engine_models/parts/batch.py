@@ -100,7 +100,7 @@ class Batch:
     attention runs over a whole pool of them (0: its own KV). `stall_s` prolongs the step, for copies of KV blocks that it waits
     for; beside it others go on for `streams_s`, which it cannot be shorter than. See `grows` for what one more step adds; in
     the shape of a run whose rows grow unevenly `kv_by_step` has `decode_kv_tokens` of all its steps instead. `adapters`
-    says what it does with adapters, None if it reads none.
+    says what it does with adapters, None if it reads none. `masked_rows` yield tokens that a grammar constrains.
     """
 
     __slots__ = (
@@ -115,6 +115,7 @@ class Batch:
         "itemised",
         "kv_by_step",
         "launchers",
+        "masked_rows",
         "number",
         "padded_tokens",
         "pool_cells",
@@ -157,6 +158,7 @@ class Batch:
         self.gathers = False
         self.launchers = 1
         self.adapters: AdapterUse | None = None
+        self.masked_rows = 0
         self.stall_s = self.streams_s = 0.0
         self.kv_by_step: NDArray[np.int64] | None = None
 

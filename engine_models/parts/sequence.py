@@ -18,7 +18,7 @@ class Sequence:
     The true output length is `final_length - prompt_tokens`; the scheduler may read it only to know that a row
     has ended, never to decide what to admit. `stop_known` says whether the end is certain beforehand
     (the client's limit or the context), as an end by EOS is not; `limit_tokens` is the client's limit, 0 for none.
-    `adapter` is the number of the LoRA adapter that it names, 0 for none.
+    `adapter` is the number of the LoRA adapter that it names, 0 for none; `masked` says whether a grammar constrains its answer.
 
     With speculative decoding a row carries `drafts` proposed tokens; a step may verify them, and `acceptance` says how
     many of them the model accepts at the row's n-th verification (counted from 0), a cap that the drafts
@@ -49,6 +49,7 @@ class Sequence:
         "length",
         "limit_tokens",
         "loaded_s",
+        "masked",
         "offset",
         "order",
         "output_shared",
@@ -79,6 +80,7 @@ class Sequence:
         output_shared: bool = False,
         acceptance: Callable[[int], int] | None = None,
         adapter: int = 0,
+        masked: bool = False,
     ) -> None:
         self.index = index
         self.prompt_tokens = prompt_tokens
@@ -112,6 +114,7 @@ class Sequence:
         self.emissions: list[list[int]] = []
         self.acceptance = acceptance
         self.adapter = adapter
+        self.masked = masked
         self.verifications = 0
         self.drafts = 0
         self.pending = 0

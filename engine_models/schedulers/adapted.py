@@ -1,4 +1,5 @@
-"""Continuous batching with LoRA adapters: the rules of `continuous`, with a limit to the adapters that a step may name.
+"""Continuous batching with LoRA adapters: the rules of `continuous`, with a limit to the adapters that a step may name. It
+also tells how many rows a grammar constrains.
 
 A waiting request whose adapter would be one too many is passed over until another's rows have ended; those behind it may go
 first. Who is passed over keeps the order of the queue.
@@ -58,13 +59,15 @@ class AdaptedScheduler(ContinuousScheduler):
 
     def _commit(self, batch: Batch, served: list[tuple[Sequence, int]]) -> None:
         batch.adapters = self._adapted.use(served, self.slots)
+        ends = sum(seq.masked and seq.computed + tokens >= seq.length for seq, tokens in served)
+        batch.masked_rows = self._adapted.masked_rows + ends
         super()._commit(batch, served)
 
     def run(self) -> Run | None:
         """As of the base; an arrival may go before those who are passed over."""
         run = super().run()
         if run is not None:
-            run.shape.adapters = self._adapted.use()
+            run.shape.adapters, run.shape.masked_rows = self._adapted.use(), self._adapted.masked_rows
             run.deaf = False
         return run
 

@@ -1,4 +1,5 @@
-"""Prefill before decode with LoRA adapters: the rules of `prefill_first`, with a limit to the adapters that run at once.
+"""Prefill before decode with LoRA adapters: the rules of `prefill_first`, with a limit to the adapters that run at once. It also
+tells how many rows a grammar constrains.
 
 A waiting request whose adapter would be one too many is passed over, those behind it are tried. Requests that name none take a
 place too.
@@ -49,6 +50,8 @@ class AdaptedPrefillFirstScheduler(PrefillFirstScheduler):
             copied, read = self.slots.use(named | set(self._adapted.adapters))
             if named:
                 batch.adapters = AdapterUse(len(named), sum(new for seq, new in chunks if seq.adapter), copied, read)
+        if batch is not None:
+            batch.masked_rows += sum(seq.masked for seq, _, complete, _ in batch.extends if complete)
         return batch
 
     def _chunks(self, batch: PrefillFirstBatch) -> list[tuple[Sequence, int]]:
@@ -56,13 +59,14 @@ class AdaptedPrefillFirstScheduler(PrefillFirstScheduler):
 
     def _decode_all(self, batch: PrefillFirstBatch) -> None:
         batch.adapters = self._adapted.use(self._chunks(batch), self.slots)
+        batch.masked_rows = self._adapted.masked_rows
         super()._decode_all(batch)
 
     def run(self) -> Run | None:
         """As of the base."""
         run = super().run()
         if run is not None:
-            run.shape.adapters = self._adapted.use()
+            run.shape.adapters, run.shape.masked_rows = self._adapted.use(), self._adapted.masked_rows
         return run
 
     def take(self, steps: int) -> tuple[Batch, int, int]:

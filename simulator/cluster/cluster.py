@@ -25,7 +25,7 @@ from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence
 from simulator.cluster.admission import SHED, Admission, ClientRules, Door
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS, Clock
-from simulator.cluster.content import NOTHING_SHARED, SharedContents, for_adapter
+from simulator.cluster.content import NOTHING_SHARED, SharedContents, for_adapter, is_structured
 from simulator.cluster.devices import DeviceHistory
 from simulator.cluster.joins import Joins
 from simulator.cluster.outcome import (
@@ -388,6 +388,7 @@ class Cluster:
         w, lengths, first = block.workload, block.lengths, block.first
         shared, acceptance = self._shared.get(first), self._acceptance
         priority = [kind.priority for kind in w.classes] or [0]
+        structured = [kind.structured_share for kind in w.classes] or [0.0]
         columns = (
             rows,
             w.prompt_tokens[rows],
@@ -419,6 +420,7 @@ class Cluster:
                 output_shared=output_shared,
                 acceptance=acceptance(index) if acceptance is not None else None,
                 adapter=adapter,
+                masked=is_structured(index, structured[kind]),
             )
             made.append(seq)
         return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from engine_models.parts.acceptance import mixed
 from simulator.workload.columns import Content
 
 Runs = tuple[tuple[int, int, int], ...]
@@ -12,6 +13,15 @@ Shared = tuple[Runs, int, bool]
 """Of a request: merged runs (segment, offset, length), the prompt's tokens among them, and whether they cover its output too."""
 
 NOTHING_SHARED: Shared = ((), 0, False)
+
+
+STRUCTURED = 0x9E6C63D0876A9A62
+"""Tells the draws of structured requests from others (any number does)."""
+
+
+def is_structured(index: int, share: float) -> bool:
+    """Whether a grammar constrains the answer to a request; it does for a `share` of all, the same ones whatever the run."""
+    return share > 0.0 and (mixed(STRUCTURED ^ index) >> 11) * 2.0**-53 < share
 
 
 ADAPTER = 1 << 44

@@ -96,7 +96,10 @@ def requests_of(
         )
     if spec.classes is None:
         limit = spec.max_output_tokens
-        return _load(spec, spec, limit, seed, base_dir, "", 1.0, spec.requests, streamed, named)
+        found = _load(spec, spec, limit, seed, base_dir, "", 1.0, spec.requests, streamed, named)
+        if spec.structured_output is not None:
+            found.classes = tuple(replace(kind, structured_share=spec.structured_output) for kind in found.classes)
+        return found
     loads = []
     for load, requests in zip(spec.classes, _shares(spec.classes, spec.requests), strict=True):
         limit = load.max_output_tokens if load.max_output_tokens is not None else spec.max_output_tokens
@@ -107,6 +110,7 @@ def requests_of(
             slo.bounds_ms() if slo is not None else None,
             slo.attainment if slo is not None else None,
             load.model,
+            load.structured_output or 0.0,
         )
         found = _load(spec, load, limit, seed, base_dir, prefix, load.weight, requests, streamed, named)
         if any(kind.model is not None for kind in found.classes):

@@ -33,6 +33,7 @@ class RequestClass:
     priority : the lower number is served first where the engine knows priorities (vLLM's convention).
     slo : latency bounds [ms] by metric and percentile, ``{"ttft_ms": {"p99": 500.0}}``, or None.
     attainment : fraction of requests that must be good, or None.
+    structured_share : of the requests, those whose answers a grammar constrains.
     model : the model that it asks for, None for the scenario's.
     """
 
@@ -41,6 +42,7 @@ class RequestClass:
     slo: dict[str, dict[str, float]] | None = None
     attainment: float | None = None
     model: str | None = None
+    structured_share: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -443,8 +443,11 @@ class Load(_Model):
     prefix_block_tokens: Count | None = None
     prompt_pool: Count | None = None
     adapters: AdapterMix | None = None
+    structured_output: Positive | None = None
 
     def _check_load(self) -> None:
+        if self.structured_output is not None and self.structured_output > 1:
+            raise ValueError(f"structured_output is {self.structured_output:g}; it is a share of the requests, at most 1")
         traced = [k for k in ("trace", *_TRACE_KEYS) if getattr(self, k) is not None]
         synthetic = [k for k in _SYNTHETIC_KEYS if getattr(self, k) is not None]
         if self.prompt_pool is not None and self.sessions is not None:
@@ -556,7 +559,8 @@ class TimedLoad(Load):
         if self.classes is None:
             self._check_load()
         else:
-            keys = ("trace", *_TRACE_KEYS, *_SYNTHETIC_KEYS, "sessions", "prefix_block_tokens", "prompt_pool", "adapters")
+            own = ("sessions", "prefix_block_tokens", "prompt_pool", "adapters", "structured_output")
+            keys = ("trace", *_TRACE_KEYS, *_SYNTHETIC_KEYS, *own)
             mixed = [k for k in keys if getattr(self, k) is not None]
             if mixed:
                 raise ValueError(
