@@ -129,4 +129,4 @@ def read_calibration(path: Path) -> Calibration:
         ) from None
 
 
-__all__ = ["RANGES", "SCALES", "SETTING", "Calibration", "read_calibration"]
+__all__ = ["MOST", "RANGES", "SCALES", "SETTING", "Calibration", "read_calibration"]

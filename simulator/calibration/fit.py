@@ -21,7 +21,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.calibration import SCALES
+from hardware_profiles.calibration import MOST, SCALES
 from hardware_profiles.scaled_ops import Scales
 
 Floats = NDArray[np.float64]
@@ -44,6 +44,8 @@ DEAF = 0.2
 """A measurement whose time hardly follows any scale tells nothing (assumed): a throughput that the arrivals fix."""
 HOST_ERROR = 0.4
 """Deviation of the logarithm of host times (assumed: hosts' cores differ by a factor of 1.5 either way)."""
+WIDEST = math.log(MOST)
+"""Most of a scale's logarithm."""
 STEP, ROUNDS, FAR, SETTLED = 0.1, 5, 0.2, 0.003
 """Move of a logarithm to take a sensitivity, most rounds, a move after which sensitivities are taken again, one that ends all."""
 RATES = ("prefill_tok_s", "decode_tok_s", "output_tok_s", "total_tok_s")
@@ -171,6 +173,7 @@ def fit(points: Sequence[Point], known: Known, progress: Callable[[str], None] |
             break
         basis = _basis(groups)
         move = _solve(jacobian[told] @ basis, errors[told], sigma[told], known.weight(groups, x), _of_groups(groups, x))
+        move = np.clip(_of_groups(groups, x) + move, -WIDEST, WIDEST) - _of_groups(groups, x)
         x = x + basis @ move
         errors = errors + jacobian @ (basis @ move)
         if progress:

@@ -131,18 +131,24 @@ def of_cases(text: str) -> bool:
 
 
 def _check_units(points: Sequence[Point]) -> None:
-    """Raise InputError for a time that is a thousand times what is predicted, or a thousandth."""
+    """Raise InputError for a time that is a thousand times what is predicted, or a thousandth, and for one still further off."""
     for point in points:
         predicted = point.predict(Scales())
         for metric, value in point.measured.items():
             ratio = value / predicted[metric]
+            if not 1 / (UNITS * UNITS_WITHIN) < ratio < UNITS * UNITS_WITHIN:
+                raise InputError(
+                    f"{metric} is {value:.4g}, and {predicted[metric]:.4g} is predicted: it is no time of this deployment",
+                    where=point.label,
+                    mend="check the file, or describe the measured deployment in the scenario",
+                )
             for times, words in ((UNITS, "more"), (1 / UNITS, "less")):
                 if 1 / UNITS_WITHIN < ratio / times < UNITS_WITHIN:
                     raise InputError(
                         f"{metric} is {value:.4g}, about a thousand times {words} than predicted ({predicted[metric]:.4g}): "
                         "units are mixed",
                         where=point.label,
-                        mend="give latencies in the client's own unit: seconds and milliseconds are told by its format",
+                        mend="give latencies in the unit of the client's format; TTFT of an overloaded server tells nothing",
                     )
 
 

@@ -38,6 +38,9 @@ def points_of_steps(path: Path, deployment: Deployment) -> list[Point]:
         noise = _noise(row)
         found += [(_label(step), step, noise) for step in (prompt, answer) if step is not None]
     steps = [step for _, step, _ in found]
+    for label, step, _ in found:
+        if not 0.0 < step.took_s < float("inf"):
+            raise InputError(f"{label} took {step.took_s:g} seconds", where=str(path), mend="leave out what was not measured")
     cost = _priced(deployment.prepared, steps)
     return [
         Point(label, {METRIC: 1e3 * step.took_s}, _predicted(step, cost, deployment.prepared), {METRIC: noise}, _ranges(step))

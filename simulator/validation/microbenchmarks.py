@@ -18,6 +18,8 @@ from hardware_profiles.files import without_cut_line
 
 UBATCH_TOKENS = 512
 """Tokens computed at once where a table does not say (datasheet: default of `--ubatch-size`)."""
+MOST_TOKENS = 10_000_000
+"""Longest prompt or answer of a row (assumed, above any context)."""
 SETTINGS = ("model_filename", "model", "n_threads", "threads", "backends", "backend", "n_gpu_layers", "ngl", "type_k", "type_v")
 """What must be equal over all rows of a kind for their times to be of one thing."""
 _TEST = re.compile(r"(?:pp(\d+))?\+?(?:tg(\d+))?(?: @ d(\d+))?")
@@ -101,6 +103,8 @@ def _alone(row: Mapping[str, Any]) -> MeasuredStep:
             raise ValueError(f"test {row['test']}, t/s {row['t/s']}")
         prompt, answer, depth = (int(number or 0) for number in named.groups())
         took_s = (prompt + answer) / float(rate[1])
+    if not 0 <= min(prompt, answer, depth) <= max(prompt, answer, depth) <= MOST_TOKENS:
+        raise ValueError(f"{prompt} prompt tokens, {answer} of an answer, {depth} before")
     parts = chunked(prompt, depth, int(row.get("n_ubatch") or UBATCH_TOKENS))
     step = Part(1, 1, depth + prompt + (answer - 1) / 2, 1)
     if not prompt:

@@ -202,6 +202,7 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
     ({"mean_tpot_ms": 2.0}, [], "cannot do it in less than .* above the roofline"),
     ({"mean_tpot_ms": 40.0}, [], "the scenario does not describe the server"),
     ({"mean_ttft_ms": 4.0}, [], "ttft_mean_ms is 4, .* above the roofline"),
+    ({"mean_tpot_ms": 1e29}, [], "it is no time of this deployment"),
     ({"completed": 3}, [], "too few points: none is left .*3 requests are too few"),
     ({"failed": 9}, [], "9 requests failed, of 21"),
     ({"input_lens": None, "output_lens": None}, ["workload.prompt_tokens=300"], "prompts of 1,024 tokens were measured"),
@@ -267,4 +268,7 @@ def test_llama_bench_calibrates_a_mac_and_names_another_model(tmp_path: Path) ->
         calibrate_results([llama_bench(tmp_path / "o.jsonl", [(512, 0, 500.0)], model_n_params=3_212_749_888)], deployment)
     with pytest.raises(InputError, match=r"8\.1 bits a weight, and the scenario's weights are q4_k_m"):
         calibrate_results([llama_bench(tmp_path / "o.jsonl", [(512, 0, 500.0)], model_size=8_100_000_000)], deployment)
+    for rows, words in (([(512, 0, -1.0)], "took -0.001 seconds"), ([(10**12, 0, 5.0)], "1000000000000 prompt tokens")):
+        with pytest.raises(InputError, match=words):
+            calibrate_results([llama_bench(tmp_path / "o.jsonl", rows)], deployment)
     assert math.isclose(outcome.calibration.domain["prompt_tokens"][1], 512)
