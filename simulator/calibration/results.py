@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from engine_models.model.architecture import active_parameters
 from hardware_profiles.calibration import RANGES, Calibration
 from hardware_profiles.errors import InputError, PlanError
 from hardware_profiles.files import read_bytes, read_text, without_cut_line
 from hardware_profiles.scaled_ops import Scales
 from simulator.calibrated import measured_on
+from simulator.calibration.agreement import check_bound, read_bound_s, token_bound_s
 from simulator.calibration.deployment import Deployment
 from simulator.calibration.fit import RATES, Fit, Known, Point, Row, fit
 from simulator.calibration.served import Left, points_of_cases, points_of_results
@@ -37,10 +37,6 @@ UNITS = 1000.0
 UNITS_WITHIN = 4.0
 QUANTILE = 1.645
 """Half-width of a 90 % interval over the standard deviation, of a normal distribution."""
-TOLERANCE = 1.03
-"""A time so much below what the datasheet allows is still taken: rounded, or a clock boosted (assumed)."""
-CACHE_BYTES = 1.2e9
-"""Weights of a CPU up to which its caches may hold them (datasheet: the largest have 1.15 GB), so that memory bounds nothing."""
 
 
 @dataclass(frozen=True)
@@ -157,33 +153,15 @@ def _check_bounds(point: Point, prepared: Prepared) -> None:
     if prepared.plan.speculation is not None:
         return
     tokens = point.ranges.get("prompt_tokens", 0.0)
-    device, devices = prepared.device, prepared.devices_each
-    read_s = _read_bytes(prepared) / (device.memory_bandwidth_bytes_per_s.value * devices)
-    compute_s = 2.0 * active_parameters(prepared.arch) / (_peak(prepared) * devices)
+    read_s, compute_s = read_bound_s(prepared), token_bound_s(prepared)
     bounds = {"tpot_mean_ms": read_s, "itl_mean_ms": read_s}
     bounds["ttft_mean_ms"] = compute_s * point.ranges.get("mean_prompt_tokens", 0.0)
     if METRIC in point.measured:
         bounds[METRIC] = max(read_s, compute_s * (tokens or point.ranges.get("rows", 1.0)))
     for metric, bound_s in bounds.items():
         value = point.measured.get(metric)
-        if value is not None and value * TOLERANCE < 1e3 * bound_s:
-            raise InputError(
-                f"{metric} is {value:.4g}, and {device.title} cannot do it in less than {1e3 * bound_s:.4g}: above the roofline",
-                where=point.label,
-                mend="check hardware, devices, model and weights in the scenario; prompts that were cached tell nothing",
-            )
-
-
-def _read_bytes(prepared: Prepared) -> float:
-    """Weights that the least step reads; 0 where a CPU's caches may hold them."""
-    read = active_parameters(prepared.arch) * prepared.formats.weights.bits_per_weight / 8
-    return 0.0 if prepared.device.kind == "cpu" and read < CACHE_BYTES else read
-
-
-def _peak(prepared: Prepared) -> float:
-    """The highest rate of the datasheet [FLOP/s]; twice that of 16 bits where no narrower one is stated."""
-    rates = {name: quantity.value for name, quantity in prepared.device.peak_flops_per_s.items()}
-    return max(*rates.values(), 2.0 * max(rates.get("fp16", 0.0), rates.get("bf16", 0.0)))
+        if value is not None:
+            check_bound(metric, value, 1e3 * bound_s, prepared, point.label)
 
 
 def _check_width(found: Fit, paths: Sequence[Path], deployment: Deployment) -> None:

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from engine_models.model.architecture import load_architecture, parameters
 from hardware_profiles.errors import InputError
 from hardware_profiles.files import read_text, without_cut_line
 from hardware_profiles.scaled_ops import Scales
 from simulator.calibrated import with_scales
+from simulator.calibration.agreement import ALIKE, check_model
 from simulator.calibration.deployment import Deployment
 from simulator.calibration.fit import Point
 from simulator.config.load import load_scenario
@@ -38,8 +38,6 @@ FEWEST = 5
 """Requests of a measurement (assumed: a mean of fewer is one of accidents)."""
 MOST_REQUESTS = 1000
 """Requests that are simulated of a measurement (assumed: the mean of the first thousand is that of all)."""
-ALIKE = 0.1
-"""By how much mean lengths may differ from the scenario's, parameters from those of the scenario's model (assumed)."""
 FULL = 0.85
 """Mean number in flight over the most from which a recording is of so many clients that wait (assumed)."""
 METRICS = {
@@ -299,16 +297,8 @@ def _check_model(one: Measured, path: Path, prepared: Prepared) -> list[str]:
     named = one.facts.get("model_id")
     if not isinstance(named, str):
         return []
-    try:
-        other = load_architecture(named, prepared.base_dir)
-    except InputError:
+    if not check_model(named, prepared, str(path)):
         return [f"{path.name} names its model {named}, which the catalogue does not know: it is taken for {prepared.arch.name}"]
-    if abs(parameters(other) / parameters(prepared.arch) - 1) > ALIKE:
-        raise InputError(
-            f"measured with {other.name}, and the scenario's model is {prepared.arch.name}",
-            where=str(path),
-            mend="name the measured model under `model`",
-        )
     return []
 
 

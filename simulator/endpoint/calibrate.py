@@ -16,6 +16,7 @@ import numpy as np
 from hardware_profiles.calibration import Calibration
 from hardware_profiles.errors import InputError
 from simulator.calibrated import measured_on, with_law
+from simulator.calibration.agreement import check_bound, read_bound_s, token_bound_s
 from simulator.endpoint.client import Client
 from simulator.endpoint.experiment import (
     Budget,
@@ -88,7 +89,7 @@ async def experiment(
 
     Raises InputError for a server that fails; what was measured until then is in the file.
     """
-    asking, wording = await probe(client, prepared.arch.vocab, secrets.randbits(32))
+    asking, wording = await probe(client, prepared, secrets.randbits(32))
     plan = list(rounds(design(limits_of(prepared), options.max_rows, wording.fewest), options.repeats))
     head = {
         "server": asking.target.base,
@@ -118,6 +119,11 @@ def calibrate(
 ) -> Outcome:
     """Fit the measurements. Raises InputError for too few of them, or what cannot be of the scenario's server."""
     found = seen(measurements, prepared.plan)
+    for each in found:
+        least_s = read_bound_s(prepared)
+        if each.metric == "ttft":
+            least_s = max(least_s, token_bound_s(prepared) * each.point.prompt)
+        check_bound(f"{each.metric}_ms", 1e3 * each.took_s, 1e3 * least_s, prepared, each.point.name)
     points = {each.point for each in found}
     if len(points) < LEAST_POINTS:
         raise InputError(

@@ -20,8 +20,10 @@ import numpy as np
 
 from hardware_profiles.errors import InputError
 from hardware_profiles.files import parse_json, read_text
+from simulator.calibration.agreement import check_model
 from simulator.endpoint.client import Answer, Client
 from simulator.endpoint.prompts import Wording, ids_of, wording_of
+from simulator.prepared import Prepared
 
 KIND, FORMAT = "capacity-plan measurements", 1
 PROBE_TOKENS, PROBE_OUTPUT = 64, 16
@@ -199,14 +201,16 @@ def _read(path: Path, head: Mapping[str, Any]) -> list[Measurement]:
     return made
 
 
-async def probe(client: Client, vocabulary: int, seed: int) -> tuple[Client, Wording]:
+async def probe(client: Client, prepared: Prepared, seed: int) -> tuple[Client, Wording]:
     """Find out how the server is asked and how it counts, by a few requests that are not kept; a client that asks so.
 
     Tries token ids, then text; `ignore_eos`, then none. Raises InputError for a server that is down, has no such model, does not
-    stream, holds its stream back, sends several tokens at once, or counts wrongly.
+    stream, holds its stream back, sends several tokens at once, counts wrongly, or has a model of another size.
     """
     target = replace(client.target, model=await client.model())
-    ids, words = Wording(seed, ids_of(vocabulary)), Wording(seed, None)
+    if not Path(target.model).is_absolute():
+        check_model(target.model, prepared, target.base)
+    ids, words = Wording(seed, ids_of(prepared.arch.vocab)), Wording(seed, None)
     ways = [(target, ids), (target, words), (replace(target, fixed_length=False), words)]
     for way, wording in ways if target.api == "completions" else ways[1:]:
         asking = client.asking(way)

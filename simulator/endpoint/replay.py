@@ -260,7 +260,7 @@ def load_of(prepared: Prepared, max_requests: int, most_s: float) -> tuple[Workl
 
 async def send(client: Client, prepared: Prepared, sent: Sent, tell: Callable[[str], None]) -> Target:
     """Probe the server, then send; the server as it is asked. Raises InputError for one that fails from the beginning."""
-    asking, wording = await probe(client, prepared.arch.vocab, secrets.randbits(32))
+    asking, wording = await probe(client, prepared, secrets.randbits(32))
     short = int((sent.load.prompt_tokens < wording.fewest).sum())
     if short:
         client.say(f"{short:,} prompts are shorter than the {wording.fewest} tokens that the server makes of one word")

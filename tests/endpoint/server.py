@@ -20,7 +20,7 @@ from engine_models.cost.terms import HostOverhead
 from engine_models.parts.batch import Batch
 
 Result = TypeVar("Result")
-LAW = StepLaw(1, ((0, 0.004), (64, 0.010), (2048, 0.2)), 0.0, 0.0, ((1, 2e-6), (8, 2e-6)), 1e-7, 1)
+LAW = StepLaw(1, ((0, 0.005), (64, 0.010), (2048, 0.2)), 0.0, 0.0, ((1, 2e-6), (8, 2e-6)), 1e-7, 1)
 FRONT_S = 0.003
 
 

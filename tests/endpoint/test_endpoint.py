@@ -180,6 +180,14 @@ def test_a_server_that_misbehaves_is_refused_in_words(server: Server, asked: dic
         measured(server, tmp_path / "m.jsonl", **asked)
 
 
+def test_steps_that_no_device_reaches_and_another_model_are_named(tmp_path: Path) -> None:
+    quick = replace(Server().law, products=((0, 0.002), (64, 0.003), (2048, 0.2)))
+    with pytest.raises(InputError, match=r"itl_ms is 2\.\d+, and NVIDIA H100.* above the roofline"):
+        calibrated(Server(law=quick), tmp_path / "m.jsonl")
+    with pytest.raises(InputError, match=r"measured with Qwen/Qwen3-4B, and the scenario's model is Qwen/Qwen3-8B"):
+        measured(Server(name="Qwen/Qwen3-4B"), tmp_path / "n.jsonl")
+
+
 def test_a_server_that_is_down_is_named(tmp_path: Path) -> None:
     async def go(url: str, loop: JumpingLoop) -> Any:
         async with Client(Target.of("http://127.0.0.1:9"), lambda text: None) as client:
