@@ -1,8 +1,8 @@
 """Structured output: what a grammar's mask over the vocabulary costs a step.
 
 For each constrained row a library (XGrammar) fills a mask of one bit a token on the host, which is copied to the device and
-applied to the logits. An engine that launches the model first fills the masks while it runs, and samples when both are there; else the
-masks are filled before. With n constrained rows
+applied to the logits. An engine that launches the model first fills the masks while it runs, and samples when both are there;
+else the masks are filled before. With n constrained rows
 
     T = max(T_model, fill n) + apply(n)     or     T_model + fill n + apply(n)
 

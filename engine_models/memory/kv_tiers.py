@@ -29,7 +29,6 @@ from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import Link, TierCount, TierKind
 
-
 Moment = float
 """A time [s], or the number of a batch."""
 
