@@ -265,15 +265,15 @@ class WithAdapters(StepCost):
         return self._inner.host_s(batch)
 
 
-def summary_note(adapters: Adapters) -> str:
-    """One line on what the adapters take."""
+def summary_note(adapters: Adapters, *, all_there: bool = False) -> str:
+    """One line on what the adapters take; `all_there`: the device holds all that there are."""
     limits = adapters.limits
-    kept = "the others in the host's memory"
+    kept = "which hold all adapters" if all_there else "the others in the host's memory"
     if limits.on_host is not None:
         kept = f"{limits.on_host} in the host's memory, the others on its disk"
     return (
         f"LoRA: {limits.on_device} places of rank {adapters.slot_rank} on the device ({adapters.memory_bytes / 1e9:.2f} GB), "
-        f"{kept}; an adapter of rank {adapters.rank} has {adapters.bytes_of(adapters.rank) / 1e6:.1f} MB a device, and takes "
+        f"{kept}; one of rank {adapters.rank} has {adapters.bytes_of(adapters.rank) / 1e6:.1f} MB a device, and takes "
         f"{1e3 * adapters.copy_s:.2g} ms to copy at {adapters.link_bytes_per_s / 1e9:g} GB/s, for which its step waits; its "
         "products are priced as skinny matrix products of the device's tables (assumed: the engine's own were not measured)"
     )

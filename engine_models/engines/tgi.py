@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine_models.cost.adapters import Adapters, adapters_of
+from engine_models.cost.adapters import summary_note as adapters_note
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
@@ -37,6 +39,7 @@ from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.whole_lifetime import LifetimeBatch, LifetimeRules, WholeLifetimeScheduler
+from engine_models.schedulers.whole_lifetime_adapted import AdaptedLifetimeScheduler
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InfeasibleError, InputError
 
@@ -130,6 +133,7 @@ class Rank:
     prefix_caching: bool
     window_tokens: int | None = None
     windows: tuple[int, ...] = ()  # of the model's layers
+    adapters: bool = False
 
     def scheduler(self, mode: Mode) -> WholeLifetimeScheduler:
         """Build a scheduler with its pages."""
@@ -139,6 +143,8 @@ class Rank:
             prefix_caching=self.prefix_caching,
             window_tokens=self.window_tokens,
         )
+        if self.adapters:
+            return AdaptedLifetimeScheduler(self.rules, kv, aggregate=mode != "step", windows=self.windows)
         return WholeLifetimeScheduler(
             self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
         )
@@ -172,7 +178,13 @@ def serving_of(request: PoolRequest, version: Version) -> Serving:
             where="deployment.engine_args.prefix_caching",
             mend="leave it out, or use attention: flashinfer with version 3",
         )
-    caching = attention != "paged" and bool(caching if asked is None else asked)
+    if asked and request.lora is not None:
+        raise InputError(
+            "TGI has no prefix cache with LoRA adapters",
+            where="deployment.engine_args.prefix_caching",
+            mend="leave it out",
+        )
+    caching = attention != "paged" and request.lora is None and bool(caching if asked is None else asked)
     chunked = attention != "paged" and chunked and bool(flags.get("prefill_chunking", True))
     return Serving(attention, caching, chunked)
 
@@ -240,7 +252,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     serving = serving_of(request, version)
     page = serving.block_tokens
     prefill = int(flags.get("max_batch_prefill_tokens") or default_prefill_tokens(request, version))
-    memory = _memory(request, prefill, page)
+    adapters = _adapters(request)
+    memory = _memory(request, prefill, page, adapters.memory_bytes if adapters is not None else 0)
     capacity = memory.blocks * page
     usable = memory.blocks - 1  # page 0 is the health check's
     warnings: list[str] = []
@@ -281,7 +294,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         chunked_prefill=serving.chunked_prefill,
         reserved_answer_tokens=version.reserved_answer_tokens,
     )
-    rank = Rank(rules, usable, page, serving.prefix_caching, windows=arch.windows_below(total))
+    rank = Rank(rules, usable, page, serving.prefix_caching, windows=arch.windows_below(total), adapters=adapters is not None)
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
     graphs = tuple(sorted(int(size) for size in flags.get("cuda_graphs") or GRAPH_SIZES if int(size) > 0))
     step_tokens = max(prefill + page, rows)
@@ -307,10 +320,14 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             Terms(overheads.host, graph_sizes=graphs),
             TableRange(step_tokens, rows, total),
             Parallelism(request.tensor_parallel, expert=request.expert_parallel),
+            adapters=adapters,
         ),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, inflight=inflight),
         prefix_caching=serving.prefix_caching,
-        notes=_notes(version, serving, rules, inflight, graphs),
+        notes=(
+            *_notes(version, serving, rules, inflight, graphs),
+            *((adapters_note(adapters, all_there=True),) if adapters is not None else ()),
+        ),
         warnings=tuple(warnings),
         sources=overheads.provenance,
     )
@@ -342,7 +359,27 @@ def _notes(
     )
 
 
-def _memory(request: PoolRequest, prefill_tokens: int, page: int) -> MemoryBudget:
+def _adapters(request: PoolRequest) -> Adapters | None:
+    """Adapters of a pool, None where it serves none: all that there are, loaded at start."""
+    if request.lora is None:
+        return None
+    if "max_loras" not in request.lora:
+        raise InputError(
+            "TGI keeps all its adapters on the device: how many are they?",
+            where="deployment.lora.max_loras",
+            mend="give their number, such as lora: {max_loras: 20, rank: 16}, or name them in engine_args.lora_adapters",
+        )
+    return adapters_of(
+        request.lora,
+        request.arch,
+        tensor_parallel=request.tensor_parallel,
+        link_bytes_per_s=request.host_link_bytes_per_s,
+        on_device=1,
+        pads_rank=True,
+    )
+
+
+def _memory(request: PoolRequest, prefill_tokens: int, page: int, lora_bytes: int = 0) -> MemoryBudget:
     """KV bytes = what is free after the warm-up's prefill - the share of the device that is never used."""
     flags, arch = request.flags, request.arch
     tp, device = request.tensor_parallel, request.device_memory_bytes
@@ -355,9 +392,9 @@ def _memory(request: PoolRequest, prefill_tokens: int, page: int) -> MemoryBudge
         group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)
     )
     block = int(per_token * page)
-    kv = usable - weights - activations - other
+    kv = usable - weights - lora_bytes - activations - other
     if kv < 2 * block:
-        lack = weights + activations + other + 2 * block - usable
+        lack = weights + lora_bytes + activations + other + 2 * block - usable
         raise InfeasibleError(
             f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(activations + other) / 1e9:.1f} GB "
             f"besides (a prefill of {prefill_tokens:,} tokens), of {usable / 1e9:.1f} GB usable ({share:.0%} of "
@@ -370,6 +407,7 @@ def _memory(request: PoolRequest, prefill_tokens: int, page: int) -> MemoryBudge
         usable_bytes=usable,
         lines=(
             MemoryLine("weight", "weights", weights),
+            *((MemoryLine("lora", "LoRA adapters", lora_bytes),) if lora_bytes else ()),
             MemoryLine("activation", "activations (warm-up of the largest prefill)", activations),
             MemoryLine("other", "CUDA context, collectives", other),
         ),
@@ -437,7 +475,7 @@ ENGINE = Engine(
         name: Support(_KINDS, f"{_SOURCE}: --dtype, --quantize, layers/fp8.py")
         for name in ("bf16", "fp16", "fp8", "fp8_block", "int8_wo", "int4", "awq", "gptq")
     },
-    features={},
+    features={"lora": Support(frozenset({"gpu"}), "TGI's docs/source/conceptual/lora.md (public copy, read 2026-11)")},
     flags=lambda: FLAGS,
     same_as={
         "rows": "max_concurrent_requests",

@@ -48,6 +48,7 @@ _MODELLED: dict[str, Flag] = {
     "prefill_chunking": Flag("bool", True),
     "prefix_caching": Flag("bool", None),
     "tgi_wiggle_room": Flag("float", 0.9, low=1e-3, high=0.999),
+    "lora_adapters": Flag("str", None),
 }
 
 _SWITCHES = """
@@ -64,7 +65,6 @@ _CHANGING = {
     "the speed of kernels": "disable_custom_kernels",
     "the host's time": "enable_prefill_logprobs",
     "the model's context": "rope_factor=1|1.0 rope_scaling",
-    "adapters, which are not simulated": "lora_adapters",
 }
 _REFUSED = {"how many tokens a step yields (drafts are not simulated for TGI)": "speculate=0"}
 _KINDS = {
@@ -95,6 +95,7 @@ FLAGS = FlagTable(
         "num_shard": Typed("tensor_parallel"),
         "quantize": Typed("weights", _WEIGHTS.get),
         "kv_cache_dtype": Typed("kv_cache", _KV_CACHE.get),
+        "lora_adapters": Typed("lora", lambda names: {"max_loras": len(names.split(","))} if names else None),
     },
     environment={name.upper(): _ALIASES.get(name, name) for name in (*_MODELLED, *_ALIASES, "speculate")},
     abbreviated=False,

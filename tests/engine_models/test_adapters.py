@@ -182,6 +182,26 @@ def test_requests_that_name_adapters_need_a_pool_that_serves_them() -> None:
         prepare(load_scenario({**scenario, "workload": {**LOAD, "adapters": {"count": 3}}}))
 
 
+def test_an_engine_that_keeps_all_adapters_lets_nobody_wait_for_one() -> None:
+    tgi = {"engine": "tgi", "engine_args": {"max_total_tokens": 4096}}
+    twenty = pool(**tgi, lora={"max_loras": 20}).plan
+    assert twenty.memory.bytes_of("lora") == 20 * 2 * 41_943_040
+    assert not twenty.prefix_caching
+    with pytest.raises(InputError, match="how many are they"):
+        pool(**tgi, lora={"rank": 8})
+    load = {**LOAD, "requests": 40, "adapters": {"count": 20}}
+    scenario = {"model": "llama-3.1-8b", "workload": load}
+    deployment = {"hardware": "h100-sxm-80gb", **tgi}
+    runs = [
+        simulate(load_scenario({**scenario, "deployment": {**deployment, "lora": {"max_loras": 20}}}), aggregate=aggregate)
+        for aggregate in (True, False)
+    ]
+    assert runs[0].result["metrics"] == runs[1].result["metrics"]
+    plain = simulate(load_scenario({"model": "llama-3.1-8b", "workload": {**LOAD, "requests": 40}, "deployment": deployment}))
+    slower = runs[0].result["metrics"]["tpot_ms"]["mean"] / plain.result["metrics"]["tpot_ms"]["mean"]
+    assert 1.1 < slower < 1.8
+
+
 def test_flags_state_the_places() -> None:
     def read(engine: str, table: Any, command: str, lora: Any = None) -> Any:
         keys = {**dict.fromkeys(typed.key for typed in table.typed.values()), "lora": lora}

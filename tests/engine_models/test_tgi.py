@@ -229,10 +229,10 @@ def test_launch_commands(command: str, values: dict[str, Any], model: str) -> No
 
 
 def test_flags_that_are_not_modelled_warn_and_unknown_ones_are_refused() -> None:
-    warned = parse_engine_args("tgi", {"lora_adapters": "a", "max_waiting_tokens": 5})
+    warned = parse_engine_args("tgi", {"rope_factor": 2.0, "max_waiting_tokens": 5})
     assert warned.values == {"max_waiting_tokens": 5}
     assert warned.warnings == [
-        "tgi flag `lora_adapters` is not modelled; in the engine it changes adapters, which are not simulated"
+        "tgi flag `rope_factor` is not modelled; in the engine it changes the model's context"
     ]
     with pytest.raises(InputError, match="`speculate` 2 is not modelled yet"):
         parse_engine_args("tgi", {"speculate": 2})
