@@ -11,7 +11,8 @@
     points                   how many measurements; rows of the before/after table under `table`
     held_out_error           median error of points left out in turn, null of a single one
     provenance               tool, date, files (name, sha256, client)
-    steps                    where whole steps were measured: their law (`engine_models.cost.measured`), in place of scales
+    steps                    where whole steps were measured: their law (`engine_models.cost.measured`), in place of scales;
+                             `served` false: without a server around them, whose host and front end then come on top
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def calibrated(found: Calibration, kernels: Ops, plan: EnginePlan) -> tuple[Ops,
     if found.steps is None:
         return _by_scales(found.as_scales(), kernels, plan)
     try:
-        return kernels, _by_law(plan, fitted_from(found.steps))
+        return kernels, _by_law(plan, fitted_from(found.steps), served=bool(found.steps.get("served", True)))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{found.name} holds no law of steps: {type(error).__name__}: {error}",
@@ -69,7 +69,10 @@ def with_law(prepared: Prepared, fitted: FittedLaw) -> Prepared:
     return replace(prepared, plan=_by_law(prepared.plan, fitted))
 
 
-def _by_law(plan: EnginePlan, fitted: FittedLaw) -> EnginePlan:
+def _by_law(plan: EnginePlan, fitted: FittedLaw, *, served: bool = True) -> EnginePlan:
+    """The plan by a law; where its steps were not `served`, host and front end come on top, as they are."""
+    if not served:
+        return replace(plan, costs=replace(plan.costs, measured=fitted.law))
     costs = replace(plan.costs.with_terms(host=HostOverhead(0.0, 0.0)), measured=fitted.law)
     front = replace(plan.front, before_s=fitted.front_s, tokenise_token_s=0.0)
     return replace(plan, costs=costs, front=front)

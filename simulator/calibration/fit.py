@@ -133,24 +133,31 @@ class Fit:
         return Scales(*(math.exp(self.log_scales.get(name, 0.0)) for name in SCALES))
 
     def half_widths(self) -> dict[str, float]:
-        """Log half-widths of 90 % intervals of TTFT and TPOT, of those that the data tell.
+        """Log half-widths of 90 % intervals of TTFT and TPOT, of those that the data tell, by measurements left out.
 
-        Left-out errors h_i of n measurements, and `spread` s for k more (`SPREAD_POINTS`), give (sum h_i^2 + k s^2) / (n + k);
-        the width is the t quantile of n + k times its root. Of a single measurement it is that of two such deviations, its own
-        and that of what is predicted.
+        Of a single measurement it is that of two such deviations, its own and that of what is predicted.
         """
-        from scipy.special import stdtrit
-
         out = {}
         for metric, of_prompts in (("ttft", True), ("tpot", False)):
             rows = [row for row in self.rows if row.of_prompts == of_prompts]
             if not rows:
                 continue
             held = [row.held_out_error / _amplified(row.sensitivity) for row in rows if row.held_out_error is not None]
-            weight, spread = len(held) + SPREAD_POINTS, self.known.spread["prompt" if of_prompts else "decode"]
-            own = math.sqrt((sum(h * h for h in held) + SPREAD_POINTS * spread**2) / weight)
-            out[metric] = float(stdtrit(weight, 0.95)) * own * (1.0 if held else math.sqrt(2.0))
+            width = pooled_width(held, self.known.spread["prompt" if of_prompts else "decode"])
+            out[metric] = width * (1.0 if held else math.sqrt(2.0))
         return out
+
+
+def pooled_width(held: Sequence[float], known_error: float) -> float:
+    """Log half-width of 90 %: errors h_i of n measurements left out, and the known s for k more (`SPREAD_POINTS`).
+
+    (sum h_i^2 + k s^2) / (n + k) is their variance; the width is the t quantile of n + k times its root.
+    """
+    from scipy.special import stdtrit
+
+    weight = len(held) + SPREAD_POINTS
+    own = math.sqrt((sum(h * h for h in held) + SPREAD_POINTS * known_error**2) / weight)
+    return float(stdtrit(weight, 0.95)) * own
 
 
 def fit(points: Sequence[Point], known: Known, progress: Callable[[str], None] | None = None) -> Fit:
@@ -313,4 +320,4 @@ def _why(name: str, rows: Sequence[Row]) -> str:
     return "cannot be told from the others by these data"
 
 
-__all__ = ["Fit", "Point", "Row", "best_groups", "fit"]
+__all__ = ["Fit", "Known", "Point", "Row", "best_groups", "fit", "pooled_width"]

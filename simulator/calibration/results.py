@@ -18,9 +18,16 @@ from hardware_profiles.scaled_ops import Scales
 from simulator.calibrated import measured_on
 from simulator.calibration.agreement import check_bound, read_bound_s, token_bound_s
 from simulator.calibration.deployment import Deployment
-from simulator.calibration.fit import RATES, Fit, Known, Point, Row, fit
+from simulator.calibration.fit import LEAST_SPREAD, RATES, Fit, Known, Point, Row, fit, pooled_width
 from simulator.calibration.served import Left, points_of_cases, points_of_results
-from simulator.calibration.steps import METRIC, points_of_steps
+from simulator.calibration.steps import (
+    METRIC,
+    Law,
+    law_of_steps,
+    median_error,
+    points_of_law,
+    points_of_steps,
+)
 from simulator.prepared import Prepared
 from simulator.results.domain import domain
 from simulator.results.intervals import half_width
@@ -28,6 +35,8 @@ from simulator.version import VERSION
 
 LIKELY = 3.0
 """Most by which a deployment that is described may be slower or faster than its profile (assumed)."""
+LAW_STEPS = 8
+"""Steps from which a law of whole steps is thought of (assumed)."""
 DOUBTED, WIDTHS = 1.4, (1, 2, 4, 8)
 """A scale from which other tensor parallelism is tried, and which (assumed)."""
 ODD = 0.2
@@ -41,10 +50,10 @@ QUANTILE = 1.645
 
 @dataclass(frozen=True)
 class Outcome:
-    """A calibration, the fit behind it, what was left out, and notes."""
+    """A calibration, the fit of scales behind it (None: of whole steps), what was left out, and notes."""
 
     calibration: Calibration
-    fit: Fit
+    fit: Fit | None
     left: tuple[Left, ...]
     notes: tuple[str, ...]
 
@@ -75,12 +84,83 @@ def calibrate_results(
     if not any_scale:
         _check_width(found, paths, deployment)
         _check_scales(found)
+    if law_error := _law_error(paths, found, prepared):
+        notes.append(f"a law of whole steps would be {law_error:.0%} off where left out, for this model alone: --whole-steps")
     rest = float(np.median([abs(row.after_error) for row in found.rows]))
     if rest > ODD:
         notes.append(
             f"the scales leave {math.expm1(rest):.0%} in the median: these measurements are not of one deployment, or not of this"
         )
     return Outcome(_calibration(found, paths, prepared), found, tuple(left), tuple(notes))
+
+
+def calibrate_whole_steps(paths: Sequence[Path], deployment: Deployment) -> Outcome:
+    """Fit a law of whole steps to files of llama-bench and llama-batched-bench, in place of scales.
+
+    Raises InputError for files of other clients, of something else than the deployment, and for steps that tell no law.
+    """
+    prepared = deployment.prepared
+    for path in paths:
+        if not of_llama_bench(read_text(path)):
+            raise InputError(
+                "whole steps are timed by llama-bench and llama-batched-bench alone",
+                where=str(path),
+                mend="leave --whole-steps out, or measure a server by `capacity-plan calibrate endpoint`",
+            )
+    points, left, notes = _points(paths, deployment)
+    _check_units(points)
+    for point in points:
+        _check_bounds(point, prepared)
+    law = law_of_steps(paths, prepared)
+    made = points_of_law(law, prepared)
+    table = []
+    for point, after, held in zip(made, law.errors, law.held_out, strict=True):
+        (metric,) = point.measured
+        before = point.predict(Scales())[metric] / point.measured[metric] - 1
+        row = {"point": point.label, "metric": metric, "measured": point.measured[metric]}
+        table.append({**row, "before_error": before, "after_error": after, "left_out_error": held})
+    calibration = Calibration(
+        scales={},
+        log_std={},
+        unidentified={"host": "makes up no part of what llama-bench times: it is the profile's"},
+        interval=_law_widths(law, made),
+        measured_on=measured_on(prepared),
+        domain=_domain(made),
+        points=len(made),
+        held_out_error=median_error(law.held_out),
+        table=tuple(table),
+        provenance=_provenance(paths),
+        steps={**law.fitted.as_dict(), "served": False},
+    )
+    return Outcome(calibration, None, tuple(left), tuple(notes))
+
+
+def _law_widths(law: Law, points: Sequence[Point]) -> dict[str, float]:
+    """Log half-widths of 90 %, prompts and steps that decode apart: by errors of steps left out, of others by the fit's."""
+    out = {}
+    for metric, of_prompts in (("ttft", True), ("tpot", False)):
+        rows = zip(points, law.errors, law.held_out, strict=True)
+        errors = [
+            math.log1p(max(-0.99, after if held is None else held))
+            for point, after, held in rows
+            if ("prompt_tokens" in point.ranges) == of_prompts
+        ]
+        if errors:
+            out[metric] = pooled_width(errors, LEAST_SPREAD["decode"])
+    return out
+
+
+def _law_error(paths: Sequence[Path], found: Fit, prepared: Prepared) -> float | None:
+    """What a law of whole steps is off by where left out, if it is less than half of what scales are; None without such files."""
+    errors = [row.held_out_error for row in found.rows]
+    own = median_error(errors)
+    if own is None or len(found.rows) < LAW_STEPS or any(row.metric != METRIC for row in found.rows):
+        return None
+    try:
+        law = median_error(law_of_steps(paths, prepared).held_out)
+    except InputError:
+        return None
+    return law if law is not None and law < own / 2 else None
 
 
 def _points(paths: Sequence[Path], deployment: Deployment) -> tuple[list[Point], list[Left], list[str]]:
@@ -214,12 +294,17 @@ def _calibration(found: Fit, paths: Sequence[Path], prepared: Prepared) -> Calib
         points=len(points),
         held_out_error=float(np.median(held)) if held else None,
         table=tuple(as_dict(row) for row in found.rows),
-        provenance={
-            "tool": f"capacity-plan {VERSION}",
-            "date": datetime.date.today().isoformat(),
-            "files": [{"name": path.name, "sha256": hashlib.sha256(read_bytes(path)).hexdigest()} for path in paths],
-        },
+        provenance=_provenance(paths),
     )
+
+
+def _provenance(paths: Sequence[Path]) -> dict[str, object]:
+    """Tool, date, and the files by their hashes."""
+    return {
+        "tool": f"capacity-plan {VERSION}",
+        "date": datetime.date.today().isoformat(),
+        "files": [{"name": path.name, "sha256": hashlib.sha256(read_bytes(path)).hexdigest()} for path in paths],
+    }
 
 
 def _domain(points: Sequence[Point]) -> dict[str, tuple[float, float]]:
@@ -242,4 +327,4 @@ def as_dict(row: Row) -> Mapping[str, object]:
     }
 
 
-__all__ = ["Outcome", "as_dict", "calibrate_results", "known_of"]
+__all__ = ["Outcome", "as_dict", "calibrate_results", "calibrate_whole_steps", "known_of"]

@@ -1,18 +1,22 @@
-"""Rows of llama-bench and llama-batched-bench as points of a calibration: single steps, priced without a server around them."""
+"""Rows of llama-bench and llama-batched-bench as points of a calibration: single steps, priced without a server around them.
+
+Where they are many, a law of whole steps (`engine_models.cost.measured`) fits them better than scales of the profile do.
+"""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from engine_models.cost.measured import MeasuredStep, Part
+from engine_models.cost.measured import FittedLaw, MeasuredStep, Part, fit_with_front
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.sub_batches import SubBatches
-from engine_models.model.architecture import parameters
+from engine_models.model.architecture import active_parameters, format_of_part, parameters
 from engine_models.parts.batch import Batch, Span
 from engine_models.parts.protocols import StepCost
 from engine_models.schedulers.slots import padded
@@ -22,9 +26,11 @@ from simulator.calibrated import with_scales
 from simulator.calibration.deployment import Deployment
 from simulator.calibration.fit import Point
 from simulator.prepared import Prepared
-from simulator.validation.microbenchmarks import rows_of, steps_of
+from simulator.validation.microbenchmarks import read_steps, rows_of, steps_of
 
 METRIC = "step_ms"
+SHAPES = ((1, 1), (4, 64))
+"""Tokens that products take at once, and tiles of attention: none that show, and ggml's on CPUs (`benchmarks/real/README.md`)."""
 ALIKE = 0.02
 """By how much two counts of the same parameters may differ: buffers, tied matrices (assumed)."""
 
@@ -45,6 +51,54 @@ def points_of_steps(path: Path, deployment: Deployment) -> list[Point]:
     return [
         Point(label, {METRIC: 1e3 * step.took_s}, _predicted(step, cost, deployment.prepared), {METRIC: noise}, _ranges(step))
         for label, step, noise in found
+    ]
+
+
+class Law(NamedTuple):
+    """A law of steps: relative errors on what it was fitted to, and on each step left out in turn (None: too few are left)."""
+
+    fitted: FittedLaw
+    steps: tuple[MeasuredStep, ...]
+    errors: tuple[float, ...]
+    held_out: tuple[float | None, ...]
+
+
+def law_of_steps(paths: Sequence[Path], prepared: Prepared) -> Law:
+    """The law of the steps in files, of two shapes (`SHAPES`) the one that does better on steps left out.
+
+    Raises InputError where the steps tell no law: rows that decode over two contexts, prompts at two depths.
+    """
+    steps = tuple(read_steps(paths))
+    arch, weights = prepared.arch, prepared.formats.weights
+    head = arch.vocab * arch.hidden
+    share = head / max(active_parameters(arch) - head, 1)
+    share *= format_of_part(arch, weights, "lm_head").bits_per_weight / weights.bits_per_weight
+    made: list[Law] = []
+    for block_tokens, tile_tokens in SHAPES:
+        fitted = fit_with_front(steps, block_tokens, share, tile_tokens)
+        held: list[float | None] = []
+        for number, step in enumerate(steps):
+            rest = [*steps[:number], *steps[number + 1 :]]
+            try:
+                held.append(float(fit_with_front(rest, block_tokens, share, tile_tokens).errors([step])[0]))
+            except InputError:
+                held.append(None)
+        made.append(Law(fitted, steps, tuple(fitted.errors(steps).tolist()), tuple(held)))
+    return min(made, key=lambda law: median_error(law.held_out) or math.inf)
+
+
+def median_error(errors: Sequence[float | None]) -> float | None:
+    """Median of absolute errors that are known; None if there is none."""
+    known = [abs(error) for error in errors if error is not None]
+    return statistics.median(known) if known else None
+
+
+def points_of_law(law: Law, prepared: Prepared) -> list[Point]:
+    """The steps of a law as points, priced by the profile."""
+    cost = _priced(prepared, law.steps)
+    return [
+        Point(_label(step), {METRIC: 1e3 * step.took_s}, _predicted(step, cost, prepared), {}, _ranges(step))
+        for step in law.steps
     ]
 
 
@@ -167,4 +221,4 @@ def _batch(part: Part, prepared: Prepared, *, pooled: bool) -> Batch:
     return batch
 
 
-__all__ = ["METRIC", "points_of_steps"]
+__all__ = ["METRIC", "Law", "law_of_steps", "median_error", "points_of_law", "points_of_steps"]

@@ -44,27 +44,42 @@ def register(app: typer.Typer) -> None:
         any_scale: Annotated[
             bool, typer.Option("--any-scale", help="Take scales beyond a factor of 3 too.")
         ] = False,
+        whole_steps: Annotated[
+            bool,
+            typer.Option("--whole-steps", help="Fit a law of whole steps to many rows of llama-bench, not scales."),
+        ] = False,
         as_json: Annotated[
             bool, typer.Option("--json", help="Print one JSON object and nothing else.")
         ] = False,
     ) -> None:
         """Fit scales of a deployment to measured result files, for `deployment.calibration` of a scenario."""
-        run(files, scenario, output, set_ or [], any_scale=any_scale, as_json=as_json)
+        run(files, scenario, output, set_ or [], any_scale=any_scale, whole_steps=whole_steps, as_json=as_json)
 
 
 def run(
-    files: list[Path], scenario: str, output: Path | None, overrides: list[str], *, any_scale: bool, as_json: bool
+    files: list[Path],
+    scenario: str,
+    output: Path | None,
+    overrides: list[str],
+    *,
+    any_scale: bool,
+    whole_steps: bool,
+    as_json: bool,
 ) -> None:
     """Fit, print, write."""
     from hardware_profiles.errors import InputError
     from simulator.calibration.deployment import Deployment
-    from simulator.calibration.results import calibrate_results
+    from simulator.calibration.results import calibrate_results, calibrate_whole_steps
     from simulator.cli.progress import progress, progress_done
     from simulator.io.text import json_text
 
     if output is not None and output.exists():
         raise InputError("the file is there already", where=str(output), mend="name another, or remove it first")
-    outcome = calibrate_results(files, Deployment(scenario, tuple(overrides)), progress, any_scale=any_scale)
+    deployment = Deployment(scenario, tuple(overrides))
+    if whole_steps:
+        outcome = calibrate_whole_steps(files, deployment)
+    else:
+        outcome = calibrate_results(files, deployment, progress, any_scale=any_scale)
     progress_done()
     if output is not None:
         outcome.calibration.write(output)
@@ -92,18 +107,21 @@ def text(outcome: Outcome, output: Path | None) -> str:
         medians = [_median([error for row in rows if (error := _errors(row)[at]) is not None]) for at in range(3)]
         lines += ["", f"median error: {medians[0]} before, {medians[1]} after, {medians[2]} where left out of the fit"]
     lines.append("")
+    if found.steps is not None:
+        lines.append(wrapped("whole steps by a law of their own, for this deployment alone", "  "))
     for name, value in found.scales.items():
         said = f"{name:8}{value:.3g} times the profile's time, +-{math.expm1(found.log_std[name]):.0%} ({MEANING[name]})"
         lines.append(wrapped(said, " " * 8))
-    together = [group for group in outcome.fit.groups if len(group) > 1]
+    together = [group for group in outcome.fit.groups if len(group) > 1] if outcome.fit is not None else []
     lines += [wrapped(f"{'':8}{' and '.join(group)} cannot be told apart: one scale for both", " " * 8) for group in together]
-    lines += [wrapped(f"{name:8}stays 1: it {why}", " " * 8) for name, why in found.unidentified.items()]
+    stays = "stays 1" if found.steps is None else "is left"
+    lines += [wrapped(f"{name:8}{stays}: it {why}", " " * 8) for name, why in found.unidentified.items()]
     lines.append("")
     for metric, width in found.interval.items():
         lines.append(f"{metric.upper()} of such a deployment: 90 % within a factor of {math.exp(width):.2f}")
     if found.held_out_error is None:
         lines.append(wrapped("none can be left out: the intervals are those of single measurements elsewhere", "  "))
-    for row in outcome.fit.deaf:
+    for row in outcome.fit.deaf if outcome.fit is not None else ():
         lines.append(wrapped(f"note: {row.point.label}: {METRICS.get(row.metric, row.metric)} tells nothing of step times", "  "))
     lines += [wrapped(f"left out: {one.label}: {one.reason}", "  ") for one in outcome.left]
     lines += [wrapped(f"note: {said}", "  ") for said in outcome.notes]

@@ -18,7 +18,7 @@ from hardware_profiles.scaled_ops import Scales
 from simulator.calibrated import with_scales
 from simulator.calibration.deployment import Deployment
 from simulator.calibration.fit import Known, best_groups
-from simulator.calibration.results import calibrate_results
+from simulator.calibration.results import calibrate_results, calibrate_whole_steps
 from simulator.calibration.served import points_of_results
 from simulator.cli.app import app
 from simulator.config.load import load_scenario
@@ -272,3 +272,37 @@ def test_llama_bench_calibrates_a_mac_and_names_another_model(tmp_path: Path) ->
         with pytest.raises(InputError, match=words):
             calibrate_results([llama_bench(tmp_path / "o.jsonl", rows)], deployment)
     assert math.isclose(outcome.calibration.domain["prompt_tokens"][1], 512)
+
+
+def test_many_rows_of_llama_bench_are_a_law_of_whole_steps(tmp_path: Path) -> None:
+    def took_ms(prompt: int, answer: int, depth: int) -> float:
+        if answer:
+            return answer * (15.0 + 1e-3 * (depth + answer / 2))
+        return 20.0 + 1.5 * prompt + 1e-4 * prompt * (depth + prompt / 2)
+
+    tests = [(p, 0, d) for p in (16, 64, 128, 256, 512) for d in (0, 512)]
+    tests += [(0, 16, d) for d in (0, 256, 512, 1024)]
+    lines = [
+        json.dumps({"n_prompt": p, "n_gen": g, "n_depth": d, "avg_ns": round(1e6 * took_ms(p, g, d))}) for p, g, d in tests
+    ]
+    (tmp_path / "b.jsonl").write_text("\n".join(lines))
+    scenario = {
+        "model": "meta-llama/Llama-3.1-8B",
+        "deployment": {"engine": "llama_cpp", "hardware": "apple-m2-ultra-76c-192gb", "weights": "q4_k_m"},
+        "workload": {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 512, "output_tokens": 16},
+    }
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(scenario))
+    deployment = Deployment(tmp_path / "s.yaml")
+    assert any("--whole-steps" in note for note in calibrate_results([tmp_path / "b.jsonl"], deployment).notes)
+    outcome = calibrate_whole_steps([tmp_path / "b.jsonl"], deployment)
+    assert outcome.calibration.held_out_error is not None
+    assert outcome.calibration.held_out_error < 0.02
+    outcome.calibration.write(tmp_path / "law.json")
+    prepared = prepare(load_scenario(scenario, [f"deployment.calibration={tmp_path / 'law.json'}"]))
+    run = run_prepared(prepared)
+    rows_ms = 1e3 * prepared.plan.costs.terms.host.row_s  # of the server, which llama-bench has not
+    assert run.result["metrics"]["tpot_ms"]["mean"] == pytest.approx(15.5 + rows_ms, rel=0.02)
+    assert rows_ms > 0
+    (tmp_path / "c.json").write_text('{"completed": 9, "mean_ttft_ms": 9, "duration": 1, "request_throughput": 9}')
+    with pytest.raises(InputError, match="timed by llama-bench and llama-batched-bench alone"):
+        calibrate_whole_steps([tmp_path / "c.json"], deployment)
