@@ -40,6 +40,7 @@ class Case:
     reported : metric to value.
     args : flags of the engine.
     servers : how many of each role, where prefill and decode are apart.
+    speculative : the pool's key, where drafts are made.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Case:
     tensor: int = 1
     args: dict[str, object] = field(default_factory=dict)
     servers: dict[str, int] = field(default_factory=dict)
+    speculative: dict[str, object] = field(default_factory=dict)
     note: str = ""
 
     def scenario(self) -> str:
@@ -69,6 +71,8 @@ class Case:
         deployment: dict[str, object] = {"engine": self.engine, "hardware": self.hardware, "weights": self.weights}
         if self.tensor > 1:
             deployment["tensor_parallel"] = self.tensor
+        if self.speculative:
+            deployment["speculative"] = self.speculative
         if args := dict(self.args) | self._server():
             deployment["engine_args"] = args
         if self.servers:
@@ -696,9 +700,32 @@ def mlperf(row: Row, number: str) -> Case:
     raise Unsaid("vLLM before 0.6, or a CPU's own code", row["framework"])
 
 
+SPECULATIVE_LENGTHS = (100, 500)
+"""Prompt and answer where a table of drafts states none (assumed: a question of MT-bench and a long answer)."""
+
+
 def speculative2(row: Row, number: str) -> Case:
-    """measured_speculative2.csv: drafts by batch."""
-    raise Unsaid("how long prompts and answers were is not stated", row["engine"])
+    """measured_speculative2.csv: drafts with their acceptance length, and the model alone, by users; versions before 0.12.
+
+    Assumed: an H100 where the GPU is not stated, the releases by the dates of the threads.
+    """
+    if not row["out_tok_s"]:
+        raise Unsaid("a speed-up or a share only, without the rate", row["engine"])
+    drafts: dict[str, object] = {}
+    if row["method"] != "none":
+        if not row["acceptance_length"]:
+            raise Unsaid("drafts without a stated acceptance", row["method"])
+        steps, branches = int(float(row["spec_steps"])), int(float(row["topk"] or 1))
+        drafts = {"method": "eagle3" if row["method"] == "EAGLE3" else "eagle", "num_speculative_tokens": steps}
+        drafts["acceptance_length"] = float(row["acceptance_length"])
+        if branches > 1:
+            drafts |= {"eagle_topk": branches, "num_draft_tokens": int(float(row["num_draft"]))}
+    engine = "sglang@0.5.6" if row["engine"] == "SGLang" else "vllm@0.11.0"
+    tensor, gpu = (2, "H100") if row["hardware"].startswith("2x") else (1, row["hardware"].replace("not stated", "H100"))
+    users = int(float(row["batch"]))
+    return Case(number, row["source"], engine, model_of(row["model"]), "bf16", device_of(gpu), *SPECULATIVE_LENGTHS,
+                {"output_tok_s": float(row["out_tok_s"])}, users=users, requests=max(8, 3 * users), tensor=tensor,
+                speculative=drafts, note="lengths assumed")  # fmt: skip
 
 
 def disaggregation(row: Row, number: str) -> Case:

@@ -33,12 +33,19 @@ class AdaptedPrefillFirstScheduler(PrefillFirstScheduler):
         super().__init__(rules, kv, aggregate=aggregate, record_rows=record_rows, windows=windows)
         self.decodes = self._adapted = AdaptedDecodes(kv.page_tokens, windows)
         self.slots = AdapterSlots(limits)
+        self._named: set[int] = set()  # by the rows that run and those admitted so far
+        self._admitted = 0
+
+    def _form_prefill(self, batch: PrefillFirstBatch, now_s: float) -> bool:
+        self._named, self._admitted = {row.adapter for row in self._decoding}, 0
+        return super()._form_prefill(batch, now_s)
 
     def _passes_over(self, seq: Sequence, admitted: list[tuple[Sequence, int, int, bool]]) -> bool:
         """As of the base."""
-        named = {row.adapter for row in self._decoding}
-        named.update(row.adapter for row, _, _, _ in admitted)
-        return not self.slots.fits(seq.adapter, named)
+        if len(admitted) > self._admitted:
+            self._named.update(row.adapter for row, _, _, _ in admitted[self._admitted :])
+            self._admitted = len(admitted)
+        return not self.slots.fits(seq.adapter, self._named)
 
     def schedule(self, now_s: float) -> PrefillFirstBatch | None:
         """As of the base."""
