@@ -37,7 +37,7 @@ SETTING = (
 )  # fmt: skip
 """What of a deployment a calibration was measured on; one of another engine or device is another calibration."""
 RANGES = ("prompt_tokens", "context_tokens", "rows")
-LEAST, MOST = 0.05, 20.0
+LEAST, MOST = 0.01, 100.0
 """Scales that can be (assumed: beyond, something else was measured)."""
 
 

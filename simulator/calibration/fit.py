@@ -46,7 +46,7 @@ HOST_ERROR = 0.4
 """Deviation of the logarithm of host times (assumed: hosts' cores differ by a factor of 1.5 either way)."""
 WIDEST = math.log(MOST)
 """Most of a scale's logarithm."""
-STEP, ROUNDS, FAR, SETTLED = 0.1, 5, 0.2, 0.003
+STEP, ROUNDS, FAR, SETTLED = 0.1, 8, 0.2, 0.003
 """Move of a logarithm to take a sensitivity, most rounds, a move after which sensitivities are taken again, one that ends all."""
 RATES = ("prefill_tok_s", "decode_tok_s", "output_tok_s", "total_tok_s")
 """Metrics that are the inverse of a time."""
@@ -175,7 +175,8 @@ def fit(points: Sequence[Point], known: Known, progress: Callable[[str], None] |
         first = errors if first is None else first
         told = jacobian.sum(axis=1) >= DEAF
         sigma = known.sigma(jacobian, noise)
-        groups = groups or best_groups(jacobian[told], sigma[told], known)
+        if far and len(finer := best_groups(jacobian[told], sigma[told], known)) > len(groups):
+            groups = finer
         if not groups:
             break
         basis = _basis(groups)

@@ -195,6 +195,14 @@ def test_scales_that_the_data_cannot_tell_apart_move_together() -> None:
     assert best_groups(host, known.sigma(host, np.zeros(1)), known) == (("host",),)
 
 
+def test_scales_far_from_the_profile_are_told_apart_on_the_way(folder: Path, tmp_path: Path) -> None:
+    far = Scales(prompt_scale=30.0, decode_scale=8.0)
+    paths = [bench(tmp_path / f"{clients}.json", clients, 1024, far) for clients in (1, 4)]
+    outcome = calibrate_results(paths, Deployment(folder / "s.yaml"), any_scale=True)
+    assert outcome.calibration.scales["prompt"] == pytest.approx(30, rel=0.05)
+    assert outcome.calibration.scales["decode"] == pytest.approx(8, rel=0.05)
+
+
 REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
     ({"model_id": "meta-llama/Llama-3.1-70B"}, [], r"measured with meta-llama/Llama-3\.1-70B, and the scenario's model is Qwen"),
     ({"tensor_parallel_size": 2}, [], "tensor parallelism 2, and the scenario has 1"),
