@@ -239,12 +239,12 @@ def linked_lines(table: Table, raw: Raw) -> Raw:
     )
 
 
-def block_tokens_of(prompts: FloatArray, start: IntArray, usual: int) -> int:
+def block_tokens_of(prompt_tokens: FloatArray, start: IntArray, usual: int) -> int:
     """Tokens of a block: the usual number if it fits the prompts, else the first that fits all, else the usual."""
     counts = np.diff(start)
     named = counts > 0
     for size in (usual, *BLOCK_SIZES):
-        if (np.ceil(prompts[named] / size) == counts[named]).all():
+        if (np.ceil(prompt_tokens[named] / size) == counts[named]).all():
             return size
     return usual
 
