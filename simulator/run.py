@@ -442,7 +442,7 @@ def _cluster(
         destinations = destinations_of(prepared, source.classes)
         return MixedCluster(
             source,
-            [Servers(e.plan, e.times(), e.replicas, _acceptance(e.plan, scenario.seed)) for e in prepared.pools],
+            [Servers(e.plan, e.times(), e.replicas, _acceptance(e.plan, scenario.seed), machines(e)) for e in prepared.pools],
             destinations,
             routings_of(destinations, prepared.pools),
             before_s=[each.plan.front.before_s + half_rtt_s + routing.hop_s for each in prepared.pools],

@@ -202,10 +202,14 @@ class Cluster:
 
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
         self._joins = Joins(plan, mode, replicas, self._nodes)
-        kind = ConvoyReplica if self._joins.shares else Replica
+        return self._joined(self._joins, plan, cost, replicas, ranks)
+
+    def _joined(self, joins: Joins, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int) -> list[Replica]:
+        """The replicas of a pool."""
+        kind = ConvoyReplica if joins.shares else Replica
         made = [
             kind(
-                [self._joins.scheduler(number) for _ in range(ranks)],
+                [joins.scheduler(number) for _ in range(ranks)],
                 cost,
                 depth=plan.executor.depth,
                 stages=plan.executor.stages,

@@ -22,6 +22,7 @@ from simulator.cluster.cluster import Cluster, Sink, Source
 from simulator.cluster.content import for_adapter
 from simulator.cluster.destinations import NOWHERE, Destinations, overlap
 from simulator.cluster.devices import DeviceHistory
+from simulator.cluster.joins import Joins
 from simulator.cluster.outcome import Reason, Rows
 from simulator.cluster.router import Router, Routing, router_of
 from simulator.cluster.servers import Servers
@@ -80,19 +81,11 @@ class MixedCluster(Cluster):
         self.devices = DeviceHistory(devices)
 
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
-        return [
-            Replica(
-                [pool.plan.scheduler(mode) for _ in range(pool.plan.executor.ranks)],
-                pool.cost,
-                depth=pool.plan.executor.depth,
-                stages=pool.plan.executor.stages,
-                tokenise_token_s=pool.plan.front.tokenise_token_s,
-                gate=pool.plan.executor.gate(),
-                on_finish=self._finished,
-            )
-            for pool in self._pools
-            for _ in range(pool.replicas)
-        ]
+        made: list[Replica] = []
+        for pool in self._pools:
+            joins = Joins(pool.plan, mode, pool.replicas, pool.nodes)
+            made += self._joined(joins, pool.plan, pool.cost, pool.replicas, pool.plan.executor.ranks)
+        return made
 
     def _places(self, ranks: int) -> list[tuple[int, int]]:
         places, first = [], 0
