@@ -155,8 +155,11 @@ def paths_of(deployment: Deployment, pools: Sequence[Prepared]) -> Paths:
             )
     nodes = _nodes(deployment, pools)
     sides = [
-        Side(each.pool.name, nodes[each.pool.name][number], each.devices // each.replicas, each.plan.memory.kv_bytes_per_token)
+        Side(
+            each.pool.name, nodes[each.pool.name][number], each.devices_each // each.ranks, each.plan.memory.kv_bytes_per_token
+        )
         for each in pools
+        for _ in range(each.ranks)
         for number in range(each.replicas)
     ]
     between, within = {}, {}

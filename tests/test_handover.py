@@ -35,13 +35,15 @@ WORKLOAD: dict[str, Any] = {
 SHARED = {"shared_prefix": {"groups": 3, "tokens": 700}}
 CLOSED = {"arrivals": {"kind": "closed_loop", "concurrency": 40}, "requests": 150, "duration": None}
 SLOW = {"kind": "poisson", "rate": 1}
+LEAST = {"router": "least_requests"}
 SHORT = {"kind": "uniform", "low": 1, "high": 3}
 CHATS = {"sessions": {"turns": 4, "think_time_s": 1}, "arrivals": {"kind": "poisson", "rate": 3}}
 
 
 def pool(role: str, replicas: int = 1, engine: str = "vllm", **args: Any) -> dict[str, Any]:
     keys = {"engine": engine, "hardware": "h100-sxm-80gb", "role": role, "name": role, "replicas": replicas}
-    return {**keys, **{k: args.pop(k) for k in ("tensor_parallel", "colocate", "hardware") if k in args}, "engine_args": args}
+    own = ("tensor_parallel", "data_parallel", "expert_parallel", "colocate", "hardware")
+    return {**keys, **{k: args.pop(k) for k in own if k in args}, "engine_args": args}
 
 
 def sglang(role: str, replicas: int = 1, **args: Any) -> dict[str, Any]:
@@ -59,6 +61,15 @@ def cluster_of(data: dict[str, Any]) -> HandoverCluster:
     found = _cluster(prepare(checked), work, aggregate=True, should_stop=None)
     assert isinstance(found, HandoverCluster)
     return found
+
+
+MIXTRAL = {"tensor_parallel": 1, "data_parallel": 4, "expert_parallel": 4}
+"""Ranks with attention of their own, which share the experts."""
+
+
+def of_ranks(*pools: dict[str, Any], **workload: Any) -> dict[str, Any]:
+    """A scenario whose model has experts."""
+    return {**scenario(*pools, **workload), "model": "mistralai/Mixtral-8x7B-Instruct-v0.1"}
 
 
 CASES = {
@@ -89,6 +100,13 @@ CASES = {
         sglang("prefill", 2), sglang("decode", max_running_requests=4), around={"router": "least_requests"}
     ),
     "sglang-closed-loop": scenario(sglang("prefill"), sglang("decode", 2), **CLOSED),
+    "ranks": of_ranks(pool("prefill", tensor_parallel=4), pool("decode", **MIXTRAL), **SHARED),
+    "ranks-on-both-sides": of_ranks(pool("prefill", 2, **MIXTRAL), pool("decode", 2, **MIXTRAL), around=LEAST),
+    "sglang-ranks": of_ranks(sglang("prefill", **MIXTRAL), sglang("decode", **MIXTRAL)),
+    "sglang-ranks-retracting": of_ranks(
+        sglang("prefill", tensor_parallel=4),
+        sglang("decode", **MIXTRAL, max_total_tokens=6000, context_length=8192, num_reserved_decode_tokens=8),
+    ),
     "sglang-conversations": scenario(sglang("prefill", 2), sglang("decode"), **{**CHATS, "output_tokens": SHORT}),
 }
 

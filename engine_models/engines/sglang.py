@@ -383,9 +383,16 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
 
 
 HANDOVER_NOTE = (
-    "SGLang's servers (rules read and recorded at 0.5.23) look for news every 1 ms (assumed), a request may reserve 1 ms after "
-    "it has arrived (as recorded); a decode server forms a batch when the one before it has ended, its host time hidden"
+    "SGLang's servers (rules read and recorded at 0.5.23) look for news every 1 ms (assumed), a request may reserve 65 ms after "
+    "it has arrived: the handshake of its servers (measured); a decode server forms a batch when the one before it has ended, "
+    "its host time hidden"
 )
+HANDSHAKE_S = 0.065
+"""Between a request's arrival and the reservation of its memory [s]: bootstrap, messages between the servers, loops that poll all
+ranks (measured: Mooncake's benchmark of SGLang, one prefill and one decode server of Qwen3-235B, has 126 to 134 ms to the
+first token of prompts of 128 to 1,024 tokens, of which 2 to 4 are the transfer and 56 to 74 computing and front ends by
+prediction: kvcache-ai/Mooncake@3b5a594, docs/source/performance/sglang/sglang-benchmark-results-v1.md). The recorded queues have
+1 ms, since nothing there has to be sent."""
 CONNECTOR = "mooncake"
 PREALLOCATED = 2
 """Rows that may hold memory beyond those that run, for each of these, where they are at most `MOST_PREALLOCATING` (datasheet:
@@ -415,7 +422,6 @@ def _handover(request: PoolRequest, page: int) -> Handover:
         "page_size above 1": page > 1,
         "pipeline parallelism": request.pipeline_parallel > 1,
         "speculative decoding": request.speculation is not None,
-        "data-parallel attention": request.data_parallel > 1,
         "recurrent layers": any(block.kind == "linear" for block in request.arch.attention),
         "disaggregation_decode_allocation_policy other than early": flags.get("disaggregation_decode_allocation_policy", "early")
         != "early",
@@ -441,6 +447,7 @@ def _reserving(flags: Mapping[str, Any], rows: int, context: int) -> ReservingRu
         max_model_len=context,
         num_reserved_decode_tokens=int(flags.get("num_reserved_decode_tokens", 512)),
         polling_interval=int(flags.get("disaggregation_decode_polling_interval", 1)),
+        handshake_s=HANDSHAKE_S,
     )
 
 

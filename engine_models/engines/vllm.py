@@ -688,7 +688,6 @@ def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_token
         "speculative decoding": request.speculation is not None,
         "KV offload": bool(request.tiers),
         "pipeline parallelism": request.pipeline_parallel > 1,
-        "data-parallel attention": request.data_parallel > 1,
         "a model with sliding windows": windows != (None,),
         "state-space layers": any(block.kind == "linear" for block in request.arch.attention),
     }

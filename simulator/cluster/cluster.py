@@ -454,7 +454,7 @@ class Cluster:
         if not self._router.has_room(now_s, seq):  # no replica that the router would try
             self._turn_away(block, seq, REJECTED, Reason.SHED_503)
             return
-        number = self._router.choose(now_s, seq, int(block.workload.session_id[row]))
+        number = self._choose(now_s, seq, int(block.workload.session_id[row]))
         at = self._replica_of[number]
         replica, front = self.replicas[at], self._fronts[at]
         replica.advance(now_s)
@@ -474,6 +474,10 @@ class Cluster:
         self._submit(number, seq)
         self._router.note(at)
         self._watch(at)
+
+    def _choose(self, now_s: float, seq: Sequence, session: int) -> int:
+        """The number of the rank that gets a request."""
+        return self._router.choose(now_s, seq, session)
 
     def _suits(self, block: Rows, seq: Sequence, replica: int) -> Reason | None:
         """Make a request one of a replica's; why that replica refuses it, None if it does not."""

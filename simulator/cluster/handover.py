@@ -32,7 +32,7 @@ Speaking = PullDecode | ReservingDecode | SendingPrefill
 
 
 class HandoverCluster(Cluster):
-    """Prefill and decode replicas, numbered in this order, each of one rank.
+    """Prefill and decode replicas, numbered in this order, the ranks of each pool as if it were alone.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class HandoverCluster(Cluster):
     ) -> None:
         self._stages = (prefill, decode)
         self._paths, self._faults = paths, faults
-        self._first = sum(servers.replicas for servers in prefill)  # number of the first decode replica
+        self._first = sum(servers.replicas for servers in prefill)  # the first decode replica
         handover = decode[0].plan.handover
         assert handover is not None
         self._unit = handover.unit_tokens
@@ -94,7 +94,7 @@ class HandoverCluster(Cluster):
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
         return [
             TurningReplica(
-                [servers.plan.scheduler(mode)],
+                [servers.plan.scheduler(mode) for _ in range(servers.plan.executor.ranks)],
                 servers.cost,
                 depth=servers.plan.executor.depth,
                 tokenise_token_s=servers.plan.front.tokenise_token_s,
@@ -105,14 +105,23 @@ class HandoverCluster(Cluster):
             for _ in range(servers.replicas)
         ]
 
+    def _places(self, ranks: int) -> list[tuple[int, int]]:
+        places, first = [], 0
+        for servers in (servers for stage in self._stages for servers in stage):
+            places += [(first + n, rank) for rank in range(servers.plan.executor.ranks) for n in range(servers.replicas)]
+            first += servers.replicas
+        self._number_of = {place: number for number, place in enumerate(places)}
+        return places
+
     def _routed(self, rule: str | Routing, executor: Executor) -> Router:
         first = second = rule
         if isinstance(rule, Routing):
             first, second = replace(rule, role="prefill"), replace(rule, role="decode", seed=rule.seed + 1)
         system = rule.system if isinstance(rule, Routing) else None
         self._holds_prefill = system is not None and system.holds_prefill
-        self._second = router_of(self.replicas[self._first :], second, executor)
-        router = router_of(self.replicas[: self._first], first, executor)
+        executors = [[servers.plan.executor for servers in stage for _ in range(servers.replicas)] for stage in self._stages]
+        self._second = router_of(self.replicas[self._first :], second, executors[1])
+        router = router_of(self.replicas[: self._first], first, executors[0])
         router.reads_text = router.reads_text or self._second.reads_text
         return router
 
@@ -139,10 +148,11 @@ class HandoverCluster(Cluster):
         for way in fault.ways:
             self._network.turn(way, closed=begins)
         if fault.replica is not None:
-            self._advance(fault.replica, self._clock.now_s)
+            number = self._number_of[fault.replica, 0]
+            self._advance(number, self._clock.now_s)
             self.replicas[fault.replica].slow(fault.factor if begins else 1.0)
             self._wake_s[fault.replica] = INFINITY
-            self._hear(fault.replica)
+            self._hear(number)
 
     # -- the way of a request -------------------------------------------------------------------------------
 
@@ -153,6 +163,14 @@ class HandoverCluster(Cluster):
             seq.final_length = seq.prompt_tokens + 1
             seq.stop_known, seq.limit_tokens, seq.output_shared = True, 1, False
         return made
+
+    def _chosen(self, stage: int, choice: int) -> int:
+        """The number of the rank that the router of a stage has chosen."""
+        first, many = (self._first, len(self.replicas) - self._first) if stage else (0, self._first)
+        return self._number_of[first + choice % many, choice // many]
+
+    def _choose(self, now_s: float, seq: Request, session: int) -> int:
+        return self._chosen(0, self._router.choose(now_s, seq, session))
 
     def _prefilled(self, seq: Request, now_s: float) -> None:
         """A prompt is computed: the request goes on to the second stage."""
@@ -173,8 +191,7 @@ class HandoverCluster(Cluster):
         assert handed is not None
         (seq,) = super()._sequences(block, np.array([row]))
         seq.arrival_s = now_s
-        choice = self._second.choose(now_s, seq, int(block.workload.session_id[row]))
-        number = self._first + choice
+        number = self._chosen(1, self._second.choose(now_s, seq, int(block.workload.session_id[row])))
         self._advance(number, now_s)
         block.replica[row] = number
         self.ranks[number].submit(seq)
@@ -215,8 +232,8 @@ class HandoverCluster(Cluster):
             self._hear(side)
 
     def _hear(self, number: int) -> None:
-        """Let a replica take in what a peer has done to its scheduler."""
-        replica = self.replicas[number]
+        """Let a replica take in what a peer has done to a rank's scheduler."""
+        replica = self.replicas[self._replica_of[number]]
         assert isinstance(replica, TurningReplica)
         replica.hear()
         self._note(number)
@@ -224,19 +241,27 @@ class HandoverCluster(Cluster):
     # -- waking ---------------------------------------------------------------------------------------------
 
     def _advance(self, number: int, to_s: float) -> None:
+        """Advance the replica of a rank."""
+        self._run_to(self._replica_of[number], to_s)
+
+    def _run_to(self, at: int, to_s: float) -> None:
         """Advance a replica; carry on what it says to its peers."""
-        self.replicas[number].advance(to_s)
-        scheduler = self.ranks[number].scheduler
-        if isinstance(scheduler, Speaking) and scheduler.notes:
-            notes, scheduler.notes = scheduler.notes, []
-            for note in notes:
-                self._begin(number, note)
+        replica = self.replicas[at]
+        replica.advance(to_s)
+        for place, rank in enumerate(replica.ranks):
+            scheduler = rank.scheduler
+            if isinstance(scheduler, Speaking) and scheduler.notes:
+                notes, scheduler.notes = scheduler.notes, []
+                for note in notes:
+                    self._begin(self._number_of[at, place], note)
 
     def _watch(self, number: int) -> None:
         """Wake up when something may happen in a replica that others hear of."""
-        replica, scheduler = self.replicas[number], self.ranks[number].scheduler
-        nobody_waits = not self._releases and not self.ranks[number].inbox
-        if nobody_waits and isinstance(scheduler, PullDecode | ReservingDecode) and scheduler.idle():
+        replica = self.replicas[number]
+        nobody_waits = not self._releases and not any(rank.inbox for rank in replica.ranks)
+        if nobody_waits and all(
+            isinstance(rank.scheduler, PullDecode | ReservingDecode) and rank.scheduler.idle() for rank in replica.ranks
+        ):
             return  # nothing is begun until another request comes, and no end is awaited
         assert isinstance(replica, TurningReplica)
         due_s = max(replica.decides_s(), self._clock.now_s)
@@ -249,19 +274,23 @@ class HandoverCluster(Cluster):
             self._wake_s[number] = INFINITY
         if due_s > self._end_s:  # the last request was sent meanwhile
             return
-        self._advance(number, due_s)
+        self._run_to(number, due_s)
         if due_s < self._end_s:
             self._clock.at(due_s, DECISIONS, partial(self._decide, number, due_s))
 
     def _decide(self, number: int, due_s: float) -> None:
-        self._advance(number, float(np.nextafter(due_s, INFINITY)))
-        self._note(number)
+        self._run_to(number, float(np.nextafter(due_s, INFINITY)))
+        self._changed(number)
 
     def _note(self, number: int) -> None:
+        """The replica of a rank has changed."""
+        self._changed(self._replica_of[number])
+
+    def _changed(self, at: int) -> None:
         """Tell the router of a replica that it has changed, and see when it next may."""
-        router, of = (self._router, number) if number < self._first else (self._second, number - self._first)
+        router, of = (self._router, at) if at < self._first else (self._second, at - self._first)
         router.note(of)
-        self._watch(number)
+        self._watch(at)
 
 
 @dataclass
@@ -292,8 +321,8 @@ class ReservingCluster(HandoverCluster):
         assert handed is not None
         (answer,) = Cluster._sequences(self, block, np.array([row]))
         answer.arrival_s = seq.arrival_s
-        source = self._router.choose(now_s, seq, session)
-        target = self._first + self._second.choose(now_s, answer, session)
+        source = self._chosen(0, self._router.choose(now_s, seq, session))
+        target = self._chosen(1, self._second.choose(now_s, answer, session))
         self._pairs[seq.index] = _Pair(source, seq, target, answer)
         block.replica[row], handed.source[row] = target, source
         for number, side in ((source, seq), (target, answer)):

@@ -110,7 +110,10 @@ TINY_S = 1e-15
 
 @dataclass(frozen=True)
 class Side:
-    """A replica as an end of transfers: its pool, node and ranks, and the bytes of a token's KV on one of these."""
+    """A replica, or a data-parallel rank of one, as an end of transfers.
+
+    Its pool, the node of its first device, its tensor-parallel ranks, and the bytes of a token's KV on one of these.
+    """
 
     pool: str
     node: Hashable

@@ -1,13 +1,20 @@
-"""A replica whose loop turns while it waits for a peer: what a peer does is noticed on the grid of its empty turns."""
+"""A replica whose loop turns while it waits for a peer: what a peer does is noticed on the grid of its empty turns.
+
+The loops of several ranks that share experts turn together.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Series
+from functools import partial
 from typing import Any
 
+from engine_models.parts.batch import Batch
 from engine_models.parts.handover import Peer, ReservingDecode
 from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
+from simulator.serving.rank import Rank
 from simulator.serving.replica import Replica, ends_a_request
 
 SUMMED_TURNS = 1_000_000
@@ -16,20 +23,19 @@ a tenth of a second of work, and rounding that nothing sees)."""
 
 
 class TurningReplica(Replica):
-    """A replica of one rank whose scheduler shares requests with another's (`engine_models.parts.handover`).
+    """A replica whose schedulers share requests with another's (`engine_models.parts.handover`).
 
     `on_turn` is called with the end of every turn in which nothing is computed [s] (for comparison with recorded schedules).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        scheduler = self.ranks[0].scheduler
-        if isinstance(scheduler, ReservingDecode):
-            scheduler.at_once = self._at_once
+        for rank in self.ranks:
+            if isinstance(rank.scheduler, ReservingDecode):
+                rank.scheduler.at_once = partial(self._at_once, rank)
 
-    def _at_once(self, now_s: float, tokens: int, ended: list[Sequence]) -> None:
+    def _at_once(self, rank: Rank, now_s: float, tokens: int, ended: list[Sequence]) -> None:
         """Log a batch of no length, and note who ended with it."""
-        rank = self.ranks[0]
         running, waiting, held, _ = rank.scheduler.state()
         rank.log.run(now_s, [now_s], 0.0, running, waiting, held, held, tokens)
         if ended:
@@ -50,10 +56,25 @@ class TurningReplica(Replica):
                 return visible_s
         return self.next_event_s()
 
+    def _form(self, now_s: float) -> tuple[Series[Rank], list[Batch], bool]:
+        """As of the base, but every rank goes through its queues, whether it has work or not."""
+        taking: list[Rank] = []
+        batches: list[Batch] = []
+        again = False
+        for rank in self.ranks:
+            formed = rank.scheduler.schedule(now_s)
+            if formed is not None and formed.tokens:
+                taking.append(rank)
+                batches.append(formed)
+            elif formed is not None:
+                again = True
+                self._end(rank, formed.finishing, now_s)
+        return taking, batches, again
+
     def _sleep(self, limit_s: float) -> bool:
-        scheduler = self.ranks[0].scheduler
-        assert isinstance(scheduler, Peer)
-        if not scheduler.turns():
+        peers = [rank.scheduler for rank in self.ranks if isinstance(rank.scheduler, Peer)]
+        scheduler = peers[0]
+        if not any(peer.turns() for peer in peers):
             return super()._sleep(limit_s)
         self._asleep_until_s = self._wake_s()
         until_s = min(self._next_arrival_s(), self._asleep_until_s, limit_s)
@@ -71,5 +92,6 @@ class TurningReplica(Replica):
             if now_s >= until_s:
                 break
         self.clock_s = now_s
-        scheduler.turned(turns - 1)
+        for peer in peers:
+            peer.turned(turns - 1)
         return True

@@ -218,10 +218,8 @@ def pools_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     pools = []
     for side in SIDES:
         ranks, shared = int(layout[f"{side}_tp_size"]), int(layout[f"{side}_attention_dp_size"])
-        if shared > 1:
-            raise Unplayable("data-parallel attention in prefill or decode pools is not modelled yet")
-        parts = {"tp": ranks, "pp": int(layout[f"{side}_pp_size"]), "dp": 1, "ep": int(layout[f"{side}_moe_ep_size"])}
-        pool = pool_of({**row, **parts, "gpus": ranks, "disagg": None})
+        parts = {"tp": ranks, "pp": int(layout[f"{side}_pp_size"]), "dp": shared, "ep": int(layout[f"{side}_moe_ep_size"])}
+        pool = pool_of({**row, **parts, "gpus": ranks * shared, "disagg": None})
         pools.append({**pool, "name": side, "role": side, "replicas": workers[side]})
     return pools
 
