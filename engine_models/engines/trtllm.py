@@ -24,6 +24,7 @@ from engine_models.declaration import (
     EnginePlan,
     Executor,
     FrontEnd,
+    Handover,
     Limits,
     Lockstep,
     MemoryBudget,
@@ -31,6 +32,7 @@ from engine_models.declaration import (
     Mode,
     PoolRequest,
     Replay,
+    Role,
     Support,
 )
 from engine_models.engines.trtllm_flags import FLAGS, group
@@ -58,6 +60,7 @@ from engine_models.schedulers.memory_then_tokens import (
 )
 from engine_models.schedulers.memory_then_tokens_drafted import DraftedTwoPassScheduler
 from engine_models.schedulers.prompts_together import PromptsTogether
+from engine_models.schedulers.transferred import ContextServer, GenerationServer
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InfeasibleError, InputError, nearest
 
@@ -91,6 +94,7 @@ class Rank:
     copies: bool = True
     windows: tuple[int, ...] = ()  # of the model's layers
     row_tokens: int = 1  # that a step verifies, with drafts
+    role: Role = "mixed"
     together: bool = False  # ranks begin prompts together: what they agree on is by steps, none of which is left out
 
     def scheduler(self, mode: Mode) -> TwoPassScheduler:
@@ -102,6 +106,9 @@ class Rank:
             partial=self.partial,
             copies=self.copies,
         )
+        if self.role != "mixed":
+            pair = ContextServer if self.role == "prefill" else GenerationServer
+            return pair(self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows)
         if self.row_tokens > 1:
             return DraftedTwoPassScheduler(self.rules, kv, row_tokens=self.row_tokens, windows=self.windows)
         return TwoPassScheduler(
@@ -199,8 +206,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         context_chunking_policy=chunking if chunked else None,
         batch_wait_timeout_iters=int(flags.get("batch_wait_timeout_iters", 0)),
         batch_wait_max_tokens_ratio=float(flags.get("batch_wait_max_tokens_ratio", 0.0)),
-        overlap=not flags.get("disable_overlap_scheduler", False) and (drafts is None or drafts.method in ONE_MODEL),
+        overlap=not flags.get("disable_overlap_scheduler", request.role == "prefill")
+        and (drafts is None or drafts.method in ONE_MODEL),
     )
+    handover = _handover(request, policy, block) if request.role != "mixed" else None
     reuse = bool(kv["enable_block_reuse"])
     rank = Rank(
         rules,
@@ -211,6 +220,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         bool(kv["copy_on_partial_reuse"]),
         arch.windows_below(context),
         row_tokens,
+        request.role,
         bool(group(flags, "attention_dp_config")["enable_balance"]) and dp > 1,
     )
     sizes = graph_sizes(graph_config, version["graph_step_above_128"]) if captured else ()
@@ -258,6 +268,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         executor=_executor(flags, rules.overlap, dp, rank.together),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
         prefix_caching=reuse,
+        handover=handover,
         notes=(
             *((summary_note(drafts), *drafts.notes) if drafts else ()),
             *_notes(
@@ -273,6 +284,34 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         warnings=tuple(warnings),
         sources=overheads.provenance,
     )
+
+
+CONNECTORS = {"DEFAULT": "NIXL", "NIXL": "NIXL", "UCX": "UCX", "MPI": "MPI"}
+"""``cache_transceiver_config.backend`` -> what moves the cache."""
+
+
+def _handover(request: PoolRequest, policy: str, block_tokens: int) -> Handover:
+    """How a pool with a role passes requests on; InputError where that is not modelled."""
+    asked = str(group(request.flags, "cache_transceiver_config")["backend"]).upper()
+    named = request.connector or asked
+    if named.upper() not in CONNECTORS:
+        raise InputError(
+            f"context and generation servers over {named} are not modelled",
+            where="deployment.transfer.connector",
+            mend=f"use one of {', '.join(CONNECTORS)}",
+        )
+    lacking = {
+        "speculative decoding": request.speculation is not None,
+        "attention data parallelism": request.data_parallel > 1,
+        "a capacity policy other than GUARANTEED_NO_EVICT": policy != GUARANTEED,
+    }
+    for words in (words for words, asked_for in lacking.items() if asked_for):
+        raise InputError(
+            f"context and generation servers with {words} are not modelled yet",
+            where="deployment.role",
+            mend="leave it out, or use pools of role: mixed",
+        )
+    return Handover(CONNECTORS[named.upper()], block_tokens)
 
 
 def _executor(flags: Mapping[str, Any], overlap: bool, ranks: int, together: bool) -> Executor:
@@ -449,7 +488,10 @@ ENGINE = Engine(
         name: Support(_KINDS, _SOURCE)
         for name in ("bf16", "fp16", "fp8", "fp8_block", "nvfp4", "mxfp4", "int4", "awq", "gptq")
     },
-    features={"speculative": Support(_KINDS, "NVIDIA/TensorRT-LLM, docs/source/features/speculative-decoding.md (read 2026-11)")},
+    features={
+        "handover": Support(_KINDS, "NVIDIA/TensorRT-LLM, docs/source/features/disagg-serving.md (read 2026-11)"),
+        "speculative": Support(_KINDS, "NVIDIA/TensorRT-LLM, docs/source/features/speculative-decoding.md (read 2026-11)"),
+    },
     drafts=chains_only("TensorRT-LLM", ("mtp", "eagle3", "ngram", "draft_model")),
     flags=lambda: FLAGS,
     same_as={

@@ -35,6 +35,8 @@ _MODELLED: dict[str, Flag] = {
     "speculative_config": Flag("json", None),
     "enable_attention_dp": Flag("bool", False),
     "attention_dp_config": Flag("json", None),
+    "server_role": Flag("str", None, choices=("CONTEXT", "GENERATION", "context", "generation")),
+    "cache_transceiver_config": Flag("json", None),
 }
 
 _KV = {
@@ -78,6 +80,7 @@ GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] =
     ),
     "cuda_graph_config": (_GRAPHS, {}),
     "attention_dp_config": (_BALANCE, {}),
+    "cache_transceiver_config": ({"backend": Flag("str", "DEFAULT")}, {"max_tokens_in_buffer": (), "kv_transfer_timeout_ms": ()}),
     "moe_config": ({"backend": Flag("str", "AUTO")}, {"load_balancer": (None,), "max_num_tokens": ()}),
 }
 """Group -> the keys that are read, and those that are not, each with the values that are taken (none named: all)."""
@@ -122,8 +125,7 @@ _REFUSED = {
     "the engine (its PyTorch backend is simulated)": "backend=pytorch",
     "how many sequences a request has": "max_beam_width=1",
     "adapters, which are not simulated": "enable_lora=false lora_config peft_cache_config",
-    "where prompts are computed (disaggregation is not simulated for TensorRT-LLM)": "server_role disagg_cluster_uri "
-    "cache_transceiver_config disagg_cluster",
+    "which servers there are (pools of a scenario say it)": "disagg_cluster_uri disagg_cluster",
     "attention (sparse attention is not simulated for TensorRT-LLM)": "sparse_attention_config",
     "when prompts start (waiting by time is not simulated)": "batch_wait_timeout_ms=0|0.0",
 }
@@ -194,6 +196,9 @@ def _drafts(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+_ROLES = {"CONTEXT": "prefill", "GENERATION": "decode"}
+"""``--server_role`` -> a pool's role."""
+
 FLAGS = FlagTable(
     engine="trtllm",
     modelled=_MODELLED,
@@ -208,6 +213,7 @@ FLAGS = FlagTable(
         "kv_cache_config": Typed("kv_cache", _kv_format),
         "speculative_config": Typed("speculative", _drafts),
     },
+    role=lambda flags: _ROLES.get(str(flags.get("server_role") or "").upper()),
     settings_file="extra_llm_api_options",
     abbreviated=False,
 )

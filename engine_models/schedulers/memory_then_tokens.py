@@ -20,6 +20,8 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Series
 from dataclasses import dataclass
 
+from mypy_extensions import mypyc_attr
+
 from engine_models.memory.block_tree import Block, BlockTree
 from engine_models.memory.radix import Content, Runs, content_of
 from engine_models.parts.batch import Batch
@@ -78,7 +80,7 @@ class TwoPassBatch(Batch):
         self.free_after = 0
 
 
-class _Row:
+class ActiveRow:
     """What the scheduler knows of an active request besides its counts.
 
     prompt, answer : tokens of its prompt, which grows when it is paused, and those that it may still generate after it.
@@ -106,6 +108,7 @@ def _computed(chunk: int, known: int, remaining: int) -> int:
     return max(0, remaining - known)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class TwoPassScheduler(Scheduler):
     """Waiting and active requests of one rank, and the two passes that form its next step.
 
@@ -131,11 +134,11 @@ class TwoPassScheduler(Scheduler):
         self.kv = kv
         self.aggregate = aggregate and not record_rows
         self.record_rows = record_rows
-        self.active: dict[Sequence, _Row] = {}  # in order of arrival
+        self.active: dict[Sequence, ActiveRow] = {}  # in order of arrival
         self.decodes = DecodeSet(kv.block_tokens, windows)  # rows that generate, but for those whose last token is in flight
         self._queue: deque[Sequence] = deque()
-        self._contexts: dict[Sequence, _Row] = {}  # active rows without a whole prompt
-        self._begun: dict[Sequence, _Row] = {}  # those of them with a part of it
+        self._contexts: dict[Sequence, ActiveRow] = {}  # active rows without a whole prompt
+        self._begun: dict[Sequence, ActiveRow] = {}  # those of them with a part of it
         self._ending: set[Sequence] = set()  # their last token is in flight
         self._wasting: set[Sequence] = set()  # the same, unknown to the engine: they still decode
         self._owed = 0  # blocks that rows which generate may still take
@@ -197,7 +200,7 @@ class TwoPassScheduler(Scheduler):
             prompt = seq.prompt_tokens
             room = (seq.final_length if seq.stop_known else rules.max_seq_len) - prompt
             answer = max(min(seq.limit_tokens or room, rules.max_seq_len - prompt), seq.final_length - prompt)
-            row = _Row(content_of(seq), prompt, answer)
+            row = ActiveRow(content_of(seq), prompt, answer)
             row.total = -(-(prompt + answer + self.spare_tokens) // self.kv.block_tokens)
             seq.order = self._orders
             self._orders += 1
@@ -205,7 +208,7 @@ class TwoPassScheduler(Scheduler):
 
     # -- memory: the first pass -----------------------------------------------------------------------------
 
-    def _look_up(self, row: _Row) -> tuple[int, int, Runs | None]:
+    def _look_up(self, row: ActiveRow) -> tuple[int, int, Runs | None]:
         return self.kv.find(row.content, row.prompt + row.late)
 
     def _contributed(self) -> set[Runs]:
@@ -524,7 +527,7 @@ class TwoPassScheduler(Scheduler):
             seq.state = "ending"
             self._ending.add(seq)
 
-    def _certain(self, seq: Sequence, row: _Row) -> bool:
+    def _certain(self, seq: Sequence, row: ActiveRow) -> bool:
         """Whether the engine knows beforehand that a row ends with its last token: it has all it may generate."""
         return seq.stop_known or seq.final_length + row.late >= row.prompt + row.answer
 
@@ -633,9 +636,13 @@ class TwoPassScheduler(Scheduler):
         if row.held:
             if self._begun.pop(seq, None) is None:
                 self._owed -= row.total - len(seq.blocks) - seq.extra_blocks
-            self.kv.release(seq, row.content, seq.length - 1)
+            self._give_back(seq, row)
         del self.active[seq]
         self._blocked = False
+
+    def _give_back(self, seq: Sequence, row: ActiveRow) -> None:
+        """A row's blocks are free."""
+        self.kv.release(seq, row.content, seq.length - 1)
 
     # -- runs -----------------------------------------------------------------------------------------------
 

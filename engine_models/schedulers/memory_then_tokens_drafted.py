@@ -15,7 +15,7 @@ from engine_models.memory.block_tree import BlockTree
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.sequence import Sequence
-from engine_models.schedulers.memory_then_tokens import TwoPassRules, TwoPassScheduler, _Row
+from engine_models.schedulers.memory_then_tokens import ActiveRow, TwoPassRules, TwoPassScheduler
 
 
 class VerifiedRows(DecodeSet):
@@ -97,7 +97,7 @@ class DraftedTwoPassScheduler(TwoPassScheduler):
                 self.verified_drafts += self.decodes.row_tokens - 1
                 self.accepted_drafts += gain - 1
 
-    def _certain(self, seq: Sequence, row: _Row) -> bool:
+    def _certain(self, seq: Sequence, row: ActiveRow) -> bool:
         """Whether it is known beforehand that a row ends: a token was left before its last verification."""
         return super()._certain(seq, row) and self._verified.gains[seq][-1] == 1
 

@@ -20,6 +20,9 @@ FITTINGS: dict[str, tuple[str, Fitting]] = {
 }
 """Name of a fit -> the engine in whose overheads its unknowns stand, and the fit."""
 
+DYNAMO = "/ai-dynamo/tensorrtllm-runtime"
+"""In the name of an image whose number is Dynamo's, not that of the engine in it."""
+
 _RELEASE = re.compile(r"(?:^|[^a-z\d.]|\bv)(\d+\.\d+(?:\.\d+)*)")
 
 
@@ -28,6 +31,8 @@ def engine_release(row: Row) -> str:
     stated = str(row.get("engine_version") or " ".join(str(row["engine"]).split()[1:]) or launch_of(row).image).lower()
     found = _RELEASE.search(stated)
     published = PUBLISHED[engine_name(row)]
+    if DYNAMO in launch_of(row).image:
+        return published.unstated(row)
     return published.unstated(row) if found is None else published.release(found.group(1))
 
 

@@ -11,6 +11,9 @@ from simulator.validation.launches import launch_of
 from simulator.validation.published import Fitting, Published, Row, Unknowns, number, parts, tensor_ranks
 from simulator.validation.spellings import Unplayable
 
+AS_ALL = {"cuda_graph_config": {"enable_padding": True, "max_batch_size": 512}, "kv_cache_config": {"dtype": "fp8"}}
+"""What all public launches have, for servers of prefill and decode whose recipe is not (assumed)."""
+
 
 def launch_flags(row: Row, device: str) -> dict[str, Any]:
     """Flags with which a row's server was launched: those of the command and those of its YAML file.
@@ -18,6 +21,10 @@ def launch_flags(row: Row, device: str) -> dict[str, Any]:
     Experts of the TRTLLM backend in mxfp4 take activations in mxfp8 on Blackwell.
     """
     flags = dict(launch_of(row).flags)
+    if row.get("mode") == "disagg" and not flags:  # its recipe is not public
+        flags = dict(AS_ALL)
+        if device.startswith(("b200", "gb200")) and str(row.get("precision")) == "fp4":
+            flags["moe_config"] = {"backend": OWN_KERNELS}
     flags |= flags.pop("extra_llm_api_options", {})
     fewer = _fewer_ranks(row)
     if fewer:

@@ -13,11 +13,13 @@ from engine_models.cost.terms import Formats
 from engine_models.declaration import EnginePlan, PoolRequest
 from engine_models.engines.known import parse_engine_args, split
 from engine_models.engines.trtllm import graph_sizes, plan
+from engine_models.memory.block_tree import BlockTree
 from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import format_named
 from engine_models.parts.sequence import Sequence
-from engine_models.schedulers.memory_then_tokens import TwoPassScheduler
+from engine_models.schedulers.memory_then_tokens import TwoPassRules, TwoPassScheduler
 from engine_models.schedulers.prompts_together import PromptsTogether
+from engine_models.schedulers.transferred import ContextServer, GenerationServer
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InfeasibleError, InputError
 from simulator.config.load import load_scenario
@@ -314,3 +316,72 @@ def test_prompts_together_by_hand() -> None:
     assert step(1) == [0, 1]
     assert [step(0), step(), step(), step()] == [[0, 0], [0, 0], [1, 0], [0, 0]]
     assert [step(1), step(0)] == [[0, 0], [1, 1]]
+
+
+def _server(role: str, blocks: int = 40) -> ContextServer | GenerationServer:
+    kv = BlockTree(blocks, 32, prefix_caching=False)
+    rules = TwoPassRules(max_batch_size=8, max_num_tokens=512, max_seq_len=1024, overlap=role == "generation")
+    return GenerationServer(rules, kv) if role == "generation" else ContextServer(rules, kv)
+
+
+def _request(index: int, prompt: int, output: int) -> Sequence:
+    found = Sequence(index, prompt, output, 0.0)
+    found.stop_known, found.limit_tokens = True, output
+    return found
+
+
+def test_context_server_keeps_blocks_until_they_are_sent() -> None:
+    server = _server("context")
+    first, second = _request(0, 320, 1), _request(1, 160, 1)
+    for seq in (first, second):
+        server.add(seq)
+    batch = server.schedule(0.0)
+    assert batch is not None
+    assert batch.tokens == 480
+    assert server.settle(batch) == [first, second]
+    assert (server.kv.free_blocks, server.turns(), server.has_work()) == (40 - 15, True, False)
+    assert isinstance(server, ContextServer)
+    server.release(first)
+    assert server.kv.free_blocks == 40 - 5
+
+
+def test_generation_server_reads_what_fits_with_its_answer_and_computes_no_prompt() -> None:
+    """Blocks of 32: the first two need 20 of 40 each, and nobody goes past the third, for which none is left."""
+    server = _server("generation")
+    assert isinstance(server, GenerationServer)
+    first, second, large, small = (_request(i, *sizes) for i, sizes in enumerate([(320, 320), (320, 320), (320, 64), (32, 1)]))
+    for seq in (first, second, large, small):
+        server.add(seq)
+    assert server.schedule(0.5) is None
+    assert [(note.seq, note.at_s, note.tokens) for note in server.notes] == [(first, 0.5, 320), (second, 0.5, 320)]
+    assert (server.state()[:2], server.turns(), server.idle()) == ((0, 4), True, False)
+    server.arrived(first)
+    batch = server.schedule(0.6)
+    assert batch is not None
+    assert (batch.tokens, batch.decode_rows, len(batch.contexts)) == (1, 1, 0)
+    assert server.settle(batch) == []
+    assert (first.first_scheduled_s, server.state()[:2]) == (0.6, (1, 3))
+
+
+def test_servers_that_share_requests() -> None:
+    pool = {"engine": "trtllm", "hardware": "h100-sxm-80gb", "weights": "fp8"}
+    pools = [{**pool, "name": role, "role": role} for role in ("prefill", "decode")]
+    load = {"arrivals": {"kind": "poisson", "rate": 8}, "requests": 60, "prompt_tokens": 600, "output_tokens": 30}
+    scenario = load_scenario({"model": LLAMA, "deployment": {"pools": pools}, "workload": load})
+    jumped, stepped = simulate(scenario), simulate(scenario, aggregate=False)
+    assert jumped.result["metrics"] == stepped.result["metrics"]
+    assert jumped.result["metrics"]["transfer_ms"]["mean"] > 0.1
+    assert jumped.result["metrics"]["output_tokens"]["mean"] == 30.0
+    for flags, words in (
+        ({"scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"}}, "other than GUARANTEED_NO_EVICT"),
+        ({"cache_transceiver_config": {"backend": "PIGEON"}}, "PIGEON are not modelled"),
+    ):
+        scenario = load_scenario(
+            {
+                "model": LLAMA,
+                "deployment": {"pools": [pools[0] | {"engine_args": flags}, pools[1]]},
+                "workload": load,
+            }
+        )
+        with pytest.raises(InputError, match=words):
+            prepare(scenario)
