@@ -291,6 +291,8 @@ class HalfBorrowed(KernelModel):
     mla_prefill_s = _halfway("mla_prefill_s")
     mla_decode_s = _halfway("mla_decode_s")
     elementwise_s = _halfway("elementwise_s")
+    recurrent_decode_s = _halfway("recurrent_decode_s")
+    recurrent_context_s = _halfway("recurrent_context_s")
 
 
 def _whole(

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,15 +48,13 @@ DEVICES: Mapping[str, str] = {
     "B200-SXM": "b200-sxm-180gb",
     "RTX-PRO-6000-Server": "rtx-pro-6000-96gb",
     "Arc-Pro-B60": "arc-pro-b60",
-}
-
-#: GPUs with collective or point-to-point tables only.
-LINK_ONLY: Mapping[str, str] = {
     "B300-SXM": "b300-sxm-288gb",
     "GB200": "gb200-186gb",
     "GB300": "gb300-288gb",
-    "A40": "a40-48gb",
 }
+
+#: GPUs with collective or point-to-point tables only.
+LINK_ONLY: Mapping[str, str] = {"A40": "a40-48gb"}
 FRAMEWORKS = ("vllm", "sglang", "trtllm")
 
 #: Datasheet rates, dense. kind: datasheet. bfloat16, fp8, fp4 and memory bandwidth as in the aiconfigurator
@@ -77,9 +76,24 @@ PEAKS: Mapping[str, kp.DevicePeaks] = {
         {"bfloat16": 468e12, "fp8": 936e12, "int8": 936e12, "fp4": 1871e12}, 1792e9, 128e6, 64e9, 188
     ),
     "arc-pro-b60": kp.DevicePeaks({"bfloat16": 98e12, "fp8": 98e12, "int8": 197e12}, 456e9, 18e6, 32e9, 20),
+    "b300-sxm-288gb": kp.DevicePeaks(
+        {"bfloat16": 2250e12, "fp8": 4500e12, "int8": 153.5e12, "fp4": 14000e12}, 7750e9, 126e6, 900e9, 148
+    ),
+    "gb200-186gb": kp.DevicePeaks(
+        {"bfloat16": 2500e12, "fp8": 5000e12, "int8": 5000e12, "fp4": 10000e12}, 8000e9, 126e6, 900e9, 148
+    ),
+    "gb300-288gb": kp.DevicePeaks(
+        {"bfloat16": 2500e12, "fp8": 5000e12, "int8": 166e12, "fp4": 15000e12}, 8000e9, 126e6, 900e9, 148
+    ),
 }
 
 SOURCES: Sequence[Mapping[str, str]] = (
+    {
+        "repository": "https://pypi.org/project/aisimulate",
+        "commit": "0.13.0",
+        "licence": "Apache-2.0",
+        "holder": "NVIDIA CORPORATION & AFFILIATES",
+    },
     {
         "repository": "https://github.com/ai-dynamo/aiconfigurator",
         "commit": "095f58a5",
@@ -99,11 +113,15 @@ SOURCES: Sequence[Mapping[str, str]] = (
         "holder": "Microsoft Corporation",
     },
 )
-FITTED_ON = "2026-11-21"
+FITTED_ON = "2026-11-29"
 
 
 # --------------------------------------------------------------------------------------------------
 # reading
+
+
+#: Columns that a table may do without.
+MAY_LACK = ("kernel", "framework_version", "model")
 
 
 def read_table(
@@ -116,7 +134,8 @@ def read_table(
     path = tables / f"{name}.parquet"
     if not path.exists():
         return None
-    columns = [c for c in columns if c != "kernel" or c in pq.read_schema(path).names]
+    there = pq.read_schema(path).names
+    columns = [c for c in columns if c not in MAY_LACK or c in there]
     filters = [("gpu", "=", gpu), *((k, "=", v) for k, v in equal.items())]
     frame: pd.DataFrame = pq.read_table(path, columns=list(columns), filters=filters).to_pandas()
     return frame
@@ -134,7 +153,8 @@ class Op:
     shape values -> features. base : parameters, peaks, formats, columns -> seconds. terms : the covariance
     from which the search starts. offset : added to the last load before its logarithm. rank : columns kept of
     the residual. coordinate : columns -> log2 of the load, where that is not a column (then on a grid of half
-    octaves). noise : given where `terms` and this noise are taken as they are, without a search.
+    octaves). noise : given where `terms` and this noise are taken as they are, without a search. table : file of its
+    rows, where that is not its name.
     """
 
     shape: tuple[str, ...]
@@ -148,6 +168,7 @@ class Op:
     offset: float = 0.0
     coordinate: Callable[[Mapping[str, Array]], Array] | None = None
     noise: float | None = None
+    table: str = ""
 
 
 def _gemm(p: Mapping[str, float], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
@@ -192,12 +213,48 @@ def _quantize(
     return kp.streaming_base_s(p, peaks.hbm_bytes_per_s, 3.0 * c["m"] * c["k"])
 
 
+def _recurrence_decode(
+    p: Mapping[str, float], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
+) -> Array:
+    return kp.recurrence_decode_base_s(p, peaks, c["num_v_heads"] * HEAD_STATE_BYTES, c["batch_size"])
+
+
+def _recurrence_context(
+    p: Mapping[str, float], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
+) -> Array:
+    k, v, width = c["num_k_heads"], c["num_v_heads"], np.float64(HEAD_WIDTH)
+    state = v * HEAD_STATE_BYTES
+    return kp.recurrence_context_base_s(p, peaks, k, v, width, width, state, c["batch_size"], c["seq_len"])
+
+
+def _convolution_decode(
+    p: Mapping[str, float], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
+) -> Array:
+    return kp.convolution_base_s(p, peaks, c["batch_size"] * c["channels"] * kp.CONVOLUTION_STEP_VALUES)
+
+
+def _convolution_context(
+    p: Mapping[str, float], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
+) -> Array:
+    tokens = c["batch_size"] * c["seq_len"]
+    return kp.convolution_base_s(p, peaks, tokens * c["channels"] * kp.CONVOLUTION_TOKEN_VALUES, False)
+
+
+def _sparse(p: Mapping[str, float], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
+    new = c.get("new_tokens", np.ones_like(c["past_len"]))
+    kind = kp.SPARSE_KINDS[fmt[0]]
+    return kp.sparse_base_s(p, peaks, kind, fmt[1], fmt[2], c["num_heads"], c["batch_size"], new, c["past_len"])
+
+
 def _deepep(
     p: Mapping[str, float], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]
 ) -> Array:
     moved = c["num_tokens_per_rank"] * c["topk"] * c["hidden_size"] * (1.0 if fmt[1] == "dispatch" else 2.0)
     return kp.streaming_base_s(p, peaks.link_bytes_per_s, moved)
 
+
+#: Width of the heads in the tables of recurrences, and bytes of a head's state, in float32. kind: datasheet (the tables).
+HEAD_WIDTH, HEAD_STATE_BYTES = 128, 128 * 128 * 4
 
 _ATTENTION = ("num_heads", "num_kv_heads", "head_dim", "window_size")
 _ATTENTION_TERMS: Terms = (
@@ -220,6 +277,8 @@ MOE_TERMS: Terms = (
 MOE_NOISE = 0.03
 _DEEPEP = ("hidden_size", "num_experts", "topk")
 _MODEL = ("hidden_size", "inter_size", "topk", "num_experts")
+_HEADS = ("num_k_heads", "num_v_heads")
+_HEADS_TERMS: Terms = ((1.0, (4.0, 4.0, 2.0)), (0.1, (0.0, 2.0, 2.0)))
 OPS: Mapping[str, Op] = {
     "gemm": Op(
         ("n", "k"),
@@ -283,6 +342,73 @@ OPS: Mapping[str, Op] = {
         7,
     ),
     "quantize": Op(("k",), ("m",), ("op",), ("k",), lambda k: (np.log2(k),), _quantize, ((1.0, (4.0,)),), 12),
+    "sparse_decode": Op(
+        ("num_heads",),
+        ("batch_size", "past_len"),
+        ("kind", "gemm_dtype", "kv_cache_dtype"),
+        ("num_heads",),
+        ks.sparse_decode_shape,
+        _sparse,
+        ((1.0, (4.0,)),),
+        8,
+        1.0,
+        table="sparse_attention",
+    ),
+    "sparse_context": Op(
+        ("num_heads", "past_len"),
+        ("batch_size", "new_tokens"),
+        ("kind", "gemm_dtype", "kv_cache_dtype"),
+        ("num_heads",),
+        ks.sparse_context_shape,
+        _sparse,
+        ((1.0, (4.0, 4.0)), (0.1, (2.0, 0.0))),
+        12,
+        table="sparse_attention",
+    ),
+    "recurrence_decode": Op(
+        (*_HEADS, "kernel"),
+        ("batch_size",),
+        ("variant",),
+        _HEADS,
+        ks.recurrence_shape,
+        _recurrence_decode,
+        _HEADS_TERMS,
+        12,
+        table="linear_attention",
+    ),
+    "recurrence_context": Op(
+        (*_HEADS, "kernel"),
+        ("batch_size", "seq_len"),
+        ("variant",),
+        _HEADS,
+        ks.recurrence_shape,
+        _recurrence_context,
+        _HEADS_TERMS,
+        16,
+        table="linear_attention",
+    ),
+    "convolution_decode": Op(
+        ("channels", "kernel"),
+        ("batch_size",),
+        ("variant",),
+        ("channels",),
+        ks.convolution_shape,
+        _convolution_decode,
+        ((1.0, (4.0, 2.0)),),
+        12,
+        table="linear_attention",
+    ),
+    "convolution_context": Op(
+        ("channels", "kernel"),
+        ("batch_size", "seq_len"),
+        ("variant",),
+        ("channels",),
+        ks.convolution_shape,
+        _convolution_context,
+        ((1.0, (4.0, 2.0)),),
+        16,
+        table="linear_attention",
+    ),
     "deepep": Op(
         (*_DEEPEP, "num_sms"),
         ("num_tokens_per_rank",),
@@ -302,27 +428,116 @@ OPS: Mapping[str, Op] = {
 MOST_COPIES: Mapping[str, float] = {"trtllm": 5.0}
 
 
+#: Tables of products that were timed without a CUDA graph, by framework, format and version: three to five times the graph's
+#: at few rows (a floor of 61 to 340 us). They are left out; what has no other table is served from another framework's
+#: (:data:`EAGER`). kind: datasheet, source: README of the tables, 2026-11 (their source withdrew those of 0.24.0).
+TIMED_EAGERLY = (("vllm", "fp8_block", "0.24.0"), ("vllm", "fp8_block", "0.27.1"))
+
+#: Newest version that is fitted of an operation on a GPU, where later tables are no better evidence for the servers that were
+#: measured (vLLM up to 0.19, SGLang up to 0.5.11): with them steps of vLLM's experts on B200 are 9 % too long, and were right,
+#: SGLang's products on Hopper 2 % shorter where they are too short already, and means over two versions' all-reduces fit neither;
+#: Arc Pro B60's newest tables hold a tenth of its shapes.
+#: kind: chosen (validate runs and validate reports with either), 2026-11.
+LATEST_FITTED: Mapping[tuple[str, str], Mapping[str, str]] = {
+    ("H100-SXM", "vllm"): {
+        "gemm": "0.24.0",
+        "attention_decode": "0.24.0",
+        "attention_context": "0.24.0",
+        "moe": "0.24.0",
+        "allreduce": "0.24.0",
+    },
+    ("H100-SXM", "sglang"): {"gemm": "0.5.14", "allreduce": "0.5.14"},
+    ("H200-SXM", "vllm"): {"moe": "0.24.0", "allreduce": "0.24.0"},
+    ("H200-SXM", "sglang"): {"gemm": "0.5.14", "allreduce": "0.5.14"},
+    ("B200-SXM", "vllm"): {"gemm": "0.24.0", "moe": "0.24.0"},
+    ("B200-SXM", "sglang"): {"moe": "0.5.14"},
+    ("B200-SXM", "trtllm"): {"moe": "1.3.0rc20"},
+    ("Arc-Pro-B60", "vllm"): dict.fromkeys(("gemm", "attention_decode", "attention_context", "moe", "allreduce"), "0.20.0"),
+    **{(gpu, "nccl"): {"allreduce": "2.29.2"} for gpu in ("H100-SXM", "H200-SXM", "B200-SXM", "GB200")},
+}
+#: Experts that an older version timed by calling a kernel that it would not have chosen. kind: datasheet, source:
+#: README of the tables, 2026-11.
+CALLED_BY_NAME = ("B200-SXM", "vllm", "vllm_fused_moe")
+
+
+def fitted_versions(
+    frame: pd.DataFrame, gpu: str, framework: str, op: str, formats: Sequence[str]
+) -> pd.DataFrame:
+    """Rows up to :data:`LATEST_FITTED`; of a format that has none, all."""
+    latest = LATEST_FITTED.get((gpu, framework), {}).get(op)
+    column = "library_version" if op == "allreduce" else "framework_version"
+    if latest is None or column not in frame:
+        return frame
+    known = {name: version_of(name) <= version_of(latest) for name in frame[column].astype(str).unique()}
+    kept = frame[column].astype(str).map(known).astype(bool)
+    some = kept.groupby([frame[f] for f in formats], observed=True).transform("any")
+    return frame[kept | ~some]
+
+
+#: Backends that a later version of a framework gives another name.
+RENAMED: Mapping[str, str] = {"vllm_flashinfer_trtllmdecode": "vllm_flashinfer_flashinfertrtllmapidecode"}
+
+
+#: Models of latent attention of the widths of :func:`kernel_physics.mla_base_s`, by a part of their names in the tables.
+LATENT_WIDTHS = "deepseek"
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """The numbers of a version in order ("1.3.0rc20"); nothing of one that is no release ("dev-1aa0e962")."""
+    return tuple(int(n) for n in re.findall(r"\d+", text)) if text[:1].isdigit() else ()
+
+
+def newest(frame: pd.DataFrame, by: Sequence[str], column: str = "framework_version") -> pd.DataFrame:
+    """Of rows alike in the columns `by` those of the newest version in `column`; development builds are left out."""
+    if column not in frame:
+        return frame
+    names = frame[column].astype(str)
+    known = {name: version_of(name) for name in names.unique()}
+    place = names.map({name: i for i, name in enumerate(sorted(known, key=lambda n: (known[n], n)))}).astype(int)
+    frame = frame.assign(place=place)[~names.str.startswith("dev")]
+    top = frame.groupby(list(by), observed=True)["place"].transform("max")
+    return frame[frame["place"] == top].drop(columns=["place", column])
+
+
 def op_rows(op: str, tables: Path, gpu: str, framework: str, clean: bool = True) -> pd.DataFrame | None:
     """Rows of an operation for one GPU and framework, ready to become a matrix; None where there are none.
 
-    clean : leave out rows whose time is not a positive number.
+    Of several versions of the framework the newest that timed a cell (a backend's, for experts). clean : leave out rows whose
+    time is not a positive number.
     """
     import pandas as pd
 
     o = OPS[op]
-    columns = [c for c in (*o.shape, *o.load, *o.formats, "latency_us") if c != "skewed"]
+    columns = [c for c in (*o.shape, *o.load, *o.formats, "framework_version", "latency_us") if c != "skewed"]
     if op == "moe":
         columns.append("distribution")
+    if o.table == "sparse_attention":
+        return sparse_rows(op, tables, gpu, framework, clean)
+    if o.table == "linear_attention":
+        return recurrent_rows(op, tables, gpu, framework, clean)
     if op == "deepep":
         columns = [c for c in columns if c not in ("phase", "latency_us")] + ["dispatch_us", "combine_us"]
+    if op == "mla":
+        columns.append("model")
     frame = read_table(tables, op, columns, gpu, framework=framework)
+    if op == "mla" and frame is not None and "model" in frame:
+        frame = frame[frame["model"].str.contains(LATENT_WIDTHS)].drop(columns="model")
     if frame is None or frame.empty:
         return None
+    if op == "gemm" and "framework_version" in frame:
+        for owner, fmt, version in TIMED_EAGERLY:
+            out = (frame["dtype"] == fmt) & (frame["framework_version"] == version)
+            frame = frame[~out] if owner == framework else frame
+    if op == "moe" and (gpu, framework) == CALLED_BY_NAME[:2]:
+        frame = frame[frame["kernel"] != CALLED_BY_NAME[2]]
+    frame = fitted_versions(frame, gpu, framework, op, [f for f in o.formats if f in frame])
+    alike = [c for c in columns if c in frame and c not in ("framework_version", "latency_us", "dispatch_us", "combine_us")]
+    frame = newest(frame, alike if op == "moe" else [c for c in alike if c != "kernel"])
     if op == "moe":
         skewed = (frame["distribution"] != "balanced").astype(float)
         frame = frame.assign(skewed=skewed, gated=frame["gated"].astype(float))
     if "kernel" in o.shape:
-        frame = frame.assign(kernel=frame["kernel"].astype(str) if "kernel" in frame else "")
+        frame = frame.assign(kernel=frame["kernel"].astype(str).replace(RENAMED) if "kernel" in frame else "")
     if op == "moe":
         frame = set_aside(frame, gpu, framework)
     if op == "gemm" and framework in MOST_COPIES:
@@ -332,6 +547,84 @@ def op_rows(op: str, tables: Path, gpu: str, framework: str, clean: bool = True)
         frame = pd.concat(parts, ignore_index=True)
     time = frame["latency_us"].to_numpy(dtype=np.float64)
     return frame[np.isfinite(time) & (time > 0)] if clean else frame
+
+
+#: Kernels of recurrences that a development build of vLLM launched from the host (floors of 430 to 1,440 us). kind: datasheet,
+#: source: README of the tables, 2026-11.
+LAUNCHED_BY_HOST = ("vllm", "0.1.dev19262", "causal_conv1d_fn_qkv3")
+_PHASES = {"context": "context", "decode": "generation"}
+
+
+def recurrent_rows(op: str, tables: Path, gpu: str, framework: str, clean: bool) -> pd.DataFrame | None:
+    """Rows of a recurrence's or a convolution's kernel, as :func:`op_rows` gives them; of Mamba-2 there are convolutions only."""
+    import pandas as pd
+
+    o, phase = OPS[op], _PHASES[op.rpartition("_")[2]]
+    convolution = op.startswith("convolution")
+    loads = ["framework_version", "kernel", *o.load, "latency_us"]
+    columns = ["variant", *_HEADS, "head_k_dim", "head_v_dim", *loads]
+    frame = read_table(tables, "linear_attention", columns, gpu, framework=framework, phase=phase)
+    if frame is None:
+        return None
+    keys, values = frame["num_k_heads"] * frame["head_k_dim"], frame["num_v_heads"] * frame["head_v_dim"]
+    frame = frame.assign(channels=2 * keys + values, kernel=frame["kernel"].astype(str))
+    frame = frame[frame["kernel"].str.contains("conv") == convolution]
+    owner, version, kernel = LAUNCHED_BY_HOST
+    if framework == owner:
+        frame = frame[(frame["framework_version"] != version) | (frame["kernel"] != kernel)]
+    if convolution:
+        columns = ["nheads", "head_dim", "n_groups", "d_state", *loads]
+        more = read_table(tables, "mamba", columns, gpu, framework=framework, phase=phase)
+        if more is not None and len(more):
+            channels = more["nheads"] * more["head_dim"] + 2 * more["n_groups"] * more["d_state"]
+            more = more.assign(variant="mamba2", channels=channels, kernel=more["kernel"].astype(str))
+            frame = pd.concat([frame, more[[c for c in more if c in frame]]], ignore_index=True)
+    if "framework_version" in frame:  # a kernel that two versions timed at other heads is one of each
+        apart = frame["variant"] == "kda"
+        frame["kernel"] = frame["kernel"].where(~apart, frame["kernel"] + "@" + frame["framework_version"].astype(str))
+    frame = newest(frame, [*o.formats, *o.shape, *o.load])
+    time = frame["latency_us"].to_numpy(dtype=np.float64)
+    found = frame[[*o.formats, *o.shape, *o.load, "latency_us"]]
+    return (found[np.isfinite(time) & (time > 0)] if clean else found) if len(found) else None
+
+
+#: Tables of sparse attention, and what the beginnings of their operations are called in :data:`kernel_physics.SPARSE_KINDS`.
+SPARSE_TABLES = ("sparse_attention", "sparse_attention_dsv4", "sparse_attention_msa")
+_MECHANISMS = {"dsa": "dsa", "dsv4_csa": "csa", "dsv4_hca": "hca", "msa": "msa"}
+#: Rows of SGLang's prompts through layers with an indexer were bound by the host up to so long; TensorRT-LLM's of prompts of
+#: MiniMax-M3 on these GPUs were disturbed. unit: us. kind: datasheet, source: README of the tables, 2026-11.
+HOST_BOUND_US = 2000.0
+DISTURBED_MSA = ("B200-SXM", "B300-SXM")
+
+
+def sparse_rows(op: str, tables: Path, gpu: str, framework: str, clean: bool) -> pd.DataFrame | None:
+    """Rows of whole layers of sparse attention, as :func:`op_rows` gives them."""
+    import pandas as pd
+
+    o, context = OPS[op], op.endswith("context")
+    wanted = ["op", "family", "gemm_dtype", "kv_cache_dtype", "num_heads", "batch_size", "new_tokens", "past_len"]
+    parts = []
+    for table in SPARSE_TABLES:
+        frame = read_table(tables, table, [*wanted, "framework_version", "latency_us"], gpu, framework=framework)
+        if frame is None or frame.empty:
+            continue
+        name = frame["op"].astype(str)
+        reused = name.str.endswith("_skip_indexer")
+        stem = name.str.removesuffix("_skip_indexer").str.rsplit("_", n=1).str
+        mechanism = stem[0].map(_MECHANISMS).astype(object).where(~reused, "dsa_reused")
+        kind = mechanism + "-" + frame["family"].astype(str)
+        keep = (stem[1] == ("context" if context else "generation")) & kind.isin(list(kp.SPARSE_KINDS))
+        if context and framework == "sglang":
+            keep &= ~kind.str.startswith("dsa-") | (frame["latency_us"] > HOST_BOUND_US)
+        if context and framework == "trtllm" and gpu in DISTURBED_MSA:
+            keep &= ~kind.str.startswith("msa")
+        parts.append(frame.assign(kind=kind)[keep])
+    if not parts or not sum(map(len, parts)):
+        return None
+    frame = newest(pd.concat(parts, ignore_index=True), [*o.formats, *o.shape, *o.load])
+    time = frame["latency_us"].to_numpy(dtype=np.float64)
+    found = frame[[*o.formats, *o.shape, *o.load, "latency_us"]]
+    return found[np.isfinite(time) & (time > 0)] if clean else found
 
 
 #: Expert models whose expert-parallel rows SGLang's benchmark timed with all tokens of the group on the rank: Mixtral's
@@ -450,7 +743,8 @@ MOST: Mapping[str, Mapping[str, float]] = {
         "activation_efficiency": 1.0,
         "routing_efficiency": 20.0,
         "unit_s": 5e-7,
-    }
+    },
+    "recurrence_context": {"memory_efficiency": 1.0, "compute_efficiency": 1.0},
 }
 
 
@@ -708,12 +1002,27 @@ def unspiked(values: Array) -> Array:
     of tiles.
     """
     full = fill(values, (values.shape[1],))
-    z = full - np.median(full, axis=0)
-    around = np.pad(z, ((0, 0), (2, 2)), mode="edge")
-    above = z - np.median(np.stack([around[:, i : i + z.shape[1]] for i in range(5)]), axis=0)
+    above = _above_neighbours(full - np.median(full, axis=0))
     if np.mean(above > SPIKE_LOG) < SPIKE_SHARE:
         return values
     return np.where(above > SPIKE_LOG, np.nan, values)
+
+
+def _above_neighbours(z: Array) -> Array:
+    """What each value of a row lies above the median of the five around it."""
+    around = np.pad(z, ((0, 0), (2, 2)), mode="edge")
+    return np.asarray(z - np.median(np.stack([around[:, i : i + z.shape[1]] for i in range(5)]), axis=0))
+
+
+def undisturbed(values: Array, sizes: tuple[int, ...]) -> Array:
+    """Residuals over two loads whose cells far above their neighbours along the second, disturbed measurements, take their level.
+
+    Kernels of latent attention have no tiles that would explain them (H200 under TensorRT-LLM: 781 us at 128 tokens, 17 and 20
+    beside it).
+    """
+    rows = fill(values, sizes).reshape(-1, sizes[1])
+    above = _above_neighbours(rows).reshape(values.shape)
+    return np.where(above > DISTURBED_LOG, values - above, values)
 
 
 def columns_of(frame: pd.DataFrame, o: Op) -> dict[str, Array]:
@@ -779,6 +1088,10 @@ FEW_GROUPS, TIE = 4, 0.1
 #: without), 2026-11.
 SPIKE_LOG, SPIKE_SHARE = 0.2, 0.03
 DESPIKED = ("gemm",)
+
+#: The same in tables over two loads that are taken apart by :func:`undisturbed`. unit: log seconds, kind: assumed, 2026-11 (a
+#: doubling of tokens moves no undisturbed cell of these tables by as much against its neighbours).
+DISTURBED_LOG = 0.5
 
 #: Distance in features over which the residual of an operation fades. unit: octaves of the shape, kind: assumed,
 #: 2026-11 (about the distance between the models of the tables; the held-out error is flat from 3 to 8).
@@ -851,7 +1164,9 @@ def fit_group(
     p = fit_parameters(op, formats, frame, peaks, kin)
     matrix = to_matrix(frame, o, np.log(time_s / o.base(p, peaks, formats, columns)))
     if op in DESPIKED:
-        matrix = Matrix(matrix.features, matrix.groups, unspiked(matrix.values), matrix.axes)
+        matrix = replace(matrix, values=unspiked(matrix.values))
+    if op == "mla":
+        matrix = replace(matrix, values=undisturbed(matrix.values, tuple(len(a) for a in matrix.axes)))
     arrays, error = fit_surface(matrix, o.terms, o.rank, o.noise, is_few(op, frame), REACH.get(op))
     return arrays, p, error
 
@@ -1040,6 +1355,7 @@ def fit_curves(
 def fit_collectives(tables: Path, gpu: str) -> dict[str, Any]:
     """Groups ``collective/<op>`` (curves per library/mode/gpus/nodes/topology/dtype) and ``p2p`` of one
     GPU."""
+    import pandas as pd
     import pyarrow.parquet as pq
 
     groups: dict[str, Any] = {}
@@ -1047,6 +1363,13 @@ def fit_collectives(tables: Path, gpu: str) -> dict[str, Any]:
     if path.exists():
         frame = pq.read_table(path, filters=[("gpu", "=", gpu)]).to_pandas()
         keys = ["op", "library", "mode", "topology", "num_nodes"]
+        libraries = [
+            fitted_versions(part, gpu, str(name), "allreduce", ["op", "mode"])
+            for name, part in frame.groupby("library", observed=True)
+        ]
+        if libraries:
+            alike = [*keys, "num_gpus", "dtype", "message_bytes"]
+            frame = newest(pd.concat(libraries), alike, "library_version")
         for (op, lib, mode, topo, nodes), part in frame.groupby(keys, observed=True, sort=True):
             kinds = sorted(part["dtype"].astype(str).unique())
             kind = part["dtype"].astype(str).map(kinds.index).to_numpy(dtype=np.float64)
@@ -1144,8 +1467,6 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Readable, sorted, with short lists on one line."""
     text = json.dumps(value, indent=1, sort_keys=True)
-    import re
-
     text = re.sub(r"\[\s+([-0-9.e,\s]+?)\s+\]", lambda m: "[" + re.sub(r"\s+", " ", m.group(1)) + "]", text)
     path.write_text(text + "\n", encoding="utf-8")
 
@@ -1235,8 +1556,9 @@ def serving_experts(frames: Mapping[str, pd.DataFrame]) -> dict[tuple[str, str],
     return out
 
 
-#: Formats whose tables were timed without a CUDA graph (a host-bound floor of 61-340 us): in serving, use the
-#: same kernels as another framework timed them in a graph.
+#: Formats that serving takes as another framework timed the same kernels. vLLM's tables of products by blocks were timed without
+#: a CUDA graph (:data:`TIMED_EAGERLY`), or with the quantisation of the activations as a kernel apart, which its compiler fuses
+#: into norms and activations: they take 1.02 to 1.6 times as long, and servers do not (278 runs of MiniMax-M2.5 in FP8 on B200).
 EAGER: Mapping[tuple[str, str], tuple[str, ...]] = {("vllm", "gemm/fp8_block"): ("sglang", "trtllm")}
 
 #: The same of a table of one device that one kernel was timed for whatever the shape: TensorRT-LLM's nvfp4 on B200 takes 22 us at
@@ -1244,6 +1566,10 @@ EAGER: Mapping[tuple[str, str], tuple[str, ...]] = {("vllm", "gemm/fp8_block"): 
 ONE_KERNEL: Mapping[tuple[str, str, str], tuple[str, ...]] = {
     ("b200-sxm-180gb", "trtllm", "gemm/nvfp4"): ("vllm", "sglang")
 }
+
+
+#: Fewest rows that are fitted; recurrences were timed at a dozen loads and few heads. kind: assumed, 2026-11.
+LEAST_ROWS, LEAST_RECURRENT_ROWS = 100, 20
 
 
 def fit_framework(
@@ -1272,7 +1598,7 @@ def fit_framework(
             label = {"op": op, "gpu": gpu, "framework": framework, "dtype": "/".join(formats)}
             if skipped is not None:
                 skipped += [{**label, "rows": n, "reason": why} for why, n in left.items()]
-            if len(part) < 100:
+            if len(part) < (LEAST_ROWS if not o.table else LEAST_RECURRENT_ROWS):
                 continue
             surface, p, loo = fit_group(op, formats, part, peaks, kin)
             error = held_out_error(op, formats, part, peaks, 0, kin) if len(part) >= 1000 else None
@@ -1336,8 +1662,9 @@ def fit_kernels(
             of_device = {(owner, key): to for (where, owner, key), to in ONE_KERNEL.items() if where == device}
             for (owner, key), others in {**EAGER, **of_device}.items():
                 other = next((f for f in others if key in fitted.get(f, ({}, {}))[1]), None)
-                if owner == framework and key in groups and other:
-                    groups[key]["serving_from"] = other
+                if owner == framework and other:
+                    lent = {"parameters": fitted[other][1][key]["parameters"], "rows": 0}
+                    groups[key] = {**groups.get(key, lent), "serving_from": other}
             if plain:
                 groups["elementwise"] = plain
             folder.mkdir(parents=True, exist_ok=True)

@@ -30,9 +30,10 @@ from numpy.typing import ArrayLike
 
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.kernel_physics import (
+    CONVOLUTION_STEP_VALUES,
+    CONVOLUTION_TOKEN_VALUES,
     DEFAULT_PARAMETERS,
-    MLA_KV_RANK,
-    MLA_ROPE,
+    SPARSE_KINDS,
     WEIGHT_BYTES,
     Array,
     DevicePeaks,
@@ -40,16 +41,22 @@ from hardware_profiles.kernel_physics import (
     canonical_format,
     causal_pairs,
     collective_base_s,
+    convolution_base_s,
     decode_base_s,
     decode_bytes,
     gemm_base_s,
     gemm_bytes,
+    latent_bytes,
     message_base_s,
     mla_base_s,
     moe_base_s,
     moe_weight_bytes,
     prefill_base_s,
     prompt_of_chunk,
+    recurrence_context_base_s,
+    recurrence_decode_base_s,
+    recurrent_parameters,
+    sparse_base_s,
     streaming_base_s,
 )
 from hardware_profiles.kernel_surface import (
@@ -57,14 +64,18 @@ from hardware_profiles.kernel_surface import (
     SET_ASIDE,
     Surface,
     attention_shape,
+    convolution_shape,
     gemm_shape,
     likely_kernel,
     moe_load,
     moe_shape,
+    recurrence_shape,
     served_features,
+    sparse_context_shape,
+    sparse_decode_shape,
     surface_of,
 )
-from hardware_profiles.ops import Ops
+from hardware_profiles.ops import Ops, Recurrence, SparseLayer
 from hardware_profiles.static_scales import pass_s, scale_pass
 from hardware_profiles.sustained import sustained_share
 
@@ -99,6 +110,13 @@ EAGER_RATIO = 2.0
 #: experts in int4 (50 us on Hopper) and of 896 in mxfp4 (76 us). kind: assumed, 2026-11; source: names of the backends in
 #: the tables (aiconfigurator 095f58a5); compared with, not tuned to, 96 runs of gpt-oss-120b (InferenceX).
 MARLIN_FLOOR_FORMAT = "int4_wo"
+
+#: Least share of a whole layer of sparse attention that is not its projections. unit: 1, kind: assumed, 2026-11: tables hold 0.4
+#: and more; a smaller rest is the difference of two tables.
+LEAST_BESIDE = 0.2
+
+#: Variants of recurrences whose convolutions stand for those that were not measured. kind: assumed, 2026-11.
+CONVOLUTION_KIN = ("gdn", "mamba2")
 
 #: A prompt table that reaches this share of the best efficiency of its GPU computed the absorbed form: in arithmetic
 #: of the expanded one (2 (192 + 128) a query, key and head) that form (2 (576 + 512)) reaches 0.29 at equal speed;
@@ -364,15 +382,18 @@ class KernelModel(Ops):
                 key, surface, attention_shape(float(h), float(kv), head_dim, window_tokens)
             )
             residual = surface.at(shape, np.log2(rows), np.log2(c + 1.0))
-            l2_bytes = self._tabled.l2_bytes
-            if condition == "serving" and l2_bytes > 0:
-                # what the replayed benchmark gained by its L2, serving does not: gains fade below its size
-                square = np.square(read / (WARM_SHARE * l2_bytes))
-                residual = np.maximum(residual, residual * (1.0 - 1.0 / (1.0 + square * square)))
-            t = t * np.exp(residual)
+            t = t * np.exp(self._cold(residual, read) if condition == "serving" else residual)
         if condition == "serving":
             t = np.maximum(t, p["latency_s"] + read / self.peaks.hbm_bytes_per_s)
         return np.where(b > 0, t, 0.0)
+
+    def _cold(self, residual: Array, read_bytes: Array) -> Array:
+        """A decode residual without what the replayed benchmark gained by its L2, which serving does not: gains fade below its
+        size."""
+        if self._tabled.l2_bytes <= 0:
+            return residual
+        square = np.square(read_bytes / (WARM_SHARE * self._tabled.l2_bytes))
+        return np.maximum(residual, residual * (1.0 - 1.0 / (1.0 + square * square)))
 
     def prefill_attention_s(
         self,
@@ -413,7 +434,9 @@ class KernelModel(Ops):
             shape, _ = self._backend(
                 key, surface, attention_shape(float(h), float(kv), head_dim, window_tokens)
             )
-            t = t * np.exp(surface.at(shape, np.log2(rows), np.log2(same)))
+            own = (p, self.peaks, fmt, h, kv, d, w)
+            rising = surface.rising(shape, lambda b, s: prefill_base_s(*own, b, s), np.log2(rows), np.log2(same))
+            t = t * np.exp(rising)
         t = np.maximum(t, 4.0 * rows * h * d * pairs / self.peaks.rate(fmt))
         read = rows * 2.0 * kv * d * (past * WEIGHT_BYTES[kv_fmt] + new * 2.0)
         t = np.maximum(t, p["latency_s"] + read / self.peaks.hbm_bytes_per_s)
@@ -542,7 +565,7 @@ class KernelModel(Ops):
         b, c = np.broadcast_arrays(as_array(batch), np.maximum(as_array(context_tokens), 1.0))
         rows = np.maximum(b, 1.0)
         t = self._mla_s("decode", fmt, kv_fmt, heads, rows, c, condition)
-        read = rows * c * (MLA_KV_RANK + MLA_ROPE) * WEIGHT_BYTES[canonical_format(kv_fmt)]
+        read = latent_bytes(rows, c, canonical_format(kv_fmt))
         return np.where(b > 0, np.maximum(t, read / self.peaks.hbm_bytes_per_s), 0.0)
 
     def _mla_s(
@@ -565,7 +588,15 @@ class KernelModel(Ops):
         t = base = mla_base_s(p, self.peaks, formats, np.float64(heads), batch, tokens)
         surface = self.surface(key)
         if surface is not None:
-            t = t * np.exp(surface.at((math.log2(heads),), np.log2(batch), np.log2(tokens)))
+            shape, load = (math.log2(heads),), (np.log2(batch), np.log2(tokens))
+            if condition == "bench":
+                residual = surface.at(shape, *load)
+            elif phase == "context":
+                own = (p, self.peaks, formats, np.float64(heads))
+                residual = surface.rising(shape, lambda b, s: mla_base_s(*own, b, s), *load)
+            else:
+                residual = self._cold(surface.at(shape, *load), latent_bytes(batch, tokens, kv_fmt))
+            t = t * np.exp(residual)
         if condition == "serving":
             t = self._in_graph_s(key, t, base, of)
         return np.asarray(t, dtype=np.float64)
@@ -575,6 +606,137 @@ class KernelModel(Ops):
         own = float(self.groups[key]["parameters"]["compute_efficiency"])
         known = (m.groups[key]["parameters"]["compute_efficiency"] for m in self._others if key in m.groups)
         return own < ABSORBED_SHARE * max(known, default=0.0)
+
+    # -- sparse attention
+
+    def _sparse(self, op: str, layer: SparseLayer) -> tuple[KernelModel, str] | None:
+        """Whose tables hold a layer like this one, and their group: this framework's before others', the format of the
+        projections before that of the cache."""
+        gemm, kv = canonical_format(layer.gemm_fmt), canonical_format(layer.kv_fmt)
+        for m in (self, *self._others):
+            for g in dict.fromkeys((gemm, "fp8_block", "bfloat16")):
+                for k in dict.fromkeys((kv, "bfloat16", "fp8")):
+                    if (key := f"{op}/{layer.kind}/{g}/{k}") in m.groups:
+                        return m, key
+        return None
+
+    def _beside_products(self, layer: SparseLayer, gemm_fmt: str, whole_s: Array, rows: Array) -> Array:
+        """A whole layer's time without that of its projections of `rows` tokens, which are priced apart."""
+        products_s = sum((self.gemm_s(gemm_fmt, rows, n, k) for n, k in layer.products), np.zeros_like(rows))
+        return np.maximum(whole_s - products_s, LEAST_BESIDE * whole_s)
+
+    def sparse_decode_s(self, layer: SparseLayer, batch: ArrayLike, context_tokens: ArrayLike) -> Array | None:
+        """See :meth:`Ops.sparse_decode_s` [s]."""
+        found = self._sparse("sparse_decode", layer)
+        if found is None:
+            return None
+        (owner, key), b = found, as_array(batch)
+        rows, past = np.broadcast_arrays(np.maximum(b, 1.0), np.maximum(as_array(context_tokens), 1.0))
+        kind, gemm_fmt, kv_fmt = key.split("/")[1:]
+        p, one = owner.groups[key]["parameters"], np.ones_like(rows)
+        shape = (SPARSE_KINDS[kind], gemm_fmt, kv_fmt, np.float64(layer.heads))
+        t = sparse_base_s(p, self.peaks, *shape, rows, one, past)
+        surface = owner.surface(key)
+        if surface is not None:
+
+            def base(sequences: Array, cached: Array) -> Array:
+                return sparse_base_s(p, self.peaks, *shape, sequences, np.ones_like(cached), cached - 1.0)
+
+            t = t * np.exp(
+                surface.rising(sparse_decode_shape(layer.heads), base, np.log2(rows), np.log2(past + 1.0))
+            )
+        return np.where(b > 0, self._beside_products(layer, gemm_fmt, t, rows), 0.0)
+
+    def sparse_context_s(
+        self, layer: SparseLayer, new_tokens: ArrayLike, prior_tokens: ArrayLike
+    ) -> Array | None:
+        """See :meth:`Ops.sparse_context_s` [s]."""
+        found = self._sparse("sparse_context", layer)
+        if found is None:
+            return None
+        owner, key = found
+        q, prior = np.broadcast_arrays(as_array(new_tokens), np.maximum(as_array(prior_tokens), 0.0))
+        new, one = np.maximum(q, 1.0), np.ones(q.shape)
+        kind, gemm_fmt, kv_fmt = key.split("/")[1:]
+        p = owner.groups[key]["parameters"]
+        shape = (SPARSE_KINDS[kind], gemm_fmt, kv_fmt, np.float64(layer.heads))
+        t = sparse_base_s(p, self.peaks, *shape, one, new, prior)
+        surface = owner.surface(key)
+        if surface is not None:
+            residual = np.empty(new.shape)
+            for past in np.unique(prior).tolist():
+                at = prior == past
+
+                def base(sequences: Array, tokens: Array, past: float = past) -> Array:
+                    return sparse_base_s(p, self.peaks, *shape, sequences, tokens, np.full_like(tokens, past))
+
+                features = sparse_context_shape(layer.heads, past)
+                residual[at] = surface.rising(features, base, np.log2(one[at]), np.log2(new[at]))
+            t = t * np.exp(residual)
+        return np.where(q > 0, self._beside_products(layer, gemm_fmt, t, new), 0.0)
+
+    # -- recurrences
+
+    def _recurrent(
+        self, op: str, *variants: str
+    ) -> tuple[KernelModel, str, Mapping[str, float]]:
+        """Whose tables hold a kernel of a recurrence, its group, its parameters: this framework's, else another's.
+
+        Typical parameters and no group where nobody timed the variant.
+        """
+        for key in (f"{op}/{name}" for name in variants):
+            owner = next((m for m in (self, *self._others) if key in m.groups), None)
+            if owner is not None:
+                return owner, key, owner.groups[key]["parameters"]
+        return self, "", recurrent_parameters(op, variants[0])
+
+    def recurrent_decode_s(self, layer: Recurrence, batch: ArrayLike) -> Array:
+        """See :meth:`Ops.recurrent_decode_s` [s]; states are read from device memory."""
+        rows = np.maximum(as_array(batch), 1.0)
+        total = np.zeros_like(rows)
+        if layer.state_bytes:
+            owner, key, p = self._recurrent("recurrence_decode", layer.variant)
+            t = recurrence_decode_base_s(p, self.peaks, np.float64(layer.state_bytes), rows, warm=False)
+            moved = 2.0 * rows * layer.state_bytes
+            surface = owner.surface(key)
+            if surface is not None:
+                shape, _ = owner._backend(key, surface, recurrence_shape(layer.key_heads, layer.heads))
+                t = t * np.exp(self._cold(surface.at(shape, np.log2(rows)), moved))
+            total = np.maximum(t, p["latency_s"] + moved / self.peaks.hbm_bytes_per_s)
+        if layer.channels:
+            values = rows * layer.channels * CONVOLUTION_STEP_VALUES
+            total = total + self._convolution_s("convolution_decode", layer, values, np.log2(rows))
+        return np.where(as_array(batch) > 0, total, 0.0)
+
+    def recurrent_context_s(self, layer: Recurrence, new_tokens: ArrayLike) -> Array:
+        """See :meth:`Ops.recurrent_context_s` [s]."""
+        new = np.maximum(as_array(new_tokens), 1.0)
+        one, total = np.ones_like(new), np.zeros_like(new)
+        if layer.state_bytes:
+            owner, key, p = self._recurrent("recurrence_context", layer.variant)
+            total = recurrence_context_base_s(p, self.peaks, *layer.widths, one, new)
+            surface = owner.surface(key)
+            if surface is not None:
+                shape, _ = owner._backend(key, surface, recurrence_shape(layer.key_heads, layer.heads))
+
+                def base(batch: Array, tokens: Array) -> Array:
+                    return recurrence_context_base_s(p, self.peaks, *layer.widths, batch, tokens)
+
+                total = total * np.exp(surface.rising(shape, base, np.log2(one), np.log2(new)))
+        if layer.channels:
+            values = new * layer.channels * CONVOLUTION_TOKEN_VALUES
+            total = total + self._convolution_s("convolution_context", layer, values, np.log2(one), np.log2(new))
+        return np.where(as_array(new_tokens) > 0, total, 0.0)
+
+    def _convolution_s(self, op: str, layer: Recurrence, values: Array, *load: Array) -> Array:
+        """A convolution that moves `values` numbers; what differs between variants are its channels."""
+        owner, key, p = self._recurrent(op, layer.variant, *CONVOLUTION_KIN)
+        t = convolution_base_s(p, self.peaks, values, warm=False)
+        surface = owner.surface(key)
+        if surface is None:
+            return t
+        shape, _ = owner._backend(key, surface, convolution_shape(layer.channels))
+        return t * np.exp(surface.at(shape, *load))
 
     # -- collectives
 

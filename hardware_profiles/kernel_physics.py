@@ -155,6 +155,8 @@ PARAMETER_MEANING: Mapping[str, str] = {
     "latency_s": "time of the smallest launch, in a CUDA graph where the benchmark used one [s]",
     "compute_efficiency": "share of the dense peak FLOP/s reached by a large kernel",
     "memory_efficiency": "share of the device-memory bandwidth reached by a large kernel",
+    "attend_efficiency": "share of the dense peak FLOP/s reached by sparse attention itself",
+    "index_efficiency": "share of the dense peak FLOP/s reached by an indexer's scores",
     "gemm_efficiency": "share of the dense peak FLOP/s reached by the projections of a module",
     "cache_gain": "how much faster than device memory data in the L2 are read (bench only)",
     "cache_share": "size of data at which half of that gain is lost, as a share of the L2",
@@ -458,6 +460,11 @@ def moe_base_s(
 MLA_HIDDEN, MLA_Q_RANK, MLA_KV_RANK, MLA_ROPE, MLA_NOPE, MLA_V = 7168.0, 1536.0, 512.0, 64.0, 128.0, 128.0
 
 
+def latent_bytes(batch: Array, tokens: Array, kv_fmt: str) -> Array:
+    """Bytes of the latents of `batch` sequences of `tokens` tokens, in one layer."""
+    return batch * tokens * (MLA_KV_RANK + MLA_ROPE) * WEIGHT_BYTES[kv_fmt]
+
+
 def mla_base_s(
     p: Mapping[str, float],
     peaks: DevicePeaks,
@@ -480,7 +487,7 @@ def mla_base_s(
         rows = batch * tokens
     else:
         flops = 2.0 * batch * heads * tokens * (2.0 * MLA_KV_RANK + MLA_ROPE)
-        moved = batch * tokens * (MLA_KV_RANK + MLA_ROPE) * WEIGHT_BYTES[kv_fmt]
+        moved = latent_bytes(batch, tokens, kv_fmt)
         rows = batch
     compute = flops / (peaks.rate(compute_fmt) * p["compute_efficiency"])
     memory = moved / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
@@ -495,10 +502,161 @@ def mla_base_s(
     return t
 
 
+#: Tokens of a block of a recurrence, within which a chunk is computed by tensor cores. kind: datasheet (vLLM and SGLang, `fla`).
+RECURRENT_BLOCK_TOKENS = 64.0
+
+
+def _third_powers(*parts: Array) -> Array:
+    """A smooth maximum of times: the root of the sum of third powers."""
+    return np.asarray(np.cbrt(sum(part**3 for part in parts)), dtype=np.float64)
+
+
+def recurrence_decode_base_s(
+    p: Mapping[str, float], peaks: DevicePeaks, state_bytes: Number, batch: Array, warm: bool = True
+) -> Array:
+    """A step of a recurrence: ``t0 + 2 b state / (B e_m)``, every row's state read and written [s]."""
+    moved = 2.0 * batch * state_bytes
+    memory = moved / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    return p["latency_s"] + memory * (cache_factor(p, peaks, moved) if warm else 1.0)
+
+
+def recurrence_context_base_s(
+    p: Mapping[str, float],
+    peaks: DevicePeaks,
+    key_heads: Number,
+    heads: Number,
+    key: Number,
+    value: Number,
+    state_bytes: Number,
+    batch: Array,
+    new: Array,
+) -> Array:
+    """A prompt through a delta rule in blocks of C tokens, one after the other [s].
+
+    ``t0 + (t_mem^3 + t_comp^3 + t_serial^3)^(1/3)``: queries, keys, values, outputs and the state once over the memory; within
+    a block products (``2 C^2 (key + value + C) + 6 C key value`` a head), between blocks the state, which a multiprocessor
+    carries for a head in `unit_s` a block.
+    """
+    size = RECURRENT_BLOCK_TOKENS
+    blocks = np.ceil(new / size)
+    moved = batch * (new * 4.0 * (key_heads * key + heads * value) + 2.0 * state_bytes)
+    memory = moved / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    flops = batch * blocks * heads * (2.0 * size * size * (key + value + size) + 6.0 * size * key * value)
+    compute = flops / (peaks.rate("bfloat16") * p["compute_efficiency"])
+    serial = blocks * p["unit_s"] * np.maximum(1.0, batch * heads / peaks.multiprocessors)
+    return p["latency_s"] + _third_powers(memory, compute, serial)
+
+
+def convolution_base_s(
+    p: Mapping[str, float], peaks: DevicePeaks, values: Array, warm: bool = True
+) -> Array:
+    """A convolution over the last inputs that moves `values` numbers of 16 bits: ``t0 + bytes / (B e_m)`` [s]."""
+    moved = 2.0 * values
+    memory = moved / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
+    return p["latency_s"] + memory * (cache_factor(p, peaks, moved) if warm else 1.0)
+
+
+#: Numbers that a convolution of four taps moves for a channel: of a decoding row (what it kept read and written, the input, the
+#: output), of a token of a prompt. kind: by construction.
+CONVOLUTION_STEP_VALUES, CONVOLUTION_TOKEN_VALUES = 10.0, 2.0
+
+
+@dataclass(frozen=True)
+class SparseKind:
+    """What the physics of a whole layer of sparse attention goes by, its projections included.
+
+    fixed, per_head : weights of the layer whatever its heads, and a head. width : values that an entry of the cache has.
+    flops : of a query, an entry and a head. attended : entries that a query attends to at most.
+    entry_tokens : tokens of an entry.
+    index_heads, index_width : of the indexer's queries; no heads: all entries are attended to, or an earlier choice.
+    """
+
+    fixed: float
+    per_head: float
+    width: float
+    flops: float
+    attended: float
+    entry_tokens: float = 1.0
+    index_heads: float = 0.0
+    index_width: float = 128.0
+
+
+def _latent(hidden: int, q_rank: int, key: int, value: int, index_heads: int) -> SparseKind:
+    fixed = hidden * (q_rank + 576.0 + 128.0 + index_heads) + q_rank * index_heads * 128.0
+    per_head = q_rank * key + 512.0 * (key - 64 + value) + hidden * value
+    return SparseKind(fixed, per_head, 576.0, 2.0 * (576 + 512), 2048.0, 1.0, index_heads)
+
+
+def _compressed(hidden: int, q_rank: int, entry: int, topk: int, index_heads: int) -> SparseKind:
+    fixed = hidden * (q_rank + 512.0 + 1024.0) + q_rank * index_heads * 128.0
+    per_head = q_rank * 512.0 + 512.0 * 128.0 + hidden * 128.0
+    return SparseKind(fixed, per_head, 512.0, 2048.0, topk, entry, index_heads)
+
+
+#: Layers as the tables of sparse attention call them: mechanism and model. kind: datasheet (config.json of DeepSeek-V3.2, GLM-5,
+#: DeepSeek-V4-Flash and -Pro, MiniMax-M3, 2025 and 2026); of DeepSeek-V4 the output projection's groups are rounded.
+SPARSE_KINDS: Mapping[str, SparseKind] = {
+    "dsa-DeepSeek-V3.2": _latent(7168, 1536, 192, 128, 64),
+    "dsa-GLM-5": _latent(6144, 2048, 256, 256, 32),
+    "dsa_reused-GLM-5": _latent(6144, 2048, 256, 256, 0),
+    "csa-DeepSeek-V4-Flash": _compressed(4096, 1024, 4, 512, 64),
+    "csa-DeepSeek-V4-Pro": _compressed(7168, 1536, 4, 1024, 64),
+    "hca-DeepSeek-V4-Flash": _compressed(4096, 1024, 128, 2**20, 0),
+    "hca-DeepSeek-V4-Pro": _compressed(7168, 1536, 128, 2**20, 0),
+    "msa-MiniMax-M3": SparseKind(6144 * (1024.0 + 512 + 132), 2.0 * 6144 * 128, 1024.0, 512.0, 2048.0, 1.0, 4.0),
+}
+#: Bytes of a key of an indexer: FP8 and a scale. Heads to which kernels of sparse latent attention pad. kind: datasheet.
+INDEX_KEY_BYTES, SPARSE_PADDED_HEADS = 132.0, 64.0
+
+
+def sparse_base_s(
+    p: Mapping[str, float],
+    peaks: DevicePeaks,
+    kind: SparseKind,
+    gemm_fmt: str,
+    kv_fmt: str,
+    heads: Number,
+    batch: Array,
+    new: Array,
+    past: Array,
+) -> Array:
+    """A whole layer of sparse attention, `new` tokens of each of `batch` sequences after `past` [s].
+
+    Launches, a time a token, and three kernels one after the other, each the root of the squares of its arithmetic and its
+    memory: projections, the indexer over all earlier entries, attention to those that it chose.
+    """
+    rows, rate = batch * new, peaks.hbm_bytes_per_s
+    weights = kind.fixed + heads * kind.per_head
+    work = 2.0 * rows * weights / (peaks.rate(gemm_fmt) * p["compute_efficiency"])
+    read = weights * WEIGHT_BYTES[gemm_fmt] / (rate * p["memory_efficiency"])
+    entries = (past + new) / kind.entry_tokens
+    mean = np.maximum((past + 0.5 * (new + 1.0)) / kind.entry_tokens, 1.0)
+    attended = np.minimum(mean, kind.attended)
+    flops = kind.flops * rows * attended * np.maximum(heads, SPARSE_PADDED_HEADS)
+    attend = flops / (peaks.rate("bfloat16") * p["attend_efficiency"])
+    once = np.minimum(entries, new * attended)  # no entry is read twice by a sequence
+    kv = batch * once * kind.width * WEIGHT_BYTES[kv_fmt] / (rate * p["memory_efficiency"])
+    total = p["latency_s"] + rows * p["unit_s"] + np.hypot(work, read) + np.hypot(attend, kv)
+    if not kind.index_heads:
+        return np.asarray(total, dtype=np.float64)
+    index = 2.0 * rows * mean * kind.index_heads * kind.index_width / (peaks.rate("fp8") * p["index_efficiency"])
+    keys = batch * entries * INDEX_KEY_BYTES / (rate * p["memory_efficiency"])
+    return np.asarray(total + np.hypot(index, keys), dtype=np.float64)
+
+
 def streaming_base_s(p: Mapping[str, float], bytes_per_s: float, moved: Array) -> Array:
     """``t0 + bytes / (B e)`` [s]: quantisation over device memory, dispatch and combine over links."""
     return p["latency_s"] + moved / (bytes_per_s * p["memory_efficiency"])
 
+
+_SPARSE: Mapping[str, float] = {
+    "latency_s": 5e-5,
+    "compute_efficiency": 0.5,
+    "memory_efficiency": 0.7,
+    "attend_efficiency": 0.4,
+    "index_efficiency": 0.2,
+    "unit_s": 5e-8,
+}
 
 #: Without any measurement, and where the fit starts: efficiencies of a typical kernel. kind: assumed,
 #: 2026-11.
@@ -537,9 +695,37 @@ DEFAULT_PARAMETERS: Mapping[str, Mapping[str, float]] = {
         "gemm_efficiency": 0.5,
     },
     "quantize": {"latency_s": 2.5e-6, "memory_efficiency": 0.7},
+    "sparse_decode": _SPARSE,
+    "sparse_context": _SPARSE,
+    "recurrence_decode": {
+        "latency_s": 4.2e-6,
+        "memory_efficiency": 0.88,
+        "cache_gain": 1.5,
+        "cache_share": 0.7,
+    },
+    "recurrence_context": {
+        "latency_s": 8.8e-6,
+        "memory_efficiency": 0.6,
+        "compute_efficiency": 1.0,
+        "unit_s": 2.9e-6,
+    },
+    "convolution_decode": {"latency_s": 2e-6, "memory_efficiency": 0.7, "cache_gain": 1.5, "cache_share": 0.7},
+    "convolution_context": {"latency_s": 2e-6, "memory_efficiency": 0.7},
+    "recurrence_context/kda": {
+        "latency_s": 1.8e-5,
+        "memory_efficiency": 0.31,
+        "compute_efficiency": 1.0,
+        "unit_s": 4.3e-6,
+    },
     "deepep": {"latency_s": 1.2e-5, "memory_efficiency": 0.5},
     "elementwise": {"latency_s": 2.5e-6, "memory_efficiency": 0.7},
 }
+
+
+def recurrent_parameters(op: str, variant: str) -> Mapping[str, float]:
+    """Those of :data:`DEFAULT_PARAMETERS` for a kernel of a recurrence. kind: fitted, 2026-11, source: medians over the tables of
+    aisimulate 0.13.0 (`linear_attention`, vLLM 0.24 and 0.25 on six GPUs; prompts: H100)."""
+    return DEFAULT_PARAMETERS.get(f"{op}/{variant}", DEFAULT_PARAMETERS[op])
 
 
 def equivalent_prompt(pairs: Array, window: Array | float) -> Array:

@@ -90,6 +90,21 @@ class Surface:
             row = self._rows[key] = np.where(time > dearer_ratio * least, row + np.log(least / time), row)
         return self.read(row, *load)
 
+    def rising(self, x: tuple[float, ...], base: Callable[[Array, Array], Array], *load: Array) -> Array:
+        """As :meth:`at` on two axes, without loads that cost more than a larger one on the second: they take its time.
+
+        base : loads on both axes -> seconds.
+        """
+        key = (*x, -2e9)
+        row = self._rows.get(key)
+        if row is None:
+            row = self.rows(np.array([x]))[0]
+            first, second = np.meshgrid(*(np.exp2(axis) for axis in self.axes), indexing="ij")
+            log_s = np.log(base(first, second)) + row.reshape(first.shape)
+            least = np.minimum.accumulate(log_s[:, ::-1], axis=1)[:, ::-1]
+            row = self._rows[key] = row + (least - log_s).ravel()
+        return self.read(row, *load)
+
     def read(self, row: Array, *load: Array) -> Array:
         """Interpolate values on the load grid at log2 loads."""
         if len(self.axes) == 1:
@@ -179,6 +194,26 @@ def moe_shape(
     )
 
 
+def sparse_decode_shape(heads: float) -> tuple[float, ...]:
+    """Features of a layer of sparse attention: its heads on the device."""
+    return (math.log2(heads),)
+
+
+def sparse_context_shape(heads: float, past: float) -> tuple[float, ...]:
+    """The same of prompts, and what is cached before them."""
+    return (math.log2(heads), math.log2(past + 128.0))
+
+
+def recurrence_shape(key_heads: float, heads: float, kernel: int = 0) -> tuple[float, ...]:
+    """Features of a recurrence: key heads, value heads, number of the backend among those of its variant."""
+    return (math.log2(key_heads), math.log2(heads), KERNEL_GAP * kernel)
+
+
+def convolution_shape(channels: float, kernel: int = 0) -> tuple[float, ...]:
+    """Features of a convolution: its channels, number of the backend."""
+    return (math.log2(channels), KERNEL_GAP * kernel)
+
+
 def moe_load(tokens: Array, topk: Number, experts: Number) -> Array:
     """Log2 of the rows an expert gets on average: the load of expert layers, the same for models of any size."""
     return np.asarray(np.log2(tokens * topk / experts), dtype=np.float64)
@@ -190,6 +225,10 @@ KERNEL_WEIGHT: Mapping[str, tuple[float, ...]] = {
     "moe": (1.0, 1.0, 3.0, 1.0, 1.0, 2.0, 0.0),
     "attention_decode": (0.5, 4.0, 2.0, 0.5, 0.0, 4.0, 0.0),
     "attention_context": (0.5, 4.0, 2.0, 0.5, 0.0, 4.0, 0.0),
+    "recurrence_decode": (1.0, 1.0),
+    "recurrence_context": (1.0, 1.0),
+    "convolution_decode": (1.0,),
+    "convolution_context": (1.0,),
 }
 
 
@@ -201,17 +240,17 @@ SET_ASIDE: Mapping[str, str] = {"all_tokens": "_all_tokens", "grouped_deal": "_g
 def served_features(features: Array, names: Sequence[str]) -> Array:
     """Features of the measured shapes on backends not set aside (:data:`SET_ASIDE`); all where there are no others."""
     usual = np.array([not name.endswith(tuple(SET_ASIDE.values())) for name in names])
-    keep = usual[np.rint(features[:, 7] / KERNEL_GAP).astype(int)]
+    keep = usual[np.rint(features[:, -1] / KERNEL_GAP).astype(int)]
     return features[keep] if keep.any() else features
 
 
 def likely_kernel(op: str, features: Array, shape: tuple[float, ...]) -> int:
     """Number of the backend that measured shapes like this one run on: each votes ``exp(-distance)``.
 
-    features (S, 8) of the measured shapes and `shape` as :func:`moe_shape` or :func:`attention_shape` give them;
-    the last is the backend. Having expert parallelism at all tells backends apart.
+    features (S, d) of the measured shapes and `shape` as :func:`moe_shape` and its like give them; the last is the
+    backend. Having expert parallelism at all tells backends apart.
     """
-    gap = (features[:, :7] - np.array(shape[:7])) * np.array(KERNEL_WEIGHT[op])
+    gap = (features[:, :-1] - np.array(shape[:-1])) * np.array(KERNEL_WEIGHT[op])
     parallel = 4.0 * ((features[:, 4] > 0) != (shape[4] > 0)) if op == "moe" else 0.0
     vote = np.exp(-np.sqrt(np.sum(gap * gap, axis=1) + np.square(parallel)))
-    return int(np.argmax(np.bincount(np.rint(features[:, 7] / KERNEL_GAP).astype(int), vote)))
+    return int(np.argmax(np.bincount(np.rint(features[:, -1] / KERNEL_GAP).astype(int), vote)))

@@ -69,6 +69,10 @@ def _dtype(op: str, formats: Sequence[str], frame: pd.DataFrame) -> str:
         return "fp8"
     if op == "deepep":
         return ""
+    if op.startswith("sparse"):
+        return "/".join(formats[1:])
+    if kf.OPS[op].table:
+        return f"{formats[0]}/{op.rpartition('_')[2]}"
     return "/".join(formats[-2:]) if op in ("attention_context", "attention_decode", "mla") else formats[0]
 
 
@@ -109,7 +113,8 @@ def _surface_op(
     """(label, measured, predicted, floor) for each predictable group of a table, or a skipped entry."""
     import pyarrow.parquet as pq
 
-    kinds = pq.read_table(tables / f"{op}.parquet", columns=["gpu", "framework"]).to_pandas().astype(str)
+    name = kf.OPS[op].table or op
+    kinds = pq.read_table(tables / f"{name}.parquet", columns=["gpu", "framework"]).to_pandas().astype(str)
     for gpu, framework in sorted(set(zip(kinds["gpu"], kinds["framework"], strict=True))):
         device = kf.DEVICES.get(gpu, "")
         frame = kf.op_rows(op, tables, gpu, framework, clean=False)
@@ -117,7 +122,7 @@ def _surface_op(
             continue
         model = km.load_kernel_model(device, framework) if (device, framework) in km.fitted_models() else None
         for formats, part in kf.slices(frame, kf.OPS[op]):
-            label = {"op": op, "gpu": gpu, "framework": framework, "dtype": _dtype(op, formats, part)}
+            label = {"op": name, "gpu": gpu, "framework": framework, "dtype": _dtype(op, formats, part)}
             key = "/".join((op, *formats))
             group = model.groups.get(key) if model else None
             surface = model.surface(key) if model else None
@@ -212,11 +217,15 @@ def validate_kernels(tables_dir: Path) -> dict[str, list[dict[str, Any]]]:
                 {**whole, "reason": "no readable Parquet file" if rows is None else "the table is empty"}
             )
             continue
-        if op not in kf.OPS and op not in CURVES:
+        ops = [name for name, o in kf.OPS.items() if (o.table or name) == op]
+        if not ops and op not in CURVES:
             skipped.append({**whole, "reason": _UNPREDICTED})
             continue
         try:
-            items = list((_curve_table if op in CURVES else _surface_op)(Path(tables_dir), op))
+            if op in CURVES:
+                items = list(_curve_table(Path(tables_dir), op))
+            else:
+                items = [item for name in ops for item in _surface_op(Path(tables_dir), name)]
         except (KeyError, ValueError, TypeError, OSError) as error:
             skipped.append({**whole, "reason": _unreadable(error)})
             continue

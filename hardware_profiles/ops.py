@@ -9,11 +9,63 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
-from hardware_profiles.kernel_physics import Array, DevicePeaks
+from hardware_profiles.kernel_physics import (
+    CONVOLUTION_STEP_VALUES,
+    CONVOLUTION_TOKEN_VALUES,
+    DEFAULT_PARAMETERS,
+    Array,
+    DevicePeaks,
+    as_array,
+    convolution_base_s,
+    recurrence_context_base_s,
+    recurrence_decode_base_s,
+    recurrent_parameters,
+)
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """A recurrent layer on one device, without its projections.
+
+    variant : ``gdn`` (gated delta net), ``kda`` (Kimi delta attention), ``mamba2``; others move their bytes as these do.
+    key_heads, heads, key_dim, value_dim : of the rule. state_bytes : of a sequence's state, 0 without one. channels : of its
+    convolution, 0 without one.
+    """
+
+    variant: str
+    key_heads: int
+    heads: int
+    key_dim: int
+    value_dim: int
+    state_bytes: float
+    channels: float
+
+    @property
+    def widths(self) -> tuple[np.float64, np.float64, np.float64, np.float64, np.float64]:
+        """What the physics of a prompt goes by."""
+        key_heads, heads = np.float64(self.key_heads), np.float64(self.heads)
+        return key_heads, heads, np.float64(self.key_dim), np.float64(self.value_dim), np.float64(self.state_bytes)
+
+
+@dataclass(frozen=True)
+class SparseLayer:
+    """A layer of sparse attention on one device, of a kind that kernel tables know as a whole.
+
+    kind : a key of :data:`~hardware_profiles.kernel_physics.SPARSE_KINDS`. gemm_fmt, kv_fmt : formats of projections and cache.
+    heads : on the device. products : output and input widths of its projections.
+    """
+
+    kind: str
+    gemm_fmt: str
+    kv_fmt: str
+    heads: int
+    products: tuple[tuple[int, int], ...]
 
 
 class Ops(ABC):
@@ -109,6 +161,44 @@ class Ops(ABC):
         """Name in the tables of the backend of experts that an engine calls `word`; None where there is no choice."""
         return None
 
+    def sparse_decode_s(self, layer: SparseLayer, batch: ArrayLike, context_tokens: ArrayLike) -> Array | None:
+        """What a layer of sparse attention takes beside its projections, one token of each of `batch` rows; None where nobody
+        timed such layers."""
+        return None
+
+    def sparse_context_s(
+        self, layer: SparseLayer, new_tokens: ArrayLike, prior_tokens: ArrayLike
+    ) -> Array | None:
+        """The same of one prompt chunk."""
+        return None
+
+    def recurrent_decode_s(self, layer: Recurrence, batch: ArrayLike) -> Array:
+        """One step of a recurrent layer for each of `batch` rows: delta rule and convolution, without projections.
+
+        Here by typical kernels over the datasheet's rates.
+        """
+        rows = as_array(batch)
+        total = np.zeros_like(rows)
+        if layer.state_bytes:
+            p = recurrent_parameters("recurrence_decode", layer.variant)
+            total = total + recurrence_decode_base_s(p, self.peaks, np.float64(layer.state_bytes), rows, warm=False)
+        if layer.channels:
+            p, values = DEFAULT_PARAMETERS["convolution_decode"], layer.channels * CONVOLUTION_STEP_VALUES
+            total = total + convolution_base_s(p, self.peaks, rows * values, warm=False)
+        return np.where(rows > 0, total, 0.0)
+
+    def recurrent_context_s(self, layer: Recurrence, new_tokens: ArrayLike) -> Array:
+        """One prompt chunk through a recurrent layer, likewise."""
+        new = as_array(new_tokens)
+        total = np.zeros_like(new)
+        if layer.state_bytes:
+            p = recurrent_parameters("recurrence_context", layer.variant)
+            total = total + recurrence_context_base_s(p, self.peaks, *layer.widths, np.ones_like(new), new)
+        if layer.channels:
+            p, values = DEFAULT_PARAMETERS["convolution_context"], layer.channels * CONVOLUTION_TOKEN_VALUES
+            total = total + convolution_base_s(p, self.peaks, new * values, warm=False)
+        return np.where(new > 0, total, 0.0)
+
     @abstractmethod
     def all_reduce_s(self, gpus: int, message_bytes: ArrayLike) -> Array:
         """All-reduce of a tensor of `message_bytes` on each of `gpus` devices of one node."""
@@ -130,4 +220,4 @@ class Ops(ABC):
         """One memory-bound kernel (normalisation, rotary embedding, activation) that moves `moved_bytes`."""
 
 
-__all__ = ["Ops"]
+__all__ = ["Ops", "Recurrence", "SparseLayer"]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hardware_profiles.kernel_physics import Array, DevicePeaks, as_array, moe_active_experts
-from hardware_profiles.ops import Ops
+from hardware_profiles.ops import Ops, Recurrence, SparseLayer
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,26 @@ class ScaledOps(Ops):
             moe_active_experts(local, np.maximum(count * topk / ep, 1.0), chosen=chosen) for count in (rows, np.ones(1))
         )
         return self._split(whole_s, one_s * touched / first)
+
+    def sparse_decode_s(self, layer: SparseLayer, batch: ArrayLike, context_tokens: ArrayLike) -> Array | None:
+        """See the head of the module."""
+        found = self.inner.sparse_decode_s(layer, batch, context_tokens)
+        return None if found is None else self.scales.decode_scale * found
+
+    def sparse_context_s(
+        self, layer: SparseLayer, new_tokens: ArrayLike, prior_tokens: ArrayLike
+    ) -> Array | None:
+        """See the head of the module."""
+        found = self.inner.sparse_context_s(layer, new_tokens, prior_tokens)
+        return None if found is None else self.scales.prompt_scale * found
+
+    def recurrent_decode_s(self, layer: Recurrence, batch: ArrayLike) -> Array:
+        """See the head of the module."""
+        return self.scales.decode_scale * self.inner.recurrent_decode_s(layer, batch)
+
+    def recurrent_context_s(self, layer: Recurrence, new_tokens: ArrayLike) -> Array:
+        """See the head of the module."""
+        return self.scales.prompt_scale * self.inner.recurrent_context_s(layer, new_tokens)
 
     def all_reduce_s(self, gpus: int, message_bytes: ArrayLike) -> Array:
         """See the head of the module."""

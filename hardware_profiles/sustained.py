@@ -14,6 +14,9 @@ from collections.abc import Mapping
 SUSTAINED_SHARE: Mapping[str, Mapping[str, float]] = {
     "a100-sxm-80gb": {"bfloat16": 0.815},
     "b200-sxm-180gb": {"bfloat16": 0.631, "fp8": 0.503, "nvfp4": 0.446},
+    "b300-sxm-288gb": {"bfloat16": 0.651, "fp8": 0.524, "nvfp4": 0.381},
+    "gb200-186gb": {"bfloat16": 0.587, "fp8": 0.411, "nvfp4": 0.485},
+    "gb300-288gb": {"bfloat16": 0.711, "fp8": 0.584, "nvfp4": 0.398},
     "h100-sxm-80gb": {"bfloat16": 0.733, "fp8": 0.548},
     "h200-sxm-141gb": {"bfloat16": 0.703, "fp8": 0.587},
     "l40s-48gb": {"bfloat16": 0.518, "fp8": 0.398},
@@ -21,7 +24,8 @@ SUSTAINED_SHARE: Mapping[str, Mapping[str, float]] = {
 }
 """Device of the table -> format -> share of the datasheet's dense peak that products sustain. unit: 1, kind: measured: mean of
 SGLang's and TensorRT-LLM's medians over products of 3e12 FLOP and more; source: aiconfigurator 095f58a (Apache-2.0), tables of
-linear layers, vLLM 0.24.0, SGLang 0.5.14 (A100: 0.5.10), TensorRT-LLM 1.3.0rc20 (A100: 1.0.0); 2026-11."""
+linear layers, vLLM 0.24.0, SGLang 0.5.14 (A100: 0.5.10), TensorRT-LLM 1.3.0rc20 (A100: 1.0.0); B300, GB200 and GB300: aisimulate
+0.13.0 (Apache-2.0), SGLang 0.5.20 and 0.5.17, TensorRT-LLM 1.3.0rc20; 2026-11."""
 
 WITHOUT_POWER: Mapping[str, tuple[str, ...]] = {"vllm": ("bfloat16", "fp8", "nvfp4"), "trtllm": ("fp8",)}
 """Frameworks and formats whose tables were timed with weights that cost no power, or rest for the pass that finds scales."""

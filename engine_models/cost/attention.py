@@ -194,6 +194,10 @@ def _layer_s(
     kv_fmt = shard.formats.kv_cache.name
     heads = max(1, block.heads // tensor)
     queries = heads * terms.query_tokens
+    layer = indexing.measured_layer(shard, block)
+    measured = ops.sparse_decode_s(layer, batch, context) if layer is not None else None
+    if measured is not None:
+        return measured, measured
     chosen_s, context = _chosen(ops, block, batch, context)
     if block.kind == "mla":
         context = np.minimum(context, block.window_tokens) if block.window_tokens else context
@@ -260,6 +264,11 @@ class PrefillAttention:
             if block.kind == "linear":
                 total += block.layers * recurrence.chunk_s(ops, block, tensor, new)
                 continue
+            layer = indexing.measured_layer(shard, block)
+            measured = ops.sparse_context_s(layer, new, before) if layer is not None else None
+            if measured is not None:
+                total += block.layers * measured
+                continue
             if block.sparse or (block.kind == "mla" and block.window_tokens):
                 total += block.layers * _sparse_chunk_s(ops, block, kv_fmt, tensor, new, before)
                 continue
@@ -272,6 +281,8 @@ class PrefillAttention:
             if shard.terms.widens_kv:
                 total += block.layers * widening.pass_s(ops, block, shard.formats.kv_cache, tensor, new + before)
             total += block.layers * ops.prefill_attention_s("bf16", kv_fmt, *shape, new, before)
+        for axis in (0, 1):  # a longer chunk is never quicker, nor one after more tokens: kernels can be given either
+            total = np.flip(np.minimum.accumulate(np.flip(total, axis), axis=axis), axis)
         self.floor_s = float(total[0, 0])
         self._table = Bilinear(chunk, prior, total)
 

@@ -13,7 +13,7 @@ from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import FloatArray, StepCost
 from hardware_profiles.kernel_physics import Array
-from hardware_profiles.ops import Ops
+from hardware_profiles.ops import Ops, Recurrence, SparseLayer
 
 DISTINCT = 0.57
 """Neighbouring tokens meet the same experts (fitted, 2026-11: prompt rates of gpt-oss-120b with the experts of 25 layers in host
@@ -149,6 +149,20 @@ class _Shared(Ops):
         self, fmt: str, kv_fmt: str, heads: int, new_tokens: ArrayLike, prior_tokens: ArrayLike
     ) -> Array:
         return self._attention.mla_prefill_s(fmt, kv_fmt, heads, new_tokens, prior_tokens)
+
+    def sparse_decode_s(self, layer: SparseLayer, batch: ArrayLike, context_tokens: ArrayLike) -> Array | None:
+        return self._attention.sparse_decode_s(layer, batch, context_tokens)
+
+    def sparse_context_s(
+        self, layer: SparseLayer, new_tokens: ArrayLike, prior_tokens: ArrayLike
+    ) -> Array | None:
+        return self._attention.sparse_context_s(layer, new_tokens, prior_tokens)
+
+    def recurrent_decode_s(self, layer: Recurrence, batch: ArrayLike) -> Array:
+        return self._attention.recurrent_decode_s(layer, batch)
+
+    def recurrent_context_s(self, layer: Recurrence, new_tokens: ArrayLike) -> Array:
+        return self._attention.recurrent_context_s(layer, new_tokens)
 
     def moe_s(
         self,

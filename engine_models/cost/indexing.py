@@ -7,7 +7,10 @@ and the tokens of a chunk attend to latents in the absorbed form, with heads pad
 
     attention of a chunk:  t = 4 * attended * max(heads, PADDED_HEADS) * width / (efficiency * bf16 rate)
 
-Projections of the indexer are linear layers of their own. Kind: fitted, 2026-11, source: kernel tables of aisimulate 0.13.0
+Projections of the indexer are linear layers of their own. So it is where nobody timed such layers; measured ones
+(:func:`measured_layer`) take what their table leaves beside the projections.
+
+Kind: fitted, 2026-11, source: kernel tables of aisimulate 0.13.0
 (`sparse_attention`, GLM-5.2 by vLLM on H100, H200, B200, B300, GB200, GB300): whole layers with an indexer less the same without.
 Fits of single devices miss 16 % of what is so attributed (decode) and 7 to 13 % (chunks); one efficiency for all of them more
 (0.15 to 0.30 were found). Other models: assumed alike.
@@ -16,8 +19,9 @@ Fits of single devices miss 16 % of what is so attributed (decode) and 7 to 13 %
 from __future__ import annotations
 
 from engine_models.cost.tables import FloatArray
-from engine_models.model.blocks import Indexer
-from hardware_profiles.ops import Ops
+from engine_models.cost.terms import Shard
+from engine_models.model.blocks import AttentionBlock, Indexer
+from hardware_profiles.ops import Ops, SparseLayer
 
 SCORE_S = 35e-6
 """Quantising the queries, scores, choice [s]: 43 us less the two projections."""
@@ -30,6 +34,27 @@ SCORE_EFFICIENCY = 0.2
 PADDED_HEADS = 64
 CHUNK_EFFICIENCY, CHUNK_EFFICIENCY_FP4 = 0.6, 0.35
 """Share of the bf16 rate that sparse attention of chunks reaches on Hopper, and on devices with FP4 (Blackwell)."""
+
+
+LATENT_MODELS = {128: "DeepSeek-V3.2", 256: "GLM-5"}
+"""Width of a value head -> model whose layers were timed, of latent attention with an indexer."""
+PLAIN_MODEL = "MiniMax-M3"
+"""The same of plain attention with an indexer."""
+
+
+def measured_layer(shard: Shard, block: AttentionBlock) -> SparseLayer | None:
+    """A layer as kernel tables know it as a whole, None of those that were not timed."""
+    tensor, indexer = shard.parallel.tensor, block.indexer
+    if indexer is None or block.entry_tokens > 1 or block.window_tokens or shard.terms.query_tokens > 1:
+        return None
+    if block.kind == "mla":
+        model = LATENT_MODELS.get(block.v_head_dim)
+        mechanism = "dsa" if indexer.bytes_per_entry else "dsa_reused"
+    else:
+        model, mechanism = PLAIN_MODEL, "msa"
+    products = tuple(linear.shape(tensor) for linear in block.linears)
+    formats = (shard.weights_format("attention"), shard.formats.kv_cache.name)
+    return SparseLayer(f"{mechanism}-{model}", *formats, max(1, block.heads // tensor), products) if model else None
 
 
 def decode_s(ops: Ops, indexer: Indexer, rows: FloatArray, context: FloatArray) -> FloatArray:

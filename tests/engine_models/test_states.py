@@ -26,6 +26,7 @@ from engine_models.parts.batch import Batch
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
 from hardware_profiles.kernels import operations_of
+from hardware_profiles.ops import Ops
 
 BF16 = format_named("bf16")
 FORMATS = Formats(BF16, BF16, BF16)
@@ -168,26 +169,20 @@ OPS = operations_of(load_device("h100-sxm-80gb"), "vllm")
 LINEAR = next(b for b in SMALL.attention if b.kind == "linear")
 
 
-def shard(arch: Architecture) -> Shard:
-    return Shard(arch, OPS, FORMATS, Parallelism(), Terms(HostOverhead(1e-3, 1e-6)))
+def shard(arch: Architecture, ops: Ops = OPS) -> Shard:
+    return Shard(arch, ops, FORMATS, Parallelism(), Terms(HostOverhead(1e-3, 1e-6)))
 
 
 def test_decoding_moves_the_state_twice() -> None:
-    rows = np.array([1.0, 256.0])
-    alone, many = recurrence.decode_s(OPS, LINEAR, 1, rows)
+    alone, many = recurrence.decode_s(OPS, LINEAR, 1, np.array([1.0, 256.0]))
     state = 32 * 128 * 128 * 4
-    moved = 255 * 2 * (state / 0.88 + 3 * 8192 * 2 / 0.7) / OPS.peaks.hbm_bytes_per_s
-    assert many - alone == pytest.approx(moved)
-    assert many == pytest.approx(
-        364e-6 + 11.6e-6, rel=0.07
-    )  # of the tables, H100: recurrence and convolution
+    assert many - alone > 255 * 2 * (state + 3 * 8192 * 2) / OPS.peaks.hbm_bytes_per_s
+    assert many == pytest.approx(364e-6 + 11.6e-6, rel=0.02)  # of the tables, H100: recurrence and convolution
 
 
 def test_a_long_chunk_is_computed_block_by_block() -> None:
-    tokens = np.array([8192.0, 32768.0])
-    conv = recurrence.CONV_STEP_S + tokens * 4 * 8192 / (recurrence.CONV_SHARE * OPS.peaks.hbm_bytes_per_s)
-    scan = recurrence.chunk_s(OPS, LINEAR, 1, tokens) - conv
-    assert scan == pytest.approx([388e-6, 1529e-6], rel=0.25)  # of the tables, H100
+    scan_and_conv = recurrence.chunk_s(OPS, LINEAR, 1, np.array([8192.0, 32768.0]))
+    assert scan_and_conv == pytest.approx([388e-6 + 127e-6, 1529e-6 + 497e-6], rel=0.03)  # of the tables, H100
 
 
 def test_prompts_pay_for_recurrent_layers() -> None:
@@ -208,19 +203,21 @@ def test_states_cost_the_same_at_every_context() -> None:
 
 
 def test_beyond_its_choice_sparse_attention_grows_by_the_indexer_alone() -> None:
+    """On a GPU where nobody timed such layers."""
+    ops = operations_of(load_device("a100-sxm-80gb"), "vllm")
     arch = architecture_from_config(INDEXED, "indexed")
     block = arch.attention[0]
-    attention = DecodeAttention(shard(arch), 64, 131_072)
+    attention = DecodeAttention(shard(arch, ops), 64, 131_072)
     short, long = (attention.batch_s(Batch(0, 32, 32, 32 * n, tokens=32)) for n in (4096, 65_536))
     assert block.indexer is not None
     keys = [
-        float(indexing.decode_s(OPS, block.indexer, np.array(32.0), np.array(float(n))))
+        float(indexing.decode_s(ops, block.indexer, np.array(32.0), np.array(float(n))))
         for n in (4096, 65_536)
     ]
     assert long - short == pytest.approx(4 * (keys[1] - keys[0]), rel=0.02)
     dense = DecodeAttention(
         shard(
-            architecture_from_config({**INDEXED, "model_type": "deepseek_v3", "index_head_dim": None}, "d")
+            architecture_from_config({**INDEXED, "model_type": "deepseek_v3", "index_head_dim": None}, "d"), ops
         ),
         64,
         131_072,

@@ -43,7 +43,6 @@ def borrower(name: str, framework: str = "vllm", bandwidth_ratio: float = 1.0) -
         ("a30-24gb", "a100-sxm-80gb", False),
         ("h100-pcie-80gb", "h100-sxm-80gb", False),
         ("h20-sxm-96gb", "h200-sxm-141gb", False),
-        ("gb200-186gb", "b200-sxm-180gb", False),
         ("l4-24gb", "l40s-48gb", False),
         ("rtx-4090-24gb", "l40s-48gb", False),
         ("rtx-5090-32gb", "rtx-pro-6000-96gb", False),

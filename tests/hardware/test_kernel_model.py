@@ -175,13 +175,13 @@ def test_every_file_says_where_it_comes_from() -> None:
         k = load_kernel_model(device, framework)
         assert {s["licence"] for s in k.provenance["sources"]} == {"Apache-2.0", "MIT"}
         for key, group in k.groups.items():
-            assert group["rows"] > 0, key
-            assert "held_out_mape_pct" in group or key == "elementwise"
+            assert group["rows"] > 0 or "serving_from" in group, key
+            assert "held_out_mape_pct" in group or key == "elementwise" or not group["rows"]
 
 
 def test_shipped_files_stay_small() -> None:
     total = sum(p.stat().st_size for p in km.KERNELS_DIR.rglob("*") if p.is_file())
-    assert total < 12e6
+    assert total < 40e6
 
 
 def test_import_and_use_need_numpy_only() -> None:
@@ -379,7 +379,7 @@ def test_serving_does_not_pay_the_launches_of_an_eager_table(device: str) -> Non
     # work that outlasts the launches is paid as measured, but for at most the floors' difference
     long, other = (k.mla_decode_s("bf16", "bf16", 16, 512, 16384) for k in (eager, graph))
     whole = eager.mla_decode_s("bf16", "bf16", 16, 512, 16384, "bench")
-    assert long <= whole
+    assert long <= whole * (1 + 1e-4)
     assert long >= min(float(whole) - 3.5e-4, float(other)) * 0.9
 
 
@@ -393,13 +393,12 @@ def test_tables_taken_in_graphs_keep_their_floor(device: str) -> None:
 
 
 def test_blocks_of_fp8_on_b200_start_as_quickly_as_the_same_kernel_elsewhere() -> None:
-    """SGLang's table of them has a floor of 16 us, TensorRT-LLM's 7: a decode layer pays the latter."""
-    sglang, trtllm = (load_kernel_model("b200-sxm-180gb", f) for f in ("sglang", "trtllm"))
+    """DeepGEMM's floor under SGLang is at most half above TensorRT-LLM's; vLLM's own products by blocks are served from it."""
+    vllm, sglang, trtllm = (load_kernel_model("b200-sxm-180gb", f) for f in ("vllm", "sglang", "trtllm"))
     for n, k in ((2112, 7168), (7168, 2048), (4096, 4096)):
-        slow = sglang.gemm_s("fp8_block", [1, 64], n, k, "bench")
         t, least = (m.gemm_s("fp8_block", [1, 64], n, k) for m in (sglang, trtllm))
-        assert np.all(t < slow - 4e-6)
-        assert np.all(t >= least * (1 - 1e-9))
+        assert np.all(t < 1.5 * least)
+        assert np.array_equal(vllm.gemm_s("fp8_block", [1, 64], n, k), t)
 
 
 @pytest.mark.parametrize("device", ["h100-sxm-80gb", "h200-sxm-141gb", "l40s-48gb", "rtx-pro-6000-96gb"])

@@ -14,6 +14,8 @@ from hardware_profiles.sustained import SUSTAINED_SHARE, sustained_share
 GEMM = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "kernels" / "gemm.parquet"
 NAMES = {"a100-sxm-80gb": "A100-SXM-80GB", "b200-sxm-180gb": "B200-SXM", "h100-sxm-80gb": "H100-SXM"}
 NAMES |= {"h200-sxm-141gb": "H200-SXM", "l40s-48gb": "L40S", "rtx-pro-6000-96gb": "RTX-PRO-6000-Server"}
+NEWER = GEMM.parents[1] / "kernels_2026" / "gemm.parquet"
+NEWER_NAMES = {"b300-sxm-288gb": "B300-SXM", "gb200-186gb": "GB200", "gb300-288gb": "GB300"}
 
 
 @pytest.mark.parametrize("device", sorted(SUSTAINED_SHARE))
@@ -56,18 +58,20 @@ def test_a_borrowed_table_is_bounded_by_its_lender() -> None:
 
 
 @pytest.mark.skipif(not GEMM.is_file(), reason="shared/data/kernels is not beside the checkout")
-def test_the_shares_are_those_of_the_tables() -> None:
+@pytest.mark.parametrize(("table", "names"), [(GEMM, NAMES), (NEWER, NEWER_NAMES)])
+def test_the_shares_are_those_of_the_tables(table: Path, names: dict[str, str]) -> None:
     import pyarrow.parquet as pq
 
     columns = ["gpu", "framework", "dtype", "m", "n", "k", "latency_us"]
-    frame = pq.read_table(GEMM, columns=columns, filters=[("m", ">=", 2048)]).to_pandas()
+    wanted = [("m", ">=", 2048), ("gpu", "in", list(names.values()))]
+    frame = pq.read_table(table, columns=columns, filters=wanted).to_pandas()
     work = 2.0 * frame.m.astype(float) * frame.n * frame.k
     frame = frame.assign(rate=work / (frame.latency_us * 1e-6))[work >= 3e12]
-    for device, formats in SUSTAINED_SHARE.items():
-        for fmt, share in formats.items():
-            of = frame[(frame.gpu == NAMES[device]) & (frame.dtype == fmt)]
+    for device, name in names.items():
+        for fmt, share in SUSTAINED_SHARE[device].items():
+            of = frame[(frame.gpu == name) & (frame.dtype == fmt)]
             peak = load_kernel_model(device, "vllm").peaks.rate(fmt)
-            found = [of[of.framework == name].rate.median() / peak for name in ("sglang", "trtllm")]
+            found = [of[of.framework == other].rate.median() / peak for other in ("sglang", "trtllm")]
             assert np.mean(found) == pytest.approx(share, abs=0.01), (device, fmt)
             if fmt == "bfloat16":  # the same library in all three
                 assert of[of.framework == "vllm"].rate.median() / peak > share * 1.04
