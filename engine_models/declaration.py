@@ -89,8 +89,7 @@ class MemoryLine:
 class MemoryBudget:
     """Bytes of one device: what the engine may use, what it needs besides the KV cache, what is left in whole blocks.
 
-    `lines` are the uses before the KV cache in the engine's own words. `host_blocks` are the blocks of the cache that host memory
-    holds besides.
+    `lines` are the uses before the KV cache in the engine's own words.
     """
 
     device_bytes: int
@@ -100,7 +99,6 @@ class MemoryBudget:
     kv_bytes_per_token: float
     block_bytes: int
     blocks: int
-    host_blocks: int = 0
 
     def bytes_of(self, key: str) -> int:
         """Bytes of the line with this key, 0 where the engine has none."""

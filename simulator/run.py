@@ -560,7 +560,7 @@ def _assemble(
     at_once = float(server["num_requests_running"]) / max(busy, 1e-9)
     alike = prepared.paths is None and len(prepared.pools) < 2  # pools of unlike devices are averaged nowhere
     server["energy_j"] = devices * window.length_s * mean_power_w(prepared.device, busy, at_once) if alike else None
-    if prepared.plan.memory.host_blocks:
+    if prepared.plan.tiers:
         rate = raw.host_hit_tokens / raw.queried_tokens if raw.queried_tokens else 0.0
         server["external_prefix_cache_hit_rate"] = rate
         server["kv_tiers"] = [

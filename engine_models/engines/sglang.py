@@ -51,6 +51,7 @@ from engine_models.engines.sglang_drafts import (
 from engine_models.engines.sglang_flags import FLAGS, SPEC_V2, dp_attention
 from engine_models.engines.sglang_kernels import EXPERTS, as_run, experts, warn_of_attention
 from engine_models.engines.sglang_recorded import PairRecorder
+from engine_models.engines.sglang_tiers import TierPlan, tier_plan
 from engine_models.memory.radix import RadixPool
 from engine_models.model.activations import CONTEXT_BYTES
 from engine_models.model.architecture import (
@@ -69,6 +70,7 @@ from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import PrefillFirstBatch, PrefillFirstRules, PrefillFirstScheduler
 from engine_models.schedulers.prefill_first_adapted import AdaptedPrefillFirstScheduler
 from engine_models.schedulers.prefill_first_drafted import DraftedPrefillFirstScheduler
+from engine_models.schedulers.prefill_first_tiered import TieredPrefillFirstScheduler
 from engine_models.schedulers.reserved import (
     ReservingDecodeScheduler,
     ReservingRules,
@@ -129,6 +131,7 @@ class Rank:
     decode: ReservingRules | None = None  # of a decode server
     drafts: Speculation | None = None
     adapters: AdapterLimits | None = None
+    tiers: TierPlan | None = None
 
     def scheduler(self, mode: Mode) -> PrefillFirstScheduler | ReservingDecodeScheduler:
         """Build a scheduler with its cache."""
@@ -143,6 +146,16 @@ class Rank:
                 self.decode, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
             )
         record = mode == "record"
+        if self.tiers is not None:
+            return TieredPrefillFirstScheduler(
+                self.rules,
+                self.tiers.pool(self.kv_tokens, self.page_tokens, self.eviction_policy),
+                prefetch=self.tiers.prefetch,
+                ranks=self.tiers.ranks,
+                aggregate=mode != "step",
+                record_rows=record,
+                windows=self.windows,
+            )
         if self.adapters is not None:
             return AdaptedPrefillFirstScheduler(
                 self.rules, kv, self.adapters, aggregate=mode != "step", record_rows=record, windows=self.windows
@@ -325,6 +338,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         backing = int(flags.get("num_reserved_decode_tokens", 512))
         caching = False
         host = replace(host, step_s=0.0, row_s=0.0)  # hidden behind the device's, as it is where batches are formed ahead
+    tiers = tier_plan(request, tokens, memory.kv_bytes_per_token, page)
+    if tiers is not None:
+        notes = (*notes, *tiers.notes)
     rank = Rank(
         rules=rules,
         kv_tokens=tokens,
@@ -336,6 +352,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         decode=_reserving(flags, rows, context) if decodes else None,
         drafts=drafts,
         adapters=adapters.limits if adapters is not None else NO_ADAPTERS if masks is not None else None,
+        tiers=tiers,
     )
     # the scheduler keeps a row within one token less than context and cache, and its last token is not stored
     held = min(context, rank.kv_tokens) - 1
@@ -379,6 +396,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         notes=notes,
         warnings=tuple(warnings),
         sources=overheads.provenance,
+        tiers=tiers.kinds if tiers is not None else (),
     )
 
 
@@ -666,6 +684,7 @@ ENGINE = Engine(
     devices=dict.fromkeys(("gpu", "apu"), _DOCS),
     formats={name: Support(_KINDS, _DOCS) for name in FORMATS},
     features={
+        "offload": Support(_KINDS, "SGLang 0.5's HiCache (mem_cache/hiradix_cache.py)"),
         "handover": Support(_KINDS, "SGLang 0.5.23's srt/disaggregation"),
         "speculative": Support(_KINDS, "SGLang 0.5.23's srt/speculative"),
         "lora": Support(_KINDS, "SGLang 0.5.23's srt/lora"),

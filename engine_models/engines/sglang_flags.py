@@ -43,6 +43,17 @@ _MODELLED: dict[str, Flag] = {
     "enable_flashinfer_allreduce_fusion": Flag("bool", False),
     "enforce_disable_flashinfer_allreduce_fusion": Flag("bool", False),
     "radix_eviction_policy": Flag("str", "lru", choices=EVICTION_POLICIES),
+    "enable_hierarchical_cache": Flag("bool", False),
+    "hicache_ratio": Flag("float", 2.0, low=0.0),
+    "hicache_size": Flag("int", 0, low=0),
+    "hicache_write_policy": Flag(
+        "str", "write_through", choices=("write_through", "write_through_selective", "write_back")
+    ),
+    "hicache_storage_backend": Flag("str", None),
+    "hicache_storage_backend_extra_config": Flag("json", None),
+    "hicache_storage_prefetch_policy": Flag(
+        "str", "timeout", choices=("best_effort", "wait_complete", "timeout")
+    ),
     "disable_overlap_schedule": Flag("bool", False),
     "enable_priority_scheduling": Flag("bool", False),
     "disable_priority_preemption": Flag("bool", False),
@@ -222,12 +233,14 @@ _CHANGING = {
         quantize_and_serve swa_full_tokens_ratio swa_prefix_tails enable_session_radix_cache
     """,
     "which prompts are found in memory outside of the device; here they are computed anew": """
-        enable_flexkv enable_hierarchical_cache enable_lmcache enable_unified_cache_external_linker flexkv_config_file
-        hicache_host_memory_fraction hicache_host_memory_mode hicache_io_backend hicache_mem_layout hicache_ratio
-        hicache_size hicache_storage_backend hicache_storage_backend_extra_config hicache_storage_prefetch_policy
-        hicache_storage_prefetch_retry_max_attempts hicache_storage_prefetch_retry_poll_interval hicache_write_policy
+        enable_flexkv enable_lmcache enable_unified_cache_external_linker flexkv_config_file
+        hicache_host_memory_fraction hicache_host_memory_mode
+        hicache_storage_prefetch_retry_max_attempts hicache_storage_prefetch_retry_poll_interval
         lmcache_config_file radix_cache_backend unified_cache_external_linker_backend
         unified_cache_external_linker_config
+    """,
+    "how quickly KV tokens are copied between host and device; here at the full rate of the link": """
+        hicache_io_backend hicache_mem_layout
     """,
     "which requests a step serves": """
         disable_chunked_prefix_cache enable_dynamic_chunking enable_overlap_schedule enable_pdmux enable_prefill_delayer

@@ -461,7 +461,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         has_tiers=version.offloads_further,
     )
     if tiers is not None:
-        memory = replace(memory, host_blocks=tiers.first_blocks)
         notes += tiers.notes
     transfer = flags.get("kv_transfer_config")
     if transfer and tiers is None and request.role == "mixed":

@@ -214,6 +214,11 @@ def _check(request: PoolRequest, windows: tuple[int | None, ...], tiers: tuple[K
             where=f"deployment.{key}",
             mend=f"remove `deployment.{key}`",
         )
+    beside = {"LoRA adapters": request.lora is not None, "structured output": request.structured}
+    for words in (words for words, there in beside.items() if there):
+        raise InputError(
+            f"KV offload beside {words} is not modelled yet", where=f"deployment.{key}", mend="leave one of the two out"
+        )
     if connector == LMCACHE and request.pipeline_parallel > 1:
         raise InputError(
             "LMCache beside pipeline parallelism is not modelled yet",

@@ -27,7 +27,7 @@ from heapq import heappop, heappush
 
 from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
-from engine_models.parts.tiers import Link, TierCount, TierKind
+from engine_models.parts.tiers import Link, TierCount, TierKind, through
 
 Moment = float
 """A time [s], or the number of a batch."""
@@ -130,13 +130,6 @@ class Level:
         return self.kind == "host"
 
 
-def through(links: Series[Link], units: int, unit_bytes: float, now_s: float) -> float:
-    """Send units over ways one after the other; when they have arrived [s]."""
-    for link in links:
-        now_s = link.send(units * unit_bytes / link.bytes_per_s, now_s)
-    return now_s
-
-
 class KvTiers:
     """The tiers of one replica, the nearest first.
 
@@ -208,7 +201,7 @@ class KvTiers:
             lacking = sum(not store.has(key, INFINITY) for key in named) + max(private, 0)
             copied = max(copied, lacking)
             level.written_units += lacking
-            ready = through(level.writes, lacking, self.unit_bytes, now_s) if lacking else now_s
+            ready = through(level.writes, lacking * self.unit_bytes, now_s) if lacking else now_s
             store.put(named, batch + 1 if level.by_batch else ready)
             if private > 0:
                 runs[number] = store.put_private(runs[number], private, batch + 1 if level.by_batch else ready)
@@ -276,7 +269,7 @@ class KvTiers:
             keys = [key for key, where in rises if where is level]
             if not keys:
                 continue
-            there_s = through(level.reads, len(keys), self.unit_bytes, now_s)
+            there_s = through(level.reads, len(keys) * self.unit_bytes, now_s)
             level.read_units += len(keys)
             first.store.put(keys, batch)
             for key in keys:
@@ -316,7 +309,7 @@ class KvTiers:
         else:
             for level, units in found.items():
                 level.read_units += units
-                there_s = max(there_s, through(level.reads, units, self.unit_bytes, now_s))
+                there_s = max(there_s, through(level.reads, units * self.unit_bytes, now_s))
         seq.loaded_s = self._link.send(len(keys) * self._device_unit_s, there_s)
         if self.in_step:
             return seq.loaded_s - now_s

@@ -18,6 +18,8 @@ from bisect import bisect_right
 from collections.abc import Sequence as Series
 from itertools import count
 
+from mypy_extensions import mypyc_attr
+
 from engine_models.parts.kept import Kept, parents_first
 from engine_models.parts.sequence import Sequence
 
@@ -125,16 +127,21 @@ class Node:
     """A run of tokens below its parent."""
 
     __slots__ = (
+        "away",
+        "backed",
         "children",
         "created",
         "first",
         "hits",
+        "host_lock",
         "key",
         "length",
         "lock",
+        "origin",
         "parent",
         "priority",
         "queued",
+        "resident",
         "serial",
         "tick",
     )
@@ -154,8 +161,14 @@ class Node:
         self.priority = 0
         self.serial = serial
         self.queued: object = None  # the rank under which it stands in the eviction heap
+        # of a tree over several tiers: whether it is off the device, in the host (and who needs it there), where it was brought
+        # from, and how many children are on the device
+        self.away = self.backed = False
+        self.origin = "host"
+        self.host_lock = self.resident = 0
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ContentTree:
     """Nodes over token contents: finding children, locks, and the order in which unlocked leaves go. Sizes in tokens.
 
@@ -269,6 +282,7 @@ class ContentTree:
         return out
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RadixTree(ContentTree):
     """The tree of SGLang: a look-up that ends inside a node splits it, and whole leaves are evicted.
 
@@ -432,6 +446,7 @@ class RadixTree(ContentTree):
         return freed
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class RadixPool:
     """The KV tokens of a replica: free ones, and those that the tree holds; the rest belongs to requests alone.
 

@@ -35,6 +35,11 @@ class Link:
         return self.free_s + self.latency_s
 
 
+def through(links: Iterable[Link], size_bytes: float, now_s: float) -> float:
+    """Send bytes over ways at once, each as they come from the one before; when they have arrived [s]."""
+    return max((link.send(size_bytes / link.bytes_per_s, now_s) for link in links), default=now_s)
+
+
 @dataclass(frozen=True)
 class KvTier:
     """A tier of a replica as it was asked for: bytes (of all replicas together in a `shared` store), rate and latency.

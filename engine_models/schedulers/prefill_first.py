@@ -407,6 +407,10 @@ class PrefillFirstScheduler(Scheduler):
         self._launch_prefill(batch, adder.admitted, now_s)
         return True
 
+    def _bring(self, seq: Sequence, row: _Row, node: Node) -> tuple[int, Node]:
+        """Load what lies beyond the device after the locked node of a request; its tokens, and the last node, locked instead."""
+        return 0, node
+
     def _passes_over(self, seq: Sequence, admitted: list[tuple[Sequence, int, int, bool]]) -> bool:
         """Whether a waiting request is left where it is and those behind it are tried."""
         return False
@@ -976,6 +980,9 @@ class _Adder:
         if need >= self.total_left:
             kv.tree.unlock(node)
             return "no_token"
+        loaded, node = self.scheduler._bring(seq, row, node)
+        prefix += loaded
+        extend -= loaded
         paged = kv.paged(extend)
         if self.chunk_left is None and self.admitted and paged >= self.input_left:
             kv.tree.unlock(node)

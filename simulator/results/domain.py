@@ -136,7 +136,7 @@ def _beyond_measured(prepared: Prepared) -> list[str]:
         axes.append("speculative decoding: no run with it was measured")
     if plan.costs.adapters is not None:
         axes.append("LoRA adapters: no run with them was measured, nor their kernels")
-    if plan.memory.host_blocks:
+    if plan.tiers:
         axes.append("KV offload: no run that depends on it was measured")
     if prepared.ranks > 1:
         axes.append("parallelism: no run with data-parallel attention was measured on a host that keeps up")

@@ -6,30 +6,16 @@ written to the store is then there for all that read later, and copies queue on 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence as Series
-from typing import Any
-
 import numpy as np
 
-from engine_models.parts.protocols import INFINITY, Scheduler, StepCost
-from engine_models.parts.sequence import Sequence
+from engine_models.parts.protocols import INFINITY
 from simulator.serving.replica import Replica
 
 
 class ConvoyReplica(Replica):
-    """A replica among others that share something with it, `members`, itself among them. Parameters as of the base."""
+    """A replica among `members` that share something, itself among them."""
 
-    def __init__(
-        self,
-        schedulers: Series[Scheduler],
-        cost: StepCost,
-        *,
-        on_finish: Callable[[Sequence, float], None] | None = None,
-        **executor: Any,
-    ) -> None:
-        super().__init__(schedulers, cost, on_finish=on_finish, **executor)
-        self.members: list[ConvoyReplica] = [self]
+    members: list[ConvoyReplica]
 
     def alone(self, limit_s: float, *, stop_after_finish: bool) -> bool:
         """`advance` of this replica, whatever the others do."""

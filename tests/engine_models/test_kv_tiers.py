@@ -266,7 +266,7 @@ def test_speculation_and_offload_go_together() -> None:
     [
         ({"engine_args": {"enable_prefix_caching": False}}, "prefix cache, which is off"),
         ({"engine_args": {"kv_offloading_backend": "lmcache"}}, "a process of its own since vLLM 0.24"),
-        ({"engine": "sglang"}, "not for sglang"),
+        ({"engine": "tgi"}, "not for tgi"),
         ({"offload": {"kv_offloading_size": 0.001}}, "less than one block"),
     ],
 )

@@ -1,0 +1,178 @@
+"""SGLang's hierarchical cache: host memory behind the radix tree, a storage backend behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Literal
+
+from engine_models.declaration import PoolRequest
+from engine_models.memory.tiered_radix import FurtherTier, TieredPool, TieredTree, TokenStore
+from engine_models.parts.tiers import KvTier, Link, TierKind, WritePolicy
+from engine_models.schedulers.prefill_first_tiered import Prefetch, PrefetchPolicy
+from hardware_profiles.errors import InputError
+
+GIB = 1 << 30
+GB = 10**9
+RATIO = 2.0
+"""Host tokens over those of the device unless a size is given (datasheet: `hicache_ratio`, SGLang 0.5, `server_args.py`)."""
+POLICIES: dict[str, WritePolicy] = {
+    "write_through": "through",
+    "write_through_selective": "selective",
+    "write_back": "back",
+}
+LOCAL_BACKENDS = ("file",)
+"""Backends on the disks of a machine; all others are shared."""
+WHERE = "deployment.engine_args.hicache_storage_backend"
+
+
+@dataclass(frozen=True)
+class TierPlan:
+    """Tiers of a pool, resolved. `token_bytes` are of one rank, of which `ranks` load and store their parts side by side."""
+
+    host_tokens: int
+    write: WritePolicy
+    further: KvTier | None
+    prefetch: Prefetch
+    token_bytes: float
+    ranks: int
+    host_bytes_per_s: float
+    network_bytes_per_s: float
+
+    def pool(self, tokens: int, page_tokens: int, eviction_policy: str) -> TieredPool:
+        """The pool of a replica and its tree."""
+        tree = TieredTree(
+            page_tokens,
+            eviction_policy,
+            host_tokens=self.host_tokens,
+            write=self.write,
+            further=self._further(page_tokens) if self.further is not None else None,
+        )
+        return TieredPool(tokens, page_tokens, tree, Link(self.host_bytes_per_s), self.token_bytes)
+
+    def _further(self, page_tokens: int) -> FurtherTier:
+        tier = self.further
+        assert tier is not None
+        token_bytes = self.token_bytes * self.ranks
+        store = TokenStore(int(tier.capacity_bytes // token_bytes), page_tokens)
+        read, write = (Link(tier.bytes_per_s, tier.latency_s) for _ in range(2))
+        if tier.kind == "nvme":
+            return FurtherTier("nvme", store, token_bytes, [read], [write])
+        own = [Link(self.network_bytes_per_s or inf) for _ in range(2)]
+        return FurtherTier("shared", store, token_bytes, [read, own[0]], [own[1], write])
+
+    @property
+    def kinds(self) -> tuple[TierKind, ...]:
+        """The tiers."""
+        return ("host",) if self.further is None else ("host", self.further.kind)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is said of them."""
+        behind = ""
+        if self.further is not None:
+            rate = "" if self.further.bytes_per_s == inf else f" at {self.further.bytes_per_s / GB:g} GB/s"
+            behind = (
+                f"; behind it {self.further.capacity_bytes / GIB:,.4g} GiB {self.further.kind}{rate}, read ahead "
+                f"({self.prefetch.policy})"
+            )
+        return [
+            f"hierarchical cache: {self.host_tokens:,} tokens in host memory, written {self.write}, loaded back at "
+            f"{self.host_bytes_per_s / GB:g} GB/s a device beside the step that needs them{behind} "
+            "(assumed: the link's full rate; writes to the host take less than a step)"
+        ]
+
+
+def tier_plan(request: PoolRequest, tokens: int, token_bytes: float, page_tokens: int) -> TierPlan | None:
+    """The tiers that a pool asks for, by `kv_tiers` or by SGLang's flags; None for none, InputError for what cannot be."""
+    flags = request.flags
+    asked = {tier.kind: tier for tier in request.tiers}
+    wanted, backend = bool(flags.get("enable_hierarchical_cache")), flags.get("hicache_storage_backend")
+    if not wanted and not asked:
+        if backend:
+            raise InputError(
+                "hicache_storage_backend needs enable_hierarchical_cache", where=WHERE, mend="write both, or neither"
+            )
+        return None
+    _check(request, asked, page_tokens, wanted=wanted)
+    ranks = request.tensor_parallel * request.pipeline_parallel
+    if "host" in asked:
+        host_tokens = int(asked["host"].capacity_bytes // (token_bytes * ranks))
+    elif flags.get("hicache_size"):
+        host_tokens = int(float(flags["hicache_size"]) * GB // token_bytes)
+    else:
+        host_tokens = int(tokens * float(flags.get("hicache_ratio") or RATIO))
+    host_tokens -= host_tokens % page_tokens
+    write = POLICIES[str(flags.get("hicache_write_policy", "write_through"))]
+    host_rate = asked["host"].bytes_per_s if "host" in asked else request.host_link_bytes_per_s or inf
+    if "host" in asked and asked["host"].write is not None:
+        write = asked["host"].write
+    further = asked.get("nvme") or asked.get("shared")
+    if backend:
+        local = backend in LOCAL_BACKENDS
+        if further is None or (further.kind == "nvme") != local:
+            kind = "nvme" if local else "shared"
+            raise InputError(
+                f"the size of the storage backend {backend} is unknown",
+                where=WHERE,
+                mend=f"say it: kv_tiers: [{{kind: {kind}, bytes: 1.0e+12, bytes_per_s: 5.0e+9}}]",
+            )
+    return TierPlan(
+        host_tokens, write, further, _prefetch(flags), token_bytes, ranks, host_rate, request.network_bytes_per_s * ranks
+    )
+
+
+def _prefetch(flags: dict[str, Any]) -> Prefetch:
+    extra = flags.get("hicache_storage_backend_extra_config") or {}
+    policy: PrefetchPolicy = flags.get("hicache_storage_prefetch_policy", "timeout")
+    return Prefetch(
+        policy,
+        int(extra.get("prefetch_threshold", 256)),
+        float(extra.get("prefetch_timeout_base", 1.0)),
+        float(extra.get("prefetch_timeout_per_ki_token", 0.25)),
+    )
+
+
+def _check(request: PoolRequest, asked: dict[TierKind, KvTier], page_tokens: int, *, wanted: bool) -> None:
+    """Refuse tiers where they are not modelled or cannot be."""
+    flags = request.flags
+    key: Literal["kv_tiers", "engine_args.enable_hierarchical_cache"] = (
+        "engine_args.enable_hierarchical_cache" if wanted else "kv_tiers"
+    )
+    lacking = {
+        "speculative decoding": request.speculation is not None,
+        "LoRA adapters": request.lora is not None,
+        "structured output": request.structured,
+        "prefill and decode pools": request.role != "mixed",
+        "pipeline parallelism": request.pipeline_parallel > 1,
+        "data-parallel attention": request.data_parallel > 1,
+        "recurrent layers": any(block.kind == "linear" for block in request.arch.attention),
+        "sliding windows": bool(request.arch.windows_below(1 << 30)),
+        "radix_eviction_policy mru": flags.get("radix_eviction_policy") == "mru",
+        "disks and a shared store at once": "nvme" in asked and "shared" in asked,
+    }
+    for words in (words for words, found in lacking.items() if found):
+        raise InputError(
+            f"SGLang's hierarchical cache beside {words} is not modelled yet",
+            where=f"deployment.{key}",
+            mend="leave one of the two out",
+        )
+    if flags.get("disable_radix_cache"):
+        raise InputError(
+            "the hierarchical cache lies behind the radix tree, which is off",
+            where="deployment.engine_args.disable_radix_cache",
+            mend="leave the flag out, or the tiers",
+        )
+    if asked and "host" not in asked and not wanted:
+        raise InputError(
+            f"SGLang reaches {next(iter(asked))} by way of host memory alone",
+            where="deployment.kv_tiers",
+            mend="put a tier of kind: host before it, or write enable_hierarchical_cache: true",
+        )
+    for kind, tier in asked.items():
+        if tier.connector is not None or (kind != "host" and tier.write not in (None, "through")):
+            raise InputError(
+                f"SGLang's tier {kind} takes no " + ("connector" if tier.connector else f"write: {tier.write}"),
+                where="deployment.kv_tiers",
+                mend="leave it out; hicache_write_policy is that of the host",
+            )

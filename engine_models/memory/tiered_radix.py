@@ -1,0 +1,364 @@
+"""A radix tree whose nodes may be in host memory too, or there alone, and a store behind it.
+
+A node is *backed* once its tokens are copied to the host, which happens by the write policy: after its first hit or entry
+(`through`), its second (`selective`), or when the device gives it up (`back`). Evicting a backed node takes its tokens off the
+device and leaves it in the tree, *away*; whoever finds it may load it back. What lies below an away node is away too. The host
+evicts away leaves, least recently used first; a copy of what the device still has stays. A store behind the host gets
+what is backed, and gives it back page by page before a request is admitted.
+
+Source: SGLang's HiCache (`mem_cache/hiradix_cache.py`, `managers/cache_controller.py`, public copies of 2025, read 2026-11), with
+the rules of 0.5.23 as docs/engines/sglang.md has them. A copy to the host is taken to be there at once: it takes less than a step
+(assumed).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence as Series
+from itertools import count
+
+from engine_models.memory.radix import Content, Node, RadixPool, RadixTree
+from engine_models.parts.kept import Kept
+from engine_models.parts.tiers import Link, TierCount, TierKind, WritePolicy, through
+
+LEAST_LOAD_TOKENS = 10
+"""Tokens below which nothing is loaded back (datasheet: `load_back_threshold`, as above)."""
+
+
+class TokenStore:
+    """Token contents that replicas share, or a disk of one: least recently used leaves go first."""
+
+    def __init__(self, capacity_tokens: int, page_tokens: int) -> None:
+        self.capacity_tokens = capacity_tokens
+        self.tree = RadixTree(page_tokens)
+        self._coming: list[tuple[float, int, Content, int]] = []  # written, and to be found from a time on
+        self._order = count()
+
+    def put(self, content: Content, tokens: int, ready_s: float) -> None:
+        """Take in the first `tokens` tokens of a content, found from `ready_s` on."""
+        heapq.heappush(self._coming, (ready_s, next(self._order), content, tokens))
+
+    def find(self, content: Content, tokens: int, now_s: float) -> int:
+        """How many of the first `tokens` tokens are there."""
+        while self._coming and self._coming[0][0] <= now_s:
+            _, _, written, length = heapq.heappop(self._coming)
+            self.tree.insert(written, length)
+            self.tree.evict(self.tree.evictable_tokens - self.capacity_tokens)
+        return self.tree.match(content, tokens)[0]
+
+
+class FurtherTier:
+    """A store as one replica uses it: the ways to it and from it, and what it counts."""
+
+    def __init__(
+        self, kind: TierKind, store: TokenStore, token_bytes: float, reads: Series[Link], writes: Series[Link]
+    ) -> None:
+        self.kind = kind
+        self.store = store
+        self.token_bytes = token_bytes
+        self.reads, self.writes = list(reads), list(writes)
+        self.hit_tokens = self.read_tokens = self.written_tokens = 0
+
+    def write(self, content: Content, tokens: int, now_s: float) -> None:
+        """Copy what the store lacks of the first `tokens` tokens."""
+        lacking = tokens - self.store.find(content, tokens, now_s)
+        if lacking > 0:
+            self.written_tokens += lacking
+            self.store.put(content, tokens, through(self.writes, lacking * self.token_bytes, now_s))
+
+    def read(self, tokens: int, now_s: float) -> float:
+        """Begin to read so many tokens; when they are there [s]."""
+        self.read_tokens += tokens
+        return through(self.reads, tokens * self.token_bytes, now_s)
+
+    def join(self, other: FurtherTier) -> None:
+        """Use the store of another replica and its rate; of a disk the rate alone."""
+        if self.kind == "shared":
+            self.store = other.store
+            self.reads[0], self.writes[-1] = other.reads[0], other.writes[-1]
+        else:
+            self.reads, self.writes = other.reads, other.writes
+
+
+class TieredTree(RadixTree):
+    """The tree over device and host.
+
+    Parameters
+    ----------
+    host_tokens : tokens that the host holds.
+    write : when a node is backed.
+    further : a store behind the host, or None.
+    Others as of the base.
+    """
+
+    def __init__(
+        self,
+        page_tokens: int,
+        eviction_policy: str,
+        *,
+        host_tokens: int,
+        write: WritePolicy = "through",
+        further: FurtherTier | None = None,
+    ) -> None:
+        super().__init__(page_tokens, eviction_policy)
+        self.host_tokens, self.host_used = host_tokens, 0
+        self.further = further
+        self.now_s = 0.0  # of what is written
+        self.written_tokens = 0
+        self._back = write == "back"
+        self._hits = 2 if write == "selective" else 1
+        self._away_leaves: list[tuple[float, int, Node]] = []
+
+    # -- matching and inserting -----------------------------------------------------------------------------
+
+    def match(self, content: Content, limit: int) -> tuple[int, Node]:
+        """As of the base, of what the device holds."""
+        position, node = super().match(content, limit)
+        while node.away and node.parent is not None:
+            position -= node.length
+            node = node.parent
+        return position, node
+
+    def below(self, content: Content, limit: int, node: Node, position: int) -> list[Node]:
+        """The away nodes that go on after `position` tokens at a node of the device, after a `match` of as much."""
+        found: list[Node] = []
+        while position < limit:
+            child = node.children.get(self._first(content, position))
+            if child is None or not child.away or content.common(position, limit, child.key) < child.length:
+                break
+            found.append(child)
+            position += child.length
+            node = child
+        return found
+
+    def insert(self, content: Content, limit: int, *, counted: int = 0, priority: int = 0) -> tuple[int, Node]:
+        """As of the base; away nodes on the way are on the device again, with the tokens that the request has computed."""
+        restored = self._restore(content, limit)
+        position, node = super().insert(content, limit, counted=counted, priority=priority)
+        if position < limit and node.parent is not None:  # a new leaf
+            node.parent.resident += 1
+        if not self._back:
+            self._back_up(content, node)
+        return position - restored, node
+
+    def _restore(self, content: Content, limit: int) -> int:
+        """Let away nodes within the first `limit` tokens be of the device; return their tokens."""
+        _, node = super().match(content, limit)
+        restored = 0
+        while node.away and node.parent is not None:
+            self._come(node)
+            restored += node.length
+            node = node.parent
+        return restored
+
+    def _come(self, node: Node) -> None:
+        node.away = False
+        self.evictable_tokens += node.length
+        if node.parent is not None:
+            node.parent.resident += 1
+        if not node.resident:
+            self._offer(node)
+
+    def _split(self, child: Node, tokens: int) -> Node:
+        upper = super()._split(child, tokens)
+        upper.away, upper.backed, upper.origin = child.away, child.backed, child.origin
+        upper.resident = 0 if child.away else 1
+        return upper
+
+    # -- writing --------------------------------------------------------------------------------------------
+
+    def _back_up(self, content: Content, node: Node) -> None:
+        """Copy the nodes on the way to a node that were met often enough to the host, and on to the store."""
+        line: list[Node] = []
+        at: Node | None = node
+        while at is not None and at.parent is not None:
+            line.append(at)
+            at = at.parent
+        position = 0
+        for each in reversed(line):
+            position += each.length
+            if not each.backed and each.hits >= self._hits:
+                if not self._write(each):
+                    return
+                if self.further is not None:
+                    self.further.write(content, position, self.now_s)
+
+    def _write(self, node: Node) -> bool:
+        """Copy a node to the host, if there is room; whether it was."""
+        if self.host_used + node.length > self.host_tokens:
+            self._evict_host(self.host_used + node.length - self.host_tokens)
+        if self.host_used + node.length > self.host_tokens:
+            return False
+        node.backed = True
+        self.host_used += node.length
+        self.written_tokens += node.length
+        return True
+
+    def add_away(self, content: Content, position: int, tokens: int, kind: TierKind) -> None:
+        """Take tokens `position` ... `tokens` of a content into the host, where the tree has those before them."""
+        found, node = RadixTree.match(self, content, tokens)
+        lacking = tokens - found
+        if lacking <= 0 or found < position:
+            return
+        self._evict_host(self.host_used + lacking - self.host_tokens)
+        if self.host_used + lacking > self.host_tokens:
+            return
+        key = content.slice(found, tokens)
+        leaf = Node(key, lacking, self._first_of(key), node, float(next(self._clock)), next(self._serials))
+        leaf.away = leaf.backed = True
+        leaf.origin = kind
+        node.children[leaf.first] = leaf
+        self.host_used += lacking
+        self._offer_away(leaf)
+
+    # -- eviction -------------------------------------------------------------------------------------------
+
+    def unlock(self, node: Node) -> None:
+        """As of the base; a node of which all that is below is away goes like a leaf."""
+        step: Node | None = node
+        while step is not None and step.parent is not None:
+            step.lock -= 1
+            if step.lock == 0:
+                self.evictable_tokens += step.length
+                if not step.resident:
+                    self._offer(step)
+            step = step.parent
+
+    def _take_first(self) -> Node | None:
+        heap = self._heap
+        while heap:
+            rank, _, node = heapq.heappop(heap)
+            if node.queued != rank:
+                continue
+            node.queued = None
+            if node.lock or node.resident or node.away or node.parent is None:
+                continue
+            if self._rank(node) == rank:
+                return node
+            self._offer(node)
+        return None
+
+    def evict(self, tokens: int) -> int:
+        """Take leaves of the device off it, whole nodes, until `tokens` are freed or none is left; return the tokens freed."""
+        freed = 0
+        while freed < tokens:
+            node = self._take_first()
+            if node is None:
+                break
+            parent = node.parent
+            assert parent is not None
+            freed += node.length
+            self.evictable_tokens -= node.length
+            if node.backed or (self._back and self._write(node)):
+                node.away = True
+                if not node.children:
+                    self._offer_away(node)
+            else:
+                self._drop(node)
+            parent.resident -= 1
+            if not parent.resident and not parent.lock and parent.parent is not None:
+                self._offer(parent)
+        return freed
+
+    def _drop(self, node: Node) -> None:
+        """Take a node out of the tree, with all that is below it, which is away."""
+        assert node.parent is not None
+        del node.parent.children[node.first]
+        stack = [node]
+        while stack:
+            each = stack.pop()
+            stack.extend(each.children.values())
+            if each.backed:
+                self.host_used -= each.length
+            each.parent = None
+            each.backed = each.away = False
+
+    def _offer_away(self, node: Node) -> None:
+        heapq.heappush(self._away_leaves, (node.tick, node.serial, node))
+
+    def _evict_host(self, tokens: int) -> None:
+        """Free tokens of the host: leaves that are away, least recently used first."""
+        heap = self._away_leaves
+        while tokens > 0 and heap:
+            tick, _, node = heapq.heappop(heap)
+            parent = node.parent
+            if parent is None or not node.away or node.children or node.host_lock:
+                continue
+            if node.tick != tick:
+                self._offer_away(node)
+                continue
+            tokens -= node.length
+            self._drop(node)
+            if parent.away and not parent.children:
+                self._offer_away(parent)
+
+    # -- what outlives it -----------------------------------------------------------------------------------
+
+    def kept(self) -> list[Kept]:
+        """As of the base, of what the device holds."""
+        nodes = sorted((node for node in self.nodes() if not node.away), key=lambda node: node.tick)
+        at: dict[Node | None, int] = {node: number for number, node in enumerate(nodes)}
+        return [Kept(at.get(node.parent, -1), node.key, node.hits) for node in nodes]
+
+    def warm(self, pieces: Series[Kept]) -> int:
+        """As of the base."""
+        tokens = super().warm(pieces)
+        for node in self.nodes():
+            if node.parent is not None:
+                node.parent.resident += 1
+        return tokens
+
+
+class TieredPool(RadixPool):
+    """The KV tokens of a replica, and those in host memory.
+
+    Parameters
+    ----------
+    tree : over both. link : from host memory to a rank, token_bytes : of a token on it.
+    Others as of the base.
+    """
+
+    tree: TieredTree
+
+    def __init__(
+        self, capacity_tokens: int, page_tokens: int, tree: TieredTree, link: Link, token_bytes: float
+    ) -> None:
+        super().__init__(capacity_tokens, page_tokens)
+        self.tree = tree
+        self._link, self._token_bytes = link, token_bytes
+        self.hit_tokens = self.read_tokens = 0
+
+    def load(self, nodes: Series[Node]) -> bool:
+        """Load away nodes back, each below the one before, the first below a node that is locked; whether there was room."""
+        tokens = sum(node.length for node in nodes)
+        for node in nodes:
+            node.host_lock += 1
+        there = self.make_room(tokens)
+        for node in nodes:
+            node.host_lock -= 1
+        if not there:
+            return False
+        self.free_tokens -= tokens
+        self.read_tokens += tokens
+        for node in nodes:
+            self.tree._come(node)
+        return True
+
+    def copy_s(self, tokens: int) -> float:
+        """Time of a copy of so many tokens to the device [s]."""
+        return tokens * self._token_bytes / self._link.bytes_per_s
+
+    def counts(self, ranks: int) -> list[TierCount]:
+        """What became of each tier."""
+        tree, size = self.tree, self._token_bytes * ranks
+        further = tree.further
+        host = TierCount("host", self.hit_tokens, self.read_tokens * size, tree.written_tokens * size)
+        if further is None:
+            return [host]
+        bytes_each = further.token_bytes
+        return [
+            host,
+            TierCount(
+                further.kind, further.hit_tokens, further.read_tokens * bytes_each, further.written_tokens * bytes_each
+            ),
+        ]

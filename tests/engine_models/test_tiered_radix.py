@@ -1,0 +1,133 @@
+"""A radix tree over device and host, and the store behind it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from engine_models.memory.radix import Content, Node
+from engine_models.memory.tiered_radix import FurtherTier, TieredPool, TieredTree, TokenStore
+from engine_models.parts.tiers import Link
+
+Write = Literal["through", "back", "selective"]
+
+
+def pool(tokens: int = 100, host: int = 1000, write: Write = "through", further: FurtherTier | None = None) -> TieredPool:
+    tree = TieredTree(1, "lru", host_tokens=host, write=write, further=further)
+    return TieredPool(tokens, 1, tree, Link(1e6), 1000.0)
+
+
+def content(*runs: tuple[int, int, int]) -> Content:
+    return Content(runs)
+
+
+def enter(kv: TieredPool, what: Content) -> None:
+    """As a request does that computes all of it and ends at once."""
+    assert kv.make_room(what.length)
+    kv.free_tokens -= what.length
+    known, _ = kv.tree.insert(what, what.length)
+    kv.free_tokens += known
+
+
+def found(kv: TieredPool, what: Content) -> tuple[int, int]:
+    position, node = kv.tree.match(what, what.length)
+    return position, sum(each.length for each in kv.tree.below(what, what.length, node, position))
+
+
+def check(kv: TieredPool) -> None:
+    """The books agree with the tree."""
+    nodes = kv.tree.nodes()
+    assert kv.free_tokens + sum(node.length for node in nodes if not node.away) == kv.capacity_tokens
+    assert kv.tree.evictable_tokens == sum(node.length for node in nodes if not node.away and not node.lock)
+    assert kv.tree.host_used == sum(node.length for node in nodes if node.backed) <= kv.tree.host_tokens
+    for node in [*nodes, kv.tree.root]:
+        assert node.resident == sum(not child.away for child in node.children.values())
+        assert not node.away or (node.backed and all(child.away for child in node.children.values()))
+
+
+def test_what_leaves_the_device_stays_in_the_host_and_comes_back() -> None:
+    kv = pool()
+    first, second = content((1, 0, 60)), content((2, 0, 80))
+    enter(kv, first)
+    enter(kv, second)
+    assert found(kv, first) == (0, 60)
+    _, node = kv.tree.match(first, 60)
+    kv.tree.lock(node)
+    assert kv.load(kv.tree.below(first, 60, node, 0))
+    assert found(kv, first) == (60, 0)
+    assert found(kv, second) == (0, 80)
+    check(kv)
+    assert kv.copy_s(60) == pytest.approx(60 * 1000 / 1e6)
+    assert kv.counts(2)[0].read_bytes == 60 * 1000 * 2
+
+
+def test_a_request_that_computes_what_is_away_puts_it_on_the_device_again() -> None:
+    kv = pool()
+    enter(kv, content((1, 0, 60)))
+    enter(kv, content((2, 0, 80)))
+    enter(kv, content((1, 0, 70)))
+    assert found(kv, content((1, 0, 70))) == (70, 0)
+    check(kv)
+
+
+def test_the_write_policy() -> None:
+    for write, after_one, after_two in (("through", 60, 60), ("selective", 0, 60), ("back", 0, 0)):
+        kv = pool(tokens=150, write=write)  # type: ignore[arg-type]
+        enter(kv, content((1, 0, 60)))
+        assert kv.tree.host_used == after_one
+        enter(kv, content((1, 0, 60)))
+        assert kv.tree.host_used == after_two
+        enter(kv, content((2, 0, 140)))
+        assert found(kv, content((1, 0, 60))) == (0, 60)
+        check(kv)
+
+
+def test_a_full_host_gives_up_what_was_used_least_and_never_what_the_device_has() -> None:
+    kv = pool(tokens=100, host=120)
+    for number in range(1, 4):
+        enter(kv, content((number, 0, 50)))
+    assert [found(kv, content((number, 0, 50))) for number in range(1, 4)] == [(0, 0), (50, 0), (50, 0)]
+    check(kv)
+
+
+def test_what_is_written_to_a_store_is_found_there_when_the_copy_has_ended() -> None:
+    store = TokenStore(100, 1)
+    tier = FurtherTier("shared", store, 1000.0, [Link(1e6)], [Link(1e6)])
+    tier.write(content((1, 0, 60)), 60, now_s=1.0)
+    assert store.find(content((1, 0, 60)), 60, now_s=1.05) == 0
+    assert store.find(content((1, 0, 60)), 60, now_s=1.06) == 60
+    tier.write(content((2, 0, 60)), 60, now_s=2.0)
+    assert store.find(content((2, 0, 60)), 60, now_s=3.0) == 60
+    assert store.find(content((1, 0, 60)), 60, now_s=3.0) == 0  # no room for both
+    assert tier.written_tokens == 120
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_books_agree_whatever_happens(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    write: Write = ("through", "selective", "back")[seed % 3]  # type: ignore[assignment]
+    kv = pool(tokens=300, host=int(rng.integers(200, 900)), write=write)
+    held: list[Node] = []
+    for step in range(300):
+        what = content((int(rng.integers(3)), 0, int(rng.integers(1, 60))), (100 + step % 40, 0, int(rng.integers(1, 40))))
+        position, node = kv.tree.match(what, what.length)
+        kv.tree.lock(node)
+        below = kv.tree.below(what, what.length, node, position)
+        if below and rng.random() < 0.6 and kv.load(below):
+            kv.tree.unlock(node)
+            node = below[-1]
+            kv.tree.lock(node)
+            position += sum(each.length for each in below)
+        if kv.make_room(what.length - position):
+            kv.free_tokens -= what.length - position
+            known, end = kv.tree.insert(what, what.length)
+            kv.free_tokens += known - position
+            if rng.random() < 0.3:
+                kv.tree.lock(end)
+                held.append(end)
+        kv.tree.unlock(node)
+        if held and rng.random() < 0.4:
+            kv.tree.unlock(held.pop(int(rng.integers(len(held)))))
+        check(kv)
