@@ -455,8 +455,8 @@ LATEST_FITTED: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("Arc-Pro-B60", "vllm"): dict.fromkeys(("gemm", "attention_decode", "attention_context", "moe", "allreduce"), "0.20.0"),
     **{(gpu, "nccl"): {"allreduce": "2.29.2"} for gpu in ("H100-SXM", "H200-SXM", "B200-SXM", "GB200")},
 }
-#: Experts that an older version timed by calling a kernel that it would not have chosen. kind: datasheet, source:
-#: README of the tables, 2026-11.
+#: Experts that a benchmark timed by calling a kernel on every shape, whatever the engine would have chosen: served where an
+#: engine's rule or flag names them, and never by their nearness. kind: datasheet, source: README of the tables, 2026-11.
 CALLED_BY_NAME = ("B200-SXM", "vllm", "vllm_fused_moe")
 
 
@@ -528,8 +528,6 @@ def op_rows(op: str, tables: Path, gpu: str, framework: str, clean: bool = True)
         for owner, fmt, version in TIMED_EAGERLY:
             out = (frame["dtype"] == fmt) & (frame["framework_version"] == version)
             frame = frame[~out] if owner == framework else frame
-    if op == "moe" and (gpu, framework) == CALLED_BY_NAME[:2]:
-        frame = frame[frame["kernel"] != CALLED_BY_NAME[2]]
     frame = fitted_versions(frame, gpu, framework, op, [f for f in o.formats if f in frame])
     alike = [c for c in columns if c in frame and c not in ("framework_version", "latency_us", "dispatch_us", "combine_us")]
     frame = newest(frame, alike if op == "moe" else [c for c in alike if c != "kernel"])
@@ -652,6 +650,9 @@ def set_aside(frame: pd.DataFrame, gpu: str, framework: str) -> pd.DataFrame:
         found = [(model == np.array(m)).all(axis=1) for m in models]
         return np.asarray(np.any(found, axis=0), dtype=bool)
 
+    if (gpu, framework) == CALLED_BY_NAME[:2]:
+        named = (kernel == CALLED_BY_NAME[2]).to_numpy()
+        kernel, aside[named] = kernel.where(~named, "vllm_triton_fused_moe"), "by_name"
     if framework == "sglang":
         own = kernel.str.contains("triton$|marlin").to_numpy() & (frame["moe_ep_size"].to_numpy() > 1)
         aside[own & (among(ALL_TOKENS) | (gpu in ALL_TOKENS_GPUS))] = "all_tokens"

@@ -208,17 +208,19 @@ class KernelModel(Ops):
     def _backend(
         self, key: str, surface: Surface, shape: tuple[float, ...], named: str | None = None
     ) -> tuple[tuple[float, ...], str | None]:
-        """The shape with the number of its backend, and its name where the group has several: the one `named`, or
-        the likely one."""
+        """The shape with the number of its backend, and its name where the group has several: the likely one, or the one
+        `named` where that is of another kind."""
         kernels = self.groups[key].get("kernels")
         if not kernels:
             return shape, None
         names = sorted(kernels)
-        name = named if named in kernels else self._backends.get((key, shape))
+        name = self._backends.get((key, shape))
         if name is None:
             measured = served_features(surface.features, names)
             name = names[likely_kernel(key.partition("/")[0], measured, shape)]
             self._backends[key, shape] = name
+        if named is not None and named in kernels and _backend_words(named) != _backend_words(name):
+            name = named
         return (*shape[:-1], KERNEL_GAP * names.index(name)), name
 
     def expert_backend(self, fmt: str, word: str) -> str | None:
@@ -232,7 +234,8 @@ class KernelModel(Ops):
             return f"{framework}/{lent}" if lent else None
         kernels = self.groups.get(f"moe/{canonical_format(fmt)}", {}).get("kernels", {})
         usual = [name for name in sorted(kernels) if not name.endswith(tuple(SET_ASIDE.values()))]
-        return next((name for name in usual if f"_{word}_" in f"_{name}_"), None)
+        by_name = [name for name in sorted(kernels) if name.endswith(SET_ASIDE["by_name"])]
+        return next((name for name in (*usual, *by_name) if f"_{word}_" in f"_{name}_"), None)
 
     def _chosen_floor(self, backend: str, p: Mapping[str, float]) -> Mapping[str, float]:
         """Parameters of a backend chosen for expert layers unlike those that it was measured on, in serving.
@@ -821,6 +824,11 @@ class KernelModel(Ops):
         group = self.groups.get("elementwise")
         p = group["parameters"] if group else DEFAULT_PARAMETERS["elementwise"]
         return np.where(size > 0, streaming_base_s(p, self.peaks.hbm_bytes_per_s, size), 0.0)
+
+
+def _backend_words(name: str) -> tuple[str, ...]:
+    """Kinds of kernel in a backend's name."""
+    return tuple(word for word in ("trtllm", "cutlass", "triton", "marlin", "deepgemm") if f"_{word}_" in f"_{name}_")
 
 
 def curve_s(curve: Mapping[str, Any], size: Array) -> Array:

@@ -233,8 +233,9 @@ KERNEL_WEIGHT: Mapping[str, tuple[float, ...]] = {
 
 
 #: Flags of :func:`moe_assigned_rows` -> ending of the names of backends whose rows carry it. Those count rows otherwise
-#: than a served layer does, so no simulation takes them.
-SET_ASIDE: Mapping[str, str] = {"all_tokens": "_all_tokens", "grouped_deal": "_grouped_deal"}
+#: than a served layer does, or ("by_name") are of a kernel that the engine would not have chosen: no simulation takes them,
+#: but the latter where it is named.
+SET_ASIDE: Mapping[str, str] = {"all_tokens": "_all_tokens", "grouped_deal": "_grouped_deal", "by_name": "_by_name"}
 
 
 def served_features(features: Array, names: Sequence[str]) -> Array:

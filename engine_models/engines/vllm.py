@@ -47,6 +47,7 @@ from engine_models.declaration import (
 )
 from engine_models.engines import vllm_v0
 from engine_models.engines.vllm_flags import FLAGS, SPECULATIVE_HARMLESS, SPECULATIVE_KEYS
+from engine_models.engines.vllm_kernels import EXPERTS, experts
 from engine_models.engines.vllm_options import (
     cuda_graphs,
     latent_block_tokens,
@@ -510,7 +511,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         speculative_tokens=drafts.tokens if drafts else 0,
         lookahead_tokens=drafts.lookahead_tokens if drafts else 0,
     )
-    moe_backend = _moe_backend(flags, warnings)
+    moe_backend = experts(request, flags, ENGINE.parts(version_text or version.name), warnings)
+    if moe_backend and arch.has_experts:
+        notes.append(f"experts run on {EXPERTS[moe_backend]} (vLLM's rule of version, format and GPU, or its flag)")
     overheads = load_overheads(ENGINE.name)
     warn_of_attention(request, warnings)
     warn_of_weights(request, warnings)
@@ -574,6 +577,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 truncated_sampling=sorts,
                 sampler=sampler,
                 moe_backend=moe_backend,
+                moe_by_flag=str(flags.get("moe_backend") or "auto") != "auto",
                 fixed_grid_attention=_fixed_grid_attention(request),
                 fp32_router=version.fp32_router,
             ),
@@ -722,20 +726,6 @@ def _asynchronous(version: Version, request: PoolRequest) -> bool:
     if request.device_kind == "cpu":  # as a server of 0.32 was observed, 2026-11; other versions assumed alike
         able = False
     return bool(asked) if asked is not None else version.async_scheduling and pp == 1 and able
-
-
-def _moe_backend(flags: dict[str, Any], warnings: list[str]) -> str | None:
-    """Backend of the experts that the flags choose and that is modelled; None: the one that vLLM takes by itself."""
-    word = str(flags.get("moe_backend") or "auto")
-    if word == "auto":
-        return None
-    if word != "marlin":
-        warnings.append(
-            f"vllm flag `moe_backend` is modelled for marlin only; {word} may change the speed of the experts, priced "
-            "as of vLLM's own choice"
-        )
-        return None
-    return word
 
 
 def _fixed_grid_attention(request: PoolRequest) -> bool:

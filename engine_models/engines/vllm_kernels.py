@@ -1,0 +1,84 @@
+"""Which kernels vLLM's experts run on: by version, number format and GPU, unless a flag says otherwise.
+
+Read 2026-11 in vLLM's sources of 0.14, 0.19, 0.22, 0.24, 0.27, 0.31 and 0.33 (`fused_moe/oracle/`, `fused_moe/experts/`).
+The first of its list that supports the device, the format and the parallel layout; what routing excludes is left to the tables.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine_models.cost.flash_attention2 import HBM_BYTES_PER_S
+from engine_models.declaration import PoolRequest
+from hardware_profiles.device import load_device
+
+_WORDS = {
+    "triton": "triton",
+    "marlin": "marlin",
+    "flashinfer_trtllm": "trtllm",
+    "flashinfer_cutlass": "cutlass",
+    "cutlass": "cutlass",
+}
+"""Value of ``--moe-backend`` -> how kernel tables call it."""
+EXPERTS = {
+    "trtllm": "FlashInfer's TensorRT-LLM kernels",
+    "cutlass": "CUTLASS kernels",
+    "triton": "Triton kernels",
+    "marlin": "Marlin kernels",
+}
+"""The same in words."""
+PLAIN_LIST_SINCE, HOPPER_TRITON_SINCE = (0, 22), (0, 24)
+"""Experts in 16 bits choose from a list (before: Triton everywhere); on Hopper Triton stands first in it again."""
+FP8_LIST_SINCE = (0, 19)
+"""FP8 chooses from its list without an environment variable; blocks on Hopper: DeepGEMM before, where tensor parallelism is
+below 8."""
+
+
+def experts(
+    request: PoolRequest, flags: dict[str, Any], version: tuple[int, ...], warnings: list[str]
+) -> str | None:
+    """The kernels of a model's experts, as tables call them; None where it has none or nothing is known of the device's."""
+    asked = str(flags.get("moe_backend") or "auto")
+    if asked in _WORDS:
+        return _WORDS[asked]
+    device = load_device(request.device_name)
+    known = request.arch.has_experts and device.vendor == "nvidia"
+    if asked != "auto":
+        warnings.append(
+            f"vllm flag `moe_backend` ({asked}) is not modelled; it may change the speed of the experts, which are priced as of "
+            "vLLM's own choice"
+        )
+    return _own_choice(request, version) if known else None
+
+
+def _own_choice(request: PoolRequest, version: tuple[int, ...]) -> str | None:
+    device, fmt = load_device(request.device_name), request.formats.weights.name
+    generation = device.architecture
+    stacked = device.memory_bandwidth_bytes_per_s.value >= HBM_BYTES_PER_S
+    newest = ("trtllm" if stacked else "cutlass") if generation == "blackwell" else None
+    if fmt in ("bf16", "fp16"):
+        if version < PLAIN_LIST_SINCE:
+            return "triton"
+        if generation == "hopper":
+            return "triton" if version >= HOPPER_TRITON_SINCE else "cutlass"
+        return newest or "triton"
+    if fmt in ("fp8", "fp8_block"):
+        if generation == "hopper":
+            return _hopper_fp8(request, fmt, version)
+        return newest or ("triton" if generation == "ada" else "marlin")
+    if fmt == "nvfp4":
+        return newest or "marlin"
+    if fmt == "mxfp4":
+        return "triton" if generation == "hopper" else "trtllm" if newest == "trtllm" else "marlin"
+    return "marlin" if fmt == "int4" else None
+
+
+def _hopper_fp8(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> str | None:
+    if fmt == "fp8":
+        return "cutlass"
+    if version >= FP8_LIST_SINCE:
+        return "cutlass" if request.expert_parallel > 1 else "triton"
+    return "triton" if request.tensor_parallel >= 8 else None  # DeepGEMM, which nobody timed
+
+
+__all__ = ["EXPERTS", "experts"]

@@ -1,0 +1,69 @@
+"""Which kernels vLLM's experts run on, and what that makes of their time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hardware_profiles.device import load_device
+from hardware_profiles.kernels import operations_of
+from simulator import load_scenario
+from simulator.prepare import Prepared, prepare
+
+QWEN, R1 = "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSeek-R1"
+WORKLOAD = {"arrivals": {"kind": "batch"}, "prompt_tokens": 100, "output_tokens": 10, "requests": 4}
+
+
+def prepared(model: str, version: str, hardware: str, **pool: Any) -> Prepared:
+    """A pool of eight devices of vLLM."""
+    deployment = {"engine": f"vllm@{version}", "hardware": hardware, "tensor_parallel": 8, **pool}
+    return prepare(load_scenario({"model": model, "deployment": deployment, "workload": WORKLOAD}))
+
+
+@pytest.mark.parametrize(
+    ("version", "model", "hardware", "pool", "wanted"),
+    [
+        ("0.19.1", QWEN, "b200-sxm-180gb", {}, "triton"),
+        ("0.22.0", QWEN, "b200-sxm-180gb", {}, "trtllm"),
+        ("0.22.0", QWEN, "h100-sxm-80gb", {}, "cutlass"),
+        ("0.24.0", QWEN, "h100-sxm-80gb", {}, "triton"),
+        ("0.24.0", QWEN, "rtx-pro-6000-96gb", {}, "cutlass"),
+        ("0.24.0", QWEN, "a100-sxm-80gb", {}, "triton"),
+        ("0.24.0", QWEN, "b200-sxm-180gb", {"engine_args": {"moe_backend": "triton"}}, "triton"),
+        ("0.24.0", QWEN, "h100-sxm-80gb", {"weights": "int4"}, "marlin"),
+        ("0.24.0", "openai/gpt-oss-120b", "h100-sxm-80gb", {}, "triton"),
+        ("0.24.0", R1, "h200-sxm-141gb", {}, "triton"),
+        ("0.24.0", R1, "h200-sxm-141gb", {"expert_parallel": True}, "cutlass"),
+        ("0.24.0", R1, "b200-sxm-180gb", {}, "trtllm"),
+        ("0.24.0", QWEN, "mi300x-192gb", {}, None),
+        ("0.24.0", "Qwen/Qwen3-32B", "h100-sxm-80gb", {}, None),
+    ],
+)
+def test_experts_run_on_the_kernels_of_their_version_format_and_gpu(
+    version: str, model: str, hardware: str, pool: dict[str, Any], wanted: str | None
+) -> None:
+    plan = prepared(model, version, hardware, **pool).plan
+    assert plan.costs.terms.moe_backend == wanted
+    assert sum(note.startswith("experts run on") for note in plan.notes) == (wanted is not None)
+
+
+def test_triton_on_b200_is_timed_where_it_runs_and_nowhere_else() -> None:
+    ops = operations_of(load_device("b200-sxm-180gb"), "vllm")
+    tokens, shape = np.array([1, 64, 1024, 8192]), (2048, 768, 8, 128, 1, 1)
+    own = ops.moe_s("bf16", *shape, tokens)
+    backend = {word: ops.expert_backend("bf16", word) for word in ("triton", "trtllm")}
+    assert np.array_equal(ops.moe_s("bf16", *shape, tokens, kernel=backend["trtllm"]), own)
+    assert np.all(ops.moe_s("bf16", *shape, tokens, kernel=backend["triton"]) > 1.15 * own)
+
+
+def test_a_backend_of_the_same_kind_is_the_one_that_such_layers_ran_on() -> None:
+    """Experts of TensorRT-LLM come in two forms, of which the layer's shape decides."""
+    ops = operations_of(load_device("b200-sxm-180gb"), "vllm")
+    for experts, topk in ((256, 8), (128, 8), (384, 8)):
+        shape = (7168, 2048, topk, experts, 8, 1)
+        named = ops.expert_backend("fp8_block", "trtllm")
+        assert np.array_equal(ops.moe_s("fp8_block", *shape, [16, 256], kernel=named), ops.moe_s("fp8_block", *shape, [16, 256]))
+
+
