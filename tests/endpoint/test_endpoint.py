@@ -20,7 +20,9 @@ from simulator.config.load import load_scenario
 from simulator.endpoint.calibrate import Options, Outcome, calibrate, check_scenario, experiment
 from simulator.endpoint.client import Client, Target, token_times
 from simulator.endpoint.experiment import Limits, design, read_measurements
-from simulator.endpoint.replay import Sent, compare, load_of, send
+from simulator.endpoint.prompts import Wording
+from simulator.endpoint.replay import Sent, compare, load_of, replay, send
+from simulator.io.tables import read_columns, write_columns
 from simulator.prepare import prepare
 from tests.endpoint.server import FRONT_S, JumpingLoop, Server, served
 
@@ -195,6 +197,30 @@ def test_a_server_that_is_down_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match=r"nothing answers at http://127\.0\.0\.1:9"):
         served(Server(), go)
+
+
+def test_a_server_that_goes_away_ends_the_run_and_what_was_answered_is_kept(tmp_path: Path) -> None:
+    prepared = prepare(load_scenario(with_load(requests=40)))
+    load, _ = load_of(prepared, 40, 100.0)
+    sent = Sent.of(load)
+
+    async def go(url: str, loop: JumpingLoop) -> None:
+        async with Client(Target.of(url, model="a-model"), lambda text: None, loop.time) as client:
+
+            def left(text: str) -> None:
+                if sent.counts()["sent"] >= 5:
+                    client.target = gone
+
+            gone = Target.of("http://127.0.0.1:9", model="a-model")
+            await replay(client, sent, Wording(1, (1000, 9000)), left)
+
+    served(Server(), go)
+    counts = sent.counts()
+    assert counts["finished"] >= 4
+    assert 10 <= counts["failed"] < 35
+    assert "nothing answers" in sent.gone
+    write_columns(sent.columns(), tmp_path / "requests.parquet")
+    assert len(read_columns(tmp_path / "requests.parquet")["error"]) == counts["sent"]
 
 
 def test_refused_and_broken_requests_are_counted_apart() -> None:
