@@ -1562,10 +1562,12 @@ def serving_experts(frames: Mapping[str, pd.DataFrame]) -> dict[tuple[str, str],
 #: into norms and activations: they take 1.02 to 1.6 times as long, and servers do not (278 runs of MiniMax-M2.5 in FP8 on B200).
 EAGER: Mapping[tuple[str, str], tuple[str, ...]] = {("vllm", "gemm/fp8_block"): ("sglang", "trtllm")}
 
-#: The same of a table of one device that one kernel was timed for whatever the shape: TensorRT-LLM's nvfp4 on B200 takes 22 us at
-#: a depth of 8,192 for 1,280 to 10,240 columns, where the other two take 13, and its tuner has their kernels too.
+#: The same of a table of one device that one kernel was timed for whatever the shape: TensorRT-LLM's nvfp4 on data-centre
+#: Blackwell takes 22 us (B200, GB200) at a depth of 8,192 for 1,280 to 10,240 columns and 55 to 64 us at 28,672, where the other
+#: two take 13 and 30, and its tuner has their kernels too.
 ONE_KERNEL: Mapping[tuple[str, str, str], tuple[str, ...]] = {
-    ("b200-sxm-180gb", "trtllm", "gemm/nvfp4"): ("vllm", "sglang")
+    (device, "trtllm", "gemm/nvfp4"): ("vllm", "sglang")
+    for device in ("b200-sxm-180gb", "b300-sxm-288gb", "gb200-186gb", "gb300-288gb")
 }
 
 

@@ -22,14 +22,17 @@ class Pass(NamedTuple):
 SCALE_PASSES: Mapping[str, Mapping[str, Pass]] = {
     "trtllm": {
         "b200-sxm-180gb": Pass(8.86e-6, 3.56e12),
+        "b300-sxm-288gb": Pass(8.81e-6, 3.68e12),
+        "gb200-186gb": Pass(8.78e-6, 3.73e12),
+        "gb300-288gb": Pass(8.71e-6, 3.82e12),
         "h100-sxm-80gb": Pass(7.09e-6, 1.63e12),
         "h200-sxm-141gb": Pass(7.06e-6, 1.73e12),
         "l40s-48gb": Pass(6.13e-6, 1.94e12),
         "rtx-pro-6000-96gb": Pass(7.09e-6, 4.22e12),
     }
 }
-"""Framework and device of the table -> the pass. kind: fitted, 2026-11; source: aiconfigurator 095f58a (Apache-2.0), table
-`compute_scale` of TensorRT-LLM 1.3.0rc20, 1,460 to 1,480 shapes each, mean error 8 to 12 %."""
+"""Framework and device of the table -> the pass. kind: fitted, 2026-11; source: aiconfigurator 095f58a and aisimulate
+0.13.0 (Apache-2.0), table `compute_scale` of TensorRT-LLM 1.3.0rc20, 1,460 to 1,480 shapes each, mean error 7 to 12 %."""
 
 
 def scale_pass(framework: str, table: str, fmt: str) -> Pass | None:

@@ -432,9 +432,9 @@ def test_integer_products_cost_what_8_bit_floats_do_where_only_those_were_measur
 def test_static_scales_are_not_sought() -> None:
     """TensorRT-LLM's fp8 table finds the scale of activations in every product; a server's checkpoint has it."""
     k = load_kernel_model("h200-sxm-141gb", "trtllm")
-    rows = np.array([4.0, 64.0])
+    rows = np.array([64.0, 256.0])
     saved = k.gemm_s("fp8", rows, 8192, 8192, condition="bench") - k.gemm_s("fp8", rows, 8192, 8192)
-    assert np.all((saved > 5e-6) & (saved < 9e-6))
+    assert np.all((saved > 7e-6) & (saved < 10e-6))
     bf16 = k.gemm_s("bf16", rows, 8192, 8192) / k.gemm_s("bf16", rows, 8192, 8192, condition="bench")
     assert np.all(bf16 > 0.98)
 
