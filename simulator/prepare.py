@@ -78,7 +78,7 @@ def _check_lockstep(pool: Pool) -> None:
             )
 
 
-def lockstep_notes(ranks: int, pool: Pool, lockstep: Lockstep) -> list[str]:
+def lockstep_notes(ranks: int, pool: Pool, lockstep: Lockstep, *, routed: bool) -> list[str]:
     """What is assumed of data-parallel attention."""
     devices = ranks * pool.tensor_parallel
     rank_devices = "one device" if pool.tensor_parallel == 1 else f"{pool.tensor_parallel} devices"
@@ -88,12 +88,17 @@ def lockstep_notes(ranks: int, pool: Pool, lockstep: Lockstep) -> list[str]:
         split = f"experts spread over {experts} of them, their width split over the rest"
     launch = lockstep.launch(devices, ranks)
     spoken = f" ({launch})" if launch else ""
+    exchange = (
+        "tokens go to the ranks of their experts, once for each, and back, at the speed of NCCL's measured all-gathers and "
+        "reduce-scatters of as many bytes (assumed)"
+        if routed
+        else "the exchange around a layer of experts is an all-gather and a reduce-scatter of 16-bit activations over the ranks, "
+        "priced from NCCL's measured curves without their host floor (assumed also where another all-to-all backend is asked for)"
+    )
     return [
         f"data-parallel attention: {ranks} ranks of {rank_devices} step together and share the experts of {devices} devices, "
         f"{split}{spoken}; limits and KV blocks are of one rank",
-        "the exchange around a layer of experts is an all-gather and a reduce-scatter of 16-bit activations over the ranks, "
-        "priced from NCCL's measured curves without their host floor (assumed also where another all-to-all backend is asked "
-        "for); dense layers, shared experts and LM head are timed as computed by every rank for its own tokens "
+        f"{exchange}; dense layers, shared experts and LM head are timed as computed by every rank for its own tokens "
         f"({lockstep.dense})",
     ]
 
@@ -333,7 +338,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     read_as = [*_read_as(pool.hardware, device.name), *_version_as(engine.name, version, plan.version)]
     assumptions = [*(f"model: {said}" for said in arch.assumed), *read_as, *flags.notes, *notes, *lent, *plan.notes]
     if ranks > 1 and engine.lockstep is not None:
-        assumptions += lockstep_notes(ranks, pool, engine.lockstep)
+        assumptions += lockstep_notes(ranks, pool, engine.lockstep, routed=plan.costs.terms.routed)
     check_timeout(scenario.client, plan)
     routing, routed = routing_of(scenario.deployment.router, plan, scenario.seed, role=pool.role)
     assumptions += routed

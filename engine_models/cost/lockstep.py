@@ -9,7 +9,9 @@ hidden states of all ranks are gathered, after it every rank gets back its own s
 m_r are the tokens of rank r, T those of all ranks. In a CUDA graph all ranks are padded to the size that holds the largest
 (vLLM `coordinate_batch_across_dp`, SGLang's `MAX_LEN` padding), so T = D m; outside of graphs each brings its own tokens, an
 idle rank one dummy token. The transfers are an all-gather and a reduce-scatter over the D ranks of activations in 16 bit
-(vLLM's default `allgather_reducescatter`, SGLang's gather and scatter without an all-to-all backend).
+(vLLM's default `allgather_reducescatter`, SGLang's gather and scatter without an all-to-all backend). With one (`Terms.routed`) a
+token goes to each of its experts, as DeepEP's low-latency kernels send it, and their sums come back: a rank receives topk / D of
+what it would gather, at most all of it, at the speed of the same curves (assumed).
 
 Source: vLLM `v1/worker/dp_utils.py`, `distributed/device_communicators/all2all.py`; SGLang `layers/dp_attention.py`,
 `managers/scheduler_dp_attn_mixin.py` (public copies, read 2026-11).
@@ -40,12 +42,14 @@ def shared_parts_s(shard: Shard, tokens: IntArray) -> dict[str, FloatArray]:
     ops, ranks = shard.ops, shard.parallel.ranks
     shapes = moe_shapes(shard.stage, shard.parallel.tensor, shard.parallel.expert, ranks)
     values = np.asarray(tokens, dtype=np.float64) * shard.stage.hidden
-    gathered, width = values * shard.terms.gathered_bytes, values * EXCHANGED_BYTES
+    sent, width = values * shard.terms.gathered_bytes, values * EXCHANGED_BYTES
     exchange = np.zeros(len(tokens))
     waits_s = 2.0 * shard.terms.host.reduce_wait_s  # as at the two all-reduces of a layer under tensor parallelism
     for moe in shapes:
         choices = CHOICE_BYTES * moe.topk * np.asarray(tokens, dtype=np.float64)
-        gather_s, scatter_s = ops.all_gather_s(ranks, gathered + choices), ops.reduce_scatter_s(ranks, width)
+        share = min(moe.topk / ranks, 1.0) if shard.terms.routed else 1.0
+        gather_s = ops.all_gather_s(ranks, share * (sent + choices))
+        scatter_s = ops.reduce_scatter_s(ranks, share * width)
         exchange += moe.layers * (gather_s + scatter_s + waits_s)
     return {"experts": experts_s(shard, shapes, tokens), "exchange between ranks": exchange}
 

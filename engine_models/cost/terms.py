@@ -145,6 +145,7 @@ class Terms:
         :mod:`engine_models.cost.flash_attention2`.
     threads : of a CPU that compute; 0: one on each core.
     gathered_bytes : of a value of the activations that ranks gather before experts that they share.
+    routed : whether tokens go to their experts' ranks alone, and not all to all.
     shared_beside : whether a shared expert runs beside the routed ones, in a second stream of the steps that CUDA graphs hold.
     expert_launches, latent_launches : launches that the experts of a layer and latent attention cost the host, counted in plain
         operations; None: those of the overheads.
@@ -168,6 +169,7 @@ class Terms:
     fixed_grid_attention: bool = False
     threads: int = 0
     gathered_bytes: float = 2.0
+    routed: bool = False
     shared_beside: bool = False
     expert_launches: float | None = None
     latent_launches: float = 0.0

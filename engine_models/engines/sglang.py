@@ -242,6 +242,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     arch = request.arch
     tp, pp, dp = request.tensor_parallel, request.pipeline_parallel, request.data_parallel
     warnings: list[str] = []
+    routed = flags.get("moe_a2a_backend", "none") != "none"
+    if routed and dp == 1:
+        warnings.append("`moe_a2a_backend` is modelled between ranks of data-parallel attention, and changes nothing here")
     context = int(flags.get("context_length") or served_context(
         arch, flags.get("json_model_override_args") or {}, "json_model_override_args", warnings
     ))
@@ -382,6 +385,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 graph_sizes=tuple(row_tokens * size for size in sizes) if graphs else (),
                 moe_backend=own_experts,
                 moe_by_flag=bool(flags.get("moe_runner_backend")),
+                gathered_bytes=DISPATCHED_BYTES.get(request.formats.weights.name, 2.0) if routed else 2.0,
+                routed=routed,
             ),
             TableRange(max(largest, rows * row_tokens), rows, context),
             Parallelism(tp, pp, request.expert_parallel, dp),
@@ -469,6 +474,9 @@ def _reserving(flags: Mapping[str, Any], rows: int, context: int) -> ReservingRu
     )
 
 
+DISPATCHED_BYTES = {"fp8_block": 1.03125}
+"""Weights of experts -> bytes of a value that is sent to an expert: FP8 with a scale of 4 bytes for 128 values, 2 where none is
+given (datasheet: SGLang 0.5, `token_dispatcher/deepep.py`)."""
 SLOTS_A_ROW, SLOTS_A_ROW_UNCACHED = 3, 1
 """States kept of a request with the radix cache (its own, that of the prefix it holds, one to be cached) and without it
 (datasheet: SGLang 0.5, `model_runner_kv_cache_mixin.py`)."""

@@ -38,6 +38,7 @@ _MODELLED: dict[str, Flag] = {
     "schedule_policy": Flag("str", "fcfs", choices=POLICIES),
     "schedule_conservativeness": Flag("float", 1.0, low=0.0),
     "enable_mixed_chunk": Flag("bool", False),
+    "moe_a2a_backend": Flag("str", "none"),
     "disable_radix_cache": Flag("bool", False),
     "disable_shared_experts_fusion": Flag("bool", False),
     "enable_flashinfer_allreduce_fusion": Flag("bool", False),
@@ -210,7 +211,7 @@ _CHANGING = {
         enable_dense_mlp_attn_tp enable_dp_attention_local_control_broadcast enable_dp_lm_head enable_ep_moe
         enable_mscclpp enable_nccl_nvls enable_quant_communications enable_shared_experts_attn_tp
         enable_single_batch_overlap enable_symm_mem enable_torch_symm_mem enable_tp_lm_head_all_to_all
-        enable_two_batch_overlap enable_waterfill flashinfer_a2a_dispatch_type fuseep_mode moe_a2a_backend moe_dense_tp_size
+        enable_two_batch_overlap enable_waterfill flashinfer_a2a_dispatch_type fuseep_mode moe_dense_tp_size
         moe_dp_size=1 shared_experts_tp_size
     """,
     "the balance of the experts": "enable_eplb ep_dispatch_algorithm ep_num_redundant_experts=0",

@@ -44,7 +44,7 @@ class Published:
     columns : flags that the columns of a row state.
     launch : flags of the script that launched a row's server, and on which device; `activations` among them is a pool's key.
     parallel : a pool's keys of the ranks of a row's launch, empty where the launch says nothing.
-    ranks : flags of data-parallel ranks that share experts.
+    ranks : flags of data-parallel ranks that share experts, by how many they are.
     instances : independent servers behind one router that a row counts as data-parallel ranks.
     front, costs : what client and environment do that no flag says: fields of `FrontEnd` and `StepCosts`.
     start_s : how much longer the first request of each user waits when the closed loop of a row starts [s].
@@ -58,7 +58,7 @@ class Published:
     columns: Callable[[Row], dict[str, Any]]
     launch: Callable[[Row, str], dict[str, Any]] = lambda row, device: dict(launch_of(row).flags)
     parallel: Callable[[Row], dict[str, int]] = lambda row: tensor_ranks(launch_of(row).tensor_ranks)
-    ranks: Mapping[str, Any] = field(default_factory=dict)
+    ranks: Callable[[int], Mapping[str, Any]] = lambda ranks: {}
     instances: Callable[[Row], int] = lambda row: 1
     front: Callable[[Row], dict[str, Any]] = lambda row: {}
     costs: Callable[[Row], dict[str, Any]] = lambda row: {}

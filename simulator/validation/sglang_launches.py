@@ -83,12 +83,18 @@ def _runs(name: str, rows: list[Row]) -> tuple[str, str, str]:
     return ENGINE.name, where, "silicon sample of aiconfigurator: InferenceX"
 
 
+def _of_ranks(ranks: int) -> dict[str, Any]:
+    """Flags of data-parallel ranks: over more than eight their experts exchange through DeepEP (assumed: SGLang's guides to wide
+    expert parallelism launch it so; the rows do not say)."""
+    return {"enable_dp_attention": True} | ({"moe_a2a_backend": "deepep"} if ranks > 8 else {})
+
+
 TARGETS = ("ttft_mean_ms",)
 
 SGLANG = Published(
     release=release,
     columns=columns,
-    ranks={"enable_dp_attention": True},
+    ranks=_of_ranks,
     start_s=start_s,
     compiles_while_measured=compiles_while_measured,
     fittings={"": Fitting(UNKNOWNS, TARGETS, _told, _runs)},

@@ -195,7 +195,7 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
             pool["expert_parallel"] = ep
         if ranks > 1:
             pool["data_parallel"] = ranks
-            args |= published.ranks
+            args |= published.ranks(ranks)
     if instances > 1:
         pool["replicas"] = instances
     if drafts is not None:

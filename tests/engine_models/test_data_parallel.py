@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,16 @@ def test_the_exchange_waits_for_the_slowest_rank_twice_a_layer() -> None:
     waiting, calm = shared_parts_s(slow.shard, m), shared_parts_s(OWN.shard, m)
     added = waiting["exchange between ranks"] - calm["exchange between ranks"]
     assert added.item() == pytest.approx(32 * 2 * 3e-6)
+
+
+def test_tokens_that_go_to_their_experts_alone_are_fewer_by_those_over_the_ranks() -> None:
+    routed = replace(OWN.shard, terms=replace(OWN.shard.terms, routed=True))
+    to_two_of_four, to_all = shared_parts_s(routed, np.array([4096])), shared_parts_s(OWN.shard, np.array([2048]))
+    assert to_two_of_four["exchange between ranks"] == pytest.approx(to_all["exchange between ranks"])
+    few = [own_of(2, expert_parallel=2).shard, own_of(2, expert_parallel=2).shard]
+    few[1] = replace(few[1], terms=replace(few[1].terms, routed=True))
+    times = [shared_parts_s(shard, np.array([4096]))["exchange between ranks"] for shard in few]
+    assert times[0] == times[1] > 0
 
 
 def test_every_layer_of_experts_launches_the_exchange_too() -> None:
