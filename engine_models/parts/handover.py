@@ -25,15 +25,15 @@ class Note(NamedTuple):
 class Peer(Scheduler):
     """A scheduler that shares requests with another server's.
 
-    Its loop goes on turning every `turn_s`, without anything to compute, as long as `turns` says so: what comes from outside is
+    Its loop goes on turning every `turn_s`, without anything to compute, as often as `turns` says: what comes from outside is
     noticed at the end of such a turn.
     """
 
     turn_s: float = 1e-3
 
     @abstractmethod
-    def turns(self) -> bool:
-        """Whether the loop goes on turning when nothing can be computed now."""
+    def turns(self) -> float:
+        """How often the loop turns when nothing can be computed now: not at all (0), once, or until something comes."""
 
 
     def turned(self, turns: int) -> None:

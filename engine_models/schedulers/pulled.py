@@ -58,9 +58,9 @@ class PrefillOfPull(_Turning, PullPrefill):
         self.free_released()
         return super().schedule(now_s)
 
-    def turns(self) -> bool:
+    def turns(self) -> float:
         """As of the base."""
-        return self._once_more or bool(self.held)
+        return INFINITY if self.held else float(self._once_more)
 
     def _free(self, seq: Sequence) -> None:
         self.held[seq] = None
@@ -88,9 +88,9 @@ class DecodeOfPull(_Turning, PullDecode):
         self._loads = True
         self.notes: list[Note] = []
 
-    def turns(self) -> bool:
+    def turns(self) -> float:
         """As of the base."""
-        return self._once_more or bool(self._loading)
+        return INFINITY if self._loading else float(self._once_more)
 
     def idle(self) -> bool:
         """As of the base."""

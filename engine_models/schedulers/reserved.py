@@ -41,9 +41,9 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         self._sent: dict[Sequence, int] = {}
         self._gone: set[Sequence] = set()
 
-    def turns(self) -> bool:
+    def turns(self) -> float:
         """As of the base: the loop never rests."""
-        return True
+        return INFINITY
 
     def has_work(self) -> bool:
         """As of the base; a request that waits for its reservation is none."""
@@ -197,9 +197,9 @@ class ReservingDecodeScheduler(ReservingDecode):
 
     # -- the outside ----------------------------------------------------------------------------------------
 
-    def turns(self) -> bool:
+    def turns(self) -> float:
         """As of the base: the loop never rests."""
-        return True
+        return INFINITY
 
     def wake_s(self) -> float:
         """As of the base: when the next request may reserve; at once where the next loops may decide otherwise."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine_models.parts.handover import Note, PullDecode, PullPrefill
-from engine_models.parts.protocols import Run, State
+from engine_models.parts.protocols import INFINITY, Run, State
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.memory_then_tokens import ActiveRow, TwoPassBatch, TwoPassScheduler
 
@@ -26,9 +26,9 @@ class ContextServer(TwoPassScheduler, PullPrefill):
         super().__init__(*args, **kwargs)
         self.held: dict[Sequence, ActiveRow] = {}
 
-    def turns(self) -> bool:
+    def turns(self) -> float:
         """As of the base."""
-        return bool(self.held)
+        return INFINITY if self.held else 0.0
 
     def _give_back(self, seq: Sequence, row: ActiveRow) -> None:
         self.held[seq] = row
@@ -49,9 +49,9 @@ class GenerationServer(TwoPassScheduler, PullDecode):
         self._arrived: list[Sequence] = []
         self._now_s = 0.0
 
-    def turns(self) -> bool:
+    def turns(self) -> float:
         """As of the base."""
-        return bool(self._reading)
+        return INFINITY if self._reading else 0.0
 
     def idle(self) -> bool:
         """As of the base."""

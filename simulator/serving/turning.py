@@ -74,11 +74,14 @@ class TurningReplica(Replica):
     def _sleep(self, limit_s: float) -> bool:
         peers = [rank.scheduler for rank in self.ranks if isinstance(rank.scheduler, Peer)]
         scheduler = peers[0]
-        if not any(peer.turns() for peer in peers):
+        most_turns = max(peer.turns() for peer in peers)
+        if not most_turns:
             return super()._sleep(limit_s)
         self._asleep_until_s = self._wake_s()
         until_s = min(self._next_arrival_s(), self._asleep_until_s, limit_s)
         now_s, turn_s, on_turn, turns = self.clock_s, scheduler.turn_s, self.on_turn, 0
+        if most_turns < INFINITY:
+            until_s = min(until_s, self.clock_s + most_turns * scheduler.turn_s)
         if until_s == INFINITY:
             return False
         if on_turn is None and (whole := int((until_s - now_s) / turn_s)) > SUMMED_TURNS:

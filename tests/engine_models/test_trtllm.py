@@ -339,7 +339,7 @@ def test_context_server_keeps_blocks_until_they_are_sent() -> None:
     assert batch is not None
     assert batch.tokens == 480
     assert server.settle(batch) == [first, second]
-    assert (server.kv.free_blocks, server.turns(), server.has_work()) == (40 - 15, True, False)
+    assert (server.kv.free_blocks, server.turns() > 1, server.has_work()) == (40 - 15, True, False)
     assert isinstance(server, ContextServer)
     server.release(first)
     assert server.kv.free_blocks == 40 - 5
@@ -354,7 +354,7 @@ def test_generation_server_reads_what_fits_with_its_answer_and_computes_no_promp
         server.add(seq)
     assert server.schedule(0.5) is None
     assert [(note.seq, note.at_s, note.tokens) for note in server.notes] == [(first, 0.5, 320), (second, 0.5, 320)]
-    assert (server.state()[:2], server.turns(), server.idle()) == ((0, 4), True, False)
+    assert (server.state()[:2], server.turns() > 1, server.idle()) == ((0, 4), True, False)
     server.arrived(first)
     batch = server.schedule(0.6)
     assert batch is not None
