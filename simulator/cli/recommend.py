@@ -30,7 +30,10 @@ def register(app: typer.Typer) -> None:
         ] = None,
         need: Annotated[
             list[str] | None,
-            typer.Option("--need", help="A feature that must be there: speculative, offload, handover, pipeline_parallel."),
+            typer.Option(
+                "--need",
+                help="A feature that must be there: speculative, lora, structured, offload, handover, pipeline_parallel.",
+            ),
         ] = None,
         licence: Annotated[
             list[str] | None, typer.Option("--licence", help="A licence that is allowed (SPDX), such as MIT.")
