@@ -140,7 +140,8 @@ def test_every_shipped_scenario(name: str, cli: Cli, tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == FILES
     result = json.loads((folder / "result.json").read_text())
     changes = {"fleet"} if name == "node-failure-h100" else set()
-    assert set(result) == RESULT_KEYS | ({"pools"} if split else set()) | changes
+    several = split or name == "mixed-fleet"
+    assert set(result) == RESULT_KEYS | ({"pools"} if several else set()) | changes
     assert set(result["metrics"]) == METRICS | ({"transfer_ms", "decode_queue_ms"} if split else set())
     for name_, stats in result["metrics"].items():
         assert set(stats) >= {"unit", "count", "ci95", "interval", *STATISTICS}, name_

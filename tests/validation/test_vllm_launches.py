@@ -154,13 +154,12 @@ def test_a_run_with_prefill_and_decode_apart_has_a_pool_of_each() -> None:
     assert told == [("prefill", 1, 4, 4), ("decode", 4, 8, 8)]
 
 
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        ({}, "not how many servers"),
-        ({"prefill_num_workers": 1, "decode_num_workers": 1, "decode_attention_dp_size": 8}, "data-parallel attention"),
-    ],
-)
-def test_what_is_not_said_of_such_a_run_is_not_guessed(changed: dict[str, int], words: str) -> None:
-    with pytest.raises(Unplayable, match=words):
-        pools_of(row("moonshotai/Kimi-K2.5", "GB200", precision="fp4", disagg=json.dumps({**LAYOUT, **changed})))
+def test_the_ranks_of_data_parallel_attention_are_those_of_the_side() -> None:
+    changed = {"prefill_num_workers": 1, "decode_num_workers": 1, "decode_tp_size": 1, "decode_attention_dp_size": 8}
+    pools = pools_of(row("moonshotai/Kimi-K2.5", "GB200", precision="fp4", disagg=json.dumps({**LAYOUT, **changed})))
+    assert [(pool["tensor_parallel"], pool.get("data_parallel")) for pool in pools] == [(4, None), (1, 8)]
+
+
+def test_what_is_not_said_of_such_a_run_is_not_guessed() -> None:
+    with pytest.raises(Unplayable, match="not how many servers"):
+        pools_of(row("moonshotai/Kimi-K2.5", "GB200", precision="fp4", disagg=json.dumps(LAYOUT)))
