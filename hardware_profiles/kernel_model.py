@@ -620,8 +620,17 @@ class KernelModel(Ops):
             for g in dict.fromkeys((gemm, "fp8_block", "bfloat16")):
                 for k in dict.fromkeys((kv, "bfloat16", "fp8")):
                     if (key := f"{op}/{layer.kind}/{g}/{k}") in m.groups:
-                        return m, key
+                        return (self._in_graphs(m, key) if op == "sparse_context" else m), key
         return None
+
+    def _in_graphs(self, owner: KernelModel, key: str) -> KernelModel:
+        """The owner of a group of prompts, or whose table of it has the least floor where the owner's was bound by the host
+        (:data:`EAGER_RATIO`)."""
+        quick = self._quickest(key)
+        if quick is None:
+            return owner
+        own, least = (float(m.groups[key]["parameters"]["latency_s"]) for m in (owner, quick))
+        return quick if own > EAGER_RATIO * least else owner
 
     def _beside_products(self, layer: SparseLayer, gemm_fmt: str, whole_s: Array, rows: Array) -> Array:
         """A whole layer's time without that of its projections of `rows` tokens, which are priced apart."""

@@ -197,6 +197,8 @@ def _layer_s(
     layer = indexing.measured_layer(shard, block)
     measured = ops.sparse_decode_s(layer, batch, context) if layer is not None else None
     if measured is not None:
+        if window := indexing.window_of(shard, block):
+            measured = indexing.beside_window_s(measured, _layer_s(shard, window, batch, context)[0])
         return measured, measured
     chosen_s, context = _chosen(ops, block, batch, context)
     if block.kind == "mla":
@@ -267,6 +269,9 @@ class PrefillAttention:
             layer = indexing.measured_layer(shard, block)
             measured = ops.sparse_context_s(layer, new, before) if layer is not None else None
             if measured is not None:
+                if window := indexing.window_of(shard, block):
+                    window_s = _sparse_chunk_s(ops, window, kv_fmt, tensor, new, before)
+                    measured = indexing.beside_window_s(measured, window_s)
                 total += block.layers * measured
                 continue
             if block.sparse or (block.kind == "mla" and block.window_tokens):

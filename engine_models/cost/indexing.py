@@ -18,6 +18,8 @@ Fits of single devices miss 16 % of what is so attributed (decode) and 7 to 13 %
 
 from __future__ import annotations
 
+import numpy as np
+
 from engine_models.cost.tables import FloatArray
 from engine_models.cost.terms import Shard
 from engine_models.model.blocks import AttentionBlock, Indexer
@@ -40,21 +42,44 @@ LATENT_MODELS = {128: "DeepSeek-V3.2", 256: "GLM-5"}
 """Width of a value head -> model whose layers were timed, of latent attention with an indexer."""
 PLAIN_MODEL = "MiniMax-M3"
 """The same of plain attention with an indexer."""
+COMPRESSED = {4: "csa", 128: "hca"}
+COMPRESSED_MODELS = {4096: "DeepSeek-V4-Flash", 7168: "DeepSeek-V4-Pro"}
+"""Tokens of a compressed entry -> mechanism; hidden width -> model."""
+BESIDE_ATTENTION = "hyper_connections"
+"""A product of such a layer that its table leaves out."""
 
 
 def measured_layer(shard: Shard, block: AttentionBlock) -> SparseLayer | None:
     """A layer as kernel tables know it as a whole, None of those that were not timed."""
-    tensor, indexer = shard.parallel.tensor, block.indexer
-    if indexer is None or block.entry_tokens > 1 or block.window_tokens or shard.terms.query_tokens > 1:
+    if not block.sparse or block.window_tokens or shard.terms.query_tokens > 1:
         return None
-    if block.kind == "mla":
+    tensor, indexer, linears = shard.parallel.tensor, block.indexer, block.linears
+    if block.entry_tokens > 1:
+        model, mechanism = COMPRESSED_MODELS.get(shard.arch.hidden), COMPRESSED.get(block.entry_tokens)
+        window = window_of(shard, block)
+        linears = (*linears, *(window.linears if window else ()))
+    elif block.kind == "mla":
         model = LATENT_MODELS.get(block.v_head_dim)
-        mechanism = "dsa" if indexer.bytes_per_entry else "dsa_reused"
+        mechanism = "dsa" if indexer is not None and indexer.bytes_per_entry else "dsa_reused"
     else:
         model, mechanism = PLAIN_MODEL, "msa"
-    products = tuple(linear.shape(tensor) for linear in block.linears)
+    if not model or not mechanism:
+        return None
+    products = tuple(linear.shape(tensor) for linear in linears if linear.name != BESIDE_ATTENTION)
     formats = (shard.weights_format("attention"), shard.formats.kv_cache.name)
-    return SparseLayer(f"{mechanism}-{model}", *formats, max(1, block.heads // tensor), products) if model else None
+    return SparseLayer(f"{mechanism}-{model}", *formats, max(1, block.heads // tensor), products)
+
+
+def window_of(shard: Shard, block: AttentionBlock) -> AttentionBlock | None:
+    """The mixer over the window that stands beside the one over compressed entries in a layer; None of other layers."""
+    if block.entry_tokens == 1:
+        return None
+    return next((b for b in shard.stage.attention if b.kind == block.kind and b.window_tokens), None)
+
+
+def beside_window_s(whole_s: FloatArray, window_s: FloatArray) -> FloatArray:
+    """What a measured layer takes beside its window, which is priced apart; a tenth of it at least (assumed)."""
+    return np.maximum(whole_s - window_s, 0.1 * whole_s)
 
 
 def decode_s(ops: Ops, indexer: Indexer, rows: FloatArray, context: FloatArray) -> FloatArray:
