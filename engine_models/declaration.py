@@ -7,10 +7,11 @@ finds it. Others read of an engine what stands here, and nothing of its own rule
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from engine_models.cost.drafting import Speculation
+from engine_models.cost.event_loop import EventLoop
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.terms import Formats
 from engine_models.flags import FlagTable
@@ -178,8 +179,9 @@ class Executor:
 class FrontEnd:
     """What stands before the scheduler of a replica.
 
-    before_s : time of a request in it [s].
+    before_s : time of a request in it that delays nobody else [s].
     tokenise_token_s : time of the one tokeniser for each token of a prompt, one prompt after the other [s].
+    loop : the event loop that takes in and sends, where it is known; chat : whether requests come as chats.
     inflight : requests that a replica holds at once, all its ranks together, None for no limit; others are answered `on_full`.
     asks : whether the scheduler is asked too (`Scheduler.sheds`).
     """
@@ -189,6 +191,19 @@ class FrontEnd:
     inflight: int | None = None
     on_full: Literal["429", "503"] = "429"
     asks: bool = False
+    loop: EventLoop | None = None
+    chat: bool = True
+
+    def served(self, *, chat: bool, speed: float | None) -> FrontEnd:
+        """The same for requests of that kind, on a host whose core has that speed (None: as assumed)."""
+        loop = self.loop if speed is None or self.loop is None else replace(self.loop, speed=speed)
+        return replace(self, loop=loop, chat=chat)
+
+    def unqueued(self) -> FrontEnd:
+        """The same without queues in the loop: each request takes the time of one that is alone."""
+        if self.loop is None:
+            return self
+        return replace(self, before_s=self.before_s + self.loop.lone_s(chat=self.chat), loop=None)
 
 
 @dataclass(frozen=True)

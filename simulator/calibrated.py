@@ -74,7 +74,7 @@ def _by_law(plan: EnginePlan, fitted: FittedLaw, *, served: bool = True) -> Engi
     if not served:
         return replace(plan, costs=replace(plan.costs, measured=fitted.law))
     costs = replace(plan.costs.with_terms(host=HostOverhead(0.0, 0.0)), measured=fitted.law)
-    front = replace(plan.front, before_s=fitted.front_s, tokenise_token_s=0.0)
+    front = replace(plan.front, before_s=fitted.front_s, tokenise_token_s=0.0, loop=None)
     return replace(plan, costs=costs, front=front)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_models.cost.drafting import Speculation, speculation_of
 from engine_models.cost.terms import Formats
-from engine_models.declaration import FEATURES, Engine, Lockstep, PoolRequest
+from engine_models.declaration import FEATURES, Engine, FrontEnd, Lockstep, PoolRequest
 from engine_models.engines.known import engine_named, loading, on_kind, parse_engine_args, split, with_feature
 from engine_models.engines.known import plan as plan_pool
 from engine_models.flags import EngineFlags
@@ -242,6 +242,20 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     )
 
 
+def front_words(front: FrontEnd, speed: float | None) -> list[str]:
+    """What is assumed of a front end that is one event loop."""
+    loop = front.loop
+    if loop is None:
+        return []
+    taken_s = loop.request_s + loop.hand_over_s + (loop.chat_s if front.chat else 0.0)
+    host = "as `host_speed` says" if speed is not None else "assumed; `host_speed` states another"
+    return [
+        f"front end: one event loop takes {taken_s / loop.speed * 1e3:.2g} ms a request ({loop.idle_factor:.2g} times as long if "
+        f"idle) and {loop.row_s / loop.speed * 1e6:.2g} us a row of a step, requests first; its core has {loop.speed:g} of the "
+        f"speed at which they were measured ({host})"
+    ]
+
+
 def _prepare_pool(scenario: Scenario, number: int, base: Path, *, with_index: bool) -> Prepared:
     """Resolve one pool; errors about it name its index where there are several."""
     try:
@@ -319,6 +333,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         connector=connector_of(scenario.deployment, pool.name) if pool.role != "mixed" else None,
     )
     plan = plan_pool(engine, request, version)
+    plan = replace(plan, front=plan.front.served(chat=scenario.client.route == "chat", speed=pool.host_speed))
     kernels, lent = operations_in_node(device, plan.kernels or engine.kernels, pool.tensor_parallel * ranks)
     warnings += [f"{said}, on {device.title}; it was ignored" for said in plan.costs.unserved(kernels)]
     calibration = calibration_of(pool, plan, device, base)
@@ -341,7 +356,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         assumptions += lockstep_notes(ranks, pool, engine.lockstep, routed=plan.costs.terms.routed)
     check_timeout(scenario.client, plan)
     routing, routed = routing_of(scenario.deployment.router, plan, scenario.seed, role=pool.role)
-    assumptions += routed
+    assumptions += [*routed, *front_words(plan.front, pool.host_speed)]
     per_node = int(device.node_size.value)
     if pool.tensor_parallel * ranks > per_node:
         kind = "tensor parallelism" if ranks == 1 else "data x tensor parallelism"

@@ -430,7 +430,7 @@ def _cluster(
             plan.limits,
             faults=prepared.disturbances,
             router=routing,
-            before_s=prepared.pools[0].plan.front.before_s + half_rtt_s + routing.hop_s,
+            before_s=prepared.pools[0].plan.front.unqueued().before_s + half_rtt_s + routing.hop_s,
             after_s=half_rtt_s,
             devices=prepared.devices,
             aggregate=aggregate,

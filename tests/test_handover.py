@@ -166,7 +166,7 @@ def server(found: Any, ends: dict[int, float]) -> TurningReplica:
 
     front, depth = found.plan.front, found.plan.executor.depth
     return TurningReplica(
-        [found.plan.scheduler("step")], found.times(), depth=depth, tokenise_token_s=front.tokenise_token_s, on_finish=ended
+        [found.plan.scheduler("step")], found.times(), depth=depth, front=front.unqueued(), on_finish=ended
     )
 
 
@@ -187,9 +187,9 @@ def test_a_pair_with_free_links_is_two_servers_in_a_row() -> None:
     assert handed is not None
     assert (handed.transfer_end_s == handed.transfer_start_s).all()
     first, second = prepare(load_scenario(data)).pools
-    before_s = first.plan.front.before_s
+    before_s = first.plan.front.unqueued().before_s
     assert second.plan.handover is not None
-    hop_s = second.plan.handover.hop_s + second.plan.front.before_s
+    hop_s = second.plan.handover.hop_s + second.plan.front.unqueued().before_s
     prompts: dict[int, float] = {}
     one = server(first, prompts)
     holder = one.ranks[0].scheduler
@@ -209,7 +209,7 @@ def test_a_pair_with_free_links_is_two_servers_in_a_row() -> None:
     two = server(second, answers)
     reader = two.ranks[0].scheduler
     assert isinstance(reader, DecodeOfPull)
-    for row in sorted(rows, key=lambda row: prompts[row]):
+    for row in sorted(prompts, key=lambda row: prompts[row]):  # of one step in the order in which they ended
         at_s = prompts[row] + hop_s
         _run(two, reader, at_s)
         two.ranks[0].submit(Sequence(row, prompt[row], int(result.output_tokens[row]), at_s))

@@ -69,7 +69,7 @@ def outcome(arrival_s: Any, end_s: Any, status: Any = None) -> ClusterResult:
 def latencies_of(ttft: Any, tpot: Any, e2el: Any) -> Latencies:
     nothing = np.full(len(e2el), np.nan)
     return Latencies(
-        np.asarray(ttft, float), np.asarray(tpot, float), np.asarray(e2el, float), *[nothing] * 5
+        np.asarray(ttft, float), np.asarray(tpot, float), np.asarray(e2el, float), *[nothing] * 9
     )
 
 
@@ -145,9 +145,9 @@ def runs() -> tuple[RunResult, RunResult]:
     return simulate(SCENARIO), simulate(SCENARIO, aggregate=False)
 
 
-def token_times(result: ClusterResult) -> list[np.ndarray[Any, Any]]:
-    """End of the step of every token of every request, one by one."""
-    ends = [list(log.end_s) for log in result.logs]
+def token_times(result: ClusterResult, *, sent: bool = True) -> list[np.ndarray[Any, Any]]:
+    """When every token of every request is sent, or the end of its step, one by one."""
+    ends = [list(log.sent_s if sent else log.end_s) for log in result.logs]
     return [
         np.array([ends[log][step] for log, a, b in result.emissions.of(row) for step in range(a, b + 1)])
         for row in range(len(result.emissions))
@@ -181,7 +181,7 @@ def test_tokens_of_a_window_are_those_that_end_in_it(
     window: Window, runs: tuple[RunResult, RunResult]
 ) -> None:
     fast, slow = runs
-    times = np.concatenate(token_times(slow.raw))
+    times = np.concatenate(token_times(slow.raw, sent=False))
     wanted = ((times >= window.start_s) & (times <= window.end_s)).sum()
     assert rates(fast.raw, window).tokens.between(np.array([window.start_s, window.end_s])) == [wanted]
 

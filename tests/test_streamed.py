@@ -36,7 +36,7 @@ def scenario(requests: int, **deployment: Any) -> dict[str, Any]:
             "duration": requests / rate,
             "warmup": 5,
         },
-        "slo": {"ttft_ms": {"p99": 60}, "tpot_ms": {"p50": 30}, "itl_ms": {"p99": 60}, "attainment": 0.9},
+        "slo": {"ttft_ms": {"p99": 60}, "tpot_ms": {"p50": 30}, "itl_ms": {"p99": 60}, "attainment": 0.8},
     }
 
 
@@ -349,7 +349,7 @@ def test_a_stopped_run_is_that_in_memory(
     from simulator.run import run_prepared
 
     prepared = prepare(load_scenario(scenario(1500)))
-    front = replace(prepared.plan.front, tokenise_token_s=tokenise_token_s)
+    front = replace(prepared.plan.front, tokenise_token_s=tokenise_token_s, loop=None)
     prepared = replace(prepared, plan=replace(prepared.plan, front=front))
     runs = []
     for above in (10**9, 100):

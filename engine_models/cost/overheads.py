@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from engine_models.cost.event_loop import EventLoop
 from engine_models.cost.terms import HostOverhead
 
 FOLDER = Path(__file__).parent / "overheads"
@@ -29,6 +30,19 @@ NAMES = (
     "prefill_graph_launch_s",
 )
 FRONT_END = ("front_end_s", "tokenise_token_s")
+LOOP = {
+    "loop_request_s": "request_s",
+    "loop_chat_s": "chat_s",
+    "loop_prompt_token_s": "prompt_token_s",
+    "loop_hand_over_s": "hand_over_s",
+    "loop_step_s": "step_s",
+    "loop_row_s": "row_s",
+    "loop_merged_row_s": "merged_row_s",
+    "loop_idle_factor": "idle_factor",
+    "host_speed": "speed",
+}
+"""Values of a front end that is an event loop, and the fields of `EventLoop`. An engine whose own file has a `front_end_s` takes
+none of them over."""
 REPLAYS_ONLY = ("start_s",)
 """Values of a file that replays of measured runs use and no simulation does."""
 
@@ -40,6 +54,7 @@ class Overheads:
     host: HostOverhead
     front_end_s: float
     tokenise_token_s: float
+    loop: EventLoop | None
     provenance: dict[str, dict[str, Any]]
 
 
@@ -47,7 +62,8 @@ def overheads_from(values: dict[str, float], provenance: dict[str, dict[str, Any
     """Assemble from values by name."""
     host: dict[str, Any] = {"step_s": 0.0, "row_s": 0.0} | {name: values[name] for name in NAMES if name in values}
     before = {name: values.get(name, 0.0) for name in FRONT_END}
-    return Overheads(HostOverhead(**host), **before, provenance=provenance)
+    loop = EventLoop(**{field: values[name] for name, field in LOOP.items()}) if "loop_request_s" in values else None
+    return Overheads(HostOverhead(**host), **before, loop=loop, provenance=provenance)
 
 
 @lru_cache(maxsize=32)
@@ -64,5 +80,6 @@ def load_overheads(engine: str, taken_from: str | None = None) -> Overheads:
     raw = {name: entry for name, entry in own_overheads(engine).items() if name not in REPLAYS_ONLY}
     if taken_from is not None:
         taken = {"kind": "assumed", "source": f"taken over from {taken_from}"}
-        raw |= {name: entry | taken for name, entry in own_overheads(taken_from).items() if name not in raw}
+        own = raw.keys() | (LOOP if "front_end_s" in raw and "loop_request_s" not in raw else {})
+        raw |= {name: entry | taken for name, entry in own_overheads(taken_from).items() if name not in own}
     return overheads_from({name: entry["value"] for name, entry in raw.items()}, raw)

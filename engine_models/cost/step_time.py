@@ -173,6 +173,7 @@ class StepTimeModel(StepCost):
             least_s = self._least_s[tokens] / batch.launchers
             return (device_s if device_s > least_s else least_s), [0.0]
         least_s = self._least_prefill_s[tokens] / batch.launchers
+        self.launch_wait_s = least_s - device_s if least_s > device_s else 0.0
         share = (batch.tokens - batch.decode_tokens) / batch.tokens
         return (device_s if device_s > least_s else least_s), [linear_s * share + prefill_s]
 

@@ -102,7 +102,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             TableRange(tokens, rows, longest + 1),
             Parallelism(request.tensor_parallel),
         ),
-        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=overheads.loop),
         notes=(
             f"DeepSpeed-MII: {memory.blocks:,} blocks of {page} tokens, no prefix cache; a step has up to {rows:,} rows and "
             f"{tokens:,} tokens, decodes first, prompts cut to what is left (SplitFuse)",

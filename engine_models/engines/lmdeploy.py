@@ -158,7 +158,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             Parallelism(request.tensor_parallel, expert=request.expert_parallel),
         ),
         executor=Executor(depth=2),
-        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=overheads.loop),
         prefix_caching=caching,
         notes=(
             f"LMDeploy's PyTorch engine: {usable:,} blocks of {page} tokens, {prefill:,} prompt tokens a step, {rows:,} rows; "

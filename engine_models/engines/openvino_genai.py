@@ -145,7 +145,7 @@ def library_plan(
         memory=memory,
         scheduler=rank.scheduler,
         costs=StepCosts(arch, request.formats, terms, TableRange(budget, rows, context)),
-        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=overheads.loop),
         prefix_caching=caching,
         notes=(
             f"{words}; "

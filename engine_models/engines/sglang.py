@@ -17,7 +17,7 @@ from typing import Any
 from engine_models.cost.adapters import Adapters, adapters_of
 from engine_models.cost.adapters import summary_note as adapters_note
 from engine_models.cost.drafting import Speculation, summary_note
-from engine_models.cost.overheads import load_overheads
+from engine_models.cost.overheads import Overheads, load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import Parallelism, Terms
@@ -395,7 +395,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             masks=masks,
         ),
         executor=Executor(depth=1 if decodes else rules.in_flight, ranks=dp, rank_router="round_robin"),
-        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
+        front=_front_end(overheads, dp, int(flags.get("tokenizer_worker_num") or 1)),
         prefix_caching=caching,
         handover=handover,
         notes=notes,
@@ -403,6 +403,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         sources=overheads.provenance,
         tiers=tiers.kinds if tiers is not None else (),
     )
+
+
+def _front_end(overheads: Overheads, ranks: int, workers: int) -> FrontEnd:
+    """What stands before the schedulers: one process for all ranks unless ``--tokenizer-worker-num`` says otherwise."""
+    loop = overheads.loop
+    assert loop is not None
+    return FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=replace(loop, share=ranks / workers))
 
 
 HANDOVER_NOTE = (

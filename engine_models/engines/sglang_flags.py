@@ -70,6 +70,7 @@ _MODELLED: dict[str, Flag] = {
     "quantization": Flag("str", None),
     "dtype": Flag("str", "auto"),
     "stream_interval": Flag("int", 1, low=1),
+    "tokenizer_worker_num": Flag("int", 1, low=1),
     "mamba_full_memory_ratio": Flag("float", 0.9, low=1e-3, high=1e3),
     "max_mamba_cache_size": Flag("int", None, low=1),
     "mamba_ssm_dtype": Flag("str", "float32", choices=("float32", "bfloat16", "float16")),
@@ -223,7 +224,7 @@ _CHANGING = {
         dynamic_batch_tokenizer_batch_timeout enable_dynamic_batch_tokenizer enable_tokenizer_batch_encode
         enable_return_aux_hidden_states enable_return_hidden_states enable_return_indexer_topk
         enable_return_routed_experts return_aux_hidden_state_layer_ids return_hidden_states return_hidden_states_mode
-        tokenizer_backend tokenizer_worker_num=1
+        tokenizer_backend
     """,
     "the memory of the device": """
         c128_page_size device=auto|cuda|rocm|hip|cpu|xpu|npu enable_int8_mamba_checkpoint

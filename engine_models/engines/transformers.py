@@ -86,7 +86,7 @@ def _static(request: PoolRequest, version: str) -> EnginePlan:
         "is written anew in every step; above {tokens} tokens, padding included, a group fails for lack of memory",
         "the front end is vLLM's (assumed)",
     )
-    front = FrontEnd(found.front_end_s, found.tokenise_token_s)
+    front = FrontEnd(found.front_end_s, found.tokenise_token_s, loop=found.loop)
     return plan_groups(request, ENGINE.name, version, groups, front, said)
 
 
@@ -195,7 +195,7 @@ def _continuous(request: PoolRequest, version: str) -> EnginePlan:
             Parallelism(tp),
         ),
         executor=Executor(depth=2 if ahead else 1),
-        front=FrontEnd(found.front_end_s, found.tokenise_token_s),
+        front=FrontEnd(found.front_end_s, found.tokenise_token_s, loop=found.loop),
         prefix_caching=sharing,
         notes=(
             f"continuous batching: {sectors:,} sectors of {page} tokens, {tokens:,} tokens and {rows:,} rows a step, "

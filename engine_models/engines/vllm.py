@@ -119,6 +119,7 @@ class Version:
     offloads_further: bool = True  # disks and stores behind host memory
     sampler: Sampler = "rejection"
     fp32_router: Fp32Router = "bf16x3"  # of models with a router in float32 (pull requests 38445, 47973)
+    parses_templates: bool = False  # the chat template is parsed anew for each request (until pull request 26227)
 
 
 VERSIONS: dict[str, dict[str, Any]] = {
@@ -148,6 +149,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
     "0.15.1": {"reserve_full_prompt": False, "sampler": "sort"},
     "0.14.1": {},
     "0.11.0": {
+        "parses_templates": True,
         "async_scheduling": False,
         "masks_overlap": False,
         "preempted_tokens_return": False,
@@ -588,7 +590,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             masks=masks,
         ),
         executor=Executor(depth=rules.in_flight, stages=pp, ranks=request.data_parallel),
-        front=_front_end(overheads, flags),
+        front=_front_end(request, overheads, version),
         prefix_caching=rank.prefix_caching,
         handover=handover,
         notes=tuple(notes),
@@ -599,16 +601,32 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     )
 
 
-def _front_end(overheads: Overheads, flags: Mapping[str, Any]) -> FrontEnd:
-    """What stands before the scheduler, with the limit of ``--max-num-queued-reqs``."""
-    front = FrontEnd(overheads.front_end_s, overheads.tokenise_token_s)
+PARSE_S = 0.0098
+"""To parse a chat template of 4.1 kB, Qwen3's, for the variables that it names [s] (measured, 2026-11: Jinja2 3.1.6, 11.0 ms for
+4.6 kB in terms of the core of `loop_request_s`, two to three times as long after a pause; assumed of other models)."""
+
+
+def _front_end(request: PoolRequest, overheads: Overheads, version: Version) -> FrontEnd:
+    """What stands before the scheduler: one API process a rank unless ``--api-server-count`` says otherwise."""
+    flags, loop = request.flags, overheads.loop
+    assert loop is not None
+    processes = flags.get("api_server_count") or request.data_parallel
+    parse_s = PARSE_S if version.parses_templates and request.arch.model_type != HARMONY else 0.0
+    loop = replace(loop, share=request.data_parallel / processes, chat_s=loop.chat_s + parse_s)
+    front = FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=loop)
     limit = flags.get("max_num_queued_reqs")
     return front if limit is None else replace(front, inflight=limit, on_full="503")
+
+
+HARMONY = "gpt_oss"
+"""Models whose chats are no templates: their prompts are made by a library (vLLM's `harmony_utils.py`)."""
 
 
 MASK_THREADS = (8, 128)
 """Threads that fill masks, once there are more rows than so many (datasheet: vLLM `v1/structured_output/__init__.py`, 2025; on a
 host of at least 16 cores, assumed)."""
+
+
 LORA_PLACES, LORA_RANK = 1, 16
 """`max_loras` and `max_lora_rank` (datasheet: vLLM `config/lora.py`, 2025)."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

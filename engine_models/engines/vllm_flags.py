@@ -73,6 +73,7 @@ _MODELLED: dict[str, Flag] = {
     "max_num_scheduled_tokens": Flag("count", None, low=1),
     "max_num_active_seqs": Flag("int", None, low=1),
     "max_num_queued_reqs": Flag("int", None, low=1),
+    "api_server_count": Flag("int", None, low=1),
     "distributed_executor_backend": Flag("str", None),
     "disable_hybrid_kv_cache_manager": Flag("bool", False),
     "override_generation_config": Flag("json", None),
@@ -144,7 +145,7 @@ _CHANGING = {
     """,
     "how requests are dealt to the ranks": "data_parallel_external_lb data_parallel_hybrid_lb",
     "the host's time": """
-        api_server_count=1 disable_async_output_proc disable_frontend_multiprocessing enable_layerwise_nvtx_tracing
+        disable_async_output_proc disable_frontend_multiprocessing enable_layerwise_nvtx_tracing
         enable_return_routed_experts enable_shm_tensor_arena logits_processors numa_bind numa_bind_cpus numa_bind_nodes
         renderer_num_workers=1 return_sampling_mask tokenizer_pool_extra_config tokenizer_pool_size=0 tokenizer_pool_type
     """,

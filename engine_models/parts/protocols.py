@@ -187,8 +187,11 @@ class Scheduler(ABC):
 class StepCost(ABC):
     """Seconds of a step of ranks that step together, one in most engines; ranks without work are left out of the lists.
 
-    The three device times agree to the last bit for equal steps: a run is the same sums in the same order.
+    The three device times agree to the last bit for equal steps: a run is the same sums in the same order. `launch_wait_s` is the
+    part of the step priced last (by `step_s`) in which the device waits for launches, 0 where a cost does not know.
     """
+
+    launch_wait_s: float = 0.0
 
     @abstractmethod
     def step_s(self, batches: Series[Batch]) -> tuple[float, list[float]]:

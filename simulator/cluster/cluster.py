@@ -213,7 +213,7 @@ class Cluster:
                 cost,
                 depth=plan.executor.depth,
                 stages=plan.executor.stages,
-                tokenise_token_s=plan.front.tokenise_token_s,
+                front=plan.front,
                 gate=plan.executor.gate(),
                 on_finish=self._finished,
             )
@@ -494,7 +494,7 @@ class Cluster:
     def _sheds(self, number: int, now_s: float) -> bool:
         """Whether the scheduler of a rank turns away who comes now."""
         rank = self.ranks[number]
-        return rank.scheduler.sheds(now_s, len(rank.inbox))
+        return rank.scheduler.sheds(now_s, rank.expected)
 
     def _again(self, how: Callable[[Rows, Sequence], None], block: Rows, seq: Sequence) -> None:
         """A request that was sent away comes again, unless the run is over."""
@@ -590,17 +590,20 @@ class Cluster:
     def _finished(self, seq: Sequence, now_s: float) -> None:
         if self._timeout_s is not None and self._live.get(seq.index) is not seq:
             return  # its client has gone while the last token was computed
-        block, end_s = self._of(seq.index), now_s + self._after_s
+        block = self._of(seq.index)
+        row, end_s = seq.index - block.first, now_s + self._after_s
         if seq.state in LOST:
             block.keep(seq)
-            block.end(seq.index - block.first, *LOST[seq.state])
+            block.end(row, *LOST[seq.state])
         else:
+            if self._linked:  # others wait for it; else it is read from the log when the block is counted
+                end_s = self.ranks[block.replica[row]].sent_s(now_s) + self._after_s
             block.finish(seq, end_s)
         del self._live[seq.index]
         self._router.ended(seq, now_s)
         self._room_made(now_s)
         if self._linked:
-            self._release(block, seq.index - block.first, end_s)
+            self._release(block, row, end_s)
         if self._should_stop is not None and self._should_stop():
             raise Stopped
 
@@ -674,6 +677,9 @@ class Cluster:
     def _settle(self, sink: Sink, next_s: float) -> None:
         """Hand over the blocks in front whose requests have all ended; none that arrives by the clock does before `next_s`."""
         settled = False
+        for replica in self.replicas if self._blocks and not self._blocks[0].left else ():
+            for rank in replica.ranks:
+                rank.send(min(replica.clock_s, rank.reached_s))  # a clock may be ahead of what is known
         while self._blocks and not self._blocks[0].left:
             self._hand_over(sink)
             settled = True

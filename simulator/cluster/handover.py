@@ -69,11 +69,11 @@ class HandoverCluster(Cluster):
         handover = decode[0].plan.handover
         assert handover is not None
         self._unit = handover.unit_tokens
-        self._hop_s = hop_s + handover.hop_s + decode[0].plan.front.before_s
+        self._hop_s = hop_s + handover.hop_s + decode[0].plan.front.unqueued().before_s
         plan = replace(
             decode[0].plan,
             limits=limits,
-            front=prefill[0].plan.front,
+            front=prefill[0].plan.front.unqueued(),
             prefix_caching=any(s.plan.prefix_caching for s in (*prefill, *decode)),
         )
         super().__init__(
@@ -97,7 +97,7 @@ class HandoverCluster(Cluster):
                 [servers.plan.scheduler(mode) for _ in range(servers.plan.executor.ranks)],
                 servers.cost,
                 depth=servers.plan.executor.depth,
-                tokenise_token_s=servers.plan.front.tokenise_token_s,
+                front=servers.plan.front.unqueued(),
                 on_finish=on_finish,
             )
             for stage, on_finish in zip(self._stages, (self._prefilled, self._finished), strict=True)
@@ -258,7 +258,7 @@ class HandoverCluster(Cluster):
     def _watch(self, number: int) -> None:
         """Wake up when something may happen in a replica that others hear of."""
         replica = self.replicas[number]
-        nobody_waits = not self._releases and not any(rank.inbox for rank in replica.ranks)
+        nobody_waits = not self._releases and not any(rank.expected for rank in replica.ranks)
         if nobody_waits and all(
             isinstance(rank.scheduler, PullDecode | ReservingDecode) and rank.scheduler.idle() for rank in replica.ranks
         ):

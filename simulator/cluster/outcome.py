@@ -257,7 +257,7 @@ def leave(ranks: list[Rank], live: Iterable[Sequence], until_s: float) -> list[S
     A request that reaches the scheduler after `until_s`, the end of the run, has got no further than the front end.
     """
     for rank in ranks:
-        rank.scheduler.close()
+        rank.close()
     return [seq for seq in live if seq.first_scheduled_s >= 0 or seq.arrival_s <= until_s]
 
 
@@ -279,8 +279,8 @@ def outcome(
         arrival_s=rows.arrival_s,
         engine_arrival_s=rows.engine_arrival_s,
         first_scheduled_s=rows.first_scheduled_s,
-        first_token_s=_first_tokens_s(rows, ranks, after_s),
-        end_s=rows.end_s,
+        first_token_s=_sent_s(rows.emissions.firsts(), ranks, after_s),
+        end_s=_ends_s(rows, ranks, after_s),
         prompt_tokens=rows.workload.prompt_tokens,
         output_tokens=rows.lengths.output_tokens,
         cached_tokens=rows.cached,
@@ -303,17 +303,24 @@ def outcome(
     )
 
 
-def _first_tokens_s(rows: Rows, ranks: list[Rank], after_s: float) -> FloatArray:
-    """When the client has each request's first token; NaN where its step has not begun."""
-    found = np.full(len(rows.status), np.nan)
-    log_of, step = rows.emissions.firsts()
+def _sent_s(tokens: tuple[NDArray[np.int32], IntArray], ranks: list[Rank], after_s: float) -> FloatArray:
+    """When the client has tokens, named by log and step; NaN where the step has not begun."""
+    log_of, step = tokens
+    found = np.full(len(step), np.nan)
     for number, rank in enumerate(ranks):
         mine = np.flatnonzero(log_of == number)
         if not len(mine):
             continue
-        ends = np.frombuffer(rank.log.end_s, dtype=np.float64)
+        sent = np.frombuffer(rank.log.sent_s, dtype=np.float64)
         place = step[mine] - rank.log.retired_steps
-        there = place < len(ends)
-        found[mine[there]] = ends[place[there]] + after_s
-        del ends  # a log whose buffer is in use cannot grow
+        there = place < len(sent)
+        found[mine[there]] = sent[place[there]] + after_s
+        del sent  # a log whose buffer is in use cannot grow
     return found
+
+
+def _ends_s(rows: Rows, ranks: list[Rank], after_s: float) -> FloatArray:
+    """When the client has each finished request's last token; what was noted of the others."""
+    if all(rank.loop is None for rank in ranks):
+        return rows.end_s
+    return np.where(rows.status == FINISHED, _sent_s(rows.emissions.lasts(), ranks, after_s), rows.end_s)

@@ -408,6 +408,7 @@ class Pool(_Model):
     pool nodes of its own, or those left over by the pool that `colocate` names. `model` is what it serves, if that is not the
     scenario's; with `prompt_tokens` it is only given requests with prompts of so many tokens, both bounds included. `calibration`
     names a file of `capacity-plan calibrate` with measurements of such a deployment, whose scales its step times then have.
+    `host_speed` is that of one core of the host, in units of the core on which front ends were measured.
     """
 
     name: Name
@@ -439,6 +440,7 @@ class Pool(_Model):
     warm_cache: Text | None = None
     commitment: Commitment | None = None
     usd_per_gpu_hour: NotNegative | None = None
+    host_speed: AboveZero | None = None
 
     @model_validator(mode="after")
     def _lengths(self) -> Pool:
@@ -619,8 +621,9 @@ class Retries(_Model):
 
 
 class Client(_Model):
-    """What the measuring client adds to TTFT and end-to-end latency [ms], how long it waits, and when it tries again."""
+    """What the client sends, what it adds to TTFT and end-to-end latency [ms], how long it waits, and when it tries again."""
 
+    route: Literal["chat", "completions"] = "chat"
     overhead_ms: NotNegative = 0.0
     network_rtt_ms: NotNegative = 0.0
     timeout_s: AboveZero | None = None

@@ -36,7 +36,6 @@ from simulator.results.latencies import (
     Covered,
     Latencies,
     TokenGaps,
-    clocks_of,
     kept_ranges,
     latencies,
 )
@@ -392,16 +391,20 @@ class Collector:
         """Count and drop what no block that is still to come can name: all requests of those arrive at `before_s` or later."""
         done = np.isinf(before_s)
         records, steps = [], []
-        for number, (log, ends) in enumerate(zip(self._logs, clocks_of(self._logs), strict=True)):
+        for number, log in enumerate(self._logs):
+            ends = np.frombuffer(log.end_s, dtype=np.float64)
             reached = np.cumsum(log.column("steps"), dtype=np.int64)
+            sent = int(np.searchsorted(reached, len(log.sent_s), side="right"))
             count = (
-                len(reached) if done else int(np.searchsorted(ends[reached - 1], before_s, side="left")) - 1
+                len(reached)
+                if done
+                else min(int(np.searchsorted(ends[reached - 1], before_s, side="left")), sent) - 1
             )
             records.append(max(0, count))
             steps.append(int(reached[count - 1]) if count > 0 else 0)
             if count > 0:
                 self._count_steps(number, count, ends[: steps[-1]])
-        del ends
+            del ends  # a log whose buffer is in use cannot grow
         apart = (judged for _, judged in self._apart)
         for judged in (self._all, *apart, *(served.judged for served in self._served.values())):
             judged.retire(steps)

@@ -22,7 +22,10 @@ from simulator.results.statistics import BATCHES, BoolArray, FloatArray, IntArra
 from simulator.serving.emissions import Emissions, Ranges
 from simulator.serving.log import StepLog
 
-LATENCIES = ("ttft_ms", "tpot_ms", "e2el_ms", "queue_ms", "prefill_ms", "decode_ms")
+OF_FIRST_TOKEN = ("ttft_front_ms", "ttft_queue_ms", "ttft_launch_ms", "ttft_kernel_ms")
+"""What TTFT is made of, in this order: the front end before and after, until the first step with the request begins, the host
+while the device waits for it, and the device."""
+LATENCIES = ("ttft_ms", "tpot_ms", "e2el_ms", "queue_ms", "prefill_ms", "decode_ms", *OF_FIRST_TOKEN)
 OF_HANDOVER = ("transfer_ms", "decode_queue_ms")
 """Latencies of requests that went from one server to another: the transfer of their KV cache, and their waits at the second
 server before and after it."""
@@ -42,6 +45,10 @@ class Latencies:
     decode_ms: FloatArray
     transfer_ms: FloatArray
     decode_queue_ms: FloatArray
+    ttft_front_ms: FloatArray
+    ttft_queue_ms: FloatArray
+    ttft_launch_ms: FloatArray
+    ttft_kernel_ms: FloatArray
 
 
 def latencies(result: ClusterResult, extra_s: float = 0.0) -> Latencies:
@@ -62,7 +69,37 @@ def latencies(result: ClusterResult, extra_s: float = 0.0) -> Latencies:
         before_s = handed.transfer_start_s - handed.arrival_s
         decode_queue = np.where(finished, (before_s + handed.first_scheduled_s - handed.transfer_end_s) * 1e3, np.nan)
     prefill = np.where(finished, (prefilled_s - result.first_scheduled_s) * 1e3, np.nan)
-    return Latencies(ttft, tpot, e2el, queue, prefill, e2el - ttft, transfer, decode_queue)
+    parts = [np.where(finished, part_s * 1e3, np.nan) for part_s in first_token_parts_s(result, extra_s)]
+    return Latencies(ttft, tpot, e2el, queue, prefill, e2el - ttft, transfer, decode_queue, *parts)
+
+
+def first_token_parts_s(result: ClusterResult, extra_s: float) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """TTFT of every request by `OF_FIRST_TOKEN` [s]; their sum is the whole.
+
+    Where another server computes the prompt, its launches are not told apart, and all that follows counts as queue.
+    """
+    before_s = result.engine_arrival_s - result.arrival_s + extra_s
+    if result.handed is not None:
+        kernel_s = result.handed.prefill_end_s - result.first_scheduled_s
+        queue_s = result.first_token_s - result.engine_arrival_s - kernel_s
+        return before_s, queue_s, np.zeros(len(queue_s)), kernel_s
+    began_s, ended_s, launch_s = (np.full(len(before_s), np.nan) for _ in range(3))
+    log_of, step = result.emissions.firsts()
+    for number, log in enumerate(result.logs):
+        mine = np.flatnonzero((log_of == number) & ~np.isnan(result.first_token_s))
+        if not len(mine):
+            continue
+        place = step[mine] - log.retired_steps
+        steps, start_s = log.column("steps"), log.column("start_s")
+        waits_s = log.column("idle_s") * steps + log.column("launch_s")
+        last = np.searchsorted(np.cumsum(steps, dtype=np.int64), place, side="right")
+        first = np.minimum(np.searchsorted(start_s, result.first_scheduled_s[mine], side="left"), last)
+        edges = np.stack([first, last + 1], axis=1).ravel()
+        began_s[mine] = start_s[first]
+        ended_s[mine] = np.frombuffer(log.end_s, dtype=np.float64)[place]
+        launch_s[mine] = np.add.reduceat(np.append(waits_s, 0.0), edges)[::2]  # whatever was dropped before, equal to the bit
+    queue_s, after_s = began_s - result.engine_arrival_s, result.first_token_s - ended_s
+    return before_s + after_s, queue_s, launch_s, ended_s - began_s - launch_s
 
 
 class Covered:
@@ -95,8 +132,8 @@ class Covered:
 
 
 def clocks_of(logs: Sequence[StepLog]) -> list[FloatArray]:
-    """End times of the steps that logs keep, as views: while one lives its log cannot change."""
-    return [np.frombuffer(log.end_s, dtype=np.float64) for log in logs]
+    """When the tokens of the steps that logs keep are sent, as views: while one lives its log cannot change."""
+    return [np.frombuffer(log.sent_s, dtype=np.float64) for log in logs]
 
 
 def kept_ranges(emissions: Emissions, rows: IntArray, logs: Sequence[StepLog]) -> Ranges:
@@ -143,7 +180,7 @@ class TokenGaps:
         ended = max((float(c[-1]) for c in clocks if len(c)), default=0.0)
         edges = np.linspace(began, ended, STRETCHES + 1)[1:-1]
         for number, (log, n) in enumerate(zip(self._logs, steps, strict=True)):
-            ends = np.frombuffer(log.end_s, dtype=np.float64)[: n + 1]
+            ends = np.frombuffer(log.sent_s, dtype=np.float64)[: n + 1]
             weight = self._covered[number].take(n)[: max(len(ends) - 1, 0)]
             found = np.empty(int(np.count_nonzero(weight)))
             filled = 0

@@ -88,14 +88,22 @@ class Emissions:
         return [(self._log[i], self._first[i], self._last[i]) for i in range(start, start + self._count[row])]
 
     def firsts(self) -> tuple[NDArray[np.int32], IntArray]:
-        """Log and step of each request's first range, -1 where it has none."""
+        """Log and step of each request's first token, -1 where it has none."""
+        return self._ends(self._first, last=False)
+
+    def lasts(self) -> tuple[NDArray[np.int32], IntArray]:
+        """Log and step of each request's last token, -1 where it has none."""
+        return self._ends(self._last, last=True)
+
+    def _ends(self, steps: array[int], *, last: bool) -> tuple[NDArray[np.int32], IntArray]:
         log = np.full(len(self), -1, dtype=np.int32)
         step = np.full(len(self), -1, dtype=np.int64)
-        some = np.frombuffer(self._count, dtype=np.int32) > 0
+        counts = np.frombuffer(self._count, dtype=np.int32)
+        some = counts > 0
         if some.any():
-            at = np.frombuffer(self._start, dtype=np.int64)[some]
+            at = np.frombuffer(self._start, dtype=np.int64)[some] + (counts[some] - 1 if last else 0)
             log[some] = np.frombuffer(self._log, dtype=np.int32)[at]
-            step[some] = np.frombuffer(self._first, dtype=np.int64)[at]
+            step[some] = np.frombuffer(steps, dtype=np.int64)[at]
         return log, step
 
     def ranges(self, rows: IntArray) -> Ranges:

@@ -20,6 +20,7 @@ Columns = dict[str, NDArray[Any]]
 _FIELDS = {
     "kv_steps": "q",
     "prefill_s": "d",
+    "launch_s": "d",
     "steps": "i",
     "kv_peak": "i",
     "start_s": "d",
@@ -31,23 +32,26 @@ _FIELDS = {
     "preemptions": "i",
 }
 _RECORD = np.dtype([(name, f"<{kind}") for name, kind in _FIELDS.items()])
-_PLACE, _SUMS = Struct("<" + "".join(_FIELDS.values())), Struct("<qdii")
+_PLACE, _SUMS = Struct("<" + "".join(_FIELDS.values())), Struct("<qddii")
 _NO_STATE = (-1.0, 0, 0, 0, 0, 0)
 
 
 class StepLog:
     """End of every step [s], and of every record: begin [s], steps, and what was in them.
 
+    `sent_s` are the times at which the tokens of the steps leave the server: the ends, unless a front end keeps its own.
+
     `idle_s` is the time of each step in which the device waits, `kv_steps` the sum over the steps of the KV units held, `kv_peak`
-    the most of them, `prefill_s` the sum of the device's time that is attributed to prefill rows; `running`, `waiting` and
+    the most of them, `prefill_s` the sum of the device's time that is attributed to prefill rows, `launch_s` of that in
+    which it waits for launches of steps with prefill rows; `running`, `waiting` and
     `decode_tokens` are of each step. A step begins when its host work does, or, where that is hidden, when the device does. The
     number of a step minus `retired_steps` is its place.
     """
 
-    __slots__ = ("_records", "_state", "end_s", "retired_steps")
+    __slots__ = ("_records", "_state", "end_s", "retired_steps", "sent_s")
 
     def __init__(self) -> None:
-        self.end_s = array("d")
+        self.end_s = self.sent_s = array("d")
         self.retired_steps = 0
         self._records = bytearray()
         self._state = _NO_STATE  # of each step of the latest record: idle_s and what follows it
@@ -65,15 +69,16 @@ class StepLog:
         prefill_s: float = 0.0,
         prefill_tokens: int = 0,
         preemptions: int = 0,
+        launch_s: float = 0.0,
     ) -> None:
         """Append a step, or steps that decode the same rows, each beginning when the one before it ends."""
         state = (idle_s, running, waiting, decode_tokens, prefill_tokens, preemptions)
         if state == self._state and self.end_s[-1] == start_s and not (prefill_tokens or preemptions):
-            kv, prefilled_s, steps, peak = _SUMS.unpack_from(self._records, -_PLACE.size)
-            sums = kv + kv_steps, prefilled_s + prefill_s, steps + len(ends_s), max(peak, kv_peak)
+            kv, prefilled_s, launched_s, steps, peak = _SUMS.unpack_from(self._records, -_PLACE.size)
+            sums = kv + kv_steps, prefilled_s + prefill_s, launched_s, steps + len(ends_s), max(peak, kv_peak)
             _SUMS.pack_into(self._records, -_PLACE.size, *sums)
         else:
-            self._records += _PLACE.pack(kv_steps, prefill_s, len(ends_s), kv_peak, start_s, *state)
+            self._records += _PLACE.pack(kv_steps, prefill_s, launch_s, len(ends_s), kv_peak, start_s, *state)
             self._state = state
         self.end_s.fromlist(ends_s)
 
@@ -95,7 +100,8 @@ class StepLog:
         if any(map(eq, starts_s, before)):  # some may go on in the same state
             n = 0
         if n:
-            sums, each = (kv_used, repeat(0.0), repeat(1), kv_used), (idle_s, repeat(running), repeat(waiting), decode_tokens)
+            sums = kv_used, repeat(0.0), repeat(0.0), repeat(1), kv_used
+            each = idle_s, repeat(running), repeat(waiting), decode_tokens
             self._records += b"".join(map(_PLACE.pack, *sums, starts_s[:n], *each, repeat(0), repeat(0)))
             self.end_s.fromlist(ends_s[:n])
         for i in range(n, len(ends_s)):
@@ -124,6 +130,8 @@ class StepLog:
 
     def retire(self, records: int, steps: int) -> None:
         """Drop the first records, and with them so many steps."""
+        if self.sent_s is not self.end_s:
+            del self.sent_s[:steps]
         del self._records[: records * _PLACE.size], self.end_s[:steps]
         if not self._records:
             self._state = _NO_STATE

@@ -23,10 +23,11 @@ from itertools import accumulate
 import numpy as np
 from mypy_extensions import mypyc_attr
 
+from engine_models.declaration import FrontEnd
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import INFINITY, FloatArray, Gate, Scheduler, StepCost
 from engine_models.parts.sequence import Sequence
-from simulator.serving.rank import Rank
+from simulator.serving.rank import NO_FRONT_END, Rank
 
 FEW_STEPS = 48
 """Up to so many steps plain numbers are quicker than arrays."""
@@ -58,6 +59,7 @@ class Slowed(StepCost):
     def step_s(self, batches: Series[Batch]) -> tuple[float, list[float]]:
         """As of the base."""
         device_s, prefills_s = self._cost.step_s(batches)
+        self.launch_wait_s = self._cost.launch_wait_s * self._factor
         return device_s * self._factor, [each * self._factor for each in prefills_s]
 
     def run_s(self, shapes: Series[Batch], steps: int) -> FloatArray:
@@ -84,7 +86,7 @@ class Replica:
     cost : seconds of a step of all ranks; of one stage where there are several.
     depth : steps in flight (1 synchronous, 2 async scheduling, stages of a pipeline).
     stages : pipeline stages.
-    tokenise_token_s : see `Rank`.
+    front : see `Rank`.
     gate : what the ranks agree on before they form a step.
     on_finish : called with each ended request and the time in seconds.
     on_batch : called with each settled batch (for comparison with recorded schedules).
@@ -97,12 +99,12 @@ class Replica:
         *,
         depth: int = 1,
         stages: int = 1,
-        tokenise_token_s: float = 0.0,
+        front: FrontEnd = NO_FRONT_END,
         gate: Gate | None = None,
         on_finish: Callable[[Sequence, float], None] | None = None,
         on_batch: Callable[[Batch], None] | None = None,
     ) -> None:
-        self.ranks = [Rank(scheduler, tokenise_token_s) for scheduler in schedulers]
+        self.ranks = [Rank(scheduler, front) for scheduler in schedulers]
         self.cost = self._own_cost = cost
         self.depth = depth
         self.clock_s = 0.0
@@ -176,6 +178,8 @@ class Replica:
         """
         ranks, flight = self.ranks, self._in_flight
         only = ranks[0] if len(ranks) == 1 else None
+        for rank in ranks:
+            rank.reach(limit_s)
         while True:
             if not self._may_schedule:
                 if flight[0][2] > limit_s:
@@ -273,10 +277,7 @@ class Replica:
         """Forget a request that has not ended, at the time up to which the replica was advanced."""
         self._priced = None
         self._asleep_until_s = 0.0
-        if seq in rank.inbox:
-            rank.inbox.remove(seq)
-            rank.in_service -= 1
-        elif rank.scheduler.cancel(seq):
+        if not rank.forget(seq) and rank.scheduler.cancel(seq):
             rank.in_service -= 1
 
     def renew(self, schedulers: Series[Scheduler], now_s: float) -> None:
@@ -327,8 +328,11 @@ class Replica:
             rank = ranks[number]
             running, waiting, held, _ = rank.scheduler.state()
             prefilled, preempted = batch.tokens - batch.decode_tokens, len(batch.preempted)
-            kinds = batch.decode_tokens, prefills_s[number], prefilled, preempted
+            waited_s = cost.launch_wait_s if prefilled else 0.0
+            kinds = batch.decode_tokens, prefills_s[number], prefilled, preempted, waited_s
             rank.log.run(begin, [end], idle_s, running, waiting, held, held, *kinds)
+            if rank.loop is not None:
+                rank.loop.emits(1, batch.decode_rows, len(batch.prefill))
         self._in_flight.append((ranks, batches, end))
 
     def _end(self, rank: Rank, finished: list[Sequence], now_s: float) -> None:
@@ -446,6 +450,8 @@ class Replica:
                 batch, kv_steps, kv_peak = rank.scheduler.take(n)
                 running, waiting, _, _ = rank.scheduler.state()
                 rank.log.run(first, ends, idle_s, running, waiting, kv_steps, kv_peak, batch.decode_tokens)
+                if rank.loop is not None:
+                    rank.loop.emits(n, batch.decode_rows, 0)
             batch.t_end, batch.t_start = ends[-1], ends[-2]
             batch.t_sched = ends[-2] if self._sync else ends[-3] if n > 2 else first
             batches.append(batch)
@@ -553,6 +559,8 @@ class Replica:
         n, turns = len(ends_s), len(tokens)
         decoded = [tokens[(done - n + i) % turns] for i in range(n)]
         rank.log.turns(starts_s, ends_s, idle_s, running, waiting, kv_used, decoded)
+        for rows in decoded:
+            rank.emits(1, rows, 0)
         for column in (starts_s, ends_s, idle_s, kv_used):
             column.clear()
 
@@ -570,10 +578,12 @@ class Replica:
                 log.run(
                     starts_s[at], ends_s[at:to], idle_s, running, waiting, kv_steps, kv_peak, batch.decode_tokens
                 )
+                rank.emits(to - at, batch.decode_rows, 0)
                 at = to
             waiting += 1
         batch, kv_steps, kv_peak = scheduler.take(len(ends_s) - at)
         log.run(starts_s[at], ends_s[at:], idle_s, running, waiting, kv_steps, kv_peak, batch.decode_tokens)
+        rank.emits(len(ends_s) - at, batch.decode_rows, 0)
         return batch
 
 

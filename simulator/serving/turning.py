@@ -38,6 +38,7 @@ class TurningReplica(Replica):
         """Log a batch of no length, and note who ended with it."""
         running, waiting, held, _ = rank.scheduler.state()
         rank.log.run(now_s, [now_s], 0.0, running, waiting, held, held, tokens)
+        rank.emits(1, tokens, 0)
         if ended:
             self._end(rank, ended, now_s)
 

@@ -73,7 +73,7 @@ def _experiments(directory: Path, name: str) -> Problem:
             experiment = plan_experiment((whole[0],), directory, lengths)
         except Unplayable:
             continue
-        args = experiment.scenario["deployment"]["engine_args"]
+        args = experiment.scenario["deployment"].get("engine_args") or {}
         if bool(args.get("enforce_eager", False)) != fitting.eager:
             continue
         targets = fitting.told(whole[0], args, hardware_class(whole[0]) == "measured")

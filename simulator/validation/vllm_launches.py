@@ -72,8 +72,9 @@ def host_cores(row: dict[str, Any]) -> int | None:
 
 
 def client_facts(row: dict[str, Any]) -> dict[str, Any]:
-    """What a row's client does to the front end: fields of `FrontEnd`."""
-    return {"tokenise_token_s": DRAWN_TOKEN_S} if launch_of(row).client.get("dataset") == "random" else {}
+    """What a row's client does to the front end: fields of `FrontEnd`; all of them send prompts, not chats."""
+    drawn = {"tokenise_token_s": DRAWN_TOKEN_S} if launch_of(row).client.get("dataset") == "random" else {}
+    return {"chat": False} | drawn
 
 
 def launch_facts(row: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def columns(row: Row) -> dict[str, Any]:
 
 
 UNKNOWNS: Unknowns = {
-    "front_end_s": ("s", 0.004, "client, HTTP, detokeniser, hand-over to the engine: added to TTFT and E2E"),
+    "front_end_s": ("s", 0.004, "client, network, hand-over between processes, beside the event loop: added to TTFT and E2E"),
     "sort_cycles_per_logit": ("cycle", 8.0, "truncated sampling by sorting: cycles of one multiprocessor a logit"),
     "reduce_wait_s": (
         "s",

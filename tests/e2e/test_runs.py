@@ -31,7 +31,7 @@ RESULT_KEYS = {
 }  # fmt: skip
 METRICS = {
     "ttft_ms", "tpot_ms", "itl_ms", "e2el_ms", "queue_ms", "prefill_ms", "decode_ms", "input_tokens", "output_tokens",
-    "cached_tokens",
+    "cached_tokens", "ttft_front_ms", "ttft_queue_ms", "ttft_launch_ms", "ttft_kernel_ms",
 }  # fmt: skip
 STATISTICS = [
     "mean",

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_models.declaration import FrontEnd
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.batch import Batch, ContinuousRules
@@ -195,7 +196,7 @@ def test_a_replica_has_no_next_event_in_its_past() -> None:
 def test_prompts_are_tokenised_one_after_the_other() -> None:
     """At 10 ms a token: 50 tokens from 0 s, 20 that wait for them, and 10 that find the front end free."""
     seqs = [Sequence(0, 50, 1, 0.0), Sequence(1, 20, 1, 0.1), Sequence(2, 10, 1, 2.0)]
-    replica = Replica([scheduler_of()], RecordedClock(CLOCK), tokenise_token_s=0.01)
+    replica = Replica([scheduler_of()], RecordedClock(CLOCK), front=FrontEnd(tokenise_token_s=0.01))
     for seq in seqs:
         replica.ranks[0].submit(seq)
     assert [seq.arrival_s for seq in seqs] == pytest.approx([0.5, 0.7, 2.1])

@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from engine_models.cost.event_loop import EventLoop
 from engine_models.declaration import EnginePlan, Executor, FrontEnd, Limits
 from engine_models.engines.vllm import Rank
 from engine_models.parts.batch import Batch, ContinuousRules
@@ -221,7 +222,7 @@ def plain_workload(arrival_s: np.ndarray, prompt: np.ndarray, output: np.ndarray
 
 def plan_of(case: Case) -> EnginePlan:
     """The engine of a case."""
-    return plan(
+    made = plan(
         case.blocks,
         case.depth,
         caching=case.caching,
@@ -230,6 +231,7 @@ def plan_of(case: Case) -> EnginePlan:
         switches=dict(case.switches),
         **dict(case.knobs),
     )
+    return replace(made, front=replace(made.front, loop=LOOP))
 
 
 def plan(
@@ -275,6 +277,20 @@ def plan_around(
         front=FrontEnd(tokenise_token_s=2e-5),
         prefix_caching=caching,
     )
+
+
+LOOP = EventLoop(
+    request_s=1e-3,
+    chat_s=0.0,
+    prompt_token_s=1e-6,
+    hand_over_s=5e-4,
+    step_s=2e-3,
+    row_s=5e-4,
+    merged_row_s=1e-4,
+    idle_factor=2.0,
+    share=0.75,
+)
+"""So slow that passes run into each other and rounds into passes."""
 
 
 def run(case: Case, **options: Any) -> ClusterResult:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_models.cost.event_loop import EventLoop
 from engine_models.declaration import FrontEnd
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import Block, PagedKV
@@ -31,6 +32,7 @@ from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
 from tests.invariants.core_cases import (
     CLOCK,
+    LOOP,
     Case,
     cases,
     plain_workload,
@@ -57,7 +59,7 @@ def digest(result: ClusterResult) -> str:
         result.replica,
     ]
     parts += [column for log in result.logs for _, column in sorted(log.records().items())]
-    parts += [np.frombuffer(log.end_s) for log in result.logs]
+    parts += [np.frombuffer(times) for log in result.logs for times in (log.end_s, log.sent_s)]
     return hashlib.sha256(b"".join(np.ascontiguousarray(p).tobytes() for p in parts)).hexdigest()
 
 
@@ -160,13 +162,16 @@ def test_requests_are_conserved_and_nothing_precedes_its_cause(case: Case) -> No
         batches = [step for _, step in tokens[row]]
         assert len(batches) == result.output_tokens[row]
         assert batches == sorted(set(batches))
-        assert result.end_s[row] == result.logs[result.replica[row]].end_s[batches[-1]]
+        assert result.end_s[row] == result.logs[result.replica[row]].sent_s[batches[-1]]
         before = workload.predecessor[row]
         if before >= 0:
             assert result.arrival_s[row] >= result.end_s[before] + workload.gap_s[row]
     for log in result.logs:
         ends = np.frombuffer(log.end_s, dtype=np.float64)
+        sent = np.frombuffer(log.sent_s, dtype=np.float64)
         assert np.all(np.diff(ends) > 0)
+        assert np.all(np.diff(sent) > 0)
+        assert np.all(sent > ends)
         assert np.all(np.diff(log.column("start_s")) >= 0)
         assert log.column("steps").sum() == len(ends)
 
@@ -249,13 +254,13 @@ def test_blocks_of_several_groups_are_conserved(case: Case) -> None:
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
-@given(cases(feeds=("open",)), st.sampled_from([0.0, 1e-4, 1e-2]))
-def test_replicas_run_together_as_apart(case: Case, tokenise_token_s: float) -> None:
+@given(cases(feeds=("open",)), st.sampled_from([0.0, 1e-4, 1e-2]), st.sampled_from([LOOP, None]))
+def test_replicas_run_together_as_apart(case: Case, tokenise_token_s: float, loop: EventLoop | None) -> None:
     """Round robin does not look at the replicas: one clock for all gives what each by itself gives.
 
     A front end with a limit, however high, is asked at every arrival, so that nothing is dealt beforehand.
     """
-    plan = replace(plan_of(case), front=FrontEnd(tokenise_token_s=tokenise_token_s))
+    plan = replace(plan_of(case), front=FrontEnd(tokenise_token_s=tokenise_token_s, loop=loop))
     limited = replace(plan, front=replace(plan.front, inflight=10**9))
     apart, together = (
         Cluster(workload_of(case), of, RecordedClock(CLOCK), replicas=case.replicas).run()

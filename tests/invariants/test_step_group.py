@@ -121,7 +121,7 @@ def test_requests_are_conserved_and_nothing_precedes_its_cause(case: Case, ranks
     for row in np.flatnonzero(done):
         batches = [step for _, step in tokens[row]]
         assert len(batches) == result.output_tokens[row]
-        assert result.end_s[row] == result.logs[result.replica[row]].end_s[batches[-1]]
+        assert result.end_s[row] == result.logs[result.replica[row]].sent_s[batches[-1]]
     for log in result.logs:
         ends = np.frombuffer(log.end_s, dtype=np.float64)
         assert np.all(np.diff(ends) > 0)

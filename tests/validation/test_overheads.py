@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine_models.cost.overheads import FRONT_END, NAMES, own_overheads
+from engine_models.cost.overheads import FRONT_END, LOOP, NAMES, own_overheads
 from hardware_profiles.errors import InputError
 from simulator.validation import overheads
 from simulator.validation.engines import FITTINGS
@@ -77,4 +77,4 @@ def test_what_is_fitted_is_shipped_and_read() -> None:
         for name, (unit, _, _) in FITTINGS[engine][1].unknowns.items():
             assert shipped[name]["unit"] == unit
             assert name in NAMES or name in FRONT_END
-    assert set(shipped) <= {*NAMES, *FRONT_END}
+    assert set(shipped) <= {*NAMES, *FRONT_END, *LOOP}

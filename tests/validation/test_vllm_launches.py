@@ -125,11 +125,11 @@ def test_drawn_tokens_are_tokenised_more_slowly() -> None:
     base = row("openai/gpt-oss-120b", "H100-SXM-80GB", precision="fp4", concurrency=1.0, num_requests=4.0, output_tokens_mean=8.0)
     base = launched(base, client={"dataset": "random"})
     drawn = plan_experiment((base,), Path(), {})
-    prose = replace(drawn, front={})
+    prose = replace(drawn, front={"chat": False})
     longer_ms = predict(drawn)["x"]["ttft_mean_ms"].value - predict(prose)["x"]["ttft_mean_ms"][0]
-    assert client_facts(base) == {"tokenise_token_s": DRAWN_TOKEN_S}
+    assert client_facts(base) == {"chat": False, "tokenise_token_s": DRAWN_TOKEN_S}
     assert longer_ms == pytest.approx(3e-3 * float(drawn.workload.prompt_tokens.mean()), rel=0.05)
-    assert client_facts(launched(base)) == {}
+    assert client_facts(launched(base)) == {"chat": False}
 
 
 def test_the_bench_of_llmservingsim_asks_for_greedy_decoding() -> None:
