@@ -329,7 +329,8 @@ KNOWN = {
     "ep", "tp", "topk", "experts", "gated", "head_dim", "heads", "kv_heads", "hidden", "inter", "window", "skewed",
     "kv_bytes_min", "n", "k", "rows", "context", "multiprocessors",
     # times and rates as the contract or queueing theory names them
-    "speed", "rate", "rate_on", "rate_off", "t_end", "t_sched", "t_start", "offered", "sustainable", "within_slo", "tried", "highest",
+    "speed", "rate", "rate_on", "rate_off", "t_end", "t_sched", "t_start", "offered", "sustainable", "within_slo", "tried",
+    "highest",
 }  # fmt: skip
 
 
