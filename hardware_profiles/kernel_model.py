@@ -679,8 +679,9 @@ class KernelModel(Ops):
             for past in np.unique(prior).tolist():
                 at = prior == past
 
-                def base(sequences: Array, tokens: Array, past: float = past) -> Array:
-                    return sparse_base_s(p, self.peaks, *shape, sequences, tokens, np.full_like(tokens, past))
+                def base(sequences: Array, tokens: Array, past_tokens: float = past) -> Array:
+                    cached = np.full_like(tokens, past_tokens)
+                    return sparse_base_s(p, self.peaks, *shape, sequences, tokens, cached)
 
                 features = sparse_context_shape(layer.heads, past)
                 residual[at] = surface.rising(features, base, np.log2(one[at]), np.log2(new[at]))

@@ -565,19 +565,19 @@ CONVOLUTION_STEP_VALUES, CONVOLUTION_TOKEN_VALUES = 10.0, 2.0
 class SparseKind:
     """What the physics of a whole layer of sparse attention goes by, its projections included.
 
-    fixed, per_head : weights of the layer whatever its heads, and a head. width : values that an entry of the cache has.
-    flops : of a query, an entry and a head. attended : entries that a query attends to at most.
+    fixed_weights, head_weights : weights of the layer whatever its heads, and a head. width : values of an entry of the cache.
+    flops : of a query, an entry and a head. attended_tokens : entries that a query attends to at most.
     entry_tokens : tokens of an entry.
     index_heads, index_width : of the indexer's queries; no heads: all entries are attended to, or an earlier choice.
     """
 
-    fixed: float
-    per_head: float
+    fixed_weights: float
+    head_weights: float
     width: float
     flops: float
-    attended: float
+    attended_tokens: float
     entry_tokens: float = 1.0
-    index_heads: float = 0.0
+    index_heads: int = 0
     index_width: float = 128.0
 
 
@@ -603,7 +603,7 @@ SPARSE_KINDS: Mapping[str, SparseKind] = {
     "csa-DeepSeek-V4-Pro": _compressed(7168, 1536, 4, 1024, 64),
     "hca-DeepSeek-V4-Flash": _compressed(4096, 1024, 128, 2**20, 0),
     "hca-DeepSeek-V4-Pro": _compressed(7168, 1536, 128, 2**20, 0),
-    "msa-MiniMax-M3": SparseKind(6144 * (1024.0 + 512 + 132), 2.0 * 6144 * 128, 1024.0, 512.0, 2048.0, 1.0, 4.0),
+    "msa-MiniMax-M3": SparseKind(6144 * (1024.0 + 512 + 132), 2.0 * 6144 * 128, 1024.0, 512.0, 2048.0, 1.0, 4),
 }
 #: Bytes of a key of an indexer: FP8 and a scale. Heads to which kernels of sparse latent attention pad. kind: datasheet.
 INDEX_KEY_BYTES, SPARSE_PADDED_HEADS = 132.0, 64.0
@@ -626,12 +626,12 @@ def sparse_base_s(
     memory: projections, the indexer over all earlier entries, attention to those that it chose.
     """
     rows, rate = batch * new, peaks.hbm_bytes_per_s
-    weights = kind.fixed + heads * kind.per_head
+    weights = kind.fixed_weights + heads * kind.head_weights
     work = 2.0 * rows * weights / (peaks.rate(gemm_fmt) * p["compute_efficiency"])
     read = weights * WEIGHT_BYTES[gemm_fmt] / (rate * p["memory_efficiency"])
     entries = (past + new) / kind.entry_tokens
     mean = np.maximum((past + 0.5 * (new + 1.0)) / kind.entry_tokens, 1.0)
-    attended = np.minimum(mean, kind.attended)
+    attended = np.minimum(mean, kind.attended_tokens)
     flops = kind.flops * rows * attended * np.maximum(heads, SPARSE_PADDED_HEADS)
     attend = flops / (peaks.rate("bfloat16") * p["attend_efficiency"])
     once = np.minimum(entries, new * attended)  # no entry is read twice by a sequence

@@ -199,19 +199,19 @@ def sparse_decode_shape(heads: float) -> tuple[float, ...]:
     return (math.log2(heads),)
 
 
-def sparse_context_shape(heads: float, past: float) -> tuple[float, ...]:
+def sparse_context_shape(heads: float, past_tokens: float) -> tuple[float, ...]:
     """The same of prompts, and what is cached before them."""
-    return (math.log2(heads), math.log2(past + 128.0))
+    return (math.log2(heads), math.log2(past_tokens + 128.0))
 
 
-def recurrence_shape(key_heads: float, heads: float, kernel: int = 0) -> tuple[float, ...]:
+def recurrence_shape(kv_heads: float, heads: float, kernel: int = 0) -> tuple[float, ...]:
     """Features of a recurrence: key heads, value heads, number of the backend among those of its variant."""
-    return (math.log2(key_heads), math.log2(heads), KERNEL_GAP * kernel)
+    return (math.log2(kv_heads), math.log2(heads), KERNEL_GAP * kernel)
 
 
-def convolution_shape(channels: float, kernel: int = 0) -> tuple[float, ...]:
+def convolution_shape(width: float, kernel: int = 0) -> tuple[float, ...]:
     """Features of a convolution: its channels, number of the backend."""
-    return (math.log2(channels), KERNEL_GAP * kernel)
+    return (math.log2(width), KERNEL_GAP * kernel)
 
 
 def moe_load(tokens: Array, topk: Number, experts: Number) -> Array:

@@ -44,7 +44,7 @@ class Recurrence:
     key_dim: int
     value_dim: int
     state_bytes: float
-    channels: float
+    channels: int
 
     @property
     def widths(self) -> tuple[np.float64, np.float64, np.float64, np.float64, np.float64]:

@@ -31,7 +31,7 @@ def layer_of(block: AttentionBlock, tensor: int) -> Recurrence:
         block.head_dim,
         block.v_head_dim,
         state_bytes_of(block, tensor) - 2.0 * past,
-        past / KEPT_INPUTS,
+        past // KEPT_INPUTS,
     )
 
 

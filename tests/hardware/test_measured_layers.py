@@ -119,7 +119,7 @@ def test_another_delta_rule_does_not_stand_for_one() -> None:
     """A100 has a table of gated delta nets only: Kimi's rule is by physics there, its convolution by the measured channels."""
     kernels = load_kernel_model("a100-sxm-80gb", "sglang")
     plain = Roofline.of_device(load_device("a100-sxm-80gb"), "sglang")
-    rule = Recurrence("kda", 32, 32, 128, 128, KIMI.state_bytes, 0.0)
+    rule = Recurrence("kda", 32, 32, 128, 128, KIMI.state_bytes, 0)
     assert kernels.recurrent_context_s(rule, 4096) == pytest.approx(plain.recurrent_context_s(rule, 4096))
     assert kernels.recurrent_decode_s(KIMI, 8) != pytest.approx(plain.recurrent_decode_s(KIMI, 8))
 
