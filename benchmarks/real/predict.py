@@ -244,7 +244,7 @@ def compare(row: dict[str, Any], requests: pd.DataFrame, folder: Path) -> list[d
         plan = replace(
             plan,
             costs=plan.costs.with_terms(host=HostOverhead(0.0, 0.0)),
-            front=replace(plan.front, before_s=VLLM_FRONT_S, tokenise_token_s=VLLM_TOKEN_S),
+            front=replace(plan.front, before_s=VLLM_FRONT_S, tokenise_token_s=VLLM_TOKEN_S, loop=None),
         )
     prepared = replace(prepared, plan=plan)
     run = run_prepared(prepared, workload=workload_of(row, requests))
