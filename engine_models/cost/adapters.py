@@ -26,7 +26,7 @@ import numpy as np
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.tables import FloatArray, PiecewiseLinear, log_grid
 from engine_models.cost.terms import Shard
-from engine_models.model.architecture import gemm_shapes
+from engine_models.model.architecture import gemm_shapes, moe_shapes
 from engine_models.model.blocks import Architecture
 from engine_models.parts.adapters import AdapterLimits
 from engine_models.parts.batch import Batch
@@ -148,6 +148,24 @@ def modules_of(
             a, b = (a, -(-n // tp)) if splits_inputs else (-(-a // tp), b)
         found.append(Module(n, own.k, own.layers, slices, a, b, gathers=fully_sharded and tp > 1))
     return tuple(found)
+
+
+def expert_values(
+    arch: Architecture,
+    tensor_parallel: int,
+    expert_parallel: int,
+    data_parallel: int,
+    *,
+    matrices: int = 3,
+    fully_sharded: bool = False,
+) -> int:
+    """Values, for each rank, of A and B for all routed experts of one rank, of so many of gate, up and down."""
+    found = 0
+    for moe in moe_shapes(arch, tensor_parallel, expert_parallel, data_parallel):
+        split = moe.tp if fully_sharded else 1
+        number = min(matrices, 3 if moe.gated else 2)
+        found += moe.layers * (moe.experts // moe.ep) * number * (moe.hidden // split + moe.intermediate // moe.tp)
+    return found
 
 
 def adapters_of(
@@ -279,4 +297,4 @@ def summary_note(adapters: Adapters, *, all_there: bool = False) -> str:
     )
 
 
-__all__ = ["MODULES", "Adapters", "WithAdapters", "adapters_of", "modules_of", "summary_note"]
+__all__ = ["MODULES", "Adapters", "WithAdapters", "adapters_of", "expert_values", "modules_of", "summary_note"]

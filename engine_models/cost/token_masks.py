@@ -6,6 +6,8 @@ else the masks are filled before. With n constrained rows
 
     T = max(T_model, fill n) + apply(n)     or     T_model + fill n + apply(n)
 
+An engine that forms a batch while another runs does so in the thread that fills, once the tokens of the batch before are there
+and the masks are filled: its host time of a step grows by `fill n`, and binds where both together take longer than the device.
 A grammar is compiled once, before its first request is scheduled, and kept: that time is left out.
 """
 
@@ -22,8 +24,9 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
 
 FILL_S = 40e-6
-"""Time to fill the mask of a row [s]. Kind: measured, by XGrammar's authors (Dong et al. 2024, arXiv:2411.15100: under 40 us a
-token for JSON grammars on one core); other grammars and hosts differ."""
+"""Time to fill the mask of a row [s]. Kind: assumed, between those that XGrammar's developers state for JSON on CPUs of theirs:
+3 us (arrays of integers) and 19 (pull request 897, 2026-09), 14 (issue 852, 2026-08), 132 to 144 (30 properties; pull request
+913, 2026-09). Bounded strings took milliseconds before its version 0.2.6 (issue 852)."""
 BYTES_PER_LOGIT = 8.125
 """Read and write of a logit in float32 and its bit [bytes]. Kind: by construction."""
 
@@ -32,16 +35,22 @@ BYTES_PER_LOGIT = 8.125
 class TokenMasks:
     """How an engine fills masks.
 
-    overlaps : while the model runs. threads : that fill them once there are more rows than `alone_rows`.
+    overlaps : while the model runs. delays_next : in the thread that then forms the next batch, beside the device.
+    threads : that fill them once there are more rows than `alone_rows`, `share_rows` at a time.
     """
 
     overlaps: bool
+    delays_next: bool = False
     threads: int = 1
     alone_rows: int = 0
+    share_rows: int = 1
 
     def fill_s(self, rows: int) -> float:
-        """Seconds to fill the masks of so many rows."""
-        return FILL_S * rows / (self.threads if rows > self.alone_rows else 1)
+        """Seconds to fill the masks of so many rows: those of the thread that has most."""
+        if rows <= self.alone_rows or self.threads == 1:
+            return FILL_S * rows
+        rounds = (rows - 1) // (self.share_rows * self.threads)
+        return FILL_S * (rounds * self.share_rows + min(self.share_rows, rows - rounds * self.share_rows * self.threads))
 
 
 class WithMasks(StepCost):
@@ -89,16 +98,17 @@ class WithMasks(StepCost):
         return [step_s + fill_s + apply_s for step_s in device_s]
 
     def host_s(self, batch: Batch) -> float:
-        """As of the base."""
-        return self._inner.host_s(batch)
+        """As of the base, with the masks where they are filled in its thread."""
+        host_s = self._inner.host_s(batch)
+        return host_s + self._masks.fill_s(batch.masked_rows) if self._masks.delays_next else host_s
 
 
 def summary_note(masks: TokenMasks) -> str:
     """One line on what is assumed of them."""
     when = "while the model runs" if masks.overlaps else "before the model runs"
     return (
-        f"structured output: the mask of a constrained row takes the host {FILL_S * 1e6:g} us (measured by XGrammar's authors "
-        f"for JSON, 2024; assumed for other grammars and hosts), filled {when}; compilation of grammars is left out"
+        f"structured output: the mask of a constrained row takes the host {FILL_S * 1e6:g} us (assumed: 3 to 144 us are "
+        f"stated for JSON schemas by XGrammar's developers, 2026), filled {when}; compilation of grammars is left out"
     )
 
 

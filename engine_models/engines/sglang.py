@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine_models.cost.adapters import Adapters, adapters_of
+from engine_models.cost.adapters import Adapters, adapters_of, expert_values
 from engine_models.cost.adapters import summary_note as adapters_note
 from engine_models.cost.drafting import Speculation, summary_note
 from engine_models.cost.overheads import Overheads, load_overheads
@@ -279,7 +279,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     overlap = not flags.get("disable_overlap_schedule", False)
     if drafts:
         overlap = overlap and overlaps(drafts, number, SPEC_V2.get(str(flags.get("enable_spec_v2"))))
-    masks = TokenMasks(overlap) if request.structured else None
+    # filled once the model is launched, with and without overlap
+    masks = TokenMasks(True, delays_next=overlap) if request.structured else None
     priority = bool(flags.get("enable_priority_scheduling", False))
     policy = str(flags.get("schedule_policy", "fcfs"))
     caching = not flags.get("disable_radix_cache", False)
@@ -522,6 +523,11 @@ def _adapters(request: PoolRequest) -> Adapters | None:
     """Adapters of a pool, None where it serves none; InputError for what is not modelled."""
     if request.lora is None:
         return None
+    # places for gate, up or down have room for those of all experts too (`lora/mem_pool.py`)
+    targets = set(request.lora.get("target_modules") or ())
+    everything = "all" in targets
+    gate_up, down = everything or bool(targets & {"gate_proj", "up_proj"}), everything or "down_proj" in targets
+    own = request.arch, request.tensor_parallel, request.expert_parallel, request.data_parallel
     return adapters_of(
         request.lora,
         request.arch,
@@ -530,6 +536,7 @@ def _adapters(request: PoolRequest) -> Adapters | None:
         on_device=LORA_PLACES,
         pads_rank=False,
         counts_model=True,
+        other_values=expert_values(*own, matrices=2 * gate_up + down),
     )
 
 

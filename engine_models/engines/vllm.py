@@ -11,13 +11,13 @@ against recordings of the real scheduler (`capacity-plan validate schedules`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
 from engine_models.cost import flash_attention2
-from engine_models.cost.adapters import Adapters, adapters_of
+from engine_models.cost.adapters import Adapters, adapters_of, expert_values, modules_of
 from engine_models.cost.adapters import summary_note as adapters_note
 from engine_models.cost.drafting import ON_DEVICE, chains_only, summary_note
 from engine_models.cost.overheads import Overheads, load_overheads
@@ -447,14 +447,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         block_bytes += drafts.kv_bytes_per_token() * block_tokens
         notes += [summary_note(drafts), *drafts.notes]
         warnings += _unread_settings(flags.get("speculative_config") or {})
-    masks = TokenMasks(version.masks_overlap, *MASK_THREADS) if request.structured else None
-    if masks is not None:
-        notes.append(masks_note(masks))
     adapters = _adapters(request, windows, first=first)
     if adapters is not None:
         notes.append(adapters_note(adapters))
     lora_bytes = adapters.memory_bytes if adapters is not None else 0
-    memory = _memory(request, version, tokens, rows, block_bytes, len(sizes), lora_bytes)
+    # with adapters a graph of each size that computes them is captured beside the one that does not
+    graph_count = len(sizes) * (2 if adapters is not None else 1)
+    memory = _memory(request, version, tokens, rows, block_bytes, graph_count, lora_bytes)
     tiers = tier_plan(
         request,
         block_bytes,
@@ -544,8 +543,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         switches=window_switches(version),
         tiers=tiers,
         role=request.role,
-        adapters=adapters.limits if adapters is not None else NO_ADAPTERS if masks is not None else None,
+        adapters=adapters.limits if adapters is not None else NO_ADAPTERS if request.structured else None,
     )
+    beside = version.masks_overlap and rules.in_flight > 1
+    masks = TokenMasks(version.masks_overlap, beside, *MASK_THREADS) if request.structured else None
+    if masks is not None:
+        notes.append(masks_note(masks))
     whole = first and not chunked
     longest = vllm_v0.longest_blocks(rank.blocks) if first else rank.blocks
     return EnginePlan(
@@ -622,15 +625,33 @@ HARMONY = "gpt_oss"
 """Models whose chats are no templates: their prompts are made by a library (vLLM's `harmony_utils.py`)."""
 
 
-MASK_THREADS = (8, 128)
-"""Threads that fill masks, once there are more rows than so many (datasheet: vLLM `v1/structured_output/__init__.py`, 2025; on a
-host of at least 16 cores, assumed)."""
-
-
+MASK_THREADS = (8, 128, 16)
+"""Threads that fill masks, once there are more rows than so many, and rows that one takes at a time (datasheet: vLLM 0.33.0
+`v1/structured_output/__init__.py`; on a host of at least 16 cores, assumed)."""
 LORA_PLACES, LORA_RANK = 1, 16
-"""`max_loras` and `max_lora_rank` (datasheet: vLLM `config/lora.py`, 2025)."""
+"""`max_loras` and `max_lora_rank` (datasheet: vLLM 0.33.0 `config/lora.py`)."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that `max_lora_rank` may have (datasheet: as above)."""
+LORA_VOCABULARY = {
+    *("cohere", "cohere2", "ernie4_5", "exaone", "exaone4", "granite", "granitemoe", "llama", "minicpm", "mixtral"),
+    *("nemotron", "phi3", "phimoe", "qwen3", "qwen3_moe", "solar"),
+}
+"""Model types whose places have room for the embedding and the LM head (datasheet: vLLM 0.33.0, `embedding_modules` of
+`model_executor/models`)."""
+FUSED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+"""Layers that are one: places have room for all of it where adapters change a part (datasheet: vLLM 0.33.0 `lora/utils.py`)."""
+
+
+def _other_lora_values(request: PoolRequest, targets: Sequence[str] | None, *, sharded: bool) -> int:
+    """Values, for each rank, that a place has room for besides what adapters have: experts, embedding and LM head unless
+    `targets` name the layers (the LM head's are not split over ranks), the rest of fused layers where they do."""
+    arch, tp = request.arch, request.tensor_parallel
+    if targets is None or "all" in targets:
+        experts = expert_values(arch, tp, request.expert_parallel, request.data_parallel, fully_sharded=sharded)
+        return experts + 2 * (arch.vocab + arch.hidden) * (arch.model_type in LORA_VOCABULARY)
+    wide = [name for fused in FUSED if not set(fused).isdisjoint(targets) for name in fused]
+    there, own = (sum(m.values for m in modules_of(arch, tp, names, fully_sharded=sharded)) for names in (wide, targets))
+    return there - own
 
 
 def _adapters(request: PoolRequest, windows: tuple[int | None, ...], *, first: bool) -> Adapters | None:
@@ -656,6 +677,7 @@ def _adapters(request: PoolRequest, windows: tuple[int | None, ...], *, first: b
             mend=f"one of {', '.join(map(str, LORA_RANKS))}",
         )
     places = int(settings.get("max_loras", LORA_PLACES))
+    sharded = bool(settings.get("fully_sharded_loras"))
     return adapters_of(
         settings,
         arch,
@@ -665,8 +687,7 @@ def _adapters(request: PoolRequest, windows: tuple[int | None, ...], *, first: b
         on_host=places,
         rank_limit=LORA_RANK,
         pads_rank=True,
-        # of the embedding and the LM head, which adapters may change too
-        other_values=arch.vocab + 2 * arch.hidden + -(-arch.vocab // tp),
+        other_values=_other_lora_values(request, settings.get("target_modules"), sharded=sharded),
     )
 
 

@@ -17,7 +17,8 @@ class AdapterLimits:
 
     on_device : that the device holds, and that a batch may name.
     on_host : that the host's memory holds besides, None for all.
-    counts_model : whether requests that name none take a place among those of a batch.
+    counts_model : whether requests that name none take a place among those of a batch; it goes to an adapter only where a batch
+        names as many as there are places.
     """
 
     on_device: int
@@ -56,7 +57,8 @@ class AdapterSlots:
             if adapter not in self._device:
                 copied += 1
                 self._device[adapter] = None
-        while len(self._device) > self.limits.on_device:
+        places = max(len(wanted), self.limits.on_device - self.limits.counts_model)
+        while len(self._device) > places:
             self._device.popitem(last=False)
         return copied, read
 

@@ -141,7 +141,8 @@ def test_memory_of_the_places_comes_off_the_cache_and_a_step_costs_what_it_reads
     plain, eight = pool(), pool(lora={"max_loras": 8})
     per_place = 2 * 16 * (sum(m.values for m in modules_of(LLAMA, 1)) + 2 * (LLAMA.vocab + LLAMA.hidden))
     assert eight.plan.memory.bytes_of("lora") == 8 * per_place
-    assert plain.plan.memory.kv_bytes - eight.plan.memory.kv_bytes == 8 * per_place
+    graphs = plain.plan.memory.bytes_of("graph")  # of steps that name adapters, beside those of steps that name none
+    assert plain.plan.memory.kv_bytes - eight.plan.memory.kv_bytes == 8 * per_place + graphs
     cost = eight.times()
     batch = Batch(0, 8, 8, 4000, tokens=8)
     (none_s, _) = cost.step_s([batch])
@@ -157,6 +158,35 @@ def test_memory_of_the_places_comes_off_the_cache_and_a_step_costs_what_it_reads
     assert all_s - one_s == pytest.approx(7 * size / 3.35e12, rel=0.25)  # at the memory's rate
     assert copied_s - all_s == pytest.approx(size / adapters.link_bytes_per_s)
     assert read_s - copied_s == pytest.approx(size / adapters.disk_bytes_per_s)
+
+
+def test_places_have_room_for_what_the_adapters_of_an_engine_could_change() -> None:
+    def values(model: str = "llama-3.1-8b", engine: str = "vllm", tensor_parallel: int = 1, **lora: Any) -> float:
+        deployment = {"engine": engine, "hardware": "h100-sxm-80gb", "tensor_parallel": tensor_parallel, "lora": lora}
+        plan = prepare(load_scenario({"model": model, "deployment": deployment, "workload": LOAD})).plan
+        assert plan.costs.adapters is not None
+        return plan.memory.bytes_of("lora") / (2 * 16 * plan.costs.adapters.limits.on_device)
+
+    def own(arch: Any, *targets: str, tp: int = 1) -> int:
+        return sum(module.values for module in modules_of(arch, tp, targets or None))
+
+    # the LM head of a place is whole on every rank
+    assert values(tensor_parallel=2) == own(LLAMA, tp=2) + 2 * (LLAMA.vocab + LLAMA.hidden)
+    # a part of a fused layer takes the place of all, and no more than what is named
+    assert values(target_modules=["q_proj"]) == own(LLAMA, "q_proj", "k_proj", "v_proj")
+    # experts have places though adapters here have none of them
+    moe = load_architecture("qwen3-30b-a3b")
+    experts = 48 * 128 * 3 * (2048 + 768)
+    assert values("qwen3-30b-a3b") == own(moe) + 2 * (moe.vocab + moe.hidden) + experts
+    assert values("qwen3-30b-a3b", target_modules=["q_proj", "o_proj"]) == own(moe, "q_proj", "k_proj", "v_proj", "o_proj")
+    assert values("qwen3-30b-a3b", "sglang") == own(moe)
+    assert values("qwen3-30b-a3b", "sglang", target_modules=["o_proj", "down_proj"]) == own(moe, "o_proj") + experts / 3
+
+
+def test_requests_without_an_adapter_keep_their_place() -> None:
+    slots = AdapterSlots(AdapterLimits(3, counts_model=True))
+    assert [slots.use([adapter])[0] for adapter in (1, 2, 1, 3, 2)] == [1, 1, 0, 1, 1]  # two adapters beside the model
+    assert slots.use([1, 2, 3]) == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -38,13 +38,27 @@ def test_masks_are_hidden_behind_the_model_where_the_engine_overlaps_them() -> N
     hidden = step_s(8, 8) - step_s(0, 8)
     assert 0 < hidden < 20e-6  # what is applied on the device
     assert step_s(200, 256) - step_s(0, 256) < 0.5e-3  # eight threads
-    for pool in ({"engine": "vllm@0.11.0"}, {"engine": "sglang", "engine_args": {"disable_overlap_schedule": True}}):
-        shown = step_s(8, 8, **pool) - step_s(0, 8, **pool)
-        assert shown == pytest.approx(8 * FILL_S, rel=0.1)
+    shown = step_s(8, 8, engine="vllm@0.11.0") - step_s(0, 8, engine="vllm@0.11.0")
+    assert shown == pytest.approx(8 * FILL_S, rel=0.1)
+    serial = {"engine": "sglang", "engine_args": {"disable_overlap_schedule": True}}
+    assert step_s(8, 8, **serial) - step_s(0, 8, **serial) < 20e-6  # filled once the model is launched
     # more rows than the model's time hides
     exposed = step_s(300, 256, engine="sglang")
     assert exposed >= 300 * FILL_S > step_s(0, 256, engine="sglang")
-    assert TokenMasks(True, 8, 128).fill_s(256) == pytest.approx(32 * FILL_S)
+    eight = TokenMasks(True, threads=8, alone_rows=128, share_rows=16)
+    # a thread takes sixteen rows at a time: nine shares are two rounds
+    assert [round(eight.fill_s(rows) / FILL_S) for rows in (128, 129, 140, 200, 256, 257)] == [128, 17, 28, 32, 32, 33]
+
+
+def test_masks_delay_the_batch_that_is_formed_while_the_model_runs() -> None:
+    batch = Batch(0, 50, 50, 2500, tokens=50)
+    serial = {"engine": "vllm", "engine_args": {"async_scheduling": False}}
+    for pool, delay_s in (({"engine": "vllm"}, 50 * FILL_S), ({"engine": "sglang"}, 50 * FILL_S), (serial, 0.0)):
+        times = prepare(scenario({**LOAD, "structured_output": 1.0}, **pool)).times()
+        batch.masked_rows = 0
+        free_s = times.host_s(batch)
+        batch.masked_rows = 50
+        assert times.host_s(batch) - free_s == pytest.approx(delay_s)
 
 
 @pytest.mark.parametrize("engine", ["vllm@0.11.0", "sglang"])
