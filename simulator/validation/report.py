@@ -122,7 +122,8 @@ def fidelity(
         "of the signed error (predicted above measured is positive), the share of values inside the stated 90 % interval, "
         "and in brackets the number of values. Runs of low trust and runs that the suite marks unverified are left out.",
         "",
-        f"What is fitted to end-to-end runs: {fitted}. What was chosen by looking at such runs: {chosen}. The widths of the "
+        f"What is fitted to end-to-end runs: {fitted}. What was chosen by looking at such runs: {chosen}; and which versions of "
+        "kernel tables are fitted (`LATEST_FITTED` in `hardware_profiles/kernel_fit.py`). The widths of the "
         "intervals come from these runs and the published measurements below. Everything else is kernel measurements and "
         "physics. How: [accuracy](background/accuracy.md).",
         "",

@@ -101,5 +101,6 @@ SGLANG = Published(
     fitted="what a closed loop of InferenceX waits longer at its start (in these replays alone) on runs of DeepSeek-R1",
     chosen="the front end and the launch times of prefills (single published runs of DeepSeek-V3 and R1), the host time of a "
     "step without overlap (an earlier fit, now assumed), and that the small kernels of latent attention and shared "
-    "experts are priced for this engine and not for the others (published runs on B200)",
+    "experts are priced for this engine and not for the others (published runs on B200), the handshake of its prefill and "
+    "decode servers (one published run), and the host time of a draft (eleven published rates)",
 )

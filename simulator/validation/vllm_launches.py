@@ -202,5 +202,6 @@ VLLM = Published(
     "uncaptured prefills (taken over from another engine, since measured TTFTs imply it), the time of a hand-over "
     "between servers (one published run), independent choice of experts and the time of another kernel than the tables' "
     "own for FP8 experts on Hopper (runs of Llama-4-Scout), the launch floor of Marlin's experts (gpt-oss-120b of "
-    "InferenceX)",
+    "InferenceX), how quick a host's cores are beside the one that the front end was timed on (one published batch of 1,000 "
+    "requests)",
 )
