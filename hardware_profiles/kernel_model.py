@@ -219,7 +219,7 @@ class KernelModel(Ops):
             measured = served_features(surface.features, names)
             name = names[likely_kernel(key.partition("/")[0], measured, shape)]
             self._backends[key, shape] = name
-        if named is not None and named in kernels and _backend_words(named) != _backend_words(name):
+        if named is not None and named in kernels and _backend_kind(named) != _backend_kind(name):
             name = named
         return (*shape[:-1], KERNEL_GAP * names.index(name)), name
 
@@ -836,9 +836,10 @@ class KernelModel(Ops):
         return np.where(size > 0, streaming_base_s(p, self.peaks.hbm_bytes_per_s, size), 0.0)
 
 
-def _backend_words(name: str) -> tuple[str, ...]:
-    """Kinds of kernel in a backend's name."""
-    return tuple(word for word in ("trtllm", "cutlass", "triton", "marlin", "deepgemm") if f"_{word}_" in f"_{name}_")
+def _backend_kind(name: str) -> tuple[tuple[str, ...], str]:
+    """The kinds of kernel in a backend's name, the name itself where there are none, and why its rows were set aside."""
+    words = tuple(word for word in ("trtllm", "cutlass", "triton", "marlin", "deepgemm") if f"_{word}_" in f"_{name}_")
+    return words or (name,), next((end for end in SET_ASIDE.values() if name.endswith(end)), "")
 
 
 def curve_s(curve: Mapping[str, Any], size: Array) -> Array:
