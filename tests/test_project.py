@@ -128,18 +128,27 @@ CODE = re.compile(r"^```(bash|python)$|^<!-- output", re.M)
 
 
 SLOW_PAGES = {
+    "docs/how-to/agents.md",
     "docs/how-to/budget.md",
     "docs/how-to/chat-for-users.md",
     "docs/how-to/choose-a-router.md",
+    "docs/how-to/classes-and-priorities.md",
     "docs/how-to/data-parallel-attention.md",
+    "docs/how-to/disaggregate.md",
     "docs/how-to/highest-rate.md",
+    "docs/how-to/kv-offload.md",
+    "docs/how-to/lora-adapters.md",
     "docs/how-to/mac-for-a-team.md",
+    "docs/how-to/mixed-fleet.md",
     "docs/how-to/nightly-batch.md",
+    "docs/how-to/own-model.md",
+    "docs/how-to/replay-a-trace.md",
     "docs/how-to/reproduce-a-run.md",
     "docs/how-to/scale-with-the-load.md",
     "docs/how-to/size-a-fleet.md",
     "docs/how-to/speculative-decoding.md",
     "docs/how-to/survive-failures.md",
+    "docs/how-to/warm-caches.md",
     "docs/tutorial/first-plan.md",
 }
 """Pages whose code takes several seconds; quickly tested are their scenarios, commands and options."""

@@ -80,7 +80,7 @@ def test_jumping_equals_stepping_bit_for_bit(case: Case) -> None:
     assert jumped.hit_tokens == stepped.hit_tokens
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(windowed_cases())
 def test_sliding_windows_jumped_equal_stepping_bit_for_bit(case: Case) -> None:
     jumped, stepped = run(case), run(case, aggregate=False)
@@ -129,7 +129,7 @@ def test_drafts_jumped_equal_stepping_bit_for_bit(
     assert jumped.accepted_drafts == stepped.accepted_drafts
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(cases(), st.integers(2, 4))
 def test_pipelines_jumped_equal_stepping_bit_for_bit(case: Case, stages: int) -> None:
     engine = plan(case.blocks, stages, caching=case.caching, pipelined=True, **dict(case.knobs))
