@@ -183,7 +183,7 @@ def test_products_timed_eagerly_are_not_fitted() -> None:
         ("recurrence_decode", "H100-SXM", "vllm", "gdn", 1.5),
         ("recurrence_context", "H100-SXM", "vllm", "gdn", 5.0),
         pytest.param("recurrence_decode", "B300-SXM", "sglang", "kda", 10.0, marks=pytest.mark.slow),
-        pytest.param("convolution_context", "B200-SXM", "trtllm", "mamba2", 12.0, marks=pytest.mark.slow),
+        pytest.param("convolution_context", "B200-SXM", "vllm", "gdn", 3.0, marks=pytest.mark.slow),
         pytest.param("sparse_decode", "H200-SXM", "vllm", "dsa-DeepSeek-V3.2", 3.0, marks=pytest.mark.slow),
         pytest.param("sparse_decode", "B200-SXM", "vllm", "msa-MiniMax-M3", 11.0, marks=pytest.mark.slow),
         pytest.param("sparse_context", "GB200", "vllm", "dsa-GLM-5", 11.0, marks=pytest.mark.slow),
