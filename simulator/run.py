@@ -567,8 +567,8 @@ def _assemble(
             {
                 "kind": count.kind,
                 "hit_rate": count.hit_tokens / raw.queried_tokens if raw.queried_tokens else 0.0,
-                "read_bytes": count.read_bytes,
-                "written_bytes": count.written_bytes,
+                "read_bytes": round(count.read_bytes),
+                "written_bytes": round(count.written_bytes),
             }
             for count in raw.tiers
         ]
