@@ -22,6 +22,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from engine_models.memory.lifetime_pages import LifetimePages
 from engine_models.memory.radix import Content, content_of
@@ -89,6 +90,7 @@ class _Row:
         self.dropped = False  # its client went while a step was in flight
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class WholeLifetimeScheduler(Scheduler):
     """Waiting and running requests of one rank, and the rule that forms the next step. Its executor is synchronous.
 

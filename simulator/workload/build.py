@@ -28,6 +28,7 @@ from simulator.workload.adapters import assign
 from simulator.workload.columns import (
     NO_PREDECESSOR,
     Content,
+    FloatArray,
     IntArray,
     More,
     RequestClass,
@@ -403,16 +404,34 @@ def _replayed(rows: Rows, load: Load, end_s: float, prefix: str, named: bool) ->
                 f"{broken} turns are too short to contain their conversation's history; "
                 "what does not fit is not shared"
             )
+    return _as_recorded(rows, end_s, warnings, arrival, predecessor, gap, not_before, session, turn, content)
+
+
+def _as_recorded(
+    rows: Rows,
+    end_s: float,
+    warnings: list[str],
+    arrival_s: FloatArray,
+    predecessor: IntArray,
+    gap_s: FloatArray,
+    not_before_s: FloatArray,
+    session: IntArray,
+    turn: IntArray,
+    content: Content | None,
+    edges: IntArray | None = None,
+) -> Requests:
+    """The rows of a trace as requests, when each comes as was found."""
+    n = len(rows)
     kinds, kind_of_row = _kinds(rows)
     part = Part(
         rows.arrival_s,
-        arrival,
+        arrival_s,
         rows.prompt_tokens,
         rows.output_tokens,
         same_int(0, n) if rows.max_output_tokens is None else rows.max_output_tokens,
         predecessor,
-        gap,
-        not_before,
+        gap_s,
+        not_before_s,
         session,
         turn,
         kind_of_row,
@@ -420,6 +439,7 @@ def _replayed(rows: Rows, load: Load, end_s: float, prefix: str, named: bool) ->
         content,
         rows.request_ids,
         rows.adapter,
+        edges,
     )
     return Requests([part], kinds, n, end_s, rows.source, warnings)
 
@@ -460,27 +480,8 @@ def _linked(rows: Rows, load: Load, end_s: float, content: Content | None) -> Re
     turn[order] = place - opening
     if content is None and (turn > 0).any():
         warnings.append("the trace names no contents (hash_ids): the prompts of its sessions share nothing")
-    kinds, kind_of_row = _kinds(rows)
-    limits = same_int(0, n) if rows.max_output_tokens is None else rows.max_output_tokens
-    part = Part(
-        rows.arrival_s,
-        arrival,
-        rows.prompt_tokens,
-        rows.output_tokens,
-        limits,
-        predecessor,
-        gap,
-        not_before,
-        session,
-        turn,
-        kind_of_row,
-        same_float(0.0, n),
-        content,
-        rows.request_ids,
-        rows.adapter,
-        edges[~first],
-    )
-    return Requests([part], kinds, n, end_s, rows.source, warnings)
+    joins = edges[~first]
+    return _as_recorded(rows, end_s, warnings, arrival, predecessor, gap, not_before, session, turn, content, joins)
 
 
 def _kinds(rows: Rows) -> tuple[tuple[RequestClass, ...], IntArray]:

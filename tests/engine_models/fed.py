@@ -6,6 +6,8 @@ import heapq
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Series
 
+from engine_models.parts.batch import Batch
+from engine_models.parts.protocols import Scheduler, StepCost
 from engine_models.parts.sequence import Sequence
 from simulator.serving.replica import Replica
 
@@ -46,6 +48,31 @@ def feed(
                 submit(seqs[index], at_s)
         else:
             replica.advance(min(event_s + pace_s, due[0][0] if due else float("inf")), stop_after_finish=True)
+
+
+class Served:
+    """What became of requests, given as (arrival [s], prompt tokens, output tokens), under a scheduler.
+
+    `ends` [s] by index, `tokens` the numbers of the batches that gave tokens, `batches` and the `log`.
+    """
+
+    def __init__(self, scheduler: Scheduler, asked: Iterable[tuple[float, int, int]], clock: StepCost) -> None:
+        self.scheduler = scheduler
+        self.batches: list[Batch] = []
+        self.ends: dict[int, float] = {}
+        self.seqs = [Sequence(index, prompt, output, at) for index, (at, prompt, output) in enumerate(asked)]
+        replica = Replica([scheduler], clock, on_finish=self._ended, on_batch=self.batches.append)
+        feed(replica, self.seqs, 0.5)
+        scheduler.close()
+        self.tokens = token_steps(self.seqs)
+        self.log = replica.ranks[0].log
+
+    def _ended(self, seq: Sequence, now_s: float) -> None:
+        self.ends[seq.index] = now_s
+
+    def rows(self) -> list[list[tuple[int, int, int]]]:
+        """Of each step, the rows by index: new tokens and those before."""
+        return [[(seq.index, new, before) for seq, new, before in batch.rows or ()] for batch in self.batches]
 
 
 def token_steps(seqs: Iterable[Sequence]) -> list[list[int]]:

@@ -5,38 +5,20 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.soft_budget import SoftBudgetRules, SoftBudgetScheduler
-from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
-from tests.engine_models.fed import feed, token_steps
+from tests.engine_models.fed import Served
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 Asked = tuple[float, int, int]
 """Arrival [s], prompt and output tokens."""
 
 
-class Served:
-    """What became of requests: ends [s], the numbers of the batches that gave tokens, and the batches."""
-
-    def __init__(self, rows: int, asked: list[Asked], *, aggregate: bool = False, record: bool = False) -> None:
-        self.scheduler = SoftBudgetScheduler(SoftBudgetRules(rows, 256), aggregate=aggregate, record_rows=record)
-        self.batches: list[Batch] = []
-        self.ends: dict[int, float] = {}
-        self.seqs = [Sequence(index, prompt, output, at) for index, (at, prompt, output) in enumerate(asked)]
-        replica = Replica([self.scheduler], RecordedClock(CLOCK), on_finish=self._ended, on_batch=self.batches.append)
-        feed(replica, self.seqs, 0.5)
-        self.scheduler.close()
-        self.tokens = token_steps(self.seqs)
-        self.log = replica.ranks[0].log
-
-    def _ended(self, seq: Sequence, now_s: float) -> None:
-        self.ends[seq.index] = now_s
-
-    def rows(self) -> list[list[tuple[int, int, int]]]:
-        """Of each step, the rows by index: new tokens and those before."""
-        return [[(seq.index, new, before) for seq, new, before in batch.rows or ()] for batch in self.batches]
+def served(rows: int, asked: list[Asked], *, aggregate: bool = False, record: bool = False) -> Served:
+    """What becomes of requests within a budget of 256 tokens."""
+    scheduler = SoftBudgetScheduler(SoftBudgetRules(rows, 256), aggregate=aggregate, record_rows=record)
+    return Served(scheduler, asked, RecordedClock(CLOCK))
 
 
 loads = st.lists(st.tuples(st.sampled_from([0.0, 0.01, 0.3]), st.integers(1, 400), st.integers(1, 90)), min_size=1, max_size=25)
@@ -49,7 +31,7 @@ def test_runs_equal_steps(rows: int, load: list[tuple[float, int, int]]) -> None
     for gap_s, prompt, output in load:
         at_s += gap_s
         asked.append((at_s, prompt, output))
-    jumped, stepped = (Served(rows, asked, aggregate=aggregate) for aggregate in (True, False))
+    jumped, stepped = (served(rows, asked, aggregate=aggregate) for aggregate in (True, False))
     assert jumped.tokens == stepped.tokens
     assert [len(tokens) for tokens in jumped.tokens] == [output for _, _, output in asked]
     assert jumped.ends == stepped.ends
@@ -62,7 +44,7 @@ def test_runs_equal_steps(rows: int, load: list[tuple[float, int, int]]) -> None
 def test_a_timeline_of_the_budget() -> None:
     """query_state_table.cc:50-103: in order of arrival, the limit of 256 is looked at behind each: 100 + 100 + 100 go, the
     fourth waits."""
-    found = Served(6, [(0.0, 100, 2)] * 4, record=True)
+    found = served(6, [(0.0, 100, 2)] * 4, record=True)
     assert found.rows() == [
         [(0, 100, 0), (1, 100, 0), (2, 100, 0)],
         [(0, 1, 100), (1, 1, 100), (2, 1, 100), (3, 100, 0)],
@@ -73,7 +55,7 @@ def test_a_timeline_of_the_budget() -> None:
 def test_a_timeline_of_a_long_prompt() -> None:
     """The same lines: 900 tokens are taken whole, since they are counted behind; who came before decodes beside, who came after
     waits."""
-    found = Served(6, [(0.0, 20, 3), (0.001, 900, 2), (0.002, 30, 2)], record=True)
+    found = served(6, [(0.0, 20, 3), (0.001, 900, 2), (0.002, 30, 2)], record=True)
     assert found.rows() == [
         [(0, 20, 0)],
         [(0, 1, 20), (1, 900, 0)],
@@ -84,7 +66,7 @@ def test_a_timeline_of_a_long_prompt() -> None:
 
 def test_a_timeline_of_caches() -> None:
     """inference_worker.cc:131-152: as many caches as queries; here a third waits for one (for a thread of the HTTP server)."""
-    found = Served(2, [(0.0, 10, 2), (0.0, 10, 4), (0.0, 10, 1)], record=True)
+    found = served(2, [(0.0, 10, 2), (0.0, 10, 4), (0.0, 10, 1)], record=True)
     assert [[index for index, _, _ in rows] for rows in found.rows()] == [[0, 1], [0, 1], [1, 2], [1]]
 
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.continuous import ContinuousScheduler
 from engine_models.schedulers.whole_prefills import WholePrefillRules, WholePrefillScheduler
@@ -16,38 +15,20 @@ from hardware_profiles.errors import InputError
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
 from simulator.prepared import Prepared
-from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
-from tests.engine_models.fed import feed, token_steps
+from tests.engine_models.fed import Served
 
 CLOCK = {"a": 0.008, "b": 2.5e-5, "c": 1e-4, "d": 2e-8}
 Asked = tuple[float, int, int]
 """Arrival [s], prompt and output tokens."""
 
 
-class Served:
-    """What became of requests: ends [s], the numbers of the batches that gave tokens, and the batches."""
-
-    def __init__(self, knobs: tuple[int, int, int], asked: list[Asked], *, aggregate: bool = False, record: bool = False) -> None:
-        tokens, rows, blocks = knobs
-        self.scheduler = WholePrefillScheduler(
-            WholePrefillRules(tokens, rows), blocks, 16, aggregate=aggregate, record_rows=record
-        )
-        self.batches: list[Batch] = []
-        self.ends: dict[int, float] = {}
-        self.seqs = [Sequence(index, prompt, output, at) for index, (at, prompt, output) in enumerate(asked)]
-        replica = Replica([self.scheduler], RecordedClock(CLOCK), on_finish=self._ended, on_batch=self.batches.append)
-        feed(replica, self.seqs, 0.5)
-        self.scheduler.close()
-        self.tokens = token_steps(self.seqs)
-        self.log = replica.ranks[0].log
-
-    def _ended(self, seq: Sequence, now_s: float) -> None:
-        self.ends[seq.index] = now_s
-
-    def rows(self) -> list[list[tuple[int, int, int]]]:
-        """Of each step, the rows by index: new tokens and those before."""
-        return [[(seq.index, new, before) for seq, new, before in batch.rows or ()] for batch in self.batches]
+def served(knobs: tuple[int, int, int], asked: list[Asked], *, aggregate: bool = False, record: bool = False) -> Served:
+    """What becomes of requests under so many tokens and rows a step, and blocks."""
+    tokens, rows, blocks = knobs
+    rules = WholePrefillRules(tokens, rows)
+    scheduler = WholePrefillScheduler(rules, blocks, 16, aggregate=aggregate, record_rows=record)
+    return Served(scheduler, asked, RecordedClock(CLOCK))
 
 
 loads = st.lists(st.tuples(st.sampled_from([0.0, 0.01, 0.3]), st.integers(1, 200), st.integers(1, 90)), min_size=1, max_size=25)
@@ -60,7 +41,7 @@ def test_runs_equal_steps(knobs: tuple[int, int, int], load: list[tuple[float, i
     for gap_s, prompt, output in load:
         at_s += gap_s
         asked.append((at_s, prompt, output))
-    jumped, stepped = (Served(knobs, asked, aggregate=aggregate) for aggregate in (True, False))
+    jumped, stepped = (served(knobs, asked, aggregate=aggregate) for aggregate in (True, False))
     assert jumped.tokens == stepped.tokens
     assert [len(tokens) for tokens in jumped.tokens] == [output for _, _, output in asked]
     assert jumped.ends == stepped.ends
@@ -73,21 +54,21 @@ def test_runs_equal_steps(knobs: tuple[int, int, int], load: list[tuple[float, i
 def test_a_timeline_of_prompts_before_decodes() -> None:
     """scheduler.py, `_schedule_default`: nobody decodes in a step that begins prompts, and a prompt is begun as soon as it is
     there."""
-    found = Served((512, 8, 100), [(0.0, 100, 3), (0.001, 50, 2)], record=True)
+    found = served((512, 8, 100), [(0.0, 100, 3), (0.001, 50, 2)], record=True)
     assert found.rows() == [[(0, 100, 0)], [(1, 50, 0)], [(0, 1, 100), (1, 1, 50)], [(0, 1, 101)]]
 
 
 def test_a_timeline_of_the_budget() -> None:
     """scheduler.py, `_schedule_prefills`: two prompts of 100 tokens go within 256, the third waits for the next step; three rows
     are let in."""
-    found = Served((256, 3, 100), [(0.0, 100, 2)] * 4, record=True)
+    found = served((256, 3, 100), [(0.0, 100, 2)] * 4, record=True)
     assert [[index for index, _, _ in rows] for rows in found.rows()] == [[0, 1], [2], [0, 1, 2], [3], [3]]
 
 
 def test_a_timeline_of_preemption() -> None:
     """scheduler.py, `_schedule_running`: a row without need of a block asks for a free one too; the last row gives way and
     computes its prompt and its answer as one prompt, before the others decode again."""
-    found = Served((256, 8, 10), [(0.0, 64, 4), (0.0, 64, 4)], record=True)
+    found = served((256, 8, 10), [(0.0, 64, 4), (0.0, 64, 4)], record=True)
     assert found.rows() == [
         [(0, 64, 0), (1, 64, 0)],
         [(0, 1, 64), (1, 1, 64)],
