@@ -76,7 +76,7 @@ def simulate(
     from simulator.cli.errors import InterruptedRun, placed
     from simulator.cli.interrupt import interruptible, terminable
     from simulator.config.load import load_scenario
-    from simulator.io.rundir import check_place, run_directory, write_file, write_run
+    from simulator.io.rundir import check_new, check_place, run_directory, write_file, write_run
     from simulator.io.text import dense_json, json_text
     from simulator.prepare import prepare
     from simulator.run import STREAM_ABOVE, run_prepared
@@ -87,6 +87,8 @@ def simulate(
     with placed(scenario, set_ or []):
         prepared = prepare(loaded)
     check_place(output)
+    if save_cache is not None:
+        check_new(save_cache)
     if headroom:
         from simulator.planning.headroom import check_scalable
 

@@ -67,14 +67,14 @@ def run(
     as_json: bool,
 ) -> None:
     """Fit, print, write."""
-    from hardware_profiles.errors import InputError
     from simulator.calibration.deployment import Deployment
     from simulator.calibration.results import calibrate_results, calibrate_whole_steps
     from simulator.cli.progress import progress, progress_done
+    from simulator.io.rundir import check_new
     from simulator.io.text import json_text
 
-    if output is not None and output.exists():
-        raise InputError("the file is there already", where=str(output), mend="name another, or remove it first")
+    if output is not None:
+        check_new(output)
     deployment = Deployment(scenario, tuple(overrides))
     if whole_steps:
         outcome = calibrate_whole_steps(files, deployment)

@@ -15,7 +15,7 @@ from hardware_profiles.errors import InputError
 from hardware_profiles.kernels import operations_of
 from simulator.cli.layout import table
 from simulator.cli.progress import progress, progress_done
-from simulator.io.rundir import write_file
+from simulator.io.rundir import check_new, write_file
 
 
 def device_command(like: str, output: Path, most_s: float, as_json: bool) -> None:
@@ -23,8 +23,7 @@ def device_command(like: str, output: Path, most_s: float, as_json: bool) -> Non
     profile = load_device(like)
     timed = output.with_suffix(".kernels.jsonl")
     for path in (output, timed):
-        if path.exists():
-            raise InputError("the file is there already", where=str(path), mend="name another --output, or remove it first")
+        check_new(path)
     if output.suffix not in (".yaml", ".yml"):
         raise InputError("a device file ends in .yaml", where="--output", mend=f"such as {output.stem}.yaml")
     torch = load_torch()

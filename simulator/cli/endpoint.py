@@ -62,13 +62,13 @@ def calibrate_command(
 ) -> None:
     """Drive the server, fit, write the calibration, print the table."""
     from simulator.endpoint.calibrate import Options, calibrate, check_scenario, experiment
+    from simulator.io.rundir import check_new
 
     target = _target(url, model, api, key_variable, timeout_s)
     loaded = _prepared(scenario, overrides)
     with placed(scenario, overrides):
         prepared = check_scenario(loaded)
-    if output.exists():
-        raise InputError("the file is there already", where=str(output), mend="name another --output, or remove it first")
+    check_new(output)
     path = measurements or output.with_suffix(".measurements.jsonl")
     if not path.parent.is_dir():
         raise InputError("there is no such folder", where=str(path.parent), mend="make it, or name another")

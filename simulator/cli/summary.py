@@ -183,7 +183,7 @@ def first_token_lines(metrics: dict[str, Any]) -> list[str]:
     """What the mean TTFT is made of."""
     if "ttft_front_ms" in metrics and "transfer_ms" not in metrics and metrics["ttft_ms"]["count"]:
         of = {"front end": "front", "queue": "queue", "launches": "launch", "kernels": "kernel"}
-        said = " + ".join(f"{words} {short(metrics[f'ttft_{name}_ms']['mean'])}" for words, name in of.items())
+        said = " + ".join(f"{words} {short(round(metrics[f'ttft_{name}_ms']['mean'], 3))}" for words, name in of.items())
         return [wrapped(f"  TTFT's mean: {said}", "    ")]
     parts = {"queue": "queue_ms", "prefill": "prefill_ms", "transfer": "transfer_ms", "decode queue": "decode_queue_ms"}
     if "transfer_ms" not in metrics or not metrics["ttft_ms"]["count"]:

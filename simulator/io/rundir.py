@@ -51,6 +51,12 @@ def check_place(base: Path) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=".capacity-plan.", dir=existing))
 
 
+def check_new(path: Path) -> None:
+    """Raise InputError if something stands where a file is to be written: no file of somebody's is written over."""
+    if path.exists():
+        raise InputError("the file is there already", where=str(path), mend="name another, or remove it first")
+
+
 def write_run(
     directory: Path,
     *,

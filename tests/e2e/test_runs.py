@@ -73,6 +73,14 @@ def only_run(base: Path) -> Path:
     return folder
 
 
+def test_a_saved_cache_is_written_over_nothing(cli: Cli, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("precious")
+    cli("simulate", "azure-conv-h100", "--save-cache", str(mine)).refused(2, "there already", "mine.yaml")
+    assert mine.read_text() == "precious"
+    assert not (tmp_path / "runs").exists()
+
+
 def check_conserved(result: dict[str, Any], columns: dict[str, Any]) -> None:
     """Every offered request has exactly one fate, in the result and in the table."""
     totals = result["totals"]
