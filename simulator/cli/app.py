@@ -72,7 +72,6 @@ def simulate(
     as_json: JsonOption = False,
 ) -> None:
     """Run one scenario; print a summary and write the run directory."""
-    from simulator.caches import cache_words, check_tells
     from simulator.cli.errors import InterruptedRun, placed
     from simulator.cli.interrupt import interruptible, terminable
     from simulator.config.load import load_scenario
@@ -98,6 +97,8 @@ def simulate(
         scratch = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
         with placed(scenario, set_ or []):
             if save_cache is not None:
+                from simulator.caches import check_tells
+
                 check_tells(prepared)
             run = run_prepared(
                 prepared, should_stop=should_stop, scratch=scratch, say=note, save_cache=save_cache is not None
@@ -122,6 +123,8 @@ def simulate(
     if run.scratch is not None:
         run.scratch.close()
     if save_cache is not None and run.cache is not None and not partial:
+        from simulator.caches import cache_words
+
         write_file(save_cache, dense_json(run.cache))
         note(f"caches written to {save_cache}: {cache_words(run.cache)}")
     if partial:
