@@ -11,18 +11,14 @@ a + b x prompt tokens + c x decode rows + d x KV tokens on a virtual clock. Rete
 
 from __future__ import annotations
 
-import argparse
-import heapq
 import importlib
-import json
 import random
 from collections import deque
-from pathlib import Path
 from typing import Any
 
+from recorded_load import Arrivals, Case, drawn_requests, head, main, prompt, step_s, token
+
 VERSION = "0.33.0"
-STEP_TIME = {"a": 0.008, "b": 2.5e-05, "c": 1e-4, "d": 2e-08}
-Case = dict[str, Any]
 
 
 class Given:
@@ -48,7 +44,7 @@ def drawn_config(draw: random.Random, longest: int, answer: int) -> Case:
         "block_size": draw.choice([16, 16, 16, 32]),
     }
     config["max_num_seqs"] = min(config["max_num_seqs"], config["max_num_batched_tokens"])
-    optional = {
+    optional: dict[str, tuple[float, list[Any]]] = {
         "enable_prefix_caching": (0.3, [False]),
         "policy": (0.3, ["priority"]),
         "watermark": (0.3, [0.05, 0.1, 0.2]),
@@ -72,59 +68,16 @@ def drawn_config(draw: random.Random, longest: int, answer: int) -> Case:
     return config
 
 
-def drawn_requests(draw: random.Random, longest: int, answer: int, *, priorities: bool) -> list[Case]:
-    """Requests with shared beginnings, some of which go on where another has ended."""
-    heads = [(10 + number, draw.randint(16, 150)) for number in range(draw.randint(1, 3))]
-    rate, at_s = draw.choice([2, 8, 30, 100]), 0.0
-    requests: list[Case] = []
-    open_ended: dict[str, Case] = {}
-    for index in range(draw.choice([20, 40, 60])):
-        at_s += draw.expovariate(rate)
-        segments: list[list[int]] = []
-        when: Case = {"arrival": round(at_s, 6)}
-        if open_ended and draw.random() < 0.35:
-            before = open_ended.pop(draw.choice(sorted(open_ended)))
-            segments = [*before["segments"], [before["out_seg"], 0, before["output_len"]]]
-            when = {"after": {"id": before["id"], "delay": round(draw.uniform(0, 0.4), 6)}}
-        elif draw.random() < 0.6:
-            segments = [[*draw.choice(heads)]]
-            segments[0].insert(1, 0)
-        segments.append([100 + index, 0, draw.randint(1, max(1, longest - 150))])
-        if sum(tokens for *_, tokens in segments) > longest:
-            segments, when = [[100 + index, 0, draw.randint(1, longest)]], {"arrival": round(at_s, 6)}
-        request = {
-            "type": "request",
-            "idx": index,
-            "id": f"r{index:03d}",
-            "segments": segments,
-            "prompt_len": sum(tokens for *_, tokens in segments),
-            "output_len": draw.randint(1, answer),
-            "out_seg": 20000 + index,
-            "priority": draw.choice([0, 1, 2]) if priorities else 0,
-            **when,
-        }
-        requests.append(request)
-        if draw.random() < 0.5:
-            open_ended[request["id"]] = request
-    return requests
-
-
 def drawn(seed: int) -> tuple[Case, list[Case]]:
     """The config line and the requests of a seed."""
     draw = random.Random(seed)
     longest, answer = draw.choice([200, 500, 1200]), draw.choice([20, 80, 200])
     config = drawn_config(draw, longest, answer)
-    head = {"type": "config", "engine": "vllm", "version": VERSION, "scenario": f"drawn-{seed}", "config": config}
-    head["step_time"] = STEP_TIME
-    return head, drawn_requests(draw, longest, answer, priorities=config.get("policy") == "priority")
+    requests = drawn_requests(draw, longest, answer, priorities=config.get("policy") == "priority")
+    return head("vllm", VERSION, seed, config), requests
 
 
 # -- vLLM's scheduler ---------------------------------------------------------------------------------------
-
-
-def token(segment: int, place: int) -> int:
-    """A token by its content: equal ones are equal."""
-    return 10 + (segment * 7919 + place * 104729) % 50000
 
 
 def built(config: Case) -> Any:
@@ -196,14 +149,13 @@ def built(config: Case) -> Any:
 class Recorder:
     """One run: requests in, steps out."""
 
-    def __init__(self, head: Case, requests: list[Case]) -> None:
-        self.config = head["config"]
+    def __init__(self, config: Case, requests: list[Case]) -> None:
+        self.config = config["config"]
         self.drafts = self.config.get("num_speculative_tokens", 0)
         self.accepted = self.config.get("spec_accept", [0])
         self.scheduler = built(self.config)
         self.by_id = {request["id"]: request for request in requests}
-        self.due = [(r["arrival"], r["idx"], r["id"]) for r in requests if "arrival" in r]
-        heapq.heapify(self.due)
+        self.arrivals = Arrivals(requests)
         self.emitted = dict.fromkeys(self.by_id, 0)
         self.verified = dict.fromkeys(self.by_id, 0)
         self.found: dict[str, int] = {}
@@ -241,14 +193,11 @@ class Recorder:
         """Hand over what has arrived."""
         sampling = importlib.import_module("vllm.sampling_params").SamplingParams
         request_kind = importlib.import_module("vllm.v1.request").Request
-        while self.due and self.due[0][0] <= now_s + 1e-12:
-            at_s, _, name = heapq.heappop(self.due)
-            given = self.by_id[name]
-            prompt = [token(segment, first + place) for segment, first, many in given["segments"] for place in range(many)]
+        for at_s, given in self.arrivals.take(now_s):
             self.scheduler.add_request(
                 request_kind(
-                    request_id=name,
-                    prompt_token_ids=prompt,
+                    request_id=given["id"],
+                    prompt_token_ids=prompt(given),
                     sampling_params=sampling(max_tokens=given["output_len"], ignore_eos=True, temperature=0.0),
                     pooling_params=None,
                     arrival_time=at_s,
@@ -323,51 +272,38 @@ class Recorder:
                 scheduler.update_draft_token_ids(outputs.DraftTokenIds(drafted, [[1] * self.drafts for _ in drafted]))
         step["finished"] = [name for name in names if name in inside and name not in scheduler.requests]
         step["free_blocks_after_update"] = self.free_blocks()
-        for other in self.by_id.values():
-            after = other.get("after")
-            if after and after["id"] in step["finished"]:
-                heapq.heappush(self.due, (step["t_end"] + after["delay"], other["idx"], other["id"]))
+        self.arrivals.ended(step["finished"], step["t_end"])
 
     def run(self) -> None:
         """Serve all requests; one batch ahead with async scheduling."""
         depth = 1 + self.config.get("async_scheduling", False)
         flight: deque[tuple[Any, Case, set[str]]] = deque()
         now_s = free_s = 0.0
-        while self.due or flight or self.scheduler.has_unfinished_requests():
+        while self.arrivals.next_s < float("inf") or flight or self.scheduler.has_unfinished_requests():
             while len(flight) < depth:
                 output, step, yielding = self.form(now_s)
                 if not output.total_num_scheduled_tokens:
                     break
-                took_s = STEP_TIME["a"] + STEP_TIME["b"] * step["prefill_tokens"] + STEP_TIME["c"] * step["decode_seqs"]
                 step["t_start"] = max(now_s, free_s)
-                step["t_end"] = free_s = step["t_start"] + took_s + STEP_TIME["d"] * step["kv_tokens"]
+                step["t_end"] = free_s = step["t_start"] + step_s(step)
                 self.steps.append(step)
                 flight.append((output, step, yielding))
             if flight:
                 output, step, yielding = flight.popleft()
                 now_s = max(now_s, step["t_end"])
                 self.settle(output, step, yielding)
-            elif self.due:
-                now_s = max(now_s, self.due[0][0])
+            elif self.arrivals.next_s < float("inf"):
+                now_s = max(now_s, self.arrivals.next_s)
             else:
                 raise RuntimeError("requests are left, and none can be served")
 
 
-def main() -> None:
-    """Record the seeds that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--count", type=int, default=60)
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    for seed in range(given.first, given.first + given.count):
-        head, requests = drawn(seed)
-        recorder = Recorder(head, requests)
-        recorder.run()
-        lines = [head, *requests, *recorder.steps]
-        (given.out / f"drawn-{seed}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+def record(config: Case, requests: list[Case]) -> list[Case]:
+    """The steps of vLLM's scheduler."""
+    recorder = Recorder(config, requests)
+    recorder.run()
+    return recorder.steps
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, drawn, record)
