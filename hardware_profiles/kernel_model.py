@@ -226,11 +226,14 @@ class KernelModel(Ops):
     def expert_backend(self, fmt: str, word: str) -> str | None:
         """Name in the tables of the backend of expert layers that an engine calls `word` (``marlin``).
 
-        None where the tables of the format hold no such backend but those of :data:`SET_ASIDE`, or one backend only.
+        None where the tables of the format hold no such backend but those of :data:`SET_ASIDE`, or one backend only. A word with
+        a framework before it (``trtllm/cutlass``) means that framework's tables, whose one backend is then the one meant.
         """
         framework, _, own = word.rpartition("/")
         if framework:
-            lent = self._sibling(framework).expert_backend(fmt, own)
+            lender = self._sibling(framework)
+            one = lender.groups.get(f"moe/{canonical_format(fmt)}", {"kernels": ()}).get("kernels") is None
+            lent = own if one else lender.expert_backend(fmt, own)
             return f"{framework}/{lent}" if lent else None
         kernels = self.groups.get(f"moe/{canonical_format(fmt)}", {}).get("kernels", {})
         usual = [name for name in sorted(kernels) if not name.endswith(tuple(SET_ASIDE.values()))]

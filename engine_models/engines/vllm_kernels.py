@@ -1,6 +1,7 @@
 """Which kernels vLLM's experts run on: by version, number format and GPU, unless a flag says otherwise.
 
-Read 2026-11 in vLLM's sources of 0.14, 0.19, 0.22, 0.24, 0.27, 0.31 and 0.33 (`fused_moe/oracle/`, `fused_moe/experts/`).
+Read 2026-11 in vLLM's sources of 0.11 to 0.14, 0.16 to 0.19, 0.22, 0.24, 0.27, 0.31 and 0.33 (`fused_moe/oracle/`,
+`fused_moe/experts/`, `quantization/fp8.py`, `utils/deep_gemm.py`).
 The first of its list that supports the device, the format and the parallel layout; what routing excludes is left to the tables.
 """
 
@@ -25,13 +26,19 @@ EXPERTS = {
     "cutlass": "CUTLASS kernels",
     "triton": "Triton kernels",
     "marlin": "Marlin kernels",
+    "trtllm/cutlass": "CUTLASS kernels",
 }
-"""The same in words."""
+"""The same in words; `LENT_CUTLASS` below."""
 PLAIN_LIST_SINCE, HOPPER_TRITON_SINCE = (0, 22), (0, 24)
 """Experts in 16 bits choose from a list (before: Triton everywhere); on Hopper Triton stands first in it again."""
-FP8_LIST_SINCE = (0, 19)
-"""FP8 chooses from its list without an environment variable; blocks on Hopper: DeepGEMM before, where tensor parallelism is
-below 8."""
+FP8_LIST_SINCE, HOPPER_BLOCKS_SINCE = (0, 16), (0, 17)
+"""FP8 chooses from its list without an environment variable, FlashInfer's CUTLASS kernels first on Hopper; blocks there in Triton
+unless experts are split over ranks. Before: DeepGEMM, whatever the batch, where tensor parallelism is below 8 or experts are
+split."""
+LENT_CUTLASS = "trtllm/cutlass"
+"""Those CUTLASS kernels over blocks where every rank holds a slice of each expert: vLLM's tables time them for experts split over
+ranks only, TensorRT-LLM's, from which FlashInfer took them, both ways. kind: assumed, 2026-11; compared with ten runs of
+MiniMax-M2.5 (vLLM 0.16, four H200): with Triton's their tokens come 31 to 4 % too quick at 4 to 64 users."""
 
 
 def experts(
@@ -76,9 +83,12 @@ def _own_choice(request: PoolRequest, version: tuple[int, ...]) -> str | None:
 def _hopper_fp8(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> str | None:
     if fmt == "fp8":
         return "cutlass"
+    split = request.expert_parallel > 1
+    if version >= HOPPER_BLOCKS_SINCE:
+        return "cutlass" if split else "triton"
     if version >= FP8_LIST_SINCE:
-        return "cutlass" if request.expert_parallel > 1 else "triton"
-    return "triton" if request.tensor_parallel >= 8 else None  # DeepGEMM, which nobody timed
+        return "cutlass" if split else LENT_CUTLASS
+    return "triton" if request.tensor_parallel >= 8 and not split else None  # DeepGEMM, which nobody timed
 
 
 __all__ = ["EXPERTS", "experts"]
