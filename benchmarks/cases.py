@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from engine_models.model.architecture import load_architecture
+from engine_models.model.architecture import load_architecture, parameters
 from engine_models.model.catalogue import model_names
 from engine_models.model.formats import format_named
 from hardware_profiles.device import device_names, load_device, resolve_device
@@ -41,6 +41,8 @@ class Case:
     args : flags of the engine.
     servers : how many of each role, where prefill and decode are apart.
     speculative : the pool's key, where drafts are made.
+    answers : the law of outputs, where they are not all alike. limits : the SLO.
+    start : whence a server takes what it starts with.
     """
 
     id: str
@@ -61,6 +63,9 @@ class Case:
     args: dict[str, object] = field(default_factory=dict)
     servers: dict[str, int] = field(default_factory=dict)
     speculative: dict[str, object] = field(default_factory=dict)
+    answers: dict[str, object] = field(default_factory=dict)
+    limits: dict[str, dict[str, float]] = field(default_factory=dict)
+    start: dict[str, object] = field(default_factory=dict)
     note: str = ""
 
     def scenario(self) -> str:
@@ -75,6 +80,8 @@ class Case:
             deployment["speculative"] = self.speculative
         if args := dict(self.args) | self._server():
             deployment["engine_args"] = args
+        if self.start:
+            deployment["failures"] = {"events": [{"kind": "gpu", "replica": 0, "at_s": 0}], "start_up": self.start}
         if self.servers:
             apart = [{"name": role, "role": role, "replicas": count, **deployment} for role, count in self.servers.items()]
             deployment = {"pools": apart}
@@ -85,7 +92,8 @@ class Case:
             load["arrivals"] = {"kind": "closed_loop", "concurrency": self.users}
         cached = self.depth and "ttft_median_ms" in self.reported
         prompt = self.new if cached else self.depth + self.new
-        load |= {"prompt_tokens": max(prompt, 1), "output_tokens": max(self.output, 1), "max_output_tokens": "equal"}
+        load |= {"prompt_tokens": max(prompt, 1), "output_tokens": self.answers or max(self.output, 1),
+                 "max_output_tokens": "equal"}  # fmt: skip
         load["drain_s"] = 100_000  # seconds a token, on the slowest
         if cached:
             load |= {
@@ -94,6 +102,10 @@ class Case:
                 "shared_prefix": {"groups": 1, "tokens": self.depth},
             }
         whole = {"name": self.id, "seed": 1, "model": self.model, "deployment": deployment, "workload": load}
+        if self.limits:
+            del load["requests"]
+            whole["slo"] = self.limits
+            load |= {"warmup": 120, "duration": 480}
         return yaml.safe_dump(whole, sort_keys=False)
 
     def _server(self) -> dict[str, object]:
@@ -693,11 +705,59 @@ def serving_rates(row: Row, number: str) -> Case:
     raise Unsaid("no engine here runs it so, or lengths are not stated", engine)
 
 
+PROMPTS_OF_MLPERF = {"llama2-70b": 150, "mixtral-8x7b": 470, "llama3.1-8b": 778, "llama3.1-405b": 9400}
+"""Mean prompt of a data set of MLPerf [tokens] (from memory, unconfirmed; Mixtral's assumed: a third are five-shot problems)."""
+ROWS_OF_MLPERF = {
+    "llama2-70b": {"h100-sxm": 896, "h100-nvl": 1300, "h200": 806, "gh200": 806},
+    "mixtral-8x7b": {"h100": 896, "h200": 3072},
+}
+"""Rows at once in submissions of round 4.1 (mlcommons/inference_results_v4.1,
+`gpu_batch_size`, Offline); elsewhere 2,048 (assumed)."""
+
+
 def mlperf(row: Row, number: str) -> Case:
-    """measured_mlperf.csv: MLPerf Inference 4.1."""
-    if "TensorRT" in row["framework"] or "CUDA" in row["framework"]:
-        raise Unsaid("the engine before 0.20, built ahead in C++", row["framework"])
-    raise Unsaid("vLLM before 0.6, or a CPU's own code", row["framework"])
+    """measured_mlperf.csv: the closed division; one of the equal servers of a system, and its share of the load.
+
+    Offline: as many requests at once as are answered in ten minutes, 24,576 at least. Server: the highest Poisson rate whose p99
+    keep the limits. Assumed: weights in FP8 (FP4 on Blackwell), over the fewest devices that they fill to two thirds; answers
+    log-normal, their p99 3.5 times the mean, as the limit of 1,024 is to Llama-2's; the engines of today.
+    """
+    if row["division"] != "closed" or row["result_valid"] != "VALID":
+        raise Unsaid("the open division, or an invalid result")
+    if row["model"].endswith("-99.9"):
+        raise Unsaid("the figure of -99 again, at a stricter accuracy")
+    data = row["model"].removesuffix("-99")
+    if data not in PROMPTS_OF_MLPERF:
+        raise Unsaid("beams, or prompts whose length is not known", data)
+    engine = "vllm" if "vLLM" in row["framework"] else "trtllm" if re.search("TensorRT|CUDA", row["framework"]) else ""
+    if not engine:
+        raise Unsaid("a CPU's own code", row["framework"])
+    device = device_of(re.sub("-CTS|-NPS1-SPX|-750W| Grace Hopper Superchip", "", row["accelerator"]))
+    blackwell = device.startswith(("b200", "b300", "gb"))
+    weights = "nvfp4" if blackwell else "mxfp4" if "fp4" in row["weight_data_types"].lower() else "fp8"
+    model, count = model_of(data), round(float(row["n_accel_per_node"]) * float(row["nodes"] or 1))
+    need = 1.5 * parameters(load_architecture(model)) * (0.5625 if "fp4" in weights else 1.0)
+    tensor = 1
+    while tensor * load_device(device).memory_bytes.value < need and 2 * tensor <= count:
+        tensor *= 2
+    share, answered = tensor / count, float(row["samples_per_s"])
+    mean = float(row["tokens_per_s"]) / answered
+    rows = next((n for word, n in ROWS_OF_MLPERF.get(data, {}).items() if device.startswith(word)), 2048)
+    args: dict[str, object] = {"max_num_seqs": rows, "kv_cache_dtype": "fp8", "max_model_len": 4096}
+    if engine == "trtllm":
+        args = {"max_batch_size": rows, "max_num_tokens": 8192, "max_seq_len": 4096,
+                "cuda_graph_config": {"enable_padding": True, "max_batch_size": rows},
+                "kv_cache_config": {"dtype": "fp8", "free_gpu_memory_fraction": 0.9, "enable_block_reuse": False}}  # fmt: skip
+    whole = Case(number, row["source"], engine, model, weights, device, PROMPTS_OF_MLPERF[data], round(mean), {}, tensor=tensor,
+                 args=args, answers={"kind": "lognormal", "mean": mean, "p99": 3.5 * mean},
+                 note="not verified by MLCommons; prompt lengths assumed")  # fmt: skip
+    if row["scenario"] == "Offline":
+        requests = round(share * max(24_576, 600 * answered))
+        return replace(whole, batch=requests, reported={"output_tok_s": share * float(row["tokens_per_s"])})
+    limits = {f"{n}_ms": {"p99": float(row[f"{n}_limit_ms"])} for n in ("ttft", "tpot") if row[f"{n}_limit_ms"]}
+    if not limits:
+        raise Unsaid("no limits are stated", data)
+    return replace(whole, rate_qps=share * answered, limits=limits, reported={"rate_within_slo": share * answered})
 
 
 SPECULATIVE_LENGTHS = (100, 500)
@@ -742,11 +802,68 @@ def disaggregation(row: Row, number: str) -> Case:
                 requests=int(float(row["num_prompts"])), tensor=8 // sum(servers.values()), servers=servers)  # fmt: skip
 
 
+PROMPTS_OF_ML_ENERGY = {"lm-arena-chat": 100, "gpqa": 250, "sourcegraph-fim": 1000}
+"""Mean prompt of a task of ML.ENERGY [tokens] (assumed)."""
+
+
+def power(row: Row, number: str) -> Case:
+    """measured_power.csv: power of a GPU that serves so many requests at once."""
+    users = float(row["avg_batch"] or row["concurrency"] or 0)
+    if not row["engine"].startswith("vLLM") or row["spec_accept_rate"] or users < 1:
+        raise Unsaid("idle, drafts, or an engine whose load is not stated", row["engine"])
+    if "start-up" in row["note"]:
+        raise Unsaid("a mean over the start-up too")
+    gpus, ep = int(row["num_gpu"]), float(row["ep"] or 1) > 1
+    if float(row["dp"] or 1) > 1:
+        raise Unsaid("ranks in step")
+    model = model_of(row["model"].removesuffix("-FP8"))
+    weights = {"bfloat16": "bf16", "fp8": "fp8", "mxfp4": "mxfp4", "": "mxfp4"}[row["precision"]]
+    if weights == "fp8" and ("deepseek" in model or "Qwen" in model):
+        weights = "fp8_block"
+    prompt, output = 8192, 1024  # "isl 8k osl 1k class"
+    if row["task"]:
+        prompt, output = PROMPTS_OF_ML_ENERGY[row["task"]], round(float(row["avg_output_len"]))
+    watts = float(row["power_w_mean"]) if row["power_w_mean"] else float(row["power_w_total"]) / gpus
+    hardware = device_of(re.sub(r" \(.*", "", row["hardware"]))
+    args: dict[str, object] = {"enable_expert_parallel": True} if ep else {}
+    if row["max_num_seqs"]:
+        args["max_num_seqs"] = int(float(row["max_num_seqs"]))
+    return Case(number, row["source"], "vllm", model, weights, hardware, prompt, output, {"power_w": watts}, users=round(users),
+                requests=4 * round(users), tensor=gpus, args=args, note="prompt lengths assumed")  # fmt: skip
+
+
+def startup(row: Row, number: str) -> Case:
+    """measured_startup.csv: how long servers take to start, and their parts; local ones from the disk (assumed)."""
+    name, text = row["engine"].lower(), f"{row['model']} {row['engine']}"
+    tensor, source = int(row["num_gpu"]), row["source"]
+    if name.startswith(("vllm ", "sglang")) and row["hardware"].startswith(("MI300X", "GB300", "H200")):
+        engine = "vllm" if name.startswith("vllm") else "sglang"
+        weights = "fp8_block" if re.search("DeepSeek-R1|FP8", text) else "nvfp4" if "fp4" in text else "fp16"
+        place = "network" if "shared" in row["note"] else "cache" if float(row["weights_load_s"] or 9) < 2 else "disk"
+        parts = {"weights_s": row["weights_load_s"] or row["sgl_load_s"], "graph_capture_s": row["graph_capture_s"]}
+        parts["compile_s"] = str(float(row["dynamo_s"] or 0) + float(row["compile_s"] or 0))
+        reported = {key: float(value) for key, value in parts.items() if float(value or 0) > 0}
+        start: dict[str, object] = {"weights_from": place, "compile_cache": 0 < float(row["compile_s"] or 0) < 20}
+    elif name.startswith(("llama-server", "mlx-lm ", "ollama ")) and row["model_load_s"]:
+        engine = "mlx_lm" if name.startswith("mlx") else "ollama" if name.startswith("ollama") else "llama_cpp"
+        bits = re.search(r"\b([48])bit", text)
+        weights = gguf_of(text) if engine != "mlx_lm" else f"mlx_{bits[1]}bit" if bits else ""
+        if not weights or re.search("spec|mtp", text):
+            raise Unsaid("drafts, or the format of the weights is not stated")
+        reported, start = {"start_s": float(row["model_load_s"])}, {"weights_from": "disk"}
+    else:
+        raise Unsaid("no engine here runs it so", row["engine"])
+    where = (model_of(row["model"].split(" ")[0]), weights, device_of(row["hardware"]))
+    return Case(number, source, engine, *where, 100, 100, reported, tensor=tensor, start=start)
+
+
 FILES: dict[str, Callable[[Row, str], Case]] = {
     "measured_lmdeploy": lmdeploy,
     "measured_tgi": tgi,
     "measured_serving_rates": serving_rates,
     "measured_mlperf": mlperf,
+    "measured_power": power,
+    "measured_startup": startup,
     "measured_speculative2": speculative2,
     "measured_disaggregation": disaggregation,
     "measured_trtllm_overview": trtllm_overview,

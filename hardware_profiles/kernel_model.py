@@ -337,11 +337,14 @@ class KernelModel(Ops):
                 work = 2.0 * rows * nn * kk / (self.peaks.pipe_rate(fmt) * plain["compute_efficiency"])
                 share = work / gemm_base_s(plain, self.peaks, "bfloat16", rows, nn, kk, False)
                 t = np.maximum(t, np.minimum(share, 1.0) * self.gemm_s("bfloat16", rows, n, k))
-            known = key.partition("/")[2] or fmt
-            held = sustained_share(self.path.stem, self.path.parent.name, known) if self.path else None
-            if held is not None:
-                t = np.maximum(t, 2.0 * rows * nn * kk / (held * self.peaks.pipe_rate(fmt)))
+            t = np.maximum(t, self._sustained_s(key, fmt, 2.0 * rows * nn * kk))
         return np.where(as_array(m) > 0, t, 0.0)
+
+    def _sustained_s(self, key: str, fmt: str, flops: Array) -> Array:
+        """The least time of products by the arithmetic that the device sustains; 0 where the table says it itself."""
+        known = key.partition("/")[2] or fmt
+        held = sustained_share(self.path.stem, self.path.parent.name, known) if self.path else None
+        return flops / (held * self.peaks.pipe_rate(fmt)) if held is not None else np.zeros_like(flops)
 
     # -- attention
 
@@ -520,6 +523,7 @@ class KernelModel(Ops):
         flops = np.where(gated, 6.0, 4.0) * h * i / tp * rows * k / ep
         t = np.maximum(t, flops / self.peaks.rate(fmt) * (1.0 if condition == "serving" else 0.5))
         if condition == "serving":
+            t = np.maximum(t, self._sustained_s(key, fmt, flops))
             if not key and fmt != "bfloat16" and self.peaks.rate(fmt) <= self.peaks.rate("bfloat16"):
                 # unmeasured and in bfloat16's arithmetic: at least that share of its time, as in gemm_s
                 _, plain = self._group("moe", "bfloat16")

@@ -36,7 +36,9 @@ OF_RUN = {
     "e2e_s": "e2e_mean_ms",
 }
 """Metric of a report -> column of a suite of runs."""
-METRICS = (*OF_RUN, "prefill_tok_s", "decode_tok_s", "duration_s", "kv_tokens")
+STARTS_UP = ("start_s", "weights_s", "compile_s", "graph_capture_s")
+"""Times of a server to start, and its parts; nothing is simulated for them."""
+METRICS = (*OF_RUN, *STARTS_UP, "prefill_tok_s", "decode_tok_s", "duration_s", "kv_tokens", "power_w", "rate_within_slo")
 STARTS, FAILS = "starts", "does not start"
 _USERS = re.compile(r"_c(\d+)$")
 
@@ -166,6 +168,7 @@ def judged(case: Case) -> Outcome:
 def _compare(case: Case, users: str, wanted: Mapping[str, Any]) -> tuple[list[Entry], str]:
     """Compare the wanted metrics under one load; the reason why not all could be."""
     from simulator.config.load import load_scenario
+    from simulator.elastic import start_of
     from simulator.prepare import prepare
 
     out: list[Entry] = []
@@ -186,10 +189,16 @@ def _compare(case: Case, users: str, wanted: Mapping[str, Any]) -> tuple[list[En
             elif _USERS.sub("", name) == "kv_tokens":
                 held = prepared.plan.limits.kv_tokens * prepared.ranks
                 out.append(_entry(case, name, float(value), (float(held), None), group))
+            elif name in STARTS_UP:
+                start = start_of(prepared, None)[0] if prepared.elastic is None else prepared.elastic.start
+                seconds = start.server_s if name == "start_s" else start.parts()[name]
+                out.append(_entry(case, name, float(value), (seconds, None), group))
             else:
                 timed[name] = float(value)
         if timed:
             predicted, rests_on = simulated(prepared, case.lengths)
+            if any(_USERS.sub("", name) == "rate_within_slo" for name in timed):
+                predicted["rate_within_slo"] = _highest_rate(prepared), None
             for name, value in timed.items():
                 out.append(_entry(case, name, value, predicted[_USERS.sub("", name)], group) | {"rests_on": rests_on})
     except PlanError as error:
@@ -289,12 +298,30 @@ def simulated(
         if tokens > 0 and seconds > 0:
             like = "ttft" if metric == "prefill_tok_s" else "tpot"
             out[metric] = tokens / seconds, interval(tokens / seconds, half_width(evidence, like, "mean")[0])
+    energy_j = run.result["server"]["energy_j"]
+    if energy_j is not None:
+        devices_s = run.result["totals"]["duration_s"] * prepared.devices
+        out["power_w"] = energy_j / devices_s, None
     if answered.any():
         whole_s = float(raw.end_s[answered].max() - np.nanmin(raw.arrival_s))
         rate = of_run["output_throughput_tok_s"]
         width = 0.0 if rate.interval is None else math.log(rate.interval[1] / rate.value)
         out["duration_s"] = whole_s, interval(whole_s, width)
     return out, rests_on
+
+
+def _highest_rate(prepared: Prepared) -> float:
+    """The highest rate of arrival that keeps the scenario's SLO [1/s]. InfeasibleError if none does."""
+    from simulator.planning.headroom import headroom
+    from simulator.run import run_prepared
+
+    if not prepared.scenario.slo.bounds_ms():
+        raise InputError("no SLO is given", where="slo", mend="give the bounds that the rate is to keep")
+    found = headroom(prepared, run_prepared(prepared))
+    if not found.within_slo:
+        cause = f"no rate up to {found.tried:.3g}/s is the highest that keeps the SLO"
+        raise InfeasibleError(cause, where="slo", mend="give other bounds")
+    return found.within_slo
 
 
 def busy_s(start_s: FloatArray, end_s: FloatArray) -> float:

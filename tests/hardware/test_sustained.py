@@ -27,6 +27,13 @@ def test_long_products_in_serving_take_no_less_than_the_sustained_rate(device: s
         assert kernels.gemm_s(fmt, m, n, k) >= held_s * (1 - 1e-12)
 
 
+def test_experts_take_no_less_than_the_sustained_rate() -> None:
+    """Tables of experts were timed as those of plain products."""
+    kernels = load_kernel_model("h100-sxm-80gb", "trtllm")
+    held_s = 6.0 * 8192 * 2 * 4096 * 14336 / (SUSTAINED_SHARE["h100-sxm-80gb"]["fp8"] * kernels.peaks.rate("fp8"))
+    assert kernels.moe_s("fp8", 4096, 14336, 2, 8, 1, 1, 8192) >= held_s * (1 - 1e-12)
+
+
 def test_short_products_keep_their_table() -> None:
     """Decode reads weights: the bound on arithmetic does not reach it."""
     kernels = load_kernel_model("h200-sxm-141gb", "vllm")

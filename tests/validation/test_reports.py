@@ -68,6 +68,37 @@ def test_a_case_is_compared_with_what_simulate_gives(tmp_path: Path) -> None:
     assert outcome["medians"]["tpot_mean_ms"] == entry["abs_pct_error"]
 
 
+OPEN = SCENARIO.replace("{kind: closed_loop, concurrency: 2}", "{kind: poisson, rate: 40}").replace("requests: 6", "duration: 20")
+
+
+@pytest.mark.slow
+def test_the_highest_rate_that_keeps_the_slo_is_higher_with_looser_bounds(tmp_path: Path) -> None:
+    """It is `--headroom`'s."""
+    found = [
+        predicted(tmp_path, case(scenario=f"{OPEN}slo: {{tpot_ms: {{p99: {bound}}}}}\n", reported={"rate_within_slo": 1.0}))
+        for bound in (9.0, 12.0)
+    ]
+    assert 1 < found[0]["rate_within_slo"] < found[1]["rate_within_slo"]
+
+
+def test_a_highest_rate_without_bounds_is_skipped(tmp_path: Path) -> None:
+    """In words."""
+    (skipped,) = validate_reports(write(tmp_path, case(scenario=OPEN, reported={"rate_within_slo": 1.0})))["skipped"]
+    assert skipped["reason"] == "no SLO is given"
+
+
+def test_power_and_start_up_are_those_of_the_device_and_of_the_server(tmp_path: Path) -> None:
+    """Watts lie between idle and limit; weights are loaded at the stated place's rate, and a server takes its parts."""
+    lost = "failures: {events: [{kind: gpu, replica: 0, at_s: 9}], start_up: {weights_from: cache}}"
+    cached = SCENARIO.replace("h100-sxm-80gb}", f"h100-sxm-80gb, {lost}}}")
+    parts = ["weights_s", "compile_s", "graph_capture_s", "start_s"]
+    disk, cache = (predicted(tmp_path, case(scenario=text, reported=dict.fromkeys(parts, 1.0))) for text in (SCENARIO, cached))
+    assert disk["weights_s"] > 5 * cache["weights_s"] > 0
+    assert disk["compile_s"] == cache["compile_s"]
+    assert disk["start_s"] > sum(disk[part] for part in parts[:3])
+    assert 100 < predicted(tmp_path, case(reported={"power_w": 500.0}))["power_w"] < 700
+
+
 def test_rates_of_prompts_and_of_answers_are_over_the_time_that_some_request_is_at_it(tmp_path: Path) -> None:
     """With one user both follow from TTFT and TPOT; waiting in parallel counts once."""
     alone = SCENARIO.replace("concurrency: 2", "concurrency: 1")
