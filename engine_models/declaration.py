@@ -38,8 +38,8 @@ class PoolRequest:
     `flags` are the engine's own flags by snake_case name, already parsed. `device_memory_bytes` is what the driver
     reports; `device_name` serves defaults that engines key to a product. `data_parallel` are the ranks that share the experts
     of one replica, each with its own attention, scheduler and KV cache (1: none).
-    `role` other than "mixed" asks for a scheduler that shares requests (`engine_models.parts.handover`), over a `connector`
-    (None: the engine's own choice). `tiers` keep KV blocks beyond the device. `device_cores` are those of a CPU,
+    `role` other than "mixed" asks for a scheduler that shares requests (`engine_models.parts.handover`), over a `connector`, in
+    a `schedule_style` (None: the engine's choice). `tiers` keep KV blocks beyond the device. `device_cores` are those of a CPU,
     `host_link_bytes_per_s` the nominal rate of the device's link to the host, one way, `network_bytes_per_s` that of its link to
     other machines (0: unknown). `lora` are a pool's settings of adapters, None for none;
     `structured` says whether grammars constrain answers.
@@ -59,6 +59,7 @@ class PoolRequest:
     tiers: tuple[KvTier, ...] = ()
     role: Role = "mixed"
     connector: str | None = None
+    schedule_style: str | None = None
     lora: Mapping[str, Any] | None = None
     structured: bool = False
     device_cores: int = 0
@@ -215,6 +216,7 @@ class Handover:
     hop_s : time between a prompt's end and the request's arrival at the second server, beside that one's front end [s].
     reserves : whether a request goes to both servers at once, and the second has to reserve memory before the first begins; else
         it goes to the second when its prompt is computed.
+    whole_requests : whether the first server is sent the request as it is; else it is asked for one token.
     """
 
     connector: str
@@ -222,6 +224,7 @@ class Handover:
     unit_s: float = 0.0
     hop_s: float = 0.0
     reserves: bool = False
+    whole_requests: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from simulator.config.schema import Deployment, Scenario, Transfer
 
 POOLS = "deployment.pools"
+STYLES = ("context_first", "generation_first")
 
 
 def check_roles(deployment: Deployment) -> None:
@@ -77,6 +78,7 @@ def check_pair(prefill: Prepared, decode: Prepared) -> None:
         "engine": (one.engine, two.engine),
         "connector": (one.handover.connector, two.handover.connector),
         "KV format": (prefill.formats.kv_cache.name, decode.formats.kv_cache.name),
+        "schedule_style": (STYLES[one.handover.reserves], STYLES[two.handover.reserves]),
         "tokens of a block": (one.handover.unit_tokens, two.handover.unit_tokens),
     }
     for what, (here, there) in differing.items():
@@ -97,15 +99,18 @@ def check_pair(prefill: Prepared, decode: Prepared) -> None:
         )
 
 
-def joint_limits(prefill: Sequence[Limits], decode: Sequence[Limits]) -> Limits:
-    """What the servers of both stages take: a prompt has to fit in any of the first, and with its answer in any of the second."""
+def joint_limits(prefill: Sequence[Limits], decode: Sequence[Limits], *, whole: bool) -> Limits:
+    """What the servers of both stages take: a prompt has to fit in any of the first, and with its answer in any of the second.
+
+    `whole`: the first know of the answer, and hold it against their context.
+    """
     least = min(decode, key=lambda limits: limits.held_tokens)
     return replace(
         least,
-        context_tokens=min(limits.context_tokens for limits in (*prefill, *decode)),
+        context_tokens=min(limits.context_tokens for limits in (*(prefill if whole else ()), *decode)),
         prompt_tokens=min(
             *(limits.prompt_tokens for limits in (*prefill, *decode)),
-            *(limits.held_tokens - 1 for limits in prefill),
+            *(min(limits.held_tokens, limits.context_tokens) - 1 for limits in prefill),
         ),
         row_tokens=min(limits.row_tokens for limits in decode),
     )
@@ -201,10 +206,11 @@ def machines(prepared: Prepared) -> NDArray[np.int64]:
     return np.arange(prepared.most) * prepared.devices_each // per_node
 
 
-def connector_of(deployment: Deployment, pool: str) -> str | None:
-    """The connector that is asked for at a pool, None if none is."""
-    named = (each.connector for each in _listed(deployment) if pool in (each.from_, each.to) or each.from_ is each.to is None)
-    return next((connector for connector in named if connector is not None), None)
+def handover_of(deployment: Deployment, pool: str) -> tuple[str | None, str | None]:
+    """Connector and schedule style that are asked for at a pool, None where none is."""
+    asked = [each for each in _listed(deployment) if pool in (each.from_, each.to) or each.from_ is each.to is None]
+    connectors, styles = (each.connector for each in asked), (each.schedule_style for each in asked)
+    return next((name for name in connectors if name), None), next((name for name in styles if name), None)
 
 
 def _listed(deployment: Deployment) -> tuple[Transfer, ...]:

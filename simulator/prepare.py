@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine_models.cost.drafting import Speculation, speculation_of
 from engine_models.cost.terms import Formats
-from engine_models.declaration import FEATURES, Engine, FrontEnd, Lockstep, PoolRequest
+from engine_models.declaration import FEATURES, Engine, FrontEnd, Handover, Lockstep, PoolRequest
 from engine_models.engines.known import engine_named, loading, on_kind, parse_engine_args, split, with_feature
 from engine_models.engines.known import plan as plan_pool
 from engine_models.flags import EngineFlags
@@ -29,7 +29,7 @@ from simulator.pools import (
     blended_price,
     check_one_model,
     check_roles,
-    connector_of,
+    handover_of,
     joint_limits,
     paths_of,
     unique,
@@ -59,6 +59,18 @@ def lockstep_ranks(pool: Pool, engine: Engine, arch: Architecture, flags: Engine
     if pool.data_parallel == 1 or not arch.has_experts or lockstep is None:
         return 1
     return pool.data_parallel if lockstep.applies(flags.values, pool.tensor_parallel, expert_ranks(pool)) else 1
+
+
+def _check_style(engine: Engine, style: str | None, handover: Handover | None) -> None:
+    """Refuse a schedule style that is not the engine's."""
+    if style is None or handover is None or handover.reserves == (style == "generation_first"):
+        return
+    order = "to both servers at once" if handover.reserves else "to the decode server when their prompts are computed"
+    raise InputError(
+        f"{engine.title} knows no {style}: its requests go {order}",
+        where="deployment.transfer.schedule_style",
+        mend="leave it out",
+    )
 
 
 def _check_lockstep(pool: Pool) -> None:
@@ -227,7 +239,8 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
 
     found.sort(key=lambda each: each.pool.role == "decode")
     disturbed, said = disturbances_of(scenario, found)
-    limits = joint_limits(*([e.plan.limits for e in found if e.pool.role == role] for role in ("prefill", "decode")))
+    sides = [[e.plan.limits for e in found if e.pool.role == role] for role in ("prefill", "decode")]
+    limits = joint_limits(*sides, whole=handover is not None and handover.whole_requests)
     return replace(
         found[-1],
         plan=replace(found[-1].plan, limits=limits),
@@ -311,6 +324,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
             where="deployment.tensor_parallel",
             mend="set expert_parallel: true (whole experts on each rank), or a smaller tensor_parallel",
         )
+    connector, style = handover_of(scenario.deployment, pool.name) if pool.role != "mixed" else (None, None)
     request = PoolRequest(
         arch=arch,
         formats=formats,
@@ -330,9 +344,11 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         lora=_adapters(scenario, pool),
         structured=_structured(scenario, pool),
         role=pool.role if pool.role != "encode" else "mixed",
-        connector=connector_of(scenario.deployment, pool.name) if pool.role != "mixed" else None,
+        connector=connector,
+        schedule_style=style,
     )
     plan = plan_pool(engine, request, version)
+    _check_style(engine, style, plan.handover)
     plan = replace(plan, front=plan.front.served(chat=scenario.client.route == "chat", speed=pool.host_speed))
     kernels, lent = operations_in_node(device, plan.kernels or engine.kernels, pool.tensor_parallel * ranks)
     warnings += [f"{said}, on {device.title}; it was ignored" for said in plan.costs.unserved(kernels)]

@@ -419,7 +419,8 @@ def _cluster(
 
         stages: dict[str, list[Servers]] = {"prefill": [], "decode": []}
         for each in prepared.pools:
-            stages[each.pool.role].append(Servers(each.plan, each.times(), each.replicas))
+            servers = Servers(each.plan, each.times(), each.replicas, _acceptance(each.plan, scenario.seed))
+            stages[each.pool.role].append(servers)
         assert plan.handover is not None
         kind = ReservingCluster if plan.handover.reserves else HandoverCluster
         return kind(

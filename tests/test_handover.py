@@ -13,6 +13,7 @@ import simulator.run
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.pulled import DecodeOfPull, PrefillOfPull
 from engine_models.schedulers.reserved import ReservingDecodeScheduler, SendingPrefillScheduler
+from engine_models.schedulers.transferred import ContextServer, GenerationServer
 from hardware_profiles.errors import PlanError
 from simulator import load_scenario, simulate
 from simulator.cluster.clock import ARRIVALS, Clock
@@ -34,7 +35,11 @@ WORKLOAD: dict[str, Any] = {
 }
 SHARED = {"shared_prefix": {"groups": 3, "tokens": 700}}
 CLOSED = {"arrivals": {"kind": "closed_loop", "concurrency": 40}, "requests": 150, "duration": None}
+KNOWN = PrefillOfPull | DecodeOfPull | ReservingDecodeScheduler | SendingPrefillScheduler | ContextServer | GenerationServer
 SLOW = {"kind": "poisson", "rate": 1}
+GENERATION_FIRST = {"transfer": {"schedule_style": "generation_first"}}
+DRAFTS = {"method": "ngram", "num_speculative_tokens": 3, "acceptance": 0.6}
+BRIEF = {"duration": 2, "arrivals": {"kind": "poisson", "rate": 30}}
 LEAST = {"router": "least_requests"}
 SHORT = {"kind": "uniform", "low": 1, "high": 3}
 CHATS = {"sessions": {"turns": 4, "think_time_s": 1}, "arrivals": {"kind": "poisson", "rate": 3}}
@@ -42,12 +47,16 @@ CHATS = {"sessions": {"turns": 4, "think_time_s": 1}, "arrivals": {"kind": "pois
 
 def pool(role: str, replicas: int = 1, engine: str = "vllm", **args: Any) -> dict[str, Any]:
     keys = {"engine": engine, "hardware": "h100-sxm-80gb", "role": role, "name": role, "replicas": replicas}
-    own = ("tensor_parallel", "data_parallel", "expert_parallel", "colocate", "hardware")
+    own = ("tensor_parallel", "data_parallel", "expert_parallel", "colocate", "hardware", "speculative")
     return {**keys, **{k: args.pop(k) for k in own if k in args}, "engine_args": args}
 
 
 def sglang(role: str, replicas: int = 1, **args: Any) -> dict[str, Any]:
     return pool(role, replicas, "sglang", **args)
+
+
+def trtllm(role: str, replicas: int = 1, **args: Any) -> dict[str, Any]:
+    return pool(role, replicas, "trtllm", **args)
 
 
 def scenario(*pools: dict[str, Any], around: dict[str, Any] | None = None, **workload: Any) -> dict[str, Any]:
@@ -107,6 +116,14 @@ CASES = {
         sglang("prefill", tensor_parallel=4),
         sglang("decode", **MIXTRAL, max_total_tokens=6000, context_length=8192, num_reserved_decode_tokens=8),
     ),
+    "trtllm-few-rows": scenario(
+        trtllm("prefill"), trtllm("decode", 2, max_batch_size=4), **{**SHARED, **BRIEF, "output_tokens": SHORT}
+    ),
+    "trtllm-generation-first": scenario(
+        trtllm("prefill", max_batch_size=2), trtllm("decode", max_batch_size=8), around=GENERATION_FIRST, **BRIEF
+    ),
+    "trtllm-ranks": of_ranks(trtllm("prefill", **MIXTRAL), trtllm("decode", **MIXTRAL), around=GENERATION_FIRST, **BRIEF),
+    "trtllm-drafts": scenario(trtllm("prefill"), trtllm("decode", 2, speculative=DRAFTS), **SHARED, **BRIEF),
     "sglang-conversations": scenario(sglang("prefill", 2), sglang("decode"), **{**CHATS, "output_tokens": SHORT}),
 }
 
@@ -143,7 +160,7 @@ def test_requests_and_blocks_are_conserved(name: str) -> None:
     assert tokens == int(result.output_tokens[came].sum())
     for rank in cluster.ranks:
         scheduler = rank.scheduler
-        assert isinstance(scheduler, PrefillOfPull | DecodeOfPull | ReservingDecodeScheduler | SendingPrefillScheduler)
+        assert isinstance(scheduler, KNOWN)
         if isinstance(scheduler, PrefillOfPull):
             scheduler.free_released()
         assert scheduler.kv.free_blocks == scheduler.kv.capacity_blocks
@@ -335,6 +352,7 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
         (scenario(pool("prefill"), pool("decode", num_gpu_blocks_override=50)), "'decode' holds 784 tokens"),
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"bytes_per_s": 0}}), "bytes_per_s` is 0"),
         (scenario(pool("prefill"), pool("decode", colocate="nobody")), "colocate: nobody"),
+        (scenario(pool("prefill"), pool("decode"), around=GENERATION_FIRST), "vLLM knows no generation_first"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(data: dict[str, Any], words: str) -> None:

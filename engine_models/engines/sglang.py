@@ -467,7 +467,7 @@ def _handover(request: PoolRequest, page: int) -> Handover:
             where="deployment.role",
             mend="leave it out, or use pools of role: mixed",
         )
-    return Handover(connector, page, reserves=True)
+    return Handover(connector, page, reserves=True, whole_requests=True)
 
 
 def _reserving(flags: Mapping[str, Any], rows: int, context: int) -> ReservingRules:
@@ -478,6 +478,7 @@ def _reserving(flags: Mapping[str, Any], rows: int, context: int) -> ReservingRu
         max_model_len=context,
         num_reserved_decode_tokens=int(flags.get("num_reserved_decode_tokens", 512)),
         polling_interval=int(flags.get("disaggregation_decode_polling_interval", 1)),
+        receive_interval=int(flags.get("scheduler_recv_interval", 1)),
         handshake_s=HANDSHAKE_S,
     )
 

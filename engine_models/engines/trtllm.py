@@ -60,7 +60,14 @@ from engine_models.schedulers.memory_then_tokens import (
 )
 from engine_models.schedulers.memory_then_tokens_drafted import DraftedTwoPassScheduler
 from engine_models.schedulers.prompts_together import PromptsTogether
-from engine_models.schedulers.transferred import ContextServer, GenerationServer
+from engine_models.schedulers.transferred import (
+    ContextServer,
+    DraftedGenerationServer,
+    DraftedReservingGenerationServer,
+    GenerationServer,
+    ReservingGenerationServer,
+    WaitingContextServer,
+)
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InfeasibleError, InputError, nearest
 
@@ -82,6 +89,21 @@ GRAPH_ROWS = 128
 
 
 
+PLAIN: dict[tuple[Role, bool], type[TwoPassScheduler]] = {
+    ("mixed", False): TwoPassScheduler,
+    ("prefill", False): ContextServer,
+    ("prefill", True): WaitingContextServer,
+    ("decode", False): GenerationServer,
+    ("decode", True): ReservingGenerationServer,
+}
+DRAFTED: dict[tuple[Role, bool], type[DraftedTwoPassScheduler]] = {
+    ("mixed", False): DraftedTwoPassScheduler,
+    ("decode", False): DraftedGenerationServer,
+    ("decode", True): DraftedReservingGenerationServer,
+}
+"""The scheduler of a role, by whether memory is reserved before a prompt is computed."""
+
+
 @dataclass(frozen=True)
 class Rank:
     """Rules and blocks of one rank: what a fresh scheduler is built from."""
@@ -95,6 +117,7 @@ class Rank:
     windows: tuple[int, ...] = ()  # of the model's layers
     row_tokens: int = 1  # that a step verifies, with drafts
     role: Role = "mixed"
+    reserves: bool = False  # servers that share a request get it at once
     together: bool = False  # ranks begin prompts together: what they agree on is by steps, none of which is left out
 
     def scheduler(self, mode: Mode) -> TwoPassScheduler:
@@ -106,12 +129,10 @@ class Rank:
             partial=self.partial,
             copies=self.copies,
         )
-        if self.role != "mixed":
-            pair = ContextServer if self.role == "prefill" else GenerationServer
-            return pair(self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows)
-        if self.row_tokens > 1:
-            return DraftedTwoPassScheduler(self.rules, kv, row_tokens=self.row_tokens, windows=self.windows)
-        return TwoPassScheduler(
+        if self.row_tokens > 1 and self.role != "prefill":
+            drafted = DRAFTED[self.role, self.reserves]
+            return drafted(self.rules, kv, row_tokens=self.row_tokens, windows=self.windows)
+        return PLAIN[self.role, self.reserves](
             self.rules,
             kv,
             aggregate=mode != "step" and not self.together,
@@ -221,7 +242,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         arch.windows_below(context),
         row_tokens,
         request.role,
-        bool(group(flags, "attention_dp_config")["enable_balance"]) and dp > 1,
+        handover is not None and handover.reserves,
+        bool(group(flags, "attention_dp_config")["enable_balance"]) and dp > 1 and handover is None,
     )
     sizes = graph_sizes(graph_config, version["graph_step_above_128"]) if captured else ()
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
@@ -239,7 +261,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             kv_tokens=kv_tokens,
             kv_blocks=memory.blocks,
             block_tokens=block,
-            prompt_tokens=context - 1 if chunked else min(context - 1, tokens),
+            prompt_tokens=context - 1 if chunked or request.role == "decode" else min(context - 1, tokens),
             row_tokens=context,
             spare_tokens=row_tokens - 1,
         ),
@@ -286,6 +308,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     )
 
 
+GENERATION_FIRST = "generation_first"
 CONNECTORS = {"DEFAULT": "NIXL", "NIXL": "NIXL", "UCX": "UCX", "MPI": "MPI"}
 """``cache_transceiver_config.backend`` -> what moves the cache."""
 
@@ -300,18 +323,13 @@ def _handover(request: PoolRequest, policy: str, block_tokens: int) -> Handover:
             where="deployment.transfer.connector",
             mend=f"use one of {', '.join(CONNECTORS)}",
         )
-    lacking = {
-        "speculative decoding": request.speculation is not None,
-        "attention data parallelism": request.data_parallel > 1,
-        "a capacity policy other than GUARANTEED_NO_EVICT": policy != GUARANTEED,
-    }
-    for words in (words for words, asked_for in lacking.items() if asked_for):
+    if policy != GUARANTEED:
         raise InputError(
-            f"context and generation servers with {words} are not modelled yet",
+            f"context and generation servers with a capacity policy other than {GUARANTEED} are not modelled yet",
             where="deployment.role",
             mend="leave it out, or use pools of role: mixed",
         )
-    return Handover(CONNECTORS[named.upper()], block_tokens)
+    return Handover(CONNECTORS[named.upper()], block_tokens, reserves=request.schedule_style == GENERATION_FIRST)
 
 
 def _executor(flags: Mapping[str, Any], overlap: bool, ranks: int, together: bool) -> Executor:

@@ -27,9 +27,13 @@ class Peer(Scheduler):
 
     Its loop goes on turning every `turn_s`, without anything to compute, as often as `turns` says: what comes from outside is
     noticed at the end of such a turn.
+
+    Where first tokens come with requests it calls `at_once` when they go out: the time [s], how many, and the requests that
+    ended with theirs. They count as a batch of no length, which has a number.
     """
 
     turn_s: float = 1e-3
+    at_once: Callable[[float, int, list[Sequence]], None] | None = None
 
     @abstractmethod
     def turns(self) -> float:
@@ -63,14 +67,9 @@ class PullDecode(Peer):
 
 
 class ReservingDecode(Peer):
-    """Takes over requests whose prompts are computed after it has reserved memory for them; `notes` are these reservations.
-
-    It calls `at_once` when first tokens that came with requests go out: the time [s], how many, and the requests that ended
-    with theirs. They count as a batch of no length, which has a number.
-    """
+    """Takes over requests whose prompts are computed after it has reserved memory for them; `notes` are these reservations."""
 
     notes: list[Note]
-    at_once: Callable[[float, int, list[Sequence]], None] | None = None
 
     @abstractmethod
     def idle(self) -> bool:

@@ -576,7 +576,11 @@ class TwoPassScheduler(Scheduler):
         if wasted:
             seq.length = seq.final_length
             self._wasting.remove(seq)
-        seq.end_emissions(row.last)
+        self._end_emissions(seq, row.last)
+
+    def _end_emissions(self, seq: Sequence, last: int) -> None:
+        """Name the batches up to `last` in which a row got its tokens since it joined the decode set."""
+        seq.end_emissions(last)
 
     def _pause(self, seq: Sequence) -> None:
         """Take the memory of a row: its answer so far becomes prompt. A token in flight still comes."""

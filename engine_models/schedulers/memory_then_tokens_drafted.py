@@ -27,7 +27,7 @@ class VerifiedRows(DecodeSet):
         super().__init__(block_tokens, windows)
         self.row_tokens = row_tokens
         self.rows: dict[Sequence, None] = {}
-        self.gains: dict[Sequence, list[int]] = {}  # tokens of each verification since the row joined
+        self.gains: dict[Sequence, list[tuple[int, int]]] = {}  # batch and tokens of each verification since the row joined
 
     def join(self, seq: Sequence) -> None:
         """Add a row."""
@@ -64,7 +64,7 @@ class VerifiedRows(DecodeSet):
             gain = min(gain, seq.final_length - seq.length)  # none where it has ended in flight
             seq.verifications += 1
             seq.length += gain
-            self.gains[seq].append(gain)
+            self.gains[seq].append((batch.number, gain))
 
     def pop_ended(self) -> list[Sequence]:
         """As of the base."""
@@ -84,10 +84,10 @@ class DraftedTwoPassScheduler(TwoPassScheduler):
         self.decodes.join(seq)
 
     def _leave_decodes(self, seq: Sequence) -> None:
-        row, gains = self.active[seq], self._verified.gains.pop(seq)
+        gains = self._verified.gains.pop(seq)
         self._wasting.discard(seq)
         self.decodes.leave(seq)
-        for number, gain in enumerate(gains, row.since):
+        for number, gain in gains:
             if gain == 1:
                 seq.emit(number, number)
             else:  # a range a token, none for what was in vain
@@ -99,7 +99,7 @@ class DraftedTwoPassScheduler(TwoPassScheduler):
 
     def _certain(self, seq: Sequence, row: ActiveRow) -> bool:
         """Whether it is known beforehand that a row ends: a token was left before its last verification."""
-        return super()._certain(seq, row) and self._verified.gains[seq][-1] == 1
+        return super()._certain(seq, row) and self._verified.gains[seq][-1][1] == 1
 
 
 __all__ = ["DraftedTwoPassScheduler", "VerifiedRows"]

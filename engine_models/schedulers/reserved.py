@@ -140,6 +140,7 @@ class ReservingRules:
     metadata_buffers : requests that may be between reservation and arrival.
     num_reserved_decode_tokens : kept back for each request that holds memory.
     polling_interval : reservations and arrivals are looked at in every so manieth loop.
+    receive_interval : requests are taken in once in so many decode steps, and in any loop without one.
     max_model_len : context limit in tokens.
     handshake_s : time after the loop that took a request in until it may reserve [s].
     """
@@ -150,6 +151,7 @@ class ReservingRules:
     max_model_len: int
     num_reserved_decode_tokens: int = 512
     polling_interval: int = 1
+    receive_interval: int = 1
     handshake_s: float = 1e-3
 
 
@@ -182,6 +184,8 @@ class ReservingDecodeScheduler(ReservingDecode):
         self._pauses: list[int] = []  # batches of first tokens alone
         self.kv = kv
         self.notes: list[Note] = []
+        self._unreceived: list[Sequence] = []
+        self._since_receipt = 0
         self.prealloc: dict[Sequence, float] = {}  # waits for memory; from when it may have it
         self.transfer: dict[Sequence, bool] = {}  # has it; whether all is here
         self.waiting: list[Sequence] = []  # all is here, waits for a row
@@ -203,23 +207,23 @@ class ReservingDecodeScheduler(ReservingDecode):
 
     def wake_s(self) -> float:
         """As of the base: when the next request may reserve; at once where the next loops may decide otherwise."""
-        if self._news:
+        if self._news or self._unreceived:
             return 0.0
         return min((ready_s for ready_s in self.prealloc.values() if ready_s > self._now_s), default=INFINITY)
 
     def add(self, seq: Sequence) -> None:
         """As of the base."""
         seq.state = "waiting"
-        self.prealloc[seq] = -1.0
+        self._unreceived.append(seq)
         self._news = True
 
     def has_work(self) -> bool:
         """As of the base."""
-        return bool(self.prealloc or self.transfer or self.waiting or self.retracted or self.running)
+        return bool(self._unreceived or self.prealloc or self.transfer or self.waiting or self.retracted or self.running)
 
     def state(self) -> State:
         """As of the base: tokens."""
-        waiting = len(self.prealloc) + len(self.transfer) + len(self.waiting) + len(self.retracted)
+        waiting = len(self._unreceived) + len(self.prealloc) + len(self.transfer) + len(self.waiting) + len(self.retracted)
         total = self.kv.capacity_blocks
         return len(self.running), waiting, total - self.kv.free_blocks, total
 
@@ -235,7 +239,7 @@ class ReservingDecodeScheduler(ReservingDecode):
 
     def idle(self) -> bool:
         """As of the base."""
-        return not self.prealloc
+        return not (self.prealloc or self._unreceived)
 
     def turned(self, turns: int) -> None:
         """As of the base."""
@@ -248,9 +252,10 @@ class ReservingDecodeScheduler(ReservingDecode):
         """One loop: resume, reserve, take what has arrived, let rows join, decode."""
         kv, rules = self.kv, self.rules
         self._now_s = now_s
-        for seq, ready_s in self.prealloc.items():
-            if ready_s < 0:
-                self.prealloc[seq] = now_s + rules.handshake_s
+        self._since_receipt = (self._since_receipt + 1) % rules.receive_interval if self.running else 0
+        if not self._since_receipt and self._unreceived:
+            self.prealloc.update(dict.fromkeys(self._unreceived, now_s + rules.handshake_s))
+            self._unreceived = []
         done: dict[str, Any] = {"prealloc": list(self.prealloc), "free_before": kv.free_tokens}
         done["resumed"] = self._resume()
         self.waiting += done["resumed"]
@@ -425,6 +430,7 @@ class ReservingDecodeScheduler(ReservingDecode):
             or not self.aggregate
             or not self.running
             or self.prealloc
+            or self._unreceived
             or self.retracted
             or self._ended
             or self._news
@@ -447,6 +453,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         kv.free_tokens -= need
         decodes.steps += steps
         self.turned(steps)
+        self._since_receipt = (self._since_receipt + steps) % self.rules.receive_interval
         self.next_number += steps
         batch = Batch(self.next_number - 1)
         self.processed_number = batch.number - 1

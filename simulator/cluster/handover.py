@@ -111,6 +111,8 @@ class HandoverCluster(Cluster):
             places += [(first + n, rank) for rank in range(servers.plan.executor.ranks) for n in range(servers.replicas)]
             first += servers.replicas
         self._number_of = {place: number for number, place in enumerate(places)}
+        pools = [servers for stage in self._stages for servers in stage for _ in range(servers.replicas)]
+        self._accepted = [pools[replica].acceptance for replica, _ in places]
         return places
 
     def _routed(self, rule: str | Routing, executor: Executor) -> Router:
@@ -191,12 +193,19 @@ class HandoverCluster(Cluster):
         assert handed is not None
         (seq,) = super()._sequences(block, np.array([row]))
         seq.arrival_s = now_s
-        number = self._chosen(1, self._second.choose(now_s, seq, int(block.workload.session_id[row])))
+        number = self._second_number(now_s, seq, int(block.workload.session_id[row]))
         self._advance(number, now_s)
         block.replica[row] = number
         self.ranks[number].submit(seq)
         handed.arrival_s[row] = seq.arrival_s
         self._note(number)
+
+    def _second_number(self, now_s: float, seq: Request, session: int) -> int:
+        """The number of the rank that is to answer a request."""
+        number = self._chosen(1, self._second.choose(now_s, seq, session))
+        accepted = self._accepted[number]
+        seq.acceptance = accepted(seq.index) if accepted is not None else None
+        return number
 
     def _finished(self, seq: Request, now_s: float) -> None:
         self._second.ended(seq, now_s)
@@ -322,7 +331,7 @@ class ReservingCluster(HandoverCluster):
         (answer,) = Cluster._sequences(self, block, np.array([row]))
         answer.arrival_s = seq.arrival_s
         source = self._chosen(0, self._router.choose(now_s, seq, session))
-        target = self._chosen(1, self._second.choose(now_s, answer, session))
+        target = self._second_number(now_s, answer, session)
         self._pairs[seq.index] = _Pair(source, seq, target, answer)
         block.replica[row], handed.source[row] = target, source
         for number, side in ((source, seq), (target, answer)):

@@ -455,13 +455,14 @@ class Transfer(_Model):
 
     `connector` is the engine's own name of the protocol and must agree with `engine_args`. `bytes_per_s` is the rate of one
     interface in one direction, one interface a device; by default that of the `link`, as the device's profile has it: between
-    nodes or, where both replicas stand in one node, inside of it. `latency_s` is added to each transfer. In a list, `from` and
-    `to` name the pools.
+    nodes or, where both replicas stand in one node, inside of it. `latency_s` is added to each transfer. `schedule_style` says
+    who of two servers gets a request first, where an engine leaves that open. In a list, `from` and `to` name the pools.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, populate_by_name=True)
 
     connector: Text | None = None
+    schedule_style: Literal["context_first", "generation_first"] | None = None
     link: Literal["inter_node", "nvlink", "pcie"] | None = None
     bytes_per_s: BytesPerSecond | None = None
     latency_s: Delay = 0.0

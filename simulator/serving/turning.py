@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from engine_models.parts.batch import Batch
-from engine_models.parts.handover import Peer, ReservingDecode
+from engine_models.parts.handover import Peer
 from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
 from simulator.serving.rank import Rank
@@ -31,7 +31,7 @@ class TurningReplica(Replica):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for rank in self.ranks:
-            if isinstance(rank.scheduler, ReservingDecode):
+            if isinstance(rank.scheduler, Peer):
                 rank.scheduler.at_once = partial(self._at_once, rank)
 
     def _at_once(self, rank: Rank, now_s: float, tokens: int, ended: list[Sequence]) -> None:

@@ -28,8 +28,10 @@ class Launch:
         sister device), "none" (no launch is public), "" (the suite says nothing of it).
     model : the checkpoint that was served.  image : the container image or build, which tells the version.
     tensor_ranks : 0 where the script says nothing.
-    flags : by the engine's own names, nested.  environment : variables of the server.  client : what the load generator did.
+    flags : by the engine's own names, nested.  environment : variables of the server.
+    client : what the load generator did.
     unfit : why the row is not the run that its label says; "" if it is.
+    layout : of prefill and decode servers, with the recipe that states their flags.
     """
 
     confidence: str = ""
@@ -40,6 +42,7 @@ class Launch:
     environment: Mapping[str, str] = field(default_factory=dict)
     client: Mapping[str, Any] = field(default_factory=dict)
     unfit: str = ""
+    layout: Mapping[str, Any] = field(default_factory=dict)
 
 
 UNKNOWN = Launch()
@@ -79,6 +82,7 @@ def _read(entry: Mapping[str, Any]) -> Launch:
         unfit=_unfit(
             texts["speculative"], texts["mislabelled_reason"] if entry.get("mislabelled") else "", texts["note"]
         ),
+        layout=json.loads(entry.get("layout") or "{}"),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hardware_profiles.errors import InputError, PlanError
 from simulator.validation.engines import PUBLISHED, engine_release
 from simulator.validation.launches import launch_of, read_launches
 from simulator.validation.published import number
+from simulator.validation.recipes import SIDES, sides_of
 from simulator.validation.spellings import (
     Unplayable,
     engine_name,
@@ -195,15 +196,12 @@ def pool_of(row: dict[str, Any]) -> dict[str, Any]:
             pool["expert_parallel"] = ep
         if ranks > 1:
             pool["data_parallel"] = ranks
-            args |= published.ranks(ranks)
+            args |= {**published.ranks(ranks), **args}
     if instances > 1:
         pool["replicas"] = instances
     if drafts is not None:
         pool["speculative"] = drafts
     return pool
-
-
-SIDES = ("prefill", "decode")
 
 
 def pools_of(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -215,11 +213,13 @@ def pools_of(row: dict[str, Any]) -> list[dict[str, Any]]:
         workers = {side: int(layout[f"{side}_num_workers"]) for side in SIDES}
     except (ValueError, KeyError, TypeError):
         raise Unplayable("prefill and decode apart, and not how many servers of each") from None
-    pools = []
+    pools, launch = [], launch_of(row)
+    flags = sides_of(launch.layout, int(number(row, "concurrency") or 0))
     for side in SIDES:
         ranks, shared = int(layout[f"{side}_tp_size"]), int(layout[f"{side}_attention_dp_size"])
         parts = {"tp": ranks, "pp": int(layout[f"{side}_pp_size"]), "dp": shared, "ep": int(layout[f"{side}_moe_ep_size"])}
-        pool = pool_of({**row, **parts, "gpus": ranks * shared, "disagg": None})
+        launched = replace(launch, flags={**launch.flags, **flags.get(side, {})})
+        pool = pool_of({**row, **parts, "gpus": ranks * shared, "disagg": None, "launch": launched})
         pools.append({**pool, "name": side, "role": side, "replicas": workers[side]})
     return pools
 

@@ -21,8 +21,8 @@ def launch_flags(row: Row, device: str) -> dict[str, Any]:
     Experts of the TRTLLM backend in mxfp4 take activations in mxfp8 on Blackwell.
     """
     flags = dict(launch_of(row).flags)
-    if row.get("mode") == "disagg" and not flags:  # its recipe is not public
-        flags = dict(AS_ALL)
+    if row.get("mode") == "disagg" and "moe_config" not in flags:  # its recipe is not public, or in part
+        flags = AS_ALL | flags
         if device.startswith(("b200", "gb200")) and str(row.get("precision")) == "fp4":
             flags["moe_config"] = {"backend": OWN_KERNELS}
     flags |= flags.pop("extra_llm_api_options", {})

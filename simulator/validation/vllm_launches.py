@@ -128,7 +128,8 @@ def columns(row: Row) -> dict[str, Any]:
     """Flags that a row's columns state."""
     known = ("max_num_seqs", "max_num_batched_tokens", "block_size")
     args: dict[str, Any] = {name: int(row[name]) for name in known if number(row, name)}
-    args["max_model_len"] = int(number(row, "max_model_len") or -1)  # unknown: the model's own, or what fits
+    if number(row, "max_model_len") or "max_model_len" not in launch_of(row).flags:
+        args["max_model_len"] = int(number(row, "max_model_len") or -1)  # unknown: the model's own, or what fits
     if number(row, "concurrency"):
         args |= PLAIN_SAMPLING  # benchmark clients of the closed-loop kind ask for greedy decoding
     if number(row, "gpu_mem_util"):

@@ -12,6 +12,7 @@ import pytest
 from engine_models.engines.vllm_flags import PLAIN_SAMPLING
 from simulator.validation.evidence import kinds
 from simulator.validation.launches import Launch
+from simulator.validation.recipes import sides_of
 from simulator.validation.runs import predict
 from simulator.validation.spellings import Unplayable
 from simulator.validation.suite import plan_experiment, pool_of, pools_of
@@ -163,3 +164,13 @@ def test_the_ranks_of_data_parallel_attention_are_those_of_the_side() -> None:
 def test_what_is_not_said_of_such_a_run_is_not_guessed() -> None:
     with pytest.raises(Unplayable, match="not how many servers"):
         pools_of(row("moonshotai/Kimi-K2.5", "GB200", precision="fp4", disagg=json.dumps(LAYOUT)))
+
+
+def test_the_recipe_of_split_servers_states_their_flags() -> None:
+    """A recipe that lists other users and has no places for a run's is not its recipe."""
+    path = "recipes/trtllm/h200/1k1k/stp/c1_ctx1_gen9_tep8_batch1_eplb0_mtp0.yaml"
+    layout = {"recipe": {"CONFIG_FILE": path}, "decode": {"num-worker": 9}}
+    assert [sides_of(layout, users)["decode"]["max_batch_size"] for users in (9, 11)] == [1, 1]
+    assert sides_of(layout, 36) == {}
+    stated = {"recipe": {"DECODE_MAX_BATCH_SIZE": "32", "PREFILL_MAX_NUM_TOKENS": "8448"}}
+    assert sides_of(stated, 6) == {"prefill": {"max_num_tokens": 8448}, "decode": {"max_batch_size": 32}}
