@@ -10,6 +10,7 @@ import argparse
 import heapq
 import json
 import random
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ def prompt(request: Case) -> list[int]:
 
 def step_s(step: Case) -> float:
     """How long a step lasts on the virtual clock."""
-    prompts, decodes = STEP_TIME["b"] * step["prefill_tokens"], STEP_TIME["c"] * step["decode_seqs"]
-    return STEP_TIME["a"] + prompts + decodes + STEP_TIME["d"] * step["kv_tokens"]
+    prompts, decodes, kv = step["prefill_tokens"], step["decode_seqs"], step["kv_tokens"]
+    took_s: float = STEP_TIME["a"] + STEP_TIME["b"] * prompts + STEP_TIME["c"] * decodes + STEP_TIME["d"] * kv
+    return took_s
 
 
 def drawn_requests(draw: random.Random, longest: int, answer: int, *, priorities: bool = False) -> list[Case]:
@@ -119,7 +121,12 @@ def main(
     if not cases:
         cases = {f"drawn-{seed}": drawn(seed) for seed in range(given.first, given.first + given.count)}
     for name, (config, requests) in cases.items():
-        lines = [config, *requests, *record(config, requests)]
+        try:
+            lines = [config, *requests, *record(config, requests)]
+        except Exception as error:  # engines have loads that they do not survive
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            print(f"{name}: nothing recorded, {error!r} in {place.filename}:{place.lineno}")
+            continue
         (given.out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

@@ -54,7 +54,24 @@ def replay(knobs: Mapping[str, Any]) -> Replay:
         host = SectorPool(knobs["cpu_pool_sectors"], kv.pool.sizes)
     scheduler = FirstFitScheduler(rules, kv, host, record_rows=True)
     columns = COLUMNS if host is None else (*COLUMNS, *HOST_COLUMNS)
-    return Replay(scheduler, 2 if knobs["use_async_batching"] else 1, columns, as_recorded)
+    return Replay(scheduler, 2 if knobs["use_async_batching"] else 1, columns, _Recorded())
+
+
+class _Recorded:
+    """Steps as they are recorded. A batch that ran for nothing before a pause is taken in once the next has been chosen."""
+
+    def __init__(self) -> None:
+        self._late: dict[str, Any] | None = None
+
+    def __call__(self, batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
+        """The step of a settled batch."""
+        assert isinstance(batch, FirstFitBatch)
+        step = as_recorded(batch, ids)
+        if self._late is not None:
+            for name in ("free_blocks", "cached_blocks"):
+                self._late[f"{name}_after_update"] = step[name]
+        self._late = step if batch.idle and not batch.finishing else None
+        return step
 
 
 def as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:

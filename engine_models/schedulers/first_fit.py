@@ -96,15 +96,15 @@ class FirstFitBatch(Batch):
     """
 
     __slots__ = (
-        "active", "after", "cached", "completing", "dropped", "fast_path", "free", "free_sectors", "singles", "starved",
-        "stopped", "swapped", "swapped_in", "waiting",
+        "active", "after", "cached", "completing", "dropped", "fast_path", "free", "free_sectors", "idle", "singles",
+        "starved", "stopped", "swapped", "swapped_in", "waiting",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.singles: list[tuple[_Row, int, bool]] = []
         self.completing: list[_Row] = []
-        self.fast_path = self.stopped = False
+        self.fast_path = self.stopped = self.idle = False
         self.active: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.starved: list[Sequence] = []
@@ -363,7 +363,7 @@ class FirstFitScheduler(Scheduler):
         if whole:
             token_budget -= stays
             rows_left -= stays
-            read_budget -= self._read_of_set()
+            read_budget -= self._read_exactly()
             fast = fast and self._all_short()
         taken: list[_Row] = []
         done = whole and (token_budget == 0 or rows_left <= 0 or (read_budget <= 0 and not fast))
@@ -458,6 +458,13 @@ class FirstFitScheduler(Scheduler):
         decodes, window = self.decodes, self.rules.read_window_tokens
         return decodes.kv_tokens() - decodes.count if window is None else window * decodes.count
 
+    def _read_exactly(self) -> int:
+        """Cached tokens that the decode set reads with its next step."""
+        window = self.rules.read_window_tokens
+        if window is None:
+            return self._read_of_set()
+        return sum(min(self.decodes.length(row.seq) - 1, window) for row in self._active if row.since >= 0)
+
     def _drop_unserved(self, taken: list[_Row]) -> None:
         """Rows of the decode set that were passed over go apart."""
         served = set(taken)
@@ -536,7 +543,7 @@ class FirstFitScheduler(Scheduler):
         self._prefilling.pop(row, None)
         row.state = "decoding"
         self._apart[row] = None
-        if row.position + 1 >= seq.final_length:
+        if row.position + 1 == seq.final_length:  # beyond it the last token is in flight
             batch.finishing.append(seq)
 
     # -- memory ---------------------------------------------------------------------------------------------
@@ -738,6 +745,7 @@ class FirstFitScheduler(Scheduler):
             self._stopped = False
         if self.record_rows:
             kv = self.kv
+            batch.idle = not self._rows
             batch.after = ([kv.pool.free_blocks(group) for group in range(len(kv.groups))], len(kv.cached))
         return batch.finishing
 

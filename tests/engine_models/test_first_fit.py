@@ -215,6 +215,16 @@ def test_a_step_reads_no_more_cache_than_its_index_holds() -> None:
     assert [seq.index for seq, _, _ in second] == [0, 2]
 
 
+def test_rows_shorter_than_the_window_read_what_they_have() -> None:
+    """Decodes of 100 and 10 cached tokens read 74 with a window of 64: the 40 of the cut prompt still fit in 139."""
+    kv = {"sectors": 200, "block_tokens": 16, "groups": (LayerGroup(1, 64),), "sharing": False}
+    rules = {**ROOMY, "max_batch_tokens": 150, "max_decode_fast_path_length": 0, "max_tokens_read": 139}
+    served = Served({**rules, "read_window_tokens": 64}, kv, [(0.0, n, 4, 0) for n in (100, 10, 70)], record=True)
+    second = served.batches[1].rows
+    assert second is not None
+    assert [(seq.index, before) for seq, _, before in second] == [(0, 100), (1, 10), (2, 40)]
+
+
 def test_prompts_are_shared_from_the_step_after_the_one_that_computed_them() -> None:
     """Two requests of one batch compute the same 100 tokens, and then hold the same six blocks; the third finds them."""
     kv = {"sectors": 100, "block_tokens": 16, "groups": ALL_SEE_ALL, "sharing": True}
@@ -224,3 +234,12 @@ def test_prompts_are_shared_from_the_step_after_the_one_that_computed_them() -> 
     assert free == [100 - 2 * 7 + 6]
     hits = [(seq.index, found) for batch in served.batches for seq, found in batch.hits]
     assert hits == [(2, 96)]
+
+
+def test_a_row_whose_last_token_is_in_flight_ends_once() -> None:
+    """The first's last token is in flight when it needs a seventh block for nothing: the second gives its six back for it."""
+    kv = {"sectors": 12, "block_tokens": 16, "groups": ALL_SEE_ALL, "sharing": False}
+    asked = [(0.0, 79, 18, 0), (0.0, 79, 40, 0)]
+    served = Served({**ROOMY, "safety_margin_share": 0.0}, kv, asked, depth=2)
+    assert [len(tokens) for tokens in served.tokens] == [18, 40]
+    assert served.seqs[1].preemptions == 1

@@ -24,6 +24,7 @@ from hardware_profiles.device import load_device
 from hardware_profiles.errors import InfeasibleError, InputError
 from hardware_profiles.kernels import operations_of
 from simulator.run import RunResult, simulate
+from simulator.validation.schedules import drive, replay_of
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 SCENARIO = Path(__file__).resolve().parents[2] / "scenarios" / "groups-transformers-a100.yaml"
@@ -214,3 +215,17 @@ def test_formats_of_a_gpu_are_refused_on_a_cpu() -> None:
     with pytest.raises(InputError, match="float32"):
         served({"weights": "fp32"}, load)
     assert np.isfinite(served({"hardware": "xeon-8480-2s"}, load).result["metrics"]["tpot_ms"]["mean"])
+
+
+def test_a_batch_that_ran_for_nothing_is_taken_in_after_the_next_choice() -> None:
+    """Before a pause the row whose last token was in flight ran once more; what is free after it counts the next request."""
+    knobs: dict[str, Any] = {"page_size": 16, "num_sectors": 50, "max_batch_tokens": 2048, "max_requests_per_batch": 64}
+    knobs |= {"max_tokens_read": 800, "max_decode_fast_path_length": 512, "safety_margin": 0.15, "cpu_pool_sectors": 0}
+    knobs |= {"scheduler_type": "fifo", "prefix_sharing_active": False, "use_async_batching": True}
+    knobs["allocators"] = [{"blocks_per_sector": 1, "window": None}]
+    clock = {"a": 0.008, "b": 0.0, "c": 0.0, "d": 0.0}
+    config = {"engine": "transformers_cb", "version": "5.24.0", "config": knobs, "step_time": clock}
+    asked: dict[str, Any] = {"segments": [[1, 0, 30]], "prompt_len": 30, "output_len": 2, "out_seg": 9}
+    requests = [{**asked, "idx": index, "id": f"r{index}", "arrival": float(index)} for index in range(2)]
+    steps = drive(replay_of(config), config, requests)
+    assert [step["free_blocks_after_update"] for step in steps] == [[48], [50], [48], [48], [50], [50]]
