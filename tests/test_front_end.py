@@ -47,7 +47,7 @@ def sent_s(rounds: list[tuple[float, float]], *steps: tuple[list[float], int, in
     loop._rounds.extend(rounds)
     for ends_s, rows, prompts in steps:
         log.run(0.0, ends_s, 0.0, 0, 0, 0, 0, 0)
-        loop.emits(len(ends_s), rows, prompts)
+        loop.waiting.append((len(ends_s), rows, prompts))
     loop.send_until(INFINITY)
     return list(log.sent_s)
 

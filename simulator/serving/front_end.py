@@ -15,6 +15,7 @@ from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
+from itertools import chain
 
 import numpy as np
 
@@ -32,7 +33,8 @@ MOST = 4096
 class LoopedFrontEnd:
     """Requests on their way in, and tokens on their way out.
 
-    `coming` are the requests that have reached the server and are in no round yet.
+    `coming` are the requests that have reached the server and are in no round yet, `waiting` the steps whose tokens are to be
+    sent, in the order of the log: how many, and in each the rows that decode and the prompts that yield one.
 
     Parameters
     ----------
@@ -57,7 +59,7 @@ class LoopedFrontEnd:
         self._more = more
         self._free_s = self._tokenised_s = 0.0  # when the loop, and the tokeniser, have done what is known
         self._rounds: deque[tuple[float, float]] = deque()  # begin and end of those that passes may have to wait for
-        self._steps = array("q")  # not sent yet: how many, rows that decode and prompts in each, one after the other
+        self.waiting: list[tuple[int, int, int]] = []  # not sent yet: steps, rows that decode and prompts in each
         self._begin_s = self._end_s = 0.0  # of the latest pass
 
     # -- requests in ----------------------------------------------------------------------------------------
@@ -79,8 +81,11 @@ class LoopedFrontEnd:
         begin_s = first.arrival_s if first.arrival_s > self._free_s else self._free_s
         return begin_s + (self._request_s + self._token_s * first.prompt_tokens) + self._hand_over_s
 
-    def rounds_until(self, until_s: float, ready: deque[Sequence]) -> None:
-        """Add to `ready` those taken in by rounds that begin before a time; their arrival becomes that at the scheduler."""
+    def rounds_until(self, until_s: float, ready: deque[Sequence], enough: float = INFINITY) -> None:
+        """Add to `ready` those taken in by rounds that begin before a time; their arrival becomes that at the scheduler.
+
+        Once there are `enough` no further chunk of requests is asked for: rounds that need it are left for later.
+        """
         coming = self.coming
         while coming:
             first_s = coming[0].arrival_s
@@ -89,6 +94,8 @@ class LoopedFrontEnd:
             if begin_s >= until_s:
                 return
             if coming[-1].arrival_s <= begin_s:
+                if len(ready) >= enough:
+                    return
                 self.known_to(begin_s)
             if idle and (len(coming) == 1 or coming[1].arrival_s > begin_s):  # alone, and the loop waits for it
                 seq = coming.popleft()
@@ -127,19 +134,15 @@ class LoopedFrontEnd:
     @property
     def much_waits(self) -> bool:
         """Whether the tokens of so many steps wait that they should be sent, needed or not."""
-        return len(self._steps) > 3 * MOST
-
-    def emits(self, steps: int, rows: int, prompts: int) -> None:
-        """Steps that come next in the log have tokens of `rows` decoding rows and of `prompts`, each."""
-        self._steps.extend((steps, rows, prompts))
+        return len(self.waiting) > MOST
 
     def send_until(self, until_s: float) -> None:
         """Send the tokens of the steps that end up to a time; the rank has been advanced as far."""
-        queue, log = self._steps, self._log
-        if len(queue) > 3 * MANY:
+        queue, log = self.waiting, self._log
+        if len(queue) > MANY:
             self._send_many(until_s)
         while queue:
-            steps, rows, prompts = queue[:3]
+            steps, rows, prompts = queue[0]
             at = len(log.sent_s)
             ends = log.end_s[at : at + steps]
             if ends[-1] > until_s:
@@ -151,12 +154,13 @@ class LoopedFrontEnd:
 
     def _sent(self, steps: int) -> None:
         """So many steps wait no longer."""
-        queue, at = self._steps, 0
-        while steps and queue[at] <= steps:
-            steps -= queue[at]
-            at += 3
+        queue, at = self.waiting, 0
+        while steps and queue[at][0] <= steps:
+            steps -= queue[at][0]
+            at += 1
         if steps:
-            queue[at] -= steps
+            left, rows, prompts = queue[at]
+            queue[at] = left - steps, rows, prompts
         del queue[:at]
 
     def _send(self, ends_s: array[float], rows: int, prompts: int) -> None:
@@ -181,7 +185,7 @@ class LoopedFrontEnd:
     def _send_many(self, until_s: float) -> None:
         """`send_until` where much waits: passes that nothing delays all at once, the others one by one."""
         rounds, sent = self._rounds, self._log.sent_s
-        counts, rows, prompts = np.array(self._steps).reshape(-1, 3).T
+        counts, rows, prompts = np.fromiter(chain.from_iterable(self.waiting), np.int64).reshape(-1, 3).T
         ends = np.array(self._log.end_s[len(sent) : len(sent) + int(counts.sum())])
         total = int(np.searchsorted(ends, until_s, side="right"))
         if not total:
@@ -194,7 +198,7 @@ class LoopedFrontEnd:
         begun = ends.copy()
         inside = np.zeros(total, dtype=bool)  # of rounds in which several steps end
         if rounds:
-            first, last = np.array(rounds).T
+            first, last = np.fromiter(chain.from_iterable(rounds), np.float64).reshape(-1, 2).T
             low, high = np.searchsorted(ends, first, side="right"), np.searchsorted(ends, last, side="left")
             only = low[high == low + 1]
             begun[only] = last[high == low + 1]

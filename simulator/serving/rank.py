@@ -82,7 +82,7 @@ class Rank:
         if self.loop is not None:
             before = len(self.inbox)
             self.loop.known_to(-INFINITY)
-            self.loop.rounds_until(self.reached_s, self.inbox)
+            self.loop.rounds_until(self.reached_s, self.inbox, before + 1)
             return len(self.inbox) > before
         chunk = self._chunk()
         for seq in chunk:
@@ -94,7 +94,7 @@ class Rank:
         """The replica is about to be advanced to `until_s`: all requests that come before are known."""
         if self.loop is not None:
             self.reached_s = until_s
-            self.loop.rounds_until(until_s, self.inbox)
+            self.loop.rounds_until(until_s, self.inbox, enough=1)
 
     def sent_s(self, now_s: float) -> float:
         """When the tokens of the latest step that has ended by now, to which the replica was advanced, leave the server."""
@@ -112,7 +112,7 @@ class Rank:
     def emits(self, steps: int, rows: int, prompts: int) -> None:
         """Say what the steps that come next in the log yield: tokens of decoding rows and of prompts, in each."""
         if self.loop is not None:
-            self.loop.emits(steps, rows, prompts)
+            self.loop.waiting.append((steps, rows, prompts))
 
     def forget(self, seq: Sequence) -> bool:
         """Take back a request that has not reached the scheduler; False if it has."""

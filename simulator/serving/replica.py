@@ -204,12 +204,15 @@ class Replica:
             now = self.clock_s
             if now >= limit_s:
                 return False
+            heard = False  # who has just come is let in, or found to wait, by a step of its own: no run can be proven
             for rank in ranks:
                 inbox = rank.inbox
                 if inbox and inbox[0].arrival_s <= now:
                     rank.receive(now)
-                    self._priced = None
-            if self._staged:
+                    heard = True
+            if heard:
+                self._priced = None
+            elif self._staged:
                 if only is not None and self._jump_staged(only, limit_s):
                     continue
             elif len(flight) == self.depth - 1 and self._jump(limit_s):
@@ -332,7 +335,7 @@ class Replica:
             kinds = batch.decode_tokens, prefills_s[number], prefilled, preempted, waited_s
             rank.log.run(begin, [end], idle_s, running, waiting, held, held, *kinds)
             if rank.loop is not None:
-                rank.loop.emits(1, batch.decode_rows, len(batch.prefill))
+                rank.loop.waiting.append((1, batch.decode_rows, len(batch.prefill)))
         self._in_flight.append((ranks, batches, end))
 
     def _end(self, rank: Rank, finished: list[Sequence], now_s: float) -> None:
@@ -451,7 +454,7 @@ class Replica:
                 running, waiting, _, _ = rank.scheduler.state()
                 rank.log.run(first, ends, idle_s, running, waiting, kv_steps, kv_peak, batch.decode_tokens)
                 if rank.loop is not None:
-                    rank.loop.emits(n, batch.decode_rows, 0)
+                    rank.loop.waiting.append((n, batch.decode_rows, 0))
             batch.t_end, batch.t_start = ends[-1], ends[-2]
             batch.t_sched = ends[-2] if self._sync else ends[-3] if n > 2 else first
             batches.append(batch)
