@@ -167,6 +167,7 @@ class Executor:
 
     rank_router : "least_loaded", "round_robin", or "fewest" requests.
     gate : makes what the ranks of a replica agree on before each step, None for nothing.
+    launches_ahead : whether the operations of a step are launched while the step before runs, whose results are seen after that.
     """
 
     depth: int = 1
@@ -174,6 +175,7 @@ class Executor:
     ranks: int = 1
     rank_router: Literal["least_loaded", "round_robin", "fewest"] = "least_loaded"
     gate: Callable[[], Gate | None] = lambda: None
+    launches_ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ class FrontEnd:
     before_s : time of a request in it that delays nobody else [s].
     tokenise_token_s : time of the one tokeniser for each token of a prompt, one prompt after the other [s].
     loop : the event loop that takes in and sends, where it is known; chat : whether requests come as chats.
+    tokenises_late : whether the loop deals with a prompt when it hands the request over, and not when it takes it in.
     inflight : requests that a replica holds at once, all its ranks together, None for no limit; others are answered `on_full`.
     asks : whether the scheduler is asked too (`Scheduler.sheds`).
     """
@@ -194,6 +197,7 @@ class FrontEnd:
     asks: bool = False
     loop: EventLoop | None = None
     chat: bool = True
+    tokenises_late: bool = False
 
     def served(self, *, chat: bool, speed: float | None) -> FrontEnd:
         """The same for requests of that kind, on a host whose core has that speed (None: as assumed)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence as Series
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +12,17 @@ import pytest
 
 from engine_models.cost.event_loop import EventLoop
 from engine_models.declaration import FrontEnd
-from engine_models.parts.protocols import INFINITY
+from engine_models.memory.radix import RadixPool
+from engine_models.parts.batch import Batch
+from engine_models.parts.protocols import INFINITY, FloatArray, StepCost
 from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.prefill_first import PrefillFirstRules, PrefillFirstScheduler
 from simulator import simulate
 from simulator.results.latencies import OF_FIRST_TOKEN, latencies
 from simulator.serving import front_end
 from simulator.serving.front_end import LoopedFrontEnd
 from simulator.serving.log import StepLog
+from simulator.serving.replica import Replica
 
 LOOP = EventLoop(
     request_s=4.0,
@@ -40,14 +45,18 @@ def reached_s(front: FrontEnd, *arrivals_s: float, prompt_tokens: int = 2) -> li
     return [seq.arrival_s for seq in ready]
 
 
-def sent_s(rounds: list[tuple[float, float]], *steps: tuple[list[float], int, int]) -> list[float]:
-    """When the tokens of steps are sent: their ends, rows and prompts; past rounds."""
+def sent_s(
+    rounds: list[tuple[float, float]], *steps: tuple[list[float], int, int], seen_s: dict[int, float] | None = None
+) -> list[float]:
+    """When the tokens of steps are sent: their ends, rows and prompts; past rounds; by entry, when its last step is seen."""
     log = StepLog()
     loop = LoopedFrontEnd(PLAIN, log, list)
     loop._rounds.extend(rounds)
-    for ends_s, rows, prompts in steps:
+    for number, (ends_s, rows, prompts) in enumerate(steps):
         log.run(0.0, ends_s, 0.0, 0, 0, 0, 0, 0)
         loop.waiting.append((len(ends_s), rows, prompts))
+        if seen_s and number in seen_s:
+            loop.sees_late(seen_s[number])
     loop.send_until(INFINITY)
     return list(log.sent_s)
 
@@ -68,6 +77,53 @@ def test_prompts_are_tokenised_beside_the_loop() -> None:
     assert reached_s(replace(PLAIN, tokenise_token_s=10.0), 0.0, 0.0) == [5 + 20 + 1, 25 + 20 + 1]
 
 
+def test_a_loop_that_tokenises_late_hands_requests_over_one_by_one() -> None:
+    """Three are taken in before any prompt is dealt with; the first need not wait for the prompts of the others."""
+    late = replace(PLAIN, tokenises_late=True)
+    assert reached_s(late, 0.0, 0.0, 0.0) == [12.0 + 2, 14.0 + 2, 16.0 + 2]
+    assert reached_s(late, 10.0) == reached_s(PLAIN, 10.0)
+    loop = LoopedFrontEnd(late, StepLog(), list)
+    loop.coming.append(Sequence(0, 2, 5, 1.0))
+    assert loop.next_s() == 1 + 4 + (1 + 1)
+
+
+def test_tokens_wait_until_their_step_is_seen() -> None:
+    assert sent_s([], ([10.0], 1, 0), ([30.0], 1, 0), seen_s={0: 22.0}) == [22.0 + 5, 30.0 + 5]
+    assert sent_s([], ([10.0], 1, 0), ([22.0], 1, 0), seen_s={0: 22.0}) == [22.0 + 5, 22 + 5 + 0.25]
+
+
+class Launched(StepCost):
+    """Prompts take 2 s of the device and 10 of the host, which launches them; steps that decode 6 s."""
+
+    def step_s(self, batches: Series[Batch]) -> tuple[float, list[float]]:
+        self.launch_s, self.launch_wait_s = (10.0, 8.0) if batches[0].prefill else (0.0, 0.0)
+        return 10.0 if batches[0].prefill else 6.0, [0.0]
+
+    def run_s(self, shapes: Series[Batch], steps: int) -> FloatArray:
+        return np.full(steps, 6.0)
+
+    def few_s(self, shapes: Series[Batch], steps: int) -> list[float]:
+        return [6.0] * steps
+
+    def host_s(self, batch: Batch) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(("ahead", "ends_s", "sent_s"), [(False, 32.0, 27.0), (True, 26.0, 31.0)])
+def test_a_prompt_is_launched_while_the_step_before_runs(ahead: bool, ends_s: float, sent_s: float) -> None:
+    """The second prompt comes at 11, in the step of 10 to 16, and is launched from 16 to 26, when the step to 22 is seen."""
+    scheduler = PrefillFirstScheduler(PrefillFirstRules(8, 1000, 1000, in_flight=2), RadixPool(1000))
+    replica = Replica([scheduler], Launched(), depth=2, launches_ahead=ahead, front=FrontEnd(loop=replace(LOOP, request_s=0.0,
+        prompt_token_s=0.0, hand_over_s=0.0), chat=False))
+    for index, at_s in enumerate((0.0, 11.0)):
+        replica.advance(at_s)
+        replica.ranks[0].submit(Sequence(index, 20, 5, at_s))
+    replica.advance(40.0)
+    replica.ranks[0].send(40.0)
+    assert list(replica.ranks[0].log.end_s)[:4] == [10.0, 16.0, 22.0, ends_s]
+    assert replica.ranks[0].log.sent_s[2] == sent_s
+
+
 def test_tokens_leave_in_passes() -> None:
     assert sent_s([], ([10.0], 1, 0), ([30.0], 2, 1)) == [10 + 5, 30 + 11]
     # the pass of 11 waits for that of 10, the tokens of 12 join it, as those of a prompt do that ends at 13
@@ -82,10 +138,11 @@ def test_many_steps_are_sent_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> N
         ends_s = np.cumsum(4 + rng.exponential(spread, 400)).tolist()
         rounds = [(ends_s[k] + 1.0, ends_s[k] + 30.0) for k in (3, 160, 191)]
         steps = [([end_s], 1 + k % 2, k % 3) for k, end_s in enumerate(ends_s)]
+        seen_s = {k: ends_s[k + 1] for k in (0, 40, 41, 161, 398)}
         monkeypatch.setattr(front_end, "MANY", 10**9)
-        one_by_one = sent_s(rounds, *steps)
+        one_by_one = sent_s(rounds, *steps, seen_s=seen_s)
         monkeypatch.setattr(front_end, "MANY", 0)
-        assert sent_s(rounds, *steps) == one_by_one
+        assert sent_s(rounds, *steps, seen_s=seen_s) == one_by_one != sent_s(rounds, *steps)
 
 
 def burst(engine: str, **more: Any) -> dict[str, Any]:

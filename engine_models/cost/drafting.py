@@ -446,7 +446,7 @@ class Drafting(StepCost):
     def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
         """Device time of the step of the one rank there is, drafting included, and the part attributed to its prefill rows."""
         device_s, (prefill_s,) = self._model.step_s(batches)
-        self.launch_wait_s = self._model.launch_wait_s
+        self.launch_s, self.launch_wait_s = self._model.launch_s, self._model.launch_wait_s
         device_s, prefill_s = self._drafted_s(batches[0], device_s, prefill_s)
         return device_s, [prefill_s]
 

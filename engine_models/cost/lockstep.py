@@ -97,6 +97,7 @@ class Lockstep(StepCost):
                 of_prompts = linear * (1 - batch.decode_tokens / batch.tokens) + prefill
         of_prompts += shared * (1 - sum(b.decode_tokens for b in batches) / sum(b.tokens for b in batches))
         least = self._launches.least_s(max(tokens), prefills)
+        self.launch_s = least if prefills and self._launches.sizes else 0.0
         self.launch_wait_s = max(0.0, least - (slowest + shared))
         return max(slowest + shared, least), [of_prompts] * len(batches)
 

@@ -170,9 +170,11 @@ class StepTimeModel(StepCost):
         tokens = batch.padded_tokens or batch.tokens
         device_s, linear_s, prefill_s = self.own_s(batch, tokens)
         if not batch.prefill:
+            self.launch_s = 0.0
             least_s = self._least_s[tokens] / batch.launchers
             return (device_s if device_s > least_s else least_s), [0.0]
         least_s = self._least_prefill_s[tokens] / batch.launchers
+        self.launch_s = least_s if self.launches.sizes else 0.0
         self.launch_wait_s = least_s - device_s if least_s > device_s else 0.0
         share = (batch.tokens - batch.decode_tokens) / batch.tokens
         return (device_s if device_s > least_s else least_s), [linear_s * share + prefill_s]

@@ -147,8 +147,10 @@ class Terms:
     gathered_bytes : of a value of the activations that ranks gather before experts that they share.
     routed : whether tokens go to their experts' ranks alone, and not all to all.
     shared_beside : whether a shared expert runs beside the routed ones, in a second stream of the steps that CUDA graphs hold.
-    expert_launches, latent_launches : launches that the experts of a layer and latent attention cost the host, counted in plain
-        operations; None: those of the overheads.
+    expert_launches, latent_launches, recurrent_launches : launches that the experts of a layer, latent attention and a recurrence
+        cost the host beside its products, counted in plain operations; None: those of the overheads.
+    quantises : whether the input of a product in narrow arithmetic is quantised by an operation of its own.
+    selection_kernels : kernels that select the experts of a layer beyond the one that engines have written for it.
     rotary_in_attention : whether attention rotates queries and keys in the kernel that writes its cache, which its tables hold.
     widens_kv : whether a narrow KV cache is widened to 16 bits before attention, in a pass that reads and writes it.
     """
@@ -173,6 +175,9 @@ class Terms:
     shared_beside: bool = False
     expert_launches: float | None = None
     latent_launches: float = 0.0
+    recurrent_launches: float = 0.0
+    quantises: bool = False
+    selection_kernels: int = 0
     rotary_in_attention: bool = False
     widens_kv: bool = False
 
@@ -207,16 +212,23 @@ class Shard:
     def launches(self) -> float:
         """Operations that the host launches in a step of the stage without CUDA graphs."""
         stage, tensor = self.stage, self.parallel.tensor
-        gemms = gemm_shapes(stage, tensor, self.parallel.expert)
-        found = float(sum(gemm.layers for gemm in gemms if gemm.per == "token"))
+        gemms = [gemm for gemm in gemm_shapes(stage, tensor, self.parallel.expert) if gemm.per == "token"]
+        found = float(sum(gemm.layers * (2 if self._quantises(gemm.part) else 1) for gemm in gemms))
         found += stage.norms_per_layer * stage.layers + (_reduces(stage) if tensor > 1 else 0)
         found += sum(block.layers * (ATTENTION_LAUNCHES + 2 * (block.qk_norm != "none")) for block in stage.attention)
         found += sum(block.layers * self.terms.latent_launches for block in stage.attention if block.kind == "mla")
+        found += sum(block.layers * self.terms.recurrent_launches for block in stage.attention if block.kind == "linear")
         counted = self.terms.expert_launches
         experts = self.terms.host.expert_launches if counted is None else counted
+        experts += self.terms.selection_kernels + (2 if self._quantises("experts") else 0)
         found += sum(mlp.layers * (experts if mlp.kind == "moe" else 1) for mlp in stage.mlp)
         shared = sum(mlp.layers for mlp in stage.mlp if mlp.kind == "moe") if self.parallel.ranks > 1 else 0
         return found + EXCHANGE_LAUNCHES * shared
+
+    def _quantises(self, part: str) -> bool:
+        """Whether an operation beside a part's product makes its input narrow."""
+        fmt = format_of_part(self.stage, self.formats.weights, part)
+        return self.terms.quantises and not fmt.weight_only and fmt.compute not in ("bf16", "fp16", "fp32")
 
 
 def kernel_format(arch: Architecture, formats: Formats, part: str) -> str:
@@ -368,6 +380,9 @@ def small_kernels(shard: Shard, m: IntArray) -> Parts:
     for mlp in shard.stage.mlp:
         if mlp.shared_intermediate:
             yield "small kernels", mlp.layers * SHARED_KERNELS * ops.elementwise_s(2.0 * width)
+        if mlp.kind == "moe" and shard.terms.selection_kernels:
+            scores = np.asarray(4.0 * m * mlp.experts, dtype=np.float64)
+            yield "small kernels", mlp.layers * shard.terms.selection_kernels * ops.elementwise_s(2.0 * scores)
 
 
 def collectives(shard: Shard, m: IntArray) -> Parts:

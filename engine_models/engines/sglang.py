@@ -49,7 +49,16 @@ from engine_models.engines.sglang_drafts import (
     step_slots,
 )
 from engine_models.engines.sglang_flags import FLAGS, SPEC_V2, dp_attention
-from engine_models.engines.sglang_kernels import EXPERTS, as_run, experts, warn_of_attention
+from engine_models.engines.sglang_kernels import (
+    EXPERT_LAUNCHES,
+    EXPERTS,
+    RECURRENT_LAUNCHES,
+    as_run,
+    experts,
+    latent_launches,
+    selection_kernels,
+    warn_of_attention,
+)
 from engine_models.engines.sglang_recorded import PairRecorder
 from engine_models.engines.sglang_tiers import TierPlan, tier_plan
 from engine_models.memory.radix import RadixPool
@@ -317,7 +326,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         *((state_note,) if state else ()),
         *((COMPRESSED_NOTE,) if _compressed(arch) else ()),
         f"SGLang {version}: {tokens} KV tokens, {rows} rows, prefill of {largest} tokens a step",
-        "SGLang's front end was measured with DeepSeek-R1, its host time of a step with Llama-3.1-8B; assumed to hold elsewhere",
+        "SGLang's front end was measured with Llama-3.1-8B on eight GPUs, its host time of a step is assumed",
         f"CUDA graphs hold prefills of up to {captured} tokens" if captured else "no CUDA graph holds a prefill",
     )
     if drafts:
@@ -388,6 +397,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 moe_by_flag=bool(flags.get("moe_runner_backend")),
                 gathered_bytes=DISPATCHED_BYTES.get(request.formats.weights.name, 2.0) if routed else 2.0,
                 routed=routed,
+                quantises=True,
+                expert_launches=EXPERT_LAUNCHES.get(own_experts or "triton"),
+                latent_launches=latent_launches(request),
+                recurrent_launches=RECURRENT_LAUNCHES,
+                selection_kernels=selection_kernels(request, own_experts),
             ),
             TableRange(max(largest, rows * row_tokens), rows, context),
             Parallelism(tp, pp, request.expert_parallel, dp),
@@ -395,7 +409,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             adapters=adapters,
             masks=masks,
         ),
-        executor=Executor(depth=1 if decodes else rules.in_flight, ranks=dp, rank_router="round_robin"),
+        executor=Executor(
+            depth=1 if decodes else rules.in_flight, ranks=dp, rank_router="round_robin", launches_ahead=overlap and not decodes
+        ),
         front=_front_end(overheads, dp, int(flags.get("tokenizer_worker_num") or 1)),
         prefix_caching=caching,
         handover=handover,
@@ -410,7 +426,8 @@ def _front_end(overheads: Overheads, ranks: int, workers: int) -> FrontEnd:
     """What stands before the schedulers: one process for all ranks unless ``--tokenizer-worker-num`` says otherwise."""
     loop = overheads.loop
     assert loop is not None
-    return FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=replace(loop, share=ranks / workers))
+    loop = replace(loop, share=ranks / workers)
+    return FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=loop, tokenises_late=True)
 
 
 HANDOVER_NOTE = (

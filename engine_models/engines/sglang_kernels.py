@@ -97,6 +97,37 @@ _FUSE_REDUCES = (*_SHARE_EXPERTS, "gpt_oss", "qwen3_moe", "qwen3_5_moe")
 FUSED_REDUCES_SINCE = (0, 5, 10)
 
 
+EXPERT_LAUNCHES = {"trtllm": 7.0, "cutlass": 13.0, "triton": 13.0, "marlin": 13.0}
+"""Kernels of experts -> launches that a layer of them costs the host in a prompt's step, in plain operations. kind: fitted,
+2026-11, source: Triton's by the TTFT of Qwen3-235B with one user on B200 (92 to 109 ms, sgl-cookbook); SGLang 0.5.9's
+`fused_moe_triton` launches eight, of which Triton's two products cost twice; TensorRT-LLM's are one call (as counted for that
+engine); others: assumed as Triton's."""
+_LATENT_LAUNCHES = {"hopper": 8.0}
+_OTHER_LATENT_LAUNCHES = 26.0
+"""The same of latent attention beside its products, by architecture: norms, copies that join rotated and plain parts, and on
+Blackwell the wrappers of FlashInfer's and TensorRT-LLM's kernels. kind: fitted, 2026-11, source: TTFT of DeepSeek-R1 with one
+user, 108.5 ms on H200 (SGLang pull request 14918) and 126 to 141 ms on B200 (sgl-cookbook); AMD's: assumed as Blackwell's."""
+RECURRENT_LAUNCHES = 57.0
+"""The same of a gated delta net beside its products: a dozen Triton kernels, each about five plain operations. kind: fitted,
+2026-11, source: TTFT of Qwen3-Next with one user on B200 (133 ms, sgl-cookbook)."""
+_SELECTION_KERNELS = 10
+"""Kernels in which PyTorch selects a token's experts by sigmoid and bias (kind: by count, 2026-11, source: SGLang 0.5.9
+`layers/moe/topk.py`, `biased_grouped_topk_impl`; with them GLM-4.6's TPOT with one user on B200 is 12.9 ms, without 10.8,
+measured 14.8)."""
+_SELECTED_IN_TORCH = ("glm4_moe", "glm_moe_dsa")
+"""Types whose experts form one group of more than SGLang's own kernel holds (32, a power of two); Kimi-K2 has its own."""
+
+
+def selection_kernels(request: PoolRequest, backend: str | None) -> int:
+    """Kernels that select the experts of a layer beyond the one that engines have written for it (AMD's aiter has one)."""
+    return _SELECTION_KERNELS if request.arch.model_type in _SELECTED_IN_TORCH and backend not in (None, "trtllm") else 0
+
+
+def latent_launches(request: PoolRequest) -> float:
+    """Launches that latent attention costs the host beside its products."""
+    return _LATENT_LAUNCHES.get(load_device(request.device_name).architecture, _OTHER_LATENT_LAUNCHES)
+
+
 def as_run(request: PoolRequest, version: tuple[int, ...], backend: str | None) -> tuple[Architecture, tuple[str, ...]]:
     """The model's layers as their kernels are launched, and that in words.
 

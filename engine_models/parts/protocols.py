@@ -187,10 +187,13 @@ class Scheduler(ABC):
 class StepCost(ABC):
     """Seconds of a step of ranks that step together, one in most engines; ranks without work are left out of the lists.
 
-    The three device times agree to the last bit for equal steps: a run is the same sums in the same order. `launch_wait_s` is the
-    part of the step priced last (by `step_s`) in which the device waits for launches, 0 where a cost does not know.
+    The three device times agree to the last bit for equal steps: a run is the same sums in the same order. Of the step priced
+    last (by `step_s`) `launch_s` is what the host takes to launch it, where its operations queue up behind those of the step
+    before (else 0), and `launch_wait_s` the part in which the device waits for launches that begin with it; both 0 where a cost
+    does not know.
     """
 
+    launch_s: float = 0.0
     launch_wait_s: float = 0.0
 
     @abstractmethod

@@ -213,6 +213,7 @@ class Cluster:
                 cost,
                 depth=plan.executor.depth,
                 stages=plan.executor.stages,
+                launches_ahead=plan.executor.launches_ahead,
                 front=plan.front,
                 gate=plan.executor.gate(),
                 on_finish=self._finished,

@@ -1,9 +1,10 @@
 """The front end of a rank: an event loop that takes requests in and sends tokens out, beside a tokeniser.
 
 The loop works in rounds. All requests that are there when a round begins are taken in one after the other; then they are handed
-to the scheduler, each when its prompt is tokenised, which another thread does, one prompt after the other. Who comes meanwhile
-waits for the next round. The tokens of a step are sent in a pass that begins when the loop is free of the round under way and of
-the pass before; tokens of steps that end before a pass begins are sent with it. Requests never wait for passes: they go first.
+to the scheduler, each when its prompt is tokenised, which another thread does, one prompt after the other, or the loop itself as
+it hands them over. Who comes meanwhile waits for the next round. The tokens of a step are sent in a pass that begins when the
+loop is free of the round under way and of the pass before; tokens of steps that end before a pass begins are sent with it.
+Requests never wait for passes: they go first.
 
 What comes in depends on arrivals alone and what goes out on the ends of steps and on the rounds begun before them, so that both
 can be computed late, in any portions, with the same result to the bit: that is what lets steps be taken many at once.
@@ -54,13 +55,14 @@ class LoopedFrontEnd:
         self._step_s, self._row_s = loop.step_s * slow, loop.row_s * loop.share * slow
         self._merged_row_s = loop.merged_row_s * loop.share * slow
         self._idle_factor, self._share = loop.idle_factor, loop.share
-        self._tokenise_token_s = front.tokenise_token_s
+        self._tokenise_token_s, self._late = front.tokenise_token_s, front.tokenises_late
         self.coming: deque[Sequence] = deque()
         self._more = more
         self._free_s = self._tokenised_s = 0.0  # when the loop, and the tokeniser, have done what is known
         self._rounds: deque[tuple[float, float]] = deque()  # begin and end of those that passes may have to wait for
         self.waiting: list[tuple[int, int, int]] = []  # not sent yet: steps, rows that decode and prompts in each
         self._begin_s = self._end_s = 0.0  # of the latest pass
+        self._seen_s: dict[int, float] = {}  # of steps whose results are seen later than they end, by number
 
     # -- requests in ----------------------------------------------------------------------------------------
 
@@ -79,7 +81,10 @@ class LoopedFrontEnd:
             return INFINITY
         first = self.coming[0]
         begin_s = first.arrival_s if first.arrival_s > self._free_s else self._free_s
-        return begin_s + (self._request_s + self._token_s * first.prompt_tokens) + self._hand_over_s
+        tokens_s = self._token_s * first.prompt_tokens
+        if self._late:
+            return (begin_s + self._request_s) + (self._hand_over_s + tokens_s)
+        return begin_s + (self._request_s + tokens_s) + self._hand_over_s
 
     def rounds_until(self, until_s: float, ready: deque[Sequence], enough: float = INFINITY) -> None:
         """Add to `ready` those taken in by rounds that begin before a time; their arrival becomes that at the scheduler.
@@ -109,10 +114,11 @@ class LoopedFrontEnd:
                 self._rounds.append((begin_s, self._free_s))
                 continue
             at_s, share = begin_s, self._share
+            early_s, late_s = (0.0, self._token_s) if self._late else (self._token_s, 0.0)
             taken: list[tuple[Sequence, float]] = []
             while coming and coming[0].arrival_s <= begin_s:
                 seq = coming.popleft()
-                tokens_s = self._token_s * seq.prompt_tokens
+                tokens_s = early_s * seq.prompt_tokens
                 if taken:
                     at_s += (self._request_s + tokens_s) * share
                 else:
@@ -123,8 +129,9 @@ class LoopedFrontEnd:
             hand_over_s = self._hand_over_s
             for seq, tokenised_s in taken:
                 done_s = at_s if at_s > tokenised_s else tokenised_s
-                seq.arrival_s = done_s + hand_over_s
-                at_s += hand_over_s * share
+                handed_s = hand_over_s + late_s * seq.prompt_tokens
+                seq.arrival_s = done_s + handed_s
+                at_s += handed_s * share
                 ready.append(seq)
             self._free_s = at_s
             self._rounds.append((begin_s, at_s))
@@ -135,6 +142,10 @@ class LoopedFrontEnd:
     def much_waits(self) -> bool:
         """Whether the tokens of so many steps wait that they should be sent, needed or not."""
         return len(self.waiting) > MOST
+
+    def sees_late(self, at_s: float) -> None:
+        """The results of the latest step in the log are not seen before a time."""
+        self._seen_s[self._log.retired_steps + len(self._log.end_s) - 1] = at_s
 
     def send_until(self, until_s: float) -> None:
         """Send the tokens of the steps that end up to a time; the rank has been advanced as far."""
@@ -168,12 +179,13 @@ class LoopedFrontEnd:
         rounds, sent = self._rounds, self._log.sent_s
         own_s = self._step_s + self._row_s * (rows + prompts)
         joined_s = self._merged_row_s * rows + self._row_s * prompts
-        begin_s, done_s = self._begin_s, self._end_s
+        begin_s, done_s, late = self._begin_s, self._end_s, self._seen_s
         for end_s in ends_s:
             while rounds and rounds[0][1] <= end_s:
                 rounds.popleft()
-            if end_s > begin_s:
-                begin_s = end_s if end_s > done_s else done_s
+            seen_s = late.pop(self._log.retired_steps + len(sent), end_s) if late else end_s
+            if seen_s > begin_s:
+                begin_s = seen_s if seen_s > done_s else done_s
                 if rounds and rounds[0][0] < end_s and rounds[0][1] > begin_s:
                     begin_s = rounds[0][1]
                 done_s = begin_s + own_s
@@ -205,6 +217,10 @@ class LoopedFrontEnd:
             out[only] = begun[only] + own[only]
             for at in np.flatnonzero(high > low + 1).tolist():
                 inside[low[at] : high[at]] = True
+        first_step = self._log.retired_steps + len(sent)
+        late = {step - first_step: seen_s for step, seen_s in self._seen_s.items() if step - first_step < total}
+        self._seen_s = {step: seen_s for step, seen_s in self._seen_s.items() if step - first_step >= total}
+        inside[list(late)] = True
         delayed = np.flatnonzero(inside | (np.append(self._end_s, out[:-1]) > ends)).tolist()
         done = 0
         for at in delayed:
@@ -220,8 +236,9 @@ class LoopedFrontEnd:
                 under_way = bool(rounds) and rounds[0][0] < end_s
                 if done > at and end_s >= self._end_s and end_s > self._begin_s and not inside[done]:
                     break  # as if nothing had been before it
-                if end_s > self._begin_s:
-                    self._begin_s = max(end_s, self._end_s)
+                seen_s = late.get(done, end_s)
+                if seen_s > self._begin_s:
+                    self._begin_s = max(seen_s, self._end_s)
                     if under_way:
                         self._begin_s = max(self._begin_s, rounds[0][1])
                     self._end_s = self._begin_s + float(own[done])
@@ -242,4 +259,5 @@ class LoopedFrontEnd:
         self.send_until(INFINITY)
         self.coming.clear()
         self._rounds.clear()
+        self._seen_s.clear()
         self._free_s = self._tokenised_s = now_s

@@ -59,7 +59,7 @@ class Slowed(StepCost):
     def step_s(self, batches: Series[Batch]) -> tuple[float, list[float]]:
         """As of the base."""
         device_s, prefills_s = self._cost.step_s(batches)
-        self.launch_wait_s = self._cost.launch_wait_s * self._factor
+        self.launch_s, self.launch_wait_s = self._cost.launch_s, self._cost.launch_wait_s * self._factor
         return device_s * self._factor, [each * self._factor for each in prefills_s]
 
     def run_s(self, shapes: Series[Batch], steps: int) -> FloatArray:
@@ -86,6 +86,7 @@ class Replica:
     cost : seconds of a step of all ranks; of one stage where there are several.
     depth : steps in flight (1 synchronous, 2 async scheduling, stages of a pipeline).
     stages : pipeline stages.
+    launches_ahead : see `Executor`.
     front : see `Rank`.
     gate : what the ranks agree on before they form a step.
     on_finish : called with each ended request and the time in seconds.
@@ -99,6 +100,7 @@ class Replica:
         *,
         depth: int = 1,
         stages: int = 1,
+        launches_ahead: bool = False,
         front: FrontEnd = NO_FRONT_END,
         gate: Gate | None = None,
         on_finish: Callable[[Sequence, float], None] | None = None,
@@ -120,6 +122,8 @@ class Replica:
         self._staged = stages > 1
         self._asleep_until_s = 0.0  # nothing can be scheduled before, unless a request arrives
         self._gate = gate
+        self._launched_s = 0.0  # when the host has launched the steps so far
+        self._launches_ahead = launches_ahead
         self._hears_in_step = any(scheduler.hears_in_step for scheduler in schedulers)
 
     # -- the outside ----------------------------------------------------------------------------------------
@@ -318,12 +322,15 @@ class Replica:
         for batch in batches:
             device_s += batch.stall_s
         host_s = cost.host_s(batches[0]) if len(batches) == 1 else self._host_s(batches)
+        waits_s = cost.launch_wait_s
         if self._sync:
             begin, idle_s = now, host_s
             end = now + (host_s + device_s)
             start = end - device_s if host_s else now
         else:
             self.clock_s = now + host_s
+            if self._launches_ahead and cost.launch_s:
+                device_s, waits_s = self._queued(device_s, waits_s)
             begin, end = self._through_stages(self.clock_s, device_s)
             start, idle_s = begin, end - begin - device_s if self._staged else 0.0
         for number, batch in enumerate(batches):
@@ -331,12 +338,27 @@ class Replica:
             rank = ranks[number]
             running, waiting, held, _ = rank.scheduler.state()
             prefilled, preempted = batch.tokens - batch.decode_tokens, len(batch.preempted)
-            waited_s = cost.launch_wait_s if prefilled else 0.0
-            kinds = batch.decode_tokens, prefills_s[number], prefilled, preempted, waited_s
+            kinds = batch.decode_tokens, prefills_s[number], prefilled, preempted, waits_s if prefilled else 0.0
             rank.log.run(begin, [end], idle_s, running, waiting, held, held, *kinds)
             if rank.loop is not None:
                 rank.loop.waiting.append((1, batch.decode_rows, len(batch.prefill)))
         self._in_flight.append((ranks, batches, end))
+
+    def _queued(self, device_s: float, waits_s: float) -> tuple[float, float]:
+        """Device time of a step whose launches begin while the step before it runs, and how long the device waits for them.
+
+        The host launches one step after the other, this one when it is formed, and sees the results of the step before when that
+        is done.
+        """
+        now_s, free_s = self.clock_s, self._stage_free_s[0]
+        self._launched_s = (now_s if now_s > self._launched_s else self._launched_s) + self.cost.launch_s
+        if self._in_flight and self._in_flight[-1][2] < self._launched_s:
+            for rank in self._in_flight[-1][0]:
+                if rank.loop is not None:
+                    rank.loop.sees_late(self._launched_s)
+        own_s = device_s - waits_s
+        behind_s = self._launched_s - (now_s if now_s > free_s else free_s)
+        return (behind_s, behind_s - own_s) if behind_s > own_s else (own_s, 0.0)
 
     def _end(self, rank: Rank, finished: list[Sequence], now_s: float) -> None:
         """Note requests that have ended."""

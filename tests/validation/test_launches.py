@@ -150,9 +150,9 @@ def test_runs_before_the_client_warmed_up_are_no_evidence(change: dict[str, Any]
 
 def test_first_request_of_each_user_waits_longer_where_that_was_seen() -> None:
     """The mean over ten requests a user moves by a tenth of the delay, time per output token by nothing."""
-    row = ROW | {"concurrency": 4.0, "output_tokens_mean": 20.0}
+    row = ROW | {"hardware": "H200-SXM-141GB", "concurrency": 4.0, "output_tokens_mean": 20.0}
     experiment = plan_experiment((row,), Path("."), {})
-    assert experiment.start_s == start_s(row) > 0
+    assert experiment.start_s == start_s(row) > 0 == start_s(ROW)
     assert start_s(launched(client={})) == PUBLISHED["vllm"].start_s(row) == start_s(row | UNSTATED) == 0.0
     late = predict(experiment)[row["id"]]
     prompt = predict(replace(experiment, start_s=0.0))[row["id"]]
