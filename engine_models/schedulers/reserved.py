@@ -112,6 +112,10 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
             self._sent.pop(seq)
         return ended
 
+    def _free_slots(self) -> int:
+        """As of the base; a prompt on its way to the other server keeps its row."""
+        return self.rules.max_running_requests - len(self.inflight)
+
     def _finish(self, seq: Sequence) -> None:
         """As of the base, but the prompt stays locked."""
         self._checkpoint(seq, seq.prompt_tokens)
@@ -355,6 +359,7 @@ class ReservingDecodeScheduler(ReservingDecode):
                 self.kv.free_tokens += seq.length - 1
                 seq.state = "finished"
                 ended.append(seq)
+                self._news = True  # there is room for the next loop to give away
             else:
                 self.running[seq] = None
                 seq.order = self._orders

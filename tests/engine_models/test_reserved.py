@@ -87,3 +87,31 @@ def test_the_prefill_server_waits_for_memory_elsewhere_and_locks_until_all_has_a
     server.sent(seq)
     server.schedule(3.0)
     assert (server.kv.free_tokens, server.kv.tree.evictable_tokens) == (1200, 800)
+
+
+def test_a_prompt_on_its_way_keeps_its_row() -> None:
+    server = SendingPrefillScheduler(PrefillFirstRules(1, 8192), RadixPool(2000), metadata_buffers=8)
+    first, second = (Sequence(index, 100, 1, 0.0) for index in range(2))
+    for seq in (first, second):
+        server.add(seq)
+        server.reserved(seq)
+    batch = server.schedule(0.0)
+    assert batch is not None
+    assert server.settle(batch) == [first]
+    assert server.schedule(1.0) is None
+    server.sent(first)
+    batch = server.schedule(2.0)
+    assert batch is not None
+    assert server.settle(batch) == [second]
+
+
+def test_a_request_of_one_token_leaves_room_for_the_next_loop() -> None:
+    server = decode_server(2000, max_running_requests=1, pre_alloc_size=0)
+    rows = [Sequence(index, 100, 1, 0.0) for index in range(2)]
+    for seq in rows:
+        server.add(seq)
+    assert loops(server, [0.0, 0.01]) == [[], [0]]
+    server.arrived(rows[0])
+    assert loops(server, [0.1]) == [[]]
+    assert server.wake_s() == 0.0
+    assert loops(server, [0.101]) == [[1]]
