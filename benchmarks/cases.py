@@ -110,7 +110,7 @@ class Case:
 
     def _server(self) -> dict[str, object]:
         """What a benchmark of llama.cpp allocates: a sequence for each request, of its own length."""
-        if self.engine != "llama_cpp" or self.rate_qps:
+        if not self.engine.startswith("llama_cpp") or self.rate_qps:
             return {}
         sequences = self.users or self.batch
         tokens = sequences * -(-(self.depth + self.new + self.output + 1) // 256) * 256
@@ -335,6 +335,8 @@ DEVICES: tuple[tuple[str, str], ...] = (
 
 EARLY = "llama_cpp@0.0.2800"
 """Builds of early 2024, whose kernels on NVIDIA's cards were others."""
+MIDDLE = "llama_cpp@0.0.5800"
+"""Builds of the middle of 2025, whose kernels on AMD's processors were others."""
 
 
 def early(row: Row) -> bool:
@@ -442,6 +444,10 @@ def llamacpp_batched(row: Row, number: str) -> Case:
     )
 
 
+SLOW_BLAS = "rocBLAS without hipBLASLt"
+"""A library path of early ROCm on Strix Halo whose matrix products take two to three times as long."""
+
+
 def llamabench_amd(row: Row, number: str) -> Case:
     """measured_llamabench_amd.csv: llama-bench on Strix Halo and R9700."""
     if float(row["n_dev"] or 1) > 1:
@@ -455,10 +461,9 @@ def llamabench_amd(row: Row, number: str) -> Case:
         model = "meta-llama/Llama-2-7b-hf"
     else:
         model = model_of(row["model"])
-    note = row["backend"]
-    return bench(
-        number, row, "llama_cpp", model, gguf_of(named), device_of(row["hardware"]), row["test"], row["tok_s"], note=note
-    )
+    note = row["backend"] + (f", {SLOW_BLAS}" if "hipblaslt=;" in row["note"] and "vulkan" not in row["backend"] else "")
+    engine = MIDDLE if row["build"].isdigit() and int(row["build"]) < 7000 else "llama_cpp"
+    return bench(number, row, engine, model, gguf_of(named), device_of(row["hardware"]), row["test"], row["tok_s"], note=note)
 
 
 def cpu_llamacpp(row: Row, number: str) -> Case:

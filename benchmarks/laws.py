@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from anchored import Measured, after_one
-from cases import EARLY, FILES, Case, read
+from cases import EARLY, FILES, MIDDLE, SLOW_BLAS, Case, read
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
@@ -37,7 +37,7 @@ from simulator.results.intervals import INTERVAL_OF_MEAN_ERROR
 
 Array = NDArray[np.float64]
 Constants = dict[str, float]
-HOST_S = {"llama_cpp": 1e-4, EARLY: 1e-4, "mlx_lm": 5e-5, "exllamav2": 5e-5}
+HOST_S = {"llama_cpp": 1e-4, EARLY: 1e-4, MIDDLE: 1e-4, "mlx_lm": 5e-5, "exllamav2": 5e-5}
 """Host time of a step that the engines add (`engine_models/cost/overheads/`)."""
 SENSITIVITY: Mapping[str, tuple[float, float, float]] = {
     "decode": (0.0, 1.0, 0.0),
@@ -118,7 +118,8 @@ def work_of(case: Case, chunk: int) -> Work:
                 pairs = float(causal_pairs(np.array([float(rows)]), np.array([float(done)]), np.float64(window))[0])
                 past = min(done, window) if window else done
                 mla = block.kind == "mla"
-                work = 2.0 * heads * 320 * pairs if mla else 4.0 * heads * block.head_dim * pairs
+                width = 2 * block.head_dim if not mla else 1088 if case.engine.startswith("llama_cpp") else 320
+                work = 2.0 * heads * width * pairs
                 kv = (past + rows) * (1152 if mla else 4.0 * block.kv_heads * block.head_dim)
                 chunks.append((block.layers, work, kv))
                 done += rows
@@ -282,7 +283,8 @@ def _mlx(c: Constants, chip: Chip) -> Law:
 
 def _apu(c: Constants, chip: Chip) -> Law:
     small = ("q4_0", "q8_0", "w4a16_mxfp4")
-    read = {"": c["read"], "16": c["read_16"], "q8_0": c["read_8"], "q4_0": c["read_4"], "w4a16_mxfp4": c["read_4"]}
+    names = {"": "read", "16": "read_16", "q8_0": "read_8", "q4_0": "read_4", "w4a16_mxfp4": "read_4"}
+    read = {key: min(c[name], 0.95) for key, name in names.items()}
     matrix = {"": c["matrix_k"], "16": c["matrix_16"], **dict.fromkeys(small, c["matrix"])}
     vector = {"": c["vector"], "16": 1.0, **dict.fromkeys(small, c["vector_4"])}
     return replace(laws.AMD_APU, read=read, matrix=matrix, vector=vector, unpack={"": c["unpack"]}, launch_s=c["launch"],
@@ -312,6 +314,8 @@ def _hbm(c: Constants, chip: Chip) -> Law:
 
 def _odd(case: Case) -> bool:
     """Rows that other causes make: spills, F16 prompts of one host, lower formats of one card."""
+    if SLOW_BLAS in case.note and kind_of(case) == "prompt":
+        return True
     if case.hardware == "l40s-48gb" and case.weights == "fp16" and kind_of(case) == "prompt":
         return True
     spilling = case.hardware == "rtx-3080-10gb" and "nv_consumer" in case.id
@@ -320,6 +324,10 @@ def _odd(case: Case) -> bool:
 
 Class = tuple[Callable[[Case], bool], Constants, Callable[[Constants, Chip], Law]]
 
+APU: Constants = {
+    "read": 0.77, "read_16": 0.85, "read_8": 0.87, "read_4": 0.82, "unpack": 1.3, "launch": 4.7e-6, "matrix": 0.2,
+    "matrix_k": 0.2, "matrix_16": 0.45, "start": 3.7e-6, "vector": 0.1, "vector_4": 0.26, "kv": 0.63, "attention": 0.15, "expert_fill": 8,
+}  # fmt: skip
 CLASSES: Mapping[str, Class] = {
     "metal": (
         lambda c: c.engine == "llama_cpp" and c.hardware.startswith("apple") and c.batch == 1
@@ -350,11 +358,11 @@ CLASSES: Mapping[str, Class] = {
          "m1": 0.6, "m2": 0.55},
         _mlx,
     ),
+    "apu_2025": (lambda c: c.engine == MIDDLE and c.hardware.startswith("ryzen-ai") and not _odd(c), APU, _apu),
     "apu": (
-        lambda c: c.engine == "llama_cpp" and c.hardware.startswith("ryzen-ai") and c.depth <= 32768,
-        {"read": 0.77, "read_16": 0.85, "read_8": 0.87, "read_4": 0.82, "unpack": 1.3, "launch": 4.7e-6, "matrix": 0.184,
-         "matrix_k": 0.14, "matrix_16": 0.21, "start": 3.7e-6, "vector": 0.1, "vector_4": 0.26, "kv": 0.63, "attention": 0.2,
-         "expert_fill": 3.7},
+        lambda c: c.engine == "llama_cpp" and c.hardware.startswith("ryzen-ai") and c.depth <= 32768 and "Ollama" not in c.note
+        and "ollama" not in c.note,
+        APU,
         _apu,
     ),
     "card": (

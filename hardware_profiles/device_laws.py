@@ -60,6 +60,7 @@ class Law:
     traffic_factor : bytes that elementwise operations move, as a multiple of what 16-bit fused ones would.
     kv_share : share of the bandwidth at which attention reads keys and values.
     attention_share : share of the 16-bit peak that the attention of prompts reaches.
+    latent_prompts : whether prompts attend to the latent keys themselves, as llama.cpp's graphs do, and not to expanded ones.
     attend : share of the 32-bit rate at which decoding rows attend, and operations a query head and cell beside the products.
     slower : factor on `launch_s` by architecture, or by the word "ultra" for chips of two dies.
     older : factor on the share of matrix kernels by architecture.
@@ -81,6 +82,7 @@ class Law:
     start_s: float = 0.0
     widened_bytes: float = 0.0
     traffic_factor: float = 1.0
+    latent_prompts: bool = True
     attend: tuple[float, float] = (1.0, 0.0)
     overlap_factor: float = 2.0
     vector_rows: int = 8
@@ -256,12 +258,13 @@ class LawOps(Roofline):
     def mla_prefill_s(
         self, fmt: str, kv_fmt: str, heads: int, new_tokens: ArrayLike, prior_tokens: ArrayLike
     ) -> Array:
-        """As `prefill_attention_s`, in the expanded form."""
+        """As `prefill_attention_s`, over the latent keys or expanded ones."""
         q, prior = np.broadcast_arrays(as_array(new_tokens), np.maximum(as_array(prior_tokens), 0.0))
         new = np.maximum(q, 1.0)
         pairs = causal_pairs(new, prior, np.float64(0.0))
         moved = (prior + new) * (MLA_KV_RANK + MLA_ROPE) * weight_bytes(known_format(kv_fmt))
-        flops = 2.0 * heads * (MLA_NOPE + MLA_ROPE + MLA_V) * pairs
+        width = 2 * MLA_KV_RANK + MLA_ROPE if self.law.latent_prompts else MLA_NOPE + MLA_ROPE + MLA_V
+        flops = 2.0 * heads * width * pairs
         return np.where(q > 0, self._prompt_s(flops, moved), 0.0)
 
     def elementwise_s(self, moved_bytes: ArrayLike) -> Array:

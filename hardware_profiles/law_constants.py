@@ -12,10 +12,14 @@ from dataclasses import replace
 from hardware_profiles.device import STACKED_MEMORY, Device
 from hardware_profiles.device_laws import Law
 
+#: Formats that dot products take as they are: a scale, or a scale and an offset, for 32 weights each.
+_PLAIN = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
 _IQ = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s")
 
 #: llama.cpp on Apple's GPUs. kind: fitted, 2026-11, source: the community's table (discussion 4167; 16 chips M1 to M4),
 #: benchmarks of 35 models on M1 and M2 Max, of Llama-3 on M1 Max and M2 Ultra. Packed K and I formats are bound by unpacking.
+#: Further rows of a product, by eye: Qwen2.5-32B in Q4_K and Q4_1 on M2 Ultra (2024-12: 0.13 to 0.15), Qwen2.5-7B in Q8_0 there
+#: (2025-11: 0.31).
 METAL = Law(
     title="Apple GPUs under llama.cpp",
     off_pct=(5.4, 2.7),
@@ -23,8 +27,8 @@ METAL = Law(
     unpack={"": 29.6, "q8_0": 0.0, "q4_0": 0.0, "q4_1": 0.0, "q5_0": 0.0, "q5_1": 0.0, "16": 0.0, "w4a16_mxfp4": 0.0},
     overlap_factor=8.0,
     launch_s=1.25e-5,
-    vector={"": 0.33},
-    matrix={"": 0.625, "16": 0.78, "q8_0": 0.684, "q4_0": 0.684},
+    vector={"": 0.15, "q8_0": 0.33, "16": 0.33},
+    matrix={"": 0.625, "16": 0.78, **dict.fromkeys(_PLAIN, 0.684)},
     fill_tokens=0.0,
     expert_fill_tokens=0.0,
     kv_share=0.36,
@@ -40,10 +44,10 @@ CUDA_GDDR = Law(
     title="NVIDIA cards with GDDR under llama.cpp",
     off_pct=(5.9, 12.0),
     read={"": 0.879, "16": 0.893},
-    unpack={"": 10.3, "16": 0.0, "q8_0": 0.0, "q4_0": 0.0, "q6_k": 2.7, "q5_k": 2.5, "q3_k": 13.6, "q2_k": 15.2},
+    unpack={"": 10.3, "16": 0.0, **dict.fromkeys(_PLAIN, 0.0), "q6_k": 2.7, "q5_k": 2.5, "q3_k": 13.6, "q2_k": 15.2},
     launch_s=3.55e-6,
-    vector={"": 0.277, "q4_0": 0.5, "q8_0": 0.5, "16": 5.0},
-    matrix={"": 0.208, "16": 0.733, "q4_0": 0.314, "q8_0": 0.314, "w4a16_mxfp4": 0.314},
+    vector={"": 0.277, **dict.fromkeys(_PLAIN, 0.5), "16": 5.0},
+    matrix={"": 0.208, "16": 0.733, **dict.fromkeys(_PLAIN, 0.314), "w4a16_mxfp4": 0.314},
     fill_tokens=0.0,
     expert_fill_tokens=47.0,
     kv_share=0.95,
@@ -65,7 +69,7 @@ CUDA_GDDR_2024 = replace(
 )
 
 #: llama.cpp on NVIDIA GPUs with stacked memory, from the same. kind: fitted, 2026-11, source: H100 PCIe (2024) and H100
-#: (2025): two chips.
+#: (2025): two chips; the attention of prompts is that of the cards (of V100 it is between 0.3 and 0.5, DeepSeek-V2-Lite).
 CUDA_HBM = replace(
     CUDA_GDDR,
     title="NVIDIA GPUs with stacked memory under llama.cpp",
@@ -74,7 +78,6 @@ CUDA_HBM = replace(
     launch_s=6.6e-6,
     matrix={"": 0.0845, "16": 0.351},
     kv_share=0.3,
-    attention_share=0.15,
     slower={},
 )
 CUDA_HBM_2024 = replace(
@@ -87,21 +90,35 @@ CUDA_HBM_2024 = replace(
 )
 
 #: llama.cpp on AMD's processors with a GPU inside (Vulkan and ROCm builds alike: their median). kind: fitted, 2026-11, source:
-#: llama-bench on Ryzen AI Max+ 395, 14 models; left out: models.
+#: llama-bench on Ryzen AI Max+ 395, builds of 2026, 9 models, further rows of a product from builds of 2025; left out: models.
 AMD_APU = Law(
     title="AMD processors with a GPU inside under llama.cpp",
-    off_pct=(8.2, 30.0),
-    read={"": 0.731, "16": 0.823, "q8_0": 0.866, "q4_0": 0.797, "w4a16_mxfp4": 0.797},
-    unpack={"": 0.3},
-    launch_s=4.0e-6,
-    vector={"": 0.096, "q4_0": 0.4, "q8_0": 0.4, "w4a16_mxfp4": 0.4, "16": 1.0},
-    matrix={"": 0.1, "16": 0.447, "q4_0": 0.151, "q8_0": 0.151, "w4a16_mxfp4": 0.151},
+    off_pct=(8.9, 18.3),
+    read={"": 0.804, "16": 0.844, "q8_0": 0.95, "q4_0": 0.95, "w4a16_mxfp4": 0.95},
+    unpack={"": 1.27},
+    launch_s=7.4e-6,
+    vector={"": 0.11, **dict.fromkeys(_PLAIN, 0.4), "w4a16_mxfp4": 0.4, "16": 1.0},
+    matrix={"": 0.33, "16": 0.51},
     fill_tokens=0.0,
-    expert_fill_tokens=0.9,
-    kv_share=0.45,
-    attention_share=0.18,
+    expert_fill_tokens=26.5,
+    kv_share=0.55,
+    attention_share=0.12,
     arithmetic={"": ("fp16", 1.0), "16": ("fp16", 1.0)},
-    start_s=1e-6,
+    start_s=5e-6,
+)
+
+#: The same before 2026, when products of packed weights did not use the matrix units well. kind: fitted, 2026-11, source: builds
+#: of July 2025, 7 models; without rocBLAS's own kernels, which take two to three times as long (hipBLASLt's do not).
+AMD_APU_2025 = replace(
+    AMD_APU,
+    title="AMD processors with a GPU inside under llama.cpp of 2025",
+    off_pct=(5.4, 18.3),
+    read={"": 0.711, "16": 0.95, "q8_0": 0.853, "q4_0": 0.767, "w4a16_mxfp4": 0.767},
+    launch_s=2.3e-6,
+    matrix={"": 0.147, "16": 0.221, **dict.fromkeys(_PLAIN, 0.203), "w4a16_mxfp4": 0.203},
+    expert_fill_tokens=21.0,
+    kv_share=0.31,
+    attention_share=0.038,
 )
 
 #: llama.cpp on AMD's cards. kind: fitted, 2026-11, source: scoreboard (Vulkan) and uploads of RX 7900 XT, 7900 XTX, 9070, 9070
@@ -112,7 +129,7 @@ AMD_CARD = replace(
     off_pct=(4.8, 10.1),
     read={"": 0.819, "16": 0.85, "q8_0": 0.9, "q4_0": 0.95, "w4a16_mxfp4": 0.95},
     launch_s=5.45e-6,
-    matrix={"": 0.32, "16": 0.399, "q4_0": 0.399, "q8_0": 0.399},
+    matrix={"": 0.32, "16": 0.399, **dict.fromkeys(_PLAIN, 0.399)},
 )
 
 #: llama.cpp on AMD's GPUs with stacked memory: MI100's batches only. kind: fitted by eye, 2026-11: no chip is left out.
@@ -121,7 +138,7 @@ AMD_HBM = replace(
     title="AMD GPUs with stacked memory under llama.cpp",
     off_pct=(30.0, 40.0),
     read={"": 0.6, "16": 0.6},
-    vector={"": 0.3, "q4_0": 0.45, "q8_0": 0.45, "16": 1.0},
+    vector={"": 0.3, **dict.fromkeys(_PLAIN, 0.45), "16": 1.0},
     matrix={"": 0.16, "16": 0.3},
 )
 
@@ -160,6 +177,7 @@ CPU_DESKTOP = replace(CPU_SERVER, title="desktop CPUs under llama.cpp", read={""
 MLX = replace(
     METAL,
     title="Apple GPUs under MLX",
+    latent_prompts=False,
     off_pct=(3.7, 12.2),
     read={"": 0.813},
     unpack={"": 5.0, "16": 0.0},
@@ -178,6 +196,7 @@ MLX = replace(
 EXL = replace(
     CUDA_GDDR,
     title="NVIDIA cards under ExLlamaV2",
+    latent_prompts=False,
     off_pct=(10.0, 40.0),
     read={"": 0.904},
     unpack={"": 7.5, "16": 0.0},
@@ -222,7 +241,7 @@ DESKTOP_BYTES_PER_S = 1.2e11
 
 def law_of(device: Device, framework: str) -> Law | None:
     """The law of a device under a family of kernels; None where that has none."""
-    old = framework.endswith("_2024")
+    old, before_2026 = framework.endswith("_2024"), framework.endswith(("_2024", "_2025"))
     stacked = device.name.startswith(STACKED_MEMORY)
     if framework == "mlx":
         return MLX if device.kind == "apple" else None
@@ -235,7 +254,7 @@ def law_of(device: Device, framework: str) -> Law | None:
             return MLC
         near = law_of(device, "llama_cpp")
         return near and replace(near, title=f"{near.title}, taken for MLC-LLM's", off_pct=(40.0, 50.0), unpack={"": 0.0})
-    if framework not in ("llama_cpp", "llama_cpp_2024"):
+    if framework not in ("llama_cpp", "llama_cpp_2025", "llama_cpp_2024"):
         return None
     if device.kind == "cpu":
         if device.memory_bandwidth_bytes_per_s.value < DESKTOP_BYTES_PER_S:
@@ -246,7 +265,9 @@ def law_of(device: Device, framework: str) -> Law | None:
     if device.vendor == "nvidia":
         return (CUDA_HBM_2024 if old else CUDA_HBM) if stacked else (CUDA_GDDR_2024 if old else CUDA_GDDR)
     if device.vendor == "amd":
-        return AMD_HBM if stacked else AMD_APU if device.kind == "apu" else AMD_CARD
+        if device.kind == "apu":
+            return AMD_APU_2025 if before_2026 else AMD_APU
+        return AMD_HBM if stacked else AMD_CARD
     return GENERIC
 
 

@@ -79,13 +79,14 @@ ENGINE = Engine(
     title="llama.cpp",
     versions={
         "0.7.0": {},
-        "0.0.2800": {
-            "kernels": "llama_cpp_2024",
+        "0.0.5800": {
+            "kernels": "llama_cpp_2025",
             "parallel": 1,
             "kv_unified": True,
             "context_shift": True,
             "cache_ram": 0,
         },
+        "0.0.2800": {"kernels": "llama_cpp_2024"},
     },
     oldest="0.0.2400",
     devices={

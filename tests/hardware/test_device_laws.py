@@ -17,16 +17,17 @@ from hardware_profiles.packed_formats import PACKED_FORMATS
 from simulator.config.load import load_scenario
 from simulator.run import simulate
 
-BRINGING = ("llama_cpp", "llama_cpp_2024", "mlx", "exllamav2")
+BRINGING = ("llama_cpp", "llama_cpp_2025", "llama_cpp_2024", "mlx", "exllamav2")
 TABLED_FORMATS = ("bf16", "fp8", "int8_wo", "int4", "mxfp4")
 ROWS = np.array([1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 32, 64, 100, 128, 129, 256, 512, 513, 1024, 2048, 8192], dtype=float)
 N, K = 14336, 4096
 
 
 def laws() -> list[tuple[str, str]]:
-    """Devices and families; old builds' kernels differ from the others' on NVIDIA alone."""
-    found = [(d, f) for d in all_devices() for f in BRINGING if law_of(d, f) is not None]
-    return [(d.name, f) for d, f in found if f != "llama_cpp_2024" or d.vendor == "nvidia"]
+    """Devices and families; of old builds those whose kernels are not the newest's."""
+    found = [(d, f, law_of(d, f)) for d in all_devices() for f in BRINGING]
+    old = ("llama_cpp_2025", "llama_cpp_2024")
+    return [(d.name, f) for d, f, law in found if law is not None and not (f in old and law is law_of(d, "llama_cpp"))]
 
 
 def bounded(ops: Ops, fmt: str, size_bytes: float) -> None:
@@ -103,6 +104,18 @@ def test_old_builds_widen_the_weights_of_prompts() -> None:
     assert float(new.gemm_s("fp16", 512, N, K)) == pytest.approx(float(old.gemm_s("fp16", 512, N, K)), rel=0.01)
 
 
+def test_prompts_attend_to_latent_keys_under_llama_cpp_and_to_expanded_ones_under_mlx() -> None:
+    """1,088 products of each head and cell, and 320."""
+    ops = operations_of(load_device("apple-m2-max-38c-96gb"), "llama_cpp")
+    assert isinstance(ops, LawOps)
+    expanded = replace(ops, law=replace(ops.law, latent_prompts=False))
+    more = [each.mla_prefill_s("bf16", "bf16", 128, 512, 32_768) for each in (ops, expanded)]
+    assert float(more[0] / more[1]) == pytest.approx(1088 / 320, rel=0.01)
+    mlx = law_of(load_device("apple-m2-max-38c-96gb"), "mlx")
+    assert mlx is not None
+    assert not mlx.latent_prompts
+
+
 def test_threads_of_a_cpu() -> None:
     """Arithmetic goes by the threads, memory only as far as few of them can read."""
     cpu = operations_of(load_device("ryzen-9-7950x-1s"), "llama_cpp")
@@ -124,6 +137,7 @@ def test_a_version_and_its_threads_change_the_times_of_its_steps() -> None:
         return float(run.result["metrics"]["ttft_ms"]["mean"]) / 1e3
 
     assert took_s("llama_cpp@0.0.2800", "rtx-3090-24gb") > 1.1 * took_s("llama_cpp", "rtx-3090-24gb")
+    assert took_s("llama_cpp@0.0.5800", "ryzen-ai-max-395-128gb") > 1.3 * took_s("llama_cpp", "ryzen-ai-max-395-128gb")
     assert took_s("llama_cpp", "ryzen-9-7950x-1s", threads=4) > 3 * took_s("llama_cpp", "ryzen-9-7950x-1s")
 
 
