@@ -326,7 +326,8 @@ Class = tuple[Callable[[Case], bool], Constants, Callable[[Constants, Chip], Law
 
 APU: Constants = {
     "read": 0.77, "read_16": 0.85, "read_8": 0.87, "read_4": 0.82, "unpack": 1.3, "launch": 4.7e-6, "matrix": 0.2,
-    "matrix_k": 0.2, "matrix_16": 0.45, "start": 3.7e-6, "vector": 0.1, "vector_4": 0.26, "kv": 0.63, "attention": 0.15, "expert_fill": 8,
+    "matrix_k": 0.2, "matrix_16": 0.45, "start": 3.7e-6, "vector": 0.1, "vector_4": 0.26, "kv": 0.63, "attention": 0.15,
+    "expert_fill": 8,
 }  # fmt: skip
 CLASSES: Mapping[str, Class] = {
     "metal": (
