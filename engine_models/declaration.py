@@ -221,6 +221,7 @@ class Handover:
     reserves : whether a request goes to both servers at once, and the second has to reserve memory before the first begins; else
         it goes to the second when its prompt is computed.
     whole_requests : whether the first server is sent the request as it is; else it is asked for one token.
+    agreed : what else both servers must have alike, by what it is called.
     """
 
     connector: str
@@ -229,6 +230,7 @@ class Handover:
     hop_s: float = 0.0
     reserves: bool = False
     whole_requests: bool = False
+    agreed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ def check_pair(prefill: Prepared, decode: Prepared) -> None:
         "KV format": (prefill.formats.kv_cache.name, decode.formats.kv_cache.name),
         "schedule_style": (STYLES[one.handover.reserves], STYLES[two.handover.reserves]),
         "tokens of a block": (one.handover.unit_tokens, two.handover.unit_tokens),
+        **{what: (one.handover.agreed.get(what), value) for what, value in two.handover.agreed.items()},
     }
     for what, (here, there) in differing.items():
         if here != there:

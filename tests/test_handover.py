@@ -116,6 +116,11 @@ CASES = {
         sglang("prefill", tensor_parallel=4),
         sglang("decode", **MIXTRAL, max_total_tokens=6000, context_length=8192, num_reserved_decode_tokens=8),
     ),
+    "drafts": scenario(
+        pool("prefill", speculative=DRAFTS),
+        pool("decode", 2, speculative=DRAFTS, num_gpu_blocks_override=700, max_model_len=8192),
+        **BRIEF,
+    ),
     "trtllm-few-rows": scenario(
         trtllm("prefill"), trtllm("decode", 2, max_batch_size=4), **{**SHARED, **BRIEF, "output_tokens": SHORT}
     ),
@@ -353,6 +358,7 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"bytes_per_s": 0}}), "bytes_per_s` is 0"),
         (scenario(pool("prefill"), pool("decode", colocate="nobody")), "colocate: nobody"),
         (scenario(pool("prefill"), pool("decode"), around=GENERATION_FIRST), "vLLM knows no generation_first"),
+        (scenario(pool("prefill"), pool("decode", speculative=DRAFTS)), "speculative decoding none and ngram with 3 drafts"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(data: dict[str, Any], words: str) -> None:

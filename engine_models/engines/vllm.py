@@ -727,7 +727,6 @@ def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_token
             mend=f"write kv_role: kv_both, or role: {said}",
         )
     lacking = {
-        "speculative decoding": request.speculation is not None,
         "KV offload": bool(request.tiers),
         "pipeline parallelism": request.pipeline_parallel > 1,
         "a model with sliding windows": windows != (None,),
@@ -740,7 +739,9 @@ def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_token
             mend="leave it out, or use pools of role: mixed",
         )
     parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention)
-    return Handover(connector, block_tokens, unit_s=DESCRIPTOR_S * parts, hop_s=HANDOVER_S)
+    drafts = request.speculation
+    agreed = {"speculative decoding": "none" if drafts is None else f"{drafts.method} with {drafts.row_tokens - 1} drafts"}
+    return Handover(connector, block_tokens, unit_s=DESCRIPTOR_S * parts, hop_s=HANDOVER_S, agreed=agreed)
 
 
 def _asynchronous(version: Version, request: PoolRequest) -> bool:
