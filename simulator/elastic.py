@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from collections.abc import Sequence as Series
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,11 +11,13 @@ from engine_models.cost.start_up import StartUp, predicted
 from engine_models.parts.protocols import INFINITY
 from hardware_profiles.errors import InputError
 from simulator.cluster.faults import HOUR_S, Disturbance, Fault, Faults, Process
-from simulator.prepared import Elasticity, Prepared
+from simulator.prepared import Elasticity, Losses, Prepared
 from simulator.scaled import scaled
 from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
+    from numpy.random import Generator
+
     from simulator.config import schema
     from simulator.config.schema import Scenario
 
@@ -97,7 +100,7 @@ def _faults(
     events = tuple(
         (event.at_s, _event(prepared, failures, event, number, most)) for number, event in enumerate(failures.events)
     )
-    processes = tuple(_processes(prepared, failures, nodes))
+    processes = tuple(_processes(failures, nodes, [each] * most, stream(prepared.scenario.seed, "failures")))
     return Faults(events, processes, nodes, start.server_s, failures.detected_after_s)
 
 
@@ -126,18 +129,19 @@ def _event(prepared: Prepared, failures: schema.Failures, event: schema.FailureE
     return Fault(event.kind, event.replica, event.kind in ("node", "reclaim"), away_s, notice_s=notice_s)
 
 
-def _processes(prepared: Prepared, failures: schema.Failures, nodes: tuple[int, ...]) -> list[Process]:
-    """A process for each unit that may fail, and one for each that may be taken back."""
+def _processes(
+    failures: schema.Failures, nodes: Series[int], each: Series[int], seeds: Generator
+) -> list[Process]:
+    """A process for each unit that may fail, and one for each that may be taken back; `each` are the devices of each replica."""
     if failures.of is None:
         return []
     whole = failures.of == "node"
     units = [nodes.index(node) for node in dict.fromkeys(nodes)] if whole else list(range(len(nodes)))
-    times = prepared.devices_each if failures.of == "device" else 1
-    seeds = stream(prepared.scenario.seed, "failures")
     back_s = failures.replaced_after_s
     fail_s = failures.repair_s if failures.repair_s is not None else back_s
     out = []
     for unit in units:
+        times = each[unit] if failures.of == "device" else 1
         drawn = seeds.integers(2**63, size=2).tolist()
         if failures.mtbf_h is not None:
             kind = Fault("node" if whole else "gpu", unit, whole, fail_s)
@@ -146,6 +150,80 @@ def _processes(prepared: Prepared, failures: schema.Failures, nodes: tuple[int, 
             notice = Fault("reclaim", unit, whole, back_s, notice_s=failures.notice_s)
             out.append(Process(notice, times * failures.reclaims_per_hour / HOUR_S, drawn[1]))
     return out
+
+
+def losses_of(scenario: Scenario, pools: Series[Prepared], nodes: Series[Hashable]) -> tuple[Losses | None, list[str]]:
+    """Which replicas of prefill and decode pools (in this order, each with its node) are lost, and what is assumed.
+
+    Raises
+    ------
+    InputError : their engine's rules for it are not modelled, or a pool or a replica is not there.
+    """
+    failures = scenario.deployment.failures
+    if failures is None:
+        return None, []
+    names = [each.pool.name for each in pools]
+    listed = [(n, event) for n, event in enumerate(failures.events) if event.kind not in ("link", "slow")]
+    if not listed and failures.of is None:
+        return None, []
+    handover = pools[0].plan.handover
+    drained = any(event.kind == "drain" for _, event in listed)
+    if handover is None or handover.lease is None or drained:
+        what = "kind: drain" if drained else f"lost servers of {pools[0].plan.engine}"
+        raise InputError(
+            f"{what} in prefill and decode pools: not modelled yet",
+            where=FAILURES,
+            mend="give events of kind: link or slow, or use a pool of role: mixed",
+        )
+    first = {name: sum(each.replicas for each in pools[:at]) for at, name in enumerate(names)}
+    events = []
+    for number, event in listed:
+        where = f"{FAILURES}.events.{number}"
+        pool = pools[names.index(_named(event, names, where))]
+        _check_replica(event, pool, where)
+        assert event.replica is not None
+        away_s = event.for_s if event.for_s is not None else failures.replaced_after_s
+        notice_s = event.notice_s if event.notice_s is not None else failures.notice_s
+        replica = first[pool.pool.name] + event.replica
+        assert event.kind != "link"
+        whole = event.kind in ("node", "reclaim")
+        events.append((event.at_s, Fault(event.kind, replica, whole, away_s, notice_s=notice_s)))
+    each = tuple(pool.devices_each for pool in pools for _ in range(pool.replicas))
+    numbers = {node: n for n, node in enumerate(dict.fromkeys(nodes))}
+    of_replica = tuple(numbers[node] for node in nodes)
+    processes = _processes(failures, of_replica, each, stream(scenario.seed, "failures"))
+    starts, said = [], list[str]()
+    for pool in pools:
+        start, notes = start_of(pool, failures.start_up)
+        starts += [start.server_s] * pool.replicas
+        said += [f"pool '{pool.pool.name}': {note}" for note in notes[:1]]
+    faults = Faults(tuple(events), tuple(processes), of_replica, 0.0, failures.detected_after_s)
+    own_s, renewed_s = handover.lease
+    said.append(
+        f"a computed prompt whose reader is lost is held for {own_s:g} s from its end, and {renewed_s:g} s from the loss; one "
+        "that is lost fails its request when it is read"
+    )
+    return Losses(faults, tuple(starts), each), [*_words(failures), *said]
+
+
+def _named(event: schema.FailureEvent, names: Series[str], where: str) -> str:
+    """The pool that an event names."""
+    if event.pool in names:
+        return str(event.pool)
+    raise InputError(
+        f"which pool's replica is meant by kind: {event.kind}?" if event.pool is None else f"there is no pool '{event.pool}'",
+        where=f"{where}.pool",
+        mend=f"give `pool`, one of {', '.join(names)}",
+    )
+
+
+def _check_replica(event: schema.FailureEvent, pool: Prepared, where: str) -> None:
+    if event.replica is not None and event.replica >= pool.replicas:
+        raise InputError(
+            f"there is no replica {event.replica} in pool '{pool.pool.name}'",
+            where=f"{where}.replica",
+            mend=f"name one from 0 to {pool.replicas - 1}",
+        )
 
 
 def disturbances_of(scenario: Scenario, pools: Series[Prepared]) -> tuple[tuple[Disturbance, ...], list[str]]:
@@ -158,13 +236,9 @@ def disturbances_of(scenario: Scenario, pools: Series[Prepared]) -> tuple[tuple[
     failures = scenario.deployment.failures
     if failures is None:
         return (), []
-    if failures.of is not None:
-        raise InputError(
-            "failures of prefill and decode pools at random are not modelled yet",
-            where=FAILURES,
-            mend="give events of kind: link or slow, or use a pool of role: mixed",
-        )
-    found = tuple(_disturbance(event, number, pools) for number, event in enumerate(failures.events))
+    found = tuple(
+        _disturbance(event, number, pools) for number, event in enumerate(failures.events) if event.kind in ("link", "slow")
+    )
     stalls = any(fault.ways for fault in found)
     words = "transfers over a link that is down stand still until it is back: their connector does not give up (assumed)"
     return found, [words] if stalls else []
@@ -191,22 +265,9 @@ def _disturbance(event: schema.FailureEvent, number: int, pools: Series[Prepared
                 mend="name a prefill and a decode pool",
             )
         return Disturbance(event.at_s, for_s, ways)
-    if event.kind != "slow":
-        raise InputError(
-            f"kind: {event.kind} in prefill and decode pools is not modelled yet",
-            where=f"{where}.kind",
-            mend="use kind: link or slow, or a pool of role: mixed",
-        )
     assert event.replica is not None
     assert event.factor is not None
-    if event.pool is None:
-        raise InputError("which pool's replica is slow?", where=where, mend=f"give `pool`, one of {', '.join(names)}")
-    at = names.index(event.pool)
-    if event.replica >= pools[at].replicas:
-        raise InputError(
-            f"there is no replica {event.replica} in pool '{event.pool}'",
-            where=f"{where}.replica",
-            mend=f"name one from 0 to {pools[at].replicas - 1}",
-        )
+    at = names.index(_named(event, names, where))
+    _check_replica(event, pools[at], where)
     first = sum(each.replicas for each in pools[:at])
     return Disturbance(event.at_s, for_s, replica=first + event.replica, factor=event.factor)

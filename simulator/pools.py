@@ -142,7 +142,7 @@ def check_stages(prepared: Prepared) -> None:
     for asked, where in (
         (prepared.elastic is not None and prepared.elastic.scaler is not None, "deployment.autoscaler"),
         (prepared.elastic is not None and prepared.elastic.faults is not None, "deployment.failures"),
-        (bool(prepared.disturbances), "deployment.failures"),
+        (bool(prepared.disturbances) or prepared.losses is not None, "deployment.failures"),
         (prepared.side_by_side, POOLS),
     ):
         if asked:
@@ -159,7 +159,7 @@ def paths_of(deployment: Deployment, pools: Sequence[Prepared]) -> Paths:
             raise InputError(
                 f"there is no pool '{named}'", where="deployment.transfer", mend=f"one of {', '.join(sorted(names))}"
             )
-    nodes = _nodes(deployment, pools)
+    nodes = nodes_of(deployment, pools)
     sides = [
         Side(
             each.pool.name, nodes[each.pool.name][number], each.devices_each // each.ranks, each.plan.memory.kv_bytes_per_token
@@ -180,7 +180,7 @@ def paths_of(deployment: Deployment, pools: Sequence[Prepared]) -> Paths:
     return Paths(sides, between, within)
 
 
-def _nodes(deployment: Deployment, pools: Sequence[Prepared]) -> dict[str, list[tuple[str, int]]]:
+def nodes_of(deployment: Deployment, pools: Sequence[Prepared]) -> dict[str, list[tuple[str, int]]]:
     """The node of each replica by pool: replicas fill nodes in order, each pool its own unless it is colocated with another."""
     by_name = {each.pool.name: each for each in pools}
     known = {pool.name for pool in deployment.pools}

@@ -31,6 +31,7 @@ from simulator.pools import (
     check_roles,
     handover_of,
     joint_limits,
+    nodes_of,
     paths_of,
     unique,
 )
@@ -225,9 +226,14 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
             )
     handover = found[0].plan.handover
     check_paired(found[0].routing, at_once=handover is not None and handover.reserves)
+    from simulator.elastic import disturbances_of, losses_of
+
+    found.sort(key=lambda each: each.pool.role == "decode")
+    nodes = nodes_of(scenario.deployment, found)
+    losses, lost = losses_of(scenario, found, [node for each in found for node in nodes[each.pool.name]])
     around = {
         "deployment.admission": scenario.deployment.admission,
-        "client.retries": scenario.client.retries,
+        "client.retries": scenario.client.retries if losses is None else None,
         "client.timeout_s": scenario.client.timeout_s,
     }
     for where, given in around.items():
@@ -235,9 +241,6 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
             raise InputError(
                 f"`{where}` before prefill and decode pools is not modelled yet", where=where, mend=f"remove `{where}`"
             )
-    from simulator.elastic import disturbances_of
-
-    found.sort(key=lambda each: each.pool.role == "decode")
     disturbed, said = disturbances_of(scenario, found)
     sides = [[e.plan.limits for e in found if e.pool.role == role] for role in ("prefill", "decode")]
     limits = joint_limits(*sides, whole=handover is not None and handover.whole_requests)
@@ -248,10 +251,11 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         devices=sum(each.devices for each in found),
         price=blended_price([(each.price, each.devices) for each in found]),
         warnings=unique(text for each in found for text in each.warnings),
-        assumptions=unique((*(text for each in found for text in each.assumptions), *said)),
+        assumptions=unique((*(text for each in found for text in each.assumptions), *said, *lost)),
         pools=tuple(found),
         paths=paths_of(scenario.deployment, found),
         disturbances=disturbed,
+        losses=losses,
     )
 
 

@@ -42,6 +42,18 @@ class Elasticity:
 
 
 @dataclass(frozen=True)
+class Losses:
+    """Which replicas of pools that share requests are lost, numbered one after the other.
+
+    starts_s : what a server of each takes to start [s]. each : devices of each.
+    """
+
+    faults: Faults
+    starts_s: tuple[float, ...]
+    each: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A scenario resolved to facts: what would be simulated.
 
@@ -67,6 +79,7 @@ class Prepared:
     pools: tuple[Prepared, ...] = ()
     paths: Paths | None = None
     disturbances: tuple[Disturbance, ...] = ()
+    losses: Losses | None = None
     elastic: Elasticity | None = None
     calibration: Calibration | None = None
 

@@ -422,7 +422,12 @@ def _cluster(
             servers = Servers(each.plan, each.times(), each.replicas, _acceptance(each.plan, scenario.seed))
             stages[each.pool.role].append(servers)
         assert plan.handover is not None
-        kind = ReservingCluster if plan.handover.reserves else HandoverCluster
+        kind: Callable[..., Cluster] = ReservingCluster if plan.handover.reserves else HandoverCluster
+        if prepared.losses is not None:
+            from simulator.cluster.losses import LossyCluster
+
+            lost = prepared.losses
+            kind = partial(LossyCluster, losses=lost.faults, starts_s=lost.starts_s, each=lost.each)
         return kind(
             source,
             stages["prefill"],
@@ -431,6 +436,7 @@ def _cluster(
             plan.limits,
             faults=prepared.disturbances,
             router=routing,
+            client=client_of(scenario.client),
             before_s=prepared.pools[0].plan.front.unqueued().before_s + half_rtt_s + routing.hop_s,
             after_s=half_rtt_s,
             devices=prepared.devices,
@@ -591,8 +597,7 @@ def _assemble(
     if prepared.side_by_side and figures.pools:
         figures.pools = [_of_pool(each, load, window) for each, load in zip(prepared.pools, figures.pools, strict=True)]
         server["energy_j"] = sum(pool["energy_j"] for pool in figures.pools)
-    elastic = _elastic(prepared, cluster)
-    fleet = fleet_figures(elastic, window) if elastic is not None else {}
+    fleet = fleet_figures(cluster, window)
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "kind": "simulated",

@@ -276,8 +276,7 @@ def test_a_slow_decode_server_decodes_slowly() -> None:
 @pytest.mark.parametrize(
     ("events", "more", "said"),
     [
-        ([], {"mtbf_h": 100, "of": "node"}, "at random are not modelled yet"),
-        ([{"at_s": 1, "replica": 0, "pool": "two", "kind": "gpu"}], {}, "not modelled yet"),
+        ([{"at_s": 1, "replica": 0, "kind": "gpu"}], {}, "which pool"),
         ([{"at_s": 1, "kind": "link", "from": "two", "to": "one"}], {}, "nothing goes from pool 'two'"),
         ([{"at_s": 1, "kind": "link", "from": "three"}], {}, "no pool 'three'"),
         ([{"at_s": 1, "replica": 0, "kind": "slow", "factor": 2}], {}, "which pool"),

@@ -699,6 +699,9 @@ thousands")."""
 HANDOVER_S = 0.15
 """Between the prompt's end and the decode server's taking the request, beside transfer and front end [s] (measured: the same
 issue has 263 and 197 ms from end to end, 158 and 150 ms beside the transfers)."""
+LEASE_S = (30.0, 20.0)
+"""`kv_lease_duration`, from a prompt's end, and what a sign of the decode server extends it to at least, two thirds (datasheet:
+vLLM 0.33.0 `kv_connector/v1/nixl`, read 2026-11). The latest sign before a loss is taken to come with it: it may be 5 s old."""
 _ROLES = {"kv_producer": "prefill", "kv_consumer": "decode"}
 
 
@@ -741,7 +744,9 @@ def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_token
     parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention)
     drafts = request.speculation
     agreed = {"speculative decoding": "none" if drafts is None else f"{drafts.method} with {drafts.row_tokens - 1} drafts"}
-    return Handover(connector, block_tokens, unit_s=DESCRIPTOR_S * parts, hop_s=HANDOVER_S, agreed=agreed)
+    return Handover(
+        connector, block_tokens, unit_s=DESCRIPTOR_S * parts, hop_s=HANDOVER_S, agreed=agreed, lease=LEASE_S
+    )
 
 
 def _asynchronous(version: Version, request: PoolRequest) -> bool:

@@ -40,6 +40,11 @@ class _Turning(ContinuousScheduler):
         self._ended = True
         super()._free(seq)
 
+    @property
+    def cancels(self) -> bool:
+        """As of the base."""
+        return not self.rules.pipelined
+
     def queued(self) -> list[Sequence]:
         """Requests that wait and hold nothing, in order."""
         return list(self._queue)
@@ -100,6 +105,16 @@ class DecodeOfPull(_Turning, PullDecode):
         """As of the base."""
         seq.loaded_s = ARRIVED_S
         self.blocked = False
+
+    def cancel(self, seq: Sequence) -> bool:
+        """As of the base; a read that fails is forgotten too."""
+        if seq not in self._loading:
+            return super().cancel(seq)
+        del self._loading[seq]
+        self.kv.release(seq)
+        seq.state = "finished"
+        self.blocked = False
+        return True
 
     def loading(self) -> Iterable[Sequence]:
         """Requests that hold blocks and wait, for what is read or for a row."""

@@ -27,6 +27,7 @@ from simulator.cluster.admission import SHED, Admission, ClientRules, Door
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS, Clock
 from simulator.cluster.content import NOTHING_SHARED, SharedContents, for_adapter, is_structured
 from simulator.cluster.devices import DeviceHistory
+from simulator.cluster.fleet import Toll
 from simulator.cluster.joins import Joins
 from simulator.cluster.outcome import (
     FAILED,
@@ -145,6 +146,9 @@ class Cluster:
     acceptance : with speculative decoding, how many drafts each request accepts, by the row of the workload.
     nodes : the machine in which each replica stands; None for one each.
     """
+
+    toll: Toll | None = None
+    """What became of replicas that come and go; None where none does."""
 
     def __init__(
         self,

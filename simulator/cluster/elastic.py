@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
@@ -20,30 +19,13 @@ from simulator.cluster.admission import Admission, ClientRules, Door
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
 from simulator.cluster.cluster import Cluster, IntArray, Sink, Source
 from simulator.cluster.faults import Fault, Faults, Process
-from simulator.cluster.fleet import Fleet, Level, State
+from simulator.cluster.fleet import Fleet, State, Toll
 from simulator.cluster.outcome import FAILED, Reason, Rows
 from simulator.cluster.router import Router, Routing, router_of
 from simulator.cluster.scaling.flow import Flow
 from simulator.cluster.scaling.scaler import Autoscaler, Counts, Reading, Seen
+from simulator.serving.rank import Rank
 from simulator.serving.replica import Replica
-
-
-@dataclass
-class Toll:
-    """What became of the fleet: changes, and what was lost with replicas.
-
-    `faults` are the losses and drains, by kind, `added` and `removed` the replicas that an autoscaler asked for and sent away.
-    `lost` are tries of requests that were under way when their replica went, `again` those of them that a client sends again,
-    `lost_tokens` the tokens of their prompts and answers that had been computed.
-    """
-
-    levels: list[Level]
-    faults: dict[str, int] = field(default_factory=dict)
-    added: int = 0
-    removed: int = 0
-    lost: int = 0
-    again: int = 0
-    lost_tokens: int = 0
 
 
 class ElasticCluster(Cluster):
@@ -101,9 +83,9 @@ class ElasticCluster(Cluster):
             acceptance=acceptance,
             nodes=nodes,
         )
-        self.fleet = Fleet(replicas, most, devices)
+        self.fleet = Fleet(replicas, most, [devices] * most)
         self.devices = self.fleet.devices
-        self.toll = Toll(self.fleet.levels)
+        self.toll: Toll = Toll(self.fleet.levels)
         self._faults = faults
         self._scaler, self._start_up, self._grace_s = scaler, start, grace_s
         self._seen = Seen(0.0, ())
@@ -138,7 +120,7 @@ class ElasticCluster(Cluster):
     def ranks_in(self, start_s: float, end_s: float) -> float:
         """Ranks that were there in a stretch of time, on average."""
         each = len(self.ranks) // len(self.replicas)
-        return max(self.devices.mean(start_s, end_s) / self.fleet.each * each, 1e-9)
+        return max(self.devices.mean(start_s, end_s) / self.fleet.each[0] * each, 1e-9)
 
     def _over(self, now_s: float) -> bool:
         """Whether nothing that is to come matters: all requests have ended, and the time that is measured is over."""
@@ -405,21 +387,15 @@ class ElasticCluster(Cluster):
             number = int(block.replica[row])
             if number < 0 or number % count != replica:
                 continue
-            _cut(seq.emissions, self._last_step(number))
+            cut(seq.emissions, self.ranks[number], self._clock.now_s)
             toll.lost += 1
-            toll.lost_tokens += _computed(seq)
+            toll.lost_tokens += computed_tokens(seq)
             if waiting is None:
                 self._drop(seq)
             else:
                 self._shift(seq, number)
                 self._shifted.add(seq)
                 waiting.append(seq)
-
-    def _last_step(self, number: int) -> int:
-        """The latest step of this life of a rank that has ended, by the clock: an executor may have settled one ahead."""
-        rank = self.ranks[number]
-        log = rank.log
-        return log.retired_steps + bisect_right(log.end_s, self._clock.now_s) - 1 - rank.first_step
 
     def _keep(self, seq: Sequence) -> None:
         block = self._of(seq.index)
@@ -428,12 +404,7 @@ class ElasticCluster(Cluster):
         super()._keep(seq)
 
     def _shift(self, seq: Sequence, number: int) -> None:
-        """Let the steps of a request be counted from the first of the log, not of the replica's life."""
-        first = self.ranks[number].first_step
-        if first:
-            for span in seq.emissions:
-                span[0] += first
-                span[1] += first
+        shift_steps(seq, self.ranks[number])
 
     # -- coming ---------------------------------------------------------------------------------------------
 
@@ -463,18 +434,29 @@ class ElasticCluster(Cluster):
             then()
 
 
-def _cut(emissions: list[list[int]], last: int) -> None:
-    """Take away what batches after `last` would have yielded."""
+def cut(emissions: list[list[int]], rank: Rank, now_s: float) -> None:
+    """Take away what batches after the latest that has ended would have yielded: an executor may have settled one ahead."""
+    log = rank.log
+    last = log.retired_steps + bisect_right(log.end_s, now_s) - 1 - rank.first_step
     while emissions and emissions[-1][0] > last:
         emissions.pop()
     if emissions and emissions[-1][1] > last:
         emissions[-1][1] = last
 
 
-def _computed(seq: Sequence) -> int:
+def shift_steps(seq: Sequence, rank: Rank) -> None:
+    """Let the steps of a request be counted from the first of the log, not of the replica's life."""
+    first = rank.first_step
+    if first:
+        for span in seq.emissions:
+            span[0] += first
+            span[1] += first
+
+
+def computed_tokens(seq: Sequence) -> int:
     """Tokens of the prompt, once it is computed, and of the answer that a request has got."""
     got = sum(last - first + 1 for first, last in seq.emissions)
     return seq.prompt_tokens + got if got else 0
 
 
-__all__ = ["ElasticCluster", "Toll"]
+__all__ = ["ElasticCluster", "computed_tokens", "cut", "shift_steps"]

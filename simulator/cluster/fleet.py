@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -39,13 +41,31 @@ class Level(NamedTuple):
     devices: int
 
 
+@dataclass
+class Toll:
+    """What became of the fleet: changes, and what was lost with replicas.
+
+    `faults` are the losses and drains, by kind, `added` and `removed` the replicas that an autoscaler asked for and sent away.
+    `lost` are tries of requests that were under way when their replica went, `again` those of them that a client sends again,
+    `lost_tokens` the tokens of their prompts and answers that had been computed.
+    """
+
+    levels: list[Level]
+    faults: dict[str, int] = field(default_factory=dict)
+    added: int = 0
+    removed: int = 0
+    lost: int = 0
+    again: int = 0
+    lost_tokens: int = 0
+
+
 class Fleet:
     """The replicas of a pool by number, of which there are never more than `most`; the first `replicas` serve from time zero on.
 
-    `each` are the devices of one.
+    `each` are the devices of each.
     """
 
-    def __init__(self, replicas: int, most: int, each: int) -> None:
+    def __init__(self, replicas: int, most: int, each: Sequence[int]) -> None:
         self.each = each
         self.states = [State.UP] * replicas + [State.ABSENT] * (most - replicas)
         self.since_s = [0.0] * most
@@ -53,13 +73,13 @@ class Fleet:
         """Changes of state: what was planned for an earlier one is void."""
         self.ever = replicas
         """Replicas that were ever there; their numbers are the lowest."""
-        self.devices = DeviceHistory(replicas * each)
+        self.devices = DeviceHistory(sum(each[:replicas]))
         self.levels = [self._level(0.0)]
 
     def _level(self, at_s: float) -> Level:
         count = self.states.count
         coming = count(State.ORDERED) + count(State.STARTING) + count(State.AWAY)
-        devices = sum(state in WITH_DEVICES for state in self.states) * self.each
+        devices = sum(each for state, each in zip(self.states, self.each, strict=True) if state in WITH_DEVICES)
         return Level(at_s, count(State.UP), count(State.DRAINING), coming, devices)
 
     def turn(self, replica: int, state: State, now_s: float) -> int:

@@ -17,13 +17,14 @@ from engine_models.declaration import EnginePlan, Executor, Limits, Mode
 from engine_models.parts.handover import Note, PullDecode, PullPrefill, ReservingDecode, SendingPrefill
 from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence as Request
+from simulator.cluster.admission import ClientRules
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
 from simulator.cluster.cluster import Cluster, IntArray, Sink, Source
 from simulator.cluster.faults import Disturbance
 from simulator.cluster.outcome import Handovers, Rows
 from simulator.cluster.router import Router, Routing, router_of
 from simulator.cluster.servers import Servers
-from simulator.cluster.transfer import Network, Paths, Way
+from simulator.cluster.transfer import Flow, Network, Paths, Way
 from simulator.serving.replica import Replica
 from simulator.serving.turning import TurningReplica
 
@@ -46,6 +47,9 @@ class HandoverCluster(Cluster):
     Others as of the base; `devices` are those of all replicas.
     """
 
+    changing = False
+    """Whether replicas come and go."""
+
     def __init__(
         self,
         source: Source,
@@ -56,6 +60,7 @@ class HandoverCluster(Cluster):
         *,
         faults: Sequence[Disturbance] = (),
         router: str | Routing = "round_robin",
+        client: ClientRules | None = None,
         before_s: float = 0.0,
         after_s: float = 0.0,
         hop_s: float = 0.0,
@@ -81,6 +86,7 @@ class HandoverCluster(Cluster):
             plan,
             decode[0].cost,
             router=router,
+            client=client,
             before_s=before_s,
             after_s=after_s,
             devices=devices,
@@ -90,6 +96,7 @@ class HandoverCluster(Cluster):
         self._linked = True
         self._network = Network(self._clock)
         self._sources: dict[int, tuple[int, Request]] = {}  # by request: who holds its prompt
+        self._reads: dict[int, Flow] = {}  # by request: how it is read
 
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
         return [
@@ -122,8 +129,8 @@ class HandoverCluster(Cluster):
         system = rule.system if isinstance(rule, Routing) else None
         self._holds_prefill = system is not None and system.holds_prefill
         executors = [[servers.plan.executor for servers in stage for _ in range(servers.replicas)] for stage in self._stages]
-        self._second = router_of(self.replicas[self._first :], second, executors[1])
-        router = router_of(self.replicas[: self._first], first, executors[0])
+        self._second = router_of(self.replicas[self._first :], second, executors[1], changing=self.changing)
+        router = router_of(self.replicas[: self._first], first, executors[0], changing=self.changing)
         router.reads_text = router.reads_text or self._second.reads_text
         return router
 
@@ -191,14 +198,17 @@ class HandoverCluster(Cluster):
         """A request reaches the second stage now: its router chooses."""
         now_s, handed = self._clock.now_s, block.handed
         assert handed is not None
-        (seq,) = super()._sequences(block, np.array([row]))
+        (seq,) = super()._sequences(block, self._row(row))
         seq.arrival_s = now_s
         number = self._second_number(now_s, seq, int(block.workload.session_id[row]))
         self._advance(number, now_s)
         block.replica[row] = number
-        self.ranks[number].submit(seq)
+        self._submit(number, seq)
         handed.arrival_s[row] = seq.arrival_s
         self._note(number)
+
+    def _row(self, row: int) -> IntArray:
+        return np.array([row])
 
     def _second_number(self, now_s: float, seq: Request, session: int) -> int:
         """The number of the rank that is to answer a request."""
@@ -219,7 +229,8 @@ class HandoverCluster(Cluster):
         assert handed is not None
         ends, latency_s, size = self._paths.of(source, number, -(-note.tokens // unit) * unit)
         handed.transfer_start_s[row], handed.transfer_bytes[row] = now_s, size
-        self._network.send(now_s, ends, latency_s, partial(self._arrived, number, seq), self._way(source, number))
+        way, done = self._way(source, number), partial(self._arrived, number, seq)
+        self._reads[seq.index] = self._network.send(now_s, ends, latency_s, done, way)
 
     def _way(self, source: int, target: int) -> Way:
         """The pools of a transfer, where one of their links may be down."""
@@ -228,6 +239,7 @@ class HandoverCluster(Cluster):
     def _arrived(self, number: int, seq: Request, now_s: float) -> None:
         """A read has ended: the reader may go on, the other side may free."""
         block, (source, held) = self._of(seq.index), self._sources.pop(seq.index)
+        del self._reads[seq.index]
         assert block.handed is not None
         block.handed.transfer_end_s[seq.index - block.first] = now_s
         for side in (number, source):

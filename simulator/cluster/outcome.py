@@ -142,6 +142,11 @@ class Handovers:
             setattr(whole, column, np.concatenate([vars(part)[column] for part in parts]))
         return whole
 
+    def forget(self, row: int) -> None:
+        """A request begins anew."""
+        for name, column in vars(self).items():
+            column[row] = -1 if name == "source" else np.nan
+
     def moved(self, row: int) -> bool:
         """Whether a request has its prompt computed."""
         return not np.isnan(self.prefill_end_s[row])

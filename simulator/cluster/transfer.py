@@ -31,6 +31,7 @@ class Flow:
     done: Callable[[float], None]
     latency_s: float
     speed_share: float = field(default=0.0)
+    dropped: bool = False
 
 
 class Network:
@@ -56,16 +57,31 @@ class Network:
         latency_s: float,
         done: Callable[[float], None],
         way: Way = ("", ""),
-    ) -> None:
+    ) -> Flow:
         """Begin a transfer at `at_s` (now): bytes and rate [byte/s] at each end; `done` is called with the time of its end."""
         alone_s = max(amount / rate for amount, rate in ends.values())
         if not alone_s and way not in self._closed:
-            self._clock.at(at_s + latency_s, RESULTS, partial(done, at_s + latency_s))
-            return
+            flow = Flow(way, {}, 0.0, done, latency_s)
+            self._clock.at(at_s + latency_s, RESULTS, partial(self._done, flow, at_s + latency_s))
+            return flow
         self._move(at_s)
         loads = {name: amount / rate / alone_s if alone_s else 1.0 for name, (amount, rate) in ends.items()}
-        self._flows[Flow(way, loads, alone_s or TINY_S, done, latency_s)] = None
+        flow = Flow(way, loads, alone_s or TINY_S, done, latency_s)
+        self._flows[flow] = None
         self._share()
+        return flow
+
+    def drop(self, flow: Flow) -> None:
+        """A transfer does not end: one of its ends is gone."""
+        flow.dropped = True
+        if flow in self._flows:
+            self._move(self._clock.now_s)
+            del self._flows[flow]
+            self._share()
+
+    def _done(self, flow: Flow, now_s: float) -> None:
+        if not flow.dropped:
+            flow.done(now_s)
 
     def _move(self, to_s: float) -> None:
         """Let the flows go on at their speeds."""
@@ -101,7 +117,7 @@ class Network:
         self._share()
         for flow in over:
             end_s = now_s + flow.latency_s
-            self._clock.at(end_s, RESULTS, partial(flow.done, end_s))
+            self._clock.at(end_s, RESULTS, partial(self._done, flow, end_s))
 
 
 TINY_S = 1e-15

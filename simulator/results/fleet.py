@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 from simulator.results.timeline import Window
 
 if TYPE_CHECKING:
-    from simulator.cluster.elastic import ElasticCluster
+    from simulator.cluster.cluster import Cluster
 
 
-def fleet_figures(cluster: ElasticCluster, window: Window) -> dict[str, Any]:
+def fleet_figures(cluster: Cluster, window: Window) -> dict[str, Any]:
     """Replicas over time, losses, and device-hours of the window; empty if nothing ever changed."""
-    toll, levels = cluster.toll, cluster.fleet.levels
+    toll = cluster.toll
+    if toll is None:
+        return {}
+    levels = toll.levels
     if len(levels) == 1 and not toll.faults:
         return {}
     end_s = max(window.end_s, cluster.end_of_run_s())
