@@ -222,7 +222,7 @@ class Handover:
         it goes to the second when its prompt is computed.
     whole_requests : whether the first server is sent the request as it is; else it is asked for one token.
     agreed : what else both servers must have alike, by what it is called.
-    lease : for how long a computed prompt is held whose reader is lost [s]: from its end, and from the latest sign of the reader;
+    lease_s : for how long a computed prompt is held whose reader is lost: from its end, and from the latest sign of the reader;
         none where it is not modelled what a lost server leaves behind.
     """
 
@@ -233,7 +233,7 @@ class Handover:
     reserves: bool = False
     whole_requests: bool = False
     agreed: Mapping[str, str] = field(default_factory=dict)
-    lease: tuple[float, float] | None = None
+    lease_s: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def losses_of(scenario: Scenario, pools: Series[Prepared], nodes: Series[Hashabl
         return None, []
     handover = pools[0].plan.handover
     drained = any(event.kind == "drain" for _, event in listed)
-    if handover is None or handover.lease is None or drained:
+    if handover is None or handover.lease_s is None or drained:
         what = "kind: drain" if drained else f"lost servers of {pools[0].plan.engine}"
         raise InputError(
             f"{what} in prefill and decode pools: not modelled yet",
@@ -198,7 +198,7 @@ def losses_of(scenario: Scenario, pools: Series[Prepared], nodes: Series[Hashabl
         starts += [start.server_s] * pool.replicas
         said += [f"pool '{pool.pool.name}': {note}" for note in notes[:1]]
     faults = Faults(tuple(events), tuple(processes), of_replica, 0.0, failures.detected_after_s)
-    own_s, renewed_s = handover.lease
+    own_s, renewed_s = handover.lease_s
     said.append(
         f"a computed prompt whose reader is lost is held for {own_s:g} s from its end, and {renewed_s:g} s from the loss; one "
         "that is lost fails its request when it is read"

@@ -41,8 +41,8 @@ class LossyCluster(HandoverCluster):
         super().__init__(*args, **kwargs)
         handover = self._stages[1][0].plan.handover
         assert handover is not None
-        assert handover.lease is not None
-        self._lease = handover.lease
+        assert handover.lease_s is not None
+        self._lease_s = handover.lease_s
         self._losses, self._starts_s = losses, starts_s
         self.fleet = Fleet(len(self.replicas), len(self.replicas), each)
         self.devices = self.fleet.devices
@@ -156,7 +156,7 @@ class LossyCluster(HandoverCluster):
         source, held = self._sources.pop(index)
         handed = self._of(index).handed
         assert handed is not None
-        own_s, renewed_s = self._lease
+        own_s, renewed_s = self._lease_s
         finished_s = float(handed.prefill_end_s[index - self._of(index).first])
         at_s = max(finished_s + own_s, self._clock.now_s + renewed_s)
         holder = self.ranks[source].scheduler
