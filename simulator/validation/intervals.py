@@ -17,8 +17,8 @@ MIN_EXPERIMENTS = 10
 """Fewer have no order statistic of rank ceil(0.9 (n + 1)), or barely."""
 MIN_MODELS = 3
 """A group whose experiments are of fewer models says little of another model: all engines together stand in."""
-MIN_CLUSTERS = 5
-"""A group of closed loops of fewer clusters likewise."""
+MIN_SOURCES = 5
+"""A group of closed loops of fewer sources likewise."""
 METRIC_OF = {"ttft": "ttft", "e2e": "e2e", "tpot": "tpot"}
 RATES = ("request_throughput_rps", "output_throughput_tok_s")
 
@@ -60,23 +60,41 @@ class Value:
     outcome: tuple[Any, ...]
 
 
-FULL_CLUSTER = 5
-"""Values of a cluster that weighs in full; one of fewer weighs by their number (assumed)."""
+FULL_SOURCE = 5
+"""Values of a source that weighs in full; one of fewer weighs by their number (assumed)."""
 
 
 def clustered_half_width(errors: Mapping[Cluster, list[float]], level: float = LEVEL) -> float:
-    """The least width that holds the share `level` of the mean of the clusters, each weighing the same (`FULL_CLUSTER`).
+    """The width that the share `level` of the sources stays below, each by the width that holds the same share of its own values.
 
-    So it is a new cluster that is inside in the stated share of cases, not one more run of the largest. Nothing is added for
-    their small number: with ten the width would be the largest error.
+    In a source its clusters weigh the same, and all sources do (`FULL_SOURCE`). So it is a new source, with a host and models of
+    its own, most of whose values are inside in the stated share of cases, not one more run of the largest; a value far off counts
+    as one of its source. Nothing is added for the small number of sources.
     """
-    weighted = sorted((abs(e), min(1, len(found) / FULL_CLUSTER) / len(found)) for found in errors.values() for e in found)
-    wanted, inside = level * sum(weight for _, weight in weighted), 0.0
-    for width, weight in weighted:
+    sources: dict[str, list[list[float]]] = {}
+    for (source, _, _), found in errors.items():
+        sources.setdefault(source, []).append(found)
+    return _weighted(
+        (
+            (
+                _weighted(((abs(e), 1 / len(found)) for found in clusters for e in found), level),
+                float(min(FULL_SOURCE, sum(map(len, clusters)))),
+            )
+            for clusters in sources.values()
+        ),
+        level,
+    )
+
+
+def _weighted(values: Iterable[tuple[float, float]], level: float) -> float:
+    """The least of the values that holds the share `level` of the weights."""
+    ordered = sorted(values)
+    wanted, inside = level * sum(weight for _, weight in ordered), 0.0
+    for value, weight in ordered:
         inside += weight
         if inside >= wanted - 1e-9:
-            return width
-    return weighted[-1][0]
+            return value
+    return ordered[-1][0]
 
 
 def values_of(
@@ -144,11 +162,12 @@ def derive(
         if len(values) < MIN_EXPERIMENTS or models < MIN_MODELS:
             continue
         together = conformal_half_width(e for errors in clusters.values() for e in errors)
-        if not group.endswith("open loop") and len(clusters) < MIN_CLUSTERS and not group.startswith("any/"):
+        sources = len({source for source, _, _ in clusters})
+        if not group.endswith("open loop") and sources < MIN_SOURCES and not group.startswith("any/"):
             continue
         width = together if group.endswith("open loop") else clustered_half_width(clusters)
         if width is not None:
-            entry = {"log_half_width": round(width, 5), "experiments": len(values), "models": models, "clusters": len(clusters)}
+            entry = {"log_half_width": round(width, 5), "experiments": len(values), "models": models, "sources": sources}
             out.setdefault(group, {})[f"{metric}/{statistic}"] = entry
     return out
 

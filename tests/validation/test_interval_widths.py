@@ -44,7 +44,7 @@ def suite(
     errors: list[float], models: int = 5, evidence: Evidence = OPEN, **more: Any
 ) -> tuple[list[dict[str, Any]], dict[str, Kind]]:
     runs = [experiment(f"r{i}", e, measured=10.0 + i, **more) for i, e in enumerate(errors)]
-    return runs, {r["id"]: Kind(evidence, f"m{i % models}", "gpu", f"w{i % 3}") for i, r in enumerate(runs)}
+    return runs, {r["id"]: Kind(evidence, f"m{i % models}", "gpu", f"w{i % 3}", f"s{i % models}") for i, r in enumerate(runs)}
 
 
 @given(st.lists(st.floats(-1, 1), min_size=9, max_size=60))
@@ -120,13 +120,14 @@ def test_where_clients_wait_e2e_left_out_is_judged_by_its_parts() -> None:
 
 
 def test_a_new_source_is_inside_as_often_as_a_large_one() -> None:
-    """Nine clusters of five values and one of ninety: the many do not decide; small clusters weigh by their values."""
-    small = {("s", f"m{i}", "gpu"): [0.1 * (i + 1)] * 5 for i in range(9)}
-    large = {("big", "m", "gpu"): [0.01] * 90}
+    """Nine sources of five values and one of ninety of two models: the many do not decide, nor does one value far off."""
+    small = {(f"s{i}", "m", "gpu"): [0.1 * (i + 1)] * 5 for i in range(9)}
+    large = {("big", "m", "gpu"): [0.01] * 44 + [7.0], ("big", "n", "gpu"): [0.02] * 45}
     assert clustered_half_width(small | large) == pytest.approx(0.8)
     assert conformal_half_width(e for errors in (small | large).values() for e in errors) == pytest.approx(0.7)
+    assert clustered_half_width(large) == pytest.approx(0.02)
     assert clustered_half_width(large | {("s", "m", "g"): [9.0] * 5}) == 9.0
-    assert clustered_half_width(large | small | {("s", "m", "g"): [9.0]}) < 1.0
+    assert clustered_half_width(large | small | {("s", "m", "g"): [9.0]}) < 1.0  # weighs a fifth
 
 
 def test_settings_of_closed_loops_are_remembered() -> None:
