@@ -12,6 +12,7 @@ can be computed late, in any portions, with the same result to the bit: that is 
 
 from __future__ import annotations
 
+import sys
 from array import array
 from bisect import bisect_right
 from collections import deque
@@ -86,7 +87,7 @@ class LoopedFrontEnd:
             return (begin_s + self._request_s) + (self._hand_over_s + tokens_s)
         return begin_s + (self._request_s + tokens_s) + self._hand_over_s
 
-    def rounds_until(self, until_s: float, ready: deque[Sequence], enough: float = INFINITY) -> None:
+    def rounds_until(self, until_s: float, ready: deque[Sequence], enough: int = sys.maxsize) -> None:
         """Add to `ready` those taken in by rounds that begin before a time; their arrival becomes that at the scheduler.
 
         Once there are `enough` no further chunk of requests is asked for: rounds that need it are left for later.
