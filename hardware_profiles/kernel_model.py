@@ -50,6 +50,7 @@ from hardware_profiles.kernel_physics import (
     message_base_s,
     mla_base_s,
     moe_base_s,
+    moe_loaded_rank,
     moe_weight_bytes,
     prefill_base_s,
     prompt_of_chunk,
@@ -480,7 +481,7 @@ class KernelModel(Ops):
         distribution : ``independent`` (every row chooses for itself, among experts of unequal popularity:
         :func:`moe_active_experts`), ``balanced`` (rows dealt out in turn, as the benchmark's best case: at as many
         rows as experts it touches all of them where independent rows touch 56 %) or ``power_law`` (the benchmark's
-        skewed popularity).
+        skewed popularity). In serving all ranks wait for the most loaded one (:func:`moe_loaded_rank`).
         The measured residual of ``balanced`` serves ``independent`` too; the experts read differ.
         kernel : backend by its name in the tables; the default is the one that measured layers like this run on.
         Marlin where it is not the default has, in serving, its launch floor exchanged (:data:`MARLIN_FLOOR_FORMAT`).
@@ -501,6 +502,8 @@ class KernelModel(Ops):
         count = as_array(tokens)
         rows = np.maximum(count, 1.0)
         h, i, k, e = np.float64(hidden), np.float64(intermediate), np.float64(topk), np.float64(experts)
+        if condition == "serving" and distribution == "independent" and ep > 1:
+            rows = rows * moe_loaded_rank(rows, k, e, ep)
         args = (h, i, k, e, np.float64(tp), np.float64(ep), np.float64(gated))
         dealt, skewed = float(distribution == "balanced"), float(distribution == "power_law")
         surface = self.surface(key)

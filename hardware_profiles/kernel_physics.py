@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -314,6 +315,20 @@ def moe_active_experts(
     others = np.maximum(share / taken - 1.0, 0.0) * -np.log1p(-taken)
     untouched = np.log1p(-taken) - POPULARITY_SHAPE * np.log1p(others / POPULARITY_SHAPE)
     return np.where(even > 0, dealt, -local * np.expm1(untouched))
+
+
+def moe_loaded_rank(tokens: Array, topk: Number, experts: Number, ranks: int) -> Array:
+    """Expected rows of the most loaded of `ranks` ranks that share the experts, over the mean rank's; all wait for it.
+
+    A rank's rows are a sum over its experts: of the choices of `tokens` tokens, each of `topk` different experts, and of
+    the experts' popularities (:data:`POPULARITY_SHAPE`). With n ranks and m rows on the mean one their variance is
+    ``(1 - 1/n) (m (E - topk) / (E - 1) + m**2 n / (a E))``, and the largest of n lies about ``Phi**-1((n - 0.375) / (n +
+    0.25))`` standard deviations above the mean (Blom 1958).
+    """
+    n, e = np.float64(ranks), np.float64(experts)
+    mean = np.maximum(tokens * topk / n, 1e-9)
+    share = (1.0 - 1.0 / n) * ((e - topk) / max(float(e) - 1.0, 1.0) / mean + n / (POPULARITY_SHAPE * e))
+    return np.minimum(1.0 + NormalDist().inv_cdf((n - 0.375) / (n + 0.25)) * np.sqrt(np.maximum(share, 0.0)), n)
 
 
 #: The skewed benchmark draws the popularity of experts from a density x**-1.2 between 1 and 0.8 of the tokens.

@@ -36,6 +36,7 @@ from hardware_profiles.kernel_physics import (
     message_base_s,
     mla_base_s,
     moe_base_s,
+    moe_loaded_rank,
     moe_weight_bytes,
     peaks_of,
     prefill_base_s,
@@ -220,6 +221,7 @@ class Roofline(Ops):
         count = as_array(tokens)
         rows = np.maximum(count, 1.0)
         h, i, k, e = (np.float64(x) for x in (hidden, intermediate, topk, experts))
+        rows = rows * moe_loaded_rank(rows, k, e, ep) if ep > 1 else rows
         args = (h, i, k, e, np.float64(tp), np.float64(ep), np.float64(gated))
         t = moe_base_s(p, self.peaks, fmt, rows, *args, warm=False)
         flops = np.where(gated, 6.0, 4.0) * h * i / tp * rows * k / ep

@@ -338,6 +338,17 @@ def test_one_token_touches_as_many_experts_as_it_chooses() -> None:
         assert many == pytest.approx(experts, rel=1e-3)
 
 
+def test_ranks_that_share_experts_wait_for_the_most_loaded() -> None:
+    """The closed form against 200 draws each of 256 experts over eight ranks: 2.56, 1.74, 1.42, 1.25 and 1.18."""
+    tokens = np.array([1.0, 4.0, 16.0, 64.0, 1024.0])
+    loaded = kp.moe_loaded_rank(tokens, 8, 256, 8)
+    assert loaded == pytest.approx([2.56, 1.74, 1.42, 1.25, 1.18], rel=0.09)
+    assert np.all(np.diff(tokens * loaded) > 0)
+    k = load_kernel_model("h200-sxm-141gb", "vllm")
+    split_s = k.moe_s("fp8_block", 3072, 1536, 8, 256, 1, 8, [4, 8192])
+    assert np.all(split_s > [48e-6, 640e-6])  # the mean rank alone: 44 and 586 us
+
+
 def test_serving_does_not_pay_spikes_over_the_rows() -> None:
     """Padding bounds a product: no row count costs over 1.15 times (and the interpolation) a larger one."""
     k = load_kernel_model("b200-sxm-180gb", "vllm")
