@@ -155,6 +155,17 @@ def reports_command(path: Path, workers: int, as_json: bool) -> None:
         head = [title, "metric", "values", "median error %", "p90 %", "bias %", "in interval"]
         if body:
             print("\n".join(table(head, body, indent="", words=(0, 1))) + "\n")
+    for found in outcome["one_factor"]:
+        rest = [e for e in cases if e["metric"] == found["metric"] and e["id"] not in found["ids"]]
+        (others,) = errors_by(rest, lambda _: "").values() if rest else (None,)
+        without = f"; without it {found['metric']} is {others.figures[0]:.1f} % off in the median" if others is not None else ""
+        page = "/".join(found["source"].split("/")[-2:])
+        said = (
+            f"{page}, {found['engine']} on {found['gpu']}: at every load {found['metric']} is {found['factor']:.2f} times the "
+            f"measured ({found['low']:.2f} to {found['high']:.2f}, {len(found['ids'])} values), as of another host, clock or "
+            f"release, or of a part of every step that is not modelled{without}"
+        )
+        print(wrapped(said, "  "))
     for e in cases:
         if e["abs_pct_error"] is None:
             print(f"{e['id']}: reported '{e['reported']}', predicted '{e['predicted']}': {'right' if e['covered'] else 'WRONG'}")

@@ -98,9 +98,10 @@ SGLANG = Published(
     start_s=start_s,
     compiles_while_measured=compiles_while_measured,
     fittings={"": Fitting(UNKNOWNS, TARGETS, _told, _runs)},
-    fitted="what a closed loop of InferenceX waits longer at its start (in these replays alone) on runs of DeepSeek-R1",
-    chosen="the front end and the launch times of prefills (single published runs of DeepSeek-V3 and R1), the host time of a "
-    "step without overlap (an earlier fit, now assumed), and that the small kernels of latent attention and shared "
-    "experts are priced for this engine and not for the others (published runs on B200), the handshake of its prefill and "
-    "decode servers (one published run), and the host time of a draft (eleven published rates)",
+    fitted="what a closed loop of InferenceX waits longer at its start on Hopper (in these replays alone) on runs of DeepSeek-R1",
+    chosen="the front end and the launch times of prefills (published runs of Llama-3.1-8B, DeepSeek-V3 and R1 with one user), "
+    "the launches of experts, latent attention and gated delta nets (three of the reports below, their time to first token with "
+    "one user), the host time of a step without overlap (an earlier fit, now assumed), and that the small kernels of latent "
+    "attention and shared experts are priced for this engine and not for the others (published runs on B200), the handshake "
+    "of its prefill and decode servers (one published run), and the host time of a draft (eleven published rates)",
 )

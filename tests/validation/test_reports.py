@@ -11,7 +11,7 @@ import pytest
 
 from hardware_profiles.errors import InputError
 from simulator import load_scenario, simulate
-from simulator.validation.reports import busy_s, errors_by, read_cases, validate_reports
+from simulator.validation.reports import busy_s, errors_by, one_factors, read_cases, validate_reports
 from tests.terminal import typed
 
 SCENARIO = """
@@ -198,4 +198,26 @@ def test_the_command_prints_groups_or_one_object(
     assert "skipped 1 value: metric 'x' is not known" in out
     code, out, _ = typed(monkeypatch, capsys, "validate", "reports", str(path), "--json")
     assert code == 0
-    assert set(json.loads(out)) == {"cases", "skipped", "medians"}
+    assert set(json.loads(out)) == {"cases", "skipped", "medians", "one_factor"}
+
+
+def test_a_server_that_is_slower_by_one_factor_at_every_load_is_named() -> None:
+    """Loads forty times apart, all 1.3 times as quick; not where the factor goes with the load, is small, or few tell it."""
+    group = {"engine": "vllm", "gpu": "g", "family": "f", "source": "page"}
+
+    def entries(*ratios: float, span: float = 40.0) -> list[dict[str, Any]]:
+        loads = np.geomspace(10.0, 10.0 * span, len(ratios))
+        return [
+            {"id": str(i), "metric": "output_tok_s", "reported": load, "predicted": ratio * load}
+            | {"abs_pct_error": 1.0, "group": group}
+            for i, (ratio, load) in enumerate(zip(ratios, loads, strict=True))
+        ]
+
+    (found,) = one_factors(entries(1.3, 1.25, 1.35, 1.3, 1.28))
+    assert found.source == "page"
+    assert (found.factor, found.low, found.high) == pytest.approx((1.3, 1.25, 1.35))
+    assert found.ids == ("0", "1", "2", "3", "4")
+    assert one_factors(entries(1.3, 1.25, 1.35, 1.3)) == []
+    assert one_factors(entries(1.3, 1.25, 1.35, 1.3, 1.28, span=2.0)) == []
+    assert one_factors(entries(1.0, 1.15, 1.3, 1.5, 1.7)) == []
+    assert one_factors(entries(1.03, 1.04, 1.03, 1.05, 1.04)) == []
