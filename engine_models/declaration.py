@@ -216,6 +216,7 @@ class Handover:
     """How a pool passes requests on, or takes them over.
 
     connector : the engine's own name of what moves the KV cache.
+    rate_share : share of the network's rate that its transfers reach, latency_s : what each takes beside its bytes [s].
     unit_tokens : tokens of the smallest part that is moved, unit_s : what each adds to a transfer beside its bytes [s].
     hop_s : time between a prompt's end and the request's arrival at the second server, beside that one's front end [s].
     reserves : whether a request goes to both servers at once, and the second has to reserve memory before the first begins; else
@@ -230,6 +231,8 @@ class Handover:
     unit_tokens: int
     unit_s: float = 0.0
     hop_s: float = 0.0
+    rate_share: float = 1.0
+    latency_s: float = 0.0
     reserves: bool = False
     whole_requests: bool = False
     agreed: Mapping[str, str] = field(default_factory=dict)

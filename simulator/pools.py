@@ -228,14 +228,15 @@ def _setting(deployment: Deployment, source: str, target: str) -> Transfer | Non
 
 
 def _route(given: Transfer | None, source: Prepared, target: Prepared, *, inside: bool) -> Route:
-    rates = []
-    for each in (source, target):
-        rate = given.bytes_per_s if given is not None else None
-        rates.append(rate or _link_bytes_per_s(given.link if given is not None else None, each.device, inside=inside))
-    stated = given is not None and given.bytes_per_s is not None  # a rate that is given holds what the protocol costs
-    handover = target.plan.handover
-    token_s = 0.0 if stated or handover is None else handover.unit_s / handover.unit_tokens
-    return Route(rates[0], rates[1], given.latency_s if given is not None else 0.0, token_s)
+    stated = given.bytes_per_s if given is not None else None  # a rate that is given holds what the protocol costs
+    latency_s, handover = given.latency_s if given is not None else 0.0, target.plan.handover
+    if stated is not None or handover is None:
+        rate = stated or 1.0
+        return Route(rate, rate, latency_s)
+    link = given.link if given is not None else None
+    share = 1.0 if inside else handover.rate_share
+    rates = [_link_bytes_per_s(link, each.device, inside=inside) * share for each in (source, target)]
+    return Route(rates[0], rates[1], latency_s + handover.latency_s, handover.unit_s / handover.unit_tokens)
 
 
 def _link_bytes_per_s(link: str | None, device: Device, *, inside: bool) -> float:

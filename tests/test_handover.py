@@ -335,6 +335,13 @@ def test_descriptors_count_where_no_rate_is_stated() -> None:
     assert excess_s(64) == pytest.approx(75 * 64 * 1.5e-6, rel=1e-6)
 
 
+def test_mooncake_reaches_a_part_of_the_network_and_hands_over_layer_by_layer() -> None:
+    pools = [sglang("prefill"), sglang("decode")]
+    frame = simulate(scenario(*pools, prompt_tokens=2000, arrivals=SLOW)).requests_frame()
+    took_s = (frame.transfer_end_s - frame.transfer_start_s).min()
+    assert took_s == pytest.approx(2000 * 131072 / (0.78 * 5e10) + 64 * 7e-6, rel=1e-6)
+
+
 # What cannot be -------------------------------------------------------------------------------------------
 
 AWQ = pool("decode") | {"kv_cache": "fp8"}
