@@ -144,7 +144,6 @@ class DecodeSet:
         steps = self.steps
         while ends and ends[0][0] <= steps:
             at, _, seq = heapq.heappop(ends)
-            ended = seq.state == "decoding" and at == steps and seq.final_length - seq.offset == at
-            if ended and not (out and out[-1] is seq):  # a row that left and came back can be there twice
+            if seq.state == "decoding" and at == steps and seq.final_length - seq.offset == at:
                 out.append(seq)
-        return out
+        return list(dict.fromkeys(out)) if len(out) > 1 else out  # who left and came back can be there twice

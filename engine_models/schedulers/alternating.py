@@ -656,7 +656,7 @@ class AlternatingScheduler(Scheduler):
             batch.rows = [(row.seq, 1, decodes.length(row.seq) - 1) for row in self._decoding]
         decodes.serve(batch)
         decodes.steps += 1
-        batch.finishing = list(dict.fromkeys(decodes.pop_ended()))  # who came back can be there twice
+        batch.finishing = decodes.pop_ended()
         batch.order_finishing()
         return batch
 
@@ -760,7 +760,7 @@ class AlternatingScheduler(Scheduler):
         decodes.steps += steps
         batch.tokens = batch.decode_rows = batch.decode_tokens = decodes.count
         batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
-        batch.finishing = list(dict.fromkeys(decodes.pop_ended()))  # who came back can be there twice
+        batch.finishing = decodes.pop_ended()
         batch.order_finishing()
         self._before, self._last, self._begun = None, batch, True
         return batch, held, kv.used_blocks

@@ -495,7 +495,7 @@ class FirstFitScheduler(Scheduler):
         decodes.steps += 1
         if self.kv.sharing:
             batch.completing = self._due_rows(decodes.steps)
-        ended = list(dict.fromkeys(decodes.pop_ended()))  # who came back can be there twice
+        ended = decodes.pop_ended()
         ended.sort(key=lambda seq: seq.order)
         return ended
 
@@ -710,7 +710,7 @@ class FirstFitScheduler(Scheduler):
         batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
         if kv.sharing:
             batch.completing = self._due_rows(end)
-        batch.finishing = list(dict.fromkeys(decodes.pop_ended()))
+        batch.finishing = decodes.pop_ended()
         batch.order_finishing()
         self._last = batch
         return batch, held, used

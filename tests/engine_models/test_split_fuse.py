@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models.parts.batch import Batch
+from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.split_fuse import SplitFuseBatch, SplitFuseRules, SplitFuseScheduler
 from simulator.serving.replica import Replica
@@ -124,6 +125,18 @@ def test_decodes_at_the_edge_of_a_block_are_passed_over_and_others_go_on() -> No
     found = Served(WIDE, 4, [(0.0, 32, 4), (0.0, 30, 4)], record=True)
     assert found.rows()[:3] == [[(0, 32, 0), (1, 30, 0)], [(1, 1, 30)], [(1, 1, 31)]]
     assert [seq.preemptions for seq in found.seqs] == [0, 1]
+
+
+def test_a_row_that_left_and_came_back_ends_once() -> None:
+    """Two end with one step; the first was passed over meanwhile, which let it be noted twice, before and after the other."""
+    decodes, rows = DecodeSet(16), [Sequence(index, 5, 4, 0.0) for index in range(2)]
+    for order, seq in enumerate([*rows, rows[0]]):
+        if order == 2:
+            decodes.leave(seq)
+        seq.order = order
+        decodes.join(seq)
+    decodes.steps += decodes.steps_to_next_end()
+    assert decodes.pop_ended() == rows
 
 
 def test_when_nothing_can_run_the_last_with_blocks_begins_again_with_its_answer_as_prompt() -> None:
