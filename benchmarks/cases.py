@@ -576,6 +576,11 @@ def community(row: Row, number: str) -> Case:
     return bench(number, row, "llama_cpp", *where, "tg200", row["decode_tok_s"], note="unverified upload")
 
 
+OFFLINE_IN_FP8: dict[str, object] = {"kv_cache_dtype": "fp8", "max_model_len": 8192, "max_num_batched_tokens": 131_072}
+"""Flags of the guides' runs of `benchmark_throughput.py` in FP8 on MI300X (ROCm/vllm 040de12, AI-benchmarking-guide 04e2ae7); of
+those on H100 and H200 the cache's format alone is taken over (assumed)."""
+
+
 def amd_serving(row: Row, number: str) -> Case:
     """measured_amd_serving.csv: Instinct under vLLM and SGLang, and H100, H200 beside them."""
     layout = re.fullmatch(r"TP(\d)", row["layout"])
@@ -597,7 +602,9 @@ def amd_serving(row: Row, number: str) -> Case:
                     tensor=tensor)  # fmt: skip
     if row["out_tok_s"] and "generated" in row["note"]:
         reported = {"output_tok_s": float(row["out_tok_s"])}
-        return Case(number, row["source"], engine, *where, *sizes, reported, requests=1000, batch=1000, tensor=tensor)
+        args = OFFLINE_IN_FP8 if where[2].startswith("mi") else {"kv_cache_dtype": "fp8"}
+        args = args if weights == "fp8" else {}
+        return Case(number, row["source"], engine, *where, *sizes, reported, requests=1000, batch=1000, tensor=tensor, args=args)
     raise Unsaid("no load is stated")
 
 
@@ -610,7 +617,7 @@ def mi300x(row: Row, number: str) -> Case:
     sizes, tensor = (int(float(row["isl"])), int(float(row["osl"]))), int(row["tp"])
     if row["metric"] == "out_tok_s":
         reported, count = {"output_tok_s": float(row["value"])}, int(float(row["num_prompts"]))
-        args: dict[str, object] = {"max_num_seqs": int(float(row["max_num_seqs"]))}
+        args = OFFLINE_IN_FP8 | {"max_num_seqs": int(float(row["max_num_seqs"]))}
         return Case(number, row["source"], "vllm", *where, *sizes, reported, batch=count, tensor=tensor, args=args)
     if row["metric"] == "e2e_latency_s":
         batch, reported = int(float(row["batch"])), {"e2e_s": float(row["value"])}
@@ -737,7 +744,9 @@ def mlperf(row: Row, number: str) -> Case:
     engine = "vllm" if "vLLM" in row["framework"] else "trtllm" if re.search("TensorRT|CUDA", row["framework"]) else ""
     if not engine:
         raise Unsaid("a CPU's own code", row["framework"])
-    device = device_of(re.sub("-CTS|-NPS1-SPX|-750W| Grace Hopper Superchip", "", row["accelerator"]))
+    chip = re.sub("-CTS|-NPS1-SPX|-750W| Grace Hopper Superchip", "", row["accelerator"])
+    spelled = chip.lower().removeprefix("nvidia ").replace(" ", "-")
+    device = spelled if spelled in device_names() else device_of(chip)
     blackwell = device.startswith(("b200", "b300", "gb"))
     weights = "nvfp4" if blackwell else "mxfp4" if "fp4" in row["weight_data_types"].lower() else "fp8"
     model, count = model_of(data), round(float(row["n_accel_per_node"]) * float(row["nodes"] or 1))
