@@ -14,6 +14,7 @@ import typer
 from simulator.planning.points import SEVERAL, WARNING_ENDS
 
 if TYPE_CHECKING:
+    from simulator.planning.parted import PartedPlan
     from simulator.planning.sweep import SweepPlan, SweepResult
 
 MAX_SHOWN = 60
@@ -83,15 +84,15 @@ def register(app: typer.Typer) -> None:
 def check_backend(backend: str, address: str | None, workers: int | None) -> None:
     """Refuse backends that are not there, and options that are of another, in words."""
     from hardware_profiles.errors import InputError, nearest
-    from simulator.planning.backends import ON_CLUSTERS
+    from simulator.planning.backends import CLUSTERS
 
     if backend == "process":
         if address is not None:
             raise InputError(
                 "an address is of a cluster", where="--address", mend="add --backend ray or --backend dask"
             )
-    elif backend not in ON_CLUSTERS:
-        near = nearest(backend, ["process", *ON_CLUSTERS])
+    elif backend not in CLUSTERS:
+        near = nearest(backend, ["process", *CLUSTERS])
         raise InputError(
             f"there is no backend '{backend}'",
             where="--backend",
@@ -125,27 +126,38 @@ def run(
     from simulator.cli.progress import progress, progress_done
     from simulator.io.rundir import is_remote
     from simulator.io.text import json_text
-    from simulator.planning.store import akin, place
-    from simulator.planning.sweep import plan_sweep, run_sweep
+    from simulator.planning.axes import count_of, parse_axes
+    from simulator.planning.parted import MOST_IN_ONE, PartedPlan, plan_parts, run_parts
+    from simulator.planning.store import POINTS, akin, place
+    from simulator.planning.sweep import SweepPlan, plan_sweep, run_sweep
 
     if not vary:
         raise InputError(
             "nothing to vary", where="--vary", mend="give an axis, for example --vary deployment.replicas=1:8"
         )
-    plan = plan_sweep(scenario, vary, overrides, headroom=headroom)
+    kwargs: dict[str, Any] = {"workers": workers, "cluster": cluster, "resume": resume, "progress": progress}
+    plan: SweepPlan | PartedPlan
+    if count_of(parse_axes(vary)) > MOST_IN_ONE:
+        plan = plan_parts(scenario, vary, overrides, headroom=headroom)
+    else:
+        plan = plan_sweep(scenario, vary, overrides, headroom=headroom)
     folder = place(output) if output else Path("sweeps") / f"{plan.name}-{plan.digest[:10]}"
-    if plots and is_remote(folder):
-        raise InputError("plots are written to a folder", where="--plots", mend="leave it out, or name a folder")
-    if resume and output is None and not folder.exists():
+    if plots and (is_remote(folder) or isinstance(plan, PartedPlan)):
+        raise InputError(
+            "plots are of a sweep in one table, written to a folder", where="--plots", mend="leave it out, or name a folder"
+        )
+    if isinstance(plan, SweepPlan) and resume and output is None and not folder.exists():
         folder = akin(folder, plan.runs) or folder
     try:
-        result = run_sweep(
-            plan, folder, workers=workers, cluster=cluster, resume=resume, progress=progress
-        )
+        result = run_parts(plan, folder, **kwargs) if isinstance(plan, PartedPlan) else run_sweep(plan, folder, **kwargs)
     except BaseException as error:
         progress_done()
-        kept = len({p.digest for p in plan.points if (folder / "runs" / p.name).is_dir()})
-        words = f"{kept} of {len(plan.points)} points are finished and kept in {folder}"
+        if isinstance(plan, PartedPlan):
+            words = f"the parts that are finished are kept in {folder / POINTS}"
+            kept = 1
+        else:
+            kept = len({p.digest for p in plan.points if (folder / "runs" / p.name).is_dir()})
+            words = f"{kept} of {len(plan.points)} points are finished and kept in {folder}"
         mend = "give the same command with --resume to go on"
         if isinstance(error, KeyboardInterrupt):
             raise InterruptedRun(f"interrupted; {words}", mend=mend) from None
@@ -153,7 +165,7 @@ def run(
             print(f"stopped: {words}; {mend}", file=sys.stderr)
         raise
     progress_done()
-    if plots:
+    if plots and isinstance(plan, SweepPlan):
         from simulator.report.sweep_plot import write_plots
 
         write_plots(plan, result, folder / "plots")
@@ -165,7 +177,7 @@ def run(
         print(text(plan, result))
     if result.error is not None:
         raise result.error
-    left = [row["outside"] for row in result.rows if row.get("outside")]
+    left = [text for text in (*(row["outside"] for row in result.rows), result.outside) if text]
     if strict and left:
         print(f"outside the calibrated domain: {'; '.join(dict.fromkeys(left))}", file=sys.stderr)
         raise SystemExit(4)
@@ -178,7 +190,7 @@ def run(
         raise SystemExit(3)
 
 
-def as_object(plan: SweepPlan, result: SweepResult) -> dict[str, Any]:
+def as_object(plan: SweepPlan | PartedPlan, result: SweepResult) -> dict[str, Any]:
     """What ``--json`` prints."""
     return {
         "folder": str(result.folder),
@@ -195,9 +207,10 @@ def as_object(plan: SweepPlan, result: SweepResult) -> dict[str, Any]:
 # -- the table ----------------------------------------------------------------------------------------------
 
 
-def text(plan: SweepPlan, result: SweepResult) -> str:
+def text(plan: SweepPlan | PartedPlan, result: SweepResult) -> str:
     """The table as a manager reads it: the answer first, then the points from the cheapest to the dearest."""
     from simulator.cli.layout import table, wrapped
+    from simulator.planning.store import POINTS
 
     names = short_names(plan.paths)
     rows = sorted(result.rows, key=lambda row: _by_cost(row, result))
@@ -244,17 +257,23 @@ def text(plan: SweepPlan, result: SweepResult) -> str:
             some = f" ({n} of {len(finished)} points)" if n < len(finished) else ""
             lines.append(wrapped(f"outside   {axis}{some}", " " * 10))
     lines += warning_lines(names, finished)
+    if result.statuses is not None:
+        points = sum(result.statuses.values())
+        lines.append(wrapped(f"parts     shown is what stands out of {points:,} points; all are in {POINTS}/*.parquet", " " * 10))
     if failed:
-        lines.append(f"{len(failed)} of {len(rows)} points have no result:")
+        ends = result.statuses or Counter(row["status"] for row in rows)
+        points = sum(ends.values())
+        lines.append(f"{points - ends['ok']:,} of {points:,} points have no result{'' if points == len(rows) else ', as'}:")
         reasons: dict[str, list[str]] = {}
         for row in sorted(failed, key=lambda row: row["point"]):
             reasons.setdefault(f"{row['status']}: {row['reason']}", []).append(_values(names, row))
         for reason, values in reasons.items():
             shown = "; ".join(values[:4]) + (f"; and {len(values) - 4} more" if len(values) > 4 else "")
             lines.append(wrapped(f"  {shown}: {reason}", "    "))
+    each = "runs" if result.statuses is None else POINTS
     lines += [
         wrapped(_price_line(finished), " " * 10),
-        wrapped(f"written   {result.folder} (sweep.csv, sweep.parquet, runs/)", " " * 10),
+        wrapped(f"written   {result.folder} (sweep.csv, sweep.parquet, {each}/)", " " * 10),
     ]
     return "\n".join(line for line in lines if line is not None)
 
@@ -281,7 +300,7 @@ def warning_lines(names: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
     """Columns of the varied fields and their short titles: the last part of the path where that is clear."""
-    from simulator.planning.sweep import axis_column
+    from simulator.planning.points import axis_column
 
     last = [path.split(".")[-1] for path in paths]
     return {

@@ -11,7 +11,6 @@ both are plain text. A single field's value with a colon that is no range of num
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 from hardware_profiles.errors import InputError
 
-MAX_POINTS = 100_000
+MAX_POINTS = 5_000_000
 """Most points of a sweep; assumed, a guard against slips of the keyboard."""
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -70,27 +69,32 @@ def parse_axes(specs: Sequence[str]) -> tuple[Axis, ...]:
     """Return the axes of the ``--vary`` texts; InputError for an empty axis, or for one field named by two."""
     axes = tuple(parse_axis(spec) for spec in specs)
     _apart([(path, f"--vary {spec}") for spec, axis in zip(specs, axes, strict=True) for path in axis.paths])
-    count = math.prod(len(axis.steps) for axis in axes)
-    if count > MAX_POINTS:
+    if count_of(axes) > MAX_POINTS:
         raise InputError(
-            f"the axes span {count:,} points, more than {MAX_POINTS:,}",
+            f"the axes span {count_of(axes):,} points, more than {MAX_POINTS:,}",
             where="--vary",
             mend="shorten the axes, or link fields that belong together: --vary a,b=1:8,2:4",
         )
     return axes
 
 
-def points_of(axes: Sequence[Axis]) -> list[Point]:
-    """Return the grid, the last axis changing fastest; one point without axes."""
-    points = []
-    for index, steps in enumerate(itertools.product(*(axis.steps for axis in axes))):
-        pairs = [
-            pair
-            for axis, step in zip(axes, steps, strict=True)
-            for pair in zip(axis.paths, step, strict=True)
-        ]
-        points.append(Point(index, tuple(pairs)))
-    return points
+def count_of(axes: Sequence[Axis]) -> int:
+    """Points of the grid; one without axes."""
+    return math.prod(len(axis.steps) for axis in axes)
+
+
+def point_at(axes: Sequence[Axis], index: int) -> Point:
+    """One point of the grid, the last axis changing fastest."""
+    places, left = [], index
+    for axis in reversed(axes):
+        left, place = divmod(left, len(axis.steps))
+        places.append(place)
+    pairs = [
+        pair
+        for axis, place in zip(axes, reversed(places), strict=True)
+        for pair in zip(axis.paths, axis.steps[place], strict=True)
+    ]
+    return Point(index, tuple(pairs))
 
 
 def parse_axis(spec: str) -> Axis:

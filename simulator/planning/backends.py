@@ -1,8 +1,8 @@
-"""Where the points of a sweep are simulated: in this process, in processes of this machine, on a cluster of Ray or Dask.
+"""Where the jobs of a sweep are done: in this process, in processes of this machine, on a cluster of Ray or Dask.
 
-Each of them yields points with their outcomes in the order in which they end, a few more in hand than there are workers, so that
+Each of them yields jobs with their outcomes in the order in which they end, a few more in hand than there are workers, so that
 none waits and start-up is paid once a worker. What a worker simulates it writes itself, whole or not at all, so that one that is
-killed loses nothing but time: its points are given to another.
+killed loses nothing but time: its jobs are given to another.
 """
 
 from __future__ import annotations
@@ -17,23 +17,33 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from hardware_profiles.errors import InputError
 from simulator.planning import store
-from simulator.planning.one_point import PlannedPoint, run_point
 from simulator.version import VERSION
 
-if TYPE_CHECKING:
-    from simulator.config.schema import Scenario
 
-Outcomes = Iterator[tuple[PlannedPoint, dict[str, Any]]]
+class Job(Protocol):
+    """What one worker does in one go: a point, or a part of a sweep."""
+
+    @property
+    def digest(self) -> str:
+        """What it is known by."""
+        ...
+
+    def run(self, folder: Path, command_line: Sequence[str]) -> dict[str, Any]:
+        """Do it, in the folder of the sweep; return `status`, `reason` and what else came out."""
+        ...
+
+
+AJob = TypeVar("AJob", bound=Job)
 Asked = TypeVar("Asked")
 Found = TypeVar("Found")
 TRIES = 3
-"""How often a point is begun on a cluster: what kills three workers is taken to be the point."""
+"""How often a job is begun on a cluster: what kills three workers is taken to be the job."""
 IN_HAND = 2
-"""Points given out a worker."""
+"""Jobs given out a worker."""
 COUNTED_S = 5.0
 """How often a cluster is asked for its size, which may grow [s]."""
 REACHED_S = 8.0
@@ -61,45 +71,55 @@ def gathered(
             yield running.pop(future), future.result()
 
 
+def outcomes(
+    todo: list[AJob], folder: Path, workers: int | None, cluster: str | None, address: str | None
+) -> Iterator[tuple[AJob, dict[str, Any]]]:
+    """Have all jobs done by processes, by default one a core, or on a cluster of that backend; yield each as it ends."""
+    workers = workers or min(os.cpu_count() or 1, max(1, len(todo)))
+    if not todo:
+        return iter(())
+    if cluster is not None:
+        return (on_ray if cluster == "ray" else on_dask)(todo, folder, address)
+    return in_turn(todo, folder) if 1 in (workers, len(todo)) else side_by_side(todo, folder, workers)
+
+
 # -- this machine -------------------------------------------------------------------------------------------
 
 
-def in_turn(todo: list[PlannedPoint], folder: Path) -> Outcomes:
+def in_turn(todo: list[AJob], folder: Path) -> Iterator[tuple[AJob, dict[str, Any]]]:
     """Simulate in this process."""
-    for planned in todo:
-        assert planned.scenario is not None
-        yield planned, run_point(planned.scenario, folder / store.RUNS / planned.name, sys.argv, planned.headroom)
+    for job in todo:
+        yield job, job.run(folder, sys.argv)
 
 
-def side_by_side(todo: list[PlannedPoint], folder: Path, workers: int) -> Outcomes:
-    """Simulate in worker processes; after a worker's death the rest one by one, to learn which point kills it."""
+def side_by_side(todo: list[AJob], folder: Path, workers: int) -> Iterator[tuple[AJob, dict[str, Any]]]:
+    """Simulate in worker processes; after a worker's death the rest one by one, to learn which job kills it."""
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
-    left = {p.digest: p for p in todo}
+    left = {job.digest: job for job in todo}
     try:
-        for planned, outcome in _pooled(todo, folder, workers):
-            del left[planned.digest]
-            yield planned, outcome
+        for job, outcome in _pooled(todo, folder, workers):
+            del left[job.digest]
+            yield job, outcome
         return
     except BrokenProcessPool:
         pass
-    for planned in left.values():
+    for job in left.values():
         try:
-            yield from _pooled([planned], folder, 1)
+            yield from _pooled([job], folder, 1)
         except BrokenProcessPool:
-            yield (
-                planned,
-                {"status": "failed", "reason": "its process was killed, probably for want of memory"},
-            )
+            yield job, {"status": "failed", "reason": "its process was killed, probably for want of memory"}
 
 
-def _pooled(todo: list[PlannedPoint], folder: Path, workers: int) -> Outcomes:
-    def submit(pool: Executor, planned: PlannedPoint) -> Future[dict[str, Any]]:
-        assert planned.scenario is not None
-        directory = folder / store.RUNS / planned.name
-        return pool.submit(run_point, planned.scenario, directory, sys.argv, planned.headroom)
+def _pooled(todo: list[AJob], folder: Path, workers: int) -> Iterator[tuple[AJob, dict[str, Any]]]:
+    def submit(pool: Executor, job: AJob) -> Future[dict[str, Any]]:
+        return pool.submit(_do, job, folder, sys.argv)
 
     return in_processes(todo, submit, min(workers, len(todo)))
+
+
+def _do(job: Job, folder: Path, command_line: Sequence[str]) -> dict[str, Any]:
+    return job.run(folder, command_line)
 
 
 def in_processes(
@@ -154,15 +174,15 @@ def check_cluster(backend: str, address: str | None) -> str | None:
     return address
 
 
-def on_ray(todo: list[PlannedPoint], folder: Path, address: str | None) -> Outcomes:
+def on_ray(todo: list[AJob], folder: Path, address: str | None) -> Iterator[tuple[AJob, dict[str, Any]]]:
     """Simulate on a cluster of Ray that runs already, at an address that `check_cluster` has found."""
     ray = _package("ray", "ray")
     with contextlib.redirect_stdout(sys.stderr), _in_words("ray", address, "ray start --head"):
         ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
     remote = ray.remote(max_retries=TRIES - 1, num_cpus=1)(_at_a_worker)
 
-    def submit(planned: PlannedPoint) -> Future[dict[str, Any]]:
-        return _settled(remote.remote(*_told(planned, folder)).future(), (ray.exceptions.RayError,))
+    def submit(job: AJob) -> Future[dict[str, Any]]:
+        return _settled(remote.remote(*_told(job, folder)).future(), (ray.exceptions.RayError,))
 
     try:
         yield from gathered(todo, submit, lambda: int(ray.cluster_resources().get("CPU", 1)))
@@ -170,7 +190,7 @@ def on_ray(todo: list[PlannedPoint], folder: Path, address: str | None) -> Outco
         ray.shutdown()
 
 
-def on_dask(todo: list[PlannedPoint], folder: Path, address: str | None) -> Outcomes:
+def on_dask(todo: list[AJob], folder: Path, address: str | None) -> Iterator[tuple[AJob, dict[str, Any]]]:
     """Simulate on a cluster of Dask that runs already, at an address that `check_cluster` has found."""
     distributed = _package("distributed", "dask")
     with _in_words("dask", address, "dask scheduler"):
@@ -178,8 +198,8 @@ def on_dask(todo: list[PlannedPoint], folder: Path, address: str | None) -> Outc
     executor = client.get_executor(pure=False, retries=TRIES - 1)
     killed = (distributed.scheduler.KilledWorker,)
 
-    def submit(planned: PlannedPoint) -> Future[dict[str, Any]]:
-        return _settled(executor.submit(_at_a_worker, *_told(planned, folder)), killed)
+    def submit(job: AJob) -> Future[dict[str, Any]]:
+        return _settled(executor.submit(_at_a_worker, *_told(job, folder)), killed)
 
     try:
         yield from gathered(todo, submit, lambda: sum(client.nthreads().values()))
@@ -187,20 +207,12 @@ def on_dask(todo: list[PlannedPoint], folder: Path, address: str | None) -> Outc
         client.close()
 
 
-def _told(planned: PlannedPoint, folder: Path) -> tuple[Any, ...]:
-    return planned.scenario, str(folder), planned.name, sys.argv, planned.headroom, os.getcwd(), VERSION
+def _told(job: Job, folder: Path) -> tuple[Any, ...]:
+    return job, str(folder), sys.argv, os.getcwd(), VERSION
 
 
-def _at_a_worker(
-    scenario: Scenario,
-    folder: str,
-    name: str,
-    command_line: Sequence[str],
-    with_headroom: bool,
-    cwd: str,
-    version: str,
-) -> dict[str, Any]:
-    """`run_point` on another machine, which has to be of the same version and see the same files."""
+def _at_a_worker(job: Job, folder: str, command_line: Sequence[str], cwd: str, version: str) -> dict[str, Any]:
+    """Do a job on another machine, which has to be of the same version and see the same files."""
     if version != VERSION:
         why = f"a worker has capacity-plan {VERSION}, the sweep is of {version}: install the same everywhere"
         return {"status": "failed", "reason": why}
@@ -210,7 +222,7 @@ def _at_a_worker(
     if not (place / store.SWEEP).is_file():
         why = f"a worker does not see {folder}: --output has to be a folder that all machines share, or a URL"
         return {"status": "failed", "reason": why}
-    return run_point(scenario, place / store.RUNS / name, command_line, with_headroom)
+    return job.run(place, command_line)
 
 
 def _settled(future: Future[dict[str, Any]], deaths: tuple[type[Exception], ...]) -> Future[dict[str, Any]]:
@@ -270,6 +282,3 @@ def _in_words(backend: str, address: str | None, start: str) -> Iterator[None]:
             where="--address",
             mend=f"start one ({start}), or give --address",
         ) from None
-
-
-ON_CLUSTERS: dict[str, Callable[[list[PlannedPoint], Path, str | None], Outcomes]] = {"ray": on_ray, "dask": on_dask}

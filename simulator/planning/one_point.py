@@ -12,6 +12,7 @@ from simulator.io.rundir import run_directory, write_run
 from simulator.io.text import plain
 from simulator.planning.axes import Point
 from simulator.planning.points import outcome_columns
+from simulator.planning.store import RUNS
 
 if TYPE_CHECKING:
     from simulator.config.schema import Scenario
@@ -33,6 +34,11 @@ class PlannedPoint:
         """Name of the point's run directory."""
         label = self.scenario.name if self.scenario else "invalid"
         return run_directory(Path(), label, self.digest).name
+
+    def run(self, folder: Path, command_line: Sequence[str]) -> dict[str, Any]:
+        """Simulate it, in the folder of its sweep."""
+        assert self.scenario is not None
+        return run_point(self.scenario, folder / RUNS / self.name, command_line, self.headroom)
 
 
 _built: dict[str, Workload] = {}
@@ -58,9 +64,9 @@ def shared_workload(scenario: Scenario) -> Workload | None:
 
 
 def run_point(
-    scenario: Scenario, directory: Path, command_line: Sequence[str], with_headroom: bool = False
+    scenario: Scenario, directory: Path | None, command_line: Sequence[str], with_headroom: bool = False
 ) -> dict[str, Any]:
-    """Simulate one point and write its run directory; return its status, reason and outcome columns.
+    """Simulate one point, write its run directory, if it is to have one; return its status, reason and outcome columns.
 
     What the scenario itself forbids becomes a status. Errors of the place of writing (a full disk) are raised.
     """
@@ -79,10 +85,11 @@ def run_point(
         return {"status": "invalid", "reason": in_words(error)}
     except Exception as error:
         return {"status": "failed", "reason": f"internal error: {type(error).__name__}: {error}"}
-    run.manifest["run"]["command_line"] = list(command_line)
-    write_run(
-        directory, result=run.result, manifest=run.manifest, requests=run.requests, timeline=run.timeline
-    )
+    if directory is not None:
+        run.manifest["run"]["command_line"] = list(command_line)
+        write_run(
+            directory, result=run.result, manifest=run.manifest, requests=run.requests, timeline=run.timeline
+        )
     return {"status": "ok", "reason": "", "outcome": outcome_columns(plain(run.result))}
 
 

@@ -58,3 +58,23 @@ def cheapest(rows: Sequence[Row], cost: str, latency: str, verdict: str = "met")
         row for row in rows if row["status"] == "ok" and row["slo"] == verdict and row[cost] is not None
     ]
     return min(chosen, key=key, default=None)
+
+
+def steady(row: Row) -> bool:
+    """Whether a point's percentiles say how quick it is: not where it lost requests or falls ever further behind."""
+    lost = row["status"] != "ok" or row["unfinished"] or row["rejected"] or row["failed"]
+    return not lost and not row["overloaded"]
+
+
+def on_front_of(rows: Sequence[Row], cost: str, latency: str) -> list[bool]:
+    """Which rows are on the front."""
+    return pareto_front([(row[cost], row[latency]) if steady(row) else (None, None) for row in rows])
+
+
+def answers(rows: Sequence[Row], cost: str, latency: str) -> tuple[Row | None, Row | None]:
+    """The cheapest point that meets the SLO, and the cheapest whose verdict is close, if that is cheaper still."""
+    best = cheapest(rows, cost, latency)
+    close = cheapest(rows, cost, latency, "close")
+    if close is not None and best is not None and close[cost] >= best[cost]:
+        close = None
+    return best, close

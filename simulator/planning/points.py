@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from simulator.planning.axes import Point
+
 LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "e2el_ms", "queue_ms")
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 TOTALS = ("offered", "completed", "rejected", "failed", "unfinished", "vllm_duration_s", "request_throughput",
@@ -19,6 +21,21 @@ COST = ("usd_per_hour", "usd_per_month", "usd_per_1m_total_tokens", "usd_per_1m_
 DEPLOYED = ("model", "engine", "hardware", "replicas", "tensor_parallel", "pipeline_parallel", "data_parallel",
             "devices")  # fmt: skip
 
+
+def axis_column(path: str) -> str:
+    """Column of a varied field: its path; top-level fields get a prefix, as outcomes have columns of such names."""
+    return path if "." in path else f"scenario.{path}"
+
+
+def row_of(point: Point, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a point that ended: its number, what was varied, how it ended, and the columns of its outcome."""
+    return {
+        "point": point.index,
+        **{axis_column(path): value for path, value in point.values().items()},
+        "status": outcome["status"],
+        "reason": outcome["reason"],
+        **(outcome.get("outcome") or empty_columns()),
+    }
 
 
 def judged(result: Mapping[str, Any]) -> tuple[str, bool | None]:

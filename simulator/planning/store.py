@@ -4,6 +4,7 @@
     sweep.parquet, .csv one row a point
     runs/NAME-HASH/     one run directory a finished point, as `simulate` writes it
     failed/NAME-HASH.json   why a point did not finish, so that it is not tried again
+    points/part-NUMBER.parquet   of a sweep in parts: a row a point, instead of the two before; the table has what stands out
 
 Every file is written whole or not at all; a finished point is recognised by its hash and read back, whoever wrote it.
 """
@@ -25,7 +26,7 @@ from hardware_profiles.errors import InputError
 from simulator.io.rundir import HASH_DIGITS, MANIFEST, REQUESTS, RESULT, TIMELINE, is_remote, write_file
 from simulator.io.text import json_text
 
-SWEEP, TABLE, CSV, RUNS, FAILED = "sweep.json", "sweep.parquet", "sweep.csv", "runs", "failed"
+SWEEP, TABLE, CSV, RUNS, FAILED, POINTS = "sweep.json", "sweep.parquet", "sweep.csv", "runs", "failed", "points"
 _PARQUET_MARK = b"PAR1"
 
 
@@ -203,6 +204,43 @@ def write_table(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         data = (Path(aside) / TABLE).read_bytes()
     write_file(folder / TABLE, data)
     write_file(folder / CSV, text.getvalue())
+
+
+TEXTS = ("status", "reason", "slo", "model", "engine", "hardware", "lost", "price_date", "outside", "warnings")
+FLAGS = ("slo_holds", "overloaded")
+
+
+def write_part(path: Path, rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> None:
+    """Write the table of a part; its columns have the types of those of all parts, `kinds` says them of the varied ones.
+
+    `point` is a whole number, other numbers are doubles, anything but text, numbers and flags is JSON text.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    own = {"point": pa.int64(), **dict.fromkeys(TEXTS, pa.utf8()), **dict.fromkeys(FLAGS, pa.bool_())}
+    columns = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        kind = kinds.get(name)
+        if kind == "json":
+            values = [json.dumps(v) for v in values]
+        columns[name] = pa.array(values, pa.utf8() if kind in ("json", "text") else own.get(name, pa.float64()))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, compression="zstd")
+    write_file(path, sink.getvalue().to_pybytes())
+
+
+def read_part(path: Path) -> list[dict[str, Any]] | None:
+    """The rows of a part; None if it is not there or cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(path.read_bytes())).to_pylist()
+    except (OSError, pa.ArrowException):
+        return None
+    return rows
 
 
 def _column(values: list[Any]) -> list[Any]:

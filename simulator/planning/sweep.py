@@ -10,27 +10,28 @@ only in what was varied. A point is known by the hash of its resolved scenario: 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
 from simulator.io.rundir import write_file
 from simulator.io.text import json_text
 from simulator.planning import store
-from simulator.planning.axes import Axis, parse_axes, points_of
-from simulator.planning.backends import ON_CLUSTERS, Outcomes, check_cluster, in_turn, side_by_side
+from simulator.planning.axes import Axis, count_of, parse_axes, point_at
+from simulator.planning.backends import check_cluster, outcomes
 from simulator.planning.one_point import PlannedPoint, in_words
-from simulator.planning.pareto import cheapest, cost_column, latency_column, pareto_front
-from simulator.planning.points import empty_columns, outcome_columns
+from simulator.planning.pareto import answers, cost_column, latency_column, on_front_of
+from simulator.planning.points import outcome_columns, row_of
 from simulator.version import SCHEMA_VERSION, VERSION
 
 Progress = Callable[[str], None]
+Ended = TypeVar("Ended")
 KEPT_FAILURES = ("infeasible", "invalid")
 """Failures that the same scenario meets again; others (a killed worker, an internal error) are tried again."""
 
@@ -62,7 +63,11 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The table and what stands out in it; `cost` and `latency` name the columns traded against each other."""
+    """The table and what stands out in it; `cost` and `latency` name the columns traded against each other.
+
+    Of a sweep in parts the rows are only what stands out; `statuses` then says how many of all points ended how, and `outside`
+    where one of them left the calibrated domain.
+    """
 
     folder: Path
     rows: tuple[dict[str, Any], ...]
@@ -72,6 +77,8 @@ class SweepResult:
     close: Mapping[str, Any] | None
     notes: tuple[str, ...]
     error: PlanError | None = None
+    statuses: Mapping[str, int] | None = None
+    outside: str = ""
 
     def frame(self) -> Any:
         """The table as a pandas frame."""
@@ -101,7 +108,7 @@ def plan_sweep(
 
     axes = parse_axes(vary)
     planned: list[PlannedPoint] = []
-    for point in points_of(axes):
+    for point in (point_at(axes, index) for index in range(count_of(axes))):
         try:
             scenario = load_scenario(source, overrides, varied=point.overrides())
         except InputError as error:
@@ -154,14 +161,8 @@ def run_sweep(
         todo = [p for p in unique.values() if p.digest not in done]
         if resume:
             notes.append(f"{len(unique) - len(todo)} of {len(unique)} points were there already")
-        workers = workers or min(os.cpu_count() or 1, max(1, len(todo)))
-        if not todo:
-            outcomes: Outcomes = iter(())
-        elif cluster is not None:
-            outcomes = ON_CLUSTERS[cluster[0]](todo, folder, address)
-        else:
-            outcomes = in_turn(todo, folder) if 1 in (workers, len(todo)) else side_by_side(todo, folder, workers)
-        _simulate(outcomes, len(todo), folder, done, progress)
+        ended = outcomes(todo, folder, workers, cluster[0] if cluster else None, address)
+        _simulate(ended, len(todo), folder, done, progress)
         result = _tabulate(plan, folder, done, notes)
         store.write_table(folder, result.rows)
         write_file(folder / store.SWEEP, json_text(_record(plan, result)))
@@ -187,26 +188,30 @@ def _found(folder: Path, planned: PlannedPoint, notes: list[str]) -> dict[str, A
     return store.read_failure(folder, planned.name)
 
 
-def _simulate(
-    outcomes: Outcomes, total: int, folder: Path, done: dict[str, dict[str, Any]], progress: Progress
-) -> None:
+def told(ended: Iterator[Ended], total: int, points: int, progress: Progress) -> Iterator[Ended]:
+    """What ends of `total` jobs of `points` points each, saying how far it is."""
     started = time.monotonic()
-    count = 0
-
-    def tell() -> None:
+    for count, each in enumerate(itertools.chain([None], ended)):
         spent = time.monotonic() - started
         left = f", about {duration(spent / count * (total - count))} left" if count else ""
-        progress(f"{count} of {total} points, {duration(spent)}{left}")
+        progress(f"{count * points} of {total * points} points, {duration(spent)}{left}")
+        if each is not None:
+            yield each
 
-    tell()
-    for planned, outcome in outcomes:
+
+def _simulate(
+    ended: Iterator[tuple[PlannedPoint, dict[str, Any]]],
+    total: int,
+    folder: Path,
+    done: dict[str, dict[str, Any]],
+    progress: Progress,
+) -> None:
+    for planned, outcome in told(ended, total, 1, progress):
         if outcome["status"] in KEPT_FAILURES:
             store.write_failure(
                 folder, planned.name, {"status": outcome["status"], "reason": outcome["reason"]}
             )
         done[planned.digest] = outcome
-        count += 1
-        tell()
 
 
 def duration(time_s: float) -> str:
@@ -219,44 +224,20 @@ def duration(time_s: float) -> str:
 # -- the table ----------------------------------------------------------------------------------------------
 
 
-def axis_column(path: str) -> str:
-    """Column of a varied field: its path; top-level fields get a prefix, as outcomes have columns of such names."""
-    return path if "." in path else f"scenario.{path}"
-
-
 def _tabulate(
     plan: SweepPlan, folder: Path, done: Mapping[str, dict[str, Any]], notes: list[str]
 ) -> SweepResult:
     rows = []
     for planned in plan.points:
         outcome = done[planned.digest]
-        rows.append(
-            {
-                "point": planned.point.index,
-                **{axis_column(path): value for path, value in planned.point.values().items()},
-                "status": outcome["status"],
-                "reason": outcome["reason"],
-                "pareto": False,
-                **(outcome.get("outcome") or empty_columns()),
-                "run": f"{store.RUNS}/{planned.name}" if outcome["status"] == "ok" else None,
-            }
-        )
+        run = f"{store.RUNS}/{planned.name}" if outcome["status"] == "ok" else None
+        rows.append({**row_of(planned.point, outcome), "pareto": False, "run": run})
     cost = cost_column(rows, plan.paths)
     latency = latency_column(rows, plan.slo())
-    pairs = [(row[cost], row[latency]) if _steady(row) else (None, None) for row in rows]
-    for row, on_front in zip(rows, pareto_front(pairs), strict=True):
+    for row, on_front in zip(rows, on_front_of(rows, cost, latency), strict=True):
         row["pareto"] = on_front
-    best = cheapest(rows, cost, latency)
-    close = cheapest(rows, cost, latency, "close")
-    if close is not None and best is not None and close[cost] >= best[cost]:
-        close = None
+    best, close = answers(rows, cost, latency)
     return SweepResult(folder, tuple(rows), cost, latency, best, close, tuple(notes), _error(plan, rows))
-
-
-def _steady(row: Mapping[str, Any]) -> bool:
-    """Whether a point's percentiles say how quick it is: not where it lost requests or falls ever further behind."""
-    lost = row["status"] != "ok" or row["unfinished"] or row["rejected"] or row["failed"]
-    return not lost and not row["overloaded"]
 
 
 def _error(plan: SweepPlan, rows: Sequence[Mapping[str, Any]]) -> PlanError | None:
@@ -273,11 +254,14 @@ def _error(plan: SweepPlan, rows: Sequence[Mapping[str, Any]]) -> PlanError | No
         )
     if any(row["status"] == "ok" for row in rows):
         return None
-    statuses = {row["status"] for row in rows}
-    kind: type[PlanError] = (
-        InfeasibleError if "infeasible" in statuses else InputError if "invalid" in statuses else PlanError
-    )
-    return kind(f"none of the {len(rows)} points could be simulated; the first: {rows[0]['reason']}")
+    return none_runs([row["status"] for row in rows], len(rows), rows[0]["reason"])
+
+
+def none_runs(statuses: Iterable[str], points: int, reason: str) -> PlanError:
+    """The error of a sweep no point of which has a result, by how its points ended."""
+    found = set(statuses)
+    kind: type[PlanError] = InfeasibleError if "infeasible" in found else InputError if "invalid" in found else PlanError
+    return kind(f"none of the {points} points could be simulated; the first: {reason}")
 
 
 def _record(plan: SweepPlan, result: SweepResult | None) -> dict[str, Any]:

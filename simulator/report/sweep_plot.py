@@ -32,7 +32,7 @@ def write_plots(plan: SweepPlan, result: SweepResult, folder: Path) -> Path | No
     from matplotlib.figure import Figure
 
     from simulator.io.rundir import write_file
-    from simulator.planning.sweep import axis_column
+    from simulator.planning.points import axis_column
 
     rows = [r for r in result.rows if r["status"] == "ok" and None not in (r[result.cost], r[result.latency])]
     if not rows:
@@ -77,7 +77,7 @@ def _name_front(figure: Any, axes: Any, plan: SweepPlan, rows: list[dict[str, An
 
     Points without such a side are not named: the table has them.
     """
-    from simulator.planning.sweep import axis_column
+    from simulator.planning.points import axis_column
 
     columns = [axis_column(path) for path in plan.paths]
     figure.set_dpi(DPI)

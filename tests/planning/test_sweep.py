@@ -14,7 +14,7 @@ import pytest
 
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
 from simulator.io.tables import read_columns
-from simulator.planning import backends, one_point
+from simulator.planning import one_point
 from simulator.planning.sweep import SweepResult, plan_sweep, run_sweep
 from simulator.run import simulate
 
@@ -123,7 +123,7 @@ def test_resumed_no_point_is_done_again_and_the_table_is_the_same(tmp_path: Path
 
 
 def test_a_resumed_sweep_grows_by_values_and_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "run_point", counted := Counted(backends.run_point))
+    monkeypatch.setattr(one_point, "run_point", counted := Counted(one_point.run_point))
     do(tmp_path, ["deployment.replicas=1,2"])
     before = files(tmp_path / "sweep")
     grown = do(tmp_path, ["deployment.replicas=1,2,3"], resume=True)
@@ -227,13 +227,13 @@ def test_if_no_point_fits_the_sweep_is_infeasible_and_its_table_stands(tmp_path:
 
 def test_points_alike_are_simulated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
-    real = backends.run_point
+    real = one_point.run_point
 
     def counting(*args: object) -> dict[str, object]:
         done.append(args)
         return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(backends, "run_point", counting)
+    monkeypatch.setattr(one_point, "run_point", counting)
     result = do(
         tmp_path, ["deployment.pools.0.replicas,deployment.hardware=1:h100-sxm-80gb,1:'h100-sxm-80gb'"]
     )
