@@ -295,8 +295,20 @@ class HalfBorrowed(KernelModel):
     recurrent_context_s = _halfway("recurrent_context_s")
 
 
+def power_share(device: Device, lender: Device) -> float:
+    """What a lower power limit leaves of the share of its peak that a chip of the same architecture sustains.
+
+    Work takes the same energy, so that the rate goes as the power: 0.65 on H100 PCIe (350 W of 700, 0.76 of the peak), 0.68 on
+    H100 NVL. kind: assumed, 2026-11; MLPerf 4.1, Llama-2-70B, four systems: 0.38 to 0.73 of the H100's tokens a second.
+    """
+    if device.architecture != lender.architecture or device.kind != lender.kind:
+        return 1.0
+    own, theirs = (each.tdp_w.value / each.peak_flops_per_s["bf16"].value for each in (device, lender))
+    return min(1.0, own / theirs)
+
+
 def _whole(
-    name: str, framework: str, donor: Donor, peaks: DevicePeaks, links: Mapping[str, Any]
+    name: str, framework: str, donor: Donor, peaks: DevicePeaks, links: Mapping[str, Any], power: float
 ) -> KernelModel:
     """The donor's kernels over the borrower's rates; no error figure of the donor's goes with them."""
     model = load_kernel_model(donor.profile, framework)
@@ -311,7 +323,7 @@ def _whole(
         "borrowed_from_device": donor.profile,
         "borrowed_error_pct": donor.error_percent,
     }
-    return KernelModel(name, framework, peaks, provenance, groups, model.path, links, model.peaks)
+    return KernelModel(name, framework, peaks, provenance, groups, model.path, links, model.peaks, power)
 
 
 @lru_cache(maxsize=64)
@@ -335,10 +347,11 @@ def lent_model(
     links = load_links(profile)
     if not any(k.startswith("collective/") for k in links):
         links = {**_lent_links(device), **links}
-    whole = _whole(profile, framework, donor, peaks, links)
+    power = power_share(device, load_device(donor.profile))
+    whole = _whole(profile, framework, donor, peaks, links, power)
     for tabled, other in fitted_models():
         if tabled == donor.profile and other != framework:
-            whole._siblings[other] = _whole(profile, other, donor, peaks, links)
+            whole._siblings[other] = _whole(profile, other, donor, peaks, links, power)
     if not donor.halfway:
         return whole
     plain = Roofline.of_gpu(profile, framework, peaks)

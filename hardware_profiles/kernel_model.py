@@ -138,6 +138,7 @@ class KernelModel(Ops):
     domain : fitted ranges per ``op/format``.
     held_out_error : mean absolute percentage error on shapes kept out of the fit, per ``op/format``.
     lender_peaks : rates of the device whose tables these are, where they are borrowed: what is a spike is told there.
+    power_share : of the share of the peak that the lender sustains, what a lower power limit leaves of it.
     """
 
     device: str
@@ -148,6 +149,7 @@ class KernelModel(Ops):
     path: Path | None = None
     links: Mapping[str, Any] = field(default_factory=dict)
     lender_peaks: DevicePeaks | None = None
+    power_share: float = 1.0
     _surfaces: dict[str, Surface] = field(default_factory=dict, compare=False, repr=False)
     _siblings: dict[str, KernelModel] = field(default_factory=dict, compare=False, repr=False)
     _backends: dict[tuple[str, tuple[float, ...]], str] = field(
@@ -274,7 +276,7 @@ class KernelModel(Ops):
             m
             if m.peaks == self.peaks
             else KernelModel(
-                self.device, m.framework, self.peaks, m.provenance, m.groups, m.path, self.links, m.peaks
+                self.device, m.framework, self.peaks, m.provenance, m.groups, m.path, self.links, m.peaks, self.power_share
             )
             for m in own
         ]
@@ -350,7 +352,7 @@ class KernelModel(Ops):
         """The least time of products by the arithmetic that the device sustains; 0 where the table says it itself."""
         known = key.partition("/")[2] or fmt
         held = sustained_share(self.path.stem, self.path.parent.name, known) if self.path else None
-        return flops / (held * self.peaks.pipe_rate(fmt)) if held is not None else np.zeros_like(flops)
+        return flops / (held * self.power_share * self.peaks.pipe_rate(fmt)) if held is not None else np.zeros_like(flops)
 
     # -- attention
 

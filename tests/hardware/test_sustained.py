@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hardware_profiles.kernel_borrow import borrowed_model
+from hardware_profiles.device import load_device
+from hardware_profiles.kernel_borrow import borrowed_model, power_share
 from hardware_profiles.kernel_model import load_kernel_model
 from hardware_profiles.sustained import SUSTAINED_SHARE, sustained_share
 
@@ -62,6 +63,18 @@ def test_a_borrowed_table_is_bounded_by_its_lender() -> None:
     m, n, k = 8192, 28672, 8192
     held_s = 2.0 * m * n * k / (share * kernels.peaks.rate("bfloat16"))
     assert kernels.gemm_s("bfloat16", m, n, k) >= held_s * (1 - 1e-12)
+
+
+def test_a_lower_power_limit_leaves_less_of_what_the_chip_sustains() -> None:
+    """350 W for 0.76 of the peak that 700 W feed; nothing where the limit is as high, or the architecture another."""
+    sxm, pcie = load_device("h100-sxm-80gb"), load_device("h100-pcie-80gb")
+    assert power_share(pcie, sxm) == pytest.approx(350 / 700 * 989 / 756, rel=0.01)
+    assert power_share(load_device("gh200-144gb"), sxm) == 1.0
+    assert power_share(load_device("l4-24gb"), sxm) == 1.0
+    kernels, share = borrowed_model("h100-pcie-80gb", "trtllm"), SUSTAINED_SHARE["h100-sxm-80gb"]["fp8"]
+    assert kernels is not None
+    held_s = 2.0 * 8192 * 28672 * 8192 / (share * power_share(pcie, sxm) * kernels.peaks.rate("fp8"))
+    assert kernels.gemm_s("fp8", 8192, 28672, 8192) >= held_s * (1 - 1e-12)
 
 
 @pytest.mark.skipif(not GEMM.is_file(), reason="shared/data/kernels is not beside the checkout")
