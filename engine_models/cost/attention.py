@@ -252,6 +252,23 @@ def _sparse_chunk_s(
     return chosen_s + ops.prefill_attention_s("bf16", kv_fmt, *shape, new, before) * (attended / mean)
 
 
+def _expansion_s(shard: Shard, block: AttentionBlock, new: FloatArray, before: FloatArray) -> FloatArray:
+    """Seconds of one layer to expand the latents cached `before` a chunk of `new` tokens, to which it attends in expanded form.
+
+    They are gathered, projected to keys and values, the keys joined with their rotary part, and what is attended to there is
+    merged with the chunk's own part (vLLM `mla/common.py`, SGLang `forward_mha`, TensorRT-LLM `attention.py`; bytes by
+    construction). Each chunk does it anew.
+    """
+    ops, tensor = shard.ops, shard.parallel.tensor
+    heads = max(1, block.heads // tensor)
+    n, k = next(linear.shape(tensor) for linear in block.linears if linear.name == "mla_kv_b")
+    gathered = (shard.formats.kv_cache.bits_per_weight / 8 + 2.0) * sum(width.on(tensor) for width in block.cache) * before
+    merged = np.where(before > 0, 6.0 * heads * block.v_head_dim * new, 0.0)
+    passes_s = sum(ops.elementwise_s(size) for size in (gathered, 4.0 * heads * block.head_dim * before, merged))
+    expanded_s: FloatArray = ops.gemm_s(shard.weights_format("attention"), before, n, k) + passes_s
+    return expanded_s
+
+
 class PrefillAttention:
     """Attention of prompt chunks, all layers of a shard; `floor_s` is what the smallest chunk takes."""
 
@@ -280,6 +297,8 @@ class PrefillAttention:
             heads = max(1, block.heads // tensor)
             if block.kind == "mla":
                 total += block.layers * ops.mla_prefill_s("bf16", kv_fmt, heads, new, before)
+                if shard.terms.expands_latents:
+                    total += block.layers * _expansion_s(shard, block, new, before)
                 continue
             kv_heads = max(1, block.kv_heads // tensor)
             shape = (heads, kv_heads, block.head_dim, block.window_tokens)

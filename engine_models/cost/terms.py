@@ -153,6 +153,7 @@ class Terms:
     selection_kernels : kernels that select the experts of a layer beyond the one that engines have written for it.
     rotary_in_attention : whether attention rotates queries and keys in the kernel that writes its cache, which its tables hold.
     widens_kv : whether a narrow KV cache is widened to 16 bits before attention, in a pass that reads and writes it.
+    expands_latents : whether prompts of latent attention expand the latents cached before them.
     """
 
     host: HostOverhead
@@ -180,6 +181,7 @@ class Terms:
     selection_kernels: int = 0
     rotary_in_attention: bool = False
     widens_kv: bool = False
+    expands_latents: bool = False
 
 
 @dataclass(frozen=True)

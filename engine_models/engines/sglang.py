@@ -394,6 +394,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 small_kernels=True,
                 graph_sizes=tuple(row_tokens * size for size in sizes) if graphs else (),
                 moe_backend=own_experts,
+                expands_latents=True,
                 moe_by_flag=bool(flags.get("moe_runner_backend")),
                 gathered_bytes=DISPATCHED_BYTES.get(request.formats.weights.name, 2.0) if routed else 2.0,
                 routed=routed,

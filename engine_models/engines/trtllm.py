@@ -276,6 +276,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 exact_graphs=captured and not graph_config["enable_padding"],
                 small_kernels=True,
                 moe_backend=backend,
+                expands_latents=True,
                 moe_by_flag=False,
                 rotary_in_attention=True,
                 gathered_bytes=gathered_bytes(request),

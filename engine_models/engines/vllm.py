@@ -582,6 +582,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 truncated_sampling=sorts,
                 sampler=sampler,
                 moe_backend=moe_backend,
+                expands_latents=True,
                 moe_by_flag=str(flags.get("moe_backend") or "auto") != "auto",
                 fixed_grid_attention=_fixed_grid_attention(request),
                 fp32_router=version.fp32_router,

@@ -75,6 +75,22 @@ def test_longer_chunks_of_a_step_are_never_faster(model: str) -> None:
         assert np.all(np.diff(times, axis=1) >= 0), (device, framework)
 
 
+def test_a_chunk_expands_the_latents_before_it() -> None:
+    """DeepSeek on one of eight H200, 8,000 tokens cached: their projection takes a product of as many rows, and some passes."""
+    arch, bf16 = load_architecture("deepseek-ai/DeepSeek-V3"), FORMATS["bf16"]
+    kernels, formats = load_kernel_model("h200-sxm-141gb", "vllm"), Formats(bf16, bf16, bf16)
+    times = []
+    for expands in (False, True):
+        host = HostOverhead(0.0, 0.0)
+        shard = shard_of(arch, kernels, formats, host, tensor_parallel=8, expands_latents=expands)
+        attention = PrefillAttention(shard, 256, 16384)
+        times.append([attention.batch_s(Batch(0, prefill=[(200, prior)], tokens=200)) / arch.layers for prior in (0, 8000)])
+    (first_s, after_s), (same_s, longer_s) = times
+    assert first_s == same_s
+    product_s = float(kernels.gemm_s("bf16", 8000, 4096, 512))
+    assert product_s < longer_s - after_s < 2.5 * product_s
+
+
 def test_a_disturbed_cell_of_a_table_is_not_served() -> None:
     """H200's prompts of 128 tokens in latent attention: 781 us in one table, 17 and 20 beside it."""
     for framework in TABLED:
