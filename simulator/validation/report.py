@@ -221,8 +221,8 @@ def _of_reports(outcome: dict[str, Any], rows: list[dict[str, Any]]) -> list[str
         "## Reports nobody fitted",
         "",
         "Published measurements, one scenario each, simulated as they stand (`validate reports`); cells as above. No "
-        "constant was fitted to them but widths of intervals and three counts of one engine's launches; which kernels are priced one "
-        "by one was chosen after looking at some (above). A family is seen where the suite of runs has it.",
+        "constant was fitted to them but widths of intervals and three counts of one engine's launches; which kernels are "
+        "priced one by one was chosen after looking at some (above). A family is seen where the suite of runs has it.",
         "",
         *split("By engine and hardware", lambda g: f"{g['engine']} on {g['gpu']}"),
         *split("By family", lambda g: f"{g['family']} ({'seen' if g['family'] in families else 'unseen'})"),
