@@ -52,6 +52,8 @@ SPELLINGS: dict[str, str] = {
     "tensorrtllm": "trtllm",
     "trt_llm": "trtllm",
     "lmdeploy_pytorch": "lmdeploy",
+    "lmdeploy_turbomind": "lmdeploy",
+    "turbomind": "lmdeploy",
     "transformers_cb": "transformers",
     "hf_transformers": "transformers",
     "mii": "deepspeed_mii",

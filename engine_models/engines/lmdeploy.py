@@ -1,7 +1,7 @@
-"""LMDeploy's PyTorch engine: what it is in terms of the shared parts, its defaults, memory and flags.
+"""LMDeploy: which of its two engines serves a pool, and the PyTorch one in terms of the shared parts, its memory and flags.
 
-The scheduling rule is `engine_models.schedulers.alternating`, the cache `engine_models.memory.block_trie`. TurboMind, the backend
-that LMDeploy takes unless told otherwise, is another engine under the same commands, and is refused.
+The PyTorch engine's scheduling rule is `engine_models.schedulers.alternating`, the cache `engine_models.memory.block_trie`.
+TurboMind, which LMDeploy takes for the models that it has unless told otherwise, is `lmdeploy_turbomind` beside.
 
 Behaviour and defaults of the repository at 1263d5cd (2026-08: `lmdeploy/pytorch`, `lmdeploy/serve`, `lmdeploy/utils.py`);
 scheduling checked step by step against recordings of 0.18.0 (`capacity-plan validate schedules`).
@@ -30,6 +30,7 @@ from engine_models.declaration import (
     Replay,
     Support,
 )
+from engine_models.engines import lmdeploy_turbomind as turbomind
 from engine_models.engines.lmdeploy_flags import FLAGS
 from engine_models.engines.lmdeploy_recorded import replay as replay_recorded
 from engine_models.memory.block_trie import TrieBlocks
@@ -51,6 +52,9 @@ LOGIT_BYTES = 2
 """Defaults and sizes (datasheet: `utils.py`, `messages.py`, `backends/cuda/graph_runner.py`, `engine/executor/base.py` at
 1263d5cd, 2026-08). The budget of a prefill is halved until `LEAST_BLOCKS` are left; with `FEW_BLOCKS`
 it does not start."""
+
+WEIGHTS = ("bf16", "fp16", "fp8", "fp8_block", "int8", "awq")
+"""Formats that the PyTorch engine loads (datasheet: `pytorch/config.py`, `backends/cuda` there)."""
 
 LARGE_HEAD_DIM, LARGE_HEAD_BLOCK_TOKENS = 512, 32
 """From this key width on blocks are smaller, but with FlashMLA, which Hopper has (datasheet: `_adjust_block_size` there)."""
@@ -98,8 +102,15 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     Raises InfeasibleError if the weights do not fit, InputError on what the engine or this model of it lacks.
     """
     arch, flags = request.arch, request.flags
-    _refuse(request)
+    _refuse_everywhere(request)
     rows = int(flags.get("max_batch_size") or default_batch_size(request.device_name))
+    asks = flags.get("backend") == "pytorch"
+    falls_back = "" if asks else turbomind.why_not(request)
+    if not asks and not falls_back:
+        return turbomind.plan(
+            request, ENGINE.name, ENGINE.version(version_text), rows, shared_overheads=ENGINE.overheads_from
+        )
+    _refuse(request)
     memory, prefill, page = _memory(request, rows)
     usable = memory.blocks - 1  # block 0 is of padding
     session = int(flags.get("session_len") or arch.max_context_tokens)
@@ -161,6 +172,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=overheads.loop),
         prefix_caching=caching,
         notes=(
+            *([f"{falls_back}: LMDeploy takes its PyTorch engine"] if falls_back else []),
             f"LMDeploy's PyTorch engine: {usable:,} blocks of {page} tokens, {prefill:,} prompt tokens a step, {rows:,} rows; "
             + ("cached blocks can be found" if caching else "no prefix cache"),
             f"prompts pause the running rows, which go first at most {rules.prefill_interval} times while others wait and half "
@@ -172,19 +184,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     )
 
 
-def _refuse(request: PoolRequest) -> None:
-    arch, flags = request.arch, request.flags
-    if flags.get("backend", "turbomind") != "pytorch":
-        raise InputError(
-            "LMDeploy's TurboMind backend is not simulated; it is what LMDeploy takes unless told otherwise"
-            if "backend" not in flags
-            else "LMDeploy's TurboMind backend is not simulated",
-            where="deployment.engine_args.backend",
-            mend="for its PyTorch engine write engine_args: {backend: pytorch} (`--backend pytorch`)",
-        )
+def _refuse_everywhere(request: PoolRequest) -> None:
     if request.device_vendor != "nvidia":
         raise InputError(
-            f"LMDeploy's PyTorch engine is simulated on NVIDIA GPUs, not on {request.device_name}",
+            f"LMDeploy is simulated on NVIDIA GPUs, not on {request.device_name}",
             where="deployment.hardware",
             mend="use an NVIDIA GPU, or another engine (`capacity-plan list engines`)",
         )
@@ -193,6 +196,16 @@ def _refuse(request: PoolRequest) -> None:
             "expert parallelism of LMDeploy is not simulated",
             where="deployment.expert_parallel",
             mend="leave it out, or use another engine (`capacity-plan list engines`)",
+        )
+
+
+def _refuse(request: PoolRequest) -> None:
+    arch, weights = request.arch, request.formats.weights.name
+    if weights not in WEIGHTS:
+        raise InputError(
+            f"LMDeploy's PyTorch engine loads no weights in {weights}",
+            where="deployment.weights",
+            mend=f"use one of {', '.join(WEIGHTS)}, or another engine (`capacity-plan list engines`)",
         )
     if any(block.kind == "linear" or block.sparse for block in arch.attention):
         raise InputError(
@@ -260,8 +273,11 @@ ENGINE = Engine(
     oldest="0.16.0",
     devices={"gpu": f"{_SOURCE}: NVIDIA GPUs; Ascend, MACA and Cambricon devices are not simulated"},
     formats={
-        name: Support(_KINDS, f"{_SOURCE}: lmdeploy/pytorch/config.py, backends/cuda")
-        for name in ("bf16", "fp16", "fp8", "fp8_block", "int8", "awq")
+        **{name: Support(_KINDS, f"{_SOURCE}: lmdeploy/turbomind/converter.py (TurboMind)") for name in turbomind.WEIGHTS},
+        **{
+            name: Support(_KINDS, f"{_SOURCE}: lmdeploy/pytorch/config.py, backends/cuda")
+            for name in WEIGHTS
+        },
     },
     features={},
     flags=lambda: FLAGS,

@@ -1,7 +1,8 @@
 """Flags of LMDeploy's API server: names, types and defaults, and what they say of a pool's keys.
 
 They follow `lmdeploy/cli/serve.py` and `cli/utils.py` at 1263d5cd (2026-08). `prefill_interval` is a field of the engine's
-configuration only, `ttft_policy`, `ttft_short_turns` and `ttft_aging_sec` are variables of the environment.
+configuration only, `ttft_policy`, `ttft_short_turns` and `ttft_aging_sec` are variables of the environment. One command line
+serves both engines; each ignores what is the other's, and so do they here.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
 from engine_models.launch import Launcher
 
-_WEIGHTS = {"hf": None, "awq": "awq", "fp8": "fp8_block"}
-"""Values of ``--model-format`` that the PyTorch engine loads, and the format they fix; None leaves it to the checkpoint."""
+_WEIGHTS = {"hf": None, "awq": "awq", "gptq": "gptq", "compressed-tensors": "int4", "fp8": "fp8_block", "mxfp4": "mxfp4"}
+"""Values of ``--model-format``, and the format they fix; None leaves it to the checkpoint."""
 
 _KV_CACHE = {"8": "int8", "int8": "int8", "16": "fp8", "fp8": "fp8", "17": "fp8", "fp8_e5m2": "fp8"}
 """Values of ``--quant-policy`` and the format of the KV cache that they fix."""
@@ -29,6 +30,7 @@ _MODELLED: dict[str, Flag] = {
     "max_prefill_token_num": Flag("int", 8192, low=1),
     "cudagraph_capture_batch_sizes": Flag("ints", None, low=1),
     "eager_mode": Flag("bool", False),
+    "async": Flag("int", 1, low=0, high=1),
     "quant_policy": Flag("str", "0", choices=("0", "none", *_KV_CACHE)),
     "model_format": Flag("str", None, choices=tuple(_WEIGHTS)),
     "prefill_interval": Flag("int", 16, low=1),
@@ -44,7 +46,7 @@ _SWITCHES = """
 _LISTS = "adapters allow_headers allow_methods allow_origins allowed_media_domains api_keys"
 _HARMLESS = """
     allow_credentials allow_headers allow_methods allow_origins allow_terminate_by_client allowed_media_domains api_keys
-    async chat_template communicator cp disable_fastapi_docs disable_metrics dist_init_addr distributed_executor_backend
+    chat_template communicator disable_fastapi_docs disable_metrics dist_init_addr distributed_executor_backend
     download_dir dtype enable_abort_handling generation_config kernel_block_size language_model_only log_level
     max_log_len max_prefill_iters migration_backend model_name num_tokens_per_iter prefix_cache_decode_state_interval
     prefix_cache_state_budget proxy_url reasoning_parser revision rope_scaling_factor server_name server_port ssl
@@ -63,7 +65,7 @@ _REFUSED = {
     "how a diffusion model yields its tokens": (
         "dllm_block_length dllm_unmasking_strategy dllm_denoising_steps dllm_confidence_threshold"
     ),
-    "which ranks share attention and experts (not simulated for LMDeploy)": "dp=1 ep=1",
+    "which ranks share attention and experts (not simulated for LMDeploy)": "dp=1 ep=1 cp=1",
     "how a server is spread over nodes": "nnodes=1 node_rank=0",
     "which part of a request a server computes": "role=hybrid",
     "the kind of device": "device=cuda",
@@ -80,7 +82,7 @@ _KINDS = {
 
 _LAUNCHER = Launcher(
     programs=(r"lmdeploy serve api_server", r"-m lmdeploy serve api_server"),
-    example="lmdeploy serve api_server MODEL --backend pytorch --flag value",
+    example="lmdeploy serve api_server MODEL --flag value",
     image=r"[^\s:=]*openmmlab/lmdeploy[^\s:=]*",
     published=r"openmmlab/lmdeploy",
     package="lmdeploy",

@@ -153,9 +153,26 @@ class TrieBlocks:
         held.own_s.clear()
         held.own = held.dropped = 0
 
+    def drop_last(self, held: HeldBlocks, now_s: float) -> None:
+        """Take a row's last block back; in the trie it stays until it is evicted."""
+        if held.own:
+            held.own -= 1
+            del held.own_s[held.own :]
+            self.free_blocks += 1
+            return
+        node = held.path.pop()
+        node.rows -= 1
+        node.used_s = int(now_s)
+        self.evictable_blocks += node.rows == 0
+
+    @property
+    def newest(self) -> int:
+        """Serial number of the block that entered the trie last."""
+        return self._serials
+
     def evict(self, blocks: int) -> int:
         """Free up to `blocks` blocks of the trie that no row holds; return how many."""
-        if not self.evictable_blocks:
+        if not self.evictable_blocks or blocks <= 0:
             return 0
         heap = [(leaf.used_s, leaf.serial, leaf) for leaf in self._leaves if not leaf.rows]
         heapq.heapify(heap)

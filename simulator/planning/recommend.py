@@ -313,7 +313,7 @@ def judge(spelled: str, scenario: Scenario, flags: dict[str, Any]) -> Choice | s
         devices_needed=math.ceil(prepared.devices * used - 1e-9) if used else prepared.devices,
         cost_usd=cost,
         cost_interval_usd=interval,
-        proven_steps=project.steps if project else 0,
+        proven_steps=project.steps if project and plan.recorded else 0,
         measured=prepared.device.name in engine_named(name).measured,
         reserves=plan.scheduler("jump").reserves_answers,
     )

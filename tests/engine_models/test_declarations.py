@@ -18,7 +18,6 @@ from simulator.config.load import load_scenario
 from simulator.prepare import Prepared, prepare
 
 CHOICES: dict[str, dict[str, Any]] = {
-    "lmdeploy": {"engine_args": {"backend": "pytorch"}},
     "mlx_lm": {"hardware": "apple-m4-max-40c-64gb"},
     "openvino": {"hardware": "xeon-8480-2s"},
     "openarc": {"hardware": "xeon-8480-2s"},

@@ -1,4 +1,4 @@
-"""LMDeploy's PyTorch engine: its recordings, defaults as its configuration makes them, flags and launch commands, refusals."""
+"""LMDeploy's two engines: which serves a pool, defaults as their configurations make them, flags, launch commands, refusals."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from engine_models.engines.lmdeploy import graph_sizes, plan
 from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import format_named
 from engine_models.schedulers.alternating import AlternatingScheduler
+from engine_models.schedulers.oldest_first import OldestFirstRules, OldestFirstScheduler
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InfeasibleError, InputError
 from simulator.run import RunResult, simulate
@@ -24,12 +25,17 @@ LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 
 
 def request_of(
-    model: str = LLAMA, device: str = "h100-sxm-80gb", tp: int = 1, weights: str = "bf16", **flags: Any
+    model: str = LLAMA,
+    device: str = "h100-sxm-80gb",
+    tp: int = 1,
+    weights: str = "bf16",
+    kv: str = "bf16",
+    **flags: Any,
 ) -> PoolRequest:
     bf16 = format_named("bf16")
     return PoolRequest(
         arch=load_architecture(model),
-        formats=Formats(format_named(weights), bf16, bf16),
+        formats=Formats(format_named(weights), bf16, format_named(kv)),
         device_name=device,
         device_memory_bytes=int(load_device(device).memory_bytes.value),
         tensor_parallel=tp,
@@ -138,7 +144,10 @@ def _ttft_ms(outcome: RunResult) -> Any:
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        ({"backend": "turbomind"}, "TurboMind backend is not simulated"),
+        ({"backend": "turbomind", "weights": "fp8"}, "TurboMind loads no weights in fp8"),
+        ({"backend": "turbomind", "kv": "fp8"}, "not in fp8"),
+        ({"backend": "turbomind", "model": "Qwen/Qwen3.5-27B"}, "TurboMind's checkpoints of recurrent states"),
+        ({"weights": "gptq"}, "PyTorch engine loads no weights in gptq"),
         ({"device": "mi300x-192gb"}, "on NVIDIA GPUs"),
         ({"model": "Qwen/Qwen3-Next-80B-A3B-Instruct", "tp": 4}, "state caches"),
     ],
@@ -148,11 +157,34 @@ def test_what_is_not_simulated_is_refused(request_: dict[str, Any], words: str) 
         plan(request_of(**request_))
 
 
-def test_the_default_backend_is_said_to_be_another() -> None:
-    pool = {"engine": "lmdeploy", "hardware": "h100-sxm-80gb"}
-    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
-    with pytest.raises(InputError, match="what LMDeploy takes unless told otherwise"):
-        simulate({"model": LLAMA, "deployment": pool, "workload": load})
+def test_turbomind_on_an_h100() -> None:
+    """turbomind.cc:301: 0.8 of what weights and context leave, buffers come out of the rest; 173: a step has room for
+    `max_prefill_token_num` and a token of each of 1,024 rows; 121: its prompts together are no longer than a session."""
+    found = plan(request_of(backend="turbomind"))
+    scheduler, memory = found.scheduler("jump"), found.memory
+    assert isinstance(scheduler, OldestFirstScheduler)
+    assert scheduler.rules == OldestFirstRules(1024, 8192 + 1024, 131_072)
+    free = memory.device_bytes - memory.bytes_of("weight") - memory.bytes_of("other")
+    assert memory.kv_bytes == int(0.8 * free)
+    assert scheduler.kv.capacity_blocks == found.limits.kv_blocks == memory.kv_bytes // (64 * 131_072)
+    assert (found.executor.depth, found.prefix_caching, found.costs.terms.graph_sizes) == (2, False, ())
+    assert plan(request_of(backend="turbomind", **{"async": 0})).executor.depth == 1
+    narrow = plan(request_of(backend="turbomind", kv="int8")).memory
+    assert narrow.kv_bytes_per_token == 131_072 * (128 + 4) / 256
+    short = plan(request_of(backend="turbomind", session_len=1000, max_batch_size=1000, max_prefill_token_num=512, tp=8))
+    built = short.scheduler("jump")
+    assert isinstance(built, OldestFirstScheduler)
+    assert built.rules == OldestFirstRules(1000, 1512, 1_000_000)
+
+
+def test_turbomind_serves_what_it_has() -> None:
+    """archs.py:10: a model that TurboMind lacks goes to the PyTorch engine, whatever is asked for, and that is said."""
+    assert isinstance(plan(request_of(backend="turbomind")).scheduler("jump"), OldestFirstScheduler)
+    other = plan(request_of("mistralai/Mistral-7B-v0.1", backend="turbomind"))
+    assert isinstance(other.scheduler("jump"), AlternatingScheduler)
+    assert other.notes[0] == "TurboMind has no models of the type 'mistral': LMDeploy takes its PyTorch engine"
+    assert isinstance(plan(request_of(weights="int8", backend="turbomind")).scheduler("jump"), AlternatingScheduler)
+    assert "takes its" not in " ".join(plan(request_of()).notes)
 
 
 def test_launch_commands() -> None:

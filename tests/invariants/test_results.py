@@ -113,6 +113,16 @@ CASES = {
             CHATS,
         )
     ),
+    "turbomind": Case(
+        given(
+            {
+                "engine": "lmdeploy",
+                **args(max_prefill_token_num=400, max_batch_size=40, enable_prefix_caching=True, cache_max_entry_count=0.03),
+                "replicas": 2,
+            },
+            CHATS,
+        )
+    ),
     "mii": Case(given(MII, {"arrivals": poisson(60)})),
     "mlx": Case(given({**MLX, "replicas": 2}, CHATS)),
     "openvino": Case(given({**OPENVINO, **args(num_kv_blocks=150, enable_prefix_caching=False)}, {"arrivals": poisson(2)})),

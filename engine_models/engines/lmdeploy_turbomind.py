@@ -1,0 +1,179 @@
+"""LMDeploy's TurboMind, the backend of `lmdeploy serve api_server` unless told otherwise, for models that it has.
+
+The scheduling rule is `engine_models.schedulers.oldest_first`, the cache `engine_models.memory.block_trie`. Behaviour and
+defaults of the repository at 1263d5cd (2026-08: `src/turbomind/turbomind.cc`, `engine/`, `lmdeploy/archs.py`, there
+`models/llama/unified_attention_layer.cc`, `turbomind/supported_models.py`), read and not recorded. `num_tokens_per_iter` and
+`max_prefill_iters` are handed to the engine there and read by nobody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from engine_models.cost.overheads import load_overheads
+from engine_models.cost.settings import StepCosts
+from engine_models.cost.step_time import TableRange
+from engine_models.cost.terms import Parallelism, Terms
+from engine_models.declaration import (
+    EnginePlan,
+    Executor,
+    FrontEnd,
+    Limits,
+    MemoryBudget,
+    MemoryLine,
+    Mode,
+    PoolRequest,
+)
+from engine_models.memory.block_trie import TrieBlocks
+from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES
+from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.schedulers.oldest_first import OldestFirstRules, OldestFirstScheduler
+from hardware_profiles.errors import InfeasibleError, InputError
+
+MODEL_TYPES = frozenset(
+    {
+        *("llama", "internlm2", "internlm3", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gpt_oss", "glm4_moe_lite"),
+        *("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "internvl", "internvl_chat"),
+        *("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
+    }
+)
+"""Models that TurboMind has, by the type of their config (datasheet: `SUPPORTED_ARCHS` of `turbomind/supported_models.py`)."""
+PYTORCH_ONLY = ("int8",)
+"""Checkpoints for which `is_supported` there says no whatever the model (SmoothQuant)."""
+WEIGHTS = ("bf16", "fp16", "awq", "gptq", "int4", "fp8_block", "mxfp4")
+"""Formats that it loads (datasheet: `_build_resolver` of `turbomind/converter.py`)."""
+SCALE_BYTES = 4
+"""Scale and zero point of a quantized key or value vector, 16 bits each (datasheet: `docs/en/quantization/kv_quant.md`)."""
+_OVERHEADS = "lmdeploy_turbomind"
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Rules and blocks of one rank: what a fresh scheduler is built from."""
+
+    rules: OldestFirstRules
+    blocks: int
+    block_tokens: int
+    prefix_caching: bool
+    windows: tuple[int, ...]
+
+    def scheduler(self, mode: Mode) -> OldestFirstScheduler:
+        """Build a scheduler with its blocks."""
+        kv = TrieBlocks(self.blocks, self.block_tokens, prefix_caching=self.prefix_caching)
+        return OldestFirstScheduler(
+            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
+        )
+
+
+def why_not(request: PoolRequest) -> str:
+    """Why LMDeploy takes its PyTorch engine for a pool that does not ask for it; "" if it takes TurboMind (`autoget_backend`)."""
+    if request.arch.model_type not in MODEL_TYPES:
+        return f"TurboMind has no models of the type '{request.arch.model_type}'"
+    weights = request.formats.weights.name
+    return f"TurboMind loads no weights in {weights}" if weights in PYTORCH_ONLY else ""
+
+
+def plan(request: PoolRequest, engine: str, version: str, rows: int, *, shared_overheads: str | None) -> EnginePlan:
+    """Resolve one pool: a share of the memory that weights leave, tokens of a step, overheads; `rows` requests at once.
+
+    Raises InfeasibleError if the weights do not fit, InputError on what the engine or this model of it lacks.
+    """
+    arch, flags, tp = request.arch, request.flags, request.tensor_parallel
+    _refuse(request)
+    page = int(flags.get("cache_block_seq_len", 64))
+    memory = _memory(request, page)
+    session = int(flags.get("session_len") or arch.max_context_tokens)
+    context = session if session > rows else session * session
+    forward = -(-(int(flags.get("max_prefill_token_num", 8192)) + rows) // tp) * tp
+    caching = bool(flags.get("enable_prefix_caching", False))
+    windows = arch.windows_below(session)
+    rank = Rank(OldestFirstRules(rows, forward, context), memory.blocks, page, caching, windows)
+    overheads = load_overheads(_OVERHEADS, shared_overheads)
+    overlaps = int(flags.get("async", 1)) == 1
+    return EnginePlan(
+        engine=engine,
+        version=version,
+        limits=Limits(
+            rows=rows,
+            step_tokens=forward,
+            context_tokens=session,
+            kv_tokens=memory.blocks * page,
+            kv_blocks=memory.blocks,
+            block_tokens=page,
+            prompt_tokens=session - 1,
+            row_tokens=session,
+            asked_tokens=1,  # an answer is cut, not refused
+        ),
+        memory=memory,
+        scheduler=rank.scheduler,
+        costs=StepCosts(
+            arch,
+            request.formats,
+            Terms(replace(overheads.host, prefill_graph_tokens=0)),
+            TableRange(forward, rows, session),
+            Parallelism(tp, expert=request.expert_parallel),
+        ),
+        executor=Executor(depth=2 if overlaps else 1),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=overheads.loop),
+        prefix_caching=caching,
+        notes=(
+            f"LMDeploy's TurboMind: {memory.blocks:,} blocks of {page} tokens, {forward:,} tokens a step for prompts and decodes "
+            f"together, {rows:,} requests inside; " + ("cached blocks can be found" if caching else "no prefix cache"),
+            "TurboMind's scheduler is read from its source and not compared with recorded steps",
+            "TurboMind's kernels and its front end are priced as vLLM's, its launches from C++ and its host by estimates "
+            "(assumed, nobody measured them); nothing runs in CUDA graphs",
+        ),
+        sources=overheads.provenance,
+        recorded=False,
+    )
+
+
+def _refuse(request: PoolRequest) -> None:
+    arch, weights = request.arch, request.formats.weights.name
+    elsewhere = "write engine_args: {backend: pytorch} for LMDeploy's PyTorch engine, or use another engine"
+    if weights not in WEIGHTS:
+        raise InputError(
+            f"TurboMind loads no weights in {weights}, and LMDeploy takes it for {arch.name} unless told otherwise",
+            where="deployment.weights",
+            mend=f"use one of {', '.join(WEIGHTS)}, or {elsewhere}",
+        )
+    if any(block.kind == "linear" or block.sparse for block in arch.attention):
+        raise InputError(
+            f"TurboMind's checkpoints of recurrent states, which {arch.name} needs, are not simulated",
+            where="model",
+            mend="use another engine (`capacity-plan list engines`)",
+        )
+    if request.formats.kv_cache.name not in ("bf16", "fp16", "int8"):
+        raise InputError(
+            f"TurboMind keeps the KV cache in 16, 8 or 4 bits of integers (the last is not simulated), not in "
+            f"{request.formats.kv_cache.name}",
+            where="deployment.kv_cache",
+            mend=f"use int8 (quant_policy: 8), or {elsewhere}",
+        )
+
+
+def _memory(request: PoolRequest, page: int) -> MemoryBudget:
+    """KV bytes = a share of what weights and context leave, before buffers are allocated; these come out of the rest."""
+    arch, tp, device = request.arch, request.tensor_parallel, request.device_memory_bytes
+    share = float(request.flags.get("cache_max_entry_count", 0.8))
+    weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1, request.expert_parallel)
+    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
+    kv = request.formats.kv_cache
+    per_token_bytes: float = sum(group.bytes_per_token_per_rank for group in kv_groups(arch, kv, tp, 1))
+    if kv.bits_per_weight < 16:
+        per_token_bytes *= 1 + SCALE_BYTES / (arch.attention[0].head_dim * kv.bits_per_weight / 8)
+    free, block = device - weights - other, int(per_token_bytes * page)
+    kv_bytes = max(0, int(free * share))
+    if kv_bytes < block:
+        raise InfeasibleError(
+            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {other / 1e9:.1f} GB besides, of "
+            f"{device / 1e9:.1f} GB, leave no room for a KV cache on each of {tp} devices",
+            where="deployment",
+            mend=request.more_memory,
+        )
+    lines = (
+        MemoryLine("weight", "weights", weights),
+        MemoryLine("other", "CUDA context, collectives", other),
+        MemoryLine("left", "left for buffers and activations", free - kv_bytes),
+    )
+    return MemoryBudget(device, device, lines, kv_bytes, per_token_bytes, block, kv_bytes // block)
