@@ -223,7 +223,7 @@ class PrefillFirstScheduler(Scheduler):
         prompt, final = seq.prompt_tokens, seq.final_length
         # a client that sets no limit leaves the context as the limit
         limit = final - prompt if seq.stop_known else self.rules.max_model_len - prompt - 1
-        room = self.kv.capacity_tokens - prompt - self.kv.page_tokens - 1
+        room = self.kv.capacity_tokens - self.kv.paged(prompt) - self.kv.page_tokens - 1
         seq.group_state = _Row(content_of(seq), max(1, min(limit, room)), self.kv.tree.root)
         self._enqueue(seq)
 
@@ -374,7 +374,7 @@ class PrefillFirstScheduler(Scheduler):
             adder.continue_chunk(self.chunked)
         taken = passed = 0
         for seq in self._waiting:
-            if adder.exhausted():
+            if adder.verdict() == "other":
                 break
             if self._passes_over(seq, adder.admitted):
                 passed += 1
@@ -908,10 +908,6 @@ class _Adder:
         """Tokens left for prompts."""
         return self._available() - self.current_offset
 
-    def exhausted(self) -> bool:
-        """Whether the token budgets of the batch are used up."""
-        return self.input_left <= 0 or (self.chunk_left is not None and self.chunk_left <= 0)
-
     def _charge(self, tokens: int, future: int) -> None:
         paged = self.kv.paged(tokens)
         now = paged + self.kv.page_tokens
@@ -921,10 +917,12 @@ class _Adder:
         if self.chunk_left is not None:
             self.chunk_left -= paged
 
-    def _verdict(self) -> str:
+    def verdict(self) -> str:
+        """Whether another request may be tried: "continue", "other" (the batch's token budgets are used up), or "no_token"."""
         if self.total_left <= 0 or self.current_left <= 0:
             return "no_token"
-        return "other" if self.exhausted() else "continue"
+        exhausted = self.input_left <= 0 or (self.chunk_left is not None and self.chunk_left <= 0)
+        return "other" if exhausted else "continue"
 
     def continue_chunk(self, seq: Sequence) -> None:
         """Go on with the prompt that is partly computed."""
@@ -989,6 +987,9 @@ class _Adder:
             return "other"
         future = min(row.max_new, CLIP_NEW_TOKENS)
         if self.chunk_left is not None and paged > self.chunk_left:
+            if self.scheduler.chunked is not None and not self.chunk_finished:
+                kv.tree.unlock(node)  # one prompt at a time is computed in pieces
+                return "other"
             page = kv.page_tokens
             extend = self.chunk_left // page * page
             extend = (prefix + extend) // page * page - prefix
@@ -1001,7 +1002,7 @@ class _Adder:
         row.protected = prefix
         self.admitted.append((seq, prefix, prefix + extend, True))
         self._charge(extend, future)
-        return self._verdict()
+        return self.verdict()
 
     def _add_to_limit(self, seq: Sequence) -> str:
         """Admission without a tree of a request that surely runs to its limit: look ahead to every end of a row."""
@@ -1037,7 +1038,7 @@ class _Adder:
         row.protected = 0
         self.admitted.append((seq, 0, extend, True))
         self._charge(extend, future)
-        return self._verdict()
+        return self.verdict()
 
     def _state(self, seq: Sequence) -> tuple[int, int]:
         """Tokens that a row may still generate, and those that it holds."""

@@ -310,6 +310,20 @@ def test_retraction_takes_the_row_with_fewest_tokens() -> None:
     assert scheduler.initial_ratio == pytest.approx(0.007)
 
 
+def test_a_last_chunk_that_takes_the_memory_too_fills_the_batch() -> None:
+    scheduler = PrefillFirstScheduler(PrefillFirstRules(8, 8192, chunked_prefill_size=8), RadixPool(160, 8))
+    full = []
+    for seq in (_row(0, 4, 10, 0.0), _row(1, 20, 115, 0.0), _row(2, 4, 10, 0.0)):
+        scheduler.add(seq)
+    for _ in range(4):
+        batch = scheduler.schedule(0.0)
+        assert batch is not None
+        scheduler.settle(batch)
+        full.append((sum(new for new, _ in batch.prefill), batch.batch_is_full))
+    # 4 tokens of the first, 20 of the second in pieces of a page: nothing is left of the third piece's page, nor of the pool
+    assert full == [(4, False), (8, False), (8, False), (4, True)]
+
+
 def test_new_token_ratio_falls_to_its_floor_in_600_steps() -> None:
     scheduler = PrefillFirstScheduler(PrefillFirstRules(1, 10_000), RadixPool(10_000))
     ratio = scheduler.ratio
