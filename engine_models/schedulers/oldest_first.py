@@ -168,7 +168,7 @@ class OldestFirstScheduler(Scheduler):
 
     def _stamp(self, row: _Row) -> int:
         """When a row's blocks were last used: of one step, those of the oldest row are the latest."""
-        return (self.next_number << 32) - row.seq.order
+        return (self.next_number << 20) - row.seq.order % (1 << 20)  # exact as a float
 
     def _leave_decodes(self, row: _Row) -> None:
         """Take a row out of the decode set, with the blocks that it took there."""
