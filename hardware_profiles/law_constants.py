@@ -271,4 +271,14 @@ def law_of(device: Device, framework: str) -> Law | None:
     return GENERIC
 
 
-__all__ = ["law_of"]
+FAMILIES = ("llama_cpp", "mlx", "exllamav2", "mlc")
+"""Families of kernels that have laws of the newest builds, but those that are assumed whole."""
+
+
+def laws_of(device: Device) -> dict[str, Law]:
+    """The laws of a device by family."""
+    found = {family: law_of(device, family) for family in FAMILIES}
+    return {family: law for family, law in found.items() if law is not None}
+
+
+__all__ = ["law_of", "laws_of"]

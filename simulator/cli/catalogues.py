@@ -267,6 +267,7 @@ def _sourced(entries: list[dict[str, Any]]) -> list[str]:
 def _show_hardware(name: str) -> dict[str, Any]:
     from hardware_profiles.device import device_word, load_device, provenance
     from hardware_profiles.kernel_model import fitted_models, load_kernel_model
+    from hardware_profiles.law_constants import laws_of
     from hardware_profiles.prices import is_stale, prices_for
 
     device = load_device(name)
@@ -280,6 +281,10 @@ def _show_hardware(name: str) -> dict[str, Any]:
             report[f"kernels {framework}: error on unseen shapes [%]"] = dict(model.held_out_error)
     if not any(key.startswith("kernels ") for key in report):
         report["kernels"] = _unmeasured_kernels(device)
+    report["laws of kernels: error on chips left out [%]"] = [
+        {"kernels": family, "decoding": f"{law.off_pct[0]:.0f}", "prompts": f"{law.off_pct[1]:.0f}"}
+        for family, law in laws_of(device).items()
+    ]
     import datetime
 
     today = datetime.date.today()
@@ -306,6 +311,9 @@ def _unmeasured_kernels(device: Device) -> str:
     if "bf16" not in device.peak_flops_per_s and "fp16" not in device.peak_flops_per_s:
         return "datasheet rates and typical efficiencies; none measured"
     kernels = operations_of(device, engine_named(EXAMPLE).kernels)
+    if "law" in kernels.provenance:
+        error = f"{kernels.provenance['law_error_pct']:.0f} %"
+        return f"datasheet rates and efficiencies of {kernels.provenance['law']}; about {error} off (assumed)"
     return borrowing(kernels) or "datasheet rates and typical efficiencies; none measured"
 
 

@@ -243,7 +243,11 @@ def test_show_hardware_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     show_command("hardware", "l4-24gb", False)
     assert "borrowed from l40s-48gb" in capsys.readouterr().out
     show_command("hardware", "xeon-8480-2s", False)
-    assert "typical efficiencies" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "typical efficiencies" in said
+    assert "llama_cpp        31       47" in said
+    show_command("hardware", "mi300x-192gb", False)
+    assert "about 15 % off" in " ".join(capsys.readouterr().out.split())
 
 
 def test_borrowing_costs_milliseconds() -> None:
