@@ -86,13 +86,31 @@ def _wish(entry: Line) -> Wish:
 
 
 def _leaving(step: Line) -> list[tuple[int, str]]:
-    """Clients that left before an iteration, each after the tasks that stand before the one that its slot brought."""
-    places = {
-        task["id"]: place for place, task in enumerate(step.get("tasks", ())) if task.get("from_deferred")
-    }
-    brought = [places[entry["id"]] for entry in step.get("pop_deferred", ()) if entry["id"] in places]
-    brought += [len(step.get("tasks", ()))] * len(step["cancelled_before"])
-    return [(place, entry["id"]) for place, entry in zip(brought, step["cancelled_before"], strict=False)]
+    """Clients that left before an iteration, each after as many tasks as did not see its slot free.
+
+    Those that saw it are the one that it brought, those that took it, compared it or saved it, and those that were deferred when
+    it had brought none.
+    """
+    tasks = step.get("tasks", ())
+    brought = [entry["id"] for entry in step.get("pop_deferred", ())]
+    places = {task["id"]: place for place, task in enumerate(tasks) if task.get("from_deferred")}
+    out = []
+    for entry in step["cancelled_before"]:
+        name = next((name for name in brought if name in places), None)
+        if name is not None:
+            brought.remove(name)
+            out.append((places[name], entry["id"]))
+            continue
+        slot = entry["slot"]
+        seen = (place for place, task in enumerate(tasks) if task.get("deferred") or _saw(task, slot))
+        out.append((next(seen, len(tasks)), entry["id"]))
+    return out
+
+
+def _saw(task: Line, slot: int) -> bool:
+    """Whether a task found a slot free."""
+    compared = [each[0] for each in task.get("sims", ())]
+    return task.get("slot") == slot or slot in compared or ["idle_slot", slot] in task.get("ram", ())
 
 
 def _columns(step: Line) -> Line:
@@ -130,12 +148,13 @@ def replay(knobs: Mapping[str, Any], flags: Mapping[str, Any]) -> Replay:
     if "ctx_size" not in flags and "kv_unified_per_slot" in flags:
         cells = knobs["n_slots"] * int(flags["kv_unified_per_slot"])
     ram_mib = int(flags.get("cache_ram", 8192))
+    n_batch = min(int(flags.get("batch_size", 2048)), int(flags.get("ctx_size", 0)) or cells)
     rules = SlotRules(
         n_parallel=knobs["n_slots"],
         slot_tokens=knobs["n_ctx_slot"],
         pool_cells=padded(cells) if knobs["kv_unified"] else 0,
-        n_batch=int(flags.get("batch_size", 2048)),
-        n_ubatch=int(flags.get("ubatch_size", 512)),
+        n_batch=n_batch,
+        n_ubatch=min(int(flags.get("ubatch_size", 512)), n_batch),
         cont_batching=bool(flags.get("cont_batching", True)),
         slot_prompt_similarity=float(flags.get("slot_prompt_similarity", 0.1)),
         cache_prompt=bool(flags.get("cache_prompt", True)),
@@ -144,7 +163,8 @@ def replay(knobs: Mapping[str, Any], flags: Mapping[str, Any]) -> Replay:
         context_shift=bool(flags.get("context_shift", False)),
         n_keep=int(flags.get("keep", 0)),
     )
-    prompts = WholePrompts(ram_mib * MIB if ram_mib > 0 else float("inf"), STATE_BYTES) if ram_mib else None
+    limits = (ram_mib * MIB, STATE_BYTES) if ram_mib > 0 else (float("inf"), STATE_BYTES, padded(cells))
+    prompts = WholePrompts(*limits) if ram_mib else None
     scheduler = _Scripted(rules, prompts, wishes=knobs["wishes"], record_rows=True)
     scheduler.leaving, scheduler.ids = dict(knobs["leaving"]), knobs["ids"]
     return Replay(scheduler, 1, COLUMNS, as_recorded)

@@ -87,8 +87,9 @@ class LlamaServer:
         return host_of(self.request)
 
     def prompts(self) -> WholePrompts | None:
-        """An empty cache in host memory; None without."""
-        return WholePrompts(self.ram_bytes, self.token_bytes) if self.ram_bytes else None
+        """An empty cache in host memory; None without. Where its bytes have no limit, it holds as many tokens as the context."""
+        tokens = self.cells if self.ram_bytes == float("inf") else float("inf")
+        return WholePrompts(self.ram_bytes, self.token_bytes, tokens) if self.ram_bytes else None
 
     def limits(self) -> Limits:
         """A prompt as long as its slot is refused; an answer is cut there, unless the context shifts."""
@@ -219,7 +220,7 @@ def llama_server(request: PoolRequest) -> LlamaServer:
             where="deployment.engine_args.context_shift",
             mend="remove context_shift",
         )
-    n_batch = int(flags.get("batch_size", 2048))
+    n_batch = min(int(flags.get("batch_size", 2048)), int(flags.get("ctx_size", 0)) or cells)
     ram_mib = int(flags.get("cache_ram", 8192))
     rules = SlotRules(
         n_parallel=slots,

@@ -18,8 +18,8 @@ LEAST_KEPT = 0.25
 
 
 class Saved(NamedTuple):
-    """What saving a state did: nothing, as it is there (`already`); dropped entries that begin it, by their tokens (`obsolete`);
-    nothing more, as it is `too_big`; dropped so many of the oldest (`evicted`)."""
+    """What saving a state did: nothing, as it is there (`already`) or `too_big`; dropped entries that begin it, by their tokens
+    (`obsolete`), and so many of the oldest (`evicted`)."""
 
     already: bool = False
     obsolete: tuple[int, ...] = ()
@@ -43,10 +43,11 @@ def alike(content: Content, tokens: int, prompt: Content, limit: int) -> int:
 
 
 class WholePrompts:
-    """States of prompts up to a limit of bytes, of `token_bytes` a token."""
+    """States of prompts up to a limit of bytes, of `token_bytes` a token; without one, up to `limit_tokens` by `trim`."""
 
-    def __init__(self, limit_bytes: float, token_bytes: float) -> None:
+    def __init__(self, limit_bytes: float, token_bytes: float, limit_tokens: float = float("inf")) -> None:
         self.limit_bytes = limit_bytes
+        self.limit_tokens = limit_tokens
         self.token_bytes = token_bytes
         self.tokens = 0
         self._entries: dict[int, Content] = {}  # the oldest first
@@ -64,10 +65,10 @@ class WholePrompts:
         }
         if content.length in shared.values():
             return Saved(already=True)
+        if content.length * self.token_bytes > self.limit_bytes:
+            return Saved(too_big=True)
         obsolete = [serial for serial, tokens in shared.items() if tokens == mine[serial].length]
         dropped = tuple(self._drop(serial).length for serial in obsolete)
-        if content.length * self.token_bytes > self.limit_bytes:
-            return Saved(obsolete=dropped, too_big=True)
         evicted = 0
         while (self.tokens + content.length) * self.token_bytes > self.limit_bytes:
             self._drop(next(iter(self._entries)))
@@ -78,15 +79,31 @@ class WholePrompts:
         self.tokens += content.length
         return Saved(obsolete=dropped, evicted=evicted)
 
-    def take(self, prompt: Content, limit: int, kept_share: float, prompt_share: float) -> Found | None:
-        """Take out the entry that beats both shares of what a slot holds, of a prompt of `limit` tokens; None if none does."""
+    def trim(self) -> int:
+        """Drop the oldest states but the last until they hold no more tokens than they may; return how many."""
+        dropped = 0
+        while len(self) > 1 and self.tokens > self.limit_tokens:
+            self._drop(next(iter(self._entries)))
+            dropped += 1
+        return dropped
+
+    def take(
+        self, prompt: Content, limit: int, kept_share: float, prompt_share: float, room: float = float("inf")
+    ) -> Found | None:
+        """Take out the entry that beats both shares of what a slot holds, of a prompt of `limit` tokens; None if none does.
+
+        One of more than `room` tokens stays.
+        """
         best = -1
         for serial, entry in self._by_start.get(_start(prompt), {}).items():
             shared = alike(entry, entry.length, prompt, limit)
             kept, like = shared / entry.length, shared / limit
             if kept >= LEAST_KEPT and kept > kept_share and like > prompt_share:
                 best, kept_share, prompt_share = serial, kept, like
-        return Found(self._drop(best), kept_share, prompt_share) if best >= 0 else None
+        if best < 0:
+            return None
+        fits = self._entries[best].length <= room
+        return Found(self._drop(best) if fits else self._entries[best], kept_share, prompt_share)
 
     def _drop(self, serial: int) -> Content:
         content = self._entries.pop(serial)

@@ -52,7 +52,7 @@ class SlotRules:
     n_parallel : slots.
     slot_tokens : context of a slot.
     pool_cells : cells that all slots share; 0 where each has its own.
-    n_batch : tokens of an iteration, unless more slots generate.
+    n_batch : tokens of an iteration, unless more slots generate; no more than the whole context.
     n_ubatch : tokens of a sub-batch.
     cont_batching : whether prompts are computed beside slots that generate.
     slot_prompt_similarity : least share of a prompt that has to be in a slot for that slot to be preferred; 0: none is.
@@ -336,6 +336,8 @@ class SlotScheduler(Scheduler):
         for number, other in enumerate(row.siblings, 1):
             child = other.row = _Row(row.seq, row.content, row.wish, number)
             child.phase = "waits"
+            if self.prompts is not None and other.tokens and self._save(self.prompts, other, events):
+                self._trim(self.prompts, events)
         slot.row = row
         self._busy += 1 + len(row.siblings)
         if self.prompts is not None and self.rules.cache_idle_slots:
@@ -348,7 +350,13 @@ class SlotScheduler(Scheduler):
         pinned = row.wish.slot
         if pinned is not None:
             slot = self.slots[pinned]
-            return (slot, "id_slot") if slot.row is None else (None, None)
+            if slot.row is not None:
+                return None, None
+            if self.prompts is not None and slot.tokens:
+                same = alike(slot.content, slot.tokens, row.content, row.prompt)
+                if same / slot.tokens < LOSES_MOST:
+                    self._exchange(self.prompts, slot, row, events)
+            return slot, "id_slot"
         idle = [slot for slot in self.slots if slot.row is None]
         if not idle:
             return None, None
@@ -380,15 +388,21 @@ class SlotScheduler(Scheduler):
             self._save(prompts, slot, events)
         same = alike(slot.content, slot.tokens, row.content, row.prompt)
         keep = same / slot.tokens if slot.tokens else -1.0
-        found = prompts.take(row.content, row.prompt, keep, same / row.prompt)
-        if found is not None:
+        room = self.rules.pool_cells - self._cells + slot.cells if self.rules.pool_cells else self.rules.slot_tokens
+        found = prompts.take(row.content, row.prompt, keep, same / row.prompt, room)
+        if found is not None and found.content.length > room:  # it stays there, and the slot is empty
+            events.append(("better", round(found.kept_share, 3), round(found.prompt_share, 3)))
+            events.append(("clear", slot.index, slot.tokens))
+            self._cells -= slot.cells
+            slot.clear()
+        elif found is not None:
             self._cells += found.content.length - slot.cells
             slot.content, slot.tokens = found.content, found.content.length
             slot.cells = slot.tokens
             self._copied += slot.tokens
             self.host_hit_tokens += round(found.prompt_share * row.prompt)
             events.append(("better", round(found.kept_share, 3), round(found.prompt_share, 3)))
-        events.append(("state", len(prompts)))
+        self._trim(prompts, events)
 
     def _save(self, prompts: WholePrompts, slot: _Slot, events: list[tuple[str | int | float, ...]]) -> bool:
         saved = prompts.save(Content(slot.content.slice(0, slot.tokens)))
@@ -401,13 +415,18 @@ class SlotScheduler(Scheduler):
         self._copied += slot.tokens
         return True
 
+    @staticmethod
+    def _trim(prompts: WholePrompts, events: list[tuple[str | int | float, ...]]) -> None:
+        events.extend([("evict",)] * prompts.trim())
+        events.append(("state", len(prompts)))
+
     def _save_idle(self, prompts: WholePrompts, events: list[tuple[str | int | float, ...]]) -> None:
         for slot in self.slots:
             if slot.row is not None:
                 continue
             events.append(("idle_slot", slot.index))
             if slot.tokens and self._save(prompts, slot, events):
-                events.append(("state", len(prompts)))
+                self._trim(prompts, events)
             if self.rules.pool_cells:
                 events.append(("clear", slot.index, slot.tokens))
                 self._cells -= slot.cells
@@ -441,9 +460,9 @@ class SlotScheduler(Scheduler):
             if self.rules.context_shift:
                 self._shift(batch)
             entries = self._fill(batch)
-            if entries:
+            if entries or (self.record_rows and batch.ends):
                 break
-            self._end(batch)  # prompts that are too long, nothing else
+            self._end(batch)  # requests that fail, nothing else
             self._take_tasks()
         else:
             return None
@@ -453,6 +472,7 @@ class SlotScheduler(Scheduler):
         self._compute(batch, entries)
         batch.finishing = [end.row.seq for end in batch.ends if not end.row.answer]
         if self.record_rows:
+            batch.tokens = batch.tokens or 1  # an iteration in which requests fail and nothing is computed is one too
             batch.entries = entries
             batch.tasks, self._tasks = self._tasks, []
         self._flying = batch
@@ -460,11 +480,15 @@ class SlotScheduler(Scheduler):
         return batch
 
     def _shift(self, batch: SlotBatch) -> None:
-        """Full slots drop tokens after those that they keep."""
+        """Full slots drop tokens after those that they keep; one of several answers fails."""
         context = self.rules.slot_tokens
         for slot in self.slots:
             row = slot.row
             if row is None or row.phase != "generates" or slot.tokens + 1 < context:
+                continue
+            if row.wish.answers > 1:  # they share their beginning
+                row.ended = "error"
+                batch.ends.append(End(slot, row, "error", slot.tokens, clears=row.answer > 0))
                 continue
             keep = self.rules.n_keep if row.wish.n_keep is None else row.wish.n_keep
             keep = min(context - SHIFT_ROOM, row.prompt if keep < 0 else keep)
@@ -482,7 +506,7 @@ class SlotScheduler(Scheduler):
         entries: list[_Entry] = []
         for slot in self.slots:
             row = slot.row
-            if row is not None and row.phase == "generates":
+            if row is not None and row.phase == "generates" and not row.ended:
                 entries.append(_Entry(slot, row, 1, slot.tokens, True, True))
                 slot.tokens += 1
         if entries and not self.rules.cont_batching:
@@ -572,6 +596,8 @@ class SlotScheduler(Scheduler):
                 batch.calls.append(Call(n_batch, at, count, shown, ok, following, emptied))
             if ok:
                 self._price(batch, parts)
+                if self._wishes:
+                    self._empty_further()
                 self._yield(batch, view)
                 at += count
                 n_batch = rules.n_batch
@@ -646,6 +672,15 @@ class SlotScheduler(Scheduler):
         child.content, child.tokens, child.cells = slot.content, slot.tokens, cells
         if child.row is not None:
             child.row.phase = "generates"
+
+    def _empty_further(self) -> None:
+        """Slots of further answers lose their own caches with the first call of the batch in which their prompt ends."""
+        for slot in self.slots:
+            row = slot.row
+            if row is not None and row.phase == "prompt" and slot.tokens == row.prompt:
+                for child in row.siblings:
+                    self._cells -= child.cells
+                    child.tokens, child.cells = slot.tokens, 0
 
     def _empty_idle(self, batch: SlotBatch) -> int | None:
         """Empty the first slot that is not in use and has a cache; None if there is none."""

@@ -64,6 +64,8 @@ def test_slots_share_a_pool_unless_their_number_is_given() -> None:
     assert (one.slot_tokens, one.pool_cells) == (16384, 16384)
     capped = scheduler_of(plan(request_of(device=MAC, kv_unified_per_slot=2048))).rules
     assert (capped.slot_tokens, capped.pool_cells) == (2048, 8192)
+    small = scheduler_of(plan(request_of(device=MAC, parallel=1, ctx_size=300))).rules
+    assert (small.slot_tokens, small.n_batch, small.n_ubatch) == (512, 300, 300)  # the batch, before the context is padded
 
 
 def test_early_versions_have_one_slot_and_shift() -> None:

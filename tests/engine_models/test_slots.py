@@ -12,7 +12,7 @@ from engine_models.memory.radix import Content
 from engine_models.memory.whole_prompts import WholePrompts, alike
 from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
-from engine_models.schedulers.slots import SlotBatch, SlotRules, SlotScheduler, padded
+from engine_models.schedulers.slots import SlotBatch, SlotRules, SlotScheduler, Wish, padded
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
 from tests.engine_models.fed import feed, sharing, token_steps
@@ -270,7 +270,7 @@ def test_whole_prompts_drop_what_begins_the_new_and_the_oldest() -> None:
     assert prompts.save(one).already
     assert prompts.save(other).evicted == 1
     assert (len(prompts), prompts.tokens) == (1, 50)
-    assert prompts.save(Content(((3, 0, 101),))).too_big
+    assert prompts.save(Content(((2, 0, 101),))) == (False, (), True, 0)  # what begins it stays
     assert prompts.take(other, 50, -1.0, 0.0) is not None
     assert len(prompts) == 0
     assert alike(longer, 60, one, 40) == 40
@@ -278,6 +278,52 @@ def test_whole_prompts_drop_what_begins_the_new_and_the_oldest() -> None:
     assert (
         prompts.take(Content(((1, 0, 14), (9, 0, 6))), 20, -1.0, 0.0) is None
     )  # 14 of 60 are less than a quarter
+
+
+def test_a_prompt_for_which_the_pool_has_no_room_stays_in_host_memory() -> None:
+    rules = SlotRules(2, 512, pool_cells=512, cache_idle_slots=False)
+    scheduler = SlotScheduler(rules, WholePrompts(900, 1), record_rows=True)
+    assert scheduler.prompts is not None
+    scheduler.prompts.save(Content(((7, 0, 300),)))
+    other = Sequence(0, 250, 9, 0.0)
+    asked = Sequence(1, 310, 9, 1.0, runs=((7, 0, 300), (8, 0, 19)), shareable_tokens=310)
+    scheduler.add(other)
+    batch = scheduler.schedule(0.0)
+    assert batch is not None
+    scheduler.settle(batch)
+    scheduler.add(asked)
+    batch = scheduler.schedule(1.0)
+    assert batch is not None
+    assert batch.tasks[0].events == [("better", 1.0, 0.968), ("clear", 1, 0), ("state", 1)]
+    assert asked.first_hit_tokens == 0
+
+
+def test_prompts_without_a_limit_of_bytes_hold_the_context_and_at_least_one() -> None:
+    prompts = WholePrompts(float("inf"), 1, 100)
+    for segment in (1, 2, 3):
+        prompts.save(Content(((segment, 0, 60),)))
+    assert (prompts.trim(), len(prompts)) == (2, 1)
+    prompts.save(Content(((4, 0, 140),)))
+    assert (prompts.trim(), prompts.tokens) == (1, 140)
+
+
+@pytest.mark.parametrize(
+    ("wish", "happens"), [(Wish(slot=0), ["save", "state"]), (Wish(answers=2), ["save", "state", "save", "state"])]
+)
+def test_caches_of_pinned_slots_and_of_further_answers_are_saved(wish: Wish, happens: list[str]) -> None:
+    rules = SlotRules(2, 256, cache_idle_slots=False, context_shift=True)
+    scheduler = SlotScheduler(rules, WholePrompts(200, 1), wishes={2: wish}, record_rows=True)
+    for slot in scheduler.slots:
+        slot.content, slot.tokens, slot.cells = Content(((slot.index, 0, 60),)), 60, 60
+    asked = Sequence(2, 100, 200, 0.0)  # two answers: 100 prompt tokens each, until the context is full
+    scheduler.add(asked)
+    batch = scheduler.schedule(0.0)
+    assert batch is not None
+    assert [event[0] for event in batch.tasks[0].events] == happens
+    while wish.answers > 1 and batch is not None:  # answers that share a prompt do not shift
+        scheduler.settle(batch)
+        batch = scheduler.schedule(0.0)
+    assert (asked.state == "dropped") == (wish.answers > 1)
 
 
 def test_moved_runs_are_not_computed_again() -> None:
