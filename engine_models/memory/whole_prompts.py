@@ -88,11 +88,11 @@ class WholePrompts:
         return dropped
 
     def take(
-        self, prompt: Content, limit: int, kept_share: float, prompt_share: float, room: float = float("inf")
+        self, prompt: Content, limit: int, kept_share: float, prompt_share: float, room_tokens: float = float("inf")
     ) -> Found | None:
         """Take out the entry that beats both shares of what a slot holds, of a prompt of `limit` tokens; None if none does.
 
-        One of more than `room` tokens stays.
+        One of more than `room_tokens` stays.
         """
         best = -1
         for serial, entry in self._by_start.get(_start(prompt), {}).items():
@@ -102,7 +102,7 @@ class WholePrompts:
                 best, kept_share, prompt_share = serial, kept, like
         if best < 0:
             return None
-        fits = self._entries[best].length <= room
+        fits = self._entries[best].length <= room_tokens
         return Found(self._drop(best) if fits else self._entries[best], kept_share, prompt_share)
 
     def _drop(self, serial: int) -> Content:
