@@ -80,8 +80,8 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
 # -- vLLM's scheduler ---------------------------------------------------------------------------------------
 
 
-def built(config: Case) -> Any:
-    """vLLM's scheduler with these settings."""
+def built(config: Case, transfer: Any = None) -> Any:
+    """vLLM's scheduler with these settings, and those of a connector."""
     interface = importlib.import_module("vllm.v1.kv_cache_interface")
     torch = importlib.import_module("torch")
     block, drafts = config["block_size"], config.get("num_speculative_tokens", 0)
@@ -110,6 +110,7 @@ def built(config: Case) -> Any:
         model_config=Given(max_model_len=config["max_model_len"], runner_type="generate"),
         parallel_config=Given(
             pipeline_parallel_size=1,
+            tensor_parallel_size=1,
             data_parallel_size=1,
             data_parallel_index=0,
             decode_context_parallel_size=1,
@@ -118,6 +119,7 @@ def built(config: Case) -> Any:
         observability_config=Given(),
         ec_manager_config=Given(get_encoder_cache_manager_obj=lambda: None),
         aux_output_config=Given(enabled=False),
+        kv_transfer_config=transfer,
         speculative_config=drafter if drafts else None,
         num_speculative_tokens=drafts,
         num_lookahead_tokens=lookahead,

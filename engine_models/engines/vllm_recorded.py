@@ -30,6 +30,7 @@ class PairRecorder:
         self._begun: set[Sequence] = set()
         self._heard: list[Sequence] = []
         self._state: list[Any] = []
+        self._losses: dict[Sequence, int] = {}  # how often a waiting request had lost its memory when it was last seen
         self._turn: dict[str, Any] | None = None  # the latest, which ends at `_turn_end_s`
         self._turn_end_s = 0.0
 
@@ -60,13 +61,16 @@ class PairRecorder:
         new = [(seq, before) for seq, _, before in rows if seq not in self._started]
         self._started.update(seq for seq, _ in new)
         loads, loading = self._loads()
+        queued = scheduler.queued()
+        lost = [seq for seq in reversed(queued) if seq.preemptions != self._losses.get(seq, 0)]
+        self._losses |= {seq: seq.preemptions for seq in lost}
         line = {
             "sched": [[self._ids[seq.index], n, before] for seq, n, before in rows],
             "new": [[self._ids[seq.index], before] for seq, before in new],
             "loads": loads,
-            "preempted": self._named(batch.preempted) if batch is not None else [],
+            "preempted": self._named(batch.preempted if batch is not None else lost),
             "kv_waiting": loading,
-            "waiting": self._named(scheduler.queued()),
+            "waiting": self._named(queued),
             "free_blocks": scheduler.kv.free_blocks if batch is None else batch.free_blocks,
             "recv_done": [],
             "send_done": [],
