@@ -54,7 +54,7 @@ def drawn(seed: int) -> tuple[list[str], list[Case]]:
     for share, more in (
         (0.15, ["-nocb"]),
         (0.25, ["-sps", draw.choice(["0", "0.3", "0.5", "0.9"])]),
-        (0.25, ["--cache-reuse", draw.choice(["1", "8", "32"])]),
+        (0.25, ["--cache-reuse", draw.choice(["8", "16", "32"])]),
         (0.3, ["--context-shift"]),
         (0.2, ["--keep", draw.choice(["-1", "8", "100"])]),
         (0.15, ["--no-cache-idle-slots"]),

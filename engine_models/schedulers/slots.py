@@ -354,7 +354,8 @@ class SlotScheduler(Scheduler):
                 return None, None
             if self.prompts is not None and slot.tokens:
                 same = alike(slot.content, slot.tokens, row.content, row.prompt)
-                if same / slot.tokens < LOSES_MOST:
+                alone = same / row.prompt <= self.rules.slot_prompt_similarity
+                if alone or same / slot.tokens < LOSES_MOST:
                     self._exchange(self.prompts, slot, row, events)
             return slot, "id_slot"
         idle = [slot for slot in self.slots if slot.row is None]

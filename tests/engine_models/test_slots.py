@@ -280,6 +280,18 @@ def test_whole_prompts_drop_what_begins_the_new_and_the_oldest() -> None:
     )  # 14 of 60 are less than a quarter
 
 
+@pytest.mark.parametrize(("similarity", "saved"), [(0.0, False), (0.5, False), (0.9, True)])
+def test_a_pinned_slot_unlike_the_prompt_is_saved_though_all_of_it_is_kept(similarity: float, saved: bool) -> None:
+    rules = SlotRules(2, 512, cache_idle_slots=False, slot_prompt_similarity=similarity)
+    scheduler = SlotScheduler(rules, WholePrompts(900, 1), wishes={0: Wish(slot=0)}, record_rows=True)
+    slot = scheduler.slots[0]
+    slot.content, slot.tokens, slot.cells = Content(((7, 0, 60),)), 60, 60
+    scheduler.add(Sequence(0, 100, 9, 0.0, runs=((7, 0, 60), (8, 0, 49)), shareable_tokens=100))
+    batch = scheduler.schedule(0.0)
+    assert batch is not None
+    assert (("save", 60) in batch.tasks[0].events) == saved
+
+
 def test_a_prompt_for_which_the_pool_has_no_room_stays_in_host_memory() -> None:
     rules = SlotRules(2, 512, pool_cells=512, cache_idle_slots=False)
     scheduler = SlotScheduler(rules, WholePrompts(900, 1), record_rows=True)
