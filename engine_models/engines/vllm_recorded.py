@@ -85,11 +85,10 @@ class PairRecorder:
 
     def _ending(self) -> dict[str, Any]:
         """What is true when a step has ended."""
-        scheduler, held = self._scheduler, []
-        if isinstance(scheduler, PrefillOfPull):
-            scheduler.free_released()
-            held = sorted(self._named(scheduler.held))
-        return {"held": held, "free_after": scheduler.kv.free_blocks}
+        scheduler = self._scheduler
+        if isinstance(scheduler, PrefillOfPull):  # what a step hears of is freed together, in order of name
+            return {"held": sorted(self._named(scheduler.still_held())), "free_after": scheduler.free_to_be()}
+        return {"held": [], "free_after": scheduler.kv.free_blocks}
 
     def _loads(self) -> tuple[list[Any], list[str]]:
         """Reads that have begun: blocks found here, and read; and all requests that hold blocks for one."""

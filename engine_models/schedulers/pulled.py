@@ -12,6 +12,7 @@ against recordings of both servers (`capacity-plan validate schedules`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -75,6 +76,16 @@ class PrefillOfPull(_Turning, PullPrefill):
         """As of the base."""
         self._released.append(seq)
         self.blocked = False
+
+    def free_to_be(self) -> int:
+        """Free blocks when those released since the last step are freed too."""
+        holders = Counter(block for seq in self._released for block in seq.blocks)
+        whole = sum(block.holders == many for block, many in holders.items())
+        return self.kv.free_blocks + sum(seq.extra_blocks for seq in self._released) + whole
+
+    def still_held(self) -> list[Sequence]:
+        """Ended requests whose blocks nobody has released."""
+        return [seq for seq in self.held if seq not in self._released]
 
     def free_released(self) -> None:
         """Free the blocks of those released since the last step: what a step is told at once, it takes in order of name."""
