@@ -81,7 +81,8 @@ class PrefillOfPull(_Turning, PullPrefill):
         """Free blocks when those released since the last step are freed too."""
         holders = Counter(block for seq in self._released for block in seq.blocks)
         whole = sum(block.holders == many for block, many in holders.items())
-        return self.kv.free_blocks + sum(seq.extra_blocks for seq in self._released) + whole
+        own: int = sum(seq.extra_blocks for seq in self._released)
+        return int(self.kv.free_blocks) + own + whole
 
     def still_held(self) -> list[Sequence]:
         """Ended requests whose blocks nobody has released."""
