@@ -80,9 +80,10 @@ class PrefillOfPull(_Turning, PullPrefill):
     def free_to_be(self) -> int:
         """Free blocks when those released since the last step are freed too."""
         holders = Counter(block for seq in self._released for block in seq.blocks)
-        whole = sum(block.holders == many for block, many in holders.items())
+        shared: int = sum(block.holders == many for block, many in holders.items())
         own: int = sum(seq.extra_blocks for seq in self._released)
-        return int(self.kv.free_blocks) + own + whole
+        free: int = self.kv.free_blocks
+        return free + own + shared
 
     def still_held(self) -> list[Sequence]:
         """Ended requests whose blocks nobody has released."""
