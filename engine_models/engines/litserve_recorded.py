@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 from collections.abc import Sequence as Series
+from itertools import count
 from typing import Any
 
 from engine_models.parts.protocols import INFINITY
@@ -41,18 +42,19 @@ def _windows(
         INFINITY if timeout_s in (False, -1) else timeout_s,
     )
     collectors = Collectors[Mapping[str, Any]](rules)
-    computing: list[tuple[float, int, dict[str, Any]]] = []
+    computing: list[tuple[float, int, dict[str, Any]]] = []  # by end, then by turn
+    turns = count()
     steps: list[dict[str, Any]] = []
     coming = sorted(requests, key=lambda request: (request["arrival"], request["idx"]))[::-1]
 
     def ends(at_s: float) -> None:
         """Let the calls that end by now end."""
         while computing and computing[0][0] <= at_s:
-            end_s, worker, step = heapq.heappop(computing)
+            end_s, _, step = heapq.heappop(computing)
             forms(end_s)
             step["queued_after"] = [request["id"] for _, request in collectors.queue]
             steps.append(step)
-            collectors.free(worker, end_s)
+            collectors.free(step["worker"], end_s)
             forms(end_s)
 
     def forms(at_s: float) -> None:
@@ -65,7 +67,7 @@ def _windows(
                 "reason": formed.reason,
                 "t_end": formed.at_s + length_s,
             }
-            heapq.heappush(computing, (formed.at_s + length_s, formed.worker, step))
+            heapq.heappush(computing, (formed.at_s + length_s, next(turns), step))
 
     while coming or computing or collectors.taken or collectors.queue:
         due_s = coming[-1]["arrival"] if coming else INFINITY

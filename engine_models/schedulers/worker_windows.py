@@ -4,7 +4,8 @@ A worker begins to collect when it is free, not when a request arrives: after it
 came. It goes when it has as many as it may take, or at the end of the window; without a window it takes what is there, as soon as
 anything is. How long a request has waited is looked at when it is taken, and never again: one that is too old is sent away.
 
-Of several workers that collect, the next request goes to the one that has polled the queue longest; a poll lasts `POLL_S`.
+Of several workers that collect, the next request goes to the one that has polled the queue longest; a poll lasts `POLL_S`. Of
+windows that end at one time the one goes first whose last poll began first.
 
 Source: behaviour of LitServe 0.2.19 (`loops/base.py`, `loops/simple_loops.py`, `loops/streaming_loops.py`), checked batch by
 batch against recordings; see docs/engines/litserve.md.
@@ -12,6 +13,7 @@ batch against recordings; see docs/engines/litserve.md.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -50,16 +52,16 @@ class WindowRules:
 class _Collecting(Generic[T]):
     """A worker that collects: in which window, since when it polls, and what it has taken.
 
-    `closes_s` is when it sees that a window is over in which it has taken somebody.
+    `closes_s` is when it sees that a window is over in which it has taken somebody, `last_s` when the poll before begins.
     """
 
-    __slots__ = ("closes_s", "end_s", "entered_s", "number", "polled_s", "rank", "taken")
+    __slots__ = ("closes_s", "end_s", "entered_s", "last_s", "number", "polled_s", "since", "taken")
 
-    def __init__(self, number: int, rank: int, now_s: float, window_s: float) -> None:
+    def __init__(self, number: int, since: int, now_s: float, window_s: float) -> None:
         self.number = number
-        self.rank = rank  # among those that poll since the same time
+        self.since = since  # its turn among those that poll since the same time
         self.taken: list[T] = []
-        self.closes_s = INFINITY
+        self.closes_s = self.last_s = INFINITY
         self.enter(now_s, window_s)
 
     def enter(self, now_s: float, window_s: float) -> None:
@@ -74,6 +76,7 @@ class _Collecting(Generic[T]):
             self.taken.append(request)
         if self.taken and self.end_s < INFINITY:
             while now_s < self.end_s:
+                self.last_s = now_s
                 now_s += min(self.end_s - now_s, poll_s)
             self.closes_s = now_s
 
@@ -92,7 +95,7 @@ class Collectors(GroupFormer[T]):
         self._poll_s = poll_s if rules.workers > 1 else rules.batch_timeout_s
         for number in range(rules.workers):
             self._collecting.append(_Collecting(number, number, 0.0, rules.batch_timeout_s))
-        self._ranks = 0
+        self._turns = rules.workers
 
     def add(self, arrival_s: float, request: T, priority: int = 0) -> None:
         """As of the base; all are equal."""
@@ -100,8 +103,11 @@ class Collectors(GroupFormer[T]):
 
     def free(self, worker: int, now_s: float) -> None:
         """A worker has computed its batch and begins to collect."""
-        self._ranks -= 1
-        self._collecting.append(_Collecting(worker, self._ranks, now_s, self.rules.batch_timeout_s))
+        self._collecting.append(_Collecting(worker, self._turn(), now_s, self.rules.batch_timeout_s))
+
+    def _turn(self) -> int:
+        self._turns += 1
+        return self._turns
 
     @property
     def waiting(self) -> int:
@@ -133,7 +139,7 @@ class Collectors(GroupFormer[T]):
             if worker is not None and at_s <= ends_s:
                 formed += self._take(worker, at_s)
             else:
-                ended = next(each for each in self._collecting if each.closes_s == ends_s)
+                ended = min(self._collecting, key=lambda each: (each.closes_s, each.last_s))
                 formed.append(self._form(ended, ends_s, "window"))
 
     def _next_taker(self) -> tuple[float, _Collecting[T] | None]:
@@ -141,39 +147,47 @@ class Collectors(GroupFormer[T]):
         if not self.queue or not self._collecting:
             return INFINITY, None
         arrival_s = self.queue[0][0]
-        for each in self._collecting:
-            self._pass_time(each, arrival_s)
+        self._pass_time(arrival_s)
         there = [each for each in self._collecting if each.entered_s <= arrival_s]
         if there:
-            return arrival_s, min(there, key=lambda each: (each.polled_s, each.rank))
-        first = min(self._collecting, key=lambda each: (each.entered_s, each.rank))
+            return arrival_s, min(there, key=lambda each: (each.polled_s, each.since))
+        first = min(self._collecting, key=lambda each: (each.entered_s, each.since))
         return first.entered_s, first
 
-    def _pass_time(self, worker: _Collecting[T], now_s: float) -> None:
-        """Let the empty windows and the polls of a worker pass."""
+    def _pass_time(self, now_s: float) -> None:
+        """Let the empty windows and the polls of those that collect pass, in order of time, then of the polls before."""
         window_s, poll_s = self.rules.batch_timeout_s, self._poll_s
         if not poll_s:
             return
-        skipped = (
-            int((now_s - worker.entered_s) / window_s) - SUMMED_WINDOWS
-            if window_s and not worker.taken
-            else 0
-        )
-        if skipped > 0:
-            worker.enter(worker.entered_s + skipped * window_s, window_s)
-        while True:
-            if worker.polled_s >= worker.end_s:
-                if worker.taken:
-                    return
-                worker.enter(worker.polled_s, window_s)
-            until_s = worker.polled_s + min(worker.end_s - worker.polled_s, poll_s)
-            if until_s > now_s:
+        polling: list[tuple[float, float, int, _Collecting[T]]] = []  # by the next poll, then the one before
+        for worker in self._collecting:
+            skipped = (
+                int((now_s - worker.entered_s) / window_s) - SUMMED_WINDOWS
+                if window_s and not worker.taken
+                else 0
+            )
+            if skipped > 0:
+                worker.enter(worker.entered_s + skipped * window_s, window_s)
+            self._poll(worker, polling)
+        while polling and polling[0][0] <= now_s:
+            worker = polling[0][3]
+            worker.polled_s, worker.since = polling[0][0], self._turn()
+            heapq.heappop(polling)
+            self._poll(worker, polling)
+
+    def _poll(self, worker: _Collecting[T], polling: list[tuple[float, float, int, _Collecting[T]]]) -> None:
+        """Note when a worker polls next; one whose window is over without anybody begins another."""
+        if worker.polled_s >= worker.end_s:
+            if worker.taken:
                 return
-            worker.polled_s = until_s
+            worker.enter(worker.polled_s, self.rules.batch_timeout_s)
+        until_s = worker.polled_s + min(worker.end_s - worker.polled_s, self._poll_s)
+        heapq.heappush(polling, (until_s, worker.polled_s, worker.since, worker))
 
     def _take(self, worker: _Collecting[T], now_s: float) -> list[Formed[T]]:
         """Let a worker take the first in the queue; without a window, all that it may."""
         rules, queue = self.rules, self.queue
+        worker.since = self._turn()
         while True:
             arrival_s, request = queue.popleft()
             if now_s - arrival_s > rules.timeout_s:

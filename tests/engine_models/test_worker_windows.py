@@ -73,6 +73,18 @@ def test_two_open_windows_share_the_requests() -> None:
     assert sorted(formed.requests for formed in collectors.until(1.0)) == [[0, 2], [1, 3]]
 
 
+def test_at_one_time_who_polled_or_was_free_first_goes_first() -> None:
+    """Two windows end at 50 ms; who polled first before that goes first. Free at one time, they collect in that order."""
+    collectors = Collectors[str](WindowRules(2, 8, 0.05))
+    for at_s, name in ((0.0007, "a"), (0.0098, "b"), (0.0109, "c")):
+        collectors.add(at_s, name)
+    assert [(formed.worker, formed.requests) for formed in collectors.until(1.0)] == [(1, ["b"]), (0, ["a", "c"])]
+    collectors.free(1, 0.1)
+    collectors.free(0, 0.1)
+    collectors.add(0.1305, "d")
+    assert [(formed.worker, formed.requests) for formed in collectors.until(1.0)] == [(1, ["d"])]
+
+
 def test_age_is_looked_at_when_a_request_is_taken() -> None:
     """The worker is busy for 0.4 s: who came at 0.05 has then waited too long, who came at 0.2 has not."""
     collectors = Collectors[str](WindowRules(1, 1, 0.0, 0.3))
