@@ -42,6 +42,7 @@ GROUPS = {
     "any/closed loop": {"tpot/mean": entry(0.3), "ttft/mean": entry(0.8)},
         "vllm/batch": {"ttft/mean": entry(0.7), "throughput/mean": entry(0.35)},
     "any/launch unknown": {"tpot/mean": entry(1.2)},
+    "any/disaggregated": {"tpot/mean": entry(0.5)},
 }
 SERVED = Evidence("vllm", "measured")
 BEYOND = math.sqrt(0.15**2 - 0.09**2)
@@ -66,6 +67,8 @@ def test_batches_and_launches_that_nobody_knows_have_widths_of_their_own_and_the
     assert (width(batch, "ttft"), width(batch)) == (0.7, 0.15)
     assert (width(unknown), width(unknown, "ttft")) == (1.2, 0.6)
     assert rate_width(batch, 6.0, 60.0, False, GROUPS) == 0.35
+    assert width(replace(closed, split=True)) == 0.5
+    assert width(replace(SERVED, split=True)) == pytest.approx(0.5)
     assert why(SERVED, 0.1) == ""
     assert why(closed, 0.1).endswith("left out")
     far = why(replace(closed, near=False), 0.4)
@@ -253,6 +256,6 @@ def test_clients_that_think_longer_than_they_wait_count_as_an_open_loop(think_s:
     opened = run({"kind": "poisson", "rate": closed["totals"]["request_throughput"]})
     first, second = (result["metrics"]["ttft_ms"] for result in (closed, opened))
     wide, narrow = (metric["interval"]["mean"][1] / metric["mean"] for metric in (first, second))
-    assert (wide > 1.5 * narrow) == waits
+    assert (math.log(wide) > 3 * math.log(narrow)) == waits
     if not waits:
         assert first["mean"] == pytest.approx(second["mean"], rel=0.1)

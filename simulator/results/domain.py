@@ -80,7 +80,8 @@ def _shipped(prepared: Prepared) -> tuple[Evidence, list[str]]:
             axes.append(
                 f"weights: no {'expert' if moe else 'matrix'} kernels in {weights.name} were measured on {device.name}"
             )
-    return Evidence(plan.engine, hardware, kernel_error=error, near=near), axes
+    split = bool(prepared.pools) and not prepared.side_by_side
+    return Evidence(plan.engine, hardware, kernel_error=error, near=near, split=split), axes
 
 
 def _doubt(evidence: Evidence) -> tuple[int, bool, float]:

@@ -60,6 +60,7 @@ class Evidence:
     kernel_error : mean relative error of kernel times that were not measured; 0 where they were.
     near : whether runs of the engine on the device with such a model in such a format were measured (`Setting`).
     launch_known : whether it is known how the server was launched; of a scenario it always is.
+    split : whether prefill and decode are on servers of their own, which err otherwise than one that does both.
     fitted : log half-widths by metric of a user's calibration, of those metrics that it tells; `fitted_by` is its name.
     """
 
@@ -70,6 +71,7 @@ class Evidence:
     near: bool = True
     batch: bool = False
     launch_known: bool = True
+    split: bool = False
     fitted: tuple[tuple[str, float], ...] = ()
     fitted_by: str = ""
 
@@ -80,8 +82,14 @@ class Evidence:
     def groups(self) -> tuple[str, ...]:
         """The same with those that stand in for it, the nearest first: of the engine, of all engines, of any closed loop."""
         if not self.closed_loop:
-            return (f"{self.engine}/{'measured' if self.hardware == 'measured' else 'kernels'}/open loop",)
-        kinds = [*(["batch"] if self.batch else []), *([] if self.launch_known else ["launch unknown"]), "closed loop"]
+            measured = self.hardware == "measured" and not self.split
+            return (f"{self.engine}/{'measured' if measured else 'kernels'}/open loop",)
+        kinds = [
+            *(["disaggregated"] if self.split else []),
+            *(["batch"] if self.batch else []),
+            *([] if self.launch_known else ["launch unknown"]),
+            "closed loop",
+        ]
         return tuple(f"{who}/{kind}" for kind in kinds for who in (self.engine, "any"))
 
 
@@ -283,7 +291,7 @@ def why(evidence: Evidence, step_width: float) -> str:
     if evidence.fitted:
         told = " and ".join(metric.upper() for metric, _ in evidence.fitted)
         return f"error intervals of {told} are those of {evidence.fitted_by} (a factor of {math.exp(step_width):.2f} for TPOT)"
-    if evidence.hardware == "measured" and not evidence.closed_loop:
+    if evidence.hardware == "measured" and not evidence.closed_loop and not evidence.split:
         return ""
     said = f"error intervals (a factor of {math.exp(step_width):.2f} for TPOT) hold nine of ten measured sources left out"
     if evidence.near:

@@ -98,7 +98,7 @@ def kinds(rows: list[dict[str, Any]]) -> dict[str, Kind]:
             continue
         workload = row.get("workload") or f"{row.get('prompt_tokens_mean', '-')} / {row.get('output_tokens_mean', '-')} tokens"
         out[row["id"]] = Kind(
-            Evidence(engine_of(row), hardware_class(row), closed_loop(row)),
+            Evidence(engine_of(row), hardware_class(row), closed_loop(row), split=bool(row.get("disagg"))),
             family_of(str(row["model"])),
             device_name(row),
             str(workload),
