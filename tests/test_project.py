@@ -89,7 +89,13 @@ def test_simulating_imports_no_table_library_before_it_writes() -> None:
 # What is shipped --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(shipped_scenarios()))
+SLOW_SCENARIOS = ("autoscaled-day-h100", "night-openvino-xeon")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_SCENARIOS else name for name in sorted(shipped_scenarios())],
+)
 def test_shipped_scenario_asks_a_question_and_runs(name: str) -> None:
     path = shipped_scenarios()[name]
     lines = path.read_text().splitlines()

@@ -139,6 +139,7 @@ def run(
     plan: SweepPlan | PartedPlan
     if count_of(parse_axes(vary)) > MOST_IN_ONE:
         plan = plan_parts(scenario, vary, overrides, headroom=headroom)
+        print(f"note: {plan.points:,} points, simulated in parts and without run directories", file=sys.stderr)
     else:
         plan = plan_sweep(scenario, vary, overrides, headroom=headroom)
     folder = place(output) if output else Path("sweeps") / f"{plan.name}-{plan.digest[:10]}"

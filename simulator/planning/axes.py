@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,8 +124,8 @@ def parse_axis(spec: str) -> Axis:
         steps: tuple[tuple[str, ...], ...] = tuple((text,) for item in items for text in _range(item, where))
     else:
         steps = tuple(_parts(item, paths, where) for item in items)
-    twice = next((step for i, step in enumerate(steps) if step in steps[:i]), None)
-    if twice is not None:
+    if len(set(steps)) < len(steps):
+        twice, _ = Counter(steps).most_common(1)[0]
         raise InputError(f"the value {':'.join(twice)} stands twice", where=where, mend="keep one of the two")
     return Axis(paths, steps)
 
