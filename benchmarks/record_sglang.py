@@ -1,33 +1,30 @@
 """Schedules of SGLang's own scheduler under drawn settings and loads, for `capacity-plan validate schedules`.
 
     python benchmarks/record_sglang.py OUT --first 0 --count 60    60 recordings, by their seeds
-    python benchmarks/record_sglang.py OUT --again FILE...         the settings and requests of these recordings once more
+    python benchmarks/record_sglang.py OUT --like FILE...          the settings and requests of these recordings once more
     capacity-plan validate schedules OUT                           how many steps are reproduced
 
 Runs in an environment where SGLang 0.5.23 can be imported (its Python files, torch for CPUs); nothing of this project is needed.
 The scheduler (built without its `__init__`), its policies, the radix cache, the pools, the requests and the processing of results
 are SGLang's; the model and the front end are not there: every request yields its number of tokens, and a step takes
-a + b x prompt tokens + c x decode rows + d x KV tokens on a virtual clock. With `--again` the 17 recordings that the scheduler
+a + b x prompt tokens + c x decode rows + d x KV tokens on a virtual clock. With `--like` the 17 recordings that the scheduler
 was written after come out equal, step by step in every column (11,004 steps).
 """
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import importlib
-import json
 import random
 from array import array
 from collections import deque
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from recorded_load import Case, drawn_request, head, main, prompt, token
+
 VERSION = "0.5.23"
 VOCABULARY = 1 << 20
-STEP_TIME = {"a": 0.008, "b": 2.5e-05, "c": 1e-4, "d": 2e-08}
-Case = dict[str, Any]
 
 # -- what is drawn ------------------------------------------------------------------------------------------
 
@@ -82,38 +79,18 @@ def drawn_config(draw: random.Random, longest: int, answer: int) -> Case:
 def drawn_requests(draw: random.Random, longest: int, answer: int, *, priorities: bool) -> list[Case]:
     """Requests with shared beginnings, some of which go on where another has ended; at times in bursts."""
     heads = [(10 + number, draw.randint(8, 150)) for number in range(draw.randint(1, 4))]
+
+    def beginning() -> list[int]:
+        segment, tokens = draw.choice(heads)
+        return [segment, 0, draw.choice([tokens, tokens, draw.randint(1, tokens)])]
+
     rate, at_s, burst = draw.choice([2, 8, 30, 100]), 0.0, draw.random() < 0.3
     requests: list[Case] = []
     open_ended: dict[str, Case] = {}
     for index in range(draw.choice([20, 40, 60]) if draw.random() < 0.9 else 200):
         if not burst or draw.random() < 0.15:
             at_s += draw.expovariate(rate) * (12 if burst else 1)
-        segments: list[list[int]] = []
-        when: Case = {"arrival": round(at_s, 6)}
-        if open_ended and draw.random() < 0.35:
-            before = open_ended.pop(draw.choice(sorted(open_ended)))
-            segments = [*before["segments"], [before["out_seg"], 0, before["output_len"]]]
-            when = {"after": {"id": before["id"], "delay": round(draw.uniform(0, 0.4), 6)}}
-        elif draw.random() < 0.6:
-            head, tokens = draw.choice(heads)
-            segments = [[head, 0, draw.choice([tokens, tokens, draw.randint(1, tokens)])]]
-        segments.append([100 + index, 0, draw.randint(1, max(1, longest - 150))])
-        if sum(tokens for *_, tokens in segments) > longest:
-            segments, when = [[100 + index, 0, draw.randint(1, longest)]], {"arrival": round(at_s, 6)}
-        request = {
-            "type": "request",
-            "idx": index,
-            "id": f"r{index:03d}",
-            "segments": segments,
-            "prompt_len": sum(tokens for *_, tokens in segments),
-            "output_len": draw.randint(1, answer),
-            "out_seg": 20000 + index,
-            "priority": draw.choice([0, 1, 2]) if priorities else 0,
-            **when,
-        }
-        requests.append(request)
-        if draw.random() < 0.5:
-            open_ended[request["id"]] = request
+        requests.append(drawn_request(draw, index, at_s, longest, answer, open_ended, beginning, priorities=priorities))
     return requests
 
 
@@ -122,18 +99,11 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
     draw = random.Random(seed)
     longest, answer = draw.choice([200, 500, 1200, 3000]), draw.choice([20, 80, 200, 400])
     config = drawn_config(draw, longest, answer)
-    head = {"type": "config", "engine": "sglang", "version": VERSION, "scenario": f"drawn-{seed}", "config": config}
-    head["step_time"] = STEP_TIME
     by_priority = config["enable_priority_scheduling"] or config["radix_eviction_policy"] == "priority"
-    return head, drawn_requests(draw, longest, answer, priorities=by_priority)
+    return head("sglang", VERSION, seed, config), drawn_requests(draw, longest, answer, priorities=by_priority)
 
 
 # -- SGLang's scheduler -------------------------------------------------------------------------------------
-
-
-def token(segment: int, place: int) -> int:
-    """A token by its content: equal ones are equal."""
-    return 10 + (segment * 7919 + place * 104729) % 50000
 
 
 def srt(module: str) -> Any:
@@ -330,12 +300,12 @@ class Recorder:
         while self.due and self.due[0][0] <= now_s:
             at_s, _, name = heapq.heappop(self.due)
             given = self.by_id[name]
-            prompt = [token(segment, first + place) for segment, first, many in given["segments"] for place in range(many)]
             certain = self.config.get("ignore_eos", False)
             sampling = params(max_new_tokens=given["output_len"], temperature=0.0, ignore_eos=certain)
             sampling.normalize(None)
             priority = given.get("priority", 0)
-            request = kind(name, "", array("q", prompt), sampling, eos_token_ids=set(), vocab_size=VOCABULARY, priority=priority)
+            tokens = array("q", prompt(given))
+            request = kind(name, "", tokens, sampling, eos_token_ids=set(), vocab_size=VOCABULARY, priority=priority)
             self.scheduler.init_req_max_new_tokens(request)
             self.results[name] = {"type": "result", "id": name, "arrival": at_s, "n_out": 0}
             self.scheduler._add_request_to_queue(request)
@@ -458,30 +428,15 @@ class Recorder:
             scheduler.last_batch = batch
 
 
-def main() -> None:
-    """Record the seeds, or the recordings, that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--again", type=Path, nargs="*")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    cases: list[tuple[Case, list[Case]]] = []
-    for path in given.again or ():
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        cases.append((lines[0], [line for line in lines if line["type"] == "request"]))
-    if not given.again:
-        cases = [drawn(seed) for seed in range(given.first, given.first + given.count)]
-    for head, requests in cases:
-        recorder = Recorder(head, requests)
-        try:
-            recorder.run()
-        finally:
-            recorder.published.restore()
-        lines = [head, *requests, *recorder.steps, *recorder.results.values()]
-        (given.out / f"{head['scenario']}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+def record(config: Case, requests: list[Case]) -> list[Case]:
+    """The steps of SGLang's scheduler, and when each request ended."""
+    recorder = Recorder(config, requests)
+    try:
+        recorder.run()
+    finally:
+        recorder.published.restore()
+    return [*recorder.steps, *recorder.results.values()]
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, drawn, record)

@@ -1,28 +1,26 @@
 """Loops of SGLang's own prefill and decode servers under drawn settings and loads, for `capacity-plan validate schedules`.
 
     python benchmarks/record_sglang_pd.py OUT --first 0 --count 60    60 recordings, by their seeds, of one kind and the other
-    python benchmarks/record_sglang_pd.py OUT --again FILE...         the settings and requests of these recordings once more
+    python benchmarks/record_sglang_pd.py OUT --like FILE...          the settings and requests of these recordings once more
 
 As `record_sglang.py`, whose parts it uses. The queues of both servers, their scheduler, pools, cache and processing of results
 are SGLang's; the peer, the network, the model and the clock are scripted as the `clock` line says: a decode server's prompts are
 computed elsewhere without a queue, a prefill server's requests have memory there from `decode_ready` on. Times are drawn so that
-nothing falls on the end of a loop to the digit. With `--again` nine of the ten recordings that the schedulers were written after
+nothing falls on the end of a loop to the digit. With `--like` nine of the ten recordings that the schedulers were written after
 come out equal (2,710 loops); the tenth never ends.
 """
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import importlib
-import json
 import random
 from array import array
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from record_sglang import VERSION, VOCABULARY, Case, Silent, built, cache_over, published, srt, token
+from record_sglang import VERSION, VOCABULARY, Silent, built, cache_over, published, srt
+from recorded_load import Case, main, prompt
 
 SOON_S = 1e-9  # times of the clock that are as good as equal
 NAMED = ("bootstrapped", "sent_chunk", "sent_early", "done", "admitted", "transferred", "resumed", "prebuilt")
@@ -306,10 +304,10 @@ class Server:
             _, index, name = heapq.heappop(self.due)
             given = self.by_id[name]
             segments = given.get("segments") or [[100 + index, 0, given["prompt_len"]]]
-            prompt = [token(segment, first + place) for segment, first, many in segments for place in range(many)]
             sampling = params(max_new_tokens=given["output_len"], temperature=0.0)
             sampling.normalize(None)
-            request = kind(name, "", array("q", prompt), sampling, eos_token_ids=set(), vocab_size=VOCABULARY)
+            tokens = array("q", prompt({"segments": segments}))
+            request = kind(name, "", tokens, sampling, eos_token_ids=set(), vocab_size=VOCABULARY)
             request.bootstrap_host, request.bootstrap_port, request.bootstrap_room = "peer", 1, index + 1
             if given["prompt_len"] > self.config["max_total_num_tokens"]:
                 self.refused.add(name)
@@ -440,31 +438,15 @@ class Server:
                 raise RuntimeError("requests are left, and none can be served")
 
 
-def main() -> None:
-    """Record the seeds, or the recordings, that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--again", type=Path, nargs="*")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    cases: list[tuple[Case, list[Case]]] = []
-    for path in given.again or ():
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        cases.append((lines[0], [line for line in lines if line["type"] == "request"]))
-    if not given.again:
-        cases = [drawn(seed) for seed in range(given.first, given.first + given.count)]
-    for head, requests in cases:
-        server = Server(head, [dict(request) for request in requests])
-        try:
-            server.run()
-        finally:
-            server.published.restore()
-        (given.out / f"{head['scenario']}.jsonl").write_text(
-            "".join(json.dumps(line) + "\n" for line in [head, *requests, *server.steps])
-        )
+def record(config: Case, requests: list[Case]) -> list[Case]:
+    """The loops of one of SGLang's servers."""
+    server = Server(config, [dict(request) for request in requests])
+    try:
+        server.run()
+    finally:
+        server.published.restore()
+    return server.steps
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, drawn, record)

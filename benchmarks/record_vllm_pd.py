@@ -1,25 +1,23 @@
 """Steps of vLLM's own prefill and decode servers under drawn settings and loads, for `capacity-plan validate schedules`.
 
     python benchmarks/record_vllm_pd.py OUT --first 0 --count 60    60 recordings, by their seeds
-    python benchmarks/record_vllm_pd.py OUT --again FILE...         the settings and requests of these recordings once more
+    python benchmarks/record_vllm_pd.py OUT --like FILE...          the settings and requests of these recordings once more
 
 As `record_vllm.py`, whose parts it uses. Schedulers, KV managers and block pools are vLLM's, and so is the NIXL connector, on its
 scheduler's side, which pulls; the workers, the link, the proxy, the model and the clock are scripted as the `clock` line says.
-With `--again` the nine recordings that the schedulers were written after come out equal, server by server (3,482 steps).
+With `--like` the nine recordings that the schedulers were written after come out equal, server by server (3,482 steps).
 """
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import importlib
-import json
 import random
 from itertools import count
-from pathlib import Path
 from typing import Any
 
-from record_vllm import VERSION, Case, Given, built, token
+from record_vllm import VERSION, Given, built
+from recorded_load import Case, main, prompt, token
 
 # -- what is drawn ------------------------------------------------------------------------------------------
 
@@ -150,14 +148,13 @@ class Server:
         while self.come and self.come[0][0] <= now_s:
             at_s, _, name, params = heapq.heappop(self.come)
             given = self.owner.by_id[name]
-            prompt = [token(segment, first + place) for segment, first, many in given["segments"] for place in range(many)]
             tokens = 1 if self.prefill else given["output_len"]
             chosen = sampling(max_tokens=tokens, ignore_eos=True, temperature=0.0, extra_args={"kv_transfer_params": params})
             self.emitted[name] = 0
             self.scheduler.add_request(
                 request_kind(
                     request_id=name,
-                    prompt_token_ids=prompt,
+                    prompt_token_ids=prompt(given),
                     sampling_params=chosen,
                     pooling_params=None,
                     arrival_time=at_s,
@@ -330,27 +327,12 @@ class Pair:
             step["step"] = number
 
 
-def main() -> None:
-    """Record the seeds, or the recordings, that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--again", type=Path, nargs="*")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    cases: list[tuple[Case, list[Case]]] = []
-    for path in given.again or ():
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        cases.append((lines[0], [line for line in lines if line["type"] == "request"]))
-    if not given.again:
-        cases = [drawn(seed) for seed in range(given.first, given.first + given.count)]
-    for head, requests in cases:
-        pair = Pair(head, requests)
-        pair.run()
-        lines = [head, *requests, *pair.steps]
-        (given.out / f"{head['scenario']}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+def record(config: Case, requests: list[Case]) -> list[Case]:
+    """The steps of a pair of vLLM's servers."""
+    pair = Pair(config, requests)
+    pair.run()
+    return pair.steps
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, drawn, record)

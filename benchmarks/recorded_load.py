@@ -39,38 +39,57 @@ def step_s(step: Case) -> float:
 def drawn_requests(draw: random.Random, longest: int, answer: int, *, priorities: bool = False) -> list[Case]:
     """Requests with shared beginnings, some of which go on where another has ended."""
     heads = [(10 + number, draw.randint(16, 150)) for number in range(draw.randint(1, 3))]
+
+    def beginning() -> list[int]:
+        segment, tokens = draw.choice(heads)
+        return [segment, 0, tokens]
+
     rate, at_s = draw.choice([2, 8, 30, 100]), 0.0
     requests: list[Case] = []
     open_ended: dict[str, Case] = {}
     for index in range(draw.choice([20, 40, 60])):
         at_s += draw.expovariate(rate)
-        segments: list[list[int]] = []
-        when: Case = {"arrival": round(at_s, 6)}
-        if open_ended and draw.random() < 0.35:
-            before = open_ended.pop(draw.choice(sorted(open_ended)))
-            segments = [*before["segments"], [before["out_seg"], 0, before["output_len"]]]
-            when = {"after": {"id": before["id"], "delay": round(draw.uniform(0, 0.4), 6)}}
-        elif draw.random() < 0.6:
-            segments = [[*draw.choice(heads)]]
-            segments[0].insert(1, 0)
-        segments.append([100 + index, 0, draw.randint(1, max(1, longest - 150))])
-        if sum(tokens for *_, tokens in segments) > longest:
-            segments, when = [[100 + index, 0, draw.randint(1, longest)]], {"arrival": round(at_s, 6)}
-        request = {
-            "type": "request",
-            "idx": index,
-            "id": f"r{index:03d}",
-            "segments": segments,
-            "prompt_len": sum(tokens for *_, tokens in segments),
-            "output_len": draw.randint(1, answer),
-            "out_seg": 20000 + index,
-            "priority": draw.choice([0, 1, 2]) if priorities else 0,
-            **when,
-        }
-        requests.append(request)
-        if draw.random() < 0.5:
-            open_ended[request["id"]] = request
+        requests.append(drawn_request(draw, index, at_s, longest, answer, open_ended, beginning, priorities=priorities))
     return requests
+
+
+def drawn_request(
+    draw: random.Random,
+    index: int,
+    at_s: float,
+    longest: int,
+    answer: int,
+    open_ended: dict[str, Case],
+    beginning: Callable[[], list[int]],
+    *,
+    priorities: bool,
+) -> Case:
+    """One request: it goes on where an `open_ended` one has ended, or has a beginning that is shared, or neither."""
+    segments: list[list[int]] = []
+    when: Case = {"arrival": round(at_s, 6)}
+    if open_ended and draw.random() < 0.35:
+        before = open_ended.pop(draw.choice(sorted(open_ended)))
+        segments = [*before["segments"], [before["out_seg"], 0, before["output_len"]]]
+        when = {"after": {"id": before["id"], "delay": round(draw.uniform(0, 0.4), 6)}}
+    elif draw.random() < 0.6:
+        segments = [beginning()]
+    segments.append([100 + index, 0, draw.randint(1, max(1, longest - 150))])
+    if sum(tokens for *_, tokens in segments) > longest:
+        segments, when = [[100 + index, 0, draw.randint(1, longest)]], {"arrival": round(at_s, 6)}
+    request = {
+        "type": "request",
+        "idx": index,
+        "id": f"r{index:03d}",
+        "segments": segments,
+        "prompt_len": sum(tokens for *_, tokens in segments),
+        "output_len": draw.randint(1, answer),
+        "out_seg": 20000 + index,
+        "priority": draw.choice([0, 1, 2]) if priorities else 0,
+        **when,
+    }
+    if draw.random() < 0.5:
+        open_ended[request["id"]] = request
+    return request
 
 
 def head(engine: str, version: str, seed: int, config: Case) -> Case:
