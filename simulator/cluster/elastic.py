@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
-from random import Random
 
 from engine_models.cost.start_up import StartUp
 from engine_models.declaration import EnginePlan, Executor, Mode
@@ -18,7 +17,7 @@ from engine_models.parts.sequence import Sequence
 from simulator.cluster.admission import Admission, ClientRules, Door
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
 from simulator.cluster.cluster import Cluster, IntArray, Sink, Source
-from simulator.cluster.faults import Fault, Faults, Process
+from simulator.cluster.faults import Fault, Faults
 from simulator.cluster.fleet import Fleet, State, Toll
 from simulator.cluster.outcome import FAILED, Reason, Rows
 from simulator.cluster.router import Router, Routing, router_of
@@ -103,10 +102,7 @@ class ElasticCluster(Cluster):
 
     def _run(self, sink: Sink | None) -> None:
         if self._faults is not None:
-            for at_s, fault in self._faults.events:
-                self._clock.at(at_s, ARRIVALS, partial(self._strike, fault))
-            for process in self._faults.processes:
-                self._await(process, Random(process.seed))
+            self._faults.begin(self._clock, self._end_s, self._strike, self._over)
         if self._scaler is not None:
             self._every(self._scaler.collect_s, RESULTS, self._collect)
             self._every(self._scaler.every_s, DECISIONS, self._decide)
@@ -128,16 +124,6 @@ class ElasticCluster(Cluster):
         return now_s > self._end_s or (idle and now_s >= min(self._source.duration_s, self._end_s))
 
     # -- faults ---------------------------------------------------------------------------------------------
-
-    def _await(self, process: Process, draw: Random) -> None:
-        at_s = self._clock.now_s + draw.expovariate(process.rate_per_s)
-        if at_s <= self._end_s:
-            self._clock.at(at_s, ARRIVALS, partial(self._recur, process, draw))
-
-    def _recur(self, process: Process, draw: Random) -> None:
-        if not self._over(self._clock.now_s):
-            self._strike(process.fault)
-            self._await(process, draw)
 
     def _strike(self, fault: Fault) -> None:
         """A fault comes to pass."""

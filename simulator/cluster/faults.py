@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from random import Random
 from typing import Literal
 
 from engine_models.parts.protocols import INFINITY
+from simulator.cluster.clock import ARRIVALS, Clock
 
 Kind = Literal["node", "gpu", "slow", "reclaim", "drain"]
 """A node is lost, or a device and with it its replica; a replica's devices slow down; a node is taken back after a notice; a
@@ -72,3 +76,21 @@ class Faults:
         if not fault.whole_node:
             return [fault.replica]
         return [number for number, node in enumerate(self.nodes) if node == self.nodes[fault.replica]]
+
+    def begin(self, clock: Clock, until_s: float, strike: Callable[[Fault], None], over: Callable[[float], bool]) -> None:
+        """Put into the calendar what goes wrong up to a time, while that is not `over`; `strike` is told each fault."""
+
+        def recur(process: Process, draw: Random) -> None:
+            if not over(clock.now_s):
+                strike(process.fault)
+                wait(process, draw)
+
+        def wait(process: Process, draw: Random) -> None:
+            at_s = clock.now_s + draw.expovariate(process.rate_per_s)
+            if at_s <= until_s:
+                clock.at(at_s, ARRIVALS, partial(recur, process, draw))
+
+        for at_s, fault in self.events:
+            clock.at(at_s, ARRIVALS, partial(strike, fault))
+        for process in self.processes:
+            wait(process, Random(process.seed))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from random import Random
 from typing import Any
 
 from engine_models.declaration import Mode
@@ -19,7 +18,7 @@ from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence as Request
 from simulator.cluster.clock import ARRIVALS, RESULTS
 from simulator.cluster.elastic import computed_tokens, cut, shift_steps
-from simulator.cluster.faults import Fault, Faults, Process
+from simulator.cluster.faults import Fault, Faults
 from simulator.cluster.fleet import Fleet, State, Toll
 from simulator.cluster.handover import HandoverCluster
 from simulator.cluster.outcome import FAILED, REJECTED, Reason, Rows
@@ -53,10 +52,7 @@ class LossyCluster(HandoverCluster):
         self._serving()
 
     def _run(self, sink: Any) -> None:
-        for at_s, fault in self._losses.events:
-            self._clock.at(at_s, ARRIVALS, partial(self._strike, fault))
-        for process in self._losses.processes:
-            self._await(process, Random(process.seed))
+        self._losses.begin(self._clock, self._end_s, self._strike, self._over)
         super()._run(sink)
 
     def _over(self, now_s: float) -> bool:
@@ -65,16 +61,6 @@ class LossyCluster(HandoverCluster):
         return now_s > self._end_s or (idle and now_s >= min(self._source.duration_s, self._end_s))
 
     # -- going ----------------------------------------------------------------------------------------------
-
-    def _await(self, process: Process, draw: Random) -> None:
-        at_s = self._clock.now_s + draw.expovariate(process.rate_per_s)
-        if at_s <= self._end_s:
-            self._clock.at(at_s, ARRIVALS, partial(self._recur, process, draw))
-
-    def _recur(self, process: Process, draw: Random) -> None:
-        if not self._over(self._clock.now_s):
-            self._strike(process.fault)
-            self._await(process, draw)
 
     def _strike(self, fault: Fault) -> None:
         """A fault comes to pass."""
