@@ -230,9 +230,9 @@ def _setting(deployment: Deployment, source: str, target: str) -> Transfer | Non
 def _route(given: Transfer | None, source: Prepared, target: Prepared, *, inside: bool) -> Route:
     stated = given.bytes_per_s if given is not None else None  # a rate that is given holds what the protocol costs
     latency_s, handover = given.latency_s if given is not None else 0.0, target.plan.handover
-    if stated is not None or handover is None:
-        rate = stated or 1.0
-        return Route(rate, rate, latency_s)
+    if stated is not None:
+        return Route(stated, stated, latency_s)
+    assert handover is not None  # `check_pair` has seen it
     link = given.link if given is not None else None
     share = 1.0 if inside else handover.rate_share
     rates = [_link_bytes_per_s(link, each.device, inside=inside) * share for each in (source, target)]

@@ -256,6 +256,8 @@ def test_clients_that_think_longer_than_they_wait_count_as_an_open_loop(think_s:
     opened = run({"kind": "poisson", "rate": closed["totals"]["request_throughput"]})
     first, second = (result["metrics"]["ttft_ms"] for result in (closed, opened))
     wide, narrow = (metric["interval"]["mean"][1] / metric["mean"] for metric in (first, second))
-    assert (math.log(wide) > 3 * math.log(narrow)) == waits
+    of_loops, _ = half_width(replace(SERVED, closed_loop=True), "ttft", "mean")
+    assert math.log(wide) == pytest.approx(of_loops if waits else math.log(narrow), rel=0.02)
+    assert of_loops > 3 * math.log(narrow)
     if not waits:
         assert first["mean"] == pytest.approx(second["mean"], rel=0.1)

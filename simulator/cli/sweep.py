@@ -143,10 +143,10 @@ def run(
     else:
         plan = plan_sweep(scenario, vary, overrides, headroom=headroom)
     folder = place(output) if output else Path("sweeps") / f"{plan.name}-{plan.digest[:10]}"
-    if plots and (is_remote(folder) or isinstance(plan, PartedPlan)):
-        raise InputError(
-            "plots are of a sweep in one table, written to a folder", where="--plots", mend="leave it out, or name a folder"
-        )
+    if plots and isinstance(plan, PartedPlan):
+        raise InputError(f"no plots are made of more than {MOST_IN_ONE:,} points", where="--plots", mend="leave it out")
+    if plots and is_remote(folder):
+        raise InputError("plots are written to a folder", where="--plots", mend="leave it out, or name a folder")
     if isinstance(plan, SweepPlan) and resume and output is None and not folder.exists():
         folder = akin(folder, plan.runs) or folder
     try:
@@ -154,8 +154,7 @@ def run(
     except BaseException as error:
         progress_done()
         if isinstance(plan, PartedPlan):
-            words = f"the parts that are finished are kept in {folder / POINTS}"
-            kept = 1
+            kept, words = 1, f"the parts that are finished are kept in {folder / POINTS}"
         else:
             kept = len({p.digest for p in plan.points if (folder / "runs" / p.name).is_dir()})
             words = f"{kept} of {len(plan.points)} points are finished and kept in {folder}"
