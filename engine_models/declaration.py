@@ -361,7 +361,7 @@ FEATURES = {
 class Engine:
     """One engine, declared.
 
-    name : as a scenario names it; title : as it is spoken of.
+    name : as a scenario names it; title : as it is spoken of; rule : how its scheduler decides, in a paragraph.
     versions : the newest first; of each older one what differs from the next newer, by the names of the engine's switches.
     oldest : oldest release for which the oldest declared version stands, "" for that version itself.
     devices : kinds of devices with a backend, and the source.
@@ -385,6 +385,7 @@ class Engine:
 
     name: str
     title: str
+    rule: str = ""
     versions: Mapping[str, Mapping[str, Any]]
     oldest: str = ""
     devices: Mapping[DeviceKind, str]

@@ -224,6 +224,10 @@ _KINDS: frozenset[DeviceKind] = frozenset({"gpu"})
 ENGINE = Engine(
     name="deepspeed_inference",
     title="DeepSpeed-Inference",
+    rule=(
+        "Fixed groups, padded to the longest and computed until their last ends, whose rows each have a workspace set "
+        "aside at start-up; with ZeRO-Inference the weights come over the link in every step."
+    ),
     versions={"0.19.8": {}},
     oldest="0.6.6",
     devices={"gpu": f"{_SOURCE}: NVIDIA and AMD GPUs"},

@@ -195,6 +195,10 @@ _KINDS: frozenset[DeviceKind] = frozenset({"gpu"})
 ENGINE = Engine(
     name="deepspeed_mii",
     title="DeepSpeed-MII",
+    rule=(
+        "Split and fuse: every step serves all decodes that find memory, then fills up with prompts, the last one cut "
+        "to what is left; if nothing can be chosen, the last in the buffer loses its blocks."
+    ),
     versions={"0.3.3": {}},
     oldest="0.2.0",
     devices={"gpu": f"{_SOURCE}: NVIDIA GPUs of compute capability 8.0 and above"},

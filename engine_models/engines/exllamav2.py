@@ -226,6 +226,10 @@ _KINDS: frozenset[DeviceKind] = frozenset({"gpu"})
 ENGINE = Engine(
     name="exllamav2",
     title="ExLlamaV2",
+    rule=(
+        "Pages for prompt and longest answer at admission; who does not fit is passed over, but only so often; "
+        "prompts are computed a chunk each beside one step of all rows that generate."
+    ),
     versions={"0.3.2": {}},
     oldest="0.2.0",
     devices={"gpu": f"{_SOURCE}: NVIDIA GPUs, before Ampere without pages; AMD's are not simulated"},

@@ -177,6 +177,10 @@ _KINDS: frozenset[DeviceKind] = frozenset({"gpu"})
 ENGINE = Engine(
     name="inferflow",
     title="Inferflow",
+    rule=(
+        "Rows in order of arrival, each with all that it has to compute, until a soft budget of tokens is reached; "
+        "every row has a cache of a whole context, set aside at start-up."
+    ),
     versions={"0.1.0": {}},
     devices={"gpu": f"{_SOURCE}: NVIDIA GPUs; its CPU layers are not simulated"},
     formats={

@@ -277,7 +277,7 @@ def _plugged(point: EntryPoint) -> Engine:
 def _problem(engine: Engine, name: str) -> str | None:
     """The first field of a declaration that is not what it has to be, in words; None if all are."""
     kinds = set(get_args(DeviceKind))
-    texts = {"name": engine.name, "title": engine.title, "kernels": engine.kernels, "oldest": engine.oldest}
+    texts = {"name": engine.name, "title": engine.title, "kernels": engine.kernels, "oldest": engine.oldest, "rule": engine.rule}
     supports = {"formats": engine.formats, "features": engine.features}
     mappings = {"versions": engine.versions, "devices": engine.devices, "same_as": engine.same_as, **supports}
     for field, text in texts.items():

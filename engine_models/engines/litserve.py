@@ -93,6 +93,10 @@ _ANY: frozenset[DeviceKind] = frozenset({"gpu", "cpu", "apple"})
 ENGINE = Engine(
     name="litserve",
     title="LitServe",
+    rule=(
+        "Workers take from one queue, each in a window of its own that begins when it is free, and compute what they "
+        "took to the end; who has waited too long is sent away with 504 when it is taken."
+    ),
     versions={"0.2.19": {}},
     oldest="0.2.16",
     devices={

@@ -77,6 +77,10 @@ _KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apple", "cpu", "apu"})
 ENGINE = Engine(
     name="llama_cpp",
     title="llama.cpp",
+    rule=(
+        "A fixed number of slots whose caches outlive their requests: one token of each generating slot, then prompts "
+        "slot by slot, in sub-batches; a pool without room halves the batch and at last fails all that run."
+    ),
     versions={
         "0.7.0": {},
         "0.0.5800": {

@@ -269,6 +269,10 @@ _KINDS: frozenset[DeviceKind] = frozenset({"gpu"})
 ENGINE = Engine(
     name="lmdeploy",
     title="LMDeploy",
+    rule=(
+        "TurboMind walks all who are in from the oldest, prompts and decodes in one step, and takes blocks from the "
+        "youngest; the PyTorch engine computes prompts or decodes in turns, with memory a few tokens ahead."
+    ),
     versions={"0.18.0": {}},
     oldest="0.16.0",
     devices={"gpu": f"{_SOURCE}: NVIDIA GPUs; Ascend, MACA and Cambricon devices are not simulated"},

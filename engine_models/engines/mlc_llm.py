@@ -213,6 +213,10 @@ _KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apple", "apu"})
 ENGINE = Engine(
     name="mlc_llm",
     title="MLC-LLM",
+    rule=(
+        "Prompts go first, with all decodes in the same step, while chunk, pages and a watermark allow; when pages "
+        "run out the row that came last goes to the front of the queue."
+    ),
     versions={"0.26.0": {}},
     oldest="0.1.0",
     devices={

@@ -214,6 +214,10 @@ _KINDS: frozenset[DeviceKind] = frozenset({"apple"})
 ENGINE = Engine(
     name="mlx_lm",
     title="MLX LM",
+    rule=(
+        "A thread goes through turns of up to three calls: all decodes, the last tokens of prompts, a piece of every "
+        "other prompt; it looks at its queue only when a budget of time is used up."
+    ),
     versions={"0.32.2": {}},
     oldest="0.31.2",
     devices={"apple": f"{_SOURCE}: Apple silicon; MLX's CUDA and CPU backends are not simulated"},

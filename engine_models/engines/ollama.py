@@ -156,6 +156,10 @@ _KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apple", "cpu", "apu"})
 ENGINE = Engine(
     name="ollama",
     title="Ollama",
+    rule=(
+        "llama.cpp's slots behind a manager that loads a model when it is asked for, lets in as many requests as "
+        "slots, turns away beyond its queue (503), and drops the model after a while without requests."
+    ),
     versions={"0.33": {}},
     oldest="0.31",
     devices={

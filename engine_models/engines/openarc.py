@@ -110,6 +110,7 @@ def _check_runtime(config: Mapping[str, Any]) -> None:
 ENGINE = Engine(
     name="openarc",
     title="OpenArc",
+    rule="One request at a time for each model, in order of arrival, through OpenVINO GenAI's pipeline for a single user.",
     versions={"2.0.4": {}},
     devices=DEVICES,
     formats=FORMATS,

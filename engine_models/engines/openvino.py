@@ -78,6 +78,10 @@ def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
 ENGINE = Engine(
     name="openvino",
     title="OpenVINO",
+    rule=(
+        "One list in order of arrival: who is in it computes what budget and memory allow, answers before prompts; a "
+        "decode without a block takes the newest blocks of the last in the list."
+    ),
     versions={"2026.4.0": {}},
     oldest="2026.3.0",
     devices=DEVICES,

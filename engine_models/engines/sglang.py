@@ -737,6 +737,11 @@ _KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apu"})
 ENGINE = Engine(
     name="sglang",
     title="SGLang",
+    rule=(
+        "Prompts before answers over a radix tree of cached prefixes: whenever a prompt can be admitted, decoding "
+        "waits. Admission weighs what running rows may still generate by a falling ratio; when memory runs out, rows "
+        "are retracted and computed again."
+    ),
     versions=VERSIONS,
     oldest="0.5",
     devices=dict.fromkeys(("gpu", "apu"), _DOCS),

@@ -468,6 +468,11 @@ _KINDS: frozenset[DeviceKind] = frozenset({"gpu"})
 ENGINE = Engine(
     name="tgi",
     title="TGI",
+    rule=(
+        "First come, first served, with memory for a request's whole life at admission, so that nobody is preempted "
+        "and the head of the queue blocks all others; prompts in pieces beside decodes, and 429 above a number of "
+        "requests."
+    ),
     versions=VERSIONS,
     oldest="2",
     devices={"gpu": f"{_SOURCE}: images for NVIDIA and AMD GPUs; backends of other devices are other programs"},

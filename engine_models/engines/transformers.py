@@ -228,6 +228,10 @@ _GPU: frozenset[DeviceKind] = frozenset({"gpu"})
 ENGINE = Engine(
     name="transformers",
     title="transformers",
+    rule=(
+        "generate computes groups padded to the longest until their last ends; continuous batching passes over all "
+        "who could run, decodes first, and serves each whom budget and memory allow, so that later ones may overtake."
+    ),
     versions={"5.24.0": {}},
     oldest="5.23.0",
     devices={

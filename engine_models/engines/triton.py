@@ -122,6 +122,10 @@ _ANY: frozenset[DeviceKind] = frozenset({"gpu", "cpu"})
 ENGINE = Engine(
     name="triton",
     title="Triton",
+    rule=(
+        "A batcher forms batches of whole requests for a model's instances: when a preferred number waits, the oldest "
+        "has waited its delay, or none may join; queues may be full (503) and expire."
+    ),
     versions={"2.71.0": {}},
     devices={"gpu": f"{_SOURCE}: KIND_GPU", "cpu": f"{_SOURCE}: KIND_CPU"},
     formats={

@@ -500,6 +500,10 @@ _KINDS: frozenset[DeviceKind] = frozenset({"gpu"})
 ENGINE = Engine(
     name="trtllm",
     title="TensorRT-LLM",
+    rule=(
+        "Memory first, then tokens: a capacity policy says which active requests the cache can hold (with whole "
+        "answers, or for the next step with pauses), a second pass fills the step up to the token budget."
+    ),
     versions=VERSIONS,
     oldest="0.20",
     devices={"gpu": f"{_SOURCE}: NVIDIA GPUs only"},

@@ -960,6 +960,11 @@ _LORA_KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apu"})
 ENGINE = Engine(
     name="vllm",
     title="vLLM",
+    rule=(
+        "Continuous batching under one token budget: a step serves the running rows first, then admits waiting "
+        "prompts, whole or in chunks beside answers, while budget, rows and KV blocks last; when blocks run out the "
+        "last row is preempted and computed again."
+    ),
     versions=VERSIONS,
     devices=dict.fromkeys(("gpu", "apu", "asic", "cpu"), _DOCS),
     formats={

@@ -56,6 +56,7 @@ def _engines() -> list[dict[str, Any]]:
                 "devices": list(engine.devices),
                 "licence": project.licence if project else None,
                 "state": project.state if project else "",
+                "alive": project.alive if project else None,
             }
         )
     return out
@@ -175,6 +176,7 @@ def _columns(kind: str) -> Columns:
             "steps equal": lambda entry: _cell(entry["recorded_steps_equal"] or None),
             "host costs": told("host_costs"),
             "devices": told("devices"),
+            "status": lambda entry: entry["state"] or (f"alive {entry['alive']}" if entry["alive"] else "-"),
             "versions": told("versions"),
         },
         "traces": {"requests/s": told("requests_per_s")},
@@ -182,7 +184,10 @@ def _columns(kind: str) -> Columns:
     return {"name": told("name"), **columns[kind]}
 
 
-WORDS = {"host costs", "formats", "kernels measured", "versions", "devices", "meaning", "provider", "region", "unit"}
+WORDS = {
+    *("host costs", "formats", "kernels measured", "versions", "devices", "status"),
+    *("meaning", "provider", "region", "unit", "flags", "they change"),
+}
 """Columns of words, which may be folded; names are not, so that they can be copied."""
 LEAST_WANTED = ("active", "context tokens", "weights", "kernels measured", "bf16 TFLOP/s", "region", "commitment")
 """Columns that a narrow terminal goes without, the first of them first."""
@@ -365,12 +370,20 @@ def _show_model(name: str) -> dict[str, Any]:
 def _show_engine(name: str) -> dict[str, Any]:
     from engine_models.cost.overheads import load_overheads
     from engine_models.engines.known import engine_named, split
+    from engine_models.engines.projects import PROJECTS
 
     engine = engine_named(name)
     version = engine.version(split(name)[1])
     switches = engine.switches(version)
-    report: dict[str, Any] = {"name": engine.name, "version": version, "versions": engine.releases}
+    report: dict[str, Any] = {"name": engine.name, "title": engine.title, "version": version, "versions": engine.releases}
+    if engine.rule:
+        report["rule"] = engine.rule
     report["devices"] = list(engine.devices)
+    if project := PROJECTS.get(engine.name):
+        report |= {"licence": project.licence, "newest sign of life": f"{project.alive} ({project.seen})"}
+        if project.state:
+            report["state"] = project.state
+        report["recorded steps equal"] = project.steps or "none recorded: timelines worked by hand"
     for key, offered in (("formats", engine.formats), ("features", engine.features)):
         report[key] = [
             {"name": name, "devices": " ".join(sorted(support.kinds)), "source": support.source}
@@ -382,6 +395,14 @@ def _show_engine(name: str) -> dict[str, Any]:
         name: "engine's choice" if flag.default is None else str(flag.default)
         for name, flag in engine.flags().modelled.items()
     }
+    unread = engine.flags().unread.items()
+    for title, refused in (("flags that are not read, with a warning", False), ("flags that are refused", True)):
+        changes = sorted({flag.changes for _, flag in unread if flag.changes and flag.refused is refused})
+        if changes:
+            report[title] = [
+                {"they change": what, "flags": [name for name, flag in unread if (flag.changes, flag.refused) == (what, refused)]}
+                for what in changes
+            ]
     shown = load_overheads(engine.name, engine.overheads_from).provenance
     report["overheads"] = [{"name": k, **v} for k, v in shown.items()]
     return report

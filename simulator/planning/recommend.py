@@ -25,6 +25,7 @@ from simulator.planning.backends import in_processes
 from simulator.planning.points import judged
 
 if TYPE_CHECKING:
+    from engine_models.declaration import EnginePlan
     from simulator.config.schema import Pool, Scenario
 
 TUNED = ("rows", "step_tokens")
@@ -129,14 +130,19 @@ def recommend(
     mine, _ = split(pool.engine)
     excluded: list[Excluded] = []
     asked: list[tuple[str, Scenario, dict[str, Any]]] = []
+    ways: dict[str, list[EnginePlan]] = {}
     for spelled in (*names(), *IMPLIED):
         name = split(spelled)[0]
         why = _unwanted(name, wishes)
         if why is None:
             try:
-                changed, default = _with_engine(scenario, pool, name, IMPLIED.get(spelled, {}))
+                changed, default, plan = _with_engine(scenario, pool, name, IMPLIED.get(spelled, {}))
             except PlanError as error:
                 why = error.message
+            else:
+                if any(_alike(plan, other) for other in ways.setdefault(name, [])):
+                    continue  # the engine takes this way by itself
+                ways[name].append(plan)
         if why is not None:
             excluded.append(Excluded(name, why))
             continue
@@ -199,8 +205,8 @@ def _unwanted(name: str, wishes: Wishes) -> str | None:
 
 def _with_engine(
     scenario: Scenario, pool: Pool, name: str, implied: Mapping[str, str]
-) -> tuple[Scenario, list[dict[str, Any]]]:
-    """The scenario under another engine's defaults, and flags worth trying; raises what refuses it."""
+) -> tuple[Scenario, list[dict[str, Any]], EnginePlan]:
+    """The scenario under another engine's defaults, flags worth trying, and how it is served; raises what refuses it."""
     from simulator.prepare import prepare
 
     mine, _ = split(pool.engine)
@@ -209,13 +215,19 @@ def _with_engine(
     else:
         mapped = {**implied, **_carried(pool, mine, name)}
         changed = _replaced(scenario, pool.model_copy(update={"engine": name, "engine_args": mapped, "calibration": None}))
-    limits = prepare(changed).plan.limits
+    plan = prepare(changed).plan
+    limits = plan.limits
     defaults = {"rows": limits.rows, "step_tokens": limits.step_tokens}
     own = engine_named(name).same_as
     tries = [
         {own[word]: max(1, round(defaults[word] * factor))} for word in TUNED if word in own for factor in FACTORS
     ]
-    return changed, tries
+    return changed, tries, plan
+
+
+def _alike(one: EnginePlan, other: EnginePlan) -> bool:
+    """Whether two pools of an engine are served alike."""
+    return (one.limits, one.memory, one.costs, one.executor) == (other.limits, other.memory, other.costs, other.executor)
 
 
 def _carried(pool: Pool, mine: str, name: str) -> dict[str, Any]:

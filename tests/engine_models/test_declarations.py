@@ -47,6 +47,7 @@ def test_a_declaration_names_what_exists(name: str) -> None:
     own = {*table.modelled, *table.aliases, *(f"no_{flag}" for flag in table.modelled)}
     assert set(engine.same_as.values()) <= own
     assert "rows" in engine.same_as
+    assert engine.rule.endswith(".")
 
 
 @pytest.mark.parametrize("name", list(BUILT_IN))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import simulator.cluster.cluster
+from engine_models.engines.known import BUILT_IN, split
 from engine_models.parts.sequence import Sequence
 from simulator.cluster.router import Router, router_of
 from simulator.run import RunResult, simulate
@@ -233,9 +234,31 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunRes
             monkeypatch.setattr(drawn, "STRETCH", 16)
         found = simulate({"name": name, **case.scenario}, **options)
         assert isinstance(found.requests, Path) == (case.stream_above is not None)
+        assert_sound(found)
         return found
 
     return runs
+
+
+def assert_sound(found: RunResult) -> None:
+    """Requests are conserved, nothing precedes its cause, the clock never runs back, memory and limits hold."""
+    totals, frame = found.result["totals"], found.requests_frame()
+    counts = frame["status"].value_counts().drop("not_arrived", errors="ignore")
+    ends = {"finished": "completed", "rejected": "rejected", "failed": "failed", "unfinished": "unfinished"}
+    assert {name: totals[key] for name, key in ends.items() if totals[key]} == counts.to_dict()
+    assert totals["offered"] == len(frame) - totals["not_arrived"] == sum(totals[key] for key in ends.values())
+    done = frame[frame["status"] == "finished"]
+    assert (done["queue_start_s"] >= done["arrival_s"]).all()
+    assert (done["first_scheduled_s"] >= done["queue_start_s"]).all()
+    assert (done["first_token_s"] > done["first_scheduled_s"]).all()
+    assert (done["end_s"] >= done["first_token_s"]).all()
+    assert (done["cached_tokens"] < done["prompt_tokens"]).all()
+    assert totals["total_output_tokens"] == done["output_tokens"].sum() > 0
+    usage = found.timeline["kv_usage"]
+    assert usage.min() >= 0.0
+    assert usage.max() <= 1.0 + 1e-9
+    for log in found.raw.logs:
+        assert (np.diff(np.frombuffer(log.end_s)) >= 0).all()
 
 
 def assert_same(one: RunResult, other: RunResult) -> None:
@@ -249,6 +272,11 @@ def assert_same(one: RunResult, other: RunResult) -> None:
     assert [name for name in frames[0] if not frames[0][name].equals(frames[1][name])] == []
     for mine, its in zip(one.raw.logs, other.raw.logs, strict=True):
         assert len(mine.end_s) + mine.retired_steps == len(its.end_s) + its.retired_steps
+
+
+def test_every_engine_has_a_case() -> None:
+    served = {split(case.scenario["deployment"].get("engine", "vllm"))[0] for case in CASES.values()}
+    assert served == set(BUILT_IN)
 
 
 @pytest.mark.parametrize("name", list(CASES))

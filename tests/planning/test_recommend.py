@@ -137,6 +137,16 @@ def test_the_context_is_said_to_others_in_their_words(monkeypatch: pytest.Monkey
     assert "flags of vllm are not said to the others: max_num_seqs" in found.notes
 
 
+@pytest.mark.parametrize(("model", "ways"), [("google/gemma-3-4b-it", 1), ("meta-llama/Llama-3.1-8B-Instruct", 2)])
+def test_a_way_that_an_engine_takes_anyway_is_listed_once(model: str, ways: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LMDeploy serves with its PyTorch engine what its other one lacks."""
+    seen: list[str] = []
+    monkeypatch.setattr(module, "judge", lambda spelled, scenario, flags: seen.append(spelled) or "seen")
+    monkeypatch.setattr(module, "names", lambda: ["lmdeploy"])
+    recommend(load_scenario({**SCENARIO, "model": model}), Wishes(), workers=1)
+    assert len([spelled for spelled in seen if spelled.startswith("lmdeploy")]) == ways
+
+
 @pytest.mark.slow
 def test_the_cost_at_the_slo_is_that_of_the_load_which_it_keeps() -> None:
     """The run's own cost times the share in use: filled up, the same hour serves so many more tokens."""
