@@ -121,6 +121,7 @@ SECTIONS = (
     ("Router", "`router`, a product"),
     ("Admission", "`admission`"),
     ("Pool", "A pool"),
+    ("Swap", "`swap`"),
     ("Speculative", "`speculative`"),
     ("Lora", "`lora`"),
     ("Offload", "`offload`"),
@@ -182,9 +183,8 @@ def scenario_reference() -> str:
     meanings: dict[str, dict[str, str]] = yaml.safe_load(
         (SCENARIO_PAGE.parent / "scenario-keys.yaml").read_text()
     )
-    names = ", ".join(f"`{key}`" for key in (*declared.NOT_MODELLED_IN_POOL, *declared.NOT_MODELLED_AROUND))
     intro = (SCENARIO_PAGE.parent / "scenario-intro.txt").read_text().rstrip()
-    lines = [intro.replace("{refused}", names), ""]
+    lines = [intro, ""]
     told = set()
     for name, title in SECTIONS:
         model = models[name]

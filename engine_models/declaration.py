@@ -246,7 +246,7 @@ class EnginePlan:
     `scheduler` builds a fresh scheduler of one rank with its KV cache. `prefix_caching` says whether equal contents of two
     requests matter to it. `handover` is that of a pool with a role. `outside` names in what the plan leaves the measured runs, as
     ``axis: what``. `sources` are those of the overheads. `kernels` are the version's, where they are not the engine's. `recorded`
-    says whether recorded steps of the engine are of the rule that serves this pool.
+    says whether recorded steps of the engine are of the rule that serves this pool. `sleeps`: its servers can fall asleep.
     """
 
     engine: str
@@ -266,6 +266,7 @@ class EnginePlan:
     kernels: str = ""
     tiers: tuple[TierKind, ...] = ()
     recorded: bool = True
+    sleeps: bool = False
 
     @property
     def speculation(self) -> Speculation | None:

@@ -40,6 +40,7 @@ from simulator.price import unit_price
 from simulator.routed import check_paired, check_timeout, routing_of
 from simulator.served import models_of, side_by_side
 from simulator.tiers import check_store, rate_of, tiers_of
+from simulator.turns import check_turns, each_model, with_turns
 
 if TYPE_CHECKING:
     from simulator.config.schema import Pool, Scenario
@@ -197,7 +198,7 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     running = [number for number, pool in enumerate(pools) if pool.replicas or (scaled and len(pools) == 1)]
     check_roles(scenario.deployment)
     with_index = len(pools) > 1
-    found = [_prepare_pool(scenario, number, base, with_index=with_index) for number in running]
+    found = [each for number in running for each in _prepare_pool(scenario, number, base, with_index=with_index)]
     asked = [(kind.name, kind.model) for kind in scenario.workload.classes or ()]
     if len(found) == 1 and found[0].pool.prompt_tokens is None:
         models_of(found[0], asked)
@@ -273,10 +274,15 @@ def front_words(front: FrontEnd, speed: float | None) -> list[str]:
     ]
 
 
-def _prepare_pool(scenario: Scenario, number: int, base: Path, *, with_index: bool) -> Prepared:
-    """Resolve one pool; errors about it name its index where there are several."""
+def _prepare_pool(scenario: Scenario, number: int, base: Path, *, with_index: bool) -> list[Prepared]:
+    """Resolve one pool, each of its models by itself; errors about it name its index where there are several."""
+    pool = scenario.deployment.pools[number]
     try:
-        return _resolve(scenario, scenario.deployment.pools[number], base)
+        found = [_resolve(scenario, each, base) for each in each_model(pool)]
+        if pool.models is None:
+            return found
+        check_turns(scenario, pool)
+        return with_turns(pool, found)
     except PlanError as error:
         if not with_index or error.where is None or error.where.startswith("deployment.router"):
             raise

@@ -22,6 +22,7 @@ from simulator.cost import UnitPrice
 if TYPE_CHECKING:
     from simulator.cluster.faults import Disturbance, Faults
     from simulator.cluster.scaling.scaler import Autoscaler
+    from simulator.cluster.servers import Share
     from simulator.config.schema import Pool, Scenario
 
 
@@ -81,6 +82,7 @@ class Prepared:
     disturbances: tuple[Disturbance, ...] = ()
     losses: Losses | None = None
     elastic: Elasticity | None = None
+    turns: Share | None = None
     calibration: Calibration | None = None
 
     @property

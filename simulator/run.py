@@ -42,7 +42,7 @@ from simulator.prepare import deployment_summary, prepare
 from simulator.prepared import Prepared
 from simulator.results.domain import device_sources, domain, kernel_sources
 from simulator.results.figures import Collector, Figures
-from simulator.results.fleet import fleet_figures
+from simulator.results.fleet import fleet_figures, turns_figures
 from simulator.results.intervals import add_intervals
 from simulator.results.latencies import token_gaps
 from simulator.results.rates import BatchCut
@@ -447,7 +447,13 @@ def _cluster(
         from simulator.cluster.mixed import MixedCluster
 
         destinations = destinations_of(prepared, source.classes)
-        return MixedCluster(
+        side_by_side: Callable[..., Cluster] = MixedCluster
+        if any(each.turns is not None for each in prepared.pools):
+            from simulator.cluster.turns import TurnsCluster
+
+            shares = [pool.turns for pool in prepared.pools]
+            side_by_side = partial(TurnsCluster, shares=shares, each=[pool.devices_each for pool in prepared.pools])
+        return side_by_side(
             source,
             [Servers(e.plan, e.times(), e.replicas, _acceptance(e.plan, scenario.seed), machines(e)) for e in prepared.pools],
             destinations,
@@ -595,9 +601,11 @@ def _assemble(
         warnings += _held_queue(prepared, figures)
     totals["ci95"] = figures.rates_ci95
     if prepared.side_by_side and figures.pools:
-        figures.pools = [_of_pool(each, load, window) for each, load in zip(prepared.pools, figures.pools, strict=True)]
+        devices_by_pool = cluster.devices_of_pools(window.start_s, window.end_s) or [each.devices for each in prepared.pools]
+        parts = zip(prepared.pools, figures.pools, devices_by_pool, strict=True)
+        figures.pools = [_of_pool(each, load, window, there) for each, load, there in parts]
         server["energy_j"] = sum(pool["energy_j"] for pool in figures.pools)
-    fleet = fleet_figures(cluster, window)
+    fleet, turns = fleet_figures(cluster, window), turns_figures(cluster.changes, window, prepared)
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "kind": "simulated",
@@ -609,6 +617,7 @@ def _assemble(
         "classes": figures.classes,
         **({"pools": figures.pools} if figures.pools else {}),
         **({"fleet": fleet} if fleet else {}),
+        **({"turns": turns} if turns else {}),
         "overload": asdict(figures.overload) if figures.overload is not None else None,
         "cost": cost,
         "deployment": deployment_summary(prepared),
@@ -660,20 +669,20 @@ def _assemble(
     return result, manifest, digest
 
 
-def _of_pool(pool: Prepared, load: dict[str, Any], window: Window) -> dict[str, Any]:
-    """What one of several pools served, at which rate and cost."""
+def _of_pool(pool: Prepared, load: dict[str, Any], window: Window, devices: float) -> dict[str, Any]:
+    """What one of several pools served, at which rate and cost, on so many devices on average."""
     length_s = max(window.length_s, 1e-9)
     busy_s = load.pop("busy_prefill_s"), load.pop("busy_decode_s")
     completed, inputs, outputs = (load[f"window_{what}"] for what in ("completed", "input_tokens", "output_tokens"))
-    usage = Usage(pool.devices, window.length_s, inputs, outputs, completed, *busy_s)
-    busy = float(load["gpu_busy_fraction"])
+    usage = Usage(devices, window.length_s, inputs, outputs, completed, *busy_s)
+    busy = min(float(load["gpu_busy_fraction"]) * pool.devices / max(devices, 1e-9), 1.0)
     at_once = float(load["num_requests_running"]) / max(busy, 1e-9)
     return {
         **load,
-        "energy_j": pool.devices * window.length_s * mean_power_w(pool.device, busy, at_once),
+        "energy_j": devices * window.length_s * mean_power_w(pool.device, busy, at_once),
         "model": pool.arch.name,
         "hardware": pool.device.name,
-        "devices": pool.devices,
+        "devices": devices,
         "request_throughput": completed / length_s,
         "output_throughput": outputs / length_s,
         "cost": run_cost(pool.price, usage),

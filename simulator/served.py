@@ -13,6 +13,7 @@ from simulator.cluster.destinations import NOWHERE, Destinations, Takes, overlap
 from simulator.cluster.router import Routing
 from simulator.pools import POOLS, blended_price, unique
 from simulator.prepared import Prepared
+from simulator.turns import devices_of
 from simulator.workload.columns import RequestClass, Workload
 
 if TYPE_CHECKING:
@@ -178,8 +179,9 @@ def side_by_side(scenario: Scenario, pools: Sequence[Prepared]) -> Prepared:
     found = replace(
         first,
         replicas=sum(each.replicas for each in pools),
-        devices=sum(each.devices for each in pools),
+        devices=devices_of(pools),
         price=blended_price([(each.price, each.devices) for each in pools]),
+        turns=None,
         warnings=unique(text for each in pools for text in each.warnings),
         assumptions=unique((*(text for each in pools for text in each.assumptions), *said)),
         pools=tuple(pools),

@@ -90,8 +90,6 @@ REFUSED = {
     ),
     "roles-by-length": (scenario(pool("p", role="prefill", **SHORT), pool("d", role="decode")), "`prompt_tokens` of prefill"),
     "no-lengths": (scenario(pool("a", prompt_tokens=[5, 1])), "prompt_tokens [5, 1] leaves out every prompt"),
-    "models-of-a-pool": (scenario(pool("a", models=[LLAMA, QWEN])), "pools.0.models` is not modelled yet"),
-    "time-of-a-swap": (scenario(pool("a", swap_s=3)), "pools.0.swap_s` is not modelled yet"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a server does before it serves, and how long that takes.
+"""What a server does before it serves, or falls asleep and wakes up, and how long that takes.
 
 Weights are read at a rate that depends on where they lie, each device its own part at once; compilation, graph capture and
 warm-up are constants of an engine. The constants, their sources and how far each is off where it was held out: `start_up.json`.
@@ -73,3 +73,18 @@ def predicted(
         warm_up_s=found["warm_up_s"],
     )
     return start_up, notes
+
+
+def asleep(level: int, weight_bytes: float, host_link_bytes_per_s: float, place: Place) -> tuple[float, float]:
+    """Seconds in which a server falls asleep, and in which it wakes up.
+
+    Parameters
+    ----------
+    level : 1 keeps the weights in host memory, 2 gives them up. weight_bytes : of one device.
+    host_link_bytes_per_s : nominal rate of a device's link to the host, one way. place : where weights given up lie.
+    """
+    raw = constants()
+    if level == 1:
+        out, back = (raw["sleep"][name]["value"] * host_link_bytes_per_s for name in ("out_share", "in_share"))
+        return weight_bytes / out, weight_bytes / back
+    return raw["sleep"]["discard_s"]["value"], weight_bytes / raw["weights"][place]["value"]

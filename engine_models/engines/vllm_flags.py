@@ -40,6 +40,7 @@ _MODELLED: dict[str, Flag] = {
     "quantization": Flag("str", None),
     "dtype": Flag("str", "auto"),
     "enforce_eager": Flag("bool", False),
+    "enable_sleep_mode": Flag("bool", False),
     "generation_config": Flag("str", "auto"),
     "cudagraph_capture_sizes": Flag("ints", None, low=1),
     "cuda_graph_sizes": Flag("ints", None, low=1),
@@ -100,7 +101,7 @@ _HARMLESS = """
     enable_force_include_usage enable_log_deltas enable_log_outputs enable_log_requests enable_logging_iteration_details
     enable_mfu_metrics enable_nccl_comm_suspend enable_offline_docs enable_per_request_metrics enable_prompt_embeds
     enable_prompt_tokens_details enable_reasoning enable_request_id_headers enable_scale_out enable_server_load_tracking
-    enable_sleep_mode enable_ssl_refresh enable_tokenizer_info_endpoint enable_trace_replay eplb_log_balancedness
+    enable_ssl_refresh enable_tokenizer_info_endpoint enable_trace_replay eplb_log_balancedness
     exclude_tools_when_tool_choice_none expand_tools_even_if_tool_choice_none fail_on_environ_validation
     fault_tolerance_config fingerprint_mode fingerprint_value grpc grpc_port guided_decoding_backend
     guided_decoding_disable_additional_properties guided_decoding_disable_any_whitespace guided_decoding_disable_fallback

@@ -179,10 +179,11 @@ def deployed_lines(deployment: dict[str, Any]) -> list[str]:
     return lines
 
 
-def first_token_lines(metrics: dict[str, Any]) -> list[str]:
-    """What the mean TTFT is made of."""
+def first_token_lines(metrics: dict[str, Any], *, turns: bool) -> list[str]:
+    """What the mean TTFT is made of; with `turns` models take turns on devices, for which requests wait."""
     if "ttft_front_ms" in metrics and "transfer_ms" not in metrics and metrics["ttft_ms"]["count"]:
-        of = {"front end": "front", "queue": "queue", "launches": "launch", "kernels": "kernel"}
+        first = "front end and turns" if turns else "front end"
+        of = {first: "front", "queue": "queue", "launches": "launch", "kernels": "kernel"}
         said = " + ".join(f"{words} {short(round(metrics[f'ttft_{name}_ms']['mean'], 3))}" for words, name in of.items())
         return [wrapped(f"  TTFT's mean: {said}", "    ")]
     parts = {"queue": "queue_ms", "prefill": "prefill_ms", "transfer": "transfer_ms", "decode queue": "decode_queue_ms"}
@@ -266,6 +267,15 @@ def fleet_lines(result: dict[str, Any]) -> list[str]:
     return [labelled("fleet", words)]
 
 
+def turns_lines(result: dict[str, Any]) -> list[str]:
+    """How often models took turns on the same devices."""
+    found = result.get("turns")
+    if found is None:
+        return []
+    words = f"models took turns {found['changes']:,} times, which took {found['changing_fraction']:.1%} of their devices' time"
+    return [labelled("turns", words)]
+
+
 def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | None = None) -> str:
     """The text that `simulate` prints."""
     d, t, s = result["deployment"], result["totals"], result["server"]
@@ -289,10 +299,11 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
         "",
         *latencies,
         *(["  of the requests served; the SLO counts those lost as infinitely late"] if _lost(t) else []),
-        *first_token_lines(result["metrics"]),
+        *first_token_lines(result["metrics"], turns="turns" in result),
         "",
         *pool_lines(result),
         *fleet_lines(result),
+        *turns_lines(result),
         *stage_lines(result.get("stages", [])),
         *class_lines(result["classes"]),
         *load_lines(t, manifest),

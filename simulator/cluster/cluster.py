@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Series
 from contextlib import contextmanager
 from functools import partial
 from random import Random
@@ -43,6 +44,7 @@ from simulator.cluster.outcome import (
 )
 from simulator.cluster.releases import Releases
 from simulator.cluster.router import InTurn, Router, Routing, router_of
+from simulator.cluster.servers import Change
 from simulator.serving.convoy import ConvoyReplica
 from simulator.serving.replica import Replica
 from simulator.workload.columns import Workload, no_requests, same_int
@@ -149,6 +151,8 @@ class Cluster:
 
     toll: Toll | None = None
     """What became of replicas that come and go; None where none does."""
+    changes: Series[Change] = ()
+    """Models that made room for others on the same devices."""
 
     def __init__(
         self,
@@ -274,6 +278,10 @@ class Cluster:
         self._limit_s = self._last_sent_s = at_s
         self._next_reach_s = INFINITY
         self._wake_s = [INFINITY] * len(self.replicas)
+
+    def devices_of_pools(self, start_s: float, end_s: float) -> list[float] | None:
+        """Devices that each pool had in a stretch of time, on average; None where they are always the same."""
+        return None
 
     def totals(self) -> ClusterResult:
         """Totals of the replicas, without requests."""

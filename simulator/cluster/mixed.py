@@ -107,12 +107,16 @@ class MixedCluster(Cluster):
                 routing,
                 [self._pools[self._pool_of[n]].plan.executor for n in members],
                 self._admission,
-                changing=shared,
+                changing=shared or self._changing(),
             )
             for members, routing in zip(replicas, self._routings, strict=True)
         ]
         places = {place: number for number, place in enumerate(self._places(1))}
         return GroupRouter(routers, replicas, places, self._group)
+
+    def _changing(self) -> bool:
+        """Whether a replica may be out of the routers' choice for a while."""
+        return False
 
     def _group(self, seq: Request) -> int:
         """The group of pools that a request may go to."""
@@ -215,6 +219,15 @@ class GroupRouter(Router):
             if other != group:
                 self._routers[other].shared(seq, session, local, now_s)
         return self._numbers[replica, rank]
+
+    def members(self, group: int) -> Sequence[int]:
+        """The replicas of a group."""
+        return self._replicas[group]
+
+    def only(self, group: int, replicas: Sequence[int]) -> None:
+        """From now on only these replicas of a group may be chosen for it."""
+        members = self._replicas[group]
+        self._routers[group].serving([members.index(replica) for replica in replicas])
 
     def note(self, replica: int) -> None:
         """As of the base."""

@@ -23,3 +23,27 @@ class Servers:
     replicas: int
     acceptance: Callable[[int], Callable[[int], int]] | None = None
     nodes: IntArray | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """A pool's share in devices on which several take turns.
+
+    place : their name. out_s : seconds until the pool's servers have left them; in_s : until they serve there. stay_s : for so
+    long they stay at least, while they have requests.
+    """
+
+    place: str
+    out_s: float
+    in_s: float
+    stay_s: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """One model has made room for another: begin and end [s], and the pools."""
+
+    from_s: float
+    to_s: float
+    before: int
+    after: int

@@ -396,6 +396,21 @@ Scaler = Annotated[HpaScaler | KedaScaler | KnativeScaler | DynamoScaler | WvaSc
 Commitment = Literal["on_demand", "reserved_1y", "reserved_3y", "spot"]
 
 
+class Swap(_Model):
+    """How the models of a pool take turns on its devices.
+
+    `by` is how one makes room: its server stops and starts again (`restart`), or falls asleep, with its weights in host memory
+    (`sleep_1`) or given up (`sleep_2`); by default as the engine's flags allow. `weights_from` says where given-up weights lie,
+    `compile_cache` whether a server that starts finds a filled one. Requests are served in order of arrival: a model stays until
+    one for another is the first to wait and its own have ended; with `stay_s` for so long at least, as long as it has any.
+    """
+
+    by: Literal["restart", "sleep_1", "sleep_2"] | None = None
+    weights_from: Literal["disk", "network", "cache"] = "disk"
+    compile_cache: Bool = True
+    stay_s: NotNegative = 0.0
+
+
 class Pool(_Model):
     """Replicas of one engine on one kind of hardware.
 
@@ -406,14 +421,16 @@ class Pool(_Model):
     Pools of role `prefill` compute prompts, those of role `decode` take the requests over for their answers; a pool with
     `replicas: 0` is not there. Replicas fill nodes of `gpus_per_node` devices (the device's own by default) in order, each
     pool nodes of its own, or those left over by the pool that `colocate` names. `model` is what it serves, if that is not the
-    scenario's; with `prompt_tokens` it is only given requests with prompts of so many tokens, both bounds included. `calibration`
+    scenario's; with `prompt_tokens` it is only given requests with prompts of so many tokens, both bounds included. `models` take
+    turns on its devices, as `swap` says; `swap_s` is the time of a change, which is predicted otherwise. `calibration`
     names a file of `capacity-plan calibrate` with measurements of such a deployment, whose scales its step times then have.
     `host_speed` is that of one core of the host, in units of the core on which front ends were measured.
     """
 
     name: Name
     model: Text | dict[str, Any] | None = None
-    models: tuple[Text, ...] | None = None
+    models: Annotated[tuple[Text, ...], Field(min_length=2)] | None = None
+    swap: Swap | None = None
     swap_s: NotNegative | None = None
     prompt_tokens: tuple[Annotated[int, Strict(), Field(ge=0)], Annotated[int, Strict(), Field(ge=1)]] | None = None
     role: Literal["mixed", "prefill", "decode", "encode"] = "mixed"
@@ -447,6 +464,12 @@ class Pool(_Model):
         if self.prompt_tokens is not None and self.prompt_tokens[0] > self.prompt_tokens[1]:
             low, high = self.prompt_tokens
             raise ValueError(f"prompt_tokens [{low}, {high}] leaves out every prompt; write [low, high]")
+        if self.models is None and (self.swap is not None or self.swap_s is not None):
+            raise ValueError("nothing takes turns: `swap` and `swap_s` need `models`, a list of two or more")
+        if self.models is not None and self.model is not None:
+            raise ValueError("`model` and `models` are both given; name all that take turns under `models`")
+        if self.swap_s is not None and self.swap is not None and self.swap.by is not None:
+            raise ValueError("`swap_s` states the time that `swap.by` would predict; keep one of the two")
         return self
 
 
@@ -664,6 +687,12 @@ class Cost(_Model):
         return self
 
 
+def _first_of(pool: dict[str, Any]) -> Any:
+    """The first model that a pool names."""
+    several = pool.get("models")
+    return several[0] if isinstance(several, list | tuple) and several else pool.get("model")
+
+
 class Scenario(_Model):
     """A model, a deployment that serves it, and the load it must carry.
 
@@ -687,12 +716,13 @@ class Scenario(_Model):
             return data
         deployment = data.get("deployment")
         pools = deployment.get("pools") if isinstance(deployment, dict) else None
-        named = [pool.get("model") if isinstance(pool, dict) else None for pool in pools] if isinstance(pools, list) else []
+        listed = pools if isinstance(pools, list) else [deployment] if isinstance(deployment, dict) else []
+        named = [_first_of(pool) if isinstance(pool, dict) else None for pool in listed]
         return {"model": named[0], **data} if named and all(name is not None for name in named) else data
 
 
 NOT_MODELLED_AROUND: tuple[str, ...] = ()
-NOT_MODELLED_IN_POOL = ("models", "swap_s")
+NOT_MODELLED_IN_POOL: tuple[str, ...] = ()
 NOT_MODELLED_ROLES = ("encode",)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from simulator.results.timeline import Window
 
 if TYPE_CHECKING:
     from simulator.cluster.cluster import Cluster
+    from simulator.cluster.servers import Change
+    from simulator.prepared import Prepared
 
 
 def fleet_figures(cluster: Cluster, window: Window) -> dict[str, Any]:
@@ -41,4 +44,20 @@ def fleet_figures(cluster: Cluster, window: Window) -> dict[str, Any]:
         "over_time": {
             name: [getattr(level, name) for level in levels] for name in ("at_s", "up", "draining", "coming", "devices")
         },
+    }
+
+
+def turns_figures(changes: Sequence[Change], window: Window, prepared: Prepared) -> dict[str, Any]:
+    """How often models took turns in the window, and the share of the time that it took; empty where none does."""
+    places: dict[str, int] = {
+        each.turns.place: each.devices // each.devices_each for each in prepared.pools if each.turns is not None
+    }
+    if not places:
+        return {}
+    taken_s = [max(min(each.to_s, window.end_s) - max(each.from_s, window.start_s), 0.0) for each in changes]
+    inside = [each for each in changes if window.start_s <= each.from_s <= window.end_s]
+    return {
+        "changes": len(inside),
+        "changing_fraction": sum(taken_s) / max(window.length_s * sum(places.values()), 1e-9),
+        "to": {each.pool.name: sum(change.after == n for change in inside) for n, each in enumerate(prepared.pools)},
     }
