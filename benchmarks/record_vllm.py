@@ -68,12 +68,24 @@ def drawn_config(draw: random.Random, longest: int, answer: int) -> Case:
     return config
 
 
+def draw_adapters(draw: random.Random, requests: list[Case], adapters: int) -> None:
+    """Let requests name LoRA adapters, mostly the first ones; those that go on keep theirs, or do not."""
+    of = {}
+    for request in requests:
+        before = of.get(request["after"]["id"]) if "after" in request and draw.random() < 0.7 else None
+        adapter = draw.choice([0, *range(1, adapters + 1), 1, 1]) if before is None else before
+        of[request["id"]] = request["adapter"] = adapter
+
+
 def drawn(seed: int) -> tuple[Case, list[Case]]:
     """The config line and the requests of a seed."""
     draw = random.Random(seed)
     longest, answer = draw.choice([200, 500, 1200]), draw.choice([20, 80, 200])
     config = drawn_config(draw, longest, answer)
     requests = drawn_requests(draw, longest, answer, priorities=config.get("policy") == "priority")
+    if not {"kv_groups", "num_speculative_tokens"} & set(config) and draw.random() < 0.4:
+        config["max_loras"] = draw.choice([1, 2, 3])
+        draw_adapters(draw, requests, config["max_loras"] + 2)
     return head("vllm", VERSION, seed, config), requests
 
 
@@ -120,6 +132,7 @@ def built(config: Case, transfer: Any = None) -> Any:
         ec_manager_config=Given(get_encoder_cache_manager_obj=lambda: None),
         aux_output_config=Given(enabled=False),
         kv_transfer_config=transfer,
+        lora_config=Given(max_loras=config["max_loras"]) if "max_loras" in config else None,
         speculative_config=drafter if drafts else None,
         num_speculative_tokens=drafts,
         num_lookahead_tokens=lookahead,
@@ -195,7 +208,9 @@ class Recorder:
         """Hand over what has arrived."""
         sampling = importlib.import_module("vllm.sampling_params").SamplingParams
         request_kind = importlib.import_module("vllm.v1.request").Request
+        adapted = importlib.import_module("vllm.lora.request").LoRARequest
         for at_s, given in self.arrivals.take(now_s):
+            adapter = given.get("adapter", 0)
             self.scheduler.add_request(
                 request_kind(
                     request_id=given["id"],
@@ -204,6 +219,7 @@ class Recorder:
                     pooling_params=None,
                     arrival_time=at_s,
                     priority=given["priority"],
+                    lora_request=adapted(f"adapter{adapter}", adapter, "nowhere") if adapter else None,
                     block_hasher=self.hasher,
                 )
             )
@@ -211,6 +227,7 @@ class Recorder:
     def form(self, now_s: float) -> tuple[Any, Case, set[str]]:
         """Let a step be formed: vLLM's output, the step as it is recorded, and who yields a token with it."""
         self.enqueue(now_s)
+        self.let_go(now_s)
         self.found.clear()
         self.preempted.clear()
         scheduler = self.scheduler
@@ -258,6 +275,7 @@ class Recorder:
             begun, segment = self.emitted[name], self.by_id[name]["out_seg"]
             sampled.append([token(segment, begun + place) for place in range(many)])
         scheduler = self.scheduler
+        self.let_go(step["t_end"])
         inside = set(scheduler.requests)
         result = outputs.ModelRunnerOutput(
             req_ids=names, req_id_to_index={name: at for at, name in enumerate(names)}, sampled_token_ids=sampled
@@ -275,6 +293,13 @@ class Recorder:
         step["finished"] = [name for name in names if name in inside and name not in scheduler.requests]
         step["free_blocks_after_update"] = self.free_blocks()
         self.arrivals.ended(step["finished"], step["t_end"])
+
+    def let_go(self, now_s: float) -> None:
+        """Abort the requests whose clients have left, before results are taken in."""
+        aborted = importlib.import_module("vllm.v1.request").RequestStatus.FINISHED_ABORTED
+        for at_s, name in self.arrivals.left(now_s):
+            if self.scheduler.finish_requests(name, aborted):
+                self.arrivals.ended([name], at_s)
 
     def run(self) -> None:
         """Serve all requests; one batch ahead with async scheduling."""

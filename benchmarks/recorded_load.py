@@ -98,6 +98,15 @@ def head(engine: str, version: str, seed: int, config: Case) -> Case:
     return {**named, "config": config, "step_time": STEP_TIME}
 
 
+def let_leave(name: str, requests: list[Case], share: float) -> None:
+    """Let the clients of a share of the requests leave some time after these arrive, whether or not they have ended."""
+    draw = random.Random(f"{name} leaving")
+    mean_s = draw.choice([0.05, 0.3, 1.0, 4.0])
+    for request in requests:
+        if draw.random() < share:
+            request["leaves_s"] = round(draw.expovariate(1 / mean_s), 6)
+
+
 class Arrivals:
     """Requests that are yet to come, in order of arrival: at their own time, or after the end of another."""
 
@@ -105,6 +114,7 @@ class Arrivals:
         self.by_id = {request["id"]: request for request in requests}
         self._due = [(r["arrival"], r["idx"], r["id"]) for r in requests if "after" not in r]
         heapq.heapify(self._due)
+        self._leaving: list[tuple[float, str]] = []
 
     @property
     def next_s(self) -> float:
@@ -115,7 +125,16 @@ class Arrivals:
         """Those that have come by now, with their times."""
         while self.next_s <= now_s + 1e-12:
             at_s, _, name = heapq.heappop(self._due)
+            if "leaves_s" in self.by_id[name]:
+                heapq.heappush(self._leaving, (at_s + self.by_id[name]["leaves_s"], name))
             yield at_s, self.by_id[name]
+
+    def left(self, now_s: float) -> list[tuple[float, str]]:
+        """Whose clients have left by now, ended or not, and when."""
+        gone = []
+        while self._leaving and self._leaving[0][0] <= now_s:
+            gone.append(heapq.heappop(self._leaving))
+        return gone
 
     def ended(self, names: list[str], now_s: float) -> None:
         """Let those come that wait for these."""
@@ -133,12 +152,15 @@ def main(
     parser.add_argument("out", type=Path)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--leaving", type=float, default=0.0, help="share of the clients that leave some time after they came")
     parser.add_argument("--like", type=Path, nargs="*", default=[], help="recordings whose config and requests are run again")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     cases = {path.stem: _read(path) for path in given.like}
     if not cases:
         cases = {f"drawn-{seed}": drawn(seed) for seed in range(given.first, given.first + given.count)}
+        for name, (_, requests) in cases.items():
+            let_leave(name, requests, given.leaving)
     for name, (config, requests) in cases.items():
         try:
             lines = [config, *requests, *record(config, requests)]

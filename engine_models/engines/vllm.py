@@ -110,6 +110,7 @@ class Version:
     large_gpu_budget: int = 16384  # default token budget on devices of 160 GiB and more
     graph_step_above_256: int = 16
     pads_lone_token: bool = True
+    adapters_of_all_running: bool = True  # count against `max_loras`, not only those of the rows that a step serves
     capped_window_admission: bool = True
     windows_free_processed: bool = True
     sparse_windows: bool = True
@@ -129,6 +130,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "self_preemption_continues": False,
         "large_gpu_budget": 8192,
         "pads_lone_token": False,
+        "adapters_of_all_running": False,
         "windows_free_processed": False,
         "sparse_windows": False,
         "fp32_router": "small",
@@ -265,6 +267,7 @@ def scheduling_switches(version: Version) -> dict[str, bool]:
         "wasted_row_after_limit": version.wasted_row_after_limit,
         "first_admission_lookahead": version.first_admission_lookahead,
         "pads_lone_token": version.pads_lone_token,
+        "adapters_of_all_running": version.adapters_of_all_running,
     }
 
 
@@ -919,6 +922,7 @@ def _recorded_rank(version_text: str, knobs: Mapping[str, Any]) -> Rank:
         unhashed_to_head=version.unhashed_to_head,
         windows=tuple(group.get("window") for group in knobs.get("kv_groups") or [{"type": "full"}]),
         switches=window_switches(version),
+        adapters=AdapterLimits(knobs["max_loras"]) if "max_loras" in knobs else None,
     )
 
 

@@ -4,7 +4,8 @@ also tells how many rows a grammar constrains.
 A waiting request whose adapter would be one too many is passed over until another's rows have ended; those behind it may go
 first. Who is passed over keeps the order of the queue.
 
-Source: vLLM (`v1/core/sched/scheduler.py`, `lora/worker_manager.py`), where the limit is over the adapters that the step serves.
+Source: vLLM (`v1/core/sched/scheduler.py`, `lora/worker_manager.py`), where the limit is over the adapters of all rows that run;
+before 0.33 (assumed: public copies to 0.2x) of those that the step serves.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ class AdaptedScheduler(ContinuousScheduler):
 
         self._named: set[int] = set()  # by the rows of the step that is formed
 
+    @property
+    def cancels(self) -> bool:
+        """As of the base."""
+        return True
+
     def add(self, seq: Sequence) -> None:
         """As of the base; whoever arrives may name an adapter that is served."""
         super().add(seq)
@@ -44,7 +50,10 @@ class AdaptedScheduler(ContinuousScheduler):
     def _admit(
         self, batch: Batch, served: list[tuple[Sequence, int]], budget: int, cap: int, now_s: float
     ) -> bool:
-        self._named = self._adapted.named().union(seq.adapter for seq, _ in served)
+        if self.rules.adapters_of_all_running:
+            self._named = {seq.adapter for seq in self.running}
+        else:
+            self._named = self._adapted.named().union(seq.adapter for seq, _ in served)
         return super()._admit(batch, served, budget, cap, now_s)
 
     def _passes_over(self, seq: Sequence, served: list[tuple[Sequence, int]]) -> bool:

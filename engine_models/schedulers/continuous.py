@@ -78,6 +78,7 @@ class ContinuousScheduler(Scheduler):
         self._queue = ByPriority() if self._by_priority else FirstCome()
         self._async = rules.in_flight > 1 and not rules.pipelined
         self._wasting: list[Sequence] = []
+        self._early = 0  # batches whose results a run has taken in before their end
 
     # -- queues ---------------------------------------------------------------------------------------------
 
@@ -115,12 +116,19 @@ class ContinuousScheduler(Scheduler):
 
     def cancel(self, seq: Sequence) -> bool:
         """As of the base: full blocks can be found by others still."""
-        if seq.state == "ending" or seq in self._wasting:
-            return False
+        if seq in self._wasting:
+            self._wasting.remove(seq)
+            self._leave_decodes(seq, None)
+            seq.state = "ending"
         if seq in self.running:
             known = self._before_preemption(seq, None)
             if not self.itemised:
+                first, last = seq.emissions[-1] if seq.emissions else (0, -1)
+                if last == self.next_number - 1 and last - max(first - 1, self.processed_number - self._early) == 1:
+                    known = seq.computed  # the batch formed last serves it, with a token that was known
                 self.kv.register(seq, known)
+            if seq.output_shared:
+                self.kv.make_findable(seq)
             self.kv.release(seq)
             del self.running[seq]
         else:
@@ -166,6 +174,7 @@ class ContinuousScheduler(Scheduler):
     def schedule(self, now_s: float) -> Batch | None:
         """Form the next batch; None if there is nothing to run."""
         rules = self.rules
+        self._early = 0
         batch = Batch(self.next_number)
         batch.spans = self.decodes.no_spans
         if self.record_rows:
@@ -680,6 +689,8 @@ class ContinuousScheduler(Scheduler):
         kv = self.kv
         if batch.itemised:
             self._settle_itemised(batch)
+        if batch.finishing:  # less those whose clients have left meanwhile
+            batch.finishing = [seq for seq in batch.finishing if seq.state != "finished"]
         for seq in batch.finishing:
             if seq.state == "preempted":
                 self._queue.remove(seq)
@@ -736,6 +747,7 @@ class ContinuousScheduler(Scheduler):
         self.next_number += steps
         batch = Batch(self.next_number - 1)
         self.processed_number = batch.number - 1
+        self._early = int(self._async)
         batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count
         batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
         self._end_decodes(batch)

@@ -171,6 +171,16 @@ class DraftedScheduler(ContinuousScheduler):
         """The batch whose results are not known."""
         return self._latest if self._latest.number > self.processed_number else None
 
+    def cancel(self, seq: Sequence) -> bool:
+        """As of the base."""
+        if seq in self._rows.tracks:
+            self.processed_number -= self._early
+            self._leave_decodes(seq, None)
+            self.processed_number += self._early
+            if seq.in_flight_tokens:
+                self.kv.register(seq, seq.length - seq.pending)
+        return super().cancel(seq)
+
     # -- joining and leaving --------------------------------------------------------------------------------
 
     def settle(self, batch: Batch) -> list[Sequence]:
@@ -447,6 +457,7 @@ class DraftedScheduler(ContinuousScheduler):
         held, most = self._take_blocks(steps)
         self.next_number = rows.next_number = batch.number + 1
         self.processed_number = batch.number - 1
+        self._early = int(self._async)
         self._end_decodes(batch)
         batch.order_finishing()
         self._latest = batch

@@ -551,7 +551,7 @@ class Cluster:
         replica.advance(now_s)
         if self._live.get(seq.index) is not seq:  # it has just ended
             return
-        replica.cancel(self.ranks[number], seq)
+        replica.cancel(self.ranks[number], seq, now_s)
         self._router.ended(seq, now_s)
         self._turn_away(block, seq, FAILED, Reason.TIMED_OUT, begun=True)
         self._router.note(at)

@@ -162,7 +162,7 @@ class LossyCluster(HandoverCluster):
         if self._live.get(seq.index) is not seq or replica in self._silent:
             return
         self._advance(number, self._clock.now_s)
-        self.replicas[replica].cancel(self.ranks[number], seq)
+        self.replicas[replica].cancel(self.ranks[number], seq, self._clock.now_s)
         self.toll.lost += 1
         self._drop(seq)
         self._hear(number)

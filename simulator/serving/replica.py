@@ -14,7 +14,7 @@ equal bit for bit to stepping.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Series
@@ -280,12 +280,17 @@ class Replica:
         self.clock_s = due_s
         return True
 
-    def cancel(self, rank: Rank, seq: Sequence) -> None:
-        """Forget a request that has not ended, at the time up to which the replica was advanced."""
+    def cancel(self, rank: Rank, seq: Sequence, now_s: float) -> None:
+        """Forget a request that has not ended, at the time up to which the replica was advanced.
+
+        What steps under way would yield of it counts for nobody.
+        """
         self._priced = None
         self._asleep_until_s = 0.0
         if not rank.forget(seq) and rank.scheduler.cancel(seq):
             rank.in_service -= 1
+            log = rank.log
+            seq.drop_emissions(log.retired_steps + bisect_right(log.end_s, now_s) - rank.first_step)
 
     def renew(self, schedulers: Series[Scheduler], now_s: float) -> None:
         """Forget everything at the time up to which the replica was advanced; go on, empty, with fresh schedulers.

@@ -21,6 +21,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import FloatArray, StepCost
 from engine_models.parts.sequence import Sequence
 from hardware_profiles.errors import PlanError
+from simulator.cluster.content import for_adapter
 from simulator.cluster.routing.systems import system_named
 from simulator.serving.replica import Replica
 from simulator.validation.pairs import replay_pair
@@ -190,6 +191,8 @@ def drive(run: Replay, config: dict[str, Any], requests: list[dict[str, Any]]) -
         else:
             arrivals.append((entry["arrival"], index))
     heapq.heapify(arrivals)
+    leaving: list[tuple[float, int, Sequence]] = []
+    gone: set[int] = set()
     out: list[dict[str, Any]] = []
     script = config["config"].get("spec_accept") or [0]
 
@@ -200,20 +203,22 @@ def drive(run: Replay, config: dict[str, Any], requests: list[dict[str, Any]]) -
         entry = by_index[index]
         runs = tuple((int(s), int(o), int(n)) for s, o, n in entry["segments"])
         output = (int(entry["out_seg"]), 0, int(entry["output_len"]))
+        adapter = int(entry.get("adapter", 0))
         return Sequence(
             index,
             entry["prompt_len"],
             entry["output_len"],
             arrival_s,
             priority=entry.get("priority", 0),
-            runs=(*runs, output),
+            runs=for_adapter((*runs, output), adapter),
+            adapter=adapter,
             shareable_tokens=entry["prompt_len"],
             output_shared=True,
             acceptance=acceptance,
         )
 
     def finished(seq: Sequence, now_s: float) -> None:
-        for delay, index in followers.get(ids[seq.index], ()):
+        for delay, index in followers.get(ids[seq.index], ()) if seq.index not in gone else ():
             heapq.heappush(arrivals, (now_s + delay, index))
 
     def processed(batch: Batch) -> None:
@@ -229,14 +234,24 @@ def drive(run: Replay, config: dict[str, Any], requests: list[dict[str, Any]]) -
         on_batch=processed,
     )
     while arrivals or replica.busy():
-        event = replica.next_event_s()
-        if arrivals and arrivals[0][0] <= event:
+        event, leaves = replica.next_event_s(), leaving[0][0] if leaving else np.inf
+        if arrivals and arrivals[0][0] <= min(event, leaves):
             arrival, index = heapq.heappop(arrivals)
             replica.advance(arrival)
-            replica.ranks[0].submit(make(index, arrival))
+            seq = make(index, arrival)
+            replica.ranks[0].submit(seq)
+            if "leaves_s" in by_index[index]:
+                heapq.heappush(leaving, (arrival + by_index[index]["leaves_s"], index, seq))
+        elif leaves <= event:
+            now_s, index, seq = heapq.heappop(leaving)
+            replica.advance(now_s)
+            if seq.state != "finished":
+                replica.cancel(replica.ranks[0], seq, now_s)
+                finished(seq, now_s)
+                gone.add(index)
         else:  # up to the next arrival, the next decision or the next end of a request, which may bring an arrival
             limit = float(np.nextafter(event, np.inf))
-            replica.advance(min(limit, arrivals[0][0]) if arrivals else limit, stop_after_finish=True)
+            replica.advance(min(limit, leaves, arrivals[0][0] if arrivals else np.inf), stop_after_finish=True)
     return out
 
 

@@ -64,6 +64,15 @@ def test_all_accepted_gives_one_more_than_the_drafts_a_step_until_the_limit() ->
         )  # the surplus is dropped
 
 
+def test_clients_that_leave_take_their_rows_out_of_the_aggregate() -> None:
+    pool = {**SCENARIO["deployment"], "speculative": {"method": "eagle3", "num_speculative_tokens": 3, "acceptance": 0.7}}
+    jump, step = (
+        simulate({**SCENARIO, "deployment": pool, "client": {"timeout_s": 0.3}}, aggregate=jump) for jump in (True, False)
+    )
+    assert 5 < jump.result["totals"]["reasons"]["timed_out"] < 55
+    assert jump.result == step.result
+
+
 def test_nothing_accepted_costs_more_and_gains_nothing() -> None:
     plain, drafted = run(None), run({"acceptance": 0.0})
     assert drafted.result["server"]["spec_decode_mean_acceptance_length"] == 1
