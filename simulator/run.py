@@ -50,6 +50,7 @@ from simulator.results.timeline import Window
 from simulator.results.verdict import class_slo, slo_bounds, slo_dict, too_short, with_model_error
 from simulator.routed import admission_of, client_of
 from simulator.served import check_asked, destinations_of, routings_of
+from simulator.tiers import joins_store
 from simulator.version import SCHEMA_VERSION, VERSION
 from simulator.workload.columns import Workload
 from simulator.workload.streams import stream
@@ -455,7 +456,17 @@ def _cluster(
             side_by_side = partial(TurnsCluster, shares=shares, each=[pool.devices_each for pool in prepared.pools])
         return side_by_side(
             source,
-            [Servers(e.plan, e.times(), e.replicas, _acceptance(e.plan, scenario.seed), machines(e)) for e in prepared.pools],
+            [
+                Servers(
+                    each.plan,
+                    each.times(),
+                    each.replicas,
+                    _acceptance(each.plan, scenario.seed),
+                    machines(each),
+                    joins_store(prepared.pools),
+                )
+                for each in prepared.pools
+            ],
             destinations,
             routings_of(destinations, prepared.pools),
             before_s=[each.plan.front.before_s + half_rtt_s + routing.hop_s for each in prepared.pools],

@@ -52,15 +52,42 @@ def tiers_of(deployment: Deployment, pool: Pool, device: Device) -> tuple[KvTier
     return tuple(_resolved(tier, device) for tier in asked if tier.bytes)
 
 
+def joins_store(pools: Sequence[Prepared]) -> bool:
+    """Whether the pools share one store."""
+    return any(tier.bytes for tier in pools[0].scenario.deployment.kv_tiers or ())
+
+
 def check_store(pools: Sequence[Prepared]) -> None:
-    """Refuse one store for several pools."""
-    for each in pools:
-        if "shared" in each.plan.tiers:
+    """Refuse one store for pools that cannot read each other's blocks."""
+    if not joins_store(pools):
+        return
+    first, *others = pools
+    for each in others:
+        differing = {
+            "model": (first.arch.name, each.arch.name),
+            "engine": (first.plan.engine, each.plan.engine),
+            "KV format": (first.formats.kv_cache.name, each.formats.kv_cache.name),
+            "tensor parallelism": (first.pool.tensor_parallel, each.pool.tensor_parallel),
+            "pipeline parallelism": (first.pool.pipeline_parallel, each.pool.pipeline_parallel),
+            "tokens of a block": (first.plan.limits.block_tokens, each.plan.limits.block_tokens),
+            "tiers": (first.plan.tiers, each.plan.tiers),
+        }
+        for what, (here, there) in differing.items():
+            if here != there:
+                raise InputError(
+                    f"pools '{first.pool.name}' and '{each.pool.name}' cannot share a store of KV blocks: {what} {here} "
+                    f"and {there}",
+                    where="deployment.kv_tiers",
+                    mend="give both the same, or each pool a store of its own (kv_tiers in the pool)",
+                )
+        try:
+            each.plan.scheduler("step").join(first.plan.scheduler("step"), "shared")
+        except NotImplementedError:
             raise InputError(
-                "a shared store of KV blocks beside several pools is not modelled yet",
+                f"servers of {each.plan.engine} as deployed here share no store",
                 where="deployment.kv_tiers",
-                mend="give each pool host memory and disks of its own, or simulate one pool",
-            )
+                mend="give each pool tiers of its own",
+            ) from None
 
 
 def _resolved(tier: Asked, device: Device) -> KvTier:

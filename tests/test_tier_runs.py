@@ -49,6 +49,7 @@ def rates(result: RunResult) -> dict[str, float]:
 HOST, DISK = {"kind": "host", "bytes": 2e9}, {"kind": "nvme", "bytes": 60e9}
 STORE = {"kind": "shared", "bytes": 100e9, "bytes_per_s": 20e9}
 LMCACHE, MOONCAKE = {"connector": "LMCacheConnectorV1"}, {"connector": "MooncakeStoreConnector"}
+KVBM = {"connector": "DynamoConnector"}
 
 
 RADIX = {"engine": "sglang", "engine_args": {"max_total_tokens": 14400, "context_length": 8192, "page_size": 16}}
@@ -109,6 +110,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lmcache": {"tiers": [{**HOST, **LMCACHE}, {**DISK, **LMCACHE}]},
     "lmcache, store": {"tiers": [{**STORE, **LMCACHE}], "replicas": 2},
     "store": {"tiers": [{**STORE, **MOONCAKE}], "replicas": 3},
+    "block manager": {"tiers": [{**HOST, **KVBM}, {**DISK, **KVBM, "write": "through"}]},
     "radix": {"tiers": [{**HOST, "bytes": 8e9}], **RADIX},
     "radix, selective": {"tiers": [{**HOST, "bytes": 8e9, "write": "selective"}], **RADIX},
     "radix, back": {"tiers": [{**HOST, "bytes": 4e9, "write": "back"}], **RADIX},
@@ -138,6 +140,56 @@ def test_jumping_is_stepping(name: str) -> None:
     assert one.result["totals"]["completed"] == 50
     assert external(one) > 0.05
     assert external(one) == pytest.approx(sum(rates(one).values()))
+
+
+def test_a_filter_keeps_from_the_disk_what_has_come_once() -> None:
+    def written(write: str, workload: dict[str, Any]) -> float:
+        tiers = [{"kind": "host", "bytes": 0.5e9, **KVBM}, {**DISK, **KVBM, "write": write}]
+        return float(run(tiers, workload).result["server"]["kv_tiers"][1]["written_bytes"])
+
+    once = {**CHATS, "sessions": {"turns": 1}, "requests": 20}
+    assert written("selective", once) == 0 < written("through", once)
+    assert 0 < written("selective", CHATS) < 0.9 * written("through", CHATS)
+
+
+def pools(*tiers: dict[str, Any], **second: Any) -> dict[str, Any]:
+    each = {"engine": "vllm", "hardware": "h100-sxm-80gb", "engine_args": SMALL}
+    two = [{"name": "a", **each}, {"name": "b", **each, **second}]
+    deployment = {"pools": two, "kv_tiers": list(tiers) or None}
+    return {"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": deployment, "workload": CHATS}
+
+
+STORED = {**STORE, **MOONCAKE}
+
+
+def test_pools_share_a_store_as_replicas_do() -> None:
+    two = run([STORED], replicas=2)
+    apart = simulate(pools(STORED))
+    np.testing.assert_array_equal(apart.raw.cached_tokens, two.raw.cached_tokens)
+    np.testing.assert_array_equal(apart.raw.end_s, two.raw.end_s)
+
+
+@pytest.mark.slow
+def test_a_store_of_several_pools_of_unlike_devices_jumps_as_it_steps() -> None:
+    unlike = pools(STORED, hardware="h200-sxm-141gb")
+    one, plain = simulate(unlike), simulate(unlike, aggregate=False)
+    np.testing.assert_array_equal(one.raw.end_s, plain.raw.end_s)
+    assert external(one) > 0.2
+    own = {**pools(), "deployment": {"pools": [{**pool, "kv_tiers": [STORED]} for pool in pools()["deployment"]["pools"]]}}
+    assert external(simulate(own)) < external(one) - 0.1
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ({"model": "Qwen/Qwen2.5-7B-Instruct"}, "cannot share a store of KV blocks: model"),
+        ({"tensor_parallel": 2}, "cannot share a store of KV blocks: tensor parallelism 1 and 2"),
+        ({"kv_cache": "fp8"}, "cannot share a store of KV blocks: KV format"),
+    ],
+)
+def test_pools_that_cannot_share_a_store(second: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        prepare(load_scenario(pools(STORED, **second)))
 
 
 def test_what_one_replica_wrote_another_finds() -> None:
@@ -202,6 +254,11 @@ def test_launch_commands_say_tiers() -> None:
     assert "shared at 20 GB/s" in str(said)
     (said,) = tiers("vllm serve m --kv-offloading-size 8".replace(" m ", " meta-llama/Llama-3.1-8B-Instruct "))
     assert "KV offload: 4,096 blocks" in str(said)
+    kvbm = '{"kv_connector": "DynamoConnector", "kv_connector_module_path": "kvbm.vllm_integration.connector"}'
+    sizes = "DYN_KVBM_CPU_CACHE_GB=100 DYN_KVBM_DISK_CACHE_GB=200"
+    (said,) = tiers(f"{sizes} vllm serve meta-llama/Llama-3.1-8B-Instruct --kv-transfer-config '{kvbm}'")
+    assert "93.13 GiB host" in str(said)
+    assert "186.3 GiB nvme at 5 GB/s" in str(said)
     extra = '{"kv_connector": "LMCacheConnectorV1", "kv_connector_extra_config": {"lmcache.max_local_cpu_size": 7}}'
     (said,) = tiers(f"vllm serve meta-llama/Llama-3.1-8B-Instruct --kv-transfer-config '{extra}'")
     assert "7 GiB host" in str(said)
@@ -217,7 +274,9 @@ def test_launch_commands_say_tiers() -> None:
         ({"tiers": [{**HOST, "write": "back"}]}, "writes every block through"),
         ({"tiers": [{**HOST, **LMCACHE}, {**STORE, **MOONCAKE}]}, "name the connectors"),
         ({"tiers": [{**HOST, **MOONCAKE}]}, "in one shared store"),
-        ({"tiers": [{**HOST, "connector": "DynamoConnector"}]}, "by DynamoConnector are not modelled"),
+        ({"tiers": [{**HOST, "connector": "FlexKVConnectorV1"}]}, "by FlexKVConnectorV1 are not modelled"),
+        ({"tiers": [{**STORE, **KVBM}]}, "with host memory and disks behind it"),
+        ({"tiers": [{**HOST, **KVBM, "write": "selective"}]}, "writes every block through"),
         ({"tiers": [{**HOST, "bytes": 1e5}]}, "hold less than one block"),
         ({"tiers": [HOST], "offload": {"kv_offloading_size": 8}}, "both are given"),
         ({"tiers": [HOST], "engine": "tgi", "engine_args": {}}, "KV offload is modelled for"),

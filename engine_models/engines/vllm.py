@@ -56,7 +56,7 @@ from engine_models.engines.vllm_options import (
     warn_of_weights,
 )
 from engine_models.engines.vllm_recorded import PairRecorder
-from engine_models.engines.vllm_tiers import LMCACHE, MOONCAKE, NATIVE, TierPlan, tier_plan
+from engine_models.engines.vllm_tiers import KVBM, LMCACHE, MOONCAKE, NATIVE, TierPlan, tier_plan
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
@@ -470,8 +470,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     transfer = flags.get("kv_transfer_config")
     if transfer and tiers is None and request.role == "mixed":
         warnings.append(
-            f"vllm flag `kv_transfer_config` is modelled for {NATIVE} with cpu_bytes_to_use, {LMCACHE} and {MOONCAKE} with "
-            f"kv_tiers; transfers of KV blocks by {transfer.get('kv_connector')} to and from elsewhere are not"
+            f"vllm flag `kv_transfer_config` is modelled for {NATIVE} with cpu_bytes_to_use, {LMCACHE}, {MOONCAKE} and "
+            f"{KVBM} with kv_tiers; transfers of KV blocks by {transfer.get('kv_connector')} to and from elsewhere are not"
         )
     handover = None
     if request.role != "mixed":

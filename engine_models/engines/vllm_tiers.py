@@ -1,7 +1,10 @@
 """vLLM's KV cache beyond the device: which connector keeps it, in which tiers, and by which rule it comes back.
 
-Rules of the connectors: `OffloadingConnector` (host memory, later disks and stores behind it), LMCache's `LMCacheConnectorV1` and
-`MooncakeStoreConnector`; see `engine_models.memory.kv_tiers` for what was read.
+Rules of the connectors: `OffloadingConnector` (host memory, later disks and stores behind it), LMCache's `LMCacheConnectorV1`,
+`MooncakeStoreConnector`, and `DynamoConnector`, Dynamo's block manager (KVBM), whose tiers G1 to G3 are the device, host memory
+and disks; see `engine_models.memory.kv_tiers` for what was read. Dynamo's is `kvbm/.../connector/leader/slot.rs` (read 2026-11):
+every full block that a step fills, of answers too, goes to the host unless it was found somewhere; from there to the disk as its
+filter says; a request asks the host, then the disk for what follows, and both are copied to the device in the background.
 """
 
 from __future__ import annotations
@@ -12,12 +15,12 @@ from math import inf
 from typing import Any
 
 from engine_models.declaration import PoolRequest
-from engine_models.memory.kv_tiers import BlockStore, KvTiers, Level
-from engine_models.parts.tiers import NVME_BYTES_PER_S, KvTier, Link
+from engine_models.memory.kv_tiers import BlockStore, FrequencyFilter, KvTiers, Level
+from engine_models.parts.tiers import NVME_BYTES_PER_S, KvTier, Link, WritePolicy
 from hardware_profiles.errors import InputError
 
 GIB = 1 << 30
-NATIVE, LMCACHE, MOONCAKE = "OffloadingConnector", "LMCacheConnectorV1", "MooncakeStoreConnector"
+NATIVE, LMCACHE, MOONCAKE, KVBM = "OffloadingConnector", "LMCacheConnectorV1", "MooncakeStoreConnector", "DynamoConnector"
 LMCACHE_CHUNK_TOKENS = 256
 """Tokens of a chunk unless `chunk_size` says otherwise (datasheet: LMCache's `config.py`, read 2026-11)."""
 LMCACHE_HOST_GIB = 5.0
@@ -64,7 +67,8 @@ class TierPlan:
             stores_outputs=self.stores_outputs,
             staged=self.connector == NATIVE,
             in_step=self.connector == LMCACHE,
-            from_start=self.connector != NATIVE,
+            from_start=self.connector not in (NATIVE, KVBM),
+            in_order=self.connector == KVBM,
         )
 
     def _level(self, tier: KvTier) -> Level:
@@ -72,7 +76,9 @@ class TierPlan:
         if tier.kind == "host":
             return Level("host", store)
         if tier.kind == "nvme":
-            return Level("nvme", store, [Link(rate, latency_s)], [Link(rate, latency_s)])
+            filtered = self.connector == KVBM and tier.write != "through"
+            lets_in = FrequencyFilter() if filtered else None
+            return Level("nvme", store, [Link(rate, latency_s)], [Link(rate, latency_s)], lets_in)
         own = [Link(self.network_bytes_per_s or inf) for _ in range(2)]
         return Level("shared", store, [Link(rate, latency_s), own[0]], [own[1], Link(rate, latency_s)])
 
@@ -88,6 +94,8 @@ class TierPlan:
             NATIVE: "loaded in the background, from further down by way of host memory",
             LMCACHE: f"chunks of {self.unit_blocks * self.block_tokens} tokens, which the step waits for as they are copied",
             MOONCAKE: "loaded in the background",
+            KVBM: "loaded in the background, from the disk past the host; the disk gets what has come twice in some ten minutes "
+            "(write: through or DYN_KVBM_DISABLE_DISK_OFFLOAD_FILTER gives it all)",
         }[self.connector]
         held = " + ".join(f"{tier_words(tier)} ({self._units(tier) * self.unit_blocks:,} blocks)" for tier in self.tiers)
         return [
@@ -117,7 +125,7 @@ def tier_plan(
     """
     flags = request.flags
     connector = _connector(request, has_tiers)
-    tiers = _lmcache_tiers(request) if connector == LMCACHE else request.tiers
+    tiers = {LMCACHE: _lmcache_tiers, KVBM: _kvbm_tiers}.get(connector or "", lambda asked: asked.tiers)(request)
     if not tiers or connector is None:
         return None
     kinds = [tier.kind for tier in tiers]
@@ -133,6 +141,12 @@ def tier_plan(
             f"{NATIVE} of this version of vLLM has host memory alone",
             where="deployment.kv_tiers",
             mend=f"use vllm@0.24.0 or later, or connector: {LMCACHE}",
+        )
+    if connector == KVBM and kinds not in (["host"], ["host", "nvme"]):
+        raise InputError(
+            f"{KVBM} is modelled with host memory and disks behind it, and kv_tiers names {', '.join(kinds)}",
+            where="deployment.kv_tiers",
+            mend="give kind: host, then kind: nvme if there are disks",
         )
     if connector == MOONCAKE and kinds != ["shared"]:
         raise InputError(
@@ -157,7 +171,7 @@ def tier_plan(
         ranks,
         next((tier.bytes_per_s for tier in tiers if tier.kind == "host"), request.host_link_bytes_per_s or inf),
         request.network_bytes_per_s * ranks,
-        stores_outputs and connector == NATIVE,
+        (stores_outputs and connector == NATIVE) or connector == KVBM,
     )
     for tier in tiers:
         if tier.capacity_bytes < plan.unit_bytes:
@@ -188,11 +202,11 @@ def _connector(request: PoolRequest, has_tiers: bool) -> str | None:
             mend=f"write kv_transfer_config: {{kv_connector: {LMCACHE}, kv_role: kv_both}}, or leave the flag out",
         )
     connector = named or next(iter(asked), backend)
-    if connector in (NATIVE, LMCACHE, MOONCAKE):
+    if connector in (NATIVE, LMCACHE, MOONCAKE, KVBM):
         return connector
     if request.tiers:
         raise InputError(
-            f"KV tiers by {connector} are not modelled, only by {NATIVE}, {LMCACHE} and {MOONCAKE}",
+            f"KV tiers by {connector} are not modelled, only by {NATIVE}, {LMCACHE}, {MOONCAKE} and {KVBM}",
             where=WHERE_FLAG if named else "deployment.kv_tiers",
             mend="name one of these, or remove the tiers",
         )
@@ -226,12 +240,23 @@ def _check(request: PoolRequest, windows: tuple[int | None, ...], tiers: tuple[K
             mend="use tensor_parallel within a rank instead",
         )
     for tier in tiers:
-        if tier.write not in (None, "through"):
+        if tier.write not in (None, "through") and not (connector == KVBM and (tier.kind, tier.write) == ("nvme", "selective")):
             raise InputError(
                 f"{connector} writes every block through to all tiers, not `write: {tier.write}`",
                 where="deployment.kv_tiers",
                 mend="leave `write` out",
             )
+
+
+def _kvbm_tiers(request: PoolRequest) -> tuple[KvTier, ...]:
+    """The tiers of Dynamo's block manager by its own settings [GB], where the pool does not say them."""
+    flags = request.flags
+    if request.tiers:
+        return request.tiers
+    write: WritePolicy = "through" if flags.get("dyn_kvbm_disable_disk_offload_filter") else "selective"
+    host, disk = (1e9 * float(flags.get(f"dyn_kvbm_{place}_cache_gb") or 0.0) for place in ("cpu", "disk"))
+    found = KvTier("host", host, request.host_link_bytes_per_s or inf), KvTier("nvme", disk, NVME_BYTES_PER_S, write=write)
+    return tuple(tier for tier in found if tier.capacity_bytes)
 
 
 def _lmcache_tiers(request: PoolRequest) -> tuple[KvTier, ...]:

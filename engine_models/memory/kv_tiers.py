@@ -10,6 +10,8 @@ least recently used first. A waiting request whose prefix goes on where the devi
   without blocks until it is there.
 - *in the step*: the request is scheduled at once, and its step lasts as much longer as the loads and the stores of it take.
 
+With `in_order` a tier is asked for what follows the hit of the nearer one, as Dynamo's block manager does.
+
 Units that no other request can find are counted, not named; a preempted request's are named then, for it may come back to
 find them.
 
@@ -28,6 +30,7 @@ from heapq import heappop, heappush
 from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import Link, TierCount, TierKind, through
+from hardware_profiles.errors import InputError
 
 Moment = float
 """A time [s], or the number of a batch."""
@@ -112,13 +115,43 @@ class BlockStore:
             self.units -= taken
 
 
+class FrequencyFilter:
+    """Lets units through that have come often of late: a count is 1 at first, doubles each time, and falls by one now and then.
+
+    Source: Dynamo's `block_manager/offload/filter.rs` and its `block_manager.rs` for the numbers (read 2026-11); that no more
+    than a million units are counted is left out.
+    """
+
+    def __init__(self, least: int = 2, falls_every_s: float = 600.0) -> None:
+        self._least, self._every_s = least, falls_every_s
+        self._counts: dict[int, tuple[int, int]] = {}  # of each unit, and as of which fall
+
+    def passes(self, key: int, now_s: float) -> bool:
+        """Count a unit that comes now; whether it may be written."""
+        falls = int(now_s // self._every_s)
+        count, since = self._counts.get(key, (0, falls))
+        left = count - (falls - since)
+        count = 2 * left if left > 0 else 1
+        self._counts[key] = count, falls
+        return count >= self._least
+
+
 class Level:
-    """One tier: what it holds, and the ways that a copy from it to host memory takes, and one into it."""
+    """One tier: what it holds, and the ways that a copy from it to host memory takes, and one into it.
+
+    `lets_in` says which units it takes, None for all.
+    """
 
     def __init__(
-        self, kind: TierKind, store: BlockStore, reads: Series[Link] = (), writes: Series[Link] = ()
+        self,
+        kind: TierKind,
+        store: BlockStore,
+        reads: Series[Link] = (),
+        writes: Series[Link] = (),
+        lets_in: FrequencyFilter | None = None,
     ) -> None:
         self.kind = kind
+        self.lets_in = lets_in
         self.store = store
         self.reads, self.writes = list(reads), list(writes)
         self.hit_tokens = 0
@@ -143,6 +176,7 @@ class KvTiers:
     staged : whether what is further down than the first tier comes up to it first.
     in_step : whether loads and stores prolong the step of the request.
     from_start : whether only what is found from the first unit on counts, not what follows the device's hit.
+    in_order : whether each tier is asked for what follows the hit of the nearer one, and nothing is stored again that was found.
     """
 
     def __init__(
@@ -158,13 +192,14 @@ class KvTiers:
         staged: bool = True,
         in_step: bool = False,
         from_start: bool = False,
+        in_order: bool = False,
     ) -> None:
         self.levels = list(levels)
         self.block_tokens = block_tokens
         self.unit_blocks = unit_blocks
         self.unit_bytes = unit_bytes
         self.stores_outputs = stores_outputs
-        self.staged, self.in_step, self.from_start = staged, in_step, from_start
+        self.staged, self.in_step, self.from_start, self.in_order = staged, in_step, from_start, in_order
         self._link = device_link
         self._device_unit_s = rank_unit_bytes / device_link.bytes_per_s
         self._loading_keys: dict[int, int] = {}
@@ -197,14 +232,17 @@ class KvTiers:
         copied = 0
         runs: list[Stored | None] = seq.host_run if seq.host_run is not None else [None] * len(self.levels)
         for number, level in enumerate(self.levels):
-            store = level.store
-            lacking = sum(not store.has(key, INFINITY) for key in named) + max(private, 0)
+            store, taken, alone = level.store, named, max(private, 0)
+            if level.lets_in is not None:  # what no other request can find comes once
+                new = (key for key in named if not store.has(key, INFINITY))
+                taken, alone = [key for key in new if level.lets_in.passes(key, now_s)], 0
+            lacking = sum(not store.has(key, INFINITY) for key in taken) + alone
             copied = max(copied, lacking)
             level.written_units += lacking
             ready = through(level.writes, lacking * self.unit_bytes, now_s) if lacking else now_s
-            store.put(named, batch + 1 if level.by_batch else ready)
-            if private > 0:
-                runs[number] = store.put_private(runs[number], private, batch + 1 if level.by_batch else ready)
+            store.put(taken, batch + 1 if level.by_batch else ready)
+            if alone:
+                runs[number] = store.put_private(runs[number], alone, batch + 1 if level.by_batch else ready)
             store.evict()
         seq.host_run = runs
         seq.host_blocks = full
@@ -234,13 +272,14 @@ class KvTiers:
         end = seq.length // (self.block_tokens * size)
         at = 0 if self.from_start else begin
         rises: list[tuple[int, Level]] = []
-        first = self.levels[0]
+        first, nearest = self.levels[0], 0
         room = first.store.capacity_units - len(self._coming_s)
         while at < min(end, len(keys)):
             key = keys[at]
-            level = self._level_of(key, batch, now_s)
+            level = self._level_of(key, batch, now_s, nearest)
             if level is None:
                 break
+            nearest = self.levels.index(level) if self.in_order else 0
             if key in self._loading_keys and at >= begin and not self.in_step:
                 return None
             if self.staged and level is not first:
@@ -254,10 +293,12 @@ class KvTiers:
             self._raise(rises, batch, now_s)
         if any(key in self._rising and self._rising[key][0] > now_s for key in keys[begin:at]):
             return None
+        if self.in_order:
+            seq.host_blocks = max(at, begin)
         return max(0, at * size - held_blocks)
 
-    def _level_of(self, key: int, batch: int, now_s: float) -> Level | None:
-        for level in self.levels:
+    def _level_of(self, key: int, batch: int, now_s: float, nearest: int = 0) -> Level | None:
+        for level in self.levels[nearest:]:
             if level.store.has(key, batch if level.by_batch else now_s):
                 return level
         return None
@@ -297,9 +338,11 @@ class KvTiers:
         there_s = now_s
         unit_tokens, known = size * self.block_tokens, held_blocks * self.block_tokens
         found: dict[Level, int] = {}
+        nearest = 0
         for number, key in enumerate(keys, begin + 1):
-            _, level = self._rising.pop(key, (0.0, self._level_of(key, batch, now_s)))
+            _, level = self._rising.pop(key, (0.0, self._level_of(key, batch, now_s, nearest)))
             assert level is not None
+            nearest = self.levels.index(level) if self.in_order else 0
             found[level] = found.get(level, 0) + 1
             before, known = known, min(number * unit_tokens, seq.length - 1)  # the last token is computed again
             if seq.first_scheduled_s < 0:
@@ -334,7 +377,16 @@ class KvTiers:
     # -- sharing --------------------------------------------------------------------------------------------
 
     def join(self, other: KvTiers, kind: TierKind) -> None:
-        """Share a tier with another replica: a store with its rate, of a disk the rate alone."""
+        """Share a tier with another replica: a store with its rate, of a disk the rate alone.
+
+        InputError if their units differ.
+        """
+        if kind == "shared" and self.unit_blocks != other.unit_blocks:
+            raise InputError(
+                f"one store of units of {self.unit_blocks * self.block_tokens} and {other.unit_blocks * other.block_tokens} tokens",
+                where="deployment.kv_tiers",
+                mend="give all pools chunks of the same size",
+            )
         for mine, theirs in zip(self.levels, other.levels, strict=True):
             if mine.kind != kind:
                 continue

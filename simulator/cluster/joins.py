@@ -16,14 +16,24 @@ class Joins:
     ----------
     plan : the pool's. mode : how its schedulers run.
     nodes : the machine of each replica, None for one each.
+    store : who keeps the store that several pools share, once somebody does; None where the pool's store is its own.
     """
 
-    def __init__(self, plan: EnginePlan, mode: Mode, replicas: int, nodes: NDArray[np.int64] | None) -> None:
+    def __init__(
+        self,
+        plan: EnginePlan,
+        mode: Mode,
+        replicas: int,
+        nodes: NDArray[np.int64] | None,
+        store: dict[object, Scheduler] | None = None,
+    ) -> None:
         self._plan, self._mode = plan, mode
         self._nodes = np.arange(replicas) if nodes is None else nodes
-        self._keepers: dict[object, Scheduler] = {}  # by what is shared: who keeps it
+        disks: dict[object, Scheduler] = {}
+        self._keepers = {"shared": disks if store is None else store, "nvme": disks}  # by what is shared: who keeps it
         several = len(np.unique(self._nodes)) < len(self._nodes)
-        self.shares = replicas > 1 and ("shared" in plan.tiers or ("nvme" in plan.tiers and several))
+        on_disks = "nvme" in plan.tiers and several
+        self.shares = store is not None or (replicas > 1 and ("shared" in plan.tiers or on_disks))
 
     def scheduler(self, replica: int) -> Scheduler:
         """A fresh scheduler of a replica."""
@@ -33,8 +43,9 @@ class Joins:
         for kind, place in (("shared", None), ("nvme", int(self._nodes[replica]))):
             if kind not in self._plan.tiers:
                 continue
-            keeper = self._keepers.get((kind, place))
+            keepers = self._keepers[kind]
+            keeper = keepers.get((kind, place))
             if keeper is None:  # of a scheduler that serves nobody
-                keeper = self._keepers[kind, place] = self._plan.scheduler(self._mode)
+                keeper = keepers[kind, place] = self._plan.scheduler(self._mode)
             made.join(keeper, "shared" if kind == "shared" else "nvme")
         return made

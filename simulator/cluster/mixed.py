@@ -14,7 +14,7 @@ import numpy as np
 
 from engine_models.declaration import EnginePlan, Executor, FrontEnd, Mode
 from engine_models.lengths import Lengths, by_row, judged
-from engine_models.parts.protocols import StepCost
+from engine_models.parts.protocols import Scheduler, StepCost
 from engine_models.parts.sequence import Sequence as Request
 from simulator.cluster.admission import Admission, ClientRules
 from simulator.cluster.clock import ARRIVALS
@@ -26,6 +26,7 @@ from simulator.cluster.joins import Joins
 from simulator.cluster.outcome import Reason, Rows
 from simulator.cluster.router import Router, Routing, router_of
 from simulator.cluster.servers import Servers
+from simulator.serving.convoy import ConvoyReplica
 from simulator.serving.replica import Replica
 from simulator.workload.columns import IntArray, Workload
 
@@ -82,9 +83,16 @@ class MixedCluster(Cluster):
 
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
         made: list[Replica] = []
+        store: dict[object, Scheduler] = {}
+        convoy: list[ConvoyReplica] = []
         for pool in self._pools:
-            joins = Joins(pool.plan, mode, pool.replicas, pool.nodes)
-            made += self._joined(joins, pool.plan, pool.cost, pool.replicas, pool.plan.executor.ranks)
+            joins = Joins(pool.plan, mode, pool.replicas, pool.nodes, store if pool.joins_store else None)
+            mine = self._joined(joins, pool.plan, pool.cost, pool.replicas, pool.plan.executor.ranks)
+            if pool.joins_store:
+                convoy += [replica for replica in mine if isinstance(replica, ConvoyReplica)]
+            made += mine
+        for replica in convoy:
+            replica.members = convoy
         return made
 
     def _places(self, ranks: int) -> list[tuple[int, int]]:

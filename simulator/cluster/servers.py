@@ -15,7 +15,7 @@ class Servers:
     """Equal replicas of one pool.
 
     `acceptance` says how many drafts each request accepts, with speculative decoding; `nodes` is the machine of each replica,
-    None for one each.
+    None for one each. `joins_store` : whether their store of KV blocks is that of other pools too.
     """
 
     plan: EnginePlan
@@ -23,6 +23,7 @@ class Servers:
     replicas: int
     acceptance: Callable[[int], Callable[[int], int]] | None = None
     nodes: IntArray | None = None
+    joins_store: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from engine_models.engines.known import parse_engine_args
 from engine_models.engines.vllm_flags import FLAGS, offload_settings
 from engine_models.flags import reconcile
-from engine_models.memory.kv_tiers import BlockStore, KvTiers, Level, Stored
+from engine_models.memory.kv_tiers import BlockStore, FrequencyFilter, KvTiers, Level, Stored
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import Link
 from hardware_profiles.errors import InputError
@@ -296,3 +296,28 @@ def test_vllms_flags_say_the_size() -> None:
     }
     with pytest.raises(InputError, match="contradicts the pool's key `offload`"):
         reconcile(FLAGS, {"engine": "vllm", "offload": {"kv_offloading_size": 4.0}}, flags, given={"offload"})
+
+
+def test_the_filter_lets_in_what_has_come_twice_of_late() -> None:
+    often = FrequencyFilter()
+    assert [often.passes(1, at_s) for at_s in (0.0, 10.0, 20.0)] == [False, True, True]  # 1, 2, 4
+    assert not often.passes(2, 0.0)
+    assert not often.passes(2, 600.0)  # forgotten: 1 - 1
+    assert often.passes(2, 700.0)
+    assert often.passes(1, 1900.0)  # (4 - 3) 2
+    assert not often.passes(1, 3100.0)  # 2 - 2
+
+
+def test_tiers_in_order_are_asked_for_what_follows_the_nearer_hit() -> None:
+    disk = Level("nvme", BlockStore(100), [Link(1e6)], [Link(1e6)], FrequencyFilter())
+    tiers = tier(3, further=[disk], staged=False, in_order=True)
+    for index in (0, 1):  # the second time the host has forgotten them
+        tiers.store(seq_of([1, 2, 3, 4], 64, index), 64, index, now_s=index)
+        tiers.store(seq_of([7, 8, 9], 48, index + 2), 48, index, now_s=index)
+    tiers.store(seq_of([1, 3], 32, 5), 32, 5, now_s=5.0)
+    asks = seq_of([1, 2, 3, 4], 70, 6)
+    assert tiers.find(asks, 0, batch=9, now_s=9.0) == 4
+    assert asks.host_blocks == 4  # what was found is not stored again
+    tiers.load(asks, 0, 4, 9, 9.0)
+    assert [level.read_units for level in tiers.levels] == [1, 3]  # 3 is in the host too, behind what the disk has
+    assert tiers.find(seq_of([5], 70, 7), 0, 9, 9.0) == 0
