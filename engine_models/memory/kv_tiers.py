@@ -381,9 +381,10 @@ class KvTiers:
 
         InputError if their units differ.
         """
-        if kind == "shared" and self.unit_blocks != other.unit_blocks:
+        mine_tokens, theirs_tokens = (each.unit_blocks * each.block_tokens for each in (self, other))
+        if kind == "shared" and mine_tokens != theirs_tokens:
             raise InputError(
-                f"one store of units of {self.unit_blocks * self.block_tokens} and {other.unit_blocks * other.block_tokens} tokens",
+                f"one store of units of {mine_tokens} and {theirs_tokens} tokens",
                 where="deployment.kv_tiers",
                 mend="give all pools chunks of the same size",
             )
