@@ -25,6 +25,7 @@ from engine_models.cost.tables import Bilinear, FloatArray, IntArray, PiecewiseL
 from engine_models.cost.terms import Shard
 from engine_models.model.blocks import AttentionBlock
 from engine_models.parts.batch import Batch, Span
+from hardware_profiles.kernel_physics import MLA_KV_RANK, MLA_NOPE, MLA_ROPE, MLA_V
 from hardware_profiles.ops import Ops
 
 
@@ -269,13 +270,31 @@ def _expansion_s(shard: Shard, block: AttentionBlock, new: FloatArray, before: F
     return expanded_s
 
 
+ABSORBED_WORK = (2 * MLA_KV_RANK + MLA_ROPE) / (MLA_NOPE + MLA_ROPE + MLA_V)
+"""Work of a prompt's latent attention in the absorbed form, in that of the expanded one: 3.4 (by arithmetic of DeepSeek-V3's
+widths; of its bytes too, with what the absorbed products write and read between). SGLang's tables on H100 and H200, which timed
+this form, take 3.2 times as long as TensorRT-LLM's of the other."""
+
+
 class PrefillAttention:
     """Attention of prompt chunks, all layers of a shard; `floor_s` is what the smallest chunk takes."""
 
     def __init__(self, shard: Shard, max_step_tokens: int, max_context_tokens: int) -> None:
-        chunk = log_grid(max_step_tokens, 4)
-        prior = distinct(np.concatenate([[0], log_grid(max_context_tokens, 3)[12:]]))
-        new, before = np.meshgrid(chunk, prior, indexing="ij")
+        self._shard = shard
+        self._chunk = log_grid(max_step_tokens, 4)
+        self._prior = distinct(np.concatenate([[0], log_grid(max_context_tokens, 3)[12:]]))
+        expanded = self._values(absorbed=False)
+        self.floor_s = float(expanded[0, 0])
+        self._table = Bilinear(self._chunk, self._prior, expanded)
+        terms = shard.terms
+        self._below, self._captured = terms.absorbs_below, terms.host.prefill_graph_tokens if terms.absorbs_captured else 0
+        absorbs = self._below or self._captured
+        self._absorbed = Bilinear(self._chunk, self._prior, self._values(absorbed=True)) if absorbs else self._table
+
+    def _values(self, *, absorbed: bool) -> FloatArray:
+        """Seconds by new tokens and those before."""
+        shard = self._shard
+        new, before = np.meshgrid(self._chunk, self._prior, indexing="ij")
         total = np.zeros(new.shape)
         ops, tensor, kv_fmt = shard.ops, shard.parallel.tensor, shard.formats.kv_cache.name
         kv_fmt = widening.WIDE_FORMAT if shard.terms.widens_kv else kv_fmt
@@ -296,9 +315,12 @@ class PrefillAttention:
                 continue
             heads = max(1, block.heads // tensor)
             if block.kind == "mla":
-                total += block.layers * ops.mla_prefill_s("bf16", kv_fmt, heads, new, before)
-                if shard.terms.expands_latents:
-                    total += block.layers * _expansion_s(shard, block, new, before)
+                latent_s = ops.mla_prefill_s("bf16", kv_fmt, heads, new, before)
+                if absorbed:
+                    latent_s = latent_s + (ABSORBED_WORK - 1.0) * (latent_s - latent_s[0, 0])
+                elif shard.terms.expands_latents:
+                    latent_s = latent_s + _expansion_s(shard, block, new, before)
+                total += block.layers * latent_s
                 continue
             kv_heads = max(1, block.kv_heads // tensor)
             shape = (heads, kv_heads, block.head_dim, block.window_tokens)
@@ -307,12 +329,19 @@ class PrefillAttention:
             total += block.layers * ops.prefill_attention_s("bf16", kv_fmt, *shape, new, before)
         for axis in (0, 1):  # a longer chunk is never quicker, nor one after more tokens: kernels can be given either
             total = np.flip(np.minimum.accumulate(np.flip(total, axis), axis=axis), axis)
-        self.floor_s = float(total[0, 0])
-        self._table = Bilinear(chunk, prior, total)
+        return total
+
+    def _absorbs(self, batch: Batch) -> bool:
+        """Whether the chunks of a batch are computed in the absorbed form, see `Terms`."""
+        if self._captured and batch.tokens <= self._captured:
+            return True
+        return self._below > 0 and 0 < sum([prior for _, prior in batch.prefill]) < self._below
 
     def batch_s(self, batch: Batch) -> float:
         """Seconds of all chunks of a batch; its decode rows have paid for the smallest."""
         seconds, floor, chunk_s = 0.0, self.floor_s, self._table.at
+        if self._absorbs(batch):
+            chunk_s = self._absorbed.at
         cells = batch.pool_cells
         for new, prior in batch.prefill:
             if cells > new + prior:

@@ -154,6 +154,9 @@ class Terms:
     rotary_in_attention : whether attention rotates queries and keys in the kernel that writes its cache, which its tables hold.
     widens_kv : whether a narrow KV cache is widened to 16 bits before attention, in a pass that reads and writes it.
     expands_latents : whether prompts of latent attention expand the latents cached before them.
+    absorbs_below : prompts of latent attention are computed in the absorbed form if their step's rows have something cached
+        before them, but fewer tokens altogether than this.
+    absorbs_captured : whether they are so in every step that a CUDA graph holds.
     """
 
     host: HostOverhead
@@ -182,6 +185,8 @@ class Terms:
     rotary_in_attention: bool = False
     widens_kv: bool = False
     expands_latents: bool = False
+    absorbs_below: int = 0
+    absorbs_captured: bool = False
 
 
 @dataclass(frozen=True)

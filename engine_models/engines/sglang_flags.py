@@ -80,6 +80,7 @@ _MODELLED: dict[str, Flag] = {
     "prefill_attention_backend": Flag("str", None),
     "decode_attention_backend": Flag("str", None),
     "moe_runner_backend": Flag("str", "auto"),
+    "disable_chunked_prefix_cache": Flag("bool", False),
     "json_model_override_args": Flag("json", None),
     "enable_lora": Flag("bool", False),
     "lora_paths": Flag("texts", None),
@@ -245,7 +246,7 @@ _CHANGING = {
         hicache_io_backend hicache_mem_layout
     """,
     "which requests a step serves": """
-        disable_chunked_prefix_cache enable_dynamic_chunking enable_overlap_schedule enable_pdmux enable_prefill_delayer
+        enable_dynamic_chunking enable_overlap_schedule enable_pdmux enable_prefill_delayer
         max_micro_batch_size max_queued_requests min_free_slots_delay num_continuous_decode_steps=1 pdmux_config_path
         pp_async_batch_depth=0 pp_max_micro_batch_size prefill_decode_interval prefill_decode_interval_min_bs
         prefill_delayer_max_delay_ms prefill_delayer_max_delay_passes prefill_delayer_queue_min_ratio

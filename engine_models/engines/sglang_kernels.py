@@ -181,14 +181,27 @@ _ATTENTION = {
 of 0.5.6 to 0.5.23); Blackwell without HBM has those of Ada, AMD's have aiter."""
 
 
-def warn_of_attention(request: PoolRequest, warnings: list[str]) -> None:
-    """Warnings if flags choose another attention than the engine itself would: it is priced as of its own choice."""
+def absorbs_captured(request: PoolRequest) -> bool:
+    """Whether they do so in prefills that a CUDA graph holds, whose launches must not depend on lengths (not AMD's)."""
+    return _is_latent(request) and load_device(request.device_name).vendor == "nvidia"
+
+
+def _is_latent(request: PoolRequest) -> bool:
+    return any(block.kind == "mla" for block in request.arch.attention)
+
+
+def _own_attention(request: PoolRequest, *, latent: bool) -> set[str]:
+    """The backend that SGLang picks by itself; none where nothing is known."""
     device = load_device(request.device_name)
     generation = device.architecture
     if generation == "blackwell" and not _data_centre_blackwell(request.device_name):
         generation = "ada"
-    latent = any(block.kind == "mla" for block in request.arch.attention)
-    own = {"aiter"} if device.vendor == "amd" else _ATTENTION.get(generation, (set(), set()))[latent]
+    return {"aiter"} if device.vendor == "amd" else _ATTENTION.get(generation, (set(), set()))[latent]
+
+
+def warn_of_attention(request: PoolRequest, warnings: list[str]) -> None:
+    """Warnings if flags choose another attention than the engine itself would: it is priced as of its own choice."""
+    own = _own_attention(request, latent=_is_latent(request))
     for flag in ("attention_backend", "prefill_attention_backend", "decode_attention_backend"):
         asked = str(request.flags.get(flag) or "auto")
         if asked in ("auto", *own):
@@ -198,3 +211,24 @@ def warn_of_attention(request: PoolRequest, warnings: list[str]) -> None:
             f"sglang flag `{flag}` ({asked}) is not modelled; in the engine it changes the speed of kernels, which are priced as "
             f"of SGLang's own choice{chosen}"
         )
+
+
+CHUNKED_PREFIX_TOKENS = 8192
+"""Tokens cached before the rows of a step from which they are expanded; fewer, and the step's prompts are computed in the
+absorbed form (datasheet: ``chunked_prefix_cache_threshold``, SGLang 0.5.3 to 0.5.23, `deepseek_v2.py`, later
+`attention_backend_handler.py`)."""
+_EXPANDS = ("fa3", "flashinfer", "flashmla", "cutlass_mla")
+"""Backends of latent attention that do so. Triton's expands nothing cached, others all of it."""
+NEVER = 1 << 40
+
+
+def absorbs_below(request: PoolRequest) -> int:
+    """Tokens cached before a step's rows below which prompts of latent attention take the absorbed form, see `Terms`."""
+    flags = request.flags
+    if not _is_latent(request):
+        return 0
+    own = next(iter(_own_attention(request, latent=True)), "")
+    asked = flags.get("prefill_attention_backend") or flags.get("attention_backend") or own
+    if asked in _EXPANDS and not flags.get("disable_chunked_prefix_cache"):
+        return CHUNKED_PREFIX_TOKENS
+    return NEVER if asked in ("triton", *_EXPANDS) else 0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from engine_models.cost.terms import Shard, experts, small_kernels
+from engine_models.engines.sglang_kernels import NEVER
 from simulator import load_scenario
 from simulator.prepare import Prepared, prepare
 
@@ -103,3 +104,21 @@ def test_kernels_of_latent_attention_and_shared_experts_are_priced() -> None:
     assert found_s == pytest.approx((4 * 61 + 2 * 58) * one_s, rel=0.1)
     plain = replace(shard, terms=replace(shard.terms, small_kernels=False))
     assert list(small_kernels(plain, np.array([1]))) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "hardware", "flags", "below", "captured"),
+    [
+        (R1, "h200-sxm-141gb", {}, 8192, True),
+        (R1, "h200-sxm-141gb", {"disable_chunked_prefix_cache": True}, NEVER, True),
+        (R1, "h200-sxm-141gb", {"attention_backend": "triton"}, NEVER, True),
+        (R1, "b200-sxm-180gb", {}, 0, True),
+        (R1, "mi300x-192gb", {}, 0, False),
+        (GLM, "h200-sxm-141gb", {}, 0, False),
+    ],
+)
+def test_the_form_of_latent_prompts_follows_the_attention_backend(
+    model: str, hardware: str, flags: dict[str, Any], below: int, captured: bool
+) -> None:
+    terms = prepared(model, "0.5.6", hardware, engine_args=flags).plan.costs.terms
+    assert (terms.absorbs_below, terms.absorbs_captured) == (below, captured)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,26 @@ def test_a_chunk_expands_the_latents_before_it() -> None:
     assert first_s == same_s
     product_s = float(kernels.gemm_s("bf16", 8000, 4096, 512))
     assert product_s < longer_s - after_s < 2.5 * product_s
+
+
+def test_a_step_with_little_before_it_is_computed_in_the_absorbed_form() -> None:
+    """SGLang on Hopper: all rows of the step, if any has something cached and all together less than 8,192 tokens."""
+    kernels, bf16 = load_kernel_model("h200-sxm-141gb", "sglang"), FORMATS["bf16"]
+    arch, formats = load_architecture("deepseek-ai/DeepSeek-V3"), Formats(bf16, bf16, bf16)
+    chunks = [(4000, 0), (4000, 0)]
+    seconds = []
+    for below in (0, 8192):
+        host = HostOverhead(0.0, 0.0)
+        shard = shard_of(arch, kernels, formats, host, tensor_parallel=8, expands_latents=True, absorbs_below=below)
+        attention = PrefillAttention(shard, 8192, 16384)
+        seconds.append([attention.batch_s(Batch(0, prefill=[*chunks, (190, prior)])) for prior in (0, 1, 8191, 8192)])
+    expanded, absorbed = seconds
+    assert (absorbed[0], absorbed[3]) == (expanded[0], expanded[3])
+    assert 3.0 < absorbed[1] / expanded[1] < 3.4  # less what the layers take to launch
+    host = HostOverhead(0.0, 0.0, prefill_graph_tokens=8000)
+    captured = PrefillAttention(replace(shard, terms=replace(shard.terms, host=host, absorbs_captured=True)), 8192, 16384)
+    held, beyond = (captured.batch_s(Batch(0, prefill=[(tokens, 0)], tokens=tokens)) for tokens in (8000, 8001))
+    assert held > 3.0 * beyond
 
 
 def test_a_disturbed_cell_of_a_table_is_not_served() -> None:
