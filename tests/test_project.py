@@ -89,23 +89,22 @@ def test_simulating_imports_no_table_library_before_it_writes() -> None:
 # What is shipped --------------------------------------------------------------------------------------------
 
 
-SLOW_SCENARIOS = ("autoscaled-day-h100", "night-openvino-xeon")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW_SCENARIOS else name for name in sorted(shipped_scenarios())],
-)
-def test_shipped_scenario_asks_a_question_and_runs(name: str) -> None:
-    path = shipped_scenarios()[name]
-    lines = path.read_text().splitlines()
+@pytest.mark.parametrize("name", sorted(shipped_scenarios()))
+def test_shipped_scenario_asks_a_question(name: str) -> None:
+    lines = shipped_scenarios()[name].read_text().splitlines()
     head = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
     assert head[0].startswith("# yaml-language-server: $schema="), (
         "the first line names the schema, for editors"
     )
     assert any("?" in line for line in head), "the header asks the question that the scenario answers"
+    assert load_scenario(name).name == name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(shipped_scenarios()))
+def test_shipped_scenario_runs_whole(name: str) -> None:
+    """Shorter loads of each are tested quickly, with what they print and write."""
     scenario = load_scenario(name)
-    assert scenario.name == name
     if name in INFEASIBLE:
         with pytest.raises(InfeasibleError):
             prepare(scenario)
@@ -134,20 +133,27 @@ CODE = re.compile(r"^```(bash|python)$|^<!-- output", re.M)
 
 
 SLOW_PAGES = {
+    "docs/engines/trtllm.md",
     "docs/how-to/agents.md",
     "docs/how-to/budget.md",
+    "docs/how-to/calibrate-with-your-measurements.md",
     "docs/how-to/chat-for-users.md",
     "docs/how-to/choose-a-router.md",
     "docs/how-to/classes-and-priorities.md",
+    "docs/how-to/compare-with-measurement.md",
     "docs/how-to/data-parallel-attention.md",
     "docs/how-to/disaggregate.md",
+    "docs/how-to/does-it-fit.md",
     "docs/how-to/highest-rate.md",
     "docs/how-to/kv-offload.md",
     "docs/how-to/lora-adapters.md",
     "docs/how-to/mac-for-a-team.md",
     "docs/how-to/mixed-fleet.md",
     "docs/how-to/nightly-batch.md",
+    "docs/how-to/own-device.md",
     "docs/how-to/own-model.md",
+    "docs/how-to/pasted-vllm-command.md",
+    "docs/how-to/prefix-caching.md",
     "docs/how-to/replay-a-trace.md",
     "docs/how-to/reproduce-a-run.md",
     "docs/how-to/scale-with-the-load.md",
@@ -155,6 +161,8 @@ SLOW_PAGES = {
     "docs/how-to/speculative-decoding.md",
     "docs/how-to/survive-failures.md",
     "docs/how-to/warm-caches.md",
+    "docs/reference/hardware.md",
+    "docs/reference/result-files.md",
     "docs/tutorial/first-plan.md",
 }
 """Pages whose code takes several seconds; quickly tested are their scenarios, commands and options."""

@@ -128,7 +128,7 @@ CLASSES = {
 
 
 @pytest.mark.parametrize(
-    "columns", [pytest.param(c, marks=[] if c in (60, 100) else [pytest.mark.slow]) for c in WIDTHS]
+    "columns", [pytest.param(c, marks=[] if c == 60 else [pytest.mark.slow]) for c in WIDTHS]
 )
 def test_every_command_follows_the_width(
     columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -315,7 +315,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-@pytest.mark.parametrize("sign", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT])
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_killed_and_resumed_no_point_is_done_twice(tmp_path: Path, sign: signal.Signals) -> None:
     scenario = {**SCENARIO, "workload": {**SCENARIO["workload"], "duration": 300}}  # type: ignore[dict-item]
     vary = ["deployment.replicas=1:3", "workload.arrivals.rate=8,9"]

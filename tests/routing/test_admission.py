@@ -33,9 +33,8 @@ def erlang_c(servers: int, offered: float) -> float:
     return last / (sum(offered**k / factorial(k) for k in range(servers)) + last)
 
 
-@pytest.mark.parametrize(
-    ("servers", "load"), [(3, 0.7), pytest.param(8, 0.85, marks=pytest.mark.slow), pytest.param(1, 0.5, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("servers", "load"), [(3, 0.7), (8, 0.85), (1, 0.5)])
 def test_a_queue_at_the_router_is_m_m_c(servers: int, load: float) -> None:
     """One request at each of c replicas, the others wait at the router: Erlang C, mean wait C / (c mu - lambda)."""
     n, mean_s = 4_000 * servers, 1.0
