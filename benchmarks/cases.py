@@ -42,7 +42,7 @@ class Case:
     servers : how many of each role, where prefill and decode are apart.
     speculative : the pool's key, where drafts are made.
     answers : the law of outputs, where they are not all alike. limits : the SLO.
-    start : whence a server takes what it starts with.
+    start : whence a server takes what it starts with. kv : format of the KV cache, "" for the engine's.
     """
 
     id: str
@@ -66,6 +66,7 @@ class Case:
     answers: dict[str, object] = field(default_factory=dict)
     limits: dict[str, dict[str, float]] = field(default_factory=dict)
     start: dict[str, object] = field(default_factory=dict)
+    kv: str = ""
     note: str = ""
 
     def scenario(self) -> str:
@@ -76,6 +77,8 @@ class Case:
         deployment: dict[str, object] = {"engine": self.engine, "hardware": self.hardware, "weights": self.weights}
         if self.tensor > 1:
             deployment["tensor_parallel"] = self.tensor
+        if self.kv:
+            deployment["kv_cache"] = self.kv
         if self.speculative:
             deployment["speculative"] = self.speculative
         if args := dict(self.args) | self._server():
@@ -649,7 +652,7 @@ def trtllm_overview(row: Row, number: str) -> Case:
     padded CUDA graphs for every batch, no block reuse, experts split over all ranks; over PCIe their attention data-parallel.
     """
     if row["trtllm"].startswith("0."):
-        raise Unsaid("the engine before 0.20, built ahead in C++", row["trtllm"])
+        return built_engine(row, number)
     layout = re.fullmatch(r"(?:TP)?(\d+)(?:PP(\d+))?", row["tp"])
     if layout is None or int(layout[2] or 1) > 1:
         raise Unsaid("pipeline parallelism of this engine", row["tp"])
@@ -673,6 +676,20 @@ def trtllm_overview(row: Row, number: str) -> Case:
                     tensor=tensor, args=args)  # fmt: skip
     count, total = BENCHED.get((isl, osl), 1500), {"output_tok_s": float(row["value"])}
     return Case(number, row["source"], "trtllm", *where, isl, osl, total, batch=count, tensor=tensor, args=args)
+
+
+def built_engine(row: Row, number: str) -> Case:
+    """A batch that is computed to its end by an engine built for it, its prompts in one step; FP8 engines keep keys in FP8."""
+    isl, osl, batch, tensor = (int(float(row[name])) for name in ("isl", "osl", "batch", "tp"))
+    where = (model_of(row["model"]), row["precision"].lower(), device_of(row["gpu"]))
+    build = {"max_batch_size": batch, "max_num_tokens": batch * isl, "max_seq_len": isl + osl}
+    args: dict[str, object] = {"model_engine": "trtllm", "called": "tensorrt_llm", "batching_strategy": "V1"}
+    args["build_config"] = build
+    first = row["metric"] == "first_token_latency_ms"
+    value = float(row["value"])
+    reported = {"ttft_mean_ms": value} if first else {"output_tok_s": value * tensor}
+    return Case(number, row["source"], "triton", *where, isl, osl, reported, batch=batch, tensor=tensor,
+                kv="fp8" if row["precision"] == "FP8" else "", args=args)  # fmt: skip
 
 
 def lmdeploy(row: Row, number: str) -> Case:

@@ -183,7 +183,8 @@ class FrontEnd:
     """What stands before the scheduler of a replica.
 
     before_s : time of a request in it that delays nobody else [s].
-    tokenise_token_s : time of the one tokeniser for each token of a prompt, one prompt after the other [s].
+    tokenise_token_s, tokenise_request_s : time of the one tokeniser for each token of a prompt, and for a prompt whatever its
+        length, one prompt after the other [s].
     loop : the event loop that takes in and sends, where it is known; chat : whether requests come as chats.
     tokenises_late : whether the loop deals with a prompt when it hands the request over, and not when it takes it in.
     inflight : requests that a replica holds at once, all its ranks together, None for no limit; others are answered `on_full`.
@@ -192,6 +193,7 @@ class FrontEnd:
 
     before_s: float = 0.0
     tokenise_token_s: float = 0.0
+    tokenise_request_s: float = 0.0
     inflight: int | None = None
     on_full: Literal["429", "503"] = "429"
     asks: bool = False

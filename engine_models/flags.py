@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from engine_models.launch import Launcher
@@ -119,6 +120,7 @@ class FlagTable:
     hints : settings of the environment that a key or a flag states, with the words that say so.
     prefixes : beginnings of its own variables of the environment; quiet : pattern of the settings of these that need no word.
     settings_file : the flag that names a file of flags, "" for none.
+    folder, read_folder : the flag that names a folder of configurations, and what reads it as flags by name.
     abbreviated : whether its parser takes unique beginnings of long names.
     converted : pattern of names of models in the engine's own form, which are not those of the originals; its group is their
         format, "" where they say none.
@@ -138,6 +140,8 @@ class FlagTable:
     prefixes: tuple[str, ...] = ()
     quiet: str = r"(?!)"
     settings_file: str = ""
+    folder: str = ""
+    read_folder: Callable[[Path], dict[str, Any]] | None = None
     releases: Releases = field(default_factory=Releases)
     abbreviated: bool = True
     converted: str = r"(?!)()"

@@ -1,8 +1,9 @@
-"""Triton Inference Server: its dynamic batcher before a model that is the `generate` of transformers here.
+"""Triton Inference Server: its dynamic batcher before the `generate` of transformers, or its TensorRT-LLM backend.
 
 The rule of the batcher is `engine_models.schedulers.dynamic_batcher`; what an instance computes is a group of
 `engine_models.schedulers.static`, in memory and time as `engine_models.engines.generate` says. With the TensorRT-LLM backend
-batches are formed by that engine's own executor, and a pool that asks for it is told so.
+batches are formed by that engine's own executor: `triton_executor` beside. Models before and after the one that computes are
+`triton_ensemble` there.
 
 Behaviour and defaults of triton-inference-server/core at 73aad7c (2026-06, server 2.71). Nothing is recorded; timelines worked by
 hand from its source are tested.
@@ -11,12 +12,15 @@ hand from its source are tested.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from engine_models.cost.overheads import load_overheads
-from engine_models.declaration import Engine, EnginePlan, FrontEnd, Mode, PoolRequest, Support
+from engine_models.declaration import Engine, EnginePlan, Mode, PoolRequest, Support
+from engine_models.engines import triton_executor
 from engine_models.engines.generate import Groups, plan_groups
-from engine_models.engines.triton_flags import BATCHING, FLAGS, GROUP, POLICY, group
+from engine_models.engines.triton_ensemble import front_of
+from engine_models.engines.triton_flags import BATCHING, EXECUTOR, FLAGS, GROUP, POLICY, group
+from engine_models.engines.triton_repository import read_repository
 from engine_models.parts.protocols import Scheduler
 from engine_models.schedulers.dynamic_batcher import BatcherRules, DynamicBatcher, QueuePolicy
 from engine_models.schedulers.worker_groups import WorkerGroups
@@ -73,11 +77,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     """
     flags = request.flags
     if flags.get("model_engine") == "trtllm":
-        raise InputError(
-            "behind Triton's TensorRT-LLM backend batches are formed by TensorRT-LLM's executor, not by Triton",
-            where=f"{_WHERE}.model_engine",
-            mend="write engine: trtllm, with its own flags",
-        )
+        return triton_executor.plan(request, ENGINE.name, ENGINE.version(version_text))
+    _refuse(request)
     rules, streams = rules_of(flags), bool(flags.get("decoupled", False))
 
     def scheduler(tokens: int, windows: tuple[int, ...]) -> Callable[[Mode], Scheduler]:
@@ -111,13 +112,40 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             else []
         ),
     )
-    front = FrontEnd(load_overheads(ENGINE.name, ENGINE.overheads_from).front_end_s)
+    front, around = front_of(flags, None, streams=streams)
     groups = Groups(rows, instances, scheduler, "max_batch_size")
-    return plan_groups(request, ENGINE.name, ENGINE.version(version_text), groups, front, notes)
+    return plan_groups(request, ENGINE.name, ENGINE.version(version_text), groups, front, (*notes, *around))
 
 
+def _refuse(request: PoolRequest) -> None:
+    """InputError for what the TensorRT-LLM backend alone has."""
+    theirs = sorted(name for name in EXECUTOR if name in request.flags)
+    if theirs:
+        raise InputError(
+            f"`{theirs[0]}` is a key of Triton's TensorRT-LLM backend, and the model here is generate of transformers",
+            where=f"{_WHERE}.{theirs[0]}",
+            mend="write model_engine: trtllm beside it, or remove it",
+        )
+    if request.formats.weights.name not in PLAIN:
+        raise InputError(
+            f"generate of transformers behind Triton with weights in {request.formats.weights.name} is not simulated",
+            where="deployment.weights",
+            mend=f"use one of {', '.join(PLAIN)}, or engine_args: {{model_engine: trtllm}}",
+        )
+    if request.speculation is not None:
+        raise InputError(
+            "drafts of transformers behind Triton are not simulated",
+            where="deployment.speculative",
+            mend="remove it, or write engine_args: {model_engine: trtllm} for Medusa",
+        )
+
+
+_FLAGS = replace(FLAGS, folder="model_repository", read_folder=read_repository)
+PLAIN = ("bf16", "fp16", "fp32")
 _SOURCE = "triton-inference-server/core at 73aad7c (2026-06)"
+_BACKEND = "triton-inference-server/tensorrtllm_backend (1.0): docs/model_config.md"
 _ANY: frozenset[DeviceKind] = frozenset({"gpu", "cpu"})
+_GPU: frozenset[DeviceKind] = frozenset({"gpu"})
 
 ENGINE = Engine(
     name="triton",
@@ -129,11 +157,12 @@ ENGINE = Engine(
     versions={"2.71.0": {}},
     devices={"gpu": f"{_SOURCE}: KIND_GPU", "cpu": f"{_SOURCE}: KIND_CPU"},
     formats={
-        name: Support(_ANY, f"{_SOURCE}: the Python backend's model, transformers 5.24.0: dtype")
-        for name in ("bf16", "fp16", "fp32")
+        **{name: Support(_GPU, f"{_BACKEND}: engines of TensorRT-LLM") for name in triton_executor.WEIGHTS},
+        **{name: Support(_ANY, f"{_SOURCE}: the Python backend's model, transformers 5.24.0: dtype") for name in PLAIN},
     },
-    features={},
-    flags=lambda: FLAGS,
+    features={"speculative": Support(_GPU, f"{_BACKEND}: decoding_mode medusa")},
+    drafts=triton_executor.drafts,
+    flags=lambda: _FLAGS,
     same_as={"rows": "max_batch_size", "context": "max_length"},
     kernels="vllm",
     overheads_from="transformers",

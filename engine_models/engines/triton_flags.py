@@ -1,7 +1,9 @@
 """What Triton is told: keys of a model's `config.pbtxt`, and flags of `tritonserver`, which say nothing of batches.
 
 They follow `model_config.proto` and the command line of server 2.71 (core at 73aad7c, 2026-06). `model_engine` and `max_length`
-are no keys of Triton: they say whose `generate` the model calls, and up to which length.
+are no keys of Triton: they say whose `generate` the model calls, and up to which length. Keys of the TensorRT-LLM backend are
+named as `fill_template.py` and `docs/model_config.md` of tensorrtllm_backend name them (1.0, 2025), `build_config` as the
+`config.json` of a built engine; `called` is the model of the repository that clients call.
 """
 
 from __future__ import annotations
@@ -36,6 +38,42 @@ GROUP: dict[str, Flag] = {
 }
 """Keys of a queue policy, of `dynamic_batching` and of an `instance_group`."""
 
+BUILD: dict[str, Flag] = {
+    "max_batch_size": Flag("int", 2048, low=1),
+    "max_num_tokens": Flag("int", 8192, low=1),
+    "max_seq_len": Flag("int", None, low=2),
+    "max_input_len": Flag("int", None, low=1),
+    "tokens_per_block": Flag("int", 32, low=1),
+}
+"""Keys of `build_config` that are read (datasheet: `tensorrt_llm/builder.py`, `trtllm-build` of 1.0; older ones had 64 tokens a
+block); the many others change kernels, or nothing."""
+
+ENSEMBLE, BLS = "ensemble", "tensorrt_llm_bls"
+EXECUTOR: dict[str, Flag] = {
+    "called": Flag("str", ENSEMBLE, choices=(ENSEMBLE, BLS, "tensorrt_llm")),
+    "bls_instance_count": Flag("int", 1, low=1),
+    "batching_strategy": Flag(
+        "str", "inflight_fused_batching", choices=("inflight_fused_batching", "inflight_batching", "V1")
+    ),
+    "batch_scheduler_policy": Flag(
+        "str", "guaranteed_no_evict", choices=("guaranteed_no_evict", "max_utilization", "static_batch")
+    ),
+    "kv_cache_free_gpu_mem_fraction": Flag("float", 0.9, low=1e-3, high=0.999),
+    "max_tokens_in_paged_kv_cache": Flag("int", None, low=1),
+    "enable_kv_cache_reuse": Flag("bool", False),
+    "enable_chunked_context": Flag("bool", False),
+    "max_queue_delay_microseconds": Flag("int", None, low=0),
+    "max_queue_size": Flag("int", None, low=0),
+    "build_config": Flag("json"),
+    "medusa_choices": Flag("str"),
+}
+"""Keys of the TensorRT-LLM backend and of the models around it."""
+STATIONS: dict[str, Flag] = {
+    "preprocessing_instance_count": Flag("int", None, low=1),
+    "postprocessing_instance_count": Flag("int", None, low=1),
+}
+"""Instances of the models before and after the one that computes; None: none (of the TensorRT-LLM backend: one each)."""
+
 _MODELLED: dict[str, Flag] = {
     "model": Flag("str"),
     "model_engine": Flag("str", "transformers", choices=("transformers", "trtllm")),
@@ -44,23 +82,47 @@ _MODELLED: dict[str, Flag] = {
     "instance_group": Flag("json"),
     "dynamic_batching": Flag("json"),
     "decoupled": Flag("bool", False),
+    **STATIONS,
+    **EXECUTOR,
 }
 
 _HARMLESS = """
-    allow_cpu_metrics allow_gpu_metrics allow_grpc allow_http allow_metrics backend backend_config backend_directory
-    buffer_manager_thread_count cuda_memory_pool_byte_size disable_auto_complete_config exit_on_error exit_timeout_secs
-    grpc_address grpc_port host_policy http_address http_port http_thread_count id load_model log_error log_file log_info
-    log_verbose log_warning metrics_interval_ms metrics_port min_supported_compute_capability model_control_mode
-    model_load_thread_count model_namespacing model_repository model_store name pinned_memory_pool_byte_size platform
-    repoagent_directory repository_poll_secs reuse_grpc_port reuse_http_port strict_model_config strict_readiness trace_config
+    add_special_tokens allow_cpu_metrics allow_gpu_metrics allow_grpc allow_http allow_metrics backend backend_config
+    backend_directory batching_type buffer_manager_thread_count cancellation_check_period_ms cuda_memory_pool_byte_size
+    disable_auto_complete_config encoder_input_features_data_type engine_dir exclude_input_in_output executor_worker_path
+    exit_on_error exit_timeout_secs FORCE_CPU_ONLY_INPUT_TENSORS gpt_model_path gpu_device_ids grpc_address grpc_port
+    guided_decoding_backend host_policy http_address http_port http_thread_count id iter_stats_max_iterations
+    kv_cache_onboard_blocks load_model log_error log_file log_info log_verbose log_warning logits_datatype
+    lora_cache_gpu_memory_fraction lora_cache_host_memory_bytes lora_cache_max_adapter_size lora_cache_optimal_adapter_size
+    lora_prefetch_dir metrics_interval_ms metrics_port min_supported_compute_capability model_control_mode
+    model_load_thread_count model_namespacing name normalize_log_probs participant_ids pinned_memory_pool_byte_size platform
+    recv_poll_period_ms repoagent_directory repository_poll_secs request_stats_max_iterations reuse_grpc_port
+    reuse_http_port skip_special_tokens stats_check_period_ms strict_model_config strict_readiness tensorrt_llm_model_name
+    tokenizer_dir tokenizer_type trace_config xgrammar_tokenizer_info_path
 """
+_CHANGING = {
+    "what the configurations of its models say (the folder was not found here)": "model_repository model_store",
+    "the time after a token (all tokens of an answer are detokenised at each)": "accumulate_tokens",
+    "the speed of kernels": "cuda_graph_mode cuda_graph_cache_size enable_context_fmha_fp32_acc multi_block_mode=true",
+}
 _REFUSED = {
+    "how many sequences a request has": "max_beam_width=1",
+    "what attention keeps": "max_attention_window_size sink_token_length=0",
+    "where keys and values are kept": "kv_cache_host_memory_bytes=0 cross_kv_cache_fraction",
+    "where weights are kept": "gpu_weights_percent=1|1.0",
+    "how tokens are drafted (Medusa is simulated)": (
+        "decoding_mode=top_k|top_p|top_k_top_p|auto|medusa eagle_choices lookahead_window_size lookahead_ngram_size "
+        "lookahead_verification_set_size tensorrt_llm_draft_model_name"
+    ),
+    "how a server is spread over nodes": "num_nodes=1",
     "which requests are answered without the model": "cache_config response_cache response_cache_byte_size",
     "which instances may run at once": "rate_limit=off rate_limit_resource rate_limiter",
     "how a request is passed from model to model": "ensemble_scheduling sequence_batching",
 }
 _KINDS = {
-    name.partition("=")[0]: "value" for text in (_HARMLESS, *_REFUSED.values()) for name in text.split()
+    name.partition("=")[0]: "value"
+    for text in (_HARMLESS, *_CHANGING.values(), *_REFUSED.values())
+    for name in text.split()
 }
 
 FLAGS = FlagTable(
@@ -71,7 +133,8 @@ FLAGS = FlagTable(
         example="tritonserver --model-repository /models",
         image=r"[^\s:=]*nvidia/tritonserver[^\s:=]*",
     ),
-    unread=classified(_KINDS, _HARMLESS, {}, _REFUSED),
+    unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
+    aliases={"triton_max_batch_size": "max_batch_size", "decoupled_mode": "decoupled", "gpt_model_type": "batching_strategy"},
 )
 
 

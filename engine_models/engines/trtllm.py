@@ -28,13 +28,13 @@ from engine_models.declaration import (
     Limits,
     Lockstep,
     MemoryBudget,
-    MemoryLine,
     Mode,
     PoolRequest,
     Replay,
     Role,
     Support,
 )
+from engine_models.engines.trtllm_executor import MemoryWords, memory_left
 from engine_models.engines.trtllm_flags import FLAGS, group
 from engine_models.engines.trtllm_kernels import (
     EXPERT_LAUNCHES,
@@ -44,8 +44,6 @@ from engine_models.engines.trtllm_kernels import (
     gathered_bytes,
 )
 from engine_models.memory.block_tree import BlockTree
-from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
-from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
 from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.memory_then_tokens import (
@@ -69,7 +67,7 @@ from engine_models.schedulers.transferred import (
     WaitingContextServer,
 )
 from hardware_profiles.device import DeviceKind
-from hardware_profiles.errors import InfeasibleError, InputError, nearest
+from hardware_profiles.errors import InputError, nearest
 
 VERSIONS: dict[str, dict[str, Any]] = {
     "1.3.0": {"recorded": True, "graph_step_above_128": 64},
@@ -387,51 +385,12 @@ def _notes(
 
 
 def _memory(request: PoolRequest, tokens: int, context: int, kv: Mapping[str, Any]) -> MemoryBudget:
-    """KV bytes = the share of what is free after a trial run of one full step; datasheet: `pyexecutor/_util.py`, read 2026-11."""
-    flags, arch = request.flags, request.arch
-    given = flags.get("kv_cache_config") or {}
+    """Memory by the flags of a pool; datasheet: `pyexecutor/_util.py`, read 2026-11."""
+    given = request.flags.get("kv_cache_config") or {}
     share = kv["free_gpu_memory_fraction"] if "free_gpu_memory_fraction" in given else None
-    fraction = float(share or flags.get("free_gpu_memory_fraction", MEMORY_FRACTION))
-    tp, device = request.tensor_parallel, request.device_memory_bytes
-    weights = weight_bytes_per_rank(
-        arch, request.formats.weights, tp, 1, request.expert_parallel, request.data_parallel
-    )
-    drafter = request.speculation
-    draft_weights = drafter.weight_bytes() if drafter else 0
-    activations = activation_bytes(arch, tokens, -(-tokens // max(context - 1, 1)), tp)
-    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
-    per_token = sum(
-        group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)
-    ) + (drafter.kv_bytes_per_token() if drafter else 0)
-    block = int(per_token * int(kv["tokens_per_block"]))
-    free = device - weights - draft_weights - activations - other
-    usable = int(free * fraction)
-    if usable < 2 * block:
-        lack = (2 * block - usable) / fraction
-        raise InfeasibleError(
-            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(activations + other) / 1e9:.1f} GB besides "
-            f"(a step of {tokens:,} tokens), of {device / 1e9:.1f} GB; {lack / 1e9:.1f} GB too much on each of {tp} devices",
-            where="deployment",
-            mend=f"{request.more_memory}, or a smaller engine_args.max_num_tokens",
-        )
-    blocks = usable // block
-    if kv["max_tokens"] is not None:
-        blocks = min(blocks, max(int(kv["max_tokens"]) // int(kv["tokens_per_block"]), 2))
-    return MemoryBudget(
-        device_bytes=device,
-        usable_bytes=device,
-        lines=(
-            MemoryLine("weight", "weights", weights),
-            *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
-            MemoryLine("activation", "activations (trial run of a full step)", activations),
-            MemoryLine("other", "CUDA context, collectives", other),
-            MemoryLine("free", "left free (1 - free_gpu_memory_fraction), CUDA graphs", free - usable),
-        ),
-        kv_bytes=usable,
-        kv_bytes_per_token=per_token,
-        block_bytes=block,
-        blocks=blocks,
-    )
+    fraction = float(share or request.flags.get("free_gpu_memory_fraction", MEMORY_FRACTION))
+    words = MemoryWords("max_num_tokens", "free_gpu_memory_fraction")
+    return memory_left(request, tokens, context, fraction, int(kv["tokens_per_block"]), kv["max_tokens"], words)
 
 
 def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:

@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine_models.engines.known import find, parse_engine_args
 from engine_models.launch import LONGEST_TEXT
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.files import read_text
@@ -200,7 +201,33 @@ def _with_flag_files(node: Located, folder: Path | None) -> Located:
             if content is not None and f"<<'{_END_OF_FILE}'" not in text:
                 text = f"cat > {shlex.quote(name)} <<'{_END_OF_FILE}'\n{content}\n{_END_OF_FILE}\n{text}"
         children["engine_args"] = Located(text, args.where)
+    if args is not None and "engine" in children:
+        children["engine_args"] = _with_folder(children["engine_args"], str(children["engine"].value), folder)
     return mapping(children, node.where)
+
+
+def _with_folder(args: Located, engine: str, folder: Path | None) -> Located:
+    """Flags beside those that a folder of configurations says which they name, where it exists."""
+    named = find(engine)
+    table = named.flags() if named is not None else None
+    if table is None or table.read_folder is None:
+        return args
+    given: dict[str, Any] = dict(args.value) if isinstance(args.value, dict) else {}
+    text = given[table.folder].plain() if table.folder in given else None
+    if isinstance(args.value, str):
+        found = re.search(rf"--{table.folder.replace('_', '-')}[=\s]+(['\"]?)([^\s'\"]+)\1", args.value)
+        text = found[2] if found else None
+    places = [base / str(text) for base in (folder, Path.cwd()) if text and base is not None]
+    path = next((place for place in places if place.is_dir()), None)
+    if path is None:
+        return args
+    try:
+        read = locate_data(table.read_folder(path), args.where, []).value
+        if isinstance(args.value, str):
+            given = locate_data(parse_engine_args(engine, args.value).values, args.where, []).value
+    except InputError as error:
+        raise InputError(error.message, where=f"{args.where}, {error.where}", mend=error.mend) from None
+    return mapping({name: value for name, value in {**read, **given}.items() if name != table.folder}, args.where)
 
 
 _FLAG_FILE = re.compile(r"--config[=\s]+(['\"]?)([^\s'\"]+)\1")

@@ -57,6 +57,7 @@ class LoopedFrontEnd:
         self._merged_row_s = loop.merged_row_s * loop.share * slow
         self._idle_factor, self._share = loop.idle_factor, loop.share
         self._tokenise_token_s, self._late = front.tokenise_token_s, front.tokenises_late
+        self._tokenise_request_s = front.tokenise_request_s
         self.coming: deque[Sequence] = deque()
         self._more = more
         self._free_s = self._tokenised_s = 0.0  # when the loop, and the tokeniser, have done what is known
@@ -107,7 +108,7 @@ class LoopedFrontEnd:
                 seq = coming.popleft()
                 taken_s = begin_s + (self._request_s * self._idle_factor + self._token_s * seq.prompt_tokens)
                 tokenise_s = taken_s if taken_s > self._tokenised_s else self._tokenised_s
-                self._tokenised_s = tokenise_s + self._tokenise_token_s * seq.prompt_tokens
+                self._tokenised_s = tokenise_s + (self._tokenise_token_s * seq.prompt_tokens + self._tokenise_request_s)
                 done_s = taken_s if taken_s > self._tokenised_s else self._tokenised_s
                 seq.arrival_s = done_s + self._hand_over_s * self._idle_factor
                 ready.append(seq)
@@ -125,7 +126,7 @@ class LoopedFrontEnd:
                 else:
                     at_s += (self._request_s * self._idle_factor if idle else self._request_s) + tokens_s
                 tokenise_s = at_s if at_s > self._tokenised_s else self._tokenised_s
-                self._tokenised_s = tokenise_s + self._tokenise_token_s * seq.prompt_tokens
+                self._tokenised_s = tokenise_s + (self._tokenise_token_s * seq.prompt_tokens + self._tokenise_request_s)
                 taken.append((seq, self._tokenised_s))
             hand_over_s = self._hand_over_s
             for seq, tokenised_s in taken:

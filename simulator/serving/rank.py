@@ -33,7 +33,7 @@ class Rank:
         self.lost_tiers: tuple[TierCount, ...] = ()  # what became of those of earlier schedulers
         self.first_step = 0  # of the log, that is batch 0 of the scheduler
         self._source: Iterator[list[Sequence]] = iter(())
-        self._tokenise_token_s = front.tokenise_token_s
+        self._tokenise_token_s, self._tokenise_request_s = front.tokenise_token_s, front.tokenise_request_s
         self._tokenised_s = 0.0  # when the front end has done the last prompt
         self.loop = LoopedFrontEnd(front, self.log, self._chunk) if front.loop is not None else None
         self.reached_s = 0.0  # the time to which the replica is being advanced
@@ -139,7 +139,8 @@ class Rank:
     def _tokenise(self, seq: Sequence) -> None:
         """Move the arrival of a request to the time at which its prompt is tokenised."""
         begin_s = seq.arrival_s if seq.arrival_s > self._tokenised_s else self._tokenised_s
-        seq.arrival_s = self._tokenised_s = begin_s + self._tokenise_token_s * seq.prompt_tokens
+        own_s = self._tokenise_token_s * seq.prompt_tokens + self._tokenise_request_s
+        seq.arrival_s = self._tokenised_s = begin_s + own_s
 
     def receive(self, now_s: float) -> None:
         """Hand the requests that have arrived to the scheduler."""

@@ -91,8 +91,6 @@ def test_what_triton_would_not_load_is_refused() -> None:
     ):
         with pytest.raises(InputError, match=words):
             rules_of(flags)
-    with pytest.raises(InputError, match="formed by TensorRT-LLM's executor"):
-        served({"kind": "batch"}, 1, model_engine="trtllm")
     with pytest.raises(InputError, match="does not run on"):
         served({"kind": "batch"}, 1, {"hardware": "apple-m2-ultra-76c-192gb"})
 

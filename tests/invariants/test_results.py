@@ -103,6 +103,23 @@ CASES = {
             {"arrivals": poisson(2)},
         )
     ),
+    "triton-executor": Case(
+        given(
+            {
+                "engine": "triton",
+                "replicas": 2,
+                **args(
+                    model_engine="trtllm",
+                    max_batch_size=4,
+                    max_queue_delay_microseconds=40000,
+                    max_queue_size=9,
+                    enable_kv_cache_reuse=True,
+                    build_config={"max_batch_size": 12, "max_seq_len": 4000},
+                ),
+            },
+            {"arrivals": poisson(60), "shared_prefix": {"groups": 6, "tokens": 100}},
+        )
+    ),
     "lmdeploy": Case(given(LMDEPLOY, {"arrivals": poisson(60)})),
     "lmdeploy-chats": Case(
         given(

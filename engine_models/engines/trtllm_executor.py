@@ -1,0 +1,80 @@
+"""What all servers of TensorRT-LLM's executor share: the memory that it leaves for keys and values.
+
+Source: `pyexecutor/_util.py` of the repository, read 2026-11; the C++ executor takes its share of what is free once the engine is
+loaded, with the buffers of its largest step (`docs/source/reference/memory.md` there).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
+from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
+from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from hardware_profiles.errors import InfeasibleError
+
+
+@dataclass(frozen=True)
+class MemoryWords:
+    """The server's own names of the tokens of a step and of the share of free memory."""
+
+    step_tokens: str
+    share: str
+
+
+def memory_left(
+    request: PoolRequest,
+    tokens: int,
+    context: int,
+    fraction: float,
+    block_tokens: int,
+    max_tokens: int | None,
+    words: MemoryWords,
+) -> MemoryBudget:
+    """KV bytes = the share of what is free after a trial run of one full step of `tokens`; at most `max_tokens` of them.
+
+    Raises InfeasibleError if not even two blocks are left.
+    """
+    arch, tp, device = request.arch, request.tensor_parallel, request.device_memory_bytes
+    weights = weight_bytes_per_rank(
+        arch, request.formats.weights, tp, 1, request.expert_parallel, request.data_parallel
+    )
+    drafter = request.speculation
+    draft_weights = drafter.weight_bytes() if drafter else 0
+    activations = activation_bytes(arch, tokens, -(-tokens // max(context - 1, 1)), tp)
+    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
+    per_token = sum(
+        group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)
+    ) + (drafter.kv_bytes_per_token() if drafter else 0)
+    block = int(per_token * block_tokens)
+    free = device - weights - draft_weights - activations - other
+    usable = int(free * fraction)
+    if usable < 2 * block:
+        lack = (2 * block - usable) / fraction
+        raise InfeasibleError(
+            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(activations + other) / 1e9:.1f} GB besides "
+            f"(a step of {tokens:,} tokens), of {device / 1e9:.1f} GB; {lack / 1e9:.1f} GB too much on each of {tp} devices",
+            where="deployment",
+            mend=f"{request.more_memory}, or a smaller engine_args.{words.step_tokens}",
+        )
+    blocks = usable // block
+    if max_tokens is not None:
+        blocks = min(blocks, max(int(max_tokens) // block_tokens, 2))
+    return MemoryBudget(
+        device_bytes=device,
+        usable_bytes=device,
+        lines=(
+            MemoryLine("weight", "weights", weights),
+            *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
+            MemoryLine("activation", "activations (trial run of a full step)", activations),
+            MemoryLine("other", "CUDA context, collectives", other),
+            MemoryLine("free", f"left free (1 - {words.share}), CUDA graphs", free - usable),
+        ),
+        kv_bytes=usable,
+        kv_bytes_per_token=per_token,
+        block_bytes=block,
+        blocks=blocks,
+    )
+
+
+__all__ = ["MemoryWords", "memory_left"]

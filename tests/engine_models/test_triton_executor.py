@@ -1,0 +1,191 @@
+"""Triton's TensorRT-LLM backend: how requests are handed over, who waits outside, what the repository says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine_models.engines.triton_executor import drafts
+from engine_models.engines.triton_repository import parse, read_repository
+from engine_models.memory.block_tree import BlockTree
+from engine_models.model.architecture import load_architecture
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.memory_then_tokens import TwoPassRules
+from engine_models.schedulers.memory_then_tokens_handed import Gathering, HandedTwoPassScheduler
+from hardware_profiles.errors import InputError
+from simulator.run import simulate
+from simulator.validation.schedules import RecordedClock
+from tests.engine_models.fed import Served
+
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+RULES = TwoPassRules(8, 1000, 500, overlap=False)
+CLOCK = RecordedClock({"a": 0.001, "b": 0.0, "c": 0.0, "d": 0.0})  # 1 ms a step
+
+
+def ends(gathering: Gathering, *asked: tuple[float, int, int]) -> list[float]:
+    scheduler = HandedTwoPassScheduler(RULES, BlockTree(100, 32), gathering)
+    return [round(end, 6) for _, end in sorted(Served(scheduler, asked, CLOCK).ends.items())]
+
+
+def served(load: dict[str, Any], **flags: Any) -> dict[str, Any]:
+    deployment = {"engine": "triton", "hardware": "h100-sxm-80gb", "engine_args": {"model_engine": "trtllm", **flags}}
+    lengths = {"prompt_tokens": 100, "output_tokens": 40, "max_output_tokens": "equal"}
+    result: dict[str, Any] = simulate({"model": LLAMA, "deployment": deployment, "workload": {**lengths, **load}}).result
+    return result
+
+
+def test_requests_wait_for_others_and_go_together() -> None:
+    """`dynamic_batch_scheduler.cc`, `GetDynamicBatch`: at the oldest's delay (5 ms), or as soon as a preferred number waits."""
+    asked = (0.0, 10, 2), (0.003, 10, 2), (0.02, 10, 2)
+    assert ends(Gathering(), *asked) == [0.002, 0.005, 0.022]
+    assert ends(Gathering(0.005, 9), *asked) == [0.007, 0.007, 0.027]
+    assert ends(Gathering(0.005, 2), *asked) == [0.005, 0.005, 0.027]  # the second completes a preferred number
+
+
+def test_answers_that_do_not_stream_are_seen_at_their_end() -> None:
+    asked = (0.0, 10, 4), (0.0, 10, 2)
+    tokens = Served(HandedTwoPassScheduler(RULES, BlockTree(100, 32), Gathering(streams=False)), asked, CLOCK).tokens
+    assert [tokens[0], tokens[1]] == [[3, 3, 3, 3], [1, 1]]
+
+
+def test_a_full_queue_turns_away() -> None:
+    scheduler = HandedTwoPassScheduler(RULES, BlockTree(100, 32), Gathering(1.0, 9, queue=2))
+    assert not scheduler.sheds(0.0, 1)
+    scheduler.add(Sequence(0, 10, 2, 0.0))
+    assert scheduler.sheds(0.0, 1)
+    totals = served({"arrivals": {"kind": "batch"}, "requests": 50}, max_queue_size=5)["totals"]
+    assert totals["reasons"] == {"shed_503": 45}
+
+
+def test_an_instance_of_the_calling_model_serves_one_request_at_a_time() -> None:
+    """`tensorrt_llm_bls/1/model.py`, `execute`: requests of an instance one after the other, each to its end."""
+    load = {"arrivals": {"kind": "batch"}, "requests": 24}
+    one, four = (
+        served(load, called="tensorrt_llm_bls", bls_instance_count=count)["totals"]["duration_s"] for count in (1, 4)
+    )
+    assert one > 3.5 * four
+    assert served(load, bls_instance_count=1)["totals"]["duration_s"] < one / 10  # an ensemble is called
+
+
+def test_the_detokeniser_limits_what_streams() -> None:
+    load = {"arrivals": {"kind": "batch"}, "requests": 200}
+    few, many = (
+        served(load, decoupled=True, postprocessing_instance_count=count)["metrics"]["tpot_ms"]["mean"] for count in (1, 16)
+    )
+    assert few > 1.5 * many  # 7,407 tokens/s leave one instance
+
+
+def test_a_tree_of_medusa_is_what_its_choices_say() -> None:
+    arch = load_architecture(LLAMA)
+    tree = drafts({"acceptance": 0.6}, arch, {"medusa_choices": "{0}, {0, 0}, {1}, {0, 2}"})
+    assert tree == {
+        "acceptance": 0.6, "method": "medusa", "num_speculative_tokens": 2, "num_draft_tokens": 5, "eagle_topk": 3,
+    }  # fmt: skip
+    with pytest.raises(InputError, match="eagle"):
+        drafts({"method": "eagle", "num_speculative_tokens": 2}, arch, {})
+    load = {"arrivals": {"kind": "batch"}, "requests": 4}
+    plain = served(load)["totals"]["duration_s"]
+    pool = {"engine": "triton", "hardware": "h100-sxm-80gb", "speculative": {"acceptance": 0.6},
+            "engine_args": {"model_engine": "trtllm", "medusa_choices": "{0}, {0, 0}, {1}, {0, 2}"}}  # fmt: skip
+    lengths = {"prompt_tokens": 100, "output_tokens": 40, "max_output_tokens": "equal"}
+    drafted = simulate({"model": LLAMA, "deployment": pool, "workload": {**lengths, **load}}).result["totals"]["duration_s"]
+    assert plain / 1.96 < drafted < plain  # at most 1 + 0.6 + 0.36 tokens a step
+
+
+EXECUTOR = """
+name: "tensorrt_llm" backend: "tensorrtllm" max_batch_size: 64  # Triton's
+model_transaction_policy { decoupled: true }
+dynamic_batching { preferred_batch_size: [ 32, 64 ] max_queue_delay_microseconds: 1000
+  default_queue_policy: { max_queue_size: 7 } }
+input [ { name: "input_ids" data_type: TYPE_INT32 dims: [ -1 ] }, { name: "end_id" dims: [ 1 ] } ]
+parameters: { key: "max_beam_width" value: { string_value: "${max_beam_width}" } }
+parameters: { key: "gpt_model_type" value: { string_value: "inflight_fused_batching" } }
+parameters: { key: "batch_scheduler_policy" value: { string_value: "max_utilization" } }
+parameters: { key: "gpt_model_path" value: { string_value: "ENGINE" } }
+"""
+PYTHON = 'name: "NAME" backend: "python" max_batch_size: 64 instance_group [ { count: 4 kind: KIND_CPU } ]'
+ENSEMBLE = 'platform: "ensemble" max_batch_size: 64 ensemble_scheduling { step [ STEPS ] }'
+
+
+def repository(folder: Path, **models: str) -> Path:
+    for name, text in models.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.pbtxt").write_text(text.replace("NAME", name), encoding="utf-8")
+    return folder
+
+
+def test_a_repository_says_what_flags_say(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "config.json").write_text('{"build_config": {"max_batch_size": 128, "gemm_plugin": "auto"}}')
+    models = dict.fromkeys(("preprocessing", "postprocessing", "tensorrt_llm_bls"), PYTHON)
+    executor = EXECUTOR.replace("ENGINE", str(tmp_path / "engine"))
+    folder = repository(tmp_path / "models", tensorrt_llm=executor, ensemble=ENSEMBLE.replace("STEPS", ""), **models)
+    read = read_repository(folder)
+    assert read == {
+        "model_engine": "trtllm",
+        "called": "ensemble",
+        "max_batch_size": 64,
+        "decoupled": True,
+        "dynamic_batching": {
+            "preferred_batch_size": [32, 64],
+            "max_queue_delay_microseconds": "1000",
+            "default_queue_policy": {"max_queue_size": "7"},
+        },
+        "gpt_model_type": "inflight_fused_batching",
+        "batch_scheduler_policy": "max_utilization",
+        "gpt_model_path": str(tmp_path / "engine"),
+        "preprocessing_instance_count": 4,
+        "postprocessing_instance_count": 4,
+        "bls_instance_count": 4,
+        "build_config": {"max_batch_size": 128},
+    }
+    load = {"arrivals": {"kind": "batch"}, "requests": 9}
+    pool = {"engine": "triton", "hardware": "h100-sxm-80gb", "engine_args": f"tritonserver --model-repository={folder}"}
+    work = {**load, "prompt_tokens": 100, "output_tokens": 4}
+    assert simulate({"model": LLAMA, "deployment": pool, "workload": work}).result["totals"]["reasons"] == {"shed_503": 2}
+
+
+def test_an_ensemble_around_another_model(tmp_path: Path) -> None:
+    steps = ", ".join(f'{{ model_name: "{name}" }}' for name in ("tokens", "llm", "words"))
+    llm = 'name: "llm" backend: "python" max_batch_size: 8 dynamic_batching { } instance_group { count: 2 kind: KIND_GPU }'
+    folder = repository(tmp_path, tokens=PYTHON, words=PYTHON, llm=llm, all=ENSEMBLE.replace("STEPS", steps))
+    assert read_repository(folder) == {
+        "max_batch_size": 8,
+        "dynamic_batching": {},
+        "instance_group": {"count": 2, "kind": "KIND_GPU"},
+        "preprocessing_instance_count": 4,
+        "postprocessing_instance_count": 4,
+    }
+
+
+def test_what_a_repository_cannot_say_is_refused(tmp_path: Path) -> None:
+    for text, words in (
+        ('name: "m" backend: "vllm"', "runs vLLM"),
+        ('name: "m" max_batch_size: ${triton_max_batch_size}', "the template is not filled"),
+        ('name: "m" max_batch_size: 4 instance_group { kind: KIND_CPU', "no configuration"),
+        ('name: "m" instance_group { kind: KIND_CPU }', "0 of them run on GPUs"),
+    ):
+        folder = repository(tmp_path / str(len(words)), m=text)
+        with pytest.raises(InputError, match=words):
+            read_repository(folder)
+    with pytest.raises(InputError, match="holds no"):
+        read_repository(tmp_path / "nothing")
+    assert parse("a: 1 a: 2 # b: 3\nc { d: '}' }", "m") == {"a": ["1", "2"], "c": [{"d": ["}"]}]}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"model_engine": "transformers", "batch_scheduler_policy": "max_utilization"}, "a key of Triton's TensorRT-LLM backend"),
+        ({"batch_scheduler_policy": "max_utilisation"}, "cannot be"),
+        ({"dynamic_batching": {"priority_levels": 2}}, "priorities and time-outs"),
+        ({"build_config": {"max_tokens": 2}}, "no key `max_tokens`"),
+        ({"decoding_mode": "eagle"}, "how tokens are drafted"),
+        ({"max_beam_width": 4}, "how many sequences"),
+    ],
+)
+def test_what_the_backend_lacks_is_refused(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        served({"arrivals": {"kind": "batch"}, "requests": 1}, **flags)
