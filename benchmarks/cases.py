@@ -867,7 +867,8 @@ def startup(row: Row, number: str) -> Case:
         engine = "vllm" if name.startswith("vllm") else "sglang"
         weights = "fp8_block" if re.search("DeepSeek-R1|FP8", text) else "nvfp4" if "fp4" in text else "fp16"
         place = "network" if "shared" in row["note"] else "cache" if float(row["weights_load_s"] or 9) < 2 else "disk"
-        parts = {"weights_s": row["weights_load_s"] or row["sgl_load_s"], "graph_capture_s": row["graph_capture_s"]}
+        parts = {"weights_s": row["weights_load_s"] or row["sgl_load_s"]}
+        parts["graph_capture_s"] = row["graph_capture_s"] or row["sgl_capture_s"]
         parts["compile_s"] = str(float(row["dynamo_s"] or 0) + float(row["compile_s"] or 0))
         reported = {key: float(value) for key, value in parts.items() if float(value or 0) > 0}
         start: dict[str, object] = {"weights_from": place, "compile_cache": 0 < float(row["compile_s"] or 0) < 20}

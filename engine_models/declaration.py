@@ -249,6 +249,7 @@ class EnginePlan:
     requests matter to it. `handover` is that of a pool with a role. `outside` names in what the plan leaves the measured runs, as
     ``axis: what``. `sources` are those of the overheads. `kernels` are the version's, where they are not the engine's. `recorded`
     says whether recorded steps of the engine are of the rule that serves this pool. `sleeps`: its servers can fall asleep.
+    `compiles`: they compile their model when they start, if their engine does; `compiles_products`: the kernels of products too.
     """
 
     engine: str
@@ -269,6 +270,13 @@ class EnginePlan:
     tiers: tuple[TierKind, ...] = ()
     recorded: bool = True
     sleeps: bool = False
+    compiles: bool = True
+    compiles_products: bool = False
+
+    @property
+    def captures(self) -> bool:
+        """Whether its servers capture CUDA graphs when they start."""
+        return bool(self.costs.terms.graph_sizes)
 
     @property
     def speculation(self) -> Speculation | None:

@@ -65,13 +65,15 @@ def start_of(prepared: Prepared, given: float | schema.StartUp | None) -> tuple[
     """How long a new server takes to start, by parts, and what is assumed."""
     if isinstance(given, int | float):
         return StartUp(0.0, 0.0, float(given), 0.0, 0.0, 0.0), []
-    memory = prepared.plan.memory
+    plan = prepared.plan
     found, notes = predicted(
-        prepared.plan.engine,
-        memory.bytes_of("weight"),
+        plan.engine,
+        plan.memory.bytes_of("weight"),
         place=given.weights_from if given is not None else "disk",
         compiled=given is not None and given.compile_cache,
-        captures=memory.bytes_of("graph") > 0,
+        captures=plan.captures,
+        compiles=plan.compiles,
+        compiles_products=plan.compiles_products,
     )
     if given is not None:
         stated = {key: getattr(given, key) for key in found.parts() if getattr(given, key) is not None}

@@ -83,7 +83,9 @@ def _predicted(pool: Pool, swap: Swap, one: Prepared, all_bytes: int) -> Prepare
             weight_bytes,
             place=swap.weights_from,
             compiled=swap.compile_cache,
-            captures=one.plan.memory.bytes_of("graph") > 0,
+            captures=one.plan.captures,
+            compiles=one.plan.compiles,
+            compiles_products=one.plan.compiles_products,
         )
         parts = ", ".join(f"{part.removesuffix('_s').replace('_', ' ')} {s:.3g}" for part, s in found.parts().items() if s)
         words = f"{name} starts anew in {found.server_s:.3g} s: {parts}; a server stops at once (assumed)"

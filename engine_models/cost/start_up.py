@@ -45,7 +45,14 @@ def constants() -> dict[str, Any]:
 
 
 def predicted(
-    engine: str, weight_bytes: float, *, place: Place = "disk", compiled: bool = False, captures: bool = True
+    engine: str,
+    weight_bytes: float,
+    *,
+    place: Place = "disk",
+    compiled: bool = False,
+    captures: bool = True,
+    compiles: bool = True,
+    compiles_products: bool = False,
 ) -> tuple[StartUp, list[str]]:
     """How long a server of an engine takes to start, and what is assumed.
 
@@ -55,20 +62,26 @@ def predicted(
     weight_bytes : of one device.
     place : where the weights lie. compiled : whether a filled compilation cache is there.
     captures : whether it captures graphs; one that does not compiles nothing either.
+    compiles : whether it compiles its model, if its engine does, which has a time for it of its own.
+    compiles_products : whether kernels of products are compiled for each number of rows while graphs are captured.
     """
     raw = constants()
     lender = raw["lender"]
     own, lent = raw["engines"].get(engine, {}), raw["engines"][lender]
-    compiles = "compile_cached_s" if compiled else "compile_s"
-    keys = (compiles, "graph_capture_s", "warm_up_s") if captures else ("warm_up_s",)
+    compilation = "compile_cached_s" if compiled else "compile_s"
+    keys = ["graph_capture_s", "warm_up_s"] if captures else ["warm_up_s"]
+    if captures and compiles and own.keys() & {"compile_s", "compile_cached_s"}:
+        keys.insert(0, compilation)
     found = {key: (own.get(key) or lent[key])["value"] for key in keys}
     borrowed = [key for key in found if key not in own]
+    if captures and compiles_products and not compiled:
+        found["graph_capture_s"] += own["compile_products_s"]["value"]
     notes = [f"start-up: {', '.join(borrowed)} of {engine} taken over from {lender} (assumed)"] if borrowed else []
     start_up = StartUp(
         provisioning_s=0.0,
         image_s=0.0,
         weights_s=weight_bytes / raw["weights"][place]["value"],
-        compile_s=found.get(compiles, 0.0),
+        compile_s=found.get(compilation, 0.0),
         graph_capture_s=found.get("graph_capture_s", 0.0),
         warm_up_s=found["warm_up_s"],
     )

@@ -56,6 +56,7 @@ from engine_models.engines.sglang_kernels import (
     absorbs_below,
     absorbs_captured,
     as_run,
+    compiles_products,
     experts,
     latent_launches,
     selection_kernels,
@@ -424,6 +425,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         warnings=tuple(warnings),
         sources=overheads.provenance,
         tiers=tiers.kinds if tiers is not None else (),
+        compiles=captured > 0,
+        compiles_products=compiles_products(request),
     )
 
 

@@ -92,6 +92,12 @@ def _data_centre_blackwell(name: str) -> bool:
     return device.architecture == "blackwell" and device.memory_bandwidth_bytes_per_s.value >= HBM_BYTES_PER_S
 
 
+def compiles_products(request: PoolRequest) -> bool:
+    """Whether DeepGEMM computes the products: FP8 blocks on Hopper and data-centre Blackwell (`quantization/fp8_utils.py`)."""
+    able = load_device(request.device_name).architecture == "hopper" or _data_centre_blackwell(request.device_name)
+    return able and request.formats.weights.name == "fp8_block"
+
+
 _SHARE_EXPERTS = ("deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25", "glm_moe_dsa", "glm4_moe")
 _FUSE_REDUCES = (*_SHARE_EXPERTS, "gpt_oss", "qwen3_moe", "qwen3_5_moe")
 FUSED_REDUCES_SINCE = (0, 5, 10)

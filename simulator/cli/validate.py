@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from hardware_profiles.errors import InputError
@@ -126,6 +127,7 @@ def runs_command(
     checked = [e["covered"] for e in outcome["experiments"] if e["covered"] is not None]
     if checked:
         print(f"  inside the 90 % interval: {100 * sum(checked) / len(checked):.0f} % of {len(checked):,} values")
+    _print_one_factors(outcome["one_factor"], outcome["experiments"])
     _print_reasons(outcome["skipped"], "row")
 
 
@@ -155,21 +157,26 @@ def reports_command(path: Path, workers: int, as_json: bool) -> None:
         head = [title, "metric", "values", "median error %", "p90 %", "bias %", "in interval"]
         if body:
             print("\n".join(table(head, body, indent="", words=(0, 1))) + "\n")
-    for found in outcome["one_factor"]:
-        rest = [e for e in cases if e["metric"] == found["metric"] and e["id"] not in found["ids"]]
-        (others,) = errors_by(rest, lambda _: "").values() if rest else (None,)
-        without = f"; without it {found['metric']} is {others.figures[0]:.1f} % off in the median" if others is not None else ""
-        page = "/".join(found["source"].split("/")[-2:])
-        said = (
-            f"{page}, {found['engine']} on {found['gpu']}: at every load {found['metric']} is {found['factor']:.2f} times the "
-            f"measured ({found['low']:.2f} to {found['high']:.2f}, {len(found['ids'])} values), as of another host, clock or "
-            f"release, or of a part of every step that is not modelled{without}"
-        )
-        print(wrapped(said, "  "))
+    _print_one_factors(outcome["one_factor"], cases)
     for e in cases:
         if e["abs_pct_error"] is None:
             print(f"{e['id']}: reported '{e['reported']}', predicted '{e['predicted']}': {'right' if e['covered'] else 'WRONG'}")
     _print_reasons(outcome["skipped"], "value")
+
+
+def _print_one_factors(hosts: list[dict[str, Any]], judged: list[dict[str, Any]]) -> None:
+    """Who differs by one factor at every load, and the median error of the others."""
+    for found in hosts:
+        rest = [e["abs_pct_error"] for e in judged if e["metric"] == found["metric"] and e["id"] not in found["ids"]]
+        rest = [error for error in rest if error is not None]
+        without = f"; without it {found['metric']} is {median(rest):.1f} % off in the median" if rest else ""
+        page = "/".join(found["source"].split("/")[-2:])
+        said = (
+            f"{page}, {found['family']} by {found['engine']} on {found['gpu']}: at every load {found['metric']} is "
+            f"{found['factor']:.2f} times the measured ({found['low']:.2f} to {found['high']:.2f}, {len(found['ids'])} values), "
+            f"as of another host, clock or release, or of a part of every step that is not modelled{without}"
+        )
+        print(wrapped(said, "  "))
 
 
 def _print_reasons(skipped: list[dict[str, str]], what: str) -> None:

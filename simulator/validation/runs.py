@@ -17,7 +17,9 @@ from simulator.results.intervals import Evidence, half_width, interval, rate_wid
 from simulator.results.latencies import Latencies, latencies
 from simulator.results.statistics import statistics
 from simulator.validation.contradictions import sift
+from simulator.validation.evidence import kinds
 from simulator.validation.launches import launch_of
+from simulator.validation.one_factor import one_factors
 from simulator.validation.spellings import Unplayable
 from simulator.validation.suite import (
     METRICS,
@@ -168,7 +170,7 @@ def validate_runs(
     """Replay every run of a suite that can be replayed.
 
     Returns the JSON form of `validate runs`: `experiments` (id, metric, measured, predicted, abs_pct_error, interval, covered,
-    queue_share, ttft_share), `skipped` (id, reason) and `medians` by metric over whole runs that were not saturated.
+    queue_share, ttft_share), `skipped` (id, reason), `medians` by metric over whole runs that were not saturated, `one_factor`.
     """
     rows, unfit = sift(read_suite(directory))
     lengths = workload_lengths(rows)
@@ -196,7 +198,19 @@ def validate_runs(
                 skipped.append({"id": row["id"], "reason": "no request of this stage"})
                 continue
             experiments.extend(_compare(row, predicted))
-    return {"experiments": experiments, "skipped": skipped, "medians": medians(experiments, rows)}
+    hosts = [asdict(found) for found in one_factors(_told(experiments, rows))]
+    return {"experiments": experiments, "skipped": skipped, "medians": medians(experiments, rows), "one_factor": hosts}
+
+
+def _told(experiments: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The errors of whole, trusted runs, as `one_factors` reads them."""
+    known = kinds(rows)
+    out = []
+    for entry in experiments:
+        if (kind := known.get(entry["id"])) is not None:
+            group = {"source": kind.source, "engine": kind.evidence.engine, "gpu": kind.hardware, "family": kind.model}
+            out.append({**entry, "reported": entry["measured"], "group": group})
+    return out
 
 
 def _attempt(experiment: Experiment) -> dict[str, dict[str, Prediction]] | str:

@@ -63,6 +63,9 @@ def test_constants_are_those_of_the_logs() -> None:
     assert own["warm_up_s"]["value"] == pytest.approx(rest, abs=0.2)
     compiled = mean(float(row["compile_s"]) for row in sglang)
     assert raw["engines"]["sglang"]["compile_s"]["value"] == pytest.approx(compiled, abs=0.1)
+    captured = mean(float(row["sgl_capture_s"]) for row in sglang)
+    products_s = raw["engines"]["sglang"]["compile_products_s"]["value"]
+    assert products_s + own["graph_capture_s"]["value"] == pytest.approx(captured, abs=0.1)
 
 
 def test_parts_follow_from_weights_engine_and_caches() -> None:
@@ -78,3 +81,9 @@ def test_parts_follow_from_weights_engine_and_caches() -> None:
     assert (eager.compile_s, eager.graph_capture_s) == (0, 0)
     _, said = predicted("tgi", bytes_)
     assert "taken over from vllm" in said[0]
+    assert "compile" not in said[0]
+    first, _ = predicted("sglang", bytes_, compiles_products=True)
+    later, _ = predicted("sglang", bytes_, compiles_products=True, compiled=True)
+    assert first.graph_capture_s == pytest.approx(later.graph_capture_s + 949.9)
+    uncompiled, _ = predicted("sglang", bytes_, compiles=False)
+    assert uncompiled.compile_s == 0.0

@@ -242,6 +242,18 @@ def test_a_suite_of_bad_rows_only_ends_well(
     assert out.count("skipped 1 row") == 3
 
 
+def test_runs_that_are_off_by_one_factor_at_every_load_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Open loops of ten tokens a request, said to have yielded five."""
+    rates = (1.0, 2.0, 4.0, 8.0, 16.0)
+    write(tmp_path, [row(f"{rate}", request_rate_rps=rate, output_throughput_tok_s=5.0 * rate) for rate in rates])
+    _, out, _ = typed(monkeypatch, capsys, "validate", "runs", str(tmp_path), "--output", str(tmp_path / "v.parquet"))
+    words = " ".join(out.split())
+    assert "by vllm on h100-sxm-80gb: at every load output_throughput_tok_s is 2." in words
+    assert "5 values), as of another host" in words
+
+
 # -- schedules ----------------------------------------------------------------------------------------------
 
 

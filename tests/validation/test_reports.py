@@ -11,7 +11,8 @@ import pytest
 
 from hardware_profiles.errors import InputError
 from simulator import load_scenario, simulate
-from simulator.validation.reports import busy_s, errors_by, one_factors, read_cases, validate_reports
+from simulator.validation.one_factor import one_factors
+from simulator.validation.reports import busy_s, errors_by, read_cases, validate_reports
 from tests.terminal import typed
 
 SCENARIO = """
