@@ -730,14 +730,20 @@ def serving_rates(row: Row, number: str) -> Case:
     raise Unsaid("no engine here runs it so, or lengths are not stated", engine)
 
 
-PROMPTS_OF_MLPERF = {"llama2-70b": 150, "mixtral-8x7b": 470, "llama3.1-8b": 778, "llama3.1-405b": 9400}
-"""Mean prompt of a data set of MLPerf [tokens] (from memory, unconfirmed; Mixtral's assumed: a third are five-shot problems)."""
+PROMPTS_OF_MLPERF = {"llama2-70b": 222, "mixtral-8x7b": 470, "llama3.1-8b": 778, "llama3.1-405b": 9400}
+"""Mean prompt of a data set of MLPerf [tokens].
+
+Llama-2's: 2,219,196 over 10,000 of its 24,576 prompts, as AI-Hypercomputer/JetStream prints them (pull request 196, 2025-02;
+their answers have 293 as MLPerf's have). The others from memory, unconfirmed; Mixtral's assumed: a third are five-shot problems.
+"""
 ROWS_OF_MLPERF = {
-    "llama2-70b": {"h100-sxm": 896, "h100-nvl": 1300, "h200": 806, "gh200": 806},
-    "mixtral-8x7b": {"h100": 896, "h200": 3072},
+    ("llama2-70b", "Offline"): {"h100-sxm": 896, "h100-nvl": 1300, "h200": 806, "gh200": 806},
+    ("llama2-70b", "Server"): {"h100-sxm": 1024, "h100-nvl": 640, "h200": 896, "gh200": 806},
+    ("mixtral-8x7b", "Offline"): {"h100": 896, "h200": 3072},
+    ("mixtral-8x7b", "Server"): {"h100": 896, "h200": 3072},
 }
-"""Rows at once in submissions of round 4.1 (mlcommons/inference_results_v4.1,
-`gpu_batch_size`, Offline); elsewhere 2,048 (assumed)."""
+"""Rows at once in submissions of round 4.1 (mlcommons/inference_results_v4.1, `gpu_batch_size`; Mixtral's of the server as
+offline, assumed); elsewhere 2,048 (assumed)."""
 
 
 def mlperf(row: Row, number: str) -> Case:
@@ -752,6 +758,8 @@ def mlperf(row: Row, number: str) -> Case:
     if row["model"].endswith("-99.9"):
         raise Unsaid("the figure of -99 again, at a stricter accuracy")
     data = row["model"].removesuffix("-99")
+    if "MaxQ" in row["system"]:
+        raise Unsaid("a power limit below the device's", row["system"])
     if data not in PROMPTS_OF_MLPERF:
         raise Unsaid("beams, or prompts whose length is not known", data)
     engine = "vllm" if "vLLM" in row["framework"] else "trtllm" if re.search("TensorRT|CUDA", row["framework"]) else ""
@@ -769,7 +777,7 @@ def mlperf(row: Row, number: str) -> Case:
         tensor *= 2
     share, answered = tensor / count, float(row["samples_per_s"])
     mean = float(row["tokens_per_s"]) / answered
-    rows = next((n for word, n in ROWS_OF_MLPERF.get(data, {}).items() if device.startswith(word)), 2048)
+    rows = next((n for word, n in ROWS_OF_MLPERF.get((data, row["scenario"]), {}).items() if device.startswith(word)), 2048)
     args: dict[str, object] = {"max_num_seqs": rows, "kv_cache_dtype": "fp8", "max_model_len": 4096}
     if engine == "trtllm":
         args = {"max_batch_size": rows, "max_num_tokens": 8192, "max_seq_len": 4096,

@@ -67,9 +67,10 @@ def test_memory_of_deepseek_r1_on_eight_h200_by_hand() -> None:
     assert memory.bytes_of("weight") == pytest.approx(in_fp8 + 2 * (in_bf16 + absorbed), rel=1e-3)
     assert 102.5e9 < memory.bytes_of("weight") < 103.3e9
     assert memory.kv_bytes_per_token == layers * 576 * 2
-    tokens, rows, devices = 8192, 1024, 8
+    tokens, devices, chosen = 8192, 8, 8
     gathered = 2 * devices * hidden
-    assert memory.bytes_of("activation") == tokens * 2 * (3 * 18432 + 3 * hidden + gathered) + 12 * rows * 129280
+    width = chosen * (hidden + 2048) + 3 * 2048  # outputs of the chosen experts, their products; the shared one
+    assert memory.bytes_of("activation") == tokens * 2 * (width + 4 * hidden + gathered)
     left = (
         memory.usable_bytes
         - memory.bytes_of("weight")

@@ -4,13 +4,14 @@ Servers that follow the checkpoint's generation_config.json (vLLM's `generation_
 top-p or top-k unless the client says otherwise. Greedy or plain sampling does none of what follows. How the logits of a row are
 cut off changed with vLLM:
 
-sort       up to 0.15: the whole vocabulary of every row is sorted, by a chain of launches.
+sort       before 0.8 and from 0.11.1 to 0.15: the whole vocabulary of every row is sorted, by a chain of launches.
                t = t0 + max( bytes / bandwidth, cycles a logit / (multiprocessors x clock) ) x logits
            The radix sort moves some 235 bytes a logit, yet is bound by its arithmetic wherever memory is quick: on B200, with
            2.3 times the bandwidth of H100, it takes as long (1.07 ms for 64 rows of 131,072; by bandwidth 0.55 ms).
 pivot      from 0.16: a Triton kernel searches the threshold, one program a row; below 8 rows the sort stays.
                t = t0 + cycles a logit x vocabulary / clock x ceil( rows / multiprocessors )
-rejection  from 0.20: FlashInfer draws and rejects, without a threshold.
+rejection  from 0.20, and in 0.8 to 0.11.0 where it is installed, as in the images (off by pull request 26859): FlashInfer draws
+           and rejects, without a threshold.
                t = t0 + bytes x logits / bandwidth
 
 CPUs sort in every version, rows side by side, each by one core:

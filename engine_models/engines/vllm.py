@@ -59,7 +59,13 @@ from engine_models.engines.vllm_recorded import PairRecorder
 from engine_models.engines.vllm_tiers import KVBM, LMCACHE, MOONCAKE, NATIVE, TierPlan, tier_plan
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import PagedKV
-from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
+from engine_models.model.activations import (
+    COLLECTIVE_BYTES,
+    CONTEXT_BYTES,
+    LOGIT_BYTES,
+    SORT_BYTES,
+    activation_bytes,
+)
 from engine_models.model.architecture import (
     KvGroup,
     kv_groups,
@@ -148,9 +154,10 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "sampler": "pivot",
         "fp32_router": "cublas",
     },
-    "0.15.1": {"reserve_full_prompt": False, "sampler": "sort"},
+    "0.16.0": {"reserve_full_prompt": False},
+    "0.15.1": {"sampler": "sort"},
     "0.14.1": {},
-    "0.11.0": {
+    "0.11.1": {
         "parses_templates": True,
         "async_scheduling": False,
         "masks_overlap": False,
@@ -160,8 +167,9 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "graph_step_above_256": 8,
         "cpu_kv_gib": 4,
     },
+    "0.11.0": {"sampler": "rejection"},  # FlashInfer's where it is installed, as in the images (off since pull request 26859)
     "0.8.0": {},
-    "0.6.0": {"first_engine": True, "reserve_full_prompt": True},
+    "0.6.0": {"first_engine": True, "reserve_full_prompt": True, "sampler": "sort"},
 }
 """The newest version in full (the defaults of `Version`); of each older one what differs from the next newer. Those
 from 0.8 to 0.10 are taken for 0.11 (assumed: the same engine; its source was not read there)."""
@@ -834,7 +842,9 @@ def _memory(
     usable = int(request.device_memory_bytes * share)
     weights = weight_bytes_per_rank(arch, request.formats.weights, tp, pp, request.expert_parallel, request.data_parallel)
     weights += mla_absorbed_bytes_per_rank(arch, tp, pp)
-    activations = activation_bytes(arch, tokens, rows, tp, request.data_parallel)
+    # the profiling run samples as many rows as may be, with truncation
+    logit_bytes = SORT_BYTES if version.sampler == "sort" and not on_cpu else LOGIT_BYTES
+    activations = activation_bytes(arch, tokens, rows, tp, request.data_parallel, logit_bytes)
     devices = tp * pp * request.data_parallel
     other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if devices > 1 else 0))
     graph = int(GRAPH_BYTES_PER_SIZE * graphs) if version.graph_memory_counts else 0

@@ -2,7 +2,7 @@
 
 Fitted, 2026-11: the KV blocks that vLLM 0.11.0 and 0.15.1 reported at start-up on H100 for Llama-2-7B (TP 1), CodeLlama-34B
 (TP 1, budgets 64 and 4096; TP 2), Mixtral (TP 2) and Llama-2-70B (TP 4) (inference-sim, "training" and evaluation runs); all
-seven within 1.5 % of the blocks.
+within 0.3 % of the blocks.
 """
 
 from __future__ import annotations
@@ -13,21 +13,35 @@ CONTEXT_BYTES = 0.25e9  # CUDA context, cuBLAS workspaces, allocator slack: what
 COLLECTIVE_BYTES = 0.50e9  # NCCL channels and custom all-reduce buffers, with tensor parallelism only
 
 
-def activation_bytes(
-    arch: Architecture, tokens: int, rows: int, tensor_parallel: int, data_parallel: int = 1
-) -> int:
-    """Peak of a forward pass over `tokens` that samples `rows`: three widths of the MLP and of the hidden state, and logits.
+SORT_BYTES, LOGIT_BYTES = 38, 12
+"""Memory of a logit while rows are sampled: where a truncating sampler sorts, and else.
 
-    The gate and up halves and their product live together, beside the residual, its norm and the attention output; logits
-    are held three times in float32 while sampling. Data-parallel ranks that share experts hold the hidden states of all ranks
-    twice besides: gathered, and the experts' sums before they are scattered (assumed).
+Sorting: bf16, float32, sorted, their indices in 64 bits, and PyTorch's workspace (2 + 4 + 4 + 8 + 20); else float32 three times
+(assumed). kind: datasheet; measured: 38.3, from the 780,992 and 773,312 tokens of KV cache that vLLM 0.15.0 printed for 256 and
+512 rows of Llama-3.3-70B on B200, and 782,160 for 16 to 128, where the forward pass needs more (SemiAnalysisAI/InferenceX, 2026).
+"""
+
+
+def activation_bytes(
+    arch: Architecture, tokens: int, rows: int, tensor_parallel: int, data_parallel: int = 1, logit_bytes: int = LOGIT_BYTES
+) -> int:
+    """Peak of a forward pass over `tokens`, or of the sampling of `rows` after it, of which the hidden states are left.
+
+    A pass holds three widths of the MLP and four of the hidden state: the gate and up halves and their product live together,
+    beside the layer's input, the residual, its norm and the attention output (CodeLlama-34B: 98,650 values a token, from its
+    blocks at budgets of 64 and 4,096). Experts write an output for each token and choice, as wide as the hidden state, where the
+    halves were (vLLM 0.11 to 0.33, `fused_moe.py` and `fused_marlin_moe.py`: one buffer for both, of the wider). Data-parallel
+    ranks that share experts hold the hidden states of all ranks twice besides: gathered, and the experts' sums before they are
+    scattered (assumed).
     """
     width = 0
     for mlp in arch.mlp:
         if mlp.kind == "dense":
-            width = max(width, mlp.intermediate // tensor_parallel)
+            width = max(width, 3 * mlp.intermediate // tensor_parallel)
         else:
-            routed = mlp.experts_per_token * mlp.expert_intermediate // tensor_parallel
-            width = max(width, routed + mlp.shared_intermediate // tensor_parallel)
+            inner = mlp.expert_intermediate // tensor_parallel
+            routed = mlp.experts_per_token * (max(2 * inner, arch.hidden) + inner)
+            width = max(width, routed + 3 * mlp.shared_intermediate // tensor_parallel)
     gathered = 2 * data_parallel * arch.hidden if data_parallel > 1 else 0
-    return int(tokens * 2 * (3 * width + 3 * arch.hidden + gathered) + 3 * 4 * rows * arch.vocab)
+    forward = tokens * 2 * (width + 4 * arch.hidden + gathered)
+    return max(forward, tokens * 2 * arch.hidden + logit_bytes * rows * arch.vocab)

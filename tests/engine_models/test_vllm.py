@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.terms import HostOverhead
 from engine_models.engines.vllm import VERSIONS, graph_sizes, version_of
+from engine_models.model.activations import activation_bytes
+from engine_models.model.architecture import load_architecture
 from hardware_profiles.errors import InfeasibleError, InputError
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
@@ -146,3 +150,27 @@ def test_what_the_blocks_asked_for_never_hold_in_all_groups_is_refused(prompt: i
             simulate(scenario)
         return
     assert simulate(scenario).result["totals"]["completed"] == completed
+
+
+def kv_tokens(engine: str, rows: int) -> int:
+    flags = {"max_num_seqs": rows, "max_num_batched_tokens": 8192, "max_model_len": 8192, "gpu_memory_utilization": 0.9}
+    pool = {"engine": engine, "hardware": "b200", "weights": "nvfp4", "kv_cache": "fp8", "engine_args": flags}
+    model = "meta-llama/Llama-3.3-70B-Instruct"
+    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    found = prepare(load_scenario({"model": model, "deployment": pool, "workload": load})).plan.memory
+    return found.kv_bytes // found.kv_bytes_per_token
+
+
+def test_sampling_takes_memory_only_where_it_needs_more_than_the_step_before_it() -> None:
+    """What vLLM 0.15.0 printed on B200: as many tokens for 16 as for 128 rows, 7,680 fewer for 512 than for 256."""
+    assert kv_tokens("vllm@0.15.0", 16) == kv_tokens("vllm@0.15.0", 128) == pytest.approx(782_160, rel=0.01)
+    assert kv_tokens("vllm@0.15.0", 512) - kv_tokens("vllm@0.15.0", 1024) == pytest.approx(2 * 7_680, rel=0.02)
+    assert kv_tokens("vllm@0.19.1", 512) == kv_tokens("vllm@0.15.0", 16)  # nothing is sorted
+
+
+def test_experts_write_an_output_for_each_choice() -> None:
+    """As wide as the hidden state where that is wider than the two halves of an expert."""
+    arch = load_architecture("Qwen/Qwen3-30B-A3B")
+    halved = replace(arch, mlp=tuple(replace(mlp, expert_intermediate=384) for mlp in arch.mlp))
+    assert activation_bytes(arch, 1, 0, 1) == 2 * (8 * (2048 + 768) + 4 * 2048)
+    assert activation_bytes(arch, 1, 0, 1) - activation_bytes(halved, 1, 0, 1) == 2 * 8 * 384
