@@ -76,10 +76,13 @@ def text(found: Comparison) -> str:
     from simulator.report.numbers import short
 
     lines = []
+    several = len(found.columns) > 2
     for number, column in enumerate(found.columns, start=1):
-        facts = ", ".join(f"{k} {v}" for k, v in column.facts.items())
+        facts = [f"{k} {v}" for k, v in column.facts.items()]
+        if several and column.scenario is not None:
+            facts += [f"{path.split('.')[-1]} {_value(values[number - 1])}" for path, values in found.changes]
         lines.append(
-            wrapped(f"{number}  {column.label} ({column.kind}{'; ' + facts if facts else ''})", "   ")
+            wrapped(f"{number}  {column.label} ({column.kind}{'; ' + ', '.join(facts) if facts else ''})", "   ")
         )
     head = ["", "1", *(f"{number}{'to 1':>{DIFFERENCE}}" for number in range(2, len(found.columns) + 1))]
     rows = []
@@ -91,19 +94,20 @@ def text(found: Comparison) -> str:
             shown[i] += f"{'' if difference is None else f'{difference:+.1%}':>{DIFFERENCE}}"
         rows.append([_title(row), *shown])
     lines += ["", *table(head, rows)]
-    if found.changes:
+    if found.changes and not several:
         lines += ["", "changed in the scenario"]
-        lines += [
-            wrapped(f"  {path}: " + " -> ".join("-" if v is None else str(v) for v in values), "    ")
-            for path, values in found.changes
-        ]
-    elif sum(c.scenario is not None for c in found.columns) > 1:
+        lines += [wrapped(f"  {path}: " + " -> ".join(map(_value, values)), "    ") for path, values in found.changes]
+    elif not found.changes and sum(c.scenario is not None for c in found.columns) > 1:
         lines += ["", "the scenarios are the same"]
     notes = [(i, note) for i, column in enumerate(found.columns, start=1) for note in column.notes]
     if notes:
         lines.append("")
         lines += [wrapped(f"note: {i}: {note}", "      ") for i, note in notes]
     return "\n".join(lines)
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else str(value)
 
 
 def _title(row: str) -> str:

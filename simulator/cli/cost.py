@@ -310,8 +310,9 @@ def of_sweep(
     found = [_point(folder, p, overrides, demand_requests_per_day, headroom, profile) for p in points]
     key = "fleet_usd_per_month" if demand_requests_per_day is not None or profile is not None else "usd_per_month"
     order = ["met", "", "close", "not judged", "missed"]
-    found.sort(key=lambda p: (order.index(p["slo"]), p[key] is None, p[key] or 0.0, p["point"]))
+    found.sort(key=lambda p: (order.index(p["slo"]), p[key] is None, p[key] or p["usd_per_month"] or 0.0, p["point"]))
     best = found[0]
+    varied = len(best["values"])
     head, rows = _rows(found, fleet_too=key.startswith("fleet"))
     run_folder = str(folder / "runs" / best["run"])
     wanted = demand_requests_per_day is not None or profile is not None
@@ -320,7 +321,7 @@ def of_sweep(
     missing = len(record["points"]) - len(points)
     lines = [
         wrapped(f"{record['name']}: {len(points)} points, those that keep the SLO first, cheapest first", "  "),
-        *table(head, rows, words=(0,), drop=(2, 3)),
+        *table(head, rows, words=range(varied), drop=[i for i in (varied + 1, varied + 2, varied + 5) if i < len(head)]),
         *([f"  {missing} points have no result"] if missing else []),
         *(_fleet_notes(found) if wanted else []),
         "",
@@ -388,15 +389,16 @@ def _label(point: Mapping[str, Any]) -> str:
 
 
 def _rows(found: Sequence[Mapping[str, Any]], fleet_too: bool) -> tuple[list[str], list[list[str]]]:
+    from simulator.cli.sweep import short_names
     from simulator.report.numbers import dollars
 
-    head = ["point", "SLO", "devices", "$/hour", "$/month"]
+    head = [*short_names(list(found[0]["values"])).values(), "SLO", "devices", "$/hour", "$/month"]
     if fleet_too:
-        head += ["replicas for the demand", "$/hour", "$/month", "N+1"]
+        head += ["replicas for the demand", "fleet $/hour", "fleet $/month", "N+1"]
     rows = []
     for p in found:
         row = [
-            _label(p),
+            *map(str, p["values"].values()),
             p["slo"] or "-",
             str(p["devices"] or "-"),
             dollars(p["usd_per_hour"]),

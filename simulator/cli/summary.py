@@ -18,14 +18,19 @@ def latency_rows(metrics: dict[str, Any]) -> list[list[str]]:
     for title, name in LATENCIES:
         stats = metrics[name]
         half = "" if not stats["ci95"] else f" ±{short((stats['ci95'][1] - stats['ci95'][0]) / 2)}"
-        bounds = (stats["interval"] or {}).get("mean")
-        model = "-"
-        if bounds:
-            model = f"{short(bounds[0])} " + ("or more" if bounds[1] is None else f"to {short(bounds[1])}")
+        model = _between(stats, "mean") or "-"
         rows.append(
             [title, short(stats["mean"]) + half, *(short(stats[p]) for p in ("p50", "p90", "p99", "max")), model]
         )
     return rows
+
+
+def _between(stats: dict[str, Any], statistic: str) -> str:
+    """The 90 % interval of a statistic in words; "" where there is none."""
+    bounds = (stats["interval"] or {}).get(statistic)
+    if not bounds:
+        return ""
+    return f"{short(bounds[0])} " + ("or more" if bounds[1] is None else f"to {short(bounds[1])}")
 
 
 def verdict_word(slo: dict[str, Any]) -> str:
@@ -54,18 +59,20 @@ def _asks(scenario: dict[str, Any]) -> bool:
     return any(value is not None for slo in slos if slo for value in slo.values())
 
 
-def verdict_lines(slo: dict[str, Any] | None, classes: list[dict[str, Any]], *, asked: bool) -> list[str]:
+def verdict_lines(result: dict[str, Any], *, asked: bool) -> list[str]:
     """The SLO verdict and each of its parts, that of every class that has an SLO of its own among them.
 
     `asked` says whether the scenario states an SLO at all.
     """
-    judged = [(kind["name"], kind["slo"]) for kind in classes if kind["slo"]] or ([("", slo)] if slo else [])
+    judged = [(kind["name"], kind["slo"], kind["metrics"]) for kind in result["classes"] if kind["slo"]]
+    if not judged and result["slo"]:
+        judged = [("", result["slo"], result["metrics"])]
     if not judged:
         why = "the run was interrupted" if asked else "none given (slo: in the scenario)"
         return [labelled("SLO", f"not judged: {why}")]
     label, indent = "SLO", " " * LABEL
     lines = []
-    for name, verdict in judged:
+    for name, verdict, metrics in judged:
         lines.append(labelled(label, (f"{name}: " if name else "") + verdict_word(verdict)))
         label = ""
         rows = []
@@ -74,9 +81,11 @@ def verdict_lines(slo: dict[str, Any] | None, classes: list[dict[str, Any]], *, 
             lost = "none has it" if check["holds"] else "lost requests"
             actual = lost if check["actual_ms"] is None else f"{short(check['actual_ms'])} ms"
             mark = "ok" if check["holds"] else "MISSED"
-            rows.append([f"{metric} {check['percentile']}", actual, f"of {short(check['bound_ms'])} ms", mark])
+            model = _between(metrics[check["metric"]], check["percentile"])
+            sure = f"90 %: {model}" if model and check["actual_ms"] is not None else ""
+            rows.append([f"{metric} {check['percentile']}", actual, f"of {short(check['bound_ms'])} ms", mark, sure])
         if rows:
-            lines += table(rows[0], rows[1:], indent=indent + "  ")
+            lines += table(rows[0], rows[1:], indent=indent + "  ", words=(3, 4))
         if verdict.get("attainment") is not None:
             wanted = verdict.get("attainment_wanted")
             asks = f" (wanted {wanted:.1%})" if wanted else ""
@@ -295,7 +304,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
             else []
         ),
         "",
-        *verdict_lines(result["slo"], result["classes"], asked=_asks(manifest["scenario"])),
+        *verdict_lines(result, asked=_asks(manifest["scenario"])),
         "",
         *latencies,
         *(["  of the requests served; the SLO counts those lost as infinitely late"] if _lost(t) else []),
@@ -392,13 +401,15 @@ def cost_lines(cost: dict[str, Any]) -> list[str]:
         return [labelled("cost", "no price known for this hardware; set cost.usd_per_gpu_hour")]
     each = [cost[f"usd_per_1m_{kind}"] for kind in ("input_tokens", "output_tokens", "total_tokens", "output_only")]
     inputs, outputs, all_, charged = map(dollars, each)
+    bounds = cost["interval"]["usd_per_1m_total_tokens"]
+    sure = f" (90 %: {dollars(bounds[0])} to {dollars(bounds[1])})" if bounds else ""
     return [
         labelled(
             "cost",
             f"{dollars(cost['usd_per_hour'])}/hour ({cost['devices']:.4g} x {dollars(cost['ListUnitPrice'])}), "
             f"{dollars(cost['usd_per_month'])}/month of 730 h",
         ),
-        labelled("", f"per 1M tokens: input {inputs}, output {outputs}; all {all_}, all charged to output {charged}"),
+        labelled("", f"per 1M tokens: input {inputs}, output {outputs}; all {all_}{sure}, all charged to output {charged}"),
         labelled(
             "",
             f"price: {cost['price_provider']} {cost['SkuId']}"

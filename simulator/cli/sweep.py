@@ -23,6 +23,7 @@ LEAST_WANTED = ("busy", "TPOT p50", "TTFT p50", "req/s", "$/hour")
 """Columns that a narrow terminal goes without, the first of them first."""
 AXES_OUTSIDE = re.compile(r"; (?=[A-Za-z ]+: )")
 """Between two of a row's reasons, ``axis: what was measured and what not``, joined by semicolons."""
+TITLES = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "itl_ms": "ITL", "e2el_ms": "E2E"}
 NUMBER = re.compile(r"\d[\d,.]*")
 MAX_WARNINGS = 8
 """Kinds of warnings on the terminal."""
@@ -216,7 +217,7 @@ def text(plan: SweepPlan | PartedPlan, result: SweepResult) -> str:
     rows = sorted(result.rows, key=lambda row: _by_cost(row, result))
     finished = [row for row in rows if row["status"] == "ok"]
     failed = [row for row in rows if row["status"] != "ok"]
-    lines = [*(wrapped(line, "  ") for line in answer(names, result)), ""]
+    lines = [*(wrapped(line, "  ") for line in answer(names, result, plan.slo())), ""]
     if finished:
         devices = _devices(finished)
         columns = _columns(
@@ -228,7 +229,8 @@ def text(plan: SweepPlan | PartedPlan, result: SweepResult) -> str:
         titles = [title for title, _ in columns]
         texts = [i for i, (column, _) in enumerate(names.items()) if any(isinstance(row[column], str) for row in finished)]
         last = ("$/month", "$/1M") if result.cost == "usd_per_1m_total_tokens" else ("$/1M", "good/s")
-        drop = [titles.index(title) for title in (*LEAST_WANTED, *last)]
+        unasked = [title for title in titles if title in ("TTFT p99", "TPOT p99") and title not in _asked(plan.slo())]
+        drop = [titles.index(title) for title in (*LEAST_WANTED, *last, *(unasked if plan.slo() else ()), f"{devices}s")]
         lines += table(titles, cells, words=texts, drop=drop, elsewhere="sweep.csv")
         if len(finished) > MAX_SHOWN:
             lines.append(f"  ... and {len(finished) - MAX_SHOWN} more in sweep.csv")
@@ -309,8 +311,8 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
     }
 
 
-def answer(names: Mapping[str, str], result: SweepResult) -> list[str]:
-    """The sweep's answer in words."""
+def answer(names: Mapping[str, str], result: SweepResult, slo: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The sweep's answer in words; `slo` are its bounds [ms]."""
     from simulator.report.numbers import dollars, short
 
     if not any(row["slo"] for row in result.rows):
@@ -338,8 +340,10 @@ def answer(names: Mapping[str, str], result: SweepResult) -> list[str]:
     lines = []
     if result.cheapest:
         lines += [f"Cheapest that meets the SLO: {words(result.cheapest)}", *warned(result.cheapest)]
-    else:
+    elif result.close:
         lines.append("No point meets the SLO for certain.")
+    else:
+        lines += ["No point meets the SLO.", *never_kept(names, result.rows, slo)]
     if result.close:
         title = "Cheaper but close" if result.cheapest else "Closest"
         lines.append(f"{title}: {words(result.close)}; its verdict lies within the error of the run or the model")
@@ -348,6 +352,24 @@ def answer(names: Mapping[str, str], result: SweepResult) -> list[str]:
         points = "; ".join(_values(names, row) for row in unjudged[:4]) + ("; ..." if len(unjudged) > 4 else "")
         lines.append(f"Not judged, {why}: {points}; {lower}.")
     return lines
+
+
+def never_kept(
+    names: Mapping[str, str], rows: Sequence[Mapping[str, Any]], slo: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """The bounds that no point keeps, and who comes nearest to each; or that it is never the same point that keeps them."""
+    from simulator.report.numbers import short
+
+    lines = []
+    for metric, named in slo.items():
+        for percentile, bound in named.items():
+            column = f"{metric}_{percentile}"
+            known = [row for row in rows if row.get(column) is not None]
+            best = min(known, key=lambda row: float(row[column]), default=None)
+            if best is not None and best[column] > bound:
+                title = f"{TITLES[metric]} {percentile}"
+                lines.append(f"  {title} is {short(best[column])} ms at best, of {short(bound)} ms: {_values(names, best)}")
+    return lines or (["  Each bound is kept by some point, all by none."] if slo else [])
 
 
 def _values(names: Mapping[str, str], row: Mapping[str, Any]) -> str:
@@ -402,14 +424,13 @@ def _columns(
         shown += [
             (metric, p) for p in named if p in ("p50", "p90", "p95", "p99") and (metric, p) not in shown
         ]
-    order = ("ttft_ms", "tpot_ms", "itl_ms", "e2el_ms")
+    order = list(TITLES)
     shown.sort(key=lambda pair: (order.index(pair[0]), pair[1]))
-    title = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "itl_ms": "ITL", "e2el_ms": "E2E"}
     return [
         *((name, plain(column)) for column, name in names.items()),
         (devices, plain("devices")),
         ("SLO", _verdict),
-        *((f"{title[m]} {p}", number(f"{m}_{p}")) for m, p in shown),
+        *((f"{TITLES[m]} {p}", number(f"{m}_{p}")) for m, p in shown),
         *((("ends", _ends),) if jobs else ()),
         ("req/s", number("request_throughput")),
         ("good/s", number("request_goodput")),
@@ -419,6 +440,11 @@ def _columns(
         ("$/1M", money("usd_per_1m_total_tokens")),
         ("", lambda row: ("*" if row["pareto"] else "") + ("!" if row["warnings"] else "")),
     ]
+
+
+def _asked(slo: Mapping[str, Mapping[str, float]]) -> set[str]:
+    """Titles of the latencies that an SLO names."""
+    return {f"{TITLES[metric]} {percentile}" for metric, named in slo.items() for percentile in named}
 
 
 def _used(row: Mapping[str, Any]) -> str:

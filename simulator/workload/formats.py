@@ -161,7 +161,7 @@ def plain_name(value: Any) -> Any:
 def _azure(table: Table) -> Raw:
     names = tuple(named(table, c) for c in ("TIMESTAMP", "ContextTokens", "GeneratedTokens"))
     time, prompt, output = names
-    arrival = _times(table, time)
+    arrival = table.times(time)
     outputs = table.number(output)
     prompts = table.number(prompt)
     keep = (outputs != 0) & (prompts != 0)
@@ -183,7 +183,7 @@ def _mooncake(table: Table) -> Raw:
     if sessions:
         outputs = np.maximum(outputs, 1.0)
     raw = Raw(
-        table.number("timestamp") / 1e3 if "timestamp" in table.columns or not sessions else None,
+        table.times("timestamp", 1e3) if "timestamp" in table.columns or not sessions else None,
         prompts,
         outputs,
         ("timestamp", "input_length", "output_length"),
@@ -211,7 +211,7 @@ def _bailian(table: Table) -> Raw:
     outputs = table.number("output_length")
     blocks = _blocks(table, "hash_ids") if "hash_ids" in table.columns else None
     return Raw(
-        table.number("timestamp"),
+        table.times("timestamp"),
         table.number("input_length"),
         outputs,
         ("timestamp", "input_length", "output_length"),
@@ -230,7 +230,7 @@ def _burstgpt(table: Table) -> Raw:
     outputs, prompts = table.number(output), table.number(prompt)
     session, elapsed = table.columns.get(named(table, "Session ID")), named(table, "Elapsed time")
     return Raw(
-        table.number(time),
+        table.times(time),
         prompts,
         outputs,
         (time, prompt, output),
@@ -249,13 +249,13 @@ def _servegen(table: Table) -> Raw:
         table = replace(table, columns={**table.columns, **inner})
     outputs = table.number("output_tokens")
     return Raw(
-        table.number("timestamp"),
+        table.times("timestamp"),
         table.number("input_tokens"),
         outputs,
         ("timestamp", "input_tokens", "output_tokens"),
         keep=outputs != 0,
         drops="no output",
-        licence="Apache-2.0 (ServeGen)",
+        licence="Apache-2.0 (ServeGen)" if "data" in table.columns else None,
     )
 
 
@@ -315,7 +315,7 @@ def _columns(table: Table) -> Raw:
     ids = next((c for c in ("prefix_ids", "hash_ids") if c in have), None)
     stated = str(table.metadata.get("block_size", ""))
     block = int(stated) if re.fullmatch(r"[0-9]{1,9}", stated) else 0
-    arrival = table.number("arrival_s")
+    arrival = table.times("arrival_s")
     session = have.get("session_id")
     return Raw(
         arrival,
@@ -342,40 +342,6 @@ def _on_grid(times: FloatArray, step_s: float) -> bool:
         return False
     passed = times - times.min()
     return bool(np.all(np.abs(passed - np.rint(passed / step_s) * step_s) < 0.005))
-
-
-def _times(table: Table, name: str) -> FloatArray:
-    """Calendar times as seconds since the first (or since the table's `origin`), or plain numbers."""
-    values = table.columns.get(name)
-    if values is None or isinstance(values, np.ndarray):
-        return table.number(name)
-    out = np.empty(len(values), np.float64)
-    try:
-        stamps = np.asarray([zoneless(v) for v in values], dtype="datetime64[ns]")
-    except ValueError:
-        for i, value in enumerate(values):
-            try:
-                out[i] = np.datetime64(zoneless(value), "ns").astype(np.int64) / 1e9
-            except ValueError:
-                raise InputError(
-                    f"{name} is {str(value)[:40]!r}, not a time",
-                    where=table.where(i),
-                    mend="correct that value",
-                ) from None
-        return out
-    if np.isnat(stamps).all():
-        return np.full(len(values), np.nan)
-    origin = table.metadata.get("origin") or stamps[~np.isnat(stamps)].min()
-    out[:] = np.where(np.isnat(stamps), np.nan, (stamps - origin).astype(np.int64) / 1e9)
-    return out
-
-
-def zoneless(value: Any) -> str:
-    """A time as text that numpy reads, its zone left out; ValueError if it cannot be one."""
-    text = re.sub(r"(Z|[+-]\d\d:?\d\d)$", "", str(value).strip()).replace(" ", "T")
-    if not re.fullmatch(r"([0-9]{4}-[0-9T:.-]*)?", text):
-        raise ValueError("no time")
-    return text
 
 
 def _blocks(table: Table, name: str) -> tuple[IntArray, IntArray]:

@@ -33,6 +33,8 @@ BLOCK = 1 << 15
 ROWS_READ = 1 << 16
 """Records of a file that are read at once."""
 STREAMED_FORMATS = ("columns", "azure", "burstgpt", "servegen")
+TIMES = ("arrival_s", "timestamp")
+"""Columns of their times, in any case."""
 
 
 class WorkloadStream:
@@ -222,8 +224,7 @@ def _scan(path: Path, given: str | None) -> _Scan | None:
             metadata = dict(table.metadata)
             if name not in STREAMED_FORMATS:
                 return None
-            if name == "azure":
-                metadata |= _origin(table)
+            metadata |= _origin(table)
         table.metadata.update(metadata)
         raw = FORMATS[name](table)
         if raw.arrival_s is None or raw.blocks is not None or raw.jitter_s:
@@ -256,13 +257,14 @@ def _scan(path: Path, given: str | None) -> _Scan | None:
 
 def _origin(table: Any) -> dict[str, Any]:
     """The first time of a table whose times are texts, from which those of its other parts are counted too."""
-    from simulator.workload.formats import named, zoneless
+    from simulator.workload.formats import named
+    from simulator.workload.tables import calendar_time
 
-    values = table.columns.get(named(table, "TIMESTAMP"))
-    if values is None or isinstance(values, np.ndarray) or not len(values):
+    values = next((table.columns[c] for c in (named(table, n) for n in TIMES) if c in table.columns), None)
+    if not isinstance(values, list) or not values:
         return {}
     try:
-        return {"origin": np.datetime64(zoneless(values[0]), "ns")}
+        return {"origin": calendar_time(values[0])}
     except ValueError:
         return {}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,11 @@ from simulator.workload.columns import FloatArray, IntArray
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".yaml", ".yml")
 MOST_DEPTH = 64
 """Deepest nesting of YAML (assumed; reports of clients need ten levels)."""
+CALENDAR = re.compile(
+    r"(?P<time>(19|20)[0-9]{2}-[0-9]{2}-[0-9]{2}([T ][0-9:.]*)?)"
+    r" ?(Z|UTC|(?P<sign>[+-])(?P<hours>[0-9]{2}):?(?P<minutes>[0-9]{2})?)?"
+)
+"""A time of the calendar (ISO 8601), and how far its zone is ahead of UTC."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,59 @@ class Table:
                     mend="correct that value",
                 ) from None
         return out
+
+    def times(self, name: str, per_s: float = 1.0) -> FloatArray:
+        """Return a column of times [s], NaN where empty.
+
+        Numbers are divided by `per_s`; texts are calendar times, counted from the table's `origin` or the first of them.
+
+        Raises
+        ------
+        InputError : as `number`, or a value is neither a number nor a time.
+        """
+        values = self.columns.get(name)
+        if not isinstance(values, list) or not any(isinstance(v, str) and v and not _is_number(v) for v in values):
+            return self.number(name) / per_s
+        stamps = np.empty(len(values), "datetime64[ns]")
+        for i, value in enumerate(values):
+            try:
+                stamps[i] = calendar_time(value)
+            except ValueError:
+                raise InputError(
+                    f"{name} is {_short(value)}, not a time",
+                    where=self.where(i),
+                    mend="write times as 2026-11-30T09:15:00.250Z, or all as numbers",
+                ) from None
+        absent = np.isnat(stamps)
+        if absent.all():
+            return np.full(len(values), np.nan)
+        origin = self.metadata.get("origin") or stamps[~absent].min()
+        return np.where(absent, np.nan, (stamps - origin).astype(np.int64) / 1e9)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def calendar_time(value: Any) -> np.datetime64:
+    """A time of the calendar in UTC, to the nanosecond; without a zone as it stands; not a time where empty.
+
+    Raises ValueError if it is none.
+    """
+    if value is None or value == "":
+        return np.datetime64("NaT", "ns")
+    found = CALENDAR.fullmatch(str(value).strip())
+    if found is None:
+        raise ValueError("no time")
+    stamp_ns = int(np.datetime64(found["time"].replace(" ", "T"), "ns").astype(np.int64))
+    if found["sign"] is None:
+        return np.datetime64(stamp_ns, "ns")
+    ahead_ns = 60_000_000_000 * (60 * int(found["hours"]) + int(found["minutes"] or 0))
+    return np.datetime64(stamp_ns + (ahead_ns if found["sign"] == "-" else -ahead_ns), "ns")
 
 
 def _short(value: Any) -> str:

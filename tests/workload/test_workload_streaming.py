@@ -151,6 +151,8 @@ def test_calendar_times_count_from_the_first(tmp_path: Path) -> None:
     lines[5] = f"{stamps[5]},7,0"  # dropped: no tokens
     (tmp_path / "azure.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(lines) + "\n")
     assert_same({"trace": "azure.csv"}, tmp_path)
+    (tmp_path / "own.csv").write_text("arrival_s,prompt_tokens,output_tokens\n" + "\n".join(lines[6:]) + "\n")
+    assert_same({"trace": "own.csv"}, tmp_path)
 
 
 def poisson(rate: float) -> dict[str, Any]:

@@ -94,6 +94,21 @@ def test_azure(tmp_path: Path) -> None:
     assert "1 of 3 rows dropped" in w.warnings[0]
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "arrival_s,prompt_tokens,output_tokens",
+        "timestamp,input_tokens,output_tokens",
+        "timestamp,input_length,output_length",
+        "Timestamp,Request tokens,Response tokens",
+    ],
+)
+def test_calendar_times_of_any_format_mind_their_zones(header: str, tmp_path: Path) -> None:
+    stamps = ["2026-10-25T02:59:59+02:00", "2026-10-25T02:00:00.5+01:00", "2026-10-25 01:00:02Z", "2026-10-24T20:00:04-0500"]
+    w = build(write(tmp_path, "t.csv", "\n".join([header, *(f"{t},5,5" for t in stamps)])), jitter_s=0.0)
+    assert w.arrival_s.tolist() == [0, 1.5, 3, 5]
+
+
 def mooncake(n: int = 40) -> str:
     rows = [
         {"timestamp": 3000 * (i // 4), "input_length": 1100, "output_length": 5, "hash_ids": [0, 1, 2 + i]}
@@ -303,6 +318,7 @@ def test_limits_cut_outputs(tmp_path: Path) -> None:
         ("arrival_s,prompt_tokens,output_tokens,prefix_ids\n0,5,5,1 2\n", "how many tokens a block holds"),
         ("version https://git-lfs.github.com/spec/v1\n", "LFS pointer"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,5,5\n", "not a time"),
+        (OWN + "2026-02-30T00:00,5,5\n", "arrival_s is '2026-02-30T00:00', not a time"),
     ],
 )
 def test_csv_errors_in_words(tmp_path: Path, text: str, words: str) -> None:
