@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.corrected import CORRECTIONS, corrected
 from hardware_profiles.errors import InputError
 from simulator import load_scenario, simulate
 from simulator.validation.one_factor import one_factors
@@ -222,3 +223,12 @@ def test_a_server_that_is_slower_by_one_factor_at_every_load_is_named() -> None:
     assert one_factors(entries(1.3, 1.25, 1.35, 1.3, 1.28, span=2.0)) == []
     assert one_factors(entries(1.0, 1.15, 1.3, 1.5, 1.7)) == []
     assert one_factors(entries(1.03, 1.04, 1.03, 1.05, 1.04)) == []
+
+
+def test_runs_of_another_device_are_put_right_by_their_page() -> None:
+    own = CORRECTIONS[0]
+    entry = case(source=f"https://example.org/{own.page}", reported={"tpot_mean_ms": own.tpot_mean_ms[0]})
+    entry["scenario"] = SCENARIO.replace("hardware: h100-sxm-80gb", own.written)
+    assert own.right in corrected(entry)[0]["scenario"]
+    for other in ({"source": "https://example.org/page"}, {"reported": {"tpot_mean_ms": 1.0}}):
+        assert corrected(entry | other) == (entry | other, "")
