@@ -81,7 +81,7 @@ class Case:
             deployment["kv_cache"] = self.kv
         if self.speculative:
             deployment["speculative"] = self.speculative
-        if args := dict(self.args) | self._server():
+        if args := self._server() | self.args:
             deployment["engine_args"] = args
         if self.start:
             deployment["failures"] = {"events": [{"kind": "gpu", "replica": 0, "at_s": 0}], "start_up": self.start}
@@ -347,6 +347,9 @@ def early(row: Row) -> bool:
     return row.get("date", "").startswith(("2023", "2024-0")) or "GPU-Benchmarks" in row.get("source", "")
 
 
+NO_FEW_ROWS = "a build before Metal's kernels for few rows (llama.cpp 10581, 2024-12)"
+"""Two to eight rows took two to three times as long there; these builds are not modelled."""
+
 TEST = re.compile(r"(pp|tg)(\d+)(?:\s*@\s*(?:d|pp)(\d+))?")
 
 
@@ -382,9 +385,11 @@ def decoding(
     osl: int,
     reported: dict[str, float],
     batch: int,
+    *,
+    unified: bool = True,
 ) -> Case:
     """Decoding of a batch after its prompts: answers to a single token whose mean context is that of the benchmark."""
-    args: dict[str, object] = {"parallel": batch, "kv_unified": True}
+    args: dict[str, object] = {"parallel": batch, "kv_unified": unified}
     return Case(number, row["source"], engine, *where, 1, 2 * isl + osl, reported, batch=batch, args=args)
 
 
@@ -402,8 +407,10 @@ def llamacpp_apple(row: Row, number: str) -> Case:
     if test.startswith("batched"):
         batch, isl, osl = int(row["batch"]), int(float(row["isl"])), int(float(row["osl"]))
         reported = {"decode_tok_s": float(row["tok_s"])}
-        where = (model_of(row["model"]), weights, hardware)
-        return decoding(number, row, engine, where, isl, osl, reported, batch)
+        where, old = (model_of(row["model"]), weights, hardware), "2023" in row["source"]
+        if old and batch > 1:
+            raise Unsaid(NO_FEW_ROWS)
+        return decoding(number, row, engine, where, isl, osl, reported, batch, unified=False)  # each its own stream since 2025
     return bench(number, row, engine, model_of(row["model"]), weights, hardware, test, row["tok_s"])
 
 
@@ -437,6 +444,8 @@ def llamacpp_gpu(row: Row, number: str) -> Case:
 def llamacpp_batched(row: Row, number: str) -> Case:
     """measured_llamacpp_batched.csv: so many tokens in flight, as a prompt of as many."""
     tokens, depth = int(float(row["n_ubatch"])), int(float(row["depth"] or 0))
+    if 1 < tokens <= 8 and re.search(r"pull/10(238|491) ", row["source"]):
+        raise Unsaid(NO_FEW_ROWS)
     if "size_gib" in row and row["model"] == "llama 13B" and float(row["params_b"] or 13) > 20:
         raise Unsaid("the label is llama.cpp's own; the model is not stated")
     test = "tg16" if tokens == 1 and not depth else f"pp{tokens} @ d{depth}" if depth else f"pp{tokens}"

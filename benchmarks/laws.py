@@ -5,7 +5,8 @@
 Rows are the cases of `benchmarks/cases.py`. The work of each (products, attention, launches) is counted once; a fit then changes
 constants by their logarithms, by soft-L1 least squares on the logarithm of the rate. Every chip has the same weight (in a class
 of one chip every model). Chips are left out in turn; what one row of such a chip is worth as an anchor stands beside. Constants
-are printed, not written: rounding them and saying so is a decision.
+are printed, not written: rounding them and saying so is a decision. So are the widths of errors (`Within`): what holds nine of
+ten values of a chip left out, and what share of a chip lies within the width of the others.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,6 +47,8 @@ SENSITIVITY: Mapping[str, tuple[float, float, float]] = {
     "prompt": (1.0, 0.0, 0.0),
 }
 """What of a time follows the scales of a calibration, by what was measured (`benchmarks/anchored.py` simulates it)."""
+LEFT_OUT_STEPS = 4
+"""Steps of the fit without a chip: it starts at the constants of all of them."""
 HOLD = 0.02
 """What holds a constant at its start that no row tells anything of, as an error of the logarithm."""
 
@@ -193,23 +196,41 @@ class Fit:
         )
         return np.asarray(found.x, dtype=np.float64)
 
-    def left_out(self, x: Array, known: Known) -> dict[str, dict[str, tuple[float, float]]]:
-        """Median error [%] of each chip under constants fitted to the others, by what was measured.
+    def left_out(self, x: Array, known: Known) -> dict[str, dict[str, tuple[Array, float]]]:
+        """Logarithms of predicted over measured of each chip under constants fitted to the others, by what was measured.
 
-        The second is that of all rows but one when that one calibrates the chip, the median over which it is (NaN of a single).
+        The second is the median error [%] of all rows but one when that one calibrates the chip, the median over which it is
+        (NaN of a single).
         """
-        out: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
+        out: dict[str, dict[str, tuple[Array, float]]] = defaultdict(dict)
         for group in sorted(set(self.groups)):
             mine = np.flatnonzero(self.groups == group)
-            others = self.fit(np.flatnonzero(self.groups != group), x, 30)
+            others = self.fit(np.flatnonzero(self.groups != group), x, LEFT_OUT_STEPS)
             errors = self.errors(others, mine)
             for what, sensitivity in SENSITIVITY.items():
                 some = [e for e, i in zip(errors, mine, strict=True) if kind_of(self.cases[i]) == what]
                 rows = [Measured(("", "", "", ""), -e, sensitivity, known) for e in some]
                 if some:
                     anchored = np.median(after_one(rows)) if len(rows) > 1 else np.nan
-                    out[what][group] = 100 * float(np.median(np.abs(np.expm1(some)))), 100 * float(anchored)
+                    out[what][group] = np.array(some), 100 * float(anchored)
         return out
+
+
+def nine_in_ten(errors: Iterable[Array]) -> float:
+    """Width that holds nine of ten errors, those of every chip weighing alike."""
+    each = [np.abs(some) for some in errors]
+    values, weights = np.concatenate(each), np.concatenate([np.full(len(some), 1 / len(some)) for some in each])
+    order = np.argsort(values)
+    inside = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(inside, 0.9 * inside[-1] - 1e-9)])
+
+
+def held(errors: Mapping[str, Array]) -> float:
+    """Share of a chip's errors within the width that the others have, in the mean of the chips [%]; NaN of a single chip."""
+    if len(errors) < 2:
+        return math.nan
+    widths = {chip: nine_in_ten(some for other, some in errors.items() if other != chip) for chip in errors}
+    return 100 * float(np.mean([np.mean(np.abs(some) <= widths[chip]) for chip, some in errors.items()]))
 
 
 def measured(case: Case) -> float:
@@ -267,7 +288,7 @@ def _cpu(c: Constants, chip: Chip) -> Law:
     share = (c["read_desktop"] if desktop else c["read"]) * two
     unpack = {"": c["unpack"], "q8_0": c["unpack_8"], "16": 0.0, "q5_0": c["unpack_5"], "iq4_nl": c["unpack_5"]}
     unpack |= dict.fromkeys(iq, c["unpack_iq"])
-    matrix = {"": c["matrix"], "16": c["matrix"], "q8_0": c["matrix_8"], **dict.fromkeys(iq, c["matrix_iq"])}
+    matrix = {fmt: share * c["matrix"] / server.matrix[""] for fmt, share in server.matrix.items()} | {"q8_0": c["matrix_8"]}
     return replace(server, read={"": share}, unpack=unpack, matrix=matrix, kv_share=c["kv"] * two,
                    attend=(c["attend"] * two, c["cell"]),
                    vector={"": c["vector"], "q8_0": c["vector_8"]}, launch_s=c["launch"], core_launch_s=c["core"])  # fmt: skip
@@ -349,7 +370,7 @@ CLASSES: Mapping[str, Class] = {
     "cpu": (
         lambda c: c.engine == "llama_cpp" and load_device(c.hardware).kind == "cpu",
         {"read": 0.42, "read_desktop": 0.72, "two": 0.55, "launch": 1e-5, "core": 2e-7, "unpack": 3, "unpack_8": 4, "unpack_5": 6,
-         "unpack_iq": 7.5, "vector": 0.35, "vector_8": 0.7, "matrix": 0.56, "matrix_8": 0.9, "matrix_iq": 0.26, "kv": 0.66,
+         "unpack_iq": 7.5, "vector": 0.35, "vector_8": 0.7, "matrix": 0.51, "matrix_8": 0.9, "kv": 0.66,
          "attend": 0.32, "cell": 900},
         _cpu,
     ),
@@ -427,9 +448,12 @@ def main() -> None:
             law = fit.built(dict(zip(starts, np.exp(x).tolist(), strict=True)), fit.chips[0])
             known = Known.of_error(math.log1p(INTERVAL_OF_MEAN_ERROR * max(law.off_pct) / 100) / QUANTILE)
             for what, errors in fit.left_out(x, known).items():
-                each = ", ".join(f"{chip} {e:.0f} {after:.0f}" for chip, (e, after) in errors.items())
-                before, after = (np.nanmedian(side) for side in zip(*errors.values(), strict=True))
+                logs = {chip: some for chip, (some, _) in errors.items()}
+                medians_of = {chip: 100 * float(np.median(np.abs(np.expm1(some)))) for chip, some in logs.items()}
+                each = ", ".join(f"{chip} {medians_of[chip]:.0f} {after:.0f}" for chip, (_, after) in errors.items())
+                before, after = np.median(list(medians_of.values())), np.nanmedian([after for _, after in errors.values()])
                 print(f"  {what}, chip left out: {before:.1f} %, with one row of it as an anchor {after:.1f} % ({each})")
+                print(f"    nine of ten within {nine_in_ten(logs.values()):.3f}; within the others' width {held(logs):.0f} %")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ at a share of the bandwidth, and computes prompts at a share of P. The constants
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -42,11 +42,30 @@ from hardware_profiles.roofline import Roofline
 
 
 @dataclass(frozen=True)
+class Within:
+    """Logarithms of the factors within which nine of ten values lie of a chip that was left out of the fit, all chips alike.
+
+    decode_width, batch_width : steps of one row and of several. few_width, prompt_width : prompts of few tokens (up to
+    `FEW_TOKENS`) and of many.
+    """
+
+    decode_width: float
+    batch_width: float
+    few_width: float
+    prompt_width: float
+
+
+FEW_TOKENS = 64
+"""Up to so many tokens the matrix-vector kernels, and matrix kernels short of work, decide over a prompt."""
+
+
+@dataclass(frozen=True)
 class Law:
     """Constants of a class of devices under a family of kernels.
 
     title : the class, for words.
     off_pct : what a chip left out of the fit is off by in the median, at decoding and at prompts [%].
+    within : how far nine of ten values of such a chip are off.
     read : share of the memory bandwidth by block type of the weights ("16": those in 16 bit, "": all others).
     unpack : operations that unpack a weight, likewise.
     launch_s : of every operation of a step, whatever its size.
@@ -69,6 +88,7 @@ class Law:
 
     title: str
     off_pct: tuple[float, float]
+    within: Within
     read: Mapping[str, float]
     unpack: Mapping[str, float]
     launch_s: float
@@ -131,7 +151,13 @@ class LawOps(Roofline):
             plain.processors,
             plain.link_latency_s,
             plain.message_latency_s,
-            {"sources": [], "kind": "fitted", "law": law.title, "law_error_pct": max(law.off_pct)},
+            {
+                "sources": [],
+                "kind": "fitted",
+                "law": law.title,
+                "law_error_pct": max(law.off_pct),
+                "law_within": asdict(law.within),
+            },
             law=law,
             fp32_flops_per_s=rates["fp32"] * used / cores,
             matrix_peak=peak,
@@ -289,4 +315,4 @@ def weight_bytes(fmt: str) -> float:
     return stored.bits_per_weight / 8 if stored else WEIGHT_BYTES[canonical_format(fmt)]
 
 
-__all__ = ["EXPERT_LAUNCHES", "Law", "LawOps", "known_format", "weight_bytes"]
+__all__ = ["EXPERT_LAUNCHES", "FEW_TOKENS", "Law", "LawOps", "Within", "known_format", "weight_bytes"]

@@ -1,7 +1,8 @@
 """Constants of the laws of :mod:`hardware_profiles.device_laws` by class of devices, and which class a device is of.
 
 Fitted to published rates by `benchmarks/laws.py` (soft-L1 least squares on logarithms, every chip counting alike), over the host
-times that engines add; `off_pct` are the medians over chips, each left out in turn. units: shares of the datasheet's rates,
+times that engines add; `off_pct` are the medians over chips, each left out in turn, `within` holds nine of ten of their values.
+Where fewer than five chips tell a width it is assumed, wider than what they show. units: shares of the datasheet's rates,
 operations a weight, seconds.
 """
 
@@ -10,11 +11,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hardware_profiles.device import STACKED_MEMORY, Device
-from hardware_profiles.device_laws import Law
+from hardware_profiles.device_laws import Law, Within
 
 #: Formats that dot products take as they are: a scale, or a scale and an offset, for 32 weights each.
 _PLAIN = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
-_IQ = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s")
+_IQ2, _IQ3 = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s"), ("iq3_xxs", "iq3_s")
+
+#: Widths of a law that nobody measured: a factor of two. kind: assumed, 2026-11.
+WIDE = Within(decode_width=0.7, batch_width=0.7, few_width=0.7, prompt_width=0.7)
 
 #: llama.cpp on Apple's GPUs. kind: fitted, 2026-11, source: the community's table (discussion 4167; 16 chips M1 to M4),
 #: benchmarks of 35 models on M1 and M2 Max, of Llama-3 on M1 Max and M2 Ultra. Packed K and I formats are bound by unpacking.
@@ -23,11 +27,12 @@ _IQ = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s")
 METAL = Law(
     title="Apple GPUs under llama.cpp",
     off_pct=(5.4, 2.7),
+    within=Within(decode_width=0.25, batch_width=0.35, few_width=0.25, prompt_width=0.1),
     read={"": 0.863, "16": 0.864},
     unpack={"": 29.6, "q8_0": 0.0, "q4_0": 0.0, "q4_1": 0.0, "q5_0": 0.0, "q5_1": 0.0, "16": 0.0, "w4a16_mxfp4": 0.0},
     overlap_factor=8.0,
     launch_s=1.25e-5,
-    vector={"": 0.15, "q8_0": 0.33, "16": 0.33},
+    vector={"": 0.15, **dict.fromkeys(_PLAIN, 0.2), "q8_0": 0.33, "16": 0.33},
     matrix={"": 0.625, "16": 0.78, **dict.fromkeys(_PLAIN, 0.684)},
     fill_tokens=0.0,
     expert_fill_tokens=0.0,
@@ -37,12 +42,22 @@ METAL = Law(
     slower={"ultra": 1.48},
 )
 
+#: The same with matrix units (M5), whose rate is one that prompts reached. kind: assumed, 2026-11: llama.cpp's first kernels for
+#: them gave three quarters of what these constants do (627 tokens a second of Llama-2-7B in Q4_0 on ten cores).
+METAL_M5 = replace(
+    METAL,
+    title="Apple GPUs with matrix units under llama.cpp",
+    off_pct=(5.4, 20.0),
+    within=Within(decode_width=0.25, batch_width=0.4, few_width=0.45, prompt_width=0.4),
+)
+
 #: llama.cpp on NVIDIA cards with GDDR (and LPDDR). kind: fitted, 2026-11, source: 25 cards of four generations: GGUF formats
 #: of 12 models on RTX 5090 and 3080, scoreboard of Llama-2-7B Q4_0 and gpt-oss, tokens in flight on RTX 3090, benchmarks of
 #: Llama-3 (2024).
 CUDA_GDDR = Law(
     title="NVIDIA cards with GDDR under llama.cpp",
     off_pct=(5.9, 12.0),
+    within=Within(decode_width=0.13, batch_width=0.3, few_width=0.3, prompt_width=0.32),
     read={"": 0.879, "16": 0.893},
     unpack={"": 10.3, "16": 0.0, **dict.fromkeys(_PLAIN, 0.0), "q6_k": 2.7, "q5_k": 2.5, "q3_k": 13.6, "q2_k": 15.2},
     launch_s=3.55e-6,
@@ -69,16 +84,27 @@ CUDA_GDDR_2024 = replace(
 )
 
 #: llama.cpp on NVIDIA GPUs with stacked memory, from the same. kind: fitted, 2026-11, source: H100 PCIe (2024) and H100
-#: (2025): two chips; the attention of prompts is that of the cards (of V100 it is between 0.3 and 0.5, DeepSeek-V2-Lite).
+#: (2025): two chips; the attention of prompts is that of the cards.
 CUDA_HBM = replace(
     CUDA_GDDR,
     title="NVIDIA GPUs with stacked memory under llama.cpp",
     off_pct=(13.1, 3.5),
+    within=Within(decode_width=0.3, batch_width=0.5, few_width=0.5, prompt_width=0.32),
     read={"": 0.646, "16": 0.627},
     launch_s=6.6e-6,
     matrix={"": 0.0845, "16": 0.351},
     kv_share=0.3,
     slower={},
+    arithmetic={"": ("fp16", 2.0), "16": ("fp16", 1.0)},
+)
+#: V100, whose matrix units have no 8-bit arithmetic, and on which attention reaches half the share. kind: fitted by eye, 2026-11,
+#: source: 1 to 256 tokens of DeepSeek-V2-Lite after 32,768: one model.
+CUDA_VOLTA = replace(
+    CUDA_HBM,
+    title="V100 under llama.cpp",
+    off_pct=(30.0, 30.0),
+    within=Within(decode_width=0.4, batch_width=0.5, few_width=0.5, prompt_width=0.5),
+    attention_share=0.17,
 )
 CUDA_HBM_2024 = replace(
     CUDA_HBM,
@@ -94,6 +120,7 @@ CUDA_HBM_2024 = replace(
 AMD_APU = Law(
     title="AMD processors with a GPU inside under llama.cpp",
     off_pct=(8.9, 18.3),
+    within=Within(decode_width=0.33, batch_width=0.4, few_width=0.55, prompt_width=0.61),
     read={"": 0.804, "16": 0.844, "q8_0": 0.95, "q4_0": 0.95, "w4a16_mxfp4": 0.95},
     unpack={"": 1.27},
     launch_s=7.4e-6,
@@ -113,6 +140,7 @@ AMD_APU_2025 = replace(
     AMD_APU,
     title="AMD processors with a GPU inside under llama.cpp of 2025",
     off_pct=(5.4, 18.3),
+    within=Within(decode_width=0.2, batch_width=0.4, few_width=0.77, prompt_width=0.9),
     read={"": 0.711, "16": 0.95, "q8_0": 0.853, "q4_0": 0.767, "w4a16_mxfp4": 0.767},
     launch_s=2.3e-6,
     matrix={"": 0.147, "16": 0.221, **dict.fromkeys(_PLAIN, 0.203), "w4a16_mxfp4": 0.203},
@@ -127,23 +155,41 @@ AMD_CARD = replace(
     AMD_APU,
     title="AMD cards under llama.cpp",
     off_pct=(4.8, 10.1),
+    within=Within(decode_width=0.33, batch_width=0.4, few_width=0.3, prompt_width=0.28),
     read={"": 0.819, "16": 0.85, "q8_0": 0.9, "q4_0": 0.95, "w4a16_mxfp4": 0.95},
     launch_s=5.45e-6,
     matrix={"": 0.32, "16": 0.399, **dict.fromkeys(_PLAIN, 0.399)},
 )
 
-#: llama.cpp on AMD's GPUs with stacked memory: MI100's batches only. kind: fitted by eye, 2026-11: no chip is left out.
+#: llama.cpp on AMD's GPUs with stacked memory: 8-bit arithmetic, of which MI50 (dot products) and MI100 (matrix units) reach the
+#: same share. kind: fitted by eye, 2026-11, source: few tokens and prompts on these two: none is left out.
 AMD_HBM = replace(
     AMD_CARD,
     title="AMD GPUs with stacked memory under llama.cpp",
     off_pct=(30.0, 40.0),
+    within=Within(decode_width=0.3, batch_width=0.5, few_width=0.4, prompt_width=0.5),
     read={"": 0.6, "16": 0.6},
-    vector={"": 0.3, **dict.fromkeys(_PLAIN, 0.45), "16": 1.0},
-    matrix={"": 0.16, "16": 0.3},
+    vector={"": 0.3, **dict.fromkeys(_PLAIN, 0.5), "16": 1.0},
+    matrix={"": 0.15, "16": 0.3},
+    arithmetic={"": ("int8", 1.0), "16": ("fp16", 1.0)},
+    fill_tokens=20.0,
 )
 
 #: What nobody measured under llama.cpp: shares between the classes above. kind: assumed, 2026-11.
-GENERIC = replace(AMD_APU, title="other accelerators under llama.cpp", off_pct=(40.0, 50.0), read={"": 0.6, "16": 0.7})
+GENERIC = replace(
+    AMD_APU, title="other accelerators under llama.cpp", off_pct=(40.0, 50.0), within=WIDE, read={"": 0.6, "16": 0.7}
+)
+
+#: Shares of a CPU's matrix kernels by format: some are rewritten for several rows of weights at once when they are loaded, the
+#: I formats look their weights up. kind: fitted, 2026-11, source: prompts of Llama-3.1-8B in 16 formats on one Ryzen 7950X.
+CPU_MATRIX = {
+    **dict.fromkeys(("q4_0", "iq4_nl"), 0.83),
+    "q5_0": 0.71,
+    "q2_k": 0.78,
+    "q4_k": 0.69,
+    **dict.fromkeys(_IQ2, 0.29),
+    **dict.fromkeys(_IQ3, 0.2),
+}
 
 #: llama.cpp on servers' CPUs. kind: fitted, 2026-11, source: batches on five servers (Milan, Genoa, Ice Lake in two sockets,
 #: Sapphire Rapids, AmpereOne), all threads in one process; prompts, formats and threads of one Ryzen 7950X. Every sequence
@@ -151,14 +197,15 @@ GENERIC = replace(AMD_APU, title="other accelerators under llama.cpp", off_pct=(
 CPU_SERVER = Law(
     title="servers' CPUs under llama.cpp",
     off_pct=(31.0, 47.0),
+    within=Within(decode_width=0.84, batch_width=0.58, few_width=0.84, prompt_width=1.0),
     read={"": 0.418},
-    unpack={"": 3.0, "q8_0": 5.4, "16": 0.0, "q5_0": 6.1, "iq4_nl": 6.1, **dict.fromkeys(_IQ, 7.5)},
+    unpack={"": 3.0, "q8_0": 5.4, "16": 0.0, "q5_0": 6.1, "iq4_nl": 6.1, **dict.fromkeys((*_IQ2, *_IQ3), 7.5)},
     launch_s=9.8e-6,
     core_launch_s=2.25e-7,
     core_bytes_per_s=3e10,
     vector={"": 0.345, "q8_0": 0.76},
     vector_rows=4,
-    matrix={"": 0.542, "q8_0": 0.963, **dict.fromkeys(_IQ, 0.26)},
+    matrix={"": 0.51, "q8_0": 0.963, **CPU_MATRIX},
     fill_tokens=0.0,
     expert_fill_tokens=0.0,
     kv_share=0.667,
@@ -171,7 +218,13 @@ CPU_SERVER = Law(
 CPU_TWO = replace(
     CPU_SERVER, title="CPUs in two sockets under llama.cpp", read={"": 0.23}, kv_share=0.5, attend=(0.16, 920.0)
 )
-CPU_DESKTOP = replace(CPU_SERVER, title="desktop CPUs under llama.cpp", read={"": 0.79})
+CPU_DESKTOP = replace(
+    CPU_SERVER,
+    title="desktop CPUs under llama.cpp",
+    off_pct=(15.0, 25.0),
+    within=Within(decode_width=0.28, batch_width=0.6, few_width=0.4, prompt_width=0.35),
+    read={"": 0.79},
+)
 
 #: MLX on Apple's GPUs. kind: fitted, 2026-11, source: mlx_lm.benchmark and Rapid-MLX on two M3 Ultra, MLX-LM on M1 and M2 Max.
 MLX = replace(
@@ -179,6 +232,7 @@ MLX = replace(
     title="Apple GPUs under MLX",
     latent_prompts=False,
     off_pct=(3.7, 12.2),
+    within=Within(decode_width=0.32, batch_width=0.45, few_width=0.6, prompt_width=0.46),
     read={"": 0.813},
     unpack={"": 5.0, "16": 0.0},
     launch_s=7.2e-6,
@@ -198,6 +252,7 @@ EXL = replace(
     title="NVIDIA cards under ExLlamaV2",
     latent_prompts=False,
     off_pct=(10.0, 40.0),
+    within=Within(decode_width=0.18, batch_width=0.4, few_width=0.6, prompt_width=0.6),
     read={"": 0.904},
     unpack={"": 7.5, "16": 0.0},
     launch_s=5.1e-6,
@@ -228,6 +283,7 @@ BLOCKWISE = replace(
     EXL,
     title="NVIDIA cards under Inferflow",
     off_pct=(40.0, 50.0),
+    within=WIDE,
     read={"": 0.25, "16": 0.7},
     unpack={"": 0.0},
     widened_bytes=4.5,
@@ -253,7 +309,8 @@ def law_of(device: Device, framework: str) -> Law | None:
         if device.vendor == "nvidia":
             return MLC
         near = law_of(device, "llama_cpp")
-        return near and replace(near, title=f"{near.title}, taken for MLC-LLM's", off_pct=(40.0, 50.0), unpack={"": 0.0})
+        return near and replace(near, title=f"{near.title}, taken for MLC-LLM's", off_pct=(40.0, 50.0), within=WIDE,
+                                unpack={"": 0.0})  # fmt: skip
     if framework not in ("llama_cpp", "llama_cpp_2025", "llama_cpp_2024"):
         return None
     if device.kind == "cpu":
@@ -261,8 +318,10 @@ def law_of(device: Device, framework: str) -> Law | None:
             return CPU_DESKTOP
         return CPU_TWO if device.name.endswith("-2s") else CPU_SERVER
     if device.kind == "apple":
-        return METAL
+        return METAL_M5 if device.architecture == "m5" else METAL
     if device.vendor == "nvidia":
+        if device.architecture == "volta" and not old:
+            return CUDA_VOLTA
         return (CUDA_HBM_2024 if old else CUDA_HBM) if stacked else (CUDA_GDDR_2024 if old else CUDA_GDDR)
     if device.vendor == "amd":
         if device.kind == "apu":

@@ -75,7 +75,8 @@ class Ops(ABC):
     framework : whose kernels these are ("" for none in particular).
     peaks : the datasheet's rates.
     provenance : sources and kind of the numbers; ``borrowed_from_device`` and ``borrowed_error_pct`` where they are another's,
-        ``law`` and ``law_error_pct`` where a law of its class stands for them, ``format_error_pct`` where a format differs.
+        ``law`` and ``law_error_pct`` where a law of its class stands for them (``law_within``: how wide errors of it spread),
+        ``format_error_pct`` where a format differs.
     held_out_error : mean error on shapes kept out of the fit, per ``op/format`` [%]; empty without measurements.
     """
 

@@ -10,6 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hardware_profiles.law_constants import METAL
+from simulator.config.load import load_scenario
+from simulator.prepare import prepare
+from simulator.results.domain import domain
 from simulator.results.intervals import (
     INTERVAL_OF_MEAN_ERROR,
     QUEUE_ELASTICITY,
@@ -218,6 +222,26 @@ def test_an_overloaded_run_has_no_upper_bound_of_ttft() -> None:
     add_intervals(result, SERVED)
     assert result["metrics"]["ttft_ms"]["interval"]["p99"][1] is None
     assert result["metrics"]["tpot_ms"]["interval"]["p99"][1] is not None
+
+
+@pytest.mark.parametrize(
+    ("used", "widths"),
+    [
+        ({"rows": 1, "prompt_tokens": 512}, (METAL.within.prompt_width, METAL.within.decode_width)),
+        ({"rows": 4, "prompt_tokens": 64}, (METAL.within.few_width, METAL.within.batch_width)),
+        ({}, (METAL.within.few_width, METAL.within.batch_width)),
+    ],
+)
+def test_kernels_by_a_law_err_as_on_chips_left_out_of_it(used: dict[str, float], widths: tuple[float, float]) -> None:
+    """By the rows and prompts of a run; before one the wider hold."""
+    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    pool = {"engine": "llama_cpp", "hardware": "apple-m2-8c-16gb", "weights": "q4_0"}
+    prepared = prepare(load_scenario({"model": "meta-llama/Llama-3.2-1B", "deployment": pool, "workload": load}))
+    evidence, _ = domain(prepared, used)
+    for batch in (False, True):
+        at_once = replace(evidence, closed_loop=True, batch=batch)
+        assert tuple(half_width(at_once, metric, "mean") for metric in ("ttft", "tpot")) == tuple((w, "fitted") for w in widths)
+    assert "chips left out of the law of Apple GPUs" in why(evidence, 0.1)
 
 
 def test_the_shipped_widths_of_served_runs_are_useful() -> None:

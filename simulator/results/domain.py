@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from engine_models.engines.known import engine_named
 from hardware_profiles.device import Device, provenance
+from hardware_profiles.device_laws import FEW_TOKENS
 from hardware_profiles.kernel_borrow import HELD_OUT_ERROR_PCT
 from hardware_profiles.kernel_physics import canonical_format
 from hardware_profiles.ops import Ops
@@ -24,7 +26,7 @@ def domain(prepared: Prepared, used: Mapping[str, float] | None = None) -> tuple
     """What evidence stands behind a prediction, and the axes along which it leaves the calibrated domain.
 
     used : how far the run goes along the ranges of a user's calibration. Inside of that, what it measured stands for all else;
-    outside an interval is no narrower than without it.
+    outside an interval is no narrower than without it. A law of kernels errs by the rows and prompts of the run, too.
     Whether the load is a closed loop is not looked at: `Evidence.closed_loop` is False. Of pools side by side the one that is
     known least stands for all.
     """
@@ -33,6 +35,7 @@ def domain(prepared: Prepared, used: Mapping[str, float] | None = None) -> tuple
         worst = max((evidence for _, evidence, _ in found), key=_doubt)
         return worst, [f"pool '{name}': {axis}" for name, _, axes in found for axis in axes]
     evidence, axes = _shipped(prepared)
+    evidence = _by_law(evidence, prepared.kernels.provenance, used or {})
     own = prepared.calibration
     left = [*unlike(prepared), *beyond(prepared, used or {})]
     if own is None or prepared.pools:
@@ -42,6 +45,20 @@ def domain(prepared: Prepared, used: Mapping[str, float] | None = None) -> tuple
         fitted = {metric: max(width, half_width(evidence, metric, "mean")[0]) for metric, width in fitted.items()}
         return replace(evidence, fitted=tuple(fitted.items()), fitted_by=own.name), [*left, *axes]
     return replace(evidence, fitted=tuple(fitted.items()), fitted_by=own.name), []
+
+
+def _by_law(evidence: Evidence, said: Mapping[str, Any], used: Mapping[str, float]) -> Evidence:
+    """The evidence of kernels by a law: it errs as on chips left out of it, by the rows and prompts of the run.
+
+    What is not known of the run (`used` is empty) is taken for the wider.
+    """
+    if "law_within" not in said:
+        return evidence
+    widths, rows, tokens = said["law_within"], used.get("rows", math.inf), used.get("prompt_tokens")
+    few, many = widths["few_width"], widths["prompt_width"]
+    fitted = {"ttft": max(few, many) if tokens is None else few if tokens <= FEW_TOKENS else many}
+    fitted["tpot"] = widths["decode_width"] if rows <= 1 else max(widths["decode_width"], widths["batch_width"])
+    return replace(evidence, fitted=tuple(fitted.items()), fitted_by=f"chips left out of the law of {said['law']}")
 
 
 def _shipped(prepared: Prepared) -> tuple[Evidence, list[str]]:

@@ -265,6 +265,7 @@ def simulated(
     lengths : [prompt, output] of each request in order instead of the scenario's laws; none: the laws.
     arrival_s : when each arrives, rising, instead of by the scenario's law.
     """
+    from simulator.calibrated import used_ranges
     from simulator.results.domain import domain, setting_of
     from simulator.results.latencies import latencies
     from simulator.run import run_prepared
@@ -278,7 +279,7 @@ def simulated(
         load = replace(load, arrival_s=arrival_s, duration_s=float(arrival_s[-1]))
     run = run_prepared(prepared, workload=load)
     lat = latencies(run.raw, scenario.client.overhead_ms / 1e3)
-    evidence, _ = domain(prepared)
+    evidence, _ = domain(prepared, used_ranges(run.result))
     waits = bool(np.isnan(load.arrival_s).any())
     batch = not waits and bool(np.ptp(load.arrival_s) == 0)
     evidence = replace(evidence, closed_loop=waits or batch, batch=batch)

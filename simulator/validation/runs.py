@@ -50,6 +50,7 @@ class Prediction(NamedTuple):
 
 def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[str, dict[str, Prediction]]:
     """Simulate one experiment; predicted metrics by row id. `overheads` replaces the engine's own."""
+    from simulator.calibrated import used_ranges
     from simulator.config.load import load_scenario
     from simulator.prepare import prepare
     from simulator.results.domain import domain, setting_of
@@ -63,7 +64,7 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
     if experiment.start_s:
         late_ms = np.where(experiment.workload.predecessor == -1, experiment.start_s * 1e3, 0.0)
         lat = replace(lat, ttft_ms=lat.ttft_ms + late_ms, e2el_ms=lat.e2el_ms + late_ms)
-    evidence, _ = domain(prepared)
+    evidence, _ = domain(prepared, used_ranges(run.result))
     evidence = replace(
         evidence,
         closed_loop=bool(np.isnan(experiment.workload.arrival_s).any()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from hardware_profiles.device import all_devices, device_names, load_device
 from hardware_profiles.device_laws import LawOps, weight_bytes
 from hardware_profiles.instinct import BLOCK_PRODUCT_S, LINK_LATENCY_S, ROW_S
 from hardware_profiles.kernels import operations_in_node, operations_of
-from hardware_profiles.law_constants import law_of
+from hardware_profiles.law_constants import law_of, laws_of
 from hardware_profiles.ops import Ops
 from hardware_profiles.packed_formats import PACKED_FORMATS
 from simulator.config.load import load_scenario
@@ -28,6 +29,13 @@ def laws() -> list[tuple[str, str]]:
     found = [(d, f, law_of(d, f)) for d in all_devices() for f in BRINGING]
     old = ("llama_cpp_2025", "llama_cpp_2024")
     return [(d.name, f) for d, f, law in found if law is not None and not (f in old and law is law_of(d, "llama_cpp"))]
+
+
+def test_nine_of_ten_values_are_further_off_than_the_median() -> None:
+    for law in {law.title: law for device in all_devices() for law in laws_of(device).values()}.values():
+        of_steps, of_prompts = (math.log1p(percent / 100) for percent in law.off_pct)
+        assert of_steps < law.within.decode_width, law.title
+        assert of_prompts < max(law.within.prompt_width, law.within.few_width), law.title
 
 
 def bounded(ops: Ops, fmt: str, size_bytes: float) -> None:
