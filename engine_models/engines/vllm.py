@@ -47,7 +47,7 @@ from engine_models.declaration import (
 )
 from engine_models.engines import vllm_v0
 from engine_models.engines.vllm_flags import FLAGS, SPECULATIVE_HARMLESS, SPECULATIVE_KEYS
-from engine_models.engines.vllm_kernels import EXPERTS, experts
+from engine_models.engines.vllm_kernels import EXPERTS, expert_tiles, experts
 from engine_models.engines.vllm_options import (
     cuda_graphs,
     latent_block_tokens,
@@ -464,7 +464,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     lora_bytes = adapters.memory_bytes if adapters is not None else 0
     # with adapters a graph of each size that computes them is captured beside the one that does not
     graph_count = len(sizes) * (2 if adapters is not None else 1)
-    memory = _memory(request, version, tokens, rows, block_bytes, graph_count, lora_bytes)
+    moe_backend = experts(request, flags, ENGINE.parts(version_text or version.name), warnings)
+    memory = _memory(request, version, tokens, rows, block_bytes, graph_count, lora_bytes, expert_tiles(request, moe_backend))
     tiers = tier_plan(
         request,
         block_bytes,
@@ -523,7 +524,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         speculative_tokens=drafts.tokens if drafts else 0,
         lookahead_tokens=drafts.lookahead_tokens if drafts else 0,
     )
-    moe_backend = experts(request, flags, ENGINE.parts(version_text or version.name), warnings)
     if moe_backend and arch.has_experts:
         notes.append(f"experts run on {EXPERTS[moe_backend]} (vLLM's rule of version, format and GPU, or its flag)")
     overheads = load_overheads(ENGINE.name)
@@ -826,8 +826,8 @@ def _block_tokens(request: PoolRequest) -> int:
 
 def _memory(
     request: PoolRequest, version: Version, tokens: int, rows: int, block_bytes: int, graphs: int,
-    lora_bytes: int = 0,
-) -> MemoryBudget:
+    lora_bytes: int = 0, tiles: tuple[int, int] = (1, 1),
+) -> MemoryBudget:  # fmt: skip
     flags, arch = request.flags, request.arch
     tp, pp = request.tensor_parallel, request.pipeline_parallel
     share = float(flags.get("gpu_memory_utilization") or version.gpu_memory_utilization)
@@ -840,7 +840,9 @@ def _memory(
     on_cpu = request.device_kind == "cpu"
     share = 1.0 if on_cpu else share
     usable = int(request.device_memory_bytes * share)
-    weights = weight_bytes_per_rank(arch, request.formats.weights, tp, pp, request.expert_parallel, request.data_parallel)
+    weights = weight_bytes_per_rank(
+        arch, request.formats.weights, tp, pp, request.expert_parallel, request.data_parallel, expert_tiles=tiles
+    )
     weights += mla_absorbed_bytes_per_rank(arch, tp, pp)
     # the profiling run samples as many rows as may be, with truncation
     logit_bytes = SORT_BYTES if version.sampler == "sort" and not on_cpu else LOGIT_BYTES

@@ -29,6 +29,12 @@ EXPERTS = {
     "trtllm/cutlass": "CUTLASS kernels",
 }
 """The same in words; `LENT_CUTLASS` below."""
+MXFP4_TILES = {"marlin": (128, 256), "trtllm": (256, 256), "cutlass": (128, 128), "triton": (64, 1)}
+"""Multiples to which experts in mxfp4 pad a rank's width and the hidden size, by kernel; on AMD as "trtllm".
+
+kind: datasheet (`quantization/mxfp4.py`, 2026-11). With Marlin's gpt-oss-120b takes 65.9 GiB on one GPU and gpt-oss-20b 13.7:
+vLLM 0.10.1 on H100 and 0.19 on A100 printed 65.97 and 13.72.
+"""
 PLAIN_LIST_SINCE, HOPPER_TRITON_SINCE = (0, 22), (0, 24)
 """Experts in 16 bits choose from a list (before: Triton everywhere); on Hopper Triton stands first in it again."""
 FP8_LIST_SINCE, HOPPER_BLOCKS_SINCE = (0, 16), (0, 17)
@@ -56,6 +62,15 @@ def experts(
             "vLLM's own choice"
         )
     return _own_choice(request, version) if known else None
+
+
+def expert_tiles(request: PoolRequest, backend: str | None) -> tuple[int, int]:
+    """Multiples to which the kernels pad a rank's width of an expert and the hidden size in memory."""
+    if request.formats.weights.name != "mxfp4":
+        return 1, 1
+    if load_device(request.device_name).vendor == "amd":
+        backend = "trtllm"
+    return MXFP4_TILES.get(backend or "", (1, 1))
 
 
 def _own_choice(request: PoolRequest, version: tuple[int, ...]) -> str | None:
@@ -91,4 +106,4 @@ def _hopper_fp8(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> str
     return "triton" if request.tensor_parallel >= 8 and not split else None  # DeepGEMM, which nobody timed
 
 
-__all__ = ["EXPERTS", "experts"]
+__all__ = ["EXPERTS", "expert_tiles", "experts"]

@@ -172,8 +172,13 @@ def _plain_linears(block: MlpBlock, hidden: int) -> list[Linear]:
     )
 
 
-def _mlp_counts(block: MlpBlock, hidden: int, tp: int, moe_tp: int, ep: int, routed: int) -> Counter[str]:
-    """Parameters of one MLP layer on one rank; `routed` of the experts are counted before splitting by ep."""
+def _mlp_counts(
+    block: MlpBlock, hidden: int, tp: int, moe_tp: int, ep: int, routed: int, tiles: tuple[int, int] = (1, 1)
+) -> Counter[str]:
+    """Parameters of one MLP layer on one rank; `routed` of the experts are counted before splitting by ep.
+
+    tiles : of these numbers a rank's width of an expert and the hidden size are whole multiples, with padding.
+    """
     found: Counter[str] = Counter()
     for linear in _plain_linears(block, hidden):
         outputs, inputs = linear.shape(tp)
@@ -183,7 +188,8 @@ def _mlp_counts(block: MlpBlock, hidden: int, tp: int, moe_tp: int, ep: int, rou
         return found
     inputs = 2 if block.gated else 1
     experts, width = _split(routed, ep), _split(block.expert_intermediate, moe_tp)
-    found["experts"] += experts * (inputs + 1) * (block.latent or hidden) * width
+    padded, depth = (-(-size // tile) * tile for size, tile in zip((width, block.latent or hidden), tiles, strict=True))
+    found["experts"] += experts * (inputs + 1) * depth * padded
     found["bias"] += experts * (inputs * width + hidden) if block.bias else 0
     found["bias"] += block.experts + block.zero_experts if block.router_bias else 0
     found["router"] += hidden if block.shared_gate else 0
@@ -196,11 +202,13 @@ def _moe_split(tp: int, ep: int, dp: int) -> int:
 
 
 def _counts(
-    arch: Architecture, tp: int, ep: int, dp: int, *, padded: bool, only_active: bool = False, dense: int = 0
-) -> Counter[str]:
+    arch: Architecture, tp: int, ep: int, dp: int, *, padded: bool, only_active: bool = False, dense: int = 0,
+    tiles: tuple[int, int] = (1, 1),
+) -> Counter[str]:  # fmt: skip
     """Parameters by part on the largest rank of the stage `arch` (all ranks are alike but for remainders).
 
     dense : ranks that split dense MLPs, shared experts and LM head (0: those of `tp`).
+    tiles : of experts, as `_mlp_counts` has them.
     """
     counts: Counter[str] = Counter()
     dense = dense or tp
@@ -210,7 +218,7 @@ def _counts(
             counts[part] += count * attention.layers
     for mlp in arch.mlp:
         routed = _experts_a_token(mlp) if only_active else mlp.experts
-        for part, count in _mlp_counts(mlp, arch.hidden, dense, moe_tp, ep, routed).items():
+        for part, count in _mlp_counts(mlp, arch.hidden, dense, moe_tp, ep, routed, tiles).items():
             counts[part] += count * mlp.layers
     norm_width = arch.hidden * (2 if arch.norm_bias else 1)
     final_norms = arch.final_norms if arch.has_lm_head else 0
@@ -308,6 +316,7 @@ def weight_bytes_per_rank(
     expert_parallel: int = 1,
     data_parallel: int = 1,
     dense_parallel: int = 0,
+    expert_tiles: tuple[int, int] = (1, 1),
 ) -> int:
     """Return the bytes of weights on the fullest rank [bytes].
 
@@ -316,6 +325,7 @@ def weight_bytes_per_rank(
     data_parallel : ranks that share the experts of a MoE layer though each holds its own attention
         (1 where replicas are independent).
     dense_parallel : ranks that split dense MLPs, shared experts and the LM head (0: the tensor-parallel ranks).
+    expert_tiles : multiples to which kernels pad a rank's width of an expert and the hidden size.
 
     Raises InputError if the model cannot be split so.
     """
@@ -325,7 +335,7 @@ def weight_bytes_per_rank(
             arch,
             weights,
             _counts(
-                stage, tensor_parallel, expert_parallel, data_parallel, padded=True, dense=dense_parallel
+                stage, tensor_parallel, expert_parallel, data_parallel, padded=True, dense=dense_parallel, tiles=expert_tiles
             ),
         )
         for stage in stages(arch, pipeline_parallel)

@@ -82,3 +82,18 @@ def test_a_backend_of_the_same_kind_is_the_one_that_such_layers_ran_on() -> None
         assert np.array_equal(ops.moe_s("fp8_block", *shape, [16, 256], kernel=named), ops.moe_s("fp8_block", *shape, [16, 256]))
 
 
+
+
+@pytest.mark.parametrize(
+    ("model", "hardware", "flags", "gib"),
+    [
+        ("openai/gpt-oss-120b", "h100-sxm-80gb", {"moe_backend": "marlin"}, 65.97),  # printed by vLLM 0.10.1
+        ("openai/gpt-oss-20b", "a100-sxm-80gb", {}, 13.72),  # by 0.19
+        ("openai/gpt-oss-120b", "h100-sxm-80gb", {}, 60.8),  # Triton's kernels take 2,880 as it is
+        ("openai/gpt-oss-120b", "b200-sxm-180gb", {}, 68.6),
+    ],
+)
+def test_kernels_pad_experts_in_memory(model: str, hardware: str, flags: dict[str, Any], gib: float) -> None:
+    flags = {"max_num_seqs": 64, "max_model_len": 8192, **flags}
+    memory = prepared(model, "0.19.1", hardware, tensor_parallel=1, engine_args=flags).plan.memory
+    assert memory.bytes_of("weight") / 2**30 == pytest.approx(gib, rel=0.005)
