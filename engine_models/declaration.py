@@ -385,6 +385,7 @@ class Engine:
     measured : devices with end-to-end runs behind its overheads (docs/fidelity.md), and their tensor-parallel ranks.
     plan : resolves a pool, given the version as it was asked for (None: the newest).
     replay : from a recording's version and knobs; None: no recording can be run again.
+    kv_formats : narrow formats in which it keeps a KV cache, beside those of packed files; None: nobody checks.
     kv_format : format of the KV cache on a device unless the pool names one; None: the model's.
     decisions : `replay` of an engine that was recorded without a model: its steps again, from the knobs and the requests.
     lockstep : None where data parallelism always means copies.
@@ -407,6 +408,7 @@ class Engine:
     kernels: str
     weights: str | None = None
     overheads_from: str | None = None
+    kv_formats: tuple[str, ...] | None = None
     kv_format: Callable[[Device], str] | None = None
     measured: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     plan: Callable[[PoolRequest, str | None], EnginePlan]

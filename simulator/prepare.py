@@ -451,8 +451,14 @@ def _check_format(engine: Engine, device: Device, formats: Formats) -> None:
             mend=f"one of {', '.join(able)}"
             + (f", or an engine that does: {', '.join(others)}" if (others := loading(formats.weights, device.kind)) else ""),
         )
-    if kv.family and kv.family not in engine.formats:
-        raise InputError(f"{engine.title} keeps no KV cache in {kv.name}", where="deployment.kv_cache")
+    narrow, kept = kv.bits_per_weight < 16 and not kv.family, engine.kv_formats
+    if (kv.family and kv.family not in engine.formats) or (narrow and kept is not None and kv.name not in kept):
+        offered = ", ".join(kept or ()) or "16 bits"
+        raise InputError(
+            f"{engine.title} keeps no KV cache in {kv.name}",
+            where="deployment.kv_cache",
+            mend=f"leave it out for the engine's own, or use one that it has ({offered})",
+        )
 
 
 def _structured(scenario: Scenario, pool: Pool) -> bool:

@@ -297,7 +297,8 @@ class PrefillAttention:
         new, before = np.meshgrid(self._chunk, self._prior, indexing="ij")
         total = np.zeros(new.shape)
         ops, tensor, kv_fmt = shard.ops, shard.parallel.tensor, shard.formats.kv_cache.name
-        kv_fmt = widening.WIDE_FORMAT if shard.terms.widens_kv else kv_fmt
+        copies = shard.terms.widens_kv or shard.terms.flattens_kv
+        kv_fmt = widening.WIDE_FORMAT if copies else kv_fmt
         for block in shard.stage.attention:
             if block.kind == "linear":
                 total += block.layers * recurrence.chunk_s(ops, block, tensor, new)
@@ -324,7 +325,7 @@ class PrefillAttention:
                 continue
             kv_heads = max(1, block.kv_heads // tensor)
             shape = (heads, kv_heads, block.head_dim, block.window_tokens)
-            if shard.terms.widens_kv:
+            if copies:
                 total += block.layers * widening.pass_s(ops, block, shard.formats.kv_cache, tensor, new + before)
             total += block.layers * ops.prefill_attention_s("bf16", kv_fmt, *shape, new, before)
         for axis in (0, 1):  # a longer chunk is never quicker, nor one after more tokens: kernels can be given either

@@ -153,6 +153,7 @@ class Terms:
     selection_kernels : kernels that select the experts of a layer beyond the one that engines have written for it.
     rotary_in_attention : whether attention rotates queries and keys in the kernel that writes its cache, which its tables hold.
     widens_kv : whether a narrow KV cache is widened to 16 bits before attention, in a pass that reads and writes it.
+    flattens_kv : whether the cache of a prompt's rows is first copied into one piece of 16 bits, from whatever it is kept in.
     expands_latents : whether prompts of latent attention expand the latents cached before them.
     absorbs_below : prompts of latent attention are computed in the absorbed form if their step's rows have something cached
         before them, but fewer tokens altogether than this.
@@ -184,6 +185,7 @@ class Terms:
     selection_kernels: int = 0
     rotary_in_attention: bool = False
     widens_kv: bool = False
+    flattens_kv: bool = False
     expands_latents: bool = False
     absorbs_below: int = 0
     absorbs_captured: bool = False

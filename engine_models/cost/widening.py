@@ -1,7 +1,8 @@
 """A narrow KV cache that is widened to 16 bits before attention reads it, in a pass of its own over all tokens of a row.
 
 The pass reads a row's keys and values in their format and writes them in 16 bits, which attention then reads; what is new is
-narrowed in the same way. So such a cache saves memory and costs time.
+narrowed in the same way. So such a cache saves memory and costs time. Some engines make the same pass for prompts alone, whatever
+the format, so as to have the blocks of a row in one piece.
 """
 
 from __future__ import annotations

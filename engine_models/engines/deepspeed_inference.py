@@ -235,6 +235,7 @@ ENGINE = Engine(
         name: Support(_KINDS, f"{_SOURCE}/config.py, inference/quantization")
         for name in ("fp16", "bf16", "fp32", "int8_wo", "int4")
     },
+    kv_formats=(),
     features={},
     flags=lambda: FLAGS,
     same_as={"rows": "batch_size", "context": "max_length", "tensor_ranks": "mp_size"},

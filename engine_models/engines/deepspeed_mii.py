@@ -203,6 +203,7 @@ ENGINE = Engine(
     oldest="0.2.0",
     devices={"gpu": f"{_SOURCE}: NVIDIA GPUs of compute capability 8.0 and above"},
     formats={name: Support(_KINDS, f"{_SOURCE}; deepspeed/inference/v2 0.19.8") for name in ("bf16", "fp16")},
+    kv_formats=(),
     features={},
     flags=lambda: FLAGS,
     same_as={

@@ -237,6 +237,7 @@ ENGINE = Engine(
         name: Support(_KINDS, f"{_SOURCE}: exllamav2/linear.py, conversion/qparams.py")
         for name in ("fp16", "bf16", "gptq", "exl")
     },
+    kv_formats=(),
     features={},
     flags=lambda: FLAGS,
     same_as={"rows": "max_batch_size", "context": "max_seq_len", "step_tokens": "chunk_size"},

@@ -187,6 +187,7 @@ ENGINE = Engine(
         name: Support(_KINDS, f"{_SOURCE}: docs/model_serving_config.md, src/common/quant_types.h")
         for name in ("fp16", "bf16", "blockwise")
     },
+    kv_formats=(),
     features={},
     flags=lambda: FLAGS,
     same_as={"rows": "max_concurrent_queries", "context": "max_context_len", "tensor_ranks": "devices"},

@@ -108,6 +108,7 @@ ENGINE = Engine(
         name: Support(_ANY, f"{_SOURCE}: the user's model, transformers 5.24.0: dtype")
         for name in ("bf16", "fp16", "fp32")
     },
+    kv_formats=(),
     features={},
     flags=lambda: FLAGS,
     same_as={"rows": "max_batch_size", "context": "max_length"},

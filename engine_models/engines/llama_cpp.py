@@ -103,6 +103,7 @@ ENGINE = Engine(
         name: Support(_KINDS, f"{_SOURCE}: ggml/src/ggml-common.h, tools/quantize")
         for name in ("gguf", "bf16", "fp16", "fp32", "mxfp4")
     },
+    kv_formats=(),
     features={
         "pipeline_parallel": Support(frozenset({"gpu", "apu"}), f"{_SOURCE}: --split-mode layer, the default"),
     },

@@ -207,6 +207,12 @@ def _refuse(request: PoolRequest) -> None:
             where="deployment.weights",
             mend=f"use one of {', '.join(WEIGHTS)}, or another engine (`capacity-plan list engines`)",
         )
+    if request.formats.kv_cache.name == "int4":
+        raise InputError(
+            "a KV cache in int4 of LMDeploy's PyTorch engine is not simulated",
+            where="deployment.kv_cache",
+            mend="use int8 or fp8, or a model that TurboMind has",
+        )
     if any(block.kind == "linear" or block.sparse for block in arch.attention):
         raise InputError(
             f"LMDeploy's state caches and sparse attention, which {arch.name} needs, are not simulated",
@@ -283,6 +289,7 @@ ENGINE = Engine(
             for name in WEIGHTS
         },
     },
+    kv_formats=("int8", "int4", "fp8"),
     features={},
     flags=lambda: FLAGS,
     same_as={

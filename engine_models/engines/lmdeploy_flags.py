@@ -14,7 +14,7 @@ from engine_models.launch import Launcher
 _WEIGHTS = {"hf": None, "awq": "awq", "gptq": "gptq", "compressed-tensors": "int4", "fp8": "fp8_block", "mxfp4": "mxfp4"}
 """Values of ``--model-format``, and the format they fix; None leaves it to the checkpoint."""
 
-_KV_CACHE = {"8": "int8", "int8": "int8", "16": "fp8", "fp8": "fp8", "17": "fp8", "fp8_e5m2": "fp8"}
+_KV_CACHE = {"4": "int4", "int4": "int4", "8": "int8", "int8": "int8", "16": "fp8", "fp8": "fp8", "17": "fp8", "fp8_e5m2": "fp8"}
 """Values of ``--quant-policy`` and the format of the KV cache that they fix."""
 
 _MODELLED: dict[str, Flag] = {

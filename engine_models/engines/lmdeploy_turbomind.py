@@ -42,8 +42,9 @@ PYTORCH_ONLY = ("int8",)
 """Checkpoints for which `is_supported` there says no whatever the model (SmoothQuant)."""
 WEIGHTS = ("bf16", "fp16", "awq", "gptq", "int4", "fp8_block", "mxfp4")
 """Formats that it loads (datasheet: `_build_resolver` of `turbomind/converter.py`)."""
-SCALE_BYTES = 4
-"""Scale and zero point of a quantized key or value vector, 16 bits each (datasheet: `docs/en/quantization/kv_quant.md`)."""
+KV_BITS, SCALE_BYTES = {"int8": 8, "int4": 4}, 4
+"""Bits of a value of quantized keys and values; scale and zero point of a vector of them, 16 bits each (datasheet:
+`docs/en/quantization/kv_quant.md`, `kernels/attention/block.h`)."""
 _OVERHEADS = "lmdeploy_turbomind"
 
 
@@ -109,7 +110,7 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, *, shared_o
         costs=StepCosts(
             arch,
             request.formats,
-            Terms(replace(overheads.host, prefill_graph_tokens=0)),
+            Terms(replace(overheads.host, prefill_graph_tokens=0), flattens_kv=True),
             TableRange(forward, rows, session),
             Parallelism(tp, expert=request.expert_parallel),
         ),
@@ -119,6 +120,11 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, *, shared_o
         notes=(
             f"LMDeploy's TurboMind: {memory.blocks:,} blocks of {page} tokens, {forward:,} tokens a step for prompts and decodes "
             f"together, {rows:,} requests inside; " + ("cached blocks can be found" if caching else "no prefix cache"),
+            *(
+                [f"the KV cache is kept in {kv}: decodes read it so (what turns it to 16 bits is taken to hide behind that)"]
+                if (kv := request.formats.kv_cache.name) in KV_BITS
+                else []
+            ),
             "TurboMind's scheduler is read from its source and not compared with recorded steps",
             "TurboMind's kernels and its front end are priced as vLLM's, its launches from C++ and its host by estimates "
             "(assumed, nobody measured them); nothing runs in CUDA graphs",
@@ -143,12 +149,11 @@ def _refuse(request: PoolRequest) -> None:
             where="model",
             mend="use another engine (`capacity-plan list engines`)",
         )
-    if request.formats.kv_cache.name not in ("bf16", "fp16", "int8"):
+    if request.formats.kv_cache.name not in ("bf16", "fp16", *KV_BITS):
         raise InputError(
-            f"TurboMind keeps the KV cache in 16, 8 or 4 bits of integers (the last is not simulated), not in "
-            f"{request.formats.kv_cache.name}",
+            f"TurboMind keeps the KV cache in 16, 8 or 4 bits of integers, not in {request.formats.kv_cache.name}",
             where="deployment.kv_cache",
-            mend=f"use int8 (quant_policy: 8), or {elsewhere}",
+            mend=f"use int8 or int4 (quant_policy: 8, 4), or {elsewhere}",
         )
 
 
@@ -160,8 +165,9 @@ def _memory(request: PoolRequest, page: int) -> MemoryBudget:
     other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
     kv = request.formats.kv_cache
     per_token_bytes: float = sum(group.bytes_per_token_per_rank for group in kv_groups(arch, kv, tp, 1))
-    if kv.bits_per_weight < 16:
-        per_token_bytes *= 1 + SCALE_BYTES / (arch.attention[0].head_dim * kv.bits_per_weight / 8)
+    if kv.name in KV_BITS:
+        vector = arch.attention[0].head_dim / 8
+        per_token_bytes *= (vector * KV_BITS[kv.name] + SCALE_BYTES) / (vector * kv.bits_per_weight)
     free, block = device - weights - other, int(per_token_bytes * page)
     kv_bytes = max(0, int(free * share))
     if kv_bytes < block:

@@ -228,6 +228,7 @@ ENGINE = Engine(
         name: Support(_KINDS, f"{_SOURCE}: python/mlc_llm/quantization/quantization.py")
         for name in ("fp16", "bf16", "awq", "fp8", "fp8_block", "mlc")
     },
+    kv_formats=(),
     features={},
     flags=lambda: FLAGS,
     same_as={

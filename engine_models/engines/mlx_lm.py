@@ -225,6 +225,7 @@ ENGINE = Engine(
         name: Support(_KINDS, f"{_SOURCE}: mlx_lm/convert.py, mlx_lm/utils.py")
         for name in ("bf16", "fp16", "mlx", "mxfp4")
     },
+    kv_formats=(),
     features={},
     flags=lambda: FLAGS,
     same_as={"rows": "decode_concurrency", "step_tokens": "prefill_step_size"},

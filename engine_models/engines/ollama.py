@@ -169,6 +169,7 @@ ENGINE = Engine(
         "apu": f"{_SOURCE}: ROCm and Vulkan",
     },
     formats={name: Support(_KINDS, f"{_SOURCE}: files in GGUF") for name in ("gguf", "bf16", "fp16", "fp32", "mxfp4")},
+    kv_formats=(),
     features={"pipeline_parallel": Support(frozenset({"gpu", "apu"}), f"{_SOURCE}: layers over several GPUs")},
     flags=lambda: FLAGS,
     same_as={"rows": "num_parallel", "context": "num_ctx", "step_tokens": "num_batch"},

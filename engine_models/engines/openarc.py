@@ -114,6 +114,7 @@ ENGINE = Engine(
     versions={"2.0.4": {}},
     devices=DEVICES,
     formats=FORMATS,
+    kv_formats=("int8",),
     features={},
     flags=lambda: FLAGS,
     same_as={"rows": "max_num_seqs", "step_tokens": "max_num_batched_tokens"},

@@ -86,6 +86,7 @@ ENGINE = Engine(
     oldest="2026.3.0",
     devices=DEVICES,
     formats=FORMATS,
+    kv_formats=("int8",),
     features={},
     flags=lambda: FLAGS,
     same_as={"rows": "max_num_seqs", "step_tokens": "max_num_batched_tokens"},

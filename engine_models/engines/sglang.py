@@ -753,6 +753,7 @@ ENGINE = Engine(
     oldest="0.5",
     devices=dict.fromkeys(("gpu", "apu"), _DOCS),
     formats={name: Support(_KINDS, _DOCS) for name in FORMATS},
+    kv_formats=("fp8", "nvfp4"),
     features={
         "offload": Support(_KINDS, "SGLang 0.5's HiCache (mem_cache/hiradix_cache.py)"),
         "handover": Support(_KINDS, "SGLang 0.5.23's srt/disaggregation"),

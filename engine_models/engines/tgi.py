@@ -480,6 +480,7 @@ ENGINE = Engine(
         name: Support(_KINDS, f"{_SOURCE}: --dtype, --quantize, layers/fp8.py")
         for name in ("bf16", "fp16", "fp8", "fp8_block", "int8_wo", "int4", "awq", "gptq")
     },
+    kv_formats=("fp8",),
     features={"lora": Support(frozenset({"gpu"}), "TGI's docs/source/conceptual/lora.md (public copy, read 2026-11)")},
     flags=lambda: FLAGS,
     same_as={

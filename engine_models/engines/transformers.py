@@ -246,6 +246,7 @@ ENGINE = Engine(
             for name in ("fp8", "fp8_block", "int8", "int4", "awq", "gptq")
         },
     },
+    kv_formats=(),
     features={},
     flags=lambda: FLAGS,
     same_as={

@@ -126,9 +126,10 @@ def _refuse(request: PoolRequest) -> None:
             where=f"{_WHERE}.{theirs[0]}",
             mend="write model_engine: trtllm beside it, or remove it",
         )
-    if request.formats.weights.name not in PLAIN:
+    if request.formats.weights.name not in PLAIN or request.formats.kv_cache.name not in PLAIN:
         raise InputError(
-            f"generate of transformers behind Triton with weights in {request.formats.weights.name} is not simulated",
+            f"generate of transformers behind Triton with weights in {request.formats.weights.name} and a KV cache in "
+            f"{request.formats.kv_cache.name} is not simulated",
             where="deployment.weights",
             mend=f"use one of {', '.join(PLAIN)}, or engine_args: {{model_engine: trtllm}}",
         )
@@ -160,6 +161,7 @@ ENGINE = Engine(
         **{name: Support(_GPU, f"{_BACKEND}: engines of TensorRT-LLM") for name in triton_executor.WEIGHTS},
         **{name: Support(_ANY, f"{_SOURCE}: the Python backend's model, transformers 5.24.0: dtype") for name in PLAIN},
     },
+    kv_formats=("fp8", "int8"),
     features={"speculative": Support(_GPU, f"{_BACKEND}: decoding_mode medusa")},
     drafts=triton_executor.drafts,
     flags=lambda: _FLAGS,

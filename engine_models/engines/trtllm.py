@@ -470,6 +470,7 @@ ENGINE = Engine(
         name: Support(_KINDS, _SOURCE)
         for name in ("bf16", "fp16", "fp8", "fp8_block", "nvfp4", "mxfp4", "int4", "awq", "gptq")
     },
+    kv_formats=("fp8", "nvfp4"),
     features={
         "handover": Support(_KINDS, "NVIDIA/TensorRT-LLM, docs/source/features/disagg-serving.md (read 2026-11)"),
         "speculative": Support(_KINDS, "NVIDIA/TensorRT-LLM, docs/source/features/speculative-decoding.md (read 2026-11)"),

@@ -988,6 +988,7 @@ ENGINE = Engine(
         **{name: Support(_ANYWHERE, _DOCS) for name in ("fp32", "bf16", "fp16", "int8", "int8_wo", "int4", "awq", "gptq")},
         **{name: Support(_ACCELERATORS, _DOCS) for name in ("fp8", "fp8_block", "nvfp4", "mxfp4")},
     },
+    kv_formats=("fp8", "int8", "nvfp4"),
     features={
         "structured": Support(_LORA_KINDS, _DOCS),
         "lora": Support(_LORA_KINDS, _DOCS),

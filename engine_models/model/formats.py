@@ -57,7 +57,7 @@ FORMATS: dict[str, Format] = {
         Format("fp8_block", 8.0 + 32.0 / (128 * 128), "fp8", weight_only=False),
         Format("int8", 8.0, "int8", weight_only=False, kv_cache=True),
         Format("int8_wo", 8.0 + 16.0 / 128, "bf16", weight_only=True),
-        Format("int4", 4.0 + 16.0 / 128, "bf16", weight_only=True),
+        Format("int4", 4.0 + 16.0 / 128, "bf16", weight_only=True, kv_cache=True),
         Format("awq", 4.0 + 20.0 / 128, "bf16", weight_only=True),
         Format("gptq", 4.0 + 20.0 / 128, "bf16", weight_only=True),
         Format("nvfp4", 4.0 + 8.0 / 16, "fp4", weight_only=False, kv_cache=True),

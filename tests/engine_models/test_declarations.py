@@ -103,6 +103,8 @@ def test_a_launch_command_names_its_engine() -> None:
             "vLLM has no KV offload on",
         ),
         ({"engine": "sglang", "hardware": "xeon-8480-2s"}, "sglang does not run on"),
+        ({"engine": "tgi", "kv_cache": "int8"}, "TGI keeps no KV cache in int8"),
+        ({"engine": "trtllm", "kv_cache": "int4"}, "TensorRT-LLM keeps no KV cache in int4"),
     ],
 )
 def test_what_an_engine_lacks_is_refused_in_words(pool: dict[str, Any], words: str) -> None:

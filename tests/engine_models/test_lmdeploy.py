@@ -15,10 +15,12 @@ from engine_models.engines.known import parse_engine_args
 from engine_models.engines.lmdeploy import graph_sizes, plan
 from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import format_named
+from engine_models.parts.batch import Batch
 from engine_models.schedulers.alternating import AlternatingScheduler
 from engine_models.schedulers.oldest_first import OldestFirstRules, OldestFirstScheduler
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InfeasibleError, InputError
+from hardware_profiles.kernels import operations_of
 from simulator.run import RunResult, simulate
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -169,12 +171,32 @@ def test_turbomind_on_an_h100() -> None:
     assert scheduler.kv.capacity_blocks == found.limits.kv_blocks == memory.kv_bytes // (64 * 131_072)
     assert (found.executor.depth, found.prefix_caching, found.costs.terms.graph_sizes) == (2, False, ())
     assert plan(request_of(backend="turbomind", **{"async": 0})).executor.depth == 1
-    narrow = plan(request_of(backend="turbomind", kv="int8")).memory
-    assert narrow.kv_bytes_per_token == 131_072 * (128 + 4) / 256
+    for kv, bytes_of_vector in (("int8", 128 + 4), ("int4", 64 + 4)):  # block.h: with scale and zero point of a vector
+        narrow = plan(request_of(backend="turbomind", kv=kv)).memory
+        assert narrow.kv_bytes_per_token == pytest.approx(131_072 * bytes_of_vector / 256)
     short = plan(request_of(backend="turbomind", session_len=1000, max_batch_size=1000, max_prefill_token_num=512, tp=8))
     built = short.scheduler("jump")
     assert isinstance(built, OldestFirstScheduler)
     assert built.rules == OldestFirstRules(1000, 1512, 1_000_000)
+
+
+def test_a_narrow_cache_of_turbomind_saves_reading() -> None:
+    """decoding.cu: rows read the cache as it is kept; unified_attention_layer.cc:632: prompts a copy of it in 16 bits."""
+    device = load_device("a100-sxm-80gb")
+    ops = operations_of(device, "vllm")
+    decodes, prompt = Batch(0, 64, 64, 64 * 8000, tokens=64), Batch(0, prefill=[(4096, 20_000)], tokens=4096)
+    seconds: dict[str, list[float]] = {}
+    for kv in ("bf16", "int8", "int4"):
+        found = plan(request_of(device=device.name, backend="turbomind", kv=kv)).costs
+        seconds[kv] = [
+            costs.over(ops).step_s([batch])[0]
+            for costs, batch in ((found, decodes), (found, prompt), (found.with_terms(flattens_kv=False), prompt))
+        ]
+    wide, eight, four = (seconds[kv][0] for kv in ("bf16", "int8", "int4"))
+    assert wide - eight == pytest.approx(2 * (eight - four), rel=0.15)  # 16, 8 and 4 bits of each value
+    copied_s = seconds["bf16"][1] - seconds["bf16"][2]
+    moved_bytes = 32 * 24_096 * 2 * 8 * 128 * (2 + 2)  # read and written
+    assert copied_s == pytest.approx(moved_bytes / device.memory_bandwidth_bytes_per_s.value, rel=0.6)
 
 
 def test_turbomind_serves_what_it_has() -> None:
