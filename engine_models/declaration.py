@@ -250,6 +250,8 @@ class EnginePlan:
     ``axis: what``. `sources` are those of the overheads. `kernels` are the version's, where they are not the engine's. `recorded`
     says whether recorded steps of the engine are of the rule that serves this pool. `sleeps`: its servers can fall asleep.
     `compiles`: they compile their model when they start, if their engine does; `compiles_products`: the kernels of products too.
+    `first_use_s` is what the first large prompts of a fresh server wait for kernels that are compiled on first use; no simulation
+    has it, comparisons with runs on fresh servers do.
     """
 
     engine: str
@@ -272,6 +274,7 @@ class EnginePlan:
     sleeps: bool = False
     compiles: bool = True
     compiles_products: bool = False
+    first_use_s: float = 0.0
 
     @property
     def captures(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 from engine_models.cost.adapters import Adapters, adapters_of, expert_values
 from engine_models.cost.adapters import summary_note as adapters_note
 from engine_models.cost.drafting import Speculation, summary_note
-from engine_models.cost.overheads import Overheads, load_overheads
+from engine_models.cost.overheads import Overheads, load_overheads, own_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import Parallelism, Terms
@@ -346,6 +346,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     notes = (*notes, *fused)
     if own_experts:
         notes = (*notes, f"experts run on {EXPERTS[own_experts]} (SGLang's rule of version, model, format and GPU, or its flag)")
+    first_use_s = float(own_overheads(ENGINE.name)["start_s"]["value"]) if own_experts == "triton" else 0.0
+    if first_use_s:
+        notes = (*notes, f"not counted: the first large prompts of a fresh server wait {first_use_s:.1f} s for Triton's kernels")
     decodes, handover, backing = request.role == "decode", None, 0
     if request.role != "mixed":
         handover = _handover(request, page)
@@ -427,6 +430,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         tiers=tiers.kinds if tiers is not None else (),
         compiles=captured > 0,
         compiles_products=compiles_products(request),
+        first_use_s=first_use_s,
     )
 
 

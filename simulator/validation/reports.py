@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,13 +91,13 @@ def validate_reports(path: Path, workers: int = 1, progress: Callable[[str], Non
     if workers > 1 and len(cases) > workers:
         from joblib import Parallel, delayed
 
-        outcomes: list[Outcome] = list(Parallel(n_jobs=workers)(delayed(judged)(case) for case in cases))
+        outcomes: list[Outcome] = list(Parallel(n_jobs=workers)(delayed(judged)(*each) for each in with_freshness(cases)))
     else:
         outcomes = []
-        for number, case in enumerate(cases, 1):
+        for number, (case, fresh) in enumerate(with_freshness(cases), 1):
             if progress:
                 progress(f"{number}/{len(cases)} {case.id}")
-            outcomes.append(judged(case))
+            outcomes.append(judged(case, fresh=fresh))
     compared = [entry for found, _ in outcomes for entry in found]
     errors: dict[str, list[float]] = {}
     for entry in compared:
@@ -145,8 +145,21 @@ def errors_by(entries: Iterable[Entry], key: Callable[[Entry], str]) -> dict[tup
     }
 
 
-def judged(case: Case) -> Outcome:
-    """Compare each reported metric of a case; a suffix `_cN` asks for a closed loop of N users instead of the scenario's load."""
+def with_freshness(cases: Iterable[Case]) -> Iterator[tuple[Case, bool]]:
+    """Cases, and whether each is the first of its source with its model and deployment: those after it found the same server
+    (assumed)."""
+    seen: set[tuple[str, str]] = set()
+    for case in cases:
+        server = case.source, case.scenario.partition("workload:")[0].partition("\n")[2]
+        yield case, server not in seen
+        seen.add(server)
+
+
+def judged(case: Case, fresh: bool = True) -> Outcome:
+    """Compare each reported metric of a case, on a server that has served nothing yet if `fresh`.
+
+    A suffix `_cN` asks for a closed loop of N users instead of the scenario's load.
+    """
     compared: list[Entry] = []
     skipped: list[dict[str, str]] = []
     by_load: dict[str, dict[str, Any]] = {}
@@ -161,13 +174,13 @@ def judged(case: Case) -> Outcome:
         else:
             by_load.setdefault(users[1] if users else "", {})[name] = value
     for load, wanted in by_load.items():
-        found, reason = _compare(case, load, wanted)
+        found, reason = _compare(case, load, wanted, fresh)
         compared += found
         skipped += [{"id": case.id, "metric": name, "reason": reason} for name in wanted if reason]
     return compared, skipped
 
 
-def _compare(case: Case, users: str, wanted: Mapping[str, Any]) -> tuple[list[Entry], str]:
+def _compare(case: Case, users: str, wanted: Mapping[str, Any], fresh: bool) -> tuple[list[Entry], str]:
     """Compare the wanted metrics under one load; the reason why not all could be."""
     from simulator.config.load import load_scenario
     from simulator.elastic import start_of
@@ -198,7 +211,7 @@ def _compare(case: Case, users: str, wanted: Mapping[str, Any]) -> tuple[list[En
             else:
                 timed[name] = float(value)
         if timed:
-            predicted, rests_on = simulated(prepared, case.lengths)
+            predicted, rests_on = simulated(prepared, case.lengths, fresh=fresh)
             if any(_USERS.sub("", name) == "rate_within_slo" for name in timed):
                 predicted["rate_within_slo"] = _highest_rate(prepared), None
             for name, value in timed.items():
@@ -258,12 +271,13 @@ Predicted = dict[str, tuple[float, list[float] | None]]
 
 
 def simulated(
-    prepared: Prepared, lengths: tuple[tuple[int, int], ...], arrival_s: FloatArray | None = None
+    prepared: Prepared, lengths: tuple[tuple[int, int], ...], arrival_s: FloatArray | None = None, fresh: bool = False
 ) -> tuple[Predicted, dict[str, Any]]:
     """Simulate a scenario; the metrics, and what they rest on.
 
     lengths : [prompt, output] of each request in order instead of the scenario's laws; none: the laws.
     arrival_s : when each arrives, rising, instead of by the scenario's law.
+    fresh : whether all at once are sent to a server that has compiled nothing yet.
     """
     from simulator.calibrated import used_ranges
     from simulator.results.domain import domain, setting_of
@@ -278,10 +292,12 @@ def simulated(
     if arrival_s is not None:
         load = replace(load, arrival_s=arrival_s, duration_s=float(arrival_s[-1]))
     run = run_prepared(prepared, workload=load)
-    lat = latencies(run.raw, scenario.client.overhead_ms / 1e3)
-    evidence, _ = domain(prepared, used_ranges(run.result))
     waits = bool(np.isnan(load.arrival_s).any())
     batch = not waits and bool(np.ptp(load.arrival_s) == 0)
+    if batch and fresh:
+        run = replace(run, raw=replace(run.raw, arrival_s=run.raw.arrival_s - prepared.plan.first_use_s))
+    lat = latencies(run.raw, scenario.client.overhead_ms / 1e3)
+    evidence, _ = domain(prepared, used_ranges(run.result))
     evidence = replace(evidence, closed_loop=waits or batch, batch=batch)
     every = np.ones(len(load), dtype=bool)
     of_run = predictions(run, lat, evidence, every, setting_of(prepared).key())

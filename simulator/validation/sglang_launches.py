@@ -29,8 +29,11 @@ def start_s(row: Row) -> float:
     On Hopper, where all users start at once after warm-ups of one prompt alone, every first request waits more than a second
     longer than it is served (InferenceX issue 870, R1 on H200: the 99th percentile of 80 requests by 8 users is 1.98 s, the mean
     0.33 s; without it the mean would be that of the prediction), whatever the users and lengths; on B200 at most 0.3 s are left,
-    under vLLM with gpt-oss nothing, and with one user nothing. The two differ in DeepGEMM's products and FlashInfer's attention,
-    which are compiled or loaded by shape, where B200 runs kernels of TensorRT-LLM: an inference, nobody has traced it. """
+    under vLLM with gpt-oss nothing, and with one user nothing. Its experts run on Triton's kernels, on B200 on TensorRT-LLM's:
+    Triton compiles the two products of a layer for every tile of tokens, and again for numbers of tokens that 16 divides or does
+    not; 0.3 to 0.4 s of one core each (measured: `fused_moe_kernel` of SGLang 0.5.9 with its tiles for H200, Triton 3.5, sm_90).
+    An inference, since nobody traced a server; batches sent to fresh servers elsewhere wait as long (`EnginePlan.first_use_s`).
+    """
     client = launch_of(row).client
     warmed_by_one = client.get("num_warmups_per_user") and client.get("warmup_prompt")
     return float(own_overheads(ENGINE.name)["start_s"]["value"]) if warmed_by_one and _on_hopper(row) else 0.0
@@ -67,7 +70,7 @@ UNKNOWNS: Unknowns = {
     "start_s": (
         "s",
         0.5,
-        "what the first request of each user waits longer when a closed loop starts; replays of InferenceX only, "
+        "what the first requests of a fresh server wait for Triton's kernels of experts; replays on fresh servers only, "
         "in no simulation",
     ),
 }

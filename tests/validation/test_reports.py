@@ -10,10 +10,21 @@ import numpy as np
 import pytest
 
 from benchmarks.corrected import CORRECTIONS, corrected
+from engine_models.cost.overheads import own_overheads
 from hardware_profiles.errors import InputError
 from simulator import load_scenario, simulate
 from simulator.validation.one_factor import one_factors
-from simulator.validation.reports import busy_s, errors_by, read_cases, validate_reports
+from simulator.validation.reports import (
+    Case as Published,
+)
+from simulator.validation.reports import (
+    busy_s,
+    errors_by,
+    judged,
+    read_cases,
+    validate_reports,
+    with_freshness,
+)
 from tests.terminal import typed
 
 SCENARIO = """
@@ -232,3 +243,15 @@ def test_runs_of_another_device_are_put_right_by_their_page() -> None:
     assert own.right in corrected(entry)[0]["scenario"]
     for other in ({"source": "https://example.org/page"}, {"reported": {"tpot_mean_ms": 1.0}}):
         assert corrected(entry | other) == (entry | other, "")
+
+
+def test_a_batch_waits_for_what_a_fresh_server_compiles() -> None:
+    """The first of a page's batches by one launch; experts on Triton's kernels."""
+    text = (
+        "name: {}\nmodel: Qwen/Qwen3-30B-A3B\ndeployment: {{engine: sglang@0.5.6, hardware: h100-sxm-80gb}}\n"
+        "workload: {{arrivals: {{kind: batch}}, requests: 2, prompt_tokens: 100, output_tokens: 2}}\n"
+    )
+    cases = [Published(name, "page", text.format(name), {"ttft_mean_ms": 1.0}) for name in ("first", "second")]
+    found = [judged(case, fresh)[0][0] for case, fresh in with_freshness(cases)]
+    waited_ms = float(own_overheads("sglang")["start_s"]["value"]) * 1e3
+    assert found[0]["predicted"] == pytest.approx(found[1]["predicted"] + waited_ms)
