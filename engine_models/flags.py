@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_models.launch import Launcher
-from engine_models.model.formats import format_named
+from engine_models.model.formats import format_named, quant_of
 from hardware_profiles.errors import InputError, nearest
 
 
@@ -390,6 +390,9 @@ def reconcile(
         _check_model(flags, model)
     elif stored[1] and "weights" not in given:
         updates["weights"] = stored[1]
+    packed = quant_of(flags.model) if flags.model is not None and flags.model.lower().endswith(".gguf") else None
+    if packed is not None and "weights" not in given:
+        updates["weights"] = packed
     return {key: value for key, value in updates.items() if pool[key] != value}
 
 

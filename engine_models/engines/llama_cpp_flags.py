@@ -6,15 +6,13 @@ Each may also be set in the environment, as ``LLAMA_ARG_`` and its name or a sho
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
 from engine_models.launch import Launcher
-from engine_models.model.formats import format_named
-from hardware_profiles.errors import InputError
+from engine_models.model.formats import quant_of
 
 KV_TYPES = {
     "f32": "fp32",
@@ -26,10 +24,6 @@ KV_TYPES = {
 
 HUB_DEFAULT = "q4_k_m"
 """The file taken of a repository that names none (datasheet: ``--hf-repo``)."""
-
-_QUANT = re.compile(
-    r"(?:^|[-._])((?:i?q[1-8]|tq[12])_[0-9a-z]+(?:_[a-z]+)?|mxfp4(?:_moe)?|bf16|f16|f32|fp16)(?=[-._]|$)"
-)
 
 _MODELLED: dict[str, Flag] = {
     "model_file": Flag("str"),
@@ -235,17 +229,6 @@ _ENVIRONMENT = {
     "EMBEDDINGS": "embedding",
     "RERANKING": "rerank",
 }
-
-
-def quant_of(name: str) -> str | None:
-    """The number format that the name of a GGUF file or of a repository's tag states; None if it states none we know."""
-    words = re.sub(r"\.gguf$|-\d{5}-of-\d{5}", "", name.lower().rpartition("/")[2])
-    for found in reversed(_QUANT.findall(words)):
-        try:
-            return format_named(found).name
-        except InputError:
-            continue
-    return None
 
 
 def _of_repository(value: str, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> str | None:

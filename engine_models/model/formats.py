@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -120,3 +121,19 @@ def _packed(name: str) -> Format | None:
         family=packed.family,
         parts=tuple(packed.parts.items()),
     )
+
+
+_QUANT = re.compile(
+    r"(?:^|[-._])((?:i?q[1-8]|tq[12])_[0-9a-z]+(?:_[a-z]+)?|mxfp4(?:_moe)?|bf16|f16|f32|fp16)(?=[-._]|$)"
+)
+
+
+def quant_of(name: str) -> str | None:
+    """The number format that the name of a GGUF file or of a repository's tag states; None if it states none we know."""
+    words = re.sub(r"\.gguf$|-\d{5}-of-\d{5}", "", name.lower().rpartition("/")[2])
+    for found in reversed(_QUANT.findall(words)):
+        try:
+            return format_named(found).name
+        except InputError:
+            continue
+    return None

@@ -187,7 +187,7 @@ def _with_pool_files(node: Located, folder: Path | None, problems: list[InputErr
 
 
 def _with_flag_files(node: Located, folder: Path | None) -> Located:
-    """Write files of flags that launch commands name (``--config FILE``) into these commands, where the files exist."""
+    """Write files of flags that launch commands name (``--config FILE``, ``--a-b-options FILE``) into them, where they exist."""
     if isinstance(node.value, list):
         return sequence([_with_flag_files(child, folder) for child in node.value], node.where)
     if not isinstance(node.value, dict):
@@ -230,7 +230,7 @@ def _with_folder(args: Located, engine: str, folder: Path | None) -> Located:
     return mapping({name: value for name, value in {**read, **given}.items() if name != table.folder}, args.where)
 
 
-_FLAG_FILE = re.compile(r"--config[=\s]+(['\"]?)([^\s'\"]+)\1")
+_FLAG_FILE = re.compile(r"--(?:[\w-]+[-_])?(?:config|options)[=\s]+(['\"]?)([^\s'\"]+)\1")
 _END_OF_FILE = "END_OF_FLAGS"
 
 

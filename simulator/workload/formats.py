@@ -57,14 +57,6 @@ def sniff(table: Table) -> str:
     meant = {column: _meant(column, missing) for column in spare}
     renamed = [f"nearest to {right} is {column!r}" for column, right in meant.items() if right]
     hint = f"; {', '.join(renamed)}" if renamed else ""
-    only = next(iter(table.columns), "")
-    split = next((mark for mark in ";\t|" if len(table.columns) == 1 and mark in only), None)
-    if split is not None:
-        raise InputError(
-            f"its columns are separated by {'a tab' if split == chr(9) else repr(split)}, not by a comma",
-            where=f"{table.path}, line 1",
-            mend="write the file with commas (decimal points, no thousands separators)",
-        )
     raise InputError(
         f"the columns ({', '.join(list(table.columns)[:12])}) are of no known trace format; "
         f"closest is {'the plain one' if name == 'columns' else name}, which lacks {', '.join(missing)}{hint}",
@@ -98,6 +90,11 @@ OTHER_NAMES = {
         "time_s",
         "start_time",
         "arrival_time_s",
+        "created",
+        "created_at",
+        "request_time",
+        "start",
+        "ts",
     ),
     "prompt_tokens": (
         "input_length",
@@ -107,6 +104,8 @@ OTHER_NAMES = {
         "num_prefill_tokens",
         "isl",
         "context_tokens",
+        "gen_ai.usage.input_tokens",
+        "usage.prompt_tokens",
     ),
     "output_tokens": (
         "output_length",
@@ -115,6 +114,8 @@ OTHER_NAMES = {
         "generated_tokens",
         "num_decode_tokens",
         "osl",
+        "gen_ai.usage.output_tokens",
+        "usage.completion_tokens",
     ),
     "max_output_tokens": ("max_tokens", "max_new_tokens", "max_completion_tokens"),
     "session_id": ("session", "conversation_id", "chat_id", "user_id"),
@@ -140,7 +141,7 @@ def _unread(table: Table) -> tuple[str, ...]:
     """One warning that names the columns of the own format's table that nothing reads."""
     absent = [name for name in OWN_COLUMNS if name not in table.columns]
     words = []
-    for column in (c for c in table.columns if c not in OWN_COLUMNS):
+    for column in (c for c in table.columns if c and c not in OWN_COLUMNS):
         meant = _meant(column, absent)
         words.append(f"{column} (rename it {meant}, if it holds that)" if meant else column)
     if not words:

@@ -313,7 +313,7 @@ def tables(path: Path) -> Iterator[Any]:
         with _opened(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
             yield from read(text, str(path), ROWS_READ)
     except UnicodeDecodeError:
-        raise InputError("is a binary file, not text", where=str(path), mend="check what it is") from None
+        raise InputError("is not text in UTF-8", where=str(path), mend="save it as UTF-8, or check what it is") from None
     except (EOFError, gzip.BadGzipFile) as error:
         raise InputError(
             f"is cut short or no gzip file ({error})", where=str(path), mend="copy or download it again"

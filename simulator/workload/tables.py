@@ -197,10 +197,10 @@ def read_table(path: Path) -> Table:
     else:
         try:
             text = data.decode("utf-8-sig")
-            if "\0" in text:
-                raise UnicodeDecodeError("utf-8", data, 0, 1, "holds zero bytes")
-        except UnicodeDecodeError:
-            raise InputError("is a binary file, not text", where=shown, mend="check what it is") from None
+        except UnicodeDecodeError as error:
+            raise no_text(shown, data, error) from None
+        if "\0" in text:
+            raise InputError("is a binary file, not text", where=shown, mend="check what it is")
         readers = {".csv": _read_csv, ".json": _read_json, ".yaml": _read_yaml, ".yml": _read_yaml}
         reader = readers.get(kind, _read_jsonl)
         table = reader(text, shown, sha256)
@@ -209,6 +209,18 @@ def read_table(path: Path) -> Table:
             "the trace has no request", where=shown, mend="give a trace with at least one request"
         )
     return table
+
+
+def no_text(shown: str, data: bytes, error: UnicodeDecodeError) -> InputError:
+    """What is wrong with a file that is not in UTF-8, whose first bytes are `data`."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return InputError("is text in UTF-16, not in UTF-8", where=shown, mend="save it as UTF-8")
+    if b"\0" in data:
+        return InputError("is a binary file, not text", where=shown, mend="check what it is")
+    line = data[: error.start].count(b"\n") + 1
+    return InputError(
+        f"is not in UTF-8: there is a byte {data[error.start]:#x}", where=f"{shown}, line {line}", mend="save it as UTF-8"
+    )
 
 
 def _read_folder(path: Path) -> Table:
@@ -315,6 +327,13 @@ def csv_tables(text: IO[str] | list[str], shown: str, rows: int | None, sha256: 
         if header[:1] == ["Run Info"] or header[:2] == ["Metric", "avg"]:  # guidellm's, in three lines; aiperf's several tables
             yield Table(shown, {name: [] for name in header}, np.ones(1, np.int64), "line", sha256)
             return
+        mark = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
+        if mark is not None:
+            raise InputError(
+                f"its columns are separated by {'a tab' if mark == chr(9) else repr(mark)}, not by a comma",
+                where=f"{shown}, line 1",
+                mend="write the file with commas (decimal points, no thousands separators)",
+            )
         if len(set(header)) != len(header):
             twice = next(name for name in header if header.count(name) > 1)
             raise InputError(

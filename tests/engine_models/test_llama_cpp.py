@@ -12,9 +12,8 @@ from engine_models.cost.terms import Formats
 from engine_models.declaration import EnginePlan, PoolRequest
 from engine_models.engines.known import launched_by, parse_engine_args
 from engine_models.engines.llama_cpp import plan
-from engine_models.engines.llama_cpp_flags import quant_of
 from engine_models.model.architecture import expert_bytes, load_architecture, weight_bytes_per_rank
-from engine_models.model.formats import format_named
+from engine_models.model.formats import format_named, quant_of
 from engine_models.parts.batch import Batch, PartedBatch
 from engine_models.parts.protocols import StepCost
 from engine_models.schedulers.slots import SlotScheduler

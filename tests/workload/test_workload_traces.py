@@ -304,7 +304,7 @@ def test_limits_cut_outputs(tmp_path: Path) -> None:
         (OWN + "0,5,5\n1,5\n", "line 3: has 2 fields where the header has 3"),
         ("arrival_s,prompt_token,output_tokens\n0,5,5\n", "lacks prompt_tokens; nearest .* 'prompt_token'"),
         ("a,b\n0,5\n", "no known trace format"),
-        ("arrival_s;prompt_tokens;output_tokens\n0;5;5\n", "line 1: its columns are separated by ';'"),
+        ("arrival_s;prompt_tokens;output_tokens\n0,5;5;5\n", "line 1: its columns are separated by ';'"),
         ("arrival_s\tprompt_tokens\toutput_tokens\n0\t5\t5\n", "separated by a tab"),
         ("arrival_s,arrival_s\n0,5\n", "appears twice"),
         (
@@ -346,6 +346,10 @@ def test_other_files_that_are_no_traces(tmp_path: Path) -> None:
     refused(tmp_path / "cut.csv.gz", "cut short")
     (tmp_path / "bin.csv").write_bytes(bytes(range(256)))
     refused(tmp_path / "bin.csv", "binary file")
+    (tmp_path / "latin.csv").write_bytes((OWN + "0,5,5\n").encode() + b"1,\xe9,5\n")
+    refused(tmp_path / "latin.csv", "line 3: is not in UTF-8: there is a byte 0xe9")
+    (tmp_path / "wide.csv").write_text(OWN, encoding="utf-16")
+    refused(tmp_path / "wide.csv", "UTF-16")
     (tmp_path / "folder.csv").mkdir()
     refused(tmp_path / "folder.csv", "is a folder")
     with pytest.raises(InputError, match="did you mean 'azure-conv-2023'"):
