@@ -18,7 +18,7 @@ from engine_models.flags import FlagTable
 from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import Batch
 from engine_models.parts.handover import Peer
-from engine_models.parts.protocols import Gate, Scheduler
+from engine_models.parts.protocols import INFINITY, Gate, Scheduler
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import KvTier, TierKind
 from hardware_profiles.device import Device, DeviceKind, load_device
@@ -225,8 +225,12 @@ class Handover:
         it goes to the second when its prompt is computed.
     whole_requests : whether the first server is sent the request as it is; else it is asked for one token.
     agreed : what else both servers must have alike, by what it is called.
-    lease_s : for how long a computed prompt is held whose reader is lost: from its end, and from the latest sign of the reader;
-        none where it is not modelled what a lost server leaves behind.
+    lease_s : where prompts are read, for how long a computed one is held whose reader is lost: from its end, and from the latest
+        sign of the reader; none where it is not modelled what a lost server leaves behind.
+    tells : whether a reader that drops a request lets the holder of its prompt know.
+    beats_s : time between two signs of life that a second server asks of the first [s]; it takes the first for lost when so many
+        (the other number) do not come. None: it hears of that from the router alone.
+    gives_up_s : a transfer that takes longer from its first piece on fails, and its request with it [s].
     """
 
     connector: str
@@ -239,6 +243,9 @@ class Handover:
     whole_requests: bool = False
     agreed: Mapping[str, str] = field(default_factory=dict)
     lease_s: tuple[float, float] | None = None
+    tells: bool = True
+    beats_s: tuple[float, int] | None = None
+    gives_up_s: float = INFINITY
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from collections.abc import Sequence as Series
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from engine_models.cost.start_up import StartUp, predicted
+from engine_models.declaration import Handover
 from engine_models.parts.protocols import INFINITY
 from hardware_profiles.errors import InputError
 from simulator.cluster.faults import HOUR_S, Disturbance, Fault, Faults, Process
-from simulator.prepared import Elasticity, Losses, Prepared
-from simulator.scaled import scaled
+from simulator.cluster.fleet import Members
+from simulator.cluster.scaling.scaler import Alone, Scaling
+from simulator.pools import nodes_of
+from simulator.prepared import Elasticity, Prepared
+from simulator.scaled import bounds, joint, maker, scalings_of, words
 from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
@@ -36,18 +40,30 @@ def with_elasticity(prepared: Prepared) -> Prepared:
     failures, scaling = pool.failures or around.failures, pool.autoscaler or around.autoscaler
     if failures is None and scaling is None:
         return prepared
-    given = scaling.start_up if scaling is not None else failures.start_up if failures is not None else None
-    start, notes = start_of(prepared, given)
-    elastic = Elasticity(most=prepared.replicas, start=start)
+    members, notes = _members(prepared, scaling, failures)
+    elastic = Elasticity((members,))
     if scaling is not None:
-        elastic, said = scaled(prepared, scaling, elastic)
-        notes += said
+        made = maker(prepared, scaling, bounds(prepared, scaling))
+        elastic = replace(elastic, scalers=lambda: [Scaling((0,), Alone(made()))], holds=bounds(prepared, scaling)[0] == 0)
+        notes += words(scaling, made())
     if failures is not None:
-        back = start if failures.start_up is None else start_of(prepared, failures.start_up)[0]
-        ready_s = start.provisioning_s if scaling is not None else None
-        elastic = replace(elastic, faults=_faults(prepared, failures, back, elastic.most, ready_s))
+        faults = _faults(prepared, failures, members, scaled=scaling is not None)
+        elastic = replace(elastic, faults=faults)
         notes += _words(failures)
     return replace(prepared, elastic=elastic, assumptions=(*prepared.assumptions, *notes))
+
+
+def _members(
+    prepared: Prepared, scaling: schema.Scaler | None, failures: schema.Failures | None
+) -> tuple[Members, list[str]]:
+    """The replicas of a pool that come and go, and what is assumed of their start."""
+    given = scaling.start_up if scaling is not None else failures.start_up if failures is not None else None
+    start, notes = start_of(prepared, given)
+    stated = failures.start_up if failures is not None else None
+    back = start if stated is None else start_of(prepared, stated)[0]
+    most = prepared.replicas if scaling is None else bounds(prepared, scaling)[1]
+    grace_s = scaling.grace_s if scaling is not None else 0.0
+    return Members(prepared.pool.name, prepared.replicas, most, prepared.devices_each, start, back.server_s, grace_s), notes
 
 
 def _check_once(prepared: Prepared) -> None:
@@ -90,20 +106,18 @@ def _words(failures: schema.Failures) -> list[str]:
     return out
 
 
-def _faults(
-    prepared: Prepared, failures: schema.Failures, start: StartUp, most: int, ready_s: float | None
-) -> Faults:
-    """What goes wrong; lost devices come back after `ready_s` where nothing else is said, None for never."""
-    if failures.replaced_after_s is None and ready_s is not None:
-        failures = failures.model_copy(update={"replaced_after_s": ready_s})
-    each = prepared.devices_each
+def _faults(prepared: Prepared, failures: schema.Failures, members: Members, *, scaled: bool) -> Faults:
+    """What goes wrong; where an autoscaler is, lost devices come back like new ones where nothing else is said."""
+    if failures.replaced_after_s is None and scaled:
+        failures = failures.model_copy(update={"replaced_after_s": members.start.provisioning_s})
+    each, most = members.devices, members.most
     per_node = prepared.pool.gpus_per_node or int(prepared.device.node_size.value)
     nodes = tuple(number * each // per_node for number in range(most))
     events = tuple(
         (event.at_s, _event(prepared, failures, event, number, most)) for number, event in enumerate(failures.events)
     )
     processes = tuple(_processes(failures, nodes, [each] * most, stream(prepared.scenario.seed, "failures")))
-    return Faults(events, processes, nodes, start.server_s, failures.detected_after_s)
+    return Faults(events, processes, nodes, failures.detected_after_s)
 
 
 def _event(prepared: Prepared, failures: schema.Failures, event: schema.FailureEvent, number: int, most: int) -> Fault:
@@ -154,58 +168,98 @@ def _processes(
     return out
 
 
-def losses_of(scenario: Scenario, pools: Series[Prepared], nodes: Series[Hashable]) -> tuple[Losses | None, list[str]]:
-    """Which replicas of prefill and decode pools (in this order, each with its node) are lost, and what is assumed.
+def with_roles(scenario: Scenario, pools: Series[Prepared]) -> tuple[list[Prepared], Elasticity | None, list[str]]:
+    """Prefill and decode pools (in this order) whose replicas come and go, each with its own part; what is assumed.
 
     Raises
     ------
     InputError : their engine's rules for it are not modelled, or a pool or a replica is not there.
     """
-    failures = scenario.deployment.failures
-    if failures is None:
-        return None, []
-    names = [each.pool.name for each in pools]
-    listed = [(n, event) for n, event in enumerate(failures.events) if event.kind not in ("link", "slow")]
-    if not listed and failures.of is None:
-        return None, []
-    handover = pools[0].plan.handover
-    drained = any(event.kind == "drain" for _, event in listed)
-    if handover is None or handover.lease_s is None or drained:
-        what = "kind: drain" if drained else f"lost servers of {pools[0].plan.engine}"
+    around, client = scenario.deployment, scenario.client
+    for number, stated in enumerate(around.pools):
+        if stated.failures is not None:
+            raise InputError(
+                "`failures` of one of several pools is not modelled",
+                where=f"deployment.pools.{number}.failures",
+                mend="give them around the pools, and name the pool in each event",
+            )
+    failures, handover = around.failures, pools[0].plan.handover
+    assert handover is not None
+    events = failures.events if failures is not None else ()
+    strikes = failures is not None and (failures.of is not None or any(each.kind not in ("link", "slow") for each in events))
+    stalls = any(each.kind == "link" for each in events) and handover.gives_up_s < INFINITY
+    scaling = scalings_of(around, pools)
+    waits = around.admission, client.timeout_s, client.retries
+    if not (strikes or stalls or scaling or any(given is not None for given in waits)):
+        return list(pools), None, []
+    if handover.lease_s is None and not handover.reserves:
         raise InputError(
-            f"{what} in prefill and decode pools: not modelled yet",
-            where=FAILURES,
-            mend="give events of kind: link or slow, or use a pool of role: mixed",
+            f"what {pools[0].plan.engine} does in prefill and decode pools about requests that a server or a client drops is not "
+            "modelled yet",
+            where="deployment",
+            mend="remove failures, autoscaler, admission, client.timeout_s and client.retries, or use a pool of role: mixed",
         )
-    first = {name: sum(each.replicas for each in pools[:at]) for at, name in enumerate(names)}
+    said: list[str] = []
+    found, members = [], []
+    by_pool = {number: given for given, numbers in scaling for number in numbers}
+    for number, pool in enumerate(pools):
+        given = by_pool.get(number)
+        mine, notes = _members(pool, given, failures)
+        members.append(mine)
+        found.append(replace(pool, elastic=Elasticity((mine,))))
+        if given is not None or strikes:
+            said += [f"pool '{pool.pool.name}': {note}" for note in notes[:1]]
+    scalers, holds, notes = joint(scaling, pools)
+    elastic = Elasticity(tuple(members), scalers=scalers, holds=holds)
+    said += notes
+    if failures is not None and strikes:
+        elastic = replace(elastic, faults=_faults_of(scenario, failures, found, scaled=bool(scaling)))
+        said += [*_words(failures), *_left_behind(handover)]
+    return found, elastic, said
+
+
+def _left_behind(handover: Handover) -> list[str]:
+    """What is assumed of what a lost server leaves behind at its peers."""
+    if handover.lease_s is not None:
+        own_s, renewed_s = handover.lease_s
+        until = f", and {renewed_s:g} s from the loss" if renewed_s else ""
+        return [
+            f"a computed prompt whose reader is lost is held for {own_s:g} s from its end{until}; one that is lost fails its "
+            "request when it is read"
+        ]
+    beats, heard = handover.beats_s, "when the router hears of it"
+    if beats is not None:
+        heard += f" or after {beats[1]} signs of life, one each {beats[0]:g} s, that did not come"
+    return [f"a decode server keeps what it has reserved for prompts of a lost server, and a request fails, {heard}"]
+
+
+def _faults_of(scenario: Scenario, failures: schema.Failures, pools: Series[Prepared], *, scaled: bool) -> Faults:
+    """What goes wrong with the replicas of several pools, numbered one after the other."""
+    names = [each.pool.name for each in pools]
+    firsts = [0, *accumulate(each.most for each in pools)]
+    if failures.replaced_after_s is None and scaled:
+        failures = failures.model_copy(update={"replaced_after_s": 0.0})
     events = []
-    for number, event in listed:
+    for number, event in enumerate(failures.events):
+        if event.kind == "link" or event.kind == "slow":
+            continue
         where = f"{FAILURES}.events.{number}"
-        pool = pools[names.index(_named(event, names, where))]
-        _check_replica(event, pool, where)
-        assert event.replica is not None
         away_s = event.for_s if event.for_s is not None else failures.replaced_after_s
         notice_s = event.notice_s if event.notice_s is not None else failures.notice_s
-        replica = first[pool.pool.name] + event.replica
-        assert event.kind != "link"
-        whole = event.kind in ("node", "reclaim")
-        events.append((event.at_s, Fault(event.kind, replica, whole, away_s, notice_s=notice_s)))
-    each = tuple(pool.devices_each for pool in pools for _ in range(pool.replicas))
-    numbers = {node: n for n, node in enumerate(dict.fromkeys(nodes))}
-    of_replica = tuple(numbers[node] for node in nodes)
+        fault = Fault(event.kind, None, event.kind in ("node", "reclaim"), away_s, notice_s=notice_s)
+        if event.pool is not None or event.replica is not None:
+            at = names.index(_named(event, names, where))
+            _check_replica(event, pools[at], where)
+            replica = None if event.replica is None else firsts[at] + event.replica
+            fault = replace(fault, replica=replica, among=range(firsts[at], firsts[at + 1]))
+        events.append((event.at_s, fault))
+    nodes = nodes_of(scenario.deployment, pools)
+    listed = [node for name in names for node in nodes[name]]
+    numbers = {node: n for n, node in enumerate(dict.fromkeys(listed))}
+    each = [pool.devices_each for pool in pools for _ in range(pool.most)]
+    of_replica = tuple(numbers[node] for node in listed)
     processes = _processes(failures, of_replica, each, stream(scenario.seed, "failures"))
-    starts, said = [], list[str]()
-    for pool in pools:
-        start, notes = start_of(pool, failures.start_up)
-        starts += [start.server_s] * pool.replicas
-        said += [f"pool '{pool.pool.name}': {note}" for note in notes[:1]]
-    faults = Faults(tuple(events), tuple(processes), of_replica, 0.0, failures.detected_after_s)
-    own_s, renewed_s = handover.lease_s
-    said.append(
-        f"a computed prompt whose reader is lost is held for {own_s:g} s from its end, and {renewed_s:g} s from the loss; one "
-        "that is lost fails its request when it is read"
-    )
-    return Losses(faults, tuple(starts), each), [*_words(failures), *said]
+    return Faults(tuple(events), tuple(processes), of_replica, failures.detected_after_s)
 
 
 def _named(event: schema.FailureEvent, names: Series[str], where: str) -> str:
@@ -220,11 +274,11 @@ def _named(event: schema.FailureEvent, names: Series[str], where: str) -> str:
 
 
 def _check_replica(event: schema.FailureEvent, pool: Prepared, where: str) -> None:
-    if event.replica is not None and event.replica >= pool.replicas:
+    if event.replica is not None and event.replica >= pool.most:
         raise InputError(
             f"there is no replica {event.replica} in pool '{pool.pool.name}'",
             where=f"{where}.replica",
-            mend=f"name one from 0 to {pool.replicas - 1}",
+            mend=f"name one from 0 to {pool.most - 1}",
         )
 
 
@@ -241,9 +295,13 @@ def disturbances_of(scenario: Scenario, pools: Series[Prepared]) -> tuple[tuple[
     found = tuple(
         _disturbance(event, number, pools) for number, event in enumerate(failures.events) if event.kind in ("link", "slow")
     )
+    handover = pools[0].plan.handover
+    assert handover is not None
+    patience = "their connector does not give up (assumed)"
+    if handover.gives_up_s < INFINITY:
+        patience = f"one that takes more than {handover.gives_up_s:g} s fails with its request"
     stalls = any(fault.ways for fault in found)
-    words = "transfers over a link that is down stand still until it is back: their connector does not give up (assumed)"
-    return found, [words] if stalls else []
+    return found, [f"transfers over a link that is down stand still until it is back: {patience}"] if stalls else []
 
 
 def _disturbance(event: schema.FailureEvent, number: int, pools: Series[Prepared]) -> Disturbance:
@@ -271,5 +329,5 @@ def _disturbance(event: schema.FailureEvent, number: int, pools: Series[Prepared
     assert event.factor is not None
     at = names.index(_named(event, names, where))
     _check_replica(event, pools[at], where)
-    first = sum(each.replicas for each in pools[:at])
+    first = sum(each.most for each in pools[:at])
     return Disturbance(event.at_s, for_s, replica=first + event.replica, factor=event.factor)

@@ -140,9 +140,9 @@ def check_longest(prepared: Prepared, workload: Workload) -> None:
 def check_stages(prepared: Prepared) -> None:
     """Refuse loads that follow each other where replicas come and go by the clock of the run, or pools stand side by side."""
     for asked, where in (
-        (prepared.elastic is not None and prepared.elastic.scaler is not None, "deployment.autoscaler"),
+        (prepared.elastic is not None and prepared.elastic.scalers is not None, "deployment.autoscaler"),
         (prepared.elastic is not None and prepared.elastic.faults is not None, "deployment.failures"),
-        (bool(prepared.disturbances) or prepared.losses is not None, "deployment.failures"),
+        (bool(prepared.disturbances), "deployment.failures"),
         (prepared.side_by_side, POOLS),
     ):
         if asked:
@@ -166,7 +166,7 @@ def paths_of(deployment: Deployment, pools: Sequence[Prepared]) -> Paths:
         )
         for each in pools
         for _ in range(each.ranks)
-        for number in range(each.replicas)
+        for number in range(each.most)
     ]
     between, within = {}, {}
     for source in pools:
@@ -195,9 +195,9 @@ def nodes_of(deployment: Deployment, pools: Sequence[Prepared]) -> dict[str, lis
                 mend=f"one of {', '.join(sorted(known - {each.pool.name}))}",
             )
         per_node = each.pool.gpus_per_node or int(each.device.node_size.value)
-        size, first = each.devices // each.replicas, filled.get(host, 0)
-        out[each.pool.name] = [(host, (first + number * size) // per_node) for number in range(each.replicas)]
-        filled[host] = first + each.devices
+        size, first = each.devices_each, filled.get(host, 0)
+        out[each.pool.name] = [(host, (first + number * size) // per_node) for number in range(each.most)]
+        filled[host] = first + each.most * size
     return out
 
 

@@ -31,7 +31,6 @@ from simulator.pools import (
     check_roles,
     handover_of,
     joint_limits,
-    nodes_of,
     paths_of,
     unique,
 )
@@ -213,35 +212,12 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         return side_by_side(scenario, found)
     check_one_model(scenario, found)
     models_of(found[0], asked)
-    for number, pool in enumerate(pools):
-        refused = {
-            "deployment.autoscaler": scenario.deployment.autoscaler,
-            f"deployment.pools.{number}.autoscaler": pool.autoscaler,
-            f"deployment.pools.{number}.failures": pool.failures,
-        }
-        for at in (at for at, setting in refused.items() if setting is not None):
-            raise InputError(
-                f"`{at}` of prefill and decode pools is not modelled yet",
-                where=at,
-                mend=f"remove `{at}`, or use a pool of role: mixed",
-            )
     handover = found[0].plan.handover
     check_paired(found[0].routing, at_once=handover is not None and handover.reserves)
-    from simulator.elastic import disturbances_of, losses_of
+    from simulator.elastic import disturbances_of, with_roles
 
     found.sort(key=lambda each: each.pool.role == "decode")
-    nodes = nodes_of(scenario.deployment, found)
-    losses, lost = losses_of(scenario, found, [node for each in found for node in nodes[each.pool.name]])
-    around = {
-        "deployment.admission": scenario.deployment.admission,
-        "client.retries": scenario.client.retries if losses is None else None,
-        "client.timeout_s": scenario.client.timeout_s,
-    }
-    for where, given in around.items():
-        if given is not None:
-            raise InputError(
-                f"`{where}` before prefill and decode pools is not modelled yet", where=where, mend=f"remove `{where}`"
-            )
+    found, elastic, changing = with_roles(scenario, found)
     disturbed, said = disturbances_of(scenario, found)
     sides = [[e.plan.limits for e in found if e.pool.role == role] for role in ("prefill", "decode")]
     limits = joint_limits(*sides, whole=handover is not None and handover.whole_requests)
@@ -252,11 +228,11 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         devices=sum(each.devices for each in found),
         price=blended_price([(each.price, each.devices) for each in found]),
         warnings=unique(text for each in found for text in each.warnings),
-        assumptions=unique((*(text for each in found for text in each.assumptions), *said, *lost)),
+        assumptions=unique((*(text for each in found for text in each.assumptions), *said, *changing)),
         pools=tuple(found),
         paths=paths_of(scenario.deployment, found),
         disturbances=disturbed,
-        losses=losses,
+        elastic=elastic,
     )
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine_models.cost.start_up import StartUp
 from engine_models.cost.terms import Formats
 from engine_models.declaration import EnginePlan, Limits
 from engine_models.model.blocks import Architecture
@@ -21,37 +20,23 @@ from simulator.cost import UnitPrice
 
 if TYPE_CHECKING:
     from simulator.cluster.faults import Disturbance, Faults
-    from simulator.cluster.scaling.scaler import Autoscaler
+    from simulator.cluster.fleet import Members
+    from simulator.cluster.scaling.scaler import Scaling
     from simulator.cluster.servers import Share
     from simulator.config.schema import Pool, Scenario
 
 
 @dataclass(frozen=True)
 class Elasticity:
-    """What lets replicas come and go.
+    """What lets the replicas of pools come and go.
 
-    most : replicas at once. start : a new one takes so long. scaler : makes the autoscaler of a run. grace_s : a replica that is
-        sent away has so long to end what it has. holds : requests wait at the router while none serves.
+    pools : the replicas of each. scalers : makes the autoscalers of a run. holds : requests wait at the router while none serves.
     """
 
-    most: int
-    start: StartUp
+    pools: tuple[Members, ...]
     faults: Faults | None = None
-    scaler: Callable[[], Autoscaler] | None = None
-    grace_s: float = 0.0
+    scalers: Callable[[], list[Scaling]] | None = None
     holds: bool = False
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Which replicas of pools that share requests are lost, numbered one after the other.
-
-    starts_s : what a server of each takes to start [s]. each : devices of each.
-    """
-
-    faults: Faults
-    starts_s: tuple[float, ...]
-    each: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -80,7 +65,6 @@ class Prepared:
     pools: tuple[Prepared, ...] = ()
     paths: Paths | None = None
     disturbances: tuple[Disturbance, ...] = ()
-    losses: Losses | None = None
     elastic: Elasticity | None = None
     turns: Share | None = None
     calibration: Calibration | None = None
@@ -108,7 +92,7 @@ class Prepared:
     @property
     def most(self) -> int:
         """Replicas that there may be at once."""
-        return self.replicas if self.elastic is None else self.elastic.most
+        return self.replicas if self.elastic is None else self.elastic.pools[0].most
 
     def times(self) -> StepCost:
         """Step-time model of one replica."""

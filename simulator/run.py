@@ -39,7 +39,7 @@ from simulator.io.tables import Coded, Column, TableWriter
 from simulator.limits import all_refused, cuts, refusals
 from simulator.pools import check_longest, machines
 from simulator.prepare import deployment_summary, prepare
-from simulator.prepared import Prepared
+from simulator.prepared import Elasticity, Prepared
 from simulator.results.domain import device_sources, domain, kernel_sources
 from simulator.results.figures import Collector, Figures
 from simulator.results.fleet import fleet_figures, turns_figures
@@ -56,7 +56,7 @@ from simulator.workload.columns import Workload
 from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
-    from simulator.cluster.elastic import ElasticCluster
+    from simulator.cluster.elastic import Elastic
     from simulator.config.schema import Scenario
     from simulator.workload.naming import SegmentNumbers
     from simulator.workload.spec import WorkloadSpec
@@ -392,13 +392,13 @@ def _table(folder: Scratch | None) -> Iterator[tuple[dict[str, Column] | Path, C
         yield path, writer.write
 
 
-def _elastic(prepared: Prepared, cluster: Cluster) -> ElasticCluster | None:
+def _elastic(prepared: Prepared, cluster: Cluster) -> Elastic | None:
     """The cluster as one whose replicas come and go, if they do."""
     if prepared.elastic is None:
         return None
-    from simulator.cluster.elastic import ElasticCluster
+    from simulator.cluster.elastic import Elastic
 
-    assert isinstance(cluster, ElasticCluster)
+    assert isinstance(cluster, Elastic)
     return cluster
 
 
@@ -418,25 +418,26 @@ def _cluster(
     if prepared.paths is not None:
         from simulator.cluster.handover import HandoverCluster, ReservingCluster
 
+        elastic = prepared.elastic
         stages: dict[str, list[Servers]] = {"prefill": [], "decode": []}
         for each in prepared.pools:
-            servers = Servers(each.plan, each.times(), each.replicas, _acceptance(each.plan, scenario.seed))
+            servers = Servers(each.plan, each.times(), each.most, _acceptance(each.plan, scenario.seed))
             stages[each.pool.role].append(servers)
         assert plan.handover is not None
         kind: Callable[..., Cluster] = ReservingCluster if plan.handover.reserves else HandoverCluster
-        if prepared.losses is not None:
-            from simulator.cluster.losses import LossyCluster
+        if elastic is not None:
+            from simulator.cluster.elastic_handover import ElasticPull, ElasticReserving
 
-            lost = prepared.losses
-            kind = partial(LossyCluster, losses=lost.faults, starts_s=lost.starts_s, each=lost.each)
+            kind = partial(ElasticReserving if plan.handover.reserves else ElasticPull, **_changes(elastic))
         return kind(
             source,
             stages["prefill"],
             stages["decode"],
             prepared.paths,
             plan.limits,
-            faults=prepared.disturbances,
+            disturbances=prepared.disturbances,
             router=routing,
+            admission=admission_of(scenario.deployment.admission),
             client=client_of(scenario.client),
             before_s=prepared.pools[0].plan.front.unqueued().before_s + half_rtt_s + routing.hop_s,
             after_s=half_rtt_s,
@@ -482,20 +483,12 @@ def _cluster(
     if elastic is not None:
         from simulator.cluster.elastic import ElasticCluster
 
-        made = partial(
-            ElasticCluster,
-            most=elastic.most,
-            faults=elastic.faults,
-            scaler=elastic.scaler() if elastic.scaler is not None else None,
-            start=elastic.start,
-            grace_s=elastic.grace_s,
-            holds=elastic.holds,
-        )
+        made = partial(ElasticCluster, **_changes(elastic))
     return made(
         source,
         plan,
         prepared.times(),
-        replicas=prepared.replicas,
+        replicas=prepared.most,
         ranks=prepared.ranks,
         router=routing,
         admission=admission_of(scenario.deployment.admission),
@@ -508,6 +501,12 @@ def _cluster(
         acceptance=_acceptance(plan, scenario.seed),
         nodes=machines(prepared),
     )
+
+
+def _changes(elastic: Elasticity) -> dict[str, Any]:
+    """What makes a cluster of one whose replicas come and go."""
+    scalers = elastic.scalers() if elastic.scalers is not None else []
+    return {"pools": elastic.pools, "faults": elastic.faults, "scalers": scalers, "holds": elastic.holds}
 
 
 def _mostly_think(spec: WorkloadSpec, result: dict[str, Any]) -> bool:

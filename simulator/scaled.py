@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Sequence as Series
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from hardware_profiles.errors import InputError
-from simulator.cluster.scaling.dynamo import Planner
+from simulator.cluster.scaling.dynamo import PairPlanner, Planner
 from simulator.cluster.scaling.hpa import DOWN, UP, Behaviour, Direction, Hpa, Policy
 from simulator.cluster.scaling.keda import Keda
 from simulator.cluster.scaling.knative import Knative, KnativeRules
-from simulator.cluster.scaling.scaler import AT_ROUTER, Autoscaler
-from simulator.cluster.scaling.wva import Saturation, ServiceLaw, Targets, Wva
-from simulator.prepared import Elasticity, Prepared
+from simulator.cluster.scaling.scaler import AT_ROUTER, Alone, Autoscaler, JointScaler, Scaling
+from simulator.cluster.scaling.wva import Saturation, ServiceLaw, Targets, Variants, Wva
+from simulator.pools import unique
+from simulator.prepared import Prepared
 
 if TYPE_CHECKING:
     from simulator.config import schema
@@ -28,8 +29,8 @@ IN_FLIGHT, PER_SECOND = 100.0, 200.0
 """Knative's default targets of a replica (datasheet: `config-autoscaler`)."""
 
 
-def scaled(prepared: Prepared, given: schema.Scaler, elastic: Elasticity) -> tuple[Elasticity, list[str]]:
-    """What an autoscaler adds to a pool, and what is assumed.
+def bounds(prepared: Prepared, given: schema.Scaler) -> tuple[int, int]:
+    """Fewest and most replicas.
 
     Raises
     ------
@@ -55,13 +56,10 @@ def scaled(prepared: Prepared, given: schema.Scaler, elastic: Elasticity) -> tup
             where=f"{WHERE}.metric",
             mend=f"use {' or '.join(AT_ROUTER)}, in which requests count that wait at the router, or min_replicas: 1",
         )
-    made = _maker(prepared, given, least, most)
-    elastic = replace(elastic, most=most, scaler=made, grace_s=given.grace_s, holds=least == 0)
-    return elastic, _words(given, made())
+    return least, most
 
 
 def _bounds(prepared: Prepared, given: schema.Scaler) -> tuple[int, int]:
-    """Fewest and most replicas."""
     least, most = given.min_replicas, given.max_replicas or 0
     if given.kind == "dynamo":
         fit = given.max_gpu_budget // prepared.devices_each if given.max_gpu_budget >= 0 else most
@@ -88,8 +86,9 @@ def _bounds(prepared: Prepared, given: schema.Scaler) -> tuple[int, int]:
     return least, most
 
 
-def _maker(prepared: Prepared, given: schema.Scaler, least: int, most: int) -> Maker:
-    """What makes the autoscaler of a run."""
+def maker(prepared: Prepared, given: schema.Scaler, between: tuple[int, int]) -> Maker:
+    """What makes the autoscaler of one pool for a run, between so many replicas and so many."""
+    least, most = between
     if given.kind == "hpa":
         return lambda: _hpa(given, least, most, given.target, per_pod=given.metric_type == "pods", metric=given.metric)
     if given.kind == "keda":
@@ -106,9 +105,7 @@ def _maker(prepared: Prepared, given: schema.Scaler, least: int, most: int) -> M
     if given.kind == "knative":
         return partial(Knative, _knative(given, least, most), by_rate=given.metric == "rps")
     if given.kind == "wva":
-        rules = Saturation(
-            given.kv_cache_threshold, given.queue_length_threshold, given.kv_spare_trigger, given.queue_spare_trigger
-        )
+        rules = _saturation(given)
         targets = _targets(given, prepared.plan.limits.rows) if given.analyzer == "queue_model" else None
         return lambda: Wva(
             _behaviour(given.behavior, least, most),
@@ -119,18 +116,26 @@ def _maker(prepared: Prepared, given: schema.Scaler, least: int, most: int) -> M
         )
     if given.optimization_target == "sla":
         raise InputError(
-            "optimization_target: sla, by regression on measured passes, is not modelled yet",
+            "optimization_target: sla of a pool by itself is not modelled yet",
             where=f"{WHERE}.optimization_target",
-            mend="use throughput (the default) or latency",
+            mend="use throughput (the default) or latency, or give it around a prefill and a decode pool",
         )
     return partial(
         Planner,
         given.optimization_target,
+        prepared.pool.role,
+        prepared.plan.limits.context_tokens,
         prepared.devices_each,
         least_gpus=given.min_gpu_budget,
         most_gpus=most * prepared.devices_each,
         min_endpoint=least,
         every_s=given.load_adjustment_interval_s,
+    )
+
+
+def _saturation(given: schema.WvaScaler) -> Saturation:
+    return Saturation(
+        given.kv_cache_threshold, given.queue_length_threshold, given.kv_spare_trigger, given.queue_spare_trigger
     )
 
 
@@ -188,7 +193,95 @@ def _knative(given: schema.KnativeScaler, least: int, most: int) -> KnativeRules
     )
 
 
-def _words(given: schema.Scaler, made: Autoscaler) -> list[str]:
+Scalings = list[tuple["schema.Scaler", tuple[int, ...]]]
+"""Autoscalers, and the numbers of the pools about which each decides."""
+
+
+def scalings_of(around: schema.Deployment, pools: Series[Prepared]) -> Scalings:
+    """The autoscalers of prefill and decode pools (in this order): `dynamo` and `wva` around them decide about both.
+
+    Raises
+    ------
+    InputError : one stands in a pool and around the pools, or it is for one pool of each role and there are several.
+    """
+    own = [(number, each.pool.autoscaler) for number, each in enumerate(pools)]
+    given = around.autoscaler
+    inside: Scalings = [(scaler, (number,)) for number, scaler in own if scaler is not None]
+    if given is None and not inside:
+        return []
+    if given is not None and inside:
+        raise InputError(
+            "a pool has an `autoscaler` of its own beside that of the deployment", where=WHERE, mend="keep one of the two"
+        )
+    if len(pools) > 2:
+        raise InputError(
+            "an autoscaler over several pools of one role is not modelled yet",
+            where=WHERE,
+            mend="use one prefill and one decode pool, or remove the autoscaler",
+        )
+    for scaler in (scaler for scaler in (given, *(each for each, _ in inside)) if scaler is not None):
+        if scaler.kind == "wva" and (scaler.analyzer == "queue_model" or (given is not None and scaler.analyzer != "saturation")):
+            raise InputError(
+                f"analyzer: {scaler.analyzer} over prefill and decode pools is not modelled yet",
+                where=f"{WHERE}.analyzer",
+                mend="use saturation" + ("" if given is not None or scaler.analyzer == "tokens" else " or tokens"),
+            )
+    if given is None:
+        return inside
+    if given.kind in ("dynamo", "wva"):
+        return [(given, tuple(range(len(pools))))]
+    return [(given, (number,)) for number in range(len(pools))]
+
+
+def joint(scalings: Scalings, pools: Series[Prepared]) -> tuple[Callable[[], list[Scaling]] | None, bool, list[str]]:
+    """What makes the autoscalers of prefill and decode pools; whether requests wait for servers; what is assumed."""
+    if not scalings:
+        return None, False, []
+    between = {number: bounds(pools[number], given) for given, numbers in scalings for number in numbers}
+    makers = [
+        (numbers, _together(given, pools, [between[number] for number in numbers]) if len(numbers) > 1 else
+         _by_itself(maker(pools[numbers[0]], given, between[numbers[0]])))
+        for given, numbers in scalings
+    ]
+    said = unique(text for (given, _), (_, made) in zip(scalings, makers, strict=True) for text in words(given, made()))
+    holds = any(least == 0 for least, _ in between.values())
+    return lambda: [Scaling(numbers, made()) for numbers, made in makers], holds, list(said)
+
+
+def _by_itself(made: Maker) -> Callable[[], JointScaler]:
+    return lambda: Alone(made())
+
+
+def _together(
+    given: schema.Scaler, pools: Series[Prepared], between: Series[tuple[int, int]]
+) -> Callable[[], JointScaler]:
+    """What makes an autoscaler that decides about a prefill and a decode pool at once."""
+    if given.kind == "wva":
+        costs = [each.devices_each * (each.price.usd_per_gpu_hour if each.price is not None else 1.0) for each in pools]
+        names = [each.pool.name for each in pools]
+        behaviours = [partial(_behaviour, given.behavior, least, most) for least, most in between]
+        return lambda: Variants(names, costs, [made() for made in behaviours], _saturation(given), tolerance=given.tolerance)
+    assert given.kind == "dynamo"
+    if given.optimization_target == "sla":
+        raise InputError(
+            "optimization_target: sla, by regression on measured passes, is not modelled yet",
+            where=f"{WHERE}.optimization_target",
+            mend="use throughput (the default) or latency",
+        )
+    return partial(
+        PairPlanner,
+        given.optimization_target,
+        pools[0].plan.limits.context_tokens,
+        (pools[0].devices_each, pools[1].devices_each),
+        least_gpus=given.min_gpu_budget,
+        most_gpus=given.max_gpu_budget,
+        min_endpoint=given.min_endpoint,
+        between=between,
+        every_s=given.load_adjustment_interval_s,
+    )
+
+
+def words(given: schema.Scaler, made: Autoscaler | JointScaler) -> list[str]:
     """What is assumed of an autoscaler."""
     return [
         f"{given.kind} decides every {made.every_s:g} s by metrics collected every {made.collect_s:g} s; a replica that it sends "

@@ -13,10 +13,12 @@ from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from engine_models.cost.start_up import StartUp
 from hardware_profiles.errors import InputError
 from simulator.cluster.admission import Admission, Backoff, ClientRules
 from simulator.cluster.elastic import ElasticCluster
 from simulator.cluster.faults import Fault, Faults, Process
+from simulator.cluster.fleet import Members
 from simulator.cluster.outcome import FAILED, FINISHED, UNFINISHED, Reason
 from simulator.prepare import prepare
 from simulator.run import RunResult, simulate
@@ -297,7 +299,7 @@ def test_start_up_is_said_by_its_parts() -> None:
 
     prepared = prepare(load_scenario(given({"failures": failures}, {})))
     assert prepared.elastic is not None
-    parts = prepared.elastic.start.parts()
+    parts = prepared.elastic.pools[0].start.parts()
     assert parts["compile_s"] == 50
     assert parts["weights_s"] == pytest.approx(16.06e9 / 1.285e10, rel=0.01)
     assert any("graph capture 21" in said for said in prepared.assumptions)
@@ -359,8 +361,8 @@ def test_requests_are_conserved_whatever_goes_wrong(
             plan_of(case),
             RecordedClock(CLOCK),
             replicas=case.replicas,
-            most=case.replicas,
-            faults=Faults(tuple(faults), processes, nodes, 0.02, noticed_s),
+            pools=[Members("pool", case.replicas, case.replicas, 1, StartUp(0.0, 0.0, 0.0, 0.0, 0.0, 0.0), 0.02)],
+            faults=Faults(tuple(faults), processes, nodes, noticed_s),
             router=router,
             admission=limits,
             client=client,

@@ -14,13 +14,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from engine_models.cost.start_up import StartUp
+from engine_models.parts.sequence import Sequence
 from hardware_profiles.errors import InputError
 from simulator.cluster.admission import Admission, Backoff, ClientRules
 from simulator.cluster.elastic import ElasticCluster
 from simulator.cluster.faults import Fault, Faults, Process
+from simulator.cluster.fleet import Members
 from simulator.cluster.outcome import FINISHED, UNFINISHED, Reason
 from simulator.cluster.scaling.flow import Flow
-from simulator.cluster.scaling.scaler import Autoscaler, Counts, Seen
+from simulator.cluster.scaling.scaler import Alone, Autoscaler, Counts, Scaling, Seen
 from simulator.cluster.scaling.wva import QueueModel, ServiceLaw
 from simulator.run import RunResult, simulate
 from simulator.validation.schedules import RecordedClock
@@ -142,14 +144,15 @@ def test_a_lost_node_is_replaced_for_the_autoscaler() -> None:
 
 
 def test_requests_in_flight_are_averaged_over_time_whatever_the_order_of_their_ends() -> None:
-    flow, seq = Flow(), type("Seq", (), {"prompt_tokens": 5, "final_length": 9})()
+    flow, (seq, other) = Flow(), (Sequence(index, 5, 4, 0.0) for index in range(2))
     flow.enter(seq, 0.2)
-    flow.enter(seq, 0.5)
-    flow.leave(0.9)  # of the first
+    flow.enter(other, 0.5)
+    flow.leave(seq, 0.9)
     found = flow.seen(1.0, (), 0)
     assert found.concurrency == pytest.approx(0.7 + 0.5)
     assert found.arrivals == 2
-    flow.leave(1.5)
+    flow.leave(other, 1.5)
+    flow.leave(other, 1.6)  # it has gone
     assert flow.seen(2.0, (), 0).concurrency == pytest.approx(0.5)
 
 
@@ -235,12 +238,10 @@ def test_requests_are_conserved_whatever_is_asked_for(
             replace(workload_of(case), duration_s=8.0, drain_s=30.0),
             plan_of(case),
             RecordedClock(CLOCK),
-            replicas=case.replicas,
-            most=3,
-            faults=Faults((), processes, (0, 1, 2), 0.02),
-            scaler=Erratic(case.seed, 3),
-            start=StartUp(0.0, 0.0, 0.03 * start_s, 0.0, 0.0, 0.0),
-            grace_s=grace_s,
+            replicas=3,
+            pools=[Members("pool", case.replicas, 3, 1, StartUp(0.0, 0.0, 0.03 * start_s, 0.0, 0.0, 0.0), 0.02, grace_s)],
+            faults=Faults((), processes, (0, 1, 2)),
+            scalers=[Scaling((0,), Alone(Erratic(case.seed, 3)))],
             holds=True,
             router=router,
             admission=limits,

@@ -453,6 +453,11 @@ ranks (measured: Mooncake's benchmark of SGLang, one prefill and one decode serv
 first token of prompts of 128 to 1,024 tokens, of which 2 to 4 are the transfer and 56 to 74 computing and front ends by
 prediction: kvcache-ai/Mooncake@3b5a594, docs/source/performance/sglang/sglang-benchmark-results-v1.md). The recorded queues have
 1 ms, since nothing there has to be sent."""
+HEARTBEATS_S, WAITING_TIMEOUT_S = (5.0, 2), 300.0
+"""Between two health checks of a prefill server by a decode server [s], and how many that fail let it fail the rooms of that
+server; how long a reservation waits for its prompt [s] (datasheet: `SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL`,
+`_HEARTBEAT_MAX_FAILURE`, `_WAITING_TIMEOUT` in `srt/environ.py`, read 2026-11). A transfer that fails lets the prefill server
+free the prompt (`process_disagg_prefill_inflight_queue`), and whoever fails answers 500."""
 CONNECTOR = "mooncake"
 PREALLOCATED = 2
 """Rows that may hold memory beyond those that run, for each of these, where they are at most `MOST_PREALLOCATING` (datasheet:
@@ -504,7 +509,7 @@ def _handover(request: PoolRequest, page: int) -> Handover:
             mend="leave it out, or use pools of role: mixed",
         )
     if connector != CONNECTOR:
-        return Handover(connector, page, reserves=True, whole_requests=True)
+        return Handover(connector, page, reserves=True, whole_requests=True, beats_s=HEARTBEATS_S, gives_up_s=WAITING_TIMEOUT_S)
     parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention)
     return Handover(
         connector,
@@ -513,6 +518,8 @@ def _handover(request: PoolRequest, page: int) -> Handover:
         latency_s=MOONCAKE_PART_S * parts,
         reserves=True,
         whole_requests=True,
+        beats_s=HEARTBEATS_S,
+        gives_up_s=WAITING_TIMEOUT_S,
     )
 
 

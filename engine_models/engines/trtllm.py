@@ -314,8 +314,8 @@ CONNECTORS = {"DEFAULT": "NIXL", "NIXL": "NIXL", "UCX": "UCX", "MPI": "MPI"}
 
 def _handover(request: PoolRequest, policy: str, block_tokens: int) -> Handover:
     """How a pool with a role passes requests on; InputError where that is not modelled."""
-    asked = str(group(request.flags, "cache_transceiver_config")["backend"]).upper()
-    named = request.connector or asked
+    transceiver = group(request.flags, "cache_transceiver_config")
+    named = request.connector or str(transceiver["backend"]).upper()
     if named.upper() not in CONNECTORS:
         raise InputError(
             f"context and generation servers over {named} are not modelled",
@@ -328,7 +328,11 @@ def _handover(request: PoolRequest, policy: str, block_tokens: int) -> Handover:
             where="deployment.role",
             mend="leave it out, or use pools of role: mixed",
         )
-    return Handover(CONNECTORS[named.upper()], block_tokens, reserves=request.schedule_style == GENERATION_FIRST)
+    late_s, reserves = transceiver["kv_transfer_timeout_ms"] / 1e3, request.schedule_style == GENERATION_FIRST
+    lease_s = None if reserves else (late_s, 0.0)  # both servers cancel what is not sent or read in time
+    return Handover(
+        CONNECTORS[named.upper()], block_tokens, reserves=reserves, lease_s=lease_s, tells=False, gives_up_s=late_s
+    )
 
 
 def _executor(flags: Mapping[str, Any], overlap: bool, ranks: int, together: bool) -> Executor:

@@ -62,6 +62,7 @@ _BALANCE = {
     "timeout_iters": Flag("int", 50, low=0),
     "batching_wait_iters": Flag("int", 10, low=0),
 }
+_TRANSCEIVER = {"backend": Flag("str", "DEFAULT"), "kv_transfer_timeout_ms": Flag("int", 60_000, low=1)}
 GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] = {
     "kv_cache_config": (
         _KV,
@@ -80,7 +81,7 @@ GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] =
     ),
     "cuda_graph_config": (_GRAPHS, {}),
     "attention_dp_config": (_BALANCE, {}),
-    "cache_transceiver_config": ({"backend": Flag("str", "DEFAULT")}, {"max_tokens_in_buffer": (), "kv_transfer_timeout_ms": ()}),
+    "cache_transceiver_config": (_TRANSCEIVER, {"max_tokens_in_buffer": ()}),
     "moe_config": ({"backend": Flag("str", "AUTO")}, {"load_balancer": (None,), "max_num_tokens": ()}),
 }
 """Group -> the keys that are read, and those that are not, each with the values that are taken (none named: all)."""

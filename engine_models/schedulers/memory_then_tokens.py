@@ -193,6 +193,31 @@ class TwoPassScheduler(Scheduler):
             if seq.state == "decoding":
                 self._leave_decodes(seq)
 
+    @property
+    def cancels(self) -> bool:
+        """As of the base."""
+        return True
+
+    def cancel(self, seq: Sequence) -> bool:
+        """As of the base: what has been computed can be found by others still."""
+        row = self.active.get(seq)
+        if row is None:
+            self._queue.remove(seq)
+        elif seq in self._ending or seq in self._wasting:
+            return False
+        else:
+            decodes = seq.state == "decoding"
+            self._sync(seq)
+            self._contexts.pop(seq, None)
+            if row.held:
+                if self._begun.pop(seq, None) is None:
+                    self._owed -= row.total - len(seq.blocks) - seq.extra_blocks
+                self.kv.release(seq, row.content, seq.length - 1 if decodes else 0)
+            del self.active[seq]
+        seq.state = "finished"
+        self._blocked = False
+        return True
+
     def _activate(self) -> None:
         queue, rules = self._queue, self.rules
         while queue and len(self.active) < rules.max_batch_size:

@@ -59,6 +59,11 @@ class HandedTwoPassScheduler(TwoPassScheduler):
         seq.state = "waiting"
         self.gathered.append(seq)
 
+    @property
+    def cancels(self) -> bool:
+        """As of the base: not yet through the server in front."""
+        return False
+
     def has_work(self) -> bool:
         """As of the base."""
         return bool(self.gathered) or super().has_work()

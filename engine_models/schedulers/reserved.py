@@ -66,6 +66,24 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         """As of the base: seen at the end of the loop."""
         self._gone.add(seq)
 
+    @property
+    def cancels(self) -> bool:
+        """As of the base."""
+        return True
+
+    def cancel(self, seq: Sequence) -> bool:
+        """As of the base: a prompt that is being computed is computed to its end, and then sent nowhere (`sent`)."""
+        if seq in self.bootstrap:
+            del self.bootstrap[seq]
+            self._ready.discard(seq)
+        elif seq in self._waiting:
+            self._waiting.remove(seq)
+            self._buffers += 1
+        else:
+            return False
+        seq.state = "finished"
+        return True
+
     def schedule(self, now_s: float) -> PrefillFirstBatch | None:
         """As of the base."""
         loop: dict[str, Any] = {"seen": self._see_sent(), "bootstrap": list(self.bootstrap)}
@@ -244,6 +262,33 @@ class ReservingDecodeScheduler(ReservingDecode):
     def idle(self) -> bool:
         """As of the base."""
         return not (self.prealloc or self._unreceived)
+
+    @property
+    def cancels(self) -> bool:
+        """As of the base."""
+        return True
+
+    def cancel(self, seq: Sequence) -> bool:
+        """As of the base."""
+        if seq in self.running:
+            if seq.state != "decoding":  # its last token is in flight
+                return False
+            self._leave(seq, self.next_number - 1)
+            del self.running[seq]
+            self.kv.free_tokens += seq.length - 1
+        elif seq in self.prealloc:
+            del self.prealloc[seq]
+        elif seq in self._unreceived:
+            self._unreceived.remove(seq)
+        elif seq in self.retracted:
+            self.retracted.remove(seq)
+        else:
+            if self.transfer.pop(seq, None) is None:
+                self.waiting.remove(seq)
+            self.kv.free_tokens += seq.prompt_tokens if seq.first_scheduled_s < 0 else seq.length - 1
+        seq.state = "finished"
+        self._news = True
+        return True
 
     def turned(self, turns: int) -> None:
         """As of the base."""

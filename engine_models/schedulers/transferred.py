@@ -64,6 +64,12 @@ class WaitingContextServer(ContextServer, SendingPrefill):
         running, waiting, held, there = super().state()
         return running - len(self._unready), waiting + len(self._unready), held, there
 
+    def cancel(self, seq: Sequence) -> bool:
+        """As of the base."""
+        self._reserved.discard(seq)
+        self._unready.pop(seq, None)
+        return super().cancel(seq)
+
     def reserved(self, seq: Sequence) -> None:
         """As of the base."""
         self._blocked = False
@@ -116,6 +122,13 @@ class GenerationServer(TwoPassScheduler, PullDecode):
     def arrived(self, seq: Sequence) -> None:
         """As of the base."""
         self._arrived.append(seq)
+
+    def cancel(self, seq: Sequence) -> bool:
+        """As of the base; what is read of it is not kept."""
+        self._reading.discard(seq)
+        if seq in self._arrived:
+            self._arrived.remove(seq)
+        return super().cancel(seq)
 
     def state(self) -> State:
         """As of the base; who is read waits."""

@@ -264,6 +264,9 @@ def fleet_lines(result: dict[str, Any]) -> list[str]:
         return []
     least, most = found["serving_min"], found["serving_max"]
     words = f"{found['serving_mean']:.2f} replicas serve on average ({least} to {most})"
+    if "pools" in found:
+        each = (f"{p['name']} {p['serving_mean']:.2f} ({p['serving_min']} to {p['serving_max']})" for p in found["pools"])
+        words += f": {', '.join(each)}"
     faults = ", ".join(f"{count:,} {FAULTS[kind][count > 1]}" for kind, count in found["faults"].items())
     if faults:
         words += f"; {faults}"

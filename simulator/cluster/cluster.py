@@ -500,6 +500,10 @@ class Cluster:
         """A replica takes a request."""
         self.ranks[number].submit(seq)
 
+    def _run_to(self, replica: int, to_s: float) -> None:
+        """Advance a replica."""
+        self.replicas[replica].advance(to_s)
+
     def _keep(self, seq: Sequence) -> None:
         """Note what a request that ends without its answer knows."""
         self._of(seq.index).keep(seq)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from engine_models.parts.protocols import INFINITY
@@ -29,3 +30,15 @@ class DeviceHistory:
             lived_s = min(until_s, end_s) - max(since_s, start_s)
             apart_s += (devices - first) * max(lived_s, 0.0)
         return first + apart_s / (end_s - start_s) if apart_s else first
+
+
+class Summed(DeviceHistory):
+    """Devices of several pools together."""
+
+    def __init__(self, pools: Sequence[DeviceHistory]) -> None:
+        super().__init__(0)
+        self._pools = pools
+
+    def mean(self, start_s: float, end_s: float) -> float:
+        """As of the base."""
+        return sum(pool.mean(start_s, end_s) for pool in self._pools)

@@ -6,122 +6,135 @@ send them again; what it had computed, and the contents of its cache, are gone. 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Series
 from functools import partial
+from typing import Any
 
-from engine_models.cost.start_up import StartUp
 from engine_models.declaration import EnginePlan, Executor, Mode
-from engine_models.parts.protocols import INFINITY, StepCost
+from engine_models.parts.protocols import INFINITY, Scheduler
 from engine_models.parts.sequence import Sequence
-from simulator.cluster.admission import Admission, ClientRules, Door
+from simulator.cluster.admission import Admission, Door
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
-from simulator.cluster.cluster import Cluster, IntArray, Sink, Source
+from simulator.cluster.cluster import Cluster, Sink
+from simulator.cluster.devices import Summed
 from simulator.cluster.faults import Fault, Faults
-from simulator.cluster.fleet import Fleet, State, Toll
+from simulator.cluster.fleet import Fleet, Members, State, Toll
 from simulator.cluster.outcome import FAILED, Reason, Rows
 from simulator.cluster.router import Router, Routing, router_of
 from simulator.cluster.scaling.flow import Flow
-from simulator.cluster.scaling.scaler import Autoscaler, Counts, Reading, Seen
+from simulator.cluster.scaling.scaler import Counts, Reading, Scaling, Seen
 from simulator.serving.rank import Rank
-from simulator.serving.replica import Replica
 
 
-class ElasticCluster(Cluster):
-    """A pool of equal replicas that come and go.
+class Elastic(Cluster):
+    """A cluster whose replicas come and go; a base for those that say where its requests are.
 
     Parameters
     ----------
-    replicas : those that serve from the begin on. most : how many there may be at once.
+    pools : the replicas, one pool after the other.
     faults : what goes wrong, if anything.
-    scaler : how many there are to be, if anybody decides about it; start : what a new one then takes to start. A replica that is
-        sent away has `grace_s` to end what it has.
+    scalers : who decides how many there are to be, if anybody.
     holds : whether requests wait at the router while no replica serves, rather than be answered 503.
-    Others as of the base.
+    Others as of the base; the count of its replicas is the most that there may be.
     """
 
     def __init__(
         self,
-        source: Source,
-        plan: EnginePlan,
-        cost: StepCost,
-        *,
-        replicas: int,
-        most: int,
+        *args: Any,
+        pools: Series[Members],
         faults: Faults | None = None,
-        scaler: Autoscaler | None = None,
-        start: StartUp | None = None,
-        grace_s: float = 0.0,
+        scalers: Series[Scaling] = (),
         holds: bool = False,
-        ranks: int = 1,
-        router: str | Routing = "round_robin",
-        admission: Admission | None = None,
-        client: ClientRules | None = None,
-        before_s: float = 0.0,
-        after_s: float = 0.0,
-        devices: int = 1,
-        aggregate: bool = True,
-        should_stop: Callable[[], bool] | None = None,
-        acceptance: Callable[[int], Callable[[int], int]] | None = None,
-        nodes: IntArray | None = None,
+        **kwargs: Any,
     ) -> None:
-        self._mode: Mode = "jump" if aggregate else "step"
-        super().__init__(
-            source,
-            plan,
-            cost,
-            replicas=most,
-            ranks=ranks,
-            router=router,
-            admission=admission,
-            client=client,
-            before_s=before_s,
-            after_s=after_s,
-            aggregate=aggregate,
-            should_stop=should_stop,
-            acceptance=acceptance,
-            nodes=nodes,
-        )
-        self.fleet = Fleet(replicas, most, [devices] * most)
-        self.devices = self.fleet.devices
-        self.toll: Toll = Toll(self.fleet.levels)
-        self._faults = faults
-        self._scaler, self._start_up, self._grace_s = scaler, start, grace_s
-        self._seen = Seen(0.0, ())
-        self._flow = Flow()
+        self._mode: Mode = "jump" if kwargs.get("aggregate", True) else "step"
+        super().__init__(*args, **kwargs)
+        self.fleet = Fleet(pools)
+        self.devices = Summed(self.fleet.devices)
+        self.toll: Toll = Toll(self.fleet)
+        self._faults, self._scalers = faults, scalers
+        self._seen = {scaling: [Seen(0.0, ())] * len(scaling.pools) for scaling in scalers}
+        self._flows = [Flow() for _ in pools]
         self._silent: dict[int, list[Sequence]] = {}  # by replica that is lost, and nobody knows: the requests it was sent
         self._shifted: set[Sequence] = set()  # whose steps are counted from the first of the log already
         self._then: dict[int, Callable[[], None]] = {}  # by replica: what waits for it to serve again
         self._away_s: dict[int, float | None] = {}  # of those that drain: how long their devices are away afterwards
-        if holds and self._door is None:
-            self._door = Door(Admission(on_full="wait"), self._router.has_room)
-        self._router.serving(self.fleet.of(State.UP))
+        if holds or self._admission is not None:
+            self._door = Door(self._admission or Admission(on_full="wait"), self._has_room)
+        self._serving()
 
-    def _routed(self, rule: str | Routing, executor: Executor) -> Router:
-        return router_of(self.replicas, rule, executor, self._admission, changing=True)
+    # -- what a kind of cluster says ------------------------------------------------------------------------
+
+    @abstractmethod
+    def _router_of(self, replica: int) -> tuple[Router, int]:
+        """The router that sends to a replica, and the replica's number there."""
+
+    @abstractmethod
+    def _fresh(self, replica: int) -> Scheduler:
+        """A scheduler for a replica that begins anew."""
+
+    @abstractmethod
+    def _plan_of(self, replica: int) -> EnginePlan:
+        """The engine of a replica."""
+
+    def _has_room(self, now_s: float) -> bool:
+        """Whether a request that comes now may be sent on."""
+        return self._router.has_room(now_s)
+
+    def _requests(self) -> Iterator[tuple[Sequence, int]]:
+        """Requests as their servers know them, and the number of the rank that has each."""
+        for seq in self._live.values():
+            block = self._of(seq.index)
+            number = int(block.replica[seq.index - block.first])
+            if number >= 0:
+                yield seq, number
+
+    def _holds_nothing(self, replica: int) -> bool:
+        """Whether a replica may go without a loss."""
+        return not self.replicas[replica].in_service
+
+    def _upset(self, replica: int) -> None:
+        """What was foreseen of a replica's steps holds no longer."""
+        router, number = self._router_of(replica)
+        router.note(number)
+        self._wake_s[replica] = INFINITY
+        self._watch(replica)
+
+    # -- the run --------------------------------------------------------------------------------------------
 
     def _run(self, sink: Sink | None) -> None:
         if self._faults is not None:
             self._faults.begin(self._clock, self._end_s, self._strike, self._over)
-        if self._scaler is not None:
-            self._every(self._scaler.collect_s, RESULTS, self._collect)
-            self._every(self._scaler.every_s, DECISIONS, self._decide)
+        for scaling in self._scalers:
+            self._every(scaling.scaler.collect_s, RESULTS, partial(self._collect, scaling))
+            self._every(scaling.scaler.every_s, DECISIONS, partial(self._decide_on, scaling))
         super()._run(sink)
 
     @property
     def ranks_ever(self) -> int:
-        """Ranks that were ever there, whose numbers are the lowest; all, where replicas have several."""
-        return self.fleet.ever if len(self.ranks) == len(self.replicas) else len(self.ranks)
+        """Ranks that were ever there, whose numbers are the lowest; all, where replicas have several or pools are several."""
+        alone = len(self.ranks) == len(self.replicas) and len(self.fleet.pools) == 1
+        return self.fleet.ever if alone else len(self.ranks)
 
-    def ranks_in(self, start_s: float, end_s: float) -> float:
-        """Ranks that were there in a stretch of time, on average."""
-        each = len(self.ranks) // len(self.replicas)
-        return max(self.devices.mean(start_s, end_s) / self.fleet.each[0] * each, 1e-9)
+    def ranks_in(self, start_s: float, end_s: float, pool: str | None = None) -> float:
+        """Ranks that were there in a stretch of time, on average; of all pools or one."""
+        fleet, found = self.fleet, 0.0
+        for number, members in enumerate(fleet.pools):
+            if pool in (None, members.name) and members.most:
+                each = len(self.replicas[fleet.members[number][0]].ranks)
+                found += fleet.devices[number].mean(start_s, end_s) / members.devices * each
+        return max(found, 1e-9)
+
+    def _idle(self) -> bool:
+        """Whether no request is under way or known to come."""
+        return self._next_reach_s == INFINITY and not self._live and not self._releases
 
     def _over(self, now_s: float) -> bool:
         """Whether nothing that is to come matters: all requests have ended, and the time that is measured is over."""
-        idle = self._next_reach_s == INFINITY and not self._live and not self._releases
-        return now_s > self._end_s or (idle and now_s >= min(self._source.duration_s, self._end_s))
+        return now_s > self._end_s or (self._idle() and now_s >= min(self._source.duration_s, self._end_s))
 
     # -- faults ---------------------------------------------------------------------------------------------
 
@@ -152,23 +165,17 @@ class ElasticCluster(Cluster):
     def _slow(self, replica: int, fault: Fault) -> None:
         now_s = self._clock.now_s
         if self.fleet.states[replica] in (State.UP, State.DRAINING):
-            self.replicas[replica].advance(now_s)
+            self._run_to(replica, now_s)
             self.replicas[replica].slow(fault.factor)
-            self._changed(replica)
+            self._upset(replica)
             if fault.slow_s < INFINITY:
                 self._clock.at(now_s + fault.slow_s, ARRIVALS, partial(self._recover, replica, self.fleet.life[replica]))
 
     def _recover(self, replica: int, life: int) -> None:
         if self.fleet.life[replica] == life:
-            self.replicas[replica].advance(self._clock.now_s)
+            self._run_to(replica, self._clock.now_s)
             self.replicas[replica].slow(1.0)
-            self._changed(replica)
-
-    def _changed(self, replica: int) -> None:
-        """What was foreseen of a replica's steps holds no longer."""
-        self._router.note(replica)
-        self._wake_s[replica] = INFINITY
-        self._watch(replica)
+            self._upset(replica)
 
     def _roll(self, fault: Fault, replicas: list[int]) -> None:
         """Restart replicas one after the other."""
@@ -193,56 +200,59 @@ class ElasticCluster(Cluster):
 
         self._clock.at(times * period_s, priority, act)
 
-    def _collect(self) -> None:
+    def _collect(self, scaling: Scaling) -> None:
         """Metrics are collected."""
-        now_s, flow, scaler = self._clock.now_s, self._flow, self._scaler
-        assert scaler is not None
-        serving = self.fleet.of(State.UP)
+        now_s, scaler = self._clock.now_s, scaling.scaler
         queued = self._queued_tokens() if scaler.reads_queued_tokens else {}
-        readings = tuple(self._reading(number, queued.get(number, 0)) for number in serving)
         held = len(self._door) if self._door is not None else 0
-        self._seen = flow.seen(now_s, readings, held)
-        scaler.collected(self._seen)
+        seen = self._seen[scaling] = [
+            self._flows[pool].seen(
+                now_s,
+                tuple(self._reading(n, queued.get(n, 0)) for n in self.fleet.of(State.UP, pool=pool)),
+                held,
+            )
+            for pool in scaling.pools
+        ]
+        scaler.collected(seen)
 
     def _reading(self, replica: int, queued_tokens: int) -> Reading:
-        server = self.replicas[replica]
-        server.advance(self._clock.now_s)
-        states = [rank.scheduler.state() for rank in server.ranks]
+        self._run_to(replica, self._clock.now_s)
+        states = [rank.scheduler.state() for rank in self.replicas[replica].ranks]
         running, waiting, used, whole = (sum(column) for column in zip(*states, strict=True))
-        tokens = self._plan.limits.kv_tokens * len(states)
+        tokens = self._plan_of(replica).limits.kv_tokens * len(states)
         return Reading(running, waiting, used / max(whole, 1), tokens, queued_tokens)
 
     def _queued_tokens(self) -> dict[int, int]:
         """Tokens of the prompts that wait, by replica."""
         found: dict[int, int] = {}
-        for seq in self._live.values():
-            block = self._of(seq.index)
-            number = int(block.replica[seq.index - block.first])
-            if number >= 0 and seq.first_scheduled_s < 0:
-                replica = number % len(self.replicas)
+        for seq, number in self._requests():
+            if seq.first_scheduled_s < 0:
+                replica = self._replica_of[number]
                 found[replica] = found.get(replica, 0) + seq.prompt_tokens
         return found
 
-    def _decide(self) -> None:
+    def _decide_on(self, scaling: Scaling) -> None:
         """The autoscaler decides."""
         fleet, now_s = self.fleet, self._clock.now_s
-        assert self._scaler is not None
-        before = fleet.wanted
-        wanted = self._scaler.desired(self._seen, Counts(before, len(fleet.of(State.UP))), now_s)
-        for replica in fleet.to_add(max(wanted - before, 0)):
-            self.toll.added += 1
-            self._order(replica)
-        for replica in fleet.to_remove(max(before - wanted, 0)):
-            self.toll.removed += 1
-            if fleet.states[replica] == State.UP:
-                self._drain(replica, now_s + self._grace_s, None)
-            else:
-                fleet.turn(replica, State.ABSENT, now_s)
+        counts = [Counts(fleet.wanted(pool), len(fleet.of(State.UP, pool=pool))) for pool in scaling.pools]
+        wanted = scaling.scaler.desired(self._seen[scaling], counts, now_s)
+        for pool, (before, _), count in zip(scaling.pools, counts, wanted, strict=True):
+            for replica in fleet.to_add(pool, max(count - before, 0)):
+                self.toll.added += 1
+                self._order(replica)
+            for replica in fleet.to_remove(pool, max(before - count, 0)):
+                self.toll.removed += 1
+                if fleet.states[replica] == State.UP:
+                    self._drain(replica, now_s + self._members(replica).grace_s, None)
+                else:
+                    fleet.turn(replica, State.ABSENT, now_s)
+
+    def _members(self, replica: int) -> Members:
+        return self.fleet.pools[self.fleet.pool_of[replica]]
 
     def _order(self, replica: int) -> None:
         """Ask for a new replica."""
-        now_s, start = self._clock.now_s, self._start_up
-        assert start is not None
+        now_s, start = self._clock.now_s, self._members(replica).start
         if not start.provisioning_s:
             self._start(replica, start.server_s)
             return
@@ -250,22 +260,30 @@ class ElasticCluster(Cluster):
         self._clock.at(now_s + start.provisioning_s, ARRIVALS, partial(self._provisioned, replica, life))
 
     def _provisioned(self, replica: int, life: int) -> None:
-        if self.fleet.life[replica] == life and self._start_up is not None:
-            self._start(replica, self._start_up.server_s)
+        if self.fleet.life[replica] == life:
+            self._start(replica, self._members(replica).start.server_s)
 
     def _reach(self, block: Rows, seq: Sequence) -> None:
-        self._flow.enter(seq, self._clock.now_s)
+        self._flows[0].enter(seq, self._clock.now_s)
         super()._reach(block, seq)
 
     def _turn_away(self, block: Rows, seq: Sequence, status: int, reason: Reason, *, begun: bool = False) -> None:
-        self._flow.leave(self._clock.now_s)
+        for flow in self._flows:
+            flow.leave(seq, self._clock.now_s)
         super()._turn_away(block, seq, status, reason, begun=begun)
 
     # -- going ----------------------------------------------------------------------------------------------
 
     def _serving(self) -> None:
-        """Let the router know who serves, as far as that is known."""
-        self._router.serving(sorted({*self.fleet.of(State.UP), *self._silent}))
+        """Let the routers know who serves, as far as that is known."""
+        known: dict[Router, list[int]] = {}
+        for replica in range(len(self.replicas)):
+            router, number = self._router_of(replica)
+            serving = known.setdefault(router, [])
+            if self.fleet.states[replica] == State.UP or replica in self._silent:
+                serving.append(number)
+        for router, serving in known.items():
+            router.serving(serving)
 
     def _drain(self, replica: int, until_s: float, away_s: float | None, *, leaves_empty: bool = True) -> None:
         """Give a replica nothing new; it goes at `until_s` at the latest, with `leaves_empty` when it has nothing left."""
@@ -275,7 +293,7 @@ class ElasticCluster(Cluster):
         if leaves_empty:
             self._away_s[replica] = away_s
             self._wake_s[replica] = INFINITY
-            self.replicas[replica].advance(self._clock.now_s)
+            self._run_to(replica, self._clock.now_s)
             self._watch(replica)
             self._leave_if_empty(replica)
 
@@ -283,20 +301,21 @@ class ElasticCluster(Cluster):
         return number in self._away_s
 
     def _finished(self, seq: Sequence, now_s: float) -> None:
-        block = self._of(seq.index)
-        number = int(block.replica[seq.index - block.first])
-        self._shift(seq, number)
         if self._live.get(seq.index) is seq:
-            self._flow.leave(now_s)
-            self._flow.ended(seq)
-        super()._finished(seq, now_s)
-        replica = number % len(self.replicas)
-        if replica in self._away_s:
-            at_s = max(now_s, self._clock.now_s)
-            self._clock.at(at_s, DECISIONS, partial(self._leave_if_empty, replica))
+            block = self._of(seq.index)
+            self._shift(seq, int(block.replica[seq.index - block.first]))
+            self._flows[-1].leave(seq, now_s)
+            self._flows[-1].ended(seq)
+            super()._finished(seq, now_s)
+        self._may_leave(now_s)
+
+    def _may_leave(self, now_s: float) -> None:
+        """Some replica has less than before."""
+        for replica in self._away_s:
+            self._clock.at(max(now_s, self._clock.now_s), DECISIONS, partial(self._leave_if_empty, replica))
 
     def _leave_if_empty(self, replica: int) -> None:
-        if replica in self._away_s and not self.replicas[replica].in_service:
+        if replica in self._away_s and self._holds_nothing(replica):
             self._lose(replica, self._away_s[replica])
 
     def _expel(self, replica: int, life: int, away_s: float | None) -> None:
@@ -316,10 +335,13 @@ class ElasticCluster(Cluster):
             self._clock.at(now_s + silent_s, ARRIVALS, partial(self._notice, replica, waiting))
         life = fleet.turn(replica, State.ABSENT if away_s is None else State.AWAY, now_s)
         self._serving()
-        server.advance(now_s)
-        self._throw_out(replica, server)
-        server.renew([self._joins.scheduler(replica) for _ in server.ranks], now_s)
-        self._router.renewed(replica)
+        self._run_to(replica, now_s)
+        for rank in server.ranks:
+            rank.scheduler.close()
+        self._throw_out(replica)
+        server.renew([self._fresh(replica) for _ in server.ranks], now_s)
+        router, number = self._router_of(replica)
+        router.renewed(number)
         self._wake_s[replica] = INFINITY
         if away_s is not None:
             self._clock.at(now_s + away_s, ARRIVALS, partial(self._return, replica, life))
@@ -332,56 +354,44 @@ class ElasticCluster(Cluster):
         del self._silent[replica]
         self._serving()
         for seq in found:
-            self._drop(seq)
+            self._drop(seq, replica)
 
-    def _drop(self, seq: Sequence) -> None:
+    def _drop(self, seq: Sequence, replica: int) -> None:
         """The client of a request that was lost hears of it."""
         block, now_s = self._of(seq.index), self._clock.now_s
         row = seq.index - block.first
-        self._router.lost(seq, now_s)
+        self._router_of(replica)[0].lost(seq, now_s)
         tries = int(block.attempts[row])
         self._turn_away(block, seq, FAILED, Reason.NODE_LOST, begun=True)
         self.toll.again += int(block.attempts[row]) - tries
 
     def _submit(self, number: int, seq: Sequence) -> None:
-        waiting = self._silent.get(number % len(self.replicas))
+        waiting = self._silent.get(self._replica_of[number])
         if waiting is None:
             super()._submit(number, seq)
         else:
             self.toll.lost += 1
             waiting.append(seq)
 
-    def _give_up(self, block: Rows, seq: Sequence, attempt: int) -> None:
-        number = int(block.replica[seq.index - block.first])
-        waiting = self._silent.get(number % len(self.replicas)) if number >= 0 else None
-        here = waiting is not None and seq in waiting and block.attempts[seq.index - block.first] == attempt
-        if waiting is None or not here or self._clock.now_s > self._end_s:
-            super()._give_up(block, seq, attempt)
-            return
-        waiting.remove(seq)
-        self._router.lost(seq, self._clock.now_s)
-        self._turn_away(block, seq, FAILED, Reason.TIMED_OUT, begun=True)
-
-    def _throw_out(self, replica: int, server: Replica) -> None:
+    def _throw_out(self, replica: int) -> None:
         """Everything that a replica has is lost."""
-        toll, count, waiting = self.toll, len(self.replicas), self._silent.get(replica)
-        for rank in server.ranks:
-            rank.scheduler.close()
-        for seq in list(self._live.values()):
-            block = self._of(seq.index)
-            row = seq.index - block.first
-            number = int(block.replica[row])
-            if number < 0 or number % count != replica:
-                continue
-            cut(seq.emissions, self.ranks[number], self._clock.now_s)
-            toll.lost += 1
-            toll.lost_tokens += computed_tokens(seq)
-            if waiting is None:
-                self._drop(seq)
-            else:
-                self._shift(seq, number)
-                self._shifted.add(seq)
-                waiting.append(seq)
+        for seq, number in list(self._requests()):
+            if self._replica_of[number] == replica:
+                self._lose_request(seq, number)
+
+    def _lose_request(self, seq: Sequence, number: int) -> None:
+        """A request goes with its replica."""
+        toll, replica = self.toll, self._replica_of[number]
+        waiting = self._silent.get(replica)
+        cut(seq.emissions, self.ranks[number], self._clock.now_s)
+        toll.lost += 1
+        toll.lost_tokens += computed_tokens(seq)
+        if waiting is None:
+            self._drop(seq, replica)
+        else:
+            self._shift(seq, number)
+            self._shifted.add(seq)
+            waiting.append(seq)
 
     def _keep(self, seq: Sequence) -> None:
         block = self._of(seq.index)
@@ -396,16 +406,16 @@ class ElasticCluster(Cluster):
 
     def _return(self, replica: int, life: int) -> None:
         """A replica's devices are back."""
-        if self.fleet.life[replica] == life and self._faults is not None:
-            self._start(replica, self._faults.start_s)
+        if self.fleet.life[replica] == life:
+            self._start(replica, self._members(replica).back_s)
 
     def _start(self, replica: int, start_s: float) -> None:
         """Start a server on devices that are there."""
         now_s = self._clock.now_s
         life = self.fleet.turn(replica, State.STARTING, now_s)
-        self._clock.at(now_s + start_s, ARRIVALS, partial(self._begin, replica, life))
+        self._clock.at(now_s + start_s, ARRIVALS, partial(self._come, replica, life))
 
-    def _begin(self, replica: int, life: int) -> None:
+    def _come(self, replica: int, life: int) -> None:
         """A replica serves from now on."""
         if self.fleet.life[replica] != life:
             return
@@ -418,6 +428,33 @@ class ElasticCluster(Cluster):
         then = self._then.pop(replica, None)
         if then is not None:
             then()
+
+
+class ElasticCluster(Elastic):
+    """A pool of equal replicas that come and go."""
+
+    def _routed(self, rule: str | Routing, executor: Executor) -> Router:
+        return router_of(self.replicas, rule, executor, self._admission, changing=True)
+
+    def _router_of(self, replica: int) -> tuple[Router, int]:
+        return self._router, replica
+
+    def _fresh(self, replica: int) -> Scheduler:
+        return self._joins.scheduler(replica)
+
+    def _plan_of(self, replica: int) -> EnginePlan:
+        return self._plan
+
+    def _give_up(self, block: Rows, seq: Sequence, attempt: int) -> None:
+        number = int(block.replica[seq.index - block.first])
+        waiting = self._silent.get(self._replica_of[number]) if number >= 0 else None
+        here = waiting is not None and seq in waiting and block.attempts[seq.index - block.first] == attempt
+        if waiting is None or not here or self._clock.now_s > self._end_s:
+            super()._give_up(block, seq, attempt)
+            return
+        waiting.remove(seq)
+        self._router.lost(seq, self._clock.now_s)
+        self._turn_away(block, seq, FAILED, Reason.TIMED_OUT, begun=True)
 
 
 def cut(emissions: list[list[int]], rank: Rank, now_s: float) -> None:
@@ -445,4 +482,4 @@ def computed_tokens(seq: Sequence) -> int:
     return seq.prompt_tokens + got if got else 0
 
 
-__all__ = ["ElasticCluster", "computed_tokens", "cut", "shift_steps"]
+__all__ = ["Elastic", "ElasticCluster", "computed_tokens", "cut", "shift_steps"]

@@ -21,7 +21,8 @@ HOUR_S = 3600.0
 class Fault:
     """Something that happens to a replica, or to all on its node.
 
-    replica : its number; None (of a `drain`) for all, one after the other. whole_node : with it, all on its node.
+    replica : its number; None (of a `drain`) for all, or those `among` all, one after the other. whole_node : with it, all on its
+        node.
     away_s : time until its devices are back, None if they never are.
     slow_s, factor : how long steps take so many times as long.
     notice_s : between the notice and the loss of a reclaim; the most that a drain may take.
@@ -34,6 +35,7 @@ class Fault:
     slow_s: float = INFINITY
     factor: float = 1.0
     notice_s: float = 0.0
+    among: range | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Disturbance:
 
 @dataclass(frozen=True)
 class Faults:
-    """Events [s] and processes, the node of each replica, and what a replica needs to start once its devices are back [s].
+    """Events [s] and processes, and the node of each replica.
 
     A lost node says nothing: router and clients find out after `noticed_s`, and until then send it requests.
     """
@@ -66,13 +68,12 @@ class Faults:
     events: tuple[tuple[float, Fault], ...]
     processes: tuple[Process, ...]
     nodes: tuple[int, ...]
-    start_s: float
     noticed_s: float = 0.0
 
     def struck(self, fault: Fault) -> list[int]:
         """The replicas that a fault strikes."""
         if fault.replica is None:
-            return list(range(len(self.nodes)))
+            return list(fault.among or range(len(self.nodes)))
         if not fault.whole_node:
             return [fault.replica]
         return [number for number, node in enumerate(self.nodes) if node == self.nodes[fault.replica]]

@@ -1,12 +1,14 @@
-"""Which replicas of a pool are there over time, and with them its devices."""
+"""Which replicas of pools are there over time, and with them their devices."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+from engine_models.cost.start_up import StartUp
 from simulator.cluster.devices import DeviceHistory
 
 
@@ -41,45 +43,46 @@ class Level(NamedTuple):
     devices: int
 
 
-@dataclass
-class Toll:
-    """What became of the fleet: changes, and what was lost with replicas.
+@dataclass(frozen=True)
+class Members:
+    """The replicas of a pool that come and go: those that serve from time zero on, and how many there may be at once.
 
-    `faults` are the losses and drains, by kind, `added` and `removed` the replicas that an autoscaler asked for and sent away.
-    `lost` are tries of requests that were under way when their replica went, `again` those of them that a client sends again,
-    `lost_tokens` the tokens of their prompts and answers that had been computed.
+    devices : of each. start : what a new one takes to start, back_s : a lost one's server, once its devices are back [s]. One
+    that is sent away has `grace_s` to end what it has.
     """
 
-    levels: list[Level]
-    faults: dict[str, int] = field(default_factory=dict)
-    added: int = 0
-    removed: int = 0
-    lost: int = 0
-    again: int = 0
-    lost_tokens: int = 0
+    name: str
+    replicas: int
+    most: int
+    devices: int
+    start: StartUp
+    back_s: float = 0.0
+    grace_s: float = 0.0
 
 
 class Fleet:
-    """The replicas of a pool by number, of which there are never more than `most`; the first `replicas` serve from time zero on.
+    """The replicas of pools by number, one pool after the other."""
 
-    `each` are the devices of each.
-    """
-
-    def __init__(self, replicas: int, most: int, each: Sequence[int]) -> None:
-        self.each = each
-        self.states = [State.UP] * replicas + [State.ABSENT] * (most - replicas)
-        self.since_s = [0.0] * most
-        self.life = [0] * most
+    def __init__(self, pools: Sequence[Members]) -> None:
+        self.pools = pools
+        self.pool_of = [number for number, pool in enumerate(pools) for _ in range(pool.most)]
+        firsts = [0, *accumulate(pool.most for pool in pools)]
+        self.members = [range(first, end) for first, end in pairwise(firsts)]
+        self.states = [State.UP if n < pool.replicas else State.ABSENT for pool in pools for n in range(pool.most)]
+        self.since_s = [0.0] * len(self.states)
+        self.life = [0] * len(self.states)
         """Changes of state: what was planned for an earlier one is void."""
-        self.ever = replicas
-        """Replicas that were ever there; their numbers are the lowest."""
-        self.devices = DeviceHistory(sum(each[:replicas]))
-        self.levels = [self._level(0.0)]
+        self.ever = max((n + 1 for n, state in enumerate(self.states) if state == State.UP), default=0)
+        """Replicas that were ever there; of one pool their numbers are the lowest."""
+        self.levels = [[self._level(pool, 0.0)] for pool in range(len(pools))]
+        """Of each pool."""
+        self.devices = [DeviceHistory(levels[0].devices) for levels in self.levels]
 
-    def _level(self, at_s: float) -> Level:
-        count = self.states.count
+    def _level(self, pool: int, at_s: float) -> Level:
+        states = [self.states[n] for n in self.members[pool]]
+        count = states.count
         coming = count(State.ORDERED) + count(State.STARTING) + count(State.AWAY)
-        devices = sum(each for state, each in zip(self.states, self.each, strict=True) if state in WITH_DEVICES)
+        devices = sum(state in WITH_DEVICES for state in states) * self.pools[pool].devices
         return Level(at_s, count(State.UP), count(State.DRAINING), coming, devices)
 
     def turn(self, replica: int, state: State, now_s: float) -> int:
@@ -88,33 +91,52 @@ class Fleet:
         self.since_s[replica] = now_s
         self.life[replica] += 1
         self.ever = max(self.ever, replica + 1)
-        level = self._level(now_s)
-        if self.levels[-1].at_s == now_s:
-            self.levels.pop()
-        self.levels.append(level)
-        self.devices.change(now_s, level.devices)
+        pool = self.pool_of[replica]
+        level, levels = self._level(pool, now_s), self.levels[pool]
+        if levels[-1].at_s == now_s:
+            levels.pop()
+        levels.append(level)
+        self.devices[pool].change(now_s, level.devices)
         return self.life[replica]
 
-    def of(self, *states: State) -> list[int]:
-        """The replicas in these states."""
-        return [number for number, state in enumerate(self.states) if state in states]
+    def of(self, *states: State, pool: int | None = None) -> list[int]:
+        """The replicas in these states, of all pools or one."""
+        numbers = range(len(self.states)) if pool is None else self.members[pool]
+        return [number for number in numbers if self.states[number] in states]
 
-    @property
-    def wanted(self) -> int:
-        """Replicas that are asked for, whether they serve already or not."""
-        return sum(state in WANTED for state in self.states)
+    def wanted(self, pool: int) -> int:
+        """Replicas of a pool that are asked for, whether they serve already or not."""
+        return len(self.of(*WANTED, pool=pool))
 
-    def to_add(self, count: int) -> list[int]:
-        """The numbers that new replicas get: the lowest that are free."""
-        return self.of(State.ABSENT)[:count]
+    def to_add(self, pool: int, count: int) -> list[int]:
+        """The numbers that new replicas of a pool get: the lowest that are free."""
+        return self.of(State.ABSENT, pool=pool)[:count]
 
-    def to_remove(self, count: int) -> list[int]:
-        """Replicas to remove: first those that do not serve yet, then the latest to serve.
+    def to_remove(self, pool: int, count: int) -> list[int]:
+        """Replicas of a pool to remove: first those that do not serve yet, then the latest to serve.
 
         So a ReplicaSet of Kubernetes ranks its pods (from memory, unconfirmed; ages are compared exactly here, there by powers of
         two).
         """
-        coming = self.of(State.AWAY, State.ORDERED, State.STARTING)
-        up = self.of(State.UP)
+        coming = self.of(State.AWAY, State.ORDERED, State.STARTING, pool=pool)
+        up = self.of(State.UP, pool=pool)
         ranked = [sorted(some, key=lambda n: (-self.since_s[n], -n)) for some in (coming, up)]
         return [*ranked[0], *ranked[1]][:count]
+
+
+@dataclass
+class Toll:
+    """What became of the fleet, and what was lost with replicas.
+
+    `faults` are the losses and drains, by kind, `added` and `removed` the replicas that an autoscaler asked for and sent away.
+    `lost` are tries of requests that were under way when their replica went, `again` those of them that a client sends again,
+    `lost_tokens` the tokens of their prompts and answers that had been computed.
+    """
+
+    fleet: Fleet
+    faults: dict[str, int] = field(default_factory=dict)
+    added: int = 0
+    removed: int = 0
+    lost: int = 0
+    again: int = 0
+    lost_tokens: int = 0

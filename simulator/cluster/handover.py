@@ -7,7 +7,7 @@ another part hears of: a prompt's end, a request's way to the second stage, the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from engine_models.declaration import EnginePlan, Executor, Limits, Mode
 from engine_models.parts.handover import Note, PullDecode, PullPrefill, ReservingDecode, SendingPrefill
 from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence as Request
-from simulator.cluster.admission import ClientRules
+from simulator.cluster.admission import Admission, ClientRules
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
 from simulator.cluster.cluster import Cluster, IntArray, Sink, Source
 from simulator.cluster.faults import Disturbance
@@ -41,7 +41,7 @@ class HandoverCluster(Cluster):
     prefill, decode : the pools of either stage.
     paths : the ways between replicas.
     limits : what both stages take.
-    faults : ways that are closed and replicas that are slow, for a time.
+    disturbances : ways that are closed and replicas that are slow, for a time.
     router : rule by which a replica is chosen in each stage.
     hop_s : time between a prompt's end and the request's arrival at the second stage, its front end's not included.
     Others as of the base; `devices` are those of all replicas.
@@ -49,6 +49,8 @@ class HandoverCluster(Cluster):
 
     changing = False
     """Whether replicas come and go."""
+    _at_once = False
+    """Whether both servers of a request are chosen when it comes."""
 
     def __init__(
         self,
@@ -58,8 +60,9 @@ class HandoverCluster(Cluster):
         paths: Paths,
         limits: Limits,
         *,
-        faults: Sequence[Disturbance] = (),
+        disturbances: Sequence[Disturbance] = (),
         router: str | Routing = "round_robin",
+        admission: Admission | None = None,
         client: ClientRules | None = None,
         before_s: float = 0.0,
         after_s: float = 0.0,
@@ -69,7 +72,7 @@ class HandoverCluster(Cluster):
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
         self._stages = (prefill, decode)
-        self._paths, self._faults = paths, faults
+        self._paths, self._disturbances = paths, disturbances
         self._first = sum(servers.replicas for servers in prefill)  # the first decode replica
         handover = decode[0].plan.handover
         assert handover is not None
@@ -86,6 +89,7 @@ class HandoverCluster(Cluster):
             plan,
             decode[0].cost,
             router=router,
+            admission=admission,
             client=client,
             before_s=before_s,
             after_s=after_s,
@@ -118,8 +122,8 @@ class HandoverCluster(Cluster):
             places += [(first + n, rank) for rank in range(servers.plan.executor.ranks) for n in range(servers.replicas)]
             first += servers.replicas
         self._number_of = {place: number for number, place in enumerate(places)}
-        pools = [servers for stage in self._stages for servers in stage for _ in range(servers.replicas)]
-        self._accepted = [pools[replica].acceptance for replica, _ in places]
+        self._servers = [servers for stage in self._stages for servers in stage for _ in range(servers.replicas)]
+        self._accepted = [self._servers[replica].acceptance for replica, _ in places]
         return places
 
     def _routed(self, rule: str | Routing, executor: Executor) -> Router:
@@ -129,8 +133,9 @@ class HandoverCluster(Cluster):
         system = rule.system if isinstance(rule, Routing) else None
         self._holds_prefill = system is not None and system.holds_prefill
         executors = [[servers.plan.executor for servers in stage for _ in range(servers.replicas)] for stage in self._stages]
-        self._second = router_of(self.replicas[self._first :], second, executors[1], changing=self.changing)
-        router = router_of(self.replicas[: self._first], first, executors[0], changing=self.changing)
+        both = self._admission if self._at_once else None
+        self._second = router_of(self.replicas[self._first :], second, executors[1], both, changing=self.changing)
+        router = router_of(self.replicas[: self._first], first, executors[0], self._admission, changing=self.changing)
         router.reads_text = router.reads_text or self._second.reads_text
         return router
 
@@ -146,7 +151,7 @@ class HandoverCluster(Cluster):
         return rows
 
     def _run(self, sink: Sink | None) -> None:
-        for fault in self._faults:
+        for fault in self._disturbances:
             self._clock.at(fault.at_s, ARRIVALS, partial(self._disturb, fault, begins=True))
             if fault.for_s < INFINITY:
                 self._clock.at(fault.at_s + fault.for_s, ARRIVALS, partial(self._disturb, fault, begins=False))
@@ -192,13 +197,13 @@ class HandoverCluster(Cluster):
         handed.source[row] = number = int(block.replica[row])
         del self._live[seq.index]
         self._sources[seq.index] = number, seq
-        self._clock.at(now_s + self._hop_s, ARRIVALS, partial(self._take_over, block, row))
+        self._clock.at(now_s + self._hop_s, ARRIVALS, partial(self._take_over, block, seq))
 
-    def _take_over(self, block: Rows, row: int) -> None:
-        """A request reaches the second stage now: its router chooses."""
-        now_s, handed = self._clock.now_s, block.handed
+    def _take_over(self, block: Rows, prompt: Request) -> None:
+        """A request whose prompt is computed reaches the second stage now: its router chooses."""
+        now_s, handed, row = self._clock.now_s, block.handed, prompt.index - block.first
         assert handed is not None
-        (seq,) = super()._sequences(block, self._row(row))
+        (seq,) = self._answers(block, row)
         seq.arrival_s = now_s
         number = self._second_number(now_s, seq, int(block.workload.session_id[row]))
         self._advance(number, now_s)
@@ -207,8 +212,9 @@ class HandoverCluster(Cluster):
         handed.arrival_s[row] = seq.arrival_s
         self._note(number)
 
-    def _row(self, row: int) -> IntArray:
-        return np.array([row])
+    def _answers(self, block: Rows, row: int) -> list[Request]:
+        """The request of a row as the second stage sees it, which lives from now on."""
+        return super()._sequences(block, np.array([row]))
 
     def _second_number(self, now_s: float, seq: Request, session: int) -> int:
         """The number of the rank that is to answer a request."""
@@ -234,7 +240,7 @@ class HandoverCluster(Cluster):
 
     def _way(self, source: int, target: int) -> Way:
         """The pools of a transfer, where one of their links may be down."""
-        return self._paths.way(source, target) if self._faults else ("", "")
+        return self._paths.way(source, target) if self._disturbances else ("", "")
 
     def _arrived(self, number: int, seq: Request, now_s: float) -> None:
         """A read has ended: the reader may go on, the other side may free."""
@@ -279,7 +285,8 @@ class HandoverCluster(Cluster):
     def _watch(self, number: int) -> None:
         """Wake up when something may happen in a replica that others hear of."""
         replica = self.replicas[number]
-        nobody_waits = not self._releases and not any(rank.expected for rank in replica.ranks)
+        awaited = bool(self._releases) or bool(self._door) or self._awaited(number)
+        nobody_waits = not awaited and not any(rank.expected for rank in replica.ranks)
         if nobody_waits and all(
             isinstance(rank.scheduler, PullDecode | ReservingDecode) and rank.scheduler.idle() for rank in replica.ranks
         ):
@@ -315,8 +322,11 @@ class HandoverCluster(Cluster):
 
 
 @dataclass
-class _Pair:
-    """A request at both servers: the numbers of these, how it looks there, tokens sent and pieces under way."""
+class Pair:
+    """A request at both servers: the numbers of these, how it looks there, tokens sent and pieces under way, and how all went.
+
+    `gone` are the servers that have it no longer.
+    """
 
     source: int
     prompt: Request
@@ -324,31 +334,34 @@ class _Pair:
     answer: Request
     sent_tokens: int = 0
     pieces: int = 0
+    flows: list[Flow] = field(default_factory=list)
+    gone: set[int] = field(default_factory=set)
 
 
 class ReservingCluster(HandoverCluster):
     """Prefill and decode replicas that get a request at once, the second of which reserves memory before the first begins."""
 
-    _pairs: dict[int, _Pair]
+    _pairs: dict[int, Pair]
+    _at_once = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._pairs = {}
 
-    def _reach(self, block: Rows, seq: Request) -> None:
+    def _send(self, block: Rows, seq: Request) -> None:
         """As of the base: both routers choose, both replicas take it."""
         now_s, row = self._clock.now_s, seq.index - block.first
         handed, session = block.handed, int(block.workload.session_id[row])
         assert handed is not None
-        (answer,) = Cluster._sequences(self, block, np.array([row]))
+        (answer,) = self._answers(block, row)
         answer.arrival_s = seq.arrival_s
         source = self._chosen(0, self._router.choose(now_s, seq, session))
         target = self._second_number(now_s, answer, session)
-        self._pairs[seq.index] = _Pair(source, seq, target, answer)
+        self._pairs[seq.index] = Pair(source, seq, target, answer)
         block.replica[row], handed.source[row] = target, source
         for number, side in ((source, seq), (target, answer)):
             self._advance(number, now_s)
-            self.ranks[number].submit(side)
+            self._submit(number, side)
             self._note(number)
 
     def _prefilled(self, seq: Request, now_s: float) -> None:
@@ -375,18 +388,18 @@ class ReservingCluster(HandoverCluster):
             handed.transfer_bytes[row] = 0.0
         handed.transfer_bytes[row] += size
         pair.sent_tokens += note.tokens
-        pair.pieces += 1
         way = self._way(pair.source, pair.target)
-        self._network.send(now_s, ends, latency_s, partial(self._piece_arrived, pair), way)
+        pair.pieces += 1
+        pair.flows.append(self._network.send(now_s, ends, latency_s, partial(self._piece_arrived, pair), way))
 
-    def _reserved(self, pair: _Pair) -> None:
+    def _reserved(self, pair: Pair) -> None:
         scheduler = self.ranks[pair.source].scheduler
         assert isinstance(scheduler, SendingPrefill)
         self._advance(pair.source, self._clock.now_s)
         scheduler.reserved(pair.prompt)
         self._hear(pair.source)
 
-    def _piece_arrived(self, pair: _Pair, now_s: float) -> None:
+    def _piece_arrived(self, pair: Pair, now_s: float) -> None:
         pair.pieces -= 1
         if pair.pieces or pair.sent_tokens < pair.prompt.prompt_tokens:
             return

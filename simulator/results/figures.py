@@ -453,9 +453,12 @@ class Collector:
         end_of_run_s: float,
         stopped_at_s: float | None,
         duration_s: float,
-        ranks_in: Callable[[float, float], float] | None = None,
+        ranks_in: Callable[[float, float, str | None], float] | None = None,
     ) -> Figures:
-        """What the run amounts to, once everything was retired; `ranks_in` is how many there were on average, all if None."""
+        """What the run amounts to, once everything was retired.
+
+        `ranks_in` is how many ranks there were on average, of a pool or (None) of all; without it all count.
+        """
         sums, judged_at_all, everything = self._sums, self._judged_at_all, self._all
         counts = dict(zip(STATUS_NAMES, self._statuses.tolist(), strict=True))
         window = (
@@ -463,7 +466,11 @@ class Collector:
             if self._exact
             else self._window(sum(counts.values()), duration_s, end_of_run_s, stopped_at_s)
         )
-        ranks = len(self._logs) if ranks_in is None else ranks_in(window.start_s, window.end_s)
+        ranks = len(self._logs) if ranks_in is None else ranks_in(window.start_s, window.end_s, None)
+        by_pool = {
+            name: self._pools.count(name) if ranks_in is None else ranks_in(window.start_s, window.end_s, name)
+            for name in self._of_pools
+        }
         verdict = everything.verdict() if stopped_at_s is None else None
         spec = self._spec
         cut = counts["unfinished"] > 0 and stopped_at_s is None and is_batch(spec)
@@ -481,7 +488,7 @@ class Collector:
             pools=[
                 {
                     "name": name,
-                    **load.averages(window.length_s, self._pools.count(name)),
+                    **load.averages(window.length_s, by_pool[name]),
                     **(self._served[name].figures(judged=judged_at_all) if self._served else {}),
                 }
                 for name, load in self._of_pools.items()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from simulator.cluster.fleet import Level
 from simulator.results.timeline import Window
 
 if TYPE_CHECKING:
@@ -19,10 +20,52 @@ def fleet_figures(cluster: Cluster, window: Window) -> dict[str, Any]:
     toll = cluster.toll
     if toll is None:
         return {}
-    levels = toll.levels
-    if len(levels) == 1 and not toll.faults:
+    pools = toll.fleet.levels
+    if all(len(levels) == 1 for levels in pools) and not toll.faults:
         return {}
     end_s = max(window.end_s, cluster.end_of_run_s())
+    found = _served(_together(pools), window, end_s)
+    over_time = found.pop("over_time")
+    return {
+        **found,
+        "device_hours": cluster.devices.mean(window.start_s, window.end_s) * window.length_s / 3600.0,
+        "faults": toll.faults,
+        "added": toll.added,
+        "removed": toll.removed,
+        "attempts_lost": toll.lost,
+        "attempts_sent_again": toll.again,
+        "tokens_lost": toll.lost_tokens,
+        "over_time": over_time,
+        **(
+            {
+                "pools": [
+                    {"name": members.name, **_served(levels, window, end_s)}
+                    for members, levels in zip(toll.fleet.pools, pools, strict=True)
+                ]
+            }
+            if len(pools) > 1
+            else {}
+        ),
+    }
+
+
+def _together(pools: list[list[Level]]) -> list[Level]:
+    """The levels of pools, added up."""
+    if len(pools) == 1:
+        return pools[0]
+    at = [0] * len(pools)
+    found = []
+    for at_s in sorted({level.at_s for levels in pools for level in levels}):
+        for number, levels in enumerate(pools):
+            while at[number] + 1 < len(levels) and levels[at[number] + 1].at_s <= at_s:
+                at[number] += 1
+        counts = zip(*(levels[now][1:] for levels, now in zip(pools, at, strict=True)), strict=True)
+        found.append(Level(at_s, *map(sum, counts)))
+    return found
+
+
+def _served(levels: list[Level], window: Window, end_s: float) -> dict[str, Any]:
+    """How many replicas served, and how all stood over time."""
     levels = [level for level in levels if level.at_s <= end_s]
     until = [later.at_s for _, later in pairwise(levels)] + [end_s]
     inside = [
@@ -34,13 +77,6 @@ def fleet_figures(cluster: Cluster, window: Window) -> dict[str, Any]:
         "serving_mean": sum(up * length_s for up, length_s in lived) / max(window.length_s, 1e-9),
         "serving_min": min((up for up, _ in lived), default=levels[-1].up),
         "serving_max": max((up for up, _ in lived), default=levels[-1].up),
-        "device_hours": cluster.devices.mean(window.start_s, window.end_s) * window.length_s / 3600.0,
-        "faults": toll.faults,
-        "added": toll.added,
-        "removed": toll.removed,
-        "attempts_lost": toll.lost,
-        "attempts_sent_again": toll.again,
-        "tokens_lost": toll.lost_tokens,
         "over_time": {
             name: [getattr(level, name) for level in levels] for name in ("at_s", "up", "draining", "coming", "devices")
         },

@@ -280,17 +280,21 @@ class Replica:
         self.clock_s = due_s
         return True
 
-    def cancel(self, rank: Rank, seq: Sequence, now_s: float) -> None:
-        """Forget a request that has not ended, at the time up to which the replica was advanced.
+    def cancel(self, rank: Rank, seq: Sequence, now_s: float) -> bool:
+        """Forget a request that has not ended, at the time up to which the replica was advanced; False if it ends by itself.
 
         What steps under way would yield of it counts for nobody.
         """
         self._priced = None
         self._asleep_until_s = 0.0
-        if not rank.forget(seq) and rank.scheduler.cancel(seq):
+        if rank.forget(seq):
+            return True
+        forgotten = rank.scheduler.cancel(seq)
+        if forgotten:
             rank.in_service -= 1
             log = rank.log
             seq.drop_emissions(log.retired_steps + bisect_right(log.end_s, now_s) - rank.first_step)
+        return forgotten
 
     def renew(self, schedulers: Series[Scheduler], now_s: float) -> None:
         """Forget everything at the time up to which the replica was advanced; go on, empty, with fresh schedulers.

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine_models.parts.batch import Batch
 from engine_models.parts.handover import Peer
-from engine_models.parts.protocols import INFINITY
+from engine_models.parts.protocols import INFINITY, Scheduler
 from engine_models.parts.sequence import Sequence
 from simulator.serving.rank import Rank
 from simulator.serving.replica import Replica, ends_a_request
@@ -30,6 +30,14 @@ class TurningReplica(Replica):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._listen()
+
+    def renew(self, schedulers: Series[Scheduler], now_s: float) -> None:
+        """As of the base."""
+        super().renew(schedulers, now_s)
+        self._listen()
+
+    def _listen(self) -> None:
         for rank in self.ranks:
             if isinstance(rank.scheduler, Peer):
                 rank.scheduler.at_once = partial(self._at_once, rank)

@@ -205,7 +205,7 @@ def _compare(case: Case, users: str, wanted: Mapping[str, Any], fresh: bool) -> 
                 held = prepared.plan.limits.kv_tokens * prepared.ranks
                 out.append(_entry(case, name, float(value), (float(held), None), group))
             elif name in STARTS_UP:
-                start = start_of(prepared, None)[0] if prepared.elastic is None else prepared.elastic.start
+                start = start_of(prepared, None)[0] if prepared.elastic is None else prepared.elastic.pools[0].start
                 seconds = start.server_s if name == "start_s" else start.parts()[name]
                 out.append(_entry(case, name, float(value), (seconds, None), group))
             else:

@@ -1,7 +1,6 @@
 """Dynamo's planner.
 
-Source: `dynamo/planner/{config,core}` of `ai-dynamo` 1.6.1. A worker of a pool that computes prompts and answers is judged as a
-decode worker whose queued prompts count too.
+Source: `dynamo/planner/{config,core}` of `ai-dynamo` 1.6.1.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Sequence as Series
 from dataclasses import dataclass
 from typing import Literal
 
-from simulator.cluster.scaling.scaler import Autoscaler, Counts, Seen
+from simulator.cluster.scaling.scaler import Autoscaler, Counts, JointScaler, Reading, Seen
 
 LOAD_S = 5.0
 """Time between two decisions by load [s] (datasheet: `load_adjustment_interval`)."""
@@ -43,6 +42,7 @@ class Thresholds:
 
 
 Side = Literal["prefill", "decode"]
+SIDES: tuple[Side, Side] = ("prefill", "decode")
 EASY: dict[tuple[str, Side], Thresholds] = {
     ("throughput", "prefill"): Thresholds(1.0, 0.1, at_more=True),
     ("throughput", "decode"): Thresholds(1.0, 0.6),
@@ -113,18 +113,37 @@ def pair_within_budget(
     return wanted
 
 
-class Planner(Autoscaler):
-    """Scaling by load, with static thresholds, of a pool whose workers compute prompts and answers.
+def load_of(reading: Reading, role: str, context_tokens: int) -> float:
+    """How loaded a worker of a role is, as the thresholds count it."""
+    if role == "prefill":
+        return reading.queued_tokens / context_tokens
+    return reading.kv_share + reading.queued_tokens / reading.kv_tokens
 
-    target : "throughput" or "latency". each : GPUs of a replica. least_gpus, most_gpus : bounds of all, -1 for none.
+
+class Planner(Autoscaler):
+    """Scaling by load, with static thresholds, of one pool.
+
+    target : "throughput" or "latency". role : of the pool; one whose workers compute prompts and answers (mixed) is judged as a
+    decode worker whose queued prompts count too. context_tokens : that a request may have. each : GPUs of a replica. least_gpus,
+    most_gpus : bounds of all, -1 for none.
     """
 
     reads_queued_tokens = True
 
     def __init__(
-        self, target: str, each: int, *, least_gpus: int, most_gpus: int, min_endpoint: int, every_s: float = LOAD_S
+        self,
+        target: str,
+        role: str,
+        context_tokens: int,
+        each: int,
+        *,
+        least_gpus: int,
+        most_gpus: int,
+        min_endpoint: int,
+        every_s: float = LOAD_S,
     ) -> None:
-        self._rules = EASY[target, "decode"]
+        self._role, self._context_tokens = role, context_tokens
+        self._rules = EASY[target, "prefill" if role == "prefill" else "decode"]
         self._each, self._bounds, self._least = each, (least_gpus, most_gpus), min_endpoint
         self.every_s = self.collect_s = every_s
 
@@ -132,6 +151,48 @@ class Planner(Autoscaler):
         """As of the base; nothing is decided while replicas come or go."""
         count = counts.wanted
         if counts.ready == count == len(seen.readings):
-            loads = [reading.kv_share + reading.queued_tokens / reading.kv_tokens for reading in seen.readings]
+            loads = [load_of(reading, self._role, self._context_tokens) for reading in seen.readings]
             count = max(near(by_thresholds(loads, count, self._rules), count), self._least)
         return within_budget(count, self._each, *self._bounds, self._least)
+
+
+class PairPlanner(JointScaler):
+    """Scaling by load of a prefill and a decode pool, which share a budget.
+
+    Parameters as of `Planner`; `each` and `between` (fewest and most replicas) are of either pool.
+    """
+
+    reads_queued_tokens = True
+
+    def __init__(
+        self,
+        target: str,
+        context_tokens: int,
+        each: tuple[int, int],
+        *,
+        least_gpus: int,
+        most_gpus: int,
+        min_endpoint: int,
+        between: Series[tuple[int, int]],
+        every_s: float = LOAD_S,
+    ) -> None:
+        self._target, self._context_tokens = target, context_tokens
+        self._each, self._bounds, self._least, self._between = each, (least_gpus, most_gpus), min_endpoint, between
+        self.every_s = self.collect_s = every_s
+
+    def desired(self, seen: Series[Seen], counts: Series[Counts], now_s: float) -> Series[int]:
+        """As of the base; nothing is decided while replicas of either pool come or go."""
+        now = [count.wanted for count in counts]
+        if any(not count.ready == count.wanted == len(each.readings) for count, each in zip(counts, seen, strict=True)):
+            return now
+        return self._bounded(now, [self._by_load(side, each, count) for side, each, count in zip(SIDES, seen, now, strict=True)])
+
+    def _by_load(self, side: Side, seen: Seen, count: int) -> int:
+        loads = [load_of(reading, side, self._context_tokens) for reading in seen.readings]
+        return by_thresholds(loads, count, EASY[self._target, side])
+
+    def _bounded(self, now: Series[int], wanted: Series[int]) -> Series[int]:
+        """Counts that are not too far from the present ones, within the budget and the bounds."""
+        prefill, decode = (max(near(new, old), self._least) for new, old in zip(wanted, now, strict=True))
+        found = pair_within_budget((prefill, decode), self._each, *self._bounds, self._least)
+        return [min(max(count, least), most) for count, (least, most) in zip(found, self._between, strict=True)]

@@ -14,7 +14,7 @@ class Flow:
     """
 
     def __init__(self) -> None:
-        self._flying = 0
+        self._inside: set[int] = set()
         self._came_s = 0.0  # times of those that came less those of others that went
         self._came = self._came_before = self._ended = 0
         self._prompts = self._outputs = 0
@@ -22,15 +22,16 @@ class Flow:
 
     def enter(self, seq: Sequence, now_s: float) -> None:
         """A request comes."""
-        self._flying += 1
+        self._inside.add(seq.index)
         self._came_s += now_s
         self._came += 1
         self._prompts += seq.prompt_tokens
 
-    def leave(self, now_s: float) -> None:
-        """A request goes."""
-        self._flying -= 1
-        self._came_s -= now_s
+    def leave(self, seq: Sequence, now_s: float) -> None:
+        """A request goes, if it is here."""
+        if seq.index in self._inside:
+            self._inside.remove(seq.index)
+            self._came_s -= now_s
 
     def ended(self, seq: Sequence) -> None:
         """A request that went has its whole answer."""
@@ -39,13 +40,13 @@ class Flow:
 
     def seen(self, now_s: float, readings: tuple[Reading, ...], held: int) -> Seen:
         """What is collected now."""
-        whole_s = self._flying * now_s - self._came_s
+        whole_s = len(self._inside) * now_s - self._came_s
         passed_s = now_s - self._until_s
         found = Seen(
             now_s,
             readings,
             held,
-            concurrency=(whole_s - self._whole_s) / passed_s if passed_s > 0 else float(self._flying),
+            concurrency=(whole_s - self._whole_s) / passed_s if passed_s > 0 else float(len(self._inside)),
             arrivals=self._came - self._came_before,
             prompt_tokens=self._prompts / self._came if self._came else 0.0,
             output_tokens=self._outputs / self._ended if self._ended else 0.0,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from collections.abc import Sequence as Series
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,7 @@ class Seen:
     output_tokens: float = 0.0
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Replicas that are asked for, and of those the ones that serve; known at once, unlike metrics."""
 
     wanted: int
@@ -65,6 +66,46 @@ class Autoscaler(ABC):
     @abstractmethod
     def desired(self, seen: Seen, counts: Counts, now_s: float) -> int:
         """How many replicas are to be asked for from now on, by metrics that are up to `collect_s` old."""
+
+
+class JointScaler(ABC):
+    """Decides about several pools at once, by what is seen of each; else as an `Autoscaler`."""
+
+    every_s: float
+    collect_s: float
+    reads_queued_tokens = False
+
+    def collected(self, seen: Series[Seen]) -> None:  # noqa: B027
+        """Take in metrics of every pool that were just collected."""
+
+    @abstractmethod
+    def desired(self, seen: Series[Seen], counts: Series[Counts], now_s: float) -> Series[int]:
+        """How many replicas of every pool are to be asked for from now on."""
+
+
+class Alone(JointScaler):
+    """An autoscaler of one pool."""
+
+    def __init__(self, scaler: Autoscaler) -> None:
+        self._scaler = scaler
+        self.every_s, self.collect_s = scaler.every_s, scaler.collect_s
+        self.reads_queued_tokens = scaler.reads_queued_tokens
+
+    def collected(self, seen: Series[Seen]) -> None:
+        """As of the base."""
+        self._scaler.collected(seen[0])
+
+    def desired(self, seen: Series[Seen], counts: Series[Counts], now_s: float) -> Series[int]:
+        """As of the base."""
+        return (self._scaler.desired(seen[0], counts[0], now_s),)
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """Who decides about which pools, by their numbers."""
+
+    pools: tuple[int, ...]
+    scaler: JointScaler
 
 
 METRICS: dict[str, Callable[[Reading], float]] = {

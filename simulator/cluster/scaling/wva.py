@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cluster.scaling.hpa import Behaviour, by_average_value
-from simulator.cluster.scaling.scaler import Autoscaler, Counts, Seen
+from simulator.cluster.scaling.scaler import Autoscaler, Counts, JointScaler, Seen
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -217,3 +217,42 @@ class Wva(Autoscaler):
 
 FULL_KEPT = 10
 """Loads at which a queue was seen that are remembered (datasheet)."""
+
+
+class Variants(JointScaler):
+    """Several variants of one model, by saturation of their replicas together; an HPA follows each.
+
+    It knows no roles: a replica more is one of the cheapest variant, whether that computes prompts or answers, one less one of
+    the dearest that has two (`CalculateSaturationTargets` in `internal/saturation/analyzer.go`; names break ties).
+
+    names, costs : of the variants.
+    """
+
+    def __init__(
+        self,
+        names: Series[str],
+        costs: Series[float],
+        behaviours: Series[Behaviour],
+        rules: Saturation,
+        *,
+        tolerance: float,
+    ) -> None:
+        self._ranked = sorted(range(len(names)), key=lambda n: (costs[n], names[n]))
+        self._behaviours, self._rules, self._tolerance = behaviours, rules, tolerance
+        self._counts: list[int] = []
+        self.every_s = self.collect_s = RECONCILE_S
+
+    def desired(self, seen: Series[Seen], counts: Series[Counts], now_s: float) -> Series[int]:
+        """As of the base."""
+        now = [count.wanted for count in counts]
+        if all(count.ready == count.wanted == len(each.readings) for count, each in zip(counts, seen, strict=True)):
+            found = [(reading.kv_share, float(reading.waiting)) for each in seen for reading in each.readings]
+            more = by_saturation(found, self._rules)
+            self._counts = list(now)
+            ranked = self._ranked if more > 0 else [n for n in reversed(self._ranked) if now[n] > 1]
+            if more and ranked:
+                self._counts[ranked[0]] += more
+        return [
+            behaviour.settle(by_average_value(float(count), 1.0, current, self._tolerance), current, now_s)
+            for behaviour, count, current in zip(self._behaviours, self._counts or now, now, strict=True)
+        ]
