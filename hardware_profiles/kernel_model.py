@@ -76,6 +76,7 @@ from hardware_profiles.kernel_surface import (
     sparse_decode_shape,
     surface_of,
 )
+from hardware_profiles.network import Network
 from hardware_profiles.ops import Ops, Recurrence, SparseLayer
 from hardware_profiles.static_scales import pass_s, scale_pass
 from hardware_profiles.sustained import sustained_share
@@ -139,6 +140,7 @@ class KernelModel(Ops):
     held_out_error : mean absolute percentage error on shapes kept out of the fit, per ``op/format``.
     lender_peaks : rates of the device whose tables these are, where they are borrowed: what is a spike is told there.
     power_share : of the share of the peak that the lender sustains, what a lower power limit leaves of it.
+    network : between nodes, where the devices that work together stand in several.
     """
 
     device: str
@@ -150,6 +152,7 @@ class KernelModel(Ops):
     links: Mapping[str, Any] = field(default_factory=dict)
     lender_peaks: DevicePeaks | None = None
     power_share: float = 1.0
+    network: Network | None = None
     _surfaces: dict[str, Surface] = field(default_factory=dict, compare=False, repr=False)
     _siblings: dict[str, KernelModel] = field(default_factory=dict, compare=False, repr=False)
     _backends: dict[tuple[str, tuple[float, ...]], str] = field(
@@ -786,6 +789,9 @@ class KernelModel(Ops):
         size = np.maximum(as_array(message_bytes), 1.0)
         if gpus <= 1:
             return np.zeros_like(size)
+        if self.network is not None and gpus > self.network.node_devices:
+            inside = self.collective_s(op, self.network.node_devices, message_bytes, "nccl_tests_eager", "nccl")
+            return np.where(as_array(message_bytes) > 0, inside + self.network.added_s(op, gpus, size), 0.0)
         curve, scale, excess = self._curve(op, gpus, mode, library)
         if curve is None:
             launch_s = 6e-6 if mode == "graph" else 2.5e-5  # assumed, 2026-11
@@ -838,6 +844,8 @@ class KernelModel(Ops):
         Without measurements: ``t0 + bytes / (0.8 link bandwidth)`` (t0 = 1e-5 s, assumed).
         """
         size = np.maximum(as_array(message_bytes), 1.0)
+        if self.network is not None and self.network.stages_apart:
+            return np.where(as_array(message_bytes) > 0, self.network.message_s(size), 0.0)
         curves = self.links.get("p2p", {}).get("curves", {})
         curve = next((c for k, c in sorted(curves.items()) if k.endswith("/" + link)), None)
         t = curve_s(curve, size) if curve else message_base_s(size, self.peaks.link_bytes_per_s, 1e-5)

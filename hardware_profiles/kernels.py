@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hardware_profiles.device import STACKED_MEMORY, Device
 from hardware_profiles.device_laws import LawOps
 from hardware_profiles.instinct import Instinct
 from hardware_profiles.kernel_borrow import borrowed_model, borrowing, on_its_links
 from hardware_profiles.kernel_model import KERNELS_DIR, KernelModel, load_kernel_model
 from hardware_profiles.law_constants import law_of
+from hardware_profiles.network import Network
 from hardware_profiles.ops import Ops
 from hardware_profiles.roofline import Roofline
 
@@ -38,10 +41,19 @@ def operations_of(device: Device, framework: str) -> Ops:
     return borrowed_model(device.name, framework) or Roofline.of_device(device, framework)
 
 
-def operations_in_node(device: Device, framework: str, gpus: int) -> tuple[Ops, tuple[str, ...]]:
-    """The operations of a device of which `gpus` work together, and sentences on what in them is another device's."""
+def operations_in_node(
+    device: Device, framework: str, gpus: int, stages: int = 1, node_devices: int | None = None
+) -> tuple[Ops, tuple[str, ...]]:
+    """The operations of a device of which `gpus` work together in each of `stages`, and sentences on what in them is another
+    device's; in nodes of `node_devices` (None: as the device's are)."""
     ops = operations_of(device, framework)
     said = None
+    node = node_devices or int(device.node_size.value)
+    if device.kind != "cpu" and gpus * stages > node and isinstance(ops, KernelModel | Roofline):
+        between = device.inter_node_bytes_per_s_per_direction
+        network = Network(node, between.value if between else NIC_BYTES_PER_S, stages > 1 and gpus >= node)
+        ops = replace(ops, network=network)
+        return ops, tuple(text for text in (borrowing(ops), network.words) if text)
     if gpus > 2 and isinstance(ops, KernelModel):
         ops, said = on_its_links(ops, device)
     if "law" in ops.provenance:
@@ -51,5 +63,8 @@ def operations_in_node(device: Device, framework: str, gpus: int) -> tuple[Ops, 
         )
     return ops, tuple(s for s in (borrowing(ops), said) if s)
 
+
+NIC_BYTES_PER_S = 2.5e10
+"""Rate of an interface where the device's profile has none [byte/s] (assumed, 2026-11: 200 Gb/s)."""
 
 __all__ = ["operations_in_node", "operations_of"]

@@ -43,6 +43,7 @@ from hardware_profiles.kernel_physics import (
     prompt_of_chunk,
     streaming_base_s,
 )
+from hardware_profiles.network import Network
 from hardware_profiles.ops import Ops
 
 Efficiencies = Mapping[str, Mapping[str, float]]
@@ -80,6 +81,7 @@ class Roofline(Ops):
     efficiencies : parameters of the bases by operation.
     processors : multiprocessors that a short chunk of a prompt leaves idle, 0 where work is cut to fill them.
     link_latency_s, message_latency_s : of a collective and of a message to another device.
+    network : between nodes, where the devices that work together stand in several.
     """
 
     device: str
@@ -90,6 +92,7 @@ class Roofline(Ops):
     link_latency_s: float = LINK_LATENCY_S
     message_latency_s: float = MESSAGE_LATENCY_S
     provenance: Mapping[str, Any] = field(default_factory=lambda: {"sources": [], "kind": "assumed"})
+    network: Network | None = None
 
     @classmethod
     def of_gpu(cls, device: str, framework: str, peaks: DevicePeaks) -> Roofline:
@@ -239,7 +242,10 @@ class Roofline(Ops):
         size = np.maximum(as_array(message_bytes), 1.0)
         if gpus <= 1:
             return np.zeros_like(size)
-        t = collective_base_s(op, gpus, size, self.peaks.link_bytes_per_s, self.link_latency_s)
+        inside = min(gpus, self.network.node_devices) if self.network is not None else gpus
+        t = collective_base_s(op, inside, size, self.peaks.link_bytes_per_s, self.link_latency_s)
+        if self.network is not None and gpus > inside:
+            t = t + self.network.added_s(op, gpus, size)
         return np.where(as_array(message_bytes) > 0, t, 0.0)
 
     def all_reduce_s(self, gpus: int, message_bytes: ArrayLike) -> Array:
@@ -258,6 +264,8 @@ class Roofline(Ops):
         """See the base."""
         size = np.maximum(as_array(message_bytes), 1.0)
         t = message_base_s(size, self.peaks.link_bytes_per_s, self.message_latency_s)
+        if self.network is not None and self.network.stages_apart:
+            t = self.network.message_s(size)
         return np.where(as_array(message_bytes) > 0, t, 0.0)
 
     def elementwise_s(self, moved_bytes: ArrayLike) -> Array:

@@ -336,7 +336,9 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     plan = plan_pool(engine, request, version)
     _check_style(engine, style, plan.handover)
     plan = replace(plan, front=plan.front.served(chat=scenario.client.route == "chat", speed=pool.host_speed))
-    kernels, lent = operations_in_node(device, plan.kernels or engine.kernels, pool.tensor_parallel * ranks)
+    kernels, lent = operations_in_node(
+        device, plan.kernels or engine.kernels, pool.tensor_parallel * ranks, pool.pipeline_parallel, pool.gpus_per_node
+    )
     warnings += [f"{said}, on {device.title}; it was ignored" for said in plan.costs.unserved(kernels)]
     calibration = calibration_of(pool, plan, device, base)
     if calibration is not None:
@@ -359,13 +361,6 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     check_timeout(scenario.client, plan)
     routing, routed = routing_of(scenario.deployment.router, plan, scenario.seed, role=pool.role)
     assumptions += [*routed, *front_words(plan.front, pool.host_speed)]
-    per_node = int(device.node_size.value)
-    if pool.tensor_parallel * ranks > per_node:
-        kind = "tensor parallelism" if ranks == 1 else "data x tensor parallelism"
-        warnings.append(
-            f"{kind} {pool.tensor_parallel * ranks} spans nodes of {per_node} devices: "
-            "collectives are priced as inside one node"
-        )
     prepared = Prepared(
         scenario=scenario,
         base_dir=base,

@@ -212,9 +212,9 @@ def test_what_is_not_modelled_beside_it_is_refused(changes: dict[str, Any], word
         mixtral(**changes)
 
 
-def test_ranks_beyond_a_node_are_warned_of() -> None:
+def test_ranks_beyond_a_node_exchange_over_the_network() -> None:
     wide = mixtral(data_parallel=16, expert_parallel=8, hardware="h100-sxm-80gb")
-    assert any("16 spans nodes of 8" in text for text in wide.warnings)
+    assert any("collectives over nodes of 8 devices" in text for text in wide.assumptions)
 
 
 def test_an_uneven_flag_of_sglang_is_named() -> None:
