@@ -119,12 +119,14 @@ def built(config: Case, transfer: Any = None) -> Any:
     whole = Given(
         scheduler_config=Given(**{**defaults, **config}),
         cache_config=Given(**{"enable_prefix_caching": True, **config}, mamba_cache_mode="none"),
-        model_config=Given(max_model_len=config["max_model_len"], runner_type="generate"),
+        model_config=Given(max_model_len=config["max_model_len"], runner_type="generate", get_total_num_kv_heads=lambda: 1),
         parallel_config=Given(
             pipeline_parallel_size=1,
             tensor_parallel_size=1,
             data_parallel_size=1,
             data_parallel_index=0,
+            world_size=1,
+            rank=0,
             decode_context_parallel_size=1,
             prefill_context_parallel_size=1,
         ),
@@ -164,11 +166,11 @@ def built(config: Case, transfer: Any = None) -> Any:
 class Recorder:
     """One run: requests in, steps out."""
 
-    def __init__(self, config: Case, requests: list[Case]) -> None:
+    def __init__(self, config: Case, requests: list[Case], transfer: Any = None) -> None:
         self.config = config["config"]
         self.drafts = self.config.get("num_speculative_tokens", 0)
         self.accepted = self.config.get("spec_accept", [0])
-        self.scheduler = built(self.config)
+        self.scheduler = built(self.config, transfer)
         self.by_id = {request["id"]: request for request in requests}
         self.arrivals = Arrivals(requests)
         self.emitted = dict.fromkeys(self.by_id, 0)
@@ -278,7 +280,10 @@ class Recorder:
         self.let_go(step["t_end"])
         inside = set(scheduler.requests)
         result = outputs.ModelRunnerOutput(
-            req_ids=names, req_id_to_index={name: at for at, name in enumerate(names)}, sampled_token_ids=sampled
+            req_ids=names,
+            req_id_to_index={name: at for at, name in enumerate(names)},
+            sampled_token_ids=sampled,
+            kv_connector_output=self.copied(step),
         )
         emitted = {}
         for core in scheduler.update_from_output(output, result).values():
@@ -294,6 +299,19 @@ class Recorder:
         step["free_blocks_after_update"] = self.free_blocks()
         self.arrivals.ended(step["finished"], step["t_end"])
 
+    def has_work(self) -> bool:
+        """Whether the loop turns though nothing runs."""
+        scheduler = self.scheduler
+        return bool(scheduler.has_unfinished_requests() or (scheduler.connector and scheduler.has_finished_requests()))
+
+    def copied(self, _step: Case) -> Any:
+        """What a connector's worker says at the end of a step: there is none."""
+        return None
+
+    def turn(self, _output: Any, _step: Case, now_s: float) -> float:
+        """A turn of the loop in which nothing runs, and when it ends: never, without a connector."""
+        raise RuntimeError("requests are left, and none can be served")
+
     def let_go(self, now_s: float) -> None:
         """Abort the requests whose clients have left, before results are taken in."""
         aborted = importlib.import_module("vllm.v1.request").RequestStatus.FINISHED_ABORTED
@@ -307,9 +325,11 @@ class Recorder:
         flight: deque[tuple[Any, Case, set[str]]] = deque()
         now_s = free_s = 0.0
         while self.arrivals.next_s < float("inf") or flight or self.scheduler.has_unfinished_requests():
+            nothing = None
             while len(flight) < depth:
                 output, step, yielding = self.form(now_s)
                 if not output.total_num_scheduled_tokens:
+                    nothing = output, step
                     break
                 step["t_start"] = max(now_s, free_s)
                 step["t_end"] = free_s = step["t_start"] + step_s(step)
@@ -319,10 +339,10 @@ class Recorder:
                 output, step, yielding = flight.popleft()
                 now_s = max(now_s, step["t_end"])
                 self.settle(output, step, yielding)
+            elif self.has_work():
+                now_s = self.turn(*nothing, now_s)
             elif self.arrivals.next_s < float("inf"):
                 now_s = max(now_s, self.arrivals.next_s)
-            else:
-                raise RuntimeError("requests are left, and none can be served")
 
 
 def record(config: Case, requests: list[Case]) -> list[Case]:

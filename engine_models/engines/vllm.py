@@ -56,7 +56,15 @@ from engine_models.engines.vllm_options import (
     warn_of_weights,
 )
 from engine_models.engines.vllm_recorded import PairRecorder
-from engine_models.engines.vllm_tiers import KVBM, LMCACHE, MOONCAKE, NATIVE, TierPlan, tier_plan
+from engine_models.engines.vllm_tiers import (
+    KVBM,
+    LMCACHE,
+    MOONCAKE,
+    NATIVE,
+    TierPlan,
+    recorded_tiers,
+    tier_plan,
+)
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.model.activations import (
@@ -123,6 +131,7 @@ class Version:
     ray_is_asynchronous: bool = True
     masks_overlap: bool = True  # of structured output, filled while the model runs (pull request 26866)
     offloads_outputs: bool = False  # blocks of generated tokens go to the host too
+    offload_ranks_requests: bool = True  # of host memory alone: what goes first, and blocks fenced by steps in flight
     offloads_further: bool = True  # disks and stores behind host memory
     sampler: Sampler = "rejection"
     fp32_router: Fp32Router = "bf16x3"  # of models with a router in float32 (pull requests 38445, 47973)
@@ -135,6 +144,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "lone_request_ignores_threshold": False,
         "self_preemption_continues": False,
         "large_gpu_budget": 8192,
+        "offload_ranks_requests": False,
         "pads_lone_token": False,
         "adapters_of_all_running": False,
         "windows_free_processed": False,
@@ -473,6 +483,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         windows=windows,
         stores_outputs=version.offloads_outputs,
         has_tiers=version.offloads_further,
+        ranks_requests=version.offload_ranks_requests,
     )
     if tiers is not None:
         notes += tiers.notes
@@ -935,6 +946,7 @@ def _recorded_rank(version_text: str, knobs: Mapping[str, Any]) -> Rank:
         windows=tuple(group.get("window") for group in knobs.get("kv_groups") or [{"type": "full"}]),
         switches=window_switches(version),
         adapters=AdapterLimits(knobs["max_loras"]) if "max_loras" in knobs else None,
+        tiers=recorded_tiers(knobs) if "host_blocks" in knobs else None,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from engine_models.declaration import PoolRequest
 from engine_models.memory.kv_tiers import BlockStore, FrequencyFilter, KvTiers, Level
+from engine_models.memory.ranked_host import RankedHost
 from engine_models.parts.tiers import NVME_BYTES_PER_S, KvTier, Link, WritePolicy
 from hardware_profiles.errors import InputError
 
@@ -41,6 +42,7 @@ class TierPlan:
     host_bytes_per_s: float
     network_bytes_per_s: float
     stores_outputs: bool
+    ranked: bool = False
 
     @property
     def unit_bytes(self) -> int:
@@ -57,6 +59,14 @@ class TierPlan:
 
     def build(self) -> KvTiers:
         """The tiers of a replica."""
+        if self.ranked:
+            return RankedHost(
+                self._level(self.tiers[0]),
+                self.block_tokens,
+                block_bytes=self.unit_bytes,
+                rank_block_bytes=self.block_bytes,
+                device_link=Link(self.host_bytes_per_s),
+            )
         return KvTiers(
             [self._level(tier) for tier in self.tiers],
             self.block_tokens,
@@ -104,6 +114,22 @@ class TierPlan:
         ]
 
 
+def recorded_tiers(knobs: Mapping[str, Any]) -> TierPlan:
+    """Host memory of a recorded scheduler, from the knobs of its `config` line; a block is a byte."""
+    return TierPlan(
+        tiers=(KvTier("host", float(knobs["host_blocks"]), inf),),
+        connector=NATIVE,
+        block_tokens=knobs["block_size"],
+        unit_blocks=1,
+        block_bytes=1,
+        ranks=1,
+        host_bytes_per_s=1 / knobs["load_block_s"],
+        network_bytes_per_s=0.0,
+        stores_outputs=not knobs["offload_prompt_only"],
+        ranked=True,
+    )
+
+
 def tier_words(tier: KvTier) -> str:
     """A tier, its size and its rate."""
     rate = "" if tier.kind == "host" or tier.bytes_per_s == inf else f" at {tier.bytes_per_s / 1e9:g} GB/s"
@@ -118,10 +144,12 @@ def tier_plan(
     windows: tuple[int | None, ...],
     stores_outputs: bool,
     has_tiers: bool,
+    ranks_requests: bool,
 ) -> TierPlan | None:
     """The tiers that a pool asks for, None for none; InputError for what is not modelled or cannot be.
 
-    `has_tiers` says whether the version's own connector knows disks and stores.
+    `has_tiers` says whether the version's own connector knows disks and stores, `ranks_requests` whether its host memory goes by
+    the requests that used a block last.
     """
     flags = request.flags
     connector = _connector(request, has_tiers)
@@ -172,6 +200,7 @@ def tier_plan(
         next((tier.bytes_per_s for tier in tiers if tier.kind == "host"), request.host_link_bytes_per_s or inf),
         request.network_bytes_per_s * ranks,
         (stores_outputs and connector == NATIVE) or connector == KVBM,
+        ranked=ranks_requests and connector == NATIVE and kinds == ["host"],
     )
     for tier in tiers:
         if tier.capacity_bytes < plan.unit_bytes:

@@ -205,6 +205,7 @@ class KvTiers:
         self._loading_keys: dict[int, int] = {}
         self._rising: dict[int, tuple[float, Level]] = {}  # came up to the first tier, or will: when they are there
         self._coming_s: list[float] = []  # when those are there that are on their way
+        self.owed: dict[Sequence, int] = {}  # requests that offer so many tokens again, as there was no place
 
     @property
     def blocks(self) -> int:
@@ -247,6 +248,31 @@ class KvTiers:
         seq.host_run = runs
         seq.host_blocks = full
         return copied * self._device_unit_s if self.in_step else 0.0
+
+    def paused(self, seq: Sequence, known_tokens: int, batch: int, now_s: float) -> None:
+        """A request is preempted, which has so many tokens."""
+        self.store(seq, known_tokens, batch, now_s)
+
+    def ended(self, seq: Sequence, known_tokens: int, batch: int, now_s: float) -> None:
+        """A request has ended, which has so many tokens."""
+        self.store(seq, known_tokens, batch, now_s)
+
+    def end_step(self, batch: int, now_s: float) -> None:
+        """All of a step has been stored."""
+
+    @property
+    def fences(self) -> bool:
+        """Whether blocks that a step in flight may write are not taken from a running request."""
+        return False
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether the next step has more to do than its rows say."""
+        return False
+
+    def pending(self, batch: int) -> bool:
+        """Whether what is stored is found when the loop turns once more without a step."""
+        return False
 
     def name(self, seq: Sequence) -> None:
         """Name the units of a preempted request, whose keys its device cache has just made: it may look itself up."""
@@ -353,12 +379,16 @@ class KvTiers:
             for level, units in found.items():
                 level.read_units += units
                 there_s = max(there_s, through(level.reads, units * self.unit_bytes, now_s))
-        seq.loaded_s = self._link.send(len(keys) * self._device_unit_s, there_s)
+        seq.loaded_s = self.send(len(keys), there_s)
         if self.in_step:
             return seq.loaded_s - now_s
         for key in keys:
             self._loading_keys[key] = seq.index
         return 0.0
+
+    def send(self, units: int, now_s: float) -> float:
+        """Copy units from host memory to the device; return when they are there [s]."""
+        return self._link.send(units * self._device_unit_s, now_s)
 
     def end_load(self, seq: Sequence, tokens: int) -> None:
         """The load has ended: its units may be loaded by others again."""

@@ -78,6 +78,10 @@ class ContinuousScheduler(Scheduler):
         self._queue = ByPriority() if self._by_priority else FirstCome()
         self._async = rules.in_flight > 1 and not rules.pipelined
         self._wasting: list[Sequence] = []
+        self._fences = self._async and tiers is not None and tiers.fences
+        self._flying: set[Sequence] = set()  # rows of the batch formed last, but for those that only decode
+        self._stored = -1  # latest batch whose blocks the tiers have
+        self._settled_s = 0.0
         self._early = 0  # batches whose results a run has taken in before their end
 
     # -- queues ---------------------------------------------------------------------------------------------
@@ -182,6 +186,8 @@ class ContinuousScheduler(Scheduler):
         if self.tiers is not None:
             batch.t_sched = now_s
             self.tiers.arrived(now_s)
+            idle = self.next_number - 1 == self.processed_number and now_s > self._settled_s
+            self._stored = self.processed_number + idle
         budget = rules.max_num_batched_tokens
         cap = rules.long_prefill_token_threshold
         if cap and rules.lone_request_ignores_threshold and len(self.running) + self.waiting_count <= 1:
@@ -201,11 +207,18 @@ class ContinuousScheduler(Scheduler):
         if not served and not batch.decode_rows:
             if batch.preempted:
                 self.blocked = False
+            if self.tiers is not None:
+                self.tiers.end_step(batch.number - 1, now_s)
+                waits = self._stored == self.processed_number == self.next_number - 1 and self.tiers.pending(self._stored)
+                if waits and self._queue and not batch.preempted:
+                    self._settled_s = -INFINITY  # the loop turns without a step
+                    return self.schedule(now_s)
             return batch if batch.preempted else None
         self._commit(batch, served)
+        if self._fences:
+            self._flying = {seq for seq, _ in served}
         if self.tiers is not None:
-            for seq, _ in served:
-                batch.stall_s += self.tiers.store(seq, min(seq.computed, seq.prompt_tokens), batch.number, now_s)
+            self._store(batch, served, now_s)
         batch.free_blocks = self.kv.free_blocks
         self.next_number += 1
         return batch
@@ -290,6 +303,9 @@ class ContinuousScheduler(Scheduler):
                     victim = max(order, key=lambda s: (s.priority, s.arrival_s))
                 else:
                     victim = order[-1]
+                if self._fenced(victim):
+                    fits = False
+                    break
                 if victim in taken:
                     tokens, blocks = taken[victim]
                     if rules.preempted_tokens_return:
@@ -304,7 +320,7 @@ class ContinuousScheduler(Scheduler):
                     fits = False
                     break
             if not fits:
-                if self._by_priority and rules.self_preemption_continues:
+                if self._by_priority and rules.self_preemption_continues and seq.state == "preempted":
                     continue
                 break
             taken[seq] = (want, need)
@@ -341,6 +357,14 @@ class ContinuousScheduler(Scheduler):
             self._set_aside(seq, self.next_number if taken else last)
         return budget
 
+    def _fenced(self, seq: Sequence) -> bool:
+        """Whether a step in flight may still write the row's blocks: it keeps them then, as a load could overtake that."""
+        if not self._fences or self.next_number - 1 == self.processed_number:
+            return False
+        if seq.state == "decoding":
+            return seq.emissions[-1][0] < self.next_number
+        return seq.state == "ending" or seq in self._flying
+
     def _known(self, seq: Sequence) -> int:
         """Tokens of a row outside the set whose value is known."""
         return seq.length - seq.pending
@@ -356,7 +380,7 @@ class ContinuousScheduler(Scheduler):
         if not self.itemised:
             kv.register(seq, known)
         if self.tiers is not None:
-            self.tiers.store(seq, known, self.next_number, batch.t_sched)
+            self.tiers.paused(seq, known, self.next_number, batch.t_sched)
         kv.make_findable(seq)
         if self.tiers is not None:
             self.tiers.name(seq)
@@ -378,7 +402,7 @@ class ContinuousScheduler(Scheduler):
         if seq.state == "decoding":
             self._leave_decodes(seq, self.next_number - 1)
             seq.extra_blocks += fresh_blocks or 0
-            if self._async:
+            if self._async and not self._fences:
                 seq.ready_batch = self.next_number - 1
             in_flight = seq.emissions[-1][1] > self.processed_number
             return seq.computed - 1 if in_flight and fresh_blocks is None else seq.computed
@@ -419,7 +443,7 @@ class ContinuousScheduler(Scheduler):
             hit = kv.hit_tokens(found)
             loaded = 0
             if self.tiers is not None and self.tiers.in_step:
-                loaded = (self.tiers.find(seq, hit // kv.block_tokens, self.processed_number, now_s) or 0) * kv.block_tokens
+                loaded = (self.tiers.find(seq, hit // kv.block_tokens, self._stored, now_s) or 0) * kv.block_tokens
                 loaded = min(loaded, seq.length - 1 - hit)  # the last token is computed again, for its output
                 hit += loaded
             elif self._loads:
@@ -462,7 +486,7 @@ class ContinuousScheduler(Scheduler):
             if loaded and self.tiers is not None:
                 held = (hit - loaded) // kv.block_tokens
                 blocks = -(-loaded // kv.block_tokens)
-                batch.stall_s += self.tiers.load(seq, held, blocks, self.processed_number, now_s)
+                batch.stall_s += self.tiers.load(seq, held, blocks, self._stored, now_s)
             kv.grow(seq, slots)
             seq.computed = hit
             kv.register(seq, min(hit + want, seq.length))
@@ -501,32 +525,46 @@ class ContinuousScheduler(Scheduler):
 
     # -- tiers ----------------------------------------------------------------------------------------------
 
+    def _store(self, batch: Batch, served: list[tuple[Sequence, int]], now_s: float) -> None:
+        """Store the prompts of a batch's rows, as far as they are computed with it."""
+        tiers = self.tiers
+        assert tiers is not None
+        rows = [seq for seq, _ in served]
+        if tiers.owed:
+            rows = sorted({*rows, *(seq for seq in tiers.owed if seq.state == "decoding")}, key=lambda seq: seq.order)
+        for seq in rows:
+            known = seq.prompt_tokens if seq.state == "decoding" else min(seq.computed, seq.prompt_tokens)
+            batch.stall_s += tiers.store(seq, known, batch.number, now_s)
+        tiers.end_step(batch.number, now_s)
+
     def _begin_load(self, seq: Sequence, found: Any, hit: int, now_s: float) -> str:
         """Let the queue's head load what the tiers hold behind its device hit: it takes its blocks and leaves the queue.
 
-        "" if they hold nothing, "full" if the blocks of the whole prompt are not free (loads never wait for one
-        another's blocks), "later" if the blocks are on their way, or another request is loading the same ones.
+        "" if they hold nothing, "full" if the blocks of the whole prompt are not free, or those that it loads beside what
+        begun prompts still need, "later" if the blocks are on their way, or another request is loading the same ones.
         """
         kv, tiers = self.kv, self.tiers
         assert tiers is not None
         held = hit // kv.block_tokens
-        more = tiers.find(seq, held, self.processed_number, now_s)
+        more = tiers.find(seq, held, self._stored, now_s)
         if more is None:
             return "later"
         if not more:
             return ""
         free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
-        owed = sum(kv.missing(other, other.length) for other in self._loading)
-        if kv.admission_blocks(found, seq.length, whole=True) + owed > free:
+        if self.rules.reserve_full_prompt and kv.admission_blocks(found, seq.length, whole=True) > free:
+            return "full"
+        tokens = hit + more * kv.block_tokens
+        owed = sum(kv.missing(other, other.length) for rows in (self._loading, self.partial) for other in rows)
+        if kv.admission_blocks(found, tokens, whole=False) + owed > free:
             return "full"
         self._queue.take()
         if hit:
             kv.hold(seq, found)
-        tokens = hit + more * kv.block_tokens
         kv.grow(seq, tokens)
         seq.computed = hit
         seq.state = "loading"
-        tiers.load(seq, held, more, self.processed_number, now_s)
+        tiers.load(seq, held, more, self._stored, now_s)
         self._loading[seq] = tokens
         return "loading"
 
@@ -544,9 +582,11 @@ class ContinuousScheduler(Scheduler):
             if 0 < cap < want:
                 want = cap
             if not rules.chunked_prefill and seq.length - found > budget:
-                break
-            if kv.missing(seq, found + want + rules.lookahead_tokens) > kv.free_blocks:
-                break
+                return 0
+            free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
+            slots = max(found + want + rules.lookahead_tokens, rules.reserve_full_prompt * seq.length)
+            if kv.missing(seq, min(slots, rules.max_model_len)) > free:
+                return 0  # nobody goes before it
             del self._loading[seq]
             self._end_load(seq, tokens)
             local, seq.computed = seq.computed, found
@@ -686,6 +726,8 @@ class ContinuousScheduler(Scheduler):
     def settle(self, batch: Batch) -> list[Sequence]:
         """Take in the results of a batch: ended requests leave and free their blocks, in batch order."""
         self.processed_number = batch.number
+        if self.tiers is not None:
+            self._settled_s = batch.t_end
         kv = self.kv
         if batch.itemised:
             self._settle_itemised(batch)
@@ -703,7 +745,7 @@ class ContinuousScheduler(Scheduler):
                     kv.name_output(seq)
                 kv.register(seq, seq.final_length - 1)
                 if self.tiers is not None:
-                    self.tiers.store(seq, seq.final_length - 1, batch.number, batch.t_end)
+                    self.tiers.ended(seq, seq.final_length - 1, batch.number, batch.t_end)
                 self._free(seq)
             seq.state = "finished"
         if batch.finishing:
@@ -734,6 +776,7 @@ class ContinuousScheduler(Scheduler):
             or not decodes.count
             or self.partial
             or self._wasting
+            or (self.tiers is not None and self.tiers.unsettled)
             or (not self.blocked and (self._queue or self.wake_s() < INFINITY))
             or decodes.count > self.rules.max_num_batched_tokens
         ):
