@@ -157,6 +157,7 @@ class Terms:
     expands_latents : whether prompts of latent attention expand the latents cached before them.
     absorbs_below : prompts of latent attention are computed in the absorbed form if their step's rows have something cached
         before them, but fewer tokens altogether than this.
+    fused_norm_tokens : up to so many tokens of a step the norms of its layers are part of the reductions over ranks before them.
     absorbs_captured : whether they are so in every step that a CUDA graph holds.
     """
 
@@ -189,6 +190,7 @@ class Terms:
     expands_latents: bool = False
     absorbs_below: int = 0
     absorbs_captured: bool = False
+    fused_norm_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,8 @@ class Shard:
         stage, tensor = self.stage, self.parallel.tensor
         gemms = [gemm for gemm in gemm_shapes(stage, tensor, self.parallel.expert) if gemm.per == "token"]
         found = float(sum(gemm.layers * (2 if self._quantises(gemm.part) else 1) for gemm in gemms))
-        found += stage.norms_per_layer * stage.layers + (_reduces(stage) if tensor > 1 else 0)
+        norms = 0 if self.terms.fused_norm_tokens else stage.norms_per_layer
+        found += norms * stage.layers + (_reduces(stage) if tensor > 1 else 0)
         found += sum(block.layers * (ATTENTION_LAUNCHES + 2 * (block.qk_norm != "none")) for block in stage.attention)
         found += sum(block.layers * self.terms.latent_launches for block in stage.attention if block.kind == "mla")
         found += sum(block.layers * self.terms.recurrent_launches for block in stage.attention if block.kind == "linear")
@@ -343,7 +346,8 @@ def norms_and_rotary(shard: Shard, m: IntArray) -> Parts:
     Each of a layer's normalisations reads and writes the activation and the residual.
     """
     ops, stage, tp = shard.ops, shard.stage, shard.parallel.tensor
-    yield "norms", stage.norms_per_layer * stage.layers * ops.elementwise_s(4.0 * _width(shard, m))
+    norms_s = stage.norms_per_layer * stage.layers * ops.elementwise_s(4.0 * _width(shard, m))
+    yield "norms", np.where(m <= shard.terms.fused_norm_tokens, 0.0, norms_s)
     for block in stage.attention:
         if block.kind == "linear":  # the gated norm of what comes out
             inner = np.asarray(m, dtype=np.float64) * 2.0 * (block.heads // tp) * block.v_head_dim

@@ -99,8 +99,18 @@ def compiles_products(request: PoolRequest) -> bool:
 
 
 _SHARE_EXPERTS = ("deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25", "glm_moe_dsa", "glm4_moe")
-_FUSE_REDUCES = (*_SHARE_EXPERTS, "gpt_oss", "qwen3_moe", "qwen3_5_moe")
-FUSED_REDUCES_SINCE = (0, 5, 10)
+_FUSE_REDUCES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    **dict.fromkeys(("deepseek_v3", "kimi_k2"), ((0, 5, 7), (0, 5, 5))),
+    "deepseek_v32": ((0, 5, 7), (0, 5, 6)),
+    "gpt_oss": ((0, 5, 7), (0, 5, 3)),
+    **dict.fromkeys(("glm4_moe", "qwen3_moe"), ((0, 5, 7), (0, 5, 7))),
+    "kimi_k25": ((0, 5, 9), (0, 5, 9)),
+    **dict.fromkeys(("glm_moe_dsa", "qwen3_5_moe"), ((0, 5, 10), (0, 5, 10))),
+}
+"""Type of model -> versions that fuse its reductions by themselves, on Hopper and on data-centre Blackwell (`server_args.py` of
+0.5.3 to 0.5.10, read 2026-11)."""
+FUSED_TOKENS = 2048
+"""Most tokens of a step whose reductions are fused (datasheet: ``FUSE_ALLREDUCE_MAX_BATCH_SIZE``, SGLang 0.5.3 to 0.5.23)."""
 
 
 EXPERT_LAUNCHES = {"trtllm": 7.0, "cutlass": 13.0, "triton": 13.0, "marlin": 13.0}
@@ -109,7 +119,7 @@ EXPERT_LAUNCHES = {"trtllm": 7.0, "cutlass": 13.0, "triton": 13.0, "marlin": 13.
 `fused_moe_triton` launches eight, of which Triton's two products cost twice; TensorRT-LLM's are one call (as counted for that
 engine); others: assumed as Triton's."""
 _LATENT_LAUNCHES = {"hopper": 8.0}
-_OTHER_LATENT_LAUNCHES = 26.0
+_OTHER_LATENT_LAUNCHES = 28.0
 """The same of latent attention beside its products, by architecture: norms, copies that join rotated and plain parts, and on
 Blackwell the wrappers of FlashInfer's and TensorRT-LLM's kernels. kind: fitted, 2026-11, source: TTFT of DeepSeek-R1 with one
 user, 108.5 ms on H200 (SGLang pull request 14918) and 126 to 141 ms on B200 (sgl-cookbook); AMD's: assumed as Blackwell's."""
@@ -138,15 +148,14 @@ def as_run(request: PoolRequest, version: tuple[int, ...], backend: str | None) 
     """The model's layers as their kernels are launched, and that in words.
 
     A shared expert of the experts' width is one of them, chosen by every token, in Triton's kernels (TensorRT-LLM's switch that
-    off). The norms beside a reduction over the ranks are part of it where the two are fused, by the flag or by itself.
+    off).
     """
     arch, said = request.arch, []
     if backend == "triton" and _shares_experts(request):
         arch = replace(arch, mlp=tuple(_with_shared(block) for block in arch.mlp))
         said.append("the shared expert is computed as one of the routed ones")
-    if _fuses_reduces(request, version):
-        arch = replace(arch, norms_per_layer=0)
-        said.append("norms are fused with the reductions over the ranks")
+    if fused_norm_tokens(request, version):
+        said.append(f"norms are fused with the reductions over the ranks in steps of up to {FUSED_TOKENS} tokens")
     return arch, tuple(said)
 
 
@@ -160,13 +169,15 @@ def _shares_experts(request: PoolRequest) -> bool:
     )
 
 
-def _fuses_reduces(request: PoolRequest, version: tuple[int, ...]) -> bool:
-    flags, device = request.flags, load_device(request.device_name)
-    able = device.architecture == "hopper" or _data_centre_blackwell(request.device_name)
-    own = version >= FUSED_REDUCES_SINCE and request.arch.model_type in _FUSE_REDUCES
-    asked = own or bool(flags.get("enable_flashinfer_allreduce_fusion"))
+def fused_norm_tokens(request: PoolRequest, version: tuple[int, ...]) -> int:
+    """Up to how many tokens of a step norms are part of the reductions before them, by the flag or by itself; 0: of none."""
+    flags, hopper = request.flags, load_device(request.device_name).architecture == "hopper"
+    able = hopper or _data_centre_blackwell(request.device_name)
+    since = _FUSE_REDUCES.get(request.arch.model_type)
+    asked = (since is not None and version >= since[not hopper]) or bool(flags.get("enable_flashinfer_allreduce_fusion"))
     off = bool(flags.get("enforce_disable_flashinfer_allreduce_fusion"))
-    return able and asked and not off and request.tensor_parallel > 1 and request.data_parallel == 1
+    fuses = able and asked and not off and request.tensor_parallel > 1 and request.data_parallel == 1
+    return FUSED_TOKENS if fuses else 0
 
 
 def _with_shared(block: MlpBlock) -> MlpBlock:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine_models.cost.terms import Shard, experts, small_kernels
+from engine_models.cost.terms import Shard, experts, norms_and_rotary, small_kernels
 from engine_models.engines.sglang_kernels import NEVER
 from simulator import load_scenario
 from simulator.prepare import Prepared, prepare
@@ -82,16 +82,21 @@ def test_a_shared_expert_is_one_of_tritons_routed_ones() -> None:
 
 
 def test_norms_are_part_of_fused_reductions() -> None:
-    """By the flag, or by itself from 0.5.10 on for some models; over one rank there is nothing to reduce."""
+    """By the flag, or by itself for some models, and in steps of up to 2,048 tokens."""
 
-    def norms(version: str, hardware: str = "h200-sxm-141gb", **pool: Any) -> int:
-        return prepared(R1, version, hardware, **pool).plan.costs.arch.norms_per_layer
+    def fused(version: str, hardware: str = "h200-sxm-141gb", **pool: Any) -> int:
+        return prepared(R1, version, hardware, **pool).plan.costs.terms.fused_norm_tokens
 
-    assert norms("0.5.9") == 2
-    assert norms("0.5.9", engine_args={"enable_flashinfer_allreduce_fusion": True}) == 0
-    assert norms("0.5.10") == 0
-    assert norms("0.5.10", engine_args={"enforce_disable_flashinfer_allreduce_fusion": True}) == 2
-    assert norms("0.5.10", "mi300x-192gb") == 2
+    assert fused("0.5.6") == 0
+    assert fused("0.5.6", engine_args={"enable_flashinfer_allreduce_fusion": True}) == 2048
+    assert fused("0.5.7") == fused("0.5.6", "b200-sxm-180gb") == 2048
+    assert fused("0.5.10", engine_args={"enforce_disable_flashinfer_allreduce_fusion": True}) == 0
+    assert fused("0.5.10", "mi300x-192gb") == 0
+    each = prepared(R1, "0.5.7", "h200-sxm-141gb")
+    costs = each.plan.costs
+    shard = Shard(costs.arch, each.kernels, costs.formats, costs.parallel, costs.terms)
+    held, beyond = dict(norms_and_rotary(shard, np.array([2048, 2049])))["norms"]
+    assert held == 0 < beyond
 
 
 def test_kernels_of_latent_attention_and_shared_experts_are_priced() -> None:
