@@ -192,7 +192,7 @@ def first_token_lines(metrics: dict[str, Any], *, turns: bool) -> list[str]:
     """What the mean TTFT is made of; with `turns` models take turns on devices, for which requests wait."""
     if "ttft_front_ms" in metrics and "transfer_ms" not in metrics and metrics["ttft_ms"]["count"]:
         first = "front end and turns" if turns else "front end"
-        of = {first: "front", "queue": "queue", "launches": "launch", "kernels": "kernel"}
+        of = {first: "front", "wait": "queue", "launches": "launch", "kernels": "kernel"}
         said = " + ".join(f"{words} {short(round(metrics[f'ttft_{name}_ms']['mean'], 3))}" for words, name in of.items())
         return [wrapped(f"  TTFT's mean: {said}", "    ")]
     parts = {"queue": "queue_ms", "prefill": "prefill_ms", "transfer": "transfer_ms", "decode queue": "decode_queue_ms"}
