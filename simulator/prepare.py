@@ -455,16 +455,16 @@ def _adapters(scenario: Scenario, pool: Pool) -> dict[str, Any] | None:
                 mend="say what it serves, such as lora: {max_loras: 4, rank: 16}, or take workload.adapters out",
             )
         return None
-    for key in ("speculative", "offload", "kv_tiers"):
-        if getattr(pool, key) is not None:
-            raise InputError(
-                f"LoRA adapters beside `{key}` are not modelled yet", where="deployment.lora", mend=f"remove lora or {key}"
-            )
-    if pool.role != "mixed" or pool.pipeline_parallel > 1:
+    engine = engine_named(pool.engine)
+    given = {key: getattr(pool, key) is not None for key in ("speculative", "offload", "kv_tiers")}
+    given |= {"role": pool.role != "mixed", "pipeline_parallel": pool.pipeline_parallel > 1}
+    for key in (key for key, there in given.items() if there and key not in engine.adapters_beside):
+        others = [each.title for each in with_feature("lora") if key in each.adapters_beside]
         raise InputError(
-            "LoRA adapters beside roles or pipeline parallelism are not modelled yet",
+            f"LoRA adapters beside `{key}` are not simulated for {engine.title}"
+            + (f" ({', '.join(others)} {'has' if len(others) == 1 else 'have'} both)" if others else ""),
             where="deployment.lora",
-            mend="use pools of role: mixed and tensor_parallel",
+            mend=f"remove lora or {key}",
         )
     return {key: value for key, value in pool.lora.model_dump().items() if value is not None}
 

@@ -65,10 +65,10 @@ class StepCosts:
             return SubBatches(whole, self.parts)
         if self.stream is not None:
             return Streamed(model, self.stream)
-        if self.adapters is not None or self.masks is not None:
-            adapted = model if self.adapters is None else WithAdapters(model, self.adapters, shard, self.up_to)
-            return adapted if self.masks is None else WithMasks(adapted, self.masks, shard)
         own = model if drafts is None else Drafting(model, drafts, self.up_to)
+        if self.adapters is not None or self.masks is not None:
+            adapted = own if self.adapters is None else WithAdapters(own, self.adapters, shard, self.up_to)
+            return adapted if self.masks is None else WithMasks(adapted, self.masks, shard)
         return own if self.parallel.ranks == 1 else Lockstep(own, shard, self.up_to)
 
     def unserved(self, ops: Ops) -> tuple[str, ...]:

@@ -78,6 +78,7 @@ from engine_models.model.architecture import (
     KvGroup,
     kv_groups,
     mla_absorbed_bytes_per_rank,
+    stages,
     state_pages,
     weight_bytes_per_rank,
     with_state_values,
@@ -225,7 +226,10 @@ class Rank:
             return kind(self.rules, self.paged(), aggregate=mode != "step", record_rows=mode == "record")
         if self.adapters is not None:
             steps, records = mode == "step", mode == "record"
-            return AdaptedScheduler(self.rules, self.paged(), self.adapters, aggregate=not steps, record_rows=records)
+            tiers = self.tiers.build() if self.tiers is not None else None
+            return AdaptedScheduler(
+                self.rules, self.paged(), self.adapters, aggregate=not steps, record_rows=records, tiers=tiers
+            )
         kv: PagedKV | HybridKV
         spans = tuple(sorted({window for window in self.windows if window is not None}))
         if self.windows == (None,):
@@ -666,10 +670,12 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), 
 """Layers that are one: places have room for all of it where adapters change a part (datasheet: vLLM 0.33.0 `lora/utils.py`)."""
 
 
-def _other_lora_values(request: PoolRequest, targets: Sequence[str] | None, *, sharded: bool) -> int:
+def _other_lora_values(
+    request: PoolRequest, arch: Architecture, targets: Sequence[str] | None, *, sharded: bool
+) -> int:
     """Values, for each rank, that a place has room for besides what adapters have: experts, embedding and LM head unless
     `targets` name the layers (the LM head's are not split over ranks), the rest of fused layers where they do."""
-    arch, tp = request.arch, request.tensor_parallel
+    tp = request.tensor_parallel
     if targets is None or "all" in targets:
         experts = expert_values(arch, tp, request.expert_parallel, request.data_parallel, fully_sharded=sharded)
         return experts + 2 * (arch.vocab + arch.hidden) * (arch.model_type in LORA_VOCABULARY)
@@ -680,7 +686,8 @@ def _other_lora_values(request: PoolRequest, targets: Sequence[str] | None, *, s
 
 def _adapters(request: PoolRequest, windows: tuple[int | None, ...], *, first: bool) -> Adapters | None:
     """Adapters of a pool, None where it serves none; InputError for what vLLM refuses or is not modelled."""
-    settings, arch, tp = request.lora, request.arch, request.tensor_parallel
+    settings, tp = request.lora, request.tensor_parallel
+    arch = max(stages(request.arch, request.pipeline_parallel), key=lambda stage: stage.layers)
     if settings is None and not request.structured:
         return None
     lacking = {
@@ -711,7 +718,7 @@ def _adapters(request: PoolRequest, windows: tuple[int | None, ...], *, first: b
         on_host=places,
         rank_limit=LORA_RANK,
         pads_rank=True,
-        other_values=_other_lora_values(request, settings.get("target_modules"), sharded=sharded),
+        other_values=_other_lora_values(request, arch, settings.get("target_modules"), sharded=sharded),
     )
 
 
@@ -1000,6 +1007,7 @@ ENGINE = Engine(
         **{name: Support(_ANYWHERE, _DOCS) for name in ("fp32", "bf16", "fp16", "int8", "int8_wo", "int4", "awq", "gptq")},
         **{name: Support(_ACCELERATORS, _DOCS) for name in ("fp8", "fp8_block", "nvfp4", "mxfp4")},
     },
+    adapters_beside=("speculative", "offload", "kv_tiers", "pipeline_parallel"),
     kv_formats=("fp8", "int8", "nvfp4"),
     features={
         "structured": Support(_LORA_KINDS, _DOCS),

@@ -257,10 +257,13 @@ def _check(request: PoolRequest, windows: tuple[int | None, ...], tiers: tuple[K
             where=f"deployment.{key}",
             mend=f"remove `deployment.{key}`",
         )
-    beside = {"LoRA adapters": request.lora is not None, "structured output": request.structured}
+    # vLLM's own names of blocks tell adapters apart; whether the others' do was not read
+    beside = {"LoRA adapters": request.lora is not None and connector != NATIVE, "structured output": request.structured}
     for words in (words for words, there in beside.items() if there):
         raise InputError(
-            f"KV offload beside {words} is not modelled yet", where=f"deployment.{key}", mend="leave one of the two out"
+            f"KV offload by {connector} beside {words} is not modelled yet",
+            where=f"deployment.{key}",
+            mend="leave one of the two out",
         )
     if connector == LMCACHE and request.pipeline_parallel > 1:
         raise InputError(

@@ -2,7 +2,8 @@
 also tells how many rows a grammar constrains.
 
 A waiting request whose adapter would be one too many is passed over until another's rows have ended; those behind it may go
-first. Who is passed over keeps the order of the queue.
+first. Who is passed over keeps the order of the queue. Beside drafts and over a pipeline rows are served one by one, as in the
+base.
 
 Source: vLLM (`v1/core/sched/scheduler.py`, `lora/worker_manager.py`), where the limit is over the adapters of all rows that run;
 before 0.33 (assumed: public copies to 0.2x) of those that the step serves.
@@ -10,6 +11,7 @@ before 0.33 (assumed: public copies to 0.2x) of those that the step serves.
 
 from __future__ import annotations
 
+from engine_models.memory.kv_tiers import KvTiers
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.adapters import AdaptedDecodes, AdapterLimits, AdapterSlots
 from engine_models.parts.batch import Batch, ContinuousRules
@@ -29,9 +31,10 @@ class AdaptedScheduler(ContinuousScheduler):
         *,
         aggregate: bool = True,
         record_rows: bool = False,
+        tiers: KvTiers | None = None,
         windows: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(rules, kv, aggregate=aggregate, record_rows=record_rows, windows=windows)
+        super().__init__(rules, kv, aggregate=aggregate, record_rows=record_rows, tiers=tiers, windows=windows)
         self.decodes = self._adapted = AdaptedDecodes(kv.block_tokens, windows)
         self.slots = AdapterSlots(limits)
 
@@ -40,7 +43,7 @@ class AdaptedScheduler(ContinuousScheduler):
     @property
     def cancels(self) -> bool:
         """As of the base."""
-        return True
+        return self.tiers is None and not self.rules.pipelined
 
     def add(self, seq: Sequence) -> None:
         """As of the base; whoever arrives may name an adapter that is served."""

@@ -576,6 +576,8 @@ class ContinuousScheduler(Scheduler):
         for seq in [s for s in self._loading if s.loaded_s <= now_s]:
             if budget <= 0 or len(self.running) >= rules.max_num_seqs:
                 break
+            if self._passes_over(seq, served):
+                continue
             tokens = self._loading[seq]
             found = min(tokens, seq.length - 1)  # the last token is computed again, for its output
             want = min(seq.length - found, budget)

@@ -195,8 +195,14 @@ def test_requests_without_an_adapter_keep_their_place() -> None:
         ({"lora": {"rank": 64}}, "adapters of rank 64 are above max_lora_rank 16"),
         ({"lora": {"max_lora_rank": 24}}, "max_lora_rank 24 is none that vLLM takes"),
         ({"lora": {"max_loras": 8, "max_cpu_loras": 4}}, "max_cpu_loras 4 is less than the 8"),
-        ({"lora": {}, "offload": {"kv_offloading_size": 8}}, "beside `offload`"),
-        ({"lora": {}, "pipeline_parallel": 2}, "beside roles or pipeline"),
+        (
+            {"lora": {}, "engine": "sglang", "speculative": {"method": "ngram", "num_speculative_tokens": 2, "acceptance": 0.5}},
+            "beside `speculative` are not simulated for SGLang .vLLM has both",
+        ),
+        (
+            {"lora": {}, "kv_tiers": [{"kind": "host", "bytes": 10**9, "connector": "MooncakeStoreConnector"}]},
+            "KV offload by .* beside LoRA adapters",
+        ),
         ({"lora": {}, "engine": "lmdeploy", "engine_args": {"backend": "pytorch"}}, "LoRA adapters is modelled for"),
         ({"engine_args": "vllm serve x/Llama-3.1-8B-Instruct --enable-lora --max-lora-rank 24"}, "max_lora_rank 24"),
     ],

@@ -73,6 +73,23 @@ CASES = {
     "tgi-sheds": Case(given({**SHEDDING, "replicas": 2, "router": "least_requests"}, LOOP)),
     "adapters": Case(given({**LORA, "replicas": 2}, {**CHATS, "adapters": {"count": 9, "share": 0.8}})),
     "adapters-sglang": Case(given({**LORA, "engine": "sglang"}, {"arrivals": poisson(20), "adapters": {"count": 9}})),
+    "adapters-drafts": Case(
+        given(
+            {**LORA, "speculative": {"method": "ngram", "num_speculative_tokens": 3, "acceptance": 0.6}},
+            {"arrivals": poisson(20), "adapters": {"count": 9}},
+        )
+    ),
+    "adapters-pipeline": Case(given({**LORA, "pipeline_parallel": 2}, {"arrivals": poisson(20), "adapters": {"count": 9}})),
+    "adapters-offload": Case(
+        given(
+            {
+                "lora": {"max_loras": 4},
+                "offload": {"kv_offloading_size": 20},
+                **args(gpu_memory_utilization=0.26, max_model_len=4000),
+            },
+            {**CHATS, "adapters": {"count": 9}},
+        )
+    ),
     "trtllm": Case(given(TRTLLM, {"arrivals": poisson(30), "shared_prefix": {"groups": 6, "tokens": 100}})),
     "trtllm-pauses": Case(given({**PAUSING, "replicas": 2, "router": "least_requests"}, LOOP)),
     "transformers": Case(given(TRANSFORMERS, {"arrivals": poisson(40), "shared_prefix": {"groups": 6, "tokens": 100}})),
