@@ -32,6 +32,7 @@ FILL_QUERY_HEADS = 40.0
 #: is negligible; nvfp4 has one byte per 16 values, mxfp4 one per 32, int4 two bytes per 128). kind: datasheet
 #: (OCP MX specification v1.0, 2023; NVIDIA NVFP4 description, 2025).
 WEIGHT_BYTES: Mapping[str, float] = {
+    "fp32": 4.0,
     "bfloat16": 2.0,
     "fp8": 1.0,
     "fp8_block": 1.0,
@@ -45,6 +46,7 @@ WEIGHT_BYTES: Mapping[str, float] = {
 }
 #: The arithmetic a format runs in: the key into :attr:`DevicePeaks.flops_per_s`.
 COMPUTE_FORMAT: Mapping[str, str] = {
+    "fp32": "bfloat16",
     "bfloat16": "bfloat16",
     "fp8": "fp8",
     "fp8_block": "fp8",

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_models.cost.sampling import Sampler, truncation_s
-from engine_models.model.architecture import MoeShape, format_of_part, gemm_shapes, moe_shapes, stages
+from engine_models.model.architecture import Gemm, MoeShape, format_of_part, gemm_shapes, moe_shapes, stages
 from engine_models.model.blocks import Architecture
 from engine_models.model.formats import Format
 from hardware_profiles.errors import PlanError
@@ -263,10 +263,19 @@ def linear_layers(shard: Shard, m: IntArray) -> Parts:
     in_fp32 = any(mlp.router_fp32 for mlp in stage.mlp)
     for gemm in gemm_shapes(stage, shard.parallel.tensor, shard.parallel.expert):
         if gemm.per == "token":
-            times = shard.ops.gemm_s(shard.weights_format(gemm.part), m, gemm.n, gemm.k)
+            times = product_s(shard, gemm, m)
             if gemm.part == "router" and in_fp32:
                 times = fp32_gemm_s(shard.ops, shard.terms.fp32_router, times, m, gemm.n, gemm.k)
             yield "linear layers", gemm.layers * times
+
+
+def product_s(shard: Shard, gemm: Gemm, m: IntArray) -> FloatArray:
+    """Seconds of one product of a layer; with weights in 32 bits twice those in 16, or the arithmetic in 32 bits."""
+    narrow_s: FloatArray = shard.ops.gemm_s(shard.weights_format(gemm.part), m, gemm.n, gemm.k)
+    if format_of_part(shard.stage, shard.formats.weights, gemm.part).name != "fp32":
+        return narrow_s
+    computed_s = m.astype(np.float64) * (2.0 * gemm.n * gemm.k / (FP32_EFFICIENCY * _fp32_rate(shard.ops)))
+    return np.maximum(2.0 * narrow_s, computed_s)
 
 
 def fp32_gemm_s(ops: Ops, how: Fp32Router, in_bf16_s: FloatArray, m: IntArray, n: int, k: int) -> FloatArray:
@@ -337,7 +346,7 @@ def experts_s(shard: Shard, shapes: list[MoeShape], m: IntArray) -> FloatArray:
             kernel=backend,
         )
         total = total + moe.layers * times
-    return total
+    return 2.0 * total if shard.formats.weights.name == "fp32" else total
 
 
 def norms_and_rotary(shard: Shard, m: IntArray) -> Parts:
@@ -437,7 +446,7 @@ def lm_head(shard: Shard, rows: IntArray) -> Parts:
     """Logits of the rows that yield a token, in the last stage."""
     for gemm in gemm_shapes(shard.stages[-1], shard.parallel.tensor, shard.parallel.expert):
         if gemm.per == "sequence":
-            yield "LM head", gemm.layers * shard.ops.gemm_s(shard.weights_format(gemm.part), rows, gemm.n, gemm.k)
+            yield "LM head", gemm.layers * product_s(shard, gemm, rows)
 
 
 def sampling(shard: Shard, rows: IntArray) -> Parts:

@@ -44,6 +44,7 @@ __all__ = [
     "KvGroup",
     "MlpBlock",
     "MoeShape",
+    "active_bytes",
     "active_parameters",
     "architecture_from_config",
     "check_parallelism",
@@ -266,9 +267,20 @@ def active_parameters(arch: Architecture) -> int:
     rule of the gpt-oss model card (arXiv:2508.10925, table 1); cards that count both tables give
     vocab * hidden more.
     """
+    return _without_towers(_active(arch))
+
+
+def _active(arch: Architecture) -> Counter[str]:
+    """Parameters by part that take part in one token, see `active_parameters`."""
     counts = _counts(arch, 1, 1, 1, padded=False, only_active=True)
-    unread = 0 if arch.tied_embeddings or not arch.has_embedding else counts["embedding"]
-    return _without_towers(counts) - unread
+    if not arch.tied_embeddings and arch.has_embedding:
+        del counts["embedding"]
+    return counts
+
+
+def active_bytes(arch: Architecture, weights: Format) -> int:
+    """Return the bytes of the weights that one token reads, each part in its own format [bytes]."""
+    return _bytes(arch, weights, Counter({part: n for part, n in _active(arch).items() if part not in _TOWERS}))
 
 
 def format_of_part(arch: Architecture, weights: Format, part: str) -> Format:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine_models.model.architecture import active_parameters, load_architecture, parameters
+from engine_models.model.architecture import active_bytes, active_parameters, load_architecture, parameters
 from hardware_profiles.errors import InputError
 from simulator.prepared import Prepared
 
@@ -16,7 +16,7 @@ CACHE_BYTES = 1.2e9
 
 def read_bound_s(prepared: Prepared) -> float:
     """Least time of a step: its weights read from memory; 0 where a CPU's caches may hold them, or the rate was fitted."""
-    read = active_parameters(prepared.arch) * prepared.formats.weights.bits_per_weight / 8
+    read = active_bytes(prepared.arch, prepared.formats.weights)
     if prepared.device.kernel_error is not None or (prepared.device.kind == "cpu" and read < CACHE_BYTES):
         return 0.0
     return read / (prepared.device.memory_bandwidth_bytes_per_s.value * prepared.devices_each)

@@ -412,6 +412,8 @@ def _guidellm_one(benchmark: Json, label: str) -> Measured:
     config = benchmark.get("config") or {}
     strategy = config.get("strategy") if isinstance(config.get("strategy"), dict) else {}
     facts = {k: v for k, v in (strategy or {}).items() if isinstance(v, str | int | float)}
+    if isinstance(model := _mapping(config.get("backend")).get("model"), str):
+        facts["model_id"] = model
     notes = (
         "its inter_token_latency is the time per output token after the first: shown as TPOT",
         "its time_per_output_token includes the first token: shown as E2E / n",
@@ -466,10 +468,10 @@ def _table(text: str, path: Path) -> Json:
 
 def _guidellm_row(head: list[tuple[str, ...]], row: list[str]) -> Json:
     metrics: dict[str, Any] = {}
-    strategy: dict[str, str] = {}
+    strategy: dict[str, Any] = {}
     for (group, name, statistic), cell in zip(head, row, strict=True):
         if (group, name) == ("Benchmark", "Strategy"):
-            strategy["type_"] = cell
+            strategy |= _guidellm_strategy(cell)
         elif group == "Request Counts":
             metrics.setdefault("request_totals", {})[name.lower()] = _parsed(cell)
         elif (key := _GUIDELLM_COLUMNS.get((group, name))) is not None:
@@ -484,6 +486,14 @@ def _guidellm_row(head: list[tuple[str, ...]], row: list[str]) -> Json:
                 if statistic == "Median":
                     block["percentiles"]["p50"] = _parsed(cell)
     return {"metrics": metrics, "config": {"strategy": strategy}}
+
+
+def _guidellm_strategy(cell: str) -> dict[str, Any]:
+    """A strategy as its JSON has it, of words such as ``concurrent@4`` and ``poisson@2.50``."""
+    kind, _, number = cell.partition("@")
+    value = _parsed(number)
+    named = {"concurrent": "streams", "throughput": "max_concurrency", "constant": "rate", "poisson": "rate"}
+    return {"type_": kind} | ({named[kind]: value} if kind in named and value is not None else {})
 
 
 def _parsed(cell: str) -> float | None:
@@ -502,6 +512,11 @@ _PERF_LATENCIES = {
     "inter_token_latency": "itl_ms",
     "request_latency": "e2el_ms",
 }
+_PERF_LENGTHS = (
+    ("prompt_len", "input_tokens"), ("output_len", "output_tokens"), ("prompt_tokens", "input_tokens"),
+    ("output_tokens", "output_tokens"),
+)  # fmt: skip
+"""Lengths by the client (up to 0.6), then by the server."""
 _PERF_TOTALS = {
     "requests_per_sec": "request_throughput",
     "output_tokens_per_sec": "output_throughput",
@@ -517,7 +532,7 @@ def _inference_perf(document: Json, label: str) -> Measured:
         block = (good.get("latency") or {}).get(key)
         if isinstance(block, dict):
             metrics[name] = _perf_stats(block, 1e3)
-    for key, name in (("prompt_len", "input_tokens"), ("output_len", "output_tokens")):
+    for key, name in _PERF_LENGTHS:
         if isinstance(good.get(key), dict):
             metrics[name] = _perf_stats(good[key], 1.0)
     rates = good.get("throughput") or {}
@@ -527,6 +542,9 @@ def _inference_perf(document: Json, label: str) -> Measured:
     )
     load = document.get("load_summary") or {}
     facts = _numbers({key: load.get(key) for key in ("requested_rate", "achieved_rate", "send_duration")})
+    totals |= _numbers({"vllm_duration_s": document.get("benchmark_time_seconds")})
+    if (clients := _number(load.get("concurrency"))) is not None:  # a stage of so many clients, whose rate is no target
+        facts = {"max_concurrency": clients}
     notes = ["its normalized_time_per_output_token is shown as E2E / n"]
     if "itl_ms" in metrics:
         notes.append("its ITL gives the tokens of one chunk gaps of zero")
@@ -535,7 +553,8 @@ def _inference_perf(document: Json, label: str) -> Measured:
 
 def _perf_stats(block: Json, factor: float) -> Stats:
     names = {"median": "p50"}
-    return {names.get(key, key.replace(".", "_")): n * factor for key, n in _numbers(block).items()}
+    stats = {key: n for key, n in _numbers(block).items() if key not in ("total", "cached", "uncached")}
+    return {names.get(key, key.replace(".", "_")): n * factor for key, n in stats.items()}
 
 
 def _are_perf_records(document: Any) -> bool:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models.model.architecture import (
+    active_bytes,
     active_parameters,
     architecture_from_config,
     check_parallelism,
@@ -527,3 +528,10 @@ def test_bits_of_packed_formats() -> None:
     for name in ("exl2_9.0", "exl2_0.5", "q7_k", "mlx_7bit"):
         with pytest.raises(InputError, match="unknown number format"):
             format_named(name)
+
+
+def test_the_bytes_that_a_token_reads_are_those_of_each_parts_format() -> None:
+    """gpt-oss as GGUF: experts in 4.25 bits, the rest in 8.5."""
+    arch, mixed = load_architecture("openai/gpt-oss-20b"), format_named("mxfp4_moe")
+    assert active_bytes(arch, format_named("bf16")) == 2 * active_parameters(arch)
+    assert 4.25 / 8 < active_bytes(arch, mixed) / active_parameters(arch) < 0.9 * 8.5 / 8

@@ -40,6 +40,8 @@ def test_each_tool_is_recognised_and_its_words_mean_the_same(kind: str) -> None:
     assert found.totals["request_throughput"] == pytest.approx(1.2)
     assert found.totals["output_throughput"] == pytest.approx(303 / 2.5)
     assert found.metrics["output_tokens"]["mean"] == 101
+    assert found.metrics["input_tokens"]["mean"] == 300
+    assert "total" not in found.metrics["input_tokens"]
 
 
 @pytest.mark.parametrize("kind", ["guidellm", "inference-perf"])
@@ -67,7 +69,7 @@ def test_a_report_of_guidellm_reads_the_same_in_all_its_formats(tmp_path: Path) 
         assert stats == {key: as_json.metrics[metric][key] for key in stats}
         assert {"mean", "std", "min", "p50", "p90", "p99", "max"} <= stats.keys()
     assert as_csv.totals == as_json.totals
-    assert as_csv.facts == {"type_": "constant"}
+    assert as_csv.facts == {"type_": "constant", "rate": 1.2}
 
 
 def perf_record(at_s: float, gap_s: float, *, nested: bool, **changed: Any) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def as_guidellm_csv(benchmarks: list[dict[str, Any]]) -> str:
     rows = []
     for benchmark in benchmarks:
         metrics = benchmark["metrics"]
-        row: list[Any] = ["x", "constant"]
+        row: list[Any] = ["x", "constant@1.20"]
         row += [metrics["request_totals"][status] for status in ("successful", "incomplete", "errored")]
         for key in measured_files._GUIDELLM_COLUMNS.values():
             stats = metrics[key]["successful"]

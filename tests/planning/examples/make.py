@@ -104,7 +104,7 @@ def sglang() -> dict[str, object]:
 
 
 def inference_perf() -> dict[str, object]:
-    """`summary_lifecycle_metrics.json`."""
+    """`summary_lifecycle_metrics.json` of 0.7."""
 
     def block(values: np.ndarray) -> dict[str, object]:
         named = {"p0.1": 0.1, **{f"p{p}": p for p in PERCENTS if p != 50}, "p99.9": 99.9}
@@ -122,11 +122,14 @@ def inference_perf() -> dict[str, object]:
         "total_tokens_per_sec": (3 * TOKENS + PROMPT.sum()) / DURATION_S, "requests_per_sec": 3 / DURATION_S,
     }  # fmt: skip
     return {
+        "benchmark_time_seconds": DURATION_S,
         "load_summary": {"count": 3, "schedule_delay": block(np.zeros(3)), "send_duration": 2.0,
                          "requested_rate": 1.2, "achieved_rate": 1.2},
-        "successes": {"count": 3, "latency": latency, "throughput": throughput, "prompt_len": block(PROMPT),
-                      "output_len": block(np.full(3, float(TOKENS)))},
-        "failures": {"count": 0, "request_latency": None, "prompt_len": None},
+        "successes": {"count": 3, "latency": latency, "throughput": throughput,
+                      "prompt_tokens": {"total": 900.0, "cached": 0.0, "uncached": 900.0, **block(PROMPT)},
+                      "output_len": block(np.full(3, float(TOKENS + 1))),
+                      "output_tokens": {"total": 303.0, **block(np.full(3, float(TOKENS)))}},
+        "failures": {"count": 0, "request_latency": None, "prompt_tokens": {"total": 0.0, "cached": 0.0, "uncached": 0.0}},
     }  # fmt: skip
 
 
