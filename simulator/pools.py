@@ -256,7 +256,7 @@ def _link_bytes_per_s(link: str | None, device: Device, *, inside: bool) -> floa
     return quantity.value
 
 
-def blended_price(prices: Sequence[tuple[UnitPrice | None, int]]) -> UnitPrice | None:
+def blended_price(prices: Sequence[tuple[UnitPrice | None, float]]) -> UnitPrice | None:
     """The price of a device-hour over pools of so many devices each: their mean; None if one is unknown."""
     known = [(price, devices) for price, devices in prices if price is not None]
     if len(known) < len(prices):

@@ -33,11 +33,11 @@ from simulator.calibrated import used_ranges
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FINISHED, ClusterResult
 from simulator.cluster.servers import Servers
-from simulator.cost import Usage, run_cost
+from simulator.cost import UnitPrice, Usage, run_cost
 from simulator.effort import effort_of, effort_of_all, machine_bytes
 from simulator.io.tables import Coded, Column, TableWriter
 from simulator.limits import all_refused, cuts, refusals
-from simulator.pools import check_longest, machines
+from simulator.pools import blended_price, check_longest, machines
 from simulator.prepare import deployment_summary, prepare
 from simulator.prepared import Elasticity, Prepared
 from simulator.results.domain import device_sources, domain, kernel_sources
@@ -605,7 +605,7 @@ def _assemble(
         server.pop("busy_prefill_s"),
         server.pop("busy_decode_s"),
     )
-    cost = run_cost(prepared.price, usage)
+    cost = run_cost(_price(prepared, cluster, window), usage)
     warnings = [*prepared.warnings, *workload.warnings, *_warnings(prepared, workload, raw, figures, slo)]
     if reserves:
         warnings += _held_queue(prepared, figures)
@@ -677,6 +677,15 @@ def _assemble(
         manifest["partial"] = True
     result["run_id"] = f"{scenario.name}-{digest[:10]}"
     return result, manifest, digest
+
+
+def _price(prepared: Prepared, cluster: Cluster, window: Window) -> UnitPrice | None:
+    """The price of a device-hour; of pools whose replicas come and go, by the devices that each had on average."""
+    elastic = _elastic(prepared, cluster)
+    if elastic is None or len(prepared.pools) < 2:
+        return prepared.price
+    devices = (history.mean(window.start_s, window.end_s) for history in elastic.fleet.devices)
+    return blended_price([(each.price, count) for each, count in zip(prepared.pools, devices, strict=True)])
 
 
 def _of_pool(pool: Prepared, load: dict[str, Any], window: Window, devices: float) -> dict[str, Any]:

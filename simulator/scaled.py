@@ -7,8 +7,11 @@ from collections.abc import Sequence as Series
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from engine_models.parts.batch import Batch
+from engine_models.parts.protocols import StepCost
 from hardware_profiles.errors import InputError
-from simulator.cluster.scaling.dynamo import PairPlanner, Planner
+from simulator.cluster.scaling.dynamo import Bounds, PairPlanner, Planner
+from simulator.cluster.scaling.dynamo_sla import PREDICTORS, Passes, SlaPlanner
 from simulator.cluster.scaling.hpa import DOWN, UP, Behaviour, Direction, Hpa, Policy
 from simulator.cluster.scaling.keda import Keda
 from simulator.cluster.scaling.knative import Knative, KnativeRules
@@ -262,28 +265,64 @@ def _together(
         behaviours = [partial(_behaviour, given.behavior, least, most) for least, most in between]
         return lambda: Variants(names, costs, [made() for made in behaviours], _saturation(given), tolerance=given.tolerance)
     assert given.kind == "dynamo"
-    if given.optimization_target == "sla":
-        raise InputError(
-            "optimization_target: sla, by regression on measured passes, is not modelled yet",
-            where=f"{WHERE}.optimization_target",
-            mend="use throughput (the default) or latency",
-        )
-    return partial(
-        PairPlanner,
-        given.optimization_target,
-        pools[0].plan.limits.context_tokens,
+    budget = Bounds(
         (pools[0].devices_each, pools[1].devices_each),
-        least_gpus=given.min_gpu_budget,
-        most_gpus=given.max_gpu_budget,
-        min_endpoint=given.min_endpoint,
-        between=between,
+        given.min_gpu_budget,
+        given.max_gpu_budget,
+        given.min_endpoint,
+        between,
+    )
+    if given.optimization_target != "sla":
+        context = pools[0].plan.limits.context_tokens
+        return partial(PairPlanner, given.optimization_target, context, budget, every_s=given.load_adjustment_interval_s)
+    return partial(
+        SlaPlanner,
+        _passes(*pools),
+        given.ttft_ms,
+        given.itl_ms,
+        budget,
+        predictor=PREDICTORS[given.load_predictor],
+        by_throughput=given.enable_throughput_scaling,
+        by_load=given.enable_load_scaling,
+        throughput_s=given.throughput_adjustment_interval_s,
         every_s=given.load_adjustment_interval_s,
     )
 
 
+def _passes(prefill: Prepared, decode: Prepared) -> Passes:
+    """What the planner knows of workers: the engine's own times of forward passes."""
+    first, second = prefill.times(), decode.times()
+
+    def prefill_s(tokens: int) -> float:
+        batch = Batch(0)
+        batch.serve(tokens, 0, decodes=False)
+        return _pass_s(first, batch, prefill.plan.executor.depth)
+
+    def decode_s(rows: int, kv_tokens: int) -> float:
+        batch = Batch(0, rows)
+        batch.decode_rows = batch.decode_tokens = rows
+        batch.decode_kv_tokens = kv_tokens
+        return _pass_s(second, batch, decode.plan.executor.depth)
+
+    limits = decode.plan.limits
+    return Passes(prefill_s, prefill.plan.limits.step_tokens, decode_s, limits.rows, limits.kv_tokens)
+
+
+def _pass_s(cost: StepCost, batch: Batch, depth: int) -> float:
+    """Time of a pass: the host's share is hidden where steps are launched ahead."""
+    device_s, host_s = cost.step_s([batch])[0], cost.host_s(batch)
+    return max(device_s, host_s) if depth > 1 else device_s + host_s
+
+
 def words(given: schema.Scaler, made: Autoscaler | JointScaler) -> list[str]:
     """What is assumed of an autoscaler."""
-    return [
+    said = [
         f"{given.kind} decides every {made.every_s:g} s by metrics collected every {made.collect_s:g} s; a replica that it sends "
         f"away has {given.grace_s:g} s to end what it has (grace_s), then the rest is lost"
     ]
+    if given.kind == "dynamo" and given.optimization_target == "sla":
+        said.append(
+            "the planner is taken to know the engine's times of forward passes, which it fits to those that it observes, and to "
+            f"predict load by load_predictor: {given.load_predictor} (its default, arima, is not modelled)"
+        )
+    return said

@@ -9,6 +9,8 @@ import pytest
 
 from simulator.cluster.scaling.dynamo import (
     EASY,
+    Bounds,
+    PairPlanner,
     by_estimates,
     by_rate,
     by_thresholds,
@@ -17,11 +19,27 @@ from simulator.cluster.scaling.dynamo import (
     stays_below,
     within_budget,
 )
-from simulator.cluster.scaling.hpa import TOLERANCE, Behaviour, Hpa, by_average_value, by_pods
+from simulator.cluster.scaling.dynamo_sla import PREDICTORS, Passes, SlaPlanner
+from simulator.cluster.scaling.hpa import (
+    DOWN,
+    TOLERANCE,
+    Behaviour,
+    Direction,
+    Hpa,
+    by_average_value,
+    by_pods,
+)
 from simulator.cluster.scaling.keda import Keda
 from simulator.cluster.scaling.knative import Decider, Knative, KnativeRules
 from simulator.cluster.scaling.scaler import Autoscaler, Counts, Reading, Seen
-from simulator.cluster.scaling.wva import QueueModel, Saturation, ServiceLaw, by_saturation, by_tokens
+from simulator.cluster.scaling.wva import (
+    QueueModel,
+    Saturation,
+    ServiceLaw,
+    Variants,
+    by_saturation,
+    by_tokens,
+)
 
 # HPA ---------------------------------------------------------------------------------------------------------
 
@@ -270,3 +288,116 @@ def test_wva_by_its_queueing_model() -> None:
     assert most == pytest.approx(7.300, abs=5e-4)
     assert model.latencies_ms(most / 1e3)[1] == pytest.approx(13.76, abs=5e-3)
     assert math.ceil(30 / most) == 5
+
+
+def passes(fixed_s: float = 0.01) -> Passes:
+    """A pass over prompts takes 10 ms and 50 us a token, a decode step 10 ms, 0.1 ms a row and 0.1 us a token of KV."""
+    return Passes(
+        lambda tokens: fixed_s + 50e-6 * tokens,
+        step_tokens=2048,
+        decode_s=lambda rows, kv: 0.01 + 1e-4 * rows + 1e-7 * kv,
+        rows=256,
+        kv_tokens=400_000,
+    )
+
+
+def test_dynamo_serves_what_one_prompt_after_the_other_and_the_largest_batch_allow() -> None:
+    """1,000 tokens: 60 ms, 16.7/s; 5,000 in passes of 2,048: 2 x 112.4 + 55.2 ms = 280 ms."""
+    found = passes()
+    assert found.prefill_per_s(1000) == pytest.approx(1 / 0.06)
+    assert found.prefill_per_s(5000) == pytest.approx(1 / 0.28)
+    # context 1,000 + 200 / 2: a row costs 0.1 + 0.11 ms; (50 - 10) / 0.21 = 190 rows keep 50 ms: 190 / (200 x 49.9 ms)
+    assert found.decode_per_s(1000, 200, 0.05) == pytest.approx(190 / (200 * 0.0499))
+    # 20,000 tokens of context: 400,000 tokens hold 20 rows, which take 52 ms; one row 12.1 ms
+    assert found.decode_per_s(19_900, 200, 0.06) == pytest.approx(20 / (200 * 0.052))
+    assert found.decode_per_s(1000, 200, 0.001) == pytest.approx(1 / (200 * 0.01021)), "none keeps it: one row"
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("constant", 30.0), ("kalman", 35.6)])
+def test_dynamo_predicts_the_next_interval(name: str, wanted: float) -> None:
+    """Leading zeros are not recorded; a rising series goes on rising where its trend is filtered."""
+    predictor = PREDICTORS[name]()
+    assert predictor.next() == 0.0
+    for value in (0.0, 0.0, 10.0, 20.0, 30.0):
+        predictor.add(value)
+    assert predictor.next() == pytest.approx(wanted, abs=5.0)
+    steady = PREDICTORS[name]()
+    for _ in range(50):
+        steady.add(7.0)
+    assert steady.next() == pytest.approx(7.0)
+
+
+def planner(**more: Any) -> SlaPlanner:
+    return SlaPlanner(passes(), 500, 50, Bounds((1, 1), -1, 16, 1, [(1, 16), (1, 16)]), **more)
+
+
+def of_both(pools: tuple[tuple[int, int, float, int], ...], requests: int = 0) -> list[Seen]:
+    """Metrics of a prefill and a decode pool: workers, rows of each, share of the KV cache and queued tokens of each."""
+    return [
+        Seen(
+            5.0,
+            tuple(Reading(rows, 0, share, 400_000, queued) for _ in range(workers)),
+            arrivals=requests,
+            new_prompt_tokens=1000 * requests,
+            ends=requests,
+            new_output_tokens=200 * requests,
+        )
+        for workers, rows, share, queued in pools
+    ]
+
+
+def test_dynamo_by_an_sla_asks_for_what_carries_the_load() -> None:
+    """8,990 requests of 1,000 and 200 tokens in 180 s, 49.9/s: over 16.7 and over 19.04 of a replica 3 and 3."""
+    scaler, counts = planner(), [Counts(1, 1), Counts(1, 1)]
+    idle = of_both(((1, 0, 0.0, 0), (1, 0, 0.0, 0)))
+    assert list(scaler.desired(idle, counts, 175.0)) == [1, 1]
+    scaler.collected(of_both(((1, 0, 0.0, 0), (1, 0, 0.0, 0)), 8000))
+    scaler.collected(of_both(((1, 0, 0.0, 0), (1, 0, 0.0, 0)), 990))
+    assert list(scaler.desired(idle, counts, 180.0)) == [3, 3]
+    assert list(scaler.desired(idle, [Counts(3, 3), Counts(3, 3)], 185.0)) == [3, 3], "nothing between two intervals"
+    scaler.collected(of_both(((3, 0, 0.0, 0), (3, 0, 0.0, 0)), 90_000))
+    assert list(scaler.desired(idle, [Counts(3, 3), Counts(3, 3)], 360.0)) == [8, 8], "30 and 27 wanted, 8 more at most, 16 GPUs"
+
+
+def test_dynamo_by_load_keeps_ttft_and_itl() -> None:
+    """10,000 queued tokens take 0.55 s: all above 500 ms is one more, one of two below is none."""
+    scaler = planner(by_throughput=False, by_load=True)
+    scaler._prompts.add(1000.0)
+    settled = [Counts(2, 2), Counts(2, 2)]
+    assert list(scaler.desired(of_both(((2, 1, 0.1, 10_000), (2, 60, 0.3, 0))), settled, 5.0)) == [3, 2]
+    mixed = of_both(((2, 1, 0.1, 10_000), (2, 60, 0.3, 0)))
+    mixed[0] = Seen(5.0, (Reading(1, 0, 0.1, 400_000, 10_000), Reading(1, 0, 0.1, 400_000, 0)))
+    assert list(scaler.desired(mixed, settled, 5.0)) == [2, 2]
+    # 300 rows of 100,000 tokens: 10 + 30 + 10 = 50 ms is not above; 350 rows: 55 ms is
+    assert list(scaler.desired(of_both(((2, 1, 0.1, 6000), (2, 300, 0.25, 0))), settled, 5.0)) == [2, 2]
+    assert list(scaler.desired(of_both(((2, 1, 0.1, 6000), (2, 350, 0.25, 0))), settled, 5.0)) == [2, 3]
+    assert list(scaler.desired(of_both(((2, 1, 0.1, 0), (2, 10, 0.1, 0))), settled, 5.0)) == [1, 1]
+    assert list(scaler.desired(of_both(((2, 1, 0.1, 0), (2, 10, 0.6, 0))), settled, 5.0)) == [1, 2], "one cache would be too full"
+    assert list(scaler.desired(of_both(((1, 1, 0.1, 10_000), (2, 60, 0.3, 0))), [Counts(2, 1), Counts(2, 2)], 5.0)) == [2, 2]
+
+
+def test_dynamo_by_thresholds_of_a_pair() -> None:
+    """A prefill worker is judged by what waits over the context, a decode worker by its cache; both share the budget."""
+    scaler = PairPlanner("throughput", 8192, Bounds((1, 1), -1, 8, 1, [(1, 8), (1, 8)]))
+    settled = [Counts(2, 2), Counts(3, 3)]
+    assert list(scaler.desired(of_both(((2, 1, 0.1, 8192), (3, 9, 0.9, 0))), settled, 5.0)) == [3, 3]
+    assert list(scaler.desired(of_both(((2, 1, 0.1, 4096), (3, 9, 0.9, 80_000))), settled, 5.0)) == [2, 4]
+    assert list(scaler.desired(of_both(((2, 1, 0.1, 0), (3, 9, 0.3, 0))), settled, 5.0)) == [1, 2]
+    full = [Counts(4, 4), Counts(4, 4)]
+    assert list(scaler.desired(of_both(((4, 1, 0.1, 9000), (4, 9, 0.9, 0))), full, 5.0)) == [4, 4], "of 8 GPUs"
+    assert list(scaler.desired(of_both(((4, 1, 0.1, 9000), (3, 9, 0.9, 0))), [Counts(4, 4), Counts(4, 3)], 5.0)) == [4, 4]
+
+
+def test_wva_knows_no_roles() -> None:
+    """Saturated replicas of either pool ask for one of the cheaper, and the dearer gives one back."""
+
+    def scaler() -> Variants:
+        behaviours = [Behaviour(1, 8, down=Direction(0.0, DOWN.policies)) for _ in range(2)]
+        return Variants(["prefill", "decode"], [4.0, 8.0], behaviours, Saturation(), tolerance=0.1)
+
+    settled = [Counts(2, 2), Counts(2, 2)]
+    assert list(scaler().desired(of_both(((2, 1, 0.1, 0), (2, 9, 0.95, 0))), settled, 15.0)) == [2, 1], "the full pool loses one"
+    assert list(scaler().desired(of_both(((2, 1, 0.75, 0), (2, 9, 0.95, 0))), settled, 15.0)) == [3, 2]
+    assert list(scaler().desired(of_both(((2, 1, 0.1, 0), (2, 9, 0.1, 0))), settled, 15.0)) == [2, 1]
+    assert list(scaler().desired(of_both(((2, 1, 0.1, 0), (1, 9, 0.1, 0))), [Counts(2, 2), Counts(1, 1)], 15.0)) == [1, 1]
+    assert list(scaler().desired(of_both(((2, 1, 0.1, 0), (1, 9, 0.1, 0))), [Counts(2, 2), Counts(2, 1)], 15.0)) == [2, 2]

@@ -338,14 +338,22 @@ class KnativeScaler(_Scaling):
 
 
 class DynamoScaler(_Scaling):
-    """Dynamo's planner, by load and static thresholds (its default); budgets are of all GPUs, -1 for none.
+    """Dynamo's planner, by load and static thresholds (its default), or by an SLA; budgets are of all GPUs, -1 for none.
 
-    `min_replicas` and `max_replicas`, which it does not know, bound the count besides.
+    `min_replicas` and `max_replicas`, which it does not know, bound the count besides. With `optimization_target: sla`, around a
+    prefill and a decode pool, replicas follow predicted load every `throughput_adjustment_interval_s`, and estimates of TTFT and
+    ITL every `load_adjustment_interval_s`.
     """
 
     kind: Literal["dynamo"]
     optimization_target: Literal["throughput", "latency", "sla"] = "throughput"
     load_adjustment_interval_s: AboveZero = 5.0
+    throughput_adjustment_interval_s: AboveZero = 180.0
+    ttft_ms: AboveZero = 500.0
+    itl_ms: AboveZero = 50.0
+    enable_throughput_scaling: Bool = True
+    enable_load_scaling: Bool = False
+    load_predictor: Literal["constant", "kalman", "arima", "prophet"] = "constant"
     min_gpu_budget: Annotated[int, Strict(), Field(ge=-1, le=10**6)] = -1
     max_gpu_budget: Annotated[int, Strict(), Field(ge=-1, le=10**6)] = 8
     min_endpoint: Ranks = 1
@@ -354,6 +362,14 @@ class DynamoScaler(_Scaling):
     def _budgets(self) -> DynamoScaler:
         if 0 <= self.max_gpu_budget < self.min_gpu_budget:
             raise ValueError(f"min_gpu_budget ({self.min_gpu_budget}) is above max_gpu_budget ({self.max_gpu_budget})")
+        if self.load_predictor in ("arima", "prophet"):
+            raise ValueError(f"load_predictor: {self.load_predictor} is not modelled yet; use constant or kalman")
+        of_sla = ("throughput_adjustment_interval_s", "ttft_ms", "itl_ms", "enable_throughput_scaling", "enable_load_scaling")
+        given = [key for key in (*of_sla, "load_predictor") if key in self.model_fields_set]
+        if given and self.optimization_target != "sla":
+            raise ValueError(f"{', '.join(given)} belong to optimization_target: sla")
+        if self.optimization_target == "sla" and not (self.enable_throughput_scaling or self.enable_load_scaling):
+            raise ValueError("the planner decides nothing; set enable_throughput_scaling or enable_load_scaling")
         return self
 
 

@@ -156,28 +156,34 @@ class Planner(Autoscaler):
         return within_budget(count, self._each, *self._bounds, self._least)
 
 
-class PairPlanner(JointScaler):
-    """Scaling by load of a prefill and a decode pool, which share a budget.
+@dataclass(frozen=True)
+class Bounds:
+    """What holds the counts of a prefill and a decode pool.
 
-    Parameters as of `Planner`; `each` and `between` (fewest and most replicas) are of either pool.
+    each : GPUs of a replica. least_gpus, most_gpus : bounds of all, -1 for none. min_endpoint : fewest replicas of either.
+    between : fewest and most replicas of each besides, which the planner does not know.
     """
+
+    each: tuple[int, int]
+    least_gpus: int
+    most_gpus: int
+    min_endpoint: int
+    between: Series[tuple[int, int]]
+
+    def apply(self, now: Series[int], wanted: Series[int]) -> Series[int]:
+        """Counts that are not too far from the present ones, within the budget and the bounds."""
+        prefill, decode = (max(near(new, old), self.min_endpoint) for new, old in zip(wanted, now, strict=True))
+        found = pair_within_budget((prefill, decode), self.each, self.least_gpus, self.most_gpus, self.min_endpoint)
+        return [min(max(count, least), most) for count, (least, most) in zip(found, self.between, strict=True)]
+
+
+class PairPlanner(JointScaler):
+    """Scaling by load of a prefill and a decode pool, which share a budget; parameters as of `Planner`."""
 
     reads_queued_tokens = True
 
-    def __init__(
-        self,
-        target: str,
-        context_tokens: int,
-        each: tuple[int, int],
-        *,
-        least_gpus: int,
-        most_gpus: int,
-        min_endpoint: int,
-        between: Series[tuple[int, int]],
-        every_s: float = LOAD_S,
-    ) -> None:
-        self._target, self._context_tokens = target, context_tokens
-        self._each, self._bounds, self._least, self._between = each, (least_gpus, most_gpus), min_endpoint, between
+    def __init__(self, target: str, context_tokens: int, bounds: Bounds, *, every_s: float = LOAD_S) -> None:
+        self._target, self._context_tokens, self._bounds = target, context_tokens, bounds
         self.every_s = self.collect_s = every_s
 
     def desired(self, seen: Series[Seen], counts: Series[Counts], now_s: float) -> Series[int]:
@@ -185,14 +191,9 @@ class PairPlanner(JointScaler):
         now = [count.wanted for count in counts]
         if any(not count.ready == count.wanted == len(each.readings) for count, each in zip(counts, seen, strict=True)):
             return now
-        return self._bounded(now, [self._by_load(side, each, count) for side, each, count in zip(SIDES, seen, now, strict=True)])
+        found = [self._by_load(side, each, count) for side, each, count in zip(SIDES, seen, now, strict=True)]
+        return self._bounds.apply(now, found)
 
     def _by_load(self, side: Side, seen: Seen, count: int) -> int:
         loads = [load_of(reading, side, self._context_tokens) for reading in seen.readings]
         return by_thresholds(loads, count, EASY[self._target, side])
-
-    def _bounded(self, now: Series[int], wanted: Series[int]) -> Series[int]:
-        """Counts that are not too far from the present ones, within the budget and the bounds."""
-        prefill, decode = (max(near(new, old), self._least) for new, old in zip(wanted, now, strict=True))
-        found = pair_within_budget((prefill, decode), self._each, *self._bounds, self._least)
-        return [min(max(count, least), most) for count, (least, most) in zip(found, self._between, strict=True)]

@@ -18,6 +18,7 @@ class Flow:
         self._came_s = 0.0  # times of those that came less those of others that went
         self._came = self._came_before = self._ended = 0
         self._prompts = self._outputs = 0
+        self._before = (0, 0, 0)  # ended, tokens of prompts and of answers when it was collected before
         self._until_s = self._whole_s = 0.0
 
     def enter(self, seq: Sequence, now_s: float) -> None:
@@ -42,6 +43,9 @@ class Flow:
         """What is collected now."""
         whole_s = len(self._inside) * now_s - self._came_s
         passed_s = now_s - self._until_s
+        sums = self._ended, self._prompts, self._outputs
+        ends, prompts, outputs = (now - before for now, before in zip(sums, self._before, strict=True))
+        self._before = sums
         found = Seen(
             now_s,
             readings,
@@ -50,6 +54,9 @@ class Flow:
             arrivals=self._came - self._came_before,
             prompt_tokens=self._prompts / self._came if self._came else 0.0,
             output_tokens=self._outputs / self._ended if self._ended else 0.0,
+            new_prompt_tokens=prompts,
+            ends=ends,
+            new_output_tokens=outputs,
         )
         self._until_s, self._whole_s, self._came_before = now_s, whole_s, self._came
         return found

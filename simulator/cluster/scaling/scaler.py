@@ -29,7 +29,8 @@ class Seen:
 
     held : requests that wait at the router for a replica.
     concurrency : requests in flight, the router's included, averaged over the time since they were collected before.
-    arrivals : requests that came in that time.
+    arrivals, new_prompt_tokens : requests that came in that time, and their tokens. ends, new_output_tokens : those that have
+        ended with their answer, and its tokens.
     prompt_tokens, output_tokens : their means so far, the latter over requests that have ended.
     """
 
@@ -40,6 +41,9 @@ class Seen:
     arrivals: int = 0
     prompt_tokens: float = 0.0
     output_tokens: float = 0.0
+    new_prompt_tokens: int = 0
+    ends: int = 0
+    new_output_tokens: int = 0
 
 
 class Counts(NamedTuple):
