@@ -66,7 +66,7 @@ def _one(table: FlagTable, found: Found, servers: list[EngineFlags]) -> EngineFl
         notes.append(f"{len(servers)} launch commands with the same flags are read as nodes of one server; copies are `replicas`")
     if found.tag is not None and found.version is None:
         notes.append(f"image tag `{found.tag}` names no release: read as the newest unless `engine` names one")
-    return EngineFlags(first.values, first.model, found.version, found.said, notes, first.warnings)
+    return EngineFlags(first.values, first.model, found.version, found.said, notes, first.warnings, found.replicas)
 
 
 class _Reader:
@@ -185,16 +185,18 @@ class _Reader:
 
     def with_file(self, launch: Launch) -> list[str]:
         """The arguments, those of a file of flags first where the text writes that file."""
-        words, asked = list(launch.arguments), f"--{self.table.settings_file}"
+        words = list(launch.arguments)
         for i, word in enumerate(words):
-            name = next(iter(words[i + 1 : i + 2]), "") if word == asked else word.removeprefix(f"{asked}=")
-            text = launch.files.get(name) if word.startswith(asked) else None
+            flag, equals, after = word.partition("=")
+            asked = flag.startswith("--") and self.table.aliases.get(snake(flag), snake(flag)) == self.table.settings_file
+            name = after if equals else next(iter(words[i + 1 : i + 2]), "")
+            text = launch.files.get(name) if asked else None
             if text is not None:
                 for key, value in flags_of_file(text, name).items():
                     own, negated = self.resolve(snake(str(key)), str(key), abbreviated=False)
                     self.key(own, str(key), value, negated=negated)
                     self.of_file.add(own)
-                return words[:i] + words[i + 1 + (word == asked) :]
+                return words[:i] + words[i + (1 if equals else 2) :]
         return words
 
     def environment(self, variables: Mapping[str, str]) -> None:

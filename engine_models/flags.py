@@ -159,7 +159,7 @@ class FlagTable:
 @dataclass(frozen=True)
 class EngineFlags:
     """Flags as given: snake_case names and typed values, the model of a launch command, the engine's version as an image or
-    a requirement states it (`said` : in which words); notes and warnings in words."""
+    a requirement states it (`said` : in which words); notes and warnings in words; the copies that a manifest asks for."""
 
     values: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
@@ -167,6 +167,7 @@ class EngineFlags:
     said: str = ""
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    replicas: int | None = None
 
 
 def snake(name: str) -> str:

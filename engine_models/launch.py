@@ -84,7 +84,7 @@ class Found:
 
     version : as an image's tag or a requirement states it; said : the words that do. `tag` : a tag that names no release.
     others : words of commands that start nothing of this engine.
-    keys : flags as a group of keys (a config file), where the text is that.
+    keys : flags as a group of keys (a config file), where the text is that. replicas : copies that a manifest asks for.
     """
 
     launches: list[Launch] = field(default_factory=list)
@@ -94,6 +94,7 @@ class Found:
     tag: str | None = None
     others: list[str] = field(default_factory=list)
     keys: Mapping[str, Any] | None = None
+    replicas: int | None = None
 
 
 def find_launches(source: str | Sequence[Any] | Mapping[str, Any], launcher: Launcher) -> Found:
@@ -212,19 +213,26 @@ class _Search:
         for child in data.values() if isinstance(data, Mapping) else data:
             self.scripts(child, environment, depth + 1)
 
-    def containers(self, data: Any, depth: int = 0) -> bool:
-        """Read every container inside `data`; whether there is any."""
+    def containers(self, data: Any, depth: int = 0, replicas: Any = None) -> bool:
+        """Read every container inside `data`, of which something around asks for `replicas`; whether there is any."""
         if id(data) in self.seen or depth > _DEEPEST:
             return False
         self.seen.add(id(data))
         data = _merged(data) if isinstance(data, Mapping) else data
         if isinstance(data, Mapping) and {*CONTAINER_KEYS} & {*data} and not isinstance(data.get("image"), dict):
+            before = len(self.found.launches)
             self.container(data)
+            deploy = data.get("deploy")
+            own = data.get("scale", deploy.get("replicas") if isinstance(deploy, Mapping) else None)
+            copies = replicas if own is None else own
+            if len(self.found.launches) > before and isinstance(copies, int) and not isinstance(copies, bool):
+                self.found.replicas = copies
             return True
         children: Sequence[Any] = data if isinstance(data, list | tuple) else ()
         if isinstance(data, Mapping):  # those named x-... are templates of a compose file
+            replicas = data.get("replicas", replicas)
             children = [child for key, child in data.items() if not str(key).startswith("x-")]
-        found = [self.containers(child, depth + 1) for child in children]
+        found = [self.containers(child, depth + 1, replicas) for child in children]
         return any(found)
 
     def container(self, data: Mapping[str, Any]) -> None:

@@ -81,6 +81,7 @@ def _filled(pool: Pool, model: str | dict[str, Any], *, alone: bool) -> Pool:
     updates = reconcile(engine.flags(), pool.model_dump(), flags, given=pool.model_fields_set, model=model)
     updates |= _version(engine, pool, flags)
     updates |= _role(engine, pool, flags, alone=alone)
+    updates |= _replicas(pool, flags)
     if "offload" in updates:
         updates["offload"] = Offload.model_validate(updates["offload"])
     if "speculative" in updates:
@@ -112,9 +113,25 @@ def _version(engine: Engine, pool: Pool, flags: EngineFlags) -> dict[str, str]:
     return {"engine": f"{name}@{flags.version}"} if len(asked) < len(said) else {}
 
 
+def _replicas(pool: Pool, flags: EngineFlags) -> dict[str, int]:
+    """The copies that a manifest asks for, where the pool's key says none: that may be varied."""
+    if flags.replicas is None or "replicas" in pool.model_fields_set:
+        return {}
+    from simulator.config.schema import MAX_REPLICAS
+
+    if not 0 <= flags.replicas <= MAX_REPLICAS:
+        raise InputError(f"the manifest asks for {flags.replicas} replicas", mend=f"write 0 to {MAX_REPLICAS:,}")
+    return {"replicas": flags.replicas}
+
+
 def _role(engine: Engine, pool: Pool, flags: EngineFlags, *, alone: bool) -> dict[str, str]:
     """The pool's `role` that its command states; InputError if it is another than the key's, or the pool stands alone."""
     role = engine.flags().role(flags.values)
+    if role == "either" and pool.role == "mixed" and "role" not in pool.model_fields_set:
+        raise InputError(
+            "the launch command starts one server of a pair: its connector hands KV blocks over to a peer, or takes them",
+            mend="write two pools, role: prefill and role: decode, each with its command; role: mixed for a server by itself",
+        )
     if role in (None, "either", pool.role):
         return {}
     if alone or "role" in pool.model_fields_set:

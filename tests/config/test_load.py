@@ -644,10 +644,10 @@ def test_a_file_of_flags_beside_the_scenario_is_read(tmp_path: Path) -> None:
         assert pool.tensor_parallel == 2
         assert parse_engine_args("vllm", pool.engine_args).values == {"max_num_seqs": 7, "tensor_parallel_size": 2}
     (tmp_path / "options.yaml").write_text("max_batch_size: 9\n")
-    other = BLOCK.replace("vllm", "trtllm", 1).replace("replicas: 2", "engine_args: --extra_llm_api_options options.yaml", 1)
-    assert parse_engine_args("trtllm", load_scenario(write(tmp_path, other)).deployment.pools[0].engine_args).values == {
-        "max_batch_size": 9
-    }
+    for args in ("--extra_llm_api_options options.yaml", "--config=options.yaml"):
+        other = BLOCK.replace("vllm", "trtllm", 1).replace("replicas: 2", f"engine_args: {args}", 1)
+        found = parse_engine_args("trtllm", load_scenario(write(tmp_path, other)).deployment.pools[0].engine_args)
+        assert found.values == {"max_batch_size": 9}
     packed = "vllm serve ./Llama-3.1-8B-Instruct-Q4_K_M.gguf"  # the file's name says its format, whoever serves it
     text = BLOCK.replace("replicas: 2", f"engine_args: {packed}", 1)
     assert load_scenario(write(tmp_path, text)).deployment.pools[0].weights == "q4_k_m"

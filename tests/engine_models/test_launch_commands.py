@@ -224,6 +224,28 @@ def test_a_server_of_a_pair_belongs_into_a_pool_of_its_role(command: str, role: 
     assert "two pools" in str(refused.value.mend)
 
 
+def test_a_server_whose_peers_decide_its_role_is_no_server_by_itself() -> None:
+    def text(connector: str) -> str:
+        return f"""vllm serve Qwen/Qwen3-8B --kv-transfer-config '{{"kv_connector": "{connector}", "kv_role": "kv_both"}}'"""
+
+    with pytest.raises(InputError, match="starts one server of a pair") as refused:
+        load_scenario(scenario("vllm", text("NixlConnector")))
+    assert "two pools" in str(refused.value.mend)
+    assert load_scenario(scenario("vllm", text("NixlConnector"), role="mixed")).deployment.pools[0].role == "mixed"
+    assert load_scenario(scenario("vllm", text("OffloadingConnector"))).deployment.pools[0].role == "mixed"
+
+
+def test_copies_of_a_manifest_are_the_replicas_that_no_key_states() -> None:
+    container = {"image": "vllm/vllm-openai:v0.11.0", "args": ["Qwen/Qwen3-8B"]}
+    kubernetes = {"kind": "Deployment", "spec": {"replicas": 4, "template": {"spec": {"containers": [container]}}}}
+    compose = {"services": {"vllm": {**container, "deploy": {"replicas": 3}}}}
+    for args, copies in ((kubernetes, 4), (compose, 3), ({"services": {"vllm": {**container, "scale": 2}}}, 2), (container, 1)):
+        assert load_scenario(scenario("vllm", args)).deployment.pools[0].replicas == copies
+    assert load_scenario(scenario("vllm", kubernetes, replicas=2)).deployment.pools[0].replicas == 2
+    with pytest.raises(InputError, match="asks for -1 replicas"):
+        load_scenario(scenario("vllm", {"services": {"vllm": {**container, "scale": -1}}}))
+
+
 def test_nodes_of_one_server_are_one_command() -> None:
     nodes = [f"sglang serve --model-path m --tp 16 --nnodes 2 --node-rank {rank} --dist-init-addr a:1" for rank in (0, 1)]
     found = parse_engine_args("sglang", "\n".join(nodes))
