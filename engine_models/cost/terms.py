@@ -150,7 +150,8 @@ class Terms:
     expert_launches, latent_launches, recurrent_launches : launches that the experts of a layer, latent attention and a recurrence
         cost the host beside its products, counted in plain operations; None: those of the overheads.
     quantises : whether the input of a product in narrow arithmetic is quantised by an operation of its own.
-    selection_kernels : kernels that select the experts of a layer beyond the one that engines have written for it.
+    selection_kernels, selection_passes : kernels that select the experts of a layer beyond the one that engines have written for
+        it, and how many passes over the scores they take as long as.
     rotary_in_attention : whether attention rotates queries and keys in the kernel that writes its cache, which its tables hold.
     widens_kv : whether a narrow KV cache is widened to 16 bits before attention, in a pass that reads and writes it.
     flattens_kv : whether the cache of a prompt's rows is first copied into one piece of 16 bits, from whatever it is kept in.
@@ -184,6 +185,7 @@ class Terms:
     recurrent_launches: float = 0.0
     quantises: bool = False
     selection_kernels: int = 0
+    selection_passes: int = 0
     rotary_in_attention: bool = False
     widens_kv: bool = False
     flattens_kv: bool = False
@@ -402,9 +404,9 @@ def small_kernels(shard: Shard, m: IntArray) -> Parts:
     for mlp in shard.stage.mlp:
         if mlp.shared_intermediate:
             yield "small kernels", mlp.layers * SHARED_KERNELS * ops.elementwise_s(2.0 * width)
-        if mlp.kind == "moe" and shard.terms.selection_kernels:
+        if mlp.kind == "moe" and shard.terms.selection_passes:
             scores = np.asarray(4.0 * m * mlp.experts, dtype=np.float64)
-            yield "small kernels", mlp.layers * shard.terms.selection_kernels * ops.elementwise_s(2.0 * scores)
+            yield "small kernels", mlp.layers * shard.terms.selection_passes * ops.elementwise_s(2.0 * scores)
 
 
 def collectives(shard: Shard, m: IntArray) -> Parts:

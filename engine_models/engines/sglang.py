@@ -343,6 +343,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     sizes = captured_rows or (drafted_graph_rows(graph_rows) if drafts else graph_sizes(graph_rows))
     warn_of_attention(request, warnings)
     own_experts = experts(request, number, warnings)
+    selected = selection_kernels(request, number, own_experts)
     launched, fused = as_run(request, number, own_experts)
     notes = (*notes, *fused)
     if own_experts:
@@ -412,7 +413,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 expert_launches=EXPERT_LAUNCHES.get(own_experts or "triton"),
                 latent_launches=latent_launches(request),
                 recurrent_launches=RECURRENT_LAUNCHES,
-                selection_kernels=selection_kernels(request, own_experts),
+                selection_kernels=selected[0],
+                selection_passes=selected[1],
             ),
             TableRange(max(largest, rows * row_tokens), rows, context),
             Parallelism(tp, pp, request.expert_parallel, dp),

@@ -128,15 +128,27 @@ RECURRENT_LAUNCHES = 57.0
 2026-11, source: TTFT of Qwen3-Next with one user on B200 (133 ms, sgl-cookbook)."""
 _SELECTION_KERNELS = 10
 """Kernels in which PyTorch selects a token's experts by sigmoid and bias (kind: by count, 2026-11, source: SGLang 0.5.9
-`layers/moe/topk.py`, `biased_grouped_topk_impl`; with them GLM-4.6's TPOT with one user on B200 is 12.9 ms, without 10.8,
-measured 14.8)."""
+`layers/moe/topk.py`, `biased_grouped_topk_impl`)."""
+_SELECTION_SORTS, _SORT_PASSES = 3, 4
+"""Those of them that are ``torch.topk``, and how many plain kernels one takes as long as: it looks at its row several times, in
+one block (kind: fitted, 2026-11, source: GLM-4.6's TPOT with one user on B200, 14.8 ms, 12.9 if each were a plain one, 10.8
+without the ten; sgl-cookbook). All nine loads of that page are 1.5 % off in the median, 13 before; GLM-4.5-Air on A100 (GPUStack)
+3.8 % in throughput, 2.3 before, its bias 0.6 for 2.2."""
 _SELECTED_IN_TORCH = ("glm4_moe", "glm_moe_dsa")
 """Types whose experts form one group of more than SGLang's own kernel holds (32, a power of two); Kimi-K2 has its own."""
+_SELECTED_IN_ONE_SINCE = (0, 5, 23)
+"""Version whose kernel (FlashInfer's) selects of any power of two beside a shared expert; not yet 0.5.10, none read between."""
 
 
-def selection_kernels(request: PoolRequest, backend: str | None) -> int:
-    """Kernels that select the experts of a layer beyond the one that engines have written for it (AMD's aiter has one)."""
-    return _SELECTION_KERNELS if request.arch.model_type in _SELECTED_IN_TORCH and backend not in (None, "trtllm") else 0
+def selection_kernels(request: PoolRequest, version: tuple[int, ...], backend: str | None) -> tuple[int, int]:
+    """Kernels that select the experts of a layer beyond the one that engines have written for it, and their time in plain ones
+    (AMD's aiter has one)."""
+    if request.arch.model_type not in _SELECTED_IN_TORCH or backend in (None, "trtllm"):
+        return 0, 0
+    number = max(block.experts for block in request.arch.mlp)
+    if version >= _SELECTED_IN_ONE_SINCE and number & (number - 1) == 0:
+        return 0, 0
+    return _SELECTION_KERNELS, _SELECTION_KERNELS + _SELECTION_SORTS * (_SORT_PASSES - 1)
 
 
 def latent_launches(request: PoolRequest) -> float:

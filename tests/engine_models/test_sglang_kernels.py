@@ -127,3 +127,18 @@ def test_the_form_of_latent_prompts_follows_the_attention_backend(
 ) -> None:
     terms = prepared(model, "0.5.6", hardware, engine_args=flags).plan.costs.terms
     assert (terms.absorbs_below, terms.absorbs_captured) == (below, captured)
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "wanted"),
+    [
+        (GLM, "0.5.6", (10, 19)),
+        (GLM, "0.5.23", (10, 19)),
+        ("zai-org/GLM-4.5-Air", "0.5.6", (10, 19)),
+        ("zai-org/GLM-4.5-Air", "0.5.23", (0, 0)),  # 128 experts
+        (R1, "0.5.6", (0, 0)),
+    ],
+)
+def test_experts_are_selected_in_torch_where_no_kernel_holds_them(model: str, version: str, wanted: tuple[int, int]) -> None:
+    terms = prepared(model, version, "h200-sxm-141gb").plan.costs.terms
+    assert (terms.selection_kernels, terms.selection_passes) == wanted
