@@ -70,8 +70,8 @@ UNKNOWNS: Unknowns = {
     "start_s": (
         "s",
         0.5,
-        "what the first requests of a fresh server wait for Triton's kernels of experts; replays on fresh servers only, "
-        "in no simulation",
+        "what the first requests of a fresh server wait for their experts' kernels to be compiled; replays on fresh servers "
+        "only, in no simulation",
     ),
 }
 
