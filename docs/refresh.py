@@ -332,11 +332,15 @@ def routers_reference() -> str:
         lines += [f"## {name} {system.version}", "", "| flag | value | default |", "|---|---|---|"]
         for flag in system.flags:
             like = flag.default if flag.default is not None else flag.like
-            kind = {bool: "true or false", int: "integer", float: "number", str: "text"}[type(like)]
+            kinds: dict[type, str] = {bool: "true or false", int: "integer", float: "number", str: "text"}
+            kind = kinds.get(type(like), "plugins with weights")
             bounds = [f"from {flag.low:g}"] if flag.low is not None else []
             bounds += [f"to {flag.high:g}"] if flag.high is not None else []
             value = ", ".join(f"`{choice}`" for choice in flag.choices) or ", ".join([kind, *bounds])
-            lines.append(f"| `{flag.name}` | {value} | `{'null' if flag.default is None else str(flag.default).lower()}` |")
+            default = "null" if flag.default is None else str(flag.default).lower()
+            if isinstance(flag.default, tuple):
+                default = "{" + ", ".join(f"{plugin}: {weight:g}" for plugin, weight in flag.default) + "}"
+            lines.append(f"| `{flag.name}` | {value} | `{default}` |")
         for why in dict.fromkeys(system.unmodelled.values()):
             names = ", ".join(f"`{flag}`" for flag, said in system.unmodelled.items() if said == why)
             lines += ["", f"Refused, since {why}: {names}."]

@@ -42,8 +42,9 @@ def routing_of(router: str | Router, plan: EnginePlan, seed: int, *, role: str =
     if router.policy is not None:
         given[system.policy_flag] = router.policy
     block = plan.limits.block_tokens
-    if any(flag.name == "kv_cache_block_size" for flag in system.flags):
-        given.setdefault("kv_cache_block_size", block)
+    if not system.tuned_by or given.get(system.tuned_by, True) is True:
+        for name, limit in system.tuned.items():
+            given.setdefault(name, limit(plan.limits))
     flags = system.read(given, WHERE)
     for flag in (flag for flag in REPLAYED_ONLY if flags.values.get(flag)):
         raise InputError(
@@ -65,6 +66,8 @@ def routing_of(router: str | Router, plan: EnginePlan, seed: int, *, role: str =
         notes.append(f"{router.system} sees texts of {router.bytes_per_token} bytes a token (bytes_per_token, 4 is assumed)")
     if isinstance(policy, PolledPowerOfTwo):
         notes.append(f"{router.system} polls the tokens of each replica every {policy.polls_tokens_s:g} s")
+    if policy.polls_s:
+        notes.append(f"{router.system} reads the servers' metrics every {policy.polls_s * 1e3:g} ms")
     if isinstance(policy, KvRouter) and policy.follows_events:
         _check_events(policy, plan, block)
         notes.append(

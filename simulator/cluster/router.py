@@ -286,6 +286,8 @@ class PolicyRouter(Router):
 
     def _poll(self, now_s: float) -> None:
         """Look at the replicas' loads, if it is time: tokens in their KV caches, and of prompts that wait."""
+        if self.policy.polls_s and now_s >= self._poll_s:
+            self._scrape(now_s)
         polled = self._polled
         if polled is None or now_s < self._poll_s:
             return
@@ -300,6 +302,18 @@ class PolicyRouter(Router):
             if seq.first_scheduled_s < 0:
                 tokens[number] = (tokens[number] or 0) + seq.prompt_tokens
         polled.polled = tokens
+
+    def _scrape(self, now_s: float) -> None:
+        """Read what the replicas said at the last time of the grid."""
+        at_s = now_s - now_s % self.policy.polls_s
+        self._poll_s = at_s + self.policy.polls_s
+        states = []
+        for number, replica in enumerate(self._replicas):
+            replica.advance(at_s)
+            self.note(number)
+            states.append([sum(column) for column in zip(*(rank.scheduler.state() for rank in replica.ranks), strict=True)])
+        running, waiting, used, whole = zip(*states, strict=True)
+        self.policy.saw(waiting, running, [held / max(all_, 1) for held, all_ in zip(used, whole, strict=True)])
 
     def choose(self, now_s: float, seq: Sequence, session: int) -> int:
         """As of the base."""

@@ -21,6 +21,7 @@ ROUTERS: list[Any] = [
     *({"system": system, "policy": policy} for system, policy in EVERY),
     {"system": "dynamo", "use_kv_events": False},
     {"system": "dynamo", "router_temperature": 0.5},
+    {"system": "llm-d"},
 ]
 MANY = {**CHATS, "shared_prefix": {"groups": 4, "tokens": 300}, "requests": 120}
 

@@ -316,4 +316,5 @@ SYSTEM = RouterSystem(
     policy_flag="router_mode",
     reads_characters=False,
     unmodelled=UNMODELLED,
+    tuned={"kv_cache_block_size": lambda limits: limits.block_tokens},
 )

@@ -55,6 +55,8 @@ class Policy(ABC):
     """Whether ends of requests matter."""
     hears_first_tokens = False
     """Whether first tokens matter."""
+    polls_s = 0.0
+    """Time between two looks at what the servers say of themselves, 0 for none."""
 
     def __init__(self, workers: int, draw: Random) -> None:
         self.workers = workers
@@ -87,6 +89,9 @@ class Policy(ABC):
 
     def forget(self, worker: int) -> None:  # noqa: B027
         """Take in that a worker begins anew: nothing is left of what it kept."""
+
+    def saw(self, waiting: Series[int], running: Series[int], used: Series[float]) -> None:  # noqa: B027
+        """Take in what all workers say of themselves: requests that wait and run, and the share of the KV cache that is used."""
 
     def set_up(self, workers: Series[int]) -> None:
         """From now on only these workers may be chosen."""

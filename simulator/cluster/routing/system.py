@@ -8,10 +8,11 @@ from collections.abc import Sequence as Series
 from dataclasses import dataclass, field
 from random import Random
 
+from engine_models.declaration import Limits
 from hardware_profiles.errors import InputError
 from simulator.cluster.routing.policy import Policy
 
-Value = bool | int | float | str | None
+Value = bool | int | float | str | tuple[tuple[str, float], ...] | None
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,12 @@ class Flags:
         """A flag that is a word."""
         return str(self.values[name])
 
+    def weights(self, name: str) -> tuple[tuple[str, float], ...]:
+        """A flag that gives weights to names."""
+        value = self.values[name]
+        assert isinstance(value, tuple)
+        return value
+
     def on(self, name: str) -> bool:
         """A flag that is true or false."""
         return self.values[name] is True
@@ -127,6 +134,7 @@ class RouterSystem:
     breaks : whether it has circuit breakers.
     reads_characters : whether it matches characters of a text, else tokens.
     unmodelled : flags it has that change which worker is chosen or when, and are refused; why.
+    tuned : flags that the servers' own limits say; where the flag `tuned_by` is on, if there is one.
     """
 
     version: str
@@ -139,6 +147,8 @@ class RouterSystem:
     breaks: bool = False
     reads_characters: bool = True
     unmodelled: Mapping[str, str] = field(default_factory=dict)
+    tuned: Mapping[str, Callable[[Limits], int]] = field(default_factory=dict)
+    tuned_by: str = ""
 
     def read(self, given: Mapping[str, object], where: str) -> Flags:
         """The flags of a scenario, checked, with the defaults of those not given.

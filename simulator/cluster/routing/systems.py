@@ -11,10 +11,15 @@ MODULES = {
     "vllm-router": "vllm_router",
     "dynamo": "dynamo",
     "production-stack": "production_stack",
+    "llm-d": "llm_d",
 }
 """Module of each system by the name in a scenario."""
-RECORDED_AS = {"dynamo-kv-router": "dynamo", "vllm-production-stack": "production-stack"}
-"""Names in recordings that differ from these."""
+RECORDED_AS = {
+    "dynamo-kv-router": "dynamo",
+    "vllm-production-stack": "production-stack",
+    "gateway-api-inference-extension": "llm-d",
+}
+"""Other names of these, in recordings and scenarios."""
 
 
 def system_named(name: str) -> RouterSystem | None:

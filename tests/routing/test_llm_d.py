@@ -1,0 +1,165 @@
+"""llm-d's scorers and pickers: numbers worked from their formulae, and runs behind them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hardware_profiles.errors import InputError
+from simulator import load_scenario, simulate
+from simulator.cluster.routing.llm_d import SYSTEM, Scored, TextIndex
+from simulator.cluster.routing.policy import Arrival
+from simulator.prepare import prepare
+from tests.guard.cases import given, poisson
+
+
+def scored(workers: int, scorers: dict[str, float] | None = None, **flags: Any) -> Scored:
+    named = {"scorers": scorers} if scorers else {}
+    return Scored(workers, Random(1), SYSTEM.read({**named, **flags}, "deployment.router"))
+
+
+def text(index: int, length: int, segment: int = 1, **keys: Any) -> Arrival:
+    return Arrival(index, length, runs=((segment, 0, length),), **keys)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "used", "prefix", "expected"),
+    [
+        ((0, 0, 0), (0.2, 0.5, 0.9), (0, 0, 0), (3.6, 3.0, 2.2)),
+        ((0, 3, 6), (0.2, 0.5, 0.9), (0, 0.25, 1), (3.6, 2.75, 3.2)),
+        ((0, 1), (0.10, 0.60), (0, 0.9), (3.8, 3.5)),
+        ((0, 1), (0.10, 0.15), (0, 1), (3.8, 4.7)),
+        ((10, 11, 30), (0.7, 0.7, 0.7), (0, 0.8, 1), (2.6, 4.9, 3.6)),
+    ],
+)
+def test_the_default_profile(
+    waiting: tuple[int, ...], used: tuple[float, ...], prefix: tuple[float, ...], expected: tuple[float, ...]
+) -> None:
+    """`prefix` are shares of a text of twenty blocks."""
+    policy = scored(len(waiting))
+    policy.saw(waiting, waiting, used)
+    asked = text(9, 20 * 64)
+    for worker, share in enumerate(prefix):
+        policy.index.insert(policy.index.blocks(asked)[: round(20 * share)], worker)
+    assert policy.scores(asked) == pytest.approx(expected)
+    assert policy.allowed(asked, 0.0) == [int(np.argmax(expected))]
+
+
+def test_scorers_one_by_one() -> None:
+    def of(name: str, policy: Scored, arrival: Arrival | None = None) -> list[float]:
+        return [float(each) for each in policy.scores(arrival or text(5, 640))]
+
+    aware = scored(6, {"load-aware-scorer": 1})
+    aware.saw((0, 1, 32, 64, 128, 300), (0,) * 6, (0,) * 6)
+    assert of("load", aware) == pytest.approx([0.5, 0.49609375, 0.375, 0.25, 0, 0])
+
+    def active(counts: tuple[int, ...], **flags: Any) -> list[float]:
+        policy = scored(len(counts), {"active-request-scorer": 1}, **flags)
+        for worker, count in enumerate(counts):
+            for _ in range(count):
+                policy.loaded(text(0, 64), worker)
+        return of("active", policy)
+
+    assert active((0, 2, 4)) == [1, 0.5, 0]
+    assert active((1, 2, 4)) == [0.75, 0.5, 0]
+    assert active((3, 3, 3)) == [0, 0, 0]
+    assert active((0, 2, 4), max_busy_score=0.5) == [1, 0.25, 0]
+    assert active((1, 2, 4), max_busy_score=0.5, idle_threshold=1) == [1, 0.25, 0]
+    tokens = scored(4, {"token-load-scorer": 1})
+    for worker, in_flight in enumerate((0, 100_000, 1_048_576, 5_000_000)):
+        tokens.loaded(text(0, int(in_flight * 4 / 2.5)), worker)
+    assert of("tokens", tokens) == pytest.approx([1, 0.976158, 0.75, 0], abs=1e-6)
+    sticks = scored(3, {"session-affinity-scorer": 1})
+    assert of("session", sticks, text(0, 64, key="a")) == [0, 0, 0]
+    sticks.sent(text(0, 64, key="a"), 2, 0.0)
+    assert of("session", sticks, text(1, 64, key="a")) == [0, 0, 1]
+    assert of("session", sticks, text(1, 64, key="b")) == [0, 0, 0]
+
+
+def test_texts_that_nobody_has_go_round() -> None:
+    policy = scored(4, {"no-hit-lru-scorer": 1})
+    expected = [(1, 2 / 3, 1 / 3, 0), (0, 1, 2 / 3, 1 / 3), (1 / 3, 0, 1, 2 / 3), (2 / 3, 1 / 3, 0, 1), (1, 2 / 3, 1 / 3, 0)]
+    for number, (scores, worker) in enumerate(zip(expected, (0, 1, 2, 3, 0), strict=True)):
+        cold = text(number, 640, segment=number + 1)
+        assert policy.scores(cold) == pytest.approx(scores)
+        assert policy.allowed(cold, 0.0) == [worker]
+        policy.sent(cold, worker, 0.0)
+    assert policy.scores(text(9, 1280, segment=2)) == pytest.approx((0.5,) * 4)  # somebody has its begin
+
+
+def test_blocks_of_text() -> None:
+    index = TextIndex(2, 64, 31_250, 256)
+    first = text(0, 640)
+    index.insert(index.blocks(first), 1)
+    second = Arrival(1, 650, runs=((1, 0, 320), (-2, 0, 330)))
+    names = index.blocks(second)
+    assert (len(names), index.matched(names)) == (11, [0, 5])
+    longer = index.blocks(text(2, 704))
+    assert (len(longer), index.matched(longer)) == (11, [0, 10])
+    partial = index.blocks(text(3, 100))
+    index.insert(partial, 0)
+    assert index.matched(index.blocks(text(4, 100))) == [2, 1]  # the same text: its last block too
+    assert index.matched(index.blocks(text(5, 110))) == [1, 1]
+    assert index.blocks(text(6, 63)) == []
+    assert len(index.blocks(text(7, 100_000))) == 256
+
+
+def test_a_worker_forgets_what_was_used_longest_ago_the_begin_first() -> None:
+    index = TextIndex(1, 64, 12, 256)
+    old, new = text(0, 640), text(1, 320, segment=2)
+    index.insert(index.blocks(old), 0)
+    index.insert(index.blocks(new), 0)
+    assert index.matched(index.blocks(new)) == [5]
+    assert index.matched(index.blocks(old)) == [0]  # its first three are gone
+    index.forget(0)
+    assert index.matched(index.blocks(new)) == [0]
+
+
+def test_pickers() -> None:
+    weighted = scored(3, {"kv-cache-utilization-scorer": 1}, picker="weighted-random-picker")
+    weighted.saw((0,) * 3, (0,) * 3, (0.4, 0.7, 1.0))
+    drawn = Counter(weighted.choose(text(n, 640), 0.0) for n in range(3000))
+    assert drawn[0] / 3000 == pytest.approx(2 / 3, abs=0.04)
+    assert drawn[2] == 0
+    assert weighted.allowed(text(0, 640), 0.0) == [0, 1]
+    assert scored(3, picker="random-picker").allowed(text(0, 640), 0.0) == [0, 1, 2]
+    weighted.set_up([1, 2])
+    assert weighted.allowed(text(0, 640), 0.0) == [1]
+
+
+@pytest.mark.slow
+def test_scrapes_are_stale_and_say_so() -> None:
+    """A burst within a scrape sees the same queues: without counts of its own the picker tells nobody apart."""
+    load = {"arrivals": poisson(200.0), "requests": 200}
+
+    def follows(scorers: dict[str, float], every_ms: float) -> float:
+        router = {"system": "llm-d", "scorers": scorers, "refresh_metrics_interval_ms": every_ms}
+        chosen = simulate(given({"replicas": 4, "router": router}, load)).raw.replica[40:]
+        return float(np.mean(chosen[1:] == chosen[:-1]))
+
+    assert follows({"kv-cache-utilization-scorer": 1}, 250.0) > 0.9
+    assert follows({"active-request-scorer": 1}, 250.0) < 0.4
+    inference_gateway = given({"replicas": 4, "router": {"system": "gateway-api-inference-extension"}}, load)
+    notes = prepare(load_scenario(inference_gateway)).assumptions
+    assert any("reads the servers' metrics every 50 ms" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("router", "said"),
+    [
+        ({"scorers": {"queue": 2}}, "no scorer `queue`"),
+        ({"scorers": {}}, "not plugins with weights"),
+        ({"scorers": {"queue-scorer": -1}}, "the weight of queue-scorer is -1"),
+        ({"scorers": {"latency-scorer": 1}}, "`latency-scorer` is not modelled"),
+        ({"filters": ["x"]}, "`filters` is not modelled"),
+        ({"decider": "always-disagg-pd-decider"}, "`decider` is not modelled"),
+        ({"picker": "best"}, "not one of its choices"),
+    ],
+)
+def test_what_cannot_be_is_said(router: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        prepare(load_scenario(given({"router": {"system": "llm-d", **router}}, {"requests": 3})))
