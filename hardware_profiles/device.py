@@ -281,6 +281,14 @@ _QUANTITIES = (
     "sustained_bandwidth_bytes_per_s",
     "kernel_error",
 )
+_UNITS: Mapping[str, tuple[tuple[str, ...], float, float]] = {
+    "peak_flops_per_s": (("FLOP/s", "OP/s"), 1e9, 1e17),
+    "bytes_per_s": (("byte/s",), 1e7, 1e15),
+    "bytes": (("byte",), 1e5, 1e14),
+    "hz": (("Hz",), 1e7, 1e11),
+    "w": (("W",), 0.1, 1e5),
+}
+"""Unit of a number by the end of its key, and the least and most that one of it can be (assumed: orders of magnitude)."""
 _TEXTS = ("title", "vendor", "kind", "architecture", "formats")
 _KEYS = {*_QUANTITIES, *_TEXTS, "weight_only_formats", "kernel_profile", "peak_flops_per_s", "link"}
 
@@ -315,6 +323,15 @@ def read_device(path: Path, name: str, option: str | None = None) -> Device:
         found = read_quantity(value, sources, f"{where}: {key}")
         if found.value <= 0:
             raise InputError(f"{key} is {found.value:g}", where=where, mend="give a number above zero")
+        kept = "peak_flops_per_s" if key in merged["peak_flops_per_s"] else key.removesuffix("_per_direction")
+        for end, (units, least, most) in _UNITS.items():
+            if kept == end or kept.endswith(f"_{end}"):
+                if found.unit not in units:
+                    raise InputError(f"{key} is in {found.unit}", where=where, mend=f"give it in {' or '.join(units)}")
+                if not least <= found.value <= most:
+                    mend = f"give it in {units[0]}, without a prefix such as kilo or tera"
+                    raise InputError(f"{key} cannot be {found.value:g} {found.unit}", where=where, mend=mend)
+                break
         return found
 
     link = None

@@ -58,8 +58,8 @@ def operations_in_node(
         ops, said = on_its_links(ops, device)
     if "law" in ops.provenance:
         said = (
-            f"kernels of {ops.device} by the law of {ops.provenance['law']}, fitted to published rates; about "
-            f"{ops.provenance['law_error_pct']:.0f} % off where it was not fitted"
+            f"kernels of {ops.device} by the law of {ops.provenance['law']}, fitted to published rates; where it was not "
+            f"fitted, half of the values are within about {ops.provenance['law_error_pct']:.0f} %"
         )
     return ops, tuple(s for s in (borrowing(ops), said) if s)
 

@@ -131,7 +131,7 @@ def _unmeasured(provenance: dict[str, Any]) -> str:
     """Where the kernel times of a device without fits come from, for the line of sources."""
     donor = provenance.get("borrowed_from_device")
     if donor is None and "law" in provenance:
-        return f", by the law of {provenance['law']}: a chip left out is about {provenance['law_error_pct']:.0f} % off"
+        return f", by the law of {provenance['law']}: half of a chip left out is within {provenance['law_error_pct']:.0f} %"
     if donor is None:
         return ", physics only, no measurements"
     error = provenance["borrowed_error_pct"]

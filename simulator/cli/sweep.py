@@ -339,7 +339,9 @@ def answer(names: Mapping[str, str], result: SweepResult, slo: Mapping[str, Mapp
 
     lines = []
     if result.cheapest:
-        lines += [f"Cheapest that meets the SLO: {words(result.cheapest)}", *warned(result.cheapest)]
+        unpriced = result.cheapest["usd_per_hour"] is None
+        title = "Quickest of the fewest devices that meet the SLO" if unpriced else "Cheapest that meets the SLO"
+        lines += [f"{title}: {words(result.cheapest)}", *warned(result.cheapest)]
     elif result.close:
         lines.append("No point meets the SLO for certain.")
     else:

@@ -58,7 +58,8 @@ def _by_law(evidence: Evidence, said: Mapping[str, Any], used: Mapping[str, floa
     few, many = widths["few_width"], widths["prompt_width"]
     fitted = {"ttft": max(few, many) if tokens is None else few if tokens <= FEW_TOKENS else many}
     fitted["tpot"] = widths["decode_width"] if rows <= 1 else max(widths["decode_width"], widths["batch_width"])
-    return replace(evidence, fitted=tuple(fitted.items()), fitted_by=f"chips left out of the law of {said['law']}")
+    by = f"nine in ten values on chips left out of the law of {said['law']}"
+    return replace(evidence, fitted=tuple(fitted.items()), fitted_by=by)
 
 
 def _shipped(prepared: Prepared) -> tuple[Evidence, list[str]]:

@@ -66,6 +66,11 @@ def test_a_file_is_a_device(tmp_path: Path) -> None:
         ({"kind": "card"}, "unknown kind 'card'"),
         ({"tdp": 300}, "unknown key 'tdp'"),
         ({"tdp_w": {"value": 0, "unit": "W", "kind": "datasheet", "source": "sheet"}}, "tdp_w is 0"),
+        ({"memory_bytes": {"value": 48, "unit": "GB", "kind": "datasheet", "source": "sheet"}}, "memory_bytes is in GB"),
+        (
+            {"peak_flops_per_s": {"bf16": {"value": 180, "unit": "FLOP/s", "kind": "datasheet", "source": "sheet"}}},
+            "bf16 cannot be 180 FLOP/s",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(change: dict[str, Any], words: str, tmp_path: Path) -> None:
