@@ -82,6 +82,7 @@ def routing_of(router: str | Router, plan: EnginePlan, seed: int, *, role: str =
         news_s=router.kv_event_delay_s,
         block_tokens=block,
         hop_s=router.hop_s,
+        adapter_places=plan.costs.adapters.limits.on_device if plan.costs.adapters is not None else 0,
     )
     return routing, notes
 

@@ -196,6 +196,7 @@ class PolicyRouter(Router):
     chain, news : names of blocks and what the caches say, where the policy follows them.
     block_tokens : tokens of an engine's block, by which its load is polled.
     limit : requests in flight at which a replica gets no more, None for no limit.
+    adapter_places : LoRA adapters that a replica's devices hold.
     breakers, retries : what the router does about replicas that refuse requests, if anything.
     """
 
@@ -210,6 +211,7 @@ class PolicyRouter(Router):
         news: BlockNews | None = None,
         block_tokens: int = 1,
         limit: int | None = None,
+        adapter_places: int = 0,
         breakers: Breakers | None = None,
         retries: Backoff | None = None,
         seed: int = 0,
@@ -225,6 +227,7 @@ class PolicyRouter(Router):
         self._polled = policy if isinstance(policy, PolledPowerOfTwo) else None
         self._poll_s = 0.0
         self._limit, self._breakers, self._retries = limit, breakers, retries
+        self._adapter_places = adapter_places
         self._flying = [0] * len(replicas)
         self._serving: Series[int] = range(len(replicas))
         self._tries: dict[int, int] = {}
@@ -314,6 +317,12 @@ class PolicyRouter(Router):
             states.append([sum(column) for column in zip(*(rank.scheduler.state() for rank in replica.ranks), strict=True)])
         running, waiting, used, whole = zip(*states, strict=True)
         self.policy.saw(waiting, running, [held / max(all_, 1) for held, all_ in zip(used, whole, strict=True)])
+        if self.policy.reads_adapters:
+            run, wait = ([set[int]() for _ in self._replicas] for _ in range(2))
+            for _, number, seq in self._sent.values():
+                if seq.adapter:
+                    (run if seq.first_scheduled_s >= 0 else wait)[number].add(seq.adapter)
+            self.policy.saw_adapters(run, wait, self._adapter_places)
 
     def choose(self, now_s: float, seq: Sequence, session: int) -> int:
         """As of the base."""
@@ -430,7 +439,7 @@ class PolicyRouter(Router):
         """A request as the policy reads it."""
         policy, unit = self.policy, self._unit
         key = f"s{session}" if session >= 0 and policy.reads_key else None
-        arrival = Arrival(seq.index, seq.prompt_tokens * unit, key=key)
+        arrival = Arrival(seq.index, seq.prompt_tokens * unit, key=key, adapter=seq.adapter)
         if self._kv is not None and self._chain is not None:
             size = self._kv.block_tokens
             shared = seq.shareable_tokens // size
@@ -470,7 +479,7 @@ class Routing:
 
     `unit` are the units of text a token where a product reads text, `seed` is that of its random choices, `news_s` the time
     until it hears of an engine's blocks, `hop_s` what it adds to the way of a request, before it decides. `role` is that of the
-    replicas, prefill or decode, where they have one.
+    replicas, prefill or decode, where they have one. `adapter_places` are the LoRA adapters that a replica's devices hold.
     """
 
     rule: str = "round_robin"
@@ -482,6 +491,7 @@ class Routing:
     block_tokens: int = 1
     hop_s: float = 0.0
     role: str = ""
+    adapter_places: int = 0
 
 
 def router_of(
@@ -524,6 +534,7 @@ def router_of(
         news=news,
         block_tokens=routing.block_tokens,
         limit=limit,
+        adapter_places=routing.adapter_places,
         breakers=_breakers(routing.system, routing.flags, n),
         retries=_retries(routing.system, routing.flags),
         seed=routing.seed,

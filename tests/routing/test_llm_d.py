@@ -73,6 +73,9 @@ def test_scorers_one_by_one() -> None:
     for worker, in_flight in enumerate((0, 100_000, 1_048_576, 5_000_000)):
         tokens.loaded(text(0, int(in_flight * 4 / 2.5)), worker)
     assert of("tokens", tokens) == pytest.approx([1, 0.976158, 0.75, 0], abs=1e-6)
+    adapted = scored(4, {"lora-affinity-scorer": 1})
+    adapted.saw_adapters([{7, 8}, {8}, {8, 9}, {8}], [set(), set(), {7}, {9, 6}], 2)
+    assert of("lora", adapted, text(0, 64, adapter=7)) == [1, 0.8, 0.6, 0]
     sticks = scored(3, {"session-affinity-scorer": 1})
     assert of("session", sticks, text(0, 64, key="a")) == [0, 0, 0]
     sticks.sent(text(0, 64, key="a"), 2, 0.0)
@@ -129,6 +132,20 @@ def test_pickers() -> None:
     assert scored(3, picker="random-picker").allowed(text(0, 640), 0.0) == [0, 1, 2]
     weighted.set_up([1, 2])
     assert weighted.allowed(text(0, 640), 0.0) == [1]
+
+
+@pytest.mark.slow
+def test_adapters_find_the_servers_that_serve_them() -> None:
+    load = {"arrivals": poisson(12.0), "requests": 200, "adapters": {"count": 8}}
+    lora = {"max_loras": 2, "rank": 16}
+
+    def kinds(scorers: dict[str, float]) -> float:
+        router = {"system": "llm-d", "scorers": scorers}
+        run = simulate(given({"replicas": 4, "router": router, "lora": lora}, load))
+        pairs = set(zip(run.raw.replica.tolist(), np.asarray(run.workload.adapter).tolist(), strict=True))
+        return len(pairs) / 4
+
+    assert kinds({"lora-affinity-scorer": 1}) < kinds({"active-request-scorer": 1})
 
 
 @pytest.mark.slow

@@ -11,9 +11,10 @@ that run, a share u of its KV cache, and n requests that the picker itself has i
     prefix-cache       share of the blocks of the text that the worker was sent before
     no-hit-lru         spreads texts that nobody has over the workers that were used longest ago
     session-affinity   1 for the worker that served the session last
+    lora-affinity      1 where requests of the adapter run, 0.8 where a place is free, 0.6 where some wait, else 0
 
-w, r and u are those of the last scrape; prefixes, tokens and n change with each decision. So requests that come within one scrape
-go where the same numbers send them, unless the picker's own counts tell them apart.
+w, r, u and adapters are those of the last scrape; prefixes, tokens and n change with each decision. So requests that come within
+one scrape go where the same numbers send them, unless the picker's own counts tell them apart.
 
 Sources: `llm-d/llm-d-inference-scheduler` @ 520af478, `pkg/epp/framework/plugins` and `pkg/epp/config/loader/defaults.go` (read,
 not run; 2026-05).
@@ -96,7 +97,6 @@ REFUSED = {
     "precise-prefix-cache-scorer": "it follows the engines' events, as system: dynamo does here",
     "latency-scorer": "it needs predicted latencies",
     "context-length-aware": "workers have no labels of lengths; pools have `prompt_tokens`",
-    "lora-affinity-scorer": "adapters on the devices are not told to routers yet",
 }
 
 
@@ -184,8 +184,8 @@ class Scored(LoadPolicy):
         super().__init__(workers, draw)
         self.weights = dict(flags.weights("scorers"))
         self._picker = flags.word("picker")
-        scraped = {"queue-scorer", "running-requests-size-scorer", "kv-cache-utilization-scorer", "load-aware-scorer"}
-        self.polls_s = flags.number("refresh_metrics_interval_ms") / 1e3 if scraped & self.weights.keys() else 0.0
+        self.polls_s = flags.number("refresh_metrics_interval_ms") / 1e3 if SCRAPED & self.weights.keys() else 0.0
+        self.reads_adapters = "lora-affinity-scorer" in self.weights
         self.reads_text = not {"prefix-cache-scorer", "no-hit-lru-scorer"}.isdisjoint(self.weights)
         self._threshold, self._token_limit = flags.number("threshold"), flags.number("token_load_limit")
         self._idle, self._busy_score = flags.number("idle_threshold"), flags.number("max_busy_score")
@@ -193,6 +193,8 @@ class Scored(LoadPolicy):
         capacity, most = int(flags.number("lru_capacity_per_server")), int(flags.number("max_prefix_blocks_to_match"))
         self.index = TextIndex(workers, block, capacity, most)
         self.waiting, self.running, self.used = (np.zeros(workers) for _ in range(3))
+        self._adapters: tuple[Series[set[int]], Series[set[int]]] = ([set()] * workers, [set()] * workers)
+        self._places = 0
         self._tokens = np.zeros(workers)
         self._last: dict[str, int] = {}  # worker of each session
         self._cold: OrderedDict[int, None] = OrderedDict()  # workers, the one given a text that nobody had longest ago first
@@ -201,6 +203,10 @@ class Scored(LoadPolicy):
     def saw(self, waiting: Series[int], running: Series[int], used: Series[float]) -> None:
         """As of the base."""
         self.waiting, self.running, self.used = (np.array(each, float) for each in (waiting, running, used))
+
+    def saw_adapters(self, running: Series[set[int]], waiting: Series[set[int]], places: int) -> None:
+        """As of the base."""
+        self._adapters, self._places = (running, waiting), places
 
     def _blocks(self, arrival: Arrival) -> list[int]:
         if self._names[0] != arrival.index:
@@ -310,6 +316,16 @@ class Scored(LoadPolicy):
         return np.array([float(worker == last) for worker in self.up])
 
 
+    def lora_affinity(self, arrival: Arrival) -> FloatArray:
+        """The adapter is there, or may come."""
+        found = []
+        for worker in self.up:
+            running, waiting = (each[worker] for each in self._adapters)
+            room = len(running) + len(waiting) < self._places
+            found.append(1.0 if arrival.adapter in running else 0.8 if room else 0.6 if arrival.adapter in waiting else 0.0)
+        return np.array(found)
+
+
 def _tokens(arrival: Arrival) -> float:
     return arrival.length / CHARACTERS * (1.0 + ANSWER_SHARE)
 
@@ -330,8 +346,13 @@ SCORERS: Mapping[str, Callable[[Scored, Arrival], FloatArray]] = {
     "token-load-scorer": Scored.token_load,
     "no-hit-lru-scorer": Scored.no_hit_lru,
     "session-affinity-scorer": Scored.session_affinity,
+    "lora-affinity-scorer": Scored.lora_affinity,
 }
 """Scorers by their names as plugins."""
+SCRAPED = frozenset(
+    {"queue-scorer", "running-requests-size-scorer", "kv-cache-utilization-scorer", "load-aware-scorer", "lora-affinity-scorer"}
+)
+"""Those that go by the servers' metrics."""
 
 
 def policy(flags: Flags, workers: int, draw: Random, names: Series[str] | None) -> Scored:

@@ -25,7 +25,8 @@ class Arrival:
 
     `runs` are the contents of the whole prompt, (segment, offset, length), `length` units in all: characters or tokens. `blocks`
     are the names of its leading full KV blocks that others may have too, `private_blocks` how many full ones follow. `key` names
-    a session or user, `jump_s` is how much earlier than others it is to be served, `priority` what goes before all else.
+    a session or user, `jump_s` is how much earlier than others it is to be served, `priority` what goes before all else, `adapter`
+    the LoRA adapter, 0 for none.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Arrival:
     private_blocks: int = 0
     jump_s: float = 0.0
     priority: int = 0
+    adapter: int = 0
 
 
 class Policy(ABC):
@@ -57,6 +59,8 @@ class Policy(ABC):
     """Whether first tokens matter."""
     polls_s = 0.0
     """Time between two looks at what the servers say of themselves, 0 for none."""
+    reads_adapters = False
+    """Whether they say which adapters they serve."""
 
     def __init__(self, workers: int, draw: Random) -> None:
         self.workers = workers
@@ -92,6 +96,9 @@ class Policy(ABC):
 
     def saw(self, waiting: Series[int], running: Series[int], used: Series[float]) -> None:  # noqa: B027
         """Take in what all workers say of themselves: requests that wait and run, and the share of the KV cache that is used."""
+
+    def saw_adapters(self, running: Series[set[int]], waiting: Series[set[int]], places: int) -> None:  # noqa: B027
+        """Take in whose requests run and wait at each worker, by adapter; each has so many places for them."""
 
     def set_up(self, workers: Series[int]) -> None:
         """From now on only these workers may be chosen."""
