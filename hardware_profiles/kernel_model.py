@@ -33,6 +33,8 @@ from hardware_profiles.kernel_physics import (
     CONVOLUTION_STEP_VALUES,
     CONVOLUTION_TOKEN_VALUES,
     DEFAULT_PARAMETERS,
+    MARLIN_DEPTH,
+    MARLIN_WIDTH,
     SPARSE_KINDS,
     WEIGHT_BYTES,
     Array,
@@ -47,6 +49,7 @@ from hardware_profiles.kernel_physics import (
     gemm_base_s,
     gemm_bytes,
     latent_bytes,
+    marlin_tiles,
     message_base_s,
     mla_base_s,
     moe_base_s,
@@ -250,6 +253,15 @@ class KernelModel(Ops):
         usual = [name for name in sorted(kernels) if not name.endswith(tuple(SET_ASIDE.values()))]
         by_name = [name for name in sorted(kernels) if name.endswith(SET_ASIDE["by_name"])]
         return next((name for name in (*usual, *by_name) if f"_{word}_" in f"_{name}_"), None)
+
+    def _marlin_elsewhere(self, fmt: str) -> KernelModel | None:
+        """Another framework's table of Marlin's kernels on this GPU, for experts of four bits that this one's tables lack.
+
+        vLLM and SGLang have one code of it, and mxfp4 differs from int4 by its scales: three per cent of the bytes.
+        """
+        if fmt not in (MARLIN_FLOOR_FORMAT, "w4a16_mxfp4") or self.framework not in ("vllm", "sglang"):
+            return None
+        return next((m for m in self._others if f"moe/{MARLIN_FLOOR_FORMAT}" in m.groups), None)
 
     def _chosen_floor(self, backend: str, p: Mapping[str, float]) -> Mapping[str, float]:
         """Parameters of a backend chosen for expert layers unlike those that it was measured on, in serving.
@@ -504,6 +516,10 @@ class KernelModel(Ops):
             return owner.moe_s(
                 as_fmt, hidden, intermediate, topk, experts, tp, ep, tokens, distribution, gated, condition
             )
+        if condition == "serving" and not key and (lent := self._marlin_elsewhere(fmt)):
+            width = -(-intermediate // tp // MARLIN_WIDTH) * MARLIN_WIDTH * tp
+            depth = -(-hidden // MARLIN_DEPTH) * MARLIN_DEPTH
+            return lent.moe_s(MARLIN_FLOOR_FORMAT, depth, width, topk, experts, tp, ep, tokens, distribution, gated)
         count = as_array(tokens)
         rows = np.maximum(count, 1.0)
         h, i, k, e = np.float64(hidden), np.float64(intermediate), np.float64(topk), np.float64(experts)
@@ -513,13 +529,16 @@ class KernelModel(Ops):
         dealt, skewed = float(distribution == "balanced"), float(distribution == "power_law")
         surface = self.surface(key)
         shape = moe_shape(hidden, intermediate, topk, experts, tp, ep, float(gated), skewed)
+        backend: str | None = None
         if surface is not None:
             unnamed = shape
             shape, backend = self._backend(key, surface, unnamed, kernel)
             p = self.groups[key]["kernels"][backend] if backend else p
             if condition == "serving" and backend and backend != self._backend(key, surface, unnamed)[1]:
                 p = self._chosen_floor(backend, p)
-        t = moe_base_s(p, self.peaks, fmt, rows, *args, dealt, skewed, condition == "bench")
+        marlin = condition == "serving" and distribution == "independent" and "marlin" in (backend or "")
+        tiles = marlin_tiles(rows, k, e) if marlin and surface is not None and surface.full_tiles(shape) else 1.0
+        t = moe_base_s(p, self.peaks, fmt, rows, *args, dealt, skewed, condition == "bench", tiles)
         if surface is not None:
             load = moe_load(rows, k, e)
             if condition == "serving":

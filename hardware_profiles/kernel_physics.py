@@ -319,6 +319,27 @@ def moe_active_experts(
     return np.where(even > 0, dealt, -local * np.expm1(untouched))
 
 
+#: Rows of a tile of Marlin's products for experts: the first that an expert's mean rows fill to less than nine tenths, else the
+#: last; and the multiples to which hidden size and width are padded. kind: datasheet (vLLM `fused_marlin_moe.py`, `mxfp4.py`).
+MARLIN_TILE_ROWS, MARLIN_DEPTH, MARLIN_WIDTH = (8.0, 16.0, 32.0, 48.0, 64.0), 256, 128
+
+
+def marlin_tiles(tokens: Array, topk: Number, experts: Number) -> Array:
+    """Tiles of an expert in serving, over those of the benchmark, whose experts all have the mean's rows.
+
+    Popularities are gamma-distributed (:data:`POPULARITY_SHAPE`, here 2), so an expert of mean L has more than x rows with
+    ``(1 + y) e^-y, y = 2 x / L``: the sum over x = 0, b, 2 b... is its tiles of b rows. At 64 rows that is 1.5 tiles for one. The
+    benchmark, whose rows are powers of two, has none that is in part empty but the first.
+    """
+    mean = np.maximum(tokens * topk / experts, 1e-3)
+    size = np.select([mean < 0.9 * rows for rows in MARLIN_TILE_ROWS], MARLIN_TILE_ROWS, MARLIN_TILE_ROWS[-1])
+    step = POPULARITY_SHAPE * size / mean
+    less = np.exp(-np.minimum(step, 700.0))
+    more = less / (1.0 - less) + step * less / np.square(1.0 - less)
+    touched = 1.0 - (1.0 + mean / POPULARITY_SHAPE) ** -POPULARITY_SHAPE
+    return as_array(np.maximum((touched + more) / np.maximum(mean / size, 1.0), 1.0))
+
+
 def moe_loaded_rank(tokens: Array, topk: Number, experts: Number, ranks: int) -> Array:
     """Expected rows of the most loaded of `ranks` ranks that share the experts, over the mean rank's; all wait for it.
 
@@ -440,6 +461,7 @@ def moe_base_s(
     even: Number | float = 0.0,
     skewed: Number | float = 0.0,
     warm: bool = True,
+    tiles: Number | float = 1.0,
 ) -> Array:
     """One mixture-of-experts layer on one rank: routing, two grouped products, combine [s].
 
@@ -447,7 +469,8 @@ def moe_base_s(
     + routed bytes / (B e_r)``; A experts have a token (:func:`moe_active_experts`, `even` as there), each one's
     rows (:func:`moe_assigned_rows`) are padded by half a tile; the last term does not shrink with expert
     parallelism. skewed > 0: the rank with the most rows under skewed popularity (:func:`moe_skewed_rows`). warm : the
-    weights of the experts touched may be found in the L2, see :func:`cache_factor`.
+    weights of the experts touched may be found in the L2, see :func:`cache_factor`. tiles : of an expert, over those of experts
+    with equally many rows.
     """
     assigned, local = moe_assigned_rows(p, tokens, topk, experts, ep, even)
     active = moe_active_experts(local, assigned, even, topk / experts)
@@ -460,7 +483,7 @@ def moe_base_s(
         active = np.where(as_array(skewed) > 0, touched, active)
     matrix = np.where(gated > 0, 3.0, 2.0) * hidden * (inter / tp)
     padded = assigned + 0.5 * p.get("tile_rows", GPU_TILE_ROWS) * active
-    compute = 2.0 * matrix * padded / (peaks.pipe_rate(fmt) * p["compute_efficiency"])
+    compute = tiles * 2.0 * matrix * padded / (peaks.pipe_rate(fmt) * p["compute_efficiency"])
     read = active * matrix * WEIGHT_BYTES[fmt]
     memory = read / (peaks.hbm_bytes_per_s * p["memory_efficiency"])
     if warm:

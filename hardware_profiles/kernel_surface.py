@@ -67,6 +67,17 @@ class Surface:
             row = self._rows[x] = self.rows(np.array([x]))[0]
         return self.read(row, *load)
 
+    def full_tiles(self, x: tuple[float, ...]) -> bool:
+        """Whether the expert layer nearest to `x`, of those on its backend, had powers of two of rows for such numbers of tokens.
+
+        Equal experts then leave no tile in part empty; else (384 experts of which a token takes 8) they leave about as much as
+        experts of unequal popularity do.
+        """
+        alike = self.features[np.rint(self.features[:, -1] - x[-1]) == 0.0]
+        gap = alike - np.array(x)
+        _, _, topk, local, ranks, *_ = alike[int(np.argmin(np.einsum("ij,ij->i", gap, gap)))]
+        return bool(abs((local + ranks - topk) - np.rint(local + ranks - topk)) < 1e-3)
+
     def unspiked(
         self,
         x: tuple[float, ...],

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from engine_models.cost import flash_attention2, indexing, recurrence, widening
+from engine_models.cost import flash_attention2, indexing, recurrence, small_tiles, widening
 from engine_models.cost.tables import Bilinear, FloatArray, IntArray, PiecewiseLinear, distinct, log_grid
 from engine_models.cost.terms import Shard
 from engine_models.model.blocks import AttentionBlock
@@ -327,7 +327,10 @@ class PrefillAttention:
             shape = (heads, kv_heads, block.head_dim, block.window_tokens)
             if copies:
                 total += block.layers * widening.pass_s(ops, block, shard.formats.kv_cache, tensor, new + before)
-            total += block.layers * ops.prefill_attention_s("bf16", kv_fmt, *shape, new, before)
+            layer_s = ops.prefill_attention_s("bf16", kv_fmt, *shape, new, before)
+            if block.sinks and shard.terms.fixed_grid_attention:  # FlashAttention 2 knows no sinks
+                layer_s = np.maximum(layer_s, small_tiles.prompt_s(ops, heads, block.head_dim, block.window_tokens, new, before))
+            total += block.layers * layer_s
         for axis in (0, 1):  # a longer chunk is never quicker, nor one after more tokens: kernels can be given either
             total = np.flip(np.minimum.accumulate(np.flip(total, axis), axis=axis), axis)
         return total

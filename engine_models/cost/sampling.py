@@ -90,7 +90,7 @@ def truncation_s(
     if sampler == "cores":
         row_s = COMPARISON_S * vocab * math.log2(vocab)
         return np.asarray(row_s * np.ceil(rows / processors), dtype=np.float64)
-    clock = _clock_hz(kernels)
+    clock = clock_hz(kernels)
     logits = rows * float(vocab)
     if sampler == "rejection":
         return REJECTION_S + kernels.elementwise_s(REJECTION_BYTES_PER_LOGIT * logits)
@@ -102,7 +102,8 @@ def truncation_s(
     return np.where(rows < PIVOT_ROWS, sort, search)
 
 
-def _clock_hz(kernels: Ops) -> float:
+def clock_hz(kernels: Ops) -> float:
+    """Highest clock of the device that the kernels are of [Hz]."""
     try:
         known = load_device(kernels.device).clock_hz
     except PlanError:

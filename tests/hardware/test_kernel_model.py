@@ -305,6 +305,28 @@ def test_naming_the_backend_that_a_layer_runs_on_changes_nothing() -> None:
     assert np.array_equal(k.moe_s("mxfp4", *oss, kernel=triton), k.moe_s("mxfp4", *oss))
 
 
+def test_marlin_of_another_framework_serves_experts_that_an_own_table_lacks() -> None:
+    """vLLM's tables of A100 have no experts in four bits, SGLang's have Marlin's; mxfp4 is padded to whole tiles."""
+    tokens = np.array([1.0, 16.0, 2048.0])
+    own, lender = (load_kernel_model("a100-sxm-80gb", framework) for framework in ("vllm", "sglang"))
+    lent = own.moe_s("mxfp4", 2880, 2880, 4, 128, 1, 1, tokens)
+    assert np.array_equal(lent, lender.moe_s("int4", 3072, 2944, 4, 128, 1, 1, tokens))
+    assert not np.array_equal(lent, load_kernel_model("a100-sxm-80gb", "trtllm").moe_s("mxfp4", 2880, 2880, 4, 128, 1, 1, tokens))
+
+
+def test_experts_of_unequal_popularity_leave_tiles_in_part_empty() -> None:
+    """With 64 rows on average half the experts begin a second tile of 64; the equal ones of the benchmark fill theirs."""
+    rng = np.random.default_rng(1)
+    rows = rng.poisson(64 * rng.gamma(2.0, 0.5, 200_000))
+    one, eight, many = kp.marlin_tiles(np.array([2048.0, 256.0, 2.0**20]), 4.0, 128.0)
+    assert one == pytest.approx(np.mean(np.ceil(rows / 64)), rel=0.02)
+    assert 1.0 <= eight < 1.1
+    assert many == pytest.approx(1.0, abs=0.01)
+    lender = load_kernel_model("a100-sxm-80gb", "sglang")
+    served, equal = (lender.moe_s("int4", 4096, 1536, 8, 128, 1, 1, [1024.0], kind)[0] for kind in ("independent", "balanced"))
+    assert 1.25 * equal < served < 1.6 * equal
+
+
 def test_independent_rows_touch_fewer_experts_than_dealt_ones() -> None:
     """At as many rows as experts: all of them, or 1 - (1 + 1/a)**-a; at few rows or many, the same."""
     rows = np.array([1.0, 256.0, 1e5])
