@@ -25,8 +25,8 @@ class Arrival:
 
     `runs` are the contents of the whole prompt, (segment, offset, length), `length` units in all: characters or tokens. `blocks`
     are the names of its leading full KV blocks that others may have too, `private_blocks` how many full ones follow. `key` names
-    a session or user, `jump_s` is how much earlier than others it is to be served, `priority` what goes before all else, `adapter`
-    the LoRA adapter, 0 for none.
+    a session or user, `jump_s` is how much earlier than others it is to be served, `priority` what goes before all else,
+    `adapter` the LoRA adapter, 0 for none.
     """
 
     index: int
