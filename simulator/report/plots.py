@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.cluster.outcome import FINISHED
 from simulator.report.drawing import SHADE, bare, png
 from simulator.report.numbers import short
 from simulator.report.words import shape_of
+from simulator.results.latencies import token_gaps
 
 if TYPE_CHECKING:
     from simulator.run import RunResult
@@ -30,6 +32,8 @@ LATENCIES = (
     ("tpot_ms", "time per output token, TPOT [ms]"),
     ("e2el_ms", "end-to-end latency, E2E [ms]"),
 )
+GAPS = ("itl_ms", "gaps between tokens, ITL [ms]")
+"""Drawn where an SLO names them."""
 MAX_POINTS = 240
 """Points of a curve over time; finer bins are drawn as their mean within a band."""
 MAX_LINES = 4
@@ -69,8 +73,10 @@ def _png(draw: Callable[[Any, RunResult], None], run: RunResult) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    height = 4.2 + 0.18 * len(run.result["classes"]) if draw is _latency else 7.0
-    figure = Figure(figsize=(11, height), layout="constrained")
+    width, height = 11.0, 7.0
+    if draw is _latency:
+        width, height = 11 / 3 * len(_panels(run)), 4.2 + 0.18 * len(run.result["classes"])
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure, run)
     return png(figure, DPI)
@@ -124,13 +130,25 @@ def _groups(run: RunResult) -> list[Group]:
     ]
 
 
+def _panels(run: RunResult) -> tuple[tuple[str, str], ...]:
+    """The latencies that are drawn, and their labels."""
+    verdicts = [kind["slo"] for kind in run.result["classes"]] or [run.result["slo"]]
+    asked = any(check["metric"] == GAPS[0] for verdict in verdicts if verdict for check in verdict["checks"])
+    return (*LATENCIES, GAPS) if asked else LATENCIES
+
+
 def _latency(figure: Any, run: RunResult) -> None:
-    figure.suptitle(f"{_title(run)}\nshare of requests that took at most so long", fontsize=10)
     groups = _groups(run)
-    for axes, (metric, label) in zip(figure.subplots(1, 3, sharey=True), LATENCIES, strict=True):
+    panels = _panels(run)
+    of_gaps = " (of gaps, for ITL)" if GAPS in panels else ""
+    figure.suptitle(f"{_title(run)}\nshare of requests{of_gaps} that took at most so long", fontsize=10)
+    for axes, (metric, label) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
         bare(axes)
         curves = []
         for colour, group in zip(_cycle(len(groups)), groups, strict=True):
+            if metric == GAPS[0]:
+                curves.append(_gaps(axes, run, group, colour))
+                continue
             values = np.asarray(_column(run, metric), dtype=np.float64)[group.rows]
             if metric == "tpot_ms":  # an output of one token has none
                 values = values[~(np.isnan(values) & (np.asarray(_column(run, "output_tokens"))[group.rows] == 1))]
@@ -153,18 +171,31 @@ def _distribution(axes: Any, values: FloatArray, stats: Mapping[str, Any], colou
     The percentiles named are those of the summary: of the requests served.
     """
     done = np.sort(values[~np.isnan(values)])
+    share = np.arange(1, len(done) + 1) / max(1, len(values)) * 100
+    return _curve(axes, (done, share), stats, colour, name, lost=len(values) - len(done))
+
+
+def _gaps(axes: Any, run: RunResult, group: Group, colour: str) -> Curve:
+    """Draw the cumulative share of the gaps between tokens, of finished requests."""
+    gaps_s, counts = token_gaps(run.raw, group.rows & (run.raw.status == FINISHED))
+    order = np.argsort(gaps_s)
+    share = np.cumsum(counts[order]) / max(1, counts.sum()) * 100
+    return _curve(axes, (gaps_s[order] * 1e3, share), group.metrics[GAPS[0]], colour, group.name)
+
+
+def _curve(axes: Any, curve: Curve, stats: Mapping[str, Any], colour: str, name: str, lost: int = 0) -> Curve:
+    """Draw a cumulative share with its percentiles; `lost` requests stand in no value of it."""
+    done, share = curve
     if not len(done):
         axes.plot([], [], color=colour, label=f"{name} (none completed)")
-        return done, done
-    share = np.arange(1, len(done) + 1) / len(values) * 100
+        return curve
     if done[0] > 0 and done[-1] / done[0] > 20:
         axes.set_xscale("log")
     for percent in (50, 90, 99):
-        axes.plot(stats[f"p{percent}"], percent * len(done) / len(values), "o", color=colour, markersize=3.5)
+        axes.plot(stats[f"p{percent}"], percent * share[-1] / 100, "o", color=colour, markersize=3.5)
     label = (f"{name}: " if name else "") + ", ".join(f"{p} {short(stats[p])}" for p in ("p50", "p90", "p99"))
-    lost = len(values) - len(done)
     axes.step(done, share, where="post", color=colour, linewidth=1.5, label=label + (f"; {lost:,} lost" if lost else ""))
-    return done, share
+    return curve
 
 
 def _bounds(axes: Any, metric: str, groups: Sequence[Group], curves: Sequence[Curve]) -> None:

@@ -6,8 +6,10 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from simulator.report import plots
 from simulator.report.plots import write_plots
 from simulator.run import simulate
 
@@ -15,7 +17,8 @@ from .conftest import SCENARIO
 
 NAMES = ["latency.png", "load.png", "throughput.png"]
 CLASSES = [
-    {"name": name, "slo": {"ttft_ms": {"p99": 300}, "e2el_ms": {"p50": 900}}, "arrivals": {"kind": "poisson", "rate": 2},
+    {"name": name, "slo": {"ttft_ms": {"p99": 300}, "e2el_ms": {"p50": 900}, "itl_ms": {"p90": 20}},
+     "arrivals": {"kind": "poisson", "rate": 2},
      "prompt_tokens": {"kind": "constant", "value": 300}, "output_tokens": {"kind": "constant", "value": value}}
     for name, value in (("short", 1), ("long", 60))
 ]  # fmt: skip
@@ -23,7 +26,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "plain": {},
     "bounds and many replicas": {
         "deployment": {**SCENARIO["deployment"], "replicas": 6},
-        "slo": {"ttft_ms": {"p50": 50, "p99": 500}, "tpot_ms": {"p99": 30}},
+        "slo": {"ttft_ms": {"p50": 50, "p99": 500}, "tpot_ms": {"p99": 30}, "itl_ms": {"p99": 30}},
     },
     "classes, one without TPOT": {"workload": {"classes": CLASSES, "duration": 10, "warmup": 2}},
     "nothing completed": {"workload": {**SCENARIO["workload"], "requests": 1, "drain_s": 0}},
@@ -49,11 +52,22 @@ def test_three_images_of_any_run(case: str, tmp_path: Path) -> None:
         data = path.read_bytes()
         assert data[:8] == b"\x89PNG\r\n\x1a\n"
         width, height = struct.unpack(">II", data[16:24])
-        assert width == 1320
+        assert width in (1320, 1760)
         assert height > 400
         assert b"Software" not in data
         assert b"tIME" not in data
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == NAMES
+
+
+def test_gaps_between_tokens_are_drawn_where_an_slo_names_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(plots, "png", lambda figure, dpi: drawn.setdefault(figure.axes[-1].get_xlabel(), figure) and b"")
+    run = simulate({**SCENARIO, "slo": {"itl_ms": {"p50": 30}}})
+    write_plots(run, tmp_path)
+    gaps = next(figure for label, figure in drawn.items() if "ITL" in label).axes[-1]
+    x, share = gaps.lines[-2].get_data()  # the last line is the bound's
+    assert np.interp(run.result["metrics"]["itl_ms"]["p50"], x, share) == pytest.approx(50, abs=2)
+    assert share[-1] == pytest.approx(100)
 
 
 def test_the_same_bytes_again_whatever_the_reader_prefers(tmp_path: Path) -> None:
