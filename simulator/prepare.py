@@ -552,5 +552,6 @@ def _pool_summary(prepared: Prepared) -> dict[str, Any]:
         "name": prepared.pool.name,
         "role": prepared.pool.role,
         **({"prompt_tokens": list(taken)} if taken is not None else {}),
+        **({"takes_turns_on": prepared.turns.place} if prepared.turns is not None else {}),
         **deployment_summary(prepared),
     }

@@ -63,10 +63,12 @@ def with_turns(pool: Pool, each: Sequence[Prepared]) -> list[Prepared]:
 
     Raises
     ------
-    InputError : their servers cannot fall asleep.
+    InputError : two are one, or their servers cannot fall asleep.
     """
     from simulator.config.schema import Swap
 
+    if len({one.arch.name for one in each}) < len(each):
+        raise InputError("two of the models are one", where="deployment.models", mend="name each model once")
     swap = pool.swap or Swap()
     if pool.swap_s is not None:
         said = f"pool '{pool.name}': a change of models takes {pool.swap_s:g} s (swap_s)"

@@ -72,6 +72,7 @@ def test_as_many_places_as_models_need_no_change() -> None:
     run = simulate(scenario(replicas=2, swap_s=2.0))
     assert run.result["turns"]["changes"] == 0
     assert run.result["deployment"]["devices"] == 2
+    assert {pool["takes_turns_on"] for pool in run.result["deployment"]["pools"]} == {"pool0"}
     third = "Qwen/Qwen2.5-14B-Instruct"
     three = [kind("a", 1, LLAMA), kind("b", 0.3, QWEN), kind("c", 0.3, third)]
     more = simulate(scenario(*three, replicas=2, swap_s=2.0, models=[LLAMA, QWEN, third])).result

@@ -180,6 +180,8 @@ def deployed_lines(deployment: dict[str, Any]) -> list[str]:
         said = [f"{pool['engine']} {pool['engine_version']}"]
         if pool.get("role", "mixed") != "mixed":
             said.append(pool["role"])
+        if "takes_turns_on" in pool:
+            said.append(f"takes turns on {pool['takes_turns_on']}")
         if pool["model"] != deployment["model"]:
             said.append(f"{pool['model']}, weights {pool['weights']}, KV {pool['kv_cache']}")
         if "prompt_tokens" in pool:
