@@ -15,6 +15,7 @@ from typing import Any
 
 from engine_models.cost.adapters import Adapters, adapters_of
 from engine_models.cost.adapters import summary_note as adapters_note
+from engine_models.cost.drafting import chains_only, summary_note
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
@@ -40,6 +41,7 @@ from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.whole_lifetime import LifetimeBatch, LifetimeRules, WholeLifetimeScheduler
 from engine_models.schedulers.whole_lifetime_adapted import AdaptedLifetimeScheduler
+from engine_models.schedulers.whole_lifetime_drafted import DraftedLifetimeScheduler
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InfeasibleError, InputError
 
@@ -134,6 +136,7 @@ class Rank:
     window_tokens: int | None = None
     windows: tuple[int, ...] = ()  # of the model's layers
     adapters: bool = False
+    row_tokens: int = 1  # that a step verifies, with drafts
 
     def scheduler(self, mode: Mode) -> WholeLifetimeScheduler:
         """Build a scheduler with its pages."""
@@ -143,6 +146,8 @@ class Rank:
             prefix_caching=self.prefix_caching,
             window_tokens=self.window_tokens,
         )
+        if self.row_tokens > 1:
+            return DraftedLifetimeScheduler(self.rules, kv, row_tokens=self.row_tokens, windows=self.windows)
         if self.adapters:
             return AdaptedLifetimeScheduler(self.rules, kv, aggregate=mode != "step", windows=self.windows)
         return WholeLifetimeScheduler(
@@ -171,6 +176,14 @@ def serving_of(request: PoolRequest, version: Version) -> Serving:
         elif arch.model_type in FALLBACK_MODELS:
             attention = "flashdecoding"
     attention = str(flags.get("attention") or attention)
+    if request.speculation is not None:
+        if flags.get("prefill_chunking"):
+            raise InputError(
+                "TGI does not cut prompts into chunks where it drafts",
+                where="deployment.engine_args.prefill_chunking",
+                mend="leave it out, or leave drafts (speculate) out",
+            )
+        chunked = False
     asked = flags.get("prefix_caching")
     if asked and (attention == "paged" or not version.prefix_caching):
         raise InputError(
@@ -252,7 +265,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     serving = serving_of(request, version)
     page = serving.block_tokens
     prefill = int(flags.get("max_batch_prefill_tokens") or default_prefill_tokens(request, version))
-    adapters = _adapters(request)
+    adapters, drafts = _adapters(request), request.speculation
+    row_tokens = drafts.row_tokens if drafts is not None else 1
     memory = _memory(request, prefill, page, adapters.memory_bytes if adapters is not None else 0)
     capacity = memory.blocks * page
     usable = memory.blocks - 1  # page 0 is the health check's
@@ -280,24 +294,25 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         )
     if not serving.chunked_prefill:  # a longer prompt would never be taken from the queue
         longest = min(longest, -(-prefill // page) * page)
-    row_tokens = min(total, usable * page + 1)
+    whole = min(total, usable * page + 1 - (row_tokens - 1))
     inflight = int(flags.get("max_concurrent_requests", MAX_CONCURRENT_REQUESTS))
     most_rows = flags.get("max_batch_size")
     rows = inflight if most_rows is None or serving.chunked_prefill else min(inflight, int(most_rows))
     rules = LifetimeRules(
         max_batch_prefill_tokens=prefill,
         max_batch_total_tokens=capacity,
-        max_total_tokens=row_tokens,
+        max_total_tokens=whole,
         waiting_served_ratio=float(flags.get("waiting_served_ratio", version.waiting_served_ratio)),
         max_waiting_tokens=int(flags.get("max_waiting_tokens", WAITING_TOKENS)),
         max_batch_size=None if most_rows is None else int(most_rows),
         chunked_prefill=serving.chunked_prefill,
         reserved_answer_tokens=version.reserved_answer_tokens,
     )
-    rank = Rank(rules, usable, page, serving.prefix_caching, windows=arch.windows_below(total), adapters=adapters is not None)
+    rank = Rank(rules, usable, page, serving.prefix_caching, windows=arch.windows_below(total), adapters=adapters is not None,
+                row_tokens=row_tokens)  # fmt: skip
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
     graphs = tuple(sorted(int(size) for size in flags.get("cuda_graphs") or GRAPH_SIZES if int(size) > 0))
-    step_tokens = max(prefill + page, rows)
+    step_tokens = max(prefill + page, rows * row_tokens)
     return EnginePlan(
         engine=ENGINE.name,
         version=version.name,
@@ -309,7 +324,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             kv_blocks=usable,
             block_tokens=page,
             prompt_tokens=longest,
-            row_tokens=row_tokens,
+            row_tokens=whole,
+            spare_tokens=row_tokens - 1,
             asked_tokens=version.reserved_answer_tokens,
         ),
         memory=memory,
@@ -321,10 +337,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             TableRange(step_tokens, rows, total),
             Parallelism(request.tensor_parallel, expert=request.expert_parallel),
             adapters=adapters,
+            speculation=drafts,
         ),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, inflight=inflight),
         prefix_caching=serving.prefix_caching,
         notes=(
+            *((summary_note(drafts), *drafts.notes) if drafts is not None else ()),
             *_notes(version, serving, rules, inflight, graphs),
             *((adapters_note(adapters, all_there=True),) if adapters is not None else ()),
         ),
@@ -379,6 +397,11 @@ def _adapters(request: PoolRequest) -> Adapters | None:
     )
 
 
+def _drafts(settings: Mapping[str, Any], arch: Architecture, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of drafts: n-grams, unless the model has Medusa's heads."""
+    return chains_only("TGI", ("ngram", "medusa"))({"method": "ngram", **settings}, arch, flags)
+
+
 def _memory(request: PoolRequest, prefill_tokens: int, page: int, lora_bytes: int = 0) -> MemoryBudget:
     """KV bytes = what is free after the warm-up's prefill - the share of the device that is never used."""
     flags, arch = request.flags, request.arch
@@ -388,13 +411,14 @@ def _memory(request: PoolRequest, prefill_tokens: int, page: int, lora_bytes: in
     weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1, request.expert_parallel)
     activations = activation_bytes(arch, prefill_tokens, 1, tp)
     other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
+    draft_weights = request.speculation.weight_bytes() if request.speculation is not None else 0
     per_token = sum(
         group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)
     )
     block = int(per_token * page)
-    kv = usable - weights - lora_bytes - activations - other
+    kv = usable - weights - draft_weights - lora_bytes - activations - other
     if kv < 2 * block:
-        lack = weights + lora_bytes + activations + other + 2 * block - usable
+        lack = weights + draft_weights + lora_bytes + activations + other + 2 * block - usable
         raise InfeasibleError(
             f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(activations + other) / 1e9:.1f} GB "
             f"besides (a prefill of {prefill_tokens:,} tokens), of {usable / 1e9:.1f} GB usable ({share:.0%} of "
@@ -407,6 +431,7 @@ def _memory(request: PoolRequest, prefill_tokens: int, page: int, lora_bytes: in
         usable_bytes=usable,
         lines=(
             MemoryLine("weight", "weights", weights),
+            *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
             *((MemoryLine("lora", "LoRA adapters", lora_bytes),) if lora_bytes else ()),
             MemoryLine("activation", "activations (warm-up of the largest prefill)", activations),
             MemoryLine("other", "CUDA context, collectives", other),
@@ -481,7 +506,11 @@ ENGINE = Engine(
         for name in ("bf16", "fp16", "fp8", "fp8_block", "int8_wo", "int4", "awq", "gptq")
     },
     kv_formats=("fp8",),
-    features={"lora": Support(frozenset({"gpu"}), "TGI's docs/source/conceptual/lora.md (public copy, read 2026-11)")},
+    features={
+        "lora": Support(_KINDS, "TGI's docs/source/conceptual/lora.md (public copy, read 2026-11)"),
+        "speculative": Support(_KINDS, "TGI's docs/source/conceptual/speculation.md (public copy, read 2026-11)"),
+    },
+    drafts=_drafts,
     flags=lambda: FLAGS,
     same_as={
         "rows": "max_concurrent_requests",

@@ -49,6 +49,7 @@ _MODELLED: dict[str, Flag] = {
     "prefix_caching": Flag("bool", None),
     "tgi_wiggle_room": Flag("float", 0.9, low=1e-3, high=0.999),
     "lora_adapters": Flag("str", None),
+    "speculate": Flag("int", None, low=0),
 }
 
 _SWITCHES = """
@@ -66,10 +67,9 @@ _CHANGING = {
     "the host's time": "enable_prefill_logprobs",
     "the model's context": "rope_factor=1|1.0 rope_scaling",
 }
-_REFUSED = {"how many tokens a step yields (drafts are not simulated for TGI)": "speculate=0"}
 _KINDS = {
     name.partition("=")[0]: "switch" if name in _SWITCHES.split() else "value"
-    for text in (_HARMLESS, *_CHANGING.values(), *_REFUSED.values())
+    for text in (_HARMLESS, *_CHANGING.values())
     for name in text.split()
 }
 
@@ -88,7 +88,7 @@ FLAGS = FlagTable(
     engine="tgi",
     modelled=_MODELLED,
     launcher=_LAUNCHER,
-    unread=classified(_KINDS, _HARMLESS, _CHANGING, _REFUSED),
+    unread=classified(_KINDS, _HARMLESS, _CHANGING, {}),
     shorts={"p": "port", "e": "env"},
     aliases=_ALIASES,
     typed={
@@ -96,7 +96,8 @@ FLAGS = FlagTable(
         "quantize": Typed("weights", _WEIGHTS.get),
         "kv_cache_dtype": Typed("kv_cache", _KV_CACHE.get),
         "lora_adapters": Typed("lora", lambda names: {"max_loras": len(names.split(","))} if names else None),
+        "speculate": Typed("speculative", lambda drafts: {"num_speculative_tokens": drafts} if drafts else None),
     },
-    environment={name.upper(): _ALIASES.get(name, name) for name in (*_MODELLED, *_ALIASES, "speculate")},
+    environment={name.upper(): _ALIASES.get(name, name) for name in (*_MODELLED, *_ALIASES)},
     abbreviated=False,
 )

@@ -124,6 +124,7 @@ class WholeLifetimeScheduler(Scheduler):
         self._returning: list[Sequence] = []  # queue again behind those that arrived meanwhile
         self._part_ends: list[tuple[int, int, Sequence]] = []  # step of the decode set, order, row
         self._held_tokens = 0
+        self.spare_tokens = 0  # that a row's last step may hold beyond its answer
         self._orders = 0
         self._steps_since_admission = 0
         self._decode_next = False
@@ -220,7 +221,7 @@ class WholeLifetimeScheduler(Scheduler):
             seq = self._waiting[0]
             row = self._rows[seq]
             prompt = row.prompt_tokens
-            found = kv.take(seq, row.content, prompt, prompt + self._reserved(row) - 1)
+            found = kv.take(seq, row.content, prompt, prompt + self._reserved(row) - 1 + self.spare_tokens)
             alone = not rows and not taken
             if found is None:
                 if alone and kv.forget():

@@ -94,8 +94,8 @@ def test_a_launch_command_names_its_engine() -> None:
         ({"engine": "sglang", "pipeline_parallel": 2}, "pipeline parallelism is modelled for vLLM.* not for sglang"),
         ({"engine": "tgi", "offload": {"kv_offloading_size": 8}}, "KV offload is modelled for vLLM and SGLang, not for tgi"),
         (
-            {"engine": "tgi", "speculative": {"method": "ngram", "num_speculative_tokens": 2, "acceptance": 0.5}},
-            "speculative decoding is modelled for .*vLLM.*, not for tgi",
+            {"engine": "mlc_llm", "speculative": {"method": "ngram", "num_speculative_tokens": 2, "acceptance": 0.5}},
+            "speculative decoding is modelled for .*vLLM.*, not for mlc_llm",
         ),
         ({"engine": "vllm", "hardware": "xeon-8480-2s", "weights": "fp8"}, "vLLM does not load weights in fp8 on"),
         (
@@ -103,6 +103,14 @@ def test_a_launch_command_names_its_engine() -> None:
             "vLLM has no KV offload on",
         ),
         ({"engine": "sglang", "hardware": "xeon-8480-2s"}, "sglang does not run on"),
+        (
+            {
+                "engine": "tgi",
+                "speculative": {"num_speculative_tokens": 2, "acceptance": 0.5},
+                "engine_args": {"prefill_chunking": True},
+            },
+            "TGI does not cut prompts into chunks where it drafts",
+        ),
         ({"engine": "tgi", "kv_cache": "int8"}, "TGI keeps no KV cache in int8"),
         ({"engine": "trtllm", "kv_cache": "int4"}, "TensorRT-LLM keeps no KV cache in int4"),
     ],

@@ -16,6 +16,9 @@ from engine_models.memory.lifetime_pages import LifetimePages
 from engine_models.memory.radix import Content
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.whole_lifetime import LifetimeBatch, LifetimeRules, WholeLifetimeScheduler
+from engine_models.schedulers.whole_lifetime_drafted import DraftedLifetimeScheduler
+from simulator.validation.schedules import RecordedClock
+from tests.engine_models import fed
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "tgi"
 RULES = LifetimeRules(max_batch_prefill_tokens=64, max_batch_total_tokens=600, max_total_tokens=400)
@@ -345,3 +348,34 @@ def test_runs_equal_steps(
         )
         assert aggregate or not served.jumps
     assert outcome[0] == outcome[1]
+
+
+@given(st.lists(st.tuples(st.floats(0, 0.4), st.integers(1, 60), st.integers(1, 70)), min_size=1, max_size=12))
+@settings(max_examples=12)
+def test_drafts_of_which_none_is_accepted_leave_the_schedule_as_it_is(asked: list[tuple[float, int, int]]) -> None:
+    """But for the memory of a step's drafts, of which there is enough; parts of answers end and queue again alike."""
+    rules = replace(RULES, chunked_prefill=False, reserved_answer_tokens=20)
+    clock = RecordedClock({"a": 0.001, "b": 0.0, "c": 0.0, "d": 0.0})
+    asked = sorted(asked)
+    plain = fed.Served(WholeLifetimeScheduler(rules, LifetimePages(5000, 1, prefix_caching=False)), asked, clock)
+    rows = DraftedLifetimeScheduler(rules, LifetimePages(5000, 1, prefix_caching=False), row_tokens=4)
+    drafted = fed.Served(rows, asked, clock)
+    assert (drafted.ends, drafted.tokens) == (plain.ends, plain.tokens)
+    assert drafted.scheduler.state() == plain.scheduler.state() == (0, 0, 0, 5000)
+
+
+def test_accepted_drafts_end_an_answer_sooner() -> None:
+    """Reserved with the drafts of a step (queue.rs: input + max_new + speculate - 1); three tokens a step, two at its end."""
+    rules = replace(RULES, chunked_prefill=False)
+    scheduler = DraftedLifetimeScheduler(rules, LifetimePages(5000, 1, prefix_caching=False), row_tokens=4)
+    seq = Sequence(0, 10, 9, 0.0, limit_tokens=9, acceptance=lambda verification: 2)
+    scheduler.add(seq)
+    batches = []
+    while scheduler.has_work():
+        batch = scheduler.schedule(0.0)
+        assert batch is not None
+        batches.append((batch.tokens, scheduler.state()[2]))
+        scheduler.settle(batch)
+    assert batches == [(10, 21), (4, 21), (4, 21), (4, 21)]
+    assert seq.emissions == [[0, 0], *[[step, step] for step in (1, 1, 1, 2, 2, 2, 3, 3)]]
+    assert (scheduler.verifications, scheduler.accepted_drafts) == (3, 5)
