@@ -808,8 +808,8 @@ class KernelModel(Ops):
         size = np.maximum(as_array(message_bytes), 1.0)
         if gpus <= 1:
             return np.zeros_like(size)
-        if self.network is not None and gpus > self.network.node_devices:
-            inside = self.collective_s(op, self.network.node_devices, message_bytes, "nccl_tests_eager", "nccl")
+        if self.network is not None and gpus > self.network.inside(op):
+            inside = self.collective_s(op, self.network.inside(op), message_bytes, "nccl_tests_eager", "nccl")
             return np.where(as_array(message_bytes) > 0, inside + self.network.added_s(op, gpus, size), 0.0)
         curve, scale, excess = self._curve(op, gpus, mode, library)
         if curve is None:

@@ -42,16 +42,17 @@ def operations_of(device: Device, framework: str) -> Ops:
 
 
 def operations_in_node(
-    device: Device, framework: str, gpus: int, stages: int = 1, node_devices: int | None = None
+    device: Device, framework: str, gpus: int, stages: int = 1, node_devices: int | None = None, rank_devices: int = 1
 ) -> tuple[Ops, tuple[str, ...]]:
     """The operations of a device of which `gpus` work together in each of `stages`, and sentences on what in them is another
-    device's; in nodes of `node_devices` (None: as the device's are)."""
+    device's; in nodes of `node_devices` (None: as the device's are), in data-parallel ranks of `rank_devices`."""
     ops = operations_of(device, framework)
     said = None
     node = node_devices or int(device.node_size.value)
     if device.kind != "cpu" and gpus * stages > node and isinstance(ops, KernelModel | Roofline):
         between = device.inter_node_bytes_per_s_per_direction
-        network = Network(node, between.value if between else NIC_BYTES_PER_S, stages > 1 and gpus >= node)
+        rate = between.value if between else NIC_BYTES_PER_S
+        network = Network(node, rate, stages > 1 and gpus >= node, rank_devices=rank_devices)
         ops = replace(ops, network=network)
         return ops, tuple(text for text in (borrowing(ops), network.words) if text)
     if gpus > 2 and isinstance(ops, KernelModel):

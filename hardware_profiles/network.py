@@ -28,17 +28,25 @@ class Network:
     """Nodes of `node_devices` devices, an interface each of `nic_bytes_per_s` one way.
 
     stages_apart : whether each stage of a pipeline stands in nodes of its own. hop_s : least time of a message between nodes.
+    rank_devices : devices of a data-parallel rank, of which each exchanges with its likes in the other ranks, by all-gathers and
+        reduce-scatters.
     """
 
     node_devices: int
     nic_bytes_per_s: float
     stages_apart: bool = False
     hop_s: float = HOP_S
+    rank_devices: int = 1
+
+    def inside(self, op: str) -> int:
+        """How many members of a collective one node has."""
+        return max(self.node_devices // (1 if op == "all_reduce" else self.rank_devices), 1)
 
     def added_s(self, op: str, gpus: int, size: Array) -> Array:
-        """What a collective of `size` bytes over `gpus` devices takes between the nodes, beside that inside of each [s]."""
-        nodes = -(-gpus // self.node_devices)
-        each_s = size / self.node_devices / (NIC_SHARE * self.nic_bytes_per_s)
+        """What a collective of `size` bytes over `gpus` members takes between the nodes, beside that inside of each [s]."""
+        inside = self.inside(op)
+        nodes = -(-gpus // inside)
+        each_s = size / inside / (NIC_SHARE * self.nic_bytes_per_s)
         passes = 2 if op == "all_reduce" else 1
         ring_s = passes * (nodes - 1) * (self.hop_s + each_s / nodes)
         if op != "all_reduce":

@@ -242,7 +242,7 @@ class Roofline(Ops):
         size = np.maximum(as_array(message_bytes), 1.0)
         if gpus <= 1:
             return np.zeros_like(size)
-        inside = min(gpus, self.network.node_devices) if self.network is not None else gpus
+        inside = min(gpus, self.network.inside(op)) if self.network is not None else gpus
         t = collective_base_s(op, inside, size, self.peaks.link_bytes_per_s, self.link_latency_s)
         if self.network is not None and gpus > inside:
             t = t + self.network.added_s(op, gpus, size)

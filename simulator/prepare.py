@@ -337,7 +337,12 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     _check_style(engine, style, plan.handover)
     plan = replace(plan, front=plan.front.served(chat=scenario.client.route == "chat", speed=pool.host_speed))
     kernels, lent = operations_in_node(
-        device, plan.kernels or engine.kernels, pool.tensor_parallel * ranks, pool.pipeline_parallel, pool.gpus_per_node
+        device,
+        plan.kernels or engine.kernels,
+        pool.tensor_parallel * ranks,
+        pool.pipeline_parallel,
+        pool.gpus_per_node,
+        pool.tensor_parallel if ranks > 1 else 1,
     )
     warnings += [f"{said}, on {device.title}; it was ignored" for said in plan.costs.unserved(kernels)]
     calibration = calibration_of(pool, plan, device, base)

@@ -54,10 +54,13 @@ def test_more_nodes_take_longer_and_trees_help_the_little() -> None:
     assert times[2][0] == pytest.approx(6 * HOP_S, rel=0.01)  # up and down three levels, not fourteen steps round
 
 
-def test_stages_in_nodes_of_their_own_send_over_the_network() -> None:
+def test_stages_and_ranks_in_nodes_of_their_own_send_over_the_network() -> None:
     device = load_device("h100-sxm-80gb")
     inside = operations_in_node(device, "vllm", 4, 2)[0]
     apart = operations_in_node(device, "vllm", 8, 2)[0]
     assert float(apart.p2p_s(2.0**20)) > 2 * float(inside.p2p_s(2.0**20))
+    wide = operations_in_node(device, "vllm", 16, rank_devices=8)[0]  # two ranks of a node each
+    assert float(wide.all_gather_s(2, 2.0**14)) > float(inside.all_gather_s(2, 2.0**14)) + HOP_S / 2
+    assert float(wide.all_reduce_s(8, 2.0**14)) == float(inside.all_reduce_s(8, 2.0**14))
     close = operations_in_node(device, "vllm", 8, 1, 4)[0]  # nodes of four devices
     assert float(close.all_reduce_s(8, 2.0**14)) > 3 * float(operations_in_node(device, "vllm", 8)[0].all_reduce_s(8, 2.0**14))
