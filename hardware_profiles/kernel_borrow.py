@@ -322,6 +322,7 @@ def _whole(
         "kind": "assumed",
         "borrowed_from_device": donor.profile,
         "borrowed_error_pct": donor.error_percent,
+        "borrowed_groups": sorted(key for key in groups if key.startswith(("gemm/", "moe/"))),
     }
     return KernelModel(name, framework, peaks, provenance, groups, model.path, links, model.peaks, power)
 

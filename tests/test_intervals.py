@@ -285,3 +285,13 @@ def test_clients_that_think_longer_than_they_wait_count_as_an_open_loop(think_s:
     assert of_loops > 3 * math.log(narrow)
     if not waits:
         assert first["mean"] == pytest.approx(second["mean"], rel=0.1)
+
+
+def test_a_format_that_the_lender_was_not_measured_in_errs_as_of_a_distant_kin() -> None:
+    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    found = []
+    for weights in ("bf16", "int4"):
+        pool = {"engine": "openvino", "hardware": "arc-b580-12gb", "weights": weights}
+        evidence, axes = domain(prepare(load_scenario({"model": "meta-llama/Llama-3.2-1B", "deployment": pool, "workload": load})))
+        found.append((evidence.hardware, evidence.kernel_error, any("int4 were measured on arc-pro-b60" in a for a in axes)))
+    assert found == [("borrowed", 0.1, False), ("borrowed", 0.3, True)]

@@ -88,15 +88,16 @@ def _shipped(prepared: Prepared) -> tuple[Evidence, list[str]]:
         basis = f"efficiencies of {lender or law}" if lender or law else "assumed efficiencies"
         if own is None or law:
             axes.insert(0, f"hardware: no kernel of {device.name} was measured; datasheet rates and {basis}")
-    weights = prepared.formats.weights
-    if groups and weights.bits_per_weight < 16:
+    weights, tabled = prepared.formats.weights, groups or kernels.provenance.get("borrowed_groups", ())
+    if tabled and weights.bits_per_weight < 16:
         moe = prepared.arch.has_experts
-        known = {key.split("/")[1] for key in groups if key.startswith("moe/" if moe else "gemm/")}
+        known = {key.split("/")[1] for key in tabled if key.startswith("moe/" if moe else "gemm/")}
         if canonical_format(weights.name) not in known:
-            hardware = "kernels"  # its own 16-bit curves stand in, as a distant kin's would
-            error = HELD_OUT_ERROR_PCT[False] / 100
+            hardware = "kernels" if groups else hardware  # 16-bit curves stand in, as a distant kin's would
+            error = max(error, HELD_OUT_ERROR_PCT[False] / 100)
+            measured_on = device.name if groups else kernels.provenance["borrowed_from_device"]
             axes.append(
-                f"weights: no {'expert' if moe else 'matrix'} kernels in {weights.name} were measured on {device.name}"
+                f"weights: no {'expert' if moe else 'matrix'} kernels in {weights.name} were measured on {measured_on}"
             )
     split = bool(prepared.pools) and not prepared.side_by_side
     return Evidence(plan.engine, hardware, kernel_error=error, near=near, split=split), axes
