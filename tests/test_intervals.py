@@ -292,6 +292,7 @@ def test_a_format_that_the_lender_was_not_measured_in_errs_as_of_a_distant_kin()
     found = []
     for weights in ("bf16", "int4"):
         pool = {"engine": "openvino", "hardware": "arc-b580-12gb", "weights": weights}
-        evidence, axes = domain(prepare(load_scenario({"model": "meta-llama/Llama-3.2-1B", "deployment": pool, "workload": load})))
+        scenario = load_scenario({"model": "meta-llama/Llama-3.2-1B", "deployment": pool, "workload": load})
+        evidence, axes = domain(prepare(scenario))
         found.append((evidence.hardware, evidence.kernel_error, any("int4 were measured on arc-pro-b60" in a for a in axes)))
     assert found == [("borrowed", 0.1, False), ("borrowed", 0.3, True)]
