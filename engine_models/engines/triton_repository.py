@@ -68,6 +68,17 @@ def parse(text: str, where: str) -> Message:
 
 def read_repository(folder: Path) -> dict[str, Any]:
     """The flags that the models of a repository say together; InputError where it is none, or what computes is not simulated."""
+    try:
+        return _read(folder)
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OSError) as error:
+        raise InputError(
+            f"a configuration there has no sense: {type(error).__name__} {error}",
+            where=str(folder),
+            mend="check the config.pbtxt of its models against Triton's model_config.proto",
+        ) from None
+
+
+def _read(folder: Path) -> dict[str, Any]:
     models: dict[str, Message] = {}
     for path in sorted(folder.glob("*/config.pbtxt")):
         config = parse(path.read_text(encoding="utf-8", errors="replace"), str(path))

@@ -166,8 +166,11 @@ def test_what_a_repository_cannot_say_is_refused(tmp_path: Path) -> None:
         ('name: "m" max_batch_size: ${triton_max_batch_size}', "the template is not filled"),
         ('name: "m" max_batch_size: 4 instance_group { kind: KIND_CPU', "no configuration"),
         ('name: "m" instance_group { kind: KIND_CPU }', "0 of them run on GPUs"),
+        ('name: "m" max_batch_size: many', "no sense: ValueError"),
+        ('name: "m" parameters: 3', "no sense"),
+        ('name: "m" backend: "tensorrtllm" dynamic_batching: 3', "no sense"),
     ):
-        folder = repository(tmp_path / str(len(words)), m=text)
+        folder = repository(tmp_path / str(len(text)), m=text)
         with pytest.raises(InputError, match=words):
             read_repository(folder)
     with pytest.raises(InputError, match="holds no"):
