@@ -84,7 +84,7 @@ class Served:
             self.replica.ranks[0].submit(seq)
         for index, at in gives_up:
             self.replica.advance(at)
-            self.replica.cancel(self.replica.ranks[0], self.seqs[index])
+            self.replica.cancel(self.replica.ranks[0], self.seqs[index], at)
         self.replica.advance(float("inf"))
         return self
 
