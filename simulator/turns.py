@@ -50,7 +50,6 @@ def check_turns(scenario: Scenario, pool: Pool) -> None:
         "deployment.warm_cache": pool.warm_cache is not None,
         "deployment.router": not isinstance(deployment.router, str),
         "deployment.admission": deployment.admission is not None,
-        "client.timeout_s": scenario.client.timeout_s is not None,
     }
     for where in (where for where, given in refused.items() if given):
         raise InputError(

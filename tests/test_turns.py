@@ -52,6 +52,20 @@ def test_one_model_is_there_at_a_time_and_nothing_is_lost(stay_s: float) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_clients_that_give_up_leave_the_queue(seed: int) -> None:
+    retries = {"attempts": 2, "backoff_s": 1.0, "on": ["timeout"]}
+    busy = scenario(kind("one", 2.0, LLAMA), kind("two", 0.6, QWEN), seed=seed, swap_s=4.0, replicas=1)
+    impatient = {**busy, "client": {"timeout_s": 5.0, "retries": retries}}
+    run, plain = simulate(impatient), simulate(impatient, aggregate=False)
+    assert run.result == plain.result
+    totals = run.result["totals"]
+    assert totals["reasons"]["timed_out"] == totals["failed"] > 5
+    assert totals["completed"] + totals["failed"] == 60
+    assert totals["completed"] > 5
+
+
+@pytest.mark.slow
 def test_staying_changes_less_often() -> None:
     busy = [kind("one", 3.0, LLAMA), kind("two", 3.0, QWEN)]
     often, seldom = (simulate(scenario(*busy, swap_s=2.0, swap={"stay_s": s})).result["turns"]["changes"] for s in (0.0, 10.0))
@@ -115,7 +129,6 @@ REFUSED = {
     "role": (scenario(role="prefill"), "role: prefill"),
     "lengths": (scenario(prompt_tokens=[1, 100]), "`deployment.prompt_tokens` beside models that take turns"),
     "router": (scenario(router={"system": "dynamo"}), "`deployment.router` beside models that take turns"),
-    "time-out": ({**scenario(), "client": {"timeout_s": 3.0}}, "`client.timeout_s` beside models that take turns"),
     "unknown": (scenario(kind("x", 1, "Qwen/Qwen2.5-72B-Instruct")), "no pool serves it"),
 }
 

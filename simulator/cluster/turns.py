@@ -22,6 +22,7 @@ from simulator.cluster.clock import ARRIVALS, DECISIONS
 from simulator.cluster.devices import DeviceHistory
 from simulator.cluster.elastic import shift_steps
 from simulator.cluster.mixed import GroupRouter, MixedCluster
+from simulator.cluster.outcome import FAILED, Reason, Rows
 from simulator.cluster.router import Router, Routing
 from simulator.cluster.servers import Change, Share
 from simulator.serving.replica import Replica
@@ -139,6 +140,21 @@ class TurnsCluster(MixedCluster):
         stand = self._stands[self._replica_of[number]]
         if stand is not None and stand.waiting:
             self._clock.at(max(now_s, self._clock.now_s), DECISIONS, partial(self._turn, stand))
+
+    def _give_up(self, block: Rows, seq: Request, attempt: int) -> None:
+        """As of the base; one that waits for its model leaves the queue, which may then go on."""
+        row, now_s = seq.index - block.first, self._clock.now_s
+        number = int(block.replica[row])
+        stand = self._stands[self._replica_of[number]] if number >= 0 else None
+        held = next((each for each in stand.waiting if each[2] is seq), None) if stand is not None else None
+        if stand is None or held is None or block.attempts[row] != attempt or now_s > self._end_s:
+            super()._give_up(block, seq, attempt)
+        else:
+            stand.waiting.remove(held)
+            self._router.ended(seq, now_s)
+            self._turn_away(block, seq, FAILED, Reason.TIMED_OUT, begun=True)
+        if stand is not None and stand.waiting:
+            self._turn(stand)
 
     def _keep(self, seq: Request) -> None:
         block = self._of(seq.index)
