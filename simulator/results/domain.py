@@ -40,7 +40,8 @@ def domain(prepared: Prepared, used: Mapping[str, float] | None = None) -> tuple
     left = [*unlike(prepared), *beyond(prepared, used or {})]
     if own is None or prepared.pools:
         return evidence, [*left, *axes]
-    fitted = dict(own.interval)
+    known = dict(evidence.fitted)  # a device that was measured is no less known than its class
+    fitted = {**known, **{metric: min(width, known.get(metric, width)) for metric, width in own.interval.items()}}
     if left:
         fitted = {metric: max(width, half_width(evidence, metric, "mean")[0]) for metric, width in fitted.items()}
         return replace(evidence, fitted=tuple(fitted.items()), fitted_by=own.name), [*left, *axes]

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from hardware_profiles.calibration import read_calibration
 from hardware_profiles.errors import InputError
+from hardware_profiles.law_constants import METAL
 from hardware_profiles.scaled_ops import Scales
 from simulator.calibrated import with_scales
 from simulator.calibration.deployment import Deployment
@@ -23,6 +24,7 @@ from simulator.calibration.served import points_of_results
 from simulator.cli.app import app
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
+from simulator.results.domain import domain
 from simulator.results.latencies import latencies
 from simulator.run import run_prepared
 
@@ -280,6 +282,10 @@ def test_llama_bench_calibrates_a_mac_and_names_another_model(tmp_path: Path) ->
         with pytest.raises(InputError, match=words):
             calibrate_results([llama_bench(tmp_path / "o.jsonl", rows)], deployment)
     assert math.isclose(outcome.calibration.domain["prompt_tokens"][1], 512)
+    outcome.calibration.write(tmp_path / "mine.json")
+    measured = prepare(load_scenario(scenario, [f"deployment.calibration={tmp_path}/mine.json"]))
+    evidence, _ = domain(measured, {"rows": 1, "prompt_tokens": 512, "context_tokens": 528})
+    assert dict(evidence.fitted)["ttft"] <= METAL.within.prompt_width  # a Mac that was measured is no less known than another
 
 
 def test_many_rows_of_llama_bench_are_a_law_of_whole_steps(tmp_path: Path) -> None:
