@@ -1,6 +1,6 @@
 """CPU seconds and peak memory of whole runs, beside those of another commit or the stored baseline.
 
-    python benchmarks/run.py                        every case but 10M, which takes a quarter of an hour
+    python benchmarks/run.py                        every case but 10M and fleet-256, a quarter of an hour each
     python benchmarks/run.py S1 S2                  these
     python benchmarks/run.py --against HEAD~5 S1    S1 of this tree and of that commit in turn, medians of three runs of each
     python benchmarks/run.py --runs 5 S1            medians of five runs
@@ -98,6 +98,12 @@ def spread(replicas: int) -> Callable[[Path], dict[str, Any]]:
     return drawn(s1_kind(20_000, 160), replicas=replicas, router="least_requests")
 
 
+def fleet(replicas: int, requests: int) -> Callable[[Path], dict[str, Any]]:
+    """The load of S1 a replica, behind 64 prefixes of 2,048 tokens and a router that knows what the caches hold."""
+    load = {**s1_kind(requests, 7 * replicas), "shared_prefix": {"groups": 64, "tokens": 2048}}
+    return drawn(load, replicas=replicas, router={"system": "dynamo"})
+
+
 def million(folder: Path) -> dict[str, Any]:
     """Make a million requests of the kind of S1, in a process of its own: a child's peak is never below its parent's memory."""
     trace = folder / "million.parquet"
@@ -186,10 +192,12 @@ CASES = {
     "replicas-8": Case("20,000 requests at 160/s, 8 replicas, least requests", spread(8)),
     "replicas-64": Case("the same over 64 replicas", spread(64)),
     "replicas-256": Case("the same over 256 replicas", spread(256)),
+    "fleet-1": Case("20,000 requests of S1's kind behind 64 prefixes, one replica of the next", fleet(1, 20_000)),
+    "fleet-256": Case("2,000,000 of these over 256 replicas, KV-aware router", fleet(256, 2_000_000)),
     "1M": Case("1,000,000 requests of S1's kind", million),
     "10M": Case("10,000,000 requests of S1's kind, drawn", drawn(s1_kind(10_000_000, 7))),
 }
-LONG = ("10M",)
+LONG = ("10M", "fleet-256")
 """Cases that run only when they are named: a quarter of an hour."""
 
 
