@@ -15,6 +15,7 @@ Arguments = Mapping[str, Any] | Sequence[Any] | str
 OwnWord = Callable[[str], str | None]
 
 _NUMBER = re.compile(r"-[0-9.]+")
+_FILE = re.compile(r"\S+\.(?:ya?ml|sh|bash|json|txt|service|Dockerfile)|\S*Dockerfile\S*")
 _ELLIPSES = re.compile(r"\.{3}|…|\[.*\]|\\|\$[@*]|\$\{@.*\}")
 _MANIFEST_KEYS = (*CONTAINER_KEYS, "services", "containers", "spec", "commands", "run")
 
@@ -37,6 +38,8 @@ def parse_flags(
     if found.keys is not None:
         return _Reader(table, release, own_word).keys(found.keys)
     if not found.launches:
+        if isinstance(args, str) and _FILE.fullmatch(args.strip()):
+            raise InputError(f"{args.strip()} names a file, which is not read", mend="paste what it holds as the text")
         raise InputError(
             f"this is no launch command of {table.engine}",
             where=found.others[0] if found.others else None,

@@ -192,6 +192,7 @@ def test_the_version_of_the_command_is_that_of_the_pool() -> None:
         ("vllm", "vllm serve a --max-num-seqs <rows>", "stands for a value that is not in the text"),
         ("vllm", "services:\n  a: [", "begins like YAML, but is none"),
         ("vllm", "sglang serve --model-path m", "launch command of sglang, not of vllm"),
+        ("sglang", "./docker-compose.yml", "names a file, which is not read"),
         ("sglang", "sglang serve --model-path m --speculative-adaptive", "how many tokens a step yields"),
         ("sglang", "sglang serve --model-path m --dit-cpu-offload true", "server of images and video"),
         ("sglang", "sglang serve --model-path m --cuda-graph-m 5", "is the beginning of"),
