@@ -205,6 +205,7 @@ def device_names() -> list[str]:
 def _words(name: str) -> list[str]:
     """Split a name into lower-case words without noise: ``NVIDIA A100-SXM4-80GB`` -> ``a100 sxm 80gb``."""
     text = re.sub(r"(?<![a-z\d])(\d+)\s*g(?:i?b)?\b", r"\1gb", name.lower().replace("+", " ").replace("(r)", " "))
+    text = re.sub(r"\b(?:i?mac|macbook)(?:\s+(?:pro|air|mini|studio))?\b", " ", text)  # a Mac goes by its chip
     words: list[str] = []
     for word in re.split(r"[^a-z0-9.]+", text):
         words.extend(w for w in _SPELLING.get(word, word).split("-") if w)

@@ -225,6 +225,7 @@ def test_two_sockets_are_twice_one(device: Device) -> None:
         ("NVIDIA H100 80GB HBM3", "h100-sxm-80gb"),
         ("NVIDIA H100 PCIe", "h100-pcie-80gb"),
         ("NVIDIA H100 NVL", "h100-nvl-94gb"),
+        ("MacBook Pro M3 Max 64GB", "apple-m3-max-40c-64gb"),
         ("A100", "a100-sxm-80gb"),
         ("NVIDIA A100-SXM4-40GB", "a100-sxm-40gb"),
         ("NVIDIA A100 80GB PCIe", "a100-pcie-80gb"),
