@@ -126,6 +126,7 @@ class Rank:
             prefix_caching=self.reuse,
             partial=self.partial,
             copies=self.copies,
+            returns=self.rules.capacity_scheduler_policy == UTILIZATION,
         )
         if self.row_tokens > 1 and self.role != "prefill":
             drafted = DRAFTED[self.role, self.reserves]

@@ -24,16 +24,20 @@ from engine_models.parts.sequence import Sequence
 
 
 class Block:
-    """A block with an identity: in the tree, in the line of free blocks, or both. `refs` are the rows that hold it."""
+    """A block with an identity: in the tree, in the line of free blocks, or both. `refs` are the rows that hold it.
 
-    __slots__ = ("children", "key", "parent", "refs", "starts")
+    In the line one that was never in the tree may stand for `many`, one behind the other; nothing ever stands below it.
+    """
 
-    def __init__(self, refs: int = 0) -> None:
+    __slots__ = ("children", "key", "many", "parent", "refs", "starts")
+
+    def __init__(self, refs: int = 0, many: int = 1) -> None:
         self.key: Runs = ()
         self.parent: Block | None = None
         self.children: dict[Runs, Block] = {}
         self.starts: dict[tuple[int, int], dict[Block, None]] = {}  # children by their first token, in order of entry
         self.refs = refs
+        self.many = many
 
 
 class BlockTree:
@@ -46,6 +50,8 @@ class BlockTree:
     prefix_caching : whether computed blocks can be found again.
     partial : whether a part of a block can be found.
     copies : whether one of which others need the rest can (it is copied).
+    returns : whether rows may come back to what they have computed; else what nobody but one can find is kept out of the tree,
+        but for the first such block, since others look whether anything stands below what they share.
     """
 
     def __init__(
@@ -56,12 +62,14 @@ class BlockTree:
         prefix_caching: bool = True,
         partial: bool = True,
         copies: bool = True,
+        returns: bool = True,
     ) -> None:
         self.capacity_blocks = capacity_blocks
         self.block_tokens = block_tokens
         self.prefix_caching = prefix_caching
         self.partial = partial
         self.copies = copies
+        self.returns = returns
         self.free_blocks = capacity_blocks  # those in the tree that nobody holds among them
         self.root = Block(1)
         self._fresh = capacity_blocks  # free ones without content, which stand before all others
@@ -71,12 +79,13 @@ class BlockTree:
 
     def kept(self) -> list[Kept]:
         """Free blocks that can be found, the longest free first; of those that nobody finds how much room they take."""
-        at: dict[Block, int] = {block: number for number, block in enumerate(self._line) if self._found(block)}
+        line = [block for block in self._line for _ in range(block.many)]
+        at: dict[Block, int] = {block: number for number, block in enumerate(line) if self._found(block)}
         return [
             Kept(-1 if block.parent is None else at.get(block.parent, -1), block.key)
             if block in at
             else Kept(-1, ((-1, 0, self.block_tokens),))
-            for block in self._line
+            for block in line
         ]
 
     def _found(self, block: Block) -> bool:
@@ -176,8 +185,15 @@ class BlockTree:
         self.free_blocks -= blocks
         fresh = min(blocks, self._fresh)
         self._fresh -= fresh
-        for _ in range(blocks - fresh):
+        left = blocks - fresh
+        while left:
             block, _ = self._line.popitem(last=False)
+            if block.many > left:
+                block.many -= left
+                self._line[block] = None
+                self._line.move_to_end(block, last=False)
+                return
+            left -= block.many
             self._leave_tree(block)
 
     def _hold(self, block: Block) -> None:
@@ -229,6 +245,9 @@ class BlockTree:
         size, held = self.block_tokens, seq.blocks
         node, matches = self.root, True
         blocks = -(-tokens // size) if partial else tokens // size
+        if not self.returns and content.runs[-1][0] == -1 - seq.index:  # see `content_of`
+            shared = content.starts[-1]
+            blocks = min(blocks, -(-shared // size) + 1 if shared else 0)
         for number in range(min(blocks, len(held))):
             key = content.slice(number * size, min((number + 1) * size, tokens))
             child = node.children.get(key) if matches else None
@@ -251,14 +270,26 @@ class BlockTree:
             held: list[Block | None] = seq.blocks
             held.extend([None] * seq.extra_blocks)
             self.store(seq, content, tokens, partial=True)
+            unknown = 0
             for block in reversed(held):
                 if block is None:
-                    block = Block(1)
+                    unknown += 1
+                    continue
+                if unknown:
+                    unknown = self._line_up(unknown)
                 block.refs -= 1
                 if not block.refs:
                     self._line[block] = None
                     self.free_blocks += 1
+            if unknown:
+                self._line_up(unknown)
         seq.blocks, seq.extra_blocks = [], 0
+
+    def _line_up(self, blocks: int) -> int:
+        """Put free blocks without content behind the line; return that none are left."""
+        self._line[Block(0, blocks)] = None
+        self.free_blocks += blocks
+        return 0
 
     def freed_by(self, seq: Sequence, refs: dict[Block, int]) -> int:
         """Blocks that would be free if a row gave back its own; `refs` counts who still holds those given back so before."""

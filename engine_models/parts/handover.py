@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from collections.abc import Sequence as Series
 from typing import NamedTuple
 
 from engine_models.parts.protocols import Scheduler
@@ -33,12 +34,17 @@ class Peer(Scheduler):
     """
 
     turn_s: float = 1e-3
+    notes: Series[Note] = ()
     at_once: Callable[[float, int, list[Sequence]], None] | None = None
 
     @abstractmethod
     def turns(self) -> float:
         """How often the loop turns when nothing can be computed now: not at all (0), once, or until something comes."""
 
+
+    def idle(self) -> bool:
+        """Whether it takes over requests, and none is here for which it may say something to a peer."""
+        return False
 
     def turned(self, turns: int) -> None:
         """Take in that the loop has turned so many times more without a decision that could differ from the latest."""
@@ -59,7 +65,7 @@ class PullDecode(Peer):
 
     @abstractmethod
     def idle(self) -> bool:
-        """Whether no request is here that may begin a read."""
+        """As of the base: no read may begin."""
 
     @abstractmethod
     def arrived(self, seq: Sequence) -> None:
@@ -73,7 +79,7 @@ class ReservingDecode(Peer):
 
     @abstractmethod
     def idle(self) -> bool:
-        """Whether no request is here that may be given memory."""
+        """As of the base: none may be given memory."""
 
     @abstractmethod
     def arrived(self, seq: Sequence) -> None:

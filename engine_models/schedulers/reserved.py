@@ -235,7 +235,7 @@ class ReservingDecodeScheduler(ReservingDecode):
 
     def add(self, seq: Sequence) -> None:
         """As of the base."""
-        seq.state = "waiting"
+        seq.state, seq.group_state = "waiting", self._most_of(seq)
         self._unreceived.append(seq)
         self._news = True
 
@@ -357,7 +357,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         if not any(ready_s <= now_s + NO_LATER_S for ready_s in self.prealloc.values()):
             return admitted
         retractable = self.decodes.kv_tokens() + sum(seq.length for seq in self._ended)
-        most = max((self._most_of(seq) for seq in (*self.running, *self._ended)), default=retractable)
+        most = max([seq.group_state for seq in (*self.running, *self._ended)], default=retractable)
         longest, buffers = most - retractable, rules.metadata_buffers - len(self.transfer)
         for seq, ready_s in list(self.prealloc.items()):
             if now_s < ready_s - NO_LATER_S:
@@ -365,7 +365,7 @@ class ReservingDecodeScheduler(ReservingDecode):
             if self._rows_left() <= 0 or buffers - len(admitted) <= 0:
                 break
             left = kv.free_tokens - max(keep * self._held(), longest)
-            if max(seq.prompt_tokens + keep, self._most_of(seq) - retractable) > left:
+            if max(seq.prompt_tokens + keep, seq.group_state - retractable) > left:
                 break
             kv.free_tokens -= seq.prompt_tokens
             del self.prealloc[seq]
@@ -375,7 +375,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         return admitted
 
     def _most_of(self, seq: Sequence) -> int:
-        """Tokens that a request may come to have, as far as admission looks."""
+        """Tokens that a request may come to have, as far as admission looks; then in `group_state`."""
         limit = seq.final_length - seq.prompt_tokens
         if not seq.stop_known:
             limit = min(self.rules.max_model_len - 1, self.kv.capacity_tokens - 2) - seq.prompt_tokens
@@ -474,12 +474,13 @@ class ReservingDecodeScheduler(ReservingDecode):
     # -- jumping --------------------------------------------------------------------------------------------
 
     def run(self) -> Run | None:
-        """Steps of the running rows while nobody waits for memory, nothing has arrived, and none has lost its memory."""
+        """Steps of the running rows while nobody may have memory, nothing has arrived, and none has lost its memory."""
+        ready_s = min(self.prealloc.values(), default=INFINITY) - NO_LATER_S
         if (
             self._record_rows
             or not self.aggregate
             or not self.running
-            or self.prealloc
+            or ready_s <= self._now_s
             or self._unreceived
             or self.retracted
             or self._ended
@@ -492,7 +493,7 @@ class ReservingDecodeScheduler(ReservingDecode):
             return None
         run = self._run
         self.decodes.serve(run.shape)
-        run.steps = steps
+        run.steps, run.until_s = steps, ready_s
         return run
 
     def take(self, steps: int) -> tuple[Batch, int, int]:

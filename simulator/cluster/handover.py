@@ -28,9 +28,6 @@ from simulator.cluster.transfer import Flow, Network, Paths, Way
 from simulator.serving.replica import Replica
 from simulator.serving.turning import TurningReplica
 
-Speaking = PullDecode | ReservingDecode | SendingPrefill
-"""Schedulers that have something to say to their peers."""
-
 
 class HandoverCluster(Cluster):
     """Prefill and decode replicas, numbered in this order, the ranks of each pool as if it were alone.
@@ -103,7 +100,7 @@ class HandoverCluster(Cluster):
         self._reads: dict[int, Flow] = {}  # by request: how it is read
 
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
-        return [
+        self._turning = [
             TurningReplica(
                 [servers.plan.scheduler(mode) for _ in range(servers.plan.executor.ranks)],
                 servers.cost,
@@ -115,6 +112,7 @@ class HandoverCluster(Cluster):
             for servers in stage
             for _ in range(servers.replicas)
         ]
+        return list(self._turning)
 
     def _places(self, ranks: int) -> list[tuple[int, int]]:
         places, first = [], 0
@@ -260,9 +258,7 @@ class HandoverCluster(Cluster):
 
     def _hear(self, number: int) -> None:
         """Let a replica take in what a peer has done to a rank's scheduler."""
-        replica = self.replicas[self._replica_of[number]]
-        assert isinstance(replica, TurningReplica)
-        replica.hear()
+        self._turning[self._replica_of[number]].hear()
         self._note(number)
 
     # -- waking ---------------------------------------------------------------------------------------------
@@ -273,25 +269,23 @@ class HandoverCluster(Cluster):
 
     def _run_to(self, at: int, to_s: float) -> None:
         """Advance a replica; carry on what it says to its peers."""
-        replica = self.replicas[at]
+        replica = self._turning[at]
         replica.advance(to_s)
-        for place, rank in enumerate(replica.ranks):
-            scheduler = rank.scheduler
-            if isinstance(scheduler, Speaking) and scheduler.notes:
-                notes, scheduler.notes = scheduler.notes, []
+        for place, peer in enumerate(replica.peers):
+            if peer.notes:
+                notes, peer.notes = peer.notes, []
                 for note in notes:
                     self._begin(self._number_of[at, place], note)
 
     def _watch(self, number: int) -> None:
         """Wake up when something may happen in a replica that others hear of."""
-        replica = self.replicas[number]
-        awaited = bool(self._releases) or bool(self._door) or self._awaited(number)
-        nobody_waits = not awaited and not any(rank.expected for rank in replica.ranks)
-        if nobody_waits and all(
-            isinstance(rank.scheduler, PullDecode | ReservingDecode) and rank.scheduler.idle() for rank in replica.ranks
+        replica = self._turning[number]
+        if (
+            all(peer.idle() for peer in replica.peers)
+            and not (self._releases or self._door or self._awaited(number))
+            and not any(rank.expected for rank in replica.ranks)
         ):
             return  # nothing is begun until another request comes, and no end is awaited
-        assert isinstance(replica, TurningReplica)
         due_s = max(replica.decides_s(), self._clock.now_s)
         if due_s < INFINITY and due_s <= self._end_s and self._wake_s[number] > due_s:
             self._wake_s[number] = due_s
