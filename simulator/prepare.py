@@ -237,9 +237,9 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
 
 
 def front_words(front: FrontEnd, speed: float | None) -> list[str]:
-    """What is assumed of a front end that is one event loop."""
+    """What is assumed of a front end that is one event loop, for requests and tokens."""
     loop = front.loop
-    if loop is None:
+    if loop is None or not loop.request_s:
         return []
     taken_s = loop.request_s + loop.hand_over_s + (loop.chat_s if front.chat else 0.0)
     host = "as `host_speed` says" if speed is not None else "assumed; `host_speed` states another"

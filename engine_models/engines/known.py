@@ -54,6 +54,7 @@ SPELLINGS: dict[str, str] = {
     "lmdeploy_pytorch": "lmdeploy",
     "lmdeploy_turbomind": "lmdeploy",
     "turbomind": "lmdeploy",
+    "triton_trtllm": "triton",
     "transformers_cb": "transformers",
     "hf_transformers": "transformers",
     "mii": "deepspeed_mii",
@@ -76,6 +77,7 @@ SPELLINGS: dict[str, str] = {
 IMPLIED: dict[str, dict[str, str]] = {
     "transformers_cb": {"mode": "continuous"},
     "lmdeploy_pytorch": {"backend": "pytorch"},
+    "triton_trtllm": {"model_engine": "trtllm"},
 }
 """Flags that a spelling says beside the engine, unless they are given."""
 
