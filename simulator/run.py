@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 
 WAITED, RESERVED = 0.01, 0.8
 """Share of the time with a queue, and of the KV cache held, from which unlimited answers are said to hold the queue (assumed)."""
+MOSTLY_WAITED = 0.5
+"""Share of the time with a queue from which they are said to, however little of the cache is in use (assumed)."""
 STREAM_ABOVE = 500_000
 """Requests above which a run is streamed, if its workload can be (`simulator.workload.streaming`)."""
 
@@ -788,13 +790,15 @@ def _held_queue(prepared: Prepared, figures: Figures) -> list[str]:
     """A warning where memory reserved for answers that no client has limited keeps requests waiting."""
     server, held = figures.server, figures.unlimited
     waited, used = server["waiting_time_fraction"], server["kv_cache_usage_perc_peak"]
-    if not held or waited < WAITED or used < RESERVED:
+    most = server["num_requests_running_peak"]
+    set_aside = waited >= MOSTLY_WAITED and most < prepared.plan.limits.rows  # by engines that count what is computed alone
+    if not held or waited < WAITED or (used < RESERVED and not set_aside):
         return []
     engine = prepared.plan.engine
     return [
         f"{_count(held, 'request')} without workload.max_output_tokens: {engine} reserves memory for the longest answer that the "
-        f"context leaves to each. So up to {used:.0%} of the KV cache was taken, and requests waited {waited:.0%} of the time; "
-        "give the limit that clients send"
+        f"context leaves to each. So at most {most:,.0f} ran at once on a replica, with up to {used:.0%} of the KV cache taken, "
+        f"and requests waited {waited:.0%} of the time; give the limit that clients send"
     ]
 
 

@@ -153,6 +153,11 @@ class TwoPassScheduler(Scheduler):
 
     # -- the outside ----------------------------------------------------------------------------------------
 
+    @property
+    def reserves_answers(self) -> bool:
+        """As of the base; only what is computed counts as used."""
+        return self.rules.capacity_scheduler_policy != UTILIZATION
+
     def add(self, seq: Sequence) -> None:
         """Enqueue an arrived request."""
         seq.state = "waiting"

@@ -184,6 +184,8 @@ def test_memory_reserved_for_unlimited_answers_is_named(limit: str | None, said:
     scenario = {**load(arrivals=poisson(3), duration=40, max_output_tokens=limit), "deployment": deployment}
     scenario["workload"]["output_tokens"] = 200
     assert bool(warned(simulate(scenario), "without workload.max_output_tokens")) is said
+    deployment = {"engine": "trtllm", "hardware": "h100-sxm-80gb"}  # which counts as used what is computed alone
+    assert bool(warned(simulate({**scenario, "deployment": deployment}), "without workload.max_output_tokens")) is said
     vllm = {**scenario, "deployment": SCENARIO["deployment"]}
     assert not warned(simulate(vllm), "without workload.max_output_tokens")
 
