@@ -21,7 +21,7 @@ from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
-from recorded_load import Case, drawn_request, head, main, prompt, token
+from recorded_load import Case, drawn_request, head, main, prompt, stops_at, token
 
 VERSION = "0.5.23"
 VOCABULARY = 1 << 20
@@ -301,7 +301,8 @@ class Recorder:
             at_s, _, name = heapq.heappop(self.due)
             given = self.by_id[name]
             certain = self.config.get("ignore_eos", False)
-            sampling = params(max_new_tokens=given["output_len"], temperature=0.0, ignore_eos=certain)
+            most = given.get("max_tokens", given["output_len"])
+            sampling = params(max_new_tokens=most, temperature=0.0, ignore_eos=certain, stop_token_ids=stops_at(given))
             sampling.normalize(None)
             priority = given.get("priority", 0)
             tokens = array("q", prompt(given))
@@ -430,6 +431,8 @@ class Recorder:
 
 def record(config: Case, requests: list[Case]) -> list[Case]:
     """The steps of SGLang's scheduler, and when each request ended."""
+    if any("max_tokens" in request for request in requests):
+        config["config"]["ignore_eos"] = False
     recorder = Recorder(config, requests)
     try:
         recorder.run()

@@ -16,7 +16,7 @@ import random
 from collections import deque
 from typing import Any
 
-from recorded_load import Arrivals, Case, drawn_requests, head, main, prompt, step_s, token
+from recorded_load import Arrivals, Case, drawn_requests, head, main, prompt, step_s, stops_at, token
 
 VERSION = "0.33.0"
 
@@ -213,11 +213,13 @@ class Recorder:
         adapted = importlib.import_module("vllm.lora.request").LoRARequest
         for at_s, given in self.arrivals.take(now_s):
             adapter = given.get("adapter", 0)
+            most = given.get("max_tokens", given["output_len"])
+            chosen = sampling(max_tokens=most, ignore_eos=True, temperature=0.0, stop_token_ids=stops_at(given))
             self.scheduler.add_request(
                 request_kind(
                     request_id=given["id"],
                     prompt_token_ids=prompt(given),
-                    sampling_params=sampling(max_tokens=given["output_len"], ignore_eos=True, temperature=0.0),
+                    sampling_params=chosen,
                     pooling_params=None,
                     arrival_time=at_s,
                     priority=given["priority"],

@@ -29,6 +29,11 @@ def prompt(request: Case) -> list[int]:
     return [token(segment, first + place) for segment, first, many in request["segments"] for place in range(many)]
 
 
+def stops_at(request: Case) -> list[int]:
+    """The token with which a request's answer stops before its limit, if it does."""
+    return [token(request["out_seg"], request["output_len"] - 1)] if "max_tokens" in request else []
+
+
 def step_s(step: Case) -> float:
     """How long a step lasts on the virtual clock."""
     prompts, decodes, kv = step["prefill_tokens"], step["decode_seqs"], step["kv_tokens"]
@@ -107,6 +112,14 @@ def let_leave(name: str, requests: list[Case], share: float) -> None:
             request["leaves_s"] = round(draw.expovariate(1 / mean_s), 6)
 
 
+def let_stop(name: str, requests: list[Case], share: float) -> None:
+    """Let a share of the answers end before the client's limit, `max_tokens`, by their last token."""
+    draw = random.Random(f"{name} stopping")
+    for request in requests:
+        if draw.random() < share:
+            request["max_tokens"] = request["output_len"] + draw.randint(1, 200)
+
+
 class Arrivals:
     """Requests that are yet to come, in order of arrival: at their own time, or after the end of another."""
 
@@ -153,6 +166,7 @@ def main(
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--leaving", type=float, default=0.0, help="share of the clients that leave some time after they came")
+    parser.add_argument("--stopping", type=float, default=0.0, help="share of the answers that end before their limit")
     parser.add_argument("--like", type=Path, nargs="*", default=[], help="recordings whose config and requests are run again")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -161,6 +175,7 @@ def main(
         cases = {f"drawn-{seed}": drawn(seed) for seed in range(given.first, given.first + given.count)}
         for name, (_, requests) in cases.items():
             let_leave(name, requests, given.leaving)
+            let_stop(name, requests, given.stopping)
     for name, (config, requests) in cases.items():
         try:
             lines = [config, *requests, *record(config, requests)]

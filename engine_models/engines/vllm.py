@@ -125,6 +125,7 @@ class Version:
     large_gpu_budget: int = 16384  # default token budget on devices of 160 GiB and more
     graph_step_above_256: int = 16
     pads_lone_token: bool = True
+    fences_loads: bool = True
     adapters_of_all_running: bool = True  # count against `max_loras`, not only those of the rows that a step serves
     capped_window_admission: bool = True
     windows_free_processed: bool = True
@@ -132,7 +133,7 @@ class Version:
     ray_is_asynchronous: bool = True
     masks_overlap: bool = True  # of structured output, filled while the model runs (pull request 26866)
     offloads_outputs: bool = False  # blocks of generated tokens go to the host too
-    offload_ranks_requests: bool = True  # of host memory alone: what goes first, and blocks fenced by steps in flight
+    offload_ranks_requests: bool = True  # of host memory alone: what goes first
     offloads_further: bool = True  # disks and stores behind host memory
     sampler: Sampler = "rejection"
     fp32_router: Fp32Router = "bf16x3"  # of models with a router in float32 (pull requests 38445, 47973)
@@ -148,6 +149,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "offload_ranks_requests": False,
         "pads_lone_token": False,
         "adapters_of_all_running": False,
+        "fences_loads": False,
         "windows_free_processed": False,
         "sparse_windows": False,
         "fp32_router": "small",
@@ -289,6 +291,7 @@ def scheduling_switches(version: Version) -> dict[str, bool]:
         "wasted_row_after_limit": version.wasted_row_after_limit,
         "first_admission_lookahead": version.first_admission_lookahead,
         "pads_lone_token": version.pads_lone_token,
+        "fences_loads": version.fences_loads,
         "adapters_of_all_running": version.adapters_of_all_running,
     }
 

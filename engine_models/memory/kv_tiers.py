@@ -261,11 +261,6 @@ class KvTiers:
         """All of a step has been stored."""
 
     @property
-    def fences(self) -> bool:
-        """Whether blocks that a step in flight may write are not taken from a running request."""
-        return False
-
-    @property
     def unsettled(self) -> bool:
         """Whether the next step has more to do than its rows say."""
         return False

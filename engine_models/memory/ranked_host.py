@@ -85,11 +85,6 @@ class RankedHost(KvTiers):
         return self._held
 
     @property
-    def fences(self) -> bool:
-        """As of the base."""
-        return True
-
-    @property
     def unsettled(self) -> bool:
         """As of the base."""
         return bool(self.owed or self._ended)

@@ -37,6 +37,7 @@ class ContinuousRules:
     lookahead_tokens : slots reserved beyond a row's tokens, for drafters that keep a KV cache of their own.
     first_admission_lookahead : those slots are reserved at admission too (from 0.24).
     pads_lone_token : a request admitted for one token brings a full set of drafts (0.33).
+    fences_loads : where blocks are loaded, those that a step in flight may write go to nobody before its end (0.33).
     adapters_of_all_running : adapters of all running rows count against the limit, not only those of a step's rows (0.33).
     """
 
@@ -59,6 +60,7 @@ class ContinuousRules:
     lookahead_tokens: int = 0
     first_admission_lookahead: bool = True
     pads_lone_token: bool = True
+    fences_loads: bool = True
     adapters_of_all_running: bool = True
 
 

@@ -78,7 +78,9 @@ class ContinuousScheduler(Scheduler):
         self._queue = ByPriority() if self._by_priority else FirstCome()
         self._async = rules.in_flight > 1 and not rules.pipelined
         self._wasting: list[Sequence] = []
-        self._fences = self._async and tiers is not None and tiers.fences
+        self._fences = self._async and tiers is not None and rules.fences_loads
+        self._vain: list[Sequence] = []  # rows that the batch formed last serves in vain
+        self._late: list[tuple[int, Sequence]] = []  # have ended, and are freed when so many batches are settled
         self._flying: set[Sequence] = set()  # rows of the batch formed last, but for those that only decode
         self._stored = -1  # latest batch whose blocks the tiers have
         self._settled_s = 0.0
@@ -125,6 +127,7 @@ class ContinuousScheduler(Scheduler):
             self._leave_decodes(seq, None)
             seq.state = "ending"
         if seq in self.running:
+            fenced = self._fenced(seq)
             known = self._before_preemption(seq, None)
             if not self.itemised:
                 first, last = seq.emissions[-1] if seq.emissions else (0, -1)
@@ -133,7 +136,10 @@ class ContinuousScheduler(Scheduler):
                 self.kv.register(seq, known)
             if seq.output_shared:
                 self.kv.make_findable(seq)
-            self.kv.release(seq)
+            if fenced:
+                self._late.append((self.next_number - 1, seq))
+            else:
+                self.kv.release(seq)
             del self.running[seq]
         else:
             self._queue.remove(seq)
@@ -645,6 +651,7 @@ class ContinuousScheduler(Scheduler):
         """Begin to commit a batch with the rows that only decode; return those whose step is in vain, as they have ended."""
         batch.tokens = batch.decode_tokens = batch.decode_rows * self.decodes.row_tokens
         wasted, self._wasting = self._wasting, []
+        self._vain = wasted
         for seq in wasted:
             if seq.state == "decoding":
                 self._leave_decodes(seq, None)
@@ -731,6 +738,9 @@ class ContinuousScheduler(Scheduler):
         if self.tiers is not None:
             self._settled_s = batch.t_end
         kv = self.kv
+        while self._late and self._late[0][0] <= batch.number:
+            self._free(self._late.pop(0)[1])
+            self.blocked = False
         if batch.itemised:
             self._settle_itemised(batch)
         if batch.finishing:  # less those whose clients have left meanwhile
@@ -748,7 +758,10 @@ class ContinuousScheduler(Scheduler):
                 kv.register(seq, seq.final_length - 1)
                 if self.tiers is not None:
                     self.tiers.ended(seq, seq.final_length - 1, batch.number, batch.t_end)
-                self._free(seq)
+                if self._fences and seq in self._vain:
+                    self._late.append((self.next_number - 1, seq))
+                else:
+                    self._free(seq)
             seq.state = "finished"
         if batch.finishing:
             self.blocked = False
@@ -778,6 +791,7 @@ class ContinuousScheduler(Scheduler):
             or not decodes.count
             or self.partial
             or self._wasting
+            or self._late
             or (self.tiers is not None and self.tiers.unsettled)
             or (not self.blocked and (self._queue or self.wake_s() < INFINITY))
             or decodes.count > self.rules.max_num_batched_tokens

@@ -223,6 +223,8 @@ class PrefillFirstScheduler(Scheduler):
         prompt, final = seq.prompt_tokens, seq.final_length
         # a client that sets no limit leaves the context as the limit
         limit = final - prompt if seq.stop_known else self.rules.max_model_len - prompt - 1
+        if seq.limit_tokens:
+            limit = min(limit, seq.limit_tokens)
         room = self.kv.capacity_tokens - self.kv.paged(prompt) - self.kv.page_tokens - 1
         seq.group_state = _Row(content_of(seq), max(1, min(limit, room)), self.kv.tree.root)
         self._enqueue(seq)
@@ -741,6 +743,10 @@ class PrefillFirstScheduler(Scheduler):
             tree.insert(row.content, prompt, counted=prompt, priority=seq.priority + 1)
         return known, node
 
+    def _kept_tokens(self, seq: Sequence) -> int:
+        """Tokens of an ended row that the tree may keep: a step in vain has computed the last one too."""
+        return min(seq.computed, seq.final_length)
+
     def _release(self, seq: Sequence) -> None:
         """Hand the tokens of an ended row over to the tree."""
         kv = self.kv
@@ -749,7 +755,7 @@ class PrefillFirstScheduler(Scheduler):
         if not kv.prefix_caching:
             kv.free_tokens += held
         else:
-            committed = min(seq.computed, seq.final_length - 1)
+            committed = self._kept_tokens(seq)
             length = committed - committed % kv.page_tokens
             known, _ = self._enter(seq, length)
             kv.free_tokens += max(known, row.protected) - row.protected + held - length

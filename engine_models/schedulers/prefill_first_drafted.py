@@ -143,6 +143,10 @@ class DraftedPrefillFirstScheduler(PrefillFirstScheduler):
         if unknown > 0:
             self._unknown[seq] = unknown
 
+    def _kept_tokens(self, seq: Sequence) -> int:
+        """As of the base, but for the last one (assumed)."""
+        return min(seq.computed, seq.final_length - 1)
+
     def _finish(self, seq: Sequence) -> None:
         """As of the base."""
         super()._finish(seq)

@@ -104,6 +104,7 @@ class DecodeOfPull(_Turning, PullDecode):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._loads = True
+        self._fences = self._async and self.rules.fences_loads
         self.notes: list[Note] = []
 
     def turns(self) -> float:

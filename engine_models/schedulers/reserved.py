@@ -379,6 +379,8 @@ class ReservingDecodeScheduler(ReservingDecode):
         limit = seq.final_length - seq.prompt_tokens
         if not seq.stop_known:
             limit = min(self.rules.max_model_len - 1, self.kv.capacity_tokens - 2) - seq.prompt_tokens
+        if seq.limit_tokens:
+            limit = min(limit, seq.limit_tokens)
         return seq.prompt_tokens + min(limit, CLIP_NEW_TOKENS)
 
     def _take_arrived(self) -> list[Sequence]:

@@ -212,6 +212,8 @@ def drive(run: Replay, config: dict[str, Any], requests: list[dict[str, Any]]) -
             priority=entry.get("priority", 0),
             runs=for_adapter((*runs, output), adapter),
             adapter=adapter,
+            stop_known="max_tokens" not in entry,
+            limit_tokens=entry.get("max_tokens", 0),
             shareable_tokens=entry["prompt_len"],
             output_shared=True,
             acceptance=acceptance,
