@@ -414,7 +414,7 @@ OPS: Mapping[str, Op] = {
         ("num_tokens_per_rank",),
         ("mode", "phase"),
         _DEEPEP,
-        lambda hidden, experts, topk, sms: (np.log2(hidden), np.log2(experts), np.log2(topk), sms / 4.0),
+        ks.exchange_shape,
         _deepep,
         ((1.0, (8.0, 8.0, 4.0, 4.0)),),
         20,

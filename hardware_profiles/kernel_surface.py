@@ -205,6 +205,11 @@ def moe_shape(
     )
 
 
+def exchange_shape(hidden: float, experts: float, topk: float, multiprocessors: float) -> tuple[float, ...]:
+    """Features of an exchange of tokens between ranks of experts, and the multiprocessors that it takes (0: all)."""
+    return (math.log2(hidden), math.log2(experts), math.log2(topk), multiprocessors / 4.0)
+
+
 def sparse_decode_shape(heads: float) -> tuple[float, ...]:
     """Features of a layer of sparse attention: its heads on the device."""
     return (math.log2(heads),)

@@ -162,6 +162,24 @@ class Ops(ABC):
         """Name in the tables of the backend of experts that an engine calls `word`; None where there is no choice."""
         return None
 
+    def routed_experts_s(
+        self,
+        fmt: str,
+        hidden: int,
+        intermediate: int,
+        topk: int,
+        experts: int,
+        ranks: int,
+        tokens: ArrayLike,
+        *,
+        captured: bool,
+    ) -> Array | None:
+        """The same on a rank that is sent the rows of its experts, and that exchange; None where neither was timed.
+
+        captured : whether a CUDA graph holds the step; `tokens` are those of all `ranks` ranks.
+        """
+        return None
+
     def sparse_decode_s(self, layer: SparseLayer, batch: ArrayLike, context_tokens: ArrayLike) -> Array | None:
         """What a layer of sparse attention takes beside its projections, one token of each of `batch` rows; None where nobody
         timed such layers."""

@@ -133,6 +133,23 @@ class ScaledOps(Ops):
         )
         return self._split(whole_s, one_s * touched / first)
 
+    def routed_experts_s(
+        self,
+        fmt: str,
+        hidden: int,
+        intermediate: int,
+        topk: int,
+        experts: int,
+        ranks: int,
+        tokens: ArrayLike,
+        *,
+        captured: bool,
+    ) -> Array | None:
+        """See the head of the module."""
+        shape = (hidden, intermediate, topk, experts, ranks)
+        found = self.inner.routed_experts_s(fmt, *shape, tokens, captured=captured)
+        return None if found is None else (self.scales.decode_scale if captured else self.scales.prompt_scale) * found
+
     def sparse_decode_s(self, layer: SparseLayer, batch: ArrayLike, context_tokens: ArrayLike) -> Array | None:
         """See the head of the module."""
         found = self.inner.sparse_decode_s(layer, batch, context_tokens)

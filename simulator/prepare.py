@@ -102,8 +102,8 @@ def lockstep_notes(ranks: int, pool: Pool, lockstep: Lockstep, *, routed: bool) 
     launch = lockstep.launch(devices, ranks)
     spoken = f" ({launch})" if launch else ""
     exchange = (
-        "tokens go to the ranks of their experts, once for each, and back, at the speed of NCCL's measured all-gathers and "
-        "reduce-scatters of as many bytes (assumed)"
+        "tokens go to the ranks of their experts and back, and those compute no others, as DeepEP and its experts were timed on "
+        "one node (more ranks: as many more bytes, assumed; formats without times: by NCCL's curves)"
         if routed
         else "the exchange around a layer of experts is an all-gather and a reduce-scatter of 16-bit activations over the ranks, "
         "priced from NCCL's measured curves without their host floor (assumed also where another all-to-all backend is asked for)"

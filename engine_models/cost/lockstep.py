@@ -10,8 +10,8 @@ m_r are the tokens of rank r, T those of all ranks. In a CUDA graph all ranks ar
 (vLLM `coordinate_batch_across_dp`, SGLang's `MAX_LEN` padding), so T = D m; outside of graphs each brings its own tokens, an
 idle rank one dummy token. The transfers are an all-gather and a reduce-scatter over the D ranks of activations in 16 bit
 (vLLM's default `allgather_reducescatter`, SGLang's gather and scatter without an all-to-all backend). With one (`Terms.routed`) a
-token goes to each of its experts, as DeepEP's low-latency kernels send it, and their sums come back: a rank receives topk / D of
-what it would gather, at most all of it, at the speed of the same curves (assumed).
+token goes to the ranks of its experts alone, and those compute no others: `Ops.routed_experts_s`, where such kernels were timed.
+Elsewhere a rank receives topk / D of what it would gather, at most all of it, at the speed of the same curves (assumed).
 
 Source: vLLM `v1/worker/dp_utils.py`, `distributed/device_communicators/all2all.py`; SGLang `layers/dp_attention.py`,
 `managers/scheduler_dp_attn_mixin.py` (public copies, read 2026-11).
@@ -27,7 +27,7 @@ from engine_models.cost.drafting import Drafting
 from engine_models.cost.step_time import StepTimeModel, TableRange
 from engine_models.cost.tables import FloatArray, IntArray, PiecewiseLinear, log_grid
 from engine_models.cost.terms import Shard, experts_s
-from engine_models.model.architecture import moe_shapes
+from engine_models.model.architecture import MoeShape, moe_shapes
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
 
@@ -37,10 +37,15 @@ EXCHANGED_BYTES = 2.0
 CHOICE_BYTES = 8.0
 
 
-def shared_parts_s(shard: Shard, tokens: IntArray) -> dict[str, FloatArray]:
-    """Seconds of the layers of experts and of the exchange around them for `tokens` tokens of all ranks together."""
+def shared_parts_s(shard: Shard, tokens: IntArray, *, captured: bool = True) -> dict[str, FloatArray]:
+    """Seconds of the layers of experts and of the exchange around them for `tokens` tokens of all ranks together.
+
+    captured : whether a CUDA graph holds the step, of which tokens that are routed know other kernels.
+    """
     ops, ranks = shard.ops, shard.parallel.ranks
     shapes = moe_shapes(shard.stage, shard.parallel.tensor, shard.parallel.expert, ranks)
+    if shard.terms.routed and (routed_s := _routed_s(shard, shapes, tokens, captured)) is not None:
+        return {"experts": routed_s}
     values = np.asarray(tokens, dtype=np.float64) * shard.stage.hidden
     sent, width = values * shard.terms.gathered_bytes, values * EXCHANGED_BYTES
     exchange = np.zeros(len(tokens))
@@ -52,6 +57,18 @@ def shared_parts_s(shard: Shard, tokens: IntArray) -> dict[str, FloatArray]:
         scatter_s = ops.reduce_scatter_s(ranks, share * width)
         exchange += moe.layers * (gather_s + scatter_s + waits_s)
     return {"experts": experts_s(shard, shapes, tokens), "exchange between ranks": exchange}
+
+
+def _routed_s(shard: Shard, shapes: list[MoeShape], tokens: IntArray, captured: bool) -> FloatArray | None:
+    """The layers of experts with their all-to-all, as timed; None where it was not, or experts are split."""
+    fmt, total = shard.weights_format("experts"), np.zeros(len(tokens))
+    for moe in shapes:
+        shape = (moe.hidden, moe.intermediate, moe.topk, moe.experts, moe.ep)
+        found = shard.ops.routed_experts_s(fmt, *shape, tokens, captured=captured) if moe.tp == 1 else None
+        if found is None:
+            return None
+        total = total + moe.layers * found
+    return total
 
 
 class Lockstep(StepCost):
@@ -66,10 +83,16 @@ class Lockstep(StepCost):
         self._ranks = shard.parallel.ranks
         self._launches = own.launches
         grid = log_grid(self._ranks * up_to.step_tokens, 8)
-        values = sum(shared_parts_s(shard, grid).values(), np.zeros(len(grid)))
-        table = PiecewiseLinear(grid.astype(float), np.maximum.accumulate(values))
         tokens = np.arange(self._ranks * up_to.step_tokens + 1, dtype=float)
-        self._shared_s: list[float] = table.over(tokens).tolist()
+
+        def tabulated(captured: bool) -> list[float]:
+            values = sum(shared_parts_s(shard, grid, captured=captured).values(), np.zeros(len(grid)))
+            table = PiecewiseLinear(grid.astype(float), np.maximum.accumulate(values))
+            each: list[float] = table.over(tokens).tolist()
+            return each
+
+        self._shared_s = tabulated(True)
+        self._launched_s = tabulated(False) if shard.terms.routed else self._shared_s
 
     def _of_group(self, tokens: list[int], prefills: bool) -> tuple[int, int]:
         """Tokens of a rank after padding (0: each its own), and those of all ranks."""
@@ -88,7 +111,7 @@ class Lockstep(StepCost):
         prefills = any(batch.prefill for batch in batches)
         tokens = [batch.padded_tokens or batch.tokens for batch in batches]
         padded, total = self._of_group(tokens, prefills)
-        shared = self._shared_s[total]
+        shared = (self._shared_s if padded else self._launched_s)[total]
         slowest = of_prompts = 0.0
         for batch, own_tokens in zip(batches, tokens, strict=True):
             own, linear, prefill = self._own.own_s(batch, padded or own_tokens)
@@ -108,7 +131,8 @@ class Lockstep(StepCost):
         slowest = np.zeros(steps)
         for shape, own_tokens in zip(shapes, tokens, strict=True):
             slowest = np.maximum(slowest, self._own.own_run_s(shape, padded or own_tokens, steps))
-        return np.maximum(slowest + self._shared_s[total], self._launches.least_s(max(tokens), False))
+        shared = (self._shared_s if padded else self._launched_s)[total]
+        return np.maximum(slowest + shared, self._launches.least_s(max(tokens), False))
 
     def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
         """`run_s` as plain numbers."""

@@ -27,9 +27,9 @@ of 128 to 1,024 (L40S and B200)."""
 
 
 def prompt_s(
-    ops: Ops, heads: int, head_dim: int, window_tokens: int, new: FloatArray, before: FloatArray
+    ops: Ops, heads: int, head_dim: int, window_tokens: int, new_tokens: FloatArray, before_tokens: FloatArray
 ) -> FloatArray:
-    """Seconds of one layer for `new` tokens after `before`."""
-    keys = causal_pairs(new, before, as_array(window_tokens)) + LOST_KEYS * new
+    """Seconds of one layer for `new_tokens` tokens after `before_tokens`."""
+    keys = causal_pairs(new_tokens, before_tokens, as_array(window_tokens)) + LOST_KEYS * new_tokens
     rate = FLOP_PER_CYCLE * ops.peaks.multiprocessors * clock_hz(ops)
     return as_array(4.0 * heads * head_dim * keys / rate)
