@@ -51,7 +51,7 @@ METAL_M5 = replace(
     within=Within(decode_width=0.25, batch_width=0.4, few_width=0.45, prompt_width=0.4),
 )
 
-#: llama.cpp on NVIDIA cards with GDDR (and LPDDR). kind: fitted, 2026-11, source: 25 cards of four generations: GGUF formats
+#: llama.cpp on NVIDIA cards with GDDR. kind: fitted, 2026-11, source: 25 cards of four generations: GGUF formats
 #: of 12 models on RTX 5090 and 3080, scoreboard of Llama-2-7B Q4_0 and gpt-oss, tokens in flight on RTX 3090, benchmarks of
 #: Llama-3 (2024).
 CUDA_GDDR = Law(
@@ -70,6 +70,15 @@ CUDA_GDDR = Law(
     arithmetic={"": ("int8", 1.0), "16": ("int8", 0.5)},
     start_s=5.06e-5,
     slower={"ampere": 1.67, "turing": 1.67, "ada": 1.15},
+)
+
+#: The same constants on processors with LPDDR, which they were hardly fitted to. kind: assumed, 2026-11: uploads of one DGX
+#: Spark, most of which decode 10 to 25 % slower.
+CUDA_LPDDR = replace(
+    CUDA_GDDR,
+    title="NVIDIA processors with LPDDR under llama.cpp",
+    off_pct=(20.0, 30.0),
+    within=Within(decode_width=0.28, batch_width=0.35, few_width=0.4, prompt_width=0.45),
 )
 
 #: The same before June 2024: prompts widen the weights and multiply in 16 bit, attention is not fused, launches take longer.
@@ -322,6 +331,8 @@ def law_of(device: Device, framework: str) -> Law | None:
     if device.vendor == "nvidia":
         if device.architecture == "volta" and not old:
             return CUDA_VOLTA
+        if device.kind == "apu" and not old:
+            return CUDA_LPDDR
         return (CUDA_HBM_2024 if old else CUDA_HBM) if stacked else (CUDA_GDDR_2024 if old else CUDA_GDDR)
     if device.vendor == "amd":
         if device.kind == "apu":
