@@ -78,7 +78,7 @@ def conserved(scheduler: TwoPassScheduler) -> None:
             if block is not None:
                 shared[block] = shared.get(block, 0) + 1
     assert all(block.refs == count for block, count in shared.items())
-    assert kv.free_blocks == kv._fresh + len(kv._line) >= 0
+    assert kv.free_blocks == kv._fresh + sum(block.many for block in kv._line) >= 0
     assert kv.free_blocks + len(shared) + own == kv.capacity_blocks
     assert scheduler._owed >= 0
     below = [kv.root]
