@@ -407,7 +407,8 @@ def cost_lines(cost: dict[str, Any]) -> list[str]:
     each = [cost[f"usd_per_1m_{kind}"] for kind in ("input_tokens", "output_tokens", "total_tokens", "output_only")]
     inputs, outputs, all_, charged = map(dollars, each)
     bounds = cost["interval"]["usd_per_1m_total_tokens"]
-    sure = f" (90 %: {dollars(bounds[0])} to {dollars(bounds[1])})" if bounds else ""
+    low, high = map(dollars, bounds) if bounds else (all_, all_)
+    sure = f" (90 %: {low} to {high})" if low != high else ""
     return [
         labelled(
             "cost",

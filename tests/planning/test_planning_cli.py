@@ -166,7 +166,7 @@ def test_compare(typed: Shell) -> None:
     runs = sorted(str(p) for p in (typed.folder / "out" / "runs").iterdir())
     code, out, _ = typed("compare", *runs, str(EXAMPLES / "vllm_bench_serve.json"))
     assert code == 0
-    assert "deployment.replicas" in out
+    assert {"(simulated; replicas 1)", "(simulated; replicas 2)"} < {line[line.find("(") :] for line in out.splitlines()}
     code, out, _ = typed("compare", *runs, "--json")
     data = json.loads(out)
     assert data["scenario_changes"][0]["field"] == "deployment.replicas"
