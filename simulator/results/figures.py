@@ -139,7 +139,7 @@ def measured_window(
     stopped_at_s: float | None,
     spec: WorkloadSpec,
 ) -> Window:
-    """Return [warmup, duration], or to the last completion where the number of requests ends the run."""
+    """Return [warmup, duration], or to the end of the run where the number of requests ends it."""
     end = duration_s
     by_count = spec.requests is not None and requests >= spec.requests
     has_duration = (spec.duration is not None or spec.trace is not None) and not by_count
@@ -148,6 +148,12 @@ def measured_window(
     if stopped_at_s is not None:
         end = min(end, stopped_at_s)
     return Window(warmup_s, max(end, warmup_s))
+
+
+def last_seen_s(block: ClusterResult) -> float:
+    """When the last of a block's requests came, or the last answer was complete; 0 without any."""
+    came, ended = block.arrival_s[block.status != NOT_ARRIVED], block.end_s[block.status == FINISHED]
+    return float(max(np.max(came, initial=0.0), np.max(ended, initial=0.0)))
 
 
 class Judged:
@@ -300,7 +306,7 @@ class Collector:
         self._refused: Counter[str] = Counter()
         self._sums: Counter[str] = Counter()
         self._work = dict.fromkeys(("prompts", "outputs", "cached", "prefilled", "emitted", "prefill_s", "decode_s"), 0.0)
-        self._first_arrival_s, self._last_end_s = np.inf, 0.0
+        self._first_arrival_s, self._last_end_s, self._last_seen_s = np.inf, 0.0, 0.0
         self._known_s = np.zeros(0)  # first and last arrival that is known beforehand
         self._level = self._peak = 0
         self._began, self._ended = np.zeros(0), np.zeros(0)
@@ -319,9 +325,8 @@ class Collector:
         """Take in a block of requests, all of which have ended or will not; blocks come in order of arrival."""
         if self._exact:
             self.held = block
-            self.window = self._window(
-                len(block.status), self._duration_s, block.end_of_run_s, block.stopped_at_s
-            )
+            last_s = max(block.end_of_run_s, last_seen_s(block))
+            self.window = self._window(len(block.status), self._duration_s, last_s, block.stopped_at_s)
             self._load = WindowLoad(self.window)
             self._of_pools = {name: WindowLoad(self.window) for name in self._pools}
             self._rates = Rates(partial(ExactTimes, self.window))
@@ -380,6 +385,7 @@ class Collector:
         self._first_arrival_s = float(np.min(block.arrival_s[arrived], initial=self._first_arrival_s))
         ended = block.end_s[finished]
         self._last_end_s = float(np.max(ended, initial=self._last_end_s))
+        self._last_seen_s = max(self._last_seen_s, last_seen_s(block))
         self._began = np.concatenate([self._began, block.arrival_s[finished | (status == UNFINISHED)]])
         self._ended = np.concatenate([self._ended, ended])
         spans = kept_ranges(block.emissions, np.arange(len(status)), self._logs)
@@ -464,7 +470,7 @@ class Collector:
         window = (
             self.window
             if self._exact
-            else self._window(sum(counts.values()), duration_s, end_of_run_s, stopped_at_s)
+            else self._window(sum(counts.values()), duration_s, max(end_of_run_s, self._last_seen_s), stopped_at_s)
         )
         ranks = len(self._logs) if ranks_in is None else ranks_in(window.start_s, window.end_s, None)
         by_pool = {

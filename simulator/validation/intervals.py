@@ -159,7 +159,8 @@ def derive(
             left = math.sqrt(max(0.0, v.log_error**2 - (explained * v.queue_share) ** 2))
             clusters.setdefault(v.cluster, []).append(left)
         models = len({model for _, model, _ in clusters})
-        if len(values) < MIN_EXPERIMENTS or models < MIN_MODELS:
+        few = models < MIN_MODELS and not group.endswith("/disaggregated")  # of which only two models were measured
+        if len(values) < MIN_EXPERIMENTS or few:
             continue
         together = conformal_half_width(e for errors in clusters.values() for e in errors)
         sources = len({source for source, _, _ in clusters})
