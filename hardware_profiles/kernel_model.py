@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -82,7 +82,7 @@ from hardware_profiles.kernel_surface import (
     surface_of,
 )
 from hardware_profiles.network import Network
-from hardware_profiles.ops import Ops, Recurrence, SparseLayer
+from hardware_profiles.ops import Ops, Recurrence, RoutedLayer, SparseLayer
 from hardware_profiles.routed_experts import (
     EXCHANGING_SMS,
     GRACE,
@@ -382,44 +382,30 @@ class KernelModel(Ops):
         held = sustained_share(self.path.stem, self.path.parent.name, known) if self.path else None
         return flops / (held * self.power_share * self.peaks.pipe_rate(fmt)) if held is not None else np.zeros_like(flops)
 
-    def routed_experts_s(
-        self,
-        fmt: str,
-        hidden: int,
-        intermediate: int,
-        topk: int,
-        experts: int,
-        ranks: int,
-        tokens: ArrayLike,
-        *,
-        captured: bool,
-    ) -> Array | None:
+    def routed_experts_s(self, layer: RoutedLayer, tokens: ArrayLike, *, captured: bool) -> Array | None:
         """See :meth:`Ops.routed_experts_s` [s]; the exchange by DeepEP's timed kernels of one node.
 
         Its low-latency kernels, in graphs, send a copy to every expert, its others one to every rank that has one of them: more
         ranks than were timed receive as many more (assumed).
         """
-        fmt, device = canonical_format(fmt), load_device(self.device)
-        shares = shares_of(device.architecture, fmt)
+        layer, device = replace(layer, fmt=canonical_format(layer.fmt)), load_device(self.device)
+        shares = shares_of(device.architecture, layer.fmt)
         mode = "low_latency" if captured else "normal"
         keys = [f"deepep/{mode}/{phase}" for phase in ("dispatch", "combine")]
         if shares is None or any(key not in self.groups for key in keys):
             return None
         count = as_array(tokens)
         wait_s = None if captured else GRACE_WAIT_S if device.name.startswith(GRACE) else WAIT_S
-        t = routed_experts_s(
-            shares, self.peaks, fmt, hidden, intermediate, topk, experts, ranks, np.maximum(count, 1.0), wait_s
-        )
-        timed = GRACE_RANKS if device.name.startswith(GRACE) else TIMED_RANKS
+        t = routed_experts_s(shares, self.peaks, layer, np.maximum(count, 1.0), wait_s)
+        timed, ranks, topk = GRACE_RANKS if device.name.startswith(GRACE) else TIMED_RANKS, layer.ranks, layer.topk
         more = 1.0 if captured else ranks * received_share(topk, ranks) / (timed * received_share(topk, timed))
         own = np.maximum(count / ranks, 1.0) * more
         for key, value_bytes in zip(keys, (1.0, 2.0), strict=True):
-            base = streaming_base_s(
-                self.groups[key]["parameters"], self.peaks.link_bytes_per_s, own * topk * hidden * value_bytes
-            )
+            moved = own * topk * layer.hidden * value_bytes
+            base = streaming_base_s(self.groups[key]["parameters"], self.peaks.link_bytes_per_s, moved)
             surface = self.surface(key)
             if surface is not None:
-                shape = exchange_shape(hidden, experts, topk, 0 if captured else EXCHANGING_SMS)
+                shape = exchange_shape(layer.hidden, layer.experts, topk, 0 if captured else EXCHANGING_SMS)
                 base = base * np.exp(surface.at(shape, np.log2(own)))
             t = t + base
         return np.where(count > 0, t, 0.0)

@@ -68,6 +68,18 @@ class SparseLayer:
     products: tuple[tuple[int, int], ...]
 
 
+@dataclass(frozen=True)
+class RoutedLayer:
+    """A layer of experts, weights in `fmt`: each of `ranks` ranks holds its share and is sent the rows of these alone."""
+
+    fmt: str
+    hidden: int
+    intermediate: int
+    topk: int
+    experts: int
+    ranks: int
+
+
 class Ops(ABC):
     """Times of single operations of one device, and where they come from.
 
@@ -162,21 +174,10 @@ class Ops(ABC):
         """Name in the tables of the backend of experts that an engine calls `word`; None where there is no choice."""
         return None
 
-    def routed_experts_s(
-        self,
-        fmt: str,
-        hidden: int,
-        intermediate: int,
-        topk: int,
-        experts: int,
-        ranks: int,
-        tokens: ArrayLike,
-        *,
-        captured: bool,
-    ) -> Array | None:
+    def routed_experts_s(self, layer: RoutedLayer, tokens: ArrayLike, *, captured: bool) -> Array | None:
         """The same on a rank that is sent the rows of its experts, and that exchange; None where neither was timed.
 
-        captured : whether a CUDA graph holds the step; `tokens` are those of all `ranks` ranks.
+        captured : whether a CUDA graph holds the step; `tokens` are those of all ranks.
         """
         return None
 
@@ -239,4 +240,4 @@ class Ops(ABC):
         """One memory-bound kernel (normalisation, rotary embedding, activation) that moves `moved_bytes`."""
 
 
-__all__ = ["Ops", "Recurrence", "SparseLayer"]
+__all__ = ["Ops", "Recurrence", "RoutedLayer", "SparseLayer"]

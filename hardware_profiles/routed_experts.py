@@ -29,6 +29,7 @@ from hardware_profiles.kernel_physics import (
     moe_active_experts,
     moe_loaded_rank,
 )
+from hardware_profiles.ops import RoutedLayer
 
 
 class Shares(NamedTuple):
@@ -73,30 +74,22 @@ def received_share(topk: int, ranks: int) -> float:
 
 
 def routed_experts_s(
-    shares: Shares,
-    peaks: DevicePeaks,
-    fmt: str,
-    hidden: int,
-    intermediate: int,
-    topk: int,
-    experts: int,
-    ranks: int,
-    tokens: Array,
-    wait_s: float | None,
+    shares: Shares, peaks: DevicePeaks, layer: RoutedLayer, tokens: Array, wait_s: float | None
 ) -> Array:
-    """Time of the layer on the most loaded of `ranks` ranks, `tokens` the routed ones of all of them [s].
+    """Time of a layer on the most loaded of its ranks, `tokens` the routed ones of all of them [s].
 
     wait_s : of the host where no CUDA graph holds the step, see the head of the module; None in a graph.
     """
-    k, e = np.float64(topk), np.float64(experts)
+    ranks, hidden, intermediate = layer.ranks, layer.hidden, layer.intermediate
+    k, e = np.float64(layer.topk), np.float64(layer.experts)
     rows = tokens * k / ranks * moe_loaded_rank(tokens, k, e, ranks)
     touched = moe_active_experts(e / ranks, np.maximum(rows, 1.0), chosen=k / e)
-    weights_s = touched * 3.0 * hidden * intermediate * WEIGHT_BYTES[fmt] / (shares.weights_share * peaks.hbm_bytes_per_s)
-    products_s = 6.0 * hidden * intermediate * rows / (shares.arithmetic_share * peaks.rate(fmt))
+    weights_s = touched * 3.0 * hidden * intermediate * WEIGHT_BYTES[layer.fmt] / (shares.weights_share * peaks.hbm_bytes_per_s)
+    products_s = 6.0 * hidden * intermediate * rows / (shares.arithmetic_share * peaks.rate(layer.fmt))
     device_s: Array = np.maximum(weights_s, products_s)
     if wait_s is None:
         return LAUNCH_S + device_s
-    sums = 2.0 * hidden * tokens * received_share(topk, ranks)
+    sums = 2.0 * hidden * tokens * received_share(layer.topk, ranks)
     return wait_s + device_s + sums / (shares.sums_share * peaks.hbm_bytes_per_s)
 
 

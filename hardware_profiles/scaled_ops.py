@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hardware_profiles.kernel_physics import Array, DevicePeaks, as_array, moe_active_experts
-from hardware_profiles.ops import Ops, Recurrence, SparseLayer
+from hardware_profiles.ops import Ops, Recurrence, RoutedLayer, SparseLayer
 
 
 @dataclass(frozen=True)
@@ -133,21 +133,9 @@ class ScaledOps(Ops):
         )
         return self._split(whole_s, one_s * touched / first)
 
-    def routed_experts_s(
-        self,
-        fmt: str,
-        hidden: int,
-        intermediate: int,
-        topk: int,
-        experts: int,
-        ranks: int,
-        tokens: ArrayLike,
-        *,
-        captured: bool,
-    ) -> Array | None:
+    def routed_experts_s(self, layer: RoutedLayer, tokens: ArrayLike, *, captured: bool) -> Array | None:
         """See the head of the module."""
-        shape = (hidden, intermediate, topk, experts, ranks)
-        found = self.inner.routed_experts_s(fmt, *shape, tokens, captured=captured)
+        found = self.inner.routed_experts_s(layer, tokens, captured=captured)
         return None if found is None else (self.scales.decode_scale if captured else self.scales.prompt_scale) * found
 
     def sparse_decode_s(self, layer: SparseLayer, batch: ArrayLike, context_tokens: ArrayLike) -> Array | None:

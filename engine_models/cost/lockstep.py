@@ -30,6 +30,7 @@ from engine_models.cost.terms import Shard, experts_s
 from engine_models.model.architecture import MoeShape, moe_shapes
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
+from hardware_profiles.ops import RoutedLayer
 
 #: Bytes of a value that the ranks exchange: activations travel in 16 bit. kind: datasheet (the engines' code, above).
 EXCHANGED_BYTES = 2.0
@@ -63,8 +64,8 @@ def _routed_s(shard: Shard, shapes: list[MoeShape], tokens: IntArray, captured: 
     """The layers of experts with their all-to-all, as timed; None where it was not, or experts are split."""
     fmt, total = shard.weights_format("experts"), np.zeros(len(tokens))
     for moe in shapes:
-        shape = (moe.hidden, moe.intermediate, moe.topk, moe.experts, moe.ep)
-        found = shard.ops.routed_experts_s(fmt, *shape, tokens, captured=captured) if moe.tp == 1 else None
+        layer = RoutedLayer(fmt, moe.hidden, moe.intermediate, moe.topk, moe.experts, moe.ep)
+        found = shard.ops.routed_experts_s(layer, tokens, captured=captured) if moe.tp == 1 else None
         if found is None:
             return None
         total = total + moe.layers * found

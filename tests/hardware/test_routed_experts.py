@@ -9,6 +9,7 @@ import pytest
 
 from hardware_profiles.device import load_device
 from hardware_profiles.kernels import operations_of
+from hardware_profiles.ops import RoutedLayer
 from hardware_profiles.routed_experts import (
     LAUNCH_S,
     SHARES,
@@ -29,13 +30,14 @@ def test_no_rank_beats_its_device_and_more_rows_take_no_less(name: str, wait_s: 
     peaks = operations_of(device, "sglang").peaks
     tokens = np.geomspace(1, 1e6, 60)
     for ranks in (2, 8, 32, 256):
-        times = routed_experts_s(SHARES[device.architecture], peaks, "fp8_block", *DEEPSEEK, ranks, tokens, wait_s)
+        layer = RoutedLayer("fp8_block", *DEEPSEEK, ranks)
+        times = routed_experts_s(SHARES[device.architecture], peaks, layer, tokens, wait_s)
         products_s = 6 * 7168 * 2048 * tokens * 8 / ranks / peaks.rate("fp8_block")
         assert (times > products_s).all()
         assert (np.diff(times) >= 0).all()
         many = np.array([1e5])
         every_weight_s = 256 / ranks * 3 * 7168 * 2048 / peaks.hbm_bytes_per_s
-        assert routed_experts_s(SHARES[device.architecture], peaks, "fp8_block", *DEEPSEEK, ranks, many, wait_s) > every_weight_s
+        assert routed_experts_s(SHARES[device.architecture], peaks, layer, many, wait_s) > every_weight_s
 
 
 def test_tokens_go_once_to_each_rank_that_has_one_of_their_experts() -> None:
@@ -47,13 +49,13 @@ def test_tokens_go_once_to_each_rank_that_has_one_of_their_experts() -> None:
 def test_formats_and_generations_that_nobody_timed_have_none() -> None:
     assert shares_of("ampere", "fp8_block") is shares_of("hopper", "nvfp4") is shares_of("blackwell", "bfloat16") is None
     ops = operations_of(load_device("a100-sxm-80gb"), "sglang")
-    assert ops.routed_experts_s("fp8_block", *DEEPSEEK, 8, 64.0, captured=True) is None
+    assert ops.routed_experts_s(RoutedLayer("fp8_block", *DEEPSEEK, 8), 64.0, captured=True) is None
 
 
 def test_a_rank_that_is_sent_its_rows_is_quicker_than_one_that_has_all() -> None:
     """At 128 tokens a rank over 32 ranks; and its experts alone take what the tables say, the exchange 60 to 80 us more."""
     ops = operations_of(load_device("gb200-186gb"), "sglang")
-    sent = ops.routed_experts_s("fp8_block", *DEEPSEEK, 32, np.array([4096.0]), captured=True)
+    sent = ops.routed_experts_s(RoutedLayer("fp8_block", *DEEPSEEK, 32), np.array([4096.0]), captured=True)
     assert sent is not None
     assert sent < 0.5 * ops.moe_s("fp8_block", *DEEPSEEK, 1, 32, np.array([4096.0]))
     assert LAUNCH_S + 60e-6 < sent < 250e-6
