@@ -223,7 +223,7 @@ def test_requests_that_share_or_wait_are_as_in_memory(
         assert len(log.end_s) == other.retired_steps + len(other.end_s)
 
 
-@pytest.mark.parametrize("kind", ["sessions", "sessions-over-16", "loop"])
+@pytest.mark.parametrize("kind", ["sessions", pytest.param("sessions-over-16", marks=pytest.mark.slow), "loop"])
 def test_blocks_leave_as_their_requests_end(
     kind: str, small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +397,7 @@ def test_nothing_is_left_of_a_run_that_fails(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_requests(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Held in memory a request and its steps take some 700 bytes; streamed, the traced peak grows by a small part of that."""
     monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 100)

@@ -333,7 +333,7 @@ def test_version_and_schema(cli: Cli) -> None:
     assert {"model", "deployment", "workload"} <= set(schema["properties"])
 
 
-@pytest.mark.parametrize("kind", ["engines", "hardware", "models", "traces", "scenarios"])
+@pytest.mark.parametrize("kind", ["engines", "hardware", pytest.param("models", marks=pytest.mark.slow), "traces", "scenarios"])
 def test_list(kind: str, cli: Cli) -> None:
     entries = cli("list", kind, "--json").json()
     names = [entry["name"] for entry in entries]

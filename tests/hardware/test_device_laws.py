@@ -52,6 +52,7 @@ def bounded(ops: Ops, fmt: str, size_bytes: float) -> None:
     assert np.all(experts * best >= 0.999 * 6.0 * 2048 * 768 * 8 * ROWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", BRINGING)
 def test_no_step_beats_memory_or_arithmetic_and_more_rows_take_no_less(framework: str) -> None:
     """Over all profiles that have a law, and all formats."""

@@ -314,7 +314,7 @@ def batch_means_interval(waits: np.ndarray, groups: int = 40) -> tuple[float, fl
 
 
 @pytest.mark.parametrize("load", [pytest.param(0.4, marks=pytest.mark.slow), 0.7])
-@pytest.mark.parametrize("law", ["constant", "geometric", "two sizes"])
+@pytest.mark.parametrize("law", ["constant", *(pytest.param(law, marks=pytest.mark.slow) for law in ("geometric", "two sizes"))])
 def test_one_row_is_an_m_g_1_queue(law: str, load: float) -> None:
     """Pollaczek-Khinchine: mean wait = rate * E[S^2] / (2 (1 - load)); constant is M/D/1, geometric near M/M/1."""
     count = 40_000

@@ -60,6 +60,7 @@ def test_every_replica_gets_requests_and_sessions_find_their_caches(router: Any)
         assert routed.result["server"]["prefix_cache_hit_rate"] > 0.5
 
 
+@pytest.mark.slow
 def test_random_queues_are_m_m_1() -> None:
     """At random over c servers of one row each: each is an M/M/1 queue, mean wait rho / (1 - rho) of a mean service."""
     n, servers, load, mean_s = 30_000, 4, 0.6, 0.5
