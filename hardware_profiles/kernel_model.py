@@ -388,16 +388,18 @@ class KernelModel(Ops):
         Its low-latency kernels, in graphs, send a copy to every expert, its others one to every rank that has one of them: more
         ranks than were timed receive as many more (assumed).
         """
-        layer, device = replace(layer, fmt=canonical_format(layer.fmt)), load_device(self.device)
-        shares = shares_of(device.architecture, layer.fmt)
+        if self.path is None:
+            return None
+        layer, owner = replace(layer, fmt=canonical_format(layer.fmt)), load_device(self.path.parent.name)
+        shares = shares_of(owner.architecture, layer.fmt)
         mode = "low_latency" if captured else "normal"
         keys = [f"deepep/{mode}/{phase}" for phase in ("dispatch", "combine")]
         if shares is None or any(key not in self.groups for key in keys):
             return None
         count = as_array(tokens)
-        wait_s = None if captured else GRACE_WAIT_S if device.name.startswith(GRACE) else WAIT_S
+        wait_s = None if captured else GRACE_WAIT_S if self.device.startswith(GRACE) else WAIT_S
         t = routed_experts_s(shares, self.peaks, layer, np.maximum(count, 1.0), wait_s)
-        timed, ranks, topk = GRACE_RANKS if device.name.startswith(GRACE) else TIMED_RANKS, layer.ranks, layer.topk
+        timed, ranks, topk = GRACE_RANKS if owner.name.startswith(GRACE) else TIMED_RANKS, layer.ranks, layer.topk
         more = 1.0 if captured else ranks * received_share(topk, ranks) / (timed * received_share(topk, timed))
         own = np.maximum(count / ranks, 1.0) * more
         for key, value_bytes in zip(keys, (1.0, 2.0), strict=True):

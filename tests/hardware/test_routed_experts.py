@@ -11,6 +11,7 @@ from hardware_profiles.device import load_device
 from hardware_profiles.kernels import operations_of
 from hardware_profiles.ops import RoutedLayer
 from hardware_profiles.routed_experts import (
+    GRACE_WAIT_S,
     LAUNCH_S,
     SHARES,
     WAIT_S,
@@ -50,6 +51,19 @@ def test_formats_and_generations_that_nobody_timed_have_none() -> None:
     assert shares_of("ampere", "fp8_block") is shares_of("hopper", "nvfp4") is shares_of("blackwell", "bfloat16") is None
     ops = operations_of(load_device("a100-sxm-80gb"), "sglang")
     assert ops.routed_experts_s(RoutedLayer("fp8_block", *DEEPSEEK, 8), 64.0, captured=True) is None
+
+
+def test_borrowed_kernels_exchange_as_between_the_ranks_they_were_timed_with() -> None:
+    """GH200 has H200's tables, timed between eight devices, over links of its own, and a Grace CPU."""
+    layer, tokens = RoutedLayer("fp8_block", *DEEPSEEK, 8), np.array([1e5])
+    moved_bytes = []
+    for name, wait_s in (("h200-sxm-141gb", WAIT_S), ("gh200-144gb", GRACE_WAIT_S)):
+        ops = operations_of(load_device(name), "sglang")
+        whole = ops.routed_experts_s(layer, tokens, captured=False)
+        assert whole is not None
+        exchange_s = whole - routed_experts_s(SHARES["hopper"], ops.peaks, layer, tokens, wait_s)
+        moved_bytes.append(float(exchange_s[0]) * ops.peaks.link_bytes_per_s)
+    assert moved_bytes[1] == pytest.approx(moved_bytes[0], rel=0.1)
 
 
 def test_a_rank_that_is_sent_its_rows_is_quicker_than_one_that_has_all() -> None:
