@@ -123,4 +123,4 @@ def record(config: Case, requests: list[Case]) -> list[Case]:
 
 
 if __name__ == "__main__":
-    main(__doc__, drawn, record)
+    main(__doc__, drawn, record, ("leaving", "stopping"))

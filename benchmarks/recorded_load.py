@@ -157,16 +157,26 @@ class Arrivals:
                 heapq.heappush(self._due, (now_s + after["delay"], other["idx"], other["id"]))
 
 
+CHANGES = {
+    "leaving": (let_leave, "share of the clients that leave some time after they came"),
+    "stopping": (let_stop, "share of the answers that end before their limit"),
+}
+"""What may be drawn besides, where a recorder carries it out."""
+
+
 def main(
-    about: str | None, drawn: Callable[[int], tuple[Case, list[Case]]], record: Callable[[Case, list[Case]], list[Case]]
+    about: str | None,
+    drawn: Callable[[int], tuple[Case, list[Case]]],
+    record: Callable[[Case, list[Case]], list[Case]],
+    changes: tuple[str, ...] = (),
 ) -> None:
-    """Record the seeds that were asked for, or anew what stands in given files."""
+    """Record the seeds that were asked for, or anew what stands in given files; `changes` of `CHANGES` are carried out."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--leaving", type=float, default=0.0, help="share of the clients that leave some time after they came")
-    parser.add_argument("--stopping", type=float, default=0.0, help="share of the answers that end before their limit")
+    for change in changes:
+        parser.add_argument(f"--{change}", type=float, default=0.0, help=CHANGES[change][1])
     parser.add_argument("--like", type=Path, nargs="*", default=[], help="recordings whose config and requests are run again")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -174,8 +184,8 @@ def main(
     if not cases:
         cases = {f"drawn-{seed}": drawn(seed) for seed in range(given.first, given.first + given.count)}
         for name, (_, requests) in cases.items():
-            let_leave(name, requests, given.leaving)
-            let_stop(name, requests, given.stopping)
+            for change in changes:
+                CHANGES[change][0](name, requests, vars(given)[change])
     for name, (config, requests) in cases.items():
         try:
             lines = [config, *requests, *record(config, requests)]

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from simulator.workload.lengths import lognormal_parameters
+from simulator.workload.tables import is_number
 
 
 class _Model(BaseModel):
@@ -30,17 +31,9 @@ LARGEST_CV = 1000.0
 
 def _number(value: Any) -> Any:
     """Refuse what is no number in words, before pydantic's own terser message."""
-    if isinstance(value, bool) or (isinstance(value, str) and not _is_number(value)):
+    if isinstance(value, bool) or (isinstance(value, str) and not is_number(value)):
         raise ValueError(f"{value!r} is not a number")
     return value
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _finite(value: float) -> float:
@@ -182,7 +175,7 @@ def quantile_points(quantiles: dict[str, float]) -> list[tuple[float, float]]:
     points = []
     for key, value in quantiles.items():
         text = key.lower().removeprefix("p").replace("_", ".")
-        if not _is_number(text) or not 0 <= float(text) <= 100:
+        if not is_number(text) or not 0 <= float(text) <= 100:
             raise ValueError(f"{key!r} is no percentile; write p0 to p100, such as p50 or p99.9")
         points.append((float(text) / 100, value))
     points.sort()

@@ -103,7 +103,7 @@ class Table:
         InputError : as `number`, or a value is neither a number nor a time.
         """
         values = self.columns.get(name)
-        if not isinstance(values, list) or not any(isinstance(v, str) and v and not _is_number(v) for v in values):
+        if not isinstance(values, list) or not any(isinstance(v, str) and v and not is_number(v) for v in values):
             return self.number(name) / per_s
         stamps = np.empty(len(values), "datetime64[ns]")
         for i, value in enumerate(values):
@@ -122,7 +122,8 @@ class Table:
         return np.where(absent, np.nan, (stamps - origin).astype(np.int64) / 1e9)
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a text is what Python reads as a float."""
     try:
         float(text)
     except ValueError:
