@@ -203,6 +203,7 @@ class PrefillFirstScheduler(Scheduler):
         self._unreceived: list[Sequence] = []  # arrived, not yet taken in
         self._since_receipt = 0  # decode steps since the last look at the arrivals
         self._last_decoded = False  # the last step decoded and nothing else
+        self._left: set[Sequence] = set()  # their clients have gone, and they are served once more
 
     # -- queues ---------------------------------------------------------------------------------------------
 
@@ -259,6 +260,35 @@ class PrefillFirstScheduler(Scheduler):
     def warm(self, pieces: Series[Kept]) -> None:
         """As of the base."""
         self.kv.warm(pieces)
+
+    @property
+    def cancels(self) -> bool:
+        """As of the base."""
+        return True
+
+    def cancel(self, seq: Sequence) -> bool:
+        """As of the base: a row that runs is served once more, as after an end that is seen a step late; then its memory is free.
+
+        A prompt that is computed in pieces is computed to its end before (`abort_request`).
+        """
+        if seq not in self.running:
+            if seq in self._aborted:
+                return False
+            (self._unreceived if seq in self._unreceived else self._waiting).remove(seq)
+            seq.state = "finished"
+            return True
+        if seq.state == "ending" or seq in self._wasting:
+            return False
+        seen = max(seq.group_state.last, self._last_decode if seq.state == "decoding" else -1) > self.processed_number
+        decoding = seq.state == "decoding"
+        if decoding:
+            self._leave_decodes(seq, self.next_number - 1)
+        # what is in flight now ends it; the step after is in vain, and comes in any case
+        seq.final_length, seq.stop_known = seq.length + 1, seen
+        if decoding:
+            self._join_decodes(seq)
+        self._left.add(seq)
+        return True
 
     def close(self) -> None:
         """Let the ranges of rows that still decode end with the latest batch."""
@@ -686,7 +716,8 @@ class PrefillFirstScheduler(Scheduler):
         self.kv.tree.unlock(row.node)
         if lost:
             seq.length -= lost
-            seq.end_emissions(seq.emissions[-1][1] - lost)
+            if seq not in self._left:
+                seq.end_emissions(seq.emissions[-1][1] - lost)
         for ended in (self._wasting, self._ending):
             if seq in ended:
                 ended.remove(seq)
@@ -785,6 +816,9 @@ class PrefillFirstScheduler(Scheduler):
             self.batch_is_full = False
             self._ending = [seq for seq in self._ending if seq.state != "finished"]
             self._merging = [seq for seq in self._merging if seq.state != "finished"]
+        if self._left and not self._left.isdisjoint(batch.finishing):
+            left, self._left = self._left, self._left.difference(batch.finishing)
+            batch.finishing = [seq for seq in batch.finishing if seq not in left]
         return batch.finishing
 
     def _finish(self, seq: Sequence) -> None:
@@ -802,7 +836,8 @@ class PrefillFirstScheduler(Scheduler):
     def _leave_decodes(self, seq: Sequence, last: int) -> None:
         """Take a row out of the decode set and note the batches up to `last` in which it emitted."""
         self.decodes.leave(seq)
-        seq.emit_between(last, self._pauses)
+        if seq not in self._left:
+            seq.emit_between(last, self._pauses)
 
     # -- jumping --------------------------------------------------------------------------------------------
 

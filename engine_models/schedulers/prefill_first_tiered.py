@@ -111,6 +111,11 @@ class TieredPrefillFirstScheduler(PrefillFirstScheduler):
         }[rule.policy]
         self._reading[seq] = _Reading(known, found, now_s, there_s, now_s + patience_s)
 
+    def cancel(self, seq: Sequence) -> bool:
+        """As of the base; what a store has read for it so far is not kept (assumed)."""
+        self._reading.pop(seq, None)
+        return super().cancel(seq)
+
     def _passes_over(self, seq: Sequence, admitted: list[tuple[Sequence, int, int, bool]]) -> bool:
         reading = self._reading.get(seq)
         if reading is None:

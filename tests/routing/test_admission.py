@@ -194,7 +194,8 @@ def test_clients_that_give_up_free_what_they_held() -> None:
     lengths = {"prompt_tokens": {"kind": "constant", "value": 300}, "output_tokens": {"kind": "uniform", "low": 20, "high": 300}}
     load = {"arrivals": poisson(30), "requests": 300, **lengths}
     alternating = {"engine": "lmdeploy", "engine_args": {"backend": "pytorch", "max_batch_size": 24}}
-    for pool in ({"engine": "vllm"}, {"engine": "tgi"}, alternating):
+    sglang = {"engine": "sglang", "engine_args": {"max_total_tokens": 6000}}
+    for pool in ({"engine": "vllm"}, {"engine": "tgi"}, alternating, sglang):
         run = simulate(given({**pool, "replicas": 2}, load, client={"timeout_s": 0.5}))
         raw = run.raw
         assert set(raw.status.tolist()) == {FINISHED, FAILED}
@@ -208,7 +209,7 @@ def test_clients_that_give_up_free_what_they_held() -> None:
 
 def test_a_time_out_before_an_engine_that_cannot_drop_requests_is_refused() -> None:
     with pytest.raises(InputError, match="cannot drop a request"):
-        simulate(given({"engine": "sglang"}, {"requests": 5}, client={"timeout_s": 5}))
+        simulate(given({"engine": "vllm", "pipeline_parallel": 2}, {"requests": 5}, client={"timeout_s": 5}))
 
 
 LIMITS = st.builds(
