@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
 from simulator.results.intervals import Evidence, half_width, interval
@@ -26,6 +27,7 @@ from simulator.workload.columns import FloatArray, Workload
 if TYPE_CHECKING:
     from simulator.config.schema import Scenario
     from simulator.prepared import Prepared
+    from simulator.run import RunResult
 
 OF_RUN = {
     "ttft_mean_ms": "ttft_mean_ms",
@@ -41,7 +43,8 @@ STARTS_UP = ("start_s", "weights_s", "compile_s", "graph_capture_s")
 """Times of a server to start, and its parts; nothing is simulated for them."""
 METRICS = (*OF_RUN, *STARTS_UP, "prefill_tok_s", "decode_tok_s", "duration_s", "kv_tokens", "power_w", "rate_within_slo")
 STARTS, FAILS = "starts", "does not start"
-_USERS = re.compile(r"_c(\d+)$")
+_LOAD = re.compile(r"_c(\d+)$|\.(.+)$")
+"""Behind a metric: users of a closed loop, or the name of a stage."""
 
 
 @dataclass(frozen=True)
@@ -158,26 +161,57 @@ def with_freshness(cases: Iterable[Case]) -> Iterator[tuple[Case, bool]]:
 def judged(case: Case, fresh: bool = True) -> Outcome:
     """Compare each reported metric of a case, on a server that has served nothing yet if `fresh`.
 
-    A suffix `_cN` asks for a closed loop of N users instead of the scenario's load.
+    A suffix `_cN` asks for a closed loop of N users instead of the scenario's load. Where loads run one after the other
+    (`workload.stages`) it asks for the stage with such a loop, and a suffix `.NAME` for the stage of that name.
     """
     compared: list[Entry] = []
     skipped: list[dict[str, str]] = []
     by_load: dict[str, dict[str, Any]] = {}
+    staged = _staged(case)
     for name, value in case.reported.items():
-        users = _USERS.search(name)
-        known = name.removesuffix(users[0]) if users else name
+        users = None if staged else _LOAD.search(name)
+        known = _LOAD.sub("", name)
         number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
         if known not in METRICS:
             skipped.append({"id": case.id, "metric": name, "reason": f"metric '{name}' is not known"})
         elif not number and not str(value).startswith((STARTS, FAILS)):
             skipped.append({"id": case.id, "metric": name, "reason": f"'{str(value)[:40]}' is no positive number"})
         else:
-            by_load.setdefault(users[1] if users else "", {})[name] = value
+            by_load.setdefault((users[1] or "") if users else "", {})[name] = value
     for load, wanted in by_load.items():
         found, reason = _compare(case, load, wanted, fresh)
         compared += found
         skipped += [{"id": case.id, "metric": name, "reason": reason} for name in wanted if reason]
     return compared, skipped
+
+
+def _staged(case: Case) -> bool:
+    """Whether loads of the case run one after the other."""
+    from simulator.config.load import load_scenario
+
+    try:
+        return load_scenario(_text(case.scenario)).workload.stages is not None
+    except (PlanError, *UNREADABLE):
+        return False  # told when it is compared
+
+
+def _stage_of(scenario: Scenario, name: str) -> str:
+    """Name of the stage whose metric is asked for; "" for those measured together. InputError if there is none, or several."""
+    found, stages = _LOAD.search(name), scenario.workload.stages or ()
+    if found is None or (found[1] and not stages):
+        return ""
+    if found[2] is not None:
+        named = [stage.name for stage in stages if stage.name == found[2]]
+    else:
+        loops = [(stage.name, stage.arrivals) for stage in stages if stage.arrivals is not None]
+        named = [own for own, sent in loops if sent.kind == "closed_loop" and sent.concurrency == int(found[1])]
+    if len(named) != 1:
+        raise InputError(
+            f"{'no stage' if not named else 'more than one stage'} for '{found[0].lstrip('_.')}'",
+            where=f"reported.{name}",
+            mend=f"behind the metric `.NAME` of one of {', '.join(stage.name for stage in stages) or 'workload.stages'}",
+        )
+    return named[0]
 
 
 def _compare(case: Case, users: str, wanted: Mapping[str, Any], fresh: bool) -> tuple[list[Entry], str]:
@@ -201,7 +235,7 @@ def _compare(case: Case, users: str, wanted: Mapping[str, Any], fresh: bool) -> 
         for name, value in wanted.items():
             if isinstance(value, str):
                 out.append(_started(case, name, value, STARTS, group))
-            elif _USERS.sub("", name) == "kv_tokens":
+            elif _LOAD.sub("", name) == "kv_tokens":
                 held = prepared.plan.limits.kv_tokens * prepared.ranks
                 out.append(_entry(case, name, float(value), (float(held), None), group))
             elif name in STARTS_UP:
@@ -211,11 +245,13 @@ def _compare(case: Case, users: str, wanted: Mapping[str, Any], fresh: bool) -> 
             else:
                 timed[name] = float(value)
         if timed:
-            predicted, rests_on = simulated(prepared, case.lengths, fresh=fresh)
-            if any(_USERS.sub("", name) == "rate_within_slo" for name in timed):
-                predicted["rate_within_slo"] = _highest_rate(prepared), None
+            asked = {name: _stage_of(scenario, name) for name in timed}
+            by_stage = simulated_by_stage(prepared, case.lengths, fresh=fresh)
+            if any(_LOAD.sub("", name) == "rate_within_slo" for name in timed):
+                by_stage[""][0]["rate_within_slo"] = _highest_rate(prepared), None
             for name, value in timed.items():
-                out.append(_entry(case, name, value, predicted[_USERS.sub("", name)], group) | {"rests_on": rests_on})
+                predicted, rests_on = by_stage[asked[name]]
+                out.append(_entry(case, name, value, predicted[_LOAD.sub("", name)], group) | {"rests_on": rests_on})
     except PlanError as error:
         return out, error.message
     except (RuntimeError, NotImplementedError) as error:
@@ -279,9 +315,6 @@ def simulated(
     arrival_s : when each arrives, rising, instead of by the scenario's law.
     fresh : whether all at once are sent to a server that has compiled nothing yet.
     """
-    from simulator.calibrated import used_ranges
-    from simulator.results.domain import domain, setting_of
-    from simulator.results.latencies import latencies
     from simulator.run import run_prepared
     from simulator.workload.build import build_workload
 
@@ -292,22 +325,56 @@ def simulated(
     if arrival_s is not None:
         load = replace(load, arrival_s=arrival_s, duration_s=float(arrival_s[-1]))
     run = run_prepared(prepared, workload=load)
-    waits = bool(np.isnan(load.arrival_s).any())
-    batch = not waits and bool(np.ptp(load.arrival_s) == 0)
+    return _figures(prepared, run, np.ones(len(load), dtype=bool), fresh)
+
+
+def simulated_by_stage(
+    prepared: Prepared, lengths: tuple[tuple[int, int], ...], fresh: bool = False
+) -> dict[str, tuple[Predicted, dict[str, Any]]]:
+    """The same, "" of the whole run; where loads run one after the other also of each stage, by its name."""
+    from simulator.io.tables import Coded
+    from simulator.run import run_prepared
+
+    if prepared.scenario.workload.stages is None:
+        return {"": simulated(prepared, lengths, fresh=fresh)}
+    if lengths:
+        raise InputError("lengths do not go with stages", where="lengths", mend="give each stage its own load")
+    run = run_prepared(prepared)
+    assert not isinstance(run.requests, Path)
+    stage = run.requests["stage"]
+    assert isinstance(stage, Coded)
+    begins = np.array([each["measured"] for each in run.result["stages"]])
+    out = {"": _figures(prepared, run, begins[stage.codes], fresh=False)}
+    for number, each in enumerate(run.result["stages"]):
+        told = replace(run, result={**run.result, **each})
+        out[each["name"]] = _figures(prepared, told, stage.codes == number, fresh=fresh and number == 0)
+    return out
+
+
+def _figures(
+    prepared: Prepared, run: RunResult, of: NDArray[np.bool_], fresh: bool
+) -> tuple[Predicted, dict[str, Any]]:
+    """The metrics of some requests of a run, `run.result` theirs, and what they rest on."""
+    from simulator.calibrated import used_ranges
+    from simulator.results.domain import domain, setting_of
+    from simulator.results.latencies import latencies
+
+    asked_s = run.workload.arrival_s[of]
+    waits = bool(np.isnan(asked_s).any())
+    batch = not waits and bool(np.ptp(asked_s) == 0)
     if batch and fresh:
         run = replace(run, raw=replace(run.raw, arrival_s=run.raw.arrival_s - prepared.plan.first_use_s))
-    lat = latencies(run.raw, scenario.client.overhead_ms / 1e3)
+    lat = latencies(run.raw, prepared.scenario.client.overhead_ms / 1e3)
     evidence, _ = domain(prepared, used_ranges(run.result))
     evidence = replace(evidence, closed_loop=waits or batch, batch=batch)
-    every = np.ones(len(load), dtype=bool)
-    of_run = predictions(run, lat, evidence, every, setting_of(prepared).key())
+    of_run = predictions(run, lat, evidence, of, setting_of(prepared).key())
     rests_on = next(iter(of_run.values())).rests_on if of_run else {}
     out = {metric: (of_run[column].value, of_run[column].interval) for metric, column in OF_RUN.items() if column in of_run}
     if "e2e_s" in out:
         value, bounds = out["e2e_s"]
         out["e2e_s"] = value / 1e3, None if bounds is None else [bound / 1e3 for bound in bounds]
     first_s, raw = run.raw.arrival_s + lat.ttft_ms / 1e3, run.raw
-    answered = ~np.isnan(raw.end_s)
+    answered = ~np.isnan(raw.end_s) & of
     prompts, answers = raw.prompt_tokens[answered].sum(), raw.output_tokens[answered].sum()
     spans = {
         "prefill_tok_s": (prompts, busy_s(raw.arrival_s[answered], first_s[answered])),
@@ -322,7 +389,7 @@ def simulated(
         devices_s = run.result["totals"]["duration_s"] * prepared.devices
         out["power_w"] = energy_j / devices_s, None
     if answered.any():
-        whole_s = float(raw.end_s[answered].max() - np.nanmin(raw.arrival_s))
+        whole_s = float(raw.end_s[answered].max() - np.nanmin(raw.arrival_s[of]))
         rate = of_run["output_throughput_tok_s"]
         width = 0.0 if rate.interval is None else math.log(rate.interval[1] / rate.value)
         out["duration_s"] = whole_s, interval(whole_s, width)

@@ -174,6 +174,33 @@ def test_a_suffix_sets_the_number_of_users(tmp_path: Path) -> None:
     assert found["output_tok_s_c6"] > 2 * found["output_tok_s"]
 
 
+STAGED = """
+model: meta-llama/Llama-3.1-8B-Instruct
+deployment: {engine: vllm@0.15.1, hardware: h100-sxm-80gb}
+workload:
+  stages:
+  - {name: first, measured: false, arrivals: {kind: batch}, requests: 3, prompt_tokens: 900, output_tokens: 9, prompt_pool: 3}
+  - {name: two, arrivals: {kind: closed_loop, concurrency: 2}, requests: 6, prompt_tokens: 300, output_tokens: 20}
+  - {name: six, arrivals: {kind: closed_loop, concurrency: 6}, requests: 12, prompt_tokens: 300, output_tokens: 20}
+"""
+
+
+def test_stages_are_judged_each_by_its_name_or_its_users(tmp_path: Path) -> None:
+    """Without either a metric is of all measured stages; what no stage is is skipped."""
+    names = ("tpot_mean_ms", "tpot_mean_ms.two", "tpot_mean_ms_c2", "output_tok_s_c6", "ttft_mean_ms.first", "tpot_mean_ms_c3")
+    outcome = validate_reports(write(tmp_path, case(scenario=STAGED, reported=dict.fromkeys(names[:5], 1.0))))
+    found = {e["metric"]: e["predicted"] for e in outcome["cases"]}
+    result = simulate(load_scenario(STAGED)).result
+    first, two, six = result["stages"]
+    assert found["tpot_mean_ms"] == pytest.approx(result["metrics"]["tpot_ms"]["mean"])
+    assert found["tpot_mean_ms.two"] == found["tpot_mean_ms_c2"] == pytest.approx(two["metrics"]["tpot_ms"]["mean"])
+    assert found["output_tok_s_c6"] == pytest.approx(six["totals"]["output_throughput"], rel=0.05)
+    assert found["ttft_mean_ms.first"] == pytest.approx(first["metrics"]["ttft_ms"]["mean"])
+    assert [e["rests_on"]["batch"] for e in outcome["cases"]] == [False, False, False, False, True]
+    _, skipped = judged(Published("a", "", STAGED, {names[5]: 1.0}))
+    assert "no stage for 'c3'" in skipped[0]["reason"]
+
+
 def test_errors_are_grouped_with_bias_tail_and_coverage() -> None:
     """The median of the absolute error, its 90th percentile, the signed median, and the share inside."""
     entries = [
