@@ -2,7 +2,12 @@
 
     P = TDP (base + slope ln rows), at most TDP top, while it computes; its idle power (where unknown a share of the TDP) else
 
-It is what the device draws, not the machine around it.
+It is what the device draws, not the machine around it. A limit L below the TDP slows the clock of an NVIDIA GPU until it is kept.
+Voltage follows the clock, so that what the clock moves takes its third power, beside what leaks and what memory takes:
+
+    clock = ((L / TDP - STATIC_SHARE) / (1 - STATIC_SHARE))^(1/3)
+
+Arithmetic follows the clock; memory has a clock of its own, and keeps its rate while caches and units ask quickly enough.
 """
 
 from __future__ import annotations
@@ -11,6 +16,8 @@ import math
 from dataclasses import dataclass
 
 from hardware_profiles.device import STACKED_MEMORY, Device
+from hardware_profiles.errors import InputError
+from hardware_profiles.scaled_ops import Scales
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,58 @@ def law_of(device: Device) -> PowerLaw:
     return {"apple": APPLE, "apu": APU, "cpu": CPU}.get(device.kind, OTHER)
 
 
-def mean_power_w(device: Device, busy_share: float, rows: float) -> float:
-    """Mean power of a device that computes for a share `busy_share` of the time, then for `rows` rows [W]."""
+#: Share of the TDP that does not follow the clock. kind: fitted, 2026-11, source: prompts under limits of half the TDP and more:
+#: RTX 3090 (four series, noonghunna/club-3090 docs/HARDWARE.md and issue 104, llmgarage.ai), RTX 5090 (there), RTX PRO 6000
+#: (llama-bench at eight limits); Llama-2-70B, Mixtral and GPT-J of MLPerf 4.1 on H200 at 700 W and at 500 or 350 W
+#: (`power_limit` of NVIDIA's MaxQ configurations). A device left out is off by 4 to 12 % in the median (at most 25).
+STATIC_SHARE = 0.29
+#: Clock, as a share, below which memory slows with it. kind: fitted by eye, 2026-11, source: single streams on RTX 3090, 4090,
+#: 5060 Ti, 5090 and PRO 6000 (the same, sudoingX/qwen38-mtp): 4 % in the median of 21; three-bit weights on one RTX 3090 lose 10
+#: to 50 % more, and single streams of H200 draw less than any limit (arXiv 2605.11999).
+ENOUGH_CLOCK = 0.8
+#: Least limit, as a share of the TDP: below, the voltage falls no further, and clocks collapse. kind: assumed, 2026-11, source:
+#: prompts on RTX 3090 at 0.43 and 0.29 of the TDP have 0.26 and 0.14 of their rate (llmgarage.ai).
+LEAST_LIMIT = 0.5
+LIMIT_ERROR_PCT = 12.0
+"""What the law of limits is off by in the median on a device left out of it, the worst of four."""
+
+
+def limited(device: Device, limit_w: float, *, where: str) -> Scales:
+    """How much longer a device takes under a power limit. Raises InputError for one that no measurement stands behind."""
+    tdp_w = device.tdp_w.value
+    if device.kind != "gpu" or device.vendor != "nvidia":
+        raise InputError(
+            f"what a power limit costs was measured on NVIDIA's GPUs, not on {device.title}",
+            where=where,
+            mend=f"remove `{where}`, and calibrate with measurements of the machine (`capacity-plan calibrate`)",
+        )
+    if not LEAST_LIMIT * tdp_w <= limit_w <= tdp_w:
+        beside = "below half of" if limit_w < tdp_w else "above"
+        raise InputError(
+            f"a power limit of {limit_w:g} W is {beside} the {tdp_w:g} W of {device.title}",
+            where=where,
+            mend=f"give {LEAST_LIMIT * tdp_w:g} to {tdp_w:g}; below half of it clocks collapse, which is not modelled",
+        )
+    clock = ((limit_w / tdp_w - STATIC_SHARE) / (1.0 - STATIC_SHARE)) ** (1.0 / 3.0)
+    return Scales(prompt_scale=1.0 / clock, decode_scale=max(1.0, ENOUGH_CLOCK / clock))
+
+
+def limit_words(limit_w: float, scales: Scales) -> str:
+    """What a limit does, for the assumptions of a run."""
+    return (
+        f"power limit {limit_w:g} W: arithmetic at {1 / scales.prompt_scale:.0%} of its rate, memory at "
+        f"{1 / scales.decode_scale:.0%} (by the third power of the clock; GPUs left out of the fit are up to "
+        f"{LIMIT_ERROR_PCT:.0f} % off in the median, and decoding of formats that take long to unpack slows more)"
+    )
+
+
+def mean_power_w(device: Device, busy_share: float, rows: float, limit_w: float | None = None) -> float:
+    """Mean power of a device that computes for a share `busy_share` of the time, then for `rows` rows, under a limit [W]."""
     law, tdp_w = law_of(device), device.tdp_w.value
     idle_w = device.idle_w.value if device.idle_w else law.idle_share * tdp_w
     loaded_w = tdp_w * min(law.base_share + law.slope_share * math.log(max(rows, 1.0)), law.top_share)
+    loaded_w = min(loaded_w, limit_w or tdp_w)
     return idle_w + busy_share * max(loaded_w - idle_w, 0.0)
 
 
-__all__ = ["mean_power_w"]
+__all__ = ["limit_words", "limited", "mean_power_w"]

@@ -34,6 +34,12 @@ def calibration_of(pool: Pool, plan: EnginePlan, device: Device, base: Path) -> 
     if pool.calibration is None:
         return None
     found = read_calibration(base / pool.calibration)
+    if pool.power_limit_w is not None:
+        raise InputError(
+            f"{found.name} holds the power limit under which it was measured, or none",
+            where="deployment.power_limit_w",
+            mend="remove one of `deployment.power_limit_w` and `deployment.calibration`",
+        )
     for name, here in (("engine", plan.engine), ("hardware", device.name)):
         if found.measured_on[name] != here:
             raise InputError(

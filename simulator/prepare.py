@@ -24,6 +24,8 @@ from engine_models.model.formats import FORMATS, format_named
 from hardware_profiles.device import Device, device_names, load_device
 from hardware_profiles.errors import InputError, PlanError
 from hardware_profiles.kernels import operations_in_node
+from hardware_profiles.power import limit_words, limited
+from hardware_profiles.scaled_ops import ScaledOps
 from simulator.calibrated import calibrated, calibration_of, calibration_words, check_law
 from simulator.pools import (
     blended_price,
@@ -345,6 +347,9 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         pool.tensor_parallel if ranks > 1 else 1,
     )
     warnings += [f"{said}, on {device.title}; it was ignored" for said in plan.costs.unserved(kernels)]
+    if pool.power_limit_w is not None:
+        slower = limited(device, pool.power_limit_w, where="deployment.power_limit_w")
+        kernels, lent = ScaledOps.of(kernels, slower), (*lent, limit_words(pool.power_limit_w, slower))
     calibration = calibration_of(pool, plan, device, base)
     if calibration is not None:
         kernels, plan = calibrated(calibration, kernels, plan)
@@ -514,9 +519,8 @@ def _read_as(written: str, device: str) -> list[str]:
     words = set(re.split(r"[^a-z0-9.]+", Path(written).stem.lower() if written.endswith((".yaml", ".yml")) else written.lower()))
     if set(device.split("-")) <= words:
         return []
-    others = [
-        name for name in device_names() if name != device and name.split("-")[0] == device.split("-")[0]
-    ]
+    shared = words & set(device.split("-"))
+    others = [name for name in device_names() if name != device and shared and shared <= set(name.split("-"))]
     also = f" (not {', '.join(others)})" if others else ""
     return [f"hardware '{written}' is taken for {device}{also}"]
 
@@ -530,6 +534,7 @@ def deployment_summary(prepared: Prepared) -> dict[str, Any]:
         "engine": prepared.plan.engine,
         "engine_version": prepared.plan.version,
         "hardware": prepared.device.name,
+        **({"power_limit_w": pool.power_limit_w} if pool.power_limit_w is not None else {}),
         "replicas": prepared.replicas,
         "tensor_parallel": pool.tensor_parallel,
         "pipeline_parallel": pool.pipeline_parallel,

@@ -14,6 +14,7 @@ from engine_models.parts.protocols import StepCost
 from hardware_profiles.calibration import Calibration
 from hardware_profiles.device import Device
 from hardware_profiles.ops import Ops
+from hardware_profiles.power import mean_power_w
 from simulator.cluster.router import Routing
 from simulator.cluster.transfer import Paths
 from simulator.cost import UnitPrice
@@ -93,6 +94,10 @@ class Prepared:
     def most(self) -> int:
         """Replicas that there may be at once."""
         return self.replicas if self.elastic is None else self.elastic.pools[0].most
+
+    def power_w(self, busy_share: float, rows: float) -> float:
+        """Mean power of a device [W]; see `mean_power_w`."""
+        return mean_power_w(self.device, busy_share, rows, self.pool.power_limit_w)
 
     def times(self) -> StepCost:
         """Step-time model of one replica."""

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from engine_models.declaration import EnginePlan
 from engine_models.parts.acceptance import AcceptanceStreams
 from hardware_profiles.errors import InputError
-from hardware_profiles.power import mean_power_w
 from simulator.calibrated import used_ranges
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FINISHED, ClusterResult
@@ -584,7 +583,7 @@ def _assemble(
     busy = float(server["gpu_busy_fraction"])
     at_once = float(server["num_requests_running"]) / max(busy, 1e-9)
     alike = prepared.paths is None and len(prepared.pools) < 2  # pools of unlike devices are averaged nowhere
-    server["energy_j"] = devices * window.length_s * mean_power_w(prepared.device, busy, at_once) if alike else None
+    server["energy_j"] = devices * window.length_s * prepared.power_w(busy, at_once) if alike else None
     if prepared.plan.tiers:
         rate = raw.host_hit_tokens / raw.queried_tokens if raw.queried_tokens else 0.0
         server["external_prefix_cache_hit_rate"] = rate
@@ -700,7 +699,7 @@ def _of_pool(pool: Prepared, load: dict[str, Any], window: Window, devices: floa
     at_once = float(load["num_requests_running"]) / max(busy, 1e-9)
     return {
         **load,
-        "energy_j": devices * window.length_s * mean_power_w(pool.device, busy, at_once),
+        "energy_j": devices * window.length_s * pool.power_w(busy, at_once),
         "model": pool.arch.name,
         "hardware": pool.device.name,
         "devices": devices,

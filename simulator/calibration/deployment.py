@@ -39,6 +39,12 @@ class Deployment:
                 where="deployment.calibration",
                 mend="remove it: scales are those of the profile",
             )
+        if found.pool.power_limit_w is not None:
+            raise InputError(
+                "measurements hold the power limit under which they were made",
+                where="deployment.power_limit_w",
+                mend="remove it: scales are those of the profile",
+            )
         return found
 
     @cached_property

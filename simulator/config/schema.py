@@ -440,7 +440,8 @@ class Pool(_Model):
     scenario's; with `prompt_tokens` it is only given requests with prompts of so many tokens, both bounds included. `models` take
     turns on its devices, as `swap` says; `swap_s` is the time of a change, which is predicted otherwise. `calibration`
     names a file of `capacity-plan calibrate` with measurements of such a deployment, whose scales its step times then have.
-    `host_speed` is that of one core of the host, in units of the core on which front ends were measured.
+    `host_speed` is that of one core of the host, in units of the core on which front ends were measured; `power_limit_w` is
+    that of each device, where it is below its own.
     """
 
     name: Name
@@ -474,6 +475,7 @@ class Pool(_Model):
     commitment: Commitment | None = None
     usd_per_gpu_hour: NotNegative | None = None
     host_speed: AboveZero | None = None
+    power_limit_w: AboveZero | None = None
 
     @model_validator(mode="after")
     def _lengths(self) -> Pool:

@@ -198,12 +198,21 @@ def _pool(out: Budget, pool: Mapping[str, Any]) -> None:
 
 def parts_of(result: Mapping[str, Any]) -> list[tuple[str, float]]:
     """The kinds of devices deployed, and how many of each there are."""
+    counts: dict[str, float] = {}
+    for (hardware, _), devices in _under_limits(result).items():
+        counts[hardware] = counts.get(hardware, 0) + devices
+    return list(counts.items())
+
+
+def _under_limits(result: Mapping[str, Any]) -> dict[tuple[str, float | None], float]:
+    """Devices by kind and power limit [W], None where they have their own."""
     found = deployed(result)
     pools = found.get("pools") if "fleet" not in result else None
-    counts: dict[str, float] = {}
+    counts: dict[tuple[str, float | None], float] = {}
     for pool in pools or [found]:
-        counts[pool["hardware"]] = counts.get(pool["hardware"], 0) + pool["devices"]
-    return list(counts.items())
+        key = pool["hardware"], pool.get("power_limit_w")
+        counts[key] = counts.get(key, 0) + pool["devices"]
+    return counts
 
 
 def _power(out: Budget, result: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
@@ -213,10 +222,11 @@ def _power(out: Budget, result: Mapping[str, Any], settings: Mapping[str, Any]) 
     per_kwh = prices.electricity().value if per_kwh is None else per_kwh
     ratio = settings.get("pue") or prices.pue().value
     words, kilowatt = [], 0.0
-    for hardware, devices in parts_of(result):
+    for (hardware, limit_w), devices in _under_limits(result).items():
         device = load_device(hardware)
         wall = prices.wall_power_w(device.name)
         watt, source = (wall.value, "at the wall") if wall else (device.tdp_w.value, "TDP: the most it draws")
+        watt, source = (limit_w, "power limit") if limit_w is not None else (watt, source)
         kilowatt += devices * watt * ratio / 1000
         words.append(f"{devices:.4g} x {watt:g} W ({source})")
     drawn = " + ".join(words) if len(words) == 1 else f"({' + '.join(words)})"

@@ -13,6 +13,7 @@ from hardware_profiles.device_laws import FEW_TOKENS
 from hardware_profiles.kernel_borrow import HELD_OUT_ERROR_PCT
 from hardware_profiles.kernel_physics import canonical_format
 from hardware_profiles.ops import Ops
+from hardware_profiles.power import LIMIT_ERROR_PCT
 from simulator.calibrated import beyond, unlike
 from simulator.prepared import Prepared
 from simulator.results.intervals import Evidence, Setting, half_width, table
@@ -100,6 +101,9 @@ def _shipped(prepared: Prepared) -> tuple[Evidence, list[str]]:
             axes.append(
                 f"weights: no {'expert' if moe else 'matrix'} kernels in {weights.name} were measured on {measured_on}"
             )
+    if prepared.pool.power_limit_w is not None:
+        axes.append(f"power limit: {prepared.pool.power_limit_w:g} W, under which no kernel was measured")
+        hardware, error = "kernels" if hardware == "measured" else hardware, max(error, LIMIT_ERROR_PCT / 100)
     split = bool(prepared.pools) and not prepared.side_by_side
     return Evidence(plan.engine, hardware, kernel_error=error, near=near, split=split), axes
 

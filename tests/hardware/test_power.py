@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hardware_profiles.device import all_devices, load_device
-from hardware_profiles.power import mean_power_w
+from hardware_profiles.errors import InputError
+from hardware_profiles.power import limited, mean_power_w
 from simulator.config.load import load_scenario
 from simulator.run import simulate
 
@@ -43,3 +44,41 @@ def test_a_run_reports_the_energy_of_its_devices() -> None:
     rows = server["num_requests_running"] / server["gpu_busy_fraction"]
     each_w = mean_power_w(load_device("h100"), server["gpu_busy_fraction"], rows)
     assert server["energy_j"] == pytest.approx(2 * seconds * each_w)
+
+
+def test_a_limit_by_hand() -> None:
+    """An RTX 4090 (450 W) at 300 W: (2/3 - 0.29) / 0.71 is 0.5305, its third root 0.8095; at 225 W the root is 0.6662."""
+    card = load_device("rtx-4090")
+    scales = limited(card, 300.0, where="x")
+    assert (scales.prompt_scale, scales.decode_scale, scales.host_scale) == (pytest.approx(1 / 0.8095, rel=1e-3), 1.0, 1.0)
+    assert limited(card, 225.0, where="x").decode_scale == pytest.approx(0.8 / 0.6662, rel=1e-3)
+    assert limited(card, 450.0, where="x").prompt_scale == pytest.approx(1.0)
+    assert mean_power_w(card, 1.0, 4, 300.0) == 300.0
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "measured"),
+    [("rtx-3090", 0.676, 0.863), ("rtx-5090", 0.667, 0.839), ("rtx-pro-6000", 0.667, 0.915), ("h200", 0.714, 0.807)],
+)
+def test_prompts_under_a_limit_beside_measured(name: str, share: float, measured: float) -> None:
+    """Rates over those at the TDP: llama.cpp, vLLM, llama-bench, MLPerf's Llama-2-70B offline."""
+    device = load_device(name)
+    assert 1 / limited(device, share * device.tdp_w.value, where="x").prompt_scale == pytest.approx(measured, rel=0.13)
+
+
+@pytest.mark.parametrize(("name", "watt"), [("rtx-4090", 200), ("rtx-4090", 500), ("mi300x", 500), ("dgx-spark", 80)])
+def test_limits_that_nobody_measured_are_refused(name: str, watt: float) -> None:
+    with pytest.raises(InputError, match=r"power limit"):
+        limited(load_device(name), watt, where="deployment.power_limit_w")
+
+
+def test_a_run_under_a_limit_is_slower_and_draws_less() -> None:
+    load = {"arrivals": {"kind": "batch"}, "requests": 4, "prompt_tokens": 2000, "output_tokens": 50}
+    deployment = {"engine": "vllm", "hardware": "rtx-4090", "weights": "awq", "engine_args": {"max_model_len": 4096}}
+    plain, slow = (
+        simulate(load_scenario({"model": "Llama-3.1-8B", "deployment": {**deployment, **more}, "workload": load})).result
+        for more in ({}, {"power_limit_w": 300})
+    )
+    assert slow["metrics"]["ttft_ms"]["mean"] > 1.15 * plain["metrics"]["ttft_ms"]["mean"]
+    assert slow["server"]["energy_j"] < plain["server"]["energy_j"]
+    assert (slow["deployment"]["power_limit_w"], plain["deployment"].get("power_limit_w")) == (300, None)
