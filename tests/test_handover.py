@@ -39,6 +39,7 @@ KNOWN = PrefillOfPull | DecodeOfPull | ReservingDecodeScheduler | SendingPrefill
 SLOW = {"kind": "poisson", "rate": 1}
 GENERATION_FIRST = {"transfer": {"schedule_style": "generation_first"}}
 DRAFTS = {"method": "ngram", "num_speculative_tokens": 3, "acceptance": 0.6}
+EAGLE = {"method": "eagle3", "num_speculative_tokens": 3, "acceptance": 0.7}
 BRIEF = {"duration": 2, "arrivals": {"kind": "poisson", "rate": 30}}
 LEAST = {"router": "least_requests"}
 SHORT = {"kind": "uniform", "low": 1, "high": 3}
@@ -129,6 +130,13 @@ CASES = {
     ),
     "trtllm-ranks": of_ranks(trtllm("prefill", **MIXTRAL), trtllm("decode", **MIXTRAL), around=GENERATION_FIRST, **BRIEF),
     "trtllm-drafts": scenario(trtllm("prefill"), trtllm("decode", 2, speculative=DRAFTS), **SHARED, **BRIEF),
+    "sglang-drafts": scenario(
+        sglang("prefill", speculative=EAGLE),
+        sglang(
+            "decode", 2, speculative=EAGLE, max_total_tokens=6000, context_length=8192, num_reserved_decode_tokens=8
+        ),
+        **{**BRIEF, "arrivals": {"kind": "poisson", "rate": 60}},
+    ),
     "sglang-conversations": scenario(sglang("prefill", 2), sglang("decode"), **{**CHATS, "output_tokens": SHORT}),
 }
 
@@ -366,6 +374,7 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
         (scenario(pool("prefill"), pool("decode", colocate="nobody")), "colocate: nobody"),
         (scenario(pool("prefill"), pool("decode"), around=GENERATION_FIRST), "vLLM knows no generation_first"),
         (scenario(pool("prefill"), pool("decode", speculative=DRAFTS)), "speculative decoding none and ngram with 3 drafts"),
+        (scenario(sglang("prefill"), sglang("decode", speculative=EAGLE)), "drafter none and eagle3"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(data: dict[str, Any], words: str) -> None:

@@ -24,13 +24,15 @@ WAYS = {
     "generation-first": ("trtllm", {"schedule_style": "generation_first"}),
 }
 """Engine, and what its transfers say, of each way to share requests."""
+DRAFTED = {"speculative": {"method": "eagle3", "num_speculative_tokens": 3, "acceptance": 0.7}}
 RETRIES = {"client": {"retries": {"attempts": 4, "on": ["node_lost", "503"]}}}
 
 
 def split(failures: dict[str, Any] | None, way: str = "vllm", **more: Any) -> dict[str, Any]:
     """Two servers of each kind under ten requests a second, over a link that transfers take a while on."""
-    engine, transfer = WAYS[way]
+    engine, transfer = WAYS[way.removesuffix("-drafted")]
     one = {"engine": engine, "hardware": "h100-sxm-80gb", "replicas": 2, "gpus_per_node": 1}
+    one |= DRAFTED if way.endswith("-drafted") else {}
     around = more.pop("around", {})
     return {
         "model": "meta-llama/Llama-3.1-8B-Instruct",
@@ -235,7 +237,7 @@ def test_a_planner_scales_both_pools_by_an_sla(way: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, "sglang-drafted"])
 @pytest.mark.slow
 def test_requests_are_conserved_whatever_goes_wrong(way: str, seed: int) -> None:
     """Losses, drains, a scaler, clients that go and come, a router that is full; jumps change nothing."""

@@ -89,6 +89,7 @@ from engine_models.schedulers.reserved import (
     ReservingRules,
     SendingPrefillScheduler,
 )
+from engine_models.schedulers.reserved_drafted import DraftedReservingScheduler
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InfeasibleError, InputError
 
@@ -154,11 +155,20 @@ class Rank:
             prefix_caching=self.prefix_caching,
             eviction_policy=self.eviction_policy,
         )
+        record = mode == "record"
+        if self.decode is not None and self.drafts is not None:
+            return DraftedReservingScheduler(
+                self.decode,
+                kv,
+                row_tokens=self.drafts.row_tokens,
+                step_slots=step_slots(self.drafts, self.page_tokens),
+                record_rows=record,
+                windows=self.windows,
+            )
         if self.decode is not None:
             return ReservingDecodeScheduler(
-                self.decode, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
+                self.decode, kv, aggregate=mode != "step", record_rows=record, windows=self.windows
             )
-        record = mode == "record"
         if self.tiers is not None:
             return TieredPrefillFirstScheduler(
                 self.rules,
@@ -173,7 +183,7 @@ class Rank:
             return AdaptedPrefillFirstScheduler(
                 self.rules, kv, self.adapters, aggregate=mode != "step", record_rows=record, windows=self.windows
             )
-        if self.drafts is not None:
+        if self.drafts is not None and self.role != "prefill":
             return DraftedPrefillFirstScheduler(
                 self.rules,
                 kv,
@@ -497,7 +507,6 @@ def _handover(request: PoolRequest, page: int) -> Handover:
     lacking = {
         "page_size above 1": page > 1,
         "pipeline parallelism": request.pipeline_parallel > 1,
-        "speculative decoding": request.speculation is not None,
         "recurrent layers": any(block.kind == "linear" for block in request.arch.attention),
         "disaggregation_decode_allocation_policy other than early": flags.get("disaggregation_decode_allocation_policy", "early")
         != "early",
@@ -512,19 +521,21 @@ def _handover(request: PoolRequest, page: int) -> Handover:
             where="deployment.role",
             mend="leave it out, or use pools of role: mixed",
         )
-    if connector != CONNECTOR:
-        return Handover(connector, page, reserves=True, whole_requests=True, beats_s=HEARTBEATS_S, gives_up_s=WAITING_TIMEOUT_S)
-    parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention)
-    return Handover(
+    drafts = request.speculation
+    found = Handover(
         connector,
         page,
-        rate_share=MOONCAKE_RATE_SHARE,
-        latency_s=MOONCAKE_PART_S * parts,
         reserves=True,
         whole_requests=True,
+        # a drafter with layers has keys and values of the prompt too
+        agreed={"drafter": drafts.method if drafts is not None and drafts.draft is not None else "none"},
         beats_s=HEARTBEATS_S,
         gives_up_s=WAITING_TIMEOUT_S,
     )
+    if connector != CONNECTOR:
+        return found
+    parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention)
+    return replace(found, rate_share=MOONCAKE_RATE_SHARE, latency_s=MOONCAKE_PART_S * parts)
 
 
 def _reserving(flags: Mapping[str, Any], rows: int, context: int) -> ReservingRules:

@@ -12,6 +12,7 @@ queues (`capacity-plan validate schedules`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -275,7 +276,7 @@ class ReservingDecodeScheduler(ReservingDecode):
                 return False
             self._leave(seq, self.next_number - 1)
             del self.running[seq]
-            self.kv.free_tokens += seq.length - 1
+            self.kv.free_tokens += self._held_tokens(seq)
         elif seq in self.prealloc:
             del self.prealloc[seq]
         elif seq in self._unreceived:
@@ -356,7 +357,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         keep, admitted = rules.num_reserved_decode_tokens, list[Sequence]()
         if not any(ready_s <= now_s + NO_LATER_S for ready_s in self.prealloc.values()):
             return admitted
-        retractable = self.decodes.kv_tokens() + sum(seq.length for seq in self._ended)
+        retractable = self._running_tokens() + sum(seq.length for seq in self._ended)
         most = max([seq.group_state for seq in (*self.running, *self._ended)], default=retractable)
         longest, buffers = most - retractable, rules.metadata_buffers - len(self.transfer)
         for seq, ready_s in list(self.prealloc.items()):
@@ -411,8 +412,7 @@ class ReservingDecodeScheduler(ReservingDecode):
                 self.running[seq] = None
                 seq.order = self._orders
                 self._orders += 1
-                seq.emit(self.next_number, self.next_number - 1)
-                self.decodes.join(seq)
+                self._join_rows(seq)
         if fresh and self.at_once is not None:
             self.at_once(now_s, len(fresh), ended)
 
@@ -441,6 +441,27 @@ class ReservingDecodeScheduler(ReservingDecode):
             for seq in batch.finishing:
                 self._leave(seq, batch.number)
 
+    def _join_rows(self, seq: Sequence) -> None:
+        """Let a row decode from the next step on."""
+        seq.emit(self.next_number, self.next_number - 1)
+        self.decodes.join(seq)
+
+    def _running_tokens(self) -> int:
+        """Tokens of the rows that decode, as far as they are known."""
+        return self.decodes.kv_tokens()
+
+    def _held_tokens(self, seq: Sequence) -> int:
+        """Tokens of memory that a row holds which decodes no longer."""
+        return seq.length - 1
+
+    def _row_length(self, seq: Sequence) -> int:
+        """Tokens of a row that decodes."""
+        return self.decodes.length(seq)
+
+    def _needed_tokens(self, rows: Iterable[Sequence]) -> int:
+        """Tokens of memory that a step of these rows takes."""
+        return self.decodes.count
+
     def _leave(self, seq: Sequence, last: int) -> None:
         """Take a row out of the aggregate, and note the batches up to `last` in which it emitted."""
         self.decodes.leave(seq)
@@ -448,16 +469,16 @@ class ReservingDecodeScheduler(ReservingDecode):
 
     def _retract(self, batch: Batch) -> None:
         """Take the memory of rows: fewest generated tokens first, then longest prompts, until a step fits."""
-        kv, length = self.kv, self.decodes.length
+        kv, length = self.kv, self._row_length
         rows = sorted(self.running, key=lambda seq: (length(seq) - seq.prompt_tokens, -seq.prompt_tokens), reverse=True)
         while len(rows) > 1:
             victim = rows.pop()
             self._leave(victim, self.next_number - 1)
-            kv.free_tokens += victim.length - 1
+            kv.free_tokens += self._held_tokens(victim)
             victim.state = "preempted"
             victim.preemptions += 1
             batch.preempted.append(victim)
-            if kv.free_tokens >= len(rows):
+            if kv.free_tokens >= self._needed_tokens(rows):
                 break
         self.running = dict.fromkeys(rows)
         self.retracted += batch.preempted
@@ -467,7 +488,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         self.processed_number = batch.number
         for seq in batch.finishing:
             del self.running[seq]
-            self.kv.free_tokens += seq.length - 1
+            self.kv.free_tokens += self._held_tokens(seq)
             seq.state = "finished"
         self._ended = list(batch.finishing)
         self._news = self._news or bool(self._ended)
