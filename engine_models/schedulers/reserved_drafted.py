@@ -1,4 +1,4 @@
-"""A decode server that reserves memory before prompts are computed, with drafts: each of its steps verifies the drafts of every row.
+"""A decode server that reserves memory before prompts are computed, with drafts: each step verifies the drafts of every row.
 
 A row holds memory ahead of its tokens, as beside SGLang's own prompts (`prefill_first_drafted`). Its first token comes with its
 prompt, and what its drafter needs of the prompt too; the first step verifies drafts already. A row that loses its memory keeps
