@@ -806,13 +806,13 @@ class KernelModel(Ops):
             total = total + self._convolution_s("convolution_decode", layer, values, np.log2(rows))
         return np.where(as_array(batch) > 0, total, 0.0)
 
-    def recurrent_context_s(self, layer: Recurrence, new_tokens: ArrayLike) -> Array:
+    def recurrent_context_s(self, layer: Recurrence, new_tokens: ArrayLike, sequences: ArrayLike = 1.0) -> Array:
         """See :meth:`Ops.recurrent_context_s` [s]."""
-        new = np.maximum(as_array(new_tokens), 1.0)
-        one, total = np.ones_like(new), np.zeros_like(new)
+        new, many = np.broadcast_arrays(np.maximum(as_array(new_tokens), 1.0), np.maximum(as_array(sequences), 1.0))
+        total = np.zeros(new.shape)
         if layer.state_bytes:
             owner, key, p = self._recurrent("recurrence_context", layer.variant)
-            total = recurrence_context_base_s(p, self.peaks, *layer.widths, one, new)
+            total = recurrence_context_base_s(p, self.peaks, *layer.widths, many, new)
             surface = owner.surface(key)
             if surface is not None:
                 shape, _ = owner._backend(key, surface, recurrence_shape(layer.key_heads, layer.heads))
@@ -820,10 +820,10 @@ class KernelModel(Ops):
                 def base(batch: Array, tokens: Array) -> Array:
                     return recurrence_context_base_s(p, self.peaks, *layer.widths, batch, tokens)
 
-                total = total * np.exp(surface.rising(shape, base, np.log2(one), np.log2(new)))
+                total = total * np.exp(surface.rising(shape, base, np.log2(many), np.log2(new)))
         if layer.channels:
-            values = new * layer.channels * CONVOLUTION_TOKEN_VALUES
-            total = total + self._convolution_s("convolution_context", layer, values, np.log2(one), np.log2(new))
+            values = many * new * layer.channels * CONVOLUTION_TOKEN_VALUES
+            total = total + self._convolution_s("convolution_context", layer, values, np.log2(many), np.log2(new))
         return np.where(as_array(new_tokens) > 0, total, 0.0)
 
     def _convolution_s(self, op: str, layer: Recurrence, values: Array, *load: Array) -> Array:

@@ -207,16 +207,16 @@ class Ops(ABC):
             total = total + convolution_base_s(p, self.peaks, rows * values, warm=False)
         return np.where(rows > 0, total, 0.0)
 
-    def recurrent_context_s(self, layer: Recurrence, new_tokens: ArrayLike) -> Array:
-        """One prompt chunk through a recurrent layer, likewise."""
-        new = as_array(new_tokens)
-        total = np.zeros_like(new)
+    def recurrent_context_s(self, layer: Recurrence, new_tokens: ArrayLike, sequences: ArrayLike = 1.0) -> Array:
+        """A prompt chunk of each of so many `sequences` through a recurrent layer, likewise."""
+        new, many = np.broadcast_arrays(as_array(new_tokens), as_array(sequences))
+        total = np.zeros(new.shape)
         if layer.state_bytes:
             p = recurrent_parameters("recurrence_context", layer.variant)
-            total = total + recurrence_context_base_s(p, self.peaks, *layer.widths, np.ones_like(new), new)
+            total = total + recurrence_context_base_s(p, self.peaks, *layer.widths, many, new)
         if layer.channels:
             p, values = DEFAULT_PARAMETERS["convolution_context"], layer.channels * CONVOLUTION_TOKEN_VALUES
-            total = total + convolution_base_s(p, self.peaks, new * values, warm=False)
+            total = total + convolution_base_s(p, self.peaks, many * new * values, warm=False)
         return np.where(new > 0, total, 0.0)
 
     @abstractmethod

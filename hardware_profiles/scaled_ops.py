@@ -154,9 +154,9 @@ class ScaledOps(Ops):
         """See the head of the module."""
         return self.scales.decode_scale * self.inner.recurrent_decode_s(layer, batch)
 
-    def recurrent_context_s(self, layer: Recurrence, new_tokens: ArrayLike) -> Array:
+    def recurrent_context_s(self, layer: Recurrence, new_tokens: ArrayLike, sequences: ArrayLike = 1.0) -> Array:
         """See the head of the module."""
-        return self.scales.prompt_scale * self.inner.recurrent_context_s(layer, new_tokens)
+        return self.scales.prompt_scale * self.inner.recurrent_context_s(layer, new_tokens, sequences)
 
     def all_reduce_s(self, gpus: int, message_bytes: ArrayLike) -> Array:
         """See the head of the module."""

@@ -89,7 +89,7 @@ class WindowTables(RowTables):
 class DecodeAttention:
     """Attention of the decode rows of a step, all layers of a shard.
 
-    Rows beside a prompt have tables of their own where they share a call of FlashAttention 2 with it. `windows` is empty where
+    Rows beside a prompt have tables of their own where they share a kernel with it. `windows` is empty where
     no layer has a window that a context can outgrow.
     """
 
@@ -98,7 +98,7 @@ class DecodeAttention:
         contexts = distinct(np.concatenate([[16.0, 64.0], log_grid(max_context_tokens, 2)[8:]])).astype(float)
         blocks = shard.stage.attention
         windows = sorted({b.window_tokens for b in blocks if 1 < b.window_tokens < contexts[-1]})
-        mixed = shard.terms.fixed_grid_attention
+        mixed = shard.terms.fixed_grid_attention or any(b.mechanism in shard.terms.chunked_decodes for b in blocks)
 
         def grids(window: int, context_tokens: FloatArray) -> tuple[FloatArray, FloatArray]:
             mine = [b for b in blocks if (b.window_tokens if b.window_tokens in windows else 0) == window]
@@ -191,6 +191,8 @@ def _layer_s(
     ops, terms, tensor = shard.ops, shard.terms, shard.parallel.tensor
     if block.kind == "linear":
         alone = terms.query_tokens * recurrence.decode_s(ops, block, tensor, batch)
+        if block.mechanism in terms.chunked_decodes and terms.query_tokens == 1:
+            return alone, recurrence.beside_prompt_s(ops, block, tensor, batch)
         return alone, alone
     kv_fmt = shard.formats.kv_cache.name
     heads = max(1, block.heads // tensor)

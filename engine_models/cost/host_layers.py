@@ -161,8 +161,8 @@ class _Shared(Ops):
     def recurrent_decode_s(self, layer: Recurrence, batch: ArrayLike) -> Array:
         return self._attention.recurrent_decode_s(layer, batch)
 
-    def recurrent_context_s(self, layer: Recurrence, new_tokens: ArrayLike) -> Array:
-        return self._attention.recurrent_context_s(layer, new_tokens)
+    def recurrent_context_s(self, layer: Recurrence, new_tokens: ArrayLike, sequences: ArrayLike = 1.0) -> Array:
+        return self._attention.recurrent_context_s(layer, new_tokens, sequences)
 
     def moe_s(
         self,

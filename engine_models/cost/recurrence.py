@@ -40,6 +40,19 @@ def decode_s(ops: Ops, block: AttentionBlock, tensor: int, rows: FloatArray) -> 
     return ops.recurrent_decode_s(layer_of(block, tensor), rows)
 
 
+STATE_PASSES: Mapping[str, float] = {"gated delta net": 6.0, "Kimi delta attention": 4.0}
+"""Times that the rows' states pass the memory beside the kernel of prompts, reads and writes: copied out of the cache, those of
+new requests cleared in the copy, the new ones copied back; Kimi's are cleared in the cache or by the copy (by construction:
+vLLM 0.17.1 `qwen3_next.py` and `kda.py`, 0.33.0 `kimi_gdn_linear_attn.py`)."""
+
+
+def beside_prompt_s(ops: Ops, block: AttentionBlock, tensor: int, rows: FloatArray) -> FloatArray:
+    """Seconds of one layer for `rows` decoding rows that take the kernel of prompts: each is a block with one token in it."""
+    layer = layer_of(block, tensor)
+    copies_s = ops.elementwise_s(STATE_PASSES[block.mechanism] * layer.state_bytes * rows)
+    return ops.recurrent_context_s(layer, 1.0, rows) + copies_s
+
+
 def chunk_s(ops: Ops, block: AttentionBlock, tensor: int, new_tokens: FloatArray) -> FloatArray:
     """Seconds of one layer for one prompt chunk of `new_tokens`."""
     return ops.recurrent_context_s(layer_of(block, tensor), new_tokens)

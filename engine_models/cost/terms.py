@@ -160,6 +160,8 @@ class Terms:
         before them, but fewer tokens altogether than this.
     fused_norm_tokens : up to so many tokens of a step the norms of its layers are part of the reductions over ranks before them.
     absorbs_captured : whether they are so in every step that a CUDA graph holds.
+    chunked_decodes : mechanisms of recurrences whose decoding rows take the kernel of prompts in a step that has a prompt; rows
+        with drafts do not.
     """
 
     host: HostOverhead
@@ -193,6 +195,7 @@ class Terms:
     absorbs_below: int = 0
     absorbs_captured: bool = False
     fused_norm_tokens: int = 0
+    chunked_decodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ The newest declared version is written in full (`Version`); every older one is a
 (`VERSIONS`). The scheduling rule itself is `engine_models.schedulers.continuous`, the KV cache
 `engine_models.memory.paged_kv`.
 
-Behaviour read from the sources of vLLM 0.11.0, 0.14.1, 0.15.1, 0.19.1, 0.24.0 and 0.33.0, scheduling checked step by step
-against recordings of the real scheduler (`capacity-plan validate schedules`).
+Behaviour read from the sources of vLLM 0.11.0, 0.14.1, 0.15.1, 0.19.1, 0.24.0 and 0.33.0 (recurrent layers of 0.17.1, 0.22.1
+and 0.23.0 too), scheduling checked step by step against recordings of the real scheduler (`capacity-plan validate schedules`).
 """
 
 from __future__ import annotations
@@ -137,6 +137,7 @@ class Version:
     offloads_further: bool = True  # disks and stores behind host memory
     sampler: Sampler = "rejection"
     fp32_router: Fp32Router = "bf16x3"  # of models with a router in float32 (pull requests 38445, 47973)
+    chunked_decodes: tuple[str, ...] = ("Kimi delta attention",)  # of gated delta nets until pull request 44700
     parses_templates: bool = False  # the chat template is parsed anew for each request (until pull request 26227)
 
 
@@ -154,7 +155,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "sparse_windows": False,
         "fp32_router": "small",
     },
-    "0.19.1": {
+    "0.23.0": {
         "has_watermark": False,
         "unhashed_to_head": False,
         "first_admission_lookahead": False,
@@ -167,6 +168,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "sampler": "pivot",
         "fp32_router": "cublas",
     },
+    "0.19.1": {"chunked_decodes": ("gated delta net", "Kimi delta attention")},
     "0.16.0": {"reserve_full_prompt": False},
     "0.15.1": {"sampler": "sort"},
     "0.14.1": {},
@@ -615,6 +617,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 moe_by_flag=str(flags.get("moe_backend") or "auto") != "auto",
                 fixed_grid_attention=_fixed_grid_attention(request),
                 fp32_router=version.fp32_router,
+                chunked_decodes=version.chunked_decodes,
             ),
             TableRange(tokens, rows, max_model_len),
             Parallelism(tp, pp, request.expert_parallel, request.data_parallel),

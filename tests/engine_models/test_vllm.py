@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from engine_models.cost.overheads import load_overheads
+from engine_models.cost.step_time import StepTimeModel
 from engine_models.cost.terms import HostOverhead
 from engine_models.engines.vllm import VERSIONS, graph_sizes, version_of
 from engine_models.model.activations import activation_bytes
 from engine_models.model.architecture import load_architecture
+from engine_models.parts.batch import Batch
 from hardware_profiles.errors import InfeasibleError, InputError
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
@@ -174,3 +176,32 @@ def test_experts_write_an_output_for_each_choice() -> None:
     halved = replace(arch, mlp=tuple(replace(mlp, expert_intermediate=384) for mlp in arch.mlp))
     assert activation_bytes(arch, 1, 0, 1) == 2 * (8 * (2048 + 768) + 4 * 2048)
     assert activation_bytes(arch, 1, 0, 1) - activation_bytes(halved, 1, 0, 1) == 2 * 8 * 384
+
+
+def test_states_beside_a_prompt_take_its_kernel_until_0_23() -> None:
+    """A decoding row moves the state of each gated delta net eight times, not twice; drafts and steps without prompts do not."""
+
+    def steps(version: str) -> StepTimeModel:
+        scenario = {
+            "model": "Qwen/Qwen3.5-9B",
+            "deployment": {
+                "engine": f"vllm@{version}",
+                "hardware": "h100-sxm-80gb",
+                "engine_args": {"max_model_len": 8192, "max_num_seqs": 256},
+            },
+            "workload": {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1},
+        }
+        found = prepare(load_scenario(scenario)).times()
+        assert isinstance(found, StepTimeModel)
+        return found
+
+    def seconds(model: StepTimeModel, prompt: list[tuple[int, int]]) -> float:
+        tokens = 128 + sum(new for new, _ in prompt)
+        rows = Batch(0, tokens=tokens, decode_rows=128, decode_tokens=128, decode_kv_tokens=128 * 500, prefill=prompt)
+        return model.step_s([rows])[0]
+
+    old, new = steps("0.22.1"), steps("0.23.0")
+    states = 24 * 128 * 32 * 128 * 128 * 4  # bytes: layers, rows, heads of 128 by 128 numbers
+    more = seconds(old, [(2048, 0)]) - seconds(new, [(2048, 0)])
+    assert 6 * states / 3.35e12 < more < 9 * states / 3.35e12
+    assert seconds(old, []) == seconds(new, [])

@@ -265,9 +265,10 @@ def test_a_server_that_is_slower_by_one_factor_at_every_load_is_named() -> None:
 
 def test_runs_of_another_device_are_put_right_by_their_page() -> None:
     own = CORRECTIONS[0]
-    entry = case(source=f"https://example.org/{own.page}", reported={"tpot_mean_ms": own.tpot_mean_ms[0]})
-    entry["scenario"] = SCENARIO.replace("hardware: h100-sxm-80gb", own.written)
-    assert own.right in corrected(entry)[0]["scenario"]
+    ((written, right),) = own.words.items()
+    entry = case(source=f"https://example.org/{own.page}", reported={own.metric: own.values[0]})
+    entry["scenario"] = SCENARIO.replace("hardware: h100-sxm-80gb", written)
+    assert right in corrected(entry)[0]["scenario"]
     for other in ({"source": "https://example.org/page"}, {"reported": {"tpot_mean_ms": 1.0}}):
         assert corrected(entry | other) == (entry | other, "")
 
