@@ -43,6 +43,7 @@ class Case:
     speculative : the pool's key, where drafts are made.
     answers : the law of outputs, where they are not all alike. limits : the SLO.
     start : whence a server takes what it starts with. kv : format of the KV cache, "" for the engine's.
+    power_limit_w : of a device, 0 for its own.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Case:
     limits: dict[str, dict[str, float]] = field(default_factory=dict)
     start: dict[str, object] = field(default_factory=dict)
     kv: str = ""
+    power_limit_w: float = 0.0
     note: str = ""
 
     def scenario(self) -> str:
@@ -79,6 +81,8 @@ class Case:
             deployment["tensor_parallel"] = self.tensor
         if self.kv:
             deployment["kv_cache"] = self.kv
+        if self.power_limit_w:
+            deployment["power_limit_w"] = self.power_limit_w
         if self.speculative:
             deployment["speculative"] = self.speculative
         if args := self._server() | self.args:
@@ -540,7 +544,8 @@ def nv_consumer(row: Row, number: str) -> Case:
             raise Unsaid("the rate is cut at 1,000")
         where = (model_of(row["model"]), gguf_of(row["quant"]), device)
         return bench(number, row, "llama_cpp", *where, "tg200", row["decode_tok_s"], note="lengths are not stated")
-    if not engine.startswith("vllm") or not re.search("limit (300|220)", row["hardware"]):
+    limit = re.search(r"limit (300|220)", row["hardware"])
+    if not engine.startswith("vllm") or limit is None:
         raise Unsaid("no engine or no device here runs it so")
     if float(row["pp"] or 1) > 1 or row["spec"] or not row["out_tok_s"] or not row["concurrency"]:
         raise Unsaid("pipelines, drafts, or no load is stated")
@@ -550,7 +555,7 @@ def nv_consumer(row: Row, number: str) -> Case:
     weights = "bf16" if "BF16" in row["quant"] else "fp8" if "FP8" in row["quant"] else "awq"
     return Case(number, row["source"], "vllm", model_of(row["model"]), weights, "rtx-3090-24gb", int(float(row["isl"])),
                 int(float(row["osl"])), {"output_tok_s": float(row["out_tok_s"])}, users=users, requests=4 * users,
-                tensor=int(float(row["tp"] or 1)))  # fmt: skip
+                tensor=int(float(row["tp"] or 1)), power_limit_w=float(limit[1]))  # fmt: skip
 
 
 def apple_engines(row: Row, number: str) -> Case:
@@ -617,6 +622,9 @@ def amd_serving(row: Row, number: str) -> Case:
         args = OFFLINE_IN_FP8 if where[2].startswith("mi") else {"kv_cache_dtype": "fp8"}
         args = args if weights == "fp8" else {}
         return Case(number, row["source"], engine, *where, *sizes, reported, requests=1000, batch=1000, tensor=tensor, args=args)
+    if row["batch"] and row["e2e_ms"]:
+        batch, reported = int(float(row["batch"])), {"e2e_s": float(row["e2e_ms"]) / 1e3}
+        return Case(number, row["source"], engine, *where, *sizes, reported, batch=batch, tensor=tensor)
     raise Unsaid("no load is stated")
 
 
@@ -768,6 +776,10 @@ ROWS_OF_MLPERF = {
 offline, assumed); elsewhere 2,048 (assumed)."""
 
 
+MAXQ_W = 500.0
+"""Power limit of NVIDIA's MaxQ systems of H200 for Llama-2-70B and Mixtral (mlcommons/inference_results_v4.1, `power_limit`)."""
+
+
 def mlperf(row: Row, number: str) -> Case:
     """measured_mlperf.csv: the closed division; one of the equal servers of a system, and its share of the load.
 
@@ -780,8 +792,6 @@ def mlperf(row: Row, number: str) -> Case:
     if row["model"].endswith("-99.9"):
         raise Unsaid("the figure of -99 again, at a stricter accuracy")
     data = row["model"].removesuffix("-99")
-    if "MaxQ" in row["system"]:
-        raise Unsaid("a power limit below the device's", row["system"])
     if data not in PROMPTS_OF_MLPERF:
         raise Unsaid("beams, or prompts whose length is not known", data)
     engine = "vllm" if "vLLM" in row["framework"] else "trtllm" if re.search("TensorRT|CUDA", row["framework"]) else ""
@@ -807,6 +817,7 @@ def mlperf(row: Row, number: str) -> Case:
                 "kv_cache_config": {"dtype": "fp8", "free_gpu_memory_fraction": 0.9, "enable_block_reuse": False}}  # fmt: skip
     whole = Case(number, row["source"], engine, model, weights, device, PROMPTS_OF_MLPERF[data], round(mean), {}, tensor=tensor,
                  args=args, answers={"kind": "lognormal", "mean": mean, "p99": 3.5 * mean},
+                 power_limit_w=MAXQ_W if "MaxQ" in row["system"] else 0.0,
                  note="not verified by MLCommons; prompt lengths assumed")  # fmt: skip
     if row["scenario"] == "Offline":
         requests = round(share * max(24_576, 600 * answered))

@@ -35,18 +35,36 @@ EFFICIENCIES: Efficiencies = {
     "mla": {**DEFAULT_PARAMETERS["mla"], "latency_s": 1.5e-5, "compute_efficiency": 0.3, "memory_efficiency": 0.4},
     "elementwise": {"latency_s": 3e-6, "memory_efficiency": 0.6},
 }
+#: What differs of products, by architecture and format. kind: fitted, 2026-11, source: aiter's tuned products
+#: (ROCm/aiter@e4048607). On MI355X and MI350X (n, k) left out are off by 22, 19, 7, 15 and 13 % in the median (90th percentile
+#: 44, 51, 27, 42, 43), where the shares above are off by 25, 24, 26, 18 and 150; on MI300X and MI325X 4 % (20), where those are
+#: off by 11 at a thousand rows. Other formats of CDNA3 stay as above: 39 rows in 16 bits, none of few rows in 8.
+_GEMM = DEFAULT_PARAMETERS["gemm"]
+BY_FORMAT: Mapping[str, Efficiencies] = {
+    "cdna3": {
+        "gemm/fp8_block": {**_GEMM, "latency_s": 8.9e-6, "compute_efficiency": 0.319, "memory_efficiency": 0.387},
+    },
+    "cdna4": {
+        "gemm": {**_GEMM, "latency_s": 6.1e-6, "compute_efficiency": 0.457, "memory_efficiency": 0.762},
+        "gemm/fp8": {**_GEMM, "latency_s": 4.3e-6, "compute_efficiency": 0.459, "memory_efficiency": 0.499},
+        "gemm/fp8_block": {**_GEMM, "latency_s": 4.7e-6, "compute_efficiency": 0.276, "memory_efficiency": 0.307},
+        "gemm/sq": {**_GEMM, "latency_s": 8.5e-6, "compute_efficiency": 0.331, "memory_efficiency": 0.726},
+        "gemm/w4a4_mxfp4": {**_GEMM, "latency_s": 6.7e-6, "compute_efficiency": 0.484, "memory_efficiency": 0.525},
+    },
+}
 #: What decode attention takes for every row beside its bytes [s]. kind: fitted, 2026-11, source: steps of 32 to 128 rows of
 #: Llama-3.1-70B on eight MI300X.
 ROW_S = 5e-7
 #: Least time of a collective over a node [s]. kind: fitted, 2026-11, source: what is left of single-stream steps of
 #: Llama-3.1-70B on eight MI300X; RCCL's own is 50 us, that of vLLM's kernels on MI355X 4 to 6.
 LINK_LATENCY_S = 1e-5
-#: What a product of weights in FP8 by blocks takes beside its tuned kernel [s], by architecture: the activations are quantised by
-#: groups in a kernel of its own, which aiter's tables leave out, and shapes without a tuned tile fall back; experts are two
-#: products. kind: fitted, 2026-11, source: MI300X with few users: DeepSeek-R1 (SGLang 0.5.8, ROCm/aiter#1930: 22 to 27 us each),
-#: MiniMax-M2.7 (SGLang 0.5.13, sgl-project/sglang#31044: 28), Qwen3.5-122B (vLLM 0.18, Millstone-AI a6d0bcd: 19); aiter's Triton
-#: experts by blocks take 73 to 85 us beside their kernels (ROCm/aiter#1483). CDNA4: none is seen (DeepSeek-R1 in MXFP4).
-BLOCK_PRODUCT_S = {"cdna3": 2.4e-5}
+#: What a product of weights in FP8 by blocks and a layer of experts take beside their tuned kernels [s], by architecture: the
+#: activations are quantised by groups in a kernel of its own, which aiter's tables leave out, and shapes without a tuned tile
+#: fall back. kind: fitted, 2026-11, source: MI300X with few users: DeepSeek-R1 (SGLang 0.5.8, ROCm/aiter#1930), MiniMax-M2.7
+#: (SGLang 0.5.13, sgl-project/sglang#31044), Qwen3.5-122B (vLLM 0.18, Millstone-AI a6d0bcd), 19 to 28 us a product, experts as
+#: two, over the shares of other formats; aiter's Triton experts by blocks take 73 to 85 us beside their kernels
+#: (ROCm/aiter#1483). CDNA4: none is seen (Qwen3-Coder-480B in FP8, DeepSeek-R1 in MXFP4).
+BLOCK_S = {"cdna3": (1.9e-5, 4.8e-5)}
 #: What it is off by [%] in the median: 4 on 27 rows of dense models in FP8 (16 latencies of Llama-3.1-70B, 11 throughputs of
 #: Llama-3.1-8B and 405B), all of which chose these constants; other engines, versions and latent attention more. kind: assumed,
 #: 2026-11.
@@ -62,10 +80,13 @@ FORMAT_ERROR_PCT = {"cdna3": {"fp8_block": 40.0, "w4a16_mxfp4": 50.0}}
 class Instinct(Roofline):
     """Times of one of AMD's Instinct GPUs.
 
-    block_product_s : see `BLOCK_PRODUCT_S`.
+    block_s : see `BLOCK_S`. mxfp4 : the format that weights in MXFP4 are computed in: CDNA4 has its arithmetic, and
+    aiter's products and experts take activations in it too (16-bit weights only: 89 to 100 % too long on 518 timed layers of
+    experts with many tokens, 12 % so); else they are widened.
     """
 
-    block_product_s: float = 0.0
+    block_s: tuple[float, float] = (0.0, 0.0)
+    mxfp4: str = "w4a16_mxfp4"
 
     @classmethod
     def of(cls, device: Device, framework: str) -> Instinct:
@@ -81,20 +102,26 @@ class Instinct(Roofline):
             device.name,
             framework,
             peaks_of(device),
-            EFFICIENCIES,
+            {**EFFICIENCIES, **BY_FORMAT.get(device.architecture, {})},
             link_latency_s=LINK_LATENCY_S,
             provenance=provenance,
-            block_product_s=BLOCK_PRODUCT_S.get(device.architecture, 0.0),
+            block_s=BLOCK_S.get(device.architecture, (0.0, 0.0)),
+            mxfp4="w4a4_mxfp4" if "fp4" in device.peak_flops_per_s else "w4a16_mxfp4",
         )
 
-    def _blocks_s(self, fmt: str, products: int, rows: ArrayLike) -> Array:
-        """What `products` products pay for their blocks, if they have any."""
-        paid = self.block_product_s * products if canonical_format(fmt) == "fp8_block" else 0.0
+    def _as_run(self, fmt: str) -> str:
+        """The format that weights of a format are computed in."""
+        name = canonical_format(fmt)
+        return self.mxfp4 if name == "w4a16_mxfp4" else name
+
+    def _blocks_s(self, fmt: str, paid_s: float, rows: ArrayLike) -> Array:
+        """What products pay for their blocks, if they have any."""
+        paid = paid_s if canonical_format(fmt) == "fp8_block" else 0.0
         return np.where(as_array(rows) > 0, paid, 0.0)
 
     def gemm_s(self, fmt: str, m: ArrayLike, n: int, k: int) -> Array:
         """As the base, and what blocks take."""
-        return super().gemm_s(fmt, m, n, k) + self._blocks_s(fmt, 1, m)
+        return super().gemm_s(self._as_run(fmt), m, n, k) + self._blocks_s(fmt, self.block_s[0], m)
 
     def moe_s(
         self,
@@ -111,8 +138,8 @@ class Instinct(Roofline):
         kernel: str | None = None,
     ) -> Array:
         """As the base, and what blocks take in two products."""
-        t = super().moe_s(fmt, hidden, intermediate, topk, experts, tp, ep, tokens, gated=gated, kernel=kernel)
-        return t + self._blocks_s(fmt, 2, tokens)
+        t = super().moe_s(self._as_run(fmt), hidden, intermediate, topk, experts, tp, ep, tokens, gated=gated, kernel=kernel)
+        return t + self._blocks_s(fmt, self.block_s[1], tokens)
 
     def decode_attention_s(
         self,

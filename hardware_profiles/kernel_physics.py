@@ -42,6 +42,7 @@ WEIGHT_BYTES: Mapping[str, float] = {
     "nvfp4": 0.5625,
     "w4a16_mxfp4": 0.53125,
     "w4a8_mxfp4_mxfp8": 0.53125,
+    "w4a4_mxfp4": 0.53125,
     **{name: packed.bits_per_weight / 8 for name, packed in PACKED_FORMATS.items()},
 }
 #: The arithmetic a format runs in: the key into :attr:`DevicePeaks.flops_per_s`.
@@ -56,6 +57,7 @@ COMPUTE_FORMAT: Mapping[str, str] = {
     "nvfp4": "fp4",
     "w4a16_mxfp4": "bfloat16",
     "w4a8_mxfp4_mxfp8": "fp8",
+    "w4a4_mxfp4": "fp4",
     **dict.fromkeys(PACKED_FORMATS, "bfloat16"),
 }
 _ALIASES: Mapping[str, str] = {

@@ -59,10 +59,12 @@ def law_of(device: Device) -> PowerLaw:
 #: (llama-bench at eight limits); Llama-2-70B, Mixtral and GPT-J of MLPerf 4.1 on H200 at 700 W and at 500 or 350 W
 #: (`power_limit` of NVIDIA's MaxQ configurations). A device left out is off by 4 to 12 % in the median (at most 25).
 STATIC_SHARE = 0.29
-#: Clock, as a share, below which memory slows with it. kind: fitted by eye, 2026-11, source: single streams on RTX 3090, 4090,
-#: 5060 Ti, 5090 and PRO 6000 (the same, sudoingX/qwen38-mtp): 4 % in the median of 21; three-bit weights on one RTX 3090 lose 10
-#: to 50 % more, and single streams of H200 draw less than any limit (arXiv 2605.11999).
-ENOUGH_CLOCK = 0.8
+#: Clock, as a share, below which memory slows with it, and that of RTX 30 cards, which decode at their limit as it is (334 to 388
+#: of 350 to 370 W). kind: fitted by eye, 2026-11, source: single streams on RTX 4090, 5060 Ti, 5090 and PRO 6000 (the same,
+#: sudoingX/qwen38-mtp): 1 % in the median of 12, at most 11; on RTX 3090 (there, six) 10 %, three-bit weights at 0.54 of the TDP
+#: 56. H200's draw less than any limit (arXiv 2605.11999). Nothing was fitted to 49 closed loops of vLLM on RTX 3090 at 220 and
+#: 300 W: 8 % in the median, 28 without a limit.
+ENOUGH_CLOCK, ENOUGH_CLOCK_AMPERE = 0.8, 1.0
 #: Least limit, as a share of the TDP: below, the voltage falls no further, and clocks collapse. kind: assumed, 2026-11, source:
 #: prompts on RTX 3090 at 0.43 and 0.29 of the TDP have 0.26 and 0.14 of their rate (llmgarage.ai).
 LEAST_LIMIT = 0.5
@@ -87,7 +89,9 @@ def limited(device: Device, limit_w: float, *, where: str) -> Scales:
             mend=f"give {LEAST_LIMIT * tdp_w:g} to {tdp_w:g}; below half of it clocks collapse, which is not modelled",
         )
     clock = ((limit_w / tdp_w - STATIC_SHARE) / (1.0 - STATIC_SHARE)) ** (1.0 / 3.0)
-    return Scales(prompt_scale=1.0 / clock, decode_scale=max(1.0, ENOUGH_CLOCK / clock))
+    cards = device.architecture == "ampere" and not device.name.startswith(STACKED_MEMORY)
+    enough = ENOUGH_CLOCK_AMPERE if cards else ENOUGH_CLOCK
+    return Scales(prompt_scale=1.0 / clock, decode_scale=max(1.0, enough / clock))
 
 
 def limit_words(limit_w: float, scales: Scales) -> str:

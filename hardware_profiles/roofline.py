@@ -78,7 +78,7 @@ def cpu_efficiencies() -> Efficiencies:
 class Roofline(Ops):
     """Times of one device by its datasheet. Build it with :meth:`of_device` or :meth:`of_gpu`.
 
-    efficiencies : parameters of the bases by operation.
+    efficiencies : parameters of the bases by operation; those of products in a format that differ, under ``gemm/`` and its name.
     processors : multiprocessors that a short chunk of a prompt leaves idle, 0 where work is cut to fill them.
     link_latency_s, message_latency_s : of a collective and of a message to another device.
     network : between nodes, where the devices that work together stand in several.
@@ -123,7 +123,8 @@ class Roofline(Ops):
 
     def gemm_s(self, fmt: str, m: ArrayLike, n: int, k: int) -> Array:
         """See the base; a format whose arithmetic is bfloat16's takes at least the arithmetic share of bfloat16's time."""
-        fmt, p = canonical_format(fmt), self.efficiencies["gemm"]
+        fmt = canonical_format(fmt)
+        p = self.efficiencies.get(f"gemm/{fmt}", self.efficiencies["gemm"])
         rows = np.maximum(as_array(m), 1.0)
         nn, kk = np.float64(n), np.float64(k)
         t = gemm_base_s(p, self.peaks, fmt, rows, nn, kk, warm=False)

@@ -10,11 +10,12 @@ import pytest
 
 from hardware_profiles.device import all_devices, device_names, load_device
 from hardware_profiles.device_laws import LawOps, weight_bytes
-from hardware_profiles.instinct import BLOCK_PRODUCT_S, LINK_LATENCY_S, ROW_S
+from hardware_profiles.instinct import BLOCK_S, LINK_LATENCY_S, ROW_S
 from hardware_profiles.kernels import operations_in_node, operations_of
 from hardware_profiles.law_constants import law_of, laws_of
 from hardware_profiles.ops import Ops
 from hardware_profiles.packed_formats import PACKED_FORMATS
+from hardware_profiles.roofline import Roofline
 from simulator.config.load import load_scenario
 from simulator.run import simulate
 
@@ -184,17 +185,27 @@ def test_instinct_gpus_start_late_and_pay_for_rows() -> None:
 
 
 def test_products_by_blocks_pay_on_cdna3_alone() -> None:
-    """One product pays once, a layer of experts twice; CDNA4, products of whole tensors and no rows pay nothing."""
+    """A dense layer at one row is slower by blocks than in 16 bits there; CDNA4 and no rows pay nothing."""
     older, newer = (operations_of(load_device(name), "vllm") for name in ("mi300x", "mi355x"))
-    extra = BLOCK_PRODUCT_S["cdna3"]
+    assert isinstance(older, Roofline)
+    blocks, plain = (float(older.gemm_s(fmt, 1, 5120, 5120)) for fmt in ("fp8_block", "bf16"))
+    assert blocks > plain
+    assert blocks - float(Roofline.gemm_s(older, "fp8_block", 1, 5120, 5120)) == pytest.approx(BLOCK_S["cdna3"][0])
+    assert isinstance(newer, Roofline)
+    assert float(newer.gemm_s("fp8_block", 1, 5120, 5120)) == float(Roofline.gemm_s(newer, "fp8_block", 1, 5120, 5120))
+    experts = [float(older.moe_s(fmt, 7168, 2048, 8, 256, 8, 1, 4)) for fmt in ("fp8_block", "fp8")]
+    assert experts[0] - experts[1] == pytest.approx(BLOCK_S["cdna3"][1])
+    assert float(older.gemm_s("fp8_block", 0, 5120, 5120)) == 0.0
 
-    def blocks_s(ops: Ops, rows: int) -> tuple[float, float]:
-        linear = [float(ops.gemm_s(fmt, rows, 2112, 7168)) for fmt in ("fp8_block", "fp8")]
-        experts = [float(ops.moe_s(fmt, 7168, 2048, 8, 256, 8, 1, rows)) for fmt in ("fp8_block", "fp8")]
-        return linear[0] - linear[1], experts[0] - experts[1]
 
-    assert blocks_s(older, 4) == pytest.approx((extra, 2 * extra))
-    assert blocks_s(newer, 4) == blocks_s(older, 0) == (0.0, 0.0)
+def test_weights_in_mxfp4_are_computed_in_4_bits_where_the_device_can() -> None:
+    """A prompt of 8,192 rows: CDNA4's 4-bit rate is four times the 16-bit one; CDNA3 widens."""
+    older, newer = (operations_of(load_device(name), "vllm") for name in ("mi300x", "mi355x"))
+    for ops, quicker in ((older, False), (newer, True)):
+        narrow, wide = (float(ops.gemm_s(fmt, 8192, 16384, 16384)) for fmt in ("mxfp4", "bf16"))
+        assert (narrow < 0.3 * wide) == quicker
+        narrow, wide = (float(ops.moe_s(fmt, 7168, 2048, 8, 64, 1, 1, 8192)) for fmt in ("mxfp4", "bf16"))
+        assert (narrow < 0.4 * wide) == quicker
 
 
 def test_an_interval_widens_where_kernels_differ_by_version() -> None:
