@@ -67,8 +67,10 @@ class Launches:
         self._exact = set(self.sizes) if shard.terms.exact_graphs else None
         self._host = host
         self._step_s = host.launch_s * launches
-        self._prefill_s = host.prefill_launch_s * launches
-        self._graph_s = host.prefill_graph_launch_s * launches
+        between = shard.recurrent_launches if shard.terms.splits_graphs else 0.0
+        between_s = host.launch_s * between
+        self._prefill_s = host.prefill_launch_s and host.prefill_launch_s * (launches - between) + between_s
+        self._graph_s = host.prefill_graph_launch_s * (launches - between) + between_s
 
     def least_s(self, tokens: int, prefills: bool) -> float:
         """Least device time of a step of so many tokens."""

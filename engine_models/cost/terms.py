@@ -160,6 +160,8 @@ class Terms:
         before them, but fewer tokens altogether than this.
     fused_norm_tokens : up to so many tokens of a step the norms of its layers are part of the reductions over ranks before them.
     absorbs_captured : whether they are so in every step that a CUDA graph holds.
+    splits_graphs : whether recurrences are launched one by one, at `launch_s`, in every step with prefill rows, between the
+        pieces of its graph.
     chunked_decodes : mechanisms of recurrences whose decoding rows take the kernel of prompts in a step that has a prompt; rows
         with drafts do not.
     """
@@ -195,6 +197,7 @@ class Terms:
     absorbs_below: int = 0
     absorbs_captured: bool = False
     fused_norm_tokens: int = 0
+    splits_graphs: bool = False
     chunked_decodes: tuple[str, ...] = ()
 
 
@@ -225,6 +228,12 @@ class Shard:
         """Format in which the kernel of a part runs, see :func:`kernel_format`."""
         return kernel_format(self.stage, self.formats, part)
 
+    @cached_property
+    def recurrent_launches(self) -> float:
+        """Of the launches of a step those of recurrences."""
+        layers = sum(block.layers for block in self.stage.attention if block.kind == "linear")
+        return self.terms.recurrent_launches * layers
+
     def launches(self) -> float:
         """Operations that the host launches in a step of the stage without CUDA graphs."""
         stage, tensor = self.stage, self.parallel.tensor
@@ -234,7 +243,7 @@ class Shard:
         found += norms * stage.layers + (_reduces(stage) if tensor > 1 else 0)
         found += sum(block.layers * (ATTENTION_LAUNCHES + 2 * (block.qk_norm != "none")) for block in stage.attention)
         found += sum(block.layers * self.terms.latent_launches for block in stage.attention if block.kind == "mla")
-        found += sum(block.layers * self.terms.recurrent_launches for block in stage.attention if block.kind == "linear")
+        found += self.recurrent_launches
         counted = self.terms.expert_launches
         experts = self.terms.host.expert_launches if counted is None else counted
         experts += self.terms.selection_kernels + (2 if self._quantises("experts") else 0)

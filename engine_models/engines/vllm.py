@@ -47,7 +47,7 @@ from engine_models.declaration import (
 )
 from engine_models.engines import vllm_v0
 from engine_models.engines.vllm_flags import FLAGS, SPECULATIVE_HARMLESS, SPECULATIVE_KEYS
-from engine_models.engines.vllm_kernels import EXPERTS, expert_tiles, experts
+from engine_models.engines.vllm_kernels import EXPERTS, expert_tiles, experts, recurrent_launches
 from engine_models.engines.vllm_options import (
     cuda_graphs,
     latent_block_tokens,
@@ -617,6 +617,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 moe_by_flag=str(flags.get("moe_backend") or "auto") != "auto",
                 fixed_grid_attention=_fixed_grid_attention(request),
                 fp32_router=version.fp32_router,
+                recurrent_launches=recurrent_launches(request.device_name, ENGINE.parts(version_text or version.name)),
+                splits_graphs=True,
                 chunked_decodes=version.chunked_decodes,
             ),
             TableRange(tokens, rows, max_model_len),

@@ -46,6 +46,20 @@ LENT_CUTLASS = "trtllm/cutlass"
 ranks only, TensorRT-LLM's, from which FlashInfer took them, both ways. kind: assumed, 2026-11; compared with ten runs of
 MiniMax-M2.5 (vLLM 0.16, four H200): with Triton's their tokens come 31 to 4 % too quick at 4 to 64 users."""
 
+RECURRENT_LAUNCHES, FLASHINFER_RECURRENT_LAUNCHES = 58.0, 35.0
+"""Launches of a gated delta net beside its products in a step with a prompt, counted in plain operations, a Triton kernel as
+five: convolution, gates, two norms (20), the prompts' rule (30, or one kernel of FlashInfer's), and what PyTorch does by itself:
+copies of queries, keys, values, states and outputs, masks. kind: by count, 2026-11, source: vLLM 0.17.1 `qwen3_next.py`; assumed
+of later versions and other recurrences. SGLang's, fitted to a time to first token, are 57."""
+FLASHINFER_RECURRENT_SINCE = (0, 17)
+"""On Hopper (0.16 was not read)."""
+
+
+def recurrent_launches(device_name: str, version: tuple[int, ...]) -> float:
+    """Launches of a recurrent layer in a step with a prompt."""
+    flashinfer = load_device(device_name).architecture == "hopper" and version >= FLASHINFER_RECURRENT_SINCE
+    return FLASHINFER_RECURRENT_LAUNCHES if flashinfer else RECURRENT_LAUNCHES
+
 
 def experts(
     request: PoolRequest, flags: dict[str, Any], version: tuple[int, ...], warnings: list[str]

@@ -205,3 +205,5 @@ def test_states_beside_a_prompt_take_its_kernel_until_0_23() -> None:
     more = seconds(old, [(2048, 0)]) - seconds(new, [(2048, 0)])
     assert 6 * states / 3.35e12 < more < 9 * states / 3.35e12
     assert seconds(old, []) == seconds(new, [])
+    chunk = Batch(0, tokens=16, decode_rows=0, decode_tokens=0, decode_kv_tokens=0, prefill=[(16, 0)])
+    assert new.step_s([chunk])[0] == pytest.approx(24 * 35 * new.host.launch_s)  # launched between the pieces of its graph
