@@ -111,7 +111,7 @@ class DevicePeaks:
     hbm_bytes_per_s, l2_bytes : device memory bandwidth and level-2 cache.
     multiprocessors : streaming multiprocessors (or their like), which short chunks must fill.
     link_bytes_per_s : one-way bandwidth of the links to the other GPUs of the node, for collectives without
-    data.
+    data. peer_bytes_per_s : of that to one of them, where each has a link of its own; 0 where any two have it all.
     """
 
     flops_per_s: Mapping[str, float]
@@ -119,6 +119,12 @@ class DevicePeaks:
     l2_bytes: float = 0.0
     link_bytes_per_s: float = 64e9
     multiprocessors: int = 132
+    peer_bytes_per_s: float = 0.0
+
+    def among(self, devices: int) -> float:
+        """One-way bandwidth of a device that works with so many of its node, itself among them [byte/s]."""
+        own = self.peer_bytes_per_s * (devices - 1)
+        return min(self.link_bytes_per_s, own) if own else self.link_bytes_per_s
 
     def rate(self, fmt: str) -> float:
         """Dense FLOP/s of the arithmetic that weights of format `fmt` run in."""
@@ -147,12 +153,14 @@ def peaks_of(device: Device) -> DevicePeaks:
     rates = {names[k]: q.value for k, q in device.peak_flops_per_s.items() if k in names}
     plain = device.peak_flops_per_s.get("fp32")  # what computes 16-bit values where nothing else does
     rates.setdefault("bfloat16", rates.get("fp16", plain.value if plain else 0.0))
+    peer = device.link.peer_bytes_per_s_per_direction if device.link and device.link.topology == "mesh" else None
     return DevicePeaks(
         flops_per_s=rates,
         hbm_bytes_per_s=device.memory_bandwidth_bytes_per_s.value,
         l2_bytes=device.l2_bytes.value if device.l2_bytes else 0.0,
         link_bytes_per_s=device.link.bytes_per_s_per_direction.value if device.link else 64e9,
         multiprocessors=int(device.multiprocessors.value) if device.multiprocessors else 132,
+        peer_bytes_per_s=peer.value if peer else 0.0,
     )
 
 

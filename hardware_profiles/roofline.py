@@ -244,7 +244,7 @@ class Roofline(Ops):
         if gpus <= 1:
             return np.zeros_like(size)
         inside = min(gpus, self.network.inside(op)) if self.network is not None else gpus
-        t = collective_base_s(op, inside, size, self.peaks.link_bytes_per_s, self.link_latency_s)
+        t = collective_base_s(op, inside, size, self.peaks.among(inside), self.link_latency_s)
         if self.network is not None and gpus > inside:
             t = t + self.network.added_s(op, gpus, size)
         return np.where(as_array(message_bytes) > 0, t, 0.0)
@@ -264,7 +264,7 @@ class Roofline(Ops):
     def p2p_s(self, message_bytes: ArrayLike) -> Array:
         """See the base."""
         size = np.maximum(as_array(message_bytes), 1.0)
-        t = message_base_s(size, self.peaks.link_bytes_per_s, self.message_latency_s)
+        t = message_base_s(size, self.peaks.among(2), self.message_latency_s)
         if self.network is not None and self.network.stages_apart:
             t = self.network.message_s(size)
         return np.where(as_array(message_bytes) > 0, t, 0.0)

@@ -7,7 +7,7 @@ import pytest
 
 from hardware_profiles.device import load_device
 from hardware_profiles.kernel_model import KernelModel
-from hardware_profiles.kernel_physics import DEFAULT_PARAMETERS, peaks_of
+from hardware_profiles.kernel_physics import DEFAULT_PARAMETERS, LINK_EFFICIENCY, peaks_of
 from hardware_profiles.kernels import operations_in_node, operations_of
 from hardware_profiles.ops import Ops
 from hardware_profiles.roofline import EXPERT_REGIONS, NETWORK_BYTES_PER_S, REGION_S, Roofline
@@ -61,3 +61,14 @@ def test_machines_without_a_link_talk_over_the_network() -> None:
     assert float(cpu.all_reduce_s(1, 1e9)) == 0.0
     assert float(cpu.all_reduce_s(2, 1e9)) == pytest.approx(1e9 / (0.8 * NETWORK_BYTES_PER_S), rel=1e-3)
     assert float(cpu.p2p_s(1e9)) == pytest.approx(1e9 / (0.8 * NETWORK_BYTES_PER_S), rel=1e-3)
+
+
+def test_two_devices_of_a_mesh_have_one_link_between_them() -> None:
+    """MI300X: 64 GB/s to each of seven peers, 448 to all of them; an all-reduce passes its bytes twice over a ring."""
+    ops = operations_of(load_device("mi300x"), "vllm")
+    size = 2.0**28
+    two, eight = (float(ops.all_reduce_s(gpus, size)) for gpus in (2, 8))
+    assert two == pytest.approx(size / (LINK_EFFICIENCY * 64e9), rel=0.01)
+    assert eight == pytest.approx(2 * 7 / 8 * size / (LINK_EFFICIENCY * 448e9), rel=0.01)
+    assert float(ops.p2p_s(size)) == pytest.approx(size / (LINK_EFFICIENCY * 64e9), rel=0.01)
+    assert peaks_of(load_device("h100")).among(2) == peaks_of(load_device("h100")).among(8)
