@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Series
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,9 @@ from hardware_profiles.errors import InputError
 from simulator.cluster.faults import HOUR_S, Disturbance, Fault, Faults, Process
 from simulator.cluster.fleet import Members
 from simulator.cluster.scaling.scaler import Alone, Scaling
-from simulator.pools import nodes_of
+from simulator.pools import POOLS, nodes_of, unique
 from simulator.prepared import Elasticity, Prepared
-from simulator.scaled import bounds, joint, maker, scalings_of, words
+from simulator.scaled import Scalings, bounds, joint, maker, scalings_of, words
 from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def with_elasticity(prepared: Prepared) -> Prepared:
     if failures is not None:
         faults = _faults(prepared, failures, members, scaled=scaling is not None)
         elastic = replace(elastic, faults=faults)
-        notes += _words(failures)
+        notes += _words([Stated(failures, FAILURES, (0,))])
     return replace(prepared, elastic=elastic, assumptions=(*prepared.assumptions, *notes))
 
 
@@ -98,10 +98,14 @@ def start_of(prepared: Prepared, given: float | schema.StartUp | None) -> tuple[
     return found, [f"a new server takes {found.provisioning_s + found.server_s:.3g} s to start: {said} (start_up)", *notes]
 
 
-def _words(failures: schema.Failures) -> list[str]:
-    when = "at once" if not failures.detected_after_s else f"at once, of a lost node after {failures.detected_after_s:g} s"
+def _words(stated: Series[Stated]) -> list[str]:
+    late_s = stated[0].failures.detected_after_s
+    when = "at once" if not late_s else f"at once, of a lost node after {late_s:g} s"
     out = [f"clients and the router hear of a lost server {when}; a client may send its request again (client.retries)"]
-    if failures.reclaims_per_hour is not None or any(event.kind == "reclaim" for event in failures.events):
+    if any(
+        each.failures.reclaims_per_hour is not None or any(event.kind == "reclaim" for event in each.failures.events)
+        for each in stated
+    ):
         out.append("a server that is to be taken back gets no new requests from the notice on, and is billed until it goes")
     return out
 
@@ -116,18 +120,14 @@ def _faults(prepared: Prepared, failures: schema.Failures, members: Members, *, 
     events = tuple(
         (event.at_s, _event(prepared, failures, event, number, most)) for number, event in enumerate(failures.events)
     )
-    processes = tuple(_processes(failures, nodes, [each] * most, stream(prepared.scenario.seed, "failures")))
+    processes = tuple(_processes(failures, range(most), nodes, [each] * most, stream(prepared.scenario.seed, "failures")))
     return Faults(events, processes, nodes, failures.detected_after_s)
 
 
 def _event(prepared: Prepared, failures: schema.Failures, event: schema.FailureEvent, number: int, most: int) -> Fault:
     where = f"{FAILURES}.events.{number}"
     if event.kind == "link":
-        raise InputError(
-            "kind: link needs prefill and decode pools, which KV blocks go between",
-            where=f"{where}.kind",
-            mend="name the replica's `node` or `gpu`",
-        )
+        raise _no_link(where)
     if event.pool not in (None, prepared.pool.name):
         raise InputError(f"there is no pool '{event.pool}'", where=f"{where}.pool", mend=f"use '{prepared.pool.name}'")
     if event.replica is not None and event.replica >= most:
@@ -146,13 +146,16 @@ def _event(prepared: Prepared, failures: schema.Failures, event: schema.FailureE
 
 
 def _processes(
-    failures: schema.Failures, nodes: Series[int], each: Series[int], seeds: Generator
+    failures: schema.Failures, replicas: Series[int], nodes: Series[int], each: Series[int], seeds: Generator
 ) -> list[Process]:
-    """A process for each unit that may fail, and one for each that may be taken back; `each` are the devices of each replica."""
+    """A process for each unit of these replicas that may fail, and one for each that may be taken back.
+
+    `nodes` and `each` are the nodes and the devices of all replicas.
+    """
     if failures.of is None:
         return []
     whole = failures.of == "node"
-    units = [nodes.index(node) for node in dict.fromkeys(nodes)] if whole else list(range(len(nodes)))
+    units = [nodes.index(node) for node in dict.fromkeys(nodes[n] for n in replicas)] if whole else list(replicas)
     back_s = failures.replaced_after_s
     fail_s = failures.repair_s if failures.repair_s is not None else back_s
     out = []
@@ -176,17 +179,10 @@ def with_roles(scenario: Scenario, pools: Series[Prepared]) -> tuple[list[Prepar
     InputError : their engine's rules for it are not modelled, or a pool or a replica is not there.
     """
     around, client = scenario.deployment, scenario.client
-    for number, stated in enumerate(around.pools):
-        if stated.failures is not None:
-            raise InputError(
-                "`failures` of one of several pools is not modelled",
-                where=f"deployment.pools.{number}.failures",
-                mend="give them around the pools, and name the pool in each event",
-            )
-    failures, handover = around.failures, pools[0].plan.handover
+    stated, handover = stated_of(scenario, pools), pools[0].plan.handover
     assert handover is not None
-    events = failures.events if failures is not None else ()
-    strikes = failures is not None and (failures.of is not None or any(each.kind not in ("link", "slow") for each in events))
+    events = [event for each in stated for event in each.failures.events]
+    strikes = any(each.failures.of is not None for each in stated) or any(each.kind not in ("link", "slow") for each in events)
     stalls = any(each.kind == "link" for each in events) and handover.gives_up_s < INFINITY
     scaling = scalings_of(around, pools)
     waits = around.admission, client.timeout_s, client.retries
@@ -199,23 +195,96 @@ def with_roles(scenario: Scenario, pools: Series[Prepared]) -> tuple[list[Prepar
             where="deployment",
             mend="remove failures, autoscaler, admission, client.timeout_s and client.retries, or use a pool of role: mixed",
         )
+    found, elastic, said = _changing(pools, scaling, stated, strikes=strikes)
+    if strikes:
+        elastic = replace(elastic, faults=_faults_of(scenario, stated, found, back_s=0.0 if scaling else None))
+        said += [*_words(stated), *_left_behind(handover)]
+    return found, elastic, said
+
+
+def with_pools(prepared: Prepared) -> Prepared:
+    """Pools side by side with what failures and autoscalers do to them; as they were, without any.
+
+    Raises
+    ------
+    InputError : they name a pool or a replica that is not there, bounds that cannot be, or models take turns.
+    """
+    scenario, pools = prepared.scenario, prepared.pools
+    stated, scaling = stated_of(scenario, pools), scalings_of(scenario.deployment, pools)
+    if not stated and not scaling:
+        return prepared
+    if any(each.turns is not None for each in pools):
+        raise InputError(
+            "failures and autoscalers beside models that take turns are not modelled yet",
+            where=stated[0].where if stated else "deployment.autoscaler",
+            mend="leave them out, or give each model a pool of its own",
+        )
+    found, elastic, said = _changing(pools, scaling, stated, strikes=bool(stated))
+    if stated:
+        back_s = max(each.start.provisioning_s for each in elastic.pools) if scaling else None
+        elastic = replace(elastic, faults=_faults_of(scenario, stated, found, back_s=back_s, slows=True))
+        said += _words(stated)
+    return replace(prepared, pools=tuple(found), elastic=elastic, assumptions=unique((*prepared.assumptions, *said)))
+
+
+@dataclass(frozen=True)
+class Stated:
+    """Failures around the pools or in one of them, where they stand, and the numbers of the pools that they strike."""
+
+    failures: schema.Failures
+    where: str
+    pools: tuple[int, ...]
+
+
+def stated_of(scenario: Scenario, pools: Series[Prepared]) -> list[Stated]:
+    """The failures of several pools.
+
+    Raises
+    ------
+    InputError : a pool has some beside those around the pools, or two notice losses differently.
+    """
+    around = scenario.deployment
+    places = {pool.name: f"{POOLS}.{number}.failures" for number, pool in enumerate(around.pools)}
+    own = [
+        Stated(each.pool.failures, places.get(each.pool.name, FAILURES), (number,))
+        for number, each in enumerate(pools)
+        if each.pool.failures is not None
+    ]
+    if around.failures is None:
+        for one in own[1:]:
+            if one.failures.detected_after_s != own[0].failures.detected_after_s:
+                raise InputError(
+                    "`detected_after_s` of two pools differ, behind routers that find out alike",
+                    where=f"{one.where}.detected_after_s",
+                    mend="give both the same",
+                )
+        return own
+    if own:
+        raise InputError(
+            f"pool '{pools[own[0].pools[0]].pool.name}' has `failures` of its own beside that of the deployment",
+            where=FAILURES,
+            mend="keep one of the two",
+        )
+    return [Stated(around.failures, FAILURES, tuple(range(len(pools))))]
+
+
+def _changing(
+    pools: Series[Prepared], scaling: Scalings, stated: Series[Stated], *, strikes: bool
+) -> tuple[list[Prepared], Elasticity, list[str]]:
+    """Pools, each with its own part of what comes and goes; their autoscalers; what is assumed."""
     said: list[str] = []
     found, members = [], []
     by_pool = {number: given for given, numbers in scaling for number in numbers}
+    failures_of = {number: each.failures for each in stated for number in each.pools}
     for number, pool in enumerate(pools):
         given = by_pool.get(number)
-        mine, notes = _members(pool, given, failures)
+        mine, notes = _members(pool, given, failures_of.get(number))
         members.append(mine)
         found.append(replace(pool, elastic=Elasticity((mine,))))
-        if given is not None or strikes:
+        if given is not None or (strikes and number in failures_of):
             said += [f"pool '{pool.pool.name}': {note}" for note in notes[:1]]
     scalers, holds, notes = joint(scaling, pools)
-    elastic = Elasticity(tuple(members), scalers=scalers, holds=holds)
-    said += notes
-    if failures is not None and strikes:
-        elastic = replace(elastic, faults=_faults_of(scenario, failures, found, scaled=bool(scaling)))
-        said += [*_words(failures), *_left_behind(handover)]
-    return found, elastic, said
+    return found, Elasticity(tuple(members), scalers=scalers, holds=holds), [*said, *notes]
 
 
 def _left_behind(handover: Handover) -> list[str]:
@@ -233,39 +302,64 @@ def _left_behind(handover: Handover) -> list[str]:
     return [f"a decode server keeps what it has reserved for prompts of a lost server, and a request fails, {heard}"]
 
 
-def _faults_of(scenario: Scenario, failures: schema.Failures, pools: Series[Prepared], *, scaled: bool) -> Faults:
-    """What goes wrong with the replicas of several pools, numbered one after the other."""
+def _faults_of(
+    scenario: Scenario, stated: Series[Stated], pools: Series[Prepared], *, back_s: float | None, slows: bool = False
+) -> Faults:
+    """What goes wrong with the replicas of several pools, numbered one after the other; slow ones among it if `slows`.
+
+    Lost devices are back after `back_s` where nothing else is said.
+    """
     names = [each.pool.name for each in pools]
     firsts = [0, *accumulate(each.most for each in pools)]
-    if failures.replaced_after_s is None and scaled:
-        failures = failures.model_copy(update={"replaced_after_s": 0.0})
-    events = []
-    for number, event in enumerate(failures.events):
-        if event.kind == "link" or event.kind == "slow":
-            continue
-        where = f"{FAILURES}.events.{number}"
-        away_s = event.for_s if event.for_s is not None else failures.replaced_after_s
-        notice_s = event.notice_s if event.notice_s is not None else failures.notice_s
-        fault = Fault(event.kind, None, event.kind in ("node", "reclaim"), away_s, notice_s=notice_s)
-        if event.pool is not None or event.replica is not None:
-            at = names.index(_named(event, names, where))
-            _check_replica(event, pools[at], where)
-            replica = None if event.replica is None else firsts[at] + event.replica
-            fault = replace(fault, replica=replica, among=range(firsts[at], firsts[at + 1]))
-        events.append((event.at_s, fault))
     nodes = nodes_of(scenario.deployment, pools)
     listed = [node for name in names for node in nodes[name]]
     numbers = {node: n for n, node in enumerate(dict.fromkeys(listed))}
     each = [pool.devices_each for pool in pools for _ in range(pool.most)]
     of_replica = tuple(numbers[node] for node in listed)
-    processes = _processes(failures, of_replica, each, stream(scenario.seed, "failures"))
-    return Faults(tuple(events), tuple(processes), of_replica, failures.detected_after_s)
+    seeds = stream(scenario.seed, "failures")
+    events, processes = [], []
+    for one in stated:
+        failures = one.failures
+        if failures.replaced_after_s is None:
+            failures = failures.model_copy(update={"replaced_after_s": back_s})
+        mine = [names[number] for number in one.pools]
+        for number, event in enumerate(failures.events):
+            where = f"{one.where}.events.{number}"
+            if slows and event.kind == "link":
+                raise _no_link(where)
+            if event.kind == "link" or (event.kind == "slow" and not slows):
+                continue
+            away_s = event.for_s if event.for_s is not None else failures.replaced_after_s
+            notice_s = event.notice_s if event.notice_s is not None else failures.notice_s
+            fault = Fault(event.kind, None, event.kind in ("node", "reclaim"), away_s, notice_s=notice_s)
+            if event.kind == "slow":
+                assert event.factor is not None
+                fault = Fault("slow", None, slow_s=INFINITY if event.for_s is None else event.for_s, factor=event.factor)
+            if event.pool is not None or event.replica is not None or len(mine) < len(names):
+                at = names.index(_named(event, mine, where))
+                _check_replica(event, pools[at], where)
+                replica = None if event.replica is None else firsts[at] + event.replica
+                fault = replace(fault, replica=replica, among=range(firsts[at], firsts[at + 1]))
+            events.append((event.at_s, fault))
+        struck = [replica for number in one.pools for replica in range(firsts[number], firsts[number + 1])]
+        processes += _processes(failures, struck, of_replica, each, seeds)
+    return Faults(tuple(events), tuple(processes), of_replica, stated[0].failures.detected_after_s)
+
+
+def _no_link(where: str) -> InputError:
+    return InputError(
+        "kind: link needs prefill and decode pools, which KV blocks go between",
+        where=f"{where}.kind",
+        mend="name the replica's `node` or `gpu`",
+    )
 
 
 def _named(event: schema.FailureEvent, names: Series[str], where: str) -> str:
-    """The pool that an event names."""
+    """The pool that an event names, or the only one."""
     if event.pool in names:
         return str(event.pool)
+    if event.pool is None and len(names) == 1:
+        return names[0]
     raise InputError(
         f"which pool's replica is meant by kind: {event.kind}?" if event.pool is None else f"there is no pool '{event.pool}'",
         where=f"{where}.pool",
@@ -289,12 +383,14 @@ def disturbances_of(scenario: Scenario, pools: Series[Prepared]) -> tuple[tuple[
     ------
     InputError : a fault that is not modelled there, a pool or a replica that is not there, or no way between two pools.
     """
-    failures = scenario.deployment.failures
-    if failures is None:
-        return (), []
     found = tuple(
-        _disturbance(event, number, pools) for number, event in enumerate(failures.events) if event.kind in ("link", "slow")
+        _disturbance(event, f"{each.where}.events.{number}", [pools[n].pool.name for n in each.pools], pools)
+        for each in stated_of(scenario, pools)
+        for number, event in enumerate(each.failures.events)
+        if event.kind in ("link", "slow")
     )
+    if not found:
+        return (), []
     handover = pools[0].plan.handover
     assert handover is not None
     patience = "their connector does not give up (assumed)"
@@ -304,8 +400,8 @@ def disturbances_of(scenario: Scenario, pools: Series[Prepared]) -> tuple[tuple[
     return found, [f"transfers over a link that is down stand still until it is back: {patience}"] if stalls else []
 
 
-def _disturbance(event: schema.FailureEvent, number: int, pools: Series[Prepared]) -> Disturbance:
-    where, names = f"{FAILURES}.events.{number}", [each.pool.name for each in pools]
+def _disturbance(event: schema.FailureEvent, where: str, struck: Series[str], pools: Series[Prepared]) -> Disturbance:
+    names = [each.pool.name for each in pools]
     for key, name in (("pool", event.pool), ("from", event.from_), ("to", event.to)):
         if name is not None and name not in names:
             raise InputError(f"there is no pool '{name}'", where=f"{where}.{key}", mend=f"one of {', '.join(names)}")
@@ -327,7 +423,7 @@ def _disturbance(event: schema.FailureEvent, number: int, pools: Series[Prepared
         return Disturbance(event.at_s, for_s, ways)
     assert event.replica is not None
     assert event.factor is not None
-    at = names.index(_named(event, names, where))
+    at = names.index(_named(event, struck, where))
     _check_replica(event, pools[at], where)
     first = sum(each.most for each in pools[:at])
     return Disturbance(event.at_s, for_s, replica=first + event.replica, factor=event.factor)

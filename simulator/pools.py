@@ -26,8 +26,8 @@ STYLES = ("context_first", "generation_first")
 
 
 def check_roles(deployment: Deployment) -> None:
-    """Refuse pools that cannot serve together; those without replicas are not there."""
-    pools = [pool for pool in deployment.pools if pool.replicas]
+    """Refuse pools that cannot serve together; those without replicas, and without an autoscaler of their own, are not there."""
+    pools = [pool for pool in deployment.pools if pool.replicas or pool.autoscaler is not None]
     if len(deployment.pools) == 1 and (deployment.autoscaler or deployment.pools[0].autoscaler) is not None:
         return
     roles = {pool.role for pool in pools}
@@ -264,7 +264,8 @@ def blended_price(prices: Sequence[tuple[UnitPrice | None, float]]) -> UnitPrice
     if all(price == known[0][0] for price, _ in known):
         return known[0][0]
     total = sum(devices for _, devices in known)
-    usd = sum(price.usd_per_gpu_hour * devices for price, devices in known) / total
+    weights = [devices if total else 1.0 for _, devices in known]  # none is there yet: all alike
+    usd = sum(price.usd_per_gpu_hour * weight for (price, _), weight in zip(known, weights, strict=True)) / sum(weights)
 
     def joined(texts: Iterable[str]) -> str:
         return ", ".join(unique(texts))

@@ -195,8 +195,8 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     Raises InputError on names and combinations that cannot be, InfeasibleError if the model does not fit.
     """
     base, pools = base_dir or Path.cwd(), scenario.deployment.pools
-    scaled = scenario.deployment.autoscaler is not None or pools[0].autoscaler is not None
-    running = [number for number, pool in enumerate(pools) if pool.replicas or (scaled and len(pools) == 1)]
+    alone = scenario.deployment.autoscaler is not None and len(pools) == 1
+    running = [number for number, pool in enumerate(pools) if pool.replicas or pool.autoscaler is not None or alone]
     check_roles(scenario.deployment)
     with_index = len(pools) > 1
     found = [each for number in running for each in _prepare_pool(scenario, number, base, with_index=with_index)]
@@ -211,7 +211,9 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         return with_elasticity(found[0])
     if all(each.pool.role == "mixed" for each in found):
         check_store(found)
-        return side_by_side(scenario, found)
+        from simulator.elastic import with_pools
+
+        return with_pools(side_by_side(scenario, found))
     check_one_model(scenario, found)
     models_of(found[0], asked)
     handover = found[0].plan.handover

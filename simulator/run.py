@@ -456,13 +456,17 @@ def _cluster(
 
             shares = [pool.turns for pool in prepared.pools]
             side_by_side = partial(TurnsCluster, shares=shares, each=[pool.devices_each for pool in prepared.pools])
+        elif prepared.elastic is not None:
+            from simulator.cluster.elastic_mixed import ElasticMixed
+
+            side_by_side = partial(ElasticMixed, **_changes(prepared.elastic))
         return side_by_side(
             source,
             [
                 Servers(
                     each.plan,
                     each.times(),
-                    each.replicas,
+                    each.most,
                     _acceptance(each.plan, scenario.seed),
                     machines(each),
                     joins_store(prepared.pools),

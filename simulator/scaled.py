@@ -201,11 +201,12 @@ Scalings = list[tuple["schema.Scaler", tuple[int, ...]]]
 
 
 def scalings_of(around: schema.Deployment, pools: Series[Prepared]) -> Scalings:
-    """The autoscalers of prefill and decode pools (in this order): `dynamo` and `wva` around them decide about both.
+    """The autoscalers of several pools: around them `dynamo` decides about a prefill and a decode pool (in this order), `wva`
+    about all pools of a model, the others about each.
 
     Raises
     ------
-    InputError : one stands in a pool and around the pools, or it is for one pool of each role and there are several.
+    InputError : one stands in a pool and around the pools, or it is for one pool of each role and there are others.
     """
     own = [(number, each.pool.autoscaler) for number, each in enumerate(pools)]
     given = around.autoscaler
@@ -216,33 +217,34 @@ def scalings_of(around: schema.Deployment, pools: Series[Prepared]) -> Scalings:
         raise InputError(
             "a pool has an `autoscaler` of its own beside that of the deployment", where=WHERE, mend="keep one of the two"
         )
-    if len(pools) > 2:
+    if given is not None and given.kind == "dynamo" and [each.pool.role for each in pools] != ["prefill", "decode"]:
         raise InputError(
-            "an autoscaler over several pools of one role is not modelled yet",
+            "kind: dynamo around several pools decides about one prefill and one decode pool",
             where=WHERE,
-            mend="use one prefill and one decode pool, or remove the autoscaler",
+            mend="give each pool an autoscaler of its own, or use another kind",
         )
     for scaler in (scaler for scaler in (given, *(each for each, _ in inside)) if scaler is not None):
         if scaler.kind == "wva" and (scaler.analyzer == "queue_model" or (given is not None and scaler.analyzer != "saturation")):
             raise InputError(
-                f"analyzer: {scaler.analyzer} over prefill and decode pools is not modelled yet",
+                f"analyzer: {scaler.analyzer} over several pools is not modelled yet",
                 where=f"{WHERE}.analyzer",
                 mend="use saturation" + ("" if given is not None or scaler.analyzer == "tokens" else " or tokens"),
             )
     if given is None:
         return inside
     if given.kind in ("dynamo", "wva"):
-        return [(given, tuple(range(len(pools))))]
+        models = dict.fromkeys(each.arch.name for each in pools)
+        return [(given, tuple(n for n, each in enumerate(pools) if each.arch.name == model)) for model in models]
     return [(given, (number,)) for number in range(len(pools))]
 
 
 def joint(scalings: Scalings, pools: Series[Prepared]) -> tuple[Callable[[], list[Scaling]] | None, bool, list[str]]:
-    """What makes the autoscalers of prefill and decode pools; whether requests wait for servers; what is assumed."""
+    """What makes the autoscalers of several pools; whether requests wait for servers; what is assumed."""
     if not scalings:
         return None, False, []
     between = {number: bounds(pools[number], given) for given, numbers in scalings for number in numbers}
     makers = [
-        (numbers, _together(given, pools, [between[number] for number in numbers]) if len(numbers) > 1 else
+        (numbers, _together(given, [pools[n] for n in numbers], [between[n] for n in numbers]) if len(numbers) > 1 else
          _by_itself(maker(pools[numbers[0]], given, between[numbers[0]])))
         for given, numbers in scalings
     ]
@@ -258,7 +260,7 @@ def _by_itself(made: Maker) -> Callable[[], JointScaler]:
 def _together(
     given: schema.Scaler, pools: Series[Prepared], between: Series[tuple[int, int]]
 ) -> Callable[[], JointScaler]:
-    """What makes an autoscaler that decides about a prefill and a decode pool at once."""
+    """What makes an autoscaler that decides about several pools at once."""
     if given.kind == "wva":
         costs = [each.devices_each * (each.price.usd_per_gpu_hour if each.price is not None else 1.0) for each in pools]
         names = [each.pool.name for each in pools]

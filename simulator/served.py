@@ -30,26 +30,13 @@ def check_side_by_side(scenario: Scenario, pools: Sequence[Prepared]) -> None:
     InputError : such a key is given, or a product's router stands before pools that it cannot tell apart.
     """
     deployment = scenario.deployment
-    given = {
-        "deployment.autoscaler": deployment.autoscaler,
-        "deployment.failures": deployment.failures,
-        "deployment.transfer": deployment.transfer,
-        **{f"{POOLS}.{n}.autoscaler": pool.autoscaler for n, pool in enumerate(deployment.pools)},
-        **{f"{POOLS}.{n}.failures": pool.failures for n, pool in enumerate(deployment.pools)},
-    }
-    for where in (where for where, value in given.items() if value is not None):
+    if deployment.transfer is not None:
         raise InputError(
-            f"`{where}` with several pools of role: mixed is not modelled yet",
-            where=where,
-            mend=f"remove `{where}`, or simulate the pool as a scenario of its own",
+            "`deployment.transfer` with several pools of role: mixed: nothing goes between them",
+            where="deployment.transfer",
+            mend="remove it, or give the pools roles",
         )
     groups = Destinations(takes_of(pools), ()).groups
-    if deployment.admission is not None and len(groups) > 1:
-        raise InputError(
-            "`deployment.admission` before pools that take different requests is not modelled yet",
-            where="deployment.admission",
-            mend="remove it, or give all pools the same model and no `prompt_tokens`",
-        )
     routings = [pool.routing for pool in pools]
     router = deployment.router
     if isinstance(router, str):

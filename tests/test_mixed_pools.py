@@ -19,6 +19,7 @@ LOAD: dict[str, Any] = {
     "prompt_tokens": {"kind": "uniform", "low": 100, "high": 3000},
     "output_tokens": 20,
 }
+DRAIN = {"events": [{"at_s": 1, "kind": "drain"}]}
 SHORT, LONG = {"prompt_tokens": [1, 1000]}, {"prompt_tokens": [1001, 5000]}
 
 
@@ -59,19 +60,27 @@ REFUSED = {
         scenario(pool("a", model=QWEN), pool("b", model=QWEN), classes=[kind("x")]),
         "class 'x' names no model, which means",
     ),
-    "autoscaler": (
-        scenario(pool("a"), pool("b", autoscaler={"kind": "hpa", "target": 3, "max_replicas": 4})),
-        "deployment.pools.1.autoscaler` with several pools",
+    "a-planner-of-both-roles": (
+        scenario(pool("a"), pool("b"), autoscaler={"kind": "dynamo"}),
+        "kind: dynamo around several pools decides about one prefill and one decode pool",
     ),
-    "failures": (
-        scenario(pool("a"), pool("b"), failures={"events": [{"at_s": 1, "kind": "drain"}]}),
-        "deployment.failures` with several pools",
+    "failures-twice": (
+        scenario(pool("a"), pool("b", failures=DRAIN), failures=DRAIN),
+        "pool 'b' has `failures` of its own beside that of the deployment",
+    ),
+    "a-link-between-nobody": (
+        scenario(pool("a"), pool("b", failures={"events": [{"at_s": 1, "kind": "link"}]})),
+        "kind: link needs prefill and decode pools",
+    ),
+    "the-replica-of-another": (
+        scenario(pool("a"), pool("b", failures={"events": [{"at_s": 1, "kind": "drain", "pool": "a"}]})),
+        "there is no pool 'a'",
+    ),
+    "two-that-find-out": (
+        scenario(pool("a", failures=DRAIN), pool("b", failures={**DRAIN, "detected_after_s": 3})),
+        "`detected_after_s` of two pools differ",
     ),
     "transfer": (scenario(pool("a"), pool("b"), transfer={"latency_s": 1}), "deployment.transfer` with several pools"),
-    "admission": (
-        scenario(pool("a", **SHORT), pool("b", **LONG), admission={"max_inflight": 3}),
-        "before pools that take different requests",
-    ),
     "a-product-over-pools-in-part-alike": (
         scenario(pool("a", **SHORT), pool("b"), router={"system": "sglang-router", "policy": "random"}),
         "a router of sglang-router before pools of which one takes requests that others take only in part",

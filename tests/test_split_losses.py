@@ -277,7 +277,7 @@ def test_what_is_not_modelled_is_refused_in_words() -> None:
         (split(lost("gpu", "decode", replica=7)), "no replica 7 in pool 'decode'"),
         (scaled({"kind": "dynamo", "optimization_target": "sla", "load_predictor": "arima"}), "arima is not modelled"),
         (scaled({"kind": "dynamo", "ttft_ms": 5}), "belong to optimization_target: sla"),
-        (scaled({"kind": "wva", "max_replicas": 4, "analyzer": "tokens"}), "analyzer: tokens over prefill and decode pools"),
+        (scaled({"kind": "wva", "max_replicas": 4, "analyzer": "tokens"}), "analyzer: tokens over several pools"),
         (scaled({"kind": "hpa", "target": 5, "max_replicas": 1}), "outside of the autoscaler's bounds"),
     ):
         with pytest.raises(InputError, match=words):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from itertools import count
 from random import Random
@@ -67,21 +67,23 @@ Entry = tuple[Rows, Sequence]
 
 
 class Door:
-    """The queue before a router, by priority and then in order of arrival.
+    """The queue before a router, by priority and then in order of arrival; requests for other replicas pass those that wait.
 
     Parameters
     ----------
     rules : its limits.
-    room : whether some replica has room at a time.
+    room : whether some replica has room for a request at a time.
+    group_of : by which replicas a request may be served.
     """
 
-    def __init__(self, rules: Admission, room: Callable[[float], bool]) -> None:
+    def __init__(
+        self, rules: Admission, room: Callable[[float, Sequence], bool], group_of: Callable[[Sequence], int] = lambda seq: 0
+    ) -> None:
         self.rules = rules
-        self._room = room
+        self._room, self._group_of = room, group_of
         self._waiting: dict[int, Entry] = {}
-        self._heap: list[
-            tuple[int, int, int]
-        ] = []  # priority, order, request; those that left stay until they come up
+        # of each group: priority, order, request; those that left stay until they come up
+        self._heaps: dict[int, list[tuple[int, int, int]]] = {}
         self._order = count()
         self._tokens = float(rules.burst)
         self._counted_s = 0.0
@@ -89,10 +91,14 @@ class Door:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def ask(self, now_s: float) -> Reason | Literal["in", "wait"]:
+    def waiting(self, groups: Container[int]) -> int:
+        """Requests of some groups that wait."""
+        return sum(self._group_of(seq) in groups for _, seq in self._waiting.values())
+
+    def ask(self, now_s: float, seq: Sequence) -> Reason | Literal["in", "wait"]:
         """Whether a request that comes now is let in, has to wait, or why it is sent away."""
         rules = self.rules
-        if not self._waiting and self.next_s(now_s) <= now_s and self._room(now_s):
+        if not self._first(self._group_of(seq)) and self.next_s(now_s) <= now_s and self._room(now_s, seq):
             self._spend()
             return "in"
         if rules.on_full != "wait":
@@ -103,16 +109,25 @@ class Door:
     def push(self, block: Rows, seq: Sequence) -> None:
         """Let a request wait."""
         self._waiting[seq.index] = block, seq
-        heapq.heappush(self._heap, (seq.priority, next(self._order), seq.index))
+        heap = self._heaps.setdefault(self._group_of(seq), [])
+        heapq.heappush(heap, (seq.priority, next(self._order), seq.index))
+
+    def _first(self, group: int) -> list[tuple[int, int, int]]:
+        """The heap of a group, on top of which somebody waits if it is not empty."""
+        heap = self._heaps.get(group, [])
+        while heap and heap[0][2] not in self._waiting:
+            heapq.heappop(heap)
+        return heap
 
     def next(self, now_s: float) -> Entry | None:
-        """Let in the first that waits, if there is one and it may come in now."""
-        while self._heap and self._heap[0][2] not in self._waiting:
-            heapq.heappop(self._heap)
-        if not self._heap or self.next_s(now_s) > now_s or not self._room(now_s):
+        """Let in the first that waits and may come in now, if there is one."""
+        if not self._waiting or self.next_s(now_s) > now_s:
             return None
-        self._spend()
-        return self._waiting.pop(heapq.heappop(self._heap)[2])
+        for heap in sorted(heap for heap in map(self._first, self._heaps) if heap):
+            if self._room(now_s, self._waiting[heap[0][2]][1]):
+                self._spend()
+                return self._waiting.pop(heapq.heappop(heap)[2])
+        return None
 
     def leave(self, seq: Sequence) -> bool:
         """A request waits no longer; False if it does not wait."""

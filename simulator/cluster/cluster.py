@@ -186,7 +186,7 @@ class Cluster:
         self._fronts = self._front_ends()
         self._router = self._routed(router, plan.executor)
         self._limited = any(front.inflight is not None or front.asks for front in self._fronts)
-        self._door = Door(admission, self._router.has_room) if admission is not None else None
+        self._door = self._made_door(admission) if admission is not None else None
         self._client, self._draw = client, Random(self._router.seed)
         self._timeout_s = client.timeout_s if client is not None else None
         self._token_s = INFINITY  # when the rate of the router lets the next request in, if somebody waits for it
@@ -240,6 +240,10 @@ class Cluster:
     def _front_ends(self) -> list[FrontEnd]:
         """The front end of each replica."""
         return [self._plan.front] * len(self.replicas)
+
+    def _made_door(self, rules: Admission) -> Door:
+        """The queue before the router."""
+        return Door(rules, self._router.has_room)
 
     def _routed(self, rule: str | Routing, executor: Executor) -> Router:
         return router_of(self.replicas, rule, executor, self._admission)
@@ -448,7 +452,7 @@ class Cluster:
         if self._timeout_s is not None:
             attempt = int(block.attempts[seq.index - block.first])
             self._clock.at(now_s + self._timeout_s, ARRIVALS, partial(self._give_up, block, seq, attempt))
-        answer = "in" if door is None else door.ask(now_s)
+        answer = "in" if door is None else door.ask(now_s, seq)
         if answer == "in":
             self._send(block, seq)
         elif answer != "wait":

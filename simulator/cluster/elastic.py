@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Series
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from engine_models.declaration import EnginePlan, Executor, Mode
 from engine_models.parts.protocols import INFINITY, Scheduler
 from engine_models.parts.sequence import Sequence
-from simulator.cluster.admission import Admission, Door
+from simulator.cluster.admission import Admission
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
 from simulator.cluster.cluster import Cluster, Sink
 from simulator.cluster.devices import Summed
@@ -63,7 +63,7 @@ class Elastic(Cluster):
         self._then: dict[int, Callable[[], None]] = {}  # by replica: what waits for it to serve again
         self._away_s: dict[int, float | None] = {}  # of those that drain: how long their devices are away afterwards
         if holds or self._admission is not None:
-            self._door = Door(self._admission or Admission(on_full="wait"), self._has_room)
+            self._door = self._made_door(self._admission or Admission(on_full="wait"))
         self._serving()
 
     # -- what a kind of cluster says ------------------------------------------------------------------------
@@ -80,9 +80,13 @@ class Elastic(Cluster):
     def _plan_of(self, replica: int) -> EnginePlan:
         """The engine of a replica."""
 
-    def _has_room(self, now_s: float) -> bool:
-        """Whether a request that comes now may be sent on."""
-        return self._router.has_room(now_s)
+    def _first_pool(self, seq: Sequence) -> int:
+        """The pool among whose requests one counts that comes now."""
+        return 0
+
+    def _held(self, pool: int) -> int:
+        """Requests that wait at the router and may go to a pool."""
+        return len(self._door) if self._door is not None else 0
 
     def _requests(self) -> Iterator[tuple[Sequence, int]]:
         """Requests as their servers know them, and the number of the rank that has each."""
@@ -204,12 +208,11 @@ class Elastic(Cluster):
         """Metrics are collected."""
         now_s, scaler = self._clock.now_s, scaling.scaler
         queued = self._queued_tokens() if scaler.reads_queued_tokens else {}
-        held = len(self._door) if self._door is not None else 0
         seen = self._seen[scaling] = [
             self._flows[pool].seen(
                 now_s,
                 tuple(self._reading(n, queued.get(n, 0)) for n in self.fleet.of(State.UP, pool=pool)),
-                held,
+                self._held(pool),
             )
             for pool in scaling.pools
         ]
@@ -264,7 +267,7 @@ class Elastic(Cluster):
             self._start(replica, self._members(replica).start.server_s)
 
     def _reach(self, block: Rows, seq: Sequence) -> None:
-        self._flows[0].enter(seq, self._clock.now_s)
+        self._flows[self._first_pool(seq)].enter(seq, self._clock.now_s)
         super()._reach(block, seq)
 
     def _turn_away(self, block: Rows, seq: Sequence, status: int, reason: Reason, *, begun: bool = False) -> None:
@@ -303,9 +306,11 @@ class Elastic(Cluster):
     def _finished(self, seq: Sequence, now_s: float) -> None:
         if self._live.get(seq.index) is seq:
             block = self._of(seq.index)
-            self._shift(seq, int(block.replica[seq.index - block.first]))
-            self._flows[-1].leave(seq, now_s)
-            self._flows[-1].ended(seq)
+            number = int(block.replica[seq.index - block.first])
+            self._shift(seq, number)
+            flow = self._flows[self.fleet.pool_of[self._replica_of[number]]]
+            flow.leave(seq, now_s)
+            flow.ended(seq)
             super()._finished(seq, now_s)
         self._may_leave(now_s)
 
@@ -365,7 +370,15 @@ class Elastic(Cluster):
         self._turn_away(block, seq, FAILED, Reason.NODE_LOST, begun=True)
         self.toll.again += int(block.attempts[row]) - tries
 
+    def _peers(self, pool: int) -> Iterable[int]:
+        """The pools of which a request goes to one, where that is among them."""
+        return range(len(self._flows))
+
     def _submit(self, number: int, seq: Sequence) -> None:
+        pool, now_s = self.fleet.pool_of[self._replica_of[number]], self._clock.now_s
+        for other in self._peers(pool):
+            if other != pool and self._flows[other].moved(seq, now_s):
+                self._flows[pool].enter(seq, now_s)
         waiting = self._silent.get(self._replica_of[number])
         if waiting is None:
             super()._submit(number, seq)

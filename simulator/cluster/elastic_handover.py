@@ -14,7 +14,7 @@ them when they cannot be sent; prompts that wait for a reservation are taken out
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from engine_models.declaration import EnginePlan, Handover
 from engine_models.parts.handover import Note, PullPrefill, SendingPrefill
 from engine_models.parts.protocols import INFINITY, Scheduler
 from engine_models.parts.sequence import Sequence as Request
+from simulator.cluster.admission import Admission, Door
 from simulator.cluster.clock import RESULTS
 from simulator.cluster.elastic import Elastic, computed_tokens
 from simulator.cluster.handover import HandoverCluster, Pair, ReservingCluster
@@ -61,6 +62,14 @@ class ElasticHandover(Elastic, HandoverCluster):
         held = any(self._replica_of[number] == replica for number in self._holders())
         return not held and super()._holds_nothing(replica)
 
+    def _peers(self, pool: int) -> Iterable[int]:
+        prefill = len(self._stages[0])
+        return range(prefill) if pool < prefill else range(prefill, len(self._flows))
+
+    def _enter_second(self, seq: Request) -> None:
+        """A request counts among those of the second stage, of its first pool until another is chosen."""
+        self._flows[len(self._stages[0])].enter(seq, self._clock.now_s)
+
     def _holders(self) -> Iterator[int]:
         """Ranks that hold a computed prompt for another server."""
         raise NotImplementedError
@@ -68,7 +77,8 @@ class ElasticHandover(Elastic, HandoverCluster):
     def _prefilled(self, seq: Request, now_s: float) -> None:
         number = self._unwanted.pop(seq, None)
         if number is None:
-            self._flows[0].leave(seq, now_s)
+            for pool in self._peers(0):
+                self._flows[pool].leave(seq, now_s)
             super()._prefilled(seq, now_s)
             self._room_made(now_s)
         else:
@@ -160,8 +170,8 @@ class ElasticPull(ElasticHandover):
         if self._between.get(prompt.index) is not prompt:
             return  # its client has gone
         del self._between[prompt.index]
-        if self._second.has_room(self._clock.now_s):
-            self._flows[-1].enter(prompt, self._clock.now_s)
+        if self._second.has_room(self._clock.now_s, prompt):
+            self._enter_second(prompt)
             super()._take_over(block, prompt)
             return
         (seq,) = self._answers(block, prompt.index - block.first)
@@ -270,16 +280,19 @@ class ElasticReserving(ElasticHandover, ReservingCluster):
     def _holders(self) -> Iterator[int]:
         return (pair.source for pair in self._pairs.values() if pair.source not in pair.gone)
 
-    def _has_room(self, now_s: float) -> bool:
-        return super()._has_room(now_s) and self._second.has_room(now_s)
+    def _made_door(self, rules: Admission) -> Door:
+        return Door(rules, self._has_room)
+
+    def _has_room(self, now_s: float, seq: Request) -> bool:
+        return self._router.has_room(now_s, seq) and self._second.has_room(now_s, seq)
 
     # -- the way of a request -------------------------------------------------------------------------------
 
     def _send(self, block: Rows, seq: Request) -> None:
-        if not self._has_room(self._clock.now_s):
+        if not self._has_room(self._clock.now_s, seq):
             self._turn_away(block, seq, REJECTED, Reason.SHED_503)
             return
-        self._flows[-1].enter(seq, self._clock.now_s)
+        self._enter_second(seq)
         super()._send(block, seq)
 
     def _submit(self, number: int, seq: Request) -> None:

@@ -16,7 +16,7 @@ from engine_models.declaration import EnginePlan, Executor, FrontEnd, Mode
 from engine_models.lengths import Lengths, by_row, judged
 from engine_models.parts.protocols import Scheduler, StepCost
 from engine_models.parts.sequence import Sequence as Request
-from simulator.cluster.admission import Admission, ClientRules
+from simulator.cluster.admission import Admission, ClientRules, Door
 from simulator.cluster.clock import ARRIVALS
 from simulator.cluster.cluster import Cluster, Sink, Source
 from simulator.cluster.content import for_adapter
@@ -64,6 +64,7 @@ class MixedCluster(Cluster):
         self._group_before_s = [min(before_s)] * len(groups)  # from the send to the router's choice
         if not overlap(groups):
             self._group_before_s = [min(before_s[pool] for pool in group) for group in groups]
+        self._joins_of: list[Joins] = []
         self._pool_of = [number for number, pool in enumerate(pools) for _ in range(pool.replicas)]
         self._group_of: dict[int, IntArray] = {}  # by the first request of a block: the group of each
         self._lengths_of: dict[int, list[Lengths]] = {}  # ... what the engine of each pool makes of it
@@ -87,6 +88,7 @@ class MixedCluster(Cluster):
         convoy: list[ConvoyReplica] = []
         for pool in self._pools:
             joins = Joins(pool.plan, mode, pool.replicas, pool.nodes, store if pool.joins_store else None)
+            self._joins_of.append(joins)
             mine = self._joined(joins, pool.plan, pool.cost, pool.replicas, pool.plan.executor.ranks)
             if pool.joins_store:
                 convoy += [replica for replica in mine if isinstance(replica, ConvoyReplica)]
@@ -121,6 +123,9 @@ class MixedCluster(Cluster):
         ]
         places = {place: number for number, place in enumerate(self._places(1))}
         return GroupRouter(routers, replicas, places, self._group)
+
+    def _made_door(self, rules: Admission) -> Door:
+        return Door(rules, self._router.has_room, self._group)
 
     def _changing(self) -> bool:
         """Whether a replica may be out of the routers' choice for a while."""
@@ -246,6 +251,22 @@ class GroupRouter(Router):
         """As of the base."""
         for router in self._routers:
             router.ended(seq, now_s)
+
+    def lost(self, seq: Request, now_s: float) -> None:
+        """As of the base."""
+        for router in self._routers:
+            router.lost(seq, now_s)
+
+    def serving(self, replicas: Sequence[int]) -> None:
+        """As of the base."""
+        there = set(replicas)
+        for router, members in zip(self._routers, self._replicas, strict=True):
+            router.serving([local for local, replica in enumerate(members) if replica in there])
+
+    def renewed(self, replica: int) -> None:
+        """As of the base."""
+        for group, local in self._seen_by[replica]:
+            self._routers[group].renewed(local)
 
     def refused(self, seq: Request, now_s: float) -> float | None:
         """As of the base."""

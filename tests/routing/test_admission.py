@@ -177,7 +177,7 @@ def test_limits_that_cannot_be_are_refused(admission: dict[str, Any], client: di
 
 
 def test_a_door_keeps_order_and_forgets_those_that_left() -> None:
-    door, room = Door(Admission(max_inflight=1, on_full="wait"), lambda _: True), iter([])
+    door, room = Door(Admission(max_inflight=1, on_full="wait"), lambda *_: True), iter([])
     rows: Any = None
     seqs: list[Any] = [type("Seq", (), {"index": i, "priority": p})() for i, p in enumerate((1, 0, 1, 0))]
     for seq in seqs:

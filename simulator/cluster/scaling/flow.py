@@ -34,6 +34,15 @@ class Flow:
             self._inside.remove(seq.index)
             self._came_s -= now_s
 
+    def moved(self, seq: Sequence, now_s: float) -> bool:
+        """A request goes to another pool, if it is here; whether it was."""
+        if seq.index not in self._inside:
+            return False
+        self.leave(seq, now_s)
+        self._came -= 1
+        self._prompts -= seq.prompt_tokens
+        return True
+
     def ended(self, seq: Sequence) -> None:
         """A request that went has its whole answer."""
         self._ended += 1
@@ -51,10 +60,10 @@ class Flow:
             readings,
             held,
             concurrency=(whole_s - self._whole_s) / passed_s if passed_s > 0 else float(len(self._inside)),
-            arrivals=self._came - self._came_before,
+            arrivals=max(self._came - self._came_before, 0),  # some may have moved on since
             prompt_tokens=self._prompts / self._came if self._came else 0.0,
             output_tokens=self._outputs / self._ended if self._ended else 0.0,
-            new_prompt_tokens=prompts,
+            new_prompt_tokens=max(prompts, 0),
             ends=ends,
             new_output_tokens=outputs,
         )
