@@ -11,11 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from simulator.validation.sglang_launches import switches
 
 OUTPUT = Path(__file__).parents[1] / "simulator" / "validation" / "recipes.json"
 SIDES = ("prefill", "decode")
@@ -24,7 +29,7 @@ KEPT = {
     "compilation_config", "context_length", "cuda_graph_bs", "cuda_graph_config", "cuda_graph_max_bs",
     "disable_cuda_graph", "disable_overlap_scheduler", "disable_radix_cache",
     "disable_shared_experts_fusion", "enable_chunked_prefill", "enable_flashinfer_allreduce_fusion",
-    "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization", "kv_cache_config", "kv_cache_dtype",
+    "enable_prefix_caching", "enforce_eager", "fp8_gemm_backend", "gpu_memory_utilization", "kv_cache_config", "kv_cache_dtype",
     "max_batch_size", "max_cudagraph_capture_size", "max_model_len", "max_num_batched_tokens",
     "max_num_seqs", "max_num_tokens", "max_prefill_tokens", "max_running_requests", "max_seq_len",
     "max_total_tokens", "mem_fraction_static", "moe_a2a_backend", "moe_config", "moe_runner_backend",
@@ -70,8 +75,10 @@ def recipe_of(clone: Path, path: str, day: str) -> dict[str, Any] | None:
         return None
     commit = next((commit for commit, made in there if made <= day), there[-1][0])
     read = yaml.safe_load(git(clone, "show", f"{commit}:{path}"))
-    servers = next(value for key, value in read["backend"].items() if key.endswith("_config"))
-    return {"commit": commit[:10], "users": users_of(read["benchmark"]), **{side: flags_of(servers[side]) for side in SIDES}}
+    backend = read["backend"]
+    servers = next(value for key, value in backend.items() if key.endswith("_config"))
+    sides = {side: switches(backend.get(f"{side}_environment") or {}) | flags_of(servers[side]) for side in SIDES}
+    return {"commit": commit[:10], "users": users_of(read["benchmark"]), **sides}
 
 
 def main() -> None:

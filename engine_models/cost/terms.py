@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from engine_models.cost import token_tiles
 from engine_models.cost.sampling import Sampler, truncation_s
 from engine_models.model.architecture import Gemm, MoeShape, format_of_part, gemm_shapes, moe_shapes, stages
 from engine_models.model.blocks import Architecture
@@ -164,6 +165,8 @@ class Terms:
         pieces of its graph.
     chunked_decodes : mechanisms of recurrences whose decoding rows take the kernel of prompts in a step that has a prompt; rows
         with drafts do not.
+    token_tiles : whether products with weights in FP8 blocks run in tiles of few tokens
+        (:mod:`engine_models.cost.token_tiles`).
     """
 
     host: HostOverhead
@@ -199,6 +202,7 @@ class Terms:
     fused_norm_tokens: int = 0
     splits_graphs: bool = False
     chunked_decodes: tuple[str, ...] = ()
+    token_tiles: bool = False
 
 
 @dataclass(frozen=True)
@@ -285,7 +289,10 @@ def linear_layers(shard: Shard, m: IntArray) -> Parts:
 
 def product_s(shard: Shard, gemm: Gemm, m: IntArray) -> FloatArray:
     """Seconds of one product of a layer; with weights in 32 bits twice those in 16, or the arithmetic in 32 bits."""
-    narrow_s: FloatArray = shard.ops.gemm_s(shard.weights_format(gemm.part), m, gemm.n, gemm.k)
+    fmt = shard.weights_format(gemm.part)
+    if shard.terms.token_tiles and fmt == "fp8_block" and gemm.k >= token_tiles.LEAST_DEPTH:
+        return token_tiles.product_s(shard.ops, m, gemm.n, gemm.k)
+    narrow_s: FloatArray = shard.ops.gemm_s(fmt, m, gemm.n, gemm.k)
     if format_of_part(shard.stage, shard.formats.weights, gemm.part).name != "fp32":
         return narrow_s
     computed_s = m.astype(np.float64) * (2.0 * gemm.n * gemm.k / (FP32_EFFICIENCY * _fp32_rate(shard.ops)))

@@ -61,6 +61,7 @@ from engine_models.engines.sglang_kernels import (
     fused_norm_tokens,
     latent_launches,
     selection_kernels,
+    token_tiles,
     warn_of_attention,
 )
 from engine_models.engines.sglang_recorded import PairRecorder
@@ -353,11 +354,14 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     sizes = captured_rows or (drafted_graph_rows(graph_rows) if drafts else graph_sizes(graph_rows))
     warn_of_attention(request, warnings)
     own_experts = experts(request, number, warnings)
+    tiled = token_tiles(request, number, warnings)
     selected = selection_kernels(request, number, own_experts)
     launched, fused = as_run(request, number, own_experts)
     notes = (*notes, *fused)
     if own_experts:
         notes = (*notes, f"experts run on {EXPERTS[own_experts]} (SGLang's rule of version, model, format and GPU, or its flag)")
+    if tiled:
+        notes = (*notes, "products of FP8 blocks run on FlashInfer's TensorRT-LLM kernel, not on DeepGEMM: slow for prompts")
     first_use_s = float(own_overheads(ENGINE.name)["start_s"]["value"]) if own_experts == "triton" else 0.0
     if first_use_s:
         notes = (*notes, f"not counted: the first large prompts of a fresh server wait {first_use_s:.1f} s for Triton's kernels")
@@ -425,6 +429,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 recurrent_launches=RECURRENT_LAUNCHES,
                 selection_kernels=selected[0],
                 selection_passes=selected[1],
+                token_tiles=tiled,
             ),
             TableRange(max(largest, rows * row_tokens), rows, context),
             Parallelism(tp, pp, request.expert_parallel, dp),
@@ -443,7 +448,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         sources=overheads.provenance,
         tiers=tiers.kinds if tiers is not None else (),
         compiles=captured > 0,
-        compiles_products=compiles_products(request),
+        compiles_products=compiles_products(request, tiled=tiled),
         first_use_s=first_use_s,
     )
 

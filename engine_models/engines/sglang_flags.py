@@ -20,6 +20,14 @@ from hardware_profiles.errors import InputError
 SPEC_V2 = {"1": True, "true": True, "True": True, "0": False, "false": False, "False": False}
 """Values of the environment's SGLANG_ENABLE_SPEC_V2, of releases before 0.5.14."""
 
+ENVIRONMENT = {
+    "SGLANG_ENABLE_SPEC_V2": "enable_spec_v2",
+    "SGL_ENABLE_JIT_DEEPGEMM": "enable_jit_deepgemm",
+    "SGLANG_ENABLE_JIT_DEEPGEMM": "enable_jit_deepgemm",
+    "SGLANG_ENABLE_FLASHINFER_GEMM": "enable_flashinfer_gemm",
+}
+"""Variables of the environment that are read, by names of their own among the flags."""
+
 _MODELLED: dict[str, Flag] = {
     "model": Flag("str"),
     "tensor_parallel_size": Flag("int", 1, low=1),
@@ -80,6 +88,9 @@ _MODELLED: dict[str, Flag] = {
     "prefill_attention_backend": Flag("str", None),
     "decode_attention_backend": Flag("str", None),
     "moe_runner_backend": Flag("str", "auto"),
+    "fp8_gemm_backend": Flag("str", "auto"),
+    "enable_jit_deepgemm": Flag("bool", True),
+    "enable_flashinfer_gemm": Flag("bool", False),
     "disable_chunked_prefix_cache": Flag("bool", False),
     "json_model_override_args": Flag("json", None),
     "enable_lora": Flag("bool", False),
@@ -200,7 +211,7 @@ _CHANGING = {
         enable_tf32_matmul enable_torch_compile enable_triton_kernel_moe enable_w4a4_mxfp4_megamoe
         enforce_piecewise_cuda_graph enforce_shared_experts_fusion
         experts_shared_outer_loras flashinfer_allreduce_fusion_backend flashinfer_mxfp4_moe_precision fp4_gemm_backend
-        fp8_gemm_backend hisparse_config linear_attn_backend linear_attn_decode_backend linear_attn_prefill_backend
+        hisparse_config linear_attn_backend linear_attn_decode_backend linear_attn_prefill_backend
         linear_attn_verify_backend linear_replayssm_cache_len mamba_backend model_impl=auto|sglang monokernel_backend
         n_share_experts_fusion=0 nsa_decode_backend nsa_prefill_backend piecewise_cuda_graph_compiler
         piecewise_cuda_graph_tokens prefill_kv_cache_dequant_dtype qsa_indexer_dtype sampling_backend
@@ -425,7 +436,7 @@ FLAGS = FlagTable(
         "speculative_draft_model_quantization": Typed("speculative", beside=_draft_weights),
     },
     role=lambda flags: {"prefill": "prefill", "decode": "decode"}.get(flags.get("disaggregation_mode", "null")),
-    environment={"SGLANG_ENABLE_SPEC_V2": "enable_spec_v2"},
+    environment=ENVIRONMENT,
     prefixes=("SGLANG_", "SGL_"),
     quiet=_QUIET,
     settings_file="config",

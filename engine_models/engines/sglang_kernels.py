@@ -92,10 +92,34 @@ def _data_centre_blackwell(name: str) -> bool:
     return device.architecture == "blackwell" and device.memory_bandwidth_bytes_per_s.value >= HBM_BYTES_PER_S
 
 
-def compiles_products(request: PoolRequest) -> bool:
-    """Whether DeepGEMM computes the products: FP8 blocks on Hopper and data-centre Blackwell (`quantization/fp8_utils.py`)."""
+_PRODUCTS_WITHOUT_DEEPGEMM_SINCE = (0, 5, 7)
+"""First version whose own choice on Blackwell is FlashInfer's kernel where DeepGEMM is switched off, Triton's before (SGLang pull
+request 14844, 2025-12)."""
+
+
+def token_tiles(request: PoolRequest, version: tuple[int, ...], warnings: list[str]) -> bool:
+    """Whether products with weights in FP8 blocks run on FlashInfer's TensorRT-LLM kernel, not on DeepGEMM: on data-centre
+    Blackwell, where flag or environment ask for it (`quantization/fp8_utils.py`)."""
+    if request.formats.weights.name != "fp8_block":
+        return False
+    flags, blackwell = request.flags, _data_centre_blackwell(request.device_name)
+    asked, without = str(flags.get("fp8_gemm_backend") or "auto"), not flags.get("enable_jit_deepgemm", True)
+    if blackwell and (asked == "flashinfer_trtllm" or (asked == "auto" and flags.get("enable_flashinfer_gemm"))):
+        return True
+    if blackwell and asked == "auto" and without and version >= _PRODUCTS_WITHOUT_DEEPGEMM_SINCE:
+        return True
+    if asked not in ("auto", "deep_gemm") or without:
+        words = f"flag `fp8_gemm_backend` ({asked})" if asked != "auto" else "without DeepGEMM"
+        warnings.append(
+            f"sglang {words} is not modelled here; in the engine it changes the speed of products, which are priced as DeepGEMM's"
+        )
+    return False
+
+
+def compiles_products(request: PoolRequest, *, tiled: bool) -> bool:
+    """Whether DeepGEMM computes the products: FP8 blocks on Hopper and data-centre Blackwell, unless they are `tiled`."""
     able = load_device(request.device_name).architecture == "hopper" or _data_centre_blackwell(request.device_name)
-    return able and request.formats.weights.name == "fp8_block"
+    return able and request.formats.weights.name == "fp8_block" and not tiled
 
 
 _SHARE_EXPERTS = ("deepseek_v3", "deepseek_v32", "kimi_k2", "kimi_k25", "glm_moe_dsa", "glm4_moe")

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine_models.cost.overheads import own_overheads
 from engine_models.engines.sglang import ENGINE
+from engine_models.engines.sglang_flags import ENVIRONMENT
 from simulator.validation.launches import launch_of
 from simulator.validation.published import Fitting, Published, Row, Unknowns, number, parts
 from simulator.validation.spellings import Unplayable
@@ -66,6 +67,17 @@ def columns(row: Row) -> dict[str, Any]:
     return args
 
 
+def launch(row: Row, device: str) -> dict[str, Any]:
+    """Flags of a row's script, and the variables of its environment that are read as flags."""
+    known = launch_of(row)
+    return {**switches(known.environment), **known.flags}
+
+
+def switches(environment: Mapping[str, str]) -> dict[str, bool]:
+    """Switches of products that an environment states, by the flags that they are read as."""
+    return {ENVIRONMENT[name]: value in ("true", "1") for name, value in environment.items() if name in ENVIRONMENT}
+
+
 UNKNOWNS: Unknowns = {
     "start_s": (
         "s",
@@ -97,6 +109,7 @@ TARGETS = ("ttft_mean_ms",)
 SGLANG = Published(
     release=release,
     columns=columns,
+    launch=launch,
     ranks=_of_ranks,
     start_s=start_s,
     compiles_while_measured=compiles_while_measured,

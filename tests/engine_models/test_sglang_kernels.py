@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine_models.cost import token_tiles
 from engine_models.cost.terms import Shard, experts, norms_and_rotary, small_kernels
 from engine_models.engines.sglang_kernels import NEVER
 from simulator import load_scenario
@@ -68,6 +69,40 @@ def test_a_backend_that_is_not_modelled_is_named() -> None:
     plan = prepared(GLM, "0.5.6", "b200-sxm-180gb", engine_args={"moe_runner_backend": "flashinfer_cutedsl"}).plan
     assert any("flashinfer_cutedsl" in text for text in plan.warnings)
     assert plan.costs.terms.moe_backend == "triton"
+
+
+@pytest.mark.parametrize(
+    ("version", "hardware", "flags", "tiled", "warned"),
+    [
+        ("0.5.9", "b200-sxm-180gb", {}, False, False),
+        ("0.5.9", "gb200-186gb", {"fp8_gemm_backend": "flashinfer_trtllm"}, True, False),
+        ("0.5.7", "b200-sxm-180gb", {"enable_jit_deepgemm": False}, True, False),
+        ("0.5.6", "b200-sxm-180gb", {"enable_jit_deepgemm": False}, False, True),
+        ("0.5.6", "b200-sxm-180gb", {"enable_jit_deepgemm": False, "enable_flashinfer_gemm": True}, True, False),
+        ("0.5.9", "h200-sxm-141gb", {"enable_jit_deepgemm": False}, False, True),
+        ("0.5.9", "b200-sxm-180gb", {"fp8_gemm_backend": "cutlass"}, False, True),
+    ],
+)
+def test_products_without_deepgemm_have_tiles_of_few_tokens(
+    version: str, hardware: str, flags: dict[str, Any], tiled: bool, warned: bool
+) -> None:
+    plan = prepared(R1, version, hardware, engine_args=flags).plan
+    assert (plan.costs.terms.token_tiles, any("of products" in text for text in plan.warnings)) == (tiled, warned)
+    assert plan.compiles_products != tiled
+
+
+def test_tiles_of_few_tokens_take_waves() -> None:
+    """56 tiles of outputs a 32 tokens on 148 multiprocessors: 64 tokens fill one wave, 96 begin a second; prompts are slow, and
+    weights beyond the cache come from memory in every wave."""
+    ops = prepared(R1, "0.5.9", "b200-sxm-180gb").kernels
+    one, full, more, prompt = token_tiles.product_s(ops, np.array([1, 64, 96, 8192]), 7168, 2048).tolist()
+    assert one == pytest.approx(full, rel=0.02)
+    assert more > 1.5 * one
+    few_s, many_s = ops.gemm_s("fp8_block", [1, 8192], 7168, 2048).tolist()
+    assert one < 1.2 * few_s
+    assert prompt > 3 * many_s
+    read_s = 24576 * 7168 * 64 / ops.peaks.hbm_bytes_per_s
+    assert read_s < token_tiles.product_s(ops, np.array([2048]), 24576, 7168)[0] < 1.2 * read_s
 
 
 def test_a_shared_expert_is_one_of_tritons_routed_ones() -> None:

@@ -66,6 +66,13 @@ def launched(row: dict[str, Any] = ROW, **changed: Any) -> dict[str, Any]:
     return row | {"launch": replace(launch_of(row), **changed)}
 
 
+def test_switches_of_an_environment_are_flags() -> None:
+    """InferenceX's scripts for FP8 on B200 switch DeepGEMM off in the environment."""
+    environment = {"SGL_ENABLE_JIT_DEEPGEMM": "false", "SGLANG_ENABLE_FLASHINFER_GEMM": "true", "NCCL_NVLS_ENABLE": "1"}
+    args = pool_of({**ROW, "launch": replace(LAUNCH, environment=environment)})["engine_args"]
+    assert {name: args[name] for name in args if "gemm" in name} == {"enable_jit_deepgemm": False, "enable_flashinfer_gemm": True}
+
+
 def test_a_table_beside_the_rows_is_read(tmp_path: Path) -> None:
     """Dotted flags are nested, JSON texts are read, and what the table says of a row is the row's launch."""
     pq.write_table(pa.table({k: [v] for k, v in ROW.items() if k != "launch"}), tmp_path / "experiments.parquet")
