@@ -12,7 +12,7 @@ from hardware_profiles.kernel_model import KERNELS_DIR, KernelModel, load_kernel
 from hardware_profiles.law_constants import law_of
 from hardware_profiles.network import Network
 from hardware_profiles.ops import Ops
-from hardware_profiles.roofline import Roofline
+from hardware_profiles.roofline import BY_ARCHITECTURE, Roofline
 
 TABLED = ("vllm", "sglang", "trtllm")
 """Frameworks whose kernels were measured; one without tables has other kernels than these."""
@@ -33,7 +33,7 @@ def operations_of(device: Device, framework: str) -> Ops:
         return Roofline.of_device(device, framework)
     if device.vendor == "amd" and device.name.startswith(STACKED_MEMORY):
         return Instinct.of(device, framework)
-    if device.kernel_error is not None:
+    if device.kernel_error is not None or device.architecture in BY_ARCHITECTURE:
         return Roofline.of_device(device, framework)
     profile = device.kernel_profile or device.name
     if any(path.stem != "collectives" for path in (KERNELS_DIR / profile).glob("*.json")):

@@ -189,6 +189,18 @@ GENERIC = replace(
     AMD_APU, title="other accelerators under llama.cpp", off_pct=(40.0, 50.0), within=WIDE, read={"": 0.6, "16": 0.7}
 )
 
+#: llama.cpp on Intel's cards. kind: fitted by eye, 2026-11, source: SYCL: Llama-3.1-8B in Q4_K_M on Arc Pro B70 and Qwen2.5-7B on
+#: B580 (ggml-org/llama.cpp#22078, intel/ipex-llm#12991); on A770 Llama-2-7B in Q4_0 and Qwen3.5-9B in Q4_K_M (its SYCL page, pull
+#: request 22066): one chip, two rates.
+XE2 = replace(GENERIC, title="Intel's Xe2 cards under llama.cpp", off_pct=(20.0, 40.0), read={"": 0.72, "16": 0.8})
+XE_HPG = replace(
+    GENERIC,
+    title="Intel's first Arc cards under llama.cpp",
+    off_pct=(25.0, 50.0),
+    read={"": 0.32, "16": 0.4},
+    matrix={"": 0.2, "16": 0.35},
+)
+
 #: Shares of a CPU's matrix kernels by format: some are rewritten for several rows of weights at once when they are loaded, the
 #: I formats look their weights up. kind: fitted, 2026-11, source: prompts of Llama-3.1-8B in 16 formats on one Ryzen 7950X.
 CPU_MATRIX = {
@@ -338,7 +350,7 @@ def law_of(device: Device, framework: str) -> Law | None:
         if device.kind == "apu":
             return AMD_APU_2025 if before_2026 else AMD_APU
         return AMD_HBM if stacked else AMD_CARD
-    return GENERIC
+    return {"xe2": XE2, "xe-hpg": XE_HPG}.get(device.architecture, GENERIC)
 
 
 FAMILIES = ("llama_cpp", "mlx", "exllamav2", "mlc")

@@ -11,7 +11,7 @@ whose tables are left out they err by 23 to 50 % (docs/background/accuracy.md).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,17 @@ def cpu_efficiencies() -> Efficiencies:
     found["moe"]["tile_rows"] = CPU_TILE_ROWS
     return found
 
+#: What Intel's first Arc cards reach of their peaks. kind: fitted, 2026-11, source: one A770: decoding of Llama-3-8B in 4 and 8 bits
+#: under OpenVINO's server as its rate falls to none (0.40 and 0.47 of the bandwidth; Xe2, on a B580, 0.76 and 0.85), oneMKL's
+#: products in 16 bits (58.7 of 137.6 TFLOP/s, ollama/ollama#2458). Under llama.cpp it is 0.25 to 0.32 (`law_constants.py`).
+_FIRST_ARC = {"memory_efficiency": 0.45, "compute_efficiency": 0.43}
+BY_ARCHITECTURE: Mapping[str, Efficiencies] = {
+    "xe-hpg": {
+        op: {**typical, **{name: share for name, share in _FIRST_ARC.items() if share < typical.get(name, 0.0)}}
+        for op, typical in DEFAULT_PARAMETERS.items()
+    }
+}
+
 
 @dataclass(frozen=True)
 class Roofline(Ops):
@@ -104,7 +115,8 @@ class Roofline(Ops):
         """Operations of any device, by its kind."""
         peaks = peaks_of(device)
         if device.kind != "cpu":
-            return cls.of_gpu(device.name, framework, peaks)
+            gpu = cls.of_gpu(device.name, framework, peaks)
+            return replace(gpu, efficiencies=BY_ARCHITECTURE.get(device.architecture, gpu.efficiencies))
         between = device.inter_node_bytes_per_s_per_direction
         peaks = DevicePeaks(
             peaks.flops_per_s,

@@ -198,6 +198,16 @@ def test_products_by_blocks_pay_on_cdna3_alone() -> None:
     assert float(older.gemm_s("fp8_block", 0, 5120, 5120)) == 0.0
 
 
+def test_the_first_arc_cards_reach_half_of_what_their_successors_do() -> None:
+    """Shares of the bandwidth that 4-bit weights are read at, by the engines that served on both."""
+    for engine, most in (("vllm", 0.46), ("llama_cpp", 0.33)):
+        first, second = (
+            2.0**28 * weight_bytes("int4") / device.memory_bandwidth_bytes_per_s.value / float(ops.gemm_s("int4", 1, 2**14, 2**14))
+            for device, ops in ((d, operations_of(d, engine)) for d in map(load_device, ("arc-a770", "arc-b580")))
+        )
+        assert 0.25 < first < most < 0.65 < second
+
+
 def test_weights_in_mxfp4_are_computed_in_4_bits_where_the_device_can() -> None:
     """A prompt of 8,192 rows: CDNA4's 4-bit rate is four times the 16-bit one; CDNA3 widens."""
     older, newer = (operations_of(load_device(name), "vllm") for name in ("mi300x", "mi355x"))
