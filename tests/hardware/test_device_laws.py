@@ -201,10 +201,10 @@ def test_products_by_blocks_pay_on_cdna3_alone() -> None:
 def test_the_first_arc_cards_reach_half_of_what_their_successors_do() -> None:
     """Shares of the bandwidth that 4-bit weights are read at, by the engines that served on both."""
     for engine, most in (("vllm", 0.46), ("llama_cpp", 0.33)):
-        first, second = (
-            2.0**28 * weight_bytes("int4") / device.memory_bandwidth_bytes_per_s.value / float(ops.gemm_s("int4", 1, 2**14, 2**14))
-            for device, ops in ((d, operations_of(d, engine)) for d in map(load_device, ("arc-a770", "arc-b580")))
-        )
+        devices = [load_device(name) for name in ("arc-a770", "arc-b580")]
+        took = [float(operations_of(device, engine).gemm_s("int4", 1, 2**14, 2**14)) for device in devices]
+        read = [2.0**28 * weight_bytes("int4") / device.memory_bandwidth_bytes_per_s.value for device in devices]
+        first, second = (least / seconds for least, seconds in zip(read, took, strict=True))
         assert 0.25 < first < most < 0.65 < second
 
 
