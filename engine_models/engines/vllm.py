@@ -11,7 +11,7 @@ and 0.23.0 too), scheduling checked step by step against recordings of the real 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
@@ -136,6 +136,7 @@ class Version:
     offload_ranks_requests: bool = True  # of host memory alone: what goes first
     offloads_further: bool = True  # disks and stores behind host memory
     sampler: Sampler = "rejection"
+    flashinfer_is_extra: bool = False  # images have it, wheels do not (`setup.py`)
     fp32_router: Fp32Router = "bf16x3"  # of models with a router in float32 (pull requests 38445, 47973)
     chunked_decodes: tuple[str, ...] = ("Kimi delta attention",)  # of gated delta nets until pull request 44700
     parses_templates: bool = False  # the chat template is parsed anew for each request (until pull request 26227)
@@ -182,9 +183,9 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "graph_step_above_256": 8,
         "cpu_kv_gib": 4,
     },
-    "0.11.0": {"sampler": "rejection"},  # FlashInfer's where it is installed, as in the images (off since pull request 26859)
+    "0.11.0": {"sampler": "rejection", "flashinfer_is_extra": True},  # not used by itself since pull request 26859
     "0.8.0": {},
-    "0.6.0": {"first_engine": True, "reserve_full_prompt": True, "sampler": "sort"},
+    "0.6.0": {"first_engine": True, "reserve_full_prompt": True, "sampler": "sort", "flashinfer_is_extra": False},
 }
 """The newest version in full (the defaults of `Version`); of each older one what differs from the next newer. Those
 from 0.8 to 0.10 are taken for 0.11 (assumed: the same engine; its source was not read there)."""
@@ -391,6 +392,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     """
     version = version_of(version_text)
     flags = request.flags
+    flashinfer = flags.get("use_flashinfer_sampler")
+    if flashinfer is not None:
+        version = _as_sampled(version, flashinfer=flashinfer)
     state_values = str(flags.get("mamba_ssm_cache_dtype") or "auto")
     if state_values != "auto":
         request = replace(request, arch=with_state_values(request.arch, 4 if state_values == "float32" else 2))
@@ -484,7 +488,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     # with adapters a graph of each size that computes them is captured beside the one that does not
     graph_count = len(sizes) * (2 if adapters is not None else 1)
     moe_backend = experts(request, flags, ENGINE.parts(version_text or version.name), warnings)
-    memory = _memory(request, version, tokens, rows, block_bytes, graph_count, lora_bytes, expert_tiles(request, moe_backend))
+    sizes_held = (tokens, rows, block_bytes, graph_count, lora_bytes, expert_tiles(request, moe_backend))
+    memory = _memory(request, version, *sizes_held)
+    if version.flashinfer_is_extra and flashinfer is None and not on_cpu:
+        warnings += _without_flashinfer(memory, lambda: _memory(request, _as_sampled(version, flashinfer=False), *sizes_held))
     tiers = tier_plan(
         request,
         block_bytes,
@@ -848,6 +855,30 @@ def _block_tokens(request: PoolRequest) -> int:
     if request.device_kind == "cpu":
         return CPU_BLOCK_TOKENS
     return latent_block_tokens(request) if any(block.kind == "mla" for block in request.arch.attention) else 16
+
+
+SEARCHES_SINCE = (0, 16)
+"""Without FlashInfer a truncated sampler searches for a threshold, before it sorted."""
+
+
+def _as_sampled(version: Version, *, flashinfer: bool) -> Version:
+    """The version with FlashInfer's sampler, or with that of its own (``VLLM_USE_FLASHINFER_SAMPLER``)."""
+    own: Sampler = "pivot" if ENGINE.parts(version.name) >= SEARCHES_SINCE else "sort"
+    return replace(version, sampler="rejection" if flashinfer else own)
+
+
+def _without_flashinfer(memory: MemoryBudget, other: Callable[[], MemoryBudget]) -> Iterator[str]:
+    """A warning where what is installed decides how much memory is left: `other` is the budget without FlashInfer's sampler."""
+    try:
+        tokens = other().kv_bytes // memory.kv_bytes_per_token
+        what = f"the KV cache holds {tokens:,} tokens"
+    except InfeasibleError:
+        tokens, what = 0, "the server does not start"
+    if tokens < 0.98 * (memory.kv_bytes // memory.kv_bytes_per_token):
+        yield (
+            "FlashInfer samples, as in vLLM's images of this version; its wheels lack FlashInfer, and without it "
+            f"(VLLM_USE_FLASHINFER_SAMPLER=0) {what}"
+        )
 
 
 def _memory(

@@ -25,6 +25,7 @@ _MODELLED: dict[str, Flag] = {
     "max_num_batched_tokens": Flag("count", None, low=1),
     "max_model_len": Flag("count", None, low=1, special=(-1, "auto")),
     "cpu_kvcache_space": Flag("int", None, low=1),
+    "use_flashinfer_sampler": Flag("bool", None),
     "gpu_memory_utilization": Flag("float", 0.92, low=1e-3, high=1.0),
     "kv_cache_memory_bytes": Flag("count", None, low=1),
     "num_gpu_blocks_override": Flag("int", None, low=1),
@@ -381,6 +382,7 @@ FLAGS = FlagTable(
     environment={
         "VLLM_ATTENTION_BACKEND": "attention_backend",
         "VLLM_CPU_KVCACHE_SPACE": "cpu_kvcache_space",
+        "VLLM_USE_FLASHINFER_SAMPLER": "use_flashinfer_sampler",
         **{name.upper(): name for name in _MODELLED if name.startswith(("lmcache_", "dyn_kvbm_"))},
     },
     hints=_HINTS,

@@ -170,6 +170,19 @@ def test_sampling_takes_memory_only_where_it_needs_more_than_the_step_before_it(
     assert kv_tokens("vllm@0.19.1", 512) == kv_tokens("vllm@0.15.0", 16)  # nothing is sorted
 
 
+def test_wheels_without_flashinfer_sort() -> None:
+    """gpt-oss-120b on one H100 under 0.10.1: a wheel does not start (issue 23278 of vLLM), an image of 0.11.0 does."""
+
+    def pool(**flags: object) -> dict[str, object]:
+        load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+        own = {"engine": "vllm@0.10.1", "hardware": "h100-sxm-80gb", "engine_args": flags}
+        return {"model": "openai/gpt-oss-120b", "deployment": own, "workload": load}
+
+    assert any("its wheels lack FlashInfer" in words for words in prepare(load_scenario(pool())).plan.warnings)
+    with pytest.raises(InfeasibleError, match="does not fit"):
+        prepare(load_scenario(pool(use_flashinfer_sampler=False)))
+
+
 def test_experts_write_an_output_for_each_choice() -> None:
     """As wide as the hidden state where that is wider than the two halves of an expert."""
     arch = load_architecture("Qwen/Qwen3-30B-A3B")
