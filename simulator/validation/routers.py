@@ -160,8 +160,9 @@ class TextReplay:
         draw, names = Random(0), config.get("urls")
         self._sides: dict[str, Side] = {}
         if config.get("kinds"):
+            as_given = order if system.holds_prefill else sorted(order)
             for role, own in named.items():
-                mine = [worker for worker in order if config["kinds"][worker] == role[0]]
+                mine = [worker for worker in as_given if config["kinds"][worker] == role[0]]
                 assert system.paired is not None
                 policy = system.paired(own or flags.word(system.policy_flag), flags, len(mine), draw, names)
                 self._sides[role] = Side(
@@ -229,8 +230,10 @@ class TextReplay:
     def _decide(self, line: Line) -> Difference | None:
         self._now_s += TICK_S
         headers = {name.lower(): value for name, value in line.get("headers", {}).items()}
-        key = next((headers[name.lower()] for name in self._headers if name.lower() in headers), None)
-        arrival = Arrival(self._requests, int(line["n"]), self._text(line["segments"]), key)
+        header = next((name.lower() for name in self._headers if name.lower() in headers), "")
+        arrival = Arrival(
+            self._requests, int(line["n"]), self._text(line["segments"]), headers.get(header), header
+        )
         self._requests += 1
         found: Difference | None = None
         for what, side in self._sides.items():
@@ -241,13 +244,18 @@ class TextReplay:
             policy.tick(self._now_s)
             for failed in line.get("failed_on", ()):
                 found = found or self._chosen(side, arrival, failed, "failed_on", fails=True)
-                policy.sent(arrival, side.number[failed], self._now_s)
-                policy.ended(arrival, side.number[failed], self._now_s)
+                if policy.up:
+                    policy.sent(arrival, side.number[failed], self._now_s)
+                    policy.ended(arrival, side.number[failed], self._now_s)
                 self._note(side, side.number[failed], success=False)
-            if line[what] is None:  # every try failed
+            if policy.up and not line.get("failed_on") and line[what] is None:
+                found = found or _unlike(what, None, policy.up)
+            if line[what] is None:  # every try failed, or nobody is up
                 continue
             found = found or self._chosen(side, arrival, line[what], what, fails=False)
             worker = side.number[line[what]]
+            if not policy.up:
+                continue
             policy.sent(arrival, worker, self._now_s)
             if what == "prefill" and not self._system.holds_prefill:
                 policy.ended(arrival, worker, self._now_s)
@@ -259,7 +267,7 @@ class TextReplay:
         self, side: Side, arrival: Arrival, worker: int, what: str, *, fails: bool
     ) -> Difference | None:
         """How a recorded choice differs from the rule: it is not allowed, or it went otherwise than the worker's state says."""
-        allowed = [side.workers[i] for i in side.policy.allowed(arrival, self._now_s)]
+        allowed = [side.workers[i] for i in side.policy.allowed(arrival, self._now_s)] if side.policy.up else []
         possible = [w for w in allowed if (w in self._failing) == fails]
         return None if worker in possible else _unlike(what, worker, possible)
 

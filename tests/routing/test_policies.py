@@ -139,6 +139,48 @@ def test_vllms_router_takes_the_least_loaded_of_a_node() -> None:
     assert policy.allowed(text(3, (1, 0, 100), (60, 0, 9)), 0.0) == [2]
 
 
+def test_vllms_router_cuts_its_tree_by_eight_characters_a_token() -> None:
+    policy = of("vllm-router", "cache_aware", max_tree_size=1000, eviction_interval_secs=10)
+    for index in range(2):
+        send(policy, text(index, (index, 0, 100)), 1)
+    policy.tick(10.0)
+    assert [policy.allowed(text(9, (segment, 0, 100)), 10.0) for segment in (0, 1)] == [(0,), [1]]
+
+
+def test_sglangs_router_forgets_who_is_out_when_a_text_asks_for_it() -> None:
+    policy = of("sglang-router", "cache_aware")
+    for index in range(2):
+        send(policy, text(index, (index, 0, 100)), 2)
+    policy.set_up([0, 1, 3])
+    assert send(policy, text(2, (0, 0, 100))) == 0
+    policy.set_up(range(WORKERS))
+    assert [policy.allowed(text(3, (segment, 0, 100)), 0.0) for segment in (0, 1)] == [(1,), (1,)]
+
+
+def test_vllms_ring_is_of_those_that_are_up_and_by_header_and_session() -> None:
+    policy = of("vllm-router", "consistent_hash")
+    names = [f"http://w{worker}:8000" for worker in range(WORKERS)]
+    key = "header:x-session-id:s7"
+    home = FacebookRing(names, 160).worker(key)
+    rest = [worker for worker in range(WORKERS) if worker != home]
+    asked = text(0, (0, 0, 5), key="s7")
+    assert policy.allowed(asked, 0.0) == (home,)
+    policy.set_up(rest)
+    assert policy.allowed(asked, 0.0) == (rest[FacebookRing([names[worker] for worker in rest], 160).worker(key)],)
+    policy.set_up(range(WORKERS))
+    by_user = Arrival(1, 5, (), "s7", "x-user-id")
+    assert policy.allowed(by_user, 0.0) == (FacebookRing(names, 160).worker("header:x-user-id:s7"),)
+
+
+def test_power_of_two_before_vllms_pairs_is_a_draw() -> None:
+    system = system_named("vllm-router")
+    assert system is not None
+    assert system.paired is not None
+    policy = system.paired("power_of_two", system.read({}, "router"), 3, Random(0), None)
+    send(policy, text(0, (0, 0, 5)), 1)
+    assert list(policy.allowed(text(1, (1, 0, 5)), 0.0)) == [0, 1, 2]
+
+
 def test_a_text_that_was_cut_from_the_tree_is_not_found() -> None:
     policy = of("sglang-router", "cache_aware", max_tree_size=250, eviction_interval_secs=10)
     for index in range(3):

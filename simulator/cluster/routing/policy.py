@@ -25,14 +25,15 @@ class Arrival:
 
     `runs` are the contents of the whole prompt, (segment, offset, length), `length` units in all: characters or tokens. `blocks`
     are the names of its leading full KV blocks that others may have too, `private_blocks` how many full ones follow. `key` names
-    a session or user, `jump_s` is how much earlier than others it is to be served, `priority` what goes before all else,
-    `adapter` the LoRA adapter, 0 for none.
+    a session or user, as the header `header` says (the router's first, if empty), `jump_s` is how much earlier than others it is
+    to be served, `priority` what goes before all else, `adapter` the LoRA adapter, 0 for none.
     """
 
     index: int
     length: int
     runs: tuple[Run, ...] = ()
     key: str | None = None
+    header: str = ""
     blocks: Series[int] = ()
     private_blocks: int = 0
     jump_s: float = 0.0

@@ -20,7 +20,7 @@ SEEN_EVERY = 8
 
 
 class Node:
-    """A stretch of text: `runs` of `length` units, the tick of each owner's last use, and the maker."""
+    """A stretch of text: `runs` of `length` units, the tick of each owner's last use, and the maker, or who stands for it."""
 
     __slots__ = ("children", "length", "maker", "owners", "parent", "runs")
 
@@ -55,10 +55,10 @@ class PrefixTree:
                 break
         return matched, node
 
-    def used(self, node: Node, worker: int) -> None:
-        """Note that a match with a node led to a worker."""
-        if self._tick % SEEN_EVERY == 0 and worker in node.owners:
-            node.owners[worker] = self._tick
+    def used(self, node: Node) -> None:
+        """Note a match with a node, which counts for its maker."""
+        if self._tick % SEEN_EVERY == 0 and node.maker in node.owners:
+            node.owners[node.maker] = self._tick
         self._tick += 1
 
     def insert(self, runs: tuple[Run, ...], worker: int) -> None:

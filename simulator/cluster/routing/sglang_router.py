@@ -83,20 +83,34 @@ class CacheAware(LoadPolicy):
         """As of the base."""
         if not self.uneven():
             matched, node = self.tree.match(arrival.runs)
-            if arrival.length and matched / arrival.length > self._threshold:
-                return self.of_node(node.maker, node.owners)
+            if self.fits(matched, arrival.length):
+                wanted = self.of_node(node.maker, node.owners)
+                return [worker for worker in wanted if worker in self.up] or self.up[:1]
         return (self.loads.first(),)
 
+    def fits(self, matched: int, length: int) -> bool:
+        """Whether so many units that match of a text are enough."""
+        return bool(length) and matched / length > self._threshold
+
     def of_node(self, maker: int, owners: dict[int, int]) -> Series[int]:
-        """Which of a node's owners: its maker while it is one; else any; the first that is up if that one is not."""
-        wanted = [maker] if maker in owners else list(owners)
-        return [worker for worker in wanted if worker in self.up] or self.up[:1]
+        """Which of a node's owners: its maker while it is one, else any."""
+        return [maker] if maker in owners else list(owners)
 
     def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:
-        """As of the base."""
+        """As of the base: what a worker that is not up had is forgotten if a text asks for it, and that text is not noted."""
+        gone: int | None = None
         if not self.uneven():
-            self.tree.used(self.tree.match(arrival.runs)[1], worker)
-        self.tree.insert(arrival.runs, worker)
+            matched, node = self.tree.match(arrival.runs)
+            if self.fits(matched, arrival.length):
+                wanted = self.of_node(node.maker, node.owners)
+                gone = None if any(owner in self.up for owner in wanted) else wanted[0]
+                if node.maker not in node.owners:
+                    node.maker = worker if gone is None else gone
+            self.tree.used(node)
+        if gone is None:
+            self.tree.insert(arrival.runs, worker)
+        else:
+            self.tree.forget(gone)
         super().sent(arrival, worker, now_s)
 
     def forget(self, worker: int) -> None:

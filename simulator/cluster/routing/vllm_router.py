@@ -39,12 +39,19 @@ UNMODELLED = {
 }
 SESSION_IDLE_S, SESSION_SWEEP_S = 7200.0, 60.0
 """How long a session of `sticky_least_loaded` lives unused, and how often that is looked for [s] (datasheet)."""
+TOKEN_DIGITS, KEY_HEAD = 8, 6
+"""Characters as which the prefix tree keeps a token, its id in hexadecimal, and those before a text (measured, 2026-11-30: sizes
+that a router with `--log-level debug` prints; the zeros that ids have in common are not taken off here)."""
 VIRTUAL_NODES = 160
 """Places of a worker on the hash ring (datasheet: `VIRTUAL_NODES_PER_WORKER`)."""
 
 
 class CacheAware(sglang_router.CacheAware):
-    """As SGLang's, but among all workers of the deepest node the least loaded."""
+    """As SGLang's, but over tokens, which its size counts as written; among the deepest node's that are up the least loaded."""
+
+    def __init__(self, workers: int, draw: Random, flags: Flags) -> None:
+        super().__init__(workers, draw, flags)
+        self._limit = max(self._limit - KEY_HEAD, 0) // TOKEN_DIGITS
 
     def of_node(self, maker: int, owners: dict[int, int]) -> Series[int]:
         """As of the base."""
@@ -56,35 +63,43 @@ class CacheAware(sglang_router.CacheAware):
 
 
 class ConsistentHash(Policy):
-    """The session of a request on a hash ring of the workers' names; without a session, its text."""
+    """The session of a request on a hash ring of the names of those that are up; without a session, its text."""
 
     reads_key = True
     reads_text = True
 
     def __init__(self, workers: int, draw: Random, names: Series[str] | None = None) -> None:
         super().__init__(workers, draw)
-        self._ring = FacebookRing(names, VIRTUAL_NODES) if names is not None else None
-        self._first: dict[str, int] = {}
+        self._names = names
+        self._seen: dict[str, list[tuple[frozenset[int], int]]] = {}  # where no names are known: who had a key among whom
+        self.set_up(self.up)
+
+    def set_up(self, workers: Series[int]) -> None:
+        """As of the base."""
+        super().set_up(workers)
+        self._ring = FacebookRing([self._names[worker] for worker in self.up], VIRTUAL_NODES) if self._names else None
 
     def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:
-        """As of the base: the first that is up where the ring's is not; any for a new key where no names are known."""
+        """As of the base; where no names are known, any that no earlier choice for the key speaks against."""
         key = _hash_key(arrival)
         if self._ring is not None:
-            home = self._ring.worker(key)
-        elif key in self._first:
-            home = self._first[key]
-        else:
-            return self.up
-        return (home,) if home in self.up else self.up[:1]
+            return (self.up[self._ring.worker(key)],)
+        up = set(self.up)
+        seen = self._seen.get(key, ())
+        homes = [home for among, home in seen if home in up and among >= up]
+        passed = {worker for among, home in seen if home in up for worker in among & up - {home}}
+        return homes[:1] or [worker for worker in self.up if worker not in passed]
 
     def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:
         """As of the base."""
         if self._ring is None:
-            self._first.setdefault(_hash_key(arrival), worker)
+            self._seen.setdefault(_hash_key(arrival), []).append((frozenset(self.up), worker))
 
 
 def _hash_key(arrival: Arrival) -> str:
-    return f"header:x-session-id:{arrival.key}" if arrival.key is not None else f"request_hash:{arrival.runs}"
+    if arrival.key is None:
+        return f"request_hash:{arrival.runs}"
+    return f"header:{arrival.header or 'x-session-id'}:{arrival.key}"
 
 
 class StickyLeastLoaded(Policy):
@@ -129,11 +144,18 @@ class StickyLeastLoaded(Policy):
 
 def policy(flags: Flags, workers: int, draw: Random, names: Series[str] | None) -> Policy:
     """The policy of servers that have no role."""
-    return paired(flags.word("policy"), flags, workers, draw, names)
+    return _named(flags.word("policy"), flags, workers, draw, names)
 
 
 def paired(name: str, flags: Flags, workers: int, draw: Random, names: Series[str] | None) -> Policy:
-    """The policy `name`, of the servers of a role or of all."""
+    """The policy `name` of the servers of a role, of which only `cache_aware` counts requests in flight."""
+    made = _named(name, flags, workers, draw, names)
+    if isinstance(made, PowerOfTwo):
+        made.counts = False
+    return made
+
+
+def _named(name: str, flags: Flags, workers: int, draw: Random, names: Series[str] | None) -> Policy:
     if name == "cache_aware":
         return CacheAware(workers, draw, flags)
     if name == "consistent_hash":
