@@ -64,6 +64,7 @@ from engine_models.engines.vllm_tiers import (
     TierPlan,
     recorded_tiers,
     tier_plan,
+    unread_keys,
 )
 from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import PagedKV
@@ -500,13 +501,15 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         stores_outputs=version.offloads_outputs,
         has_tiers=version.offloads_further,
         ranks_requests=version.offload_ranks_requests,
+        counts_blocks=ENGINE.parts(version_text or version.name) < OFFLOAD_BYTES_SINCE,
     )
+    warnings += [f"kv_connector_extra_config `{key}` is not modelled and was ignored" for key in unread_keys(flags)]
     if tiers is not None:
         notes += tiers.notes
     transfer = flags.get("kv_transfer_config")
     if transfer and tiers is None and request.role == "mixed":
         warnings.append(
-            f"vllm flag `kv_transfer_config` is modelled for {NATIVE} with cpu_bytes_to_use, {LMCACHE}, {MOONCAKE} and "
+            f"vllm flag `kv_transfer_config` is modelled for {NATIVE} with its size, {LMCACHE}, {MOONCAKE} and "
             f"{KVBM} with kv_tiers; transfers of KV blocks by {transfer.get('kv_connector')} to and from elsewhere are not"
         )
     handover = None
@@ -745,6 +748,8 @@ thousands")."""
 HANDOVER_S = 0.15
 """Between the prompt's end and the decode server's taking the request, beside transfer and front end [s] (measured: the same
 issue has 263 and 197 ms from end to end, 158 and 150 ms beside the transfers)."""
+OFFLOAD_BYTES_SINCE = (0, 14)
+"""First version whose own connector takes the size of host memory in bytes (datasheet: releases and vLLM's blog of 2026-01)."""
 LEASE_S = (30.0, 20.0)
 """`kv_lease_duration`, from a prompt's end, and what a sign of the decode server extends it to at least, two thirds (datasheet:
 vLLM 0.33.0 `kv_connector/v1/nixl`, read 2026-11). The latest sign before a loss is taken to come with it: it may be 5 s old."""

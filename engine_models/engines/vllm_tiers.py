@@ -145,15 +145,20 @@ def tier_plan(
     stores_outputs: bool,
     has_tiers: bool,
     ranks_requests: bool,
+    counts_blocks: bool,
 ) -> TierPlan | None:
     """The tiers that a pool asks for, None for none; InputError for what is not modelled or cannot be.
 
     `has_tiers` says whether the version's own connector knows disks and stores, `ranks_requests` whether its host memory goes by
-    the requests that used a block last.
+    the requests that used a block last, `counts_blocks` whether its size is given in blocks.
     """
     flags = request.flags
     connector = _connector(request, has_tiers)
-    tiers = {LMCACHE: _lmcache_tiers, KVBM: _kvbm_tiers}.get(connector or "", lambda asked: asked.tiers)(request)
+    chunk = _chunk_tokens(flags, connector, block_tokens)
+    if connector == NATIVE:
+        tiers = _native_tiers(request, block_bytes * chunk // block_tokens, counts_blocks=counts_blocks)
+    else:
+        tiers = {LMCACHE: _lmcache_tiers, KVBM: _kvbm_tiers}.get(connector or "", lambda asked: asked.tiers)(request)
     if not tiers or connector is None:
         return None
     kinds = [tier.kind for tier in tiers]
@@ -182,13 +187,6 @@ def tier_plan(
             where="deployment.kv_tiers",
             mend="leave the others out",
         )
-    chunk = int(flags.get("lmcache_chunk_size") or LMCACHE_CHUNK_TOKENS) if connector == LMCACHE else block_tokens
-    if chunk % block_tokens:
-        raise InputError(
-            f"chunks of {chunk} tokens are no whole number of blocks of {block_tokens}",
-            where="deployment.engine_args.lmcache_chunk_size",
-            mend=f"give a multiple of {block_tokens}",
-        )
     ranks = request.tensor_parallel * request.pipeline_parallel
     plan = TierPlan(
         tiers,
@@ -200,7 +198,7 @@ def tier_plan(
         next((tier.bytes_per_s for tier in tiers if tier.kind == "host"), request.host_link_bytes_per_s or inf),
         request.network_bytes_per_s * ranks,
         (stores_outputs and connector == NATIVE) or connector == KVBM,
-        ranked=ranks_requests and connector == NATIVE and kinds == ["host"],
+        ranked=ranks_requests and connector == NATIVE and kinds == ["host"] and chunk == block_tokens,
     )
     for tier in tiers:
         if tier.capacity_bytes < plan.unit_bytes:
@@ -210,6 +208,52 @@ def tier_plan(
                 mend="give more, or leave the tier out (0)",
             )
     return plan
+
+
+def _chunk_tokens(flags: Mapping[str, Any], connector: str | None, block_tokens: int) -> int:
+    """Tokens of what is kept beyond the device as one."""
+    chunk, where = block_tokens, "deployment.engine_args.lmcache_chunk_size"
+    if connector == LMCACHE:
+        chunk = int(flags.get("lmcache_chunk_size") or LMCACHE_CHUNK_TOKENS)
+    elif connector == NATIVE:
+        chunk, where = int(_extra(flags).get("block_size") or block_tokens), f"{WHERE_FLAG}.kv_connector_extra_config.block_size"
+    if chunk % block_tokens:
+        raise InputError(
+            f"chunks of {chunk} tokens are no whole number of blocks of {block_tokens}",
+            where=where,
+            mend=f"give a multiple of {block_tokens}",
+        )
+    return chunk
+
+
+_NATIVE_KEYS = {"cpu_bytes_to_use", "num_cpu_blocks", "block_size", "spec_name"}
+
+
+def unread_keys(flags: Mapping[str, Any]) -> list[str]:
+    """Keys of vLLM's own connector that are not modelled."""
+    config = flags.get("kv_transfer_config") or {}
+    return sorted(_extra(flags).keys() - _NATIVE_KEYS) if config.get("kv_connector") == NATIVE else []
+
+
+def _extra(flags: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = (flags.get("kv_transfer_config") or {}).get("kv_connector_extra_config")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _native_tiers(request: PoolRequest, chunk_bytes: int, *, counts_blocks: bool) -> tuple[KvTier, ...]:
+    """Host memory in blocks of its own, as vLLM's connector counted it before 0.14, where the pool does not say the tiers."""
+    blocks = _extra(request.flags).get("num_cpu_blocks")
+    if request.tiers or blocks is None:
+        return request.tiers
+    where = f"{WHERE_FLAG}.kv_connector_extra_config.num_cpu_blocks"
+    if not counts_blocks:
+        raise InputError(
+            f"{NATIVE} takes its host memory in bytes since vLLM 0.14", where=where, mend="give cpu_bytes_to_use instead"
+        )
+    if not isinstance(blocks, int) or blocks < 1:
+        raise InputError(f"num_cpu_blocks {blocks!r} is no number of blocks", where=where, mend="give 1 or more")
+    size = blocks * chunk_bytes * request.tensor_parallel * request.pipeline_parallel
+    return (KvTier("host", size, request.host_link_bytes_per_s or inf),)
 
 
 def _connector(request: PoolRequest, has_tiers: bool) -> str | None:
@@ -315,7 +359,6 @@ def _lmcache_tiers(request: PoolRequest) -> tuple[KvTier, ...]:
 
 def lmcache_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
     """LMCache's settings: flags of its variables of the environment, and ``lmcache.*`` of the connector's config."""
-    extra = (flags.get("kv_transfer_config") or {}).get("kv_connector_extra_config") or {}
-    inside = {key.removeprefix("lmcache."): value for key, value in extra.items() if str(key).startswith("lmcache.")}
+    inside = {key.removeprefix("lmcache."): value for key, value in _extra(flags).items() if str(key).startswith("lmcache.")}
     stated = {key.removeprefix("lmcache_"): value for key, value in flags.items() if key.startswith("lmcache_")}
     return {**inside, **stated}

@@ -257,6 +257,9 @@ class KvTiers:
         """A request has ended, which has so many tokens."""
         self.store(seq, known_tokens, batch, now_s)
 
+    def left(self, seq: Sequence) -> None:
+        """A request is dropped."""
+
     def end_step(self, batch: int, now_s: float) -> None:
         """All of a step has been stored."""
 
@@ -264,6 +267,11 @@ class KvTiers:
     def unsettled(self) -> bool:
         """Whether the next step has more to do than its rows say."""
         return False
+
+    @property
+    def rises(self) -> bool:
+        """Whether a waiting request may bring units up that its device hit, which others shorten, has lost."""
+        return self.staged and len(self.levels) > 1
 
     def pending(self, batch: int) -> bool:
         """Whether what is stored is found when the loop turns once more without a step."""

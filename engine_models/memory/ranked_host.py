@@ -137,6 +137,11 @@ class RankedHost(KvTiers):
         """As of the base: with the next step."""
         self._ended.append(seq)
 
+    def left(self, seq: Sequence) -> None:
+        """As of the base: it offers nothing more, and gives what it has used a new rank with the next step."""
+        self.owed.pop(seq, None)
+        self._ended.append(seq)
+
     def end_step(self, batch: int, now_s: float) -> None:
         """As of the base: ended requests offer once more what they owe, and give what they have used a new rank."""
         for seq in self._ended:

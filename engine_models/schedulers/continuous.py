@@ -60,6 +60,7 @@ class ContinuousScheduler(Scheduler):
         self.rules = rules
         self.tiers = tiers
         self._loads = tiers is not None and not tiers.in_step  # whether what a request lacks may come from elsewhere
+        self._abandoned: set[Sequence] = set()  # of those that load: their clients have gone
         self._loading: dict[Sequence, int] = {}  # hold their blocks, wait for their content; tokens then found
         self.kv = kv
         self.itemised = kv.itemised or rules.speculative_tokens > 0
@@ -113,15 +114,22 @@ class ContinuousScheduler(Scheduler):
         """Requests, and blocks."""
         kv = self.kv
         total = kv.capacity_blocks
-        return len(self.running), len(self._queue) + len(self._loading), total - kv.free_blocks, total
+        return len(self.running), len(self._queue) + len(self._loading) - len(self._abandoned), total - kv.free_blocks, total
 
     @property
     def cancels(self) -> bool:
-        """As of the base: this rule itself, where no load from a tier is under way."""
-        return self.__class__ is ContinuousScheduler and self.tiers is None and not self.rules.pipelined
+        """As of the base: this rule itself, where no row waits for the stages of a pipeline."""
+        return self.__class__ is ContinuousScheduler and not self.rules.pipelined
 
     def cancel(self, seq: Sequence) -> bool:
-        """As of the base: full blocks can be found by others still."""
+        """As of the base: full blocks can be found by others still; blocks that are loaded are free when that is over."""
+        self.blocked = False
+        if self.tiers is not None:
+            self.tiers.left(seq)
+        if seq in self._loading:
+            self._abandoned.add(seq)
+            seq.state = "finished"
+            return True
         if seq in self._wasting:
             self._wasting.remove(seq)
             self._leave_decodes(seq, None)
@@ -144,7 +152,6 @@ class ContinuousScheduler(Scheduler):
         else:
             self._queue.remove(seq)
         seq.state = "finished"
-        self.blocked = False
         return True
 
     def report_blocks(self, chain: ChainKeys) -> BlockEvents | None:
@@ -579,6 +586,10 @@ class ContinuousScheduler(Scheduler):
     ) -> int:
         """Admit requests whose load has ended, before all others; return what is left of the budget."""
         rules, kv = self.rules, self.kv
+        for seq in [s for s in self._abandoned if s.loaded_s <= now_s]:
+            self._end_load(seq, self._loading.pop(seq))
+            self._abandoned.remove(seq)
+            kv.release(seq)
         for seq in [s for s in self._loading if s.loaded_s <= now_s]:
             if budget <= 0 or len(self.running) >= rules.max_num_seqs:
                 break
@@ -792,7 +803,8 @@ class ContinuousScheduler(Scheduler):
             or self.partial
             or self._wasting
             or self._late
-            or (self.tiers is not None and self.tiers.unsettled)
+            or self._abandoned
+            or (self.tiers is not None and (self.tiers.unsettled or (self.tiers.rises and self._queue)))
             or (not self.blocked and (self._queue or self.wake_s() < INFINITY))
             or decodes.count > self.rules.max_num_batched_tokens
         ):

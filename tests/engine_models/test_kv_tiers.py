@@ -14,6 +14,7 @@ from engine_models.memory.kv_tiers import BlockStore, FrequencyFilter, KvTiers, 
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import Link
 from hardware_profiles.errors import InputError
+from simulator import load_scenario
 from simulator.prepare import prepare
 from simulator.run import RunResult, simulate
 
@@ -296,6 +297,31 @@ def test_vllms_flags_say_the_size() -> None:
     }
     with pytest.raises(InputError, match="contradicts the pool's key `offload`"):
         reconcile(FLAGS, {"engine": "vllm", "offload": {"kv_offloading_size": 4.0}}, flags, given={"offload"})
+
+
+def offloading(version: str, **extra: Any) -> dict[str, Any]:
+    config = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
+    args = {**CHAT["deployment"]["engine_args"], "kv_transfer_config": config}
+    return {**CHAT, "deployment": {"engine": version, "hardware": "h100-sxm-80gb", "engine_args": args}}
+
+
+def test_host_memory_may_be_counted_in_blocks_of_its_own() -> None:
+    block_bytes = 16 * 131072
+    stated = offloading("vllm@0.11.1", cpu_bytes_to_use=2000 * block_bytes)
+    one, other = (simulate(data).result for data in (stated, offloading("vllm@0.11.1", num_cpu_blocks=2000)))
+    assert one["server"] == other["server"]
+    assert one["server"]["external_prefix_cache_hit_rate"] > 0
+    fours = simulate(offloading("vllm@0.11.1", num_cpu_blocks=500, block_size=64)).result
+    assert fours["server"]["kv_tiers"][0]["written_bytes"] % (4 * block_bytes) == 0
+    found = prepare(load_scenario(offloading("vllm", cpu_bytes_to_use=8e9, eviction_policy="arc"))).warnings
+    assert any("kv_connector_extra_config `eviction_policy` is not modelled" in text for text in found)
+    for data, words in (
+        (offloading("vllm", num_cpu_blocks=2000), "takes its host memory in bytes since vLLM 0.14"),
+        (offloading("vllm", cpu_bytes_to_use=8e9, block_size=24), "chunks of 24 tokens"),
+        (offloading("vllm@0.11.1", num_cpu_blocks=0.5), "no number of blocks"),
+    ):
+        with pytest.raises(InputError, match=words):
+            prepare(load_scenario(data))
 
 
 def test_the_filter_lets_in_what_has_come_twice_of_late() -> None:

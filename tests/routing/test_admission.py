@@ -194,8 +194,10 @@ def test_clients_that_give_up_free_what_they_held() -> None:
     lengths = {"prompt_tokens": {"kind": "constant", "value": 300}, "output_tokens": {"kind": "uniform", "low": 20, "high": 300}}
     load = {"arrivals": poisson(30), "requests": 300, **lengths}
     alternating = {"engine": "lmdeploy", "engine_args": {"backend": "pytorch", "max_batch_size": 24}}
+    tiered = {"engine": "vllm", "offload": {"kv_offloading_size": 1, "bytes_per_s": 2e8}}
+    tiered |= {"engine_args": {"num_gpu_blocks_override": 400, "max_model_len": 1024}}
     sglang = {"engine": "sglang", "engine_args": {"max_total_tokens": 6000}}
-    for pool in ({"engine": "vllm"}, {"engine": "tgi"}, alternating, sglang):
+    for pool in ({"engine": "vllm"}, {"engine": "tgi"}, alternating, sglang, tiered):
         run = simulate(given({**pool, "replicas": 2}, load, client={"timeout_s": 0.5}))
         raw = run.raw
         assert set(raw.status.tolist()) == {FINISHED, FAILED}
