@@ -30,8 +30,11 @@ def memory_left(
     block_tokens: int,
     max_tokens: int | None,
     words: MemoryWords,
+    lora_bytes: int = 0,
 ) -> MemoryBudget:
     """KV bytes = the share of what is free after a trial run of one full step of `tokens`; at most `max_tokens` of them.
+
+    lora_bytes : of the cache of adapters, which is there in the trial run.
 
     Raises InfeasibleError if not even two blocks are left.
     """
@@ -47,7 +50,7 @@ def memory_left(
         group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)
     ) + (drafter.kv_bytes_per_token() if drafter else 0)
     block = int(per_token * block_tokens)
-    free = device - weights - draft_weights - activations - other
+    free = device - weights - draft_weights - lora_bytes - activations - other
     usable = int(free * fraction)
     if usable < 2 * block:
         lack = (2 * block - usable) / fraction
@@ -66,6 +69,7 @@ def memory_left(
         lines=(
             MemoryLine("weight", "weights", weights),
             *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
+            *((MemoryLine("lora", "cache of LoRA adapters", lora_bytes),) if lora_bytes else ()),
             MemoryLine("activation", "activations (trial run of a full step)", activations),
             MemoryLine("other", "CUDA context, collectives", other),
             MemoryLine("free", f"left free (1 - {words.share}), CUDA graphs", free - usable),

@@ -37,6 +37,9 @@ _MODELLED: dict[str, Flag] = {
     "attention_dp_config": Flag("json", None),
     "server_role": Flag("str", None, choices=("CONTEXT", "GENERATION", "context", "generation")),
     "cache_transceiver_config": Flag("json", None),
+    "enable_lora": Flag("bool", False),
+    "lora_config": Flag("json", None),
+    "peft_cache_config": Flag("json", None),
 }
 
 _KV = {
@@ -62,6 +65,17 @@ _BALANCE = {
     "timeout_iters": Flag("int", 50, low=0),
     "batching_wait_iters": Flag("int", 10, low=0),
 }
+_LORA = {
+    "max_lora_rank": Flag("int", None, low=1),
+    "max_loras": Flag("int", None, low=1),
+    "max_cpu_loras": Flag("int", None, low=1),
+    "lora_target_modules": Flag("texts", None),
+}
+_PEFT = {
+    "device_cache_percent": Flag("float", 0.02, low=1e-6, high=1.0),
+    "host_cache_size": Flag("int", 2**30, low=1),
+    "optimal_adapter_size": Flag("int", 8, low=1),
+}
 _TRANSCEIVER = {"backend": Flag("str", "DEFAULT"), "kv_transfer_timeout_ms": Flag("int", 60_000, low=1)}
 GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] = {
     "kv_cache_config": (
@@ -82,6 +96,28 @@ GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] =
     "cuda_graph_config": (_GRAPHS, {}),
     "attention_dp_config": (_BALANCE, {}),
     "cache_transceiver_config": (_TRANSCEIVER, {"max_tokens_in_buffer": ()}),
+    "lora_config": (
+        _LORA,
+        {
+            "lora_dir": (),
+            "lora_ckpt_source": (),
+            "trtllm_modules_to_hf_modules": (),
+            "swap_gate_up_proj_lora_b_weight": (),
+        },
+    ),
+    "peft_cache_config": (
+        _PEFT,
+        {
+            "num_host_module_layer": (0, None),
+            "num_device_module_layer": (0, None),
+            "max_adapter_size": (),
+            "num_put_workers": (),
+            "num_ensure_workers": (),
+            "num_copy_streams": (),
+            "max_pages_per_block_host": (),
+            "max_pages_per_block_device": (),
+        },
+    ),
     "moe_config": ({"backend": Flag("str", "AUTO")}, {"load_balancer": (None,), "max_num_tokens": ()}),
 }
 """Group -> the keys that are read, and those that are not, each with the values that are taken (none named: all)."""
@@ -103,7 +139,7 @@ DRAFTS_HARMLESS = """
 """Other keys, which change nothing but which drafts are accepted (that is given) or how they are launched."""
 
 _SWITCHES = """
-    enable_lora fail_fast_on_attention_window_too_large print_iter_log trust_remote_code
+    fail_fast_on_attention_window_too_large print_iter_log trust_remote_code
     enable_iter_perf_stats enable_min_latency use_torch_sampler skip_tokenizer_init
 """
 _HARMLESS = """
@@ -125,7 +161,6 @@ _REFUSED = {
     "what ranks compute together (context parallelism is not simulated)": "context_parallel_size=1 cp_config",
     "the engine (its PyTorch backend is simulated)": "backend=pytorch",
     "how many sequences a request has": "max_beam_width=1",
-    "adapters, which are not simulated": "enable_lora=false lora_config peft_cache_config",
     "which servers there are (pools of a scenario say it)": "disagg_cluster_uri disagg_cluster",
     "attention (sparse attention is not simulated for TensorRT-LLM)": "sparse_attention_config",
     "when prompts start (waiting by time is not simulated)": "batch_wait_timeout_ms=0|0.0",
@@ -135,8 +170,6 @@ _KINDS = {
     for text in (_HARMLESS, *_CHANGING.values(), *_REFUSED.values())
     for name in text.split()
 }
-_KINDS["enable_lora"] = "switch"
-
 _ALIASES = {
     "tp_size": "tensor_parallel_size",
     "pp_size": "pipeline_parallel_size",
@@ -197,6 +230,38 @@ def _drafts(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+TARGETS = {
+    "attn_q": ("q_proj",),
+    "attn_k": ("k_proj",),
+    "attn_v": ("v_proj",),
+    "attn_qkv": ("q_proj", "k_proj", "v_proj"),
+    "attn_dense": ("o_proj",),
+    "mlp_h_to_4h": ("gate_proj",),
+    "mlp_gate": ("up_proj",),
+    "mlp_gate_up": ("gate_proj", "up_proj"),
+    "mlp_4h_to_h": ("down_proj",),
+}
+"""`lora_target_modules` -> modules by PEFT's names (datasheet: `lora_manager.py`, read 2026-11)."""
+
+
+def _lora(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``lora_config`` as a pool's `lora` settings; InputError for modules that are not modelled."""
+    found = group({"lora_config": config}, "lora_config")
+    targets = found.pop("lora_target_modules")
+    settings = {key: value for key, value in found.items() if value is not None}
+    for name in targets or ():
+        if name not in TARGETS:
+            near = nearest(name, list(TARGETS))
+            raise InputError(
+                f"adapters of `{name}` are not modelled" + (f"; did you mean `{near}`?" if near else ""),
+                where="lora_config.lora_target_modules",
+                mend=f"some of {', '.join(TARGETS)}",
+            )
+    if targets:
+        settings["target_modules"] = [module for name in targets for module in TARGETS[name]]
+    return settings
+
+
 _ROLES = {"CONTEXT": "prefill", "GENERATION": "decode"}
 """``--server_role`` -> a pool's role."""
 
@@ -213,6 +278,8 @@ FLAGS = FlagTable(
         "moe_expert_parallel_size": Typed("expert_parallel", lambda v: v if v > 1 else None),
         "kv_cache_config": Typed("kv_cache", _kv_format),
         "speculative_config": Typed("speculative", _drafts),
+        "enable_lora": Typed("lora", lambda v: {} if v else None),
+        "lora_config": Typed("lora", _lora),
     },
     role=lambda flags: _ROLES.get(str(flags.get("server_role") or "").upper()),
     settings_file="extra_llm_api_options",

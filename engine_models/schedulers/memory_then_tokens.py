@@ -270,9 +270,15 @@ class TwoPassScheduler(Scheduler):
                 need, row.known = row.total - min(used, whole), min(found, whole) * size
             if need > free:
                 break
+            if self._passes_over(seq):
+                continue
             free -= need
             fitting.append(seq)
         return fitting
+
+    def _passes_over(self, seq: Sequence) -> bool:
+        """Whether a prompt that fits is left out, and those behind it are tried."""
+        return False
 
     def _fit_for_a_step(self, batch: TwoPassBatch) -> list[Sequence]:
         """Rows that fit for the next step, in order; who has begun and stands last is paused for those before it."""

@@ -15,6 +15,7 @@ from engine_models.engines.known import parse_engine_args
 from engine_models.engines.sglang_flags import FLAGS as SGLANG_FLAGS
 from engine_models.engines.vllm_flags import FLAGS as VLLM_FLAGS
 from engine_models.flags import reconcile
+from engine_models.memory.block_tree import BlockTree
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.memory.radix import RadixPool
 from engine_models.model.architecture import load_architecture
@@ -23,6 +24,8 @@ from engine_models.parts.batch import AdapterUse, Batch, ContinuousRules
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.adapted import AdaptedScheduler
 from engine_models.schedulers.continuous import ContinuousScheduler
+from engine_models.schedulers.memory_then_tokens import FIRST_COME, TwoPassRules, TwoPassScheduler
+from engine_models.schedulers.memory_then_tokens_adapted import AdaptedTwoPassScheduler
 from engine_models.schedulers.prefill_first import PrefillFirstRules, PrefillFirstScheduler
 from engine_models.schedulers.prefill_first_adapted import AdaptedPrefillFirstScheduler
 from hardware_profiles.errors import InputError
@@ -42,10 +45,14 @@ LOAD = {"arrivals": {"kind": "poisson", "rate": 20}, "prompt_tokens": 60, "outpu
 
 
 def scheduler(kind: str, limits: AdapterLimits | None, capacity: int, depth: int) -> Any:
-    """A scheduler of vLLM's or SGLang's rule with these limits, without adapters for None."""
+    """A scheduler of vLLM's, SGLang's or TensorRT-LLM's rule with these limits, without adapters for None."""
     if kind == "vllm":
         rules, kv = ContinuousRules(200, 8, 256, in_flight=depth), PagedKV(capacity // 16, 16, prefix_caching=True)
         return ContinuousScheduler(rules, kv) if limits is None else AdaptedScheduler(rules, kv, limits)
+    if kind == "trtllm":
+        two = TwoPassRules(8, 256, capacity // 16 * 16, context_chunking_policy=FIRST_COME, overlap=depth == 2)
+        tree = BlockTree(capacity // 16, 16)
+        return TwoPassScheduler(two, tree) if limits is None else AdaptedTwoPassScheduler(two, tree, limits)
     own, pool = PrefillFirstRules(8, 256, chunked_prefill_size=64, in_flight=depth), RadixPool(capacity)
     return PrefillFirstScheduler(own, pool) if limits is None else AdaptedPrefillFirstScheduler(own, pool, limits)
 
@@ -72,7 +79,7 @@ def named(drawn: list[Any], adapters: int) -> list[Sequence]:
     return requests
 
 
-RULES = st.sampled_from(["vllm", "sglang"]), st.sampled_from([1, 2])
+RULES = st.sampled_from(["vllm", "sglang", "trtllm"]), st.sampled_from([1, 2])
 
 
 @given(st.lists(REQUEST, min_size=1, max_size=16), *RULES, st.integers(0, 3))
@@ -203,6 +210,18 @@ def test_requests_without_an_adapter_keep_their_place() -> None:
             {"lora": {}, "kv_tiers": [{"kind": "host", "bytes": 10**9, "connector": "MooncakeStoreConnector"}]},
             "KV offload by .* beside LoRA adapters",
         ),
+        (
+            {
+                "lora": {},
+                "engine": "trtllm",
+                "engine_args": {"scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"}},
+            },
+            "LoRA adapters with MAX_UTILIZATION are not modelled",
+        ),
+        (
+            {"engine": "trtllm", "engine_args": {"lora_config": {"lora_target_modules": ["attn_qq"]}}},
+            "adapters of `attn_qq` are not modelled; did you mean `attn_q`",
+        ),
         ({"lora": {}, "engine": "lmdeploy", "engine_args": {"backend": "pytorch"}}, "LoRA adapters is modelled for"),
         ({"engine_args": "vllm serve x/Llama-3.1-8B-Instruct --enable-lora --max-lora-rank 24"}, "max_lora_rank 24"),
     ],
@@ -236,6 +255,42 @@ def test_an_engine_that_keeps_all_adapters_lets_nobody_wait_for_one() -> None:
     plain = simulate(load_scenario({"model": "llama-3.1-8b", "workload": {**LOAD, "requests": 40}, "deployment": deployment}))
     slower = runs[0].result["metrics"]["tpot_ms"]["mean"] / plain.result["metrics"]["tpot_ms"]["mean"]
     assert 1.1 < slower < 1.8
+
+
+def trtllm_places(**lora: Any) -> tuple[int, int | None, int]:
+    found = pool(engine="trtllm", lora=lora).plan
+    assert found.costs.adapters is not None
+    limits = found.costs.adapters.limits
+    return limits.on_device, limits.on_host, found.memory.bytes_of("lora")
+
+
+def test_pages_of_eight_ranks_hold_more_small_adapters_than_large_ones() -> None:
+    # Llama-3.1-8B: k and v are 5,120 wide, which is a unit; q and o take 2, gate, up and down 4: 18 a layer and rank, 28 reserved
+    page = 32 * 8 * 18 * 5120 * 2
+    reserved = -(-4 * 16 * 7 * 32 * 4 // (32 * 8 * 18))  # pages of four adapters of rank 16, all modules as wide as the widest
+    assert trtllm_places(max_loras=4, max_lora_rank=16, rank=16, max_cpu_loras=40) == (reserved // 2, 62, reserved * page)
+    assert trtllm_places(max_loras=4, max_lora_rank=16, rank=4, max_cpu_loras=40)[0] == reserved
+    assert trtllm_places(max_loras=4, max_lora_rank=16, rank=9, max_cpu_loras=40)[0] == reserved // 2
+    by_share = trtllm_places()  # a fiftieth of what is free, a GB of the host's memory
+    free = pool(engine="trtllm").plan.memory
+    assert by_share[2] == int(0.02 * (free.kv_bytes + free.bytes_of("free")) // page) * page
+    assert by_share[:2] == (by_share[2] // page // 2, by_share[1])
+    with pytest.raises(InputError, match="does not hold one of rank 512"):
+        trtllm_places(max_lora_rank=512, rank=512)
+
+
+def test_tensorrt_llm_runs_adapters_by_its_own_rules() -> None:
+    load = {**LOAD, "max_output_tokens": "equal", "adapters": {"count": 30}}
+    deployment = {"engine": "trtllm", "hardware": "h100-sxm-80gb", "lora": {"max_loras": 2, "max_lora_rank": 16}}
+    scenario = {"model": "llama-3.1-8b", "deployment": deployment, "workload": load}
+    runs = [simulate(load_scenario(scenario), aggregate=aggregate) for aggregate in (True, False)]
+    assert runs[0].result["metrics"] == runs[1].result["metrics"]
+    assert pool(engine="trtllm@1.0.0", lora={}).plan.costs.terms.graph_sizes == ()
+    assert pool(engine="trtllm", lora={}).plan.costs.terms.graph_sizes
+    flags = {"lora_config": {"max_loras": 2, "max_lora_rank": 8, "lora_target_modules": ["attn_q", "mlp_gate"]}}
+    stated = pool(engine="trtllm", engine_args=flags).plan.costs.adapters
+    assert stated is not None
+    assert [module.slices for module in stated.modules] == [1, 1]
 
 
 def test_flags_state_the_places() -> None:

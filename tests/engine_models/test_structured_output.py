@@ -42,6 +42,7 @@ def test_masks_are_hidden_behind_the_model_where_the_engine_overlaps_them() -> N
     assert shown == pytest.approx(8 * FILL_S, rel=0.1)
     serial = {"engine": "sglang", "engine_args": {"disable_overlap_schedule": True}}
     assert step_s(8, 8, **serial) - step_s(0, 8, **serial) < 20e-6  # filled once the model is launched
+    assert 0 < step_s(8, 8, engine="trtllm") - step_s(0, 8, engine="trtllm") < 20e-6
     # more rows than the model's time hides
     exposed = step_s(300, 256, engine="sglang")
     assert exposed >= 300 * FILL_S > step_s(0, 256, engine="sglang")
@@ -61,7 +62,7 @@ def test_masks_delay_the_batch_that_is_formed_while_the_model_runs() -> None:
         assert times.host_s(batch) - free_s == pytest.approx(delay_s)
 
 
-@pytest.mark.parametrize("engine", ["vllm@0.11.0", "sglang"])
+@pytest.mark.parametrize("engine", ["vllm@0.11.0", "sglang", "trtllm"])
 def test_a_run_says_what_it_took_and_jumps_equal_steps(engine: str) -> None:
     constrained = scenario({**LOAD, "structured_output": 0.5}, engine=engine, engine_args={})
     jumped, stepped = (simulate(constrained, aggregate=aggregate) for aggregate in (True, False))

@@ -177,7 +177,7 @@ trtllm-serve org/m --max_num_tokens=20000 --extra_llm_api_options=extra.yml"""
         ({"speculative_config": {"decoding_type": "Medusa"}}, "Medusa is not simulated"),
         ({"attention_dp_config": {"enable_balance": "often"}}, "enable_balance"),
         ({"max_beam_width": 4}, "how many sequences a request has"),
-        ({"lora_config": {"max_lora_rank": 8}}, "adapters"),
+        ({"lora_config": {"max_rank": 8}}, "has no key `max_rank`"),
         ({"enable_chunked_prefill": True, "max_num_tokens": 16}, "less than a block of 32"),
         ({"max_batchsize": 4}, "no flag `max_batchsize`"),
     ],
