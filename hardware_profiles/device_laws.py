@@ -82,7 +82,7 @@ class Law:
     latent_prompts : whether prompts attend to the latent keys themselves, as llama.cpp's graphs do, and not to expanded ones.
     attend : share of the 32-bit rate at which decoding rows attend, and operations a query head and cell beside the products.
     slower : factor on `launch_s` by architecture, or by the word "ultra" for chips of two dies.
-    older : factor on the share of matrix kernels by architecture.
+    older : factor on the share of matrix kernels by architecture. lighter : on `unpack`.
     core_launch_s, core_bytes_per_s : of a CPU: what a core more adds to `launch_s`, and the most that a core reads.
     """
 
@@ -108,6 +108,7 @@ class Law:
     vector_rows: int = 8
     slower: Mapping[str, float] = field(default_factory=dict)
     older: Mapping[str, float] = field(default_factory=dict)
+    lighter: Mapping[str, float] = field(default_factory=dict)
     core_launch_s: float = 0.0
     core_bytes_per_s: float = 0.0
 
@@ -133,6 +134,8 @@ class LawOps(Roofline):
     def under(cls, law: Law, device: Device, framework: str, threads: int = 0) -> LawOps:
         """Operations of a device under a law; `threads` of a CPU compute, 0: one on each of its cores."""
         plain = Roofline.of_device(device, framework)
+        lighter = law.lighter.get(device.architecture, 1.0)
+        law = replace(law, unpack={key: lighter * count for key, count in law.unpack.items()})
         rates = {key: q.value for key, q in device.peak_flops_per_s.items()}
         half = rates.get("fp16") or rates.get("bf16") or rates["fp32"]
         rates.setdefault("fp32", half)

@@ -23,7 +23,8 @@ WIDE = Within(decode_width=0.7, batch_width=0.7, few_width=0.7, prompt_width=0.7
 #: llama.cpp on Apple's GPUs. kind: fitted, 2026-11, source: the community's table (discussion 4167; 16 chips M1 to M4),
 #: benchmarks of 35 models on M1 and M2 Max, of Llama-3 on M1 Max and M2 Ultra. Packed K and I formats are bound by unpacking.
 #: Further rows of a product, by eye: Qwen2.5-32B in Q4_K and Q4_1 on M2 Ultra (2024-12: 0.13 to 0.15), Qwen2.5-7B in Q8_0 there
-#: (2025-11: 0.31).
+#: (2025-11: 0.31). From the M3 on units compute integers beside floats: K formats unpack in 0.6 of the time, by eye, from 26
+#: unverified uploads of one M4 Pro (25 % too slow before, 11 then); tried on one M4 (8B in Q4_K_M, brand-o/normiebench#3).
 METAL = Law(
     title="Apple GPUs under llama.cpp",
     off_pct=(5.4, 2.7),
@@ -40,6 +41,7 @@ METAL = Law(
     attention_share=0.25,
     arithmetic={"": ("fp16", 1.0), "16": ("fp16", 1.0)},
     slower={"ultra": 1.48},
+    lighter=dict.fromkeys(("m3", "m4", "m5"), 0.6),
 )
 
 #: The same with matrix units (M5), whose rate is one that prompts reached. kind: assumed, 2026-11: llama.cpp's first kernels for
@@ -264,6 +266,7 @@ MLX = replace(
     attention_share=0.79,
     slower={"ultra": 1.04},
     older={"m1": 0.56, "m2": 0.46},
+    lighter={},
 )
 
 #: ExLlamaV2 on NVIDIA cards. kind: fitted, 2026-11, source: one RTX 3090 Ti, 12 models, decoding alone (in the fit: 3 % in the

@@ -198,6 +198,18 @@ def test_products_by_blocks_pay_on_cdna3_alone() -> None:
     assert float(older.gemm_s("fp8_block", 0, 5120, 5120)) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("name", "weights", "tok_s"), [("apple-m4-10c-16gb", 8.03e9, 20.9), ("apple-m3-max-40c-64gb", 70.6e9, 7.5)]
+)
+def test_k_formats_unpack_beside_floats_from_the_m3_on(name: str, weights: float, tok_s: float) -> None:
+    """One product as large as Llama-3.1-8B or 70B takes no longer than measured steps of them; an M1 unpacks longer."""
+    newer, older = operations_of(load_device(name), "llama_cpp"), operations_of(load_device("apple-m1-8c-16gb"), "llama_cpp")
+    assert isinstance(newer, LawOps)
+    assert isinstance(older, LawOps)
+    assert newer.law.unpack[""] == pytest.approx(0.6 * older.law.unpack[""])
+    assert float(newer.product_s("q4_k", weights, np.ones(1), 1.0, 0.0)[0]) < 1.0 / tok_s
+
+
 def test_the_first_arc_cards_reach_half_of_what_their_successors_do() -> None:
     """Shares of the bandwidth that 4-bit weights are read at, by the engines that served on both."""
     for engine, most in (("vllm", 0.46), ("llama_cpp", 0.33)):
