@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine_models.flags import EngineFlags, FlagTable, snake, typed_value
-from engine_models.launch import CONTAINER_KEYS, Found, Launch, find_launches, flags_of_file
+from engine_models.launcher import CONTAINER_KEYS
 from hardware_profiles.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from engine_models.launch import Found, Launch
 
 Arguments = Mapping[str, Any] | Sequence[Any] | str
 OwnWord = Callable[[str], str | None]
@@ -33,6 +36,8 @@ def parse_flags(
         return _Reader(table, release, own_word).keys(args)
     if not args or (isinstance(args, str) and not args.strip()):
         return EngineFlags()
+    from engine_models.launch import find_launches
+
     found = find_launches(args, table.launcher)
     release = found.version or release
     if found.keys is not None:
@@ -195,6 +200,8 @@ class _Reader:
             name = after if equals else next(iter(words[i + 1 : i + 2]), "")
             text = launch.files.get(name) if asked else None
             if text is not None:
+                from engine_models.launch import flags_of_file
+
                 for key, value in flags_of_file(text, name).items():
                     own, negated = self.resolve(snake(str(key)), str(key), abbreviated=False)
                     self.key(own, str(key), value, negated=negated)

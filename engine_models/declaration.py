@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from engine_models.cost.drafting import Speculation
-from engine_models.cost.event_loop import EventLoop
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.terms import Formats
 from engine_models.flags import FlagTable
 from engine_models.model.blocks import Architecture
 from engine_models.parts.batch import Batch
-from engine_models.parts.handover import Peer
 from engine_models.parts.protocols import INFINITY, Gate, Scheduler
 from engine_models.parts.sequence import Sequence
 from engine_models.parts.tiers import KvTier, TierKind
 from hardware_profiles.device import Device, DeviceKind, load_device
 from hardware_profiles.errors import InputError
+
+if TYPE_CHECKING:
+    from engine_models.cost.drafting import Speculation
+    from engine_models.cost.event_loop import EventLoop
+    from engine_models.parts.handover import Peer
 
 Role = Literal["mixed", "prefill", "decode"]
 """Whether a pool computes prompts and answers, or one of the two, and shares each request with a pool of the other kind."""

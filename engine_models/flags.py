@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine_models.launch import Launcher
+from engine_models.launcher import Launcher
 from engine_models.model.formats import format_named, quant_of
 from hardware_profiles.errors import InputError, nearest
 

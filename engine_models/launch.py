@@ -15,11 +15,10 @@ from typing import Any
 
 import yaml
 
+from engine_models.launcher import CONTAINER_KEYS, LONGEST_TEXT, Launcher
 from engine_models.shell import Script, assignment, read_script
 from hardware_profiles.errors import InputError
 
-LONGEST_TEXT = 100_000
-"""Longest text that is read as a launch command [characters]; assumed, far above any manifest of one server."""
 _DEEPEST = 64  # nesting of data; assumed, manifests need fewer than 20 levels
 _DEEPEST_MERGE = 4  # mappings merged into mappings (`<<`), one into the other
 
@@ -30,7 +29,6 @@ _Loader: Any = type(
 )
 _Loader.add_constructor("tag:yaml.org,2002:merge", lambda loader, node: "<<")
 _READS_AS_YAML = re.compile(r"\s*(#[^\n]*\n\s*)*(---\s|- |\[|[A-Za-z][\w./-]*:(\s|$))")
-CONTAINER_KEYS = ("image", "command", "args", "entrypoint")
 _ENGINES_OF_CONTAINERS = ("docker", "podman", "nerdctl")
 _VALUES_BEFORE_IMAGE = re.compile(
     r"-[vewuphl]|--(volume|env|name|mount|workdir|env-file|hostname|user|label|network|publish|gpus|device|entrypoint|add-host|"
@@ -45,28 +43,6 @@ _DOCKERFILE = re.compile(r"(?m)^(ENTRYPOINT|CMD)[ \t]+(\[[^\]]*\])")
 _SPEAK_OF_COMMANDS = ("pkill", "pgrep", "killall", "grep", "echo", "ps", "which", "man", "alias", "printf")
 _REFERENCE = re.compile(r"\$\((\w+)\)|\$?\$\{(\w+)(?::?-([^{}]*))?\}")
 _TAG_VERSION = re.compile(r"v?([0-9]+\.[0-9]+(?:\.[0-9]+)?(?:\.post[0-9]+)?)(?:rc[0-9]+)?(?=$|[-_+])")
-
-
-@dataclass(frozen=True)
-class Launcher:
-    """How servers of an engine are started.
-
-    programs : patterns of the one to three words before the arguments.
-    image : pattern of the engine's container images, registry and tag left out.
-    published : those of them whose tag is the engine's version.
-    enters : whether what follows such an image are the server's arguments.
-    package : its package, of a requirement as ``name==1.2``.
-    calls : functions of Python that start it, as they are called; the model comes first, flags by keyword.
-    example : a launch command, for mends.
-    """
-
-    programs: tuple[str, ...]
-    example: str
-    image: str = ""
-    published: str = ""
-    enters: bool = False
-    package: str = ""
-    calls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

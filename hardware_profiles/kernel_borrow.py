@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,9 @@ from hardware_profiles.kernel_model import (
 )
 from hardware_profiles.kernel_physics import COMPUTE_FORMAT, DevicePeaks, peaks_of
 from hardware_profiles.ops import Ops
-from hardware_profiles.roofline import Roofline
+
+if TYPE_CHECKING:
+    from hardware_profiles.roofline import Roofline
 
 #: Mean error of borrowed kernels over products, decode and prompt attention and expert layers, by whether lender and
 #: borrower are close: of one generation, and within :data:`CLOSE_RATIO`. Close: H100 SXM and H200 from each other (5 to 16 %;
@@ -355,6 +357,8 @@ def lent_model(
             whole._siblings[other] = _whole(profile, other, donor, peaks, links, power)
     if not donor.halfway:
         return whole
+    from hardware_profiles.roofline import Roofline
+
     plain = Roofline.of_gpu(profile, framework, peaks)
     return HalfBorrowed(
         profile,

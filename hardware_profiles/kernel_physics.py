@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -358,6 +357,8 @@ def moe_loaded_rank(tokens: Array, topk: Number, experts: Number, ranks: int) ->
     ``(1 - 1/n) (m (E - topk) / (E - 1) + m**2 n / (a E))``, and the largest of n lies about ``Phi**-1((n - 0.375) / (n +
     0.25))`` standard deviations above the mean (Blom 1958).
     """
+    from statistics import NormalDist
+
     n, e = np.float64(ranks), np.float64(experts)
     mean = np.maximum(tokens * topk / n, 1e-9)
     share = (1.0 - 1.0 / n) * ((e - topk) / max(float(e) - 1.0, 1.0) / mean + n / (POPULARITY_SHAPE * e))

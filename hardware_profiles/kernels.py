@@ -5,14 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hardware_profiles.device import STACKED_MEMORY, Device
-from hardware_profiles.device_laws import LawOps
-from hardware_profiles.instinct import Instinct
 from hardware_profiles.kernel_borrow import borrowed_model, borrowing, on_its_links
 from hardware_profiles.kernel_model import KERNELS_DIR, KernelModel, load_kernel_model
-from hardware_profiles.law_constants import law_of
-from hardware_profiles.network import Network
 from hardware_profiles.ops import Ops
-from hardware_profiles.roofline import BY_ARCHITECTURE, Roofline
 
 TABLED = ("vllm", "sglang", "trtllm")
 """Frameworks whose kernels were measured; one without tables has other kernels than these."""
@@ -26,19 +21,36 @@ def operations_of(device: Device, framework: str) -> Ops:
     its rates, said in ``provenance["borrowed_from_device"]``; the datasheet. Rates fitted to the device's own kernels
     (`kernel_error`) need no other's. Frameworks without tables have the first or last.
     """
-    law = law_of(device, framework)
-    if law is not None:
-        return LawOps.under(law, device, framework)
     if framework not in TABLED:
-        return Roofline.of_device(device, framework)
+        return _by_law(device, framework)
     if device.vendor == "amd" and device.name.startswith(STACKED_MEMORY):
+        from hardware_profiles.instinct import Instinct
+
         return Instinct.of(device, framework)
-    if device.kernel_error is not None or device.architecture in BY_ARCHITECTURE:
-        return Roofline.of_device(device, framework)
+    if device.kernel_error is not None:
+        return _by_datasheet(device, framework)
     profile = device.kernel_profile or device.name
     if any(path.stem != "collectives" for path in (KERNELS_DIR / profile).glob("*.json")):
         return load_kernel_model(profile, framework)
-    return borrowed_model(device.name, framework) or Roofline.of_device(device, framework)
+    from hardware_profiles.roofline import BY_ARCHITECTURE
+
+    lent = None if device.architecture in BY_ARCHITECTURE else borrowed_model(device.name, framework)
+    return lent or _by_datasheet(device, framework)
+
+
+def _by_datasheet(device: Device, framework: str) -> Ops:
+    from hardware_profiles.roofline import Roofline
+
+    return Roofline.of_device(device, framework)
+
+
+def _by_law(device: Device, framework: str) -> Ops:
+    """Kernels that an engine brings itself: by the law of the device's class, or the datasheet."""
+    from hardware_profiles.device_laws import LawOps
+    from hardware_profiles.law_constants import law_of
+
+    law = law_of(device, framework)
+    return _by_datasheet(device, framework) if law is None else LawOps.under(law, device, framework)
 
 
 def operations_in_node(
@@ -49,12 +61,16 @@ def operations_in_node(
     ops = operations_of(device, framework)
     said = None
     node = node_devices or int(device.node_size.value)
-    if device.kind != "cpu" and gpus * stages > node and isinstance(ops, KernelModel | Roofline):
+    if device.kind != "cpu" and gpus * stages > node:
+        from hardware_profiles.network import Network
+        from hardware_profiles.roofline import Roofline
+
         between = device.inter_node_bytes_per_s_per_direction
         rate = between.value if between else NIC_BYTES_PER_S
         network = Network(node, rate, stages > 1 and gpus >= node, rank_devices=rank_devices)
-        ops = replace(ops, network=network)
-        return ops, tuple(text for text in (borrowing(ops), network.words) if text)
+        if isinstance(ops, KernelModel | Roofline):
+            ops = replace(ops, network=network)
+            return ops, tuple(text for text in (borrowing(ops), network.words) if text)
     if gpus > 2 and isinstance(ops, KernelModel):
         ops, said = on_its_links(ops, device)
     if "law" in ops.provenance:

@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_models.cost.measured import FittedLaw, fitted_from
 from engine_models.cost.terms import HostOverhead
 from engine_models.declaration import EnginePlan
-from hardware_profiles.calibration import RANGES, Calibration, read_calibration
 from hardware_profiles.device import Device
 from hardware_profiles.errors import InputError
 from hardware_profiles.ops import Ops
-from hardware_profiles.scaled_ops import ScaledOps, Scales
 from simulator.prepared import Prepared
 
 if TYPE_CHECKING:
+    from engine_models.cost.measured import FittedLaw
+    from hardware_profiles.calibration import Calibration
+    from hardware_profiles.scaled_ops import Scales
     from simulator.config.schema import Pool
 
 BEYOND = 1.5
@@ -33,6 +33,8 @@ def calibration_of(pool: Pool, plan: EnginePlan, device: Device, base: Path) -> 
     """The calibration that a pool names. Raises InputError for one of another engine or device."""
     if pool.calibration is None:
         return None
+    from hardware_profiles.calibration import read_calibration
+
     found = read_calibration(base / pool.calibration)
     if pool.power_limit_w is not None:
         raise InputError(
@@ -55,6 +57,8 @@ def calibrated(found: Calibration, kernels: Ops, plan: EnginePlan) -> tuple[Ops,
     """Operations and plan by a calibration: the operations by its scales, or the plan by its law of steps."""
     if found.steps is None:
         return _by_scales(found.as_scales(), kernels, plan)
+    from engine_models.cost.measured import fitted_from
+
     try:
         return kernels, _by_law(plan, fitted_from(found.steps), served=bool(found.steps.get("served", True)))
     except (KeyError, TypeError, ValueError) as error:
@@ -66,6 +70,8 @@ def calibrated(found: Calibration, kernels: Ops, plan: EnginePlan) -> tuple[Ops,
 
 
 def _by_scales(scales: Scales, kernels: Ops, plan: EnginePlan) -> tuple[Ops, EnginePlan]:
+    from hardware_profiles.scaled_ops import ScaledOps
+
     host = plan.costs.terms.host.slowed(scales.host_scale)
     return ScaledOps.of(kernels, scales), replace(plan, costs=plan.costs.with_terms(host=host))
 
@@ -150,6 +156,8 @@ def beyond(prepared: Prepared, used: Mapping[str, float]) -> list[str]:
     """Along which of `RANGES` a load leaves the calibration's."""
     if prepared.calibration is None:
         return []
+    from hardware_profiles.calibration import RANGES
+
     out = []
     for name in RANGES:
         least, most = prepared.calibration.domain.get(name, (0.0, float("inf")))

@@ -13,12 +13,12 @@ from engine_models.declaration import Limits
 from engine_models.lengths import judged
 from hardware_profiles.device import Device
 from hardware_profiles.errors import InfeasibleError, InputError
-from simulator.cluster.transfer import Paths, Route, Side
 from simulator.cost import UnitPrice
 from simulator.prepared import Prepared
 from simulator.workload.columns import Workload
 
 if TYPE_CHECKING:
+    from simulator.cluster.transfer import Paths, Route
     from simulator.config.schema import Deployment, Scenario, Transfer
 
 POOLS = "deployment.pools"
@@ -159,6 +159,8 @@ def paths_of(deployment: Deployment, pools: Sequence[Prepared]) -> Paths:
             raise InputError(
                 f"there is no pool '{named}'", where="deployment.transfer", mend=f"one of {', '.join(sorted(names))}"
             )
+    from simulator.cluster.transfer import Paths, Side
+
     nodes = nodes_of(deployment, pools)
     sides = [
         Side(
@@ -228,6 +230,8 @@ def _setting(deployment: Deployment, source: str, target: str) -> Transfer | Non
 
 
 def _route(given: Transfer | None, source: Prepared, target: Prepared, *, inside: bool) -> Route:
+    from simulator.cluster.transfer import Route
+
     stated = given.bytes_per_s if given is not None else None  # a rate that is given holds what the protocol costs
     latency_s, handover = given.latency_s if given is not None else 0.0, target.plan.handover
     if stated is not None:

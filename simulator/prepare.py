@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine_models.cost.drafting import Speculation, speculation_of
 from engine_models.cost.terms import Formats
 from engine_models.declaration import FEATURES, Engine, FrontEnd, Handover, Lockstep, PoolRequest
 from engine_models.engines.known import engine_named, loading, on_kind, parse_engine_args, split, with_feature
@@ -44,6 +43,7 @@ from simulator.tiers import check_store, rate_of, tiers_of
 from simulator.turns import check_turns, each_model, with_turns
 
 if TYPE_CHECKING:
+    from engine_models.cost.drafting import Speculation
     from simulator.config.schema import Pool, Scenario
 
 GIB = 1 << 30
@@ -487,6 +487,8 @@ def _speculation(
     """The pool's speculative decoding, resolved; None where it has none."""
     if pool.speculative is None:
         return None
+    from engine_models.cost.drafting import speculation_of
+
     settings = {key: value for key, value in pool.speculative.model_dump().items() if value is not None}
     return speculation_of(
         settings if engine.drafts is None else engine.drafts(settings, arch, flags.values),

@@ -11,19 +11,19 @@ from engine_models.cost.terms import Formats
 from engine_models.declaration import EnginePlan, Limits
 from engine_models.model.blocks import Architecture
 from engine_models.parts.protocols import StepCost
-from hardware_profiles.calibration import Calibration
 from hardware_profiles.device import Device
 from hardware_profiles.ops import Ops
 from hardware_profiles.power import mean_power_w
 from simulator.cluster.router import Routing
-from simulator.cluster.transfer import Paths
 from simulator.cost import UnitPrice
 
 if TYPE_CHECKING:
+    from hardware_profiles.calibration import Calibration
     from simulator.cluster.faults import Disturbance, Faults
     from simulator.cluster.fleet import Members
     from simulator.cluster.scaling.scaler import Scaling
     from simulator.cluster.servers import Share
+    from simulator.cluster.transfer import Paths
     from simulator.config.schema import Pool, Scenario
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import os
 from typing import TYPE_CHECKING
 
 from hardware_profiles.device import Device
 from hardware_profiles.errors import InputError
+from hardware_profiles.quantity import Quantity
 from simulator.cost import UnitPrice
 
 if TYPE_CHECKING:
@@ -51,3 +54,16 @@ def unit_price(scenario: Scenario, device: Device, pool: Pool | None = None) -> 
     scaled = commitment != "on_demand" and cost.provider is None and cost.region is None
     provider = f"estimate from on_demand ({price.provider})" if scaled else price.provider
     return UnitPrice(q.value, provider, price.region or "", price.commitment, q.source, q.date, q.kind)
+
+
+def reading_day() -> dt.date:
+    """The day on which prices are judged stale: today, or that of SOURCE_DATE_EPOCH for output that must not change."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return dt.datetime.fromtimestamp(int(epoch), dt.UTC).date() if epoch.isdigit() else dt.date.today()
+
+
+def stale(date: str, today: dt.date) -> bool:
+    """Whether a price of that date is old; one without a date is the user's own and never is."""
+    from hardware_profiles import prices
+
+    return bool(date) and prices.is_stale(Quantity(1.0, "", "", date, "assumed", ""), today)

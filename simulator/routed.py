@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import difflib
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
 from engine_models.declaration import EnginePlan
 from engine_models.parts.block_names import ChainKeys
 from hardware_profiles.errors import InputError
-from simulator.cluster.admission import Admission, Backoff, ClientRules
 from simulator.cluster.outcome import Reason
 from simulator.cluster.router import Routing
-from simulator.cluster.routing.dynamo import KvRouter
-from simulator.cluster.routing.sglang_router import PolledPowerOfTwo
-from simulator.cluster.routing.system import RouterSystem
-from simulator.cluster.routing.systems import MODULES, system_named
 from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
+    from simulator.cluster.admission import Admission, ClientRules
+    from simulator.cluster.routing.dynamo import KvRouter
+    from simulator.cluster.routing.system import RouterSystem
     from simulator.config import schema
     from simulator.config.schema import Router
 
@@ -34,9 +33,12 @@ def routing_of(router: str | Router, plan: EnginePlan, seed: int, *, role: str =
     ------
     InputError : a product, flag or policy that is not there or not modelled, or that this engine cannot serve.
     """
-    drawn = int(stream(seed, "router").integers(2**63))
+    drawn = partial(_drawn, seed)
     if isinstance(router, str):
         return Routing(router, seed=drawn), []
+    from simulator.cluster.routing.dynamo import KvRouter
+    from simulator.cluster.routing.sglang_router import PolledPowerOfTwo
+
     system = _system(router.system)
     given = dict(router.model_extra or {})
     if router.policy is not None:
@@ -87,6 +89,10 @@ def routing_of(router: str | Router, plan: EnginePlan, seed: int, *, role: str =
     return routing, notes
 
 
+def _drawn(seed: int) -> int:
+    return int(stream(seed, "router").integers(2**63))
+
+
 def check_paired(routing: Routing, *, at_once: bool) -> None:
     """Refuse a product that does not send requests to two pools as their servers expect: `at_once` to both, or in turn.
 
@@ -95,6 +101,8 @@ def check_paired(routing: Routing, *, at_once: bool) -> None:
     InputError : it does not, or has no pools of roles.
     """
     if routing.system is not None and not _pairs(routing.system, at_once=at_once):
+        from simulator.cluster.routing.systems import MODULES
+
         able = [name for name in MODULES if _pairs(_system(name), at_once=at_once)]
         raise InputError(
             "this router before prefill and decode pools of these servers is not modelled yet",
@@ -109,6 +117,8 @@ def _pairs(system: RouterSystem, *, at_once: bool) -> bool:
 
 
 def _system(name: str) -> RouterSystem:
+    from simulator.cluster.routing.systems import MODULES, system_named
+
     system = system_named(name)
     if system is not None:
         return system
@@ -142,14 +152,22 @@ ANSWERS = {"429": Reason.SHED_429, "503": Reason.SHED_503, "timeout": Reason.TIM
 
 def admission_of(given: schema.Admission | None) -> Admission | None:
     """The limits of the router, None without any."""
-    return None if given is None else Admission(**given.model_dump())
+    if given is None:
+        return None
+    from simulator.cluster.admission import Admission
+
+    return Admission(**given.model_dump())
 
 
 def client_of(given: schema.Client) -> ClientRules | None:
     """How long a client waits and when it tries again, None if it does neither."""
     retries = given.retries
+    if retries is None and given.timeout_s is None:
+        return None
+    from simulator.cluster.admission import Backoff, ClientRules
+
     if retries is None:
-        return ClientRules(timeout_s=given.timeout_s) if given.timeout_s is not None else None
+        return ClientRules(timeout_s=given.timeout_s)
     backoff = Backoff(retries.attempts, retries.backoff_s, retries.factor, retries.jitter)
     return ClientRules(backoff, frozenset(ANSWERS[name] for name in retries.on), given.timeout_s)
 

@@ -26,12 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_models.declaration import EnginePlan
-from engine_models.parts.acceptance import AcceptanceStreams
 from hardware_profiles.errors import InputError
 from simulator.calibrated import used_ranges
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import FINISHED, ClusterResult
-from simulator.cluster.servers import Servers
 from simulator.cost import UnitPrice, Usage, run_cost
 from simulator.effort import effort_of, effort_of_all, machine_bytes
 from simulator.io.tables import Coded, Column, TableWriter
@@ -418,6 +416,7 @@ def _cluster(
     half_rtt_s, routing = scenario.client.network_rtt_ms / 2e3, prepared.routing
     if prepared.paths is not None:
         from simulator.cluster.handover import HandoverCluster, ReservingCluster
+        from simulator.cluster.servers import Servers
 
         elastic = prepared.elastic
         stages: dict[str, list[Servers]] = {"prefill": [], "decode": []}
@@ -448,6 +447,7 @@ def _cluster(
         )
     if prepared.side_by_side:
         from simulator.cluster.mixed import MixedCluster
+        from simulator.cluster.servers import Servers
 
         destinations = destinations_of(prepared, source.classes)
         side_by_side: Callable[..., Cluster] = MixedCluster
@@ -536,6 +536,8 @@ def _acceptance(plan: EnginePlan, seed: int) -> Callable[[int], Callable[[int], 
     """Random streams of accepted drafts, one a request, from the scenario's seed."""
     if plan.speculation is None:
         return None
+    from engine_models.parts.acceptance import AcceptanceStreams
+
     return AcceptanceStreams(plan.speculation.rates, int(stream(seed, "acceptance").integers(2**63))).of
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from engine_models.model.architecture import load_architecture
 from hardware_profiles.errors import InputError, PlanError, nearest
-from simulator.cluster.destinations import NOWHERE, Destinations, Takes, overlap
 from simulator.cluster.router import Routing
 from simulator.pools import POOLS, blended_price, unique
 from simulator.prepared import Prepared
@@ -17,6 +16,7 @@ from simulator.turns import devices_of
 from simulator.workload.columns import RequestClass, Workload
 
 if TYPE_CHECKING:
+    from simulator.cluster.destinations import Destinations, Takes
     from simulator.config.schema import Scenario
 
 CLASSES = "workload.classes"
@@ -36,6 +36,8 @@ def check_side_by_side(scenario: Scenario, pools: Sequence[Prepared]) -> None:
             where="deployment.transfer",
             mend="remove it, or give the pools roles",
         )
+    from simulator.cluster.destinations import Destinations, overlap
+
     groups = Destinations(takes_of(pools), ()).groups
     routings = [pool.routing for pool in pools]
     router = deployment.router
@@ -60,6 +62,8 @@ def check_side_by_side(scenario: Scenario, pools: Sequence[Prepared]) -> None:
 
 def takes_of(pools: Sequence[Prepared]) -> list[Takes]:
     """What each pool is given; models are numbered in the order of the pools."""
+    from simulator.cluster.destinations import Takes
+
     names = list(dict.fromkeys(pool.arch.name for pool in pools))
     found = []
     for each in pools:
@@ -75,6 +79,8 @@ def destinations_of(prepared: Prepared, classes: Sequence[RequestClass]) -> Dest
     ------
     InputError : a class asks for a model that no pool serves.
     """
+    from simulator.cluster.destinations import Destinations
+
     return Destinations(takes_of(prepared.pools), models_of(prepared, [(kind.name, kind.model) for kind in classes]))
 
 
@@ -142,6 +148,8 @@ def check_asked(prepared: Prepared, workload: Workload) -> list[str]:
     if not prepared.side_by_side:
         models_of(prepared, [(kind.name, kind.model) for kind in workload.classes])
         return []
+    from simulator.cluster.destinations import NOWHERE
+
     nowhere = destinations_of(prepared, workload.classes).of(workload) == NOWHERE
     if not nowhere.any():
         return []

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from engine_models.cost.start_up import asleep, predicted
 from hardware_profiles.errors import InputError
-from simulator.cluster.servers import Share
 from simulator.prepared import Prepared
 from simulator.tiers import rate_of
 
 if TYPE_CHECKING:
+    from simulator.cluster.servers import Share
     from simulator.config.schema import Pool, Scenario, Swap
 
 GB = 1e9
@@ -64,6 +63,7 @@ def with_turns(pool: Pool, each: Sequence[Prepared]) -> list[Prepared]:
     ------
     InputError : two are one, or their servers cannot fall asleep.
     """
+    from simulator.cluster.servers import Share
     from simulator.config.schema import Swap
 
     if len({one.arch.name for one in each}) < len(each):
@@ -76,6 +76,9 @@ def with_turns(pool: Pool, each: Sequence[Prepared]) -> list[Prepared]:
 
 
 def _predicted(pool: Pool, swap: Swap, one: Prepared, all_bytes: int) -> Prepared:
+    from engine_models.cost.start_up import asleep, predicted
+    from simulator.cluster.servers import Share
+
     by = swap.by or ("sleep_1" if one.plan.sleeps else "restart")
     weight_bytes, name = one.plan.memory.bytes_of("weight"), one.arch.name
     if by == "restart":

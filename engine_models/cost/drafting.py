@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from engine_models.cost.stated_acceptance import ACCEPTANCE, WHERE, acceptance_by_task, acceptance_rates
+from engine_models.cost.draft_methods import KEEPS_KV, METHODS, WHERE
+from engine_models.cost.stated_acceptance import ACCEPTANCE, acceptance_by_task, acceptance_rates
 from engine_models.cost.step_time import StepTimeModel, TableRange
 from engine_models.cost.tables import FloatArray, PiecewiseLinear, log_grid
 from engine_models.cost.terms import Formats, HostOverhead, Parallelism, Shard, Terms
@@ -44,12 +45,6 @@ from engine_models.parts.protocols import StepCost
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.ops import Ops
 
-METHODS = ("ngram", "eagle", "eagle3", "mtp", "draft_model", "medusa")
-KEEPS_KV = ("eagle", "eagle3", "mtp", "draft_model")
-"""Methods whose drafter has layers with a KV cache of its own."""
-ON_DEVICE = KEEPS_KV
-"""Methods that vLLM schedules asynchronously; the others need the sampled tokens on the host before they can draft."""
-
 EAGLE3_VOCAB = 32_000
 """Tokens that an EAGLE-3 head can propose. Kind: assumed, 2026-11: `draft_vocab_size` of the heads published with the EAGLE-3
 paper (Li et al. 2025) for Llama-3 models; others' heads differ."""
@@ -62,7 +57,7 @@ DRAFT_BYTES_PER_LOGIT = 2.0
 class Speculation:
     """Speculative decoding of one pool, resolved.
 
-    method : one of `METHODS`.
+    method : one of `draft_methods.METHODS`.
     tokens : drafts a row and step (k); of a tree its depth.
     rates : probability that the first i drafts are all accepted, i = 1..k; never rising.
     draft : the drafter's layers as a model of its own, None where it has none (n-gram, Medusa).
@@ -175,30 +170,6 @@ def speculation_of(
     rates = acceptance_rates(depth, **stated)
     speculation = _drafter(method, int(tokens), rates, given, arch, formats, load, tensor_parallel, expert_parallel)
     return replace(speculation, branches=branches, verified=verified, notes=(*speculation.notes, *by_task))
-
-
-def chains_only(
-    title: str, methods: tuple[str, ...] = METHODS
-) -> Callable[[Mapping[str, Any], Architecture, Mapping[str, Any]], dict[str, Any]]:
-    """The settings as they are, of an engine whose drafts form chains, by one of `methods`; InputError for others."""
-
-    def checked(settings: Mapping[str, Any], arch: Architecture, flags: Mapping[str, Any]) -> dict[str, Any]:
-        for key in ("eagle_topk", "num_draft_tokens"):
-            if key in settings:
-                raise InputError(
-                    f"{title} drafts chains, `{key}` is a tree's",
-                    where=f"{WHERE}.{key}",
-                    mend="remove it; num_speculative_tokens is the number of drafts",
-                )
-        if settings.get("method", methods[0]) in set(METHODS) - set(methods):
-            raise InputError(
-                f"{title} with {settings['method']} drafts is not modelled",
-                where=f"{WHERE}.method",
-                mend=f"one of {', '.join(methods)}",
-            )
-        return dict(settings)
-
-    return checked
 
 
 def _drafter(
@@ -508,10 +479,8 @@ def summary_note(speculation: Speculation) -> str:
 
 __all__ = [
     "METHODS",
-    "ON_DEVICE",
     "Drafting",
     "Speculation",
-    "chains_only",
     "head_layer",
     "speculation_of",
     "summary_note",

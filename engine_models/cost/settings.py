@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine_models.cost.adapters import Adapters, WithAdapters
-from engine_models.cost.drafting import Drafting, Speculation
-from engine_models.cost.host_layers import HostLayers
-from engine_models.cost.lockstep import Lockstep
-from engine_models.cost.measured import MeasuredSteps, StepLaw
 from engine_models.cost.step_time import StepTimeModel, TableRange
-from engine_models.cost.sub_batches import Parts, SubBatches
 from engine_models.cost.terms import Formats, Parallelism, Shard, Terms, kernel_format
-from engine_models.cost.token_masks import TokenMasks, WithMasks
-from engine_models.cost.weight_stream import Stream, Streamed
 from engine_models.model.blocks import Architecture
 from engine_models.parts.protocols import StepCost
 from hardware_profiles.ops import Ops
+
+if TYPE_CHECKING:
+    from engine_models.cost.adapters import Adapters
+    from engine_models.cost.drafting import Drafting, Speculation
+    from engine_models.cost.host_layers import HostLayers
+    from engine_models.cost.measured import StepLaw
+    from engine_models.cost.sub_batches import Parts
+    from engine_models.cost.token_masks import TokenMasks
+    from engine_models.cost.weight_stream import Stream
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ class StepCosts:
         """Step times of one replica on a device with these operations."""
         terms, drafts = self.terms, self.speculation
         if self.measured is not None:
-            steps = MeasuredSteps(self.measured, terms.host)
-            return steps if self.parts is None else SubBatches(steps, self.parts)
+            from engine_models.cost.measured import MeasuredSteps
+
+            return self._in_parts(MeasuredSteps(self.measured, terms.host))
         ops = ops.on_threads(terms.threads) if terms.threads else ops
         if drafts is not None:
             verified = drafts.row_tokens
@@ -61,15 +63,43 @@ class StepCosts:
         model = StepTimeModel(shard, self.up_to)
         if self.parts is not None:
             layers = self.host_layers
-            whole = model if layers is None else layers.before(model, ops, self.formats, terms, self.up_to)
-            return SubBatches(whole, self.parts)
+            return self._in_parts(model if layers is None else layers.before(model, ops, self.formats, terms, self.up_to))
         if self.stream is not None:
+            from engine_models.cost.weight_stream import Streamed
+
             return Streamed(model, self.stream)
-        own = model if drafts is None else Drafting(model, drafts, self.up_to)
+        own: StepTimeModel | Drafting = model
+        if drafts is not None:
+            from engine_models.cost.drafting import Drafting
+
+            own = Drafting(model, drafts, self.up_to)
         if self.adapters is not None or self.masks is not None:
-            adapted = own if self.adapters is None else WithAdapters(own, self.adapters, shard, self.up_to)
-            return adapted if self.masks is None else WithMasks(adapted, self.masks, shard)
-        return own if self.parallel.ranks == 1 else Lockstep(own, shard, self.up_to)
+            return self._for_rows(own, shard)
+        if self.parallel.ranks == 1:
+            return own
+        from engine_models.cost.lockstep import Lockstep
+
+        return Lockstep(own, shard, self.up_to)
+
+    def _in_parts(self, whole: StepCost) -> StepCost:
+        if self.parts is None:
+            return whole
+        from engine_models.cost.sub_batches import SubBatches
+
+        return SubBatches(whole, self.parts)
+
+    def _for_rows(self, own: StepTimeModel | Drafting, shard: Shard) -> StepCost:
+        """Steps with what rows ask for by themselves: an adapter, the mask of a grammar."""
+        adapted: StepCost = own
+        if self.adapters is not None:
+            from engine_models.cost.adapters import WithAdapters
+
+            adapted = WithAdapters(own, self.adapters, shard, self.up_to)
+        if self.masks is None:
+            return adapted
+        from engine_models.cost.token_masks import WithMasks
+
+        return WithMasks(adapted, self.masks, shard)
 
     def unserved(self, ops: Ops) -> tuple[str, ...]:
         """Warnings on what flags choose and the device's operations do not tell apart."""

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from engine_models.cost.draft_methods import WHERE
 from hardware_profiles.errors import InputError, nearest
 
-WHERE = "deployment.speculative"
 EXAMPLE = "acceptance: 0.7, acceptance_length: 2.6 or acceptance_rates: [0.8, 0.6, 0.4]"
 
 FILE = Path(__file__).with_name("acceptance_by_task.json")

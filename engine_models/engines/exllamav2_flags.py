@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
-from engine_models.launch import Launcher
+from engine_models.launcher import Launcher
 
 _CACHES = {"FP16": "fp16", "Q8": "exl_q8", "Q6": "exl_q6", "Q4": "exl_q4"}
 """Values of ``--cache-mode`` and the format of the KV cache that they fix."""

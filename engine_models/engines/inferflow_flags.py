@@ -10,7 +10,7 @@ import re
 
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
-from engine_models.launch import Launcher
+from engine_models.launcher import Launcher
 
 WEIGHTS = {
     "f16": None,

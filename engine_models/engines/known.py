@@ -18,7 +18,7 @@ from typing import Any, get_args
 from engine_models.arguments import Arguments, parse_flags
 from engine_models.declaration import FEATURES, Engine, EnginePlan, Lockstep, Mode, PoolRequest, Support
 from engine_models.flags import EngineFlags, FlagTable, snake
-from engine_models.launch import CONTAINER_KEYS, find_launches
+from engine_models.launcher import CONTAINER_KEYS
 from engine_models.model.formats import Format
 from engine_models.parts.protocols import Scheduler
 from hardware_profiles.device import DeviceKind
@@ -210,6 +210,8 @@ def _started(engine: Engine, args: Arguments) -> str | None:
     that is not simulated; None for flags alone, or where none is known."""
     if isinstance(args, Mapping) and not any(key in args for key in CONTAINER_KEYS):
         return None
+    from engine_models.launch import find_launches
+
     if find_launches(args, engine.flags().launcher).named:
         return engine.name
     own = launched_by(args)
@@ -229,6 +231,8 @@ def flag_defaults(engine: str) -> dict[str, Any]:
 
 def launched_by(args: Arguments) -> str | None:
     """The engine of this package whose server a launch command starts, the first of several; None if it starts none."""
+    from engine_models.launch import find_launches
+
     for name in BUILT_IN:
         try:
             found = find_launches(args, engine_named(name).flags().launcher)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable
-from engine_models.launch import Launcher
+from engine_models.launcher import Launcher
 
 _MODELLED: dict[str, Flag] = {
     "model": Flag("str"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
-from engine_models.launch import Launcher
+from engine_models.launcher import Launcher
 from engine_models.model.formats import quant_of
 
 KV_TYPES = {

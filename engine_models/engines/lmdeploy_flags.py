@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
-from engine_models.launch import Launcher
+from engine_models.launcher import Launcher
 
 _WEIGHTS = {"hf": None, "awq": "awq", "gptq": "gptq", "compressed-tensors": "int4", "fp8": "fp8_block", "mxfp4": "mxfp4"}
 """Values of ``--model-format``, and the format they fix; None leaves it to the checkpoint."""

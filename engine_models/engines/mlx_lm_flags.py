@@ -9,7 +9,7 @@ import re
 
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
-from engine_models.launch import Launcher
+from engine_models.launcher import Launcher
 from hardware_profiles.errors import InputError
 
 _MODELLED: dict[str, Flag] = {

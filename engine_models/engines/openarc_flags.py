@@ -9,7 +9,7 @@ from __future__ import annotations
 from engine_models.engines.openvino_genai import KV_FORMATS
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
-from engine_models.launch import Launcher
+from engine_models.launcher import Launcher
 
 SCHEDULER_FLAGS: dict[str, Flag] = {
     "max_num_batched_tokens": Flag("int", None, low=1),

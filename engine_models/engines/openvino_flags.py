@@ -14,7 +14,7 @@ from typing import Any
 from engine_models.engines.openvino_genai import KV_FORMATS
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
-from engine_models.launch import Launcher
+from engine_models.launcher import Launcher
 
 _WEIGHTS = ("fp32", "fp16", "int8", "int4")
 _GROUP = re.compile(r"--group-size[ =](-?\d+)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
-from engine_models.launch import Launcher
+from engine_models.launcher import Launcher
 
 BLOCK_TOKENS = {"flashinfer": 1, "flashdecoding": 256, "flashdecoding-ipex": 64, "paged": 16}
 """Attention -> tokens of a page (datasheet: `server/text_generation_server/models/globals.py` at db931fcf, 2026-01)."""

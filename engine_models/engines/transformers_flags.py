@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed, float32_weights
-from engine_models.launch import Launcher
+from engine_models.launcher import Launcher
 
 _WEIGHTS = {"bnb-8bit": "int8", "bnb-4bit": "int4"}
 """Values of ``--quantization`` and the format that they fix."""

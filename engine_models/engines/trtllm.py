@@ -15,7 +15,8 @@ from typing import Any
 
 from engine_models.cost.adapters import Adapters
 from engine_models.cost.adapters import summary_note as adapters_note
-from engine_models.cost.drafting import chains_only, summary_note
+from engine_models.cost.draft_methods import chains_only
+from engine_models.cost.drafting import summary_note
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed, typed_value
-from engine_models.launch import Launcher
+from engine_models.launcher import Launcher
 from hardware_profiles.errors import InputError, nearest
 
 _MODELLED: dict[str, Flag] = {

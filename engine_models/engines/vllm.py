@@ -14,19 +14,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine_models.cost import flash_attention2
-from engine_models.cost.adapters import Adapters, adapters_of, expert_values, modules_of
-from engine_models.cost.adapters import summary_note as adapters_note
-from engine_models.cost.drafting import ON_DEVICE, chains_only, summary_note
+from engine_models.cost.draft_methods import ON_DEVICE, chains_only
 from engine_models.cost.overheads import Overheads, load_overheads
 from engine_models.cost.sampling import Sampler
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import Fp32Router, HostOverhead, Parallelism, Terms
-from engine_models.cost.token_masks import TokenMasks
-from engine_models.cost.token_masks import summary_note as masks_note
 from engine_models.declaration import (
     FEATURES,
     Engine,
@@ -55,7 +51,6 @@ from engine_models.engines.vllm_options import (
     warn_of_attention,
     warn_of_weights,
 )
-from engine_models.engines.vllm_recorded import PairRecorder
 from engine_models.engines.vllm_tiers import (
     KVBM,
     LMCACHE,
@@ -66,7 +61,6 @@ from engine_models.engines.vllm_tiers import (
     tier_plan,
     unread_keys,
 )
-from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.model.activations import (
     COLLECTIVE_BYTES,
@@ -88,15 +82,13 @@ from engine_models.model.blocks import Architecture
 from engine_models.model.overrides import served_context
 from engine_models.parts.adapters import NO_ADAPTERS, AdapterLimits
 from engine_models.parts.batch import Batch, ContinuousRules
-from engine_models.parts.handover import Peer
-from engine_models.schedulers.adapted import AdaptedScheduler
 from engine_models.schedulers.continuous import ContinuousScheduler
-from engine_models.schedulers.drafted import DraftedScheduler
-from engine_models.schedulers.pulled import DecodeOfPull, PrefillOfPull
-from engine_models.schedulers.staged import StagedScheduler
-from engine_models.schedulers.windowed import WindowedScheduler
 from hardware_profiles.device import DeviceKind, load_device
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
+
+if TYPE_CHECKING:
+    from engine_models.cost.adapters import Adapters
+    from engine_models.memory.hybrid_kv import HybridKV
 
 GIB = 1 << 30
 
@@ -228,9 +220,13 @@ class Rank:
     def scheduler(self, mode: Mode) -> ContinuousScheduler:
         """Build a scheduler with its cache."""
         if self.role != "mixed":
+            from engine_models.schedulers.pulled import DecodeOfPull, PrefillOfPull
+
             kind = PrefillOfPull if self.role == "prefill" else DecodeOfPull
             return kind(self.rules, self.paged(), aggregate=mode != "step", record_rows=mode == "record")
         if self.adapters is not None:
+            from engine_models.schedulers.adapted import AdaptedScheduler
+
             steps, records = mode == "step", mode == "record"
             tiers = self.tiers.build() if self.tiers is not None else None
             return AdaptedScheduler(
@@ -241,6 +237,9 @@ class Rank:
         if self.windows == (None,):
             kv = self.paged()
         else:
+            from engine_models.memory.hybrid_kv import HybridKV
+            from engine_models.schedulers.windowed import WindowedScheduler
+
             kv = HybridKV(
                 self.blocks,
                 self.block_tokens,
@@ -254,9 +253,14 @@ class Rank:
             if mode == "jump" and self.tiers is None and WindowedScheduler.serves(self.rules):
                 return WindowedScheduler(self.rules, kv, spans)
         if mode == "jump" and self.tiers is None and isinstance(kv, PagedKV):
-            if DraftedScheduler.serves(self.rules):
-                return DraftedScheduler(self.rules, kv)
-            if self.rules.pipelined and not self.rules.speculative_tokens:
+            if self.rules.speculative_tokens:
+                from engine_models.schedulers.drafted import DraftedScheduler
+
+                if DraftedScheduler.serves(self.rules):
+                    return DraftedScheduler(self.rules, kv)
+            elif self.rules.pipelined:
+                from engine_models.schedulers.staged import StagedScheduler
+
                 return StagedScheduler(self.rules, kv)
         tiers = self.tiers.build() if self.tiers is not None else None
         return ContinuousScheduler(
@@ -479,11 +483,15 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             + ("states can be found again at every block (assumed)" if caching else "no prefix cache, as vLLM's default")
         )
     if drafts is not None:
+        from engine_models.cost.drafting import summary_note
+
         block_bytes += drafts.kv_bytes_per_token() * block_tokens
         notes += [summary_note(drafts), *drafts.notes]
         warnings += _unread_settings(flags.get("speculative_config") or {})
     adapters = _adapters(request, windows, first=first)
     if adapters is not None:
+        from engine_models.cost.adapters import summary_note as adapters_note
+
         notes.append(adapters_note(adapters))
     lora_bytes = adapters.memory_bytes if adapters is not None else 0
     # with adapters a graph of each size that computes them is captured beside the one that does not
@@ -514,6 +522,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         )
     handover = None
     if request.role != "mixed":
+        from engine_models.parts.handover import Peer
+
         handover = _handover(request, windows, block_tokens)
         notes.append(
             f"{handover.connector} (rules read and recorded at vLLM {ENGINE.newest}): a decode server reads the blocks of a "
@@ -587,8 +597,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         adapters=adapters.limits if adapters is not None else NO_ADAPTERS if request.structured else None,
     )
     beside = version.masks_overlap and rules.in_flight > 1
-    masks = TokenMasks(version.masks_overlap, beside, *MASK_THREADS) if request.structured else None
-    if masks is not None:
+    masks = None
+    if request.structured:
+        from engine_models.cost.token_masks import TokenMasks
+        from engine_models.cost.token_masks import summary_note as masks_note
+
+        masks = TokenMasks(version.masks_overlap, beside, *MASK_THREADS)
         notes.append(masks_note(masks))
     whole = first and not chunked
     longest = vllm_v0.longest_blocks(rank.blocks) if first else rank.blocks
@@ -693,6 +707,8 @@ def _other_lora_values(
 ) -> int:
     """Values, for each rank, that a place has room for besides what adapters have: experts, embedding and LM head unless
     `targets` name the layers (the LM head's are not split over ranks), the rest of fused layers where they do."""
+    from engine_models.cost.adapters import expert_values, modules_of
+
     tp = request.tensor_parallel
     if targets is None or "all" in targets:
         experts = expert_values(arch, tp, request.expert_parallel, request.data_parallel, fully_sharded=sharded)
@@ -718,6 +734,8 @@ def _adapters(request: PoolRequest, windows: tuple[int | None, ...], *, first: b
         raise InputError(f"{what} with {words}: not modelled yet", where=where, mend="remove the key")
     if settings is None:
         return None
+    from engine_models.cost.adapters import adapters_of
+
     largest = int(settings.get("max_lora_rank", LORA_RANK))
     if largest not in LORA_RANKS:
         raise InputError(
@@ -1020,6 +1038,8 @@ def _as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
 
 def pair_replay(version_text: str, config: Mapping[str, Any]) -> PairReplay:
     """The schedulers of a recorded prefill and a recorded decode server."""
+    from engine_models.engines.vllm_recorded import PairRecorder
+    from engine_models.parts.handover import Peer
 
     def side(role: Role, name: str) -> Peer:
         scheduler = replace(_recorded_rank(version_text, config[name]), role=role).scheduler("record")

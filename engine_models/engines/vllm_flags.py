@@ -12,7 +12,7 @@ from typing import Any
 
 from engine_models.flag_lists import classified, load_flag_lists
 from engine_models.flags import Flag, FlagTable, Typed, float32_weights, number_format, settings_with
-from engine_models.launch import Launcher
+from engine_models.launcher import Launcher
 from hardware_profiles.errors import InputError
 
 _MODELLED: dict[str, Flag] = {

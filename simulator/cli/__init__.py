@@ -6,8 +6,10 @@ from __future__ import annotations
 def main() -> None:
     """Entry point of `capacity-plan`."""
     import gc
+    import os
 
     gc.disable()  # until a run begins: start-up makes many objects and no garbage
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # none is needed, and all packages are searched for them
     from simulator.cli.printable import printing
 
     with printing():
@@ -18,12 +20,12 @@ def _main() -> None:
     import os
     import sys
 
-    from simulator.cli.app import app
+    from simulator.cli.app import app_for
     from simulator.cli.errors import INTERRUPTED, fail
 
     as_json = "--json" in sys.argv[1:]
     try:
-        code = app(standalone_mode=False)
+        code = app_for(sys.argv[1:])(standalone_mode=False)
         sys.stdout.flush()
         if code == INTERRUPTED:  # what Typer makes of Ctrl-C
             raise KeyboardInterrupt

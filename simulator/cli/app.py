@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from simulator.cli.calibrate import calibrate_app
 from simulator.cli.progress import note, progress, progress_done
 
 app = typer.Typer(
@@ -24,7 +25,6 @@ validate_app = typer.Typer(help="Compare the simulator with what was recorded or
 trace_app = typer.Typer(help="Request traces: statistics, conversion, generation.", no_args_is_help=True)
 app.add_typer(validate_app, name="validate")
 app.add_typer(trace_app, name="trace")
-app.add_typer(calibrate_app, name="calibrate")
 
 ScenarioArgument = Annotated[str, typer.Argument(help="Scenario file, or the name of a shipped scenario.")]
 SetOption = Annotated[
@@ -51,7 +51,7 @@ def root(
     """Options of every command."""
 
 
-@app.command()
+@app.command("simulate")
 def simulate(
     scenario: ScenarioArgument,
     set_: SetOption = None,
@@ -171,7 +171,7 @@ def simulate(
         raise SystemExit(3)
 
 
-@app.command()
+@app.command("check")
 def check(scenario: ScenarioArgument, set_: SetOption = None, as_json: JsonOption = False) -> None:
     """Validate without running: what would be deployed, the memory of each GPU, how many requests fit."""
     from simulator.cli.check import check_command
@@ -190,7 +190,7 @@ def list_(
     list_command(kind, as_json)
 
 
-@app.command()
+@app.command("show")
 def show(
     kind: Annotated[str, typer.Argument(help="engine, hardware, model, trace or scenario.")],
     name: Annotated[str, typer.Argument(help="Its name.")],
@@ -202,7 +202,7 @@ def show(
     show_command(kind, name, as_json)
 
 
-@app.command()
+@app.command("schema")
 def schema() -> None:
     """Print the JSON Schema of the scenario, for editors."""
     import json
@@ -323,13 +323,23 @@ def trace_synthesize(
     synthesize_command(scenario, output, set_ or [], seed, to)
 
 
-def _register_planning() -> None:
+def app_for(words: Sequence[str]) -> typer.Typer:
+    """The command that a command line begins with, alone, since to build all of them takes 25 ms; all where it names none."""
+    name = words[0] if words else ""
+    one = copy(app)
+    one.registered_commands = [each for each in app.registered_commands if each.name == name]
+    one.registered_groups = [each for each in app.registered_groups if each.name == name]
+    return one if one.registered_commands or one.registered_groups else whole_app()
+
+
+def whole_app() -> typer.Typer:
+    """All commands."""
     from simulator.cli import compare, cost, recommend, sweep
+    from simulator.cli.calibrate import calibrate_app
 
-    sweep.register(app)
-    cost.register(app)
-    recommend.register(app)
-    compare.register(app)
-
-
-_register_planning()
+    whole = copy(app)
+    whole.registered_commands, whole.registered_groups = [*app.registered_commands], [*app.registered_groups]
+    whole.add_typer(calibrate_app, name="calibrate")
+    for module in (sweep, cost, recommend, compare):
+        module.register(whole)
+    return whole

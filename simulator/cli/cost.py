@@ -63,8 +63,8 @@ def run(
 
     from hardware_profiles.errors import InputError
     from simulator.io.text import json_text
-    from simulator.planning.budget import reading_day
     from simulator.planning.demand import read_profile
+    from simulator.price import reading_day
 
     if demand_requests_per_day is not None and not (math.isfinite(demand_requests_per_day) and demand_requests_per_day > 0):
         raise InputError(

@@ -47,7 +47,7 @@ def _counted(count: int, what: str) -> str:
 
 def _aged(date: str) -> str:
     """A mark on the date of a price that is old today."""
-    from simulator.planning.budget import reading_day, stale
+    from simulator.price import reading_day, stale
 
     return " STALE: ask the provider" if stale(date, reading_day()) else ""
 

@@ -11,10 +11,7 @@ from typing import Literal
 
 from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
-from simulator.cluster.outcome import Reason, Rows
-
-SHED = {"429": Reason.SHED_429, "503": Reason.SHED_503}
-"""Why a request is rejected by a full front end, by what it answers."""
+from simulator.cluster.outcome import SHED, Reason, Rows
 
 
 @dataclass(frozen=True)

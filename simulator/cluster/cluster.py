@@ -16,7 +16,7 @@ from collections.abc import Sequence as Series
 from contextlib import contextmanager
 from functools import partial
 from random import Random
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +24,14 @@ from numpy.typing import NDArray
 from engine_models.declaration import EnginePlan, Executor, FrontEnd, Mode
 from engine_models.parts.protocols import INFINITY, StepCost
 from engine_models.parts.sequence import Sequence
-from simulator.cluster.admission import SHED, Admission, ClientRules, Door
 from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS, Clock
 from simulator.cluster.content import NOTHING_SHARED, SharedContents, for_adapter, is_structured
 from simulator.cluster.devices import DeviceHistory
-from simulator.cluster.fleet import Toll
 from simulator.cluster.joins import Joins
 from simulator.cluster.outcome import (
     FAILED,
     REJECTED,
+    SHED,
     UNFINISHED,
     ClusterResult,
     Reason,
@@ -44,12 +43,17 @@ from simulator.cluster.outcome import (
 )
 from simulator.cluster.releases import Releases
 from simulator.cluster.router import InTurn, Router, Routing, router_of
-from simulator.cluster.servers import Change
-from simulator.serving.convoy import ConvoyReplica
 from simulator.serving.replica import Replica
 from simulator.workload.columns import Workload, no_requests, same_int
 
+if TYPE_CHECKING:
+    from simulator.cluster.admission import Admission, ClientRules, Door
+    from simulator.cluster.fleet import Toll
+    from simulator.cluster.servers import Change
+
 IntArray = NDArray[np.int64]
+
+Kind = TypeVar("Kind", bound=Replica)
 
 LOST = {
     "dropped": (FAILED, Reason.OUT_OF_MEMORY),
@@ -214,8 +218,19 @@ class Cluster:
 
     def _joined(self, joins: Joins, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int) -> list[Replica]:
         """The replicas of a pool."""
-        kind = ConvoyReplica if joins.shares else Replica
-        made = [
+        if not joins.shares:
+            return self._like(Replica, joins, plan, cost, replicas, ranks)
+        from simulator.serving.convoy import ConvoyReplica
+
+        convoy = self._like(ConvoyReplica, joins, plan, cost, replicas, ranks)
+        for replica in convoy:
+            replica.members = convoy
+        return list(convoy)
+
+    def _like(
+        self, kind: type[Kind], joins: Joins, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int
+    ) -> list[Kind]:
+        return [
             kind(
                 [joins.scheduler(number) for _ in range(ranks)],
                 cost,
@@ -228,10 +243,6 @@ class Cluster:
             )
             for number in range(replicas)
         ]
-        convoy = [replica for replica in made if isinstance(replica, ConvoyReplica)]
-        for replica in convoy:
-            replica.members = convoy
-        return made
 
     def _places(self, ranks: int) -> list[tuple[int, int]]:
         """Replica and rank of each number."""
@@ -243,6 +254,8 @@ class Cluster:
 
     def _made_door(self, rules: Admission) -> Door:
         """The queue before the router."""
+        from simulator.cluster.admission import Door
+
         return Door(rules, self._router.has_room)
 
     def _routed(self, rule: str | Routing, executor: Executor) -> Router:

@@ -127,7 +127,7 @@ class HandoverCluster(Cluster):
     def _routed(self, rule: str | Routing, executor: Executor) -> Router:
         first = second = rule
         if isinstance(rule, Routing):
-            first, second = replace(rule, role="prefill"), replace(rule, role="decode", seed=rule.seed + 1)
+            first, second = replace(rule, role="prefill"), replace(rule, role="decode", seed=lambda: rule.seed() + 1)
         system = rule.system if isinstance(rule, Routing) else None
         self._holds_prefill = system is not None and system.holds_prefill
         executors = [[servers.plan.executor for servers in stage for _ in range(servers.replicas)] for stage in self._stages]

@@ -31,7 +31,7 @@ class Joins:
         self._nodes = np.arange(replicas) if nodes is None else nodes
         disks: dict[object, Scheduler] = {}
         self._keepers = {"shared": disks if store is None else store, "nvme": disks}  # by what is shared: who keeps it
-        several = len(np.unique(self._nodes)) < len(self._nodes)
+        several = len(set(self._nodes.tolist())) < len(self._nodes)
         on_disks = "nvme" in plan.tiers and several
         self.shares = store is not None or (replicas > 1 and ("shared" in plan.tiers or on_disks))
 

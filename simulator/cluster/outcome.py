@@ -51,6 +51,10 @@ class Reason(IntEnum):
     NO_POOL = 15
 
 
+SHED = {"429": Reason.SHED_429, "503": Reason.SHED_503}
+"""Why a request is rejected by a full front end, by what it answers."""
+
+
 _STOP = int(Reason.STOP)
 LOSSES = tuple(reason for reason in Reason if reason not in (Reason.STOP, Reason.LENGTH, Reason.NOT_ARRIVED))
 """Why a request that has arrived has no answer."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine_models.engines.known import find, parse_engine_args
-from engine_models.launch import LONGEST_TEXT
+from engine_models.launcher import LONGEST_TEXT
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.files import read_text
 from simulator.config.located import MAX_FILE_BYTES, Located, locate_data, mapping, read_yaml, sequence

@@ -9,7 +9,6 @@ Rates, tokens and busy shares are the run's (its measured window); prices are th
 from __future__ import annotations
 
 import datetime as dt
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +16,10 @@ from typing import Any
 from hardware_profiles import prices
 from hardware_profiles.device import device_word, load_device
 from hardware_profiles.errors import InputError
-from hardware_profiles.quantity import Quantity
 from simulator.cost import HOURS_PER_MONTH, UnitPrice
 from simulator.planning.demand import HOURS_PER_WEEK, Profile, replicas_for
 from simulator.planning.points import judged, overload_of
+from simulator.price import stale
 
 SECONDS_PER_DAY = 86400
 HOURS_PER_YEAR = 8760
@@ -146,17 +145,6 @@ def budget(
 def _price_words(price: UnitPrice, today: dt.date) -> str:
     parts = [price.provider, price.region, price.commitment, price.date or "no date", price.kind]
     return ", ".join(p for p in parts if p) + (" STALE" if stale(price.date, today) else "")
-
-
-def reading_day() -> dt.date:
-    """The day on which prices are judged stale: today, or that of SOURCE_DATE_EPOCH for output that must not change."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    return dt.datetime.fromtimestamp(int(epoch), dt.UTC).date() if epoch.isdigit() else dt.date.today()
-
-
-def stale(date: str, today: dt.date) -> bool:
-    """Whether a price of that date is old; one without a date is the user's own and never is."""
-    return bool(date) and prices.is_stale(Quantity(1.0, "", "", date, "assumed", ""), today)
 
 
 def _tokens(out: Budget, bill: float, totals: Mapping[str, Any], cost: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from engine_models.engines.known import engine_named
 from hardware_profiles.device import Device, provenance
-from hardware_profiles.device_laws import FEW_TOKENS
 from hardware_profiles.kernel_borrow import HELD_OUT_ERROR_PCT
 from hardware_profiles.kernel_physics import canonical_format
 from hardware_profiles.ops import Ops
@@ -56,6 +55,8 @@ def _by_law(evidence: Evidence, said: Mapping[str, Any], used: Mapping[str, floa
     """
     if "law_within" not in said:
         return evidence
+    from hardware_profiles.device_laws import FEW_TOKENS
+
     widths, rows, tokens = said["law_within"], used.get("rows", math.inf), used.get("prompt_tokens")
     few, many = widths["few_width"], widths["prompt_width"]
     fitted = {"ttft": max(few, many) if tokens is None else few if tokens <= FEW_TOKENS else many}

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from simulator.cluster.fleet import Level
 from simulator.results.timeline import Window
 
 if TYPE_CHECKING:
     from simulator.cluster.cluster import Cluster
+    from simulator.cluster.fleet import Level
     from simulator.cluster.servers import Change
     from simulator.prepared import Prepared
 
@@ -53,6 +53,8 @@ def _together(pools: list[list[Level]]) -> list[Level]:
     """The levels of pools, added up."""
     if len(pools) == 1:
         return pools[0]
+    from simulator.cluster.fleet import Level
+
     at = [0] * len(pools)
     found = []
     for at_s in sorted({level.at_s for levels in pools for level in levels}):

@@ -180,9 +180,6 @@ def _raw(table: Table, calls: list[Call], block_tokens: int, warnings: Sequence[
 
 # Mooncake and Dynamo's agentic lines --------------------------------------------------------------
 
-AGENTIC = ("session_id", "delay", "wait_for", "tool_wait_ms")
-"""Columns of a Mooncake trace whose requests wait for others."""
-
 
 def linked_lines(table: Table, raw: Raw) -> Raw:
     """A Mooncake trace of sessions: a row waits for `wait_for`, or in files without it for the row before it of its session."""

@@ -18,13 +18,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hardware_profiles.errors import InputError, nearest
 from simulator.workload import generators
-from simulator.workload.adapters import assign
 from simulator.workload.columns import (
     NO_PREDECESSOR,
     Content,
@@ -36,12 +35,13 @@ from simulator.workload.columns import (
     same_float,
     same_int,
 )
-from simulator.workload.content import content_of_blocks, content_of_named_blocks, content_of_sessions
-from simulator.workload.drawn import Drawn, Limit, client_limits
-from simulator.workload.parts import Part, Requests, as_class, join, limit_outputs, together
-from simulator.workload.prompts import Prompts, once, pool
+from simulator.workload.parts import Part, Requests, as_class, client_limits, join, limit_outputs, together
 from simulator.workload.rows import Rows
 from simulator.workload.spec import LARGEST, ClassLoad, Load, WorkloadSpec
+
+if TYPE_CHECKING:
+    from simulator.workload.parts import Limit
+    from simulator.workload.prompts import Prompts
 
 LARGEST_POOL = 500_000
 """Requests prepared in memory for one closed loop at most; a run that uses them up ends early, with the warning."""
@@ -197,12 +197,12 @@ def _load(
         else:
             found = _in_whole_sessions(spec, load, seed, base_dir, prefix, weight, requests, named)
         limit_outputs(found, client_limits(limit, seed, base_dir, prefix))
-        if load.adapters is not None:
-            assign(found, load.adapters, seed, prefix)
-        return found
+        return _adapted(found, load, seed, prefix)
     if load.trace is not None:
         prompts, source, said = _prompts(spec, load, seed, base_dir, prefix, requests, named)
     most, largest = (MOST_STREAMED, MOST_STREAMED) if streamed else (MOST_REQUESTS, LARGEST_POOL)
+    from simulator.workload.drawn import Drawn
+
     found = Drawn(spec, load, limit, seed, base_dir, prefix, weight, requests, largest, prompts, source).requests
     if prompts is not None:
         found.warnings += said
@@ -212,7 +212,14 @@ def _load(
             where="workload.arrivals",
             mend="lower the rate or shorten the duration" if spec.requests is None else "lower workload.requests",
         )
+    return _adapted(found, load, seed, prefix)
+
+
+def _adapted(found: Requests, load: Load, seed: int, prefix: str) -> Requests:
+    """The requests, with the adapters that they ask for."""
     if load.adapters is not None:
+        from simulator.workload.adapters import assign
+
         assign(found, load.adapters, seed, prefix)
     return found
 
@@ -301,6 +308,8 @@ def _prompts(
     spec: WorkloadSpec, load: Load, seed: int, base_dir: Path, prefix: str, requests: int | None, named: bool
 ) -> tuple[Prompts, dict[str, Any], list[str]]:
     """The requests of a trace without their times, their source and what is to be said of them."""
+    from simulator.workload.prompts import once, pool
+
     most = requests if load.prompt_pool is None else load.prompt_pool
     timeless = spec.model_copy(update={"duration": None})
     found = _traced(timeless, load, seed, base_dir, prefix, 1.0, most, named)
@@ -398,6 +407,8 @@ def _replayed(rows: Rows, load: Load, end_s: float, prefix: str, named: bool) ->
 
     content = _content_of(rows, prefix, named)
     if content is None and len(member):
+        from simulator.workload.content import content_of_sessions
+
         content, broken = content_of_sessions(session, turn, rows.prompt_tokens, rows.output_tokens)
         if broken:
             warnings.append(
@@ -448,6 +459,8 @@ def _content_of(rows: Rows, prefix: str, named: bool) -> Content | None:
     """What recorded prompts share, as far as the trace says it."""
     if rows.prefix_start is None or rows.prefix_ids is None:
         return rows.content
+    from simulator.workload.content import content_of_blocks, content_of_named_blocks
+
     blocks = rows.prefix_start, rows.prefix_ids, rows.prefix_block_tokens, rows.prompt_tokens
     return content_of_named_blocks(*blocks, f"{prefix}trace {rows.source['sha256']}") if named else content_of_blocks(*blocks)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from simulator.workload.columns import (
 )
 from simulator.workload.content import content_of_turns
 from simulator.workload.laws import Draw, residuals, sampler, time_sampler
-from simulator.workload.parts import Part, Requests
+from simulator.workload.parts import Part, Requests, client_limits
 from simulator.workload.prompts import Prompts, pool
 from simulator.workload.spec import (
     NO_THINKING,
@@ -42,6 +42,9 @@ from simulator.workload.spec import (
     WorkloadSpec,
 )
 from simulator.workload.streams import stream
+
+if TYPE_CHECKING:
+    from simulator.workload.parts import Limit
 
 STRETCH = 1 << 12
 """Conversations, or requests outside of any, that are drawn at a time (any number gives the same requests)."""
@@ -61,23 +64,6 @@ CROWDED, CROWDED_REQUESTS = 10.0, 1_000_000
 """Requests drawn at most: so many times those of the mean rate, and these (assumed)."""
 HARDLY_VARIES = 0.1
 """Coefficient of variation below which a think time counts as constant (assumed)."""
-
-Limit = Length | Literal["equal"] | None
-
-
-# Limits -------------------------------------------------------------------------------------------
-
-
-def client_limits(
-    limit: Limit, seed: int, base_dir: Path, prefix: str = ""
-) -> Callable[[IntArray], IntArray | None]:
-    """Return what gives the client's limits of the next requests by their outputs; None for no limit."""
-    if limit is None:
-        return lambda outputs: None
-    if limit == "equal":
-        return lambda outputs: outputs.copy()
-    draw = sampler(limit, stream(seed, prefix + "max_output_tokens"), base_dir, "max_output_tokens")
-    return lambda outputs: draw(len(outputs))
 
 
 # Arrivals -----------------------------------------------------------------------------------------

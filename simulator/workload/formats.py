@@ -10,21 +10,12 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from hardware_profiles.errors import InputError
-from simulator.workload.agents import (
-    AGENTIC,
-    CHARACTERS_PER_TOKEN,
-    block_tokens_of,
-    conversations,
-    dynamo,
-    linked_lines,
-    weka,
-)
-from simulator.workload.clients import aiperf, bench_serving, guidellm, inference_perf
 from simulator.workload.columns import FloatArray, IntArray
 from simulator.workload.rows import Raw
 from simulator.workload.tables import Table
@@ -34,6 +25,8 @@ MOONCAKE_BLOCK_TOKENS = 512
 MOONCAKE_JITTER_S = 3.0
 """Arrival times are recorded on a grid of 3 s (measured: 800 distinct times among the first 7 851 requests,
 kvcache-ai/Mooncake@3b5a594); replayed literally they make bursts that were not there."""
+AGENTIC = ("session_id", "delay", "wait_for", "tool_wait_ms")
+"""Columns of a Mooncake trace whose requests wait for others."""
 BAILIAN_BLOCK_TOKENS = 16
 """Tokens per hash block (datasheet: alibaba-edu/qwen-bailian-usagetraces-anon README, 2025)."""
 
@@ -196,6 +189,8 @@ def _mooncake(table: Table) -> Raw:
     )
     if not sessions:
         return raw
+    from simulator.workload.agents import block_tokens_of, linked_lines
+
     size = MOONCAKE_BLOCK_TOKENS if blocks is None else block_tokens_of(prompts, blocks[0], MOONCAKE_BLOCK_TOKENS)
     return linked_lines(table, replace(raw, block_tokens=size))
 
@@ -262,6 +257,8 @@ def _servegen(table: Table) -> Raw:
 
 def _sharegpt(table: Table) -> Raw:
     """Each answer of a conversation is a request whose prompt is all that was said before it."""
+    from simulator.workload.agents import CHARACTERS_PER_TOKEN
+
     conversations = table.columns["conversations"]
     prompts, outputs, session, turn, lines = [], [], [], [], []
     estimated = 0
@@ -380,21 +377,34 @@ SUMMARIES: list[tuple[set[str], str, str]] = [
     ({"metric", "avg"}, "a summary of aiperf", "name its profile_export.jsonl"),
 ]
 """Columns of results that hold statistics alone, what writes them, and what would hold the requests."""
+
+
+def _read_by(module: str, function: str) -> Callable[[Table], Raw]:
+    """A reader in a module of its own, which is imported when it reads."""
+
+    def read(table: Table) -> Raw:
+        found = getattr(import_module(f"simulator.workload.{module}"), function)(table)
+        assert isinstance(found, Raw)
+        return found
+
+    return read
+
+
 FORMATS: dict[str, Callable[[Table], Raw]] = {
     "azure": _azure,
     "mooncake": _mooncake,
     "burstgpt": _burstgpt,
     "servegen": _servegen,
     "sharegpt": _sharegpt,
-    "vllm-bench": bench_serving,
-    "sglang-bench": bench_serving,
-    "aiperf": aiperf,
-    "guidellm": guidellm,
-    "inference-perf": inference_perf,
+    "vllm-bench": _read_by("clients", "bench_serving"),
+    "sglang-bench": _read_by("clients", "bench_serving"),
+    "aiperf": _read_by("clients", "aiperf"),
+    "guidellm": _read_by("clients", "guidellm"),
+    "inference-perf": _read_by("clients", "inference_perf"),
     "bailian": _bailian,
-    "dynamo": dynamo,
-    "weka": weka,
-    "aiperf-dag": conversations,
+    "dynamo": _read_by("agents", "dynamo"),
+    "weka": _read_by("agents", "weka"),
+    "aiperf-dag": _read_by("agents", "conversations"),
     "columns": _columns,
 }
 SIGNS: list[tuple[str, set[str]]] = [

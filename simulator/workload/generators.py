@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from hardware_profiles.errors import InputError, nearest
-from simulator.workload import arrivals
 from simulator.workload.columns import Content, FloatArray, IntArray
 from simulator.workload.rows import Rows
 from simulator.workload.streams import stream
@@ -110,6 +109,8 @@ def mean_rate(name: str) -> float:
 
 
 def _arrivals(process: dict[str, Any], seed: int, until_s: float, prefix: str) -> FloatArray:
+    from simulator.workload import arrivals
+
     expected, bin_s = np.asarray(process["expected"], np.float64), float(process["bin_s"])
     cluster_mean = float(process.get("cluster_mean", 1.0))
     sub_bins = int(process.get("sub_bins", 1))
@@ -193,6 +194,8 @@ def _conversations(
     A follow-up keeps whole blocks of the previous prompt: usually all but the last, else (an edited or
     branched conversation) a drawn fraction, and at least the system prompt; fresh tokens come after them.
     """
+    from simulator.workload import arrivals
+
     prefix = fitted["prefix"]
     block = int(prefix["block_tokens"])
     openings = _opening_profile(fitted["arrivals"], prefix, until_s)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,12 @@ from simulator.workload.columns import (
     same_int,
     take_content,
 )
+from simulator.workload.streams import stream
+
+if TYPE_CHECKING:
+    from simulator.workload.spec import Length
+
+    Limit = Length | Literal["equal"] | None
 
 
 @dataclass(frozen=True)
@@ -353,6 +360,20 @@ def as_class(load: Requests, kind: RequestClass) -> None:
             )
 
     load.parts, load.classes = of_class(), (kind,)
+
+
+def client_limits(
+    limit: Limit, seed: int, base_dir: Path, prefix: str = ""
+) -> Callable[[IntArray], IntArray | None]:
+    """Return what gives the client's limits of the next requests by their outputs; None for no limit."""
+    if limit is None:
+        return lambda outputs: None
+    if limit == "equal":
+        return lambda outputs: outputs.copy()
+    from simulator.workload.laws import sampler
+
+    draw = sampler(limit, stream(seed, prefix + "max_output_tokens"), base_dir, "max_output_tokens")
+    return lambda outputs: draw(len(outputs))
 
 
 def limit_outputs(load: Requests, limited: Callable[[IntArray], IntArray | None]) -> None:

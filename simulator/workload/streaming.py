@@ -23,8 +23,7 @@ from hardware_profiles.errors import InputError
 from simulator.workload.build import MOST_STREAMED, requests_of, resolve_trace, workload_of
 from simulator.workload.clocks import Clock, clock_of, suspicions, widest_gap
 from simulator.workload.columns import ANY_OF_CLASS, More, RequestClass, Workload
-from simulator.workload.drawn import client_limits
-from simulator.workload.parts import Part, Requests, by_clock, in_parts_of, join, limit_outputs
+from simulator.workload.parts import Part, Requests, by_clock, client_limits, in_parts_of, join, limit_outputs
 from simulator.workload.rows import Rows
 from simulator.workload.spec import BatchArrivals, ClosedLoopArrivals, WorkloadSpec
 

@@ -21,7 +21,7 @@ from simulator.calibration.deployment import Deployment
 from simulator.calibration.fit import Known, best_groups
 from simulator.calibration.results import calibrate_results, calibrate_whole_steps
 from simulator.calibration.served import points_of_results
-from simulator.cli.app import app
+from simulator.cli.app import whole_app
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
 from simulator.results.domain import domain
@@ -83,7 +83,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_known_scales_come_back_and_serve_a_scenario(folder: Path, tmp_path: Path) -> None:
     files = [str(folder / f"c{clients}.json") for clients in (1, 4)]
     out = tmp_path / "mine.json"
-    done = CliRunner().invoke(app, ["calibrate", "results", *files, "--scenario", str(folder / "s.yaml"), "--out", str(out)])
+    asked = ["calibrate", "results", *files, "--scenario", str(folder / "s.yaml"), "--out", str(out)]
+    done = CliRunner().invoke(whole_app(), asked)
     assert done.exit_code == 0, done.output
     assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("written")) <= 80
     found = read_calibration(out)
@@ -100,7 +101,7 @@ def test_known_scales_come_back_and_serve_a_scenario(folder: Path, tmp_path: Pat
     truth = json.loads((folder / "c1.json").read_text())
     assert run.result["metrics"]["tpot_ms"]["mean"] == pytest.approx(truth["mean_tpot_ms"], rel=0.02)
     assert run.result["extrapolation"]["inside_calibration"]
-    again = CliRunner().invoke(app, ["calibrate", "results", *files, "--scenario", str(folder / "s.yaml"), "--out", str(out)])
+    again = CliRunner().invoke(whole_app(), asked)
     assert isinstance(again.exception, InputError)
     assert read_calibration(out) == found
 

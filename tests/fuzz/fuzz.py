@@ -99,7 +99,7 @@ def _child(found: Case, folder: Path) -> None:
         import simulator.cli.app
         from simulator.cli import main
 
-        simulator.cli.app.app = built_app()
+        simulator.cli.app.app_for = lambda words: built_app()
         main()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
@@ -179,7 +179,7 @@ def built_app() -> Any:
 
     import simulator.cli.app
 
-    return typer.main.get_command(simulator.cli.app.app)
+    return typer.main.get_command(simulator.cli.app.whole_app())
 
 
 @functools.cache

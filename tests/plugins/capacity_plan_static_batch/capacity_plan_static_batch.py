@@ -21,7 +21,7 @@ from engine_models.declaration import (
     Support,
 )
 from engine_models.flags import Flag, FlagTable
-from engine_models.launch import Launcher
+from engine_models.launcher import Launcher
 from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import Run, Scheduler, State

@@ -1,0 +1,32 @@
+"""How servers of an engine are started: what `engine_models.launch` looks for in a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LONGEST_TEXT = 100_000
+"""Longest text that is read as a launch command [characters]; assumed, far above any manifest of one server."""
+CONTAINER_KEYS = ("image", "command", "args", "entrypoint")
+"""Keys of a container, which a mapping of flags has not."""
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """How servers of an engine are started.
+
+    programs : patterns of the one to three words before the arguments.
+    image : pattern of the engine's container images, registry and tag left out.
+    published : those of them whose tag is the engine's version.
+    enters : whether what follows such an image are the server's arguments.
+    package : its package, of a requirement as ``name==1.2``.
+    calls : functions of Python that start it, as they are called; the model comes first, flags by keyword.
+    example : a launch command, for mends.
+    """
+
+    programs: tuple[str, ...]
+    example: str
+    image: str = ""
+    published: str = ""
+    enters: bool = False
+    package: str = ""
+    calls: tuple[str, ...] = ()
