@@ -266,7 +266,7 @@ def cli_reference() -> str:
     import typer
     from typer.main import get_command
 
-    from simulator.cli.app import app
+    from simulator.cli.app import whole_app
 
     lines = [(CLI_PAGE.parent / "cli-intro.txt").read_text().rstrip(), ""]
 
@@ -279,7 +279,7 @@ def cli_reference() -> str:
         for name, child in (inner or {}).items():
             tell(child, f"{words} {name}")
 
-    tell(get_command(app), "capacity-plan")
+    tell(get_command(whole_app()), "capacity-plan")
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -15,7 +15,8 @@ from engine_models.declaration import FrontEnd
 from engine_models.parts.sequence import Sequence
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import ClusterResult
-from simulator.cluster.router import Router, router_of
+from simulator.cluster.router import Router
+from simulator.cluster.routers import router_of
 from simulator.run import simulate
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock

@@ -42,7 +42,8 @@ from simulator.cluster.outcome import (
     reached_s,
 )
 from simulator.cluster.releases import Releases
-from simulator.cluster.router import InTurn, Router, Routing, router_of
+from simulator.cluster.router import InTurn, Router, Routing
+from simulator.cluster.routers import router_of
 from simulator.serving.replica import Replica
 from simulator.workload.columns import Workload, no_requests, same_int
 

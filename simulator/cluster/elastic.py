@@ -23,7 +23,8 @@ from simulator.cluster.devices import Summed
 from simulator.cluster.faults import Fault, Faults
 from simulator.cluster.fleet import Fleet, Members, State, Toll
 from simulator.cluster.outcome import FAILED, Reason, Rows
-from simulator.cluster.router import Router, Routing, router_of
+from simulator.cluster.router import Router, Routing
+from simulator.cluster.routers import router_of
 from simulator.cluster.scaling.flow import Flow
 from simulator.cluster.scaling.scaler import Counts, Reading, Scaling, Seen
 from simulator.serving.rank import Rank

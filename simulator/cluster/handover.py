@@ -22,7 +22,8 @@ from simulator.cluster.clock import ARRIVALS, DECISIONS, RESULTS
 from simulator.cluster.cluster import Cluster, IntArray, Sink, Source
 from simulator.cluster.faults import Disturbance
 from simulator.cluster.outcome import Handovers, Rows
-from simulator.cluster.router import Router, Routing, router_of
+from simulator.cluster.router import Router, Routing
+from simulator.cluster.routers import router_of
 from simulator.cluster.servers import Servers
 from simulator.cluster.transfer import Flow, Network, Paths, Way
 from simulator.serving.replica import Replica

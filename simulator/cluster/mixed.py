@@ -24,7 +24,8 @@ from simulator.cluster.destinations import NOWHERE, Destinations, overlap
 from simulator.cluster.devices import DeviceHistory
 from simulator.cluster.joins import Joins
 from simulator.cluster.outcome import Reason, Rows
-from simulator.cluster.router import Router, Routing, router_of
+from simulator.cluster.router import Router, Routing
+from simulator.cluster.routers import router_of
 from simulator.cluster.servers import Servers
 from simulator.serving.convoy import ConvoyReplica
 from simulator.serving.replica import Replica

@@ -13,12 +13,9 @@ from collections.abc import Sequence as Series
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine_models.declaration import Executor
 from engine_models.parts.sequence import Sequence
-from simulator.serving.replica import Replica
 
 if TYPE_CHECKING:
-    from simulator.cluster.admission import Admission
     from simulator.cluster.routing.system import Flags, RouterSystem
 
 
@@ -104,29 +101,3 @@ class Routing:
     hop_s: float = 0.0
     role: str = ""
     adapter_places: int = 0
-
-
-def router_of(
-    replicas: list[Replica],
-    rule: str | Routing,
-    executors: Executor | Series[Executor],
-    admission: Admission | None = None,
-    *,
-    changing: bool = False,
-) -> Router:
-    """The router of a rule; ranks of a replica are chosen as its engine does (`executors`, one for all or one a replica).
-
-    `changing`: replicas may come and go, or others send to them too.
-    """
-    routing = rule if isinstance(rule, Routing) else Routing(rule)
-    if isinstance(executors, Executor):
-        executors = [executors] * len(replicas)
-    ranks = max(len(replica.ranks) for replica in replicas)
-    by_load = ranks > 1 and any(executor.rank_router != "round_robin" for executor in executors)
-    alike = all(len(replica.ranks) == ranks for replica in replicas)
-    plain = routing.system is None and admission is None and not by_load and alike and not changing
-    if plain and (routing.rule == "round_robin" or len(replicas) == 1):
-        return InTurn(ranks * len(replicas))
-    from simulator.cluster.policy_router import policy_router
-
-    return policy_router(replicas, routing, executors, admission.max_inflight if admission is not None else None)

@@ -13,7 +13,8 @@ import pytest
 import simulator.cluster.cluster
 from engine_models.engines.known import BUILT_IN, split
 from engine_models.parts.sequence import Sequence
-from simulator.cluster.router import Router, router_of
+from simulator.cluster.router import Router
+from simulator.cluster.routers import router_of
 from simulator.run import RunResult, simulate
 from simulator.serving.replica import Replica
 from simulator.workload import drawn, streaming
