@@ -39,9 +39,9 @@ def draft_defaults(settings: Mapping[str, Any], arch: Architecture, flags: Mappi
     """A pool's `speculative` settings with SGLang's defaults; InputError for what SGLang refuses or is not modelled."""
     found = dict(settings)
     method = found.get("method")
-    if method == "medusa":
+    if method in ("medusa", "lookahead"):
         raise InputError(
-            "SGLang has no Medusa heads",
+            "SGLang has no Medusa heads" if method == "medusa" else "SGLang does not draft by lookahead",
             where="deployment.speculative.method",
             mend="one of eagle, eagle3, mtp, draft_model, ngram",
         )

@@ -65,7 +65,12 @@ EXECUTOR: dict[str, Flag] = {
     "max_queue_delay_microseconds": Flag("int", None, low=0),
     "max_queue_size": Flag("int", None, low=0),
     "build_config": Flag("json"),
+    "decoding_mode": Flag("str", None, choices=("auto", "top_k", "top_p", "top_k_top_p", "medusa", "eagle", "lookahead")),
     "medusa_choices": Flag("str"),
+    "eagle_choices": Flag("str"),
+    "lookahead_window_size": Flag("int", None, low=1),
+    "lookahead_ngram_size": Flag("int", None, low=2),
+    "lookahead_verification_set_size": Flag("int", None, low=1),
 }
 """Keys of the TensorRT-LLM backend and of the models around it."""
 STATIONS: dict[str, Flag] = {
@@ -110,10 +115,7 @@ _REFUSED = {
     "what attention keeps": "max_attention_window_size sink_token_length=0",
     "where keys and values are kept": "kv_cache_host_memory_bytes=0 cross_kv_cache_fraction",
     "where weights are kept": "gpu_weights_percent=1|1.0",
-    "how tokens are drafted (Medusa is simulated)": (
-        "decoding_mode=top_k|top_p|top_k_top_p|auto|medusa eagle_choices lookahead_window_size lookahead_ngram_size "
-        "lookahead_verification_set_size tensorrt_llm_draft_model_name"
-    ),
+    "how tokens are drafted (Medusa, EAGLE and lookahead are simulated)": "tensorrt_llm_draft_model_name",
     "how a server is spread over nodes": "num_nodes=1",
     "which requests are answered without the model": "cache_config response_cache response_cache_byte_size",
     "which instances may run at once": "rate_limit=off rate_limit_resource rate_limiter",

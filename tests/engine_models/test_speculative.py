@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_models.cost.drafting import (
-    METHODS,
+    CHAINS,
     Drafting,
     Speculation,
     head_layer,
@@ -174,7 +174,7 @@ def test_the_drafter_leaves_less_cache() -> None:
 
 
 def test_how_vllm_runs_each_method() -> None:
-    for method in METHODS:
+    for method in CHAINS:
         rules = planned(resolved(method=method, model="llama-3.2-1b")).scheduler("jump").rules
         assert rules.speculative_tokens == 3
         assert rules.in_flight == (1 if method in ("ngram", "medusa") else 2)
@@ -246,7 +246,7 @@ def test_verifying_costs_more_than_one_token_and_less_than_as_many_steps(rows: i
         assert verified < 1.15 * plain
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CHAINS)
 def test_a_step_with_drafts_is_the_verification_and_the_drafters_passes(method: str) -> None:
     drafts = resolved(method=method, model="llama-3.2-1b")
     times = Drafting(model_of(4), drafts, up_to(TABLES))
@@ -266,7 +266,7 @@ def test_a_step_with_drafts_is_the_verification_and_the_drafters_passes(method: 
     assert least < extra < 3 * least + 5e-4
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CHAINS)
 def test_a_run_with_drafts_costs_what_its_steps_cost(method: str) -> None:
     times = Drafting(model_of(4), resolved(method=method, model="llama-3.2-1b"), up_to(TABLES))
     shape = batch_of(8, 4, 1000)

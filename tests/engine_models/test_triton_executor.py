@@ -83,8 +83,10 @@ def test_a_tree_of_medusa_is_what_its_choices_say() -> None:
     assert tree == {
         "acceptance": 0.6, "method": "medusa", "num_speculative_tokens": 2, "num_draft_tokens": 5, "eagle_topk": 3,
     }  # fmt: skip
-    with pytest.raises(InputError, match="eagle"):
-        drafts({"method": "eagle", "num_speculative_tokens": 2}, arch, {})
+    with pytest.raises(InputError, match="eagle3 drafts is not modelled"):
+        drafts({"method": "eagle3", "num_speculative_tokens": 2}, arch, {})
+    with pytest.raises(InputError, match="eagle beside the method medusa"):
+        drafts({"method": "medusa"}, arch, {"eagle_choices": "{0}"})
     load = {"arrivals": {"kind": "batch"}, "requests": 4}
     plain = served(load)["totals"]["duration_s"]
     pool = {"engine": "triton", "hardware": "h100-sxm-80gb", "speculative": {"acceptance": 0.6},
@@ -92,6 +94,36 @@ def test_a_tree_of_medusa_is_what_its_choices_say() -> None:
     lengths = {"prompt_tokens": 100, "output_tokens": 40, "max_output_tokens": "equal"}
     drafted = simulate({"model": LLAMA, "deployment": pool, "workload": {**lengths, **load}}).result["totals"]["duration_s"]
     assert plain / 1.96 < drafted < plain  # at most 1 + 0.6 + 0.36 tokens a step
+
+
+@pytest.mark.parametrize(
+    ("ngram", "window", "verified", "tokens"), [(5, 4, 3, 27), (32, 1, 1, 61), (8, 1, 1, 13), (3, 5, 0, None)]
+)
+def test_lookahead_computes_guesses_beside_what_it_verifies(ngram: int, window: int, verified: int, tokens: int | None) -> None:
+    keys = {"lookahead_ngram_size": ngram, "lookahead_window_size": window, "lookahead_verification_set_size": verified}
+    if tokens is None:
+        with pytest.raises(InputError, match="lookahead without lookahead_verification_set_size"):
+            drafts({}, load_architecture(LLAMA), keys)
+        return
+    found = drafts({}, load_architecture(LLAMA), keys)
+    assert (found["method"], found["num_speculative_tokens"], found["num_draft_tokens"]) == ("lookahead", ngram - 1, 1 + tokens)
+
+
+def test_eagle_and_lookahead_run_from_a_scenario() -> None:
+    def pool(speculative: dict[str, Any], **keys: Any) -> Any:
+        deployment = {"engine": "triton", "hardware": "h100-sxm-80gb", "speculative": speculative,
+                      "engine_args": {"model_engine": "trtllm", **keys}}  # fmt: skip
+        lengths = {"prompt_tokens": 100, "output_tokens": 40, "max_output_tokens": "equal"}
+        return simulate({"model": LLAMA, "deployment": deployment,
+                         "workload": {**lengths, "arrivals": {"kind": "batch"}, "requests": 2}}).result  # fmt: skip
+
+    plain = served({"arrivals": {"kind": "batch"}, "requests": 2})["totals"]["duration_s"]
+    tree = pool({"acceptance_length": 2.2}, eagle_choices="[[0], [0, 0], [0, 0, 0], [1]]")
+    few = pool({"acceptance_length": 2.2}, lookahead_window_size=2, lookahead_ngram_size=3, lookahead_verification_set_size=2)
+    many = pool({"acceptance_length": 2.2}, lookahead_window_size=50, lookahead_ngram_size=5, lookahead_verification_set_size=50)
+    assert tree["totals"]["duration_s"] < plain
+    assert few["totals"]["duration_s"] < plain
+    assert many["totals"]["duration_s"] > 1.3 * few["totals"]["duration_s"]  # 400 tokens a row are no longer free
 
 
 EXECUTOR = """
@@ -185,7 +217,8 @@ def test_what_a_repository_cannot_say_is_refused(tmp_path: Path) -> None:
         ({"batch_scheduler_policy": "max_utilisation"}, "cannot be"),
         ({"dynamic_batching": {"priority_levels": 2}}, "priorities and time-outs"),
         ({"build_config": {"max_tokens": 2}}, "no key `max_tokens`"),
-        ({"decoding_mode": "eagle"}, "how tokens are drafted"),
+        ({"decoding_mode": "redrafter"}, "cannot be"),
+        ({"tensorrt_llm_draft_model_name": "x"}, "how tokens are drafted"),
         ({"max_beam_width": 4}, "how many sequences"),
     ],
 )
