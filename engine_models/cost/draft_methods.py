@@ -9,7 +9,9 @@ from engine_models.model.blocks import Architecture
 from hardware_profiles.errors import InputError
 
 WHERE = "deployment.speculative"
-METHODS = ("ngram", "eagle", "eagle3", "mtp", "draft_model", "medusa")
+METHODS = ("ngram", "eagle", "eagle3", "mtp", "draft_model", "medusa", "lookahead")
+CHAINS = METHODS[:-1]
+"""Methods whose drafts may form a chain."""
 KEEPS_KV = ("eagle", "eagle3", "mtp", "draft_model")
 """Methods whose drafter has layers with a KV cache of its own."""
 ON_DEVICE = KEEPS_KV
@@ -17,7 +19,7 @@ ON_DEVICE = KEEPS_KV
 
 
 def chains_only(
-    title: str, methods: tuple[str, ...] = METHODS
+    title: str, methods: tuple[str, ...] = CHAINS
 ) -> Callable[[Mapping[str, Any], Architecture, Mapping[str, Any]], dict[str, Any]]:
     """The settings as they are, of an engine whose drafts form chains, by one of `methods`; InputError for others."""
 

@@ -46,17 +46,6 @@ from engine_models.parts.protocols import StepCost
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.ops import Ops
 
-<<<<<<< HEAD
-=======
-METHODS = ("ngram", "eagle", "eagle3", "mtp", "draft_model", "medusa", "lookahead")
-CHAINS = METHODS[:-1]
-"""Methods whose drafts may form a chain."""
-KEEPS_KV = ("eagle", "eagle3", "mtp", "draft_model")
-"""Methods whose drafter has layers with a KV cache of its own."""
-ON_DEVICE = KEEPS_KV
-"""Methods that vLLM schedules asynchronously; the others need the sampled tokens on the host before they can draft."""
-
->>>>>>> fbcdbfe (EAGLE and lookahead decoding in Triton's TensorRT-LLM backend)
 EAGLE3_VOCAB = 32_000
 """Tokens that an EAGLE-3 head can propose. Kind: assumed, 2026-11: `draft_vocab_size` of the heads published with the EAGLE-3
 paper (Li et al. 2025) for Llama-3 models; others' heads differ."""
@@ -184,33 +173,6 @@ def speculation_of(
     return replace(speculation, branches=branches, verified=verified, notes=(*speculation.notes, *by_task))
 
 
-<<<<<<< HEAD
-=======
-def chains_only(
-    title: str, methods: tuple[str, ...] = CHAINS
-) -> Callable[[Mapping[str, Any], Architecture, Mapping[str, Any]], dict[str, Any]]:
-    """The settings as they are, of an engine whose drafts form chains, by one of `methods`; InputError for others."""
-
-    def checked(settings: Mapping[str, Any], arch: Architecture, flags: Mapping[str, Any]) -> dict[str, Any]:
-        for key in ("eagle_topk", "num_draft_tokens"):
-            if key in settings:
-                raise InputError(
-                    f"{title} drafts chains, `{key}` is a tree's",
-                    where=f"{WHERE}.{key}",
-                    mend="remove it; num_speculative_tokens is the number of drafts",
-                )
-        if settings.get("method", methods[0]) in set(METHODS) - set(methods):
-            raise InputError(
-                f"{title} with {settings['method']} drafts is not modelled",
-                where=f"{WHERE}.method",
-                mend=f"one of {', '.join(methods)}",
-            )
-        return dict(settings)
-
-    return checked
-
-
->>>>>>> fbcdbfe (EAGLE and lookahead decoding in Triton's TensorRT-LLM backend)
 def _drafter(
     method: str,
     tokens: int,
@@ -520,7 +482,6 @@ def summary_note(speculation: Speculation) -> str:
 
 
 __all__ = [
-    "CHAINS",
     "METHODS",
     "Drafting",
     "Speculation",

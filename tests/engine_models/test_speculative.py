@@ -10,13 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_models.cost.drafting import (
-    CHAINS,
-    Drafting,
-    Speculation,
-    head_layer,
-    speculation_of,
-)
+from engine_models.cost.draft_methods import CHAINS
+from engine_models.cost.drafting import Drafting, Speculation, head_layer, speculation_of
 from engine_models.cost.stated_acceptance import acceptance_rates
 from engine_models.cost.step_time import StepTimeModel
 from engine_models.cost.terms import Formats, HostOverhead
