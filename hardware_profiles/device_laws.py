@@ -79,6 +79,9 @@ class Law:
     traffic_factor : bytes that elementwise operations move, as a multiple of what 16-bit fused ones would.
     kv_share : share of the bandwidth at which attention reads keys and values.
     attention_share : share of the 16-bit peak that the attention of prompts reaches.
+    narrow_kv_s : what attention over packed keys and values takes beside reading them: two products and a softmax in place of one
+    kernel. None where such a kernel reads them; else the engine keeps them in 16 bits up to where this pays, and four bits read
+    as eight.
     latent_prompts : whether prompts attend to the latent keys themselves, as llama.cpp's graphs do, and not to expanded ones.
     attend : share of the 32-bit rate at which decoding rows attend, and operations a query head and cell beside the products.
     slower : factor on `launch_s` by architecture, or by the word "ultra" for chips of two dies.
@@ -102,6 +105,7 @@ class Law:
     start_s: float = 0.0
     widened_bytes: float = 0.0
     traffic_factor: float = 1.0
+    narrow_kv_s: float | None = None
     latent_prompts: bool = True
     attend: tuple[float, float] = (1.0, 0.0)
     overlap_factor: float = 2.0
@@ -247,8 +251,14 @@ class LawOps(Roofline):
         """The KV read once, at the law's share."""
         b, c = np.broadcast_arrays(as_array(batch), np.maximum(as_array(context_tokens), 1.0))
         span = np.minimum(c, window_tokens) if window_tokens > 0 else c
-        moved = np.maximum(b, 1.0) * span * 2.0 * kv_heads * head_dim * weight_bytes(known_format(kv_fmt))
-        return np.where(b > 0, self._reading_s(moved, b * span * heads * (4.0 * head_dim + self.law.attend[1])), 0.0)
+        values = np.maximum(b, 1.0) * span * 2.0 * kv_heads * head_dim
+        flops = b * span * heads * (4.0 * head_dim + self.law.attend[1])
+        size = weight_bytes(known_format(kv_fmt))
+        t = self._reading_s(values * size, flops)
+        if size < 2.0 and self.law.narrow_kv_s is not None:
+            narrow_s = self._reading_s(values * max(size, weight_bytes("mlx_8bit")), flops) + self.law.narrow_kv_s
+            t = np.minimum(self._reading_s(values * 2.0, flops), narrow_s)
+        return np.where(b > 0, t, 0.0)
 
     def _prompt_s(self, flops: Array, moved_bytes: Array) -> Array:
         peak = max(self.matrix_peak["16"], self.fp32_flops_per_s)

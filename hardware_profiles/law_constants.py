@@ -250,6 +250,8 @@ CPU_DESKTOP = replace(
 )
 
 #: MLX on Apple's GPUs. kind: fitted, 2026-11, source: mlx_lm.benchmark and Rapid-MLX on two M3 Ultra, MLX-LM on M1 and M2 Max.
+#: Packed keys and values: from where they pay, 6,000 tokens of Qwen2.5-7B on an M2 Ultra (ml-explore/mlx-examples#1075, where
+#: decoding after 128,000 is half as quick again; four bits as quick as eight).
 MLX = replace(
     METAL,
     title="Apple GPUs under MLX",
@@ -267,6 +269,7 @@ MLX = replace(
     slower={"ultra": 1.04},
     older={"m1": 0.56, "m2": 0.46},
     lighter={},
+    narrow_kv_s=9.5e-6,
 )
 
 #: ExLlamaV2 on NVIDIA cards. kind: fitted, 2026-11, source: one RTX 3090 Ti, 12 models, decoding alone (in the fit: 3 % in the

@@ -10,7 +10,7 @@ form their turns otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from engine_models.cost.overheads import load_overheads
@@ -34,7 +34,6 @@ from engine_models.engines.mlx_lm_recorded import replay as replay_recorded
 from engine_models.memory.prompt_copies import PromptCopies
 from engine_models.model.activations import activation_bytes
 from engine_models.model.architecture import kv_groups, state_bytes_per_sequence, weight_bytes_per_rank
-from engine_models.model.formats import format_named
 from engine_models.schedulers.polled_turns import PolledTurnsScheduler, TurnRules
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InfeasibleError, InputError
@@ -87,7 +86,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     server = Server(rules, copies, 1 if states else min(windows, default=None), windows)
     overheads = load_overheads(ENGINE.name)
     answer = int(flags.get("max_tokens", 512))
-    wide = replace(request.formats, kv_cache=format_named("bf16")) if alone else request.formats
     return EnginePlan(
         engine=ENGINE.name,
         version=ENGINE.version(version_text),
@@ -107,7 +105,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         scheduler=server.scheduler,
         costs=StepCosts(
             arch,
-            wide,
+            request.formats,
             Terms(overheads.host),
             TableRange(step_tokens, rows, arch.max_context_tokens),
         ),
@@ -127,7 +125,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 else ""
             ),
             (
-                "attention over a quantized KV cache is priced as over one in 16 bits (assumed)"
+                "attention over a quantized KV cache reads it by two products in place of one kernel, in 16 bits up to where "
+                "it pays; that of prompts is priced as over 16 bits (assumed)"
                 if alone
                 else f"new requests are taken in every {rules.time_budget_s:g} s while others are served"
             )

@@ -210,6 +210,18 @@ def test_k_formats_unpack_beside_floats_from_the_m3_on(name: str, weights: float
     assert float(newer.product_s("q4_k", weights, np.ones(1), 1.0, 0.0)[0]) < 1.0 / tok_s
 
 
+def test_mlx_reads_packed_keys_where_that_pays() -> None:
+    """A layer of Qwen2.5-7B on an M2 Ultra: alike up to 6,000 tokens, 1.75 times as quick after 120,000; four bits as eight."""
+    ops = operations_of(load_device("apple-m2-ultra-76c-192gb"), "mlx")
+    wide, eight, four = (
+        [float(ops.decode_attention_s(fmt, 28, 4, 128, 0, 1, tokens)) for tokens in (1000, 5500, 120_000)]
+        for fmt in ("bf16", "mlx_8bit", "mlx_4bit")
+    )
+    assert eight == four
+    assert (eight[0], eight[1]) == (wide[0], wide[1])
+    assert wide[2] / eight[2] == pytest.approx(1.75, rel=0.05)
+
+
 def test_the_first_arc_cards_reach_half_of_what_their_successors_do() -> None:
     """Shares of the bandwidth that 4-bit weights are read at, by the engines that served on both."""
     for engine, most in (("vllm", 0.46), ("llama_cpp", 0.33)):
