@@ -18,6 +18,7 @@ from simulator.results.intervals import (
     INTERVAL_OF_MEAN_ERROR,
     QUEUE_ELASTICITY,
     Evidence,
+    Widths,
     add_intervals,
     coherent,
     half_width,
@@ -25,59 +26,83 @@ from simulator.results.intervals import (
     rate_width,
     share_below,
     share_of_queue,
+    shipped,
     table,
     why,
 )
+from simulator.results.scales import Scale
 
 
 def entry(width: float) -> dict[str, float]:
     return {"log_half_width": width, "experiments": 10.0, "models": 3.0}
 
 
-GROUPS = {
-    "vllm/measured/open loop": {
-        "tpot/mean": entry(0.09),
-        "e2e/mean": entry(0.08),
-        "ttft/mean": entry(0.15),
-        "ttft/p99": entry(0.45),
-        "throughput/mean": entry(0.03),
+def scale(width: float, **factors: dict[str, float]) -> Scale:
+    """Of a log half-width, times what levels say; ten times that of a device which was not measured."""
+    logs = {factor: {level: math.log(times) for level, times in levels.items()} for factor, levels in factors.items()}
+    return Scale(math.log(width), logs, {"device": math.log(10.0)})
+
+
+WIDTHS = Widths(
+    {
+        "vllm/measured/open loop": {
+            "tpot/mean": entry(0.09),
+            "e2e/mean": entry(0.08),
+            "ttft/mean": entry(0.15),
+            "ttft/p99": entry(0.45),
+            "throughput/mean": entry(0.03),
+        },
     },
-    "vllm/closed loop": {"tpot/mean": entry(0.15), "ttft/mean": entry(0.6)},
-    "any/closed loop": {"tpot/mean": entry(0.3), "ttft/mean": entry(0.8)},
-        "vllm/batch": {"ttft/mean": entry(0.7), "throughput/mean": entry(0.35)},
-    "any/launch unknown": {"tpot/mean": entry(1.2)},
-    "any/disaggregated": {"tpot/mean": entry(0.5)},
-}
+    {
+        "tpot": scale(0.15, load={"batch, lengths by a law": 4.0, "disaggregated": 2.0}, device={"": 1.0}),
+        "ttft": scale(0.6, engine={"sglang": 1.5}, device={"": 1.0}, statistic={"p50": 0.5}),
+    },
+)
 SERVED = Evidence("vllm", "measured")
 BEYOND = math.sqrt(0.15**2 - 0.09**2)
 
 
 def width(evidence: Evidence, metric: str = "tpot", statistic: str = "mean", share: float = 0.0) -> float:
-    return half_width(evidence, metric, statistic, share, groups=GROUPS)[0]
+    return half_width(evidence, metric, statistic, share, widths=WIDTHS)[0]
 
 
 def test_the_nearest_kind_of_run_stands_behind_an_interval() -> None:
-    assert width(SERVED) == 0.09
-    assert width(replace(SERVED, closed_loop=True)) == 0.15
-    assert width(Evidence("vllm", "kernels", closed_loop=True), "ttft") == 0.6
-    assert width(Evidence("sglang", "kernels", closed_loop=True), "ttft") == 0.8  # of all engines together
-    assert width(Evidence("sglang", "kernels"), "ttft") == 0.8
-
-
-def test_batches_and_launches_that_nobody_knows_have_widths_of_their_own_and_the_words_say_what_lacks() -> None:
-    """Where a statistic of theirs was not measured, that of closed loops stands in."""
     closed = Evidence("vllm", "kernels", closed_loop=True)
-    batch, unknown = replace(closed, batch=True), replace(closed, launch_known=False)
-    assert (width(batch, "ttft"), width(batch)) == (0.7, 0.15)
-    assert (width(unknown), width(unknown, "ttft")) == (1.2, 0.6)
-    assert rate_width(batch, 6.0, 60.0, False, GROUPS) == 0.35
-    assert width(replace(closed, split=True)) == 0.5
-    assert width(replace(SERVED, split=True)) == pytest.approx(0.5)
+    assert width(SERVED) == 0.09
+    assert width(replace(SERVED, closed_loop=True)) == pytest.approx(0.15)
+    assert width(closed, "ttft") == pytest.approx(0.6)
+    assert width(closed, "ttft", "p50") == pytest.approx(0.3)
+    assert width(replace(closed, engine="sglang"), "ttft") == pytest.approx(0.9)
+    assert width(Evidence("sglang", "kernels"), "ttft") == pytest.approx(0.9)
+    assert width(replace(closed, setting="vllm/new device/attention, experts/16 bits")) == pytest.approx(1.5)
+    assert rate_width(replace(closed, batch=True), 6.0, 60.0, False, WIDTHS) == pytest.approx(0.15)  # as TPOT
+    assert width(replace(closed, split=True)) == pytest.approx(0.3)
+    assert width(replace(SERVED, split=True)) == pytest.approx(0.3)
+
+
+def test_lengths_by_a_law_say_little_of_what_requests_of_a_batch_share() -> None:
+    """TPOT is a mean over requests, of which the short ones wait for the prompts of all."""
+    batch = Evidence("vllm", "kernels", closed_loop=True, batch=True)
+    assert width(replace(batch, by_law=True)) == pytest.approx(4 * width(batch))
+    assert width(Evidence("vllm", "kernels", by_law=True)) == pytest.approx(width(Evidence("vllm", "kernels")))
+    scales = shipped().scales["tpot"]
+    known, law = (scales.half_width(replace(batch, by_law=by_law).levels("mean")) for by_law in (False, True))
+    assert law > 2 * known
+    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "requests": 1}
+    for answers, by_law in ((8, False), ({"kind": "lognormal", "mean": 8, "p99": 20}, True)):
+        deployment = {"engine": "vllm", "hardware": "h100-sxm-80gb"}
+        case = {"model": "meta-llama/Llama-3.2-1B", "deployment": deployment, "workload": {**load, "output_tokens": answers}}
+        assert domain(prepare(load_scenario(case)))[0].by_law is by_law
+
+
+def test_words_say_why_an_interval_is_wide() -> None:
     assert why(SERVED, 0.1) == ""
-    assert why(closed, 0.1).endswith("left out")
-    far = why(replace(closed, near=False), 0.4)
-    assert far.endswith("no run with this engine, device, kind of model and format was measured")
-    assert "1.49" in far
+    closed = Evidence("vllm", "kernels", closed_loop=True, setting="vllm/no such device/latent attention, experts/8 bits")
+    said = why(closed, 0.4)
+    assert "(a factor of 1.49 for TPOT) hold nine of ten values" in said
+    assert said.endswith("never measured: no such device")
+    assert "latent attention, experts, 8 bits err" in said
+    assert "batch, lengths by a law err" in why(replace(closed, batch=True, by_law=True), 0.4)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +128,7 @@ def test_a_tail_that_was_not_measured_is_wider_than_the_mean_as_elsewhere() -> N
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_where_clients_wait_e2e_errs_as_its_parts(share: float) -> None:
     closed = Evidence("vllm", "kernels", closed_loop=True)
-    found, _ = half_width(closed, "e2e", "mean", ttft_share=share, groups=GROUPS)
+    found, _ = half_width(closed, "e2e", "mean", ttft_share=share, widths=WIDTHS)
     assert found == pytest.approx(share * 0.6 + (1 - share) * 0.15)
 
 
@@ -112,11 +137,11 @@ def test_kernels_that_were_not_measured_widen_by_their_error(error: float) -> No
     assumed = Evidence("vllm", "borrowed", kernel_error=error)
     known = Evidence("vllm", "kernels")
     more = math.log1p(INTERVAL_OF_MEAN_ERROR * error)
-    assert half_width(assumed, "ttft", "p99", groups=GROUPS) == (
+    assert half_width(assumed, "ttft", "p99", widths=WIDTHS) == (
         pytest.approx(math.hypot(width(known, "ttft", "p99"), more)),
         "assumed",
     )
-    assert half_width(known, "ttft", "p99", groups=GROUPS)[1] == "fitted"
+    assert half_width(known, "ttft", "p99", widths=WIDTHS)[1] == "fitted"
 
 
 def test_ninety_of_a_hundred_normal_errors_lie_within_the_stated_multiple_of_their_mean() -> None:
@@ -127,14 +152,14 @@ def test_ninety_of_a_hundred_normal_errors_lie_within_the_stated_multiple_of_the
 
 
 def test_without_any_run_the_width_is_assumed() -> None:
-    assert half_width(Evidence("vllm", "kernels"), "ttft", "mean", groups={}) == (0.5, "assumed")
+    assert half_width(Evidence("vllm", "kernels"), "ttft", "mean", widths=Widths()) == (0.5, "assumed")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_queueing_widens_by_its_share_where_arrivals_do_not_wait(share: float) -> None:
     assert queue_widening(0.1, share, 0.05) == pytest.approx(math.hypot(0.1, QUEUE_ELASTICITY * 0.05 * share))
     assert width(SERVED, "ttft", "mean", share) == pytest.approx(queue_widening(0.15, share, 0.09))
-    assert width(replace(SERVED, closed_loop=True), "ttft", "mean", share) == 0.6
+    assert width(replace(SERVED, closed_loop=True), "ttft", "mean", share) == pytest.approx(0.6)
     assert width(SERVED, "tpot", "mean", share) == 0.09
 
 
@@ -145,10 +170,10 @@ def test_the_share_of_queueing_is_beyond_one_step_and_at_most_all() -> None:
 
 
 def test_arrivals_fix_throughput_but_for_the_requests_under_way() -> None:
-    assert rate_width(SERVED, 6.0, 60.0, False, GROUPS) == pytest.approx(math.hypot(0.03, 0.08 * 0.1))
-    assert rate_width(SERVED, 90.0, 60.0, False, GROUPS) == pytest.approx(math.hypot(0.03, 0.08))
-    assert rate_width(SERVED, 6.0, 60.0, True, GROUPS) == 0.09
-    assert rate_width(replace(SERVED, closed_loop=True), 6.0, 60.0, False, GROUPS) == 0.15
+    assert rate_width(SERVED, 6.0, 60.0, False, WIDTHS) == pytest.approx(math.hypot(0.03, 0.08 * 0.1))
+    assert rate_width(SERVED, 90.0, 60.0, False, WIDTHS) == pytest.approx(math.hypot(0.03, 0.08))
+    assert rate_width(SERVED, 6.0, 60.0, True, WIDTHS) == 0.09
+    assert rate_width(replace(SERVED, closed_loop=True), 6.0, 60.0, False, WIDTHS) == pytest.approx(0.15)
 
 
 @given(st.floats(-1.0, 12.0))
@@ -280,7 +305,8 @@ def test_clients_that_think_longer_than_they_wait_count_as_an_open_loop(think_s:
     opened = run({"kind": "poisson", "rate": closed["totals"]["request_throughput"]})
     first, second = (result["metrics"]["ttft_ms"] for result in (closed, opened))
     wide, narrow = (metric["interval"]["mean"][1] / metric["mean"] for metric in (first, second))
-    of_loops, _ = half_width(replace(SERVED, closed_loop=True), "ttft", "mean")
+    setting = "vllm/h100-sxm-80gb/attention, no experts/16 bits"
+    of_loops, _ = half_width(replace(SERVED, closed_loop=True, setting=setting), "ttft", "mean")
     assert math.log(wide) == pytest.approx(of_loops if waits else math.log(narrow), rel=0.02)
     assert of_loops > 3 * math.log(narrow)
     if not waits:

@@ -250,7 +250,7 @@ def compare(row: dict[str, Any], requests: pd.DataFrame, folder: Path) -> list[d
     run = run_prepared(prepared, workload=workload_of(row, requests))
     evidence, _ = domain(prepared)
     evidence = replace(evidence, closed_loop=bool(row["conc"]))
-    found = predictions(run, latencies(run.raw), evidence, np.ones(len(requests), bool), "")
+    found = predictions(run, latencies(run.raw), evidence, np.ones(len(requests), bool))
     return [
         {
             "id": f"{row['dir']}/{row['run']}",

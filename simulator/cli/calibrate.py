@@ -95,14 +95,20 @@ def intervals(
         more, of_reports = report_kinds(validate_reports(reports, workers, progress)["cases"])
         experiments, known = [*experiments, *more], known | of_reports
     progress_done()
-    groups = derive(experiments, known)
-    path = write_intervals(groups, seen(values_of(experiments, known)), output)
-    for group, entries in groups.items():
+    widths = derive(experiments, known)
+    path = write_intervals(widths, seen(values_of(experiments, known)), output)
+    for group, entries in widths.groups.items():
         shown = ", ".join(
             f"{k} {100 * math.expm1(v['log_half_width']):.0f} % ({v['experiments']})"
             for k, v in entries.items()
         )
         print(f"{group}: {shown}")
+    for metric, scale in widths.scales.items():
+        base = math.expm1(math.exp(scale.log_base_width))
+        print(f"{metric}: {100 * base:.0f} % ({scale.experiments}), where clients wait; times")
+        for factor, levels in scale.factors.items():
+            shown = ", ".join(f"{level} {math.exp(added):.2f}" for level, added in sorted(levels.items()))
+            print(f"  {factor}: {shown}; another {math.exp(scale.unseen[factor]):.2f}")
     print(f"written {path}")
 
 

@@ -106,12 +106,14 @@ def _shipped(prepared: Prepared) -> tuple[Evidence, list[str]]:
         axes.append(f"power limit: {prepared.pool.power_limit_w:g} W, under which no kernel was measured")
         hardware, error = "kernels" if hardware == "measured" else hardware, max(error, LIMIT_ERROR_PCT / 100)
     split = bool(prepared.pools) and not prepared.side_by_side
-    return Evidence(plan.engine, hardware, kernel_error=error, near=near, split=split), axes
+    by_law = prepared.scenario.workload.lengths_by_law()
+    return Evidence(plan.engine, hardware, kernel_error=error, setting=setting.key(), split=split, by_law=by_law), axes
 
 
 def _doubt(evidence: Evidence) -> tuple[int, bool, float]:
     """How little stands behind a prediction, for comparison."""
-    return ("measured", "kernels", "borrowed", "physics").index(evidence.hardware), not evidence.near, evidence.kernel_error
+    place = ("measured", "kernels", "borrowed", "physics").index(evidence.hardware)
+    return place, evidence.setting not in table()["seen"], evidence.kernel_error
 
 
 def setting_of(prepared: Prepared) -> Setting:

@@ -1,9 +1,10 @@
 """How wrong a prediction may be: 90 % intervals of the model's own error.
 
-The widths come from measured runs (`capacity-plan calibrate intervals`): each measured experiment gives one ratio of predicted to
-measured; ratios are grouped by how much evidence stands behind a prediction of their kind, and the half-width of a group is the
-order statistic that a new member of it stays below nine times in ten (split conformal prediction: rank ceil(0.9 (n + 1)) of the
-absolute log ratios; Vovk et al., Algorithmic Learning in a Random World, 2005, chapter 2).
+The widths come from measured runs (`capacity-plan calibrate intervals`): each experiment gives one ratio of predicted to
+measured. Under open load ratios are grouped by how much evidence stands behind a prediction of their kind, and the half-width of
+a group is the order statistic that a new member of it stays below nine times in ten (split conformal prediction: rank
+ceil(0.9 (n + 1)) of the absolute log ratios; Vovk et al., Algorithmic Learning in a Random World, 2005, chapter 2). Where clients
+wait, load, engine, device and kind of model make it wider or narrower (`simulator.results.scales`).
 
 What was never measured is put together from what was, in quadrature: the error of runs, that of kernels, and that of borrowed or
 assumed kernels, which is said to be assumed. Every predicted figure so has a stated error.
@@ -14,11 +15,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from itertools import pairwise
 from typing import Any
+
+from simulator.results.scales import Scale
 
 LEVEL = 0.9
 
@@ -58,9 +61,11 @@ class Evidence:
         (kernels of another device), or "physics" (datasheet rates).
     closed_loop : whether clients wait for an answer before they send again, or all send at once (`batch`).
     kernel_error : mean relative error of kernel times that were not measured; 0 where they were.
-    near : whether runs of the engine on the device with such a model in such a format were measured (`Setting`).
+    setting : what was run (`Setting.key`), "" if unknown.
     launch_known : whether it is known how the server was launched; of a scenario it always is.
     split : whether prefill and decode are on servers of their own, which err otherwise than one that does both.
+    by_law : whether lengths are drawn by a law of two numbers, such as a mean and a 99th percentile: of the real lengths, whose
+        short and long answers decide what requests of a batch share, no more is known.
     fitted : log half-widths by metric of a user's calibration, of those metrics that it tells; `fitted_by` is its name.
     """
 
@@ -68,29 +73,39 @@ class Evidence:
     hardware: str
     closed_loop: bool = False
     kernel_error: float = 0.0
-    near: bool = True
+    setting: str = ""
     batch: bool = False
     launch_known: bool = True
     split: bool = False
+    by_law: bool = False
     fitted: tuple[tuple[str, float], ...] = ()
     fitted_by: str = ""
 
-    def group(self) -> str:
-        """Name of the group of measured runs: closed loops are other sites' and count as hardware known by its kernels."""
-        return self.groups()[0]
+    def load(self) -> str:
+        """Kind of a load under which clients wait."""
+        if self.split:
+            return "disaggregated"
+        if not self.launch_known:
+            return "launch unknown"
+        return ("batch" if self.batch else "closed loop") + (", lengths by a law" if self.by_law and self.closed_loop else "")
 
-    def groups(self) -> tuple[str, ...]:
-        """The same with those that stand in for it, the nearest first: of the engine, of all engines, of any closed loop."""
-        if not self.closed_loop:
-            measured = self.hardware == "measured" and not self.split
-            return (f"{self.engine}/{'measured' if measured else 'kernels'}/open loop",)
-        kinds = [
-            *(["disaggregated"] if self.split else []),
-            *(["batch"] if self.batch else []),
-            *([] if self.launch_known else ["launch unknown"]),
-            "closed loop",
-        ]
-        return tuple(f"{who}/{kind}" for kind in kinds for who in (self.engine, "any"))
+    def group(self) -> str:
+        """Name of the group of measured runs."""
+        if self.closed_loop:
+            return f"{self.engine}/{self.load()}"
+        return f"{self.engine}/{'measured' if self.hardware == 'measured' and not self.split else 'kernels'}/open loop"
+
+    def levels(self, statistic: str) -> dict[str, str]:
+        """Levels of the factors of a scale (`simulator.results.scales.FACTORS`)."""
+        setting = Setting.read(self.setting)
+        return {
+            "load": self.load(),
+            "engine": self.engine,
+            "device": setting.device,
+            "model": f"{setting.model}, {setting.weights}",
+            "setting": self.setting,
+            "statistic": "p50" if statistic == "p50" else "mean",
+        }
 
 
 @dataclass(frozen=True)
@@ -106,14 +121,35 @@ class Setting:
         """The setting as one text."""
         return "/".join((self.engine, self.device, self.model, self.weights))
 
+    @classmethod
+    def read(cls, key: str) -> Setting:
+        """From its text; of an unknown one all is ""."""
+        engine, _, rest = key.partition("/")
+        return cls(engine, *rest.rsplit("/", 2)) if rest else cls(engine, "", "", "")
+
 
 Groups = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Half-widths: {"engine/hardware/load": {"metric/statistic": {"log_half_width", "experiments", "models"}}}."""
 
 
+@dataclass(frozen=True)
+class Widths:
+    """All widths of measured runs: `groups` under open load, `scales` by metric where clients wait."""
+
+    groups: Groups = field(default_factory=dict)
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+
+
+@lru_cache(maxsize=1)
+def shipped() -> Widths:
+    """The widths that are shipped."""
+    stored = table()
+    return Widths(stored["groups"], {metric: Scale.read(scale) for metric, scale in stored["scales"].items()})
+
+
 @lru_cache(maxsize=1)
 def table() -> dict[str, Any]:
-    """The shipped half-widths: {"groups": `Groups`, ...}."""
+    """The shipped file: {"groups": `Groups`, "scales": {metric: `Scale.as_dict`}, ...}."""
     text = resources.files("simulator.results").joinpath("intervals.json").read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
@@ -134,17 +170,15 @@ def _beyond(wide: float, narrow: float) -> float:
 
 
 def _within(groups: Groups, group: str, metric: str, statistic: str) -> float | None:
-    """Width of a group: a tail that was not measured is wider than the mean by as much as in the runs where both were.
-
-    E2E and the tails of TPOT without measurements err as TPOT does, of which E2E is made.
-    """
+    """Width of a group, of a tail that was not measured as `_tail`."""
     if (width := _own(groups, group, metric, statistic)) is not None:
         return width
     mean = _own(groups, group, metric, "mean")
-    if mean is None and metric == "e2e":
-        mean = _own(groups, group, "tpot", "mean")
-    if mean is None:
-        return None
+    return None if mean is None else _tail(groups, mean, metric, statistic)
+
+
+def _tail(groups: Groups, mean: float, metric: str, statistic: str) -> float:
+    """Width of a tail that was not measured: wider than the mean by as much as in the runs where both were."""
     for other in (name for name in groups if "/measured/" in name):
         tail, usual = _own(groups, other, metric, statistic), _own(groups, other, metric, "mean")
         if tail is not None and usual is not None:
@@ -152,24 +186,31 @@ def _within(groups: Groups, group: str, metric: str, statistic: str) -> float | 
     return mean
 
 
-def run_width(groups: Groups, evidence: Evidence, metric: str, statistic: str) -> float | None:
+def waiting_width(widths: Widths, evidence: Evidence, metric: str, statistic: str) -> float | None:
+    """Log half-width where clients wait. E2E errs as TPOT does, of which it is made."""
+    scale = widths.scales.get("tpot" if metric == "e2e" else metric)
+    if scale is None:
+        return None
+    return _tail(widths.groups, scale.half_width(evidence.levels(statistic)), metric, statistic)
+
+
+def run_width(widths: Widths, evidence: Evidence, metric: str, statistic: str) -> float | None:
     """Log half-width by measured runs, as if every kernel of the device had been measured; None without such runs.
 
     A server under open load on hardware that is known by its kernels: the width of such a server on measured hardware, and in
-    quadrature what hardware known by its kernels adds to TPOT. Without that, closed loops, of all engines at the last.
+    quadrature what hardware known by its kernels adds to TPOT. Without that, where clients wait.
     """
-    for group in evidence.groups():
-        if (width := _within(groups, group, metric, statistic)) is not None:
-            return width
     if evidence.closed_loop:
-        return None
-    closed = replace(evidence, closed_loop=True)
-    served = _within(groups, f"{evidence.engine}/measured/open loop", metric, statistic)
-    usual = _within(groups, f"{evidence.engine}/measured/open loop", "tpot", "mean")
-    kernels = run_width(groups, closed, "tpot", "mean")
+        return waiting_width(widths, evidence, metric, statistic)
+    if (width := _within(widths.groups, evidence.group(), metric, statistic)) is not None:
+        return width
+    measured = f"{evidence.engine}/measured/open loop"
+    served = _within(widths.groups, measured, metric, statistic)
+    usual = _within(widths.groups, measured, "tpot", "mean")
+    kernels = waiting_width(widths, evidence, "tpot", "mean")
     if served is not None and usual is not None and kernels is not None:
         return math.hypot(served, _beyond(kernels, usual))
-    return run_width(groups, closed, metric, statistic)
+    return waiting_width(widths, evidence, metric, statistic)
 
 
 def half_width(
@@ -178,19 +219,19 @@ def half_width(
     statistic: str,
     queue_share: float = 0.0,
     ttft_share: float = 0.0,
-    groups: Groups | None = None,
+    widths: Widths | None = None,
 ) -> tuple[float, str]:
     """Log half-width of a statistic of "ttft", "tpot" or "e2e", and its kind ("fitted" to measured runs, or "assumed").
 
     queue_share : part of the value that is waiting beyond one step; see `QUEUE_ELASTICITY`.
     ttft_share : part of an E2E that is TTFT; where clients wait, E2E errs as its parts do, all in one direction.
-    groups : widths of measured runs, by default the shipped ones.
+    widths : of measured runs, by default the shipped ones.
     """
-    known = table()["groups"] if groups is None else groups
+    known = widths or shipped()
     own = dict(evidence.fitted)
     if metric == "e2e" and (evidence.closed_loop or own):
-        first, kind = half_width(evidence, "ttft", statistic, groups=known)
-        rest, _ = half_width(evidence, "tpot", statistic, groups=known)
+        first, kind = half_width(evidence, "ttft", statistic, widths=known)
+        rest, _ = half_width(evidence, "tpot", statistic, widths=known)
         width = ttft_share * first + (1 - ttft_share) * rest
     elif metric in own:
         width, kind = own[metric], "fitted"
@@ -200,7 +241,7 @@ def half_width(
         width = math.hypot(ASSUMED_HALF_WIDTH[metric] if run is None else run, kernels)
         kind = "assumed" if run is None or evidence.kernel_error else "fitted"
     if metric != "tpot" and not evidence.closed_loop and queue_share > 0:
-        step, _ = half_width(evidence, "tpot", "mean", groups=known)
+        step, _ = half_width(evidence, "tpot", "mean", widths=known)
         width = queue_widening(width, queue_share, step)
     return width, kind
 
@@ -228,7 +269,7 @@ def interval(value: float | None, log_half_width: float) -> list[float] | None:
 
 
 def rate_width(
-    evidence: Evidence, e2e_s: float, window_s: float, overloaded: bool, groups: Groups | None = None
+    evidence: Evidence, e2e_s: float, window_s: float, overloaded: bool, widths: Widths | None = None
 ) -> float:
     """Log half-width of throughput.
 
@@ -236,19 +277,18 @@ def rate_width(
     left is how clients count (the width of measured throughput under open load), and in quadrature the requests under way at the
     end of the window, which may fall on either side: the width of E2E times E2E over the window.
     """
-    known: Groups = table()["groups"] if groups is None else groups
+    known = widths or shipped()
     if evidence.closed_loop or overloaded:
-        like = evidence.groups()[:2]
-        own = next((w for name in like if (w := _own(known, name, "throughput", "mean")) is not None), None)
+        own = waiting_width(known, evidence, "throughput", "mean")
         if own is None or evidence.fitted or not evidence.closed_loop:
-            return half_width(evidence, "tpot", "mean", groups=groups)[0]
+            return half_width(evidence, "tpot", "mean", widths=known)[0]
         return math.hypot(own, math.log1p(INTERVAL_OF_MEAN_ERROR * evidence.kernel_error))
     counted = (
-        _own(known, name, "throughput", "mean") for name in known if name.endswith("/measured/open loop")
+        _own(known.groups, name, "throughput", "mean") for name in known.groups if name.endswith("/measured/open loop")
     )
     client = max((width for width in counted if width is not None), default=ASSUMED_HALF_WIDTH["throughput"])
     under_way = min(1.0, e2e_s / window_s) if window_s > 0 else 0.0
-    return math.hypot(client, half_width(evidence, "e2e", "mean", groups=groups)[0] * under_way)
+    return math.hypot(client, half_width(evidence, "e2e", "mean", widths=known)[0] * under_way)
 
 
 def add_intervals(result: dict[str, Any], evidence: Evidence) -> list[str]:
@@ -293,10 +333,10 @@ def why(evidence: Evidence, step_width: float) -> str:
         return f"error intervals of {told} are those of {evidence.fitted_by} (a factor of {math.exp(step_width):.2f} for TPOT)"
     if evidence.hardware == "measured" and not evidence.closed_loop and not evidence.split:
         return ""
-    said = f"error intervals (a factor of {math.exp(step_width):.2f} for TPOT) hold nine of ten measured sources left out"
-    if evidence.near:
-        return said
-    return f"{said}; no run with this engine, device, kind of model and format was measured"
+    scale = shipped().scales["tpot"]
+    reasons = scale.reasons(evidence.levels("mean"))
+    said = f"error intervals (a factor of {math.exp(step_width):.2f} for TPOT) hold nine of ten values of {scale.sources} sources"
+    return f"{said}; {'; '.join(reasons)}" if reasons else said
 
 
 def _intervals(

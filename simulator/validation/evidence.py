@@ -68,7 +68,6 @@ class Kind:
     hardware: str
     workload: str
     source: str = ""
-    setting: str = ""
 
 
 def set_aside(row: dict[str, Any]) -> str:

@@ -325,7 +325,8 @@ def simulated(
     if arrival_s is not None:
         load = replace(load, arrival_s=arrival_s, duration_s=float(arrival_s[-1]))
     run = run_prepared(prepared, workload=load)
-    return _figures(prepared, run, np.ones(len(load), dtype=bool), fresh)
+    by_law = not lengths and scenario.workload.lengths_by_law()
+    return _figures(prepared, run, np.ones(len(load), dtype=bool), fresh, by_law)
 
 
 def simulated_by_stage(
@@ -344,19 +345,20 @@ def simulated_by_stage(
     stage = run.requests["stage"]
     assert isinstance(stage, Coded)
     begins = np.array([each["measured"] for each in run.result["stages"]])
-    out = {"": _figures(prepared, run, begins[stage.codes], fresh=False)}
+    by_law = prepared.scenario.workload.lengths_by_law()
+    out = {"": _figures(prepared, run, begins[stage.codes], fresh=False, by_law=by_law)}
     for number, each in enumerate(run.result["stages"]):
         told = replace(run, result={**run.result, **each})
-        out[each["name"]] = _figures(prepared, told, stage.codes == number, fresh=fresh and number == 0)
+        out[each["name"]] = _figures(prepared, told, stage.codes == number, fresh and number == 0, by_law)
     return out
 
 
 def _figures(
-    prepared: Prepared, run: RunResult, of: NDArray[np.bool_], fresh: bool
+    prepared: Prepared, run: RunResult, of: NDArray[np.bool_], fresh: bool, by_law: bool
 ) -> tuple[Predicted, dict[str, Any]]:
     """The metrics of some requests of a run, `run.result` theirs, and what they rest on."""
     from simulator.calibrated import used_ranges
-    from simulator.results.domain import domain, setting_of
+    from simulator.results.domain import domain
     from simulator.results.latencies import latencies
 
     asked_s = run.workload.arrival_s[of]
@@ -366,8 +368,8 @@ def _figures(
         run = replace(run, raw=replace(run.raw, arrival_s=run.raw.arrival_s - prepared.plan.first_use_s))
     lat = latencies(run.raw, prepared.scenario.client.overhead_ms / 1e3)
     evidence, _ = domain(prepared, used_ranges(run.result))
-    evidence = replace(evidence, closed_loop=waits or batch, batch=batch)
-    of_run = predictions(run, lat, evidence, of, setting_of(prepared).key())
+    evidence = replace(evidence, closed_loop=waits or batch, batch=batch, by_law=by_law)
+    of_run = predictions(run, lat, evidence, of)
     rests_on = next(iter(of_run.values())).rests_on if of_run else {}
     out = {metric: (of_run[column].value, of_run[column].interval) for metric, column in OF_RUN.items() if column in of_run}
     if "e2e_s" in out:
@@ -455,6 +457,5 @@ def report_kinds(cases: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any
             continue
         name, group = f"report/{case['id']}", case["group"]
         experiments.append({**case, "id": name, "metric": column, "measured": case["reported"]})
-        evidence = Evidence(**{k: v for k, v in case["rests_on"].items() if k != "setting"})
-        known[name] = Kind(evidence, group["family"], group["gpu"], name, group["source"])
+        known[name] = Kind(Evidence(**case["rests_on"]), group["family"], group["gpu"], name, group["source"])
     return experiments, known

@@ -53,7 +53,7 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
     from simulator.calibrated import used_ranges
     from simulator.config.load import load_scenario
     from simulator.prepare import prepare
-    from simulator.results.domain import domain, setting_of
+    from simulator.results.domain import domain
     from simulator.run import run_prepared
 
     scenario = load_scenario(experiment.scenario)
@@ -70,7 +70,6 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
         closed_loop=bool(np.isnan(experiment.workload.arrival_s).any()),
         launch_known=launch_of(experiment.rows[0]).confidence != "none",
     )
-    setting = setting_of(prepared).key()
     out: dict[str, dict[str, Prediction]] = {}
     for row in experiment.rows:
         stage = int(row.get("stage_index", -1))
@@ -79,13 +78,11 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
         mask &= experiment.judged
         if not mask.any():
             continue
-        out[row["id"]] = predictions(run, lat, evidence, mask, setting)
+        out[row["id"]] = predictions(run, lat, evidence, mask)
     return out
 
 
-def predictions(
-    run: RunResult, lat: Latencies, evidence: Evidence, mask: NDArray[np.bool_], setting: str
-) -> dict[str, Prediction]:
+def predictions(run: RunResult, lat: Latencies, evidence: Evidence, mask: NDArray[np.bool_]) -> dict[str, Prediction]:
     """The metrics of a suite over some requests of a run, with their intervals."""
     raw = run.raw
     values = row_metrics(raw, lat, mask)
@@ -94,7 +91,7 @@ def predictions(
     arrived, ended = raw.arrival_s[mask], raw.end_s[mask]
     span = float(np.nanmax(ended) - np.nanmin(arrived)) if (~np.isnan(ended) & ~np.isnan(arrived)).any() else 0.0
     rate = rate_width(evidence, values.get("e2e_mean_ms", 0.0) / 1e3, span, run.result["overload"] is not None)
-    rests_on = {**asdict(evidence), "setting": setting}
+    rests_on = asdict(evidence)
     return {name: Prediction(value, *_interval(name, values, queue, rate, evidence), rests_on) for name, value in values.items()}
 
 

@@ -637,6 +637,11 @@ class WorkloadSpec(TimedLoad):
         """Return the classes, or the single load itself; those of all stages."""
         return super().loads() if self.stages is None else tuple(load for stage in self.stages for load in stage.loads())
 
+    def lengths_by_law(self) -> bool:
+        """Whether lengths are drawn by a law of two numbers, which stands for lengths that are not known one by one."""
+        laws = (NormalLength, LognormalLength)
+        return any(isinstance(of, laws) for load in self.loads() for of in (load.prompt_tokens, load.output_tokens))
+
     def holds_sessions(self) -> bool:
         """Whether so many recorded sessions are alive at all times, however many requests each has under way."""
         return all(

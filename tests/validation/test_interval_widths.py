@@ -11,17 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.results.intervals import QUEUE_ELASTICITY, Evidence
+from simulator.results.intervals import QUEUE_ELASTICITY, Evidence, Widths
 from simulator.validation.evidence import Kind
 from simulator.validation.intervals import (
     MIN_EXPERIMENTS,
-    clustered_half_width,
     conformal_half_width,
     derive,
     seen,
     values_of,
 )
-from simulator.validation.report import coverage_by_holdout
+from simulator.validation.report import EACH_SOURCE, coverage_by_holdout
 from simulator.validation.reports import report_kinds
 
 OPEN = Evidence("vllm", "measured")
@@ -57,9 +56,10 @@ def test_the_width_is_an_order_statistic_that_nine_in_ten_do_not_pass(errors: li
 
 def test_too_few_experiments_or_models_have_no_width_of_their_own() -> None:
     errors = [0.01 * i for i in range(MIN_EXPERIMENTS)]
-    assert derive(*suite(errors))["vllm/measured/open loop"]["tpot/mean"]["experiments"] == MIN_EXPERIMENTS
-    assert derive(*suite(errors[1:])) == {}
-    assert derive(*suite(errors * 3, models=2)) == {}
+    assert derive(*suite(errors)).groups["vllm/measured/open loop"]["tpot/mean"]["experiments"] == MIN_EXPERIMENTS
+    assert derive(*suite(errors[1:])) == Widths()
+    assert derive(*suite(errors * 3, models=2)) == Widths()
+    assert derive(*suite(errors[1:], evidence=CLOSED)) == Widths()
 
 
 def test_an_outcome_that_a_suite_holds_twice_counts_once() -> None:
@@ -68,43 +68,49 @@ def test_an_outcome_that_a_suite_holds_twice_counts_once() -> None:
     known |= {r["id"]: Kind(OPEN, "m9", "gpu", "w0") for r in far}
     once = derive([*runs, far[0]], known)
     assert derive([*runs, *far], known) == once
-    assert once["vllm/measured/open loop"]["tpot/mean"]["log_half_width"] < 0.25
+    assert once.groups["vllm/measured/open loop"]["tpot/mean"]["log_half_width"] < 0.25
 
 
-def test_closed_loops_count_for_their_engine_and_for_all_together() -> None:
+def test_closed_loops_have_a_scale_and_no_group() -> None:
     runs, known = suite([0.01 * i for i in range(20)], evidence=CLOSED)
-    assert set(derive(runs, known)) == {"vllm/closed loop", "any/closed loop"}
+    found = derive(runs, known)
+    assert (dict(found.groups), set(found.scales)) == ({}, {"tpot"})
+    assert found.scales["tpot"].factors["load"].keys() == {"closed loop"}
+    assert (found.scales["tpot"].experiments, found.scales["tpot"].sources) == (20, 5)
 
 
-@pytest.mark.parametrize(("evidence", "left"), [(OPEN, True), (CLOSED, False)])
-def test_what_queueing_explains_is_taken_off_under_open_load(evidence: Evidence, left: bool) -> None:
-    steps, known = suite([0.05] * 30, evidence=evidence)
+def test_what_queueing_explains_is_taken_off_under_open_load() -> None:
+    steps, known = suite([0.05] * 30)
     queues = [experiment(r["id"], 0.2, "ttft_mean_ms", 100.0 + i, 0.7) for i, r in enumerate(steps)]
-    found = derive([*steps, *queues], known)[evidence.group()]["ttft/mean"]["log_half_width"]
+    found = derive([*steps, *queues], known).groups[OPEN.group()]["ttft/mean"]["log_half_width"]
     explained = QUEUE_ELASTICITY * 0.05 * 0.7
-    assert found == pytest.approx(math.sqrt(0.2**2 - explained**2) if left else 0.2, abs=1e-4)
+    assert found == pytest.approx(math.sqrt(0.2**2 - explained**2), abs=1e-4)
 
 
-def test_models_left_out_fall_inside_about_nine_times_in_ten() -> None:
+def covered(runs: list[dict[str, Any]], known: dict[str, Kind], left_out: str = "model") -> dict[tuple[str, str], dict[str, Any]]:
+    lines = coverage_by_holdout({"experiments": runs}, known)
+    return {(line["group"], line["metric"]): line for line in lines if line["left_out"] == left_out}
+
+
+@pytest.mark.parametrize(("evidence", "models"), [(OPEN, 20), (CLOSED, 5)])
+def test_models_left_out_fall_inside_about_nine_times_in_ten(evidence: Evidence, models: int) -> None:
     rng = np.random.default_rng(7)
-    errors = rng.normal(0, 0.05, 400)
-    runs, known = suite(list(errors), models=20)
-    lines = {
-        c["group"]: c for c in coverage_by_holdout({"experiments": runs}, known) if c["metric"] == "TPOT"
-    }
-    found = lines["one model: vllm/measured/open loop"]
+    runs, known = suite(list(rng.normal(0, 0.05, 400)), models=models, evidence=evidence)
+    found = covered(runs, known)[evidence.group(), "TPOT"]
     assert found["n"] == 400
-    assert 87 <= found["inside_pct"] <= 93
-    assert found["half_width_pct"] == pytest.approx(100 * math.expm1(1.645 * 0.05), rel=0.1)
+    assert 86 <= found["inside_pct"] <= 94
+    assert found["half_width_pct"] == pytest.approx(100 * math.expm1(1.645 * 0.05), rel=0.12)
 
 
-def test_experiments_count_once_whatever_the_number_of_their_metrics() -> None:
-    runs, known = suite([0.01 * i for i in range(30)])
-    many = [experiment(r["id"], 3.0, m, 50.0 + i) for i, r in enumerate(runs[:3]) for m in
-            ("ttft_mean_ms", "ttft_p90_ms", "ttft_p99_ms", "e2e_p99_ms")]  # fmt: skip
-    lines = coverage_by_holdout({"experiments": [*runs, *many]}, known)
-    total = next(c for c in lines if c["group"].startswith("one model") and c["metric"].startswith("all"))
-    assert total["inside_pct"] > 80  # by values it would be below 70
+def test_each_source_counts_once_whatever_the_number_of_its_values() -> None:
+    """Of five sources one is far off, which has ten values of ninety."""
+    runs, known = suite([0.01] * 80, models=4, evidence=CLOSED)
+    far = [experiment(f"far{i}", 3.0, measured=50.0 + i) for i in range(10)]
+    known |= {r["id"]: Kind(CLOSED, "m9", "gpu", "w0", "s9") for r in far}
+    lines = covered([*runs, *far], known)
+    assert lines[EACH_SOURCE, "TPOT"]["inside_pct"] == pytest.approx(80.0)
+    assert lines["vllm/closed loop", "TPOT"]["inside_pct"] == pytest.approx(100 * 80 / 90)
+    assert ("m9", "TPOT") not in lines  # too few to say anything
 
 
 def test_where_clients_wait_e2e_left_out_is_judged_by_its_parts() -> None:
@@ -113,36 +119,24 @@ def test_where_clients_wait_e2e_left_out_is_judged_by_its_parts() -> None:
     for metric, error, share in (("ttft_mean_ms", 0.5, 0.0), ("e2e_mean_ms", 0.25, 0.5)):
         more = [experiment(f"r{i}", error, metric, 100.0 + i) | {"ttft_share": share} for i in range(30)]
         runs = [*runs, *more]
-    lines = coverage_by_holdout({"experiments": runs}, known)
-    found = next(c for c in lines if c["group"].startswith("one model") and c["metric"] == "E2E mean")
+    found = covered(runs, known)["vllm/closed loop", "E2E"]
     assert found["inside_pct"] == 100.0
-    assert found["half_width_pct"] == pytest.approx(100 * math.expm1(0.26), rel=1e-3)
-
-
-def test_a_new_source_is_inside_as_often_as_a_large_one() -> None:
-    """Nine sources of five values and one of ninety of two models: the many do not decide, nor does one value far off."""
-    small = {(f"s{i}", "m", "gpu"): [0.1 * (i + 1)] * 5 for i in range(9)}
-    large = {("big", "m", "gpu"): [0.01] * 44 + [7.0], ("big", "n", "gpu"): [0.02] * 45}
-    assert clustered_half_width(small | large) == pytest.approx(0.8)
-    assert conformal_half_width(e for errors in (small | large).values() for e in errors) == pytest.approx(0.7)
-    assert clustered_half_width(large) == pytest.approx(0.02)
-    assert clustered_half_width(large | {("s", "m", "g"): [9.0] * 5}) == 9.0
-    assert clustered_half_width(large | small | {("s", "m", "g"): [9.0]}) < 1.0  # weighs a fifth
+    assert found["half_width_pct"] == pytest.approx(100 * math.expm1(0.26), rel=0.05)
 
 
 def test_settings_of_closed_loops_are_remembered() -> None:
     runs, known = suite([0.01 * i for i in range(12)], evidence=CLOSED)
-    known = {name: replace(kind, setting=f"s{i % 3}") for i, (name, kind) in enumerate(known.items())}
+    known = {name: replace(kind, evidence=replace(CLOSED, setting=f"s{i % 3}")) for i, (name, kind) in enumerate(known.items())}
     assert seen(values_of(runs, known)) == {"s0", "s1", "s2"}
     assert seen(values_of(runs, known, exclude=lambda name: name in ("r0", "r3", "r6", "r9"))) == {"s1", "s2"}
 
 
 def test_launches_that_are_not_known_and_borrowed_kernels_tell_nothing_of_settings() -> None:
     runs, known = suite([0.02 * i for i in range(30)], evidence=replace(CLOSED, launch_known=False))
-    assert set(derive(runs, known)) == {"vllm/launch unknown", "any/launch unknown"}
+    assert derive(runs, known).scales["tpot"].factors["load"].keys() == {"launch unknown"}
     assert seen(values_of(runs, known)) == set()
     runs, known = suite([0.02 * i for i in range(30)], evidence=replace(CLOSED, kernel_error=0.3))
-    assert derive(runs, known) == {}
+    assert derive(runs, known) == Widths()
 
 
 def test_reports_count_as_experiments_of_their_page() -> None:
@@ -154,5 +148,5 @@ def test_reports_count_as_experiments_of_their_page() -> None:
     assert [e["metric"] for e in experiments] == ["tpot_mean_ms", "output_throughput_tok_s"]
     assert {e["id"] for e in experiments} == {"report/a"}
     (value, rate) = values_of(experiments, known)
-    assert (value.cluster, value.setting, rate.metric) == (("page", "llama", "gpu"), "vllm/gpu/x/y", "throughput")
+    assert (value.cluster, value.evidence.setting, rate.metric) == (("page", "llama", "gpu"), "vllm/gpu/x/y", "throughput")
     assert value.log_error == pytest.approx(math.log(1.1))

@@ -273,6 +273,13 @@ def test_runs_of_another_device_are_put_right_by_their_page() -> None:
         assert corrected(entry | other) == (entry | other, "")
 
 
+def test_a_law_of_two_numbers_tells_less_of_lengths_than_a_list_of_them(tmp_path: Path) -> None:
+    law = SCENARIO.replace("{kind: constant, value: 20}", "{kind: lognormal, mean: 20, p99: 60}")
+    cases = [case(), case(scenario=law), case(scenario=law, lengths=[[300, 20]] * 6)]
+    found = validate_reports(write(tmp_path, *cases))["cases"]
+    assert [e["rests_on"]["by_law"] for e in found] == [False, True, False]
+
+
 def test_a_batch_waits_for_what_a_fresh_server_compiles() -> None:
     """The first of a page's batches by one launch; experts on Triton's kernels."""
     text = (
