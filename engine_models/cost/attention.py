@@ -198,7 +198,8 @@ def _layer_s(
     heads = max(1, block.heads // tensor)
     queries = heads * terms.query_tokens
     layer = indexing.measured_layer(shard, block)
-    measured = ops.sparse_decode_s(layer, batch, context) if layer is not None else None
+    attended = np.maximum(context, indexing.least_attended(shard, block))
+    measured = ops.sparse_decode_s(layer, batch, attended) if layer is not None else None
     if measured is not None:
         if window := indexing.window_of(shard, block):
             measured = indexing.beside_window_s(measured, _layer_s(shard, window, batch, context)[0])
@@ -306,7 +307,7 @@ class PrefillAttention:
                 total += block.layers * recurrence.chunk_s(ops, block, tensor, new)
                 continue
             layer = indexing.measured_layer(shard, block)
-            measured = ops.sparse_context_s(layer, new, before) if layer is not None else None
+            measured = indexing.measured_chunk_s(shard, block, layer, new, before) if layer is not None else None
             if measured is not None:
                 if window := indexing.window_of(shard, block):
                     window_s = _sparse_chunk_s(ops, window, kv_fmt, tensor, new, before)

@@ -70,6 +70,28 @@ def measured_layer(shard: Shard, block: AttentionBlock) -> SparseLayer | None:
     return SparseLayer(f"{mechanism}-{model}", *formats, max(1, block.heads // tensor), products)
 
 
+def least_attended(shard: Shard, block: AttentionBlock) -> int:
+    """Entries that a query of latent attention is computed with at least, whether there are so many before it or not."""
+    whole = shard.terms.fills_selection and block.kind == "mla" and block.entry_tokens == 1
+    return block.indexer.topk_tokens if whole and block.indexer is not None else 0
+
+
+def measured_chunk_s(
+    shard: Shard, block: AttentionBlock, layer: SparseLayer, new_tokens: FloatArray, prior_tokens: FloatArray
+) -> FloatArray | None:
+    """Seconds of a measured layer for a chunk of `new_tokens` with `prior_tokens` cached."""
+    ops, least = shard.ops, least_attended(shard, block)
+    if not least or block.indexer is None:
+        return ops.sparse_context_s(layer, new_tokens, prior_tokens)
+    filled = np.maximum(prior_tokens, least)
+    whole_s = ops.sparse_context_s(layer, new_tokens, filled)
+    if whole_s is None or not block.indexer.bytes_per_entry:
+        return whole_s
+    pairs = (new_tokens * (past + new_tokens / 2) for past in (filled, prior_tokens))
+    scored_s, there_s = (chunk_s(ops, block.indexer, new_tokens, each) for each in pairs)
+    return whole_s - (scored_s - there_s)
+
+
 def window_of(shard: Shard, block: AttentionBlock) -> AttentionBlock | None:
     """The mixer over the window that stands beside the one over compressed entries in a layer; None of other layers."""
     if block.entry_tokens == 1:

@@ -163,6 +163,8 @@ class Terms:
     absorbs_captured : whether they are so in every step that a CUDA graph holds.
     splits_graphs : whether recurrences are launched one by one, at `launch_s`, in every step with prefill rows, between the
         pieces of its graph.
+    fills_selection : whether sparse latent attention is computed with as many entries as a query may choose, however few there
+        are.
     chunked_decodes : mechanisms of recurrences whose decoding rows take the kernel of prompts in a step that has a prompt; rows
         with drafts do not.
     token_tiles : whether products with weights in FP8 blocks run in tiles of few tokens
@@ -201,6 +203,7 @@ class Terms:
     absorbs_captured: bool = False
     fused_norm_tokens: int = 0
     splits_graphs: bool = False
+    fills_selection: bool = False
     chunked_decodes: tuple[str, ...] = ()
     token_tiles: bool = False
 

@@ -132,6 +132,7 @@ class Version:
     flashinfer_is_extra: bool = False  # images have it, wheels do not (`setup.py`)
     fp32_router: Fp32Router = "bf16x3"  # of models with a router in float32 (pull requests 38445, 47973)
     chunked_decodes: tuple[str, ...] = ("Kimi delta attention",)  # of gated delta nets until pull request 44700
+    fills_selection: bool = False  # of sparse latent attention: FlashMLA is not told how many entries there are
     parses_templates: bool = False  # the chat template is parsed anew for each request (until pull request 26227)
 
 
@@ -162,12 +163,11 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "sampler": "pivot",
         "fp32_router": "cublas",
     },
-    "0.19.1": {"chunked_decodes": ("gated delta net", "Kimi delta attention")},
+    "0.19.1": {"fills_selection": True, "chunked_decodes": ("gated delta net", "Kimi delta attention")},
     "0.16.0": {"reserve_full_prompt": False},
     "0.15.1": {"sampler": "sort"},
     "0.14.1": {},
     "0.11.1": {
-        "parses_templates": True,
         "async_scheduling": False,
         "masks_overlap": False,
         "preempted_tokens_return": False,
@@ -176,7 +176,8 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "graph_step_above_256": 8,
         "cpu_kv_gib": 4,
     },
-    "0.11.0": {"sampler": "rejection", "flashinfer_is_extra": True},  # not used by itself since pull request 26859
+    # FlashInfer is not used by itself since pull request 26859
+    "0.11.0": {"sampler": "rejection", "flashinfer_is_extra": True, "parses_templates": True},
     "0.8.0": {},
     "0.6.0": {"first_engine": True, "reserve_full_prompt": True, "sampler": "sort", "flashinfer_is_extra": False},
 }
@@ -643,6 +644,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 fp32_router=version.fp32_router,
                 recurrent_launches=recurrent_launches(request.device_name, ENGINE.parts(version_text or version.name)),
                 splits_graphs=True,
+                fills_selection=version.fills_selection,
                 chunked_decodes=version.chunked_decodes,
             ),
             TableRange(tokens, rows, max_model_len),

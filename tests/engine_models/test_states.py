@@ -237,3 +237,16 @@ def test_layers_that_share_an_index_do_not_pay_for_it() -> None:
     assert PrefillAttention(shard(shared), 8192, 131_072).batch_s(chunk) < PrefillAttention(
         shard(own), 8192, 131_072
     ).batch_s(chunk)
+
+
+def test_a_filled_selection_costs_short_prompts_and_contexts_as_much_as_long_ones() -> None:
+    """Until 0.19 FlashMLA is not told that a query has fewer entries before it than it may choose."""
+    own = replace(shard(load_architecture("deepseek-ai/DeepSeek-V3.2")), parallel=Parallelism(tensor=8))
+    filled = replace(own, terms=replace(own.terms, fills_selection=True))
+    prompts = Batch(0, 0, 0, 0, tokens=8192, prefill=[(128, 0)] * 64)
+    few, all_slots = (PrefillAttention(each, 8192, 16_384).batch_s(prompts) for each in (own, filled))
+    assert 1.5 * few < all_slots < 4.0 * few
+    short, long = (Batch(0, 64, 64, 64 * n, tokens=64) for n in (256, 2048))
+    tables = DecodeAttention(filled, 64, 16_384)
+    assert tables.batch_s(short) == pytest.approx(tables.batch_s(long), rel=0.02)
+    assert DecodeAttention(own, 64, 16_384).batch_s(short) < 0.8 * tables.batch_s(short)
