@@ -36,7 +36,7 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         self.notes: list[Note] = []
         self.bootstrap: dict[Sequence, None] = {}  # arrived, and not yet taken in
         self.inflight: dict[Sequence, None] = {}  # computed, and not yet seen at the other server
-        self.loop: dict[str, Any] = {}  # what the latest loop did
+        self.loop: dict[str, Any] = {}  # what the latest loop did, where rows are recorded
         self._ready: set[Sequence] = set()  # memory is reserved for them
         self._buffers = metadata_buffers
         self._sent: dict[Sequence, int] = {}
@@ -87,26 +87,30 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
 
     def schedule(self, now_s: float) -> PrefillFirstBatch | None:
         """As of the base."""
-        loop: dict[str, Any] = {"seen": self._see_sent(), "bootstrap": list(self.bootstrap)}
-        loop |= {"free_before": self.kv.free_tokens, "evictable_before": self.kv.tree.evictable_tokens}
-        loop |= {name: [] for name in ("bootstrapped", "sent_chunk", "sent_early", "sent_after")}
-        for seq in [seq for seq in self.bootstrap if seq in self._ready]:
+        records, kv = self.record_rows, self.kv
+        seen, taken = self._see_sent(), list[Sequence]()
+        if records:
+            self.loop = {"seen": seen, "bootstrap": list(self.bootstrap)}
+            self.loop |= {"free_before": kv.free_tokens, "evictable_before": kv.tree.evictable_tokens}
+            self.loop |= {name: [] for name in ("sent_chunk", "sent_early", "sent_after")}
+        for seq in [seq for seq in self.bootstrap if seq in self._ready] if self._ready else ():
             if not self._buffers:
                 break
             self._buffers -= 1
             del self.bootstrap[seq]
             self._ready.remove(seq)
-            loop["bootstrapped"].append(seq)
+            taken.append(seq)
             self._receive(seq)
-        loop["waiting"] = list(self._waiting)
+        if records:
+            self.loop |= {"bootstrapped": taken, "waiting": list(self._waiting)}
         cut = self.chunked if self._last_extend and not self._overlap else None
         if cut is not None:
-            self._send(cut, cut.computed, now_s, loop["sent_chunk"])
+            self._send(cut, cut.computed, now_s, "sent_chunk")
         batch = super().schedule(now_s)
         for seq, before in batch.hits if batch is not None else ():
-            self._send(seq, before, now_s, loop["sent_early"])
-        loop["free"] = self.kv.free_tokens
-        self.loop = loop
+            self._send(seq, before, now_s, "sent_early")
+        if records:
+            self.loop["free"] = kv.free_tokens
         return batch
 
     def _see_sent(self) -> list[Sequence]:
@@ -125,9 +129,9 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         if self._overlap and isinstance(batch, PrefillFirstBatch):  # a chunk goes when its results are there
             for seq, computed, complete, _ in batch.extends:
                 if not complete:
-                    self._send(seq, computed, batch.t_end, self.loop["sent_chunk"])
+                    self._send(seq, computed, batch.t_end, "sent_chunk")
         for seq in ended:
-            self._send(seq, seq.prompt_tokens, batch.t_end, self.loop["sent_after"])
+            self._send(seq, seq.prompt_tokens, batch.t_end, "sent_after")
             self._sent.pop(seq)
         return ended
 
@@ -143,12 +147,13 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         self._decoding.pop(seq, None)
         seq.state = "finished"
 
-    def _send(self, seq: Sequence, to: int, now_s: float, pieces: list[tuple[Sequence, int]]) -> None:
-        """Send a prompt's tokens up to `to` that were not sent before."""
+    def _send(self, seq: Sequence, to: int, now_s: float, moment: str) -> None:
+        """Send a prompt's tokens up to `to` that were not sent before, in a moment of the loop that recordings name."""
         tokens = to - self._sent.get(seq, 0)
         self._sent[seq] = to
         if tokens > 0:
-            pieces.append((seq, tokens))
+            if self.record_rows:
+                self.loop[moment].append((seq, tokens))
             self.notes.append(Note(seq, now_s, tokens))
 
 
@@ -215,7 +220,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         self.retracted: list[Sequence] = []
         self.running: dict[Sequence, None] = {}
         self.next_number = 0
-        self.loop: dict[str, Any] = {}  # what the latest loop did
+        self.loop: dict[str, Any] = {}  # what the latest loop did, where rows are recorded
         self._record_rows = record_rows
         self._ended: list[Sequence] = []  # with the last step; still count as running
         self._polls = 0
@@ -306,27 +311,30 @@ class ReservingDecodeScheduler(ReservingDecode):
         if not self._since_receipt and self._unreceived:
             self.prealloc.update(dict.fromkeys(self._unreceived, now_s + rules.handshake_s))
             self._unreceived = []
-        done: dict[str, Any] = {"prealloc": list(self.prealloc), "free_before": kv.free_tokens}
-        done["resumed"] = self._resume()
-        self.waiting += done["resumed"]
-        done["admitted"], done["transferred"] = [], []
+        records = self._record_rows
+        if records:
+            self.loop = {"prealloc": list(self.prealloc), "free_before": kv.free_tokens}
+        admitted, transferred = list[Sequence](), list[Sequence]()
+        resumed = self._resume() if self.retracted else []
+        self.waiting += resumed
         if not self.retracted:
             self._polls = (self._polls + 1) % rules.polling_interval
             if not self._polls:
                 self._news, self._polled_s = bool(self._ended), now_s  # those ended count for the last time
-                done["admitted"] = self._reserve(now_s)
-                done["transferred"] = self._take_arrived()
+                admitted = self._reserve(now_s)
+                transferred = self._take_arrived()
         self._news |= any(self._polled_s < ready_s <= now_s for ready_s in self.prealloc.values())
-        done["free_after_queues"] = kv.free_tokens
+        free_tokens = kv.free_tokens
         places = rules.max_running_requests - len(self.running) - len(self._ended)
         joined, self.waiting = self.waiting[: max(0, places)], self.waiting[max(0, places) :]
-        done["prebuilt"] = joined
         self._ended = []
-        self._join(joined, now_s)
+        if joined:
+            self._join(joined, now_s)
         batch = self._decode()
-        done["retracted"] = batch.preempted if batch is not None else []
-        done["free"] = kv.free_tokens
-        self.loop = done
+        if records:
+            queues = {"resumed": resumed, "admitted": admitted, "transferred": transferred, "prebuilt": joined}
+            queues["retracted"] = batch.preempted if batch is not None else []
+            self.loop |= {**queues, "free_after_queues": free_tokens, "free": kv.free_tokens}
         return batch
 
     def _held(self) -> int:

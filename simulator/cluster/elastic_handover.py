@@ -45,6 +45,10 @@ class ElasticHandover(Elastic, HandoverCluster):
         assert handover is not None
         self._handover: Handover = handover
 
+    @property
+    def _heard(self) -> bool:
+        return True
+
     def _router_of(self, replica: int) -> tuple[Router, int]:
         return (self._router, replica) if replica < self._first else (self._second, replica - self._first)
 

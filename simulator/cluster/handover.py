@@ -297,9 +297,17 @@ class HandoverCluster(Cluster):
             self._wake_s[number] = INFINITY
         if due_s > self._end_s:  # the last request was sent meanwhile
             return
+        if due_s < self._end_s and self._next_s() > due_s and not self._heard:
+            self._decide(number, due_s)  # nobody else acts before the decision
+            return
         self._run_to(number, due_s)
         if due_s < self._end_s:
             self._clock.at(due_s, DECISIONS, partial(self._decide, number, due_s))
+
+    @property
+    def _heard(self) -> bool:
+        """Whether a result may let a request come at the same instant."""
+        return bool(self._releases) or self._door is not None or self._should_stop is not None
 
     def _decide(self, number: int, due_s: float) -> None:
         self._run_to(number, float(np.nextafter(due_s, INFINITY)))

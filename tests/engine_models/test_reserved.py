@@ -14,7 +14,7 @@ from engine_models.schedulers.reserved import (
 
 def decode_server(tokens: int, **knobs: int) -> ReservingDecodeScheduler:
     rules = {"max_running_requests": 8, "pre_alloc_size": 8, "metadata_buffers": 8, "max_model_len": 8192, **knobs}
-    return ReservingDecodeScheduler(ReservingRules(**rules), RadixPool(tokens, prefix_caching=False))
+    return ReservingDecodeScheduler(ReservingRules(**rules), RadixPool(tokens, prefix_caching=False), record_rows=True)
 
 
 def loops(server: ReservingDecodeScheduler, times_s: list[float]) -> list[list[int]]:
