@@ -94,6 +94,10 @@ def text(found: Comparison) -> str:
             shown[i] += f"{'' if difference is None else f'{difference:+.1%}':>{DIFFERENCE}}"
         rows.append([_title(row), *shown])
     lines += ["", *table(head, rows)]
+    orders = [(i, _order(found, i)) for i in range(1, len(found.columns))]
+    if any(words for _, words in orders):
+        lines.append("")
+        lines += [wrapped(f"order  by the model's error {words}", "       ") for _, words in orders if words]
     if found.changes and not several:
         lines += ["", "changed in the scenario"]
         lines += [wrapped(f"  {path}: " + " -> ".join(map(_value, values)), "    ") for path, values in found.changes]
@@ -104,6 +108,24 @@ def text(found: Comparison) -> str:
         lines.append("")
         lines += [wrapped(f"note: {i}: {note}", "      ") for i, note in notes]
     return "\n".join(lines)
+
+
+RANKED = ("ttft_ms.mean", "tpot_ms.mean", "e2el_ms.mean", "usd_per_1m_total_tokens")
+"""Rows of which the order is told."""
+
+
+def _order(found: Comparison, column: int) -> str:
+    """How sure it is that a column lies where it is predicted to, below the first or above."""
+    from simulator.results.ranking import percent
+
+    told = []
+    for row in RANKED:
+        below, difference = found.below(row, column) if row in found.rows else None, found.difference(row, column)
+        if below is not None and difference:
+            lower, share = (column + 1, below) if difference < 0 else (1, 1 - below)
+            told.append(f"{_title(row).removesuffix(', ms')} of {lower} ({percent(share)})")
+    higher = f"of 1 and {column + 1} the lower is"
+    return f"{higher} {', '.join(told)}" if told else ""
 
 
 def _value(value: Any) -> str:

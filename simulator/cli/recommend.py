@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from simulator.planning.recommend import Choice, Recommendation
 
 LEGEND = (
-    "~ too close to call: its interval overlaps the best one's. SLO and latencies [ms] at the offered load; highest: the most "
-    "that keeps the SLO",
+    "~ too close to call: less than 90 % sure that the best one is cheaper. SLO and latencies [ms] at the offered load; "
+    "highest: the most that keeps the SLO",
     ", an estimate by short runs; $/1M: a million tokens at that load, and where the model's error puts it; steps: recorded "
     "steps of real code that the engine's model reproduces; costs: measured on this device, or assumed",
 )
@@ -107,7 +107,7 @@ def weights(given: Sequence[str]) -> tuple[tuple[str, float], ...]:
 def as_object(found: Recommendation) -> dict[str, Any]:
     """What ``--json`` prints."""
     return {
-        "ranked": [asdict(choice) for choice in found.ranked],
+        "ranked": [asdict(choice) | {"close": choice.close} for choice in found.ranked],
         "never_within_slo": [asdict(choice) for choice in found.never],
         "excluded": [asdict(each) for each in found.excluded],
         "notes": list(found.notes),
@@ -140,15 +140,16 @@ def text(name: str, found: Recommendation) -> str:
 def answer(name: str, found: Recommendation) -> list[str]:
     """Who it is, in a sentence."""
     from simulator.report.numbers import dollars
+    from simulator.results.ranking import percent
 
     if not found.ranked:
         return [f"{name}: no engine can serve this" + (" within the SLO" if found.never else "")]
     best = found.ranked[0]
-    close = [c.name for c in found.ranked[1:] if c.close]
+    close = [f"{c.name} {percent(c.sure_share)}" for c in found.ranked[1:] if c.close]
     cost = f" at {dollars(best.cost_usd)} a million tokens" if best.cost_usd is not None else ""
     lines = [f"{name}: {best.name}{cost}"]
     if close:
-        lines.append(f"too close to call: {', '.join(close)}")
+        lines.append(f"too close to call (how sure the order is): {', '.join(close)}")
     return lines
 
 

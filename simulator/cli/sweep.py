@@ -314,6 +314,7 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
 def answer(names: Mapping[str, str], result: SweepResult, slo: Mapping[str, Mapping[str, float]]) -> list[str]:
     """The sweep's answer in words; `slo` are its bounds [ms]."""
     from simulator.report.numbers import dollars, short
+    from simulator.results.ranking import percent
 
     if not any(row["slo"] for row in result.rows):
         return [
@@ -342,6 +343,9 @@ def answer(names: Mapping[str, str], result: SweepResult, slo: Mapping[str, Mapp
         unpriced = result.cheapest["usd_per_hour"] is None
         title = "Quickest of the fewest devices that meet the SLO" if unpriced else "Cheapest that meets the SLO"
         lines += [f"{title}: {words(result.cheapest)}", *warned(result.cheapest)]
+        if (order := runner_up(result)) is not None:
+            row, share = order
+            lines.append(f"Next: {words(row)}; that it is dearer a token is {percent(share)} sure by the model's error")
     elif result.close:
         lines.append("No point meets the SLO for certain.")
     else:
@@ -354,6 +358,26 @@ def answer(names: Mapping[str, str], result: SweepResult, slo: Mapping[str, Mapp
         points = "; ".join(_values(names, row) for row in unjudged[:4]) + ("; ..." if len(unjudged) > 4 else "")
         lines.append(f"Not judged, {why}: {points}; {lower}.")
     return lines
+
+
+def runner_up(result: SweepResult) -> tuple[Mapping[str, Any], float] | None:
+    """The next cheapest point that meets the SLO, and the probability that it is dearer a token; None where prices decide.
+
+    Of points under one load the dearer an hour is the dearer, whatever the model's error.
+    """
+    from simulator.planning.pareto import cheapest
+    from simulator.planning.points import COST_HIGH
+    from simulator.results.ranking import Estimate, confidence
+
+    cost = result.cost
+    if cost != "usd_per_1m_total_tokens" or result.cheapest is None:
+        return None
+    others = [row for row in result.rows if row["point"] != result.cheapest["point"]]
+    row = cheapest(others, cost, result.latency)
+    if row is None:
+        return None
+    best, other = (Estimate.of(each[cost], (None, each[COST_HIGH]), each) for each in (result.cheapest, row))
+    return None if best is None or other is None else (row, confidence(best, other))
 
 
 def never_kept(

@@ -10,6 +10,7 @@ from typing import Any
 from hardware_profiles.errors import InputError
 from simulator.cluster.outcome import LOSSES
 from simulator.planning.measured_files import read_measured
+from simulator.results.ranking import Estimate, confidence
 
 LATENCIES = ("ttft_ms", "tpot_ms", "itl_ms", "ntpot_ms", "e2el_ms", "queue_ms")
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
@@ -36,6 +37,11 @@ class Column:
     scenario: Mapping[str, Any] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    deployed: Mapping[str, Any] = field(default_factory=dict)
+
+    def estimate(self, row: str) -> Estimate | None:
+        """A value with what it may be off by; None where that is not known."""
+        return Estimate.of(self.values.get(row), self.intervals.get(row), self.deployed)
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,11 @@ class Comparison:
         """Return value / reference - 1, or None where one of both is unknown or the reference is zero."""
         value, reference = (self.columns[i].values.get(row) for i in (column, 0))
         return None if value is None or not reference else value / reference - 1
+
+    def below(self, row: str, column: int) -> float | None:
+        """Probability, by the model's error, that a column's value is truly below the reference's; None if it is not known."""
+        one, reference = (self.columns[i].estimate(row) for i in (column, 0))
+        return None if one is None or reference is None else confidence(one, reference)
 
     def as_dict(self) -> dict[str, Any]:
         """The comparison as plain data."""
@@ -66,6 +77,7 @@ class Comparison:
                     "relative_difference": [
                         self.difference(row, i) if i else None for i in range(len(self.columns))
                     ],
+                    "below_reference": [self.below(row, i) if i else None for i in range(len(self.columns))],
                     "interval": [
                         list(c.intervals[row]) if row in c.intervals else None for c in self.columns
                     ],
@@ -143,11 +155,13 @@ def _of_run(folder: Path) -> Column:
         for statistic, pair in (stats.get("interval") or {}).items()
         if pair
     }
+    for group in ("totals", "cost"):
+        found = result[group].get("interval") or {}
+        intervals |= {name: (pair[0], pair[1]) for name, pair in found.items() if pair}
     if read["requests"] is not None:
         values |= _normalised(read_columns(read["requests"]), manifest.get("scenario") or {})
-    return Column(
-        result.get("run_id") or folder.name, "simulated", values, intervals, manifest.get("scenario"), {}, ()
-    )
+    label, deployed = result.get("run_id") or folder.name, result["deployment"]
+    return Column(label, "simulated", values, intervals, manifest.get("scenario"), deployed=deployed)
 
 
 def _normalised(requests: Mapping[str, Any], scenario: Mapping[str, Any]) -> dict[str, float]:

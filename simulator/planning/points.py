@@ -18,7 +18,9 @@ SERVER = ("gpu_busy_fraction", "kv_cache_usage_perc", "kv_cache_usage_perc_peak"
 HEADROOM = ("sustainable", "within_slo", "used")
 COST = ("usd_per_hour", "usd_per_month", "usd_per_1m_total_tokens", "usd_per_1m_output_only",
         "usd_per_1m_input_tokens", "usd_per_1m_output_tokens")  # fmt: skip
-DEPLOYED = ("model", "engine", "hardware", "replicas", "tensor_parallel", "pipeline_parallel", "data_parallel",
+COST_HIGH = "usd_per_1m_total_tokens_high"
+"""Column of the upper end of the cost's 90 % interval."""
+DEPLOYED = ("model", "engine", "hardware", "weights", "replicas", "tensor_parallel", "pipeline_parallel", "data_parallel",
             "devices")  # fmt: skip
 
 
@@ -93,6 +95,7 @@ def outcome_columns(result: Mapping[str, Any]) -> dict[str, Any]:
     found = result.get("headroom") or {}
     row |= {f"headroom_{name}": found.get(name) for name in HEADROOM}
     row |= {name: result["cost"][name] for name in COST}
+    row[COST_HIGH] = ((result["cost"].get("interval") or {}).get("usd_per_1m_total_tokens") or (None, None))[1]
     row["usd_per_gpu_hour"] = result["cost"]["ListUnitPrice"]
     row["price_date"] = result["cost"]["price_date"] or None
     row["outside"] = "; ".join(result["extrapolation"]["axes"])
@@ -104,5 +107,5 @@ def empty_columns() -> dict[str, Any]:
     """The columns of a point that did not finish: nothing known."""
     names = ["slo_holds", *DEPLOYED, *(f"{m}_{s}" for m in LATENCIES for s in STATISTICS), *TOTALS]
     names += ["would_end_s", "overloaded", "sustainable_per_s", *SERVER, *(f"headroom_{name}" for name in HEADROOM), *COST]
-    names += ["usd_per_gpu_hour", "price_date"]
+    names += [COST_HIGH, "usd_per_gpu_hour", "price_date"]
     return {"slo": "", **dict.fromkeys(names), "lost": "", "outside": "", "warnings": ""}

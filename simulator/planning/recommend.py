@@ -23,6 +23,7 @@ from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError, PlanError, nearest
 from simulator.planning.backends import in_processes
 from simulator.planning.points import judged
+from simulator.results.ranking import Estimate, confidence, sure
 
 if TYPE_CHECKING:
     from engine_models.declaration import EnginePlan
@@ -82,8 +83,13 @@ class Choice:
     proven_steps: int
     measured: bool
     reserves: bool
-    close: bool = False
-    """Whether its interval overlaps the best one's."""
+    sure_share: float = 1.0
+    """Probability that the best is cheaper, by the model's error."""
+
+    @property
+    def close(self) -> bool:
+        """Whether it may well be as cheap as the best."""
+        return not sure(self.sure_share)
 
     @property
     def name(self) -> str:
@@ -165,7 +171,7 @@ def recommend(
     able = [c for c in best if c not in never]
     least = {key: min((v for c in able if (v := _criteria(c)[key])), default=1.0) for key in CRITERIA}
     able.sort(key=lambda c: _badness(c, wishes.weights, least))
-    ranked = tuple(replace(c, close=n > 0 and _overlap(able[0], c)) for n, c in enumerate(able))
+    ranked = tuple(replace(c, sure_share=_surety(able[0], c) if n else 1.0) for n, c in enumerate(able))
     held = sorted({c.engine for c in best if c.reserves})
     if held and any(load.max_output_tokens is None for load in scenario.workload.loads()):
         notes.append(f"{', '.join(held)} set memory aside for an answer's limit: state workload.max_output_tokens if clients do")
@@ -357,8 +363,10 @@ def _badness(
     return total, choice.name
 
 
-def _overlap(best: Choice, other: Choice) -> bool:
-    """Whether the model's error leaves open which of two is cheaper."""
-    if best.cost_interval_usd is None or other.cost_interval_usd is None:
-        return True
-    return other.cost_interval_usd[0] <= best.cost_interval_usd[1]
+def _surety(best: Choice, other: Choice) -> float:
+    """Probability that the best is cheaper: engines serve one model on one device, so their errors are partly alike."""
+    first, second = (
+        Estimate.of(c.cost_usd, c.cost_interval_usd, {"engine": c.name, "weights": c.weights})
+        for c in (best, other)
+    )
+    return 0.5 if first is None or second is None else confidence(first, second)

@@ -206,7 +206,7 @@ def write_table(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_file(folder / CSV, text.getvalue())
 
 
-TEXTS = ("status", "reason", "slo", "model", "engine", "hardware", "lost", "price_date", "outside", "warnings")
+TEXTS = ("status", "reason", "slo", "model", "engine", "hardware", "weights", "lost", "price_date", "outside", "warnings")
 FLAGS = ("slo_holds", "overloaded")
 
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
+from simulator.cli.compare import text
 from simulator.io.rundir import run_directory, write_run
 from simulator.io.tables import read_columns
 from simulator.planning.compare import Column, compare, leaves, read_columns_of
+from simulator.results.ranking import ALIKE_MODEL, ALIKE_SETTING
 from simulator.run import simulate
 
 EXAMPLES = Path(__file__).parent / "examples"
@@ -80,3 +84,26 @@ def test_leaves_of_an_only_pool_are_the_deployment_s() -> None:
         "deployment.router": "r",
         "slo": {},
     }
+
+
+def test_an_order_is_as_sure_as_the_intervals_and_what_they_share_allow() -> None:
+    """Two runs 20 % apart, each +-25 %: surer where model and format are the same, and surest in one setting."""
+
+    def column(value: float, **deployed: str) -> Column:
+        told = {"engine": "e", "hardware": "h", "model": "m", "weights": "w"} | deployed
+        return Column("x", "simulated", {"tpot_ms.mean": value}, {"tpot_ms.mean": (0.8 * value, 1.25 * value)}, deployed=told)
+
+    shares = []
+    for deployed in ({"model": "n"}, {"hardware": "i"}, {}):
+        found = compare([column(10.0), column(12.0, **deployed)])
+        (row,) = found.as_dict()["rows"]
+        shares.append(row["below_reference"][1])
+        assert shares[-1] == found.below("tpot_ms.mean", 1)
+        assert compare([column(12.0, **deployed), column(10.0)]).below("tpot_ms.mean", 1) == pytest.approx(1 - shares[-1])
+        assert f"the lower is TPOT mean of 1 ({100 * (1 - shares[-1]):.0f} %)" in " ".join(text(found).split())
+    spread = math.log(1.25) / 1.645
+    for share, shared in zip(shares, (0.0, ALIKE_MODEL, ALIKE_SETTING), strict=True):
+        assert 1 - share == pytest.approx(NormalDist().cdf(math.log(1.2) / spread / math.sqrt(2 - 2 * shared)))
+    measured = compare([column(10.0), Column("m", "measured", {"tpot_ms.mean": 9.0})])
+    assert measured.below("tpot_ms.mean", 1) is None
+    assert "order" not in text(measured)

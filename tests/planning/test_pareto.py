@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+import math
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulator.cli.sweep import runner_up
 from simulator.planning.pareto import cheapest, cost_column, latency_column, pareto_front
+from simulator.planning.points import COST_HIGH
+from simulator.planning.sweep import SweepResult
+from simulator.results.ranking import ALIKE_MODEL
 
 PAIRS = st.lists(
     st.tuples(st.one_of(st.none(), st.integers(0, 6)), st.one_of(st.none(), st.integers(0, 6))), max_size=12
@@ -54,3 +64,23 @@ def test_the_latency_is_the_slo_s_first_at_its_highest_percentile() -> None:
     rows = [{"ttft_ms_p99": 1, "ttft_ms_p50": 1, "e2el_ms_p99": 1}]
     assert latency_column(rows, {"ttft_ms": {"p50": 1, "p99": 2}}) == "ttft_ms_p99"
     assert latency_column(rows, {}) == "e2el_ms_p99"
+
+
+def test_the_cheapest_a_token_says_how_sure_it_is_where_prices_do_not_decide() -> None:
+    token = "usd_per_1m_total_tokens"
+
+    def row(point: int, cost: float, **other: Any) -> dict[str, Any]:
+        told = {"engine": "e", "hardware": "h100", "model": "m", "weights": "bf16", "slo": "met", "status": "ok"}
+        return {**told, "point": point, "usd_per_hour": 1.0, token: cost, COST_HIGH: 1.25 * cost, "late": 1.0, **other}
+
+    rows = (row(0, 1.1), row(1, 1.0, hardware="b200"), row(2, 1.05, slo="missed"))
+
+    def found(cost: str) -> tuple[Any, float] | None:
+        return runner_up(SweepResult(Path(), rows, cost, "late", rows[1], None, ()))
+
+    next_best = found(token)
+    assert next_best is not None
+    assert next_best[0]["point"] == 0
+    spread = math.log(1.25) / 1.645 * math.sqrt(2 - 2 * ALIKE_MODEL)
+    assert next_best[1] == pytest.approx(NormalDist().cdf(math.log(1.1) / spread))
+    assert found("usd_per_hour") is None

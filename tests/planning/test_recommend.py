@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from hardware_profiles.errors import InputError
 from simulator.config.load import load_scenario
 from simulator.planning import recommend as module
 from simulator.planning.recommend import Choice, Wishes, judge, recommend
+from simulator.results.ranking import ALIKE_MODEL
 from tests.planning.test_planning_cli import Shell
 
 SCENARIO: dict[str, Any] = {
@@ -69,14 +72,16 @@ def stub(costs: dict[str, float | None]) -> Any:
 
 @pytest.fixture
 def costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "judge", stub({"vllm": 1.0, "sglang": 1.4, "tgi": 2.0, "trtllm": None}))
+    monkeypatch.setattr(module, "judge", stub({"vllm": 1.0, "sglang": 1.1, "tgi": 2.0, "trtllm": None}))
 
 
 @pytest.mark.usefixtures("costs")
-def test_the_cheapest_comes_first_and_what_overlaps_it_is_too_close_to_call() -> None:
+def test_the_cheapest_comes_first_and_what_is_not_surely_dearer_is_too_close_to_call() -> None:
     found = recommend(load_scenario(SCENARIO), Wishes(), workers=1)
     assert [c.engine for c in found.ranked] == ["vllm", "sglang", "tgi"]
-    assert [c.close for c in found.ranked] == [False, True, False]  # 0.8 x 1.4 < 1.25 x 1.0 < 0.8 x 2.0
+    assert [c.close for c in found.ranked] == [False, True, False]
+    ratio = math.log(1.1) / (math.log(1.25) / 1.645 * math.sqrt(2 - 2 * ALIKE_MODEL))
+    assert found.ranked[1].sure_share == pytest.approx(NormalDist().cdf(ratio))
     assert [c.engine for c in found.never] == ["trtllm"]
 
 
@@ -186,7 +191,7 @@ def test_unknown_words_are_refused_with_the_nearest() -> None:
 def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.yaml").write_text(json.dumps(SCENARIO))
-    monkeypatch.setattr(module, "judge", stub({"vllm": 1.0, "sglang": 1.4, "tgi": 2.0, "trtllm": None}))
+    monkeypatch.setattr(module, "judge", stub({"vllm": 1.0, "sglang": 1.1, "tgi": 2.0, "trtllm": None}))
     return Shell(monkeypatch, capsys, tmp_path)
 
 
@@ -194,7 +199,7 @@ def test_the_answer_comes_first(typed: Shell) -> None:
     code, out, err = typed("recommend", "s.yaml", "--workers", "1")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[:2] == ["chat: vllm 1 at $1.00 a million tokens", "too close to call: sglang 1"]
+    assert lines[:2] == ["chat: vllm 1 at $1.00 a million tokens", "too close to call (how sure the order is): sglang 1 72 %"]
     assert "never     trtllm 1: no load was found at which it keeps the SLO" in lines
     assert max(map(len, lines)) <= 80
 
