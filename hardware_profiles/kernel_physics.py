@@ -69,6 +69,7 @@ _ALIASES: Mapping[str, str] = {
     "int8": "sq",
     "w8a8": "sq",
     "int4": "int4_wo",
+    "nf4": "int4_wo",
     "awq": "int4_wo",
     "gptq": "int4_wo",
     "fp4": "nvfp4",

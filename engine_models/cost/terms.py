@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.cost import token_tiles
+from engine_models.cost import dequantised, token_tiles
 from engine_models.cost.sampling import Sampler, truncation_s
 from engine_models.model.architecture import Gemm, MoeShape, format_of_part, gemm_shapes, moe_shapes, stages
 from engine_models.model.blocks import Architecture
@@ -293,6 +293,8 @@ def linear_layers(shard: Shard, m: IntArray) -> Parts:
 def product_s(shard: Shard, gemm: Gemm, m: IntArray) -> FloatArray:
     """Seconds of one product of a layer; with weights in 32 bits twice those in 16, or the arithmetic in 32 bits."""
     fmt = shard.weights_format(gemm.part)
+    if fmt == dequantised.NF4:
+        return dequantised.product_s(shard.ops, m, gemm.n, gemm.k)
     if shard.terms.token_tiles and fmt == "fp8_block" and gemm.k >= token_tiles.LEAST_DEPTH:
         return token_tiles.product_s(shard.ops, m, gemm.n, gemm.k)
     narrow_s: FloatArray = shard.ops.gemm_s(fmt, m, gemm.n, gemm.k)
@@ -355,6 +357,8 @@ def experts_s(shard: Shard, shapes: list[MoeShape], m: IntArray) -> FloatArray:
     ops, word = shard.ops, shard.terms.moe_backend
     experts_format = shard.weights_format("experts")
     backend = ops.expert_backend(experts_format, word) if word else None
+    widens = experts_format == dequantised.NF4
+    experts_format = "bf16" if widens else experts_format
     total = np.zeros(len(m))
     for moe in shapes:
         times = ops.moe_s(
@@ -369,6 +373,10 @@ def experts_s(shard: Shard, shapes: list[MoeShape], m: IntArray) -> FloatArray:
             gated=moe.gated,
             kernel=backend,
         )
+        if widens:
+            matrices = 3.0 if moe.gated else 2.0
+            own = matrices * moe.experts * moe.hidden * moe.intermediate / (moe.tp * moe.ep)
+            times = times + dequantised.widening_s(ops, own)
         total = total + moe.layers * times
     return 2.0 * total if shard.formats.weights.name == "fp32" else total
 

@@ -26,7 +26,7 @@ from hardware_profiles.errors import InfeasibleError, InputError
 GATHER_FACTOR = 2.0
 """`DynamicCache` writes the whole cache anew in every step: one read, one write (datasheet: `cache_utils.py` of 5.24.0)."""
 
-QUANTIZED_LAUNCHES = {"int8": 6.6, "int4": 2.1}
+QUANTIZED_LAUNCHES = {"int8": 6.6, "nf4": 2.1, "int4": 2.1}
 """How much longer the host takes for a step of bitsandbytes weights (8 bit, 4 bit): 6.98 and 21.7 tokens/s where float16
 gives 46.4 (fitted, 2026-11: Llama-2-7B, batch 1, A100 80 GB, premAI-io/benchmarks at 16338c3, 2024-01)."""
 

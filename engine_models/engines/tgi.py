@@ -504,7 +504,7 @@ ENGINE = Engine(
     devices={"gpu": f"{_SOURCE}: images for NVIDIA and AMD GPUs; backends of other devices are other programs"},
     formats={
         name: Support(_KINDS, f"{_SOURCE}: --dtype, --quantize, layers/fp8.py")
-        for name in ("bf16", "fp16", "fp8", "fp8_block", "int8_wo", "int4", "awq", "gptq")
+        for name in ("bf16", "fp16", "fp8", "fp8_block", "int8_wo", "int4", "nf4", "awq", "gptq")
     },
     kv_formats=("fp8",),
     features={

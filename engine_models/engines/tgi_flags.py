@@ -20,8 +20,8 @@ _WEIGHTS = {
     "fp8": "fp8",
     "eetq": "int8_wo",
     "bitsandbytes": "int8_wo",
-    "bitsandbytes-nf4": "int4",
-    "bitsandbytes-fp4": "int4",
+    "bitsandbytes-nf4": "nf4",
+    "bitsandbytes-fp4": "nf4",
     "compressed-tensors": None,
     "exl2": None,
 }

@@ -243,7 +243,7 @@ ENGINE = Engine(
         **{name: Support(_ANY, f"{_SOURCE}: dtype") for name in ("bf16", "fp16", "fp32")},
         **{
             name: Support(_GPU, f"{_SOURCE}: quantizers/")
-            for name in ("fp8", "fp8_block", "int8", "int4", "awq", "gptq")
+            for name in ("fp8", "fp8_block", "int8", "int4", "nf4", "awq", "gptq")
         },
     },
     kv_formats=(),

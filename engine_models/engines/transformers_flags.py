@@ -10,7 +10,7 @@ from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed, float32_weights
 from engine_models.launcher import Launcher
 
-_WEIGHTS = {"bnb-8bit": "int8", "bnb-4bit": "int4"}
+_WEIGHTS = {"bnb-8bit": "int8", "bnb-4bit": "nf4"}
 """Values of ``--quantization`` and the format that they fix."""
 
 _MODELLED: dict[str, Flag] = {

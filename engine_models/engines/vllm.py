@@ -1071,6 +1071,7 @@ ENGINE = Engine(
     devices=dict.fromkeys(("gpu", "apu", "asic", "cpu"), _DOCS),
     formats={
         **{name: Support(_ANYWHERE, _DOCS) for name in ("fp32", "bf16", "fp16", "int8", "int8_wo", "int4", "awq", "gptq")},
+        "nf4": Support(_ACCELERATORS, _DOCS),
         **{name: Support(_ACCELERATORS, _DOCS) for name in ("fp8", "fp8_block", "nvfp4", "mxfp4")},
     },
     adapters_beside=("speculative", "offload", "kv_tiers", "pipeline_parallel"),

@@ -208,6 +208,7 @@ _QUANTIZED_WEIGHTS = {
     "gptq": "gptq",
     "gptq_marlin": "gptq",
     "gptq_bitblas": "gptq",
+    "bitsandbytes": "nf4",
     "mxfp4": "mxfp4",
     "gpt_oss_mxfp4": "mxfp4",
     "deepgemm_fp8": "fp8_block",

@@ -28,7 +28,7 @@ _FORMAT_SUFFIXES = {
     "-int4-awq": "awq",
     "-awq-4bit": "awq",
     "-w4a16-g128": "int4",
-    "-bnb-4bit": "int4",
+    "-bnb-4bit": "nf4",
     "-quantized.w8a8": "int8",
     "-quantized.w4a16": "int4",
     "-quantized.w8a16": "int8_wo",

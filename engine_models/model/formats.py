@@ -43,6 +43,7 @@ class Format:
 #   int8       one scale a channel, taken as 0 (vLLM docs, INT8 W8A8)
 #   int8_wo    weight-only, group of 128, one 16-bit scale (GPTQ in 8 bits, W8A16)
 #   int4       group of 128, one 16-bit scale, symmetric: 4 + 16/128 (compressed-tensors W4A16 default)
+#   nf4        bitsandbytes': blocks of 64 with an 8-bit scale, whose own scale serves 256 blocks (QLoRA, arXiv:2305.14314)
 #   awq, gptq  group of 128, one 16-bit scale and one 4-bit zero: 4 + 20/128
 #              (AWQ arXiv:2306.00978; GPTQ arXiv:2210.17323; the files' qweight, qzeros, scales)
 #   nvfp4      group of 16, one fp8 scale: 4 + 8/16 (NVIDIA NVFP4; the fp32 scale of a tensor is < 1e-6)
@@ -59,6 +60,7 @@ FORMATS: dict[str, Format] = {
         Format("int8", 8.0, "int8", weight_only=False, kv_cache=True),
         Format("int8_wo", 8.0 + 16.0 / 128, "bf16", weight_only=True),
         Format("int4", 4.0 + 16.0 / 128, "bf16", weight_only=True, kv_cache=True),
+        Format("nf4", 4.0 + 8.0 / 64 + 32.0 / (64 * 256), "bf16", weight_only=True),
         Format("awq", 4.0 + 20.0 / 128, "bf16", weight_only=True),
         Format("gptq", 4.0 + 20.0 / 128, "bf16", weight_only=True),
         Format("nvfp4", 4.0 + 8.0 / 16, "fp4", weight_only=False, kv_cache=True),

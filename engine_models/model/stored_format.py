@@ -57,7 +57,7 @@ def _stored_format(quantization: Config) -> tuple[str, float] | None:
             return ("awq" if method == "awq" else "gptq"), _group_bits(4, group or 128, 4)
         return None
     if method == "bitsandbytes":
-        return ("int8" if quantization.get("load_in_8bit") else "int4"), 0.0
+        return ("int8" if quantization.get("load_in_8bit") else "nf4"), 0.0
     if not method and not algorithm and isinstance(bits, int) and isinstance(group, int) and bits in MLX_BITS:
         if quantization.get("mode", "affine") == "affine":  # MLX: a 16-bit scale and a 16-bit bias a group
             return f"mlx_{bits}bit", bits + 32 / group

@@ -188,7 +188,7 @@ def test_number_formats_of_flags(engine: str, args: dict[str, Any], model: str, 
     ("args", "message"),
     [
         ({"quantization": "compressed-tensors"}, "takes the checkpoint's number format, and Qwen/Qwen3-8B is not quantized"),
-        ({"quantization": "bitsandbytes"}, "this number format is not modelled"),
+        ({"quantization": "bitblas_4bit"}, "this number format is not modelled"),
         ({"kv_cache_dtype": "turboquant_4bit_nc"}, "this number format is not modelled"),
     ],
 )

@@ -275,3 +275,17 @@ def test_least_times_are_tabulated_as_they_are(h100: KernelModel) -> None:
     assert tables[0] == [launches.least_s(tokens, False) for tokens in range(41)]
     assert tables[1] == [launches.least_s(tokens, True) for tokens in range(41)]
     assert len(set(tables[0])) == len(set(tables[1])) == 2
+
+
+def test_weights_of_bitsandbytes_are_widened_for_every_use_but_a_row_of_its_own(h100: KernelModel) -> None:
+    """A 1B on an A100 took 71 s in 4 bits where bf16 took 45 (vLLM issue 9535)."""
+    arch = load_architecture("Llama-3.1-8B")
+
+    def products_s(name: str) -> np.ndarray:
+        formats = replace(BF16, weights=format_named(name))
+        steps = step_time(arch, h100, formats, HOST, max_step_tokens=2048, max_rows=64, max_context_tokens=4096)
+        return steps.parts_s(np.array([1, 2, 64]))["linear layers"]
+
+    nf4, int4, bf16 = map(products_s, ("nf4", "int4", "bf16"))
+    assert nf4[0] == pytest.approx(int4[0])
+    assert np.all(nf4[1:] > bf16[1:] + 32 * 218e6 * 2.5 / 3.35e12)  # the weights of a layer, read in 4 bits and written in 16
