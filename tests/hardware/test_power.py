@@ -7,6 +7,7 @@ import pytest
 from hardware_profiles.device import all_devices, load_device
 from hardware_profiles.errors import InputError
 from hardware_profiles.power import limited, mean_power_w
+from simulator.calibration.deployment import Deployment
 from simulator.config.load import load_scenario
 from simulator.run import simulate
 
@@ -82,3 +83,10 @@ def test_a_run_under_a_limit_is_slower_and_draws_less() -> None:
     assert slow["metrics"]["ttft_ms"]["mean"] > 1.15 * plain["metrics"]["ttft_ms"]["mean"]
     assert slow["server"]["energy_j"] < plain["server"]["energy_j"]
     assert (slow["deployment"]["power_limit_w"], plain["deployment"].get("power_limit_w")) == (300, None)
+
+
+def test_measurements_hold_the_limit_they_were_made_under() -> None:
+    load = "workload: {arrivals: {kind: batch}, requests: 1, prompt_tokens: 9, output_tokens: 9}"
+    deployment = "deployment: {engine: vllm, hardware: l40s, power_limit_w: 300}"
+    with pytest.raises(InputError, match=r"hold the power limit"):
+        _ = Deployment(f"model: Qwen/Qwen3-8B\n{deployment}\n{load}\n").prepared
