@@ -124,6 +124,20 @@ def test_a_prompt_is_launched_while_the_step_before_runs(ahead: bool, ends_s: fl
     assert replica.ranks[0].log.sent_s[2] == sent_s
 
 
+@pytest.mark.parametrize(("ahead", "prompts"), [(False, [1, 1, 1, 1]), (True, [1, 1, 2])])
+def test_who_comes_while_a_prompt_is_launched_is_in_the_next_step(ahead: bool, prompts: list[int]) -> None:
+    """The host launches the second prompt from 16 to 26; two more come at 20 and 24."""
+    formed: list[int] = []
+    scheduler = PrefillFirstScheduler(PrefillFirstRules(8, 1000, 1000, in_flight=2), RadixPool(1000))
+    replica = Replica([scheduler], Launched(), depth=2, launches_ahead=ahead,
+        on_batch=lambda batch: formed.append(len(batch.prefill)))
+    for index, at_s in enumerate((0.0, 11.0, 20.0, 24.0)):
+        replica.advance(at_s)
+        replica.ranks[0].submit(Sequence(index, 20, 5, at_s))
+    replica.advance(90.0)
+    assert [together for together in formed if together] == prompts
+
+
 def test_tokens_leave_in_passes() -> None:
     assert sent_s([], ([10.0], 1, 0), ([30.0], 2, 1)) == [10 + 5, 30 + 11]
     # the pass of 11 waits for that of 10, the tokens of 12 join it, as those of a prompt do that ends at 13

@@ -342,6 +342,8 @@ class Replica:
                 device_s, waits_s = self._queued(device_s, waits_s)
             begin, end = self._through_stages(self.clock_s, device_s)
             start, idle_s = begin, end - begin - device_s if self._staged else 0.0
+            if self._launched_s > self.clock_s:  # the host forms the next step when it has launched this one
+                self.clock_s = self._launched_s
         for number, batch in enumerate(batches):
             batch.t_sched, batch.t_start, batch.t_end = now, start, end
             rank = ranks[number]
@@ -357,10 +359,10 @@ class Replica:
         """Device time of a step whose launches begin while the step before it runs, and how long the device waits for them.
 
         The host launches one step after the other, this one when it is formed, and sees the results of the step before when that
-        is done.
+        is done; until then it forms no other.
         """
         now_s, free_s = self.clock_s, self._stage_free_s[0]
-        self._launched_s = (now_s if now_s > self._launched_s else self._launched_s) + self.cost.launch_s
+        self._launched_s = now_s + self.cost.launch_s
         if self._in_flight and self._in_flight[-1][2] < self._launched_s:
             for rank in self._in_flight[-1][0]:
                 if rank.loop is not None:
