@@ -699,7 +699,7 @@ def built_engine(row: Row, number: str) -> Case:
     """A batch that is computed to its end by an engine built for it, its prompts in one step; FP8 engines keep keys in FP8."""
     isl, osl, batch, tensor = (int(float(row[name])) for name in ("isl", "osl", "batch", "tp"))
     where = (model_of(row["model"]), row["precision"].lower(), device_of(row["gpu"]))
-    build = {"max_batch_size": batch, "max_num_tokens": batch * isl, "max_seq_len": isl + osl}
+    build = {"version": row["trtllm"], "max_batch_size": batch, "max_num_tokens": batch * isl, "max_seq_len": isl + osl}
     args: dict[str, object] = {"model_engine": "trtllm", "called": "tensorrt_llm", "batching_strategy": "V1"}
     args["build_config"] = build
     first = row["metric"] == "first_token_latency_ms"

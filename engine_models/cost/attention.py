@@ -214,6 +214,10 @@ def _layer_s(
     alone = ops.decode_attention_s(
         kv_fmt, queries, kv_heads, block.head_dim, block.window_tokens, batch, context
     )
+    if terms.ungrouped_bytes_per_s and heads > kv_heads:
+        attended = np.minimum(context, block.window_tokens) if block.window_tokens else context
+        passed = batch * attended * (2.0 * heads * block.head_dim * shard.formats.kv_cache.bits_per_weight / 8.0)
+        alone = np.maximum(alone, passed / terms.ungrouped_bytes_per_s)
     if terms.widens_kv:
         alone = alone + widening.pass_s(ops, block, shard.formats.kv_cache, tensor, batch * context)
     alone = alone + chosen_s if block.indexer is not None else alone

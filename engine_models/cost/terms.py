@@ -155,6 +155,8 @@ class Terms:
         it, and how many passes over the scores they take as long as.
     rotary_in_attention : whether attention rotates queries and keys in the kernel that writes its cache, which its tables hold.
     widens_kv : whether a narrow KV cache is widened to 16 bits before attention, in a pass that reads and writes it.
+    ungrouped_bytes_per_s : rate at which decoding rows pass the cache once for every query head, in a kernel that has no block
+        for a group of them; 0: it has.
     flattens_kv : whether the cache of a prompt's rows is first copied into one piece of 16 bits, from whatever it is kept in.
     expands_latents : whether prompts of latent attention expand the latents cached before them.
     absorbs_below : prompts of latent attention are computed in the absorbed form if their step's rows have something cached
@@ -197,6 +199,7 @@ class Terms:
     selection_passes: int = 0
     rotary_in_attention: bool = False
     widens_kv: bool = False
+    ungrouped_bytes_per_s: float = 0.0
     flattens_kv: bool = False
     expands_latents: bool = False
     absorbs_below: int = 0

@@ -25,7 +25,7 @@ from engine_models.declaration import EnginePlan, Limits, Mode, PoolRequest
 from engine_models.engines.triton_ensemble import front_of
 from engine_models.engines.triton_flags import BATCHING, BLS, BUILD, POLICY, group
 from engine_models.engines.trtllm_executor import MemoryWords, memory_left
-from engine_models.engines.trtllm_kernels import as_run, experts
+from engine_models.engines.trtllm_kernels import UNGROUPED_BYTES_PER_S, as_run, experts, reads_by_head
 from engine_models.memory.block_tree import BlockTree
 from engine_models.model.blocks import Architecture
 from engine_models.schedulers.memory_then_tokens import (
@@ -136,6 +136,8 @@ def plan(request: PoolRequest, engine: str, version: str) -> EnginePlan:
     longest = min(context - 1, build["max_input_len"] or context, context if chunked else tokens)
     step_tokens = max(tokens, inside * row_tokens, context if policy == UTILIZATION and not chunked else 0)
     warnings: list[str] = []
+    # drafts are verified by a kernel that reads a group's cache once
+    by_head = reads_by_head(arch, request.tensor_parallel, build["version"]) and drafts is None
     overheads = load_overheads(_OVERHEADS)
     return EnginePlan(
         engine=engine,
@@ -158,7 +160,13 @@ def plan(request: PoolRequest, engine: str, version: str) -> EnginePlan:
         costs=StepCosts(
             as_run(request),
             request.formats,
-            Terms(overheads.host, moe_backend=experts(request, "CUTLASS", warnings), moe_by_flag=False, rotary_in_attention=True),
+            Terms(
+                overheads.host,
+                moe_backend=experts(request, "CUTLASS", warnings),
+                moe_by_flag=False,
+                rotary_in_attention=True,
+                ungrouped_bytes_per_s=UNGROUPED_BYTES_PER_S if by_head else 0.0,
+            ),
             TableRange(step_tokens, inside, context),
             Parallelism(request.tensor_parallel, expert=request.expert_parallel),
             speculation=drafts,
@@ -168,6 +176,7 @@ def plan(request: PoolRequest, engine: str, version: str) -> EnginePlan:
         notes=(
             *((summary_note(drafts), *drafts.notes) if drafts else ()),
             *_notes(rules, gathering, called, instances, reuse, in_flight),
+            *((BY_HEAD.format(build["version"]),) if by_head else ()),
             *around,
         ),
         warnings=tuple(warnings),
@@ -175,6 +184,9 @@ def plan(request: PoolRequest, engine: str, version: str) -> EnginePlan:
         kernels=KERNELS,
         recorded=False,
     )
+
+
+BY_HEAD = "built by TensorRT-LLM {}, without a kernel for this group of heads: decoding rows pass the cache for every query head"
 
 
 def _notes(

@@ -39,14 +39,15 @@ GROUP: dict[str, Flag] = {
 """Keys of a queue policy, of `dynamic_batching` and of an `instance_group`."""
 
 BUILD: dict[str, Flag] = {
+    "version": Flag("str", None),
     "max_batch_size": Flag("int", 2048, low=1),
     "max_num_tokens": Flag("int", 8192, low=1),
     "max_seq_len": Flag("int", None, low=2),
     "max_input_len": Flag("int", None, low=1),
     "tokens_per_block": Flag("int", 32, low=1),
 }
-"""Keys of `build_config` that are read (datasheet: `tensorrt_llm/builder.py`, `trtllm-build` of 1.0; older ones had 64 tokens a
-block); the many others change kernels, or nothing."""
+"""The version of TensorRT-LLM that built an engine, and keys of `build_config` that are read (datasheet:
+`tensorrt_llm/builder.py`, `trtllm-build` of 1.0; older ones had 64 tokens a block); the others change kernels, or nothing."""
 
 ENSEMBLE, BLS = "ensemble", "tensorrt_llm_bls"
 EXECUTOR: dict[str, Flag] = {

@@ -184,9 +184,10 @@ def _parameters(config: Message) -> dict[str, str]:
 
 
 def _built(path: Path) -> dict[str, Any]:
-    """What a built engine's own configuration says of its limits."""
-    config = json.loads(path.read_text(encoding="utf-8")).get("build_config", {})
-    config = {**config, **config.get("plugin_config", {})}
+    """What a built engine's own configuration says of its limits, and of the version that built it."""
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    config = whole.get("build_config", {})
+    config = {**config, **config.get("plugin_config", {}), "version": whole.get("version")}
     return {name: config[name] for name in BUILD if config.get(name) is not None}
 
 

@@ -5,11 +5,13 @@ Read 2026-11 in the repository of 1.0 to 1.3 (`tensorrt_llm/_torch/models/modeli
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from engine_models.declaration import PoolRequest
 from engine_models.model.blocks import Architecture
 from hardware_profiles.device import load_device
+from hardware_profiles.errors import InputError
 
 OWN_KERNELS = "TRTLLM"
 """Value of ``moe_config.backend`` by which experts run TensorRT-LLM's generated kernels (Blackwell)."""
@@ -55,6 +57,41 @@ def _own_choice(request: PoolRequest) -> str:
 
 _GATHERED_BYTES = {"nvfp4": 0.5625, "fp8": 1.0, "mxfp4": 1.03125}
 """Weights of experts -> bytes of a value that ranks gather: they quantise before it (mxfp4: where the activations are in FP8)."""
+
+
+XQA_SINCE, XQA_WIDE_SINCE = (0, 8), (0, 12)
+XQA_GROUPS, XQA_WIDTHS = (1, 8), (128, 256)
+"""First version of built engines with a decode kernel that reads the cache once for a group of query heads, and the groups and
+head widths that it takes up to the second version (`decoderXQARunner.h`, public copies of 2024; which version is the first that
+takes others is inferred)."""
+
+
+UNGROUPED_BYTES_PER_S = 4.2e12
+"""Rate at which the other kernel passes the cache, once for every query head; on devices whose memory is slower than what a group
+shares of it (L40S) it costs nothing. kind: fitted, 2026-11, source: throughput of Mistral-7B (4 heads a group) under TensorRT-LLM
+0.8 and 0.9 on A100, H100 and H200, one rate for the three; without a further constant Llama-70B (8) under 0.6 and 0.7 comes from
+60 to 6 % on H100, Falcon-180B (29) from 41 to 4 and 54 to -4 % on H100 and H200 (NVIDIA's overviews)."""
+
+
+def reads_by_head(arch: Architecture, tensor_parallel: int, version: str | None) -> bool:
+    """Whether decoding rows of an engine built by that version (None: the newest) read the cache for every query head.
+
+    Raises InputError for what is no version.
+    """
+    found = re.match(r"v?(\d+)\.(\d+)", version or "99.0")
+    if found is None:
+        raise InputError(
+            f"`{version}` is no version of TensorRT-LLM",
+            where="deployment.engine_args.build_config.version",
+            mend="write it as the built engine's config.json does, such as 0.9.0",
+        )
+    built = int(found[1]), int(found[2])
+    if built >= XQA_WIDE_SINCE:
+        return False
+    blocks = [block for block in arch.attention if block.kind != "linear"]
+    groups = {(block.heads // tensor_parallel) // max(1, block.kv_heads // tensor_parallel) for block in blocks}
+    known = groups <= set(XQA_GROUPS) and {block.head_dim for block in blocks} <= set(XQA_WIDTHS)
+    return groups != {1} and not (known and built >= XQA_SINCE)
 
 
 def gathered_bytes(request: PoolRequest) -> float:

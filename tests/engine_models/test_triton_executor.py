@@ -9,12 +9,16 @@ import pytest
 
 from engine_models.engines.triton_executor import drafts
 from engine_models.engines.triton_repository import parse, read_repository
+from engine_models.engines.trtllm_kernels import reads_by_head
 from engine_models.memory.block_tree import BlockTree
 from engine_models.model.architecture import load_architecture
+from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.memory_then_tokens import TwoPassRules
 from engine_models.schedulers.memory_then_tokens_handed import Gathering, HandedTwoPassScheduler
 from hardware_profiles.errors import InputError
+from simulator.config.load import load_scenario
+from simulator.prepare import prepare
 from simulator.run import simulate
 from simulator.validation.schedules import RecordedClock
 from tests.engine_models.fed import Served
@@ -107,6 +111,30 @@ def test_lookahead_computes_guesses_beside_what_it_verifies(ngram: int, window: 
         return
     found = drafts({}, load_architecture(LLAMA), keys)
     assert (found["method"], found["num_speculative_tokens"], found["num_draft_tokens"]) == ("lookahead", ngram - 1, 1 + tokens)
+
+
+def test_old_engines_pass_the_cache_once_for_every_query_head() -> None:
+    def step_s(model: str, version: str | None, hardware: str = "h100-sxm-80gb") -> float:
+        build = {"version": version} if version else {}
+        deployment = {"engine": "triton", "hardware": hardware, "engine_args": {"model_engine": "trtllm", "build_config": build}}
+        load = {"prompt_tokens": 100, "output_tokens": 40, "arrivals": {"kind": "batch"}, "requests": 2}
+        plan = prepare(load_scenario({"model": model, "deployment": deployment, "workload": load}))
+        return float(plan.times().step_s([Batch(0, 64, 64, 64 * 2000, tokens=64)])[0])
+
+    grouped_s = step_s(LLAMA, None)  # 32 heads, 8 of them with a cache: groups of four
+    assert step_s(LLAMA, "1.0.0") == grouped_s
+    passed_s = 64 * 2000 * 32 * 2 * 32 * 128 * 2 / 4.2e12  # rows, tokens, layers, K and V, heads, width, bytes
+    weights_s = 15e9 / 3.35e12
+    assert passed_s + weights_s < step_s(LLAMA, "0.9.0") < 1.4 * (passed_s + weights_s)
+    assert step_s(LLAMA, "v0.7.1") == step_s(LLAMA, "0.9.0") > 1.3 * grouped_s
+    assert step_s(LLAMA, "0.9.0", "l40s-48gb") == step_s(LLAMA, None, "l40s-48gb")  # its memory is slower
+    arch = load_architecture("meta-llama/Llama-3.1-70B-Instruct")  # groups of eight
+    assert [reads_by_head(arch, tp, v) for tp, v in ((1, "0.7"), (8, "0.7.1"), (1, "0.8.0"), (8, "0.12"))] == [
+        True, True, False, False,
+    ]  # fmt: skip
+    assert not reads_by_head(load_architecture("llama-2-7b"), 1, "0.6.1")  # every head has its own
+    with pytest.raises(InputError, match="`new` is no version"):
+        step_s(LLAMA, "new")
 
 
 def test_eagle_and_lookahead_run_from_a_scenario() -> None:
