@@ -105,7 +105,7 @@ def test_figures_are_plausible(device: Device) -> None:
     assert 5e10 <= bandwidth <= 1e13
     assert 1e9 <= device.memory_bytes.value <= 2e12
     assert 10 <= device.tdp_w.value <= 2000
-    assert device.node_size.value in (1, 8, 72)
+    assert device.node_size.value in (1, 2, 8, 72)
     for fmt in device.formats:
         assert device.peak_flops_per_s[fmt].value > 1e11, fmt
     # a chip that could not compute on what it reads, or the reverse, is a slip of a unit
