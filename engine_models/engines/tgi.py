@@ -10,7 +10,6 @@ router (`capacity-plan validate schedules`). Version 2 is the same rules with it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from engine_models.cost.adapters import Adapters, adapters_of
@@ -28,45 +27,19 @@ from engine_models.declaration import (
     Limits,
     MemoryBudget,
     MemoryLine,
-    Mode,
     PoolRequest,
     Replay,
     Support,
 )
-from engine_models.engines.tgi_flags import BLOCK_TOKENS, FLAGS
-from engine_models.memory.lifetime_pages import LifetimePages
+from engine_models.engines.tgi_flags import FLAGS
+from engine_models.engines.tgi_launcher import Serving, Version, default_prefill_tokens, serving_of
+from engine_models.engines.tgi_ranks import Rank, replay_of
 from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
 from engine_models.model.blocks import Architecture
-from engine_models.parts.batch import Batch
-from engine_models.parts.sequence import Sequence
-from engine_models.schedulers.whole_lifetime import LifetimeBatch, LifetimeRules, WholeLifetimeScheduler
-from engine_models.schedulers.whole_lifetime_adapted import AdaptedLifetimeScheduler
-from engine_models.schedulers.whole_lifetime_drafted import DraftedLifetimeScheduler
+from engine_models.schedulers.whole_lifetime import LifetimeRules
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InfeasibleError, InputError
-
-
-@dataclass(frozen=True)
-class Version:
-    """What differs between versions; the defaults are those of the newest.
-
-    `chunked_prefill`, `prefix_caching` : whether it has them; `attention` : "" where hardware and model decide.
-    `reserved_answer_tokens` : see `LifetimeRules`. Of the token limits None is what hardware and model give.
-    `recorded` : whether its scheduling was compared with recordings.
-    """
-
-    name: str
-    recorded: bool = True
-    chunked_prefill: bool = True
-    prefix_caching: bool = True
-    attention: str = ""
-    reserved_answer_tokens: int | None = 1024
-    waiting_served_ratio: float = 0.3
-    max_input_tokens: int | None = None
-    max_total_tokens: int | None = None
-    max_batch_prefill_tokens: int | None = None
-
 
 VERSIONS: dict[str, dict[str, Any]] = {
     "3.3.6": {},
@@ -90,164 +63,10 @@ GRAPH_SIZES = (1, 2, 4, 8, 16, 32)
 WIGGLE_ROOM = 0.90
 """Launcher and server defaults (datasheet: `launcher/src/main.rs`, `models/globals.py` at db931fcf, 2026-01)."""
 
-PREFILL_TOKENS = 4096
-PREFILL_TOKENS_BY_MODEL = {"qwen2_vl": 10_000, "qwen2_5_vl": 10_000, "gemma3": 8000}
-LEAST_PREFILL_TOKENS = 100
-LAUNCHER_WIGGLE_ROOM = 0.95
-PREFILL_TFLOPS = {
-    "h200": 989,
-    "h100": 900,
-    "a100": 312,
-    "l40s": 363,
-    "a40": 149,
-    "a10g": 125,
-    "l4": 121,
-    "rtx-4090": 82,
-}
-"""What the launcher makes the default prefill budget of: dense FP16 rate by card [TFLOP/s] (datasheet: as above). Of other cards
-it knows no rate, and takes `PREFILL_TOKENS`; it takes a budget below `LEAST_PREFILL_TOKENS` for an error."""
-
-FLASHINFER_HEAD_DIMS = (64, 128, 256)
-FALLBACK_MODELS = ("falcon", "deepseek_v2")
-"""Models to which flashinfer is not applied whatever their heads (datasheet: `resolve_attention` in the launcher, 2026-01)."""
-
-
-@dataclass(frozen=True)
-class Serving:
-    """How attention is computed and prompts are cut, on some hardware."""
-
-    attention: str
-    prefix_caching: bool
-    chunked_prefill: bool
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens of a page."""
-        return BLOCK_TOKENS[self.attention]
-
-
-@dataclass(frozen=True)
-class Rank:
-    """Rules and pages of one rank: what a fresh scheduler is built from. `blocks` are the usable ones."""
-
-    rules: LifetimeRules
-    blocks: int
-    block_tokens: int
-    prefix_caching: bool
-    window_tokens: int | None = None
-    windows: tuple[int, ...] = ()  # of the model's layers
-    adapters: bool = False
-    row_tokens: int = 1  # that a step verifies, with drafts
-
-    def scheduler(self, mode: Mode) -> WholeLifetimeScheduler:
-        """Build a scheduler with its pages."""
-        kv = LifetimePages(
-            self.blocks,
-            self.block_tokens,
-            prefix_caching=self.prefix_caching,
-            window_tokens=self.window_tokens,
-        )
-        if self.row_tokens > 1:
-            return DraftedLifetimeScheduler(self.rules, kv, row_tokens=self.row_tokens, windows=self.windows)
-        if self.adapters:
-            return AdaptedLifetimeScheduler(self.rules, kv, aggregate=mode != "step", windows=self.windows)
-        return WholeLifetimeScheduler(
-            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
-        )
-
-
 def version_of(text: str | None) -> Version:
     """The declared version that stands for `text`."""
     name = ENGINE.version(text)
     return Version(name, **ENGINE.switches(name))
-
-
-def serving_of(request: PoolRequest, version: Version) -> Serving:
-    """Attention, prefix cache and chunks by the launcher's rules, unless flags say otherwise."""
-    flags, arch = request.flags, request.arch
-    attention = version.attention
-    caching, chunked = version.prefix_caching, version.chunked_prefill
-    if not attention and request.device_vendor == "amd":  # as its container image sets it
-        attention, caching, chunked = "paged", False, False
-    elif not attention:
-        heads = arch.attention[0]
-        attention = "flashinfer"
-        if heads.kind == "mla" or heads.head_dim not in FLASHINFER_HEAD_DIMS:
-            attention, caching = "flashdecoding", False
-        elif arch.model_type in FALLBACK_MODELS:
-            attention = "flashdecoding"
-    attention = str(flags.get("attention") or attention)
-    if request.speculation is not None:
-        if flags.get("prefill_chunking"):
-            raise InputError(
-                "TGI does not cut prompts into chunks where it drafts",
-                where="deployment.engine_args.prefill_chunking",
-                mend="leave it out, or leave drafts (speculate) out",
-            )
-        chunked = False
-    asked = flags.get("prefix_caching")
-    if asked and (attention == "paged" or not version.prefix_caching):
-        raise InputError(
-            f"TGI {version.name} has no prefix cache with {attention} attention",
-            where="deployment.engine_args.prefix_caching",
-            mend="leave it out, or use attention: flashinfer with version 3",
-        )
-    if asked and request.lora is not None:
-        raise InputError(
-            "TGI has no prefix cache with LoRA adapters",
-            where="deployment.engine_args.prefix_caching",
-            mend="leave it out",
-        )
-    caching = attention != "paged" and request.lora is None and bool(caching if asked is None else asked)
-    chunked = attention != "paged" and chunked and bool(flags.get("prefill_chunking", True))
-    return Serving(attention, caching, chunked)
-
-
-def default_prefill_tokens(request: PoolRequest, version: Version) -> int:
-    """The launcher's `max_batch_prefill_tokens`: what the card computes in a second of the model, within context and memory."""
-    if version.max_batch_prefill_tokens is not None:
-        return version.max_batch_prefill_tokens
-    arch = request.arch
-    tokens = PREFILL_TOKENS_BY_MODEL.get(arch.model_type, PREFILL_TOKENS)
-    rate = next((r for card, r in PREFILL_TFLOPS.items() if _is_card(request.device_name, card)), 0)
-    optimal = int(rate * 1e12 * request.tensor_parallel / _token_flop(arch))
-    if optimal > LEAST_PREFILL_TOKENS:
-        tokens = optimal
-    tokens = min(tokens, arch.max_context_tokens)
-    if rate and arch.quantization is None:
-        fraction = float(request.flags.get("cuda_memory_fraction", 1.0)) * LAUNCHER_WIGGLE_ROOM
-        room = int(request.device_memory_bytes * request.tensor_parallel * fraction) - _model_bytes(arch)
-        if room > 0:
-            tokens = min(tokens, room // _token_bytes(arch))
-    return max(1, tokens)
-
-
-def _is_card(device_name: str, card: str) -> bool:
-    return device_name == card or device_name.startswith(f"{card}-")
-
-
-def _token_flop(arch: Architecture) -> int:
-    """Floating-point operations of a token, as the launcher counts them; sizes are those of the first layer."""
-    heads, mlp, hidden = arch.attention[0], arch.mlp[-1], arch.hidden
-    width = mlp.experts_per_token * mlp.expert_intermediate + mlp.shared_intermediate if mlp.experts else mlp.intermediate
-    attention = 2 * hidden * heads.head_dim * (3 * heads.heads + 2 * heads.kv_heads)
-    return arch.layers * (attention + 2 * 3 * hidden * width)
-
-
-def _token_bytes(arch: Architecture) -> int:
-    """Bytes of a token, as the launcher counts them: keys and values of all layers, and the inner part of an MLP."""
-    heads, mlp = arch.attention[0], arch.mlp[-1]
-    width = mlp.expert_intermediate if mlp.experts else mlp.intermediate
-    return heads.kv_heads * 2 * heads.head_dim * 2 * arch.layers + (width + width // 2) * max(mlp.experts, 1) * 2 * 3
-
-
-def _model_bytes(arch: Architecture) -> int:
-    """Bytes of the weights, as the launcher counts them."""
-    heads, mlp, hidden = arch.attention[0], arch.mlp[-1], arch.hidden
-    width = mlp.expert_intermediate if mlp.experts else mlp.intermediate
-    attention = (heads.heads + 2 * heads.kv_heads) * heads.head_dim + heads.heads * heads.head_dim * hidden
-    layer = 3 * width * max(mlp.experts, 1) * hidden + attention
-    return 2 * (layer * arch.layers + 2 * hidden * arch.vocab)
 
 
 def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
@@ -256,29 +75,70 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     Raises InfeasibleError if the weights or one request of `max_total_tokens` do not fit, InputError on flags out of range.
     """
     version = version_of(version_text)
-    arch, flags = request.arch, request.flags
-    if any(block.kind == "linear" or block.sparse for block in arch.attention):
+    if any(block.kind == "linear" or block.sparse for block in request.arch.attention):
         raise InputError(
-            f"TGI has no model with recurrent, indexed or compressed layers such as {arch.name}",
+            f"TGI has no model with recurrent, indexed or compressed layers such as {request.arch.name}",
             where="model",
             mend="use another engine (`capacity-plan list engines`)",
         )
     serving = serving_of(request, version)
-    page = serving.block_tokens
-    prefill = int(flags.get("max_batch_prefill_tokens") or default_prefill_tokens(request, version))
+    prefill = int(request.flags.get("max_batch_prefill_tokens") or default_prefill_tokens(request, version))
     adapters, drafts = _adapters(request), request.speculation
-    row_tokens = drafts.row_tokens if drafts is not None else 1
-    memory = _memory(request, prefill, page, adapters.memory_bytes if adapters is not None else 0)
-    capacity = memory.blocks * page
-    usable = memory.blocks - 1  # page 0 is the health check's
-    warnings: list[str] = []
-    if flags.get("max_batch_total_tokens"):
-        warnings.append(
-            f"max_batch_total_tokens: TGI finds it at warm-up ({capacity:,} here) and ignores what is given"
-        )
+    memory = _memory(request, prefill, serving.block_tokens, adapters.memory_bytes if adapters is not None else 0)
+    limits = _limits(request, version, serving, memory, prefill)
+    rules = _rules(request.flags, version, serving, memory, prefill, limits.row_tokens)
+    rank = Rank(
+        rules,
+        limits.kv_blocks,
+        limits.block_tokens,
+        serving.prefix_caching,
+        windows=request.arch.windows_below(limits.context_tokens),
+        adapters=adapters is not None,
+        row_tokens=limits.spare_tokens + 1,
+    )
+    overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
+    graphs = tuple(sorted(int(size) for size in request.flags.get("cuda_graphs") or GRAPH_SIZES if int(size) > 0))
+    inflight = _inflight(request.flags)
+    return EnginePlan(
+        engine=ENGINE.name,
+        version=version.name,
+        limits=limits,
+        memory=memory,
+        scheduler=rank.scheduler,
+        costs=StepCosts(
+            request.arch,
+            request.formats,
+            Terms(overheads.host, graph_sizes=graphs),
+            TableRange(limits.step_tokens, limits.rows, limits.context_tokens),
+            Parallelism(request.tensor_parallel, expert=request.expert_parallel),
+            adapters=adapters,
+            speculation=drafts,
+        ),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, inflight=inflight),
+        prefix_caching=serving.prefix_caching,
+        notes=(
+            *((summary_note(drafts), *drafts.notes) if drafts is not None else ()),
+            *_notes(version, serving, rules, inflight, graphs),
+            *((adapters_note(adapters, all_there=True),) if adapters is not None else ()),
+        ),
+        warnings=_warnings(request.flags, rules),
+        sources=overheads.provenance,
+    )
+
+
+def _inflight(flags: Mapping[str, Any]) -> int:
+    return int(flags.get("max_concurrent_requests", MAX_CONCURRENT_REQUESTS))
+
+
+def _limits(
+    request: PoolRequest, version: Version, serving: Serving, memory: MemoryBudget, prefill: int
+) -> Limits:
+    """What a rank takes: a request's tokens by flags and by what the cache and the warm-up hold."""
+    flags, page, capacity = request.flags, serving.block_tokens, memory.blocks * serving.block_tokens
+    row_tokens = request.speculation.row_tokens if request.speculation is not None else 1
     total = int(flags.get("max_total_tokens") or version.max_total_tokens or 0)
     if not total:  # without chunks, what its warm-up held
-        total = min(capacity, arch.max_context_tokens if serving.chunked_prefill else prefill)
+        total = min(capacity, request.arch.max_context_tokens if serving.chunked_prefill else prefill)
     if total > capacity:
         raise InfeasibleError(
             f"the KV cache holds {capacity:,} tokens, one request of max_total_tokens {total:,} does not fit "
@@ -295,61 +155,44 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         )
     if not serving.chunked_prefill:  # a longer prompt would never be taken from the queue
         longest = min(longest, -(-prefill // page) * page)
-    whole = min(total, usable * page + 1 - (row_tokens - 1))
-    inflight = int(flags.get("max_concurrent_requests", MAX_CONCURRENT_REQUESTS))
-    most_rows = flags.get("max_batch_size")
+    usable = memory.blocks - 1  # page 0 is the health check's
+    inflight, most_rows = _inflight(flags), flags.get("max_batch_size")
     rows = inflight if most_rows is None or serving.chunked_prefill else min(inflight, int(most_rows))
-    rules = LifetimeRules(
+    return Limits(
+        rows=rows,
+        step_tokens=max(prefill + page, rows * row_tokens),
+        context_tokens=total,
+        kv_tokens=usable * page,
+        kv_blocks=usable,
+        block_tokens=page,
+        prompt_tokens=longest,
+        row_tokens=min(total, usable * page + 1 - (row_tokens - 1)),
+        spare_tokens=row_tokens - 1,
+        asked_tokens=version.reserved_answer_tokens,
+    )
+
+
+def _rules(
+    flags: Mapping[str, Any], version: Version, serving: Serving, memory: MemoryBudget, prefill: int, row_tokens: int
+) -> LifetimeRules:
+    most_rows = flags.get("max_batch_size")
+    return LifetimeRules(
         max_batch_prefill_tokens=prefill,
-        max_batch_total_tokens=capacity,
-        max_total_tokens=whole,
+        max_batch_total_tokens=memory.blocks * serving.block_tokens,
+        max_total_tokens=row_tokens,
         waiting_served_ratio=float(flags.get("waiting_served_ratio", version.waiting_served_ratio)),
         max_waiting_tokens=int(flags.get("max_waiting_tokens", WAITING_TOKENS)),
         max_batch_size=None if most_rows is None else int(most_rows),
         chunked_prefill=serving.chunked_prefill,
         reserved_answer_tokens=version.reserved_answer_tokens,
     )
-    rank = Rank(rules, usable, page, serving.prefix_caching, windows=arch.windows_below(total), adapters=adapters is not None,
-                row_tokens=row_tokens)  # fmt: skip
-    overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
-    graphs = tuple(sorted(int(size) for size in flags.get("cuda_graphs") or GRAPH_SIZES if int(size) > 0))
-    step_tokens = max(prefill + page, rows * row_tokens)
-    return EnginePlan(
-        engine=ENGINE.name,
-        version=version.name,
-        limits=Limits(
-            rows=rows,
-            step_tokens=step_tokens,
-            context_tokens=total,
-            kv_tokens=usable * page,
-            kv_blocks=usable,
-            block_tokens=page,
-            prompt_tokens=longest,
-            row_tokens=whole,
-            spare_tokens=row_tokens - 1,
-            asked_tokens=version.reserved_answer_tokens,
-        ),
-        memory=memory,
-        scheduler=rank.scheduler,
-        costs=StepCosts(
-            arch,
-            request.formats,
-            Terms(overheads.host, graph_sizes=graphs),
-            TableRange(step_tokens, rows, total),
-            Parallelism(request.tensor_parallel, expert=request.expert_parallel),
-            adapters=adapters,
-            speculation=drafts,
-        ),
-        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, inflight=inflight),
-        prefix_caching=serving.prefix_caching,
-        notes=(
-            *((summary_note(drafts), *drafts.notes) if drafts is not None else ()),
-            *_notes(version, serving, rules, inflight, graphs),
-            *((adapters_note(adapters, all_there=True),) if adapters is not None else ()),
-        ),
-        warnings=tuple(warnings),
-        sources=overheads.provenance,
-    )
+
+
+def _warnings(flags: Mapping[str, Any], rules: LifetimeRules) -> tuple[str, ...]:
+    if not flags.get("max_batch_total_tokens"):
+        return ()
+    found = rules.max_batch_total_tokens
+    return (f"max_batch_total_tokens: TGI finds it at warm-up ({found:,} here) and ignores what is given",)
 
 
 def _notes(
@@ -447,45 +290,7 @@ def _memory(request: PoolRequest, prefill_tokens: int, page: int, lora_bytes: in
 def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
     """The scheduler of a recording, from its version and the knobs of its `config` line."""
     version_of(version_text.split()[0].partition("-")[0])
-    if knobs.get("requires_padding"):
-        raise InputError("models that TGI pads are not modelled", mend="use a model with flash attention")
-    page, tokens = knobs["block_size"], knobs["max_batch_total_tokens"]
-    rules = LifetimeRules(
-        max_batch_prefill_tokens=knobs["max_batch_prefill_tokens"],
-        max_batch_total_tokens=tokens,
-        max_total_tokens=1 << 40,  # requests are not validated
-        waiting_served_ratio=knobs["waiting_served_ratio"],
-        max_waiting_tokens=knobs["max_waiting_tokens"],
-        max_batch_size=knobs.get("max_batch_size"),
-        chunked_prefill=knobs["support_chunking"],
-    )
-    rank = Rank(rules, tokens // page - 1, page, knobs["use_prefix_caching"], knobs.get("window_size"))
-    return Replay(
-        rank.scheduler("record"),
-        1,
-        ("call", "mode", "sched", "new", "hits", "waiting", "blocks_in_use", "finished"),
-        as_recorded,
-    )
-
-
-def as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
-    """A settled step as the recordings write it."""
-    assert isinstance(batch, LifetimeBatch)
-    assert batch.rows is not None
-
-    def names(seqs: list[Sequence]) -> list[str]:
-        return [ids[seq.index] for seq in seqs]
-
-    return {
-        "call": "prefill" if batch.admits else "decode",
-        "mode": ("MIXED" if batch.decode_rows else "PREFILL") if batch.prefill else "DECODE",
-        "sched": [[ids[seq.index], new, before] for seq, new, before in batch.rows],
-        "new": names(batch.new),
-        "hits": {ids[seq.index]: found for seq, found in batch.hits},
-        "waiting": names(batch.waiting),
-        "blocks_in_use": batch.used_blocks,
-        "finished": names(batch.finishing),
-    }
+    return replay_of(knobs)
 
 
 _SOURCE = "huggingface/text-generation-inference at db931fcf (2026-01)"

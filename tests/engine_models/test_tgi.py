@@ -11,7 +11,8 @@ import pytest
 from engine_models.cost.terms import Formats
 from engine_models.declaration import EnginePlan, PoolRequest
 from engine_models.engines.known import engine_named, parse_engine_args
-from engine_models.engines.tgi import default_prefill_tokens, plan, serving_of, version_of
+from engine_models.engines.tgi import plan, version_of
+from engine_models.engines.tgi_launcher import default_prefill_tokens, serving_of
 from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import format_named
 from engine_models.parts.sequence import Sequence
