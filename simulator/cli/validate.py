@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from hardware_profiles.errors import InputError
@@ -166,15 +165,16 @@ def reports_command(path: Path, workers: int, as_json: bool) -> None:
 
 def _print_one_factors(hosts: list[dict[str, Any]], judged: list[dict[str, Any]]) -> None:
     """Who differs by one factor at every load, and the median error of the others."""
+    from simulator.validation.one_factor import without
+
     for found in hosts:
-        rest = [e["abs_pct_error"] for e in judged if e["metric"] == found["metric"] and e["id"] not in found["ids"]]
-        rest = [error for error in rest if error is not None]
-        without = f"; without it {found['metric']} is {median(rest):.1f} % off in the median" if rest else ""
+        rest = without(judged, found)
+        others = f"; without it {found['metric']} is {rest:.1f} % off in the median" if rest is not None else ""
         page = "/".join(found["source"].split("/")[-2:])
         said = (
             f"{page}, {found['family']} by {found['engine']} on {found['gpu']}: at every load {found['metric']} is "
             f"{found['factor']:.2f} times the measured ({found['low']:.2f} to {found['high']:.2f}, {len(found['ids'])} values), "
-            f"as of another host, clock or release, or of a part of every step that is not modelled{without}"
+            f"as of another host, clock or release, or of a part of every step that is not modelled{others}"
         )
         print(wrapped(said, "  "))
 

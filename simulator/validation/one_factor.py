@@ -62,3 +62,11 @@ def one_factors(entries: Iterable[Mapping[str, Any]]) -> list[OneFactor]:
             ids = tuple(str(entry["id"]) for entry in found)
             out.append(OneFactor(*name, math.exp(middle), float(ratios.min()), float(ratios.max()), ids))
     return out
+
+
+def without(entries: Iterable[Mapping[str, Any]], found: Mapping[str, Any]) -> float | None:
+    """Median absolute error [%] of a metric without a server that differs (`OneFactor` as a mapping); None if nothing is left."""
+    ids = set(found["ids"])
+    rest = [e["abs_pct_error"] for e in entries if e["metric"] == found["metric"] and e["id"] not in ids]
+    known = [error for error in rest if error is not None]
+    return float(np.median(known)) if known else None

@@ -13,6 +13,7 @@ from hardware_profiles.errors import PlanError
 from simulator.results.intervals import half_width, rate_width
 from simulator.validation.engines import PUBLISHED
 from simulator.validation.evidence import Kind, device_name, kinds, model_class, set_aside
+from simulator.validation.one_factor import without
 
 SHOWN = (
     ("ttft_mean_ms", "TTFT mean"),
@@ -143,6 +144,8 @@ def fidelity(
         *_peers(directory, report),
         *_set_aside(report, rows),
         *(_of_reports(published, rows) if published is not None else []),
+        *_servers_apart(report["experiments"], report.get("one_factor", [])),
+        *(_servers_apart(published["cases"], published["one_factor"]) if published is not None else []),
     ]
     lines += _coverage(coverage)
     reasons: dict[str, int] = {}
@@ -214,6 +217,28 @@ def _of_reports(outcome: dict[str, Any], rows: list[dict[str, Any]]) -> list[str
         f"Whether a server starts: {sum(case['covered'] for case in right)} of {len(right)} right." if right else "",
         "",
         *_table(["values", "skipped since"], [[str(n), reason] for reason, n in sorted(reasons.items(), key=lambda i: -i[1])]),
+        "",
+    ]
+
+
+def _servers_apart(judged: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[str]:
+    """Servers that differ by one factor at every load, beside the error of the others."""
+    if not found:
+        return []
+    table = []
+    for each in found:
+        others = without(judged, each)
+        error = "-" if others is None else f"{others:.1f}"
+        server = f"{each['family']} by {each['engine']} on {each['gpu']}"
+        factor = f"{each['factor']:.2f} ({each['low']:.2f} to {each['high']:.2f}, {len(each['ids'])} values)"
+        table.append(["/".join(each["source"].split("/")[-2:]), server, each["metric"], factor, error])
+    return [
+        "### Servers that differ by one factor at every load",
+        "",
+        "Another host, clock or release than was described, or a part of every step that is not modelled. They stand in the "
+        "figures above; the last column is the median error [%] of the metric without them.",
+        "",
+        *_table(["source", "server", "metric", "predicted over measured", "others"], table),
         "",
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from benchmarks.corrected import CORRECTIONS, corrected
 from engine_models.cost.overheads import own_overheads
 from hardware_profiles.errors import InputError
 from simulator import load_scenario, simulate
-from simulator.validation.one_factor import one_factors
+from simulator.validation.one_factor import one_factors, without
+from simulator.validation.report import fidelity
 from simulator.validation.reports import (
     Case as Published,
 )
@@ -257,6 +259,13 @@ def test_a_server_that_is_slower_by_one_factor_at_every_load_is_named() -> None:
     assert found.source == "page"
     assert (found.factor, found.low, found.high) == pytest.approx((1.3, 1.25, 1.35))
     assert found.ids == ("0", "1", "2", "3", "4")
+    other = entries(1.04)[0] | {"id": "other", "covered": None, "abs_pct_error": 4.0}
+    judged = [*(e | {"covered": None} for e in entries(1.3, 1.25, 1.35, 1.3, 1.28)), other]
+    assert without(judged, asdict(found)) == pytest.approx(4.0)
+    assert without(judged[:-1], asdict(found)) is None
+    published = {"cases": judged, "skipped": [], "one_factor": [asdict(found)]}
+    page = fidelity(Path(), [], {"experiments": [], "skipped": []}, [], published=published)
+    assert "| 1.30 (1.25 to 1.35, 5 values) | 4.0 |" in page
     assert one_factors(entries(1.3, 1.25, 1.35, 1.3)) == []
     assert one_factors(entries(1.3, 1.25, 1.35, 1.3, 1.28, span=2.0)) == []
     assert one_factors(entries(1.0, 1.15, 1.3, 1.5, 1.7)) == []
