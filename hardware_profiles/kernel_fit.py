@@ -24,6 +24,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +201,8 @@ def _moe(p: Mapping[str, Any], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Map
         return out
     h, i, k, e = c["hidden_size"], c["inter_size"], c["topk"], c["num_experts"]
     tp, ep, gated, even = c["moe_tp_size"], c["moe_ep_size"], c["gated"], 1.0 - c["skewed"]
-    return kp.moe_base_s(p, peaks, fmt[0], c["num_tokens"], h, i, k, e, tp, ep, gated, even, c["skewed"])
+    args = (h, i, k, e, tp, ep, gated, even, c["skewed"])
+    return kp.moe_base_s(p, peaks, fmt[0], c["num_tokens"], *args, tuned=c["tuned"])
 
 
 def _mla(p: Mapping[str, float], peaks: kp.DevicePeaks, fmt: Sequence[str], c: Mapping[str, Array]) -> Array:
@@ -271,8 +273,8 @@ _ATTENTION_TERMS: Terms = (
 #: tuned, and 230 at 1024, which is not). unit: octaves of the shape, squared log seconds, kind: fitted
 #: (leave-one-model-out error of 16 tables of six GPUs at once), 2026-11.
 MOE_TERMS: Terms = (
-    (1.0, (12.0, 6.0, 24.0, 6.0, 6.0, 4.0, 3.0, 16.0)),
-    (0.02, (0.0, SAME, 0.0, SAME, 0.0, 0.0, 0.0, SAME)),
+    (1.0, (12.0, 6.0, 24.0, 6.0, 6.0, 4.0, 3.0, 3.0, 3.0, 16.0)),
+    (0.02, (0.0, SAME, 0.0, SAME, 0.0, 0.0, 0.0, 0.0, 0.0, SAME)),
 )
 MOE_NOISE = 0.03
 _DEEPEP = ("hidden_size", "num_experts", "topk")
@@ -320,7 +322,7 @@ OPS: Mapping[str, Op] = {
         24,
     ),
     "moe": Op(
-        (*_MODEL, "moe_tp_size", "moe_ep_size", "gated", "skewed", "kernel"),
+        (*_MODEL, "moe_tp_size", "moe_ep_size", "gated", "skewed", "tuned", "kernel"),
         ("num_tokens",),
         ("dtype",),
         _MODEL,
@@ -508,7 +510,7 @@ def op_rows(op: str, tables: Path, gpu: str, framework: str, clean: bool = True)
     import pandas as pd
 
     o = OPS[op]
-    columns = [c for c in (*o.shape, *o.load, *o.formats, "framework_version", "latency_us") if c != "skewed"]
+    columns = [c for c in (*o.shape, *o.load, *o.formats, "framework_version", "latency_us") if c not in ("skewed", "tuned")]
     if op == "moe":
         columns.append("distribution")
     if o.table == "sparse_attention":
@@ -538,6 +540,7 @@ def op_rows(op: str, tables: Path, gpu: str, framework: str, clean: bool = True)
         frame = frame.assign(kernel=frame["kernel"].astype(str).replace(RENAMED) if "kernel" in frame else "")
     if op == "moe":
         frame = set_aside(frame, gpu, framework)
+        frame = frame.assign(tuned=has_tuned_tiles(frame, gpu, framework))
     if op == "gemm" and framework in MOST_COPIES:
         frame = frame.assign(most_copies=MOST_COPIES[framework])
     if op == "deepep":
@@ -663,6 +666,29 @@ def set_aside(frame: pd.DataFrame, gpu: str, framework: str) -> pd.DataFrame:
     return frame.assign(kernel=[k + e for k, e in zip(kernel, ending, strict=True)], aside=aside)
 
 
+#: What the names of backends hold that look up their tiles by the experts of a rank and their width.
+TRITON = "triton|^vllm_fused_moe"
+
+
+@cache
+def tuned_tiles(gpu: str, framework: str, fmt: str) -> dict[str, list[int]]:
+    """Experts of a rank (as text) -> widths for which the framework ships tuned tiles (``tuned_tiles.yaml``)."""
+    import yaml
+
+    known = yaml.safe_load(Path(__file__).with_name("tuned_tiles.yaml").read_text(encoding="utf-8"))
+    found = known.get(framework, {}).get(DEVICES[gpu], {}).get(fmt, {})
+    return {str(experts): widths for experts, widths in found.items()}
+
+
+def has_tuned_tiles(frame: pd.DataFrame, gpu: str, framework: str) -> Array:
+    """1 for rows whose backend is Triton's and has tuned tiles for the rank's experts, else 0."""
+    experts = (frame["num_experts"] // frame["moe_ep_size"]).astype(int).astype(str)
+    width = (frame["inter_size"] // frame["moe_tp_size"]).astype(int)
+    columns = (frame["dtype"].astype(str), frame["kernel"].astype(str).str.contains(TRITON), experts, width)
+    rows = zip(*columns, strict=True)
+    return np.array([float(own and w in tuned_tiles(gpu, framework, fmt).get(e, ())) for fmt, own, e, w in rows])
+
+
 def compute_floor_s(op: str, formats: Sequence[str], c: Mapping[str, Array], peaks: kp.DevicePeaks) -> Array:
     """Time of the arithmetic alone at the dense peak [s]; zero for kernels bound by memory."""
     if op == "gemm":
@@ -735,6 +761,9 @@ LEAST: Mapping[str, Mapping[str, float]] = {
         "activation_efficiency": 0.1,
         "routing_efficiency": 0.05,
         "unit_s": 1e-9,
+        "depth_s": 1e-12,
+        "untuned_ratio": 1.0,
+        "unaligned_ratio": 1.0,
     }
 }
 MOST: Mapping[str, Mapping[str, float]] = {
@@ -744,9 +773,26 @@ MOST: Mapping[str, Mapping[str, float]] = {
         "activation_efficiency": 1.0,
         "routing_efficiency": 20.0,
         "unit_s": 5e-7,
+        "depth_s": 5e-9,
+        "untuned_ratio": 4.0,
+        "unaligned_ratio": 4.0,
     },
     "recurrence_context": {"memory_efficiency": 1.0, "compute_efficiency": 1.0},
 }
+
+
+#: Parameters that only tables tell: where a fit starts. An experts' ratio is fitted where a table has layers of either kind.
+#: kind: assumed, 2026-11.
+TOLD_BY_TABLES: Mapping[str, Mapping[str, float]] = {
+    "moe": {"depth_s": 3e-10, "untuned_ratio": 1.05, "unaligned_ratio": 1.05}
+}
+
+
+def _told(columns: Mapping[str, Array]) -> set[str]:
+    """Those of :data:`TOLD_BY_TABLES` that these rows tell."""
+    unaligned = (columns["inter_size"] / columns["moe_tp_size"]) % kp.ALIGNED_WIDTH > 0
+    kinds = {"untuned_ratio": columns["tuned"], "unaligned_ratio": unaligned}
+    return {"depth_s", *(name for name, kind in kinds.items() if 0.0 < kind.mean() < 1.0)}
 
 
 #: Operations whose tables have whole series far from the rest (TensorRT-LLM's tuner on H100 leaves one in ten expert
@@ -774,8 +820,9 @@ def fit_base(
     """
     from scipy.optimize import least_squares
 
-    o, start = OPS[op], kp.DEFAULT_PARAMETERS[op]
-    names = [n for n in start if n != "gemm_efficiency" or formats[0] == "module"]
+    o, start = OPS[op], {**kp.DEFAULT_PARAMETERS[op], **TOLD_BY_TABLES.get(op, {})}
+    names = [n for n in kp.DEFAULT_PARAMETERS[op] if n != "gemm_efficiency" or formats[0] == "module"]
+    names += sorted(_told(columns)) if op in TOLD_BY_TABLES else []
     known = dict(given or {})
     step = max(1, len(time_s) // 4000)
     few = {k: v[::step] for k, v in columns.items()}
@@ -1530,7 +1577,7 @@ def serving_experts(frames: Mapping[str, pd.DataFrame]) -> dict[tuple[str, str],
     The faster kernel of :data:`ALSO_RUNS`, of the same framework before the others. A backend measured at several
     times the memory bound (the one of vLLM's table for per-tensor fp8 on Hopper) is thus kept for bench only.
     """
-    keys = [c for c in (*OPS["moe"].shape, *OPS["moe"].load) if c != "kernel"]
+    keys = [c for c in (*OPS["moe"].shape, *OPS["moe"].load) if c not in ("kernel", "tuned")]
     times = {}
     for framework, frame in frames.items():
         for fmt, part in frame.groupby(frame["dtype"].astype(str), sort=True):
@@ -1617,13 +1664,15 @@ def fit_framework(
                 "leave_one_out_mape_pct": round(loo, 2),
                 "held_out_mape_pct": round(error if error is not None else loo, 2),
                 "domain": {
-                    c: [int(part[c].min()), int(part[c].max())] for c in (*o.shape, *o.load) if c != "kernel"
+                    c: [int(part[c].min()), int(part[c].max())] for c in (*o.shape, *o.load) if c not in ("kernel", "tuned")
                 },
             }
             if "kernel" in o.shape and len(names := kernel_names(part)) > 1:
                 groups[key]["kernels"] = {name: {} for name in names}
             if "kernels" in p:
                 groups[key]["kernels"] = {kernel_names(part)[code]: v for code, v in p["kernels"].items()}
+            if op == "moe" and part["tuned"].any():
+                groups[key]["tuned_tiles"] = tuned_tiles(gpu, framework, formats[0])
             if "num_kv_heads" in o.shape:
                 groups[key]["reference_kv_heads"] = reference_kv_heads(op, part)
     return arrays, groups

@@ -99,6 +99,9 @@ from hardware_profiles.sustained import sustained_share
 
 Condition = Literal["bench", "serving"]
 
+#: Words in the names of backends of experts that look up their tiles by the experts of a rank and their width.
+TILED = ("triton", "vllm_fused_moe")
+
 KERNELS_DIR = Path(__file__).parent / "kernels"
 
 #: Size of KV, as a share of the L2, at which a replayed benchmark has lost half of what the L2 gave it.
@@ -571,7 +574,9 @@ class KernelModel(Ops):
         args = (h, i, k, e, np.float64(tp), np.float64(ep), np.float64(gated))
         dealt, skewed = float(distribution == "balanced"), float(distribution == "power_law")
         surface = self.surface(key)
-        shape = moe_shape(hidden, intermediate, topk, experts, tp, ep, float(gated), skewed)
+        tiles_of = self.groups.get(key, {}).get("tuned_tiles", {}).get(str(experts // ep), ())
+        tuned = intermediate // tp in tiles_of
+        shape = moe_shape(hidden, intermediate, topk, experts, tp, ep, float(gated), skewed, tuned)
         backend: str | None = None
         if surface is not None:
             unnamed = shape
@@ -579,15 +584,18 @@ class KernelModel(Ops):
             p = self.groups[key]["kernels"][backend] if backend else p
             if condition == "serving" and backend and backend != self._backend(key, surface, unnamed)[1]:
                 p = self._chosen_floor(backend, p)
+        if backend and not any(word in backend for word in TILED):
+            tuned = False
+            shape = (*moe_shape(hidden, intermediate, topk, experts, tp, ep, float(gated), skewed)[:-1], shape[-1])
         marlin = condition == "serving" and distribution == "independent" and "marlin" in (backend or "")
         tiles = marlin_tiles(rows, k, e) if marlin and surface is not None and surface.full_tiles(shape) else 1.0
-        t = moe_base_s(p, self.peaks, fmt, rows, *args, dealt, skewed, condition == "bench", tiles)
+        t = moe_base_s(p, self.peaks, fmt, rows, *args, dealt, skewed, condition == "bench", tiles, float(tuned))
         if surface is not None:
             load = moe_load(rows, k, e)
             if condition == "serving":
                 residual = surface.unspiked(
                     shape,
-                    lambda at: moe_base_s(p, self._tabled, fmt, at * e / k, *args, dealt, skewed),
+                    lambda at: moe_base_s(p, self._tabled, fmt, at * e / k, *args, dealt, skewed, tuned=float(tuned)),
                     MOE_SPIKE,
                     load,
                     kind=int(dealt),

@@ -179,6 +179,9 @@ PARAMETER_MEANING: Mapping[str, str] = {
     "activation_efficiency": "share of memory bandwidth reached by activation traffic",
     "routing_efficiency": "the same for copies of all routed rows, which expert parallelism does not divide",
     "all_tokens": "1: the benchmark left all tokens of the expert group on the timed rank (bench only)",
+    "depth_s": "time a tile of grouped products takes to go through a value of their depth [s]",
+    "untuned_ratio": "how much longer products take where a kernel has no tuned tiles for the experts",
+    "unaligned_ratio": "how much longer they take where the experts' width is no multiple of 16",
     "grouped_deal": "1: the benchmark dealt rows out under limited groups of experts (bench only)",
 }
 
@@ -366,54 +369,73 @@ def moe_loaded_rank(tokens: Array, topk: Number, experts: Number, ranks: int) ->
     return np.minimum(1.0 + NormalDist().inv_cdf((n - 0.375) / (n + 0.25)) * np.sqrt(np.maximum(share, 0.0)), n)
 
 
-#: The skewed benchmark draws the popularity of experts from a density x**-1.2 between 1 and 0.8 of the tokens.
-#: unit: 1, kind: datasheet, source: name ``power_law_1.2`` and description of the tables (aiconfigurator 095f58a5,
-#: 2026); the bounds are those of its sampler.
-SKEW_POWER, SKEW_MOST = 1.2, 0.8
+#: The skewed benchmark draws the tokens of the experts from a density x**-1.2, between 1 and 0.8 of the tokens where there are
+#: more choices than experts, else between 0.01 and 2, and takes the mean of five draws; here so many are taken. unit: 1, kind:
+#: datasheet, source: collector/helper.py (``power_law_logits_v3``) of aiconfigurator 095f58a5, 2026.
+SKEW_POWER, SKEW_MOST, SKEW_FEW, SKEW_DRAWS = 1.2, 0.8, (0.01, 2.0), 8
 
 
-@lru_cache(maxsize=65536)
-def _skewed(tokens: float, topk: float, experts: float, ranks: float) -> tuple[float, float]:
-    x = (np.arange(int(experts)) + 0.5) / int(experts)
-    power = 1.0 - SKEW_POWER
-    x = ((max(SKEW_MOST * tokens, 2.0) ** power - 1.0) * x + 1.0) ** (1.0 / power)
-    rows = np.minimum(x / x.sum() * tokens * topk, tokens)
-    for _ in range(4):  # an expert takes a token once: what the popular ones cannot, the others do
-        free = rows < 0.999 * tokens
-        if not free.any():
-            break
-        rows[free] *= (tokens * topk - rows[~free].sum()) / rows[free].sum()
-        rows = np.minimum(rows, tokens)
-    touched = -np.expm1(-rows)
-    if ranks <= 1:
-        return float(rows.sum()), float(touched.sum())
-    local, total, most = experts / ranks, float(rows.sum()), float(rows.max())
-    with_top = most + (local - 1.0) * (total - most) / max(experts - 1.0, 1.0)
-    spread = math.sqrt(max(local * (1.0 - local / experts) * float(rows.var()), 0.0))
-    above = 0.8 if ranks == 2 else math.sqrt(2.0 * math.log(ranks))
-    heaviest = min(max(with_top, local * total / experts + above * spread), total, local * tokens)
-    mean = float(touched.mean())
-    return heaviest, min(local * mean + 1.0 - mean, local)
+@lru_cache(maxsize=2**18)
+def _dealt(tokens: int, topk: int, experts: int, ranks: int) -> tuple[float, float]:
+    """Rows of the first rank and its experts with one, as the balanced benchmark deals them out.
 
-
-def moe_skewed_rows(tokens: Array, topk: Number, experts: Number, ranks: Number) -> tuple[Array, Array]:
-    """Rows on the most loaded of `ranks` ranks, and its experts with a row, under skewed popularity.
-
-    Popularity is drawn from a bounded power law (:data:`SKEW_POWER`), here by its quantiles; experts are dealt to
-    ranks at random. The most loaded rank has the most popular expert and average ones, or lies
-    ``sqrt(2 ln ranks)`` standard deviations above the mean rank (0.8 for two), whichever is more.
+    Choice j of token t is expert ``t + j s`` (modulo all), ``s = ceil(experts / topk)``; fewer tokens than s spread over s.
     """
-    args = np.broadcast_arrays(*(as_array(v) for v in (tokens, topk, experts, ranks)))
-    found = _skewed_rows(np.stack([a.ravel() for a in args], axis=1).tobytes())
+    step, local = math.ceil(experts / topk), experts // ranks
+    whole, rest = divmod(tokens, experts) if tokens >= step else (0, tokens)
+    first = np.arange(rest) if tokens >= step else np.floor(np.arange(rest) * (step / tokens))
+    chosen = (first[:, None] + np.arange(topk) * step).astype(int) % experts
+    rows = whole * topk + np.bincount(chosen[chosen < local], minlength=local)
+    return float(rows.sum()), float(np.count_nonzero(rows))
+
+
+@lru_cache(maxsize=64)
+def _uniform(experts: int) -> Array:
+    return np.random.default_rng(0).random((SKEW_DRAWS, experts))
+
+
+@lru_cache(maxsize=2**18)
+def _skewed(tokens: int, topk: int, experts: int, ranks: int) -> tuple[float, float]:
+    """Rows of the most loaded rank and its experts with one, as the skewed benchmark draws them; means of the draws.
+
+    Counts are rounded and bounded by the tokens; what that takes or leaves is dealt to the ranks in turn, to (from) their least
+    (most) loaded experts.
+    """
+    least, most = (1.0, SKEW_MOST * tokens) if tokens * topk > experts else SKEW_FEW
+    power = 1.0 - SKEW_POWER
+    x = ((most**power - least**power) * _uniform(experts) + least**power) ** (1.0 / power)
+    counts = np.minimum(np.rint(x * (tokens * topk / x.sum(axis=1, keepdims=True))), tokens)
+    left = tokens * topk - counts.sum(axis=1, keepdims=True)
+    each, more = np.divmod(np.abs(left), ranks)
+    share = np.sign(left) * (each + (np.arange(ranks) < more))
+    parted = counts.reshape(SKEW_DRAWS, ranks, experts // ranks)
+    rows = np.minimum(parted.sum(axis=2) + share, experts // ranks * tokens)
+    none = np.count_nonzero(parted == 0, axis=2)
+    touched = experts // ranks - none + np.clip(share, 0, none)
+    heaviest = np.arange(SKEW_DRAWS), rows.argmax(axis=1)
+    return float(rows[heaviest].mean()), float(touched[heaviest].mean())
+
+
+@lru_cache(maxsize=64)
+def _benchmark_rows(table: bytes) -> Array:
+    """Rows and experts of each (tokens, topk, experts, ranks, skewed); a fit asks for the same ones at every step."""
+    asked = np.frombuffer(table, dtype=np.int64).reshape(-1, 5)
+    unique, place = np.unique(asked, axis=0, return_inverse=True)
+    found = [(_skewed if skewed else _dealt)(*shape) for *shape, skewed in unique.tolist()]
+    return np.maximum(as_array(found).reshape(-1, 2), 1.0)[place.ravel()]
+
+
+def moe_benchmark_rows(
+    tokens: Array, topk: Number, experts: Number, ranks: Number, skewed: Number | float
+) -> tuple[Array, Array]:
+    """Rows on the rank of an expert layer that the benchmark timed, and its experts with a row; tokens are rounded.
+
+    skewed = 0: dealt out in turn, the first rank's (:func:`_dealt`); else drawn from a power law, the most loaded rank's
+    (:func:`_skewed`).
+    """
+    args = np.broadcast_arrays(*(as_array(v) for v in (np.maximum(tokens, 1.0), topk, experts, ranks, skewed)))
+    found = _benchmark_rows(np.rint(np.stack([a.ravel() for a in args], axis=1)).astype(np.int64).tobytes())
     return found[:, 0].reshape(args[0].shape), found[:, 1].reshape(args[0].shape)
-
-
-@lru_cache(maxsize=16)
-def _skewed_rows(table: bytes) -> Array:
-    """Rows and experts of each (tokens, topk, experts, ranks); a fit asks for the same ones at every step."""
-    rows = np.frombuffer(table, dtype=np.float64).reshape(-1, 4)
-    unique, place = np.unique(rows, axis=0, return_inverse=True)
-    return np.array([_skewed(*row) for row in unique.tolist()]).reshape(-1, 2)[place.ravel()]
 
 
 def moe_assigned_rows(
@@ -457,6 +479,10 @@ def moe_weight_bytes(
 #: fits) name no other by ``tile_rows``. unit: rows, kind: assumed, 2026-11.
 GPU_TILE_ROWS = 32.0
 
+#: Triton loads rows of memory in whole vectors where their length is divisible by so many values. unit: values, kind: datasheet
+#: (specialisation of integer arguments, triton 3).
+ALIGNED_WIDTH = 16.0
+
 
 def moe_base_s(
     p: Mapping[str, float],
@@ -474,25 +500,27 @@ def moe_base_s(
     skewed: Number | float = 0.0,
     warm: bool = True,
     tiles: Number | float = 1.0,
+    tuned: Number | float = 1.0,
 ) -> Array:
     """One mixture-of-experts layer on one rank: routing, two grouped products, combine [s].
 
-    ``t0 + hypot(padded FLOPs / (P e_c), A u + weight bytes / (B e_m)) + rows' bytes / (B e_a)
-    + routed bytes / (B e_r)``; A experts have a token (:func:`moe_active_experts`, `even` as there), each one's
-    rows (:func:`moe_assigned_rows`) are padded by half a tile; the last term does not shrink with expert
-    parallelism. skewed > 0: the rank with the most rows under skewed popularity (:func:`moe_skewed_rows`). warm : the
-    weights of the experts touched may be found in the L2, see :func:`cache_factor`. tiles : of an expert, over those of experts
-    with equally many rows.
+    ``t0 + f (hypot(padded FLOPs / (P e_c), A u + weight bytes / (B e_m)) + (hidden + width) d) + rows' bytes / (B e_a)
+    + routed bytes / (B e_r)``; A experts have a token (:func:`moe_active_experts`), each one's rows (:func:`moe_assigned_rows`)
+    are padded by half a tile; a tile walks through the depth of both products, however few there are (d); the last term does not
+    shrink with expert parallelism. even > 0, skewed > 0: the rank that the benchmark timed (:func:`moe_benchmark_rows`). warm :
+    the weights of the experts touched may be found in the L2, see :func:`cache_factor`. tiles : of an expert, over those of
+    experts with equally many rows. tuned = 0: a kernel without tiles for such experts, f is ``untuned_ratio``; times
+    ``unaligned_ratio`` where their width is no multiple of :data:`ALIGNED_WIDTH`.
     """
     assigned, local = moe_assigned_rows(p, tokens, topk, experts, ep, even)
     active = moe_active_experts(local, assigned, even, topk / experts)
-    if np.any(as_array(skewed) > 0):
+    timed = np.maximum(as_array(even), as_array(skewed)) > 0 if not p.get("grouped_deal") else as_array(skewed) > 0
+    if np.any(timed):
         whole = bool(p.get("all_tokens"))
         pool, ranks = (local, np.ones_like(as_array(ep))) if whole else (experts, ep)
-        rows, touched = moe_skewed_rows(tokens, np.minimum(topk, pool), pool, ranks)
-        rows = assigned if whole else rows
-        assigned = np.where(as_array(skewed) > 0, np.maximum(rows, 1.0), assigned)
-        active = np.where(as_array(skewed) > 0, touched, active)
+        rows, touched = moe_benchmark_rows(tokens, np.minimum(topk, pool), pool, ranks, skewed)
+        active = np.where(timed, touched, active)
+        assigned = assigned if whole else np.where(timed, rows, assigned)
     matrix = np.where(gated > 0, 3.0, 2.0) * hidden * (inter / tp)
     padded = assigned + 0.5 * p.get("tile_rows", GPU_TILE_ROWS) * active
     compute = tiles * 2.0 * matrix * padded / (peaks.pipe_rate(fmt) * p["compute_efficiency"])
@@ -501,10 +529,13 @@ def moe_base_s(
     if warm:
         memory = memory * cache_factor(p, peaks, read)
     memory = memory + active * p["unit_s"]
+    core = np.sqrt(compute * compute + memory * memory) + (hidden + inter / tp) * p.get("depth_s", 0.0)
+    core = core * np.where(as_array(tuned) > 0, 1.0, p.get("untuned_ratio", 1.0))
+    core = core * np.where((inter / tp) % ALIGNED_WIDTH > 0, p.get("unaligned_ratio", 1.0), 1.0)
     moved = 2.0 * (tokens * hidden * 2.0 + assigned * (2.0 * hidden + 3.0 * inter / tp))
     moved = moved / (peaks.hbm_bytes_per_s * p["activation_efficiency"])
     routed = 4.0 * tokens * topk * hidden / (peaks.hbm_bytes_per_s * p["routing_efficiency"])
-    return p["latency_s"] + np.sqrt(compute * compute + memory * memory) + moved + routed
+    return np.asarray(p["latency_s"] + core + moved + routed, dtype=np.float64)
 
 
 #: Shape of DeepSeek-V3's latent attention: hidden size, query and KV latent ranks, rotary, plain and value

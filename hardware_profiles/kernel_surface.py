@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.kernel_physics import Array, Number
+from hardware_profiles.kernel_physics import ALIGNED_WIDTH, Array, Number
 
 
 def shape_kernel(a: Array, b: Array, amplitude: Array, inverse_length: Array) -> Array:
@@ -190,9 +190,11 @@ def moe_shape(
     ep: float,
     gated: float,
     skewed: float,
+    tuned: bool = False,
     kernel: int = 0,
 ) -> tuple[float, ...]:
-    """Features of a mixture-of-experts rank; kernel: number of the backend among those of its format."""
+    """Features of a mixture-of-experts rank; tuned : the backend has tiles for such experts; kernel : its number among those of
+    its format."""
     return (
         math.log2(hidden),
         math.log2(inter / tp),
@@ -201,6 +203,8 @@ def moe_shape(
         math.log2(ep),
         2.0 * gated,
         skewed,
+        float(tuned),
+        float((inter / tp) % ALIGNED_WIDTH > 0),
         KERNEL_GAP * kernel,
     )
 
@@ -238,7 +242,7 @@ def moe_load(tokens: Array, topk: Number, experts: Number) -> Array:
 #: What counts in the choice of a backend, by feature: the experts a token chooses, gating; group size, head width,
 #: a window. kind: assumed, 2026-11.
 KERNEL_WEIGHT: Mapping[str, tuple[float, ...]] = {
-    "moe": (1.0, 1.0, 3.0, 1.0, 1.0, 2.0, 0.0),
+    "moe": (1.0, 1.0, 3.0, 1.0, 1.0, 2.0, 0.0, 0.0, 0.0),
     "attention_decode": (0.5, 4.0, 2.0, 0.5, 0.0, 4.0, 0.0),
     "attention_context": (0.5, 4.0, 2.0, 0.5, 0.0, 4.0, 0.0),
     "recurrence_decode": (1.0, 1.0),

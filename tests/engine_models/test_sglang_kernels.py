@@ -62,7 +62,7 @@ def test_triton_takes_longer_on_blackwell_at_few_rows() -> None:
         shard = Shard(costs.arch, each.kernels, costs.formats, costs.parallel, costs.terms)
         return float(sum(values[0] for _, values in experts(shard, np.array([1]))))
 
-    assert experts_s(slow) > 2 * experts_s(quick)
+    assert experts_s(slow) > 1.6 * experts_s(quick)
 
 
 def test_a_backend_that_is_not_modelled_is_named() -> None:

