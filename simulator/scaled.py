@@ -37,14 +37,8 @@ def bounds(prepared: Prepared, given: schema.Scaler) -> tuple[int, int]:
 
     Raises
     ------
-    InputError : bounds that leave out the first count, or that are not there; ranks that step together.
+    InputError : bounds that leave out the first count, or that are not there.
     """
-    if prepared.ranks > 1:
-        raise InputError(
-            "an autoscaler over replicas of data-parallel ranks is not modelled yet",
-            where=WHERE,
-            mend="remove `deployment.autoscaler`, or use tensor_parallel",
-        )
     least, most = _bounds(prepared, given)
     first = prepared.replicas
     if not least <= first <= most:

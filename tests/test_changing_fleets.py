@@ -121,3 +121,25 @@ def test_requests_are_conserved_whatever_goes_wrong(roles: str, seed: int) -> No
         for name in ("status", "reason", "replica", "attempts"):
             assert np.array_equal(getattr(found, name), getattr(plain, name)), name
         assert np.array_equal(found.end_s, plain.end_s, equal_nan=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["mixed", "apart"])
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_all_ranks_of_a_replica_come_and_go_together(engine: str, role: str) -> None:
+    rows = {"engine_args": {"max_num_seqs" if engine == "vllm" else "max_running_requests": 8 if engine == "vllm" else 32}}
+    hpa = {"kind": "hpa", "metric": "num_requests_waiting", "target": 2, "min_replicas": 1, "max_replicas": 4, "start_up": 1}
+    hpa |= {"behavior": {"scale_down": {"stabilization_window_seconds": 3}}}
+    ranks = {"tensor_parallel": 1, "data_parallel": 4, "expert_parallel": 4, "replicas": 1, "gpus_per_node": 8, **rows}
+    names = ["mixed"] if role == "mixed" else ["prefill", "decode"]
+    pools = [pool(name, engine=engine, role=name, **ranks) for name in names]
+    burst = {**LOAD, "duration": 20, "arrivals": {"kind": "onoff", "rate_on": 40, "rate_off": 2, "on_s": 6, "off_s": 6}}
+    failures = {"mtbf_h": 0.004, "of": "replica", "repair_s": 2.0, "start_up": 1.0}
+    client = {"timeout_s": 20, "retries": {"attempts": 3, "on": ["node_lost", "503"]}}
+    data = {**fleet(*pools, autoscaler=hpa, failures=failures, client=client), "model": "mistralai/Mixtral-8x7B-Instruct-v0.1"}
+    data["workload"] = burst
+    found, plain = (conserved(data, aggregate=aggregate) for aggregate in (True, False))
+    assert np.array_equal(found.status, plain.status)
+    assert np.array_equal(found.end_s, plain.end_s, equal_nan=True)
+    if role == "mixed":
+        assert simulate(data).result["fleet"]["serving_max"] > 1
