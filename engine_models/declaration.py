@@ -229,6 +229,7 @@ class Handover:
     agreed : what else both servers must have alike, by what it is called.
     lease_s : where prompts are read, for how long a computed one is held whose reader is lost: from its end, and from the latest
         sign of the reader; none where it is not modelled what a lost server leaves behind.
+    computes : whether decode servers compute prompts that nobody sends them.
     tells : whether a reader that drops a request lets the holder of its prompt know.
     beats_s : time between two signs of life that a second server asks of the first [s]; it takes the first for lost when so many
         (the other number) do not come. None: it hears of that from the router alone.
@@ -246,6 +247,7 @@ class Handover:
     agreed: Mapping[str, str] = field(default_factory=dict)
     lease_s: tuple[float, float] | None = None
     tells: bool = True
+    computes: bool = False
     beats_s: tuple[float, int] | None = None
     gives_up_s: float = INFINITY
 

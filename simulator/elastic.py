@@ -188,6 +188,13 @@ def with_roles(scenario: Scenario, pools: Series[Prepared]) -> tuple[list[Prepar
     waits = around.admission, client.timeout_s, client.retries
     if not (strikes or stalls or scaling or any(given is not None for given in waits)):
         return list(pools), None, []
+    system = pools[0].routing.system
+    if system is not None and system.decides:
+        raise InputError(
+            "failures, autoscalers, limits and impatient clients beside decode servers that compute prompts are not modelled yet",
+            where="deployment.router",
+            mend="leave them out, or use a router that sends every prompt to a prefill server",
+        )
     if handover.lease_s is None and not handover.reserves:
         raise InputError(
             f"what {pools[0].plan.engine} does in prefill and decode pools about requests that a server or a client drops is not "

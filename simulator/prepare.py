@@ -217,7 +217,8 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
     check_one_model(scenario, found)
     models_of(found[0], asked)
     handover = found[0].plan.handover
-    check_paired(found[0].routing, at_once=handover is not None and handover.reserves)
+    reserves, computes = (handover.reserves, handover.computes) if handover is not None else (False, False)
+    check_paired(found[0].routing, at_once=reserves, computes=computes)
     from simulator.elastic import disturbances_of, with_roles
 
     found.sort(key=lambda each: each.pool.role == "decode")

@@ -17,7 +17,7 @@ from simulator.workload.streams import stream
 if TYPE_CHECKING:
     from simulator.cluster.admission import Admission, ClientRules
     from simulator.cluster.routing.dynamo import KvRouter
-    from simulator.cluster.routing.system import RouterSystem
+    from simulator.cluster.routing.system import Flags, RouterSystem
     from simulator.config import schema
     from simulator.config.schema import Router
 
@@ -54,11 +54,13 @@ def routing_of(router: str | Router, plan: EnginePlan, seed: int, *, role: str =
             where=f"{WHERE}.{flag}",
             mend=f"remove `{flag}`; a queue at the router is `deployment.admission`",
         )
-    for flag in ("prefill_policy", "decode_policy"):
-        if role == "mixed" and flags.values.get(flag):
+    for flag in ("prefill_policy", "decode_policy", "decider", "non_cached_tokens"):
+        if role == "mixed" and given.get(flag):
             raise InputError(f"`{flag}` without pools of roles", where=f"{WHERE}.{flag}", mend=f"remove `{flag}`")
     policy = system.policy(flags, 1, Random(0), [""])
     notes = []
+    if role != "mixed" and system.decides:
+        notes.append(f"{router.system}: {_deciding(flags)}")
     asked = router.version
     if asked is not None and asked.lstrip("v") != system.version:
         notes.append(
@@ -93,14 +95,16 @@ def _drawn(seed: int) -> int:
     return int(stream(seed, "router").integers(2**63))
 
 
-def check_paired(routing: Routing, *, at_once: bool) -> None:
+def check_paired(routing: Routing, *, at_once: bool, computes: bool) -> None:
     """Refuse a product that does not send requests to two pools as their servers expect: `at_once` to both, or in turn.
+
+    `computes` : whether decode servers compute prompts too.
 
     Raises
     ------
     InputError : it does not, or has no pools of roles.
     """
-    if routing.system is not None and not _pairs(routing.system, at_once=at_once):
+    if (system := routing.system) is not None and not (_pairs(system, at_once=at_once) and (computes or not system.decides)):
         from simulator.cluster.routing.systems import MODULES
 
         able = [name for name in MODULES if _pairs(_system(name), at_once=at_once)]
@@ -114,6 +118,16 @@ def check_paired(routing: Routing, *, at_once: bool) -> None:
 
 def _pairs(system: RouterSystem, *, at_once: bool) -> bool:
     return system.paired is not None and system.holds_prefill == at_once
+
+
+def _deciding(flags: Flags) -> str:
+    """Which prompts are computed by prefill servers."""
+    if flags.word("decider").startswith("always"):
+        return "prefill servers compute every prompt"
+    least = int(flags.number("non_cached_tokens"))
+    if not least:
+        return "prefill servers compute no prompt (non_cached_tokens: 0, the default)"
+    return f"prefill servers compute prompts of which the decode server lacks {least} tokens or more, as the router believes"
 
 
 def _system(name: str) -> RouterSystem:

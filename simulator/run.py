@@ -401,6 +401,10 @@ def _cluster(
             stages[each.pool.role].append(servers)
         assert plan.handover is not None
         kind: Callable[..., Cluster] = ReservingCluster if plan.handover.reserves else HandoverCluster
+        if routing.system is not None and routing.system.decides:
+            from simulator.cluster.deciding import DecidingCluster
+
+            kind = DecidingCluster
         if elastic is not None:
             from simulator.cluster.elastic_handover import ElasticPull, ElasticReserving
 

@@ -816,7 +816,7 @@ def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_token
     drafts = request.speculation
     agreed = {"speculative decoding": "none" if drafts is None else f"{drafts.method} with {drafts.row_tokens - 1} drafts"}
     return Handover(
-        connector, block_tokens, unit_s=DESCRIPTOR_S * parts, hop_s=HANDOVER_S, agreed=agreed, lease_s=LEASE_S
+        connector, block_tokens, unit_s=DESCRIPTOR_S * parts, hop_s=HANDOVER_S, agreed=agreed, lease_s=LEASE_S, computes=True
     )
 
 

@@ -63,6 +63,10 @@ class PullDecode(Peer):
 
     notes: list[Note]
 
+    def compute(self, seq: Sequence) -> None:
+        """A request that comes next has its prompt computed here."""
+        raise NotImplementedError(f"{type(self).__name__} computes no prompts")
+
     @abstractmethod
     def idle(self) -> bool:
         """As of the base: no read may begin."""

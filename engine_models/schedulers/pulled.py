@@ -106,6 +106,7 @@ class DecodeOfPull(_Turning, PullDecode):
         self._loads = True
         self._fences = self._async and self.rules.fences_loads
         self.notes: list[Note] = []
+        self._own: set[Sequence] = set()  # whose prompts are computed here
 
     def turns(self) -> float:
         """As of the base."""
@@ -115,6 +116,14 @@ class DecodeOfPull(_Turning, PullDecode):
         """As of the base."""
         return not self._queue
 
+    def compute(self, seq: Sequence) -> None:
+        """As of the base."""
+        self._own.add(seq)
+
+    def _free(self, seq: Sequence) -> None:
+        self._own.discard(seq)
+        super()._free(seq)
+
     def arrived(self, seq: Sequence) -> None:
         """As of the base."""
         seq.loaded_s = ARRIVED_S
@@ -122,6 +131,7 @@ class DecodeOfPull(_Turning, PullDecode):
 
     def cancel(self, seq: Sequence) -> bool:
         """As of the base; a read that fails is forgotten too."""
+        self._own.discard(seq)
         if seq not in self._loading:
             return super().cancel(seq)
         del self._loading[seq]
@@ -142,7 +152,7 @@ class DecodeOfPull(_Turning, PullDecode):
 
     def _begin_load(self, seq: Sequence, found: Any, hit: int, now_s: float) -> str:
         """Let the queue's head read its prompt, if it has not done so before; as of the base."""
-        if seq.preemptions:
+        if seq.preemptions or seq in self._own:
             return ""
         kv = self.kv
         free = kv.free_blocks - (self._watermark_blocks if self.running else 0)

@@ -217,7 +217,10 @@ class HandoverCluster(Cluster):
 
     def _second_number(self, now_s: float, seq: Request, session: int) -> int:
         """The number of the rank that is to answer a request."""
-        number = self._chosen(1, self._second.choose(now_s, seq, session))
+        return self._accepting(self._chosen(1, self._second.choose(now_s, seq, session)), seq)
+
+    def _accepting(self, number: int, seq: Request) -> int:
+        """A rank that answers a request, which accepts drafts there as its pool says."""
         accepted = self._accepted[number]
         seq.acceptance = accepted(seq.index) if accepted is not None else None
         return number

@@ -124,9 +124,9 @@ def in_a_row(parts: Series[ClusterResult]) -> ClusterResult:
 class Handovers:
     """How requests went from a server that computed their prompts to one that computes their answers, by column.
 
-    `source` is the number of the rank that computed the prompt, -1 where none has taken the request. Times [s] are NaN where a
-    request did not get that far: the end of the prompt, the arrival at the second server, begin and end of the transfer, and
-    the first step there.
+    `source` is the number of the rank that computed the prompt, -1 where none has taken the request; where one has computed
+    prompt and answer it is that one, and the rest is empty. Times [s] are NaN where a request did not get that far: the end of
+    the prompt, the arrival at the second server, begin and end of the transfer, and the first step there.
     """
 
     def __init__(self, n: int) -> None:
@@ -227,7 +227,7 @@ class Rows:
             self.engine_arrival_s[row] = seq.arrival_s
             self.first_scheduled_s[row] = scheduled_s
             self.cached[row] = seq.first_hit_tokens
-            if self.handed is not None:
+            if self.handed is not None and self.handed.source[row] != self.replica[row]:
                 return  # what a server that computes prompts samples is dropped
         self.emissions.note(row, seq.emissions, int(self.replica[row]))
 

@@ -440,7 +440,7 @@ def _policy(system: RouterSystem, flags: Flags, role: str, workers: int, draw: R
     names = [f"http://{role or 'replica'}-{number}:8000" for number in range(workers)]
     if not role or system.paired is None:
         return system.policy(flags, workers, draw, names)
-    own = flags.values[f"{role}_policy"]
+    own = flags.values.get(f"{role}_policy")
     return system.paired(str(own) if own else flags.word(system.policy_flag), flags, workers, draw, names)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cluster.outcome import FINISHED, ClusterResult
+from simulator.cluster.outcome import FINISHED, ClusterResult, Handovers
 from simulator.results.statistics import BATCHES, BoolArray, FloatArray, IntArray, parts
 from simulator.serving.emissions import Emissions, Ranges
 from simulator.serving.log import StepLog
@@ -64,13 +64,18 @@ def latencies(result: ClusterResult, extra_s: float = 0.0) -> Latencies:
     handed, prefilled_s = result.handed, result.first_token_s
     transfer = decode_queue = np.full(len(ttft), np.nan)
     if handed is not None:
-        prefilled_s = handed.prefill_end_s
+        prefilled_s = _computed_s(result, handed)
         transfer = np.where(finished, (handed.transfer_end_s - handed.transfer_start_s) * 1e3, np.nan)
         before_s = handed.transfer_start_s - handed.arrival_s
         decode_queue = np.where(finished, (before_s + handed.first_scheduled_s - handed.transfer_end_s) * 1e3, np.nan)
     prefill = np.where(finished, (prefilled_s - result.first_scheduled_s) * 1e3, np.nan)
     parts = [np.where(finished, part_s * 1e3, np.nan) for part_s in first_token_parts_s(result, extra_s)]
     return Latencies(ttft, tpot, e2el, queue, prefill, e2el - ttft, transfer, decode_queue, *parts)
+
+
+def _computed_s(result: ClusterResult, handed: Handovers) -> FloatArray:
+    """When prompts were computed [s]; with the first token, where one server has computed both."""
+    return np.where(handed.source == result.replica, result.first_token_s, handed.prefill_end_s)
 
 
 def first_token_parts_s(result: ClusterResult, extra_s: float) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
@@ -80,7 +85,7 @@ def first_token_parts_s(result: ClusterResult, extra_s: float) -> tuple[FloatArr
     """
     before_s = result.engine_arrival_s - result.arrival_s + extra_s
     if result.handed is not None:
-        kernel_s = result.handed.prefill_end_s - result.first_scheduled_s
+        kernel_s = _computed_s(result, result.handed) - result.first_scheduled_s
         queue_s = result.first_token_s - result.engine_arrival_s - kernel_s
         return before_s, queue_s, np.zeros(len(queue_s)), kernel_s
     began_s, ended_s, launch_s = (np.full(len(before_s), np.nan) for _ in range(3))

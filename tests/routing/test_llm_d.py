@@ -173,10 +173,75 @@ def test_scrapes_are_stale_and_say_so() -> None:
         ({"scorers": {"queue-scorer": -1}}, "the weight of queue-scorer is -1"),
         ({"scorers": {"latency-scorer": 1}}, "`latency-scorer` is not modelled"),
         ({"filters": ["x"]}, "`filters` is not modelled"),
-        ({"decider": "always-disagg-pd-decider"}, "`decider` is not modelled"),
+        ({"decider": "always-disagg-pd-decider"}, "`decider` without pools of roles"),
         ({"picker": "best"}, "not one of its choices"),
     ],
 )
 def test_what_cannot_be_is_said(router: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         prepare(load_scenario(given({"router": {"system": "llm-d", **router}}, {"requests": 3})))
+
+
+def test_the_decider_counts_tokens_that_are_new_to_the_decode_server() -> None:
+    """A prompt of 400 bytes, six full blocks of 16 tokens and a seventh, under a threshold of 16 tokens."""
+    flags = SYSTEM.read({"non_cached_tokens": 16, "auto_tune": False}, "router")
+    policy = Scored(1, Random(0), flags)
+    prompt = text(0, 400)
+    assert policy.lacks(prompt, 0)
+    names = policy.index.blocks(prompt)
+    for known, apart in ((5, True), (6, False), (7, False)):
+        policy = Scored(1, Random(0), flags)
+        policy._names = 0, names
+        policy.index.insert(names[:known], 0)
+        assert policy.lacks(prompt, 0) == apart
+    assert not policy.lacks(text(1, 60), 0)
+    assert not Scored(1, Random(0), SYSTEM.read({"auto_tune": False}, "router")).lacks(prompt, 0)  # 0: never
+
+
+def split(engine: str = "vllm", router: dict[str, Any] | None = None, **around: Any) -> dict[str, Any]:
+    """Conversations before a prefill and two decode servers."""
+    pools = [
+        {"name": role, "role": role, "engine": engine, "hardware": "h100-sxm-80gb", "replicas": count}
+        for role, count in (("prefill", 1), ("decode", 2))
+    ]
+    return {
+        "model": "meta-llama/Llama-3.1-8B-Instruct",
+        "deployment": {"pools": pools, "router": {"system": "llm-d", **(router or {})}, **around},
+        "workload": {
+            "arrivals": {"kind": "poisson", "rate": 2},
+            "sessions": {"turns": 4, "think_time_s": 1},
+            "prompt_tokens": {"kind": "lognormal", "mean": 500, "p99": 2500},
+            "output_tokens": {"kind": "lognormal", "mean": 40, "p99": 100},
+            "duration": 4,
+        },
+    }
+
+
+def test_decode_servers_compute_what_they_lack_little_of() -> None:
+    own = []
+    for router in ({"decider": "always-disagg-pd-decider"}, {"non_cached_tokens": 400}, {}):
+        run, plain = (simulate(split(router=router), aggregate=aggregate) for aggregate in (True, False))
+        assert run.result == plain.result
+        frame = run.requests_frame()
+        frame = frame[frame["status"] == "finished"]
+        assert len(frame) == run.result["totals"]["offered"]
+        alone = frame["transfer_start_s"].isna()
+        own.append(alone.mean())
+        assert (frame["ttft_ms"] > 0).all()
+        assert (frame["ttft_ms"] >= frame["queue_ms"]).all()
+        assert run.result["metrics"]["ttft_kernel_ms"]["mean"] > 0
+        assert not alone.any() or (frame[alone]["prompt_tokens"] > 400).any()  # whose begin is known there
+    assert own[0] == 0 < own[1] < 1 == own[2]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (split("sglang"), "this router before prefill and decode pools of these servers"),
+        (split("trtllm"), "this router before prefill and decode pools of these servers"),
+        (split(admission={"max_inflight": 4}), "beside decode servers that compute prompts"),
+    ],
+)
+def test_deciders_are_refused_where_they_are_not_modelled(data: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        prepare(load_scenario(data))

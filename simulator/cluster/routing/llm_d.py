@@ -13,6 +13,10 @@ that run, a share u of its KV cache, and n requests that the picker itself has i
     session-affinity   1 for the worker that served the session last
     lora-affinity      1 where requests of the adapter run, 0.8 where a place is free, 0.6 where some wait, else 0
 
+Before prefill and decode servers the decode server is chosen first, by the same scorers, then a decider says whether the prompt
+is computed elsewhere: `always-disagg-pd-decider`, or `prefix-based-pd-decider` if the prompt has at least `non_cached_tokens` and
+so many are in no block that the decode server was sent before (0, the default: never).
+
 w, r, u and adapters are those of the last scrape; prefixes, tokens and n change with each decision. So requests that come within
 one scrape go where the same numbers send them, unless the picker's own counts tell them apart.
 
@@ -45,6 +49,9 @@ ANSWER_SHARE = 1.5
 """Tokens of an answer that it expects for each of the prompt (datasheet)."""
 LONGEST_USED = 1024
 """Workers of which it knows when they were last given a text that nobody had (datasheet: `lruSize`)."""
+
+
+PREFIX_BASED, ALWAYS = "prefix-based-pd-decider", "always-disagg-pd-decider"
 
 
 @dataclass(frozen=True)
@@ -85,11 +92,11 @@ FLAGS = (
     Flag("idle_threshold", 0, low=0),
     Flag("max_busy_score", 1.0, low=0.0, high=1.0),
     Flag("token_load_limit", 4_194_304, low=1),
+    Flag("decider", PREFIX_BASED, (PREFIX_BASED, ALWAYS)),
+    Flag("non_cached_tokens", 0, low=0),
 )
 UNMODELLED = {
     "filters": "endpoints are left out by predicted latencies, which are not simulated",
-    "decider": "prefill and decode servers behind this router are not simulated yet",
-    "non_cached_tokens": "prefill and decode servers behind this router are not simulated yet",
     "flow_control": "its queue is not simulated; a queue at the router is `deployment.admission`",
     "saturation_detector": "its queue is not simulated; a queue at the router is `deployment.admission`",
 }
@@ -192,6 +199,9 @@ class Scored(LoadPolicy):
         block = int(flags.number("block_size_tokens")) * CHARACTERS
         capacity, most = int(flags.number("lru_capacity_per_server")), int(flags.number("max_prefix_blocks_to_match"))
         self.index = TextIndex(workers, block, capacity, most)
+        self.decides = self.apart = False  # whether it says, and whether the prompt chosen for last is computed elsewhere
+        self._always, self._least_tokens = flags.word("decider") == ALWAYS, flags.number("non_cached_tokens")
+        self._block_tokens = block // CHARACTERS
         self.waiting, self.running, self.used = (np.zeros(workers) for _ in range(3))
         self._adapters: tuple[Series[set[int]], Series[set[int]]] = ([set()] * workers, [set()] * workers)
         self._places = 0
@@ -238,9 +248,19 @@ class Scored(LoadPolicy):
     def choose(self, arrival: Arrival, now_s: float) -> int:
         """As of the base; by weights where the picker does so."""
         if self._picker != "weighted-random-picker":
-            return super().choose(arrival, now_s)
-        scores = self.scores(arrival)
-        return self.draw.choices(self.up, scores.tolist())[0] if scores.sum() else self.draw.choice(self.up)
+            worker = super().choose(arrival, now_s)
+        else:
+            scores = self.scores(arrival)
+            worker = self.draw.choices(self.up, scores.tolist())[0] if scores.sum() else self.draw.choice(self.up)
+        if self.decides:
+            self.apart = self._always or self.lacks(arrival, worker)
+        return worker
+
+    def lacks(self, arrival: Arrival, worker: int) -> bool:
+        """Whether so much of a text is new to a worker that another should compute it."""
+        tokens = arrival.length // CHARACTERS
+        known = self.index.matched(self._blocks(arrival))[worker] * self._block_tokens if self.reads_text else 0
+        return 0 < self._least_tokens <= min(tokens, tokens - known)
 
     def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:
         """As of the base."""
@@ -360,11 +380,19 @@ def policy(flags: Flags, workers: int, draw: Random, names: Series[str] | None) 
     return Scored(workers, draw, flags)
 
 
+def paired(name: str, flags: Flags, workers: int, draw: Random, names: Series[str] | None) -> Scored:
+    """The policy of the servers of a role."""
+    return Scored(workers, draw, flags)
+
+
 SYSTEM = RouterSystem(
     version="0.8.0",
     flags=FLAGS,
     policy=policy,
+    paired=paired,
     policy_flag="picker",
+    holds_prefill=False,
+    decides=True,
     key_headers=("x-session-token",),
     tuned={
         "block_size_tokens": lambda limits: limits.block_tokens,

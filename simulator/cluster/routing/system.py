@@ -131,6 +131,7 @@ class RouterSystem:
     policy_flag : the flag that names the policy.
     key_headers : headers that name a session, the first that is there.
     holds_prefill : whether a prefill server counts as busy until the answer has ended, or only while it computes.
+    decides : whether it chooses the decode server first, which may compute the prompt itself.
     breaks : whether it has circuit breakers.
     reads_characters : whether it matches characters of a text, else tokens.
     unmodelled : flags it has that change which worker is chosen or when, and are refused; why.
@@ -144,6 +145,7 @@ class RouterSystem:
     policy_flag: str = "policy"
     key_headers: tuple[str, ...] = ()
     holds_prefill: bool = True
+    decides: bool = False
     breaks: bool = False
     reads_characters: bool = True
     unmodelled: Mapping[str, str] = field(default_factory=dict)
