@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from engine_models.cost.terms import Formats
 from engine_models.declaration import EnginePlan, PoolRequest
@@ -19,6 +20,7 @@ from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.whole_lifetime import WholeLifetimeScheduler
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InfeasibleError, InputError
+from simulator.run import simulate
 from simulator.validation.schedules import replay
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "tgi"
@@ -255,3 +257,15 @@ def test_every_flag_has_its_launchers_default() -> None:
         "prefill_chunking": True,
         "tgi_wiggle_room": 0.9,
     }
+
+
+@pytest.mark.slow
+def test_who_is_refused_leaves_time_for_the_others() -> None:
+    """The shipped scenario, and the same on vLLM, where all wait for all."""
+    path = Path(__file__).resolve().parents[2] / "scenarios" / "lectures-tgi-a100.yaml"
+    scenario = yaml.safe_load(path.read_text(encoding="utf-8"))
+    bounded = simulate(scenario).result
+    assert bounded["totals"]["reasons"]["shed_429"] > 0.1 * bounded["totals"]["offered"]
+    waits = simulate({**scenario, "deployment": {**scenario["deployment"], "engine": "vllm"}}).result
+    assert waits["totals"]["rejected"] == 0
+    assert bounded["metrics"]["ttft_ms"]["p95"] < 0.5 * waits["metrics"]["ttft_ms"]["p95"]
