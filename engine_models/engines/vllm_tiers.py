@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine_models.declaration import PoolRequest
-from engine_models.memory.kv_tiers import BlockStore, FrequencyFilter, KvTiers, Level
-from engine_models.memory.ranked_host import RankedHost
 from engine_models.parts.tiers import NVME_BYTES_PER_S, KvTier, Link, WritePolicy
 from hardware_profiles.errors import InputError
+
+if TYPE_CHECKING:
+    from engine_models.memory.kv_tiers import KvTiers, Level
 
 GIB = 1 << 30
 NATIVE, LMCACHE, MOONCAKE, KVBM = "OffloadingConnector", "LMCacheConnectorV1", "MooncakeStoreConnector", "DynamoConnector"
@@ -59,7 +60,11 @@ class TierPlan:
 
     def build(self) -> KvTiers:
         """The tiers of a replica."""
+        from engine_models.memory.kv_tiers import KvTiers
+
         if self.ranked:
+            from engine_models.memory.ranked_host import RankedHost
+
             return RankedHost(
                 self._level(self.tiers[0]),
                 self.block_tokens,
@@ -82,6 +87,8 @@ class TierPlan:
         )
 
     def _level(self, tier: KvTier) -> Level:
+        from engine_models.memory.kv_tiers import BlockStore, FrequencyFilter, Level
+
         store, rate, latency_s = BlockStore(self._units(tier)), tier.bytes_per_s, tier.latency_s
         if tier.kind == "host":
             return Level("host", store)

@@ -10,11 +10,13 @@ it was recorded, and its host times are not known apart from those of the later 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine_models.declaration import Mode, PoolRequest
-from engine_models.schedulers.whole_prefills import WholePrefillRules, WholePrefillScheduler
 from hardware_profiles.errors import InputError
+
+if TYPE_CHECKING:
+    from engine_models.schedulers.whole_prefills import WholePrefillScheduler
 
 LONG_CONTEXT_TOKENS = 32768
 """Context beyond which prompts are cut by default (datasheet: `arg_utils.py` of 0.6.3)."""
@@ -57,6 +59,8 @@ def refuse(request: PoolRequest, version: str, *, windows: bool, states: bool) -
 
 def whole_prefills(tokens: int, rows: int, blocks: int, block_tokens: int, mode: Mode) -> WholePrefillScheduler:
     """The scheduler of whole prompts."""
+    from engine_models.schedulers.whole_prefills import WholePrefillRules, WholePrefillScheduler
+
     return WholePrefillScheduler(
         WholePrefillRules(tokens, rows, WATERMARK),
         blocks,

@@ -37,9 +37,7 @@ from engine_models.model.family import (
     is_gated,
     linear_layer,
 )
-from engine_models.model.gguf import read_gguf
 from engine_models.model.stored_format import stored_format
-from engine_models.model.towers import vision_tower
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.files import parse_json, read_text
 
@@ -144,6 +142,8 @@ def _extras(read: ConfigReader, family: Family) -> tuple[tuple[Extra, ...], list
     notes = []
     vision = read.raw("vision_config")
     if isinstance(vision, Mapping) and vision:
+        from engine_models.model.towers import vision_tower
+
         tower = vision_tower(vision, read.count("hidden"))
         if tower is None:
             notes.append("the vision tower is not counted: `vision_config` lacks its width or depth")
@@ -307,6 +307,8 @@ def _from_file(path: Path) -> Architecture:
 
 def _from_gguf(path: Path) -> Architecture:
     """A model by its file's header, in the file's recipe with the bits that its layers have in it."""
+    from engine_models.model.gguf import read_gguf
+
     file = read_gguf(path)
     arch = architecture_from_config(file.config, file.name, where=str(path))
     if file.format in ("fp16", "bf16", "fp32"):
