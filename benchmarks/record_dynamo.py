@@ -86,11 +86,12 @@ class Recorder:
             given = {"worker_id": worker, "model_name": "m", "block_size": config["block_size"], "endpoint": f"http://w{worker}:8000"}
             given |= {"kv_events_endpoint": f"tcp://127.0.0.1:{port}", "data_parallel_size": 1, "data_parallel_start_rank": 0}
             await self.service.upsert_worker(given | config["worker"])
+        await asyncio.sleep(0.5)
         for worker in range(config["workers"]):
             first = {"model_name": "m", "selection_id": f"first{worker}", "token_ids": [9], "worker_id": worker}
             await self.service.create_reservation(first)
             await self.service.free_reservation(f"first{worker}")
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(SETTLED_S)
         self.costs()
         await self.play()
         for task in self.waiting.values():

@@ -222,7 +222,9 @@ def built(config: Case) -> Any:
         "running_batch": srt("managers.schedule_batch").ScheduleBatch(reqs=[], batch_is_full=False),
         "result_queue": deque(),
         "tp_worker": SimpleNamespace(model_runner=runner),
-        "grammar_manager": SimpleNamespace(has_waiting_grammars=lambda: False, grammar_queue=[]),
+        "grammar_manager": SimpleNamespace(
+            has_waiting_grammars=lambda: False, grammar_queue=[], abort_requests=lambda _: None
+        ),
         "dllm_manager": SimpleNamespace(any_staging_reqs=lambda: False),
         "dp_attn_adapter": SimpleNamespace(
             maybe_prepare_mlp_sync_batch=lambda batch, need_sync=None: batch,
@@ -244,12 +246,13 @@ def built(config: Case) -> Any:
     off = (
         *("enable_hierarchical_cache", "enable_unified_cache_external_linker", "enable_lmcache", "enable_hicache_storage"),
         *("enable_hisparse", "enable_lora", "is_hybrid_swa", "require_mlp_sync", "enable_overlap_mlx"),
+        "enable_continuous_input_polling",
     )
     none = (
         *("_pending_chunked_abort_req", "dllm_config", "chunked_req", "last_batch", "min_free_slots_delayer"),
         *("prefill_delayer", "dynamic_chunk_sizer", "truncation_align_size", "hisparse_coordinator", "draft_worker"),
         *("decode_offload_manager", "max_queued_requests", "max_new_tokens_limit", "sliding_window_size"),
-        *("metrics_collector", "lora_drainer", "policy"),
+        *("metrics_collector", "lora_drainer", "policy", "mm_receiver"),
     )
     zero = (
         *("prefill_decode_interval", "_prefill_decode_interval_remaining", "forward_ct"),
@@ -274,6 +277,8 @@ class Recorder:
         self.by_id = {request["id"]: request for request in requests}
         self.due = [(r["arrival"], r["idx"], r["id"]) for r in requests if "arrival" in r]
         heapq.heapify(self.due)
+        self.leaving: list[tuple[float, int, str]] = []
+        self.gone: set[str] = set()
         self.published = published(self.config)
         self.scheduler = built(self.config)
         self.retracted: list[str] = []
@@ -297,7 +302,10 @@ class Recorder:
         """Hand over what has arrived."""
         params = srt("sampling.sampling_params").SamplingParams
         kind = srt("managers.schedule_batch").Req
-        while self.due and self.due[0][0] <= now_s:
+        while min(self.due[:1] + self.leaving[:1], default=(now_s + 1, 0, ""))[0] <= now_s:
+            if self.leaving and (not self.due or self.leaving[0] < self.due[0]):
+                self.leave(*heapq.heappop(self.leaving))
+                continue
             at_s, _, name = heapq.heappop(self.due)
             given = self.by_id[name]
             certain = self.config.get("ignore_eos", False)
@@ -310,6 +318,22 @@ class Recorder:
             self.scheduler.init_req_max_new_tokens(request)
             self.results[name] = {"type": "result", "id": name, "arrival": at_s, "n_out": 0}
             self.scheduler._add_request_to_queue(request)
+            if "leaves_s" in given:
+                heapq.heappush(self.leaving, (at_s + given["leaves_s"], given["idx"], name))
+
+    def leave(self, at_s: float, _: int, name: str) -> None:
+        """The client of a request leaves; who waited for its end goes on."""
+        if "finish" not in self.results[name]:
+            self.scheduler.abort_request(srt("managers.io_struct").AbortReq(rid=name))
+            self.ended([name], at_s)
+            self.gone.add(name)
+
+    def ended(self, names: list[str], at_s: float) -> None:
+        """Let those come that wait for these."""
+        for other in self.by_id.values():
+            after = other.get("after")
+            if after and after["id"] in names and after["id"] not in self.gone:
+                heapq.heappush(self.due, (at_s + after["delay"], other["idx"], other["id"]))
 
     def free(self) -> tuple[int, int]:
         """Tokens of the pool that nobody holds, and those that the tree would give up."""
@@ -389,10 +413,7 @@ class Recorder:
                 note["finish"] = step["t_end"]
                 step["finished"].append(request.rid)
         step["free_tokens_after"], step["evictable_after"] = self.free()
-        for other in self.by_id.values():
-            after = other.get("after")
-            if after and after["id"] in step["finished"]:
-                heapq.heappush(self.due, (step["t_end"] + after["delay"], other["idx"], other["id"]))
+        self.ended(step["finished"], step["t_end"])
 
     def run(self) -> None:
         """Serve all requests; one batch ahead with overlap."""
@@ -442,4 +463,4 @@ def record(config: Case, requests: list[Case]) -> list[Case]:
 
 
 if __name__ == "__main__":
-    main(__doc__, drawn, record, ("stopping",))
+    main(__doc__, drawn, record, ("leaving", "stopping"))

@@ -134,6 +134,7 @@ class Limits:
     kv_blocks, block_tokens : the blocks (or pages) in which the cache is handed out, and the tokens of one.
     prompt_tokens : longest prompt that is taken.
     row_tokens : longest prompt and answer together; an answer is cut there.
+    page_after_prompt : whether it is also cut where the whole blocks of its prompt and a further one leave no room in the cache.
     asked_tokens : most of an asked-for limit that is held against the context, None for all of it.
     answer_tokens : longest answer to a request that asks for no limit, None for the room that there is.
     request_tokens : tokens that the KV cache holds of one request alone, None for `kv_tokens`.
@@ -156,6 +157,7 @@ class Limits:
     request_tokens: int | None = None
     row_blocks: int = 0
     cuts_prompts: bool = False
+    page_after_prompt: bool = False
 
     @property
     def held_tokens(self) -> int:

@@ -74,7 +74,11 @@ def judged(
         asked = np.minimum(asked, limits.asked_tokens)
     asked_too_much = given & (asked > room) & ~too_long
     too_long |= prompt_tokens > limits.prompt_tokens
-    room = np.maximum(limits.row_tokens - prompt_tokens, 1)
+    room = limits.row_tokens - prompt_tokens
+    if limits.page_after_prompt:
+        blocks = -(-prompt_tokens // limits.block_tokens) + 1
+        room = np.minimum(room, limits.kv_tokens - blocks * limits.block_tokens - 1)
+    room = np.maximum(room, 1)
     if limits.answer_tokens is not None:
         room = np.where(given, room, np.minimum(room, limits.answer_tokens))
     limit = np.where(given, np.minimum(max_output_tokens, room), room)

@@ -405,6 +405,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             row_tokens=held - 1,
             request_tokens=rank.kv_tokens - backing if decodes else None,
             spare_tokens=2 * step_slots(drafts, page) if drafts else 0,
+            page_after_prompt=True,
         ),
         memory=memory,
         scheduler=rank.scheduler,

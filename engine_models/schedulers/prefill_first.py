@@ -227,7 +227,9 @@ class PrefillFirstScheduler(Scheduler):
         if seq.limit_tokens:
             limit = min(limit, seq.limit_tokens)
         room = self.kv.capacity_tokens - self.kv.paged(prompt) - self.kv.page_tokens - 1
-        seq.group_state = _Row(content_of(seq), max(1, min(limit, room)), self.kv.tree.root)
+        limit = max(0, min(limit, room))
+        seq.final_length = min(final, prompt + max(1, limit))
+        seq.group_state = _Row(content_of(seq), limit, self.kv.tree.root)
         self._enqueue(seq)
 
     def _look_for_arrivals(self) -> None:
@@ -269,8 +271,12 @@ class PrefillFirstScheduler(Scheduler):
     def cancel(self, seq: Sequence) -> bool:
         """As of the base: a row that runs is served once more, as after an end that is seen a step late; then its memory is free.
 
-        A prompt that is computed in pieces is computed to its end before (`abort_request`).
+        A prompt that is computed in pieces is dropped with its latest piece (`process_pending_chunked_abort`).
         """
+        if seq is self.chunked:
+            self._take_memory(seq, 0)
+            self.chunked, seq.state = None, "finished"
+            return True
         if seq not in self.running:
             if seq in self._aborted:
                 return False

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_models.declaration import Limits
 from engine_models.engines import sglang
 from engine_models.engines.known import parse_engine_args
+from engine_models.lengths import judged
 from engine_models.memory.radix import RadixPool
 from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
@@ -150,6 +152,16 @@ def test_priority_preemption_loses_nobody(drawn: list[Any], depth: int) -> None:
     _, _, ends = serve(rules, pool, build(drawn), aggregate=True)
     assert sorted(index for index, _ in ends) == list(range(len(drawn)))
     assert pool.free_tokens + pool.tree.evictable_tokens == pool.capacity_tokens
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [(60, 10), (120, 63), (128, 63), (129, 1)])
+def test_an_answer_ends_where_a_page_after_its_prompts_leaves_no_room(prompt: int, answer: int) -> None:
+    page, kv, wanted = 64, 256, 10 if prompt == 60 else 100
+    request = Sequence(0, prompt, wanted, 0.0)
+    serve(PrefillFirstRules(8, 4096), RadixPool(kv, page), [request], aggregate=False)
+    limits = Limits(8, 512, 4096, kv, kv // page, page, kv, kv - 2, page_after_prompt=True)
+    found = judged(np.array([prompt]), np.array([wanted]), np.array([wanted]), limits)
+    assert (request.length - prompt, found.output_tokens.item()) == (answer, answer)
 
 
 def test_prefill_goes_before_decode() -> None:
