@@ -17,8 +17,9 @@ from engine_models.cost.step_time import StepTimeModel
 from engine_models.cost.terms import Formats, HostOverhead
 from engine_models.declaration import EnginePlan, PoolRequest
 from engine_models.engines.known import parse_engine_args
-from engine_models.engines.vllm import graph_sizes, plan, version_of
+from engine_models.engines.vllm import plan, version_of
 from engine_models.engines.vllm_flags import FLAGS, speculative_settings
+from engine_models.engines.vllm_versions import graph_sizes
 from engine_models.flags import reconcile
 from engine_models.model.architecture import kv_bytes_per_token, load_architecture, weight_bytes_per_rank
 from engine_models.model.formats import format_named

@@ -91,7 +91,7 @@ def request(arch: Architecture, tp: int = 1, **flags: object) -> PoolRequest:
 def test_blocks_are_lengthened_until_they_hold_a_state() -> None:
     # published start-up of Qwen3.5-35B-A3B: a state of 2,146,304 bytes a layer, 2,048 bytes of KV a token, blocks of 1,056
     assert state_bytes_of(next(b for b in SMALL.attention if b.kind == "linear")) == 2_146_304
-    windows, block_bytes, tokens = vllm.with_states(SMALL, kv_groups(SMALL, BF16), 1, 1, 262_144, 16)
+    windows, block_bytes, tokens = vllm_memory.with_states(SMALL, kv_groups(SMALL, BF16), 1, 1, 262_144, 16)
     assert tokens == 1056
     assert windows == (None, 1, 1, 1)
     assert block_bytes == 10 * 2048 * 1056
@@ -99,7 +99,7 @@ def test_blocks_are_lengthened_until_they_hold_a_state() -> None:
 
 def test_a_model_without_states_keeps_its_blocks() -> None:
     plain = load_architecture("Llama-3.1-8B")
-    assert vllm.with_states(plain, kv_groups(plain, BF16), 1, 1, 8192, 16) == ((None,), 16 * 131_072, 16)
+    assert vllm_memory.with_states(plain, kv_groups(plain, BF16), 1, 1, 8192, 16) == ((None,), 16 * 131_072, 16)
 
 
 def test_a_request_takes_blocks_for_its_states_whatever_its_length() -> None:
@@ -116,7 +116,7 @@ def test_layers_of_unequal_caches_share_one_pool() -> None:
     changes |= {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]}
     latent = ("kv_lora_rank", "v_head_dim", "index_head_dim")
     arch = load_architecture({**{k: v for k, v in INDEXED.items() if k not in latent}, **changes})
-    windows, block_bytes = vllm.kv_layout(kv_groups(arch, BF16), 163_840, 16)
+    windows, block_bytes = vllm_memory.kv_layout(kv_groups(arch, BF16), 163_840, 16)
     assert windows == (
         None,
         *[1024] * 6,

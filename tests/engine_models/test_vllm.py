@@ -9,7 +9,8 @@ import pytest
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.step_time import StepTimeModel
 from engine_models.cost.terms import HostOverhead
-from engine_models.engines.vllm import VERSIONS, graph_sizes, version_of
+from engine_models.engines.vllm import version_of
+from engine_models.engines.vllm_versions import VERSIONS, graph_sizes
 from engine_models.model.activations import activation_bytes
 from engine_models.model.architecture import load_architecture
 from engine_models.parts.batch import Batch

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engine_models.cost.event_loop import EventLoop
 from engine_models.declaration import EnginePlan, Executor, FrontEnd, Limits
-from engine_models.engines.vllm import Rank
+from engine_models.engines.vllm_ranks import Rank
 from engine_models.parts.batch import Batch, ContinuousRules
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.outcome import ClusterResult

@@ -1,0 +1,74 @@
+"""How vLLM's prefill servers pass requests on: its NIXL connector, which pulls."""
+
+from __future__ import annotations
+
+from engine_models.declaration import Handover, PoolRequest
+from engine_models.parts.handover import Peer
+from hardware_profiles.errors import InputError
+
+CONNECTOR = "NixlConnector"
+DESCRIPTOR_S = 1.5e-6
+"""What a descriptor adds to a read, one a block, layer and K or V [s] (measured: vLLM issue 50913, 2026-08: about 5,000 tokens
+take 105 ms in blocks of 16 and 47 ms in blocks of 64 tokens; 80 layers assumed, from descriptors of 8 KB in "tens of
+thousands")."""
+HANDOVER_S = 0.15
+"""Between the prompt's end and the decode server's taking the request, beside transfer and front end [s] (measured: the same
+issue has 263 and 197 ms from end to end, 158 and 150 ms beside the transfers)."""
+LEASE_S = (30.0, 20.0)
+"""`kv_lease_duration`, from a prompt's end, and what a sign of the decode server extends it to at least, two thirds (datasheet:
+vLLM 0.33.0 `kv_connector/v1/nixl`, read 2026-11). The latest sign before a loss is taken to come with it: it may be 5 s old."""
+_ROLES = {"kv_producer": "prefill", "kv_consumer": "decode"}
+
+
+def handover_of(request: PoolRequest, windows: tuple[int | None, ...], block_tokens: int) -> Handover:
+    """How a pool with a role passes requests on; InputError where that is not modelled."""
+    config = request.flags.get("kv_transfer_config") or {}
+    where = "deployment.engine_args.kv_transfer_config"
+    connector = str(config.get("kv_connector") or request.connector or CONNECTOR)
+    if request.connector not in (None, connector):
+        raise InputError(
+            f"kv_transfer_config names {connector}, deployment.transfer {request.connector}",
+            where=where,
+            mend="name one connector in both, or leave one out",
+        )
+    if connector != CONNECTOR:
+        raise InputError(
+            f"prefill and decode pools over {connector} are not modelled yet, only over {CONNECTOR}",
+            where=where,
+            mend=f"write kv_connector: {CONNECTOR}, or leave kv_transfer_config out",
+        )
+    said = _ROLES.get(str(config.get("kv_role")))
+    if said is not None and said != request.role:
+        raise InputError(
+            f"kv_role {config['kv_role']} is that of a {said} server, the pool's role is {request.role}",
+            where=where,
+            mend=f"write kv_role: kv_both, or role: {said}",
+        )
+    lacking = {
+        "KV offload": bool(request.tiers),
+        "pipeline parallelism": request.pipeline_parallel > 1,
+        "a model with sliding windows": windows != (None,),
+        "state-space layers": any(block.kind == "linear" for block in request.arch.attention),
+    }
+    for words in (words for words, asked in lacking.items() if asked):
+        raise InputError(
+            f"prefill and decode pools with {words} are not modelled yet",
+            where="deployment.role",
+            mend="leave it out, or use pools of role: mixed",
+        )
+    parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention)
+    drafts = request.speculation
+    agreed = {"speculative decoding": "none" if drafts is None else f"{drafts.method} with {drafts.row_tokens - 1} drafts"}
+    return Handover(
+        connector, block_tokens, unit_s=DESCRIPTOR_S * parts, hop_s=HANDOVER_S, agreed=agreed, lease_s=LEASE_S, computes=True
+    )
+
+
+def handover_note(handover: Handover, read_at: str) -> str:
+    """What is assumed of it; `read_at` is the version whose rules were read."""
+    return (
+        f"{handover.connector} (rules read and recorded at vLLM {read_at}): a decode server reads the blocks of a "
+        "whole prompt when it has place for them, and computes the last token again; an engine that waits for its peer "
+        f"looks every {Peer.turn_s * 1e3:g} ms; between a prompt's end and its arrival there {HANDOVER_S:g} s pass besides "
+        "the transfer, as one published measurement has it (vLLM issue 50913: assumed for other proxies and models)"
+    )

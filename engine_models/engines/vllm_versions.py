@@ -1,0 +1,146 @@
+"""How vLLM's versions differ, as far as it changes a prediction.
+
+The newest declared version is written in full (`Version`); every older one is a small difference from the next newer one
+(`VERSIONS`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from engine_models.cost.sampling import Sampler
+from engine_models.cost.terms import Fp32Router
+
+
+@dataclass(frozen=True)
+class Version:
+    """The switches in which vLLM versions differ, as far as they change a prediction.
+
+    Sources: vLLM's own code at each version, files named in docs/engines/vllm.md.
+    """
+
+    name: str
+    first_engine: bool = False  # V0
+    async_scheduling: bool = True
+    reserve_full_prompt: bool = True
+    has_watermark: bool = True
+    unhashed_to_head: bool = True
+    lone_request_ignores_threshold: bool = True
+    self_preemption_continues: bool = True
+    preempted_tokens_return: bool = True
+    unfit_prompt_is_skipped: bool = False
+    wasted_row_after_limit: bool = False
+    first_admission_lookahead: bool = True
+    gpu_memory_utilization: float = 0.92
+    cpu_kv_gib: int = 0  # of the KV cache on CPUs; 0: `CPU_KV_SHARE` of a socket's memory
+    graph_memory_counts: bool = True
+    large_gpu_budget: int = 16384  # default token budget on devices of 160 GiB and more
+    graph_step_above_256: int = 16
+    pads_lone_token: bool = True
+    fences_loads: bool = True
+    adapters_of_all_running: bool = True  # count against `max_loras`, not only those of the rows that a step serves
+    capped_window_admission: bool = True
+    windows_free_processed: bool = True
+    sparse_windows: bool = True
+    ray_is_asynchronous: bool = True
+    masks_overlap: bool = True  # of structured output, filled while the model runs (pull request 26866)
+    offloads_outputs: bool = False  # blocks of generated tokens go to the host too
+    offload_ranks_requests: bool = True  # of host memory alone: what goes first
+    offloads_further: bool = True  # disks and stores behind host memory
+    sampler: Sampler = "rejection"
+    flashinfer_is_extra: bool = False  # images have it, wheels do not (`setup.py`)
+    fp32_router: Fp32Router = "bf16x3"  # of models with a router in float32 (pull requests 38445, 47973)
+    chunked_decodes: tuple[str, ...] = ("Kimi delta attention",)  # of gated delta nets until pull request 44700
+    fills_selection: bool = False  # of sparse latent attention: FlashMLA is not told how many entries there are
+    parses_templates: bool = False  # the chat template is parsed anew for each request (until pull request 26227)
+
+
+VERSIONS: dict[str, dict[str, Any]] = {
+    "0.33.0": {switch.name: switch.default for switch in fields(Version) if switch.name != "name"},
+    "0.24.0": {
+        "lone_request_ignores_threshold": False,
+        "self_preemption_continues": False,
+        "large_gpu_budget": 8192,
+        "offload_ranks_requests": False,
+        "pads_lone_token": False,
+        "adapters_of_all_running": False,
+        "fences_loads": False,
+        "windows_free_processed": False,
+        "sparse_windows": False,
+        "fp32_router": "small",
+    },
+    "0.23.0": {
+        "has_watermark": False,
+        "unhashed_to_head": False,
+        "first_admission_lookahead": False,
+        "gpu_memory_utilization": 0.90,
+        "graph_memory_counts": False,
+        "capped_window_admission": False,
+        "offloads_outputs": True,
+        "offloads_further": False,
+        "ray_is_asynchronous": False,
+        "sampler": "pivot",
+        "fp32_router": "cublas",
+    },
+    "0.19.1": {"fills_selection": True, "chunked_decodes": ("gated delta net", "Kimi delta attention")},
+    "0.16.0": {"reserve_full_prompt": False},
+    "0.15.1": {"sampler": "sort"},
+    "0.14.1": {},
+    "0.11.1": {
+        "async_scheduling": False,
+        "masks_overlap": False,
+        "preempted_tokens_return": False,
+        "unfit_prompt_is_skipped": True,
+        "wasted_row_after_limit": True,
+        "graph_step_above_256": 8,
+        "cpu_kv_gib": 4,
+    },
+    # FlashInfer is not used by itself since pull request 26859
+    "0.11.0": {"sampler": "rejection", "flashinfer_is_extra": True, "parses_templates": True},
+    "0.8.0": {},
+    "0.6.0": {"first_engine": True, "reserve_full_prompt": True, "sampler": "sort", "flashinfer_is_extra": False},
+}
+"""The newest version in full (the defaults of `Version`); of each older one what differs from the next newer. Those
+from 0.8 to 0.10 are taken for 0.11 (assumed: the same engine; its source was not read there)."""
+OLDEST_MEASURED = "0.11.0"
+"""Of older versions no run and no recording is there."""
+
+
+def graph_sizes(
+    version: Version, max_num_seqs: int, max_num_batched_tokens: int, row_tokens: int = 1, largest: int | None = None
+) -> tuple[int, ...]:
+    """CUDA-graph sizes in tokens: 1, 2, 4, then steps of 8 below 256 and of 16 (8 in 0.11) above.
+
+    Up to 512, or `largest` (``--max-cudagraph-capture-size``; 0: none). With drafts a decoding row has `row_tokens` tokens, and
+    the sizes rounded up to whole rows are captured too.
+    """
+    top = min(2 * max_num_seqs * row_tokens, 512) if largest is None else largest
+    top = min(top, max_num_batched_tokens)
+    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, max(top, 512) + 1, version.graph_step_above_256), max_num_seqs}
+    sizes |= {-(-size // row_tokens) * row_tokens for size in sizes}
+    return tuple(sorted(s for s in sizes if s <= top))
+
+
+def scheduling_switches(version: Version) -> dict[str, bool]:
+    """The switches of a version that are rules of the scheduler, by the rules' names."""
+    return {
+        "lone_request_ignores_threshold": version.lone_request_ignores_threshold,
+        "self_preemption_continues": version.self_preemption_continues,
+        "preempted_tokens_return": version.preempted_tokens_return,
+        "unfit_prompt_is_skipped": version.unfit_prompt_is_skipped,
+        "wasted_row_after_limit": version.wasted_row_after_limit,
+        "first_admission_lookahead": version.first_admission_lookahead,
+        "pads_lone_token": version.pads_lone_token,
+        "fences_loads": version.fences_loads,
+        "adapters_of_all_running": version.adapters_of_all_running,
+    }
+
+
+def window_switches(version: Version) -> dict[str, bool]:
+    """The switches of a version that concern sliding-window groups of the KV cache, by `HybridKV`'s names."""
+    return {
+        "capped_admission": version.capped_window_admission,
+        "frees_processed": version.windows_free_processed,
+        "sparse_windows": version.sparse_windows,
+    }
