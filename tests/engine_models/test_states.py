@@ -11,7 +11,7 @@ from engine_models.cost import indexing, recurrence
 from engine_models.cost.attention import DecodeAttention, PrefillAttention
 from engine_models.cost.terms import Formats, HostOverhead, Parallelism, Shard, Terms
 from engine_models.declaration import PoolRequest
-from engine_models.engines import sglang, tgi, vllm
+from engine_models.engines import sglang, tgi, vllm, vllm_memory
 from engine_models.model.architecture import (
     Architecture,
     architecture_from_config,
