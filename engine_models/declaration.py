@@ -300,6 +300,14 @@ class EnginePlan:
         return self.costs.speculation
 
 
+@dataclass
+class Said:
+    """What is said of a pool while it is resolved."""
+
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Support:
     """Where an engine has something: the kinds of devices, and the source that says so."""

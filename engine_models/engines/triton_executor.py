@@ -281,7 +281,7 @@ def drafts(settings: Mapping[str, Any], arch: Architecture, flags: Mapping[str, 
 
 def _lookahead(flags: Mapping[str, Any]) -> dict[str, int]:
     """A step's tokens of a row: for n-grams of n, a window w and a verification set g, ``n - 2 + (w - 1 + g) (n - 1)`` beside the
-    last one (two public configurations bear it out, read 2026-11: 27 for 5, 4, 3; 61 for 32, 1, 1); at most n - 1 are accepted."""
+    last one (two public configurations bear it out, 2026-11: 27 for 5, 4, 3; 61 for 32, 1, 1); at most n - 1 are accepted."""
     missing = [key for key in LOOKAHEAD if not flags.get(key)]
     if missing:
         raise InputError(

@@ -10,7 +10,7 @@ and 0.23.0 too), scheduling checked step by step against recordings of the real 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from engine_models.declaration import (
     PoolRequest,
     Replay,
     Role,
+    Said,
     Support,
 )
 from engine_models.engines import vllm_v0
@@ -108,14 +109,6 @@ def default_limits(version: Version, request: PoolRequest) -> tuple[int, int]:
     if memory_bytes >= 70 * GIB and "a100" not in device_name:
         return 8192, 1024
     return 2048, 256
-
-
-@dataclass
-class Said:
-    """What is said of a pool while it is resolved."""
-
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

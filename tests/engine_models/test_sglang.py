@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models.declaration import Limits
-from engine_models.engines import sglang
+from engine_models.engines import sglang, sglang_memory
 from engine_models.engines.known import parse_engine_args
 from engine_models.lengths import judged
 from engine_models.memory.radix import RadixPool
@@ -346,20 +346,20 @@ def test_new_token_ratio_falls_to_its_floor_in_600_steps() -> None:
 
 def test_defaults_follow_memory() -> None:
     gib = 1 << 30
-    assert sglang.memory_defaults(80 * gib, 1) == (8192, 256)
-    assert sglang.memory_defaults(141 * gib, 8) == (8192, 512)
-    assert sglang.memory_defaults(192 * gib, 1) == (16384, 512)
-    assert sglang.memory_defaults(16 * gib, 4) == (2048, 8)
+    assert sglang_memory.memory_defaults(80 * gib, 1) == (8192, 256)
+    assert sglang_memory.memory_defaults(141 * gib, 8) == (8192, 512)
+    assert sglang_memory.memory_defaults(192 * gib, 1) == (16384, 512)
+    assert sglang_memory.memory_defaults(16 * gib, 4) == (2048, 8)
     sizes = sglang.graph_sizes(512)
     assert sizes[:7] == (1, 2, 4, 8, 12, 16, 24)
     assert sizes[-3:] == (480, 496, 512)
     assert 256 in sizes
     assert 264 not in sizes
     # 80 GiB: at least 10 GiB stay out
-    assert sglang.reserved_bytes(80 * gib, 8192, 1, 256) == 13440 * (1 << 20)
-    assert sglang.reserved_bytes(80 * gib, 2048, 1, 8) == 10 * gib
-    assert sglang.default_running(1_000_000, 131_072) == 3906
-    assert sglang.default_running(1_000, 131_072) == 500
+    assert sglang_memory.reserved_bytes(80 * gib, 8192, 1, 256) == 13440 * (1 << 20)
+    assert sglang_memory.reserved_bytes(80 * gib, 2048, 1, 8) == 10 * gib
+    assert sglang_memory.default_running(1_000_000, 131_072) == 3906
+    assert sglang_memory.default_running(1_000, 131_072) == 500
 
 
 def test_version() -> None:

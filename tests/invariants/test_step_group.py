@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models.declaration import EnginePlan, FrontEnd
-from engine_models.engines.sglang import Rank
+from engine_models.engines.sglang_ranks import Rank
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import FloatArray
 from engine_models.schedulers.prefill_first import PrefillFirstRules

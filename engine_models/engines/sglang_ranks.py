@@ -1,0 +1,192 @@
+"""Rules and radix cache of one of SGLang's ranks, of a pool or of a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine_models.cost.drafting import Speculation
+from engine_models.declaration import Mode, PairReplay, Replay, Role
+from engine_models.engines.sglang_drafts import step_slots
+from engine_models.engines.sglang_recorded import PairRecorder
+from engine_models.engines.sglang_tiers import TierPlan
+from engine_models.memory.radix import RadixPool
+from engine_models.parts.adapters import AdapterLimits
+from engine_models.parts.batch import Batch
+from engine_models.parts.handover import Peer
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.prefill_first import PrefillFirstBatch, PrefillFirstRules, PrefillFirstScheduler
+from engine_models.schedulers.prefill_first_adapted import AdaptedPrefillFirstScheduler
+from engine_models.schedulers.prefill_first_drafted import DraftedPrefillFirstScheduler
+from engine_models.schedulers.prefill_first_tiered import TieredPrefillFirstScheduler
+from engine_models.schedulers.reserved import (
+    ReservingDecodeScheduler,
+    ReservingRules,
+    SendingPrefillScheduler,
+)
+from engine_models.schedulers.reserved_drafted import DraftedReservingScheduler
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Rules and radix cache of one rank: what a fresh scheduler is built from."""
+
+    rules: PrefillFirstRules
+    kv_tokens: int
+    page_tokens: int = 1
+    prefix_caching: bool = True
+    eviction_policy: str = "lru"
+    windows: tuple[int, ...] = ()  # of the model's layers
+    role: Role = "mixed"
+    decode: ReservingRules | None = None  # of a decode server
+    drafts: Speculation | None = None
+    adapters: AdapterLimits | None = None
+    tiers: TierPlan | None = None
+
+    def scheduler(self, mode: Mode) -> PrefillFirstScheduler | ReservingDecodeScheduler:
+        """Build a scheduler with its cache."""
+        kv = RadixPool(
+            self.kv_tokens,
+            self.page_tokens,
+            prefix_caching=self.prefix_caching,
+            eviction_policy=self.eviction_policy,
+        )
+        record = mode == "record"
+        if self.decode is not None and self.drafts is not None:
+            return DraftedReservingScheduler(
+                self.decode,
+                kv,
+                row_tokens=self.drafts.row_tokens,
+                step_slots=step_slots(self.drafts, self.page_tokens),
+                record_rows=record,
+                windows=self.windows,
+            )
+        if self.decode is not None:
+            return ReservingDecodeScheduler(
+                self.decode, kv, aggregate=mode != "step", record_rows=record, windows=self.windows
+            )
+        if self.tiers is not None:
+            return TieredPrefillFirstScheduler(
+                self.rules,
+                self.tiers.pool(self.kv_tokens, self.page_tokens, self.eviction_policy),
+                prefetch=self.tiers.prefetch,
+                ranks=self.tiers.ranks,
+                aggregate=mode != "step",
+                record_rows=record,
+                windows=self.windows,
+            )
+        if self.adapters is not None:
+            return AdaptedPrefillFirstScheduler(
+                self.rules, kv, self.adapters, aggregate=mode != "step", record_rows=record, windows=self.windows
+            )
+        if self.drafts is not None and self.role != "prefill":
+            return DraftedPrefillFirstScheduler(
+                self.rules,
+                kv,
+                row_tokens=self.drafts.row_tokens,
+                step_slots=step_slots(self.drafts, self.page_tokens),
+                record_rows=record,
+                windows=self.windows,
+            )
+        if self.role == "prefill":
+            buffers = self.rules.max_running_requests
+            return SendingPrefillScheduler(
+                self.rules, kv, metadata_buffers=buffers, record_rows=record, windows=self.windows
+            )
+        return PrefillFirstScheduler(
+            self.rules, kv, aggregate=mode != "step", record_rows=record, windows=self.windows
+        )
+
+
+def replay_of(knobs: Mapping[str, Any]) -> Replay:
+    """The scheduler of a recording, from the knobs of its `config` line."""
+    depth = 2 if knobs.get("overlap") else 1
+    chunk = knobs.get("chunked_prefill_size") or -1
+    priority = bool(knobs.get("enable_priority_scheduling", False))
+    rules = PrefillFirstRules(
+        max_running_requests=knobs["max_running_requests"],
+        max_model_len=knobs["max_context_len"],
+        max_prefill_tokens=knobs["max_prefill_tokens"],
+        chunked_prefill_size=chunk if chunk > 0 else None,
+        in_flight=depth,
+        schedule_policy=knobs.get("schedule_policy", "fcfs"),
+        schedule_conservativeness=knobs.get("schedule_conservativeness", 1.0),
+        mixed_chunk=knobs.get("enable_mixed_chunk", False) and chunk > 0,
+        ignore_eos=knobs.get("ignore_eos", False),
+        priority_scheduling=priority,
+        low_priority_values_first=knobs.get("schedule_low_priority_values_first", False),
+        preemption=priority and not knobs.get("disable_priority_preemption", False),
+        preemption_threshold=knobs.get("priority_scheduling_preemption_threshold", 10),
+        prefill_max_requests=knobs.get("prefill_max_requests"),
+    )
+    rank = Rank(
+        rules,
+        kv_tokens=knobs["max_total_num_tokens"],
+        page_tokens=knobs.get("page_size", 1),
+        prefix_caching=not knobs.get("disable_radix_cache", False),
+        eviction_policy=knobs.get("radix_eviction_policy", "lru"),
+    )
+    columns = ("sched", "retracted", "preempted", "hits", "free_tokens", "evictable")
+    return Replay(rank.scheduler("record"), depth, columns, _recorder())
+
+
+def _recorder() -> Callable[[Batch, Mapping[int, str]], dict[str, Any]]:
+    """What writes the steps of one recording."""
+    cut: set[Sequence] = set()  # rows whose prompt was computed in pieces
+
+    def as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
+        assert isinstance(batch, PrefillFirstBatch)
+        assert batch.rows is not None
+        # the recorder names as a hit whatever a row of a prefill batch already has, unless its prompt was cut
+        hits = {}
+        if batch.mode != "DECODE":
+            hits = {ids[s.index]: before for s, _, before in batch.rows if before and s not in cut}
+        if batch.chunked is not None:
+            cut.add(batch.chunked)
+        retracted = set(batch.retracted)
+        return {
+            "sched": [[ids[s.index], n, before] for s, n, before in batch.rows],
+            "hits": hits,
+            "retracted": [ids[s.index] for s in batch.retracted],
+            "preempted": [ids[s.index] for s in batch.preempted if s not in retracted],
+            "free_tokens": batch.free_tokens,
+            "evictable": batch.evictable_tokens,
+            "mode": batch.mode,
+            "chunked": ids[batch.chunked.index] if batch.chunked is not None else None,
+            "batch_is_full": batch.batch_is_full,
+            "new_token_ratio": round(batch.new_token_ratio, 9),
+        }
+
+    return as_recorded
+
+
+def pair_replay_of(knobs: Mapping[str, Any]) -> PairReplay:
+    """The schedulers of a recorded prefill and a recorded decode server; a recording has one of them."""
+    tokens, page, rows = knobs["max_total_num_tokens"], knobs.get("page_size", 1), knobs["max_running_requests"]
+
+    def prefill() -> Peer:
+        chunk = knobs.get("chunked_prefill_size") or -1
+        rules = PrefillFirstRules(
+            max_running_requests=rows,
+            max_model_len=knobs["context_len"],
+            max_prefill_tokens=knobs["max_prefill_tokens"],
+            chunked_prefill_size=chunk if chunk > 0 else None,
+            schedule_policy=knobs.get("schedule_policy", "fcfs"),
+        )
+        return SendingPrefillScheduler(
+            rules, RadixPool(tokens, page), metadata_buffers=knobs["metadata_buffers"], record_rows=True
+        )
+
+    def decode() -> Peer:
+        rules = ReservingRules(
+            max_running_requests=rows,
+            pre_alloc_size=knobs["pre_alloc_size"],
+            metadata_buffers=knobs["metadata_buffers"],
+            max_model_len=knobs["context_len"],
+            num_reserved_decode_tokens=knobs.get("num_reserved_decode_tokens", 512),
+            polling_interval=knobs.get("polling_interval", 1),
+        )
+        return ReservingDecodeScheduler(rules, RadixPool(tokens, page, prefix_caching=False), record_rows=True)
+
+    return PairReplay(prefill, decode, PairRecorder)
