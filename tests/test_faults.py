@@ -324,7 +324,7 @@ FAULTS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @drawn(
     cases(),
     FAULTS,

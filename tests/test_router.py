@@ -53,7 +53,7 @@ def result(
     return cluster.run()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(cases(), st.sampled_from([0.0, 1e-4, 1e-2]))
 def test_choice_is_that_of_a_scan(case: Case, tokenise_token_s: float) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -208,7 +208,7 @@ class Erratic(Autoscaler):
         return int(self._draw.integers(0, self._most + 1))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @drawn(
     cases(),
     st.integers(0, 3),

@@ -417,7 +417,7 @@ def test_memory_does_not_grow_with_the_requests(small_blocks: None, monkeypatch:
 # Percentiles ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     arrays(np.float64, st.integers(1, 200), elements=st.floats(10 * SMALLEST, 1e9)),
     st.integers(0, 1000),

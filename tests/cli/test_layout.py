@@ -62,7 +62,7 @@ CELLS = st.one_of(
 TEXTS = st.lists(st.sampled_from(["host", "time", "h100-sxm-80gb", "of", "12,345", "kernels"]), max_size=12).map(" ".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), columns=st.integers(60, 160))
 def test_no_table_is_wider_than_the_terminal_or_cuts_a_number(data: st.DataObject, columns: int) -> None:
     count = data.draw(st.integers(1, 18))

@@ -94,7 +94,7 @@ def test_resolved_is_json_and_loads_to_the_same_scenario() -> None:
     assert data["deployment"]["pools"][0]["tensor_parallel"] == 2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rate=st.floats(1e-3, 1e4),
     replicas=st.integers(1, 500),
@@ -170,7 +170,7 @@ def test_numbers_follow_yaml_1_2() -> None:
     assert read_yaml("a: '12'", "x", []).plain() == {"a": "12"}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**15), 10**15))
 def test_a_number_reads_back_as_itself(number: float) -> None:
     assert scalar(repr(number)) == number

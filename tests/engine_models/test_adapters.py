@@ -83,7 +83,7 @@ RULES = st.sampled_from(["vllm", "sglang", "trtllm"]), st.sampled_from([1, 2])
 
 
 @given(st.lists(REQUEST, min_size=1, max_size=16), *RULES, st.integers(0, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_enough_places_leave_the_schedule_as_it_is(drawn: list[Any], kind: str, depth: int, adapters: int) -> None:
     limits = AdapterLimits(adapters + 1, counts_model=kind == "sglang")
     with_places, without = named(drawn, adapters), named(drawn, adapters)
@@ -95,7 +95,7 @@ def test_enough_places_leave_the_schedule_as_it_is(drawn: list[Any], kind: str, 
 
 
 @given(st.lists(REQUEST, min_size=3, max_size=16), *RULES, st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_step_names_more_adapters_than_there_are_places(drawn: list[Any], kind: str, depth: int, places: int) -> None:
     limits = AdapterLimits(places, counts_model=kind == "sglang")
     for batch in served(kind, limits, named(drawn, 6), 900, depth)[0]:

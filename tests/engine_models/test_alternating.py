@@ -117,7 +117,7 @@ def assert_exact(rules: dict[str, Any], kv: dict[str, Any], asked: list[Asked]) 
     assert jumped.scheduler.state()[:3] == (0, 0, 0)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(loads())
 def test_runs_equal_steps_and_blocks_are_conserved(
     load: tuple[dict[str, Any], dict[str, Any], list[Asked]],

@@ -210,7 +210,7 @@ def test_what_a_checkpoint_leaves_alone() -> None:
     assert weight_bytes(oss, BF16) == 2 * parameters(oss)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(model_names()),
     weights=st.sampled_from(sorted(FORMATS)),
@@ -237,7 +237,7 @@ def test_ranks_together_hold_at_least_the_model(
 
 
 @given(name=st.sampled_from(model_names()))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_gemms_hold_every_matrix(name: str) -> None:
     """n * k over all matrices is the parameter count less tables, norms, biases and small vectors."""
     arch = load_architecture(name)

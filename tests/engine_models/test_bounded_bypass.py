@@ -94,7 +94,7 @@ def loads(draw: st.DrawFn) -> tuple[int, dict[str, Any], list[Asked]]:
     return draw(st.sampled_from([9, 16, 60])), rules, asked
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(loads())
 def test_runs_equal_steps_and_pages_are_conserved(load: tuple[int, dict[str, Any], list[Asked]]) -> None:
     pages, rules, asked = load

@@ -147,7 +147,7 @@ def results(case: Case, kv: PagedKV | HybridKV, *, drafts: int = 0, **options: A
     return ends, replica.ranks[0].log.end_s.tobytes(), preemptions, scheduler.hit_tokens
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(cases(feeds=("open",)))
 def test_rows_one_by_one_as_the_aggregate(case: Case) -> None:
     """A cache with one full-attention group, served row by row and settled one by one, changes nothing."""
@@ -163,7 +163,7 @@ def test_rows_one_by_one_as_the_aggregate(case: Case) -> None:
     assert results(case, counting) == results(case, itemised)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(cases(feeds=("open",)), st.integers(1, 5))
 def test_drafts_that_are_never_accepted_yield_all_tokens(case: Case, drafts: int) -> None:
     kv = PagedKV(case.blocks, 16, prefix_caching=case.caching)

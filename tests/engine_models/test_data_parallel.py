@@ -154,7 +154,7 @@ def test_every_layer_of_experts_launches_the_exchange_too() -> None:
     assert OWN.shard.launches() == plain.shard.launches() + 2 * 32
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(1, 128), st.integers(1, 4000)), min_size=1, max_size=4),
     st.integers(1, 20),
@@ -170,7 +170,7 @@ def test_runs_of_steps_are_the_steps_to_the_last_bit(loads: list[tuple[int, int]
         assert FOUR.step_s(batches)[0] == run[step]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(st.lists(st.integers(1, 128), min_size=4, max_size=4), st.integers(0, 3))
 def test_more_rows_on_any_rank_are_no_quicker(rows: list[int], rank: int) -> None:
     fewer = FOUR.step_s([decode(n, 200) for n in rows])[0]

@@ -160,7 +160,7 @@ def loads(draw: st.DrawFn) -> tuple[BatcherRules, list[Asked]]:
 
 
 @given(loads(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_runs_equal_steps_and_nobody_is_lost(load: tuple[BatcherRules, list[Asked]], at_once: bool) -> None:
     rules, asked = load
     jumped, stepped = (Served(rules, asked, at_once=at_once, aggregate=each) for each in (True, False))
@@ -177,7 +177,7 @@ def test_runs_equal_steps_and_nobody_is_lost(load: tuple[BatcherRules, list[Aske
 
 @pytest.mark.slow
 @given(loads(), st.booleans())
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 def test_runs_equal_steps_in_many_batchers(load: tuple[BatcherRules, list[Asked]], at_once: bool) -> None:
     rules, asked = load
     jumped, stepped = (Served(rules, asked, at_once=at_once, aggregate=each) for each in (True, False))

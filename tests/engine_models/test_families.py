@@ -272,7 +272,7 @@ def test_two_ranks_hold_between_half_and_all(kind: str) -> None:
 words = st.text(alphabet="abcdefghijklmnopqrstuvwxyz_", min_size=3, max_size=20)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     key=words,

@@ -136,7 +136,7 @@ def assert_exact(load: tuple[dict[str, Any], dict[str, Any], list[Asked], int]) 
 
 
 @given(loads())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_runs_equal_steps_and_blocks_are_conserved(
     load: tuple[dict[str, Any], dict[str, Any], list[Asked], int],
 ) -> None:
@@ -145,7 +145,7 @@ def test_runs_equal_steps_and_blocks_are_conserved(
 
 @pytest.mark.slow
 @given(loads())
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 def test_runs_equal_steps_in_many_pools(
     load: tuple[dict[str, Any], dict[str, Any], list[Asked], int],
 ) -> None:
@@ -153,7 +153,7 @@ def test_runs_equal_steps_in_many_pools(
 
 
 @given(loads())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_memory_on_the_host_loses_no_token(
     load: tuple[dict[str, Any], dict[str, Any], list[Asked], int],
 ) -> None:

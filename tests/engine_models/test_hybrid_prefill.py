@@ -105,7 +105,7 @@ def loads(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any], list[Asked]]
     return rules, kv, asked
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(loads())
 def test_runs_equal_steps_and_pages_are_conserved(load: tuple[dict[str, Any], dict[str, Any], list[Asked]]) -> None:
     jumped, stepped = (Served(*load, aggregate=aggregate) for aggregate in (True, False))

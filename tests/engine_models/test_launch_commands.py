@@ -354,7 +354,6 @@ KEYS = st.sampled_from(["image", "command", "args", "entrypoint", "env", "enviro
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=30)
 
 
-@settings(deadline=None)
 @given(st.recursive(SCALARS, lambda one: st.lists(one, max_size=3) | st.dictionaries(KEYS, one, max_size=4), max_leaves=12))
 def test_any_data_is_read_or_refused_in_words(data: Any) -> None:
     for engine in BUILT_IN:

@@ -230,7 +230,7 @@ CASE = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(CASE)
 def test_blocks_are_conserved_and_all_answers_end(case: dict[str, Any]) -> None:
     rules = replace(

@@ -58,7 +58,7 @@ loads = st.lists(
 )
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5, derandomize=True)
 @given(
     st.tuples(
         st.sampled_from([2, 5, 16]),

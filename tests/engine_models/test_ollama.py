@@ -173,7 +173,7 @@ def loads(draw: st.DrawFn) -> tuple[dict[str, Any], list[Asked]]:
     return rules, asked
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(loads())
 def test_runs_equal_steps(load: tuple[dict[str, Any], list[Asked]]) -> None:
     rules, asked = load

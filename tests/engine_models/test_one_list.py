@@ -103,7 +103,7 @@ def loads(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any], list[Asked]]
     return rules, pool, asked
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(loads())
 def test_runs_equal_steps_and_blocks_are_conserved(
     load: tuple[dict[str, Any], dict[str, Any], list[Asked]],

@@ -85,7 +85,7 @@ def loads(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any], list[Asked]]
     return rules, store, asked
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(loads())
 def test_runs_equal_steps(load: tuple[dict[str, Any], dict[str, Any], list[Asked]]) -> None:
     rules, store, asked = load

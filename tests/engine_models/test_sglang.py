@@ -110,7 +110,7 @@ RULES = st.builds(
     st.integers(400, 1500),
     st.booleans(),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_jumps_equal_steps_and_tokens_are_conserved(
     drawn: list[Any], rules: PrefillFirstRules, page: int, capacity: int, caching: bool
 ) -> None:
@@ -143,7 +143,7 @@ def test_jumps_equal_steps_and_tokens_are_conserved(
 
 
 @given(st.lists(REQUEST, min_size=5, max_size=25), st.sampled_from([1, 2]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_priority_preemption_loses_nobody(drawn: list[Any], depth: int) -> None:
     rules = PrefillFirstRules(
         4, 256, in_flight=depth, priority_scheduling=True, preemption=True, preemption_threshold=0

@@ -52,7 +52,7 @@ def serve(
     st.integers(1, 5),
     st.floats(0, 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_request_gets_its_tokens_and_gives_its_memory_back(
     drawn: list[Any], depth: int, page: int, capacity: int, drafts: int, acceptance: float
 ) -> None:

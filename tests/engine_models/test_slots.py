@@ -120,7 +120,7 @@ def loads(draw: st.DrawFn) -> tuple[SlotRules, list[Asked], int]:
     return rules, asked, draw(st.sampled_from([0, 400, 10_000]))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(loads())
 def test_runs_equal_steps_and_cells_are_conserved(load: tuple[SlotRules, list[Asked], int]) -> None:
     """Jumps give the same tokens at the same times; every request ends with all its tokens, or as slot or pool end it."""

@@ -24,7 +24,7 @@ def served(rows: int, asked: list[Asked], *, aggregate: bool = False, record: bo
 loads = st.lists(st.tuples(st.sampled_from([0.0, 0.01, 0.3]), st.integers(1, 400), st.integers(1, 90)), min_size=1, max_size=25)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(st.sampled_from([1, 3, 6, 16]), loads)
 def test_runs_equal_steps(rows: int, load: list[tuple[float, int, int]]) -> None:
     at_s, asked = 0.0, []

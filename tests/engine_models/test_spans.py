@@ -23,7 +23,7 @@ def spans_of(lengths: list[int]) -> tuple[Span, ...]:
     return tuple(Span(w, sum(min(n, w) for n in lengths), sum(n < w for n in lengths)) for w in WINDOWS)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     st.lists(
         st.one_of(

@@ -73,7 +73,7 @@ def loads(draw: st.DrawFn) -> tuple[dict[str, int], int, list[Asked]]:
     return rules, draw(st.sampled_from([25, 40, 90, 1000])), asked
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(loads())
 def test_runs_equal_steps_and_blocks_are_conserved(load: tuple[dict[str, int], int, list[Asked]]) -> None:
     jumped, stepped = (Served(*load, aggregate=aggregate) for aggregate in (True, False))

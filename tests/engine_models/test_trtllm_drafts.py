@@ -43,7 +43,7 @@ def serve(
     st.integers(1, 5),
     st.floats(0, 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_request_gets_its_tokens_within_what_was_reserved(
     drawn: list[Any], overlap: bool, chunking: str | None, blocks: int, drafts: int, acceptance: float
 ) -> None:

@@ -296,7 +296,7 @@ def requests_of(drawn: list[Any]) -> list[tuple[int, Sequence]]:
     return out
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(REQUEST, min_size=1, max_size=40),
     st.booleans(),

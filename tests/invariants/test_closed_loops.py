@@ -85,7 +85,7 @@ def test_the_interactive_response_time_law(law: Any, rows: int) -> None:
     seed=st.integers(0, 99),
     replicas=st.integers(1, 3),
 )
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 def test_a_loop_runs_to_its_count_and_never_above_its_population(
     clients: int, requests: int, law: Any, turns: int, seed: int, replicas: int
 ) -> None:

@@ -243,7 +243,7 @@ def test_errors_become_three_keys() -> None:
 
 
 @given(st.sets(st.sampled_from(["notes.txt", ".hidden", "sub/deep.txt", "plots/mine.png"]), min_size=1))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_what_others_put_beside_a_run_stays(names: set[str]) -> None:
     with tempfile.TemporaryDirectory() as base:
         directory = Path(base) / "a"

@@ -48,7 +48,7 @@ def swept(scenario: Any, folder: Path, vary: str = "deployment.replicas=1,2") ->
 
 
 @given(percent=st.sampled_from([50, 90, 95, 99]), share=st.floats(0.01, 2.0), late=st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_sample_too_thin_for_its_percentile_never_says_met(percent: int, share: float, late: int) -> None:
     count = max(1, round(share * needed(percent)))
     values = np.full(count, 80.0)

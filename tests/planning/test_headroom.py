@@ -138,7 +138,7 @@ class Threshold(_Search):
         return self.seen.setdefault(factor, self._at(factor))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.floats(-4, 4))
 def test_bisection_ends_at_the_limit(exponent: float) -> None:
     limit = 10.0**exponent

@@ -232,7 +232,7 @@ CLIENTS = st.none() | st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @drawn(
     cases(),
     st.none() | LIMITS,

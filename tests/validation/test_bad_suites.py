@@ -175,7 +175,7 @@ def test_a_row_without_id_is_named_by_its_place(tmp_path: Path) -> None:
     assert left_out == {"row 2": "the row has no id"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.dictionaries(

@@ -89,7 +89,7 @@ def build(path: Path, text: str, **spec: Any) -> Workload:
     )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(REQUESTS)
 def test_every_client_tells_the_same_requests(
     tmp_path_factory: pytest.TempPathFactory, requests: Requests

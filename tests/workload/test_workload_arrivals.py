@@ -76,7 +76,7 @@ PROCESSES = {
 
 @pytest.mark.parametrize("kind", PROCESSES)
 @given(seed=st.integers(0, 2**32), short=st.floats(0.1, 300), more=st.floats(0, 3000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_longer_horizon_only_appends(kind: str, seed: int, short: float, more: float) -> None:
     process = PROCESSES[kind]
     a, b = process(rng(seed), short, None), process(rng(seed), short + more, None)
@@ -87,7 +87,6 @@ def test_a_longer_horizon_only_appends(kind: str, seed: int, short: float, more:
 
 
 @given(seed=st.integers(0, 2**63), names=st.lists(st.text(), min_size=2, max_size=5, unique=True))
-@settings(deadline=None)
 def test_streams_do_not_depend_on_each_other(seed: int, names: list[str]) -> None:
     alone = stream(seed, names[0]).random(8)
     for name in names[1:]:

@@ -161,7 +161,7 @@ def test_shared_prefix_comes_on_top() -> None:
 
 
 @given(seed=st.integers(0, 1000), turns=st.integers(1, 6), groups=st.integers(0, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_conversations_contain_their_history(seed: int, turns: int, groups: int) -> None:
     extra = {"shared_prefix": {"groups": groups, "tokens": 32}} if groups else {}
     sessions = {"turns": {"kind": "uniform", "low": 1, "high": turns}, "think_time_s": 3}

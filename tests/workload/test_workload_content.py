@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.workload.columns import Content, join_contents, take_content
@@ -44,7 +44,6 @@ def blocks_of(prompts: list[tuple[list[int], int]]) -> tuple[np.ndarray, np.ndar
 
 
 @given(PROMPTS)
-@settings(deadline=None)
 def test_runs_share_what_the_blocks_share(prompts: list[tuple[list[int], int]]) -> None:
     start, flat, tokens = blocks_of(prompts)
     content = content_of_blocks(start, flat, BLOCK, tokens)
@@ -62,7 +61,6 @@ def test_runs_share_what_the_blocks_share(prompts: list[tuple[list[int], int]]) 
 
 
 @given(PROMPTS)
-@settings(deadline=None)
 def test_endless_cache_serves_the_longest_earlier_prefix(prompts: list[tuple[list[int], int]]) -> None:
     start, flat, tokens = blocks_of(prompts)
     content = content_of_blocks(start, flat, BLOCK, tokens)

@@ -43,7 +43,7 @@ laws = st.one_of(
 
 
 @given(law=laws, clients=st.integers(1, 40), more=st.integers(0, 60), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_thinking_moves_nothing_else(law: Any, clients: int, more: int, seed: int) -> None:
     quiet = build(seed, arrivals=closed(clients, 0), requests=clients + more)
     w = build(seed, arrivals=closed(clients, law), requests=clients + more)
