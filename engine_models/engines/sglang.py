@@ -62,6 +62,7 @@ from engine_models.engines.sglang_kernels import (
     warn_of_attention,
 )
 from engine_models.engines.sglang_memory import (
+    caches_states_alone,
     compressed,
     default_running,
     memory_defaults,
@@ -173,9 +174,12 @@ def _serving(request: PoolRequest, version_text: str | None, said: Said) -> Serv
     row_tokens = drafts.row_tokens if drafts else 1
     sizes = captured or (drafted_graph_rows(graph_rows) if drafts else graph_sizes(graph_rows))
     on = not flags.get("disable_cuda_graph", False)
+    number = ENGINE.parts(version_text or ENGINE.newest)
     overlap = not flags.get("disable_overlap_schedule", False)
+    if overlap and caches_states_alone(request, number):
+        overlap = False
+        said.notes.append("states of recurrent layers are cached without a second buffer, so that no step is formed ahead")
     if drafts:
-        number = ENGINE.parts(version_text or ENGINE.newest)
         overlap = overlap and overlaps(drafts, number, SPEC_V2.get(str(flags.get("enable_spec_v2"))))
     return Serving(
         context,

@@ -81,6 +81,9 @@ _MODELLED: dict[str, Flag] = {
     "tokenizer_worker_num": Flag("int", 1, low=1),
     "mamba_full_memory_ratio": Flag("float", 0.9, low=1e-3, high=1e3),
     "max_mamba_cache_size": Flag("int", None, low=1),
+    "mamba_radix_cache_strategy": Flag(
+        "str", "auto", choices=("auto", "no_buffer", "extra_buffer", "extra_buffer_lazy")
+    ),
     "mamba_ssm_dtype": Flag("str", "float32", choices=("float32", "bfloat16", "float16")),
     "attn_dp_size": Flag("int", 1, low=1),
     "cuda_graph_bs": Flag("ints", None, low=1),
@@ -242,7 +245,7 @@ _CHANGING = {
         c128_page_size device=auto|cuda|rocm|hip|cpu|xpu|npu enable_int8_mamba_checkpoint
         enable_mamba_cache_stochastic_rounding enable_page_major_kv_layout enable_unified_memory hybrid_kvcache_ratio
         int8_mamba_ckpt_size mamba_cache_philox_rounds mamba_max_states_per_path
-        mamba_radix_cache_strategy mamba_scheduler_strategy mamba_track_interval
+        mamba_track_interval
         modelopt_quant ple_offload_backend ple_offload_dir ple_offload_embedding prefill_only_disable_kv_cache
         quantize_and_serve swa_full_tokens_ratio swa_prefix_tails enable_session_radix_cache
     """,
@@ -399,8 +402,9 @@ _RENAMED = {
     "cuda_graph_bs_decode": "cuda_graph_bs",
     "disable_prefill_cuda_graph": "disable_piecewise_cuda_graph",
     "cuda_graph_max_bs_prefill": "piecewise_cuda_graph_max_tokens",
+    "mamba_scheduler_strategy": "mamba_radix_cache_strategy",
 }
-"""Names of the newest parser -> the names that are read here."""
+"""Names of the newest parser, or of older ones -> the names that are read here."""
 
 _LISTS = load_flag_lists(Path(__file__).with_name("sglang_flags.json"), _RENAMED)
 

@@ -77,6 +77,20 @@ def _state_slots(request: PoolRequest, state_bytes: int, free_bytes: int) -> int
     return int(asked) if asked else int(free_bytes * ratio / (1 + ratio) / state_bytes)
 
 
+STATES_CACHED_SINCE, STATES_BUFFERED_SINCE = (0, 5, 4), (0, 5, 14)
+"""First versions whose radix cache keeps states of recurrent layers, and that buffer them by themselves. Without a buffer no
+batch is formed while another runs (datasheet: SGLang pull requests 14792 and 30127, issue 27418, the source of 0.5.23)."""
+
+
+def caches_states_alone(request: PoolRequest, version: tuple[int, ...]) -> bool:
+    """Whether states of recurrent layers are cached without a second buffer (`mamba_radix_cache_strategy`: no_buffer)."""
+    flags = request.flags
+    if not state_bytes(request) or flags.get("disable_radix_cache", False):
+        return False
+    strategy = str(flags.get("mamba_radix_cache_strategy") or "auto")
+    return STATES_CACHED_SINCE <= version < STATES_BUFFERED_SINCE if strategy == "auto" else strategy == "no_buffer"
+
+
 def slots_a_row(request: PoolRequest) -> int:
     """States that are kept of a request."""
     return SLOTS_A_ROW_UNCACHED if request.flags.get("disable_radix_cache", False) else SLOTS_A_ROW

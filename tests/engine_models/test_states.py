@@ -142,6 +142,25 @@ def test_sglang_keeps_states_in_float32_unless_told_otherwise() -> None:
     assert sglang.plan(request(half, 2)).memory == wide
 
 
+@pytest.mark.parametrize(
+    ("version", "flags", "ahead"),
+    [
+        ("0.5.23", {}, True),
+        ("0.5.23", {"mamba_radix_cache_strategy": "no_buffer"}, False),
+        ("0.5.13", {}, False),
+        ("0.5.6", {}, False),
+        ("0.5.6", {"disable_radix_cache": True}, True),
+        ("0.5.9", {"mamba_radix_cache_strategy": "extra_buffer"}, True),
+    ],
+)
+def test_sglang_forms_no_batch_ahead_where_states_are_cached_without_a_buffer(
+    version: str, flags: dict[str, object], ahead: bool
+) -> None:
+    plan = sglang.plan(request(SMALL, 2, **flags), version)
+    assert plan.executor.depth == (2 if ahead else 1)
+    assert any("no step is formed ahead" in note for note in plan.notes) != ahead
+
+
 def test_flags_size_the_pool_of_states() -> None:
     state = state_bytes_per_sequence(SMALL, 2)
     few = sglang.plan(request(SMALL, 2, max_mamba_cache_size=90))
