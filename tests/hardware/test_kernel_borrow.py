@@ -247,7 +247,7 @@ def test_show_hardware_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert "typical efficiencies" in said
     assert "llama_cpp        31       47" in said
     show_command("hardware", "mi300x-192gb", False)
-    assert "about 15 % off" in " ".join(capsys.readouterr().out.split())
+    assert "about 12 % off" in " ".join(capsys.readouterr().out.split())
 
 
 def test_borrowing_costs_milliseconds() -> None:
