@@ -318,7 +318,7 @@ def _unmeasured_kernels(device: Device) -> str:
     kernels = operations_of(device, engine_named(EXAMPLE).kernels)
     if "law" in kernels.provenance:
         error = f"{kernels.provenance['law_error_pct']:.0f} %"
-        return f"datasheet rates and efficiencies of {kernels.provenance['law']}; about {error} off (assumed)"
+        return f"datasheet rates and efficiencies of {kernels.provenance['law']}; about {error} off where it was not fitted"
     return borrowing(kernels) or "datasheet rates and typical efficiencies; none measured"
 
 
