@@ -100,13 +100,13 @@ SPARE_TOKENS = 5
 """Tokens that the scheduler keeps free behind a prompt (``max_req_input_len``; datasheet: SGLang 0.5 source, 2025)."""
 
 
-def prefill_graph_tokens(request: PoolRequest, version_text: str | None, chunk_tokens: int) -> int:
+def prefill_graph_tokens(request: PoolRequest, version: tuple[int, ...], chunk_tokens: int) -> int:
     """Most tokens of a prefill that a CUDA graph holds, 0 if none does.
 
     Prefills are captured by default since 0.5.10, before with `enable_piecewise_cuda_graph`; never under data-parallel attention.
     """
     flags = request.flags
-    new = ENGINE.parts(version_text or ENGINE.newest) >= PREFILL_GRAPHS_SINCE
+    new = version >= PREFILL_GRAPHS_SINCE
     wanted = not flags.get("disable_piecewise_cuda_graph", False) and (
         new or flags.get("enable_piecewise_cuda_graph", False)
     )
@@ -151,7 +151,7 @@ class Serving:
         return self.chunk if self.chunk > 0 else max(self.prefill_tokens, self.context)
 
 
-def _serving(request: PoolRequest, version_text: str | None, said: Said) -> Serving:
+def _serving(request: PoolRequest, number: tuple[int, ...], said: Said) -> Serving:
     """Read the flags."""
     flags, drafts, dp = request.flags, request.speculation, request.data_parallel
     routed = flags.get("moe_a2a_backend", "none") != "none"
@@ -174,7 +174,6 @@ def _serving(request: PoolRequest, version_text: str | None, said: Said) -> Serv
     row_tokens = drafts.row_tokens if drafts else 1
     sizes = captured or (drafted_graph_rows(graph_rows) if drafts else graph_sizes(graph_rows))
     on = not flags.get("disable_cuda_graph", False)
-    number = ENGINE.parts(version_text or ENGINE.newest)
     overlap = not flags.get("disable_overlap_schedule", False)
     if overlap and caches_states_alone(request, number):
         overlap = False
@@ -190,7 +189,7 @@ def _serving(request: PoolRequest, version_text: str | None, said: Said) -> Serv
         row_tokens,
         graph_rows if on else 0,
         tuple(row_tokens * size for size in sizes) if on else (),
-        prefill_graph_tokens(request, version_text, chunk),
+        prefill_graph_tokens(request, number, chunk),
         overlap,
         routed,
     )
@@ -237,9 +236,11 @@ def _host(request: PoolRequest, serving: Serving, overheads: Overheads) -> HostO
     return host
 
 
-def _say_steps(request: PoolRequest, version: str, serving: Serving, memory: MemoryBudget, rows: int, said: Said) -> None:
-    """What is assumed of memory and steps."""
-    tokens, state, captured = _kv_tokens(request, serving, memory), state_bytes(request), serving.prompt_graph_tokens
+def _say_steps(
+    request: PoolRequest, version: str, serving: Serving, memory: MemoryBudget, limits: tuple[int, int], said: Said
+) -> None:
+    """What is assumed of memory and steps; `limits` are tokens of the cache and rows."""
+    (tokens, rows), state, captured = limits, state_bytes(request), serving.prompt_graph_tokens
     if state:
         said.notes.append(
             f"recurrent layers: slots for {memory.bytes_of('state') // max(1, state)} states of {state / 1e6:,.0f} MB, "
@@ -270,13 +271,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     # states are float32 unless the flag says otherwise, whatever the model's config asks for (datasheet: `server_args.py`, 0.5)
     wide = str(flags.get("mamba_ssm_dtype") or "float32") == "float32"
     request = replace(request, arch=with_state_values(request.arch, 4 if wide else 2))
-    serving = _serving(request, version_text, said)
+    serving = _serving(request, number, said)
     adapters = _adapters(request)
     lora_bytes = adapters.memory_bytes if adapters is not None else 0
     memory = memory_of(request, serving.chunk, serving.graph_rows, serving.page, lora_bytes)
     tokens = _kv_tokens(request, serving, memory)
     rows = _rows(request, serving, memory, tokens)
-    _say_steps(request, version, serving, memory, rows, said)
+    _say_steps(request, version, serving, memory, (tokens, rows), said)
     if drafts:
         ahead = "scheduled ahead" if serving.overlap else "scheduled when the step before has ended (no overlap)"
         said.notes += [summary_note(drafts), *drafts.notes, f"SGLang {version_text or version} with drafts: steps are {ahead}"]

@@ -79,7 +79,8 @@ def _state_slots(request: PoolRequest, state_bytes: int, free_bytes: int) -> int
 
 STATES_CACHED_SINCE, STATES_BUFFERED_SINCE = (0, 5, 4), (0, 5, 14)
 """First versions whose radix cache keeps states of recurrent layers, and that buffer them by themselves. Without a buffer no
-batch is formed while another runs (datasheet: SGLang pull requests 14792 and 30127, issue 27418, the source of 0.5.23)."""
+batch is formed while another runs (datasheet: SGLang pull requests 14792 and 30127, issue 27418, the source of 0.5.23; the second
+version is inferred: the first whose parser has the new name of the flag, which came with that rule)."""
 
 
 def caches_states_alone(request: PoolRequest, version: tuple[int, ...]) -> bool:
