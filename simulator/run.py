@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -45,6 +45,7 @@ from simulator.workload.columns import Workload
 from simulator.workload.streams import stream
 
 if TYPE_CHECKING:
+    from engine_models.parts.kept import Kept
     from simulator.config.schema import Scenario
     from simulator.workload.naming import SegmentNumbers
     from simulator.workload.streaming import WorkloadStream
@@ -152,6 +153,7 @@ def run_prepared(
     scratch: Path | None = None,
     say: Callable[[str], None] | None = None,
     save_cache: bool = False,
+    warm: Sequence[Kept] = (),
 ) -> RunResult:
     """Simulate a prepared scenario and assemble its result.
 
@@ -159,6 +161,7 @@ def run_prepared(
     simulated time reached, without a verdict) says so in its warnings and in `raw.stopped_at_s`. `scratch` is the folder
     in which a streamed run keeps its request table until the run directory is written; the system's by default. `say` is told
     beforehand what the run will take, if that is much. With `save_cache` the result holds what the prefix caches are left with.
+    Each prefix cache begins with the `warm` pieces, as many as it holds.
     """
     if workload is None and prepared.scenario.workload.stages is not None:
         return _run_stages(prepared, aggregate=aggregate, should_stop=should_stop, say=say, save_cache=save_cache)
@@ -177,6 +180,10 @@ def run_prepared(
     cluster = _cluster(prepared, source, aggregate=aggregate, should_stop=should_stop)
     if numbers is not None:
         prepared = _warmed(prepared, cluster, numbers)
+    if warm:
+        for rank in cluster.ranks:
+            rank.scheduler.warm(warm)
+        cluster.warmed()
     held = isinstance(source, Workload)
     folder = None if held else Scratch(scratch)
     try:

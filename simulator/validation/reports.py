@@ -1,7 +1,8 @@
 """Lists of measurements that others published, each beside its scenario: simulate and compare.
 
 A list is a file of JSON lines, one case a line: `id`, `source`, `scenario` (YAML text), `reported` (metric -> value), and where
-known `lengths`, the [prompt, output] tokens of each request in order, which replace the laws of the scenario.
+known `lengths`, the [prompt, output] tokens of each request in order, which replace the laws of the scenario. A `note` with the
+words "not flushed" says that the runs of a source on one deployment followed each other on one server, with prompts of one seed.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from simulator.results.intervals import Evidence, half_width, interval
 from simulator.validation.evidence import Kind
 from simulator.validation.one_factor import one_factors
 from simulator.validation.runs import UNREADABLE, predictions
+from simulator.validation.unflushed import Lengths, left_by, of_the_seed
 from simulator.workload.columns import FloatArray, Workload
 
 if TYPE_CHECKING:
+    from engine_models.parts.kept import Kept
     from simulator.config.schema import Scenario
     from simulator.prepared import Prepared
     from simulator.run import RunResult
@@ -49,13 +52,17 @@ _LOAD = re.compile(r"_c(\d+)$|\.(.+)$")
 
 @dataclass(frozen=True)
 class Case:
-    """One case: `reported` are numbers, or the words "starts" and "does not start"."""
+    """One case: `reported` are numbers, or the words "starts" and "does not start".
+
+    unflushed : whether the server kept the prompts of the runs before, which are those of this one as far as both go.
+    """
 
     id: str
     source: str
     scenario: str
     reported: Mapping[str, Any]
-    lengths: tuple[tuple[int, int], ...] = ()
+    lengths: Lengths = ()
+    unflushed: bool = False
 
 
 Entry = dict[str, Any]
@@ -76,7 +83,8 @@ def read_cases(path: Path) -> list[Case]:
             entry = json.loads(line)
             lengths = tuple((int(p), int(o)) for p, o in entry.get("lengths") or ())
             reported = dict(entry["reported"])
-            cases.append(Case(str(entry["id"]), str(entry.get("source", "")), str(entry["scenario"]), reported, lengths))
+            own = str(entry["id"]), str(entry.get("source", "")), str(entry["scenario"])
+            cases.append(Case(*own, reported, lengths, "not flushed" in str(entry.get("note", ""))))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"not a case: {type(error).__name__}: {error}"[:160],
@@ -94,13 +102,13 @@ def validate_reports(path: Path, workers: int = 1, progress: Callable[[str], Non
     if workers > 1 and len(cases) > workers:
         from joblib import Parallel, delayed
 
-        outcomes: list[Outcome] = list(Parallel(n_jobs=workers)(delayed(judged)(*each) for each in with_freshness(cases)))
+        outcomes: list[Outcome] = list(Parallel(n_jobs=workers)(delayed(judged)(*each) for each in with_history(cases)))
     else:
         outcomes = []
-        for number, (case, fresh) in enumerate(with_freshness(cases), 1):
+        for number, (case, fresh, served) in enumerate(with_history(cases), 1):
             if progress:
                 progress(f"{number}/{len(cases)} {case.id}")
-            outcomes.append(judged(case, fresh=fresh))
+            outcomes.append(judged(case, fresh, served))
     compared = [entry for found, _ in outcomes for entry in found]
     errors: dict[str, list[float]] = {}
     for entry in compared:
@@ -148,18 +156,21 @@ def errors_by(entries: Iterable[Entry], key: Callable[[Entry], str]) -> dict[tup
     }
 
 
-def with_freshness(cases: Iterable[Case]) -> Iterator[tuple[Case, bool]]:
-    """Cases, and whether each is the first of its source with its model and deployment: those after it found the same server
-    (assumed)."""
-    seen: set[tuple[str, str]] = set()
+def with_history(cases: Iterable[Case]) -> Iterator[tuple[Case, bool, tuple[Lengths, ...]]]:
+    """Cases, whether each is the first of its source with its model and deployment, and the runs of its server before it.
+
+    Those after the first found the same server (assumed), and its cache where that was not flushed.
+    """
+    seen: dict[tuple[str, str], tuple[Lengths, ...]] = {}
     for case in cases:
         server = case.source, case.scenario.partition("workload:")[0].partition("\n")[2]
-        yield case, server not in seen
-        seen.add(server)
+        before = seen.get(server)
+        yield case, before is None, before or ()
+        seen[server] = (*(before or ()), *((case.lengths,) if case.unflushed and case.lengths else ()))
 
 
-def judged(case: Case, fresh: bool = True) -> Outcome:
-    """Compare each reported metric of a case, on a server that has served nothing yet if `fresh`.
+def judged(case: Case, fresh: bool = True, served: tuple[Lengths, ...] = ()) -> Outcome:
+    """Compare each reported metric of a case, on a server that has served nothing yet if `fresh`, else runs of these lengths.
 
     A suffix `_cN` asks for a closed loop of N users instead of the scenario's load. Where loads run one after the other
     (`workload.stages`) it asks for the stage with such a loop, and a suffix `.NAME` for the stage of that name.
@@ -179,7 +190,7 @@ def judged(case: Case, fresh: bool = True) -> Outcome:
         else:
             by_load.setdefault((users[1] or "") if users else "", {})[name] = value
     for load, wanted in by_load.items():
-        found, reason = _compare(case, load, wanted, fresh)
+        found, reason = _compare(case, load, wanted, fresh, served)
         compared += found
         skipped += [{"id": case.id, "metric": name, "reason": reason} for name in wanted if reason]
     return compared, skipped
@@ -214,7 +225,9 @@ def _stage_of(scenario: Scenario, name: str) -> str:
     return named[0]
 
 
-def _compare(case: Case, users: str, wanted: Mapping[str, Any], fresh: bool) -> tuple[list[Entry], str]:
+def _compare(
+    case: Case, users: str, wanted: Mapping[str, Any], fresh: bool, served: tuple[Lengths, ...]
+) -> tuple[list[Entry], str]:
     """Compare the wanted metrics under one load; the reason why not all could be."""
     from simulator.config.load import load_scenario
     from simulator.elastic import start_of
@@ -246,7 +259,7 @@ def _compare(case: Case, users: str, wanted: Mapping[str, Any], fresh: bool) -> 
                 timed[name] = float(value)
         if timed:
             asked = {name: _stage_of(scenario, name) for name in timed}
-            by_stage = simulated_by_stage(prepared, case.lengths, fresh=fresh)
+            by_stage = simulated_by_stage(prepared, case.lengths, fresh=fresh, served=served if case.unflushed else None)
             if any(_LOAD.sub("", name) == "rate_within_slo" for name in timed):
                 by_stage[""][0]["rate_within_slo"] = _highest_rate(prepared), None
             for name, value in timed.items():
@@ -307,13 +320,18 @@ Predicted = dict[str, tuple[float, list[float] | None]]
 
 
 def simulated(
-    prepared: Prepared, lengths: tuple[tuple[int, int], ...], arrival_s: FloatArray | None = None, fresh: bool = False
+    prepared: Prepared,
+    lengths: Lengths,
+    arrival_s: FloatArray | None = None,
+    fresh: bool = False,
+    served: tuple[Lengths, ...] | None = None,
 ) -> tuple[Predicted, dict[str, Any]]:
     """Simulate a scenario; the metrics, and what they rest on.
 
     lengths : [prompt, output] of each request in order instead of the scenario's laws; none: the laws.
     arrival_s : when each arrives, rising, instead of by the scenario's law.
     fresh : whether all at once are sent to a server that has compiled nothing yet.
+    served : lengths of the runs before it on a server that is not flushed, None for one that is.
     """
     from simulator.run import run_prepared
     from simulator.workload.build import build_workload
@@ -324,20 +342,24 @@ def simulated(
         load = with_lengths(load, lengths)
     if arrival_s is not None:
         load = replace(load, arrival_s=arrival_s, duration_s=float(arrival_s[-1]))
-    run = run_prepared(prepared, workload=load)
+    warm: list[Kept] = []
+    if lengths and served is not None and prepared.plan.prefix_caching and prepared.replicas * prepared.ranks == 1:
+        load = of_the_seed(load)
+        warm = left_by(served, lengths, prepared.plan.limits.block_tokens)
+    run = run_prepared(prepared, workload=load, warm=warm)
     by_law = not lengths and scenario.workload.lengths_by_law()
     return _figures(prepared, run, np.ones(len(load), dtype=bool), fresh, by_law)
 
 
 def simulated_by_stage(
-    prepared: Prepared, lengths: tuple[tuple[int, int], ...], fresh: bool = False
+    prepared: Prepared, lengths: Lengths, fresh: bool = False, served: tuple[Lengths, ...] | None = None
 ) -> dict[str, tuple[Predicted, dict[str, Any]]]:
     """The same, "" of the whole run; where loads run one after the other also of each stage, by its name."""
     from simulator.io.tables import Coded
     from simulator.run import run_prepared
 
     if prepared.scenario.workload.stages is None:
-        return {"": simulated(prepared, lengths, fresh=fresh)}
+        return {"": simulated(prepared, lengths, fresh=fresh, served=served)}
     if lengths:
         raise InputError("lengths do not go with stages", where="lengths", mend="give each stage its own load")
     run = run_prepared(prepared)
@@ -424,7 +446,7 @@ def busy_s(start_s: FloatArray, end_s: FloatArray) -> float:
     return float(np.maximum(0.0, end - np.maximum(start, reached)).sum())
 
 
-def with_lengths(load: Workload, lengths: tuple[tuple[int, int], ...]) -> Workload:
+def with_lengths(load: Workload, lengths: Lengths) -> Workload:
     """The workload with the lengths of each request in order. InputError if they are not as many or prompts share content."""
     if len(lengths) != len(load):
         raise InputError(

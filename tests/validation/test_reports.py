@@ -25,8 +25,9 @@ from simulator.validation.reports import (
     judged,
     read_cases,
     validate_reports,
-    with_freshness,
+    with_history,
 )
+from simulator.validation.unflushed import left_by
 from tests.terminal import typed
 
 SCENARIO = """
@@ -296,6 +297,32 @@ def test_a_batch_waits_for_what_a_fresh_server_compiles() -> None:
         "workload: {{arrivals: {{kind: batch}}, requests: 2, prompt_tokens: 100, output_tokens: 2}}\n"
     )
     cases = [Published(name, "page", text.format(name), {"ttft_mean_ms": 1.0}) for name in ("first", "second")]
-    found = [judged(case, fresh)[0][0] for case, fresh in with_freshness(cases)]
+    found = [judged(*each)[0][0] for each in with_history(cases)]
     waited_ms = float(own_overheads("sglang")["start_s"]["value"]) * 1e3
     assert found[0]["predicted"] == pytest.approx(found[1]["predicted"] + waited_ms)
+
+
+def test_a_server_that_is_not_flushed_keeps_the_prompts_of_the_runs_before(tmp_path: Path) -> None:
+    """Later runs compute what is longer than before; the first prompt is known to every run, from its warm-up."""
+    text = (
+        "name: {}\nmodel: meta-llama/Llama-3.1-8B\ndeployment: {{engine: sglang@0.5.6, hardware: a100-sxm-80gb}}\n"
+        "workload: {{arrivals: {{kind: closed_loop, concurrency: 1}}, requests: {}, prompt_tokens: 9, output_tokens: 9}}\n"
+    )
+    runs = {"one": [[4000, 2]], "two": [[4000, 2], [4000, 2]], "more": [[4000, 2], [8000, 2]]}
+    cases = [
+        case(name, scenario=text.format(name, len(own)), reported={"ttft_mean_ms": 1.0}, lengths=own)
+        for name, own in runs.items()
+    ]
+    cold = {e["id"]: e["predicted"] for e in validate_reports(write(tmp_path, *cases[::2]))["cases"]}
+    noted = [each | {"note": "server not flushed between runs"} for each in cases]
+    warm = {e["id"]: e["predicted"] for e in validate_reports(write(tmp_path, *noted))["cases"]}
+    assert cold["one"] > 4 * warm["one"]
+    assert warm["two"] == pytest.approx((cold["one"] + warm["one"]) / 2)
+    assert warm["more"] < cold["more"] - (cold["one"] - warm["one"]) * 0.9
+
+
+def test_prompts_of_runs_are_lines_of_pieces_in_the_order_of_their_last_use() -> None:
+    """Two runs' prompt 0 of 10 and 6 tokens in pages of 2, prompt 1 of one; then the warm-up with the first."""
+    pieces = left_by([((10, 4), (4, 1)), ((6, 3),)], ((6, 3), (5, 5), (9, 9)), 2)
+    tokens = [(piece.runs[0][:2], piece.tokens, piece.parent) for piece in pieces]
+    assert tokens == [((0, 6), 4, 4), ((3, 0), 2, 0), ((1, 0), 4, -1), ((5, 0), 2, 4), ((0, 0), 6, -1), ((6, 0), 2, 4)]
