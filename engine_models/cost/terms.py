@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.cost import dequantised, token_tiles
+from engine_models.cost import dequantised, serial_quantisation, token_tiles
 from engine_models.cost.sampling import Sampler, truncation_s
 from engine_models.model.architecture import Gemm, MoeShape, format_of_part, gemm_shapes, moe_shapes, stages
 from engine_models.model.blocks import Architecture
@@ -171,6 +171,8 @@ class Terms:
         with drafts do not.
     token_tiles : whether products with weights in FP8 blocks run in tiles of few tokens
         (:mod:`engine_models.cost.token_tiles`).
+    serial_quantisation : whether the inputs of such products are quantised token after token
+        (:mod:`engine_models.cost.serial_quantisation`).
     """
 
     host: HostOverhead
@@ -209,6 +211,7 @@ class Terms:
     fills_selection: bool = False
     chunked_decodes: tuple[str, ...] = ()
     token_tiles: bool = False
+    serial_quantisation: bool = False
 
 
 @dataclass(frozen=True)
@@ -301,6 +304,8 @@ def product_s(shard: Shard, gemm: Gemm, m: IntArray) -> FloatArray:
     if shard.terms.token_tiles and fmt == "fp8_block" and gemm.k >= token_tiles.LEAST_DEPTH:
         return token_tiles.product_s(shard.ops, m, gemm.n, gemm.k)
     narrow_s: FloatArray = shard.ops.gemm_s(fmt, m, gemm.n, gemm.k)
+    if shard.terms.serial_quantisation and fmt == "fp8_block":
+        return narrow_s + serial_quantisation.pass_s(shard.ops, m, gemm.n, gemm.k)
     if format_of_part(shard.stage, shard.formats.weights, gemm.part).name != "fp32":
         return narrow_s
     computed_s = m.astype(np.float64) * (2.0 * gemm.n * gemm.k / (FP32_EFFICIENCY * _fp32_rate(shard.ops)))

@@ -41,6 +41,7 @@ from engine_models.engines.trtllm_kernels import (
     EXPERT_LAUNCHES,
     LATENT_LAUNCHES,
     as_run,
+    data_centre_blackwell,
     experts,
     gathered_bytes,
 )
@@ -53,12 +54,14 @@ from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InputError
 
 VERSIONS: dict[str, dict[str, Any]] = {
-    "1.3.0": {"recorded": True, "graph_step_above_128": 64, "graphs_adapters": True},
-    "1.0.0": {"recorded": False, "graph_step_above_128": 0, "graphs_adapters": False},
+    "1.3.0": {"recorded": True, "graph_step_above_128": 64, "graphs_adapters": True, "serial_quantisation": False},
+    "1.0.0": {"recorded": False, "graph_step_above_128": 0, "graphs_adapters": False, "serial_quantisation": True},
 }
 """The newest first; of each older one what differs from the next newer. `recorded`: whether its scheduling was compared with
 recordings; `graph_step_above_128`: step of the padded CUDA-graph sizes (0: they double); `graphs_adapters`: whether steps that
-name LoRA adapters run as CUDA graphs (`_torch/peft/lora/cuda_graph_lora_manager.py`, since 1.2). Source: as the module."""
+name LoRA adapters run as CUDA graphs (`_torch/peft/lora/cuda_graph_lora_manager.py`, since 1.2). Source: as the module.
+`serial_quantisation`: of FP8 products on data-centre Blackwell (pull requests 6486 of 2025-08, 11607 of 2026-02; before 1.1
+another kernel, not timed)."""
 
 ONE_MODEL = ("mtp", "eagle3")
 """Methods whose drafter is part of the model's own pass; the others run without the overlap scheduler (datasheet: the examples of
@@ -168,7 +171,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         costs=StepCosts(
             as_run(request),
             request.formats,
-            _terms(request, serving, overheads.host, warnings),
+            _terms(request, version, serving, overheads.host, warnings),
             TableRange(step_tokens, serving.rows, context),
             Parallelism(request.tensor_parallel, expert=request.expert_parallel, ranks=request.data_parallel),
             speculation=request.speculation,
@@ -285,7 +288,9 @@ def _limits(request: PoolRequest, serving: Serving, memory: MemoryBudget, contex
     )
 
 
-def _terms(request: PoolRequest, serving: Serving, host: HostOverhead, warnings: list[str]) -> Terms:
+def _terms(
+    request: PoolRequest, version: Mapping[str, Any], serving: Serving, host: HostOverhead, warnings: list[str]
+) -> Terms:
     """What the engine decides about the time of a step."""
     backend = experts(request, str(group(request.flags, "moe_config")["backend"]), warnings)
     return Terms(
@@ -301,6 +306,7 @@ def _terms(request: PoolRequest, serving: Serving, host: HostOverhead, warnings:
         shared_beside=True,
         expert_launches=EXPERT_LAUNCHES.get(backend or ""),
         latent_launches=LATENT_LAUNCHES,
+        serial_quantisation=version["serial_quantisation"] and data_centre_blackwell(request.device_name),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from engine_models.cost.flash_attention2 import HBM_BYTES_PER_S
 from engine_models.declaration import PoolRequest
 from engine_models.model.blocks import Architecture
 from hardware_profiles.device import load_device
@@ -108,3 +109,9 @@ def as_run(request: PoolRequest) -> Architecture:
     """
     fused = request.tensor_parallel > 1 and request.data_parallel == 1
     return replace(request.arch, norms_per_layer=0) if fused else request.arch
+
+
+def data_centre_blackwell(name: str) -> bool:
+    """Whether a device is a Blackwell GPU with stacked memory, not a workstation's."""
+    device = load_device(name)
+    return device.architecture == "blackwell" and device.memory_bandwidth_bytes_per_s.value >= HBM_BYTES_PER_S

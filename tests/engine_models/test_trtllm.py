@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine_models.cost import serial_quantisation
 from engine_models.cost.step_time import StepTimeModel
 from engine_models.cost.terms import Formats
 from engine_models.declaration import EnginePlan, PoolRequest
@@ -22,6 +23,7 @@ from engine_models.schedulers.prompts_together import PromptsTogether
 from engine_models.schedulers.transferred import ContextServer, GenerationServer
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InfeasibleError, InputError
+from hardware_profiles.kernels import operations_of
 from simulator.config.load import load_scenario
 from simulator.prepare import Prepared, prepare
 from simulator.run import run_prepared, simulate
@@ -201,6 +203,21 @@ def test_version_1_says_that_it_is_not_proven() -> None:
     assert plan(request_of(), "1.2").version == "1.0.0"
     assert any("no recording of it was compared" in note for note in plan(request_of(), "1.0").notes)
     assert not any("no recording" in note for note in plan(request_of()).notes)
+
+
+def test_versions_before_1_3_quantise_token_after_token_on_blackwell() -> None:
+    """A prompt's pass takes 35 ns a token, beyond the cache, whatever its depth; few rows and what stays in the cache less."""
+
+    def serial(version: str, device: str) -> bool:
+        return plan(request_of(device=device), version).costs.terms.serial_quantisation
+
+    cases = (("1.2", "b200-sxm-180gb"), ("1.3", "b200-sxm-180gb"), ("1.2", "h200-sxm-141gb"))
+    assert [serial(*case) for case in cases] == [True, False, False]
+    ops = operations_of(load_device("b200-sxm-180gb"), "trtllm")
+    shapes = (64, 7168), (1024, 512), (8192, 2048)
+    few, cached, beyond = (serial_quantisation.pass_s(ops, np.array([m]), 7168, k)[0] for m, k in shapes)
+    assert (few, cached, beyond) == (0.0, pytest.approx(1024 * 18.5e-9), pytest.approx(8192 * 35e-9))
+    assert serial_quantisation.pass_s(ops, np.array([8192]), 7168, 7168)[0] == beyond
 
 
 def _steps(model: str, device: str, weights: str, tensor: int = 1, **flags: Any) -> StepTimeModel:
