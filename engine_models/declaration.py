@@ -131,6 +131,7 @@ class Limits:
     step_tokens : most tokens of a step.
     context_tokens : the engine's context; a prompt with its asked-for limit may not be longer.
     kv_tokens : tokens of full attention that the KV cache holds at once.
+    stated_tokens : tokens that the engine itself says at its start, None for `kv_tokens`.
     kv_blocks, block_tokens : the blocks (or pages) in which the cache is handed out, and the tokens of one.
     prompt_tokens : longest prompt that is taken.
     row_tokens : longest prompt and answer together; an answer is cut there.
@@ -155,9 +156,15 @@ class Limits:
     asked_tokens: int | None = None
     answer_tokens: int | None = None
     request_tokens: int | None = None
+    stated_tokens: int | None = None
     row_blocks: int = 0
     cuts_prompts: bool = False
     page_after_prompt: bool = False
+
+    @property
+    def told_tokens(self) -> int:
+        """Tokens that the engine says its cache holds."""
+        return self.kv_tokens if self.stated_tokens is None else self.stated_tokens
 
     @property
     def held_tokens(self) -> int:

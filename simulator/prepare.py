@@ -550,7 +550,7 @@ def deployment_summary(prepared: Prepared) -> dict[str, Any]:
         "kv_cache": prepared.formats.kv_cache.name,
         "kv_blocks": limits.kv_blocks,
         "kv_block_tokens": limits.block_tokens,
-        "kv_tokens": limits.kv_tokens,
+        "kv_tokens": limits.told_tokens,
         "weight_bytes_per_device": memory.bytes_of("weight"),
         "kv_bytes_per_device": memory.kv_bytes,
         "max_num_batched_tokens": limits.step_tokens,

@@ -37,11 +37,19 @@ from engine_models.declaration import (
 )
 from engine_models.engines import vllm_v0
 from engine_models.engines.vllm_flags import FLAGS, SPECULATIVE_HARMLESS, SPECULATIVE_KEYS
-from engine_models.engines.vllm_kernels import EXPERTS, expert_tiles, experts, recurrent_launches
+from engine_models.engines.vllm_kernels import (
+    EXPERTS,
+    expert_tiles,
+    experts,
+    held_weights,
+    recurrent_launches,
+)
 from engine_models.engines.vllm_memory import (
     CPU_BLOCK_TOKENS,
     GIB,
     STATE_WINDOW,
+    Grouping,
+    grouping,
     memory_of,
     with_states,
     without_flashinfer,
@@ -207,13 +215,24 @@ def _limits_of_steps(request: PoolRequest, version: Version, context: int, *, ch
 
 @dataclass(frozen=True)
 class Cache:
-    """Groups of KV blocks: the windows of each, bytes and tokens of a block, how many of the groups hold states."""
+    """Groups of KV blocks: the windows of each, bytes and tokens of a block, how many of the groups hold states.
+
+    told : vLLM's own grouping and the bytes of a block of this one, where the start-up line rests on it.
+    """
 
     windows: tuple[int | None, ...]
     block_bytes: int
     block: int
     states: int
     prefix_caching: bool
+    told: tuple[Grouping, int] | None = None
+
+    def stated_tokens(self, blocks: int, context: int, step_tokens: int, parts: tuple[int, ...]) -> int | None:
+        """Tokens that the start-up line tells of `blocks`, None for those of all groups without a window."""
+        if self.told is None:
+            return None
+        grouping, block_bytes = self.told
+        return grouping.stated_tokens(blocks * block_bytes, context, step_tokens, parts)
 
     @property
     def full_groups(self) -> int:
@@ -242,6 +261,8 @@ def _cache(request: PoolRequest, version: Version, serving: Serving, said: Said)
     if first:
         vllm_v0.refuse(request, version.name, windows=len(windows) > states + 1 or None not in windows, states=states > 0)
     caching = bool(flags.get("enable_prefix_caching", not states and not first))
+    several = len(windows) > 1 and all(block.kind != "mla" for block in arch.attention)
+    told = (grouping(arch, groups, tp, pp, serving.context, block), block_bytes) if several else None
     if states:
         said.notes.append(
             f"recurrent layers: {states} blocks of {block} tokens hold the states of a request, whatever its length; "
@@ -253,7 +274,7 @@ def _cache(request: PoolRequest, version: Version, serving: Serving, said: Said)
         block_bytes += drafts.kv_bytes_per_token() * block
         said.notes += [summary_note(drafts), *drafts.notes]
         said.warnings += _unread_settings(flags.get("speculative_config") or {})
-    return Cache(windows, block_bytes, block, states, caching)
+    return Cache(windows, block_bytes, block, states, caching, told)
 
 
 def _tiers(request: PoolRequest, version: Version, parts: tuple[int, ...], cache: Cache, said: Said) -> TierPlan | None:
@@ -325,7 +346,7 @@ def _rules(request: PoolRequest, version: Version, serving: Serving, context: in
     )
 
 
-def _limits(rank: Rank, serving: Serving, cache: Cache, first: bool) -> Limits:
+def _limits(rank: Rank, serving: Serving, cache: Cache, parts: tuple[int, ...], *, first: bool) -> Limits:
     """What a rank holds at most."""
     rules = rank.rules
     context, longest = rules.max_model_len, vllm_v0.longest_blocks(rank.blocks) if first else rank.blocks
@@ -344,6 +365,7 @@ def _limits(rank: Rank, serving: Serving, cache: Cache, first: bool) -> Limits:
         spare_tokens=rules.speculative_tokens + rules.lookahead_tokens,
         row_blocks=cache.states,
         request_tokens=request_blocks * cache.block,
+        stated_tokens=cache.stated_tokens(rank.blocks + 1, context, serving.tokens, parts),
     )
 
 
@@ -379,10 +401,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     graph_count = len(serving.graphs) * (2 if adapters is not None else 1)
     moe_backend = experts(request, flags, parts, said.warnings)
     held = (serving.tokens, serving.rows, cache.block_bytes, graph_count, lora_bytes, expert_tiles(request, moe_backend))
-    memory = memory_of(request, version, *held)
+    stored = replace(request, formats=replace(request.formats, weights=held_weights(request, moe_backend, parts)))
+    memory = memory_of(stored, version, *held)
     if version.flashinfer_is_extra and flashinfer is None and request.device_kind != "cpu":
         without = _as_sampled(version, flashinfer=False)
-        said.warnings += without_flashinfer(memory, lambda: memory_of(request, without, *held))
+        said.warnings += without_flashinfer(memory, lambda: memory_of(stored, without, *held))
     tiers = _tiers(request, version, parts, cache, said)
     handover = None
     if request.role != "mixed":
@@ -431,7 +454,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     return EnginePlan(
         engine=ENGINE.name,
         version=version.name,
-        limits=_limits(rank, serving, cache, first),
+        limits=_limits(rank, serving, cache, parts, first=first),
         memory=memory,
         scheduler=whole if first and not serving.chunked else rank.scheduler,
         costs=StepCosts(

@@ -1,16 +1,18 @@
 """Which kernels vLLM's experts run on: by version, number format and GPU, unless a flag says otherwise.
 
-Read 2026-11 in vLLM's sources of 0.11 to 0.14, 0.16 to 0.19, 0.22, 0.24, 0.27, 0.31 and 0.33 (`fused_moe/oracle/`,
+Read 2026-11 in vLLM's sources of 0.10 to 0.14, 0.16 to 0.19, 0.22, 0.24, 0.27, 0.31 and 0.33 (`fused_moe/oracle/`,
 `fused_moe/experts/`, `quantization/fp8.py`, `utils/deep_gemm.py`).
 The first of its list that supports the device, the format and the parallel layout; what routing excludes is left to the tables.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from engine_models.cost.flash_attention2 import HBM_BYTES_PER_S
 from engine_models.declaration import PoolRequest
+from engine_models.model.formats import Format
 from hardware_profiles.device import load_device
 
 _WORDS = {
@@ -35,6 +37,15 @@ MXFP4_TILES = {"marlin": (128, 256), "trtllm": (256, 256), "cutlass": (128, 128)
 kind: datasheet (`quantization/mxfp4.py`, 2026-11). With Marlin's gpt-oss-120b takes 65.9 GiB on one GPU and gpt-oss-20b 13.7:
 vLLM 0.10.1 on H100 and 0.19 on A100 printed 65.97 and 13.72.
 """
+TRITON_MXFP4_SINCE, SCALES_FREED_SINCE = (0, 12), (0, 26)
+"""Triton's kernels for mxfp4 come with vLLM; before, neither its wheels nor its images had them, and Hopper fell back to Marlin.
+They free the scales as loaded once their own copy is laid out (read in 0.24 and 0.26): gpt-oss-120b takes 3.3 GiB more until
+then, 64.1 on an H100, where 0.14.1 printed 64.38.
+
+kind: datasheet (`utils/import_utils.py`, `docker/Dockerfile`, `quantization/mxfp4.py`, `fused_moe/oracle/mxfp4.py`), 2026-11.
+"""
+MXFP4_SCALE_BITS = 8 / 32
+"""Of a weight (one exponent for 32)."""
 PLAIN_LIST_SINCE, HOPPER_TRITON_SINCE = (0, 22), (0, 24)
 """Experts in 16 bits choose from a list (before: Triton everywhere); on Hopper Triton stands first in it again."""
 FP8_LIST_SINCE, HOPPER_BLOCKS_SINCE = (0, 16), (0, 17)
@@ -87,6 +98,13 @@ def expert_tiles(request: PoolRequest, backend: str | None) -> tuple[int, int]:
     return MXFP4_TILES.get(backend or "", (1, 1))
 
 
+def held_weights(request: PoolRequest, backend: str | None, version: tuple[int, ...]) -> Format:
+    """The weights' format with what a rank holds besides: scales that are kept twice."""
+    weights = request.formats.weights
+    twice = weights.name == "mxfp4" and backend == "triton" and TRITON_MXFP4_SINCE <= version < SCALES_FREED_SINCE
+    return replace(weights, bits_per_weight=weights.bits_per_weight + MXFP4_SCALE_BITS) if twice else weights
+
+
 def _own_choice(request: PoolRequest, version: tuple[int, ...]) -> str | None:
     device, fmt = load_device(request.device_name), request.formats.weights.name
     generation = device.architecture
@@ -105,7 +123,9 @@ def _own_choice(request: PoolRequest, version: tuple[int, ...]) -> str | None:
     if fmt == "nvfp4":
         return newest or "marlin"
     if fmt == "mxfp4":
-        return "triton" if generation == "hopper" else "trtllm" if newest == "trtllm" else "marlin"
+        if generation == "hopper" and version >= TRITON_MXFP4_SINCE:
+            return "triton"
+        return "trtllm" if newest == "trtllm" else "marlin"
     return "marlin" if fmt == "int4" else None
 
 
@@ -120,4 +140,4 @@ def _hopper_fp8(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> str
     return "triton" if request.tensor_parallel >= 8 and not split else None  # DeepGEMM, which nobody timed
 
 
-__all__ = ["EXPERTS", "expert_tiles", "experts"]
+__all__ = ["EXPERTS", "expert_tiles", "experts", "held_weights"]

@@ -42,8 +42,8 @@ def memory_facts(prepared: Prepared) -> dict[str, Any]:
     }
     return {
         "memory": plan.memory.as_dict(),
-        "kv_tokens_per_replica": tokens * prepared.ranks,
-        **({"kv_tokens_per_rank": tokens} if prepared.ranks > 1 else {}),
+        "kv_tokens_per_replica": limits.told_tokens * prepared.ranks,
+        **({"kv_tokens_per_rank": limits.told_tokens} if prepared.ranks > 1 else {}),
         "requests_that_fit_by_context_tokens": fit,
     }
 

@@ -249,7 +249,7 @@ def _compare(
             if isinstance(value, str):
                 out.append(_started(case, name, value, STARTS, group))
             elif _LOAD.sub("", name) == "kv_tokens":
-                held = prepared.plan.limits.kv_tokens * prepared.ranks
+                held = prepared.plan.limits.told_tokens * prepared.ranks
                 out.append(_entry(case, name, float(value), (float(held), None), group))
             elif name in STARTS_UP:
                 start = start_of(prepared, None)[0] if prepared.elastic is None else prepared.elastic.pools[0].start

@@ -33,7 +33,8 @@ def prepared(model: str, version: str, hardware: str, **pool: Any) -> Prepared:
         ("0.24.0", QWEN, "a100-sxm-80gb", {}, "triton"),
         ("0.24.0", QWEN, "b200-sxm-180gb", {"engine_args": {"moe_backend": "triton"}}, "triton"),
         ("0.24.0", QWEN, "h100-sxm-80gb", {"weights": "int4"}, "marlin"),
-        ("0.24.0", "openai/gpt-oss-120b", "h100-sxm-80gb", {}, "triton"),
+        ("0.12.0", "openai/gpt-oss-120b", "h100-sxm-80gb", {}, "triton"),
+        ("0.11.2", "openai/gpt-oss-120b", "h100-sxm-80gb", {}, "marlin"),
         ("0.24.0", R1, "h200-sxm-141gb", {}, "triton"),
         ("0.24.0", R1, "h200-sxm-141gb", {"expert_parallel": True}, "cutlass"),
         ("0.14.0", R1, "h200-sxm-141gb", {}, "triton"),
@@ -85,15 +86,16 @@ def test_a_backend_of_the_same_kind_is_the_one_that_such_layers_ran_on() -> None
 
 
 @pytest.mark.parametrize(
-    ("model", "hardware", "flags", "gib"),
+    ("version", "model", "hardware", "gib"),
     [
-        ("openai/gpt-oss-120b", "h100-sxm-80gb", {"moe_backend": "marlin"}, 65.97),  # printed by vLLM 0.10.1
-        ("openai/gpt-oss-20b", "a100-sxm-80gb", {}, 13.72),  # by 0.19
-        ("openai/gpt-oss-120b", "h100-sxm-80gb", {}, 60.8),  # Triton's kernels take 2,880 as it is
-        ("openai/gpt-oss-120b", "b200-sxm-180gb", {}, 68.6),
+        ("0.10.1", "openai/gpt-oss-120b", "h100-sxm-80gb", 65.97),  # printed
+        ("0.19.1", "openai/gpt-oss-20b", "a100-sxm-80gb", 13.72),  # by 0.19.0
+        ("0.14.1", "openai/gpt-oss-120b", "h100-sxm-80gb", 64.38),  # printed: not padded, scales twice
+        ("0.26.0", "openai/gpt-oss-120b", "h100-sxm-80gb", 60.8),
+        ("0.19.1", "openai/gpt-oss-120b", "b200-sxm-180gb", 68.6),
     ],
 )
-def test_kernels_pad_experts_in_memory(model: str, hardware: str, flags: dict[str, Any], gib: float) -> None:
-    flags = {"max_num_seqs": 64, "max_model_len": 8192, **flags}
-    memory = prepared(model, "0.19.1", hardware, tensor_parallel=1, engine_args=flags).plan.memory
+def test_kernels_pad_experts_in_memory(version: str, model: str, hardware: str, gib: float) -> None:
+    flags = {"max_num_seqs": 64, "max_model_len": 8192}
+    memory = prepared(model, version, hardware, tensor_parallel=1, engine_args=flags).plan.memory
     assert memory.bytes_of("weight") / 2**30 == pytest.approx(gib, rel=0.005)
