@@ -23,19 +23,51 @@ VARIABLES = {
 `examples/backends/trtllm/performance_sweeps` of ai-dynamo/dynamo, read 2026-11)."""
 
 
+SCRIPTS: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
+    ("fp4", "1k1k-low-latency"): ("recipes/gb200-fp4/1k1k/low-latency.yaml", ()),
+    ("fp4", "1k1k-max-tpt"): ("recipes/gb200-fp4/1k1k/mid-curve.yaml", SIDES),
+    ("fp4", "1k1k-middle-curve"): ("recipes/gb200-fp4/1k1k/mid-curve.yaml", SIDES),
+    ("fp4", "8k1k-low-latency"): ("recipes/gb200-fp4/8k1k/low-latency.yaml", ()),
+    ("fp4", "8k1k-max-tpt"): ("recipes/gb200-fp4/8k1k/max-tpt.yaml", ("decode",)),
+    ("fp4", "8k1k-middle-curve"): ("recipes/gb200-fp4/8k1k/max-tpt.yaml", ("decode",)),
+    ("fp8", "1k1k-low-latency"): ("recipes/gb200-fp8/1k1k/low-latency.yaml", ()),
+    ("fp8", "1k1k-max-tpt"): ("recipes/gb200-fp8/1k1k/max-tpt.yaml", SIDES),
+    ("fp8", "8k1k-low-latency"): ("recipes/gb200-fp8/8k1k/low-latency.yaml", ()),
+    ("fp8", "8k1k-max-tpt"): ("recipes/gb200-fp8/8k1k/mid-curve.yaml", SIDES),
+}
+"""Weights and ``SCRIPT_MODE`` of the launcher that those recipes came from -> the recipe of the same flags, and the sides whose
+devices are data-parallel ranks that split the experts by number; else all are tensor ranks. (Datasheet:
+`examples/backends/sglang/slurm_jobs/scripts/gb200-*/disagg` of dynamo at cf433e68, 2025-12; "8k1k-max-tpt" in FP4 is in none that
+was found and taken to be "8k1k-middle-curve"; read 2026-11.)"""
+NODE_DEVICES = 4
+"""Of a node of GB200."""
+
+
 @cache
 def _recipes() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = json.loads(PATH.read_text())
     return found
 
 
-def sides_of(layout: Mapping[str, Any], users: int) -> dict[str, dict[str, Any]]:
+def ranks_of(layout: Mapping[str, Any], weights: str, side: str) -> dict[str, int]:
+    """`tp`, `dp` and `ep` of each server of a side, where a script states them; a layout's own say nothing there."""
+    stated = layout.get("recipe") or {}
+    script, nodes = SCRIPTS.get((weights, str(stated.get("SCRIPT_MODE")))), stated.get(f"{side.upper()}_NODES")
+    if script is None or nodes is None:
+        return {}
+    devices = int(nodes) * NODE_DEVICES // int(layout[side]["num-worker"])
+    apart = side in script[1]
+    return {"tp": 1 if apart else devices, "dp": devices if apart else 1, "ep": devices if apart else 1}
+
+
+def sides_of(layout: Mapping[str, Any], users: int, weights: str = "") -> dict[str, dict[str, Any]]:
     """Flags by side of a layout that names a recipe; empty where none is public.
 
     A recipe that neither lists a run's users nor has places for them is not the one that ran: layouts name the best fit.
     """
     stated = layout.get("recipe") or {}
-    recipe = _recipes().get(str(stated.get("CONFIG_FILE")))
+    script = SCRIPTS.get((weights, str(stated.get("SCRIPT_MODE"))))
+    recipe = _recipes().get(script[0] if script else str(stated.get("CONFIG_FILE")))
     if recipe is not None:
         rows = recipe["decode"].get("max_batch_size")
         fits = rows is None or users in recipe["users"] or users <= rows * int(layout["decode"]["num-worker"])
@@ -51,4 +83,4 @@ def sides_of(layout: Mapping[str, Any], users: int) -> dict[str, dict[str, Any]]
     return {side: flags for side, flags in out.items() if flags}
 
 
-__all__ = ["SIDES", "sides_of"]
+__all__ = ["SIDES", "ranks_of", "sides_of"]

@@ -20,7 +20,7 @@ from hardware_profiles.errors import InputError, PlanError
 from simulator.validation.engines import PUBLISHED, engine_release
 from simulator.validation.launches import launch_of, read_launches
 from simulator.validation.published import number
-from simulator.validation.recipes import SIDES, sides_of
+from simulator.validation.recipes import SIDES, ranks_of, sides_of
 from simulator.validation.spellings import (
     Unplayable,
     engine_name,
@@ -214,12 +214,14 @@ def pools_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError):
         raise Unplayable("prefill and decode apart, and not how many servers of each") from None
     pools, launch = [], launch_of(row)
-    flags = sides_of(launch.layout, int(number(row, "concurrency") or 0))
+    weights = str(row.get("precision", ""))
+    flags = sides_of(launch.layout, int(number(row, "concurrency") or 0), weights)
     for side in SIDES:
         ranks, shared = int(layout[f"{side}_tp_size"]), int(layout[f"{side}_attention_dp_size"])
         parts = {"tp": ranks, "pp": int(layout[f"{side}_pp_size"]), "dp": shared, "ep": int(layout[f"{side}_moe_ep_size"])}
+        parts |= ranks_of(launch.layout, weights, side)
         launched = replace(launch, flags={**launch.flags, **flags.get(side, {})})
-        pool = pool_of({**row, **parts, "gpus": ranks * shared, "disagg": None, "launch": launched})
+        pool = pool_of({**row, **parts, "gpus": parts["tp"] * parts["dp"], "disagg": None, "launch": launched})
         pools.append({**pool, "name": side, "role": side, "replicas": workers[side]})
     return pools
 

@@ -12,7 +12,7 @@ import pytest
 from engine_models.engines.vllm_flags import PLAIN_SAMPLING
 from simulator.validation.evidence import kinds
 from simulator.validation.launches import Launch
-from simulator.validation.recipes import sides_of
+from simulator.validation.recipes import ranks_of, sides_of
 from simulator.validation.runs import predict
 from simulator.validation.spellings import Unplayable
 from simulator.validation.suite import plan_experiment, pool_of, pools_of
@@ -174,3 +174,21 @@ def test_the_recipe_of_split_servers_states_their_flags() -> None:
     assert sides_of(layout, 36) == {}
     stated = {"recipe": {"DECODE_MAX_BATCH_SIZE": "32", "PREFILL_MAX_NUM_TOKENS": "8448"}}
     assert sides_of(stated, 6) == {"prefill": {"max_num_tokens": 8448}, "decode": {"max_batch_size": 32}}
+
+
+@pytest.mark.parametrize(
+    ("mode", "prefill", "decode", "experts"),
+    [("1k1k-low-latency", (4, 1, 1), (4, 1, 1), "flashinfer_trtllm"), ("8k1k-max-tpt", (4, 1, 1), (1, 24, 24), None)],
+)
+def test_the_script_of_split_servers_states_their_ranks(
+    mode: str, prefill: tuple[int, ...], decode: tuple[int, ...], experts: str | None
+) -> None:
+    """Its nodes are shared among the servers of a side."""
+    own = {"SCRIPT_MODE": mode, "PREFILL_NODES": "3", "DECODE_NODES": "6"}
+    sides = {"prefill": {"num-worker": 3}, "decode": {"num-worker": 6 if decode[0] == 4 else 1}}
+    layout = {"recipe": own, **sides}
+    found = [tuple(ranks_of(layout, "fp4", side).values()) for side in ("prefill", "decode")]
+    assert found == [prefill, decode]
+    if experts:
+        assert sides_of(layout, 8, "fp4")["decode"]["moe_runner_backend"] == experts
+    assert ranks_of(layout, "int4", "decode") == {}
