@@ -82,6 +82,7 @@ from engine_models.engines.vllm_versions import (
 from engine_models.model.architecture import (
     kv_groups,
     with_state_values,
+    without_towers,
 )
 from engine_models.model.overrides import served_context
 from engine_models.parts.adapters import NO_ADAPTERS
@@ -392,6 +393,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     state_values = str(flags.get("mamba_ssm_cache_dtype") or "auto")
     if state_values != "auto":
         request = replace(request, arch=with_state_values(request.arch, 4 if state_values == "float32" else 2))
+    if flags.get("language_model_only"):
+        request = replace(request, arch=without_towers(request.arch))
     arch, first = request.arch, version.first_engine
     serving = _serving(request, version, said)
     cache = _cache(request, version, serving, said)

@@ -43,6 +43,9 @@ _MODELLED: dict[str, Flag] = {
     "enforce_eager": Flag("bool", False),
     "enable_sleep_mode": Flag("bool", False),
     "generation_config": Flag("str", "auto"),
+    "language_model_only": Flag("bool", False),
+    "skip_mm_profiling": Flag("bool", False),
+    "limit_mm_per_prompt": Flag("json", None),
     "cudagraph_capture_sizes": Flag("ints", None, low=1),
     "cuda_graph_sizes": Flag("ints", None, low=1),
     "max_cudagraph_capture_size": Flag("int", None, low=0),
@@ -156,7 +159,7 @@ _CHANGING = {
     """,
     "the memory of the device": """
         enable_mamba_cache_stochastic_rounding enable_mamba_shared_prefix_checkpoint kv_cache_dtype_skip_layers
-        language_model_only mamba_block_size mamba_cache_dtype mamba_cache_mode mamba_cache_philox_rounds
+        mamba_block_size mamba_cache_dtype mamba_cache_mode mamba_cache_philox_rounds
         max_seq_len_to_capture prefix_cache_retention_interval prefix_match_unit quantization_config
         disable_sliding_window swa_bounded_replay=true
     """,
@@ -167,11 +170,11 @@ _CHANGING = {
     """,
     "what images, video and sound cost; requests are text here": """
         disable_mm_preprocessor_cache ec_manager_config ec_transfer_config enable_mm_embeds
-        enable_multimodal_encoder_data_parallel interleave_mm_strings limit_mm_per_prompt media_io_kwargs
+        enable_multimodal_encoder_data_parallel interleave_mm_strings media_io_kwargs
         mm_device_do_normalize mm_encoder_attn_backend mm_encoder_attn_dtype mm_encoder_fp8_scale_path
         mm_encoder_fp8_scale_save_margin mm_encoder_fp8_scale_save_path mm_encoder_tp_mode=weights mm_hasher_algorithm
         mm_ipc_gpu_memory_gb=0 mm_processor_cache_gb mm_processor_cache_type mm_processor_device mm_processor_kwargs
-        mm_shm_cache_max_object_size_mb mm_tensor_ipc skip_mm_profiling video_pruning_method video_pruning_rate
+        mm_shm_cache_max_object_size_mb mm_tensor_ipc video_pruning_method video_pruning_rate
     """,
     "what adapters change and how they are kept": """
         default_mm_loras enable_lora_bias enable_mixed_moe_lora_format enable_moe_shared_loras enable_prompt_adapter

@@ -14,6 +14,7 @@ from engine_models.model.activations import (
     LOGIT_BYTES,
     SORT_BYTES,
     activation_bytes,
+    tower_bytes,
 )
 from engine_models.model.architecture import (
     KvGroup,
@@ -160,6 +161,9 @@ def memory_of(
     # the profiling run samples as many rows as may be, with truncation
     logit_bytes = SORT_BYTES if version.sampler == "sort" and not on_cpu else LOGIT_BYTES
     activations = activation_bytes(arch, tokens, rows, tp, request.data_parallel, logit_bytes)
+    if profiles_images(request, version):
+        tower, left = tower_bytes(arch, tp)
+        activations = max(tower, left + activations)
     devices = tp * pp * request.data_parallel
     other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if devices > 1 else 0))
     graph = int(GRAPH_BYTES_PER_SIZE * graphs) if version.graph_memory_counts else 0
@@ -213,6 +217,14 @@ def memory_of(
         block_bytes=block,
         blocks=kv // block,
     )
+
+
+def profiles_images(request: PoolRequest, version: Version) -> bool:
+    """Whether the profiling run begins with the largest image (`profile_run`, 0.7 to 0.33)."""
+    flags = request.flags
+    limits = flags.get("limit_mm_per_prompt") or {}
+    admitted = any(limits.get(kind, 1) for kind in ("image", "video"))
+    return admitted and not flags.get("skip_mm_profiling") and not version.first_engine
 
 
 def _cpu_kv_bytes(request: PoolRequest, version: Version) -> int:

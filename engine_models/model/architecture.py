@@ -69,6 +69,7 @@ __all__ = [
     "weight_bytes",
     "weight_bytes_per_rank",
     "with_state_values",
+    "without_towers",
 ]
 
 # Rows the vocabulary is padded to before it is split (vLLM DEFAULT_VOCAB_PADDING_SIZE; 2025; datasheet).
@@ -493,6 +494,11 @@ def state_bytes_per_sequence(arch: Architecture, tensor_parallel: int = 1, pipel
         return sum(block.layers * state_bytes_of(block, tensor_parallel) for block in stage.attention)
 
     return max(of_stage(stage) for stage in stages(arch, pipeline_parallel))
+
+
+def without_towers(arch: Architecture) -> Architecture:
+    """Return the language model alone, as an engine may be told to load."""
+    return replace(arch, extras=tuple(extra for extra in arch.extras if extra.part not in _TOWERS), tower=None)
 
 
 def with_state_values(arch: Architecture, value_bytes: int) -> Architecture:

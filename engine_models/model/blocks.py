@@ -168,6 +168,17 @@ class Extra:
 
 
 @dataclass(frozen=True)
+class Tower:
+    """A vision tower that takes images of any size, while it runs: values of a patch that its layers hold (`width`), its MLP
+    (`inner`) and its input (`inputs`), and the patches that become one token of the language model."""
+
+    width: int
+    inner: int
+    inputs: int
+    patches: int
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A decoder-only language model, or one pipeline stage of it.
 
@@ -186,6 +197,7 @@ class Architecture:
     positions : rows of a learned position table, 0 for rotary or ALiBi.
     lm_head_bias : the LM head has a bias.
     extras : tables and towers; parts "vision" and "audio" are memory only and no parameters of the language model.
+    tower : what its vision tower holds while it runs, where images may be of any size.
     assumed : in words, what of the config was not read or not known.
     has_embedding, has_lm_head : false in the middle stages of a pipeline.
 
@@ -212,6 +224,7 @@ class Architecture:
     positions: int = 0
     lm_head_bias: bool = False
     extras: tuple[Extra, ...] = ()
+    tower: Tower | None = None
     model_type: str = ""
     assumed: tuple[str, ...] = field(default=(), compare=False)
     has_embedding: bool = True

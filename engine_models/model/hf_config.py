@@ -22,6 +22,7 @@ from engine_models.model.blocks import (
     Extra,
     Layer,
     MlpBlock,
+    Tower,
     parts_left_by_format,
 )
 from engine_models.model.catalogue import find_model, model_names
@@ -136,26 +137,26 @@ def _dtype(config: Config) -> str:
     return "fp16" if str(name).removeprefix("torch.") in ("float16", "half", "fp16") else "bf16"
 
 
-def _extras(read: ConfigReader, family: Family) -> tuple[tuple[Extra, ...], list[str]]:
-    """Tables and towers beside the layers, and what is assumed of them."""
+def _extras(read: ConfigReader, family: Family) -> tuple[tuple[Extra, ...], Tower | None, list[str]]:
+    """Tables and towers beside the layers, what a tower holds while it runs, and what is assumed of them."""
     found = family.extras(read) if family.extras is not None else ()
-    notes = []
+    notes, running = [], None
     vision = read.raw("vision_config")
     if isinstance(vision, Mapping) and vision:
-        from engine_models.model.towers import vision_tower
+        from engine_models.model.towers import any_size, vision_tower
 
         tower = vision_tower(vision, read.count("hidden"))
         if tower is None:
             notes.append("the vision tower is not counted: `vision_config` lacks its width or depth")
         else:
-            found = (*found, tower)
+            found, running = (*found, tower), any_size(vision)
             size = tower.rows.units * tower.rows.size
             notes.append(
                 f"vision tower: {size / 1e9:.2f} B parameters by its `vision_config`, in memory only (a plain ViT)"
             )
     if read.raw("audio_config"):
         notes.append("the audio tower (`audio_config`) is not counted")
-    return found, notes
+    return found, running, notes
 
 
 def _refuse(read: ConfigReader, model_type: str) -> None:
@@ -233,7 +234,7 @@ def _architecture(config_json: str, name: str, place: str) -> Architecture:
         single = read.flag("parallel_attn", True) and not read.flag("new_decoder_architecture", False)
         norms = 1 if single or read.raw("num_ln_in_parallel_attn") == 1 else 2
     tied = read.raw("tie_word_embeddings")
-    extras, notes = _extras(read, family)
+    extras, tower, notes = _extras(read, family)
     dense = [i for i, (_, mlps) in enumerate(layers) if any(mlp.kind == "dense" for mlp in mlps)]
     moe = [i for i, (_, mlps) in enumerate(layers) if any(mlp.kind == "moe" for mlp in mlps)]
     stored = stored_format(config, dense, moe, len(layers), place)
@@ -258,6 +259,7 @@ def _architecture(config_json: str, name: str, place: str) -> Architecture:
         positions=context + family.position_offset if family.learned_positions else 0,
         lm_head_bias=read.flag("lm_head_bias", family.lm_head_bias),
         extras=extras,
+        tower=tower,
         model_type=model_type,
     )
     for mlp in mlp_blocks:

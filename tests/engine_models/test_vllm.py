@@ -184,6 +184,25 @@ def test_wheels_without_flashinfer_sort() -> None:
         prepare(load_scenario(pool(use_flashinfer_sampler=False)))
 
 
+def test_the_largest_image_is_profiled_where_images_are_admitted() -> None:
+    """Qwen3.5-35B: 4 patches a token, of 1,536 values, three times 1,152 and an MLP twice as wide as 4,304; without, a text's."""
+
+    def activations(version: str = "0.19.1", **flags: object) -> tuple[int, int]:
+        limits = {"max_num_seqs": 16, "max_num_batched_tokens": 2048, "max_model_len": 8192}
+        own = {"engine": f"vllm@{version}", "hardware": "h100-sxm-80gb", "engine_args": {**limits, **flags}}
+        load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+        memory = prepare(load_scenario({"model": "Qwen/Qwen3.5-35B-A3B", "deployment": own, "workload": load})).plan.memory
+        return memory.bytes_of("activation"), memory.bytes_of("weight")
+
+    image, weights = activations()
+    text, _ = activations(limit_mm_per_prompt={"image": 0, "video": 0})
+    assert image == 2 * 16384 * 4 * (1536 + 3 * 1152 + 2 * 4304)
+    assert image - text == pytest.approx(1.56 * 2**30, rel=0.03)  # what users of Qwen3.6-35B read of start-up lines
+    assert activations(skip_mm_profiling=True) == (text, weights)
+    assert activations(language_model_only=True)[0] == text
+    assert 0.8e9 < weights - activations(language_model_only=True)[1] < 1.0e9
+
+
 def test_experts_write_an_output_for_each_choice() -> None:
     """As wide as the hidden state where that is wider than the two halves of an expert."""
     arch = load_architecture("Qwen/Qwen3-30B-A3B")
