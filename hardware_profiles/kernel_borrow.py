@@ -23,6 +23,7 @@ from hardware_profiles.device import STACKED_MEMORY, Device, Link, device_names,
 from hardware_profiles.kernel_model import (
     KERNELS_DIR,
     KernelModel,
+    curve_s,
     fitted_models,
     load_kernel_model,
     load_links,
@@ -49,6 +50,11 @@ CLOSE_RATIO = 1.5
 #: their PCIe links, eight RTX 5090 0.44 (NCCL issue 1639). L40S's keeps 0.10, 2 GB/s: of that host, not of its links. kind:
 #: assumed, 2026-11, source: the collectives of ``kernels/NOTICE.md``.
 HOST_KEEPS = 0.5
+
+#: Devices of a socket, and the share of a pair's bandwidth that a ring over PCIe keeps when it crosses to another socket. kind:
+#: fitted by eye, 2026-11, source: Llama-3.1-70B and Mixtral-8x7B over four and eight L40S and A100 PCIe (TensorRT-LLM 0.14,
+#: docs/source/performance/perf-overview.md: eight are about as quick as four); tried on Llama-2-70B over four L40S (MLPerf 4.1).
+SOCKET_DEVICES, SOCKETS_KEEP = 4, 0.72
 
 #: Least time of an all-reduce through the host's memory, and what each step of its ring adds to it, for devices without access
 #: to each other's memory [s]: 50 us over two of them, 90 over four. kind: assumed, 2026-11: tokens of RTX 4090 in pairs and
@@ -144,22 +150,41 @@ def on_its_links(model: KernelModel, device: Device) -> tuple[KernelModel, str |
     """The model as other hosts than its benchmark's would have it, and a sentence if that changed it.
 
     Where the host of the benchmark kept less than :data:`HOST_KEEPS` of the bandwidth of two GPUs over more of them, the
-    curves of more than two are lent by a device on the same bus, scaled to this one's links.
+    curves of more than two are lent by a device on the same bus, within what two of this one reach.
     """
     share = host_share(model.links)
     if device.link is None or share >= HOST_KEEPS or (lender := _link_donor(device, device.link)) is None:
         return model, None
     links = dict(model.links)
-    for key, group in _scaled_from(lender, device.link).items():
+    for key, group in load_links(lender).items():
         if key.startswith("collective/"):
             two = {n: c for n, c in links.get(key, {}).get("curves", {}).items() if n.split("/")[2] == "2"}
-            more = {n: c for n, c in group["curves"].items() if n.split("/")[2] != "2"}
-            links[key] = {**group, "curves": {**two, **more}}
+            links[key] = {**group, "curves": {**two, **_over_more(group["curves"], two)}}
     said = (
-        f"collectives of more than two {model.device} are those of {lender}, scaled to its links (assumed): its own were "
+        f"collectives of more than two {model.device} are those of {lender}, within its own links (assumed): its own were "
         f"measured on a host that keeps as little as {share:.0%} of the bandwidth between two of them"
     )
     return replace(model, links=links), said
+
+
+def _over_more(lent: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
+    """Curves over more than two devices on PCIe: another host's, but no quicker than a ring at the bandwidth of a `pair`.
+
+    What the lender loses over more than two is lost in its host, and not in its links: it does not scale with theirs.
+    """
+    out: dict[str, Any] = {}
+    for name, curve in lent.items():
+        parts = name.split("/")
+        gpus, two = int(parts[2]), pair.get("/".join((*parts[:2], "2", *parts[3:])))
+        if gpus == 2:
+            continue
+        log_s = np.asarray(curve["log_s"], dtype=np.float64)
+        if two is not None:
+            keeps = SOCKETS_KEEP if gpus > SOCKET_DEVICES else 1.0
+            ring_s = curve_s(two, 2.0 ** np.asarray(curve["log2_bytes"])) * 2.0 * (1.0 - 1.0 / gpus) / keeps
+            log_s = np.maximum(log_s, np.log(ring_s))
+        out[name] = {**curve, "log_s": log_s.tolist()}
+    return out
 
 
 def _link_donor(device: Device, link: Link) -> str | None:
@@ -217,8 +242,19 @@ def _scaled_from(lender: str | None, link: Link) -> Mapping[str, Any]:
     theirs = device_of(lender).link if lender else None
     if lender is None or theirs is None:
         return {}
-    scaled = scaled_links(load_links(lender), _one_way(theirs) / _one_way(link))
-    return scaled if link.peer_access else through_host(scaled)
+    own = load_links(lender)
+    scaled = scaled_links(own, _one_way(theirs) / _one_way(link))
+    if not link.peer_access:
+        return through_host(scaled)
+    if link.topology != "pcie":
+        return scaled
+    out: dict[str, Any] = {}
+    for key, group in scaled.items():
+        if key.startswith("collective/"):
+            two = {n: c for n, c in group["curves"].items() if n.split("/")[2] == "2"}
+            group = {**group, "curves": {**two, **_over_more(own[key]["curves"], two)}}
+        out[key] = group
+    return out
 
 
 def through_host(links: Mapping[str, Any]) -> Mapping[str, Any]:

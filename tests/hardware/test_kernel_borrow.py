@@ -148,26 +148,28 @@ def test_collectives_keep_their_floor_and_scale_with_the_wire() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "known", "measured"),
+    ("name", "known", "measured", "within"),
     [
         # four A100 and four H100 bridged in pairs, whose ring crosses PCIe (kernels/NOTICE.md)
         (
             "a100-pcie-80gb",
             "a100-sxm-80gb",
             "nccl_via_torch/kineto_kernel_time/4/1/a100_pairwise_nvlink/float16",
+            1.3,
         ),
         (
             "h100-nvl-94gb",
             "h100-sxm-80gb",
             "nccl_via_torch/kineto_kernel_time/4/1/h100_pairwise_nvlink/float16",
+            2.0,
         ),
     ],
 )
-def test_four_gpus_over_pcie_are_as_quick_as_other_hosts_are(name: str, known: str, measured: str) -> None:
+def test_four_gpus_over_pcie_are_as_quick_as_other_hosts_are(name: str, known: str, measured: str, within: float) -> None:
     sizes = np.array([4e6, 16e6, 64e6])
     lent = borrower(name).all_reduce_s(4, sizes)
     curve = km.load_links(known)["collective/all_reduce"]["curves"][measured]
-    assert np.all(np.abs(np.log(lent / km.curve_s(curve, sizes))) < np.log(2.0))
+    assert np.all(np.abs(np.log(lent / km.curve_s(curve, sizes))) < np.log(within))
 
 
 def test_a_host_that_loses_bandwidth_lends_to_no_other() -> None:
@@ -185,9 +187,12 @@ def test_a_host_that_loses_bandwidth_lends_to_no_other() -> None:
     assert np.array_equal(served.all_reduce_s(2, sizes), own.all_reduce_s(2, sizes))
     quicker = own.all_reduce_s(4, sizes) / served.all_reduce_s(4, sizes)
     assert np.all(quicker > [1.0, 3.0, 3.0])
-    # half of RTX PRO 6000's links: at most twice its time
+    # what RTX PRO 6000's host loses is not lost on links of half the rate; a ring across sockets keeps less than one within
     lender = km.load_kernel_model("rtx-pro-6000-96gb", "vllm")
-    assert np.all(served.all_reduce_s(4, sizes) <= 2.0 * lender.all_reduce_s(4, sizes) * (1 + 1e-9))
+    assert np.all(served.all_reduce_s(4, sizes) <= 1.6 * lender.all_reduce_s(4, sizes))
+    rate = {n: float(2 * (1 - 1 / n) / served.all_reduce_s(n, sizes[-1:])[0]) for n in (2, 4, 8)}
+    assert rate[4] == pytest.approx(rate[2], rel=0.02)
+    assert rate[8] == pytest.approx(kb.SOCKETS_KEEP * rate[2], rel=0.02)
     for name in ("rtx-pro-6000-96gb", "h100-sxm-80gb"):
         model = km.load_kernel_model(name, "vllm")
         assert kb.on_its_links(model, load_device(name)) == (model, None)
@@ -267,7 +272,8 @@ def test_cards_without_peer_access_pay_for_the_way_through_the_host() -> None:
     for n, least in ((2, 50e-6), (4, 90e-6)):
         quick, slow = plain[n].all_reduce_s(n, sizes), through[n].all_reduce_s(n, sizes)
         assert float(slow[0]) == pytest.approx(least, rel=0.05)
-        assert slow - quick == pytest.approx(float(slow[0] - quick[0]), rel=0.3)
+        assert (slow - quick)[: 4 - n // 2] == pytest.approx(float(slow[0] - quick[0]), rel=0.3)
+        assert slow[-1] > quick[-1]
 
 
 @pytest.mark.parametrize(("name", "halves"), [("rtx-4090-24gb", True), ("rtx-3090-24gb", True), ("rtx-6000-ada-48gb", False)])
