@@ -55,6 +55,7 @@ from hardware_profiles.kernel_physics import (
     mla_base_s,
     moe_base_s,
     moe_loaded_rank,
+    moe_rows_s,
     moe_weight_bytes,
     prefill_base_s,
     prompt_of_chunk,
@@ -381,8 +382,10 @@ class KernelModel(Ops):
 
     def _sustained_s(self, key: str, fmt: str, flops: Array) -> Array:
         """The least time of products by the arithmetic that the device sustains; 0 where the table says it itself."""
-        known = key.partition("/")[2] or fmt
-        held = sustained_share(self.path.stem, self.path.parent.name, known) if self.path else None
+        op, _, known = key.partition("/")
+        held, lower = None, self.power_share < 1.0
+        if self.path:
+            held = sustained_share(self.path.stem, self.path.parent.name, known or fmt, op, lower_power=lower)
         return flops / (held * self.power_share * self.peaks.pipe_rate(fmt)) if held is not None else np.zeros_like(flops)
 
     def routed_experts_s(self, layer: RoutedLayer, tokens: ArrayLike, *, captured: bool) -> Array | None:
@@ -606,7 +609,10 @@ class KernelModel(Ops):
         flops = np.where(gated, 6.0, 4.0) * h * i / tp * rows * k / ep
         t = np.maximum(t, flops / self.peaks.rate(fmt) * (1.0 if condition == "serving" else 0.5))
         if condition == "serving":
-            t = np.maximum(t, self._sustained_s(key, fmt, flops))
+            held_s = self._sustained_s(key, fmt, flops)
+            if np.any(held_s):
+                held_s = held_s + sum(moe_rows_s(p, self.peaks, rows, rows * k / ep, h, i / tp, k))
+            t = np.maximum(t, held_s)
             if not key and fmt != "bfloat16" and self.peaks.rate(fmt) <= self.peaks.rate("bfloat16"):
                 # unmeasured and in bfloat16's arithmetic: at least that share of its time, as in gemm_s
                 _, plain = self._group("moe", "bfloat16")

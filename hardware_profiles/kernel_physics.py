@@ -532,10 +532,18 @@ def moe_base_s(
     core = np.sqrt(compute * compute + memory * memory) + (hidden + inter / tp) * p.get("depth_s", 0.0)
     core = core * np.where(as_array(tuned) > 0, 1.0, p.get("untuned_ratio", 1.0))
     core = core * np.where((inter / tp) % ALIGNED_WIDTH > 0, p.get("unaligned_ratio", 1.0), 1.0)
-    moved = 2.0 * (tokens * hidden * 2.0 + assigned * (2.0 * hidden + 3.0 * inter / tp))
+    moved, routed = moe_rows_s(p, peaks, tokens, assigned, hidden, inter / tp, topk)
+    return np.asarray(p["latency_s"] + core + moved + routed, dtype=np.float64)
+
+
+def moe_rows_s(
+    p: Mapping[str, float], peaks: DevicePeaks, tokens: Array, assigned: Array, hidden: Number, width: Number, topk: Number
+) -> tuple[Array, Array]:
+    """What a layer of experts moves beside its products [s]: rows of the experts, activated too; rows routed there and back."""
+    moved = 2.0 * (tokens * hidden * 2.0 + assigned * (2.0 * hidden + 3.0 * width))
     moved = moved / (peaks.hbm_bytes_per_s * p["activation_efficiency"])
     routed = 4.0 * tokens * topk * hidden / (peaks.hbm_bytes_per_s * p["routing_efficiency"])
-    return np.asarray(p["latency_s"] + core + moved + routed, dtype=np.float64)
+    return moved, routed
 
 
 #: Shape of DeepSeek-V3's latent attention: hidden size, query and KV latent ranks, rotary, plain and value

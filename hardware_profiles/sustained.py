@@ -6,8 +6,9 @@ not hold: the same cuBLAS product in bf16 is as quick in all three up to 1e11 FL
 table from 3e12 FLOP, where a kernel is long enough for the power limit to act (7 % on RTX PRO 6000). A server's weights are as
 good as random, and a prompt keeps the device busy for long.
 
-Experts are products as others are: the same share bounds them. TensorRT-LLM's table of experts in FP8 reaches 0.73 of an H100's
-peak, above every dense product there; Mixtral-8x7B of MLPerf 4.1 on H100 and H200 then comes out 1.5 times too quick.
+Experts are products as others are: the same share bounds them, and what brings rows to the experts, activates them and adds them
+up comes on top, as kernels of their own. TensorRT-LLM's table of experts in FP8 reaches 0.73 of an H100's peak in all, above any
+dense product there; Mixtral-8x7B of MLPerf 4.1 on H100 and H200 then comes out 1.5 times too quick.
 """
 
 from __future__ import annotations
@@ -30,13 +31,20 @@ SGLang's and TensorRT-LLM's medians over products of 3e12 FLOP and more; source:
 linear layers, vLLM 0.24.0, SGLang 0.5.14 (A100: 0.5.10), TensorRT-LLM 1.3.0rc20 (A100: 1.0.0); B300, GB200 and GB300: aisimulate
 0.13.0 (Apache-2.0), SGLang 0.5.20 and 0.5.17, TensorRT-LLM 1.3.0rc20; 2026-11."""
 
-WITHOUT_POWER: Mapping[str, tuple[str, ...]] = {"vllm": ("bfloat16", "fp8", "nvfp4"), "trtllm": ("fp8",)}
-"""Frameworks and formats whose tables were timed with weights that cost no power, or rest for the pass that finds scales."""
+WITHOUT_POWER: Mapping[str, tuple[str, ...]] = {
+    "vllm": ("bfloat16", "fp8", "nvfp4"),
+    "trtllm": ("fp8",),
+    "trtllm/moe": ("bfloat16", "fp8"),
+}
+"""Frameworks (and operations there) and formats whose tables were timed with weights that cost no power, or rest for the pass
+that finds scales. TensorRT-LLM's experts in bf16 reach 0.73 to 0.85 of the peak on Hopper and Blackwell, above dense products."""
 
 
-def sustained_share(framework: str, table: str, fmt: str) -> float | None:
+def sustained_share(framework: str, table: str, fmt: str, op: str = "gemm", *, lower_power: bool = False) -> float | None:
     """Share of peak that bounds products of one format in serving, None where the table says it itself.
 
-    framework, table : framework and device that the table was taken with.
+    framework, table : framework and device that the table was taken with. op : ``gemm`` or ``moe``.
+    lower_power : for a device of a lower limit.
     """
-    return SUSTAINED_SHARE.get(table, {}).get(fmt) if fmt in WITHOUT_POWER.get(framework, ()) else None
+    told = not lower_power and fmt not in WITHOUT_POWER.get(f"{framework}/{op}", WITHOUT_POWER.get(framework, ()))
+    return None if told else SUSTAINED_SHARE.get(table, {}).get(fmt)
