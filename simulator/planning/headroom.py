@@ -41,6 +41,8 @@ ANSWERS = 30.0
 """Window of a short run in mean times of service of the full one, at least; assumed: a full server is several times slower."""
 WARMUP_ANSWERS = 10.0
 """Warm-up kept of a load of single requests in mean times of service; assumed as above. Conversations keep all of it."""
+NEAR = 1.1
+"""First step on the load where the limit is guessed; assumed: engines of one kind are mostly that near."""
 FARTHEST = 1024.0
 """Factor on the load up to which, and down to whose inverse, is looked."""
 
@@ -120,14 +122,26 @@ class _Outcome:
     served_per_s: float | None
 
 
-class _Search:
-    """Short runs of a prepared scenario at other loads, each made once."""
+class Search:
+    """Short runs of a prepared scenario at other loads, each made once; `brief`: as short as `REQUESTS` twice over allow."""
 
-    def __init__(self, prepared: Prepared, run: RunResult, stop: Callable[[], bool], tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        run: RunResult,
+        stop: Callable[[], bool] = lambda: False,
+        tell: Callable[[str], None] = lambda text: None,
+        brief: bool = False,
+    ) -> None:
+        check_scalable(prepared.scenario.workload)
+        self._brief = brief
         self._prepared, self._stop, self._tell = prepared, stop, tell
         self._spec = prepared.scenario.workload
         self._span_s = _span_of_files_s(prepared)
         self._closed = _closed(self._spec)
+        self._run = run
+        self._period_s = max((_period_s(load) for load in self._spec.loads()), default=0.0)
+        self.asked = judged(run.result)[1] is not None
         self.seen = {1.0: self._outcome(run)}
         self._length_s = float(run.result["totals"]["duration_s"])
         metrics = run.result["metrics"]
@@ -138,7 +152,8 @@ class _Search:
         if any(load.arrivals is not None and load.arrivals.kind == "diurnal" for load in self._spec.loads()):
             return self._length_s
         enough = REQUESTS / max(self.seen[1.0].rate * (1.0 if self._closed else factor), 1e-9)
-        least = max(SHORTEST_S, ANSWERS * self._answer_s, enough)
+        shortest_s = min(SHORTEST_S, max(2 * enough, 2 * self._period_s)) if self._brief else SHORTEST_S
+        least = max(shortest_s, ANSWERS * self._answer_s, enough)
         return min(least, max(LONGEST_S, self._length_s))
 
     def _outcome(self, run: RunResult) -> _Outcome:
@@ -149,13 +164,21 @@ class _Search:
 
     def probe(self, factor: float) -> _Outcome | None:
         """The outcome at that load; None where files end too soon for it, or too few requests would come to judge by."""
-        if factor in self.seen:
-            return self.seen[factor]
+        if factor not in self.seen:
+            found = self._simulated(factor)
+            if found is None:
+                return None
+            self.seen[factor] = found
+        return self.seen[factor]
+
+    def _simulated(self, factor: float) -> _Outcome | None:
         if not self._closed and self.seen[1.0].rate * factor * self.window_s(factor) < FEWEST:
             return None
         spec, scenario = self._spec, self._prepared.scenario
         single = all(load.sessions is None and load.shared_prefix is None for load in spec.loads())
         warmup_s = min(spec.warmup, max(WARMUP_ANSWERS * self._answer_s, 10.0)) if single else spec.warmup
+        if self._brief and all(load.sessions is None for load in spec.loads()):
+            warmup_s /= max(1.0, factor)  # as many requests fill the caches
         duration_s = warmup_s + self.window_s(factor)
         if self._span_s is not None:
             if self._span_s / factor < warmup_s + SHORTEST_S / 4:
@@ -167,31 +190,32 @@ class _Search:
         found = self._outcome(run_prepared(replace(self._prepared, scenario=changed), should_stop=self._stop))
         if self._stop():
             raise KeyboardInterrupt
-        self.seen[factor] = found
         return found
 
-    def highest(self, good: Callable[[_Outcome], bool]) -> float | None:
-        """The highest factor at which `good` holds, to `TOLERANCE`; 0 if it never does, None if it always does."""
-        held = [f for f, outcome in self.seen.items() if good(outcome)]
-        broken = [f for f, outcome in self.seen.items() if not good(outcome)]
-        low, high = max(held, default=None), min(broken, default=None)
-        while high is None:
-            assert low is not None
-            outcome = self.probe(low * 2) if low * 2 <= FARTHEST else None
+    def highest(self, good: Callable[[_Outcome], bool], near_factor: float | None = None) -> float | None:
+        """The highest factor at which `good` holds, to `TOLERANCE`; 0 if it never does, None if it always does.
+
+        near_factor : where it is looked for first, by steps that grow up to twice the load.
+        """
+        step = 2.0
+        if near_factor is not None and self.probe(near_factor) is not None:
+            step = NEAR
+        low = max((f for f, outcome in self.seen.items() if good(outcome)), default=None)
+        high = min((f for f, outcome in self.seen.items() if not good(outcome)), default=None)
+        up = near_factor is None or good(self.seen.get(near_factor, self.seen[1.0]))
+        while low is None or high is None or (high / low > 1 + TOLERANCE and not self._same(low, high)):
+            if high is None or (up and low is not None):
+                assert low is not None
+                at, aim = low, min(low * step, FARTHEST)
+            else:
+                at, aim = high, max(high / step, 1 / FARTHEST)
+            if low is not None and high is not None:
+                aim = (min if at == low else max)(aim, math.sqrt(low * high))
+            outcome = self.probe(aim) if aim != at else None
             if outcome is None:
-                return None
-            low, high = (low * 2, None) if good(outcome) else (low, low * 2)
-        while low is None:
-            outcome = self.probe(high / 2) if high / 2 >= 1 / FARTHEST else None
-            if outcome is None:
-                return 0.0
-            low, high = (high / 2, high) if good(outcome) else (None, high / 2)
-        while high / low > 1 + TOLERANCE and not self._same(low, high):
-            middle = math.sqrt(low * high)
-            outcome = self.probe(middle)
-            if outcome is None:
-                break
-            low, high = (middle, high) if good(outcome) else (low, middle)
+                return None if high is None else low or 0.0
+            up, step = good(outcome), min(step * step, 2.0)
+            low, high = (aim, high) if up else (low, aim)
         return low
 
     def served_per_s(self) -> float:
@@ -201,6 +225,46 @@ class _Search:
     def sustains(self, outcome: _Outcome) -> bool:
         """Whether the backlog stays bounded: also where it grew in a burst, at a mean rate below what was served elsewhere."""
         return outcome.sustained or outcome.rate < self.served_per_s()
+
+    def keeps(self, outcome: _Outcome) -> bool:
+        """Whether the SLO holds, if there is one, and the backlog stays bounded."""
+        return outcome.holds is not False and self.sustains(outcome)
+
+    def limit(self, near_factor: float | None = None) -> Headroom:
+        """The highest load within the SLO alone, without one the highest that is sustained; `near_factor`: where to begin."""
+        highest = self.highest(self.keeps, near_factor)
+        return self.found(None, highest) if self.asked else self.found(highest, None)
+
+    def exceeded_by(self, other: Prepared) -> bool:
+        """Whether another deployment carries more than the highest load that was found, by one run of it."""
+        held = [f for f, outcome in self.seen.items() if self.keeps(outcome)]
+        aim = max(held) * (1 + TOLERANCE) if held else min(self.seen)
+        if held and self._closed:
+            aim = max(aim, max(held) + 1 / self._spec.users())
+        outcome = Search(other, self._run, self._stop, self._tell, self._brief)._simulated(aim)
+        return outcome is not None and self.keeps(outcome)
+
+    def found(self, sustained_factor: float | None, within_factor: float | None) -> Headroom:
+        """Factors as loads."""
+        offered = self._spec.users() if self._closed else self.seen[1.0].rate
+
+        def load(factor: float | None) -> float | None:
+            if factor is None or factor == 0:
+                return factor
+            if self._closed:
+                return float(round(offered * factor))
+            return min(self.seen[factor].rate, self.served_per_s() or math.inf)
+
+        return Headroom(
+            "users" if self._closed else "requests/s",
+            offered,
+            load(sustained_factor),
+            load(within_factor),
+            float(round(offered * max(self.seen))) if self._closed else max(outcome.rate for outcome in self.seen.values()),
+            len(self.seen) - 1,
+            self.window_s(1.0),
+            self.asked,
+        )
 
     def _same(self, low: float, high: float) -> bool:
         """Whether no whole number of users lies between two loads."""
@@ -217,6 +281,12 @@ def _offered_per_s(run: RunResult) -> float:
 
 def _closed(spec: WorkloadSpec) -> bool:
     return all(load.arrivals is not None and load.arrivals.kind == "closed_loop" for load in spec.loads())
+
+
+def _period_s(load: Load) -> float:
+    """After which a load repeats itself [s]; 0 for one without bursts."""
+    arrivals = load.arrivals
+    return arrivals.on_s + arrivals.off_s if arrivals is not None and arrivals.kind == "onoff" else 0.0
 
 
 def _span_of_files_s(prepared: Prepared) -> float | None:
@@ -239,27 +309,6 @@ def headroom(
 
     Raises InputError for a load without a rate, KeyboardInterrupt once `should_stop` says so.
     """
-    spec = prepared.scenario.workload
-    check_scalable(spec)
-    search = _Search(prepared, run, should_stop, tell)
-    closed = _closed(spec)
-    offered = spec.users() if closed else search.seen[1.0].rate
+    search = Search(prepared, run, should_stop, tell)
     sustained = search.highest(search.sustains)
-    asked = judged(run.result)[1] is not None
-    within = search.highest(lambda outcome: bool(outcome.holds) and search.sustains(outcome)) if asked else None
-
-    def load(factor: float | None) -> float | None:
-        if factor is None or factor == 0:
-            return factor
-        return float(round(offered * factor)) if closed else min(search.seen[factor].rate, search.served_per_s() or math.inf)
-
-    return Headroom(
-        "users" if closed else "requests/s",
-        offered,
-        load(sustained),
-        load(within),
-        float(round(offered * max(search.seen))) if closed else max(outcome.rate for outcome in search.seen.values()),
-        len(search.seen) - 1,
-        search.window_s(1.0),
-        asked,
-    )
+    return search.found(sustained, search.highest(search.keeps) if search.asked else None)

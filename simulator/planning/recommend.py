@@ -28,6 +28,8 @@ from simulator.results.ranking import Estimate, confidence, sure
 if TYPE_CHECKING:
     from engine_models.declaration import EnginePlan
     from simulator.config.schema import Pool, Scenario
+    from simulator.planning.headroom import Headroom
+    from simulator.prepared import Prepared
 
 TUNED = ("rows", "step_tokens")
 """Words for the flags that `tune` tries other values of, where an engine has them: requests at once, tokens of a step."""
@@ -135,7 +137,7 @@ def recommend(
     load_architecture(scenario.model, Path.cwd())
     mine, _ = split(pool.engine)
     excluded: list[Excluded] = []
-    asked: list[tuple[str, Scenario, dict[str, Any]]] = []
+    asked: list[Asked] = []
     ways: dict[str, list[EnginePlan]] = {}
     for spelled in (*names(), *IMPLIED):
         name = split(spelled)[0]
@@ -152,21 +154,19 @@ def recommend(
         if why is not None:
             excluded.append(Excluded(name, why))
             continue
-        asked.append((spelled, changed, {}))
-        if wishes.tune:
-            asked += [(spelled, _flagged(changed, flags), flags) for flags in default]
+        asked.append(Asked(spelled, changed, tuple(default) if wishes.tune else (), wishes.weights))
     notes = []
     if flags := _own_flags(pool, mine):
         notes.append(f"flags of {mine} are not said to the others: {', '.join(flags)}")
     if pool.calibration is not None:
         notes.append(f"the calibration is of {mine}; the others are not calibrated")
-    found: dict[str, list[Choice]] = {}
+    asked.sort(key=lambda each: each.spelled != mine)  # the others start where it ends
+    best: list[Choice] = []
     for spelled, outcome in _all(asked, workers, tell):
         if isinstance(outcome, str):
             excluded.append(Excluded(split(spelled)[0], outcome))
         else:
-            found.setdefault(spelled, []).append(outcome)
-    best = [min(choices, key=lambda c: _badness(c, wishes.weights, None)) for choices in found.values()]
+            best.append(outcome)
     never = tuple(c for c in best if c.used_share is None and c.highest == 0)
     able = [c for c in best if c not in never]
     least = {key: min((v for c in able if (v := _criteria(c)[key])), default=1.0) for key in CRITERIA}
@@ -268,39 +268,72 @@ def _flagged(scenario: Scenario, flags: Mapping[str, Any]) -> Scenario:
 
 # -- one engine ---------------------------------------------------------------------------------------------
 
-Asked = tuple[str, "Scenario", dict[str, Any]]
+
+@dataclass(frozen=True)
+class Asked:
+    """A candidate: its spelling, the scenario under its defaults, flags to try other values of, the weights of criteria."""
+
+    spelled: str
+    scenario: Scenario
+    tries: tuple[Mapping[str, Any], ...]
+    weights: tuple[tuple[str, float], ...]
 
 
 def _all(asked: Sequence[Asked], workers: int | None, tell: Callable[[str], None]) -> list[tuple[str, Choice | str]]:
-    """Each candidate's outcome, in order: in this process, or in several."""
-    workers = min(workers or os.cpu_count() or 1, len(asked))
-    numbers, out = range(len(asked)), dict[int, Choice | str]()
-    if workers <= 1:
-        found: Iterable[tuple[int, Choice | str]] = ((number, judge(*asked[number])) for number in numbers)
-    else:
-        found = in_processes(numbers, lambda pool, number: pool.submit(judge, *asked[number]), workers)
+    """Each candidate's outcome, in order: the first in this process, the others near what it carries, perhaps in several."""
+    workers = min(workers or os.cpu_count() or 1, max(1, len(asked) - 1))
+    if not asked:
+        return []
     tell(f"0 of {len(asked)} candidates simulated ...")
+    first = judge(asked[0], None)
+    near_factor = 1 / first.used_share if isinstance(first, Choice) and first.used_share else None
+    out: dict[int, Choice | str] = {0: first}
+    others = range(1, len(asked))
+    if workers <= 1:
+        found: Iterable[tuple[int, Choice | str]] = ((number, judge(asked[number], near_factor)) for number in others)
+    else:
+        found = in_processes(others, lambda pool, number: pool.submit(judge, asked[number], near_factor), workers)
     for number, outcome in found:
         out[number] = outcome
         tell(f"{len(out)} of {len(asked)} candidates simulated ...")
-    return [(each[0], out[number]) for number, each in enumerate(asked)]
+    return [(each.spelled, out[number]) for number, each in enumerate(asked)]
 
 
-def judge(spelled: str, scenario: Scenario, flags: dict[str, Any]) -> Choice | str:
-    """Simulate one candidate and fill it to its limit; why it is left out, if it cannot be."""
-    from simulator.planning.headroom import headroom
+def judge(asked: Asked, near_factor: float | None) -> Choice | str:
+    """Fill one candidate to its limit, with the best of the flags; why it is left out, if it cannot be.
+
+    near_factor : the factor on the load at which the limit is sought first. Where cost alone counts, other values of a flag are
+    looked into only if one short run shows that they carry more.
+    """
+    from simulator.planning.headroom import Search
     from simulator.prepare import prepare
     from simulator.run import run_prepared
 
-    try:
-        prepared = prepare(scenario)
-        run = run_prepared(prepared)
-        batch = any(load.arrivals is not None and load.arrivals.kind == "batch" for load in scenario.workload.loads())
-        room = None if batch else headroom(prepared, run)
-    except PlanError as error:
-        return error.message
-    name = split(spelled)[0]
-    result, plan = run.result, prepared.plan
+    by_cost = all(name == "cost" for name, _ in asked.weights)
+    best: Choice | str = ""
+    search: Search | None = None
+    for flags in ({}, *asked.tries):
+        try:
+            prepared = prepare(_flagged(asked.scenario, flags) if flags else asked.scenario)
+            if by_cost and search is not None and not search.exceeded_by(prepared):
+                continue
+            run = run_prepared(prepared)
+            batch = any(load.arrivals is not None and load.arrivals.kind == "batch" for load in asked.scenario.workload.loads())
+            filled = None if batch else Search(prepared, run, brief=True)
+            choice = _choice(asked.spelled, flags, prepared, run.result, filled.limit(near_factor) if filled else None)
+        except PlanError as error:
+            best = best or error.message
+            continue
+        if isinstance(best, str) or _badness(choice, asked.weights, None) < _badness(best, asked.weights, None):
+            best, search = choice, filled
+            near_factor = 1 / choice.used_share if choice.used_share else near_factor
+    return best
+
+
+def _choice(
+    spelled: str, flags: Mapping[str, Any], prepared: Prepared, result: Mapping[str, Any], room: Headroom | None
+) -> Choice:
+    name, plan = split(spelled)[0], prepared.plan
     metrics, cost = result["metrics"], result["cost"]["usd_per_1m_total_tokens"]
     used = room.used_share if room else None
     limit = None if room is None else room.within_slo if room.judged else room.sustainable

@@ -15,8 +15,10 @@ from engine_models.engines.projects import PROJECTS
 from hardware_profiles.errors import InputError
 from simulator.config.load import load_scenario
 from simulator.planning import recommend as module
-from simulator.planning.recommend import Choice, Wishes, judge, recommend
+from simulator.planning.headroom import TOLERANCE, Search, _Outcome
+from simulator.planning.recommend import Asked, Choice, Wishes, judge, recommend
 from simulator.results.ranking import ALIKE_MODEL
+from simulator.run import run_prepared
 from tests.planning.test_planning_cli import Shell
 
 SCENARIO: dict[str, Any] = {
@@ -35,22 +37,23 @@ SCENARIO: dict[str, Any] = {
 }
 
 
+COST = (("cost", 1.0),)
+
+
 def stub(costs: dict[str, float | None]) -> Any:
     """A `judge` that knows what each engine costs, None where it breaks the SLO at every load."""
 
-    def judged(spelled: str, scenario: Any, flags: dict[str, Any]) -> Choice | str:
+    def judged(asked: Asked, near: float | None) -> Choice | str:
+        spelled = asked.spelled
         if spelled not in costs:
             return "not tried here"
         cost = costs[spelled]
-        if cost is not None and flags:
-            cost *= 0.5 if flags == {"max_num_batched_tokens": 32768} else 2.0
-        args = scenario.deployment.pools[0].engine_args
         return Choice(
             engine=spelled,
             version="1",
             implied={},
             weights="bf16",
-            flags={**flags, "args": args} if flags else {},
+            flags={},
             slo="met",
             p99_ttft_ms=1.0 / (cost or 1.0),
             p99_tpot_ms=1.0,
@@ -102,13 +105,34 @@ def test_every_engine_is_ranked_or_left_out_with_a_reason() -> None:
     assert all(reasons.values())
 
 
-@pytest.mark.usefixtures("costs")
-def test_tuning_keeps_the_flag_that_is_cheapest() -> None:
-    found = recommend(load_scenario(SCENARIO), Wishes(tune=True), workers=1)
-    best = found.ranked[0]
-    assert (best.engine, best.cost_usd) == ("vllm", 0.5)
-    assert best.flags["args"]["max_num_batched_tokens"] == 32768
-    assert best.flags["args"]["max_model_len"] == 8192  # what the scenario says is kept
+@pytest.mark.parametrize(("weights", "runs"), [((("cost", 1.0),), 2), ((("cost", 1.0), ("ttft", 0.1)), 5)])
+def test_tuning_keeps_the_flag_that_carries_most(
+    weights: tuple[tuple[str, float], ...], runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where cost alone counts, only a flag that carries more in one short run is simulated at the offered load."""
+    tokens, whole = {512: 1.0, 2048: 2.0, 8192: 4.0, 32768: 8.0}, []
+
+    def limit_of(prepared: Any) -> float:
+        args = prepared.scenario.deployment.pools[0].engine_args
+        assert args["max_model_len"] == 8192  # what the scenario says is kept
+        return tokens[int(args.get("max_num_batched_tokens", 8192))] * (1.0 if args.get("max_num_seqs", 1024) == 1024 else 0.5)
+
+    class Ideal(Search):
+        def _simulated(self, factor: float) -> Any:
+            return _Outcome(factor * self._outcome(self._run).rate, True, factor <= limit_of(self._prepared), None)
+
+    def simulated(prepared: Any) -> Any:
+        whole.append(prepared)
+        return run_prepared(prepared)
+
+    monkeypatch.setattr("simulator.run.run_prepared", simulated)
+    monkeypatch.setattr("simulator.planning.headroom.Search", Ideal)
+    tries = tuple({"max_num_batched_tokens": n} for n in (512, 2048, 32768)) + ({"max_num_seqs": 16},)
+    found = judge(Asked("vllm", load_scenario(SCENARIO), tries, weights), 3.0)
+    assert isinstance(found, Choice)
+    assert found.flags == {"max_num_batched_tokens": 32768}
+    assert found.used_share == pytest.approx(1 / 8.0, rel=TOLERANCE)
+    assert len(whole) == runs
 
 
 @pytest.mark.usefixtures("costs")
@@ -130,8 +154,8 @@ def test_a_constraint_leaves_out_with_its_reason(wishes: Wishes, left: dict[str,
 def test_the_context_is_said_to_others_in_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def spy(spelled: str, scenario: Any, flags: dict[str, Any]) -> str:
-        seen[spelled] = scenario.deployment.pools[0].engine_args
+    def spy(asked: Asked, near: float | None) -> str:
+        seen[asked.spelled] = asked.scenario.deployment.pools[0].engine_args
         return "seen"
 
     monkeypatch.setattr(module, "judge", spy)
@@ -146,7 +170,7 @@ def test_the_context_is_said_to_others_in_their_words(monkeypatch: pytest.Monkey
 def test_a_way_that_an_engine_takes_anyway_is_listed_once(model: str, ways: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """LMDeploy serves with its PyTorch engine what its other one lacks."""
     seen: list[str] = []
-    monkeypatch.setattr(module, "judge", lambda spelled, scenario, flags: seen.append(spelled) or "seen")
+    monkeypatch.setattr(module, "judge", lambda asked, near: seen.append(asked.spelled) or "seen")
     monkeypatch.setattr(module, "names", lambda: ["lmdeploy"])
     recommend(load_scenario({**SCENARIO, "model": model}), Wishes(), workers=1)
     assert len([spelled for spelled in seen if spelled.startswith("lmdeploy")]) == ways
@@ -156,7 +180,7 @@ def test_a_way_that_an_engine_takes_anyway_is_listed_once(model: str, ways: int,
 def test_the_cost_at_the_slo_is_that_of_the_load_which_it_keeps() -> None:
     """The run's own cost times the share in use: filled up, the same hour serves so many more tokens."""
     scenario = load_scenario(SCENARIO)
-    found = judge("vllm", scenario, {})
+    found = judge(Asked("vllm", scenario, (), COST), None)
     assert isinstance(found, Choice)
     from simulator import simulate
 
@@ -167,7 +191,8 @@ def test_the_cost_at_the_slo_is_that_of_the_load_which_it_keeps() -> None:
     assert found.cost_interval_usd is not None
     assert found.cost_interval_usd[0] < found.cost_usd < found.cost_interval_usd[1]
     assert found.measured
-    slower = judge("tgi", load_scenario({**SCENARIO, "deployment": {"engine": "tgi", "hardware": "h100-sxm-80gb"}}), {})
+    other = load_scenario({**SCENARIO, "deployment": {"engine": "tgi", "hardware": "h100-sxm-80gb"}})
+    slower = judge(Asked("tgi", other, (), COST), 1 / found.used_share)
     assert isinstance(slower, Choice)
     assert not slower.measured
 
