@@ -172,6 +172,11 @@ def test_vllms_ring_is_of_those_that_are_up_and_by_header_and_session() -> None:
     assert policy.allowed(by_user, 0.0) == (FacebookRing(names, 160).worker("header:x-user-id:s7"),)
 
 
+def test_the_stack_takes_turns_by_name() -> None:
+    policy = of("production-stack", "roundrobin", workers=11)
+    assert [send(policy, text(turn, (0, 0, 5))) for turn in range(4)] == [0, 10, 1, 2]
+
+
 def test_power_of_two_before_vllms_pairs_is_a_draw() -> None:
     system = system_named("vllm-router")
     assert system is not None

@@ -52,12 +52,13 @@ class Rates:
 
 
 class RoundRobin(Policy):
-    """In turn, with a counter of its own for every set of workers that were up."""
+    """In turn by their names, with a counter of its own for every set of workers that were up."""
 
-    def __init__(self, workers: int, draw: Random) -> None:
+    def __init__(self, workers: int, draw: Random, names: Series[str] | None) -> None:
         super().__init__(workers, draw)
+        self._names = names
         self._next: dict[tuple[int, ...], int] = {}
-        self._set = tuple(self.up)
+        self._set = self._in_turn()
 
     def allowed(self, arrival: Arrival, now_s: float) -> Series[int]:
         """As of the base."""
@@ -70,7 +71,12 @@ class RoundRobin(Policy):
     def set_up(self, workers: Series[int]) -> None:
         """As of the base."""
         super().set_up(workers)
-        self._set = tuple(self.up)
+        self._set = self._in_turn()
+
+    def _in_turn(self) -> tuple[int, ...]:
+        """Those that are up, as texts are ordered; by number where nobody has named them."""
+        names = self._names
+        return tuple(self.up if names is None else sorted(self.up, key=names.__getitem__))
 
 
 class Rated(Policy):
@@ -192,7 +198,7 @@ def policy(flags: Flags, workers: int, draw: Random, names: Series[str] | None) 
         return Session(
             workers, draw, flags.number("request_stats_window"), names or [str(i) for i in range(workers)]
         )
-    return RoundRobin(workers, draw)
+    return RoundRobin(workers, draw, names)
 
 
 SYSTEM = RouterSystem(
