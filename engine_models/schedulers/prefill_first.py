@@ -185,7 +185,8 @@ class PrefillFirstScheduler(Scheduler):
         self._decoding: dict[Sequence, None] = {}  # the running batch, in order
         self._merging: list[Sequence] = []  # rows of the last prefill batch, not yet in the running batch
         self._last_extend = False
-        self._latest_extend = PrefillFirstBatch(-1)
+        self._latest = self._latest_extend = PrefillFirstBatch(-1)
+        self._formed_nothing = -1  # batch behind which none could be formed
         self._ending: list[Sequence] = []  # in the running batch, last token in flight
         self._wasting: list[Sequence] = []  # ended, but scheduled once more as the end was not certain
         self._aborted: list[Sequence] = []
@@ -283,18 +284,33 @@ class PrefillFirstScheduler(Scheduler):
             (self._unreceived if seq in self._unreceived else self._waiting).remove(seq)
             seq.state = "finished"
             return True
-        if seq.state == "ending" or seq in self._wasting:
-            return False
-        seen = max(seq.group_state.last, self._last_decode if seq.state == "decoding" else -1) > self.processed_number
-        decoding = seq.state == "decoding"
+        decoding, latest = seq.state == "decoding", self.next_number - 1
+        ends = seq.state == "ending" or seq in self._wasting
+        served = self._last_decode if decoding and not ends else seq.group_state.last
+        # still when the scheduler hears of it, which it does when it forms a batch
+        in_flight = self._overlap and self.processed_number < latest == served and latest != self._formed_nothing
+        if ends:
+            if in_flight:
+                self._left.add(seq)
+            return in_flight
         if decoding:
-            self._leave_decodes(seq, self.next_number - 1)
-        # what is in flight now ends it; the step after is in vain, and comes in any case
-        seq.final_length, seq.stop_known = seq.length + 1, seen
+            self._leave_decodes(seq, latest)
+        if in_flight:
+            self._end_in_flight(seq, latest)
+        elif seq.final_length > seq.length + 1:  # else its next token is the last in any case
+            seq.final_length, seq.stop_known = seq.length + 1, False
         if decoding:
             self._join_decodes(seq)
         self._left.add(seq)
         return True
+
+    def _end_in_flight(self, seq: Sequence, number: int) -> None:
+        """Let a row end with the latest batch, which is under way; the next serves it in vain."""
+        seq.final_length, seq.group_state.last = seq.length, number
+        self._wasting.append(seq)
+        ending = {*self._latest.finishing, seq}
+        rows = [row for row in (*self._merging, *self._decoding) if row in ending]
+        self._latest.finishing = rows + [row for row in self._latest.finishing if row not in rows]
 
     def close(self) -> None:
         """Let the ranges of rows that still decode end with the latest batch."""
@@ -318,6 +334,7 @@ class PrefillFirstScheduler(Scheduler):
             if self.processed_number == self.next_number - 1:
                 self.ratio = self.initial_ratio  # idle
             self._last_decoded = False
+            self._formed_nothing = self.next_number - 1
             return batch if batch.preempted else None
         batch.tokens = batch.decode_tokens + sum(new for new, _ in batch.prefill)
         if batch.mode != "DECODE":
@@ -334,6 +351,7 @@ class PrefillFirstScheduler(Scheduler):
             batch.aborted, self._aborted = self._aborted, []
             batch.finishing.extend(batch.aborted)
         self._last_decoded = batch.mode == "DECODE"
+        self._latest = batch
         if not batch.decode_rows:
             self._pauses.append(batch.number)
         self.next_number += 1
@@ -916,7 +934,7 @@ class PrefillFirstScheduler(Scheduler):
             self._since_receipt = counted % self.rules.receive_interval
             self._last_decoded = True
         self.next_number += steps
-        batch = PrefillFirstBatch(self.next_number - 1)
+        batch = self._latest = PrefillFirstBatch(self.next_number - 1)
         self.processed_number = batch.number - 1
         self._last_decode = batch.number
         batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count

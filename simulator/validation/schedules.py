@@ -247,8 +247,7 @@ def drive(run: Replay, config: dict[str, Any], requests: list[dict[str, Any]]) -
         elif leaves <= event:
             now_s, index, seq = heapq.heappop(leaving)
             replica.advance(now_s)
-            if seq.state != "finished":
-                replica.cancel(replica.ranks[0], seq, now_s)
+            if seq.state != "finished" and replica.cancel(replica.ranks[0], seq, now_s):
                 finished(seq, now_s)
                 gone.add(index)
         else:  # up to the next arrival, the next decision or the next end of a request, which may bring an arrival

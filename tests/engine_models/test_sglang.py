@@ -53,6 +53,22 @@ def serve(
     return replica, scheduler, ends
 
 
+def test_a_row_whose_client_left_ends_with_the_step_under_way_and_is_served_once_more_in_vain() -> None:
+    pool = RadixPool(100, 1, prefix_caching=False)
+    scheduler = PrefillFirstScheduler(PrefillFirstRules(8, 1000, in_flight=2), pool)
+    seq = Sequence(0, 10, 50, 0.0)
+    scheduler.add(seq)
+    prompt, under_way = scheduler.schedule(0.0), scheduler.schedule(0.0)
+    assert prompt is not None
+    assert under_way is not None
+    scheduler.settle(prompt)
+    assert scheduler.cancel(seq)
+    assert scheduler.schedule(0.0) is not None  # in vain
+    assert scheduler.settle(under_way) == []
+    assert pool.free_tokens == 100
+    assert not scheduler.has_work()
+
+
 REQUEST = st.tuples(
     st.integers(1, 120),  # prompt
     st.integers(1, 90),  # output
