@@ -127,7 +127,7 @@ def test_tuning_keeps_the_flag_that_carries_most(
 
     monkeypatch.setattr("simulator.run.run_prepared", simulated)
     monkeypatch.setattr("simulator.planning.headroom.Search", Ideal)
-    tries = tuple({"max_num_batched_tokens": n} for n in (512, 2048, 32768)) + ({"max_num_seqs": 16},)
+    tries = (*({"max_num_batched_tokens": n} for n in (512, 2048, 32768)), {"max_num_seqs": 16})
     found = judge(Asked("vllm", load_scenario(SCENARIO), tries, weights), 3.0)
     assert isinstance(found, Choice)
     assert found.flags == {"max_num_batched_tokens": 32768}
