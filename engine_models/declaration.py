@@ -417,7 +417,7 @@ class Engine:
     plan : resolves a pool, given the version as it was asked for (None: the newest).
     replay : from a recording's version and knobs; None: no recording can be run again.
     kv_formats : narrow formats in which it keeps a KV cache, beside those of packed files; None: nobody checks.
-    kv_format : format of the KV cache on a device unless the pool names one; None: the model's.
+    kv_format : format of the KV cache of a model on a device unless the pool names one; None: the model's.
     decisions : `replay` of an engine that was recorded without a model: its steps again, from the knobs and the requests.
     lockstep : None where data parallelism always means copies.
     pair_replay : `replay` of servers that share requests, from a version and the knobs.
@@ -442,7 +442,7 @@ class Engine:
     weights: str | None = None
     overheads_from: str | None = None
     kv_formats: tuple[str, ...] | None = None
-    kv_format: Callable[[Device], str] | None = None
+    kv_format: Callable[[Device, Architecture], str | None] | None = None
     measured: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     plan: Callable[[PoolRequest, str | None], EnginePlan]
     replay: Callable[[str, Mapping[str, Any]], Replay] | None = None

@@ -154,7 +154,7 @@ def resolve_formats(
         )
     own = pool.kv_cache in (None, "auto")
     auto = dtype if pool.weights == "fp32" else arch.kv_format
-    by_engine = engine.kv_format(device) if own and engine.kv_format is not None else None
+    by_engine = engine.kv_format(device, arch) if own and engine.kv_format is not None else None
     if by_engine is not None:
         notes.append(f"the KV cache is kept in {by_engine}, as {engine.title} does on {device.title} unless told otherwise")
     kv = format_named(by_engine or auto if own else str(pool.kv_cache), where="deployment.kv_cache")

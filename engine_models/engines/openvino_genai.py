@@ -30,6 +30,7 @@ from engine_models.declaration import (
 from engine_models.memory.content_blocks import ContentBlocks
 from engine_models.model.activations import CONTEXT_BYTES, activation_bytes
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.model.blocks import Architecture
 from engine_models.schedulers.one_list import OneListRules, OneListScheduler
 from hardware_profiles.device import Device, DeviceKind
 from hardware_profiles.errors import InfeasibleError, InputError
@@ -94,8 +95,8 @@ class Rank:
         )
 
 
-def kv_format(device: Device) -> str:
-    """Format of the KV cache unless told otherwise: 8 bits, but on ARM."""
+def kv_format(device: Device, arch: Architecture) -> str:
+    """Format of the KV cache unless told otherwise: 8 bits, but on ARM, whatever the model."""
     return "fp16" if device.architecture.startswith(ARM_CPUS) else "int8"
 
 

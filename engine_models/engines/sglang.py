@@ -65,6 +65,7 @@ from engine_models.engines.sglang_memory import (
     caches_states_alone,
     compressed,
     default_running,
+    kv_format,
     memory_defaults,
     memory_of,
     slots_a_row,
@@ -475,6 +476,7 @@ ENGINE = Engine(
     devices=dict.fromkeys(("gpu", "apu"), _DOCS),
     formats={name: Support(_KINDS, _DOCS) for name in FORMATS},
     kv_formats=("fp8", "nvfp4"),
+    kv_format=kv_format,
     features={
         "offload": Support(_KINDS, "SGLang 0.5's HiCache (mem_cache/hiradix_cache.py)"),
         "handover": Support(_KINDS, "SGLang 0.5.23's srt/disaggregation"),

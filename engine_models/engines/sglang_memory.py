@@ -9,6 +9,7 @@ from engine_models.engines.sglang_drafts import kv_share_of_drafter
 from engine_models.model.activations import CONTEXT_BYTES
 from engine_models.model.architecture import kv_groups, state_bytes_per_sequence, weight_bytes_per_rank
 from engine_models.model.blocks import Architecture
+from hardware_profiles.device import Device
 from hardware_profiles.errors import InfeasibleError, InputError
 
 GIB = 1 << 30
@@ -95,6 +96,13 @@ def caches_states_alone(request: PoolRequest, version: tuple[int, ...]) -> bool:
 def slots_a_row(request: PoolRequest) -> int:
     """States that are kept of a request."""
     return SLOTS_A_ROW_UNCACHED if request.flags.get("disable_radix_cache", False) else SLOTS_A_ROW
+
+
+def kv_format(device: Device, arch: Architecture) -> str | None:
+    """FP8 for sparse latent attention on Blackwell (datasheet: `server_args.py` of SGLang 0.5.3 to 0.5.9
+    and `arg_groups/overrides.py` of 0.5.23, ``kv_cache_dtype`` for compute capability 10 and above)."""
+    sparse = any(block.kind == "mla" and block.indexer is not None and block.entry_tokens == 1 for block in arch.attention)
+    return "fp8" if sparse and device.architecture == "blackwell" else None
 
 
 def compressed(arch: Architecture) -> bool:

@@ -15,9 +15,11 @@ from engine_models.engines import sglang, sglang_memory
 from engine_models.engines.known import parse_engine_args
 from engine_models.lengths import judged
 from engine_models.memory.radix import RadixPool
+from engine_models.model.architecture import load_architecture
 from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import POLICIES, PrefillFirstRules, PrefillFirstScheduler
+from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import replay
@@ -403,3 +405,11 @@ def test_launch_command() -> None:
     }
     with pytest.raises(InputError, match="lpm"):
         parse_engine_args("sglang", {"schedule_policy": "lpn"})
+
+
+def test_sparse_latent_attention_keeps_its_cache_in_fp8_on_blackwell() -> None:
+    """There alone, and other models in what they compute in."""
+    sparse, latent = load_architecture("deepseek-ai/DeepSeek-V3.2"), load_architecture("deepseek-ai/DeepSeek-R1")
+    b200, h200 = load_device("b200-sxm-180gb"), load_device("h200-sxm-141gb")
+    asked = [(b200, sparse), (h200, sparse), (b200, latent)]
+    assert [sglang_memory.kv_format(*each) for each in asked] == ["fp8", None, None]
