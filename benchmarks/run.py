@@ -104,6 +104,16 @@ def fleet(replicas: int, requests: int) -> Callable[[Path], dict[str, Any]]:
     return drawn(load, replicas=replicas, router={"system": "dynamo"})
 
 
+def roles(engine: str, **load: Any) -> Callable[[Path], dict[str, Any]]:
+    """The load of S3 over four replicas that compute prompts and four that answer."""
+    pool = {"engine": engine, "hardware": "h100-sxm-80gb", "tensor_parallel": 4, "replicas": 4}
+    return lambda folder: {
+        "model": LLAMA_70B,
+        "deployment": {"pools": [{"role": role, **pool} for role in ("prefill", "decode")]},
+        "workload": {"trace": str(TRACES / "s3.parquet"), **load},
+    }
+
+
 def million(folder: Path) -> dict[str, Any]:
     """Make a million requests of the kind of S1, in a process of its own: a child's peak is never below its parent's memory."""
     trace = folder / "million.parquet"
@@ -192,6 +202,11 @@ CASES = {
     "replicas-8": Case("20,000 requests at 160/s, 8 replicas, least requests", spread(8)),
     "replicas-64": Case("the same over 64 replicas", spread(64)),
     "replicas-256": Case("the same over 256 replicas", spread(256)),
+    "roles-vllm": Case("S3 on 4 replicas for prompts and 4 for answers", roles("vllm")),
+    "roles-sglang": Case("the same on SGLang", roles("sglang")),
+    "roles-trtllm": Case(
+        "the same on TensorRT-LLM, clients naming their lengths", roles("trtllm", max_output_tokens="equal")
+    ),
     "fleet-1": Case("20,000 requests of S1's kind behind 64 prefixes, one replica of the next", fleet(1, 20_000)),
     "fleet-256": Case("2,000,000 of these over 256 replicas, KV-aware router", fleet(256, 2_000_000)),
     "1M": Case("1,000,000 requests of S1's kind", million),

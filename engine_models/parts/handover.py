@@ -11,7 +11,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Series
 from typing import NamedTuple
 
-from engine_models.parts.protocols import Scheduler
+from engine_models.parts.protocols import INFINITY, Scheduler
 from engine_models.parts.sequence import Sequence
 
 
@@ -41,10 +41,13 @@ class Peer(Scheduler):
     def turns(self) -> float:
         """How often the loop turns when nothing can be computed now: not at all (0), once, or until something comes."""
 
+    def speaks_s(self, begin_s: float, *, expects: bool) -> float:
+        """A time before which no decision says something to a peer, infinite where that takes something from a peer first.
 
-    def idle(self) -> bool:
-        """Whether it takes over requests, and none is here for which it may say something to a peer."""
-        return False
+        `begin_s` is when the next batch may be formed, `expects` whether requests are on their way here. What the results of a
+        batch say comes at its end.
+        """
+        return begin_s
 
     def turned(self, turns: int) -> None:
         """Take in that the loop has turned so many times more without a decision that could differ from the latest."""
@@ -57,6 +60,10 @@ class PullPrefill(Peer):
     def release(self, seq: Sequence) -> None:
         """The reader has a held request's memory, or will never want it."""
 
+    def speaks_s(self, begin_s: float, *, expects: bool) -> float:
+        """As of the base: it has nothing to say."""
+        return INFINITY
+
 
 class PullDecode(Peer):
     """Takes over requests whose prompts another server holds; `notes` are the reads that it begins."""
@@ -68,10 +75,6 @@ class PullDecode(Peer):
         raise NotImplementedError(f"{type(self).__name__} computes no prompts")
 
     @abstractmethod
-    def idle(self) -> bool:
-        """As of the base: no read may begin."""
-
-    @abstractmethod
     def arrived(self, seq: Sequence) -> None:
         """What was read is here."""
 
@@ -80,10 +83,6 @@ class ReservingDecode(Peer):
     """Takes over requests whose prompts are computed after it has reserved memory for them; `notes` are these reservations."""
 
     notes: list[Note]
-
-    @abstractmethod
-    def idle(self) -> bool:
-        """As of the base: none may be given memory."""
 
     @abstractmethod
     def arrived(self, seq: Sequence) -> None:

@@ -112,9 +112,9 @@ class DecodeOfPull(_Turning, PullDecode):
         """As of the base."""
         return INFINITY if self._loading else float(self._once_more)
 
-    def idle(self) -> bool:
-        """As of the base."""
-        return not self._queue
+    def speaks_s(self, begin_s: float, *, expects: bool) -> float:
+        """As of the base: a read begins with one that waits."""
+        return begin_s if self._queue or expects else INFINITY
 
     def compute(self, seq: Sequence) -> None:
         """As of the base."""

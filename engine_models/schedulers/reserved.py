@@ -67,6 +67,11 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         """As of the base: seen at the end of the loop."""
         self._gone.add(seq)
 
+    def speaks_s(self, begin_s: float, *, expects: bool) -> float:
+        """As of the base: what a cache holds of a prompt is sent when that is taken up."""
+        waits = self._ready or self._waiting or self._unreceived or self.chunked is not None
+        return begin_s if waits else INFINITY
+
     @property
     def cancels(self) -> bool:
         """As of the base."""
@@ -265,9 +270,12 @@ class ReservingDecodeScheduler(ReservingDecode):
         """As of the base."""
         self.transfer[seq] = self._news = True
 
-    def idle(self) -> bool:
-        """As of the base."""
-        return not (self.prealloc or self._unreceived)
+    def speaks_s(self, begin_s: float, *, expects: bool) -> float:
+        """As of the base: memory is given to one whose handshake is over."""
+        ready_s = min(self.prealloc.values(), default=INFINITY) - NO_LATER_S
+        if expects or self._unreceived:
+            ready_s = min(ready_s, begin_s + self.rules.handshake_s - NO_LATER_S)
+        return max(ready_s, begin_s)
 
     @property
     def cancels(self) -> bool:

@@ -115,9 +115,9 @@ class GenerationServer(TwoPassScheduler, PullDecode):
         """As of the base."""
         return INFINITY if self._reading else 0.0
 
-    def idle(self) -> bool:
-        """As of the base."""
-        return not (self._queue or self._contexts)
+    def speaks_s(self, begin_s: float, *, expects: bool) -> float:
+        """As of the base: memory is given to one that waits."""
+        return begin_s if self._queue or self._contexts or expects else INFINITY
 
     def arrived(self, seq: Sequence) -> None:
         """As of the base."""

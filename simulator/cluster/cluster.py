@@ -45,7 +45,7 @@ from simulator.cluster.releases import Releases
 from simulator.cluster.router import InTurn, Router, Routing
 from simulator.cluster.routers import router_of
 from simulator.serving.replica import Replica
-from simulator.workload.columns import Workload, no_requests, same_int
+from simulator.workload.columns import Workload, no_requests
 
 if TYPE_CHECKING:
     from simulator.cluster.admission import Admission, ClientRules, Door
@@ -432,11 +432,11 @@ class Cluster:
             w.class_index[rows],
             lengths.stop_known[rows],
             w.max_output_tokens[rows],
-            same_int(0, len(rows)) if w.adapter is None else w.adapter[rows],
         )
+        adapters: list[int] = [0] * len(rows) if w.adapter is None else w.adapter[rows].tolist()
         made = []
         for row, prompt, output, engine_s, kind, known, limit, adapter in zip(
-            *(column.tolist() for column in columns), strict=True
+            *(column.tolist() for column in columns), adapters, strict=True
         ):
             runs, tokens, output_shared = shared.of(row) if shared is not None else NOTHING_SHARED
             if adapter:

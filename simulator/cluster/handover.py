@@ -284,20 +284,19 @@ class HandoverCluster(Cluster):
     def _watch(self, number: int) -> None:
         """Wake up when something may happen in a replica that others hear of."""
         replica = self._turning[number]
-        if (
-            all(peer.idle() for peer in replica.peers)
-            and not (self._releases or self._door or self._awaited(number))
-            and not any(rank.expected for rank in replica.ranks)
-        ):
-            return  # nothing is begun until another request comes, and no end is awaited
-        due_s = max(replica.decides_s(), self._clock.now_s)
+        if self._releases or self._door or self._awaited(number):
+            due_s = replica.decides_s()
+        else:
+            due_s = replica.speaks_s(of_ends=number < self._first)
+        due_s = max(due_s, self._clock.now_s)
         if due_s < INFINITY and due_s <= self._end_s and self._wake_s[number] > due_s:
             self._wake_s[number] = due_s
             self._clock.at(due_s, RESULTS, partial(self._wake, number, due_s))
 
     def _wake(self, number: int, due_s: float) -> None:
-        if self._wake_s[number] == due_s:
-            self._wake_s[number] = INFINITY
+        if self._wake_s[number] != due_s:
+            return  # it was woken before, and said when next
+        self._wake_s[number] = INFINITY
         if due_s > self._end_s:  # the last request was sent meanwhile
             return
         if due_s < self._end_s and self._next_s() > due_s and not self._heard:
@@ -310,7 +309,7 @@ class HandoverCluster(Cluster):
     @property
     def _heard(self) -> bool:
         """Whether a result may let a request come at the same instant."""
-        return bool(self._releases) or self._door is not None or self._should_stop is not None
+        return bool(self._releases) or self._door is not None
 
     def _decide(self, number: int, due_s: float) -> None:
         self._run_to(number, float(np.nextafter(due_s, INFINITY)))

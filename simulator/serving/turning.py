@@ -63,6 +63,20 @@ class TurningReplica(Replica):
         self._priced = None
         self._asleep_until_s = 0.0
 
+    def speaks_s(self, *, of_ends: bool) -> float:
+        """A time before which nothing happens here that a peer hears of unless something comes from outside.
+
+        That is a decision that says something to one and, `of_ends`, an end of a request.
+        """
+        begin_s, says_s, flight = self.next_event_s(), INFINITY, self._in_flight
+        if of_ends and not flight:
+            return begin_s
+        for peer, rank in zip(self.peers, self.ranks, strict=True):
+            says_s = min(says_s, peer.speaks_s(begin_s, expects=rank.expected > 0))
+        if of_ends:
+            return min(says_s, flight[0][2])
+        return says_s if says_s > begin_s else self.decides_s()
+
     def decides_s(self) -> float:
         """A time before which nobody is admitted and no request ends here unless something comes from outside."""
         if not any(map(ends_a_request, self._in_flight)):

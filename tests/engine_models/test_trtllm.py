@@ -371,7 +371,7 @@ def test_generation_server_reads_what_fits_with_its_answer_and_computes_no_promp
         server.add(seq)
     assert server.schedule(0.5) is None
     assert [(note.seq, note.at_s, note.tokens) for note in server.notes] == [(first, 0.5, 320), (second, 0.5, 320)]
-    assert (server.state()[:2], server.turns() > 1, server.idle()) == ((0, 4), True, False)
+    assert (server.state()[:2], server.turns() > 1, server.speaks_s(1.0, expects=False)) == ((0, 4), True, 1.0)
     server.arrived(first)
     batch = server.schedule(0.6)
     assert batch is not None
