@@ -132,6 +132,7 @@ class Limits:
     context_tokens : the engine's context; a prompt with its asked-for limit may not be longer.
     kv_tokens : tokens of full attention that the KV cache holds at once.
     stated_tokens : tokens that the engine itself says at its start, None for `kv_tokens`.
+    least_stated : the fewest that it may say, on its first start or as it may be installed; None: it says the same each time.
     kv_blocks, block_tokens : the blocks (or pages) in which the cache is handed out, and the tokens of one.
     prompt_tokens : longest prompt that is taken.
     row_tokens : longest prompt and answer together; an answer is cut there.
@@ -157,6 +158,7 @@ class Limits:
     answer_tokens: int | None = None
     request_tokens: int | None = None
     stated_tokens: int | None = None
+    least_stated: int | None = None
     row_blocks: int = 0
     cuts_prompts: bool = False
     page_after_prompt: bool = False

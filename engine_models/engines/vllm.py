@@ -10,6 +10,7 @@ and 0.23.0 too), scheduling checked step by step against recordings of the real 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ from engine_models.engines.vllm_memory import (
     STATE_WINDOW,
     Grouping,
     grouping,
+    least_share,
     memory_of,
     with_states,
     without_flashinfer,
@@ -233,7 +235,7 @@ class Cache:
         if self.told is None:
             return None
         grouping, block_bytes = self.told
-        return grouping.stated_tokens(blocks * block_bytes, context, step_tokens, parts)
+        return grouping.stated_tokens(blocks * block_bytes, context, step_tokens, parts, 2 if self.prefix_caching else 1)
 
     @property
     def full_groups(self) -> int:
@@ -347,18 +349,22 @@ def _rules(request: PoolRequest, version: Version, serving: Serving, context: in
     )
 
 
-def _limits(rank: Rank, serving: Serving, cache: Cache, parts: tuple[int, ...], *, first: bool) -> Limits:
+def _limits(
+    rank: Rank, serving: Serving, cache: Cache, parts: tuple[int, ...], least_share: float, *, first: bool
+) -> Limits:
     """What a rank holds at most."""
     rules = rank.rules
     context, longest = rules.max_model_len, vllm_v0.longest_blocks(rank.blocks) if first else rank.blocks
     window_blocks = cache.window_blocks(rules.in_flight * serving.tokens, serving.context)
     # a request shorter than the windows takes blocks in all groups alike
     request_blocks = max(max(0, longest - window_blocks) // cache.full_groups, longest // max(1, len(cache.windows)))
+    kv_tokens = rank.blocks // cache.full_groups * cache.block
+    stated = cache.stated_tokens(rank.blocks + 1, context, serving.tokens, parts)
     return Limits(
         rows=serving.rows,
         step_tokens=serving.tokens,
         context_tokens=context,
-        kv_tokens=rank.blocks // cache.full_groups * cache.block,
+        kv_tokens=kv_tokens,
         kv_blocks=rank.blocks,
         block_tokens=cache.block,
         prompt_tokens=context - 1,
@@ -366,7 +372,8 @@ def _limits(rank: Rank, serving: Serving, cache: Cache, parts: tuple[int, ...], 
         spare_tokens=rules.speculative_tokens + rules.lookahead_tokens,
         row_blocks=cache.states,
         request_tokens=request_blocks * cache.block,
-        stated_tokens=cache.stated_tokens(rank.blocks + 1, context, serving.tokens, parts),
+        stated_tokens=stated,
+        least_stated=int(least_share * (kv_tokens if stated is None else stated)) if least_share < 1 else None,
     )
 
 
@@ -406,9 +413,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     held = (serving.tokens, serving.rows, cache.block_bytes, graph_count, lora_bytes, expert_tiles(request, moe_backend))
     stored = replace(request, formats=replace(request.formats, weights=held_weights(request, moe_backend, parts)))
     memory = memory_of(stored, version, *held)
+    without, fixed = None, flags.get("kv_cache_memory_bytes") or flags.get("num_gpu_blocks_override")
     if version.flashinfer_is_extra and flashinfer is None and request.device_kind != "cpu":
-        without = _as_sampled(version, flashinfer=False)
-        said.warnings += without_flashinfer(memory, lambda: memory_of(stored, without, *held))
+        with suppress(InfeasibleError):
+            without = memory_of(stored, _as_sampled(version, flashinfer=False), *held)
+        said.warnings += without_flashinfer(memory, without)
+    compiles = not (first or serving.eager or fixed or request.device_kind == "cpu")
+    least = least_share(memory, None if fixed else without, compiles=compiles)
     tiers = _tiers(request, version, parts, cache, said)
     handover = None
     if request.role != "mixed":
@@ -457,7 +468,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     return EnginePlan(
         engine=ENGINE.name,
         version=version.name,
-        limits=_limits(rank, serving, cache, parts, first=first),
+        limits=_limits(rank, serving, cache, parts, least, first=first),
         memory=memory,
         scheduler=whole if first and not serving.chunked else rank.scheduler,
         costs=StepCosts(

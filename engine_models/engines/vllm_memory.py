@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
@@ -92,15 +92,18 @@ class Grouping:
     kinds: tuple[tuple[int | None, int, int], ...]
     block_bytes: int
 
-    def stated_tokens(self, kv_bytes: int, context: int, step_tokens: int, version: tuple[int, ...]) -> int:
-        """Tokens that the line "GPU KV cache size" tells of a cache of `kv_bytes` (`kv_cache_utils.py`, 0.11 to 0.33)."""
+    def stated_tokens(self, kv_bytes: int, context: int, step_tokens: int, version: tuple[int, ...], kept_states: int) -> int:
+        """Tokens that the line "GPU KV cache size" tells of a cache of `kv_bytes` (`kv_cache_utils.py`, 0.11 to 0.33).
+
+        kept_states : states that a request has in each group of recurrent layers, two where they can be found again.
+        """
         blocks = kv_bytes // self.block_bytes
         if version < CAPACITY_SINCE:
             return blocks // sum(number for _, number, _ in self.kinds) * min(tokens for *_, tokens in self.kinds)
         taken = 0
         for window, number, tokens in self.kinds:
             if window == STATE_WINDOW:
-                taken += number
+                taken += number * kept_states
             elif window is None:
                 taken += number * -(-context // tokens)
             else:
@@ -234,13 +237,24 @@ def _cpu_kv_bytes(request: PoolRequest, version: Version) -> int:
     return told * GIB or int(request.device_memory_bytes // nodes * CPU_KV_SHARE)
 
 
-def without_flashinfer(memory: MemoryBudget, other: Callable[[], MemoryBudget]) -> Iterator[str]:
-    """A warning where what is installed decides how much memory is left: `other` is the budget without FlashInfer's sampler."""
-    try:
-        tokens = other().kv_bytes // memory.kv_bytes_per_token
+FIRST_START_SHARE = 0.93
+"""Of the tokens of later starts, which the first may have: it compiles while memory is profiled. kind: measured by others, up to
+7 % less in pairs of public start-up lines, 2026; by how much in a case is not known."""
+
+
+def least_share(memory: MemoryBudget, other: MemoryBudget | None, *, compiles: bool) -> float:
+    """The least that may be left for the KV cache, as a share of `memory`'s: on a first start, or with the budget `other`."""
+    share = FIRST_START_SHARE if compiles else 1.0
+    return share * min(1.0, other.kv_bytes / memory.kv_bytes) if other is not None else share
+
+
+def without_flashinfer(memory: MemoryBudget, other: MemoryBudget | None) -> Iterator[str]:
+    """A warning where what is installed decides how much memory is left: `other` is the budget without FlashInfer's sampler, None
+    where nothing is left."""
+    tokens, what = 0, "the server does not start"
+    if other is not None:
+        tokens = int(other.kv_bytes // memory.kv_bytes_per_token)
         what = f"the KV cache holds {tokens:,} tokens"
-    except InfeasibleError:
-        tokens, what = 0, "the server does not start"
     if tokens < 0.98 * (memory.kv_bytes // memory.kv_bytes_per_token):
         yield (
             "FlashInfer samples, as in vLLM's images of this version; its wheels lack FlashInfer, and without it "

@@ -44,6 +44,7 @@ def memory_facts(prepared: Prepared) -> dict[str, Any]:
         "memory": plan.memory.as_dict(),
         "kv_tokens_per_replica": limits.told_tokens * prepared.ranks,
         **({"kv_tokens_per_rank": limits.told_tokens} if prepared.ranks > 1 else {}),
+        **({"kv_tokens_per_replica_least": limits.least_stated * prepared.ranks} if limits.least_stated is not None else {}),
         "requests_that_fit_by_context_tokens": fit,
     }
 
@@ -71,7 +72,9 @@ def pool_lines(pool: Prepared) -> list[str]:
 
     d, found = deployment_summary(pool), memory_facts(pool)
     holder, per_token = holder_of(d), found["memory"]["kv_bytes_per_token"]
-    cache = f"{d['kv_tokens']:,} tokens a {holder}; a token takes {per_token:,.0f} bytes on each device of it"
+    least = pool.plan.limits.least_stated
+    fewer = "" if least is None else f" ({least:,} and more on its first start, or as it may be installed)"
+    cache = f"{d['kv_tokens']:,} tokens a {holder}{fewer}; a token takes {per_token:,.0f} bytes on each device of it"
     flag = engine_named(d["engine"]).same_as.get("rows")
     most = f"at most {d['max_num_seqs']:,}" + (f", {flag}" if flag else "")
     fit = found["requests_that_fit_by_context_tokens"]

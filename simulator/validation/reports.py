@@ -249,8 +249,10 @@ def _compare(
             if isinstance(value, str):
                 out.append(_started(case, name, value, STARTS, group))
             elif _LOAD.sub("", name) == "kv_tokens":
-                held = prepared.plan.limits.told_tokens * prepared.ranks
-                out.append(_entry(case, name, float(value), (float(held), None), group))
+                limits = prepared.plan.limits
+                most, least = limits.told_tokens * prepared.ranks, limits.least_stated
+                bounds = None if least is None else [float(least * prepared.ranks), float(most)]
+                out.append(_entry(case, name, float(value), (float(most), bounds), group))
             elif name in STARTS_UP:
                 start = start_of(prepared, None)[0] if prepared.elastic is None else prepared.elastic.pools[0].start
                 seconds = start.server_s if name == "start_s" else start.parts()[name]

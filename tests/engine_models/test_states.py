@@ -106,10 +106,11 @@ def test_a_model_without_states_keeps_its_blocks() -> None:
 def test_the_start_up_line_shares_the_pool_among_all_groups() -> None:
     """4.88 and 6.44 GiB of Qwen3.6-35B-A3B were told as 63,360 and 83,424 tokens; from 0.21 on the longest requests count."""
     told = vllm_memory.grouping(SMALL, kv_groups(SMALL, BF16), 1, 1, 262_144, 1056)
-    assert told.stated_tokens(int(4.88 * 2**30), 262_144, 8192, (0, 19)) == 63_360
-    assert told.stated_tokens(int(6.44 * 2**30), 262_144, 8192, (0, 20)) == 83_424
+    assert told.stated_tokens(int(4.88 * 2**30), 262_144, 8192, (0, 19), 1) == 63_360
+    assert told.stated_tokens(int(6.44 * 2**30), 262_144, 8192, (0, 20), 1) == 83_424
     # 242 blocks, of which such a request takes 249 and three for its states
-    assert told.stated_tokens(int(4.88 * 2**30), 262_144, 8192, (0, 21)) == 242 * 262_144 // 252
+    assert told.stated_tokens(int(4.88 * 2**30), 262_144, 8192, (0, 21), 1) == 242 * 262_144 // 252
+    assert told.stated_tokens(int(4.88 * 2**30), 262_144, 8192, (0, 21), 2) == 242 * 262_144 // 255
 
 
 def test_layers_that_keep_less_of_a_token_have_longer_blocks() -> None:
@@ -118,8 +119,8 @@ def test_layers_that_keep_less_of_a_token_have_longer_blocks() -> None:
     told = vllm_memory.grouping(load_architecture("Llama-3.1-8B"), groups, 1, 1, 131_072, 16)
     assert {window: rest for window, *rest in told.kinds} == {None: [1, 32], 1024: [5, 16]}
     # Gemma-4-31B with 50 GiB left: 0.20 told some 55,000 tokens, 0.21 some 525,000 (vLLM's issue 43308)
-    assert told.stated_tokens(50 * 2**30, 131_072, 2048, (0, 20)) == 20480 // 6 * 16
-    assert told.stated_tokens(50 * 2**30, 131_072, 2048, (0, 21)) == 20480 * 131_072 // (4096 + 5 * 193)
+    assert told.stated_tokens(50 * 2**30, 131_072, 2048, (0, 20), 1) == 20480 // 6 * 16
+    assert told.stated_tokens(50 * 2**30, 131_072, 2048, (0, 21), 1) == 20480 * 131_072 // (4096 + 5 * 193)
 
 
 def test_a_request_takes_blocks_for_its_states_whatever_its_length() -> None:
