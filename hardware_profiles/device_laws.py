@@ -221,6 +221,7 @@ class LawOps(Roofline):
         *,
         gated: bool = True,
         kernel: str | None = None,
+        spread: float = 1.0,
     ) -> Array:
         """See the head of the module; experts touched as `moe_active_experts` has them."""
         fmt, count = known_format(fmt), as_array(tokens)

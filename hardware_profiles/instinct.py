@@ -136,9 +136,11 @@ class Instinct(Roofline):
         *,
         gated: bool = True,
         kernel: str | None = None,
+        spread: float = 1.0,
     ) -> Array:
         """As the base, and what blocks take in two products."""
-        t = super().moe_s(self._as_run(fmt), hidden, intermediate, topk, experts, tp, ep, tokens, gated=gated, kernel=kernel)
+        shape = (hidden, intermediate, topk, experts, tp, ep)
+        t = super().moe_s(self._as_run(fmt), *shape, tokens, gated=gated, kernel=kernel, spread=spread)
         return t + self._blocks_s(fmt, self.block_s[1], tokens)
 
     def decode_attention_s(

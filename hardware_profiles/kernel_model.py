@@ -539,6 +539,7 @@ class KernelModel(Ops):
         gated: bool = True,
         condition: Condition = "serving",
         kernel: str | None = None,
+        spread: float = 1.0,
     ) -> Array:
         """Time of one mixture-of-experts layer on one rank: routing, both products, combine; no communication
         [s].
@@ -550,30 +551,32 @@ class KernelModel(Ops):
         skewed popularity). In serving all ranks wait for the most loaded one (:func:`moe_loaded_rank`).
         The measured residual of ``balanced`` serves ``independent`` too; the experts read differ.
         kernel : backend by its name in the tables; the default is the one that measured layers like this run on.
+        spread : of a rank's rows, see :func:`~hardware_profiles.kernel_physics.moe_loaded_rank`.
         Marlin where it is not the default has, in serving, its launch floor exchanged (:data:`MARLIN_FLOOR_FORMAT`).
         """
         fmt = canonical_format(fmt)
         framework, _, name = (kernel or "").rpartition("/")
         if framework:
             return self._sibling(framework).moe_s(
-                fmt, hidden, intermediate, topk, experts, tp, ep, tokens, distribution, gated, condition, name
+                fmt, hidden, intermediate, topk, experts, tp, ep, tokens, distribution, gated, condition, name, spread
             )
         key, p = self._group("moe", fmt)
         if condition == "serving" and key and (other := self.groups[key].get("serving_as")):
             framework, as_fmt = other
             owner = self if framework == self.framework else self._sibling(framework)
             return owner.moe_s(
-                as_fmt, hidden, intermediate, topk, experts, tp, ep, tokens, distribution, gated, condition
+                as_fmt, hidden, intermediate, topk, experts, tp, ep, tokens, distribution, gated, condition, spread=spread
             )
         if condition == "serving" and not key and (lent := self._marlin_elsewhere(fmt)):
             width = -(-intermediate // tp // MARLIN_WIDTH) * MARLIN_WIDTH * tp
             depth = -(-hidden // MARLIN_DEPTH) * MARLIN_DEPTH
-            return lent.moe_s(MARLIN_FLOOR_FORMAT, depth, width, topk, experts, tp, ep, tokens, distribution, gated)
+            shape_there = (depth, width, topk, experts, tp, ep)
+            return lent.moe_s(MARLIN_FLOOR_FORMAT, *shape_there, tokens, distribution, gated, spread=spread)
         count = as_array(tokens)
         rows = np.maximum(count, 1.0)
         h, i, k, e = np.float64(hidden), np.float64(intermediate), np.float64(topk), np.float64(experts)
         if condition == "serving" and distribution == "independent" and ep > 1:
-            rows = rows * moe_loaded_rank(rows, k, e, ep)
+            rows = rows * moe_loaded_rank(rows, k, e, ep, spread)
         args = (h, i, k, e, np.float64(tp), np.float64(ep), np.float64(gated))
         dealt, skewed = float(distribution == "balanced"), float(distribution == "power_law")
         surface = self.surface(key)
@@ -618,7 +621,7 @@ class KernelModel(Ops):
                 _, plain = self._group("moe", "bfloat16")
                 work = flops / (self.peaks.pipe_rate("bfloat16") * plain["compute_efficiency"])
                 share = work / moe_base_s(plain, self.peaks, "bfloat16", rows, *args, warm=False)
-                whole = self.moe_s("bfloat16", hidden, intermediate, topk, experts, tp, ep, rows, gated=gated)
+                whole = self.moe_s("bfloat16", hidden, intermediate, topk, experts, tp, ep, rows, gated=gated, spread=spread)
                 t = np.maximum(t, np.minimum(share, 1.0) * whole)
             # skewed routing touches fewer experts, at most by half
             read = moe_weight_bytes(fmt, rows, *args) * (0.5 if skewed else 1.0)

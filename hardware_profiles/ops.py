@@ -70,7 +70,10 @@ class SparseLayer:
 
 @dataclass(frozen=True)
 class RoutedLayer:
-    """A layer of experts, weights in `fmt`: each of `ranks` ranks holds its share and is sent the rows of these alone."""
+    """A layer of experts, weights in `fmt`: each of `ranks` ranks holds its share and is sent the rows of these alone.
+
+    spread : of a rank's rows, see `kernel_physics.moe_loaded_rank`.
+    """
 
     fmt: str
     hidden: int
@@ -78,6 +81,7 @@ class RoutedLayer:
     topk: int
     experts: int
     ranks: int
+    spread: float = 1.0
 
 
 class Ops(ABC):
@@ -163,11 +167,12 @@ class Ops(ABC):
         *,
         gated: bool = True,
         kernel: str | None = None,
+        spread: float = 1.0,
     ) -> Array:
         """One layer of experts on one rank: routing, products, combination, no communication.
 
         experts : of the whole model, shared by `ep` ranks; tokens : routed ones of all these ranks; kernel : a backend by its
-        name in the tables, see `expert_backend`.
+        name in the tables, see `expert_backend`; spread : of a rank's rows, see `kernel_physics.moe_loaded_rank`.
         """
 
     def expert_backend(self, fmt: str, word: str) -> str | None:

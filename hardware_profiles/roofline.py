@@ -232,13 +232,14 @@ class Roofline(Ops):
         *,
         gated: bool = True,
         kernel: str | None = None,
+        spread: float = 1.0,
     ) -> Array:
         """See the base; formats in bfloat16's arithmetic as in `gemm_s`."""
         fmt, p = canonical_format(fmt), self.efficiencies["moe"]
         count = as_array(tokens)
         rows = np.maximum(count, 1.0)
         h, i, k, e = (np.float64(x) for x in (hidden, intermediate, topk, experts))
-        rows = rows * moe_loaded_rank(rows, k, e, ep) if ep > 1 else rows
+        rows = rows * moe_loaded_rank(rows, k, e, ep, spread) if ep > 1 else rows
         args = (h, i, k, e, np.float64(tp), np.float64(ep), np.float64(gated))
         t = moe_base_s(p, self.peaks, fmt, rows, *args, warm=False)
         flops = np.where(gated, 6.0, 4.0) * h * i / tp * rows * k / ep
@@ -246,7 +247,7 @@ class Roofline(Ops):
         if fmt != "bfloat16" and self.peaks.rate(fmt) <= self.peaks.rate("bfloat16"):
             work = flops / (self.peaks.pipe_rate("bfloat16") * p["compute_efficiency"])
             share = work / moe_base_s(p, self.peaks, "bfloat16", rows, *args, warm=False)
-            whole = self.moe_s("bfloat16", hidden, intermediate, topk, experts, tp, ep, rows, gated=gated)
+            whole = self.moe_s("bfloat16", hidden, intermediate, topk, experts, tp, ep, rows, gated=gated, spread=spread)
             t = np.maximum(t, np.minimum(share, 1.0) * whole)
         read = moe_weight_bytes(fmt, rows, *args)
         t = np.maximum(t, p["latency_s"] + read / self.peaks.hbm_bytes_per_s)

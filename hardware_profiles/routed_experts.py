@@ -82,7 +82,7 @@ def routed_experts_s(
     """
     ranks, hidden, intermediate = layer.ranks, layer.hidden, layer.intermediate
     k, e = np.float64(layer.topk), np.float64(layer.experts)
-    rows = tokens * k / ranks * moe_loaded_rank(tokens, k, e, ranks)
+    rows = tokens * k / ranks * moe_loaded_rank(tokens, k, e, ranks, layer.spread)
     touched = moe_active_experts(e / ranks, np.maximum(rows, 1.0), chosen=k / e)
     weights_s = touched * 3.0 * hidden * intermediate * WEIGHT_BYTES[layer.fmt] / (shares.weights_share * peaks.hbm_bytes_per_s)
     products_s = 6.0 * hidden * intermediate * rows / (shares.arithmetic_share * peaks.rate(layer.fmt))

@@ -122,11 +122,12 @@ class ScaledOps(Ops):
         *,
         gated: bool = True,
         kernel: str | None = None,
+        spread: float = 1.0,
     ) -> Array:
         """See the head of the module."""
         shape = (hidden, intermediate, topk, experts, tp, ep)
-        whole_s = self.inner.moe_s(fmt, *shape, tokens, gated=gated, kernel=kernel)
-        one_s = self.inner.moe_s(fmt, *shape, 1, gated=gated, kernel=kernel)
+        whole_s = self.inner.moe_s(fmt, *shape, tokens, gated=gated, kernel=kernel, spread=spread)
+        one_s = self.inner.moe_s(fmt, *shape, 1, gated=gated, kernel=kernel, spread=spread)
         rows, local, chosen = np.maximum(as_array(tokens), 1.0), np.float64(experts / ep), topk / experts
         touched, first = (
             moe_active_experts(local, np.maximum(count * topk / ep, 1.0), chosen=chosen) for count in (rows, np.ones(1))

@@ -342,7 +342,7 @@ KNOWN = {
     "bits_per_weight", "gpu_memory_utilization", "quantization_bits", "peak_to_mean", "noise", "schedule_conservativeness",
     "slot_prompt_similarity", "bits", "layer_bits",
     # of laws of device classes: shares of a rate, multiples, rows
-    "fill", "expert_fill", "kv", "attention", "widened", "traffic", "overlap",
+    "fill", "expert_fill", "spread", "kv", "attention", "widened", "traffic", "overlap",
     "low", "high", "value", "values", "ordered_values", "x", "y", "mean", "std", "p99", "offset", "output", "prompt", "profile",
     "stamps", "first_stamp", "number", "count", "devices", "bound", "predicted", "measured", "confidence", "headroom", "pue",
     # of autoscalers, in the unit of the metric, or as the product names it

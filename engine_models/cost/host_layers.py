@@ -177,9 +177,10 @@ class _Shared(Ops):
         *,
         gated: bool = True,
         kernel: str | None = None,
+        spread: float = 1.0,
     ) -> Array:
         return self._experts.moe_s(
-            fmt, hidden, intermediate, topk, experts, tp, ep, tokens, gated=gated, kernel=kernel
+            fmt, hidden, intermediate, topk, experts, tp, ep, tokens, gated=gated, kernel=kernel, spread=spread
         )
 
     def all_reduce_s(self, gpus: int, message_bytes: ArrayLike) -> Array:

@@ -380,6 +380,7 @@ def experts_s(shard: Shard, shapes: list[MoeShape], m: IntArray) -> FloatArray:
             m,
             gated=moe.gated,
             kernel=backend,
+            spread=moe.spread,
         )
         if widens:
             matrices = 3.0 if moe.gated else 2.0

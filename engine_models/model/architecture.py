@@ -33,6 +33,7 @@ from engine_models.model.blocks import (
     parts_left_by_format,
     replicated,
 )
+from engine_models.model.expert_groups import group_spread
 from engine_models.model.formats import FORMATS, Format, format_named
 from engine_models.model.hf_config import architecture_from_config, load_architecture
 from hardware_profiles.errors import InputError
@@ -103,7 +104,8 @@ class Gemm:
 class MoeShape:
     """The routed experts of `layers` layers: `tp` splits each expert's width, `ep` the set of experts.
 
-    intermediate is the whole width of an expert, as kernel tables name it.
+    intermediate is the whole width of an expert, as kernel tables name it; spread : of a rank's rows, see
+    :func:`~engine_models.model.expert_groups.group_spread`.
     """
 
     hidden: int
@@ -114,6 +116,7 @@ class MoeShape:
     ep: int
     layers: int
     gated: bool = True
+    spread: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -561,14 +564,16 @@ def moe_shapes(
             block.latent or arch.hidden,
             block.expert_intermediate,
             block.experts,
-            _experts_a_token(block),
+            topk,
             moe_tp,
             expert_parallel,
             block.layers,
             block.gated,
+            group_spread(block.experts, topk, block.expert_groups, block.groups_per_token, expert_parallel),
         )
         for block in arch.mlp
         if block.kind == "moe"
+        for topk in (_experts_a_token(block),)
     ]
 
 

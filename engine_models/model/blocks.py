@@ -130,6 +130,7 @@ class MlpBlock:
     gated : two input projections (SwiGLU, GeGLU) instead of one.
     experts, experts_per_token, expert_intermediate : routed experts of a MoE layer.
     zero_experts : experts without weights that the router may choose as well.
+    expert_groups, groups_per_token : equal parts of the experts, and of how many of them a token may take its experts.
     latent : width that tokens are projected to before the experts and back from after, 0 for none.
     shared_intermediate : total width of the shared experts, 0 for none.
     shared_gate : the shared experts' output is gated by a hidden -> 1 projection.
@@ -145,6 +146,8 @@ class MlpBlock:
     experts_per_token: int = 0
     expert_intermediate: int = 0
     zero_experts: int = 0
+    expert_groups: int = 1
+    groups_per_token: int = 1
     latent: int = 0
     shared_intermediate: int = 0
     shared_gate: bool = False

@@ -88,6 +88,8 @@ SPELLINGS = {
     ),
     "latent": ("moe_latent_size", "routed_expert_hidden_size"),
     "zero_experts": ("zero_expert_num",),
+    "expert_groups": ("n_group",),
+    "groups_per_token": ("topk_group",),
     "dense_layers": ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"),
     "window": ("sliding_window", "sliding_window_size", "window_size", "attention_window_size"),
     "activation": (

@@ -406,6 +406,7 @@ def expert_mlp(read: ConfigReader, family: Family, gated: bool) -> MlpBlock:
             where=read.where,
             mend="num_experts_per_tok may not exceed the number of experts",
         )
+    groups, chosen = _expert_groups(read, experts, topk)
     width = read.number("expert_intermediate", 0) or read.count("intermediate")
     shared = 0
     if read.given("shared_experts"):
@@ -427,6 +428,8 @@ def expert_mlp(read: ConfigReader, family: Family, gated: bool) -> MlpBlock:
         experts_per_token=topk,
         expert_intermediate=width,
         zero_experts=zero,
+        expert_groups=groups,
+        groups_per_token=chosen,
         latent=read.number("latent", 0),
         shared_intermediate=shared,
         shared_gate=family.shared_gate,
@@ -434,6 +437,19 @@ def expert_mlp(read: ConfigReader, family: Family, gated: bool) -> MlpBlock:
         router_bias=read.flag("use_routing_bias", False) or family.router_bias,
         router_fp32=read.raw("moe_router_dtype") in ("float32", "fp32") or family.router_fp32,
     )
+
+
+def _expert_groups(read: ConfigReader, experts: int, topk: int) -> tuple[int, int]:
+    """Groups of experts, and how many of them a token may take experts of."""
+    groups = max(1, read.number("expert_groups", 1))
+    chosen = read.number("groups_per_token", 0) or groups
+    if experts % groups or chosen > groups or topk > chosen * (experts // groups):
+        raise InputError(
+            f"a token takes {topk} experts of {chosen} of {groups} groups, of {experts} experts",
+            where=read.where,
+            mend="n_group divides the experts, and topk_group of its groups hold as many as a token takes",
+        )
+    return groups, chosen
 
 
 def is_gated(read: ConfigReader, family: Family | None) -> bool:

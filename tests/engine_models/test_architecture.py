@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,8 @@ from engine_models.model.architecture import (
     weight_bytes,
     weight_bytes_per_rank,
 )
-from engine_models.model.catalogue import model_names
+from engine_models.model.catalogue import catalogue, model_names
+from engine_models.model.expert_groups import group_spread
 from engine_models.model.formats import FORMATS, format_named
 from hardware_profiles.errors import InputError
 
@@ -280,6 +282,24 @@ def test_gemms_of_a_deepseek_rank() -> None:
     assert (moe.tp, moe.ep, moe.layers) == (1, 8, 58)
     (sliced,) = moe_shapes(arch, 8, 2)
     assert (sliced.tp, sliced.ep) == (4, 2)
+    assert moe.spread == group_spread(256, 8, 8, 4, 8)
+    assert moe_shapes(load_architecture("Kimi-K2-Instruct"), 8, 8)[0].spread == 1.0
+
+
+@pytest.mark.parametrize("ranks", [2, 8, 16])
+def test_groups_of_experts_load_ranks_unevenly(ranks: int) -> None:
+    """The closed form against 4,000 tokens that choose 4 of 8 groups, then 8 of their 128 experts."""
+    rng = np.random.default_rng(1)
+    taken = (rng.random((4000, 8)).argsort(axis=1) < 4).repeat(32, axis=1)
+    rows = (np.where(taken, rng.random((4000, 256)), 2.0).argsort(axis=1)[:, :8] < 256 // ranks).sum(axis=1)
+    free = 8 / ranks * (1 - 1 / ranks) * 248 / 255
+    assert rows.var() == pytest.approx(group_spread(256, 8, 8, 4, ranks) * free, rel=0.07)
+
+
+def test_groups_that_cannot_hold_a_tokens_experts_are_refused() -> None:
+    config = {**catalogue()["deepseek-ai/DeepSeek-V3"], "n_group": 64, "topk_group": 1}
+    with pytest.raises(InputError, match="8 experts of 1 of 64 groups, of 256 experts"):
+        architecture_from_config(config, "a model")
 
 
 # -- parallelism --------------------------------------------------------------------------------------------
