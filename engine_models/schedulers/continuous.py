@@ -47,6 +47,37 @@ class ContinuousScheduler(Scheduler):
     windows : of the model's layers, whose spans a batch names.
     """
 
+    # the interpreter reads attributes slowly of an object that has more than 30 without slots
+    __slots__ = (
+        "_abandoned",
+        "_async",
+        "_by_priority",
+        "_early",
+        "_fences",
+        "_flying",
+        "_late",
+        "_loading",
+        "_loads",
+        "_orders",
+        "_queue",
+        "_run",
+        "_settled_s",
+        "_stored",
+        "_vain",
+        "_wasting",
+        "_watermark_blocks",
+        "aggregate",
+        "blocked",
+        "decodes",
+        "itemised",
+        "kv",
+        "partial",
+        "record_rows",
+        "rules",
+        "running",
+        "tiers",
+    )
+
     def __init__(
         self,
         rules: ContinuousRules,

@@ -154,6 +154,48 @@ class PrefillFirstScheduler(Scheduler):
     windows : of the model's layers, whose spans a batch names.
     """
 
+    # the interpreter reads attributes slowly of an object that has more than 30 without slots
+    __slots__ = (
+        "_aborted",
+        "_arrivals",
+        "_decoding",
+        "_ending",
+        "_last_decode",
+        "_last_decoded",
+        "_last_extend",
+        "_last_prefilled",
+        "_latest_extend",
+        "_left",
+        "_merging",
+        "_orders",
+        "_overlap",
+        "_passes",
+        "_pauses",
+        "_policy",
+        "_prefilled_tokens",
+        "_random",
+        "_run",
+        "_running_prefilled",
+        "_sign",
+        "_since_receipt",
+        "_unreceived",
+        "_unsorted",
+        "_waiting",
+        "_wasting",
+        "aggregate",
+        "batch_is_full",
+        "chunked",
+        "decay",
+        "decodes",
+        "initial_ratio",
+        "kv",
+        "least_ratio",
+        "ratio",
+        "record_rows",
+        "rules",
+        "running",
+    )
+
     def __init__(
         self,
         rules: PrefillFirstRules,
