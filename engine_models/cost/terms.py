@@ -460,7 +460,9 @@ def collectives(shard: Shard, m: IntArray) -> Parts:
 
 
 def _reduces(stage: Architecture) -> int:
-    """Outputs that ranks hold in parts: of each mixer that has an output projection, of each MLP."""
+    """Outputs that ranks hold in parts: of each mixer that has an output projection, of each MLP, or of both together."""
+    if stage.summed_once:
+        return stage.layers
     ends = sum(block.layers for block in stage.attention if any(linear.name in ("o", "linear_out") for linear in block.linears))
     return ends + sum(mlp.layers for mlp in stage.mlp)
 

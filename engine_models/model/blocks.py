@@ -197,6 +197,7 @@ class Architecture:
         always stay).
     part_formats : parts that the checkpoint stores in another format than `quantization`.
     norms_per_layer, norm_bias, final_norms : hidden-wide norms; final_norms counts those outside the layers.
+    summed_once : mixer and MLP of a layer stand side by side, and ranks exchange the sum of both (Falcon).
     positions : rows of a learned position table, 0 for rotary or ALiBi.
     lm_head_bias : the LM head has a bias.
     extras : tables and towers; parts "vision" and "audio" are memory only and no parameters of the language model.
@@ -224,6 +225,7 @@ class Architecture:
     norms_per_layer: int = 2
     norm_bias: bool = False
     final_norms: int = 1
+    summed_once: bool = False
     positions: int = 0
     lm_head_bias: bool = False
     extras: tuple[Extra, ...] = ()

@@ -229,10 +229,11 @@ def _architecture(config_json: str, name: str, place: str) -> Architecture:
     context = _context(read, model_type)
     layers = _layers(read, family, is_gated(read, known), context)
     attention_blocks, mlp_blocks, layout = _grouped(layers)
-    norms = family.norms_per_layer
+    norms, summed_once = family.norms_per_layer, False
     if model_type == "falcon":
-        single = read.flag("parallel_attn", True) and not read.flag("new_decoder_architecture", False)
-        norms = 1 if single or read.raw("num_ln_in_parallel_attn") == 1 else 2
+        parallel, newer = read.flag("parallel_attn", True), read.flag("new_decoder_architecture", False)
+        norms = 1 if (parallel and not newer) or read.raw("num_ln_in_parallel_attn") == 1 else 2
+        summed_once = parallel or newer
     tied = read.raw("tie_word_embeddings")
     extras, tower, notes = _extras(read, family)
     dense = [i for i, (_, mlps) in enumerate(layers) if any(mlp.kind == "dense" for mlp in mlps)]
@@ -256,6 +257,7 @@ def _architecture(config_json: str, name: str, place: str) -> Architecture:
         norms_per_layer=norms,
         norm_bias=family.norm_bias,
         final_norms=family.final_norms,
+        summed_once=summed_once,
         positions=context + family.position_offset if family.learned_positions else 0,
         lm_head_bias=read.flag("lm_head_bias", family.lm_head_bias),
         extras=extras,

@@ -194,7 +194,10 @@ def of_llama_bench(text: str) -> bool:
     head = text.lstrip()[:20_000]
     if head.startswith(("[", "{")):
         return any(all(f'"{name}"' in head for name in names) for names in (("n_gen", "avg_ns"), ("t_pp", "t_tg")))
-    return any(line.startswith("|") and "t/s" in line for line in head.splitlines())
+    if "INSERT INTO llama_bench" in head:
+        return True
+    lines = head.splitlines()
+    return any((line.startswith("|") and "t/s" in line) or {"n_gen", "avg_ns"} <= set(line.split(",")) for line in lines)
 
 
 def of_cases(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Results of llama-bench and llama-batched-bench as measured steps: JSON, JSON lines, and the tables that both print.
+"""Results of llama-bench and llama-batched-bench as measured steps: JSON, JSON lines, CSV, and the tables that both print.
 
 Columns: `examples/llama-bench` and `examples/batched-bench` of llama.cpp (2026). Times are of one model on one machine with one
 setting; files that mix several are refused.
@@ -6,6 +6,7 @@ setting; files that mix several are refused.
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -62,7 +63,7 @@ def steps_of(row: Mapping[str, Any], path: Path) -> tuple[MeasuredStep | None, M
         raise InputError(
             f"a row of {path.name} cannot be read: {type(error).__name__}: {error}",
             where=str(path),
-            mend="give the output of llama-bench (-o json, jsonl or md) or llama-batched-bench",
+            mend="give the output of llama-bench (-o json, jsonl, csv or md) or llama-batched-bench",
         ) from error
 
 
@@ -134,14 +135,15 @@ def rows_of(path: Path) -> Iterator[dict[str, Any]]:
         if text.lstrip().startswith("["):
             rows = json.loads(text)
         else:
-            rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")] or list(_table(text))
+            rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+            rows = rows or list(_table(text)) or list(_comma_separated(text))
     except ValueError as error:
         raise InputError(f"{path.name} is cut or no JSON: {error}", where=str(path), mend="measure again") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(
             f"{path.name} has no rows of llama-bench or llama-batched-bench",
             where=str(path),
-            mend="give the output of llama-bench (-o json, jsonl or md) or llama-batched-bench",
+            mend="give the output of llama-bench (-o json, jsonl, csv or md) or llama-batched-bench",
         )
     yield from rows
 
@@ -158,6 +160,14 @@ def _table(text: str) -> Iterator[dict[str, Any]]:
             head = cells
         elif not all(set(cell) <= set("-: ") for cell in cells):
             yield dict(zip(head, cells, strict=False))
+
+
+def _comma_separated(text: str) -> Iterator[dict[str, Any]]:
+    """Rows below the line that names llama-bench's columns, their whole numbers as such."""
+    lines = text.splitlines()
+    start = next((number for number, line in enumerate(lines) if {"n_gen", "avg_ns"} <= set(line.split(","))), len(lines))
+    for row in csv.DictReader(lines[start:]):
+        yield {name: int(value) if value and value.isdigit() else value for name, value in row.items()}
 
 
 __all__ = ["chunked", "read_steps", "rows_of", "steps_of"]

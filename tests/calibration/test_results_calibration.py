@@ -269,6 +269,14 @@ def test_llama_bench_calibrates_a_mac_and_names_another_model(tmp_path: Path) ->
     path = llama_bench(tmp_path / "b.jsonl", [(512, 0, 500.0), (0, 128, 1500.0)])
     outcome = calibrate_results([path], deployment)
     assert outcome.fit.groups == (("prompt",), ("decode",))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [list(rows[0]), *(list(map(str, row.values())) for row in rows)]
+    (tmp_path / "b.csv").write_text("build: 4500\n" + "\n".join(",".join(line) for line in lines))
+    as_csv = calibrate_results([tmp_path / "b.csv"], deployment).calibration
+    assert (as_csv.scales, as_csv.table) == (outcome.calibration.scales, outcome.calibration.table)
+    (tmp_path / "b.sql").write_text("INSERT INTO llama_bench (n_prompt) VALUES ('512');")
+    with pytest.raises(InputError, match="no rows of llama-bench"):
+        calibrate_results([tmp_path / "b.sql"], deployment)
     before, after = (
         np.array([row[name] for row in outcome.calibration.table]) for name in ("before_error", "after_error")
     )

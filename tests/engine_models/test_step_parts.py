@@ -102,6 +102,14 @@ def test_every_all_reduce_waits_for_the_slowest_rank(h100: KernelModel) -> None:
         assert with_s - without_s == pytest.approx(np.full(3, waits * 5e-6), abs=1e-12)
 
 
+def test_a_layer_whose_mixer_and_mlp_stand_side_by_side_is_summed_once(h100: KernelModel) -> None:
+    falcon = load_architecture("tiiuae/falcon-180B")
+    assert falcon.summed_once
+    m = np.array([1, 64, 2048])
+    once, twice = (model(arch, h100, 8).parts_s(m)["collectives"] for arch in (falcon, replace(falcon, summed_once=False)))
+    assert twice == pytest.approx(2 * once)
+
+
 def test_norms_over_all_heads_reduce_two_sums_a_token_over_the_ranks(h100: KernelModel) -> None:
     full = load_architecture("MiniMaxAI/MiniMax-M2.5")
     none = replace(full, attention=tuple(replace(b, qk_norm="none") for b in full.attention))
