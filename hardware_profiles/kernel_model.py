@@ -280,6 +280,15 @@ class KernelModel(Ops):
             return None
         return next((m for m in self._others if f"moe/{MARLIN_FLOOR_FORMAT}" in m.groups), None)
 
+    def lent_experts(self, fmt: str) -> tuple[str, float] | None:
+        """See the base: Marlin's, timed in four bits with another scale."""
+        name = canonical_format(fmt)
+        lent = None if f"moe/{name}" in self.groups else self._marlin_elsewhere(name)
+        if lent is None:
+            return None
+        error = lent.held_out_error[f"moe/{MARLIN_FLOOR_FORMAT}"]
+        return f"Marlin's in {MARLIN_FLOOR_FORMAT} of {lent.framework}'s table", error
+
     def _chosen_floor(self, backend: str, p: Mapping[str, float]) -> Mapping[str, float]:
         """Parameters of a backend chosen for expert layers unlike those that it was measured on, in serving.
 

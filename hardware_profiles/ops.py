@@ -179,6 +179,11 @@ class Ops(ABC):
         """Name in the tables of the backend of experts that an engine calls `word`; None where there is no choice."""
         return None
 
+    def lent_experts(self, fmt: str) -> tuple[str, float] | None:
+        """Whose kernels stand for experts in a format of which this device's tables have none, and their error on shapes kept out
+        [%]; None where it is nobody's of the same code."""
+        return None
+
     def routed_experts_s(self, layer: RoutedLayer, tokens: ArrayLike, *, captured: bool) -> Array | None:
         """The same on a rank that is sent the rows of its experts, and that exchange; None where neither was timed.
 

@@ -322,3 +322,13 @@ def test_a_format_that_the_lender_was_not_measured_in_errs_as_of_a_distant_kin()
         evidence, axes = domain(prepare(scenario))
         found.append((evidence.hardware, evidence.kernel_error, any("int4 were measured on arc-pro-b60" in a for a in axes)))
     assert found == [("borrowed", 0.1, False), ("borrowed", 0.3, True)]
+
+
+def test_experts_priced_by_another_frameworks_table_of_the_same_kernels_say_so() -> None:
+    """Marlin's experts in mxfp4 on an A100 are those of SGLang's table in int4, not curves of 16 bits."""
+    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    pool = {"engine": "vllm", "hardware": "a100-sxm-80gb", "tensor_parallel": 2}
+    evidence, axes = domain(prepare(load_scenario({"model": "openai/gpt-oss-120b", "deployment": pool, "workload": load})))
+    assert any("are Marlin's in int4_wo of sglang's table" in axis for axis in axes)
+    assert not any("were measured on" in axis for axis in axes)
+    assert evidence.kernel_error < 0.15
