@@ -50,6 +50,9 @@ def shared_parts_s(shard: Shard, tokens: IntArray, *, captured: bool = True) -> 
     values = np.asarray(tokens, dtype=np.float64) * shard.stage.hidden
     sent, width = values * shard.terms.gathered_bytes, values * EXCHANGED_BYTES
     exchange = np.zeros(len(tokens))
+    if shard.terms.exchanges_over_all:
+        exchange = sum(moe.layers for moe in shapes) * _over_all_s(shard, width, captured)
+        return {"experts": experts_s(shard, shapes, tokens), "exchange between ranks": exchange}
     waits_s = 2.0 * shard.terms.host.reduce_wait_s  # as at the two all-reduces of a layer under tensor parallelism
     for moe in shapes:
         choices = CHOICE_BYTES * moe.topk * np.asarray(tokens, dtype=np.float64)
@@ -58,6 +61,24 @@ def shared_parts_s(shard: Shard, tokens: IntArray, *, captured: bool = True) -> 
         scatter_s = ops.reduce_scatter_s(ranks, share * width)
         exchange += moe.layers * (gather_s + scatter_s + waits_s)
     return {"experts": experts_s(shard, shapes, tokens), "exchange between ranks": exchange}
+
+
+def _over_all_s(shard: Shard, whole: FloatArray, captured: bool) -> FloatArray:
+    """The exchange around a layer of experts over all devices, the sums over tensor ranks in it; `whole` bytes of all tokens.
+
+    In a CUDA graph tokens are padded alike, and each tensor rank has a part of its rank's: these are reduced and scattered,
+    gathered, and back again. Outside of one both ways are all-reduces of the whole, which a rank fills with its own tokens.
+    """
+    ops, ranks, tensor = shard.ops, shard.parallel.ranks, shard.parallel.tensor
+    devices, own, wait_s, copied = ranks * tensor, whole / ranks, shard.terms.host.reduce_wait_s, shard.ops.elementwise_s
+    added_s, taken_s = copied(3.0 * own), copied(own) + copied(2.0 * own)
+    if not captured:
+        filled_s = copied(whole) + copied(2.0 * own) + copied(2.0 * whole)
+        return added_s + filled_s + (2 if tensor > 1 else 1) * taken_s + 2.0 * (ops.all_reduce_s(devices, whole) + wait_s)
+    between_s: FloatArray = ops.all_gather_s(devices, whole) + ops.reduce_scatter_s(devices, whole) + 2.0 * wait_s
+    if tensor == 1:
+        return added_s + between_s
+    return added_s + between_s + ops.reduce_scatter_s(tensor, own) + ops.all_gather_s(tensor, own) + 2.0 * wait_s + taken_s
 
 
 def _routed_s(shard: Shard, shapes: list[MoeShape], tokens: IntArray, captured: bool) -> FloatArray | None:
@@ -93,7 +114,8 @@ class Lockstep(StepCost):
             return each
 
         self._shared_s = tabulated(True)
-        self._launched_s = tabulated(False) if shard.terms.routed else self._shared_s
+        differ = shard.terms.routed or shard.terms.exchanges_over_all
+        self._launched_s = tabulated(False) if differ else self._shared_s
 
     def _of_group(self, tokens: list[int], prefills: bool) -> tuple[int, int]:
         """Tokens of a rank after padding (0: each its own), and those of all ranks."""

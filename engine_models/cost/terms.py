@@ -81,6 +81,9 @@ ATTENTION_LAUNCHES = 3
 #: Operations that the host launches for the exchange around a layer of experts that ranks share: gather, scatter. kind: by
 #: construction.
 EXCHANGE_LAUNCHES = 2
+#: More where tensor ranks take part: the residual is added, the whole cleared, filled and copied; for each part taken out of it
+#: two. kind: by construction, source: SGLang 0.5.3 to 0.5.9, `layers/communicator.py`, `dp_attention.py`, read 2026-11.
+WHOLE_LAUNCHES, PART_LAUNCHES = 4, 2
 #: Share of the float32 rate of the CUDA cores that a tall, narrow product reaches. kind: assumed, 2026-11; what 128 to 1,024 rows
 #: add to the time of 32 in the table named below is that of 0.6 to 0.8.
 FP32_EFFICIENCY = 0.7
@@ -147,6 +150,8 @@ class Terms:
     threads : of a CPU that compute; 0: one on each core.
     gathered_bytes : of a value of the activations that ranks gather before experts that they share.
     routed : whether tokens go to their experts' ranks alone, and not all to all.
+    exchanges_over_all : whether the tensor ranks of a data-parallel rank have parts of the exchange around experts, which is the
+        reduction of their sums too.
     shared_beside : whether a shared expert runs beside the routed ones, in a second stream of the steps that CUDA graphs hold.
     expert_launches, latent_launches, recurrent_launches : launches that the experts of a layer, latent attention and a recurrence
         cost the host beside its products, counted in plain operations; None: those of the overheads.
@@ -192,6 +197,7 @@ class Terms:
     threads: int = 0
     gathered_bytes: float = 2.0
     routed: bool = False
+    exchanges_over_all: bool = False
     shared_beside: bool = False
     expert_launches: float | None = None
     latent_launches: float = 0.0
@@ -253,7 +259,7 @@ class Shard:
         gemms = [gemm for gemm in gemm_shapes(stage, tensor, self.parallel.expert) if gemm.per == "token"]
         found = float(sum(gemm.layers * (2 if self._quantises(gemm.part) else 1) for gemm in gemms))
         norms = 0 if self.terms.fused_norm_tokens else stage.norms_per_layer
-        found += norms * stage.layers + (_reduces(stage) if tensor > 1 else 0)
+        found += norms * stage.layers + (self.reduces if tensor > 1 else 0)
         found += sum(block.layers * (ATTENTION_LAUNCHES + 2 * (block.qk_norm != "none")) for block in stage.attention)
         found += sum(block.layers * self.terms.latent_launches for block in stage.attention if block.kind == "mla")
         found += self.recurrent_launches
@@ -262,7 +268,16 @@ class Shard:
         experts += self.terms.selection_kernels + (2 if self._quantises("experts") else 0)
         found += sum(mlp.layers * (experts if mlp.kind == "moe" else 1) for mlp in stage.mlp)
         shared = sum(mlp.layers for mlp in stage.mlp if mlp.kind == "moe") if self.parallel.ranks > 1 else 0
-        return found + EXCHANGE_LAUNCHES * shared
+        over_all = WHOLE_LAUNCHES + (2 if tensor > 1 else 1) * PART_LAUNCHES if self.terms.exchanges_over_all else 0
+        return found + (EXCHANGE_LAUNCHES + over_all) * shared
+
+    @cached_property
+    def reduces(self) -> int:
+        """Outputs that tensor ranks hold in parts and reduce: of each mixer that has an output projection, of each MLP."""
+        stage, whole = self.stage, self.parallel.ranks > 1 and self.terms.exchanges_over_all
+        ends = sum(b.layers for b in stage.attention if any(linear.name in ("o", "linear_out") for linear in b.linears))
+        exchanged = sum(mlp.layers for mlp in stage.mlp if mlp.kind == "moe") if whole else 0
+        return ends + sum(mlp.layers for mlp in stage.mlp) - 2 * exchanged
 
     def _quantises(self, part: str) -> bool:
         """Whether an operation beside a part's product makes its input narrow."""
@@ -454,11 +469,12 @@ def collectives(shard: Shard, m: IntArray) -> Parts:
     ops, tp, width = shard.ops, shard.parallel.tensor, _width(shard, m)
     if tp > 1:
         wait_s = shard.terms.host.reduce_wait_s
-        yield "collectives", float(_reduces(shard.stage)) * (ops.all_reduce_s(tp, width) + wait_s)
+        yield "collectives", float(shard.reduces) * (ops.all_reduce_s(tp, width) + wait_s)
     if len(shard.stages) > 1:
         yield "pipeline hop", ops.p2p_s(width)
 
 
+<<<<<<< HEAD
 def _reduces(stage: Architecture) -> int:
     """Outputs that ranks hold in parts: of each mixer that has an output projection, of each MLP, or of both together."""
     if stage.summed_once:
@@ -467,6 +483,8 @@ def _reduces(stage: Architecture) -> int:
     return ends + sum(mlp.layers for mlp in stage.mlp)
 
 
+=======
+>>>>>>> f11a76d (SGLang's ranks exchange tokens over all devices, by all-reduces beside prompts)
 def gaps(shard: Shard, m: IntArray) -> Parts:
     """Device time between the kernels of a layer."""
     yield "gaps", np.full(len(m), shard.stage.layers * shard.terms.host.device_layer_s)

@@ -377,6 +377,7 @@ def _terms(
         moe_by_flag=bool(request.flags.get("moe_runner_backend")),
         gathered_bytes=DISPATCHED_BYTES.get(request.formats.weights.name, 2.0) if serving.routed else 2.0,
         routed=serving.routed,
+        exchanges_over_all=request.data_parallel > 1 and not serving.routed and own_experts != "cutlass",
         quantises=True,
         expert_launches=EXPERT_LAUNCHES.get(own_experts or "triton"),
         latent_launches=latent_launches(request),

@@ -154,6 +154,19 @@ def test_every_layer_of_experts_launches_the_exchange_too() -> None:
     assert OWN.shard.launches() == plain.shard.launches() + 2 * 32
 
 
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_an_exchange_over_all_devices_is_the_reduction_of_their_sums_too(tensor: int) -> None:
+    """Tensor ranks reduce nothing by themselves; outside of a graph the whole is reduced twice, and more is launched."""
+    plain = own_of(4, expert_parallel=4, tensor_parallel=tensor).shard
+    over_all = replace(plain, terms=replace(plain.terms, exchanges_over_all=True))
+    m = np.array([4, 4096])
+    assert (plain.reduces, over_all.reduces) == (64, 0)
+    assert over_all.launches() - plain.launches() == 32 * (6 if tensor == 1 else 8 - 2)
+    held, launched = (shared_parts_s(over_all, m, captured=held)["exchange between ranks"] for held in (True, False))
+    assert (held > shared_parts_s(plain, m)["exchange between ranks"]).all()
+    assert launched[1] > 1.3 * held[1]
+
+
 @settings(max_examples=60, derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(1, 128), st.integers(1, 4000)), min_size=1, max_size=4),
