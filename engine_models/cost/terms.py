@@ -273,8 +273,10 @@ class Shard:
 
     @cached_property
     def reduces(self) -> int:
-        """Outputs that tensor ranks hold in parts and reduce: of each mixer that has an output projection, of each MLP."""
+        """Outputs that tensor ranks reduce: of each mixer with an output projection, of each MLP, or of both together."""
         stage, whole = self.stage, self.parallel.ranks > 1 and self.terms.exchanges_over_all
+        if stage.summed_once:
+            return stage.layers
         ends = sum(b.layers for b in stage.attention if any(linear.name in ("o", "linear_out") for linear in b.linears))
         exchanged = sum(mlp.layers for mlp in stage.mlp if mlp.kind == "moe") if whole else 0
         return ends + sum(mlp.layers for mlp in stage.mlp) - 2 * exchanged
@@ -474,17 +476,6 @@ def collectives(shard: Shard, m: IntArray) -> Parts:
         yield "pipeline hop", ops.p2p_s(width)
 
 
-<<<<<<< HEAD
-def _reduces(stage: Architecture) -> int:
-    """Outputs that ranks hold in parts: of each mixer that has an output projection, of each MLP, or of both together."""
-    if stage.summed_once:
-        return stage.layers
-    ends = sum(block.layers for block in stage.attention if any(linear.name in ("o", "linear_out") for linear in block.linears))
-    return ends + sum(mlp.layers for mlp in stage.mlp)
-
-
-=======
->>>>>>> f11a76d (SGLang's ranks exchange tokens over all devices, by all-reduces beside prompts)
 def gaps(shard: Shard, m: IntArray) -> Parts:
     """Device time between the kernels of a layer."""
     yield "gaps", np.full(len(m), shard.stage.layers * shard.terms.host.device_layer_s)
