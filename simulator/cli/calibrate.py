@@ -105,7 +105,9 @@ def intervals(
         print(f"{group}: {shown}")
     for metric, scale in widths.scales.items():
         base = math.expm1(math.exp(scale.log_base_width))
-        print(f"{metric}: {100 * base:.0f} % ({scale.experiments}), where clients wait; times")
+        middle = 100 * math.expm1(scale.log_ratio)
+        about = f"of further sources about {middle:+.0f} %"
+        print(f"{metric}: {100 * base:.0f} % ({scale.experiments}), where clients wait; {about}; times")
         for factor, levels in scale.factors.items():
             shown = ", ".join(f"{level} {math.exp(added):.2f}" for level, added in sorted(levels.items()))
             print(f"  {factor}: {shown}; another {math.exp(scale.unseen[factor]):.2f}")

@@ -111,7 +111,8 @@ def _shipped(prepared: Prepared) -> tuple[Evidence, list[str]]:
         hardware, error = "kernels" if hardware == "measured" else hardware, max(error, LIMIT_ERROR_PCT / 100)
     split = bool(prepared.pools) and not prepared.side_by_side
     by_law = prepared.scenario.workload.lengths_by_law()
-    return Evidence(plan.engine, hardware, kernel_error=error, setting=setting.key(), split=split, by_law=by_law), axes
+    found = Evidence(plan.engine, hardware, kernel_error=error, setting=setting.key(), split=split, by_law=by_law)
+    return replace(found, ranks_apart=prepared.ranks > 1), axes
 
 
 def _doubt(evidence: Evidence) -> tuple[int, bool, float]:

@@ -66,6 +66,8 @@ class Evidence:
     split : whether prefill and decode are on servers of their own, which err otherwise than one that does both.
     by_law : whether lengths are drawn by a law of two numbers, such as a mean and a 99th percentile: of the real lengths, whose
         short and long answers decide what requests of a batch share, no more is known.
+    ranks_apart : whether each data-parallel rank has requests of its own and all step together.
+    source : who measured what a replay is of; "" of everybody else's servers.
     fitted : log half-widths by metric of a user's calibration, of those metrics that it tells; `fitted_by` is its name.
     """
 
@@ -78,6 +80,8 @@ class Evidence:
     launch_known: bool = True
     split: bool = False
     by_law: bool = False
+    ranks_apart: bool = False
+    source: str = ""
     fitted: tuple[tuple[str, float], ...] = ()
     fitted_by: str = ""
 
@@ -95,16 +99,17 @@ class Evidence:
             return f"{self.engine}/{self.load()}"
         return f"{self.engine}/{'measured' if self.hardware == 'measured' and not self.split else 'kernels'}/open loop"
 
-    def levels(self, statistic: str) -> dict[str, str]:
+    def levels(self) -> dict[str, str]:
         """Levels of the factors of a scale (`simulator.results.scales.FACTORS`)."""
         setting = Setting.read(self.setting)
         return {
+            "source": self.source,
             "load": self.load(),
             "engine": self.engine,
             "device": setting.device,
             "model": f"{setting.model}, {setting.weights}",
             "setting": self.setting,
-            "statistic": "p50" if statistic == "p50" else "mean",
+            "ranks": "data-parallel attention" if self.ranks_apart else "one batch a step",
         }
 
 
@@ -187,11 +192,28 @@ def _tail(groups: Groups, mean: float, metric: str, statistic: str) -> float:
 
 
 def waiting_width(widths: Widths, evidence: Evidence, metric: str, statistic: str) -> float | None:
-    """Log half-width where clients wait. E2E errs as TPOT does, of which it is made."""
+    """Log half-width where clients wait. E2E errs as TPOT does, of which it is made.
+
+    Under open load, where intervals lie about the prediction, their middle here (`center`) counts as width.
+    """
     scale = widths.scales.get("tpot" if metric == "e2e" else metric)
     if scale is None:
         return None
-    return _tail(widths.groups, scale.half_width(evidence.levels(statistic)), metric, statistic)
+    levels = evidence.levels()
+    aside = 0.0 if evidence.closed_loop else abs(scale.center(levels))
+    return _tail(widths.groups, scale.half_width(levels) + aside, metric, statistic)
+
+
+def center(evidence: Evidence, metric: str, ttft_share: float = 0.0, widths: Widths | None = None) -> float:
+    """Logarithm of the middle of an interval over the predicted value: where clients wait, servers of further sources are slower
+    than predicted in the median (`Scale.log_ratio`); elsewhere 0."""
+    if metric == "e2e":
+        rest = center(evidence, "tpot", widths=widths)
+        return ttft_share * center(evidence, "ttft", widths=widths) + (1 - ttft_share) * rest
+    scale = (widths or shipped()).scales.get(metric)
+    if scale is None or evidence.fitted or not evidence.closed_loop:
+        return 0.0
+    return scale.center(evidence.levels())
 
 
 def run_width(widths: Widths, evidence: Evidence, metric: str, statistic: str) -> float | None:
@@ -260,12 +282,11 @@ def share_of_queue(queue_ms: float, step_ms: float, value_ms: float) -> float:
     return min(1.0, max(0.0, queue_ms - step_ms) / value_ms) if value_ms > 0 else 0.0
 
 
-def interval(value: float | None, log_half_width: float) -> list[float] | None:
-    """Return [value / e^w, value * e^w]."""
+def interval(value: float | None, log_half_width: float, log_ratio: float = 0.0) -> list[float] | None:
+    """Return [value * e^(c - w), value * e^(c + w)]."""
     if value is None or not math.isfinite(value):
         return None
-    factor = math.exp(log_half_width)
-    return [value / factor, value * factor]
+    return [value * math.exp(log_ratio - log_half_width), value * math.exp(log_ratio + log_half_width)]
 
 
 def rate_width(
@@ -310,9 +331,10 @@ def add_intervals(result: dict[str, Any], evidence: Evidence) -> list[str]:
     rates = ("request_throughput", "output_throughput", "total_token_throughput")
     whole = ("usd_per_1m_total_tokens", "usd_per_1m_output_only", "usd_per_request")
     split = ("usd_per_1m_input_tokens", "usd_per_1m_output_tokens")
-    totals["interval"] = {name: interval(totals[name], width) for name in rates} | _goodput(result, width)
-    cost["interval"] = {name: interval(cost[name], width) for name in whole}
-    cost["interval"] |= {name: interval(cost[name], math.hypot(width, step)) for name in split}
+    middle = center(evidence, "throughput")
+    totals["interval"] = {name: interval(totals[name], width, middle) for name in rates} | _goodput(result, width, middle)
+    cost["interval"] = {name: interval(cost[name], width, -middle) for name in whole}
+    cost["interval"] |= {name: interval(cost[name], math.hypot(width, step), -middle) for name in split}
     if kind == "fitted":
         return [words] if (words := why(evidence, step)) else []
     if not evidence.kernel_error:
@@ -334,8 +356,11 @@ def why(evidence: Evidence, step_width: float) -> str:
     if evidence.hardware == "measured" and not evidence.closed_loop and not evidence.split:
         return ""
     scale = shipped().scales["tpot"]
-    reasons = scale.reasons(evidence.levels("mean"))
-    said = f"error intervals (a factor of {math.exp(step_width):.2f} for TPOT) hold nine of ten values of {scale.sources} sources"
+    reasons = scale.reasons(evidence.levels())
+    middle = math.expm1(center(evidence, "tpot"))
+    about = f", about a value {abs(middle):.0%} {'higher' if middle > 0 else 'lower'}" if abs(middle) >= 0.005 else ""
+    said = f"error intervals (a factor of {math.exp(step_width):.2f} for TPOT{about}) hold nine of ten values of "
+    said += f"{scale.sources} sources"
     return f"{said}; {'; '.join(reasons)}" if reasons else said
 
 
@@ -351,7 +376,8 @@ def _intervals(
         if name in QUEUED and value:
             waiting = share_of_queue(metrics["queue_ms"][statistic] or 0.0, step_ms, value)
             first = min(1.0, (metrics["ttft_ms"][statistic] or 0.0) / value)
-        bounds: list[Any] | None = interval(value, half_width(evidence, metric, statistic, waiting, first)[0])
+        width, _ = half_width(evidence, metric, statistic, waiting, first)
+        bounds: list[Any] | None = interval(value, width, center(evidence, metric, first))
         if overloaded and bounds is not None and name in QUEUED:
             bounds = [bounds[0], None]
         out[statistic] = bounds
@@ -399,7 +425,9 @@ def share_below(stats: Mapping[str, Any], bound: float) -> float:
     return 1.0
 
 
-def _goodput(result: Mapping[str, Any], rate_log_width: float) -> dict[str, list[float] | None]:
+def _goodput(
+    result: Mapping[str, Any], rate_log_width: float, rate_log_ratio: float
+) -> dict[str, list[float] | None]:
     """Intervals of the goodput and of the share of good requests: latencies shifted to either end of their intervals.
 
     Of requests that keep several bounds at once only the share of each is known, so the share of both lies between
@@ -425,6 +453,6 @@ def _goodput(result: Mapping[str, Any], rate_log_width: float) -> dict[str, list
     low, high = min(good, kept * max(0.0, low)), max(good, kept * high)
     out["goodput_fraction"] = [low, high]
     offered = totals["request_goodput"] / good if good else totals["request_throughput"] / max(kept, 1e-9)
-    factor = math.exp(rate_log_width)
-    out["request_goodput"] = [low * offered / factor, high * offered * factor]
+    slow, fast = (math.exp(rate_log_ratio + side * rate_log_width) for side in (-1, 1))
+    out["request_goodput"] = [low * offered * slow, high * offered * fast]
     return out

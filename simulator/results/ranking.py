@@ -36,12 +36,12 @@ class Estimate:
     def of(
         cls, value: float | None, bounds: Sequence[float | None] | None, deployed: Mapping[str, Any]
     ) -> Estimate | None:
-        """From its interval, whose upper end counts, and a summary of the deployment; None where either is not known."""
-        high = bounds[1] if bounds else None
+        """From its interval (without a lower end the upper counts) and a summary of the deployment; None where either lacks."""
+        low, high = bounds or (None, None)
         if not value or not high:
             return None
         named = (str(deployed.get(name, "")) for name in ("engine", "hardware", "model", "weights"))
-        return cls(value, math.log(high / value), *named)
+        return cls(value, math.log(high / low) / 2 if low else math.log(high / value), *named)
 
 
 def alike(one: Estimate, other: Estimate) -> float:

@@ -1,7 +1,9 @@
 """How large errors are where clients wait: a scale that load, engine, device and model make wider or narrower.
 
 The logarithm of a half-width is a sum: a base, and for each factor of a setting what its level adds. A level without evidence
-adds what is not known of it (`Scale.unseen`), so a setting is the wider the less it shares with what was measured.
+adds what is not known of it (`Scale.unseen`), so a setting is the wider the less it shares with what was measured. Who
+measured is one of the factors: a server of a source that is among the evidence (its host, launch scripts and client) is known
+better than anybody else's.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-FACTORS = ("load", "engine", "device", "model", "setting", "statistic")
-"""Model: kind of model and width of its weights. Setting: engine, device and model together."""
+FACTORS = ("source", "load", "engine", "device", "model", "setting", "ranks")
+"""Model: kind of model and width of its weights. Setting: engine, device and model together. Ranks: whether each has requests of
+its own."""
 TOLD = 1.15
 """By how much a level widens before words say so (assumed)."""
 
@@ -22,12 +25,14 @@ class Scale:
     """Half-widths of a metric.
 
     log_base_width : logarithm of the log half-width of an even mixture of what was measured. factors : what the levels of each
-    factor add to it. unseen : what a level of it adds that was not measured. experiments, sources : behind it.
+    factor add to it. unseen : what a level of it adds that was not measured. log_ratio : logarithm of measured over predicted in
+    the median source, about which lie the errors of one that was not measured. experiments, sources : behind it.
     """
 
     log_base_width: float
     factors: Mapping[str, Mapping[str, float]]
     unseen: Mapping[str, float]
+    log_ratio: float = 0.0
     experiments: int = 0
     sources: int = 0
 
@@ -39,7 +44,7 @@ class Scale:
     def as_dict(self) -> dict[str, Any]:
         """Its JSON form, rounded."""
         told = asdict(self)
-        told["log_base_width"] = round(self.log_base_width, 4)
+        told["log_base_width"], told["log_ratio"] = round(self.log_base_width, 4), round(self.log_ratio, 4)
         told["factors"] = {name: {k: round(v, 4) for k, v in sorted(of.items())} for name, of in self.factors.items()}
         told["unseen"] = {name: round(value, 4) for name, value in self.unseen.items()}
         return told
@@ -51,6 +56,10 @@ class Scale:
     def half_width(self, levels: Mapping[str, str]) -> float:
         """Log half-width of a setting: the level of each factor."""
         return math.exp(self.log_base_width + sum(self.added(factor, level) for factor, level in levels.items()))
+
+    def center(self, levels: Mapping[str, str]) -> float:
+        """Logarithm of the middle of an interval over the predicted value."""
+        return 0.0 if levels.get("source") in self.factors.get("source", {}) else self.log_ratio
 
     def reasons(self, levels: Mapping[str, str]) -> list[str]:
         """What makes a setting wider than the mixture, in words, the most first; then what was never measured."""

@@ -61,13 +61,22 @@ def closed_loop(row: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Kind:
-    """What stands behind the prediction of a run, and the groups of which it can be left out with all others of its like."""
+    """What stands behind the prediction of a run, and the groups of which it can be left out with all others of its like.
+
+    page : whether the source is one of the pages of a list of reports, and not a suite of runs.
+    """
 
     evidence: Evidence
     model: str
     hardware: str
     workload: str
     source: str = ""
+    page: bool = False
+
+    @property
+    def family(self) -> str:
+        """Type of the model's architecture."""
+        return self.model.partition(" ")[0]
 
 
 def set_aside(row: dict[str, Any]) -> str:

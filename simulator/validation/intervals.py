@@ -53,7 +53,7 @@ Cluster = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Value:
-    """One measured value beside its prediction; `outcome` tells one that a suite holds twice."""
+    """One measured value beside its prediction, the log error signed; `outcome` tells one that a suite holds twice."""
 
     cluster: Cluster
     evidence: Evidence
@@ -79,7 +79,7 @@ def values_of(
             continue
         share = 0.0 if evidence.closed_loop else float(e.get("queue_share") or 0.0)
         outcome = (evidence.engine, kind.hardware, kind.workload, e["measured"])
-        error = abs(math.log(e["predicted"] / e["measured"]))
+        error = math.log(e["predicted"] / e["measured"])
         out.append(Value((kind.source, kind.model, kind.hardware), evidence, *named, error, share, outcome))
     return out
 
@@ -142,8 +142,8 @@ def _waiting(values: Iterable[Value]) -> dict[str, Scale]:
     sized: dict[str, list[Sized]] = {}
     for v in values:
         if v.evidence.closed_loop and v.statistic in ("mean", "p50"):
-            levels = v.evidence.levels(v.statistic)
-            cluster = (*v.cluster, v.evidence.engine)
+            levels = v.evidence.levels()
+            cluster = (*v.cluster, v.evidence.engine, v.evidence.load())
             sized.setdefault(v.metric, []).append(Sized(cluster, tuple(levels[f] for f in FACTORS), v.log_error))
     known = {metric: found for metric, found in sorted(sized.items()) if metric != "e2e" and len(found) >= MIN_EXPERIMENTS}
     return {metric: derive_scale(found, LEVEL) for metric, found in known.items()}

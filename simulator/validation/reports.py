@@ -8,7 +8,6 @@ words "not flushed" says that the runs of a source on one deployment followed ea
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.errors import InfeasibleError, InputError, PlanError
-from simulator.results.intervals import Evidence, half_width, interval
+from simulator.results.intervals import Evidence, center, half_width, interval
 from simulator.validation.evidence import Kind
 from simulator.validation.one_factor import one_factors
 from simulator.validation.runs import UNREADABLE, predictions
@@ -409,7 +408,8 @@ def _figures(
     for metric, (tokens, seconds) in spans.items():
         if tokens > 0 and seconds > 0:
             like = "ttft" if metric == "prefill_tok_s" else "tpot"
-            out[metric] = tokens / seconds, interval(tokens / seconds, half_width(evidence, like, "mean")[0])
+            width, middle = half_width(evidence, like, "mean")[0], -center(evidence, like)
+            out[metric] = tokens / seconds, interval(tokens / seconds, width, middle)
     energy_j = run.result["server"]["energy_j"]
     if energy_j is not None:
         devices_s = run.result["totals"]["duration_s"] * prepared.devices
@@ -417,8 +417,7 @@ def _figures(
     if answered.any():
         whole_s = float(raw.end_s[answered].max() - np.nanmin(raw.arrival_s[of]))
         rate = of_run["output_throughput_tok_s"]
-        width = 0.0 if rate.interval is None else math.log(rate.interval[1] / rate.value)
-        out["duration_s"] = whole_s, interval(whole_s, width)
+        out["duration_s"] = whole_s, rate.interval and [whole_s * rate.value / bound for bound in reversed(rate.interval)]
     return out, rests_on
 
 
@@ -481,5 +480,5 @@ def report_kinds(cases: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any
             continue
         name, group = f"report/{case['id']}", case["group"]
         experiments.append({**case, "id": name, "metric": column, "measured": case["reported"]})
-        known[name] = Kind(Evidence(**case["rests_on"]), group["family"], group["gpu"], name, group["source"])
+        known[name] = Kind(Evidence(**case["rests_on"]), group["family"], group["gpu"], "", group["source"], page=True)
     return experiments, known

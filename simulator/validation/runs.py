@@ -13,11 +13,11 @@ from engine_models.cost.overheads import Overheads
 from hardware_profiles.errors import PlanError
 from simulator.cluster.outcome import ClusterResult
 from simulator.prepared import Prepared
-from simulator.results.intervals import Evidence, half_width, interval, rate_width, share_of_queue
+from simulator.results.intervals import Evidence, center, half_width, interval, rate_width, share_of_queue
 from simulator.results.latencies import Latencies, latencies
 from simulator.results.statistics import statistics
 from simulator.validation.contradictions import sift
-from simulator.validation.evidence import kinds
+from simulator.validation.evidence import kinds, source_of
 from simulator.validation.launches import launch_of
 from simulator.validation.one_factor import one_factors
 from simulator.validation.spellings import Unplayable
@@ -69,6 +69,7 @@ def predict(experiment: Experiment, overheads: Overheads | None = None) -> dict[
         evidence,
         closed_loop=bool(np.isnan(experiment.workload.arrival_s).any()),
         launch_known=launch_of(experiment.rows[0]).confidence != "none",
+        source=source_of(experiment.rows[0]),
     )
     out: dict[str, dict[str, Prediction]] = {}
     for row in experiment.rows:
@@ -129,7 +130,7 @@ def _interval(
 
     value = values[column]
     if column.endswith(("_rps", "_tok_s")):
-        return interval(value, rate_log_width), 0.0, 0.0
+        return interval(value, rate_log_width, center(evidence, "throughput")), 0.0, 0.0
     named = ("tpot", "mean") if column.startswith("itl_mean") else split_name(column)
     if named is None:
         return None, 0.0, 0.0
@@ -138,7 +139,8 @@ def _interval(
         wait = float(queue_ms.mean()) if named[1] == "mean" else float(np.percentile(queue_ms, float(named[1][1:])))
         waiting = share_of_queue(wait, values.get("tpot_p50_ms", 0.0), value)
         first = min(1.0, values[f"ttft_{named[1]}_ms"] / value) if value > 0 else 0.0
-    return interval(value, half_width(evidence, *named, waiting, first)[0]), waiting, first
+    width, _ = half_width(evidence, *named, waiting, first)
+    return interval(value, width, center(evidence, named[0], first)), waiting, first
 
 
 def row_metrics(raw: ClusterResult, lat: Latencies, mask: NDArray[np.bool_]) -> dict[str, float]:
