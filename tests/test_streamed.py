@@ -71,14 +71,16 @@ def test_replicas_that_come_and_go_stream_alike(small_blocks: None, monkeypatch:
     """Lives of a replica share a log of which steps are dropped as they are counted; tries wait across blocks."""
     events = [{"at_s": 15, "replica": 0, "kind": "gpu", "for_s": 2}, {"at_s": 30, "replica": 1, "kind": "gpu", "for_s": 0}]
     changing: dict[str, Any] = {
-        "failures": {"events": events, "start_up": 1},
+        "failures": {"events": events, "start_up": 1, "mtbf_h": 0.02, "of": "replica", "repair_s": 1},
         "autoscaler": {"kind": "hpa", "metric": "requests_in_flight", "target": 6, "max_replicas": 4, "start_up": 2},
     }
-    whole, parts = both(
-        scenario(1200, replicas=2, router="least_requests", **changing) | {"client": {"retries": {"attempts": 3}}}, monkeypatch
-    )
+    given = scenario(1200, replicas=2, router="least_requests", **changing) | {"client": {"retries": {"attempts": 3}}}
+    given["workload"] |= {"duration": None, "requests": 1200, "drain_s": 20}
+    whole, parts = both(given, monkeypatch)
+    assert whole.result["fleet"] == parts.result["fleet"]
     assert whole.result["fleet"]["attempts_lost"] > 0
     assert whole.result["fleet"]["added"] > 0
+    assert sum(whole.result["fleet"]["faults"].values()) > 4
     assert_same_requests(whole, parts)
     assert_same_metrics(whole.result["metrics"], parts.result["metrics"])
     assert parts.result["fleet"] == whole.result["fleet"]

@@ -112,7 +112,7 @@ class Elastic(Cluster):
 
     def _run(self, sink: Sink | None) -> None:
         if self._faults is not None:
-            self._faults.begin(self._clock, self._end_s, self._strike, self._over)
+            self._faults.begin(self._clock, self._strike, self._over)
         for scaling in self._scalers:
             self._every(scaling.scaler.collect_s, RESULTS, partial(self._collect, scaling))
             self._every(scaling.scaler.every_s, DECISIONS, partial(self._decide_on, scaling))
@@ -139,7 +139,7 @@ class Elastic(Cluster):
 
     def _over(self, now_s: float) -> bool:
         """Whether nothing that is to come matters: all requests have ended, and the time that is measured is over."""
-        return now_s > self._end_s or (self._idle() and now_s >= min(self._source.duration_s, self._end_s))
+        return now_s > self._end_s or (self._idle() and now_s >= min(self.duration_s, self._end_s))
 
     # -- faults ---------------------------------------------------------------------------------------------
 

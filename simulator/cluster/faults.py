@@ -78,8 +78,8 @@ class Faults:
             return [fault.replica]
         return [number for number, node in enumerate(self.nodes) if node == self.nodes[fault.replica]]
 
-    def begin(self, clock: Clock, until_s: float, strike: Callable[[Fault], None], over: Callable[[float], bool]) -> None:
-        """Put into the calendar what goes wrong up to a time, while that is not `over`; `strike` is told each fault."""
+    def begin(self, clock: Clock, strike: Callable[[Fault], None], over: Callable[[float], bool]) -> None:
+        """Put into the calendar what goes wrong until it is `over`; `strike` is told each fault."""
 
         def recur(process: Process, draw: Random) -> None:
             if not over(clock.now_s):
@@ -87,9 +87,7 @@ class Faults:
                 wait(process, draw)
 
         def wait(process: Process, draw: Random) -> None:
-            at_s = clock.now_s + draw.expovariate(process.rate_per_s)
-            if at_s <= until_s:
-                clock.at(at_s, ARRIVALS, partial(recur, process, draw))
+            clock.at(clock.now_s + draw.expovariate(process.rate_per_s), ARRIVALS, partial(recur, process, draw))
 
         for at_s, fault in self.events:
             clock.at(at_s, ARRIVALS, partial(strike, fault))
