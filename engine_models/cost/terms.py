@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.cost import dequantised, serial_quantisation, token_tiles
+from engine_models.cost import dequantised, marlin, serial_quantisation, token_tiles
 from engine_models.cost.sampling import Sampler, truncation_s
 from engine_models.model.architecture import Gemm, MoeShape, format_of_part, gemm_shapes, moe_shapes, stages
 from engine_models.model.blocks import Architecture
@@ -178,6 +178,8 @@ class Terms:
         (:mod:`engine_models.cost.token_tiles`).
     serial_quantisation : whether the inputs of such products are quantised token after token
         (:mod:`engine_models.cost.serial_quantisation`).
+    marlin_share : share of the device's rate in 16 bits that products with narrow weights reach on Marlin's kernels
+        (:mod:`engine_models.cost.marlin`); 0: they run on others.
     """
 
     host: HostOverhead
@@ -218,6 +220,7 @@ class Terms:
     chunked_decodes: tuple[str, ...] = ()
     token_tiles: bool = False
     serial_quantisation: bool = False
+    marlin_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -321,6 +324,8 @@ def product_s(shard: Shard, gemm: Gemm, m: IntArray) -> FloatArray:
     if shard.terms.token_tiles and fmt == "fp8_block" and gemm.k >= token_tiles.LEAST_DEPTH:
         return token_tiles.product_s(shard.ops, m, gemm.n, gemm.k)
     narrow_s: FloatArray = shard.ops.gemm_s(fmt, m, gemm.n, gemm.k)
+    if shard.terms.marlin_share and fmt != "bf16":
+        return np.maximum(narrow_s, marlin.floor_s(shard.ops, shard.terms.marlin_share, m, gemm.n, gemm.k))
     if shard.terms.serial_quantisation and fmt == "fp8_block":
         return narrow_s + serial_quantisation.pass_s(shard.ops, m, gemm.n, gemm.k)
     if format_of_part(shard.stage, shard.formats.weights, gemm.part).name != "fp32":

@@ -43,6 +43,7 @@ from engine_models.engines.vllm_kernels import (
     expert_tiles,
     experts,
     held_weights,
+    marlin_share,
     recurrent_launches,
 )
 from engine_models.engines.vllm_memory import (
@@ -488,6 +489,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 splits_graphs=True,
                 fills_selection=version.fills_selection,
                 chunked_decodes=version.chunked_decodes,
+                marlin_share=marlin_share(request),
             ),
             TableRange(serving.tokens, serving.rows, context),
             Parallelism(

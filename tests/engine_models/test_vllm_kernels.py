@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine_models.cost.terms import Shard, product_s
+from engine_models.model.architecture import gemm_shapes
 from hardware_profiles.device import load_device
 from hardware_profiles.kernels import operations_of
 from simulator import load_scenario
@@ -99,3 +101,35 @@ def test_kernels_pad_experts_in_memory(version: str, model: str, hardware: str, 
     flags = {"max_num_seqs": 64, "max_model_len": 8192}
     memory = prepared(model, version, hardware, tensor_parallel=1, engine_args=flags).plan.memory
     assert memory.bytes_of("weight") / 2**30 == pytest.approx(gib, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "weights", "share"),
+    [
+        ("a100-sxm-80gb", "fp8", 0.5),
+        ("a100-sxm-80gb", "awq", 0.5),
+        ("l40s-48gb", "fp8", 0.0),
+        ("l40s-48gb", "gptq", 0.66),
+        ("h100-sxm-80gb", "gptq", 0.0),  # Machete
+        ("h100-sxm-80gb", "awq", 0.27),
+        ("b200-sxm-180gb", "awq", 0.0),  # not timed
+        ("a100-sxm-80gb", "bf16", 0.0),
+        ("a100-sxm-80gb", "int8", 0.0),
+    ],
+)
+def test_narrow_weights_run_on_marlin_where_the_hardware_cannot_multiply_them(hardware: str, weights: str, share: float) -> None:
+    flags = {"max_model_len": 2048}
+    plan = prepared("Qwen/Qwen3-14B", "0.11.0", hardware, tensor_parallel=1, weights=weights, engine_args=flags).plan
+    assert plan.costs.terms.marlin_share == share
+
+
+def test_marlin_saves_bytes_with_few_rows_and_loses_with_many() -> None:
+    """On A100 at 156 TFLOP/s, where a product in 16 bits reaches 254."""
+    plan = prepared("Qwen/Qwen3-14B", "0.11.0", "a100-sxm-80gb", tensor_parallel=1, weights="awq").plan
+    costs, ops, rows = plan.costs, operations_of(load_device("a100-sxm-80gb"), "vllm"), np.array([16, 64, 2048])
+    shard = Shard(costs.arch, ops, costs.formats, costs.parallel, costs.terms)
+    gate = next(gemm for gemm in gemm_shapes(costs.arch) if gemm.n == 2 * 17408)
+    taken_s = product_s(shard, gate, rows)
+    assert taken_s[2] == pytest.approx(2 * 2048 * gate.n * gate.k / 156e12)
+    assert taken_s[0] < 0.35 * ops.gemm_s("bf16", rows, gate.n, gate.k)[0]
+    assert 1.4 < taken_s[2] / ops.gemm_s("bf16", rows, gate.n, gate.k)[2] < 1.8

@@ -1,0 +1,25 @@
+"""What Marlin's products with narrow weights cost in large batches.
+
+Marlin widens weights to 16 bits in registers, again for every 64 rows of a batch, and multiplies with Ampere's instructions. It
+saves bytes with few rows, and with many it stays below the rate that a product in 16 bits reaches:
+
+    t >= 2 m n k / min(share x what the tensor cores give in 16 bits, the device's rate with sums in 32)
+"""
+
+from __future__ import annotations
+
+from engine_models.cost.tables import FloatArray, IntArray
+from hardware_profiles.ops import Ops
+
+SHARES = {"ampere": 0.50, "ada": 0.66, "hopper": 0.27}
+"""Share of the rate in 16 bits that Marlin reaches, by architecture. kind: measured, 2026-11; source: experts in INT4 with 256
+and more rows each, less the passes over their activations, in the kernel tables of these GPUs: A100 156 TFLOP/s (132 rows, four
+in five within 151 to 160), L40S 239 (6), H100 263 and 281 (12). That dense products reach the same is assumed; 141 on A100 were
+published of the kernel of 2024 (vLLM pull request 2497)."""
+
+
+def floor_s(ops: Ops, share: float, m: IntArray, n: int, k: int) -> FloatArray:
+    """The least seconds of one product of `m` tokens."""
+    reached = min(share * ops.peaks.pipe_rate("bfloat16"), ops.peaks.rate("bfloat16"))
+    least_s: FloatArray = m.astype(float) * (2.0 * n * k / reached)
+    return least_s
