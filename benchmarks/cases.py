@@ -43,7 +43,7 @@ class Case:
     speculative : the pool's key, where drafts are made.
     answers : the law of outputs, where they are not all alike. limits : the SLO.
     start : whence a server takes what it starts with. kv : format of the KV cache, "" for the engine's.
-    power_limit_w : of a device, 0 for its own.
+    power_limit_w : of a device, 0 for its own. route : what clients send to a server (`client.route`), "" for its default.
     """
 
     id: str
@@ -69,6 +69,7 @@ class Case:
     start: dict[str, object] = field(default_factory=dict)
     kv: str = ""
     power_limit_w: float = 0.0
+    route: str = ""
     note: str = ""
 
     def scenario(self) -> str:
@@ -109,6 +110,8 @@ class Case:
                 "shared_prefix": {"groups": 1, "tokens": self.depth},
             }
         whole = {"name": self.id, "seed": 1, "model": self.model, "deployment": deployment, "workload": load}
+        if self.route:
+            whole["client"] = {"route": self.route}
         if self.limits:
             del load["requests"]
             whole["slo"] = self.limits
@@ -616,7 +619,7 @@ def amd_serving(row: Row, number: str) -> Case:
         users = int(float(row["concurrency"]))
         reported = {f"{k}_mean_ms": float(row[f"{k}_mean_ms"]) for k in ("ttft", "tpot") if row.get(f"{k}_mean_ms")}
         return Case(number, row["source"], engine, *where, *sizes, reported, users=users, requests=max(10 * users, 40),
-                    tensor=tensor)  # fmt: skip
+                    tensor=tensor, route="completions")  # fmt: skip
     if row["out_tok_s"] and "generated" in row["note"]:
         reported = {"output_tok_s": float(row["out_tok_s"])}
         args = OFFLINE_IN_FP8 if where[2].startswith("mi") else {"kv_cache_dtype": "fp8"}
@@ -646,13 +649,14 @@ def mi300x(row: Row, number: str) -> Case:
 
 
 def consumer_qps(row: Row, number: str) -> Case:
-    """measured_vllm_consumer_qps.csv: vLLM on RTX 4090 by rate; lengths by their means, greedy as its benchmark client asks."""
+    """measured_vllm_consumer_qps.csv: vLLM on RTX 4090 by rate; lengths by their means, prompts without a template and greedy
+    answers, as its benchmark client asks."""
     sizes = (round(float(row["actual_in"])), round(float(row["actual_out"])))
     reported = {"ttft_median_ms": float(row["ttft_p50_ms"]), "tpot_mean_ms": float(row["tpot_mean_ms"])}
     where = (model_of(row["model"]), "bf16", device_of(row["gpu"]))
     args: dict[str, object] = {"max_model_len": 8192, "generation_config": "vllm"}
     return Case(number, row["source"], "vllm@0.8.5", *where, *sizes, reported, rate_qps=float(row["rate_qps"]),
-                requests=int(row["num_prompts"]), tensor=int(row["n_gpu"]), args=args)  # fmt: skip
+                requests=int(row["num_prompts"]), tensor=int(row["n_gpu"]), args=args, route="completions")  # fmt: skip
 
 
 #: Requests of a run of ``trtllm-bench throughput`` by prompt and answer, as its page lists them (from memory, unconfirmed; others
@@ -767,10 +771,10 @@ Llama-2's: 2,219,196 over 10,000 of its 24,576 prompts, as AI-Hypercomputer/JetS
 their answers have 293 as MLPerf's have). The others from memory, unconfirmed; Mixtral's assumed: a third are five-shot problems.
 """
 ROWS_OF_MLPERF = {
-    ("llama2-70b", "Offline"): {"h100-sxm": 896, "h100-nvl": 1300, "h200": 806, "gh200": 806},
-    ("llama2-70b", "Server"): {"h100-sxm": 1024, "h100-nvl": 640, "h200": 896, "gh200": 806},
-    ("mixtral-8x7b", "Offline"): {"h100": 896, "h200": 3072},
-    ("mixtral-8x7b", "Server"): {"h100": 896, "h200": 3072},
+    ("llama2-70b", "Offline"): {"h100-sxm": 896, "h100-nvl": 1300, "h200": 806, "gh200": 806, "l40s": 1024},
+    ("llama2-70b", "Server"): {"h100-sxm": 1024, "h100-nvl": 640, "h200": 896, "gh200": 806, "l40s": 1024},
+    ("mixtral-8x7b", "Offline"): {"h100": 896, "h200": 3072, "gh200": 1024},
+    ("mixtral-8x7b", "Server"): {"h100": 896, "h200": 3072, "gh200": 1024},
 }
 """Rows at once in submissions of round 4.1 (mlcommons/inference_results_v4.1, `gpu_batch_size`; Mixtral's of the server as
 offline, assumed); elsewhere 2,048 (assumed)."""
