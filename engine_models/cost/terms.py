@@ -158,6 +158,7 @@ class Terms:
     quantises : whether the input of a product in narrow arithmetic is quantised by an operation of its own.
     selection_kernels, selection_passes : kernels that select the experts of a layer beyond the one that engines have written for
         it, and how many passes over the scores they take as long as.
+    copies_heads : whether queries and keys are copied out of their product's output before norms by head.
     rotary_in_attention : whether attention rotates queries and keys in the kernel that writes its cache, which its tables hold.
     widens_kv : whether a narrow KV cache is widened to 16 bits before attention, in a pass that reads and writes it.
     ungrouped_bytes_per_s : rate at which decoding rows pass the cache once for every query head, in a kernel that has no block
@@ -207,6 +208,7 @@ class Terms:
     quantises: bool = False
     selection_kernels: int = 0
     selection_passes: int = 0
+    copies_heads: bool = False
     rotary_in_attention: bool = False
     widens_kv: bool = False
     ungrouped_bytes_per_s: float = 0.0
@@ -430,6 +432,8 @@ def norms_and_rotary(shard: Shard, m: IntArray) -> Parts:
             yield "rotary", block.layers * ops.elementwise_s(2.0 * rotary)
         if block.qk_norm == "head":  # reads and writes q and k
             yield "norms", block.layers * ops.elementwise_s(2.0 * rotary)
+            if shard.terms.copies_heads:  # one token's stand in one piece
+                yield "norms", block.layers * np.where(np.asarray(m) > 1, ops.elementwise_s(2.0 * rotary), 0.0)
         elif block.qk_norm == "full":  # variances over all heads: one kernel to sum, one to scale
             yield "norms", block.layers * (ops.elementwise_s(rotary) + ops.elementwise_s(2.0 * rotary))
             if tp > 1:  # the heads are split, so the sums of q and of k (float32 each) are reduced over the ranks

@@ -54,6 +54,7 @@ from engine_models.engines.sglang_kernels import (
     absorbs_captured,
     as_run,
     compiles_products,
+    copies_heads,
     experts,
     fused_norm_tokens,
     latent_launches,
@@ -385,6 +386,7 @@ def _terms(
         selection_kernels=kernels,
         selection_passes=passes,
         token_tiles=tiled,
+        copies_heads=copies_heads(request, number),
     )
 
 

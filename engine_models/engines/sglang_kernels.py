@@ -175,6 +175,17 @@ def selection_kernels(request: PoolRequest, version: tuple[int, ...], backend: s
     return _SELECTION_KERNELS, _SELECTION_KERNELS + _SELECTION_SORTS * (_SORT_PASSES - 1)
 
 
+_HEADS_NORMED_IN_PLACE_SINCE = (0, 5, 7)
+"""First version that normalises queries and keys in one kernel, where they stand (`models/utils.py`, `apply_qk_norm`)."""
+_HEADS_COPIED = ("qwen3", "qwen3_moe", "glm4_moe")
+"""Types of model whose code copied them before (`models/qwen3.py`, `qwen3_moe.py`, `glm4_moe.py` of 0.5.3 and 0.5.6)."""
+
+
+def copies_heads(request: PoolRequest, version: tuple[int, ...]) -> bool:
+    """Whether queries and keys are copied before their norms by head, both at once in two streams."""
+    return request.arch.model_type in _HEADS_COPIED and version < _HEADS_NORMED_IN_PLACE_SINCE
+
+
 def latent_launches(request: PoolRequest) -> float:
     """Launches that latent attention costs the host beside its products."""
     return _LATENT_LAUNCHES.get(load_device(request.device_name).architecture, _OTHER_LATENT_LAUNCHES)

@@ -177,3 +177,15 @@ def test_the_form_of_latent_prompts_follows_the_attention_backend(
 def test_experts_are_selected_in_torch_where_no_kernel_holds_them(model: str, version: str, wanted: tuple[int, int]) -> None:
     terms = prepared(model, version, "h200-sxm-141gb").plan.costs.terms
     assert (terms.selection_kernels, terms.selection_passes) == wanted
+
+
+def test_heads_are_copied_before_their_norms_by_older_versions() -> None:
+    """One pass more for queries and keys of several tokens, none for those of one."""
+    each = prepared(QWEN, "0.5.6", "b200-sxm-180gb")
+    costs = each.plan.costs
+    old = Shard(costs.arch, each.kernels, costs.formats, costs.parallel, costs.terms)
+    new = replace(old, terms=replace(old.terms, copies_heads=False))
+    m = np.array([1, 2, 1000])
+    norms = [sum(part for name, part in norms_and_rotary(shard, m) if name == "norms") for shard in (old, new)]
+    assert (norms[0] > norms[1]).tolist() == [False, True, True]
+    assert not prepared(QWEN, "0.5.7", "b200-sxm-180gb").plan.costs.terms.copies_heads
