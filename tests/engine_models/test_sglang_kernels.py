@@ -69,6 +69,8 @@ def test_a_backend_that_is_not_modelled_is_named() -> None:
     plan = prepared(GLM, "0.5.6", "b200-sxm-180gb", engine_args={"moe_runner_backend": "flashinfer_cutedsl"}).plan
     assert any("flashinfer_cutedsl" in text for text in plan.warnings)
     assert plan.costs.terms.moe_backend == "triton"
+    told = [prepared("openai/gpt-oss-120b", "0.5.6", hardware).plan.warnings for hardware in ("a100-sxm-80gb", "h100-sxm-80gb")]
+    assert [any("emulated" in text for text in warnings) for warnings in told] == [True, False]
 
 
 @pytest.mark.parametrize(
