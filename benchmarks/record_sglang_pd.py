@@ -54,12 +54,17 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
         config |= {
             "chunked_prefill_size": draw.choice([-1, 128, 512, 2048, 2048]),
             "max_prefill_tokens": draw.choice([512, 4096, 16384]),
-            "page_size": 1,
             "context_len": 16384,
             "schedule_policy": draw.choice(["fcfs", "fcfs", "lpm", "dfs-weight", "lof"]),
         }
         config["max_total_num_tokens"] = int(longest * draw.choice([1.1, 1.5, 2.5, 5, 12])) + 10
         clock |= {"b": 3e-5, "xfer_fixed": draw.choice([0.00337, 0.05037]), "xfer_token": draw.choice([2.1e-6, 1.01e-4, 3.1e-4])}
+    page = random.Random(f"{seed} pages").choice([1, 1, 16, 64])
+    config["page_size"] = page
+    if page > 1:
+        config["max_total_num_tokens"] = (config["max_total_num_tokens"] // page + 3) * page
+    if 0 < config.get("chunked_prefill_size", 0) < page:
+        config["chunked_prefill_size"] = page
     late = draw.choice([0.02, 0.3, 1.0])
     heads = [(10 + number, draw.randint(1, longest)) for number in range(draw.randint(1, 4))]
     for index in range(many):
@@ -227,7 +232,7 @@ class Server:
         )
         kv = scheduler.token_to_kv_pool_allocator
         kv._kvcache = Silent()
-        cache = cache_over(rows, kv, config, 1)
+        cache = cache_over(rows, kv, config, config.get("page_size", 1))
         scheduler.req_to_token_pool, scheduler.tree_cache = rows, cache
         scheduler.tp_worker.is_hybrid_swa = False
         scheduler.init_schedule_policy()

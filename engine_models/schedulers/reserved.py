@@ -211,7 +211,7 @@ class ReservingDecodeScheduler(ReservingDecode):
     ) -> None:
         self.rules = rules
         self.aggregate = aggregate
-        self.decodes = DecodeSet(1, windows)
+        self.decodes = DecodeSet(kv.page_tokens, windows)
         self._run = Run(0, Batch(-1))
         self._orders = 0
         self._pauses: list[int] = []  # batches of first tokens alone
@@ -299,7 +299,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         else:
             if self.transfer.pop(seq, None) is None:
                 self.waiting.remove(seq)
-            self.kv.free_tokens += seq.prompt_tokens if seq.first_scheduled_s < 0 else seq.length - 1
+            self.kv.free_tokens += self.kv.paged(seq.prompt_tokens if seq.first_scheduled_s < 0 else seq.length - 1)
         seq.state = "finished"
         self._news = True
         return True
@@ -359,7 +359,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         resumed: list[Sequence] = []
         while self.retracted:
             seq = self.retracted[0]
-            tokens = seq.length - 1
+            tokens = kv.paged(seq.length - 1)
             left = kv.free_tokens - keep * (self._held() + len(resumed))
             if self._rows_left() - len(resumed) <= 0 or tokens + keep > left:
                 break
@@ -382,9 +382,10 @@ class ReservingDecodeScheduler(ReservingDecode):
             if self._rows_left() <= 0 or buffers - len(admitted) <= 0:
                 break
             left = kv.free_tokens - max(keep * self._held(), longest)
-            if max(seq.prompt_tokens + keep, seq.group_state - retractable) > left:
+            tokens = kv.paged(seq.prompt_tokens)
+            if max(tokens + keep, seq.group_state - retractable) > left:
                 break
-            kv.free_tokens -= seq.prompt_tokens
+            kv.free_tokens -= tokens
             del self.prealloc[seq]
             self.transfer[seq] = False
             self.notes.append(Note(seq, now_s, seq.prompt_tokens))
@@ -395,9 +396,12 @@ class ReservingDecodeScheduler(ReservingDecode):
         """Tokens that a request may come to have, as far as admission looks; then in `group_state`."""
         limit = seq.final_length - seq.prompt_tokens
         if not seq.stop_known:
-            limit = min(self.rules.max_model_len - 1, self.kv.capacity_tokens - 2) - seq.prompt_tokens
+            limit = self.rules.max_model_len - 1 - seq.prompt_tokens
         if seq.limit_tokens:
             limit = min(limit, seq.limit_tokens)
+        kv = self.kv
+        limit = min(limit, kv.capacity_tokens - kv.paged(seq.prompt_tokens) - kv.page_tokens - 1)
+        seq.final_length = min(seq.final_length, seq.prompt_tokens + max(1, limit))
         return seq.prompt_tokens + min(limit, CLIP_NEW_TOKENS)
 
     def _take_arrived(self) -> list[Sequence]:
@@ -420,7 +424,7 @@ class ReservingDecodeScheduler(ReservingDecode):
             self.next_number += 1
         for seq in joined:
             if seq.length >= seq.final_length:
-                self.kv.free_tokens += seq.length - 1
+                self.kv.free_tokens += self.kv.paged(seq.length - 1)
                 seq.state = "finished"
                 ended.append(seq)
                 self._news = True  # there is room for the next loop to give away
@@ -438,13 +442,13 @@ class ReservingDecodeScheduler(ReservingDecode):
         if not self.running:
             return None
         batch = Batch(self.next_number)
-        if kv.free_tokens < decodes.count:
+        if kv.free_tokens < self._needed_tokens(self.running):
             self._retract(batch)
         decodes.serve(batch)
         if self._record_rows:
             batch.rows = [(seq, 1, decodes.length(seq) - 1) for seq in self.running]
+        kv.free_tokens -= self._needed_tokens(self.running)
         decodes.steps += 1
-        kv.free_tokens -= decodes.count
         self.next_number += 1
         self._end_rows(batch)
         return batch
@@ -467,16 +471,16 @@ class ReservingDecodeScheduler(ReservingDecode):
         return self.decodes.kv_tokens()
 
     def _held_tokens(self, seq: Sequence) -> int:
-        """Tokens of memory that a row holds which decodes no longer."""
-        return seq.length - 1
+        """Tokens of memory, in whole pages, that a row holds which decodes no longer."""
+        return self.kv.paged(seq.length - 1)
 
     def _row_length(self, seq: Sequence) -> int:
         """Tokens of a row that decodes."""
         return self.decodes.length(seq)
 
     def _needed_tokens(self, rows: Iterable[Sequence]) -> int:
-        """Tokens of memory that a step of these rows takes."""
-        return self.decodes.count
+        """Tokens of memory, in whole pages, that a step of these rows takes."""
+        return self.decodes.blocks_needed() * self.kv.page_tokens
 
     def _leave(self, seq: Sequence, last: int) -> None:
         """Take a row out of the aggregate, and note the batches up to `last` in which it emitted."""
@@ -527,7 +531,7 @@ class ReservingDecodeScheduler(ReservingDecode):
             or (self.waiting and len(self.running) < self.rules.max_running_requests)
         ):
             return None
-        steps = self.decodes.steps_within(self.decodes.steps_alike(), self.kv.free_tokens)
+        steps = self.decodes.steps_within(self.decodes.steps_alike(), self.kv.free_tokens // self.kv.page_tokens)
         if steps < 2:
             return None
         run = self._run
@@ -538,9 +542,9 @@ class ReservingDecodeScheduler(ReservingDecode):
     def take(self, steps: int) -> tuple[Batch, int, int]:
         """As of the base."""
         kv, decodes = self.kv, self.decodes
-        held = kv.capacity_tokens - kv.free_tokens
+        held = kv.capacity_blocks - kv.free_blocks
         need, summed = decodes.taken_over(steps)
-        kv.free_tokens -= need
+        kv.free_tokens -= need * kv.page_tokens
         decodes.steps += steps
         self.turned(steps)
         self._since_receipt = (self._since_receipt + steps) % self.rules.receive_interval

@@ -46,7 +46,7 @@ class DraftedReservingScheduler(ReservingDecodeScheduler):
 
     def _join_rows(self, seq: Sequence) -> None:
         seq.state = "decoding"
-        self._memory[seq] = seq.length - 1
+        self._memory[seq] = self.kv.paged(seq.length - 1)
 
     def _running_tokens(self) -> int:
         return sum(seq.length for seq in self.running if seq.state == "decoding")
@@ -58,7 +58,7 @@ class DraftedReservingScheduler(ReservingDecodeScheduler):
         return seq.length
 
     def _wanted(self, seq: Sequence) -> int:
-        return max(self._memory[seq], seq.length - 1 + self._ahead)
+        return max(self._memory[seq], self.kv.paged(seq.length - 1 + self._ahead))
 
     def _needed_tokens(self, rows: Iterable[Sequence]) -> int:
         return sum(self._wanted(seq) - self._memory[seq] for seq in rows)

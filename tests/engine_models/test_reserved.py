@@ -115,3 +115,17 @@ def test_a_request_of_one_token_leaves_room_for_the_next_loop() -> None:
     assert loops(server, [0.1]) == [[]]
     assert server.wake_s() == 0.0
     assert loops(server, [0.101]) == [[1]]
+
+
+def test_memory_goes_by_whole_pages() -> None:
+    pool = RadixPool(320, 16, prefix_caching=False)
+    server = ReservingDecodeScheduler(ReservingRules(8, 8, 8, 8192, 1), pool, record_rows=True)
+    seq = Sequence(0, 17, 20, 0.0)
+    server.add(seq)
+    loops(server, [0.0, 0.01])
+    assert pool.free_tokens == 320 - 2 * 16
+    server.arrived(seq)
+    loops(server, [0.1] * 16)
+    assert pool.free_tokens == 320 - 3 * 16  # of 17 + 16 tokens
+    loops(server, [0.2] * 3)
+    assert pool.free_tokens == 320
