@@ -613,6 +613,8 @@ class Cluster:
         """A request that waited for another arrives."""
         self._releases.arrived()
         self._last_sent_s = max(self._last_sent_s, now_s)
+        while self._releases.spent and self._load():
+            pass
         if not block.arrive(row, now_s):
             self._release(block, row, now_s)
             return

@@ -139,7 +139,13 @@ class Elastic(Cluster):
 
     def _over(self, now_s: float) -> bool:
         """Whether nothing that is to come matters: all requests have ended, and the time that is measured is over."""
-        return now_s > self._end_s or (self._idle() and now_s >= min(self.duration_s, self._end_s))
+        if now_s > self._end_s:
+            return True
+        if now_s < self.duration_s or self._next_reach_s < INFINITY or self._releases:
+            return False
+        for replica in self.fleet.of(State.UP, State.DRAINING) if self._live else ():  # those that end unheard
+            self._run_to(replica, now_s)
+        return self._idle()
 
     # -- faults ---------------------------------------------------------------------------------------------
 

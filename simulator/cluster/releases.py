@@ -32,6 +32,11 @@ class Releases:
         """Whether no request is to come any more that waits for another."""
         return not self._to_come and self.more is None
 
+    @property
+    def spent(self) -> bool:
+        """Whether all are sent that are known, and others may come that are not yet."""
+        return not self._to_come and self.more is not None and not self.more.by_clock
+
     def take(self, block: Rows) -> None:
         """Take in the requests of a block that wait for others."""
         w = block.workload
