@@ -54,6 +54,7 @@ from engine_models.engines.vllm_memory import (
     grouping,
     least_share,
     memory_of,
+    profiled_images,
     with_states,
     without_flashinfer,
 )
@@ -411,7 +412,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     # with adapters a graph of each size that computes them is captured beside the one that does not
     graph_count = len(serving.graphs) * (2 if adapters is not None else 1)
     moe_backend = experts(request, flags, parts, said.warnings)
-    held = (serving.tokens, serving.rows, cache.block_bytes, graph_count, lora_bytes, expert_tiles(request, moe_backend))
+    pictures = not first and request.device_kind != "cpu"
+    images = profiled_images(request, serving.tokens, serving.context, parts) if pictures else (0, 0)
+    held = (serving.tokens, serving.rows, images, cache.block_bytes, graph_count, lora_bytes, expert_tiles(request, moe_backend))
     stored = replace(request, formats=replace(request.formats, weights=held_weights(request, moe_backend, parts)))
     memory = memory_of(stored, version, *held)
     without, fixed = None, flags.get("kv_cache_memory_bytes") or flags.get("num_gpu_blocks_override")

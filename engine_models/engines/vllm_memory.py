@@ -141,7 +141,7 @@ CPU_KV_SHARE = 0.5
 
 
 def memory_of(
-    request: PoolRequest, version: Version, tokens: int, rows: int, block_bytes: int, graphs: int,
+    request: PoolRequest, version: Version, tokens: int, rows: int, images: tuple[int, int], block_bytes: int, graphs: int,
     lora_bytes: int = 0, tiles: tuple[int, int] = (1, 1),
 ) -> MemoryBudget:  # fmt: skip
     """The memory of a rank. Raises InfeasibleError if the weights or one block do not fit, InputError on a share out of range."""
@@ -164,9 +164,8 @@ def memory_of(
     # the profiling run samples as many rows as may be, with truncation
     logit_bytes = SORT_BYTES if version.sampler == "sort" and not on_cpu else LOGIT_BYTES
     activations = activation_bytes(arch, tokens, rows, tp, request.data_parallel, logit_bytes)
-    if profiles_images(request, version):
-        tower, left = tower_bytes(arch, tp)
-        activations = max(tower, left + activations)
+    tower, left = images
+    activations = max(tower, left + activations)
     devices = tp * pp * request.data_parallel
     other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if devices > 1 else 0))
     graph = int(GRAPH_BYTES_PER_SIZE * graphs) if version.graph_memory_counts else 0
@@ -222,12 +221,34 @@ def memory_of(
     )
 
 
-def profiles_images(request: PoolRequest, version: Version) -> bool:
-    """Whether the profiling run begins with the largest image (`profile_run`, 0.7 to 0.33)."""
-    flags = request.flags
+VIDEO_TOKENS, EXPANSION = 12288, 12.5
+"""Of the longest video of Qwen3-VL, 25,165,824 pixels in cubes of 2 x 32 x 32 (datasheet: its video preprocessor), and tokens
+that each of them counts as with its time stamps (0.11 and 0.12, `qwen3_vl.py`)."""
+EXPANDED = (0, 11), (0, 13)
+"""Versions that keep the outputs of each image in a place as large as the whole budget (`profile_run`), from and before."""
+
+
+def profiled_images(request: PoolRequest, step_tokens: int, context: int, version: tuple[int, ...]) -> tuple[int, int]:
+    """Peak of a tower in the profiling run, and what it leaves to the language model's pass [bytes of a rank].
+
+    As many of the largest images as a step has tokens for, at least one, or the longest video that a request may have, unless
+    none is admitted (`profile_run`, `compute_mm_encoder_budget`, `qwen2_vl.py`, 0.8 to 0.33).
+    """
+    flags, tower, hidden = request.flags, request.arch.tower, request.arch.hidden
     limits = flags.get("limit_mm_per_prompt") or {}
     admitted = any(limits.get(kind, 1) for kind in ("image", "video"))
-    return admitted and not flags.get("skip_mm_profiling") and not version.first_engine
+    if tower is None or not admitted or flags.get("skip_mm_profiling"):
+        return 0, 0
+    item = tower.tokens * max(1, min(tower.pairs, context // tower.tokens))
+    budget = max(step_tokens, item)
+    items = budget // item
+    kept = items * item
+    if EXPANDED[0] <= version < EXPANDED[1]:
+        if tower.outputs > 1:
+            budget, items = max(step_tokens, int(EXPANSION * min(VIDEO_TOKENS, context))), 1
+        kept = items * budget
+    peak = tower_bytes(request.arch, request.tensor_parallel, items, item)
+    return peak, 2 * kept * tower.outputs * hidden
 
 
 def _cpu_kv_bytes(request: PoolRequest, version: Version) -> int:

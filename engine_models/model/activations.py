@@ -22,23 +22,17 @@ Sorting: bf16, float32, sorted, their indices in 64 bits, and PyTorch's workspac
 """
 
 
-IMAGE_TOKENS = 16384
-"""Tokens of the largest image: 12,845,056 pixels in squares of 28 (Qwen2-VL, Qwen2.5-VL), 16,777,216 in squares of 32 (Qwen3-VL,
-Qwen3.5). kind: datasheet (their ``preprocessor_config.json``; "a budget of 16384 tokens" in vLLM's start-up)."""
+def tower_bytes(arch: Architecture, tensor_parallel: int, items: int, item_tokens: int) -> int:
+    """Peak of a vision tower over so many images of so many tokens [bytes of a rank].
 
-
-def tower_bytes(arch: Architecture, tensor_parallel: int) -> tuple[int, int]:
-    """Peak of a vision tower over the largest image, and the tokens that it leaves for the language model [bytes of a rank].
-
-    The input, the residual, its norm and the output stay whole on each rank; the MLP's two widths are split. By count; with
-    images admitted Qwen3.6-35B has 1.56 GiB less of KV cache (read by its users of start-up lines, 2026-04), where this is 1.66
-    less the language model's own peak.
+    The input, the residual, its norm and the output stay whole on each rank; the MLP's widths are split. By count; with images
+    admitted Qwen3.6-35B has 1.56 GiB less of KV cache (read by its users of start-up lines, 2026-04), where this is 1.66 less the
+    language model's own peak.
     """
     if arch.tower is None:
-        return 0, 0
+        return 0
     tower = arch.tower
-    values = tower.inputs + 3 * tower.width + 2 * tower.inner // tensor_parallel
-    return 2 * IMAGE_TOKENS * tower.patches * values, 2 * IMAGE_TOKENS * arch.hidden
+    return 2 * items * item_tokens * tower.patches * (tower.inputs + 3 * tower.width + tower.inner // tensor_parallel)
 
 
 def activation_bytes(

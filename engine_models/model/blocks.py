@@ -172,13 +172,21 @@ class Extra:
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision tower that takes images of any size, while it runs: values of a patch that its layers hold (`width`), its MLP
-    (`inner`) and its input (`inputs`), and the patches that become one token of the language model."""
+    """A vision tower while it runs.
+
+    width, inner, inputs : values of a patch in its layers, its MLP (all that live together) and its input.
+    patches : that become one token of the language model.
+    tokens : of the largest image. pairs : of frames of that size in the longest video that engines profile.
+    outputs : times the language model's width that a token leaves.
+    """
 
     width: int
     inner: int
     inputs: int
     patches: int
+    tokens: int
+    pairs: int = 1
+    outputs: int = 1
 
 
 @dataclass(frozen=True)
@@ -201,7 +209,7 @@ class Architecture:
     positions : rows of a learned position table, 0 for rotary or ALiBi.
     lm_head_bias : the LM head has a bias.
     extras : tables and towers; parts "vision" and "audio" are memory only and no parameters of the language model.
-    tower : what its vision tower holds while it runs, where images may be of any size.
+    tower : what its vision tower holds while it runs, where that is known.
     assumed : in words, what of the config was not read or not known.
     has_embedding, has_lm_head : false in the middle stages of a pipeline.
 

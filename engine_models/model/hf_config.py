@@ -140,23 +140,24 @@ def _dtype(config: Config) -> str:
 def _extras(read: ConfigReader, family: Family) -> tuple[tuple[Extra, ...], Tower | None, list[str]]:
     """Tables and towers beside the layers, what a tower holds while it runs, and what is assumed of them."""
     found = family.extras(read) if family.extras is not None else ()
-    notes, running = [], None
+    notes, held = [], None
     vision = read.raw("vision_config")
     if isinstance(vision, Mapping) and vision:
-        from engine_models.model.towers import any_size, vision_tower
+        from engine_models.model.towers import running, vision_tower
 
         tower = vision_tower(vision, read.count("hidden"))
         if tower is None:
             notes.append("the vision tower is not counted: `vision_config` lacks its width or depth")
         else:
-            found, running = (*found, tower), any_size(vision)
+            tokens = read.raw("mm_tokens_per_image")
+            found, held = (*found, tower), running(vision, tokens if isinstance(tokens, int) else None)
             size = tower.rows.units * tower.rows.size
             notes.append(
                 f"vision tower: {size / 1e9:.2f} B parameters by its `vision_config`, in memory only (a plain ViT)"
             )
     if read.raw("audio_config"):
         notes.append("the audio tower (`audio_config`) is not counted")
-    return found, running, notes
+    return found, held, notes
 
 
 def _refuse(read: ConfigReader, model_type: str) -> None:

@@ -46,13 +46,32 @@ def _merged(config: Mapping[str, Any]) -> int:
     return merge * merge if isinstance(merge, int) and 0 < merge < 100 else 1
 
 
-def any_size(config: Mapping[str, Any]) -> Tower | None:
-    """What a tower holds of each patch, if it takes images of any size, as those do that merge patches of several frames (Qwen-VL
-    since its second, Qwen3.5); None else."""
-    width = _number(config, "hidden")
-    if width is None or not {"spatial_merge_size", "temporal_patch_size"} <= set(config):
+IMAGE_TOKENS, VIDEO_PAIRS = 16384, 7
+"""Tokens of the largest image: 12,845,056 pixels in squares of 28 (Qwen2-VL, Qwen2.5-VL), 16,777,216 in squares of 32 (Qwen3-VL,
+Qwen3.5); of Qwen2.5-VL a video has 14 frames of that size. kind: datasheet (their ``preprocessor_config.json``, vLLM's
+`qwen2_vl.py`; "a budget of 16384 tokens" in its start-up)."""
+
+
+def running(config: Mapping[str, Any], image_tokens: int | None) -> Tower | None:
+    """What a tower holds while it runs, if it takes images of any size, as those do that merge patches of several frames (Qwen-VL
+    since its second, Qwen3.5), or makes so many `image_tokens` of each (Gemma 3); None else."""
+    width, size, side = _number(config, "hidden"), config.get("image_size"), config.get("patch_size")
+    if width is None:
         return None
-    return Tower(width, _inner(config, width), _inputs(config), _merged(config))
+    gated = str(config.get("hidden_act", "")) == "silu"
+    inner = _inner(config, width) * (3 if gated else 2)
+    if {"spatial_merge_size", "temporal_patch_size"} <= set(config):
+        pairs = VIDEO_PAIRS if "fullatt_block_indexes" in config else 1
+        return Tower(width, inner, _inputs(config), _merged(config), IMAGE_TOKENS, pairs, _mergers(config))
+    if image_tokens and isinstance(size, int) and isinstance(side, int) and side > 0:
+        return Tower(width, inner, _inputs(config), -(-((size // side) ** 2) // image_tokens), image_tokens)
+    return None
+
+
+def _mergers(config: Mapping[str, Any]) -> int:
+    """Joins of merged patches: one, and one for each layer whose output goes to the language model too."""
+    deeper = config.get("deepstack_visual_indexes")
+    return 1 + (len(deeper) if isinstance(deeper, list) else 0)
 
 
 def vision_tower(config: Mapping[str, Any], hidden: int) -> Extra | None:
@@ -68,7 +87,7 @@ def vision_tower(config: Mapping[str, Any], hidden: int) -> Extra | None:
     gated = str(config.get("hidden_act", "")) == "silu"
     embedding = _inputs(config) * width
     merged = width * _merged(config)
-    projector = merged * (merged if merged > width else 0) + merged * hidden
+    projector = _mergers(config) * (merged * (merged if merged > width else 0) + merged * hidden)
     total = layers * (4 * width * width + (3 if gated else 2) * width * inner) + embedding + projector
     return Extra(
         "vision tower",

@@ -8,11 +8,14 @@ import pytest
 
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.step_time import StepTimeModel
-from engine_models.cost.terms import HostOverhead
+from engine_models.cost.terms import Formats, HostOverhead
+from engine_models.declaration import PoolRequest
 from engine_models.engines.vllm import version_of
+from engine_models.engines.vllm_memory import profiled_images
 from engine_models.engines.vllm_versions import VERSIONS, graph_sizes
 from engine_models.model.activations import activation_bytes
 from engine_models.model.architecture import load_architecture
+from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch
 from hardware_profiles.errors import InfeasibleError, InputError
 from simulator.config.load import load_scenario
@@ -201,6 +204,26 @@ def test_the_largest_image_is_profiled_where_images_are_admitted() -> None:
     assert activations(skip_mm_profiling=True) == (text, weights)
     assert activations(language_model_only=True)[0] == text
     assert 0.8e9 < weights - activations(language_model_only=True)[1] < 1.0e9
+
+
+def test_images_are_profiled_by_the_budget_of_a_step_and_kept_by_version() -> None:
+    """Gemma 3: as many of 256 tokens as a step has room for; Qwen2.5-VL a video of seven pairs; Qwen3-VL in 0.11 its stamps."""
+
+    def passed(model: str, tokens: int, context: int, *version: int) -> tuple[int, int]:
+        bf16 = format_named("bf16")
+        request = PoolRequest(load_architecture(model), Formats(bf16, bf16, bf16), "h100-sxm-80gb", 80 << 30)
+        return profiled_images(request, tokens, context, version)
+
+    gemma, patches = 2 * 5376, 4096
+    peak = 2 * 32 * patches * (588 + 3 * 1152 + 2 * 4304)
+    assert passed("google/gemma-3-27b-it", 8192, 32768, 0, 13) == (peak, 8192 * gemma)
+    assert passed("google/gemma-3-27b-it", 8192, 32768, 0, 12)[1] == 32 * 8192 * gemma
+    video, one = (passed("Qwen/Qwen2.5-VL-7B-Instruct", 2048, context, 0, 11) for context in (128_000, 32767))
+    assert video == (7 * one[0], 7 * one[1])
+    assert one[1] == 16384 * 2 * 3584
+    assert passed("Qwen/Qwen3-VL-8B-Instruct", 8192, 32768, 0, 11)[1] == 153_600 * 4 * 2 * 4096  # "a budget of 153600 tokens"
+    assert passed("Qwen/Qwen3-VL-8B-Instruct", 8192, 32768, 0, 13)[1] == 16384 * 4 * 2 * 4096
+    assert passed("Qwen/Qwen3-8B", 8192, 32768, 0, 13) == (0, 0)
 
 
 def test_experts_write_an_output_for_each_choice() -> None:
