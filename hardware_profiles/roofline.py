@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hardware_profiles.device import Device
+from hardware_profiles.device import STACKED_MEMORY, Device
 from hardware_profiles.kernel_physics import (
     DEFAULT_PARAMETERS,
     MLA_KV_RANK,
@@ -57,6 +57,10 @@ EXPERT_REGIONS = 5
 CPU_TILE_ROWS = 16.0
 #: Launch of a collective over links of a node in a captured step, and of a message there [s]. kind: assumed, 2026-11.
 LINK_LATENCY_S, MESSAGE_LATENCY_S = 6e-6, 1e-5
+#: Of a collective of RCCL's between Radeon cards, for which engines have no all-reduce of their own [s]. kind: by eye, 2026-11,
+#: source: decoding of Llama-3.1-8B in bf16 and gemma-3-12b in FP8 on one and two R9700 under vLLM
+#: (kyuz0/amd-r9700-vllm-toolboxes): half of one card's step is 27 to 63 us an all-reduce shorter than two cards' step.
+RCCL_LATENCY_S = 4.5e-5
 #: Bandwidth one way and latency of the network between machines that have no link of their own: 100 Gb/s Ethernet, TCP.
 #: kind: assumed, 2026-11.
 NETWORK_BYTES_PER_S, NETWORK_LATENCY_S = 12.5e9, 5e-5
@@ -117,7 +121,9 @@ class Roofline(Ops):
         peaks = peaks_of(device)
         if device.kind != "cpu":
             gpu = cls.of_gpu(device.name, framework, peaks)
-            return replace(gpu, efficiencies=BY_ARCHITECTURE.get(device.architecture, gpu.efficiencies))
+            gpu = replace(gpu, efficiencies=BY_ARCHITECTURE.get(device.architecture, gpu.efficiencies))
+            radeon = device.vendor == "amd" and not device.name.startswith(STACKED_MEMORY)
+            return replace(gpu, link_latency_s=RCCL_LATENCY_S) if radeon else gpu
         between = device.inter_node_bytes_per_s_per_direction
         peaks = DevicePeaks(
             peaks.flops_per_s,

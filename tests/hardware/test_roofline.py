@@ -10,7 +10,7 @@ from hardware_profiles.kernel_model import KernelModel
 from hardware_profiles.kernel_physics import DEFAULT_PARAMETERS, LINK_EFFICIENCY, peaks_of
 from hardware_profiles.kernels import operations_in_node, operations_of
 from hardware_profiles.ops import Ops
-from hardware_profiles.roofline import EXPERT_REGIONS, NETWORK_BYTES_PER_S, REGION_S, Roofline
+from hardware_profiles.roofline import EXPERT_REGIONS, NETWORK_BYTES_PER_S, RCCL_LATENCY_S, REGION_S, Roofline
 
 XEON = load_device("xeon-8480-2s")
 
@@ -72,3 +72,10 @@ def test_two_devices_of_a_mesh_have_one_link_between_them() -> None:
     assert eight == pytest.approx(2 * 7 / 8 * size / (LINK_EFFICIENCY * 448e9), rel=0.01)
     assert float(ops.p2p_s(size)) == pytest.approx(size / (LINK_EFFICIENCY * 64e9), rel=0.01)
     assert peaks_of(load_device("h100")).among(2) == peaks_of(load_device("h100")).among(8)
+
+
+def test_radeon_cards_pay_for_every_collective_of_rccl() -> None:
+    names = ("r9700", "mi300x", "gaudi-3")
+    least = {name: float(operations_of(load_device(name), "vllm").all_reduce_s(2, 1.0)) for name in names}
+    assert least["r9700"] == pytest.approx(RCCL_LATENCY_S, rel=0.01)
+    assert max(least["mi300x"], least["gaudi-3"]) < 2e-5
