@@ -10,6 +10,7 @@ import pytest
 from simulator.results.scales import FACTORS, Scale
 from simulator.validation.scales import (
     ALIKE,
+    OTHER_ENGINE,
     SPREAD,
     Sized,
     by_cluster,
@@ -128,6 +129,8 @@ def test_what_was_never_measured_is_wider_and_said() -> None:
     known = found.factors["device"]["d"] + found.factors["setting"]["e/d"]
     assert found.half_width(there) == pytest.approx(found.half_width(here) * math.exp(unseen - known))
     assert found.half_width(there) > found.half_width(here)
+    other = found.half_width(here | {"engine": "x"}) / found.half_width(here)
+    assert other == pytest.approx(math.exp(OTHER_ENGINE - found.factors["engine"]["engine"]))
     assert found.reasons(here) == []
     assert found.reasons(there) == ["never measured: new"]
     assert found.reasons(here | {"setting": "x"}) == ["never measured: this engine, device, kind of model and format together"]
