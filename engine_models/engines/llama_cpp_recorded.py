@@ -17,7 +17,9 @@ from engine_models.schedulers.slots import Call, End, SlotBatch, SlotRules, Slot
 
 COLUMNS = (*("tasks", "start", "prompt", "decode", "calls", "shift", "emit", "finished", "pop_deferred"),)
 STATE_BYTES = 4096 + 12
-"""Of a token of the recorded model in host memory: keys and values of 8 layers, and about 12 beside (measured, 2026-11)."""
+"""Of a token of the recorded model in host memory: keys and values of 8 layers, and 12 beside (measured, 2026-11)."""
+ENTRY_BYTES = 236
+"""Of a saved state besides (measured, 2026-11: slots of 5 to 100 tokens in files, whose heads and tokens are not in memory)."""
 OUTPUT_SEGMENTS = 20000
 MIB = 1 << 20
 
@@ -58,6 +60,7 @@ def transcribe(config: Line, requests: list[Line], steps: list[Line]) -> tuple[L
         "leaving": {step["i"]: _leaving(step) for step in steps if "cancelled_before" in step},
         "ids": {entry["id"]: index for index, entry in enumerate(ordered)},
     }
+    alike = "--cache-reuse" in config["args"]  # equal tokens matter wherever they stand
     given = [
         {
             "idx": index,
@@ -65,13 +68,23 @@ def transcribe(config: Line, requests: list[Line], steps: list[Line]) -> tuple[L
             "arrival": float(entry["arrive_iter"]),
             "prompt_len": entry["prompt_len"],
             "output_len": entry["n_predict"],
-            "segments": entry["segments"],
+            "segments": _by_token(entry["segments"]) if alike else entry["segments"],
             "out_seg": OUTPUT_SEGMENTS + entry["idx"],
+            "output": [[OUTPUT_SEGMENTS + entry["idx"], 0, 1]] * entry["n_predict"] if alike else None,
         }
         for index, entry in enumerate(ordered)
     ]
     clock = {"a": 1.0, "b": 0.0, "c": 0.0, "d": 0.0}
     return {**config, "config": knobs, "step_time": clock}, given, [_columns(step) for step in steps]
+
+
+def _by_token(segments: list[list[int]]) -> list[list[int]]:
+    """Segments of a prompt, those of answers token by token: a recorded answer is one token again and again."""
+    out: list[list[int]] = []
+    for segment, offset, tokens in segments:
+        answer = segment >= OUTPUT_SEGMENTS
+        out += [[segment, 0, 1]] * tokens if answer else [[segment, offset, tokens]]
+    return out
 
 
 def _wish(entry: Line) -> Wish:
@@ -163,8 +176,8 @@ def replay(knobs: Mapping[str, Any], flags: Mapping[str, Any]) -> Replay:
         context_shift=bool(flags.get("context_shift", False)),
         n_keep=int(flags.get("keep", 0)),
     )
-    limits = (ram_mib * MIB, STATE_BYTES) if ram_mib > 0 else (float("inf"), STATE_BYTES, padded(cells))
-    prompts = WholePrompts(*limits) if ram_mib else None
+    limits = (ram_mib * MIB, float("inf")) if ram_mib > 0 else (float("inf"), padded(cells))
+    prompts = WholePrompts(limits[0], STATE_BYTES, limits[1], ENTRY_BYTES) if ram_mib else None
     scheduler = _Scripted(rules, prompts, wishes=knobs["wishes"], record_rows=True)
     scheduler.leaving, scheduler.ids = dict(knobs["leaving"]), knobs["ids"]
     return Replay(scheduler, 1, COLUMNS, as_recorded)

@@ -43,12 +43,16 @@ def alike(content: Content, tokens: int, prompt: Content, limit: int) -> int:
 
 
 class WholePrompts:
-    """States of prompts up to a limit of bytes, of `token_bytes` a token; without one, up to `limit_tokens` by `trim`."""
+    """States of prompts up to a limit of bytes, of `token_bytes` a token and `entry_bytes` besides; without one, up to
+    `limit_tokens` by `trim`."""
 
-    def __init__(self, limit_bytes: float, token_bytes: float, limit_tokens: float = float("inf")) -> None:
+    def __init__(
+        self, limit_bytes: float, token_bytes: float, limit_tokens: float = float("inf"), entry_bytes: float = 0.0
+    ) -> None:
         self.limit_bytes = limit_bytes
         self.limit_tokens = limit_tokens
         self.token_bytes = token_bytes
+        self.entry_bytes = entry_bytes
         self.tokens = 0
         self._entries: dict[int, Content] = {}  # the oldest first
         self._by_start: dict[Run, dict[int, Content]] = {}  # by the first token
@@ -65,12 +69,12 @@ class WholePrompts:
         }
         if content.length in shared.values():
             return Saved(already=True)
-        if content.length * self.token_bytes > self.limit_bytes:
+        if self._bytes(content.length, 1) > self.limit_bytes:
             return Saved(too_big=True)
         obsolete = [serial for serial, tokens in shared.items() if tokens == mine[serial].length]
         dropped = tuple(self._drop(serial).length for serial in obsolete)
         evicted = 0
-        while (self.tokens + content.length) * self.token_bytes > self.limit_bytes:
+        while self._bytes(self.tokens + content.length, len(self) + 1) > self.limit_bytes:
             self._drop(next(iter(self._entries)))
             evicted += 1
         self._serial += 1
@@ -78,6 +82,9 @@ class WholePrompts:
         self._by_start.setdefault(_start(content), {})[self._serial] = content
         self.tokens += content.length
         return Saved(obsolete=dropped, evicted=evicted)
+
+    def _bytes(self, tokens: int, entries: int) -> float:
+        return tokens * self.token_bytes + entries * self.entry_bytes
 
     def trim(self) -> int:
         """Drop the oldest states but the last until they hold no more tokens than they may; return how many."""

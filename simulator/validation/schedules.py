@@ -201,8 +201,8 @@ def drive(run: Replay, config: dict[str, Any], requests: list[dict[str, Any]]) -
 
     def make(index: int, arrival_s: float) -> Sequence:
         entry = by_index[index]
-        runs = tuple((int(s), int(o), int(n)) for s, o, n in entry["segments"])
-        output = (int(entry["out_seg"]), 0, int(entry["output_len"]))
+        output = entry.get("output") or [[entry["out_seg"], 0, entry["output_len"]]]
+        runs = tuple((int(s), int(o), int(n)) for s, o, n in [*entry["segments"], *output])
         adapter = int(entry.get("adapter", 0))
         return Sequence(
             index,
@@ -210,7 +210,7 @@ def drive(run: Replay, config: dict[str, Any], requests: list[dict[str, Any]]) -
             entry["output_len"],
             arrival_s,
             priority=entry.get("priority", 0),
-            runs=for_adapter((*runs, output), adapter),
+            runs=for_adapter(runs, adapter),
             adapter=adapter,
             stop_known="max_tokens" not in entry,
             limit_tokens=entry.get("max_tokens", 0),

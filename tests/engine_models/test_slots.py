@@ -280,6 +280,14 @@ def test_whole_prompts_drop_what_begins_the_new_and_the_oldest() -> None:
     )  # 14 of 60 are less than a quarter
 
 
+def test_a_saved_state_has_bytes_of_its_own() -> None:
+    prompts = WholePrompts(100, 1, entry_bytes=10)
+    first, second = (Content(((segment, 0, 40),)) for segment in (1, 2))
+    assert prompts.save(first).evicted == 0
+    assert prompts.save(second).evicted == 0  # 80 tokens and 20 bytes
+    assert prompts.save(Content(((3, 0, 1),))).evicted == 1
+
+
 @pytest.mark.parametrize(("similarity", "saved"), [(0.0, False), (0.5, False), (0.9, True)])
 def test_a_pinned_slot_unlike_the_prompt_is_saved_though_all_of_it_is_kept(similarity: float, saved: bool) -> None:
     rules = SlotRules(2, 512, cache_idle_slots=False, slot_prompt_similarity=similarity)
