@@ -245,6 +245,7 @@ class Handover:
     beats_s : time between two signs of life that a second server asks of the first [s]; it takes the first for lost when so many
         (the other number) do not come. None: it hears of that from the router alone.
     gives_up_s : a transfer that takes longer from its first piece on fails, and its request with it [s].
+    drops : whether it is modelled what servers do about requests that another one, or a client, drops.
     """
 
     connector: str
@@ -261,6 +262,7 @@ class Handover:
     computes: bool = False
     beats_s: tuple[float, int] | None = None
     gives_up_s: float = INFINITY
+    drops: bool = True
 
 
 @dataclass(frozen=True)

@@ -195,10 +195,10 @@ def with_roles(scenario: Scenario, pools: Series[Prepared]) -> tuple[list[Prepar
             where="deployment.router",
             mend="leave them out, or use a router that sends every prompt to a prefill server",
         )
-    if handover.lease_s is None and not handover.reserves:
+    if not handover.drops:
         raise InputError(
-            f"what {pools[0].plan.engine} does in prefill and decode pools about requests that a server or a client drops is not "
-            "modelled yet",
+            f"what {pools[0].plan.engine} does in prefill and decode pools over {handover.connector} about requests that a "
+            "server or a client drops is not modelled yet",
             where="deployment",
             mend="remove failures, autoscaler, admission, client.timeout_s and client.retries, or use a pool of role: mixed",
         )

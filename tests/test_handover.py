@@ -42,6 +42,7 @@ DRAFTS = {"method": "ngram", "num_speculative_tokens": 3, "acceptance": 0.6}
 EAGLE = {"method": "eagle3", "num_speculative_tokens": 3, "acceptance": 0.7}
 BRIEF = {"duration": 2, "arrivals": {"kind": "poisson", "rate": 30}}
 LEAST = {"router": "least_requests"}
+PUSHED = {"transfer": {"connector": "MooncakeConnector"}}
 SHORT = {"kind": "uniform", "low": 1, "high": 3}
 CHATS = {"sessions": {"turns": 4, "think_time_s": 1}, "arrivals": {"kind": "poisson", "rate": 3}}
 
@@ -95,6 +96,12 @@ CASES = {
     "2P3D-least": scenario(pool("prefill", 2), pool("decode", 3), around={"router": "least_requests"}, **SHARED),
     "closed-loop": scenario(pool("prefill"), pool("decode", 2), **CLOSED),
     "conversations": scenario(pool("prefill", 2), pool("decode"), **CHATS),
+    "mooncake-short-of-blocks": scenario(
+        pool("prefill", num_gpu_blocks_override=600, max_model_len=8192),
+        pool("decode", 2, num_gpu_blocks_override=700, max_model_len=8192),
+        around=PUSHED,
+        **{**SHARED, **BRIEF},
+    ),
     "sglang-in-pieces": scenario(sglang("prefill", chunked_prefill_size=512), sglang("decode"), **SHARED),
     "sglang-serial": scenario(sglang("prefill", disable_overlap_schedule=True), sglang("decode")),
     "sglang-reserving": scenario(sglang("prefill"), sglang("decode", max_total_tokens=9000, context_length=8192)),
@@ -305,6 +312,26 @@ def test_two_transfers_at_once_share_an_interface() -> None:
     assert ends_of((0.0, both), (0.0, {"a": (1e9, 1e9), "c": (1e9, 1e9)})) == [pytest.approx(3.0), pytest.approx(2.0)]
 
 
+def test_over_mooncake_blocks_go_when_both_servers_are_done() -> None:
+    """No hop between the servers; only what the reader lacks is sent, when the prompt is computed and it has room."""
+    data = scenario(pool("prefill"), pool("decode", max_num_seqs=4), around=PUSHED, **SHARED, duration=3)
+    frame = simulate(data).requests_frame()
+    cluster = cluster_of(data)
+    cluster.run()
+    handed = cluster._blocks[0].handed
+    assert handed is not None
+    lag_s = handed.transfer_start_s - handed.prefill_end_s
+    assert (lag_s >= 0).all()
+    assert (lag_s == 0).sum() > 5
+    assert (lag_s > 0).sum() > 5  # no row is free
+    whole = -(-frame.prompt_tokens // 16) * 16 * 131072
+    assert (frame.transfer_bytes <= whole).all()
+    assert (frame.transfer_bytes < whole - 700 * 131072 + 32 * 131072).sum() > len(frame) / 3
+    pushed = scenario(pool("prefill"), pool("decode"), around={"transfer": {"connector": "NixlPushConnector"}}, duration=3)
+    pulled = simulate(scenario(pool("prefill"), pool("decode"), duration=3)).requests_frame()
+    assert simulate(pushed).requests_frame().equals(pulled)
+
+
 def test_what_a_busier_end_leaves_goes_to_the_others() -> None:
     """Three flows into one target, one of whose sources also feeds another target: that flow gets two thirds, not a half."""
     ends = [("x", "t"), ("y", "t"), ("z", "t"), ("z", "u")]
@@ -366,7 +393,8 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
         (scenario(sglang("prefill"), sglang("decode", page_size=64)), "page_size above 1"),
         (scenario(sglang("prefill"), sglang("decode", max_total_tokens=4500)), "'decode' holds 3,988 tokens"),
         (scenario(pool("prefill"), pool("decode", block_size=32)), "tokens of a block 16 and 32"),
-        (scenario(pool("prefill"), pool("decode"), around={"transfer": {"connector": "MooncakeConnector"}}), "MooncakeConnector"),
+        (scenario(pool("prefill"), pool("decode"), around={"transfer": {"connector": "P2pNcclConnector"}}), "P2pNcclConnector"),
+        (scenario(pool("prefill"), pool("decode"), around={**PUSHED, "admission": {"max_inflight": 4}}), "over Mooncake"),
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"from": "nobody"}}), "no pool 'nobody'"),
         (scenario(pool("prefill"), pool("decode", gpu_memory_utilization=0.25)), "deployment.pools.1"),
         (scenario(pool("prefill"), pool("decode", num_gpu_blocks_override=50)), "'decode' holds 784 tokens"),

@@ -459,6 +459,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         switches=window_switches(version),
         tiers=tiers,
         role=request.role,
+        at_once=handover is not None and handover.reserves,
         adapters=adapters.limits if adapters is not None else NO_ADAPTERS if request.structured else None,
     )
     masks = None

@@ -307,7 +307,7 @@ def offload_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"kv_offloading_size": size_bytes / (1 << 30)} if size_bytes > 0 else None
 
 
-_TRANSFERS = ("NixlConnector", "MooncakeConnector", "P2pNcclConnector", "MoRIIOConnector")
+_TRANSFERS = ("NixlConnector", "NixlPushConnector", "MooncakeConnector", "P2pNcclConnector", "MoRIIOConnector")
 """Connectors that carry KV blocks from one server to another."""
 
 

@@ -1,4 +1,4 @@
-"""How vLLM's prefill servers pass requests on: its NIXL connector, which pulls."""
+"""How vLLM's prefill servers pass requests on: by its NIXL connectors, or over Mooncake."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from engine_models.declaration import Handover, PoolRequest
 from engine_models.parts.handover import Peer
 from hardware_profiles.errors import InputError
 
-CONNECTOR = "NixlConnector"
+CONNECTOR, PUSHING, MOONCAKE = "NixlConnector", "NixlPushConnector", "MooncakeConnector"
 DESCRIPTOR_S = 1.5e-6
 """What a descriptor adds to a read, one a block, layer and K or V [s] (measured: vLLM issue 50913, 2026-08: about 5,000 tokens
 take 105 ms in blocks of 16 and 47 ms in blocks of 64 tokens; 80 layers assumed, from descriptors of 8 KB in "tens of
@@ -17,6 +17,9 @@ issue has 263 and 197 ms from end to end, 158 and 150 ms beside the transfers)."
 LEASE_S = (30.0, 20.0)
 """`kv_lease_duration`, from a prompt's end, and what a sign of the decode server extends it to at least, two thirds (datasheet:
 vLLM 0.33.0 `kv_connector/v1/nixl`, read 2026-11). The latest sign before a loss is taken to come with it: it may be 5 s old."""
+MOONCAKE_RATE_SHARE, MOONCAKE_PART_S = 0.72, 5.6e-6
+"""Share of the network's rate that Mooncake reaches between vLLM's servers, and what each layer's keys or values add to a
+transfer [s] (measured: kvcache-ai/Mooncake@3b5a594, `docs/source/performance/vllm`, Qwen3-8B over 8 x RoCE, 20 MB to 4.5 GB)."""
 _ROLES = {"kv_producer": "prefill", "kv_consumer": "decode"}
 
 
@@ -31,11 +34,11 @@ def handover_of(request: PoolRequest, windows: tuple[int | None, ...], block_tok
             where=where,
             mend="name one connector in both, or leave one out",
         )
-    if connector != CONNECTOR:
+    if connector not in (CONNECTOR, PUSHING, MOONCAKE):
         raise InputError(
-            f"prefill and decode pools over {connector} are not modelled yet, only over {CONNECTOR}",
+            f"prefill and decode pools over {connector} are not modelled yet",
             where=where,
-            mend=f"write kv_connector: {CONNECTOR}, or leave kv_transfer_config out",
+            mend=f"write kv_connector: {CONNECTOR}, {PUSHING} or {MOONCAKE}, or leave kv_transfer_config out",
         )
     said = _ROLES.get(str(config.get("kv_role")))
     if said is not None and said != request.role:
@@ -59,6 +62,16 @@ def handover_of(request: PoolRequest, windows: tuple[int | None, ...], block_tok
     parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention)
     drafts = request.speculation
     agreed = {"speculative decoding": "none" if drafts is None else f"{drafts.method} with {drafts.row_tokens - 1} drafts"}
+    if connector == MOONCAKE:
+        return Handover(
+            connector,
+            block_tokens,
+            latency_s=MOONCAKE_PART_S * parts,
+            rate_share=MOONCAKE_RATE_SHARE,
+            reserves=True,
+            agreed=agreed,
+            drops=False,
+        )
     return Handover(
         connector, block_tokens, unit_s=DESCRIPTOR_S * parts, hop_s=HANDOVER_S, agreed=agreed, lease_s=LEASE_S, computes=True
     )
@@ -66,6 +79,13 @@ def handover_of(request: PoolRequest, windows: tuple[int | None, ...], block_tok
 
 def handover_note(handover: Handover, read_at: str) -> str:
     """What is assumed of it; `read_at` is the version whose rules were read."""
+    if handover.reserves:
+        return (
+            f"{handover.connector} (rules read at vLLM {read_at}): its proxy sends a request to both servers at once; blocks are "
+            "sent when its prompt is computed and the decode server has place for them, which computes the last token again; an "
+            f"engine that waits for its peer looks every {Peer.turn_s * 1e3:g} ms (assumed); what proxy and connections take is "
+            "left out: a published table has 32 to 39 ms more to the first token of up to 2,048 tokens"
+        )
     return (
         f"{handover.connector} (rules read and recorded at vLLM {read_at}): a decode server reads the blocks of a "
         "whole prompt when it has place for them, and computes the last token again; an engine that waits for its peer "

@@ -23,7 +23,7 @@ class Rank:
     """Rules and KV cache of one rank: what a fresh scheduler is built from.
 
     `windows` and `switches` are those of the cache's groups (`kv_layout`, `window_switches`), `tiers` what lies beyond the
-    device, None without any. A `role` other than "mixed" shares requests with another server.
+    device, None without any. A `role` other than "mixed" shares requests with another server, `at_once` from their arrival on.
     """
 
     rules: ContinuousRules
@@ -35,6 +35,7 @@ class Rank:
     switches: Mapping[str, bool] = field(default_factory=dict)
     tiers: TierPlan | None = None
     role: Role = "mixed"
+    at_once: bool = False
     adapters: AdapterLimits | None = None
 
     def paged(self) -> PagedKV:
@@ -49,9 +50,15 @@ class Rank:
     def scheduler(self, mode: Mode) -> ContinuousScheduler:
         """Build a scheduler with its cache."""
         if self.role != "mixed":
-            from engine_models.schedulers.pulled import DecodeOfPull, PrefillOfPull
+            from engine_models.schedulers.pulled import (
+                DecodeOfPull,
+                DecodeOfPush,
+                PrefillOfPull,
+                PrefillOfPush,
+            )
 
-            kind = PrefillOfPull if self.role == "prefill" else DecodeOfPull
+            prefill, decode = (PrefillOfPush, DecodeOfPush) if self.at_once else (PrefillOfPull, DecodeOfPull)
+            kind = prefill if self.role == "prefill" else decode
             return kind(self.rules, self.paged(), aggregate=mode != "step", record_rows=mode == "record")
         if self.adapters is not None:
             from engine_models.schedulers.adapted import AdaptedScheduler

@@ -6,6 +6,9 @@ running row or tokens of the step; the read goes on beside the steps. When it ha
 that hold nothing yet, and its last prompt token is computed again, for the first output token. A request that loses its memory
 later is computed again here.
 
+Where the prefill server pushes, as over Mooncake, a request is at both servers at once: the decode server gives it blocks in the
+same way, and they are sent when both are done (`PrefillOfPush`, `DecodeOfPush`; `kv_connector/v1/mooncake`, and its proxy).
+
 Source: `distributed/kv_transfer/kv_connector/v1/nixl` and `v1/core/sched/scheduler.py` of vLLM 0.33.0, checked step by step
 against recordings of both servers (`capacity-plan validate schedules`).
 """
@@ -17,7 +20,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from engine_models.parts.batch import Batch
-from engine_models.parts.handover import Note, PullDecode, PullPrefill
+from engine_models.parts.handover import Note, PullDecode, PullPrefill, ReservingDecode, SendingPrefill
 from engine_models.parts.protocols import INFINITY
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.continuous import ContinuousScheduler
@@ -174,4 +177,56 @@ class DecodeOfPull(_Turning, PullDecode):
         """As of the base: nothing to note."""
 
 
-__all__ = ["DecodeOfPull", "PrefillOfPull"]
+class PrefillOfPush(PrefillOfPull, SendingPrefill):
+    """The prefill server where it sends: a request is at both servers; its blocks go when it has ended and the other has room.
+
+    It waits for nobody to begin. Parameters as of the base.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.notes: list[Note] = []
+        self._wanted: set[Sequence] = set()
+
+    def reserved(self, seq: Sequence) -> None:
+        """As of the base."""
+        self._wanted.add(seq)
+        if seq in self.held:
+            self._send(seq, 0.0)
+
+    def settle(self, batch: Batch) -> list[Sequence]:
+        """As of the base; those that the other server waits for are sent."""
+        ended = super().settle(batch)
+        for seq in ended:
+            if seq in self._wanted:
+                self._send(seq, batch.t_end)
+        return ended
+
+    def _send(self, seq: Sequence, at_s: float) -> None:
+        self.notes.append(Note(seq, at_s, _whole_blocks(seq.prompt_tokens, self.kv.block_tokens)))
+
+    def sent(self, seq: Sequence) -> None:
+        """As of the base."""
+        self._wanted.remove(seq)
+        self.release(seq)
+
+
+class DecodeOfPush(DecodeOfPull, ReservingDecode):
+    """The decode server of it: a request has its blocks in its turn, whether its prompt is computed or not.
+
+    Parameters as of the base.
+    """
+
+    def _begin_load(self, seq: Sequence, found: Any, hit: int, now_s: float) -> str:
+        outcome = super()._begin_load(seq, found, hit, now_s)
+        if outcome == "loading":
+            self.notes[-1] = Note(seq, now_s, _whole_blocks(seq.length - hit, self.kv.block_tokens))
+        return outcome
+
+
+def _whole_blocks(tokens: int, block_tokens: int) -> int:
+    """The tokens of the blocks that hold so many."""
+    return -(-tokens // block_tokens) * block_tokens
+
+
+__all__ = ["DecodeOfPull", "DecodeOfPush", "PrefillOfPull", "PrefillOfPush"]

@@ -328,7 +328,8 @@ class HandoverCluster(Cluster):
 
 @dataclass
 class Pair:
-    """A request at both servers: the numbers of these, how it looks there, tokens sent and pieces under way, and how all went.
+    """A request at both servers: the numbers of these, how it looks there, tokens wanted and sent, pieces under way, and how all
+    went.
 
     `gone` are the servers that have it no longer.
     """
@@ -337,6 +338,7 @@ class Pair:
     prompt: Request
     target: int
     answer: Request
+    wanted_tokens: int = 0
     sent_tokens: int = 0
     pieces: int = 0
     flows: list[Flow] = field(default_factory=list)
@@ -382,17 +384,19 @@ class ReservingCluster(HandoverCluster):
         """Memory is reserved for a request, or a piece of its prompt is sent."""
         pair, now_s = self._pairs[note.seq.index], max(note.at_s, self._clock.now_s)
         if number == pair.target:
+            pair.wanted_tokens = note.tokens
             self._clock.at(now_s, RESULTS, partial(self._reserved, pair))
             return
+        tokens = min(note.tokens, pair.wanted_tokens - pair.sent_tokens)  # the target may have the prompt's begin
         block = self._of(note.seq.index)
         row, handed = note.seq.index - block.first, block.handed
         assert handed is not None
-        ends, latency_s, size = self._paths.of(pair.source, pair.target, note.tokens)
+        ends, latency_s, size = self._paths.of(pair.source, pair.target, tokens)
         if not pair.sent_tokens:  # until then it waits with the prefill server, not with this one
             handed.arrival_s[row] = handed.transfer_start_s[row] = now_s
             handed.transfer_bytes[row] = 0.0
         handed.transfer_bytes[row] += size
-        pair.sent_tokens += note.tokens
+        pair.sent_tokens += tokens
         way = self._way(pair.source, pair.target)
         pair.pieces += 1
         pair.flows.append(self._network.send(now_s, ends, latency_s, partial(self._piece_arrived, pair), way))
@@ -402,11 +406,12 @@ class ReservingCluster(HandoverCluster):
         assert isinstance(scheduler, SendingPrefill)
         self._advance(pair.source, self._clock.now_s)
         scheduler.reserved(pair.prompt)
+        self._advance(pair.source, self._clock.now_s)  # it may send at once
         self._hear(pair.source)
 
     def _piece_arrived(self, pair: Pair, now_s: float) -> None:
         pair.pieces -= 1
-        if pair.pieces or pair.sent_tokens < pair.prompt.prompt_tokens:
+        if pair.pieces or pair.sent_tokens < pair.wanted_tokens:
             return
         index = pair.prompt.index
         block = self._of(index)
