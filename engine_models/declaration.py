@@ -24,6 +24,7 @@ from hardware_profiles.errors import InputError
 if TYPE_CHECKING:
     from engine_models.cost.drafting import Speculation
     from engine_models.cost.event_loop import EventLoop
+    from engine_models.cost.start_up import Place, StartUp
     from engine_models.parts.handover import Peer
 
 Role = Literal["mixed", "prefill", "decode"]
@@ -304,6 +305,20 @@ class EnginePlan:
     def captures(self) -> bool:
         """Whether its servers capture CUDA graphs when they start."""
         return bool(self.costs.terms.graph_sizes)
+
+    def start_up(self, place: Place = "disk", *, compiled: bool = False) -> tuple[StartUp, list[str]]:
+        """How long a server takes until it serves, by parts, and what is assumed; `compiled`: its compilation cache is filled."""
+        from engine_models.cost.start_up import predicted
+
+        return predicted(
+            self.engine,
+            self.memory.bytes_of("weight"),
+            place=place,
+            compiled=compiled,
+            captures=self.captures,
+            compiles=self.compiles,
+            compiles_products=self.compiles_products,
+        )
 
     @property
     def speculation(self) -> Speculation | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from engine_models.cost.start_up import StartUp, predicted
+from engine_models.cost.start_up import StartUp
 from engine_models.declaration import Handover
 from engine_models.parts.protocols import INFINITY
 from hardware_profiles.errors import InputError
@@ -81,16 +81,8 @@ def start_of(prepared: Prepared, given: float | schema.StartUp | None) -> tuple[
     """How long a new server takes to start, by parts, and what is assumed."""
     if isinstance(given, int | float):
         return StartUp(0.0, 0.0, float(given), 0.0, 0.0, 0.0), []
-    plan = prepared.plan
-    found, notes = predicted(
-        plan.engine,
-        plan.memory.bytes_of("weight"),
-        place=given.weights_from if given is not None else "disk",
-        compiled=given is not None and given.compile_cache,
-        captures=plan.captures,
-        compiles=plan.compiles,
-        compiles_products=plan.compiles_products,
-    )
+    place = given.weights_from if given is not None else "disk"
+    found, notes = prepared.plan.start_up(place, compiled=given is not None and given.compile_cache)
     if given is not None:
         stated = {key: getattr(given, key) for key in found.parts() if getattr(given, key) is not None}
         found = replace(found, **stated)

@@ -556,8 +556,16 @@ def deployment_summary(prepared: Prepared) -> dict[str, Any]:
         "max_num_batched_tokens": limits.step_tokens,
         "max_num_seqs": limits.rows,
         "max_model_len": limits.context_tokens,
+        **({} if prepared.elastic is not None else {"start_up": _start_up(prepared)}),
         **({"pools": [_pool_summary(each) for each in prepared.pools]} if prepared.pools else {}),
     }
+
+
+def _start_up(prepared: Prepared) -> dict[str, Any]:
+    """How long a server takes until it serves: weights from the host's disk, no compilation cache."""
+    found, notes = prepared.plan.start_up()
+    parts = {name: seconds for name, seconds in found.parts().items() if name not in ("provisioning_s", "image_s")}
+    return {"server_s": found.server_s, **parts, "weights_from": "disk", "notes": notes}
 
 
 def _pool_summary(prepared: Prepared) -> dict[str, Any]:

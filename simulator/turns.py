@@ -76,21 +76,13 @@ def with_turns(pool: Pool, each: Sequence[Prepared]) -> list[Prepared]:
 
 
 def _predicted(pool: Pool, swap: Swap, one: Prepared, all_bytes: int) -> Prepared:
-    from engine_models.cost.start_up import asleep, predicted
+    from engine_models.cost.start_up import asleep
     from simulator.cluster.servers import Share
 
     by = swap.by or ("sleep_1" if one.plan.sleeps else "restart")
     weight_bytes, name = one.plan.memory.bytes_of("weight"), one.arch.name
     if by == "restart":
-        found, notes = predicted(
-            one.plan.engine,
-            weight_bytes,
-            place=swap.weights_from,
-            compiled=swap.compile_cache,
-            captures=one.plan.captures,
-            compiles=one.plan.compiles,
-            compiles_products=one.plan.compiles_products,
-        )
+        found, notes = one.plan.start_up(swap.weights_from, compiled=swap.compile_cache)
         parts = ", ".join(f"{part.removesuffix('_s').replace('_', ' ')} {s:.3g}" for part, s in found.parts().items() if s)
         words = f"{name} starts anew in {found.server_s:.3g} s: {parts}; a server stops at once (assumed)"
         return _turning(one, Share(pool.name, 0.0, found.server_s, swap.stay_s), [words, *notes])

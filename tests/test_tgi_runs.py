@@ -39,6 +39,9 @@ def test_more_than_128_at_once_are_refused_with_429() -> None:
     assert (outcome.raw.reason == Reason.SHED_429).sum() == 72
     assert (column(outcome, "finish_reason") == "rejected").sum() == 72
     assert totals["max_concurrent_requests"] == outcome.result["server"]["num_requests_running_peak"] == 128
+    start_up = outcome.result["deployment"]["start_up"]
+    assert start_up["server_s"] == sum(start_up[f"{part}_s"] for part in ("weights", "compile", "graph_capture", "warm_up"))
+    assert start_up["weights_s"] > 5
 
 
 def test_a_place_is_free_again_when_a_response_has_ended() -> None:

@@ -66,8 +66,8 @@ def predicted(
     compiles_products : whether kernels of products are compiled for each number of rows while graphs are captured.
     """
     raw = constants()
-    lender = raw["lender"]
-    own, lent = raw["engines"].get(engine, {}), raw["engines"][lender]
+    own, quick, lender = raw["engines"].get(engine, {}), raw["without_trial_run"], raw["lender"]
+    lent = raw["engines"][lender] | (raw["engines"][quick["lender"]] if engine in quick["engines"] else {})
     compilation = "compile_cached_s" if compiled else "compile_s"
     keys = ["graph_capture_s", "warm_up_s"] if captures else ["warm_up_s"]
     if captures and compiles and own.keys() & {"compile_s", "compile_cached_s"}:
@@ -76,7 +76,12 @@ def predicted(
     borrowed = [key for key in found if key not in own]
     if captures and compiles_products and not compiled:
         found["graph_capture_s"] += own["compile_products_s"]["value"]
-    notes = [f"start-up: {', '.join(borrowed)} of {engine} taken over from {lender} (assumed)"] if borrowed else []
+    of_quick = ["warm_up_s"] if engine in quick["engines"] else []
+    notes = [
+        f"start-up: {', '.join(keys)} of {engine} taken over from {giver} (assumed)"
+        for giver, keys in ((lender, [key for key in borrowed if key not in of_quick]), (quick["lender"], of_quick))
+        if keys
+    ]
     start_up = StartUp(
         provisioning_s=0.0,
         image_s=0.0,

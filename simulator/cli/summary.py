@@ -342,6 +342,7 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
             + (" (--headroom finds it)" if "headroom" not in result and _has_rate(manifest["scenario"]["workload"]) else ""),
         ),
     ]
+    lines += start_lines(d)
     if "headroom" in result:
         lines.append(labelled("headroom", headroom_words(result["headroom"])))
     lines += tier_lines(s)
@@ -365,6 +366,24 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
     if directory:
         lines.append(labelled("written", directory))
     return "\n".join(lines)
+
+
+START_UP = {"weights_s": "weights from disk", "compile_s": "compilation", "graph_capture_s": "graphs", "warm_up_s": "warm-up"}
+"""Words for the parts of a start-up."""
+
+
+def start_lines(deployment: dict[str, Any]) -> list[str]:
+    """How long a server takes until it serves, for each pool."""
+    lines, label = [], "start-up"
+    for pool in deployment.get("pools") or [deployment]:
+        if "start_up" in pool:
+            found = pool["start_up"]
+            said = " + ".join(f"{words} {short(found[name])}" for name, words in START_UP.items() if found[name])
+            where = f"{pool['name']}: " if "name" in pool else ""
+            assumed = "; " + "; ".join(note.removeprefix("start-up: ") for note in found["notes"]) if found["notes"] else ""
+            lines.append(labelled(label, f"{where}{short(found['server_s'])} s a server, not simulated: {said}{assumed}"))
+            label = ""
+    return lines
 
 
 PLACES = {"host": "host memory", "nvme": "disk", "shared": "the shared store"}

@@ -82,6 +82,9 @@ def test_parts_follow_from_weights_engine_and_caches() -> None:
     _, said = predicted("tgi", bytes_)
     assert "taken over from vllm" in said[0]
     assert "compile" not in said[0]
+    static, said = predicted("transformers", bytes_, captures=False)
+    assert static.warm_up_s == predicted("llama_cpp", bytes_, captures=False)[0].warm_up_s < disk.warm_up_s
+    assert "taken over from llama_cpp" in said[0]
     first, _ = predicted("sglang", bytes_, compiles_products=True)
     later, _ = predicted("sglang", bytes_, compiles_products=True, compiled=True)
     assert first.graph_capture_s == pytest.approx(later.graph_capture_s + 949.9)
