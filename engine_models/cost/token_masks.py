@@ -27,6 +27,10 @@ FILL_S = 40e-6
 """Time to fill the mask of a row [s]. Kind: assumed, between those that XGrammar's developers state for JSON on CPUs of theirs:
 3 us (arrays of integers) and 19 (pull request 897, 2026-09), 14 (issue 852, 2026-08), 132 to 144 (30 properties; pull request
 913, 2026-09). Bounded strings took milliseconds before its version 0.2.6 (issue 852)."""
+OUTLINES_FILL_S = 59.4e-3
+"""The same of Outlines 0.1.13, whose states list the tokens that they allow [s]. Kind: measured, mean over the tokens of JSON
+documents under some 4,300 schemas, one thread on an EPYC 7V13; half of the tokens take 0.12 ms and less, a quarter 134 ms and more,
+where nearly every token is allowed. Source: guidance-ai/jsonschemabench@00c3d018, maskbench/README.md (2025)."""
 BYTES_PER_LOGIT = 8.125
 """Read and write of a logit in float32 and its bit [bytes]. Kind: by construction."""
 
@@ -36,7 +40,8 @@ class TokenMasks:
     """How an engine fills masks.
 
     overlaps : while the model runs. delays_next : in the thread that then forms the next batch, beside the device.
-    threads : that fill them once there are more rows than `alone_rows`, `share_rows` at a time.
+    threads : that fill them once there are more rows than `alone_rows`, `share_rows` at a time. row_s : time of a row [s]; where it
+    comes from is what `words` say.
     """
 
     overlaps: bool
@@ -44,13 +49,15 @@ class TokenMasks:
     threads: int = 1
     alone_rows: int = 0
     share_rows: int = 1
+    row_s: float = FILL_S
+    words: str = "assumed: 3 to 144 us are stated for JSON schemas by XGrammar's developers, 2026"
 
     def fill_s(self, rows: int) -> float:
         """Seconds to fill the masks of so many rows: those of the thread that has most."""
         if rows <= self.alone_rows or self.threads == 1:
-            return FILL_S * rows
+            return self.row_s * rows
         rounds = (rows - 1) // (self.share_rows * self.threads)
-        return FILL_S * (rounds * self.share_rows + min(self.share_rows, rows - rounds * self.share_rows * self.threads))
+        return self.row_s * (rounds * self.share_rows + min(self.share_rows, rows - rounds * self.share_rows * self.threads))
 
 
 class WithMasks(StepCost):
@@ -105,11 +112,18 @@ class WithMasks(StepCost):
 
 def summary_note(masks: TokenMasks) -> str:
     """One line on what is assumed of them."""
-    when = "while the model runs" if masks.overlaps else "before the model runs"
+    when = "while the model runs" if masks.overlaps else "while the device waits"
     return (
-        f"structured output: the mask of a constrained row takes the host {FILL_S * 1e6:g} us (assumed: 3 to 144 us are "
-        f"stated for JSON schemas by XGrammar's developers, 2026), filled {when}; compilation of grammars is left out"
+        f"structured output: the mask of a constrained row takes the host {masks.row_s * 1e6:,.6g} us ({masks.words}), filled "
+        f"{when}; compilation of grammars is left out"
     )
 
 
-__all__ = ["FILL_S", "TokenMasks", "WithMasks", "summary_note"]
+OUTLINES = TokenMasks(
+    False,
+    row_s=OUTLINES_FILL_S,
+    words="Outlines 0.1.13, the mean of a public benchmark of JSON schemas; half of the tokens take 118 us and less",
+)
+"""Masks that Outlines fills row after row once the logits are there."""
+
+__all__ = ["FILL_S", "OUTLINES", "TokenMasks", "WithMasks", "summary_note"]

@@ -20,6 +20,8 @@ from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import Parallelism, Terms
+from engine_models.cost.token_masks import OUTLINES
+from engine_models.cost.token_masks import summary_note as masks_note
 from engine_models.declaration import (
     Engine,
     EnginePlan,
@@ -81,6 +83,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             where="model",
             mend="use another engine (`capacity-plan list engines`)",
         )
+    if request.structured and request.flags.get("disable_grammar_support"):
+        raise InputError(
+            "TGI refuses requests with grammars when told so",
+            where="deployment.engine_args.disable_grammar_support",
+            mend="remove it, or workload.structured_output",
+        )
     serving = serving_of(request, version)
     prefill = int(request.flags.get("max_batch_prefill_tokens") or default_prefill_tokens(request, version))
     adapters, drafts = _adapters(request), request.speculation
@@ -93,7 +101,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         limits.block_tokens,
         serving.prefix_caching,
         windows=request.arch.windows_below(limits.context_tokens),
-        adapters=adapters is not None,
+        adapters=adapters is not None or request.structured,
         row_tokens=limits.spare_tokens + 1,
     )
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
@@ -113,6 +121,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             Parallelism(request.tensor_parallel, expert=request.expert_parallel),
             adapters=adapters,
             speculation=drafts,
+            masks=OUTLINES if request.structured else None,
         ),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, inflight=inflight),
         prefix_caching=serving.prefix_caching,
@@ -120,6 +129,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             *((summary_note(drafts), *drafts.notes) if drafts is not None else ()),
             *_notes(version, serving, rules, inflight, graphs),
             *((adapters_note(adapters, all_there=True),) if adapters is not None else ()),
+            *((masks_note(OUTLINES),) if request.structured else ()),
         ),
         warnings=_warnings(request.flags, rules),
         sources=overheads.provenance,
@@ -315,6 +325,7 @@ ENGINE = Engine(
     features={
         "lora": Support(_KINDS, "TGI's docs/source/conceptual/lora.md (public copy, read 2026-11)"),
         "speculative": Support(_KINDS, "TGI's docs/source/conceptual/speculation.md (public copy, read 2026-11)"),
+        "structured": Support(_KINDS, f"{_SOURCE}: server/text_generation_server/utils/logits_process.py"),
     },
     drafts=_drafts,
     flags=lambda: FLAGS,

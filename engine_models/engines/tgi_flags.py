@@ -47,16 +47,17 @@ _MODELLED: dict[str, Flag] = {
     "attention": Flag("str", None, choices=tuple(BLOCK_TOKENS)),
     "prefill_chunking": Flag("bool", True),
     "prefix_caching": Flag("bool", None),
+    "disable_grammar_support": Flag("bool", False),
     "tgi_wiggle_room": Flag("float", 0.9, low=1e-3, high=0.999),
     "lora_adapters": Flag("str", None),
     "speculate": Flag("int", None, low=0),
 }
 
 _SWITCHES = """
-    disable_custom_kernels disable_grammar_support enable_prefill_logprobs env json_output ngrok trust_remote_code
+    disable_custom_kernels enable_prefill_logprobs env json_output ngrok trust_remote_code
 """
 _HARMLESS = """
-    api_key cors_allow_origin disable_grammar_support dtype env graceful_termination_timeout hf_token hostname
+    api_key cors_allow_origin dtype env graceful_termination_timeout hf_token hostname
     huggingface_hub_cache json_output master_addr master_port max_best_of max_client_batch_size max_stop_sequences
     max_top_n_tokens ngrok ngrok_authtoken ngrok_edge otlp_endpoint otlp_service_name payload_limit port prometheus_port
     revision shard_uds_path sharded tokenizer_config_path trust_remote_code usage_stats validation_workers watermark_delta

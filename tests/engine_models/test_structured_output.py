@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine_models.cost.token_masks import FILL_S, TokenMasks
+from engine_models.cost.token_masks import FILL_S, OUTLINES_FILL_S, TokenMasks
 from engine_models.parts.batch import Batch
 from hardware_profiles.errors import InputError
 from simulator.cluster.content import is_structured
@@ -40,6 +40,8 @@ def test_masks_are_hidden_behind_the_model_where_the_engine_overlaps_them() -> N
     assert step_s(200, 256) - step_s(0, 256) < 0.5e-3  # eight threads
     shown = step_s(8, 8, engine="vllm@0.11.0") - step_s(0, 8, engine="vllm@0.11.0")
     assert shown == pytest.approx(8 * FILL_S, rel=0.1)
+    outlines = step_s(3, 8, engine="tgi") - step_s(0, 8, engine="tgi")
+    assert outlines == pytest.approx(3 * OUTLINES_FILL_S, rel=0.01)  # row after row, once the logits are there
     serial = {"engine": "sglang", "engine_args": {"disable_overlap_schedule": True}}
     assert step_s(8, 8, **serial) - step_s(0, 8, **serial) < 20e-6  # filled once the model is launched
     assert 0 < step_s(8, 8, engine="trtllm") - step_s(0, 8, engine="trtllm") < 20e-6
@@ -62,12 +64,12 @@ def test_masks_delay_the_batch_that_is_formed_while_the_model_runs() -> None:
         assert times.host_s(batch) - free_s == pytest.approx(delay_s)
 
 
-@pytest.mark.parametrize("engine", ["vllm@0.11.0", "sglang", "trtllm"])
+@pytest.mark.parametrize("engine", ["vllm@0.11.0", "sglang", "trtllm", "tgi", "tgi@2"])
 def test_a_run_says_what_it_took_and_jumps_equal_steps(engine: str) -> None:
     constrained = scenario({**LOAD, "structured_output": 0.5}, engine=engine, engine_args={})
     jumped, stepped = (simulate(constrained, aggregate=aggregate) for aggregate in (True, False))
     assert jumped.result["metrics"] == stepped.result["metrics"]
-    if engine == "vllm@0.11.0":
+    if engine in ("vllm@0.11.0", "tgi", "tgi@2"):
         free = simulate(scenario(LOAD, engine=engine))
         assert jumped.result["metrics"]["tpot_ms"]["mean"] > free.result["metrics"]["tpot_ms"]["mean"]
 
@@ -76,7 +78,8 @@ def test_a_run_says_what_it_took_and_jumps_equal_steps(engine: str) -> None:
     ("workload", "pool", "words"),
     [
         ({"structured_output": 1.5}, {}, "at most 1"),
-        ({"structured_output": 1.0}, {"engine": "tgi"}, "structured output is modelled for"),
+        ({"structured_output": 1.0}, {"engine": "lmdeploy"}, "structured output is modelled for"),
+        ({"structured_output": 1.0}, {"engine": "tgi", "engine_args": {"disable_grammar_support": True}}, "when told so"),
         ({"structured_output": 1.0}, {"offload": {"kv_offloading_size": 8}}, "beside drafts, KV offload"),
     ],
 )
