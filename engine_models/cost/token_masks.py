@@ -40,8 +40,8 @@ class TokenMasks:
     """How an engine fills masks.
 
     overlaps : while the model runs. delays_next : in the thread that then forms the next batch, beside the device.
-    threads : that fill them once there are more rows than `alone_rows`, `share_rows` at a time. row_s : time of a row [s]; where it
-    comes from is what `words` say.
+    threads : that fill them once there are more rows than `alone_rows`, `share_rows` at a time. row_s : time of a row [s], whose source
+    `words` tell.
     """
 
     overlaps: bool

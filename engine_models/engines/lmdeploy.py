@@ -17,6 +17,7 @@ from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import Parallelism, Terms
+from engine_models.cost.token_masks import summary_note as masks_note
 from engine_models.declaration import (
     Engine,
     EnginePlan,
@@ -71,6 +72,7 @@ class Rank:
     prefix_caching: bool
     window_tokens: int
     windows: tuple[int, ...]
+    masked: bool
 
     def scheduler(self, mode: Mode) -> AlternatingScheduler:
         """Build a scheduler with its blocks."""
@@ -81,7 +83,7 @@ class Rank:
             window_tokens=self.window_tokens,
         )
         return AlternatingScheduler(
-            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
+            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows, masked=self.masked
         )
 
 
@@ -134,7 +136,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         ttft_aging_s=float(flags.get("ttft_aging_sec", 2.0)),
         handle_pool=inside,
     )
-    rank = Rank(rules, usable, page, caching, window, windows)
+    rank = Rank(rules, usable, page, caching, window, windows, request.structured)
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
     asked = flags.get("cudagraph_capture_batch_sizes")
     sizes = (
@@ -167,6 +169,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             Terms(replace(overheads.host, prefill_graph_tokens=0), graph_sizes=graphs),
             TableRange(step_tokens, rows, session),
             Parallelism(request.tensor_parallel, expert=request.expert_parallel),
+            masks=turbomind.MASKS if request.structured else None,
         ),
         executor=Executor(depth=2),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=overheads.loop),
@@ -179,6 +182,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             f"of the rows run; above {inside:,} requests others wait in front of the engine",
             "LMDeploy's kernels and its host and front end are priced as vLLM's (assumed, nobody measured them); prompts run "
             "outside CUDA graphs" + ("" if graphs else ", as do decodes (eager_mode)"),
+            *((masks_note(turbomind.MASKS),) if request.structured else ()),
         ),
         sources=overheads.provenance,
     )
@@ -290,7 +294,9 @@ ENGINE = Engine(
         },
     },
     kv_formats=("int8", "int4", "fp8"),
-    features={},
+    features={
+        "structured": Support(_KINDS, f"{_SOURCE}: pytorch/engine/guided_process.py, turbomind/generation/guided_decoding.cc"),
+    },
     flags=lambda: FLAGS,
     same_as={
         "rows": "max_batch_size",

@@ -14,6 +14,8 @@ from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import Parallelism, Terms
+from engine_models.cost.token_masks import TokenMasks
+from engine_models.cost.token_masks import summary_note as masks_note
 from engine_models.declaration import (
     EnginePlan,
     Executor,
@@ -46,6 +48,9 @@ KV_BITS, SCALE_BYTES = {"int8": 8, "int4": 4}, 4
 """Bits of a value of quantized keys and values; scale and zero point of a vector of them, 16 bits each (datasheet:
 `docs/en/quantization/kv_quant.md`, `kernels/attention/block.h`)."""
 _OVERHEADS = "lmdeploy_turbomind"
+MASKS = TokenMasks(True, delays_next=True)
+"""Of both engines: XGrammar fills masks once the model is launched, and the next launch waits for them (datasheet:
+`lmdeploy/pytorch/engine/logits_process.py`, `src/turbomind/generation/guided_decoding.cc` at 1263d5cd, 2026-08)."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,13 @@ class Rank:
     block_tokens: int
     prefix_caching: bool
     windows: tuple[int, ...]
+    masked: bool
 
     def scheduler(self, mode: Mode) -> OldestFirstScheduler:
         """Build a scheduler with its blocks."""
         kv = TrieBlocks(self.blocks, self.block_tokens, prefix_caching=self.prefix_caching)
         return OldestFirstScheduler(
-            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
+            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows, masked=self.masked
         )
 
 
@@ -88,7 +94,7 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, *, shared_o
     forward = -(-(int(flags.get("max_prefill_token_num", 8192)) + rows) // tp) * tp
     caching = bool(flags.get("enable_prefix_caching", False))
     windows = arch.windows_below(session)
-    rank = Rank(OldestFirstRules(rows, forward, context), memory.blocks, page, caching, windows)
+    rank = Rank(OldestFirstRules(rows, forward, context), memory.blocks, page, caching, windows, request.structured)
     overheads = load_overheads(_OVERHEADS, shared_overheads)
     overlaps = int(flags.get("async", 1)) == 1
     return EnginePlan(
@@ -113,6 +119,7 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, *, shared_o
             Terms(replace(overheads.host, prefill_graph_tokens=0), flattens_kv=True),
             TableRange(forward, rows, session),
             Parallelism(tp, expert=request.expert_parallel),
+            masks=MASKS if request.structured else None,
         ),
         executor=Executor(depth=2 if overlaps else 1),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=overheads.loop),
@@ -128,6 +135,7 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, *, shared_o
             "TurboMind's scheduler is read from its source and not compared with recorded steps",
             "TurboMind's kernels and its front end are priced as vLLM's, its launches from C++ and its host by estimates "
             "(assumed, nobody measured them); nothing runs in CUDA graphs",
+            *((masks_note(MASKS),) if request.structured else ()),
         ),
         sources=overheads.provenance,
         recorded=False,

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from engine_models.parts.batch import AdapterUse
+from engine_models.parts.batch import AdapterUse, Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.sequence import Sequence
 
@@ -128,4 +128,15 @@ class AdaptedDecodes(DecodeSet):
         return AdapterUse(len(named), tokens, copied, read)
 
 
-__all__ = ["NO_ADAPTERS", "AdaptedDecodes", "AdapterLimits", "AdapterSlots"]
+class MaskedDecodes(AdaptedDecodes):
+    """The decoding rows, whose steps say how many of them a grammar constrains."""
+
+    __slots__ = ()
+
+    def serve(self, batch: Batch) -> None:
+        """As of the base."""
+        super().serve(batch)
+        batch.masked_rows = self.masked_rows
+
+
+__all__ = ["NO_ADAPTERS", "AdaptedDecodes", "AdapterLimits", "AdapterSlots", "MaskedDecodes"]

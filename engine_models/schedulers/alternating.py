@@ -33,6 +33,7 @@ from typing import Literal
 
 from engine_models.memory.block_trie import HeldBlocks, TrieBlocks
 from engine_models.memory.radix import Content, content_of
+from engine_models.parts.adapters import MaskedDecodes
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import INFINITY, Run, Scheduler, State
@@ -133,7 +134,7 @@ class AlternatingScheduler(Scheduler):
     kv : the blocks.
     aggregate : whether runs of equal steps are proven.
     record_rows : note the ordered rows of every step.
-    windows : of the model's layers, whose spans a step names.
+    windows : of the model's layers, whose spans a step names. masked : whether steps name the rows that a grammar constrains.
     """
 
     def __init__(
@@ -144,12 +145,13 @@ class AlternatingScheduler(Scheduler):
         aggregate: bool = True,
         record_rows: bool = False,
         windows: tuple[int, ...] = (),
+        masked: bool = False,
     ) -> None:
         self.rules = rules
         self.kv = kv
         self.aggregate = aggregate and not record_rows
         self.record_rows = record_rows
-        self.decodes = DecodeSet(1, windows)
+        self.decodes: DecodeSet = MaskedDecodes(1, windows) if masked else DecodeSet(1, windows)
         self._outside: deque[Sequence] = deque()
         self._rows: dict[Sequence, _Row] = {}
         self._waiting: dict[_Row, None] = {}
@@ -508,6 +510,7 @@ class AlternatingScheduler(Scheduler):
                 batch.rows.append((row.seq, tokens, row.computed))
             if kind != "long_context_chunk":
                 row.born = batch.number
+                batch.masked_rows += row.seq.masked
                 if row.tokens + 1 >= row.seq.final_length:
                     batch.finishing.append(row.seq)
         if kind != "long_context_chunk":

@@ -31,6 +31,7 @@ from operator import attrgetter
 
 from engine_models.memory.block_trie import BlockNode, HeldBlocks, TrieBlocks
 from engine_models.memory.radix import content_of
+from engine_models.parts.adapters import MaskedDecodes
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import Run, Scheduler, State
@@ -80,7 +81,7 @@ class OldestFirstScheduler(Scheduler):
     kv : the blocks.
     aggregate : whether runs of equal steps are proven.
     record_rows : note the ordered rows of every step.
-    windows : of the model's layers, whose spans a step names.
+    windows : of the model's layers, whose spans a step names. masked : whether steps name the rows that a grammar constrains.
     """
 
     def __init__(
@@ -91,12 +92,13 @@ class OldestFirstScheduler(Scheduler):
         aggregate: bool = True,
         record_rows: bool = False,
         windows: tuple[int, ...] = (),
+        masked: bool = False,
     ) -> None:
         self.rules = rules
         self.kv = kv
         self.aggregate = aggregate and not record_rows
         self.record_rows = record_rows
-        self.decodes = DecodeSet(kv.block_tokens, windows)
+        self.decodes: DecodeSet = MaskedDecodes(kv.block_tokens, windows) if masked else DecodeSet(kv.block_tokens, windows)
         self._outside: deque[Sequence] = deque()
         self._rows: dict[Sequence, _Row] = {}  # in order
         self._others: dict[Sequence, _Row] = {}  # of these, those outside of the decode set, in order
@@ -343,6 +345,7 @@ class OldestFirstScheduler(Scheduler):
             seq.computed += tokens
             if seq.computed < seq.length:
                 continue
+            batch.masked_rows += seq.masked
             seq.emit(number, number)
             seq.length += 1
             if seq.length >= seq.final_length:

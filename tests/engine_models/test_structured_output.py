@@ -64,9 +64,11 @@ def test_masks_delay_the_batch_that_is_formed_while_the_model_runs() -> None:
         assert times.host_s(batch) - free_s == pytest.approx(delay_s)
 
 
-@pytest.mark.parametrize("engine", ["vllm@0.11.0", "sglang", "trtllm", "tgi", "tgi@2"])
+@pytest.mark.parametrize("engine", ["vllm@0.11.0", "sglang", "trtllm", "tgi", "tgi@2", "lmdeploy", "lmdeploy_pytorch"])
 def test_a_run_says_what_it_took_and_jumps_equal_steps(engine: str) -> None:
-    constrained = scenario({**LOAD, "structured_output": 0.5}, engine=engine, engine_args={})
+    name, _, backend = engine.partition("_")
+    args = {"backend": backend} if backend else {}
+    constrained = scenario({**LOAD, "structured_output": 0.5}, engine=name, engine_args=args)
     jumped, stepped = (simulate(constrained, aggregate=aggregate) for aggregate in (True, False))
     assert jumped.result["metrics"] == stepped.result["metrics"]
     if engine in ("vllm@0.11.0", "tgi", "tgi@2"):
@@ -78,7 +80,7 @@ def test_a_run_says_what_it_took_and_jumps_equal_steps(engine: str) -> None:
     ("workload", "pool", "words"),
     [
         ({"structured_output": 1.5}, {}, "at most 1"),
-        ({"structured_output": 1.0}, {"engine": "lmdeploy"}, "structured output is modelled for"),
+        ({"structured_output": 1.0}, {"engine": "mlc_llm"}, "structured output is modelled for"),
         ({"structured_output": 1.0}, {"engine": "tgi", "engine_args": {"disable_grammar_support": True}}, "when told so"),
         ({"structured_output": 1.0}, {"offload": {"kv_offloading_size": 8}}, "beside drafts, KV offload"),
     ],
