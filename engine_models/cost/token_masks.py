@@ -29,8 +29,8 @@ FILL_S = 40e-6
 913, 2026-09). Bounded strings took milliseconds before its version 0.2.6 (issue 852)."""
 OUTLINES_FILL_S = 59.4e-3
 """The same of Outlines 0.1.13, whose states list the tokens that they allow [s]. Kind: measured, mean over the tokens of JSON
-documents under some 4,300 schemas, one thread on an EPYC 7V13; half of the tokens take 0.12 ms and less, a quarter 134 ms and more,
-where nearly every token is allowed. Source: guidance-ai/jsonschemabench@00c3d018, maskbench/README.md (2025)."""
+documents under some 4,300 schemas, one thread on an EPYC 7V13; half of the tokens take 0.12 ms and less, a quarter 134 ms and
+more, where nearly every token is allowed. Source: guidance-ai/jsonschemabench@00c3d018, maskbench/README.md (2025)."""
 BYTES_PER_LOGIT = 8.125
 """Read and write of a logit in float32 and its bit [bytes]. Kind: by construction."""
 
@@ -40,8 +40,8 @@ class TokenMasks:
     """How an engine fills masks.
 
     overlaps : while the model runs. delays_next : in the thread that then forms the next batch, beside the device.
-    threads : that fill them once there are more rows than `alone_rows`, `share_rows` at a time. row_s : time of a row [s], whose source
-    `words` tell.
+    threads : that fill them once there are more rows than `alone_rows`, `share_rows` at a time.
+    row_s : time of a row [s], whose source `words` tell.
     """
 
     overlaps: bool

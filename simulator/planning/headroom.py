@@ -35,6 +35,8 @@ LONGEST_S = 600.0
 """Window of a short run at most [s], unless the scenario's is longer; assumed."""
 REQUESTS = 1000
 """Requests in the window of a short run that are enough [requests]; assumed: ten beyond the 99th percentile."""
+MANY = 3000
+"""Requests in the window of a brief run up to which it is as long as its answers need [requests]; assumed."""
 FEWEST = 30
 """Requests in the window of a short run below which nothing is judged [requests]; assumed."""
 ANSWERS = 30.0
@@ -153,14 +155,17 @@ class Search:
             return self._length_s
         enough = REQUESTS / max(self.seen[1.0].rate * (1.0 if self._closed else factor), 1e-9)
         shortest_s = min(SHORTEST_S, max(2 * enough, 2 * self._period_s)) if self._brief else SHORTEST_S
-        least = max(shortest_s, ANSWERS * self._answer_s, enough)
+        answers_s = min(ANSWERS * self._answer_s, MANY / REQUESTS * enough) if self._brief else ANSWERS * self._answer_s
+        least = max(shortest_s, answers_s, enough)
         return min(least, max(LONGEST_S, self._length_s))
 
     def _outcome(self, run: RunResult) -> _Outcome:
         result = run.result
         waits = self._closed and result["server"]["num_requests_waiting"] > 1
         over = overload_of(result)
-        return _Outcome(_offered_per_s(run), over is None and not waits, judged(result)[1], over[1] if over else None)
+        by_count = run is self._run and self._spec.duration is None and not self._closed
+        rate = _offered_per_s(run, by_count=by_count)
+        return _Outcome(rate, over is None and not waits, judged(result)[1], over[1] if over else None)
 
     def probe(self, factor: float) -> _Outcome | None:
         """The outcome at that load; None where files end too soon for it, or too few requests would come to judge by."""
@@ -232,6 +237,9 @@ class Search:
 
     def limit(self, near_factor: float | None = None) -> Headroom:
         """The highest load within the SLO alone, without one the highest that is sustained; `near_factor`: where to begin."""
+        whole = self.seen[1.0]
+        if whole.served_per_s:  # overloaded: no more than it served
+            near_factor = min(near_factor or math.inf, whole.served_per_s / whole.rate)
         highest = self.highest(self.keeps, near_factor)
         return self.found(None, highest) if self.asked else self.found(highest, None)
 
@@ -272,10 +280,15 @@ class Search:
         return self._closed and round(users * high) - round(users * low) <= 1
 
 
-def _offered_per_s(run: RunResult) -> float:
-    """Requests that arrived in the window of a run [1/s]; of a streamed run, which does not hold them, those that ended there."""
+def _offered_per_s(run: RunResult, *, by_count: bool) -> float:
+    """Requests that arrived in the window of a run [1/s]; of a streamed run, which does not hold them, those that ended there.
+
+    by_count : whether a number of requests ends the arrivals, long before the window if they come faster than they are served.
+    """
     start_s, length_s, arrival_s = run.workload.warmup_s, float(run.result["totals"]["duration_s"]), run.raw.arrival_s
     inside = int(np.sum((arrival_s >= start_s) & (arrival_s <= start_s + length_s)))
+    if by_count and inside > 1:
+        length_s = min(length_s, float(np.nanmax(arrival_s)) - start_s)
     return inside / max(length_s, 1e-9) if inside else float(run.result["totals"]["request_throughput"])
 
 

@@ -339,8 +339,11 @@ def _choice(
     limit = None if room is None else room.within_slo if room.judged else room.sustainable
     if room is not None and limit == 0:
         cost = None
-    elif cost is not None and used is not None:
-        cost *= used
+    elif cost is not None and room is not None and limit:
+        served = room.offered
+        if room.unit == "requests/s" and (result["overload"] or prepared.scenario.workload.duration is None):
+            served = result["totals"]["request_throughput"]  # the run's cost is that of what it served
+        cost *= served / limit
     interval = None
     step = metrics["tpot_ms"]
     bounds = (step.get("interval") or {}).get("mean")

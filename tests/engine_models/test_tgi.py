@@ -256,6 +256,7 @@ def test_every_flag_has_its_launchers_default() -> None:
         "cuda_memory_fraction": 1.0,
         "prefill_chunking": True,
         "tgi_wiggle_room": 0.9,
+        "disable_grammar_support": False,
     }
 
 

@@ -197,6 +197,18 @@ def test_the_cost_at_the_slo_is_that_of_the_load_which_it_keeps() -> None:
     assert not slower.measured
 
 
+@pytest.mark.slow
+def test_the_cost_at_the_slo_does_not_follow_from_the_load_that_is_offered() -> None:
+    """What an overloaded run served costs what it cost; the rest of the offered load was not served."""
+    served = {**SCENARIO, "deployment": {"engine": "mlc_llm", "hardware": "h100-sxm-80gb"}}
+    loads = [{**SCENARIO["workload"], "arrivals": {"kind": "poisson", "rate": rate}} for rate in (2, 60)]
+    few, many = (judge(Asked("mlc_llm", load_scenario({**served, "workload": load}), (), COST), None) for load in loads)
+    assert isinstance(few, Choice)
+    assert isinstance(many, Choice)
+    assert few.cost_usd is not None
+    assert many.cost_usd == pytest.approx(few.cost_usd, rel=0.3)
+
+
 def test_every_engine_has_its_project() -> None:
     assert set(names()) <= set(PROJECTS) | {"static_batch"}
 
