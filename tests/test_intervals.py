@@ -100,7 +100,8 @@ def test_words_say_why_an_interval_is_wide() -> None:
     closed = Evidence("vllm", "kernels", closed_loop=True, setting="vllm/no such device/latent attention, experts/8 bits")
     said = why(closed, 0.4)
     middle = center(closed, "tpot")
-    assert f"(a factor of 1.49 for TPOT, about a value {math.expm1(middle):.0%} higher) hold nine of ten values" in said
+    about = f"about {math.exp(middle):.2f} times the value, as in the median source"
+    assert f"(a factor of 1.49 for TPOT, {about}) hold nine of ten values" in said
     assert 0.02 < middle < 0.2
     assert said.endswith("never measured: no such device")
     assert "latent attention, experts, 8 bits err" in said

@@ -357,8 +357,8 @@ def why(evidence: Evidence, step_width: float) -> str:
         return ""
     scale = shipped().scales["tpot"]
     reasons = scale.reasons(evidence.levels())
-    middle = math.expm1(center(evidence, "tpot"))
-    about = f", about a value {abs(middle):.0%} {'higher' if middle > 0 else 'lower'}" if abs(middle) >= 0.005 else ""
+    middle = math.exp(center(evidence, "tpot"))
+    about = f", about {middle:.2f} times the value, as in the median source" if abs(middle - 1) >= 0.005 else ""
     said = f"error intervals (a factor of {math.exp(step_width):.2f} for TPOT{about}) hold nine of ten values of "
     said += f"{scale.sources} sources"
     return f"{said}; {'; '.join(reasons)}" if reasons else said
