@@ -49,7 +49,7 @@ CHATS = {"sessions": {"turns": 4, "think_time_s": 1}, "arrivals": {"kind": "pois
 
 def pool(role: str, replicas: int = 1, engine: str = "vllm", **args: Any) -> dict[str, Any]:
     keys = {"engine": engine, "hardware": "h100-sxm-80gb", "role": role, "name": role, "replicas": replicas}
-    own = ("tensor_parallel", "data_parallel", "expert_parallel", "colocate", "hardware", "speculative")
+    own = ("tensor_parallel", "data_parallel", "expert_parallel", "colocate", "hardware", "speculative", "offload")
     return {**keys, **{k: args.pop(k) for k in own if k in args}, "engine_args": args}
 
 
@@ -101,6 +101,11 @@ CASES = {
         pool("decode", 2, num_gpu_blocks_override=700, max_model_len=8192),
         around=PUSHED,
         **{**SHARED, **BRIEF},
+    ),
+    "prefill-offload": scenario(
+        pool("prefill", offload={"kv_offloading_size": 4}, num_gpu_blocks_override=600, max_model_len=8192),
+        pool("decode", max_model_len=8192),
+        **{**BRIEF, "shared_prefix": {"groups": 12, "tokens": 700}},
     ),
     "sglang-in-pieces": scenario(sglang("prefill", chunked_prefill_size=512), sglang("decode"), **SHARED),
     "sglang-serial": scenario(sglang("prefill", disable_overlap_schedule=True), sglang("decode")),
@@ -310,6 +315,19 @@ def test_two_transfers_at_once_share_an_interface() -> None:
     assert ends_of((0.0, both), (0.0, both)) == [pytest.approx(4.0), pytest.approx(4.0)]
     assert ends_of((0.0, both), (1.0, both)) == [pytest.approx(3.0), pytest.approx(4.0)]
     assert ends_of((0.0, both), (0.0, {"a": (1e9, 1e9), "c": (1e9, 1e9)})) == [pytest.approx(3.0), pytest.approx(2.0)]
+
+
+def test_a_prefill_server_finds_in_host_memory_what_its_device_lost() -> None:
+    load = {**BRIEF, "shared_prefix": {"groups": 12, "tokens": 700}}
+    alone = scenario(pool("prefill", num_gpu_blocks_override=600, max_model_len=8192), pool("decode", max_model_len=8192), **load)
+    tiered, plain = (simulate(data).requests_frame() for data in (CASES["prefill-offload"], alone))
+    assert tiered.cached_tokens.sum() > 1.3 * plain.cached_tokens.sum()
+    assert tiered.ttft_ms.mean() < plain.ttft_ms.mean()
+    host, disks = ({"kind": kind, "bytes": 1e9} for kind in ("host", "nvme"))
+    for role, tiers in (("decode", [host]), ("prefill", [host, disks])):
+        pools = [{**pool(each), "kv_tiers": tiers} if each == role else pool(each) for each in ("prefill", "decode")]
+        with pytest.raises(PlanError, match="prefill and decode pools with"):
+            prepare(load_scenario(scenario(*pools)))
 
 
 def test_over_mooncake_blocks_go_when_both_servers_are_done() -> None:

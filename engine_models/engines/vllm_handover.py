@@ -48,7 +48,8 @@ def handover_of(request: PoolRequest, windows: tuple[int | None, ...], block_tok
             mend=f"write kv_role: kv_both, or role: {said}",
         )
     lacking = {
-        "KV offload": bool(request.tiers),
+        "KV offload on the side that answers": bool(request.tiers) and request.role == "decode",
+        "a store of KV blocks": any(tier.kind != "host" for tier in request.tiers),
         "pipeline parallelism": request.pipeline_parallel > 1,
         "a model with sliding windows": windows != (None,),
         "state-space layers": any(block.kind == "linear" for block in request.arch.attention),

@@ -59,7 +59,8 @@ class Rank:
 
             prefill, decode = (PrefillOfPush, DecodeOfPush) if self.at_once else (PrefillOfPull, DecodeOfPull)
             kind = prefill if self.role == "prefill" else decode
-            return kind(self.rules, self.paged(), aggregate=mode != "step", record_rows=mode == "record")
+            held = self.tiers.build() if self.tiers is not None else None
+            return kind(self.rules, self.paged(), aggregate=mode != "step", record_rows=mode == "record", tiers=held)
         if self.adapters is not None:
             from engine_models.schedulers.adapted import AdaptedScheduler
 
