@@ -83,6 +83,7 @@ from engine_models.model.overrides import served_context
 from engine_models.parts.adapters import NO_ADAPTERS
 from engine_models.schedulers.prefill_first import PrefillFirstRules
 from hardware_profiles.device import DeviceKind
+from hardware_profiles.errors import InputError
 
 VERSIONS: dict[str, dict[str, Any]] = {"0.5.23": {}}
 """Read and recorded; it stands for all of 0.5, but for the captured prefills (`PREFILL_GRAPHS_SINCE`)."""
@@ -112,6 +113,8 @@ def prefill_graph_tokens(request: PoolRequest, version: tuple[int, ...], chunk_t
     wanted = not flags.get("disable_piecewise_cuda_graph", False) and (
         new or flags.get("enable_piecewise_cuda_graph", False)
     )
+    if request.pipeline_parallel > 1:  # only where asked for
+        return int(flags.get("piecewise_cuda_graph_max_tokens") or 0)
     if not wanted or request.data_parallel > 1 or flags.get("disable_cuda_graph", False):
         return 0
     if flags.get("piecewise_cuda_graph_max_tokens"):
@@ -176,7 +179,7 @@ def _serving(request: PoolRequest, number: tuple[int, ...], said: Said) -> Servi
     row_tokens = drafts.row_tokens if drafts else 1
     sizes = captured or (drafted_graph_rows(graph_rows) if drafts else graph_sizes(graph_rows))
     on = not flags.get("disable_cuda_graph", False)
-    overlap = not flags.get("disable_overlap_schedule", False)
+    overlap = not flags.get("disable_overlap_schedule", False) and request.pipeline_parallel == 1
     if overlap and caches_states_alone(request, number):
         overlap = False
         said.notes.append("states of recurrent layers are cached without a second buffer, so that no step is formed ahead")
@@ -301,6 +304,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     tiers = tier_plan(request, tokens, memory.kv_bytes_per_token, serving.page)
     if tiers is not None:
         said.notes += tiers.notes
+    stages = request.pipeline_parallel
+    lanes = stages + int(flags.get("pp_async_batch_depth") or 0) if stages > 1 else 1
+    if stages > 1:
+        _check_stages(request)
+        said.notes.append(f"{lanes} micro-batches take turns on {stages} stages; no step is formed ahead of its lane's results")
     rank = Rank(
         rules=_rules(request, serving, rows),
         kv_tokens=tokens,
@@ -313,6 +321,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         drafts=drafts,
         adapters=adapters.limits if adapters is not None else NO_ADAPTERS if masks is not None else None,
         tiers=tiers,
+        lanes=lanes,
+        lane_rows=int(flags.get("pp_max_micro_batch_size") or max(1, rows // stages)),
     )
     step_tokens = max(serving.largest_prefill, rows * serving.row_tokens)
     return EnginePlan(
@@ -334,7 +344,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             masks=masks,
         ),
         executor=Executor(
-            depth=1 if decodes else rank.rules.in_flight,
+            depth=1 if decodes else max(lanes, rank.rules.in_flight),
+            stages=stages,
             ranks=request.data_parallel,
             rank_router="round_robin",
             launches_ahead=serving.overlap and not decodes,
@@ -430,6 +441,21 @@ LORA_PLACES = 8
 """`max_loras_per_batch` (datasheet: SGLang 0.5.23 `arg_groups/fields/lora.py`)."""
 
 
+def _check_stages(request: PoolRequest) -> None:
+    """Refuse what is not modelled beside the stages of a pipeline."""
+    beside = {
+        "speculative decoding": request.speculation is not None,
+        "LoRA adapters": request.lora is not None,
+        "structured output": bool(request.structured),
+    }
+    for words in (words for words, given in beside.items() if given):
+        raise InputError(
+            f"{words} beside pipeline parallelism is not modelled for SGLang yet",
+            where="deployment.pipeline_parallel",
+            mend="use tensor_parallel for the devices instead",
+        )
+
+
 def _adapters(request: PoolRequest) -> Adapters | None:
     """Adapters of a pool, None where it serves none; InputError for what is not modelled."""
     if request.lora is None:
@@ -486,6 +512,7 @@ ENGINE = Engine(
         "speculative": Support(_KINDS, "SGLang 0.5.23's srt/speculative"),
         "lora": Support(_KINDS, "SGLang 0.5.23's srt/lora"),
         "structured": Support(_KINDS, "SGLang 0.5.23's srt/constrained"),
+        "pipeline_parallel": Support(_KINDS, "SGLang 0.5.23's srt/managers/scheduler_pp_mixin.py"),
     },
     drafts=draft_defaults,
     flags=lambda: FLAGS,

@@ -32,6 +32,8 @@ _MODELLED: dict[str, Flag] = {
     "model": Flag("str"),
     "tensor_parallel_size": Flag("int", 1, low=1),
     "pipeline_parallel_size": Flag("int", 1, low=1),
+    "pp_max_micro_batch_size": Flag("int", None, low=1),
+    "pp_async_batch_depth": Flag("int", 0, low=0),
     "data_parallel_size": Flag("int", 1, low=1),
     "expert_parallel_size": Flag("int", 1, low=1),
     "context_length": Flag("int", None, low=1),
@@ -262,7 +264,7 @@ _CHANGING = {
     "which requests a step serves": """
         enable_dynamic_chunking enable_overlap_schedule enable_pdmux enable_prefill_delayer
         max_micro_batch_size max_queued_requests min_free_slots_delay num_continuous_decode_steps=1 pdmux_config_path
-        pp_async_batch_depth=0 pp_max_micro_batch_size prefill_decode_interval prefill_decode_interval_min_bs
+        prefill_decode_interval prefill_decode_interval_min_bs
         prefill_delayer_max_delay_ms prefill_delayer_max_delay_passes prefill_delayer_queue_min_ratio
         prefill_delayer_token_usage_low_watermark prefill_only_one_req retraction_policy sm_group_num
     """,

@@ -19,6 +19,7 @@ from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import PrefillFirstBatch, PrefillFirstRules, PrefillFirstScheduler
 from engine_models.schedulers.prefill_first_adapted import AdaptedPrefillFirstScheduler
 from engine_models.schedulers.prefill_first_drafted import DraftedPrefillFirstScheduler
+from engine_models.schedulers.prefill_first_staged import StagedPrefillFirstScheduler
 from engine_models.schedulers.prefill_first_tiered import TieredPrefillFirstScheduler
 from engine_models.schedulers.reserved import (
     ReservingDecodeScheduler,
@@ -43,6 +44,8 @@ class Rank:
     drafts: Speculation | None = None
     adapters: AdapterLimits | None = None
     tiers: TierPlan | None = None
+    lanes: int = 1  # micro-batches of a pipeline that take turns, of at most `lane_rows` rows each
+    lane_rows: int = 0
 
     def scheduler(self, mode: Mode) -> PrefillFirstScheduler | ReservingDecodeScheduler:
         """Build a scheduler with its cache."""
@@ -93,6 +96,16 @@ class Rank:
             buffers = self.rules.max_running_requests
             return SendingPrefillScheduler(
                 self.rules, kv, metadata_buffers=buffers, record_rows=record, windows=self.windows
+            )
+        if self.lanes > 1:
+            return StagedPrefillFirstScheduler(
+                self.rules,
+                kv,
+                lanes=self.lanes,
+                lane_rows=self.lane_rows,
+                aggregate=mode != "step",
+                record_rows=record,
+                windows=self.windows,
             )
         return PrefillFirstScheduler(
             self.rules, kv, aggregate=mode != "step", record_rows=record, windows=self.windows

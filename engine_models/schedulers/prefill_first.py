@@ -373,8 +373,8 @@ class PrefillFirstScheduler(Scheduler):
             self._checkpoint(self.chunked, self.chunked.computed)
         self._merge()
         if not self._form_prefill(batch, now_s) and not self._form_decode(batch):
-            if self.processed_number == self.next_number - 1:
-                self.ratio = self.initial_ratio  # idle
+            if self.processed_number == self.next_number - 1 and self._idles():
+                self.ratio = self.initial_ratio
             self._last_decoded = False
             self._formed_nothing = self.next_number - 1
             return batch if batch.preempted else None
@@ -398,6 +398,10 @@ class PrefillFirstScheduler(Scheduler):
             self._pauses.append(batch.number)
         self.next_number += 1
         return batch
+
+    def _idles(self) -> bool:
+        """Whether nothing runs once nothing could be formed and all results are known."""
+        return True
 
     def _merge(self) -> None:
         """Let the rows of the last prefill batch join the end of the running batch."""

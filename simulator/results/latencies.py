@@ -96,7 +96,7 @@ def first_token_parts_s(result: ClusterResult, extra_s: float) -> tuple[FloatArr
             continue
         place = step[mine] - log.retired_steps
         steps, start_s = log.column("steps"), log.column("start_s")
-        waits_s = log.column("idle_s") * steps + log.column("launch_s")
+        waits_s = log.column("launch_s") if log.staged else log.column("idle_s") * steps + log.column("launch_s")
         last = np.searchsorted(np.cumsum(steps, dtype=np.int64), place, side="right")
         first = np.minimum(np.searchsorted(start_s, result.first_scheduled_s[mine], side="left"), last)
         edges = np.stack([first, last + 1], axis=1).ravel()

@@ -44,13 +44,15 @@ class StepLog:
     `idle_s` is the time of each step in which the device waits, `kv_steps` the sum over the steps of the KV units held, `kv_peak`
     the most of them, `prefill_s` the sum of the device's time that is attributed to prefill rows, `launch_s` of that in
     which it waits for launches of steps with prefill rows; `running`, `waiting` and
-    `decode_tokens` are of each step. A step begins when its host work does, or, where that is hidden, when the device does. The
-    number of a step minus `retired_steps` is its place.
+    `decode_tokens` are of each step. `staged` says that steps pass the stages of a pipeline: what is idle of a step is then what
+    it spends in, or before, the other stages. A step begins when its host work does, or, where that is hidden, when the device
+    does. The number of a step minus `retired_steps` is its place.
     """
 
-    __slots__ = ("_records", "_state", "end_s", "retired_steps", "sent_s")
+    __slots__ = ("_records", "_state", "end_s", "retired_steps", "sent_s", "staged")
 
     def __init__(self) -> None:
+        self.staged = False
         self.end_s = self.sent_s = array("d")
         self.retired_steps = 0
         self._records = bytearray()

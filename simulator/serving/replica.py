@@ -120,6 +120,8 @@ class Replica:
         self._on_batch = on_batch
         self._sync = depth == 1
         self._staged = stages > 1
+        for rank in self.ranks:
+            rank.log.staged = self._staged
         self._asleep_until_s = 0.0  # nothing can be scheduled before, unless a request arrives
         self._gate = gate
         self._launched_s = 0.0  # when the host has launched the steps so far

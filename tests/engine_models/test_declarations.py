@@ -91,7 +91,7 @@ def test_a_launch_command_names_its_engine() -> None:
 @pytest.mark.parametrize(
     ("pool", "words"),
     [
-        ({"engine": "sglang", "pipeline_parallel": 2}, "pipeline parallelism is modelled for vLLM.* not for sglang"),
+        ({"engine": "lmdeploy", "pipeline_parallel": 2}, "pipeline parallelism is modelled for vLLM.* not for lmdeploy"),
         ({"engine": "tgi", "offload": {"kv_offloading_size": 8}}, "KV offload is modelled for vLLM and SGLang, not for tgi"),
         (
             {"engine": "mlc_llm", "speculative": {"method": "ngram", "num_speculative_tokens": 2, "acceptance": 0.5}},
