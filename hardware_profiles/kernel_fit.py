@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from hardware_profiles import kernel_model as km
 from hardware_profiles import kernel_physics as kp
 from hardware_profiles import kernel_surface as ks
+from hardware_profiles.kernel_model import version_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -463,10 +464,10 @@ CALLED_BY_NAME = ("B200-SXM", "vllm", "vllm_fused_moe")
 
 
 def fitted_versions(
-    frame: pd.DataFrame, gpu: str, framework: str, op: str, formats: Sequence[str]
+    frame: pd.DataFrame, gpu: str, framework: str, op: str, formats: Sequence[str], unless: str | None = None
 ) -> pd.DataFrame:
-    """Rows up to :data:`LATEST_FITTED`; of a format that has none, all."""
-    latest = LATEST_FITTED.get((gpu, framework), {}).get(op)
+    """Rows up to :data:`LATEST_FITTED`, or up to `unless` without an entry there; of a format that has none, all."""
+    latest = LATEST_FITTED.get((gpu, framework), {}).get(op, unless)
     column = "library_version" if op == "allreduce" else "framework_version"
     if latest is None or column not in frame:
         return frame
@@ -476,17 +477,26 @@ def fitted_versions(
     return frame[kept | ~some]
 
 
+def by_release(part: pd.DataFrame, gpu: str, library: str) -> list[pd.DataFrame]:
+    """All-reduces of a library: those of :data:`LATEST_FITTED`, of an engine's own kernels without an entry there those of the
+    oldest version, and each later version of an engine's own by itself, its name behind the library's (``vllm@0.31.0``)."""
+    kinds = ["op", "mode"]
+    if library not in FRAMEWORKS or "library_version" not in part:
+        return [fitted_versions(part, gpu, library, "allreduce", kinds)]
+    versions = sorted((str(v) for v in part["library_version"].unique() if version_of(str(v))), key=version_of)
+    first = fitted_versions(part, gpu, library, "allreduce", kinds, unless=versions[0])
+    left = part.drop(first.index)
+    stated = left["library_version"].astype(str)
+    later = [v for v in versions if (stated == v).any()]
+    return [first, *(left[stated == v].assign(library=f"{library}@{v}") for v in later)]
+
+
 #: Backends that a later version of a framework gives another name.
 RENAMED: Mapping[str, str] = {"vllm_flashinfer_trtllmdecode": "vllm_flashinfer_flashinfertrtllmapidecode"}
 
 
 #: Models of latent attention of the widths of :func:`kernel_physics.mla_base_s`, by a part of their names in the tables.
 LATENT_WIDTHS = "deepseek"
-
-
-def version_of(text: str) -> tuple[int, ...]:
-    """The numbers of a version in order ("1.3.0rc20"); nothing of one that is no release ("dev-1aa0e962")."""
-    return tuple(int(n) for n in re.findall(r"\d+", text)) if text[:1].isdigit() else ()
 
 
 def newest(frame: pd.DataFrame, by: Sequence[str], column: str = "framework_version") -> pd.DataFrame:
@@ -1411,13 +1421,14 @@ def fit_collectives(tables: Path, gpu: str) -> dict[str, Any]:
     if path.exists():
         frame = pq.read_table(path, filters=[("gpu", "=", gpu)]).to_pandas()
         keys = ["op", "library", "mode", "topology", "num_nodes"]
+        alike = [*keys, "num_gpus", "dtype", "message_bytes"]
         libraries = [
-            fitted_versions(part, gpu, str(name), "allreduce", ["op", "mode"])
+            newest(rows, alike, "library_version")
             for name, part in frame.groupby("library", observed=True)
+            for rows in by_release(part, gpu, str(name))
         ]
         if libraries:
-            alike = [*keys, "num_gpus", "dtype", "message_bytes"]
-            frame = newest(pd.concat(libraries), alike, "library_version")
+            frame = pd.concat(libraries)
         for (op, lib, mode, topo, nodes), part in frame.groupby(keys, observed=True, sort=True):
             kinds = sorted(part["dtype"].astype(str).unique())
             kind = part["dtype"].astype(str).map(kinds.index).to_numpy(dtype=np.float64)

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -161,6 +162,7 @@ class KernelModel(Ops):
     lender_peaks : rates of the device whose tables these are, where they are borrowed: what is a spike is told there.
     power_share : of the share of the peak that the lender sustains, what a lower power limit leaves of it.
     network : between nodes, where the devices that work together stand in several.
+    release : of the framework, by which its collectives differ; "" for the oldest that was timed.
     """
 
     device: str
@@ -173,6 +175,7 @@ class KernelModel(Ops):
     lender_peaks: DevicePeaks | None = None
     power_share: float = 1.0
     network: Network | None = None
+    release: str = ""
     _surfaces: dict[str, Surface] = field(default_factory=dict, compare=False, repr=False)
     _siblings: dict[str, KernelModel] = field(default_factory=dict, compare=False, repr=False)
     _backends: dict[tuple[str, tuple[float, ...]], str] = field(
@@ -200,6 +203,12 @@ class KernelModel(Ops):
                 if nodes == "1" and topology == "intra_node" and dtype != "int8":
                     found.setdefault(f"{key[11:]}|{lib}|{mode}", {})[int(gpus)] = curve
         return found
+
+    @cached_property
+    def _own_collectives(self) -> str:
+        """The framework's library of collectives in this release."""
+        libraries = {name.split("/")[0] for key, group in self.links.items() for name in group["curves"] if "collective" in key}
+        return library_of(self.framework, self.release, libraries)
 
     @property
     def _tabled(self) -> DevicePeaks:
@@ -894,7 +903,7 @@ class KernelModel(Ops):
         self, op: str, gpus: int, mode: str, library: str | None
     ) -> tuple[Mapping[str, Any] | None, float, float]:
         """Curve of a collective, the factor to another GPU count, and the host floor to take off [s]."""
-        libraries = [library] if library else [self.framework, "vllm", "sglang", "trtllm", "nccl", "oneccl"]
+        libraries = [library] if library else [self._own_collectives, "vllm", "sglang", "trtllm", "nccl", "oneccl"]
         modes = [mode] if library else [mode, "graph", "nccl_tests_eager", "eager"]
         wire = 1.0 - 1.0 / gpus
         for wanted in modes:
@@ -981,6 +990,23 @@ def fitted_models() -> list[tuple[str, str]]:
 
 
 @lru_cache(maxsize=64)
+def version_of(text: str) -> tuple[int, ...]:
+    """The numbers of a version in order ("1.3.0rc20"); nothing of one that is no release ("dev-1aa0e962")."""
+    return tuple(int(n) for n in re.findall(r"\d+", text)) if text[:1].isdigit() else ()
+
+
+def library_of(framework: str, release: str, libraries: Iterable[str]) -> str:
+    """The name of a framework's own collectives in a release, among those that were timed: what one version's take stands for
+    releases up to the next that was timed.
+
+    >>> library_of("vllm", "0.32.0", ["vllm", "vllm@0.31.0", "nccl"]), library_of("vllm", "0.30.0", ["vllm", "vllm@0.31.0"])
+    ('vllm@0.31.0', 'vllm')
+    """
+    later = [name for name in libraries if name.startswith(f"{framework}@")]
+    known = [name for name in later if version_of(name.partition("@")[2]) <= version_of(release)]
+    return max(known, key=lambda name: version_of(name.partition("@")[2]), default=framework)
+
+
 def load_links(device: str, directory: Path = KERNELS_DIR) -> Mapping[str, Any]:
     """Fitted curves of collectives and point-to-point messages of a device; empty without any."""
     path = directory / device / "collectives.json"

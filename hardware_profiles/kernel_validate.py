@@ -149,6 +149,7 @@ def _curve_table(
     keys = ["gpu", "topology", "link"] if op == "p2p" else ["gpu", "library", "mode", "op", "dtype"]
     if op == "allreduce":
         keys += ["num_gpus", "num_nodes", "topology"]
+        keys += ["library_version"] if "library_version" in frame else []
     frame = _text(frame, keys)
     for names, part in frame.groupby(keys, sort=True):
         at = {k: str(v) for k, v in zip(keys, names, strict=True)}
@@ -160,7 +161,9 @@ def _curve_table(
         else:
             curves = groups.get(f"collective/{at['op']}", {}).get("curves", {})
             tail = f"{at['num_nodes']}/{at['topology']}/{at['dtype']}"
-            curve = curves.get(f"{at['library']}/{at['mode']}/{at['num_gpus']}/{tail}")
+            timed = {name.split("/")[0] for name in curves}
+            library = km.library_of(at["library"], at.get("library_version", ""), timed)
+            curve = curves.get(f"{library}/{at['mode']}/{at['num_gpus']}/{tail}")
         if curve is None:
             yield {
                 **label,

@@ -54,11 +54,20 @@ def _by_law(device: Device, framework: str) -> Ops:
 
 
 def operations_in_node(
-    device: Device, framework: str, gpus: int, stages: int = 1, node_devices: int | None = None, rank_devices: int = 1
+    device: Device,
+    framework: str,
+    gpus: int,
+    stages: int = 1,
+    node_devices: int | None = None,
+    rank_devices: int = 1,
+    release: str = "",
 ) -> tuple[Ops, tuple[str, ...]]:
     """The operations of a device of which `gpus` work together in each of `stages`, and sentences on what in them is another
-    device's; in nodes of `node_devices` (None: as the device's are), in data-parallel ranks of `rank_devices`."""
+    device's; in nodes of `node_devices` (None: as the device's are), in data-parallel ranks of `rank_devices`, in a `release` of
+    the framework ("": none in particular)."""
     ops = operations_of(device, framework)
+    if release and gpus > 1 and isinstance(ops, KernelModel):
+        ops = replace(ops, release=release)
     said = None
     node = node_devices or int(device.node_size.value)
     if device.kind != "cpu" and gpus * stages > node:

@@ -348,6 +348,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         pool.pipeline_parallel,
         pool.gpus_per_node,
         pool.tensor_parallel if ranks > 1 else 1,
+        plan.version if plan.kernels in ("", engine.name) and engine.kernels == engine.name else "",
     )
     warnings += [f"{said}, on {device.title}; it was ignored" for said in plan.costs.unserved(kernels)]
     if pool.power_limit_w is not None:
