@@ -9,7 +9,7 @@ reading any file, and loading a device reads its own file only.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -292,6 +292,9 @@ _UNITS: Mapping[str, tuple[tuple[str, ...], float, float]] = {
 """Unit of a number by the end of its key, and the least and most that one of it can be (assumed: orders of magnitude)."""
 _TEXTS = ("title", "vendor", "kind", "architecture", "formats")
 _KEYS = {*_QUANTITIES, *_TEXTS, "weight_only_formats", "kernel_profile", "peak_flops_per_s", "link"}
+_FORMATS = ("bf16", "fp16", "fp32", "fp8", "fp4", "int8", "int4")
+_PEAKS = ("bf16", "fp16", "fp32", "tf32", "fp8", "fp4", "int8")
+_LINK_KEYS = ("kind", "topology", "bytes_per_s_per_direction", "peer_bytes_per_s_per_direction", "peer_access")
 
 
 def read_device(path: Path, name: str, option: str | None = None) -> Device:
@@ -311,14 +314,13 @@ def read_device(path: Path, name: str, option: str | None = None) -> Device:
                 mend="name the file after its options",
             )
         merged |= raw["options"][option]
-    unknown = set(merged) - _KEYS
-    missing = {*_TEXTS, *_QUANTITIES[:4], "peak_flops_per_s"} - set(merged)
-    if unknown or missing:
-        said = f"unknown key '{min(unknown)}'" if unknown else f"'{min(missing)}' is missing"
-        near = nearest(min(unknown), sorted(_KEYS)) if unknown else None
-        raise InputError(said, where=where, mend=f"did you mean '{near}'?" if near else None)
-    if merged["kind"] not in get_args(DeviceKind):
-        raise InputError(f"unknown kind '{merged['kind']}'", where=f"{where}: kind")
+    _check_keys(merged, _KEYS, (*_TEXTS, *_QUANTITIES[:4], "peak_flops_per_s"), where)
+    _check_words([merged["kind"]], get_args(DeviceKind), "kind", where)
+    for key in ("formats", "weight_only_formats"):
+        _check_words(merged.get(key, []), _FORMATS, key, where)
+    _check_words(merged["peak_flops_per_s"], _PEAKS, "peak_flops_per_s", where)
+    if not {"bf16", "fp16", "fp32"} & set(merged["peak_flops_per_s"]):
+        raise InputError("no peak in bf16, fp16 or fp32 is given", where=f"{where}: peak_flops_per_s", mend="give one")
 
     def quantity(value: Any, key: str) -> Quantity:
         found = read_quantity(value, sources, f"{where}: {key}")
@@ -337,8 +339,8 @@ def read_device(path: Path, name: str, option: str | None = None) -> Device:
 
     link = None
     if (raw_link := merged.get("link")) is not None:
-        if raw_link.get("topology") not in get_args(Topology):
-            raise InputError(f"unknown topology '{raw_link.get('topology')}'", where=f"{where}: link")
+        _check_keys(raw_link, _LINK_KEYS, _LINK_KEYS[:3], f"{where}: link")
+        _check_words([raw_link["topology"]], get_args(Topology), "link.topology", where)
         keys = ("bytes_per_s_per_direction", "peer_bytes_per_s_per_direction")
         rates = {k: quantity(raw_link[k], f"link.{k}") for k in keys if k in raw_link}
         through = bool(raw_link.get("peer_access", True))
@@ -356,6 +358,31 @@ def read_device(path: Path, name: str, option: str | None = None) -> Device:
         kernel_profile=merged.get("kernel_profile"),
         **{k: quantity(merged[k], k) for k in _QUANTITIES if k in merged},
     )
+
+
+def _check_keys(raw: object, known: Iterable[str], needed: Iterable[str], where: str) -> None:
+    """Raise InputError for what is no mapping, an unknown key, or keys that lack."""
+    if not isinstance(raw, Mapping):
+        raise InputError(f"'{raw}' is no mapping", where=where, mend=f"give {', '.join(needed)}")
+    if unknown := sorted(set(map(str, raw)) - set(known)):
+        near = nearest(unknown[0], sorted(known))
+        raise InputError(f"unknown key '{unknown[0]}'", where=where, mend=f"did you mean '{near}'?" if near else None)
+    if missing := [key for key in needed if key not in raw]:
+        said = ", ".join(f"'{key}'" for key in missing)
+        raise InputError(
+            f"{said} {'is' if len(missing) == 1 else 'are'} missing",
+            where=where,
+            mend="state it: a number as {value, unit, kind, source} (docs/how-to/own-device.md)",
+        )
+
+
+def _check_words(said: object, known: tuple[str, ...], key: str, where: str) -> None:
+    """Raise InputError for words that are none of `known`, or for something else than a list or a mapping of words."""
+    if not isinstance(said, Sequence | Mapping) or isinstance(said, str):
+        raise InputError(f"'{said}' is no list", where=f"{where}: {key}", mend=f"give some of {', '.join(known)}")
+    for word in said:
+        if word not in known:
+            raise InputError(f"unknown {key} '{word}'", where=f"{where}: {key}", mend=f"one of {', '.join(known)}")
 
 
 @lru_cache(maxsize=256)

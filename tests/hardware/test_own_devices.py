@@ -71,6 +71,11 @@ def test_a_file_is_a_device(tmp_path: Path) -> None:
             {"peak_flops_per_s": {"bf16": {"value": 180, "unit": "FLOP/s", "kind": "datasheet", "source": "sheet"}}},
             "bf16 cannot be 180 FLOP/s",
         ),
+        ({"link": "pcie4"}, "'pcie4' is no mapping"),
+        ({"link": {"kind": "pcie4", "topology": "pcie"}}, "'bytes_per_s_per_direction' is missing"),
+        ({"formats": "bf16"}, "'bf16' is no list"),
+        ({"formats": ["fp7"]}, "unknown formats 'fp7'"),
+        ({"peak_flops_per_s": {}}, "no peak in bf16, fp16 or fp32"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(change: dict[str, Any], words: str, tmp_path: Path) -> None:
