@@ -103,6 +103,7 @@ class _Row:
         "shifted",
         "siblings",
         "tokens",
+        "torn",
         "wish",
     )
 
@@ -118,6 +119,7 @@ class _Row:
         self.siblings: list[_Slot] = []
         self.ended: Why | None = None
         self.shifted = False
+        self.torn = False  # it has got a prompt that was not computed to its end
 
     def note_tokens(self) -> None:
         """Let the range of the tokens, one an iteration, end with the latest."""
@@ -584,6 +586,11 @@ class SlotScheduler(Scheduler):
             count = min(n_batch, total - at)
             view = entries if count == total else _cut(entries, at, at + count)
             emptied = following = None
+            if self._wishes and any(entry.row.torn for entry in view):  # its places do not follow each other
+                if self.record_rows:
+                    batch.calls.append(Call(n_batch, at, count, [], True, None, None))
+                self._fail(batch)
+                return
             ok = not rules.pool_cells or self._cells + count <= rules.pool_cells
             parts = self._parts(view) if ok or self.record_rows else []
             if not ok:
@@ -675,13 +682,15 @@ class SlotScheduler(Scheduler):
             child.row.phase = "generates"
 
     def _empty_further(self) -> None:
-        """Slots of further answers lose their own caches with the first call of the batch in which their prompt ends."""
+        """Slots of further answers get their prompt with the first call of the batch in which it ends, though others follow."""
         for slot in self.slots:
             row = slot.row
             if row is not None and row.phase == "prompt" and slot.tokens == row.prompt:
                 for child in row.siblings:
                     self._cells -= child.cells
                     child.tokens, child.cells = slot.tokens, 0
+                    if child.row is not None and slot.cells < slot.tokens:
+                        child.row.torn = True
 
     def _empty_idle(self, batch: SlotBatch) -> int | None:
         """Empty the first slot that is not in use and has a cache; None if there is none."""
@@ -724,6 +733,11 @@ class SlotScheduler(Scheduler):
                 seq.state = "dropped" if why == "error" else "finished"
                 del self._rows[seq]
             self._release(slot)
+            for child in row.siblings:  # whose prompt will not come
+                if child.row is not None and child.row.phase == "waits" and not child.row.ended:
+                    self._cells -= child.cells
+                    child.clear()
+                    self._release(child)
         if self.record_rows:
             batch.popped, self._popped = self._popped, []
 

@@ -280,6 +280,15 @@ def test_whole_prompts_drop_what_begins_the_new_and_the_oldest() -> None:
     )  # 14 of 60 are less than a quarter
 
 
+def test_slots_of_further_answers_are_free_where_the_prompt_is_too_long() -> None:
+    scheduler = SlotScheduler(SlotRules(2, 100), None, wishes={0: Wish(answers=2)}, record_rows=True)
+    scheduler.add(Sequence(0, 120, 9, 0.0, runs=((7, 0, 129),), shareable_tokens=120))
+    batch = scheduler.schedule(0.0)
+    assert batch is not None
+    scheduler.settle(batch)
+    assert scheduler.schedule(0.0) is None
+
+
 def test_a_saved_state_has_bytes_of_its_own() -> None:
     prompts = WholePrompts(100, 1, entry_bytes=10)
     first, second = (Content(((segment, 0, 40),)) for segment in (1, 2))
