@@ -1,4 +1,4 @@
-"""What TGI's launcher decides before a server starts: attention, prefix cache, chunks, and the tokens of a prefill.
+"""What TGI's launcher decides before a server starts: attention, prefix cache, chunks, and the tokens of a prefill; its versions.
 
 Source: the repository at db931fcf (2026-01): `launcher/src/main.rs`, `models/globals.py`.
 """
@@ -6,11 +6,44 @@ Source: the repository at db931fcf (2026-01): `launcher/src/main.rs`, `models/gl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from engine_models.declaration import PoolRequest
 from engine_models.engines.tgi_flags import BLOCK_TOKENS
 from engine_models.model.blocks import Architecture
 from hardware_profiles.errors import InputError
+
+VERSIONS: dict[str, dict[str, Any]] = {
+    "3.3.6": {},
+    "3.0.0": {"recorded": False},
+    "2.4.1": {
+        "chunked_prefill": False,
+        "prefix_caching": False,
+        "attention": "paged",
+        "reserved_answer_tokens": None,
+        "waiting_served_ratio": 1.2,
+        "max_input_tokens": 1024,
+        "max_total_tokens": 2048,
+        "max_batch_prefill_tokens": 4096,
+    },
+}
+"""The newest first; of each older one what differs from the next newer. Source: as the module, and `backends/v2/src` there."""
+
+
+def refuse(request: PoolRequest) -> None:
+    """Raise InputError for what TGI does not serve."""
+    if any(block.kind == "linear" or block.sparse for block in request.arch.attention):
+        raise InputError(
+            f"TGI has no model with recurrent, indexed or compressed layers such as {request.arch.name}",
+            where="model",
+            mend="use another engine (`capacity-plan list engines`)",
+        )
+    if request.structured and request.flags.get("disable_grammar_support"):
+        raise InputError(
+            "TGI refuses requests with grammars when told so",
+            where="deployment.engine_args.disable_grammar_support",
+            mend="remove it, or workload.structured_output",
+        )
 
 
 @dataclass(frozen=True)
@@ -158,4 +191,4 @@ def _model_bytes(arch: Architecture) -> int:
     return 2 * (layer * arch.layers + 2 * hidden * arch.vocab)
 
 
-__all__ = ["Serving", "Version", "default_prefill_tokens", "serving_of"]
+__all__ = ["VERSIONS", "Serving", "Version", "default_prefill_tokens", "refuse", "serving_of"]

@@ -6,10 +6,15 @@ Read 2026-11 in the repository of 1.0 to 1.3 (`tensorrt_llm/_torch/models/modeli
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from engine_models.cost.flash_attention2 import HBM_BYTES_PER_S
+from engine_models.cost.terms import HostOverhead, Terms
 from engine_models.declaration import PoolRequest
+from engine_models.engines.trtllm_flags import group
+from engine_models.engines.trtllm_serving import Serving
 from engine_models.model.blocks import Architecture
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
@@ -115,3 +120,25 @@ def data_centre_blackwell(name: str) -> bool:
     """Whether a device is a Blackwell GPU with stacked memory, not a workstation's."""
     device = load_device(name)
     return device.architecture == "blackwell" and device.memory_bandwidth_bytes_per_s.value >= HBM_BYTES_PER_S
+
+
+def terms_of(
+    request: PoolRequest, version: Mapping[str, Any], serving: Serving, host: HostOverhead, warnings: list[str]
+) -> Terms:
+    """What the engine decides about the time of a step."""
+    backend = experts(request, str(group(request.flags, "moe_config")["backend"]), warnings)
+    return Terms(
+        host,
+        graph_sizes=tuple(serving.row_tokens * size for size in serving.graphs),
+        exact_graphs=bool(serving.graphs) and not serving.padded,
+        small_kernels=True,
+        moe_backend=backend,
+        expands_latents=True,
+        moe_by_flag=False,
+        rotary_in_attention=True,
+        gathered_bytes=gathered_bytes(request),
+        shared_beside=True,
+        expert_launches=EXPERT_LAUNCHES.get(backend or ""),
+        latent_launches=LATENT_LAUNCHES,
+        serial_quantisation=version["serial_quantisation"] and data_centre_blackwell(request.device_name),
+    )

@@ -12,7 +12,8 @@ import yaml
 from engine_models.cost.terms import Formats
 from engine_models.declaration import EnginePlan, PoolRequest
 from engine_models.engines.known import parse_engine_args
-from engine_models.engines.lmdeploy import graph_sizes, plan
+from engine_models.engines.lmdeploy import plan
+from engine_models.engines.lmdeploy_pytorch import graph_sizes
 from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch

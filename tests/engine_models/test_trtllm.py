@@ -13,7 +13,8 @@ from engine_models.cost.step_time import StepTimeModel
 from engine_models.cost.terms import Formats
 from engine_models.declaration import EnginePlan, PoolRequest
 from engine_models.engines.known import parse_engine_args, split
-from engine_models.engines.trtllm import graph_sizes, plan
+from engine_models.engines.trtllm import plan
+from engine_models.engines.trtllm_serving import graph_sizes
 from engine_models.memory.block_tree import BlockTree
 from engine_models.model.architecture import load_architecture
 from engine_models.model.formats import format_named

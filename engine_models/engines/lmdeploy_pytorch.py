@@ -1,0 +1,232 @@
+"""LMDeploy's PyTorch engine: what it is in terms of the shared parts, its defaults and memory.
+
+The scheduling rule is `engine_models.schedulers.alternating`, the cache `engine_models.memory.block_trie`.
+
+Behaviour and defaults of the repository at 1263d5cd (2026-08: `lmdeploy/pytorch`, `lmdeploy/serve`, `lmdeploy/utils.py`);
+scheduling checked step by step against recordings of 0.18.0 (`capacity-plan validate schedules`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from engine_models.cost.overheads import load_overheads
+from engine_models.cost.settings import StepCosts
+from engine_models.cost.step_time import TableRange
+from engine_models.cost.terms import Parallelism, Terms
+from engine_models.cost.token_masks import summary_note as masks_note
+from engine_models.declaration import (
+    EnginePlan,
+    Executor,
+    FrontEnd,
+    Limits,
+    MemoryBudget,
+    MemoryLine,
+    Mode,
+    PoolRequest,
+)
+from engine_models.engines.lmdeploy_turbomind import MASKS
+from engine_models.memory.block_trie import TrieBlocks
+from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES
+from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.schedulers.alternating import AlternatingRules, AlternatingScheduler
+from hardware_profiles.errors import InfeasibleError, InputError
+
+CACHE_SHARE = 0.8
+PREFILL_TOKENS = 8192
+BLOCK_TOKENS = 64
+GRAPH_STEP = 256
+LEAST_BLOCKS = 16
+FEW_BLOCKS = 2
+LOGIT_BYTES = 2
+"""Defaults and sizes (datasheet: `utils.py`, `messages.py`, `backends/cuda/graph_runner.py`, `engine/executor/base.py` at
+1263d5cd, 2026-08). The budget of a prefill is halved until `LEAST_BLOCKS` are left; with `FEW_BLOCKS`
+it does not start."""
+
+WEIGHTS = ("bf16", "fp16", "fp8", "fp8_block", "int8", "awq")
+"""Formats that the PyTorch engine loads (datasheet: `pytorch/config.py`, `backends/cuda` there)."""
+
+LARGE_HEAD_DIM, LARGE_HEAD_BLOCK_TOKENS = 512, 32
+"""From this key width on blocks are smaller, but with FlashMLA, which Hopper has (datasheet: `_adjust_block_size` there)."""
+FLASH_MLA_CARDS = ("h100", "h200", "h20", "h800", "gh200")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Rules and blocks of one rank: what a fresh scheduler is built from. `blocks` are the usable ones."""
+
+    rules: AlternatingRules
+    blocks: int
+    block_tokens: int
+    prefix_caching: bool
+    window_tokens: int
+    windows: tuple[int, ...]
+    masked: bool
+
+    def scheduler(self, mode: Mode) -> AlternatingScheduler:
+        """Build a scheduler with its blocks."""
+        kv = TrieBlocks(
+            self.blocks,
+            self.block_tokens,
+            prefix_caching=self.prefix_caching,
+            window_tokens=self.window_tokens,
+        )
+        return AlternatingScheduler(
+            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows, masked=self.masked
+        )
+
+
+def graph_sizes(rows: int) -> tuple[int, ...]:
+    """Batches for which decode graphs are captured: powers of two, then steps, and the largest."""
+    powers = [1 << i for i in range(rows.bit_length()) if 1 << i <= min(GRAPH_STEP, rows)]
+    return tuple(sorted({*powers, *range(2 * powers[-1], rows + 1, GRAPH_STEP), rows}))
+
+
+def plan(request: PoolRequest, engine: str, version: str, rows: int, because: str, *, shared_overheads: str | None) -> EnginePlan:
+    """Resolve one pool: memory left by weights and the largest step's logits, limits, graphs, overheads; `rows` requests at once.
+
+    `because`: why LMDeploy takes this engine where the pool does not ask for it, "" if it does. Raises InfeasibleError if the
+    weights do not fit, InputError on what the engine or this model of it lacks.
+    """
+    arch, flags = request.arch, request.flags
+    _refuse(request)
+    memory, prefill, page = _memory(request, rows)
+    usable = memory.blocks - 1  # block 0 is of padding
+    session = int(flags.get("session_len") or arch.max_context_tokens)
+    windows = arch.windows_below(session)
+    window = windows[0] if len(windows) == 1 and all(block.window_tokens for block in arch.attention) else 0
+    longest = session if 0 < window <= usable * page else min(session, (usable - 1) * page)
+    if longest < 2:
+        raise InfeasibleError(
+            f"the KV cache holds {memory.blocks} blocks of {page} tokens, no request fits",
+            where="deployment",
+            mend=request.more_memory,
+        )
+    caching = bool(flags.get("enable_prefix_caching", False)) and not window
+    inside = min(rows, int(flags.get("max_concurrent_requests") or rows))
+    rules = AlternatingRules(
+        max_batch_size=rows,
+        max_prefill_token_num=prefill,
+        prefill_interval=int(flags.get("prefill_interval", 16)),
+        ttft_policy=str(flags.get("ttft_policy", "size")),
+        ttft_short_turns=int(flags.get("ttft_short_turns", 3)),
+        ttft_aging_s=float(flags.get("ttft_aging_sec", 2.0)),
+        handle_pool=inside,
+    )
+    rank = Rank(rules, usable, page, caching, window, windows, request.structured)
+    overheads = load_overheads(engine, shared_overheads)
+    asked = flags.get("cudagraph_capture_batch_sizes")
+    sizes = (
+        graph_sizes(rows)
+        if asked is None
+        else tuple(sorted({size for size in asked if size <= rows} | {rows}))
+    )
+    graphs = () if flags.get("eager_mode") else sizes
+    step_tokens = max(prefill, rows)
+    return EnginePlan(
+        engine=engine,
+        version=version,
+        limits=Limits(
+            rows=inside,
+            step_tokens=step_tokens,
+            context_tokens=session,
+            kv_tokens=usable * page,
+            kv_blocks=usable,
+            block_tokens=page,
+            prompt_tokens=longest - 1,
+            row_tokens=longest,
+            asked_tokens=1,  # an answer is cut, not refused
+            request_tokens=session if window else None,
+        ),
+        memory=memory,
+        scheduler=rank.scheduler,
+        costs=StepCosts(
+            arch,
+            request.formats,
+            Terms(replace(overheads.host, prefill_graph_tokens=0), graph_sizes=graphs),
+            TableRange(step_tokens, rows, session),
+            Parallelism(request.tensor_parallel, expert=request.expert_parallel),
+            masks=MASKS if request.structured else None,
+        ),
+        executor=Executor(depth=2),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=overheads.loop),
+        prefix_caching=caching,
+        notes=(
+            *([f"{because}: LMDeploy takes its PyTorch engine"] if because else []),
+            f"LMDeploy's PyTorch engine: {usable:,} blocks of {page} tokens, {prefill:,} prompt tokens a step, {rows:,} rows; "
+            + ("cached blocks can be found" if caching else "no prefix cache"),
+            f"prompts pause the running rows, which go first at most {rules.prefill_interval} times while others wait and half "
+            f"of the rows run; above {inside:,} requests others wait in front of the engine",
+            "LMDeploy's kernels and its host and front end are priced as vLLM's (assumed, nobody measured them); prompts run "
+            "outside CUDA graphs" + ("" if graphs else ", as do decodes (eager_mode)"),
+            *((masks_note(MASKS),) if request.structured else ()),
+        ),
+        sources=overheads.provenance,
+    )
+
+
+def _refuse(request: PoolRequest) -> None:
+    arch, weights = request.arch, request.formats.weights.name
+    if weights not in WEIGHTS:
+        raise InputError(
+            f"LMDeploy's PyTorch engine loads no weights in {weights}",
+            where="deployment.weights",
+            mend=f"use one of {', '.join(WEIGHTS)}, or another engine (`capacity-plan list engines`)",
+        )
+    if request.formats.kv_cache.name == "int4":
+        raise InputError(
+            "a KV cache in int4 of LMDeploy's PyTorch engine is not simulated",
+            where="deployment.kv_cache",
+            mend="use int8 or fp8, or a model that TurboMind has",
+        )
+    if any(block.kind == "linear" or block.sparse for block in arch.attention):
+        raise InputError(
+            f"LMDeploy's state caches and sparse attention, which {arch.name} needs, are not simulated",
+            where="model",
+            mend="use another engine (`capacity-plan list engines`)",
+        )
+
+
+def _memory(request: PoolRequest, rows: int) -> tuple[MemoryBudget, int, int]:
+    """KV bytes = a share of what weights, context and the largest step's logits leave; a prefill's budget; a block's tokens."""
+    flags, arch = request.flags, request.arch
+    tp, device = request.tensor_parallel, request.device_memory_bytes
+    share = float(flags.get("cache_max_entry_count", CACHE_SHARE))
+    page = int(flags.get("cache_block_seq_len", BLOCK_TOKENS))
+    heads = arch.attention[0]
+    if (heads.kind == "mla" or heads.head_dim >= LARGE_HEAD_DIM) and not (
+        heads.kind == "mla" and request.device_name.startswith(FLASH_MLA_CARDS)
+    ):
+        page = min(page, LARGE_HEAD_BLOCK_TOKENS)
+    weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1, request.expert_parallel)
+    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
+    per_token = sum(
+        group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)
+    )
+    block, free = int(per_token * page), device - weights - other
+    prefill = int(flags.get("max_prefill_token_num", PREFILL_TOKENS))
+    while True:
+        logits = (prefill + 2 * rows) * arch.vocab * LOGIT_BYTES
+        kv = int((free - logits) * share)
+        if kv // block <= FEW_BLOCKS:
+            lack = int((FEW_BLOCKS + 1) * block / share) - (free - logits)
+            raise InfeasibleError(
+                f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(other + logits) / 1e9:.1f} GB besides "
+                f"(logits of {prefill:,} prompt tokens among them), of {device / 1e9:.1f} GB; {lack / 1e9:.1f} GB too much on "
+                f"each of {tp} devices",
+                where="deployment",
+                mend=f"{request.more_memory}, or a smaller engine_args.max_prefill_token_num",
+            )
+        if kv // block >= LEAST_BLOCKS or prefill == 1:
+            break
+        prefill //= 2
+    lines = (
+        MemoryLine("weight", "weights", weights),
+        MemoryLine("other", "CUDA context, collectives", other),
+        MemoryLine("activation", "logits of the largest step", logits),
+        MemoryLine("left", "left for activations and CUDA graphs", free - logits - kv),
+    )
+    return MemoryBudget(device, device, lines, kv, per_token, block, kv // block), prefill, page
+
+
+__all__ = ["WEIGHTS", "graph_sizes", "plan"]

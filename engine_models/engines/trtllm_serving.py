@@ -1,0 +1,188 @@
+"""What the flags of a pool of TensorRT-LLM say of its servers: steps, memory, rules, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine_models.cost.adapters import Adapters
+from engine_models.declaration import Handover, Limits, MemoryBudget, PoolRequest
+from engine_models.engines.trtllm_adapters import adapted
+from engine_models.engines.trtllm_executor import MemoryWords, memory_left
+from engine_models.engines.trtllm_flags import group
+from engine_models.engines.trtllm_ranks import Rank, policies
+from engine_models.parts.adapters import NO_ADAPTERS
+from engine_models.schedulers.memory_then_tokens import GUARANTEED, UTILIZATION, TwoPassRules
+from hardware_profiles.errors import InputError
+
+BATCH_SIZE, STEP_TOKENS, MEMORY_FRACTION = 2048, 8192, 0.9
+GRAPH_ROWS = 128
+"""`max_batch_size`, `max_num_tokens`, `free_gpu_memory_fraction` of ``trtllm-serve`` and the largest captured batch (datasheet:
+`tensorrt_llm/commands/serve.py`, `llmapi/llm_args.py`, read 2026-11)."""
+
+
+ONE_MODEL = ("mtp", "eagle3")
+"""Methods whose drafter is part of the model's own pass; the others run without the overlap scheduler (datasheet: the examples of
+docs/source/features/speculative-decoding.md, read 2026-11)."""
+
+
+def graph_sizes(config: Mapping[str, Any], step_above_128: int) -> tuple[int, ...]:
+    """Batch sizes that are captured: as listed, or up to `max_batch_size` (128)."""
+    if config["batch_sizes"]:
+        return tuple(sorted(set(config["batch_sizes"])))
+    most = int(config["max_batch_size"] or GRAPH_ROWS)
+    if config["enable_padding"]:
+        sizes = {1, 2, 4, *range(8, 129, 8)}
+        sizes |= (
+            set(range(192, most + 1, step_above_128))
+            if step_above_128
+            else {2**i for i in range(8, most.bit_length())}
+        )
+    else:
+        sizes = {*range(1, 33), 64, 128, *(2**i for i in range(8, most.bit_length()))}
+    return tuple(sorted({size for size in sizes if size <= most} | {most}))
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What the flags of a pool say of its servers.
+
+    rows, tokens : most of a step, row_tokens : that a generating row takes of them. context : asked for. policy, chunking : of
+    the two passes. graphs : captured batch sizes, padded : whether others are padded to them.
+    """
+
+    rows: int
+    tokens: int
+    row_tokens: int
+    block: int
+    context: int
+    chunked: bool
+    policy: str
+    chunking: str
+    graphs: tuple[int, ...]
+    padded: bool
+
+    @classmethod
+    def of(cls, request: PoolRequest, version: Mapping[str, Any]) -> Serving:
+        """Read the flags; InputError on what is out of range or not modelled together."""
+        flags, drafts = request.flags, request.speculation
+        captured = flags.get("cuda_graph_config") != "none"
+        graphs = group(flags, "cuda_graph_config") if captured else {}
+        rows, tokens = int(flags.get("max_batch_size", BATCH_SIZE)), int(flags.get("max_num_tokens", STEP_TOKENS))
+        row_tokens = drafts.row_tokens if drafts else 1
+        if drafts:
+            rows = max(1, min(rows, tokens // row_tokens))
+        block = int(group(flags, "kv_cache_config")["tokens_per_block"])
+        chunked = bool(flags.get("enable_chunked_prefill", False))
+        if chunked and tokens < block:
+            raise InputError(
+                f"max_num_tokens {tokens} is less than a block of {block} tokens, to which chunks are cut: none would be "
+                "computed",
+                where="deployment.engine_args.max_num_tokens",
+                mend=f"give at least {block}",
+            )
+        policy, chunking = policies(flags)
+        if drafts and policy == UTILIZATION:
+            raise InputError(
+                f"{UTILIZATION} beside speculative decoding is not modelled",
+                where="deployment.engine_args.scheduler_config.capacity_scheduler_policy",
+                mend=f"use {GUARANTEED}, the default",
+            )
+        asked = int(flags.get("max_seq_len") or request.arch.max_context_tokens)
+        sizes = graph_sizes(graphs, version["graph_step_above_128"]) if captured else ()
+        if request.lora is not None and not version["graphs_adapters"]:
+            sizes = ()
+        padded = captured and bool(graphs["enable_padding"])
+        return cls(rows, tokens, row_tokens, block, asked, chunked, policy, chunking, sizes, padded)
+
+
+def refuse(request: PoolRequest) -> None:
+    """Raise InputError for devices and models that it does not serve."""
+    if request.device_vendor != "nvidia":
+        raise InputError(
+            f"TensorRT-LLM runs on NVIDIA GPUs, not on {request.device_name}",
+            where="deployment.hardware",
+            mend="use an NVIDIA GPU, or another engine (`capacity-plan list engines`)",
+        )
+    if any(block.kind == "linear" or block.sparse for block in request.arch.attention):
+        raise InputError(
+            f"models with recurrent, indexed or compressed layers such as {request.arch.name} are not simulated for TensorRT-LLM",
+            where="model",
+            mend="use another engine (`capacity-plan list engines`)",
+        )
+
+
+def memory_of(request: PoolRequest, serving: Serving) -> tuple[MemoryBudget, Adapters | None]:
+    """Memory by the flags of a pool, and its adapters; datasheet: `pyexecutor/_util.py`, read 2026-11."""
+    kv = group(request.flags, "kv_cache_config")
+    given = request.flags.get("kv_cache_config") or {}
+    share = kv["free_gpu_memory_fraction"] if "free_gpu_memory_fraction" in given else None
+    fraction = float(share or request.flags.get("free_gpu_memory_fraction", MEMORY_FRACTION))
+    words = MemoryWords("max_num_tokens", "free_gpu_memory_fraction")
+
+    def left(lora_bytes: int) -> MemoryBudget:
+        return memory_left(
+            request, serving.tokens, serving.context, fraction, serving.block, kv["max_tokens"], words, lora_bytes
+        )
+
+    memory = left(0)
+    adapters, lora_bytes = adapted(request, serving.policy, memory.kv_bytes + memory.bytes_of("free"))
+    return left(lora_bytes) if lora_bytes else memory, adapters
+
+
+def rank_of(
+    request: PoolRequest,
+    serving: Serving,
+    blocks: int,
+    context: int,
+    handover: Handover | None,
+    adapters: Adapters | None,
+) -> Rank:
+    """Rules and blocks of a rank."""
+    flags, drafts, kv = request.flags, request.speculation, group(request.flags, "kv_cache_config")
+    rules = TwoPassRules(
+        max_batch_size=serving.rows,
+        max_num_tokens=serving.tokens,
+        max_seq_len=context,
+        capacity_scheduler_policy=serving.policy,
+        context_chunking_policy=serving.chunking if serving.chunked else None,
+        batch_wait_timeout_iters=int(flags.get("batch_wait_timeout_iters", 0)),
+        batch_wait_max_tokens_ratio=float(flags.get("batch_wait_max_tokens_ratio", 0.0)),
+        overlap=not flags.get("disable_overlap_scheduler", request.role == "prefill")
+        and (drafts is None or drafts.method in ONE_MODEL),
+    )
+    balanced = bool(group(flags, "attention_dp_config")["enable_balance"])
+    return Rank(
+        rules,
+        blocks,
+        serving.block,
+        bool(kv["enable_block_reuse"]),
+        bool(kv["enable_partial_reuse"]),
+        bool(kv["copy_on_partial_reuse"]),
+        request.arch.windows_below(context),
+        serving.row_tokens,
+        request.role,
+        handover is not None and handover.reserves,
+        balanced and request.data_parallel > 1 and handover is None,
+        adapters.limits if adapters is not None else NO_ADAPTERS if request.structured else None,
+    )
+
+
+def limits_of(request: PoolRequest, serving: Serving, memory: MemoryBudget, context: int, step_tokens: int) -> Limits:
+    """What a rank takes."""
+    whole = not serving.chunked and request.role != "decode"
+    return Limits(
+        rows=serving.rows,
+        step_tokens=step_tokens,
+        context_tokens=context,
+        kv_tokens=memory.blocks * serving.block,
+        kv_blocks=memory.blocks,
+        block_tokens=serving.block,
+        prompt_tokens=min(context - 1, serving.tokens) if whole else context - 1,
+        row_tokens=context,
+        spare_tokens=serving.row_tokens - 1,
+    )
+
+
+__all__ = ["Serving", "graph_sizes", "limits_of", "memory_of", "rank_of", "refuse"]
