@@ -1,0 +1,113 @@
+"""Clusters drawn at random: no request is lost, devices are counted over time, and a streamed run is one in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+import simulator.run
+from simulator import simulate
+from simulator.io.tables import read_columns
+from simulator.workload import streaming
+
+START = {"start_up": 1}
+SCALERS: list[dict[str, Any]] = [
+    {"kind": "hpa", "metric": "requests_in_flight", "target": 2, "max_replicas": 6, "sync_period_s": 2, "scrape_s": 1, **START},
+    {"kind": "keda", "metric": "num_requests_waiting", "target": 2, "max_replicas": 6, "polling_interval_s": 2, **START},
+    {"kind": "knative", "metric": "concurrency", "target": 2, "max_replicas": 6, "stable_window_s": 6, **START},
+    {"kind": "wva", "max_replicas": 6, **START},
+]
+DOORS: list[dict[str, Any]] = [
+    {"max_inflight": 3, "on_full": "429"},
+    {"rate_per_s": 8, "burst": 2, "on_full": "wait"},
+    {"max_inflight": 4, "on_full": "wait", "max_queue": 3},
+    {"max_inflight": 2, "on_full": "wait", "queue_timeout_s": 1.0},
+]
+ROUTERS: list[Any] = ["random", "least_requests", "session", {"system": "vllm-router", "policy": "cache_aware"}]
+ARRIVALS: list[dict[str, Any]] = [
+    {"kind": "poisson", "rate": 8},
+    {"kind": "onoff", "rate_on": 20, "rate_off": 0.5, "on_s": 3, "off_s": 5},
+    {"kind": "closed_loop", "concurrency": 7},
+    {"kind": "batch"},
+]
+TABLED = ("arrival_s", "first_scheduled_s", "end_s", "output_tokens", "instance_id", "transfer_end_s", "attempts", "reason")
+
+
+def drawn(seed: int) -> dict[str, Any]:
+    """A scenario: pools alone, of roles or side by side, behind a router, with whatever may go wrong."""
+    draw = Random(seed)
+
+    def maybe(share: float, name: str, choices: list[Any]) -> dict[str, Any]:
+        return {name: draw.choice(choices)} if draw.random() < share else {}
+
+    engine = draw.choice(["vllm", "vllm", "sglang", "trtllm"])
+    shapes = [[{}], [{"role": "prefill"}, {"role": "decode"}], [{"prompt_tokens": [0, 600]}, {"prompt_tokens": [400, 99999]}]]
+    common = {"engine": engine, "hardware": "h100-sxm-80gb"}
+    pools = [
+        {"name": f"p{number}", "replicas": draw.randint(1, 3), **common, **own, **maybe(0.4, "gpus_per_node", [1, 2])}
+        for number, own in enumerate(draw.choice(shapes))
+    ]
+    deployment: dict[str, Any] = {"pools": pools, **maybe(0.3, "admission", DOORS), **maybe(0.3, "autoscaler", SCALERS)}
+    deployment |= maybe(0.6, "router", ROUTERS[: 4 if engine == "vllm" and "prompt_tokens" not in pools[0] else 3])
+    if draw.random() < 0.5:
+        kinds = ["node", "gpu", "reclaim", "drain", "slow"]
+        events = [{"at_s": draw.uniform(0, 12), "kind": draw.choice(kinds), "for_s": draw.uniform(0, 5)} for _ in range(3)]
+        for event in events:
+            event |= {"pool": draw.choice(pools)["name"], "replica": 0}
+            event |= {"notice_s": 2.0} if event["kind"] in ("reclaim", "drain") else {}
+            event |= {"factor": 5.0} if event["kind"] == "slow" else {}
+        deployment["failures"] = {"events": events, **START, **maybe(0.3, "detected_after_s", [1.5])}
+        if draw.random() < 0.5:
+            deployment["failures"] |= {"mtbf_h": 0.005, "of": "replica", "repair_s": 2.0}
+    load = {
+        "arrivals": draw.choice(ARRIVALS),
+        "prompt_tokens": {"kind": "uniform", "low": 1, "high": 2500},
+        "output_tokens": {"kind": "uniform", "low": 1, "high": 150},
+        "requests": draw.randint(25, 70),
+        **maybe(0.3, "shared_prefix", [{"groups": 3, "tokens": 700}]),
+        **maybe(0.3, "sessions", [{"turns": 3, "think_time_s": 1}, {"turns": 4, "think_time_s": 0}]),
+        **maybe(0.3, "drain_s", [0, 3]),
+        **maybe(0.3, "max_output_tokens", ["equal"]),
+    }
+    retries = [{"attempts": 3, "backoff_s": 0.5, "on": ["429", "503", "timeout", "node_lost"]}]
+    client = {**maybe(0.3, "timeout_s", [0.5, 3, 50]), **maybe(0.4, "retries", retries)}
+    run = {"deployment": deployment, "workload": load, "client": client}
+    return {"model": "meta-llama/Llama-3.1-8B-Instruct", "seed": seed, **run}
+
+
+def device_hours(fleet: dict[str, Any], end_s: float) -> float:
+    """The integral of the devices that were there up to a time."""
+    over = fleet["over_time"]
+    steps = [*zip(over["at_s"], over["devices"], strict=True), (end_s, 0)]
+    return sum((min(to_s, end_s) - min(at_s, end_s)) * many for (at_s, many), (to_s, _) in pairwise(steps)) / 3600
+
+
+@pytest.mark.slow
+def test_clusters_drawn_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "BLOCK", 16)
+    for seed in range(60):
+        monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 10**9)
+        whole = simulate(drawn(seed))
+        totals, frame = whole.result["totals"], whole.requests_frame()
+        came = frame[frame.status != "not_arrived"]
+        fates = Counter(came.status)
+        assert len(came) == totals["offered"] == sum(fates.values()), seed
+        assert fates["finished"] == totals["completed"], seed
+        assert (came.end_s[came.status == "finished"] >= came.arrival_s[came.status == "finished"]).all(), seed
+        monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 1)
+        parts = simulate(drawn(seed))
+        fleet, other = (run.result.get("fleet") for run in (whole, parts))
+        assert fleet == other, seed
+        if fleet:
+            assert fleet["device_hours"] == pytest.approx(device_hours(fleet, totals["duration_s"]), rel=1e-9), seed
+        if isinstance(parts.requests, Path):
+            columns = read_columns(parts.requests)
+            for name in TABLED:
+                if name in columns:
+                    mine, theirs = frame[name].tolist()[: len(columns[name])], list(columns[name])
+                    assert [str(value) for value in mine] == [str(value) for value in theirs], (seed, name)
