@@ -22,27 +22,26 @@ from engine_models.declaration import (
     EnginePlan,
     FrontEnd,
     Limits,
-    MemoryBudget,
-    MemoryLine,
     Mode,
     PoolRequest,
     Replay,
     Support,
 )
 from engine_models.engines.exllamav2_flags import FLAGS
+from engine_models.engines.exllamav2_memory import (
+    CACHE_TOKENS,
+    CHUNK_TOKENS,
+    MAX_SKIPS,
+    ROW_TOKENS,
+    is_packed,
+    memory_of,
+    refuse,
+)
 from engine_models.engines.exllamav2_recorded import replay as replay_recorded
 from engine_models.memory.chained_pages import PAGE_TOKENS, ChainedPages
-from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
-from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
 from engine_models.schedulers.bounded_bypass import BypassRules, BypassScheduler
 from hardware_profiles.device import DeviceKind
-from hardware_profiles.errors import InfeasibleError, InputError
-
-CACHE_TOKENS, CHUNK_TOKENS, ROW_TOKENS, MAX_SKIPS = 4096, 2048, 8, 4
-RESERVED_BYTES = 96 << 20
-"""Defaults (datasheet: `backends/exllamav2/model.py` of TabbyAPI, `generator/dynamic.py` of ExLlamaV2): tokens of the cache where
-neither it nor the context is given, of a chunk, the tokens of a row for which a call has room (rows = chunk / `ROW_TOKENS`), how
-often a request is passed over, and the memory that the loader leaves free."""
+from hardware_profiles.errors import InputError
 
 UNPAGED = ("t4", "v100", "rtx-20", "titan-rtx")
 """NVIDIA's cards before Ampere, which FlashAttention's paged kernels do not know (datasheet: README of ExLlamaV2,
@@ -79,7 +78,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     Raises InfeasibleError if weights and cache do not fit, InputError on what the engine or this model of it lacks.
     """
     arch, flags = request.arch, request.flags
-    _refuse(request)
+    refuse(request)
     paged = not request.device_name.startswith(UNPAGED)
     asked = flags.get("max_seq_len")
     cache = _rounded(int((flags.get("cache_size") if paged else None) or asked or CACHE_TOKENS))
@@ -92,7 +91,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             where="deployment.engine_args.max_batch_size",
             mend=f"give at most {chunk // ROW_TOKENS}, or a larger chunk_size",
         )
-    memory = _memory(request, cache, chunk, PAGE_TOKENS if paged else cache)
+    memory = memory_of(request, cache, chunk, PAGE_TOKENS if paged else cache)
     rows, page = (rows, PAGE_TOKENS) if paged else (1, cache)
     rules = BypassRules(rows, chunk, context, int(flags.get("max_skips", MAX_SKIPS)), paged)
     windows = arch.windows_below(context)
@@ -117,7 +116,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         costs=StepCosts(
             arch,
             request.formats,
-            Terms(overheads.host, widens_kv=_is_packed(request)),
+            Terms(overheads.host, widens_kv=is_packed(request)),
             TableRange(step_tokens, rows, context),
             Parallelism(request.tensor_parallel),
         ),
@@ -133,7 +132,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             f"fit is passed over {rules.max_skips} times",
             *(
                 (f"before attention a cache in {kv.name} is widened to 16 bits, in a pass of its own",)
-                if _is_packed(request)
+                if is_packed(request)
                 else ()
             ),
             *(
@@ -145,73 +144,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         ),
         sources=overheads.provenance,
     )
-
-
-def _is_packed(request: PoolRequest) -> bool:
-    return request.formats.kv_cache.bits_per_weight < 16
-
-
-def _refuse(request: PoolRequest) -> None:
-    arch, formats = request.arch, request.formats
-    if request.device_vendor != "nvidia":
-        raise InputError(
-            f"ExLlamaV2 is simulated on NVIDIA GPUs, not on {request.device_name}",
-            where="deployment.hardware",
-            mend="use an NVIDIA GPU, or another engine (`capacity-plan list engines`)",
-        )
-    if formats.weights.name.startswith("exl3"):
-        raise InputError(
-            f"ExLlamaV2 does not load weights in {formats.weights.name}: EXL3 is ExLlamaV3's",
-            where="deployment.weights",
-            mend="use exl2_4.0 (2 to 8 bits)",
-        )
-    if request.expert_parallel > 1:
-        raise InputError(
-            "ExLlamaV2 has no expert parallelism", where="deployment.expert_parallel", mend="leave it out"
-        )
-    if any(block.kind in ("mla", "linear") or block.sinks or block.indexer for block in arch.attention):
-        raise InputError(
-            f"ExLlamaV2 has no model like {arch.name} (latent, recurrent or sparse attention, or sinks)",
-            where="model",
-            mend="use another engine (`capacity-plan list engines`)",
-        )
-
-
-def _memory(request: PoolRequest, cache_tokens: int, chunk: int, page: int) -> MemoryBudget:
-    """The cache is as large as asked for; what it leaves beside weights, a chunk and the reserve must not be negative."""
-    arch, tp, device = request.arch, request.tensor_parallel, request.device_memory_bytes
-    weights = weight_bytes_per_rank(arch, request.formats.weights, tp)
-    groups = kv_groups(arch, request.formats.kv_cache, tp)
-    per_token = sum(group.bytes_per_token_per_rank for group in groups)
-    widened = 0
-    if _is_packed(request):  # the 16-bit keys and values of one layer
-        widened = max(2 * 2 * max(1, block.kv_heads // tp) * block.head_dim for block in arch.attention)
-    largest = activation_bytes(arch, chunk, ROW_TOKENS, tp)
-    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
-    reserve = RESERVED_BYTES
-    if request.flags.get("autosplit_reserve"):
-        reserve = int(request.flags["autosplit_reserve"][0]) << 20
-    free = device - weights - largest - other - reserve
-    kv = int(per_token * cache_tokens)
-    left = free - kv - widened * cache_tokens
-    if left < 0:
-        fits = int(free / (per_token + widened)) // PAGE_TOKENS * PAGE_TOKENS
-        mend = f"engine_args.cache_size {fits}" if fits > 0 else "a smaller engine_args.chunk_size"
-        raise InfeasibleError(
-            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(largest + other + reserve) / 1e9:.1f} GB "
-            f"besides + a cache of {cache_tokens:,} tokens, {(kv + widened * cache_tokens) / 1e9:.1f} GB, of "
-            f"{device / 1e9:.1f} GB",
-            where="deployment",
-            mend=f"{mend}, cache_mode: Q4, fewer bits a weight (weights: exl2_3.0), or larger devices",
-        )
-    lines = (
-        MemoryLine("weight", "weights", weights),
-        MemoryLine("activation", "activations of a chunk", largest),
-        MemoryLine("other", "CUDA context, collectives, the reserve", other + reserve),
-        MemoryLine("widened", "16-bit copy of one layer of the cache", widened * cache_tokens),
-        MemoryLine("left", "left", left),
-    )
-    return MemoryBudget(device, device, lines, kv, per_token, int(per_token * page), cache_tokens // page)
 
 
 def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:

@@ -18,23 +18,18 @@ from engine_models.declaration import (
     EnginePlan,
     FrontEnd,
     Limits,
-    MemoryBudget,
-    MemoryLine,
     Mode,
     PoolRequest,
     Support,
 )
 from engine_models.engines.inferflow_flags import FLAGS
-from engine_models.model.activations import CONTEXT_BYTES, activation_bytes
-from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.engines.inferflow_memory import memory_of, refuse
 from engine_models.schedulers.soft_budget import SoftBudgetRules, SoftBudgetScheduler
 from hardware_profiles.device import DeviceKind
-from hardware_profiles.errors import InfeasibleError, InputError
 
 STEP_TOKENS, MOST_QUERIES, SHIPPED_QUERIES, SHIPPED_WORKERS = 256, 16, 6, 32
 """Soft budget of a step, most caches (`MAX_PROC_ID`), and what the shipped ini file says (datasheet: `GetLocalInput` in
 `inference_engine.cc`, `query_state_table.h`, `bin/inferflow_service.ini`, 14ff95e)."""
-
 
 
 @dataclass(frozen=True)
@@ -57,11 +52,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     Raises InfeasibleError if weights and caches do not fit, InputError on what the engine lacks.
     """
     arch, flags = request.arch, request.flags
-    _refuse(request)
+    refuse(request)
     asked = int(flags.get("max_concurrent_queries", SHIPPED_QUERIES))
     queries, workers = min(asked, MOST_QUERIES), int(flags.get("worker_count", SHIPPED_WORKERS))
     context = min(int(flags.get("max_context_len") or arch.max_context_tokens), arch.max_context_tokens)
-    memory = _memory(request, queries, context)
+    memory = memory_of(request, queries, context)
     rules = SoftBudgetRules(min(queries, workers), STEP_TOKENS)
     rank = Rank(rules, arch.windows_below(context))
     step_tokens = context + STEP_TOKENS
@@ -109,66 +104,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         ),
         sources=overheads.provenance,
     )
-
-
-def _refuse(request: PoolRequest) -> None:
-    arch = request.arch
-    if request.device_vendor != "nvidia":
-        raise InputError(
-            f"Inferflow runs on NVIDIA GPUs, not on {request.device_name}",
-            where="deployment.hardware",
-            mend="use an NVIDIA GPU, or another engine (`capacity-plan list engines`)",
-        )
-    if ";" in str(request.flags.get("devices", "")):
-        raise InputError(
-            "layers spread over several stages of devices are not simulated for Inferflow",
-            where="deployment.engine_args.devices",
-            mend="join the devices by `&` (they then share each layer), or use another engine",
-        )
-    if any(block.kind in ("mla", "linear") or block.sparse for block in arch.attention):
-        raise InputError(
-            f"Inferflow has no recurrent layers, and no latent or sparse attention, which {arch.name} needs",
-            where="model",
-            mend="use another engine (`capacity-plan list engines`)",
-        )
-    if request.expert_parallel > 1:
-        raise InputError(
-            "Inferflow has no expert parallelism",
-            where="deployment.expert_parallel",
-            mend="leave it out, or use another engine (`capacity-plan list engines`)",
-        )
-    kv = request.formats.kv_cache
-    if kv.bits_per_weight != 16 and kv.name != "q8_b32t2":
-        raise InputError(
-            f"Inferflow keeps the KV cache in F16 or Q8, not in {kv.name}",
-            where="deployment.kv_cache",
-            mend="leave it out, or write kv_cache: q8_b32t2 (device_kv_cache_data_type: Q8)",
-        )
-
-
-def _memory(request: PoolRequest, queries: int, context: int) -> MemoryBudget:
-    """Weights but the embedding, which stays on the host, and the caches, all set aside when the model is loaded."""
-    arch, tp, device = request.arch, request.tensor_parallel, request.device_memory_bytes
-    on_host = bool(request.flags.get("be_host_embeddings", True)) and not arch.tied_embeddings
-    weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1) - (arch.vocab * arch.hidden * 2 // tp if on_host else 0)
-    buffers = activation_bytes(arch, context, 0, tp)
-    per_token = sum(group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1))
-    cache, other = int(per_token * context), int(CONTEXT_BYTES)
-    free = device - weights - buffers - other
-    if free < queries * cache:
-        raise InfeasibleError(
-            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(other + buffers) / 1e9:.1f} GB of buffers + "
-            f"{queries} caches of {context:,} tokens ({queries * cache / 1e9:.1f} GB), of {device / 1e9:.1f} GB",
-            where="deployment",
-            mend=f"a smaller engine_args.max_context_len (the model's is taken unless told otherwise), or {request.more_memory}",
-        )
-    lines = (
-        MemoryLine("weight", "weights" + (", the embedding on the host" if on_host else ""), weights),
-        MemoryLine("activation", "buffers of the longest prompt", buffers),
-        MemoryLine("other", "CUDA context", other),
-        MemoryLine("unused", "not used", free - queries * cache),
-    )
-    return MemoryBudget(device, device, lines, queries * cache, per_token, cache, queries)
 
 
 _SOURCE = "inferflow/inferflow at 14ff95e (2024-03)"

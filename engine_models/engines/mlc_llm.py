@@ -7,9 +7,7 @@ Behaviour and defaults of the repository at 79d603f0 (2026-07: `cpp/serve`, `pyt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
@@ -27,16 +25,11 @@ from engine_models.declaration import (
     Support,
 )
 from engine_models.engines.mlc_llm_flags import FLAGS, settings
+from engine_models.engines.mlc_llm_memory import CHUNK, LOCAL_ROWS, LOCAL_TOKENS, memory_of, refuse
 from engine_models.memory.forked_pages import ForkedPages
-from engine_models.model.activations import activation_bytes
-from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
 from engine_models.schedulers.hybrid_prefill import WATERMARK_TOKENS, HybridPrefillScheduler, HybridRules
 from hardware_profiles.device import DeviceKind
-from hardware_profiles.errors import InfeasibleError, InputError
-
-LOCAL_ROWS, LOCAL_TOKENS, METAL_TOKENS, CHUNK = 4, 8192, 32_768, 8192
-"""Rows and tokens of the mode `local`, tokens of the cache under Metal, tokens of a step with prompts as models are compiled
-(datasheet: `EstimateMemoryUsageOnMode` in `cpp/serve/config.cc`, `model/llama/llama_model.py`, 79d603f0)."""
+from hardware_profiles.errors import InfeasibleError
 
 
 @dataclass(frozen=True)
@@ -64,13 +57,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     Raises InfeasibleError if weights and buffers do not fit, InputError on what the engine lacks.
     """
     arch, flags = request.arch, settings(request.flags)
-    _refuse(request)
+    refuse(request)
     mode, page = str(flags["mode"]), int(flags["kv_cache_page_size"])
     compiled = {"local": min(LOCAL_ROWS, flags["max_batch_size"]), "interactive": 1, "server": flags["max_batch_size"]}
     rows = int(flags["max_num_sequence"] or compiled[mode])
     context = min(int(flags["context_window_size"] or arch.max_context_tokens), arch.max_context_tokens)
     compiled_chunk = min(arch.max_context_tokens, CHUNK)
-    lines, per_token, most = _memory(request, flags, rows, compiled_chunk)
+    lines, per_token, most = memory_of(request, flags, rows, compiled_chunk)
     allowed = {
         "local": min(most, context, LOCAL_TOKENS),
         "interactive": min(most, context),
@@ -150,61 +143,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         ),
         sources=overheads.provenance,
     )
-
-
-def _refuse(request: PoolRequest) -> None:
-    arch = request.arch
-    if any(block.kind in ("mla", "linear") or block.sparse for block in arch.attention):
-        raise InputError(
-            f"models with recurrent layers or with latent or sparse attention such as {arch.name} are not simulated for MLC-LLM",
-            where="model",
-            mend="use another engine (`capacity-plan list engines`)",
-        )
-    if request.expert_parallel > 1:
-        raise InputError(
-            "MLC-LLM has no expert parallelism",
-            where="deployment.expert_parallel",
-            mend="leave it out, or use another engine (`capacity-plan list engines`)",
-        )
-    if request.formats.kv_cache.bits_per_weight != 16:
-        raise InputError(
-            f"MLC-LLM keeps the KV cache in 16 bits, not in {request.formats.kv_cache.name}",
-            where="deployment.kv_cache",
-            mend="leave it out, or use another engine (`capacity-plan list engines`)",
-        )
-
-
-def _memory(
-    request: PoolRequest, flags: Mapping[str, Any], rows: int, chunk: int
-) -> tuple[tuple[MemoryLine, ...], float, int]:
-    """Uses before the KV cache, bytes of a token in it, and the most tokens it may hold, as `EstimateMemoryUsageOnMode`
-    counts."""
-    arch, tp, device = request.arch, request.tensor_parallel, request.device_memory_bytes
-    heads = arch.attention[0]
-    queries, kv_heads = -(-heads.heads // tp), -(-heads.kv_heads // tp)
-    weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1)
-    hidden = heads.head_dim * queries
-    attention = (rows + 1) * 88 + chunk * (queries + 1) * 8 + chunk * heads.head_dim * (queries + kv_heads) * 4 + 48 * 2**20
-    model = chunk * 4 + rows * 4 + (chunk * 2 + rows) * hidden * 2
-    logits = int(rows * 20 + rows * arch.vocab * 16.125)
-    lines = (
-        MemoryLine("weight", "weights", weights),
-        MemoryLine("activation", "buffers of compiled functions (2 x the largest)", 2 * activation_bytes(arch, chunk, 0, tp)),
-        MemoryLine("other", "workspaces of attention, model and logits", attention + model + logits),
-    )
-    per_token = (
-        sum(group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)) + 1.25
-    )
-    usable, spent = int(device * float(flags["gpu_memory_utilization"])), sum(line.bytes for line in lines)
-    most = int((usable - spent) / per_token)
-    if most <= 0:
-        raise InfeasibleError(
-            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(spent - weights) / 1e9:.1f} GB of buffers, "
-            f"of {usable / 1e9:.1f} GB; {(spent - usable) / 1e9:.1f} GB too much on each of {tp} devices",
-            where="deployment",
-            mend=f"{request.more_memory}, or a larger engine_args.gpu_memory_utilization",
-        )
-    return lines, per_token, min(most, METAL_TOKENS) if request.device_kind == "apple" else most
 
 
 _SOURCE = "mlc-ai/mlc-llm at 79d603f0 (2026-07)"

@@ -22,21 +22,17 @@ from engine_models.declaration import (
     EnginePlan,
     FrontEnd,
     Limits,
-    MemoryBudget,
-    MemoryLine,
     Mode,
     PoolRequest,
     Replay,
     Support,
 )
 from engine_models.engines.mlx_lm_flags import FLAGS, size_bytes
+from engine_models.engines.mlx_lm_memory import memory_of, refuse
 from engine_models.engines.mlx_lm_recorded import replay as replay_recorded
 from engine_models.memory.prompt_copies import PromptCopies
-from engine_models.model.activations import activation_bytes
-from engine_models.model.architecture import kv_groups, state_bytes_per_sequence, weight_bytes_per_rank
 from engine_models.schedulers.polled_turns import PolledTurnsScheduler, TurnRules
 from hardware_profiles.device import DeviceKind
-from hardware_profiles.errors import InfeasibleError, InputError
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     Raises InfeasibleError if the weights do not fit, InputError on what the engine or this model of it lacks.
     """
     arch, flags = request.arch, request.flags
-    _refuse(request)
+    refuse(request)
     alone = bool(request.formats.kv_cache.family)
     decodes, prompts = int(flags.get("decode_concurrency", 32)), int(flags.get("prompt_concurrency", 8))
     if alone:
@@ -70,7 +66,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     chunk, copies = int(flags.get("prefill_step_size", 2048)), int(flags.get("prompt_cache_size", 10))
     rows, step_tokens = max(decodes, prompts) + prompts - 1, prompts * chunk
     windows = arch.windows_below(arch.max_context_tokens)
-    memory = _memory(request, step_tokens, rows + prompts + copies)
+    memory = memory_of(request, step_tokens, rows + prompts + copies)
     limit = flags.get("prompt_cache_bytes")
     states = any(block.kind == "linear" for block in arch.attention)
     rules = TurnRules(
@@ -138,67 +134,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         ),
         sources=overheads.provenance,
     )
-
-
-def _refuse(request: PoolRequest) -> None:
-    arch = request.arch
-    if request.tensor_parallel * request.expert_parallel > 1:
-        raise InputError(
-            "MLX LM over several machines is not simulated",
-            where="deployment.tensor_parallel",
-            mend="use one device, larger if need be, or another engine (`capacity-plan list engines`)",
-        )
-    kv = request.formats.kv_cache
-    if kv.bits_per_weight < 16 and kv.family != "mlx":
-        raise InputError(
-            f"MLX LM keeps no KV cache in {kv.name}",
-            where="deployment.kv_cache",
-            mend="leave it out, or use mlx_8bit or mlx_4bit (`--kv-bits`)",
-        )
-    if kv.family and any(block.window_tokens or block.kind != "full" for block in arch.attention):
-        raise InputError(
-            f"MLX LM quantizes no cache with windows, latents or states, as {arch.name} has",
-            where="deployment.kv_cache",
-            mend="leave it out",
-        )
-    if any(block.sparse for block in arch.attention):
-        raise InputError(
-            f"MLX LM's sparse attention, which {arch.name} needs, is not simulated",
-            where="model",
-            mend="use another engine (`capacity-plan list engines`)",
-        )
-
-
-def _memory(request: PoolRequest, step_tokens: int, sequences: int) -> MemoryBudget:
-    """KV tokens of the layers that attend to everything, in what weights, the largest call, windows and states leave."""
-    arch, device = request.arch, request.device_memory_bytes
-    weights = weight_bytes_per_rank(arch, request.formats.weights)
-    largest = activation_bytes(arch, step_tokens, 1, 1)
-    groups = kv_groups(arch, request.formats.kv_cache)
-    whole = [group for group in groups if not group.window_tokens]
-    windowed = sum(group.window_tokens * group.bytes_per_token_per_rank for group in groups)
-    fixed = sequences * (windowed + state_bytes_per_sequence(arch)) if whole else 0
-    per_token = sum(group.bytes_per_token_per_rank for group in whole or groups)
-    if request.formats.kv_cache.family:  # up to a length caches stay in 16 bits
-        start = int(request.flags.get("quantized_kv_start", 5000))
-        narrow = request.formats.kv_cache.bits_per_weight
-        fixed += int(sequences * start * per_token * (16 / narrow - 1))
-    kv = device - weights - largest - fixed
-    if kv < per_token:
-        besides = (largest + fixed) / 1e9
-        raise InfeasibleError(
-            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB + {besides:.1f} GB besides (a call of {step_tokens:,} "
-            f"prompt tokens), of {device / 1e9:.1f} GB that the GPU may use",
-            where="deployment",
-            mend="a smaller number format (weights: mlx_4bit), a device with more memory, or a smaller "
-            "engine_args.prefill_step_size or prompt_concurrency",
-        )
-    lines = (
-        MemoryLine("weight", "weights", weights),
-        MemoryLine("activation", "activations of the largest call", largest),
-        MemoryLine("other", "windows, states and 16-bit beginnings of rows and copies", fixed),
-    )
-    return MemoryBudget(device, device, lines, kv, per_token, int(per_token), kv // int(per_token))
 
 
 def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
