@@ -9,6 +9,8 @@ saves bytes with few rows, and with many it stays below the rate that a product 
 from __future__ import annotations
 
 from engine_models.cost.tables import FloatArray, IntArray
+from engine_models.model.formats import Format
+from hardware_profiles.device import Device
 from hardware_profiles.ops import Ops
 
 SHARES = {"ampere": 0.50, "ada": 0.66, "hopper": 0.27}
@@ -16,6 +18,20 @@ SHARES = {"ampere": 0.50, "ada": 0.66, "hopper": 0.27}
 and more rows each, less the passes over their activations, in the kernel tables of these GPUs: A100 156 TFLOP/s (132 rows, four
 in five within 151 to 160), L40S 239 (6), H100 263 and 281 (12). That dense products reach the same is assumed; 141 on A100 were
 published of the kernel of 2024 (vLLM pull request 2497)."""
+
+
+def share_of(device: Device, weights: Format, *, machete: bool = False) -> float:
+    """Of the device's rate in 16 bits, that products with narrow weights reach; 0 where they do not run on Marlin.
+
+    Marlin takes what the hardware cannot multiply as it is. vLLM gives INT4 and INT8 but AWQ to `machete` on Hopper, SGLang has
+    none (vLLM 0.11 to 0.33, `mixed_precision/`, `awq_marlin.py`, `fp8.py`; SGLang 0.5.23, `layers/quantization/`).
+    """
+    if device.vendor != "nvidia":
+        return 0.0
+    lacking = {"ampere": ("fp8", "fp4"), "ada": ("fp4",), "hopper": ("fp4",)}.get(device.architecture, ())
+    elsewhere = machete and device.architecture == "hopper"
+    packed = weights.name == "awq" or (weights.name in ("gptq", "int4", "int8_wo") and not elsewhere)
+    return SHARES.get(device.architecture, 0.0) if packed or weights.compute in lacking else 0.0
 
 
 def floor_s(ops: Ops, share: float, m: IntArray, n: int, k: int) -> FloatArray:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from engine_models.cost import marlin
 from engine_models.cost.adapters import Adapters, adapters_of, expert_values
 from engine_models.cost.adapters import summary_note as adapters_note
 from engine_models.cost.drafting import summary_note
@@ -82,7 +83,7 @@ from engine_models.model.formats import FORMATS
 from engine_models.model.overrides import served_context
 from engine_models.parts.adapters import NO_ADAPTERS
 from engine_models.schedulers.prefill_first import PrefillFirstRules
-from hardware_profiles.device import DeviceKind
+from hardware_profiles.device import DeviceKind, load_device
 from hardware_profiles.errors import InputError
 
 VERSIONS: dict[str, dict[str, Any]] = {"0.5.23": {}}
@@ -391,6 +392,7 @@ def _terms(
         routed=serving.routed,
         exchanges_over_all=request.data_parallel > 1 and not serving.routed and own_experts != "cutlass",
         quantises=True,
+        marlin_share=marlin.share_of(load_device(request.device_name), request.formats.weights),
         expert_launches=EXPERT_LAUNCHES.get(own_experts or "triton"),
         latent_launches=latent_launches(request),
         recurrent_launches=RECURRENT_LAUNCHES,

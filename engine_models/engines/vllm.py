@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from engine_models.cost import flash_attention2
+from engine_models.cost import flash_attention2, marlin
 from engine_models.cost.draft_methods import ON_DEVICE, chains_only
 from engine_models.cost.overheads import Overheads, load_overheads
 from engine_models.cost.sampling import Sampler
@@ -43,7 +43,6 @@ from engine_models.engines.vllm_kernels import (
     expert_tiles,
     experts,
     held_weights,
-    marlin_share,
     recurrent_launches,
 )
 from engine_models.engines.vllm_memory import (
@@ -493,7 +492,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 splits_graphs=True,
                 fills_selection=version.fills_selection,
                 chunked_decodes=version.chunked_decodes,
-                marlin_share=marlin_share(request),
+                marlin_share=marlin.share_of(load_device(request.device_name), request.formats.weights, machete=True),
             ),
             TableRange(serving.tokens, serving.rows, context),
             Parallelism(

@@ -89,22 +89,6 @@ def experts(
     return _own_choice(request, version) if known else None
 
 
-def marlin_share(request: PoolRequest) -> float:
-    """Of the device's rate, that products with narrow weights reach; 0 where they do not run on Marlin.
-
-    Marlin takes what the hardware cannot multiply as it is; on Hopper Machete takes INT4 and INT8 but AWQ (vLLM 0.11 to 0.33,
-    `mixed_precision/`, `awq_marlin.py`, `fp8.py`).
-    """
-    from engine_models.cost.marlin import SHARES
-
-    device, fmt = load_device(request.device_name), request.formats.weights
-    if device.vendor != "nvidia":
-        return 0.0
-    lacking = {"ampere": ("fp8", "fp4"), "ada": ("fp4",), "hopper": ("fp4",)}.get(device.architecture, ())
-    packed = fmt.name == "awq" or (fmt.name in ("gptq", "int4", "int8_wo") and device.architecture != "hopper")
-    return SHARES.get(device.architecture, 0.0) if packed or fmt.compute in lacking else 0.0
-
-
 def expert_tiles(request: PoolRequest, backend: str | None) -> tuple[int, int]:
     """Multiples to which the kernels pad a rank's width of an expert and the hidden size in memory."""
     if request.formats.weights.name != "mxfp4":
@@ -156,4 +140,4 @@ def _hopper_fp8(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> str
     return "triton" if request.tensor_parallel >= 8 and not split else None  # DeepGEMM, which nobody timed
 
 
-__all__ = ["EXPERTS", "expert_tiles", "experts", "held_weights", "marlin_share"]
+__all__ = ["EXPERTS", "expert_tiles", "experts", "held_weights"]

@@ -121,6 +121,8 @@ def test_narrow_weights_run_on_marlin_where_the_hardware_cannot_multiply_them(ha
     flags = {"max_model_len": 2048}
     plan = prepared("Qwen/Qwen3-14B", "0.11.0", hardware, tensor_parallel=1, weights=weights, engine_args=flags).plan
     assert plan.costs.terms.marlin_share == share
+    if hardware == "h100-sxm-80gb":  # SGLang has no Machete
+        assert prepared("Qwen/Qwen3-14B", None, hardware, engine="sglang", weights=weights).plan.costs.terms.marlin_share == 0.27
 
 
 def test_marlin_saves_bytes_with_few_rows_and_loses_with_many() -> None:
