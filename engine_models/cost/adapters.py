@@ -168,6 +168,20 @@ def expert_values(
     return found
 
 
+def ranks_of(settings: Mapping[str, Any], rank_limit: int | None) -> tuple[int, int | None]:
+    """The rank of adapters and the largest that is served; InputError for one above it."""
+    slot_rank = settings.get("max_lora_rank", rank_limit)
+    rank = int(settings.get("rank", slot_rank or RANK))
+    if slot_rank is not None and rank > slot_rank:
+        raise InputError(
+            f"adapters of rank {rank} are above max_lora_rank {slot_rank}: the engine refuses them",
+            where=f"{WHERE}.rank",
+            mend=f"set max_lora_rank to at least {rank}, or give the adapters' own rank",
+        )
+    return rank, slot_rank
+
+
+
 def adapters_of(
     settings: Mapping[str, Any],
     arch: Architecture,
@@ -189,14 +203,7 @@ def adapters_of(
     Raises InputError for what is out of range.
     """
     given = {key: value for key, value in settings.items() if value is not None}
-    slot_rank = given.get("max_lora_rank", rank_limit)
-    rank = int(given.get("rank", slot_rank or RANK))
-    if slot_rank is not None and rank > slot_rank:
-        raise InputError(
-            f"adapters of rank {rank} are above max_lora_rank {slot_rank}: the engine refuses them",
-            where=f"{WHERE}.rank",
-            mend=f"set max_lora_rank to at least {rank}, or give the adapters' own rank",
-        )
+    rank, slot_rank = ranks_of(given, rank_limit)
     slot_rank = int(slot_rank or rank)
     places = int(given.get("max_loras", on_device))
     kept = given.get("max_cpu_loras", on_host)
@@ -297,4 +304,4 @@ def summary_note(adapters: Adapters, *, all_there: bool = False) -> str:
     )
 
 
-__all__ = ["MODULES", "Adapters", "WithAdapters", "adapters_of", "expert_values", "modules_of", "summary_note"]
+__all__ = ["MODULES", "Adapters", "WithAdapters", "adapters_of", "expert_values", "modules_of", "ranks_of", "summary_note"]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine_models.cost.adapters import MODULES, RANK, Adapters, adapters_of, modules_of
+from engine_models.cost.adapters import MODULES, RANK, Adapters, adapters_of, modules_of, ranks_of
 from engine_models.declaration import FEATURES, PoolRequest
 from engine_models.engines.trtllm_flags import group
 from engine_models.schedulers.memory_then_tokens import UTILIZATION
@@ -84,6 +84,7 @@ def adapted(request: PoolRequest, policy: str, free_bytes: int) -> tuple[Adapter
         )
     if request.lora is None:
         return None, 0
+    ranks_of({key: value for key, value in request.lora.items() if value is not None}, MAX_RANK)
     pages = pages_of(request, request.lora, free_bytes)
     rank = int(request.lora.get("rank", request.lora.get("max_lora_rank", RANK)))
     on_device, on_host = (pages.places(count, rank) for count in (pages.device, pages.host))

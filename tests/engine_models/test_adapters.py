@@ -200,6 +200,7 @@ def test_requests_without_an_adapter_keep_their_place() -> None:
     ("keys", "words"),
     [
         ({"lora": {"rank": 64}}, "adapters of rank 64 are above max_lora_rank 16"),
+        ({"lora": {"max_loras": 4, "rank": 1024}, "engine": "trtllm"}, "adapters of rank 1024 are above max_lora_rank 64"),
         ({"lora": {"max_lora_rank": 24}}, "max_lora_rank 24 is none that vLLM takes"),
         ({"lora": {"max_loras": 8, "max_cpu_loras": 4}}, "max_cpu_loras 4 is less than the 8"),
         (
