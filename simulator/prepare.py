@@ -557,7 +557,7 @@ def deployment_summary(prepared: Prepared) -> dict[str, Any]:
         "max_num_batched_tokens": limits.step_tokens,
         "max_num_seqs": limits.rows,
         "max_model_len": limits.context_tokens,
-        **({} if prepared.elastic is not None else {"start_up": _start_up(prepared)}),
+        "start_up": _start_up(prepared),
         **({"pools": [_pool_summary(each) for each in prepared.pools]} if prepared.pools else {}),
     }
 
