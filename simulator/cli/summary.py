@@ -342,7 +342,8 @@ def summary(result: dict[str, Any], manifest: dict[str, Any], directory: str | N
             + (" (--headroom finds it)" if "headroom" not in result and _has_rate(manifest["scenario"]["workload"]) else ""),
         ),
     ]
-    lines += start_lines(d)
+    if "fleet" not in result:  # else the assumptions say how long a new server takes, and it is simulated
+        lines += start_lines(d)
     if "headroom" in result:
         lines.append(labelled("headroom", headroom_words(result["headroom"])))
     lines += tier_lines(s)
