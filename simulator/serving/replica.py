@@ -160,8 +160,9 @@ class Replica:
         return due_s if due_s > self.clock_s else self.clock_s
 
     def settles_s(self) -> float:
-        """A time before which no step's results are seen here; not before `next_event_s`."""
-        return self._in_flight[0][2] if self._in_flight else self.next_event_s()
+        """A time before which no step's results are seen here; not before `next_event_s`: a host that is busy sees them later."""
+        due_s = self.next_event_s()
+        return max(self._in_flight[0][2], due_s) if self._in_flight else due_s
 
     def visible_s(self) -> float:
         """A time before which no request ends here unless another is submitted; not before `next_event_s`.

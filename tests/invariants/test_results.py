@@ -73,10 +73,14 @@ CASES = {
     "tgi": Case(given(TGI, {"arrivals": poisson(30)})),
     "tgi-sheds": Case(given({**SHEDDING, "replicas": 2, "router": "least_requests"}, LOOP)),
     "adapters": Case(given({**LORA, "replicas": 2}, {**CHATS, "adapters": {"count": 9, "share": 0.8}})),
-    "pipeline-sglang": Case(
+    "pipeline-sglang": Case(  # the host takes longer than a stage, and forms steps after the end of the one in flight longest
         given(
-            {"engine": "sglang", "pipeline_parallel": 2, **args(max_total_tokens=3000, chunked_prefill_size=256)},
-            {"arrivals": poisson(30), "shared_prefix": {"groups": 6, "tokens": 100}},
+            {
+                "engine": "sglang",
+                "pipeline_parallel": 4,
+                **args(max_running_requests=4, chunked_prefill_size=256, pp_async_batch_depth=1),
+            },
+            {"arrivals": {"kind": "closed_loop", "concurrency": 5}, "shared_prefix": {"groups": 6, "tokens": 100}},
         )
     ),
     "adapters-sglang": Case(given({**LORA, "engine": "sglang"}, {"arrivals": poisson(20), "adapters": {"count": 9}})),
