@@ -107,19 +107,20 @@ SPARE_TOKENS = 5
 def prefill_graph_tokens(request: PoolRequest, version: tuple[int, ...], chunk_tokens: int) -> int:
     """Most tokens of a prefill that a CUDA graph holds, 0 if none does.
 
-    Prefills are captured by default since 0.5.10, before with `enable_piecewise_cuda_graph`; never under data-parallel attention.
+    Prefills are captured by default since 0.5.10, before with `enable_piecewise_cuda_graph`; over the stages of a pipeline only
+    up to the tokens that are asked for, never under data-parallel attention.
     """
     flags = request.flags
     new = version >= PREFILL_GRAPHS_SINCE
     wanted = not flags.get("disable_piecewise_cuda_graph", False) and (
         new or flags.get("enable_piecewise_cuda_graph", False)
     )
-    if request.pipeline_parallel > 1:  # only where asked for
-        return int(flags.get("piecewise_cuda_graph_max_tokens") or 0)
     if not wanted or request.data_parallel > 1 or flags.get("disable_cuda_graph", False):
         return 0
     if flags.get("piecewise_cuda_graph_max_tokens"):
         return int(flags["piecewise_cuda_graph_max_tokens"])
+    if request.pipeline_parallel > 1:
+        return 0
     mla = any(block.kind == "mla" for block in request.arch.attention)
     return PREFILL_GRAPH_TOKENS_MLA if mla or chunk_tokens <= 0 else chunk_tokens
 
@@ -202,9 +203,12 @@ def _serving(request: PoolRequest, number: tuple[int, ...], said: Said) -> Servi
 
 
 def _rows(request: PoolRequest, serving: Serving, memory: MemoryBudget, tokens: int) -> int:
-    """Rows of a rank at most."""
+    """Rows of a rank at most. A limit of micro-batches holds without a pipeline too, whose one batch it then is
+    (`get_num_allocatable_reqs`, 0.5.23)."""
     asked, state = serving.asked_rows, state_bytes(request)
     rows = max(1, asked // request.data_parallel) if asked else default_running(tokens, serving.context)
+    if request.pipeline_parallel == 1:
+        rows = min(rows, int(request.flags.get("pp_max_micro_batch_size") or rows))
     return min(rows, memory.bytes_of("state") // state // slots_a_row(request)) if state else rows
 
 
@@ -307,8 +311,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         said.notes += tiers.notes
     stages = request.pipeline_parallel
     lanes = stages + int(flags.get("pp_async_batch_depth") or 0) if stages > 1 else 1
+    if stages > 1 and drafts:
+        raise InputError(
+            "speculative decoding beside pipeline parallelism is not modelled for SGLang yet",
+            where="deployment.pipeline_parallel",
+            mend="use tensor_parallel for the devices instead",
+        )
     if stages > 1:
-        _check_stages(request)
         said.notes.append(f"{lanes} micro-batches take turns on {stages} stages; no step is formed ahead of its lane's results")
     rank = Rank(
         rules=_rules(request, serving, rows),
@@ -441,21 +450,6 @@ COMPRESSED_NOTE = (
 
 LORA_PLACES = 8
 """`max_loras_per_batch` (datasheet: SGLang 0.5.23 `arg_groups/fields/lora.py`)."""
-
-
-def _check_stages(request: PoolRequest) -> None:
-    """Refuse what is not modelled beside the stages of a pipeline."""
-    beside = {
-        "speculative decoding": request.speculation is not None,
-        "LoRA adapters": request.lora is not None,
-        "structured output": bool(request.structured),
-    }
-    for words in (words for words, given in beside.items() if given):
-        raise InputError(
-            f"{words} beside pipeline parallelism is not modelled for SGLang yet",
-            where="deployment.pipeline_parallel",
-            mend="use tensor_parallel for the devices instead",
-        )
 
 
 def _adapters(request: PoolRequest) -> Adapters | None:

@@ -25,6 +25,7 @@ from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import replay
+from tests.engine_models.test_declarations import prepared
 from tests.invariants.core_cases import SpannedClock
 
 RECORDINGS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "conformance" / "sglang"
@@ -448,3 +449,11 @@ def test_sparse_latent_attention_keeps_its_cache_in_fp8_on_blackwell() -> None:
     b200, h200 = load_device("b200-sxm-180gb"), load_device("h200-sxm-141gb")
     asked = [(b200, sparse), (h200, sparse), (b200, latent)]
     assert [sglang_memory.kv_format(*each) for each in asked] == ["fp8", None, None]
+
+
+def test_a_limit_of_micro_batches_holds_without_a_pipeline_too() -> None:
+    def rows(**pool: Any) -> int:
+        return prepared(engine="sglang", tensor_parallel=1, **pool).plan.limits.rows
+
+    assert rows(engine_args={"pp_max_micro_batch_size": 4}) == 4
+    assert rows(engine_args={"pp_max_micro_batch_size": 4}, pipeline_parallel=2) == rows(pipeline_parallel=2) > 4
