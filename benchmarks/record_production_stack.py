@@ -12,11 +12,10 @@ from __future__ import annotations
 import asyncio
 import importlib
 import random
-import zlib
 from types import SimpleNamespace
 from typing import Any
 
-from recorded_load import Case, main
+from recorded_load import Case, main, text
 
 VERSION = "src/vllm_router at commit a6c01db (2026-08-05)"
 KEY = "x-user-id"
@@ -34,15 +33,6 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
     if logic == "prefixaware":
         config["prefix_min_match_length"] = draw.choice([0, 0, 1, 128, 129, 256, 512])
     return config, []
-
-
-def text(segments: list[list[int]]) -> str:
-    """The characters of a prompt."""
-    return "".join(
-        chr(0x4E00 + zlib.crc32(f"{segment}:{first + at}".encode()) % 20000)
-        for segment, first, many in segments
-        for at in range(many)
-    )
 
 
 async def decisions(config: Case) -> list[Case]:

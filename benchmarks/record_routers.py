@@ -17,12 +17,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import zlib
 from time import monotonic
 from typing import Any
 
 from aiohttp import ClientSession, ClientTimeout, web
-from recorded_load import Case, main
+from recorded_load import Case, main, text
 
 VERSIONS = {"sglang-router": "0.3.2", "vllm-router": "0.1.17"}
 LAUNCH = {
@@ -84,15 +83,6 @@ def drawn(seed: int) -> tuple[Case, list[Case]]:
     config = {"type": "config", "engine": engine, "version": VERSIONS[engine], "scenario": f"drawn-{seed}", "args": args}
     config |= {"workers": workers, "kinds": kinds if paired else None, "pauses": pauses, "fails": fails, "seed": seed}
     return config, []
-
-
-def text(segments: list[list[int]]) -> str:
-    """The characters of a prompt."""
-    return "".join(
-        chr(0x4E00 + zlib.crc32(f"{segment}:{first + at}".encode()) % 20000)
-        for segment, first, many in segments
-        for at in range(many)
-    )
 
 
 def free_port() -> int:

@@ -11,6 +11,7 @@ import heapq
 import json
 import random
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,15 @@ def token(segment: int, place: int) -> int:
 def prompt(request: Case) -> list[int]:
     """The tokens of a request's prompt."""
     return [token(segment, first + place) for segment, first, many in request["segments"] for place in range(many)]
+
+
+def text(segments: list[list[int]]) -> str:
+    """The characters of a prompt, for routers that match text: equal ones are equal."""
+    return "".join(
+        chr(0x4E00 + zlib.crc32(f"{segment}:{first + at}".encode()) % 20000)
+        for segment, first, many in segments
+        for at in range(many)
+    )
 
 
 def stops_at(request: Case) -> list[int]:
