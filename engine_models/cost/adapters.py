@@ -7,10 +7,11 @@ reads the A and B of every adapter that the batch names:
     T = sum over layers ( gemm(t, R, k) + gemm(t, n, R) ) + (adapters - 1) * bytes of an adapter / memory rate
         + adapters copied * bytes / rate of the link to the host + adapters read * bytes / rate of the disk
 
-with t the tokens that name one, R the rank that the kernels compute. Copies of one step share the link, so they follow each
-other, and the step waits for them. Layers that engines fuse share a launch. Under tensor parallelism A is whole where the layer's
-outputs are split and split where its inputs are, B the other way round; with fully sharded adapters both are split, and what was
-shrunk is gathered. Experts have no adapters here.
+(a launch for each layer that has adapters where the engine launches its kernels for nothing) with t the tokens that name one, R
+the rank that the kernels compute. Copies of one step share the link, so they follow each other, and the step waits for them.
+Layers that engines fuse share a launch. Under tensor parallelism A is whole where the layer's outputs are split and split where
+its inputs are, B the other way round; with fully sharded adapters both are split, and what was shrunk is gathered. Experts have
+no adapters here.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Adapters:
     limits : how many there may be. value_bytes : of a value. modules : the layers that they change.
     link_bytes_per_s, disk_bytes_per_s : from the host's memory to a device, and from its disk to its memory.
     other_values : values beyond those of `modules` for which a place has room, for each rank.
+    always_launched : whether steps that name none launch the kernels too, which then find nothing to do.
     """
 
     rank: int
@@ -82,6 +84,7 @@ class Adapters:
     disk_bytes_per_s: float
     other_values: int = 0
     fully_sharded: bool = False
+    always_launched: bool = False
 
     def bytes_of(self, rank: int) -> int:
         """Bytes of an adapter of a rank on one device."""
@@ -258,11 +261,13 @@ class WithAdapters(StepCost):
         streamed = ops.elementwise_s(np.array([STREAM_BYTES, 2 * STREAM_BYTES]))
         self._next_s = adapters.bytes_of(rank) * float(streamed[1] - streamed[0]) / STREAM_BYTES
         self._copy_s, self._read_s = adapters.copy_s, adapters.read_s
+        launches = sum(module.layers * module.slices for module in adapters.modules) if adapters.always_launched else 0
+        self._idle_s = launches * float(ops.elementwise_s(np.array([1.0]))[0])
 
     def _more_s(self, batch: Batch) -> float:
         use = batch.adapters
         if use is None:
-            return 0.0
+            return self._idle_s
         more_s = float(self._tokens_s[use.tokens]) + (use.adapters - 1) * self._next_s
         return more_s + use.copied * self._copy_s + use.read * self._read_s
 
@@ -293,14 +298,23 @@ class WithAdapters(StepCost):
 def summary_note(adapters: Adapters, *, all_there: bool = False) -> str:
     """One line on what the adapters take; `all_there`: the device holds all that there are."""
     limits = adapters.limits
-    kept = "which hold all adapters" if all_there else "the others in the host's memory"
+    kept = "the others in the host's memory"
     if limits.on_host is not None:
         kept = f"{limits.on_host} in the host's memory, the others on its disk"
-    return (
+    places = (
         f"LoRA: {limits.on_device} places of rank {adapters.slot_rank} on the device ({adapters.memory_bytes / 1e9:.2f} GB), "
-        f"{kept}; one of rank {adapters.rank} has {adapters.bytes_of(adapters.rank) / 1e6:.1f} MB a device, and takes "
-        f"{1e3 * adapters.copy_s:.2g} ms to copy at {adapters.link_bytes_per_s / 1e9:g} GB/s, for which its step waits; its "
-        "products are priced as skinny matrix products of the device's tables (assumed: the engine's own were not measured)"
+    )
+    each = f"one of rank {adapters.rank} has {adapters.bytes_of(adapters.rank) / 1e6:.1f} MB a device"
+    if all_there:
+        how = f"{places}which hold all adapters from the start; {each}"
+    else:
+        how = (
+            f"{places}{kept}; {each}, and takes {1e3 * adapters.copy_s:.2g} ms to copy at "
+            f"{adapters.link_bytes_per_s / 1e9:g} GB/s, for which its step waits"
+        )
+    return (
+        f"{how}; its products are priced as skinny matrix products of the device's tables (assumed: the engine's own were not "
+        "measured)"
     )
 
 

@@ -34,6 +34,7 @@ _MODELLED: dict[str, Flag] = {
     "quant_policy": Flag("str", "0", choices=("0", "none", *_KV_CACHE)),
     "model_format": Flag("str", None, choices=tuple(_WEIGHTS)),
     "prefill_interval": Flag("int", 16, low=1),
+    "adapters": Flag("texts", None),
     "ttft_policy": Flag("str", "size", choices=("size", "fifo")),
     "ttft_short_turns": Flag("int", 3, low=1),
     "ttft_aging_sec": Flag("float", 2.0, low=1e-3),
@@ -43,7 +44,7 @@ _SWITCHES = """
     allow_credentials allow_terminate_by_client disable_fastapi_docs disable_metrics enable_abort_handling enable_eplb
     enable_microbatch enable_return_routed_experts language_model_only ssl trust_remote_code
 """
-_LISTS = "adapters allow_headers allow_methods allow_origins allowed_media_domains api_keys"
+_LISTS = "allow_headers allow_methods allow_origins allowed_media_domains api_keys"
 _HARMLESS = """
     allow_credentials allow_headers allow_methods allow_origins allow_terminate_by_client allowed_media_domains api_keys
     chat_template communicator disable_fastapi_docs disable_metrics dist_init_addr distributed_executor_backend
@@ -56,7 +57,6 @@ _CHANGING = {
     "the model's configuration": "hf_overrides",
     "the host's time": "logprobs_mode enable_return_routed_experts",
     "how experts are placed and overlapped": "enable_eplb enable_microbatch",
-    "adapters, which are not simulated": "adapters",
 }
 _REFUSED = {
     "how many tokens a step yields (drafts are not simulated for LMDeploy)": (
@@ -98,6 +98,7 @@ FLAGS = FlagTable(
         "tp": Typed("tensor_parallel"),
         "model_format": Typed("weights", _WEIGHTS.get),
         "quant_policy": Typed("kv_cache", _KV_CACHE.get),
+        "adapters": Typed("lora", lambda paths: {"max_loras": len(paths)} if paths else None),
     },
     environment={
         f"LMDEPLOY_PT_{name.upper()}": name for name in ("ttft_policy", "ttft_short_turns", "ttft_aging_sec")

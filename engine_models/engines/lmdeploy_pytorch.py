@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from engine_models.cost.adapters import Adapters, adapters_of
+from engine_models.cost.adapters import summary_note as adapters_note
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
@@ -49,6 +51,8 @@ WEIGHTS = ("bf16", "fp16", "fp8", "fp8_block", "int8", "awq")
 LARGE_HEAD_DIM, LARGE_HEAD_BLOCK_TOKENS = 512, 32
 """From this key width on blocks are smaller, but with FlashMLA, which Hopper has (datasheet: `_adjust_block_size` there)."""
 FLASH_MLA_CARDS = ("h100", "h200", "h20", "h800", "gh200")
+LEAST_ADAPTER_RANK = 16
+"""Rank that the kernel of adapters computes at least (datasheet: `fused_lora` in `pytorch/kernels/cuda/fused_lora.py` there)."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Rank:
     window_tokens: int
     windows: tuple[int, ...]
     masked: bool
+    adapted: bool
 
     def scheduler(self, mode: Mode) -> AlternatingScheduler:
         """Build a scheduler with its blocks."""
@@ -72,7 +77,13 @@ class Rank:
             window_tokens=self.window_tokens,
         )
         return AlternatingScheduler(
-            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows, masked=self.masked
+            self.rules,
+            kv,
+            aggregate=mode != "step",
+            record_rows=mode == "record",
+            windows=self.windows,
+            masked=self.masked,
+            adapted=self.adapted,
         )
 
 
@@ -90,7 +101,8 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, because: st
     """
     arch, flags = request.arch, request.flags
     _refuse(request)
-    memory, prefill, page = _memory(request, rows)
+    adapters = adapters_in(request)
+    memory, prefill, page = _memory(request, rows, adapters.memory_bytes if adapters is not None else 0)
     usable = memory.blocks - 1  # block 0 is of padding
     session = int(flags.get("session_len") or arch.max_context_tokens)
     windows = arch.windows_below(session)
@@ -113,7 +125,7 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, because: st
         ttft_aging_s=float(flags.get("ttft_aging_sec", 2.0)),
         handle_pool=inside,
     )
-    rank = Rank(rules, usable, page, caching, window, windows, request.structured)
+    rank = Rank(rules, usable, page, caching, window, windows, request.structured, adapters is not None)
     overheads = load_overheads(engine, shared_overheads)
     asked = flags.get("cudagraph_capture_batch_sizes")
     sizes = (
@@ -146,6 +158,7 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, because: st
             Terms(replace(overheads.host, prefill_graph_tokens=0), graph_sizes=graphs),
             TableRange(step_tokens, rows, session),
             Parallelism(request.tensor_parallel, expert=request.expert_parallel),
+            adapters=adapters,
             masks=MASKS if request.structured else None,
         ),
         executor=Executor(depth=2),
@@ -160,9 +173,37 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, because: st
             "LMDeploy's kernels and its host and front end are priced as vLLM's (assumed, nobody measured them); prompts run "
             "outside CUDA graphs" + ("" if graphs else ", as do decodes (eager_mode)"),
             *((masks_note(MASKS),) if request.structured else ()),
+            *((adapters_note(adapters, all_there=True), LAUNCHED) if adapters is not None else ()),
         ),
         sources=overheads.provenance,
     )
+
+
+LAUNCHED = (
+    "its kernel of adapters is launched in every step, for each layer that has adapters, also where no row names one "
+    "(priced as a kernel without work, assumed)"
+)
+
+
+def adapters_in(request: PoolRequest) -> Adapters | None:
+    """Adapters of a pool, None where it serves none: all that there are, loaded at start (`add_adapters`)."""
+    if request.lora is None:
+        return None
+    if "max_loras" not in request.lora:
+        raise InputError(
+            "LMDeploy keeps all its adapters on the device: how many are they?",
+            where="deployment.lora.max_loras",
+            mend="give their number, such as lora: {max_loras: 20, rank: 16}, or name them in engine_args.adapters",
+        )
+    found = adapters_of(
+        request.lora,
+        request.arch,
+        tensor_parallel=request.tensor_parallel,
+        link_bytes_per_s=request.host_link_bytes_per_s,
+        on_device=1,
+        pads_rank=False,
+    )
+    return replace(found, slot_rank=found.rank, computed_rank=max(LEAST_ADAPTER_RANK, found.rank), always_launched=True)
 
 
 def _refuse(request: PoolRequest) -> None:
@@ -187,8 +228,8 @@ def _refuse(request: PoolRequest) -> None:
         )
 
 
-def _memory(request: PoolRequest, rows: int) -> tuple[MemoryBudget, int, int]:
-    """KV bytes = a share of what weights, context and the largest step's logits leave; a prefill's budget; a block's tokens."""
+def _memory(request: PoolRequest, rows: int, lora_bytes: int) -> tuple[MemoryBudget, int, int]:
+    """KV bytes = a share of what weights, adapters, context and the largest step's logits leave; a prefill's budget; a block."""
     flags, arch = request.flags, request.arch
     tp, device = request.tensor_parallel, request.device_memory_bytes
     share = float(flags.get("cache_max_entry_count", CACHE_SHARE))
@@ -203,7 +244,7 @@ def _memory(request: PoolRequest, rows: int) -> tuple[MemoryBudget, int, int]:
     per_token = sum(
         group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)
     )
-    block, free = int(per_token * page), device - weights - other
+    block, free = int(per_token * page), device - weights - lora_bytes - other
     prefill = int(flags.get("max_prefill_token_num", PREFILL_TOKENS))
     while True:
         logits = (prefill + 2 * rows) * arch.vocab * LOGIT_BYTES
@@ -211,9 +252,9 @@ def _memory(request: PoolRequest, rows: int) -> tuple[MemoryBudget, int, int]:
         if kv // block <= FEW_BLOCKS:
             lack = int((FEW_BLOCKS + 1) * block / share) - (free - logits)
             raise InfeasibleError(
-                f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(other + logits) / 1e9:.1f} GB besides "
-                f"(logits of {prefill:,} prompt tokens among them), of {device / 1e9:.1f} GB; {lack / 1e9:.1f} GB too much on "
-                f"each of {tp} devices",
+                f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + "
+                f"{(lora_bytes + other + logits) / 1e9:.1f} GB besides (logits of {prefill:,} prompt tokens among them), "
+                f"of {device / 1e9:.1f} GB; {lack / 1e9:.1f} GB too much on each of {tp} devices",
                 where="deployment",
                 mend=f"{request.more_memory}, or a smaller engine_args.max_prefill_token_num",
             )
@@ -222,6 +263,7 @@ def _memory(request: PoolRequest, rows: int) -> tuple[MemoryBudget, int, int]:
         prefill //= 2
     lines = (
         MemoryLine("weight", "weights", weights),
+        *((MemoryLine("lora", "LoRA adapters", lora_bytes),) if lora_bytes else ()),
         MemoryLine("other", "CUDA context, collectives", other),
         MemoryLine("activation", "logits of the largest step", logits),
         MemoryLine("left", "left for activations and CUDA graphs", free - logits - kv),
@@ -229,4 +271,4 @@ def _memory(request: PoolRequest, rows: int) -> tuple[MemoryBudget, int, int]:
     return MemoryBudget(device, device, lines, kv, per_token, block, kv // block), prefill, page
 
 
-__all__ = ["WEIGHTS", "graph_sizes", "plan"]
+__all__ = ["WEIGHTS", "adapters_in", "graph_sizes", "plan"]

@@ -139,4 +139,21 @@ class MaskedDecodes(AdaptedDecodes):
         batch.masked_rows = self.masked_rows
 
 
-__all__ = ["NO_ADAPTERS", "AdaptedDecodes", "AdapterLimits", "AdapterSlots", "MaskedDecodes"]
+class NamingDecodes(MaskedDecodes):
+    """The decoding rows, whose steps say besides which adapters they read; all adapters are on the device."""
+
+    __slots__ = ()
+
+    def serve(self, batch: Batch) -> None:
+        """As of the base."""
+        super().serve(batch)
+        batch.adapters = self.use()
+
+
+def used_by(prompts: Iterable[tuple[Sequence, int]]) -> AdapterUse | None:
+    """What prompts, with the tokens of each that are computed, read of adapters that are all on the device; None for nothing."""
+    naming = [(seq.adapter, tokens) for seq, tokens in prompts if seq.adapter]
+    return AdapterUse(len({adapter for adapter, _ in naming}), sum(tokens for _, tokens in naming)) if naming else None
+
+
+__all__ = ["NO_ADAPTERS", "AdaptedDecodes", "AdapterLimits", "AdapterSlots", "MaskedDecodes", "NamingDecodes", "used_by"]

@@ -33,7 +33,7 @@ from typing import Literal
 
 from engine_models.memory.block_trie import HeldBlocks, TrieBlocks
 from engine_models.memory.radix import Content, content_of
-from engine_models.parts.adapters import MaskedDecodes
+from engine_models.parts.adapters import MaskedDecodes, NamingDecodes, used_by
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.protocols import INFINITY, Run, Scheduler, State
@@ -135,6 +135,7 @@ class AlternatingScheduler(Scheduler):
     aggregate : whether runs of equal steps are proven.
     record_rows : note the ordered rows of every step.
     windows : of the model's layers, whose spans a step names. masked : whether steps name the rows that a grammar constrains.
+    adapted : whether they name the LoRA adapters that they read, all of which are on the device: nobody waits for one.
     """
 
     def __init__(
@@ -146,12 +147,15 @@ class AlternatingScheduler(Scheduler):
         record_rows: bool = False,
         windows: tuple[int, ...] = (),
         masked: bool = False,
+        adapted: bool = False,
     ) -> None:
         self.rules = rules
         self.kv = kv
         self.aggregate = aggregate and not record_rows
         self.record_rows = record_rows
-        self.decodes: DecodeSet = MaskedDecodes(1, windows) if masked else DecodeSet(1, windows)
+        self._adapted = adapted
+        decodes = NamingDecodes if adapted else MaskedDecodes if masked else DecodeSet
+        self.decodes: DecodeSet = decodes(1, windows)
         self._outside: deque[Sequence] = deque()
         self._rows: dict[Sequence, _Row] = {}
         self._waiting: dict[_Row, None] = {}
@@ -513,6 +517,8 @@ class AlternatingScheduler(Scheduler):
                 batch.masked_rows += row.seq.masked
                 if row.tokens + 1 >= row.seq.final_length:
                     batch.finishing.append(row.seq)
+        if self._adapted:
+            batch.adapters = used_by((row.seq, row.rest if most is None else most) for row in rows)
         if kind != "long_context_chunk":
             self._drop_gone()
         return batch

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from engine_models.cost.adapters import MODULES, modules_of
 from engine_models.engines.known import parse_engine_args
+from engine_models.engines.lmdeploy_flags import FLAGS as LMDEPLOY_FLAGS
 from engine_models.engines.sglang_flags import FLAGS as SGLANG_FLAGS
 from engine_models.engines.vllm_flags import FLAGS as VLLM_FLAGS
 from engine_models.flags import reconcile
 from engine_models.memory.block_tree import BlockTree
+from engine_models.memory.block_trie import TrieBlocks
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.memory.radix import RadixPool
 from engine_models.model.architecture import load_architecture
@@ -23,6 +25,7 @@ from engine_models.parts.adapters import AdapterLimits, AdapterSlots
 from engine_models.parts.batch import AdapterUse, Batch, ContinuousRules
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.adapted import AdaptedScheduler
+from engine_models.schedulers.alternating import AlternatingRules, AlternatingScheduler
 from engine_models.schedulers.continuous import ContinuousScheduler
 from engine_models.schedulers.memory_then_tokens import FIRST_COME, TwoPassRules, TwoPassScheduler
 from engine_models.schedulers.memory_then_tokens_adapted import AdaptedTwoPassScheduler
@@ -223,7 +226,8 @@ def test_requests_without_an_adapter_keep_their_place() -> None:
             {"engine": "trtllm", "engine_args": {"lora_config": {"lora_target_modules": ["attn_qq"]}}},
             "adapters of `attn_qq` are not modelled; did you mean `attn_q`",
         ),
-        ({"lora": {}, "engine": "lmdeploy", "engine_args": {"backend": "pytorch"}}, "LoRA adapters is modelled for"),
+        ({"lora": {}, "engine": "mlc_llm"}, "LoRA adapters is modelled for"),
+        ({"lora": {"max_loras": 2}, "engine": "lmdeploy"}, "TurboMind, which LMDeploy takes .* has no LoRA adapters"),
         ({"engine_args": "vllm serve x/Llama-3.1-8B-Instruct --enable-lora --max-lora-rank 24"}, "max_lora_rank 24"),
     ],
 )
@@ -256,6 +260,62 @@ def test_an_engine_that_keeps_all_adapters_lets_nobody_wait_for_one() -> None:
     plain = simulate(load_scenario({"model": "llama-3.1-8b", "workload": {**LOAD, "requests": 40}, "deployment": deployment}))
     slower = runs[0].result["metrics"]["tpot_ms"]["mean"] / plain.result["metrics"]["tpot_ms"]["mean"]
     assert 1.1 < slower < 1.8
+
+
+def test_lmdeploy_keeps_all_adapters_and_launches_their_kernels_in_every_step() -> None:
+    engine: dict[str, Any] = {"engine": "lmdeploy", "engine_args": {"backend": "pytorch", "enable_prefix_caching": True}}
+    twenty, plain = pool(**engine, lora={"max_loras": 20, "rank": 8}).plan, pool(**engine).plan
+    assert twenty.memory.bytes_of("lora") == 20 * 8 * 2 * sum(module.values for module in modules_of(LLAMA, 1))
+    assert plain.memory.kv_bytes - twenty.memory.kv_bytes == pytest.approx(0.8 * twenty.memory.bytes_of("lora"), abs=1)
+    with pytest.raises(InputError, match="how many are they"):
+        pool(**engine, lora={"rank": 8})
+    prepared, batch = pool(**engine, lora={"max_loras": 2, "rank": 4}), Batch(0, 8, 8, 4000, tokens=8)
+    assert prepared.plan.costs.adapters is not None
+    assert prepared.plan.costs.adapters.computed_rank == 16  # the kernel's least
+    (idle_s, _), (plain_s, _) = (each.times().step_s([batch]) for each in (prepared, pool(**engine)))
+    assert 32 * 7 * 1e-6 < idle_s - plain_s < 32 * 7 * 5e-6  # a launch for each layer that has adapters, and no work
+    batch.adapters = AdapterUse(1, 8)
+    assert prepared.times().step_s([batch])[0] > idle_s
+    load = {**LOAD, "adapters": {"count": 20, "share": 0.7}, "shared_prefix": {"groups": 3, "tokens": 128}}
+    scenario = {"model": "llama-3.1-8b", "workload": load}
+    deployment = {"hardware": "h100-sxm-80gb", **engine}
+    runs = [
+        simulate(load_scenario({**scenario, "deployment": {**deployment, "lora": {"max_loras": 20}}}), aggregate=aggregate)
+        for aggregate in (True, False)
+    ]
+    assert runs[0].result["metrics"] == runs[1].result["metrics"]
+    alone = simulate(load_scenario({**scenario, "workload": {**load, "adapters": None}, "deployment": deployment}))
+    # what a prefix was computed with one adapter is of no use to another
+    hits = [run.requests["cached_tokens"].sum() for run in (runs[0], alone)]
+    assert 0 < hits[0] < hits[1]
+
+
+class Steps(list[tuple[Any, ...]]):
+    """Batches as what each serves and reads of adapters."""
+
+    def __call__(self, batch: Batch) -> None:
+        self.append((batch.decode_rows, tuple(batch.prefill or ()), batch.adapters))
+
+
+def test_steps_of_prompts_and_of_decodes_name_what_they_read() -> None:
+    def steps(adapted: bool) -> Steps:
+        found = Steps()
+        rules = AlternatingRules(8, 64, prefill_interval=4)
+        alternating = AlternatingScheduler(rules, TrieBlocks(64, 16, prefix_caching=False), aggregate=False, adapted=adapted)
+        replica = Replica([alternating], SpannedClock(CLOCK), depth=2, on_batch=found)
+        for index, (prompt, adapter) in enumerate([(10, 1), (12, 2), (9, 0), (100, 3)]):
+            replica.ranks[0].submit(Sequence(index, prompt, 3, 0.0, adapter=adapter))
+        replica.advance(float("inf"))
+        return found
+
+    named, plain = steps(adapted=True), steps(adapted=False)
+    assert [step[:2] for step in named] == [step[:2] for step in plain]
+    by_shape = {(rows, prompts): use for rows, prompts, use in named}
+    assert by_shape[0, ((9, 0), (10, 0), (12, 0))] == AdapterUse(2, 22)
+    assert by_shape[0, ((64, 0),)] == AdapterUse(1, 64)  # a piece of the long prompt
+    assert by_shape[0, ((36, 64),)] == AdapterUse(1, 36)
+    assert by_shape[4, ()] == AdapterUse(3, 3)  # of four rows three name one
+    assert all(use is None for *_, use in plain)
 
 
 def trtllm_places(**lora: Any) -> tuple[int, int | None, int]:
@@ -308,6 +368,9 @@ def test_flags_state_the_places() -> None:
     sglang = "--model m --lora-paths a=x --max-loras-per-batch 4 --max-loaded-loras 9 --lora-target-modules q_proj v_proj"
     found = read("sglang", SGLANG_FLAGS, sglang)
     assert found == {"max_loras": 4, "max_cpu_loras": 9, "target_modules": ["q_proj", "v_proj"]}
+    lmdeploy = "lmdeploy serve api_server m --backend pytorch --adapters a=x/1 b=x/2 c=x/3"
+    assert read("lmdeploy", LMDEPLOY_FLAGS, lmdeploy) == {"max_loras": 3}
+    assert read("lmdeploy", LMDEPLOY_FLAGS, "lmdeploy serve api_server m --adapters x/1") == {"max_loras": 1}
 
 
 # Who names which ------------------------------------------------------------------------------------------------
