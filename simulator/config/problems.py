@@ -196,6 +196,13 @@ def _unknown(
         elif key in pool:
             mend = f"move `{key}` into the entries of `pools`"
             return InputError(f"`{key}` belongs to a pool, not beside `pools`", where=where, mend=mend), None
+    joined = _PERCENTILE_IN_KEY.search(key.lower())
+    if path[:-1] == ("slo",) and joined:
+        bound = nearest(key.lower().replace(joined[0], ""), list(_LATENCY_BOUNDS))
+        if bound is not None:
+            value = getattr(item["node"], "value", None)
+            mend = _percentile(("slo", bound), joined[1], value if isinstance(value, int | float) else 500, where)
+            return InputError(f"unknown key `{key}` under `slo`", where=where, mend=mend), (*path[:-1], bound)
     problem, near = unknown_key(key, path[:-1], known, where)
     meant = _meant(key, path, known, model, root)
     if not meant and near is None:
@@ -465,12 +472,7 @@ def _other(path: Path, item: dict[str, Any]) -> InputError:
         and path[-1] in _LATENCY_BOUNDS
         and isinstance(value, int | float | str)
     ):
-        on_line = where.startswith("--") and not where.startswith("--set slo=")
-        form = (
-            f"name the percentile: `{name}.p99={value}`"
-            if on_line
-            else f"name the percentile: {path[-1]}: {{p99: {value}}}"
-        )
+        form = _percentile(path, "p99", value, where)
         return InputError(
             f"`{name}` must say which percentile, not only {_shown(value)}", where=where, mend=form
         )
@@ -482,6 +484,14 @@ def _other(path: Path, item: dict[str, Any]) -> InputError:
     return InputError(f"`{name}` must be {wanted}, not {_shown(value)}", where=where, mend=f"write {wanted}")
 
 
+def _percentile(path: Path, percentile: str, value: object, where: str) -> str:
+    """How a bound of the SLO names its percentile, in a file or on the command line."""
+    if where.startswith("--") and not where.startswith("--set slo="):
+        return f"name the percentile: `{_name(path)}.{percentile}={value}`"
+    return f"name the percentile: {path[-1]}: {{{percentile}: {value}}}"
+
+
+_PERCENTILE_IN_KEY = re.compile(r"_?(p\d+)(?=_|$)")
 _LATENCY_BOUNDS = ("ttft_ms", "tpot_ms", "itl_ms", "e2el_ms")
 
 

@@ -149,6 +149,14 @@ def test_a_bound_without_its_percentile_is_given_one() -> None:
     assert load_scenario(SMALL, ["slo.ttft_ms.p99=500"]).slo.bounds_ms() == {"ttft_ms": {"p99": 500.0}}
 
 
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [("ttft_p99_ms", "ttft_ms.p99"), ("p95_tpot_ms", "tpot_ms.p95"), ("e2e_p90", "e2el_ms.p90"), ("itl_ms_p50", "itl_ms.p50")],
+)
+def test_a_percentile_within_a_bounds_name_is_led_below_it(key: str, named: str) -> None:
+    assert first_error(f"slo.{key}=700").mend == f"name the percentile: `slo.{named}=700`"
+
+
 def test_a_wrong_axis_names_vary_and_the_form_of_a_range() -> None:
     error = first_error(varied=("deployment.replicas=1-4",))
     assert error.where == "--vary deployment.replicas"
