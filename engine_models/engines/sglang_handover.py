@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from engine_models.declaration import Handover, PoolRequest
+from engine_models.declaration import Handover, PoolRequest, Said
 from engine_models.schedulers.reserved import ReservingRules
 from hardware_profiles.errors import InputError
 
@@ -40,8 +40,14 @@ tables of kvcache-ai/Mooncake@3b5a594, `docs/source/performance`, 20 MB to 12.6 
 median of 17 rows)."""
 
 
-def handover_of(request: PoolRequest, page: int) -> Handover:
+def handover_of(request: PoolRequest, page: int, said: Said) -> Handover:
     """How a pool with a role passes requests on; InputError where that is not modelled."""
+    handover = _handover(request, page)
+    said.notes.append(HANDOVER_NOTE)
+    return handover
+
+
+def _handover(request: PoolRequest, page: int) -> Handover:
     flags = request.flags
     connector = str(flags.get("disaggregation_transfer_backend") or request.connector or CONNECTOR)
     if request.connector not in (None, connector):

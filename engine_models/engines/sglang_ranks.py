@@ -1,4 +1,4 @@
-"""Rules and radix cache of one of SGLang's ranks, of a pool or of a recording."""
+"""Rules, radix cache and limits of one of SGLang's ranks, of a pool or of a recording."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine_models.cost.adapters import Adapters
 from engine_models.cost.drafting import Speculation
-from engine_models.declaration import Mode, PairReplay, Replay, Role
+from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role, Said
 from engine_models.engines.sglang_drafts import step_slots
+from engine_models.engines.sglang_handover import reserving
 from engine_models.engines.sglang_recorded import PairRecorder
+from engine_models.engines.sglang_serving import Serving, rules_of
 from engine_models.engines.sglang_tiers import TierPlan
 from engine_models.memory.radix import RadixPool
-from engine_models.parts.adapters import AdapterLimits
+from engine_models.parts.adapters import NO_ADAPTERS, AdapterLimits
 from engine_models.parts.batch import Batch
 from engine_models.parts.handover import Peer
 from engine_models.parts.sequence import Sequence
@@ -27,6 +30,10 @@ from engine_models.schedulers.reserved import (
     SendingPrefillScheduler,
 )
 from engine_models.schedulers.reserved_drafted import DraftedReservingScheduler
+from hardware_profiles.errors import InputError
+
+SPARE_TOKENS = 5
+"""Tokens that the scheduler keeps free behind a prompt (``max_req_input_len``; datasheet: SGLang 0.5 source, 2025)."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,57 @@ class Rank:
         return PrefillFirstScheduler(
             self.rules, kv, aggregate=mode != "step", record_rows=record, windows=self.windows
         )
+
+
+def rank_of(
+    request: PoolRequest, serving: Serving, tokens: int, rows: int, tiers: TierPlan | None, adapters: Adapters | None, said: Said
+) -> Rank:
+    """A rank of a pool, with a cache of `tokens` for `rows` rows; InputError for what is not modelled over stages."""
+    flags, drafts, stages, decodes = request.flags, request.speculation, request.pipeline_parallel, request.role == "decode"
+    lanes = stages + int(flags.get("pp_async_batch_depth") or 0) if stages > 1 else 1
+    if stages > 1 and drafts:
+        raise InputError(
+            "speculative decoding beside pipeline parallelism is not modelled for SGLang yet",
+            where="deployment.pipeline_parallel",
+            mend="use tensor_parallel for the devices instead",
+        )
+    if stages > 1:
+        said.notes.append(f"{lanes} micro-batches take turns on {stages} stages; no step is formed ahead of its lane's results")
+    return Rank(
+        rules=rules_of(request, serving, rows),
+        kv_tokens=tokens,
+        page_tokens=serving.page,
+        prefix_caching=not flags.get("disable_radix_cache", False) and not decodes,
+        eviction_policy=str(flags.get("radix_eviction_policy", "lru")),
+        windows=request.arch.windows_below(serving.context),
+        role=request.role,
+        decode=reserving(flags, rows, serving.context) if decodes else None,
+        drafts=drafts,
+        adapters=adapters.limits if adapters is not None else NO_ADAPTERS if request.structured else None,
+        tiers=tiers,
+        lanes=lanes,
+        lane_rows=int(flags.get("pp_max_micro_batch_size") or max(1, rows // stages)),
+    )
+
+
+def limits_of(rank: Rank, step_tokens: int) -> Limits:
+    """What a rank holds at most: it keeps a row within one token less than context and cache, the last of which is not stored."""
+    context, page, drafts = rank.rules.max_model_len, rank.page_tokens, rank.drafts
+    held = min(context, rank.kv_tokens) - 1
+    backing = rank.decode.num_reserved_decode_tokens if rank.decode is not None else None
+    return Limits(
+        rows=rank.rules.max_running_requests,
+        step_tokens=step_tokens,
+        context_tokens=context,
+        kv_tokens=rank.kv_tokens,
+        kv_blocks=rank.kv_tokens // page,
+        block_tokens=page,
+        prompt_tokens=held - SPARE_TOKENS - 1,
+        row_tokens=held - 1,
+        request_tokens=rank.kv_tokens - backing if backing is not None else None,
+        spare_tokens=2 * step_slots(drafts, page) if drafts else 0,
+        page_after_prompt=True,
+    )
 
 
 def replay_of(knobs: Mapping[str, Any]) -> Replay:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal
 
-from engine_models.declaration import PoolRequest
+from engine_models.declaration import PoolRequest, Said
 from engine_models.memory.tiered_radix import FurtherTier, TieredPool, TieredTree, TokenStore
 from engine_models.parts.tiers import KvTier, Link, TierKind, WritePolicy
 from engine_models.schedulers.prefill_first_tiered import Prefetch, PrefetchPolicy
@@ -83,8 +83,15 @@ class TierPlan:
         ]
 
 
-def tier_plan(request: PoolRequest, tokens: int, token_bytes: float, page_tokens: int) -> TierPlan | None:
+def tiers_of(request: PoolRequest, tokens: int, token_bytes: float, page_tokens: int, said: Said) -> TierPlan | None:
     """The tiers that a pool asks for, by `kv_tiers` or by SGLang's flags; None for none, InputError for what cannot be."""
+    tiers = _tier_plan(request, tokens, token_bytes, page_tokens)
+    if tiers is not None:
+        said.notes += tiers.notes
+    return tiers
+
+
+def _tier_plan(request: PoolRequest, tokens: int, token_bytes: float, page_tokens: int) -> TierPlan | None:
     flags = request.flags
     asked = {tier.kind: tier for tier in request.tiers}
     wanted, backend = bool(flags.get("enable_hierarchical_cache")), flags.get("hicache_storage_backend")

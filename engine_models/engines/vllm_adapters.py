@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine_models.cost.adapters import Adapters, adapters_of, expert_values, modules_of
-from engine_models.declaration import FEATURES, PoolRequest
+from engine_models.cost.adapters import Adapters, adapters_of, expert_values, modules_of, summary_note
+from engine_models.declaration import FEATURES, PoolRequest, Said
 from engine_models.model.architecture import stages
 from engine_models.model.blocks import Architecture
 from hardware_profiles.errors import InputError
@@ -38,12 +38,11 @@ def _other_lora_values(
     return there - own
 
 
-def adapters_of_pool(request: PoolRequest, windows: tuple[int | None, ...], *, first: bool) -> Adapters | None:
+def adapters_of_pool(
+    request: PoolRequest, windows: tuple[int | None, ...], said: Said, *, first: bool
+) -> Adapters | None:
     """Adapters of a pool, None where it serves none; InputError for what vLLM refuses or is not modelled."""
     settings, tp = request.lora, request.tensor_parallel
-    arch = max(stages(request.arch, request.pipeline_parallel), key=lambda stage: stage.layers)
-    if settings is None and not request.structured:
-        return None
     lacking = {
         "vLLM before 0.8": first,
         "sliding windows or recurrent layers": windows != (None,),
@@ -63,7 +62,8 @@ def adapters_of_pool(request: PoolRequest, windows: tuple[int | None, ...], *, f
         )
     places = int(settings.get("max_loras", LORA_PLACES))
     sharded = bool(settings.get("fully_sharded_loras"))
-    return adapters_of(
+    arch = max(stages(request.arch, request.pipeline_parallel), key=lambda stage: stage.layers)
+    adapters = adapters_of(
         settings,
         arch,
         tensor_parallel=tp,
@@ -74,3 +74,5 @@ def adapters_of_pool(request: PoolRequest, windows: tuple[int | None, ...], *, f
         pads_rank=True,
         other_values=_other_lora_values(request, arch, settings.get("target_modules"), sharded=sharded),
     )
+    said.notes.append(summary_note(adapters))
+    return adapters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine_models.declaration import Handover, PoolRequest
+from engine_models.declaration import Handover, PoolRequest, Said
 from engine_models.parts.handover import Peer
 from hardware_profiles.errors import InputError
 
@@ -23,8 +23,19 @@ transfer [s] (measured: kvcache-ai/Mooncake@3b5a594, `docs/source/performance/vl
 _ROLES = {"kv_producer": "prefill", "kv_consumer": "decode"}
 
 
-def handover_of(request: PoolRequest, windows: tuple[int | None, ...], block_tokens: int) -> Handover:
-    """How a pool with a role passes requests on; InputError where that is not modelled."""
+def handover_of(
+    request: PoolRequest, windows: tuple[int | None, ...], block_tokens: int, read_at: str, said: Said
+) -> Handover:
+    """How a pool with a role passes requests on; InputError where that is not modelled.
+
+    `read_at` is the version whose rules were read.
+    """
+    handover = _handover(request, windows, block_tokens)
+    said.notes.append(_note(handover, read_at))
+    return handover
+
+
+def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_tokens: int) -> Handover:
     config = request.flags.get("kv_transfer_config") or {}
     where = "deployment.engine_args.kv_transfer_config"
     connector = str(config.get("kv_connector") or request.connector or CONNECTOR)
@@ -78,8 +89,8 @@ def handover_of(request: PoolRequest, windows: tuple[int | None, ...], block_tok
     )
 
 
-def handover_note(handover: Handover, read_at: str) -> str:
-    """What is assumed of it; `read_at` is the version whose rules were read."""
+def _note(handover: Handover, read_at: str) -> str:
+    """What is assumed of it."""
     if handover.reserves:
         return (
             f"{handover.connector} (rules read at vLLM {read_at}): its proxy sends a request to both servers at once; blocks are "

@@ -1,20 +1,25 @@
-"""Rules and KV cache of one of vLLM's ranks, of a pool or of a recording."""
+"""Rules, KV cache and limits of one of vLLM's ranks, of a pool or of a recording."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from engine_models.declaration import Mode, Role
+from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role
+from engine_models.engines import vllm_v0
+from engine_models.engines.vllm_cache import Cache
+from engine_models.engines.vllm_serving import Serving, rules_of
 from engine_models.engines.vllm_tiers import TierPlan, recorded_tiers
 from engine_models.engines.vllm_versions import Version, scheduling_switches, window_switches
 from engine_models.memory.paged_kv import PagedKV
-from engine_models.parts.adapters import AdapterLimits
+from engine_models.parts.adapters import NO_ADAPTERS, AdapterLimits
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.schedulers.continuous import ContinuousScheduler
 
 if TYPE_CHECKING:
+    from engine_models.cost.adapters import Adapters
+    from engine_models.declaration import Handover
     from engine_models.memory.hybrid_kv import HybridKV
 
 
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
 class Rank:
     """Rules and KV cache of one rank: what a fresh scheduler is built from.
 
-    `windows` and `switches` are those of the cache's groups (`kv_layout`, `window_switches`), `tiers` what lies beyond the
+    `windows` and `switches` are those of the cache's groups (`Cache`, `window_switches`), `tiers` what lies beyond the
     device, None without any. A `role` other than "mixed" shares requests with another server, `at_once` from their arrival on.
     """
 
@@ -105,7 +110,60 @@ class Rank:
         )
 
 
-def recorded_rank(version: Version, knobs: Mapping[str, Any]) -> Rank:
+def rank_of(
+    request: PoolRequest,
+    version: Version,
+    serving: Serving,
+    cache: Cache,
+    blocks: int,
+    context: int,
+    tiers: TierPlan | None,
+    handover: Handover | None,
+    adapters: Adapters | None,
+) -> Rank:
+    """A rank of a pool, with `blocks` of memory for requests of up to `context` tokens; one block stays empty."""
+    return Rank(
+        rules=rules_of(request, version, serving, context),
+        blocks=blocks - 1,
+        block_tokens=cache.block,
+        prefix_caching=cache.prefix_caching,
+        unhashed_to_head=version.unhashed_to_head,
+        windows=cache.windows,
+        switches=window_switches(version),
+        tiers=tiers,
+        role=request.role,
+        at_once=handover is not None and handover.reserves,
+        adapters=adapters.limits if adapters is not None else NO_ADAPTERS if request.structured else None,
+    )
+
+
+def limits_of(rank: Rank, version: Version, serving: Serving, cache: Cache, least_share: float) -> Limits:
+    """What a rank holds at most; `least_share` of its tokens may be all that a server has."""
+    rules = rank.rules
+    context, longest = rules.max_model_len, vllm_v0.longest_blocks(rank.blocks) if version.first_engine else rank.blocks
+    # a request shorter than the windows takes blocks in all groups alike
+    whole = max(0, longest - cache.window_blocks(serving)) // cache.full_groups
+    request_blocks = max(whole, longest // max(1, len(cache.windows)))
+    kv_tokens = rank.blocks // cache.full_groups * cache.block
+    stated = cache.stated_tokens(rank.blocks + 1, context, serving.tokens, version.number)
+    return Limits(
+        rows=serving.rows,
+        step_tokens=serving.tokens,
+        context_tokens=context,
+        kv_tokens=kv_tokens,
+        kv_blocks=rank.blocks,
+        block_tokens=cache.block,
+        prompt_tokens=context - 1,
+        row_tokens=context,
+        spare_tokens=rules.speculative_tokens + rules.lookahead_tokens,
+        row_blocks=cache.states,
+        request_tokens=request_blocks * cache.block,
+        stated_tokens=stated,
+        least_stated=int(least_share * (kv_tokens if stated is None else stated)) if least_share < 1 else None,
+    )
+
+
+def _recorded_rank(version: Version, knobs: Mapping[str, Any]) -> Rank:
     """Rules and cache of a recorded scheduler, from the knobs of its `config` line."""
     rules = ContinuousRules(
         **scheduling_switches(version),
@@ -134,7 +192,7 @@ def recorded_rank(version: Version, knobs: Mapping[str, Any]) -> Rank:
     )
 
 
-def as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
+def _as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
     """A step as the recorder writes it."""
     assert batch.rows is not None
     return {
@@ -143,3 +201,22 @@ def as_recorded(batch: Batch, ids: Mapping[int, str]) -> dict[str, Any]:
         "preempted": [ids[s.index] for s in batch.preempted],
         "free_blocks": batch.free_blocks,
     }
+
+
+def replay_of(version: Version, knobs: Mapping[str, Any]) -> Replay:
+    """The scheduler of a recording, from the knobs of its `config` line."""
+    rank = _recorded_rank(version, knobs)
+    return Replay(rank.scheduler("record"), rank.rules.in_flight, ("sched", "preempted", "hits", "free_blocks"), _as_recorded)
+
+
+def pair_replay_of(version: Version, config: Mapping[str, Any]) -> PairReplay:
+    """The schedulers of a recorded prefill and a recorded decode server."""
+    from engine_models.engines.vllm_recorded import PairRecorder
+    from engine_models.parts.handover import Peer
+
+    def side(role: Role, name: str) -> Peer:
+        scheduler = replace(_recorded_rank(version, config[name]), role=role).scheduler("record")
+        assert isinstance(scheduler, Peer)
+        return scheduler
+
+    return PairReplay(lambda: side("prefill", "P"), lambda: side("decode", "D"), PairRecorder)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from engine_models.declaration import PoolRequest
+from engine_models.declaration import PoolRequest, Said
+from engine_models.engines.vllm_versions import Version
 from engine_models.parts.tiers import NVME_BYTES_PER_S, KvTier, Link, WritePolicy
 from hardware_profiles.errors import InputError
 
@@ -27,6 +28,8 @@ LMCACHE_CHUNK_TOKENS = 256
 """Tokens of a chunk unless `chunk_size` says otherwise (datasheet: LMCache's `config.py`, read 2026-11)."""
 LMCACHE_HOST_GIB = 5.0
 """Host memory of a rank unless `max_local_cpu_size` says otherwise [GiB] (datasheet: as above)."""
+OFFLOAD_BYTES_SINCE = (0, 14)
+"""First version whose own connector takes the size of host memory in bytes (datasheet: releases and vLLM's blog of 2026-01)."""
 WHERE_FLAG = "deployment.engine_args.kv_transfer_config"
 
 
@@ -143,26 +146,39 @@ def tier_words(tier: KvTier) -> str:
     return f"{tier.capacity_bytes / GIB:,.4g} GiB {tier.kind}{rate}"
 
 
-def tier_plan(
+def tiers_of(
     request: PoolRequest,
+    version: Version,
+    windows: tuple[int | None, ...],
     block_bytes: int,
     block_tokens: int,
-    *,
-    windows: tuple[int | None, ...],
-    stores_outputs: bool,
-    has_tiers: bool,
-    ranks_requests: bool,
-    counts_blocks: bool,
+    said: Said,
 ) -> TierPlan | None:
-    """The tiers that a pool asks for, None for none; InputError for what is not modelled or cannot be.
-
-    `has_tiers` says whether the version's own connector knows disks and stores, `ranks_requests` whether its host memory goes by
-    the requests that used a block last, `counts_blocks` whether its size is given in blocks.
-    """
+    """The tiers that a pool asks for, None for none; InputError for what is not modelled or cannot be."""
     flags = request.flags
+    tiers = _tier_plan(request, version, windows, block_bytes, block_tokens)
+    config = flags.get("kv_transfer_config") or {}
+    if config.get("kv_connector") == NATIVE:
+        unread = sorted(_extra(flags).keys() - _NATIVE_KEYS)
+        said.warnings += [f"kv_connector_extra_config `{key}` is not modelled and was ignored" for key in unread]
+    if tiers is not None:
+        said.notes += tiers.notes
+    elif config and request.role == "mixed":
+        said.warnings.append(
+            f"vllm flag `kv_transfer_config` is modelled for {NATIVE} with its size, {LMCACHE}, {MOONCAKE} and "
+            f"{KVBM} with kv_tiers; transfers of KV blocks by {config.get('kv_connector')} to and from elsewhere are not"
+        )
+    return tiers
+
+
+def _tier_plan(
+    request: PoolRequest, version: Version, windows: tuple[int | None, ...], block_bytes: int, block_tokens: int
+) -> TierPlan | None:
+    flags, has_tiers = request.flags, version.offloads_further
     connector = _connector(request, has_tiers)
     chunk = _chunk_tokens(flags, connector, block_tokens)
     if connector == NATIVE:
+        counts_blocks = version.number < OFFLOAD_BYTES_SINCE
         tiers = _native_tiers(request, block_bytes * chunk // block_tokens, counts_blocks=counts_blocks)
     else:
         tiers = {LMCACHE: _lmcache_tiers, KVBM: _kvbm_tiers}.get(connector or "", lambda asked: asked.tiers)(request)
@@ -204,8 +220,8 @@ def tier_plan(
         ranks,
         next((tier.bytes_per_s for tier in tiers if tier.kind == "host"), request.host_link_bytes_per_s or inf),
         request.network_bytes_per_s * ranks,
-        (stores_outputs and connector == NATIVE) or connector == KVBM,
-        ranked=ranks_requests and connector == NATIVE and kinds == ["host"] and chunk == block_tokens,
+        (version.offloads_outputs and connector == NATIVE) or connector == KVBM,
+        ranked=version.offload_ranks_requests and connector == NATIVE and kinds == ["host"] and chunk == block_tokens,
     )
     for tier in tiers:
         if tier.capacity_bytes < plan.unit_bytes:
@@ -234,12 +250,6 @@ def _chunk_tokens(flags: Mapping[str, Any], connector: str | None, block_tokens:
 
 
 _NATIVE_KEYS = {"cpu_bytes_to_use", "num_cpu_blocks", "block_size", "spec_name"}
-
-
-def unread_keys(flags: Mapping[str, Any]) -> list[str]:
-    """Keys of vLLM's own connector that are not modelled."""
-    config = flags.get("kv_transfer_config") or {}
-    return sorted(_extra(flags).keys() - _NATIVE_KEYS) if config.get("kv_connector") == NATIVE else []
 
 
 def _extra(flags: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ The newest declared version is written in full (`Version`); every older one is a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from engine_models.cost.sampling import Sampler
@@ -17,10 +17,12 @@ from engine_models.cost.terms import Fp32Router
 class Version:
     """The switches in which vLLM versions differ, as far as they change a prediction.
 
-    Sources: vLLM's own code at each version, files named in docs/engines/vllm.md.
+    `number` is the version as it was asked for, which `name` stands for. Sources: vLLM's own code at each version, files named in
+    docs/engines/vllm.md.
     """
 
     name: str
+    number: tuple[int, ...] = field(default=(), compare=False)
     first_engine: bool = False  # V0
     async_scheduling: bool = True
     reserve_full_prompt: bool = True
@@ -57,7 +59,7 @@ class Version:
 
 
 VERSIONS: dict[str, dict[str, Any]] = {
-    "0.33.0": {switch.name: switch.default for switch in fields(Version) if switch.name != "name"},
+    "0.33.0": {switch.name: switch.default for switch in fields(Version) if switch.compare and switch.name != "name"},
     "0.24.0": {
         "lone_request_ignores_threshold": False,
         "self_preemption_continues": False,
@@ -104,6 +106,14 @@ VERSIONS: dict[str, dict[str, Any]] = {
 from 0.8 to 0.10 are taken for 0.11 (assumed: the same engine; its source was not read there)."""
 OLDEST_MEASURED = "0.11.0"
 """Of older versions no run and no recording is there."""
+SEARCHES_SINCE = (0, 16)
+"""Without FlashInfer a truncated sampler searches for a threshold, before it sorted."""
+
+
+def as_sampled(version: Version, *, flashinfer: bool) -> Version:
+    """The version with FlashInfer's sampler, or with that of its own (``VLLM_USE_FLASHINFER_SAMPLER``)."""
+    own: Sampler = "pivot" if tuple(map(int, version.name.split("."))) >= SEARCHES_SINCE else "sort"
+    return replace(version, sampler="rejection" if flashinfer else own)
 
 
 def graph_sizes(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models.declaration import Limits
-from engine_models.engines import sglang, sglang_memory
+from engine_models.engines import sglang, sglang_memory, sglang_serving
 from engine_models.engines.known import parse_engine_args
 from engine_models.lengths import judged
 from engine_models.memory.radix import RadixPool
@@ -404,7 +404,7 @@ def test_defaults_follow_memory() -> None:
     assert sglang_memory.memory_defaults(141 * gib, 8) == (8192, 512)
     assert sglang_memory.memory_defaults(192 * gib, 1) == (16384, 512)
     assert sglang_memory.memory_defaults(16 * gib, 4) == (2048, 8)
-    sizes = sglang.graph_sizes(512)
+    sizes = sglang_serving.graph_sizes(512)
     assert sizes[:7] == (1, 2, 4, 8, 12, 16, 24)
     assert sizes[-3:] == (480, 496, 512)
     assert 256 in sizes

@@ -11,7 +11,7 @@ from engine_models.cost import indexing, recurrence
 from engine_models.cost.attention import DecodeAttention, PrefillAttention
 from engine_models.cost.terms import Formats, HostOverhead, Parallelism, Shard, Terms
 from engine_models.declaration import PoolRequest
-from engine_models.engines import sglang, tgi, vllm, vllm_memory
+from engine_models.engines import sglang, tgi, vllm, vllm_cache
 from engine_models.model.architecture import (
     Architecture,
     KvGroup,
@@ -92,7 +92,7 @@ def request(arch: Architecture, tp: int = 1, **flags: object) -> PoolRequest:
 def test_blocks_are_lengthened_until_they_hold_a_state() -> None:
     # published start-up of Qwen3.5-35B-A3B: a state of 2,146,304 bytes a layer, 2,048 bytes of KV a token, blocks of 1,056
     assert state_bytes_of(next(b for b in SMALL.attention if b.kind == "linear")) == 2_146_304
-    windows, block_bytes, tokens = vllm_memory.with_states(SMALL, kv_groups(SMALL, BF16), 1, 1, 262_144, 16)
+    windows, block_bytes, tokens = vllm_cache.with_states(SMALL, kv_groups(SMALL, BF16), 1, 1, 262_144, 16)
     assert tokens == 1056
     assert windows == (None, 1, 1, 1)
     assert block_bytes == 10 * 2048 * 1056
@@ -100,12 +100,12 @@ def test_blocks_are_lengthened_until_they_hold_a_state() -> None:
 
 def test_a_model_without_states_keeps_its_blocks() -> None:
     plain = load_architecture("Llama-3.1-8B")
-    assert vllm_memory.with_states(plain, kv_groups(plain, BF16), 1, 1, 8192, 16) == ((None,), 16 * 131_072, 16)
+    assert vllm_cache.with_states(plain, kv_groups(plain, BF16), 1, 1, 8192, 16) == ((None,), 16 * 131_072, 16)
 
 
 def test_the_start_up_line_shares_the_pool_among_all_groups() -> None:
     """4.88 and 6.44 GiB of Qwen3.6-35B-A3B were told as 63,360 and 83,424 tokens; from 0.21 on the longest requests count."""
-    told = vllm_memory.grouping(SMALL, kv_groups(SMALL, BF16), 1, 1, 262_144, 1056)
+    told = vllm_cache.grouping(SMALL, kv_groups(SMALL, BF16), 1, 1, 262_144, 1056)
     assert told.stated_tokens(int(4.88 * 2**30), 262_144, 8192, (0, 19), 1) == 63_360
     assert told.stated_tokens(int(6.44 * 2**30), 262_144, 8192, (0, 20), 1) == 83_424
     # 242 blocks, of which such a request takes 249 and three for its states
@@ -116,7 +116,7 @@ def test_the_start_up_line_shares_the_pool_among_all_groups() -> None:
 def test_layers_that_keep_less_of_a_token_have_longer_blocks() -> None:
     """50 layers with windows keep 16 KiB of a token, ten without 8 KiB: six groups of ten, and pages of the wider."""
     groups = [KvGroup("full", 0, 10, 10 * 8192), KvGroup("sliding", 1024, 50, 50 * 16384)]
-    told = vllm_memory.grouping(load_architecture("Llama-3.1-8B"), groups, 1, 1, 131_072, 16)
+    told = vllm_cache.grouping(load_architecture("Llama-3.1-8B"), groups, 1, 1, 131_072, 16)
     assert {window: rest for window, *rest in told.kinds} == {None: [1, 32], 1024: [5, 16]}
     # Gemma-4-31B with 50 GiB left: 0.20 told some 55,000 tokens, 0.21 some 525,000 (vLLM's issue 43308)
     assert told.stated_tokens(50 * 2**30, 131_072, 2048, (0, 20), 1) == 20480 // 6 * 16
@@ -137,7 +137,7 @@ def test_layers_of_unequal_caches_share_one_pool() -> None:
     changes |= {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]}
     latent = ("kv_lora_rank", "v_head_dim", "index_head_dim")
     arch = load_architecture({**{k: v for k, v in INDEXED.items() if k not in latent}, **changes})
-    windows, block_bytes = vllm_memory.kv_layout(kv_groups(arch, BF16), 163_840, 16)
+    windows, block_bytes = vllm_cache.kv_layout(kv_groups(arch, BF16), 163_840, 16)
     assert windows == (
         None,
         *[1024] * 6,

@@ -1,0 +1,135 @@
+"""What SGLang decides about the time of a step: kernels by version, model, format and device, and what its host takes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engine_models.cost import marlin
+from engine_models.cost.adapters import Adapters
+from engine_models.cost.overheads import Overheads, own_overheads
+from engine_models.cost.settings import StepCosts
+from engine_models.cost.step_time import TableRange
+from engine_models.cost.terms import HostOverhead, Parallelism, Terms
+from engine_models.cost.token_masks import TokenMasks
+from engine_models.declaration import FrontEnd, PoolRequest, Said
+from engine_models.engines.sglang_kernels import (
+    EXPERT_LAUNCHES,
+    EXPERTS,
+    RECURRENT_LAUNCHES,
+    absorbs_below,
+    absorbs_captured,
+    as_run,
+    copies_heads,
+    experts,
+    fused_norm_tokens,
+    latent_launches,
+    selection_kernels,
+    token_tiles,
+    warn_of_attention,
+)
+from engine_models.engines.sglang_serving import Serving
+from engine_models.model.blocks import Architecture
+from hardware_profiles.device import load_device
+
+DISPATCHED_BYTES = {"fp8_block": 1.03125}
+"""Weights of experts -> bytes of a value that is sent to an expert: FP8 with a scale of 4 bytes for 128 values, 2 where none is
+given (datasheet: SGLang 0.5, `token_dispatcher/deepep.py`)."""
+
+
+def costs_of(
+    request: PoolRequest,
+    number: tuple[int, ...],
+    serving: Serving,
+    rows: int,
+    overheads: Overheads,
+    adapters: Adapters | None,
+    masks: TokenMasks | None,
+    said: Said,
+) -> StepCosts:
+    """The costs of steps of at most `rows` rows; `number` is the version."""
+    launched, terms = _terms(request, number, serving, _host(request, serving, overheads), said)
+    return StepCosts(
+        launched,
+        request.formats,
+        terms,
+        TableRange(serving.step_tokens(rows), rows, serving.context),
+        Parallelism(
+            request.tensor_parallel, request.pipeline_parallel, request.expert_parallel, request.data_parallel
+        ),
+        speculation=request.speculation,
+        adapters=adapters,
+        masks=masks,
+    )
+
+
+def first_use_of(terms: Terms, said: Said) -> float:
+    """What the first large prompts of a fresh server wait for kernels of Triton's [s]."""
+    if terms.moe_backend != "triton":
+        return 0.0
+    first_use_s = float(own_overheads("sglang")["start_s"]["value"])
+    if first_use_s:
+        said.notes.append(f"not counted: the first large prompts of a fresh server wait {first_use_s:.1f} s for Triton's kernels")
+    return first_use_s
+
+
+def _terms(
+    request: PoolRequest, number: tuple[int, ...], serving: Serving, host: HostOverhead, said: Said
+) -> tuple[Architecture, Terms]:
+    """The model as the engine's kernels compute it, and what it decides about the time of a step."""
+    warn_of_attention(request, said.warnings)
+    own_experts = experts(request, number, said.warnings)
+    tiled = token_tiles(request, number, said.warnings)
+    kernels, passes = selection_kernels(request, number, own_experts)
+    launched, fused = as_run(request, number, own_experts)
+    said.notes += fused
+    if own_experts:
+        said.notes.append(f"experts run on {EXPERTS[own_experts]} (SGLang's rule of version, model, format and GPU, or its flag)")
+    if tiled:
+        said.notes.append("products of FP8 blocks run on FlashInfer's TensorRT-LLM kernel, not on DeepGEMM: slow for prompts")
+    return launched, Terms(
+        host,
+        small_kernels=True,
+        graph_sizes=serving.graphs,
+        moe_backend=own_experts,
+        expands_latents=True,
+        absorbs_below=absorbs_below(request),
+        absorbs_captured=absorbs_captured(request),
+        fused_norm_tokens=fused_norm_tokens(request, number),
+        moe_by_flag=bool(request.flags.get("moe_runner_backend")),
+        gathered_bytes=DISPATCHED_BYTES.get(request.formats.weights.name, 2.0) if serving.routed else 2.0,
+        routed=serving.routed,
+        exchanges_over_all=request.data_parallel > 1 and not serving.routed and own_experts != "cutlass",
+        quantises=True,
+        marlin_share=marlin.share_of(load_device(request.device_name), request.formats.weights),
+        expert_launches=EXPERT_LAUNCHES.get(own_experts or "triton"),
+        latent_launches=latent_launches(request),
+        recurrent_launches=RECURRENT_LAUNCHES,
+        selection_kernels=kernels,
+        selection_passes=passes,
+        token_tiles=tiled,
+        copies_heads=copies_heads(request, number),
+    )
+
+
+def _host(request: PoolRequest, serving: Serving, overheads: Overheads) -> HostOverhead:
+    """What the host takes of a step."""
+    drafts = request.speculation
+    host = replace(overheads.host, prefill_graph_tokens=serving.prompt_graph_tokens)
+    if not serving.overlap:
+        serial = ("serial_step_s", "serial_draft_s") if drafts and drafts.draft else ("serial_step_s",)
+        host = replace(host, step_s=sum(float(overheads.provenance[name]["value"]) for name in serial))
+    if request.role == "decode":
+        host = replace(host, step_s=0.0, row_s=0.0)  # hidden behind the device's, as it is where batches are formed ahead
+    return host
+
+
+def front_of(request: PoolRequest, overheads: Overheads) -> FrontEnd:
+    """What stands before the schedulers: one process for all ranks unless ``--tokenizer-worker-num`` says otherwise."""
+    loop = overheads.loop
+    assert loop is not None
+    workers = int(request.flags.get("tokenizer_worker_num") or 1)
+    loop = replace(loop, share=request.data_parallel / workers)
+    return FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=loop, tokenises_late=True)
+
+
+__all__ = ["costs_of", "first_use_of", "front_of"]

@@ -1,0 +1,199 @@
+"""How vLLM lays out its KV cache: layers of one kind form groups, which draw blocks from one pool; the longest request in it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from engine_models.declaration import PoolRequest, Said
+from engine_models.engines import vllm_v0
+from engine_models.engines.vllm_serving import Serving
+from engine_models.engines.vllm_versions import Version
+from engine_models.model.architecture import KvGroup, kv_groups, state_pages
+from engine_models.model.blocks import Architecture
+from hardware_profiles.errors import InfeasibleError, InputError
+
+
+def kv_layout(groups: list[KvGroup], max_model_len: int, block_tokens: int) -> tuple[tuple[int | None, ...], int]:
+    """Windows of the KV groups, and the bytes of one block on one rank.
+
+    Layers of one kind form groups of equal size, the smallest kind's number of layers; every group draws blocks from the same
+    pool, each block holding `block_tokens` tokens of one group's layers. A window no shorter than the context is none.
+    Where layers of a window keep more of a token than those without, their groups hold fewer of them, so that blocks stay
+    alike (vLLM gives the others longer blocks instead: the same bytes).
+    """
+    kinds: dict[int | None, tuple[int, int]] = {}
+    for group in groups:
+        window = group.window_tokens if 0 < group.window_tokens < max_model_len else None
+        layers, size = kinds.get(window, (0, 0))
+        kinds[window] = (layers + group.layers, size + group.bytes_per_token_per_rank)
+    if len(kinds) == 1 and None in kinds:
+        return (None,), kinds[None][1] * block_tokens
+    each = {size / layers for layers, size in kinds.values()}
+    if None in kinds and max(each) > 1.01 * min(each):
+        whole = kinds[None][1]
+        split = {window: max(1, round(size / whole)) for window, (_, size) in kinds.items() if window is not None}
+        largest = max(whole, *(-(-size // split[w]) for w, (_, size) in kinds.items() if w is not None))
+        return (None, *(w for w, number in sorted(split.items()) for _ in range(number))), largest * block_tokens
+    layers_a_group = min(layers for layers, _ in kinds.values())
+    windows: list[int | None] = []
+    for window, (layers, _) in sorted(kinds.items(), key=lambda item: item[0] is not None):
+        windows += [window] * -(-layers // layers_a_group)
+    per_layer = max(size / layers for layers, size in kinds.values())
+    return tuple(windows), int(per_layer * layers_a_group * block_tokens)
+
+
+STATE_WINDOW = 1
+"""Window of the groups of recurrent layers: the block with the last token holds their state, those before it are free."""
+
+
+def with_states(
+    arch: Architecture, groups: list[KvGroup], tp: int, pp: int, max_model_len: int, block_tokens: int
+) -> tuple[tuple[int | None, ...], int, int]:
+    """`kv_layout` with the states of recurrent layers as groups of the same pool; windows, bytes of a block, its tokens.
+
+    A block is lengthened until that of an attention layer holds a recurrent layer's state, whose own page is padded to it
+    (vLLM, `platforms/interface.py`, read in public copies of 2026).
+    """
+    layers, page = state_pages(arch, tp, pp)
+    if not page:
+        return (*kv_layout(groups, max_model_len, block_tokens), block_tokens)
+    of_token = max(group.bytes_per_token_per_rank / group.layers for group in groups)
+    block_tokens *= max(1, math.ceil(page / (block_tokens * of_token)))
+    windows, block_bytes = kv_layout(groups, max_model_len, block_tokens)
+    states = math.ceil(layers * of_token * block_tokens / block_bytes)
+    return (*windows, *[STATE_WINDOW] * states), block_bytes, block_tokens
+
+
+CAPACITY_SINCE = (0, 21)
+"""The start-up line tells tokens of the longest requests; before, those of a pool in which every group holds all tokens."""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """vLLM's own groups: window, number and tokens of a block of each kind, and the bytes of a block without a drafter's."""
+
+    kinds: tuple[tuple[int | None, int, int], ...]
+    block_bytes: int
+
+    def stated_tokens(self, kv_bytes: int, context: int, step_tokens: int, version: tuple[int, ...], kept_states: int) -> int:
+        """Tokens that the line "GPU KV cache size" tells of a cache of `kv_bytes` (`kv_cache_utils.py`, 0.11 to 0.33).
+
+        kept_states : states that a request has in each group of recurrent layers, two where they can be found again.
+        """
+        blocks = kv_bytes // self.block_bytes
+        if version < CAPACITY_SINCE:
+            return blocks // sum(number for _, number, _ in self.kinds) * min(tokens for *_, tokens in self.kinds)
+        taken = 0
+        for window, number, tokens in self.kinds:
+            if window == STATE_WINDOW:
+                taken += number * kept_states
+            elif window is None:
+                taken += number * -(-context // tokens)
+            else:
+                taken += number * (-(-min(window - 1 + step_tokens, context) // tokens) + 1)
+        return int(blocks / taken * context)
+
+
+def grouping(arch: Architecture, groups: list[KvGroup], tp: int, pp: int, max_model_len: int, block_tokens: int) -> Grouping:
+    """How vLLM groups layers: as many of each kind as the rarest has, in pages of the size of the widest.
+
+    Layers that keep less of a token have longer blocks. `block_tokens` are those of `with_states`.
+    """
+    layers: dict[int | None, int] = {}
+    sizes: dict[int | None, float] = {}
+    for group in groups:
+        window = group.window_tokens if 0 < group.window_tokens < max_model_len else None
+        layers[window] = layers.get(window, 0) + group.layers
+        sizes[window] = sizes.get(window, 0) + group.bytes_per_token_per_rank
+    each = {window: sizes[window] / layers[window] for window in layers}
+    recurrent, _ = state_pages(arch, tp, pp)
+    together = min(layers.values()) if not recurrent else min(recurrent, *layers.values())
+    widest = max(each.values())
+    kinds = [
+        (window, -(-layers[window] // together), block_tokens * max(1, round(widest / each[window]))) for window in layers
+    ]
+    if recurrent:
+        kinds.append((STATE_WINDOW, -(-recurrent // together), block_tokens))
+    return Grouping(tuple(kinds), int(widest * block_tokens * together))
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Groups of KV blocks: the windows of each, bytes and tokens of a block, how many of the groups hold states.
+
+    told : vLLM's own grouping and the bytes of a block of this one, where the start-up line rests on it.
+    """
+
+    windows: tuple[int | None, ...]
+    block_bytes: int
+    block: int
+    states: int
+    prefix_caching: bool
+    told: tuple[Grouping, int] | None = None
+
+    @classmethod
+    def of(cls, request: PoolRequest, version: Version, serving: Serving, said: Said) -> Cache:
+        """The groups of a pool; InputError for what is not modelled of them."""
+        flags, arch, first, drafts = request.flags, request.arch, version.first_engine, request.speculation
+        tp, pp = request.tensor_parallel, request.pipeline_parallel
+        groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
+        windows, block_bytes, block = with_states(arch, groups, tp, pp, serving.context, serving.block)
+        if any(window not in (None, STATE_WINDOW) for window in windows) and flags.get("disable_hybrid_kv_cache_manager"):
+            raise InputError(
+                f"disable_hybrid_kv_cache_manager keeps whole sequences in the sliding windows of {arch.name}, "
+                "which is not modelled",
+                where="deployment.engine_args.disable_hybrid_kv_cache_manager",
+                mend="remove the flag",
+            )
+        states = sum(window == STATE_WINDOW for window in windows)
+        if first:
+            vllm_v0.refuse(request, version.name, windows=len(windows) > states + 1 or None not in windows, states=states > 0)
+        caching = bool(flags.get("enable_prefix_caching", not states and not first))
+        several = len(windows) > 1 and all(layer.kind != "mla" for layer in arch.attention)
+        told = (grouping(arch, groups, tp, pp, serving.context, block), block_bytes) if several else None
+        if states:
+            said.notes.append(
+                f"recurrent layers: {states} blocks of {block} tokens hold the states of a request, whatever its length; "
+                + ("states can be found again at every block (assumed)" if caching else "no prefix cache, as vLLM's default")
+            )
+        if drafts is not None:
+            block_bytes += drafts.kv_bytes_per_token() * block
+        return cls(windows, block_bytes, block, states, caching, told)
+
+    def stated_tokens(self, blocks: int, context: int, step_tokens: int, parts: tuple[int, ...]) -> int | None:
+        """Tokens that the start-up line tells of `blocks`, None for those of all groups without a window."""
+        if self.told is None:
+            return None
+        grouping, block_bytes = self.told
+        return grouping.stated_tokens(blocks * block_bytes, context, step_tokens, parts, 2 if self.prefix_caching else 1)
+
+    @property
+    def full_groups(self) -> int:
+        """Groups that hold all tokens of a request."""
+        return max(1, sum(window is None for window in self.windows))
+
+    def window_blocks(self, serving: Serving) -> int:
+        """Blocks that the windows of the longest request take at most."""
+        in_flight = serving.in_flight * serving.tokens
+        spans = [min(w - 1 + in_flight, serving.context) for w in self.windows if w is not None]
+        return sum(-(-span // self.block) + 1 for span in spans)
+
+    def context(self, request: PoolRequest, serving: Serving, blocks: int, kv_bytes: int, said: Said) -> int:
+        """The longest request; InfeasibleError where the flag states one that the cache does not hold."""
+        held = max(0, blocks - self.window_blocks(serving)) // self.full_groups * self.block
+        if held > serving.context or request.flags.get("num_gpu_blocks_override"):
+            return serving.context
+        if serving.fitted:
+            said.notes.append(f"max_model_len -1: fitted to {held - self.block} tokens")
+            return held - self.block
+        devices = request.tensor_parallel * request.pipeline_parallel
+        raise InfeasibleError(
+            f"the KV cache holds {held:,} tokens, one request of max_model_len {serving.context:,} does not fit "
+            f"({kv_bytes / 1e9:.1f} GB left for the cache on each of {devices} devices)",
+            where="deployment",
+            mend=f"set engine_args.max_model_len to at most {max(0, held - self.block)}, or use more or larger devices",
+        )
+
+
+__all__ = ["Cache"]

@@ -1,0 +1,116 @@
+"""What vLLM decides about the time of a step: kernels by version, format and device, and what its host takes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from engine_models.cost import flash_attention2, marlin
+from engine_models.cost.overheads import Overheads
+from engine_models.cost.settings import StepCosts
+from engine_models.cost.step_time import TableRange
+from engine_models.cost.terms import HostOverhead, Parallelism, Terms
+from engine_models.declaration import FrontEnd, PoolRequest, Said
+from engine_models.engines.vllm_kernels import recurrent_launches
+from engine_models.engines.vllm_serving import Serving
+from engine_models.engines.vllm_versions import Version
+from hardware_profiles.device import load_device
+from hardware_profiles.errors import PlanError
+
+if TYPE_CHECKING:
+    from engine_models.cost.adapters import Adapters
+    from engine_models.cost.token_masks import TokenMasks
+
+MASK_THREADS = (8, 128, 16)
+"""Threads that fill masks, once there are more rows than so many, and rows that one takes at a time (datasheet: vLLM 0.33.0
+`v1/structured_output/__init__.py`; on a host of at least 16 cores, assumed)."""
+PARSE_S = 0.0098
+"""To parse a chat template of 4.1 kB, Qwen3's, for the variables that it names [s] (measured, 2026-11: Jinja2 3.1.6, 11.0 ms for
+4.6 kB in terms of the core of `loop_request_s`, two to three times as long after a pause; assumed of other models)."""
+HARMONY = "gpt_oss"
+"""Models whose chats are no templates: their prompts are made by a library (vLLM's `harmony_utils.py`)."""
+
+
+def costs_of(
+    request: PoolRequest,
+    version: Version,
+    serving: Serving,
+    context: int,
+    host: HostOverhead,
+    backend: str | None,
+    adapters: Adapters | None,
+    said: Said,
+) -> StepCosts:
+    """The costs of steps of requests of up to `context` tokens, whose experts run on `backend`."""
+    return StepCosts(
+        request.arch,
+        request.formats,
+        Terms(
+            _host(request, serving, host),
+            graph_sizes=serving.graphs,
+            truncated_sampling=serving.sorts,
+            sampler=serving.sampler,
+            moe_backend=backend,
+            expands_latents=True,
+            moe_by_flag=str(request.flags.get("moe_backend") or "auto") != "auto",
+            fixed_grid_attention=_fixed_grid_attention(request),
+            fp32_router=version.fp32_router,
+            recurrent_launches=recurrent_launches(request.device_name, version.number),
+            splits_graphs=True,
+            fills_selection=version.fills_selection,
+            chunked_decodes=version.chunked_decodes,
+            marlin_share=marlin.share_of(load_device(request.device_name), request.formats.weights, machete=True),
+        ),
+        TableRange(serving.tokens, serving.rows, context),
+        Parallelism(
+            request.tensor_parallel, request.pipeline_parallel, request.expert_parallel, request.data_parallel
+        ),
+        speculation=request.speculation,
+        adapters=adapters,
+        masks=_masks(version, serving, said) if request.structured else None,
+    )
+
+
+def _host(request: PoolRequest, serving: Serving, host: HostOverhead) -> HostOverhead:
+    """What the host takes of a step."""
+    host = replace(host, prefill_graph_tokens=serving.prompt_graph_tokens)
+    if serving.eager:  # `launch_s` is that of all eager steps
+        host = replace(host, prefill_launch_s=0.0)
+    if request.device_kind == "cpu":  # no copies to a device, no gaps between its kernels
+        host = HostOverhead(host.step_s, host.row_s)
+    return host
+
+
+def _fixed_grid_attention(request: PoolRequest) -> bool:
+    """Whether prompts and decoding rows share a call of FlashAttention 2, see `engine_models.cost.flash_attention2`."""
+    backend = str(request.flags.get("attention_backend") or "FLASH_ATTN").upper()
+    if backend != "FLASH_ATTN" or request.formats.kv_cache.name not in ("bf16", "fp16"):
+        return False
+    try:
+        return flash_attention2.serves(load_device(request.device_name))
+    except PlanError:
+        return False
+
+
+def _masks(version: Version, serving: Serving, said: Said) -> TokenMasks:
+    """Masks of structured output, filled while the model runs or before it."""
+    from engine_models.cost.token_masks import TokenMasks, summary_note
+
+    masks = TokenMasks(version.masks_overlap, version.masks_overlap and serving.in_flight > 1, *MASK_THREADS)
+    said.notes.append(summary_note(masks))
+    return masks
+
+
+def front_of(request: PoolRequest, version: Version, overheads: Overheads) -> FrontEnd:
+    """What stands before the scheduler: one API process a rank unless ``--api-server-count`` says otherwise."""
+    flags, loop = request.flags, overheads.loop
+    assert loop is not None
+    processes = flags.get("api_server_count") or request.data_parallel
+    parse_s = PARSE_S if version.parses_templates and request.arch.model_type != HARMONY else 0.0
+    loop = replace(loop, share=request.data_parallel / processes, chat_s=loop.chat_s + parse_s)
+    front = FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=loop)
+    limit = flags.get("max_num_queued_reqs")
+    return front if limit is None else replace(front, inflight=limit, on_full="503")
+
+
+__all__ = ["costs_of", "front_of"]
