@@ -37,14 +37,16 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     rows = int(request.flags.get("max_batch_size") or default_batch_size(request.device_name))
     asks = request.flags.get("backend") == "pytorch"
     falls_back = "" if asks else turbomind.why_not(request)
-    if request.lora is not None and not (asks or falls_back):
-        raise InputError(
-            f"TurboMind, which LMDeploy takes for {request.arch.name}, has no LoRA adapters",
-            where="deployment.lora",
-            mend="ask for its PyTorch engine (engine_args: {backend: pytorch}), or remove lora",
-        )
     if asks or falls_back:
         return pytorch.plan(request, ENGINE.name, version, rows, falls_back, shared_overheads=ENGINE.overheads_from)
+    lacking = {"lora": ("LoRA adapters", request.lora), "speculative": ("speculative decoding", request.speculation)}
+    for key, (words, asked) in lacking.items():
+        if asked is not None:
+            raise InputError(
+                f"TurboMind, which LMDeploy takes for {request.arch.name}, has no {words}",
+                where=f"deployment.{key}",
+                mend=f"ask for its PyTorch engine (engine_args: {{backend: pytorch}}), or remove {key}",
+            )
     return turbomind.plan(request, ENGINE.name, version, rows, shared_overheads=ENGINE.overheads_from)
 
 
@@ -92,6 +94,7 @@ ENGINE = Engine(
     kv_formats=("int8", "int4", "fp8"),
     features={
         "lora": Support(_KINDS, f"{_SOURCE}: docs/en/llm/api_server_lora.md (PyTorch engine)"),
+        "speculative": Support(_KINDS, f"{_SOURCE}: docs/en/advance/spec_decoding.md (PyTorch engine)"),
         "structured": Support(_KINDS, f"{_SOURCE}: pytorch/engine/guided_process.py, turbomind/generation/guided_decoding.cc"),
     },
     flags=lambda: FLAGS,
@@ -103,6 +106,7 @@ ENGINE = Engine(
         "tensor_ranks": "tp",
         "graph_rows": "cudagraph_capture_batch_sizes",
     },
+    drafts=pytorch.draft_settings,
     kernels="vllm",
     overheads_from="vllm",
     plan=plan,

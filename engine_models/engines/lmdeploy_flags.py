@@ -7,6 +7,9 @@ serves both engines; each ignores what is the other's, and so do they here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from engine_models.flag_lists import classified
 from engine_models.flags import Flag, FlagTable, Typed
 from engine_models.launcher import Launcher
@@ -16,6 +19,9 @@ _WEIGHTS = {"hf": None, "awq": "awq", "gptq": "gptq", "compressed-tensors": "int
 
 _KV_CACHE = {"4": "int4", "int4": "int4", "8": "int8", "int8": "int8", "16": "fp8", "fp8": "fp8", "17": "fp8", "fp8_e5m2": "fp8"}
 """Values of ``--quant-policy`` and the format of the KV cache that they fix."""
+
+DRAFT_METHODS = {"eagle": "eagle", "eagle3": "eagle3", "deepseek_mtp": "mtp", "qwen3_5_mtp": "mtp", "hy3_mtp": "mtp"}
+"""Values of ``--speculative-algorithm``, and methods of a pool's `speculative`."""
 
 _MODELLED: dict[str, Flag] = {
     "model": Flag("str"),
@@ -35,6 +41,9 @@ _MODELLED: dict[str, Flag] = {
     "model_format": Flag("str", None, choices=tuple(_WEIGHTS)),
     "prefill_interval": Flag("int", 16, low=1),
     "adapters": Flag("texts", None),
+    "speculative_algorithm": Flag("str", None, choices=tuple(DRAFT_METHODS)),
+    "speculative_draft_model": Flag("str", None),
+    "speculative_num_draft_tokens": Flag("int", 1, low=1),
     "ttft_policy": Flag("str", "size", choices=("size", "fifo")),
     "ttft_short_turns": Flag("int", 3, low=1),
     "ttft_aging_sec": Flag("float", 2.0, low=1e-3),
@@ -59,9 +68,6 @@ _CHANGING = {
     "how experts are placed and overlapped": "enable_eplb enable_microbatch",
 }
 _REFUSED = {
-    "how many tokens a step yields (drafts are not simulated for LMDeploy)": (
-        "speculative_algorithm speculative_draft_model speculative_num_draft_tokens"
-    ),
     "how a diffusion model yields its tokens": (
         "dllm_block_length dllm_unmasking_strategy dllm_denoising_steps dllm_confidence_threshold"
     ),
@@ -79,6 +85,15 @@ _KINDS = {
     for text in (_HARMLESS, *_CHANGING.values(), *_REFUSED.values())
     for name in text.split()
 }
+
+def _drafts(algorithm: str, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flags of drafts say of a pool's `speculative`."""
+    drafts: dict[str, Any] = {"method": DRAFT_METHODS[algorithm]}
+    model = flags.get("speculative_draft_model")
+    stated = (pool.get("speculative") or {}).get("num_speculative_tokens")
+    number = flags.get("speculative_num_draft_tokens", stated or 1)
+    return drafts | {"num_speculative_tokens": number} | ({"model": model} if model else {})
+
 
 _LAUNCHER = Launcher(
     programs=(r"lmdeploy serve api_server", r"-m lmdeploy serve api_server"),
@@ -98,6 +113,7 @@ FLAGS = FlagTable(
         "tp": Typed("tensor_parallel"),
         "model_format": Typed("weights", _WEIGHTS.get),
         "quant_policy": Typed("kv_cache", _KV_CACHE.get),
+        "speculative_algorithm": Typed("speculative", beside=_drafts),
         "adapters": Typed("lora", lambda paths: {"max_loras": len(paths)} if paths else None),
     },
     environment={

@@ -8,10 +8,14 @@ scheduling checked step by step against recordings of 0.18.0 (`capacity-plan val
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from engine_models.cost.adapters import Adapters, adapters_of
 from engine_models.cost.adapters import summary_note as adapters_note
+from engine_models.cost.draft_methods import WHERE, chains_only
+from engine_models.cost.drafting import summary_note as drafts_note
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
@@ -31,7 +35,9 @@ from engine_models.engines.lmdeploy_turbomind import MASKS
 from engine_models.memory.block_trie import TrieBlocks
 from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.model.blocks import Architecture
 from engine_models.schedulers.alternating import AlternatingRules, AlternatingScheduler
+from engine_models.schedulers.alternating_drafted import DraftedAlternatingScheduler
 from hardware_profiles.errors import InfeasibleError, InputError
 
 CACHE_SHARE = 0.8
@@ -51,6 +57,8 @@ WEIGHTS = ("bf16", "fp16", "fp8", "fp8_block", "int8", "awq")
 LARGE_HEAD_DIM, LARGE_HEAD_BLOCK_TOKENS = 512, 32
 """From this key width on blocks are smaller, but with FlashMLA, which Hopper has (datasheet: `_adjust_block_size` there)."""
 FLASH_MLA_CARDS = ("h100", "h200", "h20", "h800", "gh200")
+SPLIT_DRAFTERS = ("qwen3_5", "hy_v3", "hunyuan", "glm_moe_dsa")
+"""Types of models whose own draft layers are split over ranks (datasheet: `config_builder.py` there)."""
 LEAST_ADAPTER_RANK = 16
 """Rank that the kernel of adapters computes at least (datasheet: `fused_lora` in `pytorch/kernels/cuda/fused_lora.py` there)."""
 
@@ -67,6 +75,7 @@ class Rank:
     windows: tuple[int, ...]
     masked: bool
     adapted: bool
+    drafts: int
 
     def scheduler(self, mode: Mode) -> AlternatingScheduler:
         """Build a scheduler with its blocks."""
@@ -76,6 +85,8 @@ class Rank:
             prefix_caching=self.prefix_caching,
             window_tokens=self.window_tokens,
         )
+        if self.drafts:
+            return DraftedAlternatingScheduler(self.rules, kv, drafts=self.drafts, windows=self.windows)
         return AlternatingScheduler(
             self.rules,
             kv,
@@ -107,7 +118,9 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, because: st
     session = int(flags.get("session_len") or arch.max_context_tokens)
     windows = arch.windows_below(session)
     window = windows[0] if len(windows) == 1 and all(block.window_tokens for block in arch.attention) else 0
-    longest = session if 0 < window <= usable * page else min(session, (usable - 1) * page)
+    drafts, interval = request.speculation, int(flags.get("prefill_interval", 16))
+    ahead = drafts.tokens + interval * drafts.row_tokens if drafts is not None else page
+    longest = session if 0 < window <= usable * page else min(session, usable * page - max(page, ahead))
     if longest < 2:
         raise InfeasibleError(
             f"the KV cache holds {memory.blocks} blocks of {page} tokens, no request fits",
@@ -119,13 +132,14 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, because: st
     rules = AlternatingRules(
         max_batch_size=rows,
         max_prefill_token_num=prefill,
-        prefill_interval=int(flags.get("prefill_interval", 16)),
+        prefill_interval=interval,
         ttft_policy=str(flags.get("ttft_policy", "size")),
         ttft_short_turns=int(flags.get("ttft_short_turns", 3)),
         ttft_aging_s=float(flags.get("ttft_aging_sec", 2.0)),
         handle_pool=inside,
     )
-    rank = Rank(rules, usable, page, caching, window, windows, request.structured, adapters is not None)
+    drafted, adapted = drafts.tokens if drafts is not None else 0, adapters is not None
+    rank = Rank(rules, usable, page, caching, window, windows, request.structured, adapted, drafted)
     overheads = load_overheads(engine, shared_overheads)
     asked = flags.get("cudagraph_capture_batch_sizes")
     sizes = (
@@ -134,7 +148,7 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, because: st
         else tuple(sorted({size for size in asked if size <= rows} | {rows}))
     )
     graphs = () if flags.get("eager_mode") else sizes
-    step_tokens = max(prefill, rows)
+    step_tokens = max(prefill, rows * (drafts.row_tokens if drafts is not None else 1))
     return EnginePlan(
         engine=engine,
         version=version,
@@ -158,6 +172,7 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, because: st
             Terms(replace(overheads.host, prefill_graph_tokens=0), graph_sizes=graphs),
             TableRange(step_tokens, rows, session),
             Parallelism(request.tensor_parallel, expert=request.expert_parallel),
+            speculation=drafts,
             adapters=adapters,
             masks=MASKS if request.structured else None,
         ),
@@ -174,6 +189,7 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, because: st
             "outside CUDA graphs" + ("" if graphs else ", as do decodes (eager_mode)"),
             *((masks_note(MASKS),) if request.structured else ()),
             *((adapters_note(adapters, all_there=True), LAUNCHED) if adapters is not None else ()),
+            *((drafts_note(drafts), *drafts.notes) if drafts is not None else ()),
         ),
         sources=overheads.provenance,
     )
@@ -183,6 +199,14 @@ LAUNCHED = (
     "its kernel of adapters is launched in every step, for each layer that has adapters, also where no row names one "
     "(priced as a kernel without work, assumed)"
 )
+
+
+def draft_settings(settings: Mapping[str, Any], arch: Architecture, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of drafts; each rank has the whole drafter, but for the layers of few families (`_build_draft_dist_ctx`)."""
+    found = chains_only("LMDeploy", ("eagle3", "eagle", "mtp"))(settings, arch, flags)
+    method = str(found.get("method") or "eagle3")
+    split = method.endswith("mtp") and arch.model_type.startswith(SPLIT_DRAFTERS)
+    return {"method": method} | found | ({} if split else {"draft_tensor_parallel_size": 1})
 
 
 def adapters_in(request: PoolRequest) -> Adapters | None:
@@ -220,6 +244,12 @@ def _refuse(request: PoolRequest) -> None:
             where="deployment.kv_cache",
             mend="use int8 or fp8, or a model that TurboMind has",
         )
+    if request.speculation is not None and all(block.window_tokens for block in arch.attention):
+        raise InputError(
+            f"drafts of LMDeploy for {arch.name}, all of whose layers slide, are not simulated",
+            where=WHERE,
+            mend="leave speculative out, or use another engine (`capacity-plan list engines`)",
+        )
     if any(block.kind == "linear" or block.sparse for block in arch.attention):
         raise InputError(
             f"LMDeploy's state caches and sparse attention, which {arch.name} needs, are not simulated",
@@ -240,11 +270,14 @@ def _memory(request: PoolRequest, rows: int, lora_bytes: int) -> tuple[MemoryBud
     ):
         page = min(page, LARGE_HEAD_BLOCK_TOKENS)
     weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1, request.expert_parallel)
+    drafter = request.speculation.weight_bytes() if request.speculation is not None else 0
     other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
     per_token = sum(
         group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)
     )
-    block, free = int(per_token * page), device - weights - lora_bytes - other
+    if request.speculation is not None:
+        per_token += request.speculation.kv_bytes_per_token()
+    block, free = int(per_token * page), device - weights - drafter - lora_bytes - other
     prefill = int(flags.get("max_prefill_token_num", PREFILL_TOKENS))
     while True:
         logits = (prefill + 2 * rows) * arch.vocab * LOGIT_BYTES
@@ -253,8 +286,8 @@ def _memory(request: PoolRequest, rows: int, lora_bytes: int) -> tuple[MemoryBud
             lack = int((FEW_BLOCKS + 1) * block / share) - (free - logits)
             raise InfeasibleError(
                 f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + "
-                f"{(lora_bytes + other + logits) / 1e9:.1f} GB besides (logits of {prefill:,} prompt tokens among them), "
-                f"of {device / 1e9:.1f} GB; {lack / 1e9:.1f} GB too much on each of {tp} devices",
+                f"{(drafter + lora_bytes + other + logits) / 1e9:.1f} GB besides (logits of {prefill:,} prompt tokens among "
+                f"them), of {device / 1e9:.1f} GB; {lack / 1e9:.1f} GB too much on each of {tp} devices",
                 where="deployment",
                 mend=f"{request.more_memory}, or a smaller engine_args.max_prefill_token_num",
             )
@@ -263,6 +296,7 @@ def _memory(request: PoolRequest, rows: int, lora_bytes: int) -> tuple[MemoryBud
         prefill //= 2
     lines = (
         MemoryLine("weight", "weights", weights),
+        *((MemoryLine("draft", "weights of the drafter", drafter),) if drafter else ()),
         *((MemoryLine("lora", "LoRA adapters", lora_bytes),) if lora_bytes else ()),
         MemoryLine("other", "CUDA context, collectives", other),
         MemoryLine("activation", "logits of the largest step", logits),
@@ -271,4 +305,4 @@ def _memory(request: PoolRequest, rows: int, lora_bytes: int) -> tuple[MemoryBud
     return MemoryBudget(device, device, lines, kv, per_token, block, kv // block), prefill, page
 
 
-__all__ = ["WEIGHTS", "adapters_in", "graph_sizes", "plan"]
+__all__ = ["WEIGHTS", "adapters_in", "draft_settings", "graph_sizes", "plan"]

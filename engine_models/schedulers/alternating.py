@@ -71,7 +71,7 @@ class AlternatingRules:
     max_session_len: int | None = None
 
 
-class _Row:
+class Row:
     """A request inside: `tokens` are known, `computed` of them have keys and values (of a decoding row both are stale)."""
 
     __slots__ = ("arrived_s", "born", "computed", "content", "due", "held", "place", "seq", "state", "tokens")
@@ -97,7 +97,7 @@ class _Row:
 _arrival = attrgetter("arrived_s")
 
 
-def _size(row: _Row) -> tuple[int, float]:
+def _size(row: Row) -> tuple[int, float]:
     return row.rest, row.arrived_s
 
 
@@ -116,7 +116,7 @@ class AlternatingBatch(Batch):
     def __init__(self, number: int, kind: Kind) -> None:
         super().__init__(number)
         self.kind: Kind = kind
-        self.admitted: list[_Row] = []
+        self.admitted: list[Row] = []
         self.first = False
         self.back: list[tuple[Sequence, int]] = []
         self.evicted = self.decode_count = self.trie_blocks = self.trie_evictable = 0
@@ -157,18 +157,20 @@ class AlternatingScheduler(Scheduler):
         decodes = NamingDecodes if adapted else MaskedDecodes if masked else DecodeSet
         self.decodes: DecodeSet = decodes(1, windows)
         self._outside: deque[Sequence] = deque()
-        self._rows: dict[Sequence, _Row] = {}
-        self._waiting: dict[_Row, None] = {}
-        self._running: dict[_Row, None] = {}
-        self._stopped: dict[_Row, None] = {}
-        self._decoding: dict[_Row, None] = {}  # of the decode set, in order; those gone leave when it is used next
-        self._gone: list[_Row] = []
-        self._due: dict[int, list[_Row]] = {}  # decode step -> rows that need a block for it
+        self._rows: dict[Sequence, Row] = {}
+        self._waiting: dict[Row, None] = {}
+        self._running: dict[Row, None] = {}
+        self._stopped: dict[Row, None] = {}
+        self._decoding: dict[Row, None] = {}  # of the decode set, in order; those gone leave when it is used next
+        self._gone: list[Row] = []
+        self._due: dict[int, list[Row]] = {}  # decode step -> rows that need a block for it
+        self.recomputed_tokens = 0  # at the end of a prompt, whatever is found
+        self.ahead_tokens = rules.prefill_interval  # for which memory is taken beyond what a row has
         self._ahead_blocks = -(-rules.prefill_interval // kv.block_tokens)
         self._last: AlternatingBatch | None = None  # the latest batch
         self._before: AlternatingBatch | None = None  # the one before it
         self._begun = True  # whether it has started, so that its rows count as decodes
-        self._chunked: _Row | None = None
+        self._chunked: Row | None = None
         self._decode_count = 0
         self._short_turns = 0
         self._pauses: list[int] = []  # batches in which the decodes sat out
@@ -195,7 +197,7 @@ class AlternatingScheduler(Scheduler):
         most = self.rules.max_session_len
         if most is not None:
             seq.final_length = min(seq.final_length, max(most, seq.prompt_tokens + 1))
-        row = self._rows[seq] = _Row(seq, content_of(seq), now_s)
+        row = self._rows[seq] = Row(seq, content_of(seq), now_s)
         self._waiting[row] = None
         self._blocked = False
 
@@ -245,19 +247,23 @@ class AlternatingScheduler(Scheduler):
             if row.state == "running":
                 self._note_tokens(row)
 
-    def _note_tokens(self, row: _Row) -> None:
+    def _note_tokens(self, row: Row) -> None:
         """Note the tokens of a decode in all batches so far."""
         if row.born > self.processed_number:
             row.seq.emit(row.born, row.born)
-        row.seq.emit_between(self.next_number - 1, self._pauses)
+        self._note_answer(row, self.next_number - 1)
+
+    def _note_answer(self, row: Row, last: int) -> None:
+        """Note the tokens of a decode in all batches since it joined, up to one."""
+        row.seq.emit_between(last, self._pauses)
 
     # -- memory ---------------------------------------------------------------------------------------------
 
-    def _free(self, row: _Row, now_s: float) -> None:
+    def _free(self, row: Row, now_s: float) -> None:
         self.kv.release(row.held, now_s)
         row.computed = 0
 
-    def _reclaim(self, row: _Row, tokens: int, now_s: float, holders: Iterable[_Row]) -> bool:
+    def _reclaim(self, row: Row, tokens: int, now_s: float, holders: Iterable[Row]) -> bool:
         """Whether the blocks for `tokens` tokens of a row are free, after those of `holders`, one by one, and of the trie."""
         kv = self.kv
         need = kv.missing(row.held, tokens, row.computed)
@@ -276,7 +282,7 @@ class AlternatingScheduler(Scheduler):
         self._evicted += kv.evict(need - kv.free_blocks)
         return kv.free_blocks >= need
 
-    def _take(self, row: _Row, tokens: int, known: int, now_s: float) -> None:
+    def _take(self, row: Row, tokens: int, known: int, now_s: float) -> None:
         """Give a row blocks for `tokens` tokens, and let the trie know those of the `known` ones."""
         self.kv.take(row.held, tokens, row.computed, now_s)
         self.kv.enter(row.held, row.content, known)
@@ -358,7 +364,7 @@ class AlternatingScheduler(Scheduler):
                 return True
         return False
 
-    def _is_long(self, row: _Row) -> bool:
+    def _is_long(self, row: Row) -> bool:
         return row.rest > self.rules.max_prefill_token_num
 
     def _last_chunk_is_due(self) -> bool:
@@ -435,7 +441,7 @@ class AlternatingScheduler(Scheduler):
         self._short_turns += batch is not None
         return batch
 
-    def _in_turn(self, now_s: float, *, longs: bool, long_turn: bool) -> list[_Row]:
+    def _in_turn(self, now_s: float, *, longs: bool, long_turn: bool) -> list[Row]:
         """Those who wait, in the order in which they are tried."""
         waiting = sorted(self._waiting, key=_arrival)
         if longs and not long_turn:
@@ -448,7 +454,7 @@ class AlternatingScheduler(Scheduler):
             long.sort(key=lambda row: self._rank(row, now_s))
         return long[:1] + short + long[1:]
 
-    def _rank(self, row: _Row, now_s: float) -> tuple[int, int, float]:
+    def _rank(self, row: Row, now_s: float) -> tuple[int, int, float]:
         chunks = -(-row.rest // self.rules.max_prefill_token_num)
         credit = int(max(0.0, now_s - row.arrived_s) // self.rules.ttft_aging_s)
         return chunks - credit, chunks, row.arrived_s
@@ -459,8 +465,8 @@ class AlternatingScheduler(Scheduler):
         if most <= 0 or not self._waiting:
             return None
         order = self._in_turn(now_s, longs=longs, long_turn=long_turn)
-        skipped: list[_Row] = []
-        taken: list[tuple[_Row, int]] = []
+        skipped: list[Row] = []
+        taken: list[tuple[Row, int]] = []
         used = at = 0
         while at < len(order) and len(taken) < most:
             row = order[at]
@@ -500,7 +506,7 @@ class AlternatingScheduler(Scheduler):
                 self.hit_tokens += found * size
         return batch
 
-    def _serve(self, kind: Kind, rows: list[_Row], most: int | None = None) -> AlternatingBatch:
+    def _serve(self, kind: Kind, rows: list[Row], most: int | None = None) -> AlternatingBatch:
         """A step that computes what rows lack, `most` tokens of each."""
         batch = AlternatingBatch(self.next_number, kind)
         batch.admitted = rows
@@ -525,13 +531,13 @@ class AlternatingScheduler(Scheduler):
 
     def _admit(
         self,
-        row: _Row,
+        row: Row,
         now_s: float,
         used: int,
         others: bool,
         longs: bool,
-        skipped: list[_Row],
-        order: list[_Row],
+        skipped: list[Row],
+        order: list[Row],
         at: int,
     ) -> int:
         """Give a request its blocks; return how many it found, or why it is not admitted."""
@@ -557,7 +563,7 @@ class AlternatingScheduler(Scheduler):
         if self._is_long(row):
             tokens = known = row.computed + limit
         else:
-            tokens, known = row.tokens + self.rules.prefill_interval, row.tokens
+            tokens, known = row.tokens + self.ahead_tokens, row.tokens
         # the queue is walked only if blocks lack
         if kv.free_blocks < kv.missing(row.held, tokens, row.computed):
             holders = chain(reversed(self._stopped), reversed(order[at:]), reversed(skipped))
@@ -566,24 +572,24 @@ class AlternatingScheduler(Scheduler):
         self._take(row, tokens, known, now_s)
         return max(found, 0)
 
-    def _find(self, row: _Row, now_s: float) -> int:
-        found = self.kv.find(row.held, row.content, row.tokens, now_s)
+    def _find(self, row: Row, now_s: float) -> int:
+        found = self.kv.find(row.held, row.content, row.tokens - self.recomputed_tokens, now_s)
         if found:
             row.computed = len(row.held.path) * self.kv.block_tokens
         return found
 
-    def _undo(self, row: _Row, now_s: float, refusal: int) -> int:
+    def _undo(self, row: Row, now_s: float, refusal: int) -> int:
         """Forget what a request found, and what it still held."""
         self._free(row, now_s)
         return refusal
 
-    def _chunk(self, row: _Row, now_s: float) -> AlternatingBatch | None:
+    def _chunk(self, row: Row, now_s: float) -> AlternatingBatch | None:
         """The next chunk of a long prompt; None if its blocks cannot be had."""
         limit = self.rules.max_prefill_token_num
         if self._is_long(row):
             tokens = known = row.computed + limit
         else:
-            tokens, known = row.tokens + self.rules.prefill_interval, row.tokens
+            tokens, known = row.tokens + self.ahead_tokens, row.tokens
         if not self._reclaim(row, tokens, now_s, chain(self._stopped, self._waiting)):
             return None
         self._take(row, tokens, known, now_s)
@@ -595,7 +601,7 @@ class AlternatingScheduler(Scheduler):
 
     # -- decodes --------------------------------------------------------------------------------------------
 
-    def _join(self, row: _Row) -> None:
+    def _join(self, row: Row) -> None:
         """A row whose prompt the batch that starts computes goes on as a decode."""
         seq, decodes = row.seq, self.decodes
         row.place = seq.order = self._places
@@ -605,7 +611,7 @@ class AlternatingScheduler(Scheduler):
         self._decoding[row] = None
         self._note_due(row)
 
-    def _note_due(self, row: _Row) -> None:
+    def _note_due(self, row: Row) -> None:
         """Note the decode step for which a row needs a block, if its token before it is then in flight."""
         held = row.held
         row.due = (held.count + held.dropped) * self.kv.block_tokens + 1 - row.seq.offset
@@ -621,12 +627,12 @@ class AlternatingScheduler(Scheduler):
                 row.seq.state = "finished" if state == "finished" else "waiting"
         self._gone.clear()
 
-    def _in_flight(self, row: _Row) -> bool:
+    def _in_flight(self, row: Row) -> bool:
         """Whether the batch in flight yields a token of a decoding row."""
         flying = self._flying()
         return flying is not None and (flying.kind == "decode" or row.born == flying.number)
 
-    def _needy(self) -> list[_Row]:
+    def _needy(self) -> list[Row]:
         """Rows that need a block for the next decode, the last first."""
         step, flying = self.decodes.steps, self._flying()
         rows = [
@@ -648,15 +654,8 @@ class AlternatingScheduler(Scheduler):
     def _decode(self, now_s: float) -> AlternatingBatch | None:
         """A step of all decodes that find memory; None if none does."""
         self._drop_gone()
-        decodes, ahead = self.decodes, self.rules.prefill_interval
-        for row in self._needy():
-            row.tokens = decodes.length(row.seq) - self._in_flight(row)
-            row.computed = row.tokens - 1 if row.born != self._flying_number() else row.computed
-            if self._reclaim(row, row.tokens + ahead, now_s, chain(self._stopped, self._waiting)):
-                self._take(row, row.tokens + ahead, row.tokens, now_s)
-                self._note_due(row)
-            else:
-                self._preempt(row)
+        decodes = self.decodes
+        self._hold_memory(now_s)
         self._drop_gone()
         if not decodes.count:
             return None
@@ -669,11 +668,23 @@ class AlternatingScheduler(Scheduler):
         batch.order_finishing()
         return batch
 
+    def _hold_memory(self, now_s: float) -> None:
+        """Give the decodes the blocks that they need for the next step; who finds none is preempted."""
+        decodes, ahead = self.decodes, self.ahead_tokens
+        for row in self._needy():
+            row.tokens = decodes.length(row.seq) - self._in_flight(row)
+            row.computed = row.tokens - 1 if row.born != self._flying_number() else row.computed
+            if self._reclaim(row, row.tokens + ahead, now_s, chain(self._stopped, self._waiting)):
+                self._take(row, row.tokens + ahead, row.tokens, now_s)
+                self._note_due(row)
+            else:
+                self._preempt(row)
+
     def _flying_number(self) -> int:
         flying = self._flying()
         return -2 if flying is None else flying.number
 
-    def _preempt(self, row: _Row) -> None:
+    def _preempt(self, row: Row) -> None:
         """Send a decode back to the queue with its blocks; its token in flight is lost."""
         self._drop_token(row)
         del self._running[row]
@@ -684,7 +695,7 @@ class AlternatingScheduler(Scheduler):
         row.seq.preemptions += 1
         self._preempted.append(row.seq)
 
-    def _drop_token(self, row: _Row) -> None:
+    def _drop_token(self, row: Row) -> None:
         """Note the tokens that a decode has got; one in flight is lost."""
         seq, flying, last = row.seq, self._flying(), self.next_number - 1
         if flying is not None and self._in_flight(row):
@@ -710,7 +721,7 @@ class AlternatingScheduler(Scheduler):
         for seq in batch.finishing:
             row = self._rows[seq]
             if batch.kind == "decode":
-                seq.emit_between(number, self._pauses)
+                self._note_answer(row, number)
             row.state = "stopped"
             seq.state = "finished"
             del self._running[row]

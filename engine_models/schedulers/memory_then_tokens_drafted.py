@@ -59,12 +59,16 @@ class VerifiedRows(DecodeSet):
         batch.spans = self.no_spans
         for seq in self.rows:
             seq.extra_blocks += self._needed(seq)
-            batch.serve(self.row_tokens, seq.length - 1, decodes=True)
-            gain = 1 if seq.acceptance is None else 1 + seq.acceptance(seq.verifications)
-            gain = min(gain, seq.final_length - seq.length)  # none where it has ended in flight
-            seq.verifications += 1
-            seq.length += gain
-            self.gains[seq].append((batch.number, gain))
+            self.verify(seq, batch)
+
+    def verify(self, seq: Sequence, batch: Batch) -> None:
+        """Enter the next step of one row, and note what it gets."""
+        batch.serve(self.row_tokens, seq.length - 1, decodes=True)
+        gain = 1 if seq.acceptance is None else 1 + seq.acceptance(seq.verifications)
+        gain = min(gain, seq.final_length - seq.length)  # none where it has ended in flight
+        seq.verifications += 1
+        seq.length += gain
+        self.gains[seq].append((batch.number, gain))
 
     def pop_ended(self) -> list[Sequence]:
         """As of the base."""
