@@ -2,7 +2,8 @@
 
 A list is a file of JSON lines, one case a line: `id`, `source`, `scenario` (YAML text), `reported` (metric -> value), and where
 known `lengths`, the [prompt, output] tokens of each request in order, which replace the laws of the scenario. A `note` with the
-words "not flushed" says that the runs of a source on one deployment followed each other on one server, with prompts of one seed.
+words "not flushed" says that the runs of a source on one deployment followed each other on one server, with prompts of one
+seed; one with "ShareGPT lengths by mean", that the scenario's laws have but the means of such pairs, which are drawn instead.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from simulator.results.intervals import Evidence, center, half_width, interval
 from simulator.validation.evidence import Kind
 from simulator.validation.one_factor import one_factors
 from simulator.validation.runs import UNREADABLE, predictions
+from simulator.validation.sharegpt import like
 from simulator.validation.unflushed import Lengths, left_by, of_the_seed
 from simulator.workload.columns import FloatArray, Workload
 
@@ -48,6 +50,7 @@ STARTS, FAILS = "starts", "does not start"
 KV_ERROR = 0.027
 """Of what an engine tells of its KV cache, about the least and the most that is predicted: nine of eleven published start-up
 lines err by no more (vLLM, 2026-11; the others are of older versions than their cases name)."""
+SHAREGPT = "ShareGPT lengths by mean"
 _LOAD = re.compile(r"_c(\d+)$|\.(.+)$")
 """Behind a metric: users of a closed loop, or the name of a stage."""
 
@@ -57,6 +60,7 @@ class Case:
     """One case: `reported` are numbers, or the words "starts" and "does not start".
 
     unflushed : whether the server kept the prompts of the runs before, which are those of this one as far as both go.
+    sharegpt : whether the lengths are those of ShareGPT's pairs, of which the scenario's laws have the means.
     """
 
     id: str
@@ -65,6 +69,7 @@ class Case:
     reported: Mapping[str, Any]
     lengths: Lengths = ()
     unflushed: bool = False
+    sharegpt: bool = False
 
 
 Entry = dict[str, Any]
@@ -86,7 +91,8 @@ def read_cases(path: Path) -> list[Case]:
             lengths = tuple((int(p), int(o)) for p, o in entry.get("lengths") or ())
             reported = dict(entry["reported"])
             own = str(entry["id"]), str(entry.get("source", "")), str(entry["scenario"])
-            cases.append(Case(*own, reported, lengths, "not flushed" in str(entry.get("note", ""))))
+            note = str(entry.get("note", ""))
+            cases.append(Case(*own, reported, lengths, "not flushed" in note, SHAREGPT in note))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"not a case: {type(error).__name__}: {error}"[:160],
@@ -263,7 +269,8 @@ def _compare(
                 timed[name] = float(value)
         if timed:
             asked = {name: _stage_of(scenario, name) for name in timed}
-            by_stage = simulated_by_stage(prepared, case.lengths, fresh=fresh, served=served if case.unflushed else None)
+            lengths = case.lengths or (like(scenario.workload) if case.sharegpt else ())
+            by_stage = simulated_by_stage(prepared, lengths, fresh=fresh, served=served if case.unflushed else None)
             if any(_LOAD.sub("", name) == "rate_within_slo" for name in timed):
                 by_stage[""][0]["rate_within_slo"] = _highest_rate(prepared), None
             for name, value in timed.items():

@@ -27,6 +27,7 @@ from simulator.validation.reports import (
     validate_reports,
     with_history,
 )
+from simulator.validation.sharegpt import pairs
 from simulator.validation.unflushed import left_by
 from tests.terminal import typed
 
@@ -291,6 +292,30 @@ def test_a_law_of_two_numbers_tells_less_of_lengths_than_a_list_of_them(tmp_path
     cases = [case(), case(scenario=law), case(scenario=law, lengths=[[300, 20]] * 6)]
     found = validate_reports(write(tmp_path, *cases))["cases"]
     assert [e["rests_on"]["by_law"] for e in found] == [False, True, False]
+
+
+def test_pairs_of_sharegpt_have_the_means_that_are_told_and_many_short_answers() -> None:
+    """Prompts' median and 95th percentile are published too: 136 and 767 tokens of 1,000 pairs with answers of 192."""
+    prompt, answer = np.array(pairs(1000, 215, 200)).T
+    assert (prompt.mean(), answer.mean()) == (pytest.approx(215, rel=0.01), pytest.approx(200, rel=0.01))
+    assert np.percentile(prompt, [50, 95]) == pytest.approx([136, 767], rel=0.3)
+    assert 0.3 < (answer < 60).mean() < 0.45
+    assert answer.max() < 2048
+    assert np.corrcoef(prompt, answer)[0, 1] < -0.1
+
+
+def test_lengths_of_sharegpt_by_their_means_are_drawn_as_its_pairs(tmp_path: Path) -> None:
+    """In a batch a short answer waits for the prompts of all others between its tokens."""
+    text = (
+        "name: {}\nmodel: Qwen/Qwen3-14B\ndeployment: {{engine: sglang@0.5.5, hardware: a100-sxm-80gb}}\n"
+        "workload: {{arrivals: {{kind: batch}}, requests: 1000, prompt_tokens: {{kind: lognormal, mean: 215, p99: 950}}, "
+        "output_tokens: {{kind: lognormal, mean: 200, p99: 800}}, max_output_tokens: equal}}\n"
+    )
+    notes = {"law": "", "pairs": "ShareGPT lengths by means"}
+    cases = [case(n, scenario=text.format(n), reported={"tpot_mean_ms": 1.0}, note=note) for n, note in notes.items()]
+    found = {e["id"]: e for e in validate_reports(write(tmp_path, *cases))["cases"]}
+    assert found["pairs"]["predicted"] > 1.3 * found["law"]["predicted"]
+    assert [found[name]["rests_on"]["by_law"] for name in notes] == [True, False]
 
 
 def test_a_batch_waits_for_what_a_fresh_server_compiles() -> None:
