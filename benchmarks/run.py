@@ -35,6 +35,7 @@ from tests.guard.worktree import MissingCommitError, worktree  # noqa: E402
 TRACES = ROOT.parent / "shared" / "data" / "benchmarks"
 BASELINE = Path(__file__).with_name("baseline.json")
 MB = 1e6
+PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from simulator.cli import main; main()"
 PACKAGES = ("simulator", "engine_models", "hardware_profiles", "scenarios")
 
 LLAMA_8B = "meta-llama/Llama-3.1-8B-Instruct"
@@ -112,6 +113,27 @@ def roles(engine: str, **load: Any) -> Callable[[Path], dict[str, Any]]:
         "deployment": {"pools": [{"role": role, **pool} for role in ("prefill", "decode")]},
         "workload": {"trace": str(TRACES / "s3.parquet"), **load},
     }
+
+
+def seventy_percent(engine: str, hardware: str, **deployment: Any) -> Callable[[Path], dict[str, Any]]:
+    """The 2,000 requests of S1's kind at 70 % of the rate at which this deployment ends them when all are there at once."""
+
+    def scenario(folder: Path) -> dict[str, Any]:
+        load = s1_kind(2_000, 1)
+        server = {
+            "model": LLAMA_8B,
+            "deployment": {"engine": engine, "hardware": hardware, **deployment},
+            "workload": {**load, "arrivals": {"kind": "batch"}, "drain_s": 1_000_000},
+        }
+        path = folder / "capacity.yaml"
+        path.write_text(json.dumps({"name": "capacity", "seed": 1, **server}))
+        words = [sys.executable, "-c", PROGRAM, str(ROOT), "simulate", str(path), "--output", str(folder / "capacity")]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, cwd=folder)
+        (result,) = (folder / "capacity").glob("*/result.json")
+        rate = 0.7 * json.loads(result.read_text())["totals"]["request_throughput"]
+        return {**server, "workload": {**server["workload"], "arrivals": {"kind": "poisson", "rate": rate}}}
+
+    return scenario
 
 
 def million(folder: Path) -> dict[str, Any]:
@@ -212,6 +234,31 @@ CASES = {
     "1M": Case("1,000,000 requests of S1's kind", million),
     "10M": Case("10,000,000 requests of S1's kind, drawn", drawn(s1_kind(10_000_000, 7))),
 }
+ENGINES = {
+    "vllm": seventy_percent("vllm", "h100-sxm-80gb"),
+    "sglang": seventy_percent("sglang", "h100-sxm-80gb"),
+    "tgi": seventy_percent("tgi", "h100-sxm-80gb"),
+    "trtllm": seventy_percent("trtllm", "h100-sxm-80gb"),
+    "lmdeploy": seventy_percent("lmdeploy", "h100-sxm-80gb"),
+    "turbomind": seventy_percent("lmdeploy", "h100-sxm-80gb", engine_args={"backend": "turbomind"}),
+    "transformers": seventy_percent("transformers", "h100-sxm-80gb"),
+    "litserve": seventy_percent("litserve", "h100-sxm-80gb"),
+    "triton": seventy_percent("triton", "h100-sxm-80gb"),
+    "deepspeed_mii": seventy_percent("deepspeed_mii", "a100-sxm-80gb"),
+    "deepspeed_inference": seventy_percent("deepspeed_inference", "a100-sxm-80gb"),
+    "inferflow": seventy_percent("inferflow", "h100-sxm-80gb", engine_args={"max_context_len": 4096}),
+    "mlc_llm": seventy_percent("mlc_llm", "rtx-4090-24gb"),
+    "mlx_lm": seventy_percent("mlx_lm", "apple-m4-max-40c-64gb"),
+    "openvino": seventy_percent("openvino", "xeon-8592-1s"),
+    "llama_cpp": seventy_percent("llama_cpp", "rtx-4090-24gb"),
+    "ollama": seventy_percent("ollama", "rtx-4090-24gb"),
+    "openarc": seventy_percent("openarc", "arc-b580-12gb", weights="int4"),
+    "exllamav2": seventy_percent("exllamav2", "rtx-4090-24gb"),
+}
+CASES |= {
+    f"engine-{name}": Case(f"2,000 requests of S1's kind at 70 % of what {name} carries", scenario)
+    for name, scenario in ENGINES.items()
+}
 LONG = ("10M", "fleet-256")
 """Cases that run only when they are named: a quarter of an hour."""
 
@@ -230,7 +277,7 @@ def scenario_of(name: str, case: Case, folder: Path) -> Path | None:
     scenario = {"name": name, "seed": 1, **case.scenario(folder)}
     trace = Path(str(scenario["workload"].get("trace", "")))
     if trace.suffix == ".parquet" and not trace.exists():
-        print(f"{name:14} left out: there is no {trace}")
+        print(f"{name:26} left out: there is no {trace}")
         return None
     path = folder / "scenario.yaml"
     path.write_text(json.dumps(scenario))
@@ -239,14 +286,13 @@ def scenario_of(name: str, case: Case, folder: Path) -> Path | None:
 
 def measure(name: str, case: Case, scenario: Path, tree: Path) -> Measured | None:
     """Run a case with the packages of `tree`; None, with a word why, if it fails."""
-    program = "import sys; sys.path.insert(0, sys.argv.pop(1)); from simulator.cli import main; main()"
     verb, *options = case.command
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         arguments = [
             sys.executable,
             "-c",
-            program,
+            PROGRAM,
             str(tree),
             verb,
             str(scenario),
@@ -261,7 +307,7 @@ def measure(name: str, case: Case, scenario: Path, tree: Path) -> Measured | Non
             child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             told = (folder / "log").read_text()
-            print(f"{name:14} failed in {tree} with exit code {child.returncode}:\n{told}")
+            print(f"{name:26} failed in {tree} with exit code {child.returncode}:\n{told}")
             return None
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
         results = list((folder / "out").glob("*/result.json")) if verb == "simulate" else []
@@ -333,7 +379,7 @@ def beside_other(names: list[str], runs: int, other: Path, revision: str) -> int
     for tree in (ROOT, other):  # neither side compiles its modules while it is measured
         subprocess.run([sys.executable, "-m", "compileall", "-q", *PACKAGES], cwd=tree, check=True)
     print(f"medians of {runs}; the second figure of three is that of {revision}, the third their ratio")
-    print(f"{'case':14} {'CPU s':^21}  {'peak MB':^17}  {'CPU ms a request':^13}  what")
+    print(f"{'case':26} {'CPU s':^21}  {'peak MB':^17}  {'CPU ms a request':^13}  what")
     complete = True
     for name in names:
         found = in_turn(name, CASES[name], [ROOT, other], runs)
@@ -342,7 +388,7 @@ def beside_other(names: list[str], runs: int, other: Path, revision: str) -> int
             continue
         new, old = found
         print(
-            f"{name:14} {new.cpu_s:7.2f} {old.cpu_s:7.2f} {ratio(new.cpu_s, old.cpu_s)}  "
+            f"{name:26} {new.cpu_s:7.2f} {old.cpu_s:7.2f} {ratio(new.cpu_s, old.cpu_s)}  "
             f"{new.peak_mb:5.0f} {old.peak_mb:5.0f} {ratio(new.peak_mb, old.peak_mb)}  "
             f"{a_request_ms(new)} {a_request_ms(old)}     {CASES[name].title}",
             flush=True,
@@ -353,7 +399,7 @@ def beside_other(names: list[str], runs: int, other: Path, revision: str) -> int
 def beside_baseline(names: list[str], runs: int, store: bool) -> int:
     """Run cases and show them beside the stored figures, or store them; 1 if one could not be run."""
     stored = json.loads(BASELINE.read_text()) if BASELINE.exists() else {"cases": {}}
-    print(f"{'case':14} {'CPU s':>8} {'ratio':>5} {'peak MB':>8} {'ratio':>5} {'ms a request':>12}  what")
+    print(f"{'case':26} {'CPU s':>8} {'ratio':>5} {'peak MB':>8} {'ratio':>5} {'ms a request':>12}  what")
     complete = True
     for name in names:
         found = in_turn(name, CASES[name], [ROOT], runs)
@@ -363,7 +409,7 @@ def beside_baseline(names: list[str], runs: int, store: bool) -> int:
         (measured,) = found
         before = stored["cases"].get(name, {})
         print(
-            f"{name:14} {measured.cpu_s:8.2f} {ratio(measured.cpu_s, before.get('cpu_s'))} {measured.peak_mb:8.0f} "
+            f"{name:26} {measured.cpu_s:8.2f} {ratio(measured.cpu_s, before.get('cpu_s'))} {measured.peak_mb:8.0f} "
             f"{ratio(measured.peak_mb, before.get('peak_mb'))} {a_request_ms(measured):>12}  {CASES[name].title}",
             flush=True,
         )
