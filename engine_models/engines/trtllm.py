@@ -38,14 +38,27 @@ from engine_models.schedulers.memory_then_tokens import UTILIZATION
 from hardware_profiles.device import DeviceKind
 
 VERSIONS: dict[str, dict[str, Any]] = {
-    "1.3.0": {"recorded": True, "graph_step_above_128": 64, "graphs_adapters": True, "serial_quantisation": False},
-    "1.0.0": {"recorded": False, "graph_step_above_128": 0, "graphs_adapters": False, "serial_quantisation": True},
+    "1.3.0": {
+        "recorded": True,
+        "graph_step_above_128": 64,
+        "graphs_adapters": True,
+        "serial_quantisation": False,
+        "pieces_follow": True,
+    },
+    "1.0.0": {
+        "recorded": False,
+        "graph_step_above_128": 0,
+        "graphs_adapters": False,
+        "serial_quantisation": True,
+        "pieces_follow": False,
+    },
 }
 """The newest first; of each older one what differs from the next newer. `recorded`: whether its scheduling was compared with
 recordings; `graph_step_above_128`: step of the padded CUDA-graph sizes (0: they double); `graphs_adapters`: whether steps that
 name LoRA adapters run as CUDA graphs (`_torch/peft/lora/cuda_graph_lora_manager.py`, since 1.2). Source: as the module.
 `serial_quantisation`: of FP8 products on data-centre Blackwell (pull requests 6486 of 2025-08, 11607 of 2026-02; before 1.1
-another kernel, not timed)."""
+another kernel, not timed). `pieces_follow`: whether a prompt's pieces enter a pipeline one behind the other
+(`PyExecutor._add_inflight_ids`)."""
 
 
 
@@ -61,7 +74,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     memory, adapters = memory_of(request, serving)
     context = min(serving.context, memory.blocks * serving.block)
     handover = handover_of(request, serving.policy, serving.block) if request.role != "mixed" else None
-    rank = rank_of(request, serving, memory.blocks, context, handover, adapters)
+    rank = rank_of(request, serving, memory.blocks, context, handover, adapters, version)
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
     # a paused request comes back with its answer as prompt, computed alone if it exceeds the budget
     alone = context if serving.policy == UTILIZATION and not serving.chunked else 0
@@ -79,7 +92,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             request.formats,
             terms_of(request, version, serving, overheads.host, warnings),
             TableRange(step_tokens, serving.rows, context),
-            Parallelism(request.tensor_parallel, expert=request.expert_parallel, ranks=request.data_parallel),
+            Parallelism(
+                request.tensor_parallel, request.pipeline_parallel, request.expert_parallel, request.data_parallel
+            ),
             speculation=request.speculation,
             adapters=adapters,
             masks=masks,
@@ -93,8 +108,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             *((adapters_note(adapters),) if adapters is not None else ()),
             *((masks_note(masks),) if masks is not None else ()),
             *notes_of(
-                name, rank.rules, serving.context, recorded=bool(version["recorded"]), reuse=rank.reuse, graphs=serving.graphs,
-                padded=serving.padded,
+                name, rank.rules, serving.context, stages=rank.stages, recorded=bool(version["recorded"]), reuse=rank.reuse,
+                graphs=serving.graphs, padded=serving.padded,
             ),
             *((NO_GRAPHS,) if request.lora is not None and not version["graphs_adapters"] else ()),
         ),
@@ -126,6 +141,7 @@ ENGINE = Engine(
         "speculative": Support(_KINDS, "NVIDIA/TensorRT-LLM, docs/source/features/speculative-decoding.md (read 2026-11)"),
         "lora": Support(_KINDS, "NVIDIA/TensorRT-LLM, docs/source/features/lora.md (read 2026-11)"),
         "structured": Support(_KINDS, "NVIDIA/TensorRT-LLM, `_torch/pyexecutor/guided_decoder.py` (read 2026-11)"),
+        "pipeline_parallel": Support(_KINDS, "NVIDIA/TensorRT-LLM, `_torch/pyexecutor/py_executor.py` (read 2026-11)"),
     },
     drafts=chains_only("TensorRT-LLM", ("mtp", "eagle3", "ngram", "draft_model")),
     flags=lambda: FLAGS,

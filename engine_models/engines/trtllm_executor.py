@@ -38,16 +38,16 @@ def memory_left(
 
     Raises InfeasibleError if not even two blocks are left.
     """
-    arch, tp, device = request.arch, request.tensor_parallel, request.device_memory_bytes
+    arch, tp, pp, device = request.arch, request.tensor_parallel, request.pipeline_parallel, request.device_memory_bytes
     weights = weight_bytes_per_rank(
-        arch, request.formats.weights, tp, 1, request.expert_parallel, request.data_parallel
+        arch, request.formats.weights, tp, pp, request.expert_parallel, request.data_parallel
     )
     drafter = request.speculation
     draft_weights = drafter.weight_bytes() if drafter else 0
     activations = activation_bytes(arch, tokens, -(-tokens // max(context - 1, 1)), tp)
     other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
     per_token = sum(
-        group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)
+        group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, pp)
     ) + (drafter.kv_bytes_per_token() if drafter else 0)
     block = int(per_token * block_tokens)
     free = device - weights - draft_weights - lora_bytes - activations - other
@@ -56,7 +56,7 @@ def memory_left(
         lack = (2 * block - usable) / fraction
         raise InfeasibleError(
             f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {(activations + other) / 1e9:.1f} GB besides "
-            f"(a step of {tokens:,} tokens), of {device / 1e9:.1f} GB; {lack / 1e9:.1f} GB too much on each of {tp} devices",
+            f"(a step of {tokens:,} tokens), of {device / 1e9:.1f} GB; {lack / 1e9:.1f} GB too much on each of {tp * pp} devices",
             where="deployment",
             mend=f"{request.more_memory}, or a smaller engine_args.{words.step_tokens}",
         )

@@ -8,7 +8,7 @@ NO_GRAPHS = "with LoRA adapters no CUDA graphs: before 1.2 they do not hold adap
 
 
 def notes_of(
-    name: str, rules: TwoPassRules, asked: int, *, recorded: bool, reuse: bool, graphs: tuple[int, ...], padded: bool
+    name: str, rules: TwoPassRules, asked: int, *, stages: int, recorded: bool, reuse: bool, graphs: tuple[int, ...], padded: bool
 ) -> tuple[str, ...]:
     """Sentences on a version's rules, context, host and CUDA graphs; `asked` is the context that was asked for."""
     policy = rules.capacity_scheduler_policy
@@ -20,10 +20,19 @@ def notes_of(
         f"max_seq_len ({rules.max_seq_len:,})"
     )
     return (
-        f"TensorRT-LLM {name}: at most {rules.max_batch_size:,} active requests and {rules.max_num_tokens:,} tokens a step, "
-        f"prompts {prompts} beside answers; {'blocks are reused' if reuse else 'no block reuse'}, "
+        f"TensorRT-LLM {name}: at most {stages * rules.max_batch_size:,} active requests and {rules.max_num_tokens:,} tokens a "
+        f"step, prompts {prompts} beside answers; {'blocks are reused' if reuse else 'no block reuse'}, "
         f"{'overlap scheduler' if rules.overlap else 'no overlap'}",
         f"{policy} {lets_in}",
+        *(
+            (
+                f"{stages} micro-batches take turns over the stages of the pipeline, each of at most {rules.max_batch_size:,} "
+                "requests; the layers left over stand in stages before the last, and the time in which ranks pass on schedules "
+                "and sampled tokens is taken for none",
+            )
+            if stages > 1
+            else ()
+        ),
         *(
             (f"max_seq_len {asked:,} is reduced to the {rules.max_seq_len:,} tokens that the KV cache holds",)
             if asked > rules.max_seq_len

@@ -22,6 +22,7 @@ from engine_models.schedulers.memory_then_tokens import (
 )
 from engine_models.schedulers.memory_then_tokens_adapted import AdaptedTwoPassScheduler
 from engine_models.schedulers.memory_then_tokens_drafted import DraftedTwoPassScheduler
+from engine_models.schedulers.memory_then_tokens_staged import StagedTwoPassScheduler
 from engine_models.schedulers.prompts_together import PromptsTogether
 from engine_models.schedulers.transferred import (
     ContextServer,
@@ -64,6 +65,8 @@ class Rank:
     reserves: bool = False  # servers that share a request get it at once
     together: bool = False  # ranks begin prompts together: what they agree on is by steps, none of which is left out
     adapters: AdapterLimits | None = None  # None: batches say nothing of adapters and masks
+    stages: int = 1  # of a pipeline
+    pieces_follow: bool = True  # whether a prompt's next piece enters it behind the one in flight
 
     def scheduler(self, mode: Mode) -> TwoPassScheduler:
         """Build a scheduler with its blocks."""
@@ -79,6 +82,10 @@ class Rank:
             drafted = DRAFTED[self.role, self.reserves]
             return drafted(self.rules, kv, row_tokens=self.row_tokens, windows=self.windows)
         aggregate = mode != "step" and not self.together
+        if self.stages > 1:
+            return StagedTwoPassScheduler(
+                self.rules, kv, stages=self.stages, pieces_follow=self.pieces_follow, aggregate=aggregate, windows=self.windows
+            )
         if self.adapters is not None:
             return AdaptedTwoPassScheduler(self.rules, kv, self.adapters, aggregate=aggregate, windows=self.windows)
         return PLAIN[self.role, self.reserves](
@@ -121,6 +128,12 @@ def handover_of(request: PoolRequest, policy: str, block_tokens: int) -> Handove
             where="deployment.transfer.connector",
             mend=f"use one of {', '.join(CONNECTORS)}",
         )
+    if request.pipeline_parallel > 1:
+        raise InputError(
+            "context and generation servers over pipeline stages are not modelled for TensorRT-LLM yet",
+            where="deployment.pipeline_parallel",
+            mend="use tensor_parallel in pools with a role",
+        )
     if policy != GUARANTEED:
         raise InputError(
             f"context and generation servers with a capacity policy other than {GUARANTEED} are not modelled yet",
@@ -136,7 +149,8 @@ def handover_of(request: PoolRequest, policy: str, block_tokens: int) -> Handove
 
 def executor_of(flags: Mapping[str, Any], rank: Rank, ranks: int) -> Executor:
     """Ranks of attention data parallelism get a request by their number of them, and may begin prompts together."""
-    executor = Executor(depth=2 if rank.rules.overlap else 1, ranks=ranks, rank_router="fewest")
+    depth = rank.stages if rank.stages > 1 else 2 if rank.rules.overlap else 1
+    executor = Executor(depth=depth, stages=rank.stages, ranks=ranks, rank_router="fewest")
     if not rank.together:
         return executor
     balance = group(flags, "attention_dp_config")

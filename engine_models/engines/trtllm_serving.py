@@ -89,6 +89,13 @@ class Serving:
                 where="deployment.engine_args.scheduler_config.capacity_scheduler_policy",
                 mend=f"use {GUARANTEED}, the default",
             )
+        if request.pipeline_parallel > 1 and (drafts or policy == UTILIZATION):
+            what = "speculative decoding" if drafts else UTILIZATION
+            raise InputError(
+                f"{what} beside pipeline parallelism is not modelled for TensorRT-LLM",
+                where="deployment.pipeline_parallel",
+                mend="use tensor_parallel, or take the other out",
+            )
         asked = int(flags.get("max_seq_len") or request.arch.max_context_tokens)
         sizes = graph_sizes(graphs, version["graph_step_above_128"]) if captured else ()
         if request.lora is not None and not version["graphs_adapters"]:
@@ -138,6 +145,7 @@ def rank_of(
     context: int,
     handover: Handover | None,
     adapters: Adapters | None,
+    version: Mapping[str, Any],
 ) -> Rank:
     """Rules and blocks of a rank."""
     flags, drafts, kv = request.flags, request.speculation, group(request.flags, "kv_cache_config")
@@ -150,7 +158,8 @@ def rank_of(
         batch_wait_timeout_iters=int(flags.get("batch_wait_timeout_iters", 0)),
         batch_wait_max_tokens_ratio=float(flags.get("batch_wait_max_tokens_ratio", 0.0)),
         overlap=not flags.get("disable_overlap_scheduler", request.role == "prefill")
-        and (drafts is None or drafts.method in ONE_MODEL),
+        and (drafts is None or drafts.method in ONE_MODEL)
+        and request.pipeline_parallel == 1,
     )
     balanced = bool(group(flags, "attention_dp_config")["enable_balance"])
     return Rank(
@@ -166,6 +175,8 @@ def rank_of(
         handover is not None and handover.reserves,
         balanced and request.data_parallel > 1 and handover is None,
         adapters.limits if adapters is not None else NO_ADAPTERS if request.structured else None,
+        request.pipeline_parallel,
+        version["pieces_follow"],
     )
 
 
@@ -173,7 +184,7 @@ def limits_of(request: PoolRequest, serving: Serving, memory: MemoryBudget, cont
     """What a rank takes."""
     whole = not serving.chunked and request.role != "decode"
     return Limits(
-        rows=serving.rows,
+        rows=serving.rows * request.pipeline_parallel,
         step_tokens=step_tokens,
         context_tokens=context,
         kv_tokens=memory.blocks * serving.block,

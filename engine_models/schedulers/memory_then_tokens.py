@@ -135,6 +135,7 @@ class TwoPassScheduler(Scheduler):
         self.aggregate = aggregate and not record_rows
         self.record_rows = record_rows
         self.active: dict[Sequence, ActiveRow] = {}  # in order of arrival
+        self.max_active = rules.max_batch_size
         self.decodes = DecodeSet(kv.block_tokens, windows)  # rows that generate, but for those whose last token is in flight
         self._queue: deque[Sequence] = deque()
         self._contexts: dict[Sequence, ActiveRow] = {}  # active rows without a whole prompt
@@ -225,7 +226,7 @@ class TwoPassScheduler(Scheduler):
 
     def _activate(self) -> None:
         queue, rules = self._queue, self.rules
-        while queue and len(self.active) < rules.max_batch_size:
+        while queue and len(self.active) < self.max_active:
             seq = queue.popleft()
             prompt = seq.prompt_tokens
             room = (seq.final_length if seq.stop_known else rules.max_seq_len) - prompt
@@ -691,7 +692,7 @@ class TwoPassScheduler(Scheduler):
         decodes = self.decodes
         if not self.aggregate or not decodes.count or self._ending or self._wasting or self._begun:
             return None
-        full = len(self.active) == self.rules.max_batch_size
+        full = len(self.active) == self.max_active
         shut = self._blocked and (bool(self._contexts) or full)
         if (self._contexts or (self._queue and not full)) and not shut:
             return None

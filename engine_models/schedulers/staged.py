@@ -22,9 +22,20 @@ class Lane(DecodeSet):
 
     __slots__ = ("numbers",)
 
-    def __init__(self, block_tokens: int) -> None:
-        super().__init__(block_tokens)
+    def __init__(self, block_tokens: int, windows: tuple[int, ...] = ()) -> None:
+        super().__init__(block_tokens, windows)
         self.numbers: list[int] = []
+
+    def emit(self, seq: Sequence, joined: int) -> None:
+        """Note that a row got a token with each batch since there were `joined` of them."""
+        spans = seq.emissions
+        latest = spans[-1][1] if spans else -1
+        for number in self.numbers[joined:]:  # as `Sequence.emit` of each
+            if number == latest + 1:
+                spans[-1][1] = number
+            else:
+                spans.append([number, number])
+            latest = number
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -75,14 +86,7 @@ class StagedScheduler(ContinuousScheduler):
     def _leave_decodes(self, seq: Sequence, last: int | None) -> None:
         lane, joined = self._lane_of.pop(seq)
         lane.leave(seq)
-        spans = seq.emissions
-        latest = spans[-1][1] if spans else -1
-        for number in lane.numbers[joined:]:  # as `Sequence.emit` of each
-            if number == latest + 1:
-                spans[-1][1] = number
-            else:
-                spans.append([number, number])
-            latest = number
+        lane.emit(seq, joined)
 
     def _commit_decodes(self, batch: Batch) -> list[Sequence]:
         if batch.decode_rows:

@@ -102,6 +102,19 @@ CASES = {
         )
     ),
     "trtllm": Case(given(TRTLLM, {"arrivals": poisson(30), "shared_prefix": {"groups": 6, "tokens": 100}})),
+    "pipeline-trtllm": Case(
+        given(
+            {
+                "engine": "trtllm",
+                "pipeline_parallel": 3,
+                **args(max_seq_len=4000, max_batch_size=4, enable_chunked_prefill=True, max_num_tokens=512),
+            },
+            {"arrivals": poisson(25), "shared_prefix": {"groups": 6, "tokens": 100}},
+        )
+    ),
+    "pipeline-trtllm-loop": Case(
+        given({"engine": "trtllm@1.0", "pipeline_parallel": 2, "replicas": 2, **args(max_seq_len=4000, max_batch_size=4)}, LOOP)
+    ),
     "trtllm-pauses": Case(given({**PAUSING, "replicas": 2, "router": "least_requests"}, LOOP)),
     "transformers": Case(given(TRANSFORMERS, {"arrivals": poisson(40), "shared_prefix": {"groups": 6, "tokens": 100}})),
     "transformers-static": Case(
@@ -257,6 +270,7 @@ CUT = (
     "kv-aware",
     "openvino-chats",
     "pipeline-tight",
+    "pipeline-trtllm-loop",
     "draft-model",
     "streamed",
     "streamed-sessions",

@@ -1,0 +1,185 @@
+"""Memory first, then tokens, over the stages of a pipeline: micro-batches in slots that take turns.
+
+There are as many slots as stages. A turn forms the batch of its slot by the two passes of `memory_then_tokens`, over one active
+list (as many times longer) and one cache; the second pass leaves out who is in flight: rows whose next token is computed in
+another slot. So the rows of a slot stay together, at most `max_batch_size` of them, and a prompt's first token makes it a row of
+the slot that computed its end. Then the loop waits for the results of the next slot, if it has a batch in flight. Earlier pieces
+of a prompt leave it free to be continued in the next slot (`pieces_follow`), or it waits for each.
+
+No row is computed once too often: who is in flight is not scheduled, so its last token is known before its slot's next turn.
+
+Source: `tensorrt_llm/_torch/pyexecutor/py_executor.py` (`_executor_loop_pp`, `_add_inflight_ids`) and `_util.py` of 2025-08 and
+2026-11 (public copies; `pieces_follow` is the newer).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from mypy_extensions import mypyc_attr
+
+from engine_models.memory.block_tree import BlockTree
+from engine_models.parts.batch import Batch
+from engine_models.parts.protocols import Run
+from engine_models.parts.sequence import Sequence
+from engine_models.schedulers.memory_then_tokens import TwoPassBatch, TwoPassRules, TwoPassScheduler
+from engine_models.schedulers.staged import Lane
+
+
+class Slot:
+    """A micro-batch: its generating rows, whether it is in flight, and whether nobody can join it before a row ends."""
+
+    __slots__ = ("blocked", "flies", "rows", "shape")
+
+    def __init__(self, rows: Lane) -> None:
+        self.rows = rows
+        self.flies = self.blocked = False
+        self.shape = Batch(-1)
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class StagedTwoPassScheduler(TwoPassScheduler):
+    """The scheduler of `memory_then_tokens` for a pipeline; every policy but the one that pauses rows."""
+
+    def __init__(
+        self,
+        rules: TwoPassRules,
+        kv: BlockTree,
+        *,
+        stages: int,
+        pieces_follow: bool,
+        aggregate: bool = True,
+        windows: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(rules, kv, aggregate=aggregate, windows=windows)
+        self.max_active = stages * rules.max_batch_size
+        self._slots = [Slot(Lane(kv.block_tokens, windows)) for _ in range(stages)]
+        self._slot = self._slots[0]
+        self._turn = 0
+        self._flying: deque[Slot] = deque()
+        self._pieces_follow = pieces_follow
+        self._pieces: set[Sequence] = set()  # prompts that wait for a piece in flight
+        self._slot_of: dict[Sequence, tuple[Lane, int]] = {}  # and how many batches it had served when the row joined
+        self._run = Run(0, Batch(-1))
+
+    def _turn_to(self, slot: Slot) -> None:
+        self._slot = slot
+        self.decodes = slot.rows
+
+    def _launch_turn(self) -> None:
+        """Note that the slot whose turn it is has sent off a batch."""
+        self._slot.flies = True
+        self._flying.append(self._slot)
+
+    # -- the step -------------------------------------------------------------------------------------------
+
+    @property
+    def cancels(self) -> bool:
+        """As of the base: not while rows wait for the stages of a pipeline."""
+        return False
+
+    def schedule(self, now_s: float) -> TwoPassBatch | None:
+        """Form the batch of the next slot that has something to run, unless one before it waits for results."""
+        for _ in self._slots:
+            slot = self._slots[self._turn]
+            if slot.flies:
+                return None
+            self._turn = (self._turn + 1) % len(self._slots)
+            self._turn_to(slot)
+            batch = super().schedule(now_s)
+            slot.blocked = self._blocked
+            if batch is not None:
+                self._launch_turn()
+                return batch
+        return None
+
+    def _fill(self, fitting: Iterable[Sequence]) -> tuple[list[Sequence], list[Sequence] | None]:
+        return super()._fill([seq for seq in fitting if seq not in self._pieces] if self._pieces else fitting)
+
+    def _compute_prompts(self, batch: TwoPassBatch, contexts: list[Sequence]) -> None:
+        super()._compute_prompts(batch, contexts)
+        if not self._pieces_follow:
+            self._pieces.update(seq for seq, _, done in batch.contexts if not done)
+
+    def _join_decodes(self, seq: Sequence) -> None:
+        rows = self._slot.rows
+        rows.join(seq)
+        self._slot_of[seq] = rows, len(rows.numbers)
+
+    def _leave_decodes(self, seq: Sequence) -> None:
+        rows, joined = self._slot_of.pop(seq)
+        rows.leave(seq)
+        rows.emit(seq, joined)
+
+    def _end_decodes(self, batch: TwoPassBatch) -> None:
+        self._slot.rows.numbers.append(batch.number)
+        super()._end_decodes(batch)
+
+    def settle(self, batch: Batch) -> list[Sequence]:
+        """As of the base, of the slot whose batch has been in flight longest; its turn is next, empty slots have had theirs."""
+        slot = self._flying.popleft()
+        slot.flies = False
+        self._turn = self._slots.index(slot)
+        self._turn_to(slot)
+        if self._pieces:
+            assert isinstance(batch, TwoPassBatch)
+            self._pieces.difference_update([seq for seq, _, _ in batch.contexts])
+        self._blocked = True
+        finished = super().settle(batch)
+        if not self._blocked:
+            for each in self._slots:
+                each.blocked = False
+        return finished
+
+    # -- jumping --------------------------------------------------------------------------------------------
+
+    def run(self) -> Run | None:
+        """Steps that serve the slots in turn, each of which generates; deaf while nobody can join any."""
+        if not self.aggregate or self._ending or self._begun:
+            return None
+        full = len(self.active) == self.max_active
+        blocked = all(slot.blocked for slot in self._slots)
+        shut = blocked and (bool(self._contexts) or full)
+        if (self._contexts or (self._queue and not full)) and not shut:
+            return None
+        if self._contexts and self._latest.number > self.processed_number:
+            return None
+        at = self._turn
+        slots = [slot for slot in (*self._slots[at:], *self._slots[:at]) if slot.rows.count]
+        if not slots or slots[0].flies or not all(slot.flies for slot in slots[1:]):
+            return None
+        turns, free = len(slots), self.kv.free_blocks
+        steps = min(turns * (slot.rows.steps_alike() - 1) + place + 1 for place, slot in enumerate(slots))
+        while steps > 0 and _blocks_over(slots, steps) > free:
+            steps = min(steps - 1, steps // 2 + 8)
+        if steps < 2:
+            return None
+        for slot in slots:
+            slot.rows.serve(slot.shape)
+        run = self._run
+        run.steps, run.shape, run.turns = steps, slots[0].shape, tuple([slot.shape for slot in slots[1:]])
+        run.deaf = shut or (full and blocked)
+        return run
+
+    def take(self, steps: int) -> tuple[TwoPassBatch, int, int]:
+        """Schedule a step of the slot whose turn it is."""
+        assert steps == 1
+        while not self._slots[self._turn].rows.count:
+            self._turn = (self._turn + 1) % len(self._slots)
+        self._turn_to(self._slots[self._turn])
+        self._turn = (self._turn + 1) % len(self._slots)
+        processed = self.processed_number
+        batch, held, most = self._take(1)
+        self.processed_number = processed
+        self._launch_turn()
+        return batch, held, most
+
+
+def _blocks_over(slots: list[Slot], steps: int) -> int:
+    """Blocks that the next steps take, the slots in turn."""
+    turns = len(slots)
+    return sum(slot.rows.blocks_needed_over(-(-(steps - place) // turns)) for place, slot in enumerate(slots) if steps > place)
+
+
+__all__ = ["StagedTwoPassScheduler"]
