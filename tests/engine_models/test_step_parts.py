@@ -284,6 +284,17 @@ def test_least_times_are_tabulated_as_they_are(h100: KernelModel) -> None:
     assert len(set(tables[0])) == len(set(tables[1])) == 2
 
 
+def test_rows_beyond_the_largest_graph_are_launched_as_a_prompt_is(h100: KernelModel) -> None:
+    """SGLang's step of 1,000 rows of DeepSeek-R1 took 140 ms on eight H200, some 50 of them in kernels (GPUStack)."""
+    host = HostOverhead(0.0, 0.0, launch_s=2e-5, prefill_launch_s=3e-5)
+    arch = load_architecture("Llama-3.1-8B")
+    beside = model(arch, h100, 1, (1, 2, 4, 8, 16), host).launches
+    assert beside.least_s(16, False) == 0.0
+    assert beside.least_s(17, False) == beside.least_s(17, True) > 0.0
+    without = model(arch, h100, 1, (), host).launches
+    assert without.least_s(17, False) == pytest.approx(beside.least_s(17, False) * 2 / 3)
+
+
 def test_weights_of_bitsandbytes_are_widened_for_every_use_but_a_row_of_its_own(h100: KernelModel) -> None:
     """A 1B on an A100 took 71 s in 4 bits where bf16 took 45 (vLLM issue 9535)."""
     arch = load_architecture("Llama-3.1-8B")
