@@ -239,6 +239,29 @@ def typed_value(flag: Flag, shown: str, value: Any) -> Any:
     return read
 
 
+def keys_of(
+    given: Any, known: Mapping[str, Flag], whose: str, where: str, unread: Collection[str] = ()
+) -> dict[str, Any]:
+    """The keys of a flag that is a group of them, with their defaults; those that are `unread` change nothing.
+
+    InputError for keys that there are not in `whose` configuration, and for values that cannot be.
+    """
+    found = {key: flag.default for key, flag in known.items()}
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError("this is no group of keys", where=where, mend="write {key: value}")
+    for key, value in (given or {}).items():
+        if key in known:
+            found[key] = typed_value(known[key], str(key), value)
+        elif key not in unread:
+            close = nearest(str(key), [*known, *unread])
+            raise InputError(
+                f"{whose} configuration has no key `{key}` here that is simulated",
+                where=f"{where}.{key}",
+                mend=f"did you mean `{close}`?" if close else "remove it, or check its spelling",
+            )
+    return found
+
+
 def _int(value: Any) -> int | None:
     if isinstance(value, str):
         return int(value) if re.fullmatch(r"[-+]?[0-9]{1,18}", value) else None

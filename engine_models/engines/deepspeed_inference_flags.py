@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_models.flag_lists import classified
-from engine_models.flags import Flag, FlagTable, Typed, float32_weights, typed_value
+from engine_models.flags import Flag, FlagTable, Typed, float32_weights, keys_of
 from engine_models.launcher import Launcher
-from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.errors import InputError
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16", "fp16", "bf16", "half", "int8")
 
@@ -89,13 +89,17 @@ FLAGS = FlagTable(
 )
 
 
+_WHOSE = "ZeRO-Inference's"
+
+
 def zero(flags: Mapping[str, Any]) -> tuple[str, float]:
     """Where ZeRO-Inference keeps the weights ("none", "cpu" or "nvme"), and the most parameters that the device holds at once."""
     if flags.get("zero") is None:
         return "none", 0.0
     where = "deployment.engine_args.zero"
-    found = _group(flags["zero"], ZERO, _ZERO_UNREAD, where)
-    place = str(_group(found["offload_param"], _OFFLOAD, _OFFLOAD_UNREAD, f"{where}.offload_param")["device"])
+    found = keys_of(flags["zero"], ZERO, _WHOSE, where, _ZERO_UNREAD)
+    offload = keys_of(found["offload_param"], _OFFLOAD, _WHOSE, f"{where}.offload_param", _OFFLOAD_UNREAD)
+    place = str(offload["device"])
     if place != "none" and found["stage"] != 3:
         raise InputError(
             f"parameters are offloaded with ZeRO's stage 3 only, not with {found['stage']}",
@@ -103,21 +107,3 @@ def zero(flags: Mapping[str, Any]) -> tuple[str, float]:
             mend="write stage: 3",
         )
     return place, float(found["stage3_max_live_parameters"])
-
-
-def _group(given: Any, known: Mapping[str, Flag], unread: tuple[str, ...], where: str) -> dict[str, Any]:
-    """Keys of a group with their defaults."""
-    found = {key: flag.default for key, flag in known.items()}
-    if given is not None and not isinstance(given, Mapping):
-        raise InputError("this is no group of keys", where=where, mend="write {key: value}")
-    for key, value in (given or {}).items():
-        if key in known:
-            found[key] = typed_value(known[key], key, value)
-        elif key not in unread:
-            close = nearest(key, [*known, *unread])
-            raise InputError(
-                f"ZeRO-Inference's configuration has no key `{key}` here that is simulated",
-                where=f"{where}.{key}",
-                mend=f"did you mean `{close}`?" if close else "remove it, or check its spelling",
-            )
-    return found

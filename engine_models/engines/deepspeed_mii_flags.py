@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_models.flag_lists import classified
-from engine_models.flags import Flag, FlagTable, Typed, typed_value
+from engine_models.flags import Flag, FlagTable, Typed, keys_of
 from engine_models.launcher import Launcher
-from hardware_profiles.errors import InputError, nearest
+from hardware_profiles.errors import InputError
 
 MANAGER: dict[str, Flag] = {
     "max_ragged_batch_size": Flag("int", 768, low=1),
@@ -95,17 +95,4 @@ def manager(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _group(given: Any, known: Mapping[str, Flag], where: str) -> dict[str, Any]:
-    """Keys of a group with their defaults."""
-    found = {key: flag.default for key, flag in known.items()}
-    if given is not None and not isinstance(given, Mapping):
-        raise InputError("this is no group of keys", where=where, mend="write {key: value}")
-    for key, value in (given or {}).items():
-        if key not in known:
-            close = nearest(key, list(known))
-            raise InputError(
-                f"DeepSpeed-MII's configuration has no key `{key}` here that is simulated",
-                where=f"{where}.{key}",
-                mend=f"did you mean `{close}`?" if close else "remove it, or check its spelling",
-            )
-        found[key] = typed_value(known[key], key, value)
-    return found
+    return keys_of(given, known, "DeepSpeed-MII's", where)

@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from engine_models.declaration import (
-    MemoryBudget,
-    MemoryLine,
-    PoolRequest,
-)
+from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
 from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
 from engine_models.model.blocks import Architecture
+from engine_models.refusals import ELSEWHERE, no_expert_parallelism, only_16_bit_kv, only_on_nvidia
 from hardware_profiles.errors import InfeasibleError, InputError
 
 FAMILIES = ("falcon", "llama", "mistral", "mixtral", "opt", "phi", "phi3", "qwen", "qwen2", "qwen2_moe", "exaone4")
@@ -28,30 +25,15 @@ blocks of 32 on some cards; no model of the families here has such."""
 def refuse(request: PoolRequest) -> None:
     """Raise InputError for what it does not serve."""
     arch = request.arch
-    if request.device_vendor != "nvidia":
-        raise InputError(
-            f"DeepSpeed-MII runs on NVIDIA GPUs from Ampere on, not on {request.device_name}",
-            where="deployment.hardware",
-            mend="use an NVIDIA GPU, or another engine (`capacity-plan list engines`)",
-        )
+    only_on_nvidia(request, "DeepSpeed-MII runs on NVIDIA GPUs from Ampere on")
     if arch.model_type and arch.model_type not in FAMILIES:
         raise InputError(
             f"DeepSpeed-MII has no implementation of models of type {arch.model_type} such as {arch.name}",
             where="model",
-            mend=f"it has {', '.join(FAMILIES)}; or use another engine (`capacity-plan list engines`)",
+            mend=f"it has {', '.join(FAMILIES)}; or {ELSEWHERE}",
         )
-    if request.expert_parallel > 1:
-        raise InputError(
-            "DeepSpeed-MII has no expert parallelism",
-            where="deployment.expert_parallel",
-            mend="leave it out, or use another engine (`capacity-plan list engines`)",
-        )
-    if request.formats.kv_cache.bits_per_weight != 16:
-        raise InputError(
-            f"DeepSpeed-MII keeps the KV cache in 16 bits, not in {request.formats.kv_cache.name}",
-            where="deployment.kv_cache",
-            mend="leave it out, or use another engine (`capacity-plan list engines`)",
-        )
+    no_expert_parallelism(request, "DeepSpeed-MII has no expert parallelism")
+    only_16_bit_kv(request, "DeepSpeed-MII")
 
 
 def attends_to_all(arch: Architecture) -> Architecture:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from engine_models.declaration import (
-    MemoryBudget,
-    MemoryLine,
-    PoolRequest,
-)
+from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
 from engine_models.memory.chained_pages import PAGE_TOKENS
 from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.refusals import ELSEWHERE, no_expert_parallelism, only_on_nvidia
 from hardware_profiles.errors import InfeasibleError, InputError
 
 CACHE_TOKENS, CHUNK_TOKENS, ROW_TOKENS, MAX_SKIPS = 4096, 2048, 8, 4
@@ -27,27 +24,19 @@ def is_packed(request: PoolRequest) -> bool:
 def refuse(request: PoolRequest) -> None:
     """Raise InputError for what it does not serve."""
     arch, formats = request.arch, request.formats
-    if request.device_vendor != "nvidia":
-        raise InputError(
-            f"ExLlamaV2 is simulated on NVIDIA GPUs, not on {request.device_name}",
-            where="deployment.hardware",
-            mend="use an NVIDIA GPU, or another engine (`capacity-plan list engines`)",
-        )
+    only_on_nvidia(request, "ExLlamaV2 is simulated on NVIDIA GPUs")
     if formats.weights.name.startswith("exl3"):
         raise InputError(
             f"ExLlamaV2 does not load weights in {formats.weights.name}: EXL3 is ExLlamaV3's",
             where="deployment.weights",
             mend="use exl2_4.0 (2 to 8 bits)",
         )
-    if request.expert_parallel > 1:
-        raise InputError(
-            "ExLlamaV2 has no expert parallelism", where="deployment.expert_parallel", mend="leave it out"
-        )
+    no_expert_parallelism(request, "ExLlamaV2 has no expert parallelism", mend="leave it out")
     if any(block.kind in ("mla", "linear") or block.sinks or block.indexer for block in arch.attention):
         raise InputError(
             f"ExLlamaV2 has no model like {arch.name} (latent, recurrent or sparse attention, or sinks)",
             where="model",
-            mend="use another engine (`capacity-plan list engines`)",
+            mend=ELSEWHERE,
         )
 
 

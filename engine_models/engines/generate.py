@@ -21,6 +21,7 @@ from engine_models.declaration import (
 from engine_models.model.activations import CONTEXT_BYTES, activation_bytes
 from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from engine_models.parts.protocols import Scheduler
+from engine_models.refusals import no_layers
 from hardware_profiles.errors import InfeasibleError, InputError
 
 GATHER_FACTOR = 2.0
@@ -41,21 +42,14 @@ def overheads() -> Overheads:
 
 def check_model(request: PoolRequest) -> None:
     """InputError for models and formats whose caches are not simulated."""
-    arch = request.arch
     if request.formats.kv_cache.name == "fp32":
         raise InputError(
             "keys and values in float32, as a model in float32 keeps them, have no kernels that are priced",
             where="deployment.weights",
             mend="write weights: bf16 or fp16",
         )
-    if any(
-        block.kind in ("mla", "linear") or block.sparse for block in arch.attention
-    ):
-        raise InputError(
-            f"the caches of {arch.name} (latent, recurrent or sparse layers) are not simulated for transformers",
-            where="model",
-            mend="use another engine (`capacity-plan list engines`)",
-        )
+    caches = f"the caches of {request.arch.name} (latent, recurrent or sparse layers)"
+    no_layers(request, ("mla", "linear", "sparse"), f"{caches} are not simulated for transformers")
 
 
 def weights_of(request: PoolRequest, copies: int = 1) -> int:

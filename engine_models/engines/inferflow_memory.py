@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from engine_models.declaration import (
-    MemoryBudget,
-    MemoryLine,
-    PoolRequest,
-)
+from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
 from engine_models.model.activations import CONTEXT_BYTES, activation_bytes
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.refusals import no_expert_parallelism, no_layers, only_on_nvidia
 from hardware_profiles.errors import InfeasibleError, InputError
 
 
 def refuse(request: PoolRequest) -> None:
     """Raise InputError for what it does not serve."""
-    arch = request.arch
-    if request.device_vendor != "nvidia":
-        raise InputError(
-            f"Inferflow runs on NVIDIA GPUs, not on {request.device_name}",
-            where="deployment.hardware",
-            mend="use an NVIDIA GPU, or another engine (`capacity-plan list engines`)",
-        )
+    only_on_nvidia(request, "Inferflow runs on NVIDIA GPUs")
     if ";" in str(request.flags.get("devices", "")):
         raise InputError(
             "layers spread over several stages of devices are not simulated for Inferflow",
             where="deployment.engine_args.devices",
             mend="join the devices by `&` (they then share each layer), or use another engine",
         )
-    if any(block.kind in ("mla", "linear") or block.sparse for block in arch.attention):
-        raise InputError(
-            f"Inferflow has no recurrent layers, and no latent or sparse attention, which {arch.name} needs",
-            where="model",
-            mend="use another engine (`capacity-plan list engines`)",
-        )
-    if request.expert_parallel > 1:
-        raise InputError(
-            "Inferflow has no expert parallelism",
-            where="deployment.expert_parallel",
-            mend="leave it out, or use another engine (`capacity-plan list engines`)",
-        )
+    lacks = f"Inferflow has no recurrent layers, and no latent or sparse attention, which {request.arch.name} needs"
+    no_layers(request, ("mla", "linear", "sparse"), lacks)
+    no_expert_parallelism(request, "Inferflow has no expert parallelism")
     kv = request.formats.kv_cache
     if kv.bits_per_weight != 16 and kv.name != "q8_b32t2":
         raise InputError(

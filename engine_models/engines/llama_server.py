@@ -22,6 +22,7 @@ from engine_models.model.architecture import (
     state_bytes_per_sequence,
     weight_bytes_per_rank,
 )
+from engine_models.refusals import no_expert_parallelism, no_layers
 from engine_models.schedulers.slots import PAD_CELLS, SlotRules, padded
 from hardware_profiles.device import Device, load_device
 from hardware_profiles.errors import InfeasibleError, InputError
@@ -248,25 +249,16 @@ def cuts_anywhere(request: PoolRequest) -> bool:
 
 
 def _refuse(request: PoolRequest) -> None:
-    arch, flags = request.arch, request.flags
+    flags = request.flags
     if request.tensor_parallel > 1:
         raise InputError(
             "split modes `row` and `tensor` of llama.cpp are not simulated",
             where="deployment.tensor_parallel",
             mend="split the model by layers (pipeline_parallel: the number of devices), or use `replicas` for more servers",
         )
-    if request.expert_parallel > 1:
-        raise InputError(
-            "llama.cpp has no expert parallelism",
-            where="deployment.expert_parallel",
-            mend="leave it out, or use another engine (`capacity-plan list engines`)",
-        )
-    if any(block.sparse for block in arch.attention):
-        raise InputError(
-            f"sparse attention over an index, which {arch.name} has, is not simulated for llama.cpp",
-            where="model",
-            mend="use another engine (`capacity-plan list engines`)",
-        )
+    no_expert_parallelism(request, "llama.cpp has no expert parallelism")
+    indexed = f"sparse attention over an index, which {request.arch.name} has"
+    no_layers(request, ("sparse",), f"{indexed}, is not simulated for llama.cpp")
     if flags.get("cache_type_k", "f16") != flags.get("cache_type_v", "f16"):
         raise InputError(
             f"keys in {flags.get('cache_type_k', 'f16')} and values in {flags.get('cache_type_v', 'f16')} are not simulated",

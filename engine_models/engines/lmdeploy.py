@@ -14,6 +14,7 @@ from engine_models.engines import lmdeploy_pytorch as pytorch
 from engine_models.engines import lmdeploy_turbomind as turbomind
 from engine_models.engines.lmdeploy_flags import FLAGS
 from engine_models.engines.lmdeploy_recorded import replay as replay_recorded
+from engine_models.refusals import no_expert_parallelism, only_on_nvidia
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InputError
 
@@ -32,7 +33,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
 
     Raises InfeasibleError if the weights do not fit, InputError on what the engine or this model of it lacks.
     """
-    _refuse(request)
+    only_on_nvidia(request, "LMDeploy is simulated on NVIDIA GPUs")
+    no_expert_parallelism(request, "expert parallelism of LMDeploy is not simulated")
     version = ENGINE.version(version_text)
     rows = int(request.flags.get("max_batch_size") or default_batch_size(request.device_name))
     asks = request.flags.get("backend") == "pytorch"
@@ -48,21 +50,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 mend=f"ask for its PyTorch engine (engine_args: {{backend: pytorch}}), or remove {key}",
             )
     return turbomind.plan(request, ENGINE.name, version, rows, shared_overheads=ENGINE.overheads_from)
-
-
-def _refuse(request: PoolRequest) -> None:
-    if request.device_vendor != "nvidia":
-        raise InputError(
-            f"LMDeploy is simulated on NVIDIA GPUs, not on {request.device_name}",
-            where="deployment.hardware",
-            mend="use an NVIDIA GPU, or another engine (`capacity-plan list engines`)",
-        )
-    if request.expert_parallel > 1:
-        raise InputError(
-            "expert parallelism of LMDeploy is not simulated",
-            where="deployment.expert_parallel",
-            mend="leave it out, or use another engine (`capacity-plan list engines`)",
-        )
 
 
 def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:

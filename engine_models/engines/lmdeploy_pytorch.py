@@ -36,6 +36,7 @@ from engine_models.memory.block_trie import TrieBlocks
 from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
 from engine_models.model.blocks import Architecture
+from engine_models.refusals import ELSEWHERE, no_layers, only_weights_in
 from engine_models.schedulers.alternating import AlternatingRules, AlternatingScheduler
 from engine_models.schedulers.alternating_drafted import DraftedAlternatingScheduler
 from hardware_profiles.errors import InfeasibleError, InputError
@@ -231,31 +232,22 @@ def adapters_in(request: PoolRequest) -> Adapters | None:
 
 
 def _refuse(request: PoolRequest) -> None:
-    arch, weights = request.arch, request.formats.weights.name
-    if weights not in WEIGHTS:
-        raise InputError(
-            f"LMDeploy's PyTorch engine loads no weights in {weights}",
-            where="deployment.weights",
-            mend=f"use one of {', '.join(WEIGHTS)}, or another engine (`capacity-plan list engines`)",
-        )
+    lacks = f"LMDeploy's PyTorch engine loads no weights in {request.formats.weights.name}"
+    only_weights_in(request, WEIGHTS, lacks, otherwise=", or another engine (`capacity-plan list engines`)")
     if request.formats.kv_cache.name == "int4":
         raise InputError(
             "a KV cache in int4 of LMDeploy's PyTorch engine is not simulated",
             where="deployment.kv_cache",
             mend="use int8 or fp8, or a model that TurboMind has",
         )
-    if request.speculation is not None and all(block.window_tokens for block in arch.attention):
+    if request.speculation is not None and all(block.window_tokens for block in request.arch.attention):
         raise InputError(
-            f"drafts of LMDeploy for {arch.name}, all of whose layers slide, are not simulated",
+            f"drafts of LMDeploy for {request.arch.name}, all of whose layers slide, are not simulated",
             where=WHERE,
-            mend="leave speculative out, or use another engine (`capacity-plan list engines`)",
+            mend=f"leave speculative out, or {ELSEWHERE}",
         )
-    if any(block.kind == "linear" or block.sparse for block in arch.attention):
-        raise InputError(
-            f"LMDeploy's state caches and sparse attention, which {arch.name} needs, are not simulated",
-            where="model",
-            mend="use another engine (`capacity-plan list engines`)",
-        )
+    caches = f"LMDeploy's state caches and sparse attention, which {request.arch.name} needs"
+    no_layers(request, ("linear", "sparse"), f"{caches}, are not simulated")
 
 
 def _memory(request: PoolRequest, rows: int, lora_bytes: int) -> tuple[MemoryBudget, int, int]:

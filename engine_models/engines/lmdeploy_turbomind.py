@@ -29,6 +29,7 @@ from engine_models.declaration import (
 from engine_models.memory.block_trie import TrieBlocks
 from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.refusals import no_layers, only_weights_in
 from engine_models.schedulers.oldest_first import OldestFirstRules, OldestFirstScheduler
 from hardware_profiles.errors import InfeasibleError, InputError
 
@@ -145,18 +146,10 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, *, shared_o
 def _refuse(request: PoolRequest) -> None:
     arch, weights = request.arch, request.formats.weights.name
     elsewhere = "write engine_args: {backend: pytorch} for LMDeploy's PyTorch engine, or use another engine"
-    if weights not in WEIGHTS:
-        raise InputError(
-            f"TurboMind loads no weights in {weights}, and LMDeploy takes it for {arch.name} unless told otherwise",
-            where="deployment.weights",
-            mend=f"use one of {', '.join(WEIGHTS)}, or {elsewhere}",
-        )
-    if any(block.kind == "linear" or block.sparse for block in arch.attention):
-        raise InputError(
-            f"TurboMind's checkpoints of recurrent states, which {arch.name} needs, are not simulated",
-            where="model",
-            mend="use another engine (`capacity-plan list engines`)",
-        )
+    lacks = f"TurboMind loads no weights in {weights}, and LMDeploy takes it for {arch.name} unless told otherwise"
+    only_weights_in(request, WEIGHTS, lacks, otherwise=f", or {elsewhere}")
+    states = f"TurboMind's checkpoints of recurrent states, which {arch.name} needs"
+    no_layers(request, ("linear", "sparse"), f"{states}, are not simulated")
     if request.formats.kv_cache.name not in ("bf16", "fp16", *KV_BITS):
         raise InputError(
             f"TurboMind keeps the KV cache in 16, 8 or 4 bits of integers, not in {request.formats.kv_cache.name}",

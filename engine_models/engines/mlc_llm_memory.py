@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine_models.declaration import (
-    MemoryLine,
-    PoolRequest,
-)
+from engine_models.declaration import MemoryLine, PoolRequest
 from engine_models.model.activations import activation_bytes
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
-from hardware_profiles.errors import InfeasibleError, InputError
+from engine_models.refusals import no_expert_parallelism, no_layers, only_16_bit_kv
+from hardware_profiles.errors import InfeasibleError
 
 LOCAL_ROWS, LOCAL_TOKENS, METAL_TOKENS, CHUNK = 4, 8192, 32_768, 8192
 """Rows and tokens of the mode `local`, tokens of the cache under Metal, tokens of a step with prompts as models are compiled
@@ -20,25 +18,10 @@ LOCAL_ROWS, LOCAL_TOKENS, METAL_TOKENS, CHUNK = 4, 8192, 32_768, 8192
 
 def refuse(request: PoolRequest) -> None:
     """Raise InputError for what it does not serve."""
-    arch = request.arch
-    if any(block.kind in ("mla", "linear") or block.sparse for block in arch.attention):
-        raise InputError(
-            f"models with recurrent layers or with latent or sparse attention such as {arch.name} are not simulated for MLC-LLM",
-            where="model",
-            mend="use another engine (`capacity-plan list engines`)",
-        )
-    if request.expert_parallel > 1:
-        raise InputError(
-            "MLC-LLM has no expert parallelism",
-            where="deployment.expert_parallel",
-            mend="leave it out, or use another engine (`capacity-plan list engines`)",
-        )
-    if request.formats.kv_cache.bits_per_weight != 16:
-        raise InputError(
-            f"MLC-LLM keeps the KV cache in 16 bits, not in {request.formats.kv_cache.name}",
-            where="deployment.kv_cache",
-            mend="leave it out, or use another engine (`capacity-plan list engines`)",
-        )
+    unlike = f"models with recurrent layers or with latent or sparse attention such as {request.arch.name}"
+    no_layers(request, ("mla", "linear", "sparse"), f"{unlike} are not simulated for MLC-LLM")
+    no_expert_parallelism(request, "MLC-LLM has no expert parallelism")
+    only_16_bit_kv(request, "MLC-LLM")
 
 
 def memory_of(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from engine_models.declaration import (
-    MemoryBudget,
-    MemoryLine,
-    PoolRequest,
-)
+from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
 from engine_models.model.activations import activation_bytes
 from engine_models.model.architecture import kv_groups, state_bytes_per_sequence, weight_bytes_per_rank
+from engine_models.refusals import no_layers
 from hardware_profiles.errors import InfeasibleError, InputError
 
 
@@ -34,12 +31,7 @@ def refuse(request: PoolRequest) -> None:
             where="deployment.kv_cache",
             mend="leave it out",
         )
-    if any(block.sparse for block in arch.attention):
-        raise InputError(
-            f"MLX LM's sparse attention, which {arch.name} needs, is not simulated",
-            where="model",
-            mend="use another engine (`capacity-plan list engines`)",
-        )
+    no_layers(request, ("sparse",), f"MLX LM's sparse attention, which {arch.name} needs, is not simulated")
 
 
 def memory_of(request: PoolRequest, step_tokens: int, sequences: int) -> MemoryBudget:

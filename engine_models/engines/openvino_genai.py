@@ -31,6 +31,7 @@ from engine_models.memory.content_blocks import ContentBlocks
 from engine_models.model.activations import CONTEXT_BYTES, activation_bytes
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
 from engine_models.model.blocks import Architecture
+from engine_models.refusals import no_layers
 from engine_models.schedulers.one_list import OneListRules, OneListScheduler
 from hardware_profiles.device import Device, DeviceKind
 from hardware_profiles.errors import InfeasibleError, InputError
@@ -184,7 +185,6 @@ def _warnings(
 
 def _refuse(request: PoolRequest, title: str) -> None:
     """Refuse what the library, or this model of it, lacks."""
-    arch = request.arch
     if request.device_kind == "gpu" and request.device_vendor != "intel":
         raise InputError(
             f"{title} runs on CPUs and Intel GPUs, not on {request.device_name}",
@@ -204,14 +204,8 @@ def _refuse(request: PoolRequest, title: str) -> None:
                 where=f"deployment.{key}",
                 mend="use one device (both sockets of a machine are one), and replicas",
             )
-    if any(
-        block.kind in ("mla", "linear") or block.sparse for block in arch.attention
-    ):
-        raise InputError(
-            f"{title}'s caches of latents, states and sparse attention, which {arch.name} needs, are not simulated",
-            where="model",
-            mend="use another engine (`capacity-plan list engines`)",
-        )
+    caches = f"{title}'s caches of latents, states and sparse attention, which {request.arch.name} needs"
+    no_layers(request, ("mla", "linear", "sparse"), f"{caches}, are not simulated")
 
 
 def check_device(request: PoolRequest, flag: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine_models.declaration import Handover, PoolRequest, Said
+from engine_models.refusals import no_pools_with
 from engine_models.schedulers.reserved import ReservingRules
 from hardware_profiles.errors import InputError
 
@@ -73,12 +74,7 @@ def _handover(request: PoolRequest, page: int) -> Handover:
         "disaggregation_decode_retraction_backup none": flags.get("disaggregation_decode_retraction_backup") == "none",
         "optimistic_prefill_attempts": bool(flags.get("optimistic_prefill_attempts")),
     }
-    for words in (words for words, asked in lacking.items() if asked):
-        raise InputError(
-            f"prefill and decode pools with {words} are not modelled yet",
-            where="deployment.role",
-            mend="leave it out, or use pools of role: mixed",
-        )
+    no_pools_with(lacking)
     drafts = request.speculation
     found = Handover(
         connector,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from engine_models.declaration import PoolRequest, Said
 from engine_models.memory.tiered_radix import FurtherTier, TieredPool, TieredTree, TokenStore
 from engine_models.parts.tiers import KvTier, Link, TierKind, WritePolicy
+from engine_models.refusals import none_of
 from engine_models.schedulers.prefill_first_tiered import Prefetch, PrefetchPolicy
 from hardware_profiles.errors import InputError
 
@@ -158,12 +159,8 @@ def _check(request: PoolRequest, asked: dict[TierKind, KvTier], page_tokens: int
         "radix_eviction_policy mru": flags.get("radix_eviction_policy") == "mru",
         "disks and a shared store at once": "nvme" in asked and "shared" in asked,
     }
-    for words in (words for words, found in lacking.items() if found):
-        raise InputError(
-            f"SGLang's hierarchical cache beside {words} is not modelled yet",
-            where=f"deployment.{key}",
-            mend="leave one of the two out",
-        )
+    cause = "SGLang's hierarchical cache beside {} is not modelled yet"
+    none_of(lacking, cause, where=f"deployment.{key}", mend="leave one of the two out")
     if flags.get("disable_radix_cache"):
         raise InputError(
             "the hierarchical cache lies behind the radix tree, which is off",

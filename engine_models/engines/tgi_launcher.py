@@ -11,6 +11,7 @@ from typing import Any
 from engine_models.declaration import PoolRequest
 from engine_models.engines.tgi_flags import BLOCK_TOKENS
 from engine_models.model.blocks import Architecture
+from engine_models.refusals import no_layers
 from hardware_profiles.errors import InputError
 
 VERSIONS: dict[str, dict[str, Any]] = {
@@ -32,12 +33,8 @@ VERSIONS: dict[str, dict[str, Any]] = {
 
 def refuse(request: PoolRequest) -> None:
     """Raise InputError for what TGI does not serve."""
-    if any(block.kind == "linear" or block.sparse for block in request.arch.attention):
-        raise InputError(
-            f"TGI has no model with recurrent, indexed or compressed layers such as {request.arch.name}",
-            where="model",
-            mend="use another engine (`capacity-plan list engines`)",
-        )
+    lacks = f"TGI has no model with recurrent, indexed or compressed layers such as {request.arch.name}"
+    no_layers(request, ("linear", "sparse"), lacks)
     if request.structured and request.flags.get("disable_grammar_support"):
         raise InputError(
             "TGI refuses requests with grammars when told so",

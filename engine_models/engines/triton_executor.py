@@ -28,6 +28,7 @@ from engine_models.engines.trtllm_executor import MemoryWords, memory_left
 from engine_models.engines.trtllm_kernels import UNGROUPED_BYTES_PER_S, as_run, experts, reads_by_head
 from engine_models.memory.block_tree import BlockTree
 from engine_models.model.blocks import Architecture
+from engine_models.refusals import ELSEWHERE, no_layers, only_on_nvidia, only_weights_in
 from engine_models.schedulers.memory_then_tokens import (
     FIRST_COME,
     GUARANTEED,
@@ -217,24 +218,14 @@ def _notes(
 
 def _refuse(request: PoolRequest) -> None:
     arch, weights = request.arch, request.formats.weights.name
-    if request.device_vendor != "nvidia":
-        raise InputError(
-            f"TensorRT-LLM runs on NVIDIA GPUs, not on {request.device_name}",
-            where="deployment.hardware",
-            mend="use an NVIDIA GPU, or another engine (`capacity-plan list engines`)",
-        )
-    if weights not in WEIGHTS:
-        raise InputError(
-            f"Triton's TensorRT-LLM backend with weights in {weights} is not simulated",
-            where="deployment.weights",
-            mend=f"use one of {', '.join(WEIGHTS)}",
-        )
-    if any(block.kind in ("linear", "mla") or block.sparse for block in arch.attention):
-        raise InputError(
-            f"built engines of models with latent, recurrent or sparse layers such as {arch.name} are not simulated",
-            where="model",
-            mend="write engine: trtllm, its PyTorch backend, or use another engine (`capacity-plan list engines`)",
-        )
+    only_on_nvidia(request, "TensorRT-LLM runs on NVIDIA GPUs")
+    only_weights_in(request, WEIGHTS, f"Triton's TensorRT-LLM backend with weights in {weights} is not simulated")
+    no_layers(
+        request,
+        ("linear", "mla", "sparse"),
+        f"built engines of models with latent, recurrent or sparse layers such as {arch.name} are not simulated",
+        mend=f"write engine: trtllm, its PyTorch backend, or {ELSEWHERE}",
+    )
 
 
 TREES = {"medusa": "medusa_choices", "eagle": "eagle_choices"}

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine_models.flag_lists import classified
-from engine_models.flags import Flag, FlagTable, typed_value
+from engine_models.flags import Flag, FlagTable, keys_of
 from engine_models.launcher import Launcher
-from hardware_profiles.errors import InputError, nearest
 
 POLICY: dict[str, Flag] = {
     "timeout_action": Flag("str", "REJECT", choices=("REJECT", "DELAY")),
@@ -143,16 +142,4 @@ FLAGS = FlagTable(
 
 def group(given: Any, known: Mapping[str, Flag], where: str) -> dict[str, Any]:
     """Keys of a group with their defaults; InputError for keys that there are not, and for values that cannot be."""
-    found = {key: flag.default for key, flag in known.items()}
-    if given is not None and not isinstance(given, Mapping):
-        raise InputError("this is no group of keys", where=where, mend="write {key: value}")
-    for key, value in (given or {}).items():
-        if key not in known:
-            close = nearest(str(key), list(known))
-            raise InputError(
-                f"Triton's configuration has no key `{key}` here that is simulated",
-                where=f"{where}.{key}",
-                mend=f"did you mean `{close}`?" if close else "remove it, or check its spelling",
-            )
-        found[key] = typed_value(known[key], str(key), value)
-    return found
+    return keys_of(given, known, "Triton's", where)

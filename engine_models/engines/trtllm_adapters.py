@@ -16,6 +16,7 @@ from typing import Any
 from engine_models.cost.adapters import MODULES, RANK, Adapters, adapters_of, modules_of, ranks_of
 from engine_models.declaration import FEATURES, PoolRequest
 from engine_models.engines.trtllm_flags import group
+from engine_models.refusals import none_of
 from engine_models.schedulers.memory_then_tokens import UTILIZATION
 from hardware_profiles.errors import InputError
 
@@ -78,10 +79,7 @@ def adapted(request: PoolRequest, policy: str, free_bytes: int) -> tuple[Adapter
         "attention data parallelism": request.data_parallel > 1,
         "latent attention": request.lora is not None and any(block.kind == "mla" for block in request.arch.attention),
     }
-    for words in (words for words, there in lacking.items() if there):
-        raise InputError(
-            f"{what} with {words} are not modelled for TensorRT-LLM yet", where=where, mend=f"remove `{where}`, or change that"
-        )
+    none_of(lacking, f"{what} with {{}} are not modelled for TensorRT-LLM yet", where, f"remove `{where}`, or change that")
     if request.lora is None:
         return None, 0
     ranks_of({key: value for key, value in request.lora.items() if value is not None}, MAX_RANK)

@@ -13,6 +13,7 @@ from engine_models.engines.trtllm_executor import MemoryWords, memory_left
 from engine_models.engines.trtllm_flags import group
 from engine_models.engines.trtllm_ranks import Rank, policies
 from engine_models.parts.adapters import NO_ADAPTERS
+from engine_models.refusals import no_layers, only_on_nvidia
 from engine_models.schedulers.memory_then_tokens import GUARANTEED, UTILIZATION, TwoPassRules
 from hardware_profiles.errors import InputError
 
@@ -106,18 +107,9 @@ class Serving:
 
 def refuse(request: PoolRequest) -> None:
     """Raise InputError for devices and models that it does not serve."""
-    if request.device_vendor != "nvidia":
-        raise InputError(
-            f"TensorRT-LLM runs on NVIDIA GPUs, not on {request.device_name}",
-            where="deployment.hardware",
-            mend="use an NVIDIA GPU, or another engine (`capacity-plan list engines`)",
-        )
-    if any(block.kind == "linear" or block.sparse for block in request.arch.attention):
-        raise InputError(
-            f"models with recurrent, indexed or compressed layers such as {request.arch.name} are not simulated for TensorRT-LLM",
-            where="model",
-            mend="use another engine (`capacity-plan list engines`)",
-        )
+    only_on_nvidia(request, "TensorRT-LLM runs on NVIDIA GPUs")
+    unlike = f"models with recurrent, indexed or compressed layers such as {request.arch.name}"
+    no_layers(request, ("linear", "sparse"), f"{unlike} are not simulated for TensorRT-LLM")
 
 
 def memory_of(request: PoolRequest, serving: Serving) -> tuple[MemoryBudget, Adapters | None]:

@@ -8,6 +8,7 @@ from engine_models.cost.adapters import Adapters, adapters_of, expert_values, mo
 from engine_models.declaration import FEATURES, PoolRequest, Said
 from engine_models.model.architecture import stages
 from engine_models.model.blocks import Architecture
+from engine_models.refusals import none_of
 from hardware_profiles.errors import InputError
 
 LORA_PLACES, LORA_RANK = 1, 16
@@ -48,9 +49,8 @@ def adapters_of_pool(
         "sliding windows or recurrent layers": windows != (None,),
         "CPUs": request.device_kind == "cpu",
     }
-    for words in (words for words, there in lacking.items() if there):
-        what, where = ("LoRA adapters", "deployment.lora") if settings is not None else FEATURES["structured"]
-        raise InputError(f"{what} with {words}: not modelled yet", where=where, mend="remove the key")
+    what, where = ("LoRA adapters", "deployment.lora") if settings is not None else FEATURES["structured"]
+    none_of(lacking, f"{what} with {{}}: not modelled yet", where, mend="remove the key")
     if settings is None:
         return None
     largest = int(settings.get("max_lora_rank", LORA_RANK))

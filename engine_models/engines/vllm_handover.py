@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine_models.declaration import Handover, PoolRequest, Said
 from engine_models.parts.handover import Peer
+from engine_models.refusals import no_pools_with
 from hardware_profiles.errors import InputError
 
 CONNECTOR, PUSHING, MOONCAKE = "NixlConnector", "NixlPushConnector", "MooncakeConnector"
@@ -65,12 +66,7 @@ def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_token
         "a model with sliding windows": windows != (None,),
         "state-space layers": any(block.kind == "linear" for block in request.arch.attention),
     }
-    for words in (words for words, asked in lacking.items() if asked):
-        raise InputError(
-            f"prefill and decode pools with {words} are not modelled yet",
-            where="deployment.role",
-            mend="leave it out, or use pools of role: mixed",
-        )
+    no_pools_with(lacking)
     parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention)
     drafts = request.speculation
     agreed = {"speculative decoding": "none" if drafts is None else f"{drafts.method} with {drafts.row_tokens - 1} drafts"}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from engine_models.declaration import PoolRequest, Said
 from engine_models.engines.vllm_versions import Version
 from engine_models.parts.tiers import NVME_BYTES_PER_S, KvTier, Link, WritePolicy
+from engine_models.refusals import none_of
 from hardware_profiles.errors import InputError
 
 if TYPE_CHECKING:
@@ -320,12 +321,8 @@ def _check(request: PoolRequest, windows: tuple[int | None, ...], tiers: tuple[K
         )
     # vLLM's own names of blocks tell adapters apart; whether the others' do was not read
     beside = {"LoRA adapters": request.lora is not None and connector != NATIVE, "structured output": request.structured}
-    for words in (words for words, there in beside.items() if there):
-        raise InputError(
-            f"KV offload by {connector} beside {words} is not modelled yet",
-            where=f"deployment.{key}",
-            mend="leave one of the two out",
-        )
+    cause = f"KV offload by {connector} beside {{}} is not modelled yet"
+    none_of(beside, cause, where=f"deployment.{key}", mend="leave one of the two out")
     if connector == LMCACHE and request.pipeline_parallel > 1:
         raise InputError(
             "LMCache beside pipeline parallelism is not modelled yet",

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from engine_models.declaration import Mode, PoolRequest
-from hardware_profiles.errors import InputError
+from engine_models.refusals import none_of
 
 if TYPE_CHECKING:
     from engine_models.schedulers.whole_prefills import WholePrefillScheduler
@@ -49,12 +49,9 @@ def refuse(request: PoolRequest, version: str, *, windows: bool, states: bool) -
         "a model with recurrent layers": states,
         "another device than a GPU": request.device_kind == "cpu",
     }
-    for what in (what for what, there in found.items() if there):
-        raise InputError(
-            f"{what} in vLLM {version}, whose first engine is another than that of 0.8 and later, is not modelled",
-            where="deployment.engine",
-            mend="name a later version, such as vllm@0.11.0, or leave that out",
-        )
+    cause = f"{{}} in vLLM {version}, whose first engine is another than that of 0.8 and later, is not modelled"
+    mend = "name a later version, such as vllm@0.11.0, or leave that out"
+    none_of(found, cause, where="deployment.engine", mend=mend)
 
 
 def whole_prefills(tokens: int, rows: int, blocks: int, block_tokens: int, mode: Mode) -> WholePrefillScheduler:
