@@ -70,6 +70,8 @@ class Speculation:
     heads : (n, k) of the matrices of Medusa's heads, applied to the last token of a row.
     branches : tokens that a pass of the drafter proposes from, a row (1: drafts form a chain, else a tree).
     verified : tokens of a row that a step verifies, the one before the drafts included; 0: 1 + tokens.
+    by_host : whether the host takes part in every pass as in a step; decodes alone draft then, and the drafter computes one pass
+        more for rows all of whose drafts were accepted.
     notes : what was assumed.
     """
 
@@ -85,6 +87,7 @@ class Speculation:
     heads: tuple[tuple[int, int], ...] = ()
     branches: int = 1
     verified: int = 0
+    by_host: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -350,6 +353,10 @@ class Drafting(StepCost):
         self._model = model
         self.launches = model.launches
         self._more, self._branches = speculation.tokens - 1, speculation.branches
+        self._by_host, self._all_accepted = speculation.by_host, speculation.rates[-1]
+        self._host_passes_s = 0.0
+        if speculation.by_host and speculation.draft is not None:
+            self._host_passes_s = speculation.tokens * model.host.step_s
         self._first: StepTimeModel | None = None
         terms, ops = model.shard.terms, model.shard.ops
         rows, tokens = up_to.rows, up_to.step_tokens
@@ -379,6 +386,8 @@ class Drafting(StepCost):
         join_s = float(self._first_joins[batch.tokens])
         device_s += first_s + join_s
         prefill_s += first_prefill_s + join_s * (batch.tokens - batch.decode_tokens) / batch.tokens
+        if self._by_host and not batch.decode_rows:
+            return device_s, prefill_s
         if self._more:
             attended = batch.decode_kv_tokens + sum(new + prior for new, prior in batch.prefill)
             passes_s = 0.0
@@ -387,7 +396,16 @@ class Drafting(StepCost):
                 passes_s += pass_s
             device_s += passes_s
             device_s += self._more * float(self._joins[proposers])
+        if self._by_host:
+            device_s += self._caught_up_s(batch)
         return device_s, prefill_s
+
+    def _caught_up_s(self, batch: Batch) -> float:
+        """A pass for the rows all of whose drafts are accepted, by how likely there is one."""
+        rows, share = batch.decode_rows, self._all_accepted
+        some = max(1, round(rows * share))
+        (pass_s,) = self._later.passes_s(some, (batch.decode_kv_tokens * some / rows,))
+        return float((1.0 - (1.0 - share) ** rows) * (pass_s + float(self._joins[some])))
 
     def own_s(self, batch: Batch, tokens: int) -> tuple[float, float, float]:
         """As of `StepTimeModel`, drafting included; its part for prefill rows is counted with their attention."""
@@ -452,7 +470,8 @@ class Drafting(StepCost):
 
     def host_s(self, batch: Batch) -> float:
         """Host time of a batch."""
-        return self._model.host_s(batch)
+        own_s = self._model.host_s(batch)
+        return own_s + self._host_passes_s if batch.decode_rows else own_s
 
 
 def _matrices_s(ops: Ops, matrices: tuple[tuple[int, int], ...], highest: int) -> FloatArray:

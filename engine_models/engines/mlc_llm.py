@@ -1,14 +1,17 @@
 """MLC-LLM: what its engine is in terms of the shared parts, its modes, memory and flags.
 
-The scheduling rule is `engine_models.schedulers.hybrid_prefill`, the cache `engine_models.memory.forked_pages`.
+The scheduling rule is `engine_models.schedulers.hybrid_prefill` (with drafts `hybrid_prefill_drafted`), the cache
+`engine_models.memory.forked_pages`.
 
 Behaviour and defaults of the repository at 79d603f0 (2026-07: `cpp/serve`, `python/mlc_llm`), read; no recordings exist.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from engine_models.cost.draft_methods import chains_only
+from engine_models.cost.drafting import summary_note as drafts_note
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
@@ -24,12 +27,13 @@ from engine_models.declaration import (
     PoolRequest,
     Support,
 )
-from engine_models.engines.mlc_llm_flags import FLAGS, settings
+from engine_models.engines.mlc_llm_flags import DRAFT_METHODS, FLAGS, settings
 from engine_models.engines.mlc_llm_memory import CHUNK, LOCAL_ROWS, LOCAL_TOKENS, memory_of, refuse
 from engine_models.memory.forked_pages import ForkedPages
 from engine_models.schedulers.hybrid_prefill import WATERMARK_TOKENS, HybridPrefillScheduler, HybridRules
+from engine_models.schedulers.hybrid_prefill_drafted import DraftedHybridScheduler
 from hardware_profiles.device import DeviceKind
-from hardware_profiles.errors import InfeasibleError
+from hardware_profiles.errors import InfeasibleError, InputError
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,16 @@ class Rank:
     prefix_caching: bool
     recycling: int | None
     windows: tuple[int, ...]
+    drafts: int
+    next_tokens: int
 
     def scheduler(self, mode: Mode) -> HybridPrefillScheduler:
         """Build a scheduler with its pages."""
         kv = ForkedPages(self.pages, self.page_tokens, prefix_caching=self.prefix_caching, recycling=self.recycling)
+        if self.drafts:
+            return DraftedHybridScheduler(
+                self.rules, kv, drafts=self.drafts, next_tokens=self.next_tokens, windows=self.windows
+            )
         return HybridPrefillScheduler(
             self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
         )
@@ -86,13 +96,25 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     recycling = flags["prefix_cache_max_num_recycling_seqs"]
     kept = rows if recycling is None else recycling
     caching = flags["prefix_cache_mode"] == "radix"
+    drafts = replace(request.speculation, by_host=True) if request.speculation is not None else None
+    served = rows
+    if drafts is not None:
+        served = min(rows, chunk) // drafts.row_tokens
+        if not served:
+            raise InputError(
+                f"MLC-LLM lets nobody in: a row that verifies {drafts.row_tokens} tokens counts for as many of the {rows} rows",
+                where="deployment.engine_args.max_num_sequence",
+                mend=f"give at least {drafts.row_tokens} rows for each request at once (mode: server, or max_num_sequence)",
+            )
     rank = Rank(
-        HybridRules(rows, total, chunk, hybrid=flags["prefill_mode"] == "hybrid"),
+        HybridRules(served, total, chunk, hybrid=drafts is None and flags["prefill_mode"] == "hybrid"),
         pages,
         page,
         caching,
         None if kept < 0 else kept,
         arch.windows_below(context),
+        drafts.tokens if drafts is not None else 0,
+        int(drafts is None or drafts.method == "draft_model"),
     )
     usable = sum(line.bytes for line in lines) + int(most * per_token)
     overheads = load_overheads(ENGINE.name)
@@ -101,7 +123,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         version=ENGINE.version(version_text),
         limits=Limits(
             rows=rank.rules.rows,
-            step_tokens=max(chunk, rank.rules.rows),
+            step_tokens=max(chunk, rows),
             context_tokens=context,
             kv_tokens=total,
             kv_blocks=pages,
@@ -124,8 +146,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             arch,
             request.formats,
             Terms(overheads.host),
-            TableRange(max(chunk, rank.rules.rows), rank.rules.rows, context),
+            TableRange(max(chunk, rows), rank.rules.rows, context),
             Parallelism(request.tensor_parallel),
+            speculation=drafts,
         ),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s),
         prefix_caching=caching,
@@ -136,6 +159,15 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             *(
                 (f"mode local serves {rows} requests at once, others wait; `mode: server` takes the memory that is there",)
                 if mode == "local"
+                else ()
+            ),
+            *(
+                (
+                    drafts_note(drafts),
+                    *drafts.notes,
+                    f"a row counts for the {drafts.row_tokens} tokens that it verifies: of {rows:,} rows {served:,} run",
+                )
+                if drafts is not None
                 else ()
             ),
             "its scheduling was read from the source and compared with no recording; buffers of compiled functions are taken for "
@@ -167,7 +199,7 @@ ENGINE = Engine(
         for name in ("fp16", "bf16", "awq", "fp8", "fp8_block", "mlc")
     },
     kv_formats=(),
-    features={},
+    features={"speculative": Support(_KINDS, f"{_SOURCE}: cpp/serve/engine_actions/action_commons.cc")},
     flags=lambda: FLAGS,
     same_as={
         "rows": "max_num_sequence",
@@ -176,6 +208,7 @@ ENGINE = Engine(
         "memory_share": "gpu_memory_utilization",
         "tensor_ranks": "tensor_parallel_shards",
     },
+    drafts=chains_only("MLC-LLM", tuple(DRAFT_METHODS.values())),
     kernels="mlc",
     plan=plan,
 )

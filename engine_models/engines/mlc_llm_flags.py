@@ -7,6 +7,7 @@ They follow `python/mlc_llm/cli/serve.py` and `serve/config.py` at 79d603f0 (202
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,9 +25,13 @@ OVERRIDES: dict[str, Flag] = {
     "context_window_size": Flag("int", None, low=2),
     "tensor_parallel_shards": Flag("int", 1, low=1),
     "prefix_cache_max_num_recycling_seqs": Flag("int", None, low=-1),
+    "spec_draft_length": Flag("int", None, low=0),
+    "spec_tree_width": Flag("int", 1, low=1),
 }
-_IGNORED = ("max_history_size", "spec_draft_length", "spec_tree_width", "prefix_cache_mode", "prefill_mode", "opt")
-"""Of those that may be listed: of recurrent models or of speculation, or read from the flags of the same name instead."""
+_IGNORED = ("max_history_size", "prefix_cache_mode", "prefill_mode", "opt")
+"""Of those that may be listed: of recurrent models, or read from the flags of the same name instead."""
+DRAFT_METHODS = {"small_draft": "draft_model", "eagle": "eagle", "medusa": "medusa"}
+"""Values of ``--speculative-mode``, and methods of a pool's `speculative`."""
 _NEVER = ("sliding_window_size", "attention_sink_size", "pipeline_parallel_stages")
 
 _MODELLED: dict[str, Flag] = {
@@ -37,6 +42,8 @@ _MODELLED: dict[str, Flag] = {
     "prefill_mode": Flag("str", "hybrid", choices=("hybrid", "chunked")),
     "kv_cache_page_size": Flag("int", 16, low=16, high=16),
     "max_batch_size": Flag("int", 128, low=1),
+    "speculative_mode": Flag("str", "disable", choices=("disable", *DRAFT_METHODS)),
+    "additional_models": Flag("texts", None),
     **OVERRIDES,
 }
 
@@ -47,7 +54,6 @@ _HARMLESS = """
 """
 _CHANGING = {"the host's time": "enable_tracing"}
 _REFUSED = {
-    "how many tokens a step yields (speculation is not simulated for MLC-LLM)": "speculative_mode=disable additional_models",
     "how long a token is seen, and which layers a device has (not simulated for MLC-LLM)": " ".join(
         f"{name}=-1|1" for name in _NEVER
     ),
@@ -57,7 +63,6 @@ _KINDS = {
     for text in (_HARMLESS, *_CHANGING.values(), *_REFUSED.values())
     for name in text.split()
 }
-_KINDS["additional_models"] = "list"
 
 
 def overridden(text: Any) -> dict[str, Any]:
@@ -94,6 +99,36 @@ def settings(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {name: flag.default for name, flag in _MODELLED.items()} | dict(flags) | listed
 
 
+def _drafts(mode: str, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the flags of drafts say of a pool's `speculative`."""
+    if mode == "disable":
+        return None
+    given = {**flags, **overridden(flags.get("overrides"))}
+    stated = (pool.get("speculative") or {}).get("num_speculative_tokens")
+    length = given.get("spec_draft_length", stated)
+    where = "deployment.engine_args.spec_draft_length"
+    if not length:
+        raise InputError(
+            "MLC-LLM chooses the number of drafts by the number of rows where it is 0 or left out, which is not simulated",
+            where=where,
+            mend="give a number, such as spec_draft_length: 4",
+        )
+    if given.get("spec_tree_width", 1) > 1:
+        raise InputError(
+            "drafts in a tree are not simulated for MLC-LLM",
+            where="deployment.engine_args.spec_tree_width",
+            mend="leave spec_tree_width out",
+        )
+    found: dict[str, Any] = {"method": DRAFT_METHODS[mode], "num_speculative_tokens": length}
+    models = given.get("additional_models")
+    if models and mode == "small_draft" and not (pool.get("speculative") or {}).get("model"):
+        found["model"] = re.sub(_COMPILED, "", str(models[0]).partition(",")[0].rsplit("/", 1)[-1])
+    return found
+
+
+_COMPILED = rf"(?i)-({'|'.join(MLC_BITS)})-mlc$"
+"""What a compiled model's name adds to that of the model."""
+
 FLAGS = FlagTable(
     engine="mlc_llm",
     modelled=_MODELLED,
@@ -106,6 +141,7 @@ FLAGS = FlagTable(
     aliases={"max_total_sequence_length": "max_total_seq_length"},
     typed={
         "tensor_parallel_shards": Typed("tensor_parallel"),
+        "speculative_mode": Typed("speculative", beside=_drafts),
         "overrides": Typed("tensor_parallel", lambda text: overridden(text).get("tensor_parallel_shards")),
     },
     converted=rf"(?i:.*-({'|'.join(MLC_BITS)})-mlc)",

@@ -84,6 +84,8 @@ class HybridPrefillScheduler(Scheduler):
         self._prompt: dict[Sequence, int] = {}  # tokens to compute before a request decodes
         self._content: dict[Sequence, Content] = {}
         self._orders = 0
+        self.row_pages = 1  # that are free for a row before it decodes
+        self.next_tokens = 1  # of a decoding row, of those that a step with prompts may have
         self._shut = False  # nobody comes in before a row ends, whoever arrives
         self._shape = Batch(-1)
 
@@ -139,7 +141,7 @@ class HybridPrefillScheduler(Scheduler):
         kv, rows, chunk = self.kv, self.decodes.count, self.rules.prefill_chunk_size
         if rows > kv.free_blocks:
             return []
-        tokens = pages = rows
+        tokens, pages = rows * self.next_tokens, rows
         chosen: list[tuple[Sequence, int]] = []
         for seq in self._waiting:
             rest = self._prompt[seq] - seq.computed
@@ -182,10 +184,7 @@ class HybridPrefillScheduler(Scheduler):
         elif self.rules.hybrid or not chunks:
             self._decode(batch)
         else:
-            for seq in self.running:
-                if seq.state == "decoding":
-                    seq.end_emissions(number - 1)
-                    seq.emit(number + 1, number)
+            self._pause(number)
         ended = batch.finishing
         batch.finishing = []
         self._compute(batch, chunks)
@@ -193,10 +192,17 @@ class HybridPrefillScheduler(Scheduler):
         self.next_number += 1
         return batch
 
+    def _pause(self, number: int) -> None:
+        """The decodes get nothing from a step."""
+        for seq in self.running:
+            if seq.state == "decoding":
+                seq.end_emissions(number - 1)
+                seq.emit(number + 1, number)
+
     def _make_room(self, batch: Batch) -> None:
         """Free pages until every row can decode: of kept sequences, then of the rows that came last."""
         kv, decodes = self.kv, self.decodes
-        while decodes.count > kv.free_blocks:
+        while decodes.count * self.row_pages > kv.free_blocks:
             self._shut = False
             if kv.free_oldest():
                 continue

@@ -94,8 +94,8 @@ def test_a_launch_command_names_its_engine() -> None:
         ({"engine": "lmdeploy", "pipeline_parallel": 2}, "pipeline parallelism is modelled for vLLM.* not for lmdeploy"),
         ({"engine": "tgi", "offload": {"kv_offloading_size": 8}}, "KV offload is modelled for vLLM and SGLang, not for tgi"),
         (
-            {"engine": "mlc_llm", "speculative": {"method": "ngram", "num_speculative_tokens": 2, "acceptance": 0.5}},
-            "speculative decoding is modelled for .*vLLM.*, not for mlc_llm",
+            {"engine": "deepspeed_mii", "speculative": {"method": "ngram", "num_speculative_tokens": 2, "acceptance": 0.5}},
+            "speculative decoding is modelled for .*vLLM.*, not for deepspeed_mii",
         ),
         ({"engine": "vllm", "hardware": "xeon-8480-2s", "weights": "fp8"}, "vLLM does not load weights in fp8 on"),
         (

@@ -134,8 +134,6 @@ def test_launch_commands() -> None:
     resolved = prepare(scenario)
     assert (resolved.plan.costs.formats.weights.name, resolved.plan.costs.parallel.tensor) == ("q4f16_1", 2)
     assert resolved.plan.limits.rows == 32
-    with pytest.raises(InputError, match="speculation is not simulated"):
-        parse_engine_args("mlc_llm", "mlc_llm serve m --speculative-mode eagle")
     with pytest.raises(InputError, match="launch command of mlc_llm, not of vllm"):
         parse_engine_args("vllm", "mlc_llm serve m")
 

@@ -141,7 +141,7 @@ def test_tuning_keeps_the_flag_that_carries_most(
     [
         (Wishes(licences=("MIT",)), {"vllm": "licence Apache-2.0"}),
         (Wishes(alive_since="2026-06"), {"tgi": "no sign of life since 2026-01 (commit db931fcf)"}),
-        (Wishes(features=("speculative",)), {"mlc_llm": "speculative decoding is not simulated for it"}),
+        (Wishes(features=("speculative",)), {"deepspeed_mii": "speculative decoding is not simulated for it"}),
     ],
 )
 def test_a_constraint_leaves_out_with_its_reason(wishes: Wishes, left: dict[str, str]) -> None:
