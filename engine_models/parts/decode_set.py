@@ -104,17 +104,21 @@ class DecodeSet:
 
     def taken_over(self, steps: int) -> tuple[int, int]:
         """Blocks that the next `steps` steps take, and the sum over these steps of what was taken up to each."""
-        size, phases = self.block_tokens, self.phases
-        if size == 1:
+        if self.block_tokens == 1:
             return self.count * steps, self.count * steps * (steps + 1) // 2
+        so_far = list(accumulate(self.taken_by_step(steps)))
+        return so_far[-1], sum(so_far)
+
+    def taken_by_step(self, steps: int) -> list[int]:
+        """Blocks that each of the next `steps` steps takes, shape (steps,)."""
+        size, phases = self.block_tokens, self.phases
         at = -self.steps % size
-        by_step = phases[at::-1]  # what the next steps take, in turn
+        by_step = phases[at::-1]
         if steps > at + 1:
             by_step += phases[:at:-1]
         if steps > size:
             by_step = by_step * -(-steps // size)
-        so_far = list(accumulate(by_step[:steps]))
-        return so_far[-1], sum(so_far)
+        return by_step[:steps]
 
     def steps_within(self, steps: int, blocks: int) -> int:
         """Of the next `steps` steps, as many as certainly need no more than `blocks` new blocks together."""

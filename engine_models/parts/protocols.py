@@ -7,6 +7,7 @@ an interpreted plug-in may still subclass them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence as Series
 
 import numpy as np
@@ -31,7 +32,7 @@ class Run:
     return the same object each time: what it says is read before the next call.
 
     In a pipeline batches take turns: `turns` are the shapes of the steps after the first, until its rows are served again. Such a
-    run is taken a step at a time, each when the batch in flight longest is settled.
+    run is taken by `take_turns`.
     """
 
     __slots__ = ("deaf", "shape", "steps", "turns", "until_s")
@@ -137,6 +138,22 @@ class Scheduler(ABC):
         many times `schedule`, and `settle` of all but the last: of the batch in flight before it too, which the executor drops.
         """
         raise NotImplementedError("a scheduler that proves runs takes their steps")
+
+    def take_turns(self, steps: int, flying: deque[Batch]) -> list[int]:
+        """Commit `steps` steps (at least one) of the `run` just proven, in which batches take turns.
+
+        `flying` are the batches in flight, as many as the run has `turns`: each step but the first settles the one that is there
+        longest, and joins them. Batches that would come and go meanwhile need not be made. Return the KV units held when each
+        step is formed, shape (steps,). The default takes one step after the other.
+        """
+        held: list[int] = []
+        for number in range(steps):
+            if number:
+                self.settle(flying.popleft())
+            batch, kv_units, _ = self.take(1)
+            flying.append(batch)
+            held.append(kv_units)
+        return held
 
     def wake_s(self) -> float:
         """When, without an arrival or a result, waiting alone lets `schedule` form a batch; infinity if never."""

@@ -7,6 +7,10 @@ are served one by one, as the base does, and return to lanes after.
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import accumulate, chain
+from operator import sub
+
 from mypy_extensions import mypyc_attr
 
 from engine_models.memory.paged_kv import PagedKV
@@ -28,9 +32,12 @@ class Lane(DecodeSet):
 
     def emit(self, seq: Sequence, joined: int) -> None:
         """Note that a row got a token with each batch since there were `joined` of them."""
-        spans = seq.emissions
+        spans, numbers = seq.emissions, self.numbers[joined:]
         latest = spans[-1][1] if spans else -1
-        for number in self.numbers[joined:]:  # as `Sequence.emit` of each
+        if 1 not in map(sub, numbers, chain((latest,), numbers)):  # no two follow one another
+            spans += [[number, number] for number in numbers]
+            return
+        for number in numbers:  # as `Sequence.emit` of each
             if number == latest + 1:
                 spans[-1][1] = number
             else:
@@ -129,25 +136,26 @@ class StagedScheduler(ContinuousScheduler):
 
     def run(self) -> Run | None:
         """Steps that serve the lanes in turn, the first of which must be the one whose results are known."""
-        rules = self.rules
         if self.partial or not self._lanes or (self.waiting_count and not self._stuck()):
             return None
-        lanes = list(self._lanes.items())
-        known = [number <= self.processed_number for number, _ in lanes]
-        turns = len(lanes)
-        if not known[0] or any(known[1:]) or any(
-            not lane.count or lane.count > rules.max_num_batched_tokens for _, lane in lanes
-        ):
-            return None
-        steps = min(turns * (lane.steps_to_next_end() - 1) + at + 1 for at, (_, lane) in enumerate(lanes))
+        turns, most, processed = len(self._lanes), self.rules.max_num_batched_tokens, self.processed_number
+        steps, rows = 1 << 60, 0
+        for at, (number, lane) in enumerate(self._lanes.items()):
+            if (number > processed) != (at > 0) or not 0 < lane.count <= most:
+                return None
+            rows += lane.count
+            last = turns * (lane.steps_to_next_end() - 1) + at + 1
+            if last < steps:
+                steps = last
         free = self.kv.free_blocks
-        while steps > 0 and self._blocks_over(steps) > free:
-            steps = min(steps - 1, steps // 2 + 8)
+        if rows * (steps // turns // self.kv.block_tokens + 2) > free:  # else there are certainly enough
+            while steps > 0 and self._blocks_over(steps) > free:
+                steps = min(steps - 1, steps // 2 + 8)
         if steps < 2:
             return None
         while len(self._shapes) < turns:
             self._shapes.append(Batch(-1))
-        for shape, (_, lane) in zip(self._shapes, lanes, strict=False):
+        for shape, lane in zip(self._shapes, self._lanes.values(), strict=False):
             shape.decode_rows = shape.decode_tokens = shape.tokens = lane.count
             shape.decode_kv_tokens = lane.kv_tokens()
         run = self._run
@@ -167,24 +175,30 @@ class StagedScheduler(ContinuousScheduler):
             if steps > at
         )
 
-    def take(self, steps: int) -> tuple[Batch, int, int]:
-        """Schedule a step of the lane whose results are known."""
-        assert steps == 1
-        number, lane = next(iter(self._lanes.items()))
-        del self._lanes[number]
-        self.decodes = lane
-        need = lane.blocks_needed()
-        if need:
-            self.kv.take(need)
-        batch = Batch(self.next_number, lane.count, lane.count, lane.kv_tokens(), tokens=lane.count)
-        self._lanes[batch.number] = lane
-        lane.steps += 1
-        lane.numbers.append(batch.number)
-        self.next_number += 1
-        self._end_decodes(batch)
-        batch.order_finishing()
-        held = self.kv.capacity_blocks - self.kv.free_blocks
-        return batch, held, held
+    def take_turns(self, steps: int, flying: deque[Batch]) -> list[int]:
+        """As of the base, all at once."""
+        kv, first, lanes = self.kv, self.next_number, list(self._lanes.items())
+        turns, after = len(lanes), first + steps
+        blocks = [0] * steps
+        for at, (number, lane) in enumerate(lanes[:steps]):
+            served = range(first + at, after, turns)
+            blocks[at::turns] = lane.taken_by_step(len(served))
+            del self._lanes[number]
+            lane.steps += len(served)
+            lane.numbers.extend(served)
+        held = list(accumulate(blocks, initial=kv.capacity_blocks - kv.free_blocks))
+        if held[-1] > held[0]:
+            kv.take(held[-1] - held[0])
+        for number in range(max(first, after - turns), after):
+            lane = self.decodes = self._lanes[number] = lanes[(number - first) % turns][1]
+            flying.append(Batch(number, lane.count, lane.count, lane.kv_tokens() - lane.count, tokens=lane.count))
+        while len(flying) > turns:
+            flying.popleft()
+        self.processed_number = flying[0].number - 1
+        self.next_number = after
+        self._end_decodes(flying[-1])
+        flying[-1].order_finishing()
+        return held[1:]
 
 
 __all__ = ["StagedScheduler"]

@@ -95,8 +95,6 @@ class StepLog:
         decode_tokens: list[int],
     ) -> None:
         """Append decode steps of a pipeline one by one, as `run` does, in one go."""
-        if not ends_s:
-            return
         before = [self.end_s[-1], *ends_s] if self.end_s else [-1.0, *ends_s]
         n = len(ends_s) - 1
         if any(map(eq, starts_s, before)):  # some may go on in the same state

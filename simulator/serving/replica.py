@@ -505,7 +505,8 @@ class Replica:
     def _jump_staged(self, rank: Rank, limit_s: float) -> bool:
         """Take the steps of a run over the stages of a pipeline, whose batches take turns; False if none is proven.
 
-        A step is formed when the batch in flight longest is settled, of the rows of that batch.
+        A step is formed when the batch in flight longest is settled, of the rows of that batch. Their times are found one after
+        the other, then the scheduler takes them all, in parts only where somebody arrives.
         """
         scheduler, flight, cost = rank.scheduler, self._in_flight, self.cost
         run = scheduler.run()
@@ -516,8 +517,11 @@ class Replica:
             return False
         shapes = (run.shape, *run.turns)
         turns, deaf, steps = len(shapes), run.deaf, run.steps
-        if limit_s - self.clock_s < self._step_guess_s * steps:
-            steps = min(steps, int((limit_s - self.clock_s) / self._step_guess_s) + 3)
+        next_s, bound_s = rank.next_arrival_s(), until_s if until_s < limit_s else limit_s
+        began_s = now = self.clock_s
+        left_s = (bound_s if deaf or bound_s < next_s else next_s) - now
+        if left_s < self._step_guess_s * steps:
+            steps = max(1, min(steps, int(left_s / self._step_guess_s) + 3))
         each = -(-steps // turns)
         device_s = [
             cost.few_s((shape,), each) if each <= FEW_STEPS else cost.run_s((shape,), each).tolist()
@@ -525,52 +529,83 @@ class Replica:
         ]
         host_s = [cost.host_s(shape) for shape in shapes]
         tokens = [shape.decode_tokens for shape in shapes]
-        began_s = now = self.clock_s
         running, waiting, _, _ = scheduler.state()
-        starts: list[float] = []
-        ends: list[float] = []
-        idle: list[float] = []
-        kv_used: list[int] = []
-        done, hears = 0, False  # whether something else comes first now
-        while done < steps and not hears:
+        flying = deque([batches[0] for _, batches, _ in flight])
+        due_s = [end_s for _, _, end_s in flight]  # of those in flight, and of all that join them
+        formed_s: list[float] = []
+        starts_s: list[float] = []
+        idle_s: list[float] = []
+        free_s = self._stage_free_s
+        later = range(1, len(free_s))
+        done = taken = 0
+        hears = settles = False  # whether something else comes first now, and whether that is after another batch has ended
+        while done < steps:
             if done:
-                if flight[0][2] > limit_s:
+                end = due_s[done - 1]
+                if end > limit_s:
                     break
-                _, batches, end = flight.popleft()
                 if end > now:
                     now = end
-                scheduler.settle(batches[0])
-                if self._on_batch is not None:
-                    self._on_batch(batches[0])
-            if now >= limit_s or now >= until_s:
+            if now >= bound_s or (next_s <= now and not deaf):
+                hears, settles = True, done > 0
+                break
+            if next_s <= now:
+                kv_used = self._take_turns(rank, done - taken, flying, formed_s, starts_s, due_s, settles=done > 0)
+                rank.receive(now)
+                self._log_turns(rank, taken, starts_s, due_s, idle_s, running, waiting, kv_used, tokens)
+                _, waiting, _, _ = scheduler.state()
+                next_s, taken = rank.next_arrival_s(), done
+            device = device_s[done % turns][done // turns]
+            formed_s.append(now)
+            now += host_s[done % turns]
+            start = now if now > free_s[0] else free_s[0]
+            end = free_s[0] = start + device
+            for stage in later:
+                end = free_s[stage] = (end if end > free_s[stage] else free_s[stage]) + device
+            starts_s.append(start)
+            due_s.append(end)
+            idle_s.append(end - start - device)
+            done += 1
+            if turns < self.depth and next_s <= now:  # who arrives is let in beside the batches in flight
                 hears = True
                 break
-            if rank.next_arrival_s() <= now:
-                if not deaf:
-                    hears = True
-                    break
-                rank.receive(now)
-                self._log_turns(rank, done, starts, ends, idle, running, waiting, kv_used, tokens)
-                _, waiting, _, _ = scheduler.state()
-            lane = done % turns
-            device = device_s[lane][done // turns]
-            batch, held, _ = scheduler.take(1)
-            batch.t_sched, now = now, now + host_s[lane]
-            start, end = self._through_stages(now, device)
-            batch.t_start, batch.t_end = start, end
+        if not done:
+            return False
+        kv_used = self._take_turns(rank, done - taken, flying, formed_s, starts_s, due_s, settles=settles)
+        self._log_turns(rank, taken, starts_s, due_s, idle_s, running, waiting, kv_used, tokens)
+        flight.clear()
+        for batch, end in zip(flying, due_s[len(due_s) - len(flying) :], strict=True):
             flight.append((self.ranks, [batch], end))
-            starts.append(start)
-            ends.append(end)
-            idle.append(end - start - device)
-            kv_used.append(held)
-            done += 1
-            # where not all stages are full, who arrives is let in beside the batches in flight
-            hears = turns < self.depth and rank.next_arrival_s() <= now
-        self._log_turns(rank, done, starts, ends, idle, running, waiting, kv_used, tokens)
         self.clock_s = now
         self._may_schedule = hears or len(flight) < self.depth
-        self._step_guess_s = max((now - began_s) / steps, 1e-6)
+        self._step_guess_s = max((now - began_s) / done, 1e-6)
         return True
+
+    def _take_turns(
+        self,
+        rank: Rank,
+        steps: int,
+        flying: deque[Batch],
+        formed_s: list[float],
+        starts_s: list[float],
+        ends_s: list[float],
+        *,
+        settles: bool,
+    ) -> list[int]:
+        """Take the latest `steps` steps, then settle the batch in flight longest or not; return the KV units held in each."""
+        before = list(flying)
+        kv_used = rank.scheduler.take_turns(steps, flying) if steps else []
+        for back in range(1, min(steps, len(flying)) + 1):
+            batch = flying[-back]
+            batch.t_sched, batch.t_start, batch.t_end = formed_s[-back], starts_s[-back], ends_s[-back]
+        settled = before[: len(before) + steps - len(flying)]
+        if settles:
+            settled.append(flying.popleft())
+            rank.scheduler.settle(settled[-1])
+        if self._on_batch is not None:
+            for batch in settled:
+                self._on_batch(batch)
+        return kv_used
 
     def _through_stages(self, ready_s: float, device_s: float) -> tuple[float, float]:
         """Send a batch through the stages, each `device_s` long; return when it starts and when it has passed the last."""
@@ -585,7 +620,7 @@ class Replica:
     def _log_turns(
         self,
         rank: Rank,
-        done: int,
+        first: int,
         starts_s: list[float],
         ends_s: list[float],
         idle_s: list[float],
@@ -594,14 +629,15 @@ class Replica:
         kv_used: list[int],
         tokens: list[int],
     ) -> None:
-        """Log the steps that were taken since the last time, the latest of which is number `done`, and forget them."""
-        n, turns = len(ends_s), len(tokens)
-        decoded = [tokens[(done - n + i) % turns] for i in range(n)]
-        rank.log.turns(starts_s, ends_s, idle_s, running, waiting, kv_used, decoded)
-        for rows in decoded:
-            rank.emits(1, rows, 0)
-        for column in (starts_s, ends_s, idle_s, kv_used):
-            column.clear()
+        """Log the latest steps, from number `first` on, whose memory is `kv_used`; there may be older ones in `ends_s`."""
+        if not kv_used:
+            return
+        n, turns = len(kv_used), len(tokens)
+        decoded = (tokens * (n // turns + 2))[first % turns :][:n]
+        rank.log.turns(starts_s[first:], ends_s[len(ends_s) - n :], idle_s[first:], running, waiting, kv_used, decoded)
+        if rank.loop is not None:
+            each = [(1, rows, 0) for rows in tokens]
+            rank.loop.waiting.extend((each * (n // turns + 2))[first % turns :][:n])
 
     def _take_deaf(self, rank: Rank, first_s: float, ends_s: list[float], idle_s: float) -> Batch:
         """Take the steps of a run that hears no arrival in parts: what arrives waits from the next step that is formed."""
