@@ -84,7 +84,7 @@ def _check_lockstep(pool: Pool) -> None:
             where="deployment.pipeline_parallel",
             mend="use tensor_parallel within a rank instead",
         )
-    for key in ("speculative", "offload", "kv_tiers", "lora"):
+    for key in ("offload", "kv_tiers", "lora"):
         if getattr(pool, key) is not None:
             raise InputError(
                 f"`{key}` beside data-parallel attention is not modelled yet",
@@ -330,7 +330,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         data_parallel=ranks,
         expert_parallel=experts,
         flags=flags.values,
-        speculation=_speculation(pool, engine, flags, arch, formats, base),
+        speculation=_speculation(pool, engine, flags, arch, formats, base, ranks),
         tiers=tiers_of(scenario.deployment, pool, device),
         lora=_adapters(scenario, pool),
         structured=_structured(scenario, pool),
@@ -484,7 +484,7 @@ def _adapters(scenario: Scenario, pool: Pool) -> dict[str, Any] | None:
 
 
 def _speculation(
-    pool: Pool, engine: Engine, flags: EngineFlags, arch: Architecture, formats: Formats, base: Path
+    pool: Pool, engine: Engine, flags: EngineFlags, arch: Architecture, formats: Formats, base: Path, ranks: int
 ) -> Speculation | None:
     """The pool's speculative decoding, resolved; None where it has none."""
     if pool.speculative is None:
@@ -499,6 +499,7 @@ def _speculation(
         load=lambda name: load_architecture(name, base),
         tensor_parallel=pool.tensor_parallel,
         expert_parallel=expert_ranks(pool),
+        data_parallel=ranks,
     )
 
 

@@ -201,15 +201,62 @@ def test_a_pasted_vllm_command_shares_experts_over_its_ranks() -> None:
     [
         ({"pipeline_parallel": 2}, "across pipeline stages"),
         ({"offload": {"kv_offloading_size": 8}}, "`offload` beside data-parallel attention"),
-        (
-            {"speculative": {"method": "ngram", "num_speculative_tokens": 3, "acceptance_length": 2.0}},
-            "`speculative` beside",
-        ),
     ],
 )
 def test_what_is_not_modelled_beside_it_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         mixtral(**changes)
+
+
+@pytest.mark.parametrize(
+    ("engine", "hardware", "command"),
+    [
+        (
+            "vllm",
+            "h200-sxm-141gb",
+            "vllm serve deepseek-ai/DeepSeek-R1 -dp 8 --enable-expert-parallel --max-model-len 16384 "
+            """--speculative-config '{"method": "deepseek_mtp", "num_speculative_tokens": 2}'""",
+        ),
+        (
+            "sglang",
+            "h200-sxm-141gb",
+            "python -m sglang.launch_server --model-path deepseek-ai/DeepSeek-R1 --tp-size 8 --dp-size 8 --enable-dp-attention "
+            "--ep-size 8 --context-length 16384 --speculative-algorithm NEXTN --speculative-num-steps 2 "
+            "--speculative-eagle-topk 1 --speculative-num-draft-tokens 3",
+        ),
+        ("trtllm", "b200-sxm-180gb", ""),
+    ],
+)
+def test_ranks_of_a_pasted_command_draft(engine: str, hardware: str, command: str) -> None:
+    """A rank's share of the experts of the drafting layer, as many verifications as the acceptance says, nobody lost."""
+    args: Any = command
+    if engine == "trtllm":
+        mtp = {"decoding_type": "MTP", "num_nextn_predict_layers": 2}
+        args = {"tensor_parallel_size": 8, "moe_expert_parallel_size": 8, "enable_attention_dp": True, "speculative_config": mtp}
+        args |= {"max_seq_len": 16384}
+    deployment = {"engine": engine, "hardware": hardware, "engine_args": args, "speculative": {"acceptance_length": 2.2}}
+    given = scenario("deepseek-ai/DeepSeek-R1", deployment)
+    found = prepare(given)
+    hidden, ranks = 7168, 8
+    experts = 256 // ranks * 3 * hidden * 2048
+    attention = hidden * 1536 + 1536 * 128 * 192 + hidden * 576 + 512 * 128 * 256 + 128 * 128 * hidden
+    joins, absorbed, router = 2 * 2 * hidden * hidden, 2 * 512 * 128 * 256, 2 * hidden * 256
+    by_hand = experts + 3 * hidden * 2048 + attention + joins + absorbed + router
+    assert found.ranks == ranks
+    assert found.plan.speculation is not None
+    assert found.plan.speculation.weight_bytes() == pytest.approx(by_hand, rel=0.01)
+    run = run_prepared(found)
+    assert run.result["totals"]["completed"] == 120
+    assert run.result["server"]["spec_decode_mean_acceptance_length"] == pytest.approx(2.2, abs=0.15)
+    undrafted = {**deployment, "engine_args": _without_drafts(args), "speculative": None}
+    plain = simulate(scenario("deepseek-ai/DeepSeek-R1", undrafted))
+    assert run.result["metrics"]["tpot_ms"]["mean"] < plain.result["metrics"]["tpot_ms"]["mean"]
+
+
+def _without_drafts(args: Any) -> Any:
+    if isinstance(args, dict):
+        return {key: value for key, value in args.items() if key != "speculative_config"}
+    return args.partition("--speculative")[0]
 
 
 def test_ranks_beyond_a_node_exchange_over_the_network() -> None:

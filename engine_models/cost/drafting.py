@@ -64,6 +64,7 @@ class Speculation:
     draft : the drafter's layers as a model of its own, None where it has none (n-gram, Medusa).
     formats : number formats of the drafter.
     tensor_parallel : ranks that share the drafter.
+    ranks : data-parallel ranks that share its experts (1: it has none, or each rank holds all).
     joins : (n, k) of the matrices besides the layers that every pass multiplies with, a token (they join embedding and
         hidden state).
     first_joins : likewise, in the first pass only.
@@ -82,6 +83,7 @@ class Speculation:
     formats: Formats
     tensor_parallel: int = 1
     expert_parallel: int = 1
+    ranks: int = 1
     joins: tuple[tuple[int, int], ...] = ()
     first_joins: tuple[tuple[int, int], ...] = ()
     heads: tuple[tuple[int, int], ...] = ()
@@ -117,7 +119,7 @@ class Speculation:
             )
         total += mla_absorbed_bytes_per_rank(held, self.tensor_parallel)
         return total + weight_bytes_per_rank(
-            held, self.formats.weights, self.tensor_parallel, 1, self.expert_parallel
+            held, self.formats.weights, self.tensor_parallel, 1, self.expert_parallel, self.ranks
         )
 
     def kv_bytes_per_token(self) -> int:
@@ -138,12 +140,14 @@ def speculation_of(
     load: Callable[[str], Architecture],
     tensor_parallel: int = 1,
     expert_parallel: int = 1,
+    data_parallel: int = 1,
 ) -> Speculation:
     """Resolve a pool's `speculative` settings for the model `arch` served in `formats`.
 
     settings : `method`, `num_speculative_tokens`, `model`, `weights`, `draft_tensor_parallel_size`, `eagle_topk`,
         `num_draft_tokens` and one of `acceptance`, `acceptance_rates`, `acceptance_length`, `task`; None counts as left out.
     load : architecture of a draft model by name.
+    data_parallel : ranks that share the experts of the model.
 
     Raises InputError for what is missing, contradictory or out of range.
     """
@@ -173,7 +177,9 @@ def speculation_of(
         stated, by_task = {"acceptance": probability}, (note,)
     rates = acceptance_rates(depth, **stated)
     speculation = _drafter(method, int(tokens), rates, given, arch, formats, load, tensor_parallel, expert_parallel)
-    return replace(speculation, branches=branches, verified=verified, notes=(*speculation.notes, *by_task))
+    # experts of the model's own layer are spread as those of the others
+    ranks = data_parallel if method == "mtp" and speculation.draft is not None and speculation.draft.has_experts else 1
+    return replace(speculation, branches=branches, verified=verified, ranks=ranks, notes=(*speculation.notes, *by_task))
 
 
 def _drafter(
@@ -347,17 +353,21 @@ class Drafting(StepCost):
     model : the model's own step times, tabulated for 1 + k tokens a decoding row.
     speculation : what is drafted.
     up_to : the range to tabulate.
+
+    `shared` is the drafter whose experts ranks share, which are no part of it; `passes` are those after the first, and from how
+    many tokens a row each proposes.
     """
 
     def __init__(self, model: StepTimeModel, speculation: Speculation, up_to: TableRange) -> None:
         self._model = model
         self.launches = model.launches
-        self._more, self._branches = speculation.tokens - 1, speculation.branches
+        self._more, self._branches = self.passes = speculation.tokens - 1, speculation.branches
         self._by_host, self._all_accepted = speculation.by_host, speculation.rates[-1]
         self._host_passes_s = 0.0
         if speculation.by_host and speculation.draft is not None:
             self._host_passes_s = speculation.tokens * model.host.step_s
         self._first: StepTimeModel | None = None
+        self.shared: Shard | None = None
         terms, ops = model.shard.terms, model.shard.ops
         rows, tokens = up_to.rows, up_to.step_tokens
         self._heads = _matrices_s(ops, speculation.heads, rows)
@@ -370,8 +380,18 @@ class Drafting(StepCost):
         if speculation.draft is not None:
             host = HostOverhead(0.0, 0.0, device_layer_s=model.host.device_layer_s, launch_s=model.host.launch_s)
             later = Terms(host, terms.graph_sizes, sample_bytes_per_logit=DRAFT_BYTES_PER_LOGIT)
-            parallel = Parallelism(speculation.tensor_parallel, expert=speculation.expert_parallel)
+            parallel = Parallelism(speculation.tensor_parallel, expert=speculation.expert_parallel, ranks=speculation.ranks)
+            if speculation.ranks > 1:  # its experts as the model's
+                later = replace(
+                    later,
+                    moe_backend=terms.moe_backend,
+                    moe_by_flag=terms.moe_by_flag,
+                    routed=terms.routed,
+                    gathered_bytes=terms.gathered_bytes,
+                    exchanges_over_all=terms.exchanges_over_all,
+                )
             shard = Shard(speculation.draft, ops, speculation.formats, parallel, later)
+            self.shared = shard if speculation.ranks > 1 else None
             first = replace(later, query_tokens=speculation.row_tokens)
             self._first = StepTimeModel(replace(shard, terms=first), up_to)
             proposers = rows * self._branches

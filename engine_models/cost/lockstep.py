@@ -13,6 +13,10 @@ idle rank one dummy token. The transfers are an all-gather and a reduce-scatter 
 token goes to the ranks of its experts alone, and those compute no others: `Ops.routed_experts_s`, where such kernels were timed.
 Elsewhere a rank receives topk / D of what it would gather, at most all of it, at the speed of the same curves (assumed).
 
+With drafts a rank's own time includes its drafter. A drafter that is a layer of experts like the model's (multi-token prediction)
+waits for all ranks too, in each pass: the first over the tokens of the step, the k - 1 others over one token a row, padded
+alike where a CUDA graph holds the step (k drafts).
+
 Source: vLLM `v1/worker/dp_utils.py`, `distributed/device_communicators/all2all.py`; SGLang `layers/dp_attention.py`,
 `managers/scheduler_dp_attn_mixin.py` (public copies, read 2026-11).
 """
@@ -93,10 +97,24 @@ def _routed_s(shard: Shard, shapes: list[MoeShape], tokens: IntArray, captured: 
     return total
 
 
+def _tabulated(shard: Shard, most: int) -> tuple[list[float], list[float]]:
+    """Seconds of the parts that ranks share by all their tokens, up to `most`: of steps in CUDA graphs, and of others."""
+    grid = log_grid(most, 8)
+
+    def of(captured: bool) -> list[float]:
+        values = sum(shared_parts_s(shard, grid, captured=captured).values(), np.zeros(len(grid)))
+        table = PiecewiseLinear(grid.astype(float), np.maximum.accumulate(values))
+        each: list[float] = table.over(np.arange(most + 1, dtype=float)).tolist()
+        return each
+
+    shared_s = of(True)
+    return shared_s, of(False) if shard.terms.routed or shard.terms.exchanges_over_all else shared_s
+
+
 class Lockstep(StepCost):
     """Step times of `shard.parallel.ranks` ranks that share experts.
 
-    own : what a rank does for its own tokens, experts left out; with drafts the drafter's passes too, which share nothing.
+    own : what a rank does for its own tokens, experts left out; with drafts the drafter's passes too.
     up_to : the range to tabulate, of one rank.
     """
 
@@ -104,18 +122,13 @@ class Lockstep(StepCost):
         self._own = own
         self._ranks = shard.parallel.ranks
         self._launches = own.launches
-        grid = log_grid(self._ranks * up_to.step_tokens, 8)
-        tokens = np.arange(self._ranks * up_to.step_tokens + 1, dtype=float)
-
-        def tabulated(captured: bool) -> list[float]:
-            values = sum(shared_parts_s(shard, grid, captured=captured).values(), np.zeros(len(grid)))
-            table = PiecewiseLinear(grid.astype(float), np.maximum.accumulate(values))
-            each: list[float] = table.over(tokens).tolist()
-            return each
-
-        self._shared_s = tabulated(True)
-        differ = shard.terms.routed or shard.terms.exchanges_over_all
-        self._launched_s = tabulated(False) if differ else self._shared_s
+        self._shared_s, self._launched_s = _tabulated(shard, self._ranks * up_to.step_tokens)
+        drafter = own.shared if isinstance(own, Drafting) else None
+        self._draft_s: dict[bool, list[float]] = {}
+        if drafter is not None and isinstance(own, Drafting):
+            self._more, self._branches = own.passes
+            most = max(up_to.step_tokens, up_to.rows * self._branches)
+            self._draft_s[True], self._draft_s[False] = _tabulated(drafter, self._ranks * most)
 
     def _of_group(self, tokens: list[int], prefills: bool) -> tuple[int, int]:
         """Tokens of a rank after padding (0: each its own), and those of all ranks."""
@@ -124,6 +137,15 @@ class Lockstep(StepCost):
             padded = self._launches.padded(most)
             return padded, padded * self._ranks
         return 0, sum(tokens) + self._ranks - len(tokens)
+
+    def _waited_s(self, padded: int, total: int, rows: list[int]) -> float:
+        """What all ranks wait for together, whose steps have `total` tokens and `rows` rows."""
+        shared = (self._shared_s if padded else self._launched_s)[total]
+        if self._draft_s:
+            drafted = self._draft_s[bool(padded)]
+            proposers = max(rows) * self._ranks if padded else sum(rows) + self._ranks - len(rows)
+            shared += drafted[total] + self._more * drafted[proposers * self._branches]
+        return shared
 
     def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
         """Device seconds of one step of the group, and the part of it attributed to prefill rows, for each rank.
@@ -134,7 +156,7 @@ class Lockstep(StepCost):
         prefills = any(batch.prefill for batch in batches)
         tokens = [batch.padded_tokens or batch.tokens for batch in batches]
         padded, total = self._of_group(tokens, prefills)
-        shared = (self._shared_s if padded else self._launched_s)[total]
+        shared = self._waited_s(padded, total, [batch.decode_rows + len(batch.prefill) for batch in batches])
         slowest = of_prompts = 0.0
         for batch, own_tokens in zip(batches, tokens, strict=True):
             own, linear, prefill = self._own.own_s(batch, padded or own_tokens)
@@ -154,7 +176,7 @@ class Lockstep(StepCost):
         slowest = np.zeros(steps)
         for shape, own_tokens in zip(shapes, tokens, strict=True):
             slowest = np.maximum(slowest, self._own.own_run_s(shape, padded or own_tokens, steps))
-        shared = (self._shared_s if padded else self._launched_s)[total]
+        shared = self._waited_s(padded, total, [shape.decode_rows for shape in shapes])
         return np.maximum(slowest + shared, self._launches.least_s(max(tokens), False))
 
     def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from engine_models.cost.attention import DecodeAttention
 from engine_models.cost.drafting import Drafting, speculation_of
+from engine_models.cost.lockstep import shared_parts_s
 from engine_models.cost.step_time import StepTimeModel
 from engine_models.cost.terms import Formats, HostOverhead
 from engine_models.model.architecture import load_architecture
@@ -140,3 +141,32 @@ def test_ranks_in_lockstep_may_draft() -> None:
         drafted = max(drafting.own_s(b, 16)[0] - own.own_s(b, 16)[0] for b in batches)
         assert group.step_s(batches)[0] == pytest.approx(plain.step_s(batches)[0] + drafted, rel=0.01)
     assert isinstance(own, StepTimeModel)
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_ranks_wait_for_each_other_in_every_pass_of_a_layer_of_experts_that_drafts(captured: bool) -> None:
+    """Closed form: own steps, the model's experts for all tokens, the drafter's once for as many, k - 1 times for rows."""
+    arch, ranks, k = load_architecture("mistralai/Mixtral-8x7B-v0.1"), 4, 3
+    tables = {**TABLES, "graph_sizes": (16, 64) if captured else ()}
+    options = {**tables, "data_parallel": ranks, "expert_parallel": ranks, "query_tokens": 1 + k, "sampled_tokens": 1 + k}
+    settings = {"method": "mtp", "num_speculative_tokens": k, "acceptance": 0.7}
+    drafts = speculation_of(settings, arch, BF16, load=load_architecture, expert_parallel=ranks, data_parallel=ranks)
+    whole = speculation_of(settings, arch, BF16, load=load_architecture)
+    experts = 8 * 3 * arch.hidden * 14336 * 2  # of one layer, in 16 bit
+    assert whole.weight_bytes() - drafts.weight_bytes() == experts * (ranks - 1) // ranks
+    own = step_time(arch, OPS, BF16, HOST, **options)
+    drafting = Drafting(own, drafts, up_to(tables))
+    plain, group = lockstep(own, **tables), lockstep(drafting, shard=own.shard, **tables)
+    batches = [Batch(0, rows, rows * 4, rows * 800, tokens=rows * 4) for rows in (4, 2, 3)]
+    tokens, rows = (ranks * 16, ranks * 4) if captured else (16 + 8 + 12 + 1, 4 + 2 + 3 + 1)
+    assert drafting.shared is not None
+
+    def shared_s(count: int) -> float:
+        found = shared_parts_s(drafting.shared, np.array([count]), captured=captured)
+        return float(sum(found.values(), np.zeros(1))[0])
+
+    padded = [(b, 16 if captured else b.tokens) for b in batches]
+    drafted = max(drafting.own_s(b, m)[0] - own.own_s(b, m)[0] for b, m in padded)
+    wanted = plain.step_s(batches)[0] + drafted + shared_s(tokens) + (k - 1) * shared_s(rows)
+    assert group.step_s(batches)[0] == pytest.approx(wanted, rel=0.02)
+    assert shared_s(tokens) > 0.02 * wanted

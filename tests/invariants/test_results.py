@@ -19,9 +19,10 @@ from simulator.run import RunResult, simulate
 from simulator.serving.replica import Replica
 from simulator.workload import drawn, streaming
 from tests.guard.cases import CASES as GUARDED
-from tests.guard.cases import CHATS, CLASSES, RANKS, TIGHT, Case, args, given, poisson, write_trace
+from tests.guard.cases import CHATS, CLASSES, RANKS, TIGHT, V2_LITE, Case, args, given, poisson, write_trace
 
 LOOP = {"arrivals": {"kind": "closed_loop", "concurrency": 12, "think_time_s": 0.3}, "requests": 150}
+MTP = {"method": "mtp", "num_speculative_tokens": 2, "acceptance": 0.6}
 LORA = {"lora": {"max_loras": 4, "max_cpu_loras": 6}}
 TGI = {"engine": "tgi", **args(max_input_tokens=4000, max_total_tokens=5000)}
 TRTLLM = {"engine": "trtllm", **args(max_seq_len=4000, kv_cache_config={"max_tokens": 9000})}
@@ -102,6 +103,23 @@ CASES = {
         )
     ),
     "trtllm": Case(given(TRTLLM, {"arrivals": poisson(30), "shared_prefix": {"groups": 6, "tokens": 100}})),
+    "ranks-mtp": Case(
+        given({**RANKS, "hardware": "h200-sxm-141gb", "speculative": MTP}, {"requests": 120}, V2_LITE)
+    ),
+    "ranks-ngram-sglang": Case(
+        given(
+            {**RANKS, "engine": "sglang", "speculative": {**MTP, "method": "ngram"}, **args(enable_dp_attention=True)},
+            {"requests": 100},
+            V2_LITE,
+        )
+    ),
+    "ranks-mtp-trtllm": Case(
+        given(
+            {**RANKS, "engine": "trtllm", "hardware": "h200-sxm-141gb", "speculative": MTP, **args(enable_attention_dp=True)},
+            {"requests": 100},
+            V2_LITE,
+        )
+    ),
     "pipeline-trtllm": Case(
         given(
             {
