@@ -42,6 +42,7 @@ class Case:
     servers : how many of each role, where prefill and decode are apart.
     speculative : the pool's key, where drafts are made.
     answers : the law of outputs, where they are not all alike. limits : the SLO.
+    warm : how many prompts are sent, all of which the cache holds from a stage before.
     start : whence a server takes what it starts with. kv : format of the KV cache, "" for the engine's.
     power_limit_w : of a device, 0 for its own. route : what clients send to a server (`client.route`), "" for its default.
     """
@@ -56,6 +57,7 @@ class Case:
     output: int
     reported: dict[str, float]
     depth: int = 0
+    warm: int = 0
     batch: int = 1
     users: int = 0
     rate_qps: float = 0.0
@@ -109,6 +111,11 @@ class Case:
                 "requests": 4,
                 "shared_prefix": {"groups": 1, "tokens": self.depth},
             }
+        if self.warm:
+            load |= {"prompt_tokens": 1, "shared_prefix": {"groups": self.warm, "tokens": self.new - 1}}
+            drained = {"drain_s": load.pop("drain_s")}
+            before = {"name": "before", "measured": False, **load, "requests": TIMES_BEFORE * self.warm}
+            load = {"stages": [before, {"name": "warm", **load}], **drained}
         whole = {"name": self.id, "seed": 1, "model": self.model, "deployment": deployment, "workload": load}
         if self.route:
             whole["client"] = {"route": self.route}
@@ -130,6 +137,10 @@ class Case:
         """The case as a line of JSON."""
         record = {"id": self.id, "source": self.source, "scenario": self.scenario(), "reported": self.reported}
         return json.dumps(record | ({"note": self.note} if self.note else {}))
+
+
+TIMES_BEFORE = 8
+"""Requests of the stage before for each prompt, so that hardly one is left out that the draw does not choose."""
 
 
 class Unsaid(Exception):
@@ -422,13 +433,13 @@ def llamacpp_apple(row: Row, number: str) -> Case:
 
 
 def llamacpp_gpu(row: Row, number: str) -> Case:
-    """measured_llamacpp_gpu.csv: llama.cpp on graphics cards, ExLlamaV2, Ollama."""
+    """measured_llamacpp_gpu.csv: llama.cpp on graphics cards, ExLlamaV2, Ollama, MLC-LLM (in its four bits, assumed)."""
     text, engine = row["hardware"], row["engine"]
     cards = re.search(r"\* ?(\d)$", text)
     if cards:
         raise Unsaid("layers of one model over several cards, one after another")
     if "mlc" in engine.lower():
-        raise Unsaid("no engine here runs it")
+        return bench(number, row, "mlc_llm", model_of(row["model"]), "q4f16_1", device_of(text), "tg256", row["tok_s"])
     name = "exllamav2" if "exllama" in engine.lower() else "ollama" if "ollama" in engine else "llama_cpp"
     if "llama.cpp CPU" in engine:
         raise Unsaid("the processor of a device whose graphics are the profile")
@@ -714,33 +725,41 @@ def built_engine(row: Row, number: str) -> Case:
 
 
 def lmdeploy(row: Row, number: str) -> Case:
-    """measured_lmdeploy.csv: ShareGPT in a closed loop, lengths by their means; TurboMind 0.2 by the rules of today's."""
-    if row["mode"] != "request_throughput":
-        raise Unsaid("a static batch inside the engine", row["mode"])
-    requests_s, out_s = float(row["rps"]), float(row["out_tok_s"])
-    sizes = (round((float(row["total_tok_s"]) - out_s) / requests_s), round(out_s / requests_s))
+    """measured_lmdeploy.csv: ShareGPT in a closed loop, lengths by their means, and so many requests of one length at a time;
+    TurboMind 0.2 by the rules of today's."""
+    out_s, users = float(row["out_tok_s"]), int(float(row["batch"]))
     where = (model_of(row["model"]), "fp16", device_of(row["gpu"]))
-    users = int(row["batch"])
-    return Case(number, row["source"], "lmdeploy", *where, *sizes, {"output_tok_s": out_s}, users=users,
-                requests=int(float(row["num_prompts"])), tensor=int(row["tp"]),
-                args={"max_batch_size": users}, note="TurboMind 0.2 by the rules of 0.16")  # fmt: skip
+    reported = {"output_tok_s": out_s}
+    if row["mode"] == "request_throughput":
+        requests_s, requests = float(row["rps"]), int(float(row["num_prompts"]))
+        sizes = (round((float(row["total_tok_s"]) - out_s) / requests_s), round(out_s / requests_s))
+    else:  # a thread a request, which sends the next when its answer is there
+        if not row.get("isl") or not row.get("osl"):
+            raise Unsaid("a batch without its lengths", row["mode"])
+        sizes, requests = (int(float(row["isl"])), int(float(row["osl"]))), 3 * users
+        if row["ttft_mean_s"]:
+            reported["ttft_mean_ms"] = 1e3 * float(row["ttft_mean_s"])
+    return Case(number, row["source"], "lmdeploy", *where, *sizes, reported, users=users, requests=requests,
+                tensor=int(float(row["tp"])), args={"max_batch_size": users},
+                note="TurboMind 0.2 by the rules of 0.16")  # fmt: skip
 
 
 def tgi(row: Row, number: str) -> Case:
     """measured_tgi.csv: makespans of TGI 3; answers of 50 tokens to 10 at once, as its load test has them (`load_tests/long.js`).
 
-    A second run finds all prompts where the cache holds them all, which one L4's does not.
+    A second run finds all prompts where the cache holds them all, which one L4's does not: there it is as the first.
     """
     if not row["engine"].startswith("TGI"):
         raise Unsaid("vLLM of 2024, whose prefix cache is not modelled", row["scenario"])
     if row["scenario"] != "long":
         raise Unsaid("prompts of 8,000 tokens in all do not explain how much longer a first run took", row["hardware"])
     count, device = row["hardware"].split("x")
-    if row["run"].startswith("2nd") and count != "1":
-        raise Unsaid("a second run of the same prompts is a stage, which a list of measurements cannot say", row["hardware"])
+    requests = int(float(row["num_requests"]))
+    warm = requests if row["run"].startswith("2nd") and count != "1" else 0
+    reported = {"duration_s.warm" if warm else "duration_s": float(row["value"])}
     where = (model_of(row["model"]), "bf16", device_of(device))
-    return Case(number, row["source"], "tgi@3.0.0", *where, 200_000 // 20, 50, {"duration_s": float(row["value"])}, users=10,
-                requests=int(float(row["num_requests"])), tensor=int(count),
+    return Case(number, row["source"], "tgi@3.0.0", *where, 200_000 // 20, 50, reported, users=10,
+                requests=requests, tensor=int(count), warm=warm,
                 args={"max_input_tokens": 15_000, "max_total_tokens": 16_000})  # fmt: skip
 
 
@@ -749,8 +768,10 @@ def serving_rates(row: Row, number: str) -> Case:
     engine, where = row["engine"], (model_of(row["model"]), row["precision"], device_of(row["hardware"]))
     if row["rate_qps"]:
         if engine.startswith("TensorRT-LLM 0."):
-            raise Unsaid("the engine before 0.20, built ahead in C++", engine)
+            return built_under_rates(row, number, where)
         raise Unsaid("vLLM before 0.6", engine)
+    if engine == "DeepSpeed" and row["precision"] == "float16":
+        return bench(number, row, "deepspeed_mii", where[0], "fp16", where[2], "tg512", row["out_tok_s"], note="lengths assumed")
     if engine == "transformers (pytorch)" and row["precision"] in ("float16", "float32"):
         weights = {"float16": "fp16", "float32": "fp32"}[row["precision"]]
         return bench(number, row, "transformers", where[0], weights, where[2], "tg512", row["out_tok_s"],
@@ -762,6 +783,24 @@ def serving_rates(row: Row, number: str) -> Case:
         return Case(number, row["source"], "llama_cpp", where[0], weights, where[2], 32, osl, reported, users=users,
                     requests=4 * users, note="prompts assumed to have 32 tokens")  # fmt: skip
     raise Unsaid("no engine here runs it so, or lengths are not stated", engine)
+
+
+def built_under_rates(row: Row, number: str, where: tuple[str, str, str]) -> Case:
+    """TensorRT-LLM of 2024 behind Triton, tokens streamed; lengths log-normal, a client's of ShareGPT (p99 assumed).
+
+    How many rows and tokens the engine was built for is not stated, so loads that it queued are left out.
+    """
+    if float(row["ttft_p50_ms"]) > 1e3:
+        raise Unsaid("more than the engine took as it was built, which is not stated", row["engine"])
+    count = int(float(row["num_prompts"]))
+    mean = {name: float(row[f"{name}_tokens"]) / count for name in ("in", "out")}
+    version = row["engine"].split()[1]
+    build = {"version": version, "max_batch_size": 64, "max_num_tokens": 4096, "max_seq_len": 2048}
+    args: dict[str, object] = {"model_engine": "trtllm", "called": "tensorrt_llm", "decoupled": True, "build_config": build}
+    reported = {"ttft_median_ms": float(row["ttft_p50_ms"]), "tpot_mean_ms": float(row["tpot_p50_ms"])}
+    return Case(number, row["source"], "triton", where[0], "bf16", where[2], round(mean["in"]), round(mean["out"]), reported,
+                rate_qps=float(row["rate_qps"]), requests=count, args=args,
+                answers={"kind": "lognormal", "mean": mean["out"], "p99": 4 * mean["out"]})  # fmt: skip
 
 
 PROMPTS_OF_MLPERF = {"llama2-70b": 222, "mixtral-8x7b": 470, "llama3.1-8b": 778, "llama3.1-405b": 9400}

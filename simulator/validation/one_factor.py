@@ -47,7 +47,7 @@ def one_factors(entries: Iterable[Mapping[str, Any]]) -> list[OneFactor]:
     """
     groups: dict[tuple[str, str, str, str, str], list[Mapping[str, Any]]] = {}
     for entry in entries:
-        if entry["abs_pct_error"] is not None and entry["metric"] in BY_LOAD:
+        if entry["abs_pct_error"] is not None and entry["metric"] in BY_LOAD and entry["predicted"] > 0.0:
             group = entry["group"]
             name = (group["source"], group["engine"], group["gpu"], group["family"], entry["metric"])
             groups.setdefault(name, []).append(entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,9 @@ def test_a_server_that_is_slower_by_one_factor_at_every_load_is_named() -> None:
     assert one_factors(entries(1.3, 1.25, 1.35, 1.3, 1.28, span=2.0)) == []
     assert one_factors(entries(1.0, 1.15, 1.3, 1.5, 1.7)) == []
     assert one_factors(entries(1.03, 1.04, 1.03, 1.05, 1.04)) == []
+    with warnings.catch_warnings():  # answers sent at their ends have no time between tokens
+        warnings.simplefilter("error")
+        assert one_factors(entries(0.0, 0.0, 0.0, 0.0, 0.0)) == []
 
 
 def test_runs_of_another_device_are_put_right_by_their_page() -> None:
