@@ -37,7 +37,7 @@ DRAFTS = {"method": "ngram", "num_speculative_tokens": 3, "acceptance": 0.5}
 
 
 class Run:
-    """Requests (arrival [s], prompt, answer, group) served over a pipeline: `ends` [s], `tokens` by batch, `batches` that were noted, the `log`."""
+    """Requests (arrival [s], prompt, answer, group) over a pipeline: `ends` [s], `tokens` by batch, noted `batches`, `log`."""
 
     def __init__(
         self,
