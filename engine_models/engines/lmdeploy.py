@@ -9,9 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine_models.declaration import Engine, EnginePlan, PoolRequest, Replay, Support
+from engine_models.cost.adapters import summary_note as adapters_note
+from engine_models.cost.drafting import summary_note as drafts_note
+from engine_models.cost.overheads import load_overheads
+from engine_models.cost.settings import StepCosts
+from engine_models.cost.step_time import TableRange
+from engine_models.cost.terms import Parallelism
+from engine_models.cost.token_masks import TokenMasks
+from engine_models.cost.token_masks import summary_note as masks_note
+from engine_models.declaration import Engine, EnginePlan, Executor, FrontEnd, PoolRequest, Replay, Support
 from engine_models.engines import lmdeploy_pytorch as pytorch
 from engine_models.engines import lmdeploy_turbomind as turbomind
+from engine_models.engines.lmdeploy_adapters import LAUNCHED
+from engine_models.engines.lmdeploy_drafts import draft_settings
 from engine_models.engines.lmdeploy_flags import FLAGS
 from engine_models.engines.lmdeploy_recorded import replay as replay_recorded
 from engine_models.refusals import no_expert_parallelism, only_on_nvidia
@@ -21,6 +31,9 @@ from hardware_profiles.errors import InputError
 BATCH_SIZES = {"a100": 384, "a800": 384, "h100": 1024, "h800": 1024, "l20y": 1024, "h200": 1024}
 OTHER_BATCH_SIZE = 128
 """Requests at once by card (datasheet: `utils.py` at 1263d5cd, 2026-08)."""
+MASKS = TokenMasks(True, delays_next=True)
+"""Of both engines: XGrammar fills masks once the model is launched, and the next launch waits for them (datasheet:
+`lmdeploy/pytorch/engine/logits_process.py`, `src/turbomind/generation/guided_decoding.cc` at 1263d5cd, 2026-08)."""
 
 
 def default_batch_size(device_name: str) -> int:
@@ -40,7 +53,46 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     asks = request.flags.get("backend") == "pytorch"
     falls_back = "" if asks else turbomind.why_not(request)
     if asks or falls_back:
-        return pytorch.plan(request, ENGINE.name, version, rows, falls_back, shared_overheads=ENGINE.overheads_from)
+        overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
+        found = pytorch.resolved(request, rows, overheads.host)
+    else:
+        _refuse(request)
+        overheads = load_overheads(turbomind.OVERHEADS, ENGINE.overheads_from)
+        found = turbomind.resolved(request, rows, overheads.host)
+    drafts, adapters = request.speculation, found.adapters
+    return EnginePlan(
+        engine=ENGINE.name,
+        version=version,
+        limits=found.limits,
+        memory=found.memory,
+        scheduler=found.scheduler,
+        costs=StepCosts(
+            request.arch,
+            request.formats,
+            found.terms,
+            TableRange(found.limits.step_tokens, rows, found.limits.context_tokens),
+            Parallelism(request.tensor_parallel, expert=request.expert_parallel),
+            speculation=drafts,
+            adapters=adapters,
+            masks=MASKS if request.structured else None,
+        ),
+        executor=Executor(depth=found.depth),
+        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=overheads.loop),
+        prefix_caching=found.prefix_caching,
+        notes=(
+            *([f"{falls_back}: LMDeploy takes its PyTorch engine"] if falls_back else []),
+            *found.notes,
+            *((masks_note(MASKS),) if request.structured else ()),
+            *((adapters_note(adapters, all_there=True), LAUNCHED) if adapters is not None else ()),
+            *((drafts_note(drafts), *drafts.notes) if drafts is not None else ()),
+        ),
+        sources=overheads.provenance,
+        recorded=found.recorded,
+    )
+
+
+def _refuse(request: PoolRequest) -> None:
+    """InputError for what TurboMind lacks and the other engine has."""
     lacking = {"lora": ("LoRA adapters", request.lora), "speculative": ("speculative decoding", request.speculation)}
     for key, (words, asked) in lacking.items():
         if asked is not None:
@@ -49,7 +101,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 where=f"deployment.{key}",
                 mend=f"ask for its PyTorch engine (engine_args: {{backend: pytorch}}), or remove {key}",
             )
-    return turbomind.plan(request, ENGINE.name, version, rows, shared_overheads=ENGINE.overheads_from)
 
 
 def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
@@ -93,7 +144,7 @@ ENGINE = Engine(
         "tensor_ranks": "tp",
         "graph_rows": "cudagraph_capture_batch_sizes",
     },
-    drafts=pytorch.draft_settings,
+    drafts=draft_settings,
     kernels="vllm",
     overheads_from="vllm",
     plan=plan,

@@ -8,34 +8,15 @@ scheduling checked step by step against recordings of 0.18.0 (`capacity-plan val
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from engine_models.cost.adapters import Adapters, adapters_of
-from engine_models.cost.adapters import summary_note as adapters_note
-from engine_models.cost.draft_methods import WHERE, chains_only
-from engine_models.cost.drafting import summary_note as drafts_note
-from engine_models.cost.overheads import load_overheads
-from engine_models.cost.settings import StepCosts
-from engine_models.cost.step_time import TableRange
-from engine_models.cost.terms import Parallelism, Terms
-from engine_models.cost.token_masks import summary_note as masks_note
-from engine_models.declaration import (
-    EnginePlan,
-    Executor,
-    FrontEnd,
-    Limits,
-    MemoryBudget,
-    MemoryLine,
-    Mode,
-    PoolRequest,
-)
-from engine_models.engines.lmdeploy_turbomind import MASKS
+from engine_models.cost.draft_methods import WHERE
+from engine_models.cost.terms import HostOverhead, Terms
+from engine_models.declaration import Limits, MemoryBudget, MemoryLine, Mode, PoolRequest
+from engine_models.engines.lmdeploy_adapters import adapters_in
+from engine_models.engines.lmdeploy_backend import Backend, bytes_before
 from engine_models.memory.block_trie import TrieBlocks
-from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES
-from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
-from engine_models.model.blocks import Architecture
+from engine_models.model.architecture import kv_groups
 from engine_models.refusals import ELSEWHERE, no_layers, only_weights_in
 from engine_models.schedulers.alternating import AlternatingRules, AlternatingScheduler
 from engine_models.schedulers.alternating_drafted import DraftedAlternatingScheduler
@@ -58,45 +39,6 @@ WEIGHTS = ("bf16", "fp16", "fp8", "fp8_block", "int8", "awq")
 LARGE_HEAD_DIM, LARGE_HEAD_BLOCK_TOKENS = 512, 32
 """From this key width on blocks are smaller, but with FlashMLA, which Hopper has (datasheet: `_adjust_block_size` there)."""
 FLASH_MLA_CARDS = ("h100", "h200", "h20", "h800", "gh200")
-SPLIT_DRAFTERS = ("qwen3_5", "hy_v3", "hunyuan", "glm_moe_dsa")
-"""Types of models whose own draft layers are split over ranks (datasheet: `config_builder.py` there)."""
-LEAST_ADAPTER_RANK = 16
-"""Rank that the kernel of adapters computes at least (datasheet: `fused_lora` in `pytorch/kernels/cuda/fused_lora.py` there)."""
-
-
-@dataclass(frozen=True)
-class Rank:
-    """Rules and blocks of one rank: what a fresh scheduler is built from. `blocks` are the usable ones."""
-
-    rules: AlternatingRules
-    blocks: int
-    block_tokens: int
-    prefix_caching: bool
-    window_tokens: int
-    windows: tuple[int, ...]
-    masked: bool
-    adapted: bool
-    drafts: int
-
-    def scheduler(self, mode: Mode) -> AlternatingScheduler:
-        """Build a scheduler with its blocks."""
-        kv = TrieBlocks(
-            self.blocks,
-            self.block_tokens,
-            prefix_caching=self.prefix_caching,
-            window_tokens=self.window_tokens,
-        )
-        if self.drafts:
-            return DraftedAlternatingScheduler(self.rules, kv, drafts=self.drafts, windows=self.windows)
-        return AlternatingScheduler(
-            self.rules,
-            kv,
-            aggregate=mode != "step",
-            record_rows=mode == "record",
-            windows=self.windows,
-            masked=self.masked,
-            adapted=self.adapted,
-        )
 
 
 def graph_sizes(rows: int) -> tuple[int, ...]:
@@ -105,11 +47,10 @@ def graph_sizes(rows: int) -> tuple[int, ...]:
     return tuple(sorted({*powers, *range(2 * powers[-1], rows + 1, GRAPH_STEP), rows}))
 
 
-def plan(request: PoolRequest, engine: str, version: str, rows: int, because: str, *, shared_overheads: str | None) -> EnginePlan:
-    """Resolve one pool: memory left by weights and the largest step's logits, limits, graphs, overheads; `rows` requests at once.
+def resolved(request: PoolRequest, rows: int, host: HostOverhead) -> Backend:
+    """Resolve one pool: memory left by weights and the largest step's logits, limits, graphs; `rows` requests at once.
 
-    `because`: why LMDeploy takes this engine where the pool does not ask for it, "" if it does. Raises InfeasibleError if the
-    weights do not fit, InputError on what the engine or this model of it lacks.
+    Raises InfeasibleError if the weights do not fit, InputError on what the engine or this model of it lacks.
     """
     arch, flags = request.arch, request.flags
     _refuse(request)
@@ -139,20 +80,26 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, because: st
         ttft_aging_s=float(flags.get("ttft_aging_sec", 2.0)),
         handle_pool=inside,
     )
-    drafted, adapted = drafts.tokens if drafts is not None else 0, adapters is not None
-    rank = Rank(rules, usable, page, caching, window, windows, request.structured, adapted, drafted)
-    overheads = load_overheads(engine, shared_overheads)
+
+    def scheduler(mode: Mode) -> AlternatingScheduler:
+        kv = TrieBlocks(usable, page, prefix_caching=caching, window_tokens=window)
+        if drafts is not None:
+            return DraftedAlternatingScheduler(rules, kv, drafts=drafts.tokens, windows=windows)
+        return AlternatingScheduler(
+            rules,
+            kv,
+            aggregate=mode != "step",
+            record_rows=mode == "record",
+            windows=windows,
+            masked=request.structured,
+            adapted=adapters is not None,
+        )
+
     asked = flags.get("cudagraph_capture_batch_sizes")
-    sizes = (
-        graph_sizes(rows)
-        if asked is None
-        else tuple(sorted({size for size in asked if size <= rows} | {rows}))
-    )
+    sizes = graph_sizes(rows) if asked is None else tuple(sorted({size for size in asked if size <= rows} | {rows}))
     graphs = () if flags.get("eager_mode") else sizes
     step_tokens = max(prefill, rows * (drafts.row_tokens if drafts is not None else 1))
-    return EnginePlan(
-        engine=engine,
-        version=version,
+    return Backend(
         limits=Limits(
             rows=inside,
             step_tokens=step_tokens,
@@ -166,69 +113,21 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, because: st
             request_tokens=session if window else None,
         ),
         memory=memory,
-        scheduler=rank.scheduler,
-        costs=StepCosts(
-            arch,
-            request.formats,
-            Terms(replace(overheads.host, prefill_graph_tokens=0), graph_sizes=graphs),
-            TableRange(step_tokens, rows, session),
-            Parallelism(request.tensor_parallel, expert=request.expert_parallel),
-            speculation=drafts,
-            adapters=adapters,
-            masks=MASKS if request.structured else None,
-        ),
-        executor=Executor(depth=2),
-        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=overheads.loop),
+        scheduler=scheduler,
+        terms=Terms(replace(host, prefill_graph_tokens=0), graph_sizes=graphs),
+        depth=2,
         prefix_caching=caching,
         notes=(
-            *([f"{because}: LMDeploy takes its PyTorch engine"] if because else []),
             f"LMDeploy's PyTorch engine: {usable:,} blocks of {page} tokens, {prefill:,} prompt tokens a step, {rows:,} rows; "
             + ("cached blocks can be found" if caching else "no prefix cache"),
             f"prompts pause the running rows, which go first at most {rules.prefill_interval} times while others wait and half "
             f"of the rows run; above {inside:,} requests others wait in front of the engine",
             "LMDeploy's kernels and its host and front end are priced as vLLM's (assumed, nobody measured them); prompts run "
             "outside CUDA graphs" + ("" if graphs else ", as do decodes (eager_mode)"),
-            *((masks_note(MASKS),) if request.structured else ()),
-            *((adapters_note(adapters, all_there=True), LAUNCHED) if adapters is not None else ()),
-            *((drafts_note(drafts), *drafts.notes) if drafts is not None else ()),
         ),
-        sources=overheads.provenance,
+        recorded=True,
+        adapters=adapters,
     )
-
-
-LAUNCHED = (
-    "its kernel of adapters is launched in every step, for each layer that has adapters, also where no row names one "
-    "(priced as a kernel without work, assumed)"
-)
-
-
-def draft_settings(settings: Mapping[str, Any], arch: Architecture, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of drafts; each rank has the whole drafter, but for the layers of few families (`_build_draft_dist_ctx`)."""
-    found = chains_only("LMDeploy", ("eagle3", "eagle", "mtp"))(settings, arch, flags)
-    method = str(found.get("method") or "eagle3")
-    split = method.endswith("mtp") and arch.model_type.startswith(SPLIT_DRAFTERS)
-    return {"method": method} | found | ({} if split else {"draft_tensor_parallel_size": 1})
-
-
-def adapters_in(request: PoolRequest) -> Adapters | None:
-    """Adapters of a pool, None where it serves none: all that there are, loaded at start (`add_adapters`)."""
-    if request.lora is None:
-        return None
-    if "max_loras" not in request.lora:
-        raise InputError(
-            "LMDeploy keeps all its adapters on the device: how many are they?",
-            where="deployment.lora.max_loras",
-            mend="give their number, such as lora: {max_loras: 20, rank: 16}, or name them in engine_args.adapters",
-        )
-    found = adapters_of(
-        request.lora,
-        request.arch,
-        tensor_parallel=request.tensor_parallel,
-        link_bytes_per_s=request.host_link_bytes_per_s,
-        on_device=1,
-        pads_rank=False,
-    )
-    return replace(found, slot_rank=found.rank, computed_rank=max(LEAST_ADAPTER_RANK, found.rank), always_launched=True)
 
 
 def _refuse(request: PoolRequest) -> None:
@@ -261,9 +160,8 @@ def _memory(request: PoolRequest, rows: int, lora_bytes: int) -> tuple[MemoryBud
         heads.kind == "mla" and request.device_name.startswith(FLASH_MLA_CARDS)
     ):
         page = min(page, LARGE_HEAD_BLOCK_TOKENS)
-    weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1, request.expert_parallel)
+    weights, other = bytes_before(request)
     drafter = request.speculation.weight_bytes() if request.speculation is not None else 0
-    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
     per_token = sum(
         group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)
     )
@@ -297,4 +195,4 @@ def _memory(request: PoolRequest, rows: int, lora_bytes: int) -> tuple[MemoryBud
     return MemoryBudget(device, device, lines, kv, per_token, block, kv // block), prefill, page
 
 
-__all__ = ["WEIGHTS", "adapters_in", "draft_settings", "graph_sizes", "plan"]
+__all__ = ["WEIGHTS", "graph_sizes", "resolved"]

@@ -8,27 +8,13 @@ defaults of the repository at 1263d5cd (2026-08: `src/turbomind/turbomind.cc`, `
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from engine_models.cost.overheads import load_overheads
-from engine_models.cost.settings import StepCosts
-from engine_models.cost.step_time import TableRange
-from engine_models.cost.terms import Parallelism, Terms
-from engine_models.cost.token_masks import TokenMasks
-from engine_models.cost.token_masks import summary_note as masks_note
-from engine_models.declaration import (
-    EnginePlan,
-    Executor,
-    FrontEnd,
-    Limits,
-    MemoryBudget,
-    MemoryLine,
-    Mode,
-    PoolRequest,
-)
+from engine_models.cost.terms import HostOverhead, Terms
+from engine_models.declaration import Limits, MemoryBudget, MemoryLine, Mode, PoolRequest
+from engine_models.engines.lmdeploy_backend import Backend, bytes_before
 from engine_models.memory.block_trie import TrieBlocks
-from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES
-from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.model.architecture import kv_groups
 from engine_models.refusals import no_layers, only_weights_in
 from engine_models.schedulers.oldest_first import OldestFirstRules, OldestFirstScheduler
 from hardware_profiles.errors import InfeasibleError, InputError
@@ -48,29 +34,7 @@ WEIGHTS = ("bf16", "fp16", "awq", "gptq", "int4", "fp8_block", "mxfp4")
 KV_BITS, SCALE_BYTES = {"int8": 8, "int4": 4}, 4
 """Bits of a value of quantized keys and values; scale and zero point of a vector of them, 16 bits each (datasheet:
 `docs/en/quantization/kv_quant.md`, `kernels/attention/block.h`)."""
-_OVERHEADS = "lmdeploy_turbomind"
-MASKS = TokenMasks(True, delays_next=True)
-"""Of both engines: XGrammar fills masks once the model is launched, and the next launch waits for them (datasheet:
-`lmdeploy/pytorch/engine/logits_process.py`, `src/turbomind/generation/guided_decoding.cc` at 1263d5cd, 2026-08)."""
-
-
-@dataclass(frozen=True)
-class Rank:
-    """Rules and blocks of one rank: what a fresh scheduler is built from."""
-
-    rules: OldestFirstRules
-    blocks: int
-    block_tokens: int
-    prefix_caching: bool
-    windows: tuple[int, ...]
-    masked: bool
-
-    def scheduler(self, mode: Mode) -> OldestFirstScheduler:
-        """Build a scheduler with its blocks."""
-        kv = TrieBlocks(self.blocks, self.block_tokens, prefix_caching=self.prefix_caching)
-        return OldestFirstScheduler(
-            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows, masked=self.masked
-        )
+OVERHEADS = "lmdeploy_turbomind"
 
 
 def why_not(request: PoolRequest) -> str:
@@ -81,8 +45,8 @@ def why_not(request: PoolRequest) -> str:
     return f"TurboMind loads no weights in {weights}" if weights in PYTORCH_ONLY else ""
 
 
-def plan(request: PoolRequest, engine: str, version: str, rows: int, *, shared_overheads: str | None) -> EnginePlan:
-    """Resolve one pool: a share of the memory that weights leave, tokens of a step, overheads; `rows` requests at once.
+def resolved(request: PoolRequest, rows: int, host: HostOverhead) -> Backend:
+    """Resolve one pool: a share of the memory that weights leave, tokens of a step; `rows` requests at once.
 
     Raises InfeasibleError if the weights do not fit, InputError on what the engine or this model of it lacks.
     """
@@ -95,12 +59,15 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, *, shared_o
     forward = -(-(int(flags.get("max_prefill_token_num", 8192)) + rows) // tp) * tp
     caching = bool(flags.get("enable_prefix_caching", False))
     windows = arch.windows_below(session)
-    rank = Rank(OldestFirstRules(rows, forward, context), memory.blocks, page, caching, windows, request.structured)
-    overheads = load_overheads(_OVERHEADS, shared_overheads)
-    overlaps = int(flags.get("async", 1)) == 1
-    return EnginePlan(
-        engine=engine,
-        version=version,
+    rules = OldestFirstRules(rows, forward, context)
+
+    def scheduler(mode: Mode) -> OldestFirstScheduler:
+        kv = TrieBlocks(memory.blocks, page, prefix_caching=caching)
+        return OldestFirstScheduler(
+            rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=windows, masked=request.structured
+        )
+
+    return Backend(
         limits=Limits(
             rows=rows,
             step_tokens=forward,
@@ -113,17 +80,9 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, *, shared_o
             asked_tokens=1,  # an answer is cut, not refused
         ),
         memory=memory,
-        scheduler=rank.scheduler,
-        costs=StepCosts(
-            arch,
-            request.formats,
-            Terms(replace(overheads.host, prefill_graph_tokens=0), flattens_kv=True),
-            TableRange(forward, rows, session),
-            Parallelism(tp, expert=request.expert_parallel),
-            masks=MASKS if request.structured else None,
-        ),
-        executor=Executor(depth=2 if overlaps else 1),
-        front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=overheads.loop),
+        scheduler=scheduler,
+        terms=Terms(replace(host, prefill_graph_tokens=0), flattens_kv=True),
+        depth=2 if int(flags.get("async", 1)) == 1 else 1,
         prefix_caching=caching,
         notes=(
             f"LMDeploy's TurboMind: {memory.blocks:,} blocks of {page} tokens, {forward:,} tokens a step for prompts and decodes "
@@ -136,9 +95,7 @@ def plan(request: PoolRequest, engine: str, version: str, rows: int, *, shared_o
             "TurboMind's scheduler is read from its source and not compared with recorded steps",
             "TurboMind's kernels and its front end are priced as vLLM's, its launches from C++ and its host by estimates "
             "(assumed, nobody measured them); nothing runs in CUDA graphs",
-            *((masks_note(MASKS),) if request.structured else ()),
         ),
-        sources=overheads.provenance,
         recorded=False,
     )
 
@@ -162,8 +119,7 @@ def _memory(request: PoolRequest, page: int) -> MemoryBudget:
     """KV bytes = a share of what weights and context leave, before buffers are allocated; these come out of the rest."""
     arch, tp, device = request.arch, request.tensor_parallel, request.device_memory_bytes
     share = float(request.flags.get("cache_max_entry_count", 0.8))
-    weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1, request.expert_parallel)
-    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
+    weights, other = bytes_before(request)
     kv = request.formats.kv_cache
     per_token_bytes: float = sum(group.bytes_per_token_per_rank for group in kv_groups(arch, kv, tp, 1))
     if kv.name in KV_BITS:

@@ -10,6 +10,7 @@ from engine_models.declaration import Limits, MemoryBudget, MemoryLine, PoolRequ
 from engine_models.engines.tgi_launcher import Serving, Version
 from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
 from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.refusals import adapters_are_counted
 from engine_models.schedulers.whole_lifetime import LifetimeRules
 from hardware_profiles.errors import InfeasibleError, InputError
 
@@ -87,12 +88,7 @@ def adapters_in(request: PoolRequest) -> Adapters | None:
     """Adapters of a pool, None where it serves none: all that there are, loaded at start."""
     if request.lora is None:
         return None
-    if "max_loras" not in request.lora:
-        raise InputError(
-            "TGI keeps all its adapters on the device: how many are they?",
-            where="deployment.lora.max_loras",
-            mend="give their number, such as lora: {max_loras: 20, rank: 16}, or name them in engine_args.lora_adapters",
-        )
+    adapters_are_counted(request.lora, "TGI", "lora_adapters")
     return adapters_of(
         request.lora,
         request.arch,
