@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.terms import Formats
@@ -388,6 +388,19 @@ class PairRecorder(Protocol):
 
     def heard(self, seq: Sequence, at_s: float) -> None:
         """A peer is done with a request at `at_s`."""
+
+
+R = TypeVar("R")
+
+
+def checked(version: Callable[[str], object], replay: Callable[[Mapping[str, Any]], R]) -> Callable[[str, Mapping[str, Any]], R]:
+    """`replay` from a recording's knobs, once `version` has found that it is of one that is declared."""
+
+    def of_recording(version_text: str, knobs: Mapping[str, Any]) -> R:
+        version(version_text)
+        return replay(knobs)
+
+    return of_recording
 
 
 Decisions = tuple[list[dict[str, Any]], tuple[str, ...]]

@@ -9,23 +9,14 @@ by step against recordings (`capacity-plan validate schedules`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import Parallelism, Terms
-from engine_models.declaration import (
-    Engine,
-    EnginePlan,
-    FrontEnd,
-    Limits,
-    Mode,
-    PoolRequest,
-    Replay,
-    Support,
-)
+from engine_models.declaration import Engine, EnginePlan, FrontEnd, Limits, Mode, PoolRequest, Replay, Support
 from engine_models.engines.deepspeed_mii_flags import FLAGS, manager
 from engine_models.engines.deepspeed_mii_memory import (
     BLOCK,
@@ -38,21 +29,6 @@ from engine_models.engines.deepspeed_mii_memory import (
 from engine_models.engines.deepspeed_mii_recorded import replay as replay_recorded
 from engine_models.schedulers.split_fuse import SplitFuseRules, SplitFuseScheduler
 from hardware_profiles.device import DeviceKind
-
-
-@dataclass(frozen=True)
-class Rank:
-    """Rules and blocks of one rank: what a fresh scheduler is built from."""
-
-    rules: SplitFuseRules
-    blocks: int
-    block_tokens: int
-
-    def scheduler(self, mode: Mode) -> SplitFuseScheduler:
-        """Build a scheduler with its blocks."""
-        return SplitFuseScheduler(
-            self.rules, self.blocks, self.block_tokens, aggregate=mode != "step", record_rows=mode == "record"
-        )
 
 
 def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
@@ -70,7 +46,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     # the last token of an answer is in no cache
     longest = min(int(flags.get("max_length") or arch.max_context_tokens), arch.max_context_tokens)
     held = min(longest, memory.blocks * page)
-    rank = Rank(SplitFuseRules(tokens, rows, state["max_tracked_sequences"]), memory.blocks, page)
+    rules = SplitFuseRules(tokens, rows, state["max_tracked_sequences"])
+
+    def scheduler(mode: Mode) -> SplitFuseScheduler:
+        return SplitFuseScheduler(rules, memory.blocks, page, aggregate=mode != "step", record_rows=mode == "record")
+
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
     return EnginePlan(
         engine=ENGINE.name,
@@ -87,7 +67,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             asked_tokens=1,  # an answer is cut, not refused
         ),
         memory=memory,
-        scheduler=rank.scheduler,
+        scheduler=scheduler,
         costs=StepCosts(
             arch,
             request.formats,

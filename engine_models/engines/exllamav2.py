@@ -9,10 +9,6 @@ d2d87bb9 (2026-06: `backends/exllamav2/model.py`), the last that has it; schedul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
@@ -24,8 +20,8 @@ from engine_models.declaration import (
     Limits,
     Mode,
     PoolRequest,
-    Replay,
     Support,
+    checked,
 )
 from engine_models.engines.exllamav2_flags import FLAGS
 from engine_models.engines.exllamav2_memory import (
@@ -46,25 +42,6 @@ from hardware_profiles.errors import InputError
 UNPAGED = ("t4", "v100", "rtx-20", "titan-rtx")
 """NVIDIA's cards before Ampere, which FlashAttention's paged kernels do not know (datasheet: README of ExLlamaV2,
 `common/hardware.py` of TabbyAPI)."""
-
-
-@dataclass(frozen=True)
-class Server:
-    """Rules and pages of one server: what a fresh scheduler is built from."""
-
-    rules: BypassRules
-    pages: int
-    windows: tuple[int, ...]
-
-    def scheduler(self, mode: Mode) -> BypassScheduler:
-        """Build a scheduler with its pages."""
-        return BypassScheduler(
-            self.rules,
-            ChainedPages(self.pages),
-            aggregate=mode != "step",
-            record_rows=mode == "record",
-            windows=self.windows,
-        )
 
 
 def _rounded(tokens: int) -> int:
@@ -95,8 +72,13 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     rows, page = (rows, PAGE_TOKENS) if paged else (1, cache)
     rules = BypassRules(rows, chunk, context, int(flags.get("max_skips", MAX_SKIPS)), paged)
     windows = arch.windows_below(context)
+
+    def scheduler(mode: Mode) -> BypassScheduler:
+        pages = ChainedPages(cache // page)
+        return BypassScheduler(rules, pages, aggregate=mode != "step", record_rows=mode == "record", windows=windows)
+
     overheads = load_overheads(ENGINE.name)
-    kv = request.formats.kv_cache
+    kv, packed = request.formats.kv_cache, is_packed(request)
     step_tokens = max(chunk, rows)
     return EnginePlan(
         engine=ENGINE.name,
@@ -112,11 +94,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             row_tokens=context,
         ),
         memory=memory,
-        scheduler=Server(rules, cache // page, windows).scheduler,
+        scheduler=scheduler,
         costs=StepCosts(
             arch,
             request.formats,
-            Terms(overheads.host, widens_kv=is_packed(request)),
+            Terms(overheads.host, widens_kv=packed),
             TableRange(step_tokens, rows, context),
             Parallelism(request.tensor_parallel),
         ),
@@ -130,32 +112,18 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             "shares with the one before; cache_size and max_batch_size do not count",
             f"each prompt in work stops the others for a chunk of {chunk:,} tokens in every iteration; a request that does not "
             f"fit is passed over {rules.max_skips} times",
-            *(
-                (f"before attention a cache in {kv.name} is widened to 16 bits, in a pass of its own",)
-                if is_packed(request)
-                else ()
-            ),
-            *(
-                ("tensor parallelism is priced as vLLM's, collectives included",)
-                if request.tensor_parallel > 1
-                else ()
-            ),
+            *([f"before attention a cache in {kv.name} is widened to 16 bits, in a pass of its own"] if packed else []),
+            *(["tensor parallelism is priced as vLLM's, collectives included"] if request.tensor_parallel > 1 else []),
             "ExLlamaV2's host times (50 us a row, 2 ms a request) are assumed, nobody measured them",
         ),
         sources=overheads.provenance,
     )
 
 
-def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
-    """The scheduler of a recording, from its version and the knobs of its `config` line."""
-    ENGINE.version(version_text)
-    return replay_recorded(knobs)
-
-
 _SOURCE = "turboderp-org/exllamav2 0.3.2 (da07facd, 2025-12)"
 _KINDS: frozenset[DeviceKind] = frozenset({"gpu"})
 
-ENGINE = Engine(
+ENGINE: Engine = Engine(
     name="exllamav2",
     title="ExLlamaV2",
     rule=(
@@ -175,5 +143,5 @@ ENGINE = Engine(
     same_as={"rows": "max_batch_size", "context": "max_seq_len", "step_tokens": "chunk_size"},
     kernels="exllamav2",
     plan=plan,
-    replay=replay,
+    replay=checked(lambda version: ENGINE.version(version), replay_recorded),
 )

@@ -7,21 +7,11 @@ Behaviour and defaults of the repository at 14ff95e (2024-03, its last commit), 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import Parallelism, Terms
-from engine_models.declaration import (
-    Engine,
-    EnginePlan,
-    FrontEnd,
-    Limits,
-    Mode,
-    PoolRequest,
-    Support,
-)
+from engine_models.declaration import Engine, EnginePlan, FrontEnd, Limits, Mode, PoolRequest, Support
 from engine_models.engines.inferflow_flags import FLAGS
 from engine_models.engines.inferflow_memory import memory_of, refuse
 from engine_models.schedulers.soft_budget import SoftBudgetRules, SoftBudgetScheduler
@@ -30,20 +20,6 @@ from hardware_profiles.device import DeviceKind
 STEP_TOKENS, MOST_QUERIES, SHIPPED_QUERIES, SHIPPED_WORKERS = 256, 16, 6, 32
 """Soft budget of a step, most caches (`MAX_PROC_ID`), and what the shipped ini file says (datasheet: `GetLocalInput` in
 `inference_engine.cc`, `query_state_table.h`, `bin/inferflow_service.ini`, 14ff95e)."""
-
-
-@dataclass(frozen=True)
-class Rank:
-    """Rules of one rank: what a fresh scheduler is built from."""
-
-    rules: SoftBudgetRules
-    windows: tuple[int, ...]
-
-    def scheduler(self, mode: Mode) -> SoftBudgetScheduler:
-        """Build a scheduler."""
-        return SoftBudgetScheduler(
-            self.rules, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
-        )
 
 
 def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
@@ -58,7 +34,11 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     context = min(int(flags.get("max_context_len") or arch.max_context_tokens), arch.max_context_tokens)
     memory = memory_of(request, queries, context)
     rules = SoftBudgetRules(min(queries, workers), STEP_TOKENS)
-    rank = Rank(rules, arch.windows_below(context))
+    windows = arch.windows_below(context)
+
+    def scheduler(mode: Mode) -> SoftBudgetScheduler:
+        return SoftBudgetScheduler(rules, aggregate=mode != "step", record_rows=mode == "record", windows=windows)
+
     step_tokens = context + STEP_TOKENS
     overheads = load_overheads(ENGINE.name)
     return EnginePlan(
@@ -77,7 +57,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             request_tokens=context,
         ),
         memory=memory,
-        scheduler=rank.scheduler,
+        scheduler=scheduler,
         costs=StepCosts(
             arch,
             request.formats,

@@ -6,9 +6,6 @@ that it has unless told otherwise. Behaviour and defaults of the repository at 1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from engine_models.cost.adapters import summary_note as adapters_note
 from engine_models.cost.drafting import summary_note as drafts_note
 from engine_models.cost.overheads import load_overheads
@@ -17,7 +14,7 @@ from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import Parallelism
 from engine_models.cost.token_masks import TokenMasks
 from engine_models.cost.token_masks import summary_note as masks_note
-from engine_models.declaration import Engine, EnginePlan, Executor, FrontEnd, PoolRequest, Replay, Support
+from engine_models.declaration import Engine, EnginePlan, Executor, FrontEnd, PoolRequest, Support, checked
 from engine_models.engines import lmdeploy_pytorch as pytorch
 from engine_models.engines import lmdeploy_turbomind as turbomind
 from engine_models.engines.lmdeploy_adapters import LAUNCHED
@@ -103,16 +100,10 @@ def _refuse(request: PoolRequest) -> None:
             )
 
 
-def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
-    """The scheduler of a recording, from its version and the knobs of its `config` line."""
-    ENGINE.version(version_text)
-    return replay_recorded(knobs)
-
-
 _SOURCE = "InternLM/lmdeploy at 1263d5cd (2026-08)"
 _KINDS: frozenset[DeviceKind] = frozenset({"gpu"})
 
-ENGINE = Engine(
+ENGINE: Engine = Engine(
     name="lmdeploy",
     title="LMDeploy",
     rule=(
@@ -148,5 +139,5 @@ ENGINE = Engine(
     kernels="vllm",
     overheads_from="vllm",
     plan=plan,
-    replay=replay,
+    replay=checked(lambda version: ENGINE.version(version), replay_recorded),
 )

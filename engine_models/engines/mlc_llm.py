@@ -8,7 +8,7 @@ Behaviour and defaults of the repository at 79d603f0 (2026-07: `cpp/serve`, `pyt
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from engine_models.cost.draft_methods import chains_only
 from engine_models.cost.drafting import summary_note as drafts_note
@@ -34,31 +34,6 @@ from engine_models.schedulers.hybrid_prefill import WATERMARK_TOKENS, HybridPref
 from engine_models.schedulers.hybrid_prefill_drafted import DraftedHybridScheduler
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InfeasibleError, InputError
-
-
-@dataclass(frozen=True)
-class Rank:
-    """Rules and pages of one rank: what a fresh scheduler is built from."""
-
-    rules: HybridRules
-    pages: int
-    page_tokens: int
-    prefix_caching: bool
-    recycling: int | None
-    windows: tuple[int, ...]
-    drafts: int
-    next_tokens: int
-
-    def scheduler(self, mode: Mode) -> HybridPrefillScheduler:
-        """Build a scheduler with its pages."""
-        kv = ForkedPages(self.pages, self.page_tokens, prefix_caching=self.prefix_caching, recycling=self.recycling)
-        if self.drafts:
-            return DraftedHybridScheduler(
-                self.rules, kv, drafts=self.drafts, next_tokens=self.next_tokens, windows=self.windows
-            )
-        return HybridPrefillScheduler(
-            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
-        )
 
 
 def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
@@ -106,23 +81,23 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 where="deployment.engine_args.max_num_sequence",
                 mend=f"give at least {drafts.row_tokens} rows for each request at once (mode: server, or max_num_sequence)",
             )
-    rank = Rank(
-        HybridRules(served, total, chunk, hybrid=drafts is None and flags["prefill_mode"] == "hybrid"),
-        pages,
-        page,
-        caching,
-        None if kept < 0 else kept,
-        arch.windows_below(context),
-        drafts.tokens if drafts is not None else 0,
-        int(drafts is None or drafts.method == "draft_model"),
-    )
+    rules = HybridRules(served, total, chunk, hybrid=drafts is None and flags["prefill_mode"] == "hybrid")
+    windows = arch.windows_below(context)
+
+    def scheduler(mode: Mode) -> HybridPrefillScheduler:
+        kv = ForkedPages(pages, page, prefix_caching=caching, recycling=None if kept < 0 else kept)
+        if drafts is not None:
+            known = int(drafts.method == "draft_model")
+            return DraftedHybridScheduler(rules, kv, drafts=drafts.tokens, next_tokens=known, windows=windows)
+        return HybridPrefillScheduler(rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=windows)
+
     usable = sum(line.bytes for line in lines) + int(most * per_token)
     overheads = load_overheads(ENGINE.name)
     return EnginePlan(
         engine=ENGINE.name,
         version=ENGINE.version(version_text),
         limits=Limits(
-            rows=rank.rules.rows,
+            rows=rules.rows,
             step_tokens=max(chunk, rows),
             context_tokens=context,
             kv_tokens=total,
@@ -141,12 +116,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             int(per_token * page),
             pages,
         ),
-        scheduler=rank.scheduler,
+        scheduler=scheduler,
         costs=StepCosts(
             arch,
             request.formats,
             Terms(overheads.host),
-            TableRange(max(chunk, rows), rank.rules.rows, context),
+            TableRange(max(chunk, rows), rules.rows, context),
             Parallelism(request.tensor_parallel),
             speculation=drafts,
         ),
@@ -154,7 +129,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         prefix_caching=caching,
         notes=(
             f"MLC-LLM in mode {mode}: {rows:,} rows, {total:,} tokens in the cache, {chunk:,} tokens a step with prompts, "
-            + ("decodes among them" if rank.rules.hybrid else "during which decodes pause")
+            + ("decodes among them" if rules.hybrid else "during which decodes pause")
             + (f"; {'all' if kept < 0 else f'{kept:,}'} ended sequences are kept for others" if caching else "; no prefix cache"),
             *(
                 (f"mode local serves {rows} requests at once, others wait; `mode: server` takes the memory that is there",)

@@ -9,10 +9,6 @@ form their turns otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
@@ -24,8 +20,8 @@ from engine_models.declaration import (
     Limits,
     Mode,
     PoolRequest,
-    Replay,
     Support,
+    checked,
 )
 from engine_models.engines.mlx_lm_flags import FLAGS, size_bytes
 from engine_models.engines.mlx_lm_memory import memory_of, refuse
@@ -33,23 +29,6 @@ from engine_models.engines.mlx_lm_recorded import replay as replay_recorded
 from engine_models.memory.prompt_copies import PromptCopies
 from engine_models.schedulers.polled_turns import PolledTurnsScheduler, TurnRules
 from hardware_profiles.device import DeviceKind
-
-
-@dataclass(frozen=True)
-class Server:
-    """Rules and store of one server: what a fresh scheduler is built from."""
-
-    rules: TurnRules
-    copies: int
-    uncut_from: int | None
-    windows: tuple[int, ...]
-
-    def scheduler(self, mode: Mode) -> PolledTurnsScheduler:
-        """Build a scheduler with an empty store."""
-        copies = PromptCopies(self.copies, self.uncut_from)
-        return PolledTurnsScheduler(
-            self.rules, copies, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
-        )
 
 
 def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
@@ -79,7 +58,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         held_tokens=memory.blocks,
         alone=alone,
     )
-    server = Server(rules, copies, 1 if states else min(windows, default=None), windows)
+    uncut_from = 1 if states else min(windows, default=None)
+
+    def scheduler(mode: Mode) -> PolledTurnsScheduler:
+        kept = PromptCopies(copies, uncut_from)
+        return PolledTurnsScheduler(rules, kept, aggregate=mode != "step", record_rows=mode == "record", windows=windows)
+
     overheads = load_overheads(ENGINE.name)
     answer = int(flags.get("max_tokens", 512))
     return EnginePlan(
@@ -98,7 +82,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             answer_tokens=answer,
         ),
         memory=memory,
-        scheduler=server.scheduler,
+        scheduler=scheduler,
         costs=StepCosts(
             arch,
             request.formats,
@@ -115,11 +99,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
                 "to the longest"
             )
             + f"; {copies:,} prompts are kept as whole copies"
-            + (
-                f", those of {server.uncut_from:,} tokens or more are found whole or not at all"
-                if server.uncut_from
-                else ""
-            ),
+            + (f", those of {uncut_from:,} tokens or more are found whole or not at all" if uncut_from else ""),
             (
                 "attention over a quantized KV cache reads it by two products in place of one kernel, in 16 bits up to where "
                 "it pays; that of prompts is priced as over 16 bits (assumed)"
@@ -136,16 +116,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     )
 
 
-def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
-    """The scheduler of a recording, from its version and the knobs of its `config` line."""
-    ENGINE.version(version_text)
-    return replay_recorded(knobs)
-
-
 _SOURCE = "ml-explore/mlx-lm 0.32.2 (d78bf58e, 2026-08)"
 _KINDS: frozenset[DeviceKind] = frozenset({"apple"})
 
-ENGINE = Engine(
+ENGINE: Engine = Engine(
     name="mlx_lm",
     title="MLX LM",
     rule=(
@@ -165,5 +139,5 @@ ENGINE = Engine(
     same_as={"rows": "decode_concurrency", "step_tokens": "prefill_step_size"},
     kernels="mlx",
     plan=plan,
-    replay=replay,
+    replay=checked(lambda version: ENGINE.version(version), replay_recorded),
 )

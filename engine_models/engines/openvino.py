@@ -8,10 +8,8 @@ Behaviour and defaults of model_server at 7e4df0c7 (2026-08: `src/llm`, `src/con
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
-from engine_models.declaration import Engine, EnginePlan, PoolRequest, Replay
+from engine_models.declaration import Engine, EnginePlan, PoolRequest, checked
 from engine_models.engines.openvino_flags import FLAGS
 from engine_models.engines.openvino_genai import (
     BATCHED_TOKENS,
@@ -68,11 +66,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     return library_plan(request, ENGINE, version_text, rules, settings, words)
 
 
-def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
-    """The scheduler of a recording, from its version and the knobs of its `config` line."""
-    said = re.search(r"20\d\d\.\d+(\.\d+)*", version_text)
-    ENGINE.version(said[0] if said else version_text)
-    return replay_recorded(knobs)
+def recorded_version(text: str) -> str:
+    """The declared version that stands for what a recording says of its own."""
+    said = re.search(r"20\d\d\.\d+(\.\d+)*", text)
+    return ENGINE.version(said[0] if said else text)
 
 
 ENGINE = Engine(
@@ -94,5 +91,5 @@ ENGINE = Engine(
     overheads_from="vllm",
     kv_format=kv_format,
     plan=plan,
-    replay=replay,
+    replay=checked(recorded_version, replay_recorded),
 )

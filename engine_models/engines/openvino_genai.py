@@ -9,7 +9,7 @@ GPUs (2026-08); scheduling checked step by step against recordings (`capacity-pl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from engine_models.cost.overheads import load_overheads
@@ -72,30 +72,6 @@ KV_FORMATS = {"u8": "int8", "i8": "int8", "u4": "u4", "f16": "fp16", "bf16": "bf
 """Values of the property ``KV_CACHE_PRECISION``, and the format of the KV cache that they fix."""
 
 
-@dataclass(frozen=True)
-class Rank:
-    """Rules and blocks of one rank: what a fresh scheduler is built from. `most_blocks`: up to where a growing pool grows."""
-
-    rules: OneListRules
-    blocks: int
-    most_blocks: int | None
-    block_tokens: int
-    prefix_caching: bool
-    windows: tuple[int, ...]
-
-    def scheduler(self, mode: Mode) -> OneListScheduler:
-        """Build a scheduler with its blocks."""
-        kv = ContentBlocks(
-            self.blocks,
-            self.block_tokens,
-            prefix_caching=self.prefix_caching,
-            most_blocks=self.most_blocks,
-        )
-        return OneListScheduler(
-            self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=self.windows
-        )
-
-
 def kv_format(device: Device, arch: Architecture) -> str:
     """Format of the KV cache unless told otherwise: 8 bits, but on ARM, whatever the model."""
     return "fp16" if device.architecture.startswith(ARM_CPUS) else "int8"
@@ -123,7 +99,12 @@ def library_plan(
     rows = budget if split else min(rules.max_num_seqs, budget)
     rows = min(rows, rules.workers or rows)
     blocks, most_blocks = (memory.blocks, None) if fixed else (0, memory.blocks)
-    rank = Rank(rules, blocks, most_blocks, block_tokens, caching, arch.windows_below(context))
+    windows = arch.windows_below(context)
+
+    def scheduler(mode: Mode) -> OneListScheduler:
+        kv = ContentBlocks(blocks, block_tokens, prefix_caching=caching, most_blocks=most_blocks)  # up to where it grows
+        return OneListScheduler(rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=windows)
+
     overheads = load_overheads(engine.name, engine.overheads_from)
     host = overheads.host
     if on_cpu:  # an operation is a call
@@ -145,7 +126,7 @@ def library_plan(
             request_tokens=None if on_cpu and not fixed else max(context, kv_tokens),
         ),
         memory=memory,
-        scheduler=rank.scheduler,
+        scheduler=scheduler,
         costs=StepCosts(arch, request.formats, terms, TableRange(budget, rows, context)),
         front=FrontEnd(overheads.front_end_s, overheads.tokenise_token_s, loop=overheads.loop),
         prefix_caching=caching,

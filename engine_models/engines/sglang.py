@@ -11,7 +11,6 @@ scheduler (`capacity-plan validate schedules`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,11 +21,10 @@ from engine_models.declaration import (
     EnginePlan,
     Executor,
     Lockstep,
-    PairReplay,
     PoolRequest,
-    Replay,
     Said,
     Support,
+    checked,
 )
 from engine_models.engines.sglang_adapters import adapters_of_pool
 from engine_models.engines.sglang_costs import costs_of, first_use_of, front_of
@@ -99,22 +97,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     )
 
 
-def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
-    """The scheduler of a recording, from its version and the knobs of its `config` line."""
-    ENGINE.version(version_text)
-    return replay_of(knobs)
-
-
-def pair_replay(version_text: str, knobs: Mapping[str, Any]) -> PairReplay:
-    """The schedulers of a recorded prefill and a recorded decode server; a recording has one of them."""
-    ENGINE.version(version_text)
-    return pair_replay_of(knobs)
-
-
 _DOCS = "SGLang's docs/advanced_features/quantization.md (public copy, read 2026-11); apu: assumed as gpu"
 _KINDS: frozenset[DeviceKind] = frozenset({"gpu", "apu"})
 
-ENGINE = Engine(
+ENGINE: Engine = Engine(
     name="sglang",
     title="SGLang",
     rule=(
@@ -153,8 +139,8 @@ ENGINE = Engine(
     kernels="sglang",
     overheads_from="vllm",
     plan=plan,
-    replay=replay,
-    pair_replay=pair_replay,
+    replay=checked(lambda version: ENGINE.version(version), replay_of),
+    pair_replay=checked(lambda version: ENGINE.version(version), pair_replay_of),
     lockstep=Lockstep(
         # taken as given where the experts are spread over more ranks than tensor parallelism has
         applies=lambda flags, tensor_parallel, expert_ranks: bool(dp_attention(flags) or expert_ranks > tensor_parallel),

@@ -10,9 +10,7 @@ step against recordings of it (`capacity-plan validate schedules`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
@@ -25,21 +23,14 @@ from engine_models.declaration import (
     Limits,
     Mode,
     PoolRequest,
-    Replay,
     Support,
+    checked,
 )
-from engine_models.engines.generate import (
-    Groups,
-    check_model,
-    launched,
-    overheads,
-    plan_groups,
-    priced_as,
-)
+from engine_models.engines.generate import Groups, check_model, launched, overheads, plan_groups, priced_as
 from engine_models.engines.transformers_flags import FLAGS
 from engine_models.engines.transformers_memory import groups_of, longest_request, memory_of
 from engine_models.engines.transformers_recorded import replay as replay_recorded
-from engine_models.memory.sector_kv import LayerGroup, SectorKV
+from engine_models.memory.sector_kv import SectorKV
 from engine_models.schedulers.first_fit import FirstFitRules, FirstFitScheduler
 from engine_models.schedulers.static import StaticScheduler
 from hardware_profiles.device import DeviceKind
@@ -93,25 +84,6 @@ def _static(request: PoolRequest, version: str) -> EnginePlan:
 # Continuous batching ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Rank:
-    """Rules and memory of one rank: what a fresh scheduler is built from."""
-
-    rules: FirstFitRules
-    sectors: int
-    page_tokens: int
-    groups: tuple[LayerGroup, ...]
-    sharing: bool
-    windows: tuple[int, ...]
-
-    def scheduler(self, mode: Mode) -> FirstFitScheduler:
-        """Build a scheduler with its blocks."""
-        kv = SectorKV(self.sectors, self.page_tokens, self.groups, sharing=self.sharing)
-        return FirstFitScheduler(
-            self.rules, kv, aggregate=mode == "jump", record_rows=mode == "record", windows=self.windows
-        )
-
-
 def _uses_flash(request: PoolRequest) -> bool:
     """Whether attention is FlashAttention: with it come the fast path, graphs and batches chosen ahead."""
     asked = request.flags.get("attn_implementation")
@@ -155,7 +127,12 @@ def _continuous(request: PoolRequest, version: str) -> EnginePlan:
         pads_to_tokens=query if graphs else 0,
     )
     sharing = bool(flags.get("allow_block_sharing", True)) and windows == [None]
-    rank = Rank(rules, sectors, page, groups, sharing, arch.windows_below(context))
+    spans = arch.windows_below(context)
+
+    def scheduler(mode: Mode) -> FirstFitScheduler:
+        kv = SectorKV(sectors, page, groups, sharing=sharing)
+        return FirstFitScheduler(rules, kv, aggregate=mode == "jump", record_rows=mode == "record", windows=spans)
+
     found = overheads()
     heads = arch.attention[0]
     passes = 2.0 if flash else 2.0 + 2.0 * heads.heads / heads.kv_heads
@@ -182,7 +159,7 @@ def _continuous(request: PoolRequest, version: str) -> EnginePlan:
             asked_tokens=1,  # an answer is cut, not refused
         ),
         memory=memory,
-        scheduler=rank.scheduler,
+        scheduler=scheduler,
         costs=StepCosts(
             arch,
             request.formats,
@@ -215,17 +192,11 @@ def _continuous(request: PoolRequest, version: str) -> EnginePlan:
     )
 
 
-def replay(version_text: str, knobs: Mapping[str, Any]) -> Replay:
-    """The scheduler of a recording of continuous batching, from its version and the knobs of its `config` line."""
-    ENGINE.version(version_text)
-    return replay_recorded(knobs)
-
-
 _SOURCE = "transformers 5.24.0 (2026-11)"
 _ANY: frozenset[DeviceKind] = frozenset({"gpu", "cpu", "apple"})
 _GPU: frozenset[DeviceKind] = frozenset({"gpu"})
 
-ENGINE = Engine(
+ENGINE: Engine = Engine(
     name="transformers",
     title="transformers",
     rule=(
@@ -258,5 +229,5 @@ ENGINE = Engine(
     kernels="vllm",
     overheads_from="vllm",
     plan=plan,
-    replay=replay,
+    replay=checked(lambda version: ENGINE.version(version), replay_recorded),
 )

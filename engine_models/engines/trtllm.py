@@ -20,14 +20,7 @@ from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import Parallelism
 from engine_models.cost.token_masks import TokenMasks
 from engine_models.cost.token_masks import summary_note as masks_note
-from engine_models.declaration import (
-    Engine,
-    EnginePlan,
-    FrontEnd,
-    Lockstep,
-    PoolRequest,
-    Support,
-)
+from engine_models.declaration import Engine, EnginePlan, FrontEnd, Lockstep, PoolRequest, Support
 from engine_models.engines.trtllm_flags import FLAGS
 from engine_models.engines.trtllm_kernels import as_run, terms_of
 from engine_models.engines.trtllm_notes import NO_GRAPHS, notes_of
