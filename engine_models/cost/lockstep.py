@@ -30,7 +30,7 @@ import numpy as np
 from engine_models.cost.drafting import Drafting
 from engine_models.cost.step_time import StepTimeModel, TableRange
 from engine_models.cost.tables import FloatArray, IntArray, PiecewiseLinear, log_grid
-from engine_models.cost.terms import Shard, experts_s
+from engine_models.cost.terms import Shard, experts_s, sum_s
 from engine_models.model.architecture import MoeShape, moe_shapes
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
@@ -78,7 +78,7 @@ def _over_all_s(shard: Shard, whole: FloatArray, captured: bool) -> FloatArray:
     added_s, taken_s = copied(3.0 * own), copied(own) + copied(2.0 * own)
     if not captured:
         filled_s = copied(whole) + copied(2.0 * own) + copied(2.0 * whole)
-        return added_s + filled_s + (2 if tensor > 1 else 1) * taken_s + 2.0 * (ops.all_reduce_s(devices, whole) + wait_s)
+        return added_s + filled_s + (2 if tensor > 1 else 1) * taken_s + 2.0 * sum_s(shard, devices, whole)
     between_s: FloatArray = ops.all_gather_s(devices, whole) + ops.reduce_scatter_s(devices, whole) + 2.0 * wait_s
     if tensor == 1:
         return added_s + between_s

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.cost import dequantised, marlin, serial_quantisation, token_tiles
+from engine_models.cost import dequantised, marlin, ring_sums, serial_quantisation, token_tiles
 from engine_models.cost.sampling import Sampler, truncation_s
 from engine_models.model.architecture import Gemm, MoeShape, format_of_part, gemm_shapes, moe_shapes, stages
 from engine_models.model.blocks import Architecture
@@ -144,7 +144,10 @@ class Terms:
         that measured layers like these run on.
     moe_by_flag : whether that is what somebody asked for, and not the engine's own choice.
     gather_factor : times that the KV cache of a step that gathers it passes the memory beside attention, reads and writes.
-    small_kernels : whether the kernels of latent attention and shared experts that no table holds are launched one by one.
+    small_kernels : whether the kernels of latent attention and shared experts that no table holds are launched one by one;
+        `joins_small_kernels` : a compiler joins them to their neighbours, so that they cost their bytes alone.
+    ring_sums : whether sums over tensor ranks beyond an engine's own kernels go around a ring
+        (:mod:`engine_models.cost.ring_sums`), not through the switch.
     fixed_grid_attention : whether prompts and decoding rows share a call of FlashAttention 2, see
         :mod:`engine_models.cost.flash_attention2`.
     threads : of a CPU that compute; 0: one on each core.
@@ -187,6 +190,8 @@ class Terms:
     graph_sizes: tuple[int, ...] = ()
     exact_graphs: bool = False
     small_kernels: bool = False
+    joins_small_kernels: bool = False
+    ring_sums: bool = False
     truncated_sampling: bool = False
     sampler: Sampler = "sort"
     sample_bytes_per_logit: float = 20.0
@@ -458,20 +463,33 @@ with the routed ones."""
 
 def small_kernels(shard: Shard, m: IntArray) -> Parts:
     """Kernels that no table holds, each a pass over the activations that it reads and writes."""
-    if not shard.terms.small_kernels:
+    if not (shard.terms.small_kernels or shard.terms.joins_small_kernels):
         return
     ops, tp, width = shard.ops, shard.parallel.tensor, _width(shard, m)
+    floor_s = float(ops.elementwise_s(1.0)) if shard.terms.joins_small_kernels else 0.0
+
+    def passes_s(number: int, moved_bytes: FloatArray) -> FloatArray:
+        return number * (ops.elementwise_s(moved_bytes) - floor_s)
+
     for block in shard.stage.attention:
         if block.kind == "mla":
             queries = np.asarray(m, dtype=np.float64) * 2.0 * (block.heads // tp) * block.head_dim
-            passes_s = LATENT_NORMS * ops.elementwise_s(width / 2) + LATENT_PASSES * ops.elementwise_s(2.0 * queries)
-            yield "small kernels", block.layers * passes_s
+            latent_s = passes_s(LATENT_NORMS, width / 2) + passes_s(LATENT_PASSES, 2.0 * queries)
+            yield "small kernels", block.layers * latent_s
     for mlp in shard.stage.mlp:
         if mlp.shared_intermediate:
-            yield "small kernels", mlp.layers * SHARED_KERNELS * ops.elementwise_s(2.0 * width)
+            yield "small kernels", mlp.layers * passes_s(SHARED_KERNELS, 2.0 * width)
         if mlp.kind == "moe" and shard.terms.selection_passes:
             scores = np.asarray(4.0 * m * mlp.experts, dtype=np.float64)
-            yield "small kernels", mlp.layers * shard.terms.selection_passes * ops.elementwise_s(2.0 * scores)
+            yield "small kernels", mlp.layers * passes_s(shard.terms.selection_passes, 2.0 * scores)
+
+
+def sum_s(shard: Shard, devices: int, sum_bytes: FloatArray) -> FloatArray:
+    """Seconds of a sum over `devices` devices, `sum_bytes` on each, with the wait for the slowest."""
+    alone_s: FloatArray = shard.ops.all_reduce_s(devices, sum_bytes)
+    if shard.terms.ring_sums:
+        alone_s = np.maximum(alone_s, ring_sums.floor_s(shard.ops, devices, sum_bytes))
+    return alone_s + shard.terms.host.reduce_wait_s
 
 
 def collectives(shard: Shard, m: IntArray) -> Parts:
@@ -479,8 +497,7 @@ def collectives(shard: Shard, m: IntArray) -> Parts:
     the next stage."""
     ops, tp, width = shard.ops, shard.parallel.tensor, _width(shard, m)
     if tp > 1:
-        wait_s = shard.terms.host.reduce_wait_s
-        yield "collectives", float(shard.reduces) * (ops.all_reduce_s(tp, width) + wait_s)
+        yield "collectives", float(shard.reduces) * sum_s(shard, tp, width)
     if len(shard.stages) > 1:
         yield "pipeline hop", ops.p2p_s(width)
 
@@ -547,4 +564,5 @@ __all__ = [
     "experts_s",
     "kernel_format",
     "parts_s",
+    "sum_s",
 ]

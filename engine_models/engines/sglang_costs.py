@@ -89,6 +89,7 @@ def _terms(
     return launched, Terms(
         host,
         small_kernels=True,
+        ring_sums=not request.flags.get("enable_nccl_nvls"),  # NCCL_NVLS_ENABLE=0 (0.4.9 to 0.5, `entrypoints/engine.py`)
         graph_sizes=serving.graphs,
         moe_backend=own_experts,
         expands_latents=True,

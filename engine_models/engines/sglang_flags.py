@@ -52,6 +52,7 @@ _MODELLED: dict[str, Flag] = {
     "disable_radix_cache": Flag("bool", False),
     "disable_shared_experts_fusion": Flag("bool", False),
     "enable_flashinfer_allreduce_fusion": Flag("bool", False),
+    "enable_nccl_nvls": Flag("bool", False),
     "enforce_disable_flashinfer_allreduce_fusion": Flag("bool", False),
     "radix_eviction_policy": Flag("str", "lru", choices=EVICTION_POLICIES),
     "enable_hierarchical_cache": Flag("bool", False),
@@ -227,7 +228,7 @@ _CHANGING = {
         deepep_config deepep_dispatcher_output_dtype deepep_mode deepep_v2_mode disable_attn_tp_gather
         disable_custom_all_reduce dwdp_size=1 enable_attn_tp_input_scattered enable_deepep_moe enable_deepep_waterfill
         enable_dense_mlp_attn_tp enable_dp_attention_local_control_broadcast enable_dp_lm_head enable_ep_moe
-        enable_mscclpp enable_nccl_nvls enable_quant_communications enable_shared_experts_attn_tp
+        enable_mscclpp enable_quant_communications enable_shared_experts_attn_tp
         enable_single_batch_overlap enable_symm_mem enable_torch_symm_mem enable_tp_lm_head_all_to_all
         enable_two_batch_overlap enable_waterfill flashinfer_a2a_dispatch_type fuseep_mode moe_dense_tp_size
         moe_dp_size=1 shared_experts_tp_size

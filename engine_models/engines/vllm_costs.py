@@ -42,12 +42,15 @@ def costs_of(
     said: Said,
 ) -> StepCosts:
     """The costs of steps of requests of up to `context` tokens, whose experts run on `backend`."""
+    launched = request.device_kind != "cpu"
     return StepCosts(
         request.arch,
         request.formats,
         Terms(
             _host(request, serving, host),
             graph_sizes=serving.graphs,
+            small_kernels=launched and serving.eager,
+            joins_small_kernels=launched and not serving.eager,
             truncated_sampling=serving.sorts,
             sampler=serving.sampler,
             moe_backend=backend,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine_models.cost import token_tiles
-from engine_models.cost.terms import Shard, experts, norms_and_rotary, small_kernels
+from engine_models.cost import ring_sums, token_tiles
+from engine_models.cost.terms import Shard, collectives, experts, norms_and_rotary, small_kernels
 from engine_models.engines.sglang_kernels import NEVER
 from simulator import load_scenario
 from simulator.prepare import Prepared, prepare
@@ -146,6 +146,41 @@ def test_kernels_of_latent_attention_and_shared_experts_are_priced() -> None:
     assert found_s == pytest.approx((4 * 61 + 2 * 58) * one_s, rel=0.1)
     plain = replace(shard, terms=replace(shard.terms, small_kernels=False))
     assert list(small_kernels(plain, np.array([1]))) == []
+    joined = replace(shard, terms=replace(shard.terms, small_kernels=False, joins_small_kernels=True))
+    few_s, many_s = (float(sum(s[0] for _, s in small_kernels(joined, np.array([rows])))) for rows in (1, 8192))
+    alone_s = float(sum(s[0] for _, s in small_kernels(shard, np.array([8192]))))
+    assert few_s < 0.1 * found_s
+    assert many_s == pytest.approx(alone_s - (4 * 61 + 2 * 58) * one_s, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "tensor", "flags", "tokens", "longer"),
+    [
+        ("h200-sxm-141gb", 8, {}, 8192, 1.19),
+        ("h200-sxm-141gb", 8, {}, 1024, 1.0),
+        ("h200-sxm-141gb", 8, {"enable_nccl_nvls": True}, 8192, 1.0),
+        ("h200-sxm-141gb", 4, {}, 8192, 1.0),
+        ("b200-sxm-180gb", 8, {}, 8192, 1.0),
+    ],
+)
+def test_large_sums_over_eight_of_hoppers_devices_go_around_a_ring(
+    hardware: str, tensor: int, flags: dict[str, Any], tokens: int, longer: float
+) -> None:
+    each = prepared(QWEN, "0.5.6", hardware, tensor_parallel=tensor, weights="fp8", engine_args=flags)
+    costs = each.plan.costs
+    shard = Shard(replace(costs.arch, hidden=7168), each.kernels, costs.formats, costs.parallel, costs.terms)
+    around, through = (
+        float(sum(s[0] for _, s in collectives(replace(shard, terms=terms), np.array([tokens]))))
+        for terms in (costs.terms, replace(costs.terms, ring_sums=False))
+    )
+    assert around / through == pytest.approx(longer, abs=0.03)
+
+
+@pytest.mark.parametrize(("sum_bytes", "timed_s"), [(33.6e6, 210e-6), (67.1e6, 371e-6), (134.2e6, 716e-6), (536.9e6, 2671e-6)])
+def test_the_ring_is_that_of_nccl_tests(sum_bytes: float, timed_s: float) -> None:
+    """Sums in int8 over eight H100 and eight H200, which the switch does not add (means of both)."""
+    kernels = prepared(R1, "0.5.6", "h200-sxm-141gb").kernels
+    assert float(ring_sums.floor_s(kernels, 8, np.array([sum_bytes]))[0]) == pytest.approx(timed_s, rel=0.08)
 
 
 @pytest.mark.parametrize(
