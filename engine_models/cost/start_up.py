@@ -61,26 +61,32 @@ def predicted(
     engine : its name.
     weight_bytes : of one device.
     place : where the weights lie. compiled : whether a filled compilation cache is there.
-    captures : whether it captures graphs; one that does not compiles nothing either.
+    captures : whether it captures graphs; most of those that do not compile nothing either.
     compiles : whether it compiles its model, if its engine does, which has a time for it of its own.
     compiles_products : whether kernels of products are compiled for each number of rows while graphs are captured.
     """
     raw = constants()
-    own, quick, lender = raw["engines"].get(engine, {}), raw["without_trial_run"], raw["lender"]
-    lent = raw["engines"][lender] | (raw["engines"][quick["lender"]] if engine in quick["engines"] else {})
+    engines, own, lender = raw["engines"], raw["engines"].get(engine, {}), raw["lender"]
+    like = [giver for giver, others in raw["without_trial_run"]["lenders"].items() if engine in others]
+    lenders = {"graph_capture_s": lender, "warm_up_s": like[0] if like else lender}
     compilation = "compile_cached_s" if compiled else "compile_s"
     keys = ["graph_capture_s", "warm_up_s"] if captures else ["warm_up_s"]
-    if captures and compiles and own.keys() & {"compile_s", "compile_cached_s"}:
+    if compiles and own.keys() & {"compile_s", "compile_cached_s"} and (captures or engine in raw["compiles_without_graphs"]):
         keys.insert(0, compilation)
-    found = {key: (own.get(key) or lent[key])["value"] for key in keys}
-    borrowed = [key for key in found if key not in own]
+        lenders[compilation] = lender
+    entries = {key: own.get(key) or engines[lenders[key]][key] for key in keys}
+    found = {key: entry["value"] for key, entry in entries.items()}
     if captures and compiles_products and not compiled:
         found["graph_capture_s"] += own["compile_products_s"]["value"]
-    of_quick = ["warm_up_s"] if engine in quick["engines"] else []
+    borrowed = [key for key in keys if key not in own]
     notes = [
-        f"start-up: {', '.join(keys)} of {engine} taken over from {giver} (assumed)"
-        for giver, keys in ((lender, [key for key in borrowed if key not in of_quick]), (quick["lender"], of_quick))
-        if keys
+        f"start-up: {', '.join(key for key in borrowed if lenders[key] == giver)} of {engine} taken over from {giver} (assumed)"
+        for giver in dict.fromkeys(lenders[key] for key in borrowed)
+    ]
+    notes += [
+        f"start-up: {key} of {engine} may be {entry['range'][0]:g} to {entry['range'][1]:g} s ({entry['kind']})"
+        for key, entry in entries.items()
+        if "range" in entry
     ]
     start_up = StartUp(
         provisioning_s=0.0,
