@@ -43,13 +43,15 @@ EAGLE = {"method": "eagle3", "num_speculative_tokens": 3, "acceptance": 0.7}
 BRIEF = {"duration": 2, "arrivals": {"kind": "poisson", "rate": 30}}
 LEAST = {"router": "least_requests"}
 PUSHED = {"transfer": {"connector": "MooncakeConnector"}}
+NIXL_PUSHED = {"transfer": {"connector": "NixlPushConnector"}}
 SHORT = {"kind": "uniform", "low": 1, "high": 3}
 CHATS = {"sessions": {"turns": 4, "think_time_s": 1}, "arrivals": {"kind": "poisson", "rate": 3}}
 
 
 def pool(role: str, replicas: int = 1, engine: str = "vllm", **args: Any) -> dict[str, Any]:
     keys = {"engine": engine, "hardware": "h100-sxm-80gb", "role": role, "name": role, "replicas": replicas}
-    own = ("tensor_parallel", "data_parallel", "expert_parallel", "colocate", "hardware", "speculative", "offload")
+    parallel = ("tensor_parallel", "pipeline_parallel", "data_parallel", "expert_parallel")
+    own = (*parallel, "colocate", "hardware", "speculative", "offload")
     return {**keys, **{k: args.pop(k) for k in own if k in args}, "engine_args": args}
 
 
@@ -106,6 +108,12 @@ CASES = {
         pool("prefill", offload={"kv_offloading_size": 4}, num_gpu_blocks_override=600, max_model_len=8192),
         pool("decode", max_model_len=8192),
         **{**BRIEF, "shared_prefix": {"groups": 12, "tokens": 700}},
+    ),
+    "stages-push": scenario(
+        pool("prefill", pipeline_parallel=2, num_gpu_blocks_override=900, max_model_len=8192),
+        pool("decode", 2, tensor_parallel=2, max_model_len=8192),
+        around={"transfer": {"connector": "NixlPushConnector", "bytes_per_s": 4e9}},
+        **{**SHARED, **BRIEF},
     ),
     "sglang-in-pieces": scenario(sglang("prefill", chunked_prefill_size=512), sglang("decode"), **SHARED),
     "sglang-serial": scenario(sglang("prefill", disable_overlap_schedule=True), sglang("decode")),
@@ -388,6 +396,22 @@ def test_descriptors_count_where_no_rate_is_stated() -> None:
     assert excess_s(64) == pytest.approx(75 * 64 * 1.5e-6, rel=1e-6)
 
 
+def test_stages_send_their_own_layers_side_by_side() -> None:
+    """Closed form: each of two stages sends half of a prompt over an interface of its own, each of two ranks reads half."""
+
+    def of(**prefill: int) -> Any:
+        pools = pool("prefill", **prefill), pool("decode", tensor_parallel=2)
+        around = {"transfer": {"connector": "NixlPushConnector", "bytes_per_s": 1e9}}
+        load = {"prompt_tokens": {"kind": "constant", "value": 4800}, "arrivals": {"kind": "constant", "rate": 0.5}}
+        return simulate(scenario(*pools, around=around, **load)).requests_frame()
+
+    staged, whole = of(pipeline_parallel=2), of()
+    for frame, senders in ((staged, 2), (whole, 1)):
+        assert (frame.transfer_bytes == 4800 * 131072).all()
+        lasted_s = frame.transfer_end_s - frame.transfer_start_s
+        assert np.allclose(lasted_s, 4800 * 131072 / senders / 1e9, rtol=1e-6)
+
+
 def test_mooncake_reaches_a_part_of_the_network_and_hands_over_layer_by_layer() -> None:
     pools = [sglang("prefill"), sglang("decode")]
     frame = simulate(scenario(*pools, prompt_tokens=2000, arrivals=SLOW)).requests_frame()
@@ -397,6 +421,7 @@ def test_mooncake_reaches_a_part_of_the_network_and_hands_over_layer_by_layer() 
 
 # What cannot be -------------------------------------------------------------------------------------------
 
+STAGED = pool("prefill", pipeline_parallel=2)
 AWQ = pool("decode") | {"kv_cache": "fp8"}
 
 
@@ -419,6 +444,11 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"bytes_per_s": 0}}), "bytes_per_s` is 0"),
         (scenario(pool("prefill"), pool("decode", colocate="nobody")), "colocate: nobody"),
         (scenario(pool("prefill"), pool("decode"), around=GENERATION_FIRST), "vLLM knows no generation_first"),
+        (scenario(STAGED, pool("decode")), "NixlConnector knows no pipeline stages in a prefill pool"),
+        (scenario(pool("prefill"), pool("decode", pipeline_parallel=2)), "stages in a decode pool"),
+        (scenario(STAGED, pool("decode"), around=PUSHED), "MooncakeConnector knows no pipeline"),
+        (scenario(pool("prefill"), pool("decode", pipeline_parallel=2), around=NIXL_PUSHED), "a decode pool never"),
+        (scenario(STAGED, pool("decode"), around={**NIXL_PUSHED, "admission": {"max_inflight": 4}}), "over NixlPush"),
         (scenario(pool("prefill"), pool("decode", speculative=DRAFTS)), "speculative decoding none and ngram with 3 drafts"),
         (scenario(sglang("prefill"), sglang("decode", speculative=EAGLE)), "drafter none and eagle3"),
     ],

@@ -59,10 +59,10 @@ def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_token
             where=where,
             mend=f"write kv_role: kv_both, or role: {said}",
         )
+    _check_stages(request, connector)
     lacking = {
         "KV offload on the side that answers": bool(request.tiers) and request.role == "decode",
         "a store of KV blocks": any(tier.kind != "host" for tier in request.tiers),
-        "pipeline parallelism": request.pipeline_parallel > 1,
         "a model with sliding windows": windows != (None,),
         "state-space layers": any(block.kind == "linear" for block in request.arch.attention),
     }
@@ -81,7 +81,29 @@ def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_token
             drops=False,
         )
     return Handover(
-        connector, block_tokens, unit_s=DESCRIPTOR_S * parts, hop_s=HANDOVER_S, agreed=agreed, lease_s=LEASE_S, computes=True
+        connector,
+        block_tokens,
+        unit_s=DESCRIPTOR_S * parts,
+        hop_s=HANDOVER_S,
+        agreed=agreed,
+        lease_s=LEASE_S,
+        computes=True,
+        drops=request.pipeline_parallel == 1,
+    )
+
+
+def _check_stages(request: PoolRequest, connector: str) -> None:
+    """Refuse pipeline stages where vLLM does: only a prefill server that pushes has them.
+
+    Source: pull requests 45880 (2026-06, which plans none on the side that answers) and 53360 (2026-08, open).
+    """
+    if request.pipeline_parallel == 1 or (connector == PUSHING and request.role == "prefill"):
+        return
+    raise InputError(
+        f"vLLM's {connector} knows no pipeline stages in a {request.role} pool: a prefill pool whose blocks {PUSHING} sends may "
+        "have some, a decode pool never",
+        where="deployment.pipeline_parallel",
+        mend="use tensor_parallel" + (f", or transfer: {{connector: {PUSHING}}}" if request.role == "prefill" else ""),
     )
 
 
