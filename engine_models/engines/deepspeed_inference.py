@@ -21,27 +21,18 @@ from engine_models.declaration import (
     Engine,
     EnginePlan,
     Limits,
-    MemoryBudget,
-    MemoryLine,
     Mode,
     PoolRequest,
     Support,
 )
 from engine_models.engines.deepspeed_inference_flags import FLAGS, zero
-from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
+from engine_models.engines.deepspeed_inference_memory import memory_of, rate_of, refuse
 from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from engine_models.parts.protocols import Scheduler
 from engine_models.schedulers.static import StaticScheduler
 from engine_models.schedulers.workspace import WorkspaceScheduler
 from hardware_profiles.device import DeviceKind
-from hardware_profiles.errors import InfeasibleError, InputError
-
-LINK_SHARE = 0.75
-"""Share of the nominal PCIe rate that copies of pinned memory reach: 12 of 16, 24 of 32, 48 of 64 GB/s (assumed, 2026-11)."""
-
-NVME_BYTES_PER_S = 5e9
-"""Rate of one NVMe drive: 3 to 7 GB/s by its datasheet (assumed, 2026-11; `engine_args.nvme_bytes_per_s` gives that of an
-array)."""
+from hardware_profiles.errors import InfeasibleError
 
 GATHER_FACTOR = 2.0
 """Without injected kernels `DynamicCache` of transformers writes the whole cache anew in every step: one read, one write."""
@@ -55,7 +46,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     arch, flags, tp = request.arch, request.flags, request.tensor_parallel
     place, live_parameters = zero(flags)
     injected = bool(flags.get("replace_with_kernel_inject", False))
-    _refuse(request, place, injected=injected)
+    refuse(request, place, injected=injected)
     on_host = bool(flags.get("kv_offload", False))
     rows, row_tokens = int(flags.get("batch_size", 1)), int(flags.get("max_out_tokens", 1024))
     context = min(int(flags.get("max_length") or arch.max_context_tokens), arch.max_context_tokens)
@@ -65,7 +56,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     if place != "none":  # the largest layers are alike, so that a share of the parameters is a share of the bytes
         kept = min(weights, int(live_parameters * request.formats.weights.bits_per_weight / 8))
     per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp)
-    memory, tokens = _memory(request, kept, place, rows, 0 if on_host else per_token)
+    memory, tokens = memory_of(request, kept, place, rows, 0 if on_host else per_token)
     if injected and rows * row_tokens > tokens:
         raise InfeasibleError(
             f"{rows:,} workspaces of {row_tokens:,} tokens do not fit: memory holds {tokens:,} tokens",
@@ -84,7 +75,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             return WorkspaceScheduler(rows, row_tokens, windows=windows, aggregate=mode == "jump")
         return StaticScheduler(rows, tokens, windows=windows, aggregate=mode == "jump")
 
-    rate = _rate(request, place)
+    rate = rate_of(request, place)
     return EnginePlan(
         engine=ENGINE.name,
         version=ENGINE.version(version_text),
@@ -141,81 +132,6 @@ def _notes(
             + (", and all keys and values that it attends to" if on_host else "")
         )
     return tuple(said)
-
-
-def _refuse(request: PoolRequest, place: str, *, injected: bool) -> None:
-    arch, streams = request.arch, place != "none"
-    refusals: dict[str, tuple[bool, str, str]] = {
-        "deployment.engine_args.zero": (
-            streams and request.tensor_parallel > 1,
-            "several devices that fetch the weights together are not simulated for ZeRO-Inference",
-            "use one device, or leave zero out",
-        ),
-        "deployment.engine_args.replace_with_kernel_inject": (
-            streams and injected,
-            "kernels are injected where weights stay on the device, not with zero",
-            "remove one of the two",
-        ),
-        "deployment.engine_args.kv_offload": (
-            bool(request.flags.get("kv_offload")) and not streams,
-            "keys and values are kept on the host with ZeRO-Inference only",
-            "write zero: {stage: 3, offload_param: {device: cpu}} too",
-        ),
-        "deployment.weights": (
-            request.formats.weights.name == "int4" and not streams,
-            "weights in 4 bits are ZeRO-Inference's",
-            "write zero: {stage: 3, offload_param: {device: cpu}}, or weights: int8_wo",
-        ),
-        "model": (
-            any(block.kind in ("mla", "linear") or block.sparse for block in arch.attention),
-            f"the caches of {arch.name} (latent, recurrent or sparse layers) are not simulated for DeepSpeed-Inference",
-            "use another engine (`capacity-plan list engines`)",
-        ),
-    }
-    for where, (wrong, cause, mend) in refusals.items():
-        if wrong:
-            raise InputError(cause, where=where, mend=mend)
-
-
-def _rate(request: PoolRequest, place: str) -> float:
-    """Bytes a second at which weights come [byte/s]."""
-    if place == "none":
-        return 0.0
-    given = request.flags.get("host_bytes_per_s")
-    link = float(given) if given else LINK_SHARE * request.host_link_bytes_per_s
-    if not link:
-        raise InputError(
-            f"the rate of a copy between the host and {request.device_name} is unknown",
-            where="deployment.engine_args.host_bytes_per_s",
-            mend="give it, such as host_bytes_per_s: 2.4e+10",
-        )
-    return min(link, float(request.flags.get("nvme_bytes_per_s", NVME_BYTES_PER_S))) if place == "nvme" else link
-
-
-def _memory(request: PoolRequest, kept: int, place: str, rows: int, token_bytes: int) -> tuple[MemoryBudget, int]:
-    """What weights, logits and activations leave; the activations of a token go with its keys and values."""
-    arch, tp, device = request.arch, request.tensor_parallel, request.device_memory_bytes
-    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
-    fixed, prefill = activation_bytes(arch, 0, rows, tp), activation_bytes(arch, 1, 0, tp)
-    free = device - kept - other - fixed
-    tokens = int(free // (token_bytes + prefill))
-    if tokens < 2 * rows:
-        what = f"{kept / 1e9:.1f} GB of " + ("weights" if place == "none" else "live weights")
-        raise InfeasibleError(
-            f"{arch.name} does not fit: {what} leave no memory for {rows:,} rows on {device / 1e9:.1f} GB",
-            where="deployment",
-            mend="zero: {stage: 3, offload_param: {device: cpu}} streams the weights from host memory; or "
-            f"{request.more_memory}"
-            if place == "none"
-            else "a smaller engine_args.batch_size, or a smaller zero.stage3_max_live_parameters",
-        )
-    lines = (
-        MemoryLine("weight", "weights" if place == "none" else "weights of the layers at hand", kept),
-        MemoryLine("other", "device context, collectives", other),
-        MemoryLine("activation", "logits, and activations of the largest prefill", fixed + tokens * prefill),
-        MemoryLine("left", "rounding", free - tokens * (token_bytes + prefill)),
-    )
-    return MemoryBudget(device, device, lines, tokens * token_bytes, token_bytes, token_bytes, tokens), tokens
 
 
 _SOURCE = "PyPI deepspeed 0.19.8: deepspeed/inference"

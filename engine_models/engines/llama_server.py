@@ -3,75 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
-from engine_models.cost.host_layers import HostLayers
 from engine_models.cost.overheads import Overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.sub_batches import Parts
 from engine_models.cost.terms import Terms
-from engine_models.declaration import Limits, MemoryBudget, MemoryLine, PoolRequest
+from engine_models.declaration import Limits, MemoryBudget, PoolRequest
+from engine_models.engines.llama_server_memory import MIB, memory_of
+from engine_models.engines.llama_server_split import COPY_BYTES_PER_S, Split
 from engine_models.memory.whole_prompts import WholePrompts
-from engine_models.model.activations import CONTEXT_BYTES
-from engine_models.model.architecture import (
-    Architecture,
-    expert_bytes,
-    in_pieces,
-    kv_groups,
-    state_bytes_per_sequence,
-    weight_bytes_per_rank,
-)
+from engine_models.model.architecture import kv_groups
 from engine_models.refusals import no_expert_parallelism, no_layers
 from engine_models.schedulers.slots import PAD_CELLS, SlotRules, padded
-from hardware_profiles.device import Device, load_device
-from hardware_profiles.errors import InfeasibleError, InputError
-from hardware_profiles.kernels import operations_of
+from hardware_profiles.errors import InputError
 from hardware_profiles.packed_formats import GGUF_KV_TYPES
 
 AUTO_SLOTS = 4
 """Slots of a server that is not told how many; they then share one pool (datasheet: `tools/server/server.cpp`)."""
-MIB = 1 << 20
-LOGIT_BYTES, ACTIVATION_BYTES = 4, 4
-"""Of a value of the compute buffer: float32 (datasheet: ggml's graphs)."""
 ENTRY_BYTES = 12
 """What a saved token takes beside its keys and values (measured, 2026-11: recordings of build 11669)."""
-COPY_BYTES_PER_S = 10e9
-"""Rate at which a state is copied between the device's memory and the host's, tensor by tensor from pageable memory [byte/s]
-(assumed, 2026-11: a single core's copy, and PCIe from pageable memory, reach 5 to 20 GB/s)."""
 HOP_S = 2.9e-4
 """What each further device of a model split by layers adds to a sub-batch [s] (fitted, 2026-11: published rates of llama.cpp of
 2024 on one to six of 13 GeForce and workstation cards, 8B and 70B in Q4_K_M and F16)."""
-FETCHED_TOKENS = 32
-"""Tokens of a sub-batch from which a GPU computes layers of the CPU's, with their weights fetched (datasheet: `op_offload`,
-`ggml/src/ggml-cuda/ggml-cuda.cu`)."""
-FETCH_SHARE = 0.8
-"""Share of the link to the host at which weights are fetched (fitted, 2026-11: the run named at `host_layers.DISTINCT`)."""
-HOSTS = ("core-i9-13900k", "xeon-8480")
-"""The CPU beside a card for desktops and workstations, and beside any other GPU, where none is named (assumed)."""
 ENDLESS = 1 << 40
 """Tokens of a row that is never cut for its length."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """What the devices compute: `held`, and before it, with the CPU, the layers `on_host` (None: none) or only their experts.
-
-    `cached` are the layers whose cache the devices hold, `weights` the bytes a device.
-    """
-
-    held: Architecture
-    cached: Architecture
-    weights: int
-    on_host: Architecture | None = None
-    experts_only: bool = False
 
 
 @dataclass(frozen=True)
 class LlamaServer:
     """One server, resolved. `cells` are those of its whole cache; `ram_bytes` 0: no prompts are kept in host memory.
 
-    `split` says what its devices hold of the model, the CPU `host` has the rest.
+    `split` says what its devices hold of the model; the CPU beside them has the rest.
     """
 
     request: PoolRequest
@@ -81,11 +44,6 @@ class LlamaServer:
     ram_bytes: float
     token_bytes: float
     split: Split
-
-    @cached_property
-    def host(self) -> Device:
-        """The CPU beside the devices."""
-        return host_of(self.request)
 
     def prompts(self) -> WholePrompts | None:
         """An empty cache in host memory; None without. Where its bytes have no limit, it holds as many tokens as the context."""
@@ -124,29 +82,8 @@ class LlamaServer:
             ),
             TableRange(max(rules.n_ubatch, rules.n_parallel), rules.n_parallel, longest),
             parts=Parts(self.token_bytes / COPY_BYTES_PER_S, devices),
-            host_layers=self._host_layers(kernels),
+            host_layers=self.split.host_layers(request, kernels),
         )
-
-    def _host_layers(self, kernels: str) -> HostLayers | None:
-        on_host, only = self.split.on_host, self.split.experts_only
-        if on_host is None:
-            return None
-        flags, weights = self.request.flags, self.request.formats.weights
-        experts = expert_bytes(on_host, weights)
-        return HostLayers(
-            on_host,
-            operations_of(self.host, kernels),
-            max(int(flags.get("threads", -1)), 0),
-            FETCHED_TOKENS if flags.get("op_offload", True) else None,
-            0.0 if only else weight_bytes_per_rank(on_host, weights) - experts,
-            experts,
-            self._fetch_bytes_per_s,
-            only,
-        )
-
-    @property
-    def _fetch_bytes_per_s(self) -> float:
-        return FETCH_SHARE * self.request.host_link_bytes_per_s or COPY_BYTES_PER_S
 
     def notes(self) -> tuple[str, ...]:
         """What is assumed of it."""
@@ -167,19 +104,6 @@ class LlamaServer:
             f"the layers are split over {devices} devices, which compute one after the other, {HOP_S * 1e3:g} ms more for each; "
             "sub-batches of an iteration follow each other through them"
         )
-        beside: tuple[str, ...] = ()
-        split = self.split
-        if split.on_host is not None:
-            chosen = "" if self.request.flags.get("host_cpu") else " (assumed; name another as `host_cpu`)"
-            fetched = (
-                f"; of sub-batches of {FETCHED_TOKENS} tokens and more the GPU computes them too"
-                f"{'' if split.experts_only else ', but for attention'}, with weights fetched at "
-                f"{self._fetch_bytes_per_s / 1e9:.0f} GB/s"
-            )
-            beside = (
-                f"{'the experts of ' if split.experts_only else ''}{split.on_host.layers} of {self.request.arch.layers} layers "
-                f"stay on the CPU, {self.host.title}{chosen}{fetched if self.request.flags.get('op_offload', True) else ''}",
-            )
         pool = (
             f"attention reads the whole pool as far as it is filled, in steps of {PAD_CELLS} cells, whatever a slot holds "
             "(assumed: from its beginning on)"
@@ -190,7 +114,7 @@ class LlamaServer:
             f"{found}; {kept}" if rules.cache_prompt else "prompts are computed from their beginning (no cache_prompt)",
             *((pool,) if rules.pool_cells else ()),
             *((spread,) if devices > 1 else ()),
-            *beside,
+            *self.split.notes(self.request),
             f"states are copied to and from host memory at {COPY_BYTES_PER_S / 1e9:.0f} GB/s (assumed), while all slots wait",
             "the host's time (0.1 ms a row, for sampling and streaming) and the front end (1 ms) are assumed",
         )
@@ -206,9 +130,9 @@ def llama_server(request: PoolRequest) -> LlamaServer:
     asked = int(flags.get("parallel", -1))
     slots = asked if asked > 0 else AUTO_SLOTS
     unified = bool(flags.get("kv_unified", asked <= 0))
-    split = _split(request)
-    cells, memory = _memory(request, split, slots, unified=unified)
-    _check_host(request, split, cells)
+    split = Split.of(request)
+    cells, memory = memory_of(request, split, slots, unified=unified)
+    split.check_host(request, cells)
     context = cells if unified else cells // slots
     per_slot = flags.get("kv_unified_per_slot")
     if unified and per_slot:
@@ -274,145 +198,7 @@ def _refuse(request: PoolRequest) -> None:
         )
 
 
-def host_of(request: PoolRequest) -> Device:
-    """The CPU beside the devices: the one that is named, or one that goes with such a device.
-
-    Raises InputError if it is none.
-    """
-    named = request.flags.get("host_cpu")
-    workstation = request.device_name.startswith(("rtx", "rx-", "radeon", "arc"))
-    found = load_device(str(named or HOSTS[not workstation]))
-    if found.kind != "cpu":
-        raise InputError(
-            f"{found.title} is no CPU",
-            where="deployment.engine_args.host_cpu",
-            mend="name one of `capacity-plan list hardware`, such as xeon-8480",
-        )
-    return found
-
-
-def _split(request: PoolRequest) -> Split:
-    """What the devices hold of the model, and what stays on the CPU.
-
-    Layers of the GPU are counted from the last, of which the head is one (datasheet: `src/llama-model.cpp`, `i_gpu_start`),
-    layers whose experts stay on the CPU from the first (`common/arg.cpp`, `n_cpu_moe`).
-    """
-    arch, flags, weights = request.arch, request.flags, request.formats.weights
-    asked = flags.get("gpu_layers")
-    on_device = asked if isinstance(asked, int) and 0 <= asked <= arch.layers else None
-    of_experts = int(flags.get("n_cpu_moe", 0))
-    if flags.get("cpu_moe"):
-        of_experts = arch.layers
-    of_experts = min(of_experts, arch.layers) if arch.has_experts else 0
-    if request.device_kind == "cpu" or (on_device is None and not of_experts):
-        return Split(arch, arch, weight_bytes_per_rank(arch, weights, 1, request.pipeline_parallel))
-    key = "gpu_layers" if on_device is not None else "cpu_moe" if flags.get("cpu_moe") else "n_cpu_moe"
-    where, without = f"deployment.engine_args.{key}", f"leave {key} out"
-    if on_device is None:
-        few = f"experts of {of_experts} layers of {arch.name} on the CPU"
-    else:
-        few = (
-            f"{on_device} of the {arch.layers + 1} layers of {arch.name} (its head counts as one) on the device and the rest on "
-            "the CPU"
-        )
-        if of_experts:
-            raise InputError(f"{few}, and experts too, are not simulated", where=where, mend=without)
-        if on_device < 2:
-            mend = f"{without} (all of them), or name a CPU under `hardware`"
-            raise InputError(f"{few} are not simulated", where=where, mend=mend)
-    if request.device_kind != "gpu":
-        raise InputError(f"{few}, which share one memory, are not simulated", where=where, mend=without)
-    if request.pipeline_parallel > 1:
-        raise InputError(f"{few} are simulated for one device only", where=where, mend="set pipeline_parallel: 1")
-    first = of_experts if on_device is None else arch.layers + 1 - on_device
-    on_host, held = in_pieces(arch, (first, arch.layers - first))
-    on_host = replace(on_host, has_embedding=False)  # a table that no step multiplies
-    if on_device is not None:
-        return Split(held, held, weight_bytes_per_rank(held, weights), on_host)
-    kept = weight_bytes_per_rank(arch, weights) - expert_bytes(on_host, weights)
-    return Split(held, arch, kept, on_host, experts_only=True)
-
-
-def _check_host(request: PoolRequest, split: Split, cells: int) -> None:
-    on_host = split.on_host
-    if on_host is None:
-        return
-    host = host_of(request)
-    if split.experts_only:
-        needed = expert_bytes(on_host, request.formats.weights)
-    else:
-        needed = weight_bytes_per_rank(on_host, request.formats.weights)
-        needed += cells * sum(g.bytes_per_token_per_rank for g in kv_groups(on_host, request.formats.kv_cache))
-    if needed > host.memory_bytes.value:
-        raise InfeasibleError(
-            f"what stays on the CPU of {request.arch.name} takes {needed / 1e9:.0f} GB of the host's memory; "
-            f"{host.title} has {host.memory_bytes.value / 1e9:.0f} GB",
-            where="deployment.engine_args",
-            mend="more layers on the GPU, a smaller number format, or another host_cpu (`capacity-plan list hardware`)",
-        )
-
-
 def _kv_token_bytes(request: PoolRequest) -> float:
     return float(
         sum(group.bytes_per_token_per_rank for group in kv_groups(request.arch, request.formats.kv_cache))
     )
-
-
-def _memory(request: PoolRequest, split: Split, slots: int, *, unified: bool) -> tuple[int, MemoryBudget]:
-    """Cells of the whole cache, allocated at the start, and the budget: what is not asked for is lowered until it fits."""
-    flags, arch, device = request.flags, request.arch, request.device_memory_bytes
-    stages = request.pipeline_parallel
-    weights, held = split.weights, split.cached
-    n_ubatch = min(int(flags.get("ubatch_size", 512)), int(flags.get("batch_size", 2048)))
-    compute = n_ubatch * (LOGIT_BYTES * arch.vocab + ACTIVATION_BYTES * 4 * arch.hidden)
-    other = int(CONTEXT_BYTES) if request.device_kind == "gpu" else 0
-    states = slots * state_bytes_per_sequence(held, 1, stages)
-    per_token, windowed = 0, 0
-    for group in kv_groups(held, request.formats.kv_cache, 1, stages):
-        if group.window_tokens and not flags.get("swa_full"):
-            windowed += group.bytes_per_token_per_rank * padded(group.window_tokens * slots + n_ubatch)
-        else:
-            per_token += group.bytes_per_token_per_rank
-    asked = int(flags.get("ctx_size", 0))
-    per_slot = flags.get("kv_unified_per_slot")
-    if not asked and unified and per_slot:
-        asked = slots * int(per_slot)
-    fits = flags.get("fit", "on") == "on"
-    margin = int(flags.get("fit_target", [1024])[0]) * MIB if fits else 0
-    fixed = weights + compute + other + states + windowed
-    apart = 1 if unified else slots
-    cells = apart * padded((asked or arch.max_context_tokens) // apart)
-    room = (device - fixed - margin) // max(per_token, 1)
-    if not asked and fits and cells > room:
-        least = padded(min(int(flags.get("fit_ctx", 4096)), arch.max_context_tokens) // apart)
-        cells = apart * max(room // apart // PAD_CELLS * PAD_CELLS, least)
-    if fixed + cells * per_token > device:
-        lack = (fixed + cells * per_token - device) / 1e9
-        raise InfeasibleError(
-            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + KV cache of {cells:,} tokens "
-            f"{(cells * per_token + windowed) / 1e9:.1f} GB + {(compute + other + states) / 1e9:.1f} GB besides, of "
-            f"{device / 1e9:.1f} GB; {lack:.1f} GB too much",
-            where="deployment",
-            mend="a smaller engine_args.ctx_size, a smaller number format (weights: q4_k_m, kv_cache: q8_0), larger or more "
-            f"devices (pipeline_parallel){_fewer(request, fixed - weights + cells * per_token, weights)}",
-        )
-    kv = cells * per_token
-    lines = (
-        MemoryLine("weight", "weights", weights),
-        MemoryLine("activation", "compute buffer", compute),
-        *((MemoryLine("other", "context of the device", other),) if other else ()),
-        *((MemoryLine("window", "KV cache of sliding windows", windowed),) if windowed else ()),
-        *((MemoryLine("state", "states of the slots", states),) if states else ()),
-        MemoryLine("left", "left free", device - fixed - kv),
-    )
-    return cells, MemoryBudget(device, device, lines, kv, per_token, per_token, cells)
-
-
-def _fewer(request: PoolRequest, besides: int, weights: int) -> str:
-    """How many layers would fit, in words; the head is counted as a layer."""
-    room = request.device_memory_bytes / (weights + besides)
-    layers = int(request.arch.layers * room * 0.97) + 1
-    split = any(request.flags.get(key) for key in ("gpu_layers", "cpu_moe", "n_cpu_moe"))
-    if request.device_kind != "gpu" or request.pipeline_parallel > 1 or layers < 2 or split:
-        return ""
-    return f", or layers on the CPU (engine_args.gpu_layers: {layers})"

@@ -15,11 +15,11 @@ from engine_models.engines.openvino_genai import (
     BATCHED_TOKENS,
     DEVICES,
     FORMATS,
-    ROWS,
     check_device,
     kv_format,
     library_plan,
 )
+from engine_models.engines.openvino_memory import ROWS
 from engine_models.engines.openvino_recorded import replay as replay_recorded
 from engine_models.schedulers.one_list import OneListRules
 from hardware_profiles.errors import InputError

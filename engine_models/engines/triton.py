@@ -11,63 +11,24 @@ hand from its source are tested.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from engine_models.declaration import Engine, EnginePlan, Mode, PoolRequest, Support
 from engine_models.engines import triton_executor
 from engine_models.engines.generate import Groups, plan_groups
+from engine_models.engines.triton_batcher import rules_of
+from engine_models.engines.triton_drafts import drafts
 from engine_models.engines.triton_ensemble import front_of
-from engine_models.engines.triton_flags import BATCHING, EXECUTOR, FLAGS, GROUP, POLICY, group
+from engine_models.engines.triton_flags import EXECUTOR, FLAGS
 from engine_models.engines.triton_repository import read_repository
 from engine_models.parts.protocols import Scheduler
-from engine_models.schedulers.dynamic_batcher import BatcherRules, DynamicBatcher, QueuePolicy
+from engine_models.schedulers.dynamic_batcher import DynamicBatcher
 from engine_models.schedulers.worker_groups import WorkerGroups
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InputError
 
 _WHERE = "deployment.engine_args"
-
-
-def rules_of(flags: Mapping[str, Any]) -> BatcherRules:
-    """How batches are formed; InputError for what Triton would not load."""
-    instances = int(group(flags.get("instance_group"), GROUP, f"{_WHERE}.instance_group")["count"])
-    rows, where = int(flags.get("max_batch_size", 0)), f"{_WHERE}.dynamic_batching"
-    if flags.get("dynamic_batching") is None:
-        return BatcherRules(instances, 1, (1,))
-    batching = group(flags["dynamic_batching"], BATCHING, where)
-    preferred = tuple(sorted(set(batching["preferred_batch_size"] or [max(1, rows)])))
-    if preferred[-1] > max(1, rows):
-        raise InputError(
-            f"preferred_batch_size {preferred[-1]} is more than max_batch_size {rows}, which Triton refuses",
-            where=f"{where}.preferred_batch_size",
-            mend=f"give at most {rows}, or raise max_batch_size",
-        )
-    levels, default = int(batching["priority_levels"]), int(batching["default_priority_level"])
-    if levels and not 1 <= default <= levels:
-        raise InputError(
-            f"default_priority_level {default} is none of the {levels} priority_levels",
-            where=f"{where}.default_priority_level",
-            mend=f"give 1 to {levels}",
-        )
-    common = batching["default_queue_policy"]
-    own = {str(level): policy for level, policy in (batching["priority_queue_policy"] or {}).items()}
-    policies = [_policy(own.get(str(level), common), where) for level in range(1, levels + 1)]
-    return BatcherRules(
-        instances,
-        max(1, rows),
-        preferred,
-        1e-6 * int(batching["max_queue_delay_microseconds"]),
-        tuple(policies) or (_policy(common, where),),
-        default or 1,
-    )
-
-
-def _policy(given: Any, where: str) -> QueuePolicy:
-    keys = group(given, POLICY, f"{where}.default_queue_policy")
-    timeout_s = 1e-6 * int(keys["default_timeout_microseconds"])
-    return QueuePolicy(int(keys["max_queue_size"]), timeout_s, keys["timeout_action"])
 
 
 def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
@@ -163,7 +124,7 @@ ENGINE = Engine(
     },
     kv_formats=("fp8", "int8"),
     features={"speculative": Support(_GPU, f"{_BACKEND}: decoding_mode medusa")},
-    drafts=triton_executor.drafts,
+    drafts=drafts,
     flags=lambda: _FLAGS,
     same_as={"rows": "max_batch_size", "context": "max_length"},
     kernels="vllm",

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from engine_models.engines.known import parse_engine_args
-from engine_models.engines.triton import rules_of
+from engine_models.engines.triton_batcher import rules_of
 from engine_models.schedulers.dynamic_batcher import QueuePolicy
 from hardware_profiles.errors import InputError
 from simulator.run import simulate

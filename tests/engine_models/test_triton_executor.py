@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine_models.engines.triton_executor import drafts
+from engine_models.engines.triton_drafts import drafts
 from engine_models.engines.triton_repository import parse, read_repository
 from engine_models.engines.trtllm_kernels import reads_by_head
 from engine_models.memory.block_tree import BlockTree
