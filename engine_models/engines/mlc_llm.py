@@ -63,7 +63,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         engine=ENGINE.name,
         version=ENGINE.version(version_text),
         limits=Limits(
-            rows=served,
+            rows=rules.rows,
             step_tokens=max(chunk, rows),
             context_tokens=sizes.context,
             kv_tokens=total,
@@ -79,7 +79,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             arch,
             request.formats,
             Terms(overheads.host),
-            TableRange(max(chunk, rows), served, sizes.context),
+            TableRange(max(chunk, rows), rules.rows, sizes.context),
             Parallelism(request.tensor_parallel),
             speculation=drafts,
         ),

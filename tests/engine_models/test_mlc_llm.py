@@ -63,6 +63,12 @@ def test_a_mode_decides_rows_tokens_and_chunk() -> None:
     assert two.max_total_sequence_length == 262_144
 
 
+def test_a_chunk_below_the_rows_bounds_them() -> None:
+    """A step has no more tokens than a chunk, and a row has at least one: the limits say what may run at once."""
+    found = plan(request_of(mode="server", prefill_chunk_size=16))
+    assert rules_of(found).rows == found.limits.rows == found.costs.up_to.rows == 16
+
+
 def test_the_estimate_of_memory() -> None:
     """config.cc:700-720, of 4 rows, chunks of 8,192, 32 heads of 128, 8 of keys and values, 128,256 tokens."""
     memory = plan(request_of()).memory
