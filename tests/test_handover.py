@@ -410,6 +410,13 @@ def test_stages_send_their_own_layers_side_by_side() -> None:
         assert (frame.transfer_bytes == 4800 * 131072).all()
         lasted_s = frame.transfer_end_s - frame.transfer_start_s
         assert np.allclose(lasted_s, 4800 * 131072 / senders / 1e9, rtol=1e-6)
+    # a prompt passes both stages, as in a pipeline that answers itself
+    load = {"prompt_tokens": {"kind": "constant", "value": 4800}, "arrivals": {"kind": "constant", "rate": 0.5}}
+    alone = [simulate(scenario(pool("mixed", **stages), **load)).requests_frame() for stages in ({"pipeline_parallel": 2}, {})]
+    later_s = (staged.transfer_start_s - staged.first_scheduled_s) - (whole.transfer_start_s - whole.first_scheduled_s)
+    in_one_s = [(frame.first_token_s - frame.first_scheduled_s).mean() for frame in alone]
+    assert later_s.mean() == pytest.approx(in_one_s[0] - in_one_s[1], abs=1e-4)
+    assert in_one_s[0] > 0.1
 
 
 def test_mooncake_reaches_a_part_of_the_network_and_hands_over_layer_by_layer() -> None:

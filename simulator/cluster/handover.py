@@ -106,6 +106,7 @@ class HandoverCluster(Cluster):
                 [servers.plan.scheduler(mode) for _ in range(servers.plan.executor.ranks)],
                 servers.cost,
                 depth=servers.plan.executor.depth,
+                stages=servers.plan.executor.stages,
                 front=servers.plan.front.unqueued(),
                 on_finish=on_finish,
             )
