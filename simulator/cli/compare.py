@@ -28,8 +28,12 @@ COUNTS = (
     "reasons.",
 )
 
-DIFFERENCE = 9
-"""Columns of a relative difference beside its value."""
+DIFFERENCE, SURE = 9, 11
+"""Columns of a relative difference beside its value, and of how sure its sign is."""
+LEAST_DIFFERENCE = 5e-4
+"""Relative differences of which it is told how sure they are: those that are not shown as zero."""
+SAME_RATE = 0.02
+"""Relative difference in requests a second up to which two runs answer the same load."""
 
 
 def register(app: typer.Typer) -> None:
@@ -74,6 +78,7 @@ def text(found: Comparison) -> str:
     """The comparison as a table; columns are numbered, and named above it."""
     from simulator.cli.layout import table, wrapped
     from simulator.report.numbers import short
+    from simulator.results.ranking import percent
 
     lines = []
     several = len(found.columns) > 2
@@ -84,20 +89,26 @@ def text(found: Comparison) -> str:
         lines.append(
             wrapped(f"{number}  {column.label} ({column.kind}{'; ' + ', '.join(facts) if facts else ''})", "   ")
         )
-    head = ["", "1", *(f"{number}{'to 1':>{DIFFERENCE}}" for number in range(2, len(found.columns) + 1))]
+    others = range(1, len(found.columns))
+    told = {(row, i): _sure(found, row, i) for row in found.rows for i in others}
+    judged = {i for (_, i), share in told.items() if share is not None}
+    head = ["", "1", *(f"{i + 1}{'to 1':>{DIFFERENCE}}" + (f"{'sure':>{SURE}}" if i in judged else "") for i in others)]
     rows = []
     for row in found.rows:
         values = [column.values.get(row) for column in found.columns]
         shown = [f"{v:,.0f}" if v is not None and row.startswith(COUNTS) else short(v) for v in values]
-        for i in range(1, len(found.columns)):
-            difference = found.difference(row, i)
+        for i in others:
+            difference, share = found.difference(row, i), told[row, i]
             shown[i] += f"{'' if difference is None else f'{difference:+.1%}':>{DIFFERENCE}}"
+            if i in judged:
+                shown[i] += f"{'' if share is None else percent(share):>{SURE}}"
         rows.append([_title(row), *shown])
     lines += ["", *table(head, rows)]
-    orders = [(i, _order(found, i)) for i in range(1, len(found.columns))]
-    if any(words for _, words in orders):
-        lines.append("")
-        lines += [wrapped(f"order  by the model's error {words}", "       ") for _, words in orders if words]
+    if judged:
+        lines += ["", wrapped(f"sure   {LEGEND}", "       ")]
+        lines += [wrapped(f"       {_verdict(found, told, i)}", "       ") for i in sorted(judged)]
+    if _answer_alike(found):
+        lines += ["", wrapped(f"note   {KEEP_UP}", "       ")]
     if found.changes and not several:
         lines += ["", "changed in the scenario"]
         lines += [wrapped(f"  {path}: " + " -> ".join(map(_value, values)), "    ") for path, values in found.changes]
@@ -114,18 +125,44 @@ RANKED = ("ttft_ms.mean", "tpot_ms.mean", "e2el_ms.mean", "usd_per_1m_total_toke
 """Rows of which the order is told."""
 
 
-def _order(found: Comparison, column: int) -> str:
-    """How sure it is that a column lies where it is predicted to, below the first or above."""
-    from simulator.results.ranking import percent
+LEGEND = "that a difference has this sign in truth, by the errors of both predictions; below 90 % it is too close to call"
+KEEP_UP = (
+    "all answer this load at the same rate, so throughput and cost say nothing of how much more each could take; "
+    "`capacity-plan simulate SCENARIO --headroom` finds that"
+)
 
-    told = []
-    for row in RANKED:
-        below, difference = found.below(row, column) if row in found.rows else None, found.difference(row, column)
-        if below is not None and difference:
-            lower, share = (column + 1, below) if difference < 0 else (1, 1 - below)
-            told.append(f"{_title(row).removesuffix(', ms')} of {lower} ({percent(share)})")
-    higher = f"of 1 and {column + 1} the lower is"
-    return f"{higher} {', '.join(told)}" if told else ""
+
+def _sure(found: Comparison, row: str, column: int) -> float | None:
+    """How sure the sign of a difference to the first is; None where it is not known or there is none."""
+    below, difference = found.below(row, column), found.difference(row, column)
+    if below is None or difference is None or abs(difference) < LEAST_DIFFERENCE:
+        return None
+    return below if difference < 0 else 1 - below
+
+
+def _verdict(found: Comparison, told: dict[tuple[str, int], float | None], column: int) -> str:
+    """Which differences to the first are sure, and which are not."""
+    from simulator.results.ranking import sure
+
+    certain, close = [], []
+    for row in (row for row in RANKED if row in found.rows):
+        share, name = told[row, column], _title(row).removesuffix(", ms")
+        if share is not None and sure(share):
+            certain.append(f"{name} {found.difference(row, column):+.1%}")
+        elif share is not None:
+            close.append(name)
+    words = [f"sure: {', '.join(certain)}"] if certain else []
+    words += [f"too close to call: {', '.join(close)}"] if close else []
+    return f"{column + 1} to 1: {'; '.join(words) if words else 'no difference'}"
+
+
+def _answer_alike(found: Comparison) -> bool:
+    """Whether simulated runs of unlike deployments answer one load in full."""
+    alike = all(abs(found.difference("request_throughput", i) or 0.0) < SAME_RATE for i in range(1, len(found.columns)))
+    deployments = any(path.startswith("deployment.") for path, _ in found.changes)
+    loads = any(path.startswith("workload.") for path, _ in found.changes)
+    simulated = all(column.kind == "simulated" and not column.values.get("unfinished") for column in found.columns)
+    return simulated and alike and deployments and not loads
 
 
 def _value(value: Any) -> str:
@@ -146,5 +183,8 @@ def _title(row: str) -> str:
     return (
         row.replace("_", " ")
         .replace("usd per", "$ per")
+        .replace(" 1m ", " 1M ")
+        .replace("kv cache usage perc", "KV cache used")
+        .replace("gpu busy", "GPU busy")
         .replace("vllm duration s", "duration to last end, s")
     )

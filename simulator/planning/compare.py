@@ -94,10 +94,33 @@ def read_columns_of(path: Path) -> list[Column]:
         if (path / "sweep.json").is_file():
             raise _a_sweep(path)
         return [_of_run(path)]
-    return [
-        Column(m.label, m.kind, flat(m.metrics, m.totals), {}, None, m.facts, m.notes)
-        for m in read_measured(path)
-    ]
+    try:
+        measured = read_measured(path)
+    except InputError:
+        if _is_scenario(path):
+            raise _a_scenario(path) from None
+        raise
+    return [Column(m.label, m.kind, flat(m.metrics, m.totals), {}, None, m.facts, m.notes) for m in measured]
+
+
+def _is_scenario(path: Path) -> bool:
+    """Whether a file has the sections of a scenario."""
+    from hardware_profiles.files import read_text
+    from simulator.workload.tables import yaml_document
+
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return False
+    document = yaml_document(read_text(path), str(path))
+    return isinstance(document, Mapping) and {"deployment", "workload"} <= document.keys()
+
+
+def _a_scenario(path: Path) -> InputError:
+    """The error for a scenario where a run is wanted."""
+    return InputError(
+        "this is a scenario, not a run",
+        where=str(path),
+        mend=f"simulate it (`capacity-plan simulate {path}`), and name the folder that it writes",
+    )
 
 
 def _a_sweep(folder: Path) -> InputError:
@@ -161,7 +184,9 @@ def _of_run(folder: Path) -> Column:
     if read["requests"] is not None:
         values |= _normalised(read_columns(read["requests"]), manifest.get("scenario") or {})
     label, deployed = result.get("run_id") or folder.name, result["deployment"]
-    return Column(label, "simulated", values, intervals, manifest.get("scenario"), deployed=deployed)
+    holds = (result.get("slo") or {}).get("holds")
+    facts = {} if holds is None else {"SLO": "holds" if holds else "missed"}
+    return Column(label, "simulated", values, intervals, manifest.get("scenario"), facts, deployed=deployed)
 
 
 def _normalised(requests: Mapping[str, Any], scenario: Mapping[str, Any]) -> dict[str, float]:

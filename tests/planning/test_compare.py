@@ -7,6 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from hardware_profiles.errors import InputError
 from simulator.cli.compare import text
 from simulator.io.rundir import run_directory, write_run
 from simulator.io.tables import read_columns
@@ -100,10 +101,40 @@ def test_an_order_is_as_sure_as_the_intervals_and_what_they_share_allow() -> Non
         shares.append(row["below_reference"][1])
         assert shares[-1] == found.below("tpot_ms.mean", 1)
         assert compare([column(12.0, **deployed), column(10.0)]).below("tpot_ms.mean", 1) == pytest.approx(1 - shares[-1])
-        assert f"the lower is TPOT mean of 1 ({100 * (1 - shares[-1]):.0f} %)" in " ".join(text(found).split())
+        (line,) = [line.split() for line in text(found).splitlines() if line.startswith("  TPOT mean")]
+        assert line[-3:] == ["+20.0%", f"{100 * (1 - shares[-1]):.0f}", "%"]
+        assert "2 to 1: too close to call: TPOT mean" in " ".join(text(found).split())
     spread = math.log(1.25) / 1.645
     for share, shared in zip(shares, (0.0, ALIKE_MODEL, ALIKE_SETTING), strict=True):
         assert 1 - share == pytest.approx(NormalDist().cdf(math.log(1.2) / spread / math.sqrt(2 - 2 * shared)))
     measured = compare([column(10.0), Column("m", "measured", {"tpot_ms.mean": 9.0})])
     assert measured.below("tpot_ms.mean", 1) is None
-    assert "order" not in text(measured)
+    assert "sure" not in text(measured).split()
+
+
+def test_what_is_sure_is_told_and_what_equal_rates_do_not_say() -> None:
+    def column(tpot_ms: float, engine: str, **values: float) -> Column:
+        told = {"engine": engine, "hardware": "h", "model": "m", "weights": "w"}
+        all_values = {"tpot_ms.mean": tpot_ms, "ttft_ms.mean": 50.0, "request_throughput": 5.0, **values}
+        intervals = {"tpot_ms.mean": (0.9 * tpot_ms, 1.1 * tpot_ms), "ttft_ms.mean": (40.0, 60.0)}
+        scenario = {"deployment": {"engine": engine}, "workload": {"rate": values.get("rate", 1)}}
+        return Column("x", "simulated", all_values, intervals, scenario, {"SLO": "holds"}, deployed=told)
+
+    both = " ".join(text(compare([column(10.0, "tgi"), column(5.0, "vllm")])).split())
+    assert "1 x (simulated; SLO holds)" in both
+    assert "2 to 1: sure: TPOT mean -50.0%" in both
+    assert "TTFT mean" not in both.partition("2 to 1:")[2]  # they do not differ there
+    assert "all answer this load at the same rate" in both
+    for other in (column(5.0, "vllm", request_throughput=4.5), column(5.0, "tgi"), column(5.0, "vllm", unfinished=3.0)):
+        assert "at the same rate" not in " ".join(text(compare([column(10.0, "tgi"), other])).split())
+
+
+def test_a_scenario_is_told_from_a_result(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: m\ndeployment: {engine: vllm}\nworkload: {requests: 1}\n")
+    with pytest.raises(InputError, match="this is a scenario, not a run") as found:
+        read_columns_of(path)
+    assert f"capacity-plan simulate {path}" in found.value.mend
+    path.write_text("a: 1\n")
+    with pytest.raises(InputError, match="no result of a client that is known"):
+        read_columns_of(path)

@@ -166,7 +166,8 @@ def test_compare(typed: Shell) -> None:
     runs = sorted(str(p) for p in (typed.folder / "out" / "runs").iterdir())
     code, out, _ = typed("compare", *runs, str(EXAMPLES / "vllm_bench_serve.json"))
     assert code == 0
-    assert {"(simulated; replicas 1)", "(simulated; replicas 2)"} < {line[line.find("(") :] for line in out.splitlines()}
+    named = {line[line.find("(") :] for line in out.splitlines()}
+    assert {"(simulated; SLO holds, replicas 1)", "(simulated; SLO holds, replicas 2)"} < named
     code, out, _ = typed("compare", *runs, "--json")
     data = json.loads(out)
     assert data["scenario_changes"][0]["field"] == "deployment.replicas"
