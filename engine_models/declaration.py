@@ -515,9 +515,9 @@ class Engine:
         return oldest
 
     def parts(self, text: str) -> tuple[int, ...]:
-        """The numbers of a version; InputError if it is none."""
+        """The numbers of a version, that of a post-release last; InputError if it is none."""
         try:
-            return tuple(int(part) for part in text.lstrip("v").partition(".post")[0].split("."))
+            return tuple(int(part) for part in text.lstrip("v").replace(".post", ".").split("."))
         except ValueError:
             raise InputError(
                 f"'{text}' is not a version of {self.title}",

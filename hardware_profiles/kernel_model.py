@@ -163,6 +163,7 @@ class KernelModel(Ops):
     power_share : of the share of the peak that the lender sustains, what a lower power limit leaves of it.
     network : between nodes, where the devices that work together stand in several.
     release : of the framework, by which its collectives differ; "" for the oldest that was timed.
+    attention_of_prompts, attention_of_decodes : backends of plain attention by their names in the tables; "" for the likely one.
     """
 
     device: str
@@ -176,6 +177,8 @@ class KernelModel(Ops):
     power_share: float = 1.0
     network: Network | None = None
     release: str = ""
+    attention_of_prompts: str = ""
+    attention_of_decodes: str = ""
     _surfaces: dict[str, Surface] = field(default_factory=dict, compare=False, repr=False)
     _siblings: dict[str, KernelModel] = field(default_factory=dict, compare=False, repr=False)
     _backends: dict[tuple[str, tuple[float, ...]], str] = field(
@@ -262,6 +265,33 @@ class KernelModel(Ops):
         if named is not None and named in kernels and _backend_kind(named) != _backend_kind(name):
             name = named
         return (*shape[:-1], KERNEL_GAP * names.index(name)), name
+
+    def with_attention(self, prompts: str, decodes: str) -> KernelModel:
+        """See the base."""
+        return replace(self, attention_of_prompts=prompts, attention_of_decodes=decodes)
+
+    def times_attention(self, backend: str, head_dim: int) -> bool:
+        """See the base."""
+        found = (key for key in self.groups if key.startswith("attention_decode/"))
+        surfaces = ((key, self.surface(key)) for key in found)
+        return any(surface is not None and self._timed(key, surface, backend, head_dim) for key, surface in surfaces)
+
+    def _timed(self, key: str, surface: Surface, backend: str, head_dim: int) -> bool:
+        """Whether a group has rows of plain attention without a window by a backend, of heads so wide."""
+        names = sorted(self.groups[key].get("kernels") or ())
+        if backend not in names:
+            return False
+        like = np.array(attention_shape(1.0, 1.0, head_dim, 0.0, names.index(backend)))
+        same = np.isclose(surface.features, like)[:, [2, 5, 7]]
+        return bool(same.all(axis=1).any())
+
+    def _attention(self, key: str, surface: Surface, layer: tuple[float, float, int, int], backend: str) -> tuple[float, ...]:
+        """Features of an attention layer (heads, KV heads, their width, window) on the backend asked for, where it was timed
+        without a window and with heads so wide; else on the likely one."""
+        heads, kv_heads, head_dim, window_tokens = layer
+        named = backend if backend and not window_tokens and self._timed(key, surface, backend, head_dim) else None
+        shape, _ = self._backend(key, surface, attention_shape(heads, kv_heads, head_dim, window_tokens), named)
+        return shape
 
     def expert_backend(self, fmt: str, word: str) -> str | None:
         """Name in the tables of the backend of expert layers that an engine calls `word` (``marlin``).
@@ -477,9 +507,7 @@ class KernelModel(Ops):
         read = decode_bytes(WEIGHT_BYTES[kv_fmt], h, kv, d, rows, span)
         surface = self.surface(key)
         if surface is not None:
-            shape, _ = self._backend(
-                key, surface, attention_shape(float(h), float(kv), head_dim, window_tokens)
-            )
+            shape = self._attention(key, surface, (float(h), float(kv), head_dim, window_tokens), self.attention_of_decodes)
             residual = surface.at(shape, np.log2(rows), np.log2(c + 1.0))
             t = t * np.exp(self._cold(residual, read) if condition == "serving" else residual)
         if condition == "serving":
@@ -530,9 +558,7 @@ class KernelModel(Ops):
         t = prefill_base_s(p, self.peaks, fmt, h, kv, d, w, rows, same)
         surface = self.surface(key)
         if surface is not None:
-            shape, _ = self._backend(
-                key, surface, attention_shape(float(h), float(kv), head_dim, window_tokens)
-            )
+            shape = self._attention(key, surface, (float(h), float(kv), head_dim, window_tokens), self.attention_of_prompts)
             own = (p, self.peaks, fmt, h, kv, d, w)
             rising = surface.rising(shape, lambda b, s: prefill_base_s(*own, b, s), np.log2(rows), np.log2(same))
             t = t * np.exp(rising)

@@ -110,6 +110,15 @@ class Ops(ABC):
         """The operations with so many threads of a CPU; the same where a device has none, or nobody measured what they change."""
         return self
 
+    def with_attention(self, prompts: str, decodes: str) -> Ops:
+        """The operations with plain attention by the backends of these names in the tables, "" for the likely one; the same where
+        nobody timed any."""
+        return self
+
+    def times_attention(self, backend: str, head_dim: int) -> bool:
+        """Whether plain attention with heads so wide was timed by a backend of this name."""
+        return False
+
     @abstractmethod
     def gemm_s(self, fmt: str, m: ArrayLike, n: int, k: int) -> Array:
         """One linear layer ``(m, k) x (k, n)``, weights in `fmt`, 16-bit input and output."""

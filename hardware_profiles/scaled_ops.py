@@ -57,6 +57,14 @@ class ScaledOps(Ops):
         """See the base."""
         return ScaledOps.of(self.inner.on_threads(threads), self.scales)
 
+    def with_attention(self, prompts: str, decodes: str) -> Ops:
+        """See the base."""
+        return ScaledOps.of(self.inner.with_attention(prompts, decodes), self.scales)
+
+    def times_attention(self, backend: str, head_dim: int) -> bool:
+        """See the base."""
+        return self.inner.times_attention(backend, head_dim)
+
     def expert_backend(self, fmt: str, word: str) -> str | None:
         """See the base."""
         return self.inner.expert_backend(fmt, word)

@@ -56,6 +56,7 @@ class StepCosts:
 
             return self._in_parts(MeasuredSteps(self.measured, terms.host))
         ops = ops.on_threads(terms.threads) if terms.threads else ops
+        ops = ops.with_attention(*terms.attention) if any(terms.attention) else ops
         if drafts is not None:
             verified = drafts.row_tokens
             terms = replace(terms, query_tokens=verified, sampled_tokens=verified)
@@ -103,6 +104,9 @@ class StepCosts:
 
     def unserved(self, ops: Ops) -> tuple[str, ...]:
         """Warnings on what flags choose and the device's operations do not tell apart."""
+        return (*self._unserved_experts(ops), *self._unserved_attention(ops))
+
+    def _unserved_experts(self, ops: Ops) -> tuple[str, ...]:
         word = self.terms.moe_backend
         if word is None or not self.terms.moe_by_flag or not self.arch.has_experts:
             return ()
@@ -110,6 +114,13 @@ class StepCosts:
         if ops.expert_backend(fmt, word) is not None:
             return ()
         return (f"moe_backend {word}: the tables of experts in {fmt} hold one backend only, or not this one",)
+
+    def _unserved_attention(self, ops: Ops) -> tuple[str, ...]:
+        if not self.terms.attention_by_flag:
+            return ()
+        widths = {block.head_dim for block in self.arch.attention if block.kind != "linear"}
+        lacking = {word for word in self.terms.attention if not all(ops.times_attention(word, width) for width in widths)}
+        return tuple(f"attention backend {word}: the tables do not hold it, or not heads so wide" for word in sorted(lacking))
 
 
 __all__ = ["StepCosts"]

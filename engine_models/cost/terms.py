@@ -143,6 +143,9 @@ class Terms:
     moe_backend : backend of the experts by the engine's word for it (``marlin``); None, or one that the tables lack: the one
         that measured layers like these run on.
     moe_by_flag : whether that is what somebody asked for, and not the engine's own choice.
+    attention : backends of plain attention of prompts and of decoding rows by the engine's words, "" for the one that measured
+        layers like these run on, which stands in too where the tables lack one.
+    attention_by_flag : whether those are what somebody asked for.
     gather_factor : times that the KV cache of a step that gathers it passes the memory beside attention, reads and writes.
     small_kernels : whether the kernels of latent attention and shared experts that no table holds are launched one by one;
         `joins_small_kernels` : a compiler joins them to their neighbours, so that they cost their bytes alone.
@@ -200,6 +203,8 @@ class Terms:
     fp32_router: Fp32Router = "cublas"
     moe_backend: str | None = None
     moe_by_flag: bool = True
+    attention: tuple[str, str] = ("", "")
+    attention_by_flag: bool = False
     gather_factor: float = 0.0
     fixed_grid_attention: bool = False
     threads: int = 0

@@ -12,12 +12,17 @@ from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import HostOverhead, Parallelism, Terms
 from engine_models.cost.token_masks import TokenMasks
 from engine_models.declaration import FrontEnd, PoolRequest, Said
+from engine_models.engines.sglang_attention import (
+    absorbs_below,
+    absorbs_captured,
+    attention_of,
+    is_latent,
+    warn_of_attention,
+)
 from engine_models.engines.sglang_kernels import (
     EXPERT_LAUNCHES,
     EXPERTS,
     RECURRENT_LAUNCHES,
-    absorbs_below,
-    absorbs_captured,
     as_run,
     copies_heads,
     experts,
@@ -25,7 +30,6 @@ from engine_models.engines.sglang_kernels import (
     latent_launches,
     selection_kernels,
     token_tiles,
-    warn_of_attention,
 )
 from engine_models.engines.sglang_serving import Serving
 from engine_models.model.blocks import Architecture
@@ -76,7 +80,8 @@ def _terms(
     request: PoolRequest, number: tuple[int, ...], serving: Serving, host: HostOverhead, said: Said
 ) -> tuple[Architecture, Terms]:
     """The model as the engine's kernels compute it, and what it decides about the time of a step."""
-    warn_of_attention(request, said.warnings)
+    attention = attention_of(request, number)
+    warn_of_attention(request, attention, number, said.warnings)
     own_experts = experts(request, number, said.warnings)
     tiled = token_tiles(request, number, said.warnings)
     kernels, passes = selection_kernels(request, number, own_experts)
@@ -93,8 +98,10 @@ def _terms(
         graph_sizes=serving.graphs,
         moe_backend=own_experts,
         expands_latents=True,
-        absorbs_below=absorbs_below(request),
+        absorbs_below=absorbs_below(request, attention),
         absorbs_captured=absorbs_captured(request),
+        attention=("", "") if is_latent(request) else (attention.prompts, attention.decodes),
+        attention_by_flag=attention.by_flag and not is_latent(request),
         fused_norm_tokens=fused_norm_tokens(request, number),
         moe_by_flag=bool(request.flags.get("moe_runner_backend")),
         gathered_bytes=DISPATCHED_BYTES.get(request.formats.weights.name, 2.0) if serving.routed else 2.0,

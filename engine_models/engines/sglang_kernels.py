@@ -1,4 +1,4 @@
-"""Which kernels SGLang runs: experts and attention by version, architecture, number format and GPU, unless a flag says otherwise.
+"""Which kernels SGLang runs beside attention, by version, architecture, number format and GPU, unless a flag says otherwise.
 
 Read 2026-11 in SGLang's sources of 0.5.5 to 0.5.23 (`server_args.py`, `layers/quantization/`, `arg_groups/`). An architecture's
 own rule stands before that of the number format.
@@ -86,7 +86,7 @@ def experts(request: PoolRequest, version: tuple[int, ...], warnings: list[str])
             f"experts in mxfp4 are emulated on {device.title}, which no table holds: a published batch of gpt-oss-120b on A100 "
             "took five times as long as it is priced"
         )
-    return _own_choice(arch.model_type, request.formats.weights, version, blackwell=_data_centre_blackwell(request.device_name))
+    return _own_choice(arch.model_type, request.formats.weights, version, blackwell=data_centre_blackwell(request.device_name))
 
 
 def _own_choice(model_type: str, weights: Format, version: tuple[int, ...], *, blackwell: bool) -> str:
@@ -98,7 +98,7 @@ def _own_choice(model_type: str, weights: Format, version: tuple[int, ...], *, b
     return "marlin" if weights.weight_only and weights.name != "mxfp4" else "triton"
 
 
-def _data_centre_blackwell(name: str) -> bool:
+def data_centre_blackwell(name: str) -> bool:
     device = load_device(name)
     return device.architecture == "blackwell" and device.memory_bandwidth_bytes_per_s.value >= HBM_BYTES_PER_S
 
@@ -113,7 +113,7 @@ def token_tiles(request: PoolRequest, version: tuple[int, ...], warnings: list[s
     Blackwell, where flag or environment ask for it (`quantization/fp8_utils.py`)."""
     if request.formats.weights.name != "fp8_block":
         return False
-    flags, blackwell = request.flags, _data_centre_blackwell(request.device_name)
+    flags, blackwell = request.flags, data_centre_blackwell(request.device_name)
     asked, without = str(flags.get("fp8_gemm_backend") or "auto"), not flags.get("enable_jit_deepgemm", True)
     if blackwell and (asked == "flashinfer_trtllm" or (asked == "auto" and flags.get("enable_flashinfer_gemm"))):
         return True
@@ -129,7 +129,7 @@ def token_tiles(request: PoolRequest, version: tuple[int, ...], warnings: list[s
 
 def compiles_products(request: PoolRequest, *, tiled: bool) -> bool:
     """Whether DeepGEMM computes the products: FP8 blocks on Hopper and data-centre Blackwell, unless they are `tiled`."""
-    able = load_device(request.device_name).architecture == "hopper" or _data_centre_blackwell(request.device_name)
+    able = load_device(request.device_name).architecture == "hopper" or data_centre_blackwell(request.device_name)
     return able and request.formats.weights.name == "fp8_block" and not tiled
 
 
@@ -230,7 +230,7 @@ def _shares_experts(request: PoolRequest) -> bool:
 def fused_norm_tokens(request: PoolRequest, version: tuple[int, ...]) -> int:
     """Up to how many tokens of a step norms are part of the reductions before them, by the flag or by itself; 0: of none."""
     flags, hopper = request.flags, load_device(request.device_name).architecture == "hopper"
-    able = hopper or _data_centre_blackwell(request.device_name)
+    able = hopper or data_centre_blackwell(request.device_name)
     since = _FUSE_REDUCES.get(request.arch.model_type)
     asked = (since is not None and version >= since[not hopper]) or bool(flags.get("enable_flashinfer_allreduce_fusion"))
     off = bool(flags.get("enforce_disable_flashinfer_allreduce_fusion"))
@@ -244,66 +244,3 @@ def _with_shared(block: MlpBlock) -> MlpBlock:
     return replace(
         block, experts=block.experts + 1, experts_per_token=block.experts_per_token + 1, shared_intermediate=0
     )
-
-
-_ATTENTION = {
-    "hopper": ({"fa3"}, {"fa3"}),
-    "blackwell": ({"trtllm_mha"}, {"trtllm_mla"}),
-    "ada": ({"flashinfer"}, {"triton"}),
-    "ampere": ({"flashinfer"}, {"triton"}),
-}
-"""Generation -> attention backends that SGLang picks by itself, without and with latent attention (datasheet: `server_args.py`
-of 0.5.6 to 0.5.23); Blackwell without HBM has those of Ada, AMD's have aiter."""
-
-
-def absorbs_captured(request: PoolRequest) -> bool:
-    """Whether they do so in prefills that a CUDA graph holds, whose launches must not depend on lengths (not AMD's)."""
-    return _is_latent(request) and load_device(request.device_name).vendor == "nvidia"
-
-
-def _is_latent(request: PoolRequest) -> bool:
-    return any(block.kind == "mla" for block in request.arch.attention)
-
-
-def _own_attention(request: PoolRequest, *, latent: bool) -> set[str]:
-    """The backend that SGLang picks by itself; none where nothing is known."""
-    device = load_device(request.device_name)
-    generation = device.architecture
-    if generation == "blackwell" and not _data_centre_blackwell(request.device_name):
-        generation = "ada"
-    return {"aiter"} if device.vendor == "amd" else _ATTENTION.get(generation, (set(), set()))[latent]
-
-
-def warn_of_attention(request: PoolRequest, warnings: list[str]) -> None:
-    """Warnings if flags choose another attention than the engine itself would: it is priced as of its own choice."""
-    own = _own_attention(request, latent=_is_latent(request))
-    for flag in ("attention_backend", "prefill_attention_backend", "decode_attention_backend"):
-        asked = str(request.flags.get(flag) or "auto")
-        if asked in ("auto", *own):
-            continue
-        chosen = f", {' or '.join(sorted(own))}" if own else ""
-        warnings.append(
-            f"sglang flag `{flag}` ({asked}) is not modelled; in the engine it changes the speed of kernels, which are priced as "
-            f"of SGLang's own choice{chosen}"
-        )
-
-
-CHUNKED_PREFIX_TOKENS = 8192
-"""Tokens cached before the rows of a step from which they are expanded; fewer, and the step's prompts are computed in the
-absorbed form (datasheet: ``chunked_prefix_cache_threshold``, SGLang 0.5.3 to 0.5.23, `deepseek_v2.py`, later
-`attention_backend_handler.py`)."""
-_EXPANDS = ("fa3", "flashinfer", "flashmla", "cutlass_mla")
-"""Backends of latent attention that do so. Triton's expands nothing cached, others all of it."""
-NEVER = 1 << 40
-
-
-def absorbs_below(request: PoolRequest) -> int:
-    """Tokens cached before a step's rows below which prompts of latent attention take the absorbed form, see `Terms`."""
-    flags = request.flags
-    if not _is_latent(request):
-        return 0
-    own = next(iter(_own_attention(request, latent=True)), "")
-    asked = flags.get("prefill_attention_backend") or flags.get("attention_backend") or own
-    if asked in _EXPANDS and not flags.get("disable_chunked_prefix_cache"):
-        return CHUNKED_PREFIX_TOKENS
-    return NEVER if asked in ("triton", *_EXPANDS) else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine_models.declaration import MemoryBudget, PoolRequest, Said
+from engine_models.engines.sglang_attention import attention_of
 from engine_models.engines.sglang_drafts import DRAFTED_ROWS, drafted_graph_rows, overlaps
 from engine_models.engines.sglang_flags import SPEC_V2
 from engine_models.engines.sglang_memory import (
@@ -83,7 +84,7 @@ class Serving:
             overlap = overlap and overlaps(drafts, number, SPEC_V2.get(str(flags.get("enable_spec_v2"))))
         return cls(
             context,
-            int(flags.get("page_size") or 1),
+            _page_tokens(request, number),
             chunk,
             int(flags.get("max_prefill_tokens") or 16384),
             int(asked_rows) if asked_rows else None,
@@ -103,6 +104,13 @@ class Serving:
     def step_tokens(self, rows: int) -> int:
         """Tokens of a step at most, where `rows` may decode."""
         return max(self.largest_prefill, rows * self.row_tokens)
+
+
+def _page_tokens(request: PoolRequest, version: tuple[int, ...]) -> int:
+    """Tokens of a page of the cache: what attention takes, and in prefill and decode pools what is asked for (larger ones are not
+    modelled there)."""
+    asked = int(request.flags.get("page_size") or 1)
+    return attention_of(request, version).page_tokens(asked) if request.role == "mixed" else asked
 
 
 def _prefill_graph_tokens(request: PoolRequest, version: tuple[int, ...], chunk_tokens: int) -> int:

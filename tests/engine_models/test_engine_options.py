@@ -124,7 +124,7 @@ def test_overrides_of_sizes_belong_to_the_model() -> None:
         ("vllm", {"attention_backend": "FLASHINFER"}, {"hardware": "b200-sxm-180gb"}, ""),
         ("vllm", {"attention_backend": "FLASHINFER"}, {"hardware": "l40s-48gb", "kv_cache": "fp8"}, ""),
         ("sglang", {"attention_backend": "fa3"}, {}, ""),
-        ("sglang", {"attention_backend": "triton"}, {}, "fa3"),
+        ("sglang", {"attention_backend": "triton"}, {"model": "deepseek-ai/DeepSeek-V3", "tensor_parallel": 16}, "fa3"),
         ("sglang", {"decode_attention_backend": "flashinfer"}, {"hardware": "l40s-48gb"}, ""),
         ("sglang", {"attention_backend": "trtllm_mha"}, {"hardware": "b200-sxm-180gb"}, ""),
         ("sglang", {"moe_runner_backend": "deep_gemm"}, {}, ""),  # no experts
@@ -139,6 +139,20 @@ def test_kernels_that_the_engine_would_not_pick_are_warned_about(
     said = plan(args, engine, **pool).warnings
     assert bool(said) == bool(warned)
     assert all("not modelled" in words and warned in words for words in said)
+
+
+@pytest.mark.parametrize(
+    ("args", "hardware", "ignored"),
+    [
+        ({"attention_backend": "triton"}, "h100-sxm-80gb", "triton"),  # timed with heads of 256 alone
+        ({"attention_backend": "flashinfer"}, "b200-sxm-180gb", ""),
+        ({"attention_backend": "trtllm_mha"}, "b200-sxm-180gb", ""),
+        ({"decode_attention_backend": "torch_native"}, "h100-sxm-80gb", "torch_native"),
+    ],
+)
+def test_attention_that_nobody_timed_is_priced_as_the_engines_own(args: dict[str, Any], hardware: str, ignored: str) -> None:
+    said = prepared(args, "sglang", hardware=hardware).warnings
+    assert [words.split(":")[0] for words in said] == ([f"attention backend {ignored}"] if ignored else [])
 
 
 def test_whole_sequences_in_sliding_windows_are_refused() -> None:

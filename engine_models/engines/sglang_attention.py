@@ -1,0 +1,105 @@
+"""Which attention SGLang runs, by version, architecture and GPU, unless a flag says otherwise.
+
+Read 2026-11 in SGLang's `server_args.py` of 0.5.3 to 0.5.23 (0.5.6 and its post-releases one by one).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from engine_models.declaration import PoolRequest
+from engine_models.engines.sglang_kernels import data_centre_blackwell
+from engine_models.engines.sglang_memory import caches_states_alone, state_bytes
+from hardware_profiles.device import load_device
+
+_PLAIN = {"hopper": "fa3", "blackwell": "trtllm_mha", "ada": "flashinfer", "ampere": "flashinfer"}
+_LATENT = {"hopper": "fa3", "blackwell": "trtllm_mla", "ada": "triton", "ampere": "triton"}
+"""Generation -> attention backend that SGLang picks by itself, without and with latent attention; Blackwell without HBM has those
+of Ada, AMD's have aiter."""
+_TRTLLM_SINCE = (0, 5, 6, 1)
+"""First version (0.5.6.post1) that picks TensorRT-LLM's kernel for plain attention on data-centre Blackwell."""
+_TRTLLM_BEFORE = ("gpt_oss", "llama4")
+"""Types of model with a rule of their own, which is older."""
+_PAGES = {"trtllm_mha": ((16, 32, 64), 64), "trtllm_mla": ((32, 64), 64), "cutlass_mla": ((128,), 128), "flashmla": ((64,), 64)}
+"""Backend -> sizes of the cache's pages that it takes, and the one that any other is turned into."""
+
+
+class Attention(NamedTuple):
+    """Backends of prompts and decoding rows, "" where nothing is known, and whether a flag asks for another than SGLang's own."""
+
+    prompts: str
+    decodes: str
+    by_flag: bool
+
+    def page_tokens(self, asked: int) -> int:
+        """Tokens of a page of the cache, where `asked` are asked for."""
+        for backend in (self.decodes, self.prompts):
+            taken, otherwise = _PAGES.get(backend, ((), 0))
+            if taken and asked not in taken:
+                asked = otherwise
+        return asked
+
+
+def attention_of(request: PoolRequest, version: tuple[int, ...]) -> Attention:
+    """What a pool's prompts and decoding rows run on; `version` as `Engine.parts` gives it."""
+    own, flags = _own_choice(request, version), request.flags
+    both = str(flags.get("attention_backend") or "auto")
+    words = [str(flags.get(name) or "auto") for name in ("prefill_attention_backend", "decode_attention_backend")]
+    asked = [word if word != "auto" else both for word in words]
+    prompts, decodes = [own if word == "auto" else word for word in asked]
+    return Attention(prompts, decodes, by_flag=any(word not in ("auto", own) for word in asked))
+
+
+def is_latent(request: PoolRequest) -> bool:
+    """Whether the model has latent attention."""
+    return any(block.kind == "mla" for block in request.arch.attention)
+
+
+def _own_choice(request: PoolRequest, version: tuple[int, ...]) -> str:
+    device, latent = load_device(request.device_name), is_latent(request)
+    if device.vendor == "amd":
+        return "aiter"
+    generation = device.architecture
+    if generation != "blackwell" or latent:
+        generation = "ada" if generation == "blackwell" and not data_centre_blackwell(request.device_name) else generation
+        return (_LATENT if latent else _PLAIN).get(generation, "")
+    if not data_centre_blackwell(request.device_name):
+        return _PLAIN["ada"]
+    if state_bytes(request):
+        return "triton" if caches_states_alone(request, version) else "trtllm_mha"
+    return "trtllm_mha" if version >= _TRTLLM_SINCE or request.arch.model_type in _TRTLLM_BEFORE else "flashinfer"
+
+
+def absorbs_captured(request: PoolRequest) -> bool:
+    """Whether they do so in prefills that a CUDA graph holds, whose launches must not depend on lengths (not AMD's)."""
+    return is_latent(request) and load_device(request.device_name).vendor == "nvidia"
+
+
+def warn_of_attention(request: PoolRequest, attention: Attention, version: tuple[int, ...], warnings: list[str]) -> None:
+    """A warning if flags choose another latent attention than the engine itself would: it is priced as of its own choice."""
+    if not is_latent(request) or not attention.by_flag:
+        return
+    own = _own_choice(request, version)
+    asked = " and ".join(sorted({attention.prompts, attention.decodes} - {own}))
+    warnings.append(
+        f"sglang flag `attention_backend` ({asked}) is not modelled; in the engine it changes the speed of kernels, which are "
+        f"priced as of SGLang's own choice{f', {own}' if own else ''}"
+    )
+
+
+CHUNKED_PREFIX_TOKENS = 8192
+"""Tokens cached before the rows of a step from which they are expanded; fewer, and the step's prompts are computed in the
+absorbed form (datasheet: ``chunked_prefix_cache_threshold``, SGLang 0.5.3 to 0.5.23, `deepseek_v2.py`, later
+`attention_backend_handler.py`)."""
+_EXPANDS = ("fa3", "flashinfer", "flashmla", "cutlass_mla")
+"""Backends of latent attention that do so. Triton's expands nothing cached, others all of it."""
+NEVER = 1 << 40
+
+
+def absorbs_below(request: PoolRequest, attention: Attention) -> int:
+    """Tokens cached before a step's rows below which prompts of latent attention take the absorbed form, see `Terms`."""
+    if not is_latent(request):
+        return 0
+    if attention.prompts in _EXPANDS and not request.flags.get("disable_chunked_prefix_cache"):
+        return CHUNKED_PREFIX_TOKENS
+    return NEVER if attention.prompts in ("triton", *_EXPANDS) else 0
