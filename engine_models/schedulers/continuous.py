@@ -149,8 +149,8 @@ class ContinuousScheduler(Scheduler):
 
     @property
     def cancels(self) -> bool:
-        """As of the base: this rule itself, where no row waits for the stages of a pipeline."""
-        return self.__class__ is ContinuousScheduler and not self.rules.pipelined
+        """As of the base: this rule itself."""
+        return self.__class__ is ContinuousScheduler
 
     def cancel(self, seq: Sequence) -> bool:
         """As of the base: full blocks can be found by others still; blocks that are loaded are free when that is over."""

@@ -74,10 +74,13 @@ class StagedTwoPassScheduler(TwoPassScheduler):
 
     # -- the step -------------------------------------------------------------------------------------------
 
-    @property
-    def cancels(self) -> bool:
-        """As of the base: not while rows wait for the stages of a pipeline."""
-        return False
+    def cancel(self, seq: Sequence) -> bool:
+        """As of the base, at once: who leaves while its slot is in flight has its memory back."""
+        self._pieces.discard(seq)
+        forgotten = super().cancel(seq)
+        for slot in self._slots:
+            slot.blocked = False
+        return forgotten
 
     def schedule(self, now_s: float) -> TwoPassBatch | None:
         """Form the batch of the next slot that has something to run, unless one before it waits for results."""

@@ -57,6 +57,18 @@ class StagedScheduler(ContinuousScheduler):
         self._one_by_one = False
         self._shapes: list[Batch] = [self._run.shape]
 
+    @property
+    def cancels(self) -> bool:
+        """As of the base."""
+        return True
+
+    def _before_preemption(self, seq: Sequence, fresh_blocks: int | None) -> int:
+        """As of the base; whatever is in flight, a row was served with tokens that were known."""
+        if seq.state != "decoding":
+            return super()._before_preemption(seq, fresh_blocks)
+        self._leave_decodes(seq, None)
+        return seq.computed
+
     def schedule(self, now_s: float) -> Batch | None:
         """As of the base."""
         lane = self.decodes = self._ready_lane()

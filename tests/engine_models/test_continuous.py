@@ -15,8 +15,10 @@ from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.continuous import ContinuousScheduler
+from engine_models.schedulers.staged import StagedScheduler
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import RecordedClock
+from tests.engine_models.fed import sharing, token_steps
 from tests.invariants.core_cases import CLOCK, Case, cases, plan_of, workload_of
 
 Rows = list[list[tuple[int, int, int]]]
@@ -226,3 +228,43 @@ def test_a_step_of_preemptions_alone_costs_nobody_a_token() -> None:
     assert result.raw.preemptions.sum() > 0
     spans = [result.raw.emissions.of(row) for row in range(len(result.raw.status))]
     assert [sum(last - first + 1 for _, first, last in of) for of in spans] == result.raw.output_tokens.tolist()
+
+
+LEAVING = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 11)), max_size=8)
+ASKED = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 40), st.integers(0, 2)), min_size=1, max_size=12)
+
+
+@settings(max_examples=80, deadline=None)
+@given(ASKED, LEAVING, st.integers(2, 4), st.integers(14, 60), st.booleans())
+def test_those_who_leave_a_pipeline_leave_no_block_behind(
+    asked: list[tuple[int, int, int]], leaving: list[tuple[int, int]], stages: int, blocks: int, caching: bool
+) -> None:
+    """Requests are forgotten before a step, in whatever state; lanes and rows served one by one give the others the same."""
+    rules = ContinuousRules(64, 6, 200, in_flight=stages, pipelined=True)
+    found = []
+    for kind in (StagedScheduler, ContinuousScheduler):
+        scheduler = kind(rules, PagedKV(blocks, 16, prefix_caching=caching))
+        seqs = sharing([(0.0, prompt, answer, group) for prompt, answer, group in asked], 40)
+        for seq in seqs:
+            scheduler.add(seq)
+        flight: list[Batch] = []
+        gone, turn = set(), 0
+        while scheduler.has_work():
+            for at, index in leaving:
+                if at == turn and index < len(seqs) and seqs[index].state != "finished":
+                    assert scheduler.cancel(seqs[index])
+                    gone.add(index)
+            batch = scheduler.schedule(0.0)
+            if batch is not None and batch.tokens:
+                flight.append(batch)
+            if flight and (batch is None or len(flight) == stages):
+                scheduler.settle(flight.pop(0))
+            turn += 1
+        for batch in flight:
+            scheduler.settle(batch)
+        assert scheduler.kv.free_blocks == scheduler.kv.capacity_blocks
+        scheduler.close()
+        tokens = token_steps(seqs)
+        assert all(i in gone or len(tokens[i]) == answer for i, (_, answer, _) in enumerate(asked))
+        found.append([steps for i, steps in enumerate(tokens) if i not in gone])
+    assert found[0] == found[1]

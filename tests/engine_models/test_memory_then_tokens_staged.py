@@ -173,6 +173,39 @@ def test_blocks_are_conserved_and_jumps_are_steps(case: dict[str, Any]) -> None:
     assert jumped.log.end_s == stepped.log.end_s
 
 
+@settings(max_examples=80, deadline=None)
+@given(CASE, st.lists(st.tuples(st.integers(0, 40), st.integers(0, 19)), max_size=8))
+def test_those_who_leave_at_any_time_leave_no_block_behind(case: dict[str, Any], leaving: list[tuple[int, int]]) -> None:
+    """Requests are forgotten before a turn, in whatever state they are; the others end with all their tokens."""
+    rules = replace(RULES, max_batch_size=case["rows"], max_num_tokens=case["tokens"], max_seq_len=96)
+    rules = replace(rules, context_chunking_policy=case["chunking"])
+    kv = BlockTree(case["blocks"], 4)
+    scheduler = StagedTwoPassScheduler(rules, kv, stages=case["stages"], pieces_follow=case["follow"])
+    seqs = sharing(sorted(case["requests"]), 12, limit_tokens=40)
+    for seq in seqs:
+        scheduler.add(seq)
+    flight: list[Batch] = []
+    gone: set[Sequence] = set()
+    turn = 0
+    while scheduler.has_work():
+        for at, index in leaving:
+            if at == turn and index < len(seqs) and seqs[index].state != "finished" and scheduler.cancel(seqs[index]):
+                gone.add(seqs[index])
+        batch = scheduler.schedule(0.0)
+        if batch is not None:
+            flight.append(batch)
+        if flight and (batch is None or len(flight) == case["stages"]):
+            scheduler.settle(flight.pop(0))
+        turn += 1
+    for batch in flight:
+        scheduler.settle(batch)
+    assert kv.free_blocks == kv.capacity_blocks
+    assert (scheduler._owed, scheduler._slot_of, scheduler._pieces) == (0, {}, set())
+    for seq, tokens in zip(seqs, token_steps(seqs), strict=True):
+        assert seq.state == "finished"
+        assert seq in gone or len(tokens) == seq.final_length - seq.prompt_tokens
+
+
 def prepared(**pool: Any) -> Prepared:
     constant = {"kind": "constant", "value": 500}
     return prepare(

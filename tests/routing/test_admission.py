@@ -197,7 +197,9 @@ def test_clients_that_give_up_free_what_they_held() -> None:
     tiered = {"engine": "vllm", "offload": {"kv_offloading_size": 1, "bytes_per_s": 2e8}}
     tiered |= {"engine_args": {"num_gpu_blocks_override": 400, "max_model_len": 1024}}
     sglang = {"engine": "sglang", "engine_args": {"max_total_tokens": 6000}}
-    for pool in ({"engine": "vllm"}, {"engine": "tgi"}, alternating, sglang, tiered):
+    stages = {"engine": "vllm", "pipeline_parallel": 2, "engine_args": {"num_gpu_blocks_override": 500, "max_model_len": 1024}}
+    slots = {"engine": "trtllm", "pipeline_parallel": 3, "engine_args": {"max_seq_len": 1024, "max_batch_size": 8}}
+    for pool in ({"engine": "vllm"}, {"engine": "tgi"}, alternating, sglang, tiered, stages, slots):
         run = simulate(given({**pool, "replicas": 2}, load, client={"timeout_s": 0.5}))
         raw = run.raw
         assert set(raw.status.tolist()) == {FINISHED, FAILED}
@@ -211,7 +213,7 @@ def test_clients_that_give_up_free_what_they_held() -> None:
 
 def test_a_time_out_before_an_engine_that_cannot_drop_requests_is_refused() -> None:
     with pytest.raises(InputError, match="cannot drop a request"):
-        simulate(given({"engine": "vllm", "pipeline_parallel": 2}, {"requests": 5}, client={"timeout_s": 5}))
+        simulate(given({"engine": "sglang", "pipeline_parallel": 2}, {"requests": 5}, client={"timeout_s": 5}))
 
 
 LIMITS = st.builds(
