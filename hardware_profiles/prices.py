@@ -222,6 +222,7 @@ def _one_per_provider(listed: Sequence[Price]) -> list[Price]:
     return sorted(chosen.values(), key=lambda p: p.provider)
 
 
+@lru_cache(maxsize=64)
 def _median_on_demand(name: str) -> Price | None:
     listed = [p for p in read_prices().rentals if p.device == name and p.commitment == "on_demand"]
     if not listed:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine_models.cost.settings import step_times
 from engine_models.cost.terms import Formats
 from engine_models.declaration import EnginePlan, Limits
 from engine_models.model.blocks import Architecture
@@ -101,4 +102,4 @@ class Prepared:
 
     def times(self) -> StepCost:
         """Step-time model of one replica."""
-        return self.plan.costs.over(self.kernels)
+        return step_times(self.plan.costs, self.kernels)

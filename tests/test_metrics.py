@@ -332,3 +332,9 @@ def test_rate_intervals_lie_around_the_rate(seed: int) -> None:
     rate = ((result.end_s >= 10) & (result.end_s <= 90)).sum() / 80
     assert (low + high) / 2 == pytest.approx(rate)
     assert low < high
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=60), st.lists(st.floats(0, 100), min_size=1, max_size=12))
+def test_percentiles_are_those_of_numpy_to_the_bit(values: list[float], percents: list[float]) -> None:
+    found = statistics.percentiles(np.array(values), percents)
+    assert found == np.percentile(np.array(values), percents).tolist()

@@ -328,7 +328,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         if not self.retracted:
             self._polls = (self._polls + 1) % rules.polling_interval
             if not self._polls:
-                self._news, self._polled_s = bool(self._ended), now_s  # those ended count for the last time
+                self._news, self._polled_s = self._ends_tell(), now_s  # those ended count for the last time
                 admitted = self._reserve(now_s)
                 transferred = self._take_arrived()
         self._news |= any(self._polled_s < ready_s <= now_s for ready_s in self.prealloc.values())
@@ -511,8 +511,12 @@ class ReservingDecodeScheduler(ReservingDecode):
             self.kv.free_tokens += self._held_tokens(seq)
             seq.state = "finished"
         self._ended = list(batch.finishing)
-        self._news = self._news or bool(self._ended)
+        self._news = self._news or self._ends_tell()
         return batch.finishing
+
+    def _ends_tell(self) -> bool:
+        """Whether rows have ended whose room the next loops may give away, or after which the server has nothing to compute."""
+        return bool(self._ended) and bool(self.prealloc or self.waiting or self.retracted or not self.running)
 
     # -- jumping --------------------------------------------------------------------------------------------
 
@@ -526,7 +530,6 @@ class ReservingDecodeScheduler(ReservingDecode):
             or ready_s <= self._now_s
             or self._unreceived
             or self.retracted
-            or self._ended
             or self._news
             or (self.waiting and len(self.running) < self.rules.max_running_requests)
         ):
@@ -542,6 +545,7 @@ class ReservingDecodeScheduler(ReservingDecode):
     def take(self, steps: int) -> tuple[Batch, int, int]:
         """As of the base."""
         kv, decodes = self.kv, self.decodes
+        self._ended = []
         held = kv.capacity_blocks - kv.free_blocks
         need, summed = decodes.taken_over(steps)
         kv.free_tokens -= need * kv.page_tokens

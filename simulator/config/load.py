@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,25 +26,31 @@ if TYPE_CHECKING:
 _FILE_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".txt", ".gz", ".yaml", ".yml")
 
 
-def load_scenario(
-    source: str | PathLike[str] | Mapping[str, Any],
-    overrides: Sequence[str] = (),
-    *,
-    varied: Sequence[str] = (),
-) -> Scenario:
-    """Return the checked scenario.
+@dataclass(frozen=True)
+class Written:
+    """A scenario as it is written, with its overrides: what the points of a sweep have in common.
 
-    Parameters
-    ----------
-    source : a file, the name of a shipped scenario, YAML text (with a line break), or a dict.
-    overrides : ``path=value`` texts, applied in order before the check (see `apply_override`).
-    varied : the same, applied last: a point of a sweep, whose errors speak of ``--vary``.
-
-    Paths of models, traces and lengths files are taken from the scenario's folder, then from the working
-    directory, and become absolute. Raises InputError, with the file, line and mend of every problem found.
+    folder, name : of the file, None where there is none. problems : those found while it was read.
     """
+
+    root: Located
+    folder: Path | None
+    name: str | None
+    problems: tuple[InputError, ...]
+
+
+Source = str | PathLike[str] | Mapping[str, Any] | Written
+"""A file, the name of a shipped scenario, YAML text (with a line break), a dict, or what `read_scenario` made of one."""
+
+
+def read_scenario(source: Source, overrides: Sequence[str] = ()) -> Written:
+    """Read a scenario, unchecked; `overrides` are ``path=value`` texts, applied in order (see `apply_override`)."""
     problems: list[InputError] = []
-    root, folder, name = _read(source, problems)
+    if isinstance(source, Written):
+        root, folder, name = source.root, source.folder, source.name
+        problems += source.problems
+    else:
+        root, folder, name = _read(source, problems)
     if not isinstance(root.value, dict):
         raise InputError(
             "a scenario is a group of keys",
@@ -52,11 +59,27 @@ def load_scenario(
         )
     for override in overrides:
         root = apply_override(root, override, problems)
+    return Written(root, folder, name, tuple(problems))
+
+
+def load_scenario(source: Source, overrides: Sequence[str] = (), *, varied: Sequence[str] = ()) -> Scenario:
+    """Return the checked scenario.
+
+    Parameters
+    ----------
+    source, overrides : as in `read_scenario`.
+    varied : as `overrides`, applied last: a point of a sweep, whose errors speak of ``--vary``.
+
+    Paths of models, traces and lengths files are taken from the scenario's folder, then from the working
+    directory, and become absolute. Raises InputError, with the file, line and mend of every problem found.
+    """
+    written = read_scenario(source, overrides)
+    root, name, problems = written.root, written.name, list(written.problems)
     for override in varied:
         root = apply_override(root, override, problems, "--vary")
     if name and ("name" not in root.value or root.value["name"].value is None):
         root = mapping({"name": Located(name, root.where), **root.value}, root.where)
-    return _checked(_with_paths(root, folder, problems), problems)
+    return _checked(_with_paths(root, written.folder, problems), problems)
 
 
 def place_of(path: str, source: str | PathLike[str], overrides: Sequence[str] = ()) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from hardware_profiles.errors import InputError
 from simulator.config.located import Located, mapping, read_yaml, sequence
 
@@ -33,13 +35,20 @@ def apply_override(
 
 
 def _read_value(text: str, where: str, problems: list[InputError]) -> Located:
+    value, found = _value(text, where)
+    problems += found
+    return value
+
+
+@lru_cache(maxsize=1024)
+def _value(text: str, where: str) -> tuple[Located, tuple[InputError, ...]]:
+    """A value as written, never changed, and its problems; the points of a sweep share few."""
     found: list[InputError] = []
     try:
         value = read_yaml(text, where, found)
     except InputError as error:
         raise InputError(error.message, where=where, mend=error.mend) from None
-    problems += [InputError(p.message, where=where, mend=p.mend) for p in found]
-    return _moved(value, where)
+    return _moved(value, where), tuple(InputError(p.message, where=where, mend=p.mend) for p in found)
 
 
 def _moved(node: Located, where: str) -> Located:

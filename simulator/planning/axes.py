@@ -16,9 +16,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.errors import InputError
+
+if TYPE_CHECKING:
+    from simulator.config.located import Located
 
 MAX_POINTS = 5_000_000
 """Most points of a sweep; assumed, a guard against slips of the keyboard."""
@@ -58,12 +62,17 @@ class Point:
 
 def value_of(text: str) -> Any:
     """Return what a value's text means; text that is no YAML stays text (the scenario's check will judge it)."""
-    from simulator.config.located import read_yaml
-
     try:
-        return read_yaml(text, "--vary", []).plain()
+        return _read(text).plain()
     except InputError:
         return text
+
+
+@lru_cache(maxsize=1024)
+def _read(text: str) -> Located:
+    from simulator.config.located import read_yaml
+
+    return read_yaml(text, "--vary", [])
 
 
 def parse_axes(specs: Sequence[str]) -> tuple[Axis, ...]:

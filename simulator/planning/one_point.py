@@ -90,7 +90,7 @@ def run_point(
         write_run(
             directory, result=run.result, manifest=run.manifest, requests=run.requests, timeline=run.timeline
         )
-    return {"status": "ok", "reason": "", "outcome": outcome_columns(plain(run.result))}
+    return {"status": "ok", "reason": "", "outcome": plain(outcome_columns(run.result))}
 
 
 def in_words(error: PlanError) -> str:

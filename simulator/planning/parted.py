@@ -33,6 +33,7 @@ from simulator.planning.sweep import Progress, SweepResult, none_runs, told
 from simulator.version import SCHEMA_VERSION, VERSION
 
 if TYPE_CHECKING:
+    from simulator.config.load import Written
     from simulator.config.schema import Scenario
 
 MOST_IN_ONE = 10_000
@@ -47,8 +48,7 @@ FIRST_FAILURES = 3
 class PartedPlan:
     """What is to be simulated; `first` is the first scenario whose values are right."""
 
-    source: str | PathLike[str] | Mapping[str, Any]
-    overrides: tuple[str, ...]
+    written: Written
     axes: tuple[Axis, ...]
     first: Scenario
     digest: str
@@ -112,7 +112,7 @@ class Part:
 
         point = point_at(self.plan.axes, index)
         try:
-            scenario = load_scenario(self.plan.source, self.plan.overrides, varied=point.overrides())
+            scenario = load_scenario(self.plan.written, varied=point.overrides())
         except InputError as error:
             return row_of(point, {"status": "invalid", "reason": in_words(error)})
         return row_of(point, run_point(scenario, None, command_line, self.plan.headroom))
@@ -126,14 +126,14 @@ def plan_parts(
     headroom: bool = False,
 ) -> PartedPlan:
     """Return the grid; arguments as in `plan_sweep`. Raises the first point's error if none of a part's worth is right."""
-    from simulator.config.load import load_scenario, scenario_hash
+    from simulator.config.load import load_scenario, read_scenario, scenario_hash
     from simulator.planning.headroom import check_scalable
 
-    axes = parse_axes(vary)
+    axes, written = parse_axes(vary), read_scenario(source, overrides)
     wrong: InputError | None = None
     for index in range(min(PART, count_of(axes))):
         try:
-            first = load_scenario(source, overrides, varied=point_at(axes, index).overrides())
+            first = load_scenario(written, varied=point_at(axes, index).overrides())
         except InputError as error:
             wrong = wrong or error
             continue
@@ -142,7 +142,7 @@ def plan_parts(
         steps = [[axis.paths, axis.steps] for axis in axes]
         text = json.dumps([VERSION, scenario_hash(first, VERSION), index, list(overrides), steps, headroom])
         digest = hashlib.sha256(text.encode()).hexdigest()
-        return PartedPlan(source, tuple(overrides), axes, first, digest, headroom)
+        return PartedPlan(written, axes, first, digest, headroom)
     assert wrong is not None
     raise wrong
 

@@ -103,14 +103,14 @@ def plan_sweep(
     headroom : find the highest load of each (`simulator.planning.headroom`).
     A point whose values are wrong keeps its error; if all are wrong, the first error is raised.
     """
-    from simulator.config.load import load_scenario, scenario_hash
+    from simulator.config.load import load_scenario, read_scenario, scenario_hash
     from simulator.planning.headroom import check_scalable
 
-    axes = parse_axes(vary)
+    axes, written = parse_axes(vary), read_scenario(source, overrides)
     planned: list[PlannedPoint] = []
     for point in (point_at(axes, index) for index in range(count_of(axes))):
         try:
-            scenario = load_scenario(source, overrides, varied=point.overrides())
+            scenario = load_scenario(written, varied=point.overrides())
         except InputError as error:
             digest = hashlib.sha256(f"{VERSION} {point.overrides()}".encode()).hexdigest()
             planned.append(PlannedPoint(point, None, digest, error))

@@ -235,6 +235,12 @@ def run_width(widths: Widths, evidence: Evidence, metric: str, statistic: str) -
     return waiting_width(widths, evidence, metric, statistic)
 
 
+@lru_cache(maxsize=256)
+def _shipped_width(evidence: Evidence, metric: str, statistic: str) -> float | None:
+    """`run_width` by the shipped widths."""
+    return run_width(shipped(), evidence, metric, statistic)
+
+
 def half_width(
     evidence: Evidence,
     metric: str,
@@ -249,21 +255,21 @@ def half_width(
     ttft_share : part of an E2E that is TTFT; where clients wait, E2E errs as its parts do, all in one direction.
     widths : of measured runs, by default the shipped ones.
     """
-    known = widths or shipped()
     own = dict(evidence.fitted)
     if metric == "e2e" and (evidence.closed_loop or own):
-        first, kind = half_width(evidence, "ttft", statistic, widths=known)
-        rest, _ = half_width(evidence, "tpot", statistic, widths=known)
+        first, kind = half_width(evidence, "ttft", statistic, widths=widths)
+        rest, _ = half_width(evidence, "tpot", statistic, widths=widths)
         width = ttft_share * first + (1 - ttft_share) * rest
     elif metric in own:
         width, kind = own[metric], "fitted"
     else:
-        run = run_width(known, evidence, metric, statistic)
+        asked = (evidence, metric, statistic)
+        run = _shipped_width(*asked) if widths is None else run_width(widths, *asked)
         kernels = math.log1p(INTERVAL_OF_MEAN_ERROR * evidence.kernel_error)
         width = math.hypot(ASSUMED_HALF_WIDTH[metric] if run is None else run, kernels)
         kind = "assumed" if run is None or evidence.kernel_error else "fitted"
     if metric != "tpot" and not evidence.closed_loop and queue_share > 0:
-        step, _ = half_width(evidence, "tpot", "mean", widths=known)
+        step, _ = half_width(evidence, "tpot", "mean", widths=widths)
         width = queue_widening(width, queue_share, step)
     return width, kind
 

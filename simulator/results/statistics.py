@@ -7,7 +7,7 @@ histogram (`results.sketch`); sampling errors are from batches whose edges diffe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +36,24 @@ PIECE = 4096
 def percentile_name(percent: float) -> str:
     """Return "p50", "p99", "p99_9"."""
     return "p" + f"{percent:g}".replace(".", "_")
+
+
+def percentiles(values: FloatArray, percents: Sequence[float]) -> list[float]:
+    """`np.percentile` of finite values, equal to the bit: quicker where they are few.
+
+    >>> percentiles(np.array([4.0, 1.0, 2.0]), (50.0, 75.0))
+    [2.0, 3.0]
+    """
+    last = len(values) - 1
+    ranks = [last * (percent / 100) for percent in percents]
+    near = sorted({place for rank in ranks for place in (int(rank), min(int(rank) + 1, last))})
+    found = dict(zip(near, np.partition(values, near)[near].tolist(), strict=True))
+    out = []
+    for rank in ranks:
+        below = int(rank)
+        low, high, share = found[below], found[min(below + 1, last)], rank - below
+        out.append(low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share))
+    return out
 
 
 def weighted_quantiles(values: FloatArray, weights: IntArray, percents: tuple[float, ...]) -> list[float]:
@@ -150,7 +168,7 @@ def statistics(values: FloatArray, unit: str, weights: IntArray | None = None) -
         if not len(values):
             return out
         out["mean"], out["std"] = float(values.mean()), float(values.std())
-        quantiles = [float(q) for q in np.percentile(values, PERCENTILES)]
+        quantiles = percentiles(values, PERCENTILES)
         out["count"] = len(values)
         out["ci95"] = batch_means_ci95(values)
     else:
@@ -180,7 +198,7 @@ def _percentile(values: FloatArray, weights: IntArray, percent: float) -> float:
     if (weights != 1).any():
         return weighted_quantiles(values, weights, (percent,))[0]
     if np.isfinite(values).all():
-        return float(np.percentile(values, percent))
+        return percentiles(values, (percent,))[0]
     return float(np.percentile(values, percent, method="higher"))
 
 
