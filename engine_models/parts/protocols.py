@@ -31,11 +31,14 @@ class Run:
     formed before `until_s`. An arrival ends it, unless the run is `deaf`: then arrivals change nothing in it. A scheduler may
     return the same object each time: what it says is read before the next call.
 
+    `vain` says that the rows that end with the last step are perhaps served once more, in vain, by the step after it, which then
+    serves the same rows: `take_vain` decides.
+
     In a pipeline batches take turns: `turns` are the shapes of the steps after the first, until its rows are served again. Such a
     run is taken by `take_turns`.
     """
 
-    __slots__ = ("deaf", "shape", "steps", "turns", "until_s")
+    __slots__ = ("deaf", "shape", "steps", "turns", "until_s", "vain")
 
     def __init__(self, steps: int, shape: Batch, until_s: float = INFINITY, *, deaf: bool = False) -> None:
         self.steps = steps
@@ -43,6 +46,7 @@ class Run:
         self.turns: tuple[Batch, ...] = ()
         self.until_s = until_s
         self.deaf = deaf
+        self.vain = False
 
 
 State = tuple[int, int, int, int]
@@ -138,6 +142,13 @@ class Scheduler(ABC):
         many times `schedule`, and `settle` of all but the last: of the batch in flight before it too, which the executor drops.
         """
         raise NotImplementedError("a scheduler that proves runs takes their steps")
+
+    def take_vain(self, after: Batch) -> tuple[Batch, int] | None:
+        """Form the step after `after`, the last of a `vain` run just taken; None if it does not serve the same rows.
+
+        Nothing has arrived since, and no result was seen. Return it and the KV units then held.
+        """
+        return None
 
     def take_turns(self, steps: int, flying: deque[Batch]) -> list[int]:
         """Commit `steps` steps (at least one) of the `run` just proven, in which batches take turns.

@@ -63,6 +63,7 @@ class ContinuousScheduler(Scheduler):
         "_run",
         "_settled_s",
         "_stored",
+        "_takes_vain",
         "_vain",
         "_wasting",
         "_watermark_blocks",
@@ -111,6 +112,7 @@ class ContinuousScheduler(Scheduler):
         self._async = rules.in_flight > 1 and not rules.pipelined
         self._wasting: list[Sequence] = []
         self._fences = self._async and tiers is not None and rules.fences_loads
+        self._takes_vain = self.__class__ is ContinuousScheduler and self._async and tiers is None and not windows
         self._vain: list[Sequence] = []  # rows that the batch formed last serves in vain
         self._late: list[tuple[int, Sequence]] = []  # have ended, and are freed when so many batches are settled
         self._flying: set[Sequence] = set()  # rows of the batch formed last, but for those that only decode
@@ -817,11 +819,16 @@ class ContinuousScheduler(Scheduler):
 
     def run(self) -> Run | None:
         """Steps that serve exactly the rows of the decode set; deaf while the head of the queue is stuck."""
-        steps = self._proven_steps()
-        if steps < 2:
+        steps, decodes, run = self._proven_steps(), self.decodes, self._run
+        run.vain = (
+            self._takes_vain
+            and not self._queue
+            and steps == decodes.steps_to_next_end() > 0
+            and decodes.count * ((steps + 1) // decodes.block_tokens + 1) <= self.kv.free_blocks
+        )
+        if steps + run.vain < 2:
             return None
-        run = self._run
-        self.decodes.serve(run.shape)
+        decodes.serve(run.shape)
         run.steps, run.deaf = steps, self.blocked and not self._by_priority
         return run
 
@@ -855,6 +862,23 @@ class ContinuousScheduler(Scheduler):
         self._end_decodes(batch)
         batch.order_finishing()
         return batch, held, most
+
+    def take_vain(self, after: Batch) -> tuple[Batch, int] | None:
+        """As of the base: none where the end of a row was certain."""
+        if len(self._wasting) < len(after.finishing):
+            return None
+        decodes, kv = self.decodes, self.kv
+        batch = Batch(self.next_number)
+        decodes.serve(batch)
+        blocks = decodes.blocks_needed()
+        if blocks:
+            kv.take(blocks)
+        decodes.steps += 1
+        self._early = 0
+        self._commit_decodes(batch)
+        batch.order_finishing()
+        self.next_number += 1
+        return batch, kv.capacity_blocks - kv.free_blocks
 
     def _take_blocks(self, steps: int) -> tuple[int, int]:
         """Take the blocks of `steps` steps of the decode set; return the sum of blocks held over the steps, and the most."""

@@ -178,6 +178,7 @@ class PrefillFirstScheduler(Scheduler):
         "_running_prefilled",
         "_sign",
         "_since_receipt",
+        "_takes_vain",
         "_unreceived",
         "_unsorted",
         "_waiting",
@@ -230,6 +231,8 @@ class PrefillFirstScheduler(Scheduler):
         self._latest = self._latest_extend = PrefillFirstBatch(-1)
         self._formed_nothing = -1  # batch behind which none could be formed
         self._ending: list[Sequence] = []  # in the running batch, last token in flight
+        own = self.__class__ is PrefillFirstScheduler and rules.receive_interval <= 1
+        self._takes_vain = own and self._overlap and not windows
         self._wasting: list[Sequence] = []  # ended, but scheduled once more as the end was not certain
         self._aborted: list[Sequence] = []
         self._last_decode = -1
@@ -913,14 +916,19 @@ class PrefillFirstScheduler(Scheduler):
 
     def run(self) -> Run | None:
         """Steps that decode exactly the rows of the decode set; deaf where no prefill is tried until a row leaves."""
-        steps = self._proven_steps()
-        if steps < 2:
-            return None
-        run = self._run
-        self.decodes.serve(run.shape)
-        run.steps = steps
+        steps, decodes, run, kv = self._proven_steps(), self.decodes, self._run, self.kv
         # hrrn notes of an arrival how much had been prefilled by then
         run.deaf = self.batch_is_full and not self.rules.preemption and self._policy != "hrrn"
+        run.vain = (
+            self._takes_vain
+            and not run.deaf
+            and steps == decodes.steps_to_next_end() > 0
+            and decodes.count * (steps + 1 + kv.page_tokens) <= kv.free_tokens + kv.tree.evictable_tokens
+        )
+        if steps + run.vain < 2:
+            return None
+        decodes.serve(run.shape)
+        run.steps = steps
         return run
 
     def _proven_steps(self) -> int:
@@ -958,6 +966,15 @@ class PrefillFirstScheduler(Scheduler):
             return batch, held, most
         batch, more, later = self._take(steps - 1)
         return batch, held + more, max(most, later)
+
+    def take_vain(self, after: Batch) -> tuple[Batch, int] | None:
+        """As of the base: none where the end of a row was certain."""
+        if len(self._wasting) < len(after.finishing):
+            return None
+        processed = self.processed_number
+        batch, held, _ = self._take(1)
+        self.processed_number = processed
+        return batch, held
 
     def _take(self, steps: int) -> tuple[Batch, int, int]:
         decodes, kv = self.decodes, self.kv

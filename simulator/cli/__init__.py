@@ -10,6 +10,7 @@ def main() -> None:
 
     gc.disable()  # until a run begins: start-up makes many objects and no garbage
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # none is needed, and all packages are searched for them
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads cost a twentieth of a short run
     from simulator.cli.printable import printing
 
     with printing():

@@ -45,9 +45,9 @@ def ends_a_request(step: Step) -> bool:
     return False
 
 
-Priced = tuple[Series[Rank], Series[bool], float, float, float, list[float]]
+Priced = tuple[Series[Rank], Series[bool], float, float, float, bool, list[float]]
 """Steps of a run: ranks that take part, which of them arrivals do not disturb, before when the proof lets steps be formed, the
-host's time of a step, the start of the first and the ends of all [s]."""
+host's time of a step, the start of the first, whether the last comes after the proven ones (`Run.vain`), the ends of all [s]."""
 
 
 class Slowed(StepCost):
@@ -176,7 +176,8 @@ class Replica:
             self._priced = self._price(INFINITY)
         if self._priced is None:
             return self.settles_s()
-        return max(min(self._priced[-1][-1], self._next_arrival_s()), self.next_event_s())
+        vain, ends = self._priced[-2:]
+        return max(min(ends[-2] if vain else ends[-1], self._next_arrival_s()), self.next_event_s())
 
     def advance(self, limit_s: float, *, stop_after_finish: bool = False) -> bool:
         """Process every result up to `limit_s` (inclusive) and every scheduling decision before it.
@@ -328,12 +329,15 @@ class Replica:
     def _launch(self, ranks: Series[Rank], batches: list[Batch]) -> None:
         now, cost = self.clock_s, self.cost
         device_s, prefills_s = cost.step_s(batches)
-        for batch in batches:
-            if batch.streams_s > device_s:
-                device_s = batch.streams_s
-        for batch in batches:
-            device_s += batch.stall_s
-        host_s = cost.host_s(batches[0]) if len(batches) == 1 else self._host_s(batches)
+        if len(batches) == 1:
+            batch = batches[0]
+            device_s = (device_s if device_s > batch.streams_s else batch.streams_s) + batch.stall_s
+            host_s = cost.host_s(batch)
+        else:
+            device_s = max(device_s, max([batch.streams_s for batch in batches]))
+            for batch in batches:
+                device_s += batch.stall_s
+            host_s = self._host_s(batches)
         waits_s = cost.launch_wait_s
         if self._sync:
             begin, idle_s = now, host_s
@@ -343,8 +347,14 @@ class Replica:
             self.clock_s = now + host_s
             if self._launches_ahead and cost.launch_s:
                 device_s, waits_s = self._queued(device_s, waits_s)
-            begin, end = self._through_stages(self.clock_s, device_s)
-            start, idle_s = begin, end - begin - device_s if self._staged else 0.0
+            if self._staged:
+                begin, end = self._through_stages(self.clock_s, device_s)
+                idle_s = end - begin - device_s
+            else:
+                free_s = self._stage_free_s
+                begin, idle_s = self.clock_s if self.clock_s > free_s[0] else free_s[0], 0.0
+                end = free_s[0] = begin + device_s
+            start = begin
             if self._launched_s > self.clock_s:  # the host forms the next step when it has launched this one
                 self.clock_s = self._launched_s
         for number, batch in enumerate(batches):
@@ -389,11 +399,13 @@ class Replica:
         ranks: Series[Rank] = self.ranks
         deaf: Series[bool]
         shapes: Series[Batch]
+        vain = False
         if len(ranks) == 1:
             run = ranks[0].scheduler.run()
             if run is None:
                 return None
-            steps, until_s, deaf, shapes = run.steps, run.until_s, (run.deaf,), (run.shape,)
+            steps, until_s, deaf, shapes = run.steps + run.vain, run.until_s, (run.deaf,), (run.shape,)
+            vain = run.vain
         else:
             ranks = [rank for rank in ranks if rank.scheduler.has_work()]
             if not ranks or (flight and flight[-1][0] != ranks):
@@ -415,7 +427,9 @@ class Replica:
         if bound_s - first < self._step_guess_s * steps:
             if bound_s <= first:
                 return None
-            steps = min(steps, int((bound_s - first) / self._step_guess_s) + 3)
+            some = int((bound_s - first) / self._step_guess_s) + 3
+            if some < steps:
+                steps, vain = some, False
         cost, sync = self.cost, self._sync
         host_s = cost.host_s(shapes[0]) if len(shapes) == 1 else self._host_s(shapes)
         if steps <= FEW_STEPS:
@@ -429,7 +443,7 @@ class Replica:
                 return None
             ends = many_ends(times_s, first, host_s if sync else 0.0)
         self._step_guess_s = (ends[-1] - first) / steps
-        return ranks, deaf, until_s, host_s, first, ends
+        return ranks, deaf, until_s, host_s, first, vain, ends
 
     def _host_s(self, batches: Series[Batch]) -> float:
         """The host's time of a step: ranks work side by side."""
@@ -454,10 +468,10 @@ class Replica:
             priced = self._price(limit_s)
             if priced is None:
                 return False
-            ranks, deaf, until_s, host_s, _, ends = priced
+            ranks, deaf, until_s, host_s, _, vain, ends = priced
             bound_s = self._bound_s
         else:
-            ranks, deaf, until_s, host_s, _, ends = priced
+            ranks, deaf, until_s, host_s, _, vain, ends = priced
             bound_s = self._bound(ranks, deaf, until_s if until_s < limit_s else limit_s)
         if first >= bound_s or len(ends) < 2:
             return False
@@ -472,9 +486,9 @@ class Replica:
             n = 2 + bisect_left(ends, bound_s, 0, len(ends) - 2)
         self._priced = None
         if n < len(ends):
-            if bound_s == limit_s:  # nothing but the limit cuts it
-                self._priced = ranks, deaf, until_s, host_s, ends[n - 1], ends[n:]
-            ends = ends[:n]
+            if bound_s == limit_s and n + vain < len(ends):  # nothing but the limit cuts it
+                self._priced = ranks, deaf, until_s, host_s, ends[n - 1], vain, ends[n:]
+            ends, vain = ends[:n], False
         if not self._sync:
             ahead = flight.popleft()
             if self._on_batch is not None:
@@ -482,24 +496,44 @@ class Replica:
                     self._on_batch(batch)
         batches: list[Batch] = []
         idle_s = host_s if self._sync else 0.0
+        after: Batch | None = None  # the step in vain
         for number, rank in enumerate(ranks):
             if deaf[number] and rank.inbox:
                 batch = self._take_deaf(rank, first, ends, idle_s)
             else:
-                batch, kv_steps, kv_peak = rank.scheduler.take(n)
+                batch, kv_steps, kv_peak = rank.scheduler.take(n - vain)
+                if vain:
+                    found = rank.scheduler.take_vain(batch)
+                    if found is None:
+                        del ends[-1]
+                        n -= 1
+                    else:
+                        after, kv_peak = found
+                        kv_steps += kv_peak
                 running, waiting, _, _ = rank.scheduler.state()
                 rank.log.run(first, ends, idle_s, running, waiting, kv_steps, kv_peak, batch.decode_tokens)
                 if rank.loop is not None:
                     rank.loop.waiting.append((n, batch.decode_rows, 0))
-            batch.t_end, batch.t_start = ends[-1], ends[-2]
-            batch.t_sched = ends[-2] if self._sync else ends[-3] if n > 2 else first
             batches.append(batch)
+        formed_s = ends[-3] if n > 2 else first if n == 2 else now
+        start_s, end_s = ends[-2] if n > 1 else first, ends[-1]
         if self._sync:
+            formed_s = start_s
             self._may_schedule = False
+        elif after is None:
+            self.clock_s = start_s
+            self._stage_free_s[0] = end_s
         else:
-            self.clock_s = ends[-2]
-            self._stage_free_s[0] = ends[-1]
-        flight.append((ranks, batches, ends[-1]))
+            after.t_sched, after.t_start, after.t_end = formed_s, start_s, end_s
+            self.clock_s = formed_s + host_s
+            self._stage_free_s[0] = end_s
+            self._may_schedule = False
+            formed_s, start_s, end_s = (ends[-4] if n > 3 else first if n == 3 else now), formed_s, start_s
+        for batch in batches:
+            batch.t_sched, batch.t_start, batch.t_end = formed_s, start_s, end_s
+        flight.append((ranks, batches, end_s))
+        if after is not None:
+            flight.append((ranks, [after], after.t_end))
         return True
 
     def _jump_staged(self, rank: Rank, limit_s: float) -> bool:
