@@ -164,6 +164,7 @@ class Terms:
     quantises : whether the input of a product in narrow arithmetic is quantised by an operation of its own.
     selection_kernels, selection_passes : kernels that select the experts of a layer beyond the one that engines have written for
         it, and how many passes over the scores they take as long as.
+    head_norm_kernels : kernels of a layer's norms by head beyond one for queries and one for keys, each a pass over both.
     copies_heads : whether queries and keys are copied out of their product's output before norms by head.
     rotary_in_attention : whether attention rotates queries and keys in the kernel that writes its cache, which its tables hold.
     widens_kv : whether a narrow KV cache is widened to 16 bits before attention, in a pass that reads and writes it.
@@ -218,6 +219,7 @@ class Terms:
     quantises: bool = False
     selection_kernels: int = 0
     selection_passes: int = 0
+    head_norm_kernels: int = 0
     copies_heads: bool = False
     rotary_in_attention: bool = False
     widens_kv: bool = False
@@ -276,6 +278,7 @@ class Shard:
         norms = 0 if self.terms.fused_norm_tokens else stage.norms_per_layer
         found += norms * stage.layers + (self.reduces if tensor > 1 else 0)
         found += sum(block.layers * (ATTENTION_LAUNCHES + 2 * (block.qk_norm != "none")) for block in stage.attention)
+        found += sum(block.layers * self.terms.head_norm_kernels for block in stage.attention if block.qk_norm == "head")
         found += sum(block.layers * self.terms.latent_launches for block in stage.attention if block.kind == "mla")
         found += self.recurrent_launches
         counted = self.terms.expert_launches
@@ -441,7 +444,7 @@ def norms_and_rotary(shard: Shard, m: IntArray) -> Parts:
         if not shard.terms.rotary_in_attention:
             yield "rotary", block.layers * ops.elementwise_s(2.0 * rotary)
         if block.qk_norm == "head":  # reads and writes q and k
-            yield "norms", block.layers * ops.elementwise_s(2.0 * rotary)
+            yield "norms", block.layers * (1 + shard.terms.head_norm_kernels) * ops.elementwise_s(2.0 * rotary)
             if shard.terms.copies_heads:  # one token's stand in one piece
                 yield "norms", block.layers * np.where(np.asarray(m) > 1, ops.elementwise_s(2.0 * rotary), 0.0)
         elif block.qk_norm == "full":  # variances over all heads: one kernel to sum, one to scale

@@ -27,6 +27,7 @@ from engine_models.engines.sglang_kernels import (
     copies_heads,
     experts,
     fused_norm_tokens,
+    head_norm_kernels,
     latent_launches,
     selection_kernels,
     token_tiles,
@@ -115,6 +116,7 @@ def _terms(
         selection_kernels=kernels,
         selection_passes=passes,
         token_tiles=tiled,
+        head_norm_kernels=head_norm_kernels(request, number),
         copies_heads=copies_heads(request, number),
     )
 

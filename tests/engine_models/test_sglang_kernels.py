@@ -273,3 +273,32 @@ def test_flashinfer_takes_longer_than_tensorrt_llm_on_blackwell() -> None:
     assert decodes == pytest.approx([39.2e-6, 28.8e-6], rel=0.06)
     assert prompts == pytest.approx([202e-6, 171e-6], rel=0.1)
     assert ops.with_attention("fa3", "fa3").decode_attention_s("bf16", 8, 1, 128, 0, 64, 4095) == decodes[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "hardware", "norms", "selection"),
+    [
+        ("google/gemma-4-26B-A4B-it", "0.5.10", "mi300x-192gb", 26, (16, 19)),
+        ("google/gemma-4-31B-it", "0.5.10", "mi300x-192gb", 26, (0, 0)),
+        ("google/gemma-4-26B-A4B-it", "0.5.14", "mi300x-192gb", 0, (0, 0)),
+        ("google/gemma-4-26B-A4B-it", "0.5.10", "h200-sxm-141gb", 0, (0, 0)),
+        ("Qwen/Qwen3-32B", "0.5.10", "mi300x-192gb", 0, (0, 0)),
+    ],
+)
+def test_gemma_4_is_normed_and_routed_in_torch_on_amd(
+    model: str, version: str, hardware: str, norms: int, selection: tuple[int, int]
+) -> None:
+    terms = prepared(model, version, hardware, tensor_parallel=1, data_parallel=1).plan.costs.terms
+    assert terms.head_norm_kernels == norms
+    assert (terms.selection_kernels, terms.selection_passes) == selection
+
+
+def test_norms_in_torch_are_launched_and_timed_one_by_one() -> None:
+    each = prepared("google/gemma-4-31B-it", "0.5.10", "mi300x-192gb", tensor_parallel=1)
+    costs = each.plan.costs
+    slow = Shard(costs.arch, each.kernels, costs.formats, costs.parallel, costs.terms)
+    quick = replace(slow, terms=replace(slow.terms, head_norm_kernels=0))
+    assert slow.launches() - quick.launches() == 60 * 26
+    one = np.array([1])
+    slow_s, quick_s = (sum(s[0] for name, s in norms_and_rotary(shard, one) if name == "norms") for shard in (slow, quick))
+    assert slow_s - quick_s == pytest.approx(60 * 26 * float(each.kernels.elementwise_s(1.0)), rel=0.02)
