@@ -27,6 +27,7 @@ from engine_models.declaration import (
 )
 from engine_models.engines.deepspeed_inference_flags import FLAGS, zero
 from engine_models.engines.deepspeed_inference_memory import memory_of, rate_of, refuse
+from engine_models.engines.deepspeed_inference_notes import notes_of
 from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from engine_models.parts.protocols import Scheduler
 from engine_models.schedulers.static import StaticScheduler
@@ -107,31 +108,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             if place == "none"
             else Stream(weights, weights / arch.layers, per_token if on_host else 0.0, rate),
         ),
-        notes=_notes(rows, row_tokens, tokens, place, weights, rate, injected=injected, on_host=on_host),
+        notes=notes_of(rows, row_tokens, tokens, place, weights, rate, injected=injected, on_host=on_host),
         sources=overheads.provenance,
     )
-
-
-def _notes(
-    rows: int, row_tokens: int, tokens: int, place: str, weights: int, rate: float, *, injected: bool, on_host: bool
-) -> tuple[str, ...]:
-    kept = f"{row_tokens:,} tokens a row are set aside, a group whose padded prompts and answers need more fails"
-    grows = f"above {tokens:,} tokens, padding included, a group fails for lack of memory"
-    said = [
-        f"generate in groups of up to {rows:,} waiting requests, padded to the longest, computed until the last ends; "
-        + (kept if injected else grows),
-        "its kernels are priced as vLLM's; "
-        + ("launches of injected kernels likewise" if injected else "its modules are launched as those of transformers")
-        + " (assumed, nobody measured them); it is a library: what stands before it takes no time here",
-    ]
-    if place != "none":
-        source = "disk" if place == "nvme" else "host memory"
-        said.append(
-            f"ZeRO-Inference: {weights / 1e9:.1f} GB of weights come from {source} in every step, "
-            f"at {rate / 1e9:g} GB/s (assumed): no step is shorter than {weights / rate:.2f} s"
-            + (", and all keys and values that it attends to" if on_host else "")
-        )
-    return tuple(said)
 
 
 _SOURCE = "PyPI deepspeed 0.19.8: deepspeed/inference"

@@ -9,8 +9,6 @@ Version 1.0 is the same rules with its CUDA-graph sizes, compared with nothing.
 
 from __future__ import annotations
 
-from typing import Any
-
 from engine_models.cost.adapters import summary_note as adapters_note
 from engine_models.cost.draft_methods import chains_only
 from engine_models.cost.drafting import summary_note
@@ -27,32 +25,9 @@ from engine_models.engines.trtllm_notes import NO_GRAPHS, notes_of
 from engine_models.engines.trtllm_ranks import executor_of, handover_of
 from engine_models.engines.trtllm_recorded import replay
 from engine_models.engines.trtllm_serving import Serving, limits_of, memory_of, rank_of, refuse
+from engine_models.engines.trtllm_versions import VERSIONS
 from engine_models.schedulers.memory_then_tokens import UTILIZATION
 from hardware_profiles.device import DeviceKind
-
-VERSIONS: dict[str, dict[str, Any]] = {
-    "1.3.0": {
-        "recorded": True,
-        "graph_step_above_128": 64,
-        "graphs_adapters": True,
-        "serial_quantisation": False,
-        "pieces_follow": True,
-    },
-    "1.0.0": {
-        "recorded": False,
-        "graph_step_above_128": 0,
-        "graphs_adapters": False,
-        "serial_quantisation": True,
-        "pieces_follow": False,
-    },
-}
-"""The newest first; of each older one what differs from the next newer. `recorded`: whether its scheduling was compared with
-recordings; `graph_step_above_128`: step of the padded CUDA-graph sizes (0: they double); `graphs_adapters`: whether steps that
-name LoRA adapters run as CUDA graphs (`_torch/peft/lora/cuda_graph_lora_manager.py`, since 1.2). Source: as the module.
-`serial_quantisation`: of FP8 products on data-centre Blackwell (pull requests 6486 of 2025-08, 11607 of 2026-02; before 1.1
-another kernel, not timed). `pieces_follow`: whether a prompt's pieces enter a pipeline one behind the other
-(`PyExecutor._add_inflight_ids`)."""
-
 
 
 def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:

@@ -10,7 +10,6 @@ and 0.23.0 too), scheduling checked step by step against recordings of the real 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from engine_models.cost.draft_methods import chains_only
@@ -23,11 +22,11 @@ from engine_models.engines.vllm_flags import FLAGS
 from engine_models.engines.vllm_kernels import experts
 from engine_models.engines.vllm_memory import budget_of
 from engine_models.engines.vllm_notes import outside_of, say_drafts, say_steps
+from engine_models.engines.vllm_options import as_loaded
 from engine_models.engines.vllm_ranks import limits_of, pair_replay_of, rank_of, replay_of
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_tiers import tiers_of
 from engine_models.engines.vllm_versions import VERSIONS, Version, as_sampled
-from engine_models.model.architecture import with_state_values, without_towers
 from hardware_profiles.device import DeviceKind
 
 
@@ -45,7 +44,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     flags, said, version = request.flags, Said(), version_of(version_text)
     if flags.get("use_flashinfer_sampler") is not None:
         version = as_sampled(version, flashinfer=flags["use_flashinfer_sampler"])
-    request, first = _as_loaded(request), version.first_engine
+    request, first = as_loaded(request), version.first_engine
     serving = Serving.of(request, version, said)
     cache = Cache.of(request, version, serving, said)
     say_drafts(request, said)
@@ -87,13 +86,6 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         tiers=tuple(tier.kind for tier in tiers.tiers) if tiers is not None else (),
         sleeps=bool(flags.get("enable_sleep_mode")),
     )
-
-
-def _as_loaded(request: PoolRequest) -> PoolRequest:
-    """The pool with its model as flags let it be loaded: the width of its states, without towers."""
-    values, arch = str(request.flags.get("mamba_ssm_cache_dtype") or "auto"), request.arch
-    arch = arch if values == "auto" else with_state_values(arch, 4 if values == "float32" else 2)
-    return replace(request, arch=without_towers(arch) if request.flags.get("language_model_only") else arch)
 
 
 _DOCS = (

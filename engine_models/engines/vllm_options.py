@@ -1,9 +1,9 @@
-"""What several of vLLM's flags say together, or together with the model and the device: graphs, context, sampling, attention."""
+"""What several of vLLM's flags say together, or together with the model and the device: graphs, sampling, attention, states."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine_models.cost import flash_attention2
@@ -11,9 +11,17 @@ from engine_models.cost.sampling import truncates
 from engine_models.declaration import PoolRequest
 from engine_models.engines.vllm_flags import FLAGS
 from engine_models.flags import Flag, typed_value
+from engine_models.model.architecture import with_state_values, without_towers
 from engine_models.model.blocks import Architecture
 from hardware_profiles.device import Device, load_device
 from hardware_profiles.errors import PlanError
+
+
+def as_loaded(request: PoolRequest) -> PoolRequest:
+    """The pool with its model as flags let it be loaded: the width of its states, without towers."""
+    values, arch = str(request.flags.get("mamba_ssm_cache_dtype") or "auto"), request.arch
+    arch = arch if values == "auto" else with_state_values(arch, 4 if values == "float32" else 2)
+    return replace(request, arch=without_towers(arch) if request.flags.get("language_model_only") else arch)
 
 
 @dataclass(frozen=True)

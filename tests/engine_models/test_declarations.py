@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -31,6 +33,12 @@ def prepared(model: str = "meta-llama/Llama-3.1-8B-Instruct", **pool: Any) -> Pr
     workload = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
     deployment = {"hardware": "h100-sxm-80gb", **pool}
     return prepare(load_scenario({"model": model, "deployment": deployment, "workload": workload}))
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_a_declaration_reads_in_a_page(name: str) -> None:
+    """What has a concept of its own has a module beside it (docs/architecture.md)."""
+    assert len(Path(str(import_module(BUILT_IN[name]).__file__)).read_text(encoding="utf-8").splitlines()) <= 150
 
 
 @pytest.mark.parametrize("name", list(BUILT_IN))

@@ -1,0 +1,28 @@
+"""How TensorRT-LLM's versions differ, as far as it changes a prediction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+VERSIONS: dict[str, dict[str, Any]] = {
+    "1.3.0": {
+        "recorded": True,
+        "graph_step_above_128": 64,
+        "graphs_adapters": True,
+        "serial_quantisation": False,
+        "pieces_follow": True,
+    },
+    "1.0.0": {
+        "recorded": False,
+        "graph_step_above_128": 0,
+        "graphs_adapters": False,
+        "serial_quantisation": True,
+        "pieces_follow": False,
+    },
+}
+"""The newest first; of each older one what differs from the next newer. `recorded`: whether its scheduling was compared with
+recordings; `graph_step_above_128`: step of the padded CUDA-graph sizes (0: they double); `graphs_adapters`: whether steps that
+name LoRA adapters run as CUDA graphs (`_torch/peft/lora/cuda_graph_lora_manager.py`, since 1.2). Source: as `trtllm`.
+`serial_quantisation`: of FP8 products on data-centre Blackwell (pull requests 6486 of 2025-08, 11607 of 2026-02; before 1.1
+another kernel, not timed). `pieces_follow`: whether a prompt's pieces enter a pipeline one behind the other
+(`PyExecutor._add_inflight_ids`)."""
