@@ -450,13 +450,20 @@ def _structured(scenario: Scenario, pool: Pool) -> bool:
     """Whether grammars constrain some answers; InputError beside what that is not modelled with."""
     if all(load.structured_output is None for load in scenario.workload.loads()):
         return False
-    if pool.speculative or pool.offload or pool.kv_tiers or pool.role != "mixed" or pool.pipeline_parallel > 1:
+    engine, given = engine_named(pool.engine), _beside(pool)
+    for key in (key for key, there in given.items() if there and key not in engine.masks_beside):
         raise InputError(
-            "structured output beside drafts, KV offload, roles or pipeline parallelism is not modelled yet",
+            f"structured output beside `{key}` is not modelled for {engine.title} yet",
             where="workload.structured_output",
             mend="take one of the two out",
         )
     return True
+
+
+def _beside(pool: Pool) -> dict[str, bool]:
+    """Which keys a pool has beside which some features are not simulated."""
+    given = {key: getattr(pool, key) is not None for key in ("speculative", "offload", "kv_tiers")}
+    return given | {"role": pool.role != "mixed", "pipeline_parallel": pool.pipeline_parallel > 1}
 
 
 def _adapters(scenario: Scenario, pool: Pool) -> dict[str, Any] | None:
@@ -469,9 +476,7 @@ def _adapters(scenario: Scenario, pool: Pool) -> dict[str, Any] | None:
                 mend="say what it serves, such as lora: {max_loras: 4, rank: 16}, or take workload.adapters out",
             )
         return None
-    engine = engine_named(pool.engine)
-    given = {key: getattr(pool, key) is not None for key in ("speculative", "offload", "kv_tiers")}
-    given |= {"role": pool.role != "mixed", "pipeline_parallel": pool.pipeline_parallel > 1}
+    engine, given = engine_named(pool.engine), _beside(pool)
     for key in (key for key, there in given.items() if there and key not in engine.adapters_beside):
         others = [each.title for each in with_feature("lora") if key in each.adapters_beside]
         raise InputError(

@@ -359,7 +359,7 @@ class Drafting(StepCost):
     """
 
     def __init__(self, model: StepTimeModel, speculation: Speculation, up_to: TableRange) -> None:
-        self._model = model
+        self.model = model
         self.launches = model.launches
         self._more, self._branches = self.passes = speculation.tokens - 1, speculation.branches
         self._by_host, self._all_accepted = speculation.by_host, speculation.rates[-1]
@@ -429,7 +429,7 @@ class Drafting(StepCost):
 
     def own_s(self, batch: Batch, tokens: int) -> tuple[float, float, float]:
         """As of `StepTimeModel`, drafting included; its part for prefill rows is counted with their attention."""
-        own_s, linear_s, prefill_s = self._model.own_s(batch, tokens)
+        own_s, linear_s, prefill_s = self.model.own_s(batch, tokens)
         own_s, prefill_s = self._drafted_s(batch, own_s, prefill_s)
         return own_s, linear_s, prefill_s
 
@@ -454,24 +454,24 @@ class Drafting(StepCost):
 
     def own_run_s(self, shape: Batch, tokens: int, steps: int) -> FloatArray:
         """`own_s` of `steps` steps of a run that begins with `shape`, in an array."""
-        return self._drafted_run_s(shape, self._model.own_run_s(shape, tokens, steps), steps)
+        return self._drafted_run_s(shape, self.model.own_run_s(shape, tokens, steps), steps)
 
     def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
         """Device time of the step of the one rank there is, drafting included, and the part attributed to its prefill rows."""
-        device_s, (prefill_s,) = self._model.step_s(batches)
-        self.launch_s, self.launch_wait_s = self._model.launch_s, self._model.launch_wait_s
+        device_s, (prefill_s,) = self.model.step_s(batches)
+        self.launch_s, self.launch_wait_s = self.model.launch_s, self.model.launch_wait_s
         device_s, prefill_s = self._drafted_s(batches[0], device_s, prefill_s)
         return device_s, [prefill_s]
 
     def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
         """Device seconds of `steps` steps of a run that begins with the shape of the one rank there is."""
-        return self._drafted_run_s(shapes[0], self._model.run_s(shapes, steps), steps)
+        return self._drafted_run_s(shapes[0], self.model.run_s(shapes, steps), steps)
 
     def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
         """`run_s` as plain numbers."""
         shape = shapes[0]
         rows, attended = shape.decode_rows, shape.kv_by_step
-        device_s = self._model.few_s(shapes, steps)
+        device_s = self.model.few_s(shapes, steps)
         if self._first is None or attended is None:
             heads_s = float(self._heads[rows])
             return [step_s + heads_s for step_s in device_s] if heads_s else device_s
@@ -490,7 +490,7 @@ class Drafting(StepCost):
 
     def host_s(self, batch: Batch) -> float:
         """Host time of a batch."""
-        own_s = self._model.host_s(batch)
+        own_s = self.model.host_s(batch)
         return own_s + self._host_passes_s if batch.decode_rows else own_s
 
 

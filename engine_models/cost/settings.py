@@ -75,13 +75,20 @@ class StepCosts:
             from engine_models.cost.drafting import Drafting
 
             own = Drafting(model, drafts, self.up_to)
-        if self.adapters is not None or self.masks is not None:
-            return self._for_rows(own, shard)
-        if self.parallel.ranks == 1:
-            return own
-        from engine_models.cost.lockstep import Lockstep
+        whole: StepCost = own
+        if self.adapters is not None:
+            from engine_models.cost.adapters import WithAdapters
 
-        return Lockstep(own, shard, self.up_to)
+            whole = WithAdapters(own, self.adapters, shard, self.up_to)
+        elif self.parallel.ranks > 1:
+            from engine_models.cost.lockstep import Lockstep
+
+            whole = Lockstep(own, shard, self.up_to)
+        if self.masks is None:
+            return whole
+        from engine_models.cost.token_masks import WithMasks
+
+        return WithMasks(whole, self.masks, shard)
 
     def _in_parts(self, whole: StepCost) -> StepCost:
         if self.parts is None:
@@ -89,19 +96,6 @@ class StepCosts:
         from engine_models.cost.sub_batches import SubBatches
 
         return SubBatches(whole, self.parts)
-
-    def _for_rows(self, own: StepTimeModel | Drafting, shard: Shard) -> StepCost:
-        """Steps with what rows ask for by themselves: an adapter, the mask of a grammar."""
-        adapted: StepCost = own
-        if self.adapters is not None:
-            from engine_models.cost.adapters import WithAdapters
-
-            adapted = WithAdapters(own, self.adapters, shard, self.up_to)
-        if self.masks is None:
-            return adapted
-        from engine_models.cost.token_masks import WithMasks
-
-        return WithMasks(adapted, self.masks, shard)
 
     def unserved(self, ops: Ops) -> tuple[str, ...]:
         """Warnings on what flags choose and the device's operations do not tell apart."""

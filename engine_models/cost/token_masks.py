@@ -1,10 +1,12 @@
 """Structured output: what a grammar's mask over the vocabulary costs a step.
 
-For each constrained row a library (XGrammar) fills a mask of one bit a token on the host, which is copied to the device and
-applied to the logits. An engine that launches the model first fills the masks while it runs, and samples when both are there;
-else the masks are filled before. With n constrained rows
+For each constrained row a library (XGrammar) fills a mask of one bit a token on the host, with drafts one for each token that is
+verified. It is copied to the device and applied to the logits. An engine that launches the model first fills the masks while it
+runs, and samples when both are there; else the masks are filled before. With n masks
 
     T = max(T_model, fill n) + apply(n)     or     T_model + fill n + apply(n)
+
+and T_model without a drafter's passes, which come after. Ranks that step together wait for the one that has most to fill.
 
 An engine that forms a batch while another runs does so in the thread that fills, once the tokens of the batch before are there
 and the masks are filled: its host time of a step grows by `fill n`, and binds where both together take longer than the device.
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine_models.cost.drafting import Drafting
 from engine_models.cost.tables import FloatArray
 from engine_models.cost.terms import Shard
 from engine_models.parts.batch import Batch
@@ -61,10 +64,11 @@ class TokenMasks:
 
 
 class WithMasks(StepCost):
-    """Step times with the masks of constrained rows. All times in seconds."""
+    """Step times with the masks of constrained rows, which with drafts are no runs. All times in seconds."""
 
     def __init__(self, inner: StepCost, masks: TokenMasks, shard: Shard) -> None:
         self._inner, self._masks = inner, masks
+        self._model = inner.model if isinstance(inner, Drafting) else None  # what a drafter's passes follow
         self._ops, self._row_bytes = shard.ops, BYTES_PER_LOGIT * shard.arch.vocab
         self._known: dict[int, tuple[float, float]] = {}
 
@@ -79,16 +83,19 @@ class WithMasks(StepCost):
     def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
         """As of the base."""
         device_s, prefills_s = self._inner.step_s(batches)
-        rows = batches[0].masked_rows
+        rows = max([batch.masked_rows for batch in batches])
         if rows:
             fill_s, apply_s = self._times_s(rows)
-            device_s = (max(device_s, fill_s) if self._masks.overlaps else device_s + fill_s) + apply_s
+            if self._model is not None and self._masks.overlaps:
+                device_s += max(0.0, fill_s - self._model.step_s(batches)[0]) + apply_s
+            else:
+                device_s = (max(device_s, fill_s) if self._masks.overlaps else device_s + fill_s) + apply_s
         return device_s, prefills_s
 
     def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
         """As of the base."""
         device_s = self._inner.run_s(shapes, steps)
-        rows = shapes[0].masked_rows
+        rows = max([shape.masked_rows for shape in shapes])
         if rows:
             fill_s, apply_s = self._times_s(rows)
             device_s = (np.maximum(device_s, fill_s) if self._masks.overlaps else device_s + fill_s) + apply_s
@@ -96,7 +103,7 @@ class WithMasks(StepCost):
 
     def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
         """As of the base."""
-        device_s, rows = self._inner.few_s(shapes, steps), shapes[0].masked_rows
+        device_s, rows = self._inner.few_s(shapes, steps), max([shape.masked_rows for shape in shapes])
         if not rows:
             return device_s
         fill_s, apply_s = self._times_s(rows)

@@ -111,6 +111,7 @@ ENGINE = Engine(
         **{name: Support(_ACCELERATORS, _DOCS) for name in ("nf4", "fp8", "fp8_block", "nvfp4", "mxfp4")},
     },
     adapters_beside=("speculative", "offload", "kv_tiers", "pipeline_parallel"),
+    masks_beside=("speculative", "pipeline_parallel"),
     kv_formats=("fp8", "int8", "nvfp4"),
     features={
         "structured": Support(_LORA_KINDS, _DOCS),

@@ -70,7 +70,7 @@ def costs_of(
         ),
         speculation=request.speculation,
         adapters=adapters,
-        masks=_masks(version, serving, said) if request.structured else None,
+        masks=_masks(request, version, serving, said) if request.structured else None,
     )
 
 
@@ -95,11 +95,12 @@ def _fixed_grid_attention(request: PoolRequest) -> bool:
         return False
 
 
-def _masks(version: Version, serving: Serving, said: Said) -> TokenMasks:
+def _masks(request: PoolRequest, version: Version, serving: Serving, said: Said) -> TokenMasks:
     """Masks of structured output, filled while the model runs or before it."""
     from engine_models.cost.token_masks import TokenMasks, summary_note
 
-    masks = TokenMasks(version.masks_overlap, version.masks_overlap and serving.in_flight > 1, *MASK_THREADS)
+    threads = MASK_THREADS if request.speculation is None else ()  # beside drafts one thread fills them
+    masks = TokenMasks(version.masks_overlap, version.masks_overlap and serving.in_flight > 1, *threads)
     said.notes.append(summary_note(masks))
     return masks
 

@@ -71,8 +71,11 @@ class AdaptedScheduler(ContinuousScheduler):
 
     def _commit(self, batch: Batch, served: list[tuple[Sequence, int]]) -> None:
         batch.adapters = self._adapted.use(served, self.slots)
-        ends = sum(seq.masked and seq.computed + tokens >= seq.length for seq, tokens in served)
-        batch.masked_rows = self._adapted.masked_rows + ends
+        batch.masked_rows = self._adapted.masked_rows + sum(
+            seq.computed + tokens - seq.length + 1  # drafts, and the token after them
+            for seq, tokens in served
+            if seq.masked and seq.computed + tokens >= seq.length
+        )
         super()._commit(batch, served)
 
     def run(self) -> Run | None:

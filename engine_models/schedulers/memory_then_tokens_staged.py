@@ -76,7 +76,6 @@ class StagedTwoPassScheduler(TwoPassScheduler):
 
     def cancel(self, seq: Sequence) -> bool:
         """As of the base, at once: who leaves while its slot is in flight has its memory back."""
-        self._pieces.discard(seq)
         forgotten = super().cancel(seq)
         for slot in self._slots:
             slot.blocked = False

@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 
-from engine_models.cost.token_masks import FILL_S, OUTLINES_FILL_S, TokenMasks
+from engine_models.cost.token_masks import BYTES_PER_LOGIT, FILL_S, OUTLINES_FILL_S, TokenMasks
 from engine_models.parts.batch import Batch
+from engine_models.parts.sequence import Sequence
 from hardware_profiles.errors import InputError
 from simulator.cluster.content import is_structured
 from simulator.config.load import load_scenario
 from simulator.prepare import prepare
 from simulator.run import simulate
 
+DRAFTS = {"method": "ngram", "num_speculative_tokens": 3, "acceptance": 0.6}
+EAGLE = {**DRAFTS, "method": "eagle3"}
 LOAD = {"arrivals": {"kind": "poisson", "rate": 20}, "prompt_tokens": 60, "output_tokens": 40, "requests": 60}
 
 
@@ -76,13 +79,66 @@ def test_a_run_says_what_it_took_and_jumps_equal_steps(engine: str) -> None:
         assert jumped.result["metrics"]["tpot_ms"]["mean"] > free.result["metrics"]["tpot_ms"]["mean"]
 
 
+def test_drafts_have_a_mask_for_each_token_that_is_verified() -> None:
+    """Closed form: 1 + k masks a row, filled by one thread while the model runs, then the drafter's passes."""
+    pool = {"speculative": EAGLE, "engine_args": {"max_num_seqs": 256}}
+    constrained = prepare(scenario({**LOAD, "structured_output": 1.0}, **pool))
+    rows = 100
+    batch = Batch(0, rows, 4 * rows, 100 * rows, tokens=4 * rows)
+    times = constrained.times()
+    drafting = times._inner  # type: ignore[attr-defined]
+    free_s, model_s = times.step_s([batch])[0], drafting.model.step_s([batch])[0]
+    batch.masked_rows = 4 * rows
+    assert 4 * rows * FILL_S > model_s
+    apply_s = BYTES_PER_LOGIT * 128_256 * 4 * rows / 3.35e12
+    assert times.step_s([batch])[0] - free_s == pytest.approx(4 * rows * FILL_S - model_s + apply_s, rel=0.01)
+    scheduler = constrained.plan.scheduler("step")
+    request = Sequence(0, 50, 40, 0.0, masked=True, acceptance=lambda number: 3)
+    scheduler.add(request)
+    masks = []
+    for _ in range(4):
+        found = scheduler.schedule(0.0)
+        assert found is not None
+        scheduler.settle(found)
+        masks.append(found.masked_rows)
+    assert masks == [1, 4, 4, 4]
+
+
+def test_ranks_wait_for_the_one_with_most_masks() -> None:
+    """More rows than the step hides, on one of four ranks: the step lasts as long as that one's masks."""
+    ranks = {"engine": "sglang", "tensor_parallel": 1, "data_parallel": 4, "expert_parallel": 4}
+    deployment = {"hardware": "h100-sxm-80gb", **ranks, "engine_args": {"enable_dp_attention": True}}
+    load = {**LOAD, "structured_output": 1.0}
+    given = load_scenario({"model": "mistralai/Mixtral-8x7B-v0.1", "deployment": deployment, "workload": load})
+    times, batches = prepare(given).times(), [Batch(0, rows, rows, 50 * rows, tokens=rows) for rows in (16, 32, 16, 16)]
+    free_s = times.step_s(batches)[0]
+    for batch, masks in zip(batches, (10, 4000, 10, 10), strict=True):
+        batch.masked_rows = masks
+    assert free_s < 0.5 * 4000 * FILL_S
+    assert times.step_s(batches)[0] == pytest.approx(4000 * FILL_S, rel=0.01)
+    jumped, stepped = (simulate(given, aggregate=aggregate) for aggregate in (True, False))
+    assert jumped.result["metrics"] == stepped.result["metrics"]
+    assert jumped.result["totals"]["completed"] == LOAD["requests"]
+
+
+@pytest.mark.parametrize("pool", [{"speculative": EAGLE}, {"pipeline_parallel": 2}])
+def test_drafts_and_stages_of_vllm_beside_grammars_run(pool: dict[str, Any]) -> None:
+    constrained, free = scenario({**LOAD, "structured_output": 0.5}, **pool), scenario(LOAD, **pool)
+    jumped, stepped = (simulate(constrained, aggregate=aggregate) for aggregate in (True, False))
+    assert jumped.result["metrics"] == stepped.result["metrics"]
+    assert jumped.result["totals"]["completed"] == LOAD["requests"]
+    assert jumped.result["metrics"]["tpot_ms"]["mean"] >= simulate(free).result["metrics"]["tpot_ms"]["mean"]
+
+
 @pytest.mark.parametrize(
     ("workload", "pool", "words"),
     [
         ({"structured_output": 1.5}, {}, "at most 1"),
         ({"structured_output": 1.0}, {"engine": "mlc_llm"}, "structured output is modelled for"),
         ({"structured_output": 1.0}, {"engine": "tgi", "engine_args": {"disable_grammar_support": True}}, "when told so"),
-        ({"structured_output": 1.0}, {"offload": {"kv_offloading_size": 8}}, "beside drafts, KV offload"),
+        ({"structured_output": 1.0}, {"offload": {"kv_offloading_size": 8}}, "beside `offload`"),
+        ({"structured_output": 1.0}, {"engine": "sglang", "speculative": DRAFTS}, "beside `speculative`"),
+        ({"structured_output": 1.0}, {"engine": "sglang", "pipeline_parallel": 2}, "beside `pipeline_parallel`"),
     ],
 )
 def test_what_is_not_modelled_is_refused_in_words(workload: dict[str, Any], pool: dict[str, Any], words: str) -> None:
