@@ -491,9 +491,17 @@ def llamabench_amd(row: Row, number: str) -> Case:
         model = "meta-llama/Llama-2-7b-hf"
     else:
         model = model_of(row["model"])
-    note = row["backend"] + (f", {SLOW_BLAS}" if "hipblaslt=;" in row["note"] and "vulkan" not in row["backend"] else "")
+    backend = row["backend"].lower()
+    args: dict[str, object] = {}
+    if "ollama" not in backend:
+        args["device"] = "Vulkan0" if "vulkan" in backend else "ROCm0"
+    slow = "hipblaslt=;" in row["note"] and "vulkan" not in backend
+    if args.get("device") == "ROCm0":
+        args["hipblaslt"] = not slow
+    note = row["backend"] + (f", {SLOW_BLAS}" if slow else "")
     engine = MIDDLE if row["build"].isdigit() and int(row["build"]) < 7000 else "llama_cpp"
-    return bench(number, row, engine, model, gguf_of(named), device_of(row["hardware"]), row["test"], row["tok_s"], note=note)
+    where = (model, gguf_of(named), device_of(row["hardware"]))
+    return bench(number, row, engine, *where, row["test"], row["tok_s"], note=note, args=args)
 
 
 def cpu_llamacpp(row: Row, number: str) -> Case:

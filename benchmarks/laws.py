@@ -68,7 +68,10 @@ class Chip:
 
 @dataclass(frozen=True)
 class Work:
-    """What the steps of a case are made of: arrays of (times, weights, rows, matrices) by format and whether of experts."""
+    """What the steps of a case are made of: arrays of (times, weights, rows, matrices) by format and whether of experts.
+
+    prompts : attention of chunks: layers, operations, bytes of keys and values, tokens, heads, heads of keys (0: latent ones).
+    """
 
     tokens: float
     steps: int
@@ -76,7 +79,7 @@ class Work:
     moved_bytes: float
     products: Mapping[tuple[str, bool], Array]
     attended: tuple[float, float, float]
-    prompts: Array
+    prompts: list[tuple[float, float, float, int, int, int]]
 
 
 def work_of(case: Case, chunk: int) -> Work:
@@ -112,7 +115,7 @@ def work_of(case: Case, chunk: int) -> Work:
         launches += small
         moved += width * rows
     read_bytes = flops = cells = 0.0
-    chunks: list[tuple[float, float, float]] = []
+    chunks: list[tuple[float, float, float, int, int, int]] = []
     for block in stage.attention:
         heads, window = block.heads, block.window_tokens
         if prompt:
@@ -124,7 +127,7 @@ def work_of(case: Case, chunk: int) -> Work:
                 width = 2 * block.head_dim if not mla else 1088 if case.engine.startswith("llama_cpp") else 320
                 work = 2.0 * heads * width * pairs
                 kv = (past + rows) * (1152 if mla else 4.0 * block.kv_heads * block.head_dim)
-                chunks.append((block.layers, work, kv))
+                chunks.append((block.layers, work, kv, rows, heads, 0 if mla else block.kv_heads))
                 done += rows
             continue
         span = case.depth + case.new + case.output / 2
@@ -140,7 +143,7 @@ def work_of(case: Case, chunk: int) -> Work:
         moved,
         {key: np.array(rows, dtype=np.float64).T for key, rows in products.items()},
         (read_bytes, flops, cells),
-        np.array(chunks, dtype=np.float64).T,
+        chunks,
     )
 
 
@@ -153,10 +156,10 @@ def rate_of(ops: LawOps, work: Work, host_s: float) -> float:
         t += float(times @ ops.product_s(fmt, weights, rows, matrices, law.expert_fill_tokens if expert else law.fill_tokens))
     read_bytes, flops, cells = work.attended
     t += max(read_bytes / (law.kv_share * bandwidth), (flops + law.attend[1] * cells) / (law.attend[0] * ops.fp32_flops_per_s))
-    if work.prompts.size:
-        layers, work_flops, moved = work.prompts
-        seconds = np.maximum(work_flops / (law.attention_share * ops.matrix_peak["16"]), moved / (law.kv_share * bandwidth))
-        t += float(layers @ seconds)
+    for layers, work_flops, kv, tokens, heads, kv_heads in work.prompts:
+        moved = float(law.passed_bytes(np.float64(kv), np.float64(tokens), heads, kv_heads))
+        compute_s = work_flops / (law.prompt_share(kv_heads) * ops.matrix_peak["16"])
+        t += layers * max(compute_s, moved / (law.kv_share * bandwidth))
     return work.tokens / t
 
 
@@ -313,6 +316,21 @@ def _apu(c: Constants, chip: Chip) -> Law:
                    expert_fill_tokens=c["expert_fill"], start_s=c["start"])  # fmt: skip
 
 
+def _prompts(law: Law) -> Callable[[Constants, Chip], Law]:
+    """A law whose prompts are free."""
+
+    def built(c: Constants, chip: Chip) -> Law:
+        matrix = {key: c.get("matrix", share) if key == "" else share for key, share in law.matrix.items()}
+        matrix |= {"16": c["matrix_16"]} if "matrix_16" in c else {}
+        matrix |= dict.fromkeys(("q4_0", "q8_0"), c["matrix_4"]) if "matrix_4" in c else {}
+        return replace(law, matrix=matrix, attention_share=c.get("attention", law.attention_share),
+                       latent_share=c.get("latent", law.latent_share), tile_tokens=c.get("tile", law.tile_tokens),
+                       expert_fill_tokens=c.get("expert_fill", law.expert_fill_tokens),
+                       library_share=c.get("library", law.library_share or 0.0))  # fmt: skip
+
+    return built
+
+
 def _exl(c: Constants, chip: Chip) -> Law:
     read, unpack = {"": c["read"]}, {"": c["unpack"], "16": 0.0}
     return replace(laws.EXL, read=read, unpack=unpack, launch_s=c["launch"], slower={})
@@ -350,6 +368,17 @@ APU: Constants = {
     "matrix_k": 0.2, "matrix_16": 0.45, "start": 3.7e-6, "vector": 0.1, "vector_4": 0.26, "kv": 0.63, "attention": 0.15,
     "expert_fill": 8,
 }  # fmt: skip
+PROMPTS: Constants = {"matrix": 0.33, "matrix_16": 0.5, "attention": 0.2, "tile": 22, "expert_fill": 26}
+LIBRARY: Constants = {"matrix": 0.2, "matrix_4": 0.25, "attention": 0.04, "expert_fill": 20, "library": 0.25}
+
+
+def _on_apu(case: Case, engine: str, device: str) -> bool:
+    """Whether a row is of an AMD processor under such a build, by a backend ("": any)."""
+    if case.engine != engine or not case.hardware.startswith("ryzen-ai") or "ollama" in case.note.lower():
+        return False
+    return str(case.args.get("device", "")).startswith(device)
+
+
 CLASSES: Mapping[str, Class] = {
     "metal": (
         lambda c: c.engine == "llama_cpp" and c.hardware.startswith("apple") and c.batch == 1
@@ -380,12 +409,23 @@ CLASSES: Mapping[str, Class] = {
          "m1": 0.6, "m2": 0.55},
         _mlx,
     ),
-    "apu_2025": (lambda c: c.engine == MIDDLE and c.hardware.startswith("ryzen-ai") and not _odd(c), APU, _apu),
-    "apu": (
-        lambda c: c.engine == "llama_cpp" and c.hardware.startswith("ryzen-ai") and c.depth <= 32768 and "Ollama" not in c.note
-        and "ollama" not in c.note,
-        APU,
-        _apu,
+    "apu_2025": (lambda c: _on_apu(c, MIDDLE, "") and not _odd(c), APU, _apu),
+    "apu": (lambda c: _on_apu(c, "llama_cpp", "") and c.depth <= 32768, APU, _apu),
+    "apu_rocm": (
+        lambda c: _on_apu(c, "llama_cpp", "ROCm") and kind_of(c) == "prompt", PROMPTS | {"latent": 0.1},
+        _prompts(laws.AMD_APU_ROCM),
+    ),
+    "apu_vulkan": (
+        lambda c: _on_apu(c, "llama_cpp", "Vulkan") and kind_of(c) == "prompt" and "amdvlk" not in c.note,
+        PROMPTS | {"matrix_16": 0.12}, _prompts(laws.AMD_APU_VULKAN_BF16),
+    ),
+    "apu_2025_rocm": (
+        lambda c: _on_apu(c, MIDDLE, "ROCm") and SLOW_BLAS not in c.note and kind_of(c) != "decode", LIBRARY,
+        _prompts(laws.AMD_APU_2025_ROCM),
+    ),
+    "apu_2025_rocblas": (
+        lambda c: _on_apu(c, MIDDLE, "ROCm") and SLOW_BLAS in c.note and kind_of(c) != "decode", {"library": 0.07},
+        _prompts(laws.AMD_APU_2025_ROCBLAS),
     ),
     "card": (
         lambda c: c.engine == "llama_cpp" and c.hardware.startswith(("rx-7", "rx-9", "radeon"))

@@ -75,10 +75,14 @@ class Law:
     matrix : share of that peak, likewise ("" and "16").
     fill_tokens, expert_fill_tokens : rows that a matrix kernel is short of work by, for a matrix and for one of an expert.
     start_s : what a matrix kernel takes beside its work: rows are brought into its format, the last tiles run alone.
-    widened_bytes : moved to widen a packed weight to 16 bit before a matrix product, by engines without kernels for it.
+    widened_bytes, library_rows, library_share : moved to widen a packed weight to 16 bit before a matrix product, by engines
+    without kernels for it, or from so many rows on; the share that a library then reaches, None: `matrix`'s.
     traffic_factor : bytes that elementwise operations move, as a multiple of what 16-bit fused ones would.
     kv_share : share of the bandwidth at which attention reads keys and values.
     attention_share : share of the 16-bit peak that the attention of prompts reaches.
+    latent_share : the same of prompts that attend to latent keys; 0: as others.
+    tile_tokens, grouped, held_bytes : tokens of a prompt that attention serves by one pass over keys and values, whether heads
+    that share these pass together, and what of them the last cache holds [byte]; 0 tokens: all of a chunk.
     narrow_kv_s : what attention over packed keys and values takes beside reading them: two products and a softmax in place of one
     kernel. None where such a kernel reads them; else the engine keeps them in 16 bits up to where this pays, and four bits read
     as eight.
@@ -104,6 +108,8 @@ class Law:
     arithmetic: Mapping[str, tuple[str, float]]
     start_s: float = 0.0
     widened_bytes: float = 0.0
+    library_rows: int = 0
+    library_share: float | None = None
     traffic_factor: float = 1.0
     narrow_kv_s: float | None = None
     latent_prompts: bool = True
@@ -112,9 +118,26 @@ class Law:
     vector_rows: int = 8
     slower: Mapping[str, float] = field(default_factory=dict)
     older: Mapping[str, float] = field(default_factory=dict)
+    latent_share: float = 0.0
+    tile_tokens: float = 0.0
+    grouped: bool = True
+    held_bytes: float = 0.0
     lighter: Mapping[str, float] = field(default_factory=dict)
     core_launch_s: float = 0.0
     core_bytes_per_s: float = 0.0
+
+
+    def prompt_share(self, kv_heads: int) -> float:
+        """Share of the 16-bit peak that attention of prompts reaches; no `kv_heads`: over latent keys."""
+        return self.attention_share if kv_heads else self.latent_share or self.attention_share
+
+    def passed_bytes(self, kv_bytes: Array, tokens: Array, heads: int, kv_heads: int) -> Array:
+        """What attention of so many tokens of a prompt reads of keys and values [byte]: all by every tile of them."""
+        if not self.tile_tokens:
+            return kv_bytes
+        passes = tokens / self.tile_tokens * (heads / kv_heads if kv_heads and not self.grouped else 1.0)
+        again: Array = np.maximum(passes - 1.0, 0.0) * np.maximum(kv_bytes - self.held_bytes, 0.0)
+        return kv_bytes + again
 
 
 def _of(table: Mapping[str, float], block: str, kind: str) -> float:
@@ -193,7 +216,10 @@ class LawOps(Roofline):
         few = np.maximum(np.minimum(rows, most) - count, 0.0) * vector
         many = (rows + fill_tokens * count) * matrix + law.start_s
         if law.widened_bytes and not kind:
-            many = many + law.widened_bytes * w * count / self.peaks.hbm_bytes_per_s
+            share = law.library_share or _of(law.matrix, block, kind)
+            wide = (rows + fill_tokens * count) * 2.0 * w / (share * self.matrix_peak[kind]) + law.start_s
+            wide = wide + law.widened_bytes * w * count / self.peaks.hbm_bytes_per_s
+            many = np.where(rows >= law.library_rows * count, np.maximum(many, wide), many)
         return read_s + np.where(rows <= most, few, np.maximum(few, many))
 
     def gemm_s(self, fmt: str, m: ArrayLike, n: int, k: int) -> Array:
@@ -261,9 +287,10 @@ class LawOps(Roofline):
             t = np.minimum(self._reading_s(values * 2.0, flops), narrow_s)
         return np.where(b > 0, t, 0.0)
 
-    def _prompt_s(self, flops: Array, moved_bytes: Array) -> Array:
+    def _prompt_s(self, flops: Array, kv_bytes: Array, tokens: Array, heads: int, kv_heads: int) -> Array:
+        share, moved_bytes = self.law.prompt_share(kv_heads), self.law.passed_bytes(kv_bytes, tokens, heads, kv_heads)
         peak = max(self.matrix_peak["16"], self.fp32_flops_per_s)
-        compute_s = np.maximum(flops / (self.law.attention_share * self.matrix_peak["16"]), flops / peak)
+        compute_s = np.maximum(flops / (share * self.matrix_peak["16"]), flops / peak)
         return self.launch_s + np.maximum(compute_s, moved_bytes / (self.law.kv_share * self.peaks.hbm_bytes_per_s))
 
     def prefill_attention_s(
@@ -283,7 +310,7 @@ class LawOps(Roofline):
         pairs = causal_pairs(new, prior, np.float64(window_tokens))
         past = np.minimum(prior, window_tokens) if window_tokens > 0 else prior
         moved = (past + new) * 2.0 * kv_heads * head_dim * weight_bytes(known_format(kv_fmt))
-        return np.where(q > 0, self._prompt_s(4.0 * heads * head_dim * pairs, moved), 0.0)
+        return np.where(q > 0, self._prompt_s(4.0 * heads * head_dim * pairs, moved, new, heads, kv_heads), 0.0)
 
     def mla_decode_s(
         self, fmt: str, kv_fmt: str, heads: int, batch: ArrayLike, context_tokens: ArrayLike
@@ -305,7 +332,7 @@ class LawOps(Roofline):
         moved = (prior + new) * (MLA_KV_RANK + MLA_ROPE) * weight_bytes(known_format(kv_fmt))
         width = 2 * MLA_KV_RANK + MLA_ROPE if self.law.latent_prompts else MLA_NOPE + MLA_ROPE + MLA_V
         flops = 2.0 * heads * width * pairs
-        return np.where(q > 0, self._prompt_s(flops, moved), 0.0)
+        return np.where(q > 0, self._prompt_s(flops, moved, new, heads, 0), 0.0)
 
     def elementwise_s(self, moved_bytes: ArrayLike) -> Array:
         """A launch, and the bytes at the share that 16-bit weights are read at."""

@@ -8,6 +8,7 @@ operations a weight, seconds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hardware_profiles.device import STACKED_MEMORY, Device
@@ -128,40 +129,94 @@ CUDA_HBM_2024 = replace(
 
 #: llama.cpp on AMD's processors with a GPU inside (Vulkan and ROCm builds alike: their median). kind: fitted, 2026-11, source:
 #: llama-bench on Ryzen AI Max+ 395, builds of 2026, 9 models, further rows of a product from builds of 2025; left out: models.
+#: Attention of prompts by ROCm's rows: tiles of 16 tokens (22 fitted) pass over all keys beyond the 32 MB of the last cache;
+#: heads wider than 256 run without matrix units (ggml-cuda/fattn.cu, in the sources that llama-cpp-python 0.3.36 ships).
 AMD_APU = Law(
     title="AMD processors with a GPU inside under llama.cpp",
     off_pct=(8.9, 18.3),
-    within=Within(decode_width=0.33, batch_width=0.4, few_width=0.55, prompt_width=0.61),
+    within=Within(decode_width=0.33, batch_width=0.4, few_width=0.55, prompt_width=1.0),
     read={"": 0.804, "16": 0.844, "q8_0": 0.95, "q4_0": 0.95, "w4a16_mxfp4": 0.95},
     unpack={"": 1.27},
     launch_s=7.4e-6,
     vector={"": 0.11, **dict.fromkeys(_PLAIN, 0.4), "w4a16_mxfp4": 0.4, "16": 1.0},
-    matrix={"": 0.33, "16": 0.51},
+    matrix={"": 0.33, "16": 0.49},
     fill_tokens=0.0,
-    expert_fill_tokens=26.5,
+    expert_fill_tokens=30.0,
     kv_share=0.55,
-    attention_share=0.12,
+    attention_share=0.208,
+    latent_share=0.116,
+    tile_tokens=22.0,
+    held_bytes=3.2e7,
     arithmetic={"": ("fp16", 1.0), "16": ("fp16", 1.0)},
     start_s=5e-6,
 )
+AMD_APU_ROCM = replace(
+    AMD_APU,
+    title="AMD processors with a GPU inside under llama.cpp by ROCm",
+    off_pct=(8.9, 19.1),
+    within=Within(decode_width=0.33, batch_width=0.4, few_width=0.55, prompt_width=0.75),
+)
+#: By Vulkan: each query head passes by itself, 16 tokens at a time (ggml-vulkan, `coopmat_block_rows`; kind: fitted, 2026-11, the
+#: same rows, RADV alone; AMD's own driver, withdrawn, is a factor of 2 to 4 slower in builds of 2026). Products of bf16 have no
+#: matrix units there, those of fp16 are taken to be ROCm's (assumed).
+AMD_APU_VULKAN = replace(
+    AMD_APU,
+    title="AMD processors with a GPU inside under llama.cpp by Vulkan",
+    off_pct=(8.9, 30.7),
+    within=Within(decode_width=0.33, batch_width=0.4, few_width=0.55, prompt_width=0.75),
+    matrix={"": 0.32, "16": 0.49},
+    attention_share=0.171,
+    latent_share=0.0,
+    grouped=False,
+)
+AMD_APU_VULKAN_BF16 = replace(AMD_APU_VULKAN, matrix={"": 0.32, "16": 0.112})
 
 #: The same before 2026, when products of packed weights did not use the matrix units well. kind: fitted, 2026-11, source: builds
-#: of July 2025, 7 models; without rocBLAS's own kernels, which take two to three times as long (hipBLASLt's do not).
+#: of July 2025, 7 models, by Vulkan and ROCm alike.
 AMD_APU_2025 = replace(
     AMD_APU,
     title="AMD processors with a GPU inside under llama.cpp of 2025",
     off_pct=(5.4, 18.3),
-    within=Within(decode_width=0.2, batch_width=0.4, few_width=0.77, prompt_width=0.9),
+    within=Within(decode_width=0.2, batch_width=0.4, few_width=0.77, prompt_width=1.1),
     read={"": 0.711, "16": 0.95, "q8_0": 0.853, "q4_0": 0.767, "w4a16_mxfp4": 0.767},
     launch_s=2.3e-6,
     matrix={"": 0.147, "16": 0.221, **dict.fromkeys(_PLAIN, 0.203), "w4a16_mxfp4": 0.203},
     expert_fill_tokens=21.0,
     kv_share=0.31,
     attention_share=0.038,
+    latent_share=0.0,
+    tile_tokens=0.0,
+)
+#: By Vulkan the same constants; by ROCm the kernels for packed weights up to 63 rows, from 64 on the weights are widened and a
+#: library multiplies (ggml-cuda's `MMQ_DP4A_MAX_BATCH_SIZE`): hipBLASLt, or, by default on these, rocBLAS's own kernels, a factor
+#: of four slower. kind: fitted, 2026-11, the same rows, 6 models, each left out: 6 and 21 % in the median.
+AMD_APU_2025_VULKAN = replace(
+    AMD_APU_2025,
+    title="AMD processors with a GPU inside under llama.cpp of 2025 by Vulkan",
+    off_pct=(5.4, 20.8),
+    within=Within(decode_width=0.2, batch_width=0.4, few_width=1.1, prompt_width=0.64),
+)
+AMD_APU_2025_ROCM = replace(
+    AMD_APU_2025,
+    title="AMD processors with a GPU inside under llama.cpp of 2025 by ROCm with hipBLASLt",
+    off_pct=(5.4, 6.0),
+    within=Within(decode_width=0.2, batch_width=0.4, few_width=0.3, prompt_width=0.62),
+    matrix={"": 0.221, "16": 0.286, **dict.fromkeys(_PLAIN, 0.275), "w4a16_mxfp4": 0.275},
+    expert_fill_tokens=17.2,
+    widened_bytes=4.55,
+    library_rows=64,
+    library_share=0.286,
+)
+AMD_APU_2025_ROCBLAS = replace(
+    AMD_APU_2025_ROCM,
+    title="AMD processors with a GPU inside under llama.cpp of 2025 by ROCm without hipBLASLt",
+    off_pct=(5.4, 21.2),
+    within=Within(decode_width=0.2, batch_width=0.4, few_width=0.45, prompt_width=0.5),
+    library_share=0.064,
 )
 
 #: llama.cpp on AMD's cards. kind: fitted, 2026-11, source: scoreboard (Vulkan) and uploads of RX 7900 XT, 7900 XTX, 9070, 9070
-#: XT and R9700: bandwidth and matrix shares; the rest is the APU's.
+#: XT and R9700: bandwidth and matrix shares; the rest is the APU's, the last cache 64 MB (assumed).
 AMD_CARD = replace(
     AMD_APU,
     title="AMD cards under llama.cpp",
@@ -170,6 +225,12 @@ AMD_CARD = replace(
     read={"": 0.819, "16": 0.85, "q8_0": 0.9, "q4_0": 0.95, "w4a16_mxfp4": 0.95},
     launch_s=5.45e-6,
     matrix={"": 0.32, "16": 0.399, **dict.fromkeys(_PLAIN, 0.399)},
+    expert_fill_tokens=26.5,
+    held_bytes=6.4e7,
+)
+#: By Vulkan: attention as on the processors.
+AMD_CARD_VULKAN = replace(
+    AMD_CARD, title="AMD cards under llama.cpp by Vulkan", attention_share=0.171, latent_share=0.0, grouped=False
 )
 
 #: llama.cpp on AMD's GPUs with stacked memory: 8-bit arithmetic, of which MI50 (dot products) and MI100 (matrix units) reach the
@@ -184,11 +245,23 @@ AMD_HBM = replace(
     matrix={"": 0.15, "16": 0.3},
     arithmetic={"": ("int8", 1.0), "16": ("fp16", 1.0)},
     fill_tokens=20.0,
+    attention_share=0.12,
+    latent_share=0.0,
+    tile_tokens=0.0,
 )
 
 #: What nobody measured under llama.cpp: shares between the classes above. kind: assumed, 2026-11.
 GENERIC = replace(
-    AMD_APU, title="other accelerators under llama.cpp", off_pct=(40.0, 50.0), within=WIDE, read={"": 0.6, "16": 0.7}
+    AMD_APU,
+    title="other accelerators under llama.cpp",
+    off_pct=(40.0, 50.0),
+    within=WIDE,
+    read={"": 0.6, "16": 0.7},
+    matrix={"": 0.33, "16": 0.51},
+    expert_fill_tokens=26.5,
+    attention_share=0.12,
+    latent_share=0.0,
+    tile_tokens=0.0,
 )
 
 #: llama.cpp on Intel's cards. kind: fitted by eye, 2026-11, source: SYCL: Llama-3.1-8B in Q4_K_M on Arc Pro B70 and Qwen2.5-7B on
@@ -322,8 +395,33 @@ BLOCKWISE = replace(
 DESKTOP_BYTES_PER_S = 1.2e11
 
 
+BACKENDS = ("vulkan", "vulkan-bf16", "rocm", "rocblas")
+"""Ways to compute on AMD's that a family's name may end with: Vulkan, the same in bf16, ROCm with hipBLASLt and without."""
+_APU: Mapping[bool, Mapping[str, Law]] = {
+    False: {
+        "vulkan": AMD_APU_VULKAN,
+        "vulkan-bf16": AMD_APU_VULKAN_BF16,
+        "rocm": AMD_APU_ROCM,
+        "rocblas": AMD_APU_ROCM,
+    },
+    True: {
+        "vulkan": AMD_APU_2025_VULKAN,
+        "vulkan-bf16": AMD_APU_2025_VULKAN,
+        "rocm": AMD_APU_2025_ROCM,
+        "rocblas": AMD_APU_2025_ROCBLAS,
+    },
+}
+
+
+def _backend_of(framework: str) -> tuple[str, str]:
+    """A family of kernels, and how it computes on AMD's; "" where it does not say."""
+    family, _, backend = framework.rpartition("_")
+    return (family, backend) if backend in BACKENDS else (framework, "")
+
+
 def law_of(device: Device, framework: str) -> Law | None:
     """The law of a device under a family of kernels; None where that has none."""
+    framework, backend = _backend_of(framework)
     old, before_2026 = framework.endswith("_2024"), framework.endswith(("_2024", "_2025"))
     stacked = device.name.startswith(STACKED_MEMORY)
     if framework == "mlx":
@@ -354,8 +452,10 @@ def law_of(device: Device, framework: str) -> Law | None:
         return (CUDA_HBM_2024 if old else CUDA_HBM) if stacked else (CUDA_GDDR_2024 if old else CUDA_GDDR)
     if device.vendor == "amd":
         if device.kind == "apu":
-            return AMD_APU_2025 if before_2026 else AMD_APU
-        return AMD_HBM if stacked else AMD_CARD
+            return _APU[before_2026].get(backend, AMD_APU_2025 if before_2026 else AMD_APU)
+        if stacked:
+            return AMD_HBM
+        return AMD_CARD_VULKAN if backend.startswith("vulkan") else AMD_CARD
     return {"xe2": XE2, "xe-hpg": XE_HPG}.get(device.architecture, GENERIC)
 
 

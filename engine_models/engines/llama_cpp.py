@@ -19,7 +19,7 @@ from engine_models.declaration import Engine, EnginePlan, FrontEnd, Mode, PoolRe
 from engine_models.engines.llama_cpp_flags import FLAGS
 from engine_models.engines.llama_cpp_recorded import replay as replay_recorded
 from engine_models.engines.llama_cpp_recorded import transcribe
-from engine_models.engines.llama_server import cuts_anywhere, llama_server
+from engine_models.engines.llama_server import backend_of, cuts_anywhere, llama_server
 from engine_models.schedulers.slots import SlotScheduler
 from hardware_profiles.device import DeviceKind
 
@@ -32,6 +32,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     version = ENGINE.version(version_text)
     server = llama_server(_with_defaults(request, version))
     kernels = ENGINE.switches(version).get("kernels", "")
+    if backend := backend_of(request):
+        kernels = f"{kernels or ENGINE.kernels}_{backend}"
     overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
 
     def scheduler(mode: Mode) -> SlotScheduler:

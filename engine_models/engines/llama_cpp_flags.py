@@ -52,6 +52,8 @@ _MODELLED: dict[str, Flag] = {
     "op_offload": Flag("bool", True),
     "host_cpu": Flag("str", None),
     "threads": Flag("int", -1, low=-1),
+    "device": Flag("str", None),
+    "hipblaslt": Flag("bool", None),
     "fit": Flag("str", "on", choices=("on", "off")),
     "fit_target": Flag("ints", [1024], low=0),
     "fit_ctx": Flag("int", 4096, low=1),
@@ -98,7 +100,7 @@ _CHANGING = {
         "ctx_checkpoints=32 checkpoint_min_step=8192"
     ),
     "where rarely used tensors are read from": "lazy_mode=auto|off",
-    "which devices compute": "device tensor_split",
+    "which devices compute": "tensor_split",
     "adapters, which are not simulated": "lora lora_scaled lora_init_without_apply",
 }
 _REFUSED = {
@@ -263,6 +265,7 @@ FLAGS = FlagTable(
     environment={
         **{f"LLAMA_ARG_{name.upper()}": name for name in (*_MODELLED, *_NAMES)},
         **{f"LLAMA_ARG_{variable}": name for variable, name in _ENVIRONMENT.items()},
+        "ROCBLAS_USE_HIPBLASLT": "hipblaslt",
     },
     prefixes=("LLAMA_ARG_",),
     abbreviated=False,

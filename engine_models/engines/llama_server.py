@@ -113,11 +113,22 @@ class LlamaServer:
             f"further requests wait in order; a full slot {full}",
             f"{found}; {kept}" if rules.cache_prompt else "prompts are computed from their beginning (no cache_prompt)",
             *((pool,) if rules.pool_cells else ()),
+            *self._backend_words(),
             *((spread,) if devices > 1 else ()),
             *self.split.notes(self.request),
             f"states are copied to and from host memory at {COPY_BYTES_PER_S / 1e9:.0f} GB/s (assumed), while all slots wait",
             "the host's time (0.1 ms a row, for sampling and streaming) and the front end (1 ms) are assumed",
         )
+
+
+    def _backend_words(self) -> tuple[str, ...]:
+        request = self.request
+        if request.device_vendor == "amd" and request.device_kind != "cpu":
+            if not backend_of(request):
+                return ("--device (ROCm0, Vulkan0) says which computes: they differ by up to a factor of 3 in prompts",)
+        elif (device := str(request.flags.get("device") or "")) and device.lower().startswith("vulkan"):
+            return (f"{device}: Vulkan's kernels are simulated on AMD's devices alone; these are the device's own backend",)
+        return ()
 
 
 def llama_server(request: PoolRequest) -> LlamaServer:
@@ -196,6 +207,27 @@ def _refuse(request: PoolRequest) -> None:
             where="deployment.kv_cache",
             mend=f"use fp16 or one of {', '.join(GGUF_KV_TYPES)}",
         )
+
+
+def backend_of(request: PoolRequest) -> str:
+    """How an AMD device computes, as `--device` says: one of the backends of `hardware_profiles.law_constants`.
+
+    "" on other devices, and where it does not say. Raises InputError where it names no device.
+    """
+    words = [word.strip().lower() for word in str(request.flags.get("device") or "").split(",") if word.strip()]
+    if "none" in words and request.device_kind != "cpu":
+        raise InputError(
+            "--device none computes on the CPU",
+            where="deployment.engine_args.device",
+            mend="name the CPU as `deployment.hardware`, or a device such as ROCm0, Vulkan0 or CUDA0",
+        )
+    if not words or request.device_vendor != "amd":
+        return ""
+    if words[0].startswith("vulkan"):
+        return "vulkan-bf16" if request.formats.weights.name == "bf16" else "vulkan"
+    if not words[0].startswith("rocm"):
+        return ""
+    return "rocm" if request.flags.get("hipblaslt") else "rocblas"
 
 
 def _kv_token_bytes(request: PoolRequest) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -139,6 +140,7 @@ def test_the_name_of_a_file_states_its_format(name: str, found: str | None) -> N
         ),
         ("llama-server -hf ggml-org/gemma-3-4b-it-GGUF -ctk q8_0 -ctv q8_0", {"cache_type_k": "q8_0"}, "q4_k_m"),
         ("llama-server -hf bartowski/Llama-GGUF:IQ3_M --cache-ram -1 -sps 0", {"cache_ram": -1}, "iq3_m"),
+        ("ROCBLAS_USE_HIPBLASLT=1 llama-server -m a.gguf -dev ROCm0", {"hipblaslt": True, "device": "ROCm0"}, None),
         ("LLAMA_ARG_N_PARALLEL=2 LLAMA_ARG_CTX_SIZE=4096 llama-server -m a.gguf", {"parallel": 2, "ctx_size": 4096}, None),
     ],
 )
@@ -158,6 +160,25 @@ def test_pasted_commands_are_read(command: str, values: dict[str, Any], weights:
 
 
 @pytest.mark.parametrize(
+    ("device", "version", "flags", "kernels"),
+    [
+        ("ryzen-ai-max-395-128gb", "0.7.0", {}, ""),
+        ("ryzen-ai-max-395-128gb", "0.7.0", {"device": "Vulkan0"}, "llama_cpp_vulkan"),
+        ("ryzen-ai-max-395-128gb", "0.7.0", {"device": "ROCm0,ROCm1", "hipblaslt": True}, "llama_cpp_rocm"),
+        ("ryzen-ai-max-395-128gb", "0.0.5800", {"device": "ROCm0"}, "llama_cpp_2025_rocblas"),
+        ("rtx-4090-24gb", "0.7.0", {"device": "Vulkan0"}, ""),
+    ],
+)
+def test_the_backend_of_an_amd_device(device: str, version: str, flags: dict[str, Any], kernels: str) -> None:
+    asked = request_of(device=device)
+    found = plan(replace(asked, flags={**asked.flags, **flags}), version)
+    assert found.kernels == kernels
+    said = " ".join(found.notes)
+    assert ("--device (ROCm0, Vulkan0) says which" in said) == (device.startswith("ryzen") and not flags)
+    assert ("Vulkan's kernels are simulated on AMD's devices alone" in said) == device.startswith("rtx")
+
+
+@pytest.mark.parametrize(
     ("flags", "words"),
     [
         ({"gpu_layers": 0}, "0 of the 33 layers"),
@@ -167,6 +188,7 @@ def test_pasted_commands_are_read(command: str, values: dict[str, Any], weights:
         ({"override_tensor": "exps=CPU"}, "which part of the model the CPU computes"),
         ({"split_mode": "row"}, "how the model is split"),
         ({"embedding": True}, "what the server computes"),
+        ({"device": "none"}, "computes on the CPU"),
         ({"max_num_seqs": 4}, "did you mean `parallel`"),
         ({"cache_type_k": "q3_k"}, "cannot be 'q3_k'"),
     ],

@@ -12,14 +12,17 @@ from hardware_profiles.device import all_devices, device_names, load_device
 from hardware_profiles.device_laws import LawOps, weight_bytes
 from hardware_profiles.instinct import BLOCK_S, LINK_LATENCY_S, ROW_S
 from hardware_profiles.kernels import operations_in_node, operations_of
-from hardware_profiles.law_constants import law_of, laws_of
+from hardware_profiles.law_constants import BACKENDS, law_of, laws_of
 from hardware_profiles.ops import Ops
 from hardware_profiles.packed_formats import PACKED_FORMATS
 from hardware_profiles.roofline import Roofline
 from simulator.config.load import load_scenario
 from simulator.run import simulate
 
-BRINGING = ("llama_cpp", "llama_cpp_2025", "llama_cpp_2024", "mlx", "exllamav2")
+BRINGING = (
+    *("llama_cpp", "llama_cpp_2025", "llama_cpp_2024", "mlx", "exllamav2", "mlc", "blockwise"),
+    *(f"llama_cpp{build}_{backend}" for build in ("", "_2025") for backend in BACKENDS),
+)
 TABLED_FORMATS = ("bf16", "fp8", "int8_wo", "int4", "mxfp4")
 ROWS = np.array([1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 32, 64, 100, 128, 129, 256, 512, 513, 1024, 2048, 8192], dtype=float)
 N, K = 14336, 4096
@@ -28,8 +31,11 @@ N, K = 14336, 4096
 def laws() -> list[tuple[str, str]]:
     """Devices and families; of old builds those whose kernels are not the newest's."""
     found = [(d, f, law_of(d, f)) for d in all_devices() for f in BRINGING]
-    old = ("llama_cpp_2025", "llama_cpp_2024")
-    return [(d.name, f) for d, f, law in found if law is not None and not (f in old and law is law_of(d, "llama_cpp"))]
+    return [
+        (d.name, f)
+        for d, f, law in found
+        if law is not None and not (f.startswith("llama_cpp_") and law is law_of(d, "llama_cpp"))
+    ]
 
 
 def test_nine_of_ten_values_are_further_off_than_the_median() -> None:
@@ -112,6 +118,38 @@ def test_old_builds_widen_the_weights_of_prompts() -> None:
     assert more[-1] == pytest.approx(moved)
     assert more[0] == 0.0
     assert float(new.gemm_s("fp16", 512, N, K)) == pytest.approx(float(old.gemm_s("fp16", 512, N, K)), rel=0.01)
+
+
+APU = "ryzen-ai-max-395-128gb"
+
+
+def test_a_librarys_product_on_widened_weights_takes_over_at_64_rows() -> None:
+    """ROCm builds of 2025: a step up at 64 rows, rocBLAS four times as slow as hipBLASLt beyond, alike below; none by Vulkan."""
+    own, default, vulkan = (operations_of(load_device(APU), f"llama_cpp_2025_{b}") for b in ("rocm", "rocblas", "vulkan"))
+    rows = np.array([63.0, 64.0, 512.0])
+    t = own.gemm_s("q4_k_m", rows, N, K)
+    assert t[1] > 1.2 * t[0]
+    assert t[0] == float(default.gemm_s("q4_k_m", 63, N, K))
+    assert 3 < float(default.gemm_s("q4_k_m", 512, N, K)) / t[2] < 4.5
+    assert np.diff(vulkan.gemm_s("q4_k_m", rows[:2], N, K))[0] < 0.05 * t[0]
+
+
+def test_tiles_of_prompts_pass_over_keys_that_no_cache_holds() -> None:
+    """512 tokens after 65,536: 32 query heads pass over eight of keys together under ROCm, one by one by Vulkan."""
+    rocm, vulkan = (operations_of(load_device(APU), f"llama_cpp_{b}") for b in ("rocm", "vulkan"))
+
+    def after(ops: Ops, tokens: int, kv_heads: int) -> float:
+        return float(ops.prefill_attention_s("bf16", "fp16", 32, kv_heads, 128, 0, 512, tokens))
+
+    assert after(rocm, 65_536, 32) > 3 * after(rocm, 65_536, 8)
+    assert after(vulkan, 65_536, 32) < 1.2 * after(vulkan, 65_536, 8)
+    assert after(vulkan, 65_536, 8) > 3 * after(rocm, 65_536, 8)
+    assert after(vulkan, 1024, 8) < 1.3 * after(rocm, 1024, 8)
+
+
+def test_bf16_by_vulkan_has_no_matrix_units_on_a_processor() -> None:
+    wide, half = (operations_of(load_device(APU), f"llama_cpp_{b}") for b in ("vulkan-bf16", "vulkan"))
+    assert float(wide.gemm_s("bf16", 512, N, K)) > 3 * float(half.gemm_s("bf16", 512, N, K))
 
 
 def test_prompts_attend_to_latent_keys_under_llama_cpp_and_to_expanded_ones_under_mlx() -> None:
