@@ -291,6 +291,16 @@ def test_runs_of_another_device_are_put_right_by_their_page() -> None:
         assert corrected(entry | other) == (entry | other, "")
 
 
+def test_answers_are_as_long_as_the_client_allows_where_its_page_says_so() -> None:
+    """Runs of SGLang of one page, which differ in what the list says of their lengths."""
+    scenario = SCENARIO.replace("  max_output_tokens: equal\n  requests: 6\n", "  requests: 6\n  drain_s: 30000\n")
+    entry = case(source="https://example.org/docs/performance-lab/deepseek-v3.2/h200.md", scenario=scenario)
+    found, heading = corrected(entry | {"reported": {"output_tok_s": 1427.44}})
+    assert load_scenario(found["scenario"]).workload.max_output_tokens == "equal"
+    assert "max_completion_tokens" in heading
+    assert corrected(entry | {"reported": {"output_tok_s": 2702.26}})[1] == ""
+
+
 def test_a_law_of_two_numbers_tells_less_of_lengths_than_a_list_of_them(tmp_path: Path) -> None:
     law = SCENARIO.replace("{kind: constant, value: 20}", "{kind: lognormal, mean: 20, p99: 60}")
     cases = [case(), case(scenario=law), case(scenario=law, lengths=[[300, 20]] * 6)]
