@@ -395,8 +395,8 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     return check_law(prepared)
 
 
-def _check_features(pool: Pool, engine: Engine, device: Device, *, structured: bool) -> None:
-    """Refuse what the engine lacks, or lacks on this kind of device."""
+def features_asked(pool: Pool, *, structured: bool) -> tuple[str, ...]:
+    """What a pool asks of its engine, by the names of `FEATURES`."""
     asked = {
         "speculative": pool.speculative is not None,
         "lora": pool.lora is not None,
@@ -405,7 +405,12 @@ def _check_features(pool: Pool, engine: Engine, device: Device, *, structured: b
         "pipeline_parallel": pool.pipeline_parallel > 1,
         "handover": pool.role != "mixed",
     }
-    for feature in (feature for feature, wanted in asked.items() if wanted):
+    return tuple(feature for feature, wanted in asked.items() if wanted)
+
+
+def _check_features(pool: Pool, engine: Engine, device: Device, *, structured: bool) -> None:
+    """Refuse what the engine lacks, or lacks on this kind of device."""
+    for feature in features_asked(pool, structured=structured):
         words, where = FEATURES[feature]
         support = engine.features.get(feature)
         if support is None:

@@ -132,7 +132,10 @@ def text(name: str, found: Recommendation) -> str:
         if tuned:
             lines.append(labelled("tuned", "; ".join(tuned)))
     said = [("never", f"{c.name}: no load was found at which it keeps the SLO") for c in found.never]
-    said += [("left out", f"{each.engine}: {each.reason}") for each in found.excluded]
+    reasons: dict[str, list[str]] = {}
+    for each in found.excluded:
+        reasons.setdefault(each.reason, []).append(each.engine)
+    said += [("left out", f"{', '.join(engines)}: {reason}") for reason, engines in reasons.items()]
     said += [("note", note) for note in found.notes]
     return "\n".join([*lines, *(labelled(label, words) for label, words in said)])
 

@@ -130,18 +130,22 @@ def recommend(
             where="deployment.pools",
             mend="describe one of them inline under `deployment`",
         )
+    from simulator.prepare import features_asked
+
     _check(wishes)
     pool = scenario.deployment.pools[0]
     engine_named(pool.engine, where="deployment.engine")
     load_device(pool.hardware)  # what no engine could mend is an error, not an exclusion
     load_architecture(scenario.model, Path.cwd())
     mine, _ = split(pool.engine)
+    structured = any(load.structured_output is not None for load in scenario.workload.loads())
+    features = (*wishes.features, *features_asked(pool, structured=structured))
     excluded: list[Excluded] = []
     asked: list[Asked] = []
     ways: dict[str, list[EnginePlan]] = {}
     for spelled in (*names(), *IMPLIED):
         name = split(spelled)[0]
-        why = _unwanted(name, wishes)
+        why = _unwanted(name, wishes, features)
         if why is None:
             try:
                 changed, default, plan = _with_engine(scenario, pool, name, IMPLIED.get(spelled, {}))
@@ -195,18 +199,16 @@ def _check(wishes: Wishes) -> None:
             )
 
 
-def _unwanted(name: str, wishes: Wishes) -> str | None:
-    """Why a constraint excludes an engine; None if none does."""
+def _unwanted(name: str, wishes: Wishes, features: Sequence[str]) -> str | None:
+    """Why a constraint, or a feature that is asked for, excludes an engine; None if none does."""
     project = PROJECTS.get(name)
     if wishes.licences and (project is None or project.licence not in wishes.licences):
         return f"licence {project.licence if project else 'unknown'}"
     if wishes.alive_since and (project is None or project.alive < wishes.alive_since):
         return f"no sign of life since {f'{project.alive} ({project.seen})' if project else 'ever'}"
-    features = engine_named(name).features
-    for feature in wishes.features:
-        if feature not in features:
-            return f"{FEATURES[feature][0]} is not simulated for it"
-    return None
+    there = engine_named(name).features
+    lacking = [FEATURES[feature][0] for feature in dict.fromkeys(features) if feature not in there]
+    return f"without {' and '.join(lacking)} (not simulated)" if lacking else None
 
 
 def _with_engine(

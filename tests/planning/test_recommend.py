@@ -13,6 +13,7 @@ import pytest
 from engine_models.engines.known import names
 from engine_models.engines.projects import PROJECTS
 from hardware_profiles.errors import InputError
+from simulator.cli.recommend import text
 from simulator.config.load import load_scenario
 from simulator.planning import recommend as module
 from simulator.planning.headroom import TOLERANCE, Search, _Outcome
@@ -141,13 +142,24 @@ def test_tuning_keeps_the_flag_that_carries_most(
     [
         (Wishes(licences=("MIT",)), {"vllm": "licence Apache-2.0"}),
         (Wishes(alive_since="2026-06"), {"tgi": "no sign of life since 2026-01 (commit db931fcf)"}),
-        (Wishes(features=("speculative",)), {"deepspeed_mii": "speculative decoding is not simulated for it"}),
+        (Wishes(features=("speculative",)), {"deepspeed_mii": "without speculative decoding (not simulated)"}),
     ],
 )
 def test_a_constraint_leaves_out_with_its_reason(wishes: Wishes, left: dict[str, str]) -> None:
     found = recommend(load_scenario(SCENARIO), wishes, workers=1)
     reasons = {e.engine: e.reason for e in found.excluded}
     assert left.items() <= reasons.items()
+
+
+@pytest.mark.usefixtures("costs")
+def test_engines_that_lack_what_the_pool_asks_are_named_together() -> None:
+    deployment = {**SCENARIO["deployment"], "lora": {"max_loras": 2}}
+    found = recommend(load_scenario({**SCENARIO, "deployment": deployment}), Wishes(), workers=1)
+    without = [each.engine for each in found.excluded if each.reason == "without LoRA adapters (not simulated)"]
+    assert {"mlc_llm", "litserve", "transformers"} <= set(without)
+    said = " ".join(text("mine", found).split())
+    assert said.count("without LoRA adapters") == 1
+    assert f"{', '.join(without)}: without LoRA adapters (not simulated)" in said
 
 
 @pytest.mark.usefixtures("costs")
