@@ -46,7 +46,8 @@ def adapters_of_pool(
     settings, tp = request.lora, request.tensor_parallel
     lacking = {
         "vLLM before 0.8": first,
-        "sliding windows or recurrent layers": windows != (None,),
+        "recurrent layers": any(block.kind == "linear" for block in request.arch.attention),
+        "sliding windows": settings is not None and windows != (None,),
         "CPUs": request.device_kind == "cpu",
     }
     what, where = ("LoRA adapters", "deployment.lora") if settings is not None else FEATURES["structured"]

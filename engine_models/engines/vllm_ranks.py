@@ -52,6 +52,21 @@ class Rank:
             unhashed_to_head=self.unhashed_to_head,
         )
 
+    def hybrid(self) -> HybridKV:
+        """Build a cache of several groups."""
+        from engine_models.memory.hybrid_kv import HybridKV
+
+        return HybridKV(
+            self.blocks,
+            self.block_tokens,
+            self.windows,
+            prefix_caching=self.prefix_caching,
+            unhashed_to_head=self.unhashed_to_head,
+            most_in_flight_tokens=self.rules.in_flight * self.rules.max_num_batched_tokens,
+            max_model_len=self.rules.max_model_len,
+            **self.switches,
+        )
+
     def scheduler(self, mode: Mode) -> ContinuousScheduler:
         """Build a scheduler with its cache."""
         if self.role != "mixed":
@@ -66,33 +81,25 @@ class Rank:
             kind = prefill if self.role == "prefill" else decode
             held = self.tiers.build() if self.tiers is not None else None
             return kind(self.rules, self.paged(), aggregate=mode != "step", record_rows=mode == "record", tiers=held)
+        spans = tuple(sorted({window for window in self.windows if window is not None}))
+        kv: PagedKV | HybridKV = self.paged() if self.windows == (None,) else self.hybrid()
         if self.adapters is not None:
             from engine_models.schedulers.adapted import AdaptedScheduler
 
-            steps, records = mode == "step", mode == "record"
             tiers = self.tiers.build() if self.tiers is not None else None
             return AdaptedScheduler(
-                self.rules, self.paged(), self.adapters, aggregate=not steps, record_rows=records, tiers=tiers
+                self.rules,
+                kv,
+                self.adapters,
+                aggregate=mode != "step" and isinstance(kv, PagedKV),
+                record_rows=mode == "record",
+                tiers=tiers,
+                windows=spans,
             )
-        kv: PagedKV | HybridKV
-        spans = tuple(sorted({window for window in self.windows if window is not None}))
-        if self.windows == (None,):
-            kv = self.paged()
-        else:
-            from engine_models.memory.hybrid_kv import HybridKV
+        if mode == "jump" and self.tiers is None and not isinstance(kv, PagedKV):
             from engine_models.schedulers.windowed import WindowedScheduler
 
-            kv = HybridKV(
-                self.blocks,
-                self.block_tokens,
-                self.windows,
-                prefix_caching=self.prefix_caching,
-                unhashed_to_head=self.unhashed_to_head,
-                most_in_flight_tokens=self.rules.in_flight * self.rules.max_num_batched_tokens,
-                max_model_len=self.rules.max_model_len,
-                **self.switches,
-            )
-            if mode == "jump" and self.tiers is None and WindowedScheduler.serves(self.rules):
+            if WindowedScheduler.serves(self.rules):
                 return WindowedScheduler(self.rules, kv, spans)
         if mode == "jump" and self.tiers is None and isinstance(kv, PagedKV):
             if self.rules.speculative_tokens:

@@ -11,6 +11,7 @@ before 0.33 (assumed: public copies to 0.2x) of those that the step serves.
 
 from __future__ import annotations
 
+from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.memory.kv_tiers import KvTiers
 from engine_models.memory.paged_kv import PagedKV
 from engine_models.parts.adapters import AdaptedDecodes, AdapterLimits, AdapterSlots
@@ -21,12 +22,12 @@ from engine_models.schedulers.continuous import ContinuousScheduler
 
 
 class AdaptedScheduler(ContinuousScheduler):
-    """`ContinuousScheduler` with adapters, over a cache of one group."""
+    """`ContinuousScheduler` with adapters; over a cache of several groups step by step."""
 
     def __init__(
         self,
         rules: ContinuousRules,
-        kv: PagedKV,
+        kv: PagedKV | HybridKV,
         limits: AdapterLimits,
         *,
         aggregate: bool = True,

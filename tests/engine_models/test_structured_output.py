@@ -121,6 +121,24 @@ def test_ranks_wait_for_the_one_with_most_masks() -> None:
     assert jumped.result["totals"]["completed"] == LOAD["requests"]
 
 
+@pytest.mark.parametrize("model", ["openai/gpt-oss-20b", "google/gemma-3-27b-it"])
+def test_rows_over_sliding_windows_are_served_as_without_grammars(model: str) -> None:
+    """A share that no request falls into changes nothing; half of them little."""
+    lengths = {"prompt_tokens": {"kind": "uniform", "low": 100, "high": 3000}, "output_tokens": 60}
+    deployment = {"engine": "vllm", "hardware": "h100-sxm-80gb", "engine_args": {"max_model_len": 8192}}
+
+    def run(**more: float) -> dict[str, Any]:
+        load = {**LOAD, **lengths, "shared_prefix": {"groups": 4, "tokens": 90}, **more}
+        found = simulate(load_scenario({"model": model, "deployment": deployment, "workload": load}))
+        return {**found.result["metrics"], "completed": found.result["totals"]["completed"]}
+
+    free, nobody, half = run(), run(structured_output=1e-9), run(structured_output=0.5)
+    assert nobody == free
+    assert half["tpot_ms"] != free["tpot_ms"]
+    assert half["tpot_ms"]["mean"] == pytest.approx(free["tpot_ms"]["mean"], rel=0.03)  # masks are hidden behind the model
+    assert half["completed"] == LOAD["requests"]
+
+
 @pytest.mark.parametrize("pool", [{"speculative": EAGLE}, {"pipeline_parallel": 2}])
 def test_drafts_and_stages_of_vllm_beside_grammars_run(pool: dict[str, Any]) -> None:
     constrained, free = scenario({**LOAD, "structured_output": 0.5}, **pool), scenario(LOAD, **pool)
