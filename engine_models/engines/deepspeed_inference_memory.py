@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
-from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
+from engine_models.model.activations import activation_bytes, runtime_bytes
 from engine_models.refusals import ELSEWHERE
 from hardware_profiles.errors import InfeasibleError, InputError
 
@@ -68,7 +68,7 @@ def rate_of(request: PoolRequest, place: str) -> float:
 def memory_of(request: PoolRequest, kept: int, place: str, rows: int, token_bytes: int) -> tuple[MemoryBudget, int]:
     """What weights, logits and activations leave; the activations of a token go with its keys and values."""
     arch, tp, device = request.arch, request.tensor_parallel, request.device_memory_bytes
-    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
+    other = runtime_bytes(tp)
     fixed, prefill = activation_bytes(arch, 0, rows, tp), activation_bytes(arch, 1, 0, tp)
     free = device - kept - other - fixed
     tokens = int(free // (token_bytes + prefill))

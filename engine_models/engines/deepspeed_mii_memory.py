@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
-from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
-from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.model.activations import activation_bytes, runtime_bytes
+from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from engine_models.model.blocks import Architecture
 from engine_models.refusals import ELSEWHERE, no_expert_parallelism, only_16_bit_kv, only_on_nvidia
 from hardware_profiles.errors import InfeasibleError, InputError
@@ -50,8 +50,8 @@ def memory_of(request: PoolRequest, arch: Architecture, state: Mapping[str, Any]
     weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1)
     logits = state["max_ragged_sequence_count"] * arch.vocab * LOGIT_BYTES * (3 if tp > 1 else 1)
     buffers = activation_bytes(arch, state["max_ragged_batch_size"], 0, tp) + logits
-    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
-    per_token = sum(group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1))
+    other = runtime_bytes(tp)
+    per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp)
     block, free = int(per_token * page), device - weights - buffers - other
     fixed = config["mode"] == "allocate"
     if fixed:

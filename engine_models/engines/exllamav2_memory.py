@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
 from engine_models.memory.chained_pages import PAGE_TOKENS
-from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
-from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.model.activations import activation_bytes, runtime_bytes
+from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from engine_models.refusals import ELSEWHERE, no_expert_parallelism, only_on_nvidia
 from hardware_profiles.errors import InfeasibleError, InputError
 
@@ -44,13 +44,12 @@ def memory_of(request: PoolRequest, cache_tokens: int, chunk: int, page: int) ->
     """The cache is as large as asked for; what it leaves beside weights, a chunk and the reserve must not be negative."""
     arch, tp, device = request.arch, request.tensor_parallel, request.device_memory_bytes
     weights = weight_bytes_per_rank(arch, request.formats.weights, tp)
-    groups = kv_groups(arch, request.formats.kv_cache, tp)
-    per_token = sum(group.bytes_per_token_per_rank for group in groups)
+    per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp)
     widened = 0
     if is_packed(request):  # the 16-bit keys and values of one layer
         widened = max(2 * 2 * max(1, block.kv_heads // tp) * block.head_dim for block in arch.attention)
     largest = activation_bytes(arch, chunk, ROW_TOKENS, tp)
-    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
+    other = runtime_bytes(tp)
     reserve = RESERVED_BYTES
     if request.flags.get("autosplit_reserve"):
         reserve = int(request.flags["autosplit_reserve"][0]) << 20

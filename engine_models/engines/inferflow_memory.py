@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
 from engine_models.model.activations import CONTEXT_BYTES, activation_bytes
-from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from engine_models.refusals import no_expert_parallelism, no_layers, only_on_nvidia
 from hardware_profiles.errors import InfeasibleError, InputError
 
@@ -36,7 +36,7 @@ def memory_of(request: PoolRequest, queries: int, context: int) -> MemoryBudget:
     on_host = bool(request.flags.get("be_host_embeddings", True)) and not arch.tied_embeddings
     weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1) - (arch.vocab * arch.hidden * 2 // tp if on_host else 0)
     buffers = activation_bytes(arch, context, 0, tp)
-    per_token = sum(group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1))
+    per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp)
     cache, other = int(per_token * context), int(CONTEXT_BYTES)
     free = device - weights - buffers - other
     if free < queries * cache:

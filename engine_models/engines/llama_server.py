@@ -13,7 +13,7 @@ from engine_models.declaration import Limits, MemoryBudget, PoolRequest
 from engine_models.engines.llama_server_memory import MIB, memory_of
 from engine_models.engines.llama_server_split import COPY_BYTES_PER_S, Split
 from engine_models.memory.whole_prompts import WholePrompts
-from engine_models.model.architecture import kv_groups
+from engine_models.model.architecture import kv_bytes_per_token
 from engine_models.refusals import no_expert_parallelism, no_layers
 from engine_models.schedulers.slots import PAD_CELLS, SlotRules, padded
 from hardware_profiles.errors import InputError
@@ -174,7 +174,8 @@ def llama_server(request: PoolRequest) -> LlamaServer:
         n_keep=int(flags.get("keep", 0)),
     )
     ram_bytes = float("inf") if ram_mib < 0 else float(ram_mib * MIB)
-    return LlamaServer(request, rules, cells, memory, ram_bytes, _kv_token_bytes(request) + ENTRY_BYTES, split)
+    token_bytes = float(kv_bytes_per_token(arch, request.formats.kv_cache)) + ENTRY_BYTES
+    return LlamaServer(request, rules, cells, memory, ram_bytes, token_bytes, split)
 
 
 def cuts_anywhere(request: PoolRequest) -> bool:
@@ -228,9 +229,3 @@ def backend_of(request: PoolRequest) -> str:
     if not words[0].startswith("rocm"):
         return ""
     return "rocm" if request.flags.get("hipblaslt") else "rocblas"
-
-
-def _kv_token_bytes(request: PoolRequest) -> float:
-    return float(
-        sum(group.bytes_per_token_per_rank for group in kv_groups(request.arch, request.formats.kv_cache))
-    )

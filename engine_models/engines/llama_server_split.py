@@ -10,7 +10,7 @@ from engine_models.model.architecture import (
     Architecture,
     expert_bytes,
     in_pieces,
-    kv_groups,
+    kv_bytes_per_token,
     weight_bytes_per_rank,
 )
 from hardware_profiles.device import Device, load_device
@@ -94,7 +94,7 @@ class Split:
             needed = expert_bytes(on_host, request.formats.weights)
         else:
             needed = weight_bytes_per_rank(on_host, request.formats.weights)
-            needed += cells * sum(g.bytes_per_token_per_rank for g in kv_groups(on_host, request.formats.kv_cache))
+            needed += cells * kv_bytes_per_token(on_host, request.formats.kv_cache)
         if needed > host.memory_bytes.value:
             raise InfeasibleError(
                 f"what stays on the CPU of {request.arch.name} takes {needed / 1e9:.0f} GB of the host's memory; "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from engine_models.cost.adapters import Adapters
 from engine_models.cost.terms import Terms
 from engine_models.declaration import Limits, MemoryBudget, Mode, PoolRequest
-from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES
+from engine_models.model.activations import runtime_bytes
 from engine_models.model.architecture import weight_bytes_per_rank
 from engine_models.parts.protocols import Scheduler
 
@@ -32,4 +32,4 @@ def bytes_before(request: PoolRequest) -> tuple[int, int]:
     """Bytes of the weights on a device, and of its context and collectives."""
     tp = request.tensor_parallel
     weights = weight_bytes_per_rank(request.arch, request.formats.weights, tp, 1, request.expert_parallel)
-    return weights, int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
+    return weights, runtime_bytes(tp)

@@ -16,7 +16,7 @@ from engine_models.declaration import Limits, MemoryBudget, MemoryLine, Mode, Po
 from engine_models.engines.lmdeploy_adapters import adapters_in
 from engine_models.engines.lmdeploy_backend import Backend, bytes_before
 from engine_models.memory.block_trie import TrieBlocks
-from engine_models.model.architecture import kv_groups
+from engine_models.model.architecture import kv_bytes_per_token
 from engine_models.refusals import ELSEWHERE, no_layers, only_weights_in
 from engine_models.schedulers.alternating import AlternatingRules, AlternatingScheduler
 from engine_models.schedulers.alternating_drafted import DraftedAlternatingScheduler
@@ -162,9 +162,7 @@ def _memory(request: PoolRequest, rows: int, lora_bytes: int) -> tuple[MemoryBud
         page = min(page, LARGE_HEAD_BLOCK_TOKENS)
     weights, other = bytes_before(request)
     drafter = request.speculation.weight_bytes() if request.speculation is not None else 0
-    per_token = sum(
-        group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)
-    )
+    per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp)
     if request.speculation is not None:
         per_token += request.speculation.kv_bytes_per_token()
     block, free = int(per_token * page), device - weights - drafter - lora_bytes - other

@@ -14,7 +14,7 @@ from engine_models.cost.terms import HostOverhead, Terms
 from engine_models.declaration import Limits, MemoryBudget, MemoryLine, Mode, PoolRequest
 from engine_models.engines.lmdeploy_backend import Backend, bytes_before
 from engine_models.memory.block_trie import TrieBlocks
-from engine_models.model.architecture import kv_groups
+from engine_models.model.architecture import kv_bytes_per_token
 from engine_models.refusals import no_layers, only_weights_in
 from engine_models.schedulers.oldest_first import OldestFirstRules, OldestFirstScheduler
 from hardware_profiles.errors import InfeasibleError, InputError
@@ -121,7 +121,7 @@ def _memory(request: PoolRequest, page: int) -> MemoryBudget:
     share = float(request.flags.get("cache_max_entry_count", 0.8))
     weights, other = bytes_before(request)
     kv = request.formats.kv_cache
-    per_token_bytes: float = sum(group.bytes_per_token_per_rank for group in kv_groups(arch, kv, tp, 1))
+    per_token_bytes: float = kv_bytes_per_token(arch, kv, tp)
     if kv.name in KV_BITS:
         vector = arch.attention[0].head_dim / 8
         per_token_bytes *= (vector * KV_BITS[kv.name] + SCALE_BYTES) / (vector * kv.bits_per_weight)

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine_models.declaration import MemoryLine, PoolRequest
 from engine_models.model.activations import activation_bytes
-from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from engine_models.model.blocks import Architecture
 from engine_models.refusals import no_expert_parallelism, no_layers, only_16_bit_kv
 from hardware_profiles.errors import InfeasibleError
@@ -45,9 +45,7 @@ def memory_of(
     weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1)
     drafter = drafts.weight_bytes() if drafts is not None else 0
     workspaces = workspace_bytes(arch, tp, rows, chunk)
-    per_token = (
-        sum(group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)) + 1.25
-    )
+    per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp) + 1.25
     if drafts is not None and drafts.draft is not None:
         workspaces += workspace_bytes(drafts.draft, drafts.tensor_parallel, rows, chunk)
         per_token += drafts.kv_bytes_per_token() + 1.25

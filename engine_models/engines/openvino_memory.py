@@ -7,7 +7,7 @@ from typing import Any
 
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
 from engine_models.model.activations import CONTEXT_BYTES, activation_bytes
-from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from hardware_profiles.errors import InfeasibleError
 
 ROWS = 256
@@ -37,7 +37,7 @@ def block_tokens_of(request: PoolRequest) -> int:
 def _kv_bytes_per_token(request: PoolRequest) -> float:
     """Bytes of keys and values of a token, with their scales."""
     arch, kv = request.arch, request.formats.kv_cache
-    plain = float(sum(group.bytes_per_token_per_rank for group in kv_groups(arch, kv)))
+    plain = float(kv_bytes_per_token(arch, kv))
     if kv.name not in ("int8", "u4"):
         return plain
     blocks = [block for block in arch.attention if block.cache]

@@ -11,7 +11,6 @@ scheduler (`capacity-plan validate schedules`).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from engine_models.cost.overheads import load_overheads
@@ -32,12 +31,11 @@ from engine_models.engines.sglang_drafts import draft_defaults
 from engine_models.engines.sglang_flags import FLAGS, dp_attention
 from engine_models.engines.sglang_handover import handover_of
 from engine_models.engines.sglang_kernels import compiles_products
-from engine_models.engines.sglang_memory import kv_format, memory_of
+from engine_models.engines.sglang_memory import as_loaded, kv_format, memory_of
 from engine_models.engines.sglang_notes import say_beside, say_steps
 from engine_models.engines.sglang_ranks import limits_of, pair_replay_of, rank_of, replay_of
 from engine_models.engines.sglang_serving import Serving, kv_tokens_of, rows_of
 from engine_models.engines.sglang_tiers import tiers_of
-from engine_models.model.architecture import with_state_values
 from engine_models.model.formats import FORMATS
 from hardware_profiles.device import DeviceKind
 
@@ -51,9 +49,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     Raises InfeasibleError if the weights do not fit or no KV cache is left, InputError on flags out of range.
     """
     version, number, said = ENGINE.version(version_text), ENGINE.parts(version_text or ENGINE.newest), Said()
-    # states are float32 unless the flag says otherwise, whatever the model's config asks for (datasheet: `server_args.py`, 0.5)
-    wide = str(request.flags.get("mamba_ssm_dtype") or "float32") == "float32"
-    request = replace(request, arch=with_state_values(request.arch, 4 if wide else 2))
+    request = as_loaded(request)
     serving = Serving.of(request, number, said)
     adapters = adapters_of_pool(request)
     lora_bytes = adapters.memory_bytes if adapters is not None else 0

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
 from engine_models.engines.sglang_drafts import kv_share_of_drafter
 from engine_models.model.activations import CONTEXT_BYTES
-from engine_models.model.architecture import kv_groups, state_bytes_per_sequence, weight_bytes_per_rank
+from engine_models.model.architecture import (
+    kv_groups,
+    state_bytes_per_sequence,
+    weight_bytes_per_rank,
+    with_state_values,
+)
 from engine_models.model.blocks import Architecture
 from hardware_profiles.device import Device
 from hardware_profiles.errors import InfeasibleError, InputError
@@ -64,6 +70,13 @@ def reserved_bytes(
 def default_running(tokens: int, context_tokens: int) -> int:
     """Default `max_running_requests` for a KV cache of `tokens` and a context limit."""
     return max(1, min(max(2048, min(4096, tokens * 512 // context_tokens)), tokens // 2))
+
+
+def as_loaded(request: PoolRequest) -> PoolRequest:
+    """The pool with its states in float32 unless the flag says otherwise, whatever the model's config asks for (datasheet:
+    `server_args.py`, 0.5)."""
+    wide = str(request.flags.get("mamba_ssm_dtype") or "float32") == "float32"
+    return replace(request, arch=with_state_values(request.arch, 4 if wide else 2))
 
 
 def state_bytes(request: PoolRequest) -> int:

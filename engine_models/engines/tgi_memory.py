@@ -8,8 +8,8 @@ from typing import Any
 from engine_models.cost.adapters import Adapters, adapters_of
 from engine_models.declaration import Limits, MemoryBudget, MemoryLine, PoolRequest
 from engine_models.engines.tgi_launcher import Serving, Version
-from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
-from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.model.activations import activation_bytes, runtime_bytes
+from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from engine_models.refusals import adapters_are_counted
 from engine_models.schedulers.whole_lifetime import LifetimeRules
 from hardware_profiles.errors import InfeasibleError, InputError
@@ -107,11 +107,9 @@ def memory_of(request: PoolRequest, prefill_tokens: int, page: int, lora_bytes: 
     usable = int(device * share)
     weights = weight_bytes_per_rank(arch, request.formats.weights, tp, 1, request.expert_parallel)
     activations = activation_bytes(arch, prefill_tokens, 1, tp)
-    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
+    other = runtime_bytes(tp)
     draft_weights = request.speculation.weight_bytes() if request.speculation is not None else 0
-    per_token = sum(
-        group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, 1)
-    )
+    per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp)
     block = int(per_token * page)
     kv = usable - weights - draft_weights - lora_bytes - activations - other
     if kv < 2 * block:

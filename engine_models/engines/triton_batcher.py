@@ -7,6 +7,7 @@ from typing import Any
 
 from engine_models.engines.triton_flags import BATCHING, GROUP, POLICY, group
 from engine_models.schedulers.dynamic_batcher import BatcherRules, QueuePolicy
+from engine_models.schedulers.memory_then_tokens_handed import Gathering
 from hardware_profiles.errors import InputError
 
 _WHERE = "deployment.engine_args"
@@ -52,4 +53,21 @@ def _policy(given: Any, where: str) -> QueuePolicy:
     return QueuePolicy(int(keys["max_queue_size"]), timeout_s, keys["timeout_action"])
 
 
-__all__ = ["rules_of"]
+def gathering_of(flags: Mapping[str, Any], streams: bool) -> Gathering:
+    """How Triton hands requests over: by keys of `dynamic_batching`, or the same by the template's names."""
+    batching = group(flags.get("dynamic_batching"), BATCHING, f"{_WHERE}.dynamic_batching")
+    policy = group(batching["default_queue_policy"], POLICY, f"{_WHERE}.dynamic_batching.default_queue_policy")
+    if batching["priority_levels"] or policy["default_timeout_microseconds"]:
+        raise InputError(
+            "priorities and time-outs of Triton's queue before the TensorRT-LLM backend are not simulated: the backend takes "
+            "whatever comes at once",
+            where=f"{_WHERE}.dynamic_batching",
+            mend="leave them out; a router's `admission` has a time-out",
+        )
+    delay_us = flags.get("max_queue_delay_microseconds", batching["max_queue_delay_microseconds"])
+    preferred = batching["preferred_batch_size"] or [max(1, int(flags.get("max_batch_size", 0)))]
+    queue = flags.get("max_queue_size", policy["max_queue_size"])
+    return Gathering(1e-6 * int(delay_us), max(preferred), int(queue), streams)
+
+
+__all__ = ["gathering_of", "rules_of"]

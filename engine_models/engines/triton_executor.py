@@ -10,9 +10,7 @@ Read in tensorrtllm_backend (`docs/model_config.md`, `all_models/inflight_batche
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from engine_models.cost.drafting import summary_note
 from engine_models.cost.overheads import load_overheads
@@ -20,8 +18,9 @@ from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import Parallelism, Terms
 from engine_models.declaration import EnginePlan, Limits, Mode, PoolRequest
+from engine_models.engines.triton_batcher import gathering_of
 from engine_models.engines.triton_ensemble import front_of
-from engine_models.engines.triton_flags import BATCHING, BLS, BUILD, POLICY, group
+from engine_models.engines.triton_flags import BLS, BUILD, group
 from engine_models.engines.trtllm_executor import MemoryWords, memory_left
 from engine_models.engines.trtllm_kernels import UNGROUPED_BYTES_PER_S, as_run, experts, reads_by_head
 from engine_models.memory.block_tree import BlockTree
@@ -46,45 +45,6 @@ KERNELS = "trtllm"
 _POLICIES = {"guaranteed_no_evict": GUARANTEED, "max_utilization": UTILIZATION, "static_batch": STATIC}
 _OVERHEADS = "triton_trtllm"
 _WHERE = "deployment.engine_args"
-
-
-@dataclass(frozen=True)
-class Rank:
-    """What a fresh scheduler is built from."""
-
-    rules: TwoPassRules
-    gathering: Gathering
-    blocks: int
-    block_tokens: int
-    reuse: bool
-    windows: tuple[int, ...]
-    row_tokens: int
-
-    def scheduler(self, mode: Mode) -> TwoPassScheduler:
-        """Build a scheduler with its blocks."""
-        kv = BlockTree(self.blocks, self.block_tokens, prefix_caching=self.reuse)
-        if self.row_tokens > 1:
-            return DraftedHandedTwoPassScheduler(
-                self.rules, kv, self.gathering, row_tokens=self.row_tokens, windows=self.windows
-            )
-        return HandedTwoPassScheduler(self.rules, kv, self.gathering, aggregate=mode == "jump", windows=self.windows)
-
-
-def gathering_of(flags: Mapping[str, Any], streams: bool) -> Gathering:
-    """How Triton hands requests over: by keys of `dynamic_batching`, or the same by the template's names."""
-    batching = group(flags.get("dynamic_batching"), BATCHING, f"{_WHERE}.dynamic_batching")
-    policy = group(batching["default_queue_policy"], POLICY, f"{_WHERE}.dynamic_batching.default_queue_policy")
-    if batching["priority_levels"] or policy["default_timeout_microseconds"]:
-        raise InputError(
-            "priorities and time-outs of Triton's queue before the TensorRT-LLM backend are not simulated: the backend takes "
-            "whatever comes at once",
-            where=f"{_WHERE}.dynamic_batching",
-            mend="leave them out; a router's `admission` has a time-out",
-        )
-    delay_us = flags.get("max_queue_delay_microseconds", batching["max_queue_delay_microseconds"])
-    preferred = batching["preferred_batch_size"] or [max(1, int(flags.get("max_batch_size", 0)))]
-    queue = flags.get("max_queue_size", policy["max_queue_size"])
-    return Gathering(1e-6 * int(delay_us), max(preferred), int(queue), streams)
 
 
 def plan(request: PoolRequest, engine: str, version: str) -> EnginePlan:
@@ -129,7 +89,14 @@ def plan(request: PoolRequest, engine: str, version: str) -> EnginePlan:
         context_chunking_policy=FIRST_COME if chunked else None,
         overlap=False,
     )
-    gathering = gathering_of(flags, streams)
+    gathering, windows = gathering_of(flags, streams), arch.windows_below(context)
+
+    def scheduler(mode: Mode) -> TwoPassScheduler:
+        kv = BlockTree(memory.blocks, block, prefix_caching=reuse)
+        if row_tokens > 1:
+            return DraftedHandedTwoPassScheduler(rules, kv, gathering, row_tokens=row_tokens, windows=windows)
+        return HandedTwoPassScheduler(rules, kv, gathering, aggregate=mode == "jump", windows=windows)
+
     front, around = front_of(flags, None if called == "tensorrt_llm" else 1, streams=streams)
     longest = min(context - 1, build["max_input_len"] or context, context if chunked else tokens)
     step_tokens = max(tokens, inside * row_tokens, context if policy == UTILIZATION and not chunked else 0)
@@ -152,9 +119,7 @@ def plan(request: PoolRequest, engine: str, version: str) -> EnginePlan:
             spare_tokens=row_tokens - 1,
         ),
         memory=memory,
-        scheduler=Rank(
-            rules, gathering, memory.blocks, block, reuse, arch.windows_below(context), row_tokens
-        ).scheduler,
+        scheduler=scheduler,
         costs=StepCosts(
             as_run(request),
             request.formats,
@@ -225,4 +190,4 @@ def _refuse(request: PoolRequest) -> None:
     )
 
 
-__all__ = ["KERNELS", "WEIGHTS", "gathering_of", "plan"]
+__all__ = ["KERNELS", "WEIGHTS", "plan"]

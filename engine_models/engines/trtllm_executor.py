@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
-from engine_models.model.activations import COLLECTIVE_BYTES, CONTEXT_BYTES, activation_bytes
-from engine_models.model.architecture import kv_groups, weight_bytes_per_rank
+from engine_models.model.activations import activation_bytes, runtime_bytes
+from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from hardware_profiles.errors import InfeasibleError
 
 
@@ -45,10 +45,8 @@ def memory_left(
     drafter = request.speculation
     draft_weights = drafter.weight_bytes() if drafter else 0
     activations = activation_bytes(arch, tokens, -(-tokens // max(context - 1, 1)), tp)
-    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if tp > 1 else 0))
-    per_token = sum(
-        group.bytes_per_token_per_rank for group in kv_groups(arch, request.formats.kv_cache, tp, pp)
-    ) + (drafter.kv_bytes_per_token() if drafter else 0)
+    other = runtime_bytes(tp)
+    per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp, pp) + (drafter.kv_bytes_per_token() if drafter else 0)
     block = int(per_token * block_tokens)
     free = device - weights - draft_weights - lora_bytes - activations - other
     usable = int(free * fraction)

@@ -12,14 +12,17 @@ from engine_models.engines.vllm_kernels import expert_tiles, held_weights
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_versions import Version, as_sampled
 from engine_models.model.activations import (
-    COLLECTIVE_BYTES,
-    CONTEXT_BYTES,
     LOGIT_BYTES,
     SORT_BYTES,
     activation_bytes,
+    runtime_bytes,
     tower_bytes,
 )
-from engine_models.model.architecture import kv_groups, mla_absorbed_bytes_per_rank, weight_bytes_per_rank
+from engine_models.model.architecture import (
+    kv_bytes_per_token,
+    mla_absorbed_bytes_per_rank,
+    weight_bytes_per_rank,
+)
 from hardware_profiles.errors import InfeasibleError, InputError
 
 if TYPE_CHECKING:
@@ -85,14 +88,13 @@ def _memory(
     tower, left = profiled_images(request, serving.tokens, serving.context, version.number) if pictures else (0, 0)
     activations = max(tower, left + activations)
     devices = tp * pp * request.data_parallel
-    other = int(CONTEXT_BYTES + (COLLECTIVE_BYTES if devices > 1 else 0))
+    other = runtime_bytes(devices)
     # with adapters a graph of each size that computes them is captured beside the one that does not
     graphs, lora_bytes = (2, adapters.memory_bytes) if adapters is not None else (1, 0)
     graph = int(GRAPH_BYTES_PER_SIZE * graphs * len(serving.graphs)) if version.graph_memory_counts else 0
-    groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
     drafter = request.speculation
     draft_weights = drafter.weight_bytes() if drafter else 0
-    per_token = sum(group.bytes_per_token_per_rank for group in groups) + (drafter.kv_bytes_per_token() if drafter else 0)
+    per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp, pp) + (drafter.kv_bytes_per_token() if drafter else 0)
     block = cache.block_bytes
     kv = usable - weights - draft_weights - lora_bytes - activations - other - graph
     left, verbatim = kv, flags.get("kv_cache_memory_bytes")

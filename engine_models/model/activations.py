@@ -13,6 +13,11 @@ CONTEXT_BYTES = 0.25e9  # CUDA context, cuBLAS workspaces, allocator slack: what
 COLLECTIVE_BYTES = 0.50e9  # NCCL channels and custom all-reduce buffers, with tensor parallelism only
 
 
+def runtime_bytes(devices: int) -> int:
+    """What context and, between several devices, collectives take of one [bytes]."""
+    return int(CONTEXT_BYTES + (COLLECTIVE_BYTES if devices > 1 else 0))
+
+
 SORT_BYTES, LOGIT_BYTES = 38, 12
 """Memory of a logit while rows are sampled: where a truncating sampler sorts, and else.
 
