@@ -164,6 +164,7 @@ class Terms:
     quantises : whether the input of a product in narrow arithmetic is quantised by an operation of its own.
     selection_kernels, selection_passes : kernels that select the experts of a layer beyond the one that engines have written for
         it, and how many passes over the scores they take as long as.
+    norm_kernels : kernels of each of a layer's norms beyond one, each a pass as it is.
     head_norm_kernels : kernels of a layer's norms by head beyond one for queries and one for keys, each a pass over both.
     copies_heads : whether queries and keys are copied out of their product's output before norms by head.
     rotary_in_attention : whether attention rotates queries and keys in the kernel that writes its cache, which its tables hold.
@@ -219,6 +220,7 @@ class Terms:
     quantises: bool = False
     selection_kernels: int = 0
     selection_passes: int = 0
+    norm_kernels: int = 0
     head_norm_kernels: int = 0
     copies_heads: bool = False
     rotary_in_attention: bool = False
@@ -275,7 +277,7 @@ class Shard:
         stage, tensor = self.stage, self.parallel.tensor
         gemms = [gemm for gemm in gemm_shapes(stage, tensor, self.parallel.expert) if gemm.per == "token"]
         found = float(sum(gemm.layers * (2 if self._quantises(gemm.part) else 1) for gemm in gemms))
-        norms = 0 if self.terms.fused_norm_tokens else stage.norms_per_layer
+        norms = 0 if self.terms.fused_norm_tokens else stage.norms_per_layer * (1 + self.terms.norm_kernels)
         found += norms * stage.layers + (self.reduces if tensor > 1 else 0)
         found += sum(block.layers * (ATTENTION_LAUNCHES + 2 * (block.qk_norm != "none")) for block in stage.attention)
         found += sum(block.layers * self.terms.head_norm_kernels for block in stage.attention if block.qk_norm == "head")
@@ -433,7 +435,7 @@ def norms_and_rotary(shard: Shard, m: IntArray) -> Parts:
     Each of a layer's normalisations reads and writes the activation and the residual.
     """
     ops, stage, tp = shard.ops, shard.stage, shard.parallel.tensor
-    norms_s = stage.norms_per_layer * stage.layers * ops.elementwise_s(4.0 * _width(shard, m))
+    norms_s = stage.norms_per_layer * (1 + shard.terms.norm_kernels) * stage.layers * ops.elementwise_s(4.0 * _width(shard, m))
     yield "norms", np.where(m <= shard.terms.fused_norm_tokens, 0.0, norms_s)
     for block in stage.attention:
         if block.kind == "linear":  # the gated norm of what comes out

@@ -27,11 +27,11 @@ from engine_models.engines.sglang_kernels import (
     copies_heads,
     experts,
     fused_norm_tokens,
-    head_norm_kernels,
     latent_launches,
     selection_kernels,
     token_tiles,
 )
+from engine_models.engines.sglang_norms import torch_norms
 from engine_models.engines.sglang_serving import Serving
 from engine_models.model.blocks import Architecture
 from hardware_profiles.device import load_device
@@ -85,6 +85,9 @@ def _terms(
     warn_of_attention(request, attention, number, said.warnings)
     own_experts = experts(request, number, said.warnings)
     tiled = token_tiles(request, number, said.warnings)
+    norms = torch_norms(request, number)
+    if any(norms):
+        said.notes.append("norms are computed in PyTorch, kernel by kernel")
     kernels, passes = selection_kernels(request, number, own_experts)
     launched, fused = as_run(request, number, own_experts)
     said.notes += fused
@@ -116,7 +119,8 @@ def _terms(
         selection_kernels=kernels,
         selection_passes=passes,
         token_tiles=tiled,
-        head_norm_kernels=head_norm_kernels(request, number),
+        norm_kernels=norms.layer,
+        head_norm_kernels=norms.heads,
         copies_heads=copies_heads(request, number),
     )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from engine_models.cost.flash_attention2 import HBM_BYTES_PER_S
 from engine_models.declaration import PoolRequest
+from engine_models.engines.sglang_norms import TORCH_ROUTING, routes_in_torch
 from engine_models.model.blocks import Architecture, MlpBlock
 from engine_models.model.formats import Format
 from hardware_profiles.device import load_device
@@ -175,30 +176,11 @@ _SELECTED_IN_ONE_SINCE = (0, 5, 23)
 """Version whose kernel (FlashInfer's) selects of any power of two beside a shared expert; not yet 0.5.10, none read between."""
 
 
-_NORMED_IN_TORCH, _NORMED_IN_ONE_SINCE = ("gemma4", "gemma4_text"), (0, 5, 14)
-"""Types whose norm has no kernel on AMD's GPUs and is computed in PyTorch, and the first version that joins those of queries,
-keys and values (`Gemma4RMSNorm.forward_hip`, `gemma_qkv_rmsnorm` of 0.5.14; 0.5.10 lacks the model, none read between)."""
-_TORCH_NORMS, _TORCH_ROUTING = 26, 16
-"""Kernels by count of that code (2026-11): of the norms of queries (10), keys (10) and values (7) beyond one; of the router's
-norm with two scales (9) and of the choice (7). With them Gemma 4 on an MI300X (sgl-cookbook) is 3, -4, -12 and -8 % off in TPOT
-(31B and 26B-A4B, 1 and 100 users; -16, -17, -54 and -34 without); the median TTFT of 26B-A4B is 89 ms for 90, 42 without."""
-
-
-def head_norm_kernels(request: PoolRequest, version: tuple[int, ...]) -> int:
-    """Kernels of the norms by head of a layer beyond one for queries and one for keys."""
-    return _TORCH_NORMS if _norms_in_torch(request, version) else 0
-
-
-def _norms_in_torch(request: PoolRequest, version: tuple[int, ...]) -> bool:
-    amd = load_device(request.device_name).vendor == "amd"
-    return amd and request.arch.model_type in _NORMED_IN_TORCH and version < _NORMED_IN_ONE_SINCE
-
-
 def selection_kernels(request: PoolRequest, version: tuple[int, ...], backend: str | None) -> tuple[int, int]:
     """Kernels that select the experts of a layer beyond the one that engines have written for it, and their time in plain ones
     (AMD's aiter has one)."""
-    if request.arch.has_experts and _norms_in_torch(request, version):
-        return _TORCH_ROUTING, _TORCH_ROUTING + _SORT_PASSES - 1
+    if request.arch.has_experts and routes_in_torch(request, version):
+        return TORCH_ROUTING, TORCH_ROUTING + _SORT_PASSES - 1
     if request.arch.model_type not in _SELECTED_IN_TORCH or backend in (None, "trtllm"):
         return 0, 0
     number = max(block.experts for block in request.arch.mlp)
