@@ -84,7 +84,7 @@ def _check_lockstep(pool: Pool) -> None:
             where="deployment.pipeline_parallel",
             mend="use tensor_parallel within a rank instead",
         )
-    for key in ("offload", "kv_tiers", "lora"):
+    for key in ("kv_tiers", "lora"):
         if getattr(pool, key) is not None:
             raise InputError(
                 f"`{key}` beside data-parallel attention is not modelled yet",

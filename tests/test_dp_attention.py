@@ -200,7 +200,8 @@ def test_a_pasted_vllm_command_shares_experts_over_its_ranks() -> None:
     ("changes", "words"),
     [
         ({"pipeline_parallel": 2}, "across pipeline stages"),
-        ({"offload": {"kv_offloading_size": 8}}, "`offload` beside data-parallel attention"),
+        ({"kv_tiers": [{"kind": "host", "bytes": 8e9}]}, "`kv_tiers` beside data-parallel attention"),
+        ({"lora": {"max_loras": 2}}, "`lora` beside data-parallel attention"),
     ],
 )
 def test_what_is_not_modelled_beside_it_is_refused(changes: dict[str, Any], words: str) -> None:

@@ -164,6 +164,8 @@ def tiers_of(
         said.warnings += [f"kv_connector_extra_config `{key}` is not modelled and was ignored" for key in unread]
     if tiers is not None:
         said.notes += tiers.notes
+        if request.data_parallel > 1:
+            said.notes.append("KV offload: each data-parallel rank is an engine with host memory of its own, of the size that is stated")
     elif config and request.role == "mixed":
         said.warnings.append(
             f"vllm flag `kv_transfer_config` is modelled for {NATIVE} with its size, {LMCACHE}, {MOONCAKE} and "

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator import RunResult, simulate
+from simulator import RunResult, load_scenario, simulate
 
 CHATS: dict[str, Any] = {
     "arrivals": {"kind": "poisson", "rate": 1.5},
@@ -63,3 +63,27 @@ def test_an_endless_host_behind_a_radix_tree_is_an_endless_cache() -> None:
     endless = run(None, engine="sglang", engine_args={"context_length": 8192, "page_size": 16})
     np.testing.assert_array_equal(small.raw.cached_tokens, endless.raw.cached_tokens)
     assert external(small) > 0.3
+
+
+def test_each_of_several_ranks_has_host_memory_of_its_own() -> None:
+    """Requests one at a time are one rank's: an endless host finds what an endless cache has. Many at once jump as they step."""
+    ranks = {"tensor_parallel": 1, "data_parallel": 4, "expert_parallel": 4, "hardware": "h100-sxm-80gb", "engine": "vllm@0.19.1"}
+    endless = {"kv_offloading_size": 9e5, "bytes_per_s": ENDLESS}
+    few = {"num_gpu_blocks_override": 600, "max_model_len": 8192}
+
+    def of(arrivals: dict[str, Any], *, aggregate: bool = True, requests: int = 40, **pool: Any) -> RunResult:
+        load = {key: value for key, value in CHATS.items() if key != "sessions"}
+        load |= {"shared_prefix": {"groups": 12, "tokens": 1500}, "arrivals": arrivals, "requests": requests}
+        given = {"model": "mistralai/Mixtral-8x7B-v0.1", "deployment": {**ranks, **pool}, "workload": load}
+        return simulate(load_scenario(given), aggregate=aggregate)
+
+    alone = {"kind": "constant", "rate": 0.1}
+    small, large = of(alone, offload=endless, engine_args=few), of(alone, engine_args={"max_model_len": 8192})
+    assert set(small.requests["instance_id"].tolist()) == {0}
+    np.testing.assert_array_equal(small.raw.cached_tokens, large.raw.cached_tokens)
+    assert external(small) > 0.1
+    crowd = {"kind": "poisson", "rate": 3}
+    runs = [of(crowd, aggregate=jumps, requests=150, offload=endless, engine_args=few) for jumps in (True, False)]
+    assert runs[0].result == runs[1].result
+    assert set(runs[0].requests["instance_id"].tolist()) == {0, 1, 2, 3}
+    assert external(runs[0]) > 0.05
