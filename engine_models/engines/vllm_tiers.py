@@ -165,7 +165,7 @@ def tiers_of(
     if tiers is not None:
         said.notes += tiers.notes
         if request.data_parallel > 1:
-            said.notes.append("KV offload: each data-parallel rank is an engine with host memory of its own, of the size that is stated")
+            said.notes.append("KV offload: each data-parallel rank is an engine with host memory of its own, of the stated size")
     elif config and request.role == "mixed":
         said.warnings.append(
             f"vllm flag `kv_transfer_config` is modelled for {NATIVE} with its size, {LMCACHE}, {MOONCAKE} and "
