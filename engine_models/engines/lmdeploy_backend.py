@@ -1,4 +1,4 @@
-"""What each of LMDeploy's two engines says of a pool, and the memory that both count alike."""
+"""What each of LMDeploy's two engines says of a pool."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from engine_models.cost.adapters import Adapters
 from engine_models.cost.terms import Terms
-from engine_models.declaration import Limits, MemoryBudget, Mode, PoolRequest
-from engine_models.model.activations import runtime_bytes
-from engine_models.model.architecture import weight_bytes_per_rank
+from engine_models.declaration import Limits, MemoryBudget, Mode
 from engine_models.parts.protocols import Scheduler
 
 
@@ -26,10 +24,3 @@ class Backend:
     notes: tuple[str, ...]
     recorded: bool
     adapters: Adapters | None = None
-
-
-def bytes_before(request: PoolRequest) -> tuple[int, int]:
-    """Bytes of the weights on a device, and of its context and collectives."""
-    tp = request.tensor_parallel
-    weights = weight_bytes_per_rank(request.arch, request.formats.weights, tp, 1, request.expert_parallel)
-    return weights, runtime_bytes(tp)

@@ -12,33 +12,20 @@ from dataclasses import replace
 
 from engine_models.cost.draft_methods import WHERE
 from engine_models.cost.terms import HostOverhead, Terms
-from engine_models.declaration import Limits, MemoryBudget, MemoryLine, Mode, PoolRequest
+from engine_models.declaration import Limits, Mode, PoolRequest
 from engine_models.engines.lmdeploy_adapters import adapters_in
-from engine_models.engines.lmdeploy_backend import Backend, bytes_before
+from engine_models.engines.lmdeploy_backend import Backend
+from engine_models.engines.lmdeploy_memory import pytorch_memory
 from engine_models.memory.block_trie import TrieBlocks
-from engine_models.model.architecture import kv_bytes_per_token
 from engine_models.refusals import ELSEWHERE, no_layers, only_weights_in
 from engine_models.schedulers.alternating import AlternatingRules, AlternatingScheduler
 from engine_models.schedulers.alternating_drafted import DraftedAlternatingScheduler
 from hardware_profiles.errors import InfeasibleError, InputError
 
-CACHE_SHARE = 0.8
-PREFILL_TOKENS = 8192
-BLOCK_TOKENS = 64
 GRAPH_STEP = 256
-LEAST_BLOCKS = 16
-FEW_BLOCKS = 2
-LOGIT_BYTES = 2
-"""Defaults and sizes (datasheet: `utils.py`, `messages.py`, `backends/cuda/graph_runner.py`, `engine/executor/base.py` at
-1263d5cd, 2026-08). The budget of a prefill is halved until `LEAST_BLOCKS` are left; with `FEW_BLOCKS`
-it does not start."""
-
+"""Rows between two captured batches beyond it (datasheet: `backends/cuda/graph_runner.py` at 1263d5cd, 2026-08)."""
 WEIGHTS = ("bf16", "fp16", "fp8", "fp8_block", "int8", "awq")
 """Formats that the PyTorch engine loads (datasheet: `pytorch/config.py`, `backends/cuda` there)."""
-
-LARGE_HEAD_DIM, LARGE_HEAD_BLOCK_TOKENS = 512, 32
-"""From this key width on blocks are smaller, but with FlashMLA, which Hopper has (datasheet: `_adjust_block_size` there)."""
-FLASH_MLA_CARDS = ("h100", "h200", "h20", "h800", "gh200")
 
 
 def graph_sizes(rows: int) -> tuple[int, ...]:
@@ -55,7 +42,7 @@ def resolved(request: PoolRequest, rows: int, host: HostOverhead) -> Backend:
     arch, flags = request.arch, request.flags
     _refuse(request)
     adapters = adapters_in(request)
-    memory, prefill, page = _memory(request, rows, adapters.memory_bytes if adapters is not None else 0)
+    memory, prefill, page = pytorch_memory(request, rows, adapters.memory_bytes if adapters is not None else 0)
     usable = memory.blocks - 1  # block 0 is of padding
     session = int(flags.get("session_len") or arch.max_context_tokens)
     windows = arch.windows_below(session)
@@ -147,50 +134,6 @@ def _refuse(request: PoolRequest) -> None:
         )
     caches = f"LMDeploy's state caches and sparse attention, which {request.arch.name} needs"
     no_layers(request, ("linear", "sparse"), f"{caches}, are not simulated")
-
-
-def _memory(request: PoolRequest, rows: int, lora_bytes: int) -> tuple[MemoryBudget, int, int]:
-    """KV bytes = a share of what weights, adapters, context and the largest step's logits leave; a prefill's budget; a block."""
-    flags, arch = request.flags, request.arch
-    tp, device = request.tensor_parallel, request.device_memory_bytes
-    share = float(flags.get("cache_max_entry_count", CACHE_SHARE))
-    page = int(flags.get("cache_block_seq_len", BLOCK_TOKENS))
-    heads = arch.attention[0]
-    if (heads.kind == "mla" or heads.head_dim >= LARGE_HEAD_DIM) and not (
-        heads.kind == "mla" and request.device_name.startswith(FLASH_MLA_CARDS)
-    ):
-        page = min(page, LARGE_HEAD_BLOCK_TOKENS)
-    weights, other = bytes_before(request)
-    drafter = request.speculation.weight_bytes() if request.speculation is not None else 0
-    per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp)
-    if request.speculation is not None:
-        per_token += request.speculation.kv_bytes_per_token()
-    block, free = int(per_token * page), device - weights - drafter - lora_bytes - other
-    prefill = int(flags.get("max_prefill_token_num", PREFILL_TOKENS))
-    while True:
-        logits = (prefill + 2 * rows) * arch.vocab * LOGIT_BYTES
-        kv = int((free - logits) * share)
-        if kv // block <= FEW_BLOCKS:
-            lack = int((FEW_BLOCKS + 1) * block / share) - (free - logits)
-            raise InfeasibleError(
-                f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + "
-                f"{(drafter + lora_bytes + other + logits) / 1e9:.1f} GB besides (logits of {prefill:,} prompt tokens among "
-                f"them), of {device / 1e9:.1f} GB; {lack / 1e9:.1f} GB too much on each of {tp} devices",
-                where="deployment",
-                mend=f"{request.more_memory}, or a smaller engine_args.max_prefill_token_num",
-            )
-        if kv // block >= LEAST_BLOCKS or prefill == 1:
-            break
-        prefill //= 2
-    lines = (
-        MemoryLine("weight", "weights", weights),
-        *((MemoryLine("draft", "weights of the drafter", drafter),) if drafter else ()),
-        *((MemoryLine("lora", "LoRA adapters", lora_bytes),) if lora_bytes else ()),
-        MemoryLine("other", "CUDA context, collectives", other),
-        MemoryLine("activation", "logits of the largest step", logits),
-        MemoryLine("left", "left for activations and CUDA graphs", free - logits - kv),
-    )
-    return MemoryBudget(device, device, lines, kv, per_token, block, kv // block), prefill, page
 
 
 __all__ = ["WEIGHTS", "graph_sizes", "resolved"]

@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine_models.cost.terms import HostOverhead, Terms
-from engine_models.declaration import Limits, MemoryBudget, MemoryLine, Mode, PoolRequest
-from engine_models.engines.lmdeploy_backend import Backend, bytes_before
+from engine_models.declaration import Limits, Mode, PoolRequest
+from engine_models.engines.lmdeploy_backend import Backend
+from engine_models.engines.lmdeploy_memory import BLOCK_TOKENS, KV_BITS, PREFILL_TOKENS, turbomind_memory
 from engine_models.memory.block_trie import TrieBlocks
-from engine_models.model.architecture import kv_bytes_per_token
 from engine_models.refusals import no_layers, only_weights_in
 from engine_models.schedulers.oldest_first import OldestFirstRules, OldestFirstScheduler
-from hardware_profiles.errors import InfeasibleError, InputError
+from hardware_profiles.errors import InputError
 
 MODEL_TYPES = frozenset(
     {
@@ -31,9 +31,6 @@ PYTORCH_ONLY = ("int8",)
 """Checkpoints for which `is_supported` there says no whatever the model (SmoothQuant)."""
 WEIGHTS = ("bf16", "fp16", "awq", "gptq", "int4", "fp8_block", "mxfp4")
 """Formats that it loads (datasheet: `_build_resolver` of `turbomind/converter.py`)."""
-KV_BITS, SCALE_BYTES = {"int8": 8, "int4": 4}, 4
-"""Bits of a value of quantized keys and values; scale and zero point of a vector of them, 16 bits each (datasheet:
-`docs/en/quantization/kv_quant.md`, `kernels/attention/block.h`)."""
 OVERHEADS = "lmdeploy_turbomind"
 
 
@@ -52,11 +49,11 @@ def resolved(request: PoolRequest, rows: int, host: HostOverhead) -> Backend:
     """
     arch, flags, tp = request.arch, request.flags, request.tensor_parallel
     _refuse(request)
-    page = int(flags.get("cache_block_seq_len", 64))
-    memory = _memory(request, page)
+    page = int(flags.get("cache_block_seq_len", BLOCK_TOKENS))
+    memory = turbomind_memory(request, page)
     session = int(flags.get("session_len") or arch.max_context_tokens)
     context = session if session > rows else session * session
-    forward = -(-(int(flags.get("max_prefill_token_num", 8192)) + rows) // tp) * tp
+    forward = -(-(int(flags.get("max_prefill_token_num", PREFILL_TOKENS)) + rows) // tp) * tp
     caching = bool(flags.get("enable_prefix_caching", False))
     windows = arch.windows_below(session)
     rules = OldestFirstRules(rows, forward, context)
@@ -113,30 +110,3 @@ def _refuse(request: PoolRequest) -> None:
             where="deployment.kv_cache",
             mend=f"use int8 or int4 (quant_policy: 8, 4), or {elsewhere}",
         )
-
-
-def _memory(request: PoolRequest, page: int) -> MemoryBudget:
-    """KV bytes = a share of what weights and context leave, before buffers are allocated; these come out of the rest."""
-    arch, tp, device = request.arch, request.tensor_parallel, request.device_memory_bytes
-    share = float(request.flags.get("cache_max_entry_count", 0.8))
-    weights, other = bytes_before(request)
-    kv = request.formats.kv_cache
-    per_token_bytes: float = kv_bytes_per_token(arch, kv, tp)
-    if kv.name in KV_BITS:
-        vector = arch.attention[0].head_dim / 8
-        per_token_bytes *= (vector * KV_BITS[kv.name] + SCALE_BYTES) / (vector * kv.bits_per_weight)
-    free, block = device - weights - other, int(per_token_bytes * page)
-    kv_bytes = max(0, int(free * share))
-    if kv_bytes < block:
-        raise InfeasibleError(
-            f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device + {other / 1e9:.1f} GB besides, of "
-            f"{device / 1e9:.1f} GB, leave no room for a KV cache on each of {tp} devices",
-            where="deployment",
-            mend=request.more_memory,
-        )
-    lines = (
-        MemoryLine("weight", "weights", weights),
-        MemoryLine("other", "CUDA context, collectives", other),
-        MemoryLine("left", "left for buffers and activations", free - kv_bytes),
-    )
-    return MemoryBudget(device, device, lines, kv_bytes, per_token_bytes, block, kv_bytes // block)
