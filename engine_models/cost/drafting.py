@@ -71,6 +71,8 @@ class Speculation:
     heads : (n, k) of the matrices of Medusa's heads, applied to the last token of a row.
     branches : tokens that a pass of the drafter proposes from, a row (1: drafts form a chain, else a tree).
     verified : tokens of a row that a step verifies, the one before the drafts included; 0: 1 + tokens.
+    lengths : numbers of rows below which so many drafts are made, none above, where their number goes by the rows; `tokens` is
+        the most.
     by_host : whether the host takes part in every pass as in a step; decodes alone draft then, and the drafter computes one pass
         more for rows all of whose drafts were accepted.
     notes : what was assumed.
@@ -90,7 +92,12 @@ class Speculation:
     branches: int = 1
     verified: int = 0
     by_host: bool = False
+    lengths: tuple[tuple[int, int], ...] = ()
     notes: tuple[str, ...] = ()
+
+    def of_length(self, tokens: int) -> Speculation:
+        """The same with so many drafts in every step."""
+        return replace(self, tokens=tokens, rates=self.rates[:tokens], lengths=())
 
     @property
     def row_tokens(self) -> int:
@@ -492,6 +499,36 @@ class Drafting(StepCost):
         """Host time of a batch."""
         own_s = self.model.host_s(batch)
         return own_s + self._host_passes_s if batch.decode_rows else own_s
+
+
+class DraftingByRows(StepCost):
+    """Step times where the number of drafts goes by the rows: each step's are those of as many drafts as it verifies.
+
+    by_length : step times by the number of drafts, 0 for the model alone. Steps of prompts are those of the most.
+    """
+
+    def __init__(self, by_length: Mapping[int, StepCost]) -> None:
+        self._by_length = dict(by_length)
+        self._most = self._by_length[max(self._by_length)]
+
+    def _of(self, batch: Batch) -> StepCost:
+        return self._by_length[batch.decode_tokens // batch.decode_rows - 1] if batch.decode_rows else self._most
+
+    def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
+        """As of the base."""
+        return self._of(batches[0]).step_s(batches)
+
+    def run_s(self, shapes: Sequence[Batch], steps: int) -> FloatArray:
+        """As of the base."""
+        return self._of(shapes[0]).run_s(shapes, steps)
+
+    def few_s(self, shapes: Sequence[Batch], steps: int) -> list[float]:
+        """As of the base."""
+        return self._of(shapes[0]).few_s(shapes, steps)
+
+    def host_s(self, batch: Batch) -> float:
+        """As of the base."""
+        return self._of(batch).host_s(batch)
 
 
 def _matrices_s(ops: Ops, matrices: tuple[tuple[int, int], ...], highest: int) -> FloatArray:

@@ -56,6 +56,8 @@ class StepCosts:
             from engine_models.cost.measured import MeasuredSteps
 
             return self._in_parts(MeasuredSteps(self.measured, terms.host))
+        if drafts is not None and drafts.lengths:
+            return self._by_drafts(drafts, ops)
         ops = ops.on_threads(terms.threads) if terms.threads else ops
         ops = ops.with_attention(*terms.attention) if any(terms.attention) else ops
         if drafts is not None:
@@ -89,6 +91,14 @@ class StepCosts:
         from engine_models.cost.token_masks import WithMasks
 
         return WithMasks(whole, self.masks, shard)
+
+    def _by_drafts(self, drafts: Speculation, ops: Ops) -> StepCost:
+        """Step times where the number of drafts goes by the rows."""
+        from engine_models.cost.drafting import DraftingByRows
+
+        found = {0: replace(self, speculation=None).over(ops)}
+        found |= {number: replace(self, speculation=drafts.of_length(number)).over(ops) for _, number in drafts.lengths}
+        return DraftingByRows(found)
 
     def _in_parts(self, whole: StepCost) -> StepCost:
         if self.parts is None:

@@ -8,10 +8,7 @@ Behaviour and defaults of the repository at 79d603f0 (2026-07: `cpp/serve`, `pyt
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from engine_models.cost.draft_methods import chains_only
-from engine_models.cost.drafting import summary_note as drafts_note
 from engine_models.cost.overheads import load_overheads
 from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
@@ -25,6 +22,7 @@ from engine_models.declaration import (
     PoolRequest,
     Support,
 )
+from engine_models.engines.mlc_llm_drafts import drafts_in, notes_of
 from engine_models.engines.mlc_llm_flags import DRAFT_METHODS, FLAGS, settings
 from engine_models.engines.mlc_llm_memory import refuse
 from engine_models.engines.mlc_llm_modes import Sizes
@@ -33,7 +31,6 @@ from engine_models.schedulers.hybrid_prefill import HybridPrefillScheduler, Hybr
 from engine_models.schedulers.hybrid_prefill_drafted import DraftedHybridScheduler
 from hardware_profiles.device import DeviceKind
 
-COUNTED = "a row counts for the {} tokens that it verifies: of {:,} rows {:,} run"
 LOCAL_NOTE = "mode local serves {rows} requests at once, others wait; `mode: server` takes the memory that is there"
 
 
@@ -44,9 +41,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     """
     arch, flags = request.arch, settings(request.flags)
     refuse(request)
-    sizes = Sizes.of(request, flags)
+    drafts = drafts_in(request, flags)
+    sizes = Sizes.of(request, flags, drafts)
     mode, rows, served, total, chunk, kept = sizes.mode, sizes.rows, sizes.served, sizes.total, sizes.chunk, sizes.kept
-    drafts = replace(request.speculation, by_host=True) if request.speculation is not None else None
     caching = flags["prefix_cache_mode"] == "radix"
     rules = HybridRules(served, total, chunk, hybrid=drafts is None and flags["prefill_mode"] == "hybrid")
     windows = arch.windows_below(sizes.context)
@@ -54,8 +51,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     def scheduler(mode: Mode) -> HybridPrefillScheduler:
         kv = ForkedPages(sizes.pages, sizes.page, prefix_caching=caching, recycling=None if kept < 0 else kept)
         if drafts is not None:
-            known = int(drafts.method == "draft_model")
-            return DraftedHybridScheduler(rules, kv, drafts=drafts.tokens, next_tokens=known, windows=windows)
+            known, by_rows = int(drafts.method == "draft_model"), drafts.lengths
+            return DraftedHybridScheduler(
+                rules, kv, drafts=drafts.tokens, next_tokens=known, lengths=by_rows, windows=windows
+            )
         return HybridPrefillScheduler(rules, kv, aggregate=mode != "step", record_rows=mode == "record", windows=windows)
 
     overheads = load_overheads(ENGINE.name)
@@ -90,7 +89,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             + ("decodes among them" if rules.hybrid else "during which decodes pause")
             + (f"; {'all' if kept < 0 else f'{kept:,}'} ended sequences are kept for others" if caching else "; no prefix cache"),
             *([LOCAL_NOTE.format(rows=rows)] if mode == "local" else []),
-            *([drafts_note(drafts), *drafts.notes, COUNTED.format(drafts.row_tokens, rows, served)] if drafts else []),
+            *notes_of(drafts, rows, served),
             "its scheduling was read from the source and compared with no recording; buffers of compiled functions are taken for "
             "twice the activations of a step, its host times (0.5 ms an action, 10 us a row) are assumed, nobody measured them",
         ),

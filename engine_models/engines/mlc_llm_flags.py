@@ -32,6 +32,9 @@ _IGNORED = ("max_history_size", "prefix_cache_mode", "prefill_mode", "opt")
 """Of those that may be listed: of recurrent models, or read from the flags of the same name instead."""
 DRAFT_METHODS = {"small_draft": "draft_model", "eagle": "eagle", "medusa": "medusa"}
 """Values of ``--speculative-mode``, and methods of a pool's `speculative`."""
+AUTOMATIC = ((10, 4), (20, 3), (30, 2))
+"""Numbers of rows below which a small model makes so many drafts where `spec_draft_length` is 0, its default (datasheet:
+`auto_spec_decode.cc`, 79d603f0)."""
 _NEVER = ("sliding_window_size", "attention_sink_size", "pipeline_parallel_stages")
 
 _MODELLED: dict[str, Flag] = {
@@ -104,13 +107,11 @@ def _drafts(mode: str, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> dic
     if mode == "disable":
         return None
     given = {**flags, **overridden(flags.get("overrides"))}
-    stated = (pool.get("speculative") or {}).get("num_speculative_tokens")
-    length = given.get("spec_draft_length", stated)
-    where = "deployment.engine_args.spec_draft_length"
-    if not length:
+    length = given.get("spec_draft_length")
+    if not length and mode != "small_draft":
         raise InputError(
-            "MLC-LLM chooses the number of drafts by the number of rows where it is 0 or left out, which is not simulated",
-            where=where,
+            f"MLC-LLM does not choose the number of drafts by itself in mode {mode}",
+            where="deployment.engine_args.spec_draft_length",
             mend="give a number, such as spec_draft_length: 4",
         )
     if given.get("spec_tree_width", 1) > 1:
@@ -119,7 +120,7 @@ def _drafts(mode: str, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> dic
             where="deployment.engine_args.spec_tree_width",
             mend="leave spec_tree_width out",
         )
-    found: dict[str, Any] = {"method": DRAFT_METHODS[mode], "num_speculative_tokens": length}
+    found: dict[str, Any] = {"method": DRAFT_METHODS[mode], "num_speculative_tokens": length or AUTOMATIC[0][1]}
     models = given.get("additional_models")
     if models and mode == "small_draft" and not (pool.get("speculative") or {}).get("model"):
         found["model"] = re.sub(_COMPILED, "", str(models[0]).partition(",")[0].rsplit("/", 1)[-1])

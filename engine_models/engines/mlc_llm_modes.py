@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine_models.cost.drafting import Speculation
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
+from engine_models.engines.mlc_llm_drafts import rows_served
 from engine_models.engines.mlc_llm_memory import CHUNK, LOCAL_ROWS, LOCAL_TOKENS, memory_of
 from engine_models.schedulers.hybrid_prefill import WATERMARK_TOKENS
-from hardware_profiles.errors import InfeasibleError, InputError
+from hardware_profiles.errors import InfeasibleError
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Sizes:
     memory: MemoryBudget
 
     @classmethod
-    def of(cls, request: PoolRequest, flags: Mapping[str, Any]) -> Sizes:
+    def of(cls, request: PoolRequest, flags: Mapping[str, Any], drafts: Speculation | None) -> Sizes:
         """By the flags of a pool; InfeasibleError where memory or a request has no room, InputError where drafts have none."""
         arch, mode, page = request.arch, str(flags["mode"]), int(flags["kv_cache_page_size"])
         compiled = {"local": min(LOCAL_ROWS, flags["max_batch_size"]), "interactive": 1, "server": flags["max_batch_size"]}
@@ -65,22 +67,7 @@ class Sizes:
         lines = (*lines, MemoryLine("unused", f"not used in mode {mode}", int(most * per_token) - kv))
         memory = MemoryBudget(request.device_memory_bytes, usable, lines, kv, per_token, int(per_token * page), pages)
         kept = rows if kept is None else kept
-        return cls(mode, rows, _served(request, rows, chunk), context, total, pages, page, longest, chunk, kept, memory)
-
-
-def _served(request: PoolRequest, rows: int, chunk: int) -> int:
-    """Requests that run at once, each of which counts for the tokens that it verifies."""
-    drafts = request.speculation
-    if drafts is None:
-        return rows
-    served = min(rows, chunk) // drafts.row_tokens
-    if not served:
-        raise InputError(
-            f"MLC-LLM lets nobody in: a row that verifies {drafts.row_tokens} tokens counts for as many of the {rows} rows",
-            where="deployment.engine_args.max_num_sequence",
-            mend=f"give at least {drafts.row_tokens} rows for each request at once (mode: server, or max_num_sequence)",
-        )
-    return served
+        return cls(mode, rows, rows_served(drafts, rows, chunk), context, total, pages, page, longest, chunk, kept, memory)
 
 
 __all__ = ["Sizes"]

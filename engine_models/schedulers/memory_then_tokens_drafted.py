@@ -65,7 +65,7 @@ class VerifiedRows(DecodeSet):
         """Enter the next step of one row, and note what it gets."""
         batch.serve(self.row_tokens, seq.length - 1, decodes=True)
         gain = 1 if seq.acceptance is None else 1 + seq.acceptance(seq.verifications)
-        gain = min(gain, seq.final_length - seq.length)  # none where it has ended in flight
+        gain = min(gain, self.row_tokens, seq.final_length - seq.length)  # none where it has ended in flight
         seq.verifications += 1
         seq.length += gain
         self.gains[seq].append((batch.number, gain))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models.engines.known import parse_engine_args
-from engine_models.engines.mlc_llm_flags import FLAGS
+from engine_models.engines.mlc_llm_flags import AUTOMATIC, FLAGS
 from engine_models.flags import reconcile
 from engine_models.memory.forked_pages import ForkedPages
 from engine_models.parts.acceptance import AcceptanceStreams
@@ -44,10 +44,11 @@ class Drafted:
         pages: int = 126,
         total: int = 2000,
         caching: bool = False,
+        lengths: tuple[tuple[int, int], ...] = (),
     ) -> None:
         self.kv = ForkedPages(pages, 16, prefix_caching=caching, recycling=2)
         rules = HybridRules(rows, total, chunk, hybrid=False)
-        self.scheduler = DraftedHybridScheduler(rules, self.kv, drafts=drafts, next_tokens=1)
+        self.scheduler = DraftedHybridScheduler(rules, self.kv, drafts=drafts, next_tokens=1, lengths=lengths)
         self.batches: list[Batch] = []
         self.seqs = sharing(asked, 100)
         streams = AcceptanceStreams(tuple(accepted**i for i in range(1, drafts + 1)), key=3)
@@ -93,6 +94,21 @@ def test_pages_for_the_drafts_of_every_row_are_free_before_a_step() -> None:
     assert [batch.tokens for batch in done.batches] == [32, 42, 21, 21, 38, 21, 21]
     assert [seq.preemptions for seq in done.seqs] == [0, 1]
     assert (done.scheduler.verifications, done.scheduler.verified_drafts) == (6, 120)
+
+
+def test_fewer_drafts_are_made_the_more_rows_there_are() -> None:
+    """`CalculateDraftLength` (`auto_spec_decode.cc` 58): below ten rows four, below twenty three; none where that is more tokens
+    than `max_num_sequence`, even if fewer drafts would not be. All may run (the length is 0 where prompts are let in)."""
+
+    def steps(requests: int, rows: int) -> list[tuple[int, int]]:
+        done = Drafted([(0, 20, 5, 0)] * requests, 4, rows=rows, lengths=AUTOMATIC)
+        assert {len(tokens) for tokens in done.tokens} == {5}
+        return [(batch.tokens, batch.decode_rows) for batch in done.batches]
+
+    assert steps(10, 40) == [(200, 0), (40, 10)]  # ten rows of four tokens
+    assert steps(10, 39) == [(200, 0), *[(10, 10)] * 4]
+    assert steps(9, 40) == [(180, 0), *[(9, 9)] * 4]  # nine rows of five are 45
+    assert steps(8, 40) == [(160, 0), (40, 8)]
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -167,10 +183,30 @@ def test_flags_state_the_drafts() -> None:
     eagle = {"method": "eagle", "num_speculative_tokens": 2}
     assert read('mlc_llm serve m --speculative-mode eagle --additional-models x --overrides "spec_draft_length=2"') == eagle
     assert read("mlc_llm serve m") is None
-    with pytest.raises(InputError, match="chooses the number of drafts by the number of rows"):
-        read(pasted)
+    assert read(pasted) == {**found, "num_speculative_tokens": 4}  # at most: their number goes by the rows
+    with pytest.raises(InputError, match="does not choose the number of drafts by itself in mode eagle"):
+        read("mlc_llm serve m --speculative-mode eagle --additional-models x")
     with pytest.raises(InputError, match="drafts in a tree"):
         read(f'{pasted} --overrides "spec_draft_length=3;spec_tree_width=2"')
+
+
+def test_where_the_number_of_drafts_goes_by_the_rows_steps_cost_what_they_verify() -> None:
+    by_rows, fixed, plain = pool(spec_draft_length=0), pool(spec_draft_length=4), pool(None)
+    assert (by_rows.plan.limits.rows, fixed.plan.limits.rows) == (128, 25)
+    assert any("4 below 10, 3 below 20, 2 below 30" in note for note in by_rows.plan.notes)
+    local = pool(spec_draft_length=0, mode="local").plan
+    never = "no drafts are ever made: 4 and the token before them are more tokens than the 4 rows"
+    assert any(never in note for note in local.notes)
+    times = by_rows.times()
+    for rows, drafts, same in ((6, 4, fixed), (40, 0, plain)):
+        batch = Batch(0, rows, rows * (1 + drafts), rows * (1 + drafts) * 500, tokens=rows * (1 + drafts))
+        assert times.step_s([batch])[0] == pytest.approx(same.times().step_s([batch])[0])
+        assert times.host_s(batch) == pytest.approx(same.times().host_s(batch))
+    prompts = Batch(0, tokens=300)
+    prompts.prefill = [(300, 0)]
+    assert times.step_s([prompts]) == fixed.times().step_s([prompts])
+    with pytest.raises(InputError, match="chooses the number of drafts by itself for a small model only"):
+        pool({**DRAFTS, "num_speculative_tokens": 3}, spec_draft_length=0)
 
 
 def test_what_would_let_nobody_in_is_refused() -> None:
