@@ -51,7 +51,7 @@ CHATS = {"sessions": {"turns": 4, "think_time_s": 1}, "arrivals": {"kind": "pois
 def pool(role: str, replicas: int = 1, engine: str = "vllm", **args: Any) -> dict[str, Any]:
     keys = {"engine": engine, "hardware": "h100-sxm-80gb", "role": role, "name": role, "replicas": replicas}
     parallel = ("tensor_parallel", "pipeline_parallel", "data_parallel", "expert_parallel")
-    own = (*parallel, "colocate", "hardware", "speculative", "offload")
+    own = (*parallel, "lora", "colocate", "hardware", "speculative", "offload")
     return {**keys, **{k: args.pop(k) for k in own if k in args}, "engine_args": args}
 
 
@@ -108,6 +108,25 @@ CASES = {
         pool("prefill", offload={"kv_offloading_size": 4}, num_gpu_blocks_override=600, max_model_len=8192),
         pool("decode", max_model_len=8192),
         **{**BRIEF, "shared_prefix": {"groups": 12, "tokens": 700}},
+    ),
+    "adapters": scenario(
+        pool("prefill", 2, lora={"max_loras": 2}),
+        pool("decode", lora={"max_loras": 3}, max_num_seqs=16),
+        **{**SHARED, **BRIEF, "adapters": {"count": 6, "share": 0.8}},
+    ),
+    "adapters-mooncake": scenario(
+        pool("prefill", lora={"max_loras": 2}),
+        pool("decode", 2, lora={"max_loras": 2}, num_gpu_blocks_override=700, max_model_len=8192),
+        around=PUSHED,
+        **{**BRIEF, "adapters": {"count": 5}},
+    ),
+    "grammars": scenario(
+        pool("prefill"),
+        pool("decode", 2, num_gpu_blocks_override=700, max_model_len=8192),
+        **{**SHARED, **BRIEF, "structured_output": 0.6},
+    ),
+    "grammars-drafts": scenario(
+        pool("prefill", speculative=DRAFTS), pool("decode", speculative=DRAFTS), **{**BRIEF, "structured_output": 0.6}
     ),
     "stages-push": scenario(
         pool("prefill", pipeline_parallel=2, num_gpu_blocks_override=900, max_model_len=8192),
@@ -336,6 +355,27 @@ def test_a_prefill_server_finds_in_host_memory_what_its_device_lost() -> None:
         pools = [{**pool(each), "kv_tiers": tiers} if each == role else pool(each) for each in ("prefill", "decode")]
         with pytest.raises(PlanError, match="prefill and decode pools with"):
             prepare(load_scenario(scenario(*pools)))
+
+
+def test_grammars_that_nobody_has_change_nothing_in_a_pair() -> None:
+    pools = pool("prefill"), pool("decode", 2)
+    free, nobody, all_of_them = (
+        simulate(scenario(*pools, **BRIEF, **more)) for more in ({}, {"structured_output": 1e-9}, {"structured_output": 1.0})
+    )
+    assert nobody.result["metrics"] == free.result["metrics"]
+    assert all_of_them.result["metrics"]["tpot_ms"]["mean"] > free.result["metrics"]["tpot_ms"]["mean"]
+
+
+def test_a_decode_server_has_no_more_adapters_in_a_step_than_places() -> None:
+    """With one place requests wait for another's rows to end, though their blocks have come; with a place each nobody does."""
+    load = {"adapters": {"count": 4}, **BRIEF}
+    waits = []
+    for places in (1, 4):
+        pools = pool("prefill", lora={"max_loras": 4}), pool("decode", lora={"max_loras": places})
+        run = simulate(scenario(*pools, **load))
+        assert run.result["totals"]["completed"] == run.result["totals"]["offered"]
+        waits.append(run.requests_frame().decode_queue_ms.mean())
+    assert waits[0] > 5 * waits[1]
 
 
 def test_over_mooncake_blocks_go_when_both_servers_are_done() -> None:

@@ -110,8 +110,8 @@ ENGINE = Engine(
         **{name: Support(_ANYWHERE, _DOCS) for name in ("fp32", "bf16", "fp16", "int8", "int8_wo", "int4", "awq", "gptq")},
         **{name: Support(_ACCELERATORS, _DOCS) for name in ("nf4", "fp8", "fp8_block", "nvfp4", "mxfp4")},
     },
-    adapters_beside=("speculative", "offload", "kv_tiers", "pipeline_parallel"),
-    masks_beside=("speculative", "pipeline_parallel"),
+    adapters_beside=("speculative", "offload", "kv_tiers", "role", "pipeline_parallel"),
+    masks_beside=("speculative", "role", "pipeline_parallel"),
     kv_formats=("fp8", "int8", "nvfp4"),
     features={
         "structured": Support(_LORA_KINDS, _DOCS),

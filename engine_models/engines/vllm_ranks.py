@@ -70,17 +70,7 @@ class Rank:
     def scheduler(self, mode: Mode) -> ContinuousScheduler:
         """Build a scheduler with its cache."""
         if self.role != "mixed":
-            from engine_models.schedulers.pulled import (
-                DecodeOfPull,
-                DecodeOfPush,
-                PrefillOfPull,
-                PrefillOfPush,
-            )
-
-            prefill, decode = (PrefillOfPush, DecodeOfPush) if self.at_once else (PrefillOfPull, DecodeOfPull)
-            kind = prefill if self.role == "prefill" else decode
-            held = self.tiers.build() if self.tiers is not None else None
-            return kind(self.rules, self.paged(), aggregate=mode != "step", record_rows=mode == "record", tiers=held)
+            return self._of_pair(mode)
         spans = tuple(sorted({window for window in self.windows if window is not None}))
         kv: PagedKV | HybridKV = self.paged() if self.windows == (None,) else self.hybrid()
         if self.adapters is not None:
@@ -115,6 +105,37 @@ class Rank:
         return ContinuousScheduler(
             self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", tiers=tiers, windows=spans
         )
+
+
+    def _of_pair(self, mode: Mode) -> ContinuousScheduler:
+        """The scheduler of one of two servers that share requests."""
+        kinds: tuple[type[ContinuousScheduler], ...]
+        limits: tuple[AdapterLimits, ...] = ()
+        if self.adapters is None:
+            from engine_models.schedulers.pulled import (
+                DecodeOfPull,
+                DecodeOfPush,
+                PrefillOfPull,
+                PrefillOfPush,
+            )
+
+            kinds = PrefillOfPull, DecodeOfPull, PrefillOfPush, DecodeOfPush
+        else:
+            from engine_models.schedulers.pulled_adapted import (
+                AdaptedDecodeOfPull,
+                AdaptedDecodeOfPush,
+                AdaptedPrefillOfPull,
+                AdaptedPrefillOfPush,
+            )
+
+            kinds = AdaptedPrefillOfPull, AdaptedDecodeOfPull, AdaptedPrefillOfPush, AdaptedDecodeOfPush
+            limits = (self.adapters,)
+        kind: Any = kinds[2 * self.at_once + (self.role == "decode")]
+        tiers = self.tiers.build() if self.tiers is not None else None
+        made: ContinuousScheduler = kind(
+            self.rules, self.paged(), *limits, aggregate=mode != "step", record_rows=mode == "record", tiers=tiers
+        )
+        return made
 
 
 def rank_of(
