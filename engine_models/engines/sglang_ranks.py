@@ -86,7 +86,7 @@ class Rank:
                 record_rows=record,
                 windows=self.windows,
             )
-        if self.adapters is not None:
+        if self.adapters is not None and self.drafts is None:
             return AdaptedPrefillFirstScheduler(
                 self.rules, kv, self.adapters, aggregate=mode != "step", record_rows=record, windows=self.windows
             )

@@ -15,7 +15,12 @@ from engine_models.memory.block_tree import BlockTree
 from engine_models.parts.batch import Batch
 from engine_models.parts.decode_set import DecodeSet
 from engine_models.parts.sequence import Sequence
-from engine_models.schedulers.memory_then_tokens import ActiveRow, TwoPassRules, TwoPassScheduler
+from engine_models.schedulers.memory_then_tokens import (
+    ActiveRow,
+    TwoPassBatch,
+    TwoPassRules,
+    TwoPassScheduler,
+)
 
 
 class VerifiedRows(DecodeSet):
@@ -64,6 +69,7 @@ class VerifiedRows(DecodeSet):
     def verify(self, seq: Sequence, batch: Batch) -> None:
         """Enter the next step of one row, and note what it gets."""
         batch.serve(self.row_tokens, seq.length - 1, decodes=True)
+        batch.masked_rows += self.row_tokens * seq.masked
         gain = 1 if seq.acceptance is None else 1 + seq.acceptance(seq.verifications)
         gain = min(gain, self.row_tokens, seq.final_length - seq.length)  # none where it has ended in flight
         seq.verifications += 1
@@ -82,6 +88,10 @@ class DraftedTwoPassScheduler(TwoPassScheduler):
         super().__init__(rules, kv, aggregate=False, windows=windows)
         self.decodes = self._verified = VerifiedRows(kv.block_tokens, row_tokens, windows)
         self.spare_tokens = row_tokens - 1
+
+    def _compute_prompts(self, batch: TwoPassBatch, contexts: list[Sequence]) -> None:
+        super()._compute_prompts(batch, contexts)
+        batch.masked_rows += sum(seq.masked for seq, _, done in batch.contexts if done)
 
     def _join_decodes(self, seq: Sequence) -> None:
         self.active[seq].since = self.next_number + 1

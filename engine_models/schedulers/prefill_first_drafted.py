@@ -74,6 +74,13 @@ class DraftedPrefillFirstScheduler(PrefillFirstScheduler):
         """As of the base."""
         return sum(self._wanted_tokens(seq) - self._held[seq] for seq in self._decoding)
 
+    def schedule(self, now_s: float) -> PrefillFirstBatch | None:
+        """As of the base; it tells how many tokens a grammar constrains."""
+        batch = super().schedule(now_s)
+        if batch is not None:
+            batch.masked_rows += sum(seq.masked for seq, _, complete, _ in batch.extends if complete)
+        return batch
+
     # -- decoding -------------------------------------------------------------------------------------------
 
     def _join_decodes(self, seq: Sequence) -> None:
@@ -99,6 +106,7 @@ class DraftedPrefillFirstScheduler(PrefillFirstScheduler):
             self._held[seq] = wanted
             prior = seq.length - 1
             batch.serve(tokens, prior, decodes=True)
+            batch.masked_rows += tokens * seq.masked
             if batch.rows is not None:
                 batch.rows.append((seq, tokens, prior))
             gain = 1 if seq.acceptance is None else 1 + seq.acceptance(seq.verifications)

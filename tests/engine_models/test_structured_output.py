@@ -104,6 +104,23 @@ def test_drafts_have_a_mask_for_each_token_that_is_verified() -> None:
     assert masks == [1, 4, 4, 4]
 
 
+@pytest.mark.parametrize("engine", ["sglang", "trtllm"])
+def test_other_engines_that_draft_count_their_masks_too(engine: str) -> None:
+    """Two requests, one under a grammar: a mask where its prompt ends, then one for each of four tokens that a step verifies."""
+    scheduler = prepare(scenario({**LOAD, "structured_output": 1.0}, engine=engine, speculative=EAGLE)).plan.scheduler("jump")
+    for index in (0, 1):
+        scheduler.add(Sequence(index, 50, 40, 0.0, masked=index == 0, acceptance=lambda number: 3))
+    masks = []
+    for _ in range(4):
+        found = scheduler.schedule(0.0)
+        assert found is not None
+        scheduler.settle(found)
+        masks.append((found.masked_rows, len(found.prefill), found.decode_rows))
+    assert masks == [(1, 2, 0), *[(4, 0, 2)] * 3]
+    run = simulate(scenario({**LOAD, "structured_output": 0.5}, engine=engine, speculative=EAGLE))
+    assert run.result["totals"]["completed"] == LOAD["requests"]
+
+
 def test_ranks_wait_for_the_one_with_most_masks() -> None:
     """More rows than the step hides, on one of four ranks: the step lasts as long as that one's masks."""
     ranks = {"engine": "sglang", "tensor_parallel": 1, "data_parallel": 4, "expert_parallel": 4}
@@ -155,7 +172,7 @@ def test_drafts_and_stages_of_vllm_beside_grammars_run(pool: dict[str, Any]) -> 
         ({"structured_output": 1.0}, {"engine": "mlc_llm"}, "structured output is modelled for"),
         ({"structured_output": 1.0}, {"engine": "tgi", "engine_args": {"disable_grammar_support": True}}, "when told so"),
         ({"structured_output": 1.0}, {"offload": {"kv_offloading_size": 8}}, "beside `offload`"),
-        ({"structured_output": 1.0}, {"engine": "sglang", "speculative": DRAFTS}, "beside `speculative`"),
+        ({"structured_output": 1.0}, {"engine": "tgi", "speculative": DRAFTS}, "beside `speculative`"),
         ({"structured_output": 1.0}, {"engine": "sglang", "pipeline_parallel": 2}, "beside `pipeline_parallel`"),
     ],
 )
