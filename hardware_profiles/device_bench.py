@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -16,11 +17,16 @@ from hardware_profiles.ops import Ops
 STREAM_BYTES = (1 << 26, 1 << 28)
 WIDTHS = ((4096, 4096), (11008, 4096), (4096, 11008))
 """Outputs and inputs of products: those of models of 7 to 8 billion parameters."""
-ROWS = (1, 4, 16, 64, 256, 1024, 4096)
+ROWS = (1, 256, 16, 4, 64, 1024, 4096)
+"""In this order: what tells memory and arithmetic apart comes first."""
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 BATCHES, CONTEXTS, PROMPTS = (1, 8, 32), (512, 4096), (256, 1024, 4096)
 COPIES_BYTES = 1 << 29
 """Bytes of weights that are cycled, so that no cache holds them (assumed: more than any last level has)."""
+DRAWN = 1 << 22
+"""Values that are drawn; the others repeat them."""
+BUSY = 0.5
+"""Work under way for each core of a CPU from which its timings are doubted (assumed)."""
 RUN_S, LONGEST_S = 0.05, 1.5
 """Time of one timing, and of the longest kernel that is timed (assumed)."""
 REPEATS = 5
@@ -94,22 +100,37 @@ def machine(torch: Any) -> Machine:
     return Machine("cpu", "cpu", "", f"{name}, {threads} threads", pages, threads, torch.__version__)
 
 
-def kernels(torch: Any, backend: str, most_s: float, tell: Callable[[str], None]) -> list[KernelTime]:
-    """Time kernels until so many seconds are over; the smaller sizes of all operations come first."""
+def busy(backend: str) -> float:
+    """Work under way for each core of this machine, if the CPU is what is timed and it is more than `BUSY`; else 0."""
+    import os
+
+    if backend != "cpu" or not hasattr(os, "getloadavg"):
+        return 0.0
+    found = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return found if found > BUSY else 0.0
+
+
+def kernels(
+    torch: Any, backend: str, most_s: float, tell: Callable[[str], None], done: Sequence[KernelTime] = ()
+) -> Iterator[KernelTime]:
+    """Time kernels until so many seconds are over, beyond those that are `done`; of an operation none beyond one that is slow."""
     until_s = time.monotonic() + most_s
-    out: list[KernelTime] = []
-    slow: set[str] = set()
+    known = {(each.op, each.sizes): each for each in done}
+    slow: dict[str, int] = {}
     with torch.inference_mode():
         for op, sizes, make in _planned(torch, backend):
             shape = KernelTime(op, sizes, 0.0).shape
-            if time.monotonic() > until_s or shape in slow:
+            if sizes[0] > slow.get(shape, sizes[0]):
                 continue
-            tell(f"timing {op} {sizes} ...")
-            took_s = _timed(torch, backend, make())
-            out.append(KernelTime(op, sizes, took_s))
-            if took_s * 4 > LONGEST_S:
-                slow.add(shape)
-    return out
+            found = known.get((op, sizes))
+            if found is None:
+                if time.monotonic() > until_s:
+                    return
+                tell(f"timing {op} {sizes} ...")
+                found = KernelTime(op, sizes, _timed(torch, backend, make()))
+                yield found
+            if found.took_s * 4 > LONGEST_S:
+                slow[shape] = sizes[0]
 
 
 Planned = tuple[Literal["stream", "gemm", "decode", "prompt"], tuple[int, ...], Callable[[], Callable[[int], Any]]]
@@ -119,8 +140,16 @@ def _planned(torch: Any, backend: str) -> Iterator[Planned]:
     """What is timed: an operation, its sizes, and what makes a function of the number of the call."""
     linear, attention = torch.nn.functional.linear, torch.nn.functional.scaled_dot_product_attention
 
-    def tensor(*sizes: int) -> Any:
-        return torch.randn(*sizes, dtype=torch.bfloat16, device=backend)
+    held: list[Any] = []
+
+    def tensor(*sizes: int, number: int = 0) -> Any:
+        """The `number`-th piece of such sizes of random values that all share."""
+        if not held:
+            drawn = torch.randn(DRAWN, dtype=torch.bfloat16, device=backend)
+            held.append(drawn.repeat(COPIES_BYTES // 2 // DRAWN))
+        count = math.prod(sizes)
+        begin = number * count % max(len(held[0]) - count + 1, 1)
+        return held[0][begin : begin + count].view(*sizes)
 
     def stream(size: int) -> Callable[[int], Any]:
         source = torch.zeros(size, dtype=torch.uint8, device=backend)
@@ -128,15 +157,17 @@ def _planned(torch: Any, backend: str) -> Iterator[Planned]:
         return lambda number: target.copy_(source)
 
     def gemm(m: int, n: int, k: int) -> Callable[[int], Any]:
-        rows, weights = tensor(m, k), [tensor(n, k) for _ in range(max(1, COPIES_BYTES // (2 * n * k)))]
+        rows, weights = tensor(m, k), [tensor(n, k, number=each) for each in range(max(1, COPIES_BYTES // (2 * n * k)))]
         return lambda number: linear(rows, weights[number % len(weights)])
 
     def decode(rows: int, context: int) -> Callable[[int], Any]:
-        query, keys, values = tensor(rows, HEADS, 1, HEAD_DIM), *(tensor(rows, KV_HEADS, context, HEAD_DIM) for _ in range(2))
+        query = tensor(rows, HEADS, 1, HEAD_DIM)
+        keys, values = (tensor(rows, KV_HEADS, context, HEAD_DIM, number=each) for each in range(2))
         return lambda number: attention(query, keys, values, enable_gqa=True)
 
     def prompt(tokens: int) -> Callable[[int], Any]:
-        query, keys, values = tensor(1, HEADS, tokens, HEAD_DIM), *(tensor(1, KV_HEADS, tokens, HEAD_DIM) for _ in range(2))
+        query = tensor(1, HEADS, tokens, HEAD_DIM)
+        keys, values = (tensor(1, KV_HEADS, tokens, HEAD_DIM, number=each) for each in range(2))
         return lambda number: attention(query, keys, values, is_causal=True, enable_gqa=True)
 
     for size in STREAM_BYTES:
@@ -153,7 +184,10 @@ def _planned(torch: Any, backend: str) -> Iterator[Planned]:
 
 
 def _timed(torch: Any, backend: str, run: Callable[[int], Any]) -> float:
-    """Median over repeats of the time of a call; of one thread of a CPU its CPU time, in which other work does not count."""
+    """Median over repeats of the time of a call, of a CPU the least, since other work only adds.
+
+    Of one thread of a CPU it is its CPU time, in which other work does not count.
+    """
     clock = time.thread_time if backend == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
     def seconds(first: int, count: int) -> float:
@@ -167,7 +201,8 @@ def _timed(torch: Any, backend: str, run: Callable[[int], Any]) -> float:
     seconds(0, 1)
     once_s = max(seconds(1, 1), 1e-7)
     count = max(1, min(500, int(RUN_S / once_s)))
-    return statistics.median(seconds(2 + each * count, count) for each in range(REPEATS))
+    each_s = [seconds(2 + each * count, count) for each in range(REPEATS)]
+    return min(each_s) if backend == "cpu" else statistics.median(each_s)
 
 
 def _wait(torch: Any, backend: str) -> None:
@@ -177,4 +212,4 @@ def _wait(torch: Any, backend: str) -> None:
         torch.mps.synchronize()
 
 
-__all__ = ["KernelTime", "Machine", "kernels", "load_torch", "machine"]
+__all__ = ["KernelTime", "Machine", "busy", "kernels", "load_torch", "machine"]

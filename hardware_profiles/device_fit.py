@@ -23,6 +23,8 @@ from hardware_profiles.roofline import Roofline
 
 LEAST_KERNELS = 8
 """Kernels without which nothing is fitted (assumed)."""
+TOLD = 0.1
+"""Logarithmic errors in all by which the products must be further off at twice or half of a rate that they tell (assumed)."""
 FRAMEWORK = "vllm"
 """Whose kernels the datasheet's physics stands for (`hardware_profiles.kernels`)."""
 
@@ -46,6 +48,7 @@ def fit_device(like: Device, times: Sequence[KernelTime], date: str, source: str
     if len(products_of(times)) < LEAST_KERNELS or len({each.op for each in times}) < 3:
         raise InputError(f"{len(times)} kernels were timed, too few to fit", where="--max-seconds", mend="raise it")
     made = _fitted(like, times, date, source)
+    _check_told(made, like, times)
     errors = errors_of(Roofline.of_device(made, FRAMEWORK), times)
     held = dict(zip(times, errors, strict=True))
     for shape in dict.fromkeys(each.shape for each in products_of(times)):
@@ -56,6 +59,26 @@ def fit_device(like: Device, times: Sequence[KernelTime], date: str, source: str
     off = float(np.mean(np.abs(held_out)))
     error = Quantity(off, "ratio", source, date, "measured", "mean error: products left out by shape, copies, attention")
     return DeviceFit(replace(made, kernel_error=error), errors, held_out)
+
+
+def _check_told(made: Device, like: Device, times: Sequence[KernelTime]) -> None:
+    """Raise InputError where the products are as near at twice or half of a rate: they do not tell it."""
+    rates = (made.peak_flops_per_s["bf16"].value, made.memory_bandwidth_bytes_per_s.value)
+    products = products_of(times)
+
+    def off(*each: float) -> float:
+        ops = Roofline.of_device(_with_rates(like, each, "", ""), FRAMEWORK)
+        return sum(abs(math.log1p(error)) for error in errors_of(ops, products))
+
+    here = off(*rates)
+    for at, (name, sizes) in enumerate((("arithmetic", "many rows"), ("memory", "few rows"))):
+        moved = [off(*(rate * factor if number == at else rate for number, rate in enumerate(rates))) for factor in (0.5, 2.0)]
+        if min(moved) < here + TOLD:
+            raise InputError(
+                f"no product of {sizes} took as long as its {name} asks: the rate is not told by {len(products)} of them",
+                where="--max-seconds",
+                mend="raise it, or measure when the machine has no other work",
+            )
 
 
 def products_of(times: Sequence[KernelTime]) -> list[KernelTime]:

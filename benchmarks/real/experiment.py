@@ -148,7 +148,8 @@ def build_llama_server(folder: Path) -> Path:
     off = ("BUILD_SHARED_LIBS", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_USE_PREBUILT_UI")
     flags = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{name}=OFF" for name in off)]
     subprocess.run(["cmake", "-S", str(source), "-B", str(folder / "build"), *flags], check=True)
-    subprocess.run(["cmake", "--build", str(folder / "build"), "--target", "llama-server", "-j"], check=True)
+    build = ["cmake", "--build", str(folder / "build"), "--target", "llama-server"]
+    subprocess.run([*build, "-j", str(os.cpu_count() or 1)], check=True)
     return server
 
 

@@ -102,8 +102,10 @@ async def experiment(
         client.say(f"{book.found} measurements of {path} are taken over")
     whole = await measure(asking, wording, plan, book, Budget(options.most_s, options.max_requests), tell)
     left = [f"{point.name}, round {repeat + 1}" for point, repeat in plan if not book.has(point, repeat)]
-    cut = f"time or requests ran out: {len(left)} of {len(plan)} measurements were not made" if not whole else ""
-    return book.made, head, [cut] if cut else []
+    if whole:
+        return book.made, head, []
+    cut = f"time or requests ran out: {len(left)} of {len(plan)} measurements were not made"
+    return book.made, head, [f"{cut}; another --output with --measurements {path} goes on from there"]
 
 
 def limits_of(prepared: Prepared) -> Limits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hardware_profiles.device_bench import KernelTime, Machine
 from hardware_profiles.device_fit import device_text, errors_of, fit_device
 from hardware_profiles.errors import InputError
 from hardware_profiles.kernels import operations_of
+from simulator.cli.device import _timed_so_far
 from simulator.config.load import load_scenario, scenario_hash
 from simulator.prepare import prepare
 from simulator.results.domain import domain
@@ -115,6 +117,29 @@ def test_a_device_is_fitted_to_kernels_and_its_error_is_the_intervals(tmp_path: 
     evidence, axes = domain(prepare(load_scenario(scenario(str(path)))))
     assert evidence.kernel_error == pytest.approx(device.kernel_error.value)
     assert not any("no kernel of mine was measured" in text for text in axes)
+
+
+def test_kernels_that_do_not_tell_a_rate_are_refused() -> None:
+    """Products of few rows say nothing of arithmetic, of many rows alone nothing of memory."""
+    like = load_device("epyc-9755-1s")
+    for rows, word in (((1, 2, 4), "arithmetic"), ((1024, 2048, 4096), "memory")):
+        planned = [KernelTime("gemm", (m, n, 4096), 1.0) for m in rows for n in (4096, 8192, 11008)]
+        planned += [KernelTime("stream", (1 << 28,), 1.0), KernelTime("decode", (1, 512), 1.0)]
+        times = [each._replace(took_s=each.predicted_s(operations_of(like, "vllm"))) for each in planned]
+        with pytest.raises(InputError, match=f"as long as its {word} asks"):
+            fit_device(like, times, "2026-11-30", "a test")
+
+
+def test_an_interrupted_timing_goes_on_from_its_file(tmp_path: Path) -> None:
+    """A cut line is left out; a file of another machine is refused."""
+    machine = Machine("cpu", "cpu", "", "a machine", 1 << 36, 2, "2.0")
+    path = tmp_path / "mine.kernels.jsonl"
+    assert _timed_so_far(path, machine) == []
+    head = '{"machine": "a machine", "pytorch": "2.0"}'
+    path.write_text(head + '\n{"op": "gemm", "sizes": [1, 8, 8], "took_s": 0.5}\n{"op": "gemm", "si')
+    assert _timed_so_far(path, machine) == [KernelTime("gemm", (1, 8, 8), 0.5)]
+    with pytest.raises(InputError, match="holds no kernels timed on another"):
+        _timed_so_far(path, replace(machine, title="another"))
 
 
 def test_without_pytorch_the_command_says_what_helps(
