@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine_models.cost.terms import Formats
-from engine_models.declaration import FEATURES, Engine, FrontEnd, Handover, Lockstep, PoolRequest
+from engine_models.declaration import FEATURES, Engine, EnginePlan, FrontEnd, Handover, Lockstep, PoolRequest
 from engine_models.engines.known import engine_named, loading, on_kind, parse_engine_args, split, with_feature
 from engine_models.engines.known import plan as plan_pool
 from engine_models.flags import EngineFlags
@@ -340,6 +340,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     )
     plan = plan_pool(engine, request, version)
     _check_style(engine, style, plan.handover)
+    _check_adapters(scenario, engine, plan)
     plan = replace(plan, front=plan.front.served(chat=scenario.client.route == "chat", speed=pool.host_speed))
     kernels, lent = operations_in_node(
         device,
@@ -491,6 +492,21 @@ def _adapters(scenario: Scenario, pool: Pool) -> dict[str, Any] | None:
             mend=f"remove lora or {key}",
         )
     return {key: value for key, value in pool.lora.model_dump().items() if value is not None}
+
+
+def _check_adapters(scenario: Scenario, engine: Engine, plan: EnginePlan) -> None:
+    """Refuse requests that name more adapters than an engine has that holds all of its own."""
+    adapters = plan.costs.adapters
+    if adapters is None or not adapters.all_there:
+        return
+    stages = scenario.workload.stages or (scenario.workload,)
+    named = max(sum(load.adapters.count for load in stage.loads() if load.adapters is not None) for stage in stages)
+    if named > adapters.limits.on_device:
+        raise InputError(
+            f"requests name {named} adapters, and {engine.title} serves only the {adapters.limits.on_device} that it has loaded",
+            where="deployment.lora.max_loras",
+            mend=f"give {named}, or a smaller workload.adapters.count",
+        )
 
 
 def _speculation(

@@ -71,6 +71,7 @@ class Adapters:
     limits : how many there may be. value_bytes : of a value. modules : the layers that they change.
     link_bytes_per_s, disk_bytes_per_s : from the host's memory to a device, and from its disk to its memory.
     other_values : values beyond those of `modules` for which a place has room, for each rank.
+    all_there : whether the device holds all that there are, from the start.
     always_launched : whether steps that name none launch the kernels too, which then find nothing to do.
     """
 
@@ -84,6 +85,7 @@ class Adapters:
     disk_bytes_per_s: float
     other_values: int = 0
     fully_sharded: bool = False
+    all_there: bool = False
     always_launched: bool = False
 
     def bytes_of(self, rank: int) -> int:
@@ -296,8 +298,8 @@ class WithAdapters(StepCost):
         return self._inner.host_s(batch)
 
 
-def summary_note(adapters: Adapters, *, all_there: bool = False) -> str:
-    """One line on what the adapters take; `all_there`: the device holds all that there are."""
+def summary_note(adapters: Adapters) -> str:
+    """One line on what the adapters take."""
     limits = adapters.limits
     kept = "the others in the host's memory"
     if limits.on_host is not None:
@@ -306,7 +308,7 @@ def summary_note(adapters: Adapters, *, all_there: bool = False) -> str:
         f"LoRA: {limits.on_device} places of rank {adapters.slot_rank} on the device ({adapters.memory_bytes / 1e9:.2f} GB), "
     )
     each = f"one of rank {adapters.rank} has {adapters.bytes_of(adapters.rank) / 1e6:.1f} MB a device"
-    if all_there:
+    if adapters.all_there:
         how = f"{places}which hold all adapters from the start; {each}"
     else:
         how = (

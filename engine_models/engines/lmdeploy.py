@@ -80,7 +80,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             *([f"{falls_back}: LMDeploy takes its PyTorch engine"] if falls_back else []),
             *found.notes,
             *((masks_note(MASKS),) if request.structured else ()),
-            *((adapters_note(adapters, all_there=True), LAUNCHED) if adapters is not None else ()),
+            *((adapters_note(adapters), LAUNCHED) if adapters is not None else ()),
             *((drafts_note(drafts), *drafts.notes) if drafts is not None else ()),
         ),
         sources=overheads.provenance,

@@ -29,4 +29,5 @@ def adapters_in(request: PoolRequest) -> Adapters | None:
         on_device=1,
         pads_rank=False,
     )
-    return replace(found, slot_rank=found.rank, computed_rank=max(LEAST_ADAPTER_RANK, found.rank), always_launched=True)
+    computed = max(LEAST_ADAPTER_RANK, found.rank)
+    return replace(found, slot_rank=found.rank, computed_rank=computed, all_there=True, always_launched=True)

@@ -88,7 +88,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
         notes=(
             *((summary_note(drafts), *drafts.notes) if drafts is not None else ()),
             *notes_of(version, serving, rules, inflight, graphs),
-            *((adapters_note(adapters, all_there=True),) if adapters is not None else ()),
+            *((adapters_note(adapters),) if adapters is not None else ()),
             *((masks_note(OUTLINES),) if request.structured else ()),
         ),
         warnings=warnings_of(request.flags, rules),

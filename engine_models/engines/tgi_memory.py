@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from engine_models.cost.adapters import Adapters, adapters_of
@@ -89,7 +90,7 @@ def adapters_in(request: PoolRequest) -> Adapters | None:
     if request.lora is None:
         return None
     adapters_are_counted(request.lora, "TGI", "lora_adapters")
-    return adapters_of(
+    found = adapters_of(
         request.lora,
         request.arch,
         tensor_parallel=request.tensor_parallel,
@@ -97,6 +98,7 @@ def adapters_in(request: PoolRequest) -> Adapters | None:
         on_device=1,
         pads_rank=True,
     )
+    return replace(found, all_there=True)
 
 
 def memory_of(request: PoolRequest, prefill_tokens: int, page: int, lora_bytes: int = 0) -> MemoryBudget:

@@ -242,6 +242,23 @@ def test_requests_that_name_adapters_need_a_pool_that_serves_them() -> None:
         prepare(load_scenario({**scenario, "workload": {**LOAD, "adapters": {"count": 3}}}))
 
 
+@pytest.mark.parametrize("engine", [{"engine": "tgi"}, {"engine": "lmdeploy", "engine_args": {"backend": "pytorch"}}])
+def test_an_engine_that_keeps_all_adapters_serves_no_others(engine: dict[str, Any]) -> None:
+    load = {key: value for key, value in LOAD.items() if key != "requests"}
+    deployment = {"hardware": "h100-sxm-80gb", **engine, "lora": {"max_loras": 4}}
+
+    def prepared_for(*counts: int) -> Any:
+        classes = [{"name": f"c{n}", **load, "adapters": {"count": count}} for n, count in enumerate(counts)]
+        workload = {"classes": classes, "requests": 20}
+        return prepare(load_scenario({"model": "llama-3.1-8b", "deployment": deployment, "workload": workload}))
+
+    assert prepared_for(3, 1).plan.costs.adapters.all_there
+    with pytest.raises(InputError, match=r"requests name 5 adapters, and .* serves only the 4 that it has loaded"):
+        prepared_for(3, 2)
+    stages = [{"name": name, **load, "requests": 5, "adapters": {"count": 4}} for name in "ab"]  # the same four
+    prepare(load_scenario({"model": "llama-3.1-8b", "deployment": deployment, "workload": {"stages": stages}}))
+
+
 def test_an_engine_that_keeps_all_adapters_lets_nobody_wait_for_one() -> None:
     tgi = {"engine": "tgi", "engine_args": {"max_total_tokens": 4096}}
     twenty = pool(**tgi, lora={"max_loras": 20}).plan
