@@ -154,7 +154,29 @@ _ASKED = Correction(
     {"  drain_s: 30000": "  drain_s: 30000\n  max_output_tokens: equal"},
     "'Benchmark Script': vllm bench serve, which sends max_completion_tokens (gpustack at 47277d79)",
 )
-CORRECTIONS = (_GEMMA, *_QWEN, _SGLANG, _SHAREGPT, _RATE, *_GLM, _GH200, _WHEEL, _LENGTH, *_POST, _ASKED)
+_WITHOUT_DEEPGEMM = tuple(
+    Correction(
+        page,
+        metric,
+        values,
+        {
+            "engine_args: vllm serve": "engine_args: VLLM_USE_DEEP_GEMM=0 vllm serve",
+            "expert_parallel: true}": "expert_parallel: true, engine_args: {use_deep_gemm: false}}",
+        },
+        heading,
+    )
+    for page, metric, values, heading in (
+        (
+            "docs/performance-lab/deepseek-r1/h200.md",
+            "output_tok_s",
+            (2621.05, 48.33, 753.67, 843.71, 181.27, 196.81),
+            "written 2025-10: neither wheels of vLLM nor GPUStack's images had DeepGEMM (gpustack/runner before 796089a)",
+        ),
+        ("docs/performance-lab/deepseek-v3.2/h200.md", "output_tok_s", (2632.38,), "'Turn off DeepGEMM in vLLM'"),
+        ("vllm-project/recipes", "tpot_mean_ms", (15.85,), "'Installing vLLM': a wheel, which has no DeepGEMM"),
+    )
+)
+CORRECTIONS = (_GEMMA, *_QWEN, _SGLANG, _SHAREGPT, _RATE, *_GLM, _GH200, _WHEEL, _LENGTH, *_POST, _ASKED, *_WITHOUT_DEEPGEMM)
 
 
 def corrected(entry: dict[str, Any]) -> tuple[dict[str, Any], str]:

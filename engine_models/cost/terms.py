@@ -16,7 +16,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.cost import dequantised, marlin, ring_sums, serial_quantisation, token_tiles
+from engine_models.cost import (
+    cutlass_blocks,
+    dequantised,
+    marlin,
+    ring_sums,
+    serial_quantisation,
+    token_tiles,
+)
 from engine_models.cost.sampling import Sampler, truncation_s
 from engine_models.model.architecture import Gemm, MoeShape, format_of_part, gemm_shapes, moe_shapes, stages
 from engine_models.model.blocks import Architecture
@@ -185,6 +192,9 @@ class Terms:
         with drafts do not.
     token_tiles : whether products with weights in FP8 blocks run in tiles of few tokens
         (:mod:`engine_models.cost.token_tiles`).
+    cutlass_blocks : whether such products run on CUTLASS's kernel for Hopper
+        (:mod:`engine_models.cost.cutlass_blocks`).
+    pads_blocks : whether their inputs are copied there to be padded.
     serial_quantisation : whether the inputs of such products are quantised token after token
         (:mod:`engine_models.cost.serial_quantisation`).
     marlin_share : share of the device's rate in 16 bits that products with narrow weights reach on Marlin's kernels
@@ -235,6 +245,8 @@ class Terms:
     fills_selection: bool = False
     chunked_decodes: tuple[str, ...] = ()
     token_tiles: bool = False
+    cutlass_blocks: bool = False
+    pads_blocks: bool = False
     serial_quantisation: bool = False
     marlin_share: float = 0.0
 
@@ -340,6 +352,8 @@ def product_s(shard: Shard, gemm: Gemm, m: IntArray) -> FloatArray:
         return dequantised.product_s(shard.ops, m, gemm.n, gemm.k)
     if shard.terms.token_tiles and fmt == "fp8_block" and gemm.k >= token_tiles.LEAST_DEPTH:
         return token_tiles.product_s(shard.ops, m, gemm.n, gemm.k)
+    if shard.terms.cutlass_blocks and fmt == "fp8_block":
+        return cutlass_blocks.product_s(shard.ops, m, gemm.n, gemm.k, pads=shard.terms.pads_blocks)
     narrow_s: FloatArray = shard.ops.gemm_s(fmt, m, gemm.n, gemm.k)
     if shard.terms.marlin_share and fmt != "bf16":
         return np.maximum(narrow_s, marlin.floor_s(shard.ops, shard.terms.marlin_share, m, gemm.n, gemm.k))

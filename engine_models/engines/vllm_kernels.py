@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine_models.cost.flash_attention2 import HBM_BYTES_PER_S
-from engine_models.declaration import PoolRequest
+from engine_models.declaration import PoolRequest, Said
 from engine_models.model.formats import Format
 from hardware_profiles.device import load_device
 
@@ -52,6 +52,8 @@ FP8_LIST_SINCE, HOPPER_BLOCKS_SINCE = (0, 16), (0, 17)
 """FP8 chooses from its list without an environment variable, FlashInfer's CUTLASS kernels first on Hopper; blocks there in Triton
 unless experts are split over ranks. Before: DeepGEMM, whatever the batch, where tensor parallelism is below 8 or experts are
 split."""
+PADDED_BEFORE = (0, 11, 1)
+"""First version whose CUTLASS products of FP8 blocks no longer copy their input to pad it, whatever its rows (`fp8_utils.py`)."""
 LENT_CUTLASS = "trtllm/cutlass"
 """Those CUTLASS kernels over blocks where every rank holds a slice of each expert: vLLM's tables time them for experts split over
 ranks only, TensorRT-LLM's, from which FlashInfer took them, both ways. kind: assumed, 2026-11; compared with ten runs of
@@ -129,10 +131,29 @@ def _own_choice(request: PoolRequest, version: tuple[int, ...]) -> str | None:
     return "marlin" if fmt == "int4" else None
 
 
+def cutlass_products(request: PoolRequest, said: Said) -> bool:
+    """Whether products with weights in FP8 blocks run on CUTLASS's kernel for Hopper: DeepGEMM is switched off, or not there.
+
+    It is part of the images (`docker/Dockerfile`), not of the wheels (0.11.0: `has_deep_gemm`).
+    """
+    if request.flags.get("use_deep_gemm") is not False or request.formats.weights.name != "fp8_block":
+        return False
+    if load_device(request.device_name).architecture == "hopper":
+        said.notes.append("products of FP8 blocks run on CUTLASS's kernel, since DeepGEMM is not used")
+        return True
+    said.warnings.append(
+        "vllm flag `use_deep_gemm` (false) is modelled on Hopper alone; in the engine it changes the speed of products, which are"
+        " priced as DeepGEMM's"
+    )
+    return False
+
+
 def _hopper_fp8(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> str | None:
     if fmt == "fp8":
         return "cutlass"
     split = request.expert_parallel > 1
+    if version < FP8_LIST_SINCE and request.flags.get("use_deep_gemm") is False:
+        return "triton"
     if version >= HOPPER_BLOCKS_SINCE:
         return "cutlass" if split else "triton"
     if version >= FP8_LIST_SINCE:
@@ -140,4 +161,4 @@ def _hopper_fp8(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> str
     return "triton" if request.tensor_parallel >= 8 and not split else None  # DeepGEMM, which nobody timed
 
 
-__all__ = ["EXPERTS", "expert_tiles", "experts", "held_weights"]
+__all__ = ["EXPERTS", "PADDED_BEFORE", "cutlass_products", "expert_tiles", "experts", "held_weights"]
