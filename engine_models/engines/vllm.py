@@ -52,7 +52,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     if request.lora is not None or request.structured:
         from engine_models.engines.vllm_adapters import adapters_of_pool
 
-        adapters = adapters_of_pool(request, cache.windows, said, first=first)
+        adapters = adapters_of_pool(request, said, first=first)
     backend = experts(request, flags, version.number, said.warnings)
     memory, least_share = budget_of(request, version, serving, cache, adapters, backend, said)
     tiers = tiers_of(request, version, cache.windows, cache.block_bytes, cache.block, said)

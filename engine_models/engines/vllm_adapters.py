@@ -39,15 +39,12 @@ def _other_lora_values(
     return there - own
 
 
-def adapters_of_pool(
-    request: PoolRequest, windows: tuple[int | None, ...], said: Said, *, first: bool
-) -> Adapters | None:
+def adapters_of_pool(request: PoolRequest, said: Said, *, first: bool) -> Adapters | None:
     """Adapters of a pool, None where it serves none; InputError for what vLLM refuses or is not modelled."""
     settings, tp = request.lora, request.tensor_parallel
     lacking = {
         "vLLM before 0.8": first,
         "recurrent layers": any(block.kind == "linear" for block in request.arch.attention),
-        "sliding windows": settings is not None and windows != (None,),
         "CPUs": request.device_kind == "cpu",
     }
     what, where = ("LoRA adapters", "deployment.lora") if settings is not None else FEATURES["structured"]

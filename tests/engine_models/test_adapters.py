@@ -147,6 +147,25 @@ def pool(**keys: Any) -> Any:
     return prepare(load_scenario({"model": "meta-llama/Llama-3.1-8B-Instruct", "deployment": deployment, "workload": LOAD}))
 
 
+@given(st.lists(REQUEST, min_size=3, max_size=14))
+@settings(max_examples=15, deadline=None)
+def test_enough_places_leave_the_schedule_over_sliding_windows_as_it_is(drawn: list[Any]) -> None:
+    args = {"num_gpu_blocks_override": 700, "max_model_len": 2048}
+    found = []
+    for lora in ({"max_loras": 4}, None):
+        keys = {"engine": "vllm", "hardware": "h100-sxm-80gb", "tensor_parallel": 2, "engine_args": args, "lora": lora}
+        plan = prepare(load_scenario({"model": "google/gemma-3-27b-it", "deployment": keys, "workload": LOAD})).plan
+        replica = Replica([plan.scheduler("jump")], SpannedClock(CLOCK), depth=2)
+        requests = named(drawn, 3)
+        for seq in requests:
+            replica.advance(seq.arrival_s)
+            replica.ranks[0].submit(seq)
+        replica.advance(float("inf"))
+        assert all(seq.state == "finished" for seq in requests)
+        found.append(([seq.emissions for seq in requests], replica.ranks[0].log.end_s.tobytes()))
+    assert found[0] == found[1]
+
+
 def test_memory_of_the_places_comes_off_the_cache_and_a_step_costs_what_it_reads() -> None:
     plain, eight = pool(), pool(lora={"max_loras": 8})
     per_place = 2 * 16 * (sum(m.values for m in modules_of(LLAMA, 1)) + 2 * (LLAMA.vocab + LLAMA.hidden))
