@@ -8,10 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from engine_models.engines.known import BUILT_IN, engine_named
+from engine_models.model.formats import FORMATS
 from hardware_profiles.device import all_devices, device_names, load_device
 from hardware_profiles.device_laws import LawOps, weight_bytes
 from hardware_profiles.instinct import BLOCK_S, LINK_LATENCY_S, ROW_S
-from hardware_profiles.kernels import operations_in_node, operations_of
+from hardware_profiles.kernel_physics import canonical_format
+from hardware_profiles.kernels import TABLED, operations_in_node, operations_of
 from hardware_profiles.law_constants import BACKENDS, law_of, laws_of
 from hardware_profiles.ops import Ops
 from hardware_profiles.packed_formats import PACKED_FORMATS
@@ -23,7 +26,7 @@ BRINGING = (
     *("llama_cpp", "llama_cpp_2025", "llama_cpp_2024", "mlx", "exllamav2", "mlc", "blockwise"),
     *(f"llama_cpp{build}_{backend}" for build in ("", "_2025") for backend in BACKENDS),
 )
-TABLED_FORMATS = ("bf16", "fp8", "int8_wo", "int4", "mxfp4")
+TABLED_FORMATS = ("fp32", "bf16", "fp8", "fp8_block", "int8", "int8_wo", "int4", "nvfp4", "mxfp4")
 ROWS = np.array([1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 32, 64, 100, 128, 129, 256, 512, 513, 1024, 2048, 8192], dtype=float)
 N, K = 14336, 4096
 
@@ -80,16 +83,37 @@ def test_no_step_beats_memory_or_arithmetic_and_more_rows_take_no_less(framework
         assert np.all(ops.prefill_attention_s("bf16", "bf16", 32, 8, 128, 0, ROWS, 8192) >= prompts)
 
 
+def test_the_families_and_formats_of_all_engines_are_tested() -> None:
+    """Those that an engine may name, of any version, and every format of weights; aliases count as what they are priced as."""
+    engines = [engine_named(name) for name in BUILT_IN]
+    families = {engine.kernels for engine in engines}
+    families |= {engine.switches(version).get("kernels", "") for engine in engines for version in engine.versions}
+    assert families - {""} <= {*BRINGING, *TABLED}
+    tested = {canonical_format(name) for name in TABLED_FORMATS}
+    assert {canonical_format(name) for name in FORMATS} <= tested
+
+
 @pytest.mark.slow
-def test_the_same_of_devices_whose_kernels_are_tabled_borrowed_or_the_datasheet() -> None:
+@pytest.mark.parametrize("framework", TABLED)
+def test_the_same_of_devices_whose_kernels_are_tabled_borrowed_or_the_datasheet(framework: str) -> None:
     """Tables may fall by a few percent between rows: as the kernels that were measured do."""
+    contexts = np.array([1.0, 16, 300, 5000, 100_000])
     for name in device_names():
-        ops = operations_of(load_device(name), "vllm")
+        ops = operations_of(load_device(name), framework)
+        bandwidth, best = ops.peaks.hbm_bytes_per_s, max(ops.peaks.flops_per_s.values())
         for fmt in TABLED_FORMATS:
             t = ops.gemm_s(fmt, ROWS, N, K)
-            assert np.all(t * ops.peaks.hbm_bytes_per_s >= 0.999 * N * K * weight_bytes(fmt)), (name, fmt)
-            assert np.all(t * max(ops.peaks.flops_per_s.values()) >= 0.999 * 2 * ROWS * N * K), (name, fmt)
+            assert np.all(t * bandwidth >= 0.999 * N * K * weight_bytes(fmt)), (name, fmt)
+            assert np.all(t * best >= 0.999 * 2 * ROWS * N * K), (name, fmt)
             assert np.all(np.maximum.accumulate(t) <= 1.3 * t), (name, fmt)
+        decoding = ops.decode_attention_s("bf16", 32, 8, 128, 0, 4, contexts)
+        assert np.all(decoding * bandwidth >= 0.999 * 4 * contexts * 2 * 8 * 128 * 2), name
+        prompts = ops.prefill_attention_s("bf16", "bf16", 32, 8, 128, 0, ROWS, 0)
+        assert np.all(prompts * best >= 0.999 * 2 * 32 * 128 * ROWS**2), name
+        experts = ops.moe_s("bf16", 2048, 768, 8, 128, 1, 1, ROWS)
+        assert np.all(experts * best >= 0.999 * 6 * 2048 * 768 * 8 * ROWS), name
+        for t in (decoding, prompts, experts):
+            assert np.all(np.maximum.accumulate(t) <= 1.3 * t), name
 
 
 def test_packed_weights_are_quicker_to_read_and_slower_to_unpack() -> None:
