@@ -498,6 +498,8 @@ def llamabench_amd(row: Row, number: str) -> Case:
     slow = "hipblaslt=;" in row["note"] and "vulkan" not in backend
     if args.get("device") == "ROCm0":
         args["hipblaslt"] = not slow
+    if batch := re.search(r"\bb=-b (\d+)", row["note"]):
+        args["batch_size"] = int(batch[1])
     note = row["backend"] + (f", {SLOW_BLAS}" if slow else "")
     engine = MIDDLE if row["build"].isdigit() and int(row["build"]) < 7000 else "llama_cpp"
     where = (model, gguf_of(named), device_of(row["hardware"]))

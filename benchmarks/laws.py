@@ -172,7 +172,7 @@ class Fit:
         self.chips = [chip_of(case) for case in cases]
         devices = [chip.device for chip in self.chips]
         self.groups = np.array(devices if len(set(devices)) > 1 else [f"{c.model} {c.weights}" for c in cases])
-        self.work = [work_of(case, 2048 if case.engine == "mlx_lm" else 512) for case in cases]
+        self.work = [work_of(case, chunk_of(case)) for case in cases]
         self.log_rates = np.log([measured(case) for case in cases])
         count = Counter(self.groups)
         self.weight = np.array([count[group] ** -0.5 for group in self.groups])
@@ -247,6 +247,12 @@ def kind_of(case: Case) -> str:
     if "decode_tok_s" in case.reported:
         return "decode" if case.batch == 1 else "batch"
     return "prompt" if case.new > 64 else "few tokens"
+
+
+def chunk_of(case: Case) -> int:
+    """Tokens of a prompt that are computed at once."""
+    batch = case.args.get("batch_size", 2048)
+    return 2048 if case.engine == "mlx_lm" else min(512, batch if isinstance(batch, int) else 512)
 
 
 def chip_of(case: Case) -> Chip:
@@ -453,7 +459,8 @@ def medians(cases: list[Case]) -> list[Case]:
     """One case of those that measure the same on the same chip: the one with the median rate."""
     alike: dict[tuple[object, ...], list[Case]] = defaultdict(list)
     for case in cases:
-        alike[chip_of(case), case.model, case.weights, case.new, case.output, case.depth, case.batch, *case.reported].append(case)
+        key = (case.model, case.weights, case.new, case.output, case.depth, case.batch, chunk_of(case), *case.reported)
+        alike[(chip_of(case), *key)].append(case)
     return [sorted(group, key=measured)[len(group) // 2] for group in alike.values()]
 
 
