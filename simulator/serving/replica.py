@@ -458,30 +458,30 @@ class Replica:
         return limit_s
 
     def _jump(self, limit_s: float) -> bool:
-        """Take the steps of a run that are scheduled before the limit; False if those are fewer than two."""
+        """Take the steps of a run that are formed before the limit; False if none is proven, or the host is late."""
         flight, now = self._in_flight, self.clock_s
-        first = flight[0][2] if flight else now
-        if first >= limit_s or (flight and ends_a_request(flight[0])):
+        if flight and ends_a_request(flight[0]):
             return False
+        first = flight[0][2] if flight else now
         priced = self._priced
         if priced is None or priced[4] != first:
-            priced = self._price(limit_s)
+            priced = self._price(limit_s if first < limit_s else INFINITY)  # what is left is kept
             if priced is None:
                 return False
             ranks, deaf, until_s, host_s, _, vain, ends = priced
-            bound_s = self._bound_s
+            bound_s = self._bound_s if self._bound_s < limit_s else limit_s
         else:
             ranks, deaf, until_s, host_s, _, vain, ends = priced
             bound_s = self._bound(ranks, deaf, until_s if until_s < limit_s else limit_s)
-        if first >= bound_s or len(ends) < 2:
+        if now >= bound_s:
             return False
         # a synchronous step is scheduled when the one before it ends; with one batch ahead, when the one before it starts
         if self._sync:
             n = 1 + bisect_left(ends, bound_s, 0, len(ends) - 1)
-            if n < 2:
-                return False
         elif now + host_s > first:
             return False
+        elif first >= bound_s or len(ends) < 2:
+            n = 1
         else:
             n = 2 + bisect_left(ends, bound_s, 0, len(ends) - 2)
         self._priced = None
