@@ -52,8 +52,9 @@ FP8_LIST_SINCE, HOPPER_BLOCKS_SINCE = (0, 16), (0, 17)
 """FP8 chooses from its list without an environment variable, FlashInfer's CUTLASS kernels first on Hopper; blocks there in Triton
 unless experts are split over ranks. Before: DeepGEMM, whatever the batch, where tensor parallelism is below 8 or experts are
 split."""
-PADDED_BEFORE = (0, 11, 1)
-"""First version whose CUTLASS products of FP8 blocks no longer copy their input to pad it, whatever its rows (`fp8_utils.py`)."""
+DEEPGEMM_SINCE, PADDED = (0, 11), ((0, 10, 2), (0, 11, 1))
+"""DeepGEMM is used unless an environment variable says no, before only where it says so (`envs.py` of 0.10.1, 0.10.2, 0.11.0).
+Since and before which CUTLASS's products of FP8 blocks copy their input to pad it, whatever its rows (`fp8_utils.py`)."""
 LENT_CUTLASS = "trtllm/cutlass"
 """Those CUTLASS kernels over blocks where every rank holds a slice of each expert: vLLM's tables time them for experts split over
 ranks only, TensorRT-LLM's, from which FlashInfer took them, both ways. kind: assumed, 2026-11; compared with ten runs of
@@ -131,20 +132,24 @@ def _own_choice(request: PoolRequest, version: tuple[int, ...]) -> str | None:
     return "marlin" if fmt == "int4" else None
 
 
-def cutlass_products(request: PoolRequest, said: Said) -> bool:
-    """Whether products with weights in FP8 blocks run on CUTLASS's kernel for Hopper: DeepGEMM is switched off, or not there.
+def _deepgemm(request: PoolRequest, version: tuple[int, ...]) -> bool:
+    """Whether DeepGEMM is used: it is part of the images (`docker/Dockerfile`), not of the wheels (0.11.0: `has_deep_gemm`)."""
+    asked = request.flags.get("use_deep_gemm")
+    return version >= DEEPGEMM_SINCE if asked is None else bool(asked)
 
-    It is part of the images (`docker/Dockerfile`), not of the wheels (0.11.0: `has_deep_gemm`).
-    """
-    if request.flags.get("use_deep_gemm") is not False or request.formats.weights.name != "fp8_block":
+
+def cutlass_products(request: PoolRequest, version: tuple[int, ...], said: Said) -> bool:
+    """Whether products with weights in FP8 blocks run on CUTLASS's kernel for Hopper: DeepGEMM is switched off, or not there."""
+    if _deepgemm(request, version) or request.formats.weights.name != "fp8_block":
         return False
     if load_device(request.device_name).architecture == "hopper":
         said.notes.append("products of FP8 blocks run on CUTLASS's kernel, since DeepGEMM is not used")
         return True
-    said.warnings.append(
-        "vllm flag `use_deep_gemm` (false) is modelled on Hopper alone; in the engine it changes the speed of products, which are"
-        " priced as DeepGEMM's"
-    )
+    if request.flags.get("use_deep_gemm") is False:
+        said.warnings.append(
+            "vllm flag `use_deep_gemm` (false) is modelled on Hopper alone; in the engine it changes the speed of products, which"
+            " are priced as DeepGEMM's"
+        )
     return False
 
 
@@ -152,7 +157,7 @@ def _hopper_fp8(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> str
     if fmt == "fp8":
         return "cutlass"
     split = request.expert_parallel > 1
-    if version < FP8_LIST_SINCE and request.flags.get("use_deep_gemm") is False:
+    if version < FP8_LIST_SINCE and not _deepgemm(request, version):
         return "triton"
     if version >= HOPPER_BLOCKS_SINCE:
         return "cutlass" if split else "triton"
@@ -161,4 +166,4 @@ def _hopper_fp8(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> str
     return "triton" if request.tensor_parallel >= 8 and not split else None  # DeepGEMM, which nobody timed
 
 
-__all__ = ["EXPERTS", "PADDED_BEFORE", "cutlass_products", "expert_tiles", "experts", "held_weights"]
+__all__ = ["EXPERTS", "PADDED", "cutlass_products", "expert_tiles", "experts", "held_weights"]

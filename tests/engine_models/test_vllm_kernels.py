@@ -140,19 +140,22 @@ def test_marlin_saves_bytes_with_few_rows_and_loses_with_many() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "hardware", "without", "cutlass", "warned"),
+    ("version", "model", "hardware", "used", "cutlass", "warned"),
     [
-        (R1, "h200-sxm-141gb", False, False, False),
-        (R1, "h200-sxm-141gb", True, True, False),
-        (R1, "b200-sxm-180gb", True, False, True),
-        (QWEN, "h200-sxm-141gb", True, False, False),  # no blocks
+        ("0.11.0", R1, "h200-sxm-141gb", None, False, False),
+        ("0.11.0", R1, "h200-sxm-141gb", False, True, False),
+        ("0.10.2", R1, "h200-sxm-141gb", None, True, False),  # off by itself
+        ("0.10.2", R1, "h200-sxm-141gb", True, False, False),
+        ("0.11.0", R1, "b200-sxm-180gb", False, False, True),
+        ("0.10.2", R1, "b200-sxm-180gb", None, False, False),
+        ("0.11.0", QWEN, "h200-sxm-141gb", False, False, False),  # no blocks
     ],
 )
 def test_products_of_blocks_run_on_cutlass_where_deepgemm_is_not_there(
-    model: str, hardware: str, without: bool, cutlass: bool, warned: bool
+    version: str, model: str, hardware: str, used: bool | None, cutlass: bool, warned: bool
 ) -> None:
-    flags = {"use_deep_gemm": False} if without else {}
-    plan = prepared(model, "0.11.0", hardware, engine_args=flags).plan
+    flags = {} if used is None else {"use_deep_gemm": used}
+    plan = prepared(model, version, hardware, engine_args=flags).plan
     assert plan.costs.terms.cutlass_blocks == cutlass
     assert any("use_deep_gemm" in text for text in plan.warnings) == warned
 
