@@ -41,6 +41,7 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         self._buffers = metadata_buffers
         self._sent: dict[Sequence, int] = {}
         self._gone: set[Sequence] = set()
+        self._rests = False  # the loop has nothing to decide until a peer says something
 
     def turns(self) -> float:
         """As of the base: the loop never rests."""
@@ -92,6 +93,8 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
 
     def schedule(self, now_s: float) -> PrefillFirstBatch | None:
         """As of the base."""
+        if self._rests and not self._gone and not self._ready:
+            return None
         records, kv = self.record_rows, self.kv
         seen, taken = self._see_sent(), list[Sequence]()
         if records:
@@ -116,6 +119,8 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
             self._send(seq, before, now_s, "sent_early")
         if records:
             self.loop["free"] = kv.free_tokens
+        idle = batch is None and self.chunked is None and not super().has_work()
+        self._rests = idle and not records and self.processed_number == self.next_number - 1
         return batch
 
     def _see_sent(self) -> list[Sequence]:
@@ -130,6 +135,7 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
 
     def settle(self, batch: Batch) -> list[Sequence]:
         """As of the base."""
+        self._rests = False
         ended = super().settle(batch)
         if self._overlap and isinstance(batch, PrefillFirstBatch):  # a chunk goes when its results are there
             for seq, computed, complete, _ in batch.extends:
@@ -231,6 +237,7 @@ class ReservingDecodeScheduler(ReservingDecode):
         self._polls = 0
         self._now_s, self._polled_s = 0.0, -1.0
         self._news = False  # something has changed that the queues have not been looked at with
+        self._most = 0  # tokens that any request so far may come to have
 
     # -- the outside ----------------------------------------------------------------------------------------
 
@@ -247,6 +254,7 @@ class ReservingDecodeScheduler(ReservingDecode):
     def add(self, seq: Sequence) -> None:
         """As of the base."""
         seq.state, seq.group_state = "waiting", self._most_of(seq)
+        self._most = max(self._most, seq.group_state)
         self._unreceived.append(seq)
         self._news = True
 
@@ -374,8 +382,9 @@ class ReservingDecodeScheduler(ReservingDecode):
         if not any(ready_s <= now_s + NO_LATER_S for ready_s in self.prealloc.values()):
             return admitted
         retractable = self._running_tokens() + sum(seq.length for seq in self._ended)
-        most = max([seq.group_state for seq in (*self.running, *self._ended)], default=retractable)
-        longest, buffers = most - retractable, rules.metadata_buffers - len(self.transfer)
+        longest, buffers = 0, rules.metadata_buffers - len(self.transfer)
+        if self._most - retractable > keep * self._held():  # else what is kept back is more in any case
+            longest = max([seq.group_state for seq in (*self.running, *self._ended)], default=retractable) - retractable
         for seq, ready_s in list(self.prealloc.items()):
             if now_s < ready_s - NO_LATER_S:
                 continue

@@ -1,8 +1,8 @@
 """Where the jobs of a sweep are done: in this process, in processes of this machine, on a cluster of Ray or Dask.
 
 Each of them yields jobs with their outcomes in the order in which they end, a few more in hand than there are workers, so that
-none waits and start-up is paid once a worker. What a worker simulates it writes itself, whole or not at all, so that one that is
-killed loses nothing but time: its jobs are given to another.
+none waits and start-up is paid once a worker. Small jobs are given to a cluster some at a time. What a worker simulates it writes
+itself, whole or not at all, so that one that is killed loses nothing but time: its jobs are given to another.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Series
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ class Job(Protocol):
         """What it is known by."""
         ...
 
-    def run(self, folder: Path, command_line: Sequence[str]) -> dict[str, Any]:
+    def run(self, folder: Path, command_line: Series[str]) -> dict[str, Any]:
         """Do it, in the folder of the sweep; return `status`, `reason` and what else came out."""
         ...
 
@@ -44,6 +45,9 @@ TRIES = 3
 """How often a job is begun on a cluster: what kills three workers is taken to be the job."""
 IN_HAND = 2
 """Jobs given out a worker."""
+PACK, TURNS = 8, 8
+"""Most points that a worker of a cluster is given at once, and how often it has to be given some at least (assumed): what is
+computed again where it dies, and waited for at the end."""
 COUNTED_S = 5.0
 """How often a cluster is asked for its size, which may grow [s]."""
 REACHED_S = 8.0
@@ -72,14 +76,17 @@ def gathered(
 
 
 def outcomes(
-    todo: list[AJob], folder: Path, workers: int | None, cluster: str | None, address: str | None
+    todo: list[AJob], folder: Path, workers: int | None, cluster: str | None, address: str | None, *, pack: int = 1
 ) -> Iterator[tuple[AJob, dict[str, Any]]]:
-    """Have all jobs done by processes, by default one a core, or on a cluster of that backend; yield each as it ends."""
+    """Have all jobs done by processes, by default one a core, or on a cluster of that backend; yield each as it ends.
+
+    pack : how many of them a worker of a cluster may be given at once.
+    """
     workers = workers or min(os.cpu_count() or 1, max(1, len(todo)))
     if not todo:
         return iter(())
     if cluster is not None:
-        return (on_ray if cluster == "ray" else on_dask)(todo, folder, address)
+        return (on_ray if cluster == "ray" else on_dask)(todo, folder, address, pack)
     return in_turn(todo, folder) if 1 in (workers, len(todo)) else side_by_side(todo, folder, workers)
 
 
@@ -118,7 +125,7 @@ def _pooled(todo: list[AJob], folder: Path, workers: int) -> Iterator[tuple[AJob
     return in_processes(todo, submit, min(workers, len(todo)))
 
 
-def _do(job: Job, folder: Path, command_line: Sequence[str]) -> dict[str, Any]:
+def _do(job: Job, folder: Path, command_line: Series[str]) -> dict[str, Any]:
     return job.run(folder, command_line)
 
 
@@ -174,23 +181,48 @@ def check_cluster(backend: str, address: str | None) -> str | None:
     return address
 
 
-def on_ray(todo: list[AJob], folder: Path, address: str | None) -> Iterator[tuple[AJob, dict[str, Any]]]:
+Outcomes = list[dict[str, Any]] | str
+"""What came out of jobs, or how their workers died."""
+
+
+def _in_packs(
+    todo: list[AJob], submit: Callable[[Series[AJob]], Future[Outcomes]], workers: Callable[[], int], pack: int
+) -> Iterator[tuple[AJob, dict[str, Any]]]:
+    """Have jobs done some at a time; each by itself where those of a pack have killed their workers."""
+    size = max(1, min(pack, len(todo) // (TURNS * max(1, workers()))))
+    alone: list[AJob] = []
+    for jobs, found in gathered([todo[first : first + size] for first in range(0, len(todo), size)], submit, workers):
+        if not isinstance(found, str):
+            yield from zip(jobs, found, strict=True)
+        elif len(jobs) > 1:
+            alone += jobs
+        else:
+            yield jobs[0], {"status": "failed", "reason": found}
+    if alone:
+        yield from _in_packs(alone, submit, workers, 1)
+
+
+def on_ray(
+    todo: list[AJob], folder: Path, address: str | None, pack: int = 1
+) -> Iterator[tuple[AJob, dict[str, Any]]]:
     """Simulate on a cluster of Ray that runs already, at an address that `check_cluster` has found."""
     ray = _package("ray", "ray")
     with contextlib.redirect_stdout(sys.stderr), _in_words("ray", address, "ray start --head"):
         ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
     remote = ray.remote(max_retries=TRIES - 1, num_cpus=1)(_at_a_worker)
 
-    def submit(job: AJob) -> Future[dict[str, Any]]:
-        return _settled(remote.remote(*_told(job, folder)).future(), (ray.exceptions.RayError,))
+    def submit(jobs: Series[AJob]) -> Future[Outcomes]:
+        return _settled(remote.remote(*_told(jobs, folder)).future(), (ray.exceptions.RayError,))
 
     try:
-        yield from gathered(todo, submit, lambda: int(ray.cluster_resources().get("CPU", 1)))
+        yield from _in_packs(todo, submit, lambda: int(ray.cluster_resources().get("CPU", 1)), pack)
     finally:
         ray.shutdown()
 
 
-def on_dask(todo: list[AJob], folder: Path, address: str | None) -> Iterator[tuple[AJob, dict[str, Any]]]:
+def on_dask(
+    todo: list[AJob], folder: Path, address: str | None, pack: int = 1
+) -> Iterator[tuple[AJob, dict[str, Any]]]:
     """Simulate on a cluster of Dask that runs already, at an address that `check_cluster` has found."""
     distributed = _package("distributed", "dask")
     with _in_words("dask", address, "dask scheduler"):
@@ -198,44 +230,43 @@ def on_dask(todo: list[AJob], folder: Path, address: str | None) -> Iterator[tup
     executor = client.get_executor(pure=False, retries=TRIES - 1)
     killed = (distributed.scheduler.KilledWorker,)
 
-    def submit(job: AJob) -> Future[dict[str, Any]]:
-        return _settled(executor.submit(_at_a_worker, *_told(job, folder)), killed)
+    def submit(jobs: Series[AJob]) -> Future[Outcomes]:
+        return _settled(executor.submit(_at_a_worker, *_told(jobs, folder)), killed)
 
     try:
-        yield from gathered(todo, submit, lambda: sum(client.nthreads().values()))
+        yield from _in_packs(todo, submit, lambda: sum(client.nthreads().values()), pack)
     finally:
         client.close()
 
 
-def _told(job: Job, folder: Path) -> tuple[Any, ...]:
-    return job, str(folder), sys.argv, os.getcwd(), VERSION
+def _told(jobs: Series[Job], folder: Path) -> tuple[Any, ...]:
+    return jobs, str(folder), sys.argv, os.getcwd(), VERSION
 
 
-def _at_a_worker(job: Job, folder: str, command_line: Sequence[str], cwd: str, version: str) -> dict[str, Any]:
-    """Do a job on another machine, which has to be of the same version and see the same files."""
+def _at_a_worker(jobs: Series[Job], folder: str, command_line: Series[str], cwd: str, version: str) -> Outcomes:
+    """Do jobs on another machine, which has to be of the same version and see the same files."""
     if version != VERSION:
         why = f"a worker has capacity-plan {VERSION}, the sweep is of {version}: install the same everywhere"
-        return {"status": "failed", "reason": why}
+        return [{"status": "failed", "reason": why}] * len(jobs)
     if os.path.isdir(cwd):
         os.chdir(cwd)  # relative paths of the scenario are as for who asked
     place = store.place(folder)
     if not (place / store.SWEEP).is_file():
         why = f"a worker does not see {folder}: --output has to be a folder that all machines share, or a URL"
-        return {"status": "failed", "reason": why}
-    return job.run(place, command_line)
+        return [{"status": "failed", "reason": why}] * len(jobs)
+    return [job.run(place, command_line) for job in jobs]
 
 
-def _settled(future: Future[dict[str, Any]], deaths: tuple[type[Exception], ...]) -> Future[dict[str, Any]]:
-    """A future that has a failed outcome where the workers of `future` died."""
-    outer: Future[dict[str, Any]] = Future()
+def _settled(future: Future[Outcomes], deaths: tuple[type[Exception], ...]) -> Future[Outcomes]:
+    """A future that says how the workers of `future` died, if they did."""
+    outer: Future[Outcomes] = Future()
 
-    def end(inner: Future[dict[str, Any]]) -> None:
+    def end(inner: Future[Outcomes]) -> None:
         try:
             outer.set_result(inner.result())
         except deaths as error:
             first = str(error).strip().split("\n")[0]
-            why = f"its workers died {TRIES} times, perhaps for want of memory ({type(error).__name__}: {first})"
-            outer.set_result({"status": "failed", "reason": why})
+            outer.set_result(f"its workers died {TRIES} times, perhaps for want of memory ({type(error).__name__}: {first})")
         except BaseException as error:
             outer.set_exception(error)
 

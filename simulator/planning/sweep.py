@@ -24,7 +24,7 @@ from simulator.io.rundir import write_file
 from simulator.io.text import json_text
 from simulator.planning import store
 from simulator.planning.axes import Axis, count_of, parse_axes, point_at
-from simulator.planning.backends import check_cluster, outcomes
+from simulator.planning.backends import PACK, check_cluster, outcomes
 from simulator.planning.one_point import PlannedPoint, in_words
 from simulator.planning.pareto import answers, cost_column, latency_column, on_front_of
 from simulator.planning.points import outcome_columns, row_of
@@ -161,7 +161,7 @@ def run_sweep(
         todo = [p for p in unique.values() if p.digest not in done]
         if resume:
             notes.append(f"{len(unique) - len(todo)} of {len(unique)} points were there already")
-        ended = outcomes(todo, folder, workers, cluster[0] if cluster else None, address)
+        ended = outcomes(todo, folder, workers, cluster[0] if cluster else None, address, pack=PACK)
         _simulate(ended, len(todo), folder, done, progress)
         result = _tabulate(plan, folder, done, notes)
         store.write_table(folder, result.rows)

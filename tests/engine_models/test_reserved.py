@@ -129,3 +129,24 @@ def test_memory_goes_by_whole_pages() -> None:
     assert pool.free_tokens == 320 - 3 * 16  # of 17 + 16 tokens
     loops(server, [0.2] * 3)
     assert pool.free_tokens == 320
+
+
+def test_a_prefill_server_that_has_rested_forms_batch_after_batch_again() -> None:
+    rules = PrefillFirstRules(8, 8192, chunked_prefill_size=500)
+    server = SendingPrefillScheduler(rules, RadixPool(2000), metadata_buffers=8)
+    assert server.schedule(0.0) is None
+    rows = [Sequence(index, 400, 1, 0.0) for index in range(2)]
+    for seq in rows:
+        server.add(seq)
+        assert server.schedule(0.5) is None
+    for seq in rows:
+        server.reserved(seq)
+    first, second = server.schedule(1.0), server.schedule(1.1)  # the second while the first runs
+    assert first is not None
+    assert second is not None
+    for batch in (first, second):
+        batch.t_end = 2.0
+        server.settle(batch)
+    server.sent(rows[0])
+    assert server.schedule(3.0) is None
+    assert list(server.inflight) == [rows[1]]

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +189,47 @@ def test_a_missing_extra_names_its_install_line(
 
 
 def test_a_worker_of_another_version_or_without_the_folder_says_so(tmp_path: Path) -> None:
-    planned = plan_sweep(SCENARIO, VARY).points[0]
-    told = backends._told(planned, tmp_path)
-    assert "does not see" in backends._at_a_worker(*told)["reason"]
-    assert "install the same" in backends._at_a_worker(*told[:-1], "0.0.1")["reason"]
+    points = plan_sweep(SCENARIO, VARY).points[:2]
+    told = backends._told(points, tmp_path)
+    assert ["does not see" in each["reason"] for each in backends._at_a_worker(*told)] == [True, True]
+    assert ["install the same" in each["reason"] for each in backends._at_a_worker(*told[:-1], "0.0.1")] == [True, True]
     (tmp_path / store.SWEEP).write_text("{}")
-    assert backends._at_a_worker(*told)["status"] == "ok"
+    assert [each["status"] for each in backends._at_a_worker(*told)] == ["ok", "ok"]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A job that is its number."""
+
+    number: int
+
+    @property
+    def digest(self) -> str:
+        return str(self.number)
+
+    def run(self, folder: Path, command_line: Sequence[str]) -> dict[str, Any]:
+        return {"status": "ok", "reason": "", "number": self.number}
+
+
+@pytest.mark.parametrize(("jobs", "workers", "pack", "size"), [(200, 2, 8, 8), (40, 2, 8, 2), (9, 2, 8, 1), (40, 2, 1, 1)])
+def test_a_cluster_is_given_points_some_at_a_time_and_those_of_a_deadly_pack_alone(
+    jobs: int, workers: int, pack: int, size: int
+) -> None:
+    given: list[int] = []
+
+    def submit(some: Sequence[Number]) -> Future[backends.Outcomes]:
+        given.append(len(some))
+        found: Future[backends.Outcomes] = Future()
+        deadly = any(job.number == 7 for job in some)
+        found.set_result("they died" if deadly else [job.run(Path(), ()) for job in some])
+        return found
+
+    ended = dict(backends._in_packs([Number(n) for n in range(jobs)], submit, lambda: workers, pack))
+    assert {job.number: outcome.get("number") for job, outcome in ended.items()} == {
+        n: None if n == 7 else n for n in range(jobs)
+    }
+    assert ended[Number(7)] == {"status": "failed", "reason": "they died"}
+    assert given == [size] * (jobs // size) + [1] * (0 if size == 1 else size)
 
 
 def test_a_sweep_in_an_object_store_is_that_in_a_folder_and_grows(tmp_path: Path) -> None:
