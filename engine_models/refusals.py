@@ -1,4 +1,5 @@
-"""What several engines refuse of a pool in the same words; each says its own part of the cause. All raise InputError."""
+"""What several engines refuse of a pool in the same words, with an InputError; each says its own part of the cause. And what they
+say of flags that a part of them does not read."""
 
 from __future__ import annotations
 
@@ -74,3 +75,9 @@ def adapters_are_counted(settings: Mapping[str, object], title: str, flag: str) 
             where="deployment.lora.max_loras",
             mend=f"give their number, such as lora: {{max_loras: 20, rank: 16}}, or name them in engine_args.{flag}",
         )
+
+
+def without_effect(given: Collection[str], names: Collection[str], reader: str, here: str) -> tuple[str, ...]:
+    """A warning where flags of `names` are given: `reader` alone reads them, and `here` serves the pool."""
+    idle = [name for name in names if name in given]
+    return (f"{', '.join(idle)}: read by {reader} alone, without effect on {here}",) if idle else ()

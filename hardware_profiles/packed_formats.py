@@ -203,6 +203,17 @@ PACKED_FORMATS: Mapping[str, PackedFormat] = {
 }
 
 
+EXAMPLES: Mapping[str, str] = {
+    "gguf": "q4_k_m",
+    "mlx": "mlx_4bit",
+    "exl": "exl2_4.0",
+    "mlc": "q4f16_1",
+    "blockwise": "q4_b32t1",
+    "nncf": "nncf_int8",
+}
+"""A format of each family, for words."""
+
+
 @lru_cache(maxsize=256)
 def packed_format(name: str) -> PackedFormat | None:
     """The packed format of that name, None where it is none: ``q4_k_m``, ``mlx_4bit``, ``exl2_4.65``."""

@@ -23,6 +23,7 @@ from engine_models.model.formats import FORMATS, format_named
 from hardware_profiles.device import Device, device_names, load_device
 from hardware_profiles.errors import InputError, PlanError
 from hardware_profiles.kernels import operations_in_node
+from hardware_profiles.packed_formats import EXAMPLES
 from hardware_profiles.power import limit_words, limited
 from hardware_profiles.scaled_ops import ScaledOps
 from simulator.calibrated import calibrated, calibration_of, calibration_words, check_law
@@ -434,7 +435,11 @@ def _check_format(engine: Engine, device: Device, formats: Formats) -> None:
     name, kv = formats.weights.name, formats.kv_cache
     support = engine.formats.get(name) or engine.formats.get(formats.weights.family)
     if support is None or device.kind not in support.kinds:
-        able = [key for key, entry in engine.formats.items() if device.kind in entry.kinds]
+        able = [
+            f"{EXAMPLES[key]} (and others of {key})" if key in EXAMPLES else key
+            for key, entry in engine.formats.items()
+            if device.kind in entry.kinds
+        ]
         on_device = f" on {device.title}" if support is not None else ""
         raise InputError(
             f"{engine.title} does not load weights in {name}{on_device}",

@@ -19,9 +19,9 @@ from engine_models.engines import lmdeploy_pytorch as pytorch
 from engine_models.engines import lmdeploy_turbomind as turbomind
 from engine_models.engines.lmdeploy_adapters import LAUNCHED
 from engine_models.engines.lmdeploy_drafts import draft_settings
-from engine_models.engines.lmdeploy_flags import FLAGS
+from engine_models.engines.lmdeploy_flags import FLAGS, PYTORCH_ONLY, TURBOMIND_ONLY
 from engine_models.engines.lmdeploy_recorded import replay as replay_recorded
-from engine_models.refusals import no_expert_parallelism, only_on_nvidia
+from engine_models.refusals import no_expert_parallelism, only_on_nvidia, without_effect
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InputError
 
@@ -52,10 +52,12 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     if asks or falls_back:
         overheads = load_overheads(ENGINE.name, ENGINE.overheads_from)
         found = pytorch.resolved(request, rows, overheads.host)
+        idle = without_effect(request.flags, TURBOMIND_ONLY, "TurboMind", "LMDeploy's PyTorch engine")
     else:
         _refuse(request)
         overheads = load_overheads(turbomind.OVERHEADS, ENGINE.overheads_from)
         found = turbomind.resolved(request, rows, overheads.host)
+        idle = without_effect(request.flags, PYTORCH_ONLY, "LMDeploy's PyTorch engine", "TurboMind")
     drafts, adapters = request.speculation, found.adapters
     return EnginePlan(
         engine=ENGINE.name,
@@ -83,6 +85,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             *((adapters_note(adapters), LAUNCHED) if adapters is not None else ()),
             *((drafts_note(drafts), *drafts.notes) if drafts is not None else ()),
         ),
+        warnings=idle,
         sources=overheads.provenance,
         recorded=found.recorded,
     )

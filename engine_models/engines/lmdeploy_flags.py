@@ -29,7 +29,6 @@ _MODELLED: dict[str, Flag] = {
     "tp": Flag("int", 1, low=1),
     "session_len": Flag("int", None, low=2),
     "max_batch_size": Flag("int", None, low=1),
-    "max_concurrent_requests": Flag("int", None, low=1),
     "cache_max_entry_count": Flag("float", 0.8, low=1e-3, high=0.999),
     "cache_block_seq_len": Flag("int", 64, low=16),
     "enable_prefix_caching": Flag("bool", False),
@@ -49,6 +48,14 @@ _MODELLED: dict[str, Flag] = {
     "ttft_aging_sec": Flag("float", 2.0, low=1e-3),
 }
 
+PYTORCH_ONLY = (
+    *("cudagraph_capture_batch_sizes", "eager_mode", "prefill_interval"),
+    *("ttft_policy", "ttft_short_turns", "ttft_aging_sec"),
+)
+"""Flags that change nothing where TurboMind serves (datasheet: `cli/serve.py` at 1263d5cd, 2026-08)."""
+TURBOMIND_ONLY = ("async",)
+"""Those that change nothing where the PyTorch engine does (the same source)."""
+
 _SWITCHES = """
     allow_credentials allow_terminate_by_client disable_fastapi_docs disable_metrics enable_abort_handling enable_eplb
     enable_microbatch enable_return_routed_experts language_model_only ssl trust_remote_code
@@ -64,6 +71,7 @@ _HARMLESS = """
 """
 _CHANGING = {
     "the model's configuration": "hf_overrides",
+    "how many answers that are not streamed are in work at once": "max_concurrent_requests",
     "the host's time": "logprobs_mode enable_return_routed_experts",
     "how experts are placed and overlapped": "enable_eplb enable_microbatch",
 }

@@ -57,7 +57,6 @@ def resolved(request: PoolRequest, rows: int, host: HostOverhead) -> Backend:
             mend=request.more_memory,
         )
     caching = bool(flags.get("enable_prefix_caching", False)) and not window
-    inside = min(rows, int(flags.get("max_concurrent_requests") or rows))
     rules = AlternatingRules(
         max_batch_size=rows,
         max_prefill_token_num=prefill,
@@ -65,7 +64,7 @@ def resolved(request: PoolRequest, rows: int, host: HostOverhead) -> Backend:
         ttft_policy=str(flags.get("ttft_policy", "size")),
         ttft_short_turns=int(flags.get("ttft_short_turns", 3)),
         ttft_aging_s=float(flags.get("ttft_aging_sec", 2.0)),
-        handle_pool=inside,
+        handle_pool=rows,
     )
 
     def scheduler(mode: Mode) -> AlternatingScheduler:
@@ -88,7 +87,7 @@ def resolved(request: PoolRequest, rows: int, host: HostOverhead) -> Backend:
     step_tokens = max(prefill, rows * (drafts.row_tokens if drafts is not None else 1))
     return Backend(
         limits=Limits(
-            rows=inside,
+            rows=rows,
             step_tokens=step_tokens,
             context_tokens=session,
             kv_tokens=usable * page,
@@ -108,7 +107,7 @@ def resolved(request: PoolRequest, rows: int, host: HostOverhead) -> Backend:
             f"LMDeploy's PyTorch engine: {usable:,} blocks of {page} tokens, {prefill:,} prompt tokens a step, {rows:,} rows; "
             + ("cached blocks can be found" if caching else "no prefix cache"),
             f"prompts pause the running rows, which go first at most {rules.prefill_interval} times while others wait and half "
-            f"of the rows run; above {inside:,} requests others wait in front of the engine",
+            f"of the rows run; above {rows:,} requests others wait in front of the engine",
             "LMDeploy's kernels and its host and front end are priced as vLLM's (assumed, nobody measured them); prompts run "
             "outside CUDA graphs" + ("" if graphs else ", as do decodes (eager_mode)"),
         ),

@@ -9,7 +9,7 @@ from typing import Any
 from engine_models.cost.draft_methods import WHERE
 from engine_models.cost.drafting import Speculation, summary_note
 from engine_models.declaration import PoolRequest
-from engine_models.engines.mlc_llm_flags import AUTOMATIC
+from engine_models.engines.mlc_llm_flags import AUTOMATIC, TREES
 from engine_models.schedulers.hybrid_prefill_drafted import drafts_for
 from hardware_profiles.errors import InputError
 
@@ -17,10 +17,11 @@ from hardware_profiles.errors import InputError
 def drafts_in(request: PoolRequest, flags: Mapping[str, Any]) -> Speculation | None:
     """Drafts of a pool by all its flags with their defaults; None where it makes none.
 
-    Raises InputError where their number cannot go by the rows.
+    Raises InputError where their number cannot go by the rows, and where flags contradict what the pool asks for.
     """
     if request.speculation is None:
         return None
+    _refuse_contradictions(request.flags, flags, request.speculation.tokens)
     drafts, length = replace(request.speculation, by_host=True), flags["spec_draft_length"]
     if length or (length is None and flags["speculative_mode"] != "small_draft"):
         return drafts
@@ -32,6 +33,26 @@ def drafts_in(request: PoolRequest, flags: Mapping[str, Any]) -> Speculation | N
             mend=f"give {most}, with acceptance for as many, or a spec_draft_length",
         )
     return replace(drafts, lengths=AUTOMATIC)
+
+
+def _refuse_contradictions(given: Mapping[str, Any], flags: Mapping[str, Any], tokens: int) -> None:
+    """InputError where flags deny the `tokens` drafts that the pool asks for; `flags` are those `given`, with all others."""
+    where = "deployment.engine_args"
+    if given.get("speculative_mode") == "disable":
+        raise InputError(
+            "flag `speculative_mode` (disable) contradicts the pool's key `speculative`",
+            where=f"{where}.speculative_mode",
+            mend="remove one of the two",
+        )
+    if flags["spec_tree_width"] > 1:
+        raise InputError(TREES, where=f"{where}.spec_tree_width", mend="leave spec_tree_width out")
+    length = flags["spec_draft_length"]
+    if length and length != tokens:
+        raise InputError(
+            f"flag `spec_draft_length` ({length}) contradicts the pool's key `speculative` (num_speculative_tokens: {tokens})",
+            where=f"{where}.spec_draft_length",
+            mend="remove one of the two",
+        )
 
 
 def rows_served(drafts: Speculation | None, rows: int, chunk: int) -> int:

@@ -35,6 +35,7 @@ DRAFT_METHODS = {"small_draft": "draft_model", "eagle": "eagle", "medusa": "medu
 AUTOMATIC = ((10, 4), (20, 3), (30, 2))
 """Numbers of rows below which a small model makes so many drafts where `spec_draft_length` is 0, its default (datasheet:
 `auto_spec_decode.cc`, 79d603f0)."""
+TREES = "drafts in a tree are not simulated for MLC-LLM"
 _NEVER = ("sliding_window_size", "attention_sink_size", "pipeline_parallel_stages")
 
 _MODELLED: dict[str, Flag] = {
@@ -116,7 +117,7 @@ def _drafts(mode: str, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> dic
         )
     if given.get("spec_tree_width", 1) > 1:
         raise InputError(
-            "drafts in a tree are not simulated for MLC-LLM",
+            TREES,
             where="deployment.engine_args.spec_tree_width",
             mend="leave spec_tree_width out",
         )

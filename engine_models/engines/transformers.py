@@ -10,11 +10,14 @@ step against recordings of it (`capacity-plan validate schedules`).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engine_models.declaration import Engine, EnginePlan, FrontEnd, PoolRequest, Support, checked
 from engine_models.engines.generate import Groups, check_model, overheads, plan_groups
 from engine_models.engines.transformers_continuous import continuous_plan
-from engine_models.engines.transformers_flags import FLAGS
+from engine_models.engines.transformers_flags import CONTINUOUS_ONLY, FLAGS, STATIC_ONLY
 from engine_models.engines.transformers_recorded import replay as replay_recorded
+from engine_models.refusals import without_effect
 from engine_models.schedulers.static import StaticScheduler
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InputError
@@ -28,7 +31,10 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     _refuse(request)
     flags = request.flags
     continuous = flags.get("mode", "static") == "continuous" or bool(flags.get("continuous_batching"))
-    return (continuous_plan if continuous else _static_plan)(request, ENGINE.name, ENGINE.version(version_text))
+    found = (continuous_plan if continuous else _static_plan)(request, ENGINE.name, ENGINE.version(version_text))
+    of_other, here = (STATIC_ONLY, "continuous batching") if continuous else (CONTINUOUS_ONLY, "generate")
+    reader = "generate" if continuous else "continuous batching (`continuous_batching`)"
+    return replace(found, warnings=(*found.warnings, *without_effect(flags, of_other, reader, here)))
 
 
 def _refuse(request: PoolRequest) -> None:

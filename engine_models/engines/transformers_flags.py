@@ -36,6 +36,15 @@ _MODELLED: dict[str, Flag] = {
     "safety_margin": Flag("float", None, low=0.0, high=1.0),
 }
 
+STATIC_ONLY = ("batch_size",)
+"""What only `generate` reads here."""
+CONTINUOUS_ONLY = (
+    *("page_size", "num_blocks", "max_batch_tokens", "max_memory_percent", "max_requests_per_batch"),
+    *("max_blocks_per_request", "allow_block_sharing", "use_async_batching", "use_cuda_graph"),
+    *("q_padding_interval_size", "scheduler_type", "safety_margin"),
+)
+"""What only continuous batching reads (datasheet: `ContinuousBatchingConfig` of 5.24.0)."""
+
 _SWITCHES = "enable_cors non_blocking trust_remote_code compile return_logprobs"
 _HARMLESS = """
     auto_switch_to_flash chat_template_kwargs cpu_group_timeout cpu_offload_space_safety_threshold decision_config default_seed

@@ -99,7 +99,7 @@ def text(found: Comparison) -> str:
         shown = [f"{v:,.0f}" if v is not None and row.startswith(COUNTS) else short(v) for v in values]
         for i in others:
             difference, share = found.difference(row, i), told[row, i]
-            shown[i] += f"{'' if difference is None else f'{difference:+.1%}':>{DIFFERENCE}}"
+            shown[i] += f"{'' if difference is None else _signed(difference):>{DIFFERENCE}}"
             if i in judged:
                 shown[i] += f"{'' if share is None else percent(share):>{SURE}}"
         rows.append([_title(row), *shown])
@@ -140,6 +140,11 @@ def _sure(found: Comparison, row: str, column: int) -> float | None:
     return below if difference < 0 else 1 - below
 
 
+def _signed(difference: float) -> str:
+    """A relative difference with its sign; what rounds to nothing has none of its own."""
+    return f"{round(difference, 3) + 0.0:+.1%}"
+
+
 def _verdict(found: Comparison, told: dict[tuple[str, int], float | None], column: int) -> str:
     """Which differences to the first are sure, and which are not."""
     from simulator.results.ranking import sure
@@ -148,7 +153,7 @@ def _verdict(found: Comparison, told: dict[tuple[str, int], float | None], colum
     for row in (row for row in RANKED if row in found.rows):
         share, name = told[row, column], _title(row).removesuffix(", ms")
         if share is not None and sure(share):
-            certain.append(f"{name} {found.difference(row, column):+.1%}")
+            certain.append(f"{name} {_signed(found.difference(row, column) or 0)}")
         elif share is not None:
             close.append(name)
     words = [f"sure: {', '.join(certain)}"] if certain else []

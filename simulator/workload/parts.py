@@ -106,7 +106,8 @@ class Requests:
             return self.loads[0].said()
         if self.loads:
             return [f"{load.classes[0].name}: {text}" for load in self.loads for text in load.said()]
-        cut = [f"{self.outputs_cut} outputs are cut at max_output_tokens"] if self.outputs_cut else []
+        many = f"{self.outputs_cut:,} outputs are" if self.outputs_cut > 1 else "1 output is"
+        cut = [f"{many} cut at max_output_tokens"] if self.outputs_cut else []
         return [*self.warnings, *cut]
 
 

@@ -11,11 +11,11 @@ import pytest
 from engine_models.declaration import FEATURES
 from engine_models.engines import known
 from engine_models.engines.known import BUILT_IN, engine_named, split
-from engine_models.model.formats import FORMATS
+from engine_models.model.formats import FORMATS, format_named
 from engine_models.parts.protocols import Scheduler
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InputError
-from hardware_profiles.packed_formats import PackedFamily
+from hardware_profiles.packed_formats import EXAMPLES, PackedFamily
 from simulator.config.load import load_scenario
 from simulator.prepare import Prepared, prepare
 
@@ -134,3 +134,20 @@ def test_a_packed_format_is_refused_by_an_engine_that_does_not_load_its_family()
         prepared(engine="vllm", weights="q4_k_m")
     with pytest.raises(InputError, match="keeps no KV cache in q8_0"):
         prepared(engine="vllm", kv_cache="q8_0")
+
+
+@pytest.mark.parametrize("engine", ["mlc_llm", "llama_cpp", "exllamav2"])
+def test_formats_that_a_refusal_offers_can_be_asked_for(engine: str) -> None:
+    """A family's name is none of a format: an example stands for it."""
+    with pytest.raises(InputError, match="does not load weights in nf4") as error:
+        prepared(engine=engine, weights="nf4")
+    offered = error.value.mend.removeprefix("one of ").partition(", or an engine")[0].split(", ")
+    assert any(" (and others of " in name for name in offered)
+    for name in offered:
+        assert format_named(name.partition(" (")[0]).name
+
+
+def test_the_example_of_a_family_is_one_of_it() -> None:
+    assert {name: format_named(example).family for name, example in EXAMPLES.items()} == {
+        family: family for family in get_args(PackedFamily)
+    }

@@ -135,7 +135,7 @@ def test_prompts_pause_the_running_rows_until_they_go_first_again() -> None:
     }
     waits = [float(np.mean(_ttft_ms(served(load, max_batch_size=rows)))) for rows in (8, 64)]
     assert waits[0] > waits[1]
-    often = served(load, max_batch_size=8, max_concurrent_requests=8, prefill_interval=1)
+    often = served(load, max_batch_size=8, prefill_interval=1)
     assert float(np.mean(_ttft_ms(often))) < waits[0]
 
 
@@ -250,3 +250,21 @@ def test_short_prompts_go_ahead_of_a_documents_chunks() -> None:
         chats = np.asarray(column["prompt_tokens"]) < 8192
         waits.append(float(np.quantile(np.asarray(column["ttft_ms"])[chats], 0.95)))
     assert waits[0] < 0.6 * waits[1]
+
+
+def test_flags_that_only_the_other_engine_reads_are_said() -> None:
+    """`cli/serve.py` of 1263d5cd hands each engine flags of its own; those of the other change nothing, without a word."""
+    idle = {"eager_mode": True, "prefill_interval": 4}
+    words = "eager_mode, prefill_interval: read by LMDeploy's PyTorch engine alone, without effect on TurboMind"
+    assert plan(request_of(backend="turbomind", **idle)).warnings == (words,)
+    assert plan(request_of(**idle)).warnings == ()
+    assert plan(request_of(**{"async": 0})).warnings[0].startswith("async: read by TurboMind alone")
+    assert plan(request_of(backend="turbomind", **{"async": 0})).warnings == ()
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "turbomind"])
+def test_a_limit_of_requests_that_are_in_work_does_not_hold_for_streamed_answers(backend: str) -> None:
+    """api_server.py:168 of 1263d5cd gives a place back when an answer begins, and streams begin at once; it is said."""
+    given = parse_engine_args("lmdeploy", {"backend": backend, "max_concurrent_requests": 2})
+    assert "max_concurrent_requests" not in given.values
+    assert any("answers that are not streamed" in text for text in given.warnings)

@@ -190,6 +190,21 @@ def test_flags_state_the_drafts() -> None:
         read(f'{pasted} --overrides "spec_draft_length=3;spec_tree_width=2"')
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"speculative_mode": "disable"}, "`speculative_mode` .disable. contradicts the pool's key `speculative`"),
+        ({"spec_draft_length": 2}, "`spec_draft_length` .2. contradicts the pool's key `speculative`"),
+        ({"overrides": "spec_draft_length=2"}, "`spec_draft_length` .2. contradicts the pool's key `speculative`"),
+        ({"spec_tree_width": 2}, "drafts in a tree are not simulated"),
+    ],
+)
+def test_flags_may_not_contradict_the_drafts_that_the_pool_asks_for(flags: dict[str, Any], words: str) -> None:
+    """Also where no flag asks for drafts: the pool's key does."""
+    with pytest.raises(InputError, match=words):
+        pool(**flags)
+
+
 def test_where_the_number_of_drafts_goes_by_the_rows_steps_cost_what_they_verify() -> None:
     by_rows, fixed, plain = pool(spec_draft_length=0), pool(spec_draft_length=4), pool(None)
     assert (by_rows.plan.limits.rows, fixed.plan.limits.rows) == (128, 25)

@@ -183,6 +183,15 @@ def test_what_does_not_fit_is_refused_with_numbers() -> None:
         plan(replace(request_of(), flags={"batch_size": 900_000}))
 
 
+def test_flags_of_the_other_mode_are_said_to_do_nothing() -> None:
+    """`transformers serve` hands its ``--cb-`` flags to continuous batching, and calls generate for one request at a time."""
+    alone = plan(request_of(mode="static", page_size=64, use_cuda_graph=True)).warnings
+    reader = "continuous batching (`continuous_batching`)"
+    assert f"page_size, use_cuda_graph: read by {reader} alone, without effect on generate" in alone
+    assert not any("without effect" in text for text in plan(request_of(page_size=64)).warnings)
+    assert "batch_size: read by generate alone, without effect on continuous batching" in plan(request_of(batch_size=4)).warnings
+
+
 def test_launch_commands() -> None:
     found = parse_engine_args(
         "transformers",

@@ -52,6 +52,12 @@ def test_no_difference_to_zero() -> None:
     assert found.difference("failed", 1) is None
 
 
+def test_a_difference_that_rounds_to_nothing_has_no_sign_of_its_own() -> None:
+    shown = text(compare([Column("a", "x", {"ttft_ms.p99": 100.0}), Column("b", "x", {"ttft_ms.p99": 99.99})]))
+    assert "+0.0%" in shown
+    assert "-0.0%" not in shown
+
+
 def test_what_changed_in_the_scenario_is_named(tmp_path: Path) -> None:
     one = made(tmp_path)
     two = made(tmp_path, deployment={**SCENARIO["deployment"], "replicas": 2})  # type: ignore[dict-item]

@@ -68,6 +68,7 @@ def test_what_cuts_a_trace_cuts_its_prompts(trace: Path) -> None:
     cut = build(trace, **timed, max_output_tokens=6)
     assert cut.output_tokens.tolist() == [6, 6, 5, 3, 6]
     assert any("3 outputs are cut" in text for text in cut.warnings)
+    assert any("1 output is cut" in text for text in build(trace, **timed, max_output_tokens=8).warnings)
     weighted = [{"name": "a", "weight": 3, **timed, "arrivals": LOOP}, {"name": "b", "arrivals": POISSON, **LENGTHS}]
     both = build(trace, classes=weighted, duration=50)
     assert both.prompt_tokens[both.class_index == 0].tolist() == PROMPTS
