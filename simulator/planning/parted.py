@@ -42,6 +42,8 @@ PART = 256
 """Points of a part: what is computed again where a worker dies (assumed)."""
 FIRST_FAILURES = 3
 """Points without a result that stand out of a part."""
+TOGETHER = 64
+"""Parts whose standing rows are kept until those that stand out of all of them are chosen (assumed)."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def run_parts(
     notes: list[str] = []
     standing: list[dict[str, Any]] = []
     failed: list[str] = []
+    taken = 0
     with store.locked(folder):
         todo: list[Part] = []
         for part in plan.parts():
@@ -173,13 +176,14 @@ def run_parts(
             if found is None:
                 todo.append(part)
             else:
-                standing.append(found)
+                standing = _joined([*standing, found], plan)
+                taken += 1
         if resume:
-            notes.append(f"{len(standing)} of {len(standing) + len(todo)} parts were there already")
+            notes.append(f"{taken} of {taken + len(todo)} parts were there already")
         ended = outcomes(todo, folder, workers, cluster[0] if cluster else None, address)
         for _, outcome in told(ended, len(todo), PART, progress):
             if outcome["status"] == "ok":
-                standing.append(outcome)
+                standing = _joined([*standing, outcome], plan)
             else:
                 failed.append(outcome["reason"])
         result = _result(plan, folder, standing, failed, notes)
@@ -211,6 +215,21 @@ def _standing_out(rows: Sequence[Mapping[str, Any]], plan: PartedPlan) -> dict[s
         "outside": next((row["outside"] for row in rows if row["outside"]), ""),
         "statuses": Counter(row["status"] for row in rows),
     }
+
+
+def _joined(standing: list[dict[str, Any]], plan: PartedPlan) -> list[dict[str, Any]]:
+    """What stands out of some parts, as one where they have become many: memory holds no more, however many there are."""
+    if len(standing) < TOGETHER:
+        return standing
+    rows = sorted((row for found in standing for row in found["rows"]), key=_number)
+    return [
+        {
+            "rows": _standing_out(rows, plan)["rows"],
+            "unpriced": any(found["unpriced"] for found in standing),
+            "outside": next((found["outside"] for found in standing if found["outside"]), ""),
+            "statuses": sum((Counter(found["statuses"]) for found in standing), Counter[str]()),
+        }
+    ]
 
 
 def _result(

@@ -69,6 +69,22 @@ def test_parts_that_are_there_are_taken_and_damaged_ones_computed_again(tmp_path
         in_parts(tmp_path, ["deployment.replicas=1:3", VARY[1]], resume=True)
 
 
+@pytest.mark.parametrize("together", [2, 3])
+def test_what_stands_out_of_parts_that_were_joined_is_that_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    vary = ["deployment.replicas=0,1,2,3", "workload.arrivals.rate=4,8,40"]
+    apart = in_parts(tmp_path / "apart", vary)
+    monkeypatch.setattr(parted, "TOGETHER", together)
+    joined = in_parts(tmp_path / "joined", vary)
+    assert (joined.rows, joined.statuses, joined.close, joined.cheapest) == (
+        apart.rows,
+        apart.statuses,
+        apart.close,
+        apart.cheapest,
+    )
+
+
 def test_a_grid_of_wrong_values_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="replicas"):
         in_parts(tmp_path / "none", ["deployment.replicas=-1,-2"])
