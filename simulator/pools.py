@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_models.declaration import Limits
+from engine_models.declaration import EnginePlan, Limits
 from engine_models.lengths import judged
 from hardware_profiles.device import Device
 from hardware_profiles.errors import InfeasibleError, InputError
@@ -163,9 +163,7 @@ def paths_of(deployment: Deployment, pools: Sequence[Prepared]) -> Paths:
 
     nodes = nodes_of(deployment, pools)
     sides = [
-        Side(
-            each.pool.name, nodes[each.pool.name][number], each.devices_each // each.ranks, each.plan.memory.kv_bytes_per_token
-        )
+        Side(each.pool.name, nodes[each.pool.name][number], each.devices_each // each.ranks, _token_bytes(each.plan))
         for each in pools
         for _ in range(each.ranks)
         for number in range(each.most)
@@ -180,6 +178,12 @@ def paths_of(deployment: Deployment, pools: Sequence[Prepared]) -> Paths:
                 between[pair] = _route(given, source, target, inside=False)
                 within[pair] = _route(given, source, target, inside=True)
     return Paths(sides, between, within)
+
+
+def _token_bytes(plan: EnginePlan) -> float:
+    """Bytes on a rank of what a transfer counts as a token."""
+    own = plan.handover.token_bytes if plan.handover is not None else None
+    return plan.memory.kv_bytes_per_token if own is None else own
 
 
 def nodes_of(deployment: Deployment, pools: Sequence[Prepared]) -> dict[str, list[tuple[str, int]]]:

@@ -85,6 +85,11 @@ def of_ranks(*pools: dict[str, Any], **workload: Any) -> dict[str, Any]:
     return {**scenario(*pools, **workload), "model": "mistralai/Mixtral-8x7B-Instruct-v0.1"}
 
 
+def of_windows(*pools: dict[str, Any], around: dict[str, Any] | None = None, **workload: Any) -> dict[str, Any]:
+    """A scenario whose model has sliding windows."""
+    return {**scenario(*pools, around=around, **workload), "model": "openai/gpt-oss-20b"}
+
+
 CASES = {
     "1P1D": scenario(pool("prefill"), pool("decode")),
     "decode-short-of-blocks": scenario(pool("prefill"), pool("decode", num_gpu_blocks_override=700, max_model_len=8192)),
@@ -133,6 +138,19 @@ CASES = {
         pool("decode", 2, tensor_parallel=2, max_model_len=8192),
         around={"transfer": {"connector": "NixlPushConnector", "bytes_per_s": 4e9}},
         **{**SHARED, **BRIEF},
+    ),
+    "windows": of_windows(
+        pool("prefill", num_gpu_blocks_override=900, max_model_len=8192),
+        pool("decode", 2, num_gpu_blocks_override=900, max_model_len=8192),
+        around={"transfer": {"bytes_per_s": 2e9}},
+        **{**SHARED, **BRIEF},
+    ),
+    "windows-conversations": of_windows(pool("prefill"), pool("decode", max_num_seqs=8, async_scheduling=False), **CHATS),
+    "windows-of-0.23": of_windows(
+        pool("prefill", engine="vllm@0.23.0"), pool("decode", engine="vllm@0.23.0", max_num_seqs=8), around=NIXL_PUSHED, **BRIEF
+    ),
+    "windows-adapters": of_windows(
+        pool("prefill", lora={"max_loras": 2}), pool("decode", lora={"max_loras": 3}), **BRIEF, adapters={"count": 6}
     ),
     "sglang-in-pieces": scenario(sglang("prefill", chunked_prefill_size=512), sglang("decode"), **SHARED),
     "sglang-serial": scenario(sglang("prefill", disable_overlap_schedule=True), sglang("decode")),
@@ -305,17 +323,18 @@ def test_one_mixed_pool_beside_others_without_replicas_is_the_plain_run() -> Non
     assert beside.result["cost"] == plain.result["cost"]
 
 
-def test_the_commands_of_both_servers_state_their_roles() -> None:
+@pytest.mark.parametrize("model", [LLAMA, "openai/gpt-oss-20b"])
+def test_the_commands_of_both_servers_state_their_roles(model: str) -> None:
     """The commands of vLLM's own example for a prefill and a decode server, pasted."""
-    launch = "vllm serve meta-llama/Llama-3.1-8B-Instruct --max-model-len 16384 --kv-transfer-config "
+    launch = f"vllm serve {model} --max-model-len 16384 --kv-transfer-config "
     connector = '\'{"kv_connector": "NixlConnector", "kv_role": "'
     sides = [f"{launch}{connector}{role}\"}}'" for role in ("kv_producer", "kv_consumer")]
     pools = [{"engine": "vllm", "hardware": "h100-sxm-80gb", "engine_args": text} for text in sides]
-    checked = load_scenario(scenario(*pools))
+    checked = load_scenario({**scenario(*pools), "model": model})
     assert [each.role for each in checked.deployment.pools] == ["prefill", "decode"]
     assert not any("kv_transfer_config" in warning for warning in prepare(checked).warnings)
     with pytest.raises(PlanError, match="starts the decode server"):
-        load_scenario(scenario(pools[0], {**pools[1], "role": "prefill"}))
+        load_scenario({**scenario(pools[0], {**pools[1], "role": "prefill"}), "model": model})
 
 
 # The network ----------------------------------------------------------------------------------------------
@@ -424,6 +443,40 @@ def test_transfers_of_a_run_last_as_long_as_their_bytes() -> None:
     assert (frame.transfer_bytes == blocks * 16 * 131072).all()
 
 
+@pytest.mark.parametrize(
+    ("model", "hardware", "groups", "layers", "heads", "head", "window"),
+    [("openai/gpt-oss-20b", "h100-sxm-80gb", 1, 12, 8, 64, 128), ("google/gemma-3-4b-it", "h100-sxm-80gb", 6, 5, 4, 256, 1024)],
+)
+def test_of_windows_their_end_is_read(
+    model: str, hardware: str, groups: int, layers: int, heads: int, head: int, window: int
+) -> None:
+    """Closed form: all blocks of a prompt for layers without a window, those that its next token sees for each group with one."""
+    frame = simulate({**scenario(pool("prefill"), pool("decode")), "model": model}).requests_frame()
+    tokens = frame.prompt_tokens
+    blocks = -(-tokens // 16)
+    seen = blocks - (tokens - window + 1).clip(lower=0) // 16
+    block_bytes = layers * 2 * heads * head * 2 * 16
+    assert (frame.transfer_bytes == (blocks + groups * seen) * block_bytes).all()
+    assert (seen < blocks).any()
+    assert (seen == blocks).any() or window < tokens.min()
+
+
+def test_before_0_23_groups_are_moved_where_vllm_is_told_so() -> None:
+    told = {"disable_hybrid_kv_cache_manager": False}
+    pools = [pool(role, engine="vllm@0.19.1", **told) for role in ("prefill", "decode")]
+    assert simulate(of_windows(*pools, **BRIEF)).requests_frame().transfer_bytes.notna().all()
+
+
+def test_descriptors_of_windows_are_those_that_vllm_prints() -> None:
+    """Gemma-3-4B and a prompt of 63 blocks of 64 tokens: 1650 descriptors by group, 4284 of whole layers (pull request 35758)."""
+    pools = [pool(role, block_size=64) for role in ("prefill", "decode")]
+    data = {**scenario(*pools, prompt_tokens={"kind": "constant", "value": 4000}, arrivals=SLOW), "model": "google/gemma-3-4b-it"}
+    frame = simulate(data).requests_frame()
+    lasted = (frame.transfer_end_s - frame.transfer_start_s - frame.transfer_bytes / 5e10).min()
+    assert lasted == pytest.approx(1650 * 1.5e-6, rel=1e-6)
+    assert frame.transfer_bytes.iloc[0] / 4284 == pytest.approx(1650 / 4284 * 64 * 4 * 256 * 2)
+
+
 def test_descriptors_count_where_no_rate_is_stated() -> None:
     """Reads in blocks of 64 tokens have a quarter of the descriptors of those in blocks of 16."""
 
@@ -498,6 +551,9 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
         (scenario(STAGED, pool("decode"), around={**NIXL_PUSHED, "admission": {"max_inflight": 4}}), "over NixlPush"),
         (scenario(pool("prefill"), pool("decode", speculative=DRAFTS)), "speculative decoding none and ngram with 3 drafts"),
         (scenario(sglang("prefill"), sglang("decode", speculative=EAGLE)), "drafter none and eagle3"),
+        (of_windows(pool("prefill"), pool("decode"), around=PUSHED), "sliding windows over Mooncake"),
+        (of_windows(*(pool(role, engine="vllm@0.22.0") for role in ("prefill", "decode"))), "moves windows alone from 0.18 on"),
+        (of_windows(pool("prefill"), pool("decode", max_model_len=100)), "windows of the KV groups none, 128 and none"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(data: dict[str, Any], words: str) -> None:

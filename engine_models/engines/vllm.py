@@ -59,7 +59,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     if request.role != "mixed":
         from engine_models.engines.vllm_handover import handover_of
 
-        handover = handover_of(request, cache.windows, cache.block, ENGINE.newest, said)
+        handover = handover_of(request, version, cache, ENGINE.newest, said)
     blocks = int(flags.get("num_gpu_blocks_override") or memory.blocks)
     context = cache.context(request, serving, blocks, memory.kv_bytes, said)
     say_steps(request, version, serving, (blocks, cache.block), backend, said)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from engine_models.declaration import Handover, PoolRequest, Said
+from engine_models.model.architecture import kv_bytes_per_token
 from engine_models.parts.handover import Peer
 from engine_models.refusals import no_pools_with
 from hardware_profiles.errors import InputError
+
+if TYPE_CHECKING:
+    from engine_models.engines.vllm_cache import Cache
+    from engine_models.engines.vllm_versions import Version
 
 CONNECTOR, PUSHING, MOONCAKE = "NixlConnector", "NixlPushConnector", "MooncakeConnector"
 DESCRIPTOR_S = 1.5e-6
@@ -21,22 +28,29 @@ vLLM 0.33.0 `kv_connector/v1/nixl`, read 2026-11). The latest sign before a loss
 MOONCAKE_RATE_SHARE, MOONCAKE_PART_S = 0.72, 5.6e-6
 """Share of the network's rate that Mooncake reaches between vLLM's servers, and what each layer's keys or values add to a
 transfer [s] (measured: kvcache-ai/Mooncake@3b5a594, `docs/source/performance/vllm`, Qwen3-8B over 8 x RoCE, 20 MB to 4.5 GB)."""
+GROUPS_SINCE, GROUPS_BY_DEFAULT_SINCE = (0, 18), (0, 23)
+"""Versions since which the NIXL connectors move the blocks of each KV group, and since which that is the default (datasheet:
+vLLM pull requests 35758, 2026-03, and 41847, 2026-05-26; their first releases are inferred from the dates, the later of two)."""
 _ROLES = {"kv_producer": "prefill", "kv_consumer": "decode"}
 
 
-def handover_of(
-    request: PoolRequest, windows: tuple[int | None, ...], block_tokens: int, read_at: str, said: Said
-) -> Handover:
+def handover_of(request: PoolRequest, version: Version, cache: Cache, read_at: str, said: Said) -> Handover:
     """How a pool with a role passes requests on; InputError where that is not modelled.
 
     `read_at` is the version whose rules were read.
     """
-    handover = _handover(request, windows, block_tokens)
+    handover = _handover(request, version, cache)
     said.notes.append(_note(handover, read_at))
+    if handover.token_bytes is not None:
+        said.notes.append(
+            f"sliding windows over {handover.connector} (rules read at vLLM {read_at}, not recorded): a prefill server keeps "
+            "what its windows hold at a prompt's end; a decode server reads, of layers with a window, the last blocks that a "
+            f"token behind the prompt sees; {len(cache.windows)} groups of layers have blocks of their own"
+        )
     return handover
 
 
-def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_tokens: int) -> Handover:
+def _handover(request: PoolRequest, version: Version, cache: Cache) -> Handover:
     config = request.flags.get("kv_transfer_config") or {}
     where = "deployment.engine_args.kv_transfer_config"
     connector = str(config.get("kv_connector") or request.connector or CONNECTOR)
@@ -63,17 +77,26 @@ def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_token
     lacking = {
         "KV offload on the side that answers": bool(request.tiers) and request.role == "decode",
         "a store of KV blocks": any(tier.kind != "host" for tier in request.tiers),
-        "a model with sliding windows": windows != (None,),
         "state-space layers": any(block.kind == "linear" for block in request.arch.attention),
     }
     no_pools_with(lacking)
     parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention)
     drafts = request.speculation
-    agreed = {"speculative decoding": "none" if drafts is None else f"{drafts.method} with {drafts.row_tokens - 1} drafts"}
+    agreed = {
+        "speculative decoding": "none" if drafts is None else f"{drafts.method} with {drafts.row_tokens - 1} drafts",
+        "windows of the KV groups": ", ".join("none" if window is None else str(window) for window in cache.windows),
+    }
+    token_bytes = None
+    if cache.windows != (None,):
+        _check_windows(request, version, cache, connector)
+        token_bytes = cache.block_bytes / cache.block
+        # one tensor for the layers of the same place in all groups
+        held = kv_bytes_per_token(request.arch, request.formats.kv_cache, request.tensor_parallel)
+        parts = round(parts * token_bytes / held)
     if connector == MOONCAKE:
         return Handover(
             connector,
-            block_tokens,
+            cache.block,
             latency_s=MOONCAKE_PART_S * parts,
             rate_share=MOONCAKE_RATE_SHARE,
             reserves=True,
@@ -82,13 +105,39 @@ def _handover(request: PoolRequest, windows: tuple[int | None, ...], block_token
         )
     return Handover(
         connector,
-        block_tokens,
+        cache.block,
         unit_s=DESCRIPTOR_S * parts,
+        token_bytes=token_bytes,
         hop_s=HANDOVER_S,
         agreed=agreed,
         lease_s=LEASE_S,
         computes=True,
         drops=request.pipeline_parallel == 1,
+    )
+
+
+def _check_windows(request: PoolRequest, version: Version, cache: Cache, connector: str) -> None:
+    """Refuse sliding windows where vLLM does not move them group by group, and what is not modelled of it."""
+    latents = any(block.kind == "mla" for block in request.arch.attention)
+    uneven = cache.told is not None and len({tokens for *_, tokens in cache.told[0].kinds}) > 1
+    no_pools_with(
+        {
+            "sliding windows over Mooncake": connector == MOONCAKE,
+            "sliding windows and speculative decoding": request.speculation is not None,
+            "sliding windows and pipeline stages": request.pipeline_parallel > 1,
+            "sliding windows over layers of latents": latents,
+            "sliding windows over layers of unequal size": uneven,
+        }
+    )
+    kept = request.flags.get("disable_hybrid_kv_cache_manager") is False
+    if version.number >= GROUPS_BY_DEFAULT_SINCE or (kept and version.number >= GROUPS_SINCE):
+        return
+    first, told = (".".join(map(str, since)) for since in (GROUPS_SINCE, GROUPS_BY_DEFAULT_SINCE))
+    raise InputError(
+        f"vLLM {version.name} keeps whole sequences in the sliding windows of {request.arch.name} beside {connector}, which is "
+        f"not modelled: it moves windows alone from {first} on where told so, by itself from {told} on",
+        where="deployment.engine_args.disable_hybrid_kv_cache_manager",
+        mend=f"give version {first} or later and --no-disable-hybrid-kv-cache-manager, or version {told} or later",
     )
 
 

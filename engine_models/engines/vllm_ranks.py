@@ -71,8 +71,7 @@ class Rank:
         """Build a scheduler with its cache."""
         if self.role != "mixed":
             return self._of_pair(mode)
-        spans = tuple(sorted({window for window in self.windows if window is not None}))
-        kv: PagedKV | HybridKV = self.paged() if self.windows == (None,) else self.hybrid()
+        kv, spans = self._cache()
         if self.adapters is not None:
             from engine_models.schedulers.adapted import AdaptedScheduler
 
@@ -106,7 +105,6 @@ class Rank:
             self.rules, kv, aggregate=mode != "step", record_rows=mode == "record", tiers=tiers, windows=spans
         )
 
-
     def _of_pair(self, mode: Mode) -> ContinuousScheduler:
         """The scheduler of one of two servers that share requests."""
         kinds: tuple[type[ContinuousScheduler], ...]
@@ -132,10 +130,22 @@ class Rank:
             limits = (self.adapters,)
         kind: Any = kinds[2 * self.at_once + (self.role == "decode")]
         tiers = self.tiers.build() if self.tiers is not None else None
+        kv, spans = self._cache()
         made: ContinuousScheduler = kind(
-            self.rules, self.paged(), *limits, aggregate=mode != "step", record_rows=mode == "record", tiers=tiers
+            self.rules,
+            kv,
+            *limits,
+            aggregate=mode != "step" and isinstance(kv, PagedKV),
+            record_rows=mode == "record",
+            tiers=tiers,
+            windows=spans,
         )
         return made
+
+    def _cache(self) -> tuple[PagedKV | HybridKV, tuple[int, ...]]:
+        """A cache, and the windows that its groups see, in ascending order."""
+        spans = tuple(sorted({window for window in self.windows if window is not None}))
+        return self.paged() if self.windows == (None,) else self.hybrid(), spans
 
 
 def rank_of(

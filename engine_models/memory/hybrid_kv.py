@@ -221,25 +221,28 @@ class HybridKV(BlockPool):
         """Tokens that the found blocks hold."""
         return found.tokens
 
-    def admission_blocks(self, found: Hit, tokens: int, *, whole: bool) -> int:
+    def admission_blocks(self, found: Hit, tokens: int, *, whole: bool, computed_tokens: int = 0) -> int:
         """Free blocks that a new request takes to hold `tokens` tokens, cached ones that nobody holds included.
 
         With `whole` it is the gate on the complete sequence: a window group needs no more than its window and what is in flight.
+        Beyond those found, as many as `computed_tokens` come from elsewhere: what no later token sees of them takes no block.
         """
         total = 0
+        computed = max(found.tokens, computed_tokens)
         for window, cap, blocks in zip(self.windows, self._caps, found.blocks, strict=True):
             need = -(-tokens // self.block_tokens)
             if whole and cap is not None:
                 need = min(need, cap)
-            skipped = self.before_window(window, found.tokens)
+            skipped = self.before_window(window, computed)
             total += max(0, need - max(skipped, len(blocks)))
             total += sum(block is not None and block.holders == 0 for block in blocks[skipped:])
         return total
 
-    def hold(self, seq: Sequence, found: Hit) -> None:
-        """Take over cached blocks that `find` returned."""
+    def hold(self, seq: Sequence, found: Hit, computed_tokens: int = 0) -> None:
+        """Take over cached blocks that `find` returned, as far as tokens behind `computed_tokens` see them."""
+        computed = max(found.tokens, computed_tokens)
         for window, table, blocks in zip(self.windows, self._tables(seq), found.blocks, strict=True):
-            skipped = self.before_window(window, found.tokens)
+            skipped = self.before_window(window, computed)
             for block in blocks[skipped:]:
                 if block is None:
                     continue

@@ -202,7 +202,7 @@ class PagedKV(BlockPool):
         """Tokens that the found blocks hold."""
         return len(found) * self.block_tokens
 
-    def admission_blocks(self, found: list[Block], tokens: int, *, whole: bool) -> int:
+    def admission_blocks(self, found: list[Block], tokens: int, *, whole: bool, computed_tokens: int = 0) -> int:
         """Free blocks that a new request takes to hold `tokens` tokens, cached ones that nobody holds included."""
         blocks = -(-tokens // self.block_tokens)
         for block in found:
@@ -223,7 +223,7 @@ class PagedKV(BlockPool):
     def leave_window(self, seq: Sequence, scheduled: int, processed: int) -> None:
         """Every token stays visible: nothing to free before the end."""
 
-    def hold(self, seq: Sequence, found: list[Block]) -> None:
+    def hold(self, seq: Sequence, found: list[Block], computed_tokens: int = 0) -> None:
         """Take over cached blocks that `find` returned."""
         queue = self._queue
         for block in found:

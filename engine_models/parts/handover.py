@@ -16,7 +16,10 @@ from engine_models.parts.sequence import Sequence
 
 
 class Note(NamedTuple):
-    """Something that a peer has to hear of: the request, when [s], and tokens of its prompt that are meant."""
+    """Something that a peer has to hear of: the request, when [s], and tokens of its prompt that are meant.
+
+    Where groups of layers have blocks of their own, and do not hold the same tokens, those of each group count.
+    """
 
     seq: Sequence
     at_s: float

@@ -9,6 +9,10 @@ later is computed again here.
 Where the prefill server pushes, as over Mooncake, a request is at both servers at once: the decode server gives it blocks in the
 same way, and they are sent when both are done (`PrefillOfPush`, `DecodeOfPush`; `kv_connector/v1/mooncake`, and its proxy).
 
+Where layers see windows, the prefill server keeps what its groups hold at the prompt's end; the decode server takes blocks for
+what a token behind the prompt can see, and these are what is read: all of a prompt without a window, a window's end of it with
+one. A note then counts tokens of single groups. Read, not recorded.
+
 Source: `distributed/kv_transfer/kv_connector/v1/nixl` and `v1/core/sched/scheduler.py` of vLLM 0.33.0, checked step by step
 against recordings of both servers (`capacity-plan validate schedules`).
 """
@@ -19,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from engine_models.memory.hybrid_kv import HybridKV
 from engine_models.parts.batch import Batch
 from engine_models.parts.handover import Note, PullDecode, PullPrefill, ReservingDecode, SendingPrefill
 from engine_models.parts.protocols import INFINITY
@@ -160,17 +165,19 @@ class DecodeOfPull(_Turning, PullDecode):
         kv = self.kv
         free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
         owed = sum(kv.missing(other, other.length) for other in self.partial)
-        if kv.admission_blocks(found, seq.length, whole=True) + owed > free:
+        grouped = isinstance(kv, HybridKV)
+        if kv.admission_blocks(found, seq.length, whole=not grouped, computed_tokens=seq.length) + owed > free:
             return "full"
         self._queue.take()
-        if hit:
-            kv.hold(seq, found)
+        if hit or grouped:
+            kv.hold(seq, found, seq.length)
+        tokens = kv.missing(seq, seq.length) * kv.block_tokens if grouped else seq.length - hit
         kv.grow(seq, seq.length)
         seq.computed = hit
         seq.state = "loading"
         seq.loaded_s = INFINITY
         self._loading[seq] = seq.length
-        self.notes.append(Note(seq, now_s, seq.length - hit))
+        self.notes.append(Note(seq, now_s, tokens))
         return "loading"
 
     def _end_load(self, seq: Sequence, tokens: int) -> None:
