@@ -27,6 +27,7 @@ NAMES = (
     "expert_launches",
     "reduce_wait_s",
     "prefill_launch_s",
+    "decode_launch_s",
     "prefill_graph_launch_s",
 )
 FRONT_END = ("front_end_s", "tokenise_token_s")

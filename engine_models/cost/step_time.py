@@ -11,7 +11,8 @@ host takes to launch the operations one by one:
     step >= launches * host.launch_s
 
 (with `host.prefill_launch_s` for steps that prefill and have no graph of their own, where those of decode steps do not hold
-them; a step of more rows than the largest graph goes the same way, whether its rows are prompts or answers).
+them; a step of more rows than the largest graph goes the same way, whether its rows are prompts or answers, unless
+`host.decode_launch_s` is known).
 
 m is the number of tokens in the step after padding, rows the number of sequences that yield a token. The terms that depend on m
 or rows alone stand in :mod:`engine_models.cost.terms`, attention in :mod:`engine_models.cost.attention`.
@@ -72,7 +73,8 @@ class Launches:
         self._prefill_s = host.prefill_launch_s and host.prefill_launch_s * (launches - between) + between_s
         self._graph_s = host.prefill_graph_launch_s * (launches - between) + between_s
         if self.sizes:  # beside graphs one way is left, for answers as for prompts
-            self._step_s = max(self._step_s, self._prefill_s)
+            decode_s = host.decode_launch_s * (launches - between) + between_s if host.decode_launch_s else self._prefill_s
+            self._step_s = max(self._step_s, decode_s)
 
     def least_s(self, tokens: int, prefills: bool) -> float:
         """Least device time of a step of so many tokens."""

@@ -53,6 +53,7 @@ class HostOverhead:
         rows to experts (4), two grouped products, activation, sum; a Triton kernel, launched from Python, costs about five.
     reduce_wait_s : wait for the slowest rank at an all-reduce, beyond what a benchmark of aligned ranks shows.
     prefill_launch_s : launch_s for steps with prefill rows, of an engine whose CUDA graphs for decode steps do not hold them.
+    decode_launch_s : prefill_launch_s for steps without prefill rows that the graphs of decode steps do not hold (0: the same).
     prefill_graph_tokens : most tokens of a step with prefill rows that graphs of their own hold (0: there are none).
     prefill_graph_launch_s : the same per operation where such graphs hold it: they are a chain of pieces, between which some
         operations are launched.
@@ -68,6 +69,7 @@ class HostOverhead:
     expert_launches: float = 17.0
     reduce_wait_s: float = 0.0
     prefill_launch_s: float = 0.0
+    decode_launch_s: float = 0.0
     prefill_graph_tokens: int = 0
     prefill_graph_launch_s: float = 0.0
 
@@ -79,6 +81,7 @@ class HostOverhead:
             row_s=factor * self.row_s,
             launch_s=factor * self.launch_s,
             prefill_launch_s=factor * self.prefill_launch_s,
+            decode_launch_s=factor * self.decode_launch_s,
             prefill_graph_launch_s=factor * self.prefill_graph_launch_s,
         )
 

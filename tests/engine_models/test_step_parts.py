@@ -291,6 +291,9 @@ def test_rows_beyond_the_largest_graph_are_launched_as_a_prompt_is(h100: KernelM
     beside = model(arch, h100, 1, (1, 2, 4, 8, 16), host).launches
     assert beside.least_s(16, False) == 0.0
     assert beside.least_s(17, False) == beside.least_s(17, True) > 0.0
+    lighter = model(arch, h100, 1, (1, 2, 4, 8, 16), replace(host, decode_launch_s=2.5e-5)).launches
+    assert lighter.least_s(17, False) == pytest.approx(lighter.least_s(17, True) * 5 / 6)
+    assert lighter.tables_s(32)[0] == [lighter.least_s(tokens, False) for tokens in range(33)]
     without = model(arch, h100, 1, (), host).launches
     assert without.least_s(17, False) == pytest.approx(beside.least_s(17, False) * 2 / 3)
 
