@@ -95,7 +95,8 @@ def table(
 
 
 def _pieces(title: str) -> list[str]:
-    return [piece for word in title.split() for piece in INSIDE.split(word)]
+    """Where a title may be folded: between words, but not before a percent sign, and in those that are put together."""
+    return [piece for word in re.split(r"\s+(?!%)", title) if word for piece in INSIDE.split(word)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from simulator.planning.recommend import Choice, Recommendation
+    from simulator.planning.recommend import Choice, Excluded, Recommendation
 
 LEGEND = (
     "~ too close to call: less than 90 % sure that the best one is cheaper. SLO and latencies [ms] at the offered load; "
@@ -114,6 +114,13 @@ def as_object(found: Recommendation) -> dict[str, Any]:
     }
 
 
+def _left_out(reason: str, alike: Sequence[Excluded]) -> str:
+    """Engines that one reason excludes; what each "does not" do several do not."""
+    if len(alike) > 1 and alike[0].reason != reason:
+        reason = f"do {reason}"
+    return f"{', '.join(each.engine for each in alike)}: {reason if len(alike) > 1 else alike[0].reason}"
+
+
 def text(name: str, found: Recommendation) -> str:
     """The answer first, then the table, then who is left out and why."""
     from simulator.cli.layout import labelled, table, wrapped
@@ -132,10 +139,10 @@ def text(name: str, found: Recommendation) -> str:
         if tuned:
             lines.append(labelled("tuned", "; ".join(tuned)))
     said = [("never", f"{c.name}: no load was found at which it keeps the SLO") for c in found.never]
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, list[Excluded]] = {}
     for each in found.excluded:
-        reasons.setdefault(each.reason, []).append(each.engine)
-    said += [("left out", f"{', '.join(engines)}: {reason}") for reason, engines in reasons.items()]
+        reasons.setdefault(each.reason.removeprefix(f"{each.engine} does "), []).append(each)
+    said += [("left out", _left_out(reason, alike)) for reason, alike in reasons.items()]
     said += [("note", note) for note in found.notes]
     return "\n".join([*lines, *(labelled(label, words) for label, words in said)])
 

@@ -178,7 +178,8 @@ def recommend(
     ranked = tuple(replace(c, sure_share=_surety(able[0], c) if n else 1.0) for n, c in enumerate(able))
     held = sorted({c.engine for c in best if c.reserves})
     if held and any(load.max_output_tokens is None for load in scenario.workload.loads()):
-        notes.append(f"{', '.join(held)} set memory aside for an answer's limit: state workload.max_output_tokens if clients do")
+        who = f"{', '.join(held)} {'set' if len(held) > 1 else 'sets'} memory aside"
+        notes.append(f"{who} for an answer's limit: state workload.max_output_tokens if clients do")
     left = {e.engine: e for e in reversed(excluded) if e.engine not in {c.engine for c in best}}
     return Recommendation(ranked, never, tuple(left.values())[::-1], tuple(notes))
 

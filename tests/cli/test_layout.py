@@ -82,6 +82,12 @@ def test_no_table_is_wider_than_the_terminal_or_cuts_a_number(data: st.DataObjec
     assert wanted <= set(NUMBER.findall(shown))
 
 
+def test_a_title_keeps_its_percent_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = table(["engine", "a title", "90 %"], [["x" * 65, "-", "-"]])
+    assert [line.split() for line in lines[:2]] == [["a"], ["engine", "title", "90", "%"]]
+
+
 def test_what_is_left_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     at(monkeypatch, 62)
     lines = table(["point", *[f"figure{i}" for i in range(7)]], [["x", *["1,234"] * 7]], drop=(2, 5), elsewhere="sweep.csv")

@@ -17,7 +17,7 @@ from simulator.cli.recommend import text
 from simulator.config.load import load_scenario
 from simulator.planning import recommend as module
 from simulator.planning.headroom import TOLERANCE, Search, _Outcome
-from simulator.planning.recommend import Asked, Choice, Wishes, judge, recommend
+from simulator.planning.recommend import Asked, Choice, Excluded, Recommendation, Wishes, judge, recommend
 from simulator.results.ranking import ALIKE_MODEL
 from simulator.run import run_prepared
 from tests.planning.test_planning_cli import Shell
@@ -104,6 +104,14 @@ def test_every_engine_is_ranked_or_left_out_with_a_reason() -> None:
     reasons = {e.engine: e.reason for e in found.excluded}
     assert reasons["mlx_lm"] == "mlx_lm does not run on NVIDIA H100 SXM5 80 GB"
     assert all(reasons.values())
+
+
+def test_engines_that_one_reason_excludes_are_told_together() -> None:
+    away = [Excluded(name, f"{name} does not run on a Mac") for name in ("vllm", "tgi")]
+    alone = Excluded("openvino", "openvino does not run on Mars")
+    shown = text("x", Recommendation((), (), (*away, alone), ()))
+    assert "vllm, tgi: do not run on a Mac" in shown
+    assert "openvino: openvino does not run on Mars" in shown
 
 
 @pytest.mark.parametrize(("weights", "runs"), [((("cost", 1.0),), 2), ((("cost", 1.0), ("ttft", 0.1)), 5)])
