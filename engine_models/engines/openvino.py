@@ -8,6 +8,7 @@ Behaviour and defaults of model_server at 7e4df0c7 (2026-08: `src/llm`, `src/con
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from engine_models.declaration import Engine, EnginePlan, PoolRequest, checked
 from engine_models.engines.openvino_flags import FLAGS
@@ -21,6 +22,7 @@ from engine_models.engines.openvino_genai import (
 )
 from engine_models.engines.openvino_memory import ROWS
 from engine_models.engines.openvino_recorded import replay as replay_recorded
+from engine_models.refusals import without_effect
 from engine_models.schedulers.one_list import OneListRules
 from hardware_profiles.errors import InputError
 
@@ -63,7 +65,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     )
     words = f"OpenVINO: {budget:,} tokens a step, {cut}; {inside}"
     settings = {"enable_prefix_caching": True, **flags}
-    return library_plan(request, ENGINE, version_text, rules, settings, words)
+    found = library_plan(request, ENGINE, version_text, rules, settings, words)
+    idle = without_effect(flags, ("max_num_seqs",) if split else (), "schedules of whole prompts", "split-fuse")
+    return replace(found, warnings=(*found.warnings, *idle))
 
 
 def recorded_version(text: str) -> str:

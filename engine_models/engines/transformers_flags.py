@@ -36,7 +36,7 @@ _MODELLED: dict[str, Flag] = {
     "safety_margin": Flag("float", None, low=0.0, high=1.0),
 }
 
-STATIC_ONLY = ("batch_size",)
+STATIC_ONLY = ("batch_size", "max_length")
 """What only `generate` reads here."""
 CONTINUOUS_ONLY = (
     *("page_size", "num_blocks", "max_batch_tokens", "max_memory_percent", "max_requests_per_batch"),

@@ -74,6 +74,17 @@ def test_defaults_on_an_intel_gpu() -> None:
     assert plan(request_of(device="arc-pro-b60-24gb", kv="fp16")).memory.kv_bytes_per_token == 131_072
 
 
+def test_rows_are_limited_without_split_fuse_only_and_that_is_said() -> None:
+    """With split-fuse the token budget alone bounds a step, as recordings of the scheduler have it."""
+    words = "max_num_seqs: read by schedules of whole prompts alone, without effect on split-fuse"
+    assert words in plan(request_of(max_num_seqs=8)).warnings
+    assert plan(request_of(max_num_seqs=8)).limits.rows == plan(request_of()).limits.rows
+    assert words not in plan(request_of()).warnings
+    whole = plan(request_of(max_num_seqs=8, dynamic_split_fuse=False))
+    assert words not in whole.warnings
+    assert whole.limits.rows == 8
+
+
 def test_partial_preemption_is_off_on_gpus_without_split_fuse() -> None:
     for device, partial in ((XEON, True), ("arc-pro-b60-24gb", False)):
         scheduler = plan(request_of(device=device, dynamic_split_fuse=False)).scheduler("step")

@@ -189,7 +189,8 @@ def test_flags_of_the_other_mode_are_said_to_do_nothing() -> None:
     reader = "continuous batching (`continuous_batching`)"
     assert f"page_size, use_cuda_graph: read by {reader} alone, without effect on generate" in alone
     assert not any("without effect" in text for text in plan(request_of(page_size=64)).warnings)
-    assert "batch_size: read by generate alone, without effect on continuous batching" in plan(request_of(batch_size=4)).warnings
+    batched = plan(request_of(batch_size=4, max_length=64)).warnings
+    assert "batch_size, max_length: read by generate alone, without effect on continuous batching" in batched
 
 
 def test_launch_commands() -> None:
