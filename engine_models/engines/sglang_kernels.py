@@ -56,9 +56,15 @@ EXPERTS = {
     "trtllm": "FlashInfer's TensorRT-LLM kernels",
     "cutlass": "FlashInfer's CUTLASS kernels",
     "triton": "Triton kernels",
+    "vllm/triton": "triton_kernels as timed under vLLM",
     "marlin": "Marlin kernels",
 }
 """The same in words."""
+_PACKAGE = "vllm/triton"
+"""The grouped products of the package `triton_kernels`: vLLM's table holds them, SGLang's holds its own Triton kernel instead,
+whose weights are widened before."""
+_WIDENS_MXFP4 = "hopper"
+"""Generation on which that package widens mxfp4 within its product."""
 
 
 _EMULATES_MXFP4 = ("ampere", "ada")
@@ -75,6 +81,8 @@ def experts(request: PoolRequest, version: tuple[int, ...], warnings: list[str])
         return None
     asked = str(flags.get("moe_runner_backend") or "auto")
     if asked != "auto":
+        if asked == "triton_kernel" and _by_package(request):
+            return _PACKAGE
         if asked not in _WORDS:
             warnings.append(
                 f"sglang flag `moe_runner_backend` ({asked}) is not modelled; in the engine it changes the speed of the experts, "
@@ -87,7 +95,16 @@ def experts(request: PoolRequest, version: tuple[int, ...], warnings: list[str])
             f"experts in mxfp4 are emulated on {device.title}, which no table holds: a published batch of gpt-oss-120b on A100 "
             "took five times as long as it is priced"
         )
+    if arch.model_type == "gpt_oss" and _by_package(request):
+        return _PACKAGE
     return _own_choice(arch.model_type, request.formats.weights, version, blackwell=data_centre_blackwell(request.device_name))
+
+
+def _by_package(request: PoolRequest) -> bool:
+    """Whether experts in mxfp4 can run on `triton_kernels`, which SGLang takes for gpt-oss unless ranks share the experts by
+    number (`server_args.py` of 0.5.2 to 0.5.9, `arg_groups/model_overrides` after)."""
+    hopper = load_device(request.device_name).architecture == _WIDENS_MXFP4
+    return hopper and request.formats.weights.name == "mxfp4" and request.expert_parallel == 1
 
 
 def _own_choice(model_type: str, weights: Format, version: tuple[int, ...], *, blackwell: bool) -> str:

@@ -15,6 +15,7 @@ from simulator import load_scenario
 from simulator.prepare import Prepared, prepare
 
 GLM, QWEN, R1 = "zai-org/GLM-4.6", "Qwen/Qwen3-235B-A22B", "deepseek-ai/DeepSeek-R1"
+GPT_OSS = "openai/gpt-oss-120b"
 WORKLOAD = {"arrivals": {"kind": "batch"}, "prompt_tokens": 100, "output_tokens": 10, "requests": 4}
 
 
@@ -40,6 +41,12 @@ def prepared(model: str, version: str, hardware: str, **pool: Any) -> Prepared:
         (GLM, "0.5.6", "b200-sxm-180gb", {"weights": "nvfp4"}, "trtllm"),
         (GLM, "0.5.6", "h200-sxm-141gb", {"weights": "int4"}, "marlin"),
         (GLM, "0.5.6", "b200-sxm-180gb", {"engine_args": {"moe_runner_backend": "flashinfer_trtllm"}}, "trtllm"),
+        (GPT_OSS, "0.5.6", "h200-sxm-141gb", {}, "vllm/triton"),
+        (GPT_OSS, "0.5.6", "h200-sxm-141gb", {"expert_parallel": 8}, "triton"),
+        (GPT_OSS, "0.5.6", "h200-sxm-141gb", {"engine_args": {"moe_runner_backend": "triton"}}, "triton"),
+        (GPT_OSS, "0.5.6", "h200-sxm-141gb", {"engine_args": {"moe_runner_backend": "triton_kernel"}}, "vllm/triton"),
+        (GPT_OSS, "0.5.6", "b200-sxm-180gb", {}, "trtllm"),
+        (GPT_OSS, "0.5.6", "a100-sxm-80gb", {}, "triton"),
         (GLM, "0.5.6", "mi300x-192gb", {}, None),
         ("Qwen/Qwen3-32B", "0.5.6", "b200-sxm-180gb", {}, None),
     ],
@@ -69,7 +76,7 @@ def test_a_backend_that_is_not_modelled_is_named() -> None:
     plan = prepared(GLM, "0.5.6", "b200-sxm-180gb", engine_args={"moe_runner_backend": "flashinfer_cutedsl"}).plan
     assert any("flashinfer_cutedsl" in text for text in plan.warnings)
     assert plan.costs.terms.moe_backend == "triton"
-    told = [prepared("openai/gpt-oss-120b", "0.5.6", hardware).plan.warnings for hardware in ("a100-sxm-80gb", "h100-sxm-80gb")]
+    told = [prepared(GPT_OSS, "0.5.6", hardware).plan.warnings for hardware in ("a100-sxm-80gb", "h100-sxm-80gb")]
     assert [any("emulated" in text for text in warnings) for warnings in told] == [True, False]
 
 
