@@ -26,14 +26,15 @@ from engine_models.engines.vllm_options import as_loaded
 from engine_models.engines.vllm_ranks import limits_of, pair_replay_of, rank_of, replay_of
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_tiers import tiers_of
-from engine_models.engines.vllm_versions import VERSIONS, Version, as_sampled
+from engine_models.engines.vllm_versions import VERSIONS, Version, as_sampled, with_engine
 from hardware_profiles.device import DeviceKind
 
 
-def version_of(text: str | None) -> Version:
-    """The switches of the declared version that stands for `text` (None: the newest)."""
-    name = ENGINE.version(text)
-    return Version(name, ENGINE.parts(text or name), **ENGINE.switches(name))
+def version_of(text: str | None, use_v1: bool | None = None) -> Version:
+    """The switches of the declared version that stands for `text` (None: the newest) and the engine that is asked for."""
+    number = ENGINE.parts(text or ENGINE.newest)
+    name = with_engine(ENGINE.version(text), number, use_v1)
+    return Version(name, number, **ENGINE.switches(name))
 
 
 def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
@@ -41,7 +42,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
 
     Raises InfeasibleError if the weights or one request of `max_model_len` do not fit, InputError on flags out of range.
     """
-    flags, said, version = request.flags, Said(), version_of(version_text)
+    flags, said, version = request.flags, Said(), version_of(version_text, request.flags.get("use_v1"))
     if flags.get("use_flashinfer_sampler") is not None:
         version = as_sampled(version, flashinfer=flags["use_flashinfer_sampler"])
     request, first = as_loaded(request), version.first_engine

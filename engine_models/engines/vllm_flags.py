@@ -27,6 +27,7 @@ _MODELLED: dict[str, Flag] = {
     "cpu_kvcache_space": Flag("int", None, low=1),
     "use_flashinfer_sampler": Flag("bool", None),
     "use_deep_gemm": Flag("bool", None),
+    "use_v1": Flag("bool", None),
     "gpu_memory_utilization": Flag("float", 0.92, low=1e-3, high=1.0),
     "kv_cache_memory_bytes": Flag("count", None, low=1),
     "num_gpu_blocks_override": Flag("int", None, low=1),
@@ -348,7 +349,7 @@ versions take ``--moe-backend`` instead)."""
 PLAIN_SAMPLING = {"generation_config": "vllm"}
 """The flag by which requests are not sampled as the checkpoint asks."""
 
-_QUIET = r"""(?x)LOG|CACHE_ROOT|CONFIG_ROOT|_PORT|HOST_IP|USE_V1=1|ALLOW_|TIMEOUT|API_KEY|MODELSCOPE|DO_NOT_TRACK|USAGE
+_QUIET = r"""(?x)LOG|CACHE_ROOT|CONFIG_ROOT|_PORT|HOST_IP|ALLOW_|TIMEOUT|API_KEY|MODELSCOPE|DO_NOT_TRACK|USAGE
     |TARGET_DEVICE|MULTIPROC_METHOD|DEV_MODE|ASSETS|FETCH|_PATH|_DIR\b|IMAGE|MODEL|VERSION"""
 """Variables of the environment that change nothing that is predicted."""
 
@@ -389,6 +390,7 @@ FLAGS = FlagTable(
         "VLLM_CPU_KVCACHE_SPACE": "cpu_kvcache_space",
         "VLLM_USE_FLASHINFER_SAMPLER": "use_flashinfer_sampler",
         "VLLM_USE_DEEP_GEMM": "use_deep_gemm",
+        "VLLM_USE_V1": "use_v1",
         **{name.upper(): name for name in _MODELLED if name.startswith(("lmcache_", "dyn_kvbm_"))},
     },
     hints=_HINTS,

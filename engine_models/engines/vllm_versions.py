@@ -11,6 +11,7 @@ from typing import Any
 
 from engine_models.cost.sampling import Sampler
 from engine_models.cost.terms import Fp32Router
+from hardware_profiles.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,31 @@ OLDEST_MEASURED = "0.11.0"
 """Of older versions no run and no recording is there."""
 SEARCHES_SINCE = (0, 16)
 """Without FlashInfer a truncated sampler searches for a threshold, before it sorted."""
+
+
+FIRST_ENGINE, SECOND_ENGINE = "0.6.0", "0.8.0"
+"""Names of the versions with the first engine (V0), and of the oldest one that starts the second (V1) by itself."""
+SECOND_SINCE, FIRST_UNTIL = (0, 7), (0, 11)
+"""First version that has the second engine (V1's alpha), and the one without the first (release notes of 0.11.0)."""
+
+
+def with_engine(name: str, number: tuple[int, ...], use_v1: bool | None) -> str:
+    """The declared version whose rules `number` follows where ``VLLM_USE_V1`` says which engine starts (None: its own choice).
+
+    Raises InputError where a version lacks the engine that is asked for.
+    """
+    if use_v1 is None:
+        return name
+    if number < SECOND_SINCE if use_v1 else number >= FIRST_UNTIL:
+        asked = ".".join(map(str, number))
+        raise InputError(
+            f"vLLM {asked} has no {'second' if use_v1 else 'first'} engine (VLLM_USE_V1={int(use_v1)})",
+            where="deployment.engine_args.use_v1",
+            mend="leave it out, or name a version from 0.7 to 0.10, which have both",
+        )
+    if not use_v1:
+        return FIRST_ENGINE
+    return name if number >= (0, 8) else SECOND_ENGINE
 
 
 def as_sampled(version: Version, *, flashinfer: bool) -> Version:

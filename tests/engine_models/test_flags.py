@@ -191,7 +191,7 @@ def test_flags_that_are_not_modelled_warn_and_harmless_ones_do_not() -> None:
         " --enable-eplb --api-key k --max-num-seqs 1 --max-num-seqs 2"
         " --all2all-backend deepep --disable-custom-all-reduce --linear-backend auto --no-enable-dbo",
     )
-    assert flags.values == {"max_num_seqs": 2, "use_deep_gemm": False}
+    assert flags.values == {"max_num_seqs": 2, "use_deep_gemm": False, "use_v1": True}
     assert [w.split(" not modelled")[0] for w in flags.warnings] == [
         "`--max-num-seqs` is given twice; the last value, 2, counts as in the engine",
         "environment variable VLLM_FUSED_MOE_CHUNK_SIZE is",

@@ -39,6 +39,21 @@ def test_between_declared_versions_the_older_one_stands() -> None:
         version_of("0.5.4")
 
 
+@pytest.mark.parametrize(
+    ("asked", "use_v1", "name"),
+    [("0.9.1", None, "0.8.0"), ("0.9.1", False, "0.6.0"), ("0.7.3", True, "0.8.0"), ("0.7.3", None, "0.6.0")],
+)
+def test_versions_with_both_engines_start_the_one_that_is_asked_for(asked: str, use_v1: bool | None, name: str) -> None:
+    version = version_of(asked, use_v1)
+    assert (version.name, version.first_engine, version.number) == (name, name == "0.6.0", tuple(map(int, asked.split("."))))
+
+
+@pytest.mark.parametrize(("asked", "use_v1"), [("0.11.0", False), ("0.33.0", False), ("0.6.3", True)])
+def test_an_engine_that_a_version_lacks_is_refused(asked: str, use_v1: bool) -> None:
+    with pytest.raises(InputError, match=r"has no (first|second) engine"):
+        version_of(asked, use_v1)
+
+
 def test_graphs_reach_as_far_as_the_largest_size_asked_for() -> None:
     assert max(graph_sizes(NEWEST, 1024, 8192)) == 512
     more = graph_sizes(NEWEST, 4, 8192, largest=2048)
