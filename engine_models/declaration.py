@@ -128,14 +128,14 @@ class MemoryBudget:
 class Limits:
     """What one rank takes, in requests and tokens.
 
-    rows : requests that run at once.
+    rows : requests that run at once; rows_by : what they follow from, empty for the engine's own flag (`Engine.same_as`).
     step_tokens : most tokens of a step.
     context_tokens : the engine's context; a prompt with its asked-for limit may not be longer.
     kv_tokens : tokens of full attention that the KV cache holds at once.
     stated_tokens : tokens that the engine itself says at its start, None for `kv_tokens`.
     least_stated : the fewest that it may say, on its first start or as it may be installed; None: it says the same each time.
     kv_blocks, block_tokens : the blocks (or pages) in which the cache is handed out, and the tokens of one.
-    prompt_tokens : longest prompt that is taken.
+    prompt_tokens : longest prompt that is taken; prompt_by : the engine's flag that bounds it, empty where the context does.
     row_tokens : longest prompt and answer together; an answer is cut there.
     page_after_prompt : whether it is also cut where the whole blocks of its prompt and a further one leave no room in the cache.
     asked_tokens : most of an asked-for limit that is held against the context, None for all of it.
@@ -163,6 +163,8 @@ class Limits:
     row_blocks: int = 0
     cuts_prompts: bool = False
     page_after_prompt: bool = False
+    rows_by: str = ""
+    prompt_by: str = ""
 
     @property
     def told_tokens(self) -> int:

@@ -24,12 +24,18 @@ def _tokens(values: Iterable[int]) -> str:
     return f"{' or '.join(map(str, dict.fromkeys(values)))} tokens"
 
 
+def _flags(pools: Sequence[Limits]) -> str:
+    """The flags that bound prompts below the context; empty where the context does."""
+    return " or ".join(dict.fromkeys(limits.prompt_by for limits in pools if limits.prompt_by))
+
+
 def refusals(counted: Mapping[str, int], pools: Sequence[Limits]) -> list[str]:
     """Return, for each reason that refuses requests, how many and why; `counted` as by `counted_lengths`, limits by pool."""
     context = _tokens(limits.context_tokens for limits in pools)
     bound = f"the context of {context}"
     if any(limits.context_tokens - limits.prompt_tokens > KEPT_BACK_TOKENS for limits in pools):
         bound = f"the {_tokens(limits.prompt_tokens for limits in pools)} that a prompt may have"
+        bound += f" ({_flags(pools)})" if _flags(pools) else ""
     reasons = {
         "too_long": f"prompt longer than {bound}",
         "asked_too_much": f"prompt and max_output_tokens together longer than the context of {context}",
@@ -62,6 +68,8 @@ def all_refused(requests: int, counted: Mapping[str, int], pools: Sequence[Limit
     reasons = refusals(counted, pools)
     why = "; ".join(reasons) if len(reasons) > 1 else reasons[0].partition("refused: ")[2]
     mend = "shorten the prompts, raise max_model_len, or use a model with a longer context"
+    if counted["too_long"] and _flags(pools):
+        mend = f"shorten the prompts, or raise {_flags(pools)}"
     if counted["asked_too_much"]:
         mend += "; without max_output_tokens answers are cut at the context instead"
     return InputError(

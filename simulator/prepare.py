@@ -510,7 +510,7 @@ def _check_adapters(scenario: Scenario, engine: Engine, plan: EnginePlan) -> Non
         raise InputError(
             f"requests name {named} adapters, and {engine.title} serves only the {adapters.limits.on_device} that it has loaded",
             where="deployment.lora.max_loras",
-            mend=f"give {named}, or a smaller workload.adapters.count",
+            mend=f"set deployment.lora.max_loras to {named} or more, or make workload.adapters.count smaller",
         )
 
 

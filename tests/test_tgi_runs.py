@@ -64,7 +64,8 @@ def test_lengths_are_checked_with_the_reserved_part_only() -> None:
     outcome = simulate(scenario_of({**fixed(1, 50, requests=40), **prompts}, **flags))
     some = outcome.result["totals"]
     assert some["rejected"] > 0
-    assert "refused: prompt longer than the 3000 tokens that a prompt may have" in outcome.result["warnings"][0]
+    why = "refused: prompt longer than the 3000 tokens that a prompt may have (max_input_tokens)"
+    assert why in outcome.result["warnings"][0]
     assert some["completed"] + some["rejected"] == 40
 
 

@@ -80,6 +80,9 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
             row_tokens=arch.max_context_tokens,
             asked_tokens=1,  # nobody compares it with the context
             answer_tokens=answer,
+            rows_by="one at a time with a quantized KV cache"
+            if alone
+            else f"by decode_concurrency {decodes:,} and prompt_concurrency {prompts:,}",
         ),
         memory=memory,
         scheduler=scheduler,

@@ -104,6 +104,7 @@ def library_plan(
             block_tokens=block_tokens,
             prompt_tokens=context - 1 if split else min(context - 1, budget),
             row_tokens=context,
+            prompt_by="max_num_batched_tokens" if not split and budget < context - 1 else "",
             request_tokens=None if on_cpu and not fixed else max(context, kv_tokens),
         ),
         memory=memory,

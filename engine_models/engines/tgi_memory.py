@@ -49,8 +49,7 @@ def limits_of(
             where="deployment.engine_args.max_input_tokens",
             mend=f"give at most {total - 1}",
         )
-    if not serving.chunked_prefill:  # a longer prompt would never be taken from the queue
-        longest = min(longest, -(-prefill // page) * page)
+    taken = longest if serving.chunked_prefill else min(longest, -(-prefill // page) * page)  # the queue keeps longer ones
     usable = memory.blocks - 1  # page 0 is the health check's
     inflight, most_rows = inflight_of(flags), flags.get("max_batch_size")
     rows = inflight if most_rows is None or serving.chunked_prefill else min(inflight, int(most_rows))
@@ -61,10 +60,11 @@ def limits_of(
         kv_tokens=usable * page,
         kv_blocks=usable,
         block_tokens=page,
-        prompt_tokens=longest,
+        prompt_tokens=taken,
         row_tokens=min(total, usable * page + 1 - (row_tokens - 1)),
         spare_tokens=row_tokens - 1,
         asked_tokens=version.reserved_answer_tokens,
+        prompt_by="max_batch_prefill_tokens" if taken < longest else "max_input_tokens" if longest < total - 1 else "",
     )
 
 

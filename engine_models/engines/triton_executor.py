@@ -117,6 +117,11 @@ def plan(request: PoolRequest, engine: str, version: str) -> EnginePlan:
             prompt_tokens=longest,
             row_tokens=context,
             spare_tokens=row_tokens - 1,
+            prompt_by=""
+            if longest == context - 1
+            else "max_input_len"
+            if longest == build["max_input_len"]
+            else "max_num_tokens",
         ),
         memory=memory,
         scheduler=scheduler,

@@ -185,6 +185,7 @@ def limits_of(request: PoolRequest, serving: Serving, memory: MemoryBudget, cont
         prompt_tokens=min(context - 1, serving.tokens) if whole else context - 1,
         row_tokens=context,
         spare_tokens=serving.row_tokens - 1,
+        prompt_by="max_num_tokens" if whole and serving.tokens < context - 1 else "",
     )
 
 

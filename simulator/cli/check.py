@@ -75,8 +75,8 @@ def pool_lines(pool: Prepared) -> list[str]:
     least = pool.plan.limits.least_stated
     fewer = "" if least is None else f" ({least:,} and more on its first start, or as it may be installed)"
     cache = f"{d['kv_tokens']:,} tokens a {holder}{fewer}; a token takes {per_token:,.0f} bytes on each device of it"
-    flag = engine_named(d["engine"]).same_as.get("rows")
-    most = f"at most {d['max_num_seqs']:,}" + (f", {flag}" if flag else "")
+    source = pool.plan.limits.rows_by or engine_named(d["engine"]).same_as.get("rows")
+    most = f"at most {d['max_num_seqs']:,}" + (f", {source}" if source else "")
     fit = found["requests_that_fit_by_context_tokens"]
     return [
         *memory_lines(pool.plan.memory),

@@ -123,6 +123,7 @@ def _left_out(reason: str, alike: Sequence[Excluded]) -> str:
 
 def text(name: str, found: Recommendation) -> str:
     """The answer first, then the table, then who is left out and why."""
+    from engine_models.engines.known import engine_named
     from simulator.cli.layout import labelled, table, wrapped
 
     lines = [wrapped(line, "  ") for line in answer(name, found)]
@@ -141,7 +142,9 @@ def text(name: str, found: Recommendation) -> str:
     said = [("never", f"{c.name}: no load was found at which it keeps the SLO") for c in found.never]
     reasons: dict[str, list[Excluded]] = {}
     for each in found.excluded:
-        reasons.setdefault(each.reason.removeprefix(f"{each.engine} does "), []).append(each)
+        title = engine_named(each.engine).title
+        reason = each.reason.removeprefix(f"{each.engine} does ").removeprefix(f"{title} does ")
+        reasons.setdefault(reason, []).append(each)
     said += [("left out", _left_out(reason, alike)) for reason, alike in reasons.items()]
     said += [("note", note) for note in found.notes]
     return "\n".join([*lines, *(labelled(label, words) for label, words in said)])

@@ -223,7 +223,7 @@ def _unknown(
 def _meant(key: str, path: Path, known: list[str], model: type[BaseModel], root: Located) -> list[Path]:
     """Return the places of a key that is right elsewhere, that other tools name so, or that is the engine's own flag.
 
-    A key of the same section that has `key` as one of its words is preferred to one of another section.
+    Keys of the same section that have `key` as one of their words are preferred to one of another section.
     """
     from engine_models.engines.known import flag_defaults
 
@@ -234,8 +234,8 @@ def _meant(key: str, path: Path, known: list[str], model: type[BaseModel], root:
         away = elsewhere(word, path, model, root) if word else []
         if away and all(other[: len(path) - 1] != path[:-1] for other in away):
             beside = [other for other in known if word in other.split("_")]
-            if len(beside) == 1:
-                return [(*path[:-1], beside[0])]
+            if 1 <= len(beside) <= MOST_PLACES:
+                return [(*path[:-1], other) for other in beside]
         if away:
             return away
     pool, node = locate(root, ("deployment", "pools", 0))

@@ -99,7 +99,8 @@ def known(price: UnitPrice | None, hardware: str) -> UnitPrice:
         raise InputError(
             f"no price is known for {hardware}",
             where="cost",
-            mend="give one: --set cost.usd_per_gpu_hour=2.50 (`capacity-plan show hardware` lists the known)",
+            mend="give one: --set cost.usd_per_gpu_hour=2.50 (`capacity-plan show hardware` lists the known); if it is bought, "
+            "--set cost.usd_per_gpu_hour=0 --set cost.purchase_usd_per_gpu=5000, and read the line `owned`",
         )
     return price
 

@@ -16,6 +16,7 @@ from engine_models.declaration import EnginePlan
 from engine_models.engines.known import parse_engine_args
 from engine_models.lengths import judged
 from hardware_profiles.errors import InputError
+from simulator.cli.check import pool_lines
 from simulator.cli.cost import amount, share_of
 from simulator.config.load import load_scenario
 from simulator.planning.budget import counted, sustained
@@ -535,3 +536,34 @@ def test_what_a_pasted_command_names_is_proposed_for_missing_keys(
     assert code == 2
     assert f"add `model: {model}`" in err
     assert f"add `engine: {engine}`" in err
+
+
+@pytest.mark.parametrize(
+    ("engine", "flags", "prompt", "flag"),
+    [
+        ("trtllm", {"max_seq_len": 16384}, 9000, "max_num_tokens"),
+        ("tgi", {"max_total_tokens": 8192, "max_input_tokens": 4000}, 5000, "max_input_tokens"),
+        (
+            "tgi@2.4.1",
+            {"max_total_tokens": 8192, "max_batch_prefill_tokens": 2048, "max_input_tokens": 4000},
+            3000,
+            "max_batch_prefill_tokens",
+        ),
+        ("openvino", {"dynamic_split_fuse": "false", "max_num_batched_tokens": 300}, 400, "max_num_batched_tokens"),
+        ("triton", {"model_engine": "trtllm", "build_config": "{max_num_tokens: 999}"}, 3000, "max_num_tokens"),
+        ("triton", {"model_engine": "trtllm", "build_config": "{max_input_len: 512, max_seq_len: 4096}"}, 3000, "max_input_len"),
+    ],
+)
+def test_prompts_that_a_flag_refuses_name_the_flag(engine: str, flags: dict[str, Any], prompt: int, flag: str) -> None:
+    hardware = "xeon-8592-1s" if engine == "openvino" else "h100-sxm-80gb"
+    overrides = [f"deployment.engine={engine}", f"deployment.hardware={hardware}", f"workload.prompt_tokens={prompt}"]
+    overrides += [f"deployment.engine_args.{name}={value}" for name, value in flags.items()]
+    with pytest.raises(InputError, match=rf"that a prompt may have \({flag}\)") as caught:
+        simulate(load_scenario(SMALL, overrides))
+    assert f"raise {flag}" in str(caught.value.mend)
+
+
+def test_rows_that_follow_from_two_flags_name_both() -> None:
+    mac = {"engine": "mlx_lm", "hardware": "apple-m4-max-40c-64gb"}
+    shown = " ".join(" ".join(pool_lines(prepare(load_scenario({**SMALL, "deployment": mac})))).split())
+    assert "at most 39, by decode_concurrency 32 and prompt_concurrency 8" in shown

@@ -463,6 +463,7 @@ cost:
         ("replicas: 2", "role: encode", 6, "`deployment.role: encode` is not modelled yet", "remove"),
         ("replicas: 2", "offload: {gib: 5}", 6, "unknown key `gib` under `deployment.offload`", "kv_offloading_size"),
         ("replicas: 2", "speculative: {k: 5}", 6, "unknown key `k` under `deployment.speculative`", "valid keys"),
+        ("replicas: 2", "speculative: {tokens: 5}", 6, "unknown key `tokens`", "speculative.num_speculative_tokens` or"),
         ("replicas: 2", "role: prefill", 6, "without a decode pool", "role: decode"),
         (
             "replicas: 2",

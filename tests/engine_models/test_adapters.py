@@ -272,8 +272,9 @@ def test_an_engine_that_keeps_all_adapters_serves_no_others(engine: dict[str, An
         return prepare(load_scenario({"model": "llama-3.1-8b", "deployment": deployment, "workload": workload}))
 
     assert prepared_for(3, 1).plan.costs.adapters.all_there
-    with pytest.raises(InputError, match=r"requests name 5 adapters, and .* serves only the 4 that it has loaded"):
+    with pytest.raises(InputError, match=r"requests name 5 adapters, and .* serves only the 4 that it has loaded") as caught:
         prepared_for(3, 2)
+    assert "deployment.lora.max_loras to 5" in str(caught.value.mend)
     stages = [{"name": name, **load, "requests": 5, "adapters": {"count": 4}} for name in "ab"]  # the same four
     prepare(load_scenario({"model": "llama-3.1-8b", "deployment": deployment, "workload": {"stages": stages}}))
 

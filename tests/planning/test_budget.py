@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,15 @@ def test_an_unknown_price_is_refused_in_words() -> None:
     with pytest.raises(InputError, match="no price is known") as caught:
         known(None, "h800-sxm-80gb")
     assert "usd_per_gpu_hour" in str(caught.value.mend)
+    assert "cost.purchase_usd_per_gpu" in str(caught.value.mend)
+
+
+def test_bought_hardware_without_a_rent_is_written_off() -> None:
+    """$5,000 a device, four devices, four years: what the mend of an unknown price leads to."""
+    settings = {"purchase_usd_per_gpu": 5_000.0, "amortisation_years": 4.0}
+    found = budget(result(), replace(PRICE, usd_per_gpu_hour=0.0), settings, TODAY)
+    assert value(found, "hour") == 0
+    assert value(found, "owned") - value(found, "power") == pytest.approx(4 * 5_000 / (4 * 8_760))
 
 
 def test_a_million_requests_a_day_by_hand() -> None:

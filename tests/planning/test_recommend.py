@@ -111,6 +111,8 @@ def test_engines_that_one_reason_excludes_are_told_together() -> None:
     alone = Excluded("openvino", "openvino does not run on Mars")
     shown = text("x", Recommendation((), (), (*away, alone), ()))
     assert "vllm, tgi: do not run on a Mac" in shown
+    formats = [Excluded("mlc_llm", "MLC-LLM does not load weights in x"), Excluded("ollama", "Ollama does not load weights in x")]
+    assert "mlc_llm, ollama: do not load weights in x" in text("x", Recommendation((), (), tuple(formats), ()))
     assert "openvino: openvino does not run on Mars" in shown
 
 
