@@ -13,6 +13,9 @@ from typing import Any
 
 HOURS_PER_MONTH = 730.0
 """365 * 24 / 12, the month of cloud price lists."""
+HOURS_PER_YEAR = 8760
+AMORTISATION_YEARS = 4.0
+"""Years over which bought hardware is written off [years]; assumed where the scenario names none."""
 
 
 @dataclass(frozen=True)

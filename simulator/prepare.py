@@ -37,7 +37,7 @@ from simulator.pools import (
     unique,
 )
 from simulator.prepared import Prepared
-from simulator.price import unit_price
+from simulator.price import OWNED, unit_price
 from simulator.routed import check_paired, check_timeout, routing_of
 from simulator.served import models_of, side_by_side
 from simulator.tiers import check_store, rate_of, tiers_of
@@ -377,6 +377,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     check_timeout(scenario.client, plan)
     routing, routed = routing_of(scenario.deployment.router, plan, scenario.seed, role=pool.role)
     assumptions += [*routed, *front_words(plan.front, pool.host_speed)]
+    price = unit_price(scenario, device, pool)
     prepared = Prepared(
         scenario=scenario,
         base_dir=base,
@@ -388,8 +389,8 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         kernels=kernels,
         replicas=replicas,
         devices=devices,
-        price=unit_price(scenario, device, pool),
-        warnings=(*warnings, *plan.warnings, *_unused_costs(scenario)),
+        price=price,
+        warnings=(*warnings, *plan.warnings, *_unused_costs(scenario, owns=price is not None and price.commitment == OWNED)),
         assumptions=tuple(assumptions),
         routing=routing,
         calibration=calibration,
@@ -534,10 +535,10 @@ def _speculation(
     )
 
 
-def _unused_costs(scenario: Scenario) -> list[str]:
+def _unused_costs(scenario: Scenario, *, owns: bool) -> list[str]:
     """Cost settings that a run does not price: owned hardware is the business of `capacity-plan cost`."""
     owned = ("purchase_usd_per_gpu", "amortisation_years", "power_usd_per_kwh", "pue")
-    given = [name for name in owned if getattr(scenario.cost, name) is not None]
+    given = [name for name in owned if not owns and getattr(scenario.cost, name) is not None]
     return (
         [f"cost.{', cost.'.join(given)}: used by `capacity-plan cost` only, not in this figure"]
         if given

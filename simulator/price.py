@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING
 from hardware_profiles.device import Device
 from hardware_profiles.errors import InputError
 from hardware_profiles.quantity import Quantity
-from simulator.cost import UnitPrice
+from simulator.cost import AMORTISATION_YEARS, HOURS_PER_YEAR, UnitPrice
 
 if TYPE_CHECKING:
     from simulator.config.schema import Pool, Scenario
 
 
+OWNED = "owned"
+"""The commitment of devices that are bought."""
+
+
 def unit_price(scenario: Scenario, device: Device, pool: Pool | None = None) -> UnitPrice | None:
-    """Price of a device-hour: the pool's own, else the deployment's, the scenario's, the price list's; None if none is known."""
+    """Price of a device-hour: the pool's own, else the deployment's, the scenario's, the price list's, what it costs to own.
+
+    None if none is known. Owning counts where no rental price is: `cost.purchase_usd_per_gpu` over its years, and power.
+    """
     cost, around = scenario.cost, scenario.deployment
     own = (pool, around) if pool is not None else (around,)
     asked = [each.commitment for each in own if each.commitment is not None]
@@ -48,12 +55,36 @@ def unit_price(scenario: Scenario, device: Device, pool: Pool | None = None) -> 
             )
         price = min(offers, key=lambda offer: offer.usd_per_gpu_hour.value)
     if price is None:
-        return None
+        return _owned(scenario, device, pool)
     q = price.usd_per_gpu_hour
     # A commitment without a provider is the on-demand median scaled, whatever its providers list for the commitment.
     scaled = commitment != "on_demand" and cost.provider is None and cost.region is None
     provider = f"estimate from on_demand ({price.provider})" if scaled else price.provider
     return UnitPrice(q.value, provider, price.region or "", price.commitment, q.source, q.date, q.kind)
+
+
+def _owned(scenario: Scenario, device: Device, pool: Pool | None) -> UnitPrice | None:
+    """Purchase over its years and power, for an hour of a device [USD]; None where the scenario names no purchase."""
+    from hardware_profiles.prices import electricity, pue
+
+    cost = scenario.cost
+    if cost.purchase_usd_per_gpu is None:
+        return None
+    watt, _ = drawn_w(device, pool.power_limit_w if pool is not None else None)
+    per_kwh = electricity().value if cost.power_usd_per_kwh is None else cost.power_usd_per_kwh
+    years = cost.amortisation_years or AMORTISATION_YEARS
+    hourly = cost.purchase_usd_per_gpu / (years * HOURS_PER_YEAR) + watt / 1000 * (cost.pue or pue().value) * per_kwh
+    return UnitPrice(hourly, f"purchase over {years:g} years and power", "", OWNED, "the scenario", "", "assumed")
+
+
+def drawn_w(device: Device, limit_w: float | None) -> tuple[float, str]:
+    """Power that a device is charged for [W], and in words which: its limit, the whole machine's, or the most it draws."""
+    from hardware_profiles.prices import wall_power_w
+
+    if limit_w is not None:
+        return limit_w, "power limit"
+    wall = wall_power_w(device.name)
+    return (wall.value, "at the wall") if wall else (device.tdp_w.value, "TDP: the most it draws")
 
 
 def reading_day() -> dt.date:

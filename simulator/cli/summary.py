@@ -423,7 +423,8 @@ def headroom_words(found: dict[str, Any]) -> str:
 def cost_lines(cost: dict[str, Any]) -> list[str]:
     """The price of an hour, a month and a million tokens, and whose price it is."""
     if cost["usd_per_hour"] is None:
-        return [labelled("cost", "no price known for this hardware; set cost.usd_per_gpu_hour")]
+        mend = "set cost.usd_per_gpu_hour or, if it is bought, cost.purchase_usd_per_gpu"
+        return [labelled("cost", f"no price known for this hardware; {mend}")]
     each = [cost[f"usd_per_1m_{kind}"] for kind in ("input_tokens", "output_tokens", "total_tokens", "output_only")]
     inputs, outputs, all_, charged = map(dollars, each)
     bounds = cost["interval"]["usd_per_1m_total_tokens"]
@@ -438,7 +439,7 @@ def cost_lines(cost: dict[str, Any]) -> list[str]:
         labelled("", f"per 1M tokens: input {inputs}, output {outputs}; all {all_}{sure}, all charged to output {charged}"),
         labelled(
             "",
-            f"price: {cost['price_provider']} {cost['SkuId']}"
+            f"price: {cost['price_provider']}{',' if cost['SkuId'] == 'owned' else ''} {cost['SkuId']}"
             + (f", {cost['RegionId']}" if cost["RegionId"] else "")
             + (f", {cost['price_date']}{_aged(cost['price_date'])}" if cost["price_date"] else "")
             + f" ({cost['price_kind']})",

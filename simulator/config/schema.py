@@ -677,7 +677,8 @@ class Cost(_Model):
 
     `usd_per_gpu_hour` replaces the rental price of every pool's devices. `spot: true` sets `commitment` to
     ``spot``. Owned hardware: `purchase_usd_per_gpu` spread over `amortisation_years`, with power
-    at `power_usd_per_kwh` times `pue`, the data centre's power over that of its computers.
+    at `power_usd_per_kwh` times `pue`, the data centre's power over that of its computers; it is
+    the price where no rental one is known.
     """
 
     usd_per_gpu_hour: NotNegative | None = None

@@ -16,15 +16,12 @@ from typing import Any
 from hardware_profiles import prices
 from hardware_profiles.device import device_word, load_device
 from hardware_profiles.errors import InputError
-from simulator.cost import HOURS_PER_MONTH, UnitPrice
+from simulator.cost import AMORTISATION_YEARS, HOURS_PER_MONTH, HOURS_PER_YEAR, UnitPrice
 from simulator.planning.demand import HOURS_PER_WEEK, Profile, replicas_for
 from simulator.planning.points import judged, overload_of
-from simulator.price import stale
+from simulator.price import drawn_w, stale
 
 SECONDS_PER_DAY = 86400
-HOURS_PER_YEAR = 8760
-AMORTISATION_YEARS = 4.0
-"""Years over which bought hardware is written off [years]; assumed where the scenario names none."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def known(price: UnitPrice | None, hardware: str) -> UnitPrice:
             f"no price is known for {hardware}",
             where="cost",
             mend="give one: --set cost.usd_per_gpu_hour=2.50 (`capacity-plan show hardware` lists the known); if it is bought, "
-            "--set cost.usd_per_gpu_hour=0 --set cost.purchase_usd_per_gpu=5000, and read the line `owned`",
+            "--set cost.purchase_usd_per_gpu=5000",
         )
     return price
 
@@ -212,10 +209,7 @@ def _power(out: Budget, result: Mapping[str, Any], settings: Mapping[str, Any]) 
     ratio = settings.get("pue") or prices.pue().value
     words, kilowatt = [], 0.0
     for (hardware, limit_w), devices in _under_limits(result).items():
-        device = load_device(hardware)
-        wall = prices.wall_power_w(device.name)
-        watt, source = (wall.value, "at the wall") if wall else (device.tdp_w.value, "TDP: the most it draws")
-        watt, source = (limit_w, "power limit") if limit_w is not None else (watt, source)
+        watt, source = drawn_w(load_device(hardware), limit_w)
         kilowatt += devices * watt * ratio / 1000
         words.append(f"{devices:.4g} x {watt:g} W ({source})")
     drawn = " + ".join(words) if len(words) == 1 else f"({' + '.join(words)})"

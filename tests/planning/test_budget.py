@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardware_profiles.errors import InputError
+from simulator.config.load import load_scenario
 from simulator.cost import UnitPrice
 from simulator.planning.budget import Budget, budget, fleet, known, stale, sustained
 from simulator.planning.demand import read_profile, replicas_for
+from simulator.prepare import prepare
 
 TODAY = dt.date(2026, 11, 21)
 PRICE = UnitPrice(2.5, "scenario", "", "on_demand", "the scenario", "", "assumed")
@@ -96,12 +97,23 @@ def test_an_unknown_price_is_refused_in_words() -> None:
     assert "cost.purchase_usd_per_gpu" in str(caught.value.mend)
 
 
-def test_bought_hardware_without_a_rent_is_written_off() -> None:
-    """$5,000 a device, four devices, four years: what the mend of an unknown price leads to."""
-    settings = {"purchase_usd_per_gpu": 5_000.0, "amortisation_years": 4.0}
-    found = budget(result(), replace(PRICE, usd_per_gpu_hour=0.0), settings, TODAY)
-    assert value(found, "hour") == 0
-    assert value(found, "owned") - value(found, "power") == pytest.approx(4 * 5_000 / (4 * 8_760))
+@pytest.mark.parametrize(
+    ("hardware", "price", "owned"), [("apple-m4-max-40c-64gb", 3_504.0, True), ("h100-sxm-80gb", 30_000.0, False)]
+)
+def test_bought_hardware_without_a_rent_is_written_off(hardware: str, price: float, owned: bool) -> None:
+    """$3,504 over four years of 8,760 h are $0.10 an hour, 100 W x PUE 1.5 at $0.20/kWh $0.03; a rent that is listed stands."""
+    cost = {"purchase_usd_per_gpu": price, "amortisation_years": 4.0, "power_usd_per_kwh": 0.2, "pue": 1.5}
+    workload = {"arrivals": {"kind": "batch"}, "requests": 2, "prompt_tokens": 10, "output_tokens": 10}
+    engine = "mlx_lm" if owned else "vllm"
+    deployment = {"engine": engine, "hardware": hardware}
+    scenario = {"model": "Llama-3.1-8B", "deployment": deployment, "workload": workload, "cost": cost}
+    prepared = prepare(load_scenario(scenario))
+    assert prepared.price is not None
+    assert (prepared.price.commitment == "owned") is owned
+    assert any("cost.purchase_usd_per_gpu" in text for text in prepared.warnings) is not owned
+    if owned:
+        assert prepared.device.tdp_w.value == 100.0
+        assert prepared.price.usd_per_gpu_hour == pytest.approx(0.10 + 0.03)
 
 
 def test_a_million_requests_a_day_by_hand() -> None:
