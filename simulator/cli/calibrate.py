@@ -92,7 +92,7 @@ def intervals(
     outcome = validate_runs(directory, (), workers, progress)
     experiments, known = outcome["experiments"], kinds(read_suite(directory))
     if reports is not None:
-        more, of_reports = report_kinds(validate_reports(reports, workers, progress)["cases"])
+        more, of_reports = report_kinds(validate_reports(reports, workers, progress, laws=True)["cases"])
         experiments, known = [*experiments, *more], known | of_reports
     progress_done()
     widths = derive(experiments, known)

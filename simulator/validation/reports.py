@@ -104,9 +104,21 @@ def read_cases(path: Path) -> list[Case]:
     return cases
 
 
-def validate_reports(path: Path, workers: int = 1, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """Simulate every case. Returns the JSON form: `cases`, `skipped`, `medians` (absolute error [%] by metric), `one_factor`."""
+def by_laws(cases: Sequence[Case]) -> list[Case]:
+    """Cases whose pairs are drawn, with the lengths of their scenarios' laws: how far lengths lead astray that have but the means."""
+    return [replace(case, id=f"{case.id}, by law", sharegpt=False) for case in cases if case.sharegpt and not case.lengths]
+
+
+def validate_reports(
+    path: Path, workers: int = 1, progress: Callable[[str], None] | None = None, *, laws: bool = False
+) -> dict[str, Any]:
+    """Simulate every case, and with `laws` some again, see `by_laws`.
+
+    Returns the JSON form: `cases`, `skipped`, `medians` (absolute error [%] by metric), `one_factor`.
+    """
     cases = read_cases(path)
+    if laws:
+        cases += by_laws(cases)
     if workers > 1 and len(cases) > workers:
         from joblib import Parallel, delayed
 
