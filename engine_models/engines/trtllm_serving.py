@@ -15,6 +15,7 @@ from engine_models.engines.trtllm_ranks import Rank, policies
 from engine_models.parts.adapters import NO_ADAPTERS
 from engine_models.refusals import no_layers, only_on_nvidia
 from engine_models.schedulers.memory_then_tokens import GUARANTEED, UTILIZATION, TwoPassRules
+from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
 
 BATCH_SIZE, STEP_TOKENS, MEMORY_FRACTION = 2048, 8192, 0.9
@@ -23,6 +24,9 @@ GRAPH_ROWS = 128
 `tensorrt_llm/commands/serve.py`, `llmapi/llm_args.py`, read 2026-11)."""
 
 
+COMPUTED = ("fp8", "fp8_block", "nvfp4")
+"""Formats of weights that run on GPUs with their arithmetic alone: FP8 from Ada on, nvfp4 on Blackwell (datasheet:
+docs/source/reference/support-matrix.md of 0.18.2, docs/source/features/quantization.md of 1.0 to 1.4, read 2026-11)."""
 ONE_MODEL = ("mtp", "eagle3")
 """Methods whose drafter is part of the model's own pass; the others run without the overlap scheduler (datasheet: the examples of
 docs/source/features/speculative-decoding.md, read 2026-11)."""
@@ -106,8 +110,15 @@ class Serving:
 
 
 def refuse(request: PoolRequest) -> None:
-    """Raise InputError for devices and models that it does not serve."""
+    """Raise InputError for devices, formats and models that it does not serve."""
     only_on_nvidia(request, "TensorRT-LLM runs on NVIDIA GPUs")
+    weights, device = request.formats.weights, load_device(request.device_name)
+    if weights.name in COMPUTED and weights.compute not in device.formats:
+        raise InputError(
+            f"TensorRT-LLM computes in {weights.compute} with weights in {weights.name}, and {device.title} has no such arithmetic",
+            where="deployment.weights",
+            mend=f"use int4, a GPU with {weights.compute}, or an engine that widens them (`capacity-plan list engines`)",
+        )
     unlike = f"models with recurrent, indexed or compressed layers such as {request.arch.name}"
     no_layers(request, ("linear", "sparse"), f"{unlike} are not simulated for TensorRT-LLM")
 

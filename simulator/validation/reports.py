@@ -105,7 +105,7 @@ def read_cases(path: Path) -> list[Case]:
 
 
 def by_laws(cases: Sequence[Case]) -> list[Case]:
-    """Cases whose pairs are drawn, with the lengths of their scenarios' laws: how far lengths lead astray that have but the means."""
+    """Cases whose pairs are drawn, with lengths by their laws: how far those lead astray that have but the means."""
     return [replace(case, id=f"{case.id}, by law", sharegpt=False) for case in cases if case.sharegpt and not case.lengths]
 
 

@@ -200,6 +200,26 @@ def test_other_makers_other_layers_and_too_large_models_are_refused() -> None:
         plan(request_of("meta-llama/Llama-3.1-70B-Instruct", "l4-24gb"))
 
 
+@pytest.mark.parametrize(
+    ("weights", "device", "able"),
+    [
+        ("fp8", "a100-sxm-80gb", False),
+        ("fp8", "l40s-48gb", True),
+        ("nvfp4", "h100-sxm-80gb", False),
+        ("nvfp4", "b200-sxm-180gb", True),
+    ],
+)
+def test_formats_that_a_gpu_does_not_compute_in_are_refused(weights: str, device: str, able: bool) -> None:
+    deployment = {"engine": "trtllm", "hardware": device, "weights": weights}
+    workload = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 10, "output_tokens": 10}
+    scenario = load_scenario({"model": LLAMA, "deployment": deployment, "workload": workload})
+    if able:
+        assert prepare(scenario).formats.weights.name == weights
+    else:
+        with pytest.raises(InputError, match="has no such arithmetic"):
+            prepare(scenario)
+
+
 def test_version_1_says_that_it_is_not_proven() -> None:
     assert plan(request_of(), "1.2").version == "1.0.0"
     assert any("no recording of it was compared" in note for note in plan(request_of(), "1.0").notes)

@@ -330,6 +330,9 @@ def test_lengths_of_sharegpt_by_their_means_are_drawn_as_its_pairs(tmp_path: Pat
     found = {e["id"]: e for e in validate_reports(write(tmp_path, *cases))["cases"]}
     assert found["pairs"]["predicted"] > 1.3 * found["law"]["predicted"]
     assert [found[name]["rests_on"]["by_law"] for name in notes] == [True, False]
+    again = validate_reports(write(tmp_path, *cases), laws=True)["cases"]
+    assert again[-1] | {"id": "law", "group": found["law"]["group"]} == found["law"]
+    assert [e["id"] for e in again] == ["law", "pairs", "pairs, by law"]
 
 
 def test_a_batch_waits_for_what_a_fresh_server_compiles() -> None:
