@@ -115,7 +115,7 @@ def refuse(request: PoolRequest) -> None:
     weights, device = request.formats.weights, load_device(request.device_name)
     if weights.name in COMPUTED and weights.compute not in device.formats:
         raise InputError(
-            f"TensorRT-LLM computes in {weights.compute} with weights in {weights.name}, and {device.title} has no such arithmetic",
+            f"TensorRT-LLM computes in {weights.compute} with weights in {weights.name}; {device.title} has no such arithmetic",
             where="deployment.weights",
             mend=f"use int4, a GPU with {weights.compute}, or an engine that widens them (`capacity-plan list engines`)",
         )
