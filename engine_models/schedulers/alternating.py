@@ -31,6 +31,8 @@ from itertools import chain
 from operator import attrgetter
 from typing import Literal
 
+from mypy_extensions import mypyc_attr
+
 from engine_models.memory.block_trie import HeldBlocks, TrieBlocks
 from engine_models.memory.radix import Content, content_of
 from engine_models.parts.adapters import MaskedDecodes, NamingDecodes, used_by
@@ -125,6 +127,7 @@ class AlternatingBatch(Batch):
         self.stopped: list[Sequence] = []
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class AlternatingScheduler(Scheduler):
     """Waiting and running requests of one rank, and the rule that forms the next step, one ahead.
 
