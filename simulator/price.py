@@ -12,20 +12,20 @@ from hardware_profiles.quantity import Quantity
 from simulator.cost import AMORTISATION_YEARS, HOURS_PER_YEAR, UnitPrice
 
 if TYPE_CHECKING:
-    from simulator.config.schema import Pool, Scenario
+    from simulator.config.schema import Cost, Pool, Scenario
 
 
 OWNED = "owned"
 """The commitment of devices that are bought."""
 
 
-def unit_price(scenario: Scenario, device: Device, pool: Pool | None = None) -> UnitPrice | None:
+def unit_price(scenario: Scenario, device: Device, pool: Pool) -> UnitPrice | None:
     """Price of a device-hour: the pool's own, else the deployment's, the scenario's, the price list's, what it costs to own.
 
-    None if none is known. Owning counts where no rental price is: `cost.purchase_usd_per_gpu` over its years, and power.
+    None if none is known. Owning counts where no rental price is and none of a kind was asked for: `cost.purchase_usd_per_gpu`
+    over its years, and power.
     """
-    cost, around = scenario.cost, scenario.deployment
-    own = (pool, around) if pool is not None else (around,)
+    cost, own = scenario.cost, (pool, scenario.deployment)
     asked = [each.commitment for each in own if each.commitment is not None]
     commitment = asked[0] if asked else "spot" if cost.spot else (cost.commitment or "on_demand")
     stated = [each.usd_per_gpu_hour for each in (*own, cost) if each.usd_per_gpu_hour is not None]
@@ -55,7 +55,8 @@ def unit_price(scenario: Scenario, device: Device, pool: Pool | None = None) -> 
             )
         price = min(offers, key=lambda offer: offer.usd_per_gpu_hour.value)
     if price is None:
-        return _owned(scenario, device, pool)
+        rented = asked or cost.spot or cost.commitment or cost.provider
+        return None if rented else _owned(cost, device, pool.power_limit_w)
     q = price.usd_per_gpu_hour
     # A commitment without a provider is the on-demand median scaled, whatever its providers list for the commitment.
     scaled = commitment != "on_demand" and cost.provider is None and cost.region is None
@@ -63,14 +64,13 @@ def unit_price(scenario: Scenario, device: Device, pool: Pool | None = None) -> 
     return UnitPrice(q.value, provider, price.region or "", price.commitment, q.source, q.date, q.kind)
 
 
-def _owned(scenario: Scenario, device: Device, pool: Pool | None) -> UnitPrice | None:
+def _owned(cost: Cost, device: Device, limit_w: float | None) -> UnitPrice | None:
     """Purchase over its years and power, for an hour of a device [USD]; None where the scenario names no purchase."""
     from hardware_profiles.prices import electricity, pue
 
-    cost = scenario.cost
     if cost.purchase_usd_per_gpu is None:
         return None
-    watt, _ = drawn_w(device, pool.power_limit_w if pool is not None else None)
+    watt, _ = drawn_w(device, limit_w)
     per_kwh = electricity().value if cost.power_usd_per_kwh is None else cost.power_usd_per_kwh
     years = cost.amortisation_years or AMORTISATION_YEARS
     hourly = cost.purchase_usd_per_gpu / (years * HOURS_PER_YEAR) + watt / 1000 * (cost.pue or pue().value) * per_kwh

@@ -14,6 +14,7 @@ from engine_models.engines.sglang_norms import TORCH_ROUTING, routes_in_torch
 from engine_models.model.blocks import Architecture, MlpBlock
 from engine_models.model.formats import Format
 from hardware_profiles.device import load_device
+from hardware_profiles.errors import InputError
 
 _FP8, _FP4, _WIDE = ("fp8", "fp8_block"), ("nvfp4",), ("bf16", "fp16")
 
@@ -81,6 +82,12 @@ def experts(request: PoolRequest, version: tuple[int, ...], warnings: list[str])
         return None
     asked = str(flags.get("moe_runner_backend") or "auto")
     if asked != "auto":
+        if asked == "triton_kernel" and request.expert_parallel > 1:
+            raise InputError(
+                "SGLang's `triton_kernel` does not split experts by number",  # `server_args.py` asserts it
+                where="deployment.engine_args.moe_runner_backend",
+                mend="leave it out, or expert_parallel",
+            )
         if asked == "triton_kernel" and _by_package(request):
             return _PACKAGE
         if asked not in _WORDS:

@@ -119,7 +119,7 @@ def resolve(target: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict
         read = read_run(target)
         result, settings = read["result"], read["manifest"]["scenario"]["cost"]
         if overrides:
-            settings, price = reprice(read["manifest"], result["deployment"]["hardware"], overrides)
+            settings, price = reprice(read["manifest"], result["deployment"], overrides)
         else:
             price = recorded_price(result)
         return result, settings, known(price, result["deployment"]["hardware"])
@@ -154,7 +154,7 @@ def recorded_price(result: Mapping[str, Any]) -> UnitPrice | None:
 
 
 def reprice(
-    manifest: Mapping[str, Any], hardware: str, overrides: Sequence[str]
+    manifest: Mapping[str, Any], deployed: Mapping[str, Any], overrides: Sequence[str]
 ) -> tuple[dict[str, Any], UnitPrice | None]:
     """Cost settings and price of a finished run under other ``cost.*`` fields."""
     from engine_models.engines.known import EXAMPLE
@@ -170,9 +170,10 @@ def reprice(
                 where="--set",
                 mend="give the scenario instead of the run, and it is simulated with the change",
             )
+    hardware = deployed["hardware"]
     stand_in = {
         "model": "any",
-        "deployment": {"engine": EXAMPLE, "hardware": hardware},
+        "deployment": {"engine": EXAMPLE, "hardware": hardware, "power_limit_w": deployed.get("power_limit_w")},
         "workload": {
             "arrivals": {"kind": "constant", "rate": 1},
             "prompt_tokens": {"kind": "constant", "value": 1},
@@ -182,7 +183,7 @@ def reprice(
         "cost": manifest["scenario"]["cost"],
     }
     scenario = load_scenario(cast("Mapping[str, Any]", stand_in), overrides)
-    return scenario.cost.model_dump(mode="json"), unit_price(scenario, load_device(hardware))
+    return scenario.cost.model_dump(mode="json"), unit_price(scenario, load_device(hardware), scenario.deployment.pools[0])
 
 
 # -- one run ------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from engine_models.cost import ring_sums, token_tiles
 from engine_models.cost.terms import Shard, collectives, experts, norms_and_rotary, small_kernels
 from engine_models.engines.sglang_attention import NEVER
+from hardware_profiles.errors import InputError
 from simulator import load_scenario
 from simulator.prepare import Prepared, prepare
 
@@ -58,6 +59,11 @@ def test_the_experts_kernels_follow_the_engines_rules(
     assert plan.costs.terms.moe_backend == wanted
     said = [note for note in plan.notes if note.startswith("experts run on")]
     assert len(said) == (wanted is not None)
+
+
+def test_the_package_that_does_not_split_experts_by_number_is_refused_where_ranks_do() -> None:
+    with pytest.raises(InputError, match="does not split experts by number"):
+        prepared(GPT_OSS, "0.5.6", "h200-sxm-141gb", expert_parallel=8, engine_args={"moe_runner_backend": "triton_kernel"})
 
 
 def test_triton_takes_longer_on_blackwell_at_few_rows() -> None:

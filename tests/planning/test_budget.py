@@ -114,6 +114,8 @@ def test_bought_hardware_without_a_rent_is_written_off(hardware: str, price: flo
     if owned:
         assert prepared.device.tdp_w.value == 100.0
         assert prepared.price.usd_per_gpu_hour == pytest.approx(0.10 + 0.03)
+        asked = {**scenario, "cost": {**cost, "spot": True}}  # which nobody offers
+        assert prepare(load_scenario(asked)).price is None
 
 
 def test_a_million_requests_a_day_by_hand() -> None:
