@@ -405,6 +405,16 @@ def _load_own(path: Path, name: str, written_ns: int) -> Device:
     return read_device(path, name)
 
 
+HBM_BYTES_PER_S = 3e12
+"""Memory bandwidth that tells Blackwell with HBM from the rest [byte/s]. kind: assumed, 2026-11, between RTX PRO 6000 (1.8e12)
+and B200 (7.7e12)."""
+
+
+def stacked_blackwell(device: Device) -> bool:
+    """Whether it is a Blackwell GPU with stacked memory, not a workstation's."""
+    return device.architecture == "blackwell" and device.memory_bandwidth_bytes_per_s.value >= HBM_BYTES_PER_S
+
+
 def device_word(name: str) -> str:
     """What one device of that name is called: a GPU, a machine (CPUs, Macs, processors with a GPU inside) or a device."""
     try:

@@ -295,7 +295,10 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     warnings = list(flags.warnings)
     experts = expert_ranks(pool)
     ranks = lockstep_ranks(pool, engine, arch, flags)
-    _check_features(pool, engine, device, structured=_structured(scenario, pool))
+    masked = structured_asked(scenario)
+    _check_features(pool, engine, device, structured=masked)
+    if masked:
+        _check_masks(pool, engine)
     if ranks > 1:
         _check_lockstep(pool)
     check_parallelism(
@@ -334,7 +337,7 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         speculation=_speculation(pool, engine, flags, arch, formats, base, ranks),
         tiers=tiers_of(scenario.deployment, pool, device),
         lora=_adapters(scenario, pool),
-        structured=_structured(scenario, pool),
+        structured=masked,
         role=pool.role if pool.role != "encode" else "mixed",
         connector=connector,
         schedule_style=style,
@@ -458,18 +461,19 @@ def _check_format(engine: Engine, device: Device, formats: Formats) -> None:
         )
 
 
-def _structured(scenario: Scenario, pool: Pool) -> bool:
-    """Whether grammars constrain some answers; InputError beside what that is not modelled with."""
-    if all(load.structured_output is None for load in scenario.workload.loads()):
-        return False
-    engine, given = engine_named(pool.engine), _beside(pool)
-    for key in (key for key, there in given.items() if there and key not in engine.masks_beside):
+def structured_asked(scenario: Scenario) -> bool:
+    """Whether grammars constrain some answers."""
+    return any(load.structured_output is not None for load in scenario.workload.loads())
+
+
+def _check_masks(pool: Pool, engine: Engine) -> None:
+    """Refuse grammars beside what they are not modelled with."""
+    for key in (key for key, there in _beside(pool).items() if there and key not in engine.masks_beside):
         raise InputError(
             f"structured output beside `{key}` is not modelled for {engine.title} yet",
             where="workload.structured_output",
             mend="take one of the two out",
         )
-    return True
 
 
 def _beside(pool: Pool) -> dict[str, bool]:
@@ -536,7 +540,7 @@ def _speculation(
 
 
 def _unused_costs(scenario: Scenario, *, owns: bool) -> list[str]:
-    """Cost settings that a run does not price: owned hardware is the business of `capacity-plan cost`."""
+    """Cost settings that a run does not price: those of owned hardware, unless it `owns` for lack of a rental price."""
     owned = ("purchase_usd_per_gpu", "amortisation_years", "power_usd_per_kwh", "pue")
     given = [name for name in owned if not owns and getattr(scenario.cost, name) is not None]
     return (

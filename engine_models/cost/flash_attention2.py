@@ -30,7 +30,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.device import Device
+from hardware_profiles.device import Device, stacked_blackwell
 from hardware_profiles.ops import Ops
 
 FloatArray = NDArray[np.float64]
@@ -56,9 +56,6 @@ TAIL_BLOCKS = 0.3
 TAIL_FROM, TAIL_TO = 1.25, 2.0
 #: Tokens of the prompt whose attention gives the rate P. kind: assumed, 2026-11: long enough to be compute-bound.
 LONG_PROMPT_TOKENS = 8192
-#: Memory bandwidth that tells Blackwell with HBM from the rest [byte/s]. kind: assumed, 2026-11, between RTX PRO 6000
-#: (1.8e12) and B200 (7.7e12).
-HBM_BYTES_PER_S = 3e12
 
 
 def serves(device: Device) -> bool:
@@ -67,7 +64,7 @@ def serves(device: Device) -> bool:
         return False
     if device.architecture in ("ampere", "ada"):
         return True
-    return device.architecture == "blackwell" and device.memory_bandwidth_bytes_per_s.value < HBM_BYTES_PER_S
+    return device.architecture == "blackwell" and not stacked_blackwell(device)
 
 
 def tail(blocks: FloatArray, multiprocessors: float) -> FloatArray:

@@ -16,10 +16,13 @@ from engine_models.cost.tables import FloatArray
 from hardware_profiles.ops import Ops
 
 RING_S, RING_SHARE = 3e-5, 0.79
-"""kind: fitted, 2026-11, source: NCCL 2.29 on eight H100 and eight H200 in int8, which the switch does not add: 33 to 537 MB are
+"""Before the bytes move [s], and share of the link's rate one way that is reached.
+
+kind: fitted, 2026-11, source: NCCL 2.29 on eight H100 and eight H200 in int8, which the switch does not add: 33 to 537 MB are
 -7 to 0 % off (aiconfigurator 095f58a, Apache-2.0); in 16 bits, where it does, 134 MB take 0.8 of the time. NVIDIA states 370 GB/s
 without and 480 with it (nccl-tests issues 212 and 309)."""
 LEAST_BYTES = 32e6
+"""Bytes of a sum from which the ring is charged [byte]. kind: assumed, 2026-11: the least sum of that fit is 33 MB."""
 
 
 def floor_s(ops: Ops, devices: int, sum_bytes: FloatArray) -> FloatArray:

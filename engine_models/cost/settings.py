@@ -124,7 +124,8 @@ class StepCosts:
         if not self.terms.attention_by_flag:
             return ()
         widths = {block.head_dim for block in self.arch.attention if block.kind != "linear"}
-        lacking = {word for word in self.terms.attention if not all(ops.times_attention(word, width) for width in widths)}
+        known = {word for word in self.terms.attention if word}
+        lacking = {word for word in known if not all(ops.times_attention(word, width) for width in widths)}
         return tuple(f"attention backend {word}: the tables do not hold it, or not heads so wide" for word in sorted(lacking))
 
 

@@ -28,15 +28,13 @@ from engine_models.declaration import (
 from engine_models.engines.deepspeed_inference_flags import FLAGS, zero
 from engine_models.engines.deepspeed_inference_memory import memory_of, rate_of, refuse
 from engine_models.engines.deepspeed_inference_notes import notes_of
+from engine_models.engines.generate import GATHER_FACTOR
 from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from engine_models.parts.protocols import Scheduler
 from engine_models.schedulers.static import StaticScheduler
 from engine_models.schedulers.workspace import WorkspaceScheduler
 from hardware_profiles.device import DeviceKind
 from hardware_profiles.errors import InfeasibleError
-
-GATHER_FACTOR = 2.0
-"""Without injected kernels `DynamicCache` of transformers writes the whole cache anew in every step: one read, one write."""
 
 
 def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:

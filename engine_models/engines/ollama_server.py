@@ -25,7 +25,8 @@ def started_server(request: PoolRequest) -> LlamaServer:
     flags, arch = request.flags, request.arch
     asked = flags.get("num_ctx") or flags.get("context_length")
     default = next((tokens for least, tokens in CONTEXTS if _vram(request) >= least), LEAST_CONTEXT)
-    contexts = [int(asked)] if asked else [tokens for tokens in (262_144, 32_768, LEAST_CONTEXT) if tokens <= default]
+    defaults = (*(tokens for _, tokens in CONTEXTS), LEAST_CONTEXT)
+    contexts = [int(asked)] if asked else [tokens for tokens in defaults if tokens <= default]
     for number, tokens in enumerate(contexts):
         try:
             return _started(request, min(tokens, arch.max_context_tokens))

@@ -8,14 +8,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from engine_models.declaration import PoolRequest
-from engine_models.engines.sglang_kernels import data_centre_blackwell
 from engine_models.engines.sglang_memory import caches_states_alone, state_bytes
-from hardware_profiles.device import load_device
+from hardware_profiles.device import load_device, stacked_blackwell
 
-_PLAIN = {"hopper": "fa3", "blackwell": "trtllm_mha", "ada": "flashinfer", "ampere": "flashinfer"}
+_PLAIN = {"hopper": "fa3", "ada": "flashinfer", "ampere": "flashinfer"}
 _LATENT = {"hopper": "fa3", "blackwell": "trtllm_mla", "ada": "triton", "ampere": "triton"}
-"""Generation -> attention backend that SGLang picks by itself, without and with latent attention; Blackwell without HBM has those
-of Ada, AMD's have aiter."""
+"""Generation -> attention backend that SGLang picks by itself, without and with latent attention; on Blackwell the plain one has
+a rule of its own. Blackwell without HBM has those of Ada, AMD's have aiter."""
 _TRTLLM_SINCE = (0, 5, 6, 1)
 """First version (0.5.6.post1) that picks TensorRT-LLM's kernel for plain attention on data-centre Blackwell."""
 _TRTLLM_BEFORE = ("gpt_oss", "llama4")
@@ -25,11 +24,16 @@ _PAGES = {"trtllm_mha": ((16, 32, 64), 64), "trtllm_mla": ((32, 64), 64), "cutla
 
 
 class Attention(NamedTuple):
-    """Backends of prompts and decoding rows, "" where nothing is known, and whether a flag asks for another than SGLang's own."""
+    """Backends of prompts and decoding rows and SGLang's own choice, "" where nothing is known."""
 
     prompts: str
     decodes: str
-    by_flag: bool
+    own: str
+
+    @property
+    def by_flag(self) -> bool:
+        """Whether a flag asks for another than its own."""
+        return {self.prompts, self.decodes} != {self.own}
 
     def page_tokens(self, asked: int) -> int:
         """Tokens of a page of the cache, where `asked` are asked for."""
@@ -47,7 +51,7 @@ def attention_of(request: PoolRequest, version: tuple[int, ...]) -> Attention:
     words = [str(flags.get(name) or "auto") for name in ("prefill_attention_backend", "decode_attention_backend")]
     asked = [word if word != "auto" else both for word in words]
     prompts, decodes = [own if word == "auto" else word for word in asked]
-    return Attention(prompts, decodes, by_flag=any(word not in ("auto", own) for word in asked))
+    return Attention(prompts, decodes, own)
 
 
 def is_latent(request: PoolRequest) -> bool:
@@ -60,26 +64,26 @@ def _own_choice(request: PoolRequest, version: tuple[int, ...]) -> str:
     if device.vendor == "amd":
         return "aiter"
     generation = device.architecture
+    if generation == "blackwell" and not stacked_blackwell(device):
+        generation = "ada"
     if generation != "blackwell" or latent:
-        generation = "ada" if generation == "blackwell" and not data_centre_blackwell(request.device_name) else generation
         return (_LATENT if latent else _PLAIN).get(generation, "")
-    if not data_centre_blackwell(request.device_name):
-        return _PLAIN["ada"]
     if state_bytes(request):
         return "triton" if caches_states_alone(request, version) else "trtllm_mha"
     return "trtllm_mha" if version >= _TRTLLM_SINCE or request.arch.model_type in _TRTLLM_BEFORE else "flashinfer"
 
 
 def absorbs_captured(request: PoolRequest) -> bool:
-    """Whether they do so in prefills that a CUDA graph holds, whose launches must not depend on lengths (not AMD's)."""
-    return is_latent(request) and load_device(request.device_name).vendor == "nvidia"
+    """Whether prompts of latent attention take the absorbed form where a CUDA graph holds them, whose launches must not depend on
+    lengths (not AMD's)."""
+    return is_latent(request) and request.device_vendor == "nvidia"
 
 
-def warn_of_attention(request: PoolRequest, attention: Attention, version: tuple[int, ...], warnings: list[str]) -> None:
+def warn_of_attention(request: PoolRequest, attention: Attention, warnings: list[str]) -> None:
     """A warning if flags choose another latent attention than the engine itself would: it is priced as of its own choice."""
     if not is_latent(request) or not attention.by_flag:
         return
-    own = _own_choice(request, version)
+    own = attention.own
     asked = " and ".join(sorted({attention.prompts, attention.decodes} - {own}))
     warnings.append(
         f"sglang flag `attention_backend` ({asked}) is not modelled; in the engine it changes the speed of kernels, which are "

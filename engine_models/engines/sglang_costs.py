@@ -82,7 +82,7 @@ def _terms(
 ) -> tuple[Architecture, Terms]:
     """The model as the engine's kernels compute it, and what it decides about the time of a step."""
     attention = attention_of(request, number)
-    warn_of_attention(request, attention, number, said.warnings)
+    warn_of_attention(request, attention, said.warnings)
     own_experts = experts(request, number, said.warnings)
     tiled = token_tiles(request, number, said.warnings)
     norms = torch_norms(request, number)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from engine_models.cost.flash_attention2 import HBM_BYTES_PER_S
 from engine_models.declaration import PoolRequest
 from engine_models.engines.sglang_norms import TORCH_ROUTING, routes_in_torch
 from engine_models.model.blocks import Architecture, MlpBlock
 from engine_models.model.formats import Format
-from hardware_profiles.device import load_device
+from hardware_profiles.device import load_device, stacked_blackwell
 from hardware_profiles.errors import InputError
 
 _FP8, _FP4, _WIDE = ("fp8", "fp8_block"), ("nvfp4",), ("bf16", "fp16")
@@ -104,7 +103,7 @@ def experts(request: PoolRequest, version: tuple[int, ...], warnings: list[str])
         )
     if arch.model_type == "gpt_oss" and _by_package(request):
         return _PACKAGE
-    return _own_choice(arch.model_type, request.formats.weights, version, blackwell=data_centre_blackwell(request.device_name))
+    return _own_choice(arch.model_type, request.formats.weights, version, blackwell=stacked_blackwell(device))
 
 
 def _by_package(request: PoolRequest) -> bool:
@@ -123,11 +122,6 @@ def _own_choice(model_type: str, weights: Format, version: tuple[int, ...], *, b
     return "marlin" if weights.weight_only and weights.name != "mxfp4" else "triton"
 
 
-def data_centre_blackwell(name: str) -> bool:
-    device = load_device(name)
-    return device.architecture == "blackwell" and device.memory_bandwidth_bytes_per_s.value >= HBM_BYTES_PER_S
-
-
 _PRODUCTS_WITHOUT_DEEPGEMM_SINCE = (0, 5, 7)
 """First version whose own choice on Blackwell is FlashInfer's kernel where DeepGEMM is switched off, Triton's before (SGLang pull
 request 14844, 2025-12)."""
@@ -138,7 +132,7 @@ def token_tiles(request: PoolRequest, version: tuple[int, ...], warnings: list[s
     Blackwell, where flag or environment ask for it (`quantization/fp8_utils.py`)."""
     if request.formats.weights.name != "fp8_block":
         return False
-    flags, blackwell = request.flags, data_centre_blackwell(request.device_name)
+    flags, blackwell = request.flags, stacked_blackwell(load_device(request.device_name))
     asked, without = str(flags.get("fp8_gemm_backend") or "auto"), not flags.get("enable_jit_deepgemm", True)
     if blackwell and (asked == "flashinfer_trtllm" or (asked == "auto" and flags.get("enable_flashinfer_gemm"))):
         return True
@@ -154,7 +148,8 @@ def token_tiles(request: PoolRequest, version: tuple[int, ...], warnings: list[s
 
 def compiles_products(request: PoolRequest, *, tiled: bool) -> bool:
     """Whether DeepGEMM computes the products: FP8 blocks on Hopper and data-centre Blackwell, unless they are `tiled`."""
-    able = load_device(request.device_name).architecture == "hopper" or data_centre_blackwell(request.device_name)
+    device = load_device(request.device_name)
+    able = device.architecture == "hopper" or stacked_blackwell(device)
     return able and request.formats.weights.name == "fp8_block" and not tiled
 
 
@@ -256,8 +251,9 @@ def _shares_experts(request: PoolRequest) -> bool:
 
 def fused_norm_tokens(request: PoolRequest, version: tuple[int, ...]) -> int:
     """Up to how many tokens of a step norms are part of the reductions before them, by the flag or by itself; 0: of none."""
-    flags, hopper = request.flags, load_device(request.device_name).architecture == "hopper"
-    able = hopper or data_centre_blackwell(request.device_name)
+    flags, device = request.flags, load_device(request.device_name)
+    hopper = device.architecture == "hopper"
+    able = hopper or stacked_blackwell(device)
     since = _FUSE_REDUCES.get(request.arch.model_type)
     asked = (since is not None and version >= since[not hopper]) or bool(flags.get("enable_flashinfer_allreduce_fusion"))
     off = bool(flags.get("enforce_disable_flashinfer_allreduce_fusion"))

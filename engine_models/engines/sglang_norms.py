@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from engine_models.declaration import PoolRequest
-from hardware_profiles.device import load_device
 
 
 class TorchNorms(NamedTuple):
@@ -38,7 +37,7 @@ _NORM, _HEADS = 9, 19
 
 def torch_norms(request: PoolRequest, version: tuple[int, ...]) -> TorchNorms:
     """Of a pool's model; `version` as `Engine.parts` gives it."""
-    kind, amd = request.arch.model_type, _amd(request)
+    kind, amd = request.arch.model_type, request.device_vendor == "amd"
     if kind in _GEMMA3:
         return TorchNorms(0 if version >= _GEMMA3_FUSED else _NORM, _HEADS)
     if kind in _GEMMA and amd:
@@ -48,8 +47,4 @@ def torch_norms(request: PoolRequest, version: tuple[int, ...]) -> TorchNorms:
 
 def routes_in_torch(request: PoolRequest, version: tuple[int, ...]) -> bool:
     """Whether experts, if there are any, are chosen by PyTorch's kernels after a norm of the same."""
-    return request.arch.model_type in _GEMMA4 and _amd(request) and version < _GEMMA4_JOINED
-
-
-def _amd(request: PoolRequest) -> bool:
-    return load_device(request.device_name).vendor == "amd"
+    return request.arch.model_type in _GEMMA4 and request.device_vendor == "amd" and version < _GEMMA4_JOINED

@@ -102,7 +102,7 @@ def _tier_plan(request: PoolRequest, tokens: int, token_bytes: float, page_token
                 "hicache_storage_backend needs enable_hierarchical_cache", where=WHERE, mend="write both, or neither"
             )
         return None
-    _check(request, asked, page_tokens, wanted=wanted)
+    _check(request, asked, wanted=wanted)
     ranks = request.tensor_parallel * request.pipeline_parallel
     if "host" in asked:
         host_tokens = int(asked["host"].capacity_bytes // (token_bytes * ranks))
@@ -141,7 +141,7 @@ def _prefetch(flags: dict[str, Any]) -> Prefetch:
     )
 
 
-def _check(request: PoolRequest, asked: dict[TierKind, KvTier], page_tokens: int, *, wanted: bool) -> None:
+def _check(request: PoolRequest, asked: dict[TierKind, KvTier], *, wanted: bool) -> None:
     """Refuse tiers where they are not modelled or cannot be."""
     flags = request.flags
     key: Literal["kv_tiers", "engine_args.enable_hierarchical_cache"] = (

@@ -27,9 +27,7 @@ def _uses_flash(request: PoolRequest) -> bool:
     asked = request.flags.get("attn_implementation")
     if asked is not None:
         return "flash" in str(asked)
-    return request.device_kind == "gpu" and not request.device_name.startswith(
-        ("mi", "rx-", "arc-", "radeon")
-    )
+    return request.device_kind == "gpu" and request.device_vendor == "nvidia"
 
 
 def continuous_plan(request: PoolRequest, engine: str, version: str) -> EnginePlan:

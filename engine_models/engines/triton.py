@@ -98,7 +98,7 @@ def _refuse(request: PoolRequest) -> None:
         raise InputError(
             "drafts of transformers behind Triton are not simulated",
             where="deployment.speculative",
-            mend="remove it, or write engine_args: {model_engine: trtllm} for Medusa",
+            mend="remove it, or write engine_args: {model_engine: trtllm} for Medusa, EAGLE or lookahead",
         )
 
 
@@ -123,7 +123,7 @@ ENGINE = Engine(
         **{name: Support(_ANY, f"{_SOURCE}: the Python backend's model, transformers 5.24.0: dtype") for name in PLAIN},
     },
     kv_formats=("fp8", "int8"),
-    features={"speculative": Support(_GPU, f"{_BACKEND}: decoding_mode medusa")},
+    features={"speculative": Support(_GPU, f"{_BACKEND}: decoding_mode of medusa, eagle, lookahead")},
     drafts=drafts,
     flags=lambda: _FLAGS,
     same_as={"rows": "max_batch_size", "context": "max_length"},

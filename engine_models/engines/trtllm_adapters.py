@@ -75,7 +75,7 @@ def adapted(request: PoolRequest, policy: str, free_bytes: int) -> tuple[Adapter
         return None, 0
     what, where = ("LoRA adapters", "deployment.lora") if request.lora is not None else FEATURES["structured"]
     lacking = {
-        f"{UTILIZATION}": policy == UTILIZATION,
+        UTILIZATION: policy == UTILIZATION,
         "attention data parallelism": request.data_parallel > 1,
         "latent attention": request.lora is not None and any(block.kind == "mla" for block in request.arch.attention),
     }

@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from engine_models.cost.flash_attention2 import HBM_BYTES_PER_S
 from engine_models.cost.terms import HostOverhead, Terms
 from engine_models.declaration import PoolRequest
 from engine_models.engines.trtllm_flags import group
 from engine_models.engines.trtllm_serving import Serving
 from engine_models.model.blocks import Architecture
-from hardware_profiles.device import load_device
+from hardware_profiles.device import load_device, stacked_blackwell
 from hardware_profiles.errors import InputError
 
 OWN_KERNELS = "TRTLLM"
@@ -116,12 +115,6 @@ def as_run(request: PoolRequest) -> Architecture:
     return replace(request.arch, norms_per_layer=0) if fused else request.arch
 
 
-def data_centre_blackwell(name: str) -> bool:
-    """Whether a device is a Blackwell GPU with stacked memory, not a workstation's."""
-    device = load_device(name)
-    return device.architecture == "blackwell" and device.memory_bandwidth_bytes_per_s.value >= HBM_BYTES_PER_S
-
-
 def terms_of(
     request: PoolRequest, version: Mapping[str, Any], serving: Serving, host: HostOverhead, warnings: list[str]
 ) -> Terms:
@@ -140,5 +133,5 @@ def terms_of(
         shared_beside=True,
         expert_launches=EXPERT_LAUNCHES.get(backend or ""),
         latent_launches=LATENT_LAUNCHES,
-        serial_quantisation=version["serial_quantisation"] and data_centre_blackwell(request.device_name),
+        serial_quantisation=version["serial_quantisation"] and stacked_blackwell(load_device(request.device_name)),
     )

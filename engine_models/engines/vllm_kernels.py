@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from engine_models.cost.flash_attention2 import HBM_BYTES_PER_S
 from engine_models.declaration import PoolRequest, Said
 from engine_models.model.formats import Format
-from hardware_profiles.device import load_device
+from hardware_profiles.device import load_device, stacked_blackwell
 
 _WORDS = {
     "triton": "triton",
@@ -111,8 +110,7 @@ def held_weights(request: PoolRequest, backend: str | None, version: tuple[int, 
 def _own_choice(request: PoolRequest, version: tuple[int, ...]) -> str | None:
     device, fmt = load_device(request.device_name), request.formats.weights.name
     generation = device.architecture
-    stacked = device.memory_bandwidth_bytes_per_s.value >= HBM_BYTES_PER_S
-    newest = ("trtllm" if stacked else "cutlass") if generation == "blackwell" else None
+    newest = ("trtllm" if stacked_blackwell(device) else "cutlass") if generation == "blackwell" else None
     if fmt in ("bf16", "fp16"):
         if version < PLAIN_LIST_SINCE:
             return "triton"

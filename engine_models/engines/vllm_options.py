@@ -77,11 +77,10 @@ _ATTENTION = {
     "hopper": ({"FLASH_ATTN"}, {"FLASH_ATTN_MLA", "FLASHMLA"}),
     "blackwell": ({"FLASHINFER"}, {"FLASHINFER_MLA", "CUTLASS_MLA"}),
     "ada": ({"FLASH_ATTN"}, {"TRITON_MLA"}),
-    "ampere": ({"FLASH_ATTN"}, {"TRITON_MLA"}),
     "amd": ({"ROCM_ATTN", "TRITON_ATTN"}, {"TRITON_MLA"}),
 }
 """Generation -> attention backends that vLLM picks by itself, without and with latent attention (datasheet: `platforms/cuda.py`
-of 0.14 to 0.33, `platforms/rocm.py` of 2026 without AITER's kernels); Blackwell without HBM has those of Ada."""
+of 0.14 to 0.33, `platforms/rocm.py` of 2026 without AITER's kernels); Ampere and Blackwell without HBM have those of Ada."""
 
 
 AMD_FP8 = ("cdna3", "cdna4", "rdna4")

@@ -133,7 +133,7 @@ def with_engine(name: str, number: tuple[int, ...], use_v1: bool | None) -> str:
         )
     if not use_v1:
         return FIRST_ENGINE
-    return name if number >= (0, 8) else SECOND_ENGINE
+    return SECOND_ENGINE if name == FIRST_ENGINE else name
 
 
 def as_sampled(version: Version, *, flashinfer: bool) -> Version:

@@ -6,6 +6,7 @@ from typing import Any
 
 from hardware_profiles.device import device_word
 from simulator.cli.layout import LABEL, labelled, table, wrapped
+from simulator.price import OWNED
 from simulator.report.numbers import dollars, short
 from simulator.report.words import REASONS, holder_of, reasons_of, shape_of
 
@@ -439,7 +440,7 @@ def cost_lines(cost: dict[str, Any]) -> list[str]:
         labelled("", f"per 1M tokens: input {inputs}, output {outputs}; all {all_}{sure}, all charged to output {charged}"),
         labelled(
             "",
-            f"price: {cost['price_provider']}{',' if cost['SkuId'] == 'owned' else ''} {cost['SkuId']}"
+            f"price: {cost['price_provider']}{',' if cost['SkuId'] == OWNED else ''} {cost['SkuId']}"
             + (f", {cost['RegionId']}" if cost["RegionId"] else "")
             + (f", {cost['price_date']}{_aged(cost['price_date'])}" if cost["price_date"] else "")
             + f" ({cost['price_kind']})",

@@ -19,7 +19,7 @@ from hardware_profiles.errors import InputError
 from simulator.cost import AMORTISATION_YEARS, HOURS_PER_MONTH, HOURS_PER_YEAR, UnitPrice
 from simulator.planning.demand import HOURS_PER_WEEK, Profile, replicas_for
 from simulator.planning.points import judged, overload_of
-from simulator.price import drawn_w, stale
+from simulator.price import OWNED, drawn_w, stale
 
 SECONDS_PER_DAY = 86400
 
@@ -127,7 +127,7 @@ def budget(
             _pool(out, pool)
     busy = result["server"]["gpu_busy_fraction"]
     out.add("idle", f"{device}s busy {busy:.1%}: {1 - busy:.1%} x {usd(hourly)}", (1 - busy) * hourly, "USD/hour")
-    power = _power(out, result, settings)
+    power = _power(out, result, settings, "the price" if price.commitment == OWNED else "a rental")
     _owned(out, result, settings, power)
     parts = parts_of(result)
     if len(parts) == 1:
@@ -201,8 +201,8 @@ def _under_limits(result: Mapping[str, Any]) -> dict[tuple[str, float | None], f
     return counts
 
 
-def _power(out: Budget, result: Mapping[str, Any], settings: Mapping[str, Any]) -> float:
-    """Add the power line and return its cost [USD/hour]."""
+def _power(out: Budget, result: Mapping[str, Any], settings: Mapping[str, Any], holder: str) -> float:
+    """Add the power line, which says what holds it already, and return its cost [USD/hour]."""
     per_kwh = settings.get("power_usd_per_kwh")
     said = "" if per_kwh is not None else " (US average, assumed)"
     per_kwh = prices.electricity().value if per_kwh is None else per_kwh
@@ -215,7 +215,7 @@ def _power(out: Budget, result: Mapping[str, Any], settings: Mapping[str, Any]) 
     drawn = " + ".join(words) if len(words) == 1 else f"({' + '.join(words)})"
     out.add(
         "power",
-        f"{drawn} x PUE {ratio:g} x {usd(per_kwh)}/kWh{said}; a rental holds it",
+        f"{drawn} x PUE {ratio:g} x {usd(per_kwh)}/kWh{said}; {holder} holds it",
         kilowatt * per_kwh,
         "USD/hour",
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -217,31 +217,29 @@ def _standing_out(rows: Sequence[Mapping[str, Any]], plan: PartedPlan) -> dict[s
     }
 
 
+def _merged(standing: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What stands out of some parts, all of it, as if they were one."""
+    return {
+        "rows": [row for found in standing for row in found["rows"]],
+        "unpriced": any(found["unpriced"] for found in standing),
+        "outside": next((found["outside"] for found in standing if found["outside"]), ""),
+        "statuses": sum((Counter(found["statuses"]) for found in standing), Counter[str]()),
+    }
+
+
 def _joined(standing: list[dict[str, Any]], plan: PartedPlan) -> list[dict[str, Any]]:
     """What stands out of some parts, as one where they have become many: memory holds no more, however many there are."""
     if len(standing) < TOGETHER:
         return standing
-    rows = sorted((row for found in standing for row in found["rows"]), key=_number)
-    return [
-        {
-            "rows": _standing_out(rows, plan)["rows"],
-            "unpriced": any(found["unpriced"] for found in standing),
-            "outside": next((found["outside"] for found in standing if found["outside"]), ""),
-            "statuses": sum((Counter(found["statuses"]) for found in standing), Counter[str]()),
-        }
-    ]
+    merged = _merged(standing)
+    return [merged | {"rows": _standing_out(sorted(merged["rows"], key=_number), plan)["rows"]}]
 
 
 def _result(
-    plan: PartedPlan, folder: Path, standing: Iterable[Mapping[str, Any]], failed: Sequence[str], notes: list[str]
+    plan: PartedPlan, folder: Path, standing: Sequence[Mapping[str, Any]], failed: Sequence[str], notes: list[str]
 ) -> SweepResult:
-    rows: list[dict[str, Any]] = []
-    statuses: Counter[str] = Counter()
-    unpriced, outside = False, ""
-    for found in standing:
-        rows += found["rows"]
-        statuses.update(found["statuses"])
-        unpriced, outside = unpriced or found["unpriced"], outside or found["outside"]
+    merged = _merged(standing)
+    rows, statuses, unpriced, outside = (merged[key] for key in ("rows", "statuses", "unpriced", "outside"))
     cost = "devices" if unpriced else cost_column([], plan.paths)
     latency = latency_column(rows, plan.slo())
     best, close = answers(rows, cost, latency)
