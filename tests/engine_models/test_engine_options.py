@@ -10,6 +10,7 @@ from engine_models.declaration import EnginePlan
 from hardware_profiles.errors import InputError
 from simulator.config.load import load_scenario
 from simulator.prepare import Prepared, prepare
+from simulator.run import run_prepared
 
 WORKLOAD = {"arrivals": {"kind": "poisson", "rate": 1}, "prompt_tokens": 10, "output_tokens": 10, "duration": 10}
 
@@ -151,8 +152,10 @@ def test_kernels_that_the_engine_would_not_pick_are_warned_about(
     ],
 )
 def test_attention_that_nobody_timed_is_priced_as_the_engines_own(args: dict[str, Any], hardware: str, ignored: str) -> None:
-    said = prepared(args, "sglang", hardware=hardware).warnings
-    assert [words.split(":")[0] for words in said] == ([f"attention backend {ignored}"] if ignored else [])
+    asked, own = prepared(args, "sglang", hardware=hardware), prepared({}, "sglang", hardware=hardware)
+    assert [words.split(":")[0] for words in asked.warnings] == ([f"attention backend {ignored}"] if ignored else [])
+    if ignored:
+        assert run_prepared(asked).result["metrics"] == run_prepared(own).result["metrics"]
 
 
 def test_whole_sequences_in_sliding_windows_are_refused() -> None:

@@ -74,7 +74,13 @@ CASES = {
     "tgi": Case(given(TGI, {"arrivals": poisson(30)})),
     "tgi-sheds": Case(given({**SHEDDING, "replicas": 2, "router": "least_requests"}, LOOP)),
     "adapters": Case(given({**LORA, "replicas": 2}, {**CHATS, "adapters": {"count": 9, "share": 0.8}})),
-    "pipeline-sglang": Case(  # the host takes longer than a stage, and forms steps after the end of the one in flight longest
+    "pipeline-sglang": Case(
+        given(
+            {"engine": "sglang", "pipeline_parallel": 2, **args(max_total_tokens=3000, chunked_prefill_size=256)},
+            {"arrivals": poisson(30), "shared_prefix": {"groups": 6, "tokens": 100}},
+        )
+    ),
+    "pipeline-sglang-late-host": Case(  # longer than a stage: steps are formed after the end of the one in flight longest
         given(
             {
                 "engine": "sglang",

@@ -76,6 +76,8 @@ def test_what_stands_out_of_parts_that_were_joined_is_that_of_all(
     vary = ["deployment.replicas=0,1,2,3", "workload.arrivals.rate=4,8,40"]
     apart = in_parts(tmp_path / "apart", vary)
     monkeypatch.setattr(parted, "TOGETHER", together)
+    held, join = [], parted._joined
+    monkeypatch.setattr(parted, "_joined", lambda *given: held.append(join(*given)) or held[-1])
     joined = in_parts(tmp_path / "joined", vary)
     assert (joined.rows, joined.statuses, joined.close, joined.cheapest) == (
         apart.rows,
@@ -83,6 +85,8 @@ def test_what_stands_out_of_parts_that_were_joined_is_that_of_all(
         apart.close,
         apart.cheapest,
     )
+    assert held
+    assert all(len(each) < together for each in held)
 
 
 def test_a_grid_of_wrong_values_is_refused_at_once(tmp_path: Path) -> None:
