@@ -225,15 +225,22 @@ def text(plan: SweepPlan | PartedPlan, result: SweepResult) -> str:
         )
         if any(row["headroom_used"] is not None for row in finished):
             columns.insert([title for title, _ in columns].index("SLO") + 1, ("used", _used))
-        cells = [[show(row) for _, show in columns] for row in finished[:MAX_SHOWN]]
+        cells = [[show(row) for _, show in columns] for row in finished]
+        alike = 0
+        if len(finished) > MAX_SHOWN:
+            cells, alike = _distinct(cells, len(names))
+        beyond_shown = len(cells) - MAX_SHOWN
+        cells = cells[:MAX_SHOWN]
         titles = [title for title, _ in columns]
         texts = [i for i, (column, _) in enumerate(names.items()) if any(isinstance(row[column], str) for row in finished)]
         last = ("$/month", "$/1M") if result.cost == "usd_per_1m_total_tokens" else ("$/1M", "good/s")
         unasked = [title for title in titles if title in ("TTFT p99", "TPOT p99") and title not in _asked(plan.slo())]
         drop = [titles.index(title) for title in (*LEAST_WANTED, *last, *(unasked if plan.slo() else ()), f"{devices}s")]
         lines += table(titles, cells, words=texts, drop=drop, elsewhere="sweep.csv")
-        if len(finished) > MAX_SHOWN:
-            lines.append(f"  ... and {len(finished) - MAX_SHOWN} more in sweep.csv")
+        if beyond_shown > 0:
+            lines.append(f"  ... and {beyond_shown:,} more in sweep.csv")
+        if alike:
+            lines.append(f"  left out: {alike:,} points with the figures of a row above (sweep.csv)")
         lines += [
             "",
             wrapped(
@@ -278,6 +285,14 @@ def text(plan: SweepPlan | PartedPlan, result: SweepResult) -> str:
         wrapped(f"written   {result.folder} (sweep.csv, sweep.parquet, {each}/)", " " * 10),
     ]
     return "\n".join(line for line in lines if line is not None)
+
+
+def _distinct(cells: Sequence[list[str]], n_axes: int) -> tuple[list[list[str]], int]:
+    """The first row of those that differ in the varied fields (first `n_axes` cells) or marks (last) alone; how many more."""
+    first: dict[tuple[str, ...], list[str]] = {}
+    for row in cells:
+        first.setdefault(tuple(row[n_axes:-1]), row)
+    return list(first.values()), len(cells) - len(first)
 
 
 def warning_lines(names: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> list[str]:

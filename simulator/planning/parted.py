@@ -28,7 +28,7 @@ from simulator.planning.axes import Axis, count_of, parse_axes, point_at, value_
 from simulator.planning.backends import check_cluster, outcomes
 from simulator.planning.one_point import in_words, run_point
 from simulator.planning.pareto import answers, cost_column, latency_column, on_front_of
-from simulator.planning.points import axis_column, row_of
+from simulator.planning.points import axis_column, row_of, varied_columns, whole
 from simulator.planning.sweep import Progress, SweepResult, none_runs, told
 from simulator.version import SCHEMA_VERSION, VERSION
 
@@ -107,7 +107,12 @@ class Part:
     def found(self, folder: Path) -> dict[str, Any] | None:
         """What stands out of it where its table is there already."""
         rows = store.read_part(self.path(folder))
-        return None if rows is None else _standing_out(rows, self.plan)
+        if rows is None:
+            return None
+        for row in rows:  # a column holds all numbers alike, 4 as 4.0
+            row |= varied_columns(point_at(self.plan.axes, row["point"]))
+            row["devices"] = whole(row["devices"])
+        return _standing_out(rows, self.plan)
 
     def _row(self, index: int, command_line: Sequence[str]) -> dict[str, Any]:
         from simulator.config.load import load_scenario

@@ -29,11 +29,21 @@ def axis_column(path: str) -> str:
     return path if "." in path else f"scenario.{path}"
 
 
+def varied_columns(point: Point) -> dict[str, Any]:
+    """The columns of what was varied."""
+    return {axis_column(path): value for path, value in point.values().items()}
+
+
+def whole(number: float | None) -> float | None:
+    """4 for 4.0; anything else as it is."""
+    return int(number) if number is not None and number == int(number) else number
+
+
 def row_of(point: Point, outcome: Mapping[str, Any]) -> dict[str, Any]:
     """The row of a point that ended: its number, what was varied, how it ended, and the columns of its outcome."""
     return {
         "point": point.index,
-        **{axis_column(path): value for path, value in point.values().items()},
+        **varied_columns(point),
         "status": outcome["status"],
         "reason": outcome["reason"],
         **(outcome.get("outcome") or empty_columns()),
@@ -81,7 +91,7 @@ def outcome_columns(result: Mapping[str, Any]) -> dict[str, Any]:
     if "pools" in deployed:
         row["hardware"] = SEVERAL.join(dict.fromkeys(pool["hardware"] for pool in deployed["pools"]))
     if "fleet" in result:  # on average
-        row["devices"] = round(result["cost"]["devices"], 2)
+        row["devices"] = whole(round(result["cost"]["devices"], 2))
     for metric in LATENCIES:
         stats = result["metrics"][metric]
         row |= {f"{metric}_{name}": stats[name] for name in STATISTICS}

@@ -208,17 +208,19 @@ def write_table(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 TEXTS = ("status", "reason", "slo", "model", "engine", "hardware", "weights", "lost", "price_date", "outside", "warnings")
 FLAGS = ("slo_holds", "overloaded")
+WHOLE = ("point", "replicas", "tensor_parallel", "pipeline_parallel", "data_parallel", "offered", "completed", "rejected",
+         "failed", "unfinished", "num_preemptions")  # fmt: skip
 
 
 def write_part(path: Path, rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> None:
     """Write the table of a part; its columns have the types of those of all parts, `kinds` says them of the varied ones.
 
-    `point` is a whole number, other numbers are doubles, anything but text, numbers and flags is JSON text.
+    Counts are whole numbers, other numbers are doubles, anything but text, numbers and flags is JSON text.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    own = {"point": pa.int64(), **dict.fromkeys(TEXTS, pa.utf8()), **dict.fromkeys(FLAGS, pa.bool_())}
+    own = {name: kind for names, kind in ((WHOLE, pa.int64()), (TEXTS, pa.utf8()), (FLAGS, pa.bool_())) for name in names}
     columns = {}
     for name in rows[0]:
         values = [row[name] for row in rows]

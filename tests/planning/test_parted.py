@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hardware_profiles.errors import InputError
+from simulator.cli import sweep
 from simulator.cli.sweep import text
 from simulator.planning import parted, store
 from simulator.planning.parted import plan_parts, run_parts
@@ -58,6 +59,7 @@ def test_parts_hold_the_rows_of_the_table_and_the_same_stands_out(tmp_path: Path
 
 def test_parts_that_are_there_are_taken_and_damaged_ones_computed_again(tmp_path: Path) -> None:
     first = in_parts(tmp_path)
+    table = (tmp_path / store.CSV).read_text()
     kept, damaged = sorted((tmp_path / store.POINTS).iterdir())
     before, written = damaged.read_bytes(), kept.stat().st_mtime_ns
     damaged.write_bytes(before[:-9])
@@ -65,8 +67,23 @@ def test_parts_that_are_there_are_taken_and_damaged_ones_computed_again(tmp_path
     assert again.notes == ("1 of 2 parts were there already",)
     assert (damaged.read_bytes(), kept.stat().st_mtime_ns) == (before, written)
     assert again.rows == first.rows
+    assert text(plan_parts(SCENARIO, VARY), again) == text(plan_parts(SCENARIO, VARY), first)
+    assert (tmp_path / store.CSV).read_text() == table
     with pytest.raises(InputError, match="another sweep"):
         in_parts(tmp_path, ["deployment.replicas=1:3", VARY[1]], resume=True)
+
+
+def test_points_that_differ_in_what_was_varied_alone_are_shown_once_in_a_long_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vary = ["deployment.engine_args.max_num_batched_tokens=4096,4097,4098", "workload.arrivals.rate=4,8"]
+    plan = plan_sweep(SCENARIO, vary)
+    found = run_sweep(plan, tmp_path, workers=1)
+    assert "left out" not in text(plan, found)
+    monkeypatch.setattr(sweep, "MAX_SHOWN", 5)
+    told = text(plan, found)
+    assert "left out: 4 points" in told
+    assert "more in sweep.csv" not in told
 
 
 @pytest.mark.parametrize("together", [2, 3])
