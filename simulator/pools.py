@@ -19,7 +19,7 @@ from simulator.workload.columns import Workload
 
 if TYPE_CHECKING:
     from simulator.cluster.transfer import Paths, Route
-    from simulator.config.schema import Deployment, Scenario, Transfer
+    from simulator.config.schema import Deployment, Transfer
 
 POOLS = "deployment.pools"
 STYLES = ("context_first", "generation_first")
@@ -41,30 +41,6 @@ def check_roles(deployment: Deployment) -> None:
                 f"the {role} pools have replicas and no {other} pool has any",
                 where=POOLS,
                 mend=f"give a pool of role: {other} replicas, or use role: mixed",
-            )
-    if "mixed" in roles and len(roles) > 1:
-        raise InputError(
-            "pools of role: mixed beside prefill and decode at once are not modelled yet",
-            where=POOLS,
-            mend="set replicas: 0 in either, or simulate each as a scenario of its own",
-        )
-
-
-def check_one_model(scenario: Scenario, pools: Sequence[Prepared]) -> None:
-    """Refuse prefill and decode pools that do not serve one model, or take prompts by their length."""
-    names = list(dict.fromkeys(each.arch.name for each in pools))
-    if len(names) > 1:
-        raise InputError(
-            f"prefill and decode pools of several models ({', '.join(names)}) are not modelled yet",
-            where=POOLS,
-            mend="give all pools one model, or simulate each model as a scenario of its own",
-        )
-    for number, pool in enumerate(scenario.deployment.pools):
-        if pool.prompt_tokens is not None and pool.replicas:
-            raise InputError(
-                "`prompt_tokens` of prefill and decode pools is not modelled yet",
-                where=f"{POOLS}.{number}.prompt_tokens",
-                mend="remove it, or use pools of role: mixed",
             )
 
 
@@ -119,7 +95,7 @@ def joint_limits(prefill: Sequence[Limits], decode: Sequence[Limits], *, whole: 
 
 def check_longest(prepared: Prepared, workload: Workload) -> None:
     """Refuse a workload whose longest request the decode pools cannot hold."""
-    if prepared.paths is None:
+    if prepared.paths is None or prepared.services:  # which of several services takes a request, the run decides
         return
     limits = prepared.plan.limits
     found = judged(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, limits)
@@ -143,7 +119,7 @@ def check_stages(prepared: Prepared) -> None:
         (prepared.elastic is not None and prepared.elastic.scalers is not None, "deployment.autoscaler"),
         (prepared.elastic is not None and prepared.elastic.faults is not None, "deployment.failures"),
         (bool(prepared.disturbances), "deployment.failures"),
-        (prepared.side_by_side, POOLS),
+        (prepared.side_by_side or bool(prepared.services), POOLS),
     ):
         if asked:
             raise InputError(
@@ -165,19 +141,25 @@ def paths_of(deployment: Deployment, pools: Sequence[Prepared]) -> Paths:
     sides = [
         Side(each.pool.name, nodes[each.pool.name][number], each.devices_each // each.ranks, _token_bytes(each.plan))
         for each in pools
+        if each.pool.role != "mixed"
         for _ in range(each.ranks)
         for number in range(each.most)
     ]
     between, within = {}, {}
     for source in pools:
         for target in pools:
-            if source.pool.role == "prefill" and target.pool.role == "decode":
+            if source.pool.role == "prefill" and target.pool.role == "decode" and _served_alike(source, target):
                 check_pair(source, target)
                 pair = source.pool.name, target.pool.name
                 given = _setting(deployment, *pair)
                 between[pair] = _route(given, source, target, inside=False)
                 within[pair] = _route(given, source, target, inside=True)
     return Paths(sides, between, within)
+
+
+def _served_alike(one: Prepared, other: Prepared) -> bool:
+    """Whether two pools serve the same requests."""
+    return one.arch.name == other.arch.name and one.pool.prompt_tokens == other.pool.prompt_tokens
 
 
 def _token_bytes(plan: EnginePlan) -> float:

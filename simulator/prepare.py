@@ -29,7 +29,6 @@ from hardware_profiles.scaled_ops import ScaledOps
 from simulator.calibrated import calibrated, calibration_of, calibration_words, check_law
 from simulator.pools import (
     blended_price,
-    check_one_model,
     check_roles,
     handover_of,
     joint_limits,
@@ -39,7 +38,8 @@ from simulator.pools import (
 from simulator.prepared import Prepared
 from simulator.price import OWNED, unit_price
 from simulator.routed import check_paired, check_timeout, routing_of
-from simulator.served import models_of, side_by_side
+from simulator.served import check_services, models_of, side_by_side
+from simulator.services import fleet_of, stands_alone
 from simulator.tiers import check_store, rate_of, tiers_of
 from simulator.turns import check_turns, each_model, with_turns
 
@@ -215,7 +215,11 @@ def prepare(scenario: Scenario, base_dir: Path | None = None) -> Prepared:
         from simulator.elastic import with_pools
 
         return with_pools(side_by_side(scenario, found))
-    check_one_model(scenario, found)
+    if not stands_alone(found):
+        fleet = fleet_of(scenario, found)
+        models_of(fleet, asked)
+        check_services(fleet)
+        return fleet
     models_of(found[0], asked)
     handover = found[0].plan.handover
     reserves, computes = (handover.reserves, handover.computes) if handover is not None else (False, False)
@@ -378,7 +382,8 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
     if ranks > 1 and engine.lockstep is not None:
         assumptions += lockstep_notes(ranks, pool, engine.lockstep, routed=plan.costs.terms.routed)
     check_timeout(scenario.client, plan)
-    routing, routed = routing_of(scenario.deployment.router, plan, scenario.seed, role=pool.role)
+    roles = any(each.role in ("prefill", "decode") and each.replicas for each in scenario.deployment.pools)
+    routing, routed = routing_of(scenario.deployment.router, plan, scenario.seed, roles=roles)
     assumptions += [*routed, *front_words(plan.front, pool.host_speed)]
     price = unit_price(scenario, device, pool)
     prepared = Prepared(

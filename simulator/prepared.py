@@ -48,6 +48,8 @@ class Prepared:
     What is of one pool is that of `pool`, which gives the answers; `replicas`, `devices` and `price` are of all that run. `pools`
     are those that share the requests, each resolved as if it were alone; none where one pool does it all. With `paths` between
     them each request passes from a prefill pool to a decode pool (they stand in this order), without each is served by one.
+    Where requests of some pools do the one and of others the other, or several models' pools pass on theirs, `services` say
+    which pools belong together.
     """
 
     scenario: Scenario
@@ -66,6 +68,7 @@ class Prepared:
     routing: Routing = field(default_factory=Routing)
     pools: tuple[Prepared, ...] = ()
     paths: Paths | None = None
+    services: tuple[Service, ...] = ()
     disturbances: tuple[Disturbance, ...] = ()
     elastic: Elasticity | None = None
     turns: Share | None = None
@@ -78,7 +81,9 @@ class Prepared:
 
     @property
     def limits(self) -> tuple[Limits, ...]:
-        """What requests are held against, by pool where one of several serves them."""
+        """What requests are held against, by pool or service where one of several serves them."""
+        if self.services:
+            return tuple(each.limits for each in self.services)
         return tuple(each.plan.limits for each in self.pools) if self.side_by_side else (self.plan.limits,)
 
     @property
@@ -103,3 +108,24 @@ class Prepared:
     def times(self) -> StepCost:
         """Step-time model of one replica."""
         return step_times(self.plan.costs, self.kernels)
+
+
+@dataclass(frozen=True)
+class Service:
+    """Pools that answer requests together: one of role: mixed, or the prefill and decode pools of a model and range of prompts.
+
+    The one that gives the answers stands last.
+    """
+
+    pools: tuple[Prepared, ...]
+    limits: Limits
+
+    @property
+    def paired(self) -> bool:
+        """Whether requests pass from one pool to another."""
+        return self.pools[0].pool.role != "mixed"
+
+    @property
+    def routing(self) -> Routing:
+        """How its requests are routed."""
+        return self.pools[0].routing

@@ -26,8 +26,8 @@ REPLAYED_ONLY = ("router_queue_threshold", "router_track_output_blocks")
 """Flags that the replay of recordings knows and a run does not."""
 
 
-def routing_of(router: str | Router, plan: EnginePlan, seed: int, *, role: str = "mixed") -> tuple[Routing, list[str]]:
-    """How requests are routed, and what is assumed.
+def routing_of(router: str | Router, plan: EnginePlan, seed: int, *, roles: bool = False) -> tuple[Routing, list[str]]:
+    """How requests are routed, and what is assumed; `roles`: some pools compute prompts or answers alone.
 
     Raises
     ------
@@ -55,11 +55,11 @@ def routing_of(router: str | Router, plan: EnginePlan, seed: int, *, role: str =
             mend=f"remove `{flag}`; a queue at the router is `deployment.admission`",
         )
     for flag in ("prefill_policy", "decode_policy", "decider", "non_cached_tokens"):
-        if role == "mixed" and given.get(flag):
+        if not roles and given.get(flag):
             raise InputError(f"`{flag}` without pools of roles", where=f"{WHERE}.{flag}", mend=f"remove `{flag}`")
     policy = system.policy(flags, 1, Random(0), [""])
     notes = []
-    if role != "mixed" and system.decides:
+    if roles and system.decides:
         notes.append(f"{router.system}: {_deciding(flags)}")
     asked = router.version
     if asked is not None and asked.lstrip("v") != system.version:

@@ -397,6 +397,8 @@ def _cluster(
             mend="say what it serves, such as lora: {max_loras: 4, rank: 16}, or take the column out",
         )
     half_rtt_s, routing = scenario.client.network_rtt_ms / 2e3, prepared.routing
+    if prepared.services:
+        return _fleet(prepared, source, aggregate=aggregate, should_stop=should_stop)
     if prepared.paths is not None:
         from simulator.cluster.handover import HandoverCluster, ReservingCluster
         from simulator.cluster.servers import Servers
@@ -492,6 +494,45 @@ def _cluster(
         should_stop=should_stop,
         acceptance=_acceptance(plan, scenario.seed),
         nodes=machines(prepared),
+    )
+
+
+def _fleet(
+    prepared: Prepared, source: Workload | WorkloadStream, *, aggregate: bool, should_stop: Callable[[], bool] | None
+) -> Cluster:
+    """The cluster of pools of which some pass requests on."""
+    from simulator.cluster.servers import Servers
+    from simulator.cluster.services import DecidingFleet, Fleet, ReservingFleet, Stages
+
+    scenario, services, half_rtt_s = prepared.scenario, prepared.services, prepared.scenario.client.network_rtt_ms / 2e3
+    by_role: dict[str, list[Servers]] = {"prefill": [], "decode": [], "mixed": []}
+    for each in prepared.pools:
+        drafts = _acceptance(each.plan, scenario.seed)
+        by_role[each.pool.role].append(Servers(each.plan, each.times(), each.most, drafts, machines(each)))
+    service_of = {each.pool.name: number for number, service in enumerate(services) for each in service.pools}
+    owners = [service_of[each.pool.name] for each in prepared.pools]
+    stages = Stages(by_role["prefill"], by_role["decode"], by_role["mixed"], owners)
+    destinations = destinations_of(prepared, source.classes)
+    routings = [services[group[0]].routing for group in destinations.groups]
+    fronts = [
+        each.pools[0].plan.front.unqueued() if each.paired else each.pools[0].plan.front for each in services
+    ]
+    system, handover = prepared.routing.system, prepared.plan.handover
+    assert handover is not None
+    assert prepared.paths is not None
+    kind = DecidingFleet if system is not None and system.decides else ReservingFleet if handover.reserves else Fleet
+    return kind(
+        source,
+        stages,
+        prepared.paths,
+        [each.limits for each in services],
+        destinations,
+        routings,
+        before_s=[front.before_s + half_rtt_s + prepared.routing.hop_s for front in fronts],
+        after_s=half_rtt_s,
+        devices=prepared.devices,
+        aggregate=aggregate,
+        should_stop=should_stop,
     )
 
 

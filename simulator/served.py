@@ -36,11 +36,17 @@ def check_side_by_side(scenario: Scenario, pools: Sequence[Prepared]) -> None:
             where="deployment.transfer",
             mend="remove it, or give the pools roles",
         )
-    from simulator.cluster.destinations import Destinations, overlap
+    from simulator.cluster.destinations import Destinations
 
     groups = Destinations(takes_of(pools), ()).groups
-    routings = [pool.routing for pool in pools]
-    router = deployment.router
+    _check_routers(scenario, groups, [pool.routing for pool in pools])
+
+
+def _check_routers(scenario: Scenario, groups: Sequence[Sequence[int]], routings: Sequence[Routing]) -> None:
+    """Refuse a product's router before pools that it cannot tell apart."""
+    from simulator.cluster.destinations import overlap
+
+    router = scenario.deployment.router
     if isinstance(router, str):
         return
     if overlap(groups):
@@ -58,6 +64,50 @@ def check_side_by_side(scenario: Scenario, pools: Sequence[Prepared]) -> None:
                 where="deployment.router",
                 mend="give the pools the same block size, or use an ideal rule, such as router: least_requests",
             )
+
+
+def check_services(prepared: Prepared) -> None:
+    """Refuse requests of which nobody says whether two pools serve them or one does.
+
+    Raises
+    ------
+    InputError : they are for several services, and no router that chooses among these stands before them.
+    """
+    from simulator.cluster.destinations import Destinations
+
+    services, scenario = prepared.services, prepared.scenario
+    groups = Destinations(_taken(prepared), ()).groups
+    routings = [each.routing for each in services]
+    _check_routers(scenario, groups, routings)
+    for group in groups:
+        paired = [services[number] for number in group if services[number].paired]
+        if not paired or len(group) == 1:
+            continue
+        names = ", ".join(f"'{each.pool.name}'" for number in group for each in services[number].pools)
+        system = routings[group[0]].system
+        if len(paired) > 1 or system is None or not system.decides:
+            raise InputError(
+                f"pools {names} are for the same requests, and nothing says which of these have their prompts computed apart",
+                where=POOLS,
+                mend="give the pools their `prompt_tokens` or models, or use router: {system: llm-d}, which chooses among "
+                "prefill and decode servers and mixed ones",
+            )
+        if any(services[number].pools[0].plan.front.inflight is not None for number in group):
+            raise InputError(
+                f"a limit of queued requests beside a router of {_named(scenario)} is not modelled yet",
+                where=POOLS,
+                mend="remove it",
+            )
+
+
+def _named(scenario: Scenario) -> str:
+    router = scenario.deployment.router
+    return router if isinstance(router, str) else router.system
+
+
+def _taken(prepared: Prepared) -> list[Takes]:
+    """What each pool or service of several is given."""
+    return takes_of([each.pools[0] for each in prepared.services] or prepared.pools)
 
 
 def takes_of(pools: Sequence[Prepared]) -> list[Takes]:
@@ -81,7 +131,7 @@ def destinations_of(prepared: Prepared, classes: Sequence[RequestClass]) -> Dest
     """
     from simulator.cluster.destinations import Destinations
 
-    return Destinations(takes_of(prepared.pools), models_of(prepared, [(kind.name, kind.model) for kind in classes]))
+    return Destinations(_taken(prepared), models_of(prepared, [(kind.name, kind.model) for kind in classes]))
 
 
 def models_of(prepared: Prepared, classes: Sequence[tuple[str, str | None]]) -> list[int]:
@@ -91,7 +141,7 @@ def models_of(prepared: Prepared, classes: Sequence[tuple[str, str | None]]) -> 
     ------
     InputError : no pool serves it.
     """
-    pools = prepared.pools or (prepared,)
+    pools = [each.pools[0] for each in prepared.services] or prepared.pools or (prepared,)
     names = list(dict.fromkeys(each.arch.name for each in pools))
     spelled = {each.arch.name.casefold(): each.arch.name for each in pools}
     for each in pools:
@@ -145,7 +195,7 @@ def check_asked(prepared: Prepared, workload: Workload) -> list[str]:
     ------
     InputError : no pool takes any request, or a class asks for a model that none serves.
     """
-    if not prepared.side_by_side:
+    if not prepared.side_by_side and not prepared.services:
         models_of(prepared, [(kind.name, kind.model) for kind in workload.classes])
         return []
     from simulator.cluster.destinations import NOWHERE

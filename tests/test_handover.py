@@ -532,7 +532,7 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
     [
         (scenario(pool("prefill", 0), pool("decode", 0)), "no pool has a replica"),
         (scenario(pool("prefill", 1), pool("decode", 0)), "no decode pool has any"),
-        (scenario(pool("prefill"), pool("decode"), pool("mixed")), "role: mixed beside prefill and decode"),
+        (scenario(pool("prefill"), pool("decode"), pool("mixed")), "'prefill', 'decode', 'mixed' are for the same requests"),
         (scenario(pool("prefill"), AWQ), "KV format bf16 and fp8"),
         (scenario(pool("prefill"), sglang("decode")), "engine vllm and sglang"),
         (scenario(sglang("prefill"), sglang("decode", page_size=64)), "page_size above 1"),

@@ -91,13 +91,16 @@ REFUSED = {
     ),
     "beside-roles": (
         scenario(pool("p", role="prefill"), pool("d", role="decode"), pool("m")),
-        "pools of role: mixed beside prefill and decode",
+        "pools 'p', 'd', 'm' are for the same requests",
     ),
     "roles-of-two-models": (
         scenario(pool("p", role="prefill"), pool("d", role="decode", model=QWEN)),
-        "prefill and decode pools of several models",
+        "prefill pool 'p' serves meta-llama/Llama-3.1-8B-Instruct and prompts of any length, and no decode pool serves the same",
     ),
-    "roles-by-length": (scenario(pool("p", role="prefill", **SHORT), pool("d", role="decode")), "`prompt_tokens` of prefill"),
+    "roles-by-length": (
+        scenario(pool("p", role="prefill", **SHORT), pool("d", role="decode")),
+        "prompts of 1 to 1000 tokens, and no decode pool serves the same",
+    ),
     "no-lengths": (scenario(pool("a", prompt_tokens=[5, 1])), "prompt_tokens [5, 1] leaves out every prompt"),
 }
 

@@ -119,7 +119,7 @@ def refused(prepared: Prepared) -> list[str]:
     workload = build_workload(spec, seed=seed, base_dir=base)
     check_longest(prepared, workload)
     said = check_asked(prepared, workload)
-    if prepared.side_by_side:  # which pool a request goes to, and so who may refuse it, the run decides
+    if prepared.side_by_side or prepared.services:  # which pool a request goes to, and so who may refuse it, the run decides
         return said
     limits = prepared.limits
     found = judged(workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens, prepared.plan.limits)

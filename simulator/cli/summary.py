@@ -201,7 +201,11 @@ def first_token_lines(metrics: dict[str, Any], *, turns: bool) -> list[str]:
     parts = {"queue": "queue_ms", "prefill": "prefill_ms", "transfer": "transfer_ms", "decode queue": "decode_queue_ms"}
     if "transfer_ms" not in metrics or not metrics["ttft_ms"]["count"]:
         return []
-    means = {words: metrics[name]["mean"] for words, name in parts.items()}
+    answered, means = metrics["ttft_ms"]["count"], {}
+    for words, name in parts.items():
+        found = metrics[name]
+        share = found["count"] / answered if found["count"] else 1.0  # others have prompt and answer from one server
+        means[words] = found["mean"] if share == 1.0 else found["mean"] * share
     rest = metrics["ttft_ms"]["mean"] - sum(means.values())
     said = " + ".join(f"{words} {short(mean)}" for words, mean in means.items())
     whole = short(metrics["ttft_ms"]["mean"])

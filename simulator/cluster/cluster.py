@@ -503,7 +503,7 @@ class Cluster:
             return
         block.replica[row] = number
         self._submit(number, seq)
-        self._router.note(at)
+        self._tell(at)
         self._watch(at)
 
     def _choose(self, now_s: float, seq: Sequence, session: int) -> int:
@@ -517,6 +517,10 @@ class Cluster:
     def _submit(self, number: int, seq: Sequence) -> None:
         """A replica takes a request."""
         self.ranks[number].submit(seq)
+
+    def _tell(self, replica: int) -> None:
+        """Tell the router that sees a replica that it has changed."""
+        self._router.note(replica)
 
     def _run_to(self, replica: int, to_s: float) -> None:
         """Advance a replica."""
@@ -576,7 +580,7 @@ class Cluster:
         replica.cancel(self.ranks[number], seq, now_s)
         self._router.ended(seq, now_s)
         self._turn_away(block, seq, FAILED, Reason.TIMED_OUT, begun=True)
-        self._router.note(at)
+        self._tell(at)
         self._watch(at)
         self._room_made(now_s)
 
@@ -684,7 +688,7 @@ class Cluster:
             if due_s > self._end_s:  # the last request was sent meanwhile
                 return
             replica.advance(due_s)
-            self._router.note(number)
+            self._tell(number)
             if due_s < self._end_s:
                 clock.at(due_s, DECISIONS, decisions)
 
@@ -693,7 +697,7 @@ class Cluster:
             at_least_s = float(np.nextafter(due_s, INFINITY))
             while replica.advance(min(max(self._next_s(), at_least_s), self._end_s), stop_after_finish=True):
                 pass
-            self._router.note(number)
+            self._tell(number)
             self._watch(number)
 
         clock.at(due_s, RESULTS, results)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Series
 from typing import Any
 
 from engine_models.parts.handover import PullDecode
 from engine_models.parts.sequence import Sequence
 from simulator.cluster.handover import HandoverCluster
-from simulator.cluster.outcome import Rows
+from simulator.cluster.outcome import REJECTED, Rows
 from simulator.cluster.policy_router import PolicyRouter
+from simulator.cluster.router import Router
 from simulator.cluster.routing.llm_d import Scored
 
 
@@ -21,26 +23,38 @@ class DecidingCluster(HandoverCluster):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._targets: dict[int, int] = {}  # by request whose prompt is computed elsewhere: who is to answer it
-        router = self._second
-        assert isinstance(router, PolicyRouter)
-        assert isinstance(router.policy, Scored)
-        self._decider = router.policy
-        self._decider.decides = True
+        for decider in self._deciders():
+            decider.decides = True
+
+    def _deciders(self) -> Series[Scored]:
+        """Those that say whether another replica computes a prompt."""
+        return [decider_of(self._second)]
+
+    def _decider(self, seq: Sequence) -> Scored:
+        """The one that says it of a request."""
+        return decider_of(self._second)
 
     def _send(self, block: Rows, seq: Sequence) -> None:
         now_s, row, handed = self._clock.now_s, seq.index - block.first, block.handed
         assert handed is not None
         (answer,) = self._answers(block, row)
-        number = super()._second_number(now_s, answer, int(block.workload.session_id[row]))
-        if self._decider.apart:
+        session = int(block.workload.session_id[row])
+        number = super()._second_number(now_s, answer, session)
+        reader, apart = self.ranks[number].scheduler, self._decider(seq).apart
+        if apart and isinstance(reader, PullDecode):
             self._live[seq.index], self._targets[seq.index] = seq, number
             super()._send(block, seq)
             return
         answer.arrival_s = seq.arrival_s
+        if (reason := self._suits(block, answer, self._replica_of[number])) is not None:
+            self._second.ended(answer, now_s)
+            self._turn_away(block, answer, REJECTED, reason)
+            return
+        if apart:  # the server named for it is not asked, and counts as busy all the same
+            self._router.choose(now_s, answer, session)
         self._advance(number, now_s)
-        reader = self.ranks[number].scheduler
-        assert isinstance(reader, PullDecode)
-        reader.compute(answer)
+        if isinstance(reader, PullDecode):
+            reader.compute(answer)
         block.replica[row] = handed.source[row] = number
         self._submit(number, answer)
         self._note(number)
@@ -49,4 +63,11 @@ class DecidingCluster(HandoverCluster):
         return self._accepting(self._targets.pop(seq.index), seq)
 
 
-__all__ = ["DecidingCluster"]
+def decider_of(router: Router) -> Scored:
+    """The policy of a router that decides."""
+    assert isinstance(router, PolicyRouter)
+    assert isinstance(router.policy, Scored)
+    return router.policy
+
+
+__all__ = ["DecidingCluster", "decider_of"]

@@ -69,13 +69,7 @@ class HandoverCluster(Cluster):
         aggregate: bool = True,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        self._stages = (prefill, decode)
-        self._paths, self._disturbances = paths, disturbances
-        self._first = sum(servers.replicas for servers in prefill)  # the first decode replica
-        handover = decode[0].plan.handover
-        assert handover is not None
-        self._unit = handover.unit_tokens
-        self._hop_s = hop_s + handover.hop_s + decode[0].plan.front.unqueued().before_s
+        self._pair(prefill, decode, paths, disturbances, hop_s)
         plan = replace(
             decode[0].plan,
             limits=limits,
@@ -95,8 +89,29 @@ class HandoverCluster(Cluster):
             aggregate=aggregate,
             should_stop=should_stop,
         )
+        self._open()
+
+    def _open(self) -> None:
+        """What begins once the base has."""
         self._linked = True
         self._network = Network(self._clock)
+
+    def _pair(
+        self,
+        prefill: Sequence[Servers],
+        decode: Sequence[Servers],
+        paths: Paths,
+        disturbances: Sequence[Disturbance],
+        hop_s: float,
+    ) -> None:
+        """Note the pools of both stages and what lies between them."""
+        self._stages = (prefill, decode)
+        self._paths, self._disturbances = paths, disturbances
+        self._first = sum(servers.replicas for servers in prefill)  # the first decode replica
+        handover = decode[0].plan.handover
+        assert handover is not None
+        self._unit = handover.unit_tokens
+        self._hop_s = hop_s + handover.hop_s + decode[0].plan.front.unqueued().before_s
         self._sources: dict[int, tuple[int, Request]] = {}  # by request: who holds its prompt
         self._reads: dict[int, Flow] = {}  # by request: how it is read
 
@@ -116,13 +131,17 @@ class HandoverCluster(Cluster):
         ]
         return list(self._turning)
 
+    def _all(self) -> list[Servers]:
+        """The pools, in the order in which their replicas are numbered."""
+        return [servers for stage in self._stages for servers in stage]
+
     def _places(self, ranks: int) -> list[tuple[int, int]]:
         places, first = [], 0
-        for servers in (servers for stage in self._stages for servers in stage):
+        for servers in self._all():
             places += [(first + n, rank) for rank in range(servers.plan.executor.ranks) for n in range(servers.replicas)]
             first += servers.replicas
         self._number_of = {place: number for number, place in enumerate(places)}
-        self._servers = [servers for stage in self._stages for servers in stage for _ in range(servers.replicas)]
+        self._servers = [servers for servers in self._all() for _ in range(servers.replicas)]
         self._accepted = [self._servers[replica].acceptance for replica, _ in places]
         return places
 
@@ -174,8 +193,7 @@ class HandoverCluster(Cluster):
         """As of the base, for the first stage: requests of one token, which is dropped."""
         made = super()._sequences(block, rows)
         for seq in made:
-            seq.final_length = seq.prompt_tokens + 1
-            seq.stop_known, seq.limit_tokens, seq.output_shared = True, 1, False
+            prompt_alone(seq)
         return made
 
     def _chosen(self, stage: int, choice: int) -> int:
@@ -327,6 +345,12 @@ class HandoverCluster(Cluster):
         self._watch(at)
 
 
+def prompt_alone(seq: Request) -> None:
+    """Make of a request what the first stage sees: one token is wanted, which is dropped."""
+    seq.final_length = seq.prompt_tokens + 1
+    seq.stop_known, seq.limit_tokens, seq.output_shared = True, 1, False
+
+
 @dataclass
 class Pair:
     """A request at both servers: the numbers of these, how it looks there, tokens wanted and sent, pieces under way, and how all
@@ -353,8 +377,8 @@ class ReservingCluster(HandoverCluster):
     _at_once = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         self._pairs = {}
+        super().__init__(*args, **kwargs)
 
     def _send(self, block: Rows, seq: Request) -> None:
         """As of the base: both routers choose, both replicas take it."""

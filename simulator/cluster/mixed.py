@@ -59,16 +59,11 @@ class MixedCluster(Cluster):
         aggregate: bool = True,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        self._pools, self._destinations, self._routings = pools, destinations, routers
-        groups = destinations.groups
-        self._own_before_s = before_s
-        self._group_before_s = [min(before_s)] * len(groups)  # from the send to the router's choice
-        if not overlap(groups):
-            self._group_before_s = [min(before_s[pool] for pool in group) for group in groups]
-        self._joins_of: list[Joins] = []
+        self._pools = pools
+        self._gather(destinations, routers, before_s)
+        self._limits_of = [pool.plan.limits for pool in pools]
+        self._drafts_of = [pool.acceptance for pool in pools]
         self._pool_of = [number for number, pool in enumerate(pools) for _ in range(pool.replicas)]
-        self._group_of: dict[int, IntArray] = {}  # by the first request of a block: the group of each
-        self._lengths_of: dict[int, list[Lengths]] = {}  # ... what the engine of each pool makes of it
         caching = any(pool.plan.prefix_caching for pool in pools)
         super().__init__(
             source,
@@ -82,6 +77,18 @@ class MixedCluster(Cluster):
             should_stop=should_stop,
         )
         self.devices = DeviceHistory(devices)
+
+    def _gather(self, destinations: Destinations, routers: Sequence[Routing], before_s: Sequence[float]) -> None:
+        """Note who may get which requests."""
+        self._destinations, self._routings = destinations, routers
+        groups = destinations.groups
+        self._own_before_s = before_s
+        self._group_before_s = [min(before_s)] * len(groups)  # from the send to the router's choice
+        if not overlap(groups):
+            self._group_before_s = [min(before_s[pool] for pool in group) for group in groups]
+        self._joins_of: list[Joins] = []
+        self._group_of: dict[int, IntArray] = {}  # by the first request of a block: the group of each
+        self._lengths_of: dict[int, list[Lengths]] = {}  # ... what the engine of each pool makes of it
 
     def _made(self, plan: EnginePlan, cost: StepCost, replicas: int, ranks: int, mode: Mode) -> list[Replica]:
         made: list[Replica] = []
@@ -141,7 +148,7 @@ class MixedCluster(Cluster):
         first, groups = self._rows, self._destinations.of(workload)
         self._group_of[first] = groups
         columns = workload.prompt_tokens, workload.output_tokens, workload.max_output_tokens
-        found = self._lengths_of[first] = [judged(*columns, pool.plan.limits) for pool in self._pools]
+        found = self._lengths_of[first] = [judged(*columns, limits) for limits in self._limits_of]
         shown = np.zeros(len(workload), np.int64)  # of the pool that takes it, as far as is known
         for number, group in enumerate(self._destinations.groups):
             rows = np.flatnonzero(groups == number)
@@ -174,7 +181,7 @@ class MixedCluster(Cluster):
             if (shared := self._shared.get(block.first)) is not None:
                 runs, seq.shareable_tokens, seq.output_shared = shared.of(row)
                 seq.runs = for_adapter(runs, seq.adapter) if seq.adapter else runs
-        acceptance = self._pools[pool].acceptance
+        acceptance = self._drafts_of[pool]
         seq.acceptance = acceptance(seq.index) if acceptance is not None else None
         self._delay(block, seq, self._group_before_s[self._group(seq)], self._own_before_s[pool])
         return None
@@ -215,10 +222,10 @@ class GroupRouter(Router):
         numbers: dict[tuple[int, int], int],
         group_of: Callable[[Request], int],
     ) -> None:
-        self._routers, self._replicas, self._numbers, self._group_of = routers, replicas, numbers, group_of
+        self.routers, self._replicas, self._numbers, self._group_of = routers, replicas, numbers, group_of
         self.seed = routers[0].seed
         self.reads_text = any(router.reads_text for router in routers)
-        self._seen_by: list[list[tuple[int, int]]] = [[] for _ in range(1 + max(map(max, replicas)))]
+        self._seen_by: list[list[tuple[int, int]]] = [[] for _ in range(1 + max(max(members, default=0) for members in replicas))]
         for group, members in enumerate(replicas):
             for local, replica in enumerate(members):
                 self._seen_by[replica].append((group, local))
@@ -227,11 +234,11 @@ class GroupRouter(Router):
         """As of the base."""
         group = self._group_of(seq)
         members = self._replicas[group]
-        chosen = self._routers[group].choose(now_s, seq, session)
+        chosen = self.routers[group].choose(now_s, seq, session)
         replica, rank = members[chosen % len(members)], chosen // len(members)
         for other, local in self._seen_by[replica]:
             if other != group:
-                self._routers[other].shared(seq, session, local, now_s)
+                self.routers[other].shared(seq, session, local, now_s)
         return self._numbers[replica, rank]
 
     def members(self, group: int) -> Sequence[int]:
@@ -241,41 +248,41 @@ class GroupRouter(Router):
     def only(self, group: int, replicas: Sequence[int]) -> None:
         """From now on only these replicas of a group may be chosen for it."""
         members = self._replicas[group]
-        self._routers[group].serving([members.index(replica) for replica in replicas])
+        self.routers[group].serving([members.index(replica) for replica in replicas])
 
     def note(self, replica: int) -> None:
         """As of the base."""
         for group, local in self._seen_by[replica]:
-            self._routers[group].note(local)
+            self.routers[group].note(local)
 
     def ended(self, seq: Request, now_s: float) -> None:
         """As of the base."""
-        for router in self._routers:
+        for router in self.routers:
             router.ended(seq, now_s)
 
     def lost(self, seq: Request, now_s: float) -> None:
         """As of the base."""
-        for router in self._routers:
+        for router in self.routers:
             router.lost(seq, now_s)
 
     def serving(self, replicas: Sequence[int]) -> None:
         """As of the base."""
         there = set(replicas)
-        for router, members in zip(self._routers, self._replicas, strict=True):
+        for router, members in zip(self.routers, self._replicas, strict=True):
             router.serving([local for local, replica in enumerate(members) if replica in there])
 
     def renewed(self, replica: int) -> None:
         """As of the base."""
         for group, local in self._seen_by[replica]:
-            self._routers[group].renewed(local)
+            self.routers[group].renewed(local)
 
     def refused(self, seq: Request, now_s: float) -> float | None:
         """As of the base."""
-        again_s = self._routers[self._group_of(seq)].refused(seq, now_s)
+        again_s = self.routers[self._group_of(seq)].refused(seq, now_s)
         self.ended(seq, now_s)  # the others
         return again_s
 
     def has_room(self, now_s: float, seq: Request | None = None) -> bool:
         """As of the base; where no request is named, of the only group."""
         group = 0 if seq is None else self._group_of(seq)
-        return self._routers[group].has_room(now_s, seq)
+        return self.routers[group].has_room(now_s, seq)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,8 +30,8 @@ def domain(prepared: Prepared, used: Mapping[str, float] | None = None) -> tuple
     Whether the load is a closed loop is not looked at: `Evidence.closed_loop` is False. Of pools side by side the one that is
     known least stands for all.
     """
-    if prepared.side_by_side:
-        found = [(each.pool.name, *domain(each)) for each in prepared.pools]
+    if prepared.side_by_side or prepared.services:
+        found = [(each.pool.name, *domain(each)) for each in _apart(prepared)]
         worst = max((evidence for _, evidence, _ in found), key=_doubt)
         return worst, [f"pool '{name}': {axis}" for name, _, axes in found for axis in axes]
     evidence, axes = _shipped(prepared)
@@ -46,6 +46,16 @@ def domain(prepared: Prepared, used: Mapping[str, float] | None = None) -> tuple
         fitted = {metric: max(width, half_width(evidence, metric, "mean")[0]) for metric, width in fitted.items()}
         return replace(evidence, fitted=tuple(fitted.items()), fitted_by=own.name), [*left, *axes]
     return replace(evidence, fitted=tuple(fitted.items()), fitted_by=own.name), []
+
+
+def _apart(prepared: Prepared) -> Sequence[Prepared]:
+    """Pools side by side, those that pass requests on as one."""
+    if not prepared.services:
+        return prepared.pools
+    return [
+        replace(each.pools[-1], pools=each.pools, paths=prepared.paths) if each.paired else each.pools[0]
+        for each in prepared.services
+    ]
 
 
 def _by_law(evidence: Evidence, said: Mapping[str, Any], used: Mapping[str, float]) -> Evidence:

@@ -1,0 +1,198 @@
+"""Prefill and decode pools beside others in one cluster: each request is served as by its own pools alone, and none is lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import simulator.run
+from engine_models.schedulers.continuous import ContinuousScheduler
+from engine_models.schedulers.prefill_first import PrefillFirstScheduler
+from engine_models.schedulers.pulled import PrefillOfPull
+from engine_models.schedulers.transferred import ContextServer, GenerationServer
+from hardware_profiles.errors import PlanError
+from simulator import load_scenario, simulate
+from simulator.cluster.outcome import FINISHED, NOT_ARRIVED
+from simulator.cluster.services import Fleet
+from simulator.prepare import prepare
+from simulator.run import _cluster
+from simulator.workload import streaming
+from simulator.workload.build import build_workload
+
+LLAMA, QWEN = "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct"
+SHORT, LONG = {"prompt_tokens": [1, 800]}, {"prompt_tokens": [801, 100_000]}
+KNOWN = ContinuousScheduler | PrefillFirstScheduler | ContextServer | GenerationServer
+OF_THE_WHOLE = ("request_id", "session_id", "instance_id", "prefill_instance_id", "class", "pool")
+"""Columns that name what the whole run has."""
+LLM_D = {"system": "llm-d", "non_cached_tokens": 700}
+
+
+def pool(name: str, engine: str = "vllm", **keys: Any) -> dict[str, Any]:
+    return {"name": name, "engine": engine, "hardware": "h100-sxm-80gb", **keys}
+
+
+def pair(engine: str = "vllm", decode: int = 1, name: str = "", **keys: Any) -> list[dict[str, Any]]:
+    return [
+        pool(f"{name}p", engine, role="prefill", **keys),
+        pool(f"{name}d", engine, role="decode", replicas=decode, **keys),
+    ]
+
+
+def load(name: str, rate: float = 9, **keys: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "arrivals": {"kind": "poisson", "rate": rate},
+        "prompt_tokens": {"kind": "lognormal", "mean": 900, "p99": 5000, "max": 7000},
+        "output_tokens": {"kind": "lognormal", "mean": 40, "p99": 200},
+        **keys,
+    }
+
+
+def scenario(pools: list[dict[str, Any]], loads: list[dict[str, Any]], **around: Any) -> dict[str, Any]:
+    client = {"client": around.pop("client")} if "client" in around else {}
+    work = {"classes": loads, "duration": 6}
+    return {"model": LLAMA, "deployment": {"pools": pools, **around}, "workload": work, **client}
+
+
+CHATS = {"sessions": {"turns": 3, "think_time_s": 0.5}, "shared_prefix": {"groups": 3, "tokens": 400}}
+TWO = [load("llama"), load("qwen", model=QWEN, **CHATS)]
+QWENS = [pool("qwens", replicas=2, model=QWEN)]
+CASES = {
+    "two-models": scenario([*pair(decode=2), *QWENS], TWO, router="least_requests"),
+    "two-pairs": scenario([*pair(), *pair(decode=2, name="q", model=QWEN), pool("more", **SHORT, model=QWEN, replicas=0)], TWO),
+    "by-length": scenario([*pair(**LONG), pool("plain", **SHORT, engine_args={"max_num_seqs": 4})], [load("all", 14, **CHATS)]),
+    "sglang-by-length": scenario(
+        [*pair("sglang", **LONG), pool("plain", "sglang", **SHORT, replicas=2)], [load("all", 14)], router="least_requests"
+    ),
+    "trtllm-beside-tgi": scenario(
+        [*pair("trtllm", 2), pool("tgi", "tgi", model=QWEN, engine_args={"max_concurrent_requests": 3})], TWO
+    ),
+    "closed-loop": scenario(
+        [*pair("sglang"), *QWENS],
+        [load("llama", arrivals={"kind": "closed_loop", "concurrency": 6}), load("qwen", model=QWEN)],
+    ),
+    "llm-d": scenario([*pair(decode=2), pool("whole", replicas=2)], [load("all", 20, **CHATS)], router=LLM_D),
+    "llm-d-and-another": scenario([*pair(), pool("whole"), *QWENS], TWO, router={**LLM_D, "scorers": {"queue-scorer": 1}}),
+    "short-of-blocks": scenario(
+        [*pair(decode=2, engine_args={"num_gpu_blocks_override": 700, "max_model_len": 8192}), *QWENS], TWO
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_jumping_is_stepping(name: str) -> None:
+    one, other = (simulate(CASES[name], aggregate=aggregate) for aggregate in (True, False))
+    frame, plain = one.requests_frame(), other.requests_frame()
+    assert [column for column in frame if not frame[column].equals(plain[column])] == []
+    assert one.result == other.result
+    assert one.timeline_frame().equals(other.timeline_frame())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_requests_and_blocks_are_conserved(name: str) -> None:
+    checked = load_scenario(CASES[name])
+    work = build_workload(checked.workload, seed=checked.seed, base_dir=None)
+    cluster = _cluster(prepare(checked), work, aggregate=True, should_stop=None)
+    assert isinstance(cluster, Fleet)
+    result = cluster.run()
+    came = result.status != NOT_ARRIVED
+    served = result.status == FINISHED
+    shed = int((came & ~served).sum())
+    assert (shed > 0) == (name == "trtllm-beside-tgi")  # TGI's limit, and nobody else's
+    tokens = sum(last - first + 1 for row in range(len(result.status)) for _, first, last in result.emissions.of(row))
+    assert tokens == int(result.output_tokens[served].sum())
+    assert not cluster._live
+    assert not cluster._sources
+    assert not cluster._reads
+    for rank in cluster.ranks:
+        scheduler = rank.scheduler
+        if isinstance(scheduler, PrefillOfPull):
+            scheduler.free_released()
+        assert not scheduler.has_work()
+        assert scheduler.state()[:2] == (0, 0)
+        if isinstance(scheduler, KNOWN):
+            assert scheduler.kv.free_blocks == scheduler.kv.capacity_blocks
+
+
+@pytest.mark.parametrize("name", ["two-models", "by-length", "llm-d"])
+def test_streamed_requests_are_those_in_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = simulate(CASES[name]).requests_frame()
+    monkeypatch.setattr(simulator.run, "STREAM_ABOVE", 20)
+    monkeypatch.setattr(streaming, "BLOCK", 25)
+    parts = simulate(CASES[name]).requests_frame()
+    assert len(parts) == len(whole) > 50
+    for column in ("first_token_s", "end_s", "transfer_start_s", "prefill_instance_id", "instance_id"):
+        assert parts[column].astype(float).equals(whole[column].astype(float)), column
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+@pytest.mark.parametrize("router", ["round_robin", "least_requests"])
+def test_each_model_fares_as_in_a_run_of_its_own(engine: str, router: str) -> None:
+    first, second = pair(engine, 2), pair(engine, name="q", model=QWEN)
+    llama, qwen = load("llama"), load("qwen", 6, model=QWEN)
+    for others in (QWENS, second):
+        whole = simulate(scenario([*first, *others], [llama, qwen], router=router)).requests_frame()
+        for kind, own in (("llama", scenario(first, [llama], router=router)), ("qwen", scenario(others, [qwen], router=router))):
+            alone, mine = simulate(own).requests_frame(), whole[whole["class"] == kind].reset_index(drop=True)
+            assert len(alone) == len(mine) > 20
+            for column in (name for name in alone if name not in OF_THE_WHOLE):
+                assert alone[column].astype(str).equals(mine[column].astype(str)), (kind, column)
+
+
+def test_lengths_say_who_has_prompts_computed_apart() -> None:
+    frame = simulate(CASES["by-length"]).requests_frame()
+    frame = frame[frame["status"] == "finished"]
+    plain = frame["pool"] == "plain"
+    assert plain.sum() > 20
+    assert (~plain).sum() > 20
+    assert frame[plain]["prompt_tokens"].max() <= 800 < frame[~plain]["prompt_tokens"].min()
+    assert frame[plain]["transfer_bytes"].isna().all()
+    assert (frame[~plain]["transfer_bytes"] > 0).all()
+    assert (frame[plain]["instance_id"] == frame[plain]["prefill_instance_id"]).all()
+    assert (frame[~plain]["instance_id"] != frame[~plain]["prefill_instance_id"]).all()
+
+
+def test_llm_d_chooses_among_decode_servers_and_mixed_ones() -> None:
+    frame = simulate(CASES["llm-d"]).requests_frame()
+    whole, moved = frame["pool"] == "whole", frame["transfer_bytes"] > 0
+    assert whole.sum() > 20
+    assert not (whole & moved).any()  # a server that passes nothing on computes what it is given
+    assert moved.sum() > 5
+    assert (~whole & ~moved).sum() > 5  # decode servers compute short prompts
+    assert frame[moved]["prompt_tokens"].min() >= 700
+
+
+REFUSED = {
+    "nobody-says": (scenario([*pair(), pool("m")], [load("a")]), "are for the same requests, and nothing says which"),
+    "sglang-router": (
+        scenario([*pair("sglang"), pool("m", "sglang")], [load("a")], router={"system": "sglang-router"}),
+        "are for the same requests",
+    ),
+    "in-part": (
+        scenario([*pair(**LONG), pool("m")], [load("a")], router=LLM_D),
+        "a router of llm-d before pools of which one takes requests that others take only in part",
+    ),
+    "one-side": (
+        scenario([pool("p", role="prefill", **SHORT), pool("d", role="decode")], [load("a")]),
+        "and prompts of 1 to 800 tokens, and no decode pool serves the same",
+    ),
+    "two-ways": (
+        scenario([*pair(), *pair("sglang", name="q", model=QWEN)], TWO),
+        "whose hand-over differs (engine: vllm of meta-llama/Llama-3.1-8B-Instruct, sglang of Qwen/Qwen2.5-7B-Instruct)",
+    ),
+    "failures": (
+        scenario([*pair(), *QWENS], TWO, failures={"events": [{"at_s": 1, "kind": "drain"}]}),
+        "`deployment.failures` around prefill and decode pools beside others",
+    ),
+    "time-outs": (scenario([*pair(), *QWENS], TWO, client={"timeout_s": 3.0}), "`client.timeout_s` around prefill and decode"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_said(name: str) -> None:
+    data, words = REFUSED[name]
+    with pytest.raises(PlanError) as caught:
+        prepare(load_scenario(data))
+    assert words in str(caught.value)
+    assert caught.value.mend
