@@ -277,19 +277,20 @@ class KernelModel(Ops):
         return any(surface is not None and self._timed(key, surface, backend, head_dim) for key, surface in surfaces)
 
     def _timed(self, key: str, surface: Surface, backend: str, head_dim: int) -> bool:
-        """Whether a group has rows of plain attention without a window by a backend, of heads so wide."""
+        """Whether a group has rows of plain attention by a backend, of heads so wide, with or without a window."""
         names = sorted(self.groups[key].get("kernels") or ())
         if backend not in names:
             return False
         like = np.array(attention_shape(1.0, 1.0, head_dim, 0.0, names.index(backend)))
-        same = np.isclose(surface.features, like)[:, [2, 5, 7]]
+        same = np.isclose(surface.features, like)[:, [2, 7]]
         return bool(same.all(axis=1).any())
 
     def _attention(self, key: str, surface: Surface, layer: tuple[float, float, int, int], backend: str) -> tuple[float, ...]:
         """Features of an attention layer (heads, KV heads, their width, window) on the backend asked for, where it was timed
-        without a window and with heads so wide; else on the likely one."""
+        with heads so wide; else on the likely one. Windows that it was not timed with are those of its own narrower heads: which
+        backend a window was timed with says what model it was timed for."""
         heads, kv_heads, head_dim, window_tokens = layer
-        named = backend if backend and not window_tokens and self._timed(key, surface, backend, head_dim) else None
+        named = backend if backend and self._timed(key, surface, backend, head_dim) else None
         shape, _ = self._backend(key, surface, attention_shape(heads, kv_heads, head_dim, window_tokens), named)
         return shape
 

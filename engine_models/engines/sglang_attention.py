@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from engine_models.declaration import PoolRequest
-from engine_models.engines.sglang_memory import caches_states_alone, state_bytes
+from engine_models.engines.sglang_memory import caches_states_alone
 from hardware_profiles.device import load_device, stacked_blackwell
 
 _PLAIN = {"hopper": "fa3", "ada": "flashinfer", "ampere": "flashinfer"}
@@ -19,6 +19,12 @@ _TRTLLM_SINCE = (0, 5, 6, 1)
 """First version (0.5.6.post1) that picks TensorRT-LLM's kernel for plain attention on data-centre Blackwell."""
 _TRTLLM_BEFORE = ("gpt_oss", "llama4")
 """Types of model with a rule of their own, which is older."""
+_TRITON, _TRITON_BUT_HOPPER = "gemma4", ("gpt_oss", "llama4")
+"""Types of model that it gives Triton's kernels but on data-centre Blackwell, and on Hopper (`arg_groups/model_overrides`)."""
+_TWO_BUFFERS = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
+"""Types of model with states that it gives Triton's kernels on data-centre Blackwell where these are cached alone."""
+_FLASHINFER, _FLASHINFER_SINCE, _FLASHINFER_UNTIL = "nemotron_h", (0, 5, 14), (0, 5, 20)
+"""Type of model that it gives FlashInfer's there, and in which versions."""
 _PAGES = {"trtllm_mha": ((16, 32, 64), 64), "trtllm_mla": ((32, 64), 64), "cutlass_mla": ((128,), 128), "flashmla": ((64,), 64)}
 """Backend -> sizes of the cache's pages that it takes, and the one that any other is turned into."""
 
@@ -66,11 +72,18 @@ def _own_choice(request: PoolRequest, version: tuple[int, ...]) -> str:
     generation = device.architecture
     if generation == "blackwell" and not stacked_blackwell(device):
         generation = "ada"
-    if generation != "blackwell" or latent:
-        return (_LATENT if latent else _PLAIN).get(generation, "")
-    if state_bytes(request):
+    if latent:
+        return _LATENT.get(generation, "")
+    family = request.arch.family
+    if generation != "blackwell":
+        if family == _TRITON or (family in _TRITON_BUT_HOPPER and generation != "hopper"):
+            return "triton"
+        return _PLAIN.get(generation, "")
+    if family in _TWO_BUFFERS:
         return "triton" if caches_states_alone(request, version) else "trtllm_mha"
-    return "trtllm_mha" if version >= _TRTLLM_SINCE or request.arch.model_type in _TRTLLM_BEFORE else "flashinfer"
+    if family == _FLASHINFER and _FLASHINFER_SINCE <= version < _FLASHINFER_UNTIL:
+        return "flashinfer"
+    return "trtllm_mha" if version >= _TRTLLM_SINCE or family in _TRTLLM_BEFORE else "flashinfer"
 
 
 def absorbs_captured(request: PoolRequest) -> bool:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 from engine_models.declaration import PoolRequest
 from engine_models.engines.sglang_norms import TORCH_ROUTING, routes_in_torch
+from engine_models.model.architecture import format_of_part
 from engine_models.model.blocks import Architecture, MlpBlock
 from engine_models.model.formats import Format
-from hardware_profiles.device import load_device, stacked_blackwell
+from hardware_profiles.device import Device, load_device, stacked_blackwell
 from hardware_profiles.errors import InputError
 
 _FP8, _FP4, _WIDE = ("fp8", "fp8_block"), ("nvfp4",), ("bf16", "fp16")
@@ -38,10 +39,15 @@ _TRTLLM_ON_BLACKWELL: dict[str, tuple[Since, ...]] = {
     "llama4": (Since((0, 5, 5), _FP8),),
     "gemma4": (Since((0, 5, 14), _FP4),),
     "nemotron_h": (Since((0, 5, 14), _FP8 + _FP4 + _WIDE),),
+    "mimo_v2_flash": (Since((0, 5, 20), _FP8),),
+    "deepseek_v4": (Since((0, 5, 20), ("mxfp4",)),),
     "gpt_oss": (Since((0, 5, 2), ("mxfp4",)),),
 }
 """Type of model -> its rules. Of what stands in none, experts in nvfp4 run TensorRT-LLM's kernels, int4 Marlin's, the rest
 Triton's."""
+_CUTLASS_ELSEWHERE, _CUTLASS_SINCE = "nemotron_h", (0, 5, 14)
+"""Type of model whose experts run FlashInfer's CUTLASS kernels on NVIDIA's other GPUs, but in nvfp4 before Blackwell, and since
+when (`arg_groups/nemotron_h_hook.py`, `model_overrides/nemotron_h.py`)."""
 
 _WORDS = {
     "flashinfer_trtllm": "trtllm",
@@ -101,9 +107,10 @@ def experts(request: PoolRequest, version: tuple[int, ...], warnings: list[str])
             f"experts in mxfp4 are emulated on {device.title}, which no table holds: a published batch of gpt-oss-120b on A100 "
             "took five times as long as it is priced"
         )
-    if arch.model_type == "gpt_oss" and _by_package(request):
+    if arch.family == "gpt_oss" and _by_package(request):
         return _PACKAGE
-    return _own_choice(arch.model_type, request.formats.weights, version, blackwell=stacked_blackwell(device))
+    weights = format_of_part(arch, request.formats.weights, "experts")
+    return _own_choice(arch.family, weights, version, device)
 
 
 def _by_package(request: PoolRequest) -> bool:
@@ -113,12 +120,17 @@ def _by_package(request: PoolRequest) -> bool:
     return hopper and request.formats.weights.name == "mxfp4" and request.expert_parallel == 1
 
 
-def _own_choice(model_type: str, weights: Format, version: tuple[int, ...], *, blackwell: bool) -> str:
-    rules = _TRTLLM_ON_BLACKWELL.get(model_type, ()) if blackwell else ()
+def _own_choice(family: str, weights: Format, version: tuple[int, ...], device: Device) -> str:
+    blackwell = stacked_blackwell(device)
+    rules = _TRTLLM_ON_BLACKWELL.get(family, ()) if blackwell else ()
     if any(version >= rule.version and weights.name in rule.formats for rule in rules):
         return "trtllm"
     if weights.name in _FP4:
-        return "trtllm" if blackwell else "marlin"
+        if device.architecture == "blackwell":
+            return "trtllm" if blackwell else "cutlass"
+        return "marlin"
+    if family == _CUTLASS_ELSEWHERE and version >= _CUTLASS_SINCE and not blackwell and weights.name in _FP8 + _WIDE:
+        return "cutlass"
     return "marlin" if weights.weight_only and weights.name != "mxfp4" else "triton"
 
 
@@ -200,7 +212,7 @@ def selection_kernels(request: PoolRequest, version: tuple[int, ...], backend: s
     (AMD's aiter has one)."""
     if request.arch.has_experts and routes_in_torch(request, version):
         return TORCH_ROUTING, TORCH_ROUTING + _SORT_PASSES - 1
-    if request.arch.model_type not in _SELECTED_IN_TORCH or backend in (None, "trtllm"):
+    if request.arch.family not in _SELECTED_IN_TORCH or backend in (None, "trtllm"):
         return 0, 0
     number = max(block.experts for block in request.arch.mlp)
     if version >= _SELECTED_IN_ONE_SINCE and number & (number - 1) == 0:
@@ -216,7 +228,7 @@ _HEADS_COPIED = ("qwen3", "qwen3_moe", "glm4_moe")
 
 def copies_heads(request: PoolRequest, version: tuple[int, ...]) -> bool:
     """Whether queries and keys are copied before their norms by head, both at once in two streams."""
-    return request.arch.model_type in _HEADS_COPIED and version < _HEADS_NORMED_IN_PLACE_SINCE
+    return request.arch.family in _HEADS_COPIED and version < _HEADS_NORMED_IN_PLACE_SINCE
 
 
 def latent_launches(request: PoolRequest) -> float:
@@ -242,7 +254,7 @@ def as_run(request: PoolRequest, version: tuple[int, ...], backend: str | None) 
 def _shares_experts(request: PoolRequest) -> bool:
     blocks = [block for block in request.arch.mlp if block.kind == "moe"]
     return (
-        request.arch.model_type in _SHARE_EXPERTS
+        request.arch.family in _SHARE_EXPERTS
         and not request.flags.get("disable_shared_experts_fusion")
         and all(block.shared_intermediate == block.expert_intermediate for block in blocks)
         and request.expert_parallel == request.data_parallel == 1
@@ -254,7 +266,7 @@ def fused_norm_tokens(request: PoolRequest, version: tuple[int, ...]) -> int:
     flags, device = request.flags, load_device(request.device_name)
     hopper = device.architecture == "hopper"
     able = hopper or stacked_blackwell(device)
-    since = _FUSE_REDUCES.get(request.arch.model_type)
+    since = _FUSE_REDUCES.get(request.arch.family)
     asked = (since is not None and version >= since[not hopper]) or bool(flags.get("enable_flashinfer_allreduce_fusion"))
     off = bool(flags.get("enforce_disable_flashinfer_allreduce_fusion"))
     fuses = able and asked and not off and request.tensor_parallel > 1 and request.data_parallel == 1

@@ -253,6 +253,11 @@ class Architecture:
         return "fp8" if any(block.entry_tokens > 1 for block in self.attention) else self.dtype
 
     @property
+    def family(self) -> str:
+        """`model_type` whether or not the language model is part of one that sees and hears: without its ``_text``."""
+        return self.model_type.removesuffix("_text")
+
+    @property
     def has_experts(self) -> bool:
         """Whether any layer chooses among experts."""
         return any(block.kind == "moe" for block in self.mlp)
