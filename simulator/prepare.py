@@ -85,13 +85,12 @@ def _check_lockstep(pool: Pool) -> None:
             where="deployment.pipeline_parallel",
             mend="use tensor_parallel within a rank instead",
         )
-    for key in ("kv_tiers", "lora"):
-        if getattr(pool, key) is not None:
-            raise InputError(
-                f"`{key}` beside data-parallel attention is not modelled yet",
-                where=f"deployment.{key}",
-                mend=f"remove `deployment.{key}`, or use tensor_parallel",
-            )
+    if pool.lora is not None:
+        raise InputError(
+            "`lora` beside data-parallel attention is not modelled yet",
+            where="deployment.lora",
+            mend="remove `deployment.lora`, or use tensor_parallel",
+        )
 
 
 def lockstep_notes(ranks: int, pool: Pool, lockstep: Lockstep, *, routed: bool) -> list[str]:

@@ -200,7 +200,6 @@ def test_a_pasted_vllm_command_shares_experts_over_its_ranks() -> None:
     ("changes", "words"),
     [
         ({"pipeline_parallel": 2}, "across pipeline stages"),
-        ({"kv_tiers": [{"kind": "host", "bytes": 8e9}]}, "`kv_tiers` beside data-parallel attention"),
         ({"lora": {"max_loras": 2}}, "`lora` beside data-parallel attention"),
     ],
 )

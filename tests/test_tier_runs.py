@@ -9,7 +9,10 @@ import pytest
 
 from hardware_profiles.errors import InputError
 from simulator import RunResult, load_scenario, simulate
+from simulator.cluster.outcome import FINISHED
 from simulator.prepare import prepare
+from simulator.run import _cluster
+from simulator.workload.build import build_workload
 
 CHATS: dict[str, Any] = {
     "arrivals": {"kind": "poisson", "rate": 1.5},
@@ -26,7 +29,7 @@ def scenario(tiers: list[dict[str, Any]] | None, workload: dict[str, Any] | None
     if tiers is not None:
         deployment["kv_tiers"] = tiers
     return {
-        "model": "meta-llama/Llama-3.1-8B-Instruct",
+        "model": deployment.pop("model", "meta-llama/Llama-3.1-8B-Instruct"),
         "deployment": deployment,
         "workload": CHATS if workload is None else workload,
     }
@@ -103,6 +106,10 @@ def test_hicache_flags_say_tiers() -> None:
         said("", kv_tiers=[DISK])
 
 
+RANKS = {"model": "mistralai/Mixtral-8x7B-Instruct-v0.1", "data_parallel": 4, "expert_parallel": 4, "tensor_parallel": 1}
+"""Ranks with attention and a KV cache of their own, which share the experts."""
+RADIX_OF_RANKS = {**RANKS, **RADIX, "engine_args": {**RADIX["engine_args"], "max_total_tokens": 4800}}
+OF_RANKS = {**RANKS, "engine_args": {"num_gpu_blocks_override": 400, "max_model_len": 6144}}
 CASES: dict[str, dict[str, Any]] = {
     "host": {"tiers": [{**HOST, "bytes": 8e9}]},
     "host, disk": {"tiers": [HOST, DISK]},
@@ -116,6 +123,12 @@ CASES: dict[str, dict[str, Any]] = {
     "radix, back": {"tiers": [{**HOST, "bytes": 4e9, "write": "back"}], **RADIX},
     "radix, disk": {"tiers": [{**HOST, "bytes": 4e9}, DISK], **RADIX},
     "radix, store": {"tiers": [{**HOST, "bytes": 4e9}, STORE], "replicas": 2, **RADIX},
+    "ranks": {"tiers": [{**HOST, "bytes": 8e9}], **OF_RANKS},
+    "ranks, lmcache": {"tiers": [{**HOST, **LMCACHE}, {**DISK, **LMCACHE}], **OF_RANKS},
+    "ranks, store": {"tiers": [{**STORE, **MOONCAKE}], "replicas": 2, **OF_RANKS},
+    "ranks, radix": {"tiers": [{**HOST, "bytes": 8e9}], **RADIX_OF_RANKS},
+    "ranks, radix, disk": {"tiers": [{**HOST, "bytes": 4e9}, DISK], **RADIX_OF_RANKS},
+    "ranks, radix, store": {"tiers": [{**HOST, "bytes": 4e9}, STORE], "replicas": 2, **RADIX_OF_RANKS},
     "drafts": {
         "tiers": [HOST, STORE],
         "replicas": 2,
@@ -124,7 +137,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-QUICK = ("host, disk", "host, disk, store", "lmcache", "radix, back", "radix, store")
+QUICK = ("host, disk", "host, disk, store", "lmcache", "radix, back", "radix, store", "ranks, radix", "ranks, store")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +153,19 @@ def test_jumping_is_stepping(name: str) -> None:
     assert one.result["totals"]["completed"] == 50
     assert external(one) > 0.05
     assert external(one) == pytest.approx(sum(rates(one).values()))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("ranks")])
+def test_ranks_hold_nothing_when_all_requests_have_ended(name: str) -> None:
+    case = dict(CASES[name])
+    checked = load_scenario(scenario(case.pop("tiers"), **case))
+    work = build_workload(checked.workload, seed=checked.seed, base_dir=None)
+    cluster = _cluster(prepare(checked), work, aggregate=True, should_stop=None)
+    result = cluster.run()
+    assert (result.status == FINISHED).all()
+    for rank in cluster.ranks:
+        assert not rank.scheduler.has_work()
+        assert rank.scheduler.kv.free_blocks == rank.scheduler.kv.capacity_blocks
 
 
 def test_a_filter_keeps_from_the_disk_what_has_come_once() -> None:
@@ -207,6 +233,19 @@ def test_replicas_wait_for_each_other_at_a_store() -> None:
     fast = {**slow, "bytes_per_s": 50e9}
     ttft = [run([tier], replicas=3).result["metrics"]["ttft_ms"]["mean"] for tier in (slow, fast)]
     assert ttft[0] > 1.5 * ttft[1]
+
+
+def test_ranks_share_a_store_and_not_their_hosts() -> None:
+    """Turns of a session go to any rank: in a store each finds what another wrote, in endless host memory only its own."""
+    endless = {"bytes": 1e15, "bytes_per_s": 1e15}
+    for own, shared in (
+        (OF_RANKS, [{"kind": "shared", **endless, **MOONCAKE}]),
+        (RADIX_OF_RANKS, [{"kind": "host", **endless}, {"kind": "shared", **endless}]),
+    ):
+        hosts, store = run([{"kind": "host", **endless}], **own), run(shared, **own)
+        assert len(set(store.requests["instance_id"].tolist())) == 4
+        assert hosts.result["server"]["prefix_cache_hit_rate"] + external(hosts) < 0.35
+        assert store.result["server"]["prefix_cache_hit_rate"] + external(store) > 0.45
 
 
 def test_a_lower_tier_holds_what_the_host_lost() -> None:

@@ -89,6 +89,8 @@ def tiers_of(request: PoolRequest, tokens: int, token_bytes: float, page_tokens:
     tiers = _tier_plan(request, tokens, token_bytes, page_tokens)
     if tiers is not None:
         said.notes += tiers.notes
+        if request.data_parallel > 1:
+            said.notes.append("each data-parallel rank has a hierarchical cache of its own, of the stated size")
     return tiers
 
 
@@ -153,7 +155,6 @@ def _check(request: PoolRequest, asked: dict[TierKind, KvTier], *, wanted: bool)
         "structured output": request.structured,
         "prefill and decode pools": request.role != "mixed",
         "pipeline parallelism": request.pipeline_parallel > 1,
-        "data-parallel attention": request.data_parallel > 1,
         "recurrent layers": any(block.kind == "linear" for block in request.arch.attention),
         "sliding windows": bool(request.arch.windows_below(1 << 30)),
         "radix_eviction_policy mru": flags.get("radix_eviction_policy") == "mru",

@@ -15,7 +15,7 @@ class Joins:
     Parameters
     ----------
     plan : the pool's. mode : how its schedulers run.
-    nodes : the machine of each replica, None for one each.
+    nodes : the machine of each replica, None for one each. The ranks of a replica share what it shares, and its disks.
     store : who keeps the store that several pools share, once somebody does; None where the pool's store is its own.
     """
 
@@ -31,9 +31,10 @@ class Joins:
         self._nodes = np.arange(replicas) if nodes is None else nodes
         disks: dict[object, Scheduler] = {}
         self._keepers = {"shared": disks if store is None else store, "nvme": disks}  # by what is shared: who keeps it
-        several = len(set(self._nodes.tolist())) < len(self._nodes)
+        caches = replicas * plan.executor.ranks
+        several = len(set(self._nodes.tolist())) < caches
         on_disks = "nvme" in plan.tiers and several
-        self.shares = store is not None or (replicas > 1 and ("shared" in plan.tiers or on_disks))
+        self.shares = store is not None or (caches > 1 and ("shared" in plan.tiers or on_disks))
 
     def scheduler(self, replica: int) -> Scheduler:
         """A fresh scheduler of a replica."""
