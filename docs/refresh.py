@@ -289,6 +289,7 @@ def flags_reference() -> str:
 
     kinds = {
         "int": "integer", "float": "number", "str": "text", "bool": "true or false", "json": "JSON object",
+        "pairs": "JSON object, or `name=number,...`",
         "ints": "list of integers", "texts": "list of texts", "count": "integer, also 32k or 32K",
     }  # fmt: skip
     lines = [(FLAGS_PAGE.parent / "engine-flags-intro.txt").read_text().rstrip(), ""]

@@ -55,7 +55,12 @@ def parse_flags(
 
 def _one(table: FlagTable, found: Found, servers: list[EngineFlags]) -> EngineFlags:
     """The one server that is started, by one command or by the same on several nodes."""
-    first = servers[0]
+    first, *others = servers
+    for other in others:  # a further node of the first one's server
+        for flag in table.of_first_node:
+            here, there = flag in first.values, flag in other.values
+            if here != there:
+                (other if here else first).values[flag] = (first if here else other).values[flag]
     roles = {role for role in (table.role(s.values) for s in servers) if role is not None}
     unlike = any((s.values, s.model, s.warnings) != (first.values, first.model, first.warnings) for s in servers[1:])
     if unlike or (len(servers) > 1 and roles == {"either"}):
@@ -94,18 +99,29 @@ class _Reader:
 
     def keys(self, args: Mapping[str, Any]) -> EngineFlags:
         """Flags by name."""
-        for key, value in args.items():
+        for key, value in self.unfolded(args).items():
             name, negated = self.resolve(snake(str(key)), str(key), abbreviated=False)
             if name in self.found.values:
                 raise InputError(f"flag `{name}` is given twice", where=key, mend="keep one of its spellings")
             self.key(name, key, value, negated=negated)
         return self.ended()
 
+    def unfolded(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The flags of groups that are no more than that stand with the others."""
+        groups = [args[name] for name in self.table.unfolded if isinstance(args.get(name), Mapping)]
+        rest = {key: value for key, value in args.items() if not (key in self.table.unfolded and isinstance(value, Mapping))}
+        return {key: value for group in groups for key, value in group.items()} | rest
+
     def key(self, name: str, shown: str, value: Any, *, negated: bool = False) -> None:
+        name, inside = self.table.parted(name)
+        if inside:
+            self.store_inside(name, inside, shown, value if isinstance(value, str) else json.dumps(value))
+            return
         if name not in self.table.modelled:
             self.note(name, shown, not value if negated else value)
             return
-        typed = typed_value(self.table.modelled[name], shown, value)
+        flag = self.table.modelled[name]
+        typed = typed_value(flag, shown, "none" if value is None and "none" in flag.special else value)
         if negated and not isinstance(typed, bool):
             raise InputError(f"`{shown}` must be true or false", where=shown, mend=f"write {shown}: true")
         if typed is not None:
@@ -202,7 +218,7 @@ class _Reader:
             if text is not None:
                 from engine_models.launch import flags_of_file
 
-                for key, value in flags_of_file(text, name).items():
+                for key, value in self.unfolded(flags_of_file(text, name)).items():
                     own, negated = self.resolve(snake(str(key)), str(key), abbreviated=False)
                     self.key(own, str(key), value, negated=negated)
                     self.of_file.add(own)
@@ -237,8 +253,10 @@ class _Reader:
                 continue
             shown, equals, value = word.partition("=")
             name, inline = self.flag_name(shown, value if equals else None)
-            name, _, inside = name.partition(".")
+            name, inside = self.table.parted(name)
             name, negated = self.resolve(name, shown, abbreviated=shown.startswith("--"))
+            name, key = self.table.parted(name)
+            inside = key or inside
             kind = self.table.kind(name)
             if kind in ("pair", "switch"):
                 if inline is None and not negated and at < len(words) and words[at].lower() in ("true", "false"):
@@ -276,6 +294,8 @@ class _Reader:
             before, dot, inside = shown[2:].partition(".")
             return before.replace("-", "_") + dot + inside, inline
         short, dot, inside = shown[1:].partition(".")
+        if dot and short in self.table.with_parts:
+            return self.table.with_parts[short] + dot + inside, inline
         if short in self.table.shorts:
             return self.table.shorts[short] + dot + inside, inline
         glued = re.fullmatch(r"([A-Za-z])([0-9].*)", short)  # -O3
@@ -287,13 +307,13 @@ class _Reader:
         hidden = self.model is not None and re.fullmatch(r"\$\w+|\$\{.*\}|\$\(.*\)|<[^<>]*>|\{\{.*\}\}", word)
         if hidden or _ELLIPSES.fullmatch(word):
             self.found.warnings.append(f"`{word}` in the launch command stands for flags that cannot be seen")
-        elif word not in ("-", "--") and self.model is not None:
+        elif word not in ("", "-", "--") and self.model is not None:
             raise InputError(
                 f"'{word}' stands beside the model '{self.model}'",
                 where=word,
                 mend="check the flag before it: it takes no value, or its value is split by a space",
             )
-        elif word not in ("-", "--"):
+        elif word not in ("", "-", "--"):
             self.model = word
 
     def store(self, name: str, shown: str, value: Any) -> None:
@@ -305,7 +325,7 @@ class _Reader:
 
     def store_inside(self, name: str, inside: str, shown: str, text: str) -> None:
         """``--speculative-config.num_speculative_tokens 3``: one key of a JSON flag."""
-        if self.table.modelled[name].kind != "json":
+        if self.table.modelled[name].kind not in ("json", "pairs"):
             raise InputError(f"`{shown}` has no parts", where=shown, mend=f"write {_dashed(name)} VALUE")
         try:
             value = json.loads(text)

@@ -25,8 +25,8 @@ from hardware_profiles.errors import InputError, nearest
 class Flag:
     """One flag that the simulation reads.
 
-    kind : "int", "float", "str", "bool", "json", "ints" and "texts" (lists), or "count" (an integer that may carry the
-        suffix k, m, g for powers of 1000 or K, M, G for powers of 1024).
+    kind : "int", "float", "str", "bool", "json", "pairs" (such an object, or name=number,...), "ints" and "texts" (lists), or
+        "count" (an integer that may carry the suffix k, m, g for powers of 1000 or K, M, G for powers of 1024).
     default : the engine's default, None where the engine decides it from the hardware or the model.
     low, high : smallest and largest value (of every item of a list), None for no bound.
     choices : the values of a "str", empty for any.
@@ -112,14 +112,16 @@ class FlagTable:
 
     modelled : flags the simulation reads; unread : flags it knows and does not read.
     launcher : how its servers are started.
-    shorts : short spellings without the dash, such as ``tp``; aliases : other long names.
+    shorts : short spellings without the dash, such as ``tp``; aliases : other long names, also of a key of a flag that is a
+        group (``group.key``). with_parts : shorts that mean another flag before a dot (``-O.mode=3``).
     elsewhere : flags of other servers that the same command starts, with the words that refuse them.
     typed : flag name -> the pool's key that it states; role : the pool's role that the flags state together, None for
         none, "either" for that of prefill or decode.
     environment : variable of the environment -> the flag that it sets.
     hints : settings of the environment that a key or a flag states, with the words that say so.
     prefixes : beginnings of its own variables of the environment; quiet : pattern of the settings of these that need no word.
-    settings_file : the flag that names a file of flags, "" for none.
+    settings_file : the flag that names a file of flags, "" for none. unfolded : groups whose keys are flags themselves.
+    of_first_node : flags that only the first of a server's nodes is given.
     folder, read_folder : the flag that names a folder of configurations, and what reads it as flags by name.
     abbreviated : whether its parser takes unique beginnings of long names.
     converted : pattern of names of models in the engine's own form, which are not those of the originals; its group is their
@@ -132,6 +134,7 @@ class FlagTable:
     unread: Mapping[str, Unread] = field(default_factory=dict)
     shorts: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    with_parts: Mapping[str, str] = field(default_factory=dict)
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     typed: Mapping[str, Typed] = field(default_factory=dict)
     role: Callable[[Mapping[str, Any]], str | None] = lambda flags: None
@@ -140,6 +143,8 @@ class FlagTable:
     prefixes: tuple[str, ...] = ()
     quiet: str = r"(?!)"
     settings_file: str = ""
+    unfolded: tuple[str, ...] = ()
+    of_first_node: tuple[str, ...] = ()
     folder: str = ""
     read_folder: Callable[[Path], dict[str, Any]] | None = None
     releases: Releases = field(default_factory=Releases)
@@ -147,7 +152,14 @@ class FlagTable:
     converted: str = r"(?!)()"
 
     def knows(self, name: str) -> bool:
-        return name in self.modelled or name in self.unread
+        return name in self.modelled or name in self.unread or name.partition(".")[0] in self.modelled
+
+    def parted(self, name: str) -> tuple[str, str]:
+        """A flag that is a group and the key inside it that `name` means, "" for a flag by itself."""
+        if name in self.modelled or name in self.unread:
+            return name, ""
+        name, _, key = name.partition(".")
+        return name, key
 
     def kind(self, name: str) -> str:
         """How many values a flag takes, as `Unread.kind` says it."""
@@ -196,6 +208,7 @@ _DESCRIBED = {
     "str": "text",
     "bool": "true or false",
     "json": "a JSON object",
+    "pairs": "a JSON object, or name=value with commas between",
     "ints": "a list of whole numbers",
     "texts": "a list of texts",
     "count": "a whole number (32768, 32k or 32K)",
@@ -299,6 +312,12 @@ def _json(value: Any) -> Any:
     return value if isinstance(value, dict) else None
 
 
+def _pairs(value: Any) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"\w+=[0-9]+(,\w+=[0-9]+)*", value):
+        return {name: int(number) for name, _, number in (pair.partition("=") for pair in value.split(","))}
+    return _json(value)
+
+
 def _ints(value: Any) -> list[int] | None:
     if isinstance(value, str):
         value = value.strip("[]").replace(",", " ").split()
@@ -336,6 +355,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "str": _str,
     "bool": _bool,
     "json": _json,
+    "pairs": _pairs,
     "ints": _ints,
     "texts": _texts,
     "count": _count,

@@ -115,7 +115,12 @@ def _documents(text: str) -> list[Any]:
 
 def flags_of_file(text: str, name: str) -> Mapping[str, Any]:
     """The flags of a settings file by name; InputError if it is no group of keys."""
-    documents = _documents(text)
+    try:
+        documents = _documents(text)
+    except InputError:
+        raise InputError(
+            f"{name} is no YAML: a value in it may stand for what only the shell knows", where=name, mend="write its values out"
+        ) from None
     if len(documents) != 1 or not isinstance(documents[0], Mapping):
         raise InputError(f"{name} is no group of flags", where=name, mend="write `flag-name: value` in each line")
     found: Mapping[str, Any] = documents[0]

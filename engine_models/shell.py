@@ -1,14 +1,17 @@
 """Shell text as commands of words, as far as launch commands are written in it.
 
-Quotes, continuations (also followed by blanks or a comment), comments, redirections, here-documents, assignments and variables
-are understood; nothing is run. What only a shell could know (``$(...)``, variables that are not set in the text) stays as it is
-written; of two branches the first one's assignments count. A line that begins with a dash continues the one above.
+Quotes, continuations (also followed by blanks or a comment), comments, redirections, here-documents, assignments, variables
+and sums of whole numbers (``$((2 * RANKS))``) are understood; nothing is run. What only a shell could know (``$(...)``,
+variables that are not set in the text) stays as it is written; of two branches the first one's assignments count. A line that
+begins with a dash continues the one above.
 """
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from hardware_profiles.errors import InputError
@@ -22,6 +25,15 @@ _BLANKS = re.compile(r"[ \t]*")
 _HEREDOC = re.compile(r"<<-?[ \t]*(['\"\\]?)(\w+)\1")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?:\[[@*]\])?(?::?[-=]([^{}]*))?\})")
 _SUBSTITUTION = re.compile(r"\$\((?:[^()]|\([^()]*\))*\)|`[^`\n]*`")
+_SUM = re.compile(r"\$\(\(((?:[^()\n]|\((?:[^()\n]|\([^()\n]*\))*\))*)\)\)")
+_NUMBERS = re.compile(r"[0-9\s+*/%()-]{1,200}")
+_COUNTED: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.floordiv,
+    ast.Mod: operator.mod,
+}
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
 _DASHED_LINE = re.compile(r"\s*(?:#[^\n]*\n\s*)*(?=--?[A-Za-z])")
 _SETS = ("export", "declare", "local", "readonly", "set", "ENV", "env")
@@ -42,6 +54,17 @@ def assignment(word: str) -> tuple[str, str] | None:
     return (found[1], found[3]) if found else None
 
 
+def _value(node: ast.expr) -> int:
+    """The value of a sum of whole numbers, as a shell counts; ValueError for anything else."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand)
+    if isinstance(node, ast.BinOp) and type(node.op) in _COUNTED:
+        return _COUNTED[type(node.op)](_value(node.left), _value(node.right))
+    raise ValueError
+
+
 def read_script(text: str, variables: Mapping[str, list[str]] | None = None) -> Script:
     """Return the commands of `text`; `variables` are set before. InputError for a quote that is not closed."""
     return _Lexer(text, dict(variables or {})).script()
@@ -54,7 +77,8 @@ class _Lexer:
         self.word: list[str] | None = None  # the pieces of the word being read
         self.words: list[str] = []
         self.target: str | None = None  # file that the command writes to
-        self.heredocs: list[str] = []  # delimiters whose text begins on the next line
+        self.appends = False
+        self.heredocs: list[tuple[str, bool]] = []  # delimiters whose text begins on the next line, whether variables count in it
         self.array: str | None = None  # name of the array being read
         self.second_branch = False
         self.found = Script(variables=variables)
@@ -138,6 +162,10 @@ class _Lexer:
 
     def expanded(self, *, quoted: bool) -> None:
         """A variable by its value in the text or its default; what is not known stays as it is written."""
+        if found := _SUM.match(self.text, self.at):
+            self.at = found.end()
+            value = self.summed(found[1])
+            return self.put(found[0] if value is None else value)
         if taken := self.matched(_SUBSTITUTION):
             return self.put(taken)
         if self.text.startswith("$$", self.at) and _VARIABLE.match(self.text, self.at + 1):
@@ -161,17 +189,33 @@ class _Lexer:
             self.put(value)
         return None
 
+    def summed(self, text: str) -> str | None:
+        """The value of a sum whose variables are set in the text or have defaults; None for any other."""
+
+        def number(found: re.Match[str]) -> str:
+            values = self.found.variables.get(found[1] or found[2] or found[4])
+            return values[0] if values else found[3] or found[0]
+
+        numbers = re.sub(_VARIABLE.pattern + r"|\b([A-Za-z_]\w*)", number, text)
+        if not _NUMBERS.fullmatch(numbers):
+            return None
+        try:
+            return str(_value(ast.parse(numbers.strip(), mode="eval").body))
+        except (SyntaxError, ValueError, ZeroDivisionError):
+            return None
+
     def redirected(self) -> None:
         if taken := self.matched(_PLACEHOLDER):
             return self.put(taken)
         if heredoc := _HEREDOC.match(self.text, self.at):
             self.at = heredoc.end()
-            self.heredocs.append(heredoc[2])
+            self.heredocs.append((heredoc[2], not heredoc[1]))
             return self.end_word()
         if self.word is not None and "".join(self.word).isdigit():
             self.word = None
         self.end_word()
         at_start = not self.words and self.text[self.at] == ">"  # a prompt
+        self.appends = self.text.startswith(">>", self.at)
         if not self.matched(_REDIRECTION):
             self.at += 1
         if at_start:
@@ -205,12 +249,22 @@ class _Lexer:
     def bodies(self) -> str:
         """The text of the here-documents that begin on this line."""
         text = ""
-        for delimiter in self.heredocs:
+        for delimiter, open_text in self.heredocs:
             end = re.compile(rf"^[ \t]*{delimiter}[ \t]*\r?$", re.MULTILINE).search(self.text, self.at)
-            text += self.text[self.at : end.start() if end else len(self.text)]
+            body = self.text[self.at : end.start() if end else len(self.text)]
+            text += self.filled(body) if open_text else body
             self.at = end.end() if end else len(self.text)
         self.heredocs = []
         return text
+
+    def filled(self, text: str) -> str:
+        """A here-document with the variables and sums that are known."""
+
+        def known(found: re.Match[str]) -> str:
+            values = self.found.variables.get(found[1] or found[2])
+            return " ".join(values) if values else found[0] if found[3] is None else found[3].strip("\"'")
+
+        return _VARIABLE.sub(known, _SUM.sub(lambda found: self.summed(found[1]) or found[0], text))
 
     def end_command(self, body: str | None = None) -> None:
         self.end_word()
@@ -219,7 +273,7 @@ class _Lexer:
         if body is not None:
             target = target or next((w for w in words[1:] if not w.startswith("-")), None)
             if target is not None:
-                self.found.files[target] = body
+                self.found.files[target] = self.found.files.get(target, "") * self.appends + body
         if not words:
             return
         if words[0] in ("else", "elif", "fi"):

@@ -28,19 +28,21 @@ from simulator.config.load import load_scenario
 FENCE = re.compile(r"^([ \t]*)(```+|~~~+)[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*\2[ \t]*$", re.DOTALL | re.MULTILINE)
 LAUNCHES = re.compile(
     r"vllm serve|vllm\.entrypoints|vllm/vllm-|sglang\.launch_server|sglang serve|lmsysorg/sglang|"
-    r"text-generation-(?:launcher|inference)"
+    r"text-generation-(?:launcher|inference)|trtllm-serve"
 )
 LISTS = re.compile(r"^([ \t]*)(?:\w*args|command):[ \t]*\n((?:\1[ \t]*-[ \t].*\n)+)", re.MULTILINE)
 TEMPLATE = re.compile(r"`(\s*(?:[A-Z_]+=\S+\s+)*(?:sglang serve|python3? -m sglang\.launch_server|vllm serve)[^`]*)`", re.DOTALL)
 REFUSED = re.compile(
     r"not modelled yet|is not modelled, which|not simulated|older than the oldest|starts the \w+ server of a pair|"
     r"servers that share the work|whose flags differ|not in the text|changes `\w+` of the model|beginning of \d+ flags|"
-    r"cannot be seen|number format is not modelled"
+    r"cannot be seen|is no YAML|number format is not modelled"
 )
-STARTS = re.compile(r"vllm serve \S|vllm\.entrypoints\S*api_server|sglang\.launch_server|sglang serve -|text-generation-launcher")
+STARTS = re.compile(
+    r"vllm serve \S|vllm\.entrypoints\S*api_server|sglang\.launch_server|sglang serve -|text-generation-launcher|trtllm-serve \S"
+)
 SUFFIXES = (".md", ".mdx", ".yaml", ".yml", ".js", ".jsx", ".ipynb", ".sh")
 WORKLOAD = {"arrivals": {"kind": "poisson", "rate": 1}, "prompt_tokens": 10, "output_tokens": 10, "duration": 10}
-OTHER = re.compile(r"this is a launch command of (?!vllm|sglang|tgi)|starts no server")
+OTHER = re.compile(r"this is a launch command of (?!vllm|sglang|tgi|trtllm)|starts no server")
 
 
 def commands(folder: Path) -> Iterator[tuple[str, Any]]:

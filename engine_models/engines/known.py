@@ -237,7 +237,7 @@ def launched_by(args: Arguments) -> str | None:
         try:
             found = find_launches(args, engine_named(name).flags().launcher)
         except InputError:
-            return None
+            continue
         if found.named:
             return name
     return None

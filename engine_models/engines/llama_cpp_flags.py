@@ -1,6 +1,7 @@
 """Flags of llama.cpp's server: names, types and defaults, and what they say of a pool's keys.
 
-They follow `tools/server/README.md` and `common/arg.cpp` of 2026 (build 11669 and later); flags that were removed are known too.
+They follow `tools/server/README.md` and `common/arg.cpp` of 2026 (build 11669 and later); flags that were removed since 2023 are
+known too.
 Each may also be set in the environment, as ``LLAMA_ARG_`` and its name or a shorter one.
 """
 
@@ -66,7 +67,8 @@ _SWITCHES = """
     metrics mlock mmap mmproj_auto mmproj_offload models_autoload no_host offline perf prefill_assistant props
     reasoning_preserve repack rerank reuse_port server skip_chat_parsing slots spec_default spec_draft_backend_sampling special
     spm_infill ui ui_mcp_proxy verbose vision_gemma_12b_default vision_gemma_4b_default warmup
-    embd_gemma_default
+    embd_gemma_default direct_io list_devices log_append log_new memory_f32 tts_oute_default tts_use_guide_tokens verbose_prompt
+    cache_list dump_kv_cache penalize_nl slots_endpoint_disable
 """
 _OPTIONAL = "flash_attn log_colors reasoning"
 _HARMLESS = """
@@ -81,7 +83,9 @@ _HARMLESS = """
     video_fps video_timestamp_interval warmup ignore_eos top_k top_p min_p top_n_sigma xtc_probability xtc_threshold
     typical_p repeat_last_n repeat_penalty presence_penalty frequency_penalty dry_multiplier dry_base dry_allowed_length
     dry_penalty_last_n dry_sequence_breaker adaptive_target adaptive_decay dynatemp_range dynatemp_exp mirostat mirostat_lr
-    mirostat_ent samplers sampler_seq logit_bias control_vector control_vector_scaled control_vector_layer_range
+    mirostat_ent cache_list direct_io dump_kv_cache hf_file_v hf_repo_v list_devices log_append log_format log_new memory_f32
+    model_vocoder penalize_nl slots_endpoint_disable static_path system_prompt_file verbose_prompt
+    samplers sampler_seq logit_bias control_vector control_vector_scaled control_vector_layer_range
 """
 _CHANGING = {
     "the speed of a CPU": (
@@ -99,6 +103,7 @@ _CHANGING = {
     "when prompts of a model with sliding windows or states are found again": (
         "ctx_checkpoints=32 checkpoint_min_step=8192"
     ),
+    "which positions attention sees": "group_attn_n=1 group_attn_w",
     "where rarely used tensors are read from": "lazy_mode=auto|off",
     "which devices compute": "tensor_split",
     "adapters, which are not simulated": "lora lora_scaled lora_init_without_apply",
@@ -120,7 +125,7 @@ _REFUSED = {
         "spec_ngram_map_k4v_min_hits spec_ngram_size_n spec_ngram_size_m spec_ngram_min_hits draft_max draft_min "
         "lookup_cache_static lookup_cache_dynamic fim_qwen_7b_spec fim_qwen_14b_spec"
     ),
-    "what the server computes": "embedding rerank embd_gemma_default",
+    "what the server computes": "embedding rerank embd_gemma_default tts_oute_default tts_use_guide_tokens",
     "which models a server holds": (
         "models_dir models_preset models_max=1 models_autoload fim_qwen_1.5b_default fim_qwen_3b_default fim_qwen_7b_default "
         "fim_qwen_30b_default gpt_oss_20b_default gpt_oss_120b_default vision_gemma_4b_default vision_gemma_12b_default"
@@ -128,7 +133,7 @@ _REFUSED = {
     "when the model is unloaded": "sleep_idle_seconds=-1",
 }
 _PAIRS = """
-    agent cors_credentials escape jinja kv_offload log_jsonl log_prefix log_timestamps mmap mmproj_auto mmproj_offload
+    agent cors_credentials direct_io escape jinja kv_offload log_jsonl log_prefix log_timestamps mmap mmproj_auto mmproj_offload
     models_autoload perf prefill_assistant reasoning_preserve repack skip_chat_parsing slots
     spec_draft_backend_sampling ui ui_mcp_proxy warmup
 """
@@ -196,6 +201,8 @@ _ALIASES = {
     "n_ctx": "ctx_size",
     "n_batch": "batch_size",
     "n_ubatch": "ubatch_size",
+    "grp_attn_n": "group_attn_n",
+    "grp_attn_w": "group_attn_w",
 }
 _SHORTS = {
     "m": "model_file", "hf": "hf_repo", "hfr": "hf_repo", "hff": "hf_file", "hft": "hf_token", "mu": "model_url",
@@ -214,7 +221,8 @@ _SHORTS = {
     "td": "spec_draft_threads", "tbd": "spec_draft_threads_batch", "Cd": "spec_draft_cpu_mask", "Crd": "spec_draft_cpu_range",
     "Cbd": "spec_draft_cpu_mask_batch", "otd": "spec_draft_override_tensor", "cmoed": "cpu_moe_draft",
     "ncmoed": "spec_draft_n_cpu_moe", "devd": "spec_draft_device", "ngld": "spec_draft_ngl", "ctkd": "spec_draft_type_k",
-    "ctvd": "spec_draft_type_v",
+    "ctvd": "spec_draft_type_v", "gan": "group_attn_n", "gaw": "group_attn_w", "dio": "direct_io", "ndio": "no_direct_io",
+    "cl": "cache_list", "mv": "model_vocoder", "hfrv": "hf_repo_v", "hffv": "hf_file_v", "spf": "system_prompt_file",
 }  # fmt: skip
 _ENVIRONMENT = {
     "N_PARALLEL": "parallel",

@@ -1,8 +1,8 @@
 """Flags of LMDeploy's API server: names, types and defaults, and what they say of a pool's keys.
 
-They follow `lmdeploy/cli/serve.py` and `cli/utils.py` at 1263d5cd (2026-08). `prefill_interval` is a field of the engine's
-configuration only, `ttft_policy`, `ttft_short_turns` and `ttft_aging_sec` are variables of the environment. One command line
-serves both engines; each ignores what is the other's, and so do they here.
+They follow `lmdeploy/cli/serve.py` and `cli/utils.py` at 1263d5cd (2026-08) and of 0.18.0 on PyPI. `prefill_interval` is a
+field of the engine's configuration only, `ttft_policy`, `ttft_short_turns` and `ttft_aging_sec` are variables of the
+environment. One command line serves both engines; each ignores what is the other's, and so do they here.
 """
 
 from __future__ import annotations
@@ -58,22 +58,25 @@ TURBOMIND_ONLY = ("async",)
 
 _SWITCHES = """
     allow_credentials allow_terminate_by_client disable_fastapi_docs disable_metrics enable_abort_handling enable_eplb
-    enable_microbatch enable_return_routed_experts language_model_only ssl trust_remote_code
+    empty_init enable_microbatch enable_return_routed_experts language_model_only ssl trust_remote_code
 """
 _LISTS = "allow_headers allow_methods allow_origins allowed_media_domains api_keys"
 _HARMLESS = """
     allow_credentials allow_headers allow_methods allow_origins allow_terminate_by_client allowed_media_domains api_keys
     chat_template communicator disable_fastapi_docs disable_metrics dist_init_addr distributed_executor_backend
-    download_dir dtype enable_abort_handling generation_config kernel_block_size language_model_only log_level
+    download_dir dp_rank dtype empty_init enable_abort_handling generation_config kernel_block_size language_model_only log_level
     max_log_len max_prefill_iters migration_backend model_name num_tokens_per_iter prefix_cache_decode_state_interval
     prefix_cache_state_budget proxy_url reasoning_parser revision rope_scaling_factor server_name server_port ssl
-    tool_call_parser trust_remote_code vision_max_batch_size
+    speculative_dflash_block_size tool_call_parser trust_remote_code vision_max_batch_size
 """
 _CHANGING = {
     "the model's configuration": "hf_overrides",
     "how many answers that are not streamed are in work at once": "max_concurrent_requests",
     "the host's time": "logprobs_mode enable_return_routed_experts",
     "how experts are placed and overlapped": "enable_eplb enable_microbatch",
+    "the speed of kernels": "piecewise_cudagraph_max_tokens",
+    "the speed of the exchange between devices": "moe_a2a_backend=auto|default",
+    "which prompts are found in memory outside of the device; here they are computed anew": "kv_transfer_config",
 }
 _REFUSED = {
     "how a diffusion model yields its tokens": (
@@ -83,6 +86,7 @@ _REFUSED = {
     "how a server is spread over nodes": "nnodes=1 node_rank=0",
     "which part of a request a server computes": "role=hybrid",
     "the kind of device": "device=cuda",
+    "how many tokens the KV cache holds": "num_gpu_blocks=0",
 }
 _KINDS = {
     name.partition("=")[0]: "switch"

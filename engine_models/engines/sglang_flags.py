@@ -409,6 +409,9 @@ _RENAMED = {
 }
 """Names of the newest parser, or of older ones -> the names that are read here."""
 
+_COMMON = {"tp": "tensor_parallel_size", "dp": "data_parallel_size", "pp": "pipeline_parallel_size"}
+"""Beginnings of flags that everybody writes: they need no word."""
+
 _LISTS = load_flag_lists(Path(__file__).with_name("sglang_flags.json"), _RENAMED)
 
 FLAGS = FlagTable(
@@ -416,7 +419,7 @@ FLAGS = FlagTable(
     modelled=_MODELLED,
     launcher=_LAUNCHER,
     unread=classified({**_LISTS.kinds, "model_type": "value"}, _HARMLESS, _CHANGING, _REFUSED),
-    aliases={**_LISTS.spellings, "disable_overlap": "disable_overlap_schedule"},
+    aliases={**_LISTS.spellings, "disable_overlap": "disable_overlap_schedule", **_COMMON},
     elsewhere=dict.fromkeys(_LISTS.of_images, "a flag of its server of images and video, which is not simulated"),
     typed={
         "tensor_parallel_size": Typed("tensor_parallel", beside=_attention_ranks),

@@ -133,6 +133,13 @@ def memory_of(request: PoolRequest, chunk: int, graph_rows: int, page: int, lora
     # sized before the prefill chunk is divided among the ranks
     reserved = reserved_bytes(device, chunk * dp if chunk > 0 else chunk, tp * pp * dp, graph_rows, dp)
     fraction = float(given) if given is not None else (device - reserved) / device
+    if given is None and fraction <= 0:
+        raise InputError(
+            f"SGLang sets {reserved / 1e9:.0f} GB of {device / 1e9:.0f} GB aside for prompts of {chunk * dp:,} tokens a step: "
+            "nothing is left for weights and KV cache",
+            where="deployment.engine_args.chunked_prefill_size",
+            mend="state mem_fraction_static, such as 0.88, or a smaller chunked_prefill_size",
+        )
     if not 0 < fraction < 1:
         raise InputError(
             f"mem_fraction_static {fraction:.2f} is not between 0 and 1",

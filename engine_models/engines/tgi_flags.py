@@ -99,6 +99,6 @@ FLAGS = FlagTable(
         "lora_adapters": Typed("lora", lambda names: {"max_loras": len(names.split(","))} if names else None),
         "speculate": Typed("speculative", lambda drafts: {"num_speculative_tokens": drafts} if drafts else None),
     },
-    environment={name.upper(): _ALIASES.get(name, name) for name in (*_MODELLED, *_ALIASES)},
+    environment={name.upper(): _ALIASES.get(name, name) for name in (*_MODELLED, *_ALIASES, *_KINDS)},
     abbreviated=False,
 )

@@ -19,7 +19,7 @@ from engine_models.cost.terms import Parallelism
 from engine_models.cost.token_masks import TokenMasks
 from engine_models.cost.token_masks import summary_note as masks_note
 from engine_models.declaration import Engine, EnginePlan, FrontEnd, Lockstep, PoolRequest, Support
-from engine_models.engines.trtllm_flags import FLAGS
+from engine_models.engines.trtllm_flags import FLAGS, unread_in_groups
 from engine_models.engines.trtllm_kernels import as_run, terms_of
 from engine_models.engines.trtllm_notes import NO_GRAPHS, notes_of
 from engine_models.engines.trtllm_ranks import executor_of, handover_of
@@ -47,7 +47,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     # a paused request comes back with its answer as prompt, computed alone if it exceeds the budget
     alone = context if serving.policy == UTILIZATION and not serving.chunked else 0
     step_tokens = max(serving.tokens, serving.rows * serving.row_tokens, alone)
-    warnings: list[str] = []
+    warnings = unread_in_groups(request.flags)
     masks = TokenMasks(True, delays_next=rank.rules.overlap) if request.structured else None
     return EnginePlan(
         engine=ENGINE.name,

@@ -1,8 +1,10 @@
 """TensorRT-LLM's flags: those of ``trtllm-serve``, and the keys of the YAML file that it takes (``LlmArgs``).
 
-Names and defaults are those of `tensorrt_llm/commands/serve.py` and `tensorrt_llm/llmapi/llm_args.py` of 2026 (1.2, 1.3). The
-groups of the file (`kv_cache_config`, `scheduler_config`, `cuda_graph_config`, `moe_config`) are flags whose value is a group
-of keys; `GROUPS` says which are read.
+Names and defaults are those of `tensorrt_llm/commands/serve.py` and `tensorrt_llm/llmapi/llm_args.py` of 2026 (1.2, 1.3); the
+lists of all names are its own (`tests/unittest/api_stability/references/trtllm_serve_cli.yaml`,
+`tensorrt_llm/usage/llm_args_golden_manifest.json`; read 2026-11), with those of 0.18 to 1.0 that are gone
+(`references/llm.yaml` of these). The groups of the file (`kv_cache_config`, `scheduler_config`, `cuda_graph_config`,
+`moe_config`) are flags whose value is a group of keys; `GROUPS` says which are read.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from engine_models.flags import Flag, FlagTable, Typed, typed_value
 from engine_models.launcher import Launcher
 from hardware_profiles.errors import InputError, nearest
 
+KV_FORMATS = ("auto", "float16", "bfloat16", "fp8", "nvfp4")
+
 _MODELLED: dict[str, Flag] = {
     "model": Flag("str"),
     "tensor_parallel_size": Flag("int", 1, low=1),
     "pipeline_parallel_size": Flag("int", 1, low=1),
     "moe_expert_parallel_size": Flag("int", None, low=1),
+    "moe_tensor_parallel_size": Flag("int", None, low=1),
     "max_batch_size": Flag("int", 2048, low=1),
     "max_num_tokens": Flag("int", 8192, low=1),
     "max_seq_len": Flag("int", None, low=2),
@@ -29,6 +34,7 @@ _MODELLED: dict[str, Flag] = {
     "batch_wait_timeout_iters": Flag("int", 0, low=0),
     "batch_wait_max_tokens_ratio": Flag("float", 0.0, low=0.0, high=1.0),
     "kv_cache_config": Flag("json", None),
+    "kv_cache_dtype": Flag("str", "auto", choices=KV_FORMATS),
     "scheduler_config": Flag("json", None),
     "cuda_graph_config": Flag("json", None, special=("none",)),
     "moe_config": Flag("json", None),
@@ -49,7 +55,7 @@ _KV = {
     "enable_partial_reuse": Flag("bool", True),
     "copy_on_partial_reuse": Flag("bool", True),
     "tokens_per_block": Flag("int", 32, low=1),
-    "dtype": Flag("str", "auto", choices=("auto", "fp8", "nvfp4")),
+    "dtype": Flag("str", "auto", choices=KV_FORMATS),
 }
 _SCHEDULER = {
     "capacity_scheduler_policy": Flag("str", "GUARANTEED_NO_EVICT"),
@@ -76,26 +82,52 @@ _PEFT = {
     "host_cache_size": Flag("int", 2**30, low=1),
     "optimal_adapter_size": Flag("int", 8, low=1),
 }
+
+
+def _all(names: str) -> dict[str, tuple[Any, ...]]:
+    """Keys of which every value is taken."""
+    return dict.fromkeys(names.split(), ())
+
+
 _TRANSCEIVER = {"backend": Flag("str", "DEFAULT"), "kv_transfer_timeout_ms": Flag("int", 60_000, low=1)}
 GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] = {
     "kv_cache_config": (
         _KV,
         {
             "host_cache_size": (0, None),
+            "disk_cache_size": (0, None),
             "max_attention_window": (None,),
+            "max_gpu_total_bytes": (0, None),
             "sink_token_length": (0, None),
-            "event_buffer_max_size": (),
-            "onboard_blocks": (),
-            "secondary_offload_min_priority": (),
+            "use_uvm": (False, None),
+            "block_reuse_policy": ("all_reusable", None),
+            **_all("event_buffer_max_size onboard_blocks secondary_offload_min_priority attention_dp_events_gather_period_ms"),
+            **_all("kv_cache_event_hash_algo iteration_stats_interval cross_kv_cache_fraction disk_prefetch_num_reqs"),
+            **_all("avg_seq_len max_util_for_resume pool_ratio enable_kv_pool_rebalance use_kv_cache_manager_v2"),
+            **_all("mamba_ssm_cache_dtype mamba_ssm_philox_rounds mamba_ssm_stochastic_rounding mamba_state_cache_interval"),
+            **_all("mamba_state_config"),
         },
     ),
     "scheduler_config": (
         _SCHEDULER,
-        {"dynamic_batch_config": (), "waiting_queue_policy": ("fcfs", "FCFS", None)},
+        {"waiting_queue_policy": ("fcfs", "FCFS", None), **_all("dynamic_batch_config use_python_scheduler")},
     ),
-    "cuda_graph_config": (_GRAPHS, {}),
-    "attention_dp_config": (_BALANCE, {}),
-    "cache_transceiver_config": (_TRANSCEIVER, {"max_tokens_in_buffer": ()}),
+    "cuda_graph_config": (_GRAPHS, {"mode": ("decode", None), **_all("max_num_token max_seq_len num_tokens seq_lens")}),
+    "attention_dp_config": (
+        _BALANCE,
+        _all(
+            "kv_cache_routing_account_for_in_transfer kv_cache_routing_cold_start_warmup kv_cache_routing_conversation_affinity "
+            "kv_cache_routing_fair_share_multiplier kv_cache_routing_load_balance_weight kv_cache_routing_match_rate_threshold "
+            "kv_cache_routing_max_sessions"
+        ),
+    ),
+    "cache_transceiver_config": (
+        _TRANSCEIVER,
+        _all(
+            "max_tokens_in_buffer transceiver_runtime kv_cache_bounce_size_mb kv_transfer_poll_interval_ms "
+            "kv_transfer_sender_future_timeout_ms"
+        ),
+    ),
     "lora_config": (
         _LORA,
         {
@@ -118,9 +150,24 @@ GROUPS: Mapping[str, tuple[Mapping[str, Flag], Mapping[str, tuple[Any, ...]]]] =
             "max_pages_per_block_device": (),
         },
     ),
-    "moe_config": ({"backend": Flag("str", "AUTO")}, {"load_balancer": (None,), "max_num_tokens": ()}),
+    "moe_config": ({"backend": Flag("str", "AUTO")}, _all("max_num_tokens")),
 }
 """Group -> the keys that are read, and those that are not, each with the values that are taken (none named: all)."""
+
+WARNED: Mapping[str, Mapping[str, str]] = {
+    "kv_cache_config": {
+        "block_reuse_config": "which prompts are found in memory",
+        "enable_swa_scratch_reuse": "the memory of the device",
+    },
+    "scheduler_config": {"enable_prefix_aware_scheduling": "which requests a step serves"},
+    "attention_dp_config": {"enable_kv_cache_aware_routing": "how requests are dealt to the ranks"},
+    "moe_config": {
+        "disable_finalize_fusion": "the speed of kernels",
+        "load_balancer": "the balance of the experts",
+        "use_low_precision_moe_combine": "the speed of the exchange between devices",
+    },
+}
+"""Group -> keys that are not read, and what they change where they are set."""
 
 DRAFT_METHODS = {"mtp": "mtp", "eagle3": "eagle3", "eagle": "eagle3", "ngram": "ngram", "drafttarget": "draft_model"}
 """``decoding_type`` in lower case, without underscores -> method of a pool's `speculative`. Of Eagle its doc says that it means
@@ -130,31 +177,56 @@ DRAFT_KEYS = {
     "num_nextn_predict_layers": "num_speculative_tokens",
     "speculative_model": "model",
     "speculative_model_dir": "model",
+    "pytorch_weights_path": "model",
+    "prompt_lookup_num_tokens": "num_speculative_tokens",
 }
 DRAFTS_HARMLESS = """
     decoding_type eagle3_one_model use_relaxed_acceptance_for_thinking relaxed_topk relaxed_delta max_matching_ngram_size
     is_public_pool is_keep_all is_use_oldest eagle3_layers_to_capture load_format draft_tensor_parallel_size acceptance_window
-    use_mtp_vanilla mtp_eagle_one_model begin_thinking_phase_token end_thinking_phase_token
+    use_mtp_vanilla mtp_eagle_one_model begin_thinking_phase_token end_thinking_phase_token acceptance_length_threshold
+    allow_advanced_sampling use_rejection_sampling eagle3_model_arch num_eagle_layers greedy_sampling posterior_threshold
 """
 """Other keys, which change nothing but which drafts are accepted (that is given) or how they are launched."""
 
 _SWITCHES = """
-    fail_fast_on_attention_window_too_large print_iter_log trust_remote_code
+    fail_fast_on_attention_window_too_large print_iter_log trust_remote_code allow_request_chat_template enable_visual_gen grpc
     enable_iter_perf_stats enable_min_latency use_torch_sampler skip_tokenizer_init
 """
+_PAIRS = "telemetry"
 _HARMLESS = """
-    chat_template custom_module_dirs custom_tokenizer enable_iter_perf_stats fail_fast_on_attention_window_too_large gpus_per_node
-    guided_decoding_backend host iter_stats_max_iterations log_level media_io_kwargs metadata_server_config_file
-    otlp_traces_endpoint port print_iter_log reasoning_parser return_perf_metrics revision skip_tokenizer_init tokenizer
-    tool_parser trust_remote_code
+    allow_request_chat_template chat_template checkpoint_format checkpoint_loader custom_module_dirs custom_tokenizer
+    enable_energy_metrics enable_iter_perf_stats enable_iter_req_stats enable_layerwise_nvtx_marker enable_sleep
+    enable_speculative_beam_history_d2h encoder_max_batch_size encoder_max_num_tokens fail_fast_on_attention_window_too_large
+    gms_config gpus_per_node grpc guided_decoding_backend host iter_stats_max_iterations layer_wise_benchmarks_config log_level
+    max_input_len max_stats_len media_io_kwargs media_load_workers metadata_server_config_file middleware mx_config
+    orchestrator_type otlp_traces_endpoint perf_metrics_max_requests port postprocess_tokenizer_dir print_iter_log
+    prometheus_metrics_config ray_placement_config ray_worker_extension_cls ray_worker_nsight_options reasoning_parser
+    request_stats_max_iterations return_perf_metrics revision served_model_name skip_tokenizer_init sleep_config telemetry
+    telemetry_config tokenizer tokenizer_mode tokenizer_revision tool_parser trust_remote_code
+
+    use_kv_cache
 """
 _CHANGING = {
     "the speed of kernels": """
-        allreduce_strategy attn_backend enable_autotuner enable_min_latency load_format moe_cluster_parallel_size
-        nvfp4_gemm_config sampler_type torch_compile_config use_torch_sampler
+        allreduce_strategy attn_backend disable_flashinfer_sampling enable_autotuner=true enable_min_latency load_format=auto|0
+        autotuner_enabled=true enable_mixed_sampler enable_trtllm_sampler env_overrides mixed_sampler
+        moe_cluster_parallel_size nvfp4_gemm_config sampler_type torch_compile_config torch_compile_enabled
+        use_cuda_graph=true use_cute_dsl_bf16_bmm use_cute_dsl_bf16_gemm use_cute_dsl_blockscaling_bmm
+        use_cute_dsl_blockscaling_mm use_torch_sampler
     """,
-    "the host's time": "garbage_collection_gen0_threshold num_postprocess_workers=0",
-    "how tokens are bundled for the client": "stream_interval=1",
+    "the speed of the exchange between devices": "dwdp_config enable_lm_head_tp_in_adp",
+    "the host's time": """
+        batched_logits_processor enable_overlap_scheduler=true garbage_collection_gen0_threshold gather_generation_logits
+        input_processor_workers normalize_log_probs num_postprocess_workers=0 num_serve_frontends=1
+        post_processor_hook sampler_force_async_worker
+    """,
+    "how tokens are bundled for the client": "enable_early_first_token_response stream_interval=1",
+    "which requests a step serves": (
+        "agent_percentage=0|0.0 agent_types batching_type=inflight enable_resource_governor reorder_policy_config"
+    ),
+    "which prompts are found in memory outside of the device; here they are computed anew": "kv_connector_config",
+    "how layers are split over the stages": "pp_partition",
+    "what images, video and sound cost; requests are text here": "video_pruning_rate",
     "flags in a file that cannot be seen": "extra_llm_api_options",
 }
 _REFUSED = {
@@ -164,9 +236,16 @@ _REFUSED = {
     "which servers there are (pools of a scenario say it)": "disagg_cluster_uri disagg_cluster",
     "attention (sparse attention is not simulated for TensorRT-LLM)": "sparse_attention_config",
     "when prompts start (waiting by time is not simulated)": "batch_wait_timeout_ms=0|0.0",
+    "the limits of a step (write them as flags of their own)": "build_config",
+    "the number formats (state them by the keys `weights` and `kv_cache` of the pool)": (
+        "dtype=auto|bfloat16|float16|bf16|fp16 quant_config force_dynamic_quantization"
+    ),
+    "what the KV cache holds": "kv_cache_compression_config",
+    "the task (only text generation is simulated)": "enable_visual_gen visual_gen_args encode_only mm_encoder_only",
+    "how many tokens a step yields": "decoding_config",
 }
 _KINDS = {
-    name.partition("=")[0]: "switch" if name in _SWITCHES.split() else "value"
+    name.partition("=")[0]: "switch" if name in _SWITCHES.split() else "pair" if name in _PAIRS.split() else "value"
     for text in (_HARMLESS, *_CHANGING.values(), *_REFUSED.values())
     for name in text.split()
 }
@@ -178,6 +257,13 @@ _ALIASES = {
     "cluster_size": "moe_cluster_parallel_size",
     "kv_cache_free_gpu_memory_fraction": "free_gpu_memory_fraction",
     "config": "extra_llm_api_options",
+    "hf_revision": "revision",
+    "cuda_graph_padding_enabled": "cuda_graph_config.enable_padding",
+    "cuda_graph_batch_sizes": "cuda_graph_config.batch_sizes",
+    "cuda_graph_max_batch_size": "cuda_graph_config.max_batch_size",
+    "moe_backend": "moe_config.backend",
+    "moe_max_num_tokens": "moe_config.max_num_tokens",
+    "moe_load_balancer": "moe_config.load_balancer",
 }
 
 _LAUNCHER = Launcher(
@@ -198,9 +284,18 @@ def _ranks(shared: bool, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> i
     return int(flags.get("tensor_parallel_size") or pool["data_parallel"]) if shared else None
 
 
+def _kv_named(name: Any) -> str | None:
+    return None if name in (None, *KV_FORMATS[:3]) else str(name)  # in 16 bits as the model's activations
+
+
 def _kv_format(config: Mapping[str, Any]) -> str | None:
-    name = str(config.get("dtype", "auto")) if isinstance(config, Mapping) else "auto"
-    return None if name == "auto" else name
+    return _kv_named(config.get("dtype")) if isinstance(config, Mapping) else None
+
+
+def _experts_left(split: int, flags: Mapping[str, Any], pool: Mapping[str, Any]) -> int | None:
+    """Ranks over which whole experts are spread, where only those that split each expert are said (datasheet: `mapping.py`)."""
+    ranks = int(flags.get("tensor_parallel_size") or pool["tensor_parallel"]) // split
+    return ranks if ranks > 1 and "moe_expert_parallel_size" not in flags else None
 
 
 def _drafts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,13 +371,18 @@ FLAGS = FlagTable(
         "enable_attention_dp": Typed("data_parallel", beside=_ranks),
         "pipeline_parallel_size": Typed("pipeline_parallel"),
         "moe_expert_parallel_size": Typed("expert_parallel", lambda v: v if v > 1 else None),
+        "moe_tensor_parallel_size": Typed("expert_parallel", beside=_experts_left),
         "kv_cache_config": Typed("kv_cache", _kv_format),
+        "kv_cache_dtype": Typed("kv_cache", _kv_named),
         "speculative_config": Typed("speculative", _drafts),
         "enable_lora": Typed("lora", lambda v: {} if v else None),
         "lora_config": Typed("lora", _lora),
     },
     role=lambda flags: _ROLES.get(str(flags.get("server_role") or "").upper()),
+    prefixes=("TRTLLM_", "TLLM_"),
+    quiet=r"LOG|PROFILE|TEST|DEBUG|_PORT|HOST|SERVER_DISABLE_GC",
     settings_file="extra_llm_api_options",
+    unfolded=("pytorch_backend_config",),
     abbreviated=False,
 )
 
@@ -299,17 +399,27 @@ def group(flags: Mapping[str, Any], name: str) -> dict[str, Any]:
         if key in read:
             if value is not None:
                 found[key] = typed_value(read[key], f"{name}.{key}", value)
-        elif key not in unread:
+        elif key not in unread and key not in WARNED.get(name, ()):
             close = nearest(key, [*read, *unread])
             raise InputError(
                 f"TensorRT-LLM's `{name}` has no key `{key}` that is known here",
                 where=f"{where}.{key}",
                 mend=f"did you mean `{close}`?" if close else "remove it, or check its spelling",
             )
-        elif unread[key] and value not in unread[key]:
+        elif unread.get(key) and value not in unread[key]:
             raise InputError(
                 f"`{name}.{key}` ({value}) is not simulated for TensorRT-LLM",
                 where=f"{where}.{key}",
                 mend="remove it",
             )
     return found
+
+
+def unread_in_groups(flags: Mapping[str, Any]) -> list[str]:
+    """Words on keys of groups that are set and not read."""
+    return [
+        f"trtllm flag `{name}` ({key}) is not modelled; in the engine it changes {changes}"
+        for name, keys in WARNED.items()
+        for key, changes in keys.items()
+        if (flags.get(name) or {}).get(key)
+    ]

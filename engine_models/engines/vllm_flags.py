@@ -47,7 +47,7 @@ _MODELLED: dict[str, Flag] = {
     "generation_config": Flag("str", "auto"),
     "language_model_only": Flag("bool", False),
     "skip_mm_profiling": Flag("bool", False),
-    "limit_mm_per_prompt": Flag("json", None),
+    "limit_mm_per_prompt": Flag("pairs", None),
     "cudagraph_capture_sizes": Flag("ints", None, low=1),
     "cuda_graph_sizes": Flag("ints", None, low=1),
     "max_cudagraph_capture_size": Flag("int", None, low=0),
@@ -222,6 +222,8 @@ _QUANTIZED_WEIGHTS = {
     **dict.fromkeys(
         ("compressed-tensors", "quark", "modelopt_mixed", "moe_wna16", "torchao", "auto-round", "auto_round", "inc", "bitblas")
     ),
+    "deepseek_v4_fp8": None,
+    "int8_per_channel_weight_only": "int8_wo",
 }
 """Values of vLLM's ``--quantization`` and the weights' format that they fix, None for that of the checkpoint."""
 
@@ -362,6 +364,7 @@ FLAGS = FlagTable(
     unread=classified(_LISTS.kinds, _HARMLESS, _CHANGING, _REFUSED),
     shorts={**_LISTS.shorts, "O": "optimization_level"},
     aliases={**_LISTS.spellings, "model_tag": "model"},
+    with_parts={"O": _LISTS.shorts["O"]},
     elsewhere=dict.fromkeys(_LISTS.of_images, "a flag of its server of images, video and sound, which is not simulated"),
     typed={
         "tensor_parallel_size": Typed("tensor_parallel"),
@@ -397,5 +400,6 @@ FLAGS = FlagTable(
     prefixes=("VLLM_", "LMCACHE_", "DYN_KVBM_"),
     quiet=_QUIET,
     settings_file="config",
+    of_first_node=("api_server_count",),
     releases=_LISTS.releases,
 )

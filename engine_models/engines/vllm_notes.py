@@ -7,7 +7,7 @@ from engine_models.engines.vllm_flags import SPECULATIVE_HARMLESS, SPECULATIVE_K
 from engine_models.engines.vllm_kernels import EXPERTS
 from engine_models.engines.vllm_options import warn_of_attention, warn_of_weights
 from engine_models.engines.vllm_serving import Serving
-from engine_models.engines.vllm_versions import OLDEST_MEASURED, VERSIONS, Version
+from engine_models.engines.vllm_versions import OLDEST_MEASURED, SECOND_ENGINE, VERSIONS, Version
 
 
 def say_drafts(request: PoolRequest, said: Said) -> None:
@@ -41,10 +41,11 @@ def outside_of(version: Version, asked: str | None, said: Said) -> tuple[str, ..
     names = list(VERSIONS)
     if names.index(version.name) <= names.index(OLDEST_MEASURED):
         return ()
-    rules_of = "its first engine, read from 0.6.3" if version.first_engine else f"{OLDEST_MEASURED}, the oldest that was read"
+    rules = "the rules of its first engine, read from 0.6.3" if version.first_engine else f"{OLDEST_MEASURED}'s rules"
+    unread = "" if version.first_engine else f", as the source of versions from {SECOND_ENGINE} on was not read before that one"
     said.warnings.append(
-        f"vLLM {asked} follows the rules of {rules_of}, and has the host times of later versions (assumed: older "
-        "ones were slower)"
+        f"vLLM {asked} is taken to follow {rules}{unread}, and to have the host times of later versions (assumed: "
+        "older ones were slower)"
     )
     return (f"version: runs of vLLM {OLDEST_MEASURED} and later were measured, not of {asked}",)
 

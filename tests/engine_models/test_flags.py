@@ -378,3 +378,44 @@ def test_devices_of_all_ranks_that_contradict_those_of_one_are_told_apart() -> N
     with pytest.raises(InputError, match=r"\(8 over all ranks, 1 in each\) contradicts .*`tensor_parallel` \(8\)") as caught:
         reconcile(engine_named("sglang").flags(), pool, flags, given={"tensor_parallel"})
     assert "write tensor_parallel: 1" in (caught.value.mend or "")
+
+
+@pytest.mark.parametrize(
+    ("command", "values"),
+    [
+        ("vllm serve m -O.mode=3 -O.pass_config.fuse=true", {"compilation_config": {"mode": 3, "pass_config": {"fuse": True}}}),
+        ("vllm serve m -O2", {"optimization_level": 2}),
+        ("vllm serve m --limit-mm-per-prompt image=10,video=0", {"limit_mm_per_prompt": {"image": 10, "video": 0}}),
+        ("vllm serve m --limit-mm-per-prompt.image 0", {"limit_mm_per_prompt": {"image": 0}}),
+    ],
+)
+def test_older_spellings_of_vllm_are_read(command: str, values: dict[str, Any]) -> None:
+    assert parse_engine_args("vllm", command).values == values
+
+
+def test_the_everyday_beginnings_of_sglang_need_no_word() -> None:
+    found = parse_engine_args("sglang", "sglang serve --model-path m --tp 8 --dp 2 --pp 1")
+    ranks = {"tensor_parallel_size": 8, "data_parallel_size": 2, "pipeline_parallel_size": 1}
+    assert (found.values, found.notes) == (ranks, [])
+
+
+def test_a_flag_of_tgi_that_is_not_read_warns_from_the_environment_too() -> None:
+    found = parse_engine_args("tgi", "ROPE_SCALING=linear DISABLE_CUSTOM_KERNELS=true text-generation-launcher --model-id m")
+    words = [warning.partition(" is")[0] for warning in found.warnings]
+    assert words == ["tgi flag `rope_scaling`", "tgi flag `disable_custom_kernels`"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "command", "warned"),
+    [
+        ("lmdeploy", "lmdeploy serve api_server m --dp-rank 0 --empty-init --moe-a2a-backend auto", ""),
+        ("lmdeploy", "lmdeploy serve api_server m --piecewise-cudagraph-max-tokens 512", "piecewise_cudagraph_max_tokens"),
+        ("lmdeploy", """lmdeploy serve api_server m --kv-transfer-config '{"kv_connector": "X"}'""", "kv_transfer_config"),
+        ("llama_cpp", "llama-server -m m.gguf -gan 1 --list-devices --direct-io --verbose-prompt", ""),
+        ("llama_cpp", "llama-server -m m.gguf --grp-attn-n 4", "group_attn_n"),
+    ],
+)
+def test_rarer_flags_are_known(engine: str, command: str, warned: str) -> None:
+    warnings = parse_engine_args(engine, command).warnings
+    assert len(warnings) == bool(warned)
+    assert warned in "".join(warnings)

@@ -111,6 +111,49 @@ def test_a_command_is_read_wherever_it_stands(written: Any) -> None:
     assert (found.model, found.warnings) == ("org/m", [])
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "RANKS=1\nvllm serve org/m --max-num-seqs $((RANKS * 16 / 2)) -tp $(( ($RANKS + 3) / 2 ))",
+        {
+            "command": ["bash", "-c"],
+            "args": ["vllm serve org/m --max-num-seqs $((LOCAL * 4)) -tp $((${NONE:-0} + LOCAL))"],
+            "env": [{"name": "LOCAL", "value": "2"}],
+        },
+        "A=8\ncat > f.yaml << EOF\nmax_num_seqs: $A\nEOF\ncat << EOF >> f.yaml\ntensor-parallel-size: $((A / 4))\nEOF\n"
+        "vllm serve org/m --config f.yaml",
+    ],
+)
+def test_sums_and_texts_of_variables_are_read(written: Any) -> None:
+    found = parse_engine_args("vllm", written)
+    assert (found.values, found.model, found.warnings) == (READ, "org/m", [])
+
+
+@pytest.mark.parametrize("text", ["$((2 ** 9))", "$((RANKS * 2))", "$((1 / 0))", "$((__import__('os')))"])
+def test_a_sum_that_is_not_known_stays_open(text: str) -> None:
+    with pytest.raises(InputError, match="stands for a value that is not in the text"):
+        parse_engine_args("vllm", f"vllm serve org/m --max-num-seqs {text}")
+
+
+def test_a_here_document_whose_delimiter_is_quoted_keeps_its_variables() -> None:
+    assert read_script("A=1\ncat > f << 'EOF'\n$A\nEOF\ncat > g << EOF\n$A $B\nEOF").files == {"f": "$A\n", "g": "1 $B\n"}
+
+
+def test_the_commands_of_further_nodes_are_one_server() -> None:
+    """vLLM's guide of data parallelism over nodes: the first node alone has API servers, the others are headless."""
+    nodes = "vllm serve org/m -dp 16 -dpl 8 --api-server-count 8\nvllm serve org/m -dp 16 -dpl 8 --headless -dpr 8"
+    for text in (nodes, "\n".join(reversed(nodes.splitlines()))):
+        found = parse_engine_args("vllm", text)
+        assert found.values == {"data_parallel_size": 16, "api_server_count": 8}
+
+
+def test_an_engine_is_found_though_another_cannot_read_the_files_of_its_text() -> None:
+    text = "cat > c.yml << EOF\nkv_cache_config: [$(seq 8)\nEOF\ntrtllm-serve org/m --config c.yml"
+    assert launched_by(text) == "trtllm"
+    with pytest.raises(InputError, match=r"c\.yml is no YAML"):
+        parse_engine_args("trtllm", text)
+
+
 def test_a_compose_file_gives_flags_environment_and_version() -> None:
     found = parse_engine_args("vllm", COMPOSE)
     assert (found.values, found.version) == ({**READ, "attention_backend": "FLASHINFER"}, "0.15.1")
@@ -264,7 +307,7 @@ def test_a_release_that_lacks_a_flag_is_told() -> None:
 
 # Properties -----------------------------------------------------------------------------------------------
 
-VALUES = {"int": "3", "count": "3", "float": "0.5", "str": "x", "json": '{"a": 1}', "ints": "1 2", "texts": "a b"}
+VALUES = {"int": "3", "count": "3", "float": "0.5", "str": "x", "json": '{"a": 1}', "pairs": "a=1", "ints": "1 2", "texts": "a b"}
 
 
 def accepted(table: FlagTable, name: str) -> list[str]:

@@ -167,6 +167,58 @@ trtllm-serve org/m --max_num_tokens=20000 --extra_llm_api_options=extra.yml"""
     }
     assert prepared(kv_cache_config={"dtype": "fp8"}).formats.kv_cache.name == "fp8"
     assert prepared(cuda_graph_config="none").plan.costs.terms.graph_sizes == ()
+    assert prepared(cuda_graph_config=None).plan.costs.terms.graph_sizes == ()  # `null` in its file: no graphs
+
+
+OLDER = """cat > extra.yml <<EOF
+pytorch_backend_config:
+  use_cuda_graph: true
+  cuda_graph_padding_enabled: true
+  cuda_graph_batch_sizes: [1, 2, 4]
+  enable_overlap_scheduler: true
+moe_backend: TRTLLM
+kv_cache_dtype: fp8
+EOF
+export TRTLLM_ENABLE_PDL=1 TLLM_LOG_LEVEL=INFO
+trtllm-serve org/m --served_model_name x --no-telemetry --extra_llm_api_options extra.yml"""
+
+
+def test_files_of_releases_before_1_0_are_read() -> None:
+    found = parse_engine_args("trtllm", OLDER)
+    assert found.values == {
+        "cuda_graph_config": {"enable_padding": True, "batch_sizes": [1, 2, 4]},
+        "moe_config": {"backend": "TRTLLM"},
+        "kv_cache_dtype": "fp8",
+    }
+    assert [warning.partition(" is")[0] for warning in found.warnings] == ["environment variable TRTLLM_ENABLE_PDL"]
+
+
+def test_the_cache_format_and_the_split_of_experts_are_read_by_either_flag() -> None:
+    assert prepared(kv_cache_dtype="fp8").formats.kv_cache.name == "fp8"
+    assert prepared(kv_cache_config={"dtype": "bfloat16"}).formats.kv_cache.name == "bf16"
+    with pytest.raises(InputError, match="contradicts the pool's key `kv_cache`"):
+        prepared(kv_cache_dtype="fp8", kv_cache_config={"dtype": "nvfp4"})
+
+    def experts(*flags: str) -> int | bool:
+        scenario = scenario_of()
+        scenario["model"] = "mistralai/Mixtral-8x7B-Instruct-v0.1"
+        scenario["deployment"]["engine_args"] = ["--tp_size", "8", *flags]
+        return load_scenario(scenario).deployment.pools[0].expert_parallel
+
+    assert experts("--moe_expert_parallel_size", "4") == 4
+    assert experts("--moe_tensor_parallel_size", "2") == 4
+    assert experts("--moe_tensor_parallel_size", "8") is False
+    assert experts() is False
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("moe_config", "use_low_precision_moe_combine"), ("moe_config", "load_balancer"), ("kv_cache_config", "block_reuse_config")],
+)
+def test_keys_of_groups_that_are_not_read_warn(name: str, key: str) -> None:
+    said = prepared(**{name: {key: True}}).plan.warnings
+    assert [f"({key})" in warning for warning in said] == [True]
+    assert prepared(**{name: {key: None}}).plan.warnings == ()
 
 
 @pytest.mark.parametrize(
