@@ -488,7 +488,8 @@ class Cluster:
         number = self._choose(now_s, seq, int(block.workload.session_id[row]))
         at = self._replica_of[number]
         replica, front = self.replicas[at], self._fronts[at]
-        replica.advance(now_s)
+        if front.asks or not self._router.keeps_up:
+            replica.advance(now_s)
         full = front.inflight is not None and replica.in_service >= front.inflight
         if full or (front.asks and self._sheds(number, now_s)):
             again_s = self._router.refused(seq, now_s)

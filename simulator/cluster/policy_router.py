@@ -169,6 +169,8 @@ class PolicyRouter(Router):
         self._tries: dict[int, int] = {}
         self.seed, self._draw = seed, Random(seed)
         self._hears = policy.hears_ends or limit is not None or breakers is not None
+        self._lags = all(replica.may_lag for replica in replicas)
+        self.keeps_up = self._hears and self._lags
         self._sent: dict[int, tuple[Arrival, int, Sequence]] = {}
         self._unanswered: list[dict[int, tuple[Sequence, int]]] = [{} for _ in replicas]
         self._version = [0] * len(replicas)
@@ -206,7 +208,7 @@ class PolicyRouter(Router):
         while self._changes and self._changes[0][0] <= now_s:
             _, number, version = heapq.heappop(self._changes)
             if version == self._version[number]:
-                self._replicas[number].advance(now_s)
+                self._replicas[number].advance(now_s, lags=self._lags and not self._unanswered[number])
                 changed.append(number)
         for number in changed:
             self._answers(number, now_s)

@@ -24,6 +24,8 @@ class Router(ABC):
 
     reads_text = False
     """Whether the contents of prompts matter."""
+    keeps_up = False
+    """Whether all replicas have been advanced as far as it matters to anybody outside when a choice is made."""
     seed = 0
     """Of random choices beside the policy's."""
 

@@ -22,6 +22,11 @@ class ConvoyReplica(Replica):
 
     members: list[ConvoyReplica]
 
+    @property
+    def may_lag(self) -> bool:
+        """As of the base."""
+        return False
+
     def alone(self, limit_s: float, *, stop_after_finish: bool) -> bool:
         """`advance` of this replica, whatever the others do."""
         return super().advance(limit_s, stop_after_finish=stop_after_finish)
@@ -40,7 +45,7 @@ class ConvoyReplica(Replica):
             return due_s
         return max(due_s, min(self._priced[-1][-LOOKAHEAD], self._next_arrival_s()))
 
-    def advance(self, limit_s: float, *, stop_after_finish: bool = False) -> bool:
+    def advance(self, limit_s: float, *, stop_after_finish: bool = False, lags: bool = False) -> bool:
         """As of the base, of the others as far as they act before the limit; True as soon as a request of any has ended."""
         members = self.members
         due = [(member.acts_s(), number) for number, member in enumerate(members)]

@@ -107,6 +107,7 @@ class Replica:
         on_batch: Callable[[Batch], None] | None = None,
     ) -> None:
         self.ranks = [Rank(scheduler, front) for scheduler in schedulers]
+        self._only = self.ranks[0] if len(self.ranks) == 1 else None
         self.cost = self._own_cost = cost
         self.depth = depth
         self.clock_s = 0.0
@@ -135,18 +136,26 @@ class Replica:
         return bool(self._in_flight) or any(rank.busy() for rank in self.ranks)
 
     @property
+    def may_lag(self) -> bool:
+        """Whether nobody outside looks at more than its ends of requests, unless it is advanced for that."""
+        return True
+
+    @property
     def in_service(self) -> int:
         """Requests submitted and not finished."""
         return sum(rank.in_service for rank in self.ranks)
 
     def _next_arrival_s(self) -> float:
-        return min(rank.next_arrival_s() for rank in self.ranks)
+        only = self._only
+        return only.next_arrival_s() if only is not None else min(rank.next_arrival_s() for rank in self.ranks)
 
     def _has_work(self) -> bool:
-        return any(rank.scheduler.has_work() for rank in self.ranks)
+        only = self._only
+        return only.scheduler.has_work() if only is not None else any(rank.scheduler.has_work() for rank in self.ranks)
 
     def _wake_s(self) -> float:
-        return min(rank.scheduler.wake_s() for rank in self.ranks)
+        only = self._only
+        return only.scheduler.wake_s() if only is not None else min(rank.scheduler.wake_s() for rank in self.ranks)
 
     def next_event_s(self) -> float:
         """A time before which nothing that another part could see will happen here."""
@@ -169,23 +178,28 @@ class Replica:
 
         In a proven run it is the end of its last step.
         """
-        flight = self._in_flight
-        if self._staged or self._wake_s() < INFINITY or any(map(ends_a_request, flight)):
+        for step in self._in_flight:
+            if ends_a_request(step):
+                return self.settles_s()
+        if self._staged or self._wake_s() < INFINITY:
             return self.settles_s()
         if self._priced is None:
             self._priced = self._price(INFINITY)
         if self._priced is None:
             return self.settles_s()
         vain, ends = self._priced[-2:]
-        return max(min(ends[-2] if vain else ends[-1], self._next_arrival_s()), self.next_event_s())
+        due_s, next_s, event_s = ends[-2 if vain else -1], self._next_arrival_s(), self.next_event_s()
+        if next_s < due_s:
+            due_s = next_s
+        return due_s if due_s > event_s else event_s
 
-    def advance(self, limit_s: float, *, stop_after_finish: bool = False) -> bool:
+    def advance(self, limit_s: float, *, stop_after_finish: bool = False, lags: bool = False) -> bool:
         """Process every result up to `limit_s` (inclusive) and every scheduling decision before it.
 
-        With `stop_after_finish` return True as soon as a request has ended; False once the limit is reached.
+        With `stop_after_finish` return True as soon as a request has ended; False once the limit is reached. A replica that
+        `lags` leaves for later what cannot end a request up to the limit: a run is then taken whole.
         """
-        ranks, flight = self.ranks, self._in_flight
-        only = ranks[0] if len(ranks) == 1 else None
+        ranks, flight, only = self.ranks, self._in_flight, self._only
         for rank in ranks:
             rank.reach(limit_s)
         while True:
@@ -223,8 +237,11 @@ class Replica:
             elif self._staged:
                 if only is not None and self._jump_staged(only, limit_s):
                     continue
-            elif len(flight) == self.depth - 1 and self._jump(limit_s):
-                continue
+            elif len(flight) == self.depth - 1:
+                if lags and self.visible_s() > limit_s:
+                    return False
+                if self._jump(limit_s):
+                    continue
             self._asleep_until_s = 0.0
             self._priced = None
             if only is None:

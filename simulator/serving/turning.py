@@ -58,6 +58,11 @@ class TurningReplica(Replica):
 
     on_turn: Callable[[float], None] | None = None
 
+    @property
+    def may_lag(self) -> bool:
+        """As of the base."""
+        return False
+
     def hear(self) -> None:
         """Take in that a peer has changed something in the scheduler."""
         self._priced = None

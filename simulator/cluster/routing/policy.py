@@ -113,7 +113,7 @@ class Loads:
         self.of = [0] * workers
         self._counted = [True] * workers
         self._low = [(0, worker) for worker in range(workers)]
-        self._high = self._low.copy()
+        self._high: list[tuple[int, int]] | None = None  # until somebody asks
 
     def add(self, worker: int, by: int) -> None:
         """Change a worker's load."""
@@ -121,16 +121,18 @@ class Loads:
         if not self._counted[worker]:
             return
         heapq.heappush(self._low, (load, worker))
-        heapq.heappush(self._high, (-load, worker))
-        if len(self._low) + len(self._high) > STALE * len(self.of):
+        if self._high is not None:
+            heapq.heappush(self._high, (-load, worker))
+        if len(self._low) + len(self._high or ()) > STALE * len(self.of):
             self._build()
 
     def _build(self) -> None:
         counted = [i for i, counts in enumerate(self._counted) if counts]
         self._low = [(self.of[i], i) for i in counted]
-        self._high = [(-self.of[i], i) for i in counted]
         heapq.heapify(self._low)
-        heapq.heapify(self._high)
+        if self._high is not None:
+            self._high = [(-self.of[i], i) for i in counted]
+            heapq.heapify(self._high)
 
     def count(self, workers: Series[int]) -> None:
         """From now on only these workers count."""
@@ -152,6 +154,9 @@ class Loads:
 
     def most(self) -> int:
         """The largest load."""
+        if self._high is None:
+            self._high = []
+            self._build()
         high = self._high
         while self.of[high[0][1]] != -high[0][0]:
             heapq.heappop(high)
