@@ -2,8 +2,8 @@
 
 ``python benchmarks/recipes.py CLONE SUITE`` reads a clone of github.com/NVIDIA/srt-slurm (Apache-2.0; facts and flags only) and
 the launches of a suite of measured runs, which name a recipe, and writes `simulator/validation/recipes.json`: by recipe the
-commit, the latest up to the day of the first run or else the first, the users that it sends, and the flags of either side that
-change a prediction. Numbers of ranks are left out: the runs state them.
+commit, the latest up to the day of the first run or else the first, the users that it sends, the flags of either side that
+change a prediction, and how its devices share the model (`ranks`: tensor and data-parallel ranks, and ranks of experts).
 """
 
 from __future__ import annotations
@@ -55,6 +55,25 @@ def flags_of(side: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def ranks_of(side: dict[str, Any]) -> dict[str, int]:
+    """Tensor ranks of each data-parallel one, these, and ranks that split the experts by number, as a server's flags say."""
+    flags = {name.replace("-", "_"): value for name, value in side.items()}
+    devices = int(flags.get("tensor_parallel_size") or flags["tp_size"])
+    ranks = int(flags.get("data_parallel_size") or flags.get("dp_size") or 1)
+    if "enable_attention_dp" in flags:  # TensorRT-LLM
+        ranks = devices if flags["enable_attention_dp"] else 1
+    if "enable_attention_dp" in flags or flags.get("enable_dp_attention"):  # they share the tensor ranks
+        return {"tp": devices // ranks, "dp": ranks, "ep": _experts_of(flags, devices)}
+    return {"tp": devices, "dp": ranks, "ep": _experts_of(flags, devices * ranks)}
+
+
+def _experts_of(flags: dict[str, Any], devices: int) -> int:
+    if flags.get("enable_expert_parallel"):  # vLLM: over all
+        return devices
+    stated = ("moe_expert_parallel_size", "expert_parallel_size", "ep_size")
+    return int(next((flags[name] for name in stated if flags.get(name)), 1))
+
+
 def git(clone: Path, *words: str) -> str:
     """What a git command prints, "" where it fails."""
     return subprocess.run(["git", "-C", clone, *words], capture_output=True, text=True, check=False).stdout
@@ -78,7 +97,8 @@ def recipe_of(clone: Path, path: str, day: str) -> dict[str, Any] | None:
     backend = read["backend"]
     servers = next(value for key, value in backend.items() if key.endswith("_config"))
     sides = {side: switches(backend.get(f"{side}_environment") or {}) | flags_of(servers[side]) for side in SIDES}
-    return {"commit": commit[:10], "users": users_of(read["benchmark"]), **sides}
+    ranks = {side: ranks_of(servers[side]) for side in SIDES}
+    return {"commit": commit[:10], "users": users_of(read["benchmark"]), "ranks": ranks, **sides}
 
 
 def main() -> None:

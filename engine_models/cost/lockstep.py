@@ -153,6 +153,8 @@ class Lockstep(StepCost):
         `batches` are those of the ranks that have work. All wait for the slowest rank's prompts, and spend that time alike. They
         launch alike too: one that prefills outside of graphs takes the others with it.
         """
+        if isinstance(self._own, StepTimeModel):
+            batches = [self._own.as_run(batch) for batch in batches]
         prefills = any(batch.prefill for batch in batches)
         tokens = [batch.padded_tokens or batch.tokens for batch in batches]
         padded, total = self._of_group(tokens, prefills)

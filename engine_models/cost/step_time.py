@@ -121,6 +121,7 @@ class StepTimeModel(StepCost):
         self.host = terms.host
         self._host_step_s, self._host_row_s = terms.host.step_s, terms.host.row_s
         self._samples_drafts = terms.sampled_tokens > 1
+        self._lone_decodes = terms.lone_tokens_decode
         self.launches = Launches(shard, up_to.step_tokens)
         self._linear_s = self._tabulated_tokens(up_to.step_tokens)
         self._rows_s = self._tabulated_rows(up_to.rows * terms.sampled_tokens)
@@ -156,6 +157,13 @@ class StepTimeModel(StepCost):
 
     # -- steps ----------------------------------------------------------------------------------------------
 
+    def as_run(self, batch: Batch) -> Batch:
+        """The batch, or its shape as one of decoding rows where the engine runs it so (`Terms.lone_tokens_decode`)."""
+        lone = len(batch.prefill)
+        if not (lone and self._lone_decodes) or batch.tokens - lone != batch.decode_rows:
+            return batch
+        return batch.as_decodes()
+
     def own_s(self, batch: Batch, tokens: int) -> tuple[float, float, float]:
         """Device seconds of a batch padded to `tokens`, launches apart; of them those by tokens, and the attention of chunks."""
         rows = batch.decode_rows
@@ -172,7 +180,7 @@ class StepTimeModel(StepCost):
 
     def step_s(self, batches: Sequence[Batch]) -> tuple[float, list[float]]:
         """Device seconds of the step of the one rank there is, and the part attributed to its prefill rows."""
-        batch = batches[0]
+        batch = self.as_run(batches[0])
         tokens = batch.padded_tokens or batch.tokens
         device_s, linear_s, prefill_s = self.own_s(batch, tokens)
         if not batch.prefill:

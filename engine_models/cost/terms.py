@@ -149,6 +149,7 @@ class Terms:
     query_tokens, sampled_tokens : tokens of a decoding row that are computed, and that logits are made of, in a step (with
         speculative decoding one more than its drafts). The attention of several queries of a row reads its KV once: it is
         priced as that of as many times the query heads.
+    lone_tokens_decode : whether a step whose rows compute one token each is one of decoding rows, whatever these tokens are.
     fp32_router : how a router that the model wants in float32 is computed, see `Fp32Router`.
     moe_backend : backend of the experts by the engine's word for it (``marlin``); None, or one that the tables lack: the one
         that measured layers like these run on.
@@ -215,6 +216,7 @@ class Terms:
     sample_bytes_per_logit: float = 20.0
     query_tokens: int = 1
     sampled_tokens: int = 1
+    lone_tokens_decode: bool = False
     fp32_router: Fp32Router = "cublas"
     moe_backend: str | None = None
     moe_by_flag: bool = True

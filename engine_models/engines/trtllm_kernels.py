@@ -28,6 +28,9 @@ _TABLES = {
 }
 """Backend -> how kernel tables call it. TensorRT-LLM's tables hold CUTLASS's experts (by blocks of FP8 on Blackwell DeepGEMM's);
 those that it generates and Triton's are the kernels that another framework's tables were timed with (``framework/kernel``)."""
+_OWN_TRITON = "trtllm/triton"
+"""Triton's in mxfp4 on Hopper, which TensorRT-LLM's own table was timed with (datasheet: `collector/trtllm/collect_moe.py` of
+ai-dynamo/aiconfigurator, read 2026-11). Above some thousand tokens its layer takes 1.4 to 2 times as long as under vLLM."""
 
 
 def experts(request: PoolRequest, asked: str, warnings: list[str]) -> str | None:
@@ -41,10 +44,13 @@ def experts(request: PoolRequest, asked: str, warnings: list[str]) -> str | None
             f"as those of {_own_choice(request)}"
         )
         backend = _own_choice(request)
+    hopper = load_device(request.device_name).architecture == "hopper"
+    if backend == "TRITON" and hopper and request.formats.weights.name == "mxfp4":
+        return _OWN_TRITON
     return _TABLES[backend]
 
 
-EXPERT_LAUNCHES = {"cutlass": 17.0, "vllm/trtllm": 7.0, "vllm/triton": 38.0, "deepgemm": 17.0}
+EXPERT_LAUNCHES = {"cutlass": 17.0, "vllm/trtllm": 7.0, "vllm/triton": 38.0, _OWN_TRITON: 38.0, "deepgemm": 17.0}
 """Kernels -> launches that a layer of experts costs the host in a prompt's step, in plain operations: one call for the generated
 ones, Python around several for Triton's. kind: fitted, 2026-11, source: TTFT of 1,024 tokens with up to 16 users, gpt-oss-120b on
 B200 and H200 (InferenceX); the other two as another engine's count."""

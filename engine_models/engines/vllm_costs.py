@@ -57,6 +57,7 @@ def costs_of(
             expands_latents=True,
             moe_by_flag=str(request.flags.get("moe_backend") or "auto") != "auto",
             fixed_grid_attention=_fixed_grid_attention(request),
+            lone_tokens_decode=request.speculation is None,
             fp32_router=version.fp32_router,
             recurrent_launches=recurrent_launches(request.device_name, version.number),
             splits_graphs=True,

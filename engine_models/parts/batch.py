@@ -183,6 +183,18 @@ class Batch:
         else:
             self.prefill.append((tokens, prior))
 
+    def as_decodes(self) -> Batch:
+        """The shape that is priced where its prefill rows, of one new token each, run as rows that decode."""
+        lone = len(self.prefill)
+        attended = self.decode_kv_tokens + sum([new + prior for new, prior in self.prefill])
+        shape = Batch(self.number, self.decode_rows + lone, self.decode_tokens + lone, attended, tokens=self.tokens)
+        shape.padded_tokens, shape.gathers, shape.launchers, shape.spans = (
+            self.padded_tokens, self.gathers, self.launchers, self.spans
+        )
+        for new, prior in self.prefill if self.spans else ():
+            shape.attend(new + prior)
+        return shape
+
     def order_finishing(self) -> None:
         """Bring `finishing` into the order of admission."""
         if len(self.finishing) > 1:

@@ -49,29 +49,44 @@ def _recipes() -> dict[str, dict[str, Any]]:
     return found
 
 
-def ranks_of(layout: Mapping[str, Any], weights: str, side: str) -> dict[str, int]:
-    """`tp`, `dp` and `ep` of each server of a side, where a script states them; a layout's own say nothing there."""
+def ranks_of(layout: Mapping[str, Any], users: int, weights: str, side: str) -> dict[str, int]:
+    """`tp`, `dp` and `ep` of each server of a side, where a recipe or a script states them; a layout's own say less.
+
+    Of one recipe some layouts say that it splits experts by number or attention by ranks, others not; what was measured is alike.
+    """
     stated = layout.get("recipe") or {}
     script, nodes = SCRIPTS.get((weights, str(stated.get("SCRIPT_MODE")))), stated.get(f"{side.upper()}_NODES")
-    if script is None or nodes is None:
+    if script is None:
+        recipe = _fitting(layout, users, weights)
+        return dict(recipe["ranks"][side]) if recipe else {}
+    if nodes is None:
         return {}
     devices = int(nodes) * NODE_DEVICES // int(layout[side]["num-worker"])
     apart = side in script[1]
     return {"tp": 1 if apart else devices, "dp": devices if apart else 1, "ep": devices if apart else 1}
 
 
-def sides_of(layout: Mapping[str, Any], users: int, weights: str = "") -> dict[str, dict[str, Any]]:
-    """Flags by side of a layout that names a recipe; empty where none is public.
+def _fitting(layout: Mapping[str, Any], users: int, weights: str) -> dict[str, Any] | None:
+    """The recipe that a layout names; an empty one if it is not the one that ran, None if none is public.
 
-    A recipe that neither lists a run's users nor has places for them is not the one that ran: layouts name the best fit.
+    One that neither lists a run's users nor has places for them did not run: layouts name the best fit.
     """
     stated = layout.get("recipe") or {}
     script = SCRIPTS.get((weights, str(stated.get("SCRIPT_MODE"))))
     recipe = _recipes().get(script[0] if script else str(stated.get("CONFIG_FILE")))
+    if recipe is None:
+        return None
+    rows = recipe["decode"].get("max_batch_size")
+    fits = rows is None or users in recipe["users"] or users <= rows * int(layout["decode"]["num-worker"])
+    return recipe if fits else {}
+
+
+def sides_of(layout: Mapping[str, Any], users: int, weights: str = "") -> dict[str, dict[str, Any]]:
+    """Flags by side of a layout that names a recipe; empty where none is public."""
+    recipe = _fitting(layout, users, weights)
     if recipe is not None:
-        rows = recipe["decode"].get("max_batch_size")
-        fits = rows is None or users in recipe["users"] or users <= rows * int(layout["decode"]["num-worker"])
-        return {side: dict(recipe[side]) for side in SIDES} if fits else {}
+        return {side: dict(recipe[side]) for side in SIDES} if recipe else {}
+    stated = layout.get("recipe") or {}
     out = {
         side: {
             flag: json.loads(stated[f"{side.upper()}_{name}"])

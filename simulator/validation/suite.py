@@ -215,11 +215,12 @@ def pools_of(row: dict[str, Any]) -> list[dict[str, Any]]:
         raise Unplayable("prefill and decode apart, and not how many servers of each") from None
     pools, launch = [], launch_of(row)
     weights = str(row.get("precision", ""))
-    flags = sides_of(launch.layout, int(number(row, "concurrency") or 0), weights)
+    users = int(number(row, "concurrency") or 0)
+    flags = sides_of(launch.layout, users, weights)
     for side in SIDES:
         ranks, shared = int(layout[f"{side}_tp_size"]), int(layout[f"{side}_attention_dp_size"])
         parts = {"tp": ranks, "pp": int(layout[f"{side}_pp_size"]), "dp": shared, "ep": int(layout[f"{side}_moe_ep_size"])}
-        parts |= ranks_of(launch.layout, weights, side)
+        parts |= ranks_of(launch.layout, users, weights, side)
         launched = replace(launch, flags={**launch.flags, **flags.get(side, {})})
         pool = pool_of({**row, **parts, "gpus": parts["tp"] * parts["dp"], "disagg": None, "launch": launched})
         pools.append({**pool, "name": side, "role": side, "replicas": workers[side]})

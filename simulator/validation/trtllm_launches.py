@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,17 @@ def release(stated: str) -> str:
     return stated
 
 
+OF_DYNAMO = (((0, 9), "1.3"), ((0, 7), "1.2"), ((0, 5), "1.1"))
+"""From which version on Dynamo's image holds which TensorRT-LLM, the newest first (datasheet: its support matrix, read 2026-11:
+0.6 has 1.1.0rc5, 0.7.0 1.2.0rc2, 0.8.1.post1 to post3 1.2.0rc6, 0.9.0 1.3.0rc1; what 0.5 has is taken for that of 0.6)."""
+
+
+def unstated(row: Row) -> str:
+    """Version of a row whose image names Dynamo's alone; "" where it is older than those known."""
+    image = re.search(r"runtime:(\d+\.\d+)", launch_of(row).image)
+    return next((own for since, own in OF_DYNAMO if image and parts(image[1]) >= since), "")
+
+
 def columns(row: Row) -> dict[str, Any]:
     """Flags that a row's columns state."""
     names = {"max_model_len": "max_seq_len", "max_num_seqs": "max_batch_size", "max_num_batched_tokens": "max_num_tokens"}
@@ -92,6 +104,7 @@ def _runs(name: str, rows: list[Row]) -> tuple[str, str, str]:
 
 TRTLLM = Published(
     release=release,
+    unstated=unstated,
     columns=columns,
     launch=launch_flags,
     parallel=parallel,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,29 @@ def test_padding_is_computed_in_the_layers_and_not_attended_to() -> None:
     few, many = sum(LLAMA.parts_s(m).values())
     assert more == pytest.approx(many - few, rel=0.05)
     assert LLAMA.run_s((padded,), 3).tolist() == LLAMA.few_s((padded,), 3)
+
+
+def test_rows_of_one_token_decode_where_the_engine_says_so() -> None:
+    """Such a step is held by a graph of decode steps, beside which prompts are launched one by one; longer chunks are none."""
+    host = HostOverhead(step_s=5e-4, row_s=1e-6, launch_s=8e-5, prefill_launch_s=8e-5)
+    arch = load_architecture("meta-llama/Llama-3.1-8B")
+    alike = step_time(arch, OPS, BF16, host, lone_tokens_decode=True, **TABLES)
+    apart = step_time(arch, OPS, BF16, host, **TABLES)
+    three = Batch(0, 3, 3, 3000, [(1, 499)], tokens=4)
+    decoding = alike.step_s((decode(4, 3500),))
+    assert alike.step_s((three,)) == decoding
+    assert apart.step_s((three,))[0] == apart.launch_s > 2 * decoding[0]
+    for other in (Batch(0, 3, 3, 3000, [(2, 499)], tokens=5), Batch(0, 3, 6, 3000, [(1, 499)], tokens=7)):
+        assert alike.step_s((other,)) == apart.step_s((other,))
+    group = replace(alike.shard, parallel=replace(alike.shard.parallel, ranks=2))
+    both = lockstep(alike, shard=group, **TABLES)
+    assert both.step_s((three, decode(4, 3500))) == both.step_s((decode(4, 3500), decode(4, 3500)))
+
+
+def test_rows_that_join_decoding_rows_keep_to_windows() -> None:
+    batch = Batch(0, 1, 1, 900, [(1, 99), (1, 999)], tokens=3)
+    batch.spans = (Span(512, 512, 0),)
+    assert batch.as_decodes().spans == (Span(512, 512 + 100 + 512, 1),)
 
 
 def test_rows_that_read_a_pool_cost_its_cells_and_do_not_grow() -> None:

@@ -54,6 +54,14 @@ def test_versions_too_old_are_not_replayed() -> None:
         engine_release({**ROW, "engine_version": "0.16.0"})
 
 
+@pytest.mark.parametrize(
+    ("tag", "version"), [("0.5.1-rc0.pre3", "1.1"), ("0.8.1.post2", "1.2"), ("1.1.0-dev.2", "1.3"), ("0.4.0", "")]
+)
+def test_an_image_of_dynamo_holds_the_engine_of_its_matrix(tag: str, version: str) -> None:
+    launch = Launch(image=f"nvcr.io/nvidia/ai-dynamo/tensorrtllm-runtime:{tag}")
+    assert engine_release({**ROW, "engine_version": tag, "launch": launch}) == version
+
+
 def test_ranks_times_ranks_of_experts_are_not_all_devices() -> None:
     """A row of four ranks with two of experts is a run on two, though a script of four holds its users."""
     base = {"id": "x", "source": "s", "engine": "tensorrt-llm", "hardware": "H200-SXM-141GB", "model": "openai/gpt-oss-120b"}

@@ -166,6 +166,20 @@ def test_what_is_not_said_of_such_a_run_is_not_guessed() -> None:
         pools_of(row("moonshotai/Kimi-K2.5", "GB200", precision="fp4", disagg=json.dumps(LAYOUT)))
 
 
+def test_the_recipe_of_split_servers_states_their_ranks() -> None:
+    """What a layout calls sixteen tensor ranks are sixteen of data-parallel attention; one of other users says nothing."""
+    layout = {"recipe": {"CONFIG_FILE": "recipes/vllm/kimi-k2.5/1k1k/disagg-gb200-1p1d-dep4-dep16.yaml"}}
+    stated = {"prefill_num_workers": 1, "decode_num_workers": 1, "decode_tp_size": 16, "decode_moe_ep_size": 16}
+    base = row("moonshotai/Kimi-K2.5", "GB200", precision="fp4", concurrency=512.0, disagg=json.dumps({**LAYOUT, **stated}))
+    pools = pools_of({**base, "launch": Launch(layout=layout)})
+    told = [(pool["tensor_parallel"], pool["data_parallel"], pool["expert_parallel"]) for pool in pools]
+    assert told == [(1, 4, 4), (1, 16, 16)]
+    path = "recipes/trtllm/h200/1k1k/stp/c1_ctx1_gen9_tep8_batch1_eplb0_mtp0.yaml"
+    known = {"recipe": {"CONFIG_FILE": path}, "decode": {"num-worker": 9}}
+    assert ranks_of(known, 9, "fp8", "decode") == {"tp": 8, "dp": 1, "ep": 8}
+    assert ranks_of(known, 36, "fp8", "decode") == {}
+
+
 def test_the_recipe_of_split_servers_states_their_flags() -> None:
     """A recipe that lists other users and has no places for a run's is not its recipe."""
     path = "recipes/trtllm/h200/1k1k/stp/c1_ctx1_gen9_tep8_batch1_eplb0_mtp0.yaml"
@@ -187,8 +201,8 @@ def test_the_script_of_split_servers_states_their_ranks(
     own = {"SCRIPT_MODE": mode, "PREFILL_NODES": "3", "DECODE_NODES": "6"}
     sides = {"prefill": {"num-worker": 3}, "decode": {"num-worker": 6 if decode[0] == 4 else 1}}
     layout = {"recipe": own, **sides}
-    found = [tuple(ranks_of(layout, "fp4", side).values()) for side in ("prefill", "decode")]
+    found = [tuple(ranks_of(layout, 8, "fp4", side).values()) for side in ("prefill", "decode")]
     assert found == [prefill, decode]
     if experts:
         assert sides_of(layout, 8, "fp4")["decode"]["moe_runner_backend"] == experts
-    assert ranks_of(layout, "int4", "decode") == {}
+    assert ranks_of(layout, 8, "int4", "decode") == {}
