@@ -180,8 +180,7 @@ def with_roles(scenario: Scenario, pools: Series[Prepared]) -> tuple[list[Prepar
     waits = around.admission, client.timeout_s, client.retries
     if not (strikes or stalls or scaling or any(given is not None for given in waits)):
         return list(pools), None, []
-    system = pools[0].routing.system
-    if system is not None and system.decides:
+    if pools[0].routing.computes:
         raise InputError(
             "failures, autoscalers, limits and impatient clients beside decode servers that compute prompts are not modelled yet",
             where="deployment.router",

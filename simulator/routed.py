@@ -26,8 +26,12 @@ REPLAYED_ONLY = ("router_queue_threshold", "router_track_output_blocks")
 """Flags that the replay of recordings knows and a run does not."""
 
 
-def routing_of(router: str | Router, plan: EnginePlan, seed: int, *, roles: bool = False) -> tuple[Routing, list[str]]:
-    """How requests are routed, and what is assumed; `roles`: some pools compute prompts or answers alone.
+def routing_of(
+    router: str | Router, plan: EnginePlan, seed: int, *, role: str = "mixed", roles: bool = False
+) -> tuple[Routing, list[str]]:
+    """How requests are routed, and what is assumed.
+
+    `role` : of the pool. `roles` : whether some pools compute prompts or answers alone.
 
     Raises
     ------
@@ -54,13 +58,15 @@ def routing_of(router: str | Router, plan: EnginePlan, seed: int, *, roles: bool
             where=f"{WHERE}.{flag}",
             mend=f"remove `{flag}`; a queue at the router is `deployment.admission`",
         )
-    for flag in ("prefill_policy", "decode_policy", "decider", "non_cached_tokens"):
+    for flag in ("prefill_policy", "decode_policy", "decider", "non_cached_tokens", "conditional_disagg_enabled"):
         if not roles and given.get(flag):
             raise InputError(f"`{flag}` without pools of roles", where=f"{WHERE}.{flag}", mend=f"remove `{flag}`")
-    policy = system.policy(flags, 1, Random(0), [""])
+    policy = system.roles.get(role, system.policy)(flags, 1, Random(0), [""])
     notes = []
     if roles and system.decides:
         notes.append(f"{router.system}: {_deciding(flags)}")
+    elif roles and system.keeps is not None and system.keeps(flags):
+        notes.append(f"{router.system}: decode servers compute prompts of which they hold enough (conditional disaggregation)")
     asked = router.version
     if asked is not None and asked.lstrip("v") != system.version:
         notes.append(
@@ -104,20 +110,16 @@ def check_paired(routing: Routing, *, at_once: bool, computes: bool) -> None:
     ------
     InputError : it does not, or has no pools of roles.
     """
-    if (system := routing.system) is not None and not (_pairs(system, at_once=at_once) and (computes or not system.decides)):
+    if (system := routing.system) is not None and not (system.pairs(at_once=at_once) and (computes or not routing.computes)):
         from simulator.cluster.routing.systems import MODULES
 
-        able = [name for name in MODULES if _pairs(_system(name), at_once=at_once)]
+        able = [name for name in MODULES if _system(name).pairs(at_once=at_once)]
         raise InputError(
             "this router before prefill and decode pools of these servers is not modelled yet",
             where=WHERE,
             mend="use an ideal rule, such as router: least_requests, or one that sends a request "
             f"{'to both servers at once' if at_once else 'on when the prompt is computed'} ({', '.join(able)})",
         )
-
-
-def _pairs(system: RouterSystem, *, at_once: bool) -> bool:
-    return system.paired is not None and system.holds_prefill == at_once
 
 
 def _deciding(flags: Flags) -> str:

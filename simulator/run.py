@@ -410,10 +410,10 @@ def _cluster(
             stages[each.pool.role].append(servers)
         assert plan.handover is not None
         kind: Callable[..., Cluster] = ReservingCluster if plan.handover.reserves else HandoverCluster
-        if routing.system is not None and routing.system.decides:
-            from simulator.cluster.deciding import DecidingCluster
+        if routing.system is not None and routing.computes:
+            from simulator.cluster.deciding import DecidingCluster, KeepingCluster
 
-            kind = DecidingCluster
+            kind = DecidingCluster if routing.system.decides else KeepingCluster
         if elastic is not None:
             from simulator.cluster.elastic_handover import ElasticPull, ElasticReserving
 

@@ -14,7 +14,42 @@ from simulator.cluster.router import Router
 from simulator.cluster.routing.llm_d import Scored
 
 
-class DecidingCluster(HandoverCluster):
+class ComputingCluster(HandoverCluster):
+    """Decode replicas compute some prompts. Parameters as of the base."""
+
+    def _compute(self, block: Rows, answer: Sequence, number: int) -> None:
+        """A decode replica gets a request whose prompt it computes, or one that passes nothing on gets it."""
+        now_s, row, handed = self._clock.now_s, answer.index - block.first, block.handed
+        assert handed is not None
+        self._advance(number, now_s)
+        reader = self.ranks[number].scheduler
+        if isinstance(reader, PullDecode):
+            reader.compute(answer)
+        block.replica[row] = handed.source[row] = number
+        self._submit(number, answer)
+        self._note(number)
+
+
+class KeepingCluster(ComputingCluster):
+    """The router of the second stage first says who computes a prompt and answers; else both stages choose in turn.
+
+    Parameters as of the base.
+    """
+
+    def _send(self, block: Rows, seq: Sequence) -> None:
+        row, router = seq.index - block.first, self._second
+        assert isinstance(router, PolicyRouter)
+        (answer,) = self._answers(block, row)
+        answer.arrival_s = seq.arrival_s
+        number = router.keeps(self._clock.now_s, answer, int(block.workload.session_id[row]))
+        if number is None:
+            self._live[seq.index] = seq
+            super()._send(block, seq)
+        else:
+            self._compute(block, answer, self._accepting(self._chosen(1, number), answer))
+
+
+class DecidingCluster(ComputingCluster):
     """A request's decode replica is chosen first; the router then says whether another computes the prompt.
 
     Parameters as of the base.
@@ -35,8 +70,7 @@ class DecidingCluster(HandoverCluster):
         return decider_of(self._second)
 
     def _send(self, block: Rows, seq: Sequence) -> None:
-        now_s, row, handed = self._clock.now_s, seq.index - block.first, block.handed
-        assert handed is not None
+        now_s, row = self._clock.now_s, seq.index - block.first
         (answer,) = self._answers(block, row)
         session = int(block.workload.session_id[row])
         number = super()._second_number(now_s, answer, session)
@@ -52,12 +86,7 @@ class DecidingCluster(HandoverCluster):
             return
         if apart:  # the server named for it is not asked, and counts as busy all the same
             self._router.choose(now_s, answer, session)
-        self._advance(number, now_s)
-        if isinstance(reader, PullDecode):
-            reader.compute(answer)
-        block.replica[row] = handed.source[row] = number
-        self._submit(number, answer)
-        self._note(number)
+        self._compute(block, answer, number)
 
     def _second_number(self, now_s: float, seq: Sequence, session: int) -> int:
         return self._accepting(self._targets.pop(seq.index), seq)
@@ -70,4 +99,4 @@ def decider_of(router: Router) -> Scored:
     return router.policy
 
 
-__all__ = ["DecidingCluster", "decider_of"]
+__all__ = ["DecidingCluster", "KeepingCluster", "decider_of"]

@@ -264,16 +264,29 @@ class PolicyRouter(Router):
 
     def choose(self, now_s: float, seq: Sequence, session: int) -> int:
         """As of the base."""
+        arrival = self._look(now_s, seq, session)
+        return self._give(arrival, self.policy.choose(arrival, now_s), seq, now_s)
+
+    def keeps(self, now_s: float, seq: Sequence, session: int) -> int | None:
+        """The number of the rank that computes a prompt and its answer, which gets it; None where two servers share it."""
+        arrival = self._look(now_s, seq, session)
+        replica = self.policy.keeps(arrival, now_s)
+        return None if replica is None else self._give(arrival, replica, seq, now_s)
+
+    def _look(self, now_s: float, seq: Sequence, session: int) -> Arrival:
+        """Hear all that the policy would have heard by now; return the request as it reads it."""
         self._poll(now_s)
         self._catch_up(now_s)
         if self._news is not None:
             self._news.hear(now_s)
-        policy = self.policy
         if self._breakers is not None and self._breakers.back(now_s):
             self._set_up()
-        policy.tick(now_s)
-        arrival = self._arrival(seq, session)
-        replica = policy.choose(arrival, now_s)
+        self.policy.tick(now_s)
+        return self._arrival(seq, session)
+
+    def _give(self, arrival: Arrival, replica: int, seq: Sequence, now_s: float) -> int:
+        """A replica gets a request; return the number of its rank."""
+        policy = self.policy
         policy.sent(arrival, replica, now_s)
         number = replica if self._choice is None else self._choice.number(replica, now_s)
         if self._hears:
@@ -440,6 +453,8 @@ def policy_router(
 def _policy(system: RouterSystem, flags: Flags, role: str, workers: int, draw: Random) -> Policy:
     """A product's policy over the replicas of a role; their names matter where they are hashed."""
     names = [f"http://{role or 'replica'}-{number}:8000" for number in range(workers)]
+    if role in system.roles:
+        return system.roles[role](flags, workers, draw, names)
     if not role or system.paired is None:
         return system.policy(flags, workers, draw, names)
     own = flags.values.get(f"{role}_policy")

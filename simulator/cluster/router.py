@@ -103,3 +103,11 @@ class Routing:
     hop_s: float = 0.0
     role: str = ""
     adapter_places: int = 0
+
+    @property
+    def computes(self) -> bool:
+        """Whether some prompts are computed by decode servers."""
+        system, flags = self.system, self.flags
+        return system is not None and (
+            system.decides or (system.keeps is not None and flags is not None and system.keeps(flags))
+        )

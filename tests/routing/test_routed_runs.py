@@ -152,12 +152,11 @@ def test_what_a_router_assumes_is_said() -> None:
 def test_products_that_send_to_pairs_otherwise_than_these_expect_are_refused(engine: str) -> None:
     able = {"vllm": "vllm-router", "sglang": "sglang-router"}[engine]
     pools = [{**pool, "engine": engine} for pool in PAIR]
-    for system in ("vllm-router", "sglang-router", "dynamo", "production-stack"):
+    for system in ("vllm-router", "sglang-router", "production-stack"):
         if system == able:
             continue
-        router = {"system": system} | ({"use_kv_events": False} if system == "dynamo" else {})
         with pytest.raises(InputError, match=able):
-            simulate({**given({}, MANY), "deployment": {"pools": pools, "router": router}})
+            simulate({**given({}, MANY), "deployment": {"pools": pools, "router": {"system": system}}})
 
 
 @pytest.mark.parametrize(

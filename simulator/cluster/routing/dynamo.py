@@ -9,8 +9,11 @@ with `excess` the pending prefill above the least of all workers, in blocks. The
 ``-cost / ((max - min) temperature)``. What waits for its first token is pending; blocks of a prefix that several live requests of
 a worker have count once.
 
-Sources: `lib/kv-router/src/scheduling/{selector/default,queue,policy}.rs` and `sequences/*.rs` (read 2026-11), the wheel's
-`kv_router_args.py` for flags and defaults (datasheet), and recordings of its decisions, which a replay compares to 1e-9.
+Before servers with roles there are two such routers: of prefill workers without blocks, of decode workers by blocks alone.
+
+Sources: `lib/kv-router/src/scheduling/{selector/default,queue,policy}.rs` and `sequences/*.rs`, for servers with roles
+`lib/llm/src/kv_router/prefill_router/*.rs` and `lib/kv-router/src/conditional_disagg.rs` (read 2026-11), the wheel's
+`kv_router_args.py` for flags and defaults (datasheet), and recordings of decisions without roles (to 1e-9).
 """
 
 from __future__ import annotations
@@ -48,6 +51,10 @@ FLAGS = (
     Flag("router_ttl_secs", 120.0, low=0.0),
     Flag("router_queue_threshold", None, low=0.0, like=16.0),
     Flag("router_queue_policy", "fcfs", ("fcfs", "lcfs", "wspt")),
+    Flag("conditional_disagg_enabled", False),
+    Flag("conditional_disagg_policy", "isl_bounding", ("isl_bounding",)),
+    Flag("conditional_disagg_eff_isl_threshold", 2048, low=0),
+    Flag("conditional_disagg_eff_isl_ratio_threshold", 0.7, low=0.0),
 )
 
 
@@ -58,7 +65,8 @@ UNMODELLED = {
     "router_approximate_cache_policy": "without events blocks are kept for a time, not by use",
     "router_prefill_load_model": "pending prefill is counted in tokens",
     "router_replica_sync": "there is one router",
-    "conditional_disagg_enabled": "servers with roles behind a router are not simulated yet",
+    "conditional_disagg_decode_busy_threshold": "the blocks that a worker has in all are not told to the router here",
+    "conditional_disagg_prefill_busy_threshold": "it belongs to policies by load, which are not simulated",
     "router_policy_config": "classes of requests have no policies of their own yet",
 }
 
@@ -182,10 +190,14 @@ class KvRouter(Policy):
         self.pending[worker] += pending
         self.active[worker] += 1
         if not self.follows_events:
-            self.index.store(worker, None, arrival.blocks)
-            self._routed.append((now_s, worker, arrival.blocks))
-            for block in arrival.blocks:
-                self._expires[worker, block] = now_s
+            self._assume_kept(arrival, worker, now_s)
+
+    def _assume_kept(self, arrival: Arrival, worker: int, now_s: float) -> None:
+        """Take a worker to keep what it was sent, for a time."""
+        self.index.store(worker, None, arrival.blocks)
+        self._routed.append((now_s, worker, arrival.blocks))
+        for block in arrival.blocks:
+            self._expires[worker, block] = now_s
 
     # -- what comes back ------------------------------------------------------------------------------------
 
@@ -241,6 +253,60 @@ class KvRouter(Policy):
             for block in due:
                 del self._expires[worker, block]
             self.index.remove(worker, due)
+
+
+PREFILL = {"router_track_active_blocks": False}
+"""Flags of the router of prefill workers: nobody decodes there."""
+REMOTE = {"overlap_score_credit": 0.0, "router_assume_kv_reuse": False, "router_track_prefill_tokens": False}
+"""Flags by which a decode worker is chosen for a prompt that another computes: by its blocks alone, each request's its own."""
+
+
+class DecodeRouter(KvRouter):
+    """The router of decode workers, whose prompts others compute."""
+
+    def __init__(self, workers: int, draw: Random, flags: Flags) -> None:
+        super().__init__(workers, draw, Flags({**flags.values, **REMOTE, "use_kv_events": False}))
+
+    def overlap(self, arrival: Arrival) -> IntArray:
+        """As of the base: nothing that counts."""
+        return np.zeros(self.workers, dtype=np.int64)
+
+    def _assume_kept(self, arrival: Arrival, worker: int, now_s: float) -> None:
+        """As of the base: nobody asks."""
+
+
+class ConditionalRouter(KvRouter):
+    """The router of decode workers that compute a prompt themselves if they hold enough of it (conditional disaggregation).
+
+    The worker is chosen as if all were computed there; if what it lacks of the prompt is less than `eff_isl_threshold` tokens and
+    less than the share `eff_isl_ratio_threshold`, it gets the request. Else that choice is forgotten, and when the prompt is
+    computed one is chosen by `REMOTE`.
+    """
+
+    def __init__(self, workers: int, draw: Random, flags: Flags) -> None:
+        super().__init__(workers, draw, flags)
+        self._most_tokens = flags.number("conditional_disagg_eff_isl_threshold")
+        self._most_share = flags.number("conditional_disagg_eff_isl_ratio_threshold")
+        self._whole = self._credit, self._reuse, self._track_prefill
+        self._set(kept=False)
+
+    def _set(self, *, kept: bool) -> None:
+        self._credit, self._reuse, self._track_prefill = self._whole if kept else (0.0, False, False)
+
+    def keeps(self, arrival: Arrival, now_s: float) -> int | None:
+        """As of the base."""
+        self._set(kept=True)
+        worker = self.choose(arrival, now_s)
+        lacking = max(arrival.length - int(self.overlap(arrival)[worker]) * self.block_tokens, 0)
+        if lacking < self._most_tokens and lacking / max(arrival.length, 1) < self._most_share:
+            return worker
+        self._set(kept=False)
+        return None
+
+    def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:
+        """As of the base."""
+        super().sent(arrival, worker, now_s)
+        self._set(kept=False)
 
 
 class Waiting:
@@ -309,10 +375,22 @@ def policy(flags: Flags, workers: int, draw: Random, names: Series[str] | None) 
     return KvRouter(workers, draw, flags)
 
 
+def _prefill(flags: Flags, workers: int, draw: Random, names: Series[str] | None) -> Policy:
+    return KvRouter(workers, draw, Flags({**flags.values, **PREFILL}))
+
+
+def _decode(flags: Flags, workers: int, draw: Random, names: Series[str] | None) -> Policy:
+    kind = ConditionalRouter if flags.on("conditional_disagg_enabled") else DecodeRouter
+    return kind(workers, draw, flags)
+
+
 SYSTEM = RouterSystem(
     version="1.6.1",
     flags=FLAGS,
     policy=policy,
+    roles={"prefill": _prefill, "decode": _decode},
+    keeps=lambda flags: flags.on("conditional_disagg_enabled"),
+    holds_prefill=False,
     policy_flag="router_mode",
     reads_characters=False,
     unmodelled=UNMODELLED,

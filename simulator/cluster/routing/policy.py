@@ -80,6 +80,10 @@ class Policy(ABC):
         allowed = self.allowed(arrival, now_s)
         return allowed[0] if len(allowed) == 1 else allowed[self.draw.randrange(len(allowed))]
 
+    def keeps(self, arrival: Arrival, now_s: float) -> int | None:
+        """The decode worker that is to compute a prompt too and is sent it next; None where another computes it."""
+        return None
+
     def sent(self, arrival: Arrival, worker: int, now_s: float) -> None:  # noqa: B027
         """Take in that a request goes to a worker."""
 

@@ -130,8 +130,10 @@ class RouterSystem:
     policy, paired : make its policies, for servers without a role and with one.
     policy_flag : the flag that names the policy.
     key_headers : headers that name a session, the first that is there.
+    roles : policies by role, where these are of different kinds; such a system asks servers in turn or at once, as they expect.
     holds_prefill : whether a prefill server counts as busy until the answer has ended, or only while it computes.
     decides : whether it chooses the decode server first, which may compute the prompt itself.
+    keeps : whether, by its flags, it first asks which prompts decode servers compute themselves.
     breaks : whether it has circuit breakers.
     reads_characters : whether it matches characters of a text, else tokens.
     unmodelled : flags it has that change which worker is chosen or when, and are refused; why.
@@ -142,15 +144,21 @@ class RouterSystem:
     flags: tuple[Flag, ...]
     policy: MakesPolicy
     paired: MakesPaired | None = None
+    roles: Mapping[str, MakesPolicy] = field(default_factory=dict)
     policy_flag: str = "policy"
     key_headers: tuple[str, ...] = ()
     holds_prefill: bool = True
     decides: bool = False
+    keeps: Callable[[Flags], bool] | None = None
     breaks: bool = False
     reads_characters: bool = True
     unmodelled: Mapping[str, str] = field(default_factory=dict)
     tuned: Mapping[str, Callable[[Limits], int]] = field(default_factory=dict)
     tuned_by: str = ""
+
+    def pairs(self, *, at_once: bool) -> bool:
+        """Whether it sends a request to a prefill and a decode server, at once or in turn."""
+        return bool(self.roles) or (self.paired is not None and self.holds_prefill == at_once)
 
     def read(self, given: Mapping[str, object], where: str) -> Flags:
         """The flags of a scenario, checked, with the defaults of those not given.
