@@ -191,11 +191,11 @@ class FailureEvent(_Model):
     @model_validator(mode="after")
     def _consistent(self) -> FailureEvent:
         if (self.kind == "slow") != (self.factor is not None):
-            raise ValueError("kind: slow needs a factor, and no other kind has one")
+            raise ValueError("kind: slow needs a factor, and no other kind has one; give factor beside kind: slow alone")
         if self.notice_s is not None and self.kind not in ("reclaim", "drain"):
-            raise ValueError("notice_s belongs to kind: reclaim or drain")
+            raise ValueError("notice_s belongs to kind: reclaim or drain; remove it, or change the kind")
         if self.replica is None and self.kind not in ("link", "drain"):
-            raise ValueError(f"kind: {self.kind} needs a replica")
+            raise ValueError(f"kind: {self.kind} needs a replica; give its number, replica: 0 for the first")
         return self
 
 
@@ -223,9 +223,9 @@ class Failures(_Model):
         if not self.events and self.mtbf_h is None and self.reclaims_per_hour is None:
             raise ValueError("failures name nothing that goes wrong; give events, mtbf_h or reclaims_per_hour")
         if (self.mtbf_h is not None or self.reclaims_per_hour is not None) != (self.of is not None):
-            raise ValueError("mtbf_h and reclaims_per_hour need `of` (device, node or replica), and it needs one of them")
+            raise ValueError("mtbf_h and reclaims_per_hour need `of` (device, node or replica), and it one of them; give both")
         if self.repair_s is not None and self.mtbf_h is None:
-            raise ValueError("repair_s needs mtbf_h")
+            raise ValueError("repair_s needs mtbf_h; give the mean hours between failures")
         return self
 
 
@@ -244,7 +244,7 @@ class _Scaling(_Model):
     @model_validator(mode="after")
     def _bounds(self) -> _Scaling:
         if self.min_replicas is not None and self.max_replicas is not None and self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas})")
+            raise ValueError(f"min_replicas ({self.min_replicas}) is above max_replicas ({self.max_replicas}); give fewer")
         return self
 
 
@@ -313,7 +313,8 @@ class KedaScaler(_ByHpa):
     @model_validator(mode="after")
     def _idle_below(self) -> KedaScaler:
         if self.idle_replicas is not None and self.idle_replicas >= (self.min_replicas or 0):
-            raise ValueError(f"idle_replicas ({self.idle_replicas}) must be below min_replicas ({self.min_replicas or 0})")
+            least = self.min_replicas or 0
+            raise ValueError(f"idle_replicas ({self.idle_replicas}) must be below min_replicas ({least}); give fewer")
         return self
 
 
@@ -361,13 +362,13 @@ class DynamoScaler(_Scaling):
     @model_validator(mode="after")
     def _budgets(self) -> DynamoScaler:
         if 0 <= self.max_gpu_budget < self.min_gpu_budget:
-            raise ValueError(f"min_gpu_budget ({self.min_gpu_budget}) is above max_gpu_budget ({self.max_gpu_budget})")
+            raise ValueError(f"min_gpu_budget ({self.min_gpu_budget}) is above max_gpu_budget ({self.max_gpu_budget}); give less")
         if self.load_predictor in ("arima", "prophet"):
             raise ValueError(f"load_predictor: {self.load_predictor} is not modelled yet; use constant or kalman")
         of_sla = ("throughput_adjustment_interval_s", "ttft_ms", "itl_ms", "enable_throughput_scaling", "enable_load_scaling")
         given = [key for key in (*of_sla, "load_predictor") if key in self.model_fields_set]
         if given and self.optimization_target != "sla":
-            raise ValueError(f"{', '.join(given)} belong to optimization_target: sla")
+            raise ValueError(f"{', '.join(given)} belong to optimization_target: sla; write that, or remove them")
         if self.optimization_target == "sla" and not (self.enable_throughput_scaling or self.enable_load_scaling):
             raise ValueError("the planner decides nothing; set enable_throughput_scaling or enable_load_scaling")
         return self
@@ -400,9 +401,9 @@ class WvaScaler(_ByHpa):
     def _law(self) -> WvaScaler:
         given = [getattr(self, key) is not None for key in QUEUE_MODEL]
         if self.analyzer == "queue_model" and not all(given):
-            raise ValueError(f"analyzer: queue_model needs {', '.join(QUEUE_MODEL)}")
+            raise ValueError(f"analyzer: queue_model needs {', '.join(QUEUE_MODEL)}; give them")
         if self.analyzer != "queue_model" and any(given):
-            raise ValueError(f"{', '.join(QUEUE_MODEL)} belong to analyzer: queue_model")
+            raise ValueError(f"{', '.join(QUEUE_MODEL)} belong to analyzer: queue_model; write that, or remove them")
         return self
 
 
@@ -483,7 +484,7 @@ class Pool(_Model):
             low, high = self.prompt_tokens
             raise ValueError(f"prompt_tokens [{low}, {high}] leaves out every prompt; write [low, high]")
         if self.models is None and (self.swap is not None or self.swap_s is not None):
-            raise ValueError("nothing takes turns: `swap` and `swap_s` need `models`, a list of two or more")
+            raise ValueError("nothing takes turns: `swap` and `swap_s` need `models`, a list of two or more; name them")
         if self.models is not None and self.model is not None:
             raise ValueError("`model` and `models` are both given; name all that take turns under `models`")
         if self.swap_s is not None and self.swap is not None and self.swap.by is not None:
@@ -554,9 +555,9 @@ class Admission(_Model):
         if self.max_inflight is None and self.rate_per_s is None:
             raise ValueError("admission limits nothing; give max_inflight or rate_per_s")
         if self.on_full != "wait" and (self.max_queue is not None or self.queue_timeout_s is not None):
-            raise ValueError("nobody waits: max_queue and queue_timeout_s need on_full: wait")
+            raise ValueError("nobody waits: max_queue and queue_timeout_s need on_full: wait; write it, or remove them")
         if self.burst > 1 and self.rate_per_s is None:
-            raise ValueError("burst needs rate_per_s")
+            raise ValueError("burst needs rate_per_s; give rate_per_s, or remove it")
         return self
 
 

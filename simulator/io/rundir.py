@@ -123,10 +123,11 @@ def read_run(directory: str | os.PathLike[str]) -> dict[str, Any]:
             f"there is no folder '{folder}'", where=str(folder), mend="name a folder that simulate wrote"
         )
     if not (folder / RESULT).is_file():
+        inside = sorted(str(found.parent) for found in folder.glob(f"*/{RESULT}"))
         raise InputError(
             f"'{folder}' is not a run: it has no {RESULT}",
             where=str(folder),
-            mend="name a folder that simulate wrote",
+            mend=f"name the run in it: {', '.join(inside[:3])}" if inside else "name a folder that simulate wrote",
         )
     manifest = _read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     tables = {path.stem: path if path.is_file() else None for path in (folder / REQUESTS, folder / TIMELINE)}

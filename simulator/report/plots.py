@@ -246,8 +246,9 @@ def _series(run: RunResult, name: str) -> tuple[FloatArray, FloatArray, float]:
 
 
 def _coarse(values: FloatArray) -> list[FloatArray]:
-    """Split the bins (last axis) into at most `MAX_POINTS` groups of neighbours."""
-    return np.array_split(values, min(MAX_POINTS, values.shape[-1]), axis=-1)
+    """Split the bins (last axis) into at most `MAX_POINTS` groups of as many neighbours each, the last of what is left."""
+    bins = values.shape[-1]
+    return np.split(values, range(-(-bins // MAX_POINTS), bins, -(-bins // MAX_POINTS)), axis=-1)
 
 
 def _curves(axes: Any, times: FloatArray, values: FloatArray, lines: Sequence[Line]) -> None:

@@ -45,6 +45,9 @@ def sniff(table: Table) -> str:
         if needed <= have:
             return name
     name, needed = max(SIGNS[::-1], key=lambda sign: len(sign[1] & have) / len(sign[1]))
+    plain, own = SIGNS[0]
+    if {_meant(column, sorted(own)) for column in table.columns} >= own:
+        name, needed = plain, own  # all that is needed is there by other names
     missing = sorted(needed - have)
     spare = [column for column in table.columns if column.lower() not in needed]
     meant = {column: _meant(column, missing) for column in spare}
@@ -99,6 +102,11 @@ OTHER_NAMES = {
         "context_tokens",
         "gen_ai.usage.input_tokens",
         "usage.prompt_tokens",
+        "usage_prompt",
+        "num_prompt_tokens",
+        "num_input_tokens",
+        "n_input_tokens",
+        "tokens_in",
     ),
     "output_tokens": (
         "output_length",
@@ -109,6 +117,14 @@ OTHER_NAMES = {
         "osl",
         "gen_ai.usage.output_tokens",
         "usage.completion_tokens",
+        "usage_completion",
+        "completion_len",
+        "completion_length",
+        "num_output_tokens",
+        "num_completion_tokens",
+        "n_output_tokens",
+        "response_tokens",
+        "tokens_out",
     ),
     "max_output_tokens": ("max_tokens", "max_new_tokens", "max_completion_tokens"),
     "session_id": ("session", "conversation_id", "chat_id", "user_id"),

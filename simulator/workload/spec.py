@@ -32,7 +32,7 @@ LARGEST_CV = 1000.0
 def _number(value: Any) -> Any:
     """Refuse what is no number in words, before pydantic's own terser message."""
     if isinstance(value, bool) or (isinstance(value, str) and not is_number(value)):
-        raise ValueError(f"{value!r} is not a number")
+        raise ValueError(f"{value!r} is not a number; give one")
     return value
 
 
@@ -95,7 +95,7 @@ class _Bounded(_Model):
     @model_validator(mode="after")
     def _ordered(self) -> _Bounded:
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min ({self.min:g}) is above max ({self.max:g})")
+            raise ValueError(f"min ({self.min:g}) is above max ({self.max:g}); give min at most max")
         return self
 
 
@@ -116,7 +116,7 @@ class UniformLength(_Bounded):
     @model_validator(mode="after")
     def _range(self) -> UniformLength:
         if math.ceil(self.low) > math.floor(self.high):
-            raise ValueError(f"no whole number lies between low ({self.low:g}) and high ({self.high:g})")
+            raise ValueError(f"no whole number lies between low ({self.low:g}) and high ({self.high:g}); give low at most high")
         return self
 
 
@@ -158,12 +158,12 @@ class EmpiricalLength(_Bounded):
     @model_validator(mode="after")
     def _one_source(self) -> EmpiricalLength:
         if (self.quantiles is None) == (self.file is None):
-            raise ValueError("an empirical length takes either quantiles or file")
+            raise ValueError("an empirical length takes either quantiles or file; give one of them")
         if self.quantiles is not None:
             points = quantile_points(self.quantiles)
             values = [value for _, value in points]
             if values != sorted(values):
-                raise ValueError("quantiles decrease: a higher percentile may not have a smaller value")
+                raise ValueError("quantiles decrease: a higher percentile may not have a smaller value; sort them")
         return self
 
 
@@ -180,7 +180,7 @@ def quantile_points(quantiles: dict[str, float]) -> list[tuple[float, float]]:
         points.append((float(text) / 100, value))
     points.sort()
     if len({level for level, _ in points}) != len(points):
-        raise ValueError("a percentile is given twice")
+        raise ValueError("a percentile is given twice; keep one")
     return points
 
 
@@ -223,7 +223,7 @@ class UniformTime(_Bounded):
     @model_validator(mode="after")
     def _range(self) -> UniformTime:
         if self.low > self.high:
-            raise ValueError(f"low ({self.low:g}) is above high ({self.high:g})")
+            raise ValueError(f"low ({self.low:g}) is above high ({self.high:g}); give low at most high")
         return self
 
 
@@ -418,6 +418,13 @@ _TRACE_KEYS = (*_TIMES_KEYS, "window", "limit", "trace_format")
 _SYNTHETIC_KEYS = ("arrivals", "prompt_tokens", "output_tokens", "shared_prefix")
 
 
+_EXAMPLES = {
+    "arrivals": "arrivals: {kind: poisson, rate: 2}",
+    "prompt_tokens": "prompt_tokens: 500",
+    "output_tokens": "output_tokens: 200",
+}
+
+
 class Load(_Model):
     """A trace or a synthetic load: what a workload and each of its classes have in common."""
 
@@ -468,7 +475,7 @@ class Load(_Model):
 
     def _check_trace(self, given: list[str]) -> None:
         if self.trace is None:
-            raise ValueError(f"{given[0]} belongs to a trace, but no trace is named")
+            raise ValueError(f"{given[0]} belongs to a trace, but no trace is named; give trace, or remove it")
         if not self.trace.strip():
             raise ValueError("trace is empty; give a shipped name or a file")
         if self.window is not None and self.window[0] >= self.window[1]:
@@ -483,7 +490,7 @@ class Load(_Model):
     def _check_synthetic(self) -> None:
         missing = [k for k in ("arrivals", "prompt_tokens", "output_tokens") if getattr(self, k) is None]
         if missing:
-            raise ValueError(f"a synthetic load needs {' and '.join(missing)}")
+            raise ValueError(f"a synthetic load needs {' and '.join(missing)}; add {', '.join(_EXAMPLES[k] for k in missing)}")
         if self.prefix_block_tokens is not None:
             raise ValueError("prefix_block_tokens belongs to a trace with prefix_ids; use shared_prefix here")
         if self.sessions is not None:
@@ -492,7 +499,7 @@ class Load(_Model):
                     "sessions.replay belongs to a trace; a synthetic load takes turns and think_time_s"
                 )
             if self.sessions.turns is None:
-                raise ValueError("sessions needs turns, the number of requests in a conversation")
+                raise ValueError("sessions needs turns, the number of requests in a conversation; give turns: 5")
 
 
 Percentile = Literal["p50", "p90", "p95", "p99"]
@@ -575,7 +582,7 @@ class TimedLoad(Load):
         if load.arrivals is None or (load.trace is not None and load.prompt_pool is None):
             return
         if self.requests is None and load.arrivals.kind == "batch":
-            raise ValueError("batch arrivals need requests, the number that arrive at time zero")
+            raise ValueError("batch arrivals need requests, the number that arrive at time zero; give requests: 100")
         if self.requests is None and self.duration is None:
             raise ValueError("nothing ends the arrivals: give duration (seconds) or requests (a number)")
 
@@ -630,7 +637,7 @@ class WorkloadSpec(TimedLoad):
             raise ValueError(f"two stages are named {twice[0]!r}; names must differ")
         measured = [stage.measured for stage in self.stages]
         if True not in measured or False in measured[measured.index(True) :]:
-            raise ValueError("measured: false belongs to the first stages, which warm the servers up, and not to all of them")
+            raise ValueError("measured: false belongs to the first stages, which warm the servers up, not to all; remove it from the last")
         return self
 
     def loads(self) -> tuple[Load, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import datetime as dt
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -18,12 +20,14 @@ from engine_models.lengths import judged
 from hardware_profiles.errors import InputError
 from simulator.cli.check import pool_lines
 from simulator.cli.cost import amount, share_of
+from simulator.config import schema
 from simulator.config.load import load_scenario
 from simulator.planning.budget import counted, sustained
 from simulator.prepare import prepare
 from simulator.results.latencies import token_gaps
 from simulator.results.statistics import weighted_batches
 from simulator.run import simulate
+from simulator.workload import spec
 from simulator.workload.traces import read_trace
 from tests.terminal import typed
 
@@ -567,3 +571,29 @@ def test_rows_that_follow_from_two_flags_name_both() -> None:
     mac = {"engine": "mlx_lm", "hardware": "apple-m4-max-40c-64gb"}
     shown = " ".join(" ".join(pool_lines(prepare(load_scenario({**SMALL, "deployment": mac})))).split())
     assert "at most 39, by decode_concurrency 32 and prompt_concurrency 8" in shown
+
+
+def test_every_check_of_a_scenario_says_what_to_do() -> None:
+    """Words of a model's own check are ``cause; mend`` or ``cause: give mend``; without a mend nobody knows what to write."""
+    for module in (schema, spec):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) == "ValueError":
+                words = ast.unparse(node.exc.args[0])
+                assert "; " in words or ": give " in words, words
+
+
+def test_what_a_load_lacks_is_written_out(tmp_path: Path) -> None:
+    scenario = {**SMALL, "workload": {"duration": 20, "output_tokens": 3}}
+    with pytest.raises(InputError) as caught:
+        load_scenario(scenario)
+    assert caught.value.mend == "add arrivals: {kind: poisson, rate: 2}, prompt_tokens: 500"
+
+
+@pytest.mark.parametrize("header", ["time,prompt_len,completion_len", "Timestamp,Prompt Tokens,Completion Tokens"])
+def test_columns_by_other_names_are_named(header: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(f"{header}\n0,100,10\n")
+    with pytest.raises(InputError, match="closest is the plain one") as caught:
+        read_trace(path)
+    for own, theirs in zip(("arrival_s", "prompt_tokens", "output_tokens"), header.split(","), strict=True):
+        assert f"nearest to {own} is '{theirs}'" in str(caught.value)

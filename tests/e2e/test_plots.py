@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from simulator.report import plots
-from simulator.report.plots import write_plots
+from simulator.report.plots import MAX_POINTS, _coarse, write_plots
 from simulator.run import simulate
 
 from .conftest import SCENARIO
@@ -78,3 +78,12 @@ def test_the_same_bytes_again_whatever_the_reader_prefers(tmp_path: Path) -> Non
     with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 20, "axes.facecolor": "yellow"}):
         again = [path.read_bytes() for path in write_plots(run, tmp_path / "b")]
     assert first == again
+
+
+@pytest.mark.parametrize("bins", [1, 240, 241, 305, 480, 1000])
+def test_points_of_a_curve_stand_for_as_many_bins_each(bins: int) -> None:
+    sizes = [len(group) for group in _coarse(np.arange(float(bins)))]
+    assert sum(sizes) == bins
+    assert len(sizes) <= MAX_POINTS
+    assert len({*sizes[:-1]}) <= 1
+    assert sizes[-1] <= sizes[0]

@@ -221,6 +221,13 @@ def test_reading_a_run_gives_its_parts(tmp_path: Path) -> None:
     assert read_run(tmp_path / "a")["timeline"] is None
 
 
+def test_the_runs_in_a_folder_that_is_none_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    with pytest.raises(InputError, match="is not a run") as caught:
+        read_run(tmp_path)
+    assert caught.value.mend == f"name the run in it: {tmp_path / 'a'}"
+
+
 def test_reading_what_is_no_run_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(InputError) as caught:
