@@ -637,7 +637,7 @@ class WorkloadSpec(TimedLoad):
             raise ValueError(f"two stages are named {twice[0]!r}; names must differ")
         measured = [stage.measured for stage in self.stages]
         if True not in measured or False in measured[measured.index(True) :]:
-            raise ValueError("measured: false belongs to the first stages, which warm the servers up, not to all; remove it from the last")
+            raise ValueError("measured: false belongs to the first stages, which warm servers up; remove it from the last")
         return self
 
     def loads(self) -> tuple[Load, ...]:
