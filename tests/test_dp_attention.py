@@ -79,7 +79,7 @@ def test_memory_of_deepseek_r1_on_eight_h200_by_hand() -> None:
         - memory.bytes_of("graph")
     )
     assert memory.kv_bytes == left
-    assert 28e9 < left < 31e9
+    assert 26e9 < left < 29e9  # between devices 1.85 GiB for collectives, 1.5 GB for graphs of 61 layers
 
 
 def test_tensor_parallelism_holds_the_latent_cache_once_and_data_parallelism_eight_times() -> None:

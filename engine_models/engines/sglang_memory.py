@@ -10,6 +10,7 @@ from engine_models.engines.sglang_drafts import kv_share_of_drafter
 from engine_models.model.activations import CONTEXT_BYTES
 from engine_models.model.architecture import (
     kv_groups,
+    rotary_table_bytes,
     state_bytes_per_sequence,
     weight_bytes_per_rank,
     with_state_values,
@@ -152,6 +153,7 @@ def memory_of(request: PoolRequest, chunk: int, graph_rows: int, page: int, lora
     weights = weight_bytes_per_rank(
         arch, request.formats.weights, tp, pp, request.expert_parallel, dp, dense_parallel=tp * dp
     )
+    weights += rotary_table_bytes(arch)
     groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
     share = COMPRESSED_WINDOW_SHARE if compressed(arch) else 1
     per_token = math.ceil(sum(g.bytes_per_token_per_rank * (share if g.window_tokens else 1) for g in groups))

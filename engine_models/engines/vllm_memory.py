@@ -9,18 +9,14 @@ from typing import TYPE_CHECKING
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest, Said
 from engine_models.engines.vllm_cache import Cache
 from engine_models.engines.vllm_kernels import expert_tiles, held_weights
+from engine_models.engines.vllm_profile import beside_torch_bytes, graph_bytes, peak_bytes
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_versions import Version, as_sampled
-from engine_models.model.activations import (
-    LOGIT_BYTES,
-    SORT_BYTES,
-    activation_bytes,
-    runtime_bytes,
-    tower_bytes,
-)
+from engine_models.model.activations import activation_bytes, runtime_bytes
 from engine_models.model.architecture import (
     kv_bytes_per_token,
     mla_absorbed_bytes_per_rank,
+    rotary_table_bytes,
     weight_bytes_per_rank,
 )
 from hardware_profiles.errors import InfeasibleError, InputError
@@ -29,7 +25,6 @@ if TYPE_CHECKING:
     from engine_models.cost.adapters import Adapters
 
 GIB = 1 << 30
-GRAPH_BYTES_PER_SIZE = 12e6  # assumed: memory of one captured graph size (about 0.6 GB for the 51 default sizes)
 
 
 CPU_KV_SHARE = 0.5
@@ -80,18 +75,17 @@ def _memory(
     weights = weight_bytes_per_rank(
         arch, stored, tp, pp, request.expert_parallel, request.data_parallel, expert_tiles=tiles
     )
-    weights += mla_absorbed_bytes_per_rank(arch, tp, pp)
-    # the profiling run samples as many rows as may be, with truncation
-    logit_bytes = SORT_BYTES if version.sampler == "sort" and not on_cpu else LOGIT_BYTES
-    activations = activation_bytes(arch, serving.tokens, serving.rows, tp, request.data_parallel, logit_bytes)
-    pictures = not version.first_engine and not on_cpu
-    tower, left = profiled_images(request, serving.tokens, serving.context, version.number) if pictures else (0, 0)
-    activations = max(tower, left + activations)
+    weights += mla_absorbed_bytes_per_rank(arch, tp, pp) + rotary_table_bytes(arch)
     devices = tp * pp * request.data_parallel
-    other = runtime_bytes(devices)
+    if on_cpu:
+        activations = activation_bytes(arch, serving.tokens, serving.rows, tp, request.data_parallel)
+        other = runtime_bytes(devices)
+    else:
+        activations = peak_bytes(request, version, serving)
+        other = runtime_bytes(devices) if version.first_engine else beside_torch_bytes(request, version)
     # with adapters a graph of each size that computes them is captured beside the one that does not
     graphs, lora_bytes = (2, adapters.memory_bytes) if adapters is not None else (1, 0)
-    graph = int(GRAPH_BYTES_PER_SIZE * graphs * len(serving.graphs)) if version.graph_memory_counts else 0
+    graph = 0 if on_cpu else graphs * graph_bytes(request, version, serving)
     drafter = request.speculation
     draft_weights = drafter.weight_bytes() if drafter else 0
     per_token = kv_bytes_per_token(arch, request.formats.kv_cache, tp, pp) + (drafter.kv_bytes_per_token() if drafter else 0)
@@ -141,36 +135,6 @@ def _memory(
         block_bytes=block,
         blocks=kv // block,
     )
-
-
-VIDEO_TOKENS, EXPANSION = 12288, 12.5
-"""Of the longest video of Qwen3-VL, 25,165,824 pixels in cubes of 2 x 32 x 32 (datasheet: its video preprocessor), and tokens
-that each of them counts as with its time stamps (0.11 and 0.12, `qwen3_vl.py`)."""
-EXPANDED = (0, 11), (0, 13)
-"""Versions that keep the outputs of each image in a place as large as the whole budget (`profile_run`), from and before."""
-
-
-def profiled_images(request: PoolRequest, step_tokens: int, context: int, version: tuple[int, ...]) -> tuple[int, int]:
-    """Peak of a tower in the profiling run, and what it leaves to the language model's pass [bytes of a rank].
-
-    As many of the largest images as a step has tokens for, at least one, or the longest video that a request may have, unless
-    none is admitted (`profile_run`, `compute_mm_encoder_budget`, `qwen2_vl.py`, 0.8 to 0.33).
-    """
-    flags, tower, hidden = request.flags, request.arch.tower, request.arch.hidden
-    limits = flags.get("limit_mm_per_prompt") or {}
-    admitted = any(limits.get(kind, 1) for kind in ("image", "video"))
-    if tower is None or not admitted or flags.get("skip_mm_profiling"):
-        return 0, 0
-    item = tower.tokens * max(1, min(tower.pairs, context // tower.tokens))
-    budget = max(step_tokens, item)
-    items = budget // item
-    kept = items * item
-    if EXPANDED[0] <= version < EXPANDED[1]:
-        if tower.outputs > 1:
-            budget, items = max(step_tokens, int(EXPANSION * min(VIDEO_TOKENS, context))), 1
-        kept = items * budget
-    peak = tower_bytes(request.arch, request.tensor_parallel, items, item)
-    return peak, 2 * kept * tower.outputs * hidden
 
 
 def _cpu_kv_bytes(request: PoolRequest, version: Version) -> int:

@@ -37,7 +37,6 @@ class Version:
     first_admission_lookahead: bool = True
     gpu_memory_utilization: float = 0.92
     cpu_kv_gib: int = 0  # of the KV cache on CPUs; 0: `CPU_KV_SHARE` of a socket's memory
-    graph_memory_counts: bool = True
     large_gpu_budget: int = 16384  # default token budget on devices of 160 GiB and more
     graph_step_above_256: int = 16
     pads_lone_token: bool = True
@@ -85,9 +84,10 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "fp32_router": "cublas",
     },
     "0.20.0": {"fills_selection": True, "chunked_decodes": ("gated delta net", "Kimi delta attention")},
-    "0.19.1": {"gpu_memory_utilization": 0.90, "graph_memory_counts": False},
-    "0.16.0": {"reserve_full_prompt": False},
-    "0.15.1": {"sampler": "sort"},
+    "0.19.1": {"gpu_memory_utilization": 0.90},
+    "0.17.0": {"reserve_full_prompt": False},
+    "0.16.0": {"sampler": "sort"},
+    "0.15.1": {},
     "0.14.1": {},
     "0.11.1": {
         "async_scheduling": False,
@@ -107,8 +107,9 @@ VERSIONS: dict[str, dict[str, Any]] = {
 from 0.8 to 0.10 are taken for 0.11 (assumed: the same engine; its source was not read there)."""
 OLDEST_MEASURED = "0.11.0"
 """Of older versions no run and no recording is there."""
-SEARCHES_SINCE = (0, 16)
-"""Without FlashInfer a truncated sampler searches for a threshold, before it sorted."""
+SEARCHES_SINCE = (0, 17)
+"""Without FlashInfer a truncated sampler searches for a threshold (pull request 33538), before it sorted: the profiling run of
+Qwen3-14B held 5.64 GiB under 0.15.0 and 0.16.0, 2.23 under 0.17.0 (llm-d-planner, pull request 205)."""
 
 
 FIRST_ENGINE, SECOND_ENGINE = "0.6.0", "0.8.0"

@@ -31,8 +31,8 @@ def tower_bytes(arch: Architecture, tensor_parallel: int, items: int, item_token
     """Peak of a vision tower over so many images of so many tokens [bytes of a rank].
 
     The input, the residual, its norm and the output stay whole on each rank; the MLP's widths are split. By count; with images
-    admitted Qwen3.6-35B has 1.56 GiB less of KV cache (read by its users of start-up lines, 2026-04), where this is 1.66 less the
-    language model's own peak.
+    admitted Qwen3.6-35B has 1.56 GiB less of KV cache (read by its users of start-up lines, 2026-04; their flags are not known),
+    where this is 1.66 less the language model's own peak (0.17 with four rows).
     """
     if arch.tower is None:
         return 0
@@ -43,7 +43,13 @@ def tower_bytes(arch: Architecture, tensor_parallel: int, items: int, item_token
 def activation_bytes(
     arch: Architecture, tokens: int, rows: int, tensor_parallel: int, data_parallel: int = 1, logit_bytes: int = LOGIT_BYTES
 ) -> int:
-    """Peak of a forward pass over `tokens`, or of the sampling of `rows` after it, of which the hidden states are left.
+    """Peak of a forward pass over `tokens`, or of sampling `rows` after it, of which the hidden states are left [bytes]."""
+    forward = forward_bytes(arch, tokens, tensor_parallel, data_parallel)
+    return max(forward, tokens * 2 * arch.hidden + logit_bytes * rows * arch.vocab)
+
+
+def forward_bytes(arch: Architecture, tokens: int, tensor_parallel: int, data_parallel: int = 1) -> int:
+    """Peak of a forward pass over `tokens` [bytes of a rank].
 
     A pass holds three widths of the MLP and four of the hidden state: the gate and up halves and their product live together,
     beside the layer's input, the residual, its norm and the attention output (CodeLlama-34B: 98,650 values a token, from its
@@ -61,5 +67,4 @@ def activation_bytes(
             routed = mlp.experts_per_token * (max(2 * inner, arch.hidden) + inner)
             width = max(width, routed + 3 * mlp.shared_intermediate // tensor_parallel)
     gathered = 2 * data_parallel * arch.hidden if data_parallel > 1 else 0
-    forward = tokens * 2 * (width + 4 * arch.hidden + gathered)
-    return max(forward, tokens * 2 * arch.hidden + logit_bytes * rows * arch.vocab)
+    return tokens * 2 * (width + 4 * arch.hidden + gathered)

@@ -61,6 +61,7 @@ __all__ = [
     "moe_shapes",
     "parameters",
     "pipeline_layers",
+    "rotary_table_bytes",
     "stages",
     "state_bytes_of",
     "state_bytes_per_sequence",
@@ -382,6 +383,11 @@ def mla_absorbed_bytes_per_rank(
         return found
 
     return max(stage_bytes(stage) for stage in stages(arch, pipeline_parallel))
+
+
+def rotary_table_bytes(arch: Architecture) -> int:
+    """Return the bytes of the tables of rotary positions, which each rank holds whole, in the model's dtype [bytes]."""
+    return 2 * arch.rotary_values
 
 
 def pipeline_layers(layers: int, pipeline_parallel: int) -> tuple[int, ...]:

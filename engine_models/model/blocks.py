@@ -207,6 +207,7 @@ class Architecture:
     norms_per_layer, norm_bias, final_norms : hidden-wide norms; final_norms counts those outside the layers.
     summed_once : mixer and MLP of a layer stand side by side, and ranks exchange the sum of both (Falcon).
     positions : rows of a learned position table, 0 for rotary or ALiBi.
+    rotary_values : of the tables of rotary positions, see :mod:`engine_models.model.rotary`.
     lm_head_bias : the LM head has a bias.
     extras : tables and towers; parts "vision" and "audio" are memory only and no parameters of the language model.
     tower : what its vision tower holds while it runs, where that is known.
@@ -235,6 +236,7 @@ class Architecture:
     final_norms: int = 1
     summed_once: bool = False
     positions: int = 0
+    rotary_values: int = 0
     lm_head_bias: bool = False
     extras: tuple[Extra, ...] = ()
     tower: Tower | None = None

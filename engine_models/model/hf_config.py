@@ -38,6 +38,7 @@ from engine_models.model.family import (
     is_gated,
     linear_layer,
 )
+from engine_models.model.rotary import table_values
 from engine_models.model.stored_format import stored_format
 from hardware_profiles.errors import InputError, nearest
 from hardware_profiles.files import parse_json, read_text
@@ -260,6 +261,7 @@ def _architecture(config_json: str, name: str, place: str) -> Architecture:
         final_norms=family.final_norms,
         summed_once=summed_once,
         positions=context + family.position_offset if family.learned_positions else 0,
+        rotary_values=0 if family.learned_positions else table_values(read, context),
         lm_head_bias=read.flag("lm_head_bias", family.lm_head_bias),
         extras=extras,
         tower=tower,

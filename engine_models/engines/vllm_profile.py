@@ -1,0 +1,144 @@
+"""What vLLM's profiling run holds beside the weights: the peak of what PyTorch allocates, and what else takes memory.
+
+Constants are measured by others, read of start-up lines that tell weights, PyTorch's peak and the rest apart: 61 starts of vLLM
+0.19.0 on H100 and four of Qwen3-14B under 0.15 to 0.18 (llm-d-planner, pull request 205, 2026-04), eight of 0.12 to 0.14 on H100
+(llm-d-benchmark, `empirical-vllm-memory-results.md`, 2026-02). Peaks of dense models on one GPU follow within 0.03 GiB.
+"""
+
+from __future__ import annotations
+
+from engine_models.declaration import PoolRequest
+from engine_models.engines.vllm_serving import Serving
+from engine_models.engines.vllm_versions import Version
+from engine_models.model.activations import SORT_BYTES, forward_bytes, tower_bytes
+from engine_models.model.architecture import pipeline_layers
+from engine_models.model.blocks import Architecture
+from hardware_profiles.device import load_device
+
+GIB = 1 << 30
+Steps = tuple[tuple[tuple[int, ...], float], ...]
+
+LOGIT_BYTES = {"sort": SORT_BYTES, "pivot": 14, "rejection": 10}
+"""Memory of a logit while rows are sampled: as the model gave it and in float32 (2 + 4), and what sorting adds, or probabilities
+and as many random numbers (4 + 4), or probabilities alone (FlashInfer). kind: datasheet (`v1/sample/ops/topk_topp_sampler.py`);
+measured: 38.4 before 0.17, 14.0 in 0.19, 10.3 to 10.9 of Llama-3.1-8B with FlashInfer (one start of 2026-10)."""
+SEARCHED_ROWS = 8
+"""Fewer rows are sorted where more are searched (datasheet: `apply_top_k_top_p`, 0.17 to 0.33)."""
+WORKSPACE_BYTES = int(0.05 * GIB)
+"""Of cuBLAS (32 MiB), and what rows are sampled by. kind: measured, 0.04 to 0.07 GiB."""
+SHARDED_SINCE = (0, 29)
+"""Tensor-parallel ranks share the rows that are sampled (datasheet: release notes of 0.29.0)."""
+KEPT_SINCE = (0, 16)
+"""Since then experts' outputs lie in a place that outlasts the forward pass (`v1/worker/workspace.py`), so that sampling comes on
+top; experts in mxfp4 do without. kind: measured in 0.19 (Qwen3-30B 0.50 GiB, Mixtral on two GPUs 0.66, gpt-oss none), absent in a
+start of 2025-12 (Qwen3-30B); the version between is assumed."""
+OWN_BYTES: Steps = (((0, 11, 1), 0.07 * GIB), ((0, 18), 0.13 * GIB))
+OWN_BYTES_NOW = 0.25 * GIB
+"""What kernels and libraries take of a device by themselves during the run: before each version, and since the last. kind:
+measured (0.10.2; 0.12 to 0.17; 0.18 and 0.19)."""
+COLLECTIVE_BYTES: Steps = (((0, 11, 1), 1.31 * GIB), ((0, 18), 0.41 * GIB))
+COLLECTIVE_BYTES_NOW = 1.85 * GIB
+"""The same for collectives of ranks, which before 0.11.1 were set up after the first look at free memory, and so counted (pull
+request 25359). kind: measured on two H200 (0.11.0), two H100 (0.12 to 0.14), two and four H100 (0.19: 1.82 and 1.92); that the
+last step came with 0.18, as did the device's own, is assumed."""
+COLLECTIVE_BYTES_BY_HOST = 0.41 * GIB
+"""Where GPUs have no links of their own, whatever the version. kind: inferred from eight L40S under 0.10.2 (0.34 GiB)."""
+GRAPH_BYTES_PER_LAYER = 0.5e6
+"""Of a captured size. kind: measured, 2026-04: the median of what 0.19.0 estimated for 51 sizes on H100 (0.40 to 1.1e6, 26 to 80
+layers); a start of 2026-08 on A800 has 0.51e6."""
+COUNTED_SINCE, UNCOUNTED = (0, 21), ((0, 25), (0, 29))
+"""Graphs count by default since 0.21.0, as its start-up lines say (`gpu_worker.py`); from the first and before the second of the
+others not those of dense models, whose new runner sets nothing aside (pull requests 44443 and 53306)."""
+
+
+def graph_bytes(request: PoolRequest, version: Version, serving: Serving) -> int:
+    """What is set aside for CUDA graphs, one of each size [bytes of a rank]."""
+    uncounted = UNCOUNTED[0] <= version.number < UNCOUNTED[1] and not request.arch.has_experts
+    if version.number < COUNTED_SINCE or uncounted:
+        return 0
+    layers = max(pipeline_layers(request.arch.layers, request.pipeline_parallel))
+    return int(GRAPH_BYTES_PER_LAYER * layers * len(serving.graphs))
+
+
+def peak_bytes(request: PoolRequest, version: Version, serving: Serving) -> int:
+    """Peak of PyTorch's memory over what it held once the model was loaded [bytes of a rank].
+
+    A forward pass of as many tokens as a step may have, then as many rows as may be sampled, with truncation; images before both.
+    The first engine (V0) is taken for the later ones.
+    """
+    arch, tp, dp = request.arch, request.tensor_parallel, request.data_parallel
+    tokens, rows = serving.tokens, serving.rows
+    if version.number >= SHARDED_SINCE:
+        rows = -(-rows // tp)
+    searched = version.sampler == "pivot" and rows >= SEARCHED_ROWS
+    logit = LOGIT_BYTES["sort" if version.sampler == "pivot" and not searched else version.sampler]
+    sampled = 2 * tokens * arch.hidden + logit * rows * arch.vocab + WORKSPACE_BYTES
+    cores = load_device(request.device_name).multiprocessors
+    if searched and cores is not None:  # a row of floats for each program of its kernel
+        sampled += 4 * int(cores.value) * arch.vocab
+    if version.number >= KEPT_SINCE and request.formats.weights.name != "mxfp4":
+        sampled += kept_bytes(arch, tokens, tp)
+    peak = max(forward_bytes(arch, tokens, tp, dp), sampled)
+    if version.first_engine:
+        return peak
+    tower, left = profiled_images(request, tokens, serving.context, version.number)
+    return max(tower + WORKSPACE_BYTES if tower else 0, left + peak)
+
+
+def kept_bytes(arch: Architecture, tokens: int, tensor_parallel: int) -> int:
+    """The place of experts' outputs [bytes of a rank].
+
+    For each token and choice the wider of both halves and the hidden state, and the wider of their product and the hidden state
+    (`fused_moe.py`: `workspace_shapes`).
+    """
+    width = 0
+    for mlp in arch.mlp:
+        if mlp.kind == "moe":
+            inner, hidden = mlp.expert_intermediate // tensor_parallel, mlp.latent or arch.hidden
+            width = max(width, mlp.experts_per_token * (max(2 * inner, hidden) + max(inner, hidden)))
+    return 2 * tokens * width
+
+
+def beside_torch_bytes(request: PoolRequest, version: Version) -> int:
+    """What is taken of a device during the run, and not through PyTorch [bytes]."""
+
+    def of(steps: Steps, now_bytes: float) -> float:
+        return next((taken for before, taken in steps if version.number < before), now_bytes)
+
+    own = of(OWN_BYTES, OWN_BYTES_NOW)
+    if request.tensor_parallel * request.data_parallel == 1:
+        return int(own)
+    link = load_device(request.device_name).link
+    if link is None or link.topology == "pcie":
+        return int(own + COLLECTIVE_BYTES_BY_HOST)
+    return int(own + of(COLLECTIVE_BYTES, COLLECTIVE_BYTES_NOW))
+
+
+VIDEO_TOKENS, EXPANSION = 12288, 12.5
+"""Of the longest video of Qwen3-VL, 25,165,824 pixels in cubes of 2 x 32 x 32 (datasheet: its video preprocessor), and tokens
+that each of them counts as with its time stamps (0.11 and 0.12, `qwen3_vl.py`)."""
+EXPANDED = (0, 11), (0, 13)
+"""Versions that keep the outputs of each image in a place as large as the whole budget (`profile_run`), from and before."""
+
+
+def profiled_images(request: PoolRequest, step_tokens: int, context: int, version: tuple[int, ...]) -> tuple[int, int]:
+    """Peak of a tower in the profiling run, and what it leaves to the language model's pass [bytes of a rank].
+
+    As many of the largest images as a step has tokens for, at least one, or the longest video that a request may have, unless
+    none is admitted (`profile_run`, `compute_mm_encoder_budget`, `qwen2_vl.py`, 0.8 to 0.33).
+    """
+    flags, tower, hidden = request.flags, request.arch.tower, request.arch.hidden
+    limits = flags.get("limit_mm_per_prompt") or {}
+    admitted = any(limits.get(kind, 1) for kind in ("image", "video"))
+    if tower is None or not admitted or flags.get("skip_mm_profiling"):
+        return 0, 0
+    item = tower.tokens * max(1, min(tower.pairs, context // tower.tokens))
+    budget = max(step_tokens, item)
+    items = budget // item
+    kept = items * item
+    if EXPANDED[0] <= version < EXPANDED[1]:
+        if tower.outputs > 1:
+            budget, items = max(step_tokens, int(EXPANSION * min(VIDEO_TOKENS, context))), 1
+        kept = items * budget
+    peak = tower_bytes(request.arch, request.tensor_parallel, items, item)
+    return peak, 2 * kept * tower.outputs * hidden

@@ -1,0 +1,112 @@
+"""What vLLM's profiling run leaves for the KV cache, against start-up lines that tell the parts."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine_models.declaration import MemoryBudget
+from engine_models.engines.vllm_profile import kept_bytes
+from engine_models.model.architecture import architecture_from_config, load_architecture, rotary_table_bytes
+from simulator.config.load import load_scenario
+from simulator.prepare import prepare
+
+GIB = 2**30
+
+
+def started(version: str, model: str, hardware: str = "h100-sxm-80gb", tp: int = 1, **flags: object) -> tuple[MemoryBudget, int]:
+    """The memory of a rank, and the tokens that the start-up line tells."""
+    flags = {"max_model_len": 8192, **flags}
+    pool = {"engine": f"vllm@{version}", "hardware": hardware, "tensor_parallel": tp, "engine_args": flags}
+    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    plan = prepare(load_scenario({"model": model, "deployment": pool, "workload": load})).plan
+    return plan.memory, plan.limits.told_tokens
+
+
+@pytest.mark.parametrize(
+    ("version", "model", "tp", "weights", "activation", "tokens"),
+    [
+        ("0.19.0", "meta-llama/Llama-3.1-8B-Instruct", 1, 14.99, 1.89, 476_016),
+        ("0.19.0", "meta-llama/Llama-3.1-8B-Instruct", 2, 7.51, 1.89, 1_044_688),
+        ("0.19.0", "google/gemma-2-27b-it", 1, 50.72, 3.66, 58_672),
+        ("0.19.0", "Qwen/Qwen3-30B-A3B", 1, 56.88, 2.68, 168_288),
+        ("0.19.0", "mistralai/Mixtral-8x7B-Instruct-v0.1", 2, 43.51, 1.21, 465_936),
+        ("0.19.0", "openai/gpt-oss-20b", 2, 7.01, 2.87, 2_764_768),
+        ("0.19.0", "mistralai/Mistral-Small-3.1-24B-Instruct-2503", 1, 44.76, 2.03, 184_752),
+        ("0.19.0", "microsoft/phi-4", 1, 27.39, 1.52, 241_568),
+        ("0.17.0", "Qwen/Qwen3-14B", 1, 27.52, 2.23, 297_152),
+        ("0.16.0", "Qwen/Qwen3-14B", 1, 27.52, 5.64, 274_848),
+        ("0.15.0", "Qwen/Qwen3-14B", 1, 27.52, 5.64, 274_848),
+    ],
+)
+def test_parts_are_those_of_start_up_lines(
+    version: str, model: str, tp: int, weights: float, activation: float, tokens: int
+) -> None:
+    """H100 at 0.95 (llm-d-planner, pull request 205, 2026-04): weights [GiB], PyTorch's peak [GiB] and tokens."""
+    memory, told = started(version, model, tp=tp, gpu_memory_utilization=0.95)
+    assert memory.bytes_of("weight") / GIB == pytest.approx(weights, abs=0.25)
+    assert memory.bytes_of("activation") / GIB == pytest.approx(activation, abs=0.1)
+    assert told == pytest.approx(tokens, rel=0.005)
+
+
+def test_tables_of_positions_are_weights() -> None:
+    """A row a position that the config names, times the factor of linear scaling, four times with three coordinates."""
+    shape = {"model_type": "qwen2", "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2, "vocab_size": 1000}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 4096}
+
+    def table(**keys: object) -> int:
+        return rotary_table_bytes(architecture_from_config({**shape, **heads, **keys}, "tiny"))
+
+    assert table() == 2 * 4096 * 64
+    assert table(rope_scaling={"rope_type": "llama3", "factor": 8.0}) == table()
+    assert table(rope_scaling={"rope_type": "linear", "factor": 8.0}) == 8 * table()
+    assert table(rope_scaling={"rope_type": "linear", "factor": 8.0}, rope_local_base_freq=1e4) == 9 * table()
+    assert table(rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}) == 2 * table()
+    assert table(rope_scaling={"type": "mrope", "mrope_section": [8, 12, 12]}) == 4 * table()
+    assert table(partial_rotary_factor=0.5) == table() // 2
+    assert rotary_table_bytes(load_architecture("meta-llama/Llama-4-Scout-17B-16E-Instruct")) == 10_485_760 * 128 * 2
+    assert rotary_table_bytes(load_architecture("openai-community/gpt2")) == 0  # learned positions
+
+
+def test_collectives_count_by_version_and_link() -> None:
+    """What ranks set up before the first look at memory counts no more from 0.11.1; without links there is little of it."""
+
+    def other(version: str, hardware: str = "h100-sxm-80gb", tp: int = 2) -> float:
+        return started(version, "Qwen/Qwen3-8B", hardware, tp)[0].bytes_of("other") / GIB
+
+    assert other("0.11.0") == pytest.approx(1.38, abs=0.01)
+    assert other("0.12.0") == pytest.approx(0.54, abs=0.01)
+    assert other("0.19.0") == pytest.approx(2.1, abs=0.03)
+    assert other("0.19.0", tp=1) == 0.25
+    assert other("0.11.0", "l40s-48gb") < 0.5
+
+
+def test_graphs_count_from_0_21_and_not_those_of_the_second_runner_before_it_reserved_them() -> None:
+    def graphs(version: str, model: str = "Qwen/Qwen3-8B", **flags: object) -> int:
+        return started(version, model, **flags)[0].bytes_of("graph")
+
+    assert graphs("0.20.2") == 0
+    assert graphs("0.22.0") == 51 * 36 * 500_000
+    assert graphs("0.22.0", enforce_eager=True) == 0
+    assert graphs("0.26.0") == 0 < graphs("0.26.0", "Qwen/Qwen3-30B-A3B")
+    assert graphs("0.29.0") == graphs("0.22.0")
+
+
+def test_sampling_is_shared_by_ranks_from_0_29_and_sorts_few_rows() -> None:
+    def activation(version: str, tp: int = 1, rows: int = 1024) -> int:
+        flags = {"max_num_seqs": rows, "max_num_batched_tokens": 1024}
+        return started(version, "Qwen/Qwen3-8B", tp=tp, **flags)[0].bytes_of("activation")
+
+    vocab = 151_936
+    assert activation("0.28.0", 2) - activation("0.29.0", 2) == 512 * vocab * 10
+    assert activation("0.28.0") == activation("0.29.0")
+    assert activation("0.19.0", rows=9) - activation("0.19.0", rows=8) == 14 * vocab
+    assert activation("0.19.0", rows=8) > activation("0.19.0", rows=7) + 132 * 4 * vocab - 7 * 38 * vocab
+
+
+def test_experts_keep_a_place_that_is_as_wide_as_they_write() -> None:
+    arch = load_architecture("Qwen/Qwen3-30B-A3B")
+    assert kept_bytes(arch, 1, 1) == 2 * 8 * (2048 + 2048)
+    assert kept_bytes(load_architecture("mistralai/Mixtral-8x7B-Instruct-v0.1"), 1, 2) == 2 * 2 * (14336 + 7168)
+    assert kept_bytes(load_architecture("Qwen/Qwen3-8B"), 1, 1) == 0
+    assert started("0.19.0", "Qwen/Qwen3-30B-A3B")[0].bytes_of("activation") > 2.5 * GIB
+    assert started("0.15.1", "Qwen/Qwen3-30B-A3B")[0].bytes_of("activation") == pytest.approx(5.58 * GIB, rel=0.01)
