@@ -194,6 +194,17 @@ CASES = {
         ),
         **{**BRIEF, "arrivals": {"kind": "poisson", "rate": 60}},
     ),
+    "sglang-stages": scenario(
+        sglang("prefill", 2, pipeline_parallel=2, chunked_prefill_size=512),
+        sglang("decode", max_total_tokens=9000, context_length=8192),
+        **{**SHARED, **BRIEF},
+    ),
+    "sglang-stages-small": scenario(
+        sglang("prefill", pipeline_parallel=4, max_total_tokens=9000, context_length=8192, pp_max_micro_batch_size=2),
+        sglang("decode", 2, tensor_parallel=2),
+        around={"transfer": {"bytes_per_s": 4e9}},
+        **CHATS,
+    ),
     "sglang-conversations": scenario(sglang("prefill", 2), sglang("decode"), **{**CHATS, "output_tokens": SHORT}),
 }
 
@@ -514,6 +525,27 @@ def test_stages_send_their_own_layers_side_by_side() -> None:
     assert in_one_s[0] > 0.1
 
 
+def test_pieces_of_a_prompt_follow_each_other_through_the_stages_of_a_sender() -> None:
+    """Two stages of SGLang send half each, a piece while the next is computed; their pass is that of a mixed pipeline."""
+
+    def of(chunk: int, **prefill: int) -> Any:
+        pools = sglang("prefill", chunked_prefill_size=chunk, **prefill), sglang("decode", tensor_parallel=2)
+        load = {"prompt_tokens": {"kind": "constant", "value": 16384}, "arrivals": {"kind": "constant", "rate": 0.5}}
+        return simulate(scenario(*pools, around={"transfer": {"bytes_per_s": 2e10}}, **load)).requests_frame()
+
+    load = {"prompt_tokens": {"kind": "constant", "value": 16384}, "arrivals": {"kind": "constant", "rate": 0.5}}
+    piece_s = 2048 * 131072 / 2 / 2e10  # of one stage to one rank
+    staged, whole = of(2048, pipeline_parallel=2), of(2048)
+    assert (staged.transfer_bytes == 16384 * 131072).all()
+    alone = simulate(scenario(sglang("mixed", pipeline_parallel=2, chunked_prefill_size=2048), **load)).requests_frame()
+    in_alone_s = (alone.first_token_s - alone.first_scheduled_s).mean()
+    # the last piece goes when the last stage has computed it
+    assert (staged.transfer_end_s - staged.first_scheduled_s).mean() == pytest.approx(in_alone_s + piece_s, abs=2e-3)
+    assert (staged.transfer_start_s - staged.first_scheduled_s).mean() < in_alone_s / 4
+    took_s = [(frame.transfer_end_s - frame.first_scheduled_s).mean() for frame in (staged, whole)]
+    assert took_s[0] < 0.65 * took_s[1]  # eight pieces on two stages: nine turns of half the layers, not sixteen
+
+
 def test_mooncake_reaches_a_part_of_the_network_and_hands_over_layer_by_layer() -> None:
     pools = [sglang("prefill"), sglang("decode")]
     frame = simulate(scenario(*pools, prompt_tokens=2000, arrivals=SLOW)).requests_frame()
@@ -536,6 +568,7 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
         (scenario(pool("prefill"), AWQ), "KV format bf16 and fp8"),
         (scenario(pool("prefill"), sglang("decode")), "engine vllm and sglang"),
         (scenario(sglang("prefill"), sglang("decode", page_size=64)), "page_size above 1"),
+        (scenario(sglang("prefill"), sglang("decode", pipeline_parallel=2)), "pipeline parallelism on the side that answers"),
         (scenario(sglang("prefill"), sglang("decode", max_total_tokens=4500)), "'decode' holds 3,988 tokens"),
         (scenario(pool("prefill"), pool("decode", block_size=32)), "tokens of a block 16 and 32"),
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"connector": "P2pNcclConnector"}}), "P2pNcclConnector"),

@@ -45,6 +45,11 @@ def handover_of(request: PoolRequest, page: int, said: Said) -> Handover:
     """How a pool with a role passes requests on; InputError where that is not modelled."""
     handover = _handover(request, page)
     said.notes.append(HANDOVER_NOTE)
+    if request.pipeline_parallel > 1:
+        said.notes.append(
+            "a prefill server over pipeline stages (rules read, not recorded): each stage sends its layers of a piece of a "
+            "prompt over interfaces of its own, when the last stage has computed it (assumed: the first may begin sooner)"
+        )
     return handover
 
 
@@ -65,7 +70,7 @@ def _handover(request: PoolRequest, page: int) -> Handover:
         )
     lacking = {
         "page_size above 1": page > 1,
-        "pipeline parallelism": request.pipeline_parallel > 1,
+        "pipeline parallelism on the side that answers": request.pipeline_parallel > 1 and request.role == "decode",
         "recurrent layers": any(block.kind == "linear" for block in request.arch.attention),
         "disaggregation_decode_allocation_policy other than early": flags.get("disaggregation_decode_allocation_policy", "early")
         != "early",

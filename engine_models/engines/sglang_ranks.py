@@ -99,6 +99,18 @@ class Rank:
                 record_rows=record,
                 windows=self.windows,
             )
+        if self.role == "prefill" and self.lanes > 1:
+            from engine_models.schedulers.reserved_staged import StagedSendingPrefillScheduler
+
+            return StagedSendingPrefillScheduler(
+                self.rules,
+                kv,
+                lanes=self.lanes,
+                lane_rows=self.lane_rows,
+                metadata_buffers=self.rules.max_running_requests,
+                record_rows=record,
+                windows=self.windows,
+            )
         if self.role == "prefill":
             buffers = self.rules.max_running_requests
             return SendingPrefillScheduler(

@@ -42,6 +42,7 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         self._sent: dict[Sequence, int] = {}
         self._gone: set[Sequence] = set()
         self._rests = False  # the loop has nothing to decide until a peer says something
+        self._sends_late = self._overlap  # a piece goes when its results are there, not before the next batch
 
     def turns(self) -> float:
         """As of the base: the loop never rests."""
@@ -111,7 +112,7 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
             self._receive(seq)
         if records:
             self.loop |= {"bootstrapped": taken, "waiting": list(self._waiting)}
-        cut = self.chunked if self._last_extend and not self._overlap else None
+        cut = self.chunked if self._last_extend and not self._sends_late else None
         if cut is not None:
             self._send(cut, cut.computed, now_s, "sent_chunk")
         batch = super().schedule(now_s)
@@ -137,7 +138,7 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         """As of the base."""
         self._rests = False
         ended = super().settle(batch)
-        if self._overlap and isinstance(batch, PrefillFirstBatch):  # a chunk goes when its results are there
+        if self._sends_late and isinstance(batch, PrefillFirstBatch):
             for seq, computed, complete, _ in batch.extends:
                 if not complete:
                     self._send(seq, computed, batch.t_end, "sent_chunk")
