@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import re
 import sys
 from collections import Counter
@@ -618,8 +619,26 @@ def community(row: Row, number: str) -> Case:
 
 
 OFFLINE_IN_FP8: dict[str, object] = {"kv_cache_dtype": "fp8", "max_model_len": 8192, "max_num_batched_tokens": 131_072}
-"""Flags of the guides' runs of `benchmark_throughput.py` in FP8 on MI300X (ROCm/vllm 040de12, AI-benchmarking-guide 04e2ae7); of
-those on H100 and H200 the cache's format alone is taken over (assumed)."""
+"""Flags of the guides' runs of `benchmark_throughput.py` in FP8 on MI300X (ROCm/vllm 040de12, AI-benchmarking-guide 04e2ae7)."""
+
+
+def benched(model: str, weights: str, hardware: str, tensor: int) -> dict[str, object]:
+    """Arguments of the guide's runs on NVIDIA's devices: not vLLM, as the rows say, but TensorRT-LLM 0.15 by `trtllm-bench`
+    (`Benchmarks/NVIDIA/LLMBenchmark.py` and the headings of its results, 26d18e9).
+
+    One engine was built for 2,048 tokens and as many answered, and all lengths were run on it. How many rows and tokens it takes
+    is what `trtllm-bench build` reckons (TensorRT-LLM `tensorrt_llm/bench/build/tuning.py`, of a later version): the requests
+    that 0.95 of what the weights leave would hold, rounded up, and twice as many tokens, 2,048 at least.
+    """
+    arch, memory = load_architecture(model), load_device(hardware).memory_bytes.value
+    block = arch.attention[0]
+    token_bytes = 2.0 * arch.layers * max(tensor, block.kv_heads) * block.head_dim
+    left = memory * tensor - parameters(arch) * format_named(weights).bits_per_weight / 8
+    held = 0.95 * left / (4096 * token_bytes)
+    step = 32 if held < 256 else 128
+    rows = max(64, step * math.ceil(held / step))
+    build = {"version": "0.15.0", "max_batch_size": rows, "max_num_tokens": max(2048, 2 * rows), "max_seq_len": 4096}
+    return {"model_engine": "trtllm", "called": "tensorrt_llm", "enable_chunked_context": True, "build_config": build}
 
 
 def amd_serving(row: Row, number: str) -> Case:
@@ -643,8 +662,10 @@ def amd_serving(row: Row, number: str) -> Case:
                     tensor=tensor, route="completions")  # fmt: skip
     if row["out_tok_s"] and "generated" in row["note"]:
         reported = {"output_tok_s": float(row["out_tok_s"])}
-        args = OFFLINE_IN_FP8 if where[2].startswith("mi") else {"kv_cache_dtype": "fp8"}
-        args = args if weights == "fp8" else {}
+        if "AI-benchmarking-guide" in row["source"] and load_device(where[2]).vendor == "nvidia":
+            return Case(number, row["source"], "triton", *where, *sizes, reported, batch=1000, tensor=tensor, kv="fp8",
+                        args=benched(*where, tensor), note="TensorRT-LLM, as the guide has it")  # fmt: skip
+        args = OFFLINE_IN_FP8 if weights == "fp8" else {}
         return Case(number, row["source"], engine, *where, *sizes, reported, requests=1000, batch=1000, tensor=tensor, args=args)
     if row["batch"] and row["e2e_ms"]:
         batch, reported = int(float(row["batch"])), {"e2e_s": float(row["e2e_ms"]) / 1e3}

@@ -32,7 +32,7 @@ from hardware_profiles.device import STACKED_MEMORY, load_device
 from hardware_profiles.device_laws import EXPERT_LAUNCHES, Law, LawOps, known_format
 from hardware_profiles.kernel_physics import causal_pairs, moe_active_experts
 from hardware_profiles.kernels import operations_of
-from simulator.calibration.fit import Known
+from simulator.calibration.fit import FOLLOWED, FOLLOWED_ON_CPUS, Known
 from simulator.calibration.results import QUANTILE
 from simulator.results.intervals import INTERVAL_OF_MEAN_ERROR
 
@@ -211,10 +211,12 @@ class Fit:
             others = self.fit(np.flatnonzero(self.groups != group), x, LEFT_OUT_STEPS)
             errors = self.errors(others, mine)
             for what, sensitivity in SENSITIVITY.items():
-                some = [e for e, i in zip(errors, mine, strict=True) if kind_of(self.cases[i]) == what]
-                rows = [Measured(("", "", "", ""), -e, sensitivity, known) for e in some]
+                found = [(e, self.cases[i]) for e, i in zip(errors, mine, strict=True) if kind_of(self.cases[i]) == what]
+                rows = [Measured(("", "", "", ""), case.model, -e, sensitivity, known, case.batch) for e, case in found]
+                some = [e for e, _ in found]
                 if some:
-                    anchored = np.median(after_one(rows)) if len(rows) > 1 else np.nan
+                    after = [error for _, error in after_one(rows)] if len(rows) > 1 else []
+                    anchored = np.median(after) if after else np.nan
                     out[what][group] = np.array(some), 100 * float(anchored)
         return out
 
@@ -493,7 +495,8 @@ def main() -> None:
                 print(f"  {what}: {100 * float(np.median(some)):.1f} % in the fit, {len(some)} rows")
         if len(set(fit.groups)) > 1:
             law = fit.built(dict(zip(starts, np.exp(x).tolist(), strict=True)), fit.chips[0])
-            known = Known.of_error(math.log1p(INTERVAL_OF_MEAN_ERROR * max(law.off_pct) / 100) / QUANTILE)
+            followed = FOLLOWED_ON_CPUS if load_device(fit.chips[0].device).kind == "cpu" else FOLLOWED
+            known = Known.of_error(math.log1p(INTERVAL_OF_MEAN_ERROR * max(law.off_pct) / 100) / QUANTILE, followed)
             for what, errors in fit.left_out(x, known).items():
                 logs = {chip: some for chip, (some, _) in errors.items()}
                 medians_of = {chip: 100 * float(np.median(np.abs(np.expm1(some)))) for chip, some in logs.items()}

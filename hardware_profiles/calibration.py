@@ -6,7 +6,8 @@
     scales                   name (prompt, decode, host) -> value, log_std (of its logarithm), unit, kind
     unidentified             name -> why the data do not tell it; it stays 1
     interval                 metric (ttft, tpot) -> log half-width of a 90 % interval
-    measured_on              engine, version, hardware, model, formats, devices of a replica
+    measured_on              engine, version, hardware, model (or several), formats, devices of a replica
+    elsewhere                part of a scale's logarithm that holds for another model (1 where it is not said)
     domain                   prompt_tokens, context_tokens, rows: [least, most] that were measured
     points                   how many measurements; rows of the before/after table under `table`
     held_out_error           median error of points left out in turn, null of a single one
@@ -36,6 +37,8 @@ SETTING = (
     "data_parallel", "features",
 )  # fmt: skip
 """What of a deployment a calibration was measured on; one of another engine or device is another calibration."""
+SEVERAL = "; "
+"""Between the names of several models that were measured."""
 RANGES = ("prompt_tokens", "context_tokens", "rows")
 LEAST, MOST = 0.01, 100.0
 """Scales that can be (assumed: beyond, something else was measured)."""
@@ -57,10 +60,16 @@ class Calibration:
     provenance: Mapping[str, Any]
     name: str = ""
     steps: Mapping[str, Any] | None = None
+    elsewhere_share: float = 1.0
 
-    def as_scales(self) -> Scales:
-        """The scales, 1 where the data told none."""
-        return Scales(*(self.scales.get(name, 1.0) for name in SCALES))
+    def of_model(self, model: str) -> bool:
+        """Whether a model is among those measured."""
+        return model in self.measured_on["model"].split(SEVERAL)
+
+    def as_scales(self, model: str) -> Scales:
+        """The scales of a model, 1 where the data told none."""
+        part = 1.0 if self.of_model(model) else self.elsewhere_share
+        return Scales(*(self.scales.get(name, 1.0) ** part for name in SCALES))
 
     def as_dict(self) -> dict[str, Any]:
         """The file's JSON."""
@@ -80,6 +89,7 @@ class Calibration:
             "held_out_error": self.held_out_error,
             "table": [dict(row) for row in self.table],
             "provenance": dict(self.provenance),
+            "elsewhere": self.elsewhere_share,
             **({} if self.steps is None else {"steps": dict(self.steps)}),
         }
 
@@ -108,6 +118,8 @@ def read_calibration(path: Path) -> Calibration:
         interval = {str(name): float(value) for name, value in data["interval"].items()}
         if any(not 0.0 < width < math.inf for width in [*interval.values()]):
             raise ValueError("an interval is no positive number")
+        if not 0.0 <= float(data.get("elsewhere", 1.0)) <= 1.0:
+            raise ValueError("elsewhere is between 0 and 1")
         return Calibration(
             scales,
             log_std,
@@ -121,6 +133,7 @@ def read_calibration(path: Path) -> Calibration:
             data["provenance"],
             path.name,
             data.get("steps"),
+            float(data.get("elsewhere", 1.0)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +53,10 @@ def calibration_of(pool: Pool, plan: EnginePlan, device: Device, base: Path) -> 
     return found
 
 
-def calibrated(found: Calibration, kernels: Ops, plan: EnginePlan) -> tuple[Ops, EnginePlan]:
-    """Operations and plan by a calibration: the operations by its scales, or the plan by its law of steps."""
+def calibrated(found: Calibration, kernels: Ops, plan: EnginePlan, model: str) -> tuple[Ops, EnginePlan]:
+    """Operations and plan by a calibration: the operations by its scales for a model, or the plan by its law of steps."""
     if found.steps is None:
-        return _by_scales(found.as_scales(), kernels, plan)
+        return _by_scales(found.as_scales(model), kernels, plan)
     from engine_models.cost.measured import fitted_from
 
     try:
@@ -110,15 +110,19 @@ def check_law(prepared: Prepared) -> Prepared:
     return prepared
 
 
-def calibration_words(calibration: Calibration) -> str:
-    """What a calibration does, for the assumptions of a run."""
-    told = [f"{name} {value:.3g}" for name, value in calibration.scales.items()]
+def calibration_words(calibration: Calibration, model: str) -> str:
+    """What a calibration does to a model's times, for the assumptions of a run."""
+    scales = asdict(calibration.as_scales(model))
+    told = [f"{name} {scales[f'{name}_scale']:.3g}" for name in calibration.scales]
     law = calibration.steps is not None
     left = f"; not told by them: {', '.join(calibration.unidentified)}" if calibration.unidentified else ""
     held = "" if calibration.held_out_error is None else f", left out in turn {calibration.held_out_error:.0%} off in the median"
     many = "1 measurement" if calibration.points == 1 else f"{calibration.points} measurements"
     by = "whole steps, in place of the profile's" if law else f"times the profile's: {', '.join(told)}"
-    return f"step times by {calibration.name}: {many}{held}; {by}{left}"
+    part = calibration.elsewhere_share
+    alike = law or part == 1.0 or calibration.of_model(model)
+    other = "" if alike else f" (of another model: its scales to the power {part:.2g})"
+    return f"step times by {calibration.name}: {many}{held}; {by}{other}{left}"
 
 
 def measured_on(prepared: Prepared) -> dict[str, str]:
@@ -148,7 +152,8 @@ def unlike(prepared: Prepared) -> list[str]:
     if prepared.calibration is None:
         return []
     here, there = measured_on(prepared), prepared.calibration.measured_on
-    names = [name for name in here if here[name] != there[name]]
+    same = {"model"} if prepared.calibration.of_model(here["model"]) else set()
+    names = [name for name in here if here[name] != there[name] and name not in same]
     return [f"calibration: {name.replace('_', ' ')} {there[name]} was measured, not {here[name]}" for name in names]
 
 

@@ -364,8 +364,8 @@ def _resolve(scenario: Scenario, pool: Pool, base: Path) -> Prepared:
         kernels, lent = ScaledOps.of(kernels, slower), (*lent, limit_words(pool.power_limit_w, slower))
     calibration = calibration_of(pool, plan, device, base)
     if calibration is not None:
-        kernels, plan = calibrated(calibration, kernels, plan)
-        lent = (*lent, calibration_words(calibration))
+        kernels, plan = calibrated(calibration, kernels, plan, arch.name)
+        lent = (*lent, calibration_words(calibration, arch.name))
     replicas = pool.replicas * (1 if ranks > 1 else pool.data_parallel)
     from simulator.config.schema import MAX_REPLICAS
 

@@ -7,15 +7,18 @@ more than was known before, and of these the one that moves the fewest scales. T
 (Gauss-Newton), and leaving each measurement out in turn, linearised about the solution.
 
 Before any measurement the logarithm of a scale is 0 with the deviation `prior`: the profile's own error. Measurements of one
-machine deviate by `spread` from any scales: by length, batch and model. A single one is so followed by p^2 / (p^2 + s^2) of its
-error, many by all of it. What they say beyond `prior` widens it to that: the profile is then of something else.
+machine deviate by `spread` from any scales: by length, batch and model. Several that agree are followed by all of their error:
+what they say beyond `prior` widens it to that, since the profile is then of something else. A single one cannot tell the
+machine's error from its own. Of the profile's variance T^2 the part f is then the machine's and 1 - f the measurement's
+(`Followed`), so that f of the error is followed where the time is all of one scale, and never more than `MOST_FOLLOWED` T: what
+lies further off is more often an odd measurement than an odd machine.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -29,13 +32,19 @@ Group = tuple[str, ...]
 """Scales that move together."""
 
 LEAST_PRIOR = 0.3
-"""Deviation of a scale's logarithm before any measurement, at least (assumed): a server's versions and settings differ from those
-that a profile was made of."""
+"""Deviation of a scale's logarithm before several measurements, at least (assumed): a server's versions and settings differ from
+those that a profile was made of."""
 SPREAD_SHARE = 0.5
-"""`spread` as a part of the profile's own error (fitted, 2026-11: of 0 to 1 the part at which single anchors of 14 chips leave
-the smallest errors, `benchmarks/anchored.py`)."""
+"""`spread` of several measurements as a part of the profile's own error (fitted, 2026-11: of 0 to 1 the part at which single
+anchors of 14 chips left the smallest errors)."""
 LEAST_SPREAD = {"prompt": 0.07, "decode": 0.05, "host": 0.07}
 """Its least, by scale (assumed: TTFT also holds what stands before the scheduler, and few requests have it)."""
+LEAST_ERROR = 0.2
+"""The profile's own error T for a single measurement, at least (assumed as `LEAST_PRIOR`; it decides nothing but the most that is
+followed)."""
+MOST_FOLLOWED = 2.0
+"""Most of a scale's logarithm that one measurement moves, over T (fitted, 2026-11: `benchmarks/anchored.py`, pairs of published
+rows of one machine and model; of errors above 2.5 T other rows show three tenths, below 85 and 50 to 60 %)."""
 SPREAD_POINTS = 6
 """As many left-out measurements `spread` weighs when that of a user's own is found (assumed)."""
 UNFELT = 0.25
@@ -58,6 +67,7 @@ class Point:
 
     measured : value by metric, as `predict` names them. noise : relative standard error of a value, by metric.
     predict : values for given scales. ranges : what of the calibrated domain it covers, and the mean prompt.
+    model : by which it was measured, "" for the deployment's own.
     """
 
     label: str
@@ -65,6 +75,7 @@ class Point:
     predict: Callable[[Scales], Mapping[str, float]]
     noise: Mapping[str, float]
     ranges: Mapping[str, float]
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,31 +100,89 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Followed:
+    """How far one measurement is followed.
+
+    by_scale : part of the profile's variance that is the machine's and not the measurement's own. batch_share : the same of
+    `decode` where it was measured by several rows at once, whose kernels are others.
+    elsewhere_share : part of a scale's logarithm that another model on the machine shares.
+    """
+
+    by_scale: Mapping[str, float]
+    batch_share: float
+    elsewhere_share: float
+
+
+FOLLOWED = Followed({"prompt": 0.6, "decode": 0.9, "host": 0.5}, 0.6, 0.3)
+FOLLOWED_ON_CPUS = Followed({"prompt": 0.9, "decode": 0.9, "host": 0.5}, 0.4, 1.0)
+ALONE = 1.5
+"""Rows at once up to which a measurement is of a single stream (assumed)."""
+"""Fitted, 2026-11, to pairs of published rows of one machine, every machine alike: the part of a row's error that
+another row shows. Decoding of the same model 80 to 95 % (62 machines), prompts 50 to 75 % (52), throughputs 60 % (12); of another
+model 0 to 50 %, in the middle a third of that. CPUs that were left out of their law (6): one stream and prompts 80 to 100 %,
+batches 25 to 60 (5), of another model as of the same: threads, sockets and memory are the machine's. Hosts: assumed."""
+
+
+@dataclass(frozen=True)
 class Known:
-    """What is known before any measurement, by scale: deviations of its logarithm, and of a measurement's from any scales."""
+    """What is known before any measurement, by scale: deviations of its logarithm, and of a measurement's from any scales.
+
+    error, followed : the profile's own error T, and how far one measurement is followed. alone : scales that one alone tells.
+    """
 
     prior: Mapping[str, float]
     spread: Mapping[str, float]
+    error: Mapping[str, float]
+    followed: Followed
+    alone: frozenset[str] = frozenset()
 
     @classmethod
-    def of_error(cls, step_error: float) -> Known:
+    def of_error(cls, step_error: float, followed: Followed = FOLLOWED) -> Known:
         """By the profile's own error: the deviation of the logarithm of a step's time."""
         errors = {"prompt": step_error, "decode": step_error, "host": HOST_ERROR}
         return cls(
             {name: max(error, LEAST_PRIOR) for name, error in errors.items()},
             {name: max(SPREAD_SHARE * error, LEAST_SPREAD[name]) for name, error in errors.items()},
+            {name: max(error, LEAST_ERROR) for name, error in errors.items()},
+            followed,
         )
 
+    def of_points(self, points: Sequence[Point], jacobian: Floats) -> Known:
+        """As it is for rows of sensitivities, one of each point: with the scales that one point alone tells; (rows, scales)."""
+        parts = _parts(jacobian)
+        tell = {
+            name: {id(point): point for point, part in zip(points, parts[:, at], strict=True) if part >= UNFELT}
+            for at, name in enumerate(SCALES)
+        }
+        alone = {name for name, of_it in tell.items() if len(of_it) <= 1}
+        batches = any(point.ranges.get("rows", 1.0) > ALONE for point in tell["decode"].values())
+        share = {**self.followed.by_scale, **({"decode": self.followed.batch_share} if batches else {})}
+        return replace(
+            self,
+            prior={n: math.sqrt(share[n]) * self.error[n] if n in alone else p for n, p in self.prior.items()},
+            spread={n: math.sqrt(1.0 - share[n]) * self.error[n] if n in alone else s for n, s in self.spread.items()},
+            alone=frozenset(alone),
+        )
+
+    def bound(self, groups: tuple[Group, ...]) -> Floats:
+        """Most of each group's logarithm."""
+        return np.array([
+            max(MOST_FOLLOWED * self.error[name] if name in self.alone else WIDEST for name in group) for group in groups
+        ])  # fmt: skip
+
     def sigma(self, jacobian: Floats, noise: Floats) -> Floats:
-        """Deviation of each row, the more where it amplifies what a step takes; (rows,)."""
-        parts = np.abs(jacobian) / np.maximum(np.abs(jacobian).sum(axis=1), 1e-12)[:, None]
+        """Deviation of each row, the more where it amplifies a step, or by what it feels where it alone tells; (rows,)."""
+        parts = _parts(jacobian)
         spread = parts @ np.array([self.spread[name] for name in SCALES])
-        return np.asarray(np.hypot(noise, spread * np.array([_amplified(row) for row in jacobian])), dtype=np.float64)
+        several = np.array([part >= UNFELT for part in parts]) & np.array([name not in self.alone for name in SCALES])
+        felt = np.maximum(jacobian.sum(axis=1), np.where(several.any(axis=1), 1.0, DEAF))
+        return np.asarray(np.hypot(noise, spread * felt), dtype=np.float64)
 
     def weight(self, groups: tuple[Group, ...], x: Floats) -> Floats:
-        """Inverse deviation of each group's logarithm, where the data have it at `x` so far."""
+        """Inverse deviation of each group's logarithm, widened to where several points have it at `x` so far."""
         prior = [np.mean([self.prior[name] for name in group]) for group in groups]
-        return 1.0 / np.maximum(prior, np.abs(_of_groups(groups, x)))
+        widened = [0.0 if set(group) <= self.alone else 1.0 for group in groups]
+        return np.asarray(1.0 / np.maximum(prior, widened * np.abs(_of_groups(groups, x))), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -160,14 +229,19 @@ def pooled_width(held: Sequence[float], known_error: float) -> float:
     return float(stdtrit(weight, 0.95)) * own
 
 
-def fit(points: Sequence[Point], known: Known, progress: Callable[[str], None] | None = None) -> Fit:
-    """Fit the scales that the points identify. Those of no row that tells anything leave all as it is."""
+def fit(
+    points: Sequence[Point], known: Known, progress: Callable[[str], None] | None = None, *, believed: bool = False
+) -> Fit:
+    """Fit the scales that the points identify. Those of no row that tells anything leave all as it is.
+
+    believed : follow one measurement as several that agree.
+    """
     x = np.zeros(len(SCALES))
     groups: tuple[Group, ...] = ()
     first: Floats | None = None
     keys = [(point, metric) for point in points for metric in point.measured]
     noise = np.array([point.noise.get(metric, 0.0) for point, metric in keys])
-    far = True
+    far, here = True, known
     for number in range(ROUNDS):
         errors = _errors(points, x)
         if far:
@@ -179,9 +253,11 @@ def fit(points: Sequence[Point], known: Known, progress: Callable[[str], None] |
             groups = finer
         if not groups:
             break
-        basis = _basis(groups)
-        move = _solve(jacobian[told] @ basis, errors[told], sigma[told], known.weight(groups, x), _of_groups(groups, x))
-        move = np.clip(_of_groups(groups, x) + move, -WIDEST, WIDEST) - _of_groups(groups, x)
+        if not believed:
+            here = known.of_points([point for (point, _), one in zip(keys, told.tolist(), strict=True) if one], jacobian[told])
+        sigma, basis, bound = here.sigma(jacobian, noise), _basis(groups), here.bound(groups)
+        move = _solve(jacobian[told] @ basis, errors[told], sigma[told], here.weight(groups, x), _of_groups(groups, x))
+        move = np.clip(_of_groups(groups, x) + move, -bound, bound) - _of_groups(groups, x)
         x = x + basis @ move
         errors = errors + jacobian @ (basis @ move)
         if progress:
@@ -190,16 +266,16 @@ def fit(points: Sequence[Point], known: Known, progress: Callable[[str], None] |
             break
         far = bool(np.abs(move).max() > FAR)
     assert first is not None
-    held = _left_out(points, keys, jacobian, errors, sigma, told, groups, known, x)
+    held = _left_out(points, keys, jacobian, errors, sigma, told, groups, here, x)
     rows = [
         Row(point, metric, float(first[i]), float(errors[i]), held[i], tuple(jacobian[i].tolist()))
         for i, (point, metric) in enumerate(keys)
     ]
-    std = _posterior_std(jacobian[told] @ _basis(groups), sigma[told], known.weight(groups, x)) if groups else np.zeros(0)
+    std = _posterior_std(jacobian[told] @ _basis(groups), sigma[told], here.weight(groups, x)) if groups else np.zeros(0)
     by_group = {name: float(std[at]) for at, group in enumerate(groups) for name in group}
     told_rows = tuple(row for row, told_one in zip(rows, told.tolist(), strict=True) if told_one)
     return Fit(
-        known,
+        here,
         {name: float(x[SCALES.index(name)]) for name in by_group},
         by_group,
         groups,
@@ -213,7 +289,7 @@ def best_groups(jacobian: Floats, sigma: Floats, known: Known) -> tuple[Group, .
     """The scales to move, see the head of the module; none where the rows tell none."""
     if not len(jacobian):
         return ()
-    parts = np.abs(jacobian) / np.abs(jacobian).sum(axis=1)[:, None]
+    parts = _parts(jacobian)
 
     def told(groups: tuple[Group, ...]) -> bool:
         kept = {SCALES.index(name) for group in groups for name in group}
@@ -243,6 +319,11 @@ def _partitions(names: tuple[str, ...]) -> Iterator[tuple[Group, ...]]:
             left = tuple(name for name in rest if name not in others)
             for parts in _partitions(left):
                 yield ((first, *others), *parts)
+
+
+def _parts(jacobian: Floats) -> Floats:
+    """What part of each row follows each scale."""
+    return np.asarray(np.abs(jacobian) / np.maximum(np.abs(jacobian).sum(axis=1), 1e-12)[:, None], dtype=np.float64)
 
 
 def _basis(groups: tuple[Group, ...]) -> Floats:
@@ -321,4 +402,11 @@ def _why(name: str, rows: Sequence[Row]) -> str:
     return "cannot be told from the others by these data"
 
 
-__all__ = ["Fit", "Known", "Point", "Row", "best_groups", "fit", "pooled_width"]
+def carried(models: int, followed: Followed) -> float:
+    """Part of the logarithms that holds for a model that is not among so many measured (Spearman-Brown, of their mean)."""
+    return models * followed.elsewhere_share / (1.0 + (models - 1) * followed.elsewhere_share)
+
+
+__all__ = [
+    "FOLLOWED", "FOLLOWED_ON_CPUS", "Fit", "Followed", "Known", "Point", "Row", "best_groups", "carried", "fit", "pooled_width",
+]  # fmt: skip

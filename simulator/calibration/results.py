@@ -11,14 +11,26 @@ from pathlib import Path
 
 import numpy as np
 
-from hardware_profiles.calibration import RANGES, Calibration
+from hardware_profiles.calibration import RANGES, SEVERAL, Calibration
 from hardware_profiles.errors import InputError, PlanError
 from hardware_profiles.files import read_bytes, read_text, without_cut_line
 from hardware_profiles.scaled_ops import Scales
 from simulator.calibrated import measured_on
 from simulator.calibration.agreement import check_bound, read_bound_s, token_bound_s
 from simulator.calibration.deployment import Deployment
-from simulator.calibration.fit import LEAST_SPREAD, RATES, Fit, Known, Point, Row, fit, pooled_width
+from simulator.calibration.fit import (
+    FOLLOWED,
+    FOLLOWED_ON_CPUS,
+    LEAST_SPREAD,
+    RATES,
+    Fit,
+    Known,
+    Point,
+    Row,
+    carried,
+    fit,
+    pooled_width,
+)
 from simulator.calibration.served import Left, points_of_cases, points_of_results
 from simulator.calibration.steps import (
     METRIC,
@@ -63,7 +75,7 @@ def calibrate_results(
 ) -> Outcome:
     """Fit the scales of a deployment to result files.
 
-    any_scale : take scales beyond `LIKELY` too.
+    any_scale : take scales beyond `LIKELY` too, then as the measurements have them, however few.
     Raises InputError for files that cannot be read or are of something else, and where they tell no scale.
     """
     prepared = deployment.prepared
@@ -74,7 +86,8 @@ def calibrate_results(
     _check_units(points)
     for point in points:
         _check_bounds(point, prepared)
-    found = fit(points, known_of(prepared), progress)
+    known = known_of(prepared)
+    found = fit(points, known, progress, believed=True)
     if not found.groups:
         raise InputError(
             "these measurements tell nothing of step times: " + "; ".join(f"{k} {why}" for k, why in found.unidentified.items()),
@@ -87,6 +100,8 @@ def calibrate_results(
     if law_error := _law_error(paths, found, prepared):
         notes.append(f"a law of whole steps would be {law_error:.0%} off where left out, for this model alone: --whole-steps")
     rest = float(np.median([abs(row.after_error) for row in found.rows]))
+    if all(abs(value) <= math.log(LIKELY) for value in found.log_scales.values()):
+        found = fit(points, known)
     if rest > ODD:
         notes.append(
             f"the scales leave {math.expm1(rest):.0%} in the median: these measurements are not of one deployment, or not of this"
@@ -186,7 +201,8 @@ def _points(paths: Sequence[Path], deployment: Deployment) -> tuple[list[Point],
 def known_of(prepared: Prepared) -> Known:
     """What is known of a deployment before: the error of a step that its intervals state."""
     evidence, _ = domain(prepared)
-    return Known.of_error(half_width(evidence, "tpot", "mean")[0] / QUANTILE)
+    followed = FOLLOWED_ON_CPUS if prepared.device.kind == "cpu" else FOLLOWED
+    return Known.of_error(half_width(evidence, "tpot", "mean")[0] / QUANTILE, followed)
 
 
 def of_llama_bench(text: str) -> bool:
@@ -287,17 +303,19 @@ def _calibration(found: Fit, paths: Sequence[Path], prepared: Prepared) -> Calib
     """The fit as a file."""
     points = list({id(row.point): row.point for row in found.rows}.values())
     held = [abs(math.expm1(row.held_out_error)) for row in found.rows if row.held_out_error is not None]
+    models = sorted({point.model or prepared.arch.name for point in points})
     return Calibration(
         scales={name: math.exp(value) for name, value in found.log_scales.items()},
         log_std=dict(found.log_std),
         unidentified=dict(found.unidentified),
         interval=found.half_widths(),
-        measured_on=measured_on(prepared),
+        measured_on={**measured_on(prepared), "model": SEVERAL.join(models)},
         domain=_domain(points),
         points=len(points),
         held_out_error=float(np.median(held)) if held else None,
         table=tuple(as_dict(row) for row in found.rows),
         provenance=_provenance(paths),
+        elsewhere_share=carried(len(models), found.known.followed),
     )
 
 

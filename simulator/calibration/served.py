@@ -157,10 +157,17 @@ def points_of_cases(path: Path, deployment: Deployment) -> list[Point]:
         prompts, outputs = np.array(case.lengths).T if case.lengths else (load.prompt_tokens, load.output_tokens)
         longest = float(np.percentile(prompts, 99))
         ranges = {"prompt_tokens": longest, "context_tokens": longest + float(np.percentile(outputs, 99))}
-        points += [Point(case.id, measured, predict, {}, ranges)] if measured else []
+        if known.keys() >= {"e2e_s", "duration_s"}:
+            ranges["rows"] = in_flight(known, len(prompts)) / prepared.replicas
+        points += [Point(case.id, measured, predict, {}, ranges, prepared.arch.name)] if measured else []
     if not points:
         raise InputError("no case has a figure that is simulated", where=str(path), mend=f"give one of {', '.join(TIMED)}")
     return points
+
+
+def in_flight(known: Mapping[str, float], requests: int) -> float:
+    """Requests at once, in the mean of a run whose figures are `known`, by Little's law."""
+    return max(1.0, requests * known["e2e_s"] / known["duration_s"])
 
 
 def _little(one: Measured) -> float:

@@ -81,6 +81,23 @@ def test_a_run_by_a_calibration_is_slower_and_has_its_interval(tmp_path: Path) -
     assert any("times the profile's: decode 1.2; not told by them: prompt, host" in text for text in mine["assumptions"])
 
 
+def test_another_model_on_the_machine_has_a_part_of_the_scales(tmp_path: Path) -> None:
+    calibration(elsewhere_share=0.3).write(tmp_path / "mine.json")
+    calibration(elsewhere_share=1.0).write(tmp_path / "all.json")
+    tpot = {}
+    for name in ("", "mine.json", "all.json"):
+        named = with_file(tmp_path / name) if name else SCENARIO
+        found = simulate({**named, "model": "meta-llama/Llama-3.1-8B-Instruct"}).result
+        tpot[name] = found["metrics"]["tpot_ms"]["mean"]
+        said = " ".join(found["assumptions"])
+        assert ("decode 1.06 (of another model: its scales to the power 0.3)" in said) == (name == "mine.json")
+    assert np.log(tpot["mine.json"] / tpot[""]) == pytest.approx(0.3 * np.log(tpot["all.json"] / tpot[""]), rel=0.1)
+    text = (tmp_path / "mine.json").read_text()
+    (tmp_path / "mine.json").write_text(text.replace('"elsewhere": 0.3', '"elsewhere": 3'))
+    with pytest.raises(InputError, match="elsewhere is between 0 and 1"):
+        read_calibration(tmp_path / "mine.json")
+
+
 def test_outside_of_what_was_measured_it_says_so_and_is_as_wide_as_without(tmp_path: Path) -> None:
     calibration().write(tmp_path / "mine.json")
     longer = simulate(with_file(tmp_path / "mine.json", prompt_tokens=2048)).result

@@ -18,7 +18,7 @@ from hardware_profiles.law_constants import METAL
 from hardware_profiles.scaled_ops import Scales
 from simulator.calibrated import with_scales
 from simulator.calibration.deployment import Deployment
-from simulator.calibration.fit import Known, best_groups
+from simulator.calibration.fit import FOLLOWED, FOLLOWED_ON_CPUS, Followed, Known, Point, best_groups, fit
 from simulator.calibration.results import calibrate_results, calibrate_whole_steps
 from simulator.calibration.served import points_of_results
 from simulator.cli.app import whole_app
@@ -196,6 +196,57 @@ def test_scales_that_the_data_cannot_tell_apart_move_together() -> None:
     assert best_groups(mixed, known.sigma(mixed, np.zeros(1)), known) == (("prompt", "decode"),)
     host = np.array([[0.0, 0.02, 0.95]])
     assert best_groups(host, known.sigma(host, np.zeros(1)), known) == (("host",),)
+
+
+def measured_once(error: float, sensitivity: tuple[float, ...] = (0.0, 1.0, 0.0), rows: float = 1.0) -> Point:
+    """A point whose time is predicted `error` too long, in its logarithm."""
+
+    def predict(scales: Scales) -> dict[str, float]:
+        logs = np.log([scales.prompt_scale, scales.decode_scale, scales.host_scale])
+        return {"time": float(np.exp(error + logs @ np.array(sensitivity)))}
+
+    return Point("", {"time": 1.0}, predict, {}, {"rows": rows})
+
+
+@pytest.mark.parametrize(("followed", "prompt"), [(FOLLOWED, 0.6), (FOLLOWED_ON_CPUS, 0.9)])
+def test_one_measurement_is_followed_in_part_and_never_far_several_that_agree_by_all(followed: Followed, prompt: float) -> None:
+    known = Known.of_error(0.2, followed)
+    one, other = (fit([measured_once(0.3, felt)], known).log_scales for felt in ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0)))
+    assert one == {"decode": pytest.approx(-0.9 * 0.3)}
+    assert other == {"prompt": pytest.approx(-prompt * 0.3)}
+    assert fit([measured_once(0.3, (0.0, 0.8, 0.0))], known).log_scales["decode"] == pytest.approx(-0.9 * 0.3 / 0.8)
+    batch = fit([measured_once(0.3, rows=8.0)], known).log_scales
+    assert batch == {"decode": pytest.approx(-followed.batch_share * 0.3)}
+    assert fit([measured_once(1.0)], known).log_scales["decode"] == pytest.approx(-2 * 0.2)
+    assert fit([measured_once(1.0)] * 2, known).log_scales["decode"] == pytest.approx(-2 * 0.2), "the same point twice"
+    agreeing = fit([measured_once(1.0), measured_once(1.0)], known)
+    assert agreeing.log_scales["decode"] == pytest.approx(-1.0, abs=0.02)
+    apart = fit([measured_once(0.3), measured_once(0.3, (1.0, 0.0, 0.0))], known).log_scales
+    assert apart == {"decode": pytest.approx(-0.9 * 0.3), "prompt": pytest.approx(-prompt * 0.3)}
+    assert fit([measured_once(1.0)], known, believed=True).log_scales["decode"] < -0.9
+
+
+def test_a_measurement_far_from_the_profile_is_refused_or_taken_as_it_is(folder: Path, tmp_path: Path) -> None:
+    far = bench(tmp_path / "far.json", 1, 1024, Scales(decode_scale=5.0))
+    with pytest.raises(InputError, match="the scenario does not describe the server"):
+        calibrate_results([far], Deployment(folder / "s.yaml"))
+    taken = calibrate_results([far], Deployment(folder / "s.yaml"), any_scale=True)
+    assert taken.calibration.scales["decode"] == pytest.approx(5.0, rel=0.05)
+
+
+def test_several_models_of_a_machine_are_named_and_carry_further(folder: Path, tmp_path: Path) -> None:
+    cases = [
+        {"id": model, "scenario": yaml.safe_dump({**SCENARIO, "model": model}), "reported": {"tpot_mean_ms": tpot}}
+        for model, tpot in (("Qwen/Qwen3-8B", 6.5), ("meta-llama/Llama-3.1-8B-Instruct", 6.4))
+    ]
+    (tmp_path / "cases.jsonl").write_text("\n".join(map(json.dumps, cases)))
+    both = calibrate_results([tmp_path / "cases.jsonl"], Deployment(folder / "s.yaml")).calibration
+    (tmp_path / "cases.jsonl").write_text(json.dumps(cases[1]))
+    one = calibrate_results([tmp_path / "cases.jsonl"], Deployment(folder / "s.yaml")).calibration
+    names = (prepare(load_scenario(case["scenario"])).arch.name for case in cases)
+    assert all(map(both.of_model, names))
+    assert not one.of_model(SCENARIO["model"]), "the case brings a model of its own"
+    assert (one.elsewhere_share, both.elsewhere_share) == (pytest.approx(0.3), pytest.approx(2 * 0.3 / 1.3))
 
 
 def test_scales_far_from_the_profile_are_told_apart_on_the_way(folder: Path, tmp_path: Path) -> None:
