@@ -312,13 +312,20 @@ class KernelModel(Ops):
         return next((name for name in (*usual, *by_name) if f"_{word}_" in f"_{name}_"), None)
 
     def _marlin_elsewhere(self, fmt: str) -> KernelModel | None:
-        """Another framework's table of Marlin's kernels on this GPU, for experts of four bits that this one's tables lack.
+        """A table of Marlin's kernels on this GPU, for experts of four bits that this framework's tables lack.
 
-        vLLM and SGLang have one code of it, and mxfp4 differs from int4 by its scales: three per cent of the bytes.
+        vLLM and SGLang have one code of it, and the formats differ by their scales: mxfp4 by three, nvfp4, which it takes where
+        the device has no such arithmetic, by six per cent of int4's bytes.
         """
-        if fmt not in (MARLIN_FLOOR_FORMAT, "w4a16_mxfp4") or self.framework not in ("vllm", "sglang"):
+        if self.framework not in ("vllm", "sglang"):
             return None
-        return next((m for m in self._others if f"moe/{MARLIN_FLOOR_FORMAT}" in m.groups), None)
+        if fmt == "nvfp4" and self.peaks.rate(fmt) <= self.peaks.rate("bfloat16"):
+            tables: tuple[KernelModel, ...] = (self, *self._others)
+        elif fmt in (MARLIN_FLOOR_FORMAT, "w4a16_mxfp4"):
+            tables = tuple(self._others)
+        else:
+            return None
+        return next((m for m in tables if f"moe/{MARLIN_FLOOR_FORMAT}" in m.groups), None)
 
     def lent_experts(self, fmt: str) -> tuple[str, float] | None:
         """See the base: Marlin's, timed in four bits with another scale."""

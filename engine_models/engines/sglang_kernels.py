@@ -64,8 +64,11 @@ EXPERTS = {
     "triton": "Triton kernels",
     "vllm/triton": "triton_kernels as timed under vLLM",
     "marlin": "Marlin kernels",
+    "vllm/marlin": "Marlin kernels",
 }
 """The same in words."""
+_LENT_MARLIN = "vllm/marlin"
+"""Marlin's on data-centre Blackwell, where SGLang's table of int4 holds TensorRT-LLM's kernels and vLLM's Marlin's, one code."""
 _PACKAGE = "vllm/triton"
 """The grouped products of the package `triton_kernels`: vLLM's table holds them, SGLang's holds its own Triton kernel instead,
 whose weights are widened before."""
@@ -101,7 +104,7 @@ def experts(request: PoolRequest, version: tuple[int, ...], warnings: list[str])
                 "which are priced as of SGLang's own choice"
             )
         else:
-            return _WORDS[asked]
+            return _LENT_MARLIN if asked == "marlin" and stacked_blackwell(device) else _WORDS[asked]
     if request.formats.weights.name == "mxfp4" and device.architecture in _EMULATES_MXFP4:
         warnings.append(
             f"experts in mxfp4 are emulated on {device.title}, which no table holds: a published batch of gpt-oss-120b on A100 "
@@ -131,7 +134,9 @@ def _own_choice(family: str, weights: Format, version: tuple[int, ...], device: 
         return "marlin"
     if family == _CUTLASS_ELSEWHERE and version >= _CUTLASS_SINCE and not blackwell and weights.name in _FP8 + _WIDE:
         return "cutlass"
-    return "marlin" if weights.weight_only and weights.name != "mxfp4" else "triton"
+    if weights.weight_only and weights.name != "mxfp4":
+        return _LENT_MARLIN if blackwell else "marlin"
+    return "triton"
 
 
 _PRODUCTS_WITHOUT_DEEPGEMM_SINCE = (0, 5, 7)
@@ -180,7 +185,7 @@ FUSED_TOKENS = 2048
 """Most tokens of a step whose reductions are fused (datasheet: ``FUSE_ALLREDUCE_MAX_BATCH_SIZE``, SGLang 0.5.3 to 0.5.23)."""
 
 
-EXPERT_LAUNCHES = {"trtllm": 7.0, "cutlass": 13.0, "triton": 13.0, "marlin": 13.0}
+EXPERT_LAUNCHES = {"trtllm": 7.0, "cutlass": 13.0, "triton": 13.0, "marlin": 13.0, "vllm/marlin": 13.0}
 """Kernels of experts -> launches that a layer of them costs the host in a prompt's step, in plain operations. kind: fitted,
 2026-11, source: Triton's by the TTFT of Qwen3-235B with one user on B200 (92 to 109 ms, sgl-cookbook); SGLang 0.5.9's
 `fused_moe_triton` launches eight, of which Triton's two products cost twice; TensorRT-LLM's are one call (as counted for that

@@ -15,15 +15,9 @@ from engine_models.engines.sglang_memory import (
     slots_a_row,
     state_bytes,
 )
+from engine_models.engines.sglang_prompt_graphs import prompt_graph_tokens
 from engine_models.model.overrides import served_context
 from engine_models.schedulers.prefill_first import PrefillFirstRules
-
-PREFILL_GRAPHS_SINCE = (0, 5, 10)
-"""First version that captures prefills unless told otherwise (datasheet: release notes of v0.5.10, 2026-04, and pull request
-16331)."""
-PREFILL_GRAPH_TOKENS_MLA = 2048
-"""Largest captured prefill of a model with latent attention [tokens]; of others the prefill chunk (datasheet: SGLang's
-documentation of 2026-04)."""
 
 RANK_CONSERVATIVENESS = 0.3
 """Factor of `schedule_conservativeness` under data-parallel attention (datasheet: SGLang 0.5 `server_args.py`, read 2026-11)."""
@@ -91,7 +85,7 @@ class Serving:
             row_tokens,
             graph_rows if on else 0,
             tuple(row_tokens * size for size in sizes) if on else (),
-            _prefill_graph_tokens(request, number, chunk),
+            prompt_graph_tokens(request, number, chunk),
             overlap,
             routed,
         )
@@ -111,27 +105,6 @@ def _page_tokens(request: PoolRequest, version: tuple[int, ...]) -> int:
     modelled there)."""
     asked = int(request.flags.get("page_size") or 1)
     return attention_of(request, version).page_tokens(asked) if request.role == "mixed" else asked
-
-
-def _prefill_graph_tokens(request: PoolRequest, version: tuple[int, ...], chunk_tokens: int) -> int:
-    """Most tokens of a prefill that a CUDA graph holds, 0 if none does.
-
-    Prefills are captured by default since 0.5.10, before with `enable_piecewise_cuda_graph`; over the stages of a pipeline only
-    up to the tokens that are asked for, never under data-parallel attention.
-    """
-    flags = request.flags
-    new = version >= PREFILL_GRAPHS_SINCE
-    wanted = not flags.get("disable_piecewise_cuda_graph", False) and (
-        new or flags.get("enable_piecewise_cuda_graph", False)
-    )
-    if not wanted or request.data_parallel > 1 or flags.get("disable_cuda_graph", False):
-        return 0
-    if flags.get("piecewise_cuda_graph_max_tokens"):
-        return int(flags["piecewise_cuda_graph_max_tokens"])
-    if request.pipeline_parallel > 1:
-        return 0
-    mla = any(block.kind == "mla" for block in request.arch.attention)
-    return PREFILL_GRAPH_TOKENS_MLA if mla or chunk_tokens <= 0 else chunk_tokens
 
 
 def graph_sizes(largest: int) -> tuple[int, ...]:

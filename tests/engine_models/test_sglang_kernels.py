@@ -63,6 +63,8 @@ def prepared(model: str, version: str, hardware: str, **pool: Any) -> Prepared:
         ("Qwen/Qwen3-30B-A3B", "0.5.14", "rtx-pro-6000-96gb", {"tensor_parallel": 1, "weights": "nvfp4"}, "cutlass"),
         ("XiaomiMiMo/MiMo-V2-Flash", "0.5.20", "b200-sxm-180gb", {"tensor_parallel": 4, "weights": "fp8_block"}, "trtllm"),
         ("deepseek-ai/DeepSeek-V4-Flash", "0.5.20", "b200-sxm-180gb", {}, "trtllm"),
+        ("moonshotai/Kimi-K2-Thinking", "0.5.8", "b200-sxm-180gb", {}, "vllm/marlin"),
+        ("moonshotai/Kimi-K2-Thinking", "0.5.14", "b200-sxm-180gb", {}, "trtllm"),
         (GLM, "0.5.6", "mi300x-192gb", {}, None),
         ("Qwen/Qwen3-32B", "0.5.6", "b200-sxm-180gb", {}, None),
     ],
@@ -288,6 +290,39 @@ def test_attention_and_pages_follow_the_engines_rules(
     plan = prepared(model, version, hardware, engine_args=flags).plan
     assert plan.costs.terms.attention == (wanted, wanted)
     assert plan.limits.block_tokens == page_tokens
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "hardware", "pool", "tokens"),
+    [
+        (QWEN, "0.5.9", "h200-sxm-141gb", {}, 0),
+        (QWEN, "0.5.10", "h200-sxm-141gb", {}, 8192),
+        (QWEN, "0.5.10", "mi300x-192gb", {}, 0),
+        (QWEN, "0.5.23", "mi300x-192gb", {}, 0),
+        (QWEN, "0.5.14", "b200-sxm-180gb", {"engine_args": {"disable_piecewise_cuda_graph": True}}, 0),
+        (QWEN, "0.5.14", "h200-sxm-141gb", {"engine_args": {"moe_a2a_backend": "deepep"}}, 0),
+        (QWEN35, "0.5.14", "h200-sxm-141gb", {}, 0),
+        (QWEN35, "0.5.17", "h200-sxm-141gb", {}, 8192),
+        (GEMMA3, "0.5.10", "h200-sxm-141gb", {}, 8192),
+        (GEMMA4, "0.5.23", "h200-sxm-141gb", {}, 0),
+        (NEXT, "0.5.14", "h200-sxm-141gb", {}, 0),
+        (NEXT, "0.5.17", "h200-sxm-141gb", {}, 8192),
+        ("deepseek-ai/DeepSeek-V3.2", "0.5.10", "h200-sxm-141gb", {}, 0),
+        ("deepseek-ai/DeepSeek-V3.2", "0.5.17", "b200-sxm-180gb", {}, 2048),
+        (NEMOTRON, "0.5.17", "h200-sxm-141gb", {}, 0),
+        (NEMOTRON, "0.5.20", "h200-sxm-141gb", {}, 8192),
+        (R1, "0.5.14", "b200-sxm-180gb", {}, 2048),
+        (R1, "0.5.17", "h200-sxm-141gb", {}, 0),
+        (R1, "0.5.20", "h200-sxm-141gb", {}, 2048),
+        (R1, "0.5.23", "h200-sxm-141gb", {}, 8192),
+        (R1, "0.5.23", "b200-sxm-180gb", {}, 0),
+        (R1, "0.5.23", "b200-sxm-180gb", {"engine_args": {"enable_piecewise_cuda_graph": True}}, 8192),
+    ],
+)
+def test_graphs_hold_prompts_by_the_engines_rules(
+    model: str, version: str, hardware: str, pool: dict[str, Any], tokens: int
+) -> None:
+    assert prepared(model, version, hardware, **pool).plan.costs.terms.host.prefill_graph_tokens == tokens
 
 
 def test_prompts_and_decoding_rows_may_have_attention_of_their_own() -> None:

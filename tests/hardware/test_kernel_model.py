@@ -315,6 +315,15 @@ def test_marlin_of_another_framework_serves_experts_that_an_own_table_lacks() ->
     assert not np.array_equal(lent, load_kernel_model("a100-sxm-80gb", "trtllm").moe_s("mxfp4", 2880, 2880, 4, 128, 1, 1, tokens))
 
 
+@pytest.mark.parametrize("framework", ["vllm", "sglang"])
+def test_experts_in_nvfp4_are_marlins_without_such_arithmetic(framework: str) -> None:
+    """Both engines run them on Marlin before Blackwell, whose tables hold its int4; on Blackwell they have their own kernels."""
+    shape = (4096, 1536, 8, 128, 2, 1, [1, 64, 4096])
+    hopper, blackwell = (load_kernel_model(device, framework) for device in ("h100-sxm-80gb", "b200-sxm-180gb"))
+    assert np.array_equal(hopper.moe_s("nvfp4", *shape), hopper.moe_s("int4", *shape))
+    assert (blackwell.moe_s("nvfp4", *shape) != blackwell.moe_s("int4", *shape)).all()
+
+
 def test_experts_of_unequal_popularity_leave_tiles_in_part_empty() -> None:
     """With 64 rows on average half the experts begin a second tile of 64; the equal ones of the benchmark fill theirs."""
     rng = np.random.default_rng(1)
