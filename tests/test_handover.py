@@ -149,6 +149,21 @@ CASES = {
     "windows-of-0.23": of_windows(
         pool("prefill", engine="vllm@0.23.0"), pool("decode", engine="vllm@0.23.0", max_num_seqs=8), around=NIXL_PUSHED, **BRIEF
     ),
+    "windows-mooncake": of_windows(
+        pool("prefill", num_gpu_blocks_override=900, max_model_len=8192),
+        pool("decode", 2, num_gpu_blocks_override=900, max_model_len=8192),
+        around={"transfer": {"connector": "MooncakeConnector", "bytes_per_s": 2e9}},
+        **{**SHARED, **BRIEF},
+    ),
+    "windows-mooncake-conversations": of_windows(
+        pool("prefill"), pool("decode", max_num_seqs=8, async_scheduling=False), around=PUSHED, **CHATS
+    ),
+    "stages-mooncake": scenario(
+        pool("prefill", pipeline_parallel=2, num_gpu_blocks_override=900, max_model_len=8192),
+        pool("decode", 2, tensor_parallel=2, max_model_len=8192),
+        around={"transfer": {"connector": "MooncakeConnector", "bytes_per_s": 4e9}},
+        **{**SHARED, **BRIEF},
+    ),
     "windows-adapters": of_windows(
         pool("prefill", lora={"max_loras": 2}), pool("decode", lora={"max_loras": 3}), **BRIEF, adapters={"count": 6}
     ),
@@ -454,15 +469,16 @@ def test_transfers_of_a_run_last_as_long_as_their_bytes() -> None:
     assert (frame.transfer_bytes == blocks * 16 * 131072).all()
 
 
+@pytest.mark.parametrize("around", [{}, PUSHED], ids=["nixl", "mooncake"])
 @pytest.mark.parametrize(
     ("model", "hardware", "groups", "layers", "heads", "head", "window"),
     [("openai/gpt-oss-20b", "h100-sxm-80gb", 1, 12, 8, 64, 128), ("google/gemma-3-4b-it", "h100-sxm-80gb", 6, 5, 4, 256, 1024)],
 )
 def test_of_windows_their_end_is_read(
-    model: str, hardware: str, groups: int, layers: int, heads: int, head: int, window: int
+    model: str, hardware: str, groups: int, layers: int, heads: int, head: int, window: int, around: dict[str, Any]
 ) -> None:
     """Closed form: all blocks of a prompt for layers without a window, those that its next token sees for each group with one."""
-    frame = simulate({**scenario(pool("prefill"), pool("decode")), "model": model}).requests_frame()
+    frame = simulate({**scenario(pool("prefill"), pool("decode"), around=around), "model": model}).requests_frame()
     tokens = frame.prompt_tokens
     blocks = -(-tokens // 16)
     seen = blocks - (tokens - window + 1).clip(lower=0) // 16
@@ -502,12 +518,13 @@ def test_descriptors_count_where_no_rate_is_stated() -> None:
     assert excess_s(64) == pytest.approx(75 * 64 * 1.5e-6, rel=1e-6)
 
 
-def test_stages_send_their_own_layers_side_by_side() -> None:
+@pytest.mark.parametrize("connector", ["NixlPushConnector", "MooncakeConnector"])
+def test_stages_send_their_own_layers_side_by_side(connector: str) -> None:
     """Closed form: each of two stages sends half of a prompt over an interface of its own, each of two ranks reads half."""
 
     def of(**prefill: int) -> Any:
         pools = pool("prefill", **prefill), pool("decode", tensor_parallel=2)
-        around = {"transfer": {"connector": "NixlPushConnector", "bytes_per_s": 1e9}}
+        around = {"transfer": {"connector": connector, "bytes_per_s": 1e9}}
         load = {"prompt_tokens": {"kind": "constant", "value": 4800}, "arrivals": {"kind": "constant", "rate": 0.5}}
         return simulate(scenario(*pools, around=around, **load)).requests_frame()
 
@@ -556,6 +573,7 @@ def test_mooncake_reaches_a_part_of_the_network_and_hands_over_layer_by_layer() 
 # What cannot be -------------------------------------------------------------------------------------------
 
 STAGED = pool("prefill", pipeline_parallel=2)
+STAGES = (("prefill", 2), ("decode", 1))
 AWQ = pool("decode") | {"kv_cache": "fp8"}
 
 
@@ -581,12 +599,18 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
         (scenario(pool("prefill"), pool("decode"), around=GENERATION_FIRST), "vLLM knows no generation_first"),
         (scenario(STAGED, pool("decode")), "NixlConnector knows no pipeline stages in a prefill pool"),
         (scenario(pool("prefill"), pool("decode", pipeline_parallel=2)), "stages in a decode pool"),
-        (scenario(STAGED, pool("decode"), around=PUSHED), "MooncakeConnector knows no pipeline"),
+        (
+            scenario(*(pool(role, engine="vllm@0.24.0", pipeline_parallel=stages) for role, stages in STAGES), around=PUSHED),
+            "MooncakeConnector knows no pipeline",
+        ),
         (scenario(pool("prefill"), pool("decode", pipeline_parallel=2), around=NIXL_PUSHED), "a decode pool never"),
         (scenario(STAGED, pool("decode"), around={**NIXL_PUSHED, "admission": {"max_inflight": 4}}), "over NixlPush"),
         (scenario(pool("prefill"), pool("decode", speculative=DRAFTS)), "speculative decoding none and ngram with 3 drafts"),
         (scenario(sglang("prefill"), sglang("decode", speculative=EAGLE)), "drafter none and eagle3"),
-        (of_windows(pool("prefill"), pool("decode"), around=PUSHED), "sliding windows over Mooncake"),
+        (
+            of_windows(*(pool(role, engine="vllm@0.24.0") for role in ("prefill", "decode")), around=PUSHED),
+            "sliding windows over Mooncake before vLLM 0.33",
+        ),
         (of_windows(*(pool(role, engine="vllm@0.22.0") for role in ("prefill", "decode"))), "moves windows alone from 0.18 on"),
         (of_windows(pool("prefill"), pool("decode", max_model_len=100)), "windows of the KV groups none, 128 and none"),
     ],

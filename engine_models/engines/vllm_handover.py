@@ -31,6 +31,10 @@ transfer [s] (measured: kvcache-ai/Mooncake@3b5a594, `docs/source/performance/vl
 GROUPS_SINCE, GROUPS_BY_DEFAULT_SINCE = (0, 18), (0, 23)
 """Versions since which the NIXL connectors move the blocks of each KV group, and since which that is the default (datasheet:
 vLLM pull requests 35758, 2026-03, and 41847, 2026-05-26; their first releases are inferred from the dates, the later of two)."""
+MOONCAKE_GROUPS_SINCE = (0, 33)
+"""Version since which Mooncake's connector moves the blocks of each KV group, clipped to windows as NIXL's, and a prefill server
+behind it may have pipeline stages (datasheet: pull requests 46807 and 44528, 2026-06; earlier releases with them are not told
+apart)."""
 _ROLES = {"kv_producer": "prefill", "kv_consumer": "decode"}
 
 
@@ -73,7 +77,7 @@ def _handover(request: PoolRequest, version: Version, cache: Cache) -> Handover:
             where=where,
             mend=f"write kv_role: kv_both, or role: {said}",
         )
-    _check_stages(request, connector)
+    _check_stages(request, connector, version)
     lacking = {
         "KV offload on the side that answers": bool(request.tiers) and request.role == "decode",
         "a store of KV blocks": any(tier.kind != "host" for tier in request.tiers),
@@ -97,6 +101,7 @@ def _handover(request: PoolRequest, version: Version, cache: Cache) -> Handover:
         return Handover(
             connector,
             cache.block,
+            token_bytes=token_bytes,
             latency_s=MOONCAKE_PART_S * parts,
             rate_share=MOONCAKE_RATE_SHARE,
             reserves=True,
@@ -122,7 +127,7 @@ def _check_windows(request: PoolRequest, version: Version, cache: Cache, connect
     uneven = cache.told is not None and len({tokens for *_, tokens in cache.told[0].kinds}) > 1
     no_pools_with(
         {
-            "sliding windows over Mooncake": connector == MOONCAKE,
+            "sliding windows over Mooncake before vLLM 0.33": connector == MOONCAKE and version.number < MOONCAKE_GROUPS_SINCE,
             "sliding windows and speculative decoding": request.speculation is not None,
             "sliding windows and pipeline stages": request.pipeline_parallel > 1,
             "sliding windows over layers of latents": latents,
@@ -141,16 +146,18 @@ def _check_windows(request: PoolRequest, version: Version, cache: Cache, connect
     )
 
 
-def _check_stages(request: PoolRequest, connector: str) -> None:
+def _check_stages(request: PoolRequest, connector: str, version: Version) -> None:
     """Refuse pipeline stages where vLLM does: only a prefill server that pushes has them.
 
-    Source: pull requests 45880 (2026-06, which plans none on the side that answers) and 53360 (2026-08, open).
+    Source: pull requests 45880 (2026-06, which plans none on the side that answers), 53360 (2026-08, open) and, of Mooncake,
+    44528 (2026-06: on the side of prompts alone).
     """
-    if request.pipeline_parallel == 1 or (connector == PUSHING and request.role == "prefill"):
+    pushes = connector == PUSHING or (connector == MOONCAKE and version.number >= MOONCAKE_GROUPS_SINCE)
+    if request.pipeline_parallel == 1 or (pushes and request.role == "prefill"):
         return
     raise InputError(
-        f"vLLM's {connector} knows no pipeline stages in a {request.role} pool: a prefill pool whose blocks {PUSHING} sends may "
-        "have some, a decode pool never",
+        f"vLLM's {connector} knows no pipeline stages in a {request.role} pool: a prefill pool whose blocks {PUSHING} or (from "
+        f"0.33 on) {MOONCAKE} sends may have some, a decode pool never",
         where="deployment.pipeline_parallel",
         mend="use tensor_parallel" + (f", or transfer: {{connector: {PUSHING}}}" if request.role == "prefill" else ""),
     )

@@ -210,7 +210,8 @@ class PrefillOfPush(PrefillOfPull, SendingPrefill):
         return ended
 
     def _send(self, seq: Sequence, at_s: float) -> None:
-        self.notes.append(Note(seq, at_s, _whole_blocks(seq.prompt_tokens, self.kv.block_tokens)))
+        groups = len(self.kv.windows) if isinstance(self.kv, HybridKV) else 1  # of each what the other server wants
+        self.notes.append(Note(seq, at_s, groups * _whole_blocks(seq.prompt_tokens, self.kv.block_tokens)))
 
     def sent(self, seq: Sequence) -> None:
         """As of the base."""
@@ -226,7 +227,7 @@ class DecodeOfPush(DecodeOfPull, ReservingDecode):
 
     def _begin_load(self, seq: Sequence, found: Any, hit: int, now_s: float) -> str:
         outcome = super()._begin_load(seq, found, hit, now_s)
-        if outcome == "loading":
+        if outcome == "loading" and not isinstance(self.kv, HybridKV):
             self.notes[-1] = Note(seq, now_s, _whole_blocks(seq.length - hit, self.kv.block_tokens))
         return outcome
 
