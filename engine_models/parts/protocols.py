@@ -35,7 +35,7 @@ class Run:
     serves the same rows: `take_vain` decides.
 
     In a pipeline batches take turns: `turns` are the shapes of the steps after the first, until its rows are served again. Such a
-    run is taken by `take_turns`.
+    run is taken by `take_turns`; somebody may end with any step of the last turn, none of which waits for the results of another.
     """
 
     __slots__ = ("deaf", "shape", "steps", "turns", "until_s", "vain")

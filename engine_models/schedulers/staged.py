@@ -159,6 +159,7 @@ class StagedScheduler(ContinuousScheduler):
             last = turns * (lane.steps_to_next_end() - 1) + at + 1
             if last < steps:
                 steps = last
+        steps += turns - 1  # the others have their turn before the first end is known
         free = self.kv.free_blocks
         if rows * (steps // turns // self.kv.block_tokens + 2) > free:  # else there are certainly enough
             while steps > 0 and self._blocks_over(steps) > free:
@@ -203,13 +204,14 @@ class StagedScheduler(ContinuousScheduler):
             kv.take(held[-1] - held[0])
         for number in range(max(first, after - turns), after):
             lane = self.decodes = self._lanes[number] = lanes[(number - first) % turns][1]
-            flying.append(Batch(number, lane.count, lane.count, lane.kv_tokens() - lane.count, tokens=lane.count))
+            batch = Batch(number, lane.count, lane.count, lane.kv_tokens() - lane.count, tokens=lane.count)
+            flying.append(batch)
+            self._end_decodes(batch)
+            batch.order_finishing()
         while len(flying) > turns:
             flying.popleft()
         self.processed_number = flying[0].number - 1
         self.next_number = after
-        self._end_decodes(flying[-1])
-        flying[-1].order_finishing()
         return held[1:]
 
 

@@ -18,7 +18,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Series
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import numpy as np
 from mypy_extensions import mypyc_attr
@@ -574,10 +574,11 @@ class Replica:
         if left_s < self._step_guess_s * steps:
             steps = max(1, min(steps, int(left_s / self._step_guess_s) + 3))
         each = -(-steps // turns)
-        device_s = [
+        of_shapes_s = [
             cost.few_s((shape,), each) if each <= FEW_STEPS else cost.run_s((shape,), each).tolist()
             for shape in shapes
         ]
+        device_s = list(chain.from_iterable(zip(*of_shapes_s, strict=True)))
         host_s = [cost.host_s(shape) for shape in shapes]
         tokens = [shape.decode_tokens for shape in shapes]
         running, waiting, _, _ = scheduler.state()
@@ -587,7 +588,8 @@ class Replica:
         starts_s: list[float] = []
         idle_s: list[float] = []
         free_s = self._stage_free_s
-        later = range(1, len(free_s))
+        first_free_s, later = free_s[0], range(1, len(free_s))
+        stop_s = next_s if next_s < bound_s and not deaf else bound_s
         done = taken = 0
         hears = settles = False  # whether something else comes first now, and whether that is after another batch has ended
         while done < steps:
@@ -597,7 +599,7 @@ class Replica:
                     break
                 if end > now:
                     now = end
-            if now >= bound_s or (next_s <= now and not deaf):
+            if now >= stop_s:
                 hears, settles = True, done > 0
                 break
             if next_s <= now:
@@ -606,11 +608,11 @@ class Replica:
                 self._log_turns(rank, taken, starts_s, due_s, idle_s, running, waiting, kv_used, tokens)
                 _, waiting, _, _ = scheduler.state()
                 next_s, taken = rank.next_arrival_s(), done
-            device = device_s[done % turns][done // turns]
+            device = device_s[done]
             formed_s.append(now)
             now += host_s[done % turns]
-            start = now if now > free_s[0] else free_s[0]
-            end = free_s[0] = start + device
+            start = now if now > first_free_s else first_free_s
+            end = first_free_s = start + device
             for stage in later:
                 end = free_s[stage] = (end if end > free_s[stage] else free_s[stage]) + device
             starts_s.append(start)
@@ -622,6 +624,7 @@ class Replica:
                 break
         if not done:
             return False
+        free_s[0] = first_free_s
         kv_used = self._take_turns(rank, done - taken, flying, formed_s, starts_s, due_s, settles=settles)
         self._log_turns(rank, taken, starts_s, due_s, idle_s, running, waiting, kv_used, tokens)
         flight.clear()
