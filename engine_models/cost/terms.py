@@ -176,7 +176,8 @@ class Terms:
     selection_kernels, selection_passes : kernels that select the experts of a layer beyond the one that engines have written for
         it, and how many passes over the scores they take as long as.
     norm_kernels : kernels of each of a layer's norms beyond one, each a pass as it is.
-    head_norm_kernels : kernels of a layer's norms by head beyond one for queries and one for keys, each a pass over both.
+    head_norm_kernels : kernels of a layer's norms by head, each a pass over queries and keys; 0: one for queries and one for
+        keys, which take one such pass together.
     copies_heads : whether queries and keys are copied out of their product's output before norms by head.
     rotary_in_attention : whether attention rotates queries and keys in the kernel that writes its cache, which its tables hold.
     widens_kv : whether a narrow KV cache is widened to 16 bits before attention, in a pass that reads and writes it.
@@ -296,8 +297,8 @@ class Shard:
         found = float(sum(gemm.layers * (2 if self._quantises(gemm.part) else 1) for gemm in gemms))
         norms = 0 if self.terms.fused_norm_tokens else stage.norms_per_layer * (1 + self.terms.norm_kernels)
         found += norms * stage.layers + (self.reduces if tensor > 1 else 0)
-        found += sum(block.layers * (ATTENTION_LAUNCHES + 2 * (block.qk_norm != "none")) for block in stage.attention)
-        found += sum(block.layers * self.terms.head_norm_kernels for block in stage.attention if block.qk_norm == "head")
+        by_head = {"none": 0, "head": self.terms.head_norm_kernels or 2, "full": 2}
+        found += sum(block.layers * (ATTENTION_LAUNCHES + by_head[block.qk_norm]) for block in stage.attention)
         found += sum(block.layers * self.terms.latent_launches for block in stage.attention if block.kind == "mla")
         found += self.recurrent_launches
         counted = self.terms.expert_launches
@@ -465,7 +466,7 @@ def norms_and_rotary(shard: Shard, m: IntArray) -> Parts:
         if not shard.terms.rotary_in_attention:
             yield "rotary", block.layers * ops.elementwise_s(2.0 * rotary)
         if block.qk_norm == "head":  # reads and writes q and k
-            yield "norms", block.layers * (1 + shard.terms.head_norm_kernels) * ops.elementwise_s(2.0 * rotary)
+            yield "norms", block.layers * max(1, shard.terms.head_norm_kernels) * ops.elementwise_s(2.0 * rotary)
             if shard.terms.copies_heads:  # one token's stand in one piece
                 yield "norms", block.layers * np.where(np.asarray(m) > 1, ops.elementwise_s(2.0 * rotary), 0.0)
         elif block.qk_norm == "full":  # variances over all heads: one kernel to sum, one to scale

@@ -47,7 +47,7 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     windows = arch.windows_below(arch.max_context_tokens)
     memory = memory_of(request, step_tokens, rows + prompts + copies)
     limit = flags.get("prompt_cache_bytes")
-    states = any(block.kind == "linear" for block in arch.attention)
+    states = arch.has("linear")
     rules = TurnRules(
         decode_concurrency=decodes,
         prompt_concurrency=prompts,

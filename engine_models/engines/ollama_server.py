@@ -72,7 +72,7 @@ def _started(request: PoolRequest, num_ctx: int) -> LlamaServer:
 
 def _latent(request: PoolRequest) -> bool:
     """Whether the model is of the family whose context Ollama does not shift (deepseek2: latent attention)."""
-    return any(block.kind == "mla" for block in request.arch.attention)
+    return request.arch.has("mla")
 
 
 def _batch(server: LlamaServer, context_tokens: int, vram_bytes: int) -> int:

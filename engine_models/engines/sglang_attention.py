@@ -62,7 +62,7 @@ def attention_of(request: PoolRequest, version: tuple[int, ...]) -> Attention:
 
 def is_latent(request: PoolRequest) -> bool:
     """Whether the model has latent attention."""
-    return any(block.kind == "mla" for block in request.arch.attention)
+    return request.arch.has("mla")
 
 
 def _own_choice(request: PoolRequest, version: tuple[int, ...]) -> str:

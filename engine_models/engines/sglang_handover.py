@@ -71,7 +71,7 @@ def _handover(request: PoolRequest, page: int) -> Handover:
     lacking = {
         "page_size above 1": page > 1,
         "pipeline parallelism on the side that answers": request.pipeline_parallel > 1 and request.role == "decode",
-        "recurrent layers": any(block.kind == "linear" for block in request.arch.attention),
+        "recurrent layers": request.arch.has("linear"),
         "disaggregation_decode_allocation_policy other than early": flags.get("disaggregation_decode_allocation_policy", "early")
         != "early",
         "disaggregation_decode_enable_radix_cache": bool(flags.get("disaggregation_decode_enable_radix_cache")),

@@ -80,7 +80,7 @@ def _sees(request: PoolRequest) -> bool:
 
 
 def _is_latent(request: PoolRequest) -> bool:
-    return any(block.kind == "mla" for block in request.arch.attention)
+    return request.arch.has("mla")
 
 
 __all__ = ["prompt_graph_tokens"]

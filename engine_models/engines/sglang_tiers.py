@@ -155,7 +155,7 @@ def _check(request: PoolRequest, asked: dict[TierKind, KvTier], *, wanted: bool)
         "structured output": request.structured,
         "prefill and decode pools": request.role != "mixed",
         "pipeline parallelism": request.pipeline_parallel > 1,
-        "recurrent layers": any(block.kind == "linear" for block in request.arch.attention),
+        "recurrent layers": request.arch.has("linear"),
         "sliding windows": bool(request.arch.windows_below(1 << 30)),
         "radix_eviction_policy mru": flags.get("radix_eviction_policy") == "mru",
         "disks and a shared store at once": "nvme" in asked and "shared" in asked,

@@ -77,7 +77,7 @@ def adapted(request: PoolRequest, policy: str, free_bytes: int) -> tuple[Adapter
     lacking = {
         UTILIZATION: policy == UTILIZATION,
         "attention data parallelism": request.data_parallel > 1,
-        "latent attention": request.lora is not None and any(block.kind == "mla" for block in request.arch.attention),
+        "latent attention": request.lora is not None and request.arch.has("mla"),
     }
     none_of(lacking, f"{what} with {{}} are not modelled for TensorRT-LLM yet", where, f"remove `{where}`, or change that")
     if request.lora is None:

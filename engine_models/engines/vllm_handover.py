@@ -81,7 +81,7 @@ def _handover(request: PoolRequest, version: Version, cache: Cache) -> Handover:
     lacking = {
         "KV offload on the side that answers": bool(request.tiers) and request.role == "decode",
         "a store of KV blocks": any(tier.kind != "host" for tier in request.tiers),
-        "state-space layers": any(block.kind == "linear" for block in request.arch.attention),
+        "state-space layers": request.arch.has("linear"),
     }
     no_pools_with(lacking)
     parts = sum(block.layers * (1 if block.kind == "mla" else 2) for block in request.arch.attention)
@@ -123,7 +123,7 @@ def _handover(request: PoolRequest, version: Version, cache: Cache) -> Handover:
 
 def _check_windows(request: PoolRequest, version: Version, cache: Cache, connector: str) -> None:
     """Refuse sliding windows where vLLM does not move them group by group, and what is not modelled of it."""
-    latents = any(block.kind == "mla" for block in request.arch.attention)
+    latents = request.arch.has("mla")
     uneven = cache.told is not None and len({tokens for *_, tokens in cache.told[0].kinds}) > 1
     no_pools_with(
         {

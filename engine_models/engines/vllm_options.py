@@ -128,7 +128,7 @@ def warn_of_attention(request: PoolRequest, warnings: list[str]) -> None:
         return
     device = load_device(request.device_name)
     generation = _generation(device)
-    own = _ATTENTION.get(generation, (set(), set()))[any(block.kind == "mla" for block in request.arch.attention)]
+    own = _ATTENTION.get(generation, (set(), set()))[request.arch.has("mla")]
     word = str(asked).upper().replace("_VLLM_V1", "")
     if word not in own and not (word == "FLASHINFER" and generation == "ada" and request.formats.kv_cache.compute == "fp8"):
         chosen = f", {' or '.join(sorted(own))}" if own else ""

@@ -166,7 +166,7 @@ def _block_tokens(request: PoolRequest) -> int:
     if not block and request.device_kind == "cpu":
         block = CPU_BLOCK_TOKENS
     elif not block:
-        block = latent_block_tokens(request) if any(layer.kind == "mla" for layer in request.arch.attention) else 16
+        block = latent_block_tokens(request) if request.arch.has("mla") else 16
     if block % KERNEL_BLOCK_TOKENS:
         raise InputError(
             f"block_size {block}: no attention backend of vLLM takes it, only multiples of {KERNEL_BLOCK_TOKENS}",

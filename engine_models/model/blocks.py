@@ -259,6 +259,10 @@ class Architecture:
         """`model_type` whether or not the language model is part of one that sees and hears: without its ``_text``."""
         return self.model_type.removesuffix("_text")
 
+    def has(self, kind: AttentionKind) -> bool:
+        """Whether any layer mixes tokens by that kind of attention or recurrence."""
+        return any(block.kind == kind for block in self.attention)
+
     @property
     def has_experts(self) -> bool:
         """Whether any layer chooses among experts."""
@@ -274,6 +278,6 @@ def parts_left_by_format(format_name: str, arch: Architecture) -> frozenset[str]
     """
     if format_name == "mxfp4" and arch.has_experts:
         return frozenset({"attention", "linear_attention", "mlp", "shared_expert"})
-    if format_name == "nvfp4" and any(block.kind == "mla" for block in arch.attention):
+    if format_name == "nvfp4" and arch.has("mla"):
         return frozenset({"attention"})
     return frozenset()

@@ -134,11 +134,10 @@ def _doubt(evidence: Evidence) -> tuple[int, bool, float]:
 def setting_of(prepared: Prepared) -> Setting:
     """Engine, device, kind of model and width of the weights."""
     arch, bits = prepared.arch, prepared.formats.weights.bits_per_weight
-    mixers = arch.attention
     kinds = {
-        "recurrent layers": any(block.kind == "linear" for block in mixers),
-        "sparse attention": any(block.sparse for block in mixers),
-        "latent attention": any(block.kind == "mla" for block in mixers),
+        "recurrent layers": arch.has("linear"),
+        "sparse attention": any(block.sparse for block in arch.attention),
+        "latent attention": arch.has("mla"),
     }
     kind = next((name for name, found in kinds.items() if found), "attention")
     return Setting(
@@ -163,10 +162,9 @@ def _beyond_measured(prepared: Prepared) -> list[str]:
     """Axes along which a run leaves the measured ones whatever its hardware."""
     plan, device = prepared.plan, prepared.device
     axes = list(plan.outside)
-    mixers = prepared.arch.attention
-    if any(block.kind == "linear" for block in mixers):
+    if prepared.arch.has("linear"):
         axes.append("attention: recurrent layers are priced by fits to kernel tables of gated delta nets; no run was measured")
-    if any(block.sparse for block in mixers):
+    if any(block.sparse for block in prepared.arch.attention):
         axes.append("attention: indexers and sparse attention are priced by fits and dense latent kernels; no run was measured")
     pool = prepared.pool
     measured = engine_named(plan.engine).measured.get(device.name)
