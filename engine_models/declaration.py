@@ -90,6 +90,11 @@ class MemoryLine:
     bytes: int
 
 
+def line_if_any(key: str, label: str, amount_bytes: int) -> tuple[MemoryLine, ...]:
+    """The line of a use that not every pool has: none where it takes no bytes."""
+    return (MemoryLine(key, label, amount_bytes),) if amount_bytes else ()
+
+
 @dataclass(frozen=True)
 class MemoryBudget:
     """Bytes of one device: what the engine may use, what it needs besides the KV cache, what is left in whole blocks.

@@ -67,16 +67,6 @@ def no_pools_with(found: Mapping[str, bool]) -> None:
     )
 
 
-def adapters_are_counted(settings: Mapping[str, object], title: str, flag: str) -> None:
-    """Adapters whose number is not told, where all lie on the device; `flag` names them."""
-    if "max_loras" not in settings:
-        raise InputError(
-            f"{title} keeps all its adapters on the device: how many are they?",
-            where="deployment.lora.max_loras",
-            mend=f"give their number, such as lora: {{max_loras: 20, rank: 16}}, or name them in engine_args.{flag}",
-        )
-
-
 def without_effect(given: Collection[str], names: Collection[str], reader: str, here: str) -> tuple[str, ...]:
     """A warning where flags of `names` are given: `reader` alone reads them, and `here` serves the pool."""
     idle = [name for name in names if name in given]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
+from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest, line_if_any
 from engine_models.engines.llama_server_split import Split
 from engine_models.model.activations import CONTEXT_BYTES
 from engine_models.model.architecture import kv_groups, state_bytes_per_sequence
@@ -56,9 +56,9 @@ def memory_of(request: PoolRequest, split: Split, slots: int, *, unified: bool) 
     lines = (
         MemoryLine("weight", "weights", weights),
         MemoryLine("activation", "compute buffer", compute),
-        *((MemoryLine("other", "context of the device", other),) if other else ()),
-        *((MemoryLine("window", "KV cache of sliding windows", windowed),) if windowed else ()),
-        *((MemoryLine("state", "states of the slots", states),) if states else ()),
+        *line_if_any("other", "context of the device", other),
+        *line_if_any("window", "KV cache of sliding windows", windowed),
+        *line_if_any("state", "states of the slots", states),
         MemoryLine("left", "left free", device - fixed - kv),
     )
     return cells, MemoryBudget(device, device, lines, kv, per_token, per_token, cells)

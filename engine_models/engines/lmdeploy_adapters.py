@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine_models.cost.adapters import Adapters, adapters_of
+from engine_models.cost.adapters import Adapters
 from engine_models.declaration import PoolRequest
-from engine_models.refusals import adapters_are_counted
+from engine_models.engines.resident_adapters import resident_adapters
 
 LEAST_ADAPTER_RANK = 16
 """Rank that the kernel of adapters computes at least (datasheet: `fused_lora` in `pytorch/kernels/cuda/fused_lora.py` there)."""
@@ -18,16 +18,7 @@ LAUNCHED = (
 
 def adapters_in(request: PoolRequest) -> Adapters | None:
     """Adapters of a pool, None where it serves none: all that there are, loaded at start (`add_adapters`)."""
-    if request.lora is None:
+    found = resident_adapters(request, "LMDeploy", "adapters", pads_rank=False)
+    if found is None:
         return None
-    adapters_are_counted(request.lora, "LMDeploy", "adapters")
-    found = adapters_of(
-        request.lora,
-        request.arch,
-        tensor_parallel=request.tensor_parallel,
-        link_bytes_per_s=request.host_link_bytes_per_s,
-        on_device=1,
-        pads_rank=False,
-    )
-    computed = max(LEAST_ADAPTER_RANK, found.rank)
-    return replace(found, slot_rank=found.rank, computed_rank=computed, all_there=True, always_launched=True)
+    return replace(found, slot_rank=found.rank, computed_rank=max(LEAST_ADAPTER_RANK, found.rank), always_launched=True)

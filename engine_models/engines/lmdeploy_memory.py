@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
+from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest, line_if_any
 from engine_models.model.activations import runtime_bytes
 from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from hardware_profiles.errors import InfeasibleError
@@ -62,8 +62,8 @@ def pytorch_memory(request: PoolRequest, rows: int, lora_bytes: int) -> tuple[Me
         prefill //= 2
     lines = (
         MemoryLine("weight", "weights", weights),
-        *((MemoryLine("draft", "weights of the drafter", drafter),) if drafter else ()),
-        *((MemoryLine("lora", "LoRA adapters", lora_bytes),) if lora_bytes else ()),
+        *line_if_any("draft", "weights of the drafter", drafter),
+        *line_if_any("lora", "LoRA adapters", lora_bytes),
         MemoryLine("other", "CUDA context, collectives", other),
         MemoryLine("activation", "logits of the largest step", logits),
         MemoryLine("left", "left for activations and CUDA graphs", free - logits - kv),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine_models.declaration import MemoryLine, PoolRequest
+from engine_models.declaration import MemoryLine, PoolRequest, line_if_any
 from engine_models.model.activations import activation_bytes
 from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from engine_models.model.blocks import Architecture
@@ -51,7 +51,7 @@ def memory_of(
         per_token += drafts.kv_bytes_per_token() + 1.25
     lines = (
         MemoryLine("weight", "weights", weights),
-        *((MemoryLine("draft", "weights of the drafter", drafter),) if drafter else ()),
+        *line_if_any("draft", "weights of the drafter", drafter),
         MemoryLine("activation", "buffers of compiled functions (2 x the largest)", 2 * activation_bytes(arch, chunk, 0, tp)),
         MemoryLine("other", "workspaces of attention, model and logits", workspaces),
     )

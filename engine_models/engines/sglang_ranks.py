@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine_models.cost.adapters import Adapters
+from engine_models.cost.adapters import Adapters, limits_in
 from engine_models.cost.drafting import Speculation
 from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role, Said
 from engine_models.engines.sglang_drafts import step_slots
@@ -15,7 +15,7 @@ from engine_models.engines.sglang_recorded import PairRecorder
 from engine_models.engines.sglang_serving import Serving, rules_of
 from engine_models.engines.sglang_tiers import TierPlan
 from engine_models.memory.radix import RadixPool
-from engine_models.parts.adapters import NO_ADAPTERS, AdapterLimits
+from engine_models.parts.adapters import AdapterLimits
 from engine_models.parts.batch import Batch
 from engine_models.parts.handover import Peer
 from engine_models.parts.sequence import Sequence
@@ -155,7 +155,7 @@ def rank_of(
         role=request.role,
         decode=reserving(flags, rows, serving.context) if decodes else None,
         drafts=drafts,
-        adapters=adapters.limits if adapters is not None else NO_ADAPTERS if request.structured else None,
+        adapters=limits_in(adapters, structured=request.structured),
         tiers=tiers,
         lanes=lanes,
         lane_rows=int(flags.get("pp_max_micro_batch_size") or max(1, rows // stages)),

@@ -29,9 +29,10 @@ from engine_models.declaration import (
     Replay,
     Support,
 )
+from engine_models.engines.resident_adapters import resident_adapters
 from engine_models.engines.tgi_flags import FLAGS
 from engine_models.engines.tgi_launcher import VERSIONS, Version, default_prefill_tokens, refuse, serving_of
-from engine_models.engines.tgi_memory import adapters_in, inflight_of, limits_of, memory_of, rules_of
+from engine_models.engines.tgi_memory import inflight_of, limits_of, memory_of, rules_of
 from engine_models.engines.tgi_notes import notes_of, warnings_of
 from engine_models.engines.tgi_ranks import Rank, replay_of
 from engine_models.model.blocks import Architecture
@@ -55,7 +56,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     refuse(request)
     serving = serving_of(request, version)
     prefill = int(request.flags.get("max_batch_prefill_tokens") or default_prefill_tokens(request, version))
-    adapters, drafts = adapters_in(request), request.speculation
+    adapters = resident_adapters(request, "TGI", "lora_adapters", pads_rank=True)
+    drafts = request.speculation
     memory = memory_of(request, prefill, serving.block_tokens, adapters.memory_bytes if adapters is not None else 0)
     limits = limits_of(request, version, serving, memory, prefill)
     rules = rules_of(request.flags, version, serving, memory, prefill, limits.row_tokens)

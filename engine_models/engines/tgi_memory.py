@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from engine_models.cost.adapters import Adapters, adapters_of
-from engine_models.declaration import Limits, MemoryBudget, MemoryLine, PoolRequest
+from engine_models.declaration import Limits, MemoryBudget, MemoryLine, PoolRequest, line_if_any
 from engine_models.engines.tgi_launcher import Serving, Version
 from engine_models.model.activations import activation_bytes, runtime_bytes
 from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
-from engine_models.refusals import adapters_are_counted
 from engine_models.schedulers.whole_lifetime import LifetimeRules
 from hardware_profiles.errors import InfeasibleError, InputError
 
@@ -85,22 +82,6 @@ def rules_of(
     )
 
 
-def adapters_in(request: PoolRequest) -> Adapters | None:
-    """Adapters of a pool, None where it serves none: all that there are, loaded at start."""
-    if request.lora is None:
-        return None
-    adapters_are_counted(request.lora, "TGI", "lora_adapters")
-    found = adapters_of(
-        request.lora,
-        request.arch,
-        tensor_parallel=request.tensor_parallel,
-        link_bytes_per_s=request.host_link_bytes_per_s,
-        on_device=1,
-        pads_rank=True,
-    )
-    return replace(found, all_there=True)
-
-
 def memory_of(request: PoolRequest, prefill_tokens: int, page: int, lora_bytes: int = 0) -> MemoryBudget:
     """KV bytes = what is free after the warm-up's prefill - the share of the device that is never used."""
     flags, arch = request.flags, request.arch
@@ -128,8 +109,8 @@ def memory_of(request: PoolRequest, prefill_tokens: int, page: int, lora_bytes: 
         usable_bytes=usable,
         lines=(
             MemoryLine("weight", "weights", weights),
-            *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
-            *((MemoryLine("lora", "LoRA adapters", lora_bytes),) if lora_bytes else ()),
+            *line_if_any("draft", "weights of the drafter", draft_weights),
+            *line_if_any("lora", "LoRA adapters", lora_bytes),
             MemoryLine("activation", "activations (warm-up of the largest prefill)", activations),
             MemoryLine("other", "CUDA context, collectives", other),
         ),
@@ -140,4 +121,4 @@ def memory_of(request: PoolRequest, prefill_tokens: int, page: int, lora_bytes: 
     )
 
 
-__all__ = ["adapters_in", "inflight_of", "limits_of", "memory_of", "rules_of"]
+__all__ = ["inflight_of", "limits_of", "memory_of", "rules_of"]

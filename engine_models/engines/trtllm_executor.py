@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
+from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest, line_if_any
 from engine_models.model.activations import activation_bytes, runtime_bytes
 from engine_models.model.architecture import kv_bytes_per_token, weight_bytes_per_rank
 from hardware_profiles.errors import InfeasibleError
@@ -66,8 +66,8 @@ def memory_left(
         usable_bytes=device,
         lines=(
             MemoryLine("weight", "weights", weights),
-            *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
-            *((MemoryLine("lora", "cache of LoRA adapters", lora_bytes),) if lora_bytes else ()),
+            *line_if_any("draft", "weights of the drafter", draft_weights),
+            *line_if_any("lora", "cache of LoRA adapters", lora_bytes),
             MemoryLine("activation", "activations (trial run of a full step)", activations),
             MemoryLine("other", "CUDA context, collectives", other),
             MemoryLine("free", f"left free (1 - {words.share}), CUDA graphs", free - usable),

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine_models.cost.adapters import Adapters
+from engine_models.cost.adapters import Adapters, limits_in
 from engine_models.declaration import Handover, Limits, MemoryBudget, PoolRequest
 from engine_models.engines.trtllm_adapters import adapted
 from engine_models.engines.trtllm_executor import MemoryWords, memory_left
 from engine_models.engines.trtllm_flags import group
 from engine_models.engines.trtllm_ranks import Rank, policies
-from engine_models.parts.adapters import NO_ADAPTERS
 from engine_models.refusals import no_layers, only_on_nvidia
 from engine_models.schedulers.memory_then_tokens import GUARANTEED, UTILIZATION, TwoPassRules
 from hardware_profiles.device import load_device
@@ -177,7 +176,7 @@ def rank_of(
         request.role,
         handover is not None and handover.reserves,
         balanced and request.data_parallel > 1 and handover is None,
-        adapters.limits if adapters is not None else NO_ADAPTERS if request.structured else None,
+        limits_in(adapters, structured=request.structured),
         request.pipeline_parallel,
         version["pieces_follow"],
     )

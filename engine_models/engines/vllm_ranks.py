@@ -13,12 +13,12 @@ from engine_models.engines.vllm_serving import Serving, rules_of
 from engine_models.engines.vllm_tiers import TierPlan, recorded_tiers
 from engine_models.engines.vllm_versions import Version, scheduling_switches, window_switches
 from engine_models.memory.paged_kv import PagedKV
-from engine_models.parts.adapters import NO_ADAPTERS, AdapterLimits
+from engine_models.parts.adapters import AdapterLimits
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.schedulers.continuous import ContinuousScheduler
 
 if TYPE_CHECKING:
-    from engine_models.cost.adapters import Adapters
+    from engine_models.cost.adapters import Adapters, limits_in
     from engine_models.declaration import Handover
     from engine_models.memory.hybrid_kv import HybridKV
 
@@ -171,7 +171,7 @@ def rank_of(
         tiers=tiers,
         role=request.role,
         at_once=handover is not None and handover.reserves,
-        adapters=adapters.limits if adapters is not None else NO_ADAPTERS if request.structured else None,
+        adapters=limits_in(adapters, structured=request.structured),
     )
 
 
