@@ -209,6 +209,21 @@ CASES = {
         ),
         **{**BRIEF, "arrivals": {"kind": "poisson", "rate": 60}},
     ),
+    "sglang-pages": scenario(
+        sglang("prefill", 2, page_size=64, chunked_prefill_size=512),
+        sglang("decode", page_size=64, max_total_tokens=9000, context_length=8192),
+        **{**SHARED, **BRIEF},
+    ),
+    "sglang-pages-retracting": scenario(
+        sglang("prefill", page_size=16, max_total_tokens=6000, context_length=8192),
+        sglang("decode", page_size=16, max_total_tokens=6000, context_length=8192, num_reserved_decode_tokens=8),
+        around={"transfer": {"bytes_per_s": 4e9}},
+    ),
+    "sglang-pages-drafts": scenario(
+        sglang("prefill", page_size=32, speculative=EAGLE),
+        sglang("decode", 2, page_size=32, speculative=EAGLE, max_total_tokens=6000, context_length=8192),
+        **BRIEF,
+    ),
     "sglang-stages": scenario(
         sglang("prefill", 2, pipeline_parallel=2, chunked_prefill_size=512),
         sglang("decode", max_total_tokens=9000, context_length=8192),
@@ -542,6 +557,26 @@ def test_stages_send_their_own_layers_side_by_side(connector: str) -> None:
     assert in_one_s[0] > 0.1
 
 
+def test_whole_pages_are_sent_and_the_last_as_it_is() -> None:
+    """Closed form: a prompt of 1,000 tokens is 16 pages of 64 at either server, or 1,000 tokens where a page is one."""
+
+    def of(page: int, **decode: int) -> Any:
+        pools = sglang("prefill", page_size=page, chunked_prefill_size=512), sglang("decode", page_size=page, **decode)
+        around = {"transfer": {"bytes_per_s": 2e10}}
+        return simulate(scenario(*pools, around=around, prompt_tokens=1000, arrivals=SLOW)).requests_frame()
+
+    assert set(of(64).transfer_bytes) == {1024 * 131072}
+    assert set(of(1).transfer_bytes) == {1000 * 131072}
+    last_s = [float((frame.transfer_end_s - frame.first_scheduled_s).min()) for frame in (of(64), of(1))]
+    assert last_s[0] - last_s[1] == pytest.approx(24 * 131072 / 2e10, rel=1e-6)  # of the second piece, which is a page longer
+
+
+def test_the_page_of_a_pair_is_that_of_its_attention() -> None:
+    pools = [{**sglang(role), "hardware": "b200-sxm-180gb", "tensor_parallel": 8} for role in ("prefill", "decode")]
+    found = prepare(load_scenario({**scenario(*pools), "model": "deepseek-ai/DeepSeek-R1"})).pools
+    assert [each.plan.limits.block_tokens for each in found] == [64, 64]  # trtllm_mla
+
+
 def test_pieces_of_a_prompt_follow_each_other_through_the_stages_of_a_sender() -> None:
     """Two stages of SGLang send half each, a piece while the next is computed; their pass is that of a mixed pipeline."""
 
@@ -585,7 +620,7 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
         (scenario(pool("prefill"), pool("decode"), pool("mixed")), "'prefill', 'decode', 'mixed' are for the same requests"),
         (scenario(pool("prefill"), AWQ), "KV format bf16 and fp8"),
         (scenario(pool("prefill"), sglang("decode")), "engine vllm and sglang"),
-        (scenario(sglang("prefill"), sglang("decode", page_size=64)), "page_size above 1"),
+        (scenario(sglang("prefill"), sglang("decode", page_size=64)), "tokens of a block 1 and 64"),
         (scenario(sglang("prefill"), sglang("decode", pipeline_parallel=2)), "pipeline parallelism on the side that answers"),
         (scenario(sglang("prefill"), sglang("decode", max_total_tokens=4500)), "'decode' holds 3,988 tokens"),
         (scenario(pool("prefill"), pool("decode", block_size=32)), "tokens of a block 16 and 32"),

@@ -69,7 +69,6 @@ def _handover(request: PoolRequest, page: int) -> Handover:
             mend=f"use {CONNECTOR} or nixl",
         )
     lacking = {
-        "page_size above 1": page > 1,
         "pipeline parallelism on the side that answers": request.pipeline_parallel > 1 and request.role == "decode",
         "recurrent layers": request.arch.has("linear"),
         "disaggregation_decode_allocation_policy other than early": flags.get("disaggregation_decode_allocation_policy", "early")

@@ -101,10 +101,8 @@ class Serving:
 
 
 def _page_tokens(request: PoolRequest, version: tuple[int, ...]) -> int:
-    """Tokens of a page of the cache: what attention takes, and in prefill and decode pools what is asked for (larger ones are not
-    modelled there)."""
-    asked = int(request.flags.get("page_size") or 1)
-    return attention_of(request, version).page_tokens(asked) if request.role == "mixed" else asked
+    """Tokens of a page of the cache: what is asked for, where attention takes it."""
+    return attention_of(request, version).page_tokens(int(request.flags.get("page_size") or 1))
 
 
 def graph_sizes(largest: int) -> tuple[int, ...]:

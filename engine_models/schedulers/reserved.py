@@ -160,7 +160,11 @@ class SendingPrefillScheduler(PrefillFirstScheduler, SendingPrefill):
         seq.state = "finished"
 
     def _send(self, seq: Sequence, to: int, now_s: float, moment: str) -> None:
-        """Send a prompt's tokens up to `to` that were not sent before, in a moment of the loop that recordings name."""
+        """Send a prompt's tokens up to `to` that were not sent before, in a moment of the loop that recordings name.
+
+        Whole pages go; one that is filled in part waits for the next piece, and goes as it is with the last.
+        """
+        to = self.kv.paged(to) if to == seq.prompt_tokens else to - to % self.kv.page_tokens
         tokens = to - self._sent.get(seq, 0)
         self._sent[seq] = to
         if tokens > 0:
@@ -393,12 +397,12 @@ class ReservingDecodeScheduler(ReservingDecode):
                 break
             left = kv.free_tokens - max(keep * self._held(), longest)
             tokens = kv.paged(seq.prompt_tokens)
-            if max(tokens + keep, seq.group_state - retractable) > left:
+            if max(seq.prompt_tokens + keep, seq.group_state - retractable) > left or tokens > kv.free_tokens:
                 break
             kv.free_tokens -= tokens
             del self.prealloc[seq]
             self.transfer[seq] = False
-            self.notes.append(Note(seq, now_s, seq.prompt_tokens))
+            self.notes.append(Note(seq, now_s, tokens))
             admitted.append(seq)
         return admitted
 
