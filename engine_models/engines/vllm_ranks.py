@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from engine_models.cost.adapters import limits_in
 from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role
 from engine_models.engines import vllm_v0
 from engine_models.engines.vllm_cache import Cache
@@ -18,7 +19,7 @@ from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.schedulers.continuous import ContinuousScheduler
 
 if TYPE_CHECKING:
-    from engine_models.cost.adapters import Adapters, limits_in
+    from engine_models.cost.adapters import Adapters
     from engine_models.declaration import Handover
     from engine_models.memory.hybrid_kv import HybridKV
 
