@@ -29,7 +29,7 @@ from engine_models.cost.tables import FloatArray, PiecewiseLinear, log_grid
 from engine_models.cost.terms import Shard
 from engine_models.model.architecture import gemm_shapes, moe_shapes
 from engine_models.model.blocks import Architecture
-from engine_models.parts.adapters import NO_ADAPTERS, AdapterLimits
+from engine_models.parts.adapters import AdapterLimits
 from engine_models.parts.batch import Batch
 from engine_models.parts.protocols import StepCost
 from hardware_profiles.errors import InputError, nearest
@@ -298,11 +298,6 @@ class WithAdapters(StepCost):
         return self._inner.host_s(batch)
 
 
-def limits_in(adapters: Adapters | None, *, structured: bool) -> AdapterLimits | None:
-    """How many adapters a step may name; None where rows need not be told apart, by adapters or by masks (`structured`)."""
-    return adapters.limits if adapters is not None else NO_ADAPTERS if structured else None
-
-
 def summary_note(adapters: Adapters) -> str:
     """One line on what the adapters take."""
     limits = adapters.limits
@@ -326,14 +321,4 @@ def summary_note(adapters: Adapters) -> str:
     )
 
 
-__all__ = [
-    "MODULES",
-    "Adapters",
-    "WithAdapters",
-    "adapters_of",
-    "expert_values",
-    "limits_in",
-    "modules_of",
-    "ranks_of",
-    "summary_note",
-]
+__all__ = ["MODULES", "Adapters", "WithAdapters", "adapters_of", "expert_values", "modules_of", "ranks_of", "summary_note"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine_models.cost.adapters import Adapters, limits_in
+from engine_models.cost.adapters import Adapters
 from engine_models.cost.drafting import Speculation
 from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role, Said
 from engine_models.engines.sglang_drafts import step_slots
@@ -15,7 +15,7 @@ from engine_models.engines.sglang_recorded import PairRecorder
 from engine_models.engines.sglang_serving import Serving, rules_of
 from engine_models.engines.sglang_tiers import TierPlan
 from engine_models.memory.radix import RadixPool
-from engine_models.parts.adapters import AdapterLimits
+from engine_models.parts.adapters import AdapterLimits, limits_in
 from engine_models.parts.batch import Batch
 from engine_models.parts.handover import Peer
 from engine_models.parts.sequence import Sequence

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine_models.cost.adapters import Adapters, limits_in
+from engine_models.cost.adapters import Adapters
 from engine_models.declaration import Handover, Limits, MemoryBudget, PoolRequest
 from engine_models.engines.trtllm_adapters import adapted
 from engine_models.engines.trtllm_executor import MemoryWords, memory_left
 from engine_models.engines.trtllm_flags import group
 from engine_models.engines.trtllm_ranks import Rank, policies
+from engine_models.parts.adapters import limits_in
 from engine_models.refusals import no_layers, only_on_nvidia
 from engine_models.schedulers.memory_then_tokens import GUARANTEED, UTILIZATION, TwoPassRules
 from hardware_profiles.device import load_device

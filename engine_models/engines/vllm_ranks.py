@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from engine_models.cost.adapters import limits_in
 from engine_models.declaration import Limits, Mode, PairReplay, PoolRequest, Replay, Role
 from engine_models.engines import vllm_v0
 from engine_models.engines.vllm_cache import Cache
@@ -14,7 +13,7 @@ from engine_models.engines.vllm_serving import Serving, rules_of
 from engine_models.engines.vllm_tiers import TierPlan, recorded_tiers
 from engine_models.engines.vllm_versions import Version, scheduling_switches, window_switches
 from engine_models.memory.paged_kv import PagedKV
-from engine_models.parts.adapters import AdapterLimits
+from engine_models.parts.adapters import AdapterLimits, limits_in
 from engine_models.parts.batch import Batch, ContinuousRules
 from engine_models.schedulers.continuous import ContinuousScheduler
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from engine_models.parts.batch import AdapterUse, Batch
 from engine_models.parts.decode_set import DecodeSet
@@ -28,6 +29,18 @@ class AdapterLimits:
 
 NO_ADAPTERS = AdapterLimits(1)
 """Where requests name none."""
+
+
+class Limited(Protocol):
+    """Adapters of a pool, as far as their limits."""
+
+    @property
+    def limits(self) -> AdapterLimits: ...
+
+
+def limits_in(adapters: Limited | None, *, structured: bool) -> AdapterLimits | None:
+    """How many adapters a step may name; None where rows need not be told apart, by adapters or by masks (`structured`)."""
+    return adapters.limits if adapters is not None else NO_ADAPTERS if structured else None
 
 
 class AdapterSlots:
@@ -156,4 +169,13 @@ def used_by(prompts: Iterable[tuple[Sequence, int]]) -> AdapterUse | None:
     return AdapterUse(len({adapter for adapter, _ in naming}), sum(tokens for _, tokens in naming)) if naming else None
 
 
-__all__ = ["NO_ADAPTERS", "AdaptedDecodes", "AdapterLimits", "AdapterSlots", "MaskedDecodes", "NamingDecodes", "used_by"]
+__all__ = [
+    "NO_ADAPTERS",
+    "AdaptedDecodes",
+    "AdapterLimits",
+    "AdapterSlots",
+    "MaskedDecodes",
+    "NamingDecodes",
+    "limits_in",
+    "used_by",
+]
