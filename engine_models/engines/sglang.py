@@ -53,7 +53,8 @@ def plan(request: PoolRequest, version_text: str | None = None) -> EnginePlan:
     serving = Serving.of(request, number, said)
     adapters = adapters_of_pool(request)
     lora_bytes = adapters.memory_bytes if adapters is not None else 0
-    memory = memory_of(request, serving.chunk, serving.graph_rows, serving.page, lora_bytes)
+    graphs = serving.graph_rows, serving.page, serving.prompt_graph_tokens
+    memory = memory_of(request, number, serving.chunk, *graphs, lora_bytes)
     tokens = kv_tokens_of(request, serving, memory)
     rows = rows_of(request, serving, memory, tokens)
     say_steps(request, version, serving, memory, (tokens, rows), said)

@@ -7,9 +7,15 @@ from dataclasses import replace
 
 from engine_models.declaration import MemoryBudget, MemoryLine, PoolRequest
 from engine_models.engines.sglang_drafts import kv_share_of_drafter
-from engine_models.model.activations import CONTEXT_BYTES
+from engine_models.engines.sglang_reserve import (
+    DRAFTERS_COUNTED_SINCE,
+    free_bytes,
+    reserved_bytes,
+    tower_factor,
+)
 from engine_models.model.architecture import (
     kv_groups,
+    mla_absorbed_bytes_per_rank,
     rotary_table_bytes,
     state_bytes_per_sequence,
     weight_bytes_per_rank,
@@ -19,53 +25,12 @@ from engine_models.model.blocks import Architecture
 from hardware_profiles.device import Device
 from hardware_profiles.errors import InfeasibleError, InputError
 
-GIB = 1 << 30
-MIB = 1 << 20
-
-# Defaults by device memory, SGLang 0.5.23: (below GiB, chunked_prefill_size, largest decode graph with tp < 4, with tp >= 4)
-_BY_MEMORY = (
-    (20, 2048, 8, 8),
-    (35, 4096, 48, 160),
-    (60, 4096, 32, 160),
-    (160, 8192, 256, 512),
-    (float("inf"), 16384, 512, 512),
-)
-
-# Memory kept out of weights and KV cache, MiB, SGLang 0.5.23
-_RESERVED_BASE = 512
-_RESERVED_PER_CHUNK_TOKEN = 1.5
-_RESERVED_LEAST_CHUNK = 2048
-_RESERVED_PER_EIGHT_RANKS = 1024
-_RESERVED_PER_GRAPH_ROW = 2
-_RESERVED_PER_GRAPH_ROW_AND_RANK = 3  # with data-parallel attention
-_RESERVED_LEAST_ON_LARGE = 10 * 1024  # on devices of more than 60 GiB
 SLOTS_A_ROW, SLOTS_A_ROW_UNCACHED = 3, 1
 """States kept of a request with the radix cache (its own, that of the prefix it holds, one to be cached) and without it
 (datasheet: SGLang 0.5, `model_runner_kv_cache_mixin.py`)."""
 COMPRESSED_WINDOW_SHARE = 0.1
 """Tokens of the windows' pool over those of the compressed entries, for DeepSeek-V4 (`swa_full_tokens_ratio`; datasheet: SGLang
 0.5, defaults of DeepSeek-V4)."""
-
-
-def memory_defaults(memory_bytes: int, tensor_parallel: int) -> tuple[int, int]:
-    """Default (chunked_prefill_size, largest batch with a decode graph) by device memory."""
-    for below, chunk, small, large in _BY_MEMORY:
-        if memory_bytes < below * GIB:
-            return chunk, large if tensor_parallel >= 4 else small
-    raise AssertionError("the last row has no bound")
-
-
-def reserved_bytes(
-    memory_bytes: int, chunk_tokens: int, ranks: int, graph_rows: int, data_parallel: int = 1
-) -> int:
-    """Memory that the default `mem_fraction_static` leaves for activations, communication and graphs [bytes]."""
-    mib = _RESERVED_BASE + _RESERVED_PER_CHUNK_TOKEN * max(chunk_tokens, _RESERVED_LEAST_CHUNK)
-    mib += ranks / 8 * _RESERVED_PER_EIGHT_RANKS + _RESERVED_PER_GRAPH_ROW * graph_rows
-    if data_parallel > 1:
-        mib += _RESERVED_PER_GRAPH_ROW_AND_RANK * graph_rows * data_parallel
-    if memory_bytes > 60 * GIB:
-        mib = max(mib, _RESERVED_LEAST_ON_LARGE)
-    return int(mib * MIB)
 
 
 def default_running(tokens: int, context_tokens: int) -> int:
@@ -124,48 +89,62 @@ def compressed(arch: Architecture) -> bool:
     return any(block.entry_tokens > 1 for block in arch.attention)
 
 
-def memory_of(request: PoolRequest, chunk: int, graph_rows: int, page: int, lora_bytes: int = 0) -> MemoryBudget:
-    """KV bytes = free after the weights - (1 - mem_fraction_static) * free before them."""
+def memory_of(
+    request: PoolRequest,
+    version: tuple[int, ...],
+    chunk: int,
+    graph_rows: int,
+    page: int,
+    prefill_graph_tokens: int,
+    lora_bytes: int = 0,
+) -> MemoryBudget:
+    """KV bytes = free after the weights - (1 - mem_fraction_static) * free before them.
+
+    prefill_graph_tokens : largest prefill that is captured, 0 if none is.
+    """
     flags, arch = request.flags, request.arch
     tp, pp = request.tensor_parallel, request.pipeline_parallel
-    device = request.device_memory_bytes
+    device, drafter = request.device_memory_bytes, request.speculation
     given = flags.get("mem_fraction_static")
     dp = request.data_parallel
     # sized before the prefill chunk is divided among the ranks
-    reserved = reserved_bytes(device, chunk * dp if chunk > 0 else chunk, tp * pp * dp, graph_rows, dp)
-    fraction = float(given) if given is not None else (device - reserved) / device
-    if given is None and fraction <= 0:
-        raise InputError(
-            f"SGLang sets {reserved / 1e9:.0f} GB of {device / 1e9:.0f} GB aside for prompts of {chunk * dp:,} tokens a step: "
-            "nothing is left for weights and KV cache",
-            where="deployment.engine_args.chunked_prefill_size",
-            mend="state mem_fraction_static, such as 0.88, or a smaller chunked_prefill_size",
-        )
+    reserved = reserved_bytes(
+        device,
+        chunk * dp if chunk > 0 else chunk,
+        tp * pp * dp,
+        graph_rows,
+        dp,
+        version=version,
+        prefill_graph_tokens=prefill_graph_tokens,
+        latent=any(block.kind == "mla" for block in arch.attention),
+        drafts=drafter.method if drafter else None,
+    )
+    fraction = float(given) if given is not None else round((device - reserved) / device, 3) * tower_factor(request)
     if not 0 < fraction < 1:
         raise InputError(
             f"mem_fraction_static {fraction:.2f} is not between 0 and 1",
             where="deployment.engine_args.mem_fraction_static",
             mend="give the fraction of device memory for weights and KV cache, such as 0.88",
         )
-    free = device - int(CONTEXT_BYTES)
+    free = free_bytes(request, version)
     usable = int(fraction * free)
     # under data-parallel attention dense MLPs, shared experts and the LM head stay split over all ranks
     weights = weight_bytes_per_rank(
         arch, request.formats.weights, tp, pp, request.expert_parallel, dp, dense_parallel=tp * dp
     )
-    weights += rotary_table_bytes(arch)
+    weights += rotary_table_bytes(arch) + mla_absorbed_bytes_per_rank(arch, tp, pp)
     groups = kv_groups(arch, request.formats.kv_cache, tp, pp)
     share = COMPRESSED_WINDOW_SHARE if compressed(arch) else 1
     per_token = math.ceil(sum(g.bytes_per_token_per_rank * (share if g.window_tokens else 1) for g in groups))
-    drafter = request.speculation
     draft_weights = drafter.weight_bytes() if drafter else 0
+    counted = draft_weights if version >= DRAFTERS_COUNTED_SINCE else 0  # before, it lies in what is left free
     if drafter:
         per_token = math.ceil(per_token * (1 + kv_share_of_drafter(drafter, arch)))
     block = int(per_token * page)
     state = state_bytes(request)
     slots = _state_slots(request, state, usable - weights) if state else 0
-    kv = usable - weights - draft_weights - lora_bytes - slots * state
-    lack = weights + draft_weights + lora_bytes + block - usable
+    kv = usable - weights - counted - lora_bytes - slots * state
+    lack = weights + counted + lora_bytes + block - usable
     if kv < block or (state and slots < slots_a_row(request)):
         raise InfeasibleError(
             f"{arch.name} does not fit: weights {weights / 1e9:.1f} GB a device, {usable / 1e9:.1f} GB usable "
@@ -182,8 +161,8 @@ def memory_of(request: PoolRequest, chunk: int, graph_rows: int, page: int, lora
             *((MemoryLine("draft", "weights of the drafter", draft_weights),) if draft_weights else ()),
             *((MemoryLine("lora", "places for LoRA adapters", lora_bytes),) if lora_bytes else ()),
             *((MemoryLine("state", "states of recurrent layers", slots * state),) if state else ()),
-            MemoryLine("activation", "reserve for activations, graphs", free - usable),
-            MemoryLine("other", "CUDA context, collectives", int(CONTEXT_BYTES)),
+            MemoryLine("activation", "reserve for activations, graphs", free - usable - (draft_weights - counted)),
+            MemoryLine("other", "CUDA context, collectives", device - free),
         ),
         kv_bytes=kv,
         kv_bytes_per_token=per_token,

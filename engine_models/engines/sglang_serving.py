@@ -11,11 +11,11 @@ from engine_models.engines.sglang_flags import SPEC_V2
 from engine_models.engines.sglang_memory import (
     caches_states_alone,
     default_running,
-    memory_defaults,
     slots_a_row,
     state_bytes,
 )
 from engine_models.engines.sglang_prompt_graphs import prompt_graph_tokens
+from engine_models.engines.sglang_reserve import memory_defaults
 from engine_models.model.overrides import served_context
 from engine_models.schedulers.prefill_first import PrefillFirstRules
 

@@ -41,8 +41,9 @@ COLLECTIVE_BYTES_NOW = 1.85 * GIB
 """The same for collectives of ranks, which before 0.11.1 were set up after the first look at free memory, and so counted (pull
 request 25359). kind: measured on two H200 (0.11.0), two H100 (0.12 to 0.14), two and four H100 (0.19: 1.82 and 1.92); that the
 last step came with 0.18, as did the device's own, is assumed."""
-COLLECTIVE_BYTES_BY_HOST = 0.41 * GIB
-"""Where GPUs have no links of their own, whatever the version. kind: inferred from eight L40S under 0.10.2 (0.34 GiB)."""
+COLLECTIVE_BYTES_ELSE, MULTICAST = 0.41 * GIB, ("hopper", "blackwell")
+"""Where GPUs have no links of their own, or older ones that do not multicast, whatever the version. kind: inferred from eight
+L40S under 0.10.2 (0.34 GiB) and two A100 under 0.11.2 (0.4)."""
 GRAPH_BYTES_PER_LAYER = 0.5e6
 """Of a captured size. kind: measured, 2026-04: the median of what 0.19.0 estimated for 51 sizes on H100 (0.40 to 1.1e6, 26 to 80
 layers); a start of 2026-08 on A800 has 0.51e6."""
@@ -108,9 +109,9 @@ def beside_torch_bytes(request: PoolRequest, version: Version) -> int:
     own = of(OWN_BYTES, OWN_BYTES_NOW)
     if request.tensor_parallel * request.data_parallel == 1:
         return int(own)
-    link = load_device(request.device_name).link
-    if link is None or link.topology == "pcie":
-        return int(own + COLLECTIVE_BYTES_BY_HOST)
+    device = load_device(request.device_name)
+    if device.link is None or device.link.topology == "pcie" or device.architecture not in MULTICAST:
+        return int(own + COLLECTIVE_BYTES_ELSE)
     return int(own + of(COLLECTIVE_BYTES, COLLECTIVE_BYTES_NOW))
 
 

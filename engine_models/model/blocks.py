@@ -211,6 +211,8 @@ class Architecture:
     lm_head_bias : the LM head has a bias.
     extras : tables and towers; parts "vision" and "audio" are memory only and no parameters of the language model.
     tower : what its vision tower holds while it runs, where that is known.
+    vision_shape : layers and width of its vision tower as the config's `num_hidden_layers` and `hidden_size` say, 0 for a missing
+        key; None without a tower.
     assumed : in words, what of the config was not read or not known.
     has_embedding, has_lm_head : false in the middle stages of a pipeline.
 
@@ -240,6 +242,7 @@ class Architecture:
     lm_head_bias: bool = False
     extras: tuple[Extra, ...] = ()
     tower: Tower | None = None
+    vision_shape: tuple[int, int] | None = None
     model_type: str = ""
     assumed: tuple[str, ...] = field(default=(), compare=False)
     has_embedding: bool = True

@@ -161,6 +161,15 @@ def _extras(read: ConfigReader, family: Family) -> tuple[tuple[Extra, ...], Towe
     return found, held, notes
 
 
+def _vision_shape(read: ConfigReader) -> tuple[int, int] | None:
+    """Layers and width of the vision tower, by these names alone."""
+    vision = read.raw("vision_config")
+    if not isinstance(vision, Mapping) or not vision:
+        return None
+    layers, width = (vision.get(key) for key in ("num_hidden_layers", "hidden_size"))
+    return layers if isinstance(layers, int) else 0, width if isinstance(width, int) else 0
+
+
 def _refuse(read: ConfigReader, model_type: str) -> None:
     """Refuse what cannot be read as layers of the parts that are modelled, by its reason."""
     reason = REFUSED.get(model_type)
@@ -265,6 +274,7 @@ def _architecture(config_json: str, name: str, place: str) -> Architecture:
         lm_head_bias=read.flag("lm_head_bias", family.lm_head_bias),
         extras=extras,
         tower=tower,
+        vision_shape=_vision_shape(read),
         model_type=model_type,
     )
     for mlp in mlp_blocks:

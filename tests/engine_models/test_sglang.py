@@ -11,18 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_models.declaration import Limits
-from engine_models.engines import sglang, sglang_memory, sglang_serving
+from engine_models.cost.terms import Formats
+from engine_models.declaration import Limits, PoolRequest
+from engine_models.engines import sglang, sglang_memory, sglang_reserve, sglang_serving
 from engine_models.engines.known import parse_engine_args
 from engine_models.lengths import judged
 from engine_models.memory.radix import RadixPool
 from engine_models.model.architecture import load_architecture
+from engine_models.model.formats import format_named
 from engine_models.parts.batch import Batch
 from engine_models.parts.sequence import Sequence
 from engine_models.schedulers.prefill_first import POLICIES, PrefillFirstRules, PrefillFirstScheduler
 from engine_models.schedulers.prefill_first_staged import StagedPrefillFirstScheduler
 from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
+from simulator.config.load import load_scenario
+from simulator.prepare import prepare
 from simulator.serving.replica import Replica
 from simulator.validation.schedules import replay
 from tests.engine_models.test_declarations import prepared
@@ -400,20 +404,78 @@ def test_new_token_ratio_falls_to_its_floor_in_600_steps() -> None:
 
 def test_defaults_follow_memory() -> None:
     gib = 1 << 30
-    assert sglang_memory.memory_defaults(80 * gib, 1) == (8192, 256)
-    assert sglang_memory.memory_defaults(141 * gib, 8) == (8192, 512)
-    assert sglang_memory.memory_defaults(192 * gib, 1) == (16384, 512)
-    assert sglang_memory.memory_defaults(16 * gib, 4) == (2048, 8)
+    assert sglang_reserve.memory_defaults(80 * gib, 1) == (8192, 256)
+    assert sglang_reserve.memory_defaults(141 * gib, 8) == (8192, 512)
+    assert sglang_reserve.memory_defaults(192 * gib, 1) == (16384, 512)
+    assert sglang_reserve.memory_defaults(16 * gib, 4) == (2048, 8)
     sizes = sglang_serving.graph_sizes(512)
     assert sizes[:7] == (1, 2, 4, 8, 12, 16, 24)
     assert sizes[-3:] == (480, 496, 512)
     assert 256 in sizes
     assert 264 not in sizes
     # 80 GiB: at least 10 GiB stay out
-    assert sglang_memory.reserved_bytes(80 * gib, 8192, 1, 256) == 13440 * (1 << 20)
-    assert sglang_memory.reserved_bytes(80 * gib, 2048, 1, 8) == 10 * gib
+    assert sglang_reserve.reserved_bytes(80 * gib, 8192, 1, 256) == 13440 * (1 << 20)
+    assert sglang_reserve.reserved_bytes(80 * gib, 2048, 1, 8) == 10 * gib
+    # until 0.5.2 by memory and ranks alone, with 2 GiB for drafts and 4 for ranks that have attention apart
+    old = {"version": (0, 5, 2)}
+    assert sglang_reserve.reserved_bytes(80 * gib, 8192, 4, 160, **old) == 11.5 * gib
+    assert sglang_reserve.reserved_bytes(141 * gib, 8192, 8, 160, 8, drafts="eagle", **old) == 22 * gib
     assert sglang_memory.default_running(1_000_000, 131_072) == 3906
     assert sglang_memory.default_running(1_000, 131_072) == 500
+
+
+def test_reserves_for_graphs_ranks_and_drafts_go_by_version() -> None:
+    gib, mib = 1 << 30, 1 << 20
+
+    def reserve(**terms: Any) -> int:
+        return sglang_reserve.reserved_bytes(141 * gib, 8192, 8, 512, **terms) // mib
+
+    plain = 512 + 12288 + 1024 + 1024
+    assert reserve() == plain
+    assert sglang_reserve.prefill_graphs(8192) == 58
+    assert reserve(prefill_graph_tokens=8192) == plain + 58 * 8
+    assert reserve(prefill_graph_tokens=2048, latent=True) == plain + 1536
+    assert reserve(prefill_graph_tokens=2048, latent=True, version=(0, 5, 12)) == plain + 42 * 8
+    assert reserve(data_parallel=8) == plain + 512 * 8 * 4.5
+    assert reserve(drafts="eagle", version=(0, 5, 9)) == plain + 2048
+    assert reserve(drafts="draft_model", version=(0, 5, 9)) == plain + 6144
+    assert reserve(drafts="ngram", version=(0, 5, 9)) == reserve(drafts="eagle") == plain
+
+
+@pytest.mark.parametrize(
+    ("version", "hardware", "model", "tp", "weights", "args", "tokens"),
+    [
+        ("0.5.3", "h200-sxm-141gb", "meta-llama/Llama-3.1-70B", 8, "bf16", {}, 2_795_207),
+        ("0.5.3", "h100-sxm-80gb", "Qwen/Qwen3-235B-A22B", 4, "fp8_block", {"mem_fraction_static": 0.93}, 367_404),
+        ("0.5.20", "h100-sxm-80gb", "Qwen/Qwen3-30B-A3B", 1, "fp8_block", {}, 392_920),
+    ],
+)
+def test_tokens_are_those_of_start_up_lines(
+    version: str, hardware: str, model: str, tp: int, weights: str, args: dict[str, Any], tokens: int
+) -> None:
+    """SGLang's pull request 11716 (2025-10), vLLM's issue 21348 (2025-07), a log of 2026-08 ("KV Cache is allocated")."""
+    pool = {"engine": f"sglang@{version}", "hardware": hardware, "tensor_parallel": tp, "weights": weights, "engine_args": args}
+    load = {"arrivals": {"kind": "batch"}, "prompt_tokens": 8, "output_tokens": 8, "requests": 1}
+    plan = prepare(load_scenario({"model": model, "deployment": pool, "workload": load})).plan
+    assert plan.limits.told_tokens == pytest.approx(tokens, rel=0.01)
+
+
+def test_a_vision_tower_lowers_the_share_unless_it_is_left_out() -> None:
+    """A tower of 24 layers of 1,024 takes a twentieth of the share; a larger one more."""
+
+    def request(**flags: Any) -> PoolRequest:
+        bf16 = format_named("bf16")
+        arch = load_architecture("google/gemma-3-4b-it")
+        return PoolRequest(arch, Formats(bf16, bf16, bf16), "h200-sxm-141gb", 140 << 30, flags=flags)
+
+    usual = replace(request(), arch=replace(request().arch, vision_shape=(0, 0)))
+    assert sglang_reserve.tower_factor(usual) == 0.95
+
+    ratio = 27 * 1152**2 / (24 * 1024**2)
+    assert sglang_reserve.tower_factor(request()) == pytest.approx(0.95 * (1 - 0.1 * (ratio - 1)))
+    assert sglang_reserve.tower_factor(request(language_only=True)) == 1
+    text = replace(request(), arch=load_architecture("Qwen/Qwen3-8B"))
+    assert sglang_reserve.tower_factor(text) == 1
 
 
 def test_version() -> None:
