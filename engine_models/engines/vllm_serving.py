@@ -12,6 +12,7 @@ from engine_models.engines.vllm_options import cuda_graphs, latent_block_tokens,
 from engine_models.engines.vllm_versions import Version, graph_sizes, scheduling_switches
 from engine_models.model.overrides import served_context
 from engine_models.parts.batch import ContinuousRules
+from hardware_profiles.device import load_device
 from hardware_profiles.errors import InputError
 
 GIB = 1 << 30
@@ -30,6 +31,14 @@ SAMPLING_WORK: dict[Sampler, str] = {
     "cores": "sorts the logits of every row on one core (assumed time)",
 }
 """What each sampler does to truncate, for the summary."""
+
+
+_AMD_BEFORE = ("gcn5", "cdna1", "rdna2")
+"""AMD's architectures before those that vLLM runs on (datasheet: docs/getting_started/installation/gpu.rocm.inc.md, 0.4 to 0.33:
+MI200, MI300, MI350, RX 7900, RX 9000, Ryzen AI MAX)."""
+_NOT_ON_VOLTA = ("awq", "int4", "int8", "fp8", "fp8_block", "nvfp4", "mxfp4")
+"""Formats of weights without a kernel on Volta (datasheet: docs/features/quantization of 0.6 to 0.15: AWQ and INT8 from Turing
+on, Marlin, which widens the others, from Ampere on, later Turing)."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ class Serving:
     @classmethod
     def of(cls, request: PoolRequest, version: Version, said: Said) -> Serving:
         """Read the flags; InputError on what is out of range."""
+        _refuse_devices(request)
         flags, arch, drafts, first = request.flags, request.arch, request.speculation, version.first_engine
         overrides = {"rope_scaling": flags.get("rope_scaling"), **(flags.get("hf_overrides") or {})}
         most = served_context(arch, overrides, "hf_overrides", said.warnings)
@@ -95,6 +105,23 @@ class Serving:
         of_prompts = max(sizes, default=0) if graphs.of_prefills and not first else 0
         return cls(
             tokens, rows, context, fitted, chunked, in_flight, block, sizes, graphs.eager, of_prompts, sampler, sorts, watermark
+        )
+
+
+def _refuse_devices(request: PoolRequest) -> None:
+    """Raise InputError for devices that no vLLM runs on, and formats without a kernel there."""
+    device, weights = load_device(request.device_name), request.formats.weights.name
+    if device.architecture in _AMD_BEFORE:
+        raise InputError(
+            f"vLLM runs on AMD's GPUs from MI200 and RX 7900 on, not on {device.title}",
+            where="deployment.hardware",
+            mend="use llama_cpp, or another device (`capacity-plan list hardware`)",
+        )
+    if device.architecture == "volta" and weights in _NOT_ON_VOLTA:
+        raise InputError(
+            f"vLLM has no kernel for weights in {weights} on {device.title}",
+            where="deployment.weights",
+            mend="use fp16 or gptq, or a GPU from Turing on",
         )
 
 

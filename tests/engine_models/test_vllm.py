@@ -281,3 +281,28 @@ def test_states_beside_a_prompt_take_its_kernel_until_0_23() -> None:
     assert seconds(old, []) == seconds(new, [])
     chunk = Batch(0, tokens=16, decode_rows=0, decode_tokens=0, decode_kv_tokens=0, prefill=[(16, 0)])
     assert new.step_s([chunk])[0] == pytest.approx(24 * 35 * new.host.launch_s)  # launched between the pieces of its graph
+
+
+@pytest.mark.parametrize(
+    ("hardware", "weights", "words"),
+    [
+        ("v100-sxm-32gb", "awq", "no kernel for weights in awq on NVIDIA V100"),
+        ("v100-sxm-32gb", "fp8", "no kernel for weights in fp8"),
+        ("v100-sxm-32gb", "fp16", ""),
+        ("v100-sxm-32gb", "gptq", ""),
+        ("t4-16gb", "awq", ""),
+        ("mi50-32gb", "fp16", "from MI200 and RX 7900 on"),
+        ("rx-6800-16gb", "fp16", "from MI200 and RX 7900 on"),
+        ("mi210-64gb", "fp16", ""),
+        ("rx-7900-xt-20gb", "fp16", ""),
+    ],
+)
+def test_devices_and_formats_that_no_release_serves_are_refused(hardware: str, weights: str, words: str) -> None:
+    deployment = {"engine": "vllm", "hardware": hardware, "weights": weights, "engine_args": {"max_model_len": 2048}}
+    workload = {"arrivals": {"kind": "batch"}, "requests": 1, "prompt_tokens": 10, "output_tokens": 10}
+    scenario = load_scenario({"model": "Llama-3.2-1B", "deployment": deployment, "workload": workload})
+    if words:
+        with pytest.raises(InputError, match=words):
+            prepare(scenario)
+    else:
+        assert prepare(scenario).formats.weights.name == weights
