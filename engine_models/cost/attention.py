@@ -125,7 +125,7 @@ class DecodeAttention:
 
     def full(self, rows: int) -> PiecewiseLinear:
         """Seconds of the layers without a window, for `rows` rows alone, by the total of their KV tokens."""
-        return self._full.of(rows)
+        return self._full.cut.get(rows) or self._full.of(rows)
 
     def batch_s(self, batch: Batch) -> float:
         """Seconds of the decode rows of a batch, of which there is one at least."""
@@ -350,14 +350,13 @@ class PrefillAttention:
 
     def batch_s(self, batch: Batch) -> float:
         """Seconds of all chunks of a batch; its decode rows have paid for the smallest."""
-        seconds, floor, chunk_s = 0.0, self.floor_s, self._table.at
-        if self._absorbs(batch):
-            chunk_s = self._absorbed.at
+        seconds, floor = 0.0, self.floor_s
+        table = self._absorbed if self._absorbs(batch) else self._table
         cells = batch.pool_cells
         for new, prior in batch.prefill:
             if cells > new + prior:
                 prior = cells - new
-            seconds += chunk_s(new, prior) - floor
+            seconds += table.at(new, prior) - floor
         return seconds if batch.decode_rows else seconds + floor
 
 

@@ -238,19 +238,14 @@ class StepTimeModel(StepCost):
     def _along(self, rows: int, fixed: float, least: float, attended: Sequence[float]) -> list[float]:
         table = self._decode.full(rows)
         nodes, values, slopes = table.nodes, table.values, table.slopes
-        i, last = max(bisect_right(nodes, attended[0]) - 1, 0), len(nodes) - 1
-        out: list[float] = []
+        i = bisect_right(nodes, attended[0]) or 1  # where the stretch that holds the first ends
         at, steps = 0, len(attended)
+        out: list[float] = []
         while at < steps:  # one stretch of the table after the other
-            node, value, slope = nodes[i], values[i], slopes[i]
-            i += 1
-            if i > last or attended[-1] < nodes[i]:
-                rest = attended[at:] if at else attended
-                out += [fixed + (value + slope * (x - node)) for x in rest]
-                break
-            to = bisect_left(attended, nodes[i], at)
+            node, value, slope = nodes[i - 1], values[i - 1], slopes[i - 1]
+            to = steps if i == len(nodes) or attended[-1] < nodes[i] else bisect_left(attended, nodes[i], at)
             out += [fixed + (value + slope * (x - node)) for x in attended[at:to]]
-            at = to
+            at, i = to, i + 1
         return out if not least or min(out) > least else [max(device, least) for device in out]
 
     def host_s(self, batch: Batch) -> float:

@@ -105,15 +105,14 @@ class BlockPool:
         while blocks:
             entry = next(iter(queue))
             if entry.__class__ is Block:
-                queue.popitem(last=False)
                 self._forget(entry)
                 blocks -= 1
+            elif entry.blocks > blocks:  # type: ignore[union-attr]
+                entry.blocks -= blocks  # type: ignore[union-attr]
+                return
             else:
-                taken = min(blocks, entry.blocks)  # type: ignore[union-attr]
-                entry.blocks -= taken  # type: ignore[union-attr]
-                blocks -= taken
-                if not entry.blocks:  # type: ignore[union-attr]
-                    queue.popitem(last=False)
+                blocks -= entry.blocks  # type: ignore[union-attr]
+            queue.popitem(last=False)
 
 
 class PagedKV(BlockPool):

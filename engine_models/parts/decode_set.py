@@ -141,11 +141,17 @@ class DecodeSet:
             heapq.heappop(ends)
         return 0
 
+    def ends_with(self, steps: int) -> bool:
+        """Whether the next end, which `steps_to_next_end` has just found, comes with so many steps."""
+        ends = self._ends
+        return bool(ends) and ends[0][0] - self.steps == steps
+
     def pop_ended(self) -> list[Sequence]:
         """Rows that emitted their last token with the step just counted; they stay in the set until `leave`."""
-        ends = self._ends
+        ends, steps = self._ends, self.steps
+        if not ends or ends[0][0] > steps:
+            return []
         out: list[Sequence] = []
-        steps = self.steps
         while ends and ends[0][0] <= steps:
             at, _, seq = heapq.heappop(ends)
             if seq.state == "decoding" and at == steps and seq.final_length - seq.offset == at:

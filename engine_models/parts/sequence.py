@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from typing import Any
 
@@ -134,15 +134,16 @@ class Sequence:
 
     def emit_between(self, last: int, pauses: list[int]) -> None:
         """Note that each batch after the latest range up to `last` yields a token, but those of `pauses`, which rise."""
-        first = self.emissions[-1][1] + 1
+        spans = self.emissions
+        first = begin = spans[-1][1] + 1
         at = bisect_left(pauses, first)
-        while at < len(pauses) and pauses[at] <= last:
-            if first < pauses[at]:
-                self.emit(first, pauses[at] - 1)
-            first = pauses[at] + 1
-            at += 1
-        if first <= last:
-            self.emit(first, last)
+        for end in (*pauses[at : bisect_right(pauses, last, at)], last + 1):
+            if begin < end:
+                if begin == first:  # the latest range goes on
+                    spans[-1][1] = end - 1
+                else:
+                    spans.append([begin, end - 1])
+            begin = end + 1
 
     def end_emissions(self, last: int) -> None:
         """Let the latest range end at batch `last`; it goes if nothing is left of it."""

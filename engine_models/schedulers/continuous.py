@@ -820,10 +820,12 @@ class ContinuousScheduler(Scheduler):
     def run(self) -> Run | None:
         """Steps that serve exactly the rows of the decode set; deaf while the head of the queue is stuck."""
         steps, decodes, run = self._proven_steps(), self.decodes, self._run
+        if not steps:
+            return None
         run.vain = (
             self._takes_vain
             and not self._queue
-            and steps == decodes.steps_to_next_end() > 0
+            and decodes.ends_with(steps)
             and decodes.count * ((steps + 1) // decodes.block_tokens + 1) <= self.kv.free_blocks
         )
         if steps + run.vain < 2:

@@ -918,11 +918,13 @@ class PrefillFirstScheduler(Scheduler):
         """Steps that decode exactly the rows of the decode set; deaf where no prefill is tried until a row leaves."""
         steps, decodes, run, kv = self._proven_steps(), self.decodes, self._run, self.kv
         # hrrn notes of an arrival how much had been prefilled by then
+        if not steps:
+            return None
         run.deaf = self.batch_is_full and not self.rules.preemption and self._policy != "hrrn"
         run.vain = (
             self._takes_vain
             and not run.deaf
-            and steps == decodes.steps_to_next_end() > 0
+            and decodes.ends_with(steps)
             and decodes.count * (steps + 1 + kv.page_tokens) <= kv.free_tokens + kv.tree.evictable_tokens
         )
         if steps + run.vain < 2:
@@ -958,14 +960,16 @@ class PrefillFirstScheduler(Scheduler):
 
     def take(self, steps: int) -> tuple[Batch, int, int]:
         """Schedule `steps` decode steps at once; a prefill in flight is settled when the first is formed."""
-        if self._latest_extend.number <= self.processed_number:
-            return self._take(steps)
-        batch, held, most = self._take(1)
-        self.settle(self._latest_extend)
-        if steps == 1:
-            return batch, held, most
-        batch, more, later = self._take(steps - 1)
-        return batch, held + more, max(most, later)
+        in_flight = self._latest_extend.number > self.processed_number
+        if in_flight and steps > 1:
+            held, most = self._take_steps(1)
+            self.settle(self._latest_extend)
+            more, later = self._take_steps(steps - 1)
+            return self._decoded(), held + more, max(most, later)
+        taken = self._take(steps)
+        if in_flight:
+            self.settle(self._latest_extend)
+        return taken
 
     def take_vain(self, after: Batch) -> tuple[Batch, int] | None:
         """As of the base: none where the end of a row was certain."""
@@ -977,6 +981,11 @@ class PrefillFirstScheduler(Scheduler):
         return batch, held
 
     def _take(self, steps: int) -> tuple[Batch, int, int]:
+        held, most = self._take_steps(steps)
+        return self._decoded(), held, most
+
+    def _take_steps(self, steps: int) -> tuple[int, int]:
+        """Let `steps` decode steps take their memory; the sum over them of the pages then held, and the most of them."""
         decodes, kv = self.decodes, self.kv
         page = kv.page_tokens
         held = kv.capacity_blocks - kv.free_blocks
@@ -997,13 +1006,18 @@ class PrefillFirstScheduler(Scheduler):
             self._since_receipt = counted % self.rules.receive_interval
             self._last_decoded = True
         self.next_number += steps
+        self.processed_number = self.next_number - 2
+        return held * steps + summed, held + need
+
+    def _decoded(self) -> Batch:
+        """The latest of the decode steps whose memory was taken, as a batch."""
+        decodes = self.decodes
         batch = self._latest = PrefillFirstBatch(self.next_number - 1)
-        self.processed_number = batch.number - 1
         self._last_decode = batch.number
         batch.decode_rows = batch.tokens = batch.decode_tokens = decodes.count
         batch.decode_kv_tokens = decodes.kv_tokens() - decodes.count
         self._end_decodes(batch)
-        return batch, held * steps + summed, held + need
+        return batch
 
 
 class _Adder:

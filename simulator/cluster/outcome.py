@@ -220,7 +220,8 @@ class Rows:
     def keep(self, seq: Sequence) -> None:
         """Note what a request's object knows."""
         row, scheduled_s = seq.index - self.first, seq.first_scheduled_s if seq.first_scheduled_s >= 0 else np.nan
-        self.preemptions[row] += seq.preemptions
+        if seq.preemptions:
+            self.preemptions[row] += seq.preemptions
         if self.handed is not None and self.handed.moved(row):
             self.handed.first_scheduled_s[row] = scheduled_s
         else:

@@ -93,7 +93,8 @@ class LoopedFrontEnd:
 
         Once there are `enough` no further chunk of requests is asked for: rounds that need it are left for later.
         """
-        coming = self.coming
+        coming, share = self.coming, self._share
+        request_s, hand_over_s = self._request_s * self._idle_factor, self._hand_over_s * self._idle_factor  # of an idle loop
         while coming:
             first_s = coming[0].arrival_s
             idle = first_s > self._free_s
@@ -106,16 +107,16 @@ class LoopedFrontEnd:
                 self.known_to(begin_s)
             if idle and (len(coming) == 1 or coming[1].arrival_s > begin_s):  # alone, and the loop waits for it
                 seq = coming.popleft()
-                taken_s = begin_s + (self._request_s * self._idle_factor + self._token_s * seq.prompt_tokens)
+                taken_s = begin_s + (request_s + self._token_s * seq.prompt_tokens)
                 tokenise_s = taken_s if taken_s > self._tokenised_s else self._tokenised_s
-                self._tokenised_s = tokenise_s + (self._tokenise_token_s * seq.prompt_tokens + self._tokenise_request_s)
-                done_s = taken_s if taken_s > self._tokenised_s else self._tokenised_s
-                seq.arrival_s = done_s + self._hand_over_s * self._idle_factor
+                tokenised_s = tokenise_s + (self._tokenise_token_s * seq.prompt_tokens + self._tokenise_request_s)
+                self._tokenised_s = tokenised_s
+                seq.arrival_s = (taken_s if taken_s > tokenised_s else tokenised_s) + hand_over_s
                 ready.append(seq)
-                self._free_s = taken_s + self._hand_over_s * self._idle_factor * self._share
+                self._free_s = taken_s + hand_over_s * share
                 self._rounds.append((begin_s, self._free_s))
                 continue
-            at_s, share = begin_s, self._share
+            at_s = begin_s
             early_s, late_s = (0.0, self._token_s) if self._late else (self._token_s, 0.0)
             taken: list[tuple[Sequence, float]] = []
             while coming and coming[0].arrival_s <= begin_s:
@@ -124,14 +125,13 @@ class LoopedFrontEnd:
                 if taken:
                     at_s += (self._request_s + tokens_s) * share
                 else:
-                    at_s += (self._request_s * self._idle_factor if idle else self._request_s) + tokens_s
+                    at_s += (request_s if idle else self._request_s) + tokens_s
                 tokenise_s = at_s if at_s > self._tokenised_s else self._tokenised_s
                 self._tokenised_s = tokenise_s + (self._tokenise_token_s * seq.prompt_tokens + self._tokenise_request_s)
                 taken.append((seq, self._tokenised_s))
-            hand_over_s = self._hand_over_s
             for seq, tokenised_s in taken:
                 done_s = at_s if at_s > tokenised_s else tokenised_s
-                handed_s = hand_over_s + late_s * seq.prompt_tokens
+                handed_s = self._hand_over_s + late_s * seq.prompt_tokens
                 seq.arrival_s = done_s + handed_s
                 at_s += handed_s * share
                 ready.append(seq)

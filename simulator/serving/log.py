@@ -33,6 +33,7 @@ _FIELDS = {
 }
 _RECORD = np.dtype([(name, f"<{kind}") for name, kind in _FIELDS.items()])
 _PLACE, _SUMS = Struct("<" + "".join(_FIELDS.values())), Struct("<qddii")
+_pack = _PLACE.pack
 _NO_STATE = (-1.0, 0, 0, 0, 0, 0)
 
 
@@ -80,7 +81,7 @@ class StepLog:
             sums = kv + kv_steps, prefilled_s + prefill_s, launched_s, steps + len(ends_s), max(peak, kv_peak)
             _SUMS.pack_into(self._records, -_PLACE.size, *sums)
         else:
-            self._records += _PLACE.pack(kv_steps, prefill_s, launch_s, len(ends_s), kv_peak, start_s, *state)
+            self._records += _pack(kv_steps, prefill_s, launch_s, len(ends_s), kv_peak, start_s, *state)
             self._state = state
         self.end_s.fromlist(ends_s)
 

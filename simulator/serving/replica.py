@@ -378,9 +378,21 @@ class Replica:
             batch.t_sched, batch.t_start, batch.t_end = now, start, end
             rank = ranks[number]
             running, waiting, held, _ = rank.scheduler.state()
-            prefilled, preempted = batch.tokens - batch.decode_tokens, len(batch.preempted)
-            kinds = batch.decode_tokens, prefills_s[number], prefilled, preempted, waits_s if prefilled else 0.0
-            rank.log.run(begin, [end], idle_s, running, waiting, held, held, *kinds)
+            prefilled = batch.tokens - batch.decode_tokens
+            rank.log.run(
+                begin,
+                [end],
+                idle_s,
+                running,
+                waiting,
+                held,
+                held,
+                batch.decode_tokens,
+                prefills_s[number],
+                prefilled,
+                len(batch.preempted),
+                waits_s if prefilled else 0.0,
+            )
             if rank.loop is not None:
                 rank.loop.waiting.append((1, batch.decode_rows, len(batch.prefill)))
         self._in_flight.append((ranks, batches, end))
@@ -532,8 +544,8 @@ class Replica:
                 if rank.loop is not None:
                     rank.loop.waiting.append((n, batch.decode_rows, 0))
             batches.append(batch)
-        formed_s = ends[-3] if n > 2 else first if n == 2 else now
-        start_s, end_s = ends[-2] if n > 1 else first, ends[-1]
+        times_s = [now, first, *ends]  # a step is formed when the one before the last one ends, and starts when that does
+        formed_s, start_s, end_s = times_s[-3:]
         if self._sync:
             formed_s = start_s
             self._may_schedule = False
@@ -545,7 +557,7 @@ class Replica:
             self.clock_s = formed_s + host_s
             self._stage_free_s[0] = end_s
             self._may_schedule = False
-            formed_s, start_s, end_s = (ends[-4] if n > 3 else first if n == 3 else now), formed_s, start_s
+            formed_s, start_s, end_s = times_s[-4:-1]
         for batch in batches:
             batch.t_sched, batch.t_start, batch.t_end = formed_s, start_s, end_s
         flight.append((ranks, batches, end_s))
