@@ -20,17 +20,21 @@ in five within 151 to 160), L40S 239 (6), H100 263 and 281 (12). That dense prod
 published of the kernel of 2024 (vLLM pull request 2497)."""
 
 
-def share_of(device: Device, weights: Format, *, machete: bool = False) -> float:
+PACKED = ("awq", "gptq", "int4", "int8_wo")
+"""Formats that no hardware multiplies as they are."""
+
+
+def share_of(device: Device, weights: Format, *, machete: tuple[str, ...] = ()) -> float:
     """Of the device's rate in 16 bits, that products with narrow weights reach; 0 where they do not run on Marlin.
 
-    Marlin takes what the hardware cannot multiply as it is. vLLM gives INT4 and INT8 but AWQ to `machete` on Hopper, SGLang has
-    none (vLLM 0.11 to 0.33, `mixed_precision/`, `awq_marlin.py`, `fp8.py`; SGLang 0.5.23, `layers/quantization/`).
+    Marlin takes what the hardware cannot multiply as it is, but for formats that an engine gives to `machete` on Hopper (SGLang
+    0.5.23 has none, `layers/quantization/`).
     """
     if device.vendor != "nvidia":
         return 0.0
     lacking = {"ampere": ("fp8", "fp4"), "ada": ("fp4",), "hopper": ("fp4",)}.get(device.architecture, ())
-    elsewhere = machete and device.architecture == "hopper"
-    packed = weights.name == "awq" or (weights.name in ("gptq", "int4", "int8_wo") and not elsewhere)
+    elsewhere = machete if device.architecture == "hopper" else ()
+    packed = weights.name in PACKED and weights.name not in elsewhere
     return SHARES.get(device.architecture, 0.0) if packed or weights.compute in lacking else 0.0
 
 

@@ -11,7 +11,7 @@ from engine_models.cost.settings import StepCosts
 from engine_models.cost.step_time import TableRange
 from engine_models.cost.terms import HostOverhead, Parallelism, Terms
 from engine_models.declaration import FrontEnd, PoolRequest, Said
-from engine_models.engines.vllm_kernels import PADDED, cutlass_products, recurrent_launches
+from engine_models.engines.vllm_kernels import PADDED, cutlass_products, machete, recurrent_launches
 from engine_models.engines.vllm_serving import Serving
 from engine_models.engines.vllm_versions import Version
 from hardware_profiles.device import load_device
@@ -65,7 +65,9 @@ def costs_of(
             chunked_decodes=version.chunked_decodes,
             cutlass_blocks=cutlass_products(request, version.number, said),
             pads_blocks=PADDED[0] <= version.number < PADDED[1],
-            marlin_share=marlin.share_of(load_device(request.device_name), request.formats.weights, machete=True),
+            marlin_share=marlin.share_of(
+                load_device(request.device_name), request.formats.weights, machete=machete(version.number)
+            ),
         ),
         TableRange(serving.tokens, serving.rows, context),
         Parallelism(

@@ -54,6 +54,10 @@ split."""
 DEEPGEMM_SINCE, PADDED = (0, 11), ((0, 10, 2), (0, 11, 1))
 """DeepGEMM is used unless an environment variable says no, before only where it says so (`envs.py` of 0.10.1, 0.10.2, 0.11.0).
 Since and before which CUTLASS's products of FP8 blocks copy their input to pad it, whatever its rows (`fp8_utils.py`)."""
+MACHETE, AWQ_CHOOSES_SINCE = ("gptq", "int4", "int8_wo"), (0, 19)
+"""Formats of dense products that Machete takes on Hopper before Marlin does (`mixed_precision/` of 0.11 to 0.33), and since when
+AWQ with its zero points is offered to it too: `awq_marlin.py` of 0.18.0 calls Marlin itself, of 0.19.0 it asks the list (pull
+request 36505; `auto_awq.py` of 0.24 and 0.33). Experts stay with Marlin."""
 LENT_CUTLASS = "trtllm/cutlass"
 """Those CUTLASS kernels over blocks where every rank holds a slice of each expert: vLLM's tables time them for experts split over
 ranks only, TensorRT-LLM's, from which FlashInfer took them, both ways. kind: assumed, 2026-11; compared with ten runs of
@@ -136,6 +140,11 @@ def _deepgemm(request: PoolRequest, version: tuple[int, ...]) -> bool:
     return version >= DEEPGEMM_SINCE if asked is None else bool(asked)
 
 
+def machete(version: tuple[int, ...]) -> tuple[str, ...]:
+    """Formats whose dense products run on Machete where the device is a Hopper."""
+    return (*MACHETE, "awq") if version >= AWQ_CHOOSES_SINCE else MACHETE
+
+
 def cutlass_products(request: PoolRequest, version: tuple[int, ...], said: Said) -> bool:
     """Whether products with weights in FP8 blocks run on CUTLASS's kernel for Hopper: DeepGEMM is switched off, or not there."""
     if _deepgemm(request, version) or request.formats.weights.name != "fp8_block":
@@ -164,4 +173,4 @@ def _hopper_fp8(request: PoolRequest, fmt: str, version: tuple[int, ...]) -> str
     return "triton" if request.tensor_parallel >= 8 and not split else None  # DeepGEMM, which nobody timed
 
 
-__all__ = ["EXPERTS", "PADDED", "cutlass_products", "expert_tiles", "experts", "held_weights"]
+__all__ = ["EXPERTS", "PADDED", "cutlass_products", "expert_tiles", "experts", "held_weights", "machete"]

@@ -127,6 +127,12 @@ def test_narrow_weights_run_on_marlin_where_the_hardware_cannot_multiply_them(ha
         assert prepared("Qwen/Qwen3-14B", None, hardware, engine="sglang", weights=weights).plan.costs.terms.marlin_share == 0.27
 
 
+@pytest.mark.parametrize(("version", "share"), [("0.18.1", 0.27), ("0.19.0", 0.0), ("0.33.0", 0.0)])
+def test_awq_runs_on_machete_since_its_layers_ask_the_list_of_kernels(version: str, share: float) -> None:
+    plan = prepared("Qwen/Qwen3-14B", version, "h200-sxm-141gb", tensor_parallel=1, weights="awq").plan
+    assert plan.costs.terms.marlin_share == share
+
+
 def test_marlin_saves_bytes_with_few_rows_and_loses_with_many() -> None:
     """On A100 at 156 TFLOP/s, where a product in 16 bits reaches 254."""
     plan = prepared("Qwen/Qwen3-14B", "0.11.0", "a100-sxm-80gb", tensor_parallel=1, weights="awq").plan
