@@ -44,6 +44,8 @@ BRIEF = {"duration": 2, "arrivals": {"kind": "poisson", "rate": 30}}
 LEAST = {"router": "least_requests"}
 PUSHED = {"transfer": {"connector": "MooncakeConnector"}}
 NIXL_PUSHED = {"transfer": {"connector": "NixlPushConnector"}}
+OFFLOAD = {"kv_offloading_size": 4}
+LONGER = {"output_tokens": {"kind": "lognormal", "mean": 200, "p99": 800}}
 SHORT = {"kind": "uniform", "low": 1, "high": 3}
 CHATS = {"sessions": {"turns": 4, "think_time_s": 1}, "arrivals": {"kind": "poisson", "rate": 3}}
 
@@ -51,7 +53,7 @@ CHATS = {"sessions": {"turns": 4, "think_time_s": 1}, "arrivals": {"kind": "pois
 def pool(role: str, replicas: int = 1, engine: str = "vllm", **args: Any) -> dict[str, Any]:
     keys = {"engine": engine, "hardware": "h100-sxm-80gb", "role": role, "name": role, "replicas": replicas}
     parallel = ("tensor_parallel", "pipeline_parallel", "data_parallel", "expert_parallel")
-    own = (*parallel, "lora", "colocate", "hardware", "speculative", "offload")
+    own = (*parallel, "lora", "colocate", "hardware", "speculative", "offload", "kv_tiers")
     return {**keys, **{k: args.pop(k) for k in own if k in args}, "engine_args": args}
 
 
@@ -113,6 +115,15 @@ CASES = {
         pool("prefill", offload={"kv_offloading_size": 4}, num_gpu_blocks_override=600, max_model_len=8192),
         pool("decode", max_model_len=8192),
         **{**BRIEF, "shared_prefix": {"groups": 12, "tokens": 700}},
+    ),
+    "decode-offload": scenario(
+        pool("prefill"), pool("decode", offload=OFFLOAD, num_gpu_blocks_override=600, max_model_len=8192), **{**BRIEF, **LONGER}
+    ),
+    "decode-offload-mooncake": scenario(
+        pool("prefill", 2),
+        pool("decode", 2, offload=OFFLOAD, num_gpu_blocks_override=600, max_model_len=8192),
+        around=PUSHED,
+        **{**SHARED, **BRIEF, **LONGER},
     ),
     "adapters": scenario(
         pool("prefill", 2, lora={"max_loras": 2}),
@@ -411,10 +422,37 @@ def test_a_prefill_server_finds_in_host_memory_what_its_device_lost() -> None:
     assert tiered.cached_tokens.sum() > 1.3 * plain.cached_tokens.sum()
     assert tiered.ttft_ms.mean() < plain.ttft_ms.mean()
     host, disks = ({"kind": kind, "bytes": 1e9} for kind in ("host", "nvme"))
-    for role, tiers in (("decode", [host]), ("prefill", [host, disks])):
+    for role, tiers in (("decode", [host, disks]), ("prefill", [host, disks])):
         pools = [{**pool(each), "kv_tiers": tiers} if each == role else pool(each) for each in ("prefill", "decode")]
         with pytest.raises(PlanError, match="prefill and decode pools with"):
             prepare(load_scenario(scenario(*pools)))
+
+
+CONDITIONAL = scenario(
+    pool("prefill"),
+    pool("decode", 2, offload=OFFLOAD, num_gpu_blocks_override=600, max_model_len=8192),
+    around={"router": {"system": "dynamo", "conditional_disagg_enabled": True}},
+    **CHATS,
+)
+
+
+def test_a_decode_server_finds_in_host_memory_what_its_device_lost() -> None:
+    """Rows that lost their memory load it, and prompts that it computes; who keeps what it is sent finds nothing."""
+    roomy = {**BRIEF, **LONGER}
+    kept, plain = (simulate(scenario(pool("prefill"), pool("decode", **args), **roomy)) for args in ({"offload": OFFLOAD}, {}))
+    assert kept.requests_frame().equals(plain.requests_frame())
+    assert kept.result["server"]["kv_tiers"][0]["read_bytes"] == 0 < kept.result["server"]["kv_tiers"][0]["written_bytes"]
+    for data in (CASES["decode-offload"], CONDITIONAL):
+        without = {**data, "deployment": {**data["deployment"], "pools": [dict(each) for each in data["deployment"]["pools"]]}}
+        del without["deployment"]["pools"][1]["offload"]
+        run, other = simulate(data), simulate(without)
+        computed, more = (sum(int(log.column("prefill_tokens").sum()) for log in each.raw.logs[1:]) for each in (run, other))
+        assert run.result["server"]["kv_tiers"][0]["read_bytes"] > 1e8
+        assert computed < 0.8 * more
+        assert run.result["totals"]["completed"] == run.result["totals"]["offered"]
+    stepped = simulate(CONDITIONAL, aggregate=False)
+    assert stepped.requests_frame().equals(run.requests_frame())
+    assert stepped.result == run.result
 
 
 def test_grammars_that_nobody_has_change_nothing_in_a_pair() -> None:
@@ -608,6 +646,7 @@ def test_mooncake_reaches_a_part_of_the_network_and_hands_over_layer_by_layer() 
 # What cannot be -------------------------------------------------------------------------------------------
 
 STAGED = pool("prefill", pipeline_parallel=2)
+LMCACHE = {"kind": "host", "bytes": 4e9, "connector": "LMCacheConnectorV1"}
 STAGES = (("prefill", 2), ("decode", 1))
 AWQ = pool("decode") | {"kv_cache": "fp8"}
 
@@ -624,6 +663,10 @@ AWQ = pool("decode") | {"kv_cache": "fp8"}
         (scenario(sglang("prefill"), sglang("decode", pipeline_parallel=2)), "pipeline parallelism on the side that answers"),
         (scenario(sglang("prefill"), sglang("decode", max_total_tokens=4500)), "'decode' holds 3,988 tokens"),
         (scenario(pool("prefill"), pool("decode", block_size=32)), "tokens of a block 16 and 32"),
+        (
+            scenario(pool("prefill"), pool("decode", kv_tiers=[LMCACHE])),
+            "KV offload by LMCacheConnectorV1 beside the connector of a decode pool",
+        ),
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"connector": "P2pNcclConnector"}}), "P2pNcclConnector"),
         (scenario(pool("prefill"), pool("decode"), around={**PUSHED, "admission": {"max_inflight": 4}}), "over Mooncake"),
         (scenario(pool("prefill"), pool("decode"), around={"transfer": {"from": "nobody"}}), "no pool 'nobody'"),

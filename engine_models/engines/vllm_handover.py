@@ -79,7 +79,6 @@ def _handover(request: PoolRequest, version: Version, cache: Cache) -> Handover:
         )
     _check_stages(request, connector, version)
     lacking = {
-        "KV offload on the side that answers": bool(request.tiers) and request.role == "decode",
         "a store of KV blocks": any(tier.kind != "host" for tier in request.tiers),
         "state-space layers": request.arch.has("linear"),
     }

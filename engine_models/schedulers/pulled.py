@@ -115,6 +115,7 @@ class DecodeOfPull(_Turning, PullDecode):
         self._fences = self._async and self.rules.fences_loads
         self.notes: list[Note] = []
         self._own: set[Sequence] = set()  # whose prompts are computed here
+        self._reads: set[Sequence] = set()  # of those that load: whose prompts come from the other server
 
     def turns(self) -> float:
         """As of the base."""
@@ -140,8 +141,9 @@ class DecodeOfPull(_Turning, PullDecode):
     def cancel(self, seq: Sequence) -> bool:
         """As of the base; a read that fails is forgotten too."""
         self._own.discard(seq)
-        if seq not in self._loading:
+        if seq not in self._reads:
             return super().cancel(seq)
+        self._reads.remove(seq)
         del self._loading[seq]
         self.kv.release(seq)
         seq.state = "finished"
@@ -159,9 +161,9 @@ class DecodeOfPull(_Turning, PullDecode):
         return blocked or (bool(self._loading) and len(self.running) >= self.rules.max_num_seqs)
 
     def _begin_load(self, seq: Sequence, found: Any, hit: int, now_s: float) -> str:
-        """Let the queue's head read its prompt, if it has not done so before; as of the base."""
+        """Let the queue's head read its prompt, or ask the tiers if it has done so before or computes it; as of the base."""
         if seq.preemptions or seq in self._own:
-            return ""
+            return "" if self.tiers is None else super()._begin_load(seq, found, hit, now_s)
         kv = self.kv
         free = kv.free_blocks - (self._watermark_blocks if self.running else 0)
         owed = sum(kv.missing(other, other.length) for other in self.partial)
@@ -177,11 +179,16 @@ class DecodeOfPull(_Turning, PullDecode):
         seq.state = "loading"
         seq.loaded_s = INFINITY
         self._loading[seq] = seq.length
+        self._reads.add(seq)
         self.notes.append(Note(seq, now_s, tokens))
         return "loading"
 
     def _end_load(self, seq: Sequence, tokens: int) -> None:
-        """As of the base: nothing to note."""
+        """As of the base; of what was read there is nothing to note."""
+        if seq in self._reads:
+            self._reads.remove(seq)
+        else:
+            super()._end_load(seq, tokens)
 
 
 class PrefillOfPush(PrefillOfPull, SendingPrefill):
@@ -227,7 +234,7 @@ class DecodeOfPush(DecodeOfPull, ReservingDecode):
 
     def _begin_load(self, seq: Sequence, found: Any, hit: int, now_s: float) -> str:
         outcome = super()._begin_load(seq, found, hit, now_s)
-        if outcome == "loading" and not isinstance(self.kv, HybridKV):
+        if seq in self._reads and not isinstance(self.kv, HybridKV):
             self.notes[-1] = Note(seq, now_s, _whole_blocks(seq.length - hit, self.kv.block_tokens))
         return outcome
 
