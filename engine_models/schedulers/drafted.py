@@ -117,6 +117,12 @@ class DraftedDecodes(DecodeSet):
         found: list[int] = self._sums[:, self.next_number - self._base].tolist()
         return found
 
+    def serves_alike(self, steps: int) -> bool:
+        """Whether the batch after the next `steps` serves as many rows as the next: the same ones, as none joins."""
+        at = self.next_number - self._base
+        after = at + steps
+        return after < self._sums.shape[1] and bool(self._sums[ROWS, after] == self._sums[ROWS, at])
+
     def length(self, seq: Sequence) -> int:
         """Tokens of a row that its next step attends to, drafts included."""
         track = self.tracks[seq]
@@ -413,13 +419,19 @@ class DraftedScheduler(ContinuousScheduler):
         """Steps that serve exactly the rows of the aggregate; see the base."""
         rows = self._rows
         rows.next_number = self.next_number
-        steps = self._proven_steps()
-        if steps < 2:
+        steps, run, shape = self._proven_steps(), self._run, self._run.shape
+        run.vain = (
+            self._async
+            and not self._queue
+            and steps == rows.steps_to_next_event() > 0
+            and self._next[ROWS] * self._most_blocks(steps + 2) <= self.kv.free_blocks
+            and rows.serves_alike(steps)
+        )
+        if steps + run.vain < 2:
             return None
-        run, shape = self._run, self._run.shape
         shape.decode_rows, shape.decode_kv_tokens, _ = self._next
         shape.decode_tokens = shape.tokens = shape.decode_rows * self._row_tokens
-        shape.kv_by_step = rows.over(KV_TOKENS, steps)
+        shape.kv_by_step = rows.over(KV_TOKENS, steps + run.vain)
         run.steps, run.deaf = steps, self.blocked and not self._by_priority
         return run
 
@@ -436,10 +448,13 @@ class DraftedScheduler(ContinuousScheduler):
         ):
             return 0
         steps, free = rows.steps_to_next_event(), self.kv.free_blocks
-        most = ((steps + 1) * self._row_tokens + self.rules.lookahead_tokens) // rows.block_tokens + 2  # that a row may take
-        if served * most > free:
+        if served * self._most_blocks(steps + 1) > free:
             steps = int(rows.over(BLOCKS, steps).cumsum().searchsorted(free, side="right"))
         return steps
+
+    def _most_blocks(self, steps: int) -> int:
+        """Blocks that a row may take with so many steps."""
+        return (steps * self._row_tokens + self.rules.lookahead_tokens) // self.kv.block_tokens + 2
 
     def _unforeseen(self, batch: Batch) -> bool:
         """Whether the results of a batch concern rows outside the aggregate."""
@@ -462,6 +477,20 @@ class DraftedScheduler(ContinuousScheduler):
         batch.order_finishing()
         self._latest = batch
         return batch, held, most
+
+    def take_vain(self, after: Batch) -> tuple[Batch, int] | None:
+        """As of the base."""
+        rows, kv = self._rows, self.kv
+        batch = Batch(self.next_number)
+        batch.decode_rows, batch.decode_kv_tokens, blocks = rows.of_next()
+        if blocks:
+            kv.take(blocks)
+        self._early = 0
+        self._commit_decodes(batch)
+        batch.order_finishing()
+        self.next_number = rows.next_number = batch.number + 1
+        self._latest = batch
+        return batch, kv.capacity_blocks - kv.free_blocks
 
     def _take_blocks(self, steps: int) -> tuple[int, int]:
         kv = self.kv
